@@ -1,0 +1,38 @@
+//! SHA-256 of files, in chunks.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::LoadError;
+
+/// Bytes read or written at a time.
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+
+/// Lower-case hexadecimal digits of a digest.
+pub(crate) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn sha256_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The SHA-256 of a file's contents as 64 lower-case hexadecimal digits, read 1 MiB at a time.
+///
+/// # Errors
+/// [`LoadError::Io`] if the file cannot be read.
+pub fn sha256_file(path: &Path) -> Result<String, LoadError> {
+    let mut file = File::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    loop {
+        let count = file.read(&mut buffer).map_err(|e| LoadError::io(path, "read", e))?;
+        if count == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..count]);
+    }
+}
