@@ -1,4 +1,16 @@
 //! Arithmetic on slices: matrix products, attention, norms. Knows no tensor.
 
+pub mod adamw;
+pub mod attend;
+pub mod cross_entropy;
+pub mod exp;
+pub mod gelu;
 pub mod machine;
 pub mod matmul;
+pub mod rms_norm;
+pub mod rotary;
+pub mod rows;
+pub mod swiglu;
+
+mod dispatch;
+mod scratch;

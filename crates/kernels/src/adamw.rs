@@ -1,0 +1,84 @@
+//! The AdamW update of one parameter tensor in one pass over its four arrays.
+
+use crate::dispatch::{check_len, multiversion};
+use rayon::prelude::*;
+
+/// Values handed to one task.
+const TASK_VALUES: usize = 1 << 14;
+
+/// The hyperparameters of one step (Loshchilov & Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay rate of the first moment.
+    pub beta1: f64,
+    /// Decay rate of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Number of this step, the first being 1.
+    pub step: u64,
+}
+
+/// The constants of a step, worked out in `f64` and rounded once.
+#[derive(Clone, Copy)]
+struct Constants {
+    grad_scale: f32,
+    keep: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    root_correction2: f32,
+    eps: f32,
+    step_size: f32,
+}
+
+multiversion! {
+    fn update(c: &Constants, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let c = *c;
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * c.grad_scale;
+            let first = (g - *m).mul_add(c.one_minus_beta1, *m);
+            let second = (g * g).mul_add(c.one_minus_beta2, *v * c.beta2);
+            let denominator = second.sqrt() / c.root_correction2 + c.eps;
+            *p = (-c.step_size).mul_add(first / denominator, *p * c.keep);
+            *m = first;
+            *v = second;
+        }
+    }
+}
+
+/// One step of AdamW with decoupled decay, in the order of `torch.optim.AdamW`, with `g' = g grad_scale`:
+/// `p *= 1 - lr wd`; `m += (1 - b1)(g' - m)`; `v = b2 v + (1 - b2) g'^2`;
+/// `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+///
+/// # Panics
+/// When the lengths differ or `hyper.step` is 0.
+pub fn adamw_step(hyper: &AdamW, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    check_len("adamw_step", "g", g.len(), p.len());
+    check_len("adamw_step", "m", m.len(), p.len());
+    check_len("adamw_step", "v", v.len(), p.len());
+    assert!(hyper.step > 0, "adamw_step: step 0; the first step is 1");
+    let correction1 = 1.0 - hyper.beta1.powf(hyper.step as f64);
+    let correction2 = 1.0 - hyper.beta2.powf(hyper.step as f64);
+    let constants = Constants {
+        grad_scale,
+        keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
+        one_minus_beta1: (1.0 - hyper.beta1) as f32,
+        beta2: hyper.beta2 as f32,
+        one_minus_beta2: (1.0 - hyper.beta2) as f32,
+        root_correction2: correction2.sqrt() as f32,
+        eps: hyper.eps as f32,
+        step_size: (hyper.lr / correction1) as f32,
+    };
+    if p.len() <= TASK_VALUES {
+        return update(&constants, p, g, m, v);
+    }
+    let tasks = p.par_chunks_mut(TASK_VALUES).zip(g.par_chunks(TASK_VALUES));
+    tasks
+        .zip(m.par_chunks_mut(TASK_VALUES).zip(v.par_chunks_mut(TASK_VALUES)))
+        .for_each(|((p, g), (m, v))| update(&constants, p, g, m, v));
+}

@@ -1,0 +1,152 @@
+//! Cross-entropy of a linear output layer, a chunk of rows at a time, so that the logits of all rows
+//! never exist together.
+
+use crate::dispatch::{check_len, max_value, multiversion};
+use crate::exp::exp_shifted_sum;
+use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
+use crate::rows::{gather_rows, scale};
+use crate::scratch::Scratch;
+use rayon::prelude::*;
+
+/// Rows whose logits exist together.
+const CHUNK_ROWS: usize = 256;
+
+multiversion! {
+    fn row_max(x: &[f32]) -> f32 {
+        max_value(x)
+    }
+}
+
+multiversion! {
+    fn subtract(x: &mut [f32], amount: f32) {
+        for x in x {
+            *x -= amount;
+        }
+    }
+}
+
+/// The problem's fixed inputs.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    x_td: &'a [f32],
+    e_vd: &'a [f32],
+    d: usize,
+    v: usize,
+    targets: &'a [u32],
+    weights: &'a [f32],
+}
+
+/// The negative log-likelihood of `target` under the softmax of `logits`; leaves the exponentials in
+/// `logits` and also returns their sum.
+fn row_loss(logits: &mut [f32], target: u32) -> (f32, f32) {
+    let target = logits[target as usize];
+    let max = row_max(logits);
+    let sum = exp_shifted_sum(logits, max);
+    (sum.ln() + (max - target), sum)
+}
+
+/// Losses of the given rows and, with `grads`, `dx` of those rows and a continued sum in `de_vd`.
+fn chunk(inputs: Inputs<'_>, rows: &[u32], losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32], Start)>) {
+    let Inputs { d, v, .. } = inputs;
+    let (n, with_grads) = (rows.len(), grads.is_some());
+    let mut scratch = Scratch::take(n * (v + 2 * d + 1));
+    let [logits, x, dx, loss] = scratch.split([n * v, n * d, n * d, n]);
+    gather_rows(inputs.x_td, d, rows, x);
+    let e = Mat::rows_major(inputs.e_vd, v, d);
+    matmul(MatMut::rows_major(logits, n, v), Mat::rows_major(x, n, d), e.t(), Start::Zero, Threads::All);
+    logits.par_chunks_mut(v).zip(&mut *loss).zip(rows).for_each(|((logits, loss), &row)| {
+        let target = inputs.targets[row as usize];
+        let (nll, sum) = row_loss(logits, target);
+        *loss = nll;
+        if with_grads {
+            let weight = inputs.weights[row as usize];
+            scale(logits, weight / sum);
+            logits[target as usize] -= weight;
+        }
+    });
+    for (&row, &loss) in rows.iter().zip(&*loss) {
+        losses[row as usize] = loss;
+    }
+    let Some((dx_td, de_vd, start)) = grads else { return };
+    let g = Mat::rows_major(logits, n, v);
+    matmul(MatMut::rows_major(dx, n, d), g, e, Start::Zero, Threads::All);
+    matmul(MatMut::rows_major(de_vd, v, d), g.t(), Mat::rows_major(x, n, d), start, Threads::All);
+    for (&row, dx) in rows.iter().zip(dx.chunks_exact(d)) {
+        dx_td[row as usize * d..][..d].copy_from_slice(dx);
+    }
+}
+
+/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of 256 rows.
+///
+/// `x_td` `[T, d]`, `e_vd` `[V, d]`, `targets`, `weights` and `losses` `[T]`. `losses[t]` is the unweighted
+/// `-ln softmax(x[t] e^T)[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both are overwritten by the
+/// gradients of `sum over t of weights[t] losses[t]`; rows of weight 0 cost no gradient work and get a zero `dx`.
+///
+/// # Panics
+/// When the lengths do not fit or a target is not below V.
+pub fn linear_cross_entropy(
+    x_td: &[f32],
+    e_vd: &[f32],
+    d: usize,
+    targets: &[u32],
+    weights: &[f32],
+    losses: &mut [f32],
+    grads: Option<(&mut [f32], &mut [f32])>,
+) {
+    let name = "linear_cross_entropy";
+    assert!(d > 0, "{name}: rows of width 0 have no logits");
+    let (t, v) = (targets.len(), e_vd.len() / d);
+    check_len(name, "e_vd (whole rows)", e_vd.len(), v * d);
+    check_len(name, "x_td", x_td.len(), t * d);
+    check_len(name, "weights", weights.len(), t);
+    check_len(name, "losses", losses.len(), t);
+    if let Some(bad) = targets.iter().find(|&&target| target as usize >= v) {
+        panic!("{name}: target {bad}, but the vocabulary has {v} entries");
+    }
+    let inputs = Inputs { x_td, e_vd, d, v, targets, weights };
+    let Some((dx_td, de_vd)) = grads else {
+        let rows: Vec<u32> = (0..t as u32).collect();
+        return rows.chunks(CHUNK_ROWS).for_each(|rows| chunk(inputs, rows, losses, None));
+    };
+    check_len(name, "dx_td", dx_td.len(), t * d);
+    check_len(name, "de_vd", de_vd.len(), v * d);
+    let (weighted, silent): (Vec<u32>, Vec<u32>) = (0..t as u32).partition(|&row| weights[row as usize] != 0.0);
+    let mut start = Start::Zero;
+    for rows in weighted.chunks(CHUNK_ROWS) {
+        chunk(inputs, rows, losses, Some((&mut *dx_td, &mut *de_vd, start)));
+        start = Start::FromC;
+    }
+    if weighted.is_empty() {
+        de_vd.fill(0.0);
+    }
+    for rows in silent.chunks(CHUNK_ROWS) {
+        chunk(inputs, rows, losses, None);
+        for &row in rows {
+            dx_td[row as usize * d..][..d].fill(0.0);
+        }
+    }
+}
+
+/// Replaces every row of `logits` `[T, v]` by its logarithmic softmax, in nats.
+///
+/// # Panics
+/// When `logits` does not hold whole rows.
+pub fn log_softmax_rows(logits: &mut [f32], v: usize) {
+    if logits.is_empty() {
+        return;
+    }
+    check_len("log_softmax_rows", "logits (whole rows)", logits.len(), logits.len() / v.max(1) * v);
+    let row = |row: &mut [f32]| {
+        let mut scratch = Scratch::take(v);
+        let [copy] = scratch.split([v]);
+        copy.copy_from_slice(row);
+        let max = row_max(copy);
+        let lse = exp_shifted_sum(copy, max).ln();
+        subtract(row, max);
+        subtract(row, lse);
+    };
+    if logits.len() <= 1 << 13 {
+        return logits.chunks_exact_mut(v).for_each(row);
+    }
+    logits.par_chunks_mut(v).for_each(row);
+}

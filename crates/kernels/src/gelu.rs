@@ -1,0 +1,92 @@
+//! The Gaussian error linear unit in its exact (error function) form, and its gradient.
+
+use crate::dispatch::{check_len, multiversion};
+use crate::exp::exp;
+use rayon::prelude::*;
+
+/// Values handed to one task.
+const TASK_VALUES: usize = 1 << 14;
+/// `1 / sqrt(2 pi)`.
+const DENSITY_AT_ZERO: f32 = 0.398_942_3;
+
+/// The standard normal distribution's upper tail over its bell, `(1 - Phi(x)) e^(x^2 / 2)` for `x >= 0`, as a
+/// polynomial in `1 / (1 + 0.3 x)` fitted at Chebyshev nodes of `[0, 13.5]` (1.3e-7 relative).
+#[inline(always)]
+fn tail_over_bell(x: f32) -> f32 {
+    let t = 1.0 / 0.3f32.mul_add(x, 1.0);
+    let mut sum = 0.037_369_303f32;
+    for coefficient in [
+        -0.164_500_04,
+        0.219_545_4,
+        -0.066_715_136,
+        0.136_229_16,
+        0.097_169_99,
+        0.121_335_626,
+        0.119_562_574,
+        3.170_580_8e-6,
+    ] {
+        sum = sum.mul_add(t, coefficient);
+    }
+    sum
+}
+
+/// The standard normal distribution function `Phi(x)` and the bell `e^(-x^2 / 2)`.
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    let bell = exp(-0.5 * x * x);
+    let tail = bell * tail_over_bell(x.abs());
+    (if x < 0.0 { tail } else { 1.0 - tail }, bell)
+}
+
+/// The error function to about 1e-7: `erf(x) = 2 Phi(x sqrt 2) - 1`.
+#[inline(always)]
+pub fn erf(x: f32) -> f32 {
+    let scaled = x * std::f32::consts::SQRT_2;
+    let tail = exp(-x * x) * tail_over_bell(scaled.abs());
+    (1.0 - 2.0 * tail).copysign(x)
+}
+
+multiversion! {
+    fn forward(x: &[f32], out: &mut [f32]) {
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y = x * normal(x).0;
+        }
+    }
+}
+
+multiversion! {
+    fn backward(x: &[f32], g: &[f32], dx: &mut [f32]) {
+        for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
+            let (phi, bell) = normal(x);
+            *dx = g * (x * DENSITY_AT_ZERO).mul_add(bell, phi);
+        }
+    }
+}
+
+/// `out = x Phi(x)` (Hendrycks & Gimpel 2016), element by element.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn gelu_forward(x: &[f32], out: &mut [f32]) {
+    check_len("gelu_forward", "out", out.len(), x.len());
+    if x.len() <= TASK_VALUES {
+        return forward(x, out);
+    }
+    x.par_chunks(TASK_VALUES).zip(out.par_chunks_mut(TASK_VALUES)).for_each(|(x, out)| forward(x, out));
+}
+
+/// The gradient of [`gelu_forward`]: `dx = g (Phi(x) + x phi(x))`, with `phi` the standard normal density.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn gelu_backward(x: &[f32], g: &[f32], dx: &mut [f32]) {
+    check_len("gelu_backward", "g", g.len(), x.len());
+    check_len("gelu_backward", "dx", dx.len(), x.len());
+    if x.len() <= TASK_VALUES {
+        return backward(x, g, dx);
+    }
+    x.par_chunks(TASK_VALUES)
+        .zip(g.par_chunks(TASK_VALUES))
+        .zip(dx.par_chunks_mut(TASK_VALUES))
+        .for_each(|((x, g), dx)| backward(x, g, dx));
+}
