@@ -1,10 +1,16 @@
 //! The append-only JSONL log of a run: its source of truth, cut back to a step on resume.
 
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 /// One line of the log; keys keep their insertion order, floats print with the fewest digits that read back exactly.
-pub type Record = serde_json::Map<String, serde_json::Value>;
+pub type Record = serde_json::Map<String, Value>;
+
+const EXPECTED: &str = "a JSON object with a whole number \"step\" or a string \"event\"";
 
 /// What can go wrong with a log.
 #[derive(Debug, thiserror::Error)]
@@ -21,19 +27,17 @@ pub enum LogError {
         source: std::io::Error,
     },
     /// A line before the last is not a record.
-    #[error("run log {path}, line {line}: expected {expected}, found {found}; repair or delete that line")]
+    #[error("run log {path}, line {line}: expected {EXPECTED}, found {found}; repair or delete that line")]
     BadLine {
         /// The log.
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What a line must be.
-        expected: &'static str,
         /// What is there.
         found: String,
     },
     /// A record that may not be written.
-    #[error("run log record: expected a whole number \"step\" or a string \"event\", found {found}; add one of them")]
+    #[error("run log record: expected {EXPECTED}, found {found}; add one of them")]
     BadRecord {
         /// What the record holds instead.
         found: String,
@@ -54,7 +58,7 @@ pub struct TornLine {
 pub struct Contents {
     /// The whole records in order.
     pub records: Vec<Record>,
-    /// The torn last line, if there is one.
+    /// The torn last line, if there is one: it has no newline at its end or is not a record.
     pub torn: Option<TornLine>,
 }
 
@@ -63,28 +67,169 @@ pub struct Contents {
 pub struct Log {
     file: File,
     path: PathBuf,
+    /// Length of the whole lines, to cut a failed write off again.
+    bytes: u64,
 }
 
 impl Log {
     /// Opens or creates the log to append to it.
+    ///
+    /// A torn last line is dropped. With `keep_through_step = Some(s)` every record with `step > s` is dropped too;
+    /// records without a step stay. The lines that stay keep their bytes. The shorter log is written beside the old one
+    /// and renamed over it, so a crash leaves either the old file or the new one.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], or [`LogError::BadLine`] when a line before the last is not a record; the file is then
+    /// left as it was.
     pub fn open(path: &Path, keep_through_step: Option<u64>) -> Result<Self, LogError> {
-        todo!()
+        let old = match fs::read(path) {
+            Ok(old) => old,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(io_error(path, "read", source)),
+        };
+        let lines = parse(path, &old)?;
+        let mut kept = Vec::with_capacity(old.len());
+        for line in &lines.whole {
+            let dropped = match (step_of(&line.record), keep_through_step) {
+                (Some(step), Some(last)) => step > last,
+                _ => false,
+            };
+            if !dropped {
+                kept.extend_from_slice(line.bytes);
+            }
+        }
+        if kept.len() != old.len() {
+            replace(path, &kept)?;
+        }
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|source| io_error(path, "open to append", source))?;
+        Ok(Self { file, path: path.to_path_buf(), bytes: kept.len() as u64 })
     }
-    /// Appends one line and hands it to the system.
+
+    /// Appends the record as one line and hands it to the system; [`sync`](Self::sync) waits for the disk.
+    ///
+    /// # Errors
+    /// [`LogError::BadRecord`] without a whole "step" or a string "event"; [`LogError::Io`] when the write
+    /// fails, after the part that reached the file has been cut off again where the system allows it.
     pub fn write(&mut self, record: &Record) -> Result<(), LogError> {
-        todo!()
+        check(record).map_err(|found| LogError::BadRecord { found })?;
+        let mut line = serde_json::to_vec(record)
+            .map_err(|error| io_error(&self.path, "encode a record", std::io::Error::other(error)))?;
+        line.push(b'\n');
+        if let Err(source) = self.file.write_all(&line) {
+            // The first error is the one to tell; a torn line that stays is dropped at the next open.
+            let _ = self.file.set_len(self.bytes);
+            return Err(io_error(&self.path, "append a record", source));
+        }
+        self.bytes += line.len() as u64;
+        Ok(())
     }
+
     /// Waits until every line is on the disk.
     pub fn sync(&self) -> Result<(), LogError> {
-        todo!()
+        self.file.sync_data().map_err(|source| io_error(&self.path, "sync", source))
     }
+
     /// Where the log is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Reads a whole log.
+/// Reads a whole log. A torn last line is reported in [`Contents::torn`] and is no error.
+///
+/// # Errors
+/// [`LogError::Io`], or [`LogError::BadLine`] with the number of the first line that is not a record.
 pub fn read(path: &Path) -> Result<Contents, LogError> {
-    todo!()
+    let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
+    let lines = parse(path, &bytes)?;
+    Ok(Contents { records: lines.whole.into_iter().map(|line| line.record).collect(), torn: lines.torn })
+}
+
+struct Line<'a> {
+    bytes: &'a [u8],
+    record: Record,
+}
+
+struct Lines<'a> {
+    whole: Vec<Line<'a>>,
+    torn: Option<TornLine>,
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Lines<'a>, LogError> {
+    let mut lines = Lines { whole: Vec::new(), torn: None };
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let number = lines.whole.len() + 1;
+        let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
+        let (line, after) = rest.split_at(end);
+        let parsed = match line.strip_suffix(b"\n") {
+            Some(text) => parse_record(text),
+            None => Err("no newline at its end".to_string()),
+        };
+        match parsed {
+            Ok(record) => lines.whole.push(Line { bytes: line, record }),
+            // Blocks of one write may reach the disk out of order, so a newline alone does not make the last line whole.
+            Err(_) if after.is_empty() => lines.torn = Some(TornLine { line: number, bytes: line.len() }),
+            Err(found) => return Err(LogError::BadLine { path: path.to_path_buf(), line: number, found }),
+        }
+        rest = after;
+    }
+    Ok(lines)
+}
+
+fn parse_record(text: &[u8]) -> Result<Record, String> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(record)) => check(&record).map(|()| record),
+        Ok(_) => Err("JSON that is no object".to_string()),
+        Err(error) => Err(format!("no JSON ({error})")),
+    }
+}
+
+fn check(record: &Record) -> Result<(), String> {
+    match (record.get("step"), record.get("event")) {
+        (Some(step), _) if step.as_u64().is_some() => Ok(()),
+        (Some(step), _) => Err(format!("\"step\": {step}")),
+        (None, Some(Value::String(_))) => Ok(()),
+        (None, Some(event)) => Err(format!("\"event\": {event}")),
+        (None, None) => Err("neither of them".to_string()),
+    }
+}
+
+fn step_of(record: &Record) -> Option<u64> {
+    record.get("step").and_then(Value::as_u64)
+}
+
+fn replace(path: &Path, contents: &[u8]) -> Result<(), LogError> {
+    let mut name = OsString::from(path.as_os_str());
+    name.push(".tmp");
+    let beside = PathBuf::from(name);
+    let mut file = File::create(&beside).map_err(|source| io_error(&beside, "create", source))?;
+    file.write_all(contents).map_err(|source| io_error(&beside, "write", source))?;
+    file.sync_all().map_err(|source| io_error(&beside, "sync", source))?;
+    fs::rename(&beside, path).map_err(|source| io_error(path, "rename the shortened copy over", source))?;
+    sync_directory(path)
+}
+
+#[cfg(unix)]
+fn sync_directory(path: &Path) -> Result<(), LogError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| io_error(parent, "sync the directory", source))
+}
+
+#[cfg(not(unix))]
+fn sync_directory(_path: &Path) -> Result<(), LogError> {
+    Ok(())
+}
+
+fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> LogError {
+    LogError::Io { path: path.to_path_buf(), action, source }
 }

@@ -6,6 +6,7 @@ pub mod heat;
 pub mod html;
 pub mod jsonl;
 pub mod plot;
+mod scale;
 pub mod sparkline;
 pub mod table;
 pub mod tensorboard;

@@ -1,6 +1,10 @@
 //! TensorBoard event files: TFRecord frames around hand-encoded protobuf events with scalar summaries.
+//!
+//! Layout after TensorFlow's `record_writer.h` (length u64, masked CRC-32C of the length, payload, masked CRC-32C of
+//! the payload; all little-endian), `event.proto` and `summary.proto`.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong with an event file.
@@ -15,24 +19,127 @@ pub struct EventError {
     pub source: std::io::Error,
 }
 
-/// Writes one event file.
+/// Writes one event file; each call is one frame, handed to the system at once.
 #[derive(Debug)]
 pub struct EventWriter {
     file: File,
     path: PathBuf,
 }
 
+// Field numbers of event.proto and summary.proto with their wire types.
+const EVENT_WALL_TIME: u8 = 1 << 3 | FIXED64;
+const EVENT_STEP: u8 = 2 << 3 | VARINT;
+const EVENT_FILE_VERSION: u8 = 3 << 3 | BYTES;
+const EVENT_SUMMARY: u8 = 5 << 3 | BYTES;
+const SUMMARY_VALUE: u8 = 1 << 3 | BYTES;
+const VALUE_TAG: u8 = 1 << 3 | BYTES;
+const VALUE_SIMPLE: u8 = 2 << 3 | FIXED32;
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
+
+/// Names tried within one second before giving up.
+const NAME_ATTEMPTS: usize = 1000;
+
 impl EventWriter {
-    /// Creates `dir` and a fresh event file in it; `wall_time` in seconds since 1970 names the file and stamps its header.
+    /// Creates `dir` and a fresh event file in it; `wall_time` in seconds since 1970 names the file and stamps its
+    /// header.
+    ///
+    /// An existing file is never touched: a counter in the name keeps a second run within the same second apart.
     pub fn create(dir: &Path, wall_time: f64) -> Result<Self, EventError> {
-        todo!()
+        fs::create_dir_all(dir).map_err(|source| EventError {
+            path: dir.to_path_buf(),
+            action: "create the directory",
+            source,
+        })?;
+        let (file, path) = create_fresh(dir, wall_time.max(0.0) as u64)?;
+        let mut writer = Self { file, path };
+        let mut event = event_head(wall_time, 0);
+        push_bytes(&mut event, EVENT_FILE_VERSION, b"brain.Event:2");
+        writer.append(&event)?;
+        Ok(writer)
     }
-    /// Appends one event with a scalar for each tag.
+
+    /// Appends one event at `step` with a scalar for each `(tag, value)`; an empty list writes nothing.
     pub fn scalars(&mut self, step: u64, wall_time: f64, values: &[(&str, f32)]) -> Result<(), EventError> {
-        todo!()
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut summary = Vec::new();
+        for (tag, value) in values {
+            let mut entry = Vec::with_capacity(tag.len() + 8);
+            push_bytes(&mut entry, VALUE_TAG, tag.as_bytes());
+            entry.push(VALUE_SIMPLE);
+            entry.extend_from_slice(&value.to_le_bytes());
+            push_bytes(&mut summary, SUMMARY_VALUE, &entry);
+        }
+        let mut event = event_head(wall_time, step);
+        push_bytes(&mut event, EVENT_SUMMARY, &summary);
+        self.append(&event)
     }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    fn append(&mut self, payload: &[u8]) -> Result<(), EventError> {
+        // One write for the whole frame, so a reader that follows the file rarely meets half of one.
+        self.file.write_all(&frame(payload)).map_err(|source| EventError {
+            path: self.path.clone(),
+            action: "append an event",
+            source,
+        })
+    }
+}
+
+fn create_fresh(dir: &Path, seconds: u64) -> Result<(File, PathBuf), EventError> {
+    let mut attempt = 0;
+    loop {
+        let path = dir.join(format!("events.out.tfevents.{seconds:010}.lathe.{attempt}"));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, path)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt + 1 < NAME_ATTEMPTS => attempt += 1,
+            Err(source) => return Err(EventError { path, action: "create the file", source }),
+        }
+    }
+}
+
+fn event_head(wall_time: f64, step: u64) -> Vec<u8> {
+    let mut event = vec![EVENT_WALL_TIME];
+    event.extend_from_slice(&wall_time.to_le_bytes());
+    event.push(EVENT_STEP);
+    // The field is an int64; a step beyond it cannot happen in a run, and saturating keeps the order.
+    push_varint(&mut event, step.min(i64::MAX as u64));
+    event
+}
+
+fn push_bytes(out: &mut Vec<u8>, key: u8, bytes: &[u8]) {
+    out.push(key);
+    push_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn push_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut out = Vec::with_capacity(payload.len() + 16);
+    out.extend_from_slice(&length);
+    out.extend_from_slice(&masked_crc(&length).to_le_bytes());
+    out.extend_from_slice(payload);
+    out.extend_from_slice(&masked_crc(payload).to_le_bytes());
+    out
+}
+
+/// `rotate_right(crc, 15) + 0xa282ead8`: TFRecord's mask, which keeps a CRC over data that holds CRCs sound.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
