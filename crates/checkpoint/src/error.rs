@@ -71,6 +71,14 @@ pub enum SaveError {
         /// The largest size allowed.
         limit: u64,
     },
+    /// A JSON value does not read back as itself.
+    #[error("{file}: expected JSON that reads back as the value given, found {reason}; nest less deeply")]
+    Json {
+        /// The file.
+        file: String,
+        /// What reading it back gave.
+        reason: String,
+    },
     /// The disk refused an operation.
     #[error("checkpoint {name}: {action} {path}: {source}; {aftermath}; {next}")]
     Io {

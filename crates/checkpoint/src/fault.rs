@@ -132,7 +132,14 @@ pub struct Op {
 #[derive(Debug, Default)]
 pub struct FaultyDisk {
     plan: Option<FaultPlan>,
-    log: Mutex<Vec<Op>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    ops: Vec<Op>,
+    /// How many of them are of the plan's kind.
+    matching: u64,
 }
 
 enum Strike {
@@ -160,22 +167,23 @@ impl FaultyDisk {
 
     /// How many operations were asked for so far, the failed ones included.
     pub fn operations(&self) -> u64 {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).ops.len() as u64
     }
 
     /// The operations asked for so far.
     pub fn log(&self) -> Vec<Op> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).ops.clone()
     }
 
     fn strike(&self, kind: OpKind, path: &Path) -> Strike {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.push(Op { kind, path: path.to_path_buf() });
+        log.ops.push(Op { kind, path: path.to_path_buf() });
         let Some(plan) = self.plan else { return Strike::Nothing };
         if plan.kind.is_some_and(|wanted| wanted != kind) {
             return Strike::Nothing;
         }
-        let count = log.iter().filter(|op| plan.kind.is_none_or(|wanted| wanted == op.kind)).count() as u64;
+        log.matching += 1;
+        let count = log.matching;
         match plan.fault {
             Fault::EnospcFrom if count >= plan.at => Strike::Fail,
             _ if count != plan.at => Strike::Nothing,
@@ -213,7 +221,7 @@ impl Disk for FaultyDisk {
 
     fn write_chunk(&self, file: &mut OpenFile, chunk: &[u8]) -> io::Result<()> {
         let half = &chunk[..chunk.len() / 2];
-        match self.strike(OpKind::WriteChunk, &file.path().to_path_buf()) {
+        match self.strike(OpKind::WriteChunk, file.path()) {
             Strike::Nothing => RealDisk.write_chunk(file, chunk),
             Strike::Fail => Err(no_space()),
             Strike::FailHalf => RealDisk.write_chunk(file, half).and(Err(no_space())),

@@ -16,6 +16,7 @@ mod load;
 mod lock;
 mod manifest;
 mod names;
+mod recover;
 mod save;
 mod snapshot;
 mod store;

@@ -1,20 +1,172 @@
-//! The checkpoints of one folder.
+//! The checkpoints of one folder: which there are, which is the newest that loads, which may go.
+
+use std::io;
 use std::path::{Path, PathBuf};
-use crate::{LoadError, Loaded};
+
+use crate::disk::Disk;
+use crate::error::LoadError;
+use crate::load::{Loaded, load_in_place};
+use crate::recover::{self, Failure, attempt, exists};
+use crate::{RealDisk, lock, names};
+
 /// One checkpoint folder.
-pub struct Entry { /// Folder name.
- pub name: String, /// The step, for `step-00001234`.
- pub step: Option<u64>, /// The folder.
- pub path: PathBuf }
-/// A checkpoint that was skipped.
-pub struct Damaged { /// The folder.
- pub path: PathBuf, /// Why.
- pub reason: String }
-/// Ascending by step; empty if the folder cannot be read.
-pub fn list(parent: &Path) -> Vec<Entry> { todo!() }
-/// As [`list`], with the error.
-pub fn try_list(parent: &Path) -> Result<Vec<Entry>, LoadError> { todo!() }
-/// The newest checkpoint that loads, and the damaged ones skipped, newest first.
-pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> { todo!() }
-/// Removes all but the last `keep_last`, multiples of `keep_every` and the newest valid.
-pub fn prune(parent: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<PathBuf>, LoadError> { todo!() }
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The folder's name.
+    pub name: String,
+    /// The step, if the name is what [`step_name`](crate::step_name) gives.
+    pub step: Option<u64>,
+    /// The folder.
+    pub path: PathBuf,
+}
+
+/// A checkpoint that was skipped, or a remainder of one that could not be cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// The folder.
+    pub path: PathBuf,
+    /// Why it was skipped.
+    pub reason: String,
+}
+
+/// The checkpoints in `parent`, ascending by step: folders named `step-00001234`, preceded by
+/// folders of other names that hold a manifest (their step is `None`). Nothing is verified. Empty
+/// if `parent` cannot be read; [`try_list`] tells why.
+pub fn list(parent: &Path) -> Vec<Entry> {
+    try_list(parent).unwrap_or_default()
+}
+
+/// As [`list`]; a `parent` that does not exist has no checkpoints.
+///
+/// # Errors
+/// [`LoadError::Io`] if `parent` cannot be read.
+pub fn try_list(parent: &Path) -> Result<Vec<Entry>, LoadError> {
+    let entry = |name: String| {
+        let (step, path) = (names::parse_step(&name), parent.join(&name));
+        let is_one = names::is_plain(&name) && path.is_dir() && (step.is_some() || exists(&path.join(names::MANIFEST)));
+        is_one.then_some(Entry { name, step, path })
+    };
+    let mut entries: Vec<_> = folder_names(parent)?.into_iter().filter_map(entry).collect();
+    entries.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
+    Ok(entries)
+}
+
+/// Names in a folder, ascending; none if the folder does not exist. Names that are not UTF-8 are
+/// left out, as no checkpoint has one.
+fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
+    let failed = |e| LoadError::io(parent, "read the folder", e);
+    let entries = match std::fs::read_dir(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Opens the checkpoint of the highest step that verifies in full (see [`load`](crate::load)), and
+/// returns with it those that did not, newest first. Checkpoints whose name is not that of a step
+/// are not considered.
+///
+/// What an interrupted save left behind is put right first: the previous checkpoint of a name goes
+/// back to its place, temporary folders are removed. This is left undone while another process is
+/// saving into `parent` or where `parent` cannot be written to.
+///
+/// # Errors
+/// [`LoadError::Io`] if `parent` cannot be read. A damaged checkpoint is no error.
+pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> {
+    let failures = recover::clean(parent, &folder_names(parent)?, &RealDisk);
+    let (loaded, mut damaged) = newest_of_changing(parent)?;
+    damaged.extend(failures.into_iter().map(|Failure { action, path, source }| Damaged {
+        path,
+        reason: format!("left by an interrupted save, could not {action} it: {source}"),
+    }));
+    Ok((loaded, damaged))
+}
+
+/// As [`newest`], while another process may be adding and removing checkpoints: those removed since
+/// they were listed are not damaged, and when none of the list is left it is read again.
+fn newest_of_changing(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> {
+    let mut entries = try_list(parent)?;
+    loop {
+        let (loaded, mut damaged) = newest(&entries);
+        damaged.retain(|skipped| exists(&skipped.path));
+        let now = try_list(parent)?;
+        if loaded.is_some() || now == entries {
+            return Ok((loaded, damaged));
+        }
+        entries = now;
+    }
+}
+
+fn newest(entries: &[Entry]) -> (Option<Loaded>, Vec<Damaged>) {
+    let mut damaged = Vec::new();
+    for entry in entries.iter().rev().filter(|entry| entry.step.is_some()) {
+        match load_in_place(&entry.path) {
+            Ok(loaded) => return (Some(loaded), damaged),
+            Err(e) => damaged.push(Damaged { path: entry.path.clone(), reason: e.to_string() }),
+        }
+    }
+    (None, damaged)
+}
+
+/// Removes checkpoints of steps, except the `keep_last` of the highest steps, those whose step is a
+/// multiple of `keep_every` (`Some(0)` keeps none), and the newest that verifies in full; when none
+/// does, nothing is removed. Returns the removed folders, ascending by step. Each is renamed before
+/// it is emptied, so that an interruption leaves no half a checkpoint. Waits while another process
+/// saves into `parent`.
+///
+/// # Errors
+/// [`LoadError::Io`] if the folder cannot be read or a checkpoint cannot be removed; those before it
+/// are gone.
+pub fn prune(parent: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<PathBuf>, LoadError> {
+    prune_on(parent, keep_last, keep_every, &RealDisk)
+}
+
+pub(crate) fn prune_on(
+    parent: &Path,
+    keep_last: usize,
+    keep_every: Option<u64>,
+    disk: &dyn Disk,
+) -> Result<Vec<PathBuf>, LoadError> {
+    let failed = |Failure { action, path, source }: Failure| LoadError::io(&path, action, source);
+    if surplus(parent, keep_last, keep_every)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let _lock = attempt("lock", parent, lock::acquire(parent)).map_err(failed)?;
+    for folder in folder_names(parent)? {
+        if let Some(name) = names::of_aside(&folder) {
+            recover::settle(parent, name, disk).map_err(failed)?;
+        }
+    }
+    let (Some(newest), _) = newest(&try_list(parent)?) else { return Ok(Vec::new()) };
+    let mut removed = Vec::new();
+    for entry in surplus(parent, keep_last, keep_every)? {
+        if entry.path != newest.path {
+            remove(parent, &entry, disk).map_err(failed)?;
+            removed.push(entry.path);
+        }
+    }
+    Ok(removed)
+}
+
+fn surplus(parent: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<Entry>, LoadError> {
+    let mut entries: Vec<_> = try_list(parent)?.into_iter().filter(|entry| entry.step.is_some()).collect();
+    entries.truncate(entries.len().saturating_sub(keep_last));
+    let is_kept = |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
+    entries.retain(|entry| !entry.step.is_some_and(is_kept));
+    Ok(entries)
+}
+
+fn remove(parent: &Path, entry: &Entry, disk: &dyn Disk) -> Result<(), Failure> {
+    let temp = names::temp_path(parent, &entry.name);
+    if exists(&temp) {
+        attempt("remove", &temp, disk.remove_dir_all(&temp))?;
+    }
+    attempt("rename", &entry.path, disk.rename(&entry.path, &temp))?;
+    attempt("sync the folder", parent, disk.sync_dir(parent))?;
+    attempt("remove", &temp, disk.remove_dir_all(&temp))
+}
