@@ -15,7 +15,7 @@ pub use ansi::{DepthColors, sanitize};
 pub use heat::{HeatText, HeatToken};
 pub use html::Page;
 pub use jsonl::{Contents, Log, LogError, Record, TornLine};
-pub use plot::{Bars, BarSeries, Chart, Series};
+pub use plot::{BarSeries, Bars, Chart, Series};
 pub use sparkline::sparkline;
 pub use table::{Best, Table, human_bytes, human_count, human_duration};
 pub use tensorboard::{EventError, EventWriter};

@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round_inside_and_neither_few_nor_many() {
-        for (low, high) in [(0.0, 1.0), (2.31, 10.82), (-7.0, 3.0), (0.0, 20_000.0), (1e-9, 3e-9), (1e12, 1.000001e12)] {
+        for (low, high) in [(0.0, 1.0), (2.31, 10.82), (-7.0, 3.0), (0.0, 20_000.0), (1e-9, 3e-9), (1e12, 1.000001e12)]
+        {
             let (ticks, step) = nice_ticks(low, high, 6);
             let mantissa = step / 10f64.powf(step.log10().floor() + 1e-12);
             assert!([1.0, 2.0, 5.0, 10.0].iter().any(|m| (m - mantissa).abs() < 1e-6), "step {step}");
@@ -273,7 +274,10 @@ mod tests {
     #[test]
     fn log_ticks_follow_decades() {
         assert_eq!(labels(1.0, 100.0, true), ["1", "2", "5", "10", "20", "50", "100"]);
-        assert_eq!(labels(1.0, 1e6, true), ["1", "10", "100", "1000", "10k", "100k", "1M"].iter().step_by(2).copied().collect::<Vec<_>>());
+        assert_eq!(
+            labels(1.0, 1e6, true),
+            ["1", "10", "100", "1000", "10k", "100k", "1M"].iter().step_by(2).copied().collect::<Vec<_>>()
+        );
         assert!(log_ticks(1e-3, 1e9, 6).len() <= 7);
         assert_eq!(log_ticks(11.0, 18.0, 6), [12.0, 14.0, 16.0, 18.0]);
     }

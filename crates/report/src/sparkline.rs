@@ -11,7 +11,9 @@ const BLOCKS: [char; 8] =
 pub fn sparkline(values: &[f64], width: usize) -> String {
     let cells = values.len().min(width);
     let means: Vec<Option<f64>> = (0..cells)
-        .map(|cell| mean_finite(&values[bucket_start(cell, cells, values.len())..bucket_start(cell + 1, cells, values.len())]))
+        .map(|cell| {
+            mean_finite(&values[bucket_start(cell, cells, values.len())..bucket_start(cell + 1, cells, values.len())])
+        })
         .collect();
     let low = means.iter().flatten().copied().fold(f64::INFINITY, f64::min);
     let high = means.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -38,7 +38,11 @@ impl Table {
                     .map(|column| {
                         let mark = match best.first() {
                             Some((_, marked)) if *marked == column => {
-                                if best.contains(&(row, column)) { "*" } else { " " }
+                                if best.contains(&(row, column)) {
+                                    "*"
+                                } else {
+                                    " "
+                                }
                             }
                             _ => "",
                         };

@@ -68,7 +68,12 @@ fn resuming_drops_later_steps_and_continues_identically() {
     };
     write(&straight, None, 1..=9);
     write(&resumed, None, 1..=6);
-    fs::OpenOptions::new().append(true).open(&resumed).map(|mut f| std::io::Write::write_all(&mut f, b"{\"st")).unwrap().unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&resumed)
+        .map(|mut f| std::io::Write::write_all(&mut f, b"{\"st"))
+        .unwrap()
+        .unwrap();
     write(&resumed, Some(4), 5..=9);
     assert_eq!(fs::read(&straight).unwrap(), fs::read(&resumed).unwrap());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside the logs");

@@ -124,7 +124,8 @@ fn events_decode_to_what_was_written() {
 #[test]
 fn names_sort_by_time_and_never_collide() {
     let dir = tempfile::tempdir().unwrap();
-    let paths: Vec<_> = [5.0, 5.9, 1e9].iter().map(|t| EventWriter::create(dir.path(), *t).unwrap().path().to_path_buf()).collect();
+    let paths: Vec<_> =
+        [5.0, 5.9, 1e9].iter().map(|t| EventWriter::create(dir.path(), *t).unwrap().path().to_path_buf()).collect();
     assert!(paths.windows(2).all(|pair| pair[0] < pair[1]), "{paths:?}");
     assert!(paths.iter().all(|p| p.file_name().unwrap().to_string_lossy().contains("tfevents")));
     assert!(EventWriter::create(dir.path(), f64::NAN).is_ok());
