@@ -1,47 +1,283 @@
 //! Byte-level BPE: training, loading, encoding and decoding of Hugging Face tokenizer.json files.
-#![allow(unused_variables, clippy::todo, missing_docs)]
 
-use crate::Result;
+mod check;
+mod quick;
+mod stream;
+mod train;
+
+pub use stream::DecodeStream;
+pub use train::TrainOptions;
+
+use crate::words::bytes_of_token;
+use crate::{DataError, Result};
+use quick::Quick;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::path::Path;
+use std::sync::Arc;
+use tokenizers::models::ModelWrapper;
+use tokenizers::{DecoderWrapper, Tokenizer as Inner};
 
+/// End of text: separates documents, id 0 in the vocabularies trained here.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Opens a chat message.
+pub const MESSAGE_START: &str = "<|im_start|>";
+/// Closes a chat message.
+pub const MESSAGE_END: &str = "<|im_end|>";
+
+/// Names under which published vocabularies keep their end-of-text token, in order of preference.
+const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+
+const MAX_JSON_BYTES: u64 = 1 << 30;
+
+/// A tokenizer: text to ids and back. Cheap to clone (shared); `Send + Sync`.
 #[derive(Clone)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Inner,
+    /// The same tokenizer with special tokens read as plain text.
+    ordinary: Inner,
+    json: String,
+    sha256: String,
+    vocab_size: usize,
+    eos_id: Option<u32>,
+    tokens: Vec<Option<TokenInfo>>,
+    byte_level: bool,
+    quick: Option<Quick>,
+}
+
+struct TokenInfo {
+    /// Text bytes of a byte-level token, empty for specials; for other decoders the token's own spelling.
+    bytes: Box<[u8]>,
+    special: bool,
+}
 
 impl Tokenizer {
-    pub fn train(texts: impl Iterator<Item = String> + Send, options: &TrainOptions) -> Result<Self> { todo!() }
-    pub fn load(path: &Path) -> Result<Self> { todo!() }
-    pub fn from_json(json: &str) -> Result<Self> { todo!() }
-    pub fn save(&self, path: &Path) -> Result<()> { todo!() }
-    /// Special tokens written out in the text become their ids; none is added.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> { todo!() }
-    /// Like `encode`, but special tokens in the text are plain characters (documents cannot forge an end of text).
-    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> { todo!() }
-    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> { todo!() }
-    /// Special tokens are left out; invalid UTF-8 becomes U+FFFD; an id outside the vocabulary is an error.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> { todo!() }
-    pub fn decode_stream(&self) -> DecodeStream<'_> { todo!() }
-    /// Largest id + 1.
-    pub fn vocab_size(&self) -> usize { todo!() }
-    pub fn eos_id(&self) -> Option<u32> { todo!() }
-    pub fn token_to_id(&self, token: &str) -> Option<u32> { todo!() }
-    pub fn id_to_token(&self, id: u32) -> Option<String> { todo!() }
-    /// Bytes of text each id stands for; specials 0.
-    pub fn token_bytes(&self) -> Vec<u32> { todo!() }
-    /// Lower-case hex of `to_json`.
-    pub fn sha256(&self) -> &str { todo!() }
-    pub fn to_json(&self) -> &str { todo!() }
+    /// Reads a Hugging Face tokenizer.json of any kind; truncation, padding and dropout in it are switched off.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is larger than 1 GiB, or is no consistent tokenizer; the message names the file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
+        if length > MAX_JSON_BYTES {
+            let next = "name a tokenizer.json";
+            return Err(DataError::format(path, "file size", "at most 1 GiB", format!("{length} bytes"), next));
+        }
+        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let json = String::from_utf8(bytes).map_err(|e| damaged(path, "encoding", "UTF-8", e.to_string()))?;
+        Self::parse(json, path)
+    }
+
+    /// Like [`Tokenizer::load`], from the text of a tokenizer.json.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`]; messages name `tokenizer.json`.
+    pub fn from_json(json: &str) -> Result<Self> {
+        Self::parse(json.to_owned(), Path::new("tokenizer.json"))
+    }
+
+    fn parse(json: String, path: &Path) -> Result<Self> {
+        check::check_json(&json, path)?;
+        // The parser indexes by what the file claims; a claim that slips past the checks must not end the program.
+        let parsed = std::panic::catch_unwind(|| Inner::from_bytes(json.as_bytes()))
+            .map_err(|_| damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold"))?;
+        let inner = parsed.map_err(|e| damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string()))?;
+        Self::wrap(inner, json, path)
+    }
+
+    fn wrap(mut inner: Inner, json: String, path: &Path) -> Result<Self> {
+        inner.with_truncation(None).map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
+        inner.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        if vocab.is_empty() || vocab_size > 2 * vocab.len() + 1024 {
+            let found = format!("{} tokens with a largest id of {}", vocab.len(), vocab_size as i64 - 1);
+            return Err(damaged(path, "vocab", "ids without large gaps", found));
+        }
+        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let tokens = token_infos(&inner, vocab_size, byte_level);
+        let mut ordinary = inner.clone();
+        ordinary.set_encode_special_tokens(true);
+        Ok(Tokenizer {
+            shared: Arc::new(Shared {
+                eos_id: END_NAMES.iter().find_map(|name| inner.token_to_id(name)),
+                quick: Quick::for_tokenizer(&inner),
+                sha256: hex(&Sha256::digest(json.as_bytes())),
+                inner,
+                ordinary,
+                json,
+                vocab_size,
+                tokens,
+                byte_level,
+            }),
+        })
+    }
+
+    /// Writes the tokenizer.json, beside and renamed.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        crate::files::write_renamed(path, self.shared.json.as_bytes())
+    }
+
+    /// Ids of `text`. Special tokens written out in the text become their ids; none is added.
+    ///
+    /// # Errors
+    /// A vocabulary without a way to spell the text (never for byte-level ones).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(&self.shared.inner, text)
+    }
+
+    /// Ids of `text` with special tokens read as plain characters, so that a document cannot forge an end of text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(&self.shared.ordinary, text)
+    }
+
+    /// [`Tokenizer::encode`] of many texts in parallel, in their order.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], for the first text that fails.
+    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text)).collect()
+    }
+
+    fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>> {
+        if let Some(quick) = &self.shared.quick
+            && let ModelWrapper::BPE(bpe) = inner.get_model()
+            && quick.holds_no_added(text, inner.get_encode_special_tokens() && self.added_are_special())
+        {
+            return quick.encode(bpe, text);
+        }
+        let encoding = inner.encode_fast(text, false).map_err(|e| unspellable("text", e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn added_are_special(&self) -> bool {
+        self.shared.quick.as_ref().is_some_and(|q| {
+            let special = |t: &String| self.token_to_id(t).is_some_and(|id| self.is_special(id));
+            q.added.iter().all(special)
+        })
+    }
+
+    /// Text of `ids`: special tokens are left out, bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// An id that names no token.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if self.shared.byte_level {
+            let mut bytes = Vec::new();
+            for &id in ids {
+                bytes.extend_from_slice(&self.info(id)?.bytes);
+            }
+            return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        for &id in ids {
+            self.info(id)?;
+        }
+        self.shared.inner.decode(ids, true).map_err(|e| unspellable("ids", e))
+    }
+
+    /// Decodes ids one at a time.
+    pub fn decode_stream(&self) -> DecodeStream {
+        DecodeStream::new(self.clone())
+    }
+
+    fn info(&self, id: u32) -> Result<&TokenInfo> {
+        self.shared.tokens.get(id as usize).and_then(Option::as_ref).ok_or_else(|| {
+            let expected = format!("the id of a token, below {}", self.shared.vocab_size);
+            DataError::argument("token id", expected, id)
+        })
+    }
+
+    /// Largest id plus one: the number of rows an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocab_size
+    }
+
+    /// The end-of-text token, where the vocabulary has one under a known name.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.shared.eos_id
+    }
+
+    /// The id of a token by its spelling in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.shared.inner.token_to_id(token)
+    }
+
+    /// The spelling of a token in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.shared.inner.id_to_token(id)
+    }
+
+    /// Whether `id` is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.info(id).is_ok_and(|info| info.special)
+    }
+
+    /// Bytes of text each id stands for, `vocab_size` entries; 0 for specials and unused ids.
+    ///
+    /// Exact for byte-level vocabularies; for others the length of the token's spelling, with U+2581 as one space.
+    pub fn token_bytes(&self) -> Vec<u32> {
+        self.shared.tokens.iter().map(|t| t.as_ref().map_or(0, |t| t.bytes.len() as u32)).collect()
+    }
+
+    /// SHA-256 of [`Tokenizer::to_json`] in lower-case hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.shared.sha256
+    }
+
+    /// The tokenizer.json, byte for byte as loaded or trained.
+    pub fn to_json(&self) -> &str {
+        &self.shared.json
+    }
+
+    /// The general pipeline's answer, which the quick path must equal.
+    #[cfg(test)]
+    pub(crate) fn encode_slowly(&self, text: &str, ordinary: bool) -> Vec<u32> {
+        let inner = if ordinary { &self.shared.ordinary } else { &self.shared.inner };
+        inner.encode(text, false).unwrap().get_ids().to_vec()
+    }
 }
 
-#[derive(Clone, Debug)]
-pub struct TrainOptions {
-    pub vocab_size: usize,
-    pub special_tokens: Vec<String>,
-    pub max_bytes: Option<u64>,
+fn token_infos(inner: &Inner, vocab_size: usize, byte_level: bool) -> Vec<Option<TokenInfo>> {
+    let added = inner.get_added_tokens_decoder();
+    let info = |id: u32| {
+        let token = inner.id_to_token(id)?;
+        let special = added.get(&id).is_some_and(|t| t.special);
+        let bytes = match (special, byte_level) {
+            (true, _) => Vec::new(),
+            (_, true) => bytes_of_token(&token),
+            _ if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') => vec![0],
+            _ => token.replace('\u{2581}', " ").into_bytes(),
+        };
+        Some(TokenInfo { bytes: bytes.into(), special })
+    };
+    (0..vocab_size as u32).map(info).collect()
 }
 
-pub struct DecodeStream<'a> { tokenizer: &'a Tokenizer }
+fn damaged(path: &Path, field: &str, expected: &str, found: impl Into<String>) -> DataError {
+    DataError::format(path, field, expected, found, "use the tokenizer.json as published, or train one")
+}
 
-impl DecodeStream<'_> {
-    pub fn push(&mut self, id: u32) -> Result<Option<String>> { todo!() }
-    pub fn finish(self) -> Option<String> { todo!() }
+fn unspellable(name: &'static str, error: tokenizers::Error) -> DataError {
+    DataError::argument(name, "what the vocabulary can spell", error)
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

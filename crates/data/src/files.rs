@@ -1,0 +1,27 @@
+//! Files that appear whole or not at all: written beside, flushed to the disk, renamed.
+
+use crate::{DataError, Result};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// `path` with `.partial` appended to its name.
+pub(crate) fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// Writes `bytes` beside `path` and renames.
+pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = partial(path);
+    let mut file = File::create(&beside).map_err(DataError::io("create", &beside))?;
+    file.write_all(bytes).map_err(DataError::io("write", &beside))?;
+    finish(file, &beside, path)
+}
+
+/// Flushes `file`, which lies at `beside`, and renames it to `path`.
+pub(crate) fn finish(file: File, beside: &Path, path: &Path) -> Result<()> {
+    file.sync_all().map_err(DataError::io("flush", beside))?;
+    std::fs::rename(beside, path).map_err(DataError::io("rename", beside))
+}
