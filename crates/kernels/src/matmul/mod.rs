@@ -1,8 +1,19 @@
 //! Products of `f32` matrices in which every element is one chain of fused multiply-adds in
 //! ascending `k`, so its bits depend on nothing but its row of A and its column of B.
 
+mod blocked;
+mod isa;
+mod kernel;
+mod panels;
+mod share;
+#[cfg(test)]
+mod tests;
+mod vector;
 mod view;
 
+pub use isa::Isa;
+pub(crate) use isa::Kernels;
+pub use panels::Packed;
 pub use view::{Mat, MatMut};
 
 /// Where each element's chain of multiply-adds begins.
@@ -23,58 +34,68 @@ pub enum Threads {
     All,
 }
 
-fn check_shapes(c: (usize, usize), a: (usize, usize), b: (usize, usize)) {
+fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
+    let (m, n) = (c.rows(), c.cols());
     assert!(
-        a.1 == b.0 && c == (a.0, b.1),
-        "matmul: C {} x {} is not A {} x {} times B {} x {}",
-        c.0, c.1, a.0, a.1, b.0, b.1
+        a.cols() == b.0 && m == a.rows() && n == b.1,
+        "matmul: C {m} x {n} is not A {} x {} times B {} x {}; the inner sizes must agree and the outer ones be C's",
+        a.rows(),
+        a.cols(),
+        b.0,
+        b.1
     );
+}
+
+/// The kernels of `isa`.
+fn kernels(isa: Isa) -> &'static Kernels {
+    isa.kernels().unwrap_or_else(|| {
+        panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name())
+    })
+}
+
+/// Deals with products that have no multiply-add; returns whether this was one.
+fn is_empty(c: &mut MatMut<'_>, k: usize, start: Start) -> bool {
+    if k == 0 && start == Start::Zero {
+        for i in 0..c.rows() {
+            c.row_mut(i).fill(0.0);
+        }
+    }
+    k == 0 || c.rows() == 0 || c.cols() == 0
 }
 
 /// `c = a b` or `c += a b`, with `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`.
 ///
+/// Element `(i, j)` is `acc = fma(a[i, l], b[l, j], acc)` over `l = 0..k` in this order, from `start`.
+/// Its bits do not depend on the other rows and columns, the threads or the instruction set (of a NaN
+/// only that it is one). With `k = 0` the sum is empty: zeros, or C unchanged.
+///
 /// # Panics
 /// When the shapes do not fit.
-pub fn matmul(mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, _threads: Threads) {
-    check_shapes((c.rows(), c.cols()), (a.rows(), a.cols()), (b.rows(), b.cols()));
-    for i in 0..c.rows() {
-        let row = c.row_mut(i);
-        if start == Start::Zero {
-            row.fill(0.0);
-        }
-        for k in 0..a.cols() {
-            let x = a.at(i, k);
-            for (j, y) in row.iter_mut().enumerate() {
-                *y = x.mul_add(b.at(k, j), *y);
-            }
-        }
-    }
+pub fn matmul(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Threads) {
+    matmul_with(Isa::best(), c, a, b, start, threads);
 }
 
-/// B rearranged once into panels, for products with the same B many times.
-#[derive(Clone, Debug)]
-pub struct Packed {
-    rows: usize,
-    cols: usize,
-    data: Vec<f32>,
-}
-
-impl Packed {
-    /// Packs `b` `[k, n]`.
-    pub fn new(b: Mat<'_>) -> Self {
-        let (rows, cols) = (b.rows(), b.cols());
-        let data = (0..rows * cols).map(|at| b.at(at / cols, at % cols)).collect();
-        Self { rows, cols, data }
+/// [`matmul`] with a chosen instruction set.
+///
+/// # Panics
+/// When the shapes do not fit or the processor lacks the instructions.
+#[doc(hidden)]
+pub fn matmul_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Threads) {
+    check_shapes(&c, &a, (b.rows(), b.cols()));
+    if is_empty(&mut c, a.cols(), start) {
+        return;
     }
-
-    /// Number of rows of B, `k`.
-    pub fn rows(&self) -> usize {
-        self.rows
+    let kernels = kernels(isa);
+    if b.col_stride() != 1 || a.rows() > kernels.tile_rows() {
+        return blocked::run(kernels, c, a, b, start, threads);
     }
-
-    /// Number of columns of B, `n`.
-    pub fn cols(&self) -> usize {
-        self.cols
+    // With a single tile of rows every value of B is used once: packing whole panels would only add work.
+    let whole = b.cols() / kernel::PANEL * kernel::PANEL;
+    if whole > 0 {
+        panels::run_direct(kernels, c.col_range(0..whole), a, b.col_range(0..whole), start, threads);
+    }
+    if whole < b.cols() {
+        blocked::run(kernels, c.col_range(whole..b.cols()), a, b.col_range(whole..b.cols()), start, threads);
     }
 }
 
@@ -83,5 +104,17 @@ impl Packed {
 /// # Panics
 /// When the shapes do not fit.
 pub fn matmul_packed(c: MatMut<'_>, a: Mat<'_>, b: &Packed, start: Start, threads: Threads) {
-    matmul(c, a, Mat::rows_major(&b.data, b.rows, b.cols), start, threads);
+    matmul_packed_with(Isa::best(), c, a, b, start, threads);
+}
+
+/// [`matmul_packed`] with a chosen instruction set.
+///
+/// # Panics
+/// When the shapes do not fit or the processor lacks the instructions.
+#[doc(hidden)]
+pub fn matmul_packed_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: &Packed, start: Start, threads: Threads) {
+    check_shapes(&c, &a, (b.rows(), b.cols()));
+    if !is_empty(&mut c, a.cols(), start) {
+        panels::run_packed(kernels(isa), c, a, b, start, threads);
+    }
 }

@@ -180,6 +180,30 @@ impl<'a> MatMut<'a> {
         &mut self.data[start..start + self.cols]
     }
 
+    /// The rows of `range`, all columns.
+    ///
+    /// # Panics
+    /// When `range` is not inside `0..rows`.
+    #[track_caller]
+    pub fn row_range(&mut self, range: Range<usize>) -> MatMut<'_> {
+        check_range("MatMut::row_range", &range, self.rows);
+        let rows = range.len();
+        let data = if rows == 0 || self.cols == 0 { &mut [] } else { &mut self.data[range.start * self.row_stride..] };
+        MatMut { data, rows, ..*self }
+    }
+
+    /// The columns of `range`, all rows.
+    ///
+    /// # Panics
+    /// When `range` is not inside `0..cols`.
+    #[track_caller]
+    pub fn col_range(&mut self, range: Range<usize>) -> MatMut<'_> {
+        check_range("MatMut::col_range", &range, self.cols);
+        let cols = range.len();
+        let data = if cols == 0 || self.rows == 0 { &mut [] } else { &mut self.data[range.start..] };
+        MatMut { data, cols, ..*self }
+    }
+
     pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
         self.data.as_mut_ptr()
     }

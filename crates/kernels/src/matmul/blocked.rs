@@ -1,0 +1,255 @@
+//! The product of two plain matrices: blocks of B are packed once by all threads together, while
+//! tiles of C from the previous block are computed.
+
+use super::isa::Kernels;
+use super::kernel::{Block, DEPTH, PANEL, Tile};
+use super::share::{self, TileRoom};
+use super::{Mat, MatMut, Start, Threads};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Values in a packed block of B: half of a second-level cache of 2 MiB.
+pub(super) const BLOCK: usize = 256 << 10;
+/// Tasks per thread and block below which rows of tiles are cut into groups of panels.
+const TASKS: usize = 12;
+
+/// Row tiles of nearly equal height: tile `i` of `count` in `rows`.
+pub(super) fn even_part(rows: usize, count: usize, i: usize) -> Range<usize> {
+    let (height, extra) = (rows / count, rows % count);
+    let start = i * height + i.min(extra);
+    start..start + height + usize::from(i < extra)
+}
+
+/// The operands as raw parts, shared by the threads of one product.
+pub(super) struct Operands {
+    pub(super) kernels: &'static Kernels,
+    pub(super) a: Block,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    pub(super) n: usize,
+    pub(super) from_c: bool,
+}
+
+// SAFETY: A and B are only read; the users of C and of the packing buffer give each element to one
+// thread at a time, ordered by the counters of `Job` or by disjoint tasks.
+unsafe impl Sync for Operands {}
+
+pub(super) fn block_of(mat: &Mat<'_>) -> Block {
+    Block {
+        src: mat.as_ptr(),
+        rows: mat.rows(),
+        cols: mat.cols(),
+        row_stride: mat.row_stride(),
+        col_stride: mat.col_stride(),
+    }
+}
+
+impl Operands {
+    pub(super) fn new(kernels: &'static Kernels, c: &mut MatMut<'_>, a: &Mat<'_>, start: Start) -> Self {
+        Self {
+            kernels,
+            a: block_of(a),
+            c_stride: c.row_stride(),
+            n: c.cols(),
+            c: c.as_mut_ptr(),
+            from_c: start == Start::FromC,
+        }
+    }
+
+    /// Packs rows `rows`, steps `steps` of A into `room`; returns the kernel that reads that layout.
+    ///
+    /// # Safety
+    /// The ranges are inside A and at most a tile; the operands are still borrowed.
+    pub(super) unsafe fn pack_a(&self, rows: Range<usize>, steps: Range<usize>, room: *mut f32) -> unsafe fn(&Tile) {
+        let (height, a) = (rows.len(), &self.a);
+        // SAFETY: the ranges are inside A, and `room` has a tile's size.
+        unsafe {
+            let src = a.src.add(rows.start * a.row_stride + steps.start * a.col_stride);
+            let block = Block { src, rows: height, cols: steps.len(), ..*a };
+            (self.kernels.pack_a)(&block, room);
+            let tiles = if block.by_col() { self.kernels.tile_by_col } else { self.kernels.tile_by_row };
+            tiles[height - 1]
+        }
+    }
+
+    /// Fills in the part of a [`Tile`] that lies in C: rows from `row`, columns of panel `panel`.
+    ///
+    /// # Safety
+    /// `row` and the panel's first column are inside C.
+    pub(super) unsafe fn tile_at(&self, row: usize, panel: usize, first_steps: bool) -> Tile {
+        let col = panel * PANEL;
+        // SAFETY: the element `(row, col)` is inside C.
+        let c = unsafe { self.c.add(row * self.c_stride + col) };
+        Tile {
+            depth: 0,
+            a: std::ptr::null(),
+            b: std::ptr::null(),
+            b_stride: PANEL,
+            c,
+            c_stride: self.c_stride,
+            cols: (self.n - col).min(PANEL),
+            from_c: self.from_c || !first_steps,
+            next_c: c.wrapping_add(PANEL),
+        }
+    }
+}
+
+/// One product's plan. B is cut into blocks of `depth` rows and `width` panels, numbered down the
+/// columns first. Stage `s` packs block `s` and computes with block `s - 1`; all its tasks may run at
+/// once, and they start when stage `s - 1` is complete.
+struct Job {
+    x: Operands,
+    b: Block,
+    /// Two packed blocks, `half` values each.
+    packed: *mut f32,
+    half: usize,
+    tiles: usize,
+    depth: usize,
+    /// Blocks over `k`.
+    layers: usize,
+    panels: usize,
+    width: usize,
+    /// Panels that one task computes.
+    group: usize,
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
+// SAFETY: see `Operands`; `packed` is written by the pack tasks of one stage, one panel each, and read
+// only in the next stage, which starts after the `done` counter has passed all of them.
+unsafe impl Sync for Job {}
+
+/// `c = a b` or `c += a b` for non-empty operands of fitting shapes.
+pub(super) fn run(kernels: &'static Kernels, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Threads) {
+    let (m, n, k) = (a.rows(), b.cols(), a.cols());
+    let threads = share::count(threads, m, n, k);
+    let tiles = m.div_ceil(kernels.tile_rows());
+    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(4);
+    let panels = n.div_ceil(PANEL);
+    let width = panels.div_ceil(panels.div_ceil((BLOCK / (depth * PANEL)).max(1)));
+    let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width) };
+    let half = depth * PANEL * width;
+    share::with_scratch(2 * half, |packed| {
+        let job = Job {
+            x: Operands::new(kernels, &mut c, &a, start),
+            b: block_of(&b),
+            packed,
+            half,
+            tiles,
+            depth,
+            layers: k.div_ceil(depth),
+            panels,
+            width,
+            group: width.div_ceil(groups),
+            next: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+        };
+        share::run(threads, || job.work());
+    });
+}
+
+impl Job {
+    fn blocks(&self) -> usize {
+        self.layers * self.panels.div_ceil(self.width)
+    }
+
+    fn panels_of(&self, block: usize) -> Range<usize> {
+        let first = block / self.layers * self.width;
+        first..(first + self.width).min(self.panels)
+    }
+
+    fn steps_of(&self, block: usize) -> Range<usize> {
+        let first = block % self.layers * self.depth;
+        first..(first + self.depth).min(self.b.rows)
+    }
+
+    /// Tasks of stage `s`: how many pack, how many compute.
+    fn stage(&self, s: usize) -> (usize, usize) {
+        let packs = if s < self.blocks() { self.panels_of(s).len() } else { 0 };
+        let computes = if s > 0 { self.tiles * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
+        (packs, computes)
+    }
+
+    /// Takes tasks in order until none is left. Waiting cannot lock: a task waits only for tasks
+    /// before it, which running threads have taken.
+    fn work(&self) {
+        let mut room = TileRoom::new();
+        let (mut stage, mut first) = (0, 0);
+        loop {
+            let task = self.next.fetch_add(1, Ordering::Relaxed);
+            let (mut packs, mut computes) = self.stage(stage);
+            while task >= first + packs + computes {
+                first += packs + computes;
+                stage += 1;
+                if stage > self.blocks() {
+                    return;
+                }
+                (packs, computes) = self.stage(stage);
+            }
+            self.wait_for(first);
+            let at = task - first;
+            // SAFETY: every task before this stage is done (Acquire above, Release below), each task
+            // is taken once, and tasks of one stage write different panels or tiles of C.
+            unsafe {
+                if at < packs {
+                    self.pack(stage, at);
+                } else {
+                    self.compute(stage - 1, at - packs, &mut room);
+                }
+            }
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn wait_for(&self, tasks: usize) {
+        let mut turns = 0u32;
+        while self.done.load(Ordering::Acquire) < tasks {
+            turns += 1;
+            if turns < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+
+    /// Where panel `at` of `block` is packed.
+    fn panel(&self, block: usize, at: usize) -> *mut f32 {
+        self.packed.wrapping_add(block % 2 * self.half + at * self.depth * PANEL)
+    }
+
+    /// # Safety
+    /// Nobody else uses this half's panel `at`.
+    unsafe fn pack(&self, block: usize, at: usize) {
+        let (steps, first) = (self.steps_of(block), (self.panels_of(block).start + at) * PANEL);
+        // SAFETY: the steps and columns are inside B; the panel has `depth * PANEL` values, at least
+        // `steps.len() * PANEL`.
+        unsafe {
+            let src = self.b.src.add(steps.start * self.b.row_stride + first * self.b.col_stride);
+            let from = Block { src, rows: steps.len(), cols: (self.b.cols - first).min(PANEL), ..self.b };
+            (self.x.kernels.pack_b)(&from, self.panel(block, at));
+        }
+    }
+
+    /// # Safety
+    /// `block` is packed and stays; nobody else uses this task's part of C.
+    unsafe fn compute(&self, block: usize, task: usize, room: &mut TileRoom) {
+        let (panels, steps) = (self.panels_of(block), self.steps_of(block));
+        let groups = panels.len().div_ceil(self.group);
+        let rows = even_part(self.x.a.rows, self.tiles, task / groups);
+        let mine = task % groups * self.group..((task % groups + 1) * self.group).min(panels.len());
+        let room = room.as_mut_ptr();
+        // SAFETY: rows, steps and panels are inside the operands, and a tile has at most `tile_rows`
+        // rows and `DEPTH` steps.
+        unsafe {
+            let kernel = self.x.pack_a(rows.clone(), steps.clone(), room);
+            for at in mine.clone() {
+                let mut tile = self.x.tile_at(rows.start, panels.start + at, block % self.layers == 0);
+                tile.depth = steps.len();
+                tile.a = room;
+                tile.b = self.panel(block, at);
+                if at + 1 == mine.end {
+                    let back = (mine.len() - 1) * PANEL;
+                    tile.next_c = tile.c.wrapping_add(rows.len() * self.x.c_stride).wrapping_sub(back);
+                }
+                kernel(&tile);
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The innermost loops: one tile of C in registers, and the copies that bring A and B into the
+//! layouts that the tile reads.
+
+use super::vector::Vector;
+
+/// Columns in a panel of B, whatever the instruction set, so that packed data fits all of them.
+pub(super) const PANEL: usize = 32;
+/// Most steps of `k` that a packed tile of A holds.
+pub(super) const DEPTH: usize = 512;
+/// Distance between the rows of a packed tile in row layout; the odd line count spreads the rows over
+/// the sets of the first-level cache.
+pub(super) const A_ROW: usize = DEPTH + 16;
+/// Distance between the columns of a packed tile in column layout.
+pub(super) const A_COL: usize = 16;
+/// Most rows of a tile, for every instruction set.
+pub(super) const MAX_ROWS: usize = 14;
+/// Values that a packed tile of A may take up in either layout.
+pub(super) const A_TILE: usize = MAX_ROWS * A_ROW;
+
+/// One tile: `c[i, j] += sum_k a[i, k] b[k, j]` for `M` rows, `cols <= PANEL` columns, `depth` steps.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) depth: usize,
+    /// Packed tile of A: rows `A_ROW` apart, or columns `A_COL` apart in the column layout.
+    pub(super) a: *const f32,
+    /// Panel of B: `depth` rows of `PANEL` readable values, `b_stride` apart.
+    pub(super) b: *const f32,
+    pub(super) b_stride: usize,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    pub(super) cols: usize,
+    /// Continue from the values in C rather than from zero.
+    pub(super) from_c: bool,
+    /// Where the next tile's part of C is likely to lie; only ever prefetched.
+    pub(super) next_c: *const f32,
+}
+
+/// How far ahead, in rows of a panel, B is asked for.
+const B_AHEAD: usize = 16;
+
+/// # Safety
+/// As [`tile`], for the columns `j..j + width` with `width <= NV * LANES`.
+#[inline(always)]
+unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(t: &Tile, j: usize, width: usize) {
+    let (row, step) = if BY_COL { (1, A_COL) } else { (A_ROW, 1) };
+    let full = width == NV * V::LANES;
+    // SAFETY: the caller vouches for A and B over `depth` steps and for C over `M` rows of `width`
+    // columns from `j`; partial vectors touch only those columns.
+    unsafe {
+        let c = t.c.add(j);
+        let mut acc = [[V::splat(0.0); NV]; M];
+        if t.from_c {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    let p = c.add(i * t.c_stride + v * V::LANES);
+                    *acc = if full { V::load(p) } else { V::load_n(p, width - v * V::LANES) };
+                }
+            }
+        }
+        for i in 0..M {
+            for v in 0..NV {
+                V::prefetch(t.next_c.wrapping_add(i * t.c_stride + j + v * V::LANES));
+            }
+        }
+        let mut a = t.a;
+        let mut b = t.b.add(j);
+        for _ in 0..t.depth {
+            let mut x = [V::splat(0.0); NV];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = V::load(b.add(v * V::LANES));
+                V::prefetch(b.wrapping_add(B_AHEAD * t.b_stride + v * V::LANES));
+            }
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let y = V::splat(*a.add(i * row));
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = y.fma(x, *acc);
+                }
+            }
+            a = a.wrapping_add(step);
+            b = b.wrapping_add(t.b_stride);
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            for (v, acc) in acc.iter().enumerate() {
+                let p = c.add(i * t.c_stride + v * V::LANES);
+                if full { acc.store(p) } else { acc.store_n(p, width - v * V::LANES) }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has `V`'s instructions; `t.a` holds `M` rows of `depth` values in the layout of
+/// `BY_COL`, `t.b` is as its field says, `t.c` is `M` rows of `cols` values that nobody else touches.
+#[inline(always)]
+pub(super) unsafe fn tile<V: Vector, const M: usize, const BY_COL: bool>(t: &Tile) {
+    let mut j = 0;
+    while j < t.cols {
+        let width = (t.cols - j).min(2 * V::LANES);
+        // SAFETY: the caller's promise covers `j..j + width`.
+        unsafe {
+            if width > V::LANES {
+                strip::<V, M, 2, BY_COL>(t, j, width);
+            } else {
+                strip::<V, M, 1, BY_COL>(t, j, width);
+            }
+        }
+        j += width;
+    }
+}
+
+/// One row of A against `P` full panels at once, which gives a single row enough independent chains
+/// (and the memory enough parallel streams).
+///
+/// # Safety
+/// As [`tile`] with `M = 1`, for `P` panels `panel_stride` apart and `P * PANEL` columns of C.
+#[inline(always)]
+pub(super) unsafe fn row_tile<V: Vector, const P: usize, const NV: usize>(t: &Tile, panel_stride: usize) {
+    const { assert!(NV * V::LANES == PANEL) };
+    // Two KiB ahead covers the latency of memory at the rate one core can take.
+    const AHEAD: usize = 16;
+    // SAFETY: the caller vouches for `P` panels and `P * PANEL` columns.
+    unsafe {
+        let mut acc = [[V::splat(0.0); NV]; P];
+        if t.from_c {
+            for (p, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = V::load(t.c.add(p * PANEL + v * V::LANES));
+                }
+            }
+        }
+        for k in 0..t.depth {
+            let y = V::splat(*t.a.add(k));
+            let b = t.b.add(k * t.b_stride);
+            for (p, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    let b = b.add(p * panel_stride + v * V::LANES);
+                    V::prefetch(b.wrapping_add(AHEAD * t.b_stride));
+                    *acc = y.fma(V::load(b), *acc);
+                }
+            }
+        }
+        for (p, acc) in acc.iter().enumerate() {
+            for (v, acc) in acc.iter().enumerate() {
+                acc.store(t.c.add(p * PANEL + v * V::LANES));
+            }
+        }
+    }
+}
+
+/// A block of a strided matrix to copy: element `(i, j)` at `src[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub(super) src: *const f32,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl Block {
+    /// Whether [`pack_a`] puts this block into the column layout.
+    pub(super) fn by_col(&self) -> bool {
+        self.row_stride == 1 && self.col_stride != 1
+    }
+}
+
+/// Copies a tile of A, at most `MAX_ROWS` x `DEPTH`, into the layout that [`Block::by_col`] names.
+///
+/// # Safety
+/// The processor has `V`'s instructions, the block is readable, `dst` has `A_TILE` writable values.
+#[inline(always)]
+pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
+    debug_assert!(from.rows <= MAX_ROWS && from.cols <= DEPTH);
+    // SAFETY: reads stay inside the block; writes reach at most `rows * A_ROW` or `cols * A_COL`.
+    unsafe {
+        if from.by_col() {
+            for k in 0..from.cols {
+                for v in (0..from.rows).step_by(V::LANES) {
+                    V::load_n(from.src.add(k * from.col_stride + v), from.rows - v).store(dst.add(k * A_COL + v));
+                }
+            }
+        } else if from.col_stride == 1 {
+            let whole = from.cols / V::LANES * V::LANES;
+            for i in 0..from.rows {
+                let (src, dst) = (from.src.add(i * from.row_stride), dst.add(i * A_ROW));
+                for k in (0..whole).step_by(V::LANES) {
+                    V::load(src.add(k)).store(dst.add(k));
+                }
+                V::load_n(src.wrapping_add(whole), from.cols - whole).store_n(dst.add(whole), from.cols - whole);
+            }
+        } else {
+            for i in 0..from.rows {
+                for k in 0..from.cols {
+                    *dst.add(i * A_ROW + k) = *from.src.add(i * from.row_stride + k * from.col_stride);
+                }
+            }
+        }
+    }
+}
+
+/// Copies up to `PANEL` columns of B into a panel of `rows` rows of `PANEL` values, missing columns zero.
+///
+/// # Safety
+/// The processor has `V`'s instructions, the block is readable, `dst` has `rows * PANEL` writable values.
+#[inline(always)]
+pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
+    debug_assert!(from.cols <= PANEL);
+    // SAFETY: reads stay inside the block; writes stay inside `rows` rows of `PANEL`.
+    unsafe {
+        if from.col_stride == 1 {
+            for k in 0..from.rows {
+                let (src, dst) = (from.src.add(k * from.row_stride), dst.add(k * PANEL));
+                for v in (0..PANEL).step_by(V::LANES) {
+                    let x = if v + V::LANES <= from.cols {
+                        V::load(src.add(v))
+                    } else {
+                        V::load_n(src.wrapping_add(v), from.cols.saturating_sub(v))
+                    };
+                    x.store(dst.add(v));
+                }
+            }
+            return;
+        }
+        let whole = if from.row_stride == 1 { from.cols / V::LANES * V::LANES } else { 0 };
+        for j in (0..whole).step_by(V::LANES) {
+            transpose::<V>(from.src.add(j * from.col_stride), from.col_stride, from.rows, dst.add(j));
+        }
+        for k in 0..from.rows {
+            for j in whole..PANEL {
+                let x = if j < from.cols { *from.src.add(k * from.row_stride + j * from.col_stride) } else { 0.0 };
+                *dst.add(k * PANEL + j) = x;
+            }
+        }
+    }
+}
+
+/// `dst[k * PANEL + j] = src[j * stride + k]` for `j < LANES`, `k < depth`.
+///
+/// # Safety
+/// As the formula says, and the processor has `V`'s instructions.
+#[inline(always)]
+unsafe fn transpose<V: Vector>(src: *const f32, stride: usize, depth: usize, dst: *mut f32) {
+    let whole = depth / 4 * 4;
+    // SAFETY: rows `0..LANES` of `depth` values are read, `LANES` values of `depth` rows written.
+    unsafe {
+        for k in (0..whole).step_by(4) {
+            let src = src.add(k);
+            let r = [
+                V::load_quads(src, stride),
+                V::load_quads(src.add(stride), stride),
+                V::load_quads(src.add(2 * stride), stride),
+                V::load_quads(src.add(3 * stride), stride),
+            ];
+            for (i, x) in V::transpose_quads(r).into_iter().enumerate() {
+                x.store(dst.add((k + i) * PANEL));
+            }
+        }
+        for k in whole..depth {
+            for j in 0..V::LANES {
+                *dst.add(k * PANEL + j) = *src.add(j * stride + k);
+            }
+        }
+    }
+}
+
+/// `steps` rounds of sixteen independent multiply-adds on whole registers, for measuring their rate.
+/// Returns a value that depends on all of them.
+///
+/// # Safety
+/// The processor has `V`'s instructions.
+#[inline(always)]
+pub(super) unsafe fn fma_burst<V: Vector>(steps: usize, x: f32) -> f32 {
+    // SAFETY: the caller has the instructions; the store goes to a local array of enough lanes.
+    unsafe {
+        let (scale, shift) = (V::splat(x), V::splat(1.0 - x));
+        let mut acc = [V::splat(x); 12];
+        for _ in 0..steps {
+            for a in &mut acc {
+                *a = a.fma(scale, shift);
+            }
+        }
+        let mut out = [0.0f32; 16];
+        for a in acc.iter().skip(1) {
+            acc[0].fma(scale, *a).store(out.as_mut_ptr());
+        }
+        out[0]
+    }
+}
