@@ -1,1 +1,103 @@
 //! What this machine can do: the vector instructions in use, and measured arithmetic and memory rates.
+
+use crate::matmul::Isa;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+/// Name of the instruction set that the kernels use here: `avx512f`, `avx2+fma`, `neon` or `plain`.
+pub fn simd() -> &'static str {
+    Isa::best().name()
+}
+
+/// Runs `work` on `threads` threads at once and returns the amounts it reports, summed, per second of
+/// the slowest thread.
+fn rate(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    let threads = threads.max(1);
+    let ready = Barrier::new(threads);
+    let timed = |id: usize| {
+        ready.wait();
+        let begin = Instant::now();
+        let amount = work(id);
+        (amount, begin.elapsed().as_secs_f64())
+    };
+    let results: Vec<(f64, f64)> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|id| scope.spawn(move || timed(id))).collect();
+        let mut results = vec![timed(0)];
+        results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
+        results
+    });
+    let amount: f64 = results.iter().map(|r| r.0).sum();
+    let time = results.iter().map(|r| r.1).fold(0.0, f64::max);
+    amount / time.max(1e-9)
+}
+
+/// Rate of `f32` multiply-adds in registers, in operations (two for each multiply-add) per second, of
+/// `threads` threads together. The best of five measurements of 20 ms.
+pub fn peak_flops(threads: usize) -> f64 {
+    let Some(kernels) = Isa::best().kernels() else { return 0.0 };
+    let burst = |_: usize| {
+        let (begin, mut done) = (Instant::now(), 0.0);
+        while begin.elapsed() < Duration::from_millis(20) {
+            done += kernels.burst(20_000);
+        }
+        done
+    };
+    (0..5).map(|_| rate(threads, burst)).fold(0.0, f64::max)
+}
+
+/// Size in bytes of the last-level cache, or 32 MiB where the system does not tell.
+pub fn last_level_cache() -> usize {
+    let size = |index: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let text = std::fs::read_to_string(path).ok()?;
+        let text = text.trim();
+        match text.strip_suffix('K') {
+            Some(kib) => Some(kib.parse::<usize>().ok()? << 10),
+            None => Some(text.strip_suffix('M')?.parse::<usize>().ok()? << 20),
+        }
+    };
+    (0..5).filter_map(size).max().unwrap_or(32 << 20)
+}
+
+/// Rate of reading memory from front to back, in bytes per second, of `threads` threads together, each
+/// in its own part of a buffer twice the size of the last-level cache (at least 64 MiB, at most 1 GiB).
+/// The best of three passes.
+pub fn read_bandwidth(threads: usize) -> f64 {
+    let bytes = (2 * last_level_cache()).clamp(64 << 20, 1 << 30);
+    // Ones, not zeros: pages that were never written may all be one page.
+    let data = vec![1u64; bytes / 8];
+    let share = data.len().div_ceil(threads.max(1));
+    let pass = |id: usize| {
+        let part = data.chunks(share).nth(id).unwrap_or(&[]);
+        let mut sums = [0u64; 16];
+        let mut lines = part.chunks_exact(16);
+        for line in &mut lines {
+            for (sum, x) in sums.iter_mut().zip(line) {
+                *sum = sum.wrapping_add(*x);
+            }
+        }
+        std::hint::black_box(sums);
+        ((part.len() - lines.remainder().len()) * 8) as f64
+    };
+    (0..3).map(|_| rate(threads, pass)).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_plausible() {
+        // One operation per nanosecond and one byte per nanosecond: any processor of this century.
+        assert!(peak_flops(1) > 1e8);
+        assert!(last_level_cache() >= 1 << 17);
+        assert!(["avx512f", "avx2+fma", "neon", "plain"].contains(&simd()));
+    }
+
+    #[test]
+    #[ignore = "reads twice the last-level cache, three times"]
+    fn bandwidth_is_plausible() {
+        let rate = read_bandwidth(2);
+        assert!(rate > 1e8 && rate < 1e13, "{rate}");
+    }
+}
