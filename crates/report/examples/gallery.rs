@@ -64,7 +64,7 @@ impl Noise {
 fn loss_chart(noise: &mut Noise) -> Chart {
     let mut curve = |name: &str, floor: f64, dashed: bool, every: usize, spread: f64| Series {
         name: name.into(),
-        points: (1..=20_000)
+        points: (every as i32..=20_000)
             .step_by(every)
             .map(|step| {
                 let loss = floor + 7.4 * (1.0 + f64::from(step) / 60.0).powf(-0.52);
@@ -81,8 +81,8 @@ fn loss_chart(noise: &mut Noise) -> Chart {
         series: vec![
             curve("recursive, 4 x 3 layers", 2.72, false, 1, 0.22),
             curve("plain, 12 layers", 2.80, false, 1, 0.22),
-            curve("recursive, validation", 2.78, true, 500, 0.01),
-            curve("plain, validation", 2.88, true, 500, 0.01),
+            curve("recursive, validation", 2.80, true, 500, 0.01),
+            curve("plain, validation", 2.92, true, 500, 0.01),
         ],
     }
 }
@@ -149,8 +149,12 @@ fn histogram(noise: &mut Noise) -> Bars {
 
 fn heat_text(noise: &mut Noise) -> HeatText {
     let mut tokens: Vec<HeatToken> = Vec::new();
-    for piece in TEXT.split_inclusive(' ').flat_map(|word| word.split_inclusive(['\n', ',', '.', ':', '(', '='])) {
-        let hard = piece.chars().filter(|c| c.is_alphanumeric()).count() as f64 / 3.2
+    let mut start = 0;
+    let ends = TEXT.char_indices().skip(1).filter(|(_, c)| " \n,.:;\"(=*/".contains(*c)).map(|(at, _)| at);
+    for end in ends.chain([TEXT.len()]) {
+        let piece = &TEXT[start..end];
+        start = end;
+        let hard = piece.chars().filter(|c| c.is_alphanumeric()).count() as f64 / 2.6
             + if piece.contains(|c: char| c.is_ascii_digit()) { 1.6 } else { 0.0 };
         let depth = (hard + 1.2 * noise.next()).round().clamp(1.0, 4.0);
         let nll = (0.4 + depth * (1.0 + noise.next())).max(0.01);

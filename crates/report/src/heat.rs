@@ -19,7 +19,7 @@ const INK_DARK: &str = "#0b0d12";
 const INK_LIGHT: &str = "#ffffff";
 
 /// The deepest scale whose legend names each depth.
-const LEGEND_DEPTHS: usize = 12;
+const LEGEND_DEPTHS: usize = 16;
 
 /// One token of a heat map.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -48,7 +48,7 @@ impl HeatText {
         (token.depth.is_finite() && token.depth >= 1.0).then_some(token.depth)
     }
 
-    /// The class of a depth's background: `h` and its place on the scale.
+    /// The depth's place on the scale, which is also the number of its class.
     fn shade(&self, depth: f32) -> usize {
         let share = (depth - 1.0) / (self.max_depth.max(2) - 1) as f32;
         (share.clamp(0.0, 1.0) * (SHADES - 1) as f32).round() as usize
@@ -65,7 +65,7 @@ impl HeatText {
         html
     }
 
-    /// `mean depth 1.84 over 212 tokens`, or just the count when no depth is known.
+    /// `212 tokens, mean depth 1.84`, or just the count when no depth is known.
     pub(crate) fn summary(&self) -> String {
         let count = self.tokens.len();
         let noun = if count == 1 { "token" } else { "tokens" };

@@ -124,15 +124,11 @@ impl Page {
 
     fn figure(&mut self, class: &str, title: &str, aside: &str, body: &str) -> &mut Self {
         self.figures += 1;
-        let gap = if title.is_empty() || aside.is_empty() { "" } else { " " };
-        let head = format!(
-            "<figure{class}>\n<figcaption><span class=\"number\">Figure {}.</span>{}{gap}<span class=\"aside\">{}</span>\
-             </figcaption>\n",
-            self.figures,
-            escape(title),
-            escape(aside)
-        );
-        self.push(&head).push(body).push("</figure>\n")
+        let mut caption = format!("<span class=\"number\">Figure {}.</span>{}", self.figures, escape(title));
+        if !aside.is_empty() {
+            caption.push_str(&format!(" <span class=\"aside\">({})</span>", escape(aside)));
+        }
+        self.push(&format!("<figure{class}>\n<figcaption>{caption}</figcaption>\n{body}</figure>\n"))
     }
 
     fn push(&mut self, html: &str) -> &mut Self {

@@ -17,6 +17,8 @@ const CHAR: f64 = 6.8;
 const COLORS: usize = 8;
 /// Up to this many points, a curve shows each of them.
 const MARKED: usize = 32;
+/// Longer bar labels are cut; the hover text has them whole.
+const LABEL_CHARS: usize = 18;
 /// Up to this many bars, each carries its value.
 const LABELLED_BARS: usize = 24;
 
@@ -194,13 +196,13 @@ impl Bars {
         let inner = (group * 0.74).min(64.0 * self.series.len().max(1) as f64);
         let bar = inner / self.series.len().max(1) as f64;
         let valued = self.labels.len() * self.series.len() <= LABELLED_BARS;
-        let longest = self.labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+        let longest = self.labels.iter().map(|label| label.chars().count().min(LABEL_CHARS)).max().unwrap_or(0);
         let stride = ((longest as f64 * CHAR + 10.0) / group).ceil().max(1.0) as usize;
         let zero = y_axis.pixel(0.0);
         for (position, label) in self.labels.iter().enumerate() {
             let middle = left + (position as f64 + 0.5) * group;
             if position % stride == 0 {
-                svg.push_str(&text(middle, BOTTOM + 20.0, "middle", label));
+                svg.push_str(&text(middle, BOTTOM + 20.0, "middle", &clipped(label)));
             }
             for (index, series) in self.series.iter().enumerate() {
                 let value = match series.values.get(position) {
@@ -289,6 +291,13 @@ fn open(class: &str, title: &str, x_label: &str, names: &[(&str, bool)]) -> Stri
         escape(&described),
         escape(x_label)
     )
+}
+
+fn clipped(label: &str) -> String {
+    match label.char_indices().nth(LABEL_CHARS) {
+        Some(_) => label.chars().take(LABEL_CHARS - 1).chain(['\u{2026}']).collect(),
+        None => label.to_string(),
+    }
 }
 
 fn left_margin(ticks: &[(f64, String)]) -> f64 {

@@ -2,6 +2,8 @@
 
 /// Values beyond this are drawn as gaps, so that spans and paddings stay finite.
 const LIMIT: f64 = 1e300;
+/// Sizes below this count as zero, so that steps and powers of ten stay normal numbers.
+const TINY: f64 = 1e-290;
 
 /// A map from values to pixels along one axis.
 #[derive(Debug, Clone)]
@@ -57,10 +59,10 @@ pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
         return (0.0, 1.0);
     }
     let size = low.abs().max(high.abs());
-    if high - low > size * 1e-9 {
+    if high - low > (size * 1e-9).max(TINY) {
         return (low, high);
     }
-    let pad = if size > 0.0 { size * 0.05 } else { 0.5 };
+    let pad = if size > TINY { size * 0.05 } else { 0.5 };
     (low - pad, high + pad)
 }
 
@@ -286,6 +288,7 @@ mod tests {
     fn degenerate_ranges_are_widened() {
         assert_eq!(range([f64::NAN, f64::INFINITY, 1e308].into_iter()), (0.0, 1.0));
         assert_eq!(range([0.0].into_iter()), (-0.5, 0.5));
+        assert_eq!(range([f64::MIN_POSITIVE].into_iter()), (-0.5, 0.5));
         let (low, high) = range([3.0, 3.0].into_iter());
         assert!(low < 3.0 && high > 3.0);
         let (low, high) = range([-LIMIT, LIMIT].into_iter());
