@@ -82,3 +82,56 @@ pub fn adamw_step(hyper: &AdamW, grad_scale: f32, p: &mut [f32], g: &[f32], m: &
         .zip(m.par_chunks_mut(TASK_VALUES).zip(v.par_chunks_mut(TASK_VALUES)))
         .for_each(|((p, g), (m, v))| update(&constants, p, g, m, v));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, in_pools, values, wide};
+
+    const HYPER: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
+
+    #[test]
+    fn steps_agree_with_the_algorithm() {
+        let n = 37;
+        let mut p = values(1, n);
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+        let (mut p64, mut m64, mut v64) = (wide(&p), vec![0.0f64; n], vec![0.0f64; n]);
+        for step in 1..=20u64 {
+            let g = values(step + 7, n);
+            adamw_step(&AdamW { step, ..HYPER }, 0.5, &mut p, &g, &mut m, &mut v);
+            for i in 0..n {
+                let g = 0.5 * f64::from(g[i]);
+                p64[i] *= 1.0 - HYPER.lr * HYPER.weight_decay;
+                m64[i] = 0.9 * m64[i] + 0.1 * g;
+                v64[i] = 0.95 * v64[i] + 0.05 * g * g;
+                let (c1, c2) = (1.0 - 0.9f64.powi(step as i32), 1.0 - 0.95f64.powi(step as i32));
+                p64[i] -= HYPER.lr / c1 * m64[i] / (v64[i].sqrt() / c2.sqrt() + HYPER.eps);
+            }
+        }
+        assert_close(&p, &p64, 1e-6);
+        assert_close(&m, &m64, 1e-6);
+        assert_close(&v, &v64, 1e-6);
+    }
+
+    #[test]
+    fn the_first_step_moves_by_the_learning_rate() {
+        let (mut p, mut m, mut v) = ([1.0], [0.0], [0.0]);
+        adamw_step(&AdamW { weight_decay: 0.0, ..HYPER }, 1.0, &mut p, &[-3.0], &mut m, &mut v);
+        assert!((p[0] - 1.01).abs() < 1e-6, "{}", p[0]);
+    }
+
+    #[test]
+    fn threads_and_neighbours_do_not_change_a_bit() {
+        let n = 50_003;
+        let g = values(2, n);
+        let step = |from: usize| {
+            let (mut p, mut m, mut v) = (values(1, n), values(3, n), values(4, n).iter().map(|v| v * v).collect::<Vec<_>>());
+            adamw_step(&HYPER, 0.7, &mut p[from..], &g[from..], &mut m[from..], &mut v[from..]);
+            [bits(&p[n - 5..]), bits(&m[n - 5..]), bits(&v[n - 5..]), bits(&p[from..from + 2])]
+        };
+        let runs = in_pools(1..=3, || step(0));
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        assert_eq!(step(n - 9)[..3], runs[0][..3]);
+        adamw_step(&HYPER, 1.0, &mut [], &[], &mut [], &mut []);
+    }
+}

@@ -56,3 +56,47 @@ multiversion! {
         tree_sum(lanes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_over_its_whole_range() {
+        for i in 0..2_000_000 {
+            let x = -86.9 + 175.5 * (i as f32 / 2e6);
+            let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((found / expected - 1.0).abs() < 1.2e-7, "exp({x}) = {found}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1e9), 0.0);
+        assert!(exp(f32::INFINITY).is_finite() && exp(f32::INFINITY) > 3.4e38);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sigmoid_is_close_and_saturates() {
+        for i in -800..=800 {
+            let x = i as f32 / 10.0;
+            let expected = 1.0 / (1.0 + f64::from(-x).exp());
+            assert!((f64::from(sigmoid(x)) / expected - 1.0).abs() < 3e-7, "sigmoid({x})");
+        }
+        assert_eq!((sigmoid(f32::INFINITY), sigmoid(200.0)), (1.0, 1.0));
+        assert!(sigmoid(f32::NEG_INFINITY) < 1e-38);
+    }
+
+    #[test]
+    fn vectorised_copies_have_the_bits_of_the_scalar() {
+        let x = crate::testing::values(1, 1003);
+        let mut shifted = x.clone();
+        let sum = exp_shifted_sum(&mut shifted, 0.25);
+        let alone: Vec<f32> = x.iter().map(|x| exp(x - 0.25)).collect();
+        assert_eq!(crate::testing::bits(&shifted), crate::testing::bits(&alone));
+        assert!((f64::from(sum) - crate::testing::wide(&alone).iter().sum::<f64>()).abs() < 1e-3);
+    }
+}

@@ -90,3 +90,54 @@ pub fn gelu_backward(x: &[f32], g: &[f32], dx: &mut [f32]) {
         .zip(dx.par_chunks_mut(TASK_VALUES))
         .for_each(|((x, g), dx)| backward(x, g, dx));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, in_pools, values};
+
+    /// `erf` by Simpson's rule on its defining integral.
+    fn erf64(x: f64) -> f64 {
+        let (steps, bell) = (2000, |t: f64| (-t * t).exp());
+        let h = x / f64::from(steps);
+        let inner: f64 = (1..steps).map(|i| f64::from(2 + 2 * (i % 2)) * bell(f64::from(i) * h)).sum();
+        2.0 / std::f64::consts::PI.sqrt() * h / 3.0 * (bell(0.0) + inner + bell(x))
+    }
+
+    #[test]
+    fn erf_is_close() {
+        for i in -600..=600 {
+            let x = i as f32 / 100.0;
+            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() < 2e-7, "erf({x}) = {}", erf(x));
+        }
+    }
+
+    #[test]
+    fn forward_and_backward_agree_with_the_formula_and_with_differences() {
+        let gelu = |x: f64| 0.5 * x * (1.0 + erf64(x / 2f64.sqrt()));
+        let x: Vec<f32> = (-350..=350).map(|i| i as f32 / 50.0).collect();
+        let g = values(2, x.len());
+        let (mut out, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        gelu_forward(&x, &mut out);
+        gelu_backward(&x, &g, &mut dx);
+        assert_close(&out, &x.iter().map(|&x| gelu(f64::from(x))).collect::<Vec<_>>(), 4e-7);
+        let slope = |x: f64| (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4;
+        assert_close(&dx, &x.iter().zip(&g).map(|(&x, &g)| f64::from(g) * slope(f64::from(x))).collect::<Vec<_>>(), 1e-6);
+    }
+
+    #[test]
+    fn threads_and_neighbours_do_not_change_a_bit() {
+        let x: Vec<f32> = values(1, 40_001).iter().map(|x| 5.0 * x).collect();
+        let runs = in_pools(1..=3, || {
+            let (mut out, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            gelu_forward(&x, &mut out);
+            gelu_backward(&x, &x, &mut dx);
+            [bits(&out), bits(&dx)]
+        });
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        let mut one = [0.0];
+        gelu_forward(&x[40_000..], &mut one);
+        assert_eq!(one[0].to_bits(), runs[0][0][40_000]);
+        gelu_forward(&[], &mut []);
+    }
+}

@@ -14,3 +14,5 @@ pub mod swiglu;
 
 mod dispatch;
 mod scratch;
+#[cfg(test)]
+mod testing;

@@ -109,3 +109,62 @@ pub fn rms_norm_backward(x: &[f32], w: &[f32], g: &[f32], eps: f32, dx: &mut [f3
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
+
+    const EPS: f32 = 1e-5;
+
+    fn reference(x: &[f64], w: &[f64]) -> Vec<f64> {
+        let row = |x: &[f64]| {
+            let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(EPS)).sqrt();
+            x.iter().zip(w).map(|(x, w)| x / rms * w).collect::<Vec<_>>()
+        };
+        x.chunks(w.len()).flat_map(row).collect()
+    }
+
+    #[test]
+    fn agrees_with_the_reference_and_with_differences() {
+        for (t, d) in [(1, 1), (3, 7), (5, 50)] {
+            let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
+            let (mut out, mut dx, mut dw) = (vec![f32::NAN; t * d], vec![f32::NAN; t * d], vec![0.5; d]);
+            rms_norm_forward(&x, &w, EPS, &mut out);
+            rms_norm_backward(&x, &w, &g, EPS, &mut dx, false, &mut dw);
+            let (x64, w64) = (wide(&x), wide(&w));
+            assert_close(&out, &reference(&x64, &w64), 1e-6);
+            let expected = differences(&x, |x| inner(&reference(x, &w64), &g));
+            assert_close(&dx, &expected, 3e-6);
+            let expected_dw: Vec<f64> = differences(&w, |w| inner(&reference(&x64, w), &g)).iter().map(|v| v + 0.5).collect();
+            assert_close(&dw, &expected_dw, 2e-6);
+            let mut added = vec![1.0; t * d];
+            rms_norm_backward(&x, &w, &g, EPS, &mut added, true, &mut dw);
+            assert_close(&added, &expected.iter().map(|v| v + 1.0).collect::<Vec<_>>(), 3e-6);
+        }
+    }
+
+    #[test]
+    fn rows_and_threads_do_not_change_a_bit() {
+        let (t, d) = (200, 97);
+        let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
+        let runs = in_pools(1..=3, || {
+            let (mut out, mut dx, mut dw) = (vec![0.0; t * d], vec![0.0; t * d], vec![0.0; d]);
+            rms_norm_forward(&x, &w, EPS, &mut out);
+            rms_norm_backward(&x, &w, &g, EPS, &mut dx, false, &mut dw);
+            [bits(&out), bits(&dx), bits(&dw)]
+        });
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        let mut one = vec![0.0; d];
+        rms_norm_forward(&x[131 * d..132 * d], &w, EPS, &mut one);
+        assert_eq!(bits(&one), runs[0][0][131 * d..132 * d]);
+    }
+
+    #[test]
+    fn no_rows_leave_the_weight_gradient() {
+        let mut dw = [2.0; 3];
+        rms_norm_forward(&[], &[1.0; 3], EPS, &mut []);
+        rms_norm_backward(&[], &[1.0; 3], &[], EPS, &mut [], true, &mut dw);
+        assert_eq!(dw, [2.0; 3]);
+    }
+}

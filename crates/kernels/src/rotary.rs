@@ -107,3 +107,72 @@ pub fn rotate(
         .zip(positions.par_chunks(TASK_ROWS))
         .for_each(|(x, positions)| rotate_rows(x, stride, heads, positions, table, sign));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, in_pools, values, wide};
+
+    fn table(head_dim: usize, positions: usize) -> RotaryTable {
+        let mut table = RotaryTable::new(10_000.0, head_dim);
+        table.grow(positions);
+        table
+    }
+
+    #[test]
+    fn agrees_with_the_formula_and_leaves_the_rest() {
+        let (hd, heads, stride) = (10, 2, 27);
+        let positions = [0, 7, 3, 1000];
+        let x = values(1, positions.len() * stride);
+        let mut expected = wide(&x);
+        for (row, &position) in expected.chunks_mut(stride).zip(&positions) {
+            for head in 0..heads {
+                for j in 0..hd / 2 {
+                    let angle = f64::from(position) * 10_000f64.powf(-2.0 * j as f64 / hd as f64);
+                    let (a, b) = (row[head * hd + j], row[head * hd + j + hd / 2]);
+                    row[head * hd + j] = a * angle.cos() - b * angle.sin();
+                    row[head * hd + j + hd / 2] = b * angle.cos() + a * angle.sin();
+                }
+            }
+        }
+        let mut found = x.clone();
+        let table = table(hd, 1001);
+        rotate(&mut found, stride, heads, hd, &positions, &table, false);
+        assert_close(&found, &expected, 3e-7);
+        for (found, x) in found.chunks(stride).zip(x.chunks(stride)) {
+            assert_eq!(found[heads * hd..], x[heads * hd..]);
+        }
+        rotate(&mut found, stride, heads, hd, &positions, &table, true);
+        assert_close(&found, &wide(&x), 3e-7);
+    }
+
+    #[test]
+    fn growing_keeps_what_was_there() {
+        let (mut slow, fast) = (table(8, 3), table(8, 20));
+        slow.grow(11);
+        slow.grow(5);
+        assert_eq!(slow.positions(), 11);
+        slow.grow(20);
+        assert_eq!(bits(&slow.values), bits(&fast.values));
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let (t, hd) = (101, 64);
+        let positions: Vec<u32> = (0..t as u32).collect();
+        let table = table(hd, t);
+        let runs = in_pools(1..=3, || {
+            let mut x = values(1, t * 3 * hd);
+            rotate(&mut x, 3 * hd, 2, hd, &positions, &table, false);
+            bits(&x)
+        });
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        rotate(&mut [], 4, 1, 4, &[], &RotaryTable::new(1e4, 4), false);
+    }
+
+    #[test]
+    #[should_panic(expected = "position 5, but the table holds 5; grow it to 6 first")]
+    fn a_position_past_the_table_is_named() {
+        rotate(&mut [0.0; 4], 4, 1, 4, &[5], &table(4, 5), false);
+    }
+}

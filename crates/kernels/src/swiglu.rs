@@ -74,3 +74,51 @@ pub fn swiglu_backward(gate_up: &[f32], f: usize, g: &[f32], d_gate_up: &mut [f3
     let tasks = gate_up.par_chunks(rows * 2 * f).zip(g.par_chunks(rows * f)).zip(d_gate_up.par_chunks_mut(rows * 2 * f));
     tasks.for_each(|((gate_up, g), d_gate_up)| backward_rows(gate_up, f, g, d_gate_up));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
+
+    fn reference(gate_up: &[f64], f: usize) -> Vec<f64> {
+        let row = |row: &[f64]| (0..f).map(|j| row[j] / (1.0 + (-row[j]).exp()) * row[f + j]).collect::<Vec<_>>();
+        gate_up.chunks(2 * f).flat_map(row).collect()
+    }
+
+    #[test]
+    fn agrees_with_the_reference_and_with_differences() {
+        for (t, f) in [(1, 1), (3, 7), (2, 33)] {
+            let x: Vec<f32> = values(1, t * 2 * f).iter().map(|x| 4.0 * x).collect();
+            let g = values(2, t * f);
+            let (mut out, mut dx) = (vec![f32::NAN; t * f], vec![f32::NAN; t * 2 * f]);
+            swiglu_forward(&x, f, &mut out);
+            swiglu_backward(&x, f, &g, &mut dx);
+            assert_close(&out, &reference(&wide(&x), f), 1e-6);
+            assert_close(&dx, &differences(&x, |x| inner(&reference(x, f), &g)), 2e-6);
+        }
+        swiglu_forward(&[], 5, &mut []);
+        swiglu_backward(&[], 5, &[], &mut []);
+    }
+
+    #[test]
+    fn rows_and_threads_do_not_change_a_bit() {
+        let (t, f) = (150, 301);
+        let (x, g) = (values(1, t * 2 * f), values(2, t * f));
+        let runs = in_pools(1..=3, || {
+            let (mut out, mut dx) = (vec![0.0; t * f], vec![0.0; t * 2 * f]);
+            swiglu_forward(&x, f, &mut out);
+            swiglu_backward(&x, f, &g, &mut dx);
+            [bits(&out), bits(&dx)]
+        });
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        let mut one = vec![0.0; f];
+        swiglu_forward(&x[77 * 2 * f..78 * 2 * f], f, &mut one);
+        assert_eq!(bits(&one), runs[0][0][77 * f..78 * f]);
+    }
+
+    #[test]
+    #[should_panic(expected = "swiglu_forward: `gate_up` holds 3 values where its shape needs 4")]
+    fn a_wrong_length_is_named() {
+        swiglu_forward(&[0.0; 3], 2, &mut [0.0; 2]);
+    }
+}

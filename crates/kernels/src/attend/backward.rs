@@ -1,0 +1,139 @@
+//! The backward pass: one task a key-value head of each group of rows whose keys nobody else sees, so
+//! that every gradient is summed by one task in a fixed order.
+
+use super::block::{Parts, dot_product, gather, key_view, local, mask, score_gradients};
+use super::plan::{Block, Group, blocks, groups};
+use super::{Heads, Spans, check};
+use crate::dispatch::check_len;
+use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
+use crate::scratch::Scratch;
+use rayon::prelude::*;
+
+/// What every task reads.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: &'a [f32],
+    kv: &'a [f32],
+    spans: &'a Spans,
+    heads: Heads,
+    out: &'a [f32],
+    lse: &'a [f32],
+    g: &'a [f32],
+}
+
+/// What the tasks write: each the columns of its head in the rows and keys of its group.
+struct Outputs<'a> {
+    dq: Parts<'a>,
+    dkv: Parts<'a>,
+}
+
+/// The gradient of [`attend_forward`](super::attend_forward) for the output gradient `g` `[Tq, H head_dim]`.
+///
+/// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, 2 G head_dim]` are
+/// overwritten. With `s` the scaled scores, `p = e^(s - lse)` worked out again (Dao et al. 2022) and
+/// `ds = p (g . v - g . out)`: `dq = ds k / sqrt(head_dim)`, `dk = ds^T q / sqrt(head_dim)`, `dv = p^T g`.
+///
+/// # Panics
+/// When the lengths or the spans do not fit.
+pub fn attend_backward(
+    q: &[f32],
+    kv: &[f32],
+    spans: &Spans,
+    heads: Heads,
+    out: &[f32],
+    lse: &[f32],
+    g: &[f32],
+    dq: &mut [f32],
+    dkv: &mut [f32],
+) {
+    check("attend_backward", q, kv, spans, heads, lse);
+    for (argument, len) in [("out", out.len()), ("g", g.len()), ("dq", dq.len())] {
+        check_len("attend_backward", argument, len, q.len());
+    }
+    check_len("attend_backward", "dkv", dkv.len(), kv.len());
+    let groups = groups(blocks(spans, heads.shared()));
+    let mut unseen = 0;
+    for group in groups.iter().filter(|group| !group.keys.is_empty()) {
+        dkv[unseen * heads.kv_width()..group.keys.start * heads.kv_width()].fill(0.0);
+        unseen = group.keys.end;
+    }
+    dkv[unseen * heads.kv_width()..].fill(0.0);
+    let inputs = Inputs { q, kv, spans, heads, out, lse, g };
+    let outputs = Outputs { dq: Parts::new(dq), dkv: Parts::new(dkv) };
+    let tasks: Vec<(&Group, usize)> =
+        groups.iter().flat_map(|group| (0..heads.kv_heads).map(move |head| (group, head))).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(group, head)| backward_group(inputs, group, head, &outputs));
+}
+
+/// One key-value head of one group.
+fn backward_group(inputs: Inputs<'_>, group: &Group, head: usize, outputs: &Outputs<'_>) {
+    let heads = inputs.heads;
+    let (hd, keys) = (heads.head_dim, group.keys.len());
+    let mut scratch = Scratch::take(2 * keys * hd);
+    let [dk, dv] = scratch.split([keys * hd, keys * hd]);
+    dk.fill(0.0);
+    dv.fill(0.0);
+    for block in &group.blocks {
+        let from = (block.keys.start - group.keys.start) * hd;
+        let part = from..from + block.keys.len() * hd;
+        backward_block(inputs, block, head, &mut dk[part.clone()], &mut dv[part], outputs);
+    }
+    for (key, (dk, dv)) in group.keys.clone().zip(dk.chunks_exact(hd).zip(dv.chunks_exact(hd))) {
+        let at = key * heads.kv_width() + head * hd;
+        // SAFETY: this task alone writes its head's columns of its group's keys.
+        unsafe {
+            outputs.dkv.part(at, hd).copy_from_slice(dk);
+            outputs.dkv.part(at + heads.kv_heads * hd, hd).copy_from_slice(dv);
+        }
+    }
+}
+
+/// Writes the query gradients of a block and adds to the gradients `[keys, head_dim]` of its keys and values.
+fn backward_block(
+    inputs: Inputs<'_>,
+    block: &Block,
+    head: usize,
+    dk: &mut [f32],
+    dv: &mut [f32],
+    outputs: &Outputs<'_>,
+) {
+    let Inputs { kv, heads, .. } = inputs;
+    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    let rows = block.rows.len() * shared;
+    let mut scratch = Scratch::take(rows * (2 * keys + 3 * hd));
+    let [scores, products, q, g, dq] = scratch.split([rows * keys, rows * keys, rows * hd, rows * hd, rows * hd]);
+    gather(inputs.q, heads, head, &block.rows, q);
+    gather(inputs.g, heads, head, &block.rows, g);
+    let (k, v) = (key_view(kv, heads, head, &block.keys, false), key_view(kv, heads, head, &block.keys, true));
+    let (q, g) = (Mat::rows_major(q, rows, hd), Mat::rows_major(g, rows, hd));
+    matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
+    matmul(MatMut::rows_major(products, rows, keys), g, v.t(), Start::Zero, Threads::One);
+    differentiate(inputs, block, head, scores, products);
+    let (p, ds) = (Mat::rows_major(scores, rows, keys), Mat::rows_major(products, rows, keys));
+    matmul(MatMut::rows_major(dq, rows, hd), ds, k, Start::Zero, Threads::One);
+    matmul(MatMut::rows_major(dk, keys, hd), ds.t(), q, Start::FromC, Threads::One);
+    matmul(MatMut::rows_major(dv, keys, hd), p.t(), g, Start::FromC, Threads::One);
+    for (row, dq) in block.rows.clone().zip(dq.chunks_exact(shared * hd)) {
+        // SAFETY: this task alone writes its head's columns of its group's rows.
+        let place = unsafe { outputs.dq.part(row * heads.q_width() + head * shared * hd, shared * hd) };
+        place.copy_from_slice(dq);
+    }
+}
+
+/// Turns scores into probabilities and `g . v` into score gradients, zero outside each row's span.
+fn differentiate(inputs: Inputs<'_>, block: &Block, head: usize, scores: &mut [f32], products: &mut [f32]) {
+    let Inputs { spans, heads, out, lse, g, .. } = inputs;
+    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    if keys == 0 {
+        return;
+    }
+    for (at, (scores, products)) in scores.chunks_exact_mut(keys).zip(products.chunks_exact_mut(keys)).enumerate() {
+        let row = block.rows.start + at / shared;
+        let one = row * heads.heads + head * shared + at % shared;
+        let pull = dot_product(&g[one * hd..][..hd], &out[one * hd..][..hd]);
+        let span = local(spans, row, block);
+        mask(scores, &span);
+        mask(products, &span);
+        score_gradients(&mut scores[span.clone()], &mut products[span], heads.scale(), lse[one], pull);
+    }
+}

@@ -1,0 +1,112 @@
+//! What the passes share: moving a key-value head's rows in and out of dense blocks, and the row
+//! arithmetic between the products.
+
+use super::plan::Block;
+use super::{Heads, Spans};
+use crate::dispatch::{LANES, dot, max_value, multiversion, tree_sum};
+use crate::exp::exp;
+use crate::matmul::Mat;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A slice that parallel tasks write in parts that never overlap.
+pub(super) struct Parts<'a> {
+    data: *mut f32,
+    len: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for a `&mut [f32]`; the callers of `part` keep the parts of different threads apart.
+unsafe impl Sync for Parts<'_> {}
+
+impl<'a> Parts<'a> {
+    pub(super) fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
+    }
+
+    /// The values `at..at + len`.
+    ///
+    /// # Safety
+    /// No other live part holds any of them.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
+        assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of {}", self.len);
+        // SAFETY: in bounds by the line above, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}
+
+/// The keys (`value` false) or values of one key-value head over a range of keys, `[keys, head_dim]`.
+pub(super) fn key_view<'a>(kv: &'a [f32], heads: Heads, head: usize, keys: &Range<usize>, value: bool) -> Mat<'a> {
+    let column = if value { heads.kv_heads + head } else { head } * heads.head_dim;
+    let from = (keys.start * heads.kv_width() + column).min(kv.len());
+    Mat::strided(&kv[from..], keys.len(), heads.head_dim, heads.kv_width(), 1)
+}
+
+/// Copies the query heads of one key-value head, for the block's rows, to `dense` `[rows, shared, head_dim]`.
+pub(super) fn gather(q: &[f32], heads: Heads, head: usize, rows: &Range<usize>, dense: &mut [f32]) {
+    let width = heads.shared() * heads.head_dim;
+    for (row, dense) in rows.clone().zip(dense.chunks_exact_mut(width)) {
+        dense.copy_from_slice(&q[row * heads.q_width() + head * width..][..width]);
+    }
+}
+
+/// The keys that a row sees, counted from the first key of its block.
+pub(super) fn local(spans: &Spans, row: usize, block: &Block) -> Range<usize> {
+    let span = spans.range(row);
+    if span.is_empty() { 0..0 } else { span.start - block.keys.start..span.end - block.keys.start }
+}
+
+multiversion! {
+    /// Turns raw scores into `exp(scale s - max)`; returns the scaled maximum and the sum in lanes.
+    pub(super) fn soften(scores: &mut [f32], scale: f32) -> (f32, f32) {
+        let max = max_value(scores) * scale;
+        let mut lanes = [0.0f32; LANES];
+        let (blocks, tail) = scores.as_chunks_mut::<LANES>();
+        for block in blocks {
+            for lane in 0..LANES {
+                block[lane] = exp(block[lane].mul_add(scale, -max));
+                lanes[lane] += block[lane];
+            }
+        }
+        for (lane, score) in lanes.iter_mut().zip(tail) {
+            *score = exp(score.mul_add(scale, -max));
+            *lane += *score;
+        }
+        (max, tree_sum(lanes))
+    }
+}
+
+multiversion! {
+    /// `out = x * factor`, with the zeros of either sign made positive.
+    ///
+    /// A chain that passes over masked keys can lose the sign of an underflowed zero; this removes the difference.
+    pub(super) fn finish(x: &[f32], factor: f32, out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x * factor + 0.0;
+        }
+    }
+}
+
+multiversion! {
+    /// Turns raw scores into probabilities, and products `g . v` into score gradients, of one row's span.
+    pub(super) fn score_gradients(scores: &mut [f32], products: &mut [f32], scale: f32, lse: f32, pull: f32) {
+        for (score, product) in scores.iter_mut().zip(products) {
+            let p = exp(score.mul_add(scale, -lse));
+            *score = p;
+            *product = p * (*product - pull) * scale;
+        }
+    }
+}
+
+multiversion! {
+    pub(super) fn dot_product(a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
+}
+
+/// Sets everything outside `span` to zero.
+pub(super) fn mask(row: &mut [f32], span: &Range<usize>) {
+    row[..span.start].fill(0.0);
+    row[span.end..].fill(0.0);
+}

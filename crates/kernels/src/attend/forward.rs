@@ -1,0 +1,128 @@
+//! The forward pass: scores, softmax and value sums of one block of query rows at a time.
+
+use super::block::{Parts, finish, gather, key_view, local, mask, soften};
+use super::plan::{Block, blocks};
+use super::{Heads, Spans, check, direct};
+use crate::dispatch::check_len;
+use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
+use crate::scratch::Scratch;
+use rayon::prelude::*;
+
+/// Multiply-adds below which a call stays on its own thread.
+const SERIAL_WORK: usize = 1 << 18;
+/// Rows up to which a block is worked out without packing.
+const DIRECT_ROWS: usize = 2;
+
+/// What every task reads.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: &'a [f32],
+    kv: &'a [f32],
+    spans: &'a Spans,
+    heads: Heads,
+}
+
+/// What the tasks write: each the columns of its head in the rows of its block.
+struct Outputs<'a> {
+    out: Parts<'a>,
+    lse: Parts<'a>,
+}
+
+impl Outputs<'_> {
+    /// Writes one row of one key-value head from value sums `[shared, head_dim]`, maxima and denominators.
+    ///
+    /// # Safety
+    /// No other thread writes this row of this head.
+    unsafe fn write(&self, heads: Heads, row: usize, head: usize, sums: &[f32], statistics: &[(f32, f32)]) {
+        let (hd, first) = (heads.head_dim, row * heads.heads + head * heads.shared());
+        // SAFETY: the parts lie inside this row's part of this head.
+        let (out, lse) = unsafe { (self.out.part(first * hd, sums.len()), self.lse.part(first, statistics.len())) };
+        for (i, &(max, sum)) in statistics.iter().enumerate() {
+            let at = i * hd..(i + 1) * hd;
+            let seen = sum > 0.0 || sum.is_nan();
+            finish(&sums[at.clone()], if seen { 1.0 / sum } else { 0.0 }, &mut out[at]);
+            lse[i] = if seen { max + sum.ln() } else { f32::NEG_INFINITY };
+        }
+    }
+}
+
+/// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over its own span of keys.
+///
+/// `q` and `out` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, 2 G head_dim]` (G key heads, then G value
+/// heads), `lse` `[Tq, H]`: natural logarithm of the softmax's denominator. A row that sees no key gets zeros
+/// and an `lse` of minus infinity. A row's bits depend on nothing but its query and the keys of its span,
+/// which must be finite.
+///
+/// # Panics
+/// When the lengths or the spans do not fit.
+pub fn attend_forward(q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, out: &mut [f32], lse: &mut [f32]) {
+    check("attend_forward", q, kv, spans, heads, lse);
+    check_len("attend_forward", "out", out.len(), q.len());
+    let inputs = Inputs { q, kv, spans, heads };
+    let outputs = Outputs { out: Parts::new(out), lse: Parts::new(lse) };
+    let blocks = blocks(spans, heads.shared());
+    let work: usize = blocks.iter().map(|block| block.rows.len() * block.keys.len() * heads.q_width()).sum();
+    let task = |(block, head): (&Block, usize)| {
+        if block.rows.len() <= DIRECT_ROWS {
+            block.rows.clone().for_each(|row| direct_row(inputs, row, head, &outputs));
+        } else {
+            forward_block(inputs, block, head, &outputs);
+        }
+    };
+    // The last blocks of a segment see the most keys, so they go first.
+    let tasks = blocks.iter().rev().flat_map(|block| (0..heads.kv_heads).map(move |head| (block, head)));
+    if work <= SERIAL_WORK {
+        tasks.for_each(task);
+    } else {
+        tasks.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outputs<'_>) {
+    let Inputs { q, kv, spans, heads } = inputs;
+    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    let rows = block.rows.len() * shared;
+    let mut scratch = Scratch::take(rows * (keys + hd));
+    let [scores, dense] = scratch.split([rows * keys, rows * hd]);
+    gather(q, heads, head, &block.rows, dense);
+    let (k, v) = (key_view(kv, heads, head, &block.keys, false), key_view(kv, heads, head, &block.keys, true));
+    let q = Mat::rows_major(dense, rows, hd);
+    matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
+    let mut statistics = vec![(f32::NEG_INFINITY, 0.0); rows];
+    if keys > 0 {
+        for (at, (scores, statistics)) in scores.chunks_exact_mut(keys).zip(&mut statistics).enumerate() {
+            let span = local(spans, block.rows.start + at / shared, block);
+            mask(scores, &span);
+            *statistics = soften(&mut scores[span], heads.scale());
+        }
+    }
+    let p = Mat::rows_major(scores, rows, keys);
+    matmul(MatMut::rows_major(dense, rows, hd), p, v, Start::Zero, Threads::One);
+    let sums = dense.chunks_exact(shared * hd).zip(statistics.chunks_exact(shared));
+    for (row, (sums, statistics)) in block.rows.clone().zip(sums) {
+        // SAFETY: this task alone writes its head's columns of its block's rows.
+        unsafe { outputs.write(heads, row, head, sums, statistics) };
+    }
+}
+
+/// The same as [`forward_block`] for one row, reading keys and values where they lie.
+fn direct_row(inputs: Inputs<'_>, row: usize, head: usize, outputs: &Outputs<'_>) {
+    let Inputs { q, kv, spans, heads } = inputs;
+    let (shared, hd, span) = (heads.shared(), heads.head_dim, spans.range(row));
+    let q = &q[row * heads.q_width() + head * shared * hd..][..shared * hd];
+    let mut scratch = Scratch::take(shared * (span.len() + hd) + direct::TILE * hd);
+    let [scores, sums, tile] = scratch.split([shared * span.len(), shared * hd, direct::TILE * hd]);
+    let mut statistics = vec![(f32::NEG_INFINITY, 0.0); shared];
+    sums.fill(0.0);
+    if !span.is_empty() {
+        let key_at = span.start * heads.kv_width() + head * hd;
+        let value_at = key_at + heads.kv_heads * hd;
+        direct::scores(q, &kv[key_at..], heads.kv_width(), hd, tile, scores);
+        for (scores, statistics) in scores.chunks_exact_mut(span.len()).zip(&mut statistics) {
+            *statistics = soften(scores, heads.scale());
+        }
+        direct::value_sums(scores, &kv[value_at..], heads.kv_width(), hd, sums);
+    }
+    // SAFETY: this task alone writes its head's columns of its block's rows.
+    unsafe { outputs.write(heads, row, head, sums, &statistics) };
+}
