@@ -1,10 +1,18 @@
 //! Text to token ids to packed windows. Knows no tensor.
 
 mod bpe;
+pub mod build;
+pub mod documents;
 mod error;
 mod files;
+pub mod manifest;
+mod permutation;
 pub mod reader;
+pub mod shard;
 pub mod tokenizer;
 mod words;
 
 pub use error::{DataError, Result};
+pub use manifest::{Manifest, Split};
+pub use reader::{Corpus, Window, Windows};
+pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions};

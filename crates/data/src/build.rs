@@ -1,0 +1,262 @@
+//! Builds a data folder: tokenizes documents in parallel, splits them and writes shards, with a manifest last.
+
+use crate::documents::{Document, Documents, Input, ReadOptions, list_files};
+use crate::manifest::{
+    MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
+};
+use crate::shard::ShardWriter;
+use crate::tokenizer::{Tokenizer, hex};
+use crate::{DataError, Result, files};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What decides the split of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitBy {
+    /// SHA-256 of its text: equal texts always share a split.
+    Content,
+    /// SHA-256 of its file's path below the input: a file is never torn apart.
+    File,
+}
+
+/// How far a build has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Files opened.
+    pub files: usize,
+    /// Files in all; 0 where documents do not come from files.
+    pub files_total: usize,
+    /// Documents, tokens and bytes written.
+    pub done: Totals,
+}
+
+/// How a data folder is built.
+#[derive(Clone)]
+pub struct BuildOptions<'a> {
+    /// How documents are read.
+    pub read: ReadOptions,
+    /// Of 1000 documents (or files), how many are for validation.
+    pub valid_per_mille: u32,
+    /// What decides the split.
+    pub split_by: SplitBy,
+    /// A shard is closed once it holds this many tokens.
+    pub shard_tokens: u64,
+    /// Called after each batch.
+    pub progress: Option<&'a dyn Fn(Progress)>,
+}
+
+impl Default for BuildOptions<'_> {
+    fn default() -> Self {
+        BuildOptions {
+            read: ReadOptions::default(),
+            valid_per_mille: 10,
+            split_by: SplitBy::Content,
+            shard_tokens: 64 << 20,
+            progress: None,
+        }
+    }
+}
+
+/// The split of something with these bytes: the first 8 bytes of its SHA-256, big-endian, modulo 1000, against the
+/// share of validation.
+pub fn split_of(bytes: &[u8], valid_per_mille: u32) -> Split {
+    let digest = Sha256::digest(bytes);
+    let number = digest[..8].iter().fold(0u64, |n, &b| n << 8 | u64::from(b));
+    if number % 1000 < u64::from(valid_per_mille) { Split::Validation } else { Split::Train }
+}
+
+/// Builds a data folder from files and folders. The same inputs give the same bytes on any number of threads.
+///
+/// # Errors
+/// Unreadable inputs or rows, a tokenizer without an end-of-text token, a folder that already holds data.
+pub fn build(inputs: &[Input], tokenizer: &Tokenizer, dir: &Path, options: &BuildOptions<'_>) -> Result<Manifest> {
+    let mut documents = Documents::new(list_files(inputs, &options.read)?, options.read.clone());
+    let mut builder = Builder::new(dir, tokenizer, options)?;
+    builder.progress.files_total = documents.files().len();
+    while let Some(next) = documents.next() {
+        let (file, document) = next?;
+        let file = &documents.files()[file];
+        let split = file.split.unwrap_or_else(|| match options.split_by {
+            SplitBy::Content => split_of(document.text.as_bytes(), options.valid_per_mille),
+            SplitBy::File => split_of(file.relative.as_bytes(), options.valid_per_mille),
+        });
+        builder.progress.files = documents.files_opened();
+        builder.push(document, split)?;
+    }
+    builder.manifest.skipped_rows = documents.skipped();
+    builder.manifest.skipped_examples = documents.skipped_examples().to_vec();
+    builder.finish()
+}
+
+/// Builds a data folder from documents that carry their split.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_documents(
+    documents: impl IntoIterator<Item = (Document, Split)>,
+    tokenizer: &Tokenizer,
+    dir: &Path,
+    options: &BuildOptions<'_>,
+) -> Result<Manifest> {
+    let mut builder = Builder::new(dir, tokenizer, options)?;
+    for (document, split) in documents {
+        builder.push(document, split)?;
+    }
+    builder.finish()
+}
+
+struct Builder<'a> {
+    tokenizer: &'a Tokenizer,
+    dir: PathBuf,
+    options: &'a BuildOptions<'a>,
+    eos_id: u32,
+    source_numbers: HashMap<String, usize>,
+    manifest: Manifest,
+    /// The open shards of train and validation.
+    open: [Option<(String, ShardWriter)>; 2],
+    batch: Vec<(Document, Split)>,
+    batch_bytes: usize,
+    progress: Progress,
+}
+
+impl<'a> Builder<'a> {
+    fn new(dir: &Path, tokenizer: &'a Tokenizer, options: &'a BuildOptions<'a>) -> Result<Self> {
+        if options.valid_per_mille > 1000 {
+            return Err(DataError::argument("valid_per_mille", "0 to 1000", options.valid_per_mille));
+        }
+        if options.shard_tokens == 0 {
+            return Err(DataError::argument("shard_tokens", "at least 1", 0));
+        }
+        let eos_id = tokenizer.eos_id().ok_or_else(|| {
+            DataError::argument("tokenizer", "an end-of-text token such as <|endoftext|>", "a vocabulary without one")
+        })?;
+        let manifest_path = dir.join(MANIFEST);
+        if manifest_path.exists() {
+            let next = "name another folder, or remove this one first";
+            return Err(DataError::format(&manifest_path, "data folder", "no data yet", "a manifest", next));
+        }
+        std::fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
+        let token_bytes: Vec<u8> = tokenizer.token_bytes().into_iter().flat_map(u32::to_le_bytes).collect();
+        files::write_renamed(&dir.join(TOKEN_BYTES), &token_bytes)?;
+        tokenizer.save(&dir.join(TOKENIZER))?;
+        Ok(Builder {
+            tokenizer,
+            dir: dir.to_path_buf(),
+            options,
+            eos_id,
+            source_numbers: HashMap::new(),
+            manifest: Manifest {
+                version: 1,
+                tokenizer_sha256: tokenizer.sha256().to_owned(),
+                vocab_size: tokenizer.vocab_size() as u64,
+                eos_id,
+                token_bytes_sha256: hex(&Sha256::digest(&token_bytes)),
+                sources: Vec::new(),
+                licenses: BTreeMap::new(),
+                skipped_rows: 0,
+                skipped_examples: Vec::new(),
+                train: SplitEntry::default(),
+                validation: SplitEntry::default(),
+            },
+            open: [None, None],
+            batch: Vec::new(),
+            batch_bytes: 0,
+            progress: Progress::default(),
+        })
+    }
+
+    fn push(&mut self, document: Document, split: Split) -> Result<()> {
+        self.batch_bytes += document.text.len();
+        self.batch.push((document, split));
+        if self.batch_bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Tokenizes the batch in parallel and writes it in order.
+    fn flush(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        let tokenizer = self.tokenizer;
+        let encoded: Vec<Result<Vec<u32>>> =
+            batch.par_iter().map(|(document, _)| tokenizer.encode_ordinary(&document.text)).collect();
+        for ((document, split), ids) in batch.iter().zip(encoded) {
+            let mut ids = ids?;
+            ids.push(self.eos_id);
+            self.write(document, *split, &ids)?;
+        }
+        if let Some(progress) = self.options.progress {
+            progress(self.progress);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, document: &Document, split: Split, ids: &[u32]) -> Result<()> {
+        let source = self.source_number(&document.source)?;
+        let totals = Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
+        self.progress.done.add(totals);
+        let license = document.license.clone().unwrap_or_default();
+        *self.manifest.licenses.entry(document.source.clone()).or_default().entry(license).or_default() += 1;
+        let entry = entry_of(&mut self.manifest, split);
+        entry.total.add(totals);
+        entry.by_source[source].add(totals);
+        let number = entry.shards.len();
+        let open = &mut self.open[split as usize];
+        if open.is_none() {
+            let file = format!("{split}-{number:05}.shard");
+            *open = Some((file.clone(), ShardWriter::create(&self.dir.join(file), self.tokenizer.vocab_size())?));
+        }
+        if let Some((_, writer)) = open {
+            writer.push(ids, source as u32)?;
+            if writer.tokens() >= self.options.shard_tokens {
+                self.close(split)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn source_number(&mut self, source: &str) -> Result<usize> {
+        if let Some(&number) = self.source_numbers.get(source) {
+            return Ok(number);
+        }
+        let number = self.manifest.sources.len();
+        if number == MAX_SOURCES {
+            let expected = format!("at most {MAX_SOURCES} different names");
+            return Err(DataError::argument("source", expected, format!("one more, {source:?}")));
+        }
+        self.source_numbers.insert(source.to_owned(), number);
+        self.manifest.sources.push(source.to_owned());
+        self.manifest.train.by_source.push(Totals::default());
+        self.manifest.validation.by_source.push(Totals::default());
+        Ok(number)
+    }
+
+    fn close(&mut self, split: Split) -> Result<()> {
+        if let Some((file, writer)) = self.open[split as usize].take() {
+            let done = writer.finish()?;
+            let (tokens, documents, crc32c, sha256) = (done.tokens, done.documents, done.crc32c, done.sha256);
+            entry_of(&mut self.manifest, split).shards.push(ShardEntry { file, tokens, documents, crc32c, sha256 });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Manifest> {
+        self.flush()?;
+        self.close(Split::Train)?;
+        self.close(Split::Validation)?;
+        if self.progress.done.documents == 0 {
+            return Err(DataError::argument("inputs", "at least one document that is not blank", "none"));
+        }
+        self.manifest.save(&self.dir)?;
+        Ok(self.manifest)
+    }
+}
+
+fn entry_of(manifest: &mut Manifest, split: Split) -> &mut SplitEntry {
+    match split {
+        Split::Train => &mut manifest.train,
+        Split::Validation => &mut manifest.validation,
+    }
+}

@@ -1,0 +1,304 @@
+//! Finds input files and reads their documents one after another, without ever holding a whole file of rows.
+
+mod jsonl;
+mod parquet;
+mod text;
+
+use crate::manifest::Split;
+use crate::{DataError, Result};
+use std::path::{Path, PathBuf};
+
+/// A text with where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Name of the source: the `source` field of the row, else the file's stem, else (for plain text files found in a
+    /// folder) the folder's name.
+    pub source: String,
+    /// Licence as stated by the row.
+    pub license: Option<String>,
+    /// The text, not blank.
+    pub text: String,
+}
+
+/// A file or folder to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Where it lies; a folder is read recursively in the order of names.
+    pub path: PathBuf,
+    /// Puts all of its documents into one split.
+    pub split: Option<Split>,
+}
+
+impl<P: Into<PathBuf>> From<P> for Input {
+    fn from(path: P) -> Self {
+        Input { path: path.into(), split: None }
+    }
+}
+
+/// How documents are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Field or column that holds the text.
+    pub text_field: String,
+    /// Count rows that cannot be read and go on, instead of stopping.
+    pub skip_bad: bool,
+    /// Extensions of files that are plain text, without the dot.
+    pub extensions: Vec<String>,
+    /// Plain text above this length is cut at a line end into several documents.
+    pub document_bytes: usize,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        ReadOptions {
+            text_field: "text".to_owned(),
+            skip_bad: false,
+            extensions: ["txt", "md"].map(str::to_owned).to_vec(),
+            document_bytes: 64 << 10,
+        }
+    }
+}
+
+/// One file to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its path below the input it was found in, with `/`; decides the split of a split by file.
+    pub relative: String,
+    /// Source of its rows where they state none.
+    pub source: String,
+    /// From its [`Input`].
+    pub split: Option<Split>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Jsonl(Packing),
+    Parquet,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+const ENDINGS: [(&str, Kind); 7] = [
+    (".jsonl", Kind::Jsonl(Packing::Plain)),
+    (".ndjson", Kind::Jsonl(Packing::Plain)),
+    (".jsonl.gz", Kind::Jsonl(Packing::Gzip)),
+    (".ndjson.gz", Kind::Jsonl(Packing::Gzip)),
+    (".jsonl.zst", Kind::Jsonl(Packing::Zstd)),
+    (".ndjson.zst", Kind::Jsonl(Packing::Zstd)),
+    (".parquet", Kind::Parquet),
+];
+
+fn kind_and_stem(path: &Path, options: &ReadOptions) -> Option<(Kind, String)> {
+    let name = path.file_name()?.to_str()?;
+    let lower = name.to_ascii_lowercase();
+    let known = ENDINGS.iter().find(|(ending, _)| lower.ends_with(ending)).map(|&(e, k)| (e.len(), k));
+    let text = || {
+        let ends = |e: &&String| lower.len() > e.len() && lower.ends_with(&format!(".{}", e.to_ascii_lowercase()));
+        options.extensions.iter().find(ends).map(|e| (e.len() + 1, Kind::Text))
+    };
+    let (length, kind) = known.or_else(text)?;
+    Some((kind, name[..name.len() - length].to_owned()))
+}
+
+/// The readable files of `inputs`, in the order of inputs and, inside a folder, of relative paths.
+///
+/// Links to folders are not followed. Files of other kinds inside a folder are passed over.
+///
+/// # Errors
+/// An input that does not exist, a file of an unknown kind named directly, a folder without a readable file.
+pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>> {
+    if options.document_bytes < 16 {
+        return Err(DataError::argument("document_bytes", "at least 16", options.document_bytes));
+    }
+    let mut files = Vec::new();
+    for input in inputs {
+        let meta = std::fs::metadata(&input.path).map_err(DataError::io("read", &input.path))?;
+        if !meta.is_dir() {
+            let (kind, stem) = kind_and_stem(&input.path, options).ok_or_else(|| unknown(&input.path, options))?;
+            let relative = input.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push(InputFile { path: input.path.clone(), relative, source: stem, split: input.split, kind });
+            continue;
+        }
+        let before = files.len();
+        let folder = std::fs::canonicalize(&input.path).map_err(DataError::io("read", &input.path))?;
+        let name = folder.file_name().map_or_else(|| "root".to_owned(), |n| n.to_string_lossy().into_owned());
+        for path in walk(&input.path)? {
+            let Some((kind, stem)) = kind_and_stem(&path, options) else { continue };
+            let relative = relative(&path, &input.path);
+            let source = if kind == Kind::Text { name.clone() } else { stem };
+            files.push(InputFile { path, relative, source, split: input.split, kind });
+        }
+        if files.len() == before {
+            return Err(unknown(&input.path, options));
+        }
+    }
+    Ok(files)
+}
+
+fn unknown(path: &Path, options: &ReadOptions) -> DataError {
+    let known: Vec<String> =
+        options.extensions.iter().map(|e| format!(".{e}")).chain(ENDINGS.iter().map(|(e, _)| (*e).to_owned())).collect();
+    let expected = format!("one of {}", known.join(" "));
+    DataError::format(path, "file name ending", expected, "none of these", "name other files, or add the extension to the options")
+}
+
+/// All files below `dir`, by relative path.
+pub(crate) fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(DataError::io("read", &folder))? {
+            let entry = entry.map_err(DataError::io("read", &folder))?;
+            let kind = entry.file_type().map_err(DataError::io("read", &entry.path()))?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() || entry.path().is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort_by_cached_key(|path| relative(path, dir));
+    Ok(files)
+}
+
+/// `path` below `root` with `/` between its parts.
+pub(crate) fn relative(path: &Path, root: &Path) -> String {
+    let parts = path.strip_prefix(root).unwrap_or(path).components();
+    parts.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>().join("/")
+}
+
+/// A row that is no document.
+struct Bad {
+    row: u64,
+    field: String,
+    expected: String,
+    found: String,
+    /// Nothing can be read after it.
+    last: bool,
+}
+
+impl Bad {
+    fn new(row: u64, field: &str, expected: &str, found: impl Into<String>) -> Self {
+        Bad { row, field: field.to_owned(), expected: expected.to_owned(), found: found.into(), last: false }
+    }
+
+    fn fatal(self) -> Self {
+        Bad { last: true, ..self }
+    }
+}
+
+/// What a reader of one file gives: a document, with the source only where the row states it.
+struct Row {
+    source: Option<String>,
+    license: Option<String>,
+    text: String,
+}
+
+type Rows = Box<dyn Iterator<Item = std::result::Result<Row, Bad>> + Send>;
+
+/// The documents of many files, one after another; gives the file's place in the list with each.
+///
+/// Blank texts are passed over. A row that cannot be read is an error with file and row, or, with `skip_bad`, counted.
+pub struct Documents {
+    files: Vec<InputFile>,
+    options: ReadOptions,
+    next_file: usize,
+    rows: Option<Rows>,
+    skipped: u64,
+    examples: Vec<String>,
+}
+
+const MAX_EXAMPLES: usize = 20;
+
+impl Documents {
+    /// Reads `files` in order.
+    pub fn new(files: Vec<InputFile>, options: ReadOptions) -> Self {
+        Documents { files, options, next_file: 0, rows: None, skipped: 0, examples: Vec::new() }
+    }
+
+    /// The files, in order.
+    pub fn files(&self) -> &[InputFile] {
+        &self.files
+    }
+
+    /// How many files were opened so far.
+    pub fn files_opened(&self) -> usize {
+        self.next_file
+    }
+
+    /// Rows left out so far.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// The first rows left out, each with file, row and reason.
+    pub fn skipped_examples(&self) -> &[String] {
+        &self.examples
+    }
+
+    fn open_next(&mut self) -> Option<Result<()>> {
+        let file = self.files.get(self.next_file)?;
+        self.next_file += 1;
+        let rows = match file.kind {
+            Kind::Text => text::open(&file.path, self.options.document_bytes),
+            Kind::Jsonl(packing) => jsonl::open(&file.path, packing, &self.options.text_field),
+            Kind::Parquet => parquet::open(&file.path, &self.options.text_field),
+        };
+        Some(rows.map(|rows| self.rows = Some(rows)))
+    }
+
+    /// The error for a bad row, or nothing where it is skipped.
+    fn refuse(&mut self, bad: Bad) -> Option<DataError> {
+        if bad.last {
+            self.rows = None;
+        }
+        let path = &self.files[self.next_file - 1].path;
+        let error = DataError::row(path, bad.row, bad.field, bad.expected, bad.found);
+        if !self.options.skip_bad {
+            return Some(error);
+        }
+        self.skipped += 1;
+        if self.examples.len() < MAX_EXAMPLES {
+            self.examples.push(error.to_string());
+        }
+        None
+    }
+}
+
+impl Iterator for Documents {
+    type Item = Result<(usize, Document)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some(rows) = &mut self.rows else {
+                match self.open_next()? {
+                    Ok(()) => continue,
+                    Err(error) => return Some(Err(error)),
+                }
+            };
+            match rows.next() {
+                None => self.rows = None,
+                Some(Ok(row)) if row.text.trim().is_empty() => {}
+                Some(Ok(row)) => {
+                    let file = self.next_file - 1;
+                    let source = row.source.unwrap_or_else(|| self.files[file].source.clone());
+                    return Some(Ok((file, Document { source, license: row.license, text: row.text })));
+                }
+                Some(Err(bad)) => {
+                    if let Some(error) = self.refuse(bad) {
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Parquet: the text column, and the columns `source`, `license` or `licence` where they hold strings.
+
+use super::{Bad, Row, Rows};
+use crate::{DataError, Result};
+use parquet::column::reader::ColumnReader;
+use parquet::data_type::ByteArray;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+const BATCH: usize = 256;
+const NEXT: &str = "check that the file is complete Parquet and name its text column";
+
+pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows> {
+    let file = File::open(path).map_err(DataError::io("read", path))?;
+    let damaged = |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);
+    let reader = guard(|| SerializedFileReader::new(file)).map_err(damaged)?;
+    let text = column(&reader, text_field).ok_or_else(|| {
+        let schema = reader.metadata().file_metadata().schema_descr();
+        let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+        let expected = "a column of strings, not nested";
+        DataError::format(path, format!("column {text_field:?}"), expected, format!("columns {}", names.join(", ")), NEXT)
+    })?;
+    let license = column(&reader, "license").or_else(|| column(&reader, "licence"));
+    let wanted = [Some(text), column(&reader, "source"), license];
+    Ok(Box::new(Table {
+        field: format!("column {text_field:?}"),
+        reader,
+        wanted,
+        group: 0,
+        columns: None,
+        batch: Vec::new().into_iter(),
+        row: 0,
+        ended: false,
+    }))
+}
+
+/// The parser trusts what a file says in places; a file that lies must not end the program.
+fn guard<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("contents that the parser cannot hold".to_owned()),
+    }
+}
+
+fn column(reader: &SerializedFileReader<File>, name: &str) -> Option<usize> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    schema.columns().iter().position(|c| {
+        c.path().string() == name && c.max_rep_level() == 0 && c.physical_type() == parquet::basic::Type::BYTE_ARRAY
+    })
+}
+
+type Cells = Vec<Option<ByteArray>>;
+
+struct Table {
+    reader: SerializedFileReader<File>,
+    field: String,
+    /// Column numbers of text, source and licence.
+    wanted: [Option<usize>; 3],
+    group: usize,
+    columns: Option<[Option<(ColumnReader, i16)>; 3]>,
+    batch: std::vec::IntoIter<[Option<ByteArray>; 3]>,
+    row: u64,
+    ended: bool,
+}
+
+impl Table {
+    fn fill(&mut self) -> std::result::Result<bool, String> {
+        loop {
+            if self.columns.is_none() {
+                if self.group == self.reader.num_row_groups() {
+                    return Ok(false);
+                }
+                self.columns = Some(self.open_group()?);
+                self.group += 1;
+            }
+            let Some(columns) = &mut self.columns else { return Ok(false) };
+            let mut cells: [Cells; 3] = Default::default();
+            for (column, cells) in columns.iter_mut().zip(&mut cells) {
+                if let Some((reader, max_def)) = column {
+                    *cells = guard(|| read_cells(reader, *max_def))?;
+                }
+            }
+            let [text, source, license] = cells;
+            if text.is_empty() {
+                self.columns = None;
+                continue;
+            }
+            for (column, cells) in columns.iter().zip([&text, &source, &license]) {
+                if column.is_some() && cells.len() != text.len() {
+                    return Err("columns of different lengths".to_owned());
+                }
+            }
+            let mut source = source.into_iter();
+            let mut license = license.into_iter();
+            let rows: Vec<_> =
+                text.into_iter().map(|t| [t, source.next().flatten(), license.next().flatten()]).collect();
+            self.batch = rows.into_iter();
+            return Ok(true);
+        }
+    }
+
+    fn open_group(&self) -> std::result::Result<[Option<(ColumnReader, i16)>; 3], String> {
+        let mut columns = [None, None, None];
+        for (column, wanted) in columns.iter_mut().zip(self.wanted) {
+            let Some(number) = wanted else { continue };
+            let max_def = self.reader.metadata().file_metadata().schema_descr().column(number).max_def_level();
+            let reader = guard(|| self.reader.get_row_group(self.group)?.get_column_reader(number))?;
+            *column = Some((reader, max_def));
+        }
+        Ok(columns)
+    }
+
+    fn row(&self, [text, source, license]: [Option<ByteArray>; 3]) -> std::result::Result<Row, Bad> {
+        let text = text.ok_or_else(|| Bad::new(self.row, &self.field, "a string", "null"))?;
+        let text = String::from_utf8(text.data().to_vec()).map_err(|e| {
+            let found = format!("a broken sequence at byte {}", e.utf8_error().valid_up_to());
+            Bad::new(self.row, &self.field, "UTF-8", found)
+        })?;
+        let string = |cell: Option<ByteArray>| {
+            cell.and_then(|c| String::from_utf8(c.data().to_vec()).ok()).filter(|s| !s.is_empty())
+        };
+        Ok(Row { source: string(source), license: string(license), text })
+    }
+}
+
+/// Up to `BATCH` cells, nulls included; none at the end of the row group.
+fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Result<Cells> {
+    let ColumnReader::ByteArrayColumnReader(reader) = reader else {
+        return Err(parquet::errors::ParquetError::General("a column that holds no strings".to_owned()));
+    };
+    let mut cells = Vec::with_capacity(BATCH);
+    while cells.len() < BATCH {
+        let (mut levels, mut values) = (Vec::new(), Vec::new());
+        let (records, _, _) = reader.read_records(BATCH - cells.len(), Some(&mut levels), None, &mut values)?;
+        if records == 0 {
+            break;
+        }
+        let mut values = values.into_iter();
+        if max_def == 0 {
+            cells.extend(values.map(Some));
+        } else {
+            cells.extend(levels.into_iter().map(|level| if level == max_def { values.next() } else { None }));
+        }
+    }
+    Ok(cells)
+}
+
+impl Iterator for Table {
+    type Item = std::result::Result<Row, Bad>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.ended {
+                return None;
+            }
+            if let Some(cells) = self.batch.next() {
+                self.row += 1;
+                return Some(self.row(cells));
+            }
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => self.ended = true,
+                Err(found) => {
+                    self.ended = true;
+                    return Some(Err(Bad::new(self.row + 1, &self.field, "readable pages", found).fatal()));
+                }
+            }
+        }
+    }
+}

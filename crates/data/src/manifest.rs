@@ -1,0 +1,200 @@
+//! `manifest.json`: what a data folder holds; written last, so that a folder with one is complete.
+
+use crate::{DataError, Result, files};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+/// The manifest's name in its folder.
+pub const MANIFEST: &str = "manifest.json";
+/// The copy of the tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// Bytes of text per token id: one little-endian u32 each.
+pub const TOKEN_BYTES: &str = "token_bytes.bin";
+
+const VERSION: u64 = 1;
+const MAX_BYTES: u64 = 256 << 20;
+/// Sources are numbered by u16 in windows.
+pub(crate) const MAX_SOURCES: usize = 1 << 16;
+const NEXT: &str = "build the data folder again";
+
+/// Which part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Learned from.
+    Train,
+    /// Measured on only.
+    Validation,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+        })
+    }
+}
+
+/// Sums over documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Documents.
+    pub documents: u64,
+    /// Token ids, one end-of-text token per document included.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub bytes: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, other: Totals) {
+        self.documents = self.documents.saturating_add(other.documents);
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+/// One shard file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Name inside the folder.
+    pub file: String,
+    /// Token ids.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// CRC-32C of the payload.
+    pub crc32c: u32,
+    /// SHA-256 of the payload.
+    pub sha256: String,
+}
+
+/// One split.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitEntry {
+    /// All of it.
+    pub total: Totals,
+    /// By source, in the order of `Manifest::sources`.
+    pub by_source: Vec<Totals>,
+    /// Its shards in stream order.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// What a data folder holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format version, 1.
+    pub version: u64,
+    /// SHA-256 of the folder's tokenizer.json.
+    pub tokenizer_sha256: String,
+    /// Largest id plus one.
+    pub vocab_size: u64,
+    /// The token that ends each document.
+    pub eos_id: u32,
+    /// SHA-256 of the folder's token_bytes.bin.
+    pub token_bytes_sha256: String,
+    /// Names of the sources; shards and windows count them from 0.
+    pub sources: Vec<String>,
+    /// Documents per source and licence; the empty licence means none was stated.
+    pub licenses: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Rows that could not be read and were left out.
+    pub skipped_rows: u64,
+    /// The first of them, each with file, row and reason.
+    pub skipped_examples: Vec<String>,
+    /// The part to learn from.
+    pub train: SplitEntry,
+    /// The part to measure on.
+    pub validation: SplitEntry,
+}
+
+impl Manifest {
+    /// Reads and checks the manifest of a data folder.
+    ///
+    /// # Errors
+    /// A missing or damaged manifest, with file and field.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = &dir.join(MANIFEST);
+        let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
+        if length > MAX_BYTES {
+            return Err(wrong(path, "file size", format!("at most {MAX_BYTES} bytes"), format!("{length}")));
+        }
+        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|e| wrong(path, "JSON", "one object".to_owned(), e.to_string()))?;
+        let version = value.get("version");
+        if version.and_then(serde_json::Value::as_u64) != Some(VERSION) {
+            let found = version.map_or("nothing".into(), ToString::to_string);
+            return Err(wrong(path, "version", VERSION.to_string(), found));
+        }
+        let manifest: Manifest =
+            serde_json::from_value(value).map_err(|e| wrong(path, "fields", "those of version 1".into(), e.to_string()))?;
+        manifest.check(path)?;
+        Ok(manifest)
+    }
+
+    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+        let mut json = serde_json::to_vec_pretty(self)
+            .map_err(|e| wrong(&dir.join(MANIFEST), "JSON", "plain values".into(), e.to_string()))?;
+        json.push(b'\n');
+        files::write_renamed(&dir.join(MANIFEST), &json)
+    }
+
+    /// The entry of a split.
+    pub fn split(&self, split: Split) -> &SplitEntry {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if self.vocab_size == 0 || self.vocab_size > 1 << 32 {
+            return Err(wrong(path, "vocab_size", "1 to 4294967296".into(), self.vocab_size.to_string()));
+        }
+        if u64::from(self.eos_id) >= self.vocab_size {
+            return Err(wrong(path, "eos_id", format!("below {}", self.vocab_size), self.eos_id.to_string()));
+        }
+        if self.sources.len() > MAX_SOURCES {
+            return Err(wrong(path, "sources", format!("at most {MAX_SOURCES}"), self.sources.len().to_string()));
+        }
+        for split in [Split::Train, Split::Validation] {
+            self.check_split(path, split)?;
+        }
+        Ok(())
+    }
+
+    fn check_split(&self, path: &Path, split: Split) -> Result<()> {
+        let entry = self.split(split);
+        if entry.by_source.len() != self.sources.len() {
+            let (expected, found) = (self.sources.len().to_string(), entry.by_source.len().to_string());
+            return Err(wrong(path, &format!("{split}.by_source"), expected, found));
+        }
+        let mut by_source = Totals::default();
+        entry.by_source.iter().for_each(|t| by_source.add(*t));
+        if by_source != entry.total {
+            let (expected, found) = (format!("the sum over sources {by_source:?}"), format!("{:?}", entry.total));
+            return Err(wrong(path, &format!("{split}.total"), expected, found));
+        }
+        let mut sums = Totals { bytes: entry.total.bytes, ..Totals::default() };
+        for (i, shard) in entry.shards.iter().enumerate() {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if shard.file.is_empty() || shard.file.starts_with('.') || !shard.file.chars().all(plain) {
+                let field = format!("{split}.shards[{i}].file");
+                return Err(wrong(path, &field, "a plain file name".into(), format!("{:?}", shard.file)));
+            }
+            sums.add(Totals { documents: shard.documents, tokens: shard.tokens, bytes: 0 });
+        }
+        if sums != entry.total {
+            let (expected, found) = (format!("the sum over shards {sums:?}"), format!("{:?}", entry.total));
+            return Err(wrong(path, &format!("{split}.total"), expected, found));
+        }
+        Ok(())
+    }
+}
+
+fn wrong(path: &Path, field: &str, expected: String, found: String) -> DataError {
+    DataError::format(path, field, expected, found, NEXT)
+}
