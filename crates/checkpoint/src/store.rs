@@ -170,3 +170,41 @@ fn remove(parent: &Path, entry: &Entry, disk: &dyn Disk) -> Result<(), Failure> 
     attempt("sync the folder", parent, disk.sync_dir(parent))?;
     attempt("remove", &temp, disk.remove_dir_all(&temp))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Fault, FaultPlan, FaultyDisk, Snapshot, save, step_name};
+
+    /// A disk that refuses everything from an operation on leaves what a kill there leaves.
+    #[test]
+    fn an_interrupted_prune_leaves_whole_checkpoints_and_is_finished_by_the_next() {
+        for fault in [Fault::Enospc, Fault::EnospcFrom] {
+            for at in 1.. {
+                let folder = tempfile::TempDir::new().unwrap();
+                let parent = folder.path();
+                for step in 1..=4 {
+                    save(parent, &step_name(step), &Snapshot::default(), &RealDisk).unwrap();
+                }
+                let disk = FaultyDisk::new(Some(FaultPlan { fault, kind: None, at }));
+                let result = prune_on(parent, 2, None, &disk);
+                if disk.operations() < at {
+                    assert_eq!(result.unwrap().len(), 2);
+                    assert!(at > 6, "{at}");
+                    break;
+                }
+                assert!(result.unwrap_err().to_string().contains(parent.to_str().unwrap()), "{at}");
+                let (newest, damaged) = newest_valid(parent).unwrap();
+                assert!(newest.unwrap().path.ends_with(step_name(4)) && damaged.is_empty(), "{at}");
+                for entry in list(parent) {
+                    load_in_place(&entry.path).unwrap();
+                }
+                prune(parent, 2, None).unwrap();
+                let steps: Vec<_> = list(parent).into_iter().filter_map(|entry| entry.step).collect();
+                assert_eq!(steps, [3, 4]);
+                let left_over = folder_names(parent).unwrap().into_iter().filter(|name| names::of_temp(name).is_some());
+                assert_eq!(left_over.count(), 0, "{at}");
+            }
+        }
+    }
+}

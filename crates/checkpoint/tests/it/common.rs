@@ -1,5 +1,4 @@
 //! Snapshots made from a seed, and the comparison of a loaded checkpoint with one of them.
-#![allow(dead_code)]
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -9,30 +8,30 @@ use serde_json::json;
 use tempfile::TempDir;
 
 /// A folder in memory where there is one: the tests sync thousands of times.
-pub fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap()
 }
 
 /// A multiplicative generator (Lehmer, modulus 2^61 - 1), enough to vary test data.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(2).wrapping_add(1))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = ((u128::from(self.0) * 437_799_614_237_992_725) % ((1 << 61) - 1)) as u64;
         self.0
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound as u128) >> 61) as usize
     }
 
     /// Any finite f32, subnormals and zeros of both signs included.
-    pub fn finite(&mut self) -> f32 {
+    pub(crate) fn finite(&mut self) -> f32 {
         loop {
             let value = f32::from_bits((self.next() >> 17) as u32);
             if value.is_finite() {
@@ -42,12 +41,12 @@ impl Random {
     }
 }
 
-pub fn tensor(name: &str, shape: &[usize], random: &mut Random) -> NamedTensor<'static> {
+pub(crate) fn tensor(name: &str, shape: &[usize], random: &mut Random) -> NamedTensor<'static> {
     let data = (0..shape.iter().product()).map(|_| random.finite()).collect();
     NamedTensor { name: name.to_owned(), shape: shape.to_vec(), data: Cow::Owned(data) }
 }
 
-pub fn small(seed: u64) -> Snapshot<'static> {
+pub(crate) fn small(seed: u64) -> Snapshot<'static> {
     let random = &mut Random::new(seed);
     let mut snapshot = Snapshot::default();
     let weights = vec![tensor("embed", &[5, 3], random), tensor("head", &[7], random)];
@@ -59,14 +58,14 @@ pub fn small(seed: u64) -> Snapshot<'static> {
 }
 
 /// As [`small`], with a tensor that takes several chunks.
-pub fn large(seed: u64) -> Snapshot<'static> {
+pub(crate) fn large(seed: u64) -> Snapshot<'static> {
     let mut snapshot = small(seed);
     let wide = tensor("wide", &[700, 500], &mut Random::new(seed + 1));
     snapshot.tensors.get_mut("weights").unwrap().insert(1, wide);
     snapshot
 }
 
-pub fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), String> {
+pub(crate) fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), String> {
     if loaded.json != snapshot.json || loaded.files != snapshot.files {
         return Err("JSON or files differ".into());
     }
@@ -90,11 +89,11 @@ pub fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), String> {
 }
 
 /// Which of the snapshots the checkpoint equals bit for bit.
-pub fn which(loaded: &Loaded, snapshots: &[&Snapshot<'_>]) -> usize {
+pub(crate) fn which(loaded: &Loaded, snapshots: &[&Snapshot<'_>]) -> usize {
     snapshots.iter().position(|snapshot| same(loaded, snapshot).is_ok()).expect("the checkpoint equals no snapshot")
 }
 
-pub fn hidden(parent: &Path) -> Vec<String> {
+pub(crate) fn hidden(parent: &Path) -> Vec<String> {
     let names = std::fs::read_dir(parent).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.starts_with('.') && name != ".lock").collect()
 }

@@ -1,13 +1,11 @@
 //! What is saved comes back bit for bit, here and in the reference reader of the format; what cannot
 //! be kept is refused before anything is written.
 
-mod common;
-
 use std::borrow::Cow;
 use std::fs;
 
 use checkpoint::{Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, load, open_safetensors, save, sha256_file};
-use common::{Random, folder, large, same, small, tensor};
+use crate::common::{Random, folder, large, same, small, tensor};
 use serde_json::{Value, json};
 
 #[test]

@@ -1,0 +1,136 @@
+//! Listing, choosing and pruning the checkpoints of a folder, alone and beside a running save.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use checkpoint::{RealDisk, list, load, newest_valid, prune, save, step_name, try_list};
+
+use crate::common::{folder, hidden, same, small, which};
+
+fn steps(parent: &Path) -> Vec<u64> {
+    list(parent).iter().filter_map(|entry| entry.step).collect()
+}
+
+fn spoil(parent: &Path, step: u64) {
+    let file = parent.join(step_name(step)).join("optimizer.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+fn filled(upto: u64) -> tempfile::TempDir {
+    let parent = folder();
+    for step in 1..=upto {
+        save(parent.path(), &step_name(step * 100), &small(step), &RealDisk).unwrap();
+    }
+    parent
+}
+
+#[test]
+fn the_list_is_ascending_by_step_and_leaves_out_what_is_no_checkpoint() {
+    let parent = folder();
+    for step in [7, 100_000_000, 20, 99_999_999, u64::MAX] {
+        save(parent.path(), &step_name(step), &small(1), &RealDisk).unwrap();
+    }
+    save(parent.path(), "best", &small(1), &RealDisk).unwrap();
+    for name in ["step-7", "step-0000000x", "step-000000007", "logs", ".tmp-step-00000009"] {
+        fs::create_dir(parent.path().join(name)).unwrap();
+    }
+    fs::write(parent.path().join("step-00000001"), "a file").unwrap();
+    let found: Vec<_> = list(parent.path()).into_iter().map(|entry| (entry.name, entry.step)).collect();
+    let expected = [7, 20, 99_999_999, 100_000_000, u64::MAX].map(|step| (step_name(step), Some(step)));
+    assert_eq!(found[0], ("best".into(), None));
+    assert_eq!(found[1..], expected);
+    assert_eq!(step_name(1234), "step-00001234");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_empty_and_one_that_cannot_be_read_is_an_error() {
+    let parent = folder();
+    let absent = parent.path().join("absent");
+    assert_eq!(try_list(&absent).unwrap(), []);
+    let (loaded, damaged) = newest_valid(&absent).unwrap();
+    assert!(loaded.is_none() && damaged.is_empty() && !absent.exists());
+    fs::write(&absent, "a file").unwrap();
+    assert!(newest_valid(&absent).unwrap_err().to_string().contains("absent"));
+    assert_eq!(list(&absent), []);
+}
+
+#[test]
+fn damaged_checkpoints_are_skipped_newest_first() {
+    let parent = filled(4);
+    spoil(parent.path(), 400);
+    spoil(parent.path(), 300);
+    let (loaded, damaged) = newest_valid(parent.path()).unwrap();
+    assert_eq!(which(&loaded.unwrap(), &[&small(2)]), 0);
+    let skipped: Vec<_> = damaged.iter().map(|entry| entry.path.clone()).collect();
+    assert_eq!(skipped, [400, 300].map(|step| parent.path().join(step_name(step))));
+    assert!(damaged.iter().all(|entry| entry.reason.contains("optimizer.safetensors: sha256")), "{damaged:?}");
+    spoil(parent.path(), 200);
+    spoil(parent.path(), 100);
+    let (loaded, damaged) = newest_valid(parent.path()).unwrap();
+    assert!(loaded.is_none() && damaged.len() == 4);
+    assert_eq!(prune(parent.path(), 0, None).unwrap(), [""; 0].map(std::path::PathBuf::from));
+}
+
+#[test]
+fn pruning_keeps_the_last_the_multiples_and_the_newest_valid() {
+    let kept = |keep_last, keep_every, spoiled: &[u64]| {
+        let parent = filled(6);
+        spoiled.iter().for_each(|&step| spoil(parent.path(), step));
+        save(parent.path(), "best", &small(9), &RealDisk).unwrap();
+        let before = steps(parent.path());
+        let removed = prune(parent.path(), keep_last, keep_every).unwrap();
+        let after = steps(parent.path());
+        let gone = before.iter().filter(|step| !after.contains(step)).map(|&step| parent.path().join(step_name(step)));
+        assert_eq!(removed, gone.collect::<Vec<_>>());
+        assert_eq!(hidden(parent.path()), [""; 0]);
+        same(&load(&parent.path().join("best")).unwrap(), &small(9)).unwrap();
+        after
+    };
+    assert_eq!(kept(2, None, &[]), [500, 600]);
+    assert_eq!(kept(1, Some(200), &[]), [200, 400, 600]);
+    assert_eq!(kept(1, Some(0), &[]), [600]);
+    assert_eq!(kept(0, None, &[]), [600]);
+    assert_eq!(kept(0, None, &[600]), [500]);
+    assert_eq!(kept(2, None, &[600, 500, 400]), [300, 500, 600]);
+    assert_eq!(kept(9, None, &[]), [100, 200, 300, 400, 500, 600]);
+}
+
+#[test]
+fn a_damaged_replacement_gives_way_to_the_checkpoint_set_aside() {
+    let parent = folder();
+    let path = save(parent.path(), &step_name(100), &small(2), &RealDisk).unwrap();
+    let aside = parent.path().join(".old-step-00000100");
+    fs::rename(&path, &aside).unwrap();
+    save(parent.path(), "other", &small(1), &RealDisk).unwrap();
+    fs::rename(parent.path().join("other"), &path).unwrap();
+    spoil(parent.path(), 100);
+    let (loaded, _) = newest_valid(parent.path()).unwrap();
+    assert_eq!(which(&loaded.unwrap(), &[&small(2)]), 0);
+    assert_eq!(hidden(parent.path()), [".bad-step-00000100"]);
+}
+
+#[test]
+fn a_reader_beside_a_writer_always_finds_a_checkpoint_and_removes_nothing_of_it() {
+    let parent = filled(1);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for step in 2..150 {
+                save(parent.path(), &step_name(step * 100), &small(step), &RealDisk).unwrap();
+                prune(parent.path(), 1, None).unwrap();
+            }
+            is_done.store(true, Ordering::Release);
+        });
+        let mut last = String::new();
+        while !is_done.load(Ordering::Acquire) {
+            let (loaded, damaged) = newest_valid(parent.path()).unwrap();
+            let name = loaded.expect("a checkpoint").path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(name >= last && damaged.is_empty(), "{last}, {name}, {damaged:?}");
+            last = name;
+        }
+    });
+    assert_eq!(steps(parent.path()), [14_900]);
+}
