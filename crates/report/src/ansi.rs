@@ -47,10 +47,7 @@ impl DepthColors {
         let shown = self.max_depth.min(16);
         let mut line = String::from("depth");
         for index in 0..shown {
-            let depth = match shown {
-                1 => 1,
-                _ => 1 + index * (self.max_depth - 1) / (shown - 1),
-            };
+            let depth = spread(index, shown, self.max_depth);
             line.push(' ');
             line.push_str(&self.paint(&format!(" {depth} "), depth as f32));
         }
@@ -62,6 +59,13 @@ impl DepthColors {
         let share = (depth - 1.0) / (self.max_depth.max(2) - 1) as f32;
         (share.clamp(0.0, 1.0) * last).round() as usize
     }
+}
+
+/// The depth named at `index` of a legend with `shown` entries: evenly spread over `1..=max_depth`, both ends included.
+pub(crate) fn spread(index: usize, shown: usize, max_depth: usize) -> usize {
+    let steps = shown.saturating_sub(1).max(1);
+    // u128 keeps the product exact for any depth.
+    1 + (index as u128 * max_depth.saturating_sub(1) as u128 / steps as u128) as usize
 }
 
 /// Black or white, whichever reads better on this colour of the cube.
@@ -153,6 +157,7 @@ mod tests {
         let legend = DepthColors::new(100, true).legend();
         assert!(legend.contains(" 1 ") && legend.contains(" 100 "));
         assert_eq!(legend.matches(RESET).count(), 16);
+        assert!(DepthColors::new(usize::MAX, false).legend().ends_with(&format!(" {} ", usize::MAX)));
         assert!(DepthColors::new(1, false).legend().ends_with(" 1 "));
     }
 

@@ -1,5 +1,6 @@
 //! Text as a heat map: each token on a background that tells how deep it was computed.
 
+use crate::ansi::spread;
 use crate::html::{escape, push_escaped};
 use crate::scale::exact;
 
@@ -96,7 +97,7 @@ impl HeatText {
             String::from("<ul class=\"depths\" aria-label=\"Depth of each colour and its share of the tokens\">");
         let shown = counts.len();
         for (index, count) in counts.iter().enumerate() {
-            let depth = if shown == 1 { 1 } else { 1 + index * (max_depth - 1) / (shown - 1) };
+            let depth = spread(index, shown, max_depth);
             let shade = self.shade(depth as f32);
             let word = if index == 0 { "depth " } else { "" };
             html.push_str(&format!("<li class=\"h{shade}\"><b>{word}{depth}</b>"));
@@ -257,6 +258,7 @@ mod tests {
         let legend = heat.legend();
         assert_eq!(legend.matches("<li").count(), LEGEND_DEPTHS);
         assert!(legend.contains("<b>depth 1</b>") && legend.contains("<b>40</b>") && !legend.contains('%'));
+        assert!(HeatText { max_depth: usize::MAX, ..HeatText::default() }.legend().contains(&usize::MAX.to_string()));
         assert_eq!(HeatText::default().legend().matches("<li").count(), 1);
     }
 }

@@ -65,7 +65,8 @@ impl Page {
             (false, false) => "",
         };
         let mut html = format!(
-            "<figure class=\"scroll\"><table>\n<caption><span class=\"number\">Table {}.</span>{}</caption>\n<thead><tr>",
+            "<figure class=\"scroll\"><table>\n<caption><span class=\"number\">Table {}.</span>{}</caption>\n\
+             <thead><tr>",
             self.tables,
             escape(&table.caption)
         );

@@ -172,7 +172,7 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Lines<'a>, LogError> {
         };
         match parsed {
             Ok(record) => lines.whole.push(Line { bytes: line, record }),
-            // Blocks of one write may reach the disk out of order, so a newline alone does not make the last line whole.
+            // Blocks of one write may reach the disk out of order: a newline alone does not make the last line whole.
             Err(_) if after.is_empty() => lines.torn = Some(TornLine { line: number, bytes: line.len() }),
             Err(found) => return Err(LogError::BadLine { path: path.to_path_buf(), line: number, found }),
         }

@@ -11,8 +11,8 @@ const TOP: f64 = 30.0;
 const BOTTOM: f64 = 318.0;
 const RIGHT: f64 = WIDTH - 14.0;
 const HEIGHT: f64 = 366.0;
-/// Mean width of a character of an axis label.
-const CHAR: f64 = 6.8;
+/// Width allowed for a character of an axis label, enough for the larger type of narrow screens.
+const CHAR: f64 = 8.0;
 /// Series colours in the style sheet.
 const COLORS: usize = 8;
 /// Up to this many points, a curve shows each of them.
@@ -266,16 +266,13 @@ fn legend(names: &[(&str, bool)], filled: bool) -> String {
     let mut html = String::from("<ul class=\"legend\">");
     for (index, (name, dashed)) in names.iter().enumerate() {
         let color = color(index);
-        let swatch = if filled {
-            format!(
-                "<svg width=\"12\" height=\"12\" aria-hidden=\"true\"><rect width=\"12\" height=\"12\" rx=\"2\" fill=\"{color}\"/></svg>"
-            )
+        let (width, height) = if filled { (12, 12) } else { (26, 10) };
+        let shape = if filled {
+            format!("<rect width=\"12\" height=\"12\" rx=\"2\" fill=\"{color}\"/>")
         } else {
-            let dash = dash(index, *dashed);
-            format!(
-                "<svg width=\"26\" height=\"10\" aria-hidden=\"true\"><path class=\"line{dash}\" stroke=\"{color}\" d=\"M2 5H24\"/></svg>"
-            )
+            format!("<path class=\"line{}\" stroke=\"{color}\" d=\"M2 5H24\"/>", dash(index, *dashed))
         };
+        let swatch = format!("<svg width=\"{width}\" height=\"{height}\" aria-hidden=\"true\">{shape}</svg>");
         html.push_str(&format!("<li>{swatch}{}</li>", escape(name)));
     }
     html.push_str("</ul>\n");
@@ -286,8 +283,8 @@ fn open(class: &str, title: &str, x_label: &str, names: &[(&str, bool)]) -> Stri
     let names: Vec<&str> = names.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
     let described = if names.is_empty() { title.to_string() } else { format!("{title}: {}", names.join(", ")) };
     format!(
-        "<div class=\"plot scroll\"><svg class=\"{class}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" \
-         data-x=\"{}\" data-top=\"{TOP}\" data-bottom=\"{BOTTOM}\">\n",
+        "<div class=\"plot scroll\"><svg class=\"{class}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+         aria-label=\"{}\" data-x=\"{}\" data-top=\"{TOP}\" data-bottom=\"{BOTTOM}\">\n",
         escape(&described),
         escape(x_label)
     )
