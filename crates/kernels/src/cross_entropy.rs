@@ -150,3 +150,106 @@ pub fn log_softmax_rows(logits: &mut [f32], v: usize) {
     }
     logits.par_chunks_mut(v).for_each(row);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
+
+    fn reference(x: &[f64], e: &[f64], d: usize, targets: &[u32]) -> Vec<f64> {
+        let loss = |(x, &target): (&[f64], &u32)| {
+            let logits: Vec<f64> = e.chunks(d).map(|e| e.iter().zip(x).map(|(e, x)| e * x).sum()).collect();
+            logits.iter().map(|l| l.exp()).sum::<f64>().ln() - logits[target as usize]
+        };
+        x.chunks(d).zip(targets).map(loss).collect()
+    }
+
+    struct Case {
+        x: Vec<f32>,
+        e: Vec<f32>,
+        d: usize,
+        targets: Vec<u32>,
+        weights: Vec<f32>,
+    }
+
+    fn case(t: usize, d: usize, v: usize) -> Case {
+        Case {
+            x: values(1, t * d),
+            e: values(2, v * d).iter().map(|x| 2.0 * x).collect(),
+            d,
+            targets: (0..t).map(|i| ((i * 7 + 3) % v) as u32).collect(),
+            weights: values(3, t).iter().enumerate().map(|(i, w)| if i % 3 == 1 { 0.0 } else { w + 1.5 }).collect(),
+        }
+    }
+
+    /// Losses, `dx` and `de`.
+    fn run(case: &Case) -> [Vec<f32>; 3] {
+        let mut found = [vec![f32::NAN; case.targets.len()], vec![f32::NAN; case.x.len()], vec![f32::NAN; case.e.len()]];
+        let [losses, dx, de] = &mut found;
+        linear_cross_entropy(&case.x, &case.e, case.d, &case.targets, &case.weights, losses, Some((dx, de)));
+        found
+    }
+
+    #[test]
+    fn losses_and_gradients_agree_with_the_reference_and_with_differences() {
+        for (t, d, v) in [(1, 1, 1), (7, 5, 11), (4, 17, 3)] {
+            let case = case(t, d, v);
+            let [losses, dx, de] = run(&case);
+            let (x64, e64) = (wide(&case.x), wide(&case.e));
+            assert_close(&losses, &reference(&x64, &e64, d, &case.targets), 2e-6);
+            let of_x = |x: &[f64]| inner(&reference(x, &e64, d, &case.targets), &case.weights);
+            assert_close(&dx, &differences(&case.x, of_x), 4e-6);
+            let of_e = |e: &[f64]| inner(&reference(&x64, e, d, &case.targets), &case.weights);
+            assert_close(&de, &differences(&case.e, of_e), 4e-6);
+        }
+    }
+
+    #[test]
+    fn chunks_and_threads_do_not_change_a_bit() {
+        let case = case(600, 9, 70);
+        let runs = in_pools(1..=3, || run(&case).map(|x| bits(&x)));
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        assert_close(&run(&case)[0], &reference(&wide(&case.x), &wide(&case.e), 9, &case.targets), 3e-6);
+        let mut without = vec![0.0; 600];
+        linear_cross_entropy(&case.x, &case.e, 9, &case.targets, &case.weights, &mut without, None);
+        assert_eq!(bits(&without), runs[0][0]);
+        let mut last = [0.0];
+        linear_cross_entropy(&case.x[599 * 9..], &case.e, 9, &case.targets[599..], &[0.0], &mut last, None);
+        assert_eq!(last[0].to_bits(), runs[0][0][599]);
+    }
+
+    #[test]
+    fn unweighted_rows_leave_zero_gradients() {
+        let mut case = case(5, 3, 4);
+        case.weights.fill(0.0);
+        let [losses, dx, de] = run(&case);
+        assert!(losses.iter().all(|loss| loss.is_finite() && *loss > 0.0));
+        assert!(dx.iter().chain(&de).all(|&x| x == 0.0));
+        case = self::case(0, 3, 4);
+        assert_eq!(run(&case), [vec![], vec![], vec![0.0; 12]]);
+    }
+
+    #[test]
+    fn log_softmax_agrees_with_its_formula() {
+        for (t, v) in [(1, 1), (3, 37), (70, 301)] {
+            let logits: Vec<f32> = values(1, t * v).iter().map(|x| 30.0 * x).collect();
+            let mut found = logits.clone();
+            log_softmax_rows(&mut found, v);
+            let row = |row: &[f64]| {
+                let lse = row.iter().map(|l| l.exp()).sum::<f64>().ln();
+                row.iter().map(|l| l - lse).collect::<Vec<_>>()
+            };
+            assert_close(&found, &wide(&logits).chunks(v).flat_map(row).collect::<Vec<_>>(), 1e-6);
+            let mut one = logits[(t - 1) * v..].to_vec();
+            log_softmax_rows(&mut one, v);
+            assert_eq!(bits(&one), bits(&found[(t - 1) * v..]));
+        }
+        log_softmax_rows(&mut [], 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "target 4, but the vocabulary has 4 entries")]
+    fn a_target_past_the_vocabulary_is_named() {
+        linear_cross_entropy(&[0.0], &[0.0; 4], 1, &[4], &[1.0], &mut [0.0], None);
+    }
+}

@@ -190,3 +190,106 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
     let parts: Vec<f64> = x.par_chunks(TASK_VALUES).map(squares).collect();
     parts.into_iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, bits, in_pools, values, wide};
+
+    /// Indices with duplicates, spread over `rows` rows.
+    fn indices(count: usize, rows: usize) -> Vec<u32> {
+        (0..count).map(|i| ((i * i + 3 * i) % rows) as u32).collect()
+    }
+
+    #[test]
+    fn gather_copies_the_named_rows() {
+        for (rows, d, count) in [(1, 1, 1), (7, 5, 20), (300, 97, 900)] {
+            let (src, idx) = (values(1, rows * d), indices(count, rows));
+            let mut out = vec![f32::NAN; count * d];
+            gather_rows(&src, d, &idx, &mut out);
+            for (row, &from) in out.chunks(d).zip(&idx) {
+                assert_eq!(row, &src[from as usize * d..][..d]);
+            }
+        }
+        gather_rows(&[], 3, &[], &mut []);
+    }
+
+    #[test]
+    fn scatter_adds_in_ascending_order_for_any_thread_count() {
+        for (rows, d, count) in [(1, 1, 4), (7, 5, 20), (300, 97, 900)] {
+            let (src, idx, scale) = (values(1, count * d), indices(count, rows), values(2, count));
+            let (mut plain, mut scaled) = (values(3, rows * d), values(3, rows * d));
+            for (i, &row) in idx.iter().enumerate() {
+                for t in 0..d {
+                    plain[row as usize * d + t] += src[i * d + t];
+                    let old = &mut scaled[row as usize * d + t];
+                    *old = scale[i].mul_add(src[i * d + t], *old);
+                }
+            }
+            for (found_plain, found_scaled) in in_pools(1..=3, || {
+                let (mut plain, mut scaled) = (values(3, rows * d), values(3, rows * d));
+                scatter_add_rows(&mut plain, d, &idx, &src);
+                scatter_add_scaled_rows(&mut scaled, d, &idx, &src, &scale);
+                (bits(&plain), bits(&scaled))
+            }) {
+                assert_eq!(found_plain, bits(&plain));
+                assert_eq!(found_scaled, bits(&scaled));
+            }
+        }
+        scatter_add_rows(&mut [1.0], 1, &[], &[]);
+    }
+
+    #[test]
+    fn row_dots_are_close_and_blind_to_their_neighbours() {
+        for (rows, d) in [(1, 1), (3, 33), (700, 65)] {
+            let (a, b) = (values(1, rows * d), values(2, rows * d));
+            let mut out = vec![f32::NAN; rows];
+            row_dots(&a, &b, d, &mut out);
+            let expected: Vec<f64> =
+                wide(&a).chunks(d).zip(wide(&b).chunks(d)).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect();
+            assert_close(&out, &expected, 2e-6);
+            let mut last = [0.0];
+            row_dots(&a[(rows - 1) * d..], &b[(rows - 1) * d..], d, &mut last);
+            assert_eq!(last[0].to_bits(), out[rows - 1].to_bits());
+        }
+        row_dots(&[], &[], 4, &mut []);
+        let mut narrow = [1.0];
+        row_dots(&[], &[], 0, &mut narrow);
+        assert_eq!(narrow, [0.0]);
+    }
+
+    #[test]
+    fn slice_sums_follow_their_formulas() {
+        for n in [0, 1, 17, 40_003] {
+            let (x, y) = (values(1, n), values(2, n));
+            let mut added = y.clone();
+            add_into(&mut added, &x);
+            let mut moved = y.clone();
+            axpy(&mut moved, -0.3, &x);
+            let mut scaled = y.clone();
+            scale(&mut scaled, 1.7);
+            for i in 0..n {
+                assert_eq!(added[i], y[i] + x[i]);
+                assert_eq!(moved[i], (-0.3f32).mul_add(x[i], y[i]));
+                assert_eq!(scaled[i], y[i] * 1.7);
+            }
+        }
+    }
+
+    #[test]
+    fn sum_of_squares_is_exact_enough_and_the_same_for_any_thread_count() {
+        assert_eq!(sum_of_squares(&[]), 0.0);
+        assert_eq!(sum_of_squares(&[-3.0]), 9.0);
+        let x = values(1, 100_003);
+        let expected: f64 = wide(&x).iter().map(|x| x * x).sum();
+        let found = in_pools(1..=3, || sum_of_squares(&x).to_bits());
+        assert!(found[0] == found[1] && found[1] == found[2]);
+        assert!((f64::from_bits(found[0]) / expected - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    #[should_panic(expected = "gather_rows: index 2, but there are 2 rows of 3")]
+    fn an_index_past_the_rows_is_named() {
+        gather_rows(&[0.0; 6], 3, &[2], &mut [0.0; 3]);
+    }
+}
