@@ -4,7 +4,7 @@
 
 use kernels::machine;
 use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed | 1;
@@ -18,17 +18,30 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// The median time in seconds of `work`, run for about 0.4 s and at least 5 times.
-fn median(mut work: impl FnMut()) -> f64 {
-    let mut times = Vec::new();
+/// Median seconds of `work`, and the median of its rate as a share of the peak measured right before
+/// and after each time: on a shared machine the peak itself varies from moment to moment.
+fn measure(threads: usize, flop: f64, mut work: impl FnMut()) -> (f64, f64) {
+    let peak = || machine::flops_for(threads, Duration::from_millis(1));
+    let (mut times, mut shares, mut before) = (Vec::new(), Vec::new(), peak());
     let begin = Instant::now();
-    while times.len() < 5 || (begin.elapsed().as_secs_f64() < 0.4 && times.len() < 2000) {
-        let start = Instant::now();
-        work();
-        times.push(start.elapsed().as_secs_f64());
+    while times.len() < 9 || (begin.elapsed().as_millis() < 400 && times.len() < 200) {
+        let (start, mut calls) = (Instant::now(), 0.0);
+        while start.elapsed().as_micros() < 1000 {
+            work();
+            calls += 1.0;
+        }
+        let time = start.elapsed().as_secs_f64() / calls;
+        let after = peak();
+        times.push(time);
+        shares.push(2.0 * flop / time / (before + after));
+        before = after;
     }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    (median(&mut times), median(&mut shares))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Compares about 500 elements with the scalar chain; ends the program on the first difference.
@@ -42,7 +55,6 @@ fn check(name: &str, c: &[f32], before: &[f32], a: Mat<'_>, b: Mat<'_>) {
 }
 
 struct Bench {
-    peak: [f64; 2],
     only: Option<String>,
 }
 
@@ -67,15 +79,15 @@ impl Bench {
         };
         work(&mut c);
         check(name, &c, &before, a, b);
-        let time = median(|| work(&mut c));
-        let rate = 2.0 * (m * n * k) as f64 / time;
-        let peak = self.peak[usize::from(threads == Threads::All)];
+        let flop = 2.0 * (m * n * k) as f64;
+        let used = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
+        let (time, share) = measure(used, flop, || work(&mut c));
         let bytes = (k * n * 4) as f64 / time;
         println!(
             "{name:<34} {m:>6} {n:>6} {k:>6} {:>9.1} us {:>7.1} GFLOP/s {:>5.1} %  B {:>6.2} GB/s",
             time * 1e6,
-            rate / 1e9,
-            100.0 * rate / peak,
+            flop / time / 1e9,
+            100.0 * share,
             bytes / 1e9
         );
     }
@@ -83,12 +95,12 @@ impl Bench {
 
 fn main() {
     let threads = rayon::current_num_threads();
-    let bench = Bench { peak: [machine::peak_flops(1), machine::peak_flops(threads)], only: std::env::args().nth(1) };
+    let bench = Bench { only: std::env::args().nth(1) };
     println!(
         "{} peak {:.1} GFLOP/s on one thread, {:.1} on {threads}; memory {:.2} and {:.2} GB/s",
         machine::simd(),
-        bench.peak[0] / 1e9,
-        bench.peak[1] / 1e9,
+        machine::peak_flops(1) / 1e9,
+        machine::peak_flops(threads) / 1e9,
         machine::read_bandwidth(1) / 1e9,
         machine::read_bandwidth(threads) / 1e9
     );

@@ -34,15 +34,20 @@ fn rate(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
 /// Rate of `f32` multiply-adds in registers, in operations (two for each multiply-add) per second, of
 /// `threads` threads together. The best of five measurements of 20 ms.
 pub fn peak_flops(threads: usize) -> f64 {
+    (0..5).map(|_| flops_for(threads, Duration::from_millis(20))).fold(0.0, f64::max)
+}
+
+/// One measurement of `time` of the same rate, for comparing with work done just before or after on a
+/// machine whose speed varies.
+pub fn flops_for(threads: usize, time: Duration) -> f64 {
     let Some(kernels) = Isa::best().kernels() else { return 0.0 };
-    let burst = |_: usize| {
+    rate(threads, |_| {
         let (begin, mut done) = (Instant::now(), 0.0);
-        while begin.elapsed() < Duration::from_millis(20) {
-            done += kernels.burst(20_000);
+        while begin.elapsed() < time {
+            done += kernels.burst(5_000);
         }
         done
-    };
-    (0..5).map(|_| rate(threads, burst)).fold(0.0, f64::max)
+    })
 }
 
 /// Size in bytes of the last-level cache, or 32 MiB where the system does not tell.

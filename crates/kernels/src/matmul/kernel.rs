@@ -274,7 +274,8 @@ pub(super) unsafe fn fma_burst<V: Vector>(steps: usize, x: f32) -> f32 {
     // SAFETY: the caller has the instructions; the store goes to a local array of enough lanes.
     unsafe {
         let (scale, shift) = (V::splat(x), V::splat(1.0 - x));
-        let mut acc = [V::splat(x); 12];
+        // Different values, or the compiler would see twelve times the same chain and keep one.
+        let mut acc: [V; 12] = std::array::from_fn(|i| V::splat(x * i as f32));
         for _ in 0..steps {
             for a in &mut acc {
                 *a = a.fma(scale, shift);

@@ -105,3 +105,129 @@ fn every_tile_height_and_panel_width_matches() {
         check(m, 1 + (m * 11) % 70, 9, (Lie::Cols, Lie::Rows), Start::Zero, &isas);
     }
 }
+
+/// Sets that are fast enough for larger shapes here; without FMA in the build, plain Rust calls the C
+/// library for every multiply-add.
+fn fast() -> Vec<Isa> {
+    let mut isas = Isa::available();
+    if isas.len() > 1 {
+        isas.pop();
+    }
+    isas
+}
+
+#[test]
+fn several_blocks_over_every_size_match() {
+    // Over DEPTH steps, over a block of panels, over FLAT_TILES tiles, with uneven ends.
+    for (m, n, k) in [(3, 41, 1100), (40, 70, 1537), (190, 75, 515), (17, 1100, 517), (1, 3000, 40), (170, 260, 700)] {
+        for a in LIES {
+            for b in LIES {
+                check(m, n, k, (a, b), if a == b { Start::Zero } else { Start::FromC }, &fast());
+            }
+        }
+    }
+    check(20, 40, 1030, (Lie::Cols, Lie::Cols), Start::FromC, &Isa::available());
+}
+
+#[test]
+fn one_row_equals_the_same_row_among_many() {
+    let (m, n, k) = (2048, 100, 300);
+    let (x, w) = (values(m * k, 11), values(n * k, 12));
+    let (x, w) = (Mat::rows_major(&x, m, k), Mat::rows_major(&w, n, k).t());
+    let packed = Packed::new(w);
+    let mut whole = vec![0.0; m * n];
+    matmul(MatMut::rows_major(&mut whole, m, n), x, w, Start::Zero, Threads::All);
+    for i in (0..m).step_by(61) {
+        for with_packed in [false, true] {
+            let mut row = vec![f32::NAN; n];
+            let c = MatMut::rows_major(&mut row, 1, n);
+            let x = x.row_range(i..i + 1);
+            match with_packed {
+                true => matmul_packed(c, x, &packed, Start::Zero, Threads::One),
+                false => matmul(c, x, w, Start::Zero, Threads::One),
+            }
+            let same = row.iter().zip(&whole[i * n..]).all(|(x, y)| x.to_bits() == y.to_bits());
+            assert!(same, "row {i}, packed {with_packed}");
+        }
+    }
+}
+
+#[test]
+fn sums_cut_anywhere_continue_the_same_chain() {
+    let (m, n, k, cut) = (19, 45, 90, 37);
+    let (a, b) = (values(m * k, 21), values(k * n, 22));
+    let (a, b) = (Mat::rows_major(&a, m, k), Mat::rows_major(&b, k, n));
+    let (mut whole, mut parts) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+    matmul(MatMut::rows_major(&mut whole, m, n), a, b, Start::Zero, Threads::One);
+    for (range, start) in [(0..cut, Start::Zero), (cut..k, Start::FromC)] {
+        let c = MatMut::rows_major(&mut parts, m, n);
+        matmul(c, a.col_range(range.clone()), b.row_range(range), start, Threads::All);
+    }
+    assert_eq!(whole, parts);
+}
+
+#[test]
+fn pools_of_any_size_give_the_same_bits() {
+    let (m, n, k) = (150, 200, 600);
+    let (a, b) = (values(m * k, 31), values(k * n, 32));
+    let (a, b) = (Mat::rows_major(&a, k, m).t(), Mat::rows_major(&b, k, n));
+    let mut want = vec![0.0; m * n];
+    matmul(MatMut::rows_major(&mut want, m, n), a, b, Start::Zero, Threads::One);
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut got = vec![0.0; m * n];
+        pool.install(|| {
+            // Products inside products' threads, as the callers' own loops have them.
+            rayon::join(
+                || matmul(MatMut::rows_major(&mut got, m, n), a, b, Start::Zero, Threads::All),
+                || matmul(MatMut::rows_major(&mut vec![0.0; m * n], m, n), a, b, Start::Zero, Threads::All),
+            )
+        });
+        assert_eq!(want, got, "{threads} threads");
+    }
+}
+
+#[test]
+fn empty_sizes_write_zeros_or_nothing() {
+    let packed = Packed::new(Mat::rows_major(&[], 0, 3));
+    for threads in [Threads::One, Threads::All] {
+        for (start, want) in [(Start::Zero, 0.0), (Start::FromC, 5.0)] {
+            let mut c = [5.0; 6];
+            matmul(MatMut::rows_major(&mut c, 2, 3), Mat::rows_major(&[], 2, 0), Mat::rows_major(&[], 0, 3), start, threads);
+            assert_eq!(c, [want; 6]);
+            let mut c = [5.0; 6];
+            matmul_packed(MatMut::rows_major(&mut c, 2, 3), Mat::rows_major(&[], 2, 0), &packed, start, threads);
+            assert_eq!(c, [want; 6]);
+            matmul(MatMut::rows_major(&mut [], 0, 3), Mat::rows_major(&[], 0, 4), Mat::rows_major(&[1.0; 12], 4, 3), start, threads);
+            matmul(MatMut::rows_major(&mut [], 2, 0), Mat::rows_major(&[1.0; 8], 2, 4), Mat::rows_major(&[], 4, 0), start, threads);
+        }
+    }
+}
+
+#[test]
+fn special_values_follow_the_chain() {
+    let a = [f32::INFINITY, 1.0, f32::MAX, 1e-45, 0.0, -0.0];
+    let b = [0.0, 1.0, 2.0, 0.5, f32::NEG_INFINITY, 3.0];
+    let mut c = [0.0; 36];
+    let (a, b) = (Mat::rows_major(&a, 6, 1), Mat::rows_major(&b, 1, 6));
+    matmul(MatMut::rows_major(&mut c, 6, 6), a, b, Start::Zero, Threads::One);
+    for (at, x) in c.iter().enumerate() {
+        let want = chain(a, b, at / 6, at % 6, 0.0);
+        assert!(x.to_bits() == want.to_bits() || (x.is_nan() && want.is_nan()), "{at}: {x}, not {want}");
+    }
+}
+
+#[test]
+fn views_refuse_what_they_cannot_hold() {
+    let fails = |work: fn()| std::panic::catch_unwind(work).is_err();
+    assert!(fails(|| _ = Mat::rows_major(&[0.0; 5], 2, 3)));
+    assert!(fails(|| _ = Mat::strided(&[0.0; 5], 2, 2, usize::MAX, usize::MAX)));
+    assert!(fails(|| _ = MatMut::strided(&mut [0.0; 9], 2, 3, 2)));
+    assert!(fails(|| _ = MatMut::rows_major(&mut [0.0; 5], 2, 3)));
+    assert!(fails(|| _ = Mat::rows_major(&[0.0; 6], 2, 3).col_range(2..4)));
+    assert!(fails(|| {
+        let (a, b) = ([0.0; 6], [0.0; 6]);
+        matmul(MatMut::rows_major(&mut [0.0; 4], 2, 2), Mat::rows_major(&a, 2, 3), Mat::rows_major(&b, 2, 3), Start::Zero, Threads::One);
+    }));
+    assert!(Mat::strided(&[1.0, 2.0], 3, 2, 0, 1).at(2, 1) == 2.0);
+}
