@@ -10,7 +10,16 @@ use crate::names;
 /// Held until dropped. Holds no file where the file system knows no locks.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
-    _file: Option<File>,
+    file: Option<File>,
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone does not release it while a process forked meanwhile has not reached exec.
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
+        }
+    }
 }
 
 fn open(parent: &Path) -> io::Result<File> {
@@ -21,8 +30,8 @@ fn open(parent: &Path) -> io::Result<File> {
 pub(crate) fn acquire(parent: &Path) -> io::Result<FolderLock> {
     let file = open(parent)?;
     match file.lock() {
-        Ok(()) => Ok(FolderLock { _file: Some(file) }),
-        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(FolderLock { _file: None }),
+        Ok(()) => Ok(FolderLock { file: Some(file) }),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(FolderLock { file: None }),
         Err(e) => Err(e),
     }
 }
@@ -31,8 +40,8 @@ pub(crate) fn acquire(parent: &Path) -> io::Result<FolderLock> {
 pub(crate) fn try_acquire(parent: &Path) -> Option<FolderLock> {
     let file = open(parent).ok()?;
     match file.try_lock() {
-        Ok(()) => Some(FolderLock { _file: Some(file) }),
-        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Some(FolderLock { _file: None }),
+        Ok(()) => Some(FolderLock { file: Some(file) }),
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Some(FolderLock { file: None }),
         Err(_) => None,
     }
 }

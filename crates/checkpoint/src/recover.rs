@@ -58,20 +58,36 @@ pub(crate) fn restore_missing(path: &Path) {
     if exists(path) || !exists(&names::aside_path(parent, name)) {
         return;
     }
-    if let Some(_lock) = lock::try_acquire(parent) {
+    // Whoever holds the lock is either between two renames or putting the checkpoint back.
+    if let Ok(_lock) = lock::acquire(parent) {
         let _ = settle(parent, name, &RealDisk);
     }
 }
 
+/// Whether a checkpoint is only there under the name it was set aside as.
+pub(crate) fn is_misplaced(parent: &Path, folder: &str) -> bool {
+    names::of_aside(folder).is_some_and(|name| exists(&parent.join(folder)) && !exists(&parent.join(name)))
+}
+
 /// Settles every checkpoint set aside and removes temporary folders, unless another process is
-/// saving into the folder. Returns what could not be put right.
+/// saving into the folder. Waits for that process only if a checkpoint is missing from its place.
+/// Returns what could not be put right.
 pub(crate) fn clean(parent: &Path, folders: &[String], disk: &dyn Disk) -> Vec<Failure> {
     let is_left_over = |folder: &&String| names::of_temp(folder).is_some() || names::of_aside(folder).is_some();
     let left_over: Vec<_> = folders.iter().filter(is_left_over).collect();
     if left_over.is_empty() {
         return Vec::new();
     }
-    let Some(_lock) = lock::try_acquire(parent) else { return Vec::new() };
+    let _lock = match left_over.iter().find(|folder| is_misplaced(parent, folder)) {
+        Some(folder) => match attempt("lock", &parent.join(folder), lock::acquire(parent)) {
+            Ok(lock) => lock,
+            Err(failure) => return vec![failure],
+        },
+        None => match lock::try_acquire(parent) {
+            Some(lock) => lock,
+            None => return Vec::new(),
+        },
+    };
     let put_right = |folder: &String| match names::of_aside(folder) {
         Some(name) => settle(parent, name, disk),
         None => {

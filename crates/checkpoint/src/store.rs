@@ -72,33 +72,28 @@ fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
 /// are not considered.
 ///
 /// What an interrupted save left behind is put right first: the previous checkpoint of a name goes
-/// back to its place, temporary folders are removed. This is left undone while another process is
-/// saving into `parent` or where `parent` cannot be written to.
+/// back to its place, temporary folders are removed. Temporary folders stay while another process is
+/// saving into `parent`; where `parent` cannot be written to, a checkpoint that cannot go back is
+/// returned among the damaged.
 ///
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read. A damaged checkpoint is no error.
 pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> {
-    let failures = recover::clean(parent, &folder_names(parent)?, &RealDisk);
-    let (loaded, mut damaged) = newest_of_changing(parent)?;
-    damaged.extend(failures.into_iter().map(|Failure { action, path, source }| Damaged {
-        path,
-        reason: format!("left by an interrupted save, could not {action} it: {source}"),
-    }));
-    Ok((loaded, damaged))
-}
-
-/// As [`newest`], while another process may be adding and removing checkpoints: those removed since
-/// they were listed are not damaged, and when none of the list is left it is read again.
-fn newest_of_changing(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> {
-    let mut entries = try_list(parent)?;
     loop {
+        let failures = recover::clean(parent, &folder_names(parent)?, &RealDisk);
+        let entries = try_list(parent)?;
         let (loaded, mut damaged) = newest(&entries);
-        damaged.retain(|skipped| exists(&skipped.path));
-        let now = try_list(parent)?;
-        if loaded.is_some() || now == entries {
-            return Ok((loaded, damaged));
+        // Another process may have saved, replaced or pruned checkpoints since they were listed.
+        let is_changed = try_list(parent)?.last() != entries.last() || damaged.iter().any(|skipped| !exists(&skipped.path));
+        let is_misplaced = folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
+        if is_changed || (is_misplaced && failures.is_empty()) {
+            continue;
         }
-        entries = now;
+        damaged.extend(failures.into_iter().map(|Failure { action, path, source }| Damaged {
+            path,
+            reason: format!("left by an interrupted save, could not {action} it: {source}"),
+        }));
+        return Ok((loaded, damaged));
     }
 }
 
