@@ -6,6 +6,7 @@ pub mod documents;
 mod error;
 mod files;
 pub mod manifest;
+pub mod packages;
 mod permutation;
 pub mod reader;
 pub mod shard;

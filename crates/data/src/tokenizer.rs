@@ -3,6 +3,8 @@
 mod check;
 mod quick;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod train;
 
 pub use stream::DecodeStream;

@@ -17,11 +17,14 @@ const CACHE_WORD_BYTES: usize = 64;
 /// Above this many added tokens, looking for each of them costs more than the quick path saves.
 const MAX_QUICK_ADDED: usize = 16;
 
+type WordIds = HashMap<Box<str>, Box<[u32]>>;
+
 /// Encoding without the general pipeline, for vocabularies of the form that `Tokenizer::train` writes.
 pub(super) struct Quick {
     digits: bool,
     pub(super) added: Vec<String>,
-    cache: Vec<Mutex<HashMap<Box<str>, Box<[u32]>>>>,
+    /// Ids of words met before, spread over locks by the word's checksum.
+    cache: Vec<Mutex<WordIds>>,
 }
 
 impl Quick {

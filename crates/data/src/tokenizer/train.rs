@@ -93,7 +93,7 @@ fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer> {
 }
 
 /// The texts with the smallest digests, in digest order until one does not fit into `max_bytes`; at least one.
-fn sample(texts: impl Iterator<Item = String>, max_bytes: u64) -> Vec<String> {
+pub(super) fn sample(texts: impl Iterator<Item = String>, max_bytes: u64) -> Vec<String> {
     let mut kept: BinaryHeap<([u8; 32], String)> = BinaryHeap::new();
     let mut bytes = 0u64;
     let mut cut = None;
