@@ -34,7 +34,9 @@ pub enum SaveError {
         tensor: String,
     },
     /// A tensor's data does not fill its shape.
-    #[error("{file}: tensor {tensor} of shape {shape:?}: expected {expected} values, found {found}; pass the shape the data has")]
+    #[error(
+        "{file}: tensor {tensor} of shape {shape:?}: expected {expected} values, found {found}; pass the shape the data has"
+    )]
     Shape {
         /// The file.
         file: String,
@@ -178,7 +180,13 @@ impl LoadError {
         found: impl Into<String>,
         next: &'static str,
     ) -> Self {
-        Self::Invalid { path: path.to_path_buf(), field: field.into(), expected: expected.into(), found: found.into(), next }
+        Self::Invalid {
+            path: path.to_path_buf(),
+            field: field.into(),
+            expected: expected.into(),
+            found: found.into(),
+            next,
+        }
     }
 }
 

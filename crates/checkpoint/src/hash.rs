@@ -1,7 +1,7 @@
 //! SHA-256 of files, in chunks.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -26,13 +26,19 @@ pub(crate) fn sha256_bytes(bytes: &[u8]) -> String {
 /// [`LoadError::Io`] if the file cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String, LoadError> {
     let mut file = File::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    sha256_open(&mut file, path)
+}
+
+/// The SHA-256 of the rest of an open file.
+pub(crate) fn sha256_open(file: &mut File, path: &Path) -> Result<String, LoadError> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0_u8; CHUNK_BYTES];
     loop {
-        let count = file.read(&mut buffer).map_err(|e| LoadError::io(path, "read", e))?;
-        if count == 0 {
-            return Ok(hex(&hasher.finalize()));
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hex(&hasher.finalize())),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(LoadError::io(path, "read", e)),
         }
-        hasher.update(&buffer[..count]);
     }
 }

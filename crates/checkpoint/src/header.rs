@@ -126,7 +126,11 @@ pub(crate) fn parse(path: &Path, file: &[u8], next: &'static str) -> Result<Vec<
     let len = u64::from_le_bytes(*prefix);
     let limit = MAX_HEADER_BYTES.min(rest.len() as u64);
     if len > limit {
-        return Err(invalid("header length", format!("at most {limit} in a file of {} bytes", file.len()), len.to_string()));
+        return Err(invalid(
+            "header length",
+            format!("at most {limit} in a file of {} bytes", file.len()),
+            len.to_string(),
+        ));
     }
     // Below the limit, so it is within the address space.
     let (header, data) = rest.split_at(len as usize);
@@ -177,19 +181,33 @@ fn check_names(path: &Path, tensors: &[TensorInfo], next: &'static str) -> Resul
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         None => Ok(()),
-        Some(pair) => {
-            Err(LoadError::invalid(path, format!("tensor {}", quote(pair[0])), "each name once", "the name twice", next))
-        }
+        Some(pair) => Err(LoadError::invalid(
+            path,
+            format!("tensor {}", quote(pair[0])),
+            "each name once",
+            "the name twice",
+            next,
+        )),
     }
 }
 
-fn check_layout(path: &Path, sorted: &[TensorInfo], file_len: usize, base: usize, next: &'static str) -> Result<(), LoadError> {
+fn check_layout(
+    path: &Path,
+    sorted: &[TensorInfo],
+    file_len: usize,
+    base: usize,
+    next: &'static str,
+) -> Result<(), LoadError> {
     let mut cursor = base;
     for tensor in sorted {
         if tensor.begin != cursor {
             let field = format!("tensor {}: data_offsets", quote(&tensor.name));
             let expected = format!("a begin of {}, where the data before it ends", cursor - base);
-            let found = format!("{}, which {}", tensor.begin - base, if tensor.begin < cursor { "overlaps" } else { "leaves a gap" });
+            let found = format!(
+                "{}, which {}",
+                tensor.begin - base,
+                if tensor.begin < cursor { "overlaps" } else { "leaves a gap" }
+            );
             return Err(LoadError::invalid(path, field, expected, found, next));
         }
         cursor = tensor.end;

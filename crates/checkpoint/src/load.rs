@@ -1,16 +1,17 @@
 //! Reading a checkpoint back, believing only what its manifest confirms.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::{LoadError, NEXT_DAMAGED, quote};
-use crate::hash::{sha256_bytes, sha256_file};
+use crate::hash::{sha256_bytes, sha256_open};
 use crate::manifest::{self, FileEntry, Kind};
 use crate::recover;
-use crate::tensor_file::{self, TensorFile, open_regular};
+use crate::tensor_file::{TensorFile, map_tensors, open_regular};
 
 /// A checkpoint whose files all have the size and checksum of the manifest.
 #[derive(Debug)]
@@ -21,32 +22,31 @@ pub struct Loaded {
     pub json: BTreeMap<String, Value>,
     /// The further files, by name.
     pub files: BTreeMap<String, Vec<u8>>,
-    stems: Vec<String>,
+    tensors: BTreeMap<String, TensorFile>,
 }
 
 impl Loaded {
     /// The stems of the tensor files, ascending.
     pub fn stems(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.stems.iter().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
-    /// Maps `<stem>.safetensors`.
+    /// The mapped `<stem>.safetensors`; it is the very file that was verified, even if the checkpoint
+    /// was replaced or removed since.
     ///
     /// # Errors
-    /// The manifest has no such tensor file, or the file contradicts its format.
+    /// The checkpoint has no such tensor file.
     pub fn tensors(&self, stem: &str) -> Result<TensorFile, LoadError> {
-        if !self.stems.iter().any(|known| known == stem) {
-            let found = format!("only {:?}", self.stems);
+        self.tensors.get(stem).cloned().ok_or_else(|| {
+            let found = format!("only {:?}", self.tensors.keys().collect::<Vec<_>>());
             let expected = format!("a tensor file {}", quote(stem));
-            let next = "choose a checkpoint that holds it";
-            return Err(LoadError::invalid(&self.path, "files", expected, found, next));
-        }
-        tensor_file::open(&self.path.join(format!("{stem}{}", Kind::Tensors.suffix())), NEXT_DAMAGED)
+            LoadError::invalid(&self.path, "files", expected, found, "choose a checkpoint that holds it")
+        })
     }
 }
 
 /// Opens the checkpoint folder `path`, verifying the manifest and the size and SHA-256 of every
-/// file. JSON and further files are read into memory; tensors stay on disk. Files that the manifest
+/// file. JSON and further files are read into memory; tensors are mapped. Files that the manifest
 /// does not list are ignored.
 ///
 /// If the folder is missing because a save that was to replace it was interrupted, the previous
@@ -61,15 +61,14 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
 }
 
 pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
-    let mut loaded =
-        Loaded { path: path.to_path_buf(), json: BTreeMap::new(), files: BTreeMap::new(), stems: Vec::new() };
+    let (json, files, tensors) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut loaded = Loaded { path: path.to_path_buf(), json, files, tensors };
     for entry in manifest::read(path)? {
         let file = path.join(&entry.name);
         let key = entry.name.strip_suffix(entry.kind.suffix()).unwrap_or(&entry.name).to_owned();
         match entry.kind {
             Kind::Tensors => {
-                check_tensors(&file, &entry)?;
-                loaded.stems.push(key);
+                loaded.tensors.insert(key, map_checked(&file, &entry)?);
             }
             Kind::Json => {
                 let value = parse_json(&file, &read_checked(&file, &entry)?)?;
@@ -80,30 +79,31 @@ pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
             }
         }
     }
-    loaded.stems.sort();
     Ok(loaded)
 }
 
-fn check_tensors(path: &Path, entry: &FileEntry) -> Result<(), LoadError> {
-    check_size(path, entry)?;
-    check_sum(path, entry, sha256_file(path)?)?;
-    // A sum only says that the file is the one written; the header is checked in its own right.
-    tensor_file::open(path, NEXT_DAMAGED).map(drop)
+/// Sums the file by reading it, as a page of a mapping that the disk cannot deliver would end the
+/// process, and maps what the same handle refers to.
+fn map_checked(path: &Path, entry: &FileEntry) -> Result<TensorFile, LoadError> {
+    let mut file = open_sized(path, entry)?;
+    check_sum(path, entry, sha256_open(&mut file, path)?)?;
+    map_tensors(&file, path, NEXT_DAMAGED)
 }
 
-/// Reads a file whose size on disk was compared with the manifest first.
 fn read_checked(path: &Path, entry: &FileEntry) -> Result<Vec<u8>, LoadError> {
-    let size = check_size(path, entry)?;
     let mut bytes = Vec::new();
-    open_regular(path)?.take(size).read_to_end(&mut bytes).map_err(|e| LoadError::io(path, "read", e))?;
+    let file = open_sized(path, entry)?;
+    file.take(entry.bytes).read_to_end(&mut bytes).map_err(|e| LoadError::io(path, "read", e))?;
     check_sum(path, entry, sha256_bytes(&bytes))?;
     Ok(bytes)
 }
 
-fn check_size(path: &Path, entry: &FileEntry) -> Result<u64, LoadError> {
-    let size = open_regular(path)?.metadata().map_err(|e| LoadError::io(path, "read the size of", e))?.len();
+/// Opens a file whose size on disk is that of the manifest, so that the latter can be relied on.
+fn open_sized(path: &Path, entry: &FileEntry) -> Result<File, LoadError> {
+    let file = open_regular(path)?;
+    let size = file.metadata().map_err(|e| LoadError::io(path, "read the size of", e))?.len();
     if size == entry.bytes {
-        return Ok(size);
+        return Ok(file);
     }
     let expected = format!("{} bytes as in the manifest", entry.bytes);
     Err(LoadError::invalid(path, "size", expected, format!("{size} bytes"), NEXT_DAMAGED))
@@ -117,5 +117,6 @@ fn check_sum(path: &Path, entry: &FileEntry, found: String) -> Result<(), LoadEr
 }
 
 fn parse_json(path: &Path, bytes: &[u8]) -> Result<Value, LoadError> {
-    serde_json::from_slice(bytes).map_err(|e| LoadError::invalid(path, "JSON", "a JSON value", e.to_string(), NEXT_DAMAGED))
+    serde_json::from_slice(bytes)
+        .map_err(|e| LoadError::invalid(path, "JSON", "a JSON value", e.to_string(), NEXT_DAMAGED))
 }

@@ -104,7 +104,13 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
     for (i, file) in files.iter().enumerate() {
         if !seen.insert(&file.name) {
             let field = format!("files[{i}].name");
-            return Err(LoadError::invalid(path, field, "each name once", format!("{:?} twice", file.name), NEXT_DAMAGED));
+            return Err(LoadError::invalid(
+                path,
+                field,
+                "each name once",
+                format!("{:?} twice", file.name),
+                NEXT_DAMAGED,
+            ));
         }
     }
     Ok(files)

@@ -252,16 +252,26 @@ fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
 /// things stand.
 fn undo(parent: &Path, name: &str, disk: &dyn Disk) -> String {
     let (place, temp, aside) = (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
-    if exists(&aside) && !exists(&place) && let Err(e) = disk.rename(&aside, &place) {
+    if exists(&aside)
+        && !exists(&place)
+        && let Err(e) = disk.rename(&aside, &place)
+    {
         let aside = aside.display();
         return format!("the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next opened");
     }
     if exists(&aside) {
-        return format!("the new checkpoint could not be taken back and may not survive a power cut; the previous one is kept in {}", aside.display());
+        return format!(
+            "the new checkpoint could not be taken back and may not survive a power cut; the previous one is kept in {}",
+            aside.display()
+        );
     }
-    if exists(&temp) && let Err(e) = disk.remove_dir_all(&temp) {
+    if exists(&temp)
+        && let Err(e) = disk.remove_dir_all(&temp)
+    {
         let temp = temp.display();
-        return format!("the unfinished copy {temp} could not be removed ({e}) and is ignored; older checkpoints are untouched");
+        return format!(
+            "the unfinished copy {temp} could not be removed ({e}) and is ignored; older checkpoints are untouched"
+        );
     }
     "the unfinished copy was removed; older checkpoints are untouched".to_owned()
 }

@@ -84,7 +84,8 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
         let entries = try_list(parent)?;
         let (loaded, mut damaged) = newest(&entries);
         // Another process may have saved, replaced or pruned checkpoints since they were listed.
-        let is_changed = try_list(parent)?.last() != entries.last() || damaged.iter().any(|skipped| !exists(&skipped.path));
+        let is_changed =
+            try_list(parent)?.last() != entries.last() || damaged.iter().any(|skipped| !exists(&skipped.path));
         let is_misplaced = folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
         if is_changed || (is_misplaced && failures.is_empty()) {
             continue;

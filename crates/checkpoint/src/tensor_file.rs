@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -15,12 +16,14 @@ const NAMED_AT_MOST: usize = 8;
 
 /// A memory-mapped safetensors file. The file must not be changed in place while it is open;
 /// [`save`](crate::save) never does so.
-#[derive(Debug)]
+///
+/// A clone shares the mapping.
+#[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
-    tensors: Vec<TensorInfo>,
-    index: BTreeMap<String, usize>,
+    map: Arc<Mmap>,
+    tensors: Arc<[TensorInfo]>,
+    index: Arc<BTreeMap<String, usize>>,
 }
 
 /// Maps any safetensors file and checks its header: size, field types, known element types, each
@@ -30,15 +33,14 @@ pub struct TensorFile {
 /// # Errors
 /// [`LoadError::Io`] or [`LoadError::Invalid`].
 pub fn open_safetensors(path: &Path) -> Result<TensorFile, LoadError> {
-    open(path, NEXT_FOREIGN)
+    map_tensors(&open_regular(path)?, path, NEXT_FOREIGN)
 }
 
-pub(crate) fn open(path: &Path, next: &'static str) -> Result<TensorFile, LoadError> {
-    let file = open_regular(path)?;
-    let map = map_file(&file).map_err(|e| LoadError::io(path, "map into memory", e))?;
+pub(crate) fn map_tensors(file: &File, path: &Path, next: &'static str) -> Result<TensorFile, LoadError> {
+    let map = map_file(file).map_err(|e| LoadError::io(path, "map into memory", e))?;
     let tensors = header::parse(path, &map, next)?;
     let index = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
-    Ok(TensorFile { path: path.to_path_buf(), map, tensors, index })
+    Ok(TensorFile { path: path.to_path_buf(), map: Arc::new(map), tensors: tensors.into(), index: Arc::new(index) })
 }
 
 /// Opens a regular file for reading; anything else (a folder, a pipe that would block) is refused.

@@ -88,7 +88,10 @@ fn check_message(error: &SaveError, op: &Op, case: &str) {
     // The parent's own name differs between the run that listed the operations and this one.
     let is_parent = op.kind == OpKind::SyncDir && !name.contains("step-");
     assert!(is_parent || message.contains(name), "{case}: {message}");
-    assert!(message.contains("no space left") && message.contains("free disk space and save again"), "{case}: {message}");
+    assert!(
+        message.contains("no space left") && message.contains("free disk space and save again"),
+        "{case}: {message}"
+    );
 }
 
 #[test]
@@ -109,7 +112,8 @@ fn fault_plans_read_back_and_nonsense_is_refused() {
     for text in ["kill:17", "enospc:1", "kill-half:write-chunk:3", "enospc-from:sync-dir:2", "enospc-half:4"] {
         assert_eq!(text.parse::<FaultPlan>().unwrap().to_string(), text);
     }
-    for text in ["", "kill", "kill:", "kill:0", "kill:-1", "die:3", "kill:write:3", "kill:rename:3:4", "kill:3:rename"] {
+    for text in ["", "kill", "kill:", "kill:0", "kill:-1", "die:3", "kill:write:3", "kill:rename:3:4", "kill:3:rename"]
+    {
         let message = text.parse::<FaultPlan>().unwrap_err().to_string();
         assert!(message.contains("LATHE_FAULT") && message.contains(&format!("{text:?}")), "{message}");
     }

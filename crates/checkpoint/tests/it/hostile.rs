@@ -57,14 +57,26 @@ const HEADERS: [HeaderCase; 58] = [
     (r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
     (r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
     (r#"{"a":{"dtype":"F32","shape":[9223372036854775808,4,0],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
-    (r#"{"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape: "#),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}}"#,
+        4,
+        r#"tensor "a": shape: "#,
+    ),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":null}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4]}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}}"#, 8, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0.0,4.0]}}"#, 4, r#"tensor "a": data_offsets"#),
-    (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, 4, r#"tensor "a": data_offsets: expected begin <= end"#),
-    (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4, r#"tensor "a": data_offsets: expected begin <= end <= 4"#),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
+        4,
+        r#"tensor "a": data_offsets: expected begin <= end"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+        4,
+        r#"tensor "a": data_offsets: expected begin <= end <= 4"#,
+    ),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4, "expected 8 bytes for F32 of shape [2]"),
     (r#"{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,4]}}"#, 4, "expected 2 bytes for F16 of shape [1]"),
@@ -72,7 +84,11 @@ const HEADERS: [HeaderCase; 58] = [
     (r#"{"a":{ENTRY},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#, 12, r#"tensor "b": data_offsets"#),
     (r#"{"a":{ENTRY},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}"#, 6, "which overlaps"),
     (r#"{"a":{ENTRY},"b":{ENTRY}}"#, 4, r#"tensor "b": data_offsets"#),
-    (r#"{"a":{ENTRY},"\u0061":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, r#"tensor "a": expected each name once"#),
+    (
+        r#"{"a":{ENTRY},"\u0061":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+        8,
+        r#"tensor "a": expected each name once"#,
+    ),
 ];
 
 const METADATA: [HeaderCase; 5] = [
@@ -259,8 +275,20 @@ fn a_manifest_that_agrees_does_not_excuse_the_files() {
     let path = saved(parent.path());
     let nested = [b"[".repeat(300), b"]".repeat(300)].concat();
     let state: [&[u8]; 14] = [
-        b"", b"{", b"{}x", b"{} {}", b"\xff\xfe", b"\xef\xbb\xbf{}", b"NaN", b"-Infinity", b"1e999", b"{'a':1}", b"[1,]",
-        b"\"\\ud800\"", b"\"a\nb\"", &nested,
+        b"",
+        b"{",
+        b"{}x",
+        b"{} {}",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"{'a':1}",
+        b"[1,]",
+        b"\"\\ud800\"",
+        b"\"a\nb\"",
+        &nested,
     ];
     for bytes in state {
         forge(&path, "state.json", bytes);

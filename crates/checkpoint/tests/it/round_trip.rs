@@ -4,20 +4,33 @@
 use std::borrow::Cow;
 use std::fs;
 
-use checkpoint::{Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, load, open_safetensors, save, sha256_file};
 use crate::common::{Random, folder, large, same, small, tensor};
+use checkpoint::{
+    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, load, open_safetensors, save, sha256_file,
+};
 use serde_json::{Value, json};
 
 #[test]
 fn odd_shapes_names_and_values_come_back_bit_for_bit() {
     let random = &mut Random::new(11);
-    let names = ["", " ", "a/b", "\"quoted\"", "back\\slash", "zeta\u{3b6}\u{1f600}", "line\nbreak\0", "metadata", "__metadata"];
+    let names = [
+        "",
+        " ",
+        "a/b",
+        "\"quoted\"",
+        "back\\slash",
+        "zeta\u{3b6}\u{1f600}",
+        "line\nbreak\0",
+        "metadata",
+        "__metadata",
+    ];
     let mut tensors: Vec<_> = names.iter().map(|name| tensor(name, &[2, 1, 3], random)).collect();
     tensors.push(tensor("scalar", &[], random));
     tensors.push(tensor("empty", &[0], random));
     tensors.push(tensor("empty in the middle", &[4, 0, 9], random));
     tensors.push(tensor("32 dimensions", &[1; 32], random));
-    let edges = [0.0, -0.0, f32::MIN_POSITIVE, f32::from_bits(1), -f32::from_bits(0x7f_ffff), f32::MAX, f32::MIN, f32::EPSILON];
+    let edges =
+        [0.0, -0.0, f32::MIN_POSITIVE, f32::from_bits(1), -f32::from_bits(0x7f_ffff), f32::MAX, f32::MIN, f32::EPSILON];
     tensors.push(NamedTensor { name: "edges".into(), shape: vec![8], data: Cow::Borrowed(&edges) });
     tensors.push(tensor("empty at the end", &[0, 0], random));
     let mut snapshot = Snapshot::default();
@@ -89,7 +102,10 @@ fn what_the_reference_writer_writes_is_read() {
     assert_eq!(file.read_f32("bfloat").unwrap(), [1.0, -3.0]);
     assert_eq!((file.dtype("bfloat"), file.shape("bfloat")), (Some(Dtype::Bf16), Some(&[1, 2][..])));
     let message = file.read_f32("bytes").unwrap_err().to_string();
-    assert!(message.contains("foreign.safetensors") && message.contains("\"bytes\"") && message.contains("U8"), "{message}");
+    assert!(
+        message.contains("foreign.safetensors") && message.contains("\"bytes\"") && message.contains("U8"),
+        "{message}"
+    );
     let message = file.read_f32("nowhere").unwrap_err().to_string();
     assert!(message.contains("\"nowhere\"") && message.contains('3'), "{message}");
 }
@@ -142,7 +158,11 @@ fn bad_snapshots_are_refused_before_anything_is_written() {
     deep.json.insert("state".into(), (0..200).fold(json!(1), |inner, _| json!([inner])));
     let long = "x".repeat(129);
     let cases: Vec<(&str, Snapshot<'_>, &[&str])> = vec![
-        ("x", with(vec![one("a", &[2], &[0.0, 1.0]), one("b", &[3], &[1.0, f32::NAN, 0.0])]), &["weights", "\"b\"[1]", "NaN"]),
+        (
+            "x",
+            with(vec![one("a", &[2], &[0.0, 1.0]), one("b", &[3], &[1.0, f32::NAN, 0.0])]),
+            &["weights", "\"b\"[1]", "NaN"],
+        ),
         ("x", with(vec![one("a", &[2], &[f32::INFINITY, 1.0])]), &["\"a\"[0]", "inf"]),
         ("x", with(vec![one("a", &[1], &[1.0]), one("a", &[1], &[1.0])]), &["\"a\"", "twice"]),
         ("x", with(vec![one("a", &[2, 2], &[1.0])]), &["\"a\"", "[2, 2]", "expected 4 values", "found 1"]),
@@ -189,7 +209,13 @@ fn expect_names_everything_that_differs_at_once() {
         .expect(&[("right".into(), vec![2, 3]), ("turned".into(), vec![5, 4]), ("absent".into(), vec![1])])
         .unwrap_err()
         .to_string();
-    let parts = ["weights.safetensors", "1 missing: \"absent\"", "10 extra: \"extra.0\"", "\"extra.7\" and 2 more", "1 wrongly shaped: \"turned\" (expected [5, 4], found [4, 5])"];
+    let parts = [
+        "weights.safetensors",
+        "1 missing: \"absent\"",
+        "10 extra: \"extra.0\"",
+        "\"extra.7\" and 2 more",
+        "1 wrongly shaped: \"turned\" (expected [5, 4], found [4, 5])",
+    ];
     assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     assert!(!message.contains("extra.8") && !message.contains("\"right\""), "{message}");
     let all: Vec<_> = file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec())).collect();

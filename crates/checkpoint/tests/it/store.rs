@@ -154,3 +154,13 @@ fn a_reader_of_the_only_checkpoint_finds_it_while_it_is_being_replaced() {
     });
     same(&load(&parent.path().join(step_name(100))).unwrap(), &small(199)).unwrap();
 }
+
+#[test]
+fn an_open_checkpoint_outlives_its_removal() {
+    let parent = filled(1);
+    let (loaded, _) = newest_valid(parent.path()).unwrap();
+    save(parent.path(), &step_name(100), &small(2), &RealDisk).unwrap();
+    same(loaded.as_ref().unwrap(), &small(1)).unwrap();
+    fs::remove_dir_all(parent.path().join(step_name(100))).unwrap();
+    same(&loaded.unwrap(), &small(1)).unwrap();
+}
