@@ -1,5 +1,5 @@
 //! Checks each product that training and inference need against the scalar definition, then prints
-//! its rate and its share of the measured peak.
+//! its rate and its share of the measured peak, per processor second.
 #![allow(clippy::print_stdout, reason = "a table is what this example is for")]
 
 use kernels::machine;
@@ -18,25 +18,47 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// Median seconds of `work`, and the median of its rate as a share of the peak measured right before
-/// and after each time: on a shared machine the peak itself varies from moment to moment.
-fn measure(threads: usize, flop: f64, mut work: impl FnMut()) -> (f64, f64) {
-    let peak = || machine::flops_for(threads, Duration::from_millis(1));
-    let (mut times, mut shares, mut before) = (Vec::new(), Vec::new(), peak());
+/// Processor seconds that all threads of this process have used.
+fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    assert_eq!(failed, 0, "the system keeps no processor time");
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+}
+
+/// Medians of one product.
+struct Measured {
+    /// Seconds.
+    time: f64,
+    /// Operations per processor second, as a share of the peak per processor second measured right
+    /// before and after: on a shared machine both the peak and the processor time granted vary.
+    share: f64,
+}
+
+/// The peak of one thread, in operations per processor second.
+fn peak_now() -> f64 {
+    let (wall, processor) = (Instant::now(), processor_seconds());
+    let rate = machine::flops_for(1, Duration::from_millis(2));
+    rate * wall.elapsed().as_secs_f64() / (processor_seconds() - processor)
+}
+
+fn measure(flop: f64, mut work: impl FnMut()) -> Measured {
+    let (mut times, mut shares, mut before) = (Vec::new(), Vec::new(), peak_now());
     let begin = Instant::now();
-    while times.len() < 9 || (begin.elapsed().as_millis() < 400 && times.len() < 200) {
-        let (start, mut calls) = (Instant::now(), 0.0);
-        while start.elapsed().as_micros() < 1000 {
+    while times.len() < 9 || (begin.elapsed().as_millis() < 500 && times.len() < 100) {
+        let (start, processor, mut calls) = (Instant::now(), processor_seconds(), 0.0);
+        while start.elapsed().as_micros() < 3000 {
             work();
             calls += 1.0;
         }
-        let time = start.elapsed().as_secs_f64() / calls;
-        let after = peak();
-        times.push(time);
-        shares.push(2.0 * flop / time / (before + after));
+        times.push(start.elapsed().as_secs_f64() / calls);
+        let used = processor_seconds() - processor;
+        let after = peak_now();
+        shares.push(2.0 * flop * calls / used / (before + after));
         before = after;
     }
-    (median(&mut times), median(&mut shares))
+    Measured { time: median(&mut times), share: median(&mut shares) }
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -80,8 +102,7 @@ impl Bench {
         work(&mut c);
         check(name, &c, &before, a, b);
         let flop = 2.0 * (m * n * k) as f64;
-        let used = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
-        let (time, share) = measure(used, flop, || work(&mut c));
+        let Measured { time, share } = measure(flop, || work(&mut c));
         let bytes = (k * n * 4) as f64 / time;
         println!(
             "{name:<34} {m:>6} {n:>6} {k:>6} {:>9.1} us {:>7.1} GFLOP/s {:>5.1} %  B {:>6.2} GB/s",

@@ -205,7 +205,7 @@ impl Job {
         let mut turns = 0u32;
         while self.done.load(Ordering::Acquire) < tasks {
             turns += 1;
-            if turns < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if turns < 300 { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
     }
 

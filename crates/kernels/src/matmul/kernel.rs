@@ -281,10 +281,9 @@ pub(super) unsafe fn fma_burst<V: Vector>(steps: usize, x: f32) -> f32 {
                 *a = a.fma(scale, shift);
             }
         }
+        let sum = acc.into_iter().fold(shift, |sum, a| a.fma(scale, sum));
         let mut out = [0.0f32; 16];
-        for a in acc.iter().skip(1) {
-            acc[0].fma(scale, *a).store(out.as_mut_ptr());
-        }
+        sum.store(out.as_mut_ptr());
         out[0]
     }
 }
