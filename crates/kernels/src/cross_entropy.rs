@@ -4,7 +4,7 @@
 use crate::dispatch::{check_len, max_value, multiversion};
 use crate::exp::exp_shifted_sum;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
-use crate::rows::{gather_rows, scale};
+use crate::rows::{gather_rows, scale_values};
 use crate::scratch::Scratch;
 use rayon::prelude::*;
 
@@ -60,7 +60,7 @@ fn chunk(inputs: Inputs<'_>, rows: &[u32], losses: &mut [f32], grads: Option<(&m
         *loss = nll;
         if with_grads {
             let weight = inputs.weights[row as usize];
-            scale(logits, weight / sum);
+            scale_values(logits, weight / sum);
             logits[target as usize] -= weight;
         }
     });

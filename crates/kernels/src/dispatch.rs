@@ -38,12 +38,16 @@ pub(crate) use multiversion;
 
 /// The copies of a body that [`multiversion`] makes.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Width {
-    Wide,
-    Middle,
     Base,
+    Middle,
+    Wide,
 }
+
+/// The widest copy that tests let run: 0 for the baseline, 2 for all.
+#[cfg(all(test, target_arch = "x86_64"))]
+static WIDEST: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(2);
 
 /// The widest copy that this machine runs.
 #[cfg(target_arch = "x86_64")]
@@ -54,11 +58,18 @@ pub(crate) fn width() -> Width {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    match (middle, wide) {
+    let width = match (middle, wide) {
         (true, true) => Width::Wide,
         (true, false) => Width::Middle,
         _ => Width::Base,
-    }
+    };
+    #[cfg(test)]
+    let width = match WIDEST.load(std::sync::atomic::Ordering::Relaxed) {
+        0 => Width::Base,
+        1 => width.min(Width::Middle),
+        _ => width,
+    };
+    width
 }
 
 /// Number of partial sums in every reduction: element `j` of a row goes to lane `j % LANES`.
@@ -117,4 +128,73 @@ pub(crate) fn check_len(function: &str, argument: &str, found: usize, expected: 
         found == expected,
         "{function}: `{argument}` holds {found} values where its shape needs {expected}"
     );
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::adamw::{AdamW, adamw_step};
+    use crate::attend::{Heads, Spans, attend_backward, attend_forward};
+    use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
+    use crate::gelu::{gelu_backward, gelu_forward};
+    use crate::rms_norm::{rms_norm_backward, rms_norm_forward};
+    use crate::rotary::{RotaryTable, rotate};
+    use crate::rows::{axpy, row_dots, sum_of_squares};
+    use crate::swiglu::{swiglu_backward, swiglu_forward};
+    use crate::testing::{bits, values};
+    use std::sync::atomic::Ordering;
+
+    /// Forward and backward results of the kernels that work element by element or row by row.
+    fn pointwise() -> Vec<Vec<f32>> {
+        let (t, d) = (5, 38);
+        let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
+        let buffer = || vec![0.0f32; t * d];
+        let mut r = vec![buffer(), buffer(), vec![0.0; d], buffer(), buffer(), vec![0.0; t * d / 2], buffer(), x.clone()];
+        rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
+        let mut dw = vec![0.0; d];
+        rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);
+        r[2] = dw;
+        gelu_forward(&x, &mut r[3]);
+        gelu_backward(&x, &g, &mut r[4]);
+        swiglu_forward(&x, d / 2, &mut r[5]);
+        swiglu_backward(&x, d / 2, &g[..t * d / 2], &mut r[6]);
+        let mut table = RotaryTable::new(1e4, d);
+        table.grow(t);
+        rotate(&mut r[7], d, 1, d, &[0, 1, 2, 3, 4], &table, false);
+        let mut dots = vec![0.0; t];
+        row_dots(&x, &g, d, &mut dots);
+        axpy(&mut dots, 0.3, &w[..t]);
+        let squares = sum_of_squares(&x);
+        r.extend([dots, vec![squares as f32, (squares - f64::from(squares as f32)) as f32]]);
+        let (mut p, mut m, mut v) = (x, vec![0.1; t * d], vec![0.2; t * d]);
+        let hyper = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
+        adamw_step(&hyper, 0.5, &mut p, &g, &mut m, &mut v);
+        r.extend([p, m, v]);
+        r
+    }
+
+    /// Results of attention and of the loss.
+    fn products() -> Vec<Vec<f32>> {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 10 };
+        let spans = Spans { start: vec![0, 0, 1, 4, 4], end: vec![1, 2, 3, 23, 24] };
+        let (q, kv, g) = (values(1, 200), values(2, 24 * 40), values(3, 200));
+        let (mut out, mut lse, mut dq, mut dkv) = (vec![0.0; 200], vec![0.0; 20], vec![0.0; 200], vec![0.0; 960]);
+        attend_forward(&q, &kv, &spans, heads, &mut out, &mut lse);
+        attend_backward(&q, &kv, &spans, heads, &out, &lse, &g, &mut dq, &mut dkv);
+        let (mut losses, mut dx, mut de) = (vec![0.0; 5], vec![0.0; 200], vec![0.0; 960]);
+        linear_cross_entropy(&q, &kv, 40, &[1, 0, 9, 23, 4], &[0.5; 5], &mut losses, Some((&mut dx, &mut de)));
+        let mut logits = q.clone();
+        log_softmax_rows(&mut logits, 40);
+        vec![out, lse, dq, dkv, losses, dx, de, logits]
+    }
+
+    #[test]
+    fn every_width_gives_the_same_bits() {
+        let all = || -> Vec<Vec<u32>> { pointwise().iter().chain(&products()).map(|x| bits(x)).collect() };
+        let [base, middle, wide] = [0, 1, 2].map(|widest| {
+            WIDEST.store(widest, Ordering::Relaxed);
+            all()
+        });
+        assert!(base == middle && middle == wide);
+    }
 }

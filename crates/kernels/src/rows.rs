@@ -126,7 +126,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn scale_values(x: &mut [f32], alpha: f32) {
+    /// [`scale`] on the calling thread.
+    pub(crate) fn scale_values(x: &mut [f32], alpha: f32) {
         for x in x {
             *x *= alpha;
         }

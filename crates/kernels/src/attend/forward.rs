@@ -2,7 +2,7 @@
 
 use super::block::{Parts, finish, gather, key_view, local, mask, soften};
 use super::plan::{Block, blocks};
-use super::{Heads, Spans, check, direct};
+use super::{Heads, Spans, check};
 use crate::dispatch::check_len;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
 use crate::scratch::Scratch;
@@ -10,8 +10,6 @@ use rayon::prelude::*;
 
 /// Multiply-adds below which a call stays on its own thread.
 const SERIAL_WORK: usize = 1 << 18;
-/// Rows up to which a block is worked out without packing.
-const DIRECT_ROWS: usize = 2;
 
 /// What every task reads.
 #[derive(Clone, Copy)]
@@ -62,13 +60,7 @@ pub fn attend_forward(q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, out: &
     let outputs = Outputs { out: Parts::new(out), lse: Parts::new(lse) };
     let blocks = blocks(spans, heads.shared());
     let work: usize = blocks.iter().map(|block| block.rows.len() * block.keys.len() * heads.q_width()).sum();
-    let task = |(block, head): (&Block, usize)| {
-        if block.rows.len() <= DIRECT_ROWS {
-            block.rows.clone().for_each(|row| direct_row(inputs, row, head, &outputs));
-        } else {
-            forward_block(inputs, block, head, &outputs);
-        }
-    };
+    let task = |(block, head): (&Block, usize)| forward_block(inputs, block, head, &outputs);
     // The last blocks of a segment see the most keys, so they go first.
     let tasks = blocks.iter().rev().flat_map(|block| (0..heads.kv_heads).map(move |head| (block, head)));
     if work <= SERIAL_WORK {
@@ -103,26 +95,4 @@ fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outpu
         // SAFETY: this task alone writes its head's columns of its block's rows.
         unsafe { outputs.write(heads, row, head, sums, statistics) };
     }
-}
-
-/// The same as [`forward_block`] for one row, reading keys and values where they lie.
-fn direct_row(inputs: Inputs<'_>, row: usize, head: usize, outputs: &Outputs<'_>) {
-    let Inputs { q, kv, spans, heads } = inputs;
-    let (shared, hd, span) = (heads.shared(), heads.head_dim, spans.range(row));
-    let q = &q[row * heads.q_width() + head * shared * hd..][..shared * hd];
-    let mut scratch = Scratch::take(shared * (span.len() + hd) + direct::TILE * hd);
-    let [scores, sums, tile] = scratch.split([shared * span.len(), shared * hd, direct::TILE * hd]);
-    let mut statistics = vec![(f32::NEG_INFINITY, 0.0); shared];
-    sums.fill(0.0);
-    if !span.is_empty() {
-        let key_at = span.start * heads.kv_width() + head * hd;
-        let value_at = key_at + heads.kv_heads * hd;
-        direct::scores(q, &kv[key_at..], heads.kv_width(), hd, tile, scores);
-        for (scores, statistics) in scores.chunks_exact_mut(span.len()).zip(&mut statistics) {
-            *statistics = soften(scores, heads.scale());
-        }
-        direct::value_sums(scores, &kv[value_at..], heads.kv_width(), hd, sums);
-    }
-    // SAFETY: this task alone writes its head's columns of its block's rows.
-    unsafe { outputs.write(heads, row, head, sums, &statistics) };
 }

@@ -2,7 +2,6 @@
 
 mod backward;
 mod block;
-mod direct;
 mod forward;
 mod plan;
 #[cfg(test)]
