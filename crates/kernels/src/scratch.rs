@@ -15,7 +15,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// The smallest kept buffer of at least `len` values, or the largest one grown, or a new one.
+    /// The smallest kept buffer of at least `len` values, or a new one in place of a kept one that is too small.
     pub(crate) fn take(len: usize) -> Self {
         let mut values = KEPT.with_borrow_mut(|kept| {
             let fitting = (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
