@@ -82,7 +82,15 @@ struct Bench {
 
 impl Bench {
     /// `a_t`, `b_t`: the operand is the transpose of a row-major matrix. `pack`: B is packed beforehand.
-    fn product(&self, name: &str, [m, n, k]: [usize; 3], [a_t, b_t]: [bool; 2], start: Start, threads: Threads, pack: bool) {
+    fn product(
+        &self,
+        name: &str,
+        [m, n, k]: [usize; 3],
+        [a_t, b_t]: [bool; 2],
+        start: Start,
+        threads: Threads,
+        pack: bool,
+    ) {
         if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
             return;
         }

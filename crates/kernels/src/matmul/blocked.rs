@@ -120,7 +120,14 @@ struct Job {
 unsafe impl Sync for Job {}
 
 /// `c = a b` or `c += a b` for non-empty operands of fitting shapes.
-pub(super) fn run(kernels: &'static Kernels, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Threads) {
+pub(super) fn run(
+    kernels: &'static Kernels,
+    mut c: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: Start,
+    threads: Threads,
+) {
     let (m, n, k) = (a.rows(), b.cols(), a.cols());
     let threads = share::count(threads, m, n, k);
     let tiles = m.div_ceil(kernels.tile_rows());
@@ -240,7 +247,7 @@ impl Job {
         unsafe {
             let kernel = self.x.pack_a(rows.clone(), steps.clone(), room);
             for at in mine.clone() {
-                let mut tile = self.x.tile_at(rows.start, panels.start + at, block % self.layers == 0);
+                let mut tile = self.x.tile_at(rows.start, panels.start + at, block.is_multiple_of(self.layers));
                 tile.depth = steps.len();
                 tile.a = room;
                 tile.b = self.panel(block, at);

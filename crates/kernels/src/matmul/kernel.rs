@@ -15,8 +15,7 @@ pub(super) const A_COL: usize = 16;
 /// Most rows of a tile, for every instruction set.
 pub(super) const MAX_ROWS: usize = 14;
 /// Values that a packed tile of A may take up in either layout.
-pub(super) const A_TILE: usize =
-    if MAX_ROWS * A_ROW > DEPTH * A_COL { MAX_ROWS * A_ROW } else { DEPTH * A_COL };
+pub(super) const A_TILE: usize = if MAX_ROWS * A_ROW > DEPTH * A_COL { MAX_ROWS * A_ROW } else { DEPTH * A_COL };
 
 /// One tile: `c[i, j] += sum_k a[i, k] b[k, j]` for `M` rows, `cols <= PANEL` columns, `depth` steps.
 #[derive(Clone, Copy)]

@@ -48,9 +48,7 @@ fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
 
 /// The kernels of `isa`.
 fn kernels(isa: Isa) -> &'static Kernels {
-    isa.kernels().unwrap_or_else(|| {
-        panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name())
-    })
+    isa.kernels().unwrap_or_else(|| panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name()))
 }
 
 /// Deals with products that have no multiply-add; returns whether this was one.

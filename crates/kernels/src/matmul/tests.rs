@@ -86,7 +86,9 @@ fn check(m: usize, n: usize, k: usize, lies: (Lie, Lie), start: Start, isas: &[I
 #[test]
 fn odd_shapes_in_every_layout_match_the_scalar_chain() {
     let isas = Isa::available();
-    for (m, n, k) in [(1, 1, 1), (1, 37, 5), (2, 33, 3), (3, 130, 19), (5, 16, 67), (7, 31, 8), (15, 65, 31), (29, 97, 70)] {
+    for (m, n, k) in
+        [(1, 1, 1), (1, 37, 5), (2, 33, 3), (3, 130, 19), (5, 16, 67), (7, 31, 8), (15, 65, 31), (29, 97, 70)]
+    {
         for a in LIES {
             for b in LIES {
                 for start in [Start::Zero, Start::FromC] {
@@ -193,13 +195,31 @@ fn empty_sizes_write_zeros_or_nothing() {
     for threads in [Threads::One, Threads::All] {
         for (start, want) in [(Start::Zero, 0.0), (Start::FromC, 5.0)] {
             let mut c = [5.0; 6];
-            matmul(MatMut::rows_major(&mut c, 2, 3), Mat::rows_major(&[], 2, 0), Mat::rows_major(&[], 0, 3), start, threads);
+            matmul(
+                MatMut::rows_major(&mut c, 2, 3),
+                Mat::rows_major(&[], 2, 0),
+                Mat::rows_major(&[], 0, 3),
+                start,
+                threads,
+            );
             assert_eq!(c, [want; 6]);
             let mut c = [5.0; 6];
             matmul_packed(MatMut::rows_major(&mut c, 2, 3), Mat::rows_major(&[], 2, 0), &packed, start, threads);
             assert_eq!(c, [want; 6]);
-            matmul(MatMut::rows_major(&mut [], 0, 3), Mat::rows_major(&[], 0, 4), Mat::rows_major(&[1.0; 12], 4, 3), start, threads);
-            matmul(MatMut::rows_major(&mut [], 2, 0), Mat::rows_major(&[1.0; 8], 2, 4), Mat::rows_major(&[], 4, 0), start, threads);
+            matmul(
+                MatMut::rows_major(&mut [], 0, 3),
+                Mat::rows_major(&[], 0, 4),
+                Mat::rows_major(&[1.0; 12], 4, 3),
+                start,
+                threads,
+            );
+            matmul(
+                MatMut::rows_major(&mut [], 2, 0),
+                Mat::rows_major(&[1.0; 8], 2, 4),
+                Mat::rows_major(&[], 4, 0),
+                start,
+                threads,
+            );
         }
     }
 }
@@ -227,7 +247,13 @@ fn views_refuse_what_they_cannot_hold() {
     assert!(fails(|| _ = Mat::rows_major(&[0.0; 6], 2, 3).col_range(2..4)));
     assert!(fails(|| {
         let (a, b) = ([0.0; 6], [0.0; 6]);
-        matmul(MatMut::rows_major(&mut [0.0; 4], 2, 2), Mat::rows_major(&a, 2, 3), Mat::rows_major(&b, 2, 3), Start::Zero, Threads::One);
+        matmul(
+            MatMut::rows_major(&mut [0.0; 4], 2, 2),
+            Mat::rows_major(&a, 2, 3),
+            Mat::rows_major(&b, 2, 3),
+            Start::Zero,
+            Threads::One,
+        );
     }));
     assert!(Mat::strided(&[1.0, 2.0], 3, 2, 0, 1).at(2, 1) == 2.0);
 }

@@ -70,8 +70,8 @@ impl Vector for Plain {
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         let mut out = c.0;
-        for i in 0..8 {
-            out[i] = self.0[i].mul_add(b.0[i], out[i]);
+        for ((x, y), out) in self.0.iter().zip(b.0).zip(&mut out) {
+            *out = x.mul_add(y, *out);
         }
         Self(out)
     }
