@@ -57,8 +57,8 @@ pub(crate) fn for_each_word<'t>(text: &'t str, digits: bool, mut each: impl FnMu
 }
 
 fn match_words<'t>(run: &'t str, each: &mut impl FnMut(&'t str)) {
-    if run.is_empty() {
-        return;
+    if run.is_ascii() {
+        return match_ascii_words(run, each);
     }
     let mut done = 0;
     for (start, end) in WORD.find_iter(run) {
@@ -71,6 +71,54 @@ fn match_words<'t>(run: &'t str, each: &mut impl FnMut(&'t str)) {
     if done != run.len() {
         each(&run[done..]);
     }
+}
+
+/// `WORD_PATTERN` by hand, for ASCII: most text, at many times the speed of the pattern.
+fn match_ascii_words<'t>(run: &'t str, each: &mut impl FnMut(&'t str)) {
+    let bytes = run.as_bytes();
+    let mut start = 0;
+    while start < bytes.len() {
+        let end = start + ascii_word(&bytes[start..]);
+        each(&run[start..end]);
+        start = end;
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Space,
+    Letter,
+    Number,
+    Other,
+}
+
+fn class(byte: u8) -> Class {
+    match byte {
+        b'\t'..=b'\r' | b' ' => Class::Space,
+        b'a'..=b'z' | b'A'..=b'Z' => Class::Letter,
+        b'0'..=b'9' => Class::Number,
+        _ => Class::Other,
+    }
+}
+
+/// Length of the word at the start of `rest`, which is not empty.
+fn ascii_word(rest: &[u8]) -> usize {
+    match rest {
+        [b'\'', b's' | b't' | b'm' | b'd', ..] => return 2,
+        [b'\'', b'r' | b'v', b'e', ..] | [b'\'', b'l', b'l', ..] => return 3,
+        _ => {}
+    }
+    let run_of = |from: usize| {
+        let kind = class(rest[from]);
+        rest[from..].iter().position(|&b| class(b) != kind).map_or(rest.len(), |n| from + n)
+    };
+    let first = usize::from(rest[0] == b' ');
+    if rest.get(first).is_some_and(|&b| class(b) != Class::Space) {
+        return run_of(first);
+    }
+    // White space leaves its last character to the word that follows, unless it is the only one.
+    let end = run_of(0);
+    if end == rest.len() || end == 1 { end } else { end - 1 }
 }
 
 #[cfg(test)]
@@ -99,5 +147,26 @@ mod tests {
         let mut words = Vec::new();
         for_each_word("in 1987", true, |w| words.push(w));
         assert_eq!(words, ["in", " ", "1", "9", "8", "7"]);
+    }
+
+    #[test]
+    fn ascii_words_equal_the_pattern() {
+        let pieces: Vec<String> = (0..128u8)
+            .map(|b| char::from(b).to_string())
+            .chain(["'re", "'ve", "'ll", "'s", " 's", "  ", "\n\n", " \t", "word", "12", "==", "'"].map(str::to_owned))
+            .collect();
+        let mut state = 1u64;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        for _ in 0..20_000 {
+            let from = if below(2) == 0 { 0 } else { 120 };
+            let text: String = (0..below(12)).map(|_| pieces[from + below(pieces.len() - from)].as_str()).collect();
+            let mut by_hand = Vec::new();
+            match_ascii_words(&text, &mut |w| by_hand.push(w));
+            let by_pattern: Vec<&str> = WORD.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
+            assert_eq!(by_hand, by_pattern, "{text:?}");
+        }
     }
 }

@@ -235,8 +235,8 @@ fn sampling_does_not_depend_on_order_and_keeps_the_limit() {
     let backward = Tokenizer::train(texts().into_iter().rev(), &options).unwrap();
     assert_eq!(forward.to_json(), backward.to_json());
     let mut uneven = texts();
-    for i in 0..uneven.len() {
-        uneven[i] = uneven[i].repeat(1 + i * i % 7);
+    for (i, text) in uneven.iter_mut().enumerate() {
+        *text = text.repeat(1 + i * i % 7);
     }
     let expected = train::sample(uneven.clone().into_iter(), 5000).len();
     for turn in 0..uneven.len() {

@@ -6,7 +6,7 @@ use data::{Manifest, Tokenizer, TrainOptions};
 use std::path::Path;
 
 /// A sentence that differs with `i`.
-pub fn sentence(i: usize) -> String {
+pub(crate) fn sentence(i: usize) -> String {
     let names = ["fox", "dog", "cat", "owl", "crab"];
     let verbs = ["sees", "likes", "hears"];
     let count = 1 + i % 7;
@@ -14,12 +14,12 @@ pub fn sentence(i: usize) -> String {
 }
 
 /// 320 ids.
-pub fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::train((0..100).map(sentence), &TrainOptions::new(320)).unwrap()
 }
 
 /// Two JSONL files, one packed, with sources and licences.
-pub fn write_inputs(dir: &Path) {
+pub(crate) fn write_inputs(dir: &Path) {
     std::fs::create_dir_all(dir.join("deep")).unwrap();
     let rows = |range: std::ops::Range<usize>, source: &str| -> String {
         range.map(|i| format!("{}\n", serde_json::json!({"text": sentence(i), "source": source, "license": "MIT"}))).collect()
@@ -33,7 +33,7 @@ pub fn write_inputs(dir: &Path) {
 }
 
 /// Builds `out` from `inputs` in small shards, one document in five for validation.
-pub fn build_small(inputs: &Path, out: &Path) -> Manifest {
+pub(crate) fn build_small(inputs: &Path, out: &Path) -> Manifest {
     let options = BuildOptions { valid_per_mille: 200, shard_tokens: 700, ..BuildOptions::default() };
     build(&[Input::from(inputs)], &tokenizer(), out, &options).unwrap()
 }
