@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use checkpoint::{RealDisk, list, load, newest_valid, prune, save, step_name, try_list};
 
@@ -115,17 +114,15 @@ fn a_damaged_replacement_gives_way_to_the_checkpoint_set_aside() {
 #[test]
 fn a_reader_beside_a_writer_always_finds_a_checkpoint_and_removes_nothing_of_it() {
     let parent = filled(1);
-    let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let writer = scope.spawn(|| {
             for step in 2..150 {
                 save(parent.path(), &step_name(step * 100), &small(step), &RealDisk).unwrap();
                 prune(parent.path(), 1, None).unwrap();
             }
-            is_done.store(true, Ordering::Release);
         });
         let mut last = String::new();
-        while !is_done.load(Ordering::Acquire) {
+        while !writer.is_finished() {
             let (loaded, damaged) = newest_valid(parent.path()).unwrap();
             let name = loaded.expect("a checkpoint").path.file_name().unwrap().to_str().unwrap().to_owned();
             assert!(name >= last && damaged.is_empty(), "{last}, {name}, {damaged:?}");
@@ -138,15 +135,13 @@ fn a_reader_beside_a_writer_always_finds_a_checkpoint_and_removes_nothing_of_it(
 #[test]
 fn a_reader_of_the_only_checkpoint_finds_it_while_it_is_being_replaced() {
     let parent = filled(1);
-    let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let writer = scope.spawn(|| {
             for seed in 2..200 {
                 save(parent.path(), &step_name(100), &small(seed), &RealDisk).unwrap();
             }
-            is_done.store(true, Ordering::Release);
         });
-        while !is_done.load(Ordering::Acquire) {
+        while !writer.is_finished() {
             // Caught in the middle of its files, a checkpoint may fail to verify, but it is there.
             let (loaded, damaged) = newest_valid(parent.path()).unwrap();
             assert!(loaded.is_some() || damaged.len() == 1, "{damaged:?}");
