@@ -1,1 +1,16 @@
-//! Token ids in, token ids out: prefill, decode, sampling, scoring. Knows no text, no socket.
+//! Token ids in, token ids and numbers out: scoring with any routing rule, calibration of the causal rule, generation
+//! with a cache. Knows no text and no files.
+
+mod batch;
+mod calibrate;
+mod census;
+mod generate;
+mod sampler;
+mod score;
+
+pub use batch::{Batch, Sequence};
+pub use calibrate::{agreement, calibrate, causal_rule};
+pub use census::{Census, Recursed};
+pub use generate::{Generated, Generation, GenerateError, Token, generate};
+pub use sampler::{Sampler, SamplerError};
+pub use score::{RowScore, Scoring, log_probabilities, score};

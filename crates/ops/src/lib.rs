@@ -1,1 +1,59 @@
-//! Differentiable operations on Burn tensors, each with a plain version and a fast one. The only room that names a backend.
+//! Differentiable operations on Burn tensors. Every operation has one contract and two bodies: a plain one built from
+//! Burn's own operations, which runs on every backend and is the reference, and a fast one for the CPU with an explicit
+//! backward. No room above this one names a backend.
+//!
+//! | letter | axis | letter | axis |
+//! |---|---|---|---|
+//! | `t` | rows (tokens in flight) | `h` | query heads |
+//! | `a` | active rows, a subset of `t` | `g` | key/value heads |
+//! | `d` | model width | `k` | head width |
+//! | `f` | feed-forward width | `v` | vocabulary |
+//! | `r` | recursions | `n` | outputs of a projection |
+
+mod adamw;
+mod attend;
+mod embed;
+mod gate;
+mod gelu;
+mod head;
+mod linear;
+mod norm;
+mod recompute;
+mod rotary;
+mod rows;
+mod seam;
+mod swiglu;
+mod tensor;
+mod weight;
+
+pub use adamw::{AdamW, Moments};
+pub use attend::{Heads, Spans};
+pub use gate::Activation;
+pub use head::log_softmax_rows;
+pub use recompute::recompute;
+pub use rotary::Rotary;
+pub use rows::Combine;
+pub use tensor::{Tensor2, add_scalars, backward, column, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows};
+pub use weight::Weight;
+
+/// Which body of each operation runs. The model never asks; the caller of a pass decides once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ops {
+    /// The explicit forward and backward on CPU slices.
+    Fast,
+    /// Burn's operations and Burn's tape: any backend, and the reference for `Fast`.
+    Plain,
+}
+
+impl Ops {
+    /// The start of every pass: a value that records (training) or does not (inference). Everything computed from it
+    /// inherits the choice, so no layer has a training flag.
+    pub fn anchor(self, record: bool) -> Tensor2 {
+        tensor::anchor(record)
+    }
+}
+
+/// The number formats and instruction set in use, for reports.
+pub fn machine() -> String {
+    format!("f32, {}, {} threads", kernels::machine::simd(), rayon::current_num_threads())
+}

@@ -1,0 +1,65 @@
+//! From a trained router to a causal rule.
+
+use model::routing::expert_choice::Causal;
+use model::{Decision, Model, RouterConfig, RouterState, Rule};
+
+use crate::census::{Census, threshold_for};
+use crate::{Batch, Scoring, score};
+
+/// The causal rule that the recipe of `model` asks for, made on held-out `batches`.
+pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
+    let RouterConfig::ExpertChoice(config) = &model.config().router else {
+        // Nothing compares rows: every rule is the same rule. A random router draws by position.
+        return Rule::Causal(Decision { made_by: "router".into(), auxiliary: false, thresholds: vec![None; model.config().recursions] });
+    };
+    let n = model.config().recursions;
+    let capacities = model.config().router.capacities(n, u64::MAX);
+    let free = |r: usize| capacities[r] >= if r == 0 { 1.0 } else { capacities[r - 1] };
+    let thresholds_from = |value: &dyn Fn(usize) -> f32| (0..n).map(|r| (!free(r)).then(|| value(r))).collect();
+    let decision = match config.causal {
+        Causal::Half => Decision { made_by: "half".into(), auxiliary: false, thresholds: thresholds_from(&|_| 0.0) },
+        Causal::Running => Decision {
+            made_by: "running".into(),
+            auxiliary: false,
+            thresholds: thresholds_from(&|r| state.running.get(r).copied().unwrap_or(0.0)),
+        },
+        Causal::Calibrated => calibrate(model, state, batches, &capacities, false),
+        Causal::Auxiliary => calibrate(model, state, batches, &capacities, true),
+    };
+    Rule::Causal(decision)
+}
+
+/// Finds, recursion by recursion, the logit at which the share `capacities[r]` of all rows passes. Each recursion is
+/// measured with the thresholds before it already in force.
+pub fn calibrate(
+    model: &Model,
+    state: &RouterState,
+    batches: &[Batch],
+    capacities: &[f64],
+    auxiliary: bool,
+) -> Decision {
+    let made_by = if auxiliary { "auxiliary" } else { "calibrated" };
+    let mut decision = Decision { made_by: made_by.into(), auxiliary, thresholds: vec![None; capacities.len()] };
+    let total: usize = batches.iter().map(|b| b.rows.len()).sum();
+    for r in 0..capacities.len() {
+        if capacities[r] >= 1.0 {
+            continue;
+        }
+        let mut census = Census::with_logits();
+        let rule = Rule::Causal(decision.clone());
+        let how = Scoring { max_depth: Some(r + 1), ..Scoring::by(&rule, state) };
+        for batch in batches {
+            score(model, batch, &how, &mut census);
+        }
+        let Some(seen) = census.recursions.get(r) else { continue };
+        let scores = if auxiliary { &seen.auxiliary } else { &seen.logits };
+        decision.thresholds[r] = threshold_for(scores, (capacities[r] * total as f64).round() as usize);
+    }
+    decision
+}
+
+/// Share of rows that get another number of recursions under `a` than under `b`.
+pub fn agreement(a: &[crate::RowScore], b: &[crate::RowScore]) -> f64 {
+    let differ = a.iter().zip(b).filter(|(a, b)| a.depth != b.depth).count();
+    differ as f64 / a.len().max(1) as f64
+}

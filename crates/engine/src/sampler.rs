@@ -1,0 +1,156 @@
+//! From logits to a token: temperature, top-k, top-p, min-p, with random numbers addressed by (seed, position).
+
+use model::rng::{Purpose, Stream};
+
+/// How to draw a token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampler {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f32,
+    /// Only the k most likely; 0 for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that make up this much probability, in (0, 1].
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the most likely one, in [0, 1].
+    pub min_p: f32,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampler {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+    }
+}
+
+/// An unusable setting.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{field} is {found}, expected {expected}")]
+pub struct SamplerError {
+    /// Which.
+    pub field: &'static str,
+    /// Its value.
+    pub found: String,
+    /// What would do.
+    pub expected: &'static str,
+}
+
+impl Sampler {
+    /// The most likely token always.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Refuses values out of range.
+    ///
+    /// # Errors
+    /// The first one.
+    pub fn check(&self) -> Result<(), SamplerError> {
+        let refuse = |field, found: f32, expected| Err(SamplerError { field, found: found.to_string(), expected });
+        if !(self.temperature >= 0.0 && self.temperature <= 100.0) {
+            return refuse("temperature", self.temperature, "0 (greedy) to 100");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p, "above 0 and at most 1");
+        }
+        if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
+            return refuse("min_p", self.min_p, "0 to 1");
+        }
+        Ok(())
+    }
+
+    /// Draws from `logits` for the token at `position` of choice `choice`. The result depends on these alone.
+    pub fn draw(&self, logits: &[f32], choice: u64, position: u64) -> u32 {
+        let top = largest(logits);
+        if self.temperature == 0.0 {
+            return top as u32;
+        }
+        let weight = |i: usize| (f64::from(logits[i] - logits[top]) / f64::from(self.temperature)).exp();
+        let mut kept: Vec<(f64, usize)> = (0..logits.len()).map(|i| (weight(i), i)).collect();
+        // Ties go to the smaller id, so that cuts are the same everywhere.
+        kept.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        if self.top_k > 0 {
+            kept.truncate(self.top_k);
+        }
+        kept.retain(|(w, _)| *w >= f64::from(self.min_p));
+        let total: f64 = kept.iter().map(|(w, _)| w).sum();
+        let mut reached = 0.0;
+        let cut = kept.iter().position(|(w, _)| {
+            reached += w / total;
+            reached >= f64::from(self.top_p)
+        });
+        kept.truncate(cut.map_or(kept.len(), |c| c + 1));
+        let total: f64 = kept.iter().map(|(w, _)| w).sum();
+        let mut at = Stream::at(self.seed, Purpose::Sample, choice, position).uniform() * total;
+        for (w, i) in &kept {
+            at -= w;
+            if at < 0.0 {
+                return *i as u32;
+            }
+        }
+        kept.last().map_or(top, |(_, i)| *i) as u32
+    }
+}
+
+/// The index of the largest value; the first of equals. NaN counts as smallest.
+fn largest(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |at, i| if logits[i] > logits[at] || logits[at].is_nan() { i } else { at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sampler: &Sampler, logits: &[f32], draws: u64) -> Vec<u64> {
+        let mut counts = vec![0; logits.len()];
+        (0..draws).for_each(|i| counts[sampler.draw(logits, 0, i) as usize] += 1);
+        counts
+    }
+
+    #[test]
+    fn greedy_takes_the_first_largest() {
+        assert_eq!(Sampler::greedy().draw(&[1.0, 3.0, 3.0], 0, 0), 1);
+        assert_eq!(Sampler::greedy().draw(&[f32::NAN, -3.0], 0, 0), 1);
+    }
+
+    #[test]
+    fn frequencies_follow_the_distribution() {
+        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
+        let found = counts(&Sampler::default(), &logits, 40_000);
+        for (found, expected) in found.iter().zip([0.5, 0.3, 0.15, 0.05]) {
+            assert!((*found as f64 / 40_000.0 - expected).abs() < 0.01, "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn cuts_cut() {
+        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
+        let some = |sampler: Sampler| counts(&sampler, &logits, 4000).iter().map(|c| *c > 0).collect::<Vec<_>>();
+        assert_eq!(some(Sampler { top_k: 2, ..Sampler::default() }), [true, true, false, false]);
+        assert_eq!(some(Sampler { top_p: 0.75, ..Sampler::default() }), [true, true, false, false]);
+        assert_eq!(some(Sampler { min_p: 0.29, ..Sampler::default() }), [true, true, true, false]);
+        assert_eq!(some(Sampler { temperature: 0.01, ..Sampler::default() }), [true, false, false, false]);
+    }
+
+    #[test]
+    fn addresses_decide() {
+        let logits = [0.0f32; 50];
+        let sampler = Sampler { seed: 9, ..Sampler::default() };
+        assert_eq!(sampler.draw(&logits, 1, 2), sampler.draw(&logits, 1, 2));
+        let other: Vec<u32> = (0..20).map(|p| sampler.draw(&logits, 2, p)).collect();
+        assert_ne!(other, (0..20).map(|p| sampler.draw(&logits, 1, p)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in [
+            Sampler { temperature: -1.0, ..Sampler::default() },
+            Sampler { temperature: f32::NAN, ..Sampler::default() },
+            Sampler { top_p: 0.0, ..Sampler::default() },
+            Sampler { top_p: 1.5, ..Sampler::default() },
+            Sampler { min_p: -0.1, ..Sampler::default() },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

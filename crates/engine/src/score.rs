@@ -1,0 +1,73 @@
+//! The loss of every row under a routing rule.
+
+use model::{Model, NoProbe, Pass, Probe, RouterState, Rule, Transient};
+use ops::{Ops, read_rows};
+
+use crate::Batch;
+
+/// How to score.
+pub struct Scoring<'a> {
+    /// How routers decide.
+    pub rule: &'a Rule,
+    /// What routers learned outside of gradients.
+    pub state: &'a RouterState,
+    /// Deepest recursion allowed.
+    pub max_depth: Option<usize>,
+    /// Seed of the random router.
+    pub seed: u64,
+    /// Which operations.
+    pub ops: Ops,
+}
+
+impl<'a> Scoring<'a> {
+    /// Full depth, fast operations, seed 0.
+    pub fn by(rule: &'a Rule, state: &'a RouterState) -> Self {
+        Self { rule, state, max_depth: None, seed: 0, ops: Ops::Fast }
+    }
+}
+
+/// What a row got.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowScore {
+    /// Negative log-likelihood of its target, nats.
+    pub nll: f32,
+    /// How many recursions it had.
+    pub depth: u32,
+}
+
+/// Scores each row of `batch`; `probe` watches.
+pub fn score(model: &Model, batch: &Batch, how: &Scoring<'_>, probe: &mut dyn Probe) -> Vec<RowScore> {
+    let shares = model.config().kv != model::KvMode::RecursionWise;
+    let mut kv = Transient::new(shares);
+    let mut pass = pass(how, &mut kv, probe, batch.rows.sequences().len());
+    let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
+    let weights = batch.weights(0.0);
+    let (_, losses) = pass.ops.head_loss(passed.x_td, model.head(), &batch.targets, &weights);
+    losses.into_iter().zip(passed.depth_t).map(|(nll, depth)| RowScore { nll, depth }).collect()
+}
+
+/// Log-probabilities `[t, v]` of every row, for causality tests and small inputs.
+pub fn log_probabilities(model: &Model, batch: &Batch, how: &Scoring<'_>) -> Vec<f32> {
+    let shares = model.config().kv != model::KvMode::RecursionWise;
+    let (mut kv, mut probe) = (Transient::new(shares), NoProbe);
+    let mut pass = pass(how, &mut kv, &mut probe, batch.rows.sequences().len());
+    let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
+    let mut logits = read_rows(&model.logits(passed.x_td, &pass));
+    ops::log_softmax_rows(&mut logits, model.config().vocab_size);
+    logits
+}
+
+fn pass<'a>(how: &'a Scoring<'_>, kv: &'a mut Transient, probe: &'a mut dyn Probe, sequences: usize) -> Pass<'a> {
+    Pass {
+        ops: how.ops,
+        kv,
+        rule: how.rule,
+        state: how.state,
+        probe,
+        record: false,
+        recompute: false,
+        max_depth: how.max_depth,
+        address: model::Address { seed: how.seed, step: u64::MAX, place: 0 },
+        sequences,
+    }
+}

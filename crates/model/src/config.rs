@@ -1,0 +1,169 @@
+//! The recipe of a model, and every reason why one can be impossible.
+
+use std::fmt::Display;
+
+use serde::{Deserialize, Serialize};
+
+use crate::routing::RouterConfig;
+use crate::sharing::Plan;
+pub use crate::sharing::Sharing;
+
+/// An impossible recipe: which field, what it holds, what it should.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model.{field} is {found}, expected {expected}")]
+pub struct ConfigError {
+    /// Path of the field below `model`.
+    pub field: String,
+    /// Its value.
+    pub found: String,
+    /// What would be legal.
+    pub expected: String,
+}
+
+pub(crate) fn refuse<T>(field: &str, found: impl Display, expected: String) -> Result<T, ConfigError> {
+    Err(ConfigError { field: field.into(), found: found.to_string(), expected })
+}
+
+/// What later recursions attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvMode {
+    /// Each recursion keeps keys and values of the rows active in it, and sees only these.
+    RecursionWise,
+    /// Later recursions see the first one's keys and values of all rows; only queries are computed.
+    Shared,
+    /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's, for that recursion
+    /// only.
+    SharedUpdate,
+}
+
+/// A decoder of the Llama family, with or without shared layers and a depth router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelConfig {
+    /// Tokens in the vocabulary; 0 in a recipe means: as the data has.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Unrolled layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; `heads` must be a multiple.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Longest sequence the model is meant for.
+    pub context: usize,
+    /// Base of the rotary embedding.
+    pub rope_theta: f64,
+    /// Added to the mean square in RMSNorm.
+    pub norm_eps: f64,
+    /// Whether the output head is the embedding.
+    pub tie_embeddings: bool,
+    /// Standard deviation of fresh weights.
+    pub init_std: f64,
+    /// How layers share weights.
+    pub sharing: Sharing,
+    /// How often shared layers are used.
+    pub recursions: usize,
+    /// Whether the norms of shared layers are shared too.
+    pub share_norms: bool,
+    /// Who decides how deep a token goes.
+    pub router: RouterConfig,
+    /// What later recursions attend to.
+    pub kv: KvMode,
+}
+
+impl Default for ModelConfig {
+    /// A MoR model of about a million parameters.
+    fn default() -> Self {
+        Self {
+            vocab_size: 0,
+            width: 128,
+            layers: 8,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            ffn: 384,
+            context: 256,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+            tie_embeddings: true,
+            init_std: 0.02,
+            sharing: Sharing::MiddleCycle,
+            recursions: 3,
+            share_norms: true,
+            router: RouterConfig::default(),
+            kv: KvMode::RecursionWise,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Checks every field and combination.
+    ///
+    /// # Errors
+    /// The first impossible one.
+    pub fn check(&self) -> Result<Plan, ConfigError> {
+        self.check_sizes()?;
+        let plan = self.sharing.plan(self.layers, self.recursions)?;
+        let routed = !matches!(self.router, RouterConfig::Fixed);
+        if routed && (plan.recursions.is_empty() || self.recursions < 2) {
+            let expected = format!(
+                "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \"{}\"",
+                self.router.kind()
+            );
+            return refuse("sharing", format!("{:?} with {} recursions", self.sharing, self.recursions), expected);
+        }
+        if self.kv != KvMode::RecursionWise && self.sharing == Sharing::None {
+            return refuse("kv", format!("{:?}", self.kv), "recursion_wise where no layer is shared".into());
+        }
+        if self.kv == KvMode::SharedUpdate && matches!(self.router, RouterConfig::TokenChoice(_)) {
+            return refuse("kv", "shared_update", "recursion_wise or shared with router \"token_choice\"".into());
+        }
+        self.router.check(self.recursions)?;
+        Ok(plan)
+    }
+
+    fn check_sizes(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("width", self.width, 1 << 17),
+            ("heads", self.heads, 1 << 12),
+            ("kv_heads", self.kv_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("ffn", self.ffn, 1 << 19),
+            ("context", self.context, 1 << 24),
+        ];
+        for (field, found, most) in sizes {
+            if found == 0 || found > most {
+                return refuse(field, found, format!("between 1 and {most}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return refuse("kv_heads", self.kv_heads, format!("a divisor of heads = {}", self.heads));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return refuse("head_dim", self.head_dim, "an even number (rotary pairs)".into());
+        }
+        let positive = |field, x: f64, most: f64| {
+            if x > 0.0 && x <= most { Ok(()) } else { refuse(field, x, format!("above 0 and at most {most}")) }
+        };
+        positive("rope_theta", self.rope_theta, 1e12)?;
+        positive("norm_eps", self.norm_eps, 1.0)?;
+        positive("init_std", self.init_std, 10.0)
+    }
+
+    /// The heads as the attention operation wants them.
+    pub fn heads(&self) -> ops::Heads {
+        ops::Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
+    /// Columns of the key and value rows: `2 * kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        2 * self.kv_heads * self.head_dim
+    }
+}

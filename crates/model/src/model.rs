@@ -1,0 +1,168 @@
+//! The model: embedding, first layers, recursions, last layers, norm, head.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ops::{Rotary, Tensor2, Weight};
+
+use crate::block::Block;
+use crate::config::{ConfigError, ModelConfig};
+use crate::pass::Pass;
+use crate::recursion::Recursion;
+use crate::routing::{Router, Terms};
+use crate::rows::Rows;
+use crate::sharing::{Plan, Use};
+use crate::spec::{self, ParamSpec};
+
+/// A decoder over its weights. Cheap to share between threads; weights change in place between passes.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    plan: Plan,
+    weights: Vec<(ParamSpec, Arc<Weight>)>,
+    embed: Arc<Weight>,
+    head: Arc<Weight>,
+    norm: Arc<Weight>,
+    recursion: Recursion,
+}
+
+/// What a pass gives.
+#[derive(Debug)]
+pub struct Passed {
+    /// Rows after the final norm, ready for the head.
+    pub x_td: Tensor2,
+    /// Router losses.
+    pub terms: Terms,
+    /// How many recursions each row had.
+    pub depth_t: Vec<u32>,
+}
+
+impl Model {
+    /// Builds `config` over the values that `source` gives for each entry of the parameter table.
+    ///
+    /// # Errors
+    /// An impossible config, or what `source` says.
+    pub fn build<E: From<ConfigError>>(
+        config: &ModelConfig,
+        mut source: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let plan = config.check()?;
+        let mut weights = Vec::new();
+        for spec in spec::specs(config, &plan) {
+            let weight = Weight::new(source(&spec)?, spec.shape.0, spec.shape.1);
+            weights.push((spec, Arc::new(weight)));
+        }
+        let by_name: BTreeMap<&str, &Arc<Weight>> = weights.iter().map(|(s, w)| (s.name.as_str(), w)).collect();
+        let mut take = |name: &str| by_name[name].clone();
+        let rotary = Rotary::new(config.rope_theta, config.head_dim);
+        let blocks = (0..plan.stored).map(|i| Arc::new(block(config, i, &plan, &rotary, &mut take))).collect();
+        let router = Router::build(config, &mut take);
+        let (embed, norm) = (take("embed"), take("norm"));
+        let head = if config.tie_embeddings { embed.clone() } else { take("head") };
+        let recursion = Recursion { router, blocks, uses: plan.recursions.clone() };
+        Ok(Self { config: config.clone(), plan, weights, embed, head, norm, recursion })
+    }
+
+    /// A fresh model: every weight is a function of the seed and its name.
+    ///
+    /// # Errors
+    /// An impossible config.
+    pub fn fresh(config: &ModelConfig, seed: u64) -> Result<Self, ConfigError> {
+        Self::build(config, |spec| Ok(spec.fresh(seed)))
+    }
+
+    /// Its recipe.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its unrolled layout.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Every weight once, in the order of the parameter table.
+    pub fn weights(&self) -> &[(ParamSpec, Arc<Weight>)] {
+        &self.weights
+    }
+
+    /// The matrix of the output head, `[v, d]`.
+    pub fn head(&self) -> &Arc<Weight> {
+        &self.head
+    }
+
+    /// Collects gradients from now on, or stops.
+    pub fn collect_gradients(&self, yes: bool) {
+        self.weights.iter().for_each(|(_, w)| w.collect_gradient(yes));
+    }
+
+    /// Prepares for generation: matrices are kept in panel order too, which changes no bit of any result.
+    pub fn pack(&self) {
+        self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
+    }
+
+    /// Runs `ids`, one a row. Panics if counts differ or an id is not below the vocabulary size: who takes in ids checks
+    /// them.
+    pub fn forward(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> Passed {
+        assert_eq!(ids.len(), rows.len(), "one token a row");
+        let anchor = pass.ops.anchor(pass.record);
+        let mut x_td = pass.ops.embed(&anchor, &self.embed, ids);
+        x_td = self.layers(&self.plan.before, x_td, rows, pass);
+        let (mut depth_t, mut terms) = (vec![1; rows.len()], Terms::default());
+        if !self.plan.recursions.is_empty() {
+            let turned = self.recursion.forward(x_td, rows, pass);
+            (x_td, depth_t, terms) = (turned.x_td, turned.depth_t, turned.terms);
+        }
+        x_td = self.layers(&self.plan.after, x_td, rows, pass);
+        x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
+        pass.probe.stream(&x_td);
+        Passed { x_td, terms, depth_t }
+    }
+
+    /// Logits `[t, v]` of normed rows.
+    pub fn logits(&self, x_td: Tensor2, pass: &Pass<'_>) -> Tensor2 {
+        pass.ops.linear(x_td, &self.head)
+    }
+
+    /// The weight of each named router loss term.
+    pub fn term_weight(&self, term: &str) -> f32 {
+        match &self.config.router {
+            crate::RouterConfig::ExpertChoice(c) => c.term_weight(term),
+            crate::RouterConfig::TokenChoice(c) => c.term_weight(term),
+            crate::RouterConfig::Fixed | crate::RouterConfig::Random(_) => 0.0,
+        }
+    }
+
+    fn layers(&self, uses: &[Use], mut x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        for &at in uses {
+            pass.probe.stream(&x_td);
+            x_td = self.recursion.blocks[at.stored].forward(x_td, rows, at, pass);
+        }
+        x_td
+    }
+}
+
+fn block(
+    config: &ModelConfig,
+    stored: usize,
+    plan: &Plan,
+    rotary: &Rotary,
+    take: &mut dyn FnMut(&str) -> Arc<Weight>,
+) -> Block {
+    let uses = plan.unrolled().filter(|u| u.stored == stored).count();
+    let norms = if config.share_norms { 1 } else { uses };
+    let mut named = |part: &str| take(&format!("layers.{stored}.{part}"));
+    Block {
+        attention_norm: (0..norms).map(|r| named(&format!("attention_norm.{r}"))).collect(),
+        ffn_norm: (0..norms).map(|r| named(&format!("ffn_norm.{r}"))).collect(),
+        query: named("query"),
+        key_value: named("key_value"),
+        output: named("output"),
+        gate_up: named("gate_up"),
+        down: named("down"),
+        heads: config.heads(),
+        rotary: rotary.clone(),
+        eps: config.norm_eps as f32,
+        mode: config.kv,
+    }
+}

@@ -1,0 +1,127 @@
+//! Named models: the SmolLM shapes that the paper uses and small ones for CPUs, each dense, recursive, and as
+//! Mixture-of-Recursions.
+
+use crate::config::{KvMode, ModelConfig, Sharing};
+use crate::routing::RouterConfig;
+
+/// A shape before any sharing. `layers` for each number of recursions, where it is not the same.
+struct Shape {
+    name: &'static str,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    ffn: usize,
+    context: usize,
+    /// (recursions, unrolled layers) where the shared layers would not divide otherwise.
+    exceptions: &'static [(usize, usize)],
+}
+
+const SHAPES: &[Shape] = &[
+    smollm("smollm-135m", [576, 30, 9, 3, 1536], &[(3, 32), (4, 30)]),
+    smollm("smollm-360m", [960, 32, 15, 5, 2560], &[(4, 34)]),
+    smollm("smollm-730m", [1536, 26, 24, 8, 4096], &[]),
+    smollm("smollm-1.7b", [2048, 24, 32, 32, 8192], &[(3, 26), (4, 26)]),
+    cpu("cpu-1m", [128, 11, 4, 2, 32, 384], 256, &[(2, 12), (4, 14)]),
+    cpu("cpu-5m", [256, 14, 4, 2, 64, 768], 512, &[]),
+    cpu("cpu-15m", [384, 23, 6, 2, 64, 1152], 512, &[(2, 24), (4, 22)]),
+    cpu("cpu-40m", [576, 29, 9, 3, 64, 1536], 1024, &[(2, 30), (4, 30)]),
+];
+
+const fn smollm(name: &'static str, [width, layers, heads, kv_heads, ffn]: [usize; 5], exceptions: &'static [(usize, usize)]) -> Shape {
+    Shape { name, width, layers, heads, kv_heads, head_dim: 64, ffn, context: 2048, exceptions }
+}
+
+const fn cpu(
+    name: &'static str,
+    [width, layers, heads, kv_heads, head_dim, ffn]: [usize; 6],
+    context: usize,
+    exceptions: &'static [(usize, usize)],
+) -> Shape {
+    Shape { name, width, layers, heads, kv_heads, head_dim, ffn, context, exceptions }
+}
+
+/// Every preset's name.
+pub fn names() -> Vec<String> {
+    let mut names = Vec::new();
+    for shape in SHAPES {
+        let cpu = shape.name.starts_with("cpu");
+        names.push(if cpu { format!("{}-dense", shape.name) } else { shape.name.to_owned() });
+        for kind in ["rec", "mor", "token", "random"] {
+            names.extend((2..=4).map(|n| format!("{}-{kind}{n}", shape.name)));
+        }
+        names.extend((2..=4).map(|n| format!("{}-mor{n}-shared", shape.name)));
+    }
+    names.into_iter().filter(|name| preset(name).is_some_and(|c| with_vocabulary(c).check().is_ok())).collect()
+}
+
+fn with_vocabulary(config: ModelConfig) -> ModelConfig {
+    ModelConfig { vocab_size: 4096, ..config }
+}
+
+/// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`, `randomN` or
+/// `morN-shared` for N recursions. The vocabulary is left open.
+pub fn preset(name: &str) -> Option<ModelConfig> {
+    let shape = SHAPES.iter().find(|s| name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))?;
+    let kind = name[shape.name.len()..].trim_start_matches('-');
+    let (kind, kv) = match kind.strip_suffix("-shared") {
+        Some(kind) => (kind, KvMode::Shared),
+        None => (kind, KvMode::RecursionWise),
+    };
+    let base = ModelConfig {
+        vocab_size: 0,
+        width: shape.width,
+        layers: shape.layers,
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        ffn: shape.ffn,
+        context: shape.context,
+        sharing: Sharing::None,
+        recursions: 1,
+        router: RouterConfig::Fixed,
+        kv,
+        ..ModelConfig::default()
+    };
+    if kind.is_empty() || kind == "dense" {
+        return (kv == KvMode::RecursionWise).then_some(base);
+    }
+    let digits = kind.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    let recursions: usize = digits.parse().ok()?;
+    let router = match &kind[..kind.len() - digits.len()] {
+        "rec" => RouterConfig::Fixed,
+        "mor" => RouterConfig::ExpertChoice(Default::default()),
+        "token" => RouterConfig::TokenChoice(Default::default()),
+        "random" => RouterConfig::Random(Default::default()),
+        _ => return None,
+    };
+    let layers = shape.exceptions.iter().find(|(n, _)| *n == recursions).map_or(shape.layers, |(_, layers)| *layers);
+    Some(ModelConfig { layers, sharing: Sharing::MiddleCycle, recursions, router, ..base })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::parameters;
+
+    #[test]
+    fn names_build() {
+        let names = names();
+        assert!(names.len() > 60, "{names:?}");
+        for name in names {
+            let config = with_vocabulary(preset(&name).expect("listed"));
+            assert!(config.check().is_ok(), "{name}");
+        }
+        assert!(preset("cpu-5m-mor").is_none() && preset("cpu-6m").is_none() && preset("cpu-5m-mork3").is_none());
+    }
+
+    #[test]
+    fn small_ones_have_their_size() {
+        for (name, millions) in [("cpu-1m-mor3", 1.0), ("cpu-5m-mor3", 5.0), ("cpu-15m-mor3", 15.0), ("cpu-40m-mor3", 40.0)] {
+            let config = with_vocabulary(preset(name).expect(name));
+            let unique = parameters(&config, &config.check().expect(name)).unique as f64 / 1e6;
+            assert!((unique / millions - 1.0).abs() < 0.1, "{name} has {unique} M parameters besides embeddings");
+        }
+    }
+}

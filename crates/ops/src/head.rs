@@ -1,0 +1,117 @@
+//! The output head joined with cross-entropy: the logits of all rows never exist at once.
+
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData, activation};
+use kernels::cross_entropy::linear_cross_entropy;
+
+use crate::embed::index;
+use crate::seam::{self, FastOp, Raw, apply, buffer, dims, make, values, values_mut};
+use crate::weight::Sink;
+use crate::{Ops, Tensor2, Weight};
+
+impl Ops {
+    /// `sum_t weights[t] * nll[t]` as a 1 x 1 tensor, and the unweighted `nll[t]` in nats, where
+    /// `nll[t] = logsumexp(x[t] E^T) - x[t] . E[targets[t]]`.
+    pub fn head_loss(
+        self,
+        x_td: Tensor2,
+        e_vd: &Weight,
+        targets: &Arc<[u32]>,
+        weights: &Arc<[f32]>,
+    ) -> (Tensor2, Vec<f32>) {
+        match self {
+            Ops::Fast => {
+                let losses = Arc::new(std::sync::Mutex::new(Vec::new()));
+                let op = HeadLoss {
+                    e_vd: e_vd.raw(),
+                    sink: e_vd.sink(),
+                    targets: targets.clone(),
+                    weights: weights.clone(),
+                    records: is_recording(&x_td),
+                    losses: losses.clone(),
+                };
+                let total = apply(op, [x_td]);
+                let losses = std::mem::take(&mut *losses.lock().expect("loss lock"));
+                (total, losses)
+            }
+            Ops::Plain => plain(x_td, e_vd, targets, weights),
+        }
+    }
+}
+
+fn is_recording(x: &Tensor2) -> bool {
+    x.is_require_grad() || x.device().is_autodiff()
+}
+
+fn plain(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Tensor2, Vec<f32>) {
+    let t = targets.len();
+    let device = x_td.device();
+    let log_probabilities = activation::log_softmax(x_td.matmul(e_vd.plain().transpose()), 1);
+    let nll_t1 = log_probabilities.gather(1, index(targets, &device).reshape([t, 1])).neg();
+    let losses = crate::read_rows(&nll_t1);
+    let weights_t1 = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [t, 1]), &device);
+    ((nll_t1 * weights_t1).sum().reshape([1, 1]), losses)
+}
+
+#[derive(Clone, Debug)]
+struct HeadLoss {
+    e_vd: Raw,
+    sink: Option<Sink>,
+    targets: Arc<[u32]>,
+    weights: Arc<[f32]>,
+    records: bool,
+    losses: Arc<std::sync::Mutex<Vec<f32>>>,
+}
+
+/// Gradients for a loss scale of 1, made while the logits were at hand: keeping them costs less than making logits twice.
+#[derive(Clone, Debug)]
+struct Kept {
+    dx_td: Option<Raw>,
+    de_vd: Option<Arc<Vec<f32>>>,
+}
+
+impl FastOp<1> for HeadLoss {
+    type Saved = Kept;
+
+    fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
+        let (t, d) = dims(&x_td);
+        let mut losses = buffer(t);
+        let (x, e) = (values(&x_td), values(&self.e_vd));
+        let kept = if self.records {
+            let (mut dx, mut de) = (buffer(t * d), buffer(e.len()));
+            let gradients = Some((dx.as_mut_slice(), de.as_mut_slice()));
+            linear_cross_entropy(x, e, d, &self.targets, &self.weights, &mut losses, gradients);
+            Kept { dx_td: Some(make(dx, t, d)), de_vd: self.sink.is_some().then(|| Arc::new(de)) }
+        } else {
+            linear_cross_entropy(x, e, d, &self.targets, &self.weights, &mut losses, None);
+            Kept { dx_td: None, de_vd: None }
+        };
+        let total: f64 = losses.iter().zip(self.weights.iter()).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
+        *self.losses.lock().expect("loss lock") = losses;
+        (make(vec![total as f32], 1, 1), kept)
+    }
+
+    fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let factor = seam::values(&g)[0];
+        if let (Some(sink), Some(de)) = (&self.sink, &kept.de_vd) {
+            sink.with(|sum, touched| {
+                if !touched {
+                    sum.fill(0.0);
+                }
+                kernels::rows::axpy(sum, factor, de);
+            });
+        }
+        [kept.dx_td.map(|mut dx| {
+            if factor != 1.0 {
+                kernels::rows::scale(values_mut(&mut dx), factor);
+            }
+            dx
+        })]
+    }
+}
+
+/// Turns each row of `v` logits into log-probabilities, in place.
+pub fn log_softmax_rows(logits: &mut [f32], v: usize) {
+    kernels::cross_entropy::log_softmax_rows(logits, v);
+}

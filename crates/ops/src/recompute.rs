@@ -1,0 +1,44 @@
+//! Activation checkpointing: keep only the input of a piece of the model and run it again in the backward pass
+//! (Chen et al., 2016).
+
+use std::sync::Arc;
+
+use crate::seam::{FastOp, Raw, apply, raw, wrap};
+use crate::{Tensor2, tensor};
+
+/// A piece of the model, from rows to rows of the same count.
+type Piece = Arc<dyn Fn(Tensor2) -> Tensor2 + Send + Sync>;
+
+/// `piece(x)`, remembering only `x`. `piece` must give the same result each time it is called on the same input; weights
+/// inside it collect their gradients as usual. Works for the fast operations.
+pub fn recompute(x: Tensor2, piece: Piece) -> Tensor2 {
+    apply(Recompute { piece }, [x])
+}
+
+#[derive(Clone)]
+struct Recompute {
+    piece: Piece,
+}
+
+impl std::fmt::Debug for Recompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("recompute")
+    }
+}
+
+impl FastOp<1> for Recompute {
+    type Saved = Raw;
+
+    fn forward(&self, [x]: [Raw; 1]) -> (Raw, Raw) {
+        (raw(&(self.piece)(wrap(x.clone()))), x)
+    }
+
+    fn backward(&self, x: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let leaf = tensor::leaf(&wrap(x));
+        let y = (self.piece)(leaf.clone());
+        // The tape of the piece is its own graph; a product with the arriving gradient starts it.
+        let loss = (y * Tensor2::from_inner(wrap(g))).sum();
+        let gradients = loss.backward();
+        [leaf.grad(&gradients).map(|dx| raw(&dx))]
+    }
+}

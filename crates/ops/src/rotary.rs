@@ -1,0 +1,108 @@
+//! Rotary position embedding in the half-rotation form (Su et al., 2021): pairs `(j, j + k/2)` of each head turn by
+//! `position * theta^(-2j/k)`.
+
+use std::sync::{Arc, RwLock};
+
+use burn::tensor::{Tensor, TensorData};
+use kernels::rotary::{RotaryTable, rotate};
+
+use crate::seam::{FastOp, Raw, apply, dims, values_mut};
+use crate::{Ops, Tensor2};
+
+/// Base and head width of the rotation, with its table of cosines and sines.
+#[derive(Clone)]
+pub struct Rotary {
+    theta: f64,
+    head_dim: usize,
+    table: Arc<RwLock<Arc<RotaryTable>>>,
+}
+
+impl std::fmt::Debug for Rotary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rotary(theta {}, head width {})", self.theta, self.head_dim)
+    }
+}
+
+impl Rotary {
+    /// `head_dim` must be even.
+    pub fn new(theta: f64, head_dim: usize) -> Self {
+        let table = Arc::new(RotaryTable::new(theta, head_dim));
+        Self { theta, head_dim, table: Arc::new(RwLock::new(table)) }
+    }
+}
+
+impl Rotary {
+    /// The table, reaching at least `last`.
+    fn reaching(&self, last: u32) -> Arc<RotaryTable> {
+        let needed = last as usize + 1;
+        let table = self.table.read().expect("rotary lock").clone();
+        if table.positions() >= needed {
+            return table;
+        }
+        let mut longer = RotaryTable::new(self.theta, self.head_dim);
+        longer.grow(needed.next_power_of_two().max(256));
+        let longer = Arc::new(longer);
+        *self.table.write().expect("rotary lock") = longer.clone();
+        longer
+    }
+}
+
+impl Ops {
+    /// Rotates the first `heads` heads of every row by the row's position; the remaining columns stay as they are.
+    pub fn rotate(self, x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &Arc<[u32]>) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(Rotate { rotary: rotary.clone(), heads, positions: positions.clone() }, [x_tn]),
+            Ops::Plain => plain(x_tn, rotary, heads, positions),
+        }
+    }
+}
+
+fn plain(x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &[u32]) -> Tensor2 {
+    let [t, n] = x_tn.dims();
+    let (k, half) = (rotary.head_dim, rotary.head_dim / 2);
+    let angle = |position: u32, j: usize| f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64);
+    let table = |f: fn(f64) -> f64| {
+        let values: Vec<f32> =
+            positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
+        Tensor::<3>::from_data(TensorData::new(values, [t, 1, half]), &x_tn.device())
+    };
+    let (cos, sin) = (table(f64::cos), table(f64::sin));
+    let turned: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
+    let (low, high) = (turned.clone().narrow(2, 0, half), turned.narrow(2, half, half));
+    let turned = Tensor::cat(
+        vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos],
+        2,
+    );
+    let turned: Tensor2 = turned.reshape([t, heads * k]);
+    if heads * k == n { turned } else { Tensor::cat(vec![turned, x_tn.narrow(1, heads * k, n - heads * k)], 1) }
+}
+
+#[derive(Clone, Debug)]
+struct Rotate {
+    rotary: Rotary,
+    heads: usize,
+    positions: Arc<[u32]>,
+}
+
+impl Rotate {
+    fn turn(&self, mut x_tn: Raw, inverse: bool) -> Raw {
+        let stride = dims(&x_tn).1;
+        let table = self.rotary.reaching(self.positions.iter().copied().max().unwrap_or(0));
+        let k = self.rotary.head_dim;
+        rotate(values_mut(&mut x_tn), stride, self.heads, k, &self.positions, &table, inverse);
+        x_tn
+    }
+}
+
+impl FastOp<1> for Rotate {
+    type Saved = ();
+
+    fn forward(&self, [x_tn]: [Raw; 1]) -> (Raw, ()) {
+        (self.turn(x_tn, false), ())
+    }
+
+    /// A rotation's transpose is the rotation backwards.
+    fn backward(&self, (): (), g_tn: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        [Some(self.turn(g_tn, true))]
+    }
+}

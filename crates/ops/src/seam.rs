@@ -1,0 +1,161 @@
+//! The one place where our operations meet Burn's tape: an operation is a forward and a backward on CPU tensors, and
+//! [`apply`] records it if any input is tracked. Burn is pinned; nothing else in the workspace touches these types.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use burn::backend::autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{DispatchAutodiffContext, DispatchKindConversion, DispatchTensor, Flex};
+use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn_flex::{FlexTensor, Layout};
+
+use crate::Tensor2;
+
+type Recording = Autodiff<Flex, NoCheckpointing>;
+
+/// A CPU tensor inside an operation.
+pub(crate) type Raw = FlexTensor;
+
+/// An operation with `N` tensor inputs. Weights, indices and sizes live in the operation itself.
+pub(crate) trait FastOp<const N: usize>: Clone + Send + Debug + 'static {
+    /// What the backward needs; only this is kept alive.
+    type Saved: Clone + Send + Debug + 'static;
+
+    /// Computes the output. Inputs come by value, so that a sole owner may be overwritten.
+    fn forward(&self, inputs: [Raw; N]) -> (Raw, Self::Saved);
+
+    /// Gradients of the inputs that are `wanted`, given the output's gradient. `earlier` is the gradient that input
+    /// [`FastOp::continues`] has received so far; the returned one must include it.
+    fn backward(&self, saved: Self::Saved, g: Raw, wanted: [bool; N], earlier: Option<Raw>) -> [Option<Raw>; N];
+
+    /// The input that another operation, downstream of this one's output, also reads: its gradient has then already
+    /// arrived when this backward runs, and can be added to in place (the residual stream).
+    fn continues(&self) -> Option<usize> {
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Step<O, const N: usize>(PhantomData<O>);
+
+impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
+    type State = (O, O::Saved);
+
+    fn backward(self, step: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let g = contiguous(gradients.consume::<Flex>(&step.node));
+        let (op, saved) = step.state;
+        // A leaf's gradient stays in the container when read, so only inner nodes can be continued in place.
+        let earlier = op
+            .continues()
+            .and_then(|i| step.parents[i].clone())
+            .filter(|parent| !parent.parents.is_empty())
+            .map(|parent| contiguous(gradients.consume::<Flex>(&parent)));
+        let wanted = step.parents.each_ref().map(Option::is_some);
+        let found = op.backward(saved, g, wanted, earlier);
+        for (parent, gradient) in step.parents.into_iter().zip(found) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                gradients.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// Runs `op`; if an input is tracked, the backward joins the tape.
+pub(crate) fn apply<const N: usize, O: FastOp<N>>(op: O, inputs: [Tensor2; N]) -> Tensor2 {
+    let inputs = inputs.map(Tensor::into_dispatch);
+    if inputs.iter().all(|x| x.autodiff == DispatchAutodiffContext::Disabled) {
+        return Tensor::from_primitive::<Flex>(op.forward(inputs.map(untracked)).0);
+    }
+    let mut nodes = Vec::with_capacity(N);
+    let raws = inputs.map(|x| {
+        let tracked: FloatTensor<Recording> = if x.autodiff == DispatchAutodiffContext::Disabled {
+            FloatTensor::<Recording>::new(untracked(x))
+        } else {
+            let tensor = <DispatchTensor as DispatchKindConversion<Recording>>::try_into_backend(x);
+            tensor.expect("recording tensors live on the CPU backend").float()
+        };
+        let (raw, node) = tracked.into_parts();
+        nodes.push(node);
+        raw
+    });
+    let nodes: [_; N] = nodes.try_into().unwrap_or_else(|_| unreachable!("one node per input"));
+    let output = match Step::<O, N>(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(step) => {
+            let (output, saved) = op.forward(raws);
+            step.finish((op, saved), output)
+        }
+        OpsKind::UnTracked(step) => step.finish(op.forward(raws).0),
+    };
+    Tensor::from_primitive::<Recording>(output)
+}
+
+fn untracked(x: DispatchTensor) -> Raw {
+    let tensor = <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(x);
+    contiguous(tensor.expect("fast operations need tensors of the CPU backend").float())
+}
+
+/// The values of any tensor, tracked or not, without a copy.
+pub(crate) fn raw(x: &Tensor2) -> Raw {
+    let x = x.clone().into_dispatch();
+    if x.autodiff == DispatchAutodiffContext::Disabled {
+        return untracked(x);
+    }
+    let tensor = <DispatchTensor as DispatchKindConversion<Recording>>::try_into_backend(x);
+    contiguous(tensor.expect("recording tensors live on the CPU backend").float().into_primitive())
+}
+
+/// Like [`raw`], giving up the tensor, so that a sole owner stays a sole owner.
+pub(crate) fn into_raw(x: Tensor2) -> Raw {
+    untracked(x.into_dispatch())
+}
+
+/// An untracked tensor over `raw`.
+pub(crate) fn wrap(raw: Raw) -> Tensor2 {
+    Tensor::from_primitive::<Flex>(raw)
+}
+
+fn contiguous(x: Raw) -> Raw {
+    if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
+}
+
+/// A CPU tensor that takes over `values`.
+pub(crate) fn make(values: Vec<f32>, rows: usize, columns: usize) -> Raw {
+    debug_assert_eq!(values.len(), rows * columns);
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(vec![rows, columns])), DType::F32)
+}
+
+/// The values of a contiguous f32 tensor.
+pub(crate) fn values(x: &Raw) -> &[f32] {
+    x.as_slice::<f32>().expect("operations hold contiguous f32 tensors")
+}
+
+/// The values for writing; copies first if somebody else holds them too.
+pub(crate) fn values_mut(x: &mut Raw) -> &mut [f32] {
+    x.storage_mut::<f32>()
+}
+
+/// (rows, columns)
+pub(crate) fn dims(x: &Raw) -> (usize, usize) {
+    let shape = x.layout().shape();
+    (shape[0], shape[1])
+}
+
+pub(crate) fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor2 {
+    let mut store = into_raw(store);
+    let rows = raw(rows);
+    let ((capacity, width), (count, columns)) = (dims(&store), dims(&rows));
+    assert!(columns == width && first + count <= capacity, "rows {first}..{} of {capacity} x {width}", first + count);
+    values_mut(&mut store)[first * width..(first + count) * width].copy_from_slice(values(&rows));
+    wrap(store)
+}
+
+/// A buffer whose every element is about to be written.
+pub(crate) fn buffer(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}

@@ -1,0 +1,68 @@
+//! The few things the rooms above do with a tensor besides the operations: make one, read one, add scalars, go backward.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+/// A matrix of f32: rows by columns.
+pub type Tensor2 = Tensor<2>;
+
+pub(crate) fn device(record: bool) -> Device {
+    if record { Device::flex().autodiff() } else { Device::flex() }
+}
+
+pub(crate) fn anchor(record: bool) -> Tensor2 {
+    let zero = Tensor::<2>::from_data(TensorData::new(vec![0.0f32], [1, 1]), &device(record));
+    if record { zero.require_grad() } else { zero }
+}
+
+/// A constant matrix of `rows` x `columns` values, row after row. Panics if the count is wrong.
+pub fn from_rows(values: Vec<f32>, rows: usize, columns: usize) -> Tensor2 {
+    assert_eq!(values.len(), rows * columns, "a {rows} x {columns} matrix needs that many values");
+    Tensor::from_data(TensorData::new(values, [rows, columns]), &device(false))
+}
+
+/// A constant column vector.
+pub fn column(values: Vec<f32>) -> Tensor2 {
+    let rows = values.len();
+    from_rows(values, rows, 1)
+}
+
+/// A constant turned into a tracked leaf, whose gradient [`gradient`] reads after [`backward`].
+pub fn leaf(values: &Tensor2) -> Tensor2 {
+    Tensor::from_inner(values.clone()).require_grad()
+}
+
+/// All values, row after row.
+pub fn read_rows(x: &Tensor2) -> Vec<f32> {
+    let data = x.clone().into_data();
+    data.try_into_vec::<f32>().expect("every tensor of this crate is f32")
+}
+
+/// The value of a 1 x 1 tensor.
+pub fn scalar(x: &Tensor2) -> f32 {
+    read_rows(x)[0]
+}
+
+/// Runs the tape from a 1 x 1 loss. Gradients of weights arrive in their own buffers; those of leaves are in the result.
+pub fn backward(loss: &Tensor2) -> Gradients {
+    loss.clone().backward()
+}
+
+/// Gradient of a leaf, if anything reached it.
+pub fn gradient(leaf: &Tensor2, gradients: &Gradients) -> Option<Tensor2> {
+    leaf.grad(gradients)
+}
+
+/// `x * factor` for a 1 x 1 loss term.
+pub fn scale(x: Tensor2, factor: f32) -> Tensor2 {
+    x.mul_scalar(factor)
+}
+
+/// Sum of 1 x 1 loss terms. Panics on an empty list.
+pub fn add_scalars(terms: Vec<Tensor2>) -> Tensor2 {
+    terms.into_iter().reduce(|a, b| a + b).expect("a loss has at least one term")
+}
+
+/// Writes `rows` into `store` starting at row `first`, in place when nobody else holds the store.
+pub fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor2 {
+    crate::seam::write_rows(store, first, rows)
+}

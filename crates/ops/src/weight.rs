@@ -1,0 +1,165 @@
+//! A trainable matrix: its value, the buffer its gradient accumulates in, and a packed copy for inference.
+
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+use burn::tensor::Gradients;
+use kernels::matmul::{Mat, Packed};
+
+use crate::seam::{self, Raw};
+use crate::{Tensor2, tensor};
+
+/// Where a weight's gradient accumulates over all its uses and micro-batches of a step. Products add into it directly, so
+/// a block that is applied many times costs no extra additions on the tape.
+#[derive(Debug, Default)]
+pub(crate) struct Sum {
+    pub(crate) values: Vec<f32>,
+    pub(crate) touched: bool,
+}
+
+/// Shared handle to a gradient buffer.
+#[derive(Clone, Debug)]
+pub(crate) struct Sink(pub(crate) Arc<Mutex<Sum>>);
+
+impl Sink {
+    /// Hands the buffer to `add` together with whether it already holds something (else `add` must overwrite it).
+    pub(crate) fn with(&self, add: impl FnOnce(&mut [f32], bool)) {
+        let mut sum = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let touched = std::mem::replace(&mut sum.touched, true);
+        add(&mut sum.values, touched);
+    }
+
+    /// Adds `values` to the buffer.
+    pub(crate) fn add(&self, values: &[f32]) {
+        self.with(|sum, touched| if touched { kernels::rows::add_into(sum, values) } else { sum.copy_from_slice(values) });
+    }
+}
+
+/// A matrix `[rows, columns]` of the model. Cheap to share; updated in place between passes.
+#[derive(Debug)]
+pub struct Weight {
+    shape: (usize, usize),
+    value: RwLock<Tensor2>,
+    sink: RwLock<Option<Sink>>,
+    /// The tracked twin that plain operations read during one pass.
+    leaf: Mutex<Option<Tensor2>>,
+    packed: RwLock<Option<Arc<OnceLock<Packed>>>>,
+}
+
+impl Weight {
+    /// Takes over `values`, `rows` x `columns`, row after row. Panics if the count is wrong.
+    pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {
+        let value = RwLock::new(tensor::from_rows(values, rows, columns));
+        let (sink, leaf, packed) = (RwLock::new(None), Mutex::new(None), RwLock::new(None));
+        Self { shape: (rows, columns), value, sink, leaf, packed }
+    }
+
+    /// (rows, columns)
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// A copy of the values, row after row.
+    pub fn read(&self) -> Vec<f32> {
+        seam::values(&self.raw()).to_vec()
+    }
+
+    /// Replaces the values. Panics if the count is wrong.
+    pub fn write(&self, values: Vec<f32>) {
+        *self.value.write().expect("weight lock") = tensor::from_rows(values, self.shape.0, self.shape.1);
+        self.unpack();
+    }
+
+    /// Starts collecting gradients (training), or stops (frozen, inference).
+    pub fn collect_gradient(&self, yes: bool) {
+        let fresh = || Sink(Arc::new(Mutex::new(Sum { values: vec![0.0; self.shape.0 * self.shape.1], touched: false })));
+        *self.sink.write().expect("weight lock") = yes.then(fresh);
+    }
+
+    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at memory speed for few rows.
+    /// Any update drops it.
+    pub fn pack(&self) {
+        *self.packed.write().expect("weight lock") = Some(Arc::new(OnceLock::new()));
+    }
+
+    fn unpack(&self) {
+        *self.packed.write().expect("weight lock") = None;
+    }
+
+    /// The packed transpose, made on first use, if packing was asked for.
+    pub(crate) fn packed(&self) -> Option<Arc<OnceLock<Packed>>> {
+        let packed = self.packed.read().expect("weight lock").clone()?;
+        packed.get_or_init(|| {
+            let raw = self.raw();
+            Packed::new(Mat::rows_major(seam::values(&raw), self.shape.0, self.shape.1).t())
+        });
+        Some(packed)
+    }
+
+    /// The gradient of this step so far, or `None` if nothing reached this weight.
+    pub fn read_gradient(&self) -> Option<Vec<f32>> {
+        let sink = self.sink()?;
+        let sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sum.touched.then(|| sum.values.clone())
+    }
+
+    /// Sum of the squared gradient entries (0 if nothing arrived).
+    pub fn gradient_square(&self) -> f64 {
+        self.sink().map_or(0.0, |sink| {
+            let sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if sum.touched { kernels::rows::sum_of_squares(&sum.values) } else { 0.0 }
+        })
+    }
+
+    /// Forgets the gradient.
+    pub fn clear_gradient(&self) {
+        if let Some(sink) = self.sink() {
+            sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).touched = false;
+        }
+        *self.leaf.lock().expect("weight lock") = None;
+    }
+
+    /// After a backward over plain operations: moves what Burn's tape found into this weight's buffer.
+    pub fn take_plain_gradient(&self, gradients: &Gradients) {
+        let leaf = self.leaf.lock().expect("weight lock").take();
+        if let (Some(leaf), Some(sink)) = (leaf, self.sink())
+            && let Some(found) = leaf.grad(gradients)
+        {
+            sink.add(&tensor::read_rows(&found));
+        }
+    }
+
+    /// The matrix as a tensor of plain operations: tracked if gradients are collected.
+    pub(crate) fn plain(&self) -> Tensor2 {
+        let mut leaf = self.leaf.lock().expect("weight lock");
+        if self.sink().is_none() {
+            return self.value.read().expect("weight lock").clone();
+        }
+        leaf.get_or_insert_with(|| tensor::leaf(&self.value.read().expect("weight lock"))).clone()
+    }
+
+    pub(crate) fn raw(&self) -> Raw {
+        seam::raw(&self.value.read().expect("weight lock"))
+    }
+
+    pub(crate) fn sink(&self) -> Option<Sink> {
+        self.sink.read().expect("weight lock").clone()
+    }
+
+    /// Lets `change` overwrite the values with the gradient at hand; the buffer counts as empty afterwards. A weight
+    /// that nothing reached is handed a zero gradient, as optimizers with decay expect.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut [f32], &[f32])) {
+        let Some(sink) = self.sink() else { return };
+        let mut sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !sum.touched {
+            sum.values.fill(0.0);
+        }
+        let mut slot = self.value.write().expect("weight lock");
+        let value = std::mem::replace(&mut *slot, tensor::from_rows(Vec::new(), 0, 0));
+        let mut raw = seam::into_raw(value);
+        change(seam::values_mut(&mut raw), &sum.values);
+        *slot = seam::wrap(raw);
+        sum.touched = false;
+        drop(slot);
+        self.unpack();
+    }
+}

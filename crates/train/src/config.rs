@@ -1,0 +1,248 @@
+//! The recipe of a run. Every field has a default; unknown fields are refused where recipes are read.
+
+use model::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// One run, completely.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recipe {
+    /// What is trained.
+    pub model: ModelConfig,
+    /// On what.
+    pub data: DataConfig,
+    /// How long, from which seed.
+    pub train: TrainConfig,
+    /// With which update.
+    pub optimizer: OptimizerConfig,
+    /// With which learning rate.
+    pub schedule: ScheduleConfig,
+    /// What is kept.
+    pub checkpoint: CheckpointConfig,
+    /// What is told.
+    pub log: LogConfig,
+}
+
+/// Where the tokens come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataConfig {
+    /// Folder made by `lathe data build`.
+    pub dir: String,
+    /// Rows of a training sequence.
+    pub sequence_length: usize,
+    /// Whether documents of one sequence are invisible to each other. `false` is the published behaviour.
+    pub document_mask: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { dir: String::new(), sequence_length: 256, document_mask: true }
+    }
+}
+
+/// What to do about a step whose loss or gradient is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NonFinite {
+    /// End the run; the last checkpoint stays.
+    Stop,
+    /// Leave the weights as they are and go on; ten in a row end the run.
+    Skip,
+}
+
+/// How long, how large, from which seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainConfig {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Sequences of one step.
+    pub batch: usize,
+    /// Sequences of one pass; `batch` must be a multiple.
+    pub micro_batch: usize,
+    /// Seed of weights, order and dice.
+    pub seed: u64,
+    /// Whether layers run again in the backward pass instead of keeping their insides.
+    pub recompute: bool,
+    /// What to do about a step that is not finite.
+    pub non_finite: NonFinite,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        let non_finite = NonFinite::Stop;
+        Self { steps: 1000, batch: 16, micro_batch: 16, seed: 1, recompute: false, non_finite }
+    }
+}
+
+/// AdamW; no decay on norm scales.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Memory of the mean gradient.
+    pub beta1: f64,
+    /// Memory of the mean square.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub eps: f64,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for no limit.
+    pub clip_norm: f64,
+    /// Learning rate of an auxiliary router, relative to the others'.
+    pub auxiliary_router_scale: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 3e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+            auxiliary_router_scale: 10.0,
+        }
+    }
+}
+
+/// The course of the learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ScheduleConfig {
+    /// Linear warm-up, constant, linear to 0.
+    Trapezoid {
+        /// Steps of warm-up.
+        #[serde(default)]
+        warmup_steps: u64,
+        /// Share of all steps that the fall takes.
+        #[serde(default = "fifth")]
+        decay_fraction: f64,
+    },
+    /// Linear warm-up, then half a cosine down to a share of the peak.
+    Cosine {
+        /// Steps of warm-up.
+        #[serde(default)]
+        warmup_steps: u64,
+        /// Final learning rate relative to the peak.
+        #[serde(default = "tenth")]
+        floor: f64,
+    },
+    /// Linear warm-up, then constant.
+    Constant {
+        /// Steps of warm-up.
+        #[serde(default)]
+        warmup_steps: u64,
+    },
+}
+
+fn fifth() -> f64 {
+    0.2
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        ScheduleConfig::Trapezoid { warmup_steps: 50, decay_fraction: fifth() }
+    }
+}
+
+/// What is kept on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 for only the last.
+    pub every: u64,
+    /// How many of the newest are kept.
+    pub keep_last: usize,
+    /// Steps of which every multiple is kept for good; 0 for none.
+    pub keep_every: u64,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 200, keep_last: 2, keep_every: 0 }
+    }
+}
+
+/// What is measured on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    /// Steps between validations; 0 for only at the end.
+    pub validate_every: u64,
+    /// Windows of one validation.
+    pub validate_windows: u64,
+    /// Windows that the causal rule is calibrated on (from the end of the validation text, never scored with it).
+    pub calibrate_windows: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { validate_every: 200, validate_windows: 64, calibrate_windows: 32 }
+    }
+}
+
+impl Recipe {
+    /// Checks everything that does not need the data.
+    ///
+    /// # Errors
+    /// The first impossible field.
+    pub fn check(&self) -> Result<(), TrainError> {
+        self.model.check()?;
+        let refuse = |field: &str, found: String, expected: String| {
+            Err(TrainError::Recipe { field: field.into(), found, expected })
+        };
+        if self.data.sequence_length == 0 || self.data.sequence_length > self.model.context {
+            let expected = format!("between 1 and model.context = {}", self.model.context);
+            return refuse("data.sequence_length", self.data.sequence_length.to_string(), expected);
+        }
+        if self.train.steps == 0 || self.train.steps > 1 << 40 {
+            return refuse("train.steps", self.train.steps.to_string(), "between 1 and 2^40".into());
+        }
+        let (batch, micro) = (self.train.batch, self.train.micro_batch);
+        if micro == 0 || batch == 0 || batch > 1 << 20 || batch % micro != 0 {
+            let expected = format!("a divisor of train.batch = {batch}, which is between 1 and 2^20");
+            return refuse("train.micro_batch", micro.to_string(), expected);
+        }
+        if self.train.recompute && self.model.kv != model::KvMode::RecursionWise {
+            let expected = "false where later recursions read keys of the first (model.kv is not recursion_wise)";
+            return refuse("train.recompute", "true".into(), expected.into());
+        }
+        self.check_optimizer()
+    }
+
+    fn check_optimizer(&self) -> Result<(), TrainError> {
+        let o = &self.optimizer;
+        let ranges = [
+            ("optimizer.learning_rate", o.learning_rate, 0.0, 10.0),
+            ("optimizer.beta1", o.beta1, 0.0, 0.999_999_9),
+            ("optimizer.beta2", o.beta2, 0.0, 0.999_999_9),
+            ("optimizer.eps", o.eps, 0.0, 1.0),
+            ("optimizer.weight_decay", o.weight_decay, 0.0, 10.0),
+            ("optimizer.clip_norm", o.clip_norm, 0.0, 1e9),
+            ("optimizer.auxiliary_router_scale", o.auxiliary_router_scale, 0.0, 1e4),
+        ];
+        let share = match self.schedule {
+            ScheduleConfig::Trapezoid { decay_fraction, .. } => ("schedule.decay_fraction", decay_fraction, 0.0, 1.0),
+            ScheduleConfig::Cosine { floor, .. } => ("schedule.floor", floor, 0.0, 1.0),
+            ScheduleConfig::Constant { .. } => ("schedule", 0.0, 0.0, 1.0),
+        };
+        for (field, found, least, most) in ranges.into_iter().chain([share]) {
+            if !(found >= least && found <= most) {
+                let expected = format!("between {least} and {most}");
+                return Err(TrainError::Recipe { field: field.into(), found: found.to_string(), expected });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! The loop: step, log, validate, save, until the recipe's end or until whoever watches says stop.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use checkpoint::Disk;
+use data::{Corpus, Split, Windows};
+use model::cost::{Convention, forward_flops};
+use report::{EventWriter, Log};
+use serde_json::{Map, Value, json};
+
+use crate::resume::{Resumed, resume};
+use crate::stored::snapshot;
+use crate::{Recipe, StepReport, TrainError, Trainer, Validation, validate};
+
+/// Whether a folder's checkpoints are continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// From the newest undamaged checkpoint, if there is one.
+    Auto,
+    /// A folder with checkpoints is refused.
+    Never,
+}
+
+/// What the watcher wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Go on.
+    No,
+    /// Save and end.
+    Save,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A step, with what the clock says: predictions per second and FLOP/s (full convention, backward counted twice).
+    Step {
+        /// The numbers.
+        report: &'a StepReport,
+        /// Predictions per second of this step.
+        tokens_per_second: f64,
+        /// Floating-point operations per second.
+        flops_per_second: f64,
+    },
+    /// A validation.
+    Validated {
+        /// After this step.
+        step: u64,
+        /// Both rules.
+        validation: &'a Validation,
+    },
+    /// A checkpoint.
+    Saved {
+        /// Where.
+        path: &'a Path,
+    },
+}
+
+/// A run in a folder: `checkpoints/`, `log.jsonl` (bit-identical for the same recipe), `timing.jsonl`, `events/`.
+pub struct Run {
+    /// The state of training.
+    pub trainer: Trainer,
+    /// Where it started.
+    pub resumed: Resumed,
+    dir: PathBuf,
+    windows: Windows,
+    valid: Windows,
+    log: Log,
+    timing: Log,
+    events: EventWriter,
+    tokenizer: Vec<u8>,
+    validated: Option<(u64, Validation)>,
+}
+
+impl Run {
+    /// Opens or starts a run in `dir`. `wall_time` is the Unix time for the event file.
+    ///
+    /// # Errors
+    /// An impossible recipe, data that does not fit, a folder that holds another run, damage.
+    pub fn open(recipe: &Recipe, dir: &Path, how: Resume, wall_time: f64) -> Result<Self, TrainError> {
+        let (recipe, windows, valid) = open_data(recipe)?;
+        let mut trainer = Trainer::new(&recipe)?;
+        let fingerprint = windows.corpus().fingerprint().to_owned();
+        let make = |path: &Path| {
+            let fail = |source| TrainError::Folder { action: "making", path: path.to_path_buf(), source };
+            std::fs::create_dir_all(path).map_err(fail)
+        };
+        make(dir)?;
+        let resumed = resume(&mut trainer, &dir.join("checkpoints"), how, &fingerprint)?;
+        make(&dir.join("checkpoints"))?;
+        make(&dir.join("events"))?;
+        let keep = Some(trainer.step);
+        let log = Log::open(&dir.join("log.jsonl"), keep)?;
+        let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
+        let events = EventWriter::create(&dir.join("events"), wall_time)?;
+        let path = windows.corpus().tokenizer_path();
+        let tokenizer =
+            std::fs::read(&path).map_err(|source| TrainError::Folder { action: "reading", path, source })?;
+        let dir = dir.to_path_buf();
+        Ok(Self { trainer, resumed, dir, windows, valid, log, timing, events, tokenizer, validated: None })
+    }
+
+    /// The training windows.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// The validation windows.
+    pub fn valid(&self) -> &Windows {
+        &self.valid
+    }
+
+    /// Goes on until the recipe's last step, or until `watch` says stop. The last state is always saved. Returns the
+    /// validation of the last step, if the run came to its end.
+    ///
+    /// # Errors
+    /// Not finite, disk, log.
+    pub fn go(
+        &mut self,
+        disk: &dyn Disk,
+        wall_time: &dyn Fn() -> f64,
+        watch: &mut dyn FnMut(Event<'_>) -> Stop,
+    ) -> Result<Option<Validation>, TrainError> {
+        let steps = self.trainer.recipe.train.steps;
+        let mut stop = Stop::No;
+        let mut saved = self.resumed.step;
+        while self.trainer.step < steps && stop == Stop::No {
+            let started = Instant::now();
+            let report = self.trainer.step(&self.windows)?;
+            let seconds = started.elapsed().as_secs_f64();
+            stop = self.tell_step(&report, seconds, wall_time(), watch)?;
+            let due = |every: u64| every > 0 && self.trainer.step.is_multiple_of(every);
+            let last = self.trainer.step == steps;
+            if due(self.trainer.recipe.log.validate_every) || last {
+                self.validate(wall_time(), watch)?;
+            }
+            if due(self.trainer.recipe.checkpoint.every) || last || stop == Stop::Save {
+                self.save(disk, watch)?;
+                saved = Some(self.trainer.step);
+            }
+        }
+        if saved != Some(self.trainer.step) {
+            self.save(disk, watch)?;
+        }
+        if self.trainer.step < steps {
+            return Ok(None);
+        }
+        self.validate_if_stale()?;
+        Ok(self.validated.clone().map(|(_, validation)| validation))
+    }
+
+    fn tell_step(
+        &mut self,
+        report: &StepReport,
+        seconds: f64,
+        wall_time: f64,
+        watch: &mut dyn FnMut(Event<'_>) -> Stop,
+    ) -> Result<Stop, TrainError> {
+        self.log.write(&record(serde_json::to_value(report)))?;
+        let tokens_per_second = report.tokens as f64 / seconds;
+        let flops_per_second = self.step_flops(report) / seconds;
+        let timing = json!({ "step": report.step, "seconds": seconds, "tokens_per_second": tokens_per_second,
+            "flops_per_second": flops_per_second });
+        self.timing.write(&record(Ok(timing)))?;
+        self.events.scalars(
+            report.step,
+            wall_time,
+            &[
+                ("train/loss", report.loss as f32),
+                ("train/gradient_norm", report.gradient_norm as f32),
+                ("train/learning_rate", report.learning_rate as f32),
+                ("train/tokens_per_second", tokens_per_second as f32),
+            ],
+        )?;
+        Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))
+    }
+
+    /// FLOPs of a step from the depths that rows really had.
+    fn step_flops(&self, report: &StepReport) -> f64 {
+        let rows: u64 = report.depths.iter().sum();
+        let config = self.trainer.model.config();
+        let shares: Vec<f64> = (1..=config.recursions)
+            .map(|r| report.depths[r.min(report.depths.len())..].iter().sum::<u64>() as f64 / rows.max(1) as f64)
+            .collect();
+        let length = self.trainer.recipe.data.sequence_length;
+        3.0 * rows as f64 * forward_flops(config, self.trainer.model.plan(), length, &shares, Convention::Full)
+    }
+
+    fn measure(&self) -> Result<Validation, TrainError> {
+        let (log, data) = (&self.trainer.recipe.log, &self.trainer.recipe.data);
+        let (count, held) = (log.validate_windows, log.calibrate_windows);
+        validate(&self.trainer.model, &self.trainer.router, &self.valid, count, held, data.document_mask)
+    }
+
+    fn validate_if_stale(&mut self) -> Result<(), TrainError> {
+        if self.validated.as_ref().is_none_or(|(step, _)| *step != self.trainer.step) {
+            self.validated = Some((self.trainer.step, self.measure()?));
+        }
+        Ok(())
+    }
+
+    fn validate(&mut self, wall_time: f64, watch: &mut dyn FnMut(Event<'_>) -> Stop) -> Result<(), TrainError> {
+        self.validate_if_stale()?;
+        let Some((step, validation)) = &self.validated else { return Ok(()) };
+        let line = json!({ "step": step, "event": "validation", "validation": validation });
+        self.log.write(&record(Ok(line)))?;
+        self.events.scalars(
+            *step,
+            wall_time,
+            &[
+                ("valid/nll", validation.training.all.nll as f32),
+                ("valid/nll_causal", validation.causal.all.nll as f32),
+                ("valid/bits_per_byte", validation.training.all.bits_per_byte as f32),
+                ("valid/bits_per_byte_causal", validation.causal.all.bits_per_byte as f32),
+                ("valid/disagreement", validation.disagreement as f32),
+            ],
+        )?;
+        watch(Event::Validated { step: *step, validation });
+        Ok(())
+    }
+
+    /// Every checkpoint carries a causal rule calibrated for its own weights.
+    fn save(&mut self, disk: &dyn Disk, watch: &mut dyn FnMut(Event<'_>) -> Stop) -> Result<(), TrainError> {
+        self.validate_if_stale()?;
+        self.log.sync()?;
+        let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
+        let fingerprint = self.windows.corpus().fingerprint();
+        let snapshot = snapshot(&self.trainer, fingerprint, rule.as_ref(), &self.tokenizer)?;
+        let parent = self.dir.join("checkpoints");
+        let path = checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
+        let keep = &self.trainer.recipe.checkpoint;
+        checkpoint::prune(&parent, keep.keep_last.max(1), (keep.keep_every > 0).then_some(keep.keep_every))?;
+        watch(Event::Saved { path: &path });
+        Ok(())
+    }
+}
+
+/// Opens the data of a recipe and fills in what the recipe leaves to it.
+fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> {
+    let mut recipe = recipe.clone();
+    let dir = PathBuf::from(&recipe.data.dir);
+    let corpus = Corpus::open(&dir, Split::Train)?;
+    if recipe.model.vocab_size == 0 {
+        recipe.model.vocab_size = corpus.vocab_size();
+    }
+    if recipe.model.vocab_size != corpus.vocab_size() {
+        return Err(TrainError::Recipe {
+            field: "model.vocab_size".into(),
+            found: recipe.model.vocab_size.to_string(),
+            expected: format!("{}, the vocabulary of {}, or 0", corpus.vocab_size(), dir.display()),
+        });
+    }
+    recipe.check()?;
+    let windows = Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?;
+    let valid = Windows::new(&Corpus::open(&dir, Split::Validation)?, recipe.data.sequence_length, recipe.train.seed)?;
+    for (windows, split) in [(&windows, "training"), (&valid, "validation")] {
+        if windows.len() == 0 {
+            return Err(TrainError::Recipe {
+                field: "data.sequence_length".into(),
+                found: recipe.data.sequence_length.to_string(),
+                expected: format!("less than the {} tokens of the {split} text", windows.corpus().tokens()),
+            });
+        }
+    }
+    Ok((recipe, windows, valid))
+}
+
+fn record(value: Result<Value, serde_json::Error>) -> Map<String, Value> {
+    match value {
+        Ok(Value::Object(map)) => map,
+        _ => unreachable!("records are objects made of our own types"),
+    }
+}

@@ -1,0 +1,280 @@
+//! One optimizer step: windows in, gradients accumulated, weights moved.
+
+use std::sync::Arc;
+
+use data::{Window, Windows};
+use engine::{Batch, Census, Sequence};
+use model::routing::token_choice::Balance;
+use model::{Address, Decision, Model, Pass, RouterConfig, RouterState, Rule, Transient};
+use ops::{Ops, add_scalars, backward, scalar};
+use serde::Serialize;
+
+use crate::optimizer::Norms;
+use crate::{NonFinite, Optimizer, Recipe, TrainError, learning_rate};
+
+/// What a run carries from step to step; all of it goes into checkpoints.
+pub struct Trainer {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The weights.
+    pub model: Arc<Model>,
+    /// Their moments.
+    pub optimizer: Optimizer,
+    /// What routers learned outside of gradients.
+    pub router: RouterState,
+    /// Steps done, skipped ones included.
+    pub step: u64,
+    /// Windows seen since the start.
+    pub position: u64,
+    /// Predictions trained on.
+    pub tokens: u64,
+    /// Steps that were not finite and skipped.
+    pub skipped: u64,
+    /// How many of the last steps in a row were.
+    pub skipped_in_a_row: u64,
+    /// Which operations.
+    pub ops: Ops,
+}
+
+/// What a step did. Everything here is a function of recipe, data and seed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Cross-entropy, nats per prediction.
+    pub loss: f64,
+    /// Cross-entropy plus weighted router losses.
+    pub total: f64,
+    /// Router losses before their weights.
+    pub parts: Vec<(String, f64)>,
+    /// Gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of this update.
+    pub learning_rate: f64,
+    /// Predictions in this step.
+    pub tokens: u64,
+    /// Rows by number of recursions, from 0.
+    pub depths: Vec<u64>,
+    /// Share of decisions that the router's own sigmoid repeats.
+    pub router_accuracy: Option<f64>,
+    /// Share of positions that never reached the last recursion in this step.
+    pub dead_positions: Option<f64>,
+    /// `(max - mean) / mean` of the depth loads of token-choice.
+    pub max_violation: Option<f64>,
+    /// Entropy of its mean scores, nats.
+    pub entropy: Option<f64>,
+    /// Running thresholds after this step.
+    pub thresholds: Vec<f32>,
+    /// Whether the update was left out because something was not finite.
+    pub skipped: bool,
+}
+
+/// Packs windows into the rows of one pass.
+pub fn pack(windows: &[Window], document_mask: bool) -> Batch {
+    let sequences: Vec<Sequence<'_>> = windows
+        .iter()
+        .map(|w| Sequence {
+            ids: &w.ids,
+            targets: &w.targets,
+            document: &w.document,
+            same_document: &w.target_same_document,
+        })
+        .collect();
+    Batch::pack(&sequences, document_mask)
+}
+
+impl Trainer {
+    /// A fresh start.
+    ///
+    /// # Errors
+    /// An impossible recipe.
+    pub fn new(recipe: &Recipe) -> Result<Self, TrainError> {
+        let model = Model::fresh(&recipe.model, recipe.train.seed)?;
+        Ok(Self::over(recipe, model))
+    }
+
+    /// A start from given weights.
+    pub fn over(recipe: &Recipe, model: Model) -> Self {
+        model.collect_gradients(true);
+        let optimizer = Optimizer::new(&model, &recipe.optimizer);
+        Self {
+            recipe: recipe.clone(),
+            model: Arc::new(model),
+            optimizer,
+            router: RouterState::default(),
+            step: 0,
+            position: 0,
+            tokens: 0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            ops: Ops::Fast,
+        }
+    }
+
+    /// The next step on the next windows.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, if the recipe says stop.
+    pub fn step(&mut self, windows: &Windows) -> Result<StepReport, TrainError> {
+        let train = &self.recipe.train;
+        let positions: Vec<u64> = (0..train.batch as u64).map(|i| self.position + i).collect();
+        let mask = self.recipe.data.document_mask;
+        let batches: Vec<Batch> = positions
+            .chunks(train.micro_batch)
+            .map(|chunk| pack(&chunk.iter().map(|&p| windows.at(p)).collect::<Vec<_>>(), mask))
+            .collect();
+        let report = self.step_on(&batches)?;
+        self.position += train.batch as u64;
+        Ok(report)
+    }
+
+    /// The next step on given rows; the result does not depend on how they are cut into batches, but for rounding.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_on(&mut self, batches: &[Batch]) -> Result<StepReport, TrainError> {
+        let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
+        let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
+        let mut census = Census { keeps_logits: true, sequence_length: longest(batches), ..Census::default() };
+        let sums = self.accumulate(batches, &mut census);
+        let norms = Optimizer::norms(&self.model);
+        self.step += 1;
+        let report = self.report(&sums, norms, rate, &census);
+        if let Some((what, value)) = not_finite(&report, norms) {
+            return self.refuse(what, value, report);
+        }
+        self.skipped_in_a_row = 0;
+        self.optimizer.update(&self.model, rate, norms);
+        self.learn_outside_of_gradients(&census);
+        self.tokens += report.tokens;
+        Ok(StepReport { thresholds: self.router.running.clone(), ..report })
+    }
+
+    /// Forward and backward over all batches; gradients add up in the weights.
+    fn accumulate(&self, batches: &[Batch], census: &mut Census) -> Sums {
+        let counted: usize = batches.iter().map(Batch::counted).sum();
+        let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
+        let rule = self.rule();
+        let mut sums = Sums { tokens: counted as u64, ..Sums::default() };
+        let mut place = 0;
+        for batch in batches {
+            let shares = self.model.config().kv != model::KvMode::RecursionWise;
+            let mut kv = Transient::new(shares);
+            let mut pass = Pass {
+                ops: self.ops,
+                kv: &mut kv,
+                rule: &rule,
+                state: &self.router,
+                probe: census,
+                record: true,
+                recompute: self.recipe.train.recompute,
+                max_depth: None,
+                address: Address { seed: self.recipe.train.seed, step: self.step, place },
+                sequences,
+            };
+            let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
+            let weights = batch.weights(1.0 / counted.max(1) as f32);
+            let (ce, _) = pass.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
+            sums.add(scalar(&ce), &passed.terms, &passed.depth_t, &self.model);
+            let loss = match passed.terms.total(&|name| self.model.term_weight(name)) {
+                Some(terms) => add_scalars(vec![ce, terms]),
+                None => ce,
+            };
+            let gradients = backward(&loss);
+            if self.ops == Ops::Plain {
+                self.model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
+            }
+            place += batch.rows.sequences().len() as u64;
+        }
+        sums
+    }
+
+    /// Training compares rows, or from a given step on decides as generation will.
+    fn rule(&self) -> Rule {
+        let RouterConfig::ExpertChoice(c) = &self.model.config().router else { return Rule::SeeingAll };
+        if c.train_causal_from == 0 || self.step < c.train_causal_from || self.router.running_steps == 0 {
+            return Rule::SeeingAll;
+        }
+        let n = self.model.config().recursions;
+        let capacities = self.model.config().router.capacities(n, self.step);
+        let free = |r: usize| capacities[r] >= if r == 0 { 1.0 } else { capacities[r - 1] };
+        let thresholds = (0..n).map(|r| (!free(r)).then(|| self.router.running[r])).collect();
+        Rule::Causal(Decision { made_by: "running".into(), auxiliary: false, thresholds })
+    }
+
+    fn learn_outside_of_gradients(&mut self, census: &Census) {
+        match &self.model.config().router {
+            RouterConfig::ExpertChoice(c) => self.router.track(&census.needed_thresholds(), c.running_decay),
+            RouterConfig::TokenChoice(c) if c.balance == Balance::LossFree => {
+                self.router.balance(&census.depths, c.balance_weight);
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&self, sums: &Sums, norms: Norms, rate: f64, census: &Census) -> StepReport {
+        StepReport {
+            step: self.step,
+            loss: sums.loss,
+            total: sums.total,
+            parts: sums.parts.clone(),
+            gradient_norm: norms.model,
+            learning_rate: rate,
+            tokens: sums.tokens,
+            depths: sums.depths.clone(),
+            router_accuracy: census.sampling_accuracy(),
+            dead_positions: census.dead_positions(),
+            max_violation: census.max_violation(),
+            entropy: census.entropy(),
+            thresholds: Vec::new(),
+            skipped: false,
+        }
+    }
+
+    fn refuse(&mut self, what: &'static str, value: f64, report: StepReport) -> Result<StepReport, TrainError> {
+        self.model.weights().iter().for_each(|(_, w)| w.clear_gradient());
+        self.skipped += 1;
+        self.skipped_in_a_row += 1;
+        if self.recipe.train.non_finite == NonFinite::Stop || self.skipped_in_a_row >= 10 {
+            return Err(TrainError::NonFinite { step: self.step, what, value });
+        }
+        Ok(StepReport { skipped: true, thresholds: self.router.running.clone(), ..report })
+    }
+}
+
+fn longest(batches: &[Batch]) -> usize {
+    batches.iter().flat_map(|b| b.rows.sequences()).map(|run| run.len()).max().unwrap_or(0)
+}
+
+fn not_finite(report: &StepReport, norms: Norms) -> Option<(&'static str, f64)> {
+    [("the loss", report.total), ("the gradient norm", norms.model), ("the auxiliary router's gradient norm", norms.auxiliary)]
+        .into_iter()
+        .find(|(_, value)| !value.is_finite())
+}
+
+/// Sums over the batches of a step.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    total: f64,
+    parts: Vec<(String, f64)>,
+    depths: Vec<u64>,
+    tokens: u64,
+}
+
+impl Sums {
+    fn add(&mut self, ce: f32, terms: &model::Terms, depth_t: &[u32], model: &Model) {
+        self.loss += f64::from(ce);
+        self.total += f64::from(ce);
+        for (name, term) in terms.named() {
+            let value = f64::from(scalar(&term));
+            self.total += value * f64::from(model.term_weight(name));
+            match self.parts.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += value,
+                None => self.parts.push((name.to_owned(), value)),
+            }
+        }
+        self.depths.resize(self.depths.len().max(model.config().recursions + 1), 0);
+        depth_t.iter().for_each(|&d| self.depths[d as usize] += 1);
+    }
+}

@@ -1,0 +1,156 @@
+//! Loss on held-out text under the rule of training and under the causal rule, side by side.
+
+use std::collections::BTreeMap;
+
+use data::{Window, Windows};
+use engine::{Batch, RowScore, Scoring, agreement, causal_rule, score};
+use model::{Model, NoProbe, RouterState, Rule};
+use serde::Serialize;
+
+use crate::{TrainError, pack};
+
+/// Sums over some predictions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct SourceScore {
+    /// How many.
+    pub predictions: u64,
+    /// Bytes of text that the predicted tokens stand for.
+    pub bytes: u64,
+    /// Nats per prediction.
+    pub nll: f64,
+    /// Bits per byte of text.
+    pub bits_per_byte: f64,
+}
+
+impl SourceScore {
+    /// `exp(nll)`.
+    pub fn perplexity(&self) -> f64 {
+        self.nll.exp()
+    }
+
+    fn add(&mut self, nll: f64, bytes: u64) {
+        self.predictions += 1;
+        self.bytes += bytes;
+        self.nll += nll;
+    }
+
+    /// From sums to means.
+    fn finish(self) -> Self {
+        let bits = self.nll / std::f64::consts::LN_2;
+        Self { nll: self.nll / self.predictions.max(1) as f64, bits_per_byte: bits / self.bytes.max(1) as f64, ..self }
+    }
+}
+
+/// One rule's result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RuleScore {
+    /// All text.
+    pub all: SourceScore,
+    /// By source.
+    pub sources: BTreeMap<String, SourceScore>,
+    /// Rows by number of recursions, from 0.
+    pub depths: Vec<u64>,
+}
+
+impl RuleScore {
+    /// Mean number of recursions.
+    pub fn mean_depth(&self) -> f64 {
+        let rows: u64 = self.depths.iter().sum();
+        let passes: u64 = self.depths.iter().enumerate().map(|(d, n)| d as u64 * n).sum();
+        passes as f64 / rows.max(1) as f64
+    }
+}
+
+/// Both rules' results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Validation {
+    /// Windows scored.
+    pub windows: u64,
+    /// With the rule of training (rows of a sequence compared).
+    pub training: RuleScore,
+    /// With the causal rule.
+    pub causal: RuleScore,
+    /// Share of rows that get another depth.
+    pub disagreement: f64,
+    /// The causal rule.
+    #[serde(skip)]
+    pub rule: Option<Rule>,
+}
+
+/// Scores one rule on windows, one pass for each `chunk` of them.
+pub fn score_rule(
+    model: &Model,
+    windows: &Windows,
+    chunks: &[Vec<Window>],
+    document_mask: bool,
+    how: &Scoring<'_>,
+) -> (RuleScore, Vec<RowScore>) {
+    let corpus = windows.corpus();
+    let (bytes, names) = (corpus.token_bytes(), corpus.sources());
+    let mut result = RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
+    let mut all = Vec::new();
+    for chunk in chunks {
+        let batch = pack(chunk, document_mask);
+        let scores = score(model, &batch, how, &mut NoProbe);
+        let sources = chunk.iter().flat_map(|w| w.source.iter());
+        for (((row, &counts), &target), &source) in
+            scores.iter().zip(&batch.counts).zip(batch.targets.iter()).zip(sources)
+        {
+            result.depths[row.depth as usize] += 1;
+            if counts {
+                let (nll, bytes) = (f64::from(row.nll), u64::from(bytes[target as usize]));
+                result.all.add(nll, bytes);
+                let name = names.get(source as usize).map_or("unknown", String::as_str);
+                result.sources.entry(name.to_owned()).or_default().add(nll, bytes);
+            }
+        }
+        all.extend(scores);
+    }
+    result.all = result.all.finish();
+    result.sources = result.sources.into_iter().map(|(name, s)| (name, s.finish())).collect();
+    (result, all)
+}
+
+/// `count` windows from `first` on in order, in chunks of about 4096 rows.
+///
+/// # Errors
+/// A window beyond the end.
+pub fn chunks(windows: &Windows, first: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
+    let each = (4096 / windows.seq_len().max(1)).max(1);
+    let all: Result<Vec<Window>, _> = (first..first + count).map(|i| windows.unshuffled(i)).collect();
+    Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
+}
+
+/// Calibrates the causal rule on the last `calibrate` windows and scores both rules on up to `count` windows before them.
+///
+/// # Errors
+/// Windows that cannot be read.
+pub fn validate(
+    model: &Model,
+    state: &RouterState,
+    windows: &Windows,
+    count: u64,
+    calibrate: u64,
+    document_mask: bool,
+) -> Result<Validation, TrainError> {
+    let held = calibrate.min(windows.len() / 2).max(1).min(windows.len());
+    let count = count.min(windows.len() - held).max(1).min(windows.len());
+    let held: Vec<Batch> =
+        chunks(windows, windows.len() - held, held)?.iter().map(|c| pack(c, document_mask)).collect();
+    let rule = causal_rule(model, state, &held);
+    // Spread over the whole text, so that every source is met.
+    let chunks = spread(windows, windows.len() - calibrate.min(windows.len() / 2), count)?;
+    let by = |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
+    let (training, a) = by(&Rule::SeeingAll);
+    let (causal, b) = by(&rule);
+    Ok(Validation { windows: count, training, causal, disagreement: agreement(&a, &b), rule: Some(rule) })
+}
+
+/// `count` of the first `of` windows at equal distances, in chunks.
+fn spread(windows: &Windows, of: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
+    let of = of.max(1);
+    let count = count.min(of);
+    let each = (4096 / windows.seq_len().max(1)).max(1);
+    let all: Result<Vec<Window>, _> = (0..count).map(|i| windows.unshuffled(i * of / count)).collect();
+    Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
+}
