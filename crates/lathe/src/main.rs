@@ -1,1 +1,62 @@
-fn main() {}
+//! `lathe`: trains, evaluates, inspects and runs language models that spend compute per token. One file per verb; the only
+//! room that reads recipes, talks to the terminal and wires the others together.
+
+mod arguments;
+mod data_build;
+mod evaluate;
+mod generate;
+mod golden;
+mod inspect;
+mod live;
+mod open;
+mod plan;
+mod quickstart;
+mod recipe;
+mod say;
+mod signals;
+mod train_run;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
+
+/// Keeps freed pages: training allocates the same sizes every step, and page faults are the price of giving them back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    say::logging(arguments.verbose);
+    let done = match arguments.command {
+        Command::Quickstart(options) => quickstart::run(&options),
+        Command::Tokenizer(TokenizerCommand::Train(options)) => data_build::train_tokenizer(&options),
+        Command::Data(DataCommand::Build(options)) => data_build::build(&options),
+        Command::Train(options) => train_run::run(&options),
+        Command::Eval(options) => evaluate::run(&options),
+        Command::Generate(options) => generate::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
+        Command::Verify(options) => verify(&options),
+        Command::Presets => plan::presets(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            say::note(format!("error: {error:#}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn verify(options: &arguments::Verify) -> anyhow::Result<std::process::ExitCode> {
+    let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
+    let cases = golden::verify(&options.dir, ops)?;
+    if options.json {
+        say::line(serde_json::to_string_pretty(&cases)?);
+    } else {
+        say::piece(golden::table(&cases).to_text());
+        let passed = cases.iter().filter(|c| c.passed).count();
+        say::line(format!("{passed} of {} cases within their tolerances", cases.len()));
+    }
+    let all = cases.iter().all(|c| c.passed);
+    Ok(if all { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })
+}

@@ -84,11 +84,10 @@ struct Gate {
     alpha: f32,
 }
 
-/// `tanh(z) = 2 sigmoid(2z) - 1`: one exponential for both gates.
 fn unit_gate(kind: Activation, z: f32) -> f32 {
     match kind {
         Activation::Sigmoid => sigmoid(z),
-        Activation::Tanh => 2.0 * sigmoid(2.0 * z) - 1.0,
+        Activation::Tanh => z.tanh(),
         Activation::None => z,
     }
 }

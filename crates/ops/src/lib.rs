@@ -33,7 +33,7 @@ pub use head::log_softmax_rows;
 pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
-pub use tensor::{Tensor2, add_scalars, backward, column, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows};
+pub use tensor::{Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows};
 pub use weight::Weight;
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
@@ -51,6 +51,11 @@ impl Ops {
     pub fn anchor(self, record: bool) -> Tensor2 {
         tensor::anchor(record)
     }
+}
+
+/// The machine's multiply-add rate in f32, measured now on all threads (about 0.1 s), in FLOP/s.
+pub fn peak_flops() -> f64 {
+    kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
 /// The number formats and instruction set in use, for reports.

@@ -31,6 +31,12 @@ pub fn leaf(values: &Tensor2) -> Tensor2 {
     Tensor::from_inner(values.clone()).require_grad()
 }
 
+/// The same values with no path back to where they came from, yet still recording if they were: what is computed from
+/// them trains its own weights only.
+pub fn cut(x: &Tensor2) -> Tensor2 {
+    if x.device().is_autodiff() { leaf(&x.clone().inner()) } else { x.clone() }
+}
+
 /// All values, row after row.
 pub fn read_rows(x: &Tensor2) -> Vec<f32> {
     let data = x.clone().into_data();

@@ -19,4 +19,4 @@ pub use run::{Event, Resume, Run, Stop};
 pub use schedule::learning_rate;
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Stored, load, load_model};
-pub use validate::{SourceScore, Validation, validate};
+pub use validate::{RuleScore, SourceScore, Validation, chunks, score_rule, spread, validate};

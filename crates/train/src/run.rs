@@ -130,8 +130,9 @@ impl Run {
             let report = self.trainer.step(&self.windows)?;
             let seconds = started.elapsed().as_secs_f64();
             stop = self.tell_step(&report, seconds, wall_time(), watch)?;
-            let due = |every: u64| every > 0 && self.trainer.step.is_multiple_of(every);
-            let last = self.trainer.step == steps;
+            let step = self.trainer.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
+            let last = step == steps;
             if due(self.trainer.recipe.log.validate_every) || last {
                 self.validate(wall_time(), watch)?;
             }

@@ -116,15 +116,15 @@ impl Trainer {
     /// # Errors
     /// A loss or gradient that is not finite, if the recipe says stop.
     pub fn step(&mut self, windows: &Windows) -> Result<StepReport, TrainError> {
-        let train = &self.recipe.train;
-        let positions: Vec<u64> = (0..train.batch as u64).map(|i| self.position + i).collect();
+        let (count, micro) = (self.recipe.train.batch as u64, self.recipe.train.micro_batch);
+        let positions: Vec<u64> = (0..count).map(|i| self.position + i).collect();
         let mask = self.recipe.data.document_mask;
         let batches: Vec<Batch> = positions
-            .chunks(train.micro_batch)
+            .chunks(micro)
             .map(|chunk| pack(&chunk.iter().map(|&p| windows.at(p)).collect::<Vec<_>>(), mask))
             .collect();
         let report = self.step_on(&batches)?;
-        self.position += train.batch as u64;
+        self.position += count;
         Ok(report)
     }
 

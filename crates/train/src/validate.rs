@@ -147,7 +147,10 @@ pub fn validate(
 }
 
 /// `count` of the first `of` windows at equal distances, in chunks.
-fn spread(windows: &Windows, of: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
+///
+/// # Errors
+/// A window that cannot be read.
+pub fn spread(windows: &Windows, of: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
     let of = of.max(1);
     let count = count.min(of);
     let each = (4096 / windows.seq_len().max(1)).max(1);

@@ -179,14 +179,16 @@ impl ExpertChoice {
     pub(crate) fn select(&self, r: usize, candidates: &Candidates<'_>, pass: &mut Pass<'_>) -> (Selection, Terms) {
         let temperature = self.config.temperature as f32;
         let z_c1 = self.scorers[r].forward(pass.ops, candidates.x_ad.clone(), temperature);
-        let detached = candidates.x_ad.clone().detach();
-        let aux_c1 = self.auxiliary.get(r).map(|scorer| scorer.forward(pass.ops, detached, temperature));
+        let aux_c1 =
+            self.auxiliary.get(r).map(|scorer| scorer.forward(pass.ops, ops::cut(candidates.x_ad), temperature));
         let logits = read_rows(&z_c1);
         let auxiliary = aux_c1.as_ref().map(read_rows);
         let capacity = warmed(self.capacities.clone(), self.config.capacity_warmup_steps, pass.address.step)[r];
         // Training compares rows even when it decides by threshold: the comparison is what the threshold tracks.
         let compares = pass.record || *pass.rule == Rule::SeeingAll;
-        let best = compares.then(|| best(&logits, candidates, capacity));
+        // Rows are compared by their gates, as published: where gates saturate, rows tie.
+        let gate_c1 = self.gate(z_c1.clone(), pass);
+        let best = compares.then(|| best(&read_rows(&gate_c1), candidates, capacity));
         let kept = self.decide(r, &logits, auxiliary.as_deref(), best.as_deref(), pass);
         pass.probe.routed(&Routed {
             recursion: r,
@@ -198,14 +200,14 @@ impl ExpertChoice {
         });
         let terms = best.map_or_else(Terms::default, |best| self.terms(&z_c1, aux_c1, &best, candidates, pass));
         let kept = places(&kept);
-        let weight_a1 = self.gate(kept_rows(pass, z_c1, &kept), pass);
+        let weight_a1 = match self.config.gating {
+            Gating::Additive => ops::column(vec![1.0; kept.as_ref().map_or(logits.len(), |k| k.len())]),
+            Gating::Weighted | Gating::Blend => kept_rows(pass, gate_c1, &kept),
+        };
         (Selection { kept, weight_a1: Some(weight_a1) }, terms)
     }
 
     fn gate(&self, z_a1: Tensor2, pass: &Pass<'_>) -> Tensor2 {
-        if self.config.gating == Gating::Additive {
-            return ops::column(vec![1.0; z_a1.dims()[0]]);
-        }
         let function = match self.config.function {
             Function::Sigmoid => Activation::Sigmoid,
             Function::Tanh => Activation::Tanh,

@@ -6,6 +6,7 @@ mod fixed;
 mod losses;
 pub mod random;
 pub mod token_choice;
+mod top_k;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -253,15 +254,13 @@ pub(crate) struct Candidates<'a> {
 }
 
 /// For each candidate whether it is among the best `max(1, floor(c T))` of its sequence, `T` being the whole sequence's
-/// length. Equal scores: the earlier row.
+/// length.
 fn best(scores: &[f32], candidates: &Candidates<'_>, capacity: f64) -> Vec<bool> {
-    let mut chosen = vec![false; scores.len()];
+    let mut chosen = Vec::with_capacity(scores.len());
     for run in candidates.rows.sequences() {
         let length = candidates.lengths[&candidates.rows.sequence[run.start]];
         let count = ((capacity * length as f64) as usize).clamp(1, run.len());
-        let mut order: Vec<usize> = run.collect();
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-        order[..count].iter().for_each(|&i| chosen[i] = true);
+        chosen.extend(top_k::top_k(&scores[run], count));
     }
     chosen
 }

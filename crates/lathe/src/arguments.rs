@@ -1,0 +1,232 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Language models that spend compute per token: train, evaluate, inspect, generate.
+#[derive(Debug, Parser)]
+#[command(name = "lathe", version, about, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// Tell more about what happens (repeat for more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// From nothing to a talking model in five minutes, on text that is already on this disk
+    Quickstart(Quickstart),
+    /// Make a tokenizer
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
+    /// Turn text into token shards
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Train a model from a recipe
+    Train(Train),
+    /// Loss, perplexity and bits per byte of a checkpoint, with training-time and causal routing
+    Eval(Eval),
+    /// Continue a text
+    Generate(Generate),
+    /// What a checkpoint holds and costs; depth heat maps of a text
+    Inspect(Inspect),
+    /// Compare this build with reference cases
+    Verify(Verify),
+    /// List the model presets that recipes can name
+    Presets,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenizerCommand {
+    /// Train a byte-level BPE tokenizer
+    Train(TokenizerTrain),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Tokenize text, Markdown, JSONL or Parquet files and folders
+    Build(DataBuild),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quickstart {
+    /// Where everything goes
+    #[arg(long, default_value = "runs/quickstart")]
+    pub(crate) out: PathBuf,
+    /// About how long the whole takes
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) minutes: f64,
+    /// Optimizer steps, instead of as many as fit into the time (for a repeatable run)
+    #[arg(long)]
+    pub(crate) steps: Option<u64>,
+    /// Text to train on instead of the packages' own (files or folders)
+    #[arg(long, num_args = 1..)]
+    pub(crate) input: Vec<PathBuf>,
+    /// The model
+    #[arg(long, default_value = "cpu-1m-mor3")]
+    pub(crate) preset: String,
+    /// Tokens in the vocabulary
+    #[arg(long, default_value_t = 2048)]
+    pub(crate) vocab: usize,
+    /// Seed of weights, order and dice
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizerTrain {
+    /// Files or folders of text
+    #[arg(long, required = true, num_args = 1..)]
+    pub(crate) input: Vec<PathBuf>,
+    /// Tokens in the vocabulary, special ones included
+    #[arg(long)]
+    pub(crate) vocab: usize,
+    /// The tokenizer.json to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Field of JSONL and Parquet rows that holds the text
+    #[arg(long, default_value = "text")]
+    pub(crate) text_field: String,
+    /// Learn from this many bytes at most, spread over the input
+    #[arg(long)]
+    pub(crate) max_bytes: Option<u64>,
+    /// Pass over bad rows and count them
+    #[arg(long)]
+    pub(crate) skip_bad: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataBuild {
+    /// Files or folders of text
+    #[arg(long, required = true, num_args = 1..)]
+    pub(crate) input: Vec<PathBuf>,
+    /// Files or folders that go to validation as a whole
+    #[arg(long, num_args = 1..)]
+    pub(crate) validation: Vec<PathBuf>,
+    /// A tokenizer.json
+    #[arg(long)]
+    pub(crate) tokenizer: PathBuf,
+    /// The folder to make
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Field of JSONL and Parquet rows that holds the text
+    #[arg(long, default_value = "text")]
+    pub(crate) text_field: String,
+    /// How many of a thousand documents go to validation
+    #[arg(long, default_value_t = 10)]
+    pub(crate) valid_per_mille: u32,
+    /// Split by file instead of by document
+    #[arg(long)]
+    pub(crate) split_by_file: bool,
+    /// Pass over bad rows and count them
+    #[arg(long)]
+    pub(crate) skip_bad: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    /// The recipe (TOML)
+    pub(crate) recipe: PathBuf,
+    /// The folder of the run
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Change one field: --set train.steps=100 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Continue from the newest undamaged checkpoint in the folder, or never
+    #[arg(long, default_value = "auto", value_parser = ["auto", "never"])]
+    pub(crate) resume: String,
+    /// Say what would happen and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// A checkpoint, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// Folder made by `lathe data build`
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Which part of it
+    #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
+    pub(crate) split: String,
+    /// Windows to score at most, spread over the text
+    #[arg(long, default_value_t = 256)]
+    pub(crate) windows: u64,
+    /// Rows of a window; by default as in training
+    #[arg(long)]
+    pub(crate) sequence_length: Option<usize>,
+    /// Let documents of one window see each other (the published behaviour)
+    #[arg(long)]
+    pub(crate) no_document_mask: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// A checkpoint, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// The text to continue; without it, standard input
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// New tokens at most
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most likely token always
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f32,
+    /// Only the k most likely tokens; 0 for all
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Only the most likely tokens that make up this much probability
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Only tokens at least this likely relative to the most likely one
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) min_p: f32,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Deepest recursion allowed
+    #[arg(long)]
+    pub(crate) max_depth: Option<usize>,
+    /// Colour each token by the recursions it took, and say the mean
+    #[arg(long)]
+    pub(crate) show_depth: bool,
+    /// Go on past the end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A checkpoint, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// A text to look at token by token
+    #[arg(long)]
+    pub(crate) text: Option<PathBuf>,
+    /// The page to write for it
+    #[arg(long, requires = "text")]
+    pub(crate) html: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Folder of cases (NAME.safetensors and NAME.json)
+    pub(crate) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Run the plain reference operations instead of the fast ones
+    #[arg(long)]
+    pub(crate) plain: bool,
+}

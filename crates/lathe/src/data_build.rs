@@ -1,0 +1,116 @@
+//! `lathe tokenizer train` and `lathe data build`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use data::build::{BuildOptions, Progress, SplitBy, build as build_shards};
+use data::documents::{Documents, Input, ReadOptions, list_files};
+use data::{Manifest, Split, Tokenizer, TrainOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+use report::{Table, human_bytes, human_count};
+
+use crate::arguments::{DataBuild, TokenizerTrain};
+use crate::say;
+
+/// Runs `lathe tokenizer train`.
+pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
+    let read = ReadOptions { text_field: options.text_field.clone(), skip_bad: options.skip_bad, ..Default::default() };
+    let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
+    let files = list_files(&inputs, &read)?;
+    ensure!(!files.is_empty(), "--input holds no file that can be read: give text, Markdown, JSONL or Parquet");
+    let bar = bar(files.len() as u64, "files");
+    let mut documents = Documents::new(files, read);
+    let mut failure = None;
+    let texts = std::iter::from_fn(|| match documents.next()? {
+        Ok((_, document)) => {
+            bar.set_position(documents.files_opened() as u64);
+            Some(document.text)
+        }
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    let trained = Tokenizer::train(
+        texts,
+        &TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) },
+    );
+    bar.finish_and_clear();
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let tokenizer = trained?;
+    tokenizer.save(&options.out)?;
+    say::line(format!("{} tokens, sha256 {}: {}", tokenizer.vocab_size(), tokenizer.sha256(), options.out.display()));
+    skipped(documents.skipped(), documents.skipped_examples());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `lathe data build`.
+pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
+    let tokenizer = Tokenizer::load(&options.tokenizer)?;
+    let mut inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
+    let whole = |path: &std::path::PathBuf| Input { path: path.clone(), split: Some(Split::Validation) };
+    inputs.extend(options.validation.iter().map(whole));
+    let read = ReadOptions { text_field: options.text_field.clone(), skip_bad: options.skip_bad, ..Default::default() };
+    let bar = bar(0, "files");
+    let progress = |p: Progress| {
+        bar.set_length(p.files_total as u64);
+        bar.set_position(p.files as u64);
+        bar.set_message(format!("{} tokens", human_count(p.done.tokens as f64)));
+    };
+    let manifest = build_shards(
+        &inputs,
+        &tokenizer,
+        &options.out,
+        &BuildOptions {
+            read,
+            valid_per_mille: options.valid_per_mille,
+            split_by: if options.split_by_file { SplitBy::File } else { SplitBy::Content },
+            progress: Some(&progress),
+            ..BuildOptions::default()
+        },
+    );
+    bar.finish_and_clear();
+    let manifest = manifest?;
+    say::piece(summary(&manifest, &options.out).to_text());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Documents, tokens and bytes by split and source.
+pub(crate) fn summary(manifest: &Manifest, dir: &Path) -> Table {
+    let mut rows = Vec::new();
+    for split in [Split::Train, Split::Validation] {
+        for (source, totals) in manifest.sources.iter().zip(&manifest.split(split).by_source) {
+            rows.push(vec![
+                split.to_string(),
+                source.clone(),
+                totals.documents.to_string(),
+                human_count(totals.tokens as f64),
+                human_bytes(totals.bytes),
+            ]);
+        }
+    }
+    let columns = ["split", "source", "documents", "tokens", "text"].map(str::to_owned).to_vec();
+    Table { columns, rows, caption: dir.display().to_string(), best: None }
+}
+
+fn skipped(count: u64, examples: &[String]) {
+    if count > 0 {
+        say::note(format!("passed over {count} bad rows, such as: {}", examples.join("; ")));
+    }
+}
+
+fn bar(length: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let style = ProgressStyle::with_template(&format!("{{bar:30.cyan/blue}} {{pos}}/{{len}} {unit}  {{msg}}"));
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// Trains a tokenizer on `texts`, saying so.
+pub(crate) fn tokenizer_from(texts: impl Iterator<Item = String>, vocab: usize) -> Result<Tokenizer> {
+    Tokenizer::train(texts, &TrainOptions { max_bytes: Some(16 << 20), ..TrainOptions::new(vocab) })
+        .context("training the tokenizer")
+}

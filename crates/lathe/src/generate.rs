@@ -1,0 +1,116 @@
+//! `lathe generate`: continues a text, token by token.
+
+use std::io::Read;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use data::Tokenizer;
+use engine::{Generated, Generation, Sampler, Token};
+use report::DepthColors;
+use train::Stored;
+
+use crate::arguments::Generate;
+use crate::{open, say};
+
+/// Runs the command.
+pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
+    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    let prompt = match &options.prompt {
+        Some(prompt) => prompt.clone(),
+        None => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+            text
+        }
+    };
+    let sampler = Sampler {
+        temperature: options.temperature,
+        top_k: options.top_k,
+        top_p: options.top_p,
+        min_p: options.min_p,
+        seed: options.seed,
+    };
+    stored.model.pack();
+    let started = Instant::now();
+    let wanted = Wanted {
+        prompt: &prompt,
+        max_tokens: options.max_tokens,
+        sampler: &sampler,
+        max_depth: options.max_depth,
+        show_depth: options.show_depth,
+        ignore_eos: options.ignore_eos,
+        choice: 0,
+    };
+    let generated = continue_text(&stored, &tokenizer, &wanted)?;
+    say::line("");
+    let seconds = started.elapsed().as_secs_f64();
+    let passes: u32 = generated.tokens.iter().map(|t| t.depth).sum();
+    let count = generated.tokens.len().max(1) as f64;
+    let summary = format!(
+        "{} tokens, {:.1} tokens/s with the prompt, mean depth {:.2}, {} of keys and values",
+        generated.tokens.len(),
+        count / seconds,
+        f64::from(passes) / count,
+        report::human_bytes(generated.kv_bytes as u64)
+    );
+    if options.show_depth { say::note(summary) } else { tracing::info!("{summary}") }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A continuation to stream to the terminal.
+pub(crate) struct Wanted<'a> {
+    pub(crate) prompt: &'a str,
+    pub(crate) max_tokens: usize,
+    pub(crate) sampler: &'a Sampler,
+    pub(crate) max_depth: Option<usize>,
+    pub(crate) show_depth: bool,
+    pub(crate) ignore_eos: bool,
+    pub(crate) choice: u64,
+}
+
+/// Streams the prompt and its continuation.
+pub(crate) fn continue_text(stored: &Stored, tokenizer: &Tokenizer, wanted: &Wanted<'_>) -> Result<Generated> {
+    let mut prompt = tokenizer.encode(wanted.prompt)?;
+    if prompt.is_empty() {
+        prompt.extend(tokenizer.eos_id());
+    }
+    let rule = open::causal(stored)?;
+    let stop: Vec<u32> = if wanted.ignore_eos { Vec::new() } else { tokenizer.eos_id().into_iter().collect() };
+    let colors = DepthColors::new(stored.model.config().recursions, wanted.show_depth && say::colors());
+    let mut stream = tokenizer.decode_stream();
+    say::piece(report::sanitize(wanted.prompt));
+    let mut bad = None;
+    let mut each = |token: &Token| {
+        if stop.contains(&token.id) {
+            return true;
+        }
+        match stream.push(token.id) {
+            Ok(Some(text)) => say::piece(colors.paint(&text, token.depth as f32)),
+            Ok(None) => {}
+            Err(error) => bad = Some(error),
+        }
+        bad.is_none()
+    };
+    let generated = engine::generate(
+        &stored.model,
+        &Generation {
+            prompt: &prompt,
+            max_tokens: wanted.max_tokens,
+            stop: &stop,
+            sampler: wanted.sampler,
+            rule: &rule,
+            state: &stored.state,
+            max_depth: wanted.max_depth,
+            choice: wanted.choice,
+        },
+        &mut each,
+    )?;
+    if let Some(error) = bad {
+        return Err(error.into());
+    }
+    if let Some(rest) = stream.finish() {
+        say::piece(report::sanitize(&rest));
+    }
+    Ok(generated)
+}

@@ -1,0 +1,127 @@
+//! `lathe inspect`: what a checkpoint holds and costs, and where it spends its recursions on a text.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use data::Tokenizer;
+use engine::{Batch, Census, Scoring, Sequence, score};
+use model::cost::parameters;
+use model::{Rule, Sharing};
+use report::{HeatText, HeatToken, Page, Table};
+use serde_json::json;
+use train::Stored;
+
+use crate::arguments::Inspect;
+use crate::{open, plan, say};
+
+/// Runs the command.
+pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
+    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    let config = stored.model.config();
+    let length = stored.recipe.as_ref().map_or(config.context, |r| r.data.sequence_length);
+    let costs = plan::model_table(config, length)?;
+    let text = options.text.as_deref().map(|path| read_text(&stored, &tokenizer, path)).transpose()?;
+    if options.json {
+        let p = parameters(config, stored.model.plan());
+        let routing = match &stored.rule {
+            Some(Rule::Causal(decision)) => serde_json::to_value(decision)?,
+            _ => serde_json::Value::Null,
+        };
+        say::line(serde_json::to_string_pretty(&json!({
+            "step": stored.step, "tokens": stored.tokens, "config": config, "parameters": p, "routing": routing,
+            "router_state": stored.state, "sharing": sharing_map(&stored),
+            "text": text.as_ref().map(|t| t.statistics.rows.clone()),
+        }))?);
+    } else {
+        say::line(format!("step {}, {} predictions trained on", stored.step, report::human_count(stored.tokens as f64)));
+        say::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
+        if let Some(Rule::Causal(decision)) = &stored.rule {
+            say::line(format!("causal rule: {}, thresholds {:?}", decision.made_by, decision.thresholds));
+        }
+        say::line("");
+        say::piece(costs.to_text());
+        if let Some(text) = &text {
+            say::line("");
+            say::piece(text.statistics.to_text());
+        }
+    }
+    if let (Some(path), Some(text)) = (&options.html, text) {
+        let mut page = Page::new("Depth by token", &options.checkpoint.display().to_string());
+        page.table(costs).table(text.statistics).heat(text.heat);
+        std::fs::write(path, page.render()).with_context(|| format!("writing {}", path.display()))?;
+        say::note(format!("wrote {}", path.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `0 | 1 2 | 1 2 | 1 2 | 3`: which stored layer each unrolled layer uses.
+fn sharing_map(stored: &Stored) -> String {
+    let plan = stored.model.plan();
+    let run = |uses: &[model::sharing::Use]| uses.iter().map(|u| u.stored.to_string()).collect::<Vec<_>>().join(" ");
+    let mut parts = vec![run(&plan.before)];
+    parts.extend(plan.recursions.iter().map(|block| run(block)));
+    parts.push(run(&plan.after));
+    parts.retain(|part| !part.is_empty());
+    let separator = if stored.model.config().sharing == Sharing::None { " " } else { " | " };
+    parts.join(separator)
+}
+
+/// A text seen through a model.
+pub(crate) struct Looked {
+    /// What routers did.
+    pub(crate) statistics: Table,
+    /// Every token with its depth.
+    pub(crate) heat: HeatText,
+}
+
+fn read_text(stored: &Stored, tokenizer: &Tokenizer, path: &Path) -> Result<Looked> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    look(stored, tokenizer, &text, &path.display().to_string())
+}
+
+/// Scores `text` with causal routing, in stretches of the model's context.
+pub(crate) fn look(stored: &Stored, tokenizer: &Tokenizer, text: &str, title: &str) -> Result<Looked> {
+    let ids = tokenizer.encode_ordinary(text)?;
+    ensure!(ids.len() >= 2, "the text has {} tokens, expected at least 2", ids.len());
+    let rule = open::causal(stored)?;
+    let config = stored.model.config();
+    let mut census = Census::default();
+    let mut scores = Vec::new();
+    for start in (0..ids.len() - 1).step_by(config.context) {
+        let end = (start + config.context).min(ids.len() - 1);
+        let documents = vec![0; end - start];
+        let same = vec![true; end - start];
+        let sequence = Sequence {
+            ids: &ids[start..end],
+            targets: &ids[start + 1..end + 1],
+            document: &documents,
+            same_document: &same,
+        };
+        let batch = Batch::pack(&[sequence], true);
+        scores.extend(score(&stored.model, &batch, &Scoring::by(&rule, &stored.state), &mut census));
+    }
+    let mut stream = tokenizer.decode_stream();
+    let mut tokens = Vec::new();
+    for (i, score) in scores.iter().enumerate() {
+        let text = stream.push(ids[i])?.unwrap_or_default();
+        let note = format!("next token: {:.2} nats", score.nll);
+        tokens.push(HeatToken { text, depth: score.depth as f32, note: Some(note) });
+    }
+    let mut rows = Vec::new();
+    for (depth, name) in (1..=config.recursions).map(|d| (d as u32, format!("{d} recursions"))) {
+        let some: Vec<f32> = scores.iter().filter(|s| s.depth == depth).map(|s| s.nll).collect();
+        let mean = some.iter().map(|&n| f64::from(n)).sum::<f64>() / some.len().max(1) as f64;
+        let share = 100.0 * some.len() as f64 / scores.len() as f64;
+        rows.push(vec![name, some.len().to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
+    }
+    for (r, seen) in census.recursions.iter().enumerate() {
+        let share = 100.0 * seen.kept as f64 / seen.candidates.max(1) as f64;
+        let mean = seen.logit_sum / seen.candidates.max(1) as f64;
+        let name = format!("router {}: pass, % pass, mean logit", r + 1);
+        rows.push(vec![name, seen.kept.to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
+    }
+    let columns = ["", "tokens", "%", "nats of the next token"].map(str::to_owned).to_vec();
+    let statistics = Table { columns, rows, caption: format!("causal routing on {title}"), best: None };
+    Ok(Looked { statistics, heat: HeatText { title: title.to_owned(), max_depth: config.recursions, tokens } })
+}

@@ -1,0 +1,37 @@
+//! Opening what commands take: checkpoints with their tokenizer and their causal rule.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use data::Tokenizer;
+use model::{RouterConfig, Rule};
+use train::Stored;
+
+/// A checkpoint and its tokenizer.
+pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
+    let stored = train::load_model(path).with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    let json = stored.tokenizer.as_deref().with_context(|| {
+        format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
+    })?;
+    let json = std::str::from_utf8(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    let tokenizer = Tokenizer::from_json(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    let (found, expected) = (tokenizer.vocab_size(), stored.model.config().vocab_size);
+    anyhow::ensure!(
+        found <= expected,
+        "tokenizer.json of {} has {found} ids, the model's vocabulary {expected}: they do not belong together",
+        path.display()
+    );
+    Ok((stored, tokenizer))
+}
+
+/// The rule that generation uses.
+pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
+    match (&stored.rule, &stored.model.config().router) {
+        (Some(rule), _) => Ok(rule.clone()),
+        (None, RouterConfig::Fixed | RouterConfig::TokenChoice(_)) => Ok(Rule::SeeingAll),
+        (None, router) => anyhow::bail!(
+            "the checkpoint has no causal routing rule for router \"{}\": it was not saved by `lathe train`",
+            router.kind()
+        ),
+    }
+}

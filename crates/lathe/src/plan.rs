@@ -1,0 +1,138 @@
+//! What a recipe will cost, before it costs anything.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use data::{Corpus, Split, Windows};
+use model::cost::{Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense};
+use model::ModelConfig;
+use report::{Table, human_bytes, human_count, human_duration};
+use train::Recipe;
+
+use crate::{recipe, say};
+
+/// `lathe presets`
+pub(crate) fn presets() -> Result<ExitCode> {
+    let mut rows = Vec::new();
+    for name in model::presets::names() {
+        let Some(config) = model::presets::preset(&name) else { continue };
+        let config = ModelConfig { vocab_size: 4096, ..config };
+        let p = parameters(&config, &config.check()?);
+        rows.push(vec![
+            name,
+            config.layers.to_string(),
+            config.width.to_string(),
+            human_count(p.unique as f64),
+            human_count(p.unrolled as f64),
+        ]);
+    }
+    let columns = ["preset", "unrolled layers", "width", "unique parameters", "unrolled"].map(str::to_owned).to_vec();
+    let caption = "parameters without embedding and head".to_owned();
+    say::piece(Table { columns, rows, caption, best: None }.to_text());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `lathe train --dry-run`
+pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
+    let mut recipe = given.clone();
+    let corpus = Path::new(&recipe.data.dir);
+    let windows = if recipe.data.dir.is_empty() || !corpus.join("manifest.json").is_file() {
+        say::note(format!("data.dir \"{}\" holds no data yet: sizes that depend on it are left out", recipe.data.dir));
+        if recipe.model.vocab_size == 0 {
+            recipe.model.vocab_size = 4096;
+            say::note("model.vocab_size is open: counting with 4096");
+        }
+        None
+    } else {
+        let corpus = Corpus::open(corpus, Split::Train)?;
+        if recipe.model.vocab_size == 0 {
+            recipe.model.vocab_size = corpus.vocab_size();
+        }
+        Some(Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?)
+    };
+    recipe.check()?;
+    say::line(recipe::show(&recipe)?);
+    say::piece(model_table(&recipe.model, recipe.data.sequence_length)?.to_text());
+    say::piece(run_table(&recipe, windows.as_ref())?.to_text());
+    Ok(())
+}
+
+/// The model beside the dense one of the same unrolled depth.
+pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
+    let dense = unrolled_dense(config);
+    let (plan, dense_plan) = (config.check()?, dense.check()?);
+    let (p, q) = (parameters(config, &plan), parameters(&dense, &dense_plan));
+    let flops = |config: &ModelConfig, plan, convention| {
+        forward_flops(config, plan, n, &nominal_capacities(config), convention)
+    };
+    let row = |what: &str, here: f64, there: f64, show: &dyn Fn(f64) -> String| {
+        vec![what.to_owned(), show(here), show(there), format!("{:.3}", here / there)]
+    };
+    let count = |x: f64| human_count(x);
+    let bytes = |x: f64| human_bytes(x as u64);
+    let pair = |convention| (flops(config, &plan, convention), flops(&dense, &dense_plan, convention));
+    let (paper, full) = (pair(Convention::Paper), pair(Convention::Full));
+    let kv = |config: &ModelConfig, plan| kv_bytes_per_token(config, plan, &nominal_capacities(config), 4);
+    let rows = vec![
+        row("unique parameters (no embedding)", p.unique as f64, q.unique as f64, &count),
+        row("unrolled parameters", p.unrolled as f64, q.unrolled as f64, &count),
+        row("embedding and head", p.embedding as f64, q.embedding as f64, &count),
+        row("forward FLOPs/token, paper's count", paper.0, paper.1, &count),
+        row("forward FLOPs/token, full count", full.0, full.1, &count),
+        row("KV bytes/token, f32", kv(config, &plan), kv(&dense, &dense_plan), &bytes),
+        row(
+            "weight bytes, f32",
+            4.0 * (p.unique + p.embedding) as f64,
+            4.0 * (q.unique + q.embedding) as f64,
+            &bytes,
+        ),
+    ];
+    let columns = ["model", "this one", "dense, same depth", "ratio"].map(str::to_owned).to_vec();
+    let caption = format!("at sequence length {n} and nominal capacities");
+    Ok(Table { columns, rows, caption, best: None })
+}
+
+fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
+    let plan = recipe.model.check()?;
+    let n = recipe.data.sequence_length;
+    let rows_per_step = (recipe.train.batch * n) as f64;
+    let tokens = rows_per_step * recipe.train.steps as f64;
+    let shares = nominal_capacities(&recipe.model);
+    let flops = 3.0 * tokens * forward_flops(&recipe.model, &plan, n, &shares, Convention::Full);
+    let rate = 0.5 * ops::peak_flops();
+    let p = parameters(&recipe.model, &plan);
+    let state = 16.0 * (p.unique + p.embedding) as f64;
+    let mut rows = vec![
+        ["steps".to_owned(), recipe.train.steps.to_string()].to_vec(),
+        ["tokens".to_owned(), human_count(tokens)].to_vec(),
+        ["training FLOPs, full count".to_owned(), human_count(flops)].to_vec(),
+        ["weights, gradients, moments".to_owned(), human_bytes(state as u64)].to_vec(),
+        ["activations of one pass, about".to_owned(), human_bytes(activation_bytes(recipe) as u64)].to_vec(),
+        ["time here at half of the measured peak".to_owned(), human_duration(flops / rate)].to_vec(),
+    ];
+    if let Some(windows) = windows {
+        let epochs = recipe.train.steps as f64 * recipe.train.batch as f64 / windows.len().max(1) as f64;
+        rows.push(["epochs".to_owned(), format!("{epochs:.2}")].to_vec());
+    }
+    let columns = ["run", ""].map(str::to_owned).to_vec();
+    Ok(Table { columns, rows, caption: String::new(), best: None })
+}
+
+/// What the backward pass keeps: per active row and layer the inputs of each operation, or only the layer's input.
+fn activation_bytes(recipe: &Recipe) -> f64 {
+    let c = &recipe.model;
+    let heads = c.heads * c.head_dim;
+    let per_layer = if recipe.train.recompute {
+        c.width
+    } else {
+        4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn
+    };
+    let shares = nominal_capacities(c);
+    let layers: f64 = match c.check() {
+        Ok(plan) => plan.unrolled().map(|u| if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] }).sum(),
+        Err(_) => 0.0,
+    };
+    let rows = (recipe.train.micro_batch * recipe.data.sequence_length) as f64;
+    4.0 * (rows * (layers * per_layer as f64 + 2.0 * c.width as f64) + 256.0 * c.vocab_size as f64)
+}

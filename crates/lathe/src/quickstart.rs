@@ -1,0 +1,263 @@
+//! `lathe quickstart`: text from this disk, a tokenizer, a small Mixture-of-Recursions model, its numbers, its voice, a page.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use data::build::{BuildOptions, build, build_documents};
+use data::documents::{Documents, Input, ReadOptions, list_files};
+use data::{Corpus, Split, Tokenizer, Windows, packages};
+use engine::Sampler;
+use model::ModelConfig;
+use report::{Bars, BarSeries, Chart, Page, Series, human_bytes, human_count, human_duration};
+use train::{CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig, Stored, TrainConfig, Trainer, Validation};
+
+use crate::arguments::Quickstart;
+use crate::generate::{Wanted, continue_text};
+use crate::{data_build, inspect, plan, recipe, say, train_run};
+
+/// Prompts that suit prose about programs, and programs.
+const PROMPTS: [&str; 3] = ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
+
+/// Runs the command.
+pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
+    ensure!(options.minutes > 0.0 && options.minutes <= 1e5, "--minutes is {}, expected above 0", options.minutes);
+    let started = Instant::now();
+    let config = model::presets::preset(&options.preset).with_context(|| {
+        format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset)
+    })?;
+    std::fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
+    let data = prepare(options)?;
+    let recipe = make_recipe(options, config, &data, started)?;
+    let path = options.out.join("recipe.toml");
+    std::fs::write(&path, recipe::show(&recipe)?).with_context(|| format!("writing {}", path.display()))?;
+    say::line(format!("training {} for {} steps ({})", options.preset, recipe.train.steps, ops::machine()));
+    let run_dir = options.out.join("run");
+    let Some(validation) = train_run::train(&recipe, &run_dir, Resume::Auto)? else {
+        say::line(format!("stopped and saved; `lathe train {} --out {}` continues", path.display(), run_dir.display()));
+        return Ok(ExitCode::SUCCESS);
+    };
+    say::piece(train_run::results(&validation).to_text());
+    let (stored, tokenizer) = crate::open::checkpoint(&run_dir)?;
+    stored.model.pack();
+    speak(&stored, &tokenizer, options.seed)?;
+    let page = options.out.join("report.html");
+    let text = page_of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
+    std::fs::write(&page, text).with_context(|| format!("writing {}", page.display()))?;
+    say::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
+    say::line(format!("  open {}", page.display()));
+    say::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Text to shards; a finished folder from an earlier run with the same arguments is taken as it is.
+fn prepare(options: &Quickstart) -> Result<PathBuf> {
+    let dir = options.out.join("data");
+    if dir.join("manifest.json").is_file() {
+        let corpus = Corpus::open(&dir, Split::Train)?;
+        ensure!(
+            corpus.vocab_size() == options.vocab,
+            "{} was made with a vocabulary of {}, --vocab is {}: choose another --out",
+            dir.display(), corpus.vocab_size(), options.vocab
+        );
+        say::line(format!("text: {} tokens already in {}", human_count(corpus.tokens() as f64), dir.display()));
+        return Ok(dir);
+    }
+    let manifest = if options.input.is_empty() { from_packages(options, &dir)? } else { from_files(options, &dir)? };
+    say::piece(data_build::summary(&manifest, &dir).to_text());
+    Ok(dir)
+}
+
+fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
+    let here = std::env::current_dir().context("finding the current folder")?;
+    let found = packages::collect(&here, 24 << 20).context(
+        "collecting the text of the packages in Cargo.lock; outside a checkout of Lathe, give --input FOLDER with text",
+    )?;
+    found.save(&options.out)?;
+    let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
+    say::line(format!("text: {} files, {} of the packages this program was built from", found.files.len(), human_bytes(bytes)));
+    let tokenizer = data_build::tokenizer_from(found.train_texts(), options.vocab)?;
+    tokenizer.save(&options.out.join("tokenizer.json"))?;
+    Ok(build_documents(found.documents(), &tokenizer, dir, &BuildOptions::default())?)
+}
+
+fn from_files(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
+    let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
+    let read = ReadOptions::default();
+    let mut documents = Documents::new(list_files(&inputs, &read)?, read);
+    let mut failure = None;
+    let texts = std::iter::from_fn(|| match documents.next()? {
+        Ok((_, document)) => Some(document.text),
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    let tokenizer = data_build::tokenizer_from(texts, options.vocab);
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let tokenizer = tokenizer?;
+    tokenizer.save(&options.out.join("tokenizer.json"))?;
+    Ok(build(&inputs, &tokenizer, dir, &BuildOptions { valid_per_mille: 20, ..BuildOptions::default() })?)
+}
+
+/// As many steps as fit: a few steps of a throw-away trainer tell how long one takes here.
+fn make_recipe(options: &Quickstart, config: ModelConfig, data: &Path, started: Instant) -> Result<Recipe> {
+    let earlier = options.out.join("recipe.toml");
+    if options.out.join("run").is_dir() && earlier.is_file() {
+        say::line(format!("continuing with {}", earlier.display()));
+        return recipe::load(&earlier, &[]);
+    }
+    let sequence_length = config.context.min(256);
+    let mut recipe = Recipe {
+        model: ModelConfig { vocab_size: options.vocab, ..config },
+        data: DataConfig { dir: data.display().to_string(), sequence_length, document_mask: true },
+        train: TrainConfig { batch: 16, micro_batch: 16, seed: options.seed, ..TrainConfig::default() },
+        optimizer: OptimizerConfig { learning_rate: 4e-3, ..OptimizerConfig::default() },
+        checkpoint: CheckpointConfig { every: 0, keep_last: 1, keep_every: 0 },
+        log: LogConfig { validate_every: 0, validate_windows: 64, calibrate_windows: 32 },
+        ..Recipe::default()
+    };
+    let steps = match options.steps {
+        Some(steps) => steps,
+        None => {
+            let windows = Windows::new(&Corpus::open(data, Split::Train)?, sequence_length, options.seed)?;
+            let mut trial = Trainer::new(&recipe)?;
+            trial.step(&windows)?;
+            let clock = Instant::now();
+            for _ in 0..4 {
+                trial.step(&windows)?;
+            }
+            let each = clock.elapsed().as_secs_f64() / 4.0;
+            let tail = 0.12 * 60.0 * options.minutes + 4.0;
+            let left = 60.0 * options.minutes - started.elapsed().as_secs_f64() - tail;
+            (left / each).max(20.0) as u64
+        }
+    };
+    recipe.train.steps = steps;
+    recipe.schedule = ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
+    recipe.log.validate_every = (steps / 4).max(1);
+    recipe.checkpoint.every = (steps / 4).max(1);
+    recipe.check()?;
+    Ok(recipe)
+}
+
+fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
+    let colors = report::DepthColors::new(stored.model.config().recursions, say::colors());
+    say::line(format!("\nThe model speaks; colours show how many recursions a token took. {}", colors.legend()));
+    let room = stored.model.config().context;
+    for (choice, prompt) in PROMPTS.iter().enumerate() {
+        let sampler = Sampler { temperature: 0.7, top_p: 0.95, seed, ..Sampler::default() };
+        let wanted = Wanted {
+            prompt,
+            max_tokens: 80.min(room / 2),
+            sampler: &sampler,
+            max_depth: None,
+            show_depth: true,
+            ignore_eos: false,
+            choice: choice as u64,
+        };
+        say::line("");
+        continue_text(stored, tokenizer, &wanted)?;
+        say::line("");
+    }
+    say::line("");
+    Ok(())
+}
+
+fn page_of(
+    recipe: &Recipe,
+    run_dir: &Path,
+    stored: &Stored,
+    tokenizer: &Tokenizer,
+    validation: &Validation,
+    started: Instant,
+) -> Result<String> {
+    let config = stored.model.config();
+    let p = model::cost::parameters(config, stored.model.plan());
+    let mut page = Page::new("A model that spends compute per token", "Lathe quickstart");
+    let bits = |s: &train::RuleScore| format!("{:.3}", s.all.bits_per_byte);
+    page.cards(&[
+        ("bits per byte, causal", &bits(&validation.causal), "validation text, routing as in generation"),
+        ("bits per byte, training-time", &bits(&validation.training), "the router compares whole sequences"),
+        ("mean recursions", &format!("{:.2}", validation.causal.mean_depth()), &format!("of at most {}", config.recursions)),
+        ("parameters", &human_count(p.unique as f64), &format!("used as {}", human_count(p.unrolled as f64))),
+        ("trained on", &human_count(stored.tokens as f64), &format!("tokens, {} in all", human_duration(started.elapsed().as_secs_f64()))),
+    ]);
+    page.section("Learning");
+    page.chart(loss_chart(run_dir)?);
+    page.section("Where it thinks longer");
+    page.paragraph("Validation text, token by token. The colour is the number of recursions the token took under causal routing; hover for the loss of the next token.");
+    let text = validation_text(recipe, tokenizer)?;
+    let looked = inspect::look(stored, tokenizer, &text, "validation text")?;
+    page.heat(looked.heat);
+    page.bars(depth_bars(validation));
+    page.table(looked.statistics);
+    page.section("What it costs");
+    page.table(plan::model_table(config, recipe.data.sequence_length)?);
+    page.table(train_run::results(validation));
+    page.section("Recipe");
+    page.paragraph(&recipe::show(recipe)?.replace('\n', "  \n"));
+    Ok(page.render())
+}
+
+fn loss_chart(run_dir: &Path) -> Result<Chart> {
+    let contents = report::jsonl::read(&run_dir.join("log.jsonl"))?;
+    let (mut train, mut valid, mut causal) = (Vec::new(), Vec::new(), Vec::new());
+    let mut window = Vec::new();
+    for record in &contents.records {
+        let Some(step) = record.get("step").and_then(|s| s.as_f64()) else { continue };
+        if let Some(loss) = record.get("loss").and_then(|l| l.as_f64()) {
+            window.push(loss);
+            let recent = &window[window.len().saturating_sub(10)..];
+            train.push((step, recent.iter().sum::<f64>() / recent.len() as f64));
+        }
+        let nll = |rule: &str| record.get("validation").and_then(|v| v[rule]["all"]["nll"].as_f64());
+        valid.extend(nll("training").map(|y| (step, y)));
+        causal.extend(nll("causal").map(|y| (step, y)));
+    }
+    let series = |name: &str, points, dashed| Series { name: name.into(), points, dashed };
+    Ok(Chart {
+        title: "Cross-entropy".into(),
+        x_label: "step".into(),
+        y_label: "nats per token".into(),
+        log_x: false,
+        series: vec![
+            series("training (mean of 10 steps)", train, false),
+            series("validation, training-time routing", valid, false),
+            series("validation, causal routing", causal, true),
+        ],
+    })
+}
+
+fn depth_bars(validation: &Validation) -> Bars {
+    let share = |score: &train::RuleScore| {
+        let rows: u64 = score.depths.iter().sum();
+        score.depths.iter().map(|&n| n as f64 / rows.max(1) as f64).collect::<Vec<_>>()
+    };
+    let series = |name: &str, values| BarSeries { name: name.into(), values };
+    Bars {
+        title: "Share of tokens by recursions taken".into(),
+        x_label: "recursions".into(),
+        y_label: "share".into(),
+        labels: (0..validation.causal.depths.len()).map(|d| d.to_string()).collect(),
+        series: vec![
+            series("training-time routing", share(&validation.training)),
+            series("causal routing", share(&validation.causal)),
+        ],
+        percent: true,
+    }
+}
+
+/// The first validation window with some prose in it, as text.
+fn validation_text(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<String> {
+    let corpus = Corpus::open(Path::new(&recipe.data.dir), Split::Validation)?;
+    let windows = Windows::new(&corpus, recipe.data.sequence_length, 0)?;
+    let mut ids = Vec::new();
+    for index in 0..windows.len().min(3) {
+        ids.extend(windows.unshuffled(index)?.ids);
+    }
+    Ok(tokenizer.decode(&ids)?)
+}

@@ -1,0 +1,232 @@
+//! Recipes: TOML with presets and `--set`, where a key that means nothing is an error with its line and the nearest name.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use toml::de::{DeTable, DeValue};
+use train::Recipe;
+
+/// Reads the recipe at `path` and applies `--set a.b=c` entries in order.
+pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe {}", path.display()))?;
+    parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
+}
+
+/// A recipe from its text.
+pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
+    let spans = DeTable::parse(text).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut given: Value = toml::from_str::<Value>(text).map_err(|error| anyhow::anyhow!("{error}"))?;
+    for entry in sets {
+        set(&mut given, entry)?;
+    }
+    let recipe = resolve(given.clone())?;
+    let known = serde_json::to_value(&recipe)?;
+    if let Some(unknown) = unknown_key(&given, &known, "") {
+        let place = line_of(text, spans.get_ref(), &unknown.path)
+            .map_or_else(|| "in --set".to_owned(), |line| format!("line {line}"));
+        let near = unknown.nearest().map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+        bail!("{place}: unknown key `{}`, expected one of {}{near}", unknown.path, unknown.known.join(", "));
+    }
+    recipe.check()?;
+    Ok(recipe)
+}
+
+/// Presets first, then what the recipe says, then defaults for the rest.
+fn resolve(mut given: Value) -> Result<Recipe> {
+    let mut base = serde_json::to_value(Recipe::default())?;
+    let preset = given.get_mut("model").and_then(Value::as_object_mut).and_then(|m| m.remove("preset"));
+    if let Some(name) = preset {
+        let Some(name) = name.as_str() else { bail!("model.preset is {name}, expected a name in quotes") };
+        let Some(model) = model::presets::preset(name) else {
+            let names = model::presets::names();
+            let near = nearest(name, names.iter().map(String::as_str));
+            let hint = near.map_or_else(|| names.join(", "), |n| format!("a preset, such as \"{n}\""));
+            bail!("model.preset is \"{name}\", expected {hint}");
+        };
+        base["model"] = serde_json::to_value(model)?;
+    }
+    overlay(&mut base, given);
+    // The path makes a message like `model.heads: invalid type: string "x", expected usize` possible.
+    serde_path_to_error::deserialize(base)
+        .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
+}
+
+/// Writes `top` over `base`. A table that names another `kind` replaces the one below it.
+fn overlay(base: &mut Value, top: Value) {
+    match (base, top) {
+        (Value::Object(base), Value::Object(top)) => {
+            if let Some(kind) = top.get("kind")
+                && base.get("kind") != Some(kind)
+            {
+                base.clear();
+            }
+            for (key, value) in top {
+                overlay(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, top) => *base = top,
+    }
+}
+
+fn set(given: &mut Value, entry: &str) -> Result<()> {
+    let Some((path, text)) = entry.split_once('=') else { bail!("--set {entry}: expected KEY=VALUE, like train.steps=100") };
+    let value = match toml::from_str::<Map<String, Value>>(&format!("x = {text}")) {
+        Ok(mut table) => table.remove("x").unwrap_or(Value::Null),
+        Err(_) => Value::String(text.to_owned()),
+    };
+    let mut at = given;
+    for key in path.split('.') {
+        if key.is_empty() {
+            bail!("--set {entry}: the key has an empty part");
+        }
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        at = at.as_object_mut().expect("made one above").entry(key).or_insert(Value::Null);
+    }
+    *at = value;
+    Ok(())
+}
+
+struct Unknown {
+    path: String,
+    known: Vec<String>,
+}
+
+impl Unknown {
+    fn nearest(&self) -> Option<&str> {
+        let key = self.path.rsplit('.').next().unwrap_or("");
+        nearest(key, self.known.iter().map(String::as_str))
+    }
+}
+
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|name| (strsim::damerau_levenshtein(word, name), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(word.len()) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// The first key of `given` that the resolved recipe does not have.
+fn unknown_key(given: &Value, known: &Value, above: &str) -> Option<Unknown> {
+    let (Value::Object(given), Value::Object(names)) = (given, known) else { return None };
+    for (key, value) in given {
+        let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+        if path == "model.preset" {
+            continue;
+        }
+        let Some(inner) = names.get(key) else {
+            return Some(Unknown { path, known: names.keys().cloned().collect() });
+        };
+        if let Some(unknown) = unknown_key(value, inner, &path) {
+            return Some(unknown);
+        }
+    }
+    None
+}
+
+/// The line on which the key at `path` stands.
+fn line_of(text: &str, table: &DeTable<'_>, path: &str) -> Option<usize> {
+    let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+    let (key, value) = table.iter().find(|(key, _)| key.get_ref() == head)?;
+    match (rest, value.get_ref()) {
+        (None, _) => Some(text[..key.span().start].matches('\n').count() + 1),
+        (Some(rest), DeValue::Table(inner)) => line_of(text, inner, rest),
+        _ => None,
+    }
+}
+
+/// The resolved recipe as TOML.
+pub(crate) fn show(recipe: &Recipe) -> Result<String> {
+    let mut value = serde_json::to_value(recipe)?;
+    drop_nulls(&mut value);
+    Ok(toml::to_string(&value)?)
+}
+
+/// TOML has no null: fields left to their defaults are left out.
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(map) = value {
+        map.retain(|_, v| !v.is_null());
+        map.values_mut().for_each(drop_nulls);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str, sets: &[&str]) -> String {
+        let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+        format!("{:#}", parse(text, &sets).expect_err("must be refused"))
+    }
+
+    #[test]
+    fn presets_and_sets() {
+        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\n[model.router]\nkind = \"expert_choice\"\nalpha = 0.2\n";
+        let recipe = parse(text, &["train.steps=7".into(), "data.dir=some/where".into()]).expect("legal");
+        assert_eq!((recipe.train.steps, recipe.data.dir.as_str(), recipe.model.width), (7, "some/where", 128));
+        let model::RouterConfig::ExpertChoice(router) = &recipe.model.router else { panic!("router kept its kind") };
+        assert!((router.alpha - 0.2).abs() < 1e-12);
+        let again = parse(&show(&recipe).expect("writes"), &[]).expect("reads its own output");
+        assert_eq!(again, recipe);
+    }
+
+    #[test]
+    fn another_kind_replaces_the_table() {
+        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\nrouter = { kind = \"token_choice\" }\n[schedule]\nkind = \"cosine\"\n";
+        let recipe = parse(text, &[]).expect("legal");
+        assert_eq!(recipe.model.router.kind(), "token_choice");
+        assert!(matches!(recipe.schedule, train::ScheduleConfig::Cosine { .. }));
+    }
+
+    #[test]
+    fn unknown_keys_name_line_and_neighbour() {
+        let found = error("[model]\nvocab_size = 10\nwidht = 64\n", &[]);
+        assert!(found.contains("line 3") && found.contains("`model.widht`") && found.contains("`width`"), "{found}");
+        let found = error("[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n", &[]);
+        assert!(found.contains("line 5") && found.contains("capacities"), "{found}");
+        let found = error("[model]\nvocab_size = 10\n", &["train.stepz=3"]);
+        assert!(found.contains("--set") && found.contains("`steps`"), "{found}");
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_field() {
+        for (text, sets, needle) in [
+            ("[model]\nvocab_size = 10\nheads = \"x\"\n", &[][..], "model.heads"),
+            ("[model]\nvocab_size = 10\nheads = 3\nkv_heads = 2\n", &[], "model.kv_heads"),
+            ("[model]\nvocab_size = 10\nhead_dim = 7\n", &[], "model.head_dim"),
+            ("[model]\nvocab_size = 10\nrecursions = 0\n", &[], "model.recursions"),
+            ("[model]\nvocab_size = 10\nrecursions = 1000000000\n", &[], "model.recursions"),
+            ("[model]\nvocab_size = 10\nwidth = 0\n", &[], "model.width"),
+            ("[model]\nvocab_size = 10\nwidth = -5\n", &[], "model.width"),
+            ("[model]\nvocab_size = 10\nnorm_eps = nan\n", &[], "norm_eps"),
+            ("[model]\nvocab_size = 10\nrope_theta = inf\n", &[], "rope_theta"),
+            ("[model]\nvocab_size = 10\nsharing = \"spiral\"\n", &[], "model.sharing"),
+            ("[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n", &[], "model.sharing"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"oracle\"\n", &[], "oracle"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n", &[], "capacities"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5]\n", &[], "capacities"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5, 0.0]\n", &[], "capacities"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncausal = \"auxiliary\"\n", &[], "causal"),
+            ("[model]\nvocab_size = 10\nkv = \"shared_update\"\nrouter = { kind = \"token_choice\" }\n", &[], "model.kv"),
+            ("[model]\npreset = \"cpu-9m\"\n", &[], "model.preset"),
+            ("[model]\npreset = 3\n", &[], "model.preset"),
+            ("[model]\nvocab_size = 10\n", &["train.steps=0"], "train.steps"),
+            ("[model]\nvocab_size = 10\n", &["train.micro_batch=3"], "train.micro_batch"),
+            ("[model]\nvocab_size = 10\n", &["train.steps"], "KEY=VALUE"),
+            ("[model]\nvocab_size = 10\n", &["train..steps=3"], "empty part"),
+            ("[model]\nvocab_size = 10\n", &["data.sequence_length=100000"], "data.sequence_length"),
+            ("[model]\nvocab_size = 10\n", &["optimizer.beta1=1.0"], "optimizer.beta1"),
+            ("[model]\nvocab_size = 10\n", &["optimizer.learning_rate=nan"], "optimizer.learning_rate"),
+            ("[model]\nvocab_size = 10\n", &["schedule.decay_fraction=2"], "schedule.decay_fraction"),
+            ("[model]\nvocab_size = 10\nkv = \"shared\"\n", &["train.recompute=true"], "train.recompute"),
+            ("[model\n", &[], "line 1"),
+            ("model = 3\n", &[], "model"),
+        ] {
+            let found = error(text, sets);
+            assert!(found.contains(needle), "{text:?} {sets:?}: {found}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Whether somebody asked to stop.
+#[derive(Clone)]
+pub(crate) struct Asked(Arc<AtomicBool>);
+
+impl Asked {
+    /// Starts listening.
+    pub(crate) fn listen() -> Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // Order matters: the second signal meets the flag that the first one set, and ends the process. Whatever is
+            // being written then is a temporary folder; finished checkpoints are whole.
+            flag::register_conditional_shutdown(signal, 128 + signal, asked.clone()).context("listening for signals")?;
+            flag::register(signal, asked.clone()).context("listening for signals")?;
+        }
+        Ok(Self(asked))
+    }
+
+    /// True after the first signal.
+    pub(crate) fn stop(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,88 @@
+//! `lathe train`: a recipe to a run in a folder.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use checkpoint::{Disk, FaultyDisk, RealDisk};
+use report::human_count;
+use train::{Recipe, Resume, Run, Stop, Validation};
+
+use crate::arguments::Train;
+use crate::live::Live;
+use crate::signals::Asked;
+use crate::{plan, recipe, say};
+
+/// Runs the command.
+pub(crate) fn run(options: &Train) -> Result<ExitCode> {
+    let recipe = recipe::load(&options.recipe, &options.set)?;
+    if options.dry_run {
+        plan::dry_run(&recipe)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let resume = if options.resume == "never" { Resume::Never } else { Resume::Auto };
+    let validation = train(&recipe, &options.out, resume)?;
+    match validation {
+        Some(validation) => say::piece(results(&validation).to_text()),
+        None => say::line(format!("stopped and saved; the same command continues in {}", options.out.display())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains to the recipe's end or the first signal.
+pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Option<Validation>> {
+    let asked = Asked::listen()?;
+    let mut run = Run::open(recipe, out, resume, unix_time())
+        .with_context(|| format!("opening the run in {}", out.display()))?;
+    for damaged in &run.resumed.damaged {
+        say::note(format!("passing over the damaged checkpoint {}: {}", damaged.path.display(), damaged.reason));
+    }
+    if let Some(step) = run.resumed.step {
+        say::note(format!("continuing from step {step}"));
+    }
+    let disk: Box<dyn Disk> = match FaultyDisk::from_env()? {
+        Some(faulty) => Box::new(faulty),
+        None => Box::new(RealDisk),
+    };
+    let steps = run.trainer.recipe.train.steps;
+    let mut live = Live::new(run.trainer.step, steps, ops::peak_flops());
+    let result = run.go(disk.as_ref(), &unix_time, &mut |event| {
+        live.show(&event);
+        if asked.stop() { Stop::Save } else { Stop::No }
+    });
+    live.finish();
+    Ok(result?)
+}
+
+/// Both rules side by side.
+pub(crate) fn results(validation: &Validation) -> report::Table {
+    let row = |name: &str, score: &train::RuleScore| {
+        vec![
+            name.to_owned(),
+            format!("{:.4}", score.all.nll),
+            format!("{:.2}", score.all.perplexity()),
+            format!("{:.4}", score.all.bits_per_byte),
+            format!("{:.2}", score.mean_depth()),
+        ]
+    };
+    let columns = ["validation with", "nats/token", "perplexity", "bits/byte", "mean depth"];
+    report::Table {
+        columns: columns.map(str::to_owned).to_vec(),
+        rows: vec![
+            row("training-time routing", &validation.training),
+            row("causal routing", &validation.causal),
+        ],
+        caption: format!(
+            "{} predictions; the two differ in depth on {:.1} % of the rows",
+            human_count(validation.training.all.predictions as f64),
+            100.0 * validation.disagreement
+        ),
+        best: None,
+    }
+}
+
+/// Seconds since 1970, for event files.
+pub(crate) fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
