@@ -1,1 +1,51 @@
-fn main() {}
+//! `cargo xtask tidy` holds the tree to ARCHITECTURE.md and to the house rules; `cargo xtask check` runs everything that a
+//! push must pass.
+
+mod check;
+mod source;
+mod tidy;
+mod tree;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> ExitCode {
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("tidy") => tidy::run(&root()),
+        Some("check") => check::run(&root()),
+        other => {
+            let found = other.unwrap_or("nothing");
+            Err(anyhow::anyhow!("cargo xtask got {found}, expected `tidy` (seconds) or `check` (format, lints, tidy, tests)"))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder that holds ARCHITECTURE.md: the parent of this package.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// One line for whoever ran the task; a closed pipe ends output quietly.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// Runs `program` in `root` and fails with the whole command if it does.
+fn command(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+    let status = std::process::Command::new(program).args(arguments).current_dir(root).status()?;
+    if !status.success() {
+        bail!("`{program} {}` failed with {status}; its output above names the cause", arguments.join(" "));
+    }
+    Ok(())
+}

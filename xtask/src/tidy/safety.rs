@@ -1,0 +1,79 @@
+//! Where unsafe code may be, and that each piece of it says why it is sound.
+
+use super::markdown::{code_words, section};
+use crate::source::Source;
+use crate::tree::Tree;
+
+/// How far above its code the reason may stand.
+const REASON_LINES: usize = 12;
+
+/// Outside of `kernels` only the functions listed below `## Mapped files` in ARCHITECTURE.md use `unsafe`; everywhere a
+/// `SAFETY:` comment (or a `# Safety` section) is near.
+pub(super) fn unsafe_code(tree: &Tree) -> Vec<String> {
+    let listed = section(tree.text("ARCHITECTURE.md"), "Mapped files").map(code_words).unwrap_or_default();
+    let mut found = Vec::new();
+    for source in tree.sources() {
+        let functions = source.functions();
+        for at in source.words("unsafe").filter(|&at| needs_a_reason(&source.code[at..])) {
+            let line = source.line(at);
+            let place = |name: &str| format!("{}::{name}", source.path);
+            let inside = functions.iter().filter(|f| f.range.contains(&at));
+            let allowed = inside.map(|f| place(&f.name)).any(|place| listed.contains(&place.as_str()));
+            if !source.path.starts_with("crates/kernels/") && !allowed {
+                found.push(format!("{}:{line}: unsafe code outside of kernels", source.path));
+            }
+            if !has_reason(&source, line) {
+                found.push(format!("{}:{line}: no SAFETY comment within {REASON_LINES} lines above", source.path));
+            }
+        }
+    }
+    found
+}
+
+/// A type like `unsafe fn(u8)` promises nothing.
+fn needs_a_reason(code: &str) -> bool {
+    let next = code["unsafe".len()..].trim_start();
+    let pointer = |after: &str| after.trim_start().starts_with('(');
+    !next.strip_prefix("fn").is_some_and(pointer) && !next.starts_with("extern")
+}
+
+fn has_reason(source: &Source, line: usize) -> bool {
+    let first = line.saturating_sub(REASON_LINES + 1);
+    let near: Vec<&str> = source.text.lines().skip(first).take(line - first).collect();
+    near.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(path: &str, text: &str) -> Vec<String> {
+        let architecture = "## Mapped files\n`crates/data/src/shard.rs::map` opens one.\n";
+        unsafe_code(&Tree::of(&[("ARCHITECTURE.md", architecture), (path, text)]))
+    }
+
+    #[test]
+    fn explained_code_in_kernels_passes() {
+        let text = "fn f() {\n    // SAFETY: nothing happens.\n    unsafe {}\n}\n/// # Safety\n/// None.\nunsafe fn g() {}\ntype T = unsafe fn(u8);\n";
+        assert!(found("crates/kernels/src/x.rs", text).is_empty(), "{:?}", found("crates/kernels/src/x.rs", text));
+    }
+
+    #[test]
+    fn a_missing_reason_is_found() {
+        let far = format!("// SAFETY: too far\n{}unsafe fn g() {{}}\n", "\n".repeat(13));
+        assert_eq!(found("crates/kernels/src/x.rs", &far).len(), 1);
+    }
+
+    #[test]
+    fn another_room_needs_a_place_on_the_list() {
+        let text = "fn map() {\n    // SAFETY: read only.\n    unsafe {}\n}\n";
+        assert!(found("crates/data/src/shard.rs", text).is_empty());
+        assert_eq!(found("crates/data/src/other.rs", text).len(), 1);
+        assert_eq!(found("crates/data/src/shard.rs", &text.replace("map", "sneak")).len(), 1);
+    }
+
+    #[test]
+    fn words_about_unsafe_are_free() {
+        assert!(found("crates/data/src/x.rs", "//! unsafe\nconst A: &str = \"unsafe\";\n").is_empty());
+    }
+}
