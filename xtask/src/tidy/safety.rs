@@ -22,7 +22,7 @@ pub(super) fn unsafe_code(tree: &Tree) -> Vec<String> {
             if !source.path.starts_with("crates/kernels/") && !allowed {
                 found.push(format!("{}:{line}: unsafe code outside of kernels", source.path));
             }
-            if !has_reason(&source, line) {
+            if !has_reason(&source, line) && !is_under_a_contract(&source, at) {
                 found.push(format!("{}:{line}: no SAFETY comment within {REASON_LINES} lines above", source.path));
             }
         }
@@ -43,6 +43,15 @@ fn has_reason(source: &Source, line: usize) -> bool {
     near.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
 }
 
+/// The caller's duties of an `unsafe fn` may be told once for many, in a `# Safety` section further up (a trait's, for its
+/// methods), or where its body uses them.
+fn is_under_a_contract(source: &Source, at: usize) -> bool {
+    let is_function = source.code[at + "unsafe".len()..].trim_start().starts_with("fn ");
+    let body = source.functions().into_iter().find(|f| f.range.start > at && source.line(f.range.start) == source.line(at));
+    let told = source.text[..at].contains("# Safety") || body.is_some_and(|f| source.text[f.range].contains("SAFETY:"));
+    is_function && told
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,8 +69,16 @@ mod tests {
 
     #[test]
     fn a_missing_reason_is_found() {
-        let far = format!("// SAFETY: too far\n{}unsafe fn g() {{}}\n", "\n".repeat(13));
-        assert_eq!(found("crates/kernels/src/x.rs", &far).len(), 1);
+        let far = |code: &str| format!("// SAFETY: too far\n{}{code}\n", "\n".repeat(13));
+        assert_eq!(found("crates/kernels/src/x.rs", &far("unsafe fn g() {}")).len(), 1);
+        assert_eq!(found("crates/kernels/src/x.rs", &far("fn g() { unsafe {} }")).len(), 1);
+    }
+
+    #[test]
+    fn a_trait_speaks_for_its_methods_but_not_for_blocks() {
+        let text = |code: &str| format!("/// # Safety\n/// All methods: as told.\ntrait V {{\n{}{code}\n}}\n", "\n".repeat(13));
+        assert!(found("crates/kernels/src/x.rs", &text("unsafe fn f();")).is_empty());
+        assert_eq!(found("crates/kernels/src/x.rs", &text("fn f() { unsafe {} }")).len(), 1);
     }
 
     #[test]
