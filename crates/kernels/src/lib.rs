@@ -7,6 +7,7 @@ pub mod exp;
 pub mod gelu;
 pub mod machine;
 pub mod matmul;
+pub mod memory;
 pub mod rms_norm;
 pub mod rotary;
 pub mod rows;

@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Compare this build with reference cases
     Verify(Verify),
+    /// Measure
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// List the model presets that recipes can name
     Presets,
 }
@@ -49,6 +52,28 @@ pub(crate) enum TokenizerCommand {
 pub(crate) enum DataCommand {
     /// Tokenize text, Markdown, JSONL or Parquet files and folders
     Build(DataBuild),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Time optimizer steps of models on random tokens, alternating
+    Train(BenchTrain),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrain {
+    /// Presets, or recipes (.toml)
+    #[arg(required = true)]
+    pub(crate) model: Vec<String>,
+    /// Change one field of each: --set model.vocab_size=16384 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Timed steps of each model
+    #[arg(long, default_value_t = 5)]
+    pub(crate) steps: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

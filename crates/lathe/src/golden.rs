@@ -261,7 +261,9 @@ impl Reference {
         let t = *shape.last().with_context(|| format!("{name} has no axis"))?;
         let checked: Result<Vec<u32>, _> = values.iter().map(|&v| u32::try_from(v)).collect();
         let checked = checked.with_context(|| format!("{name} holds a negative number"))?;
-        Ok(checked.chunks(t.max(1)).map(<[u32]>::to_vec).collect())
+        ensure!(checked.iter().all(|&id| (id as usize) < self.settings.vocab_size), "{name} holds an id beyond vocab_size");
+        ensure!(t >= 2 && !checked.is_empty(), "{name} is {shape:?}, expected sequences of at least 2 tokens");
+        Ok(checked.chunks(t).map(<[u32]>::to_vec).collect())
     }
 
     /// Where the case keeps a weight: its tensor names, whose rows follow each other in ours.
@@ -379,8 +381,6 @@ impl Reference {
         let model = self.model(&config)?;
         model.collect_gradients(true);
         let sequences = self.sequences("input_ids")?;
-        let vocabulary = config.vocab_size as u32;
-        ensure!(sequences.iter().flatten().all(|&id| id < vocabulary), "input_ids holds an id beyond vocab_size");
         let batch = self.batch(&sequences);
         let mut seen = Seen::default();
         let (rule, state) = (Rule::SeeingAll, RouterState::default());
@@ -494,7 +494,8 @@ impl Reference {
             for name in self.names(spec, config)? {
                 let name = format!("grad.{name}");
                 let expected = self.file.read_f32(&name)?;
-                let part = &found[at..at + expected.len()];
+                let part = found.get(at..at + expected.len());
+                let part = part.with_context(|| format!("{name} has {} numbers, more than its weight", expected.len()))?;
                 at += expected.len();
                 let largest = expected.iter().fold(0.0f32, |m, e| m.max(e.abs()));
                 for (&f, &e) in part.iter().zip(&expected) {
@@ -502,6 +503,7 @@ impl Reference {
                     worst(&mut check, if error == 0.0 { 0.0 } else { error / f64::from(largest).max(1e-12) }, &name);
                 }
             }
+            ensure!(at == found.len(), "grad of {} has {at} numbers, expected {}", spec.name, found.len());
         }
         Ok(check)
     }
@@ -528,6 +530,9 @@ impl Reference {
         trainer.ops = ops;
         let sequences = self.sequences("train.input_ids")?;
         let (losses, norms) = (self.file.read_f32("train.loss")?, self.file.read_f32("train.grad_norm")?);
+        for (name, found) in [("train.loss", losses.len()), ("train.grad_norm", norms.len())] {
+            ensure!(found == settings.steps, "{name} has {found} numbers, expected one for each of {} steps", settings.steps);
+        }
         let mut loss = Check { what: "train loss".into(), tolerance: 1e-3, ..Check::default() };
         let mut norm = Check { what: "train norm".into(), tolerance: 1e-2, ..Check::default() };
         for (step, batch) in sequences.chunks(shape[1]).enumerate() {

@@ -2,6 +2,7 @@
 //! room that reads recipes, talks to the terminal and wires the others together.
 
 mod arguments;
+mod bench;
 mod data_build;
 mod evaluate;
 mod generate;
@@ -18,13 +19,14 @@ mod train_run;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
+use crate::arguments::{Arguments, BenchCommand, Command, DataCommand, TokenizerCommand};
 
 /// Keeps freed pages: training allocates the same sizes every step, and page faults are the price of giving them back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    ops::keep_freed_pages();
     let arguments = Arguments::parse();
     say::logging(arguments.verbose);
     let done = match arguments.command {
@@ -36,6 +38,7 @@ fn main() -> std::process::ExitCode {
         Command::Generate(options) => generate::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Verify(options) => verify(&options),
+        Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
         Command::Presets => plan::presets(),
     };
     match done {

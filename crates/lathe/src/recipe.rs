@@ -28,7 +28,10 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
         let near = unknown.nearest().map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
         bail!("{place}: unknown key `{}`, expected one of {}{near}", unknown.path, unknown.known.join(", "));
     }
-    recipe.check()?;
+    // A vocabulary left to the data is filled in when the data is opened; everything else is checked now.
+    let mut filled = recipe.clone();
+    filled.model.vocab_size = recipe.model.vocab_size.max(1);
+    filled.check()?;
     Ok(recipe)
 }
 
@@ -171,6 +174,12 @@ mod tests {
         assert!((router.alpha - 0.2).abs() < 1e-12);
         let again = parse(&show(&recipe).expect("writes"), &[]).expect("reads its own output");
         assert_eq!(again, recipe);
+    }
+
+    #[test]
+    fn an_open_vocabulary_is_left_to_the_data() {
+        assert_eq!(parse("[model]\npreset = \"cpu-1m-mor3\"\n", &[]).expect("legal").model.vocab_size, 0);
+        assert!(error("[model]\nwidth = 0\n", &[]).contains("model.width"));
     }
 
     #[test]

@@ -58,6 +58,11 @@ pub fn peak_flops() -> f64 {
     kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
+/// Tells the allocator to keep freed pages for the next step; for a process that trains or serves.
+pub fn keep_freed_pages() {
+    kernels::memory::keep_freed_pages();
+}
+
 /// The number formats and instruction set in use, for reports.
 pub fn machine() -> String {
     format!("f32, {}, {} threads", kernels::machine::simd(), rayon::current_num_threads())

@@ -101,7 +101,7 @@ impl FastOp<1> for Gather {
     }
 
     fn backward(&self, (t, d): (usize, usize), g_ad: Raw, _: [bool; 1], earlier: Option<Raw>) -> [Option<Raw>; 1] {
-        let mut dx = earlier.unwrap_or_else(|| make(buffer(t * d), t, d));
+        let mut dx = earlier.unwrap_or_else(|| make(vec![0.0; t * d], t, d));
         scatter_add_rows(values_mut(&mut dx), d, &self.rows, values(&g_ad));
         [Some(dx)]
     }

@@ -155,7 +155,4 @@ pub(crate) fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor
     wrap(store)
 }
 
-/// A buffer whose every element is about to be written.
-pub(crate) fn buffer(len: usize) -> Vec<f32> {
-    vec![0.0; len]
-}
+pub(crate) use kernels::memory::buffer;

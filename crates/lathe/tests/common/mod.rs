@@ -1,0 +1,276 @@
+//! Running the binary, and a small corpus with a recipe for it.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How a process ended and what it said.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ended {
+    /// Insists on success.
+    pub(crate) fn good(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    /// Insists on an orderly failure whose message holds every one of `needles`.
+    pub(crate) fn bad(self, needles: &[&str]) -> Self {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        assert!(self.err.contains("error: ") && !self.err.contains("panicked"), "{self:?}");
+        for needle in needles {
+            assert!(self.err.contains(needle), "{needle:?} is missing: {self:?}");
+        }
+        self
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Runs a prepared command to its end.
+pub(crate) fn end(command: &mut Command) -> Ended {
+    let output = command.output().expect("the binary starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ended { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// xorshift: the same numbers in every run of a test.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+const WORDS: [&str; 24] = [
+    "the", "model", "token", "depth", "router", "layer", "weight", "of", "and", "step", "loss", "reads", "writes",
+    "na\u{ef}ve", "file", "word", "line", "data", "seed", "opens", "closes", "fn", "let", "\u{4e2d}\u{6587}",
+];
+
+/// A document that differs with `seed`.
+pub(crate) fn document(seed: u64, sentences: u64) -> String {
+    let mut dice = Dice::new(seed + 1);
+    let mut text = String::new();
+    for _ in 0..sentences {
+        let words: Vec<&str> = (0..6 + dice.below(8)).map(|_| WORDS[dice.below(24) as usize]).collect();
+        text += &words.join(" ");
+        text += if dice.below(5) == 0 { ".\n\n" } else { ". " };
+    }
+    text
+}
+
+/// A recipe for a model of 28 thousand parameters; `router` is its table in TOML.
+pub(crate) fn recipe(steps: u64, every: u64, router: &str, kv: &str) -> String {
+    format!(
+        r#"[model]
+vocab_size = 300
+width = 32
+layers = 5
+heads = 2
+kv_heads = 1
+head_dim = 16
+ffn = 64
+context = 64
+recursions = 3
+kv = "{kv}"
+router = {router}
+
+[data]
+dir = "data"
+sequence_length = 32
+
+[train]
+steps = {steps}
+batch = 2
+micro_batch = 2
+
+[schedule]
+kind = "trapezoid"
+warmup_steps = 2
+
+[checkpoint]
+every = {every}
+
+[log]
+validate_every = {every}
+validate_windows = 4
+calibrate_windows = 4
+"#
+    )
+}
+
+pub(crate) const EXPERT: &str = r#"{ kind = "expert_choice" }"#;
+
+/// A folder that goes away with the test. Commands run inside of it.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    /// An empty one.
+    pub(crate) fn empty() -> Self {
+        Self(TempDir::new().expect("a temporary folder"))
+    }
+
+    /// With `text/`, `tokenizer.json` of 300 tokens and `data/`.
+    pub(crate) fn with_data() -> Self {
+        let place = Self::empty();
+        place.write_text("text");
+        place.run(&["tokenizer", "train", "--input", "text", "--vocab", "300", "--out", "tokenizer.json"]).good();
+        place.build_data("data");
+        place
+    }
+
+    /// With data, `tiny.toml` of 4 steps and the finished `run/`.
+    pub(crate) fn with_run() -> Self {
+        let place = Self::with_data();
+        place.write("tiny.toml", &recipe(4, 2, EXPERT, "recursion_wise"));
+        place.run(&["train", "tiny.toml", "--out", "run"]).good();
+        place
+    }
+
+    /// Two sources: JSONL rows that name theirs, and loose files.
+    pub(crate) fn write_text(&self, folder: &str) {
+        let row = |i| format!("{}\n", serde_json::json!({ "text": document(i, 8), "source": "rows" }));
+        self.write(&format!("{folder}/rows.jsonl"), &(0..20).map(row).collect::<String>());
+        for i in 20..40 {
+            self.write(&format!("{folder}/{i}.md"), &document(i, 12));
+        }
+    }
+
+    pub(crate) fn build_data(&self, out: &str) -> Ended {
+        let arguments = ["data", "build", "--input", "text", "--tokenizer", "tokenizer.json", "--valid-per-mille", "200"];
+        self.run(&[&arguments[..], &["--out", out]].concat()).good()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file, making the folders above it.
+    pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("inside the folder")).expect("makes folders");
+        fs::write(path, contents).expect("writes");
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).expect("UTF-8")
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// The binary, not yet started, inside the folder.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lathe"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        for variable in ["LATHE_FAULT", "RUST_LOG", "RUST_BACKTRACE"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        end(&mut self.command(arguments))
+    }
+
+    /// Names of the finished checkpoints of a run, ascending.
+    pub(crate) fn checkpoints(&self, run: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(run).join("checkpoints")) else { return Vec::new() };
+        let names = entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
+        let mut names: Vec<String> = names.filter(|name| name.starts_with("step-")).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Copies a folder with everything below it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("makes the folder");
+    for entry in fs::read_dir(from).expect("lists") {
+        let entry = entry.expect("lists");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
+    }
+}
+
+/// A safetensors file taken apart.
+pub(crate) struct Tensors {
+    pub(crate) header: serde_json::Map<String, Value>,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Tensors {
+    pub(crate) fn parse(file: &[u8]) -> Self {
+        let length = u64::from_le_bytes(file[..8].try_into().expect("8 bytes")) as usize;
+        let header = serde_json::from_slice(&file[8..8 + length]).expect("a header");
+        Self { header, data: file[8 + length..].to_vec() }
+    }
+
+    /// Where a tensor's bytes are in `data`.
+    pub(crate) fn place(&self, name: &str) -> std::ops::Range<usize> {
+        let offsets = &self.header[name]["data_offsets"];
+        let at = |i: usize| offsets[i].as_u64().expect("an offset") as usize;
+        at(0)..at(1)
+    }
+
+    /// Adds a tensor whose data goes to the end.
+    pub(crate) fn push(&mut self, name: &str, dtype: &str, shape: &[usize], bytes: &[u8]) {
+        let begin = self.data.len();
+        self.data.extend_from_slice(bytes);
+        let offsets = [begin, self.data.len()];
+        self.header.insert(name.into(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+    }
+
+    /// Takes a tensor out and closes the gap.
+    pub(crate) fn take(&mut self, name: &str) -> Vec<u8> {
+        let place = self.place(name);
+        self.header.remove(name);
+        let length = place.len() as u64;
+        for (_, entry) in self.header.iter_mut().filter(|(name, _)| *name != "__metadata__") {
+            for i in 0..2 {
+                let offset = entry["data_offsets"][i].as_u64().expect("an offset");
+                if offset >= place.end as u64 {
+                    entry["data_offsets"][i] = (offset - length).into();
+                }
+            }
+        }
+        self.data.drain(place).collect()
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut header = serde_json::to_vec(&self.header).expect("JSON");
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(&header);
+        file.extend_from_slice(&self.data);
+        file
+    }
+}
