@@ -18,7 +18,9 @@ fn main() -> ExitCode {
         Some("check") => check::run(&root()),
         other => {
             let found = other.unwrap_or("nothing");
-            Err(anyhow::anyhow!("cargo xtask got {found}, expected `tidy` (seconds) or `check` (format, lints, tidy, tests)"))
+            Err(anyhow::anyhow!(
+                "cargo xtask got {found}, expected `tidy` (seconds) or `check` (format, lints, tidy, tests)"
+            ))
         }
     };
     match done {

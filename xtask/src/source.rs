@@ -217,7 +217,10 @@ mod tests {
         let code = blank(text);
         assert_eq!(code.len(), text.len());
         assert_eq!(code.matches('\n').count(), 1);
-        assert!(!code.contains('{') && code.contains("let c") && code.contains("&'a str") && code.contains("let e"), "{code}");
+        assert!(
+            !code.contains('{') && code.contains("let c") && code.contains("&'a str") && code.contains("let e"),
+            "{code}"
+        );
     }
 
     #[test]
@@ -230,7 +233,8 @@ mod tests {
 
     #[test]
     fn macro_variables_are_no_functions() {
-        let source = Source::new("src/a.rs", "macro_rules! m { ($n:ident) => { fn $n() {} } }\ntype F = fn(u8) -> u8;\n");
+        let source =
+            Source::new("src/a.rs", "macro_rules! m { ($n:ident) => { fn $n() {} } }\ntype F = fn(u8) -> u8;\n");
         assert!(source.functions().is_empty());
     }
 
@@ -239,7 +243,9 @@ mod tests {
         let text = "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n#[cfg(all(test, unix))]\nstatic C: u8 = 1;\nfn d() {}\n";
         let source = Source::new("src/x.rs", text);
         let at = |word: &str| source.words(word).next().expect("is there");
-        assert!(!source.is_test(at("a")) && source.is_test(at("b")) && source.is_test(at("C")) && !source.is_test(at("d")));
+        assert!(
+            !source.is_test(at("a")) && source.is_test(at("b")) && source.is_test(at("C")) && !source.is_test(at("d"))
+        );
         assert!(Source::new("crates/x/tests/y.rs", "fn z() {}").is_test(3));
     }
 

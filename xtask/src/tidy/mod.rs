@@ -2,6 +2,7 @@
 //! one, write the function and put it on the list.
 
 mod files;
+mod invariants;
 mod links;
 mod markdown;
 mod rooms;
@@ -19,7 +20,7 @@ use crate::tree::Tree;
 /// A name and what finds violations, one line each, place first.
 type Rule = (&'static str, fn(&Tree) -> Vec<String>);
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     ("rooms depend on each other as ARCHITECTURE.md allows", rooms::edges),
     ("only ops knows the tensor library", rooms::tensor_library),
     ("the map shows the rooms that exist", rooms::map),
@@ -31,6 +32,7 @@ const RULES: [Rule; 11] = [
     ("no shortcuts outside tests", words::forbidden),
     ("links lead somewhere", links::relative),
     ("every router is documented", routers::documented),
+    ("the witnesses of invariants exist", invariants::witnesses),
 ];
 
 /// Applies every rule.

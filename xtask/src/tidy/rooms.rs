@@ -37,7 +37,10 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
             found.push(format!("{}: uses `{room}`, which {ARCHITECTURE} does not allow", package.manifest));
         }
         for room in may.difference(&uses) {
-            found.push(format!("{ARCHITECTURE}: allows `{}` to use `{room}`, which it does not; remove it", package.name));
+            found.push(format!(
+                "{ARCHITECTURE}: allows `{}` to use `{room}`, which it does not; remove it",
+                package.name
+            ));
         }
         let below = below(&allowed, &package.name);
         for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room)) {
@@ -158,7 +161,9 @@ mod tests {
         let train = package("train", "", &[], &[]);
         let found = edges(&tree(vec![ops, train]));
         assert_eq!(found.len(), 3, "{found:?}");
-        assert!(found[0].contains("does not allow") && found[1].contains("not below") && found[2].contains("remove it"));
+        assert!(
+            found[0].contains("does not allow") && found[1].contains("not below") && found[2].contains("remove it")
+        );
     }
 
     #[test]

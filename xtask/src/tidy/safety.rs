@@ -47,7 +47,8 @@ fn has_reason(source: &Source, line: usize) -> bool {
 /// methods), or where its body uses them.
 fn is_under_a_contract(source: &Source, at: usize) -> bool {
     let is_function = source.code[at + "unsafe".len()..].trim_start().starts_with("fn ");
-    let body = source.functions().into_iter().find(|f| f.range.start > at && source.line(f.range.start) == source.line(at));
+    let body =
+        source.functions().into_iter().find(|f| f.range.start > at && source.line(f.range.start) == source.line(at));
     let told = source.text[..at].contains("# Safety") || body.is_some_and(|f| source.text[f.range].contains("SAFETY:"));
     is_function && told
 }
@@ -76,7 +77,9 @@ mod tests {
 
     #[test]
     fn a_trait_speaks_for_its_methods_but_not_for_blocks() {
-        let text = |code: &str| format!("/// # Safety\n/// All methods: as told.\ntrait V {{\n{}{code}\n}}\n", "\n".repeat(13));
+        let text = |code: &str| {
+            format!("/// # Safety\n/// All methods: as told.\ntrait V {{\n{}{code}\n}}\n", "\n".repeat(13))
+        };
         assert!(found("crates/kernels/src/x.rs", &text("unsafe fn f();")).is_empty());
         assert_eq!(found("crates/kernels/src/x.rs", &text("fn f() { unsafe {} }")).len(), 1);
     }

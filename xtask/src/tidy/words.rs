@@ -46,7 +46,10 @@ mod tests {
         ]);
         let found = forbidden(&tree);
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].starts_with("crates/a/src/x.rs:2: .unwrap()") && found[1].starts_with("crates/a/src/x.rs:3: eprintln!"));
+        assert!(
+            found[0].starts_with("crates/a/src/x.rs:2: .unwrap()")
+                && found[1].starts_with("crates/a/src/x.rs:3: eprintln!")
+        );
     }
 
     #[test]
