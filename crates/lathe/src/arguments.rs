@@ -68,6 +68,9 @@ pub(crate) struct BenchTrain {
     /// Change one field of each: --set model.vocab_size=16384 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Show the seconds of each operation in one further step of the first model
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Timed steps of each model
     #[arg(long, default_value_t = 5)]
     pub(crate) steps: usize,

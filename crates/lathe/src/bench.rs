@@ -49,6 +49,9 @@ pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
             }
         }
     }
+    if options.profile {
+        say::piece(profile(&mut contestants[0])?.to_text());
+    }
     let first = median(&contestants[0].seconds);
     let mut rows = Vec::new();
     let mut results = Vec::new();
@@ -80,6 +83,25 @@ pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
     );
     say::piece(Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
+}
+
+/// One step, operation by operation.
+fn profile(contestant: &mut Contestant) -> Result<Table> {
+    ops::timing::measure(true);
+    let clock = Instant::now();
+    contestant.trainer.step_on(&contestant.batches)?;
+    let whole = clock.elapsed().as_secs_f64();
+    let spent = ops::timing::spent();
+    ops::timing::measure(false);
+    let inside: f64 = spent.values().map(|s| s.forward + s.backward).sum();
+    let row = |name: &str, calls: String, forward: f64, backward: f64| {
+        let share = 100.0 * (forward + backward) / whole;
+        vec![name.to_owned(), calls, format!("{forward:.4}"), format!("{backward:.4}"), format!("{share:.1}")]
+    };
+    let mut rows: Vec<_> = spent.iter().map(|(n, s)| row(n, s.calls.to_string(), s.forward, s.backward)).collect();
+    rows.push(row("outside of operations", String::new(), whole - inside, 0.0));
+    let columns = ["operation", "calls", "forward s", "backward s", "% of step"].map(str::to_owned).to_vec();
+    Ok(Table { columns, rows, caption: format!("one step of {}, {whole:.3} s", contestant.name), best: None })
 }
 
 fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use data::{Corpus, Split, Windows};
 use model::cost::{Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense};
 use model::ModelConfig;
@@ -117,6 +117,31 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
     }
     let columns = ["run", ""].map(str::to_owned).to_vec();
     Ok(Table { columns, rows, caption: String::new(), best: None })
+}
+
+/// Refuses a run that this machine's memory cannot hold: the system would end it without a word.
+pub(crate) fn fits(recipe: &Recipe) -> Result<()> {
+    let Some(memory) = memory_bytes() else { return Ok(()) };
+    let mut model = recipe.model.clone();
+    model.vocab_size = model.vocab_size.max(1);
+    let p = parameters(&model, &model.check()?);
+    let (state, activations) = (16.0 * (p.unique + p.embedding) as f64, activation_bytes(recipe));
+    ensure!(
+        state + activations <= memory,
+        "recipe: weights, gradients and moments take {}, activations of one pass about {}, expected at most this \
+         machine's memory of {}: choose a smaller model, train.micro_batch or data.sequence_length, or train.recompute",
+        human_bytes(state as u64),
+        human_bytes(activations as u64),
+        human_bytes(memory as u64)
+    );
+    Ok(())
+}
+
+/// Physical memory, where the system tells.
+fn memory_bytes() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?)
 }
 
 /// What the backward pass keeps: per active row and layer the inputs of each operation, or only the layer's input.

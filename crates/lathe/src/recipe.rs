@@ -20,6 +20,9 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     for entry in sets {
         set(&mut given, entry)?;
     }
+    if let Some(path) = not_finite(&given, "") {
+        bail!("{path} is not finite, expected a number other than nan and inf");
+    }
     let recipe = resolve(given.clone())?;
     let known = serde_json::to_value(&recipe)?;
     if let Some(unknown) = unknown_key(&given, &known, "") {
@@ -90,6 +93,17 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
     }
     *at = value;
     Ok(())
+}
+
+/// The first number that is nan or infinite: JSON has none of them and takes them for null, which TOML does not have.
+fn not_finite(value: &Value, path: &str) -> Option<String> {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Null => Some(path.to_owned()),
+        Value::Object(map) => map.iter().find_map(|(key, inner)| not_finite(inner, &below(key))),
+        Value::Array(list) => list.iter().find_map(|inner| not_finite(inner, path)),
+        _ => None,
+    }
 }
 
 struct Unknown {
@@ -212,6 +226,7 @@ mod tests {
             ("[model]\nvocab_size = 10\nwidth = -5\n", &[], "model.width"),
             ("[model]\nvocab_size = 10\nnorm_eps = nan\n", &[], "norm_eps"),
             ("[model]\nvocab_size = 10\nrope_theta = inf\n", &[], "rope_theta"),
+            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = nan\n", &[], "model.router.capacities"),
             ("[model]\nvocab_size = 10\nsharing = \"spiral\"\n", &[], "model.sharing"),
             ("[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n", &[], "model.sharing"),
             ("[model]\nvocab_size = 10\n[model.router]\nkind = \"oracle\"\n", &[], "oracle"),

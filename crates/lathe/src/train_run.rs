@@ -21,6 +21,7 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         plan::dry_run(&recipe)?;
         return Ok(ExitCode::SUCCESS);
     }
+    plan::fits(&recipe)?;
     let resume = if options.resume == "never" { Resume::Never } else { Resume::Auto };
     let validation = train(&recipe, &options.out, resume)?;
     match validation {

@@ -24,6 +24,7 @@ mod rows;
 mod seam;
 mod swiglu;
 mod tensor;
+pub mod timing;
 mod weight;
 
 pub use adamw::{AdamW, Moments};

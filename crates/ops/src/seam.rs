@@ -15,7 +15,7 @@ use burn::backend::{DispatchAutodiffContext, DispatchKindConversion, DispatchTen
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
-use crate::Tensor2;
+use crate::{Tensor2, timing};
 
 type Recording = Autodiff<Flex, NoCheckpointing>;
 
@@ -57,7 +57,7 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
             .filter(|parent| !parent.parents.is_empty())
             .map(|parent| contiguous(gradients.consume::<Flex>(&parent)));
         let wanted = step.parents.each_ref().map(Option::is_some);
-        let found = op.backward(saved, g, wanted, earlier);
+        let found = timing::of::<O, _>(false, || op.backward(saved, g, wanted, earlier));
         for (parent, gradient) in step.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 gradients.register::<Flex>(parent.id, gradient);
@@ -70,7 +70,8 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
 pub(crate) fn apply<const N: usize, O: FastOp<N>>(op: O, inputs: [Tensor2; N]) -> Tensor2 {
     let inputs = inputs.map(Tensor::into_dispatch);
     if inputs.iter().all(|x| x.autodiff == DispatchAutodiffContext::Disabled) {
-        return Tensor::from_primitive::<Flex>(op.forward(inputs.map(untracked)).0);
+        let inputs = inputs.map(untracked);
+        return Tensor::from_primitive::<Flex>(timing::of::<O, _>(true, || op.forward(inputs)).0);
     }
     let mut nodes = Vec::with_capacity(N);
     let raws = inputs.map(|x| {
@@ -87,10 +88,10 @@ pub(crate) fn apply<const N: usize, O: FastOp<N>>(op: O, inputs: [Tensor2; N]) -
     let nodes: [_; N] = nodes.try_into().unwrap_or_else(|_| unreachable!("one node per input"));
     let output = match Step::<O, N>(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(step) => {
-            let (output, saved) = op.forward(raws);
+            let (output, saved) = timing::of::<O, _>(true, || op.forward(raws));
             step.finish((op, saved), output)
         }
-        OpsKind::UnTracked(step) => step.finish(op.forward(raws).0),
+        OpsKind::UnTracked(step) => step.finish(timing::of::<O, _>(true, || op.forward(raws)).0),
     };
     Tensor::from_primitive::<Recording>(output)
 }

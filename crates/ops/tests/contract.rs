@@ -1,0 +1,267 @@
+//! Every operation keeps one contract with two bodies: the fast one equals the plain one, and its gradients are those
+//! that central differences see.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Case, Dice, Matrix, Ran, close, same_bits};
+use ops::{Activation, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows, read_rows, scale};
+
+fn case(
+    name: &str,
+    inputs: Vec<Matrix>,
+    weights: Vec<Matrix>,
+    body: impl Fn(Ops, &[Tensor2], &[Weight]) -> Tensor2 + 'static,
+) -> Case {
+    Case { name: name.to_owned(), inputs, weights, body: Box::new(body) }
+}
+
+/// Operations with weights, on `t` rows.
+fn weighted(t: usize) -> Vec<Case> {
+    let mut dice = Dice(t as u64);
+    let ids: Arc<[u32]> = (0..t).map(|_| dice.below(11)).collect();
+    let targets: Arc<[u32]> = (0..t).map(|_| dice.below(13)).collect();
+    // Some weights are zero, the first of several among them.
+    let weights: Arc<[f32]> = (0..t).map(|i| if t > 1 && i % 3 == 0 { 0.0 } else { 0.1 + i as f32 }).collect();
+    let d = &mut dice;
+    vec![
+        case("linear", vec![d.matrix(t, 7)], vec![d.matrix(5, 7)], |o, x, w| o.linear(x[0].clone(), &w[0])),
+        case("linear_add", vec![d.matrix(t, 7), d.matrix(t, 5)], vec![d.matrix(5, 7)], |o, x, w| {
+            o.linear_add(x[0].clone(), &w[0], x[1].clone())
+        }),
+        case("embed", vec![], vec![d.matrix(11, 7)], move |o, _, w| o.embed(&o.anchor(true), &w[0], &ids)),
+        case("rms_norm", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.rms_norm(x[0].clone(), &w[0], 1e-5, false)
+        }),
+        case("rms_norm of a leaf in a residual", vec![d.matrix(t, 7)], vec![d.matrix(1, 7), d.matrix(7, 7)], |o, x, w| {
+            let h = o.rms_norm(x[0].clone(), &w[0], 1e-5, true);
+            o.linear_add(h, &w[1], x[0].clone())
+        }),
+        case("rms_norm in two residuals", vec![d.matrix(t, 7)], vec![d.matrix(1, 7), d.matrix(7, 7)], |o, x, w| {
+            let mut x = scale(x[0].clone(), 1.5);
+            for _ in 0..2 {
+                let h = o.rms_norm(x.clone(), &w[0], 1e-5, true);
+                x = o.linear_add(h, &w[1], x);
+            }
+            x
+        }),
+        case("head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
+            o.head_loss(x[0].clone(), &w[0], &targets, &weights).0
+        }),
+    ]
+}
+
+/// Spans of `t` rows over `t + 3` keys: a document boundary, a row that sees one key, one that sees none.
+fn spans(t: usize) -> Spans {
+    let mut spans = Spans::default();
+    for row in 0..t {
+        let start = if row >= t / 2 { t / 2 } else { 0 };
+        spans.start.push(start as u32);
+        spans.end.push(if row % 5 == 3 { start as u32 } else { (row + 1 + row % 3) as u32 });
+    }
+    spans
+}
+
+/// Operations on rows, on `t` of them.
+fn rowwise(t: usize) -> Vec<Case> {
+    let d = &mut Dice(100 + t as u64);
+    let rotary = Rotary::new(10_000.0, 6);
+    let positions: Arc<[u32]> = (0..t).map(|_| d.below(700)).collect();
+    let chosen: Arc<[u32]> = (0..t as u32 + 2).filter(|i| i % 3 != 1).collect();
+    let a = chosen.len();
+    let seen = Arc::new(spans(t));
+    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 6 };
+    let mut cases = vec![
+        case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| o.rotate(x[0].clone(), &rotary, 2, &positions)),
+        case("attend", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], move |o, x, _| {
+            o.attend(x[0].clone(), x[1].clone(), &seen, heads)
+        }),
+        case("swiglu", vec![d.matrix(t, 10)], vec![], |o, x, _| o.swiglu(x[0].clone())),
+        case("gelu", vec![d.matrix(t, 7)], vec![], |o, x, _| o.gelu(x[0].clone())),
+        case("scale_rows", vec![d.matrix(t, 7), d.matrix(t, 1)], vec![], |o, x, _| {
+            o.scale_rows(x[0].clone(), x[1].clone())
+        }),
+    ];
+    let rows = chosen.clone();
+    cases.push(case("gather_rows", vec![d.matrix(t + 2, 7)], vec![], move |o, x, _| o.gather_rows(x[0].clone(), &rows)));
+    for how in [Combine::Add, Combine::Blend] {
+        let (rows, name) = (chosen.clone(), format!("combine_rows {how:?}"));
+        cases.push(case(&name, vec![d.matrix(t + 2, 7), d.matrix(a, 7), d.matrix(a, 1)], vec![], move |o, x, _| {
+            o.combine_rows(x[0].clone(), &rows, x[1].clone(), x[2].clone(), how)
+        }));
+    }
+    let rows = chosen.clone();
+    // The recursion's shape: rows are taken from the stream that their results join.
+    cases.push(case("gather and combine", vec![d.matrix(t + 2, 7), d.matrix(a, 1)], vec![d.matrix(7, 7)], move |o, x, w| {
+        let y = o.linear(o.gather_rows(x[0].clone(), &rows), &w[0]);
+        o.combine_rows(x[0].clone(), &rows, y, x[1].clone(), Combine::Blend)
+    }));
+    cases.push(case("replace_rows", vec![d.matrix(t + 2, 7), d.matrix(a, 7)], vec![], move |o, x, _| {
+        o.replace_rows(x[0].clone(), &chosen, x[1].clone())
+    }));
+    cases
+}
+
+/// Operations of routers, on `t` rows.
+fn routing(t: usize) -> Vec<Case> {
+    let d = &mut Dice(200 + t as u64);
+    let columns: Vec<u32> = (0..t).map(|_| d.below(3)).collect();
+    let y: Vec<f32> = (0..t).map(|i| (i % 2) as f32).collect();
+    let (weights, factors) = (d.numbers(t), d.numbers(3 * t));
+    let each = weights.clone();
+    let mut cases = vec![
+        case("softmax_rows", vec![d.matrix(t, 3)], vec![], |o, x, _| o.softmax_rows(x[0].clone(), 0.7)),
+        case("bce_with_logits", vec![d.matrix(t, 1)], vec![], move |o, x, _| {
+            o.bce_with_logits(x[0].clone(), y.clone(), weights.clone())
+        }),
+        case("weighted_sum", vec![d.matrix(t, 3)], vec![], move |o, x, _| o.weighted_sum(x[0].clone(), factors.clone())),
+        case("pick_columns", vec![d.matrix(t, 3)], vec![], move |o, x, _| o.pick_columns(x[0].clone(), &columns)),
+    ];
+    for columns in [1, 3] {
+        let each = each.clone();
+        cases.push(case(&format!("z_loss of {columns}"), vec![d.matrix(t, columns)], vec![], move |o, x, _| {
+            o.z_loss(x[0].clone(), each.clone())
+        }));
+    }
+    for kind in [Activation::Sigmoid, Activation::Tanh, Activation::None] {
+        // Scaled outside, so that the functional differs from the identity for `None` too.
+        cases.push(case(&format!("gate {kind:?}"), vec![d.matrix(t, 3)], vec![], move |o, x, _| {
+            scale(o.gate(x[0].clone(), kind, 0.6), 2.0)
+        }));
+    }
+    cases
+}
+
+fn cases(t: usize) -> Vec<Case> {
+    weighted(t).into_iter().chain(rowwise(t)).chain(routing(t)).collect()
+}
+
+#[test]
+fn fast_equals_plain() {
+    for t in [1, 5, 33] {
+        for case in cases(t) {
+            let name = format!("{} on {t} rows", case.name);
+            let (fast, plain) = (case.run(Ops::Fast), case.run(Ops::Plain));
+            close(&fast.values, &plain.values, 1e-5, &name);
+            let each = |of: &dyn Fn(&Ran) -> Vec<Option<Vec<f32>>>, what: &str| {
+                for (i, (f, p)) in of(&fast).iter().zip(of(&plain)).enumerate() {
+                    let (f, p) = (f.as_ref().expect(&name), p.expect(&name));
+                    close(f, &p, 1e-4, &format!("{name}, gradient of {what} {i}"));
+                }
+            };
+            each(&|ran| ran.inputs.clone(), "input");
+            each(&|ran| ran.weights.clone(), "weight");
+        }
+    }
+}
+
+/// Central differences of step 1e-2 in f32: within 3e-3 of the largest gradient entry (or of 0.1).
+#[test]
+fn fast_gradients_are_central_differences() {
+    let step = 1e-2f32;
+    for t in [1, 5] {
+        for case in cases(t) {
+            let ran = case.run(Ops::Fast);
+            let check = |matrix: &Matrix, analytic: &[f32], what: String, at: &dyn Fn(Matrix) -> f64| {
+                let largest = analytic.iter().fold(0.1f32, |m, x| m.max(x.abs()));
+                for i in (0..analytic.len()).step_by(analytic.len().div_ceil(16).max(1)) {
+                    let moved = |by: f32| {
+                        let mut matrix = matrix.clone();
+                        matrix.values[i] += by;
+                        at(matrix)
+                    };
+                    let numeric = ((moved(step) - moved(-step)) / (2.0 * f64::from(step))) as f32;
+                    let error = (numeric - analytic[i]).abs();
+                    assert!(error <= 3e-3 * largest, "{} on {t} rows, {what} [{i}]: {} is not {numeric}", case.name, analytic[i]);
+                }
+            };
+            for (i, matrix) in case.inputs.iter().enumerate() {
+                let at = |moved: Matrix| {
+                    let mut inputs = case.inputs.clone();
+                    inputs[i] = moved;
+                    case.functional(Ops::Fast, &inputs, &case.weights)
+                };
+                check(matrix, ran.inputs[i].as_ref().expect("tracked"), format!("input {i}"), &at);
+            }
+            for (i, matrix) in case.weights.iter().enumerate() {
+                let at = |moved: Matrix| {
+                    let mut weights = case.weights.clone();
+                    weights[i] = moved;
+                    case.functional(Ops::Fast, &case.inputs, &weights)
+                };
+                check(matrix, ran.weights[i].as_ref().expect("collected"), format!("weight {i}"), &at);
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_row_sets_change_nothing() {
+    let d = &mut Dice(5);
+    let none: Arc<[u32]> = Arc::from([]);
+    let (x, w) = (d.matrix(4, 7), d.matrix(5, 7));
+    let empty = |columns: usize| from_rows(Vec::new(), 0, columns);
+    let o = Ops::Fast;
+    assert_eq!(o.gather_rows(x.tensor(), &none).dims(), [0, 7]);
+    assert_eq!(o.linear(empty(7), &w.weight()).dims(), [0, 5]);
+    assert_eq!(o.swiglu(empty(10)).dims(), [0, 5]);
+    assert_eq!(o.rms_norm(empty(7), &d.matrix(1, 7).weight(), 1e-5, true).dims(), [0, 7]);
+    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
+    assert_eq!(o.attend(empty(8), empty(8), &Arc::new(Spans::default()), heads).dims(), [0, 8]);
+    for how in [Combine::Add, Combine::Blend] {
+        same_bits(&read_rows(&o.combine_rows(x.tensor(), &none, empty(7), empty(1), how)), &x.values, "combine");
+    }
+    same_bits(&read_rows(&o.replace_rows(x.tensor(), &none, empty(7))), &x.values, "replace");
+    // Keys that nobody sees give zeros, and no gradient.
+    let blind = Arc::new(Spans { start: vec![0; 4], end: vec![0; 4] });
+    let (q, kv) = (d.matrix(4, 8), d.matrix(3, 8));
+    let seen = case("attend to nothing", vec![q, kv], vec![], move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &blind, heads));
+    let ran = seen.run(Ops::Fast);
+    assert!(ran.values.iter().chain(ran.inputs.iter().flatten().flatten()).all(|v| *v == 0.0));
+}
+
+#[test]
+fn rows_not_named_keep_their_bits() {
+    let d = &mut Dice(6);
+    let rows: Arc<[u32]> = Arc::from([1, 4]);
+    let (x, y, w) = (d.matrix(6, 9), d.matrix(2, 9), d.matrix(2, 1));
+    for how in [Combine::Add, Combine::Blend] {
+        let found = read_rows(&Ops::Fast.combine_rows(x.tensor(), &rows, y.tensor(), w.tensor(), how));
+        for row in [0usize, 2, 3, 5] {
+            same_bits(&found[row * 9..][..9], &x.values[row * 9..][..9], "an untouched row");
+        }
+        let old = &x.values[9..18];
+        let by_hand: Vec<f32> = (0..9)
+            .map(|j| match how {
+                Combine::Add => old[j] + w.values[0] * y.values[j],
+                Combine::Blend => old[j] + w.values[0] * (y.values[j] - old[j]),
+            })
+            .collect();
+        close(&found[9..18], &by_hand, 1e-6, "a combined row");
+    }
+}
+
+#[test]
+fn head_losses_of_rows() {
+    let d = &mut Dice(8);
+    let (x, e) = (d.matrix(6, 7), d.matrix(13, 7));
+    let targets: Arc<[u32]> = (0..6).map(|_| d.below(13)).collect();
+    let weights: Arc<[f32]> = Arc::from([0.5, 0.0, 0.0, 2.0, 0.0, 1.0]);
+    let (total, fast) = Ops::Fast.head_loss(x.tensor(), &e.weight(), &targets, &weights);
+    let (_, plain) = Ops::Plain.head_loss(x.tensor(), &e.weight(), &targets, &weights);
+    close(&fast, &plain, 1e-5, "losses of all rows, those of weight 0 too");
+    let sum: f32 = fast.iter().zip(weights.iter()).map(|(l, w)| l * w).sum();
+    close(&[ops::scalar(&total)], &[sum], 1e-6, "weighted sum");
+    let mut logits = read_rows(&Ops::Fast.linear(x.tensor(), &e.weight()));
+    ops::log_softmax_rows(&mut logits, 13);
+    let picked: Vec<f32> = (0..6).map(|t| -logits[t * 13 + targets[t] as usize]).collect();
+    close(&fast, &picked, 1e-5, "losses from log-probabilities");
+    // Rows that do not count give no gradient at all.
+    let (t, w) = (targets.clone(), weights.clone());
+    let counted = case("head_loss", vec![x], vec![e], move |o, x, e| o.head_loss(x[0].clone(), &e[0], &t, &w).0);
+    let dx = counted.run(Ops::Fast).inputs[0].clone().expect("tracked");
+    for (row, weight) in weights.iter().enumerate() {
+        assert_eq!(dx[row * 7..][..7].iter().all(|g| *g == 0.0), *weight == 0.0, "row {row}");
+    }
+}
