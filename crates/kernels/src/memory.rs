@@ -1,19 +1,29 @@
 //! Memory for tensors: buffers that are about to be written, and an allocator that keeps what it has.
 
-/// A buffer of `len` arbitrary numbers. Every element must be written before it is read: zeroing it first would cost as
-/// much as a cheap operation.
-pub fn buffer(len: usize) -> Vec<f32> {
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// A buffer of `len` arbitrary numbers: zeroing it first would cost as much as a cheap operation.
+///
+/// # Safety
+/// Every element must be written before it is read.
+pub unsafe fn buffer(len: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
-    // SAFETY: the capacity is `len` and every bit pattern is an f32; the operations that take such a buffer write all of
-    // it before anything reads it (each is tested against its plain reference over buffers filled with NaN).
+    // SAFETY: the capacity is `len`, and the caller writes every element before reading it.
     #[allow(clippy::uninit_vec)]
     unsafe {
         values.set_len(len);
     }
-    if cfg!(test) {
+    if POISON.load(Ordering::Relaxed) {
         values.fill(f32::NAN);
     }
     values
+}
+
+/// From now on every [`buffer`] starts as NaN, so that tests see an element that was not written.
+pub fn poison() {
+    POISON.store(true, Ordering::Relaxed);
 }
 
 /// Tells the allocator to keep freed pages: training takes and frees the same sizes every step, and giving pages back
@@ -32,12 +42,20 @@ mod tests {
     #[test]
     fn buffers_have_their_length_and_own_their_memory() {
         for len in [0, 1, 15, 4097] {
-            let mut a = buffer(len);
+            // SAFETY: filled before they are read.
+            let (mut a, mut b) = unsafe { (buffer(len), buffer(len)) };
             a.fill(1.0);
-            let b = buffer(len);
+            b.fill(2.0);
             assert_eq!((a.len(), b.len()), (len, len));
-            assert!(a.iter().all(|x| *x == 1.0));
+            assert!(a.iter().all(|x| *x == 1.0) && b.iter().all(|x| *x == 2.0));
         }
         keep_freed_pages();
+    }
+
+    #[test]
+    fn poison_is_seen() {
+        poison();
+        // SAFETY: poisoned buffers are written by `buffer` itself.
+        assert!(unsafe { buffer(33) }.iter().all(|x| x.is_nan()));
     }
 }

@@ -29,7 +29,22 @@ fn main() -> std::process::ExitCode {
     ops::keep_freed_pages();
     let arguments = Arguments::parse();
     say::logging(arguments.verbose);
-    let done = match arguments.command {
+    // Inside the pool, an operation starts its share of the work at once instead of waking a worker for it first.
+    let done = match rayon::ThreadPoolBuilder::new().build() {
+        Ok(pool) => pool.install(|| dispatch(arguments.command)),
+        Err(error) => Err(anyhow::Error::from(error).context("starting the worker threads")),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            say::note(format!("error: {error:#}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
+    match command {
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Tokenizer(TokenizerCommand::Train(options)) => data_build::train_tokenizer(&options),
         Command::Data(DataCommand::Build(options)) => data_build::build(&options),
@@ -40,13 +55,6 @@ fn main() -> std::process::ExitCode {
         Command::Verify(options) => verify(&options),
         Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
         Command::Presets => plan::presets(),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            say::note(format!("error: {error:#}"));
-            std::process::ExitCode::FAILURE
-        }
     }
 }
 

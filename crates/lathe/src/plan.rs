@@ -122,10 +122,10 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
 /// Refuses a run that this machine's memory cannot hold: the system would end it without a word.
 pub(crate) fn fits(recipe: &Recipe) -> Result<()> {
     let Some(memory) = memory_bytes() else { return Ok(()) };
-    let mut model = recipe.model.clone();
-    model.vocab_size = model.vocab_size.max(1);
-    let p = parameters(&model, &model.check()?);
-    let (state, activations) = (16.0 * (p.unique + p.embedding) as f64, activation_bytes(recipe));
+    let mut filled = recipe.clone();
+    filled.model.vocab_size = recipe.model.vocab_size.max(1);
+    let p = parameters(&filled.model, &filled.model.check()?);
+    let (state, activations) = (16.0 * (p.unique + p.embedding) as f64, activation_bytes(&filled));
     ensure!(
         state + activations <= memory,
         "recipe: weights, gradients and moments take {}, activations of one pass about {}, expected at most this \

@@ -59,6 +59,11 @@ pub fn peak_flops() -> f64 {
     kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
+/// From now on operations get their result buffers filled with NaN, so that tests see an element that was not written.
+pub fn poison_buffers() {
+    kernels::memory::poison();
+}
+
 /// Tells the allocator to keep freed pages for the next step; for a process that trains or serves.
 pub fn keep_freed_pages() {
     kernels::memory::keep_freed_pages();

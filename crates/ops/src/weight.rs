@@ -66,7 +66,7 @@ impl Weight {
     /// Replaces the values. Panics if the count is wrong.
     pub fn write(&self, values: Vec<f32>) {
         *self.value.write().expect("weight lock") = tensor::from_rows(values, self.shape.0, self.shape.1);
-        self.unpack();
+        self.forget_copies();
     }
 
     /// Starts collecting gradients (training), or stops (frozen, inference).
@@ -81,8 +81,10 @@ impl Weight {
         *self.packed.write().expect("weight lock") = Some(Arc::new(OnceLock::new()));
     }
 
-    fn unpack(&self) {
+    /// Drops every copy of the values, which are about to be others.
+    fn forget_copies(&self) {
         *self.packed.write().expect("weight lock") = None;
+        *self.leaf.lock().expect("weight lock") = None;
     }
 
     /// The packed transpose, made on first use, if packing was asked for.
@@ -160,6 +162,6 @@ impl Weight {
         *slot = seam::wrap(raw);
         sum.touched = false;
         drop(slot);
-        self.unpack();
+        self.forget_copies();
     }
 }

@@ -59,6 +59,21 @@ fn gradients_add_up_over_uses_and_passes() {
     close(&again, &half, 1e-6, "after clearing");
 }
 
+/// No rows, no gradient: what an earlier step left in the buffer must not come back.
+#[test]
+fn a_use_without_rows_adds_nothing() {
+    let d = &mut Dice(13);
+    let weight = d.matrix(3, 4).weight();
+    let through = |x: Tensor2| backward(&functional(Ops::Fast.linear(leaf(&x), &weight)));
+    through(d.matrix(5, 4).tensor());
+    let once = weight.read_gradient().expect("reached");
+    through(from_rows(Vec::new(), 0, 4));
+    same_bits(&weight.read_gradient().expect("reached"), &once, "no rows after some");
+    weight.clear_gradient();
+    through(from_rows(Vec::new(), 0, 4));
+    assert!(weight.read_gradient().is_none_or(|g| g.iter().all(|x| *x == 0.0)), "no rows at all");
+}
+
 #[test]
 fn frozen_weights_collect_nothing() {
     let d = &mut Dice(2);

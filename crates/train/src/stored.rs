@@ -98,6 +98,7 @@ pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Res
     if state.data != data {
         return refuse(loaded, "state.data", state.data, format!("{data}, the fingerprint of data.dir"));
     }
+    check_router(loaded, &state.router, config.recursions)?;
     let weights = loaded.tensors("weights")?;
     let optimizer = loaded.tensors("optimizer")?;
     let mut expected = Vec::new();
@@ -175,6 +176,7 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     let tokenizer = loaded.files.get("tokenizer.json").cloned();
     let (step, tokens) = counters.as_ref().map_or((0, 0), |s| (s.step, s.tokens));
     let state = counters.map_or_else(RouterState::default, |s| s.router);
+    check_router(loaded, &state, config.recursions)?;
     Ok(Stored { model, state, rule, tokenizer, recipe, step, tokens })
 }
 
@@ -186,10 +188,26 @@ fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<Decision, TrainErro
         let found = decision.thresholds.len().to_string();
         return refuse(loaded, "routing.thresholds", found, format!("{} entries", config.recursions));
     }
+    if let Some(found) = decision.thresholds.iter().flatten().find(|t| !t.is_finite()) {
+        return refuse(loaded, "routing.thresholds", found.to_string(), "finite numbers".into());
+    }
     if decision.auxiliary && !auxiliary {
         return refuse(loaded, "routing.auxiliary", "true".into(), "false in a model without auxiliary router".into());
     }
     Ok(decision)
+}
+
+/// A list that was never written to is empty, any other has an entry for each recursion.
+fn check_router(loaded: &Loaded, state: &RouterState, recursions: usize) -> Result<(), TrainError> {
+    for (field, list) in [("state.router.running", &state.running), ("state.router.bias", &state.bias)] {
+        if !list.is_empty() && list.len() != recursions {
+            return refuse(loaded, field, format!("{} numbers", list.len()), format!("none or {recursions}"));
+        }
+        if let Some(found) = list.iter().find(|x| !x.is_finite()) {
+            return refuse(loaded, field, found.to_string(), "finite numbers".into());
+        }
+    }
+    Ok(())
 }
 
 fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T, TrainError> {

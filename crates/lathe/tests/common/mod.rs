@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -82,7 +84,6 @@ pub(crate) fn document(seed: u64, sentences: u64) -> String {
 pub(crate) fn recipe(steps: u64, every: u64, router: &str, kv: &str) -> String {
     format!(
         r#"[model]
-vocab_size = 300
 width = 32
 layers = 5
 heads = 2
@@ -195,6 +196,34 @@ impl Place {
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         end(&mut self.command(arguments))
+    }
+
+    /// As [`run`](Self::run) with four gigabytes of address space, for input that must be refused: in time, in order, with
+    /// every one of `needles` in the message.
+    pub(crate) fn refuses(&self, arguments: &[&str], needles: &[&str]) {
+        self.refuses_with(arguments, "", needles);
+    }
+
+    /// The same with something on standard input.
+    pub(crate) fn refuses_with(&self, arguments: &[&str], input: impl AsRef<[u8]>, needles: &[&str]) {
+        let begin = Instant::now();
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_lathe")]).args(arguments);
+        command.current_dir(self.0.path()).env("RAYON_NUM_THREADS", "2").env_remove("RUST_BACKTRACE");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a shell");
+        // A command that refuses before it reads its input closes the pipe.
+        let _ = child.stdin.take().expect("a pipe").write_all(input.as_ref());
+        let output = child.wait_with_output().expect("ends");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(begin.elapsed() < Duration::from_secs(10), "{arguments:?} took {:?}", begin.elapsed());
+        // 1 from the program, 2 from the parser of its command line; 101 would be a panic, none a signal.
+        let is_orderly = matches!(output.status.code(), Some(1 | 2)) && err.contains("error: ") && !err.contains("panicked");
+        assert!(is_orderly, "{arguments:?}: {}\n{out}\n{err}", output.status);
+        for needle in needles {
+            assert!(err.contains(needle), "{arguments:?}: {needle:?} is missing in\n{err}");
+        }
+        assert!(err.len() < 50_000, "{arguments:?}: a message of {} bytes", err.len());
     }
 
     /// Names of the finished checkpoints of a run, ascending.

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn takes_the_largest() {
         let mut stream = Stream::at(3, Purpose::Router, 0, 0);
-        for n in [1, 2, 3, 4, 5, 17, 100, 1000] {
+        for n in [1usize, 2, 3, 4, 5, 17, 100, 1000] {
             let scores: Vec<f32> = (0..n).map(|_| (stream.uniform() * 20.0).floor() as f32).collect();
             for k in [1, n.div_ceil(3), n] {
                 let chosen = top_k(&scores, k);

@@ -1,0 +1,232 @@
+//! What the tests of the model share: small models of every kind, and one way to run them.
+
+// Every test file uses a part of this.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use model::rng::{Purpose, Stream};
+use model::routing::expert_choice::{Config as Expert, Function, Gating, Sampling};
+use model::routing::random::Config as Random;
+use model::routing::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
+use model::{
+    Address, Cache, Decision, Kv, KvMode, Model, ModelConfig, Pass, Probe, Routed, RouterConfig, RouterState, Rows,
+    Rule, Sharing, Transient,
+};
+use ops::{Ops, read_rows};
+
+pub(crate) const VOCAB: usize = 50;
+
+/// Every router with its default settings, and settings that take other ways through the code.
+pub(crate) fn routers() -> Vec<RouterConfig> {
+    let mut all = RouterConfig::all();
+    let expert = Expert { alpha: 1.0, ..Expert::default() };
+    all.extend([
+        RouterConfig::ExpertChoice(Expert {
+            gating: Gating::Blend,
+            sampling: Sampling::AuxRouter,
+            capacities: Some(vec![0.8, 0.5, 0.3]),
+            temperature: 2.0,
+            ..expert.clone()
+        }),
+        RouterConfig::ExpertChoice(Expert {
+            gating: Gating::Additive,
+            function: Function::Tanh,
+            network: model::routing::Network::Mlp,
+            ..expert
+        }),
+        RouterConfig::TokenChoice(Token {
+            gate_on: GateOn::EveryPass,
+            function: TokenFunction::Sigmoid,
+            balance: Balance::LossFree,
+            ..Token::default()
+        }),
+        RouterConfig::Random(Random { alpha: 0.5, capacities: Some(vec![0.9, 0.5, 0.2]) }),
+    ]);
+    all
+}
+
+/// A model of width 32 with three recursions (one where nothing is shared).
+pub(crate) fn tiny(router: RouterConfig, kv: KvMode, sharing: Sharing) -> ModelConfig {
+    let none = sharing == Sharing::None;
+    ModelConfig {
+        vocab_size: VOCAB,
+        width: 32,
+        layers: if sharing.keeps_ends() { 5 } else if none { 3 } else { 6 },
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 40,
+        context: 64,
+        // Large enough for logits that differ visibly.
+        init_std: 0.2,
+        sharing,
+        recursions: if none { 1 } else { 3 },
+        router,
+        kv,
+        ..ModelConfig::default()
+    }
+}
+
+pub(crate) const MODES: [KvMode; 3] = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
+pub(crate) const SHARINGS: [Sharing; 5] =
+    [Sharing::None, Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
+
+/// Every legal combination.
+pub(crate) fn variants() -> Vec<ModelConfig> {
+    let all = routers().into_iter().flat_map(|router| {
+        MODES.into_iter().flat_map(move |kv| {
+            let router = router.clone();
+            SHARINGS.into_iter().map(move |sharing| tiny(router.clone(), kv, sharing))
+        })
+    });
+    let legal: Vec<ModelConfig> = all.filter(|config| config.check().is_ok()).collect();
+    assert!(legal.len() >= 40, "{} legal combinations", legal.len());
+    legal
+}
+
+pub(crate) fn name(config: &ModelConfig) -> String {
+    format!("{:?} {:?} {:?}", config.router, config.kv, config.sharing)
+}
+
+pub(crate) fn fresh(config: &ModelConfig) -> Model {
+    Model::fresh(config, 7).expect("a legal model")
+}
+
+pub(crate) fn ids(seed: u64, count: usize) -> Vec<u32> {
+    let mut stream = Stream::at(seed, Purpose::Shuffle, 0, 0);
+    (0..count).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()
+}
+
+/// A state in which selection biases matter.
+pub(crate) fn state() -> RouterState {
+    RouterState { bias: vec![0.05, 0.0, -0.05], ..RouterState::default() }
+}
+
+/// How to run a pass.
+#[derive(Clone)]
+pub(crate) struct How {
+    pub(crate) ops: Ops,
+    pub(crate) rule: Rule,
+    pub(crate) max_depth: Option<usize>,
+    pub(crate) address: Address,
+    pub(crate) record: bool,
+}
+
+impl How {
+    pub(crate) fn by(rule: &Rule) -> Self {
+        let address = Address { seed: 3, step: 1000, place: 0 };
+        Self { ops: Ops::Fast, rule: rule.clone(), max_depth: None, address, record: false }
+    }
+}
+
+/// Logits `[t, v]` and depths.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Out {
+    pub(crate) logits: Vec<f32>,
+    pub(crate) depth: Vec<u32>,
+}
+
+impl Out {
+    pub(crate) fn row(&self, t: usize) -> &[f32] {
+        &self.logits[t * VOCAB..][..VOCAB]
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows(&self, range: std::ops::Range<usize>) -> Self {
+        let logits = self.logits[range.start * VOCAB..range.end * VOCAB].to_vec();
+        Self { logits, depth: self.depth[range].to_vec() }
+    }
+
+    pub(crate) fn join(&mut self, other: Self) {
+        self.logits.extend(other.logits);
+        self.depth.extend(other.depth);
+    }
+}
+
+/// Deciding logits of each recursion.
+#[derive(Default)]
+pub(crate) struct Watch {
+    pub(crate) logits: Vec<Vec<f32>>,
+}
+
+impl Probe for Watch {
+    fn routed(&mut self, routed: &Routed<'_>) {
+        self.logits.resize(self.logits.len().max(routed.recursion + 1), Vec::new());
+        self.logits[routed.recursion].extend_from_slice(routed.logits);
+    }
+}
+
+pub(crate) fn run(model: &Model, ids: &[u32], rows: &Rows, kv: &mut dyn Kv, how: &How, probe: &mut dyn Probe) -> Out {
+    let state = state();
+    let mut pass = Pass {
+        ops: how.ops,
+        kv,
+        rule: &how.rule,
+        state: &state,
+        probe,
+        record: how.record,
+        recompute: false,
+        max_depth: how.max_depth,
+        address: how.address,
+        sequences: rows.sequences().len(),
+    };
+    let passed = model.forward(&Arc::from(ids), rows, &mut pass);
+    Out { logits: read_rows(&model.logits(passed.x_td, &pass)), depth: passed.depth_t }
+}
+
+/// The cache that forgets, as the model's mode wants it.
+pub(crate) fn transient(model: &Model) -> Transient {
+    Transient::new(model.config().kv != KvMode::RecursionWise)
+}
+
+/// All rows at once.
+pub(crate) fn at_once(model: &Model, ids: &[u32], rows: &Rows, how: &How) -> Out {
+    run(model, ids, rows, &mut transient(model), how, &mut Watch::default())
+}
+
+/// One sequence through a cache, in chunks.
+pub(crate) fn cached(model: &Model, ids: &[u32], chunk: usize, how: &How) -> Out {
+    let mut cache = Cache::new(1);
+    let mut all = Out { logits: Vec::new(), depth: Vec::new() };
+    for (i, part) in ids.chunks(chunk).enumerate() {
+        let rows = Rows::stretch(0, (i * chunk) as u32, part.len());
+        all.join(run(model, part, &rows, &mut cache, how, &mut Watch::default()));
+    }
+    all
+}
+
+/// A causal rule under which, at every recursion that is not free, half of the candidates in `ids` stop.
+pub(crate) fn causal(model: &Model, ids: &[u32]) -> Rule {
+    let n = model.config().recursions;
+    let mut decision = Decision { made_by: "test".into(), auxiliary: false, thresholds: vec![None; n] };
+    if let RouterConfig::ExpertChoice(_) = model.config().router {
+        for r in 1..n {
+            let mut watch = Watch::default();
+            let how = How::by(&Rule::Causal(decision.clone()));
+            run(model, ids, &Rows::batch(1, ids.len()), &mut transient(model), &how, &mut watch);
+            let mut logits = watch.logits[r].clone();
+            logits.sort_by(f32::total_cmp);
+            decision.thresholds[r] = Some(logits[logits.len() / 2]);
+        }
+    }
+    Rule::Causal(decision)
+}
+
+/// Fails unless the two have the same bits.
+pub(crate) fn same(found: &Out, expected: &Out, what: &str) {
+    assert_eq!(found.depth, expected.depth, "{what}: depths");
+    assert_eq!(found.logits.len(), expected.logits.len(), "{what}: logits");
+    for (i, (f, e)) in found.logits.iter().zip(&expected.logits).enumerate() {
+        assert_eq!(f.to_bits(), e.to_bits(), "{what}: row {} logit {}: {f:e}, expected {e:e}", i / VOCAB, i % VOCAB);
+    }
+}
+
+/// Fails unless all of `found` is within `tolerance` times the largest entry of `expected`.
+pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of entries");
+    let largest = expected.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f - e).abs() <= tolerance * largest, "{what}: entry {i} is {f}, expected {e} (largest {largest})");
+    }
+}
