@@ -74,6 +74,8 @@ pub(crate) const SHARINGS: [Sharing; 5] =
 
 /// Every legal combination.
 pub(crate) fn variants() -> Vec<ModelConfig> {
+    // An element that an operation forgets to write shows up as NaN.
+    ops::poison_buffers();
     let all = routers().into_iter().flat_map(|router| {
         MODES.into_iter().flat_map(move |kv| {
             let router = router.clone();
