@@ -35,6 +35,8 @@ pub(crate) fn auxiliary() -> RouterConfig {
 }
 
 pub(crate) fn fresh(config: &ModelConfig) -> Model {
+    // An element that an operation forgets to write shows up as NaN.
+    ops::poison_buffers();
     Model::fresh(config, 5).expect("a legal model")
 }
 
