@@ -72,17 +72,25 @@ fn micro_batches_are_one_batch() {
     }
 }
 
+/// Losses of the same weights have the same bits; gradients add up in another order, so later ones are equal up to
+/// rounding.
 #[test]
 fn recompute_trains_the_same_weights() {
     for router in routers() {
-        let plain = recipe(router.clone(), KvMode::RecursionWise);
+        let mut plain = recipe(router.clone(), KvMode::RecursionWise);
+        // Adam divides by the root of the mean square: without this, gradients of rounding size would move weights.
+        plain.optimizer.eps = 1e-3;
         let mut again = plain.clone();
         again.train.recompute = true;
         let (mut a, mut b) = (trainer(&plain), trainer(&again));
         for (step, (a, b)) in steps(&mut a, 3, 2).iter().zip(steps(&mut b, 3, 2)).enumerate() {
-            assert_eq!(a, &b, "{router:?} step {step}");
+            assert!(if step == 0 { a.total == b.total } else { (a.total - b.total).abs() < 1e-6 }, "{router:?} step {step}");
+            assert!((a.gradient_norm / b.gradient_norm - 1.0).abs() < 1e-5, "{router:?} step {step}");
+            assert_eq!(a.depths, b.depths, "{router:?} step {step}");
         }
-        assert_eq!(weights(&a), weights(&b), "{router:?}");
+        for (found, expected) in weights(&b).iter().zip(&weights(&a)) {
+            close(found, expected, 1e-5, &format!("{router:?}"));
+        }
     }
 }
 
@@ -198,7 +206,9 @@ fn an_auxiliary_router_is_clipped_apart_and_learns_faster() {
     assert!((norm_of(&between, true) / auxiliary - 1.0).abs() < 1e-5, "the auxiliary router is below the limit");
     assert!(norm_of(&between, false) < 0.99 * model);
     let (low, _) = first_moments(auxiliary / 2.0, with_auxiliary());
-    assert!((norm_of(&low, true) / (auxiliary / 2.0) - 1.0).abs() < 1e-3);
+    // Scaled by limit / (norm + 1e-6), which shows in so small a norm.
+    let expected = auxiliary / 2.0 * auxiliary / (auxiliary + 1e-6);
+    assert!((norm_of(&low, true) / expected - 1.0).abs() < 1e-3);
     // The first Adam step moves each entry by about the learning rate.
     let fresh = Trainer::new(&free.recipe).expect("legal");
     let moved = |group: Group| -> f32 {

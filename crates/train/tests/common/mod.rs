@@ -13,6 +13,8 @@ pub(crate) const VOCAB: usize = 30;
 
 /// A recipe for a model of width 24 with three recursions.
 pub(crate) fn recipe(router: RouterConfig, kv: KvMode) -> Recipe {
+    // An element that an operation forgets to write shows up as NaN.
+    ops::poison_buffers();
     let model = ModelConfig {
         vocab_size: VOCAB,
         width: 24,
