@@ -142,7 +142,7 @@ impl Place {
     /// With data, `tiny.toml` of 4 steps and the finished `run/`.
     pub(crate) fn with_run() -> Self {
         let place = Self::with_data();
-        place.write("tiny.toml", &recipe(4, 2, EXPERT, "recursion_wise"));
+        place.write("tiny.toml", recipe(4, 2, EXPERT, "recursion_wise"));
         place.run(&["train", "tiny.toml", "--out", "run"]).good();
         place
     }
@@ -150,9 +150,9 @@ impl Place {
     /// Two sources: JSONL rows that name theirs, and loose files.
     pub(crate) fn write_text(&self, folder: &str) {
         let row = |i| format!("{}\n", serde_json::json!({ "text": document(i, 8), "source": "rows" }));
-        self.write(&format!("{folder}/rows.jsonl"), &(0..20).map(row).collect::<String>());
+        self.write(&format!("{folder}/rows.jsonl"), (0..20).map(row).collect::<String>());
         for i in 20..40 {
-            self.write(&format!("{folder}/{i}.md"), &document(i, 12));
+            self.write(&format!("{folder}/{i}.md"), document(i, 12));
         }
     }
 
