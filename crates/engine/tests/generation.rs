@@ -120,7 +120,16 @@ fn generation_ends_where_it_should() {
     assert_eq!(full.tokens.len(), 59);
     let (state, mut heard) = (RouterState::default(), 0);
     let sampler = Ask::of(&prompt).sampler;
-    let what = Generation { prompt: &prompt, max_tokens: 12, stop: &[], sampler: &sampler, rule: &rule, state: &state, max_depth: None, choice: 0 };
+    let what = Generation {
+        prompt: &prompt,
+        max_tokens: 12,
+        stop: &[],
+        sampler: &sampler,
+        rule: &rule,
+        state: &state,
+        max_depth: None,
+        choice: 0,
+    };
     let cut = generate(&model, &what, &mut |token| {
         heard += 1;
         *token == all.tokens[heard - 1] && heard < 3
@@ -142,7 +151,9 @@ fn nonsense_is_refused() {
     assert!(matches!(of(Ask { max_tokens: usize::MAX, ..Ask::of(&prompt) }, &causal), GenerateError::TooLong { .. }));
     assert_eq!(of(Ask::of(&prompt), &Rule::SeeingAll), GenerateError::NotCausal);
     assert_eq!(of(Ask { max_depth: Some(0), ..Ask::of(&prompt) }, &causal), GenerateError::NoDepth);
-    for sampler in [Sampler { temperature: f32::NAN, ..Sampler::default() }, Sampler { top_p: 0.0, ..Sampler::default() }] {
+    for sampler in
+        [Sampler { temperature: f32::NAN, ..Sampler::default() }, Sampler { top_p: 0.0, ..Sampler::default() }]
+    {
         assert!(matches!(of(Ask { sampler, ..Ask::of(&prompt) }, &causal), GenerateError::Sampler(_)));
     }
     for router in [auxiliary(), RouterConfig::Random(Default::default())] {

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// What a checkpoint holds and costs; depth heat maps of a text
     Inspect(Inspect),
+    /// One page about a run: curves, depths, validation by source
+    Report(Report),
     /// Compare this build with reference cases
     Verify(Verify),
     /// Measure
@@ -203,9 +205,9 @@ pub(crate) struct Generate {
     /// The text to continue; without it, standard input
     #[arg(long)]
     pub(crate) prompt: Option<String>,
-    /// New tokens at most
-    #[arg(long, default_value_t = 128)]
-    pub(crate) max_tokens: usize,
+    /// New tokens at most; by default 128, or what the model's context leaves
+    #[arg(long)]
+    pub(crate) max_tokens: Option<usize>,
     /// 0 takes the most likely token always
     #[arg(long, default_value_t = 0.8)]
     pub(crate) temperature: f32,
@@ -245,6 +247,15 @@ pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// The folder of a run
+    pub(crate) run: PathBuf,
+    /// The page to write
+    #[arg(long)]
+    pub(crate) html: PathBuf,
 }
 
 #[derive(Debug, Args)]

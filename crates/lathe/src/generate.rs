@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     let started = Instant::now();
     let wanted = Wanted {
         prompt: &prompt,
-        max_tokens: options.max_tokens,
+        max_tokens: options.max_tokens.unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt)),
         sampler: &sampler,
         max_depth: options.max_depth,
         show_depth: options.show_depth,
@@ -56,6 +56,12 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     );
     if options.show_depth { say::note(summary) } else { tracing::info!("{summary}") }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with its reason.
+fn default_length(stored: &Stored, tokenizer: &Tokenizer, prompt: &str) -> usize {
+    let used = tokenizer.encode(prompt).map_or(0, |ids| ids.len().max(1));
+    stored.model.config().context.saturating_sub(used).clamp(1, 128)
 }
 
 /// A continuation to stream to the terminal.

@@ -13,6 +13,7 @@ mod open;
 mod plan;
 mod quickstart;
 mod recipe;
+mod run_page;
 mod say;
 mod signals;
 mod train_run;
@@ -52,6 +53,7 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Eval(options) => evaluate::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Inspect(options) => inspect::run(&options),
+        Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),
         Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
         Command::Presets => plan::presets(),

@@ -10,12 +10,12 @@ use data::documents::{Documents, Input, ReadOptions, list_files};
 use data::{Corpus, Split, Tokenizer, Windows, packages};
 use engine::Sampler;
 use model::ModelConfig;
-use report::{Bars, BarSeries, Chart, Page, Series, human_bytes, human_count, human_duration};
+use report::{BarSeries, Bars, Page, human_bytes, human_count, human_duration};
 use train::{CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig, Stored, TrainConfig, Trainer, Validation};
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
-use crate::{data_build, inspect, plan, recipe, say, train_run};
+use crate::{data_build, inspect, plan, recipe, run_page, say, train_run};
 
 /// Prompts that suit prose about programs, and programs.
 const PROMPTS: [&str; 3] = ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
@@ -179,15 +179,16 @@ fn page_of(
     let p = model::cost::parameters(config, stored.model.plan());
     let mut page = Page::new("A model that spends compute per token", "Lathe quickstart");
     let bits = |s: &train::RuleScore| format!("{:.3}", s.all.bits_per_byte);
+    let training = format!("{} with training-time routing", bits(&validation.training));
+    let time = format!("{} in all", human_duration(started.elapsed().as_secs_f64()));
     page.cards(&[
-        ("bits per byte, causal", &bits(&validation.causal), "validation text, routing as in generation"),
-        ("bits per byte, training-time", &bits(&validation.training), "the router compares whole sequences"),
+        ("bits per byte, causal routing", &bits(&validation.causal), &training),
         ("mean recursions", &format!("{:.2}", validation.causal.mean_depth()), &format!("of at most {}", config.recursions)),
         ("parameters", &human_count(p.unique as f64), &format!("used as {}", human_count(p.unrolled as f64))),
-        ("trained on", &human_count(stored.tokens as f64), &format!("tokens, {} in all", human_duration(started.elapsed().as_secs_f64()))),
+        ("tokens trained on", &human_count(stored.tokens as f64), &time),
     ]);
     page.section("Learning");
-    page.chart(loss_chart(run_dir)?);
+    page.chart(run_page::loss_chart(&run_page::read(run_dir)?));
     page.section("Where it thinks longer");
     page.paragraph("Validation text, token by token. The colour is the number of recursions the token took under causal routing; hover for the loss of the next token.");
     let text = validation_text(recipe, tokenizer)?;
@@ -198,38 +199,8 @@ fn page_of(
     page.section("What it costs");
     page.table(plan::model_table(config, recipe.data.sequence_length)?);
     page.table(train_run::results(validation));
-    page.section("Recipe");
-    page.paragraph(&recipe::show(recipe)?.replace('\n', "  \n"));
+    page.paragraph("The recipe of this run is recipe.toml in the same folder; lathe train continues or repeats it.");
     Ok(page.render())
-}
-
-fn loss_chart(run_dir: &Path) -> Result<Chart> {
-    let contents = report::jsonl::read(&run_dir.join("log.jsonl"))?;
-    let (mut train, mut valid, mut causal) = (Vec::new(), Vec::new(), Vec::new());
-    let mut window = Vec::new();
-    for record in &contents.records {
-        let Some(step) = record.get("step").and_then(|s| s.as_f64()) else { continue };
-        if let Some(loss) = record.get("loss").and_then(|l| l.as_f64()) {
-            window.push(loss);
-            let recent = &window[window.len().saturating_sub(10)..];
-            train.push((step, recent.iter().sum::<f64>() / recent.len() as f64));
-        }
-        let nll = |rule: &str| record.get("validation").and_then(|v| v[rule]["all"]["nll"].as_f64());
-        valid.extend(nll("training").map(|y| (step, y)));
-        causal.extend(nll("causal").map(|y| (step, y)));
-    }
-    let series = |name: &str, points, dashed| Series { name: name.into(), points, dashed };
-    Ok(Chart {
-        title: "Cross-entropy".into(),
-        x_label: "step".into(),
-        y_label: "nats per token".into(),
-        log_x: false,
-        series: vec![
-            series("training (mean of 10 steps)", train, false),
-            series("validation, training-time routing", valid, false),
-            series("validation, causal routing", causal, true),
-        ],
-    })
 }
 
 fn depth_bars(validation: &Validation) -> Bars {

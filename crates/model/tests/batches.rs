@@ -142,9 +142,8 @@ fn the_same_bits_on_any_number_of_threads() {
         let expected = on(1);
         for found in [on(1), on(2), on(3)] {
             assert_eq!(found.terms, expected.terms, "{}", name(&config));
-            let bits = |of: &Found| -> Vec<u32> {
-                of.gradients.iter().flatten().flatten().map(|x| x.to_bits()).collect()
-            };
+            let bits =
+                |of: &Found| -> Vec<u32> { of.gradients.iter().flatten().flatten().map(|x| x.to_bits()).collect() };
             assert_eq!(bits(&found), bits(&expected), "{}", name(&config));
         }
     }

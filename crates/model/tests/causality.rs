@@ -24,7 +24,8 @@ struct Moved {
 
 fn moved(base: &Out, other: &Out, place: usize) -> Moved {
     let differs = |t: &usize| {
-        base.depth[*t] != other.depth[*t] || base.row(*t).iter().zip(other.row(*t)).any(|(a, b)| a.to_bits() != b.to_bits())
+        base.depth[*t] != other.depth[*t]
+            || base.row(*t).iter().zip(other.row(*t)).any(|(a, b)| a.to_bits() != b.to_bits())
     };
     Moved { before: (0..place).filter(differs).count(), after: (place..LENGTH).filter(differs).count() }
 }

@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, fresh, ids, name, run, same, tiny, transient, variants};
+use common::{
+    How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, fresh, ids, name, run, same, tiny, transient,
+    variants,
+};
 use model::rng::{Purpose, Stream, name_place};
 use model::routing::expert_choice::{Config as Expert, Gating};
 use model::{Address, Cache, ConfigError, KvMode, Model, ModelConfig, RouterConfig, Rows, Rule, Sharing};
@@ -127,7 +130,8 @@ fn full_capacity_and_a_gate_of_one_is_the_recursive_model() {
         for sharing in [Sharing::Cycle, Sharing::MiddleCycle] {
             let fixed = fresh(&tiny(RouterConfig::Fixed, kv, sharing));
             let expected = at_once(&fixed, &tokens, &rows, &How::by(&Rule::SeeingAll));
-            let router = Expert { gating: Gating::Blend, alpha: 2.0, capacities: Some(vec![1.0; 3]), ..Expert::default() };
+            let router =
+                Expert { gating: Gating::Blend, alpha: 2.0, capacities: Some(vec![1.0; 3]), ..Expert::default() };
             // A logit of 0 is a gate of 2 * 0.5 = 1.
             let model = Model::build(&tiny(RouterConfig::ExpertChoice(router), kv, sharing), |spec| {
                 let zero = spec.name.starts_with("router");
@@ -140,25 +144,48 @@ fn full_capacity_and_a_gate_of_one_is_the_recursive_model() {
     }
 }
 
-/// A recursive model is the dense one in which the layers that share weights hold copies.
+/// Norm scales that differ from weight to weight; everything else fresh.
+fn with_uneven_norms(config: &ModelConfig) -> Model {
+    let model = fresh(config);
+    for (spec, weight) in model.weights().iter().filter(|(s, _)| s.name.contains("norm")) {
+        let mut stream = Stream::at(1, Purpose::Init, 0, name_place(&spec.name));
+        weight.write((0..spec.count()).map(|_| 0.5 + stream.uniform() as f32).collect());
+    }
+    model
+}
+
+/// A recursive model is the dense one in which the layers that share weights hold copies, each use with its own norms.
 #[test]
 fn sharing_is_copying() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
-    for sharing in SHARINGS {
-        let shared = fresh(&tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing));
-        let uses: Vec<usize> = shared.plan().unrolled().map(|u| u.stored).collect();
-        let config = ModelConfig { layers: uses.len(), recursions: 1, sharing: Sharing::None, ..shared.config().clone() };
+    for (sharing, share_norms) in SHARINGS.into_iter().flat_map(|s| [(s, true), (s, false)]) {
+        let base = tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing);
+        let shared = with_uneven_norms(&ModelConfig { share_norms, ..base });
+        let uses: Vec<(usize, usize)> = shared.plan().unrolled().map(|u| (u.stored, u.recursion)).collect();
+        let config =
+            ModelConfig { layers: uses.len(), recursions: 1, sharing: Sharing::None, ..shared.config().clone() };
         let dense = Model::build(&config, |spec| {
             let name = match spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
-                Some((layer, part)) => format!("layers.{}.{part}", uses[layer.parse::<usize>().expect("a number")]),
+                Some((layer, part)) => {
+                    let (stored, recursion) = uses[layer.parse::<usize>().expect("a number")];
+                    let part = match part.strip_suffix("_norm.0") {
+                        Some(which) if !share_norms => format!("{which}_norm.{recursion}"),
+                        _ => part.to_owned(),
+                    };
+                    format!("layers.{stored}.{part}")
+                }
                 None => spec.name.clone(),
             };
             let found = shared.weights().iter().find(|(s, _)| s.name == name);
             Ok::<_, ConfigError>(found.expect("every layer has its source").1.read())
         });
-        let of = |model: &Model| at_once(model, &tokens, &rows, &How::by(&Rule::SeeingAll)).logits;
-        assert_eq!(of(&dense.expect("legal")), of(&shared), "{sharing:?}");
+        let of = |model: &Model| at_once(model, &tokens, &rows, &How::by(&Rule::SeeingAll));
+        same(
+            &Out { depth: of(&shared).depth, ..of(&dense.expect("legal")) },
+            &of(&shared),
+            &format!("{sharing:?} {share_norms}"),
+        );
     }
 }
 
@@ -167,7 +194,8 @@ fn one_recursion_is_the_dense_model() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
     let of = |sharing| {
-        let config = ModelConfig { layers: 4, recursions: 1, ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing) };
+        let config =
+            ModelConfig { layers: 4, recursions: 1, ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing) };
         at_once(&fresh(&config), &tokens, &rows, &How::by(&Rule::SeeingAll))
     };
     let dense = of(Sharing::None);
@@ -192,7 +220,12 @@ fn documents_of_a_window_do_not_meet() {
             same(&alone, &all.rows(start..end), &format!("{} rows {start}..{end}", name(&config)));
         }
         let open = at_once(&model, &tokens, &Rows::batch(1, LENGTH), &how);
-        assert_ne!(open.rows(first..LENGTH).logits, all.rows(first..LENGTH).logits, "{}: the mask hides something", name(&config));
+        assert_ne!(
+            open.rows(first..LENGTH).logits,
+            all.rows(first..LENGTH).logits,
+            "{}: the mask hides something",
+            name(&config)
+        );
         // Rotary angles are relative: only the distance of rows matters, up to rounding.
         if !matches!(config.router, RouterConfig::Random(_)) {
             let moved = at_once(&model, &tokens[first..], &Rows::batch(1, LENGTH - first), &how);

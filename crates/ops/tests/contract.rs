@@ -34,10 +34,15 @@ fn weighted(t: usize) -> Vec<Case> {
         case("rms_norm", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
             o.rms_norm(x[0].clone(), &w[0], 1e-5, false)
         }),
-        case("rms_norm of a leaf in a residual", vec![d.matrix(t, 7)], vec![d.matrix(1, 7), d.matrix(7, 7)], |o, x, w| {
-            let h = o.rms_norm(x[0].clone(), &w[0], 1e-5, true);
-            o.linear_add(h, &w[1], x[0].clone())
-        }),
+        case(
+            "rms_norm of a leaf in a residual",
+            vec![d.matrix(t, 7)],
+            vec![d.matrix(1, 7), d.matrix(7, 7)],
+            |o, x, w| {
+                let h = o.rms_norm(x[0].clone(), &w[0], 1e-5, true);
+                o.linear_add(h, &w[1], x[0].clone())
+            },
+        ),
         case("rms_norm in two residuals", vec![d.matrix(t, 7)], vec![d.matrix(1, 7), d.matrix(7, 7)], |o, x, w| {
             let mut x = scale(x[0].clone(), 1.5);
             for _ in 0..2 {
@@ -84,7 +89,8 @@ fn rowwise(t: usize) -> Vec<Case> {
         }),
     ];
     let rows = chosen.clone();
-    cases.push(case("gather_rows", vec![d.matrix(t + 2, 7)], vec![], move |o, x, _| o.gather_rows(x[0].clone(), &rows)));
+    cases
+        .push(case("gather_rows", vec![d.matrix(t + 2, 7)], vec![], move |o, x, _| o.gather_rows(x[0].clone(), &rows)));
     for how in [Combine::Add, Combine::Blend] {
         let (rows, name) = (chosen.clone(), format!("combine_rows {how:?}"));
         cases.push(case(&name, vec![d.matrix(t + 2, 7), d.matrix(a, 7), d.matrix(a, 1)], vec![], move |o, x, _| {
@@ -93,10 +99,15 @@ fn rowwise(t: usize) -> Vec<Case> {
     }
     let rows = chosen.clone();
     // The recursion's shape: rows are taken from the stream that their results join.
-    cases.push(case("gather and combine", vec![d.matrix(t + 2, 7), d.matrix(a, 1)], vec![d.matrix(7, 7)], move |o, x, w| {
-        let y = o.linear(o.gather_rows(x[0].clone(), &rows), &w[0]);
-        o.combine_rows(x[0].clone(), &rows, y, x[1].clone(), Combine::Blend)
-    }));
+    cases.push(case(
+        "gather and combine",
+        vec![d.matrix(t + 2, 7), d.matrix(a, 1)],
+        vec![d.matrix(7, 7)],
+        move |o, x, w| {
+            let y = o.linear(o.gather_rows(x[0].clone(), &rows), &w[0]);
+            o.combine_rows(x[0].clone(), &rows, y, x[1].clone(), Combine::Blend)
+        },
+    ));
     cases.push(case("replace_rows", vec![d.matrix(t + 2, 7), d.matrix(a, 7)], vec![], move |o, x, _| {
         o.replace_rows(x[0].clone(), &chosen, x[1].clone())
     }));
@@ -115,7 +126,9 @@ fn routing(t: usize) -> Vec<Case> {
         case("bce_with_logits", vec![d.matrix(t, 1)], vec![], move |o, x, _| {
             o.bce_with_logits(x[0].clone(), y.clone(), weights.clone())
         }),
-        case("weighted_sum", vec![d.matrix(t, 3)], vec![], move |o, x, _| o.weighted_sum(x[0].clone(), factors.clone())),
+        case("weighted_sum", vec![d.matrix(t, 3)], vec![], move |o, x, _| {
+            o.weighted_sum(x[0].clone(), factors.clone())
+        }),
         case("pick_columns", vec![d.matrix(t, 3)], vec![], move |o, x, _| o.pick_columns(x[0].clone(), &columns)),
     ];
     for columns in [1, 3] {
@@ -173,7 +186,12 @@ fn fast_gradients_are_central_differences() {
                     };
                     let numeric = ((moved(step) - moved(-step)) / (2.0 * f64::from(step))) as f32;
                     let error = (numeric - analytic[i]).abs();
-                    assert!(error <= 3e-3 * largest, "{} on {t} rows, {what} [{i}]: {} is not {numeric}", case.name, analytic[i]);
+                    assert!(
+                        error <= 3e-3 * largest,
+                        "{} on {t} rows, {what} [{i}]: {} is not {numeric}",
+                        case.name,
+                        analytic[i]
+                    );
                 }
             };
             for (i, matrix) in case.inputs.iter().enumerate() {
@@ -216,7 +234,9 @@ fn empty_row_sets_change_nothing() {
     // Keys that nobody sees give zeros, and no gradient.
     let blind = Arc::new(Spans { start: vec![0; 4], end: vec![0; 4] });
     let (q, kv) = (d.matrix(4, 8), d.matrix(3, 8));
-    let seen = case("attend to nothing", vec![q, kv], vec![], move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &blind, heads));
+    let seen = case("attend to nothing", vec![q, kv], vec![], move |o, x, _| {
+        o.attend(x[0].clone(), x[1].clone(), &blind, heads)
+    });
     let ran = seen.run(Ops::Fast);
     assert!(ran.values.iter().chain(ran.inputs.iter().flatten().flatten()).all(|v| *v == 0.0));
 }

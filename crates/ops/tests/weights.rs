@@ -170,7 +170,13 @@ fn packing_changes_no_bit() {
         }
         // A write or an update must not leave the old copy behind.
         let (x, other) = (d.matrix(2, m), d.matrix(n, m));
-        let fresh = |w: &Weight| same_bits(&read_rows(&Ops::Fast.linear(x.tensor(), w)), &read_rows(&Ops::Fast.linear(x.tensor(), &frozen(&Matrix { values: w.read(), rows: n, columns: m }))), "a packed weight after a change");
+        let fresh = |w: &Weight| {
+            same_bits(
+                &read_rows(&Ops::Fast.linear(x.tensor(), w)),
+                &read_rows(&Ops::Fast.linear(x.tensor(), &frozen(&Matrix { values: w.read(), rows: n, columns: m }))),
+                "a packed weight after a change",
+            )
+        };
         packed.write(other.values.clone());
         fresh(&packed);
         packed.pack();
@@ -212,7 +218,9 @@ fn a_row_alone_is_the_row_among_many() {
             o.gelu(alone()),
             attend(alone(), t as u32..t as u32 + 1),
         ];
-        for (name, (all, found)) in ["linear", "rms_norm", "swiglu", "gelu", "attend"].iter().zip(all.iter().zip(&found)) {
+        for (name, (all, found)) in
+            ["linear", "rms_norm", "swiglu", "gelu", "attend"].iter().zip(all.iter().zip(&found))
+        {
             let width = found.dims()[1];
             same_bits(&read_rows(found), &read_rows(all)[t * width..][..width], &format!("{name}, row {t}"));
         }

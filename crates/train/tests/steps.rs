@@ -84,7 +84,10 @@ fn recompute_trains_the_same_weights() {
         again.train.recompute = true;
         let (mut a, mut b) = (trainer(&plain), trainer(&again));
         for (step, (a, b)) in steps(&mut a, 3, 2).iter().zip(steps(&mut b, 3, 2)).enumerate() {
-            assert!(if step == 0 { a.total == b.total } else { (a.total - b.total).abs() < 1e-6 }, "{router:?} step {step}");
+            assert!(
+                if step == 0 { a.total == b.total } else { (a.total - b.total).abs() < 1e-6 },
+                "{router:?} step {step}"
+            );
             assert!((a.gradient_norm / b.gradient_norm - 1.0).abs() < 1e-5, "{router:?} step {step}");
             assert_eq!(a.depths, b.depths, "{router:?} step {step}");
         }
@@ -232,7 +235,9 @@ fn norms_do_not_decay() {
     let start = weights(&free);
     steps(&mut decayed, 1, 4);
     steps(&mut free, 1, 4);
-    for (i, ((spec, _), (d, f))) in free.model.weights().iter().zip(weights(&decayed).iter().zip(&weights(&free))).enumerate() {
+    for (i, ((spec, _), (d, f))) in
+        free.model.weights().iter().zip(weights(&decayed).iter().zip(&weights(&free))).enumerate()
+    {
         if spec.group == Group::Norm {
             assert_eq!(d, f, "{}", spec.name);
         } else {

@@ -52,7 +52,13 @@ pub(crate) fn tiny(router: RouterConfig, kv: KvMode, sharing: Sharing) -> ModelC
     ModelConfig {
         vocab_size: VOCAB,
         width: 32,
-        layers: if sharing.keeps_ends() { 5 } else if none { 3 } else { 6 },
+        layers: if sharing.keeps_ends() {
+            5
+        } else if none {
+            3
+        } else {
+            6
+        },
         heads: 4,
         kv_heads: 2,
         head_dim: 8,

@@ -100,8 +100,7 @@ impl Case {
     /// The functional without recording, in f64 over the f32 output.
     pub(crate) fn functional(&self, ops: Ops, inputs: &[Matrix], weights: &[Matrix]) -> f64 {
         let inputs: Vec<Tensor2> = inputs.iter().map(Matrix::tensor).collect();
-        let weights: Vec<Weight> =
-            weights.iter().map(|m| Weight::new(m.values.clone(), m.rows, m.columns)).collect();
+        let weights: Vec<Weight> = weights.iter().map(|m| Weight::new(m.values.clone(), m.rows, m.columns)).collect();
         let y = read_rows(&(self.body)(ops, &inputs, &weights));
         y.iter().zip(coefficients(y.len())).map(|(&y, c)| f64::from(y) * f64::from(c)).sum()
     }
