@@ -218,7 +218,8 @@ mod tests {
                     *pairs.entry((p[0].clone(), p[1].clone())).or_default() += n;
                 }
             }
-            let best = pairs.into_iter().filter(|(_, n)| *n >= 2).max_by_key(|((a, b), n)| (*n, Reverse((ids[a], ids[b]))));
+            let best =
+                pairs.into_iter().filter(|(_, n)| *n >= 2).max_by_key(|((a, b), n)| (*n, Reverse((ids[a], ids[b]))));
             let Some(((a, b), _)) = best else { break };
             let joined = format!("{a}{b}");
             let next = ids.len();

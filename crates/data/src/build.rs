@@ -1,9 +1,7 @@
 //! Builds a data folder: tokenizes documents in parallel, splits them and writes shards, with a manifest last.
 
 use crate::documents::{Document, Documents, Input, ReadOptions, list_files};
-use crate::manifest::{
-    MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
-};
+use crate::manifest::{MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals};
 use crate::shard::ShardWriter;
 use crate::tokenizer::{Tokenizer, hex};
 use crate::{DataError, Result, files};

@@ -145,10 +145,20 @@ pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFi
 }
 
 fn unknown(path: &Path, options: &ReadOptions) -> DataError {
-    let known: Vec<String> =
-        options.extensions.iter().map(|e| format!(".{e}")).chain(ENDINGS.iter().map(|(e, _)| (*e).to_owned())).collect();
+    let known: Vec<String> = options
+        .extensions
+        .iter()
+        .map(|e| format!(".{e}"))
+        .chain(ENDINGS.iter().map(|(e, _)| (*e).to_owned()))
+        .collect();
     let expected = format!("one of {}", known.join(" "));
-    DataError::format(path, "file name ending", expected, "none of these", "name other files, or add the extension to the options")
+    DataError::format(
+        path,
+        "file name ending",
+        expected,
+        "none of these",
+        "name other files, or add the extension to the options",
+    )
 }
 
 /// All files below `dir`, by relative path.

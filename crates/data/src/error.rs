@@ -82,7 +82,13 @@ impl DataError {
         found: impl Into<String>,
         next: &'static str,
     ) -> DataError {
-        DataError::Format { path: path.to_path_buf(), field: field.into(), expected: expected.into(), found: found.into(), next }
+        DataError::Format {
+            path: path.to_path_buf(),
+            field: field.into(),
+            expected: expected.into(),
+            found: found.into(),
+            next,
+        }
     }
 
     pub(crate) fn row(
@@ -92,7 +98,13 @@ impl DataError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> DataError {
-        DataError::Row { path: path.to_path_buf(), row, field: field.into(), expected: expected.into(), found: found.into() }
+        DataError::Row {
+            path: path.to_path_buf(),
+            row,
+            field: field.into(),
+            expected: expected.into(),
+            found: found.into(),
+        }
     }
 
     pub(crate) fn argument(name: &'static str, expected: impl Into<String>, found: impl ToString) -> DataError {

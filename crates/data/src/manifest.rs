@@ -129,8 +129,8 @@ impl Manifest {
             let found = version.map_or("nothing".into(), ToString::to_string);
             return Err(wrong(path, "version", VERSION.to_string(), found));
         }
-        let manifest: Manifest =
-            serde_json::from_value(value).map_err(|e| wrong(path, "fields", "those of version 1".into(), e.to_string()))?;
+        let manifest: Manifest = serde_json::from_value(value)
+            .map_err(|e| wrong(path, "fields", "those of version 1".into(), e.to_string()))?;
         manifest.check(path)?;
         Ok(manifest)
     }

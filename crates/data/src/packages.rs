@@ -128,7 +128,11 @@ fn host_triple() -> Result<String> {
     let output = run(command, next)?;
     let text = String::from_utf8_lossy(&output).into_owned();
     let host = text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned);
-    host.ok_or_else(|| DataError::Command { command: "rustc -vV".to_owned(), reason: "it names no host".to_owned(), next })
+    host.ok_or_else(|| DataError::Command {
+        command: "rustc -vV".to_owned(),
+        reason: "it names no host".to_owned(),
+        next,
+    })
 }
 
 fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>> {
@@ -299,7 +303,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let texts: Vec<(String, String)> = (0..40)
             .flat_map(|i| {
-                [(format!("{i}.md"), format!("words {i} {}", "word ".repeat(20))), (format!("{i}.rs"), format!("// {i} {}", "code ".repeat(20)))]
+                [
+                    (format!("{i}.md"), format!("words {i} {}", "word ".repeat(20))),
+                    (format!("{i}.rs"), format!("// {i} {}", "code ".repeat(20))),
+                ]
             })
             .collect();
         let files: Vec<(&str, &[u8])> = texts.iter().map(|(p, t)| (p.as_str(), t.as_bytes())).collect();
@@ -319,7 +326,8 @@ mod tests {
             {"id":"path#own","name":"own","version":"0.1.0","source":null,"manifest_path":"/p/own/Cargo.toml"}],
             "resolve":{"nodes":[{"id":"r#a@1"},{"id":"r#b@1"},{"id":"path#own"}]}}"#;
         let packages = parse_metadata(json, Path::new("Cargo.toml")).unwrap();
-        let names: Vec<_> = packages.iter().map(|p| (p.name.as_str(), p.license.as_deref(), p.dir.to_str().unwrap())).collect();
+        let names: Vec<_> =
+            packages.iter().map(|p| (p.name.as_str(), p.license.as_deref(), p.dir.to_str().unwrap())).collect();
         assert_eq!(names, [("a", Some("MIT"), "/p/a"), ("b", None, "/p/b")]);
         assert!(parse_metadata(b"{}", Path::new("Cargo.toml")).is_err());
     }

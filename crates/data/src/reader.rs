@@ -145,7 +145,8 @@ impl Stream {
         let mut document = shard.document_at(first);
         let mut at = first;
         while at < end {
-            let next = if document + 1 < shard.documents() { shard.document(document + 1).0 as usize } else { shard.tokens() };
+            let next =
+                if document + 1 < shard.documents() { shard.document(document + 1).0 as usize } else { shard.tokens() };
             let rows = next.min(end) - at;
             let source = shard.document(document).1 as u16;
             self.documents.extend(std::iter::repeat_n((number, document), rows));

@@ -208,7 +208,8 @@ impl Shard {
     }
 
     fn parse(path: &Path, map: Mmap) -> Result<Self> {
-        let wrong = |field: &str, expected: String, found: String| DataError::format(path, field, expected, found, NEXT);
+        let wrong =
+            |field: &str, expected: String, found: String| DataError::format(path, field, expected, found, NEXT);
         if &map[..8] != MAGIC {
             return Err(wrong("magic", "LATHEDAT".into(), format!("{:?}", String::from_utf8_lossy(&map[..8]))));
         }
@@ -237,7 +238,11 @@ impl Shard {
         if size != Some(map.len() as u64) {
             let expected = format!("the file's {} bytes", map.len());
             let found = size.map_or("more than 2^64".into(), |s| s.to_string());
-            return Err(wrong("token count and document count", expected, format!("{tokens} and {documents}, {found} bytes")));
+            return Err(wrong(
+                "token count and document count",
+                expected,
+                format!("{tokens} and {documents}, {found} bytes"),
+            ));
         }
         let crc32c = u32_at(&map, 40);
         let (tokens, documents) = (tokens as usize, documents as usize);

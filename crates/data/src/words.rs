@@ -7,7 +7,8 @@ use tokenizers::utils::SysRegex;
 /// The word pattern of GPT-2 (Radford et al. 2019): contractions, letters, numbers, other symbols, white space.
 const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-static WORD: LazyLock<SysRegex> = LazyLock::new(|| SysRegex::new(WORD_PATTERN).expect("the pattern is a constant that tests compile"));
+static WORD: LazyLock<SysRegex> =
+    LazyLock::new(|| SysRegex::new(WORD_PATTERN).expect("the pattern is a constant that tests compile"));
 
 /// The printable character that stands for each byte: itself where printable in Latin-1, else 256, 257, ... in order.
 pub(crate) static BYTE_CHAR: LazyLock<[char; 256]> = LazyLock::new(|| {

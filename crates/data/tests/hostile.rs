@@ -61,7 +61,15 @@ fn shards() {
         ("2^64-1 tokens", |b| put(b, 24, &u64::MAX.to_le_bytes()), true, "token count"),
         ("2^62 tokens", |b| put(b, 24, &(1u64 << 62).to_le_bytes()), true, "token count"),
         ("2^64-1 documents", |b| put(b, 32, &u64::MAX.to_le_bytes()), true, "document count"),
-        ("no documents but tokens", |b| { put(b, 24, &118u64.to_le_bytes()); put(b, 32, &0u64.to_le_bytes()); }, true, "document table"),
+        (
+            "no documents but tokens",
+            |b| {
+                put(b, 24, &118u64.to_le_bytes());
+                put(b, 32, &0u64.to_le_bytes());
+            },
+            true,
+            "document table",
+        ),
         ("trailing byte", |b| b.push(0), true, "token count"),
         ("cut payload", |b| b.truncate(200), true, "token count"),
         ("reserved bytes", |b| b[50] = 1, true, "reserved"),
@@ -100,7 +108,11 @@ fn every_flipped_byte_of_a_shard_is_noticed() {
         let mut bytes = good.clone();
         bytes[at] ^= 0x11;
         std::fs::write(&path, &bytes).unwrap();
-        assert_names(&format!("byte {at}"), Shard::open(&path, 2, true).err().expect("a flipped byte"), &["case.shard"]);
+        assert_names(
+            &format!("byte {at}"),
+            Shard::open(&path, 2, true).err().expect("a flipped byte"),
+            &["case.shard"],
+        );
     }
 }
 
@@ -136,7 +148,9 @@ fn manifests() {
         std::fs::write(&path, json.to_string()).unwrap();
         assert_names(case, Corpus::open(&out, Split::Train).err().expect(case), words);
     }
-    for (case, bytes) in [("empty", &b""[..]), ("cut", &good[..good.len() / 2]), ("list", b"[]"), ("not UTF-8", b"\xFF{}")] {
+    for (case, bytes) in
+        [("empty", &b""[..]), ("cut", &good[..good.len() / 2]), ("list", b"[]"), ("not UTF-8", b"\xFF{}")]
+    {
         std::fs::write(&path, bytes).unwrap();
         assert_names(case, Corpus::open(&out, Split::Train).err().expect(case), &["manifest.json"]);
     }
@@ -150,7 +164,9 @@ fn files_of_a_folder_that_do_not_belong_together() {
     write_inputs(&dir.path().join("in"));
     let out = dir.path().join("out");
     build_small(&dir.path().join("in"), &out);
-    for (file, field) in [("tokenizer.json", "SHA-256"), ("token_bytes.bin", "SHA-256"), ("train-00002.shard", "checksum")] {
+    for (file, field) in
+        [("tokenizer.json", "SHA-256"), ("token_bytes.bin", "SHA-256"), ("train-00002.shard", "checksum")]
+    {
         let path = out.join(file);
         let good = std::fs::read(&path).unwrap();
         let mut bytes = good.clone();
@@ -258,7 +274,8 @@ fn json_lines() {
 #[test]
 fn packed_files() {
     let dir = tempfile::tempdir().unwrap();
-    let rows: String = (0..2000).map(|i| format!("{}\n", serde_json::json!({"text": format!("{} {i}", sentence(i))}))).collect();
+    let rows: String =
+        (0..2000).map(|i| format!("{}\n", serde_json::json!({"text": format!("{} {i}", sentence(i))}))).collect();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, rows.as_bytes()).unwrap();
     let gzip = gzip.finish().unwrap();
@@ -295,7 +312,11 @@ fn plain_text_and_folders() {
     let path = dir.path().join("a.txt");
     bad_row("not UTF-8", &path, b"fine\n<|endoftext|>\nbad \xFF\n<|endoftext|>\nfine", &["row 2", "UTF-8"], 2);
     std::fs::write(dir.path().join("a.xyz"), b"x").unwrap();
-    assert_names("ending", read(&dir.path().join("a.xyz"), true).2.unwrap(), &["a.xyz", "file name ending", ".jsonl.gz"]);
+    assert_names(
+        "ending",
+        read(&dir.path().join("a.xyz"), true).2.unwrap(),
+        &["a.xyz", "file name ending", ".jsonl.gz"],
+    );
     std::fs::create_dir(dir.path().join("none")).unwrap();
     assert_names("no file", read(&dir.path().join("none"), true).2.unwrap(), &["none", "file name ending"]);
     assert_names("missing", read(&dir.path().join("no.txt"), true).2.unwrap(), &["no.txt"]);
@@ -353,7 +374,8 @@ fn parquet_files_read() {
     let (read_texts, skipped, error) = read(&path, false);
     assert_eq!((skipped, error), (0, None));
     assert_eq!(read_texts, [texts.clone(), texts].concat());
-    let both = "message m { required binary text (UTF8); required binary source (UTF8); required binary license (UTF8); }";
+    let both =
+        "message m { required binary text (UTF8); required binary source (UTF8); required binary license (UTF8); }";
     write_parquet(&path, both, &[b"one", b"two"], None);
     let files = list_files(&[Input::from(&path)], &ReadOptions::default()).unwrap();
     let documents: Vec<_> = Documents::new(files, ReadOptions::default()).map(|d| d.unwrap().1).collect();
@@ -365,7 +387,12 @@ fn parquet_files_read() {
 fn parquet_rows_and_files_that_are_bad() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.parquet");
-    write_parquet(&path, "message m { optional binary text (UTF8); required int64 n; }", &[b"a", b"c"], Some(&[1, 0, 1]));
+    write_parquet(
+        &path,
+        "message m { optional binary text (UTF8); required int64 n; }",
+        &[b"a", b"c"],
+        Some(&[1, 0, 1]),
+    );
     assert_names("null", read(&path, false).2.unwrap(), &["t.parquet", "row 2", "column \"text\"", "null"]);
     assert_eq!((read(&path, true).0.len(), read(&path, true).1), (4, 2));
     write_parquet(&path, TEXTS, &[b"a", b"\xFF\xFE", b"c"], None);
@@ -384,7 +411,13 @@ fn parquet_rows_and_files_that_are_bad() {
     let mut long_footer = good.clone();
     long_footer[end - 8..end - 4].copy_from_slice(&u32::MAX.to_le_bytes());
     let cut = good[..end / 2].to_vec();
-    for (case, bytes) in [("cut", cut), ("magic", wrong_end), ("footer length", long_footer), ("empty", vec![]), ("text", b"PAR1 not".to_vec())] {
+    for (case, bytes) in [
+        ("cut", cut),
+        ("magic", wrong_end),
+        ("footer length", long_footer),
+        ("empty", vec![]),
+        ("text", b"PAR1 not".to_vec()),
+    ] {
         std::fs::write(&path, bytes).unwrap();
         assert_names(case, read(&path, false).2.expect(case), &["t.parquet", "Parquet footer"]);
     }

@@ -87,7 +87,8 @@ fn stream_is_the_documents_in_order_with_their_ends() {
         assert_eq!(windows.len(), ((expected.len() - 1) / seq_len) as u64);
         assert_eq!(windows.dropped_tokens(), ((expected.len() - 1) % seq_len) as u64);
         for i in 0..windows.len() {
-            let Window { ids, targets, document, target_same_document, source, index, epoch } = windows.unshuffled(i).unwrap();
+            let Window { ids, targets, document, target_same_document, source, index, epoch } =
+                windows.unshuffled(i).unwrap();
             let at = i as usize * seq_len;
             assert_eq!((index, epoch), (i, 0));
             assert_eq!(ids, expected[at..at + seq_len]);
@@ -254,7 +255,9 @@ fn files_are_found_in_the_order_of_names_with_their_sources() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("notes");
     std::fs::create_dir_all(root.join("b")).unwrap();
-    for (name, text) in [("b/x.md", "bx"), ("a.TXT", "a"), ("c.rs", "c"), ("b/y.bin", "no"), ("z.jsonl", "{\"text\":\"z\"}")] {
+    for (name, text) in
+        [("b/x.md", "bx"), ("a.TXT", "a"), ("c.rs", "c"), ("b/y.bin", "no"), ("z.jsonl", "{\"text\":\"z\"}")]
+    {
         std::fs::write(root.join(name), text).unwrap();
     }
     let options = ReadOptions { extensions: vec!["txt".into(), "md".into(), "rs".into()], ..ReadOptions::default() };
@@ -268,7 +271,8 @@ fn files_are_found_in_the_order_of_names_with_their_sources() {
 #[test]
 fn packed_and_plain_rows_read_alike() {
     let dir = tempfile::tempdir().unwrap();
-    let rows: String = (0..500).map(|i| format!("{}\n\n", serde_json::json!({"body": sentence(i), "licence": "CC0"}))).collect();
+    let rows: String =
+        (0..500).map(|i| format!("{}\n\n", serde_json::json!({"body": sentence(i), "licence": "CC0"}))).collect();
     std::fs::write(dir.path().join("p.ndjson"), &rows).unwrap();
     std::fs::write(dir.path().join("q.jsonl.zst"), zstd::encode_all(rows.as_bytes(), 3).unwrap()).unwrap();
     let options = ReadOptions { text_field: "body".into(), ..ReadOptions::default() };

@@ -10,7 +10,11 @@ use crate::{Batch, Scoring, score};
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
     let RouterConfig::ExpertChoice(config) = &model.config().router else {
         // Nothing compares rows: every rule is the same rule. A random router draws by position.
-        return Rule::Causal(Decision { made_by: "router".into(), auxiliary: false, thresholds: vec![None; model.config().recursions] });
+        return Rule::Causal(Decision {
+            made_by: "router".into(),
+            auxiliary: false,
+            thresholds: vec![None; model.config().recursions],
+        });
     };
     let n = model.config().recursions;
     let capacities = model.config().router.capacities(n, u64::MAX);
@@ -59,7 +63,7 @@ pub fn calibrate(
 }
 
 /// Share of rows that get another number of recursions under `a` than under `b`.
-pub fn agreement(a: &[crate::RowScore], b: &[crate::RowScore]) -> f64 {
+pub fn disagreement(a: &[crate::RowScore], b: &[crate::RowScore]) -> f64 {
     let differ = a.iter().zip(b).filter(|(a, b)| a.depth != b.depth).count();
     differ as f64 / a.len().max(1) as f64
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Address, Cache, Model, NoProbe, Pass, Rows, RouterState, Rule};
+use model::{Address, Cache, Model, NoProbe, Pass, RouterState, Rows, Rule};
 use ops::{Ops, read_rows};
 
 use crate::{Sampler, SamplerError};
@@ -53,10 +53,14 @@ pub struct Generated {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GenerateError {
     /// Nothing to continue.
-    #[error("the prompt is empty; expected at least one token: give some text, or the end-of-text token to start afresh")]
+    #[error(
+        "the prompt is empty; expected at least one token: give some text, or the end-of-text token to start afresh"
+    )]
     EmptyPrompt,
     /// Not a token of this model.
-    #[error("prompt token {index} is {id}, expected an id below the vocabulary size {vocab}: use the model's tokenizer")]
+    #[error(
+        "prompt token {index} is {id}, expected an id below the vocabulary size {vocab}: use the model's tokenizer"
+    )]
     UnknownId {
         /// Where in the prompt.
         index: usize,
@@ -66,7 +70,9 @@ pub enum GenerateError {
         vocab: usize,
     },
     /// Too long.
-    #[error("prompt of {prompt} and {new} new tokens make {total} positions, the model was made for {context}: ask for less")]
+    #[error(
+        "prompt of {prompt} and {new} new tokens make {total} positions, the model was made for {context}: ask for less"
+    )]
     TooLong {
         /// Prompt tokens.
         prompt: usize,
@@ -131,7 +137,9 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
     if total > context {
         return Err(GenerateError::TooLong { prompt, new, total, context });
     }
-    if *what.rule == Rule::SeeingAll && !matches!(model.config().router, model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_)) {
+    if *what.rule == Rule::SeeingAll
+        && !matches!(model.config().router, model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_))
+    {
         return Err(GenerateError::NotCausal);
     }
     if what.max_depth == Some(0) {

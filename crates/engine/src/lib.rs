@@ -9,8 +9,8 @@ mod sampler;
 mod score;
 
 pub use batch::{Batch, Sequence};
-pub use calibrate::{agreement, calibrate, causal_rule};
+pub use calibrate::{calibrate, causal_rule, disagreement};
 pub use census::{Census, Recursed};
-pub use generate::{Generated, Generation, GenerateError, Token, generate};
+pub use generate::{GenerateError, Generated, Generation, Token, generate};
 pub use sampler::{Sampler, SamplerError};
 pub use score::{RowScore, Scoring, log_probabilities, score};

@@ -5,7 +5,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
-use engine::{Batch, Census, RowScore, Scoring, Sequence, agreement, calibrate, causal_rule, log_probabilities, score};
+use engine::{
+    Batch, Census, RowScore, Scoring, Sequence, calibrate, causal_rule, disagreement, log_probabilities, score,
+};
 use model::routing::expert_choice::{Causal, Config as Expert, Sampling};
 use model::{Decision, KvMode, NoProbe, Probe, Routed, RouterConfig, RouterState, Rule};
 use ops::Ops;
@@ -157,6 +159,6 @@ fn batches_pack() {
 #[test]
 fn depths_are_compared() {
     let rows = |depths: &[u32]| depths.iter().map(|&depth| RowScore { nll: 1.0, depth }).collect::<Vec<_>>();
-    assert_eq!(agreement(&rows(&[1, 2, 3, 1]), &rows(&[1, 3, 3, 2])), 0.5);
-    assert_eq!(agreement(&[], &[]), 0.0);
+    assert_eq!(disagreement(&rows(&[1, 2, 3, 1]), &rows(&[1, 3, 3, 2])), 0.5);
+    assert_eq!(disagreement(&[], &[]), 0.0);
 }

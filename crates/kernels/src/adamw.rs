@@ -125,7 +125,8 @@ mod tests {
         let n = 50_003;
         let g = values(2, n);
         let step = |from: usize| {
-            let (mut p, mut m, mut v) = (values(1, n), values(3, n), values(4, n).iter().map(|v| v * v).collect::<Vec<_>>());
+            let (mut p, mut m, mut v) =
+                (values(1, n), values(3, n), values(4, n).iter().map(|v| v * v).collect::<Vec<_>>());
             adamw_step(&HYPER, 0.7, &mut p[from..], &g[from..], &mut m[from..], &mut v[from..]);
             [bits(&p[n - 5..]), bits(&m[n - 5..]), bits(&v[n - 5..]), bits(&p[from..from + 2])]
         };

@@ -184,7 +184,8 @@ mod tests {
 
     /// Losses, `dx` and `de`.
     fn run(case: &Case) -> [Vec<f32>; 3] {
-        let mut found = [vec![f32::NAN; case.targets.len()], vec![f32::NAN; case.x.len()], vec![f32::NAN; case.e.len()]];
+        let mut found =
+            [vec![f32::NAN; case.targets.len()], vec![f32::NAN; case.x.len()], vec![f32::NAN; case.e.len()]];
         let [losses, dx, de] = &mut found;
         linear_cross_entropy(&case.x, &case.e, case.d, &case.targets, &case.weights, losses, Some((dx, de)));
         found

@@ -124,10 +124,7 @@ pub(crate) fn max_value(x: &[f32]) -> f32 {
 /// Panics, naming the argument, when a slice has not the length that its shape asks for.
 #[track_caller]
 pub(crate) fn check_len(function: &str, argument: &str, found: usize, expected: usize) {
-    assert!(
-        found == expected,
-        "{function}: `{argument}` holds {found} values where its shape needs {expected}"
-    );
+    assert!(found == expected, "{function}: `{argument}` holds {found} values where its shape needs {expected}");
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -149,7 +146,8 @@ mod tests {
         let (t, d) = (5, 38);
         let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
         let buffer = || vec![0.0f32; t * d];
-        let mut r = vec![buffer(), buffer(), vec![0.0; d], buffer(), buffer(), vec![0.0; t * d / 2], buffer(), x.clone()];
+        let mut r =
+            vec![buffer(), buffer(), vec![0.0; d], buffer(), buffer(), vec![0.0; t * d / 2], buffer(), x.clone()];
         rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
         let mut dw = vec![0.0; d];
         rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);

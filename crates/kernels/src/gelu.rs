@@ -122,7 +122,11 @@ mod tests {
         gelu_backward(&x, &g, &mut dx);
         assert_close(&out, &x.iter().map(|&x| gelu(f64::from(x))).collect::<Vec<_>>(), 4e-7);
         let slope = |x: f64| (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4;
-        assert_close(&dx, &x.iter().zip(&g).map(|(&x, &g)| f64::from(g) * slope(f64::from(x))).collect::<Vec<_>>(), 1e-6);
+        assert_close(
+            &dx,
+            &x.iter().zip(&g).map(|(&x, &g)| f64::from(g) * slope(f64::from(x))).collect::<Vec<_>>(),
+            1e-6,
+        );
     }
 
     #[test]

@@ -136,7 +136,8 @@ mod tests {
             assert_close(&out, &reference(&x64, &w64), 1e-6);
             let expected = differences(&x, |x| inner(&reference(x, &w64), &g));
             assert_close(&dx, &expected, 3e-6);
-            let expected_dw: Vec<f64> = differences(&w, |w| inner(&reference(&x64, w), &g)).iter().map(|v| v + 0.5).collect();
+            let expected_dw: Vec<f64> =
+                differences(&w, |w| inner(&reference(&x64, w), &g)).iter().map(|v| v + 0.5).collect();
             assert_close(&dw, &expected_dw, 2e-6);
             let mut added = vec![1.0; t * d];
             rms_norm_backward(&x, &w, &g, EPS, &mut added, true, &mut dw);

@@ -246,8 +246,11 @@ mod tests {
             let (a, b) = (values(1, rows * d), values(2, rows * d));
             let mut out = vec![f32::NAN; rows];
             row_dots(&a, &b, d, &mut out);
-            let expected: Vec<f64> =
-                wide(&a).chunks(d).zip(wide(&b).chunks(d)).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum()).collect();
+            let expected: Vec<f64> = wide(&a)
+                .chunks(d)
+                .zip(wide(&b).chunks(d))
+                .map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum())
+                .collect();
             assert_close(&out, &expected, 2e-6);
             let mut last = [0.0];
             row_dots(&a[(rows - 1) * d..], &b[(rows - 1) * d..], d, &mut last);

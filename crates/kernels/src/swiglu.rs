@@ -71,7 +71,8 @@ pub fn swiglu_backward(gate_up: &[f32], f: usize, g: &[f32], d_gate_up: &mut [f3
     if g.len() <= rows * f {
         return backward_rows(gate_up, f, g, d_gate_up);
     }
-    let tasks = gate_up.par_chunks(rows * 2 * f).zip(g.par_chunks(rows * f)).zip(d_gate_up.par_chunks_mut(rows * 2 * f));
+    let tasks =
+        gate_up.par_chunks(rows * 2 * f).zip(g.par_chunks(rows * f)).zip(d_gate_up.par_chunks_mut(rows * 2 * f));
     tasks.for_each(|((gate_up, g), d_gate_up)| backward_rows(gate_up, f, g, d_gate_up));
 }
 

@@ -67,11 +67,15 @@ pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
             format!("{:.3}", seconds / first),
             format!("{:.3}", c.flops / contestants[0].flops),
         ]);
-        results.push(json!({ "model": c.name, "seconds": c.seconds, "median": seconds, "tokens": tokens, "flops": c.flops }));
+        results.push(
+            json!({ "model": c.name, "seconds": c.seconds, "median": seconds, "tokens": tokens, "flops": c.flops }),
+        );
     }
     if options.json {
         let machine = ops::machine();
-        say::line(serde_json::to_string_pretty(&json!({ "machine": machine, "peak_flops": peak, "results": results }))?);
+        say::line(serde_json::to_string_pretty(
+            &json!({ "machine": machine, "peak_flops": peak, "results": results }),
+        )?);
         return Ok(ExitCode::SUCCESS);
     }
     let columns = ["model", "s/step", "rows/s", "GFLOP/s", "% of peak", "time ratio", "FLOP ratio"];

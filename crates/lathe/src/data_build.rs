@@ -32,10 +32,8 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
             None
         }
     });
-    let trained = Tokenizer::train(
-        texts,
-        &TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) },
-    );
+    let trained =
+        Tokenizer::train(texts, &TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) });
     bar.finish_and_clear();
     if let Some(error) = failure {
         return Err(error.into());

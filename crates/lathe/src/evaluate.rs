@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use data::{Corpus, Split, Windows};
-use engine::{Scoring, agreement};
+use engine::{Scoring, disagreement};
 use model::Rule;
 use report::Table;
 use serde_json::json;
@@ -34,7 +34,12 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     );
     let mask = !options.no_document_mask && trained.is_none_or(|d| d.document_mask);
     let windows = Windows::new(&corpus, length, 0)?;
-    ensure!(windows.len() > 0, "{} has {} tokens, too few for a window of {length}", options.data.display(), corpus.tokens());
+    ensure!(
+        windows.len() > 0,
+        "{} has {} tokens, too few for a window of {length}",
+        options.data.display(),
+        corpus.tokens()
+    );
     let chunks = spread(&windows, windows.len(), options.windows.max(1))?;
     let causal = open::causal(&stored)?;
     let score = |rule: &Rule, cap: Option<usize>| {
@@ -46,9 +51,11 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let has_caps = !stored.model.plan().recursions.is_empty();
     let caps: Vec<(usize, RuleScore)> = (1..=stored.model.config().recursions)
         .filter(|_| has_caps)
-        .map(|cap| (cap, if cap == stored.model.config().recursions { by_row.clone() } else { score(&causal, Some(cap)).0 }))
+        .map(|cap| {
+            (cap, if cap == stored.model.config().recursions { by_row.clone() } else { score(&causal, Some(cap)).0 })
+        })
         .collect();
-    let disagreement = agreement(&a, &b);
+    let disagreement = disagreement(&a, &b);
     if options.json {
         let caps: Vec<_> = caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
         say::line(serde_json::to_string_pretty(&json!({
@@ -61,13 +68,18 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let mut rows = vec![row("training-time routing", &training), row("causal routing", &by_row)];
     rows.extend(caps.iter().map(|(cap, s)| row(&format!("causal, at most {cap} recursions"), s)));
     let columns = ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
-    let caption = format!("{split}, {} windows of {length}; depths differ on {:.1} % of rows", a.len() / length, 100.0 * disagreement);
+    let caption = format!(
+        "{split}, {} windows of {length}; depths differ on {:.1} % of rows",
+        a.len() / length,
+        100.0 * disagreement
+    );
     say::piece(Table { columns, rows, caption, best: None }.to_text());
     let rows = training.sources.iter().map(|(name, score)| {
         let causal = by_row.sources.get(name).map_or(f64::NAN, |s| s.bits_per_byte);
         vec![name.clone(), score.predictions.to_string(), format!("{:.4}", score.bits_per_byte), format!("{causal:.4}")]
     });
-    let columns = ["source", "predictions", "bits/byte, training-time", "bits/byte, causal"].map(str::to_owned).to_vec();
+    let columns =
+        ["source", "predictions", "bits/byte, training-time", "bits/byte, causal"].map(str::to_owned).to_vec();
     say::line("");
     say::piece(Table { columns, rows: rows.collect(), caption: String::new(), best: None }.to_text());
     Ok(ExitCode::SUCCESS)

@@ -54,7 +54,11 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         f64::from(passes) / count,
         report::human_bytes(generated.kv_bytes as u64)
     );
-    if options.show_depth { say::note(summary) } else { tracing::info!("{summary}") }
+    if options.show_depth {
+        say::note(summary)
+    } else {
+        tracing::info!("{summary}")
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -251,7 +251,9 @@ impl Reference {
         match (self.settings.router.as_str(), hidden) {
             ("mlp" | "wide_mlp", Some(h)) if h == 2 * self.settings.hidden_size => Ok(Network::Mlp),
             ("mlp" | "wide_mlp", Some(h)) if h == 4 * self.settings.hidden_size => Ok(Network::WideMlp),
-            (other, hidden) => bail!("router is {other} with hidden size {hidden:?}, expected linear, mlp or wide_mlp of 2 or 4 times the width"),
+            (other, hidden) => bail!(
+                "router is {other} with hidden size {hidden:?}, expected linear, mlp or wide_mlp of 2 or 4 times the width"
+            ),
         }
     }
 
@@ -261,7 +263,10 @@ impl Reference {
         let t = *shape.last().with_context(|| format!("{name} has no axis"))?;
         let checked: Result<Vec<u32>, _> = values.iter().map(|&v| u32::try_from(v)).collect();
         let checked = checked.with_context(|| format!("{name} holds a negative number"))?;
-        ensure!(checked.iter().all(|&id| (id as usize) < self.settings.vocab_size), "{name} holds an id beyond vocab_size");
+        ensure!(
+            checked.iter().all(|&id| (id as usize) < self.settings.vocab_size),
+            "{name} holds an id beyond vocab_size"
+        );
         ensure!(t >= 2 && !checked.is_empty(), "{name} is {shape:?}, expected sequences of at least 2 tokens");
         Ok(checked.chunks(t).map(<[u32]>::to_vec).collect())
     }
@@ -310,7 +315,9 @@ impl Reference {
         let numbered = format!("model.layers.{first}");
         let has = |prefix: &str| {
             let start = format!("param.{prefix}.");
-            self.file.names().any(|n| n.starts_with(&format!("{start}mor_router")) || n.starts_with(&format!("{start}block_list")))
+            self.file
+                .names()
+                .any(|n| n.starts_with(&format!("{start}mor_router")) || n.starts_with(&format!("{start}block_list")))
         };
         if has(&numbered) { numbered } else { "model.layers".into() }
     }
@@ -344,7 +351,12 @@ impl Reference {
             values.extend(self.file.read_f32(&format!("{group}.{name}"))?);
         }
         let (rows, columns) = spec.shape;
-        ensure!(values.len() == rows * columns, "{group} of {} has {} numbers, expected {rows} x {columns}", spec.name, values.len());
+        ensure!(
+            values.len() == rows * columns,
+            "{group} of {} has {} numbers, expected {rows} x {columns}",
+            spec.name,
+            values.len()
+        );
         Ok(values)
     }
 
@@ -463,7 +475,11 @@ impl Reference {
 
     fn hidden(&self, seen: &Seen) -> Result<Check> {
         let recorded = self.file.names().filter(|n| n.starts_with("hidden.")).count();
-        ensure!(recorded == seen.stream.len(), "{recorded} hidden states recorded, the model has {}", seen.stream.len());
+        ensure!(
+            recorded == seen.stream.len(),
+            "{recorded} hidden states recorded, the model has {}",
+            seen.stream.len()
+        );
         let named: Vec<_> = seen.stream.iter().enumerate().map(|(i, x)| (format!("hidden.{i}"), x.clone())).collect();
         self.near("hidden", &named)
     }
@@ -495,7 +511,8 @@ impl Reference {
                 let name = format!("grad.{name}");
                 let expected = self.file.read_f32(&name)?;
                 let part = found.get(at..at + expected.len());
-                let part = part.with_context(|| format!("{name} has {} numbers, more than its weight", expected.len()))?;
+                let part =
+                    part.with_context(|| format!("{name} has {} numbers, more than its weight", expected.len()))?;
                 at += expected.len();
                 let largest = expected.iter().fold(0.0f32, |m, e| m.max(e.abs()));
                 for (&f, &e) in part.iter().zip(&expected) {
@@ -531,7 +548,11 @@ impl Reference {
         let sequences = self.sequences("train.input_ids")?;
         let (losses, norms) = (self.file.read_f32("train.loss")?, self.file.read_f32("train.grad_norm")?);
         for (name, found) in [("train.loss", losses.len()), ("train.grad_norm", norms.len())] {
-            ensure!(found == settings.steps, "{name} has {found} numbers, expected one for each of {} steps", settings.steps);
+            ensure!(
+                found == settings.steps,
+                "{name} has {found} numbers, expected one for each of {} steps",
+                settings.steps
+            );
         }
         let mut loss = Check { what: "train loss".into(), tolerance: 1e-3, ..Check::default() };
         let mut norm = Check { what: "train norm".into(), tolerance: 1e-2, ..Check::default() };
@@ -601,4 +622,3 @@ pub(crate) fn table(cases: &[Case]) -> report::Table {
         .collect();
     report::Table { columns, rows, caption: String::new(), best: None }
 }
-

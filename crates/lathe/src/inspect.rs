@@ -34,7 +34,11 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             "text": text.as_ref().map(|t| t.statistics.rows.clone()),
         }))?);
     } else {
-        say::line(format!("step {}, {} predictions trained on", stored.step, report::human_count(stored.tokens as f64)));
+        say::line(format!(
+            "step {}, {} predictions trained on",
+            stored.step,
+            report::human_count(stored.tokens as f64)
+        ));
         say::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
         if let Some(Rule::Causal(decision)) = &stored.rule {
             say::line(format!("causal rule: {}, thresholds {:?}", decision.made_by, decision.thresholds));

@@ -10,9 +10,10 @@ use train::Stored;
 /// A checkpoint and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     let stored = train::load_model(path).with_context(|| format!("opening the checkpoint {}", path.display()))?;
-    let json = stored.tokenizer.as_deref().with_context(|| {
-        format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
-    })?;
+    let json = stored
+        .tokenizer
+        .as_deref()
+        .with_context(|| format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display()))?;
     let json = std::str::from_utf8(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
     let tokenizer = Tokenizer::from_json(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
     let (found, expected) = (tokenizer.vocab_size(), stored.model.config().vocab_size);

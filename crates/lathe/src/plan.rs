@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use data::{Corpus, Split, Windows};
-use model::cost::{Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense};
 use model::ModelConfig;
+use model::cost::{Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense};
 use report::{Table, human_bytes, human_count, human_duration};
 use train::Recipe;
 
@@ -81,12 +81,7 @@ pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
         row("forward FLOPs/token, paper's count", paper.0, paper.1, &count),
         row("forward FLOPs/token, full count", full.0, full.1, &count),
         row("KV bytes/token, f32", kv(config, &plan), kv(&dense, &dense_plan), &bytes),
-        row(
-            "weight bytes, f32",
-            4.0 * (p.unique + p.embedding) as f64,
-            4.0 * (q.unique + q.embedding) as f64,
-            &bytes,
-        ),
+        row("weight bytes, f32", 4.0 * (p.unique + p.embedding) as f64, 4.0 * (q.unique + q.embedding) as f64, &bytes),
     ];
     let columns = ["model", "this one", "dense, same depth", "ratio"].map(str::to_owned).to_vec();
     let caption = format!("at sequence length {n} and nominal capacities");
@@ -148,11 +143,8 @@ fn memory_bytes() -> Option<f64> {
 fn activation_bytes(recipe: &Recipe) -> f64 {
     let c = &recipe.model;
     let heads = c.heads * c.head_dim;
-    let per_layer = if recipe.train.recompute {
-        c.width
-    } else {
-        4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn
-    };
+    let per_layer =
+        if recipe.train.recompute { c.width } else { 4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn };
     let shares = nominal_capacities(c);
     let layers: f64 = match c.check() {
         Ok(plan) => plan.unrolled().map(|u| if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] }).sum(),

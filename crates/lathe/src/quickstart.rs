@@ -11,7 +11,10 @@ use data::{Corpus, Split, Tokenizer, Windows, packages};
 use engine::Sampler;
 use model::ModelConfig;
 use report::{BarSeries, Bars, Page, human_bytes, human_count, human_duration};
-use train::{CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig, Stored, TrainConfig, Trainer, Validation};
+use train::{
+    CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig, Stored, TrainConfig,
+    Trainer, Validation,
+};
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
@@ -24,9 +27,8 @@ const PROMPTS: [&str; 3] = ["# Getting started\n\nThis crate", "/// Returns the 
 pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     ensure!(options.minutes > 0.0 && options.minutes <= 1e5, "--minutes is {}, expected above 0", options.minutes);
     let started = Instant::now();
-    let config = model::presets::preset(&options.preset).with_context(|| {
-        format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset)
-    })?;
+    let config = model::presets::preset(&options.preset)
+        .with_context(|| format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset))?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let data = prepare(options)?;
     let recipe = make_recipe(options, config, &data, started)?;
@@ -59,7 +61,9 @@ fn prepare(options: &Quickstart) -> Result<PathBuf> {
         ensure!(
             corpus.vocab_size() == options.vocab,
             "{} was made with a vocabulary of {}, --vocab is {}: choose another --out",
-            dir.display(), corpus.vocab_size(), options.vocab
+            dir.display(),
+            corpus.vocab_size(),
+            options.vocab
         );
         say::line(format!("text: {} tokens already in {}", human_count(corpus.tokens() as f64), dir.display()));
         return Ok(dir);
@@ -76,7 +80,11 @@ fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
     )?;
     found.save(&options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
-    say::line(format!("text: {} files, {} of the packages this program was built from", found.files.len(), human_bytes(bytes)));
+    say::line(format!(
+        "text: {} files, {} of the packages this program was built from",
+        found.files.len(),
+        human_bytes(bytes)
+    ));
     let tokenizer = data_build::tokenizer_from(found.train_texts(), options.vocab)?;
     tokenizer.save(&options.out.join("tokenizer.json"))?;
     Ok(build_documents(found.documents(), &tokenizer, dir, &BuildOptions::default())?)
@@ -183,7 +191,11 @@ fn page_of(
     let time = format!("{} in all", human_duration(started.elapsed().as_secs_f64()));
     page.cards(&[
         ("bits per byte, causal routing", &bits(&validation.causal), &training),
-        ("mean recursions", &format!("{:.2}", validation.causal.mean_depth()), &format!("of at most {}", config.recursions)),
+        (
+            "mean recursions",
+            &format!("{:.2}", validation.causal.mean_depth()),
+            &format!("of at most {}", config.recursions),
+        ),
         ("parameters", &human_count(p.unique as f64), &format!("used as {}", human_count(p.unrolled as f64))),
         ("tokens trained on", &human_count(stored.tokens as f64), &time),
     ]);

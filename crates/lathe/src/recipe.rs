@@ -54,8 +54,7 @@ fn resolve(mut given: Value) -> Result<Recipe> {
     }
     overlay(&mut base, given);
     // The path makes a message like `model.heads: invalid type: string "x", expected usize` possible.
-    serde_path_to_error::deserialize(base)
-        .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
+    serde_path_to_error::deserialize(base).map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
 }
 
 /// Writes `top` over `base`. A table that names another `kind` replaces the one below it.
@@ -76,7 +75,9 @@ fn overlay(base: &mut Value, top: Value) {
 }
 
 fn set(given: &mut Value, entry: &str) -> Result<()> {
-    let Some((path, text)) = entry.split_once('=') else { bail!("--set {entry}: expected KEY=VALUE, like train.steps=100") };
+    let Some((path, text)) = entry.split_once('=') else {
+        bail!("--set {entry}: expected KEY=VALUE, like train.steps=100")
+    };
     let value = match toml::from_str::<Map<String, Value>>(&format!("x = {text}")) {
         Ok(mut table) => table.remove("x").unwrap_or(Value::Null),
         Err(_) => Value::String(text.to_owned()),
@@ -208,7 +209,8 @@ mod tests {
     fn unknown_keys_name_line_and_neighbour() {
         let found = error("[model]\nvocab_size = 10\nwidht = 64\n", &[]);
         assert!(found.contains("line 3") && found.contains("`model.widht`") && found.contains("`width`"), "{found}");
-        let found = error("[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n", &[]);
+        let found =
+            error("[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n", &[]);
         assert!(found.contains("line 5") && found.contains("capacities"), "{found}");
         let found = error("[model]\nvocab_size = 10\n", &["train.stepz=3"]);
         assert!(found.contains("--set") && found.contains("`steps`"), "{found}");
@@ -226,15 +228,39 @@ mod tests {
             ("[model]\nvocab_size = 10\nwidth = -5\n", &[], "model.width"),
             ("[model]\nvocab_size = 10\nnorm_eps = nan\n", &[], "norm_eps"),
             ("[model]\nvocab_size = 10\nrope_theta = inf\n", &[], "rope_theta"),
-            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = nan\n", &[], "model.router.capacities"),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = nan\n",
+                &[],
+                "model.router.capacities",
+            ),
             ("[model]\nvocab_size = 10\nsharing = \"spiral\"\n", &[], "model.sharing"),
             ("[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n", &[], "model.sharing"),
             ("[model]\nvocab_size = 10\n[model.router]\nkind = \"oracle\"\n", &[], "oracle"),
-            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n", &[], "capacities"),
-            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5]\n", &[], "capacities"),
-            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5, 0.0]\n", &[], "capacities"),
-            ("[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncausal = \"auxiliary\"\n", &[], "causal"),
-            ("[model]\nvocab_size = 10\nkv = \"shared_update\"\nrouter = { kind = \"token_choice\" }\n", &[], "model.kv"),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n",
+                &[],
+                "capacities",
+            ),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5]\n",
+                &[],
+                "capacities",
+            ),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5, 0.0]\n",
+                &[],
+                "capacities",
+            ),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncausal = \"auxiliary\"\n",
+                &[],
+                "causal",
+            ),
+            (
+                "[model]\nvocab_size = 10\nkv = \"shared_update\"\nrouter = { kind = \"token_choice\" }\n",
+                &[],
+                "model.kv",
+            ),
             ("[model]\npreset = \"cpu-9m\"\n", &[], "model.preset"),
             ("[model]\npreset = 3\n", &[], "model.preset"),
             ("[model]\nvocab_size = 10\n", &["train.steps=0"], "train.steps"),

@@ -124,7 +124,9 @@ fn sources(records: &[Record]) -> Option<Table> {
     let of = |rule: &str| last["validation"][rule]["sources"].as_object();
     let (training, causal) = (of("training")?, of("causal")?);
     let rows = training.iter().map(|(name, score)| {
-        let bits = |v: Option<&Value>| v.and_then(|v| v["bits_per_byte"].as_f64()).map_or_else(String::new, |b| format!("{b:.4}"));
+        let bits = |v: Option<&Value>| {
+            v.and_then(|v| v["bits_per_byte"].as_f64()).map_or_else(String::new, |b| format!("{b:.4}"))
+        };
         let predictions = score["predictions"].as_f64().unwrap_or(0.0);
         vec![name.clone(), human_count(predictions), bits(Some(score)), bits(causal.get(name))]
     });

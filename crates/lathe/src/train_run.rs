@@ -34,8 +34,8 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
 /// Trains to the recipe's end or the first signal.
 pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
-    let mut run = Run::open(recipe, out, resume, unix_time())
-        .with_context(|| format!("opening the run in {}", out.display()))?;
+    let mut run =
+        Run::open(recipe, out, resume, unix_time()).with_context(|| format!("opening the run in {}", out.display()))?;
     for damaged in &run.resumed.damaged {
         say::note(format!("passing over the damaged checkpoint {}: {}", damaged.path.display(), damaged.reason));
     }
@@ -70,10 +70,7 @@ pub(crate) fn results(validation: &Validation) -> report::Table {
     let columns = ["validation with", "nats/token", "perplexity", "bits/byte", "mean depth"];
     report::Table {
         columns: columns.map(str::to_owned).to_vec(),
-        rows: vec![
-            row("training-time routing", &validation.training),
-            row("causal routing", &validation.causal),
-        ],
+        rows: vec![row("training-time routing", &validation.training), row("causal routing", &validation.causal)],
         caption: format!(
             "{} predictions; the two differ in depth on {:.1} % of the rows",
             human_count(validation.training.all.predictions as f64),

@@ -73,7 +73,8 @@ fn training_learns_and_logs() {
         assert!(bits(validations[1], rule) < bits(validations[0], rule), "{validations:?}");
     }
     assert_eq!(place.text("run/timing.jsonl").lines().count(), 60);
-    let events: Vec<_> = fs::read_dir(place.path("run/events")).expect("lists").map(|e| e.expect("lists").path()).collect();
+    let events: Vec<_> =
+        fs::read_dir(place.path("run/events")).expect("lists").map(|e| e.expect("lists").path()).collect();
     let name = events[0].file_name().expect("a name").to_string_lossy().into_owned();
     assert!(events.len() == 1 && name.contains("tfevents"), "{events:?}");
     let bytes = fs::read(&events[0]).expect("reads");
@@ -144,7 +145,10 @@ fn whole_flow(place: &Place, router: &str, kv: &str, dense: bool) {
     }
     let disagreement = number(&scores["disagreement"]);
     let same_rule = router.contains("fixed") || router.contains("token_choice");
-    assert!(if same_rule { disagreement == 0.0 } else { (0.0..=1.0).contains(&disagreement) }, "{what}: {disagreement}");
+    assert!(
+        if same_rule { disagreement == 0.0 } else { (0.0..=1.0).contains(&disagreement) },
+        "{what}: {disagreement}"
+    );
     let speak = |extra: &[&str]| {
         let arguments = ["generate", "run", "--prompt", "the model reads", "--max-tokens", "20", "--ignore-eos"];
         place.run(&[&arguments[..], extra].concat()).good().out
@@ -205,7 +209,9 @@ fn eval_answers_with_the_windows_asked_for() {
     let longer = eval("run", &["--sequence-length", "64", "--windows", "2"]);
     assert_eq!(longer["sequence_length"], 64);
     let table = place.run(&["eval", "run", "--data", "data"]).good().out;
-    for needle in ["training-time routing", "causal, at most 1 recursions", "causal, at most 3 recursions", "rows", "text"] {
+    for needle in
+        ["training-time routing", "causal, at most 1 recursions", "causal, at most 3 recursions", "rows", "text"]
+    {
         assert!(table.contains(needle), "{table}");
     }
 }
@@ -213,7 +219,9 @@ fn eval_answers_with_the_windows_asked_for() {
 #[test]
 fn generate_does_what_it_is_told() {
     let place = Place::with_run();
-    let speak = |extra: &[&str]| place.run(&[&["generate", "run", "--prompt", "the depth", "--ignore-eos"], extra].concat()).good();
+    let speak = |extra: &[&str]| {
+        place.run(&[&["generate", "run", "--prompt", "the depth", "--ignore-eos"], extra].concat()).good()
+    };
     let seed = |seed: &str| speak(&["--max-tokens", "30", "--seed", seed]).out;
     assert_eq!(seed("1"), seed("1"));
     assert_ne!(seed("1"), seed("2"));
@@ -247,7 +255,9 @@ fn inspect_tells_and_writes_a_page_that_stands_alone() {
     assert!(number(&looked["parameters"]["unrolled"]) > number(&looked["parameters"]["unique"]));
     assert!(looked["text"].as_array().expect("rows").len() >= 6);
     let told = place.run(&["inspect", "run", "--text", "text/20.md", "--html", "page.html"]).good().out;
-    for needle in ["router expert_choice", "causal rule: calibrated", "unique parameters", "forward FLOPs/token", "3 recursions"] {
+    for needle in
+        ["router expert_choice", "causal rule: calibrated", "unique parameters", "forward FLOPs/token", "3 recursions"]
+    {
         assert!(told.contains(needle), "{told}");
     }
     let page = place.text("page.html");
@@ -285,7 +295,16 @@ fn presets_can_be_trained_by_name() {
         place.run(&["train", "r.toml", "--out", "run", "--dry-run"]).good();
     }
     place.write("r.toml", "[model]\npreset = \"cpu-1m-mor2\"\n[data]\ndir = \"data\"\nsequence_length = 16\n");
-    let sets = ["--set", "train.steps=1", "--set", "train.batch=1", "--set", "train.micro_batch=1", "--set", "log.validate_windows=1"];
+    let sets = [
+        "--set",
+        "train.steps=1",
+        "--set",
+        "train.batch=1",
+        "--set",
+        "train.micro_batch=1",
+        "--set",
+        "log.validate_windows=1",
+    ];
     place.run(&[&["train", "r.toml", "--out", "run", "--set", "log.calibrate_windows=1"], &sets[..]].concat()).good();
     assert_eq!(place.checkpoints("run"), ["step-00000001"]);
 }
@@ -311,7 +330,8 @@ fn quickstart_ends_with_a_report() {
     place.run(&["eval", "q/run", "--data", "q/data", "--windows", "2", "--json"]).good().json();
     // A second call finds everything done and says the same.
     let again = place.run(&arguments).good();
-    let table = |out: &str| out.lines().filter(|line| line.contains("causal routing")).map(str::to_owned).collect::<Vec<_>>();
+    let table =
+        |out: &str| out.lines().filter(|line| line.contains("causal routing")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(table(&again.out), table(&ended.out));
 }
 

@@ -66,7 +66,8 @@ fn every_case_passes_with_fast_and_plain_operations() {
         assert_eq!(names, CASES);
         for case in cases.as_array().expect("a list") {
             assert_eq!(case["passed"], true, "{case}");
-            let kinds: Vec<&str> = case["checks"].as_array().expect("a list").iter().filter_map(|c| c["what"].as_str()).collect();
+            let kinds: Vec<&str> =
+                case["checks"].as_array().expect("a list").iter().filter_map(|c| c["what"].as_str()).collect();
             let expected: &[&str] = match case["name"] == TRAIN {
                 true => &["train loss", "train norm"],
                 false => &["selections", "hidden", "logits", "loss", "gradients"],

@@ -312,7 +312,11 @@ fn damaged_tokenizers() {
     }
     let place = &fixture.place;
     place.run(&["tokenizer", "train", "--input", "text", "--vocab", "420", "--out", "large.json"]).good();
-    fixture.refuses("tokenizer.json", Some(&place.read("large.json")), &["tokenizer.json", "300", "do not belong together"]);
+    fixture.refuses(
+        "tokenizer.json",
+        Some(&place.read("large.json")),
+        &["tokenizer.json", "300", "do not belong together"],
+    );
     let text = String::from_utf8(whole).expect("UTF-8");
     let gaps = text.replacen(": 299", ": 4000000000", 1);
     assert_ne!(gaps, text);
@@ -352,7 +356,8 @@ fn damaged_data() {
         fs::remove_dir(place.path(&path)).expect("removes");
         heal();
     }
-    let shard = whole.iter().map(|(name, _)| name).find(|name| name.starts_with("validation")).expect("a shard").clone();
+    let shard =
+        whole.iter().map(|(name, _)| name).find(|name| name.starts_with("validation")).expect("a shard").clone();
     place.write(&format!("data/{shard}"), "LATHEDAT");
     place.refuses(&eval, &[&shard]);
     heal();
@@ -393,7 +398,8 @@ fn data_and_model_that_do_not_belong_together() {
         &["model.vocab_size", "310"],
     );
     place.write("short/a.md", "the model");
-    let build = ["data", "build", "--tokenizer", "tokenizer.json", "--input", "short", "--out", "few", "--valid-per-mille"];
+    let build =
+        ["data", "build", "--tokenizer", "tokenizer.json", "--input", "short", "--out", "few", "--valid-per-mille"];
     for share in ["0", "1000"] {
         place.run(&[&build[..], &[share]].concat()).good();
         place.refuses(&["train", "tiny.toml", "--out", "new", "--set", "data.dir=few"], &["sequence length", "tokens"]);
@@ -460,7 +466,17 @@ fn folders_that_are_no_checkpoints() {
     fs::create_dir(place.path("empty")).expect("makes");
     fs::create_dir_all(place.path("hollow/checkpoints/step-00000001")).expect("makes");
     place.write("data/text.md", "the model");
-    for path in ["nowhere", "empty", "text", "hollow", "tiny.toml", "tiny.toml/below", "run/log.jsonl", "run/events", "/proc/self/mem"] {
+    for path in [
+        "nowhere",
+        "empty",
+        "text",
+        "hollow",
+        "tiny.toml",
+        "tiny.toml/below",
+        "run/log.jsonl",
+        "run/events",
+        "/proc/self/mem",
+    ] {
         place.refuses(&["generate", path, "--prompt", "the", "--max-tokens", "5"], &[path]);
         place.refuses(&["eval", path, "--data", "data"], &[path]);
         place.refuses(&["inspect", path], &[path]);

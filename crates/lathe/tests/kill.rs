@@ -191,9 +191,17 @@ fn a_second_signal_ends_at_once() {
 #[test]
 fn a_full_disk_is_an_error_and_the_older_checkpoint_stays() {
     let (place, expected) = reference(6, 3);
-    for plan in ["enospc:1", "enospc:40", "enospc-half:write-chunk:12", "enospc:rename:2", "enospc:sync-file:9", "enospc-from:45"] {
+    for plan in [
+        "enospc:1",
+        "enospc:40",
+        "enospc-half:write-chunk:12",
+        "enospc:rename:2",
+        "enospc:sync-file:9",
+        "enospc-from:45",
+    ] {
         let run = plan.replace(':', "-");
-        let ended = end(train(&place, &run).env("LATHE_FAULT", plan)).bad(&["no space left on device", "free disk space"]);
+        let ended =
+            end(train(&place, &run).env("LATHE_FAULT", plan)).bad(&["no space left on device", "free disk space"]);
         let older = if plan == "enospc:1" { vec![] } else { vec!["step-00000003".to_owned()] };
         assert_eq!(place.checkpoints(&run), older, "{plan}: {ended:?}");
         if let Some(name) = older.first() {
@@ -213,7 +221,10 @@ fn a_plan_of_faults_that_makes_no_sense_is_refused() {
 #[test]
 fn a_damaged_newest_checkpoint_is_passed_over() {
     let (place, expected) = reference(12, 3);
-    for (i, file) in ["weights.safetensors", "optimizer.safetensors", "state.json", "routing.json", "manifest.json"].iter().enumerate() {
+    for (i, file) in ["weights.safetensors", "optimizer.safetensors", "state.json", "routing.json", "manifest.json"]
+        .iter()
+        .enumerate()
+    {
         let run = format!("run-{i}");
         copy_folder(&place.path("whole"), &place.path(&run));
         let name = format!("{run}/checkpoints/step-00000012/{file}");
@@ -250,7 +261,11 @@ fn a_torn_log_is_mended() {
 #[test]
 fn an_occupied_folder_is_refused_on_request() {
     let (place, expected) = reference(6, 3);
-    place.run(&["train", "kill.toml", "--out", "whole", "--resume", "never"]).bad(&["whole", "step 6", "--resume auto"]);
+    place.run(&["train", "kill.toml", "--out", "whole", "--resume", "never"]).bad(&[
+        "whole",
+        "step 6",
+        "--resume auto",
+    ]);
     assert_same(&result(&place, "whole"), &expected, "refused");
     place.run(&["train", "kill.toml", "--out", "fresh", "--resume", "never"]).good();
     assert_same(&result(&place, "fresh"), &expected, "fresh");

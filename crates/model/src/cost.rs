@@ -47,13 +47,7 @@ pub enum Convention {
 
 /// Forward FLOPs per token at sequence length `n`, with each recursion `r` run by the share `capacities[r]` of the rows.
 /// Backward costs twice as much.
-pub fn forward_flops(
-    config: &ModelConfig,
-    plan: &Plan,
-    n: usize,
-    capacities: &[f64],
-    convention: Convention,
-) -> f64 {
+pub fn forward_flops(config: &ModelConfig, plan: &Plan, n: usize, capacities: &[f64], convention: Convention) -> f64 {
     let shares = |recursion: usize| capacities.get(recursion).copied().unwrap_or(1.0);
     let once = plan.before.len() + plan.after.len();
     let mut total = once as f64 * layer_flops(config, n, 1.0, KeyValue::Own, convention);
@@ -97,7 +91,9 @@ fn layer_flops(config: &ModelConfig, n: usize, c: f64, kv: KeyValue, convention:
     let keys = if kv == KeyValue::Own { c } else { 1.0 };
     let (queries, projected, attention) = match convention {
         Convention::Paper => (2.0 * d * d, 2.0 * d * d, 2.0 * n as f64 * d),
-        Convention::Full => (2.0 * d * heads, d * config.kv_width() as f64, 2.0 * (n as f64 * keys + 1.0) / keys * heads),
+        Convention::Full => {
+            (2.0 * d * heads, d * config.kv_width() as f64, 2.0 * (n as f64 * keys + 1.0) / keys * heads)
+        }
     };
     let projected = if kv == KeyValue::First { 0.0 } else { projected };
     c * 2.0 * (queries + projected + 3.0 * d * f) + c * keys * attention
@@ -125,8 +121,12 @@ pub fn kv_bytes_per_token(config: &ModelConfig, plan: &Plan, capacities: &[f64],
         (KvMode::Shared, _) => 0.0,
         (KvMode::SharedUpdate, _) => 1.0,
     };
-    let once: f64 =
-        plan.before.iter().chain(&plan.after).map(|u| if config.kv == KvMode::RecursionWise { 1.0 } else { held(u.recursion) }).sum();
+    let once: f64 = plan
+        .before
+        .iter()
+        .chain(&plan.after)
+        .map(|u| if config.kv == KvMode::RecursionWise { 1.0 } else { held(u.recursion) })
+        .sum();
     let recursions: f64 = plan.recursions.iter().enumerate().map(|(r, block)| block.len() as f64 * held(r)).sum();
     layer * (once + recursions)
 }

@@ -29,7 +29,11 @@ const SHAPES: &[Shape] = &[
     cpu("cpu-40m", [576, 29, 9, 3, 64, 1536], 1024, &[(2, 30), (4, 30)]),
 ];
 
-const fn smollm(name: &'static str, [width, layers, heads, kv_heads, ffn]: [usize; 5], exceptions: &'static [(usize, usize)]) -> Shape {
+const fn smollm(
+    name: &'static str,
+    [width, layers, heads, kv_heads, ffn]: [usize; 5],
+    exceptions: &'static [(usize, usize)],
+) -> Shape {
     Shape { name, width, layers, heads, kv_heads, head_dim: 64, ffn, context: 2048, exceptions }
 }
 
@@ -63,7 +67,9 @@ fn with_vocabulary(config: ModelConfig) -> ModelConfig {
 /// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`, `randomN` or
 /// `morN-shared` for N recursions. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
-    let shape = SHAPES.iter().find(|s| name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))?;
+    let shape = SHAPES
+        .iter()
+        .find(|s| name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))?;
     let kind = name[shape.name.len()..].trim_start_matches('-');
     let (kind, kv) = match kind.strip_suffix("-shared") {
         Some(kind) => (kind, KvMode::Shared),
@@ -118,7 +124,9 @@ mod tests {
 
     #[test]
     fn small_ones_have_their_size() {
-        for (name, millions) in [("cpu-1m-mor3", 1.0), ("cpu-5m-mor3", 5.0), ("cpu-15m-mor3", 15.0), ("cpu-40m-mor3", 40.0)] {
+        for (name, millions) in
+            [("cpu-1m-mor3", 1.0), ("cpu-5m-mor3", 5.0), ("cpu-15m-mor3", 15.0), ("cpu-40m-mor3", 40.0)]
+        {
             let config = with_vocabulary(preset(name).expect(name));
             let unique = parameters(&config, &config.check().expect(name)).unique as f64 / 1e6;
             assert!((unique / millions - 1.0).abs() < 0.1, "{name} has {unique} M parameters besides embeddings");

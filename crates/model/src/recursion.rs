@@ -75,13 +75,7 @@ impl Recursion {
         Turned { x_td, depth_t, terms }
     }
 
-    fn select(
-        &self,
-        r: usize,
-        candidates: &Candidates<'_>,
-        x_td: &Tensor2,
-        pass: &mut Pass<'_>,
-    ) -> (Selection, Terms) {
+    fn select(&self, r: usize, candidates: &Candidates<'_>, x_td: &Tensor2, pass: &mut Pass<'_>) -> (Selection, Terms) {
         match &self.router {
             Router::Fixed(router) => (router.select(), Terms::default()),
             Router::ExpertChoice(router) => {

@@ -67,8 +67,10 @@ mod tests {
     fn addresses_are_independent_and_stable() {
         let first = |seed, step, place| Stream::at(seed, Purpose::Init, step, place).next_u64();
         assert_eq!(first(1, 2, 3), first(1, 2, 3));
-        let all: std::collections::BTreeSet<u64> =
-            (0..20).flat_map(|a| (0..20).flat_map(move |b| (0..20).map(move |c| (a, b, c)))).map(|(a, b, c)| first(a, b, c)).collect();
+        let all: std::collections::BTreeSet<u64> = (0..20)
+            .flat_map(|a| (0..20).flat_map(move |b| (0..20).map(move |c| (a, b, c))))
+            .map(|(a, b, c)| first(a, b, c))
+            .collect();
         assert_eq!(all.len(), 8000);
         assert_ne!(Stream::at(1, Purpose::Init, 0, 0).next_u64(), Stream::at(1, Purpose::Sample, 0, 0).next_u64());
     }

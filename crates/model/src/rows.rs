@@ -18,9 +18,8 @@ pub struct Rows {
 impl Rows {
     /// `count` sequences of `length` rows each, one document.
     pub fn batch(count: usize, length: usize) -> Self {
-        let all = |f: fn(usize, usize) -> usize| -> Arc<[u32]> {
-            (0..count * length).map(|i| f(i, length) as u32).collect()
-        };
+        let all =
+            |f: fn(usize, usize) -> usize| -> Arc<[u32]> { (0..count * length).map(|i| f(i, length) as u32).collect() };
         Self { sequence: all(|i, n| i / n), position: all(|i, n| i % n), document: all(|_, _| 0) }
     }
 

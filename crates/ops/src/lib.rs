@@ -34,7 +34,9 @@ pub use head::log_softmax_rows;
 pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
-pub use tensor::{Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows};
+pub use tensor::{
+    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows,
+};
 pub use weight::Weight;
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.

@@ -62,17 +62,13 @@ fn plain(x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &[u32]) -> Ten
     let (k, half) = (rotary.head_dim, rotary.head_dim / 2);
     let angle = |position: u32, j: usize| f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64);
     let table = |f: fn(f64) -> f64| {
-        let values: Vec<f32> =
-            positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
+        let values: Vec<f32> = positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
         Tensor::<3>::from_data(TensorData::new(values, [t, 1, half]), &x_tn.device())
     };
     let (cos, sin) = (table(f64::cos), table(f64::sin));
     let turned: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
     let (low, high) = (turned.clone().narrow(2, 0, half), turned.narrow(2, half, half));
-    let turned = Tensor::cat(
-        vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos],
-        2,
-    );
+    let turned = Tensor::cat(vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos], 2);
     let turned: Tensor2 = turned.reshape([t, heads * k]);
     if heads * k == n { turned } else { Tensor::cat(vec![turned, x_tn.narrow(1, heads * k, n - heads * k)], 1) }
 }

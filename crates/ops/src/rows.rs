@@ -100,15 +100,10 @@ impl FastOp<1> for Gather {
         (gathered(&x_td, &self.rows), dims(&x_td))
     }
 
-    fn backward(&self, (t, d): (usize, usize), g_ad: Raw, _: [bool; 1], earlier: Option<Raw>) -> [Option<Raw>; 1] {
-        let mut dx = earlier.unwrap_or_else(|| make(vec![0.0; t * d], t, d));
+    fn backward(&self, (t, d): (usize, usize), g_ad: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let mut dx = make(vec![0.0; t * d], t, d);
         scatter_add_rows(values_mut(&mut dx), d, &self.rows, values(&g_ad));
         [Some(dx)]
-    }
-
-    /// The matrix that rows are taken from is in this model always also the one that they are combined back into.
-    fn continues(&self) -> Option<usize> {
-        None
     }
 }
 

@@ -30,7 +30,9 @@ impl Sink {
 
     /// Adds `values` to the buffer.
     pub(crate) fn add(&self, values: &[f32]) {
-        self.with(|sum, touched| if touched { kernels::rows::add_into(sum, values) } else { sum.copy_from_slice(values) });
+        self.with(
+            |sum, touched| if touched { kernels::rows::add_into(sum, values) } else { sum.copy_from_slice(values) },
+        );
     }
 }
 
@@ -71,7 +73,8 @@ impl Weight {
 
     /// Starts collecting gradients (training), or stops (frozen, inference).
     pub fn collect_gradient(&self, yes: bool) {
-        let fresh = || Sink(Arc::new(Mutex::new(Sum { values: vec![0.0; self.shape.0 * self.shape.1], touched: false })));
+        let fresh =
+            || Sink(Arc::new(Mutex::new(Sum { values: vec![0.0; self.shape.0 * self.shape.1], touched: false })));
         *self.sink.write().expect("weight lock") = yes.then(fresh);
     }
 

@@ -11,7 +11,9 @@ mod step;
 mod stored;
 mod validate;
 
-pub use config::{CheckpointConfig, DataConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig};
+pub use config::{
+    CheckpointConfig, DataConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig,
+};
 pub use error::TrainError;
 pub use optimizer::Optimizer;
 pub use resume::Resumed;

@@ -247,9 +247,13 @@ fn longest(batches: &[Batch]) -> usize {
 }
 
 fn not_finite(report: &StepReport, norms: Norms) -> Option<(&'static str, f64)> {
-    [("the loss", report.total), ("the gradient norm", norms.model), ("the auxiliary router's gradient norm", norms.auxiliary)]
-        .into_iter()
-        .find(|(_, value)| !value.is_finite())
+    [
+        ("the loss", report.total),
+        ("the gradient norm", norms.model),
+        ("the auxiliary router's gradient norm", norms.auxiliary),
+    ]
+    .into_iter()
+    .find(|(_, value)| !value.is_finite())
 }
 
 /// Sums over the batches of a step.

@@ -72,7 +72,8 @@ pub(crate) fn snapshot<'a>(
         router: trainer.router.clone(),
         data: data.to_owned(),
     };
-    let json = |value: Result<Value, serde_json::Error>| value.expect("our own types have string keys and finite numbers");
+    let json =
+        |value: Result<Value, serde_json::Error>| value.expect("our own types have string keys and finite numbers");
     let mut documents = BTreeMap::from([
         ("config".to_owned(), json(serde_json::to_value(trainer.model.config()))),
         ("recipe".to_owned(), json(serde_json::to_value(&trainer.recipe))),
@@ -93,7 +94,12 @@ pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Res
     let state: State = document(loaded, "state")?;
     let config: ModelConfig = document(loaded, "config")?;
     if config != trainer.recipe.model {
-        return refuse(loaded, "config.json", "another model".into(), "the model of the recipe; choose another --out".into());
+        return refuse(
+            loaded,
+            "config.json",
+            "another model".into(),
+            "the model of the recipe; choose another --out".into(),
+        );
     }
     if state.data != data {
         return refuse(loaded, "state.data", state.data, format!("{data}, the fingerprint of data.dir"));
@@ -140,7 +146,8 @@ pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
         match checkpoint::newest_valid(&parent)? {
             (Some(loaded), _) => loaded,
             (None, damaged) => {
-                let found = damaged.first().map_or("no checkpoint".into(), |d| format!("only damaged ones: {}", d.reason));
+                let found =
+                    damaged.first().map_or("no checkpoint".into(), |d| format!("only damaged ones: {}", d.reason));
                 return Err(TrainError::Checkpoint {
                     path: path.to_path_buf(),
                     field: "folder".into(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use data::{Window, Windows};
-use engine::{Batch, RowScore, Scoring, agreement, causal_rule, score};
+use engine::{Batch, RowScore, Scoring, causal_rule, disagreement, score};
 use model::{Model, NoProbe, RouterState, Rule};
 use serde::Serialize;
 
@@ -143,7 +143,7 @@ pub fn validate(
     let by = |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
     let (training, a) = by(&Rule::SeeingAll);
     let (causal, b) = by(&rule);
-    Ok(Validation { windows: count, training, causal, disagreement: agreement(&a, &b), rule: Some(rule) })
+    Ok(Validation { windows: count, training, causal, disagreement: disagreement(&a, &b), rule: Some(rule) })
 }
 
 /// `count` of the first `of` windows at equal distances, in chunks.

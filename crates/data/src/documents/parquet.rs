@@ -20,7 +20,13 @@ pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows> {
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
         let expected = "a column of strings, not nested";
-        DataError::format(path, format!("column {text_field:?}"), expected, format!("columns {}", names.join(", ")), NEXT)
+        DataError::format(
+            path,
+            format!("column {text_field:?}"),
+            expected,
+            format!("columns {}", names.join(", ")),
+            NEXT,
+        )
     })?;
     let license = column(&reader, "license").or_else(|| column(&reader, "licence"));
     let wanted = [Some(text), column(&reader, "source"), license];

@@ -7,7 +7,8 @@ use std::path::Path;
 
 /// Checks that the file is JSON with a model, and that its vocabulary and merges agree.
 pub(super) fn check_json(json: &str, path: &Path) -> Result<()> {
-    let root: Value = serde_json::from_str(json).map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
+    let root: Value =
+        serde_json::from_str(json).map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
     let model = root.get("model").and_then(Value::as_object);
     let model = model.ok_or_else(|| damaged(path, "model", "an object", kind(root.get("model"))))?;
     let Some(Value::Object(vocab)) = model.get("vocab") else {
@@ -34,8 +35,7 @@ fn check_merges(model: &Map<String, Value>, vocab: &Map<String, Value>, path: &P
     };
     for (rank, merge) in merges.iter().enumerate() {
         let field = || format!("model.merges[{rank}]");
-        let (left, right) =
-            pair(merge).ok_or_else(|| damaged(path, &field(), "two tokens", merge.to_string()))?;
+        let (left, right) = pair(merge).ok_or_else(|| damaged(path, &field(), "two tokens", merge.to_string()))?;
         let tail = right.strip_prefix(prefix).unwrap_or(right);
         let joined = format!("{left}{tail}");
         for token in [left, right, &joined] {
@@ -44,7 +44,12 @@ fn check_merges(model: &Map<String, Value>, vocab: &Map<String, Value>, path: &P
             }
         }
         if !right.starts_with(prefix) {
-            return Err(damaged(path, &field(), &format!("a right part that starts with {prefix:?}"), format!("{right:?}")));
+            return Err(damaged(
+                path,
+                &field(),
+                &format!("a right part that starts with {prefix:?}"),
+                format!("{right:?}"),
+            ));
         }
     }
     Ok(())

@@ -32,13 +32,18 @@ impl Quick {
         let digits = match inner.get_pre_tokenizer()? {
             PreTokenizerWrapper::ByteLevel(b) if is_plain(b) => false,
             PreTokenizerWrapper::Sequence(s) => match s.as_ref() {
-                [PreTokenizerWrapper::Digits(d), PreTokenizerWrapper::ByteLevel(b)] if d.individual_digits && is_plain(b) => true,
+                [PreTokenizerWrapper::Digits(d), PreTokenizerWrapper::ByteLevel(b)]
+                    if d.individual_digits && is_plain(b) =>
+                {
+                    true
+                }
                 _ => return None,
             },
             _ => return None,
         };
         let added: Vec<String> = inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
-        let general = inner.get_normalizer().is_some() || added.len() > MAX_QUICK_ADDED || added.iter().any(String::is_empty);
+        let general =
+            inner.get_normalizer().is_some() || added.len() > MAX_QUICK_ADDED || added.iter().any(String::is_empty);
         if general || !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
             return None;
         }

@@ -74,4 +74,3 @@ fn drain_utf8(bytes: &mut Vec<u8>) -> String {
     bytes.drain(..at);
     text
 }
-

@@ -26,11 +26,39 @@ fn trained() -> Tokenizer {
 
 fn odd_texts() -> Vec<String> {
     let pieces = [
-        "the", " ", "  ", "\n", "\r\n", "\t", "1", "42", "'s", "'", "\u{e9}", "\u{1F600}", "\u{4f60}", "\u{2153}", "\0", "\u{7f}",
-        "<|endoftext|>", "<|im_start|>", "<|", "|>", "endoftext", "aaaa", "_x", "==", "\u{301}", "\u{a0}", "\u{200b}", "DOG", "\u{130}",
+        "the",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "1",
+        "42",
+        "'s",
+        "'",
+        "\u{e9}",
+        "\u{1F600}",
+        "\u{4f60}",
+        "\u{2153}",
+        "\0",
+        "\u{7f}",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|",
+        "|>",
+        "endoftext",
+        "aaaa",
+        "_x",
+        "==",
+        "\u{301}",
+        "\u{a0}",
+        "\u{200b}",
+        "DOG",
+        "\u{130}",
     ];
     let mut random = Random(99);
-    let mut texts: Vec<String> = (0..300).map(|_| (0..random.below(24)).map(|_| pieces[random.below(pieces.len())]).collect()).collect();
+    let mut texts: Vec<String> =
+        (0..300).map(|_| (0..random.below(24)).map(|_| pieces[random.below(pieces.len())]).collect()).collect();
     texts.push(TEXT.repeat(20));
     texts
 }
@@ -55,9 +83,11 @@ fn training_is_identical_in_any_order_and_on_any_number_of_threads() {
 
 #[test]
 fn ties_are_broken_by_ids_alone() {
-    let texts = || (0..26u8).flat_map(|i| [format!("{0}{0}", char::from(b'a' + i)), format!("{0}{0}", char::from(b'a' + i))]);
+    let texts =
+        || (0..26u8).flat_map(|i| [format!("{0}{0}", char::from(b'a' + i)), format!("{0}{0}", char::from(b'a' + i))]);
     let first = Tokenizer::train(texts(), &TrainOptions::new(3 + 256 + 10)).unwrap();
-    let second = Tokenizer::train(texts().collect::<Vec<_>>().into_iter().rev(), &TrainOptions::new(3 + 256 + 10)).unwrap();
+    let second =
+        Tokenizer::train(texts().collect::<Vec<_>>().into_iter().rev(), &TrainOptions::new(3 + 256 + 10)).unwrap();
     assert_eq!(first.to_json(), second.to_json());
     assert_eq!(first.id_to_token(259).as_deref(), Some("aa"));
     assert_eq!(first.id_to_token(268).as_deref(), Some("jj"));
@@ -145,7 +175,11 @@ fn saving_and_loading_keep_every_byte() {
 
 #[test]
 fn truncation_padding_and_dropout_of_a_file_are_switched_off() {
-    let json = trained().to_json().replacen("\"truncation\": null", r#""truncation": {"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0}"#, 1);
+    let json = trained().to_json().replacen(
+        "\"truncation\": null",
+        r#""truncation": {"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0}"#,
+        1,
+    );
     let json = json.replacen("\"dropout\": null", "\"dropout\": 0.5", 1);
     let loaded = Tokenizer::from_json(&json).unwrap();
     assert_eq!(loaded.encode(TEXT).unwrap(), trained().encode(TEXT).unwrap());
@@ -177,10 +211,11 @@ fn stream_equals_decode_for_text_and_for_random_ids() {
         assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids).unwrap(), "{ids:?}");
     }
     // Every split of four-byte characters and broken starts of them.
-    let bytes: Vec<u32> = [0xF0, 0x9F, 0x98, 0x80, 0xF0, 0x9F, 0x41, 0xE2, 0x82, 0xC3, 0xFF, 0xC3, 0xA9, 0xF4, 0x90, 0xED, 0xA0]
-        .iter()
-        .map(|&b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[b].to_string()).unwrap())
-        .collect();
+    let bytes: Vec<u32> =
+        [0xF0, 0x9F, 0x98, 0x80, 0xF0, 0x9F, 0x41, 0xE2, 0x82, 0xC3, 0xFF, 0xC3, 0xA9, 0xF4, 0x90, 0xED, 0xA0]
+            .iter()
+            .map(|&b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[b].to_string()).unwrap())
+            .collect();
     for start in 0..bytes.len() {
         for end in start..=bytes.len() {
             assert_eq!(streamed(&tokenizer, &bytes[start..end]), tokenizer.decode(&bytes[start..end]).unwrap());
@@ -192,7 +227,10 @@ fn stream_equals_decode_for_text_and_for_random_ids() {
 fn stream_never_gives_half_a_character() {
     let tokenizer = trained();
     let mut stream = tokenizer.decode_stream();
-    let ids: Vec<u32> = "\u{1F600}".bytes().map(|b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[usize::from(b)].to_string()).unwrap()).collect();
+    let ids: Vec<u32> = "\u{1F600}"
+        .bytes()
+        .map(|b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[usize::from(b)].to_string()).unwrap())
+        .collect();
     assert_eq!(stream.push(ids[0]).unwrap(), None);
     assert_eq!(stream.push(ids[1]).unwrap(), None);
     assert_eq!(stream.push(ids[2]).unwrap(), None);

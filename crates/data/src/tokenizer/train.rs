@@ -39,7 +39,11 @@ impl TrainOptions {
         }
         for (i, token) in self.special_tokens.iter().enumerate() {
             if token.chars().count() < 2 || self.special_tokens[..i].contains(token) {
-                return Err(DataError::argument("special_tokens", "distinct tokens of two or more characters", format!("{token:?}")));
+                return Err(DataError::argument(
+                    "special_tokens",
+                    "distinct tokens of two or more characters",
+                    format!("{token:?}"),
+                ));
             }
         }
         Ok(())
@@ -85,7 +89,10 @@ fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer> {
     let vocab: Vocab = learned.tokens.into_iter().zip(0..).collect();
     let model = BPE::builder().vocab_and_merges(vocab, learned.merges);
     let mut inner = Inner::new(model.build().map_err(failed)?);
-    inner.with_pre_tokenizer(Some(Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()])));
+    inner.with_pre_tokenizer(Some(Sequence::new(vec![
+        Digits::new(true).into(),
+        ByteLevel::new(false, true, true).into(),
+    ])));
     inner.with_decoder(Some(ByteLevel::new(false, true, true)));
     inner.add_special_tokens(specials.iter().map(|s| AddedToken::from(s.as_str(), true))).map_err(failed)?;
     let json = inner.to_string(true).map_err(failed)?;

@@ -10,7 +10,11 @@ pub(crate) fn sentence(i: usize) -> String {
     let names = ["fox", "dog", "cat", "owl", "crab"];
     let verbs = ["sees", "likes", "hears"];
     let count = 1 + i % 7;
-    (0..count).map(|k| format!("The {} {} the {} number {}. ", names[(i + k) % 5], verbs[(i * k) % 3], names[(i / 5) % 5], i + k)).collect()
+    (0..count)
+        .map(|k| {
+            format!("The {} {} the {} number {}. ", names[(i + k) % 5], verbs[(i * k) % 3], names[(i / 5) % 5], i + k)
+        })
+        .collect()
 }
 
 /// 320 ids.
@@ -22,7 +26,9 @@ pub(crate) fn tokenizer() -> Tokenizer {
 pub(crate) fn write_inputs(dir: &Path) {
     std::fs::create_dir_all(dir.join("deep")).unwrap();
     let rows = |range: std::ops::Range<usize>, source: &str| -> String {
-        range.map(|i| format!("{}\n", serde_json::json!({"text": sentence(i), "source": source, "license": "MIT"}))).collect()
+        range
+            .map(|i| format!("{}\n", serde_json::json!({"text": sentence(i), "source": source, "license": "MIT"})))
+            .collect()
     };
     std::fs::write(dir.join("a.jsonl"), rows(0..150, "one") + &rows(150..160, "two")).unwrap();
     let file = std::fs::File::create(dir.join("deep/b.jsonl.gz")).unwrap();

@@ -29,7 +29,11 @@ impl Spans {
     /// A sentence naming the first misfit.
     pub fn check(&self, keys: usize) -> Result<(), String> {
         if self.start.len() != self.end.len() {
-            return Err(format!("spans have {} starts and {} ends; give one of each a row", self.start.len(), self.end.len()));
+            return Err(format!(
+                "spans have {} starts and {} ends; give one of each a row",
+                self.start.len(),
+                self.end.len()
+            ));
         }
         match self.end.iter().position(|&end| end as usize > keys) {
             Some(row) => Err(format!(

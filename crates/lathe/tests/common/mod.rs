@@ -64,8 +64,30 @@ impl Dice {
 }
 
 const WORDS: [&str; 24] = [
-    "the", "model", "token", "depth", "router", "layer", "weight", "of", "and", "step", "loss", "reads", "writes",
-    "na\u{ef}ve", "file", "word", "line", "data", "seed", "opens", "closes", "fn", "let", "\u{4e2d}\u{6587}",
+    "the",
+    "model",
+    "token",
+    "depth",
+    "router",
+    "layer",
+    "weight",
+    "of",
+    "and",
+    "step",
+    "loss",
+    "reads",
+    "writes",
+    "na\u{ef}ve",
+    "file",
+    "word",
+    "line",
+    "data",
+    "seed",
+    "opens",
+    "closes",
+    "fn",
+    "let",
+    "\u{4e2d}\u{6587}",
 ];
 
 /// A document that differs with `seed`.
@@ -157,7 +179,8 @@ impl Place {
     }
 
     pub(crate) fn build_data(&self, out: &str) -> Ended {
-        let arguments = ["data", "build", "--input", "text", "--tokenizer", "tokenizer.json", "--valid-per-mille", "200"];
+        let arguments =
+            ["data", "build", "--input", "text", "--tokenizer", "tokenizer.json", "--valid-per-mille", "200"];
         self.run(&[&arguments[..], &["--out", out]].concat()).good()
     }
 
@@ -218,7 +241,8 @@ impl Place {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(begin.elapsed() < Duration::from_secs(10), "{arguments:?} took {:?}", begin.elapsed());
         // 1 from the program, 2 from the parser of its command line; 101 would be a panic, none a signal.
-        let is_orderly = matches!(output.status.code(), Some(1 | 2)) && err.contains("error: ") && !err.contains("panicked");
+        let is_orderly =
+            matches!(output.status.code(), Some(1 | 2)) && err.contains("error: ") && !err.contains("panicked");
         assert!(is_orderly, "{arguments:?}: {}\n{out}\n{err}", output.status);
         for needle in needles {
             assert!(err.contains(needle), "{arguments:?}: {needle:?} is missing in\n{err}");

@@ -8,8 +8,7 @@ use ops::{Activation, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Candidates, Network, RouterState, Rule, Scorer, Selection, Terms, best, check_capacities, kept_rows, places,
-    warmed,
+    Candidates, Network, RouterState, Rule, Scorer, Selection, Terms, best, check_capacities, kept_rows, places, warmed,
 };
 use crate::config::{ConfigError, ModelConfig, refuse};
 use crate::pass::{Pass, Routed};
@@ -132,17 +131,21 @@ impl Config {
             return refuse("router.running_decay", self.running_decay, "at least 0 and below 1".into());
         }
         if self.causal == Causal::Auxiliary && self.sampling != Sampling::AuxRouter {
-            return refuse("router.causal", "auxiliary", "a rule that has its router: sampling = \"aux_router\"".into());
+            return refuse(
+                "router.causal",
+                "auxiliary",
+                "a rule that has its router: sampling = \"aux_router\"".into(),
+            );
         }
         Ok(())
     }
 
     pub(super) fn specs(&self, model: &ModelConfig) -> Vec<ParamSpec> {
-        let routers = (0..model.recursions)
-            .flat_map(|r| self.network.specs(&format!("router.{r}"), model, 1, Group::Router));
-        let auxiliary = (0..model.recursions).filter(|_| self.sampling == Sampling::AuxRouter).flat_map(|r| {
-            self.network.specs(&format!("auxiliary_router.{r}"), model, 1, Group::AuxiliaryRouter)
-        });
+        let routers =
+            (0..model.recursions).flat_map(|r| self.network.specs(&format!("router.{r}"), model, 1, Group::Router));
+        let auxiliary = (0..model.recursions)
+            .filter(|_| self.sampling == Sampling::AuxRouter)
+            .flat_map(|r| self.network.specs(&format!("auxiliary_router.{r}"), model, 1, Group::AuxiliaryRouter));
         routers.chain(auxiliary).collect()
     }
 
