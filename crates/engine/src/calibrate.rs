@@ -18,15 +18,11 @@ pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rul
     };
     let n = model.config().recursions;
     let capacities = model.config().router.capacities(n, u64::MAX);
-    let free = |r: usize| capacities[r] >= if r == 0 { 1.0 } else { capacities[r - 1] };
-    let thresholds_from = |value: &dyn Fn(usize) -> f32| (0..n).map(|r| (!free(r)).then(|| value(r))).collect();
     let decision = match config.causal {
-        Causal::Half => Decision { made_by: "half".into(), auxiliary: false, thresholds: thresholds_from(&|_| 0.0) },
-        Causal::Running => Decision {
-            made_by: "running".into(),
-            auxiliary: false,
-            thresholds: thresholds_from(&|r| state.running.get(r).copied().unwrap_or(0.0)),
-        },
+        Causal::Half => Decision::by_thresholds("half", &capacities, |_| 0.0),
+        Causal::Running => {
+            Decision::by_thresholds("running", &capacities, |r| state.running.get(r).copied().unwrap_or(0.0))
+        }
         Causal::Calibrated => calibrate(model, state, batches, &capacities, false),
         Causal::Auxiliary => calibrate(model, state, batches, &capacities, true),
     };

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use engine::{Batch, Sequence};
-use model::cost::{Convention, forward_flops};
 use model::rng::{Purpose, Stream};
 use report::{Table, human_bytes, human_count};
 use serde_json::json;
@@ -45,7 +44,7 @@ pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
             // The first turn fills buffers and caches.
             if turn > 0 {
                 c.seconds.push(seconds);
-                c.flops = step_flops(&c.trainer, &report.depths);
+                c.flops = c.trainer.step_flops(&report.depths);
             }
         }
     }
@@ -125,16 +124,6 @@ fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {
         batches.push(Batch::pack(&parts, true));
     }
     Ok(Contestant { name: name.to_owned(), trainer, batches, seconds: Vec::new(), flops: 0.0 })
-}
-
-/// Full convention, from the depths that rows had.
-fn step_flops(trainer: &Trainer, depths: &[u64]) -> f64 {
-    let config = trainer.model.config();
-    let rows: u64 = depths.iter().sum();
-    let shares: Vec<f64> =
-        (1..=config.recursions).map(|r| depths[r..].iter().sum::<u64>() as f64 / rows.max(1) as f64).collect();
-    let n = trainer.recipe.data.sequence_length;
-    3.0 * rows as f64 * forward_flops(config, trainer.model.plan(), n, &shares, Convention::Full)
 }
 
 fn median(seconds: &[f64]) -> f64 {

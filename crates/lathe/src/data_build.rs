@@ -21,23 +21,9 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
     ensure!(!files.is_empty(), "--input holds no file that can be read: give text, Markdown, JSONL or Parquet");
     let bar = bar(files.len() as u64, "files");
     let mut documents = Documents::new(files, read);
-    let mut failure = None;
-    let texts = std::iter::from_fn(|| match documents.next()? {
-        Ok((_, document)) => {
-            bar.set_position(documents.files_opened() as u64);
-            Some(document.text)
-        }
-        Err(error) => {
-            failure = Some(error);
-            None
-        }
-    });
-    let trained =
-        Tokenizer::train(texts, &TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) });
+    let wanted = TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) };
+    let trained = learn(&mut documents, &wanted, |documents| bar.set_position(documents.files_opened() as u64));
     bar.finish_and_clear();
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
     let tokenizer = trained?;
     tokenizer.save(&options.out)?;
     say::line(format!("{} tokens, sha256 {}: {}", tokenizer.vocab_size(), tokenizer.sha256(), options.out.display()));
@@ -107,8 +93,38 @@ fn bar(length: u64, unit: &str) -> ProgressBar {
     bar
 }
 
-/// Trains a tokenizer on `texts`, saying so.
+/// Trains a tokenizer on all `documents`; `seen` is told after each.
+fn learn(documents: &mut Documents, options: &TrainOptions, seen: impl Fn(&Documents)) -> Result<Tokenizer> {
+    let mut failure = None;
+    let texts = std::iter::from_fn(|| match documents.next()? {
+        Ok((_, document)) => {
+            seen(documents);
+            Some(document.text)
+        }
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    let trained = Tokenizer::train(texts, options);
+    match failure {
+        Some(error) => Err(error.into()),
+        None => trained.context("training the tokenizer"),
+    }
+}
+
+/// The quickstart's tokenizer: sixteen megabytes are enough to learn from.
+fn quick(vocab: usize) -> TrainOptions {
+    TrainOptions { max_bytes: Some(16 << 20), ..TrainOptions::new(vocab) }
+}
+
+/// The quickstart's tokenizer from texts at hand.
 pub(crate) fn tokenizer_from(texts: impl Iterator<Item = String>, vocab: usize) -> Result<Tokenizer> {
-    Tokenizer::train(texts, &TrainOptions { max_bytes: Some(16 << 20), ..TrainOptions::new(vocab) })
-        .context("training the tokenizer")
+    Tokenizer::train(texts, &quick(vocab)).context("training the tokenizer")
+}
+
+/// The quickstart's tokenizer from files.
+pub(crate) fn tokenizer_from_files(inputs: &[Input], vocab: usize) -> Result<Tokenizer> {
+    let read = ReadOptions::default();
+    learn(&mut Documents::new(list_files(inputs, &read)?, read), &quick(vocab), |_| {})
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use train::{RuleScore, score_rule, spread};
 
 use crate::arguments::Eval;
+use crate::train_run::score_row;
 use crate::{open, say};
 
 /// Runs the command.
@@ -65,8 +66,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         }))?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = vec![row("training-time routing", &training), row("causal routing", &by_row)];
-    rows.extend(caps.iter().map(|(cap, s)| row(&format!("causal, at most {cap} recursions"), s)));
+    let mut rows = vec![score_row("training-time routing", &training), score_row("causal routing", &by_row)];
+    rows.extend(caps.iter().map(|(cap, s)| score_row(&format!("causal, at most {cap} recursions"), s)));
     let columns = ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
     let caption = format!(
         "{split}, {} windows of {length}; depths differ on {:.1} % of rows",
@@ -83,14 +84,4 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     say::line("");
     say::piece(Table { columns, rows: rows.collect(), caption: String::new(), best: None }.to_text());
     Ok(ExitCode::SUCCESS)
-}
-
-fn row(name: &str, score: &RuleScore) -> Vec<String> {
-    vec![
-        name.to_owned(),
-        format!("{:.4}", score.all.nll),
-        format!("{:.2}", score.all.perplexity()),
-        format!("{:.4}", score.all.bits_per_byte),
-        format!("{:.2}", score.mean_depth()),
-    ]
 }

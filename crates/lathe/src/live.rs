@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model::cost::mean_depth;
 use report::{human_count, human_duration, sparkline};
 use train::Event;
 
@@ -14,21 +15,31 @@ pub(crate) struct Live {
     started: Instant,
     first: u64,
     steps: u64,
-    peak: f64,
+    /// The machine's FLOP/s, measured when first shown: a run that has nothing to do starts and ends without it.
+    peak: Option<f64>,
     losses: Vec<f64>,
     last_line: Instant,
     validation: String,
 }
 
 impl Live {
-    /// For a run of `steps` steps that stands at `first`; `peak` is the machine's measured FLOP/s.
-    pub(crate) fn new(first: u64, steps: u64, peak: f64) -> Self {
+    /// For a run of `steps` steps that stands at `first`.
+    pub(crate) fn new(first: u64, steps: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(8));
         let style = ProgressStyle::with_template("{bar:30.cyan/blue} {pos}/{len}  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_position(first);
         let now = Instant::now();
-        Self { bar, started: now, first, steps, peak, losses: Vec::new(), last_line: now, validation: String::new() }
+        Self {
+            bar,
+            started: now,
+            first,
+            steps,
+            peak: None,
+            losses: Vec::new(),
+            last_line: now,
+            validation: String::new(),
+        }
     }
 
     /// Shows one event.
@@ -38,14 +49,13 @@ impl Live {
                 self.losses.push(report.loss);
                 let recent = &self.losses[self.losses.len().saturating_sub(20)..];
                 let loss = recent.iter().sum::<f64>() / recent.len() as f64;
-                let rows: u64 = report.depths.iter().sum();
-                let passes: u64 = report.depths.iter().enumerate().map(|(d, n)| d as u64 * n).sum();
+                let peak = *self.peak.get_or_insert_with(ops::peak_flops);
                 let message = format!(
                     "loss {loss:.3} {}  {} tok/s  {:.0} % of peak  depth {:.2}  left {}{}",
                     sparkline(&self.losses, 16),
                     human_count(*tokens_per_second),
-                    100.0 * flops_per_second / self.peak,
-                    passes as f64 / rows.max(1) as f64,
+                    100.0 * flops_per_second / peak,
+                    mean_depth(&report.depths),
                     human_duration(self.left(report.step)),
                     self.validation,
                 );

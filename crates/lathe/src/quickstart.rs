@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use data::build::{BuildOptions, build, build_documents};
-use data::documents::{Documents, Input, ReadOptions, list_files};
+use data::documents::Input;
 use data::{Corpus, Split, Tokenizer, Windows, packages};
 use engine::Sampler;
 use model::ModelConfig;
@@ -92,21 +92,7 @@ fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
 
 fn from_files(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
-    let read = ReadOptions::default();
-    let mut documents = Documents::new(list_files(&inputs, &read)?, read);
-    let mut failure = None;
-    let texts = std::iter::from_fn(|| match documents.next()? {
-        Ok((_, document)) => Some(document.text),
-        Err(error) => {
-            failure = Some(error);
-            None
-        }
-    });
-    let tokenizer = data_build::tokenizer_from(texts, options.vocab);
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    let tokenizer = tokenizer?;
+    let tokenizer = data_build::tokenizer_from_files(&inputs, options.vocab)?;
     tokenizer.save(&options.out.join("tokenizer.json"))?;
     Ok(build(&inputs, &tokenizer, dir, &BuildOptions { valid_per_mille: 20, ..BuildOptions::default() })?)
 }

@@ -47,7 +47,7 @@ pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Optio
         None => Box::new(RealDisk),
     };
     let steps = run.trainer.recipe.train.steps;
-    let mut live = Live::new(run.trainer.step, steps, ops::peak_flops());
+    let mut live = Live::new(run.trainer.step, steps);
     let result = run.go(disk.as_ref(), &unix_time, &mut |event| {
         live.show(&event);
         if asked.stop() { Stop::Save } else { Stop::No }
@@ -58,19 +58,13 @@ pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Optio
 
 /// Both rules side by side.
 pub(crate) fn results(validation: &Validation) -> report::Table {
-    let row = |name: &str, score: &train::RuleScore| {
-        vec![
-            name.to_owned(),
-            format!("{:.4}", score.all.nll),
-            format!("{:.2}", score.all.perplexity()),
-            format!("{:.4}", score.all.bits_per_byte),
-            format!("{:.2}", score.mean_depth()),
-        ]
-    };
     let columns = ["validation with", "nats/token", "perplexity", "bits/byte", "mean depth"];
     report::Table {
         columns: columns.map(str::to_owned).to_vec(),
-        rows: vec![row("training-time routing", &validation.training), row("causal routing", &validation.causal)],
+        rows: vec![
+            score_row("training-time routing", &validation.training),
+            score_row("causal routing", &validation.causal),
+        ],
         caption: format!(
             "{} predictions; the two differ in depth on {:.1} % of the rows",
             human_count(validation.training.all.predictions as f64),
@@ -78,6 +72,17 @@ pub(crate) fn results(validation: &Validation) -> report::Table {
         ),
         best: None,
     }
+}
+
+/// One rule's numbers as cells: name, nats per token, perplexity, bits per byte, mean depth.
+pub(crate) fn score_row(name: &str, score: &train::RuleScore) -> Vec<String> {
+    vec![
+        name.to_owned(),
+        format!("{:.4}", score.all.nll),
+        format!("{:.2}", score.all.perplexity()),
+        format!("{:.4}", score.all.bits_per_byte),
+        format!("{:.2}", score.mean_depth()),
+    ]
 }
 
 /// Seconds since 1970, for event files.

@@ -24,6 +24,11 @@ pub(crate) fn refuse<T>(field: &str, found: impl Display, expected: String) -> R
     Err(ConfigError { field: field.into(), found: found.to_string(), expected })
 }
 
+/// Refuses a number that is below `least`, or none.
+pub(crate) fn at_least(field: &str, x: f64, least: f64) -> Result<(), ConfigError> {
+    if x.is_finite() && x >= least { Ok(()) } else { refuse(field, x, format!("a number from {least}")) }
+}
+
 /// What later recursions attend to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

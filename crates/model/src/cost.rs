@@ -131,6 +131,20 @@ pub fn kv_bytes_per_token(config: &ModelConfig, plan: &Plan, capacities: &[f64],
     layer * (once + recursions)
 }
 
+/// Share of the rows in each recursion, from counts of rows by number of recursions (from 0).
+pub fn shares_of(depths: &[u64], recursions: usize) -> Vec<f64> {
+    let rows: u64 = depths.iter().sum();
+    let reached = |r: usize| depths[r.min(depths.len())..].iter().sum::<u64>();
+    (1..=recursions).map(|r| reached(r) as f64 / rows.max(1) as f64).collect()
+}
+
+/// Mean number of recursions, from counts of rows by number of recursions (from 0).
+pub fn mean_depth(depths: &[u64]) -> f64 {
+    let rows: u64 = depths.iter().sum();
+    let passes: u64 = depths.iter().enumerate().map(|(d, n)| d as u64 * n).sum();
+    passes as f64 / rows.max(1) as f64
+}
+
 /// The shares that the paper's tables assume.
 pub fn nominal_capacities(config: &ModelConfig) -> Vec<f64> {
     match &config.router {

@@ -5,6 +5,7 @@ use burn::tensor::activation;
 use kernels::exp::{exp, sigmoid};
 
 use crate::seam::{FastOp, Raw, apply, dims, make, values, values_mut};
+use crate::tensor::constant;
 use crate::{Ops, Tensor2};
 
 /// From a router's logit to its gate.
@@ -48,11 +49,8 @@ impl Ops {
         match self {
             Ops::Fast => apply(Bce { y: y_a, weights: weights_a }, [z_a1]),
             Ops::Plain => {
-                let constant = |v: Vec<f32>| {
-                    let rows = v.len();
-                    burn::tensor::Tensor::<2>::from_data(burn::tensor::TensorData::new(v, [rows, 1]), &z_a1.device())
-                };
-                let (y, w) = (constant(y_a), constant(weights_a));
+                let (rows, device) = (y_a.len(), z_a1.device());
+                let (y, w) = (constant(y_a, rows, 1, &device), constant(weights_a, rows, 1, &device));
                 ((activation::softplus(z_a1.clone(), 1.0) - y * z_a1) * w).sum().reshape([1, 1])
             }
         }
@@ -60,10 +58,8 @@ impl Ops {
 
     /// `sum_t weights[t] * logsumexp(z[t])^2`, which for one column is `z^2`: the router z-loss (Zoph et al., 2022).
     pub fn z_loss(self, z: Tensor2, weights_t: Vec<f32>) -> Tensor2 {
-        let weights = burn::tensor::Tensor::<2>::from_data(
-            burn::tensor::TensorData::new(weights_t.clone(), [weights_t.len(), 1]),
-            &z.device(),
-        );
+        let rows = weights_t.len();
+        let weights = constant(weights_t, rows, 1, &z.device());
         let top = z.clone().max_dim(1).detach();
         let lse = (z - top.clone()).exp().sum_dim(1).log() + top;
         (lse.clone() * lse * weights).sum().reshape([1, 1])
@@ -72,8 +68,7 @@ impl Ops {
     /// `sum_ij x[i,j] * factors[i,j]` as a 1 x 1 tensor: linear loss terms such as load balance.
     pub fn weighted_sum(self, x: Tensor2, factors: Vec<f32>) -> Tensor2 {
         let [rows, columns] = x.dims();
-        let factors =
-            burn::tensor::Tensor::<2>::from_data(burn::tensor::TensorData::new(factors, [rows, columns]), &x.device());
+        let factors = constant(factors, rows, columns, &x.device());
         (x * factors).sum().reshape([1, 1])
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::activation;
 use kernels::cross_entropy::linear_cross_entropy;
 
 use crate::embed::index;
 use crate::seam::{self, FastOp, Raw, apply, buffer, dims, make, values, values_mut};
+use crate::tensor::constant;
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
 
@@ -50,7 +51,7 @@ fn plain(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Ten
     let log_probabilities = activation::log_softmax(x_td.matmul(e_vd.plain().transpose()), 1);
     let nll_t1 = log_probabilities.gather(1, index(targets, &device).reshape([t, 1])).neg();
     let losses = crate::read_rows(&nll_t1);
-    let weights_t1 = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [t, 1]), &device);
+    let weights_t1 = constant(weights.to_vec(), t, 1, &device);
     ((nll_t1 * weights_t1).sum().reshape([1, 1]), losses)
 }
 

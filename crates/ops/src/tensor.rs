@@ -20,6 +20,11 @@ pub fn from_rows(values: Vec<f32>, rows: usize, columns: usize) -> Tensor2 {
     Tensor::from_data(TensorData::new(values, [rows, columns]), &device(false))
 }
 
+/// A constant matrix on the device of the plain operations around it.
+pub(crate) fn constant(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Tensor2 {
+    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+}
+
 /// A constant column vector.
 pub fn column(values: Vec<f32>) -> Tensor2 {
     let rows = values.len();

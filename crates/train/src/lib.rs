@@ -21,4 +21,4 @@ pub use run::{Event, Resume, Run, Stop};
 pub use schedule::learning_rate;
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Stored, load, load_model};
-pub use validate::{RuleScore, SourceScore, Validation, chunks, score_rule, spread, validate};
+pub use validate::{RuleScore, SourceScore, Validation, score_rule, spread, validate};

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use checkpoint::Disk;
 use data::{Corpus, Split, Windows};
-use model::cost::{Convention, forward_flops};
 use report::{EventWriter, Log};
 use serde_json::{Map, Value, json};
 
@@ -160,7 +159,7 @@ impl Run {
     ) -> Result<Stop, TrainError> {
         self.log.write(&record(serde_json::to_value(report)))?;
         let tokens_per_second = report.tokens as f64 / seconds;
-        let flops_per_second = self.step_flops(report) / seconds;
+        let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
         let timing = json!({ "step": report.step, "seconds": seconds, "tokens_per_second": tokens_per_second,
             "flops_per_second": flops_per_second });
         self.timing.write(&record(Ok(timing)))?;
@@ -175,17 +174,6 @@ impl Run {
             ],
         )?;
         Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))
-    }
-
-    /// FLOPs of a step from the depths that rows really had.
-    fn step_flops(&self, report: &StepReport) -> f64 {
-        let rows: u64 = report.depths.iter().sum();
-        let config = self.trainer.model.config();
-        let shares: Vec<f64> = (1..=config.recursions)
-            .map(|r| report.depths[r.min(report.depths.len())..].iter().sum::<u64>() as f64 / rows.max(1) as f64)
-            .collect();
-        let length = self.trainer.recipe.data.sequence_length;
-        3.0 * rows as f64 * forward_flops(config, self.trainer.model.plan(), length, &shares, Convention::Full)
     }
 
     fn measure(&self) -> Result<Validation, TrainError> {

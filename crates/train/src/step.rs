@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use data::{Window, Windows};
 use engine::{Batch, Census, Sequence};
+use model::cost::{Convention, forward_flops, shares_of};
 use model::routing::token_choice::Balance;
 use model::{Address, Decision, Model, Pass, RouterConfig, RouterState, Rule, Transient};
 use ops::{Ops, add_scalars, backward, scalar};
@@ -150,6 +151,14 @@ impl Trainer {
         Ok(StepReport { thresholds: self.router.running.clone(), ..report })
     }
 
+    /// FLOPs of a step (full convention, backward counted twice) whose rows had these depths.
+    pub fn step_flops(&self, depths: &[u64]) -> f64 {
+        let config = self.model.config();
+        let (rows, shares) = (depths.iter().sum::<u64>(), shares_of(depths, config.recursions));
+        let length = self.recipe.data.sequence_length;
+        3.0 * rows as f64 * forward_flops(config, self.model.plan(), length, &shares, Convention::Full)
+    }
+
     /// Forward and backward over all batches; gradients add up in the weights.
     fn accumulate(&self, batches: &[Batch], census: &mut Census) -> Sums {
         let counted: usize = batches.iter().map(Batch::counted).sum();
@@ -197,9 +206,7 @@ impl Trainer {
         }
         let n = self.model.config().recursions;
         let capacities = self.model.config().router.capacities(n, self.step);
-        let free = |r: usize| capacities[r] >= if r == 0 { 1.0 } else { capacities[r - 1] };
-        let thresholds = (0..n).map(|r| (!free(r)).then(|| self.router.running[r])).collect();
-        Rule::Causal(Decision { made_by: "running".into(), auxiliary: false, thresholds })
+        Rule::Causal(Decision::by_thresholds("running", &capacities, |r| self.router.running[r]))
     }
 
     fn learn_outside_of_gradients(&mut self, census: &Census) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use data::{Window, Windows};
 use engine::{Batch, RowScore, Scoring, causal_rule, disagreement, score};
+use model::cost::mean_depth;
 use model::{Model, NoProbe, RouterState, Rule};
 use serde::Serialize;
 
@@ -55,9 +56,7 @@ pub struct RuleScore {
 impl RuleScore {
     /// Mean number of recursions.
     pub fn mean_depth(&self) -> f64 {
-        let rows: u64 = self.depths.iter().sum();
-        let passes: u64 = self.depths.iter().enumerate().map(|(d, n)| d as u64 * n).sum();
-        passes as f64 / rows.max(1) as f64
+        mean_depth(&self.depths)
     }
 }
 
@@ -111,13 +110,10 @@ pub fn score_rule(
     (result, all)
 }
 
-/// `count` windows from `first` on in order, in chunks of about 4096 rows.
-///
-/// # Errors
-/// A window beyond the end.
-pub fn chunks(windows: &Windows, first: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
+/// The windows with these numbers, in chunks of about 4096 rows.
+fn in_chunks(windows: &Windows, numbers: impl Iterator<Item = u64>) -> Result<Vec<Vec<Window>>, TrainError> {
     let each = (4096 / windows.seq_len().max(1)).max(1);
-    let all: Result<Vec<Window>, _> = (first..first + count).map(|i| windows.unshuffled(i)).collect();
+    let all: Result<Vec<Window>, _> = numbers.map(|i| windows.unshuffled(i)).collect();
     Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
 }
 
@@ -135,8 +131,10 @@ pub fn validate(
 ) -> Result<Validation, TrainError> {
     let held = calibrate.min(windows.len() / 2).max(1).min(windows.len());
     let count = count.min(windows.len() - held).max(1).min(windows.len());
-    let held: Vec<Batch> =
-        chunks(windows, windows.len() - held, held)?.iter().map(|c| pack(c, document_mask)).collect();
+    let held: Vec<Batch> = in_chunks(windows, windows.len() - held..windows.len())?
+        .iter()
+        .map(|chunk| pack(chunk, document_mask))
+        .collect();
     let rule = causal_rule(model, state, &held);
     // Spread over the whole text, so that every source is met.
     let chunks = spread(windows, windows.len() - calibrate.min(windows.len() / 2), count)?;
@@ -153,7 +151,5 @@ pub fn validate(
 pub fn spread(windows: &Windows, of: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
     let of = of.max(1);
     let count = count.min(of);
-    let each = (4096 / windows.seq_len().max(1)).max(1);
-    let all: Result<Vec<Window>, _> = (0..count).map(|i| windows.unshuffled(i * of / count)).collect();
-    Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
+    in_chunks(windows, (0..count).map(|i| i * of / count))
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Candidates, Network, RouterState, Rule, Scorer, Selection, Terms, best, check_capacities, kept_rows, places, warmed,
 };
-use crate::config::{ConfigError, ModelConfig, refuse};
+use crate::config::{ConfigError, ModelConfig, at_least, refuse};
 use crate::pass::{Pass, Routed};
 use crate::spec::{Group, ParamSpec};
 
@@ -120,13 +120,10 @@ impl Default for Config {
 impl Config {
     pub(super) fn check(&self, recursions: usize) -> Result<(), ConfigError> {
         check_capacities(&self.capacities, recursions)?;
-        let finite = |field, x: f64, least: f64| {
-            if x.is_finite() && x >= least { Ok(()) } else { refuse(field, x, format!("a number from {least}")) }
-        };
-        finite("router.alpha", self.alpha, 1e-6)?;
-        finite("router.temperature", self.temperature, 1e-6)?;
-        finite("router.sampling_weight", self.sampling_weight, 0.0)?;
-        finite("router.z_weight", self.z_weight, 0.0)?;
+        at_least("router.alpha", self.alpha, 1e-6)?;
+        at_least("router.temperature", self.temperature, 1e-6)?;
+        at_least("router.sampling_weight", self.sampling_weight, 0.0)?;
+        at_least("router.z_weight", self.z_weight, 0.0)?;
         if !(0.0..1.0).contains(&self.running_decay) {
             return refuse("router.running_decay", self.running_decay, "at least 0 and below 1".into());
         }

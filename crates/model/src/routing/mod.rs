@@ -143,6 +143,17 @@ pub struct Decision {
     pub thresholds: Vec<Option<f32>>,
 }
 
+impl Decision {
+    /// A rule by the main router's logit with the threshold `value(r)` at each recursion `r` that does not admit all rows
+    /// of the one before it.
+    pub fn by_thresholds(made_by: &str, capacities: &[f64], value: impl Fn(usize) -> f32) -> Self {
+        let before = |r: usize| if r == 0 { 1.0 } else { capacities[r - 1] };
+        let threshold = |r: usize| (capacities[r] < before(r)).then(|| value(r));
+        let thresholds = (0..capacities.len()).map(threshold).collect();
+        Self { made_by: made_by.into(), auxiliary: false, thresholds }
+    }
+}
+
 /// What routers learn outside of gradients; part of every checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

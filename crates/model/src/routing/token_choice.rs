@@ -8,7 +8,7 @@ use ops::{Activation, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::{Network, RouterState, Scorer, Terms};
-use crate::config::{ConfigError, ModelConfig, refuse};
+use crate::config::{ConfigError, ModelConfig, at_least};
 use crate::pass::Pass;
 use crate::rows::Rows;
 use crate::spec::{Group, ParamSpec};
@@ -88,13 +88,10 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let finite = |field, x: f64, least: f64| {
-            if x.is_finite() && x >= least { Ok(()) } else { refuse(field, x, format!("a number from {least}")) }
-        };
-        finite("router.alpha", self.alpha, 1e-6)?;
-        finite("router.temperature", self.temperature, 1e-6)?;
-        finite("router.balance_weight", self.balance_weight, 0.0)?;
-        finite("router.z_weight", self.z_weight, 0.0)
+        at_least("router.alpha", self.alpha, 1e-6)?;
+        at_least("router.temperature", self.temperature, 1e-6)?;
+        at_least("router.balance_weight", self.balance_weight, 0.0)?;
+        at_least("router.z_weight", self.z_weight, 0.0)
     }
 
     pub(super) fn specs(&self, model: &ModelConfig) -> Vec<ParamSpec> {
