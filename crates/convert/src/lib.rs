@@ -1,0 +1,1 @@
+//! Checkpoints in, out, and from one family into another.

@@ -1,0 +1,256 @@
+//! What is asked of an engine and what comes back: the words that scheduler, engine and server share.
+
+/// Higher runs first; equal ones in the order of arrival.
+pub type Priority = i32;
+
+/// How tokens are drawn. The order of the steps: penalties, bias, temperature, top-k, top-p, min-p.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits, 0 to 100; 0 takes the largest.
+    pub temperature: f32,
+    /// Only the k most likely; 0 for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that make up this much probability, in (0, 1].
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the most likely one, in [0, 1].
+    pub min_p: f32,
+    /// Seed of the draws: a draw is a function of (seed, choice, position).
+    pub seed: u64,
+    /// Number of this continuation among several of one prompt.
+    pub choice: u64,
+    /// Subtracted once from the logit of each token generated so far, -2 to 2.
+    pub presence_penalty: f32,
+    /// Subtracted for each time the token was generated so far, -2 to 2.
+    pub frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt and text so far, above 0.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens, -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            choice: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// The quality dial of a request: how many recursions its tokens may and must have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dial {
+    /// No token gets more recursions than this.
+    pub max_depth: Option<u32>,
+    /// Every token gets at least this many.
+    pub min_depth: u32,
+    /// Added to the router's thresholds (a logit): above 0 fewer tokens go deep, below 0 more.
+    pub threshold: f32,
+    /// The mean depth that the generated tokens may have at most; a token's cap falls when the text has spent more.
+    pub mean_depth: Option<f32>,
+}
+
+impl Default for Dial {
+    fn default() -> Self {
+        Self { max_depth: None, min_depth: 0, threshold: 0.0, mean_depth: None }
+    }
+}
+
+/// One sequence to continue or to score.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Unique among the requests in flight.
+    pub id: u64,
+    /// Token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// At most this many new tokens; 0 only scores (with [`Request::prompt_scores`]).
+    pub max_tokens: usize,
+    /// Stop tokens do not count before this many new tokens.
+    pub min_tokens: usize,
+    /// Tokens that end the text; the one drawn is still reported.
+    pub stop_ids: Vec<u32>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// How deep they may go.
+    pub dial: Dial,
+    /// Report this many most likely tokens beside each generated (and scored) one; `None` for none at all.
+    pub top: Option<usize>,
+    /// Report log-probabilities of the prompt's tokens too. Such a request uses no cached prefix.
+    pub prompt_scores: bool,
+    /// Runs before requests of lower priority.
+    pub priority: Priority,
+    /// Ends with [`Finish::Deadline`] at this time (microseconds of the engine's clock).
+    pub deadline: Option<u64>,
+}
+
+/// The log-probability of one token, with the most likely ones beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability under the raw logits; `None` for the first token of a prompt.
+    pub log_probability: Option<f32>,
+    /// The most likely tokens, best first, as many as asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A new token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenOut {
+    /// The token with its log-probability.
+    pub scored: Scored,
+    /// Recursions spent on the row that predicted it.
+    pub depth: u32,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token was drawn.
+    Stop(u32),
+    /// As many tokens as asked for.
+    Length,
+    /// Whoever asked went away or said so.
+    Cancelled,
+    /// Its time was over.
+    Deadline,
+    /// Something went wrong inside; the text says what.
+    Failed(String),
+}
+
+/// What a sequence cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u64,
+    /// Of these, found in the prefix cache.
+    pub cached: u64,
+    /// New tokens.
+    pub generated: u64,
+    /// Block applications of all rows that ran for this request and count (recomputed ones count once).
+    pub recursion_steps: u64,
+    /// What a model that gives every row every recursion would have spent on the same rows.
+    pub dense_steps: u64,
+    /// Microseconds from submission to the first row that ran.
+    pub queued_us: u64,
+    /// Microseconds from the first row that ran to the first new token.
+    pub prefill_us: u64,
+    /// How often its pages were taken away and computed again.
+    pub preemptions: u32,
+}
+
+/// The end of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Why.
+    pub finish: Finish,
+    /// At what cost.
+    pub usage: Usage,
+}
+
+/// What comes back, in this order: prompt scores if asked for, tokens, the end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Scores and depths of all prompt tokens.
+    Prompt(Vec<TokenOut>),
+    /// The next token.
+    Token(TokenOut),
+    /// The last event.
+    Done(Done),
+}
+
+/// What a receiver said to an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Thank you.
+    Taken,
+    /// Not now: the sequence pauses and offers the same event again later.
+    Full,
+    /// Nobody is listening any more: the sequence is cancelled.
+    Gone,
+}
+
+/// Where the events of one request go. Called on the engine's thread: must not block.
+pub trait Sink: Send {
+    /// Takes the event, or says why not. Must take [`Event::Done`] or be gone.
+    fn offer(&mut self, event: &Event) -> Offer;
+}
+
+/// Why a request was not accepted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// The queue is full.
+    #[error("the queue holds {waiting} requests and {tokens} tokens, its bound; try again in {retry_after_s} s")]
+    Overloaded {
+        /// Requests waiting.
+        waiting: usize,
+        /// Their prompt tokens.
+        tokens: usize,
+        /// A guess at when there is room.
+        retry_after_s: u64,
+    },
+    /// Shutting down.
+    #[error("the engine is draining and takes no new requests")]
+    Draining,
+    /// The request makes no sense for this model.
+    #[error("{field} is {found}, expected {expected}")]
+    Invalid {
+        /// Which part.
+        field: &'static str,
+        /// What it is.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+/// What the engine is doing, for metrics. Counters only grow.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gauges {
+    /// Sequences in flight.
+    pub running: usize,
+    /// Requests waiting.
+    pub waiting: usize,
+    /// Unit pages in all (one layer of 16 tokens).
+    pub pages: usize,
+    /// Pages held by sequences or the prefix cache, by tier: first the layers outside the recursions, then each recursion.
+    pub pages_used: Vec<usize>,
+    /// Pages held by nothing but the prefix cache.
+    pub pages_cached: usize,
+    /// Bytes of one unit page.
+    pub page_bytes: usize,
+    /// Prefix cache: tokens looked up, and found.
+    pub prefix_tokens: (u64, u64),
+    /// Times a sequence lost its pages.
+    pub preemptions: u64,
+    /// Prompt tokens computed, new tokens drawn.
+    pub tokens: (u64, u64),
+    /// Rows by the depth they had: entry `d` counts rows of depth `d`.
+    pub depths: Vec<u64>,
+    /// Block applications done, and what full depth would have cost for the same rows.
+    pub recursion_steps: (u64, u64),
+    /// Ticks, microseconds inside them, and of these inside operations.
+    pub ticks: u64,
+    /// Microseconds inside ticks.
+    pub tick_us: u64,
+    /// Microseconds inside operations.
+    pub operation_us: u64,
+    /// Rows that went through each recursion.
+    pub rows_by_recursion: Vec<u64>,
+    /// The depth cap in force under brown-out; the model's recursions when there is none.
+    pub depth_cap: u32,
+    /// Requests cancelled, failed inside.
+    pub cancelled: u64,
+    /// Requests that failed inside.
+    pub failed: u64,
+    /// Requests refused because the queue was full.
+    pub refused: u64,
+}

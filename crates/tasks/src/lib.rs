@@ -1,0 +1,1 @@
+//! Evaluation tasks: items, prompts, metrics.
