@@ -1,8 +1,18 @@
 //! Who runs next: requests, the queue, pages of keys and values, the prefix cache. Pure bookkeeping: no tensor, no clock
 //! (time comes in as a number), so that millions of steps can be tested in seconds.
 
+mod limits;
+mod pages;
 mod request;
+mod scheduler;
+mod sequence;
+mod tick;
 
+pub use limits::{Brownout, LimitError, Limits};
+pub use pages::{Full, Imbalance, PAGE, PageCopy, Pages, Shape, Shared, TableId};
 pub use request::{
     Dial, Done, Event, Finish, Gauges, Offer, Priority, Refusal, Request, Sampling, Scored, Sink, TokenOut, Usage,
 };
+pub use scheduler::Scheduler;
+pub use sequence::{Flight, Running, Sequence, Slot, Stage};
+pub use tick::{After, Ended, Enter, Leave, Misuse, Tick, Turn};

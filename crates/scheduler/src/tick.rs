@@ -1,0 +1,112 @@
+//! What a tick consists of, and what an executor can get wrong when it reports.
+
+use std::sync::Arc;
+
+use crate::{Done, Request, Slot};
+
+/// Rows that go through embedding and first layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enter {
+    /// Whose.
+    pub slot: Slot,
+    /// Position of the first row.
+    pub first: usize,
+    /// Rows.
+    pub count: usize,
+}
+
+/// Rows that come to a recursion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Whose.
+    pub slot: Slot,
+    /// Which recursion, from 0.
+    pub recursion: usize,
+    /// Rows that may take it: all of the flight in recursion 0, then what [`crate::Scheduler::turned`] said.
+    pub rows: usize,
+}
+
+/// Rows that go through the last layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// Whose.
+    pub slot: Slot,
+    /// Position of the first row.
+    pub first: usize,
+    /// Rows.
+    pub count: usize,
+    /// Whether a token is to be drawn from the last row.
+    pub draws: bool,
+}
+
+/// The end of a sequence, whose slot (if it had one) is free again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// The slot it had; `None` if it waited.
+    pub slot: Option<Slot>,
+    /// What was asked.
+    pub request: Arc<Request>,
+    /// Why and at what cost.
+    pub done: Done,
+}
+
+/// A plan. The lists are to be carried out in their order here; a slot that appears in `ended` or `preempted` may
+/// appear again in `admitted`, with another sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tick {
+    /// Sequences that ended since the last tick: cancelled, or out of time.
+    pub ended: Vec<Ended>,
+    /// Slots whose sequence lost its pages and its flight, with its request's id; it waits again.
+    pub preempted: Vec<(Slot, u64)>,
+    /// Slots that got a sequence.
+    pub admitted: Vec<Slot>,
+    /// Rows that enter, most important first.
+    pub enter: Vec<Enter>,
+    /// Rows that come to a recursion, the entering ones included, most important first.
+    pub turn: Vec<Turn>,
+    /// Slots that have a flight or rows to enter but no pages: they keep what they have and wait.
+    pub stalled: Vec<Slot>,
+}
+
+/// What follows after rows left.
+#[derive(Clone, Debug, PartialEq)]
+pub enum After {
+    /// More of the text is to be computed, or the drawn token goes on as a row of the next ticks.
+    Goes,
+    /// That was the last; pages and slot are free.
+    Ended(Ended),
+}
+
+/// A report that does not fit the plan: a mistake of the executor. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misuse {
+    /// Nobody there, or nothing due.
+    #[error("slot {slot} reports {report}, expected a flight of this tick's plan: report each planned flight once")]
+    NotDue {
+        /// The slot named.
+        slot: Slot,
+        /// The report made.
+        report: &'static str,
+    },
+    /// A number that cannot be.
+    #[error("slot {slot} reports {what} {found}, expected {expected}: report what ran")]
+    Wrong {
+        /// The slot named.
+        slot: Slot,
+        /// Which number.
+        what: &'static str,
+        /// As reported.
+        found: usize,
+        /// What would do.
+        expected: String,
+    },
+    /// The page pool said no, although the plan had reserved for the rows it listed.
+    #[error("slot {slot} wants more pages than its rows take at most: append no more rows than the plan lists")]
+    Pages {
+        /// The slot named.
+        slot: Slot,
+        /// What the pool said.
+        #[source]
+        full: crate::Full,
+    },
+}
