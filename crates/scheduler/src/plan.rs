@@ -94,8 +94,8 @@ impl Scheduler {
     /// Prompt rows that sequences before `rank` could enter now.
     fn prompt_rows_before(&self, rank: Rank) -> usize {
         let before = self.slots.iter().flatten().filter(|r| r.sequence.paused.is_none() && r.sequence.rank() < rank);
-        let rows = before.filter(|r| r.flight.is_none()).map(|r| r.sequence.len() - r.done);
-        rows.filter(|&rows| rows > 1).map(|rows| rows.min(self.limits.chunk)).sum()
+        let prompts = before.filter(|r| r.flight.is_none() && !is_newest(r));
+        prompts.map(|r| (r.sequence.len() - r.done).min(self.limits.chunk)).sum()
     }
 
     /// A view that begins with what the prefix cache knows.
@@ -120,9 +120,11 @@ impl Scheduler {
         self.counters.prefix_tokens.0 += sequence.len() as u64;
         self.counters.prefix_tokens.1 += found;
         if sequence.started_us.is_none() {
-            sequence.usage.cached = found;
-            sequence.computed = running.done;
+            (sequence.usage.cached, sequence.computed) = (0, 0);
         }
+        // After a preemption the cache may know more than was computed before: from another request.
+        sequence.usage.cached += found.saturating_sub(sequence.computed as u64);
+        sequence.computed = sequence.computed.max(running.done);
     }
 
     /// Whether a newcomer is expected to find pages beside those that run. An expectation suffices: who is wrong about
@@ -195,7 +197,7 @@ impl Scheduler {
             match running.flight.map(|f| f.stage) {
                 Some(Stage::Turning { rows, .. }) => turning += rows,
                 Some(Stage::Ready { .. }) => {}
-                None => newest += usize::from(running.sequence.len() - running.done == 1),
+                None => newest += usize::from(is_newest(running)),
             }
         }
         order.sort_unstable();
@@ -225,8 +227,8 @@ impl Scheduler {
             None => {}
         }
         let (first, rest) = (running.done, running.sequence.len() - running.done);
-        if rest <= 1 {
-            return (rest == 1).then_some((Step::Enter { first, count: 1 }, false));
+        if is_newest(running) {
+            return Some((Step::Enter { first, count: 1 }, false));
         }
         let least = if fed { 0 } else { PAGE.min(self.limits.rows) };
         let end = first + rest.min(self.limits.chunk).min(budget.max(least));
@@ -295,4 +297,9 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Whether the row to come is that of the newest token; a prompt's row waits for its turn among prompts.
+fn is_newest(running: &Running) -> bool {
+    running.sequence.len() == running.done + 1 && !running.sequence.generated.is_empty()
 }
