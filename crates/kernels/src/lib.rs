@@ -8,6 +8,7 @@ pub mod gelu;
 pub mod machine;
 pub mod matmul;
 pub mod memory;
+pub mod pages;
 pub mod rms_norm;
 pub mod rotary;
 pub mod rows;
