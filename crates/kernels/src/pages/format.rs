@@ -144,8 +144,11 @@ impl Stored for i8 {
 
     #[inline(always)]
     fn narrow(x: f32, scale: f32) -> Self {
-        // Below a scale of zero nothing but zero is left; the cast saturates and takes NaN to zero.
-        if scale == 0.0 { 0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8 }
+        // Adding this leaves the nearest integer, ties to even, in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        // With a scale of zero nothing but zero is left.
+        let x = if scale == 0.0 { 0.0 } else { x / scale };
+        (x.clamp(-127.0, 127.0) + ROUND).to_bits() as i8
     }
 
     #[inline(always)]

@@ -82,6 +82,11 @@ macro_rules! over_lines {
     };
 }
 
+/// Registers of stored numbers in a cache line.
+const fn per_line<T>() -> usize {
+    64 / (PAGE * size_of::<T>())
+}
+
 /// Compiles a pass for every instruction set and runs the widest that the machine has.
 macro_rules! pass {
     ($(#[$meta:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*)) => {
@@ -161,18 +166,20 @@ unsafe fn key_tile<T: Stored, L: Lanes, const R: usize, const P: usize>(
     let lines: [&[[T; PAGE]]; P] = from_fn(|p| &keys(first + p).lines[..hd]);
     let next: [&[[T; PAGE]]; P] = from_fn(|p| &keys(first + P + p).lines[..hd]);
     let q: [&[f32]; R] = from_fn(|r| &pass.q[(line + r) * hd..][..hd]);
-    // SAFETY: the caller has the instructions.
+    // SAFETY: the caller has the instructions; the slices have `hd` elements each.
     unsafe {
         let scales: [L; P] = from_fn(|p| L::load(keys(first + p).scales));
         let mut acc = [[L::splat(0.0); P]; R];
         for d in 0..hd {
             let mut x = scales;
             for p in 0..P {
-                x[p] = T::lanes(&lines[p][d], scales[p]);
-                L::prefetch(&next[p][d]);
+                x[p] = T::lanes(lines[p].get_unchecked(d), scales[p]);
+                if d.is_multiple_of(per_line::<T>()) {
+                    L::prefetch(next[p].get_unchecked(d));
+                }
             }
             for r in 0..R {
-                let y = L::splat(q[r][d]);
+                let y = L::splat(*q[r].get_unchecked(d));
                 for p in 0..P {
                     acc[r][p] = y.fma(x[p], acc[r][p]);
                 }
@@ -281,7 +288,8 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
     sums: &mut [f32],
 ) -> usize {
     let hd = pass.pool.head_dim();
-    // SAFETY: the caller has the instructions.
+    // SAFETY: the caller has the instructions; `row` and `next` have `N` elements, each of `p` one for each of
+    // the `slots` rows.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
@@ -304,11 +312,13 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
                 let next = next[column..column + N * PAGE].as_chunks::<PAGE>().0;
                 let mut x = [L::splat(scale); N];
                 for n in 0..N {
-                    x[n] = T::lanes(&row[n], x[n]);
-                    L::prefetch(&next[n]);
+                    x[n] = T::lanes(row.get_unchecked(n), x[n]);
+                    if n.is_multiple_of(per_line::<T>()) {
+                        L::prefetch(next.get_unchecked(n));
+                    }
                 }
                 for r in 0..R {
-                    let y = L::splat(p[r][j]);
+                    let y = L::splat(*p[r].get_unchecked(j));
                     for n in 0..N {
                         acc[r][n] = y.fma(x[n], acc[r][n]);
                     }
