@@ -1,8 +1,13 @@
 //! Who runs next: requests, the queue, pages of keys and values, the prefix cache. Pure bookkeeping: no tensor, no clock
 //! (time comes in as a number), so that millions of steps can be tested in seconds.
 
+mod brownout;
+mod leave;
 mod limits;
 mod pages;
+mod plan;
+mod prefix;
+mod queue;
 mod request;
 mod scheduler;
 mod sequence;

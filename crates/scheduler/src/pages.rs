@@ -181,6 +181,11 @@ impl Pages {
         &self.get(table).counts
     }
 
+    /// Unit pages in the view's lists, shared ones too.
+    pub fn held(&self, table: &TableId) -> usize {
+        self.get(table).lists.iter().flatten().map(Vec::len).sum()
+    }
+
     /// Pages of one layer in order: token `i` of the tier lies in page `list[i / PAGE]`, slot `i % PAGE`.
     pub fn list(&self, table: &TableId, tier: usize, layer: usize) -> &[u32] {
         &self.get(table).lists[tier][layer]

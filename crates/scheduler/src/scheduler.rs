@@ -1,8 +1,12 @@
-//! The scheduler: takes requests, plans ticks, hears what came of them.
+//! The scheduler's state and its doors: requests in, cancellation, pauses, the sequences and numbers to look at.
 
+use std::collections::BTreeMap;
+
+use crate::brownout::DepthCap;
+use crate::prefix::Prefix;
+use crate::queue::{Queue, Rank};
 use crate::{
-    After, Ended, Gauges, Leave, LimitError, Limits, Misuse, PageCopy, Pages, Refusal, Request, Running, Shape, Slot,
-    Tick,
+    Done, Ended, Finish, Gauges, Imbalance, LimitError, Limits, Pages, Refusal, Request, Running, Sequence, Shape, Slot,
 };
 
 /// Depth-wise continuous batching, as bookkeeping. One tick:
@@ -12,11 +16,37 @@ use crate::{
 /// 3. For each `turn`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that take it, carry out the
 ///    copies, run the block, then [`Scheduler::turned`].
 /// 4. [`Scheduler::leaving`]: run last layers and head, draw where `draws`, then [`Scheduler::left`].
+///
+/// Copies of one `append` are carried out before the next call that takes `&mut self`. Every planned turn and every leave
+/// is reported before the next plan; what cannot be reported is ended by [`Scheduler::fail`].
+///
+/// What is promised: the most important sequence (highest priority, then first arrived, not paused) is never preempted by
+/// an equal or lower one and has work in every tick, so every accepted request ends. What a sequence computes does not
+/// depend on what runs beside it, except for caps under [`crate::Brownout`], which stay fixed once given.
 #[derive(Debug)]
 pub struct Scheduler {
-    limits: Limits,
-    pages: Pages,
-    slots: Vec<Option<Running>>,
+    pub(crate) limits: Limits,
+    pub(crate) recursions: usize,
+    pub(crate) pages: Pages,
+    pub(crate) prefix: Prefix,
+    pub(crate) queue: Queue,
+    pub(crate) slots: Vec<Option<Running>>,
+    pub(crate) places: BTreeMap<u64, Place>,
+    pub(crate) depth_cap: DepthCap,
+    pub(crate) tick: u64,
+    pub(crate) arrivals: u64,
+    pub(crate) draining: bool,
+    /// Rows that came to recursion 0, the whole of which [`Gauges::rows_by_recursion`] are parts.
+    pub(crate) rows_in: u64,
+    /// The counters; what can be looked up is filled in by [`Scheduler::gauges`].
+    pub(crate) counters: Gauges,
+}
+
+/// Where an accepted request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Waiting(Rank),
+    Running(Slot),
 }
 
 impl Scheduler {
@@ -26,9 +56,23 @@ impl Scheduler {
     /// If a limit is 0 or does not fit the shape.
     pub fn new(limits: Limits, shape: Shape, recursions: usize) -> Result<Self, LimitError> {
         limits.check(&shape, recursions)?;
-        let pages = Pages::new(shape, limits.pages);
-        let slots = (0..limits.running).map(|_| None).collect();
-        Ok(Self { limits, pages, slots })
+        let counters =
+            Gauges { depths: vec![0; recursions + 1], rows_by_recursion: vec![0; recursions], ..Gauges::default() };
+        Ok(Self {
+            recursions,
+            pages: Pages::new(shape, limits.pages),
+            prefix: Prefix::default(),
+            queue: Queue::new(limits.queue_requests, limits.queue_tokens),
+            slots: (0..limits.running).map(|_| None).collect(),
+            places: BTreeMap::new(),
+            depth_cap: DepthCap::new(limits.brownout, recursions as u32),
+            tick: 0,
+            arrivals: 0,
+            draining: false,
+            rows_in: 0,
+            counters,
+            limits,
+        })
     }
 
     /// Takes a request into the queue.
@@ -36,76 +80,116 @@ impl Scheduler {
     /// # Errors
     /// [`Refusal::Invalid`] if it could never run, [`Refusal::Overloaded`] if the queue is full, [`Refusal::Draining`].
     pub fn submit(&mut self, request: Request, now_us: u64) -> Result<(), Refusal> {
-        todo!("{request:?} {now_us} {:?}", self.limits)
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        self.check_request(&request)?;
+        self.queue.check(request.prompt.len(), now_us).inspect_err(|_| self.counters.refused += 1)?;
+        let sequence = Sequence::new(request, self.arrivals, now_us, self.recursions as u32);
+        self.arrivals += 1;
+        self.places.insert(sequence.request.id, Place::Waiting(sequence.rank()));
+        self.queue.push(sequence);
+        Ok(())
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), Refusal> {
+        let invalid = |field, found: String, expected: String| Err(Refusal::Invalid { field, found, expected });
+        let (prompt, new, dial) = (request.prompt.len(), request.max_tokens, &request.dial);
+        if prompt == 0 {
+            return invalid("prompt", "empty".into(), "at least one token".into());
+        }
+        if self.places.contains_key(&request.id) {
+            return invalid("id", request.id.to_string(), "one that no request in flight has".into());
+        }
+        let total = prompt.saturating_add(new);
+        if total > self.limits.context {
+            let expected = format!("at most {}, the context", self.limits.context);
+            return invalid("prompt and max_tokens together", format!("{total} tokens"), expected);
+        }
+        // The last token drawn is never a row.
+        let worst = self.pages.shape().pages_for(total - usize::from(new > 0));
+        if worst > self.pages.pages() {
+            let expected = format!("at most {}, the pool: ask for fewer tokens", self.pages.pages());
+            return invalid("pages of prompt and max_tokens", worst.to_string(), expected);
+        }
+        if dial.max_depth == Some(0) {
+            return invalid("max_depth", "0".into(), "at least 1".into());
+        }
+        let most = dial.max_depth.map_or(self.recursions, |most| self.recursions.min(most as usize));
+        if dial.min_depth as usize > most {
+            return invalid("min_depth", dial.min_depth.to_string(), format!("at most {most}, the deepest allowed"));
+        }
+        if !dial.threshold.is_finite() {
+            return invalid("threshold", dial.threshold.to_string(), "a finite number".into());
+        }
+        match dial.mean_depth {
+            Some(mean) if !(mean.is_finite() && mean > 0.0) => {
+                invalid("mean_depth", mean.to_string(), "a finite number above 0".into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Ends a request at the next [`Scheduler::plan`] or its next [`Scheduler::left`], whichever comes first. `false`
     /// if no such request waits or runs.
     pub fn cancel(&mut self, id: u64) -> bool {
-        todo!("{id}")
+        self.sequence_mut(id).map(|sequence| sequence.cancelled = true).is_some()
     }
 
     /// A slow reader: the sequence keeps its pages but takes no part in ticks until [`Scheduler::unpause`]; it is the
     /// first to be preempted. Also for one that waits. `false` if there is none.
     pub fn pause(&mut self, id: u64) -> bool {
-        todo!("{id}")
+        let tick = self.tick;
+        self.sequence_mut(id).map(|sequence| sequence.paused = sequence.paused.or(Some(tick))).is_some()
     }
 
-    /// Ends a pause.
+    /// Ends a pause. `false` if there is no such request.
     pub fn unpause(&mut self, id: u64) -> bool {
-        todo!("{id}")
+        self.sequence_mut(id).map(|sequence| sequence.paused = None).is_some()
     }
 
-    /// Ends a running sequence now, with [`crate::Finish::Failed`]; for errors inside the executor.
-    pub fn fail(&mut self, slot: Slot, why: String) -> Option<Ended> {
-        todo!("{slot} {why}")
+    fn sequence_mut(&mut self, id: u64) -> Option<&mut Sequence> {
+        match *self.places.get(&id)? {
+            Place::Waiting(rank) => self.queue.get_mut(rank),
+            Place::Running(slot) => self.slots[slot].as_mut().map(|running| &mut running.sequence),
+        }
+    }
+
+    /// Ends a running sequence now, with [`Finish::Failed`]; for errors inside the executor. `None` for an empty slot.
+    pub fn fail(&mut self, slot: Slot, why: String, now_us: u64) -> Option<Ended> {
+        let running = self.slots.get_mut(slot)?.take()?;
+        Some(self.end_running(slot, running, Finish::Failed(why), now_us))
+    }
+
+    pub(crate) fn end_running(&mut self, slot: Slot, running: Running, finish: Finish, now_us: u64) -> Ended {
+        self.pages.release(running.table);
+        self.end(Some(slot), running.sequence, finish, now_us)
+    }
+
+    pub(crate) fn end(&mut self, slot: Option<Slot>, sequence: Sequence, finish: Finish, now_us: u64) -> Ended {
+        let Sequence { request, usage, .. } = sequence;
+        self.places.remove(&request.id);
+        self.queue.completed(request.prompt.len(), now_us);
+        self.counters.cancelled += u64::from(finish == Finish::Cancelled);
+        self.counters.failed += u64::from(matches!(finish, Finish::Failed(_)));
+        Ended { slot, request, done: Done { finish, usage } }
     }
 
     /// No new requests from now on; those accepted run to their end.
     pub fn drain(&mut self) {
-        todo!()
+        self.draining = true;
     }
 
     /// Whether nothing waits and nothing runs.
     pub fn is_idle(&self) -> bool {
-        todo!()
+        self.places.is_empty()
     }
 
-    /// Decides what the next tick does. `now_us` is the engine's clock in microseconds; it must not go back.
-    pub fn plan(&mut self, now_us: u64) -> Tick {
-        todo!("{now_us}")
-    }
-
-    /// Room for `n` more tokens of `tier` in the view of a slot; see [`Pages::append`]. Never fails for rows that the
-    /// plan lists.
-    ///
-    /// # Errors
-    /// [`Misuse::NotDue`], [`Misuse::Pages`].
-    pub fn append(&mut self, slot: Slot, tier: usize, n: usize) -> Result<Vec<PageCopy>, Misuse> {
-        todo!("{slot} {tier} {n}")
-    }
-
-    /// A planned turn ran: `took` rows went through the block, `going` of these may come to the next recursion. A flight
-    /// with nobody going, or after the last recursion, is ready.
-    ///
-    /// # Errors
-    /// [`Misuse`] with nothing changed.
-    pub fn turned(&mut self, slot: Slot, took: usize, going: usize) -> Result<(), Misuse> {
-        todo!("{slot} {took} {going}")
-    }
-
-    /// The flights that go through the last layers in this tick: all that are ready, unless their rows are fewer than
-    /// [`Limits::leave_rows`], others are still turning, and none has waited [`Limits::leave_wait`] ticks.
-    pub fn leaving(&mut self) -> Vec<Leave> {
-        todo!()
-    }
-
-    /// Rows left the last layers: the recursions each of them had, in order, and the token drawn if one was due.
-    ///
-    /// # Errors
-    /// [`Misuse`] with nothing changed.
-    pub fn left(&mut self, slot: Slot, depths: &[u32], drawn: Option<u32>, now_us: u64) -> Result<After, Misuse> {
-        todo!("{slot} {depths:?} {drawn:?} {now_us}")
+    /// Whether a plan made now could have work: something runs or waits that is not paused, or is to be ended. If not,
+    /// an engine may sleep until the next submission, cancellation or end of a pause (deadlines aside).
+    pub fn has_work(&self) -> bool {
+        let works = |s: &Sequence| s.paused.is_none() || s.cancelled;
+        self.slots.iter().flatten().any(|r| works(&r.sequence)) || self.queue.iter().any(works)
     }
 
     /// The sequence in a slot.
@@ -115,7 +199,15 @@ impl Scheduler {
 
     /// The slot in which a request runs; `None` if it waits or is unknown.
     pub fn slot_of(&self, id: u64) -> Option<Slot> {
-        todo!("{id}")
+        match self.places.get(&id)? {
+            Place::Running(slot) => Some(*slot),
+            Place::Waiting(_) => None,
+        }
+    }
+
+    /// What waits, most important first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.queue.iter()
     }
 
     /// The pool, for page lists and places.
@@ -123,8 +215,34 @@ impl Scheduler {
         &self.pages
     }
 
+    /// Empties the prefix cache; returns how many blocks it held.
+    pub fn forget_prefixes(&mut self) -> usize {
+        let mut blocks = 0;
+        while self.prefix.evict_one(&mut self.pages) {
+            blocks += 1;
+        }
+        blocks
+    }
+
     /// The numbers that a scheduler knows; bytes and times stay 0 for the engine to fill in.
     pub fn gauges(&self) -> Gauges {
-        todo!()
+        Gauges {
+            running: self.slots.iter().flatten().count(),
+            waiting: self.queue.len(),
+            pages: self.pages.pages(),
+            pages_used: self.pages.used_by_tier().to_vec(),
+            pages_cached: self.pages.cached(),
+            depth_cap: self.depth_cap.cap(),
+            ticks: self.tick,
+            ..self.counters.clone()
+        }
+    }
+
+    /// Counts all pages again.
+    ///
+    /// # Errors
+    /// The first number that is wrong.
+    pub fn check(&self) -> Result<(), Imbalance> {
+        self.pages.check(self.prefix.shared())
     }
 }

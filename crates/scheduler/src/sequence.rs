@@ -1,7 +1,10 @@
 //! One sequence: what was asked, what was drawn, how deep each row may go, and where it stands in its tick.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
+use crate::prefix::Node;
+use crate::queue::Rank;
 use crate::{Request, TableId, Usage};
 
 /// A place among the running sequences, `0..Limits::running`. Stays the same from admission to end or preemption.
@@ -29,6 +32,53 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    pub(crate) fn new(request: Request, arrival: u64, now_us: u64, recursions: u32) -> Self {
+        let cap = request.dial.max_depth.map_or(recursions, |most| most.min(recursions));
+        Self {
+            usage: Usage { prompt: request.prompt.len() as u64, ..Usage::default() },
+            request: Arc::new(request),
+            arrival,
+            submitted_us: now_us,
+            generated: Vec::new(),
+            cap,
+            caps: Vec::new(),
+            spent: 0,
+            computed: 0,
+            paused: None,
+            cancelled: false,
+            started_us: None,
+        }
+    }
+
+    pub(crate) fn rank(&self) -> Rank {
+        (Reverse(self.request.priority), self.arrival)
+    }
+
+    /// What changes the keys and values of a row besides its ids: cap, least depth, threshold.
+    pub(crate) fn class(&self) -> u64 {
+        let dial = &self.request.dial;
+        u64::from(self.cap.min(0xffff)) << 48
+            | u64::from(dial.min_depth.min(0xffff)) << 32
+            | u64::from(dial.threshold.to_bits())
+    }
+
+    /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own row: under
+    /// [`crate::Dial::mean_depth`] `b`, after `n` tokens on which `spent` recursions were spent,
+    /// `clamp(floor(b (n + 1) - spent), max(1, min_depth), cap)`, lowered to `brownout` but not below `min_depth`.
+    pub(crate) fn draw(&mut self, token: u32, depth: u32, brownout: u32) {
+        self.generated.push(token);
+        self.usage.generated += 1;
+        self.spent += u64::from(depth);
+        let dial = &self.request.dial;
+        let least = dial.min_depth.clamp(1, self.cap);
+        let mut cap = self.cap.min(brownout.max(least));
+        if let Some(mean) = dial.mean_depth {
+            let left = f64::from(mean) * (self.generated.len() + 1) as f64 - self.spent as f64;
+            cap = cap.min((left.floor().max(0.0) as u32).max(least));
+        }
+        self.caps.push(cap);
+    }
+
     /// The request as it came.
     pub fn request(&self) -> &Arc<Request> {
         &self.request
@@ -122,6 +172,14 @@ pub struct Flight {
     pub(crate) due: bool,
 }
 
+/// How far the complete rows of a sequence stand in the prefix cache.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    pub(crate) node: Node,
+    /// Tokens of each tier up to there.
+    pub(crate) counts: Vec<usize>,
+}
+
 /// A sequence in a slot.
 #[derive(Debug)]
 pub struct Running {
@@ -129,6 +187,10 @@ pub struct Running {
     pub(crate) table: TableId,
     /// Rows whose keys and values are complete in the table.
     pub(crate) done: usize,
+    /// Tokens of each tier among them.
+    pub(crate) counts: Vec<usize>,
+    /// `None` once its blocks are no longer kept: one was evicted, or a row has a cap of its own.
+    pub(crate) cached: Option<Cached>,
     pub(crate) flight: Option<Flight>,
 }
 

@@ -1,0 +1,98 @@
+//! What a sequence must hold and say, computed from its tokens alone: hashes stand for keys and values, depths and draws
+//! are functions of the text so far, as in a model whose bits do not depend on company.
+
+use scheduler::Request;
+
+/// SplitMix64's mixing of a state.
+pub(crate) fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A text under one dial.
+pub(crate) struct Text {
+    pub(crate) request: Request,
+    pub(crate) recursions: u32,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) caps: Vec<u32>,
+    pub(crate) depths: Vec<u32>,
+    hashes: Vec<u64>,
+    spent: u64,
+    drawn: usize,
+}
+
+impl Text {
+    pub(crate) fn new(request: Request, recursions: u32) -> Self {
+        let mut text = Self {
+            recursions,
+            tokens: Vec::new(),
+            caps: Vec::new(),
+            depths: Vec::new(),
+            hashes: Vec::new(),
+            spent: 0,
+            drawn: 0,
+            request,
+        };
+        let cap = text.cap();
+        for token in text.request.prompt.clone() {
+            text.push(token, cap);
+        }
+        text
+    }
+
+    fn cap(&self) -> u32 {
+        self.request.dial.max_depth.unwrap_or(self.recursions).min(self.recursions)
+    }
+
+    fn push(&mut self, token: u32, cap: u32) {
+        let dial = &self.request.dial;
+        let root =
+            mix(u64::from(dial.min_depth) ^ (u64::from(dial.threshold.to_bits()) << 8) ^ u64::from(self.cap()) << 50);
+        let above = self.hashes.last().copied().unwrap_or(root);
+        let hash = mix(above ^ mix(u64::from(token) ^ u64::from(cap) << 40));
+        let depth = (mix(hash ^ 1) % u64::from(self.recursions + 1)) as u32;
+        self.tokens.push(token);
+        self.caps.push(cap);
+        self.hashes.push(hash);
+        self.depths.push(depth.clamp(dial.min_depth, cap));
+    }
+
+    /// The token that follows the text so far.
+    pub(crate) fn next(&self) -> u32 {
+        (mix(self.hashes[self.hashes.len() - 1] ^ 2) % 24) as u32
+    }
+
+    /// The cap of the row of the token to come without brown-out, by the definition of the dial.
+    pub(crate) fn next_cap(&self) -> u32 {
+        let dial = &self.request.dial;
+        let least = dial.min_depth.max(1);
+        let Some(mean) = dial.mean_depth else { return self.cap() };
+        let spent = self.spent + u64::from(self.depths[self.depths.len() - 1]);
+        let left = (f64::from(mean) * (self.drawn + 2) as f64 - spent as f64).floor();
+        left.clamp(f64::from(least), f64::from(self.cap())) as u32
+    }
+
+    /// Goes on with the drawn token.
+    pub(crate) fn draw(&mut self, token: u32, cap: u32) {
+        self.spent += u64::from(self.depths[self.depths.len() - 1]);
+        self.drawn += 1;
+        self.push(token, cap);
+    }
+
+    /// Tokens drawn.
+    pub(crate) fn generated(&self) -> usize {
+        self.drawn
+    }
+
+    /// What one layer of a tier holds for a position.
+    pub(crate) fn content(&self, position: usize, tier: usize, layer: usize) -> u64 {
+        mix(self.hashes[position] ^ mix((position as u64) << 16 | (tier as u64) << 8 | layer as u64))
+    }
+
+    /// Positions below `end` that a tier holds.
+    pub(crate) fn positions(&self, tier: usize, end: usize) -> impl Iterator<Item = usize> {
+        (0..end).filter(move |&p| self.depths[p] as usize >= tier)
+    }
+}

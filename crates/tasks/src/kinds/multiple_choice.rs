@@ -1,0 +1,95 @@
+//! One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ, MMLU.
+
+use super::{DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest, label};
+use crate::error::Result;
+use crate::items::Row;
+use crate::report::{Score, Shape};
+use crate::settings::Settings;
+use crate::shots;
+use crate::task::Answer;
+use crate::template::Template;
+
+pub(crate) const KIND: Kind = Kind {
+    name: "multiple_choice",
+    about: "One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ, MMLU.",
+    keys: &[
+        Key { name: "context", without: REQUIRED, about: "template of what comes before the choices; may be \"\"" },
+        Key { name: "choices", without: REQUIRED, about: "`\"{field}\"` of a list of texts, or a list of templates" },
+        Key {
+            name: "answer",
+            without: REQUIRED,
+            about: "`\"{field}\"` of the right choice's place from 0, or of its text",
+        },
+        DELIMITER,
+        shots::COUNT,
+        shots::FILE,
+        shots::BETWEEN,
+    ],
+    measures: &[
+        Measure { name: "acc", shape: Shape::Mean, about: "the right choice has the highest log-likelihood" },
+        Measure { name: "acc_norm", shape: Shape::Mean, about: "the same, a character (code point) of the choice" },
+        Measure { name: "acc_bytes", shape: Shape::Mean, about: "the same, a byte of the choice in UTF-8" },
+    ],
+    read,
+    judge,
+};
+
+/// Where the choices of a row are.
+enum Choices {
+    Field(Template),
+    Each(Vec<Template>),
+}
+
+impl Choices {
+    fn of(&self, row: &Row) -> Result<Vec<String>> {
+        let choices = match self {
+            Self::Each(templates) => templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>>>()?,
+            Self::Field(template) => {
+                let (field, origin) = template.only_field().expect("`Settings::field` admits nothing else");
+                row.list(field, origin)?
+            }
+        };
+        if choices.len() < 2 {
+            return Err(row.wrong("choices", "at least two", choices.len().to_string()));
+        }
+        match choices.iter().position(String::is_empty) {
+            Some(at) => Err(row.wrong("choices", "texts", format!("an empty one at place {at}"))),
+            None => Ok(choices),
+        }
+    }
+}
+
+fn read(settings: &Settings) -> Result<Form> {
+    let context = settings.template("context")?;
+    let choices = match settings.templates("choices")? {
+        Some(templates) => Choices::Each(templates),
+        None => Choices::Field(settings.field("choices")?),
+    };
+    let answer = settings.field("answer")?;
+    let delimiter = delimiter(settings)?;
+    let before = shots::before(settings, |row| {
+        let texts = choices.of(row)?;
+        Ok(format!("{}{delimiter}{}", context.render(row)?, texts[label(&answer, row, &texts)?]))
+    })?;
+    Ok(Box::new(move |row| {
+        let texts = choices.of(row)?;
+        let context = format!("{before}{}", context.render(row)?);
+        let scored = texts.iter().map(|text| after(row, context.clone(), format!("{delimiter}{text}")));
+        Ok(Item {
+            line: row.line,
+            texts: scored.collect::<Result<Vec<_>>>()?,
+            answer: Some(label(&answer, row, &texts)?),
+            choices: texts,
+        })
+    }))
+}
+
+fn judge(item: &Item, answers: &[Answer]) -> Judged {
+    let by = |length: fn(&str) -> usize| {
+        let each = answers.iter().zip(&item.choices);
+        first_highest(each.map(|(answer, choice)| answer.log_likelihood / length(choice) as f64))
+    };
+    let prediction = first_highest(answers.iter().map(|answer| answer.log_likelihood));
+    let right = [prediction, by(|choice| choice.chars().count()), by(str::len)].map(|at| Some(at) == item.answer);
+    Judged { prediction: Some(prediction), correct: Some(right[0]), scores: right.into_iter().map(Score::of).collect() }
+}
