@@ -134,6 +134,7 @@ mod tests {
     use crate::attend::{Heads, Spans, attend_backward, attend_forward};
     use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
     use crate::gelu::{gelu_backward, gelu_forward};
+    use crate::pages::{KvFormat, KvPool, Tables, attend_pages};
     use crate::rms_norm::{rms_norm_backward, rms_norm_forward};
     use crate::rotary::{RotaryTable, rotate};
     use crate::rows::{axpy, row_dots, sum_of_squares};
@@ -186,9 +187,27 @@ mod tests {
         vec![out, lse, dq, dkv, losses, dx, de, logits]
     }
 
+    /// Attention over pages in every format: five lines that decode and a chunk, full and partial registers.
+    fn paged() -> Vec<Vec<f32>> {
+        let heads = Heads { heads: 5, kv_heads: 1, head_dim: 104 };
+        let pages: Vec<u32> = (0..6).rev().collect();
+        let places: Vec<u32> = (0..96).collect();
+        let (q, kv) = (values(1, 9 * 520), values(2, 96 * 208));
+        let (first, count) = ([0, 0, 0, 0, 0, 1, 0, 2, 0], [80, 81, 82, 83, 84, 80, 3, 64, 96]);
+        let one = |format| {
+            let mut pool = KvPool::new(format, 1, 104, 6);
+            pool.write(&places, &kv);
+            let mut out = vec![0.0; q.len()];
+            attend_pages(&q, &pool, Tables { pages: &pages, first: &first, count: &count }, heads, &mut out);
+            out
+        };
+        KvFormat::ALL.map(one).to_vec()
+    }
+
     #[test]
     fn every_width_gives_the_same_bits() {
-        let all = || -> Vec<Vec<u32>> { pointwise().iter().chain(&products()).map(|x| bits(x)).collect() };
+        let all =
+            || -> Vec<Vec<u32>> { pointwise().iter().chain(&products()).chain(&paged()).map(|x| bits(x)).collect() };
         let [base, middle, wide] = [0, 1, 2].map(|widest| {
             WIDEST.store(widest, Ordering::Relaxed);
             all()

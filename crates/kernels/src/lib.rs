@@ -8,6 +8,8 @@ pub mod gelu;
 pub mod machine;
 pub mod matmul;
 pub mod memory;
+pub mod pages;
+pub mod quant;
 pub mod rms_norm;
 pub mod rotary;
 pub mod rows;

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A slice that parallel tasks write in parts that never overlap.
-pub(super) struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     data: *mut f32,
     len: usize,
     borrow: PhantomData<&'a mut [f32]>,
@@ -20,7 +20,7 @@ pub(super) struct Parts<'a> {
 unsafe impl Sync for Parts<'_> {}
 
 impl<'a> Parts<'a> {
-    pub(super) fn new(data: &'a mut [f32]) -> Self {
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
@@ -29,7 +29,7 @@ impl<'a> Parts<'a> {
     /// # Safety
     /// No other live part holds any of them.
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
         assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of {}", self.len);
         // SAFETY: in bounds by the line above, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
@@ -44,7 +44,7 @@ pub(super) fn key_view<'a>(kv: &'a [f32], heads: Heads, head: usize, keys: &Rang
 }
 
 /// Copies the query heads of one key-value head, for the block's rows, to `dense` `[rows, shared, head_dim]`.
-pub(super) fn gather(q: &[f32], heads: Heads, head: usize, rows: &Range<usize>, dense: &mut [f32]) {
+pub(crate) fn gather(q: &[f32], heads: Heads, head: usize, rows: &Range<usize>, dense: &mut [f32]) {
     let width = heads.shared() * heads.head_dim;
     for (row, dense) in rows.clone().zip(dense.chunks_exact_mut(width)) {
         dense.copy_from_slice(&q[row * heads.q_width() + head * width..][..width]);
@@ -59,7 +59,7 @@ pub(super) fn local(spans: &Spans, row: usize, block: &Block) -> Range<usize> {
 
 multiversion! {
     /// Turns raw scores into `exp(scale s - max)`; returns the scaled maximum and the sum in lanes.
-    pub(super) fn soften(scores: &mut [f32], scale: f32) -> (f32, f32) {
+    pub(crate) fn soften(scores: &mut [f32], scale: f32) -> (f32, f32) {
         let max = max_value(scores) * scale;
         let mut lanes = [0.0f32; LANES];
         let (blocks, tail) = scores.as_chunks_mut::<LANES>();
@@ -81,11 +81,19 @@ multiversion! {
     /// `out = x * factor`, with the zeros of either sign made positive.
     ///
     /// A chain that passes over masked keys can lose the sign of an underflowed zero; this removes the difference.
-    pub(super) fn finish(x: &[f32], factor: f32, out: &mut [f32]) {
+    fn finish(x: &[f32], factor: f32, out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
             *out = x * factor + 0.0;
         }
     }
+}
+
+/// Turns a value sum into a row of output by the softmax's denominator `sum`, a row that sees no key into zeros;
+/// returns whether it saw one.
+pub(crate) fn settle(sums: &[f32], sum: f32, out: &mut [f32]) -> bool {
+    let seen = sum > 0.0 || sum.is_nan();
+    finish(sums, if seen { 1.0 / sum } else { 0.0 }, out);
+    seen
 }
 
 multiversion! {

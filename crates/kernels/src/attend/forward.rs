@@ -1,6 +1,6 @@
 //! The forward pass: scores, softmax and value sums of one block of query rows at a time.
 
-use super::block::{Parts, finish, gather, key_view, local, mask, soften};
+use super::block::{Parts, gather, key_view, local, mask, settle, soften};
 use super::plan::{Block, blocks};
 use super::{Heads, Spans, check};
 use crate::dispatch::check_len;
@@ -37,8 +37,7 @@ impl Outputs<'_> {
         let (out, lse) = unsafe { (self.out.part(first * hd, sums.len()), self.lse.part(first, statistics.len())) };
         for (i, &(max, sum)) in statistics.iter().enumerate() {
             let at = i * hd..(i + 1) * hd;
-            let seen = sum > 0.0 || sum.is_nan();
-            finish(&sums[at.clone()], if seen { 1.0 / sum } else { 0.0 }, &mut out[at]);
+            let seen = settle(&sums[at.clone()], sum, &mut out[at]);
             lse[i] = if seen { max + sum.ln() } else { f32::NEG_INFINITY };
         }
     }

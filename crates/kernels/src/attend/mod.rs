@@ -8,7 +8,9 @@ mod plan;
 mod tests;
 
 pub use backward::attend_backward;
+pub(crate) use block::{Parts, gather, settle, soften};
 pub use forward::attend_forward;
+pub(crate) use plan::fits;
 
 use crate::dispatch::check_len;
 use std::ops::Range;
@@ -78,21 +80,21 @@ fn check(name: &str, q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, lse: &[
 
 impl Heads {
     /// Query heads that share a key-value head.
-    fn shared(&self) -> usize {
+    pub(crate) fn shared(&self) -> usize {
         self.heads / self.kv_heads
     }
 
     /// Values in a row of queries.
-    fn q_width(&self) -> usize {
+    pub(crate) fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
 
     /// Values in a row of keys and values.
-    fn kv_width(&self) -> usize {
+    pub(crate) fn kv_width(&self) -> usize {
         2 * self.kv_heads * self.head_dim
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 }

@@ -39,7 +39,7 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 }
 
 /// Whether a block of `rows` rows over `keys` keys keeps its scores within the limits.
-fn fits(rows: usize, keys: usize, shared: usize) -> bool {
+pub(crate) fn fits(rows: usize, keys: usize, shared: usize) -> bool {
     rows <= FREE_ROWS || (rows <= MOST_ROWS && rows * keys * shared <= MOST_SCORES)
 }
 

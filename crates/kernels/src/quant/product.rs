@@ -1,0 +1,289 @@
+//! Products with quantised matrices: activations are rounded once by all threads together, then each
+//! thread takes contiguous ranges of panels.
+
+use super::activations::{Activations, Form};
+use super::format::{Format, PANEL};
+use super::kernel::{A_ROW, BfTask, IntTask, Out};
+use super::matrix::Quantized;
+use super::path::{Kernels, Path};
+use crate::matmul::{Mat, MatMut, Start, Threads};
+use crate::scratch::Scratch;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Products with fewer multiply-adds than this stay on the calling thread: waking another costs more.
+const WORTH_SHARING: usize = 1 << 17;
+/// Bytes of activations that are kept at once, for a share of the second-level cache.
+const KEPT: usize = 1 << 20;
+
+/// `y = x w^T` or `y += x w^T`, with `x` `[t, d]`, `w` `[n, d]`, `y` `[t, n]`.
+///
+/// `bf16`: activations are rounded to bfloat16 too. In each block of 32 values of `d` the even and the
+/// odd products form one chain of fused multiply-adds each, from zero; then `acc += even + odd`.
+///
+/// Other formats: each group `g` of a row of activations, of the size of the format's groups, is rounded
+/// to bytes, `a = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. Then in ascending `g`,
+/// with `s` the scale and `m` the minimum of the weights,
+/// `acc = fma(fl(s sum(q w_q)), a, acc)`, and with minima `acc = fma(m, fl(a sum(q)), acc)`; sums of codes
+/// are exact.
+///
+/// In the end `y = unit acc` or `y = fma(acc, unit, y)`. The bits of an element depend on its row of `x`
+/// and its row of `w` alone: not on other rows, the threads or the instruction set (of a NaN only that it
+/// is one). An activation that is not finite makes its whole row of `y` NaN, save that with `bf16` it
+/// takes part as it is.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, threads: Threads) {
+    matmul_quantized_with(Path::best(w.format(), x.rows()), y, x, w, start, threads);
+}
+
+/// [`matmul_quantized`] on a chosen path.
+///
+/// # Panics
+/// When the shapes do not fit or the processor cannot go this path.
+#[doc(hidden)]
+pub fn matmul_quantized_with(path: Path, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, threads: Threads) {
+    let (rows, (n, d)) = (x.rows(), w.shape());
+    assert!(
+        y.rows() == rows && y.cols() == n && x.cols() == d,
+        "matmul_quantized: Y {} x {} is not X {rows} x {} times the transpose of W {n} x {d}; the inner sizes must agree and the outer ones be Y's",
+        y.rows(),
+        y.cols(),
+        x.cols()
+    );
+    let Some(kernels) = path.kernels() else {
+        panic!("matmul_quantized: this processor lacks what {path:?} needs; choose from Path::available()")
+    };
+    if d == 0 && start == Start::Zero {
+        (0..rows).for_each(|i| y.row_mut(i).fill(0.0));
+    }
+    if d == 0 || rows == 0 || n == 0 {
+        return;
+    }
+    let form = match (w.format(), path) {
+        (Format::Bf16, Path::Amx) => Form::Halves,
+        (Format::Bf16, _) => Form::Wide,
+        _ => Form::Bytes { group: w.layout.group },
+    };
+    let row_bytes = Activations::len(form, 16, w.layout.depth) / 4;
+    let most = (KEPT / row_bytes / 32 * 32).max(64);
+    for first in (0..rows).step_by(most) {
+        let range = first..(first + most).min(rows);
+        let call = Call { path, kernels, form, start };
+        call.run(y.row_range(range.clone()), x.row_range(range), w, threads);
+    }
+}
+
+/// What the parts of one product share.
+struct Call {
+    path: Path,
+    kernels: &'static Kernels,
+    form: Form,
+    start: Start,
+}
+
+impl Call {
+    fn run(&self, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, threads: Threads) {
+        let (rows, (n, d)) = (x.rows(), w.shape());
+        let threads = match threads {
+            Threads::All if rows.saturating_mul(n).saturating_mul(d) >= WORTH_SHARING => rayon::current_num_threads(),
+            _ => 1,
+        };
+        let len = Activations::len(self.form, rows, w.layout.depth);
+        let mut scratch = Scratch::take(len);
+        let [buffer] = scratch.split([len]);
+        let stride = match rows {
+            1 => n,
+            _ => (y.row_mut(1).as_ptr().addr() - y.row_mut(0).as_ptr().addr()) / size_of::<f32>(),
+        };
+        let job = Job {
+            path: self.path,
+            kernels: self.kernels,
+            x,
+            w,
+            activations: Activations::new(self.form, rows, w.layout.depth, buffer),
+            y: y.row_mut(0).as_mut_ptr(),
+            stride,
+            add: self.start == Start::FromC,
+            threads,
+            next_row: AtomicUsize::new(0),
+            rows_done: AtomicUsize::new(0),
+            next_panel: AtomicUsize::new(0),
+        };
+        if threads == 1 {
+            return job.work();
+        }
+        rayon::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|_| job.work());
+            }
+            job.work();
+        });
+    }
+}
+
+/// One product of a limited number of rows.
+pub(super) struct Job<'a> {
+    path: Path,
+    kernels: &'static Kernels,
+    x: Mat<'a>,
+    pub(super) w: &'a Quantized,
+    pub(super) activations: Activations,
+    y: *mut f32,
+    stride: usize,
+    add: bool,
+    threads: usize,
+    next_row: AtomicUsize,
+    rows_done: AtomicUsize,
+    next_panel: AtomicUsize,
+}
+
+// SAFETY: the counters give each row of activations and each panel of Y to one thread; activations are
+// read only after `rows_done` has counted all of them.
+unsafe impl Sync for Job<'_> {}
+
+impl Job<'_> {
+    pub(super) fn rows(&self) -> usize {
+        self.x.rows()
+    }
+
+    fn work(&self) {
+        self.round_rows();
+        let panels = self.w.layout.panels();
+        // Pairs, as the tiles take two panels at once.
+        let after = |first: usize| {
+            let share = (panels - first).div_ceil(2 * self.threads).next_multiple_of(2);
+            (first + share).min(panels)
+        };
+        let take = |first: usize| (first < panels).then(|| after(first));
+        while let Ok(first) = self.next_panel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            // SAFETY: the counter gave these panels to this thread alone; all activations are there.
+            unsafe { self.panels(first..after(first)) }
+        }
+    }
+
+    /// Takes part in rounding the activations, and returns when all rows are done.
+    fn round_rows(&self) {
+        let depth = self.w.layout.depth;
+        let mut scratch = Scratch::take(depth);
+        let [room] = scratch.split([depth]);
+        loop {
+            let row = self.next_row.fetch_add(1, Ordering::Relaxed);
+            if row >= self.rows() {
+                break;
+            }
+            let (values, padding) = room.split_at_mut(self.x.cols());
+            for (j, value) in values.iter_mut().enumerate() {
+                *value = self.x.at(row, j);
+            }
+            padding.fill(0.0);
+            // SAFETY: the counter gave this row to this thread alone.
+            unsafe { self.activations.put(row, room) };
+            self.rows_done.fetch_add(1, Ordering::Release);
+        }
+        let mut tries = 0u32;
+        // Only threads that run hold rows, so this ends.
+        while self.rows_done.load(Ordering::Acquire) < self.rows() {
+            tries += 1;
+            if tries.is_multiple_of(256) {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// # Safety
+    /// Nobody else uses these panels of Y, and the activations are complete.
+    unsafe fn panels(&self, panels: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.path == Path::Amx {
+            // SAFETY: `kernels` proves that the instructions exist; the rest is the caller's promise.
+            return unsafe { super::tiles::panels(self, panels) };
+        }
+        for panel in panels {
+            match self.w.format() {
+                // SAFETY: the caller's promise.
+                Format::Bf16 => unsafe { self.bf16_panel(panel) },
+                // SAFETY: the caller's promise.
+                _ => unsafe { self.int_panel(panel) },
+            }
+        }
+    }
+
+    /// Y from row `row` on in panel `panel`.
+    pub(super) fn out(&self, row: usize, panel: usize) -> Out {
+        Out {
+            y: self.y.wrapping_add(row * self.stride + panel * PANEL),
+            stride: self.stride,
+            cols: (self.w.layout.n - panel * PANEL).min(PANEL),
+            unit: self.w.unit,
+            add: self.add,
+        }
+    }
+
+    pub(super) fn codes(&self, panel: usize) -> *const u8 {
+        self.w.codes()[panel * self.w.layout.panel_bytes()..].as_ptr()
+    }
+
+    /// Scales and minima of a panel; no minima are a null pointer.
+    pub(super) fn scales(&self, panel: usize) -> (*const u16, *const u16) {
+        let layout = &self.w.layout;
+        let at = panel * layout.groups * PANEL;
+        let mins = if layout.mins { self.w.mins[at..].as_ptr() } else { std::ptr::null() };
+        (self.w.scales[at..].as_ptr(), mins)
+    }
+
+    /// What to take from each code of this matrix.
+    pub(super) fn bias(&self) -> i32 {
+        if self.w.format().bits() == 4 && !self.w.layout.mins { 8 } else { 0 }
+    }
+
+    /// # Safety
+    /// As [`Job::panels`].
+    unsafe fn bf16_panel(&self, panel: usize) {
+        let depth = self.activations.depth;
+        for_blocks(self.rows(), self.kernels.bf16, |row, kernel| {
+            let a = self.activations.base.cast::<f32>().wrapping_add(row * depth);
+            let task = BfTask { codes: self.codes(panel), depth, a, a_stride: depth, out: self.out(row, panel) };
+            // SAFETY: the pointers are those of this panel and these rows.
+            unsafe { kernel(&task) }
+        });
+    }
+
+    /// # Safety
+    /// As [`Job::panels`].
+    unsafe fn int_panel(&self, panel: usize) {
+        let (layout, activations) = (&self.w.layout, &self.activations);
+        let (scales, mins) = self.scales(panel);
+        let kernels = if layout.format.bits() == 4 { self.kernels.nibbles } else { self.kernels.bytes };
+        for_blocks(self.rows(), kernels, |row, kernel| {
+            let at = row / 16 * layout.groups * 16 + row % 16;
+            let task = IntTask {
+                codes: self.codes(panel),
+                scales,
+                mins,
+                groups: layout.groups,
+                group: layout.group,
+                bias: self.bias(),
+                a: activations.tile(row / 16).wrapping_add(row % 16 * A_ROW),
+                a_scales: activations.scales.wrapping_add(at),
+                a_sums: activations.sums.wrapping_add(at),
+                a_offsets: activations.offsets.wrapping_add(at),
+                out: self.out(row, panel),
+            };
+            // SAFETY: the pointers are those of this panel and these rows, which share a tile.
+            unsafe { kernel(&task) }
+        });
+    }
+}
+
+/// Cuts `rows` into blocks of powers of two, none across a multiple of 16; `kernels[i]` takes `2^i` rows.
+fn for_blocks<F: Copy>(rows: usize, kernels: &[F], mut work: impl FnMut(usize, F)) {
+    let mut row = 0;
+    while row < rows {
+        let power = ((rows - row).ilog2() as usize).min(kernels.len() - 1);
+        work(row, kernels[power]);
+        row += 1 << power;
+    }
+}
