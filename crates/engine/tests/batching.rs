@@ -192,17 +192,21 @@ fn a_warm_cache_changes_no_bit() {
 
 #[test]
 fn lost_pages_change_no_bit() {
-    for model in everyone() {
-        let (rule, requests) = (rule(&model), requests());
-        let mut engine = engine(&model, &rule, Limits { pages: 60, chunk: 16, ..limits() }, KvFormat::F32);
-        let inboxes = run(&mut engine, &requests, &[0, 1, 2, 3, 4, 5]);
-        let lost: u32 = inboxes.iter().map(|inbox| inbox.usage().preemptions).sum();
-        for (i, inbox) in inboxes.iter().enumerate() {
-            same(&inbox.tokens(), &alone(&model, &rule, &requests[i]), &format!("{} request {i}", name(&model)));
-        }
+    let (mut losers, everyone) = (0, everyone());
+    for model in &everyone {
+        let rule = rule(model);
+        let requests: Vec<Request> = (0..5).map(|i| request(i, ids(20 + i, 4 + 3 * i as usize), 40)).collect();
         let layers = model.plan().unrolled().count();
-        assert!(lost > 0 || layers < 6 || model.config().kv == KvMode::Shared, "{}: nobody lost pages", name(&model));
+        // One sequence of 56 tokens fits, with little beside it.
+        let limits = Limits { pages: layers * 5, chunk: 16, ..limits() };
+        let mut engine = engine(model, &rule, limits, KvFormat::F32);
+        let inboxes = run(&mut engine, &requests, &[0, 1, 2, 3, 4]);
+        losers += usize::from(inboxes.iter().any(|inbox| inbox.usage().preemptions > 0));
+        for (i, inbox) in inboxes.iter().enumerate() {
+            same(&inbox.tokens(), &alone(model, &rule, &requests[i]), &format!("{} request {i}", name(model)));
+        }
     }
+    assert!(losers * 2 > everyone.len(), "pages were lost in {losers} of {} models only", everyone.len());
 }
 
 #[test]

@@ -19,7 +19,6 @@ mod head;
 mod linear;
 mod norm;
 mod pages;
-mod pages_stub;
 mod recompute;
 mod rotary;
 mod rows;
