@@ -177,7 +177,7 @@ def read_records(path):
 
 def compare(name, ours, theirs, options):
     """Counts and differences of one task."""
-    table = {"task": name, "items": len(theirs), "predictions": 0, "greedy": 0, "largest": 0.0, "wrong": []}
+    table = {"task": name, "items": len(theirs), "predictions": None, "greedy": None, "largest": 0.0, "wrong": []}
 
     def wrong(item, what, we, they):
         table["wrong"].append(f"{name}, item {item}: {what}: lathe {we}, lm-eval {they}")
@@ -194,14 +194,15 @@ def compare(name, ours, theirs, options):
         table["largest"] = max(table["largest"], *differences)
         if not max(differences) <= options.tolerance:
             wrong(item, "log-likelihoods", record["log_likelihoods"], sums)
-        if greedy is not None and greedy == record["greedy"]:
-            table["greedy"] += 1
-        elif greedy is not None:
-            wrong(item, "greedy", record["greedy"], greedy)
-        if record["prediction"] in (None, sums.index(max(sums))):
-            table["predictions"] += 1
-        else:
-            wrong(item, "prediction", record["prediction"], sums.index(max(sums)))
+        if greedy is not None:
+            table["greedy"] = (table["greedy"] or 0) + (greedy == record["greedy"])
+            if greedy != record["greedy"]:
+                wrong(item, "greedy", record["greedy"], greedy)
+        if record["prediction"] is not None:
+            highest = sums.index(max(sums))
+            table["predictions"] = (table["predictions"] or 0) + (record["prediction"] == highest)
+            if record["prediction"] != highest:
+                wrong(item, "prediction", record["prediction"], highest)
         for metric, we in record["metrics"].items():
             they = metric_of(sample, metric)
             if not close(we, they, 1.0 if metric.startswith("acc") else options.tolerance):
@@ -250,8 +251,9 @@ def print_table(tables):
     for table in tables:
         shown = {name: value for name, value in table.get("means", {}).items() if name.startswith("acc")}
         accuracies = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        row = [table["items"], table["predictions"], table["greedy"], table["largest"]]
-        print("{:44} {:6} {:11} {:11} {:18.3g}  {}".format(table["task"], *row, accuracies))
+        counts = ["-" if table[name] is None else table[name] for name in ("predictions", "greedy")]
+        row = [table["items"], *counts, table["largest"]]
+        print("{:44} {:6} {:>11} {:>11} {:18.3g}  {}".format(table["task"], *row, accuracies))
     print()
 
 
