@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Rotary, Tensor2, Weight};
+use ops::{Format, Rotary, Tensor2, Weight};
 
 use crate::block::Block;
 use crate::config::{ConfigError, ModelConfig};
@@ -12,7 +12,7 @@ use crate::recursion::Recursion;
 use crate::routing::{Router, Terms};
 use crate::rows::Rows;
 use crate::sharing::{Plan, Use, Uses};
-use crate::spec::{self, ParamSpec};
+use crate::spec::{self, Group, ParamSpec};
 use crate::turning::Turning;
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between passes.
@@ -100,6 +100,27 @@ impl Model {
     /// Prepares for generation: matrices are kept in panel order too, which changes no bit of any result.
     pub fn pack(&self) {
         self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
+    }
+
+    /// Rounds the matrices of embedding, layers and head to `format`, for inference. Norms and routers stay as they are;
+    /// with 4-bit codes embedding and head get 8 bits, as errors there reach every token.
+    ///
+    /// # Errors
+    /// A format that does not fit a matrix.
+    pub fn quantize(&self, format: Format) -> Result<(), ops::QuantError> {
+        for (spec, weight) in &self.weights {
+            match (spec.group, format) {
+                (Group::Embedding, Format::Int4 { .. }) => weight.quantize(Format::Int8 { group: 32 })?,
+                (Group::Embedding | Group::Block, _) => weight.quantize(format)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all weights as they are kept now.
+    pub fn bytes(&self) -> usize {
+        self.weights.iter().map(|(_, weight)| weight.bytes()).sum()
     }
 
     /// Runs `ids`, one a row. Panics if counts differ or an id is not below the vocabulary size: who takes in ids checks

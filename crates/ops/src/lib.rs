@@ -39,7 +39,7 @@ pub use rows::Combine;
 pub use tensor::{
     Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale, stack, write_rows,
 };
-pub use weight::Weight;
+pub use weight::{Format, QuantError, Weight};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
