@@ -42,7 +42,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(limits: Limits, layers: &[usize]) -> Self {
-        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec() });
+        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec(), every_row: false });
         let (pages, brownout) = (limits.pages, limits.brownout.is_some());
         Self {
             scheduler: Scheduler::new(limits, shape, recursions).unwrap(),
