@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::serving_arguments::{BenchRun, Serve, Weights, weights};
+
 /// Language models that spend compute per token: train, evaluate, inspect, generate.
 #[derive(Debug, Parser)]
 #[command(name = "lathe", version, about, propagate_version = true)]
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Generate(Generate),
+    /// Serve a checkpoint over HTTP, for any OpenAI client
+    Serve(Serve),
     /// What a checkpoint holds and costs; depth heat maps of a text
     Inspect(Inspect),
     /// One page about a run: curves, depths, validation by source
@@ -60,6 +64,10 @@ pub(crate) enum DataCommand {
 pub(crate) enum BenchCommand {
     /// Time optimizer steps of models on random tokens, alternating
     Train(BenchTrain),
+    /// New tokens a second of the engine, by batch and context
+    Decode(BenchRun),
+    /// Prompt tokens a second of the engine
+    Prefill(BenchRun),
 }
 
 #[derive(Debug, Args)]
@@ -193,6 +201,9 @@ pub(crate) struct Eval {
     /// Let documents of one window see each other (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
+    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long, default_value = "f32", value_parser = weights)]
+    pub(crate) weights: Weights,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -232,6 +243,9 @@ pub(crate) struct Generate {
     /// Go on past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long, default_value = "f32", value_parser = weights)]
+    pub(crate) weights: Weights,
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,9 @@ use crate::{open, say};
 /// Runs the command.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    if options.weights.0.is_some() {
+        open::round(&stored.model, options.weights)?;
+    }
     let split = if options.split == "train" { Split::Train } else { Split::Validation };
     let corpus = Corpus::open(&options.data, split).with_context(|| format!("opening {}", options.data.display()))?;
     ensure!(
