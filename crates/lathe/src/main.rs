@@ -6,6 +6,7 @@ mod bench;
 mod bench_run;
 mod data_build;
 mod evaluate;
+mod evaluate_tasks;
 mod generate;
 mod golden;
 mod inspect;
