@@ -120,7 +120,16 @@ fn likeliest_share(kept: &mut Vec<(f64, usize)>, share: f64) {
 
 /// The index of the largest value; the first of equals. NaN counts as smallest.
 fn largest(logits: &[f32]) -> usize {
-    (1..logits.len()).fold(0, |at, i| if logits[i] > logits[at] || logits[at].is_nan() { i } else { at })
+    // Lanes, so that the search for the value runs on vectors.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (blocks, tail) = logits.as_chunks::<16>();
+    for block in blocks {
+        for (lane, &z) in lanes.iter_mut().zip(block) {
+            *lane = if z > *lane { z } else { *lane };
+        }
+    }
+    let most = lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&z| z == most).unwrap_or(0)
 }
 
 #[cfg(test)]

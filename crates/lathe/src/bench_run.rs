@@ -1,5 +1,6 @@
 //! `lathe bench decode` and `lathe bench prefill`: the engine on random tokens, as fast as it goes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ struct Subject {
 /// One measured setting.
 struct Measured {
     seconds: f64,
+    spent: BTreeMap<&'static str, ops::timing::Spent>,
     tokens: usize,
     ticks: u64,
     mean_depth: f64,
@@ -58,6 +60,9 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
                     found.push(measure(subject, options, batch, context, prefill)?);
                 }
             }
+            if options.profile {
+                say::piece(profile(&subjects[0], options, batch, context, prefill)?.to_text());
+            }
             let mut first = None;
             for (subject, found) in subjects.iter().zip(&mut found) {
                 found.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -86,6 +91,24 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
         }
     }
     print(options, prefill, rows, results, (peak, bandwidth))
+}
+
+/// One round, operation by operation; what is left is the engine's own work: plans, pages, draws, moving rows.
+fn profile(subject: &Subject, options: &BenchRun, batch: usize, context: usize, prefill: bool) -> Result<Table> {
+    ops::timing::measure(true);
+    let measured = measure(subject, options, batch, context, prefill)?;
+    ops::timing::measure(false);
+    let spent = &measured.spent;
+    let row = |name: &str, calls: u64, seconds: f64| {
+        let share = 100.0 * seconds / measured.seconds;
+        vec![name.to_owned(), calls.to_string(), format!("{seconds:.4}"), format!("{share:.1}")]
+    };
+    let mut rows: Vec<_> = spent.iter().map(|(name, s)| row(name, s.calls, s.forward)).collect();
+    let inside: f64 = spent.values().map(|s| s.forward).sum();
+    rows.push(row("outside of operations", measured.ticks, measured.seconds - inside));
+    let caption = format!("{}, batch {batch}, {} ticks in {:.3} s", subject.name, measured.ticks, measured.seconds);
+    let columns = ["operation", "calls", "seconds", "% of time"].map(str::to_owned).to_vec();
+    Ok(Table { columns, rows, caption, best: None })
 }
 
 fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec<Value>, peak: (f64, f64)) -> Result<ExitCode> {
@@ -215,15 +238,20 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
             before = tally.tokens.load(Ordering::Relaxed);
             depth_before = tally.depth.load(Ordering::Relaxed);
             (clock, started, ticks) = (Instant::now(), true, 0);
+            if options.profile {
+                ops::timing::measure(true);
+            }
         }
     }
     let seconds = clock.elapsed().as_secs_f64();
+    let spent = ops::timing::spent();
     check(subject, options, &prompts[0], &tally, new)?;
     let drawn = tally.tokens.load(Ordering::Relaxed) - before;
     let depth = tally.depth.load(Ordering::Relaxed) - depth_before;
     let gauges = engine.desk().gauges();
     Ok(Measured {
         seconds,
+        spent,
         tokens: if prefill { batch * context } else { drawn },
         ticks,
         mean_depth: if prefill {

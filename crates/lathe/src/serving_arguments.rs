@@ -188,6 +188,9 @@ pub(crate) struct BenchRun {
     /// Finished rows that the last layers wait for; 1 never waits
     #[arg(long, default_value_t = 1)]
     pub(crate) leave_rows: usize,
+    /// Show the seconds of each operation in one further round of the first model
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
