@@ -205,13 +205,17 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
         config.context
     );
     let layers = subject.model.plan().unrolled().count();
+    let requests = options.requests.unwrap_or(batch).max(batch);
+    let continuous = requests > batch;
+    let page = ops::KvStore::page_bytes(options.numbers.kv, config.heads());
+    let enough = layers * batch * (context + new).div_ceil(16) + layers;
     let limits = Limits {
-        queue_requests: batch,
+        queue_requests: requests,
         queue_tokens: usize::MAX,
         running: batch,
         rows: 512.max(batch),
         chunk: 512,
-        pages: layers * batch * (context + new).div_ceil(16) + layers,
+        pages: options.kv_memory.map_or(enough, |mib| (mib * (1 << 20) as f64) as usize / page),
         leave_rows: options.leave_rows,
         leave_wait: config.recursions as u64,
         context: config.context,
@@ -221,16 +225,16 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
     let mut engine = Engine::new(subject.model.clone(), subject.rule.clone(), subject.state.clone(), setup)?;
     let tally = Tally::default();
     let mut prompts = Vec::new();
-    for i in 0..batch {
+    for i in 0..requests {
         let prompt = random_ids(100 + i as u64, context, config.vocab_size);
         let sink = Tally { keeps: i == 0, ..tally.clone() };
         engine.desk().submit(request(i as u64, prompt.clone(), new, options.max_depth), Box::new(sink), 0)?;
         prompts.push(prompt);
     }
     let mut clock = Instant::now();
-    let (mut started, mut ticks, mut now) = (prefill, 0, 0);
+    let (mut started, mut ticks, mut now) = (prefill || continuous, 0, 0);
     let (mut before, mut depth_before) = (0, 0);
-    while tally.ended.load(Ordering::Relaxed) < batch {
+    while tally.ended.load(Ordering::Relaxed) < requests {
         engine.tick(now);
         (now, ticks) = (now + 1, ticks + 1);
         // Decoding counts from the moment when every prompt is done.
@@ -252,7 +256,7 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
     Ok(Measured {
         seconds,
         spent,
-        tokens: if prefill { batch * context } else { drawn },
+        tokens: if prefill { requests * context } else { drawn },
         ticks,
         mean_depth: if prefill {
             gauges.recursion_steps.0 as f64 / gauges.depths.iter().sum::<u64>().max(1) as f64
