@@ -68,7 +68,8 @@ impl Recursion {
             let y_ad = self.block(r, x_ad, &active_rows, pass);
             x_td = match selection.weight_a1 {
                 Some(weight) => pass.ops.combine_rows(x_td, &active, y_ad, weight, self.combine()),
-                None => y_ad,
+                None if active.len() == rows.len() => y_ad,
+                None => pass.ops.replace_rows(x_td, &active, y_ad),
             };
             active.iter().for_each(|&row| depth_t[row as usize] += 1);
         }

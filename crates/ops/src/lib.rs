@@ -12,6 +12,7 @@
 
 mod adamw;
 mod attend;
+mod distill;
 mod embed;
 mod gate;
 mod gelu;
@@ -35,7 +36,7 @@ pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, write_rows,
+    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, shift, write_rows,
 };
 pub use weight::Weight;
 
