@@ -51,7 +51,7 @@ impl Batch {
                 counts.extend(std::iter::repeat_n(true, s.ids.len()));
             }
         }
-        let rows = Rows { sequence: sequence.into(), position: position.into(), document: document.into() };
+        let rows = Rows { sequence: sequence.into(), position: position.into(), document: document.into(), dial: None };
         Self { ids: ids.into(), rows, targets: targets.into(), counts }
     }
 

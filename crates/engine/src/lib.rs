@@ -4,13 +4,23 @@
 mod batch;
 mod calibrate;
 mod census;
+mod desk;
+mod draw;
+mod engine;
+mod flight;
 mod generate;
+mod live;
+mod paged;
 mod sampler;
 mod score;
 
 pub use batch::{Batch, Sequence};
 pub use calibrate::{calibrate, causal_rule, disagreement};
 pub use census::{Census, Recursed};
+pub use desk::Desk;
+pub use draw::{Draw, Sampling};
+pub use engine::{Engine, EngineError, Options};
+pub use live::Live;
 pub use generate::{GenerateError, Generated, Generation, Token, generate};
 pub use sampler::{Sampler, SamplerError};
 pub use score::{RowScore, Scoring, log_probabilities, score};

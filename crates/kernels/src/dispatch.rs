@@ -72,14 +72,6 @@ pub(crate) fn width() -> Width {
     width
 }
 
-/// Whether the widest copy has 32 registers of sixteen values.
-pub(crate) fn many_registers() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return width() == Width::Wide;
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
 /// Number of partial sums in every reduction: element `j` of a row goes to lane `j % LANES`.
 pub(crate) const LANES: usize = 16;
 

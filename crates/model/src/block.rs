@@ -1,5 +1,6 @@
 //! One decoder layer: `x += O attend(norm(x))`, then `x += down(silu(gate(norm(x))) * up(norm(x)))`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ops::{Heads, Ops, Rotary, Tensor2, Weight};
@@ -8,7 +9,7 @@ use crate::config::KvMode;
 use crate::kv::{Kv, Seen, Transient};
 use crate::pass::Pass;
 use crate::rows::Rows;
-use crate::sharing::Use;
+use crate::sharing::{Use, Uses};
 
 /// The weights of one stored layer and what it takes to run them.
 #[derive(Debug)]
@@ -28,38 +29,60 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// The layer on `rows`; `at` says which use of its weights this is.
-    pub(crate) fn forward(self: &Arc<Self>, x_td: Tensor2, rows: &Rows, at: Use, pass: &mut Pass<'_>) -> Tensor2 {
+    /// The layer on `rows`; `at` says which use of its weights this is to each row.
+    pub(crate) fn forward(self: &Arc<Self>, x_td: Tensor2, rows: &Rows, at: &Uses, pass: &mut Pass<'_>) -> Tensor2 {
         if !pass.recompute {
             return self.run(x_td, rows, at, pass.ops, pass.kv);
         }
-        let (block, rows, ops) = (self.clone(), rows.clone(), pass.ops);
-        ops::recompute(x_td, Arc::new(move |x| block.run(x, &rows, at, ops, &mut Transient::new(false))))
+        let (block, rows, at, ops) = (self.clone(), rows.clone(), at.clone(), pass.ops);
+        ops::recompute(x_td, Arc::new(move |x| block.run(x, &rows, &at, ops, &mut Transient::new(false))))
     }
 
-    fn run(&self, x_td: Tensor2, rows: &Rows, at: Use, ops: Ops, kv: &mut dyn Kv) -> Tensor2 {
-        let norm = |weights: &[Arc<Weight>]| weights[at.recursion.min(weights.len() - 1)].clone();
-        let h_td = ops.rms_norm(x_td.clone(), &norm(&self.attention_norm), self.eps, true);
+    fn run(&self, x_td: Tensor2, rows: &Rows, at: &Uses, ops: Ops, kv: &mut dyn Kv) -> Tensor2 {
+        let h_td = self.norm(&self.attention_norm, x_td.clone(), at, ops);
         let q_tn = ops.linear(h_td.clone(), &self.query);
         let q_tn = ops.rotate(q_tn, &self.rotary, self.heads.heads, &rows.position);
         let seen = self.keys_and_values(h_td, rows, at, ops, kv);
-        let y_tn = ops.attend(q_tn, seen.kv_sn, &seen.spans, self.heads);
+        let y_tn = seen.attend(ops, q_tn, self.heads);
         let x_td = ops.linear_add(y_tn, &self.output, x_td);
-        let h_td = ops.rms_norm(x_td.clone(), &norm(&self.ffn_norm), self.eps, true);
+        let h_td = self.norm(&self.ffn_norm, x_td.clone(), at, ops);
         let y_tf = ops.swiglu(ops.linear(h_td, &self.gate_up));
         ops.linear_add(y_tf, &self.down, x_td)
     }
 
-    /// Under sharing, only the first recursion projects keys and values at all.
-    fn keys_and_values(&self, h_td: Tensor2, rows: &Rows, at: Use, ops: Ops, kv: &mut dyn Kv) -> Seen {
-        if self.mode == KvMode::Shared && at.recursion > 0 {
-            return kv.recall(at.first, rows);
+    /// The norm of each row's own use.
+    fn norm(&self, weights: &[Arc<Weight>], x_td: Tensor2, at: &Uses, ops: Ops) -> Tensor2 {
+        let one = |x: Tensor2, recursion: usize| {
+            ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true)
+        };
+        if weights.len() == 1 || at.count() == 1 {
+            let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
+            return one(x_td, recursion);
         }
-        let kv_tn = ops.linear(h_td, &self.key_value);
-        let kv_tn = ops.rotate(kv_tn, &self.rotary, self.heads.kv_heads, &rows.position);
-        if self.mode == KvMode::SharedUpdate && at.recursion > 0 {
-            return kv.overlay(ops, at.layer, at.first, rows, kv_tn);
+        let part = |(at, range): (Use, Range<usize>)| one(ops::rows_of(&x_td, range), at.recursion);
+        ops::stack(at.runs().map(part).collect())
+    }
+
+    /// Under sharing, only the first recursion projects keys and values at all; rows that are there come first.
+    fn keys_and_values(&self, h_td: Tensor2, rows: &Rows, at: &Uses, ops: Ops, kv: &mut dyn Kv) -> Seen {
+        let project = |h: Tensor2, rows: &Rows| {
+            ops.rotate(ops.linear(h, &self.key_value), &self.rotary, self.heads.kv_heads, &rows.position)
+        };
+        let fresh = if self.mode == KvMode::RecursionWise { rows.len() } else { at.fresh() };
+        if fresh == rows.len() {
+            return kv.extend(at, rows, project(h_td, rows));
         }
-        kv.extend(at.layer, rows, kv_tn)
+        let later = |h: Tensor2, rows: &Rows, at: &Uses, kv: &mut dyn Kv| match self.mode {
+            KvMode::Shared => kv.recall(at, rows),
+            _ => kv.overlay(ops, at, rows, project(h, rows)),
+        };
+        if fresh == 0 {
+            return later(h_td, rows, at, kv);
+        }
+        let (first, rest) = at.split(fresh);
+        let (first_rows, rest_rows) = (rows.stretch_of(0..fresh), rows.stretch_of(fresh..rows.len()));
+        let h_first = ops::rows_of(&h_td, 0..fresh);
+        let seen = kv.extend(&first, &first_rows, project(h_first, &first_rows));
+        seen.join(later(ops::rows_of(&h_td, fresh..rows.len()), &rest_rows, &rest, kv))
     }
 }

@@ -18,10 +18,12 @@ pub mod routing;
 mod rows;
 pub mod sharing;
 pub mod spec;
+mod turning;
 
 pub use config::{ConfigError, KvMode, ModelConfig, Sharing};
 pub use kv::{Cache, Kv, Transient};
 pub use model::{Model, Passed};
 pub use pass::{Address, NoProbe, Pass, Probe, Routed};
 pub use routing::{Decision, RouterConfig, RouterState, Rule, Terms};
-pub use rows::Rows;
+pub use rows::{Dial, Rows};
+pub use turning::{Aside, Turning};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Rotary, Tensor2, Weight};
+use ops::{Format, Rotary, Tensor2, Weight};
 
 use crate::block::Block;
 use crate::config::{ConfigError, ModelConfig};
@@ -11,8 +11,9 @@ use crate::pass::Pass;
 use crate::recursion::Recursion;
 use crate::routing::{Router, Terms};
 use crate::rows::Rows;
-use crate::sharing::{Plan, Use};
-use crate::spec::{self, ParamSpec};
+use crate::sharing::{Plan, Use, Uses};
+use crate::spec::{self, Group, ParamSpec};
+use crate::turning::Turning;
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between passes.
 #[derive(Debug)]
@@ -101,22 +102,63 @@ impl Model {
         self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
     }
 
+    /// Rounds the matrices of embedding, layers and head to `format`, for inference. Norms and routers stay as they are;
+    /// with 4-bit codes embedding and head get 8 bits, as errors there reach every token.
+    ///
+    /// # Errors
+    /// A format that does not fit a matrix.
+    pub fn quantize(&self, format: Format) -> Result<(), ops::QuantError> {
+        for (spec, weight) in &self.weights {
+            match (spec.group, format) {
+                (Group::Embedding, Format::Int4 { .. }) => weight.quantize(Format::Int8 { group: 32 })?,
+                (Group::Embedding | Group::Block, _) => weight.quantize(format)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all weights as they are kept now.
+    pub fn bytes(&self) -> usize {
+        self.weights.iter().map(|(_, weight)| weight.bytes()).sum()
+    }
+
     /// Runs `ids`, one a row. Panics if counts differ or an id is not below the vocabulary size: who takes in ids checks
     /// them.
     pub fn forward(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> Passed {
+        let mut turning = self.enter(ids, rows, pass);
+        while turning.is_going() {
+            self.turn(&mut turning, pass);
+        }
+        let Turning { x_td, depth_t, terms, .. } = turning;
+        Passed { x_td: self.leave(x_td, rows, pass), terms, depth_t }
+    }
+
+    /// The first part of a pass: embedding and first layers.
+    pub fn enter(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> Turning {
         assert_eq!(ids.len(), rows.len(), "one token a row");
         let anchor = pass.ops.anchor(pass.record);
-        let mut x_td = pass.ops.embed(&anchor, &self.embed, ids);
-        x_td = self.layers(&self.plan.before, x_td, rows, pass);
-        let (mut depth_t, mut terms) = (vec![1; rows.len()], Terms::default());
-        if !self.plan.recursions.is_empty() {
-            let turned = self.recursion.forward(x_td, rows, pass);
-            (x_td, depth_t, terms) = (turned.x_td, turned.depth_t, turned.terms);
+        let x_td = pass.ops.embed(&anchor, &self.embed, ids);
+        let x_td = self.layers(&self.plan.before, x_td, rows, pass);
+        if self.plan.recursions.is_empty() {
+            let mut turning = Turning::new(x_td, rows.clone(), BTreeMap::default());
+            turning.depth_t.fill(1);
+            return turning;
         }
-        x_td = self.layers(&self.plan.after, x_td, rows, pass);
-        x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
+        self.recursion.begin(x_td, rows, pass)
+    }
+
+    /// The middle part, again and again: one recursion for every row that may still go on.
+    pub fn turn(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
+        self.recursion.turn(turning, pass);
+    }
+
+    /// The last part: last layers and norm, for rows that are done with recursions.
+    pub fn leave(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        let x_td = self.layers(&self.plan.after, x_td, rows, pass);
+        let x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
         pass.probe.stream(&x_td);
-        Passed { x_td, terms, depth_t }
+        x_td
     }
 
     /// Logits `[t, v]` of normed rows.
@@ -136,7 +178,7 @@ impl Model {
     fn layers(&self, uses: &[Use], mut x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
         for &at in uses {
             pass.probe.stream(&x_td);
-            x_td = self.recursion.blocks[at.stored].forward(x_td, rows, at, pass);
+            x_td = self.recursion.blocks[at.stored].forward(x_td, rows, &Uses::one(at, rows.len()), pass);
         }
         x_td
     }

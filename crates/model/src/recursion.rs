@@ -12,7 +12,8 @@ use crate::routing::expert_choice::Gating;
 use crate::routing::token_choice::{GateOn, TokenChoice};
 use crate::routing::{Candidates, Router, Selection, Terms};
 use crate::rows::Rows;
-use crate::sharing::Use;
+use crate::sharing::{Use, Uses};
+use crate::turning::{Inner, Turning, by_depth};
 
 /// The shared block with its router.
 #[derive(Debug)]
@@ -24,56 +25,86 @@ pub(crate) struct Recursion {
     pub(crate) uses: Vec<Vec<Use>>,
 }
 
-/// What the recursions made of the rows.
-pub(crate) struct Turned {
-    pub(crate) x_td: Tensor2,
-    /// How many recursions each row had.
-    pub(crate) depth_t: Vec<u32>,
-    pub(crate) terms: Terms,
+/// Rows that take the same turn: those of several depths one after the other, shallower ones first.
+struct Going {
+    /// Depth and number of rows of each run.
+    runs: Vec<(usize, usize)>,
+    /// Their numbers among the rows in flight.
+    numbers: Arc<[u32]>,
+    rows: Rows,
+    x_ad: Tensor2,
+    weight_a1: Option<Tensor2>,
 }
 
 impl Recursion {
-    pub(crate) fn forward(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Turned {
+    /// Rows that have just come to the recursions. A token-choice router tells each its depth now.
+    pub(crate) fn begin(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Turning {
+        let lengths: BTreeMap<u32, usize> =
+            rows.sequences().into_iter().map(|run| (rows.sequence[run.start], run.len())).collect();
+        let mut turning = Turning::new(x_td.clone(), rows.clone(), lengths);
+        turning.active = (0..rows.len() as u32).collect();
+        if let Router::TokenChoice(router) = &self.router {
+            pass.probe.stream(&x_td);
+            let (assigned, terms) = router.assign(&x_td, rows, pass);
+            turning.terms.join(terms);
+            turning.inner = Some(Inner { x_ad: x_td, assigned });
+        }
+        turning
+    }
+
+    /// One recursion for every row that is still active, each at its own depth.
+    pub(crate) fn turn(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
         match &self.router {
-            Router::TokenChoice(router) => self.chosen_by_tokens(router, x_td, rows, pass),
-            _ => self.filtered(x_td, rows, pass),
+            Router::TokenChoice(router) => self.turn_assigned(router, turning, pass),
+            _ => self.turn_filtered(turning, pass),
         }
     }
 
-    /// Recursion `r` asks the router who of the still active rows goes on; their results join the stream at once, so a
-    /// row that stops keeps the state it stopped with.
-    fn filtered(&self, mut x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Turned {
-        let lengths: BTreeMap<u32, usize> =
-            rows.sequences().into_iter().map(|run| (rows.sequence[run.start], run.len())).collect();
-        let mut active: Arc<[u32]> = (0..rows.len() as u32).collect();
-        let mut active_rows = rows.clone();
-        let (mut depth_t, mut terms) = (vec![0; rows.len()], Terms::default());
-        for r in 0..self.uses.len().min(pass.max_depth.unwrap_or(usize::MAX)) {
-            let all = active.len() == rows.len();
-            let x_cd = if all { x_td.clone() } else { pass.ops.gather_rows(x_td.clone(), &active) };
-            let candidates = Candidates { x_ad: &x_cd, rows: &active_rows, numbers: &active, lengths: &lengths };
-            let (selection, more) = self.select(r, &candidates, &x_td, pass);
-            terms.join(more);
-            let x_ad = match &selection.kept {
-                None => x_cd,
-                Some(kept) => {
-                    active = kept.iter().map(|&i| active[i as usize]).collect();
-                    active_rows = active_rows.only(kept);
-                    pass.ops.gather_rows(x_cd, kept)
-                }
-            };
-            if active.is_empty() {
-                break;
-            }
-            let y_ad = self.block(r, x_ad, &active_rows, pass);
-            x_td = match selection.weight_a1 {
-                Some(weight) => pass.ops.combine_rows(x_td, &active, y_ad, weight, self.combine()),
-                None if active.len() == rows.len() => y_ad,
-                None => pass.ops.replace_rows(x_td, &active, y_ad),
-            };
-            active.iter().for_each(|&row| depth_t[row as usize] += 1);
+    /// The router says who of the active rows goes on; their results join the stream at once, so a row that stops keeps
+    /// the state it stopped with.
+    fn turn_filtered(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
+        let limit = self.uses.len().min(pass.max_depth.unwrap_or(usize::MAX)) as u32;
+        let open = |row: &u32| turning.depth_t[*row as usize] < limit.min(turning.rows.dial(*row as usize).max);
+        let active: Vec<u32> = turning.active.iter().copied().filter(open).collect();
+        let mut parts = Vec::new();
+        for (r, numbers) in by_depth(&active, &turning.depth_t) {
+            parts.extend(self.selected(r, numbers, turning, pass));
         }
-        Turned { x_td, depth_t, terms }
+        turning.active = Arc::from([]);
+        let Some(going) = join(parts) else { return };
+        let y_ad = self.block(&going.runs, going.x_ad, &going.rows, pass);
+        let all = going.runs.len() == 1 && going.numbers.len() == turning.rows.len();
+        let x_td = turning.take_stream();
+        turning.x_td = match going.weight_a1 {
+            Some(weight) => pass.ops.combine_rows(x_td, &going.numbers, y_ad, weight, self.combine()),
+            None if all => y_ad,
+            None => pass.ops.replace_rows(x_td, &going.numbers, y_ad),
+        };
+        going.numbers.iter().for_each(|&row| turning.depth_t[row as usize] += 1);
+        turning.active = going.numbers;
+    }
+
+    /// Those of the rows `numbers`, all at depth `r`, that go on.
+    fn selected(&self, r: usize, numbers: Arc<[u32]>, turning: &mut Turning, pass: &mut Pass<'_>) -> Option<Going> {
+        let all = numbers.len() == turning.rows.len();
+        let (x_cd, rows) = if all {
+            (turning.x_td.clone(), turning.rows.clone())
+        } else {
+            (pass.ops.gather_rows(turning.x_td.clone(), &numbers), turning.rows.only(&numbers))
+        };
+        let candidates = Candidates { x_ad: &x_cd, rows: &rows, numbers: &numbers, lengths: &turning.lengths };
+        let (selection, terms) = self.select(r, &candidates, &turning.x_td, pass);
+        turning.terms.join(terms);
+        let (numbers, rows, x_ad) = match &selection.kept {
+            None => (numbers, rows, x_cd),
+            Some(kept) => (
+                kept.iter().map(|&i| numbers[i as usize]).collect(),
+                rows.only(kept),
+                pass.ops.gather_rows(x_cd, kept),
+            ),
+        };
+        let runs = vec![(r, numbers.len())];
+        (!numbers.is_empty()).then_some(Going { runs, numbers, rows, x_ad, weight_a1: selection.weight_a1 })
     }
 
     fn select(&self, r: usize, candidates: &Candidates<'_>, x_td: &Tensor2, pass: &mut Pass<'_>) -> (Selection, Terms) {
@@ -98,54 +129,70 @@ impl Recursion {
         }
     }
 
-    /// Every row knows its depth; at recursion `q` the rows of depth `q` are done and join the stream with their gate,
+    /// Every row knows its depth; after recursion `q` the rows of depth `q` are done and join the stream with their gate,
     /// the others take the block's output along: `x = x_0 + g * block^depth(x_0)`.
-    fn chosen_by_tokens(&self, router: &TokenChoice, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Turned {
-        pass.probe.stream(&x_td);
-        let assigned = router.assign(&x_td, rows, pass);
-        let mut stream = x_td.clone();
-        let mut active: Arc<[u32]> = (0..rows.len() as u32).collect();
-        let (mut x_ad, mut active_rows) = (x_td, rows.clone());
-        for q in 0..self.uses.len() {
-            if active.is_empty() {
-                break;
-            }
-            let mut y_ad = self.block(q, x_ad, &active_rows, pass);
-            if router.gate_on() == GateOn::EveryPass {
-                let gates = pass.ops.gather_rows(assigned.gate_t1.clone(), &active);
-                y_ad = pass.ops.scale_rows(y_ad, gates);
-            }
-            let places = |done: bool| -> Arc<[u32]> {
-                let at_end = |row: &u32| (assigned.depth_t[*row as usize] == q as u32) == done;
-                active.iter().enumerate().filter(|(_, row)| at_end(row)).map(|(i, _)| i as u32).collect()
-            };
-            let (done, going) = (places(true), places(false));
-            let numbers = |places: &[u32]| -> Arc<[u32]> { places.iter().map(|&i| active[i as usize]).collect() };
-            let (done_rows, going_rows) = (numbers(&done), numbers(&going));
-            if !done.is_empty() {
-                let weight = match router.gate_on() {
-                    GateOn::LastPass => pass.ops.gather_rows(assigned.gate_t1.clone(), &done_rows),
-                    GateOn::EveryPass => ops::column(vec![1.0; done.len()]),
-                };
-                let y = pass.ops.gather_rows(y_ad.clone(), &done);
-                stream = pass.ops.combine_rows(stream, &done_rows, y, weight, Combine::Add);
-            }
-            x_ad = if going.is_empty() { y_ad } else { pass.ops.gather_rows(y_ad, &going) };
-            active_rows = active_rows.only(&going);
-            active = going_rows;
+    fn turn_assigned(&self, router: &TokenChoice, turning: &mut Turning, pass: &mut Pass<'_>) {
+        let Some(Inner { mut x_ad, assigned }) = turning.inner.take() else { return };
+        let groups = by_depth(&turning.active, &turning.depth_t);
+        let runs: Vec<(usize, usize)> = groups.iter().map(|(q, numbers)| (*q, numbers.len())).collect();
+        let active: Arc<[u32]> = groups.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+        if runs.len() > 1 {
+            let place = |row: &u32| turning.active.iter().position(|a| a == row).unwrap_or(0) as u32;
+            x_ad = pass.ops.gather_rows(x_ad, &active.iter().map(place).collect());
         }
-        let depth_t = assigned.depth_t.iter().map(|d| d + 1).collect();
-        Turned { x_td: stream, depth_t, terms: assigned.terms }
+        let all = runs.len() == 1 && active.len() == turning.rows.len();
+        let rows = if all { turning.rows.clone() } else { turning.rows.only(&active) };
+        let mut y_ad = self.block(&runs, x_ad, &rows, pass);
+        if router.gate_on() == GateOn::EveryPass {
+            y_ad = pass.ops.scale_rows(y_ad, pass.ops.gather_rows(assigned.gate_t1.clone(), &active));
+        }
+        let places = |done: bool| -> Arc<[u32]> {
+            let at_end = |row: u32| (assigned.depth_t[row as usize] == turning.depth_t[row as usize]) == done;
+            active.iter().enumerate().filter(|(_, row)| at_end(**row)).map(|(i, _)| i as u32).collect()
+        };
+        let (done, going) = (places(true), places(false));
+        let numbers = |places: &[u32]| -> Arc<[u32]> { places.iter().map(|&i| active[i as usize]).collect() };
+        let (done_rows, going_rows) = (numbers(&done), numbers(&going));
+        if !done.is_empty() {
+            let weight = match router.gate_on() {
+                GateOn::LastPass => pass.ops.gather_rows(assigned.gate_t1.clone(), &done_rows),
+                GateOn::EveryPass => ops::column(vec![1.0; done.len()]),
+            };
+            let y = pass.ops.gather_rows(y_ad.clone(), &done);
+            let x_td = turning.take_stream();
+            turning.x_td = pass.ops.combine_rows(x_td, &done_rows, y, weight, Combine::Add);
+        }
+        active.iter().for_each(|&row| turning.depth_t[row as usize] += 1);
+        if !going.is_empty() {
+            turning.inner = Some(Inner { x_ad: pass.ops.gather_rows(y_ad, &going), assigned });
+        }
+        turning.active = going_rows;
     }
 
-    /// One recursion's layers on the active rows.
-    fn block(&self, r: usize, mut x_ad: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
-        for &at in &self.uses[r] {
+    /// The layers of one recursion on active rows, `runs` saying how deep they are.
+    fn block(&self, runs: &[(usize, usize)], mut x_ad: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        for j in 0..self.uses[0].len() {
             if matches!(self.router, Router::Fixed(_)) {
                 pass.probe.stream(&x_ad);
             }
-            x_ad = self.blocks[at.stored].forward(x_ad, rows, at, pass);
+            let at = Uses::mixed(runs.iter().map(|&(r, count)| (self.uses[r][j], count)).collect());
+            x_ad = self.blocks[self.uses[0][j].stored].forward(x_ad, rows, &at, pass);
         }
         x_ad
     }
+}
+
+/// All parts as one.
+fn join(mut parts: Vec<Going>) -> Option<Going> {
+    if parts.len() < 2 {
+        return parts.pop();
+    }
+    let weights: Option<Vec<Tensor2>> = parts.iter().map(|part| part.weight_a1.clone()).collect();
+    Some(Going {
+        runs: parts.iter().flat_map(|part| part.runs.iter().copied()).collect(),
+        numbers: parts.iter().flat_map(|part| part.numbers.iter().copied()).collect(),
+        rows: Rows::stack(parts.iter().map(|part| &part.rows)),
+        weight_a1: weights.map(ops::stack),
+        x_ad: ops::stack(parts.into_iter().map(|part| part.x_ad).collect()),
+    })
 }

@@ -13,6 +13,26 @@ pub struct Rows {
     pub position: Arc<[u32]>,
     /// Which document of the sequence; rows see only their own document.
     pub document: Arc<[u32]>,
+    /// How deep each row may and must go; `None` leaves it to router and rule.
+    pub dial: Option<Arc<[Dial]>>,
+}
+
+/// The limits of one row's depth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dial {
+    /// At most this many recursions.
+    pub max: u32,
+    /// At least this many.
+    pub min: u32,
+    /// Added to the thresholds of a causal rule, a logit.
+    pub threshold: f32,
+}
+
+impl Default for Dial {
+    /// No limits.
+    fn default() -> Self {
+        Self { max: u32::MAX, min: 0, threshold: 0.0 }
+    }
 }
 
 impl Rows {
@@ -20,7 +40,7 @@ impl Rows {
     pub fn batch(count: usize, length: usize) -> Self {
         let all =
             |f: fn(usize, usize) -> usize| -> Arc<[u32]> { (0..count * length).map(|i| f(i, length) as u32).collect() };
-        Self { sequence: all(|i, n| i / n), position: all(|i, n| i % n), document: all(|_, _| 0) }
+        Self { sequence: all(|i, n| i / n), position: all(|i, n| i % n), document: all(|_, _| 0), dial: None }
     }
 
     /// Rows `first..first + count` of sequence `sequence`.
@@ -29,7 +49,13 @@ impl Rows {
             sequence: vec![sequence; count].into(),
             position: (first..first + count as u32).collect(),
             document: vec![0; count].into(),
+            dial: None,
         }
+    }
+
+    /// The limits of row `i`.
+    pub fn dial(&self, i: usize) -> Dial {
+        self.dial.as_ref().map_or_else(Dial::default, |dial| dial[i])
     }
 
     /// How many.
@@ -45,7 +71,23 @@ impl Rows {
     /// The rows with these numbers, in this order.
     pub fn only(&self, numbers: &[u32]) -> Self {
         let pick = |from: &[u32]| -> Arc<[u32]> { numbers.iter().map(|&i| from[i as usize]).collect() };
-        Self { sequence: pick(&self.sequence), position: pick(&self.position), document: pick(&self.document) }
+        let dial = self.dial.as_ref().map(|dial| numbers.iter().map(|&i| dial[i as usize]).collect());
+        Self { sequence: pick(&self.sequence), position: pick(&self.position), document: pick(&self.document), dial }
+    }
+
+    /// Rows of several passes one after the other.
+    pub fn stack<'a>(parts: impl Iterator<Item = &'a Rows> + Clone) -> Self {
+        let all = |pick: fn(&Rows) -> &Arc<[u32]>| -> Arc<[u32]> {
+            parts.clone().flat_map(|rows| pick(rows).iter().copied()).collect()
+        };
+        let limited = parts.clone().any(|rows| rows.dial.is_some());
+        let dial = limited.then(|| parts.clone().flat_map(|rows| (0..rows.len()).map(|i| rows.dial(i))).collect());
+        Self { sequence: all(|r| &r.sequence), position: all(|r| &r.position), document: all(|r| &r.document), dial }
+    }
+
+    /// A stretch of consecutive rows.
+    pub(crate) fn stretch_of(&self, range: std::ops::Range<usize>) -> Self {
+        self.only(&range.map(|i| i as u32).collect::<Vec<_>>())
     }
 
     /// Consecutive runs of one sequence, as ranges of row numbers.
@@ -100,6 +142,7 @@ mod tests {
             sequence: vec![0, 0, 0, 0, 1, 1].into(),
             position: vec![0, 1, 2, 3, 0, 1].into(),
             document: vec![0, 0, 1, 1, 0, 0].into(),
+            dial: None,
         };
         let spans = visible(&rows, &rows);
         assert_eq!(spans.start, [0, 0, 2, 2, 4, 4]);

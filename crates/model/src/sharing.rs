@@ -33,6 +33,54 @@ pub struct Use {
     pub first: usize,
 }
 
+/// Which use of its weights a layer is to each row: runs of rows in row order, shallower recursions first. One run where
+/// all rows are equally deep, several where a pass mixes depths.
+#[derive(Clone, Debug)]
+pub struct Uses(Vec<(Use, usize)>);
+
+impl Uses {
+    /// The same use for `rows` rows.
+    pub fn one(at: Use, rows: usize) -> Self {
+        Self(vec![(at, rows)])
+    }
+
+    /// Runs of rows, each a use and how many rows it has.
+    pub fn mixed(runs: Vec<(Use, usize)>) -> Self {
+        Self(runs)
+    }
+
+    /// The use of all rows. Panics where depths are mixed: only a paged cache takes such passes.
+    pub fn only(&self) -> Use {
+        assert_eq!(self.0.len(), 1, "this cache takes passes of one depth only");
+        self.0[0].0
+    }
+
+    /// Each run with its row numbers.
+    pub fn runs(&self) -> impl Iterator<Item = (Use, std::ops::Range<usize>)> {
+        let mut start = 0;
+        self.0.iter().map(move |&(at, rows)| {
+            start += rows;
+            (at, start - rows..start)
+        })
+    }
+
+    /// How many runs.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many rows meet these weights for the first time; they come first.
+    pub(crate) fn fresh(&self) -> usize {
+        self.0.iter().take_while(|(at, _)| at.recursion == 0).map(|(_, rows)| rows).sum()
+    }
+
+    /// The runs of the first `rows` rows, and those of the others. The cut is between runs.
+    pub(crate) fn split(&self, rows: usize) -> (Self, Self) {
+        let cut = self.runs().position(|(_, range)| range.start >= rows).unwrap_or(self.0.len());
+        (Self(self.0[..cut].to_vec()), Self(self.0[cut..].to_vec()))
+    }
+}
+
 /// The unrolled model as three stretches. Recursions are runs of the shared block; models whose sharing is not a repeated
 /// block have everything in `before`.
 #[derive(Clone, Debug, PartialEq, Eq)]

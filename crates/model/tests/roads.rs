@@ -41,7 +41,7 @@ fn packed(lengths: &[usize]) -> (Vec<u32>, Rows, Vec<std::ops::Range<usize>>) {
         position.extend(0..length as u32);
     }
     let count = position.len();
-    let rows = Rows { sequence: sequence.into(), position: position.into(), document: vec![0; count].into() };
+    let rows = Rows { sequence: sequence.into(), position: position.into(), document: vec![0; count].into(), dial: None };
     let ranges = rows.sequences();
     (ids(5, count), rows, ranges)
 }
@@ -79,6 +79,7 @@ fn decoding_side_by_side() {
                 sequence: alive.iter().map(|&q| q as u32).collect(),
                 position: vec![t as u32; alive.len()].into(),
                 document: vec![0; alive.len()].into(),
+                dial: None,
             };
             let ids: Vec<u32> = alive.iter().map(|&q| tokens[ranges[q].start + t]).collect();
             let out = run(&model, &ids, &rows, &mut cache, &how, &mut model::NoProbe);

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use kernels::rows::{gather_rows, scatter_add_rows};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
-use crate::weight::Sink;
+use crate::weight::{Codes, Sink};
 use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
@@ -14,7 +14,10 @@ impl Ops {
     /// below the vocabulary size: callers check ids where they enter.
     pub fn embed(self, anchor: &Tensor2, e_vd: &Weight, ids: &Arc<[u32]>) -> Tensor2 {
         match self {
-            Ops::Fast => apply(Embed { e_vd: e_vd.raw(), ids: ids.clone(), sink: e_vd.sink() }, [anchor.clone()]),
+            Ops::Fast => {
+                let (codes, ids) = (e_vd.codes(), ids.clone());
+                apply(Embed { e_vd: e_vd.raw(), codes, ids, sink: e_vd.sink() }, [anchor.clone()])
+            }
             Ops::Plain => e_vd.plain().select(0, index(ids, &e_vd.plain().device())),
         }
     }
@@ -30,6 +33,7 @@ pub(crate) fn index(rows: &[u32], device: &burn::tensor::Device) -> Tensor<1, In
 #[derive(Clone, Debug)]
 struct Embed {
     e_vd: Raw,
+    codes: Option<Codes>,
     ids: Arc<[u32]>,
     sink: Option<Sink>,
 }
@@ -38,6 +42,12 @@ impl FastOp<1> for Embed {
     type Saved = ();
 
     fn forward(&self, _: [Raw; 1]) -> (Raw, ()) {
+        if let Some(Codes(codes)) = &self.codes {
+            let d = codes.shape().1;
+            let mut x = buffer(self.ids.len() * d);
+            self.ids.iter().zip(x.chunks_exact_mut(d)).for_each(|(&id, line)| codes.row(id as usize, line));
+            return (make(x, self.ids.len(), d), ());
+        }
         let d = dims(&self.e_vd).1;
         let mut x = buffer(self.ids.len() * d);
         gather_rows(values(&self.e_vd), d, &self.ids, &mut x);

@@ -22,6 +22,7 @@ impl Ops {
         weights: &Arc<[f32]>,
     ) -> (Tensor2, Vec<f32>) {
         match self {
+            Ops::Fast if e_vd.codes().is_some() => rounded(x_td, e_vd, targets, weights),
             Ops::Fast => {
                 let losses = Arc::new(std::sync::Mutex::new(Vec::new()));
                 let op = HeadLoss {
@@ -43,6 +44,24 @@ impl Ops {
 
 fn is_recording(x: &Tensor2) -> bool {
     x.is_require_grad() || x.device().is_autodiff()
+}
+
+/// Rows whose logits are held at a time.
+const ROWS: usize = 64;
+
+/// The loss under a rounded head: no gradients, so logits come and go in chunks.
+fn rounded(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Tensor2, Vec<f32>) {
+    let mut losses = Vec::with_capacity(targets.len());
+    let v = e_vd.shape().0;
+    for (chunk, targets) in targets.chunks(ROWS).enumerate() {
+        let first = chunk * ROWS;
+        let logits_tv = Ops::Fast.linear(crate::rows_of(&x_td, first..first + targets.len()), e_vd);
+        let mut log = crate::read_rows(&logits_tv);
+        log_softmax_rows(&mut log, v);
+        losses.extend(log.chunks_exact(v).zip(targets).map(|(log, &target)| -log[target as usize]));
+    }
+    let total: f64 = losses.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
+    (crate::from_rows(vec![total as f32], 1, 1), losses)
 }
 
 fn plain(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Tensor2, Vec<f32>) {

@@ -19,6 +19,7 @@ mod gelu;
 mod head;
 mod linear;
 mod norm;
+mod pages;
 mod recompute;
 mod rotary;
 mod rows;
@@ -32,13 +33,15 @@ pub use adamw::{AdamW, Moments};
 pub use attend::{Heads, Spans};
 pub use gate::Activation;
 pub use head::log_softmax_rows;
+pub use pages::{KvFormat, KvStore, PAGE, PageView};
 pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, scalar, scale, shift, write_rows,
+    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale, shift, stack,
+    write_rows,
 };
-pub use weight::Weight;
+pub use weight::{Format, QuantError, Weight};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
+use kernels::quant::matmul_quantized;
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values, values_mut};
-use crate::weight::Sink;
+use crate::weight::{Codes, Sink};
 use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
@@ -30,6 +31,7 @@ impl Ops {
 struct Linear {
     w_nd: Raw,
     packed: Option<Handle>,
+    codes: Option<Codes>,
     sink: Option<Sink>,
 }
 
@@ -44,13 +46,20 @@ impl std::fmt::Debug for Handle {
 
 impl Linear {
     fn new(w_nd: &Weight) -> Self {
-        Self { w_nd: w_nd.raw(), packed: w_nd.packed().map(Handle), sink: w_nd.sink() }
+        Self { w_nd: w_nd.raw(), packed: w_nd.packed().map(Handle), codes: w_nd.codes(), sink: w_nd.sink() }
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.codes.as_ref().map_or_else(|| dims(&self.w_nd), |codes| codes.0.shape())
     }
 
     fn product(&self, x_td: &Raw, y_tn: &mut [f32], start: Start) {
-        let ((t, d), (n, columns)) = (dims(x_td), dims(&self.w_nd));
+        let ((t, d), (n, columns)) = (dims(x_td), self.shape());
         assert_eq!(d, columns, "a projection of width {columns} got rows of width {d}");
         let (y, x) = (MatMut::rows_major(y_tn, t, n), Mat::rows_major(values(x_td), t, d));
+        if let Some(Codes(codes)) = &self.codes {
+            return matmul_quantized(y, x, codes, start, Threads::All);
+        }
         match self.packed.as_ref().and_then(|handle| handle.0.get()) {
             Some(packed) => matmul_packed(y, x, packed, start, Threads::All),
             None => matmul(y, x, Mat::rows_major(values(&self.w_nd), n, d).t(), start, Threads::All),
@@ -58,6 +67,7 @@ impl Linear {
     }
 
     fn gradients(&self, x_td: &Raw, g_tn: &Raw, wants_x: bool) -> Option<Raw> {
+        assert!(self.codes.is_none(), "rounded weights are for inference");
         let ((t, d), (n, _)) = (dims(x_td), dims(&self.w_nd));
         let g = Mat::rows_major(values(g_tn), t, n);
         if let Some(sink) = &self.sink {
@@ -79,7 +89,7 @@ impl FastOp<1> for Linear {
     type Saved = Raw;
 
     fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Raw) {
-        let (t, n) = (dims(&x_td).0, dims(&self.w_nd).0);
+        let (t, n) = (dims(&x_td).0, self.shape().0);
         let mut y = buffer(t * n);
         self.product(&x_td, &mut y, Start::Zero);
         (make(y, t, n), x_td)

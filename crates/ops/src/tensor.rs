@@ -82,3 +82,13 @@ pub fn add_scalars(terms: Vec<Tensor2>) -> Tensor2 {
 pub fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor2 {
     crate::seam::write_rows(store, first, rows)
 }
+
+/// Rows `range` of a matrix.
+pub fn rows_of(x: &Tensor2, range: std::ops::Range<usize>) -> Tensor2 {
+    if range.len() == x.dims()[0] { x.clone() } else { x.clone().narrow(0, range.start, range.len()) }
+}
+
+/// Matrices of equal width one below the other. Panics on an empty list.
+pub fn stack(parts: Vec<Tensor2>) -> Tensor2 {
+    Tensor::cat(parts, 0)
+}

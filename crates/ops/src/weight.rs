@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use burn::tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
+pub use kernels::quant::{Format, QuantError};
+use kernels::quant::Quantized;
 
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
@@ -45,6 +47,18 @@ pub struct Weight {
     /// The tracked twin that plain operations read during one pass.
     leaf: Mutex<Option<Tensor2>>,
     packed: RwLock<Option<Arc<OnceLock<Packed>>>>,
+    /// Rounded values in place of the f32 ones, which are then gone.
+    quantized: RwLock<Option<Codes>>,
+}
+
+/// Shared handle to rounded values.
+#[derive(Clone)]
+pub(crate) struct Codes(pub(crate) Arc<Quantized>);
+
+impl std::fmt::Debug for Codes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} weight", self.0.format())
+    }
 }
 
 impl Weight {
@@ -52,7 +66,30 @@ impl Weight {
     pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {
         let value = RwLock::new(tensor::from_rows(values, rows, columns));
         let (sink, leaf, packed) = (RwLock::new(None), Mutex::new(None), RwLock::new(None));
-        Self { shape: (rows, columns), value, sink, leaf, packed }
+        Self { shape: (rows, columns), value, sink, leaf, packed, quantized: RwLock::new(None) }
+    }
+
+    /// Rounds the values to `format` and gives up the f32 ones: for inference only. Until the next [`Weight::write`] all
+    /// operations compute with the rounded values.
+    ///
+    /// # Errors
+    /// A format that does not fit the matrix, or values that cannot be rounded.
+    pub fn quantize(&self, format: Format) -> Result<(), QuantError> {
+        let codes = Quantized::new(format, &self.read(), self.shape.0, self.shape.1)?;
+        self.collect_gradient(false);
+        self.forget_copies();
+        *self.value.write().expect("weight lock") = tensor::from_rows(Vec::new(), 0, 0);
+        *self.quantized.write().expect("weight lock") = Some(Codes(Arc::new(codes)));
+        Ok(())
+    }
+
+    /// Bytes of the values as they are kept now (packed copies aside).
+    pub fn bytes(&self) -> usize {
+        self.codes().map_or(self.shape.0 * self.shape.1 * 4, |codes| codes.0.bytes())
+    }
+
+    pub(crate) fn codes(&self) -> Option<Codes> {
+        self.quantized.read().expect("weight lock").clone()
     }
 
     /// (rows, columns)
@@ -62,12 +99,13 @@ impl Weight {
 
     /// A copy of the values, row after row.
     pub fn read(&self) -> Vec<f32> {
-        seam::values(&self.raw()).to_vec()
+        self.codes().map_or_else(|| seam::values(&self.raw()).to_vec(), |codes| codes.0.dequantize())
     }
 
     /// Replaces the values. Panics if the count is wrong.
     pub fn write(&self, values: Vec<f32>) {
         *self.value.write().expect("weight lock") = tensor::from_rows(values, self.shape.0, self.shape.1);
+        *self.quantized.write().expect("weight lock") = None;
         self.forget_copies();
     }
 
@@ -81,6 +119,9 @@ impl Weight {
     /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at memory speed for few rows.
     /// Any update drops it.
     pub fn pack(&self) {
+        if self.codes().is_some() {
+            return;
+        }
         *self.packed.write().expect("weight lock") = Some(Arc::new(OnceLock::new()));
     }
 
@@ -136,6 +177,9 @@ impl Weight {
     /// The matrix as a tensor of plain operations: tracked if gradients are collected.
     pub(crate) fn plain(&self) -> Tensor2 {
         let mut leaf = self.leaf.lock().expect("weight lock");
+        if let Some(codes) = self.codes() {
+            return leaf.get_or_insert_with(|| tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1)).clone();
+        }
         if self.sink().is_none() {
             return self.value.read().expect("weight lock").clone();
         }

@@ -40,3 +40,55 @@ impl DepthCap {
         self.cap
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: Brownout = Brownout { floor: 2, waiting: 10, pages: 100, ease: 3, fall: 4, rise: 6 };
+
+    /// The cap after each of `ticks` ticks under one load.
+    fn caps(cap: &mut DepthCap, waiting: usize, pages: usize, ticks: usize) -> Vec<u32> {
+        let mut one = || {
+            cap.observe(waiting, pages);
+            cap.cap()
+        };
+        (0..ticks).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn falls_under_pressure_rises_at_ease_and_stays_between() {
+        let mut cap = DepthCap::new(Some(RULE), 4);
+        assert_eq!(caps(&mut cap, 11, 1000, 13), [4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2], "no deeper than the floor");
+        assert_eq!(caps(&mut cap, 10, 1000, 50), [2; 50], "neither pressure nor ease");
+        assert_eq!(caps(&mut cap, 4, 1000, 50), [2; 50]);
+        assert_eq!(caps(&mut cap, 3, 1000, 13), [2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 4, 4]);
+        assert_eq!(caps(&mut cap, 0, 1000, 20), [4; 20]);
+    }
+
+    #[test]
+    fn pages_press_and_ease_too() {
+        let mut cap = DepthCap::new(Some(RULE), 3);
+        assert_eq!(caps(&mut cap, 0, 99, 4), [3, 3, 3, 2]);
+        assert_eq!(caps(&mut cap, 0, 199, 20), [2; 20], "not yet twice as many");
+        assert_eq!(caps(&mut cap, 0, 200, 6), [2, 2, 2, 2, 2, 3]);
+    }
+
+    #[test]
+    fn a_moment_of_rest_begins_the_count_anew() {
+        let mut cap = DepthCap::new(Some(RULE), 4);
+        for _ in 0..20 {
+            caps(&mut cap, 11, 1000, 3);
+            caps(&mut cap, 10, 1000, 1);
+        }
+        assert_eq!(cap.cap(), 4);
+    }
+
+    #[test]
+    fn without_a_rule_nothing_happens_and_no_floor_is_above_full_depth() {
+        let mut cap = DepthCap::new(None, 4);
+        assert_eq!(caps(&mut cap, usize::MAX, 0, 10), [4; 10]);
+        let mut cap = DepthCap::new(Some(Brownout { floor: 9, ..RULE }), 4);
+        assert_eq!(caps(&mut cap, usize::MAX, 0, 10), [4; 10]);
+    }
+}

@@ -133,7 +133,7 @@ impl Scheduler {
         let mut counts = running.counts.clone();
         for &depth in depths {
             wrong(slot, "a depth of", depth as usize, 0..=self.recursions)?;
-            counts[..=depth as usize].iter_mut().for_each(|count| *count += 1);
+            counts[..self.pages.shape().tiers_of(depth)].iter_mut().for_each(|count| *count += 1);
         }
         for (tier, &count) in counts.iter().enumerate() {
             let there = self.pages.count(&running.table, tier);
@@ -162,7 +162,7 @@ impl Scheduler {
     fn keep_blocks(&mut self, running: &mut Running, depths: &[u32]) {
         let mut counts = running.counts.clone();
         for (position, &depth) in (running.done..).zip(depths) {
-            counts[..=depth as usize].iter_mut().for_each(|count| *count += 1);
+            counts[..self.pages.shape().tiers_of(depth)].iter_mut().for_each(|count| *count += 1);
             if (position + 1).is_multiple_of(PAGE) {
                 running.cached =
                     running.cached.take().and_then(|at| self.keep_block(running, at, position + 1, &counts));

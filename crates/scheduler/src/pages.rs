@@ -9,9 +9,17 @@ pub const PAGE: usize = 16;
 pub struct Shape {
     /// Unit pages that 16 tokens of each tier take.
     pub layers: Vec<usize>,
+    /// Whether a row that takes the first recursion leaves a token in the tier of every recursion, however deep it goes
+    /// (keys and values of the first recursion stand in for those it does not make).
+    pub every_row: bool,
 }
 
 impl Shape {
+    /// Tiers in which a row of this depth leaves a token.
+    pub fn tiers_of(&self, depth: u32) -> usize {
+        if self.every_row && depth > 0 { self.layers.len() } else { 1 + depth as usize }
+    }
+
     /// Unit pages of one view alone if all of `tokens` tokens go through every tier.
     pub fn pages_for(&self, tokens: usize) -> usize {
         self.layers.iter().fold(0usize, |sum, &l| sum.saturating_add(l.saturating_mul(tokens.div_ceil(PAGE))))

@@ -128,3 +128,94 @@ impl Prefix {
         self.entries.values().map(|entry| &entry.shared)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Shape;
+
+    /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of depth 1).
+    fn known(texts: &[&[u32]]) -> (Pages, Prefix) {
+        let mut pages = Pages::new(Shape { layers: vec![1, 1] }, 64);
+        let mut prefix = Prefix::default();
+        for text in texts {
+            let table = pages.table();
+            let mut node = Node::Root(7);
+            for (i, block) in text.chunks(PAGE).enumerate() {
+                (0..2).for_each(|tier| drop(pages.append(&table, tier, PAGE).unwrap()));
+                let block: [u32; PAGE] = block.try_into().unwrap();
+                node = prefix.child(node, &block).unwrap_or_else(|| {
+                    let shared = pages.share(&table, vec![i * PAGE; 2], vec![(i + 1) * PAGE; 2]);
+                    prefix.insert(node, block, shared).unwrap()
+                });
+            }
+            pages.release(table);
+        }
+        (pages, prefix)
+    }
+
+    fn ids(blocks: &[u32]) -> Vec<u32> {
+        blocks.iter().flat_map(|&b| (0..PAGE as u32).map(move |i| b * 100 + i)).collect()
+    }
+
+    #[test]
+    fn the_longest_beginning_but_never_all() {
+        let (mut pages, mut prefix) = known(&[&ids(&[1, 2, 3]), &ids(&[1, 4])]);
+        let mut find = |class, text: &[u32]| prefix.find(class, text.iter().copied()).0;
+        assert_eq!(find(7, &[ids(&[1, 2, 3]), vec![9]].concat()), 48);
+        assert_eq!(find(7, &ids(&[1, 2, 3])), 32, "the last token is left to compute");
+        assert_eq!(find(7, &ids(&[1, 4, 3])), 32);
+        assert_eq!(find(7, &ids(&[2, 3])), 0, "a block counts only after its parent");
+        assert_eq!(find(8, &ids(&[1, 2, 3])), 0, "another class");
+        assert_eq!(find(7, &ids(&[1])[..15]), 0);
+        assert_eq!(find(7, &[]), 0);
+        let (tokens, node) = prefix.find(7, ids(&[1, 4, 4]));
+        let table = pages.resume_chain(&prefix.chain(node));
+        assert_eq!((tokens, pages.counts(&table)), (32, [32, 32].as_slice()));
+        assert_eq!(prefix.counts(node), Some([32, 32].as_slice()));
+        assert_eq!(pages.used_by_tier(), [4, 4], "the first block is kept once");
+        pages.check(prefix.shared()).unwrap();
+    }
+
+    #[test]
+    fn the_least_recently_used_leaf_goes_first() {
+        let (mut pages, mut prefix) = known(&[&ids(&[1, 2]), &ids(&[1, 3]), &ids(&[5, 6])]);
+        prefix.find(7, ids(&[1, 2, 0]));
+        let mut left = Vec::new();
+        loop {
+            let has = |blocks: &[u32]| {
+                let mut node = Some(Node::Root(7));
+                for block in ids(blocks).chunks(PAGE) {
+                    node = node.and_then(|n| prefix.child(n, block.try_into().unwrap()));
+                }
+                node.is_some()
+            };
+            left.push([has(&[1]), has(&[1, 2]), has(&[1, 3]), has(&[5]), has(&[5, 6])].map(u8::from));
+            if !prefix.evict_one(&mut pages) {
+                break;
+            }
+        }
+        let expected =
+            [[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]];
+        assert_eq!(left, expected);
+        assert_eq!(pages.free(), 64);
+        pages.check([]).unwrap();
+    }
+
+    #[test]
+    fn a_stretch_without_a_place_comes_back() {
+        let (mut pages, mut prefix) = known(&[&ids(&[1])]);
+        let (_, node) = prefix.find(7, ids(&[1, 2]));
+        let block: [u32; PAGE] = ids(&[1]).try_into().unwrap();
+        let stretch = |pages: &mut Pages| {
+            let table = pages.table();
+            let shared = pages.snapshot(&table);
+            pages.release(table);
+            shared
+        };
+        assert!(prefix.insert(Node::Root(7), block, stretch(&mut pages)).is_err(), "there already");
+        while prefix.evict_one(&mut pages) {}
+        assert!(prefix.insert(node, block, stretch(&mut pages)).is_err(), "its parent is gone");
+        assert_eq!(prefix.counts(node), None);
+    }
+}

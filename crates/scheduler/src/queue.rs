@@ -91,3 +91,84 @@ impl Queue {
         self.entries.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dial, Request, Sampling};
+
+    fn sequence(id: u64, priority: Priority, prompt: usize) -> Sequence {
+        let request = Request {
+            id,
+            prompt: vec![1; prompt],
+            max_tokens: 1,
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            sampling: Sampling::default(),
+            dial: Dial::default(),
+            top: None,
+            prompt_scores: false,
+            priority,
+            deadline: None,
+        };
+        Sequence::new(request, id, 0, 2)
+    }
+
+    #[test]
+    fn priority_then_arrival_and_who_comes_back_is_before_later_ones() {
+        let mut queue = Queue::new(9, 99);
+        for (id, priority) in [(0, 0), (1, 5), (2, 0), (3, 5), (4, -1)] {
+            queue.push(sequence(id, priority, 1));
+        }
+        let order = |queue: &Queue| queue.iter().map(|s| s.request.id).collect::<Vec<_>>();
+        assert_eq!(order(&queue), [1, 3, 0, 2, 4]);
+        let rank = queue.first().unwrap().rank();
+        let first = queue.remove(rank).unwrap();
+        queue.push(sequence(5, 5, 1));
+        queue.push(first);
+        assert_eq!(order(&queue), [1, 3, 5, 0, 2, 4]);
+        queue.get_mut(rank).unwrap().paused = Some(0);
+        assert_eq!(queue.first().unwrap().request.id, 3, "a paused one waits for its reader");
+        assert!(queue.remove((Reverse(7), 0)).is_none());
+    }
+
+    #[test]
+    fn bounds_of_requests_and_tokens() {
+        let mut queue = Queue::new(2, 10);
+        assert_eq!(queue.check(1000, 0), Ok(()), "alone it may be longer than the bound");
+        queue.push(sequence(0, 0, 6));
+        assert_eq!(queue.check(4, 0), Ok(()));
+        let refusal = queue.check(5, 0).unwrap_err();
+        assert_eq!(refusal.to_string(), "the queue holds 1 requests and 6 tokens, its bound; try again in 1 s");
+        queue.push(sequence(1, 0, 1));
+        assert_eq!(queue.check(1, 0), Err(Refusal::Overloaded { waiting: 2, tokens: 7, retry_after_s: 1 }));
+        let rank = queue.first().unwrap().rank();
+        queue.remove(rank);
+        assert_eq!(queue.check(9, 0), Ok(()));
+    }
+
+    #[test]
+    fn the_guess_follows_the_rate_of_completions() {
+        let mut queue = Queue::new(1, 100);
+        queue.push(sequence(0, 0, 90));
+        let guess = |queue: &Queue, prompt, now| match queue.check(prompt, now) {
+            Err(Refusal::Overloaded { retry_after_s, .. }) => retry_after_s,
+            other => panic!("{other:?}"),
+        };
+        for i in 1..=10 {
+            queue.completed(20, i * 5_000_000);
+        }
+        // Ten within 45 s: 4.5 s for the next one.
+        assert_eq!(guess(&queue, 1, 50_000_000), 5);
+        // Nothing since: the guess grows, up to a bound.
+        assert_eq!(guess(&queue, 1, 205_000_000), 20);
+        assert_eq!(guess(&queue, 1, 1 << 60), LONGEST);
+        queue.requests = 2;
+        // 50 tokens too many are three completions of 20 tokens.
+        assert_eq!(guess(&queue, 60, 50_000_000), 14);
+        for _ in 0..2 * MEMORY {
+            queue.completed(20, 50_000_000);
+        }
+        assert_eq!(guess(&queue, 60, 50_000_000), 1);
+    }
+}

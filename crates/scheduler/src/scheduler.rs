@@ -192,6 +192,11 @@ impl Scheduler {
         self.slots.iter().flatten().any(|r| works(&r.sequence)) || self.queue.iter().any(works)
     }
 
+    /// Slots, taken or not.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The sequence in a slot.
     pub fn running(&self, slot: Slot) -> Option<&Running> {
         self.slots.get(slot)?.as_ref()

@@ -4,8 +4,10 @@
 #[allow(unreachable_pub)]
 mod world;
 
+use std::collections::BTreeMap;
+
 use scheduler::{Brownout, Dial, Finish, Limits, PAGE, Refusal, Request, Sampling, Stage};
-use world::{Text, World, mix};
+use world::{Life, Text, World, mix};
 
 /// A stream of numbers.
 struct Dice(u64);
@@ -52,13 +54,27 @@ fn limits(dice: &mut Dice, layers: &[usize], recursions: usize) -> Limits {
     }
 }
 
-fn request(dice: &mut Dice, id: u64, load: &Load, recursions: u32, now_us: u64) -> Request {
+/// A new prompt, or one that goes on from a text seen before (like the next turn of a talk), or the very same again.
+fn prompt(dice: &mut Dice, load: &Load, lives: &BTreeMap<u64, Life>) -> Vec<u32> {
+    if !lives.is_empty() && dice.one_in(3) {
+        let earlier = &lives.values().nth(dice.below(lives.len() as u64) as usize).unwrap().text;
+        let cut = if dice.one_in(2) { earlier.tokens.len() } else { earlier.request.prompt.len() };
+        let more = if dice.one_in(2) { 0 } else { 1 + dice.below(20) };
+        let more: Vec<u32> = (0..more).map(|_| dice.below(24) as u32).collect();
+        return [&earlier.tokens[..cut], &more].concat();
+    }
     // Few beginnings, so that prompts share them, of a length that ends anywhere in a block.
     let family = dice.below(3);
     let shared = dice.below(60) as usize;
     let own = 1 + dice.below(load.longest) as usize;
     let mut prompt: Vec<u32> = (0..shared).map(|i| (mix(family << 32 | i as u64) % 24) as u32).collect();
     prompt.extend((0..own).map(|_| dice.below(24) as u32));
+    prompt
+}
+
+fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
+    let (recursions, now_us) = (world.recursions as u32, world.now_us);
+    let prompt = prompt(dice, load, &world.lives);
     let max_depth = dice.one_in(4).then(|| 1 + dice.below(u64::from(recursions)) as u32);
     let most = max_depth.unwrap_or(recursions);
     let dial = Dial {
@@ -157,7 +173,7 @@ fn experiment(seed: u64, ticks: u64) -> [u64; 3] {
 fn disturb(world: &mut World, dice: &mut Dice, load: &Load) {
     if dice.one_in(load.arrivals) {
         let id = dice.next();
-        let request = request(dice, id, load, world.recursions as u32, world.now_us);
+        let request = request(dice, id, load, world);
         match world.submit(request) {
             Ok(()) | Err(Refusal::Overloaded { .. } | Refusal::Invalid { .. }) => {}
             Err(Refusal::Draining) => panic!("not draining"),

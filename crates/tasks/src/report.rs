@@ -116,7 +116,8 @@ impl Shape {
 
 /// One metric over all items. Its standard error is that of a ratio estimator over n items drawn at random,
 /// `sqrt(n / (n - 1) * sum (amount - ratio * weight)^2) / sum weight`, times the slope of the metric's shape; for
-/// equal weights this is the sample's standard deviation over the root of n.
+/// equal weights this is the sample's standard deviation over the root of n. lm-evaluation-harness gives the same for
+/// accuracies, draws samples for the perplexity of a last word, and gives none for documents.
 pub(crate) fn metric(measure: &Measure, scores: &[Score]) -> Metric {
     let weight: f64 = scores.iter().map(|s| s.weight).sum();
     let ratio = scores.iter().map(|s| s.amount).sum::<f64>() / weight;

@@ -30,7 +30,7 @@ const CHOICE: &str = "kind = 'multiple_choice'\ncontext = '{q}'\nchoices = '{c}'
 #[test]
 fn choices_by_sum_by_character_and_by_byte() {
     // Lengths: "ab" 2 characters and 2 bytes; "\u00e9\u00e9\u00e9" 3 characters and 6 bytes; "abcdefgh" 8 and 8.
-    let rows = [r#"{"q":"x","c":["ab","ééé","abcdefgh"],"a":0}"#; 3].join("\n");
+    let rows = [r#"{"q":"x","c":["ab","\u00e9\u00e9\u00e9","abcdefgh"],"a":0}"#; 3].join("\n");
     let folder = Folder::with(CHOICE, &rows);
     let task = folder.open().unwrap();
     let scores = [
@@ -115,7 +115,7 @@ fn pairs_are_scored_after_the_prefix_token() {
 
 #[test]
 fn documents_add_up_over_their_windows() {
-    let folder = Folder::with("kind = 'rolling'\ntext = '{t}'\n", "{\"t\":\"ab cd ef \"}\n{\"t\":\"é\"}");
+    let folder = Folder::with("kind = 'rolling'\ntext = '{t}'\n", "{\"t\":\"ab cd ef \"}\n{\"t\":\"\u{e9}\"}");
     let task = folder.open().unwrap();
     // Nine characters in windows of 4: three windows. One character: one window.
     let asks = task.requests(&encode, 6, Some(0)).unwrap();

@@ -1,7 +1,7 @@
 //! Attention of query rows over the pages of their sequences.
 
 use super::format::Stored;
-use super::kernel::Pass;
+use super::kernel::{self, Pass};
 use super::{KvFormat, KvPool, PAGE};
 use crate::attend::{Heads, Parts, fits, gather, settle, soften};
 use crate::dispatch::check_len;
@@ -135,16 +135,15 @@ fn attend_block<T: Stored>(
         shared,
         q: dense,
         stride,
-        wide: crate::dispatch::many_registers(),
         kind: PhantomData,
     };
-    T::key_pass(&pass, scores);
+    kernel::key_pass(&pass, scores);
     let mut denominators = vec![0.0; lines];
     for (line, (scores, denominator)) in scores.chunks_exact_mut(stride).zip(&mut denominators).enumerate() {
         *denominator = soften(&mut scores[..pass.counts[line / shared] as usize], heads.scale()).1;
     }
     sums.fill(0.0);
-    T::value_pass(&pass, scores, sums);
+    kernel::value_pass(&pass, scores, sums);
     for (line, (sums, denominator)) in sums.chunks_exact(hd).zip(denominators).enumerate() {
         let row = block.rows.start + line / shared;
         let at = row * heads.q_width() + (head * shared + line % shared) * hd;

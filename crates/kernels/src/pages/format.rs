@@ -1,6 +1,7 @@
 //! How a stored number stands for an `f32`.
 
-use super::kernel::{self, Pass};
+use super::PAGE;
+use super::lanes::Lanes;
 use std::fmt;
 use std::str::FromStr;
 
@@ -74,10 +75,11 @@ pub(super) trait Stored: Copy + Sync {
     fn scale_of(x: &[f32]) -> f32;
     fn narrow(x: f32, scale: f32) -> Self;
     fn widen(self, scale: f32) -> f32;
-    /// [`kernel::key_pass`], compiled for several instruction sets.
-    fn key_pass(pass: &Pass<'_, Self>, scores: &mut [f32]);
-    /// [`kernel::value_pass`], compiled for several instruction sets.
-    fn value_pass(pass: &Pass<'_, Self>, probabilities: &[f32], sums: &mut [f32]);
+    /// Sixteen numbers as values.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `L`.
+    unsafe fn lanes<L: Lanes>(numbers: &[Self; PAGE], scales: L) -> L;
 }
 
 impl Stored for f32 {
@@ -97,12 +99,10 @@ impl Stored for f32 {
         self
     }
 
-    fn key_pass(pass: &Pass<'_, Self>, scores: &mut [f32]) {
-        kernel::key_pass_f32(pass, scores);
-    }
-
-    fn value_pass(pass: &Pass<'_, Self>, probabilities: &[f32], sums: &mut [f32]) {
-        kernel::value_pass_f32(pass, probabilities, sums);
+    #[inline(always)]
+    unsafe fn lanes<L: Lanes>(numbers: &[Self; PAGE], _scales: L) -> L {
+        // SAFETY: the caller has the instructions.
+        unsafe { L::load(numbers) }
     }
 }
 
@@ -126,12 +126,10 @@ impl Stored for u16 {
         f32::from_bits(u32::from(self) << 16)
     }
 
-    fn key_pass(pass: &Pass<'_, Self>, scores: &mut [f32]) {
-        kernel::key_pass_bf16(pass, scores);
-    }
-
-    fn value_pass(pass: &Pass<'_, Self>, probabilities: &[f32], sums: &mut [f32]) {
-        kernel::value_pass_bf16(pass, probabilities, sums);
+    #[inline(always)]
+    unsafe fn lanes<L: Lanes>(numbers: &[Self; PAGE], _scales: L) -> L {
+        // SAFETY: the caller has the instructions.
+        unsafe { L::load_bf16(numbers) }
     }
 }
 
@@ -146,8 +144,11 @@ impl Stored for i8 {
 
     #[inline(always)]
     fn narrow(x: f32, scale: f32) -> Self {
-        // Below a scale of zero nothing but zero is left; the cast saturates and takes NaN to zero.
-        if scale == 0.0 { 0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8 }
+        // Adding this leaves the nearest integer, ties to even, in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        // With a scale of zero nothing but zero is left.
+        let x = if scale == 0.0 { 0.0 } else { x / scale };
+        (x.clamp(-127.0, 127.0) + ROUND).to_bits() as i8
     }
 
     #[inline(always)]
@@ -155,12 +156,10 @@ impl Stored for i8 {
         f32::from(self) * scale
     }
 
-    fn key_pass(pass: &Pass<'_, Self>, scores: &mut [f32]) {
-        kernel::key_pass_int8(pass, scores);
-    }
-
-    fn value_pass(pass: &Pass<'_, Self>, probabilities: &[f32], sums: &mut [f32]) {
-        kernel::value_pass_int8(pass, probabilities, sums);
+    #[inline(always)]
+    unsafe fn lanes<L: Lanes>(numbers: &[Self; PAGE], scales: L) -> L {
+        // SAFETY: the caller has the instructions.
+        unsafe { L::load_int8(numbers).mul(scales) }
     }
 }
 

@@ -3,9 +3,14 @@
 
 use super::PAGE;
 use super::format::Stored;
-use super::pool::{Keys, KvPool, Values};
-use crate::dispatch::multiversion;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Plain};
+use super::pool::KvPool;
+#[cfg(target_arch = "x86_64")]
+use crate::dispatch::{Width, width};
 use std::array::from_fn;
+use std::ops::Range;
 
 /// Pages whose keys or values are worked on together, few enough for a first-level cache.
 const GROUP: usize = 4;
@@ -24,8 +29,6 @@ pub(super) struct Pass<'a, T> {
     pub(super) q: &'a [f32],
     /// Scores of a line, at least `PAGE` a page.
     pub(super) stride: usize,
-    /// Whether there are registers for many chains at once.
-    pub(super) wide: bool,
     pub(super) kind: std::marker::PhantomData<T>,
 }
 
@@ -79,36 +82,69 @@ macro_rules! over_lines {
     };
 }
 
-#[inline(always)]
-fn prefetch<T>(p: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing and cannot fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(p).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+/// Registers of stored numbers in a cache line.
+const fn per_line<T>() -> usize {
+    64 / (PAGE * size_of::<T>())
 }
 
-#[inline(always)]
-fn widen<T: Stored>(numbers: &[T; PAGE], scales: &[f32; PAGE]) -> [f32; PAGE] {
-    from_fn(|lane| numbers[lane].widen(scales[lane]))
+/// Compiles a pass for every instruction set and runs the widest that the machine has.
+macro_rules! pass {
+    ($(#[$meta:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*)) => {
+        $(#[$meta])*
+        pub(super) fn $name<T: Stored>(pass: &Pass<'_, T>, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn wide<T: Stored>(pass: &Pass<'_, T>, $($arg: $ty),*) {
+                    // SAFETY: compiled for the instructions of `Avx512`.
+                    unsafe { $body::<T, Avx512>(pass, $($arg),*) }
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn middle<T: Stored>(pass: &Pass<'_, T>, $($arg: $ty),*) {
+                    // SAFETY: compiled for the instructions of `Avx2`.
+                    unsafe { $body::<T, Avx2>(pass, $($arg),*) }
+                }
+                match width() {
+                    // SAFETY: `width` found every feature that `wide` is compiled for.
+                    Width::Wide => return unsafe { wide(pass, $($arg),*) },
+                    // SAFETY: `width` found every feature that `middle` is compiled for.
+                    Width::Middle => return unsafe { middle(pass, $($arg),*) },
+                    Width::Base => {}
+                }
+            }
+            // SAFETY: plain Rust runs everywhere.
+            unsafe { $body::<T, Plain>(pass, $($arg),*) }
+        }
+    };
 }
 
-/// `scores[line, j] = q[line] . key[j]`, a chain of multiply-adds over `head_dim`, for every page that any
-/// line of a tile sees.
+pass! {
+    /// `scores[line, j] = q[line] . key[j]`, a chain of multiply-adds over `head_dim`, for every page that any
+    /// line of a tile sees.
+    key_pass, key_body, (scores: &mut [f32])
+}
+
+pass! {
+    /// `sums[line] += sum_j p[line, j] value[j]`, a chain of multiply-adds over the tokens that the line sees.
+    value_pass, value_body, (probabilities: &[f32], sums: &mut [f32])
+}
+
+/// # Safety
+/// The processor has the instructions of `L`, as for every function below.
 #[inline(always)]
-fn key_pass<T: Stored>(pass: &Pass<'_, T>, scores: &mut [f32]) {
+unsafe fn key_body<T: Stored, L: Lanes>(pass: &Pass<'_, T>, scores: &mut [f32]) {
     let mut first = 0;
     while first < pass.pages.len() {
-        let pages = if pass.wide && first + GROUP <= pass.pages.len() { GROUP } else { 1 };
+        let pages = if L::MANY && first + GROUP <= pass.pages.len() { GROUP } else { 1 };
         over_lines!(pass.lines(), |line, R| {
             if pass.seen::<R>(line).1 > first * PAGE {
-                if pages == GROUP {
-                    key_tile::<T, R, GROUP>(pass, line, first, scores);
-                } else {
-                    key_tile::<T, R, 1>(pass, line, first, scores);
+                // SAFETY: the caller has the instructions.
+                unsafe {
+                    if L::MANY && pages == GROUP {
+                        key_tile::<T, L, R, GROUP>(pass, line, first, scores);
+                    } else {
+                        key_tile::<T, L, R, 1>(pass, line, first, scores);
+                    }
                 }
             }
         });
@@ -116,52 +152,64 @@ fn key_pass<T: Stored>(pass: &Pass<'_, T>, scores: &mut [f32]) {
     }
 }
 
+/// # Safety
+/// As [`key_body`].
 #[inline(always)]
-fn key_tile<T: Stored, const R: usize, const P: usize>(
+unsafe fn key_tile<T: Stored, L: Lanes, const R: usize, const P: usize>(
     pass: &Pass<'_, T>,
     line: usize,
     first: usize,
     scores: &mut [f32],
 ) {
     let hd = pass.pool.head_dim();
-    let keys: [Keys<'_, T>; P] = from_fn(|p| pass.pool.keys(pass.page(first + p), pass.head));
-    let next: [&[[T; PAGE]]; P] = from_fn(|p| &pass.pool.keys(pass.page(first + P + p), pass.head).lines[..hd]);
-    let lines: [&[[T; PAGE]]; P] = from_fn(|p| &keys[p].lines[..hd]);
+    let keys = |at: usize| pass.pool.keys::<T>(pass.page(at), pass.head);
+    let lines: [&[[T; PAGE]]; P] = from_fn(|p| &keys(first + p).lines[..hd]);
+    let next: [&[[T; PAGE]]; P] = from_fn(|p| &keys(first + P + p).lines[..hd]);
     let q: [&[f32]; R] = from_fn(|r| &pass.q[(line + r) * hd..][..hd]);
-    let mut acc = [[[0.0f32; PAGE]; P]; R];
-    for d in 0..hd {
-        let x: [[f32; PAGE]; P] = from_fn(|p| widen(&lines[p][d], keys[p].scales));
-        for next in next {
-            prefetch(&next[d]);
-        }
-        for r in 0..R {
-            let y = q[r][d];
+    // SAFETY: the caller has the instructions; the slices have `hd` elements each.
+    unsafe {
+        let scales: [L; P] = from_fn(|p| L::load(keys(first + p).scales));
+        let mut acc = [[L::splat(0.0); P]; R];
+        for d in 0..hd {
+            let mut x = scales;
             for p in 0..P {
-                for lane in 0..PAGE {
-                    acc[r][p][lane] = y.mul_add(x[p][lane], acc[r][p][lane]);
+                x[p] = T::lanes(lines[p].get_unchecked(d), scales[p]);
+                if d.is_multiple_of(per_line::<T>()) {
+                    L::prefetch(next[p].get_unchecked(d));
+                }
+            }
+            for r in 0..R {
+                let y = L::splat(*q[r].get_unchecked(d));
+                for p in 0..P {
+                    acc[r][p] = y.fma(x[p], acc[r][p]);
                 }
             }
         }
-    }
-    for (r, acc) in acc.iter().enumerate() {
-        let out = &mut scores[(line + r) * pass.stride + first * PAGE..][..P * PAGE];
-        out.copy_from_slice(acc.as_flattened());
+        for (r, acc) in acc.iter().enumerate() {
+            let out = &mut scores[(line + r) * pass.stride + first * PAGE..][..P * PAGE];
+            for (acc, out) in acc.iter().zip(out.as_chunks_mut().0) {
+                acc.store(out);
+            }
+        }
     }
 }
 
-/// `sums[line] += sum_j p[line, j] value[j]`, a chain of multiply-adds over the tokens that the line sees.
+/// # Safety
+/// As [`key_body`].
 #[inline(always)]
-fn value_pass<T: Stored>(pass: &Pass<'_, T>, probabilities: &[f32], sums: &mut [f32]) {
+unsafe fn value_body<T: Stored, L: Lanes>(pass: &Pass<'_, T>, probabilities: &[f32], sums: &mut [f32]) {
     let mut first = 0;
     while first < pass.pages.len() {
         over_lines!(pass.lines(), |line, R| {
             let (start, end) = (first * PAGE, (first + GROUP) * PAGE);
             let (least, most) = pass.seen::<R>(line);
             let common = least.clamp(start, end);
-            value_rows::<T, R>(pass, line, start..common, probabilities, sums);
-            if most > common {
-                for one in line..line + R {
-                    value_rows::<T, 1>(pass, one, common..pass.count(one).clamp(common, end), probabilities, sums);
+            // SAFETY: the caller has the instructions.
+            unsafe {
+                value_rows::<T, L, R>(pass, line, start..common, probabilities, sums);
+                for one in if most > common { line..line + R } else { 0..0 } {
+                    let rest = common..pass.count(one).clamp(common, end);
+                    value_rows::<T, L, 1>(pass, one, rest, probabilities, sums);
                 }
             }
         });
@@ -170,11 +218,14 @@ fn value_pass<T: Stored>(pass: &Pass<'_, T>, probabilities: &[f32], sums: &mut [
 }
 
 /// All columns of `R` lines over a range of tokens.
+///
+/// # Safety
+/// As [`key_body`].
 #[inline(always)]
-fn value_rows<T: Stored, const R: usize>(
+unsafe fn value_rows<T: Stored, L: Lanes, const R: usize>(
     pass: &Pass<'_, T>,
     line: usize,
-    tokens: std::ops::Range<usize>,
+    tokens: Range<usize>,
     probabilities: &[f32],
     sums: &mut [f32],
 ) {
@@ -185,87 +236,102 @@ fn value_rows<T: Stored, const R: usize>(
     let mut column = 0;
     while column + PAGE <= hd {
         let left = (hd - column) / PAGE;
-        column += PAGE
-            * if pass.wide && left >= 4 {
-                value_tile::<T, R, 4>(pass, line, tokens.clone(), column, probabilities, sums)
-            } else if pass.wide && left >= 2 {
-                value_tile::<T, R, 2>(pass, line, tokens.clone(), column, probabilities, sums)
+        // SAFETY: the caller has the instructions.
+        let done = unsafe {
+            if L::MANY && left >= 4 {
+                value_tile::<T, L, R, 4>(pass, line, tokens.clone(), column, probabilities, sums)
+            } else if L::MANY && left >= 2 {
+                value_tile::<T, L, R, 2>(pass, line, tokens.clone(), column, probabilities, sums)
             } else {
-                value_tile::<T, R, 1>(pass, line, tokens.clone(), column, probabilities, sums)
-            };
+                value_tile::<T, L, R, 1>(pass, line, tokens.clone(), column, probabilities, sums)
+            }
+        };
+        column += done * PAGE;
     }
     for line in if column < hd { line..line + R } else { 0..0 } {
-        let sums = &mut sums[line * hd + column..(line + 1) * hd];
-        for token in tokens.clone() {
-            let values: Values<'_, T> = pass.pool.values(pass.page(token / PAGE), pass.head);
-            let (row, scale) = (&values.rows[token % PAGE * hd + column..][..hd - column], values.scales[token % PAGE]);
-            let p = probabilities[line * pass.stride + token];
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum = p.mul_add(value.widen(scale), *sum);
-            }
+        last_columns(pass, line, tokens.clone(), column, probabilities, sums);
+    }
+}
+
+/// The columns of one line that fill no register.
+fn last_columns<T: Stored>(
+    pass: &Pass<'_, T>,
+    line: usize,
+    tokens: Range<usize>,
+    column: usize,
+    probabilities: &[f32],
+    sums: &mut [f32],
+) {
+    let hd = pass.pool.head_dim();
+    let sums = &mut sums[line * hd + column..(line + 1) * hd];
+    for token in tokens {
+        let values = pass.pool.values::<T>(pass.page(token / PAGE), pass.head);
+        let (row, scale) = (&values.rows[token % PAGE * hd + column..][..hd - column], values.scales[token % PAGE]);
+        let p = probabilities[line * pass.stride + token];
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum = p.mul_add(value.widen(scale), *sum);
         }
     }
 }
 
 /// `N * 16` columns of `R` lines over a range of tokens; returns `N`.
+///
+/// # Safety
+/// As [`key_body`].
 #[inline(always)]
-fn value_tile<T: Stored, const R: usize, const N: usize>(
+unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
     pass: &Pass<'_, T>,
     line: usize,
-    tokens: std::ops::Range<usize>,
+    tokens: Range<usize>,
     column: usize,
     probabilities: &[f32],
     sums: &mut [f32],
 ) -> usize {
     let hd = pass.pool.head_dim();
-    let mut acc: [[[f32; PAGE]; N]; R] =
-        from_fn(|r| from_fn(|n| *sums[(line + r) * hd + column + n * PAGE..].first_chunk().expect("whole columns")));
-    let mut token = tokens.start;
-    while token < tokens.end {
-        let (page, slot) = (token / PAGE, token % PAGE);
-        let slots = (PAGE - slot).min(tokens.end - token);
-        let values: Values<'_, T> = pass.pool.values(pass.page(page), pass.head);
-        let next: Values<'_, T> = pass.pool.values(pass.page(page + GROUP), pass.head);
-        let p: [&[f32]; R] = from_fn(|r| &probabilities[(line + r) * pass.stride + token..][..slots]);
-        let scales = &values.scales[slot..slot + slots];
-        let rows = values.rows[slot * hd..].chunks_exact(hd).zip(next.rows[slot * hd..].chunks_exact(hd));
-        for (j, (row, next)) in rows.enumerate().take(slots) {
-            let row = row[column..column + N * PAGE].as_chunks::<PAGE>().0;
-            for next in next[column..column + N * PAGE].as_chunks::<PAGE>().0 {
-                prefetch(next);
+    // SAFETY: the caller has the instructions; `row` and `next` have `N` elements, each of `p` one for each of
+    // the `slots` rows.
+    unsafe {
+        let mut acc = [[L::splat(0.0); N]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let from = sums[(line + r) * hd + column..][..N * PAGE].as_chunks().0;
+            for (acc, from) in acc.iter_mut().zip(from) {
+                *acc = L::load(from);
             }
-            let x: [[f32; PAGE]; N] = from_fn(|n| widen(&row[n], &[scales[j]; PAGE]));
-            for r in 0..R {
-                let y = p[r][j];
+        }
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let (page, slot) = (token / PAGE, token % PAGE);
+            let slots = (PAGE - slot).min(tokens.end - token);
+            let values = pass.pool.values::<T>(pass.page(page), pass.head);
+            let next = pass.pool.values::<T>(pass.page(page + GROUP), pass.head);
+            let p: [&[f32]; R] = from_fn(|r| &probabilities[(line + r) * pass.stride + token..][..slots]);
+            let part = slot * hd..(slot + slots) * hd;
+            let rows = values.rows[part.clone()].chunks_exact(hd).zip(next.rows[part].chunks_exact(hd));
+            for (j, ((row, next), &scale)) in rows.zip(&values.scales[slot..]).enumerate() {
+                let row = row[column..column + N * PAGE].as_chunks::<PAGE>().0;
+                let next = next[column..column + N * PAGE].as_chunks::<PAGE>().0;
+                let mut x = [L::splat(scale); N];
                 for n in 0..N {
-                    for lane in 0..PAGE {
-                        acc[r][n][lane] = y.mul_add(x[n][lane], acc[r][n][lane]);
+                    x[n] = T::lanes(row.get_unchecked(n), x[n]);
+                    if n.is_multiple_of(per_line::<T>()) {
+                        L::prefetch(next.get_unchecked(n));
+                    }
+                }
+                for r in 0..R {
+                    let y = L::splat(*p[r].get_unchecked(j));
+                    for n in 0..N {
+                        acc[r][n] = y.fma(x[n], acc[r][n]);
                     }
                 }
             }
+            token += slots;
         }
-        token += slots;
-    }
-    for (r, acc) in acc.iter().enumerate() {
-        sums[(line + r) * hd + column..][..N * PAGE].copy_from_slice(acc.as_flattened());
+        for (r, acc) in acc.iter().enumerate() {
+            let to = sums[(line + r) * hd + column..][..N * PAGE].as_chunks_mut().0;
+            for (acc, to) in acc.iter().zip(to) {
+                acc.store(to);
+            }
+        }
     }
     N
 }
-
-macro_rules! passes {
-    ($stored:ty, $keys:ident, $values:ident) => {
-        multiversion! {
-            pub(super) fn $keys(pass: &Pass<'_, $stored>, scores: &mut [f32]) {
-                key_pass(pass, scores);
-            }
-        }
-        multiversion! {
-            pub(super) fn $values(pass: &Pass<'_, $stored>, probabilities: &[f32], sums: &mut [f32]) {
-                value_pass(pass, probabilities, sums);
-            }
-        }
-    };
-}
-passes!(f32, key_pass_f32, value_pass_f32);
-passes!(u16, key_pass_bf16, value_pass_bf16);
-passes!(i8, key_pass_int8, value_pass_int8);

@@ -4,6 +4,7 @@
 mod attend;
 mod format;
 mod kernel;
+mod lanes;
 mod pool;
 #[cfg(test)]
 mod tests;

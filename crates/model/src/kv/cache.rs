@@ -7,6 +7,7 @@ use ops::{Ops, Spans, Tensor2, from_rows, read_rows, write_rows};
 
 use super::{Kv, Seen};
 use crate::Rows;
+use crate::sharing::Uses;
 
 /// Keys and values of several growing sequences, one document each. Positions of a sequence must arrive in order.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ impl Layer {
             end.push((first + past) as u32);
         }
         let kv_sn = self.store.clone().unwrap_or_else(|| from_rows(Vec::new(), 0, self.width));
-        Seen { kv_sn, spans: Arc::new(Spans { start, end }) }
+        Seen::Lines { kv_sn, spans: Arc::new(Spans { start, end }) }
     }
 
     /// The values of some lines of one sequence.
@@ -113,17 +114,18 @@ impl Layer {
 }
 
 impl Kv for Cache {
-    fn extend(&mut self, layer: usize, rows: &Rows, kv_tn: Tensor2) -> Seen {
-        let layer = self.layer(layer, kv_tn.dims()[1]);
+    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+        let layer = self.layer(at.only().layer, kv_tn.dims()[1]);
         layer.append(rows, &kv_tn);
         layer.see(rows)
     }
 
-    fn recall(&mut self, layer: usize, rows: &Rows) -> Seen {
-        self.layers[&layer].see(rows)
+    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen {
+        self.layers[&at.only().first].see(rows)
     }
 
-    fn overlay(&mut self, _: Ops, layer: usize, first: usize, rows: &Rows, kv_tn: Tensor2) -> Seen {
+    fn overlay(&mut self, _: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+        let (layer, first) = (at.only().layer, at.only().first);
         let width = kv_tn.dims()[1];
         self.layer(layer, width);
         for i in 0..rows.len() {
@@ -137,6 +139,7 @@ impl Kv for Cache {
                     sequence: vec![sequence; skipped.len()].into(),
                     document: vec![0; skipped.len()].into(),
                     position: skipped.into(),
+                    dial: None,
                 };
                 self.layer(layer, width).append(&gap, &lines);
             }

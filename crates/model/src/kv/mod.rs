@@ -6,31 +6,57 @@ mod transient;
 
 use std::sync::Arc;
 
-use ops::{Ops, Spans, Tensor2};
+use ops::{Heads, Ops, PageView, Spans, Tensor2};
 
 use crate::Rows;
+use crate::sharing::Uses;
 
 pub use cache::Cache;
 pub use transient::Transient;
 
-/// Keys and values `[s, 2*G*K]` and, for each asking row, the stretch of them that it sees.
+/// Keys and values, and for each asking row what it sees of them.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// Key heads, then value heads.
-    pub kv_sn: Tensor2,
-    /// One span a row.
-    pub spans: Arc<Spans>,
+pub enum Seen {
+    /// A matrix of keys and values `[s, 2*G*K]` (key heads, then value heads), of which each row sees a stretch.
+    Lines {
+        /// The matrix.
+        kv_sn: Tensor2,
+        /// One span a row.
+        spans: Arc<Spans>,
+    },
+    /// Pages of a store, of which each row sees the beginning of a list.
+    Pages(PageView),
 }
 
-/// Memory of keys and values, addressed by unrolled layer.
+impl Seen {
+    /// Attention of the asking rows over what they see.
+    pub(crate) fn attend(self, ops: Ops, q_tn: Tensor2, heads: Heads) -> Tensor2 {
+        match self {
+            Seen::Lines { kv_sn, spans } => ops.attend(q_tn, kv_sn, &spans, heads),
+            Seen::Pages(view) => ops.attend_pages(q_tn, &view, heads),
+        }
+    }
+
+    /// What the rows of `self` see, then what the rows of `other` see. Only pages can be joined: a cache that takes mixed
+    /// depths is paged.
+    pub(crate) fn join(self, other: Self) -> Self {
+        match (self, other) {
+            (Seen::Pages(a), Seen::Pages(b)) => Seen::Pages(a.join(b)),
+            _ => unreachable!("passes of mixed depth use pages"),
+        }
+    }
+}
+
+/// Memory of keys and values, addressed by unrolled layer. Rows come with the use of the layer's weights that they are at.
 pub trait Kv {
-    /// Takes in the keys and values of `rows` at `layer`; returns what these rows see there: themselves and the past.
-    fn extend(&mut self, layer: usize, rows: &Rows, kv_tn: Tensor2) -> Seen;
+    /// Takes in the keys and values of `rows`; returns what these rows see at their layer: themselves and the past.
+    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen;
 
-    /// What `rows` see of the keys and values that `layer` took in before, in this pass or earlier ones.
-    fn recall(&mut self, layer: usize, rows: &Rows) -> Seen;
+    /// What `rows` see of the keys and values that the first use of their layer took in before, in this pass or earlier
+    /// ones.
+    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen;
 
-    /// What `rows` see at `layer` if it holds what `first` holds with `kv_tn` written over it for the rows that passed
-    /// here, now and earlier. `first` itself does not change.
-    fn overlay(&mut self, ops: Ops, layer: usize, first: usize, rows: &Rows, kv_tn: Tensor2) -> Seen;
+    /// What `rows` see at their layer if it holds what the first use of it holds with `kv_tn` written over it for the rows
+    /// that passed here, now and earlier. The first one itself does not change.
+    fn overlay(&mut self, ops: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen;
 }

@@ -8,6 +8,7 @@ use ops::{Ops, Spans, Tensor2};
 use super::{Kv, Seen};
 use crate::Rows;
 use crate::rows::visible;
+use crate::sharing::Uses;
 
 /// Keys and values of the running pass only. Differentiable: gradients flow back to whoever made them.
 #[derive(Debug, Default)]
@@ -38,23 +39,23 @@ impl Transient {
 }
 
 impl Kv for Transient {
-    fn extend(&mut self, layer: usize, rows: &Rows, kv_tn: Tensor2) -> Seen {
+    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
         if self.shares {
-            self.kept.insert(layer, (rows.clone(), kv_tn.clone()));
+            self.kept.insert(at.only().layer, (rows.clone(), kv_tn.clone()));
         }
-        Seen { kv_sn: kv_tn, spans: self.visible(rows, rows) }
+        Seen::Lines { kv_sn: kv_tn, spans: self.visible(rows, rows) }
     }
 
-    fn recall(&mut self, layer: usize, rows: &Rows) -> Seen {
-        let (keys, kv_sn) = self.kept[&layer].clone();
-        Seen { kv_sn, spans: self.visible(rows, &keys) }
+    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen {
+        let (keys, kv_sn) = self.kept[&at.only().first].clone();
+        Seen::Lines { kv_sn, spans: self.visible(rows, &keys) }
     }
 
-    fn overlay(&mut self, ops: Ops, _layer: usize, first: usize, rows: &Rows, kv_tn: Tensor2) -> Seen {
-        let (keys, all) = self.kept[&first].clone();
+    fn overlay(&mut self, ops: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+        let (keys, all) = self.kept[&at.only().first].clone();
         let spans = self.visible(rows, &keys);
         // A row sees up to itself and no further, so the last key it sees is its own.
         let own: Arc<[u32]> = spans.end.iter().map(|&end| end - 1).collect();
-        Seen { kv_sn: ops.replace_rows(all, &own, kv_tn), spans }
+        Seen::Lines { kv_sn: ops.replace_rows(all, &own, kv_tn), spans }
     }
 }

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::config::{ConfigError, ModelConfig, at_least, refuse};
 use crate::pass::{Pass, Routed};
+use crate::rows::Rows;
 use crate::spec::{Group, ParamSpec};
 
 /// From logit to gate.
@@ -208,7 +209,7 @@ impl ExpertChoice {
         // Rows are compared by their gates, as published: where gates saturate, rows tie.
         let gate_c1 = self.gate(z_c1.clone(), pass);
         let best = compares.then(|| best(&read_rows(&gate_c1), candidates, capacity));
-        let kept = self.decide(r, &logits, auxiliary.as_deref(), best.as_deref(), pass);
+        let kept = self.decide(r, &logits, auxiliary.as_deref(), best.as_deref(), candidates.rows, pass);
         pass.probe.routed(&Routed {
             recursion: r,
             candidates: candidates.numbers,
@@ -247,10 +248,15 @@ impl ExpertChoice {
         logits: &[f32],
         auxiliary: Option<&[f32]>,
         best: Option<&[bool]>,
+        rows: &Rows,
         pass: &Pass<'_>,
     ) -> Vec<bool> {
+        let passes = |i: usize, z: f32, threshold: f32| {
+            let dial = rows.dial(i);
+            z >= threshold + dial.threshold || (r as u32) < dial.min
+        };
         let by = |scores: &[f32], threshold: Option<f32>| -> Vec<bool> {
-            scores.iter().map(|&z| threshold.is_none_or(|t| z >= t)).collect()
+            scores.iter().enumerate().map(|(i, &z)| threshold.is_none_or(|t| passes(i, z, t))).collect()
         };
         match (pass.rule, best) {
             (Rule::Causal(decision), _) => {

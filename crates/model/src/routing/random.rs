@@ -63,7 +63,8 @@ impl Random {
         let kept = if causal {
             let before = if r == 0 { 1.0 } else { self.capacities[r - 1] };
             let share = self.capacities[r] / before;
-            draws.iter().map(|&u| f64::from(u) >= 1.0 - share).collect()
+            let passes = |(i, &u): (usize, &f32)| f64::from(u) >= 1.0 - share || (r as u32) < rows.dial(i).min;
+            draws.iter().enumerate().map(passes).collect()
         } else {
             best(&draws, candidates, self.capacities[r])
         };

@@ -113,10 +113,10 @@ pub(crate) struct TokenChoice {
 }
 
 /// The depth of every row, from 0, and the gate that goes with it.
+#[derive(Clone, Debug)]
 pub(crate) struct Assigned {
     pub(crate) depth_t: Vec<u32>,
     pub(crate) gate_t1: Tensor2,
-    pub(crate) terms: Terms,
 }
 
 impl TokenChoice {
@@ -129,7 +129,7 @@ impl TokenChoice {
         self.config.gate_on
     }
 
-    pub(crate) fn assign(&self, x_td: &Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Assigned {
+    pub(crate) fn assign(&self, x_td: &Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> (Assigned, Terms) {
         let n = self.recursions;
         let z_tr = self.scorer.forward(pass.ops, x_td.clone(), self.config.temperature as f32);
         let scores_tr = match self.config.function {
@@ -140,12 +140,16 @@ impl TokenChoice {
         let warming = pass.record && pass.address.step < self.config.balance_warmup_steps;
         let bias = self.bias(pass.state, warming);
         let cap = pass.max_depth.unwrap_or(n).clamp(1, n) as u32 - 1;
-        let depth_t: Vec<u32> =
-            scores.chunks_exact(n).map(|s| if warming { n as u32 - 1 } else { largest(s, &bias).min(cap) }).collect();
+        let within = |row: usize, depth: u32| {
+            let dial = rows.dial(row);
+            depth.max(dial.min.saturating_sub(1)).min(dial.max.saturating_sub(1)).min(cap)
+        };
+        let chosen = |(row, s): (usize, &[f32])| if warming { n as u32 - 1 } else { within(row, largest(s, &bias)) };
+        let depth_t: Vec<u32> = scores.chunks_exact(n).enumerate().map(chosen).collect();
         pass.probe.assigned(&read_rows(&z_tr), &scores, &depth_t);
         let gate_t1 = pass.ops.pick_columns(scores_tr.clone(), &depth_t);
         let terms = if pass.record { self.terms(z_tr, scores_tr, &depth_t, rows, pass) } else { Terms::default() };
-        Assigned { depth_t, gate_t1, terms }
+        (Assigned { depth_t, gate_t1 }, terms)
     }
 
     fn bias(&self, state: &RouterState, warming: bool) -> Vec<f32> {

@@ -16,6 +16,7 @@ pub(crate) struct Life {
     pub(crate) arrival: u64,
     pub(crate) started: bool,
     pub(crate) paused: bool,
+    was_paused: bool,
     pub(crate) cancelled: bool,
     pub(crate) ended: Option<Finish>,
     /// Rows that were found or computed before, and the recursions of those computed.
@@ -41,7 +42,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(limits: Limits, layers: &[usize]) -> Self {
-        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec() });
+        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec(), every_row: false });
         let (pages, brownout) = (limits.pages, limits.brownout.is_some());
         Self {
             scheduler: Scheduler::new(limits, shape, recursions).unwrap(),
@@ -67,6 +68,7 @@ impl World {
             arrival,
             started: false,
             paused: false,
+            was_paused: false,
             cancelled: false,
             ended: None,
             known: 0,
@@ -85,7 +87,8 @@ impl World {
 
     pub(crate) fn pause(&mut self, id: u64, paused: bool) {
         assert!(if paused { self.scheduler.pause(id) } else { self.scheduler.unpause(id) });
-        self.life(id).paused = paused;
+        let life = self.life(id);
+        (life.paused, life.was_paused) = (paused, life.was_paused || paused);
     }
 
     pub(crate) fn life(&mut self, id: u64) -> &mut Life {
@@ -118,7 +121,7 @@ impl World {
             };
             let took = deep(turn.recursion + 1);
             // Some routers know beforehand who goes on, others find out.
-            let going = if id % 2 == 0 { took.len() } else { deep(turn.recursion + 2).len() };
+            let going = if id.is_multiple_of(2) { took.len() } else { deep(turn.recursion + 2).len() };
             let count = took.len();
             self.write(turn.slot, turn.recursion + 1, took);
             self.read(turn.slot, turn.recursion + 1, flight.first + flight.count);
@@ -173,14 +176,16 @@ impl World {
         }
     }
 
-    /// First rows run in the order of arrival among equal priorities, those aside that are paused.
+    /// First rows run in the order of arrival among equal priorities, those aside that were paused.
     fn started(&mut self, id: u64) {
         let life = &self.lives[&id];
         if life.started {
             return;
         }
         let before = |other: &Life| {
-            other.arrival < life.arrival && other.text.request.priority >= life.text.request.priority && !other.paused
+            other.arrival < life.arrival
+                && other.text.request.priority >= life.text.request.priority
+                && !other.was_paused
         };
         let waiting = self.lives.values().find(|o| before(o) && !o.started && o.ended.is_none());
         assert!(waiting.is_none(), "{id} starts before {}", waiting.unwrap().text.request.id);

@@ -1,0 +1,93 @@
+//! From the logits of a row to a token with its log-probability.
+
+use scheduler::{Request, Scored, TokenOut};
+
+use crate::Sampler;
+
+/// How tokens are drawn. A parameter of the engine, so that tests can draw badly.
+pub trait Draw: Send + Sync {
+    /// The token that follows `generated` in the text of `request`, given the raw `logits` `[v]`.
+    fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32;
+}
+
+/// Penalties, bias, then the [`Sampler`], with random numbers addressed by (seed, choice, position).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sampling;
+
+impl Draw for Sampling {
+    fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32 {
+        let s = &request.sampling;
+        let sampler = Sampler {
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            seed: s.seed,
+        };
+        let position = (request.prompt.len() + generated.len()) as u64;
+        let penalised = s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
+        if !penalised && s.logit_bias.is_empty() {
+            return sampler.draw(logits, s.choice, position);
+        }
+        let mut logits = logits.to_vec();
+        penalise(&mut logits, request, generated);
+        for &(id, bias) in &s.logit_bias {
+            logits[id as usize] += bias;
+        }
+        sampler.draw(&logits, s.choice, position)
+    }
+}
+
+/// Repetition over prompt and text, presence and frequency over the text, as in the OpenAI interface.
+fn penalise(logits: &mut [f32], request: &Request, generated: &[u32]) {
+    let s = &request.sampling;
+    if s.repetition_penalty != 1.0 {
+        let mut seen: Vec<u32> = request.prompt.iter().chain(generated).copied().collect();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            let z = &mut logits[id as usize];
+            *z = if *z > 0.0 { *z / s.repetition_penalty } else { *z * s.repetition_penalty };
+        }
+    }
+    let mut counted = generated.to_vec();
+    counted.sort_unstable();
+    for run in counted.chunk_by(|a, b| a == b) {
+        logits[run[0] as usize] -= s.presence_penalty + s.frequency_penalty * run.len() as f32;
+    }
+}
+
+/// A token with its numbers.
+pub(crate) struct Drawn {
+    pub(crate) scored: Scored,
+}
+
+impl Drawn {
+    /// Log-probabilities under the raw logits; the most likely tokens if `top` asks for some.
+    pub(crate) fn scored(logits: &[f32], id: u32, top: Option<usize>) -> Self {
+        let mut log = logits.to_vec();
+        ops::log_softmax_rows(&mut log, logits.len());
+        let best = top.map_or_else(Vec::new, |k| most_likely(&log, k));
+        Self { scored: Scored { id, log_probability: Some(log[id as usize]), top: best } }
+    }
+}
+
+/// The `k` most likely tokens, best first, equal ones by id.
+fn most_likely(log: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut ids: Vec<u32> = (0..log.len() as u32).collect();
+    let order = |a: &u32, b: &u32| log[*b as usize].total_cmp(&log[*a as usize]).then(a.cmp(b));
+    let k = k.min(ids.len());
+    if k == 0 {
+        return Vec::new();
+    }
+    ids.select_nth_unstable_by(k - 1, order);
+    ids.truncate(k);
+    ids.sort_unstable_by(order);
+    ids.into_iter().map(|id| (id, log[id as usize])).collect()
+}
+
+/// Scores of a whole prompt: nothing is known of its first token.
+pub(crate) fn prompt_scores(request: &Request, rest: Vec<TokenOut>) -> Vec<TokenOut> {
+    let first = Scored { id: request.prompt[0], log_probability: None, top: Vec::new() };
+    std::iter::once(TokenOut { scored: first, depth: 0 }).chain(rest).collect()
+}

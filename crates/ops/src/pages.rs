@@ -1,0 +1,142 @@
+//! Keys and values in pages, written once and read by every later row of their sequence, and attention over them. For
+//! inference: nothing here is on the tape.
+
+use std::sync::{Arc, RwLock};
+
+use kernels::pages::{KvPool, Tables, attend_pages};
+pub use kernels::pages::{KvFormat, PAGE};
+
+use crate::attend::{Heads, Spans};
+use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};
+use crate::{Ops, Tensor2, from_rows};
+
+/// A store of pages, each [`PAGE`] tokens of one layer. Shared by whoever writes and reads it.
+#[derive(Clone)]
+pub struct KvStore {
+    pool: Arc<RwLock<KvPool>>,
+    kv_width: usize,
+}
+
+impl std::fmt::Debug for KvStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("store of keys and values")
+    }
+}
+
+impl KvStore {
+    /// Room for `pages` pages. Memory is taken from the system when a page is first written.
+    pub fn new(format: KvFormat, heads: Heads, pages: usize) -> Self {
+        let pool = KvPool::new(format, heads.kv_heads, heads.head_dim, pages);
+        Self { pool: Arc::new(RwLock::new(pool)), kv_width: 2 * heads.kv_heads * heads.head_dim }
+    }
+
+    /// Bytes of one page.
+    pub fn page_bytes(format: KvFormat, heads: Heads) -> usize {
+        KvPool::page_bytes(format, heads.kv_heads, heads.head_dim)
+    }
+
+    /// Bytes of the keys and values of one token in one layer.
+    pub fn token_bytes(format: KvFormat, heads: Heads) -> usize {
+        KvPool::token_bytes(format, heads.kv_heads, heads.head_dim)
+    }
+
+    /// Writes the rows of `kv_tn` (key heads, then value heads) to `places` (page * [`PAGE`] + slot).
+    pub fn write(&self, places: &[u32], kv_tn: &Tensor2) {
+        let kv = raw(kv_tn);
+        self.pool.write().expect("store lock").write(places, values(&kv));
+    }
+
+    /// Copies whole tokens from place to place, bit for bit.
+    pub fn copy(&self, from: &[u32], to: &[u32]) {
+        self.pool.write().expect("store lock").copy(from, to);
+    }
+
+    /// The keys and values at `places`, one row each.
+    pub fn read(&self, places: &[u32]) -> Tensor2 {
+        let pool = self.pool.read().expect("store lock");
+        let mut lines = vec![0.0; places.len() * self.kv_width];
+        for (line, &place) in lines.chunks_exact_mut(self.kv_width).zip(places) {
+            pool.read(place, line);
+        }
+        from_rows(lines, places.len(), self.kv_width)
+    }
+}
+
+/// What some rows see of a store: row `t` sees the first `count[t]` tokens of the page list that begins at
+/// `pages[first[t]]`.
+#[derive(Clone, Debug)]
+pub struct PageView {
+    /// The store.
+    pub store: KvStore,
+    /// Page lists, one after the other.
+    pub pages: Arc<[u32]>,
+    /// Where each row's list begins.
+    pub first: Arc<[u32]>,
+    /// How many tokens each row sees.
+    pub count: Arc<[u32]>,
+}
+
+impl PageView {
+    /// What the rows of `self`, then those of `other`, see of the same store.
+    pub fn join(self, other: Self) -> Self {
+        let offset = self.pages.len() as u32;
+        let chain = |a: &[u32], b: &[u32], add: u32| -> Arc<[u32]> {
+            a.iter().copied().chain(b.iter().map(|&x| x + add)).collect()
+        };
+        Self {
+            pages: chain(&self.pages, &other.pages, 0),
+            first: chain(&self.first, &other.first, offset),
+            count: chain(&self.count, &other.count, 0),
+            store: self.store,
+        }
+    }
+
+    /// Every token of every row's view, as a matrix with spans: what the plain operation works on.
+    fn lines(&self) -> (Tensor2, Spans) {
+        let (mut places, mut start, mut end) = (Vec::new(), Vec::new(), Vec::new());
+        for (&first, &count) in self.first.iter().zip(self.count.iter()) {
+            start.push(places.len() as u32);
+            let place = |i: u32| self.pages[first as usize + i as usize / PAGE] * PAGE as u32 + i % PAGE as u32;
+            places.extend((0..count).map(place));
+            end.push(places.len() as u32);
+        }
+        (self.store.read(&places), Spans { start, end })
+    }
+}
+
+impl Ops {
+    /// As [`Ops::attend`], over pages: `q_tn [t, H*K]` already rotated; returns `[t, H*K]`. Rows that see nothing get
+    /// zeros. In the f32 format the bits are those of `attend` over the same keys and values.
+    pub fn attend_pages(self, q_tn: Tensor2, view: &PageView, heads: Heads) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(AttendPages { view: view.clone(), heads }, [q_tn]),
+            Ops::Plain => {
+                let (kv_sn, spans) = view.lines();
+                Ops::Plain.attend(q_tn, kv_sn, &Arc::new(spans), heads)
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct AttendPages {
+    view: PageView,
+    heads: Heads,
+}
+
+impl FastOp<1> for AttendPages {
+    type Saved = ();
+
+    fn forward(&self, [q_tn]: [Raw; 1]) -> (Raw, ()) {
+        let (t, n) = dims(&q_tn);
+        let mut out = buffer(t * n);
+        let PageView { store, pages, first, count } = &self.view;
+        let tables = Tables { pages, first, count };
+        attend_pages(values(&q_tn), &store.pool.read().expect("store lock"), tables, self.heads, &mut out);
+        (make(out, t, n), ())
+    }
+
+    fn backward(&self, (): (), _: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        unreachable!("pages hold no gradients: passes that record use the cache that forgets")
+    }
+}

@@ -1,0 +1,379 @@
+//! Single decisions of the scheduler, one by one.
+
+use scheduler::{
+    After, Brownout, Dial, Done, Ended, Finish, Leave, Limits, Refusal, Request, Sampling, Scheduler, Shape, Slot, Tick,
+};
+
+/// A model of two recursions, with one layer in each tier.
+fn scheduler(limits: Limits) -> Scheduler {
+    Scheduler::new(limits, Shape { layers: vec![1, 1, 1] }, 2).unwrap()
+}
+
+fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request {
+    Request {
+        id,
+        prompt: prompt.collect(),
+        max_tokens,
+        min_tokens: 0,
+        stop_ids: vec![7],
+        sampling: Sampling::default(),
+        dial: Dial::default(),
+        top: None,
+        prompt_scores: false,
+        priority: 0,
+        deadline: None,
+    }
+}
+
+/// Takes all due rows through their recursion, each to its cap.
+fn turn(s: &mut Scheduler, tick: &Tick) {
+    for enter in &tick.enter {
+        s.append(enter.slot, 0, enter.count).unwrap();
+    }
+    for turn in &tick.turn {
+        let (sequence, flight) = {
+            let running = s.running(turn.slot).unwrap();
+            (running.sequence(), *running.flight().unwrap())
+        };
+        let deep = |least: usize| {
+            (flight.first..flight.first + flight.count).filter(|&p| sequence.cap_of(p) as usize >= least).count()
+        };
+        let (took, going) = (deep(turn.recursion + 1), deep(turn.recursion + 2));
+        s.append(turn.slot, 1 + turn.recursion, took).unwrap();
+        s.turned(turn.slot, took, going).unwrap();
+    }
+}
+
+fn leave(s: &mut Scheduler, leave: Leave, token: u32, now_us: u64) -> After {
+    let sequence = s.running(leave.slot).unwrap().sequence();
+    let depths: Vec<u32> = (leave.first..leave.first + leave.count).map(|p| sequence.cap_of(p)).collect();
+    s.left(leave.slot, &depths, leave.draws.then_some(token), now_us).unwrap()
+}
+
+/// One tick in which everybody who draws draws `token`.
+fn tick(s: &mut Scheduler, token: u32, now_us: u64) -> (Tick, Vec<Ended>) {
+    let tick = s.plan(now_us);
+    turn(s, &tick);
+    let mut ended = tick.ended.clone();
+    for l in s.leaving() {
+        if let After::Ended(end) = leave(s, l, token, now_us) {
+            ended.push(end);
+        }
+    }
+    s.check().unwrap();
+    (tick, ended)
+}
+
+fn ticks(s: &mut Scheduler, count: usize) -> Vec<(Tick, Vec<Ended>)> {
+    (0..count).map(|_| tick(s, 9, 0)).collect()
+}
+
+fn until_idle(s: &mut Scheduler, token: u32) -> Vec<(u64, Done)> {
+    let mut done = Vec::new();
+    for _ in 0..10_000 {
+        if s.is_idle() {
+            return done;
+        }
+        done.extend(tick(s, token, 0).1.into_iter().map(|e| (e.request.id, e.done)));
+    }
+    panic!("still busy");
+}
+
+fn refusal(s: &mut Scheduler, request: Request) -> String {
+    s.submit(request, 0).unwrap_err().to_string()
+}
+
+#[test]
+fn what_can_never_run_is_refused_by_field() {
+    let mut s = scheduler(Limits { pages: 9, context: 100, queue_requests: 1, ..Limits::default() });
+    let with = |dial| Request { dial, ..request(1, 0..4, 4) };
+    let cases = [
+        (request(1, 0..0, 4), "prompt is empty, expected at least one token"),
+        (request(1, 0..60, 41), "prompt and max_tokens together is 101 tokens, expected at most 100, the context"),
+        (
+            request(1, 0..40, 10),
+            "pages of prompt and max_tokens is 12, expected at most 9, the pool: ask for fewer tokens",
+        ),
+        (with(Dial { max_depth: Some(0), ..Dial::default() }), "max_depth is 0, expected at least 1"),
+        (with(Dial { min_depth: 3, ..Dial::default() }), "min_depth is 3, expected at most 2, the deepest allowed"),
+        (
+            with(Dial { min_depth: 2, max_depth: Some(1), ..Dial::default() }),
+            "min_depth is 2, expected at most 1, the deepest allowed",
+        ),
+        (with(Dial { threshold: f32::NAN, ..Dial::default() }), "threshold is NaN, expected a finite number"),
+        (with(Dial { mean_depth: Some(0.0), ..Dial::default() }), "mean_depth is 0, expected a finite number above 0"),
+    ];
+    for (request, message) in cases {
+        assert_eq!(refusal(&mut s, request), message);
+    }
+    // 48 rows: the token drawn last is never one.
+    s.submit(request(1, 0..40, 9), 0).unwrap();
+    assert_eq!(refusal(&mut s, request(1, 0..4, 1)), "id is 1, expected one that no request in flight has");
+    let full = "the queue holds 1 requests and 40 tokens, its bound; try again in 1 s";
+    assert_eq!(refusal(&mut s, request(2, 0..4, 1)), full);
+    assert_eq!(s.gauges().refused, 1);
+    s.drain();
+    assert_eq!(s.submit(request(3, 0..4, 1), 0), Err(Refusal::Draining));
+    assert_eq!(until_idle(&mut s, 9).len(), 1, "what was accepted runs to its end");
+}
+
+#[test]
+fn limits_that_cannot_be_kept() {
+    let error = |limits, layers: &[usize]| {
+        let shape = Shape { layers: layers.to_vec() };
+        Scheduler::new(limits, shape, 2).unwrap_err().to_string()
+    };
+    let base = Limits::default;
+    assert_eq!(error(Limits { rows: 0, ..base() }, &[1, 1, 1]), "limit rows is 0, expected at least 1: change it");
+    assert_eq!(error(Limits { pages: 2, ..base() }, &[1, 1, 1]), "limit pages is 2, expected at least 3: change it");
+    let shape = "limit shape is 2, expected 3 tiers, one more than recursions: change it";
+    assert_eq!(error(base(), &[1, 1]), shape);
+    let brownout = Some(Brownout { waiting: 1, ease: 2, ..Brownout::default() });
+    let text = "limit brownout.waiting is 1, expected at least 2: change it";
+    assert_eq!(error(Limits { brownout, ..base() }, &[1, 1, 1]), text);
+}
+
+#[test]
+fn a_prompt_gets_rows_although_newest_tokens_fill_the_tick() {
+    let mut s = scheduler(Limits { rows: 3, chunk: 8, ..Limits::default() });
+    for id in 0..3 {
+        s.submit(request(id, id as u32..id as u32 + 1, 50), 0).unwrap();
+    }
+    ticks(&mut s, 6);
+    s.submit(request(9, 0..30, 1), 0).unwrap();
+    // Three rows each two ticks, fewer where a page ends.
+    let done = ticks(&mut s, 24);
+    assert!(done.iter().all(|(tick, _)| tick.enter.iter().map(|e| e.count).sum::<usize>() <= 6));
+    assert!(done.iter().any(|(_, ended)| ended.iter().any(|e| e.request.id == 9)));
+    assert_eq!(s.gauges().tokens.0, 33);
+}
+
+#[test]
+fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
+    let mut s = scheduler(Limits { rows: 40, chunk: 24, ..Limits::default() });
+    s.submit(request(1, 0..50, 1), 0).unwrap();
+    s.submit(request(2, 100..190, 1), 0).unwrap();
+    let entered: Vec<Vec<(Slot, usize, usize)>> = ticks(&mut s, 5)
+        .iter()
+        .map(|(tick, _)| tick.enter.iter().map(|e| (e.slot, e.first, e.count)).collect())
+        .collect();
+    // Two recursions: a flight takes two ticks.
+    let expected =
+        [vec![(0, 0, 16), (1, 0, 16)], vec![], vec![(0, 16, 16), (1, 16, 16)], vec![], vec![(0, 32, 18), (1, 32, 16)]];
+    assert_eq!(entered, expected);
+}
+
+#[test]
+fn ready_rows_wait_for_company_but_not_long() {
+    let mut s = scheduler(Limits { leave_rows: 2, leave_wait: 3, ..Limits::default() });
+    let shallow = Dial { max_depth: Some(1), ..Dial::default() };
+    s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
+    s.submit(request(2, 5..6, 9), 0).unwrap();
+    let first = s.plan(0);
+    turn(&mut s, &first);
+    assert_eq!(s.leaving(), [], "one row is ready, another is still turning");
+    let second = s.plan(0);
+    turn(&mut s, &second);
+    let both: Vec<Slot> = s.leaving().iter().map(|l| l.slot).collect();
+    assert_eq!(both, [0, 1], "two rows are enough");
+    for slot in both {
+        s.left(slot, &[1 + slot as u32], Some(9), 0).unwrap();
+    }
+    // The second one pauses on its way: nobody turns, the first need not wait.
+    s.pause(2);
+    let third = s.plan(0);
+    turn(&mut s, &third);
+    assert_eq!(s.leaving().len(), 1);
+}
+
+#[test]
+fn nobody_waits_for_company_longer_than_allowed() {
+    let mut s = scheduler(Limits { leave_rows: 9, leave_wait: 1, ..Limits::default() });
+    let shallow = Dial { max_depth: Some(1), ..Dial::default() };
+    s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
+    s.submit(request(2, 5..6, 9), 0).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let tick = s.plan(0);
+        turn(&mut s, &tick);
+        let leaving = s.leaving();
+        waits.push(leaving.iter().map(|l| l.slot).collect::<Vec<_>>());
+        leaving.into_iter().for_each(|l| drop(leave(&mut s, l, 9, 0)));
+    }
+    assert_eq!(waits, [vec![], vec![0, 1], vec![], vec![0, 1]]);
+}
+
+#[test]
+fn a_known_beginning_is_not_computed_again() {
+    let mut s = scheduler(Limits::default());
+    s.submit(request(1, 0..40, 3), 0).unwrap();
+    assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 0);
+    assert_eq!(s.gauges().pages_cached, 6);
+    s.submit(request(2, 0..40, 3), 0).unwrap();
+    let other = Dial { max_depth: Some(1), ..Dial::default() };
+    s.submit(Request { dial: other, ..request(3, 0..40, 3) }, 0).unwrap();
+    s.submit(Request { prompt_scores: true, ..request(4, 0..40, 3) }, 0).unwrap();
+    let done = until_idle(&mut s, 9);
+    let cached = |id| done.iter().find(|(i, _)| *i == id).unwrap().1.usage;
+    assert_eq!(
+        [2, 3, 4].map(|id| cached(id).cached),
+        [32, 0, 0],
+        "not for another dial, not where scores are asked for"
+    );
+    // 8 rows of the prompt and 2 of the text.
+    assert_eq!((cached(2).recursion_steps, cached(2).dense_steps, cached(2).generated), (20, 20, 3));
+    assert_eq!((cached(3).recursion_steps, cached(3).dense_steps), (42, 84));
+    assert_eq!(s.gauges().prefix_tokens, (120, 32));
+    // The answer is known too, for the next turn of the talk.
+    let text = [(0..40).collect(), vec![9; 8], vec![1; 9]].concat();
+    let talk = |id, max_tokens| Request { prompt: text[..40].to_vec(), ..request(id, 0..1, max_tokens) };
+    s.submit(talk(5, 9), 0).unwrap();
+    until_idle(&mut s, 9);
+    s.submit(Request { prompt: text, ..request(6, 0..1, 1) }, 0).unwrap();
+    assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 48);
+    assert_eq!(s.forget_prefixes(), 5);
+    assert_eq!(s.pages().free(), s.pages().pages());
+}
+
+#[test]
+fn a_request_that_just_fits_runs_beside_its_own_cached_beginning() {
+    // 33 rows at full depth take all 9 pages; the cached stretches hold pages that it must write on.
+    let mut s = scheduler(Limits { pages: 9, chunk: 5, ..Limits::default() });
+    let shallow = Dial { mean_depth: Some(1.0), ..Dial::default() };
+    for (id, new) in [(1, 3), (2, 16)] {
+        s.submit(Request { dial: shallow, ..request(id, 0..30, new) }, 0).unwrap();
+        assert_eq!(until_idle(&mut s, 9)[0].1.finish, Finish::Length);
+    }
+}
+
+#[test]
+fn the_least_important_gives_its_pages() {
+    let mut s = scheduler(Limits { pages: 24, ..Limits::default() });
+    for (id, priority) in [(1, 0), (2, 1), (3, 0)] {
+        s.submit(Request { priority, ..request(id, id as u32 * 100..id as u32 * 100 + 10, 40) }, 0).unwrap();
+    }
+    let mut preempted = Vec::new();
+    let mut ended = Vec::new();
+    while !s.is_idle() {
+        let (tick, end) = tick(&mut s, 9, 0);
+        preempted.extend(tick.preempted.iter().map(|&(_, id)| id));
+        ended.extend(end.into_iter().map(|e| (e.request.id, e.done.usage.preemptions, e.done.usage.generated)));
+    }
+    assert_eq!(preempted, [3], "the last of the lowest");
+    assert_eq!(ended, [(2, 0, 40), (1, 0, 40), (3, 1, 40)]);
+}
+
+#[test]
+fn a_paused_sequence_is_the_first_to_give_its_pages() {
+    let mut s = scheduler(Limits { pages: 12, ..Limits::default() });
+    for id in 1..4 {
+        s.submit(request(id, id as u32 * 100..id as u32 * 100 + 10, 20), 0).unwrap();
+    }
+    ticks(&mut s, 4);
+    s.pause(1);
+    let mut preempted = Vec::new();
+    for (tick, ended) in ticks(&mut s, 80) {
+        preempted.extend(tick.preempted.iter().map(|&(_, id)| id));
+        assert!(ended.iter().all(|e| e.request.id != 1));
+    }
+    assert_eq!(preempted, [1]);
+    assert_eq!((s.gauges().waiting, s.gauges().running, s.has_work()), (1, 0, false));
+    s.unpause(1);
+    assert!(s.has_work());
+    let done = until_idle(&mut s, 9);
+    assert_eq!((done[0].1.finish.clone(), done[0].1.usage.generated), (Finish::Length, 20));
+}
+
+#[test]
+fn a_pause_keeps_a_slot_for_a_while() {
+    let mut s = scheduler(Limits { running: 1, pause_grace: 5, ..Limits::default() });
+    s.submit(request(1, 0..4, 20), 0).unwrap();
+    s.submit(request(2, 50..54, 20), 0).unwrap();
+    ticks(&mut s, 3);
+    s.pause(1);
+    let lost = ticks(&mut s, 9).iter().position(|(tick, _)| tick.preempted == [(0, 1)]);
+    assert_eq!(lost, Some(5));
+    assert_eq!(s.slot_of(2), Some(0));
+}
+
+#[test]
+fn higher_priority_takes_a_slot_and_what_was_there_loses_nothing_of_its_text() {
+    let mut s = scheduler(Limits { running: 2, ..Limits::default() });
+    s.submit(request(1, 0..20, 6), 0).unwrap();
+    s.submit(request(2, 50..70, 6), 0).unwrap();
+    ticks(&mut s, 6);
+    let before = s.running(1).unwrap().sequence().generated().to_vec();
+    s.submit(Request { priority: 1, ..request(3, 90..95, 2) }, 0).unwrap();
+    s.submit(request(4, 95..99, 2), 0).unwrap();
+    let (first, _) = tick(&mut s, 9, 0);
+    assert_eq!((first.preempted, first.admitted), (vec![(1, 2)], vec![1]));
+    let waiting: Vec<(u64, usize)> = s.waiting().map(|q| (q.request().id, q.generated().len())).collect();
+    assert_eq!(waiting, [(2, before.len()), (4, 0)], "back before those that came later");
+    let done = until_idle(&mut s, 9);
+    assert_eq!(done.iter().map(|d| d.0).collect::<Vec<_>>(), [3, 1, 2, 4]);
+    let usage = done[2].1.usage;
+    assert_eq!(
+        (usage.preemptions, usage.generated, usage.recursion_steps),
+        (1, 6, 50),
+        "25 rows of depth 2, once each"
+    );
+}
+
+#[test]
+fn ends_by_stop_length_deadline_and_cancel() {
+    let mut s = scheduler(Limits::default());
+    s.submit(Request { min_tokens: 3, ..request(1, 0..4, 9) }, 0).unwrap();
+    let done = until_idle(&mut s, 7);
+    assert_eq!((done[0].1.finish.clone(), done[0].1.usage.generated), (Finish::Stop(7), 3), "none before the third");
+    s.submit(request(2, 0..4, 0), 0).unwrap();
+    let done = until_idle(&mut s, 7);
+    assert_eq!((done[0].1.finish.clone(), done[0].1.usage.generated), (Finish::Length, 0), "only scores");
+    for id in [3, 4] {
+        s.submit(Request { deadline: Some(50), ..request(id, 0..4, 9) }, 10).unwrap();
+        s.submit(request(id + 2, 0..4, 9), 10).unwrap();
+    }
+    s.pause(4);
+    tick(&mut s, 9, 20);
+    assert!(s.cancel(5) && s.cancel(6) && !s.cancel(77) && !s.pause(77) && !s.unpause(77));
+    let (_, ended) = tick(&mut s, 9, 60);
+    let ended: Vec<(u64, Finish)> = ended.into_iter().map(|e| (e.request.id, e.done.finish)).collect();
+    let expected = [(3, Finish::Deadline), (5, Finish::Cancelled), (6, Finish::Cancelled), (4, Finish::Deadline)];
+    assert_eq!(ended, expected);
+    assert!(s.is_idle() && s.gauges().cancelled == 2);
+    s.forget_prefixes();
+    assert_eq!(s.pages().free(), s.pages().pages());
+}
+
+#[test]
+fn times_are_measured_on_the_callers_clock() {
+    let mut s = scheduler(Limits::default());
+    s.submit(request(1, 0..4, 2), 100).unwrap();
+    let ended: Vec<Ended> = [130, 140, 170, 200].into_iter().flat_map(|now| tick(&mut s, 9, now).1).collect();
+    assert_eq!((ended[0].done.usage.queued_us, ended[0].done.usage.prefill_us), (30, 10));
+}
+
+#[test]
+fn a_cancel_between_drawing_and_reporting_drops_the_token() {
+    let mut s = scheduler(Limits::default());
+    s.submit(request(1, 0..4, 9), 0).unwrap();
+    let first = s.plan(0);
+    turn(&mut s, &first);
+    let second = s.plan(0);
+    turn(&mut s, &second);
+    let leaving = s.leaving();
+    s.cancel(1);
+    let After::Ended(ended) = leave(&mut s, leaving[0], 9, 0) else { panic!("cancelled") };
+    assert_eq!((ended.done.finish, ended.done.usage.generated), (Finish::Cancelled, 0));
+}
+
+#[test]
+fn a_failure_inside_ends_the_sequence_and_frees_its_pages() {
+    let mut s = scheduler(Limits::default());
+    s.submit(request(1, 0..4, 9), 0).unwrap();
+    s.plan(0);
+    s.append(0, 0, 4).unwrap();
+    let ended = s.fail(0, "no memory".into(), 5).unwrap();
+    assert_eq!(ended.done.finish, Finish::Failed("no memory".into()));
+    assert_eq!((s.fail(0, String::new(), 5), s.gauges().failed), (None, 1));
+    assert!(s.is_idle() && s.pages().free() == s.pages().pages());
+}

@@ -1,0 +1,381 @@
+//! The JSON of answers, whole and in chunks.
+
+use crate::ask::{Ask, Dialect, Shape};
+use crate::choice::{Choice, Delta, End, Entry};
+use crate::lexicon::Lexicon;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::sync::Arc;
+
+/// What all chunks of an answer have in common.
+pub(crate) struct Head {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) include_usage: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Envelope<'h, C> {
+    id: &'h str,
+    object: &'static str,
+    created: u64,
+    model: &'h str,
+    system_fingerprint: &'h str,
+    choices: Vec<C>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Totals>>,
+}
+
+#[derive(serde::Serialize)]
+struct CompletionChoice<'d> {
+    index: usize,
+    text: &'d str,
+    logprobs: Option<Columns>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<Reason<'d>>,
+    #[serde(flatten)]
+    more: More<'d>,
+}
+
+#[derive(serde::Serialize)]
+struct ChatChoice<'d> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'d>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Message<'d>>,
+    logprobs: Option<Content>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<Reason<'d>>,
+    #[serde(flatten)]
+    more: More<'d>,
+}
+
+#[derive(serde::Serialize)]
+struct Message<'d> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'d str>,
+}
+
+#[derive(serde::Serialize)]
+struct More<'d> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'d [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lathe: Option<Depths>,
+}
+
+#[derive(serde::Serialize)]
+struct Depths {
+    depths: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_depth: Option<f64>,
+}
+
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Reason<'d> {
+    Id(u32),
+    Text(&'d str),
+}
+
+/// A log-probability as JSON can hold it: minus infinity becomes -9999.
+struct Score(f32);
+
+impl Serialize for Score {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f32(if self.0 == f32::NEG_INFINITY { -9999.0 } else { self.0 })
+    }
+}
+
+/// Token names to log-probabilities, in order; of equal names the larger counts.
+struct Likely(Vec<(String, f32)>);
+
+impl Likely {
+    fn add(&mut self, name: String, value: f32) {
+        match self.0.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, old)) => *old = old.max(value),
+            None => self.0.push((name, value)),
+        }
+    }
+}
+
+impl Serialize for Likely {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, &Score(*value))?;
+        }
+        map.end()
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Columns {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<Score>>,
+    top_logprobs: Vec<Option<Likely>>,
+    text_offset: Vec<usize>,
+}
+
+#[derive(serde::Serialize)]
+struct Content {
+    content: Vec<ContentToken>,
+}
+
+#[derive(serde::Serialize)]
+struct ContentToken {
+    #[serde(flatten)]
+    token: NamedScore,
+    top_logprobs: Vec<NamedScore>,
+}
+
+#[derive(serde::Serialize)]
+struct NamedScore {
+    token: String,
+    logprob: Score,
+    bytes: Vec<u8>,
+}
+
+/// What a request cost.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub(crate) struct Totals {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: Cached,
+    lathe: Steps,
+}
+
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+struct Cached {
+    cached_tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+struct Steps {
+    recursion_steps: u64,
+    dense_equivalent_steps: u64,
+}
+
+impl Totals {
+    /// Sums over the sequences; a prompt counts once, however many continuations it has.
+    pub(crate) fn of(choices: &[Choice], n: usize) -> Self {
+        let mut totals = Totals::default();
+        for choice in choices {
+            if choice.index.is_multiple_of(n) {
+                totals.prompt_tokens += choice.prompt.ids.len() as u64;
+                totals.prompt_tokens_details.cached_tokens += choice.usage.cached;
+            }
+            totals.completion_tokens += choice.generated as u64;
+            totals.lathe.recursion_steps += choice.usage.recursion_steps;
+            totals.lathe.dense_equivalent_steps += choice.usage.dense_steps;
+        }
+        totals.total_tokens = totals.prompt_tokens + totals.completion_tokens;
+        totals
+    }
+}
+
+impl Head {
+    pub(crate) fn new(ask: &Ask, id: String, created: u64, model: &str, fingerprint: &str) -> Self {
+        let prefix = if ask.shape.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
+        Self {
+            id: format!("{prefix}-{id}"),
+            created,
+            model: model.to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            shape: Arc::clone(&ask.shape),
+            include_usage: ask.include_usage,
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn whole(&self, lexicon: &Lexicon, choices: &mut [Choice], totals: Totals) -> Vec<u8> {
+        let deltas: Vec<Delta> = choices.iter_mut().map(Choice::take).collect();
+        let pairs = || choices.iter().zip(&deltas);
+        let usage = Some(Some(totals));
+        match self.shape.dialect {
+            Dialect::Completion => {
+                let choices = pairs().map(|(choice, delta)| self.completion(lexicon, choice, delta, true)).collect();
+                self.bytes("text_completion", choices, usage)
+            }
+            Dialect::Chat => {
+                let message = |delta| Some(Message { role: Some("assistant"), content: Some(text_of(delta)) });
+                let one = |(choice, delta)| ChatChoice {
+                    message: message(delta),
+                    ..self.chat(lexicon, choice, delta, true, true)
+                };
+                self.bytes("chat.completion", pairs().map(one).collect(), usage)
+            }
+        }
+    }
+
+    /// Appends the chunks that tell of `delta`, if there is anything to tell.
+    pub(crate) fn chunks(&self, lexicon: &Lexicon, choice: &Choice, delta: &Delta, first: bool, to: &mut Vec<u8>) {
+        let shape = &self.shape;
+        let reported = shape.top.is_some() || shape.token_ids || shape.depths;
+        let news = !delta.text.is_empty() || (reported && !delta.entries.is_empty());
+        let usage = || self.include_usage.then_some(None);
+        match shape.dialect {
+            Dialect::Completion if news || delta.end.is_some() => {
+                let chunk = self.completion(lexicon, choice, delta, first);
+                line(to, &self.bytes("text_completion", vec![chunk], usage()));
+            }
+            Dialect::Completion => (),
+            Dialect::Chat => {
+                let object = "chat.completion.chunk";
+                if news {
+                    let content = Some(Message { role: None, content: Some(text_of(delta)) });
+                    let chunk = ChatChoice { delta: content, ..self.chat(lexicon, choice, delta, false, false) };
+                    line(to, &self.bytes(object, vec![chunk], usage()));
+                }
+                if delta.end.is_some() {
+                    let nothing = Delta { end: delta.end.clone(), ..Delta::default() };
+                    let empty = Some(Message { role: None, content: None });
+                    let mut chunk = ChatChoice { delta: empty, ..self.chat(lexicon, choice, &nothing, false, true) };
+                    chunk.logprobs = None;
+                    chunk.more.token_ids = None;
+                    line(to, &self.bytes(object, vec![chunk], usage()));
+                }
+            }
+        }
+    }
+
+    /// The chunk that opens an assistant's message.
+    pub(crate) fn role(&self, lexicon: &Lexicon, choice: &Choice, to: &mut Vec<u8>) {
+        let nothing = Delta::default();
+        let message = Some(Message { role: Some("assistant"), content: Some("") });
+        let mut chunk = ChatChoice { delta: message, ..self.chat(lexicon, choice, &nothing, true, false) };
+        (chunk.logprobs, chunk.more.token_ids, chunk.more.lathe) = (None, None, None);
+        line(to, &self.bytes("chat.completion.chunk", vec![chunk], self.include_usage.then_some(None)));
+    }
+
+    /// The chunk with the usage and no choice.
+    pub(crate) fn usage(&self, totals: Totals, to: &mut Vec<u8>) {
+        let object = match self.shape.dialect {
+            Dialect::Completion => "text_completion",
+            Dialect::Chat => "chat.completion.chunk",
+        };
+        line(to, &self.bytes::<u8>(object, Vec::new(), Some(Some(totals))));
+    }
+
+    fn bytes<C: serde::Serialize>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        usage: Option<Option<Totals>>,
+    ) -> Vec<u8> {
+        let envelope = Envelope {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices,
+            usage,
+        };
+        serde_json::to_vec(&envelope).unwrap_or_default()
+    }
+
+    fn completion<'d>(
+        &self,
+        lexicon: &Lexicon,
+        choice: &'d Choice,
+        delta: &'d Delta,
+        first: bool,
+    ) -> CompletionChoice<'d> {
+        let (finish_reason, stop_reason) = reasons(delta.end.as_ref());
+        CompletionChoice {
+            index: choice.index,
+            text: &delta.text,
+            logprobs: self.shape.top.map(|_| self.columns(lexicon, &delta.entries)),
+            finish_reason,
+            stop_reason,
+            more: self.more(choice, delta, first, delta.end.is_some()),
+        }
+    }
+
+    fn chat<'d>(
+        &self,
+        lexicon: &Lexicon,
+        choice: &'d Choice,
+        delta: &'d Delta,
+        first: bool,
+        last: bool,
+    ) -> ChatChoice<'d> {
+        let (finish_reason, stop_reason) = reasons(delta.end.as_ref().filter(|_| last));
+        let logprobs = self.shape.top.map(|k| self.content(lexicon, &delta.entries, k));
+        let more = self.more(choice, delta, first, last);
+        ChatChoice { index: choice.index, message: None, delta: None, logprobs, finish_reason, stop_reason, more }
+    }
+
+    fn more<'d>(&self, choice: &'d Choice, delta: &'d Delta, first: bool, last: bool) -> More<'d> {
+        let generated = || delta.entries.iter().filter(|entry| !entry.of_prompt);
+        let depths = delta.entries.iter().map(|entry| entry.depth).collect();
+        let mean = (last && choice.generated > 0).then(|| choice.depth_sum as f64 / choice.generated as f64);
+        More {
+            prompt_token_ids: (self.shape.token_ids && first).then_some(&choice.prompt.ids),
+            token_ids: self.shape.token_ids.then(|| generated().map(|entry| entry.id).collect()),
+            lathe: self.shape.depths.then_some(Depths { depths, mean_depth: mean }),
+        }
+    }
+
+    fn columns(&self, lexicon: &Lexicon, entries: &[Entry]) -> Columns {
+        let name = |id: u32| lexicon.name(id, self.shape.names_as_ids);
+        let likely = |entry: &Entry| {
+            let score = entry.score?;
+            let mut likely = Likely(Vec::with_capacity(entry.top.len() + 1));
+            for &(id, value) in &entry.top {
+                likely.add(name(id), if id == entry.id { score } else { value });
+            }
+            likely.add(name(entry.id), score);
+            Some(likely)
+        };
+        Columns {
+            tokens: entries.iter().map(|entry| name(entry.id)).collect(),
+            token_logprobs: entries.iter().map(|entry| entry.score.map(Score)).collect(),
+            top_logprobs: entries.iter().map(likely).collect(),
+            text_offset: entries.iter().map(|entry| entry.offset).collect(),
+        }
+    }
+
+    fn content(&self, lexicon: &Lexicon, entries: &[Entry], k: usize) -> Content {
+        let named = |id: u32, value: f32| NamedScore {
+            token: lexicon.name(id, self.shape.names_as_ids),
+            logprob: Score(value),
+            bytes: lexicon.bytes(id),
+        };
+        let one = |entry: &Entry| ContentToken {
+            token: named(entry.id, entry.score.unwrap_or(f32::NEG_INFINITY)),
+            top_logprobs: entry.top.iter().take(k).map(|&(id, value)| named(id, value)).collect(),
+        };
+        Content { content: entries.iter().map(one).collect() }
+    }
+}
+
+fn text_of(delta: &Delta) -> &str {
+    &delta.text
+}
+
+fn reasons(end: Option<&End>) -> (Option<&'static str>, Option<Reason<'_>>) {
+    match end {
+        None => (None, None),
+        Some(End::Length) => (Some("length"), None),
+        Some(End::Eos) => (Some("stop"), None),
+        Some(End::StopId(id)) => (Some("stop"), Some(Reason::Id(*id))),
+        Some(End::StopText(text)) => (Some("stop"), Some(Reason::Text(text))),
+    }
+}
+
+/// Appends one event of a stream.
+pub(crate) fn line(to: &mut Vec<u8>, json: &[u8]) {
+    to.extend_from_slice(b"data: ");
+    to.extend_from_slice(json);
+    to.extend_from_slice(b"\n\n");
+}

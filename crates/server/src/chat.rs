@@ -1,0 +1,122 @@
+//! Messages to a prompt: checks, the model's template, and the ways to open the answer.
+
+use crate::error::ApiError;
+use crate::fields::Checked;
+use crate::json::Json;
+use crate::state::State;
+use crate::template::Scene;
+
+/// Who may speak.
+pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// The prompt that the template makes of the request's messages.
+///
+/// # Errors
+/// 400 for messages that are no conversation, for a model without a template, and for what the template refuses.
+pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, ApiError> {
+    let template = match &state.template {
+        Some(Ok(template)) => template,
+        Some(Err(error)) => {
+            let message = format!(
+                "the model's chat template is broken: {error}; start the server with another one \
+                 (--chat-template FILE), or send a prompt to /v1/completions"
+            );
+            return Err(ApiError::field("messages", message).code("no_chat_template"));
+        }
+        None => {
+            let message = "the model has no chat template, so messages cannot become a prompt; start the server with \
+                           one (--chat-template FILE), or send a prompt to /v1/completions";
+            return Err(ApiError::field("messages", message).code("no_chat_template"));
+        }
+    };
+    let items = match request.get("messages") {
+        Some(Json::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    if items.is_empty() {
+        return Err(ApiError::field("messages", "`messages` is empty, expected at least one message"));
+    }
+    let messages = items.iter().enumerate().map(|(at, item)| message(at, item)).collect::<Result<Vec<_>, _>>()?;
+    let continues = request.flag("continue_final_message", false);
+    // Who continues a message cannot open a new one; only an explicit wish for both is a contradiction.
+    if continues && request.get("add_generation_prompt") == Some(&Json::Bool(true)) {
+        let message = "`continue_final_message` and `add_generation_prompt` exclude each other; set one of them";
+        return Err(ApiError::field("continue_final_message", message));
+    }
+    let lexicon = &state.lexicon;
+    let bos_token = lexicon.special(lexicon.text.bos).unwrap_or_default();
+    let eos_token = lexicon.special(lexicon.text.eos.first().copied()).unwrap_or_default();
+    let scene = Scene {
+        messages: &messages,
+        add_generation_prompt: !continues && request.flag("add_generation_prompt", true),
+        bos_token: &bos_token,
+        eos_token: &eos_token,
+        tools: None,
+        documents: None,
+    };
+    let text = template.render(&scene, request.get("chat_template_kwargs")).map_err(|e| {
+        ApiError::field("messages", format!("the model's chat template refused the messages: {e}")).code("template")
+    })?;
+    if continues { open(text, &messages) } else { Ok(text) }
+}
+
+/// `text` up to the end of the last message's content.
+fn open(mut text: String, messages: &[Json]) -> Result<String, ApiError> {
+    let content = messages.last().and_then(|m| m.get("content")).and_then(Json::as_text).unwrap_or_default();
+    let trimmed = content.trim();
+    let end = text.rfind(content).map(|at| at + content.len()).or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
+    match end {
+        Some(end) if !trimmed.is_empty() => {
+            text.truncate(end);
+            Ok(text)
+        }
+        _ => {
+            let message = "the last message is empty or the template changes it, so it cannot be continued";
+            Err(ApiError::field("continue_final_message", message))
+        }
+    }
+}
+
+/// A message as templates expect it: content is one string.
+fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
+    let Json::Map(entries) = item else {
+        return Err(ApiError::value(&format!("messages[{at}]"), item, "an object"));
+    };
+    let role = item.get("role").unwrap_or(&Json::Null);
+    if !role.as_text().is_some_and(|role| ROLES.contains(&role)) {
+        let expected = format!("one of {}", ROLES.join(", "));
+        return Err(ApiError::value(&format!("messages[{at}].role"), role, &expected));
+    }
+    let mut entries: Vec<(String, Json)> = entries.iter().filter(|(_, v)| *v != Json::Null).cloned().collect();
+    for unsupported in ["tool_calls", "function_call", "audio"] {
+        let found = item.get(unsupported).filter(|v| !matches!(v, Json::Null) && **v != Json::Ids(Vec::new()));
+        if let Some(found) = found {
+            let name = format!("messages[{at}].{unsupported}");
+            return Err(ApiError::value(&name, found, "nothing: this server does not support it").code("unsupported"));
+        }
+    }
+    let text = content(at, item.get("content").unwrap_or(&Json::Null))?;
+    match entries.iter_mut().find(|(key, _)| key == "content") {
+        Some((_, value)) => *value = Json::Text(text),
+        None => entries.push(("content".to_owned(), Json::Text(text))),
+    }
+    Ok(Json::Map(entries))
+}
+
+fn content(at: usize, content: &Json) -> Result<String, ApiError> {
+    let name = || format!("messages[{at}].content");
+    match content {
+        Json::Text(text) => Ok(text.clone()),
+        Json::List(parts) => {
+            let texts = parts.iter().enumerate().map(|(part_at, part)| {
+                let text = part.get("text").and_then(Json::as_text);
+                text.filter(|_| part.get("type").and_then(Json::as_text) == Some("text")).ok_or_else(|| {
+                    let name = format!("messages[{at}].content[{part_at}]");
+                    ApiError::value(&name, part, "{\"type\":\"text\",\"text\":...}: this server takes text only")
+                })
+            });
+            Ok(texts.collect::<Result<Vec<&str>, _>>()?.join("\n"))
+        }
+        other => Err(ApiError::value(&name(), other, "a string or a list of text parts")),
+    }
+}

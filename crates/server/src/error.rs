@@ -1,0 +1,130 @@
+//! What a client is told when a request fails.
+
+use crate::json::{Json, cut};
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use scheduler::Refusal;
+use serde::Serialize;
+
+/// A refusal with its status; the body is `{"error":{"message","type","param","code"}}`.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: u16,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    pub(crate) retry_after_s: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'e> {
+    error: Inner<'e>,
+}
+
+#[derive(Serialize)]
+struct Inner<'e> {
+    message: &'e str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'e str>,
+    code: Option<&'static str>,
+}
+
+/// Statuses that the server may answer, with the type named in the body.
+pub(crate) const TYPES: [(u16, &str); 11] = [
+    (400, "invalid_request_error"),
+    (401, "authentication_error"),
+    (404, "not_found_error"),
+    (405, "method_not_allowed"),
+    (408, "request_timeout"),
+    (413, "payload_too_large"),
+    (415, "unsupported_media_type"),
+    (429, "overloaded_error"),
+    (499, "client_closed_request"),
+    (500, "internal_error"),
+    (503, "unavailable_error"),
+];
+
+impl ApiError {
+    pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// 400 about a field.
+    pub(crate) fn field(name: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(cut(name)), ..Self::new(400, message) }
+    }
+
+    /// 400 about the value of a field: names the field, the value and what would do.
+    pub(crate) fn value(name: &str, found: &Json, expected: &str) -> Self {
+        let name = cut(name);
+        Self::field(&name, format!("`{name}` is {}, expected {expected}", found.short()))
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(500, message)
+    }
+
+    pub(crate) fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    pub(crate) fn has_code(&self, code: &str) -> bool {
+        self.code == Some(code)
+    }
+
+    pub(crate) fn retry(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds.max(1));
+        self
+    }
+
+    pub(crate) fn draining() -> Self {
+        Self::new(503, "the server is shutting down and takes no new requests; ask another one, or again later")
+            .code("draining")
+            .retry(5)
+    }
+
+    pub(crate) fn panicked() -> Self {
+        Self::internal("the server failed inside this request; others go on").code("panic")
+    }
+
+    pub(crate) fn deadline() -> Self {
+        Self::new(408, "the request was not finished within the server's deadline; ask for less, or again later")
+            .code("deadline")
+    }
+
+    pub(crate) fn kind(&self) -> &'static str {
+        TYPES.iter().find(|(status, _)| *status == self.status).map_or("internal_error", |(_, kind)| kind)
+    }
+
+    /// The body.
+    pub(crate) fn json(&self) -> String {
+        let inner =
+            Inner { message: &self.message, kind: self.kind(), param: self.param.as_deref(), code: self.code };
+        serde_json::to_string(&Envelope { error: inner }).unwrap_or_default()
+    }
+
+    pub(crate) fn response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.json()));
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match &refusal {
+            Refusal::Overloaded { retry_after_s, .. } => {
+                Self::new(429, refusal.to_string()).code("queue_full").retry(*retry_after_s)
+            }
+            Refusal::Draining => Self::draining(),
+            Refusal::Invalid { field, .. } => Self::field(field, refusal.to_string()),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What a field of a request may be. One description drives the checks and `/openapi.json`, so that they cannot differ.
+
+use crate::error::ApiError;
+use crate::json::{Json, cut};
+use crate::settings::Limits;
+
+/// The numbers that limits refer to.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) limits: Limits,
+    pub(crate) context: usize,
+    pub(crate) vocab: usize,
+    pub(crate) recursions: u32,
+    pub(crate) strict: bool,
+}
+
+/// A limit: known when written, or when serving begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Limit {
+    Is(i64),
+    Of(fn(&Bounds) -> i64),
+}
+
+impl Limit {
+    pub(crate) fn get(self, bounds: &Bounds) -> i64 {
+        match self {
+            Limit::Is(value) => value,
+            Limit::Of(f) => f(bounds),
+        }
+    }
+}
+
+/// The values a field can take.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Bool,
+    Int(Limit, Limit),
+    /// From, to; the last says that the lower end is excluded.
+    Number(f64, f64, bool),
+    Text,
+    /// A string, token ids, or a list of either.
+    Prompt,
+    /// Token ids, at most so many.
+    Ids(Limit),
+    /// A string or a list of strings.
+    Stop,
+    /// Token ids to numbers from -100 to 100.
+    Bias,
+    /// Chat messages.
+    Messages,
+    /// An object with these fields.
+    Object(&'static [Field]),
+    /// An object with any fields.
+    Open,
+    Any,
+}
+
+/// What becomes of a field.
+#[derive(Clone, Copy)]
+pub(crate) enum Support {
+    /// It does what it says.
+    Full,
+    /// It must be there.
+    Required,
+    /// It has no effect and never could change the answer.
+    NoEffect,
+    /// Only `null` and these JSON texts are accepted: what the server does anyway.
+    Only(&'static [&'static str]),
+}
+
+/// A field of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Field {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// JSON text of the default.
+    pub(crate) default: &'static str,
+    pub(crate) support: Support,
+    pub(crate) help: &'static str,
+}
+
+/// An object whose fields passed their checks.
+#[derive(Debug)]
+pub(crate) struct Checked<'j> {
+    object: &'j Json,
+    /// Unknown fields, with the path to them.
+    pub(crate) ignored: Vec<String>,
+}
+
+impl<'j> Checked<'j> {
+    /// The field, unless absent or null.
+    pub(crate) fn get(&self, name: &str) -> Option<&'j Json> {
+        self.object.get(name).filter(|value| **value != Json::Null)
+    }
+
+    pub(crate) fn flag(&self, name: &str, default: bool) -> bool {
+        match self.get(name) {
+            Some(Json::Bool(value)) => *value,
+            _ => default,
+        }
+    }
+
+    pub(crate) fn int(&self, name: &str) -> Option<i64> {
+        self.get(name).and_then(Json::as_int)
+    }
+
+    pub(crate) fn count(&self, name: &str) -> Option<usize> {
+        self.int(name).and_then(|value| usize::try_from(value).ok())
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
+        self.get(name).and_then(Json::as_number)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Option<&'j str> {
+        self.get(name).and_then(Json::as_text)
+    }
+
+    pub(crate) fn ids(&self, name: &str) -> &'j [u32] {
+        match self.get(name) {
+            Some(Json::Ids(ids)) => ids,
+            _ => &[],
+        }
+    }
+
+    /// A nested object whose checks have passed.
+    pub(crate) fn object(&self, name: &str) -> Option<Checked<'j>> {
+        self.get(name).map(|object| Checked { object, ignored: Vec::new() })
+    }
+}
+
+/// Checks every field of `object` against `fields`.
+///
+/// # Errors
+/// The first field that is wrong, in the order of the request.
+pub(crate) fn check<'j>(object: &'j Json, fields: &[Field], bounds: &Bounds) -> Result<Checked<'j>, ApiError> {
+    let mut ignored = Vec::new();
+    check_object(object, fields, bounds, "", &mut ignored)?;
+    if let (true, Some(name)) = (bounds.strict, ignored.first()) {
+        let message = format!("`{}` is no field of this request, and this server is strict about it", cut(name));
+        return Err(ApiError::field(name, message).code("unknown_field"));
+    }
+    Ok(Checked { object, ignored })
+}
+
+fn check_object(
+    object: &Json,
+    fields: &[Field],
+    bounds: &Bounds,
+    path: &str,
+    ignored: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    let Json::Map(entries) = object else {
+        let name = if path.is_empty() { "body" } else { path.trim_end_matches('.') };
+        return Err(ApiError::value(name, object, "an object"));
+    };
+    for (key, value) in entries {
+        let name = format!("{path}{key}");
+        match fields.iter().find(|field| field.name == key) {
+            None => ignored.push(name),
+            Some(_) if *value == Json::Null => (),
+            Some(field) => check_field(&name, value, field, bounds, ignored)?,
+        }
+    }
+    let required = |field: &&Field| matches!(field.support, Support::Required);
+    match fields.iter().filter(required).find(|f| object.get(f.name).is_none_or(|value| *value == Json::Null)) {
+        Some(field) => {
+            let name = format!("{path}{}", field.name);
+            Err(ApiError::field(&name, format!("`{name}` is missing, expected {}", expected(field.kind, bounds))))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_field(
+    name: &str,
+    value: &Json,
+    field: &Field,
+    bounds: &Bounds,
+    ignored: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    if let Support::Only(texts) = field.support {
+        let text = value.short();
+        if texts.contains(&text.as_str()) {
+            return Ok(());
+        }
+        let expected = match texts {
+            [] => "nothing: this server does not support it".to_owned(),
+            texts => format!("nothing or {}: this server does not support more", texts.join(" or ")),
+        };
+        return Err(ApiError::value(name, value, &expected).code("unsupported"));
+    }
+    if let Kind::Object(fields) = field.kind {
+        return check_object(value, fields, bounds, &format!("{name}."), ignored);
+    }
+    if fits(value, field.kind, bounds) {
+        return Ok(());
+    }
+    Err(ApiError::value(name, value, &expected(field.kind, bounds)))
+}
+
+fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
+    match kind {
+        Kind::Bool => matches!(value, Json::Bool(_)),
+        Kind::Int(low, high) => value.as_int().is_some_and(|v| low.get(bounds) <= v && v <= high.get(bounds)),
+        Kind::Number(low, high, open) => {
+            value.as_number().is_some_and(|v| (if open { v > low } else { v >= low }) && v <= high)
+        }
+        Kind::Text => matches!(value, Json::Text(_)),
+        Kind::Prompt => match value {
+            Json::Text(_) | Json::Ids(_) => true,
+            Json::List(items) => {
+                let all = |same: fn(&Json) -> bool| items.iter().all(same);
+                items.len() <= bounds.limits.prompts
+                    && (all(|item| matches!(item, Json::Text(_))) || all(|item| matches!(item, Json::Ids(_))))
+            }
+            _ => false,
+        },
+        Kind::Ids(most) => matches!(value, Json::Ids(ids) if ids.len() as i64 <= most.get(bounds)),
+        Kind::Stop => {
+            let fine = |item: &Json| item.as_text().is_some_and(|s| (1..=bounds.limits.stop_bytes).contains(&s.len()));
+            match value {
+                Json::Ids(ids) => ids.is_empty(),
+                Json::List(items) => items.len() <= bounds.limits.stops && items.iter().all(fine),
+                item => fine(item),
+            }
+        }
+        Kind::Bias => match value {
+            Json::Map(entries) => {
+                entries.len() <= bounds.limits.logit_bias && entries.iter().all(|entry| bias(entry, bounds).is_some())
+            }
+            _ => false,
+        },
+        Kind::Messages => matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Map(_)))),
+        Kind::Open | Kind::Object(_) => matches!(value, Json::Map(_)),
+        Kind::Any => true,
+    }
+}
+
+/// One entry of `logit_bias` as numbers.
+pub(crate) fn bias((key, value): &(String, Json), bounds: &Bounds) -> Option<(u32, f32)> {
+    let id: u32 = key.parse().ok().filter(|id: &u32| id.to_string() == *key && (*id as usize) < bounds.vocab)?;
+    let value = value.as_number().filter(|v| (-100.0..=100.0).contains(v))?;
+    Some((id, value as f32))
+}
+
+/// What a field expects, in words.
+pub(crate) fn expected(kind: Kind, bounds: &Bounds) -> String {
+    let limits = &bounds.limits;
+    let last = bounds.vocab.saturating_sub(1);
+    match kind {
+        Kind::Bool => "true or false".to_owned(),
+        Kind::Int(low, high) => format!("an integer from {} to {}", low.get(bounds), high.get(bounds)),
+        Kind::Number(low, high, true) => format!("a number above {low}, at most {high}"),
+        Kind::Number(low, high, false) => format!("a number from {low} to {high}"),
+        Kind::Text => "a string".to_owned(),
+        Kind::Prompt => {
+            format!("a string, token ids from 0 to {last}, or a list of at most {} of either", limits.prompts)
+        }
+        Kind::Ids(most) => format!("a list of at most {} token ids from 0 to {last}", most.get(bounds)),
+        Kind::Stop => {
+            format!("a string of 1 to {} bytes, or a list of at most {} such", limits.stop_bytes, limits.stops)
+        }
+        Kind::Bias => {
+            let most = limits.logit_bias;
+            format!("an object of at most {most} token ids from 0 to {last}, with numbers from -100 to 100")
+        }
+        Kind::Messages => "a list of messages".to_owned(),
+        Kind::Open | Kind::Object(_) => "an object".to_owned(),
+        Kind::Any => "anything".to_owned(),
+    }
+}

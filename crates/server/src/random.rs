@@ -1,0 +1,25 @@
+//! Numbers that nobody can guess beforehand: request ids and seeds of requests that bring none.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A keyed hash of a counter; the key comes from the operating system.
+pub(crate) struct Random {
+    key: RandomState,
+    count: AtomicU64,
+}
+
+impl Random {
+    pub(crate) fn new() -> Self {
+        Self { key: RandomState::new(), count: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn next(&self) -> u64 {
+        self.key.hash_one(self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// 32 hexadecimal digits.
+    pub(crate) fn name(&self) -> String {
+        format!("{:016x}{:016x}", self.next(), self.next())
+    }
+}

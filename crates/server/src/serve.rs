@@ -1,0 +1,75 @@
+//! The server from its first connection to its last.
+
+use crate::backend::{Backend, Facts};
+use crate::connection::{Registry, converse};
+use crate::lexicon::Text;
+use crate::settings::{ServeError, Settings};
+use crate::state::{Phase, State};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Time for errors and last bytes to leave after the last request has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at most
+/// [`Settings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
+///
+/// # Errors
+/// Settings or facts that cannot be served. Errors of single connections end only them.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    facts: Facts,
+    text: Text,
+    backend: Arc<dyn Backend>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let state = Arc::new(State::new(settings, facts, text, backend)?);
+    let registry = Arc::new(Registry::default());
+    let mut tasks = JoinSet::new();
+    {
+        let end = async {
+            shutdown.await;
+            drain(&state).await;
+        };
+        let mut end = pin!(end);
+        loop {
+            tokio::select! {
+                () = end.as_mut() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        tasks.spawn(converse(Arc::clone(&state), Arc::clone(&registry), stream));
+                        while tasks.try_join_next().is_some() {}
+                    }
+                    Err(error) => {
+                        // Out of descriptors, or a client that left already: neither is a reason to stop.
+                        tracing::warn!(%error, "accept");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                },
+            }
+        }
+    }
+    drop(listener);
+    state.phase.send_replace(Phase::Closing);
+    let _ = timeout(FAREWELL, async { while tasks.join_next().await.is_some() {} }).await;
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// Waits until no request is in flight; those that take too long are ended.
+async fn drain(state: &State) {
+    let until = Instant::now() + state.settings.drain;
+    state.phase.send_replace(Phase::Draining);
+    state.backend.drain();
+    let mut active = state.active.subscribe();
+    if timeout_at(until, active.wait_for(|count| *count == 0)).await.is_err() {
+        state.phase.send_replace(Phase::Ending);
+        let _ = timeout(FAREWELL, active.wait_for(|count| *count == 0)).await;
+    }
+}

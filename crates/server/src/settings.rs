@@ -1,0 +1,182 @@
+//! Limits and timeouts of the server, all with defaults that are safe to expose.
+
+use std::time::Duration;
+
+/// How large a single request may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Prompts of one request.
+    pub prompts: usize,
+    /// Continuations of one prompt.
+    pub n: usize,
+    /// Prompts times continuations.
+    pub sequences: usize,
+    /// Stop strings.
+    pub stops: usize,
+    /// Bytes of one stop string.
+    pub stop_bytes: usize,
+    /// Stop tokens.
+    pub stop_ids: usize,
+    /// Most likely tokens reported beside each token.
+    pub logprobs: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias: usize,
+    /// Bytes of text that a chat template may produce.
+    pub template_bytes: usize,
+    /// Template instructions one rendering may run.
+    pub template_fuel: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 4 << 20,
+            prompts: 64,
+            n: 16,
+            sequences: 128,
+            stops: 16,
+            stop_bytes: 256,
+            stop_ids: 128,
+            logprobs: 20,
+            logit_bias: 1024,
+            template_bytes: 16 << 20,
+            template_fuel: 500_000,
+        }
+    }
+}
+
+/// How the server behaves. [`Settings::default`] holds the documented defaults.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Size limits of a request.
+    pub limits: Limits,
+    /// Keys of which one must come as `Authorization: Bearer`; empty for no check.
+    pub api_keys: Vec<String>,
+    /// Refuse unknown fields instead of naming them in `x-lathe-ignored`.
+    pub strict: bool,
+    /// A request ends with an error when it has taken this long.
+    pub deadline: Duration,
+    /// A connection closes when a request's head takes this long.
+    pub header_read: Duration,
+    /// A request is refused when its body takes this long.
+    pub body_read: Duration,
+    /// A connection without a request closes after this long.
+    pub keep_alive: Duration,
+    /// Connections at a time; a new one beyond takes the place of the one that has waited longest for a request.
+    pub connections: usize,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Events kept for a reader; the sequence pauses when they are full.
+    pub events: usize,
+    /// A reader that takes nothing for this long is dropped.
+    pub slow_reader: Duration,
+    /// A stream that has been silent for this long gets a comment line.
+    pub ping: Duration,
+    /// How long requests in flight may go on after the shutdown signal.
+    pub drain: Duration,
+    /// `/health` reports trouble when work waits and the engine has not moved for this long.
+    pub stuck: Duration,
+    /// Threads that read prompts (tokenizing, templates) at a time.
+    pub readers: usize,
+    /// A prompt that is not read within this time is refused.
+    pub reading: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            api_keys: Vec::new(),
+            strict: false,
+            deadline: Duration::from_secs(600),
+            header_read: Duration::from_secs(10),
+            body_read: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(60),
+            connections: 1024,
+            head_bytes: 32 << 10,
+            events: 256,
+            slow_reader: Duration::from_secs(30),
+            ping: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+            stuck: Duration::from_secs(30),
+            readers: 4,
+            reading: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why the server did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A setting that cannot work.
+    #[error("setting `{name}` is {found}, expected {expected}; change it or leave it at its default")]
+    Setting {
+        /// Which one.
+        name: &'static str,
+        /// What it is.
+        found: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// Something about the model that cannot be served.
+    #[error("the model's {name} is {found}, expected {expected}; check the files of the model")]
+    Model {
+        /// Which part.
+        name: &'static str,
+        /// What it is.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// The listening socket failed.
+    #[error("the listening socket failed: {0}; check that the address is free and belongs to this machine")]
+    Socket(#[from] std::io::Error),
+}
+
+impl Settings {
+    /// Checks that no setting makes serving impossible.
+    ///
+    /// # Errors
+    /// The first setting that is out of range.
+    pub fn check(&self) -> Result<(), ServeError> {
+        let counts = [
+            ("body_bytes", self.limits.body_bytes),
+            ("prompts", self.limits.prompts),
+            ("n", self.limits.n),
+            ("sequences", self.limits.sequences),
+            ("connections", self.connections),
+            ("events", self.events),
+            ("readers", self.readers),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(ServeError::Setting { name, found: "0".to_owned(), expected: "at least 1" });
+        }
+        if self.head_bytes < 8192 {
+            let found = self.head_bytes.to_string();
+            return Err(ServeError::Setting { name: "head_bytes", found, expected: "at least 8192" });
+        }
+        let sound = |key: &String| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
+        if !self.api_keys.iter().all(sound) {
+            let found = "a key that is empty or holds spaces or other characters".to_owned();
+            return Err(ServeError::Setting { name: "api_keys", found, expected: "printable ASCII without spaces" });
+        }
+        let times = [
+            ("deadline", self.deadline),
+            ("header_read", self.header_read),
+            ("body_read", self.body_read),
+            ("keep_alive", self.keep_alive),
+            ("slow_reader", self.slow_reader),
+            ("ping", self.ping),
+            ("reading", self.reading),
+        ];
+        match times.iter().find(|(_, time)| time.is_zero() || *time > Duration::from_secs(86_400 * 365)) {
+            Some((name, time)) => {
+                let found = format!("{time:?}");
+                Err(ServeError::Setting { name, found, expected: "more than nothing, at most a year" })
+            }
+            None => Ok(()),
+        }
+    }
+}

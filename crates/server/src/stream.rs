@@ -1,0 +1,155 @@
+//! Server-sent events: the answer as it is made.
+
+use crate::answer::{Head, Totals, line};
+use crate::ask::Dialect;
+use crate::error::ApiError;
+use crate::flight::Flight;
+use crate::state::State;
+use axum::body::{Body, Bytes};
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::task::{Context, Poll};
+use tokio::time::Instant;
+use tokio_stream::Stream;
+
+/// An answer on its way.
+pub(crate) struct Events {
+    state: Arc<State>,
+    flight: Flight,
+    head: Head,
+    /// Set when the answer ends with an error after all.
+    status: Arc<AtomicU16>,
+    opened: bool,
+    /// Choices that have had their first chunk.
+    begun: Vec<bool>,
+    over: bool,
+    told: Instant,
+}
+
+impl Events {
+    pub(crate) fn body(state: Arc<State>, flight: Flight, head: Head, status: Arc<AtomicU16>) -> Body {
+        let begun = vec![false; flight.choices.len()];
+        let told = Instant::now();
+        let shared = (Arc::clone(&state), Arc::clone(&status));
+        let events = Events { state, flight, head, status, opened: false, begun, over: false, told };
+        Body::from_stream(Stepper { at: At::Rest(Box::new(events)), state: shared.0, status: shared.1 })
+    }
+
+    /// The next bytes; `None` after the last.
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        if !self.opened {
+            self.opened = true;
+            self.open(&mut out);
+        }
+        while out.is_empty() {
+            if self.over {
+                return None;
+            }
+            let silent_until = self.told + self.state.settings.ping;
+            match tokio::time::timeout_at(silent_until, self.flight.step()).await {
+                Err(_) => out.extend_from_slice(b": ping\n\n"),
+                Ok(Ok(())) => self.tell(&mut out),
+                Ok(Err(error)) => {
+                    self.status.store(error.status, Ordering::Relaxed);
+                    line(&mut out, error.json().as_bytes());
+                    self.close(&mut out);
+                }
+            }
+        }
+        self.told = Instant::now();
+        Some(Bytes::from(out))
+    }
+
+    fn open(&mut self, out: &mut Vec<u8>) {
+        if self.head.shape.dialect == Dialect::Chat {
+            for choice in &self.flight.choices {
+                self.head.role(&self.state.lexicon, choice, out);
+            }
+            self.begun.fill(true);
+        }
+        self.deltas(out);
+    }
+
+    fn deltas(&mut self, out: &mut Vec<u8>) {
+        for choice in &mut self.flight.choices {
+            let delta = choice.take();
+            let before = out.len();
+            let first = !self.begun[choice.index];
+            self.head.chunks(&self.state.lexicon, choice, &delta, first, out);
+            self.begun[choice.index] |= out.len() > before;
+        }
+    }
+
+    fn tell(&mut self, out: &mut Vec<u8>) {
+        self.deltas(out);
+        if self.flight.over() {
+            let totals = Totals::of(&self.flight.choices, self.flight.n);
+            self.state.metrics.usage_prompt.add(totals.prompt_tokens);
+            self.state.metrics.usage_completion.add(totals.completion_tokens);
+            if self.head.include_usage {
+                self.head.usage(totals, out);
+            }
+            self.close(out);
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>) {
+        line(out, b"[DONE]");
+        self.over = true;
+    }
+}
+
+type Step = Pin<Box<dyn Future<Output = (Option<Bytes>, Box<Events>)> + Send>>;
+
+enum At {
+    Rest(Box<Events>),
+    Going(Step),
+    Ended,
+}
+
+/// [`Events::next`] as a stream. A panic ends the stream with an error event.
+struct Stepper {
+    at: At,
+    state: Arc<State>,
+    status: Arc<AtomicU16>,
+}
+
+impl Stream for Stepper {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut step: Step = match std::mem::replace(&mut self.at, At::Ended) {
+            At::Ended => return Poll::Ready(None),
+            At::Going(step) => step,
+            At::Rest(mut events) => Box::pin(async move {
+                let bytes = events.next().await;
+                (bytes, events)
+            }),
+        };
+        let polled = catch_unwind(AssertUnwindSafe(|| step.as_mut().poll(context)));
+        match polled {
+            Ok(Poll::Pending) => {
+                self.at = At::Going(step);
+                Poll::Pending
+            }
+            Ok(Poll::Ready((None, _))) => Poll::Ready(None),
+            Ok(Poll::Ready((Some(bytes), events))) => {
+                self.at = At::Rest(events);
+                Poll::Ready(Some(Ok(bytes)))
+            }
+            Err(_) => {
+                self.state.metrics.panics.add(1);
+                self.status.store(500, Ordering::Relaxed);
+                let mut out = Vec::new();
+                line(&mut out, ApiError::panicked().json().as_bytes());
+                line(&mut out, b"[DONE]");
+                Poll::Ready(Some(Ok(Bytes::from(out))))
+            }
+        }
+    }
+}

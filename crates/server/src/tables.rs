@@ -1,0 +1,238 @@
+//! The fields of every request, in the order of the documentation.
+
+use crate::fields::{Bounds, Field, Kind, Limit, Support};
+use Kind::{Any, Bias, Bool, Ids, Int, Messages, Number, Object, Open, Prompt, Stop, Text};
+use Support::{Full, NoEffect, Only, Required};
+
+const fn field(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Field {
+    Field { name, kind, default, support: Full, help }
+}
+
+const fn required(name: &'static str, kind: Kind, help: &'static str) -> Field {
+    Field { name, kind, default: "null", support: Required, help }
+}
+
+const fn without_effect(name: &'static str, help: &'static str) -> Field {
+    Field { name, kind: Any, default: "null", support: NoEffect, help }
+}
+
+const fn only(name: &'static str, texts: &'static [&'static str]) -> Field {
+    Field { name, kind: Any, default: "null", support: Only(texts), help: "Not supported beyond what is listed." }
+}
+
+const ZERO: Limit = Limit::Is(0);
+const ONE: Limit = Limit::Is(1);
+
+const fn upto(low: Limit, high: fn(&Bounds) -> i64) -> Kind {
+    Int(low, Limit::Of(high))
+}
+
+fn context(bounds: &Bounds) -> i64 {
+    bounds.context as i64
+}
+
+fn recursions(bounds: &Bounds) -> i64 {
+    i64::from(bounds.recursions)
+}
+
+const STREAM_OPTIONS: &[Field] = &[
+    field("include_usage", Bool, "false", "Send one more chunk with the usage before the end."),
+    only("continuous_usage_stats", &["false"]),
+    without_effect("include_obfuscation", "There is none."),
+];
+
+const DIAL: &[Field] = &[
+    field("max_depth", upto(ONE, recursions), "null", "No token gets more recursions than this."),
+    field("min_depth", upto(ZERO, recursions), "0", "Every token gets at least this many recursions."),
+    field(
+        "mean_depth_budget",
+        Number(0.0, 1024.0, true),
+        "null",
+        "The mean depth that the new tokens may have at most; when the text has spent more, its cap falls.",
+    ),
+    field(
+        "threshold",
+        Number(-100.0, 100.0, false),
+        "0",
+        "Added to the router's thresholds: above 0 fewer tokens go deep, below 0 more.",
+    ),
+    field("return_depths", Bool, "false", "Report the depth of every token."),
+];
+
+const MODEL: Field = field("model", Text, "null", "Id or alias of the model; may be absent.");
+const LATHE: Field = field("lathe", Object(DIAL), "null", "Recursion depth: how much is spent on each token.");
+
+const SAMPLING: [Field; 19] = [
+    field("temperature", Number(0.0, 100.0, false), "1.0", "0 takes the most likely token."),
+    field("top_p", Number(0.0, 1.0, true), "1.0", "Only the most likely tokens that make up this probability."),
+    field("top_k", Int(Limit::Is(-1), Limit::Is(i64::MAX)), "0", "Only the k most likely tokens; 0 and -1 for all."),
+    field("min_p", Number(0.0, 1.0, false), "0.0", "Only tokens at least this likely relative to the likeliest."),
+    field("n", upto(ONE, |b| b.limits.n as i64), "1", "Continuations of each prompt."),
+    field("seed", Int(Limit::Is(i64::MIN), Limit::Is(i64::MAX)), "null", "Same seed, same answer; absent: a fresh one."),
+    field("stop", Stop, "null", "Strings that end the text, also across token borders."),
+    field("stop_token_ids", Ids(Limit::Of(|b| b.limits.stop_ids as i64)), "[]", "Tokens that end the text."),
+    field("min_tokens", upto(ZERO, context), "0", "Nothing ends the text before this many new tokens."),
+    field("ignore_eos", Bool, "false", "The end-of-text token does not end the text."),
+    field("include_stop_str_in_output", Bool, "false", "What ended the text is part of it."),
+    field("skip_special_tokens", Bool, "true", "Special tokens have no text."),
+    field("presence_penalty", Number(-2.0, 2.0, false), "0", "Against tokens that the text holds already."),
+    field("frequency_penalty", Number(-2.0, 2.0, false), "0", "Against tokens as often as the text holds them."),
+    field("repetition_penalty", Number(0.0, 100.0, true), "1", "Against tokens of prompt and text."),
+    field("logit_bias", Bias, "null", "Added to the logits of these tokens."),
+    field("return_token_ids", Bool, "false", "Report the token ids of prompt and text."),
+    field("return_tokens_as_token_ids", Bool, "false", "Name tokens `token_id:N` in log-probabilities."),
+    field(
+        "truncate_prompt_tokens",
+        Int(ONE, Limit::Of(context)),
+        "null",
+        "Keep only this many tokens from the end of the prompt.",
+    ),
+];
+
+const STREAM: [Field; 2] = [
+    field("stream", Bool, "false", "Send the answer as server-sent events while it is made."),
+    field("stream_options", Object(STREAM_OPTIONS), "null", "Only together with `stream`."),
+];
+
+const NO_EFFECT: [Field; 6] = [
+    without_effect("user", "Accepted; no effect on the answer."),
+    without_effect("metadata", "Accepted; no effect on the answer."),
+    without_effect("safety_identifier", "Accepted; no effect on the answer."),
+    without_effect("prompt_cache_key", "Accepted; prefixes are found by their tokens."),
+    without_effect("prompt_cache_retention", "Accepted; prefixes stay as long as there is room."),
+    without_effect("request_id", "Accepted; use the header x-request-id."),
+];
+
+const UNSUPPORTED: [Field; 23] = [
+    only("use_beam_search", &["false"]),
+    only("length_penalty", &["1", "1.0"]),
+    only("early_stopping", &["false"]),
+    only("prompt_logprobs", &[]),
+    only("allowed_token_ids", &[]),
+    only("bad_words", &["[]"]),
+    only("spaces_between_special_tokens", &["true"]),
+    only("logits_processors", &["[]"]),
+    only("guided_json", &[]),
+    only("guided_regex", &[]),
+    only("guided_choice", &[]),
+    only("guided_grammar", &[]),
+    only("structured_outputs", &[]),
+    only("response_format", &["{\"type\":\"text\"}"]),
+    only("grammar", &["\"\""]),
+    only("json_schema", &[]),
+    only("priority", &["0"]),
+    only("cache_salt", &[]),
+    only("lora", &["[]"]),
+    only("logit_bias_type", &[]),
+    only("kv_transfer_params", &[]),
+    only("store", &["false"]),
+    only("service_tier", &["\"auto\"", "\"default\""]),
+];
+
+const OWN_COMPLETION: [Field; 9] = [
+    MODEL,
+    required("prompt", Prompt, "Text or token ids; token ids are taken as they are."),
+    field("max_tokens", upto(ZERO, context), "16", "At most this many new tokens; 0 only together with `echo`."),
+    field("echo", Bool, "false", "The answer begins with the prompt."),
+    field("logprobs", upto(ZERO, |b| b.limits.logprobs as i64), "null", "Log-probabilities, with this many alternatives."),
+    field("add_special_tokens", Bool, "true", "Begin prompts that are text as the model was trained."),
+    field("best_of", upto(ONE, |b| b.limits.n as i64), "null", "Must equal `n`."),
+    LATHE,
+    only("suffix", &["\"\""]),
+];
+
+const OWN_CHAT: [Field; 23] = [
+    MODEL,
+    required("messages", Messages, "The conversation so far; content is text."),
+    field("max_completion_tokens", upto(ONE, context), "null", "At most this many new tokens; default: what fits."),
+    field("max_tokens", upto(ONE, context), "null", "Older name of `max_completion_tokens`."),
+    field("logprobs", Bool, "false", "Log-probabilities of the new tokens."),
+    field("top_logprobs", upto(ZERO, |b| b.limits.logprobs as i64), "0", "Alternatives beside each; needs `logprobs`."),
+    field("add_generation_prompt", Bool, "true", "Let the template open the assistant's message."),
+    field("continue_final_message", Bool, "false", "Go on with the last message instead of a new one."),
+    field("add_special_tokens", Bool, "false", "Add a begin token beside what the template writes."),
+    field("chat_template_kwargs", Open, "null", "More variables for the template."),
+    LATHE,
+    only("echo", &["false"]),
+    only("best_of", &["1"]),
+    only("tools", &["[]"]),
+    only("tool_choice", &["\"none\"", "\"auto\""]),
+    only("parallel_tool_calls", &["true", "false"]),
+    only("functions", &["[]"]),
+    only("function_call", &["\"none\"", "\"auto\""]),
+    only("modalities", &["[\"text\"]"]),
+    only("audio", &[]),
+    only("prediction", &[]),
+    only("chat_template", &[]),
+    only("documents", &["[]"]),
+];
+
+const REASONING: [Field; 3] =
+    [only("reasoning_effort", &["\"none\""]), only("web_search_options", &[]), only("verbosity", &["\"medium\""])];
+
+const NOTHING: Field = field("", Any, "null", "");
+
+/// The lists one after another. `N` must be their length together, else it does not compile.
+const fn join<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
+    let mut all = [NOTHING; N];
+    let (mut at, mut list) = (0, 0);
+    while list < lists.len() {
+        let mut item = 0;
+        while item < lists[list].len() {
+            all[at] = lists[list][item];
+            at += 1;
+            item += 1;
+        }
+        list += 1;
+    }
+    assert!(at == N);
+    all
+}
+
+static COMPLETION_FIELDS: [Field; 59] = join(&[&OWN_COMPLETION, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
+static CHAT_FIELDS: [Field; 76] = join(&[&OWN_CHAT, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
+
+/// Fields of `/v1/completions`.
+pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
+
+/// Fields of `/v1/chat/completions`.
+pub(crate) static CHAT: &[Field] = &CHAT_FIELDS;
+
+/// Fields of `/tokenize`.
+pub(crate) static TOKENIZE: &[Field] = &[
+    MODEL,
+    field("prompt", Text, "null", "Text to tokenize."),
+    field("content", Text, "null", "Another name of `prompt`."),
+    field("messages", Messages, "null", "A conversation to render and tokenize."),
+    field("add_special_tokens", Bool, "true", "Begin as the model was trained; for messages the template decides."),
+    field("return_token_strs", Bool, "false", "Report the text of every token."),
+    field("add_generation_prompt", Bool, "true", "For messages: let the template open the assistant's message."),
+    field("continue_final_message", Bool, "false", "For messages: leave the last one open."),
+    field("chat_template_kwargs", Open, "null", "For messages: more variables for the template."),
+    only("chat_template", &[]),
+    only("tools", &["[]"]),
+];
+
+/// Fields of `/detokenize`.
+pub(crate) static DETOKENIZE: &[Field] =
+    &[MODEL, required("tokens", Ids(Limit::Of(|b| b.limits.body_bytes as i64)), "Token ids.")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Json;
+
+    #[test]
+    fn names_are_unique_and_defaults_are_json() {
+        for table in [COMPLETION, CHAT, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS] {
+            for (at, field) in table.iter().enumerate() {
+                assert!(!field.name.is_empty() && !field.help.is_empty());
+                assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);
+                Json::parse(field.default.as_bytes()).unwrap();
+                if let Only(texts) = field.support {
+                    assert!(texts.iter().all(|text| Json::parse(text.as_bytes()).unwrap().short() == *text));
+                }
+            }
+        }
+    }
+}

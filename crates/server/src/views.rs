@@ -1,0 +1,165 @@
+//! Everything that needs no engine run: models, tokens, health, metrics, the description, the page.
+
+use crate::ask::{check_model, encode, parse, unknown_model};
+use crate::body;
+use crate::chat;
+use crate::error::ApiError;
+use crate::fields::check;
+use crate::generate::ignored;
+use crate::lexicon::Pieces;
+use crate::openapi;
+use crate::routes::Call;
+use crate::state::State;
+use crate::tables;
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, header};
+use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const PAGE: &str = include_str!("page.html");
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn with_type(body: impl Into<Body>, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn reply(value: &Value) -> Response<Body> {
+    with_type(value.to_string(), "application/json")
+}
+
+fn described(state: &State, name: &str) -> Value {
+    let facts = &state.facts;
+    json!({
+        "id": name,
+        "object": "model",
+        "created": facts.created,
+        "owned_by": "lathe",
+        "root": facts.id,
+        "max_model_len": facts.context,
+        "lathe": {
+            "family": facts.family,
+            "recursions": facts.recursions,
+            "routing": facts.routing,
+            "kv_mode": facts.kv_mode,
+            "layers": facts.layers,
+            "parameters": facts.parameters,
+            "vocab_size": facts.vocab,
+            "fingerprint": facts.fingerprint,
+        },
+    })
+}
+
+pub(crate) fn models(state: &State) -> Response<Body> {
+    let names = std::iter::once(&state.facts.id).chain(&state.facts.aliases);
+    reply(&json!({ "object": "list", "data": names.map(|name| described(state, name)).collect::<Vec<_>>() }))
+}
+
+pub(crate) fn model(state: &State, name: &str) -> Result<Response<Body>, ApiError> {
+    match state.knows_model(name) {
+        true => Ok(reply(&described(state, name))),
+        false => Err(unknown_model(state, name)),
+    }
+}
+
+pub(crate) fn tokenizer_info(state: &State) -> Response<Body> {
+    let text = &state.lexicon.text;
+    reply(&json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": state.lexicon.special(text.bos),
+        "eos_token": state.lexicon.special(text.eos.first().copied()),
+        "pad_token": state.lexicon.special(text.pad),
+        "add_bos_token": text.add_bos,
+        "chat_template": text.chat_template,
+        "vocab_size": text.tokenizer.vocab_size(),
+        "model_max_length": state.facts.context,
+    }))
+}
+
+/// 200 while requests are welcome; 503 when draining, or when work waits and the engine does not move.
+pub(crate) fn health(state: &State) -> Result<Response<Body>, ApiError> {
+    if state.draining() {
+        return Err(ApiError::draining());
+    }
+    let idle_s = state.backend.idle_for_us() as f64 / 1e6;
+    if idle_s > state.settings.stuck.as_secs_f64() {
+        let message = format!("work waits and the engine has not moved for {idle_s:.0} s");
+        return Err(ApiError::new(503, message).code("stuck").retry(30));
+    }
+    Ok(reply(&json!({ "status": "ok" })))
+}
+
+pub(crate) fn live() -> Response<Body> {
+    reply(&json!({ "status": "ok" }))
+}
+
+pub(crate) fn metrics(state: &State) -> Response<Body> {
+    let text = state.metrics.text(&state.backend.gauges(), &state.facts);
+    with_type(text, "text/plain; version=0.0.4; charset=utf-8")
+}
+
+pub(crate) fn openapi(state: &State) -> Response<Body> {
+    reply(&openapi::document(&state.bounds, !state.settings.api_keys.is_empty()))
+}
+
+pub(crate) fn page() -> Response<Body> {
+    let mut response = with_type(PAGE, "text/html; charset=utf-8");
+    // The page brings all it needs, and nothing else may run in it or frame it.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    response
+}
+
+pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError> {
+    let body = body::read(&mut call).await?;
+    body::understand(&call.state, body, true, |state, body| {
+        let json = parse(body)?;
+        let request = check(&json, tables::TOKENIZE, &state.bounds)?;
+        check_model(state, &request)?;
+        let text = request.text("prompt").or_else(|| request.text("content"));
+        let ids = match (text, request.get("messages")) {
+            (Some(text), None) => encode(state, text, request.flag("add_special_tokens", true), "prompt")?,
+            (None, Some(_)) => {
+                let text = chat::prompt(state, &request)?;
+                encode(state, &text, false, "messages")?
+            }
+            _ => return Err(ApiError::field("prompt", "expected one of `prompt`, `content` and `messages`")),
+        };
+        let mut answer = json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.facts.context });
+        if request.flag("return_token_strs", false) {
+            answer["token_strs"] = ids.iter().map(|&id| state.lexicon.name(id, false)).collect();
+        }
+        Ok(noting(reply(&answer), &request.ignored))
+    })
+    .await
+}
+
+pub(crate) async fn detokenize(mut call: Call) -> Result<Response<Body>, ApiError> {
+    let body = body::read(&mut call).await?;
+    body::understand(&call.state, body, false, |state, body| {
+        let json = parse(body)?;
+        let request = check(&json, tables::DETOKENIZE, &state.bounds)?;
+        check_model(state, &request)?;
+        let ids = request.ids("tokens");
+        state.lexicon.check_ids(ids, state.facts.vocab, "tokens")?;
+        let mut pieces = Pieces::new(&state.lexicon, true);
+        let mut text: String = ids.iter().map(|&id| pieces.push(id)).collect();
+        text.push_str(&pieces.finish());
+        Ok(noting(reply(&json!({ "prompt": text, "content": text })), &request.ignored))
+    })
+    .await
+}
+
+fn noting(mut response: Response<Body>, names: &[String]) -> Response<Body> {
+    if let Some(value) = ignored(names) {
+        response.headers_mut().insert("x-lathe-ignored", value);
+    }
+    response
+}
