@@ -194,3 +194,95 @@ fn what_does_not_fit_is_refused() {
     let shared = ModelConfig { kv: KvMode::Shared, ..tiny(Sharing::MiddleCycle, 8, 3) };
     refuses(&stored(&folder.path().join("shared"), &shared, 1), &base, "x", &["kv"]);
 }
+
+fn adapters(parts: &[Part], rank: usize) -> lora::Config {
+    lora::Config { rank, alpha: 3.0 * rank as f64, parts: parts.to_vec(), skip_first: false }
+}
+
+/// Of full rank, adapters give back what sharing throws away: the relaxed model computes what the source does.
+#[test]
+fn adapters_of_full_rank_undo_sharing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let expected = logits(&dense.model, &Rule::SeeingAll, &ids());
+    let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (i, make) in [Relaxation::Lora, Relaxation::Dora].into_iter().enumerate() {
+        for sharing in SHARINGS {
+            // The smallest side of any matrix is 24.
+            let relax = make(adapters(&Part::ALL, 24));
+            let full = Target { relax, share_norms: false, ..target(sharing, 2, Start::Average) };
+            let (path, report) = convert(&dense, &full, &folder.path().join(format!("{i}{sharing:?}"))).expect("fits");
+            let found = logits(&load_model(&path).expect("opens").model, &Rule::SeeingAll, &ids());
+            for (f, e) in found.iter().zip(&expected) {
+                assert!((f - e).abs() < 2e-4 * largest, "{sharing:?}: {f} {e}");
+            }
+            assert!(report.layers.iter().flat_map(|l| &l.remaining).all(|&left| left < 1e-5), "{report:?}");
+            assert!(report.layers.iter().flat_map(|l| &l.difference).any(|&left| left > 0.1));
+            assert!(report.after.unique_parameters > report.before.unique_parameters / 2);
+        }
+    }
+}
+
+/// Applied and merged adapters are the same model.
+#[test]
+fn merged_adapters_compute_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let mut number = 0;
+    for make in [Relaxation::Lora, Relaxation::Dora] {
+        for sharing in SHARINGS {
+            for (kv, parts, skip_first) in [
+                (KvMode::RecursionWise, &Part::ALL[..], false),
+                (KvMode::RecursionWise, &[Part::Query, Part::KeyValue][..], true),
+            ] {
+                number += 1;
+                let relax = make(lora::Config { skip_first, ..adapters(parts, 4) });
+                let low = Target { relax, kv, ..target(sharing, 2, Start::Stepwise) };
+                let relaxed = converted(&dense, &low, &folder.path().join(format!("relaxed{number}")));
+                let unroll = target(Sharing::None, 1, Start::Stepwise);
+                let merged = converted(&relaxed, &unroll, &folder.path().join(format!("merged{number}")));
+                let (a, b) = (
+                    logits(&relaxed.model, &Rule::SeeingAll, &ids()),
+                    logits(&merged.model, &Rule::SeeingAll, &ids()),
+                );
+                let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                for (a, b) in a.iter().zip(&b) {
+                    assert!((a - b).abs() < 1e-5 * largest.max(1.0), "{low:?}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fresh_relaxations_change_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let mut number = 0;
+    for sharing in SHARINGS {
+        let plain = target(sharing, 2, Start::Lower);
+        let plain = converted(&dense, &plain, &folder.path().join(format!("plain{sharing:?}")));
+        let expected = logits(&plain.model, &Rule::SeeingAll, &ids());
+        for relax in [
+            Relaxation::Lora(adapters(&Part::ALL, 4)),
+            Relaxation::Dora(adapters(&Part::ALL, 4)),
+            Relaxation::Encoding(encoding::Config::default()),
+        ] {
+            number += 1;
+            let fresh = Target { relax, fit_adapters: false, ..target(sharing, 2, Start::Lower) };
+            let fresh = converted(&dense, &fresh, &folder.path().join(format!("fresh{number}")));
+            let found = logits(&fresh.model, &Rule::SeeingAll, &ids());
+            for (f, e) in found.iter().zip(&expected) {
+                assert!((f - e).abs() < 1e-5, "{sharing:?}: {f} {e}");
+            }
+        }
+    }
+    let encoded = Target {
+        relax: Relaxation::Encoding(encoding::Config::default()),
+        ..target(Sharing::Cycle, 2, Start::Lower)
+    };
+    let encoded = converted(&dense, &encoded, &folder.path().join("encoded"));
+    let unroll = target(Sharing::None, 1, Start::Lower);
+    let error = convert(&encoded, &unroll, &folder.path().join("x")).expect_err("no part of a layer").to_string();
+    assert!(error.contains("relax") && error.contains("encoding"), "{error}");
+}

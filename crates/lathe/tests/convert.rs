@@ -23,7 +23,8 @@ fn uptraining(start: &str, more: &str, steps: u64) -> String {
 }
 
 const RELEASED: &str = "[model.router]\nkind = \"expert_choice\"\ngating = \"blend\"\nalpha = 1.0\n\
-                        gate_release_steps = 4\ncapacity_warmup_steps = 4\n";
+                        gate_release_steps = 4\ncapacities = [1.0, 0.67, 0.34]\n\
+                        capacity_warmup_steps = 4\n";
 
 fn nll(place: &Place, checkpoint: &str) -> f64 {
     let arguments = ["eval", checkpoint, "--data", "data", "--windows", "6", "--sequence-length", "32", "--json"];
