@@ -4,6 +4,7 @@
 //! [`export_own`] go the other way, and [`convert()`] makes a recursive or Mixture-of-Recursions model out of a dense one.
 //! Which of their weights make up which of ours stands once, in `roles.rs`; shapes come from the parameter table.
 
+mod adapters;
 mod costs;
 mod error;
 mod export;
@@ -13,6 +14,7 @@ mod own;
 mod recast;
 mod report;
 mod roles;
+mod svd;
 
 pub use costs::Costs;
 pub use error::ConvertError;

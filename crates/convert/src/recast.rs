@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{NamedTensor, RealDisk};
+use model::relax::{Part, Relaxation, lora, merge};
 use model::routing::expert_choice::{self, Gating};
 use model::sharing::{Plan, Use};
 use model::spec::{Group, ParamSpec, specs};
@@ -16,6 +17,7 @@ use ops::Weight;
 use serde_json::json;
 use train::{Made, Stored, write_model};
 
+use crate::adapters::{Adapters, fit};
 use crate::error::refused;
 use crate::{ConvertError, Copied, Costs, Report, Start, kept, sources};
 
@@ -36,6 +38,10 @@ pub struct Target {
     pub share_norms: bool,
     /// Layers of the source to build on, instead of those that [`kept`] gives.
     pub keep: Option<Vec<usize>>,
+    /// What uses of shared layers may do differently.
+    pub relax: Relaxation,
+    /// Whether adapters start at what sharing throws away (its largest singular values) instead of at nothing.
+    pub fit_adapters: bool,
     /// Seed of fresh routers and of drawn layers.
     pub seed: u64,
 }
@@ -59,6 +65,7 @@ pub fn convert(stored: &Stored, target: &Target, out: &Path) -> Result<(PathBuf,
         sharing: target.sharing,
         recursions: target.recursions,
         share_norms: target.share_norms,
+        relax: target.relax.clone(),
         router: neutral(&target.router, target.recursions)?,
         kv: target.kv,
         ..stored.model.config().clone()
@@ -68,7 +75,19 @@ pub fn convert(stored: &Stored, target: &Target, out: &Path) -> Result<(PathBuf,
         .into_iter()
         .map(|layers| layers.into_iter().map(|l| keep[l]).collect())
         .collect();
-    let recast = Recast { source: &source, plan: &plan, keep: &keep, from: &from, share_norms: config.share_norms };
+    let matrices = |at: Use, part: Part| -> Option<(Vec<f32>, Vec<f32>)> {
+        let own = source.read(keep[at.layer], part.name())?;
+        Some((own, source.mean(&from[at.stored], part.name())?))
+    };
+    let fitted = target.fit_adapters.then(|| fit(&config, &plan, target.seed, &matrices));
+    let recast = Recast {
+        source: &source,
+        plan: &plan,
+        keep: &keep,
+        from: &from,
+        share_norms: config.share_norms,
+        fitted: fitted.as_ref(),
+    };
     let (mut weights, mut fresh) = (Vec::new(), Vec::new());
     for spec in specs(&config, &plan) {
         let data = recast.value(&spec).unwrap_or_else(|| {
@@ -129,7 +148,7 @@ fn rule_of(config: &ModelConfig) -> Option<Rule> {
 struct Source<'a> {
     weights: BTreeMap<&'a str, &'a Arc<Weight>>,
     uses: Vec<Use>,
-    share_norms: bool,
+    config: &'a ModelConfig,
 }
 
 impl<'a> Source<'a> {
@@ -151,23 +170,33 @@ impl<'a> Source<'a> {
         if config.kv != KvMode::RecursionWise {
             return refused("the source", "kv", format!("{:?}", config.kv), "recursion_wise: layers with their own keys");
         }
+        if matches!(config.relax, Relaxation::Encoding(_)) {
+            let expected = "none, lora or dora: a factor of the stream is no part of any layer";
+            return refused("the source", "relax", config.relax.kind(), expected);
+        }
         Ok(Self {
             weights: stored.model.weights().iter().map(|(spec, weight)| (spec.name.as_str(), weight)).collect(),
             uses: stored.model.plan().unrolled().collect(),
-            share_norms: config.share_norms,
+            config,
         })
     }
 
-    /// A part of an unrolled layer.
+    /// A part of an unrolled layer, with what its use adds.
     fn read(&self, layer: usize, part: &str) -> Option<Vec<f32>> {
         let at = self.uses[layer];
         let name = match part {
             "attention_norm" | "ffn_norm" => {
-                format!("layers.{}.{part}.{}", at.stored, if self.share_norms { 0 } else { at.recursion })
+                format!("layers.{}.{part}.{}", at.stored, if self.config.share_norms { 0 } else { at.recursion })
             }
             _ => format!("layers.{}.{part}", at.stored),
         };
-        Some(self.weights.get(name.as_str())?.read())
+        let shared = self.weights.get(name.as_str())?.read();
+        let Some(part) = Part::ALL.into_iter().find(|known| known.name() == part) else { return Some(shared) };
+        let adapter = |what| self.weights.get(lora::name(at, part, what).as_str()).map(|weight| weight.read());
+        let (Some(down), Some(up)) = (adapter("down"), adapter("up")) else { return Some(shared) };
+        let scale = self.config.relax.adapters().map_or(0.0, |(settings, _)| settings.scale());
+        let length = adapter("length");
+        Some(merge(&shared, part.shape(self.config).1, &down, &up, scale, length.as_deref()))
     }
 
     /// The mean of a part over some layers; a copy if it is one.
@@ -193,14 +222,20 @@ struct Recast<'a> {
     /// Layers of the source by stored layer of the result.
     from: &'a [Vec<usize>],
     share_norms: bool,
+    fitted: Option<&'a Adapters>,
 }
 
 impl Recast<'_> {
     /// A parameter of the result, if the source has what it is made of.
     fn value(&self, spec: &ParamSpec) -> Option<Vec<f32>> {
         let Some((stored, part)) = spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+            if let Some(fitted) = self.fitted.and_then(|adapters| adapters.weights.get(&spec.name)) {
+                return Some(fitted.clone());
+            }
             let same = self.source.weights.get(spec.name.as_str());
-            return same.filter(|_| !matches!(spec.group, Group::Router | Group::AuxiliaryRouter)).map(|w| w.read());
+            let is_base = !spec.name.starts_with("relax.") && !spec.name.starts_with("encoding.");
+            let is_router = matches!(spec.group, Group::Router | Group::AuxiliaryRouter);
+            return same.filter(|_| is_base && !is_router).map(|weight| weight.read());
         };
         let stored: usize = stored.parse().ok()?;
         match part.split_once('.') {
@@ -215,21 +250,29 @@ impl Recast<'_> {
     }
 
     fn copied(&self, stored: usize) -> Copied {
-        let uses = self.plan.unrolled().filter(|u| u.stored == stored);
-        let instead_of: Vec<usize> = uses.map(|u| self.keep[u.layer]).collect();
-        let mut sums = vec![(0.0, 0.0); instead_of.len()];
-        for part in ["query", "key_value", "output", "gate_up", "down"] {
-            let Some(shared) = self.source.mean(&self.from[stored], part) else { continue };
-            for (sum, &layer) in sums.iter_mut().zip(&instead_of) {
-                let own = self.source.read(layer, part).unwrap_or_default();
-                for (&w, &s) in own.iter().zip(&shared) {
-                    let (w, s) = (f64::from(w), f64::from(s));
-                    sum.0 += (w - s) * (w - s);
-                    sum.1 += w * w;
+        let uses: Vec<Use> = self.plan.unrolled().filter(|u| u.stored == stored).collect();
+        let mut sums = vec![[0.0; 3]; uses.len()];
+        for part in Part::ALL {
+            let Some(shared) = self.source.mean(&self.from[stored], part.name()) else { continue };
+            for (sum, at) in sums.iter_mut().zip(&uses) {
+                let own = self.source.read(self.keep[at.layer], part.name()).unwrap_or_default();
+                let merged = self.fitted.and_then(|adapters| adapters.merged.get(&(at.layer, part.name())));
+                let used = merged.unwrap_or(&shared);
+                for ((&own, &shared), &used) in own.iter().zip(&shared).zip(used) {
+                    let own = f64::from(own);
+                    sum[0] += own * own;
+                    sum[1] += (own - f64::from(shared)).powi(2);
+                    sum[2] += (own - f64::from(used)).powi(2);
                 }
             }
         }
-        let difference = sums.iter().map(|(apart, whole)| (apart / whole.max(f64::MIN_POSITIVE)).sqrt()).collect();
-        Copied { stored, from: self.from[stored].clone(), instead_of, difference }
+        let share = |i: usize| sums.iter().map(|sum| (sum[i] / sum[0].max(f64::MIN_POSITIVE)).sqrt()).collect();
+        Copied {
+            stored,
+            from: self.from[stored].clone(),
+            instead_of: uses.iter().map(|at| self.keep[at.layer]).collect(),
+            difference: share(1),
+            remaining: share(2),
+        }
     }
 }

@@ -15,6 +15,8 @@ pub struct Copied {
     pub instead_of: Vec<usize>,
     /// For each of these `|W - shared| / |W|` over all matrices, as Frobenius norms: what sharing throws away.
     pub difference: Vec<f64>,
+    /// The same with the adapters that the uses got.
+    pub remaining: Vec<f64>,
 }
 
 /// What a conversion did.

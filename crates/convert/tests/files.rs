@@ -95,6 +95,8 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         kv: KvMode::Shared,
         share_norms: true,
         keep: None,
+        relax: model::relax::Relaxation::None,
+        fit_adapters: false,
         seed: 1,
     };
     let (path, _) = convert(&dense, &target, &at("mor")).expect("fits");

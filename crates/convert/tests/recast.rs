@@ -6,6 +6,7 @@ use std::path::Path;
 
 use common::{ids, logits, same, stored, tiny};
 use convert::{Start, Target, convert};
+use model::relax::{Part, Relaxation, encoding, lora};
 use model::routing::expert_choice::{Config as Expert, Sampling};
 use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing};
 use train::{Stored, load_model};
@@ -23,6 +24,8 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> Target {
         kv: KvMode::RecursionWise,
         share_norms: true,
         keep: None,
+        relax: Relaxation::None,
+        fit_adapters: true,
         seed: 3,
     }
 }

@@ -292,6 +292,13 @@ pub(crate) struct Convert {
     /// Let every use of a shared layer keep the norms of the layer that it replaces
     #[arg(long)]
     pub(crate) own_norms: bool,
+    /// What uses of shared layers may do differently: none, lora, dora, encoding, or a table, like
+    /// '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
+    #[arg(long, default_value = "none")]
+    pub(crate) relax: String,
+    /// Start adapters at nothing instead of at the largest singular values of what sharing throws away
+    #[arg(long)]
+    pub(crate) fresh_adapters: bool,
     /// Layers of the source to build on, like 0-14,29; by default all, or as many as divide, at equal distances
     #[arg(long, value_name = "LAYERS")]
     pub(crate) keep: Option<String>,

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use convert::{Report, Start, Target};
-use model::{KvMode, RouterConfig, Sharing};
+use model::{KvMode, Sharing};
 use report::{Table, human_bytes, human_count};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -22,10 +23,12 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         sharing,
         recursions: options.recursions.unwrap_or(if sharing == Sharing::None { 1 } else { 3 }),
         start: word::<Start>("--init", &options.init)?,
-        router: router(&options.router)?,
+        router: table("--router", &options.router)?,
         kv: word::<KvMode>("--kv", &options.kv)?,
         share_norms: !options.own_norms,
         keep: options.keep.as_deref().map(|text| convert::parse_layers(text, layers)).transpose()?,
+        relax: table("--relax", &options.relax)?,
+        fit_adapters: !options.fresh_adapters,
         seed: options.seed,
     };
     let (path, report) = convert::convert(&stored, &target, &options.out)
@@ -44,32 +47,31 @@ fn word<T: DeserializeOwned>(option: &str, text: &str) -> Result<T> {
     serde_json::from_value(Value::String(text.to_owned())).map_err(|error| anyhow::anyhow!("{option}: {error}"))
 }
 
-/// A router by its name, or as the table of a recipe: `{ kind = "expert_choice", network = "mlp" }`.
-fn router(text: &str) -> Result<RouterConfig> {
+/// A member of a list by its name, or as the table of a recipe: `{ kind = "expert_choice", network = "mlp" }`.
+fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T> {
     let value: Value = if text.trim_start().starts_with('{') {
-        let table: Value = toml::from_str(&format!("router = {text}")).map_err(|e| anyhow::anyhow!("--router: {e}"))?;
-        table["router"].clone()
+        let table: Value = toml::from_str(&format!("x = {text}")).map_err(|e| anyhow::anyhow!("{option}: {e}"))?;
+        table["x"].clone()
     } else {
         json!({ "kind": text })
     };
-    let router: RouterConfig =
-        serde_json::from_value(value.clone()).map_err(|error| anyhow::anyhow!("--router: {error}"))?;
-    let known = serde_json::to_value(&router)?;
+    let member: T = serde_json::from_value(value.clone()).map_err(|error| anyhow::anyhow!("{option}: {error}"))?;
+    let known = serde_json::to_value(&member)?;
     let unknown = value.as_object().into_iter().flatten().map(|(key, _)| key).find(|key| known.get(key).is_none());
     if let Some(key) = unknown {
-        anyhow::bail!("--router: unknown key `{key}` for router \"{}\"", router.kind());
+        anyhow::bail!("{option}: unknown key `{key}` for {}", known["kind"]);
     }
-    Ok(router)
+    Ok(member)
 }
 
 fn show(report: &Report) {
     let list = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
     let rows = report.layers.iter().map(|layer| {
-        let apart: Vec<String> = layer.difference.iter().map(|d| format!("{d:.3}")).collect();
+        let apart = |list: &[f64]| list.iter().map(|d| format!("{d:.3}")).collect::<Vec<_>>().join(" ");
         let from = if layer.from.len() > 1 { format!("mean of {}", list(&layer.from)) } else { list(&layer.from) };
-        vec![layer.stored.to_string(), from, list(&layer.instead_of), apart.join(" ")]
+        vec![layer.stored.to_string(), from, list(&layer.instead_of), apart(&layer.difference), apart(&layer.remaining)]
     });
-    let columns = ["stored layer", "from", "instead of", "difference"].map(str::to_owned).to_vec();
+    let columns = ["stored layer", "from", "instead of", "difference", "with adapters"].map(str::to_owned).to_vec();
     let caption = "layers of the source; difference: |W - shared| / |W| for each layer that it replaces".to_owned();
     say::piece(Table { columns, rows: rows.collect(), caption, best: None }.to_text());
     if !report.dropped.is_empty() {

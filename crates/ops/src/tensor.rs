@@ -68,6 +68,11 @@ pub fn scale(x: Tensor2, factor: f32) -> Tensor2 {
     x.mul_scalar(factor)
 }
 
+/// `x + y`, element by element.
+pub fn add(x: Tensor2, y: Tensor2) -> Tensor2 {
+    x + y
+}
+
 /// `x + offset`, element by element.
 pub fn shift(x: Tensor2, offset: f32) -> Tensor2 {
     x.add_scalar(offset)

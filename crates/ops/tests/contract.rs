@@ -32,6 +32,12 @@ fn weighted(t: usize) -> Vec<Case> {
             let (rows, head) = (rows.tensor(), Weight::new(head.values.clone(), 13, 5));
             o.distill_loss(x[0].clone(), &w[0], (&rows, &head), 1.5, &shares)
         }),
+        case("scale_columns", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.scale_columns(x[0].clone(), &w[0], None)
+        }),
+        case("scale_columns with constants", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.scale_columns(x[0].clone(), &w[0], Some((0..7).map(|n| 0.5 + n as f32).collect()))
+        }),
         case("linear", vec![d.matrix(t, 7)], vec![d.matrix(5, 7)], |o, x, w| o.linear(x[0].clone(), &w[0])),
         case("linear_add", vec![d.matrix(t, 7), d.matrix(t, 5)], vec![d.matrix(5, 7)], |o, x, w| {
             o.linear_add(x[0].clone(), &w[0], x[1].clone())

@@ -61,6 +61,7 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
     same_tokenizer(path, &stored, tokenizer)?;
     let given = stored.model.config();
     let wanted = ModelConfig {
+        relax: given.relax.clone(),
         router: given.router.clone(),
         kv: given.kv,
         context: given.context,
@@ -68,13 +69,14 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
         ..trainer.recipe.model.clone()
     };
     if wanted != *given {
-        let expected = "that of the recipe, but for routing, kv and context: leave the rest of [model] out, or convert";
+        let expected = "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
         return refuse(path, "config.json", "another model".into(), expected.into());
     }
     for (spec, weight) in trainer.model.weights() {
         match stored.model.weights().iter().find(|(known, _)| known.name == spec.name && known.shape == spec.shape) {
             Some((_, known)) => weight.write(known.read()),
-            None if matches!(spec.group, Group::Router | Group::AuxiliaryRouter) => {}
+            None if matches!(spec.group, Group::Router | Group::AuxiliaryRouter | Group::Adapter) => {}
+            None if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") => {}
             None => return refuse(path, "weights", format!("no {} of {:?}", spec.name, spec.shape), "it".into()),
         }
     }
