@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::serving_arguments::{BenchRun, Serve, Weights, weights};
+
 /// Language models that spend compute per token: train, evaluate, inspect, generate.
 #[derive(Debug, Parser)]
 #[command(name = "lathe", version, about, propagate_version = true)]
@@ -31,12 +33,17 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Generate(Generate),
+<<<<<<< HEAD
     /// Make a checkpoint from a Hugging Face folder, a GGUF file, or what export wrote
     Import(Import),
     /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own form
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
+=======
+    /// Serve a checkpoint over HTTP, for any OpenAI client
+    Serve(Serve),
+>>>>>>> main
     /// What a checkpoint holds and costs; depth heat maps of a text
     Inspect(Inspect),
     /// One page about a run: curves, depths, validation by source
@@ -66,6 +73,10 @@ pub(crate) enum DataCommand {
 pub(crate) enum BenchCommand {
     /// Time optimizer steps of models on random tokens, alternating
     Train(BenchTrain),
+    /// New tokens a second of the engine, by batch and context
+    Decode(BenchRun),
+    /// Prompt tokens a second of the engine
+    Prefill(BenchRun),
 }
 
 #[derive(Debug, Args)]
@@ -184,9 +195,18 @@ pub(crate) struct Train {
 pub(crate) struct Eval {
     /// A checkpoint, or the folder of a run
     pub(crate) checkpoint: PathBuf,
-    /// Folder made by `lathe data build`
-    #[arg(long)]
-    pub(crate) data: PathBuf,
+    /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
+    #[arg(long, required_unless_present = "tasks")]
+    pub(crate) data: Option<PathBuf>,
+    /// Evaluation tasks instead: a folder of task files, or one file (.toml)
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) tasks: Option<PathBuf>,
+    /// Items of each task at most
+    #[arg(long, requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+    /// Write what every item got to this file, one JSON object a line
+    #[arg(long, requires = "tasks")]
+    pub(crate) items: Option<PathBuf>,
     /// Which part of it
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
     pub(crate) split: String,
@@ -199,6 +219,9 @@ pub(crate) struct Eval {
     /// Let documents of one window see each other (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
+    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long, default_value = "f32", value_parser = weights)]
+    pub(crate) weights: Weights,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -238,6 +261,9 @@ pub(crate) struct Generate {
     /// Go on past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long, default_value = "f32", value_parser = weights)]
+    pub(crate) weights: Weights,
 }
 
 #[derive(Debug, Args)]

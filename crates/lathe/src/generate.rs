@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         min_p: options.min_p,
         seed: options.seed,
     };
-    stored.model.pack();
+    open::round(&stored.model, options.weights)?;
     let started = Instant::now();
     let wanted = Wanted {
         prompt: &prompt,

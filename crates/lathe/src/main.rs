@@ -3,9 +3,11 @@
 
 mod arguments;
 mod bench;
+mod bench_run;
 mod convert;
 mod data_build;
 mod evaluate;
+mod evaluate_tasks;
 mod generate;
 mod golden;
 mod import;
@@ -17,6 +19,8 @@ mod quickstart;
 mod recipe;
 mod run_page;
 mod say;
+mod serve;
+mod serving_arguments;
 mod signals;
 mod train_run;
 
@@ -60,7 +64,10 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Inspect(options) => inspect::run(&options),
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),
+        Command::Serve(options) => serve::run(&options),
         Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
+        Command::Bench(BenchCommand::Decode(options)) => bench_run::decode(&options),
+        Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
         Command::Presets => plan::presets(),
     }
 }

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use data::Tokenizer;
-use model::{RouterConfig, Rule};
+use model::{Model, RouterConfig, Rule};
 use train::Stored;
+
+use crate::serving_arguments::Weights;
 
 /// A checkpoint and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
@@ -54,5 +56,16 @@ pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
             "the checkpoint has no causal routing rule for router \"{}\": it was not saved by `lathe train`",
             router.kind()
         ),
+    }
+}
+
+/// Rounds the weights to a format, or prepares them as they are.
+pub(crate) fn round(model: &Model, weights: Weights) -> Result<()> {
+    match weights.0 {
+        Some(format) => model.quantize(format).with_context(|| format!("rounding the weights to {format}")),
+        None => {
+            model.pack();
+            Ok(())
+        }
     }
 }

@@ -67,6 +67,11 @@ pub fn peak_flops() -> f64 {
     kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
+/// Bytes a second that all threads read from memory, measured now.
+pub fn read_bandwidth() -> f64 {
+    kernels::machine::read_bandwidth(rayon::current_num_threads())
+}
+
 /// From now on operations get their result buffers filled with NaN, so that tests see an element that was not written.
 pub fn poison_buffers() {
     kernels::memory::poison();

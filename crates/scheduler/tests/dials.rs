@@ -19,7 +19,7 @@ fn request(id: u64, max_tokens: usize, dial: Dial) -> Request {
 }
 
 fn scheduler(limits: Limits) -> Scheduler {
-    Scheduler::new(limits, Shape { layers: vec![1, 1, 1, 1] }, 3).unwrap()
+    Scheduler::new(limits, Shape { layers: vec![1, 1, 1, 1], every_row: false }, 3).unwrap()
 }
 
 /// Ticks in which every row goes as deep as it may, until `slot` has drawn `tokens` tokens; gives their caps.

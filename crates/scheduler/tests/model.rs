@@ -45,7 +45,7 @@ fn limits(dice: &mut Dice, layers: &[usize], recursions: usize) -> Limits {
         running: 1 + dice.below(8) as usize,
         rows: 1 + dice.below(64) as usize,
         chunk: 1 + dice.below(40) as usize,
-        pages: unit * (6 + dice.below(30) as usize),
+        pages: unit * (2 + dice.below(30) as usize),
         leave_rows: 1 + dice.below(6) as usize,
         leave_wait: dice.below(2 * recursions as u64 + 1),
         context: 40 + dice.below(160) as usize,
@@ -155,7 +155,7 @@ fn experiment(seed: u64, ticks: u64) -> [u64; 3] {
         pauses: 10 + dice.below(200),
         longest: 4 + dice.below(60),
     };
-    let mut world = World::new(limits.clone(), layers);
+    let mut world = World::new(limits.clone(), layers, dice.one_in(4));
     let mut follower = Follower::default();
     for tick in 0..ticks {
         disturb(&mut world, &mut dice, &load);
@@ -231,7 +231,7 @@ fn same_text_alone(world: &World) {
         if !matches!(life.ended, Some(Finish::Stop(_) | Finish::Length)) {
             continue;
         }
-        let mut text = Text::new(life.text.request.clone(), world.recursions as u32);
+        let mut text = Text::new(life.text.request.clone(), world.recursions as u32, life.text.every_row);
         for position in text.tokens.len()..life.text.tokens.len() {
             let token = text.next();
             let cap = if world.brownout { life.text.caps[position] } else { text.next_cap() };
@@ -260,7 +260,7 @@ fn fifty_thousand_ticks() {
 
 /// `cargo test --release -p scheduler -- --ignored`
 #[test]
-#[ignore = "a million ticks, about a minute"]
+#[ignore = "a million ticks, many seconds"]
 fn a_million_ticks() {
     experiments(400, 2500, 1_000);
 }

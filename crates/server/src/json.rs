@@ -226,7 +226,10 @@ mod tests {
         let value = Json::parse(text.as_bytes()).unwrap();
         assert_eq!(value.get("a"), Some(&Json::Ids(vec![1, 2, 3])));
         assert_eq!(serde_json::to_string(&value).unwrap(), text);
-        assert_eq!(value.short().len(), 64);
+        assert_eq!(value.short(), text);
+        let long = Json::Ids((0..1_000_000).collect());
+        assert_eq!(long.short().len(), 64);
+        assert!(long.short().ends_with("..."));
         assert_eq!(Json::parse(b"[1,4294967296]").unwrap(), Json::List(vec![Json::Int(1), Json::Int(1 << 32)]));
         assert_eq!(Json::parse(b"7.0").unwrap().as_int(), Some(7));
         assert_eq!(Json::parse(b"7.5").unwrap().as_int(), None);

@@ -42,7 +42,7 @@ impl Default for Limits {
             logprobs: 20,
             logit_bias: 1024,
             template_bytes: 16 << 20,
-            template_fuel: 500_000,
+            template_fuel: 300_000,
         }
     }
 }

@@ -35,14 +35,15 @@ pub(crate) struct World {
     pub(crate) copies: u64,
     pub(crate) resumed: u64,
     layers: Vec<usize>,
+    every_row: bool,
     kv: Vec<u64>,
     in_slot: BTreeMap<Slot, u64>,
     pub(crate) brownout: bool,
 }
 
 impl World {
-    pub(crate) fn new(limits: Limits, layers: &[usize]) -> Self {
-        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec(), every_row: false });
+    pub(crate) fn new(limits: Limits, layers: &[usize], every_row: bool) -> Self {
+        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec(), every_row });
         let (pages, brownout) = (limits.pages, limits.brownout.is_some());
         Self {
             scheduler: Scheduler::new(limits, shape, recursions).unwrap(),
@@ -53,6 +54,7 @@ impl World {
             copies: 0,
             resumed: 0,
             layers: layers.to_vec(),
+            every_row,
             kv: vec![0; pages * PAGE],
             in_slot: BTreeMap::new(),
             brownout,
@@ -60,7 +62,7 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, request: Request) -> Result<(), Refusal> {
-        let text = Text::new(request.clone(), self.recursions as u32);
+        let text = Text::new(request.clone(), self.recursions as u32, self.every_row);
         self.scheduler.submit(request, self.now_us)?;
         let arrival = self.lives.len() as u64;
         let life = Life {
@@ -114,17 +116,15 @@ impl World {
             let flight = *self.scheduler.running(turn.slot).unwrap().flight().unwrap();
             let id = self.in_slot[&turn.slot];
             let text = &self.lives[&id].text;
-            let deep = |least: usize| {
-                (flight.first..flight.first + flight.count)
-                    .filter(|&p| text.depths[p] as usize >= least)
-                    .collect::<Vec<_>>()
-            };
-            let took = deep(turn.recursion + 1);
+            let end = flight.first + flight.count;
+            let there = |tier: usize| text.positions(tier, end).skip_while(|&p| p < flight.first).collect::<Vec<_>>();
+            let took = there(turn.recursion + 1);
             // Some routers know beforehand who goes on, others find out.
-            let going = if id.is_multiple_of(2) { took.len() } else { deep(turn.recursion + 2).len() };
+            let knows = !id.is_multiple_of(2) && turn.recursion + 1 < self.recursions;
+            let going = if knows { there(turn.recursion + 2).len() } else { took.len() };
             let count = took.len();
             self.write(turn.slot, turn.recursion + 1, took);
-            self.read(turn.slot, turn.recursion + 1, flight.first + flight.count);
+            self.read(turn.slot, turn.recursion + 1, end);
             self.scheduler.turned(turn.slot, count, going).unwrap();
         }
         for leave in self.scheduler.leaving() {

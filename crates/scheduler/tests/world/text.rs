@@ -15,6 +15,7 @@ pub(crate) fn mix(mut x: u64) -> u64 {
 pub(crate) struct Text {
     pub(crate) request: Request,
     pub(crate) recursions: u32,
+    pub(crate) every_row: bool,
     pub(crate) tokens: Vec<u32>,
     pub(crate) caps: Vec<u32>,
     pub(crate) depths: Vec<u32>,
@@ -24,9 +25,10 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    pub(crate) fn new(request: Request, recursions: u32) -> Self {
+    pub(crate) fn new(request: Request, recursions: u32, every_row: bool) -> Self {
         let mut text = Self {
             recursions,
+            every_row,
             tokens: Vec::new(),
             caps: Vec::new(),
             depths: Vec::new(),
@@ -93,6 +95,7 @@ impl Text {
 
     /// Positions below `end` that a tier holds.
     pub(crate) fn positions(&self, tier: usize, end: usize) -> impl Iterator<Item = usize> {
-        (0..end).filter(move |&p| self.depths[p] as usize >= tier)
+        let least = if self.every_row { tier.min(1) } else { tier };
+        (0..end).filter(move |&p| self.depths[p] as usize >= least)
     }
 }

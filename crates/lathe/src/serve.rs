@@ -1,0 +1,223 @@
+//! `lathe serve`: the engine behind the HTTP contract.
+
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use data::Tokenizer;
+use engine::{Engine, Live, Options, Sampling};
+use model::{Model, ModelConfig, RouterConfig, Sharing};
+use ops::KvStore;
+use scheduler::{Brownout, Gauges, Limits, Refusal, Request, Sink};
+use server::{Backend, Facts, Settings, Text};
+use train::Stored;
+
+use crate::serving_arguments::{Bounds, Http, Numbers, Serve};
+use crate::{open, say};
+
+/// The engine as the server sees it.
+struct Served(Live);
+
+impl Backend for Served {
+    fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
+        self.0.submit(request, sink)
+    }
+
+    fn cancel(&self, id: u64) {
+        self.0.cancel(id);
+    }
+
+    fn gauges(&self) -> Gauges {
+        self.0.gauges()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.0.now_us()
+    }
+
+    fn idle_for_us(&self) -> u64 {
+        self.0.idle_for_us()
+    }
+
+    fn drain(&self) {
+        self.0.drain();
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
+    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    open::round(&stored.model, options.numbers.weights)?;
+    let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
+    let mut facts = facts(&stored, &options.checkpoint, name, options.alias.clone());
+    let text = text(options, tokenizer)?;
+    let settings = settings(&options.http, options.strict, keys(options)?);
+    let model_bytes = stored.model.bytes();
+    let engine = engine_of(stored, &options.numbers, &options.bounds)?;
+    facts.context = options.bounds.context.unwrap_or(facts.context);
+    let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?);
+    let live = Live::start(engine, pool).context("starting the engine's thread")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let id = facts.id.clone();
+    runtime.block_on(async {
+        let address = (options.host.as_str(), options.port)
+            .to_socket_addrs()
+            .with_context(|| format!("the address {}:{}", options.host, options.port))?
+            .next()
+            .with_context(|| format!("{} is no address of this machine", options.host))?;
+        if !address.ip().is_loopback() && settings.api_keys.is_empty() {
+            tracing::warn!("{address} can be reached from other machines and no --api-key is set");
+        }
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening at {address}: choose another --port, or stop what listens there"))?;
+        let at = listener.local_addr()?;
+        say::line(format!(
+            "serving {id} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
+            report::human_bytes(model_bytes as u64)
+        ));
+        server::serve(listener, settings, facts, text, Arc::new(Served(live)), asked_to_stop()).await?;
+        anyhow::Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn asked_to_stop() {
+    let interrupt = tokio::signal::ctrl_c();
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = interrupt => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => drop(interrupt.await),
+    }
+}
+
+/// An engine over a stored model, with as many pages as the memory allows.
+pub(crate) fn engine_of(stored: Stored, numbers: &Numbers, bounds: &Bounds) -> Result<Engine> {
+    let rule = open::causal(&stored)?;
+    let config = stored.model.config().clone();
+    let limits = limits(&config, numbers, bounds)?;
+    let options = Options { limits, kv: numbers.kv, draw: Arc::new(Sampling) };
+    Ok(Engine::new(Arc::new(stored.model), rule, stored.state, options)?)
+}
+
+/// The engine's bounds for a model.
+pub(crate) fn limits(config: &ModelConfig, numbers: &Numbers, bounds: &Bounds) -> Result<Limits> {
+    let context = bounds.context.unwrap_or(config.context);
+    ensure!(
+        context >= 1 && context <= config.context,
+        "--context is {context}, expected between 1 and the {} that the model was made for",
+        config.context
+    );
+    let page = KvStore::page_bytes(numbers.kv, config.heads());
+    let pages = (bounds.kv_memory << 20) / page;
+    let brownout = bounds.brownout.map(|floor| Brownout { floor, ..Brownout::default() });
+    Ok(Limits {
+        queue_requests: bounds.queue,
+        queue_tokens: bounds.queue_tokens.unwrap_or(4 * context),
+        running: bounds.running,
+        rows: bounds.rows,
+        chunk: bounds.chunk,
+        pages,
+        leave_rows: bounds.leave_rows,
+        leave_wait: bounds.leave_wait,
+        context,
+        brownout,
+        ..Limits::default()
+    })
+}
+
+fn folder_name(path: &Path) -> String {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    path.file_name().map_or_else(|| "lathe".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Which family of models a config belongs to.
+pub(crate) fn family(config: &ModelConfig) -> &'static str {
+    match (&config.router, config.sharing) {
+        (_, Sharing::None) => "dense",
+        (RouterConfig::Fixed, _) => "recursive",
+        _ => "mor",
+    }
+}
+
+fn facts(stored: &Stored, path: &Path, id: String, aliases: Vec<String>) -> Facts {
+    let (model, config) = (&stored.model, stored.model.config());
+    let made = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let kv = serde_json::to_value(config.kv).ok().and_then(|kv| kv.as_str().map(str::to_owned));
+    Facts {
+        id,
+        aliases,
+        family: family(config).into(),
+        recursions: model.plan().recursions.len().max(1) as u32,
+        routing: config.router.kind().into(),
+        kv_mode: kv.unwrap_or_default(),
+        layers: model.plan().unrolled().count(),
+        parameters: model.weights().iter().map(|(spec, _)| spec.count() as u64).sum(),
+        context: config.context,
+        vocab: config.vocab_size,
+        created: made.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        fingerprint: format!("lathe-{}-{:016x}", env!("CARGO_PKG_VERSION"), fingerprint(model)),
+    }
+}
+
+/// A number that differs when a weight does.
+fn fingerprint(model: &Model) -> u64 {
+    let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let of = |values: Vec<f32>| values.iter().fold(0u64, |hash, v| mix(hash, u64::from(v.to_bits())));
+    model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
+}
+
+fn text(options: &Serve, tokenizer: Tokenizer) -> Result<Text> {
+    let given = options.chat_template.as_ref();
+    let given = given.map(|path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display())));
+    Ok(Text {
+        bos: None,
+        eos: tokenizer.eos_id().into_iter().collect(),
+        pad: None,
+        add_bos: false,
+        chat_template: given.transpose()?,
+        tokenizer,
+    })
+}
+
+fn keys(options: &Serve) -> Result<Vec<String>> {
+    let mut keys = options.api_key.clone();
+    if let Some(path) = &options.api_key_file {
+        let file = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        keys.extend(file.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        ensure!(!keys.is_empty(), "{} holds no key, expected one a line", path.display());
+    }
+    Ok(keys)
+}
+
+fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> Settings {
+    let seconds = Duration::from_secs;
+    let limits = server::Limits {
+        body_bytes: http.max_body,
+        prompts: http.max_prompts,
+        n: http.max_n,
+        sequences: http.max_sequences,
+        stops: http.max_stops,
+        logprobs: http.max_logprobs,
+        logit_bias: http.max_logit_bias,
+        ..server::Limits::default()
+    };
+    Settings {
+        limits,
+        api_keys,
+        strict,
+        deadline: seconds(http.deadline),
+        header_read: seconds(http.header_seconds),
+        body_read: seconds(http.body_seconds),
+        keep_alive: seconds(http.keep_alive),
+        connections: http.max_connections,
+        slow_reader: seconds(http.slow_reader),
+        drain: seconds(http.drain),
+        ..Settings::default()
+    }
+}

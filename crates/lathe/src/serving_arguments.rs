@@ -1,0 +1,204 @@
+//! Options of the commands that run the engine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ops::{Format, KvFormat};
+
+/// In which numbers weights and caches are kept.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Numbers {
+    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long, default_value = "f32", value_parser = weights)]
+    pub(crate) weights: Weights,
+    /// Keep keys and values as f32, bf16 or int8
+    #[arg(long, default_value = "f32", value_parser = kv)]
+    pub(crate) kv: KvFormat,
+}
+
+/// A weight format; `None` leaves them as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Weights(pub(crate) Option<Format>);
+
+impl std::fmt::Display for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            None => f.write_str("f32"),
+            Some(format) => format.fmt(f),
+        }
+    }
+}
+
+pub(crate) fn weights(name: &str) -> Result<Weights, String> {
+    match name {
+        "f32" => Ok(Weights(None)),
+        name => name.parse().map(|format| Weights(Some(format))).map_err(|error| error.to_string()),
+    }
+}
+
+fn kv(name: &str) -> Result<KvFormat, String> {
+    name.parse().map_err(|error| format!("{error}"))
+}
+
+/// Bounds of the engine.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Bounds {
+    /// Memory for keys and values, MiB
+    #[arg(long, default_value_t = 512)]
+    pub(crate) kv_memory: usize,
+    /// Sequences that run at a time
+    #[arg(long, default_value_t = 32)]
+    pub(crate) running: usize,
+    /// Rows that a step takes through the model
+    #[arg(long, default_value_t = 256)]
+    pub(crate) rows: usize,
+    /// Prompt rows of one sequence in a step
+    #[arg(long, default_value_t = 128)]
+    pub(crate) chunk: usize,
+    /// Finished rows that the last layers wait for while others still recur; 1 never waits
+    #[arg(long, default_value_t = 1)]
+    pub(crate) leave_rows: usize,
+    /// Steps they wait at most
+    #[arg(long, default_value_t = 1)]
+    pub(crate) leave_wait: u64,
+    /// Requests that may wait
+    #[arg(long, default_value_t = 128)]
+    pub(crate) queue: usize,
+    /// Prompt tokens that may wait; by default four times the context
+    #[arg(long)]
+    pub(crate) queue_tokens: Option<usize>,
+    /// Longest sequence; by default what the model was made for
+    #[arg(long)]
+    pub(crate) context: Option<usize>,
+    /// Give up depth before requests when the queue grows: the depth that remains at least
+    #[arg(long)]
+    pub(crate) brownout: Option<u32>,
+}
+
+/// `lathe serve`
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A checkpoint, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// Address to listen at; anything but a loopback address should come with an API key
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port to listen at; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// Name of the model for clients; by default the checkpoint's folder
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Another name that requests may use (repeatable)
+    #[arg(long)]
+    pub(crate) alias: Vec<String>,
+    /// Key that clients must send as a bearer token (repeatable)
+    #[arg(long)]
+    pub(crate) api_key: Vec<String>,
+    /// File with one key a line
+    #[arg(long)]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// File with a Jinja chat template, instead of the checkpoint's
+    #[arg(long)]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// Refuse fields that are not known, instead of naming them in a header
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) numbers: Numbers,
+    #[command(flatten)]
+    pub(crate) bounds: Bounds,
+    #[command(flatten)]
+    pub(crate) http: Http,
+}
+
+/// Limits of requests and connections.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Http {
+    /// Bytes of a request body
+    #[arg(long, default_value_t = 4 << 20)]
+    pub(crate) max_body: usize,
+    /// Prompts of a request
+    #[arg(long, default_value_t = 64)]
+    pub(crate) max_prompts: usize,
+    /// Continuations of a prompt
+    #[arg(long, default_value_t = 16)]
+    pub(crate) max_n: usize,
+    /// Prompts times continuations
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_sequences: usize,
+    /// Stop strings
+    #[arg(long, default_value_t = 16)]
+    pub(crate) max_stops: usize,
+    /// Most likely tokens beside each token
+    #[arg(long, default_value_t = 20)]
+    pub(crate) max_logprobs: usize,
+    /// Entries of logit_bias
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) max_logit_bias: usize,
+    /// Connections
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) max_connections: usize,
+    /// Seconds a request may take
+    #[arg(long, default_value_t = 600)]
+    pub(crate) deadline: u64,
+    /// Seconds a request's head may take
+    #[arg(long, default_value_t = 10)]
+    pub(crate) header_seconds: u64,
+    /// Seconds a request's body may take
+    #[arg(long, default_value_t = 30)]
+    pub(crate) body_seconds: u64,
+    /// Seconds an idle connection stays
+    #[arg(long, default_value_t = 60)]
+    pub(crate) keep_alive: u64,
+    /// Seconds a stream's reader may take nothing
+    #[arg(long, default_value_t = 30)]
+    pub(crate) slow_reader: u64,
+    /// Seconds that running requests get after a signal
+    #[arg(long, default_value_t = 30)]
+    pub(crate) drain: u64,
+}
+
+/// `lathe bench decode` and `lathe bench prefill`
+#[derive(Debug, Args)]
+pub(crate) struct BenchRun {
+    /// Checkpoints, folders of runs, presets, or recipes (.toml; fresh weights)
+    #[arg(required = true)]
+    pub(crate) model: Vec<String>,
+    /// Change one field of each preset or recipe: --set model.vocab_size=16384 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Sequences at a time
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens of each prompt
+    #[arg(long, value_delimiter = ',', default_values_t = [32])]
+    pub(crate) context: Vec<usize>,
+    /// Sequences in all; with more than the batch, one that ends makes room for the next, and the time runs from the
+    /// first prompt to the last token
+    #[arg(long)]
+    pub(crate) requests: Option<usize>,
+    /// MiB of keys and values that the sequences at a time share; by default enough for all
+    #[arg(long)]
+    pub(crate) kv_memory: Option<f64>,
+    /// New tokens of each sequence
+    #[arg(long, default_value_t = 64)]
+    pub(crate) tokens: usize,
+    /// Rounds, of which the median counts
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+    /// Deepest recursion allowed
+    #[arg(long)]
+    pub(crate) max_depth: Option<u32>,
+    #[command(flatten)]
+    pub(crate) numbers: Numbers,
+    /// Finished rows that the last layers wait for; 1 never waits
+    #[arg(long, default_value_t = 1)]
+    pub(crate) leave_rows: usize,
+    /// Show the seconds of each operation in one further round of the first model
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,9 @@
+//! The HTTP contract against a fake engine.
+
+mod client;
+mod contract;
+mod fake;
+mod hostile;
+mod lifecycle;
+mod scores;
+mod streams;
