@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     open::round(&stored.model, options.numbers.weights)?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
     let mut facts = facts(&stored, &options.checkpoint, name, options.alias.clone());
-    let text = text(options, tokenizer)?;
+    let text = text(options, &stored, tokenizer)?;
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
     let engine = engine_of(stored, &options.numbers, &options.bounds)?;
@@ -172,15 +172,17 @@ fn fingerprint(model: &Model) -> u64 {
     model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
 }
 
-fn text(options: &Serve, tokenizer: Tokenizer) -> Result<Text> {
+/// What the model came with; a template on the command line goes before its own.
+fn text(options: &Serve, stored: &Stored, tokenizer: Tokenizer) -> Result<Text> {
+    let known = stored.text.clone().unwrap_or_default();
     let given = options.chat_template.as_ref();
     let given = given.map(|path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display())));
     Ok(Text {
-        bos: None,
-        eos: tokenizer.eos_id().into_iter().collect(),
-        pad: None,
-        add_bos: false,
-        chat_template: given.transpose()?,
+        bos: known.bos,
+        eos: open::stops(stored, &tokenizer),
+        pad: known.pad,
+        add_bos: known.add_bos,
+        chat_template: given.transpose()?.or(known.chat_template),
         tokenizer,
     })
 }
