@@ -239,6 +239,23 @@ fn a_known_beginning_is_not_computed_again() {
 }
 
 #[test]
+fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
+    let mut s = scheduler(Limits { running: 1, ..Limits::default() });
+    let thrifty = Dial { mean_depth: Some(1.0), ..Dial::default() };
+    s.submit(Request { dial: thrifty, ..request(1, 0..20, 60) }, 0).unwrap();
+    while s.running(0).is_none_or(|r| r.sequence().generated().len() < 30) {
+        tick(&mut s, 9, 0);
+    }
+    // Another asks for the same text at full depth, and takes the slot.
+    let prompt = [(0..20).collect(), vec![9; 30]].concat();
+    s.submit(Request { prompt, priority: 1, ..request(2, 0..1, 1) }, 0).unwrap();
+    let entered: Vec<usize> = (0..8).flat_map(|_| tick(&mut s, 9, 0).0.enter).map(|e| e.first).collect();
+    assert_eq!(s.slot_of(1), Some(0));
+    // Both find the block of the prompt; the first computes its text again although another one's is there.
+    assert_eq!(entered[..2], [16, 16]);
+}
+
+#[test]
 fn a_request_that_just_fits_takes_back_what_is_cached_of_it() {
     // 32 rows may take all 6 pages. Of the first block every other row goes deep: the cache holds half-filled pages of it,
     // which ask for room for copies that is not there.
