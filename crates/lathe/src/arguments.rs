@@ -33,17 +33,14 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Generate(Generate),
-<<<<<<< HEAD
     /// Make a checkpoint from a Hugging Face folder, a GGUF file, or what export wrote
     Import(Import),
     /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own form
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
-=======
     /// Serve a checkpoint over HTTP, for any OpenAI client
     Serve(Serve),
->>>>>>> main
     /// What a checkpoint holds and costs; depth heat maps of a text
     Inspect(Inspect),
     /// One page about a run: curves, depths, validation by source
