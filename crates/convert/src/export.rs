@@ -46,13 +46,7 @@ pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
 /// A run of ours trains with the end-of-text token between documents: its tokenizer alone says which id that is.
 fn special_of(stored: &Stored) -> Special {
     let text = stored.text.clone().unwrap_or_default();
-    Special {
-        bos: text.bos,
-        eos: text.eos,
-        pad: text.pad,
-        chat_template: text.chat_template,
-        add_bos: text.add_bos,
-    }
+    Special { bos: text.bos, eos: text.eos, pad: text.pad, chat_template: text.chat_template, add_bos: text.add_bos }
 }
 
 /// A dense model as weights by role.

@@ -12,7 +12,7 @@ use train::{Made, Text, write_model};
 
 use crate::error::{name_of, refused};
 use crate::roles::config_of;
-use crate::{Costs, ConvertError, own, roles};
+use crate::{ConvertError, Costs, own, roles};
 
 /// What an import made.
 #[derive(Debug)]

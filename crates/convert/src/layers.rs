@@ -28,7 +28,9 @@ pub enum Start {
 /// `count` numbers from `from` to `to` at equal distances, rounded with halves to even.
 fn steps(from: usize, to: usize, count: usize) -> Vec<usize> {
     let step = if count > 1 { (to - from) as f64 / (count - 1) as f64 } else { 0.0 };
-    let at = |i: usize| if i + 1 == count && count > 1 { to } else { (i as f64 * step + from as f64).round_ties_even() as usize };
+    let at = |i: usize| {
+        if i + 1 == count && count > 1 { to } else { (i as f64 * step + from as f64).round_ties_even() as usize }
+    };
     (0..count).map(at).collect()
 }
 
@@ -120,7 +122,13 @@ mod tests {
     }
 
     fn one(start: Start, sharing: Sharing, layers: usize, recursions: usize) -> Vec<usize> {
-        of(start, sharing, layers, recursions).into_iter().map(|l| { assert_eq!(l.len(), 1); l[0] }).collect()
+        of(start, sharing, layers, recursions)
+            .into_iter()
+            .map(|l| {
+                assert_eq!(l.len(), 1);
+                l[0]
+            })
+            .collect()
     }
 
     /// Numbers from `np.round(np.linspace(a, b, n)).astype(int)`.
@@ -156,7 +164,9 @@ mod tests {
         let found = kept(30, Sharing::MiddleCycle, 3).expect("fits");
         assert_eq!((found.len(), found[0], found[1], found[27], found[28]), (29, 0, 1, 28, 29));
         assert!(found.windows(2).all(|pair| pair[0] < pair[1]));
-        for (layers, sharing, recursions) in [(2, Sharing::Cycle, 3), (4, Sharing::MiddleCycle, 3), (4, Sharing::Cycle, 0)] {
+        for (layers, sharing, recursions) in
+            [(2, Sharing::Cycle, 3), (4, Sharing::MiddleCycle, 3), (4, Sharing::Cycle, 0)]
+        {
             assert!(kept(layers, sharing, recursions).is_err());
         }
     }

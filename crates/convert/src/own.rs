@@ -14,7 +14,7 @@ use train::{Made, Stored, Text, write_model};
 
 use crate::error::{name_of, refused};
 use crate::export::tokenizer_of;
-use crate::{Costs, ConvertError, Imported};
+use crate::{ConvertError, Costs, Imported};
 
 /// `model_type` of a config.json in this form.
 const KIND: &str = "lathe";
@@ -117,7 +117,8 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
         path: tokenizer.clone(),
         source,
     })?;
-    let tensors: Result<Vec<_>, ConvertError> = table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
+    let tensors: Result<Vec<_>, ConvertError> =
+        table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
     let rule = found.routing.map(Rule::Causal);
     let made = Made {
         config: &found.model,

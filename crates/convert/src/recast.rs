@@ -168,7 +168,12 @@ impl<'a> Source<'a> {
             return refused("the source", "router", format!("\"{}\"", config.router.kind()), expected);
         }
         if config.kv != KvMode::RecursionWise {
-            return refused("the source", "kv", format!("{:?}", config.kv), "recursion_wise: layers with their own keys");
+            return refused(
+                "the source",
+                "kv",
+                format!("{:?}", config.kv),
+                "recursion_wise: layers with their own keys",
+            );
         }
         if matches!(config.relax, Relaxation::Encoding(_)) {
             let expected = "none, lora or dora: a factor of the stream is no part of any layer";

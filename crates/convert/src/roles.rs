@@ -119,10 +119,8 @@ mod tests {
     fn settings_and_config_say_the_same() {
         let config = ModelConfig { vocab_size: 10, ..dense() };
         assert_eq!(config_of(&settings_of(&config), Path::new("x")).expect("plain"), config);
-        let scaled = LlamaSettings {
-            rope_scaling: Some(foreign::RopeScaling::Linear { factor: 2.0 }),
-            ..settings_of(&config)
-        };
+        let scaled =
+            LlamaSettings { rope_scaling: Some(foreign::RopeScaling::Linear { factor: 2.0 }), ..settings_of(&config) };
         let error = config_of(&scaled, Path::new("some/file")).expect_err("scaled").to_string();
         assert!(error.contains("some/file") && error.contains("rope_scaling"), "{error}");
     }

@@ -145,9 +145,8 @@ mod tests {
     fn a_matrix_of_low_rank_is_found() {
         let (n, d, rank) = (30, 18, 3);
         let (x, y) = (random(n, rank), random(rank, d));
-        let a: Vec<f32> = (0..n * d)
-            .map(|p| (0..rank).map(|k| x[p / d * rank + k] * y[k * d + p % d]).sum::<f32>())
-            .collect();
+        let a: Vec<f32> =
+            (0..n * d).map(|p| (0..rank).map(|k| x[p / d * rank + k] * y[k * d + p % d]).sum::<f32>()).collect();
         let size = a.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         for more in [3, 5, 18] {
             let found = truncated(&a, n, d, more, &mut dice(0));

@@ -51,10 +51,11 @@ fn dense_models_go_out_and_come_back() {
     for name in FIXTURES {
         let stored = imported(&fixture(name), &at(name));
         let again = |what: &str, back: Stored| {
-            assert_eq!(back.model.config(), &model::ModelConfig {
-                norm_eps: back.model.config().norm_eps,
-                ..stored.model.config().clone()
-            }, "{what}");
+            assert_eq!(
+                back.model.config(),
+                &model::ModelConfig { norm_eps: back.model.config().norm_eps, ..stored.model.config().clone() },
+                "{what}"
+            );
             assert_eq!(back.model.config().norm_eps as f32, stored.model.config().norm_eps as f32);
             for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&stored)) {
                 same(found, &expected, &format!("{what} {name}"));

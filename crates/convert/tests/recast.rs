@@ -11,8 +11,7 @@ use model::routing::expert_choice::{Config as Expert, Sampling};
 use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing};
 use train::{Stored, load_model};
 
-const SHARINGS: [Sharing; 4] =
-    [Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
+const SHARINGS: [Sharing; 4] = [Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
 const STARTS: [Start; 5] = [Start::Stepwise, Start::Average, Start::Lower, Start::Upper, Start::Random];
 
 fn target(sharing: Sharing, recursions: usize, start: Start) -> Target {
@@ -180,7 +179,10 @@ fn what_does_not_fit_is_refused() {
         (Target { keep: Some(vec![0, 8]), ..base.clone() }, &["--keep", "below 8"]),
         (Target { keep: Some(Vec::new()), ..base.clone() }, &["layers"]),
         (Target { router: RouterConfig::Random(Default::default()), ..base.clone() }, &["--router", "random"]),
-        (Target { router: RouterConfig::TokenChoice(Default::default()), ..base.clone() }, &["--router", "token_choice"]),
+        (
+            Target { router: RouterConfig::TokenChoice(Default::default()), ..base.clone() },
+            &["--router", "token_choice"],
+        ),
         (
             Target { sharing: Sharing::Sequence, recursions: 2, router: RouterConfig::default(), ..base.clone() },
             &["sharing", "expert_choice"],
@@ -244,10 +246,8 @@ fn merged_adapters_compute_the_same() {
                 let relaxed = converted(&dense, &low, &folder.path().join(format!("relaxed{number}")));
                 let unroll = target(Sharing::None, 1, Start::Stepwise);
                 let merged = converted(&relaxed, &unroll, &folder.path().join(format!("merged{number}")));
-                let (a, b) = (
-                    logits(&relaxed.model, &Rule::SeeingAll, &ids()),
-                    logits(&merged.model, &Rule::SeeingAll, &ids()),
-                );
+                let (a, b) =
+                    (logits(&relaxed.model, &Rule::SeeingAll, &ids()), logits(&merged.model, &Rule::SeeingAll, &ids()));
                 let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                 for (a, b) in a.iter().zip(&b) {
                     assert!((a - b).abs() < 1e-5 * largest.max(1.0), "{low:?}: {a} {b}");
@@ -280,10 +280,8 @@ fn fresh_relaxations_change_nothing() {
             }
         }
     }
-    let encoded = Target {
-        relax: Relaxation::Encoding(encoding::Config::default()),
-        ..target(Sharing::Cycle, 2, Start::Lower)
-    };
+    let encoded =
+        Target { relax: Relaxation::Encoding(encoding::Config::default()), ..target(Sharing::Cycle, 2, Start::Lower) };
     let encoded = converted(&dense, &encoded, &folder.path().join("encoded"));
     let unroll = target(Sharing::None, 1, Start::Lower);
     let error = convert(&encoded, &unroll, &folder.path().join("x")).expect_err("no part of a layer").to_string();

@@ -162,14 +162,8 @@ fn everyone() -> Vec<Arc<Model>> {
     adapted.relax = Relaxation::Dora(lora::Config { rank: 3, parts: Part::ALL.to_vec(), ..lora::Config::default() });
     let mut encoded = config(RouterConfig::default(), KvMode::RecursionWise);
     encoded.relax = Relaxation::Encoding(Default::default());
-    let more = [
-        plain(Sharing::None, 1),
-        plain(Sharing::Cycle, 3),
-        plain(Sharing::Sequence, 2),
-        norms,
-        adapted,
-        encoded,
-    ];
+    let more =
+        [plain(Sharing::None, 1), plain(Sharing::Cycle, 3), plain(Sharing::Sequence, 2), norms, adapted, encoded];
     all.extend(more.iter().map(|config| uneven(fresh(config))));
     all.into_iter().map(Arc::new).collect()
 }
@@ -201,7 +195,8 @@ fn a_warm_cache_changes_no_bit() {
         let expected: Vec<_> = requests.iter().map(|r| alone(&model, &rule, r)).collect();
         let mut engine = engine(&model, &rule, Limits { chunk: 7, ..limits() }, KvFormat::F32);
         for round in 0..2 {
-            let again: Vec<Request> = requests.iter().map(|r| Request { id: r.id + 100 * round, ..r.clone() }).collect();
+            let again: Vec<Request> =
+                requests.iter().map(|r| Request { id: r.id + 100 * round, ..r.clone() }).collect();
             let inboxes = run(&mut engine, &again, &[0, 40, 41, 42, 80, 80]);
             for (i, inbox) in inboxes.iter().enumerate() {
                 same(&inbox.tokens(), &expected[i], &format!("{} round {round} request {i}", name(&model)));
@@ -255,11 +250,7 @@ fn prompts_are_scored_as_in_one_pass() {
         let asks: Vec<Request> = [23, 5]
             .into_iter()
             .enumerate()
-            .map(|(i, n)| Request {
-                prompt_scores: true,
-                top: Some(2),
-                ..request(i as u64, ids(30 + i as u64, n), i)
-            })
+            .map(|(i, n)| Request { prompt_scores: true, top: Some(2), ..request(i as u64, ids(30 + i as u64, n), i) })
             .collect();
         let mut engine = engine(&model, &rule, Limits { chunk: 6, ..limits() }, KvFormat::F32);
         for (ask, inbox) in asks.iter().zip(run(&mut engine, &asks, &[0, 1])) {

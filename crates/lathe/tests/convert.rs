@@ -43,11 +43,15 @@ fn the_whole_way() {
     let made = convert("rec", &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average"]);
     assert_eq!(made["report"]["layers"][1]["from"], serde_json::json!([1, 2, 3]));
     assert_eq!(made["report"]["before"]["layers"], 5);
-    convert("mor", &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average", "--router", "expert_choice"]);
+    convert(
+        "mor",
+        &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average", "--router", "expert_choice"],
+    );
     assert_eq!(nll(&place, "rec"), nll(&place, "mor"), "the converted model is the recursive one");
     let shown = place.run(&["inspect", "mor"]).good().out;
     assert!(shown.contains("full capacity"), "{shown}");
-    let shown = place.run(&["convert", "dense", "--out", "cycle", "--sharing", "cycle", "--recursions", "2"]).good().out;
+    let shown =
+        place.run(&["convert", "dense", "--out", "cycle", "--sharing", "cycle", "--recursions", "2"]).good().out;
     for needle in ["left out: layers 2", "unique parameters", "KV bytes/token", "instead of", "wrote cycle"] {
         assert!(shown.contains(needle), "{needle}: {shown}");
     }
@@ -67,11 +71,11 @@ fn the_whole_way() {
         assert!(place.read(&path("whole")) == place.read(&path("cut")), "{file}");
     }
     assert_eq!(place.text("whole/log.jsonl"), place.text("cut/log.jsonl"));
-    let first: Value = serde_json::from_str(place.text("whole/log.jsonl").lines().next().expect("a line")).expect("JSON");
+    let first: Value =
+        serde_json::from_str(place.text("whole/log.jsonl").lines().next().expect("a line")).expect("JSON");
     assert_eq!(first["depths"], serde_json::json!([0, 0, 0, 64]), "capacities are annealed from 1");
     assert_eq!(first["parts"][1][0], "distillation", "{first}");
-    let recipe: Value =
-        serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json")).expect("JSON");
+    let recipe: Value = serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json")).expect("JSON");
     assert_eq!(recipe["start"]["fingerprint"].as_str().map(str::len), Some(64), "{recipe}");
     place.run(&["generate", "whole", "--prompt", "the model", "--max-tokens", "4", "--temperature", "0"]).good();
 

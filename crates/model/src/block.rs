@@ -55,9 +55,8 @@ impl Block {
 
     /// The norm of each row's own use.
     fn norm(&self, weights: &[Arc<Weight>], x_td: Tensor2, at: &Uses, ops: Ops) -> Tensor2 {
-        let one = |x: Tensor2, recursion: usize| {
-            ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true)
-        };
+        let one =
+            |x: Tensor2, recursion: usize| ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true);
         if weights.len() == 1 || at.count() == 1 {
             let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
             return one(x_td, recursion);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{SHARINGS, at_once, close, fresh, How, ids, tiny};
+use common::{How, SHARINGS, at_once, close, fresh, ids, tiny};
 use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
 use model::relax::{Part, Relaxation, lora};
 use model::spec::{Group, specs};
@@ -49,9 +49,8 @@ fn costs_follow_the_table() {
     for sharing in SHARINGS.into_iter().filter(|&sharing| sharing != Sharing::None) {
         let plain = with(Relaxation::None, sharing);
         let plan = plain.check().expect("legal");
-        let flops = |config: &ModelConfig| {
-            forward_flops(config, &plan, 16, &nominal_capacities(config), Convention::Full)
-        };
+        let flops =
+            |config: &ModelConfig| forward_flops(config, &plan, 16, &nominal_capacities(config), Convention::Full);
         for relax in Relaxation::all() {
             let config = with(relax, sharing);
             let table = specs(&config, &plan);

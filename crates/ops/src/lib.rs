@@ -31,8 +31,8 @@ pub mod timing;
 mod weight;
 
 pub use adamw::{AdamW, Moments};
-pub use columns::length_ratios;
 pub use attend::{Heads, Spans};
+pub use columns::length_ratios;
 pub use gate::Activation;
 pub use head::log_softmax_rows;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
@@ -40,8 +40,8 @@ pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale, shift, stack,
-    write_rows,
+    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale,
+    shift, stack, write_rows,
 };
 pub use weight::{Format, QuantError, Weight};
 

@@ -14,8 +14,8 @@ mod text;
 mod validate;
 
 pub use config::{
-    CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig, StartConfig,
-    TrainConfig,
+    CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig,
+    StartConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use optimizer::Optimizer;

@@ -85,8 +85,9 @@ impl Run {
                 path: dir.to_path_buf(),
                 field: "folder".into(),
                 found: "a checkpoint".into(),
-                expected: "the folder of a run; to train on from it, name it as start.checkpoint and choose another --out"
-                    .into(),
+                expected:
+                    "the folder of a run; to train on from it, name it as start.checkpoint and choose another --out"
+                        .into(),
             });
         }
         let path = windows.corpus().tokenizer_path();

@@ -17,7 +17,9 @@ fn folder(path: &Path) -> Result<PathBuf, TrainError> {
     let parent = if path.join("checkpoints").is_dir() { path.join("checkpoints") } else { path.to_path_buf() };
     match checkpoint::try_list(&parent)?.into_iter().rfind(|entry| entry.step.is_some()) {
         Some(entry) => Ok(entry.path),
-        None => refuse(path, "folder", "no checkpoint".into(), "what `lathe import`, `convert` or `train` wrote".into()),
+        None => {
+            refuse(path, "folder", "no checkpoint".into(), "what `lathe import`, `convert` or `train` wrote".into())
+        }
     }
 }
 
@@ -27,8 +29,8 @@ fn folder(path: &Path) -> Result<PathBuf, TrainError> {
 /// Nothing there, or a config that is none.
 pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
     let file = folder(path)?.join("config.json");
-    let bytes = std::fs::read(&file)
-        .map_err(|source| TrainError::Folder { action: "reading", path: file.clone(), source })?;
+    let bytes =
+        std::fs::read(&file).map_err(|source| TrainError::Folder { action: "reading", path: file.clone(), source })?;
     let parsed = serde_json::from_slice::<serde_json::Value>(&bytes).and_then(|value| ModelConfig::deserialize(&value));
     parsed.or_else(|error| refuse(&file, "JSON", error.to_string(), "a model's config".into()))
 }
@@ -69,7 +71,8 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
         ..trainer.recipe.model.clone()
     };
     if wanted != *given {
-        let expected = "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
+        let expected =
+            "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
         return refuse(path, "config.json", "another model".into(), expected.into());
     }
     for (spec, weight) in trainer.model.weights() {

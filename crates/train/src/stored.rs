@@ -135,8 +135,7 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
     if !found.eq(table.iter().map(|s| (s.name.as_str(), vec![s.shape.0, s.shape.1]))) {
         return fail("weights", "other tensors".into(), "those of the model's parameter table, in its order".into());
     }
-    let mut documents =
-        BTreeMap::from([("config".to_owned(), json(made.config)), ("origin".to_owned(), made.origin)]);
+    let mut documents = BTreeMap::from([("config".to_owned(), json(made.config)), ("origin".to_owned(), made.origin)]);
     if let Some(Rule::Causal(decision)) = made.rule {
         documents.insert("routing".to_owned(), json(decision));
     }

@@ -10,13 +10,8 @@ use model::{KvMode, ModelConfig, RouterConfig, RouterState, Sharing};
 use train::{DistillConfig, Recipe, Stored, Trainer};
 
 fn released(gate_release_steps: u64) -> Recipe {
-    let expert = Expert {
-        gating: Gating::Blend,
-        alpha: 1.0,
-        gate_release_steps,
-        capacity_warmup_steps: 6,
-        ..Expert::default()
-    };
+    let expert =
+        Expert { gating: Gating::Blend, alpha: 1.0, gate_release_steps, capacity_warmup_steps: 6, ..Expert::default() };
     recipe(RouterConfig::ExpertChoice(expert), KvMode::RecursionWise)
 }
 
@@ -74,9 +69,7 @@ fn a_student_comes_closer_to_its_teacher() {
         let distill = DistillConfig { weight, temperature: 1.5, ..DistillConfig::default() };
         let mut trainer = Trainer::new(&Recipe { distill, ..base.clone() }).expect("legal");
         trainer.teacher = Some(teacher(&dense, 9));
-        let apart = |parts: &[(String, f64)]| {
-            parts.iter().find(|(name, _)| name == "distillation").expect("a term").1
-        };
+        let apart = |parts: &[(String, f64)]| parts.iter().find(|(name, _)| name == "distillation").expect("a term").1;
         let reports: Vec<_> = (0..40).map(|_| trainer.step_on(&batches).expect("finite")).collect();
         let (first, last) = (apart(&reports[0].parts), apart(&reports[39].parts));
         assert!(first > 0.0 && last < 0.7 * first, "{weight}: {first} to {last}");

@@ -181,12 +181,13 @@ impl Projection {
     }
 
     fn by_runs(&self, h_td: Tensor2, residual_tn: Option<Tensor2>, at: &Uses, ops: Ops) -> Tensor2 {
-        let one = |h: Tensor2, residual: Option<Tensor2>, recursion: usize| {
-            match (self.adapters.get(recursion).and_then(Option::as_ref), residual) {
-                (Some(adapter), residual) => adapter.run(&self.weight, h, residual, ops),
-                (None, Some(residual)) => ops.linear_add(h, &self.weight, residual),
-                (None, None) => ops.linear(h, &self.weight),
-            }
+        let one = |h: Tensor2, residual: Option<Tensor2>, recursion: usize| match (
+            self.adapters.get(recursion).and_then(Option::as_ref),
+            residual,
+        ) {
+            (Some(adapter), residual) => adapter.run(&self.weight, h, residual, ops),
+            (None, Some(residual)) => ops.linear_add(h, &self.weight, residual),
+            (None, None) => ops.linear(h, &self.weight),
         };
         if self.adapters.is_empty() || at.count() <= 1 {
             let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
