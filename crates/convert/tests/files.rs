@@ -166,7 +166,7 @@ fn with_config(key: &'static str, value: Value) -> String {
 #[test]
 fn foreign_models_that_do_not_fit_are_refused() {
     for (key, value, needle) in [
-        ("num_attention_heads", json!(3), "num_attention_heads"),
+        ("num_attention_heads", json!(3), "heads"),
         ("num_key_value_heads", json!(3), "kv_heads"),
         ("head_dim", json!(3), "head_dim"),
         ("head_dim", json!(6), "wrongly shaped"),
