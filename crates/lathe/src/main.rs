@@ -4,12 +4,14 @@
 mod arguments;
 mod bench;
 mod bench_run;
+mod bench_serve;
 mod data_build;
 mod evaluate;
 mod generate;
 mod golden;
 mod inspect;
 mod live;
+mod load;
 mod open;
 mod plan;
 mod quickstart;
@@ -62,6 +64,7 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
         Command::Bench(BenchCommand::Decode(options)) => bench_run::decode(&options),
         Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
+        Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
         Command::Presets => plan::presets(),
     }
 }
