@@ -1,6 +1,7 @@
 //! `lathe bench serve`: requests at a rate or side by side against a completions server; every answer is checked, then timed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +46,8 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         let known = known(&target, options).await?;
-        let asks = asks(options, &known)?;
+        let warm_up = asks(options, &known, options.requests..options.requests + options.warm_up)?;
+        let asks = asks(options, &known, 0..options.requests)?;
         let manner = Manner {
             model: known.model.clone(),
             stream: !options.no_stream,
@@ -53,7 +55,7 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
             is_lathe: known.is_lathe,
             max_depth: options.max_depth,
         };
-        for ask in asks.iter().cycle().take(options.warm_up) {
+        for ask in &warm_up {
             target.complete(&manner, ask, Instant::now()).await;
         }
         let answers = drive(&target, &Arc::new(manner), &Arc::new(asks.clone()), options).await?;
@@ -94,7 +96,7 @@ async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
 }
 
 /// The requests of a run: the same for the same seed, whatever the server.
-fn asks(options: &BenchServe, known: &Known) -> Result<Vec<Ask>> {
+fn asks(options: &BenchServe, known: &Known, numbers: Range<usize>) -> Result<Vec<Ask>> {
     ensure!(options.max_depth.is_none() || known.is_lathe, "--max-depth is understood by lathe alone");
     let one = |i: usize| {
         let mut dice = Stream::at(options.seed, Purpose::Shuffle, 1, i as u64);
@@ -108,7 +110,7 @@ fn asks(options: &BenchServe, known: &Known) -> Result<Vec<Ask>> {
         let prompt = (0..length).map(|_| (dice.next_u64() % known.vocab as u64) as u32).collect();
         Ok(Ask { prompt, max_tokens })
     };
-    (0..options.requests).map(one).collect()
+    numbers.map(one).collect()
 }
 
 fn draw(lengths: Lengths, dice: &mut Stream) -> usize {

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod bench_kernels;
 mod bench_run;
 mod bench_serve;
 mod data_build;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Bench(BenchCommand::Decode(options)) => bench_run::decode(&options),
         Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
         Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
+        Command::Bench(BenchCommand::Kernels(options)) => bench_kernels::run(&options),
         Command::Presets => plan::presets(),
     }
 }

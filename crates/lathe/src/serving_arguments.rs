@@ -302,3 +302,17 @@ pub(crate) struct BenchServe {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// `lathe bench kernels`
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernels {
+    /// Only kernels whose name holds this
+    #[arg(long)]
+    pub(crate) only: Option<String>,
+    /// Seconds for each size
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) seconds: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
