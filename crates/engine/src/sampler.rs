@@ -67,19 +67,18 @@ impl Sampler {
         }
         let weight = |i: usize| (f64::from(logits[i] - logits[top]) / f64::from(self.temperature)).exp();
         let mut kept: Vec<(f64, usize)> = (0..logits.len()).map(|i| (weight(i), i)).collect();
-        // Ties go to the smaller id, so that cuts are the same everywhere.
-        kept.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        if self.top_k > 0 {
+        if self.top_k > 0 && self.top_k < kept.len() {
+            kept.select_nth_unstable_by(self.top_k - 1, likelier);
             kept.truncate(self.top_k);
         }
-        kept.retain(|(w, _)| *w >= f64::from(self.min_p));
-        let total: f64 = kept.iter().map(|(w, _)| w).sum();
-        let mut reached = 0.0;
-        let cut = kept.iter().position(|(w, _)| {
-            reached += w / total;
-            reached >= f64::from(self.top_p)
-        });
-        kept.truncate(cut.map_or(kept.len(), |c| c + 1));
+        if self.min_p > 0.0 {
+            kept.retain(|(w, _)| *w >= f64::from(self.min_p));
+        }
+        if self.top_p < 1.0 {
+            likeliest_share(&mut kept, f64::from(self.top_p));
+        }
+        // One order for all cuts: a draw is a point on the line of the kept weights.
+        kept.sort_unstable_by_key(|(_, i)| *i);
         let total: f64 = kept.iter().map(|(w, _)| w).sum();
         let mut at = Stream::at(self.seed, Purpose::Sample, choice, position).uniform() * total;
         for (w, i) in &kept {
@@ -92,9 +91,45 @@ impl Sampler {
     }
 }
 
+/// Likelier first; ties go to the smaller id, so that cuts are the same everywhere.
+fn likelier(a: &(f64, usize), b: &(f64, usize)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// Keeps the likeliest entries that make up `share` of the weight. Only as many as needed are sorted.
+fn likeliest_share(kept: &mut Vec<(f64, usize)>, share: f64) {
+    let total: f64 = kept.iter().map(|(w, _)| w).sum();
+    let mut sorted = 256.min(kept.len());
+    loop {
+        if sorted < kept.len() {
+            kept.select_nth_unstable_by(sorted - 1, likelier);
+        }
+        kept[..sorted].sort_unstable_by(likelier);
+        let mut reached = 0.0;
+        let cut = kept[..sorted].iter().position(|(w, _)| {
+            reached += w / total;
+            reached >= share
+        });
+        match cut {
+            Some(cut) => return kept.truncate(cut + 1),
+            None if sorted == kept.len() => return,
+            None => sorted = (4 * sorted).min(kept.len()),
+        }
+    }
+}
+
 /// The index of the largest value; the first of equals. NaN counts as smallest.
 fn largest(logits: &[f32]) -> usize {
-    (1..logits.len()).fold(0, |at, i| if logits[i] > logits[at] || logits[at].is_nan() { i } else { at })
+    // Lanes, so that the search for the value runs on vectors.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (blocks, tail) = logits.as_chunks::<16>();
+    for block in blocks {
+        for (lane, &z) in lanes.iter_mut().zip(block) {
+            *lane = if z > *lane { z } else { *lane };
+        }
+    }
+    let most = lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&z| z == most).unwrap_or(0)
 }
 
 #[cfg(test)]

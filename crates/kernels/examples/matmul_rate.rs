@@ -141,9 +141,10 @@ fn main() {
         bench.product("train dW += dY^T X", [n, k, 2048], a_t, from_c, all, false);
         bench.product("prefill Y = X W^T packed", [2048, n, k], b_t, zero, all, true);
     }
-    for d in [128, 256] {
-        bench.product("small Y = X W^T", [2048, d, d], b_t, zero, all, false);
-        bench.product("small dW += dY^T X", [d, d, 2048], a_t, from_c, all, false);
+    for (n, k) in [(128, 128), (384, 128), (256, 256), (704, 256)] {
+        bench.product("small Y = X W^T", [2048, n, k], b_t, zero, all, false);
+        bench.product("small dX = dY W", [2048, k, n], plain, zero, all, false);
+        bench.product("small dW += dY^T X", [n, k, 2048], a_t, from_c, all, false);
     }
     bench.product("head logits", [256, 16384, 576], b_t, zero, all, false);
     bench.product("head logits packed", [256, 16384, 576], b_t, zero, all, true);

@@ -190,9 +190,18 @@ pub(crate) struct Train {
 pub(crate) struct Eval {
     /// A checkpoint, or the folder of a run
     pub(crate) checkpoint: PathBuf,
-    /// Folder made by `lathe data build`
-    #[arg(long)]
-    pub(crate) data: PathBuf,
+    /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
+    #[arg(long, required_unless_present = "tasks")]
+    pub(crate) data: Option<PathBuf>,
+    /// Evaluation tasks instead: a folder of task files, or one file (.toml)
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) tasks: Option<PathBuf>,
+    /// Items of each task at most
+    #[arg(long, requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+    /// Write what every item got to this file, one JSON object a line
+    #[arg(long, requires = "tasks")]
+    pub(crate) items: Option<PathBuf>,
     /// Which part of it
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
     pub(crate) split: String,

@@ -1,5 +1,6 @@
 //! `lathe bench decode` and `lathe bench prefill`: the engine on random tokens, as fast as it goes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -31,6 +32,7 @@ pub(crate) struct Subject {
 /// One measured setting.
 struct Measured {
     seconds: f64,
+    spent: BTreeMap<&'static str, ops::timing::Spent>,
     tokens: usize,
     ticks: u64,
     mean_depth: f64,
@@ -61,6 +63,9 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
                     found.push(measure(subject, options, batch, context, prefill)?);
                 }
             }
+            if options.profile {
+                say::piece(profile(&subjects[0], options, batch, context, prefill)?.to_text());
+            }
             let mut first = None;
             for (subject, found) in subjects.iter().zip(&mut found) {
                 found.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -89,6 +94,24 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
         }
     }
     print(options, prefill, rows, results, (peak, bandwidth))
+}
+
+/// One round, operation by operation; what is left is the engine's own work: plans, pages, draws, moving rows.
+fn profile(subject: &Subject, options: &BenchRun, batch: usize, context: usize, prefill: bool) -> Result<Table> {
+    ops::timing::measure(true);
+    let measured = measure(subject, options, batch, context, prefill)?;
+    ops::timing::measure(false);
+    let spent = &measured.spent;
+    let row = |name: &str, calls: u64, seconds: f64| {
+        let share = 100.0 * seconds / measured.seconds;
+        vec![name.to_owned(), calls.to_string(), format!("{seconds:.4}"), format!("{share:.1}")]
+    };
+    let mut rows: Vec<_> = spent.iter().map(|(name, s)| row(name, s.calls, s.forward)).collect();
+    let inside: f64 = spent.values().map(|s| s.forward).sum();
+    rows.push(row("outside of operations", measured.ticks, measured.seconds - inside));
+    let caption = format!("{}, batch {batch}, {} ticks in {:.3} s", subject.name, measured.ticks, measured.seconds);
+    let columns = ["operation", "calls", "seconds", "% of time"].map(str::to_owned).to_vec();
+    Ok(Table { columns, rows, caption, best: None })
 }
 
 fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec<Value>, peak: (f64, f64)) -> Result<ExitCode> {
@@ -185,13 +208,17 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
         config.context
     );
     let layers = subject.model.plan().unrolled().count();
+    let requests = options.requests.unwrap_or(batch).max(batch);
+    let continuous = requests > batch;
+    let page = ops::KvStore::page_bytes(options.numbers.kv, config.heads());
+    let enough = layers * batch * (context + new).div_ceil(16) + layers;
     let limits = Limits {
-        queue_requests: batch,
+        queue_requests: requests,
         queue_tokens: usize::MAX,
         running: batch,
         rows: 512.max(batch),
         chunk: 512,
-        pages: layers * batch * (context + new).div_ceil(16) + layers,
+        pages: options.kv_memory.map_or(enough, |mib| (mib * (1 << 20) as f64) as usize / page),
         leave_rows: options.leave_rows,
         leave_wait: config.recursions as u64,
         context: config.context,
@@ -201,16 +228,16 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
     let mut engine = Engine::new(subject.model.clone(), subject.rule.clone(), subject.state.clone(), setup)?;
     let tally = Tally::default();
     let mut prompts = Vec::new();
-    for i in 0..batch {
+    for i in 0..requests {
         let prompt = random_ids(100 + i as u64, context, config.vocab_size);
         let sink = Tally { keeps: i == 0, ..tally.clone() };
         engine.desk().submit(request(i as u64, prompt.clone(), new, options.max_depth), Box::new(sink), 0)?;
         prompts.push(prompt);
     }
     let mut clock = Instant::now();
-    let (mut started, mut ticks, mut now) = (prefill, 0, 0);
+    let (mut started, mut ticks, mut now) = (prefill || continuous, 0, 0);
     let (mut before, mut depth_before) = (0, 0);
-    while tally.ended.load(Ordering::Relaxed) < batch {
+    while tally.ended.load(Ordering::Relaxed) < requests {
         engine.tick(now);
         (now, ticks) = (now + 1, ticks + 1);
         // Decoding counts from the moment when every prompt is done.
@@ -218,16 +245,21 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
             before = tally.tokens.load(Ordering::Relaxed);
             depth_before = tally.depth.load(Ordering::Relaxed);
             (clock, started, ticks) = (Instant::now(), true, 0);
+            if options.profile {
+                ops::timing::measure(true);
+            }
         }
     }
     let seconds = clock.elapsed().as_secs_f64();
+    let spent = ops::timing::spent();
     check(subject, options, &prompts[0], &tally, new)?;
     let drawn = tally.tokens.load(Ordering::Relaxed) - before;
     let depth = tally.depth.load(Ordering::Relaxed) - depth_before;
     let gauges = engine.desk().gauges();
     Ok(Measured {
         seconds,
-        tokens: if prefill { batch * context } else { drawn },
+        spent,
+        tokens: if prefill { requests * context } else { drawn },
         ticks,
         mean_depth: if prefill {
             gauges.recursion_steps.0 as f64 / gauges.depths.iter().sum::<u64>().max(1) as f64

@@ -12,7 +12,7 @@ use train::{RuleScore, score_rule, spread};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
-use crate::{open, say};
+use crate::{evaluate_tasks, open, say};
 
 /// Runs the command.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
@@ -20,12 +20,15 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     if options.weights.0.is_some() {
         open::round(&stored.model, options.weights)?;
     }
+    let Some(data) = &options.data else {
+        return evaluate_tasks::run(options, &stored, &tokenizer);
+    };
     let split = if options.split == "train" { Split::Train } else { Split::Validation };
-    let corpus = Corpus::open(&options.data, split).with_context(|| format!("opening {}", options.data.display()))?;
+    let corpus = Corpus::open(data, split).with_context(|| format!("opening {}", data.display()))?;
     ensure!(
         corpus.tokenizer_sha256() == tokenizer.sha256(),
         "{} was tokenized with another tokenizer (sha256 {}) than the checkpoint's ({}): build the data with the checkpoint's",
-        options.data.display(),
+        data.display(),
         corpus.tokenizer_sha256(),
         tokenizer.sha256()
     );
@@ -41,7 +44,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     ensure!(
         windows.len() > 0,
         "{} has {} tokens, too few for a window of {length}",
-        options.data.display(),
+        data.display(),
         corpus.tokens()
     );
     let chunks = spread(&windows, windows.len(), options.windows.max(1))?;

@@ -8,6 +8,7 @@ mod bench_run;
 mod bench_serve;
 mod data_build;
 mod evaluate;
+mod evaluate_tasks;
 mod generate;
 mod golden;
 mod inspect;

@@ -174,6 +174,13 @@ pub(crate) struct BenchRun {
     /// Tokens of each prompt
     #[arg(long, value_delimiter = ',', default_values_t = [32])]
     pub(crate) context: Vec<usize>,
+    /// Sequences in all; with more than the batch, one that ends makes room for the next, and the time runs from the
+    /// first prompt to the last token
+    #[arg(long)]
+    pub(crate) requests: Option<usize>,
+    /// MiB of keys and values that the sequences at a time share; by default enough for all
+    #[arg(long)]
+    pub(crate) kv_memory: Option<f64>,
     /// New tokens of each sequence
     #[arg(long, default_value_t = 64)]
     pub(crate) tokens: usize,
@@ -188,6 +195,9 @@ pub(crate) struct BenchRun {
     /// Finished rows that the last layers wait for; 1 never waits
     #[arg(long, default_value_t = 1)]
     pub(crate) leave_rows: usize,
+    /// Show the seconds of each operation in one further round of the first model
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -13,7 +13,7 @@ use crate::routing::token_choice::{GateOn, TokenChoice};
 use crate::routing::{Candidates, Router, Selection, Terms};
 use crate::rows::Rows;
 use crate::sharing::{Use, Uses};
-use crate::turning::{Inner, Turning, by_depth};
+use crate::turning::{Going, Inner, Turning, by_depth};
 
 /// The shared block with its router.
 #[derive(Debug)]
@@ -23,17 +23,6 @@ pub(crate) struct Recursion {
     pub(crate) blocks: Vec<Arc<Block>>,
     /// The layers of each recursion.
     pub(crate) uses: Vec<Vec<Use>>,
-}
-
-/// Rows that take the same turn: those of several depths one after the other, shallower ones first.
-struct Going {
-    /// Depth and number of rows of each run.
-    runs: Vec<(usize, usize)>,
-    /// Their numbers among the rows in flight.
-    numbers: Arc<[u32]>,
-    rows: Rows,
-    x_ad: Tensor2,
-    weight_a1: Option<Tensor2>,
 }
 
 impl Recursion {
@@ -48,21 +37,26 @@ impl Recursion {
             let (assigned, terms) = router.assign(&x_td, rows, pass);
             turning.terms.join(terms);
             turning.inner = Some(Inner { x_ad: x_td, assigned });
+        } else {
+            self.decide(&mut turning, pass);
         }
         turning
     }
 
-    /// One recursion for every row that is still active, each at its own depth.
+    /// One recursion for every row that goes on, each at its own depth; then the router says who goes on after it.
     pub(crate) fn turn(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
         match &self.router {
             Router::TokenChoice(router) => self.turn_assigned(router, turning, pass),
-            _ => self.turn_filtered(turning, pass),
+            _ => {
+                self.apply(turning, pass);
+                self.decide(turning, pass);
+            }
         }
     }
 
-    /// The router says who of the active rows goes on; their results join the stream at once, so a row that stops keeps
-    /// the state it stopped with.
-    fn turn_filtered(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
+    /// The router says who of the active rows takes its next recursion. It is asked as soon as a row's state is known, so
+    /// that a row that stops can leave at once.
+    fn decide(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
         let limit = self.uses.len().min(pass.max_depth.unwrap_or(usize::MAX)) as u32;
         let open = |row: &u32| turning.depth_t[*row as usize] < limit.min(turning.rows.dial(*row as usize).max);
         let active: Vec<u32> = turning.active.iter().copied().filter(open).collect();
@@ -70,8 +64,14 @@ impl Recursion {
         for (r, numbers) in by_depth(&active, &turning.depth_t) {
             parts.extend(self.selected(r, numbers, turning, pass));
         }
-        turning.active = Arc::from([]);
-        let Some(going) = join(parts) else { return };
+        turning.going = Going::join(parts);
+        turning.active = turning.going.as_ref().map_or_else(|| Arc::from([]), |going| going.numbers.clone());
+    }
+
+    /// The block for the rows that go on. Their results join the stream at once, so a row that stops keeps the state it
+    /// stopped with.
+    fn apply(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
+        let Some(going) = turning.going.take() else { return };
         let y_ad = self.block(&going.runs, going.x_ad, &going.rows, pass);
         let all = going.runs.len() == 1 && going.numbers.len() == turning.rows.len();
         let x_td = turning.take_stream();
@@ -81,7 +81,6 @@ impl Recursion {
             None => pass.ops.replace_rows(x_td, &going.numbers, y_ad),
         };
         going.numbers.iter().for_each(|&row| turning.depth_t[row as usize] += 1);
-        turning.active = going.numbers;
     }
 
     /// Those of the rows `numbers`, all at depth `r`, that go on.
@@ -180,19 +179,4 @@ impl Recursion {
         }
         x_ad
     }
-}
-
-/// All parts as one.
-fn join(mut parts: Vec<Going>) -> Option<Going> {
-    if parts.len() < 2 {
-        return parts.pop();
-    }
-    let weights: Option<Vec<Tensor2>> = parts.iter().map(|part| part.weight_a1.clone()).collect();
-    Some(Going {
-        runs: parts.iter().flat_map(|part| part.runs.iter().copied()).collect(),
-        numbers: parts.iter().flat_map(|part| part.numbers.iter().copied()).collect(),
-        rows: Rows::stack(parts.iter().map(|part| &part.rows)),
-        weight_a1: weights.map(ops::stack),
-        x_ad: ops::stack(parts.into_iter().map(|part| part.x_ad).collect()),
-    })
 }

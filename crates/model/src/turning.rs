@@ -18,14 +18,46 @@ pub struct Turning {
     pub rows: Rows,
     /// How many recursions each has had.
     pub depth_t: Vec<u32>,
-    /// Rows that may go on.
+    /// Rows that go on.
     pub(crate) active: Arc<[u32]>,
+    /// Of the active rows, what their next recursion needs; not under token-choice.
+    pub(crate) going: Option<Going>,
     /// What only token-choice has.
     pub(crate) inner: Option<Inner>,
     /// Rows of each sequence, by sequence number.
     pub(crate) lengths: BTreeMap<u32, usize>,
     /// Router losses so far.
     pub(crate) terms: Terms,
+}
+
+/// Rows that take the same turn: those of several depths one after the other, shallower ones first.
+#[derive(Clone, Debug)]
+pub(crate) struct Going {
+    /// Depth and number of rows of each run.
+    pub(crate) runs: Vec<(usize, usize)>,
+    /// Their numbers among the rows in flight.
+    pub(crate) numbers: Arc<[u32]>,
+    pub(crate) rows: Rows,
+    pub(crate) x_ad: Tensor2,
+    /// How much of the block's output joins the stream; `None` where it replaces the row.
+    pub(crate) weight_a1: Option<Tensor2>,
+}
+
+impl Going {
+    /// All parts as one.
+    pub(crate) fn join(mut parts: Vec<Self>) -> Option<Self> {
+        if parts.len() < 2 {
+            return parts.pop();
+        }
+        let weights: Option<Vec<Tensor2>> = parts.iter().map(|part| part.weight_a1.clone()).collect();
+        Some(Self {
+            runs: parts.iter().flat_map(|part| part.runs.iter().copied()).collect(),
+            numbers: parts.iter().flat_map(|part| part.numbers.iter().copied()).collect(),
+            rows: Rows::stack(parts.iter().map(|part| &part.rows)),
+            weight_a1: weights.map(ops::stack),
+            x_ad: ops::stack(parts.into_iter().map(|part| part.x_ad).collect()),
+        })
+    }
 }
 
 /// Token-choice: the block's own rows, which join the stream at the end of each row's depth.
@@ -45,19 +77,21 @@ pub struct Aside {
     pub inner_d: Option<Vec<f32>>,
     /// Token-choice: its depth, counted from 0, and gate.
     pub assigned: Option<(u32, f32)>,
+    /// How much of its next recursion will join the stream; `None` where that replaces the row.
+    pub weight: Option<f32>,
     /// Recursions it has had.
     pub depth: u32,
-    /// Whether it may go on.
+    /// Whether it goes on.
     pub going: bool,
 }
 
 impl Turning {
     pub(crate) fn new(x_td: Tensor2, rows: Rows, lengths: BTreeMap<u32, usize>) -> Self {
         let (depth_t, active) = (vec![0; rows.len()], Arc::from([]));
-        Self { x_td, rows, depth_t, active, inner: None, lengths, terms: Terms::default() }
+        Self { x_td, rows, depth_t, active, going: None, inner: None, lengths, terms: Terms::default() }
     }
 
-    /// Whether a row may still go on.
+    /// Whether a row goes on.
     pub fn is_going(&self) -> bool {
         !self.active.is_empty()
     }
@@ -77,8 +111,23 @@ impl Turning {
         let mut turning =
             Self::new(matrix(&mut asides.iter().map(|a| &a.x_d), asides.len()), rows, BTreeMap::default());
         turning.depth_t = asides.iter().map(|a| a.depth).collect();
-        turning.active = asides.iter().enumerate().filter(|(_, a)| a.going).map(|(i, _)| i as u32).collect();
-        let inner: Vec<&Vec<f32>> = asides.iter().filter(|a| a.going).filter_map(|a| a.inner_d.as_ref()).collect();
+        let groups = by_depth(
+            &(0..asides.len() as u32).filter(|&i| asides[i as usize].going).collect::<Vec<_>>(),
+            &turning.depth_t,
+        );
+        turning.active = groups.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+        let active: Vec<&Aside> = turning.active.iter().map(|&i| asides[i as usize]).collect();
+        let inner: Vec<&Vec<f32>> = active.iter().filter_map(|a| a.inner_d.as_ref()).collect();
+        if inner.is_empty() && !active.is_empty() {
+            let weights: Option<Vec<f32>> = active.iter().map(|a| a.weight).collect();
+            turning.going = Some(Going {
+                runs: groups.iter().map(|(depth, numbers)| (*depth, numbers.len())).collect(),
+                numbers: turning.active.clone(),
+                rows: turning.rows.only(&turning.active),
+                x_ad: matrix(&mut active.iter().map(|a| &a.x_d), active.len()),
+                weight_a1: weights.map(ops::column),
+            });
+        }
         if !inner.is_empty() {
             let assigned = |a: &&Aside| a.assigned.unwrap_or_default();
             turning.inner = Some(Inner {
@@ -99,9 +148,14 @@ impl Turning {
         let mut asides: Vec<Aside> = x_td
             .chunks_exact(width)
             .zip(&self.depth_t)
-            .map(|(x, &depth)| Aside { x_d: x.to_vec(), inner_d: None, assigned: None, depth, going: false })
+            .map(|(x, &depth)| Aside { x_d: x.to_vec(), inner_d: None, assigned: None, weight: None, depth, going: false })
             .collect();
         self.active.iter().for_each(|&row| asides[row as usize].going = true);
+        if let Some(Going { numbers, weight_a1: Some(weights), .. }) = self.going {
+            for (&row, weight) in numbers.iter().zip(read_rows(&weights)) {
+                asides[row as usize].weight = Some(weight);
+            }
+        }
         if let Some(inner) = self.inner {
             let gates = read_rows(&inner.assigned.gate_t1);
             for (aside, (&depth, &gate)) in asides.iter_mut().zip(inner.assigned.depth_t.iter().zip(&gates)) {

@@ -8,7 +8,10 @@ pub use kernels::pages::{KvFormat, PAGE};
 
 use crate::attend::{Heads, Spans};
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};
-use crate::{Ops, Tensor2, from_rows};
+use crate::{Ops, Tensor2, from_rows, timing};
+
+/// The name of writing in reports of time.
+struct KvWrite;
 
 /// A store of pages, each [`PAGE`] tokens of one layer. Shared by whoever writes and reads it.
 #[derive(Clone)]
@@ -42,8 +45,10 @@ impl KvStore {
 
     /// Writes the rows of `kv_tn` (key heads, then value heads) to `places` (page * [`PAGE`] + slot).
     pub fn write(&self, places: &[u32], kv_tn: &Tensor2) {
-        let kv = raw(kv_tn);
-        self.pool.write().expect("store lock").write(places, values(&kv));
+        timing::of::<KvWrite, _>(true, || {
+            let kv = raw(kv_tn);
+            self.pool.write().expect("store lock").write(places, values(&kv));
+        });
     }
 
     /// Copies whole tokens from place to place, bit for bit.

@@ -260,7 +260,7 @@ fn fifty_thousand_ticks() {
 
 /// `cargo test --release -p scheduler -- --ignored`
 #[test]
-#[ignore = "a million ticks, about a minute"]
+#[ignore = "a million ticks, many seconds"]
 fn a_million_ticks() {
     experiments(400, 2500, 1_000);
 }

@@ -188,19 +188,22 @@ fn ready_rows_wait_for_company_but_not_long() {
 
 #[test]
 fn nobody_waits_for_company_longer_than_allowed() {
-    let mut s = scheduler(Limits { leave_rows: 9, leave_wait: 1, ..Limits::default() });
-    let shallow = Dial { max_depth: Some(1), ..Dial::default() };
-    s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
-    s.submit(request(2, 5..6, 9), 0).unwrap();
-    let mut waits = Vec::new();
-    for _ in 0..4 {
-        let tick = s.plan(0);
-        turn(&mut s, &tick);
-        let leaving = s.leaving();
-        waits.push(leaving.iter().map(|l| l.slot).collect::<Vec<_>>());
-        leaving.into_iter().for_each(|l| drop(leave(&mut s, l, 9, 0)));
+    for (leave_wait, expected) in [(0, [vec![0], vec![0, 1], vec![0, 2]]), (1, [vec![], vec![0, 1], vec![]])] {
+        let mut s = scheduler(Limits { leave_rows: 9, leave_wait, ..Limits::default() });
+        let shallow = Dial { max_depth: Some(1), ..Dial::default() };
+        s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
+        // One of the others is always on its way, so that nobody leaves for want of company to come.
+        let mut left = Vec::new();
+        for id in 2..5 {
+            s.submit(request(id, 5..6, 9), 0).unwrap();
+            let tick = s.plan(0);
+            turn(&mut s, &tick);
+            let leaving = s.leaving();
+            left.push(leaving.iter().map(|l| l.slot).collect::<Vec<_>>());
+            leaving.into_iter().for_each(|l| drop(leave(&mut s, l, 9, 0)));
+        }
+        assert_eq!(left, expected, "wait {leave_wait}");
     }
-    assert_eq!(waits, [vec![], vec![0, 1], vec![], vec![0, 1]]);
 }
 
 #[test]
@@ -233,6 +236,23 @@ fn a_known_beginning_is_not_computed_again() {
     assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 48);
     assert_eq!(s.forget_prefixes(), 5);
     assert_eq!(s.pages().free(), s.pages().pages());
+}
+
+#[test]
+fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
+    let mut s = scheduler(Limits { running: 1, ..Limits::default() });
+    let thrifty = Dial { mean_depth: Some(1.0), ..Dial::default() };
+    s.submit(Request { dial: thrifty, ..request(1, 0..20, 60) }, 0).unwrap();
+    while s.running(0).is_none_or(|r| r.sequence().generated().len() < 30) {
+        tick(&mut s, 9, 0);
+    }
+    // Another asks for the same text at full depth, and takes the slot.
+    let prompt = [(0..20).collect(), vec![9; 30]].concat();
+    s.submit(Request { prompt, priority: 1, ..request(2, 0..1, 1) }, 0).unwrap();
+    let entered: Vec<usize> = (0..8).flat_map(|_| tick(&mut s, 9, 0).0.enter).map(|e| e.first).collect();
+    assert_eq!(s.slot_of(1), Some(0));
+    // Both find the block of the prompt; the first computes its text again although another one's is there.
+    assert_eq!(entered[..2], [16, 16]);
 }
 
 #[test]

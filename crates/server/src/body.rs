@@ -24,7 +24,12 @@ pub(crate) async fn read(call: &mut Call) -> Result<Vec<u8>, ApiError> {
     check_type(call)?;
     let limit = call.state.settings.limits.body_bytes;
     let time = call.state.settings.body_read;
-    let whole = tokio::time::timeout(time, collect(&mut call.body, limit)).await;
+    // Who waits for permission to send need not send in vain.
+    let asks_first = call.headers.contains_key(header::EXPECT);
+    let whole = match asks_first && call.body.size_hint().lower() > limit as u64 {
+        true => Ok(Err(too_large(limit))),
+        false => tokio::time::timeout(time, collect(&mut call.body, limit)).await,
+    };
     call.conn.enter(Stage::Busy);
     whole.unwrap_or_else(|_| {
         let message = format!("the body did not arrive within {} s", time.as_secs_f64());
@@ -57,8 +62,12 @@ async fn collect(body: &mut Incoming, limit: usize) -> Result<Vec<u8>, ApiError>
     }
     drop(whole);
     let _ = tokio::time::timeout(Duration::from_secs(2), discard(body)).await;
+    Err(too_large(limit))
+}
+
+fn too_large(limit: usize) -> ApiError {
     let message = format!("the body has more than {limit} bytes; send fewer prompts at a time");
-    Err(ApiError::new(413, message).code("body_too_large"))
+    ApiError::new(413, message).code("body_too_large")
 }
 
 async fn discard(body: &mut Incoming) {
@@ -88,7 +97,8 @@ where
         ApiError::new(408, message).code("reading")
     };
     let until = tokio::time::Instant::now() + state.settings.reading;
-    let permit = tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned()).await.map_err(|_| late())?;
+    let permit =
+        tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned()).await.map_err(|_| late())?;
     let own = Arc::clone(state);
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;

@@ -64,7 +64,8 @@ pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, Api
 fn open(mut text: String, messages: &[Json]) -> Result<String, ApiError> {
     let content = messages.last().and_then(|m| m.get("content")).and_then(Json::as_text).unwrap_or_default();
     let trimmed = content.trim();
-    let end = text.rfind(content).map(|at| at + content.len()).or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
+    let end =
+        text.rfind(content).map(|at| at + content.len()).or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
     match end {
         Some(end) if !trimmed.is_empty() => {
             text.truncate(end);

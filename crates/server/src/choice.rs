@@ -63,6 +63,10 @@ pub(crate) struct Choice {
     out: Delta,
     end: Option<End>,
     over: bool,
+    /// Recursions of a row of full depth, for what was drawn in vain.
+    recursions: u32,
+    /// Tokens that came after the end of the text, and their depths.
+    beyond: (u64, u64),
     /// Code points given out, and those decoded.
     shown: usize,
     decoded: usize,
@@ -77,7 +81,13 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub(crate) fn new(index: usize, prompt: Arc<Prompt>, shape: Arc<Shape>, lexicon: &Lexicon) -> Self {
+    pub(crate) fn new(
+        index: usize,
+        prompt: Arc<Prompt>,
+        shape: Arc<Shape>,
+        lexicon: &Lexicon,
+        recursions: u32,
+    ) -> Self {
         let mut choice = Self {
             index,
             generated: 0,
@@ -88,6 +98,8 @@ impl Choice {
             out: Delta::default(),
             end: None,
             over: false,
+            recursions,
+            beyond: (0, 0),
             shown: 0,
             decoded: 0,
             prompt_offsets: Vec::new(),
@@ -150,7 +162,11 @@ impl Choice {
         match event {
             _ if self.over => Ok(Next::GoOn),
             Event::Done(done) => self.done(done),
-            _ if self.end.is_some() => Ok(Next::GoOn),
+            Event::Token(token) if self.end.is_some() => {
+                self.beyond.0 += 1;
+                self.beyond.1 += u64::from(token.depth);
+                Ok(Next::GoOn)
+            }
             Event::Prompt(scores) => self.scores(scores),
             Event::Token(_) if self.scores_due => Err(ApiError::internal("the engine left out the prompt's scores")),
             Event::Token(token) => self.token(token),
@@ -255,6 +271,9 @@ impl Choice {
 
     fn done(&mut self, done: Done) -> Result<Next, ApiError> {
         self.usage = done.usage;
+        // How far the engine ran past a stop string is chance, and not what was asked for.
+        self.usage.recursion_steps = self.usage.recursion_steps.saturating_sub(self.beyond.1);
+        self.usage.dense_steps = self.usage.dense_steps.saturating_sub(self.beyond.0 * u64::from(self.recursions));
         self.over = true;
         if self.end.is_none() {
             if self.scores_due && matches!(done.finish, Finish::Stop(_) | Finish::Length) {
@@ -308,4 +327,139 @@ fn entry(token: TokenOut, offset: usize, top: Option<usize>) -> Result<Entry, Ap
     }
     let score = log_probability.filter(|_| top.is_some());
     Ok(Entry { id, offset, score, top: likely, depth: token.depth, of_prompt: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ask::Dialect;
+    use crate::lexicon::Text;
+    use data::Tokenizer;
+
+    /// A vocabulary in the manner of SentencePiece: the space is part of the word, bytes stand for what is missing.
+    fn lexicon() -> Lexicon {
+        let mut vocab = serde_json::Map::new();
+        let words = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            "<0xF0>",
+            "<0x9F>",
+            "<0x98>",
+            "<0x80>",
+            "\u{2581}",
+            "\u{2581}the",
+            "\u{2581}cat",
+            "s",
+            "!",
+        ];
+        words.iter().zip(0u32..).for_each(|(word, id)| drop(vocab.insert((*word).to_owned(), id.into())));
+        let special = |id: u32, content: &str| {
+            serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false })
+        };
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+                { "type": "ByteFallback" }, { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+            ] },
+            "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
+        });
+        let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
+        Lexicon::new(Text { tokenizer, bos: Some(1), eos: vec![2], pad: None, add_bos: true, chat_template: None })
+    }
+
+    fn shape(echo: bool, stops: &[&str]) -> Shape {
+        Shape {
+            dialect: Dialect::Completion,
+            echo,
+            top: None,
+            token_ids: true,
+            names_as_ids: false,
+            depths: false,
+            stops: stops.iter().map(|&s| s.to_owned()).collect(),
+            keep_stop: false,
+            show_special: false,
+            min_tokens: 0,
+            stop_ids: vec![2, 11],
+            eos: vec![2],
+            prompt_scores: false,
+        }
+    }
+
+    fn choice(shape: Shape) -> Choice {
+        let prompt = Prompt { ids: vec![1, 8, 9], added_bos: true, max_tokens: 9 };
+        Choice::new(0, Arc::new(prompt), Arc::new(shape), &lexicon(), 3)
+    }
+
+    fn run(choice: &mut Choice, ids: &[u32], finish: Finish) -> (Vec<String>, Option<End>) {
+        let mut texts = Vec::new();
+        for &id in ids {
+            let scored = Scored { id, log_probability: None, top: Vec::new() };
+            choice.event(Event::Token(TokenOut { scored, depth: 2 })).unwrap();
+            texts.push(choice.take().text);
+        }
+        let usage = Usage { recursion_steps: 20, dense_steps: 30, ..Usage::default() };
+        choice.event(Event::Done(Done { finish, usage })).unwrap();
+        let last = choice.take();
+        texts.push(last.text);
+        (texts, last.end)
+    }
+
+    #[test]
+    fn a_continuation_begins_with_its_space() {
+        let (texts, end) = run(&mut choice(shape(false, &[])), &[8, 9, 10, 3, 4, 5, 6, 2], Finish::Stop(2));
+        assert_eq!(texts.concat(), " the cats\u{1F600}");
+        assert_eq!(end, Some(End::Eos));
+        let (texts, _) = run(&mut choice(shape(true, &[])), &[8], Finish::Length);
+        assert_eq!(texts.concat(), "the cat the");
+    }
+
+    #[test]
+    fn a_stop_token_has_no_text_unless_it_was_none() {
+        let stopped = run(&mut choice(shape(false, &[])), &[10, 11], Finish::Stop(11));
+        assert_eq!((stopped.0.concat().as_str(), stopped.1), ("s", Some(End::StopId(11))));
+        let went_on = run(&mut choice(shape(false, &[])), &[11, 10, 11], Finish::Length);
+        assert_eq!((went_on.0.concat().as_str(), went_on.1), ("!s!", Some(End::Length)));
+        let kept = Shape { keep_stop: true, ..shape(false, &[]) };
+        assert_eq!(run(&mut choice(kept), &[10, 11], Finish::Stop(11)).0.concat(), "s!");
+    }
+
+    #[test]
+    fn what_comes_after_a_stop_string_does_not_count() {
+        let mut choice = choice(shape(false, &["cats", "never"]));
+        let (texts, end) = run(&mut choice, &[8, 9, 10, 9, 9], Finish::Cancelled);
+        assert_eq!(texts, [" the", " ", "", "", "", ""]);
+        assert_eq!(end, Some(End::StopText("cats".to_owned())));
+        assert_eq!((choice.generated, choice.usage.recursion_steps, choice.usage.dense_steps), (3, 16, 24));
+    }
+
+    #[test]
+    fn unfinished_characters_come_out_at_the_end() {
+        let (texts, _) = run(&mut choice(shape(false, &[])), &[10, 3, 4], Finish::Length);
+        assert_eq!(texts[..3], ["s", "", ""]);
+        assert!(texts[3].starts_with('\u{FFFD}'), "{texts:?}");
+    }
+
+    #[test]
+    fn an_engine_that_breaks_its_word_is_an_error() {
+        let scored = |p| Scored { id: 8, log_probability: p, top: vec![(8, -1.0)] };
+        let token = |p| Event::Token(TokenOut { scored: scored(p), depth: 1 });
+        let wishing = || Shape { top: Some(1), ..shape(true, &[]) };
+        assert_eq!(choice(wishing()).event(token(None)).unwrap_err().status, 500);
+        assert!(choice(wishing()).event(token(Some(f32::NAN))).unwrap_err().has_code("nan"));
+        assert!(choice(wishing()).event(token(Some(f32::INFINITY))).unwrap_err().has_code("nan"));
+        let due = || Shape { prompt_scores: true, ..wishing() };
+        assert_eq!(choice(due()).event(token(Some(-1.0))).unwrap_err().status, 500);
+        let short = Event::Prompt(vec![TokenOut { scored: scored(None), depth: 0 }]);
+        assert_eq!(choice(due()).event(short).unwrap_err().status, 500);
+        assert!(choice(due()).lost().is_err());
+        let mut over = choice(wishing());
+        over.event(Event::Done(Done { finish: Finish::Length, usage: Usage::default() })).unwrap();
+        assert!(over.lost().is_ok());
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) struct ApiError {
     param: Option<String>,
     code: Option<&'static str>,
     pub(crate) retry_after_s: Option<u64>,
+    /// The method that would do, for 405.
+    allow: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +49,7 @@ pub(crate) const TYPES: [(u16, &str); 11] = [
 
 impl ApiError {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+        Self { status, message: message.into(), param: None, code: None, retry_after_s: None, allow: None }
     }
 
     /// 400 about a field.
@@ -63,6 +65,12 @@ impl ApiError {
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(500, message)
+    }
+
+    /// 405 for a path that answers another method.
+    pub(crate) fn method(allowed: &'static str) -> Self {
+        let error = Self::new(405, format!("this path answers {allowed} only")).code("method_not_allowed");
+        Self { allow: Some(allowed), ..error }
     }
 
     pub(crate) fn code(mut self, code: &'static str) -> Self {
@@ -100,8 +108,7 @@ impl ApiError {
 
     /// The body.
     pub(crate) fn json(&self) -> String {
-        let inner =
-            Inner { message: &self.message, kind: self.kind(), param: self.param.as_deref(), code: self.code };
+        let inner = Inner { message: &self.message, kind: self.kind(), param: self.param.as_deref(), code: self.code };
         serde_json::to_string(&Envelope { error: inner }).unwrap_or_default()
     }
 
@@ -112,6 +119,9 @@ impl ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(method) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(method));
         }
         response
     }

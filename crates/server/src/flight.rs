@@ -150,7 +150,8 @@ impl Flight {
             for sample in 0..ask.n {
                 let index = flight.choices.len();
                 let shape = Arc::clone(&ask.shape);
-                flight.choices.push(Choice::new(index, Arc::clone(prompt), shape, &state.lexicon));
+                let recursions = state.facts.recursions;
+                flight.choices.push(Choice::new(index, Arc::clone(prompt), shape, &state.lexicon, recursions));
                 let id = state.id();
                 let feeder = Feeder {
                     state: Arc::clone(state),

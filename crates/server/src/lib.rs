@@ -1,4 +1,53 @@
 //! The HTTP contract over any engine. Knows no tensor.
+//!
+//! [`serve`] answers on a listening socket until its shutdown signal, with an engine behind the [`Backend`] trait. It
+//! speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where recursion depth and token ids are concerned.
+//!
+//! # Routes
+//!
+//! | route | what it does |
+//! |---|---|
+//! | `POST /v1/completions` | continues and scores prompts; with `echo` also the prompt's log-probabilities |
+//! | `POST /v1/chat/completions` | the same for a conversation, through the model's chat template |
+//! | `GET /v1/models`, `GET /v1/models/{id}` | what is served |
+//! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer, for clients that have none |
+//! | `GET /health` | 200 when requests are welcome; 503 when draining, or when the engine stands still |
+//! | `GET /live` | 200 as long as the program runs |
+//! | `GET /metrics` | counters and histograms for Prometheus, prefix `lathe_` |
+//! | `GET /openapi.json` | all fields of all requests, from the table that checks them |
+//! | `GET /` | a page to try the model; it needs nothing from elsewhere |
+//!
+//! The routes under `/v1` also answer without it, the tokenizer's also with it. With [`Settings::api_keys`] every route
+//! but `/health` and `/live` needs `Authorization: Bearer KEY`; a browser may send the key as a password.
+//!
+//! # Settings
+//!
+//! | field of [`Settings`] | default | what happens beyond it |
+//! |---|---|---|
+//! | `limits.body_bytes` | 4 MiB | 413 |
+//! | `limits.prompts`, `limits.n`, `limits.sequences` | 64, 16, 128 | 400 |
+//! | `limits.stops`, `limits.stop_bytes`, `limits.stop_ids` | 16, 256, 128 | 400 |
+//! | `limits.logprobs`, `limits.logit_bias` | 20, 1024 | 400 |
+//! | `limits.template_bytes`, `limits.template_fuel` | 16 MiB, 300000 | 400 |
+//! | `api_keys` | none | 401 |
+//! | `strict` | false | unknown fields: 400 instead of the header `x-lathe-ignored` |
+//! | `deadline` | 600 s | 408, or an error event in a stream |
+//! | `header_read`, `body_read`, `keep_alive` | 10 s, 30 s, 60 s | the connection closes; 408 for a body |
+//! | `connections` | 1024 | the one waiting longest without a whole request gives way; 503 if all are at work |
+//! | `head_bytes` | 32 KiB | 431 |
+//! | `events`, `slow_reader` | 256, 30 s | the sequence pauses, then is cancelled |
+//! | `ping` | 10 s | a comment line in a silent stream |
+//! | `drain` | 30 s | requests in flight end with an error |
+//! | `stuck` | 30 s | `/health` answers 503 |
+//! | `readers`, `reading` | 4, 30 s | prompts wait to be read; 408 |
+//!
+//! # Errors
+//!
+//! Every refusal has the body `{"error":{"message","type","param","code"}}`: 400 `invalid_request_error`, 401
+//! `authentication_error`, 404 `not_found_error`, 405 `method_not_allowed`, 408 `request_timeout`, 413
+//! `payload_too_large`, 415 `unsupported_media_type`, 429 `overloaded_error` and 503 `unavailable_error` (both with
+//! `Retry-After`), 500 `internal_error`. What is no HTTP at all gets a bare 400 or 431. A panic ends its own request
+//! with 500 and is counted. A client that goes away is counted as 499 and its sequences are cancelled.
 
 mod answer;
 mod ask;

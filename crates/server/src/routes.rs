@@ -129,7 +129,7 @@ fn find(method: &str, path: &str) -> Result<(&'static Route, String), ApiError> 
         }
     }
     match other {
-        Some(allowed) => Err(ApiError::new(405, format!("this path answers {allowed} only")).code(allowed)),
+        Some(allowed) => Err(ApiError::method(allowed)),
         None => {
             let path = crate::json::cut(path);
             Err(ApiError::new(404, format!("no route `{path}`; /openapi.json lists them")).code("unknown_route"))
@@ -217,10 +217,6 @@ fn refuse(error: &ApiError, page: bool) -> Response<Body> {
             let basic = HeaderValue::from_static("Basic realm=\"lathe\"");
             response.headers_mut().append(header::WWW_AUTHENTICATE, basic);
         }
-    }
-    if error.status == 405 {
-        let allowed = if error.has_code("POST") { "POST" } else { "GET" };
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     response
 }

@@ -120,9 +120,8 @@ impl Drop for Active {
 }
 
 fn check_model(facts: &Facts, text: &Text) -> Result<(), ServeError> {
-    let problem = |name, found: String, expected: &str| {
-        Err(ServeError::Model { name, found, expected: expected.to_owned() })
-    };
+    let problem =
+        |name, found: String, expected: &str| Err(ServeError::Model { name, found, expected: expected.to_owned() });
     if facts.context == 0 {
         return problem("context", "0".to_owned(), "at least 1");
     }

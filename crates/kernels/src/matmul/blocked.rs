@@ -10,8 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Values in a packed block of B: half of a second-level cache of 2 MiB.
 pub(super) const BLOCK: usize = 256 << 10;
+/// Cycles, about, to load and store a tile of C, and to copy a step of a tile of A from rows and from columns.
+const PASS_COST: usize = 60;
+const ROW_COST: usize = 5;
+const COLUMN_COST: usize = 30;
 /// Tasks per thread and block below which rows of tiles are cut into groups of panels.
 const TASKS: usize = 12;
+/// Fewest panels in such a group: each group copies its part of A.
+const LEAST_GROUP: usize = 4;
 
 /// Row tiles of nearly equal height: tile `i` of `count` in `rows`.
 pub(super) fn even_part(rows: usize, count: usize, i: usize) -> Range<usize> {
@@ -94,8 +100,25 @@ impl Operands {
     }
 }
 
-/// One product's plan. B is cut into blocks of `depth` rows and `width` panels, numbered down the
-/// columns first. Stage `s` packs block `s` and computes with block `s - 1`; all its tasks may run at
+/// How B is cut: steps of `k` in a layer, panels in a block, and layers in a block.
+///
+/// Narrow blocks copy A more often, flat ones pass over C more often; the cheaper cut is taken, and then as many
+/// layers as there is room.
+fn cut(panels: usize, k: usize, by_col: bool) -> (usize, usize, usize) {
+    let (room, copy) = (BLOCK / PANEL, if by_col { COLUMN_COST } else { ROW_COST });
+    let depth = |width: usize| {
+        let most = (room / width / 4 * 4).clamp(4, DEPTH);
+        k.div_ceil(k.div_ceil(most)).next_multiple_of(4).min(DEPTH)
+    };
+    let cost = |width: usize| panels.div_ceil(width) * k * copy + k.div_ceil(depth(width)) * panels * PASS_COST;
+    let narrowest = (room / k.clamp(4, DEPTH)).min(panels);
+    let widths = (panels.div_ceil(room / 4)..=panels.div_ceil(narrowest)).map(|aside| panels.div_ceil(aside));
+    let width = widths.min_by_key(|&width| cost(width)).unwrap_or(narrowest);
+    (depth(width), width, (room / (depth(width) * width)).clamp(1, k.div_ceil(depth(width))))
+}
+
+/// One product's plan. B is cut into blocks of `span` layers of `depth` rows and `width` panels, numbered down
+/// the columns first. Stage `s` packs block `s` and computes with block `s - 1`; all its tasks may run at
 /// once, and they start when stage `s - 1` is complete.
 struct Job {
     x: Operands,
@@ -105,8 +128,9 @@ struct Job {
     half: usize,
     tiles: usize,
     depth: usize,
+    span: usize,
     /// Blocks over `k`.
-    layers: usize,
+    stack: usize,
     panels: usize,
     width: usize,
     /// Panels that one task computes.
@@ -131,11 +155,10 @@ pub(super) fn run(
     let (m, n, k) = (a.rows(), b.cols(), a.cols());
     let threads = share::count(threads, m, n, k);
     let tiles = m.div_ceil(kernels.tile_rows());
-    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(4);
     let panels = n.div_ceil(PANEL);
-    let width = panels.div_ceil(panels.div_ceil((BLOCK / (depth * PANEL)).max(1)));
-    let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width) };
-    let half = depth * PANEL * width;
+    let (depth, width, span) = cut(panels, k, block_of(&a).by_col());
+    let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1) };
+    let half = span * depth * PANEL * width;
     share::with_scratch(2 * half, |packed| {
         let job = Job {
             x: Operands::new(kernels, &mut c, &a, start),
@@ -144,7 +167,8 @@ pub(super) fn run(
             half,
             tiles,
             depth,
-            layers: k.div_ceil(depth),
+            span,
+            stack: k.div_ceil(span * depth),
             panels,
             width,
             group: width.div_ceil(groups),
@@ -157,22 +181,24 @@ pub(super) fn run(
 
 impl Job {
     fn blocks(&self) -> usize {
-        self.layers * self.panels.div_ceil(self.width)
+        self.stack * self.panels.div_ceil(self.width)
     }
 
     fn panels_of(&self, block: usize) -> Range<usize> {
-        let first = block / self.layers * self.width;
+        let first = block / self.stack * self.width;
         first..(first + self.width).min(self.panels)
     }
 
-    fn steps_of(&self, block: usize) -> Range<usize> {
-        let first = block % self.layers * self.depth;
-        first..(first + self.depth).min(self.b.rows)
+    /// The layers of a block, as steps of `k`.
+    fn layers_of(&self, block: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let first = block % self.stack * self.span;
+        let (depth, k) = (self.depth, self.b.rows);
+        (first..(first + self.span).min(k.div_ceil(depth))).map(move |at| at * depth..((at + 1) * depth).min(k))
     }
 
     /// Tasks of stage `s`: how many pack, how many compute.
     fn stage(&self, s: usize) -> (usize, usize) {
-        let packs = if s < self.blocks() { self.panels_of(s).len() } else { 0 };
+        let packs = if s < self.blocks() { self.panels_of(s).len() * self.layers_of(s).len() } else { 0 };
         let computes = if s > 0 { self.tiles * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
         (packs, computes)
     }
@@ -216,41 +242,68 @@ impl Job {
         }
     }
 
-    /// Where panel `at` of `block` is packed.
-    fn panel(&self, block: usize, at: usize) -> *mut f32 {
-        self.packed.wrapping_add(block % 2 * self.half + at * self.depth * PANEL)
+    /// Where panel `at` of a layer of `block` is packed.
+    fn panel(&self, block: usize, layer: usize, at: usize) -> *mut f32 {
+        self.packed.wrapping_add(block % 2 * self.half + (layer * self.width + at) * self.depth * PANEL)
     }
 
     /// # Safety
-    /// Nobody else uses this half's panel `at`.
-    unsafe fn pack(&self, block: usize, at: usize) {
-        let (steps, first) = (self.steps_of(block), (self.panels_of(block).start + at) * PANEL);
+    /// Nobody else uses this part of this half.
+    unsafe fn pack(&self, block: usize, task: usize) {
+        let panels = self.panels_of(block);
+        let (layer, at) = (task / panels.len(), task % panels.len());
+        let first = (panels.start + at) * PANEL;
+        let Some(steps) = self.layers_of(block).nth(layer) else { return };
         // SAFETY: the steps and columns are inside B; the panel has `depth * PANEL` values, at least
         // `steps.len() * PANEL`.
         unsafe {
             let src = self.b.src.add(steps.start * self.b.row_stride + first * self.b.col_stride);
             let from = Block { src, rows: steps.len(), cols: (self.b.cols - first).min(PANEL), ..self.b };
-            (self.x.kernels.pack_b)(&from, self.panel(block, at));
+            (self.x.kernels.pack_b)(&from, self.panel(block, layer, at));
         }
     }
 
     /// # Safety
     /// `block` is packed and stays; nobody else uses this task's part of C.
     unsafe fn compute(&self, block: usize, task: usize, room: &mut TileRoom) {
-        let (panels, steps) = (self.panels_of(block), self.steps_of(block));
+        let panels = self.panels_of(block);
         let groups = panels.len().div_ceil(self.group);
-        let rows = even_part(self.x.a.rows, self.tiles, task / groups);
+        let tile = task / groups;
         let mine = task % groups * self.group..((task % groups + 1) * self.group).min(panels.len());
         let room = room.as_mut_ptr();
-        // SAFETY: rows, steps and panels are inside the operands, and a tile has at most `tile_rows`
-        // rows and `DEPTH` steps.
-        unsafe {
-            let kernel = self.x.pack_a(rows.clone(), steps.clone(), room);
-            for at in mine.clone() {
-                let mut tile = self.x.tile_at(rows.start, panels.start + at, block.is_multiple_of(self.layers));
+        for (layer, steps) in self.layers_of(block).enumerate() {
+            // SAFETY: rows, steps and panels are inside the operands, and a tile has at most `tile_rows` rows and
+            // `DEPTH` steps.
+            unsafe {
+                let kernel = self.x.pack_a(even_part(self.x.a.rows, self.tiles, tile), steps.clone(), room);
+                self.row_of_tiles(tile, block, layer, steps, mine.clone(), kernel, room);
+            }
+        }
+    }
+
+    /// One tile of A against the panels `mine` of a layer of a block.
+    ///
+    /// # Safety
+    /// `packed` holds the tile's steps; nobody else uses this part of C.
+    unsafe fn row_of_tiles(
+        &self,
+        tile: usize,
+        block: usize,
+        layer: usize,
+        steps: Range<usize>,
+        mine: Range<usize>,
+        kernel: unsafe fn(&Tile),
+        packed: *const f32,
+    ) {
+        let rows = even_part(self.x.a.rows, self.tiles, tile);
+        let first = self.panels_of(block).start;
+        for at in mine.clone() {
+            // SAFETY: the tile's rows and the panel are inside C.
+            unsafe {
+                let mut tile = self.x.tile_at(rows.start, first + at, steps.start == 0);
                 tile.depth = steps.len();
-                tile.a = room;
-                tile.b = self.panel(block, at);
+                tile.a = packed;
+                tile.b = self.panel(block, layer, at);
                 if at + 1 == mine.end {
                     let back = (mine.len() - 1) * PANEL;
                     tile.next_c = tile.c.wrapping_add(rows.len() * self.x.c_stride).wrapping_sub(back);

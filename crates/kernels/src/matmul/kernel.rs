@@ -164,6 +164,9 @@ impl Block {
     }
 }
 
+/// How far ahead, in columns of A, their values are asked for: the processor's own prefetching does not see strides.
+const A_AHEAD: usize = 24;
+
 /// Copies a tile of A, at most `MAX_ROWS` x `DEPTH`, into the layout that [`Block::by_col`] names.
 ///
 /// # Safety
@@ -175,6 +178,9 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
     unsafe {
         if from.by_col() {
             for k in 0..from.cols {
+                let ahead = from.src.wrapping_add((k + A_AHEAD) * from.col_stride);
+                V::prefetch(ahead);
+                V::prefetch(ahead.wrapping_add(from.rows - 1));
                 for v in (0..from.rows).step_by(V::LANES) {
                     V::load_n(from.src.add(k * from.col_stride + v), from.rows - v).store(dst.add(k * A_COL + v));
                 }

@@ -59,7 +59,7 @@ impl<'a, T: Stored> Pass<'a, T> {
     }
 }
 
-/// Calls `$tile::<.., R>` for consecutive lines, `R` of them at a time.
+/// Evaluates `$call` for consecutive lines, `$rows` of them, a constant, from `$line` at a time.
 macro_rules! over_lines {
     ($lines:expr, |$line:ident, $rows:ident| $call:expr) => {
         let mut $line = 0;
@@ -311,8 +311,8 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
                 let row = row[column..column + N * PAGE].as_chunks::<PAGE>().0;
                 let next = next[column..column + N * PAGE].as_chunks::<PAGE>().0;
                 let mut x = [L::splat(scale); N];
-                for n in 0..N {
-                    x[n] = T::lanes(row.get_unchecked(n), x[n]);
+                for (n, x) in x.iter_mut().enumerate() {
+                    *x = T::lanes(row.get_unchecked(n), *x);
                     if n.is_multiple_of(per_line::<T>()) {
                         L::prefetch(next.get_unchecked(n));
                     }

@@ -30,7 +30,9 @@ impl World {
         let needs: Vec<usize> = lengths.iter().map(|length| length.div_ceil(PAGE)).collect();
         let total: usize = needs.iter().sum::<usize>() + 3;
         // A stride prime to the number of pages visits each once, far from its neighbours.
-        let step = (total / 2..).find(|step| (2..=total).all(|p| step % p != 0 || total % p != 0)).unwrap_or(1);
+        let step = (total / 2..)
+            .find(|step| (2..=total).all(|p| !step.is_multiple_of(p) || !total.is_multiple_of(p)))
+            .unwrap_or(1);
         let mut pool = KvPool::new(format, heads.kv_heads, heads.head_dim, total);
         // What was left in a page must not be seen.
         let all: Vec<u32> = (0..(total * PAGE) as u32).collect();

@@ -89,7 +89,8 @@ impl Server {
 
 /// A POST that closes the connection afterwards.
 pub(crate) fn request(path: &str, body: &[u8], more: &str) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n{more}");
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n{more}");
     let mut raw = format!("{head}content-length: {}\r\n\r\n", body.len()).into_bytes();
     raw.extend_from_slice(body);
     raw
@@ -124,6 +125,9 @@ impl Reply {
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
         let rest = &bytes[end + 4..];
+        if status == 100 {
+            return Reply::parse(rest);
+        }
         let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
         let body = if chunked { dechunk(rest) } else { rest.to_vec() };
         Reply { status, head, body }

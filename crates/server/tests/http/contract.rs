@@ -22,7 +22,10 @@ async fn a_completion_has_every_documented_part() {
     assert_eq!((&answer["model"], &answer["system_fingerprint"]), (&json!("fake/tiny"), &json!("fp_fake")));
     let choice = &answer["choices"][0];
     assert_eq!(choice["finish_reason"], "length");
-    assert_eq!((&choice["index"], &choice["logprobs"], &choice["stop_reason"]), (&json!(0), &json!(null), &json!(null)));
+    assert_eq!(
+        (&choice["index"], &choice["logprobs"], &choice["stop_reason"]),
+        (&json!(0), &json!(null), &json!(null))
+    );
     assert!(choice.get("lathe").is_none() && choice.get("token_ids").is_none());
     let usage = &answer["usage"];
     assert_eq!((&usage["completion_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]), (&json!(5), &json!(0)));
@@ -52,7 +55,8 @@ async fn a_chat_answer_has_every_documented_part() {
     let choice = &answer["choices"][0];
     assert_eq!(choice["message"]["role"], "assistant");
     assert!(choice["message"]["content"].is_string() && choice.get("delta").is_none());
-    let rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n";
+    let rendered =
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n";
     let prompt = Model::shared().tokenizer.encode(rendered).unwrap();
     assert_eq!(choice["prompt_token_ids"], json!(prompt));
     let content = choice["logprobs"]["content"].as_array().unwrap();
@@ -158,7 +162,10 @@ async fn what_is_wrong_is_named() {
         assert!(error.get("param").is_some() && error.get("code").is_some());
         assert!(reply.message().len() < 700 && reply.header("x-request-id").is_some());
     }
-    assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x", "model": "no" })).await.json()["error"]["code"], "model_not_found");
+    assert_eq!(
+        server.post(COMPLETIONS, &json!({ "prompt": "x", "model": "no" })).await.json()["error"]["code"],
+        "model_not_found"
+    );
 }
 
 #[tokio::test]
@@ -357,7 +364,8 @@ async fn the_description_matches_the_checks() {
 async fn every_route_but_two_needs_a_key() {
     let settings = Settings { api_keys: vec!["one".to_owned(), "secret".to_owned()], ..Settings::default() };
     let server = Server::with(settings, Options::default()).await;
-    let api = server.send("GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
+    let api =
+        server.send("GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
     let api = api.await.ok();
     let mut routes: Vec<(String, String)> = vec![("get".into(), "/nothing".into()), ("post".into(), "/live".into())];
     for (path, entry) in api["paths"].as_object().unwrap() {
@@ -365,10 +373,17 @@ async fn every_route_but_two_needs_a_key() {
     }
     for (method, path) in routes {
         let open = method == "get" && ["/health", "/live"].contains(&path.as_str());
-        for (key, right) in [("", false), ("Bearer wrong", false), ("Bearer ", false), ("Bearer secret", true), ("Basic eDpvbmU=", true)] {
+        for (key, right) in [
+            ("", false),
+            ("Bearer wrong", false),
+            ("Bearer ", false),
+            ("Bearer secret", true),
+            ("Basic eDpvbmU=", true),
+        ] {
             let head = format!("{} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n", method.to_uppercase());
             let head = if key.is_empty() { head } else { format!("{head}authorization: {key}\r\n") };
-            let reply = server.send(&format!("{head}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}")).await;
+            let reply =
+                server.send(&format!("{head}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}")).await;
             assert_eq!(reply.status != 401, open || right, "{method} {path} {key}: {}", reply.text());
             if reply.status == 401 {
                 assert_eq!(reply.header("www-authenticate"), Some("Bearer"));

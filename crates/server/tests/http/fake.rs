@@ -53,12 +53,14 @@ impl Model {
         let key = tail.iter().fold(history.len() as u64 / 7, |key, &id| mix(key ^ u64::from(id)));
         let mut logits: Vec<f32> =
             (0..self.vocab as u64).map(|id| (mix(key ^ (id << 20)) % 4096) as f32 / 1024.0).collect();
+        let mut follows = vec![false; self.vocab];
         for (at, window) in self.corpus.windows(tail.len().max(1)).enumerate() {
             if let Some(&next) = self.corpus.get(at + window.len()).filter(|_| window == tail) {
-                logits[next as usize] += 7.0;
+                follows[next as usize] = true;
             }
         }
-        logits[self.eos() as usize] -= 1.0;
+        logits.iter_mut().zip(follows).for_each(|(logit, follows)| *logit += if follows { 7.0 } else { 0.0 });
+        logits[self.eos() as usize] += 2.0;
         let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = logits.iter().map(|l| (l - most).exp()).sum();
         logits.iter().map(|l| l - most - sum.ln()).collect()
@@ -210,8 +212,7 @@ impl Backend for Fake {
         }
         let prefill = self.shared.options.prefill;
         let (text, offer) = (Vec::new(), None);
-        let sequence =
-            Sequence { request, sink, text, prefill, prompt_told: false, offer, steps: 0, cancelled: false };
+        let sequence = Sequence { request, sink, text, prefill, prompt_told: false, offer, steps: 0, cancelled: false };
         inner.waiting.push_back(sequence);
         self.shared.wake.notify_all();
         Ok(())

@@ -16,7 +16,9 @@ fn long(stream: bool) -> Value {
 }
 
 fn pause(seed: u64, most_us: u64) -> Duration {
-    Duration::from_micros(seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % most_us)
+    Duration::from_micros(
+        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % most_us,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +60,8 @@ async fn clients_that_leave_leave_nothing() {
 
 #[tokio::test]
 async fn a_client_that_leaves_after_pipelining_is_noticed() {
-    let server = Server::with(Settings::default(), Options { tick: Duration::from_millis(5), ..Options::default() }).await;
+    let server =
+        Server::with(Settings::default(), Options { tick: Duration::from_millis(5), ..Options::default() }).await;
     let mut socket = TcpStream::connect(server.at).await.unwrap();
     let raw = request(COMPLETIONS, long(false).to_string().as_bytes(), "");
     socket.write_all(&[&raw[..], b"GET /live HTT"].concat()).await.unwrap();
@@ -97,7 +100,10 @@ async fn overload_refuses_whole_requests_and_loses_none() {
         assert_eq!(reply.status, 200);
         if at % 2 == 1 {
             let answer = reply.ok();
-            assert_eq!((answer["choices"].as_array().unwrap().len(), &answer["usage"]["completion_tokens"]), (2, &json!(30)));
+            assert_eq!(
+                (answer["choices"].as_array().unwrap().len(), &answer["usage"]["completion_tokens"]),
+                (2, &json!(30))
+            );
         } else {
             let ends = reply.events().iter().filter(|e| e["choices"][0]["finish_reason"] == "length").count();
             assert_eq!(ends, 2);
@@ -123,11 +129,12 @@ async fn a_batch_beyond_the_queue_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_panic_ends_its_own_request() {
-    let server = Server::with(Settings::default(), Options { tick: Duration::from_millis(2), ..Options::default() }).await;
-    let raw = request(COMPLETIONS, json!({ "prompt": "x", "max_tokens": 60, "ignore_eos": true }).to_string().as_bytes(), "");
+    let server =
+        Server::with(Settings::default(), Options { tick: Duration::from_millis(2), ..Options::default() }).await;
+    let raw =
+        request(COMPLETIONS, json!({ "prompt": "x", "max_tokens": 60, "ignore_eos": true }).to_string().as_bytes(), "");
     let at = server.at;
-    let other =
-        tokio::spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
+    let other = tokio::spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
     for large in [1, 6000] {
         let body = json!({ "prompt": "x", "seed": PANICS, "user": "u".repeat(large) });
         let reply = server.post(COMPLETIONS, &body).await;
@@ -140,10 +147,20 @@ async fn a_panic_ends_its_own_request() {
 
 #[tokio::test]
 async fn draining_finishes_what_runs() {
-    let mut server = Server::with(Settings::default(), Options { tick: Duration::from_millis(4), ..Options::default() }).await;
+    let mut server =
+        Server::with(Settings::default(), Options { tick: Duration::from_millis(4), ..Options::default() }).await;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [true, false, true, false] {
-        let (raw, at) = (request(COMPLETIONS, json!({ "prompt": "x", "max_tokens": 100, "ignore_eos": true, "stream": stream }).to_string().as_bytes(), ""), server.at);
+        let (raw, at) = (
+            request(
+                COMPLETIONS,
+                json!({ "prompt": "x", "max_tokens": 100, "ignore_eos": true, "stream": stream })
+                    .to_string()
+                    .as_bytes(),
+                "",
+            ),
+            server.at,
+        );
         tasks.spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
     }
     while server.fake.live() < 4 {
@@ -256,11 +273,15 @@ async fn metrics_parse_grow_and_add_up() {
     }
     let after = read().await;
     for (name, value) in &before {
-        let gauge = ["running", "waiting", "connections", "kv_", "depth_cap", "build"].iter().any(|g| name[6..].starts_with(g));
+        let gauge =
+            ["running", "waiting", "connections", "kv_", "depth_cap", "build"].iter().any(|g| name[6..].starts_with(g));
         assert!(gauge || after[name] >= *value, "{name}");
     }
     for (status, count) in statuses {
-        assert_eq!(after[&format!("lathe_requests_total{{route=\"completions\",status=\"{status}\"}}")], f64::from(count));
+        assert_eq!(
+            after[&format!("lathe_requests_total{{route=\"completions\",status=\"{status}\"}}")],
+            f64::from(count)
+        );
     }
     assert_eq!(after["lathe_usage_prompt_tokens_total"], prompt as f64);
     assert_eq!(after["lathe_usage_completion_tokens_total"], completion as f64);

@@ -16,7 +16,8 @@ fn harness(choice: &Value, context: usize) -> (f64, bool) {
     let [_, scores, tops, _] = columns(choice);
     let range = context..scores.len() - 1;
     let sum = scores[range.clone()].iter().map(|v| v.as_f64().unwrap()).sum();
-    let most = |top: &Value| top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::NEG_INFINITY, f64::max);
+    let most =
+        |top: &Value| top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::NEG_INFINITY, f64::max);
     let greedy = scores[range.clone()].iter().zip(&tops[range]).all(|(score, top)| score.as_f64() == Some(most(top)));
     (sum, greedy)
 }
@@ -25,7 +26,8 @@ fn harness(choice: &Value, context: usize) -> (f64, bool) {
 async fn scoring_as_the_harness_does_it() {
     let server = Server::new().await;
     let model = Model::shared();
-    let texts = ["The cat sat on the mat", "A na\u{ef}ve \u{1F600}\u{1F600} cat", "Question: what is\u{6771}\u{4EAC}", "zq!"];
+    let texts =
+        ["The cat sat on the mat", "A na\u{ef}ve \u{1F600}\u{1F600} cat", "Question: what is\u{6771}\u{4EAC}", "zq!"];
     let prompts: Vec<Vec<u32>> = texts.iter().map(|text| model.tokenizer.encode(text).unwrap()).collect();
     let body = json!({ "model": "tiny", "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1,
         "seed": 1234, "echo": true });
@@ -59,9 +61,11 @@ async fn greedy_continuations_are_seen_as_greedy() {
     let server = Server::new().await;
     let body = json!({ "prompt": "The cat", "temperature": 0, "max_tokens": 12, "return_token_ids": true });
     let choice = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
-    let ids = |name: &str| -> Vec<u64> { choice[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect() };
+    let ids =
+        |name: &str| -> Vec<u64> { choice[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect() };
     let (context, whole) = (ids("prompt_token_ids").len(), [ids("prompt_token_ids"), ids("token_ids")].concat());
-    let score = json!({ "prompt": [whole], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
+    let score =
+        json!({ "prompt": [whole], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
     let (sum, greedy) = harness(&server.post(COMPLETIONS, &score).await.ok()["choices"][0], context);
     assert!(greedy && sum < 0.0);
 }
@@ -74,7 +78,9 @@ async fn the_last_token_counts_even_when_it_ends_the_text() {
     let likely = fake::best(&model.log_probabilities(&prompt), 1)[0].0;
     let name = model.tokenizer.decode(&[likely]).unwrap();
     let base = json!({ "prompt": [prompt], "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": true });
-    for (field, value, reason) in [("stop", json!(name), json!(name)), ("stop_token_ids", json!([likely]), json!(likely))] {
+    for (field, value, reason) in
+        [("stop", json!(name), json!(name)), ("stop_token_ids", json!([likely]), json!(likely))]
+    {
         let mut body = base.clone();
         body[field] = value;
         let choice = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
@@ -116,7 +122,10 @@ async fn echo_without_new_tokens_only_scores() {
         let answer = server.post(COMPLETIONS, &body).await.ok();
         let choice = &answer["choices"][0];
         assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(text), &json!("length")));
-        assert_eq!((&answer["usage"]["completion_tokens"], &answer["usage"]["prompt_tokens"]), (&json!(0), &json!(ids.len())));
+        assert_eq!(
+            (&answer["usage"]["completion_tokens"], &answer["usage"]["prompt_tokens"]),
+            (&json!(0), &json!(ids.len()))
+        );
         if logprobs.is_null() {
             assert!(choice["logprobs"].is_null());
         } else {
@@ -156,7 +165,8 @@ async fn offsets_count_code_points_and_names_tell_bytes() {
     body["return_tokens_as_token_ids"] = json!(true);
     let named = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
     assert_eq!(named["text"], choice["text"]);
-    let ids: Vec<Value> = ["prompt_token_ids", "token_ids"].iter().flat_map(|n| named[*n].as_array().unwrap().clone()).collect();
+    let ids: Vec<Value> =
+        ["prompt_token_ids", "token_ids"].iter().flat_map(|n| named[*n].as_array().unwrap().clone()).collect();
     let expected: Vec<Value> = ids.iter().map(|id| json!(format!("token_id:{id}"))).collect();
     assert_eq!(columns(&named)[0], expected);
 }

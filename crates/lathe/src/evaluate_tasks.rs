@@ -1,0 +1,95 @@
+//! `lathe eval --tasks`: evaluation tasks by log-likelihood, with the causal routing that serving uses.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use data::Tokenizer;
+use engine::{Stretch, likelihoods};
+use indicatif::{ProgressBar, ProgressStyle};
+use report::Table;
+use serde_json::json;
+use tasks::{Answer, Report, Task};
+use train::Stored;
+
+use crate::arguments::Eval;
+use crate::{open, say};
+
+/// Runs the command.
+pub(crate) fn run(options: &Eval, stored: &Stored, tokenizer: &Tokenizer) -> Result<ExitCode> {
+    let path = options.tasks.as_ref().context("--tasks is not given")?;
+    let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
+    let mut items = match &options.items {
+        Some(path) => {
+            Some(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?))
+        }
+        None => None,
+    };
+    if options.weights.0.is_none() {
+        stored.model.pack();
+    }
+    let mut reports = Vec::new();
+    for task in &mut tasks {
+        if let Some(limit) = options.limit {
+            task.keep_first(limit);
+        }
+        let report = evaluate(task, stored, tokenizer).with_context(|| format!("task {}", task.name()))?;
+        if let Some(items) = &mut items {
+            report.write_records(items).context("writing --items")?;
+        }
+        reports.push((task.items(), report));
+    }
+    if let Some(mut items) = items {
+        items.flush().context("writing --items")?;
+    }
+    print(options, &reports)
+}
+
+fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Report> {
+    let encode = |text: &str| Ok(tokenizer.encode(text)?);
+    let asks = task.requests(&encode, stored.model.config().context, tokenizer.eos_id())?;
+    let rule = open::causal(stored)?;
+    let stretches: Vec<Stretch<'_>> = asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();
+    let bar = ProgressBar::new(stretches.len() as u64).with_message(task.name().to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{msg:>20} {bar:30} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    let found = likelihoods(&stored.model, &rule, &stored.state, &stretches, &mut |n| bar.set_position(n as u64));
+    bar.finish_and_clear();
+    let answer = |l: &engine::Likelihood| Answer { log_likelihood: l.log_likelihood, greedy: l.greedy };
+    Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
+}
+
+fn print(options: &Eval, reports: &[(usize, Report)]) -> Result<ExitCode> {
+    if options.json {
+        let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
+        let of = |(items, r): &(usize, Report)| {
+            let metrics: Vec<_> = r.metrics.iter().map(metric).collect();
+            json!({ "task": r.task, "kind": r.kind, "items": items, "metrics": metrics })
+        };
+        let tasks: Vec<_> = reports.iter().map(of).collect();
+        say::line(serde_json::to_string_pretty(&json!({
+            "checkpoint": options.checkpoint, "weights": options.weights.to_string(), "routing": "causal",
+            "tasks": tasks,
+        }))?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = Vec::new();
+    for (items, report) in reports {
+        for metric in &report.metrics {
+            rows.push(vec![
+                report.task.clone(),
+                items.to_string(),
+                metric.name.to_string(),
+                format!("{:.4}", metric.value),
+                metric.standard_error.map_or_else(String::new, |e| format!("{e:.4}")),
+                if metric.higher_is_better { "higher".into() } else { "lower".into() },
+            ]);
+        }
+    }
+    let columns = ["task", "items", "metric", "value", "standard error", "better"].map(str::to_owned).to_vec();
+    let caption = format!("causal routing, weights {}", options.weights);
+    say::piece(Table { columns, rows, caption, best: None }.to_text());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,269 @@
+//! `lathe serve` as a process: answers, streams, refuses, drains; and agrees with the other verbs.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::Place;
+use serde_json::{Value, json};
+
+/// A server over the run of a [`Place`].
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(place: &Place, more: &[&str]) -> Self {
+        let arguments: Vec<&str> = ["serve", "run", "--port", "0"].iter().chain(more).copied().collect();
+        let mut child = place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
+        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next());
+        let port = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {line:?}"));
+        Self { child, port }
+    }
+
+    /// Sends a request and leaves the connection open for reading.
+    fn open(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n{headers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("sends");
+        stream
+    }
+
+    /// Status, head and body of an answer.
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
+        read_all(self.open(method, path, headers, body))
+    }
+
+    fn complete(&self, body: &Value) -> (u16, Value) {
+        let (status, _, text) = self.ask("POST", "/v1/completions", "", &body.to_string());
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let (_, _, text) = self.ask("GET", "/metrics", "", "");
+        let of = |line: &str| line.strip_prefix(name).and_then(|rest| rest.split(' ').next_back()?.parse::<f64>().ok());
+        let all: Vec<f64> = text.lines().filter(|line| !line.starts_with('#')).filter_map(of).collect();
+        assert!(!all.is_empty(), "no metric {name} in {text}");
+        all.iter().sum()
+    }
+
+    fn signal(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+}
+
+fn read_all(mut stream: TcpStream) -> (u16, String, String) {
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).expect("an answer");
+    let text = String::from_utf8(text).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+    (status, head.to_owned(), body)
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk size");
+        if size == 0 {
+            break;
+        }
+        whole.push_str(&rest[..size]);
+        body = &rest[size + 2..];
+    }
+    whole
+}
+
+/// The text of a stream of events.
+fn streamed(body: &str) -> String {
+    let events: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(events.last(), Some(&"[DONE]"), "{body}");
+    let text = |event: &&str| {
+        let event: Value = serde_json::from_str(event).expect("JSON");
+        event["choices"][0]["text"].as_str().unwrap_or("").to_owned()
+    };
+    events[..events.len() - 1].iter().map(text).collect()
+}
+
+#[test]
+fn answers_are_those_of_generate() {
+    let place = Place::with_run();
+    let server = Server::start(&place, &[]);
+    let ask = json!({ "prompt": "The tok", "max_tokens": 12, "temperature": 0, "ignore_eos": true,
+        "lathe": { "return_depths": true } });
+    let (status, answer) = server.complete(&ask);
+    assert_eq!(status, 200, "{answer}");
+    let text = answer["choices"][0]["text"].as_str().expect("text").to_owned();
+    let generated = place
+        .run(&["generate", "run", "--prompt", "The tok", "--max-tokens", "12", "--temperature", "0", "--ignore-eos"])
+        .good();
+    assert_eq!(format!("The tok{text}"), generated.out.trim_end_matches('\n'));
+    let depths = answer["choices"][0]["lathe"]["depths"].as_array().expect("depths");
+    assert_eq!(depths.len(), 12);
+    assert_eq!(answer["usage"]["completion_tokens"], 12);
+    let mut stream = ask.clone();
+    stream["stream"] = json!(true);
+    let (status, head, body) = server.ask("POST", "/v1/completions", "", &stream.to_string());
+    assert!(status == 200 && head.contains("text/event-stream"), "{head}");
+    assert_eq!(streamed(&body), text);
+}
+
+#[test]
+fn scores_are_those_of_eval() {
+    let place = Place::with_run();
+    let toml = "kind = \"multiple_choice\"\ncontext = \"{question}\"\nchoices = \"{choices}\"\nanswer = \"{label}\"\n";
+    std::fs::create_dir(place.path("tasks")).expect("makes a folder");
+    place.write("tasks/t.toml", toml);
+    let questions = ["The token of", "A model is", "It was the"];
+    let choices = ["it", "a long road", "nothing at all"];
+    let item = |question: &&str| json!({ "question": question, "choices": choices, "label": 0 }).to_string() + "\n";
+    place.write("tasks/t.jsonl", questions.iter().map(item).collect::<String>());
+    place.run(&["eval", "run", "--tasks", "tasks", "--items", "items.jsonl"]).good();
+    let server = Server::start(&place, &[]);
+    let items = place.text("items.jsonl");
+    assert_eq!(items.lines().count(), 3, "{items}");
+    for (line, question) in items.lines().zip(questions) {
+        let record: Value = serde_json::from_str(line).expect("JSON");
+        for (choice, expected) in choices.iter().zip(record["log_likelihoods"].as_array().expect("a list")) {
+            let prompt = format!("{question} {choice}");
+            let ask = json!({ "prompt": prompt, "max_tokens": 0, "echo": true, "logprobs": 1 });
+            let (status, answer) = server.complete(&ask);
+            assert_eq!(status, 200, "{answer}");
+            let logprobs = &answer["choices"][0]["logprobs"];
+            let offsets = logprobs["text_offset"].as_array().expect("offsets");
+            let scores = logprobs["token_logprobs"].as_array().expect("scores");
+            let scored = |at: &Value| at.as_u64().is_some_and(|at| at as usize >= question.len());
+            let sum: f64 = offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
+            let expected = expected.as_f64().expect("a number");
+            assert!((sum - expected).abs() < 1e-4, "{prompt}: {sum} over the wire, {expected} in the process");
+        }
+    }
+}
+
+#[test]
+fn overload_loses_nothing_that_was_accepted() {
+    let place = Place::with_run();
+    let server = Server::start(&place, &["--queue", "4", "--running", "2"]);
+    let body = json!({ "prompt": "a", "max_tokens": 16, "temperature": 0, "ignore_eos": true }).to_string();
+    let streams: Vec<TcpStream> = (0..40).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
+    let (mut served, mut shed) = (0, 0);
+    for stream in streams {
+        let (status, head, text) = read_all(stream);
+        match status {
+            200 => {
+                let answer: Value = serde_json::from_str(&text).expect("JSON");
+                assert_eq!(answer["usage"]["completion_tokens"], 16, "{answer}");
+                served += 1;
+            }
+            429 => {
+                assert!(head.to_lowercase().contains("retry-after:") && text.contains("overloaded_error"), "{head}");
+                shed += 1;
+            }
+            _ => panic!("{status}: {text}"),
+        }
+    }
+    assert!(served >= 4 && served + shed == 40, "{served} served, {shed} shed");
+    assert_eq!(server.metric("lathe_shed_total{reason=\"queue\"}"), f64::from(shed));
+    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"200\"}"), f64::from(served));
+}
+
+#[test]
+fn streams_that_are_left_give_their_pages_back() {
+    let place = Place::with_run();
+    let server = Server::start(&place, &[]);
+    let body = json!({ "prompt": "a", "max_tokens": 40, "stream": true, "ignore_eos": true, "seed": 1 }).to_string();
+    for i in 0..12 {
+        let mut stream = server.open("POST", "/v1/completions", "", &body);
+        if i % 2 == 0 {
+            let mut some = [0; 200];
+            let _ = stream.read(&mut some);
+        }
+    }
+    let clock = Instant::now();
+    loop {
+        let running = server.metric("lathe_running") + server.metric("lathe_waiting");
+        if running == 0.0 {
+            break;
+        }
+        assert!(clock.elapsed() < Duration::from_secs(20), "{running} requests still run");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (status, _) = server.complete(&json!({ "prompt": "a", "max_tokens": 2 }));
+    assert_eq!(status, 200);
+}
+
+#[test]
+fn a_signal_drains() {
+    let place = Place::with_run();
+    let mut server = Server::start(&place, &[]);
+    let body = json!({ "prompt": "a", "max_tokens": 50, "temperature": 0, "ignore_eos": true }).to_string();
+    let running: Vec<TcpStream> = (0..4).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
+    let clock = Instant::now();
+    while server.metric("lathe_running") + server.metric("lathe_waiting") == 0.0
+        && server.metric("lathe_requests_total") < 4.0
+    {
+        assert!(clock.elapsed() < Duration::from_secs(20));
+    }
+    server.signal();
+    for stream in running {
+        let (status, _, text) = read_all(stream);
+        assert!(status == 200 && text.contains("\"completion_tokens\":50"), "{status}: {text}");
+    }
+    let clock = Instant::now();
+    let status = loop {
+        if let Some(status) = server.child.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(clock.elapsed() < Duration::from_secs(40), "still there");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn keys_are_asked_for_and_bad_flags_refused() {
+    let place = Place::with_run();
+    place.write("keys", "secret-1\nsecret-2\n");
+    let server = Server::start(&place, &["--api-key-file", "keys"]);
+    assert_eq!(server.ask("GET", "/v1/models", "", "").0, 401);
+    assert_eq!(server.ask("GET", "/v1/models", "authorization: Bearer wrong\r\n", "").0, 401);
+    assert_eq!(server.ask("GET", "/v1/models", "authorization: Bearer secret-2\r\n", "").0, 200);
+    assert_eq!(server.ask("GET", "/live", "", "").0, 200);
+    drop(server);
+    place.refuses(&["serve", "run", "--weights", "int3"], &["int3", "int8"]);
+    place.refuses(&["serve", "run", "--context", "100000"], &["--context is 100000"]);
+    place.refuses(&["serve", "nowhere"], &["nowhere"]);
+    place.refuses(&["serve", "run", "--kv-memory", "0"], &["pages"]);
+}
+
+#[test]
+fn rounded_weights_serve() {
+    let place = Place::with_run();
+    for (weights, kv) in [("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")] {
+        let server = Server::start(&place, &["--weights", weights, "--kv", kv]);
+        let ask = json!({ "prompt": "The", "max_tokens": 8, "temperature": 0, "ignore_eos": true });
+        let (status, first) = server.complete(&ask);
+        assert_eq!(status, 200, "{first}");
+        assert_eq!(server.complete(&ask).1["choices"][0]["text"], first["choices"][0]["text"], "{weights} {kv}");
+    }
+}
