@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use data::Tokenizer;
 use engine::{Engine, Generation, Options, Sampler, Sampling, causal_rule};
 use model::rng::{Purpose, Stream};
 use model::cost::{self, Convention};
@@ -16,15 +17,17 @@ use report::{Table, human_bytes, human_count};
 use scheduler::{Dial, Event, Limits, Offer, Request, Sink};
 use serde_json::{Value, json};
 
-use crate::serving_arguments::BenchRun;
+use crate::serving_arguments::{BenchRun, Weights};
 use crate::{open, recipe, say};
 
 /// What runs.
-struct Subject {
-    name: String,
-    model: Arc<Model>,
-    rule: Rule,
-    state: RouterState,
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) model: Arc<Model>,
+    pub(crate) rule: Rule,
+    pub(crate) state: RouterState,
+    /// That of a checkpoint; fresh weights have none.
+    pub(crate) tokenizer: Option<Tokenizer>,
 }
 
 /// One measured setting.
@@ -52,7 +55,7 @@ pub(crate) fn prefill(options: &BenchRun) -> Result<ExitCode> {
 
 fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
     ensure!(options.rounds > 0 && options.tokens > 1, "--rounds must be at least 1 and --tokens at least 2");
-    let subjects: Vec<Subject> = options.model.iter().map(|name| subject(name, options)).collect::<Result<_>>()?;
+    let subjects: Vec<Subject> = options.model.iter().map(|name| subject(name, &options.set, options.numbers.weights)).collect::<Result<_>>()?;
     let (peak, bandwidth) = (ops::peak_flops(), ops::read_bandwidth());
     let (mut rows, mut results) = (Vec::new(), Vec::new());
     for &context in &options.context {
@@ -142,16 +145,16 @@ fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec
 }
 
 /// A checkpoint, or a fresh model with a causal rule calibrated on random tokens.
-fn subject(name: &str, options: &BenchRun) -> Result<Subject> {
+pub(crate) fn subject(name: &str, set: &[String], weights: Weights) -> Result<Subject> {
     let path = Path::new(name);
-    let (model, rule, state) = if path.is_dir() {
-        let (stored, _) = open::checkpoint(path)?;
+    let (model, rule, state, tokenizer) = if path.is_dir() {
+        let (stored, tokenizer) = open::checkpoint(path)?;
         let rule = open::causal(&stored)?;
-        (stored.model, rule, stored.state)
+        (stored.model, rule, stored.state, Some(tokenizer))
     } else {
         let recipe = match name.ends_with(".toml") {
-            true => recipe::load(path, &options.set)?,
-            false => recipe::parse(&format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"), &options.set)?,
+            true => recipe::load(path, set)?,
+            false => recipe::parse(&format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"), set)?,
         };
         let model = Model::fresh(&recipe.model, 1)?;
         let ids = random_ids(9, 512, recipe.model.vocab_size);
@@ -164,10 +167,10 @@ fn subject(name: &str, options: &BenchRun) -> Result<Subject> {
         };
         let state = RouterState::default();
         let rule = causal_rule(&model, &state, &[engine::Batch::pack(&[sequence], true)]);
-        (model, rule, state)
+        (model, rule, state, None)
     };
-    open::round(&model, options.numbers.weights)?;
-    Ok(Subject { name: name.to_owned(), model: Arc::new(model), rule, state })
+    open::round(&model, weights)?;
+    Ok(Subject { name: name.to_owned(), model: Arc::new(model), rule, state, tokenizer })
 }
 
 fn random_ids(seed: u64, count: usize, vocab: usize) -> Vec<u32> {
