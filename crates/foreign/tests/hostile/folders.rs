@@ -1,7 +1,7 @@
 //! Hugging Face folders with one lie each.
 
 use super::common::{byte_tokenizer, medium, special, weights};
-use super::memory::Meter;
+use super::memory::{Meter, scratch};
 use foreign::hf::{Dtype, Extras, Folder, write};
 use foreign::{Foreign, LlamaSettings, Parts, Role};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ type Lie = Box<dyn Fn(&Path)>;
 fn check(cases: Vec<(&str, Lie, &str, &str)>) {
     let meter = Meter::start();
     for (what, lie, file, field) in cases {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         honest(folder.path(), &untied(), &byte_tokenizer());
         lie(folder.path());
         let message = match read_all(folder.path()) {
@@ -363,7 +363,7 @@ fn companions_that_lie_are_refused() {
 
 #[test]
 fn a_folder_without_a_model_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let message = Foreign::open(folder.path()).unwrap_err().to_string();
     assert!(message.contains("config.json"), "{message}");
 }
