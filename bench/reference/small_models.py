@@ -48,7 +48,7 @@ def main(out):
         tokenizer().save_pretrained(folder)
         ids = torch.randint(0, config.vocab_size, (1, 16))
         with torch.no_grad():
-            logits = model.float()(ids).logits[0]
+            logits = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits[0]
         record = {"ids": ids[0].tolist(), "logits": [[round(x, 6) for x in row[::13].tolist()] for row in logits]}
         (folder / "expected.json").write_text(json.dumps(record, separators=(",", ":")))
 

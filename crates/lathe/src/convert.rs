@@ -31,13 +31,13 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         fit_adapters: !options.fresh_adapters,
         seed: options.seed,
     };
-    let (path, report) = convert::convert(&stored, &target, &options.out)
+    let (_, report) = convert::convert(&stored, &target, &options.out)
         .with_context(|| format!("converting {}", options.checkpoint.display()))?;
     if options.json {
-        say::line(serde_json::to_string_pretty(&json!({ "path": path, "report": report }))?);
+        say::line(serde_json::to_string_pretty(&json!({ "path": options.out, "report": report }))?);
     } else {
         show(&report);
-        say::line(format!("wrote {}", path.display()));
+        say::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     let made = convert::import(&options.source, &options.out)
         .with_context(|| format!("importing {}", options.source.display()))?;
     if options.json {
-        let value = json!({ "path": made.path, "config": made.config, "text": made.text, "costs": made.costs });
+        let value = json!({ "path": options.out, "config": made.config, "text": made.text, "costs": made.costs });
         say::line(serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -39,7 +39,7 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
         id(made.text.bos),
         made.text.eos
     ));
-    say::line(format!("wrote {}", made.path.display()));
+    say::line(format!("wrote {}", options.out.display()));
     Ok(ExitCode::SUCCESS)
 }
 
