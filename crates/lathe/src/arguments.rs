@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::serving_arguments::{BenchRun, Serve, Weights, weights};
+use crate::serving_arguments::{BenchKernels, BenchRun, BenchServe, Serve, Weights, weights};
 
 /// Language models that spend compute per token: train, evaluate, inspect, generate.
 #[derive(Debug, Parser)]
@@ -74,6 +74,10 @@ pub(crate) enum BenchCommand {
     Decode(BenchRun),
     /// Prompt tokens a second of the engine
     Prefill(BenchRun),
+    /// Load on a completions server: latencies, tokens a second, goodput
+    Serve(BenchServe),
+    /// Check each kernel, then its rate and share of what the machine can do
+    Kernels(BenchKernels),
 }
 
 #[derive(Debug, Args)]

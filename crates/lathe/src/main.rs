@@ -3,7 +3,9 @@
 
 mod arguments;
 mod bench;
+mod bench_kernels;
 mod bench_run;
+mod bench_serve;
 mod convert;
 mod data_build;
 mod evaluate;
@@ -13,6 +15,7 @@ mod golden;
 mod import;
 mod inspect;
 mod live;
+mod load;
 mod open;
 mod plan;
 mod quickstart;
@@ -68,6 +71,8 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
         Command::Bench(BenchCommand::Decode(options)) => bench_run::decode(&options),
         Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
+        Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
+        Command::Bench(BenchCommand::Kernels(options)) => bench_kernels::run(&options),
         Command::Presets => plan::presets(),
     }
 }

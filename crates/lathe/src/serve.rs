@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Engine, Live, Options, Sampling};
-use model::{Model, ModelConfig, RouterConfig, Sharing};
+use model::{Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, Gauges, Limits, Refusal, Request, Sink};
 use server::{Backend, Facts, Settings, Text};
@@ -47,21 +47,48 @@ impl Backend for Served {
     }
 }
 
+/// A model that is ready to be served.
+pub(crate) struct Ready {
+    facts: Facts,
+    text: Text,
+    live: Live,
+}
+
+impl Ready {
+    /// Starts the engine's thread.
+    pub(crate) fn start(engine: Engine, facts: Facts, text: Text) -> Result<Self> {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?);
+        let live = Live::start(engine, pool).context("starting the engine's thread")?;
+        Ok(Self { facts, text, live })
+    }
+
+    /// Answers requests until `stop` is ready and what runs has ended.
+    pub(crate) async fn serve(
+        self,
+        listener: tokio::net::TcpListener,
+        settings: Settings,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
+        Ok(server::serve(listener, settings, self.facts, self.text, Arc::new(Served(self.live)), stop).await?)
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     open::round(&stored.model, options.numbers.weights)?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
-    let mut facts = facts(&stored, &options.checkpoint, name, options.alias.clone());
-    let text = text(options, &stored, tokenizer)?;
+    let mut facts = facts(&stored.model, name);
+    facts.aliases = options.alias.clone();
+    facts.created = created(&options.checkpoint);
+    facts.context = options.bounds.context.unwrap_or(facts.context);
+    let eos = open::stops(&stored, &tokenizer);
+    let known = stored.text.clone().unwrap_or_default();
+    let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
-    let engine = engine_of(stored, &options.numbers, &options.bounds)?;
-    facts.context = options.bounds.context.unwrap_or(facts.context);
-    let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?);
-    let live = Live::start(engine, pool).context("starting the engine's thread")?;
+    let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, facts, text)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let id = facts.id.clone();
     runtime.block_on(async {
         let address = (options.host.as_str(), options.port)
             .to_socket_addrs()
@@ -76,11 +103,11 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
             .with_context(|| format!("listening at {address}: choose another --port, or stop what listens there"))?;
         let at = listener.local_addr()?;
         say::line(format!(
-            "serving {id} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
+            "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
+            ready.facts.id,
             report::human_bytes(model_bytes as u64)
         ));
-        server::serve(listener, settings, facts, text, Arc::new(Served(live)), asked_to_stop()).await?;
-        anyhow::Ok(())
+        ready.serve(listener, settings, asked_to_stop()).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -99,10 +126,19 @@ async fn asked_to_stop() {
 /// An engine over a stored model, with as many pages as the memory allows.
 pub(crate) fn engine_of(stored: Stored, numbers: &Numbers, bounds: &Bounds) -> Result<Engine> {
     let rule = open::causal(&stored)?;
-    let config = stored.model.config().clone();
-    let limits = limits(&config, numbers, bounds)?;
-    let options = Options { limits, kv: numbers.kv, draw: Arc::new(Sampling) };
-    Ok(Engine::new(Arc::new(stored.model), rule, stored.state, options)?)
+    engine(Arc::new(stored.model), rule, stored.state, numbers, bounds)
+}
+
+/// The same from its parts.
+pub(crate) fn engine(
+    model: Arc<Model>,
+    rule: Rule,
+    state: RouterState,
+    numbers: &Numbers,
+    bounds: &Bounds,
+) -> Result<Engine> {
+    let limits = limits(model.config(), numbers, bounds)?;
+    Ok(Engine::new(model, rule, state, Options { limits, kv: numbers.kv, draw: Arc::new(Sampling) })?)
 }
 
 /// The engine's bounds for a model.
@@ -145,13 +181,13 @@ pub(crate) fn family(config: &ModelConfig) -> &'static str {
     }
 }
 
-fn facts(stored: &Stored, path: &Path, id: String, aliases: Vec<String>) -> Facts {
-    let (model, config) = (&stored.model, stored.model.config());
-    let made = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+/// What clients may know about a model.
+pub(crate) fn facts(model: &Model, id: String) -> Facts {
+    let config = model.config();
     let kv = serde_json::to_value(config.kv).ok().and_then(|kv| kv.as_str().map(str::to_owned));
     Facts {
         id,
-        aliases,
+        aliases: Vec::new(),
         family: family(config).into(),
         recursions: model.plan().recursions.len().max(1) as u32,
         routing: config.router.kind().into(),
@@ -160,9 +196,15 @@ fn facts(stored: &Stored, path: &Path, id: String, aliases: Vec<String>) -> Fact
         parameters: model.weights().iter().map(|(spec, _)| spec.count() as u64).sum(),
         context: config.context,
         vocab: config.vocab_size,
-        created: made.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        created: 0,
         fingerprint: format!("lathe-{}-{:016x}", env!("CARGO_PKG_VERSION"), fingerprint(model)),
     }
+}
+
+/// When a checkpoint was made, in seconds since 1970.
+fn created(path: &Path) -> u64 {
+    let made = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    made.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// A number that differs when a weight does.
@@ -172,17 +214,20 @@ fn fingerprint(model: &Model) -> u64 {
     model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
 }
 
-/// What the model came with; a template on the command line goes before its own.
-fn text(options: &Serve, stored: &Stored, tokenizer: Tokenizer) -> Result<Text> {
-    let known = stored.text.clone().unwrap_or_default();
-    let given = options.chat_template.as_ref();
-    let given = given.map(|path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display())));
+/// What the model came with; a template from a file goes before its own.
+pub(crate) fn text(
+    known: train::Text,
+    eos: Vec<u32>,
+    tokenizer: Tokenizer,
+    chat_template: Option<&Path>,
+) -> Result<Text> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
     Ok(Text {
         bos: known.bos,
-        eos: open::stops(stored, &tokenizer),
+        eos,
         pad: known.pad,
         add_bos: known.add_bos,
-        chat_template: given.transpose()?.or(known.chat_template),
+        chat_template: chat_template.map(read).transpose()?.or(known.chat_template),
         tokenizer,
     })
 }

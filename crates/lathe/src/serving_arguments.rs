@@ -202,3 +202,127 @@ pub(crate) struct BenchRun {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// How long prompts or answers are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Lengths {
+    /// Always the same.
+    Is(usize),
+    /// Each length between two, both included, equally often.
+    Between(usize, usize),
+    /// Mean and standard deviation; at least 1.
+    Normal(f64, f64),
+}
+
+impl std::str::FromStr for Lengths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no length, expected 64, 16-128 (a range) or 64:16 (mean and deviation)");
+        let count = |part: &str| part.parse::<usize>().ok().filter(|&n| n >= 1).ok_or_else(wrong);
+        let number = |part: &str, least: f64| {
+            part.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= least).ok_or_else(wrong)
+        };
+        match (text.split_once('-'), text.split_once(':')) {
+            (_, Some((mean, deviation))) => Ok(Lengths::Normal(number(mean, 1.0)?, number(deviation, 0.0)?)),
+            (Some((low, high)), None) => match (count(low)?, count(high)?) {
+                (low, high) if low <= high => Ok(Lengths::Between(low, high)),
+                _ => Err(wrong()),
+            },
+            (None, None) => Ok(Lengths::Is(count(text)?)),
+        }
+    }
+}
+
+impl std::fmt::Display for Lengths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Lengths::Is(length) => write!(f, "{length}"),
+            Lengths::Between(low, high) => write!(f, "{low}-{high}"),
+            Lengths::Normal(mean, deviation) => write!(f, "{mean}:{deviation}"),
+        }
+    }
+}
+
+/// `lathe bench serve`
+#[derive(Debug, Args)]
+pub(crate) struct BenchServe {
+    /// A checkpoint, folder of a run, preset or recipe (.toml; fresh weights) to serve from this process
+    #[arg(required_unless_present = "url", conflicts_with = "url")]
+    pub(crate) subject: Option<String>,
+    /// A running server with /v1/completions that takes token ids
+    #[arg(long)]
+    pub(crate) url: Option<String>,
+    /// Change one field of the preset or recipe: --set model.vocab_size=16384 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Which of the server's models; by default its first
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Token ids are drawn below this; by default what the server says
+    #[arg(long)]
+    pub(crate) vocab: Option<usize>,
+    /// Sent as a bearer token
+    #[arg(long)]
+    pub(crate) api_key: Option<String>,
+    /// Closed loop: requests at a time, each followed at once by the next (default 8)
+    #[arg(long, conflicts_with = "rate")]
+    pub(crate) concurrency: Option<usize>,
+    /// Open loop: requests a second, at random times (a Poisson process), whether or not earlier ones are done
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// Requests in all
+    #[arg(long, default_value_t = 200)]
+    pub(crate) requests: usize,
+    /// Requests before the measurement, one after another
+    #[arg(long, default_value_t = 2)]
+    pub(crate) warm_up: usize,
+    /// Tokens of a prompt: 64, 16-128 (a range) or 64:16 (mean and deviation)
+    #[arg(long, default_value = "64")]
+    pub(crate) prompt_tokens: Lengths,
+    /// New tokens of an answer, in the same notation
+    #[arg(long, default_value = "64")]
+    pub(crate) output_tokens: Lengths,
+    /// Go on past the end-of-text token, so that every answer has all its tokens
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Ask for whole answers; then only their end has a time
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+    /// Deepest recursion allowed (lathe servers)
+    #[arg(long)]
+    pub(crate) max_depth: Option<u32>,
+    /// Goodput counts answers whose first token came within so many milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(crate) slo_ttft: Option<f64>,
+    /// Goodput counts answers with at most so many milliseconds per further token
+    #[arg(long, value_name = "MS")]
+    pub(crate) slo_tpot: Option<f64>,
+    /// Seconds after which an answer is given up
+    #[arg(long, default_value_t = 600)]
+    pub(crate) timeout: u64,
+    /// Seed of lengths, prompts and arrival times
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) numbers: Numbers,
+    #[command(flatten)]
+    pub(crate) bounds: Bounds,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `lathe bench kernels`
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernels {
+    /// Only kernels whose name holds this
+    #[arg(long)]
+    pub(crate) only: Option<String>,
+    /// Seconds for each size
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) seconds: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Lathe beside llama.cpp or PyTorch: the programs take turns in one run, medians, ratios with their spread.
+
+    compare.py decode  --lathe target/release/lathe --peers PEERS --gguf FOLDER --format f32 --format bf16 smollm-135m
+    compare.py prefill ...the same...
+    compare.py train   --lathe target/release/lathe --peers PEERS cpu-1m-dense
+
+PEERS is the folder that `setup` made. FOLDER holds the same weights or weights of the same shape in each format, see
+make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and f16 or bf16, int8 and q8_0, int4 and q4_0.
+Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
+share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
+A process during which something else used more than --foreign of the machine runs again; after four attempts the comparison is given up.
+Keys and values: f32 in Lathe unless --kv says otherwise, f16 in llama.cpp, each program's default.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FORMATS = {
+    "f32": ("f32", ["f32"]),
+    "bf16": ("bf16", ["f16", "bf16"]),
+    "int8": ("int8", ["q8_0"]),
+    "int4": ("int4", ["q4_0"]),
+}
+
+
+def main():
+    options = arguments()
+    # Ended from outside, it must not leave a program behind that uses the machine.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if options.what == "train":
+        contestants = train_contestants(options)
+    else:
+        contestants = [c for name in options.format for c in run_contestants(options, name)]
+    rounds = []
+    for turn in range(options.rounds):
+        order = contestants if turn % 2 == 0 else contestants[::-1]
+        rounds.append({c["name"]: c["run"]() for c in order})
+        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+    record = summarise(options, contestants, rounds)
+    for line in record["table"]:
+        print(line)
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["decode", "prefill", "train"])
+    parser.add_argument("model", help="what lathe bench takes: a checkpoint, a preset or a recipe")
+    parser.add_argument("--set", action="append", default=[], help="passed on to lathe bench (repeatable)")
+    parser.add_argument("--lathe", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, required=True, help="folder made by setup")
+    parser.add_argument("--gguf", type=Path, help="folder with FORMAT.gguf files")
+    parser.add_argument("--format", action="append", choices=FORMATS, help="default: f32, bf16 and int8")
+    parser.add_argument("--batch", default="1,8,16,32")
+    parser.add_argument("--context", type=int, help="prompt tokens: 32 for decode, 512 for prefill")
+    parser.add_argument("--tokens", type=int, default=48, help="new tokens of a sequence")
+    parser.add_argument("--kv", default="f32", help="Lathe's keys and values")
+    parser.add_argument("--peer-kv", default="f16", choices=["f16", "f32"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="train: timed steps of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--torch-size", help="train: width,layers,heads,kv_heads,ffn,vocab of the PyTorch model")
+    parser.add_argument("--torch-batch", default="4,512", help="train: sequences and their length")
+    parser.add_argument("--foreign", type=float, default=0.1, help="share of the machine that others may use meanwhile")
+    parser.add_argument("--limit", type=float, default=40, help="seconds that one process may take")
+    parser.add_argument("--json", type=Path, help="where to write the record")
+    options = parser.parse_args()
+    options.format = options.format or ["f32", "bf16", "int8"]
+    options.context = options.context or (512 if options.what == "prefill" else 32)
+    if options.what == "train" and not options.torch_size:
+        parser.error("train needs --torch-size")
+    if options.what != "train" and not options.gguf:
+        parser.error(f"{options.what} needs --gguf")
+    if options.what == "prefill" and options.batch == "1,8,16,32":
+        options.batch = "1"
+    return options
+
+
+def output(command, options):
+    """Runs a program to its JSON, again when the machine was not its own."""
+    command = [str(part) for part in command]
+    for attempt in range(4):
+        busy, own, wall = machine_seconds(), own_seconds(), time.monotonic()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+        except subprocess.TimeoutExpired:
+            print(f"{command[0]} had no end after {options.limit:.0f} s (attempt {attempt + 1})", file=sys.stderr)
+            continue
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}\nends with {done.returncode}:\n{done.stderr}")
+        wall = time.monotonic() - wall
+        foreign = ((machine_seconds() - busy) - (own_seconds() - own)) / (wall * os.cpu_count())
+        found = json.loads(done.stdout)
+        found["foreign_share"] = round(max(foreign, 0.0), 4)
+        if foreign <= options.foreign:
+            return found
+        print(f"something else used {100 * foreign:.0f} % of the machine (attempt {attempt + 1})", file=sys.stderr)
+    sys.exit(f"{' '.join(command)}\nnever had the machine for itself: end what else runs, or raise --foreign and --limit")
+
+
+def machine_seconds():
+    """Processor seconds used by anything, the hypervisor's other guests included; 0 where the system does not tell."""
+    try:
+        fields = [int(part) for part in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _wait, irq, soft, steal = fields
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds():
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def run_contestants(options, name):
+    weights, files = FORMATS[name]
+    sets = [part for entry in options.set for part in ("--set", entry)]
+    lathe = [
+        options.lathe, "bench", options.what, options.model, *sets, "--weights", weights, "--kv", options.kv,
+        "--batch", options.batch, "--context", options.context, "--tokens", options.tokens, "--rounds", 1, "--json",
+    ]
+
+    def run_lathe():
+        found = output(lathe, options)
+        shares = ("machine", "peak_flops", "read_bandwidth", "foreign_share")
+        return {"rates": {str(r["batch"]): r["median"] for r in found["results"]}, "about": {k: found[k] for k in shares}}
+
+    def run_llama(path):
+        command = [
+            options.peers / "llama_rate", path, options.what, options.batch, options.context, options.tokens, 1,
+            options.threads, options.peer_kv,
+        ]
+        found = output(command, options)
+        rates = {str(r["batch"]): statistics.median(r["tokens_per_second"]) for r in found["results"]}
+        return {"rates": rates, "about": {k: found[k] for k in ("system", "foreign_share")}}
+
+    peers = [options.gguf / f"{file}.gguf" for file in files if (options.gguf / f"{file}.gguf").exists()]
+    if not peers:
+        sys.exit(f"{options.gguf} holds none of {', '.join(file + '.gguf' for file in files)}")
+    named = f"lathe {name}"
+    contestants = [{"name": named, "beside": None, "run": run_lathe}]
+    for path in peers:
+        run = lambda path=path: run_llama(path)  # noqa: E731
+        contestants.append({"name": f"llama.cpp {path.stem}", "beside": named, "run": run})
+    return contestants
+
+
+def train_contestants(options):
+    sets = [part for entry in options.set for part in ("--set", entry)]
+    lathe = [options.lathe, "bench", "train", options.model, *sets, "--steps", options.steps, "--json"]
+
+    def run_lathe():
+        found = output(lathe, options)
+        result = found["results"][0]
+        about = {k: found[k] for k in ("machine", "peak_flops", "peak_memory") if k in found}
+        return {"rates": {"step": result["tokens"] / result["median"]}, "about": about}
+
+    def run_torch(compiled):
+        command = [
+            options.peers / "venv/bin/python", HERE / "torch_step.py", "--size", options.torch_size, "--batch",
+            options.torch_batch, "--steps", options.steps, "--threads", options.threads, *(["--compile"] if compiled else []),
+        ]
+        found = output(command, options)
+        rate = found["tokens"] / statistics.median(found["seconds"])
+        return {"rates": {"step": rate}, "about": {k: found[k] for k in ("torch", "parameters", "peak_memory")}}
+
+    contestants = [{"name": "lathe", "beside": None, "run": run_lathe}]
+    for mode in (False, True):
+        name = "torch compile" if mode else "torch eager"
+        contestants.append({"name": name, "beside": "lathe", "run": lambda mode=mode: run_torch(mode)})
+    return contestants
+
+
+def summarise(options, contestants, rounds):
+    table = [f"{options.what}: tokens/s, median of {len(rounds)} rounds; ratio: Lathe over the peer, median (least-most)"]
+    results = []
+    for one in contestants:
+        for key in rounds[0][one["name"]]["rates"]:
+            rates = [r[one["name"]]["rates"][key] for r in rounds]
+            result = {"name": one["name"], "batch": key, "rates": rates, "median": statistics.median(rates)}
+            line = f"{one['name']:<16} {key:>4} {result['median']:>10.1f}"
+            if one["beside"]:
+                ratios = [r[one["beside"]]["rates"][key] / r[one["name"]]["rates"][key] for r in rounds]
+                result["ratio"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+                line += f"   {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            results.append(result)
+            table.append(line)
+    about = {name: found["about"] for name, found in rounds[-1].items()}
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return {"options": given, "commit": commit(), "about": about, "results": results, "table": table}
+
+
+def commit():
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+//! `lathe bench serve`: requests at a rate or side by side against a completions server; every answer is checked, then timed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use data::{Tokenizer, TrainOptions};
+use model::rng::{Purpose, Stream};
+use report::Table;
+use serde_json::{Value, json};
+
+use crate::load::{Answer, Ask, Manner, Target, fault};
+use crate::serve::Ready;
+use crate::serving_arguments::{BenchServe, Lengths};
+use crate::{bench_run, say, serve};
+
+/// What the server says about its model.
+struct Known {
+    model: String,
+    is_lathe: bool,
+    vocab: usize,
+    context: Option<usize>,
+}
+
+/// A request that was sent, when it was due (seconds since the first), and what came back.
+struct Sent {
+    due: f64,
+    answer: Answer,
+    fault: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
+    ensure!(options.requests > 0 && options.concurrency != Some(0), "--requests and --concurrency must be at least 1");
+    ensure!(options.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()), "--rate must be a number above 0");
+    let local = match &options.subject {
+        Some(subject) => Some(Local::start(subject, options)?),
+        None => None,
+    };
+    let url = local.as_ref().map(|l| l.url.clone()).or(options.url.clone()).context("neither a model nor --url")?;
+    let target = Target::new(&url, options.api_key.clone(), Duration::from_secs(options.timeout))?;
+    // One thread: on a small machine the load must not take the server's place.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let known = known(&target, options).await?;
+        let warm_up = asks(options, &known, options.requests..options.requests + options.warm_up)?;
+        let asks = asks(options, &known, 0..options.requests)?;
+        let manner = Manner {
+            model: known.model.clone(),
+            stream: !options.no_stream,
+            ignore_eos: options.ignore_eos,
+            is_lathe: known.is_lathe,
+            max_depth: options.max_depth,
+        };
+        for ask in &warm_up {
+            target.complete(&manner, ask, Instant::now()).await;
+        }
+        let answers = drive(&target, &Arc::new(manner), &Arc::new(asks.clone()), options).await?;
+        let judged = |(ask, (due, answer)): (&Ask, (f64, Answer))| {
+            let fault = if answer.status == 200 { fault(ask, &answer, options.ignore_eos, known.vocab) } else { None };
+            Sent { due, answer, fault }
+        };
+        let sent: Vec<Sent> = asks.iter().zip(answers).map(judged).collect();
+        anyhow::Ok((known, sent))
+    });
+    let stopped = local.map_or(Ok(()), Local::stop);
+    let (known, sent) = done?;
+    stopped?;
+    print(options, &url, &known, &sent)
+}
+
+async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
+    let models = target.get("/v1/models").await?;
+    let listed = models["data"].as_array().context("/v1/models answers without a list `data`")?;
+    let found = match &options.model {
+        Some(name) => listed.iter().find(|model| model["id"] == name.as_str()),
+        None => listed.first(),
+    };
+    let found = found.with_context(|| {
+        let names: Vec<&str> = listed.iter().filter_map(|model| model["id"].as_str()).collect();
+        format!("--model {} is not served, expected one of {}", options.model.as_deref().unwrap_or(""), names.join(", "))
+    })?;
+    let number = |value: &Value| value.as_u64().map(|n| n as usize);
+    let vocab = options.vocab.or_else(|| number(&found["lathe"]["vocab_size"]));
+    let vocab = vocab.context("the server does not tell the size of its vocabulary: give --vocab")?;
+    ensure!(vocab > 0, "--vocab is 0, expected at least 1");
+    Ok(Known {
+        model: found["id"].as_str().unwrap_or_default().to_owned(),
+        is_lathe: found["lathe"].is_object(),
+        vocab,
+        context: number(&found["max_model_len"]),
+    })
+}
+
+/// The requests of a run: the same for the same seed, whatever the server.
+fn asks(options: &BenchServe, known: &Known, numbers: Range<usize>) -> Result<Vec<Ask>> {
+    ensure!(options.max_depth.is_none() || known.is_lathe, "--max-depth is understood by lathe alone");
+    let one = |i: usize| {
+        let mut dice = Stream::at(options.seed, Purpose::Shuffle, 1, i as u64);
+        let (length, max_tokens) = (draw(options.prompt_tokens, &mut dice), draw(options.output_tokens, &mut dice));
+        if let Some(context) = known.context.filter(|&context| length + max_tokens > context) {
+            anyhow::bail!(
+                "request {i} has {length} prompt tokens and {max_tokens} new ones, the model's context is {context}: \
+                 choose smaller --prompt-tokens or --output-tokens"
+            );
+        }
+        let prompt = (0..length).map(|_| (dice.next_u64() % known.vocab as u64) as u32).collect();
+        Ok(Ask { prompt, max_tokens })
+    };
+    numbers.map(one).collect()
+}
+
+fn draw(lengths: Lengths, dice: &mut Stream) -> usize {
+    match lengths {
+        Lengths::Is(length) => length,
+        Lengths::Between(low, high) => low + (dice.next_u64() % (high - low + 1) as u64) as usize,
+        Lengths::Normal(mean, deviation) => (mean + deviation * dice.normal()).round().max(1.0) as usize,
+    }
+}
+
+/// Seconds at which requests are due: a Poisson process.
+fn due_times(options: &BenchServe, rate: f64) -> Vec<f64> {
+    let mut now = 0.0;
+    let gap = |i: usize| -(1.0 - Stream::at(options.seed, Purpose::Shuffle, 2, i as u64).uniform()).ln() / rate;
+    (0..options.requests)
+        .map(|i| {
+            now += if i == 0 { 0.0 } else { gap(i) };
+            now
+        })
+        .collect()
+}
+
+/// Sends every request; answers in the order of `asks`, each with the time it was due.
+async fn drive(
+    target: &Target,
+    manner: &Arc<Manner>,
+    asks: &Arc<Vec<Ask>>,
+    options: &BenchServe,
+) -> Result<Vec<(f64, Answer)>> {
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    if let Some(rate) = options.rate {
+        // Open loop: latencies count from when a request was due, however late it left.
+        for (i, seconds) in due_times(options, rate).into_iter().enumerate() {
+            let (target, manner, asks) = (target.clone(), manner.clone(), asks.clone());
+            tasks.push(tokio::spawn(async move {
+                let due = start + Duration::from_secs_f64(seconds);
+                tokio::time::sleep_until(due.into()).await;
+                vec![(i, seconds, target.complete(&manner, &asks[i], due).await)]
+            }));
+        }
+    } else {
+        let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        for _ in 0..options.concurrency.unwrap_or(8).min(asks.len()) {
+            let (target, manner, asks, next) = (target.clone(), manner.clone(), asks.clone(), next.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut answers = Vec::new();
+                loop {
+                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some(ask) = asks.get(i) else { return answers };
+                    let due = Instant::now();
+                    let answer = target.complete(&manner, ask, due).await;
+                    answers.push((i, due.duration_since(start).as_secs_f64(), answer));
+                }
+            }));
+        }
+    }
+    let mut all: BTreeMap<usize, (f64, Answer)> = BTreeMap::new();
+    for task in tasks {
+        all.extend(task.await?.into_iter().map(|(i, due, answer)| (i, (due, answer))));
+    }
+    Ok(all.into_values().collect())
+}
+
+/// Milliseconds of one kind.
+struct Spread(Vec<f64>);
+
+impl Spread {
+    fn of(seconds: impl Iterator<Item = f64>) -> Self {
+        let mut all: Vec<f64> = seconds.map(|s| s * 1e3).collect();
+        all.sort_by(f64::total_cmp);
+        Self(all)
+    }
+
+    fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
+    /// The smallest value that `percent` of all do not exceed.
+    fn percentile(&self, percent: f64) -> f64 {
+        let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;
+        self.0.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    fn json(&self) -> Value {
+        if self.0.is_empty() {
+            return Value::Null;
+        }
+        json!({
+            "mean": self.mean(), "p50": self.percentile(50.0), "p90": self.percentile(90.0),
+            "p99": self.percentile(99.0), "max": self.percentile(100.0), "count": self.0.len(),
+        })
+    }
+
+    fn row(&self, name: &str) -> Vec<String> {
+        let numbers = match self.0.is_empty() {
+            true => vec!["-".to_owned(); 4],
+            false => [self.mean(), self.percentile(50.0), self.percentile(90.0), self.percentile(99.0)]
+                .map(|ms| format!("{ms:.2}"))
+                .to_vec(),
+        };
+        [vec![name.to_owned()], numbers].concat()
+    }
+}
+
+fn time_per_token(answer: &Answer) -> Option<f64> {
+    let new = answer.new_tokens.or(answer.ids.as_ref().map(Vec::len))?;
+    match (answer.arrivals.first(), answer.arrivals.last()) {
+        (Some(first), Some(last)) if new > 1 => Some((last - first) / (new - 1) as f64),
+        _ => None,
+    }
+}
+
+fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Result<ExitCode> {
+    let good: Vec<&Sent> = sent.iter().filter(|s| s.answer.status == 200 && s.fault.is_none()).collect();
+    let mut statuses: BTreeMap<String, usize> = BTreeMap::new();
+    for one in sent {
+        *statuses.entry(one.answer.status.to_string()).or_default() += 1;
+    }
+    let shed = statuses.get("429").copied().unwrap_or(0);
+    let wrong: Vec<String> = sent
+        .iter()
+        .enumerate()
+        .filter(|(_, s)| ![200, 429].contains(&s.answer.status) || s.fault.is_some())
+        .map(|(i, s)| {
+            let why = s.fault.clone().or(s.answer.error.clone()).unwrap_or_default();
+            format!("request {i}, status {}: {why}", s.answer.status)
+        })
+        .collect();
+    let seconds = sent.iter().map(|s| s.due + s.answer.end).fold(0.0, f64::max);
+    let sum = |of: fn(&Answer) -> usize| good.iter().map(|s| of(&s.answer)).sum::<usize>() as f64;
+    let new = sum(|a| a.new_tokens.or(a.ids.as_ref().map(Vec::len)).unwrap_or(0));
+    let prompts = sum(|a| a.prompt_tokens.unwrap_or(0));
+    let depths = good.iter().fold((0, 0), |all, s| (all.0 + s.answer.depths.0, all.1 + s.answer.depths.1));
+    let mean_depth = (depths.1 > 0).then(|| depths.0 as f64 / depths.1 as f64);
+    let ttft = Spread::of(good.iter().filter_map(|s| s.answer.arrivals.first().copied()));
+    let tpot = Spread::of(good.iter().filter_map(|s| time_per_token(&s.answer)));
+    let itl = Spread::of(good.iter().flat_map(|s| s.answer.arrivals.windows(2).map(|pair| pair[1] - pair[0])));
+    let whole = Spread::of(good.iter().map(|s| s.answer.end));
+    let within = good.iter().filter(|s| keeps(options, &s.answer)).count();
+    let has_slo = options.slo_ttft.is_some() || options.slo_tpot.is_some();
+    let summary = json!({
+        "bench": "serve", "url": url, "model": known.model, "machine": ops::machine(), "seed": options.seed,
+        "load": match options.rate {
+            Some(rate) => json!({ "rate": rate }),
+            None => json!({ "concurrency": options.concurrency.unwrap_or(8) }),
+        },
+        "prompt_tokens": options.prompt_tokens.to_string(), "output_tokens": options.output_tokens.to_string(),
+        "requests": sent.len(), "good": good.len(), "shed": shed, "wrong": wrong, "statuses": statuses,
+        "seconds": seconds, "requests_per_second": good.len() as f64 / seconds,
+        "output_tokens_per_second": new / seconds, "prompt_tokens_per_second": prompts / seconds,
+        "cached_prompt_tokens": sum(|a| a.cached_tokens), "mean_depth": mean_depth,
+        "ttft_ms": ttft.json(), "tpot_ms": tpot.json(), "itl_ms": itl.json(), "end_to_end_ms": whole.json(),
+        "goodput": has_slo.then(|| json!({
+            "slo_ttft_ms": options.slo_ttft, "slo_tpot_ms": options.slo_tpot, "requests": within,
+            "share": within as f64 / sent.len() as f64, "requests_per_second": within as f64 / seconds,
+        })),
+    });
+    if options.json {
+        say::line(serde_json::to_string_pretty(&summary)?);
+    } else {
+        let rows = vec![
+            ttft.row("time to first token"),
+            tpot.row("time per further token"),
+            itl.row("between tokens"),
+            whole.row("end to end"),
+        ];
+        let columns = ["milliseconds", "mean", "p50", "p90", "p99"].map(str::to_owned).to_vec();
+        let caption = caption(&summary, (new / seconds, prompts / seconds, within, has_slo));
+        say::piece(Table { columns, rows, caption, best: None }.to_text());
+    }
+    for line in wrong.iter().take(10) {
+        say::note(format!("wrong: {line}"));
+    }
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn caption(summary: &Value, (new, prompts, within, has_slo): (f64, f64, usize, bool)) -> String {
+    let number = |name: &str| summary[name].as_f64().unwrap_or(f64::NAN);
+    let mut text = format!(
+        "{}, {} at {}: {} of {} answers good, {} shed (429), {:.2} s, {:.2} requests/s, {new:.1} new and {prompts:.1} \
+         prompt tokens/s",
+        summary["model"].as_str().unwrap_or_default(),
+        summary["load"].to_string().trim_matches(['{', '}']).replace(['"'], ""),
+        summary["url"].as_str().unwrap_or_default(),
+        summary["good"],
+        summary["requests"],
+        summary["shed"],
+        number("seconds"),
+        number("requests_per_second"),
+    );
+    if let Some(depth) = summary["mean_depth"].as_f64() {
+        text.push_str(&format!(", mean depth {depth:.2}"));
+    }
+    if has_slo {
+        text.push_str(&format!(", goodput {:.2} requests/s", within as f64 / number("seconds")));
+    }
+    text
+}
+
+/// Whether an answer came within the limits that were given.
+fn keeps(options: &BenchServe, answer: &Answer) -> bool {
+    let within = |limit: Option<f64>, seconds: Option<f64>| limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms));
+    within(options.slo_ttft, answer.arrivals.first().copied()) && within(options.slo_tpot, time_per_token(answer))
+}
+
+/// A server in this process.
+struct Local {
+    url: String,
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<Result<()>>,
+}
+
+impl Local {
+    fn start(name: &str, options: &BenchServe) -> Result<Self> {
+        let subject = bench_run::subject(name, &options.set, options.numbers.weights)?;
+        let engine = serve::engine(subject.model.clone(), subject.rule, subject.state, &options.numbers, &options.bounds)?;
+        // Fresh weights know no text, but the server wants a tokenizer: the bytes.
+        let tokenizer = match subject.tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => Tokenizer::train(std::iter::empty(), &TrainOptions::new(259))?,
+        };
+        let mut facts = serve::facts(&subject.model, subject.name);
+        facts.context = options.bounds.context.unwrap_or(facts.context);
+        let eos = tokenizer.eos_id().into_iter().collect();
+        let ready = Ready::start(engine, facts, serve::text(train::Text::default(), eos, tokenizer, None)?)?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let settings = server::Settings {
+            api_keys: options.api_key.clone().into_iter().collect(),
+            ..server::Settings::default()
+        };
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let stop = async {
+                    // A sender that was dropped asks to stop as well.
+                    let _ = stopped.await;
+                };
+                ready.serve(listener, settings, stop).await
+            })
+        });
+        Ok(Self { url, stop, thread })
+    }
+
+    fn stop(self) -> Result<()> {
+        drop(self.stop);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the server's thread panicked"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_by_rank() {
+        let spread = Spread::of((1..=100).rev().map(|ms| f64::from(ms) / 1e3));
+        let found = [50.0, 90.0, 99.0, 100.0].map(|p| spread.percentile(p).round());
+        assert_eq!(found, [50.0, 90.0, 99.0, 100.0]);
+        assert!((spread.mean() - 50.5).abs() < 1e-9);
+        assert!(Spread::of(std::iter::empty()).json().is_null());
+        assert_eq!(Spread::of([0.003].into_iter()).percentile(50.0), 3.0);
+    }
+
+    #[test]
+    fn lengths_follow_their_distribution() {
+        let of = |text: &str| {
+            let lengths: Lengths = text.parse().unwrap();
+            let mut dice = Stream::at(1, Purpose::Shuffle, 1, 0);
+            (0..4000).map(|_| draw(lengths, &mut dice)).collect::<Vec<_>>()
+        };
+        assert!(of("7").iter().all(|&n| n == 7));
+        let range = of("3-5");
+        assert_eq!((range.iter().min(), range.iter().max()), (Some(&3), Some(&5)));
+        let normal = of("64:16");
+        let mean = normal.iter().sum::<usize>() as f64 / 4000.0;
+        let variance = normal.iter().map(|&n| (n as f64 - mean).powi(2)).sum::<f64>() / 4000.0;
+        assert!((mean - 64.0).abs() < 1.0 && (variance.sqrt() - 16.0).abs() < 1.0, "{mean} {variance}");
+        for wrong in ["0", "", "5-3", "0-3", "64:", "64:-1", "nan:1", "x"] {
+            assert!(wrong.parse::<Lengths>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_time_per_token_needs_two_tokens() {
+        let mut answer = Answer { arrivals: vec![0.5, 0.6, 0.9], new_tokens: Some(5), ..Answer::default() };
+        assert!((time_per_token(&answer).unwrap() - 0.1).abs() < 1e-12);
+        answer.new_tokens = Some(1);
+        assert_eq!(time_per_token(&answer), None);
+    }
+}
