@@ -17,13 +17,8 @@ pub struct Sampling;
 impl Draw for Sampling {
     fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32 {
         let s = &request.sampling;
-        let sampler = Sampler {
-            temperature: s.temperature,
-            top_k: s.top_k,
-            top_p: s.top_p,
-            min_p: s.min_p,
-            seed: s.seed,
-        };
+        let sampler =
+            Sampler { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, min_p: s.min_p, seed: s.seed };
         let position = (request.prompt.len() + generated.len()) as u64;
         let penalised = s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
         if !penalised && s.logit_bias.is_empty() {

@@ -105,8 +105,7 @@ impl Paged<'_> {
                     range.for_each(|i| indices[i] = rows.position[i]);
                     continue;
                 }
-                let first =
-                    if layer == 0 { self.append(slot, tier, range.len()) } else { self.added[&slot] };
+                let first = if layer == 0 { self.append(slot, tier, range.len()) } else { self.added[&slot] };
                 for (rank, i) in range.enumerate() {
                     indices[i] = (first + rank) as u32;
                     if tier == 1 {
@@ -198,4 +197,3 @@ impl Kv for Paged<'_> {
         self.view(at, rows, &indices, |used| used.layer)
     }
 }
-

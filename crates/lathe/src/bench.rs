@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use engine::{Batch, Sequence};
@@ -14,12 +14,18 @@ use train::{Recipe, Trainer};
 use crate::arguments::BenchTrain;
 use crate::{recipe, say};
 
+/// How long the peak is measured between two steps.
+const BURST: Duration = Duration::from_millis(60);
+
 /// One model under test.
 struct Contestant {
     name: String,
     trainer: Trainer,
     batches: Vec<Batch>,
+    /// One for each turn, as `shares`.
     seconds: Vec<f64>,
+    /// Share of the peak measured just before and after the step.
+    shares: Vec<f64>,
     flops: f64,
 }
 
@@ -35,57 +41,97 @@ pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
         contestants.push(contestant(name, &recipe)?);
     }
     let peak = ops::peak_flops();
+    let mut before = ops::flops_for(BURST);
     for turn in 0..=options.steps {
         for c in &mut contestants {
-            let clock = Instant::now();
-            let report = c.trainer.step_on(&c.batches)?;
-            let seconds = clock.elapsed().as_secs_f64();
-            ensure!(report.loss.is_finite(), "{}: the loss is {}", c.name, report.loss);
+            let (seconds, flops) = c.step()?;
+            let after = ops::flops_for(BURST);
             // The first turn fills buffers and caches.
             if turn > 0 {
                 c.seconds.push(seconds);
-                c.flops = c.trainer.step_flops(&report.depths);
+                c.shares.push(2.0 * flops / seconds / (before + after));
+                c.flops = flops;
             }
+            before = after;
         }
     }
     if options.profile {
         say::piece(profile(&mut contestants[0])?.to_text());
     }
-    let first = median(&contestants[0].seconds);
-    let mut rows = Vec::new();
-    let mut results = Vec::new();
-    for c in &contestants {
-        let seconds = median(&c.seconds);
-        let tokens: usize = c.batches.iter().map(|b| b.rows.len()).sum();
-        rows.push(vec![
+    match options.json {
+        true => say::line(serde_json::to_string_pretty(&record(&contestants, peak))?),
+        false => say::piece(table(&contestants, peak).to_text()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Contestant {
+    /// Seconds and arithmetic of one step.
+    fn step(&mut self) -> Result<(f64, f64)> {
+        let clock = Instant::now();
+        let report = self.trainer.step_on(&self.batches)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        ensure!(report.loss.is_finite(), "{}: the loss is {}", self.name, report.loss);
+        Ok((seconds, self.trainer.step_flops(&report.depths)))
+    }
+
+    fn tokens(&self) -> usize {
+        self.batches.iter().map(|b| b.rows.len()).sum()
+    }
+
+    /// Time against the first contestant within each turn, ascending.
+    fn ratios(&self, first: &Self) -> Vec<f64> {
+        let mut ratios: Vec<f64> = self.seconds.iter().zip(&first.seconds).map(|(a, b)| a / b).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
+    }
+
+    /// Time saved over arithmetic saved against the first contestant, where there is less arithmetic.
+    fn share_of_saving(&self, first: &Self) -> Option<f64> {
+        let saved = 1.0 - self.flops / first.flops;
+        (saved > 1e-6).then(|| (1.0 - median(&self.ratios(first))) / saved)
+    }
+}
+
+fn record(contestants: &[Contestant], peak: f64) -> serde_json::Value {
+    let first = &contestants[0];
+    let result = |c: &Contestant| {
+        json!({
+            "model": c.name, "seconds": c.seconds, "median": median(&c.seconds), "tokens": c.tokens(), "flops": c.flops,
+            "shares_of_peak": c.shares, "share_of_peak": median(&c.shares), "time_ratio": median(&c.ratios(first)),
+            "flop_ratio": c.flops / first.flops, "time_saved_over_flops_saved": c.share_of_saving(first),
+        })
+    };
+    let results: Vec<_> = contestants.iter().map(result).collect();
+    json!({ "machine": ops::machine(), "peak_flops": peak, "peak_memory": peak_memory(), "results": results })
+}
+
+fn table(contestants: &[Contestant], peak: f64) -> Table {
+    let first = &contestants[0];
+    let row = |c: &Contestant| {
+        let (seconds, ratios) = (median(&c.seconds), c.ratios(first));
+        let saving = c.share_of_saving(first).map_or_else(|| "-".to_owned(), |s| format!("{:.0}", 100.0 * s));
+        vec![
             c.name.clone(),
             format!("{seconds:.3}"),
-            human_count(tokens as f64 / seconds),
+            human_count(c.tokens() as f64 / seconds),
             format!("{:.1}", c.flops / seconds / 1e9),
-            format!("{:.0}", 100.0 * c.flops / seconds / peak),
-            format!("{:.3}", seconds / first),
-            format!("{:.3}", c.flops / contestants[0].flops),
-        ]);
-        results.push(
-            json!({ "model": c.name, "seconds": c.seconds, "median": seconds, "tokens": tokens, "flops": c.flops }),
-        );
-    }
-    if options.json {
-        let machine = ops::machine();
-        say::line(serde_json::to_string_pretty(
-            &json!({ "machine": machine, "peak_flops": peak, "results": results }),
-        )?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let columns = ["model", "s/step", "rows/s", "GFLOP/s", "% of peak", "time ratio", "FLOP ratio"];
+            format!("{:.0}", 100.0 * median(&c.shares)),
+            format!("{:.3} ({:.3}-{:.3})", median(&ratios), ratios[0], ratios[ratios.len() - 1]),
+            format!("{:.3}", c.flops / first.flops),
+            saving,
+        ]
+    };
+    let columns =
+        ["model", "s/step", "rows/s", "GFLOP/s", "% of peak", "time ratio", "FLOP ratio", "% of FLOPs saved in time"];
     let caption = format!(
-        "{}, peak {:.0} GFLOP/s, peak memory {}",
+        "{}, peak {:.0} GFLOP/s at best; shares are of the peak between the steps; peak memory {}",
         ops::machine(),
         peak / 1e9,
         human_bytes(peak_memory().unwrap_or(0))
     );
-    say::piece(Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text());
-    Ok(ExitCode::SUCCESS)
+    let rows = contestants.iter().map(row).collect();
+    Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
 }
 
 /// One step, operation by operation.
@@ -123,7 +169,7 @@ fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {
             .collect();
         batches.push(Batch::pack(&parts, true));
     }
-    Ok(Contestant { name: name.to_owned(), trainer, batches, seconds: Vec::new(), flops: 0.0 })
+    Ok(Contestant { name: name.to_owned(), trainer, batches, seconds: Vec::new(), shares: Vec::new(), flops: 0.0 })
 }
 
 fn median(seconds: &[f64]) -> f64 {

@@ -112,7 +112,14 @@ impl Bench<'_> {
     }
 
     /// Times `call`, which gets the number of the call, by the median of repetitions.
-    fn time(&mut self, (kernel, size): (&str, String), work: Work, error: f64, tolerance: f64, mut call: impl FnMut(usize)) {
+    fn time(
+        &mut self,
+        (kernel, size): (&str, String),
+        work: Work,
+        error: f64,
+        tolerance: f64,
+        mut call: impl FnMut(usize),
+    ) {
         let (begin, mut times, mut number) = (Instant::now(), Vec::new(), 0);
         while times.len() < 5 || (begin.elapsed().as_secs_f64() < self.options.seconds && times.len() < 10_000) {
             let clock = Instant::now();
@@ -180,10 +187,16 @@ impl Bench<'_> {
                 let (x, mut y) = (Mat::rows_major(&x_data, rows, d), vec![0.0; rows * n]);
                 matmul_packed(MatMut::rows_major(&mut y, rows, n), x, &copies[0], Start::Zero, Threads::All);
                 let error = product_error(&y, x, b);
-                self.time((name, format!("{rows} x {n} x {d}")), weights_work(rows, n, d, 4 * n * d), error, 1e-5, |i| {
-                    let w = &copies[i % copies.len()];
-                    matmul_packed(MatMut::rows_major(&mut y, rows, n), x, w, Start::Zero, Threads::All);
-                });
+                self.time(
+                    (name, format!("{rows} x {n} x {d}")),
+                    weights_work(rows, n, d, 4 * n * d),
+                    error,
+                    1e-5,
+                    |i| {
+                        let w = &copies[i % copies.len()];
+                        matmul_packed(MatMut::rows_major(&mut y, rows, n), x, w, Start::Zero, Threads::All);
+                    },
+                );
             }
         }
     }
@@ -278,7 +291,9 @@ impl Bench<'_> {
                 let pairs = (batch * context * HEADS.heads) as f64;
                 let bytes = (batch * context * KvPool::token_bytes(format, 3, 64)) as f64;
                 let work = Work { flops: pairs * 4.0 * 64.0, bytes };
-                self.time((&name, format!("{batch} x {context}")), work, error, tolerance, |i| call(i % layers, &mut out));
+                self.time((&name, format!("{batch} x {context}")), work, error, tolerance, |i| {
+                    call(i % layers, &mut out)
+                });
             }
         }
     }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use data::Tokenizer;
 use engine::{Engine, Generation, Options, Sampler, Sampling, causal_rule};
-use model::rng::{Purpose, Stream};
 use model::cost::{self, Convention};
+use model::rng::{Purpose, Stream};
 use model::{Model, RouterState, Rule};
 use report::{Table, human_bytes, human_count};
 use scheduler::{Dial, Event, Limits, Offer, Request, Sink};
@@ -55,7 +55,8 @@ pub(crate) fn prefill(options: &BenchRun) -> Result<ExitCode> {
 
 fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
     ensure!(options.rounds > 0 && options.tokens > 1, "--rounds must be at least 1 and --tokens at least 2");
-    let subjects: Vec<Subject> = options.model.iter().map(|name| subject(name, &options.set, options.numbers.weights)).collect::<Result<_>>()?;
+    let subjects: Vec<Subject> =
+        options.model.iter().map(|name| subject(name, &options.set, options.numbers.weights)).collect::<Result<_>>()?;
     let (peak, bandwidth) = (ops::peak_flops(), ops::read_bandwidth());
     let (mut rows, mut results) = (Vec::new(), Vec::new());
     for &context in &options.context {
@@ -121,7 +122,13 @@ fn profile(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
     Ok(Table { columns, rows, caption, best: None })
 }
 
-fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec<Value>, peak: (f64, f64)) -> Result<ExitCode> {
+fn print(
+    options: &BenchRun,
+    prefill: bool,
+    rows: Vec<Vec<String>>,
+    results: Vec<Value>,
+    peak: (f64, f64),
+) -> Result<ExitCode> {
     if options.json {
         let (weights, kv) = (options.numbers.weights.to_string(), options.numbers.kv.to_string());
         say::line(serde_json::to_string_pretty(&json!({
@@ -130,8 +137,18 @@ fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec
         }))?);
         return Ok(ExitCode::SUCCESS);
     }
-    let columns =
-        ["model", "batch", "context", "tokens/s", "range", "ratio", "by FLOPs", "mean depth", "% of bandwidth", "KV held"];
+    let columns = [
+        "model",
+        "batch",
+        "context",
+        "tokens/s",
+        "range",
+        "ratio",
+        "by FLOPs",
+        "mean depth",
+        "% of bandwidth",
+        "KV held",
+    ];
     let caption = format!(
         "{}, weights {}, keys and values {}; {} of arithmetic, {}/s of memory; ratio and by FLOPs: to the first model, measured and as the FLOPs of the rows allow; % of bandwidth: all weights once a tick",
         ops::machine(),
@@ -159,12 +176,8 @@ pub(crate) fn subject(name: &str, set: &[String], weights: Weights) -> Result<Su
         let model = Model::fresh(&recipe.model, 1)?;
         let ids = random_ids(9, 512, recipe.model.vocab_size);
         let (document, same) = (vec![0; 511], vec![true; 511]);
-        let sequence = engine::Sequence {
-            ids: &ids[..511],
-            targets: &ids[1..],
-            document: &document,
-            same_document: &same,
-        };
+        let sequence =
+            engine::Sequence { ids: &ids[..511], targets: &ids[1..], document: &document, same_document: &same };
         let state = RouterState::default();
         let rule = causal_rule(&model, &state, &[engine::Batch::pack(&[sequence], true)]);
         (model, rule, state, None)

@@ -81,7 +81,11 @@ async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
     };
     let found = found.with_context(|| {
         let names: Vec<&str> = listed.iter().filter_map(|model| model["id"].as_str()).collect();
-        format!("--model {} is not served, expected one of {}", options.model.as_deref().unwrap_or(""), names.join(", "))
+        format!(
+            "--model {} is not served, expected one of {}",
+            options.model.as_deref().unwrap_or(""),
+            names.join(", ")
+        )
     })?;
     let number = |value: &Value| value.as_u64().map(|n| n as usize);
     let vocab = options.vocab.or_else(|| number(&found["lathe"]["vocab_size"]));
@@ -313,7 +317,8 @@ fn caption(summary: &Value, (new, prompts, within, has_slo): (f64, f64, usize, b
 
 /// Whether an answer came within the limits that were given.
 fn keeps(options: &BenchServe, answer: &Answer) -> bool {
-    let within = |limit: Option<f64>, seconds: Option<f64>| limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms));
+    let within =
+        |limit: Option<f64>, seconds: Option<f64>| limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms));
     within(options.slo_ttft, answer.arrivals.first().copied()) && within(options.slo_tpot, time_per_token(answer))
 }
 
@@ -327,7 +332,8 @@ struct Local {
 impl Local {
     fn start(name: &str, options: &BenchServe) -> Result<Self> {
         let subject = bench_run::subject(name, &options.set, options.numbers.weights)?;
-        let engine = serve::engine(subject.model.clone(), subject.rule, subject.state, &options.numbers, &options.bounds)?;
+        let engine =
+            serve::engine(subject.model.clone(), subject.rule, subject.state, &options.numbers, &options.bounds)?;
         // Fresh weights know no text, but the server wants a tokenizer: the bytes.
         let tokenizer = match subject.tokenizer {
             Some(tokenizer) => tokenizer,
@@ -341,10 +347,8 @@ impl Local {
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let settings = server::Settings {
-            api_keys: options.api_key.clone().into_iter().collect(),
-            ..server::Settings::default()
-        };
+        let settings =
+            server::Settings { api_keys: options.api_key.clone().into_iter().collect(), ..server::Settings::default() };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(async {

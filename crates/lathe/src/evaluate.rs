@@ -41,12 +41,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     );
     let mask = !options.no_document_mask && trained.is_none_or(|d| d.document_mask);
     let windows = Windows::new(&corpus, length, 0)?;
-    ensure!(
-        windows.len() > 0,
-        "{} has {} tokens, too few for a window of {length}",
-        data.display(),
-        corpus.tokens()
-    );
+    ensure!(windows.len() > 0, "{} has {} tokens, too few for a window of {length}", data.display(), corpus.tokens());
     let chunks = spread(&windows, windows.len(), options.windows.max(1))?;
     let causal = open::causal(&stored)?;
     let score = |rule: &Rule, cap: Option<usize>| {

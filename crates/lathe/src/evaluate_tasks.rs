@@ -21,9 +21,7 @@ pub(crate) fn run(options: &Eval, stored: &Stored, tokenizer: &Tokenizer) -> Res
     let path = options.tasks.as_ref().context("--tasks is not given")?;
     let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
     let mut items = match &options.items {
-        Some(path) => {
-            Some(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?))
-        }
+        Some(path) => Some(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?)),
         None => None,
     };
     if options.weights.0.is_none() {
@@ -63,7 +61,8 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Repor
 
 fn print(options: &Eval, reports: &[(usize, Report)]) -> Result<ExitCode> {
     if options.json {
-        let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
+        let metric =
+            |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
         let of = |(items, r): &(usize, Report)| {
             let metrics: Vec<_> = r.metrics.iter().map(metric).collect();
             json!({ "task": r.task, "kind": r.kind, "items": items, "metrics": metrics })

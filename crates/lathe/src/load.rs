@@ -211,7 +211,9 @@ impl Target {
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }
-        request.body(Full::new(Bytes::from(body))).context("the API key or the path holds characters that a header cannot")
+        request
+            .body(Full::new(Bytes::from(body)))
+            .context("the API key or the path holds characters that a header cannot")
     }
 
     /// Sends over a connection that waits, or a new one.
@@ -380,7 +382,8 @@ mod tests {
         let failed = [r#"data: {"error":{"message":"the engine stopped"}}"#, "data: [DONE]"];
         assert_eq!(told(&failed, true), "the engine stopped");
         // Without --ignore-eos an early end is fine when the model ended the text.
-        let early = swap("length", "stop").map(|line| line.replace("\"completion_tokens\":2", "\"completion_tokens\":1"));
+        let early =
+            swap("length", "stop").map(|line| line.replace("\"completion_tokens\":2", "\"completion_tokens\":1"));
         let early = early.map(|line| line.replace("[8]", "[]"));
         assert_eq!(text(&early, false), "");
         assert!(streamed(&["data: {"]).is_err());

@@ -153,7 +153,8 @@ fn scores_are_those_of_eval() {
             let offsets = logprobs["text_offset"].as_array().expect("offsets");
             let scores = logprobs["token_logprobs"].as_array().expect("scores");
             let scored = |at: &Value| at.as_u64().is_some_and(|at| at as usize >= question.len());
-            let sum: f64 = offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
+            let sum: f64 =
+                offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
             let expected = expected.as_f64().expect("a number");
             assert!((sum - expected).abs() < 1e-4, "{prompt}: {sum} over the wire, {expected} in the process");
         }

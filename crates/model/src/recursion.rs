@@ -96,11 +96,9 @@ impl Recursion {
         turning.terms.join(terms);
         let (numbers, rows, x_ad) = match &selection.kept {
             None => (numbers, rows, x_cd),
-            Some(kept) => (
-                kept.iter().map(|&i| numbers[i as usize]).collect(),
-                rows.only(kept),
-                pass.ops.gather_rows(x_cd, kept),
-            ),
+            Some(kept) => {
+                (kept.iter().map(|&i| numbers[i as usize]).collect(), rows.only(kept), pass.ops.gather_rows(x_cd, kept))
+            }
         };
         let runs = vec![(r, numbers.len())];
         (!numbers.is_empty()).then_some(Going { runs, numbers, rows, x_ad, weight_a1: selection.weight_a1 })

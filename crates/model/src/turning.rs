@@ -148,7 +148,14 @@ impl Turning {
         let mut asides: Vec<Aside> = x_td
             .chunks_exact(width)
             .zip(&self.depth_t)
-            .map(|(x, &depth)| Aside { x_d: x.to_vec(), inner_d: None, assigned: None, weight: None, depth, going: false })
+            .map(|(x, &depth)| Aside {
+                x_d: x.to_vec(),
+                inner_d: None,
+                assigned: None,
+                weight: None,
+                depth,
+                going: false,
+            })
             .collect();
         self.active.iter().for_each(|&row| asides[row as usize].going = true);
         if let Some(Going { numbers, weight_a1: Some(weights), .. }) = self.going {

@@ -41,7 +41,8 @@ fn packed(lengths: &[usize]) -> (Vec<u32>, Rows, Vec<std::ops::Range<usize>>) {
         position.extend(0..length as u32);
     }
     let count = position.len();
-    let rows = Rows { sequence: sequence.into(), position: position.into(), document: vec![0; count].into(), dial: None };
+    let rows =
+        Rows { sequence: sequence.into(), position: position.into(), document: vec![0; count].into(), dial: None };
     let ranges = rows.sequences();
     (ids(5, count), rows, ranges)
 }

@@ -67,6 +67,12 @@ pub fn peak_flops() -> f64 {
     kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
+/// One measurement of the same rate over `time`, for comparing with work done just before or after it on a machine
+/// whose speed varies.
+pub fn flops_for(time: std::time::Duration) -> f64 {
+    kernels::machine::flops_for(rayon::current_num_threads(), time)
+}
+
 /// Bytes a second that all threads read from memory, measured now.
 pub fn read_bandwidth() -> f64 {
     kernels::machine::read_bandwidth(rayon::current_num_threads())

@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, RwLock};
 
-use kernels::pages::{KvPool, Tables, attend_pages};
 pub use kernels::pages::{KvFormat, PAGE};
+use kernels::pages::{KvPool, Tables, attend_pages};
 
 use crate::attend::{Heads, Spans};
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};

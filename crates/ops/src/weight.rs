@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use burn::tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
-pub use kernels::quant::{Format, QuantError};
 use kernels::quant::Quantized;
+pub use kernels::quant::{Format, QuantError};
 
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
@@ -178,7 +178,9 @@ impl Weight {
     pub(crate) fn plain(&self) -> Tensor2 {
         let mut leaf = self.leaf.lock().expect("weight lock");
         if let Some(codes) = self.codes() {
-            return leaf.get_or_insert_with(|| tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1)).clone();
+            return leaf
+                .get_or_insert_with(|| tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1))
+                .clone();
         }
         if self.sink().is_none() {
             return self.value.read().expect("weight lock").clone();
