@@ -31,6 +31,11 @@ pub fn spent() -> BTreeMap<&'static str, Spent> {
     SPENT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
 }
 
+/// Multiply-adds of all f32 matrix products of this process so far, those inside attention too.
+pub fn multiply_adds() -> u64 {
+    kernels::matmul::multiply_adds()
+}
+
 /// Runs `work` as the forward (or backward) of operation `O`.
 pub(crate) fn of<O, T>(forward: bool, work: impl FnOnce() -> T) -> T {
     if !ON.load(Ordering::Relaxed) {

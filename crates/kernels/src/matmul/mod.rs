@@ -16,6 +16,15 @@ pub(crate) use isa::Kernels;
 pub use panels::Packed;
 pub use view::{Mat, MatMut};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static DONE: AtomicU64 = AtomicU64::new(0);
+
+/// Multiply-adds of all `f32` products of this process so far: what a formula for their number is checked against.
+pub fn multiply_adds() -> u64 {
+    DONE.load(Ordering::Relaxed)
+}
+
 /// Where each element's chain of multiply-adds begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -51,14 +60,16 @@ fn kernels(isa: Isa) -> &'static Kernels {
     isa.kernels().unwrap_or_else(|| panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name()))
 }
 
-/// Deals with products that have no multiply-add; returns whether this was one.
+/// Counts a product, and deals with one that has no multiply-add; returns whether this was one.
 fn is_empty(c: &mut MatMut<'_>, k: usize, start: Start) -> bool {
     if k == 0 && start == Start::Zero {
         for i in 0..c.rows() {
             c.row_mut(i).fill(0.0);
         }
     }
-    k == 0 || c.rows() == 0 || c.cols() == 0
+    let products = c.rows() as u64 * c.cols() as u64 * k as u64;
+    DONE.fetch_add(products, Ordering::Relaxed);
+    products == 0
 }
 
 /// `c = a b` or `c += a b`, with `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`.

@@ -1,0 +1,79 @@
+//! Guards against slow growth that need no clock: how many operations a step calls, and how many multiply-adds they perform.
+//! One test in its process, because both counts are global.
+
+mod common;
+
+use common::recipe;
+use engine::{Batch, Sequence};
+use model::rng::{Purpose, Stream};
+use model::{KvMode, ModelConfig, RouterConfig, Sharing};
+use train::{DataConfig, Recipe, Trainer};
+
+const LENGTH: usize = 128;
+const VOCAB: usize = 512;
+
+/// Wide enough that matrix products outweigh the blocks in which attention rounds up.
+fn wide(router: RouterConfig, kv: KvMode, sharing: Sharing) -> Recipe {
+    let base = recipe(router, kv);
+    let (recursions, layers) = if sharing == Sharing::None { (1, 5) } else { (3, 5) };
+    let model = ModelConfig {
+        vocab_size: VOCAB,
+        width: 128,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        ffn: 384,
+        context: LENGTH,
+        sharing,
+        recursions,
+        layers,
+        ..base.model
+    };
+    let data = DataConfig { sequence_length: LENGTH, ..base.data };
+    Recipe { model, data, ..base }
+}
+
+fn batch(sequences: usize) -> Batch {
+    let (document, same) = ([0u32; LENGTH], [true; LENGTH]);
+    let mut stream = Stream::at(5, Purpose::Shuffle, 0, 0);
+    let texts: Vec<Vec<u32>> =
+        (0..sequences).map(|_| (0..=LENGTH).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()).collect();
+    let parts: Vec<Sequence<'_>> = texts
+        .iter()
+        .map(|t| Sequence { ids: &t[..LENGTH], targets: &t[1..], document: &document, same_document: &same })
+        .collect();
+    Batch::pack(&parts, true)
+}
+
+/// Calls of one step on `sequences` sequences, its multiply-adds, and what the formula says.
+fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
+    let mut trainer = Trainer::new(recipe).expect("a legal recipe");
+    let batches = [batch(sequences)];
+    trainer.step_on(&batches).expect("finite");
+    ops::timing::measure(true);
+    let before = ops::timing::multiply_adds();
+    let report = trainer.step_on(&batches).expect("finite");
+    let done = ops::timing::multiply_adds() - before;
+    let calls = ops::timing::spent().values().map(|spent| spent.calls).sum();
+    ops::timing::measure(false);
+    (calls, done as f64, trainer.step_flops(&report.depths) / 2.0)
+}
+
+#[test]
+fn a_step_does_what_the_formula_says_and_no_more() {
+    let mut combinations = vec![wide(RouterConfig::Fixed, KvMode::RecursionWise, Sharing::None)];
+    for kv in [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate] {
+        combinations.extend(RouterConfig::all().into_iter().map(|router| wide(router, kv, Sharing::MiddleCycle)));
+    }
+    let mut seen = 0;
+    for recipe in combinations.iter().filter(|r| r.model.check().is_ok()) {
+        let what = format!("{:?} {:?} {:?}", recipe.model.router, recipe.model.kv, recipe.model.sharing);
+        let (calls, done, formula) = count(recipe, 2);
+        // More, because attention works in blocks of 64 rows and computes its scores again in the backward pass.
+        assert!((0.99..1.08).contains(&(done / formula)), "{what}: {done} multiply-adds, the formula says {formula}");
+        let (more, ..) = count(recipe, 8);
+        assert_eq!(more, calls, "{what}: operations of a step on 8 sequences, and on 2");
+        seen += 1;
+    }
+    assert!(seen >= 8, "{seen} legal combinations");
+}
