@@ -78,6 +78,27 @@ pub(crate) enum BenchCommand {
     Serve(BenchServe),
     /// Check each kernel, then its rate and share of what the machine can do
     Kernels(BenchKernels),
+    /// How time and memory grow with tokens, context, depth and batch
+    Growth(BenchGrowth),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchGrowth {
+    /// Presets, or recipes (.toml)
+    #[arg(required = true)]
+    pub(crate) model: Vec<String>,
+    /// Change one field of each: --set model.vocab_size=16384 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Timed steps of each point
+    #[arg(long, default_value_t = 3)]
+    pub(crate) steps: usize,
+    /// Where to write a page with the curves
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

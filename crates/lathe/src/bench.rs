@@ -179,7 +179,7 @@ fn median(seconds: &[f64]) -> f64 {
 }
 
 /// The largest resident size of this process so far.
-fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)

@@ -18,7 +18,7 @@ use scheduler::{Dial, Event, Limits, Offer, Request, Sink};
 use serde_json::{Value, json};
 
 use crate::serving_arguments::{BenchRun, Weights};
-use crate::{open, recipe, say};
+use crate::{bench, open, recipe, say};
 
 /// What runs.
 pub(crate) struct Subject {
@@ -133,7 +133,7 @@ fn print(
         let (weights, kv) = (options.numbers.weights.to_string(), options.numbers.kv.to_string());
         say::line(serde_json::to_string_pretty(&json!({
             "bench": if prefill { "prefill" } else { "decode" }, "machine": ops::machine(), "peak_flops": peak.0,
-            "read_bandwidth": peak.1, "weights": weights, "kv": kv, "results": results,
+            "read_bandwidth": peak.1, "peak_memory": bench::peak_memory(), "weights": weights, "kv": kv, "results": results,
         }))?);
         return Ok(ExitCode::SUCCESS);
     }

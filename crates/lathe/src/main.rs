@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod bench_growth;
 mod bench_kernels;
 mod bench_run;
 mod bench_serve;
@@ -73,6 +74,7 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
         Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
         Command::Bench(BenchCommand::Kernels(options)) => bench_kernels::run(&options),
+        Command::Bench(BenchCommand::Growth(options)) => bench_growth::run(&options),
         Command::Presets => plan::presets(),
     }
 }
