@@ -2,7 +2,7 @@
 //! tiles of C from the previous block are computed.
 
 use super::isa::Kernels;
-use super::kernel::{Block, DEPTH, PANEL, Tile};
+use super::kernel::{A_TILE, Block, DEPTH, PANEL, Tile};
 use super::share::{self, TileRoom};
 use super::{Mat, MatMut, Start, Threads};
 use std::ops::Range;
@@ -13,7 +13,9 @@ pub(super) const BLOCK: usize = 256 << 10;
 /// Cycles, about, to load and store a tile of C, and to copy a step of a tile of A from rows and from columns.
 const PASS_COST: usize = 60;
 const ROW_COST: usize = 5;
-const COLUMN_COST: usize = 30;
+const COLUMN_COST: usize = 15;
+/// Most tiles that are packed together, where A lies in columns.
+const LUMP: usize = 4;
 /// Tasks per thread and block below which rows of tiles are cut into groups of panels.
 const TASKS: usize = 12;
 /// Fewest panels in such a group: each group copies its part of A.
@@ -78,6 +80,23 @@ impl Operands {
         }
     }
 
+    /// Packs the tiles `tiles` of `count`, steps `steps` of A, which lies in columns, into `room`.
+    ///
+    /// # Safety
+    /// As [`Operands::pack_a`], for at most `LUMP` tiles.
+    unsafe fn pack_lump(&self, tiles: Range<usize>, count: usize, steps: Range<usize>, room: *mut f32) {
+        let part = |tile: usize| even_part(self.a.rows, count, tile);
+        let (first, end) = (part(tiles.start).start, part(tiles.end - 1).end);
+        let mut heights = [0; LUMP];
+        heights.iter_mut().zip(tiles.clone()).for_each(|(height, tile)| *height = part(tile).len());
+        // SAFETY: the rows and steps are inside A, and `room` has the size of all tiles.
+        unsafe {
+            let src = self.a.src.add(first * self.a.row_stride + steps.start * self.a.col_stride);
+            let block = Block { src, rows: end - first, cols: steps.len(), ..self.a };
+            (self.kernels.pack_columns)(&block, &heights[..tiles.len()], room);
+        }
+    }
+
     /// Fills in the part of a [`Tile`] that lies in C: rows from `row`, columns of panel `panel`.
     ///
     /// # Safety
@@ -127,6 +146,8 @@ struct Job {
     packed: *mut f32,
     half: usize,
     tiles: usize,
+    /// Groups of tiles that one task packs and computes: of one tile, where A lies in rows.
+    lumps: usize,
     depth: usize,
     span: usize,
     /// Blocks over `k`.
@@ -159,6 +180,10 @@ pub(super) fn run(
     let (depth, width, span) = cut(panels, k, block_of(&a).by_col());
     let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1) };
     let half = span * depth * PANEL * width;
+    let lumps = match block_of(&a).by_col() {
+        true => tiles.div_ceil(LUMP).max(tiles.min(2 * threads)).next_multiple_of(threads).min(tiles),
+        false => tiles,
+    };
     share::with_scratch(2 * half, |packed| {
         let job = Job {
             x: Operands::new(kernels, &mut c, &a, start),
@@ -166,6 +191,7 @@ pub(super) fn run(
             packed,
             half,
             tiles,
+            lumps,
             depth,
             span,
             stack: k.div_ceil(span * depth),
@@ -199,14 +225,14 @@ impl Job {
     /// Tasks of stage `s`: how many pack, how many compute.
     fn stage(&self, s: usize) -> (usize, usize) {
         let packs = if s < self.blocks() { self.panels_of(s).len() * self.layers_of(s).len() } else { 0 };
-        let computes = if s > 0 { self.tiles * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
+        let computes = if s > 0 { self.lumps * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
         (packs, computes)
     }
 
     /// Takes tasks in order until none is left. Waiting cannot lock: a task waits only for tasks
     /// before it, which running threads have taken.
     fn work(&self) {
-        let mut room = TileRoom::new();
+        let mut room = TileRoom::<LUMP>::new();
         let (mut stage, mut first) = (0, 0);
         loop {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -265,18 +291,28 @@ impl Job {
 
     /// # Safety
     /// `block` is packed and stays; nobody else uses this task's part of C.
-    unsafe fn compute(&self, block: usize, task: usize, room: &mut TileRoom) {
+    unsafe fn compute(&self, block: usize, task: usize, room: &mut TileRoom<LUMP>) {
         let panels = self.panels_of(block);
         let groups = panels.len().div_ceil(self.group);
-        let tile = task / groups;
+        let tiles = even_part(self.tiles, self.lumps, task / groups);
         let mine = task % groups * self.group..((task % groups + 1) * self.group).min(panels.len());
         let room = room.as_mut_ptr();
+        let by_col = self.x.a.by_col();
         for (layer, steps) in self.layers_of(block).enumerate() {
-            // SAFETY: rows, steps and panels are inside the operands, and a tile has at most `tile_rows` rows and
-            // `DEPTH` steps.
+            // SAFETY: rows, steps and panels are inside the operands, a lump has at most `LUMP` tiles (one, where A lies in
+            // rows), and a tile at most `tile_rows` rows and `DEPTH` steps.
             unsafe {
-                let kernel = self.x.pack_a(even_part(self.x.a.rows, self.tiles, tile), steps.clone(), room);
-                self.row_of_tiles(tile, block, layer, steps, mine.clone(), kernel, room);
+                if by_col {
+                    self.x.pack_lump(tiles.clone(), self.tiles, steps.clone(), room);
+                }
+                for (at, tile) in tiles.clone().enumerate() {
+                    let rows = even_part(self.x.a.rows, self.tiles, tile);
+                    let (kernel, packed) = match by_col {
+                        true => (self.x.kernels.tile_by_col[rows.len() - 1], room.wrapping_add(at * A_TILE)),
+                        false => (self.x.pack_a(rows, steps.clone(), room), room),
+                    };
+                    self.row_of_tiles(tile, block, layer, steps.clone(), mine.clone(), kernel, packed);
+                }
             }
         }
     }

@@ -64,6 +64,7 @@ pub(crate) struct Kernels {
     pub(super) row_panels: usize,
     pub(super) row_tile: unsafe fn(&Tile, usize),
     pub(super) pack_a: unsafe fn(&Block, *mut f32),
+    pub(super) pack_columns: unsafe fn(&Block, &[usize], *mut f32),
     pub(super) pack_b: unsafe fn(&Block, *mut f32),
     fma_burst: unsafe fn(usize, f32) -> f32,
     lanes: usize,
@@ -112,6 +113,12 @@ macro_rules! kernels_for {
             }
 
             $(#[$attr])?
+            unsafe fn pack_columns(from: &Block, heights: &[usize], dst: *mut f32) {
+                // SAFETY: the caller keeps the contract of the body.
+                unsafe { kernel::pack_columns::<$vector>(from, heights, dst) }
+            }
+
+            $(#[$attr])?
             unsafe fn pack_b(from: &Block, dst: *mut f32) {
                 // SAFETY: the caller keeps the contract of the body.
                 unsafe { kernel::pack_b::<$vector>(from, dst) }
@@ -129,6 +136,7 @@ macro_rules! kernels_for {
                 row_panels: $p,
                 row_tile,
                 pack_a,
+                pack_columns,
                 pack_b,
                 fma_burst,
                 lanes: <$vector>::LANES,

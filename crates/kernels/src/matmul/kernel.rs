@@ -166,6 +166,41 @@ impl Block {
 
 /// How far ahead, in columns of A, their values are asked for: the processor's own prefetching does not see strides.
 const A_AHEAD: usize = 24;
+/// Values in a cache line.
+const LINE: usize = 16;
+
+/// Copies tiles of A that lie below each other, of `heights` rows each, into the column layout, `A_TILE` values apart.
+/// Together they use the whole of each line that comes from far away.
+///
+/// # Safety
+/// The processor has `V`'s instructions, the block is readable, has unit row stride, at most `DEPTH` columns and as
+/// many rows as the heights say, each at most `MAX_ROWS`; `dst` has `A_TILE` writable values for each height.
+#[inline(always)]
+pub(super) unsafe fn pack_columns<V: Vector>(from: &Block, heights: &[usize], dst: *mut f32) {
+    debug_assert!(from.row_stride == 1 && from.cols <= DEPTH && heights.iter().sum::<usize>() == from.rows);
+    for k in 0..from.cols {
+        let mut src = from.src.wrapping_add(k * from.col_stride);
+        let ahead = src.wrapping_add(A_AHEAD * from.col_stride);
+        for line in (0..from.rows).step_by(LINE) {
+            V::prefetch(ahead.wrapping_add(line));
+        }
+        V::prefetch(ahead.wrapping_add(from.rows - 1));
+        let mut left = from.rows;
+        for (tile, &height) in heights.iter().enumerate() {
+            let dst = dst.wrapping_add(tile * A_TILE + k * A_COL);
+            for v in (0..height).step_by(V::LANES) {
+                // SAFETY: the column has `left` values from `src`, and `dst` `A_COL` for each step. The values of further
+                // tiles that come along are not used.
+                unsafe {
+                    let x = if v + V::LANES <= left { V::load(src.add(v)) } else { V::load_n(src.add(v), left - v) };
+                    x.store(dst.add(v));
+                }
+            }
+            left -= height;
+            src = src.wrapping_add(height);
+        }
+    }
+}
 
 /// Copies a tile of A, at most `MAX_ROWS` x `DEPTH`, into the layout that [`Block::by_col`] names.
 ///
@@ -177,14 +212,7 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
     // SAFETY: reads stay inside the block; writes reach at most `rows * A_ROW` or `cols * A_COL`.
     unsafe {
         if from.by_col() {
-            for k in 0..from.cols {
-                let ahead = from.src.wrapping_add((k + A_AHEAD) * from.col_stride);
-                V::prefetch(ahead);
-                V::prefetch(ahead.wrapping_add(from.rows - 1));
-                for v in (0..from.rows).step_by(V::LANES) {
-                    V::load_n(from.src.add(k * from.col_stride + v), from.rows - v).store(dst.add(k * A_COL + v));
-                }
-            }
+            pack_columns::<V>(from, &[from.rows], dst);
         } else if from.col_stride == 1 {
             let whole = from.cols / V::LANES * V::LANES;
             for i in 0..from.rows {

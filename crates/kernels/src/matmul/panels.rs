@@ -141,7 +141,7 @@ pub(super) fn run_direct(
 impl Job {
     /// Tasks of all rows and a shrinking share of the panels left.
     fn work_flat(&self) {
-        let mut room = TileRoom::new();
+        let mut room = TileRoom::<1>::new();
         let least = if self.x.a.rows == 1 { self.x.kernels.row_panels } else { 1 };
         let most = if self.tiles == 1 { usize::MAX } else { FLAT_PANELS };
         let after = |first: usize| {
@@ -157,7 +157,7 @@ impl Job {
 
     /// Tasks of one row tile and as many panels as the second-level cache keeps for the next tile.
     fn work_tiles(&self) {
-        let mut room = TileRoom::new();
+        let mut room = TileRoom::<1>::new();
         let width = (BLOCK / (self.x.a.cols * PANEL)).max(1);
         loop {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -174,7 +174,7 @@ impl Job {
     ///
     /// # Safety
     /// The ranges are inside the product, and nobody else uses this part of C.
-    unsafe fn region(&self, tiles: Range<usize>, panels: Range<usize>, room: &mut TileRoom) {
+    unsafe fn region(&self, tiles: Range<usize>, panels: Range<usize>, room: &mut TileRoom<1>) {
         let a = &self.x.a;
         // A single row with adjacent values needs no copy, and so no limit on the depth.
         let in_place = a.rows == 1 && a.col_stride == 1;

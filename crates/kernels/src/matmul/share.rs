@@ -50,15 +50,16 @@ pub(super) fn with_scratch<R>(values: usize, work: impl FnOnce(*mut f32) -> R) -
     result
 }
 
-/// Room for one packed tile of A, on the stack.
-pub(super) struct TileRoom(MaybeUninit<[Line; A_TILE.div_ceil(16)]>);
+/// Room for `TILES` packed tiles of A, on the stack.
+pub(super) struct TileRoom<const TILES: usize>([MaybeUninit<[Line; A_TILE / 16]>; TILES]);
 
-impl TileRoom {
+impl<const TILES: usize> TileRoom<TILES> {
     pub(super) fn new() -> Self {
-        Self(MaybeUninit::uninit())
+        const { assert!(A_TILE.is_multiple_of(16)) };
+        Self([const { MaybeUninit::uninit() }; TILES])
     }
 
-    /// `A_TILE` writable values.
+    /// `A_TILE` writable values for each tile.
     pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
         self.0.as_mut_ptr().cast()
     }
