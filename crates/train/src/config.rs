@@ -218,7 +218,8 @@ pub struct LogConfig {
     pub validate_every: u64,
     /// Windows of one validation.
     pub validate_windows: u64,
-    /// Windows that the causal rule is calibrated on (from the end of the validation text, never scored with it).
+    /// Windows that the causal rule is calibrated on (from the end of the validation text; at least one, and
+    /// none of them is scored unless the text has only one).
     pub calibrate_windows: u64,
 }
 

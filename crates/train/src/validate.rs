@@ -131,13 +131,13 @@ pub fn validate(
 ) -> Result<Validation, TrainError> {
     let held = calibrate.min(windows.len() / 2).max(1).min(windows.len());
     let count = count.min(windows.len() - held).max(1).min(windows.len());
-    let held: Vec<Batch> = in_chunks(windows, windows.len() - held..windows.len())?
+    let aside: Vec<Batch> = in_chunks(windows, windows.len() - held..windows.len())?
         .iter()
         .map(|chunk| pack(chunk, document_mask))
         .collect();
-    let rule = causal_rule(model, state, &held);
+    let rule = causal_rule(model, state, &aside);
     // Spread over the whole text, so that every source is met.
-    let chunks = spread(windows, windows.len() - calibrate.min(windows.len() / 2), count)?;
+    let chunks = spread(windows, windows.len() - held, count)?;
     let by = |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
     let (training, a) = by(&Rule::SeeingAll);
     let (causal, b) = by(&rule);
