@@ -59,8 +59,27 @@ fn resolve(mut given: Value) -> Result<Recipe> {
         base["model"] = serde_json::to_value(model)?;
     }
     overlay(&mut base, given);
-    // The path makes a message like `model.heads: invalid type: string "x", expected usize` possible.
-    serde_path_to_error::deserialize(base).map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
+    typed(base)
+}
+
+/// The typed recipe. The path makes a message like `model.heads: invalid type: string "x", expected usize` possible.
+fn typed(base: Value) -> Result<Recipe> {
+    let read = |value: Value| serde_path_to_error::deserialize::<_, Recipe>(value);
+    read(base.clone()).map_err(|error| {
+        let path = error.path().to_string();
+        let table = format!("/{}", path.replace('.', "/"));
+        // Tables with a `kind` are read as a whole, so the path ends at the table: the field is the one without which the
+        // error is another or none.
+        let fields = base.pointer(&table).and_then(Value::as_object).into_iter().flat_map(|table| table.keys());
+        let guilty = fields.filter(|field| *field != "kind").find(|field| {
+            let mut without = base.clone();
+            without.pointer_mut(&table).and_then(Value::as_object_mut).map(|table| table.remove(*field));
+            let other = read(without).err().map(|other| other.inner().to_string());
+            other.is_none_or(|other| other != error.inner().to_string() && !other.starts_with("missing field"))
+        });
+        let field = guilty.map_or_else(String::new, |field| format!(".{field}"));
+        anyhow::anyhow!("{path}{field}: {}", error.inner())
+    })
 }
 
 /// Writes `top` over `base`. A table that names another `kind` replaces the one below it.
@@ -238,6 +257,16 @@ mod tests {
                 "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = nan\n",
                 &[],
                 "model.router.capacities",
+            ),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\nalpha = \"x\"\n",
+                &[],
+                "model.router.alpha: ",
+            ),
+            (
+                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\nz_weight = 0.1\ngating = \"x\"\n",
+                &[],
+                "model.router.gating: ",
             ),
             ("[model]\nvocab_size = 10\nsharing = \"spiral\"\n", &[], "model.sharing"),
             ("[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n", &[], "model.sharing"),
