@@ -79,7 +79,9 @@ fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read. A damaged checkpoint is no error.
 pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), LoadError> {
+    let mut looks = 0;
     loop {
+        looks += 1;
         let failures = recover::clean(parent, &folder_names(parent)?, &RealDisk);
         let entries = try_list(parent)?;
         let (loaded, mut damaged) = newest(&entries);
@@ -87,7 +89,12 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
         let is_changed =
             try_list(parent)?.last() != entries.last() || damaged.iter().any(|skipped| !exists(&skipped.path));
         let is_misplaced = folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
-        if is_changed || (is_misplaced && failures.is_empty()) {
+        // A checkpoint that is being replaced has no name for a moment; whoever replaces it puts one there at once.
+        let is_nameless = loaded.is_none() && damaged.is_empty() && !folder_names(parent)?.is_empty() && looks < 20;
+        if is_changed || is_nameless || (is_misplaced && failures.is_empty()) {
+            if is_nameless {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
             continue;
         }
         damaged.extend(failures.into_iter().map(|Failure { action, path, source }| Damaged {

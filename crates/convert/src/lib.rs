@@ -1,1 +1,29 @@
 //! Checkpoints in, out, and from one family into another.
+//!
+//! [`import()`] turns a checkpoint of others into one of ours, [`export_hugging_face`], [`export_gguf`] and
+//! [`export_own`] go the other way, and [`convert()`] makes a recursive or Mixture-of-Recursions model out of a dense one.
+//! Which of their weights make up which of ours stands once, in `roles.rs`; shapes come from the parameter table.
+
+mod adapters;
+mod costs;
+mod error;
+mod export;
+mod import;
+mod layers;
+mod own;
+mod recast;
+mod report;
+mod roles;
+mod svd;
+
+pub use costs::Costs;
+pub use error::ConvertError;
+pub use export::{export_gguf, export_hugging_face};
+pub use foreign::gguf::WeightType;
+pub use foreign::hf::Dtype;
+pub use import::{Imported, import};
+pub use layers::{Start, kept, parse_layers, sources};
+pub use own::export_own;
+pub use recast::{Target, convert};
+pub use report::{Copied, Report};
+pub use roles::roles;

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
 use engine::{Desk, Draw, Engine, Generation, Options, Sampler, Sampling, Scoring, Token, generate, log_probabilities};
+use model::relax::{Part, Relaxation, lora};
+use model::rng::{Purpose, Stream, name_place};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvFormat;
 use scheduler::{Dial, Done, Event, Finish, Limits, Offer, Refusal, Request, Sink, TokenOut, Usage};
@@ -135,6 +137,18 @@ fn same(found: &[TokenOut], expected: &[Token], what: &str) {
     }
 }
 
+/// Uses that may differ do.
+fn uneven(model: Model) -> Model {
+    for (spec, weight) in model.weights() {
+        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
+            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
+            let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
+            weight.write((0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect());
+        }
+    }
+    model
+}
+
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
     let plain = |sharing, recursions| {
@@ -144,8 +158,13 @@ fn everyone() -> Vec<Arc<Model>> {
     };
     let mut norms = config(RouterConfig::default(), KvMode::RecursionWise);
     norms.share_norms = false;
-    let more = [plain(Sharing::None, 1), plain(Sharing::Cycle, 3), plain(Sharing::Sequence, 2), norms];
-    all.extend(more.iter().map(fresh));
+    let mut adapted = config(RouterConfig::default(), KvMode::SharedUpdate);
+    adapted.relax = Relaxation::Dora(lora::Config { rank: 3, parts: Part::ALL.to_vec(), ..lora::Config::default() });
+    let mut encoded = config(RouterConfig::default(), KvMode::RecursionWise);
+    encoded.relax = Relaxation::Encoding(Default::default());
+    let more =
+        [plain(Sharing::None, 1), plain(Sharing::Cycle, 3), plain(Sharing::Sequence, 2), norms, adapted, encoded];
+    all.extend(more.iter().map(|config| uneven(fresh(config))));
     all.into_iter().map(Arc::new).collect()
 }
 
@@ -176,7 +195,8 @@ fn a_warm_cache_changes_no_bit() {
         let expected: Vec<_> = requests.iter().map(|r| alone(&model, &rule, r)).collect();
         let mut engine = engine(&model, &rule, Limits { chunk: 7, ..limits() }, KvFormat::F32);
         for round in 0..2 {
-            let again: Vec<Request> = requests.iter().map(|r| Request { id: r.id + 100 * round, ..r.clone() }).collect();
+            let again: Vec<Request> =
+                requests.iter().map(|r| Request { id: r.id + 100 * round, ..r.clone() }).collect();
             let inboxes = run(&mut engine, &again, &[0, 40, 41, 42, 80, 80]);
             for (i, inbox) in inboxes.iter().enumerate() {
                 same(&inbox.tokens(), &expected[i], &format!("{} round {round} request {i}", name(&model)));
@@ -230,11 +250,7 @@ fn prompts_are_scored_as_in_one_pass() {
         let asks: Vec<Request> = [23, 5]
             .into_iter()
             .enumerate()
-            .map(|(i, n)| Request {
-                prompt_scores: true,
-                top: Some(2),
-                ..request(i as u64, ids(30 + i as u64, n), i)
-            })
+            .map(|(i, n)| Request { prompt_scores: true, top: Some(2), ..request(i as u64, ids(30 + i as u64, n), i) })
             .collect();
         let mut engine = engine(&model, &rule, Limits { chunk: 6, ..limits() }, KvFormat::F32);
         for (ask, inbox) in asks.iter().zip(run(&mut engine, &asks, &[0, 1])) {

@@ -33,6 +33,12 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Continue a text
     Generate(Generate),
+    /// Make a checkpoint from a Hugging Face folder, a GGUF file, or what export wrote
+    Import(Import),
+    /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own form
+    Export(Export),
+    /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
+    Convert(Convert),
     /// Serve a checkpoint over HTTP, for any OpenAI client
     Serve(Serve),
     /// What a checkpoint holds and costs; depth heat maps of a text
@@ -259,6 +265,76 @@ pub(crate) struct Generate {
     /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
     #[arg(long, default_value = "f32", value_parser = weights)]
     pub(crate) weights: Weights,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A Hugging Face folder of a Llama model, a GGUF file of the llama architecture, or a folder that export wrote
+    pub(crate) source: PathBuf,
+    /// The checkpoint folder to make
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// A checkpoint, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// The folder or file to make
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// By default hf (gguf if the name says so) for dense models, lathe for others
+    #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
+    pub(crate) format: Option<String>,
+    /// How weights are stored: f32; bf16 in Hugging Face folders; f16 and q8_0 in GGUF files
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "f16", "q8_0"])]
+    pub(crate) dtype: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// A checkpoint of a dense or recursive model, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// The checkpoint folder to make
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// How layers will share weights; none unrolls a recursive model
+    #[arg(long, default_value = "middle_cycle")]
+    pub(crate) sharing: String,
+    /// How often shared layers are used; by default 3, or 1 where none is
+    #[arg(long)]
+    pub(crate) recursions: Option<usize>,
+    /// What shared layers start from: stepwise, average, lower, upper or random
+    #[arg(long, default_value = "stepwise")]
+    pub(crate) init: String,
+    /// Who decides on depth: fixed, expert_choice, or its table, like '{ kind = "expert_choice", network = "mlp" }'
+    #[arg(long, default_value = "fixed")]
+    pub(crate) router: String,
+    /// What later recursions attend to: recursion_wise, shared or shared_update
+    #[arg(long, default_value = "recursion_wise")]
+    pub(crate) kv: String,
+    /// Let every use of a shared layer keep the norms of the layer that it replaces
+    #[arg(long)]
+    pub(crate) own_norms: bool,
+    /// What uses of shared layers may do differently: none, lora, dora, encoding, or a table, like
+    /// '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
+    #[arg(long, default_value = "none")]
+    pub(crate) relax: String,
+    /// Start adapters at nothing instead of at the largest singular values of what sharing throws away
+    #[arg(long)]
+    pub(crate) fresh_adapters: bool,
+    /// Layers of the source to build on, like 0-14,29; by default all, or as many as divide, at equal distances
+    #[arg(long, value_name = "LAYERS")]
+    pub(crate) keep: Option<String>,
+    /// Seed of fresh routers and of drawn layers
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use data::Tokenizer;
 use engine::{Engine, Generation, Options, Sampler, Sampling, causal_rule};
 use model::rng::{Purpose, Stream};
+use model::cost::{self, Convention};
 use model::{Model, RouterState, Rule};
 use report::{Table, human_bytes, human_count};
 use scheduler::{Dial, Event, Limits, Offer, Request, Sink};
@@ -36,7 +37,10 @@ struct Measured {
     tokens: usize,
     ticks: u64,
     mean_depth: f64,
+    /// Most bytes of keys and values that sequences under way held at a time.
     kv_bytes: usize,
+    /// FLOPs of a row at the depths that the rows had, full convention.
+    flops: f64,
 }
 
 /// Runs `lathe bench decode`.
@@ -66,7 +70,7 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
             if options.profile {
                 say::piece(profile(&subjects[0], options, batch, context, prefill)?.to_text());
             }
-            let mut first = None;
+            let (mut first, mut first_flops) = (None, None);
             for (subject, found) in subjects.iter().zip(&mut found) {
                 found.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
                 let all: Vec<f64> = found.iter().map(|m| m.tokens as f64 / m.seconds).collect();
@@ -74,6 +78,7 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
                 let rate = middle.tokens as f64 / middle.seconds;
                 let streamed = subject.model.bytes() as f64 * middle.ticks as f64 / middle.seconds;
                 let ratio = rate / *first.get_or_insert(rate);
+                let allowed = *first_flops.get_or_insert(middle.flops) / middle.flops;
                 rows.push(vec![
                     subject.name.clone(),
                     batch.to_string(),
@@ -81,13 +86,15 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
                     format!("{rate:.1}"),
                     format!("{:.1}-{:.1}", all[all.len() - 1], all[0]),
                     format!("{ratio:.2}"),
+                    format!("{allowed:.2}"),
                     format!("{:.2}", middle.mean_depth),
                     format!("{:.0}", 100.0 * streamed / bandwidth),
                     human_bytes(middle.kv_bytes as u64),
                 ]);
                 results.push(json!({
                     "model": subject.name, "batch": batch, "context": context, "tokens_per_second": all,
-                    "median": rate, "ratio": ratio, "mean_depth": middle.mean_depth, "ticks": middle.ticks,
+                    "median": rate, "ratio": ratio,
+                    "flop_ratio": allowed, "flops_per_row": middle.flops, "mean_depth": middle.mean_depth, "ticks": middle.ticks,
                     "weight_bytes": subject.model.bytes(), "kv_bytes": middle.kv_bytes,
                 }));
             }
@@ -124,9 +131,9 @@ fn print(options: &BenchRun, prefill: bool, rows: Vec<Vec<String>>, results: Vec
         return Ok(ExitCode::SUCCESS);
     }
     let columns =
-        ["model", "batch", "context", "tokens/s", "range", "ratio", "mean depth", "% of bandwidth", "keys and values"];
+        ["model", "batch", "context", "tokens/s", "range", "ratio", "by FLOPs", "mean depth", "% of bandwidth", "KV held"];
     let caption = format!(
-        "{}, weights {}, keys and values {}; {} of arithmetic, {}/s of memory; % of bandwidth: all weights once a step",
+        "{}, weights {}, keys and values {}; {} of arithmetic, {}/s of memory; ratio and by FLOPs: to the first model, measured and as the FLOPs of the rows allow; % of bandwidth: all weights once a tick",
         ops::machine(),
         options.numbers.weights,
         options.numbers.kv,
@@ -236,9 +243,11 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
     }
     let mut clock = Instant::now();
     let (mut started, mut ticks, mut now) = (prefill || continuous, 0, 0);
-    let (mut before, mut depth_before) = (0, 0);
+    let (mut before, mut depth_before, mut held) = (0, 0, 0);
     while tally.ended.load(Ordering::Relaxed) < requests {
         engine.tick(now);
+        let gauges = engine.desk().gauges();
+        held = held.max(gauges.pages_used.iter().sum::<usize>() - gauges.pages_cached);
         (now, ticks) = (now + 1, ticks + 1);
         // Decoding counts from the moment when every prompt is done.
         if !started && tally.tokens.load(Ordering::Relaxed) >= batch {
@@ -266,7 +275,12 @@ fn measure(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
         } else {
             depth as f64 / drawn.max(1) as f64
         },
-        kv_bytes: gauges.page_bytes * gauges.pages_used.iter().sum::<usize>(),
+        kv_bytes: gauges.page_bytes * held,
+        flops: {
+            let plan = subject.model.plan();
+            let shares = cost::shares_of(&gauges.depths, plan.recursions.len());
+            cost::forward_flops(config, plan, context + new, &shares, Convention::Full)
+        },
     })
 }
 

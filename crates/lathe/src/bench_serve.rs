@@ -336,7 +336,8 @@ impl Local {
         };
         let mut facts = serve::facts(&subject.model, subject.name);
         facts.context = options.bounds.context.unwrap_or(facts.context);
-        let ready = Ready::start(engine, facts, serve::text(tokenizer, None)?)?;
+        let eos = tokenizer.eos_id().into_iter().collect();
+        let ready = Ready::start(engine, facts, serve::text(train::Text::default(), eos, tokenizer, None)?)?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);

@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
 
 /// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with its reason.
 fn default_length(stored: &Stored, tokenizer: &Tokenizer, prompt: &str) -> usize {
-    let used = tokenizer.encode(prompt).map_or(0, |ids| ids.len().max(1));
+    let used = open::prompt(stored, tokenizer, prompt).map_or(0, |ids| ids.len());
     stored.model.config().context.saturating_sub(used).clamp(1, 128)
 }
 
@@ -81,12 +81,9 @@ pub(crate) struct Wanted<'a> {
 
 /// Streams the prompt and its continuation.
 pub(crate) fn continue_text(stored: &Stored, tokenizer: &Tokenizer, wanted: &Wanted<'_>) -> Result<Generated> {
-    let mut prompt = tokenizer.encode(wanted.prompt)?;
-    if prompt.is_empty() {
-        prompt.extend(tokenizer.eos_id());
-    }
+    let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
     let rule = open::causal(stored)?;
-    let stop: Vec<u32> = if wanted.ignore_eos { Vec::new() } else { tokenizer.eos_id().into_iter().collect() };
+    let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
     let colors = DepthColors::new(stored.model.config().recursions, wanted.show_depth && say::colors());
     let mut stream = tokenizer.decode_stream();
     say::piece(report::sanitize(wanted.prompt));

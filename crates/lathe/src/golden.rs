@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use checkpoint::{TensorFile, open_safetensors};
 use engine::{Batch, Sequence};
+use model::relax::Relaxation;
 use model::routing::{Network, expert_choice, random, token_choice};
 use model::spec::ParamSpec;
 use model::{Address, KvMode, Model, ModelConfig, Pass, Probe, RouterConfig, RouterState, Rule, Sharing, Transient};
@@ -175,6 +176,7 @@ impl Reference {
             sharing,
             recursions: if sharing == Sharing::None { 1 } else { s.recursions },
             share_norms: true,
+            relax: Relaxation::None,
             router: self.router()?,
             kv: if sharing == Sharing::None { KvMode::RecursionWise } else { kv },
         };

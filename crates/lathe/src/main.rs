@@ -6,11 +6,13 @@ mod bench;
 mod bench_kernels;
 mod bench_run;
 mod bench_serve;
+mod convert;
 mod data_build;
 mod evaluate;
 mod evaluate_tasks;
 mod generate;
 mod golden;
+mod import;
 mod inspect;
 mod live;
 mod load;
@@ -59,6 +61,9 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Train(options) => train_run::run(&options),
         Command::Eval(options) => evaluate::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Import(options) => import::import(&options),
+        Command::Export(options) => import::export(&options),
+        Command::Convert(options) => convert::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),

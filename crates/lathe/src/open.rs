@@ -27,6 +27,26 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     Ok((stored, tokenizer))
 }
 
+/// The ids at which generation ends: those that the model came with, or the tokenizer's end of text.
+pub(crate) fn stops(stored: &Stored, tokenizer: &Tokenizer) -> Vec<u32> {
+    let known = stored.text.as_ref().map_or(&[][..], |text| &text.eos);
+    if known.is_empty() { tokenizer.eos_id().into_iter().collect() } else { known.to_vec() }
+}
+
+/// The ids of a prompt, with the beginning that the model expects before every text.
+pub(crate) fn prompt(stored: &Stored, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let known = stored.text.as_ref();
+    let bos = known.filter(|known| known.add_bos).and_then(|known| known.bos);
+    let mut ids = tokenizer.encode(text)?;
+    if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
+        ids.insert(0, bos);
+    }
+    if ids.is_empty() {
+        ids.extend(known.and_then(|known| known.bos).or(tokenizer.eos_id()));
+    }
+    Ok(ids)
+}
+
 /// The rule that generation uses.
 pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
     match (&stored.rule, &stored.model.config().router) {

@@ -38,10 +38,11 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     Ok(recipe)
 }
 
-/// Presets first, then what the recipe says, then defaults for the rest.
+/// A preset or the start's model first, then what the recipe says, then defaults for the rest.
 fn resolve(mut given: Value) -> Result<Recipe> {
     let mut base = serde_json::to_value(Recipe::default())?;
     let preset = given.get_mut("model").and_then(Value::as_object_mut).and_then(|m| m.remove("preset"));
+    let names_preset = preset.is_some();
     if let Some(name) = preset {
         let Some(name) = name.as_str() else { bail!("model.preset is {name}, expected a name in quotes") };
         let Some(model) = model::presets::preset(name) else {
@@ -50,6 +51,11 @@ fn resolve(mut given: Value) -> Result<Recipe> {
             let hint = near.map_or_else(|| names.join(", "), |n| format!("a preset, such as \"{n}\""));
             bail!("model.preset is \"{name}\", expected {hint}");
         };
+        base["model"] = serde_json::to_value(model)?;
+    }
+    let start = given.pointer("/start/checkpoint").and_then(Value::as_str).unwrap_or("");
+    if !start.is_empty() && !names_preset {
+        let model = train::config_of(Path::new(start)).context("start.checkpoint")?;
         base["model"] = serde_json::to_value(model)?;
     }
     overlay(&mut base, given);

@@ -82,7 +82,9 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     facts.aliases = options.alias.clone();
     facts.created = created(&options.checkpoint);
     facts.context = options.bounds.context.unwrap_or(facts.context);
-    let text = text(tokenizer, options.chat_template.as_deref())?;
+    let eos = open::stops(&stored, &tokenizer);
+    let known = stored.text.clone().unwrap_or_default();
+    let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
     let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, facts, text)?;
@@ -212,15 +214,20 @@ fn fingerprint(model: &Model) -> u64 {
     model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
 }
 
-/// The text side of a model, with the chat template from a file if there is one.
-pub(crate) fn text(tokenizer: Tokenizer, chat_template: Option<&Path>) -> Result<Text> {
+/// What the model came with; a template from a file goes before its own.
+pub(crate) fn text(
+    known: train::Text,
+    eos: Vec<u32>,
+    tokenizer: Tokenizer,
+    chat_template: Option<&Path>,
+) -> Result<Text> {
     let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
     Ok(Text {
-        bos: None,
-        eos: tokenizer.eos_id().into_iter().collect(),
-        pad: None,
-        add_bos: false,
-        chat_template: chat_template.map(read).transpose()?,
+        bos: known.bos,
+        eos,
+        pad: known.pad,
+        add_bos: known.add_bos,
+        chat_template: chat_template.map(read).transpose()?.or(known.chat_template),
         tokenizer,
     })
 }

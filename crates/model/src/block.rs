@@ -8,6 +8,7 @@ use ops::{Heads, Ops, Rotary, Tensor2, Weight};
 use crate::config::KvMode;
 use crate::kv::{Kv, Seen, Transient};
 use crate::pass::Pass;
+use crate::relax::{Projection, encoding::encode};
 use crate::rows::Rows;
 use crate::sharing::{Use, Uses};
 
@@ -17,11 +18,13 @@ pub(crate) struct Block {
     /// One, or one for each use.
     pub(crate) attention_norm: Vec<Arc<Weight>>,
     pub(crate) ffn_norm: Vec<Arc<Weight>>,
-    pub(crate) query: Arc<Weight>,
-    pub(crate) key_value: Arc<Weight>,
-    pub(crate) output: Arc<Weight>,
-    pub(crate) gate_up: Arc<Weight>,
-    pub(crate) down: Arc<Weight>,
+    pub(crate) query: Projection,
+    pub(crate) key_value: Projection,
+    pub(crate) output: Projection,
+    pub(crate) gate_up: Projection,
+    pub(crate) down: Projection,
+    /// Factors of the stream behind this layer, by use; mostly none.
+    pub(crate) encoding: Vec<Arc<Weight>>,
     pub(crate) heads: Heads,
     pub(crate) rotary: Rotary,
     pub(crate) eps: f32,
@@ -40,21 +43,20 @@ impl Block {
 
     fn run(&self, x_td: Tensor2, rows: &Rows, at: &Uses, ops: Ops, kv: &mut dyn Kv) -> Tensor2 {
         let h_td = self.norm(&self.attention_norm, x_td.clone(), at, ops);
-        let q_tn = ops.linear(h_td.clone(), &self.query);
+        let q_tn = self.query.apply(h_td.clone(), at, ops);
         let q_tn = ops.rotate(q_tn, &self.rotary, self.heads.heads, &rows.position);
         let seen = self.keys_and_values(h_td, rows, at, ops, kv);
         let y_tn = seen.attend(ops, q_tn, self.heads);
-        let x_td = ops.linear_add(y_tn, &self.output, x_td);
+        let x_td = self.output.add(y_tn, x_td, at, ops);
         let h_td = self.norm(&self.ffn_norm, x_td.clone(), at, ops);
-        let y_tf = ops.swiglu(ops.linear(h_td, &self.gate_up));
-        ops.linear_add(y_tf, &self.down, x_td)
+        let y_tf = ops.swiglu(self.gate_up.apply(h_td, at, ops));
+        encode(&self.encoding, self.down.add(y_tf, x_td, at, ops), at, ops)
     }
 
     /// The norm of each row's own use.
     fn norm(&self, weights: &[Arc<Weight>], x_td: Tensor2, at: &Uses, ops: Ops) -> Tensor2 {
-        let one = |x: Tensor2, recursion: usize| {
-            ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true)
-        };
+        let one =
+            |x: Tensor2, recursion: usize| ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true);
         if weights.len() == 1 || at.count() == 1 {
             let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
             return one(x_td, recursion);
@@ -65,16 +67,16 @@ impl Block {
 
     /// Under sharing, only the first recursion projects keys and values at all; rows that are there come first.
     fn keys_and_values(&self, h_td: Tensor2, rows: &Rows, at: &Uses, ops: Ops, kv: &mut dyn Kv) -> Seen {
-        let project = |h: Tensor2, rows: &Rows| {
-            ops.rotate(ops.linear(h, &self.key_value), &self.rotary, self.heads.kv_heads, &rows.position)
+        let project = |h: Tensor2, rows: &Rows, at: &Uses| {
+            ops.rotate(self.key_value.apply(h, at, ops), &self.rotary, self.heads.kv_heads, &rows.position)
         };
         let fresh = if self.mode == KvMode::RecursionWise { rows.len() } else { at.fresh() };
         if fresh == rows.len() {
-            return kv.extend(at, rows, project(h_td, rows));
+            return kv.extend(at, rows, project(h_td, rows, at));
         }
         let later = |h: Tensor2, rows: &Rows, at: &Uses, kv: &mut dyn Kv| match self.mode {
             KvMode::Shared => kv.recall(at, rows),
-            _ => kv.overlay(ops, at, rows, project(h, rows)),
+            _ => kv.overlay(ops, at, rows, project(h, rows, at)),
         };
         if fresh == 0 {
             return later(h_td, rows, at, kv);
@@ -82,7 +84,7 @@ impl Block {
         let (first, rest) = at.split(fresh);
         let (first_rows, rest_rows) = (rows.stretch_of(0..fresh), rows.stretch_of(fresh..rows.len()));
         let h_first = ops::rows_of(&h_td, 0..fresh);
-        let seen = kv.extend(&first, &first_rows, project(h_first, &first_rows));
+        let seen = kv.extend(&first, &first_rows, project(h_first, &first_rows, &first));
         seen.join(later(ops::rows_of(&h_td, fresh..rows.len()), &rest_rows, &rest, kv))
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+use crate::relax::Relaxation;
 use crate::routing::RouterConfig;
 use crate::sharing::Plan;
 pub use crate::sharing::Sharing;
@@ -76,6 +77,8 @@ pub struct ModelConfig {
     pub recursions: usize,
     /// Whether the norms of shared layers are shared too.
     pub share_norms: bool,
+    /// What uses of shared layers may do differently.
+    pub relax: Relaxation,
     /// Who decides how deep a token goes.
     pub router: RouterConfig,
     /// What later recursions attend to.
@@ -101,6 +104,7 @@ impl Default for ModelConfig {
             sharing: Sharing::MiddleCycle,
             recursions: 3,
             share_norms: true,
+            relax: Relaxation::None,
             router: RouterConfig::default(),
             kv: KvMode::RecursionWise,
         }
@@ -129,6 +133,7 @@ impl ModelConfig {
         if self.kv == KvMode::SharedUpdate && matches!(self.router, RouterConfig::TokenChoice(_)) {
             return refuse("kv", "shared_update", "recursion_wise or shared with router \"token_choice\"".into());
         }
+        self.relax.check(self, &plan)?;
         self.router.check(self.recursions)?;
         Ok(plan)
     }

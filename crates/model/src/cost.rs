@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::config::{KvMode, ModelConfig};
 use crate::routing::{RouterConfig, default_capacities};
-use crate::sharing::Plan;
+use crate::sharing::{Plan, Use};
 use crate::spec::{Group, specs};
 
 /// Parameter counts.
@@ -69,8 +69,20 @@ pub fn forward_flops(config: &ModelConfig, plan: &Plan, n: usize, capacities: &[
     if convention == Convention::Full {
         total += 2.0 * (config.width * config.vocab_size) as f64;
         total += router_flops(config, capacities);
+        total += adapter_flops(config, plan, &shares);
     }
     total
+}
+
+/// Two products with each adapter's matrices for every row of its use.
+fn adapter_flops(config: &ModelConfig, plan: &Plan, shares: &dyn Fn(usize) -> f64) -> f64 {
+    let recursions = plan.recursions.iter().flatten().map(|u| (*u, shares(u.recursion)));
+    let once = plan.before.iter().chain(&plan.after).map(|u| (*u, 1.0));
+    let of = |(at, share): (Use, f64)| {
+        let adapters = config.relax.of_use(config, plan, at);
+        share * adapters.iter().filter(|s| s.group == Group::Adapter).map(|s| 2.0 * s.count() as f64).sum::<f64>()
+    };
+    recursions.chain(once).map(of).sum()
 }
 
 /// Whose keys and values a layer reads.
@@ -158,6 +170,7 @@ pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
         sharing: crate::Sharing::None,
         recursions: 1,
+        relax: crate::relax::Relaxation::None,
         router: RouterConfig::Fixed,
         kv: KvMode::RecursionWise,
         ..config.clone()

@@ -13,6 +13,7 @@ mod model;
 mod pass;
 pub mod presets;
 mod recursion;
+pub mod relax;
 pub mod rng;
 pub mod routing;
 mod rows;

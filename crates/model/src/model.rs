@@ -9,6 +9,7 @@ use crate::block::Block;
 use crate::config::{ConfigError, ModelConfig};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
+use crate::relax::{Part, Projection, encoding};
 use crate::routing::{Router, Terms};
 use crate::rows::Rows;
 use crate::sharing::{Plan, Use, Uses};
@@ -193,15 +194,19 @@ fn block(
 ) -> Block {
     let uses = plan.unrolled().filter(|u| u.stored == stored).count();
     let norms = if config.share_norms { 1 } else { uses };
-    let mut named = |part: &str| take(&format!("layers.{stored}.{part}"));
+    let mut norm = |part: &str| (0..norms).map(|r| take(&format!("layers.{stored}.{part}.{r}"))).collect();
+    let (attention_norm, ffn_norm) = (norm("attention_norm"), norm("ffn_norm"));
+    let encoding = encoding::behind(config, plan, stored, take);
+    let mut projection = |part| Projection::build(config, plan, stored, part, take);
     Block {
-        attention_norm: (0..norms).map(|r| named(&format!("attention_norm.{r}"))).collect(),
-        ffn_norm: (0..norms).map(|r| named(&format!("ffn_norm.{r}"))).collect(),
-        query: named("query"),
-        key_value: named("key_value"),
-        output: named("output"),
-        gate_up: named("gate_up"),
-        down: named("down"),
+        attention_norm,
+        ffn_norm,
+        query: projection(Part::Query),
+        key_value: projection(Part::KeyValue),
+        output: projection(Part::Output),
+        gate_up: projection(Part::GateUp),
+        down: projection(Part::Down),
+        encoding,
         heads: config.heads(),
         rotary: rotary.clone(),
         eps: config.norm_eps as f32,

@@ -12,6 +12,8 @@ pub enum Init {
     Normal(f64),
     /// All ones.
     Ones,
+    /// All zeros.
+    Zeros,
 }
 
 /// What kind of weight it is, for counting and for the optimizer.
@@ -21,7 +23,9 @@ pub enum Group {
     Embedding,
     /// Attention and feed-forward matrices.
     Block,
-    /// Norm scales: never decayed.
+    /// What a use of a shared layer adds to its matrices.
+    Adapter,
+    /// Norm scales and other factors that start at one: never decayed.
     Norm,
     /// The router that decides.
     Router,
@@ -56,6 +60,7 @@ impl ParamSpec {
     pub fn fresh(&self, seed: u64) -> Vec<f32> {
         match self.init {
             Init::Ones => vec![1.0; self.count()],
+            Init::Zeros => vec![0.0; self.count()],
             Init::Normal(std) => {
                 let mut stream = Stream::at(seed, Purpose::Init, 0, name_place(&self.name));
                 (0..self.count()).map(|_| (stream.normal() * std) as f32).collect()
@@ -72,6 +77,7 @@ pub fn specs(config: &ModelConfig, plan: &Plan) -> Vec<ParamSpec> {
         let uses = plan.unrolled().filter(|u| u.stored == stored).count();
         table.extend(layer(config, stored, if config.share_norms { 1 } else { uses }));
     }
+    table.extend(config.relax.specs(config, plan));
     table.extend(config.router.specs(config));
     table.push(ParamSpec::new("norm", (1, d), Init::Ones, Group::Norm));
     if !config.tie_embeddings {

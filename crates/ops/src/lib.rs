@@ -12,6 +12,8 @@
 
 mod adamw;
 mod attend;
+mod columns;
+mod distill;
 mod embed;
 mod gate;
 mod gelu;
@@ -30,6 +32,7 @@ mod weight;
 
 pub use adamw::{AdamW, Moments};
 pub use attend::{Heads, Spans};
+pub use columns::length_ratios;
 pub use gate::Activation;
 pub use head::log_softmax_rows;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
@@ -37,7 +40,8 @@ pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale, stack, write_rows,
+    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale,
+    shift, stack, write_rows,
 };
 pub use weight::{Format, QuantError, Weight};
 

@@ -68,6 +68,16 @@ pub fn scale(x: Tensor2, factor: f32) -> Tensor2 {
     x.mul_scalar(factor)
 }
 
+/// `x + y`, element by element.
+pub fn add(x: Tensor2, y: Tensor2) -> Tensor2 {
+    x + y
+}
+
+/// `x + offset`, element by element.
+pub fn shift(x: Tensor2, offset: f32) -> Tensor2 {
+    x.add_scalar(offset)
+}
+
 /// Sum of 1 x 1 loss terms. Panics on an empty list.
 pub fn add_scalars(terms: Vec<Tensor2>) -> Tensor2 {
     terms.into_iter().reduce(|a, b| a + b).expect("a loss has at least one term")

@@ -25,7 +25,19 @@ fn weighted(t: usize) -> Vec<Case> {
     // Some weights are zero, the first of several among them.
     let weights: Arc<[f32]> = (0..t).map(|i| if t > 1 && i % 3 == 0 { 0.0 } else { 0.1 + i as f32 }).collect();
     let d = &mut dice;
+    let (rows, head) = (d.matrix(t, 5), d.matrix(13, 5));
+    let shares = weights.clone();
     vec![
+        case("distill_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
+            let (rows, head) = (rows.tensor(), Weight::new(head.values.clone(), 13, 5));
+            o.distill_loss(x[0].clone(), &w[0], (&rows, &head), 1.5, &shares)
+        }),
+        case("scale_columns", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.scale_columns(x[0].clone(), &w[0], None)
+        }),
+        case("scale_columns with constants", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.scale_columns(x[0].clone(), &w[0], Some((0..7).map(|n| 0.5 + n as f32).collect()))
+        }),
         case("linear", vec![d.matrix(t, 7)], vec![d.matrix(5, 7)], |o, x, w| o.linear(x[0].clone(), &w[0])),
         case("linear_add", vec![d.matrix(t, 7), d.matrix(t, 5)], vec![d.matrix(5, 7)], |o, x, w| {
             o.linear_add(x[0].clone(), &w[0], x[1].clone())

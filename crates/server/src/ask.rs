@@ -206,7 +206,7 @@ fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec
         let text = chat::prompt(state, request)?;
         let add = request.flag("add_special_tokens", false);
         let most = request.count("max_completion_tokens").or_else(|| request.count("max_tokens"));
-        let ids = encode(state, &text, add, "messages")?;
+        let ids = encode(state, &text, add, state.facts.context, "messages")?;
         return Ok(vec![fit(state, request, ids, add, most, "messages")?]);
     }
     let add = request.flag("add_special_tokens", true);
@@ -217,7 +217,7 @@ fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec
     }
     let one = |item: &Json| match item {
         Json::Text(text) => {
-            let ids = encode(state, text, add, "prompt")?;
+            let ids = encode(state, text, add, state.facts.context, "prompt")?;
             fit(state, request, ids, add && state.lexicon.text.add_bos, Some(most), "prompt")
         }
         Json::Ids(ids) => {
@@ -236,14 +236,14 @@ fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec
     }
 }
 
-/// Ids of a text, with the begin token where wanted.
+/// Ids of a text of at most `most` tokens, with the begin token where wanted.
 ///
 /// # Errors
-/// 400 for a text that cannot fit the context, or that the vocabulary cannot spell.
-pub(crate) fn encode(state: &State, text: &str, add: bool, field: &str) -> Result<Vec<u32>, ApiError> {
+/// 400 for a text that cannot fit, or that the vocabulary cannot spell.
+pub(crate) fn encode(state: &State, text: &str, add: bool, most: usize, field: &str) -> Result<Vec<u32>, ApiError> {
     let mut ids = Vec::new();
     ids.extend(state.lexicon.text.bos.filter(|_| add && state.lexicon.text.add_bos));
-    ids.extend(state.lexicon.encode(text, state.facts.context, field)?);
+    ids.extend(state.lexicon.encode(text, most, field)?);
     Ok(ids)
 }
 

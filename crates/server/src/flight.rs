@@ -207,9 +207,11 @@ impl Flight {
         Ok(())
     }
 
-    /// Whatever still runs is cancelled on the server's account, not the client's.
+    /// Whatever still runs is cancelled at once, and not on the client's account.
     fn fail(&mut self, error: ApiError) -> ApiError {
-        self.guard.watching = false;
+        for id in self.guard.live.iter_mut().filter_map(Option::take) {
+            self.state.backend.cancel(id);
+        }
         if error.has_code("nan") {
             self.state.metrics.nans.add(1);
         }

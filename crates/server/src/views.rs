@@ -125,10 +125,11 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
         check_model(state, &request)?;
         let text = request.text("prompt").or_else(|| request.text("content"));
         let ids = match (text, request.get("messages")) {
-            (Some(text), None) => encode(state, text, request.flag("add_special_tokens", true), "prompt")?,
+            // A text to be cut into pieces need not fit the context: the body's bound is enough.
+            (Some(text), None) => encode(state, text, request.flag("add_special_tokens", true), usize::MAX, "prompt")?,
             (None, Some(_)) => {
                 let text = chat::prompt(state, &request)?;
-                encode(state, &text, false, "messages")?
+                encode(state, &text, false, usize::MAX, "messages")?
             }
             _ => return Err(ApiError::field("prompt", "expected one of `prompt`, `content` and `messages`")),
         };

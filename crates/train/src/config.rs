@@ -11,6 +11,8 @@ use crate::TrainError;
 pub struct Recipe {
     /// What is trained.
     pub model: ModelConfig,
+    /// From which weights.
+    pub start: StartConfig,
     /// On what.
     pub data: DataConfig,
     /// How long, from which seed.
@@ -19,10 +21,44 @@ pub struct Recipe {
     pub optimizer: OptimizerConfig,
     /// With which learning rate.
     pub schedule: ScheduleConfig,
+    /// With which teacher.
+    pub distill: DistillConfig,
     /// What is kept.
     pub checkpoint: CheckpointConfig,
     /// What is told.
     pub log: LogConfig,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartConfig {
+    /// A checkpoint, or the folder of a run, whose weights training starts from; empty for fresh ones. The model is its
+    /// own but for what `[model]` changes in routing; routers that it does not have are fresh.
+    pub checkpoint: String,
+    /// What the checkpoint must be; filled in when the run starts.
+    pub fingerprint: String,
+}
+
+/// Learning from another model's distributions as well as from the text (Hinton et al., 2015, arXiv 1503.02531):
+/// `loss = (1 - weight) * cross_entropy + weight * temperature^2 * KL(teacher || student)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DistillConfig {
+    /// The teacher, a checkpoint or the folder of a run with the same tokenizer; empty for none.
+    pub checkpoint: String,
+    /// What the teacher must be; filled in when the run starts.
+    pub fingerprint: String,
+    /// Share of the teacher in the loss.
+    pub weight: f64,
+    /// Divides both models' logits.
+    pub temperature: f64,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self { checkpoint: String::new(), fingerprint: String::new(), weight: 0.5, temperature: 2.0 }
+    }
 }
 
 /// Where the tokens come from.
@@ -231,6 +267,8 @@ impl Recipe {
             ("optimizer.weight_decay", o.weight_decay, 0.0, 10.0),
             ("optimizer.clip_norm", o.clip_norm, 0.0, 1e9),
             ("optimizer.auxiliary_router_scale", o.auxiliary_router_scale, 0.0, 1e4),
+            ("distill.weight", self.distill.weight, 0.0, 1.0),
+            ("distill.temperature", self.distill.temperature, 1e-3, 1e3),
         ];
         let share = match self.schedule {
             ScheduleConfig::Trapezoid { decay_fraction, .. } => ("schedule.decay_fraction", decay_fraction, 0.0, 1.0),

@@ -7,18 +7,23 @@ mod optimizer;
 mod resume;
 mod run;
 mod schedule;
+mod start;
 mod step;
 mod stored;
+mod text;
 mod validate;
 
 pub use config::{
-    CheckpointConfig, DataConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig,
+    CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig,
+    StartConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use run::{Event, Resume, Run, Stop};
 pub use schedule::learning_rate;
+pub use start::config_of;
 pub use step::{StepReport, Trainer, pack};
-pub use stored::{Stored, load, load_model};
+pub use stored::{Made, Stored, load, load_model, write_model};
+pub use text::Text;
 pub use validate::{RuleScore, SourceScore, Validation, score_rule, spread, validate};

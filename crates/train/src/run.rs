@@ -9,6 +9,7 @@ use report::{EventWriter, Log};
 use serde_json::{Map, Value, json};
 
 use crate::resume::{Resumed, resume};
+use crate::start::{begin, pin, teach};
 use crate::stored::snapshot;
 use crate::{Recipe, StepReport, TrainError, Trainer, Validation, validate};
 
@@ -79,6 +80,19 @@ impl Run {
     /// An impossible recipe, data that does not fit, a folder that holds another run, damage.
     pub fn open(recipe: &Recipe, dir: &Path, how: Resume, wall_time: f64) -> Result<Self, TrainError> {
         let (recipe, windows, valid) = open_data(recipe)?;
+        if dir.join("manifest.json").is_file() {
+            return Err(TrainError::Checkpoint {
+                path: dir.to_path_buf(),
+                field: "folder".into(),
+                found: "a checkpoint".into(),
+                expected:
+                    "the folder of a run; to train on from it, name it as start.checkpoint and choose another --out"
+                        .into(),
+            });
+        }
+        let path = windows.corpus().tokenizer_path();
+        let tokenizer =
+            std::fs::read(&path).map_err(|source| TrainError::Folder { action: "reading", path, source })?;
         let mut trainer = Trainer::new(&recipe)?;
         let fingerprint = windows.corpus().fingerprint().to_owned();
         let make = |path: &Path| {
@@ -87,15 +101,16 @@ impl Run {
         };
         make(dir)?;
         let resumed = resume(&mut trainer, &dir.join("checkpoints"), how, &fingerprint)?;
+        if resumed.step.is_none() {
+            begin(&mut trainer, &tokenizer)?;
+        }
+        teach(&mut trainer, &tokenizer)?;
         make(&dir.join("checkpoints"))?;
         make(&dir.join("events"))?;
         let keep = Some(trainer.step);
         let log = Log::open(&dir.join("log.jsonl"), keep)?;
         let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
         let events = EventWriter::create(&dir.join("events"), wall_time)?;
-        let path = windows.corpus().tokenizer_path();
-        let tokenizer =
-            std::fs::read(&path).map_err(|source| TrainError::Folder { action: "reading", path, source })?;
         let dir = dir.to_path_buf();
         Ok(Self { trainer, resumed, dir, windows, valid, log, timing, events, tokenizer, validated: None })
     }
@@ -233,7 +248,12 @@ fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> 
     if recipe.model.vocab_size == 0 {
         recipe.model.vocab_size = corpus.vocab_size();
     }
-    if recipe.model.vocab_size != corpus.vocab_size() {
+    // A start may have rows that its tokenizer does not use.
+    let fits = match recipe.start.checkpoint.is_empty() {
+        true => recipe.model.vocab_size == corpus.vocab_size(),
+        false => recipe.model.vocab_size >= corpus.vocab_size(),
+    };
+    if !fits {
         return Err(TrainError::Recipe {
             field: "model.vocab_size".into(),
             found: recipe.model.vocab_size.to_string(),
@@ -241,6 +261,8 @@ fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> 
         });
     }
     recipe.check()?;
+    recipe.start.fingerprint = pin("start", &recipe.start.checkpoint, &recipe.start.fingerprint)?;
+    recipe.distill.fingerprint = pin("distill", &recipe.distill.checkpoint, &recipe.distill.fingerprint)?;
     let windows = Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?;
     let valid = Windows::new(&Corpus::open(&dir, Split::Validation)?, recipe.data.sequence_length, recipe.train.seed)?;
     for (windows, split) in [(&windows, "training"), (&valid, "validation")] {

@@ -6,12 +6,12 @@ use data::{Window, Windows};
 use engine::{Batch, Census, Sequence};
 use model::cost::{Convention, forward_flops, shares_of};
 use model::routing::token_choice::Balance;
-use model::{Address, Decision, Model, Pass, RouterConfig, RouterState, Rule, Transient};
-use ops::{Ops, add_scalars, backward, scalar};
+use model::{Address, Decision, Model, NoProbe, Pass, RouterConfig, RouterState, Rule, Transient};
+use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
 
 use crate::optimizer::Norms;
-use crate::{NonFinite, Optimizer, Recipe, TrainError, learning_rate};
+use crate::{NonFinite, Optimizer, Recipe, Stored, Text, TrainError, learning_rate};
 
 /// What a run carries from step to step; all of it goes into checkpoints.
 pub struct Trainer {
@@ -35,6 +35,10 @@ pub struct Trainer {
     pub skipped_in_a_row: u64,
     /// Which operations.
     pub ops: Ops,
+    /// Special ids and chat template of the checkpoint that the run started from.
+    pub text: Option<Text>,
+    /// Whose distributions are learned from too.
+    pub teacher: Option<Arc<Stored>>,
 }
 
 /// What a step did. Everything here is a function of recipe, data and seed.
@@ -109,6 +113,8 @@ impl Trainer {
             skipped: 0,
             skipped_in_a_row: 0,
             ops: Ops::Fast,
+            text: None,
+            teacher: None,
         }
     }
 
@@ -136,10 +142,12 @@ impl Trainer {
     pub fn step_on(&mut self, batches: &[Batch]) -> Result<StepReport, TrainError> {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
+        self.release_gates();
         let mut census = Census { keeps_logits: true, sequence_length: longest(batches), ..Census::default() };
         let sums = self.accumulate(batches, &mut census);
         let norms = Optimizer::norms(&self.model);
         self.step += 1;
+        self.release_gates();
         let report = self.report(&sums, norms, rate, &census);
         if let Some((what, value)) = not_finite(&report, norms) {
             return self.refuse(what, value, report);
@@ -183,19 +191,59 @@ impl Trainer {
             };
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
-            let (ce, _) = pass.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
-            sums.add(scalar(&ce), &passed.terms, &passed.depth_t, &self.model);
-            let loss = match passed.terms.total(&|name| self.model.term_weight(name)) {
-                Some(terms) => add_scalars(vec![ce, terms]),
-                None => ce,
-            };
-            let gradients = backward(&loss);
+            let distilled = self.distilled(&passed.x_td, batch, &weights);
+            let (mut ce, _) = self.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
+            let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
+            sums.add(scalar(&ce), 1.0 - share, &passed.terms, &passed.depth_t, &self.model);
+            if share > 0.0 {
+                ce = scale(ce, 1.0 - share);
+            }
+            let mut terms = vec![ce];
+            if let Some(apart) = distilled {
+                sums.part("distillation", scalar(&apart), share);
+                terms.push(scale(apart, share));
+            }
+            terms.extend(passed.terms.total(&|name| self.model.term_weight(name)));
+            let gradients = backward(&add_scalars(terms));
             if self.ops == Ops::Plain {
                 self.model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
             }
             place += batch.rows.sequences().len() as u64;
         }
         sums
+    }
+
+    /// The teacher's distance on the rows of `batch`, if there is a teacher.
+    fn distilled(&self, x_td: &Tensor2, batch: &Batch, weights: &Arc<[f32]>) -> Option<Tensor2> {
+        let teacher = self.teacher.as_ref()?;
+        let rule = teacher.rule.clone().unwrap_or(Rule::SeeingAll);
+        let shares = teacher.model.config().kv != model::KvMode::RecursionWise;
+        let (mut kv, mut probe) = (Transient::new(shares), NoProbe);
+        let mut pass = Pass {
+            ops: self.ops,
+            kv: &mut kv,
+            rule: &rule,
+            state: &teacher.state,
+            probe: &mut probe,
+            record: false,
+            recompute: false,
+            max_depth: None,
+            address: Address { seed: self.recipe.train.seed, step: u64::MAX, place: 0 },
+            sequences: batch.rows.sequences().len(),
+        };
+        let passed = teacher.model.forward(&batch.ids, &batch.rows, &mut pass);
+        let tau = self.recipe.distill.temperature as f32;
+        let known = (&passed.x_td, &**teacher.model.head());
+        Some(self.ops.distill_loss(x_td.clone(), self.model.head(), known, tau, weights))
+    }
+
+    /// How much of the learned gates counts is a function of the step.
+    fn release_gates(&mut self) {
+        if let RouterConfig::ExpertChoice(c) = &self.model.config().router
+            && c.gate_release_steps > 0
+        {
+            self.router.released = Some(c.released(self.step));
+        }
     }
 
     /// Training compares rows, or from a given step on decides as generation will.
@@ -274,18 +322,23 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, ce: f32, terms: &model::Terms, depth_t: &[u32], model: &Model) {
+    /// `share` is the weight of the cross-entropy.
+    fn add(&mut self, ce: f32, share: f32, terms: &model::Terms, depth_t: &[u32], model: &Model) {
         self.loss += f64::from(ce);
-        self.total += f64::from(ce);
+        self.total += f64::from(ce) * f64::from(share);
         for (name, term) in terms.named() {
-            let value = f64::from(scalar(&term));
-            self.total += value * f64::from(model.term_weight(name));
-            match self.parts.iter_mut().find(|(known, _)| known == name) {
-                Some((_, sum)) => *sum += value,
-                None => self.parts.push((name.to_owned(), value)),
-            }
+            self.part(name, scalar(&term), model.term_weight(name));
         }
         self.depths.resize(self.depths.len().max(model.config().recursions + 1), 0);
         depth_t.iter().for_each(|&d| self.depths[d as usize] += 1);
+    }
+
+    fn part(&mut self, name: &str, value: f32, weight: f32) {
+        let value = f64::from(value);
+        self.total += value * f64::from(weight);
+        match self.parts.iter_mut().find(|(known, _)| known == name) {
+            Some((_, sum)) => *sum += value,
+            None => self.parts.push((name.to_owned(), value)),
+        }
     }
 }

@@ -1,16 +1,16 @@
-//! A trainer as a checkpoint, and back.
+//! A trainer as a checkpoint, and back; models without a run as checkpoints.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use checkpoint::{Loaded, NamedTensor, Snapshot, TensorFile};
+use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::{Decision, Model, ModelConfig, RouterState, Rule};
 use ops::Moments;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Recipe, TrainError, Trainer};
+use crate::{Recipe, Text, TrainError, Trainer};
 
 /// The counters of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct Stored {
     pub rule: Option<Rule>,
     /// The text of its tokenizer.json.
     pub tokenizer: Option<Vec<u8>>,
+    /// Special ids and chat template, where the model came with them.
+    pub text: Option<Text>,
+    /// How it was made, if not by training: the report of an import or a conversion.
+    pub origin: Option<Value>,
     /// The recipe that made it.
     pub recipe: Option<Recipe>,
     /// Steps done.
@@ -72,15 +76,16 @@ pub(crate) fn snapshot<'a>(
         router: trainer.router.clone(),
         data: data.to_owned(),
     };
-    let json =
-        |value: Result<Value, serde_json::Error>| value.expect("our own types have string keys and finite numbers");
     let mut documents = BTreeMap::from([
-        ("config".to_owned(), json(serde_json::to_value(trainer.model.config()))),
-        ("recipe".to_owned(), json(serde_json::to_value(&trainer.recipe))),
-        ("state".to_owned(), json(serde_json::to_value(&state))),
+        ("config".to_owned(), json(trainer.model.config())),
+        ("recipe".to_owned(), json(&trainer.recipe)),
+        ("state".to_owned(), json(&state)),
     ]);
     if let Some(Rule::Causal(decision)) = rule {
-        documents.insert("routing".to_owned(), json(serde_json::to_value(decision)));
+        documents.insert("routing".to_owned(), json(decision));
+    }
+    if let Some(text) = &trainer.text {
+        documents.insert("text".to_owned(), json(text));
     }
     Ok(Snapshot {
         tensors: BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]),
@@ -89,8 +94,74 @@ pub(crate) fn snapshot<'a>(
     })
 }
 
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our own types have string keys and finite numbers")
+}
+
+/// A model that no run of ours made, to be written as a checkpoint.
+pub struct Made<'a> {
+    /// Its recipe.
+    pub config: &'a ModelConfig,
+    /// Its weights: the parameter table's names and shapes, in its order.
+    pub weights: Vec<NamedTensor<'a>>,
+    /// The causal rule, for routers that need one.
+    pub rule: Option<&'a Rule>,
+    /// Router state.
+    pub state: &'a RouterState,
+    /// The tokenizer.json.
+    pub tokenizer: Option<&'a [u8]>,
+    /// Special ids and chat template.
+    pub text: Option<&'a Text>,
+    /// How it was made.
+    pub origin: Value,
+}
+
+/// Writes the checkpoint folder `path`: it can be evaluated, run and started from, but holds no run to continue.
+///
+/// # Errors
+/// A `path` that is taken, weights that are not the table's, or what the disk refuses.
+pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathBuf, TrainError> {
+    let fail = |field: &str, found: String, expected: String| {
+        Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
+    };
+    if std::fs::read_dir(path).map_or_else(|_| path.exists(), |mut entries| entries.next().is_some()) {
+        return fail("folder", "taken".into(), "a path where nothing is; remove it or choose another".into());
+    }
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return fail("folder", "no name in UTF-8".into(), "a path that ends in a name".into());
+    };
+    let table = model::spec::specs(made.config, &made.config.check()?);
+    let found = made.weights.iter().map(|t| (t.name.as_str(), t.shape.clone()));
+    if !found.eq(table.iter().map(|s| (s.name.as_str(), vec![s.shape.0, s.shape.1]))) {
+        return fail("weights", "other tensors".into(), "those of the model's parameter table, in its order".into());
+    }
+    let mut documents = BTreeMap::from([("config".to_owned(), json(made.config)), ("origin".to_owned(), made.origin)]);
+    if let Some(Rule::Causal(decision)) = made.rule {
+        documents.insert("routing".to_owned(), json(decision));
+    }
+    if *made.state != RouterState::default() {
+        documents.insert("router".to_owned(), json(made.state));
+    }
+    if let Some(text) = made.text {
+        documents.insert("text".to_owned(), json(text));
+    }
+    let tokenizer = made.tokenizer.map(|bytes| ("tokenizer.json".to_owned(), bytes.to_vec()));
+    let snapshot = Snapshot {
+        tensors: BTreeMap::from([("weights".to_owned(), made.weights)]),
+        json: documents,
+        files: tokenizer.into_iter().collect(),
+    };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(checkpoint::save(parent, name, &snapshot, disk)?)
+}
+
 /// Puts a checkpoint back into a trainer made from the same recipe.
 pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Result<(), TrainError> {
+    if !loaded.json.contains_key("state") {
+        let expected = "that of a run; a model that was imported or converted is where a run starts: name it in the \
+                        recipe as start.checkpoint, and choose another --out";
+        return refuse(loaded, "state.json", "missing".into(), expected.into());
+    }
     let state: State = document(loaded, "state")?;
     let config: ModelConfig = document(loaded, "config")?;
     if config != trainer.recipe.model {
@@ -101,10 +172,17 @@ pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Res
             "the model of the recipe; choose another --out".into(),
         );
     }
+    let made_by: Recipe = document(loaded, "recipe")?;
+    let pins = |recipe: &Recipe| (recipe.start.fingerprint.clone(), recipe.distill.fingerprint.clone());
+    if pins(&made_by) != pins(&trainer.recipe) {
+        let expected = "those of the recipe (start and distill); choose another --out";
+        return refuse(loaded, "recipe.json", "another start or teacher".into(), expected.into());
+    }
     if state.data != data {
         return refuse(loaded, "state.data", state.data, format!("{data}, the fingerprint of data.dir"));
     }
     check_router(loaded, &state.router, config.recursions)?;
+    trainer.text = text(loaded, &config)?;
     let weights = loaded.tensors("weights")?;
     let optimizer = loaded.tensors("optimizer")?;
     let mut expected = Vec::new();
@@ -152,7 +230,7 @@ pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
                     path: path.to_path_buf(),
                     field: "folder".into(),
                     found,
-                    expected: "a folder written by `lathe train`".into(),
+                    expected: "a folder written by `lathe train`, `lathe import` or `lathe convert`".into(),
                 });
             }
         }
@@ -182,9 +260,29 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         if loaded.json.contains_key("state") { Some(document(loaded, "state")?) } else { None };
     let tokenizer = loaded.files.get("tokenizer.json").cloned();
     let (step, tokens) = counters.as_ref().map_or((0, 0), |s| (s.step, s.tokens));
-    let state = counters.map_or_else(RouterState::default, |s| s.router);
+    let state = match counters {
+        Some(counters) => counters.router,
+        None if loaded.json.contains_key("router") => document(loaded, "router")?,
+        None => RouterState::default(),
+    };
     check_router(loaded, &state, config.recursions)?;
-    Ok(Stored { model, state, rule, tokenizer, recipe, step, tokens })
+    let (text, origin) = (text(loaded, &config)?, loaded.json.get("origin").cloned());
+    Ok(Stored { model, state, rule, tokenizer, text, origin, recipe, step, tokens })
+}
+
+fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<Text>, TrainError> {
+    if !loaded.json.contains_key("text") {
+        return Ok(None);
+    }
+    let text: Text = document(loaded, "text")?;
+    if let Some((field, id)) = text.outside(config.vocab_size) {
+        let expected = format!("below the vocabulary's {}", config.vocab_size);
+        return refuse(loaded, &format!("text.{field}"), id.to_string(), expected);
+    }
+    if text.add_bos && text.bos.is_none() {
+        return refuse(loaded, "text.bos", "null".into(), "an id, as add_bos asks for it".into());
+    }
+    Ok(Some(text))
 }
 
 fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<Decision, TrainError> {
@@ -213,6 +311,9 @@ fn check_router(loaded: &Loaded, state: &RouterState, recursions: usize) -> Resu
         if let Some(found) = list.iter().find(|x| !x.is_finite()) {
             return refuse(loaded, field, found.to_string(), "finite numbers".into());
         }
+    }
+    if let Some(found) = state.released.filter(|share| !(0.0..=1.0).contains(share)) {
+        return refuse(loaded, "state.router.released", found.to_string(), "between 0 and 1".into());
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-/// Every way to put a piece together from two others, in the order in which SentencePiece would prefer them: by the
-/// score of the whole, highest first; of one score, the longer left part first.
+/// Every way to put a piece together from two others, in the order of published conversions: by the score of the
+/// whole, highest first; of one score by its id, then by the ids of the left and the right part.
 ///
 /// `skip` leaves out pieces that are never part of a merge: control tokens and single bytes. `None` if there are more
 /// than `most`.
@@ -24,20 +24,16 @@ pub(super) fn from_scores<'a>(
         }
         for (at, _) in whole.char_indices().skip(1) {
             let (left, right) = whole.split_at(at);
-            if known.contains_key(left) && known.contains_key(right) {
-                merges.push((scores[id], left, right));
+            if let (Some(&l), Some(&r)) = (known.get(left), known.get(right)) {
+                merges.push((id, l, r));
             }
         }
         if merges.len() > most {
             return None;
         }
     }
-    let chars = |text: &str| text.chars().count();
-    // A stable sort: pieces of one score and equal lengths stay in the order of their ids.
-    merges.sort_by(|a, b| {
-        b.0.total_cmp(&a.0).then_with(|| chars(b.1).cmp(&chars(a.1))).then_with(|| chars(b.2).cmp(&chars(a.2)))
-    });
-    Some(merges.into_iter().map(|(_, left, right)| (left, right)).collect())
+    merges.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then_with(|| a.cmp(b)));
+    Some(merges.into_iter().map(|(_, left, right)| (tokens[left], tokens[right])).collect())
 }
 
 const MAX_PIECE_BYTES: usize = 512;
@@ -51,7 +47,7 @@ mod tests {
         let tokens = ["<s>", "a", "b", "ab", "ba", "aba", "<0x41>", "s>"];
         let scores = [0.0, -9.0, -8.0, -1.0, -2.0, -3.0, 0.0, 0.0];
         let merges = from_scores(&tokens, &scores, |id| matches!(id, 0 | 6), 4);
-        assert_eq!(merges.unwrap(), [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")]);
+        assert_eq!(merges.unwrap(), [("a", "b"), ("b", "a"), ("a", "ba"), ("ab", "a")]);
         assert!(from_scores(&tokens, &scores, |_| false, 3).is_none());
     }
 

@@ -11,6 +11,9 @@ use super::write::Value;
 use crate::error::quote;
 use crate::{ForeignError, Result, Special};
 
+/// Where the ids that end generation go, the main one first.
+const END_KEYS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
+
 /// The settings `tokenizer.*` for an embedding of `vocab` rows; rows without a token get fillers.
 ///
 /// # Errors
@@ -42,7 +45,11 @@ pub(super) fn settings(path: &Path, json: &[u8], vocab: usize, special: &Special
         ("token_type", Value::I32s(types)),
         ("merges", Value::Strings(merges(path, model)?)),
     ];
-    let eos = special.eos.iter().zip(["eos_token_id", "eot_token_id", "eom_token_id"]).map(|(&id, key)| (key, id));
+    if special.eos.len() > END_KEYS.len() {
+        let found = special.eos.len().to_string();
+        return Err(bad("eos token ids", "at most 3, as the form has no more", found));
+    }
+    let eos = special.eos.iter().zip(END_KEYS).map(|(&id, key)| (key, id));
     let others = [("bos_token_id", special.bos), ("padding_token_id", special.pad)];
     out.extend(
         eos.chain(others.into_iter().filter_map(|(key, id)| Some((key, id?)))).map(|(key, id)| (key, Value::U32(id))),

@@ -1,7 +1,9 @@
 //! Tokenizers out of GGUF files, loaded and used by the library whose format is written.
 
-use super::common::{Raw, alphabet, array, byte_tokenizer, export_to, medium, string};
-use foreign::gguf::{Gguf, Llama, WeightType};
+use super::common::{Raw, alphabet, array, byte_tokenizer, export_to, medium, special, string, weights};
+use foreign::Special;
+use foreign::gguf::{Export, Gguf, Llama, WeightType};
+use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 const TEXT: &str = "hello world 1234 he'll\n\n  \thellohello </s> \u{e9}\u{4f60}\u{1f600} l12<s>";
@@ -151,4 +153,30 @@ fn a_sentence_piece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
     let plain = Tokenizer::from_bytes(pieces(Some(false))).unwrap();
     assert_eq!(plain.encode("hello", false).unwrap().get_tokens(), ["he", "llo"]);
     assert_eq!(plain.decode(plain.encode(" hello", false).unwrap().get_ids(), true).unwrap(), " hello");
+}
+
+#[test]
+fn what_the_form_cannot_say_of_a_tokenizer_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let settings = medium();
+    let fails = |eos: Vec<u32>, change: &dyn Fn(&mut Value), field: &str| {
+        let mut json: Value = serde_json::from_slice(&byte_tokenizer()).unwrap();
+        change(&mut json);
+        let (special, tokenizer) = (Special { eos, ..special() }, json.to_string().into_bytes());
+        let export = Export { name: "m", weights: WeightType::F32, tokenizer: &tokenizer, special: &special };
+        let message = foreign::gguf::export(&path, &settings, &weights(&settings), &export).unwrap_err().to_string();
+        assert!(message.contains("m.gguf") && message.contains(field), "{message}");
+    };
+    fails(vec![0, 1, 2, 3], &|_| (), "eos token ids");
+    fails(vec![300], &|_| (), "eos token id");
+    fails(vec![1], &|json| json["pre_tokenizer"] = json!({"type": "Whitespace"}), "pre_tokenizer");
+    fails(vec![1], &|json| json["normalizer"] = json!({"type": "NFC"}), "pre_tokenizer");
+    fails(vec![1], &|json| json["model"]["type"] = json!("Unigram"), "model");
+    fails(vec![1], &|json| json["model"]["byte_fallback"] = json!(true), "model");
+    fails(vec![1], &|json| json["model"]["vocab"]["he"] = json!("x"), "model.vocab[\"he\"]");
+    fails(vec![1], &|json| json["model"]["vocab"]["he"] = json!(5), "an id of its own");
+    fails(vec![1], &|json| json["model"]["merges"][1] = json!(["a b", "c"]), "model.merges[1]");
+    fails(vec![1], &|json| json["added_tokens"][1]["lstrip"] = json!(true), "added_tokens[1]");
+    fails(vec![1], &|json| json["added_tokens"][1]["id"] = json!(7), "added_tokens[1]");
 }

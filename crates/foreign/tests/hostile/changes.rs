@@ -2,7 +2,7 @@
 
 use super::common::{Raw, small, small_tokenizer};
 use super::folders;
-use super::memory::{Meter, put};
+use super::memory::{Meter, put, scratch};
 use foreign::gguf::{Gguf, Llama};
 use foreign::{Parts, Role};
 use std::path::Path;
@@ -42,7 +42,7 @@ fn read_gguf(path: &Path) -> bool {
 #[test]
 fn every_bit_of_a_gguf_header_flipped() {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("changed.gguf");
     let (header_len, honest) = (Raw::small().header().len(), Raw::small().bytes());
     let mut accepted = 0;
@@ -60,7 +60,7 @@ fn every_bit_of_a_gguf_header_flipped() {
 #[test]
 fn ggufs_with_random_changes() {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("changed.gguf");
     let honest = Raw::small().bytes();
     let mut dice = Dice(1);
@@ -101,7 +101,7 @@ const FILES: [&str; 5] =
 #[test]
 fn folders_with_random_changes() {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("changed");
     folders::honest(&path, &small(), &small_tokenizer());
     folders::read_all(&path).expect("the honest folder is read");
@@ -130,7 +130,7 @@ fn folders_with_random_changes() {
 #[test]
 fn every_byte_of_the_settings_flipped() {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("changed");
     folders::honest(&path, &small(), &small_tokenizer());
     for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {

@@ -1,7 +1,7 @@
 //! Hugging Face folders with one lie each.
 
 use super::common::{byte_tokenizer, medium, special, weights};
-use super::memory::Meter;
+use super::memory::{Meter, scratch};
 use foreign::hf::{Dtype, Extras, Folder, write};
 use foreign::{Foreign, LlamaSettings, Parts, Role};
 use serde_json::{Value, json};
@@ -27,11 +27,13 @@ fn untied() -> LlamaSettings {
     LlamaSettings { tied: false, vocab: 270, ..medium() }
 }
 
+type Lie = Box<dyn Fn(&Path)>;
+
 /// Each case begins with an honest folder; the message must name the file and the field.
-fn check(cases: Vec<(&str, Box<dyn Fn(&Path)>, &str, &str)>) {
+fn check(cases: Vec<(&str, Lie, &str, &str)>) {
     let meter = Meter::start();
     for (what, lie, file, field) in cases {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         honest(folder.path(), &untied(), &byte_tokenizer());
         lie(folder.path());
         let message = match read_all(folder.path()) {
@@ -51,24 +53,23 @@ fn edit(path: &Path, fields: &[(&str, Value)]) {
     std::fs::write(path, Value::from(root).to_string()).unwrap();
 }
 
-fn config(key: &'static str, value: Value) -> Box<dyn Fn(&Path)> {
+fn config(key: &'static str, value: Value) -> Lie {
     Box::new(move |folder| edit(&folder.join("config.json"), &[(key, value.clone())]))
 }
 
-fn file(name: &'static str, bytes: impl Into<Vec<u8>>) -> Box<dyn Fn(&Path)> {
+fn file(name: &'static str, bytes: impl Into<Vec<u8>>) -> Lie {
     let bytes = bytes.into();
     Box::new(move |folder| std::fs::write(folder.join(name), &bytes).unwrap())
 }
 
-fn without(name: &'static str) -> Box<dyn Fn(&Path)> {
+fn without(name: &'static str) -> Lie {
     Box::new(move |folder| std::fs::remove_file(folder.join(name)).unwrap())
 }
 
 #[test]
-fn configs_that_lie_or_ask_for_more_are_refused() {
+fn configs_that_are_no_settings_are_refused() {
     let c = "config.json";
-    let one = |key, value| (key, config(key, value), c, key);
-    let mut cases = vec![
+    check(vec![
         ("no config", without(c), c, "open"),
         ("an empty config", file(c, ""), c, "JSON"),
         ("a list", file(c, "[]"), c, "JSON"),
@@ -88,6 +89,13 @@ fn configs_that_lie_or_ask_for_more_are_refused() {
             c,
             "not a regular file",
         ),
+    ]);
+}
+
+#[test]
+fn configs_that_ask_for_more_are_refused() {
+    let c = "config.json";
+    check(vec![
         (
             "heads that do not divide",
             Box::new(|folder| {
@@ -122,8 +130,14 @@ fn configs_that_lie_or_ask_for_more_are_refused() {
             c,
             "high_freq_factor",
         ),
-    ];
-    cases.extend([
+    ]);
+}
+
+#[test]
+fn settings_of_another_type_or_size_are_refused() {
+    let c = "config.json";
+    let one = |key, value| (key, config(key, value), c, key);
+    let mut cases = vec![
         one("model_type", json!("qwen2")),
         one("model_type", json!(7)),
         one("architectures", json!(["LlamaForSequenceClassification"])),
@@ -150,7 +164,7 @@ fn configs_that_lie_or_ask_for_more_are_refused() {
         one("rope_scaling", json!("linear")),
         one("tie_word_embeddings", json!(0)),
         one("head_dim", json!({})),
-    ]);
+    ];
     let size = |key, value: Value, field| (key, config(key, value), c, field);
     cases.extend([
         size("hidden_size", json!(0), "width"),
@@ -167,7 +181,7 @@ fn configs_that_lie_or_ask_for_more_are_refused() {
 }
 
 /// Rewrites the header of model.safetensors.
-fn header(change: impl Fn(&mut serde_json::Map<String, Value>) + 'static) -> Box<dyn Fn(&Path)> {
+fn header(change: impl Fn(&mut serde_json::Map<String, Value>) + 'static) -> Lie {
     Box::new(move |folder| {
         let path = folder.join("model.safetensors");
         let whole = std::fs::read(&path).unwrap();
@@ -180,7 +194,7 @@ fn header(change: impl Fn(&mut serde_json::Map<String, Value>) + 'static) -> Box
     })
 }
 
-fn rename(from: &'static str, to: &'static str) -> Box<dyn Fn(&Path)> {
+fn rename(from: &'static str, to: &'static str) -> Lie {
     header(move |header| {
         let entry = header.remove(from).unwrap();
         header.insert(to.into(), entry);
@@ -188,7 +202,7 @@ fn rename(from: &'static str, to: &'static str) -> Box<dyn Fn(&Path)> {
 }
 
 /// Replaces the first value of the data.
-fn first_value(value: f32) -> Box<dyn Fn(&Path)> {
+fn first_value(value: f32) -> Lie {
     Box::new(move |folder| {
         let path = folder.join("model.safetensors");
         let mut whole = std::fs::read(&path).unwrap();
@@ -241,7 +255,7 @@ fn weights_that_are_not_those_of_the_config_are_refused() {
 }
 
 /// Replaces the one file by an index.
-fn index(map: Value) -> Box<dyn Fn(&Path)> {
+fn index(map: Value) -> Lie {
     Box::new(move |folder| {
         std::fs::rename(folder.join("model.safetensors"), folder.join("a.safetensors")).unwrap();
         std::fs::copy(folder.join("a.safetensors"), folder.join("b.safetensors")).unwrap();
@@ -309,10 +323,10 @@ fn indices_that_lead_astray_are_refused() {
 #[test]
 fn companions_that_lie_are_refused() {
     let (g, t, j) = ("generation_config.json", "tokenizer_config.json", "tokenizer.json");
-    let set = |name: &'static str, key: &'static str, value: Value| -> Box<dyn Fn(&Path)> {
+    let set = |name: &'static str, key: &'static str, value: Value| -> Lie {
         Box::new(move |folder| edit(&folder.join(name), &[(key, value.clone())]))
     };
-    let unnamed = || -> Box<dyn Fn(&Path)> {
+    let unnamed = || -> Lie {
         Box::new(|folder| {
             for name in ["config.json", "generation_config.json"] {
                 edit(&folder.join(name), &[("eos_token_id", Value::Null)]);
@@ -349,7 +363,7 @@ fn companions_that_lie_are_refused() {
 
 #[test]
 fn a_folder_without_a_model_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let message = Foreign::open(folder.path()).unwrap_err().to_string();
     assert!(message.contains("config.json"), "{message}");
 }

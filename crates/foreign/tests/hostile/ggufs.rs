@@ -1,7 +1,7 @@
 //! GGUF files with one lie each.
 
 use super::common::{Raw, RawTensor, array, string};
-use super::memory::{Meter, put};
+use super::memory::{Meter, put, scratch};
 use foreign::gguf::{Gguf, Llama};
 use foreign::{Foreign, Parts, Role};
 use std::path::Path;
@@ -42,7 +42,7 @@ fn lie(change: impl Fn(&mut Raw) + 'static) -> Lie {
 
 fn check(cases: Vec<(&str, Lie, &str)>) {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("lie.gguf");
     std::fs::write(&path, Raw::small().bytes()).unwrap();
     read_all(&path).expect("the honest file is read");
@@ -268,7 +268,7 @@ fn tokenizers_that_contradict_themselves_are_refused() {
 #[test]
 fn files_cut_anywhere_are_refused() {
     let meter = Meter::start();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("cut.gguf");
     let whole = Raw::small().bytes();
     // The last tensor's padding may be missing: its data ends 0 bytes before it here.
@@ -282,7 +282,7 @@ fn files_cut_anywhere_are_refused() {
 
 #[test]
 fn what_is_no_file_of_this_kind_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let path = folder.path().join("x.gguf");
     for (bytes, field) in [(&b""[..], "form"), (b"GGU", "form"), (b"{}", "form"), (b"GGUF", "version")] {
         std::fs::write(&path, bytes).unwrap();

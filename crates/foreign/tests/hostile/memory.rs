@@ -31,6 +31,11 @@ fn peak_kb() -> Option<u64> {
     status.lines().find(|line| line.starts_with("VmPeak:"))?.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// A temporary folder, in memory where the system has such a place: a busy disk would take most of the time.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// Writes a file anew; a file cut short in place would be flushed to the disk each time.
 pub(crate) fn put(path: &Path, bytes: &[u8]) {
     let _ = std::fs::remove_file(path);

@@ -37,6 +37,8 @@ pub enum Gating {
     Additive,
     /// `x += p * (block(x) - x)`: with p = 1 the recursive model.
     Blend,
+    /// `x = block(x)`, the neutral gate: at full capacity the recursive model, bit for bit.
+    Replace,
 }
 
 /// What trains the router to know its own decision.
@@ -79,6 +81,9 @@ pub struct Config {
     pub temperature: f64,
     /// How the block's output joins the stream.
     pub gating: Gating,
+    /// Optimizer steps over which the gate goes along half a cosine from 1, whatever the router says, to what it says; 0
+    /// for none. Only where gating is `blend`.
+    pub gate_release_steps: u64,
     /// Share of a sequence's rows in each recursion, never increasing; by default `1, (n-1)/n, ..., 1/n`.
     pub capacities: Option<Vec<f64>>,
     /// Optimizer steps over which capacities fall from 1 along a cosine; 0 for none.
@@ -106,6 +111,7 @@ impl Default for Config {
             alpha: 0.1,
             temperature: 1.0,
             gating: Gating::Weighted,
+            gate_release_steps: 0,
             capacities: None,
             capacity_warmup_steps: 0,
             sampling: Sampling::AuxLoss,
@@ -128,6 +134,10 @@ impl Config {
         if !(0.0..1.0).contains(&self.running_decay) {
             return refuse("router.running_decay", self.running_decay, "at least 0 and below 1".into());
         }
+        if self.gate_release_steps > 0 && self.gating != Gating::Blend {
+            let expected = "0 unless gating is \"blend\", whose neutral gate is 1".into();
+            return refuse("router.gate_release_steps", self.gate_release_steps, expected);
+        }
         if self.causal == Causal::Auxiliary && self.sampling != Sampling::AuxRouter {
             return refuse(
                 "router.causal",
@@ -145,6 +155,15 @@ impl Config {
             .filter(|_| self.sampling == Sampling::AuxRouter)
             .flat_map(|r| self.network.specs(&format!("auxiliary_router.{r}"), model, 1, Group::AuxiliaryRouter));
         routers.chain(auxiliary).collect()
+    }
+
+    /// The share of the router's own gate in the gate at optimizer step `step`: `(1 - cos(pi min(1, t/W))) / 2`.
+    pub fn released(&self, step: u64) -> f32 {
+        if step >= self.gate_release_steps {
+            return 1.0;
+        }
+        let into = step as f64 / self.gate_release_steps as f64;
+        (0.5 * (1.0 - (std::f64::consts::PI * into).cos())) as f32
     }
 
     /// The weight of a named loss term.
@@ -201,11 +220,17 @@ impl ExpertChoice {
         });
         let terms = best.map_or_else(Terms::default, |best| self.terms(&z_c1, aux_c1, &best, candidates, pass));
         let kept = places(&kept);
+        let released = if self.config.gate_release_steps > 0 { pass.state.released.unwrap_or(1.0) } else { 1.0 };
         let weight_a1 = match self.config.gating {
-            Gating::Additive => ops::column(vec![1.0; kept.as_ref().map_or(logits.len(), |k| k.len())]),
-            Gating::Weighted | Gating::Blend => kept_rows(pass, gate_c1, &kept),
+            Gating::Replace => None,
+            Gating::Blend if released == 0.0 => None,
+            Gating::Additive => Some(ops::column(vec![1.0; kept.as_ref().map_or(logits.len(), |k| k.len())])),
+            Gating::Weighted | Gating::Blend => {
+                let gate_a1 = kept_rows(pass, gate_c1, &kept);
+                Some(if released < 1.0 { ops::shift(ops::scale(gate_a1, released), 1.0 - released) } else { gate_a1 })
+            }
         };
-        (Selection { kept, weight_a1: Some(weight_a1) }, terms)
+        (Selection { kept, weight_a1 }, terms)
     }
 
     fn gate(&self, z_a1: Tensor2, pass: &Pass<'_>) -> Tensor2 {

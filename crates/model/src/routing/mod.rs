@@ -164,6 +164,9 @@ pub struct RouterState {
     pub running_steps: u64,
     /// Added to scores for selection only (token-choice, loss-free balance).
     pub bias: Vec<f32>,
+    /// Where gates are released over time (expert-choice): the gate is `1 - released + released * p`. None: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<f32>,
 }
 
 /// Which rows of the candidates go on, and how their results come back.

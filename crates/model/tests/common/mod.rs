@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use model::rng::{Purpose, Stream};
+use model::relax::{Part, Relaxation, lora};
+use model::rng::{Purpose, Stream, name_place};
 use model::routing::expert_choice::{Config as Expert, Function, Gating, Sampling};
 use model::routing::random::Config as Random;
 use model::routing::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
@@ -88,17 +89,41 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
             SHARINGS.into_iter().map(move |sharing| tiny(router.clone(), kv, sharing))
         })
     });
+    let all = all.chain(relaxed());
     let legal: Vec<ModelConfig> = all.filter(|config| config.check().is_ok()).collect();
     assert!(legal.len() >= 40, "{} legal combinations", legal.len());
     legal
 }
 
-pub(crate) fn name(config: &ModelConfig) -> String {
-    format!("{:?} {:?} {:?}", config.router, config.kv, config.sharing)
+/// Every relaxation with every layout, and with every way of sharing keys and values under a router.
+fn relaxed() -> impl Iterator<Item = ModelConfig> {
+    let all = || Relaxation::all().into_iter().filter(|relax| *relax != Relaxation::None);
+    let parts = Part::ALL.to_vec();
+    let everywhere = lora::Config { rank: 3, parts, skip_first: true, ..lora::Config::default() };
+    let kinds = all().chain([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
+    kinds.flat_map(|relax| {
+        let fixed = SHARINGS.into_iter().map(|sharing| tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing));
+        let routed = MODES.into_iter().map(|kv| tiny(RouterConfig::default(), kv, Sharing::MiddleCycle));
+        let all: Vec<ModelConfig> = fixed.chain(routed).collect();
+        all.into_iter().map(move |config| ModelConfig { relax: relax.clone(), ..config })
+    })
 }
 
+pub(crate) fn name(config: &ModelConfig) -> String {
+    format!("{:?} {:?} {:?} {:?}", config.router, config.kv, config.sharing, config.relax)
+}
+
+/// A fresh model whose uses differ, if they may.
 pub(crate) fn fresh(config: &ModelConfig) -> Model {
-    Model::fresh(config, 7).expect("a legal model")
+    let model = Model::fresh(config, 7).expect("a legal model");
+    for (spec, weight) in model.weights() {
+        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
+            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
+            let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
+            weight.write((0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect());
+        }
+    }
+    model
 }
 
 pub(crate) fn ids(seed: u64, count: usize) -> Vec<u32> {

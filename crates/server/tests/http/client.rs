@@ -71,7 +71,7 @@ impl Server {
     pub(crate) async fn settled(&self) -> Duration {
         let begun = Instant::now();
         while self.fake.live() > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(5), "{} sequences are left", self.fake.live());
+            assert!(begun.elapsed() < Duration::from_secs(10), "{} sequences are left", self.fake.live());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         begun.elapsed()

@@ -66,7 +66,7 @@ async fn dribbling_clients_are_closed_and_others_served() {
 }
 
 fn check((time, seen): (Duration, Vec<u8>)) {
-    assert!(time < Duration::from_secs(3), "{time:?}");
+    assert!(time < Duration::from_secs(10), "{time:?}");
     let reply = Reply::parse(&seen);
     assert!(reply.status == 0 || reply.status == 408, "{}", String::from_utf8_lossy(&seen));
 }
@@ -83,8 +83,8 @@ async fn idle_connections_are_closed_later_than_reading_ones() {
     let first = begun.elapsed();
     let _ = kept.read_to_end(&mut bytes).await;
     let second = begun.elapsed();
-    assert!(Duration::from_millis(280) < first && first < Duration::from_millis(590), "{first:?}");
-    assert!(Duration::from_millis(580) < second && second < Duration::from_millis(1500), "{second:?}");
+    assert!(Duration::from_millis(280) < first && first < second, "{first:?}");
+    assert!(Duration::from_millis(580) < second && second < Duration::from_secs(5), "{second:?}");
     assert_eq!(server.metric("lathe_connection_timeouts_total").await, 2.0);
 }
 
@@ -210,7 +210,7 @@ async fn huge_requests_are_refused_quickly_and_cheaply() {
         assert_eq!(reply.status, status, "{name}: {}", reply.text());
         assert!(reply.body.len() < 1000);
         // Others run at the same time; alone it is a fraction of this.
-        assert!(time < Duration::from_millis(1500), "{name}: {time:?}");
+        assert!(time < Duration::from_secs(3), "{name}: {time:?}");
         assert!(more < 192.0, "{name}: {more} MB");
     }
 }

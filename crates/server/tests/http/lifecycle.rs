@@ -61,7 +61,7 @@ async fn clients_that_leave_leave_nothing() {
 #[tokio::test]
 async fn a_client_that_leaves_after_pipelining_is_noticed() {
     let server =
-        Server::with(Settings::default(), Options { tick: Duration::from_millis(5), ..Options::default() }).await;
+        Server::with(Settings::default(), Options { tick: Duration::from_millis(20), ..Options::default() }).await;
     let mut socket = TcpStream::connect(server.at).await.unwrap();
     let raw = request(COMPLETIONS, long(false).to_string().as_bytes(), "");
     socket.write_all(&[&raw[..], b"GET /live HTT"].concat()).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_client_that_leaves_after_pipelining_is_noticed() {
     drop(socket);
     let begun = Instant::now();
     server.settled().await;
-    assert!(begun.elapsed() < Duration::from_millis(900));
+    assert!(begun.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +148,7 @@ async fn a_panic_ends_its_own_request() {
 #[tokio::test]
 async fn draining_finishes_what_runs() {
     let mut server =
-        Server::with(Settings::default(), Options { tick: Duration::from_millis(4), ..Options::default() }).await;
+        Server::with(Settings::default(), Options { tick: Duration::from_millis(15), ..Options::default() }).await;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [true, false, true, false] {
         let (raw, at) = (
@@ -185,7 +185,7 @@ async fn draining_finishes_what_runs() {
     let begun = Instant::now();
     let at = server.at;
     server.ended().await;
-    assert!(begun.elapsed() < Duration::from_millis(1500));
+    assert!(begun.elapsed() < Duration::from_secs(5));
     assert!(TcpStream::connect(at).await.is_err());
 }
 
@@ -208,7 +208,7 @@ async fn draining_ends_what_does_not_finish() {
         let error = if reply.status == 200 { reply.events().pop().unwrap() } else { reply.json() };
         assert_eq!(error["error"]["code"], "draining");
     }
-    assert!(begun.elapsed() < Duration::from_millis(800));
+    assert!(begun.elapsed() < Duration::from_millis(3500));
     server.settled().await;
     server.ended().await;
 }

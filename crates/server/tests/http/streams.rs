@@ -160,8 +160,8 @@ async fn silence_is_filled_with_comments() {
 
 #[tokio::test]
 async fn errors_after_the_first_byte_are_events() {
-    let settings = Settings { deadline: Duration::from_millis(150), ..Settings::default() };
-    let server = Server::with(settings, Options { tick: Duration::from_millis(5), ..Options::default() }).await;
+    let settings = Settings { deadline: Duration::from_millis(1200), ..Settings::default() };
+    let server = Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() }).await;
     for (seed, max_tokens, kind, status) in
         [(FAILS, 9, "internal_error", 500), (LOST, 9, "internal_error", 500), (1, 200, "request_timeout", 408)]
     {

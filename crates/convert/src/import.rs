@@ -1,0 +1,83 @@
+//! From a Hugging Face folder, a GGUF file or a folder written by [`crate::export_own`] to a checkpoint of ours.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use checkpoint::{NamedTensor, RealDisk};
+use foreign::{Foreign, Parts, Special};
+use model::spec::specs;
+use model::{ModelConfig, RouterState};
+use serde_json::json;
+use train::{Made, Text, write_model};
+
+use crate::error::{name_of, refused};
+use crate::roles::config_of;
+use crate::{ConvertError, Costs, own, roles};
+
+/// What an import made.
+#[derive(Debug)]
+pub struct Imported {
+    /// The checkpoint's folder.
+    pub path: PathBuf,
+    /// Its model.
+    pub config: ModelConfig,
+    /// Special ids and chat template.
+    pub text: Text,
+    /// What it holds and costs.
+    pub costs: Costs,
+}
+
+/// Writes the checkpoint folder `out` from what is at `path`: a Hugging Face folder of a Llama model, a GGUF file of the
+/// llama architecture, or a folder in our own export form. Weights are kept as f32, dequantised where they were not.
+///
+/// # Errors
+/// A file that is damaged, lies or asks for what the model family does not compute; no tokenizer; `out` is taken.
+pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
+    if own::is_own(path) {
+        return own::import(path, out);
+    }
+    let foreign = Foreign::open(path)?;
+    let config = config_of(foreign.settings(), path)?;
+    let (tokenizer, special) = (foreign.tokenizer_json()?, foreign.special()?);
+    let text = text_of(special);
+    let weights: Result<Vec<NamedTensor<'_>>, ConvertError> = specs(&config, &config.check()?)
+        .into_iter()
+        .map(|spec| {
+            let mut data = Vec::with_capacity(spec.count());
+            for role in roles(&spec.name).unwrap_or_default() {
+                data.extend(foreign.part(role)?);
+            }
+            if data.len() != spec.count() {
+                let expected = format!("{} as {:?}", spec.count(), spec.shape);
+                return refused(path.display().to_string(), spec.name, format!("{} numbers", data.len()), expected);
+            }
+            Ok(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: Cow::Owned(data) })
+        })
+        .collect();
+    let costs = Costs::of(&config)?;
+    let form = match &foreign {
+        Foreign::HuggingFace(_) => "hugging_face",
+        Foreign::Gguf(_) => "gguf",
+    };
+    let made = Made {
+        config: &config,
+        weights: weights?,
+        rule: None,
+        state: &RouterState::default(),
+        tokenizer: Some(&tokenizer),
+        text: Some(&text),
+        origin: json!({ "made_by": "import", "form": form, "from": name_of(path) }),
+    };
+    let path = write_model(out, made, &RealDisk)?;
+    Ok(Imported { path, config, text, costs })
+}
+
+fn text_of(special: Special) -> Text {
+    Text {
+        bos: special.bos,
+        eos: special.eos,
+        pad: special.pad,
+        add_bos: special.add_bos,
+        chat_template: special.chat_template,
+    }
+}

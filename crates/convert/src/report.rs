@@ -1,0 +1,41 @@
+//! What a conversion did, and what it changed in size and cost.
+
+use serde::Serialize;
+
+use crate::{Costs, Start};
+
+/// Where a stored layer of the result comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Copied {
+    /// The layer of the result.
+    pub stored: usize,
+    /// Layers of the source: copied if one, averaged if several.
+    pub from: Vec<usize>,
+    /// The layers of the source that it now stands for.
+    pub instead_of: Vec<usize>,
+    /// For each of these `|W - shared| / |W|` over all matrices, as Frobenius norms: what sharing throws away.
+    pub difference: Vec<f64>,
+    /// The same with the adapters that the uses got.
+    pub remaining: Vec<f64>,
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// What shared layers start from.
+    pub start: Start,
+    /// Seed of fresh routers and of drawn layers.
+    pub seed: u64,
+    /// Layers of the source that were kept, in order.
+    pub kept: Vec<usize>,
+    /// Layers of the source that were left out.
+    pub dropped: Vec<usize>,
+    /// One for each stored layer.
+    pub layers: Vec<Copied>,
+    /// Parameters that no layer of the source could give.
+    pub fresh: Vec<String>,
+    /// The source.
+    pub before: Costs,
+    /// The result.
+    pub after: Costs,
+}

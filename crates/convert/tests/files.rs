@@ -1,0 +1,226 @@
+//! Checkpoints of others: read as they compute, written so that nothing is lost, refused where they lie.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{FIXTURES, fixture, logits, same};
+use convert::{Dtype, Start, Target, WeightType, convert, export_gguf, export_hugging_face, export_own, import};
+use model::{KvMode, RouterConfig, Rule, Sharing};
+use serde_json::{Value, json};
+use train::{Stored, load_model};
+
+fn imported(from: &Path, out: &Path) -> Stored {
+    let made = import(from, out).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    load_model(&made.path).expect("opens")
+}
+
+fn weights(stored: &Stored) -> Vec<(String, Vec<f32>)> {
+    stored.model.weights().iter().map(|(spec, weight)| (spec.name.clone(), weight.read())).collect()
+}
+
+#[test]
+fn logits_of_hugging_face_models() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in FIXTURES {
+        let stored = imported(&fixture(name), &folder.path().join(name));
+        let text = stored.text.clone().expect("special ids");
+        assert_eq!((text.bos, text.eos.as_slice(), text.pad), (Some(1), &[2][..], Some(2)), "{name}");
+        assert_eq!(stored.tokenizer.as_deref(), fs::read(fixture(name).join("tokenizer.json")).ok().as_deref());
+        let expected: Value =
+            serde_json::from_slice(&fs::read(fixture(name).join("expected.json")).expect("there")).expect("JSON");
+        let ids: Vec<u32> = serde_json::from_value(expected["ids"].clone()).expect("ids");
+        let rows: Vec<Vec<f32>> = serde_json::from_value(expected["logits"].clone()).expect("logits");
+        let found = logits(&stored.model, &Rule::SeeingAll, &ids);
+        let v = stored.model.config().vocab_size;
+        let mut largest = 0.0f32;
+        for (row, expected) in found.chunks(v).zip(&rows) {
+            for (f, e) in row.iter().step_by(13).zip(expected) {
+                largest = largest.max((f - e).abs());
+            }
+        }
+        assert!(found.len() == ids.len() * v && rows.len() == ids.len() && largest < 1e-4, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn dense_models_go_out_and_come_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for name in FIXTURES {
+        let stored = imported(&fixture(name), &at(name));
+        let again = |what: &str, back: Stored| {
+            assert_eq!(
+                back.model.config(),
+                &model::ModelConfig { norm_eps: back.model.config().norm_eps, ..stored.model.config().clone() },
+                "{what}"
+            );
+            assert_eq!(back.model.config().norm_eps as f32, stored.model.config().norm_eps as f32);
+            for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&stored)) {
+                same(found, &expected, &format!("{what} {name}"));
+            }
+        };
+        export_hugging_face(&stored, &at("hf"), Dtype::F32).expect("writes");
+        let back = imported(&at("hf"), &at("hf-back"));
+        assert_eq!((&back.text, &back.tokenizer), (&stored.text, &stored.tokenizer));
+        again("hf", back);
+        export_gguf(&stored, &at("x.gguf"), WeightType::F32, "small").expect("writes");
+        let back = imported(&at("x.gguf"), &at("gguf-back"));
+        assert_eq!(back.text.as_ref().map(|t| (t.bos, t.eos.clone())), Some((Some(1), vec![2])));
+        again("gguf", back);
+        export_hugging_face(&stored, &at("hf16"), Dtype::Bf16).expect("writes");
+        let rounded = imported(&at("hf16"), &at("hf16-back"));
+        for ((_, found), (name_, expected)) in weights(&rounded).iter().zip(weights(&stored)) {
+            for (f, e) in found.iter().zip(&expected) {
+                assert_eq!(*f, half::bf16::from_f32(*e).to_f32(), "{name_}");
+            }
+        }
+        for made in ["hf", "hf-back", "gguf-back", "hf16", "hf16-back"] {
+            fs::remove_dir_all(at(made)).expect("removes");
+        }
+        fs::remove_file(at("x.gguf")).expect("removes");
+    }
+}
+
+#[test]
+fn other_models_go_out_and_come_back_in_our_own_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let dense = imported(&fixture("tied"), &at("dense"));
+    let target = Target {
+        sharing: Sharing::Cycle,
+        recursions: 2,
+        start: Start::Average,
+        router: RouterConfig::default(),
+        kv: KvMode::Shared,
+        share_norms: true,
+        keep: None,
+        relax: model::relax::Relaxation::None,
+        fit_adapters: false,
+        seed: 1,
+    };
+    let (path, _) = convert(&dense, &target, &at("mor")).expect("fits");
+    let mor = load_model(&path).expect("opens");
+    assert_eq!(mor.text, dense.text);
+    for refused in [
+        export_hugging_face(&mor, &at("x"), Dtype::F32).expect_err("not dense"),
+        export_gguf(&mor, &at("x"), WeightType::F32, "x").expect_err("not dense"),
+    ] {
+        assert!(refused.to_string().contains("--sharing none"), "{refused}");
+    }
+    export_own(&mor, &at("own")).expect("writes");
+    let config: Value = serde_json::from_slice(&fs::read(at("own/config.json")).expect("there")).expect("JSON");
+    assert_eq!(config["sharing_map"], json!([0, 0]));
+    let back = imported(&at("own"), &at("back"));
+    assert_eq!((&back.rule, &back.text, &back.tokenizer), (&mor.rule, &mor.text, &mor.tokenizer));
+    assert_eq!(back.model.config(), mor.model.config());
+    for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&mor)) {
+        same(found, &expected, name);
+    }
+    assert!(export_own(&mor, &at("own")).expect_err("taken").to_string().contains("taken"));
+    let change = |pointer: &str, value: Value, needle: &str| {
+        let mut changed = config.clone();
+        *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value;
+        fs::write(at("own/config.json"), changed.to_string()).expect("writes");
+        let error = import(&at("own"), &at("refused")).expect_err(pointer).to_string();
+        assert!(error.contains(needle), "{pointer}: {error}");
+        let _ = fs::remove_dir_all(at("refused"));
+    };
+    change("/sharing_map", json!([0, 1]), "sharing_map");
+    change("/sharing_map", json!("x"), "config.json");
+    change("/model/heads", json!(3), "kv_heads");
+    change("/model/layers", json!(1_000_000_000_000_u64), "layers");
+    change("/model/width", json!(32), "wrongly shaped");
+    change("/model/ffn", json!(null), "config.json");
+    change("/model/recursions", json!(1), "recursions");
+    change("/text/eos", json!([4000]), "text.eos");
+    change("/routing/thresholds", json!([null]), "thresholds");
+    change("/routing/auxiliary", json!(true), "auxiliary");
+}
+
+/// A copy of a fixture with one file changed; what the import says about it.
+fn refusal(change: &dyn Fn(&Path)) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (copy, out) = (folder.path().join("copy"), folder.path().join("out"));
+    fs::create_dir(&copy).expect("makes");
+    for entry in fs::read_dir(fixture("untied_gqa")).expect("lists") {
+        let entry = entry.expect("lists");
+        fs::copy(entry.path(), copy.join(entry.file_name())).expect("copies");
+    }
+    change(&copy);
+    let Err(error) = import(&copy, &out) else { return "accepted".into() };
+    let error = error.to_string();
+    assert!(!out.exists(), "nothing is written: {error}");
+    error
+}
+
+fn with_config(key: &'static str, value: Value) -> String {
+    with_setting("config.json", key, value)
+}
+
+fn with_setting(file: &str, key: &'static str, value: Value) -> String {
+    refusal(&|copy| {
+        let path = copy.join(file);
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
+        config[key] = value.clone();
+        fs::write(path, config.to_string()).expect("writes");
+    })
+}
+
+#[test]
+fn foreign_models_that_do_not_fit_are_refused() {
+    let mut wrong = Vec::new();
+    for (key, value, needle) in [
+        ("num_attention_heads", json!(3), "heads"),
+        ("num_key_value_heads", json!(3), "kv_heads"),
+        ("head_dim", json!(3), "head_dim"),
+        ("head_dim", json!(6), "wrongly shaped"),
+        ("vocab_size", json!(261), "embed_tokens"),
+        ("vocab_size", json!(100_000_000), "wrongly shaped"),
+        ("num_hidden_layers", json!(3), "missing"),
+        ("num_hidden_layers", json!(1), "not of a plain Llama model"),
+        ("num_hidden_layers", json!(60_000), "missing"),
+        ("hidden_act", json!("gelu"), "hidden_act"),
+        ("rms_norm_eps", json!(0), "norm_eps"),
+        ("rms_norm_eps", json!(1.5), "norm_eps"),
+        ("attention_bias", json!(true), "attention_bias"),
+        ("model_type", json!("gemma"), "model_type"),
+        ("max_position_embeddings", json!(100_000_000), "context"),
+        ("tie_word_embeddings", json!(true), "lm_head"),
+        ("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0 }), "rope"),
+        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4 }), "rope"),
+    ] {
+        let error = with_config(key, value.clone());
+        if !error.contains(needle) {
+            wrong.push(format!("{key} = {value}: {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let error = with_setting("generation_config.json", "eos_token_id", json!(4000));
+    assert!(error.contains("eos"), "{error}");
+    for (file, needle) in [
+        ("tokenizer.json", "tokenizer.json"),
+        ("config.json", "config.json"),
+        ("model.safetensors", "model.safetensors"),
+    ] {
+        let error = refusal(&|copy| fs::remove_file(copy.join(file)).expect("removes"));
+        assert!(error.contains(needle), "{file}: {error}");
+    }
+    let error = refusal(&|copy| {
+        let path = copy.join("model.safetensors");
+        let mut bytes = fs::read(&path).expect("there");
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(path, bytes).expect("writes");
+    });
+    assert!(error.contains("NaN"), "{error}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let stored = imported(&fixture("tied"), &folder.path().join("a"));
+    assert!(import(&fixture("tied"), &folder.path().join("a")).expect_err("taken").to_string().contains("taken"));
+    fs::write(folder.path().join("a/notes"), "x").expect("writes");
+    drop(stored);
+    let without = common::stored(&folder.path().join("b"), &common::tiny(Sharing::None, 3, 1), 1);
+    let error = export_hugging_face(&without, &folder.path().join("c"), Dtype::F32).expect_err("no tokenizer");
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}

@@ -1,0 +1,132 @@
+//! From a dense run to a converted, uptrained and exported model, through the binary.
+
+mod common;
+
+use std::fs;
+
+use common::{Place, recipe};
+use serde_json::Value;
+
+/// A recipe for a dense model of five layers.
+fn dense(steps: u64) -> String {
+    recipe(steps, steps, "{ kind = \"fixed\" }", "recursion_wise")
+        .replace("recursions = 3", "recursions = 1\nsharing = \"none\"\nvocab_size = 300")
+}
+
+/// What follows the model in a recipe that starts from a checkpoint.
+fn uptraining(start: &str, more: &str, steps: u64) -> String {
+    format!(
+        "[start]\ncheckpoint = \"{start}\"\n{more}\n[data]\ndir = \"data\"\nsequence_length = 32\n[train]\n\
+         steps = {steps}\nbatch = 2\nmicro_batch = 2\n[checkpoint]\nevery = 2\n[log]\nvalidate_windows = 4\n\
+         calibrate_windows = 4\n"
+    )
+}
+
+const RELEASED: &str = "[model.router]\nkind = \"expert_choice\"\ngating = \"blend\"\nalpha = 1.0\n\
+                        gate_release_steps = 4\ncapacities = [1.0, 0.67, 0.34]\n\
+                        capacity_warmup_steps = 4\n";
+
+fn nll(place: &Place, checkpoint: &str) -> f64 {
+    let arguments = ["eval", checkpoint, "--data", "data", "--windows", "6", "--sequence-length", "32", "--json"];
+    let scores = place.run(&arguments).good().json();
+    scores["causal_routing"]["all"]["nll"].as_f64().expect("a number")
+}
+
+#[test]
+fn the_whole_way() {
+    let place = Place::with_data();
+    place.write("dense.toml", dense(20));
+    place.run(&["train", "dense.toml", "--out", "dense"]).good();
+    let convert = |out: &str, more: &[&str]| {
+        place.run(&[&["convert", "dense", "--out", out, "--json"], more].concat()).good().json()
+    };
+    let made = convert("rec", &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average"]);
+    assert_eq!(made["report"]["layers"][1]["from"], serde_json::json!([1, 2, 3]));
+    assert_eq!(made["report"]["before"]["layers"], 5);
+    convert(
+        "mor",
+        &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average", "--router", "expert_choice"],
+    );
+    assert_eq!(nll(&place, "rec"), nll(&place, "mor"), "the converted model is the recursive one");
+    let shown = place.run(&["inspect", "mor"]).good().out;
+    assert!(shown.contains("full capacity"), "{shown}");
+    let shown =
+        place.run(&["convert", "dense", "--out", "cycle", "--sharing", "cycle", "--recursions", "2"]).good().out;
+    for needle in ["left out: layers 2", "unique parameters", "KV bytes/token", "instead of", "wrote cycle"] {
+        assert!(shown.contains(needle), "{needle}: {shown}");
+    }
+    place.run(&["generate", "mor", "--prompt", "the model", "--max-tokens", "4", "--temperature", "0"]).good();
+
+    let teacher = "[distill]\ncheckpoint = \"dense\"\nweight = 0.5\n";
+    place.write("up.toml", uptraining("mor", &format!("{teacher}{RELEASED}"), 6));
+    place.run(&["train", "up.toml", "--out", "whole"]).good();
+    // Cut short and continued, with the same files in the end.
+    let cut = uptraining("mor", &format!("{teacher}{RELEASED}"), 6);
+    place.write("up.toml", cut);
+    let killed = common::end(place.command(&["train", "up.toml", "--out", "cut"]).env("LATHE_FAULT", "kill:rename:2"));
+    assert_ne!(killed.code, Some(0), "{killed:?}");
+    place.run(&["train", "up.toml", "--out", "cut"]).good();
+    for file in ["weights.safetensors", "optimizer.safetensors", "state.json", "recipe.json"] {
+        let path = |run: &str| format!("{run}/checkpoints/step-00000006/{file}");
+        assert!(place.read(&path("whole")) == place.read(&path("cut")), "{file}");
+    }
+    assert_eq!(place.text("whole/log.jsonl"), place.text("cut/log.jsonl"));
+    let first: Value =
+        serde_json::from_str(place.text("whole/log.jsonl").lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["depths"], serde_json::json!([0, 0, 0, 64]), "capacities are annealed from 1");
+    assert_eq!(first["parts"][1][0], "distillation", "{first}");
+    let recipe: Value = serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json")).expect("JSON");
+    assert_eq!(recipe["start"]["fingerprint"].as_str().map(str::len), Some(64), "{recipe}");
+    place.run(&["generate", "whole", "--prompt", "the model", "--max-tokens", "4", "--temperature", "0"]).good();
+
+    exports(&place);
+    refusals(&place);
+}
+
+fn exports(place: &Place) {
+    place.run(&["export", "dense", "--out", "hf"]).good();
+    place.run(&["import", "hf", "--out", "back"]).good();
+    assert_eq!(nll(place, "dense"), nll(place, "back"));
+    place.run(&["export", "whole", "--out", "own"]).good();
+    let made = place.run(&["import", "own", "--out", "own-back", "--json"]).good().json();
+    assert_eq!(made["config"]["recursions"], 3);
+    assert_eq!(nll(place, "whole"), nll(place, "own-back"));
+    place.run(&["convert", "rec", "--out", "unrolled", "--sharing", "none"]).good();
+    assert_eq!(nll(place, "rec"), nll(place, "unrolled"));
+    place.run(&["export", "unrolled", "--out", "unrolled-hf", "--dtype", "bf16"]).good();
+    place.run(&["export", "rec", "--out", "x", "--format", "hf"]).bad(&["--sharing none"]);
+    place.run(&["export", "dense", "--out", "x", "--dtype", "q8_0"]).bad(&["--dtype"]);
+}
+
+fn refusals(place: &Place) {
+    for (arguments, needles) in [
+        (&["import", "nothing", "--out", "x"][..], &["nothing"][..]),
+        (&["import", "dense.toml", "--out", "x"], &["dense.toml", "GGUF"]),
+        (&["import", "hf", "--out", "rec"], &["rec", "taken"]),
+        (&["convert", "whole", "--out", "x"], &["router", "expert_choice"]),
+        (&["convert", "dense", "--out", "x", "--recursions", "9"], &["layers"]),
+        (&["convert", "dense", "--out", "x", "--sharing", "spiral"], &["--sharing", "spiral"]),
+        (&["convert", "dense", "--out", "x", "--init", "best"], &["--init", "best"]),
+        (&["convert", "dense", "--out", "x", "--router", "{ kind = \"expert_choice\", alhpa = 1 }"], &["alhpa"]),
+        (&["convert", "dense", "--out", "x", "--keep", "0-9"], &["--keep"]),
+        (&["convert", "dense.toml", "--out", "x"], &["dense.toml"]),
+        (&["train", "up.toml", "--out", "mor"], &["mor", "start.checkpoint"]),
+        (&["train", "up.toml", "--out", "y", "--set", "model.width=64"], &["mor", "config.json"]),
+        (&["train", "up.toml", "--out", "y", "--set", "start.checkpoint=nowhere"], &["start.checkpoint"]),
+        (&["train", "up.toml", "--out", "y", "--set", "start.fingerprint=00"], &["fingerprint"]),
+        (&["train", "up.toml", "--out", "y", "--set", "distill.weight=2"], &["distill.weight"]),
+        (&["train", "up.toml", "--out", "y", "--set", "distill.temperature=0"], &["distill.temperature"]),
+        (&["train", "up.toml", "--out", "whole", "--set", "start.checkpoint=rec"], &["another start"]),
+    ] {
+        place.refuses(arguments, needles);
+    }
+    // A checkpoint without a run is no run to continue.
+    fs::create_dir_all(place.path("fake/checkpoints")).expect("makes");
+    common::copy_folder(&place.path("mor"), &place.path("fake/checkpoints/step-00000001"));
+    place.refuses(&["train", "up.toml", "--out", "fake"], &["state.json", "start.checkpoint"]);
+    // Another tokenizer.
+    place.run(&["tokenizer", "train", "--input", "text", "--vocab", "290", "--out", "other.json"]).good();
+    let arguments = ["data", "build", "--input", "text", "--tokenizer", "other.json", "--valid-per-mille", "200"];
+    place.run(&[&arguments[..], &["--out", "other"]].concat()).good();
+    place.refuses(&["train", "up.toml", "--out", "y", "--set", "data.dir=other"], &["tokenizer"]);
+}

@@ -1,0 +1,153 @@
+//! Distillation: how far a student's distribution over the vocabulary is from a teacher's (Hinton et al., 2015,
+//! arXiv 1503.02531). The logits of all rows never exist at once.
+
+use std::sync::Arc;
+
+use burn::tensor::activation;
+use kernels::exp::exp;
+use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
+use rayon::prelude::*;
+
+use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values, values_mut};
+use crate::tensor::constant;
+use crate::weight::Sink;
+use crate::{Ops, Tensor2, Weight};
+
+/// Rows whose logits exist together.
+const CHUNK_ROWS: usize = 128;
+
+impl Ops {
+    /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1 tensor, in nats; the
+    /// teacher's rows `y` and head `F` are constants. The factor keeps gradients of the size they have at `tau` = 1.
+    pub fn distill_loss(
+        self,
+        x_td: Tensor2,
+        e_vd: &Weight,
+        teacher: (&Tensor2, &Weight),
+        tau: f32,
+        weights: &Arc<[f32]>,
+    ) -> Tensor2 {
+        let (y_tn, f_vn) = teacher;
+        match self {
+            Ops::Fast => {
+                let records = x_td.is_require_grad() || x_td.device().is_autodiff();
+                let op = Distill {
+                    e_vd: e_vd.raw(),
+                    sink: e_vd.sink(),
+                    y_tn: raw(y_tn),
+                    f_vn: f_vn.raw(),
+                    tau,
+                    weights: weights.clone(),
+                    records,
+                };
+                apply(op, [x_td])
+            }
+            Ops::Plain => {
+                let device = x_td.device();
+                let fixed = |raw: &Raw| constant(values(raw).to_vec(), dims(raw).0, dims(raw).1, &device);
+                let logits_tv = fixed(&raw(y_tn)).matmul(fixed(&f_vn.raw()).transpose());
+                let teacher_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
+                let student_tv = activation::log_softmax(x_td.matmul(e_vd.plain().transpose()).div_scalar(tau), 1);
+                let apart_t1 = (teacher_tv.clone().exp() * (teacher_tv - student_tv)).sum_dim(1);
+                let weights_t1 = constant(weights.to_vec(), weights.len(), 1, &device);
+                (apart_t1 * weights_t1).sum().mul_scalar(tau * tau).reshape([1, 1])
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Distill {
+    e_vd: Raw,
+    sink: Option<Sink>,
+    y_tn: Raw,
+    f_vn: Raw,
+    tau: f32,
+    weights: Arc<[f32]>,
+    records: bool,
+}
+
+/// Gradients for a loss scale of 1, made while the logits were at hand.
+#[derive(Clone, Debug)]
+struct Kept {
+    dx_td: Option<Raw>,
+    de_vd: Option<Arc<Vec<f32>>>,
+}
+
+/// `log softmax(x W^T / tau)` of some rows.
+fn log_probabilities(x: Mat<'_>, rows: usize, w: Mat<'_>, v: usize, tau: f32, out: &mut [f32]) {
+    matmul(MatMut::rows_major(out, rows, v), x, w, Start::Zero, Threads::All);
+    if tau != 1.0 {
+        out.par_chunks_mut(v).for_each(|row| row.iter_mut().for_each(|z| *z /= tau));
+    }
+    kernels::cross_entropy::log_softmax_rows(out, v);
+}
+
+impl Distill {
+    /// Turns a row's log-probabilities of the student into the gradient of its logits; gives the divergence.
+    fn row(&self, student: &mut [f32], teacher: &[f32], weight: f32) -> f64 {
+        let mut apart = 0.0;
+        for (s, &t) in student.iter_mut().zip(teacher) {
+            let p = exp(t);
+            apart += f64::from(p * (t - *s));
+            *s = weight * self.tau * (exp(*s) - p);
+        }
+        f64::from(weight) * f64::from(self.tau) * f64::from(self.tau) * apart
+    }
+}
+
+impl FastOp<1> for Distill {
+    type Saved = Kept;
+
+    fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
+        let ((t, d), (v, n)) = (dims(&x_td), dims(&self.f_vn));
+        let (x, y) = (values(&x_td), values(&self.y_tn));
+        let (e, f) = (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
+        let mut dx = self.records.then(|| buffer(t * d));
+        let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
+        let most = CHUNK_ROWS.min(t);
+        let (mut student, mut teacher) = (vec![0.0; most * v], vec![0.0; most * v]);
+        let mut total = 0.0;
+        for first in (0..t).step_by(CHUNK_ROWS) {
+            let rows = CHUNK_ROWS.min(t - first);
+            let x_cd = Mat::rows_major(&x[first * d..(first + rows) * d], rows, d);
+            let y_cn = Mat::rows_major(&y[first * n..(first + rows) * n], rows, n);
+            let (student, teacher) = (&mut student[..rows * v], &mut teacher[..rows * v]);
+            log_probabilities(x_cd, rows, e.t(), v, self.tau, student);
+            log_probabilities(y_cn, rows, f.t(), v, self.tau, teacher);
+            let apart: Vec<f64> = student
+                .par_chunks_mut(v)
+                .zip(teacher.par_chunks(v))
+                .zip(&self.weights[first..first + rows])
+                .map(|((student, teacher), &weight)| self.row(student, teacher, weight))
+                .collect();
+            total += apart.iter().sum::<f64>();
+            let dz_cv = Mat::rows_major(student, rows, v);
+            if let Some(dx) = &mut dx {
+                let dx = MatMut::rows_major(&mut dx[first * d..(first + rows) * d], rows, d);
+                matmul(dx, dz_cv, e, Start::Zero, Threads::All);
+            }
+            if let Some(de) = &mut de {
+                matmul(MatMut::rows_major(de, v, d), dz_cv.t(), x_cd, Start::FromC, Threads::All);
+            }
+        }
+        let kept = Kept { dx_td: dx.map(|dx| make(dx, t, d)), de_vd: de.map(Arc::new) };
+        (make(vec![total as f32], 1, 1), kept)
+    }
+
+    fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let factor = values(&g)[0];
+        if let (Some(sink), Some(de)) = (&self.sink, &kept.de_vd) {
+            sink.with(|sum, touched| {
+                if !touched {
+                    sum.fill(0.0);
+                }
+                kernels::rows::axpy(sum, factor, de);
+            });
+        }
+        [kept.dx_td.map(|mut dx| {
+            kernels::rows::scale(values_mut(&mut dx), factor);
+            dx
+        })]
+    }
+}
