@@ -299,9 +299,10 @@ impl Bench<'_> {
     }
 }
 
-/// How many copies of something are more than caches hold, so that every call reads memory.
+/// How many copies of something are more than caches hold (also a cache that guests share and that is larger than it says), so
+/// that every call reads memory.
 fn copies_of(bytes: usize) -> usize {
-    (2 * machine::last_level_cache()).clamp(64 << 20, 1 << 30).div_ceil(bytes).max(2)
+    (4 * machine::last_level_cache()).clamp(64 << 20, 1 << 30).div_ceil(bytes).max(2)
 }
 
 fn weights_work(rows: usize, n: usize, d: usize, bytes: usize) -> Work {

@@ -220,10 +220,11 @@ impl Spread {
     }
 }
 
+/// Seconds from the first piece with tokens to the last, over the tokens after the first; unknown when all came at once.
 fn time_per_token(answer: &Answer) -> Option<f64> {
     let new = answer.new_tokens.or(answer.ids.as_ref().map(Vec::len))?;
-    match (answer.arrivals.first(), answer.arrivals.last()) {
-        (Some(first), Some(last)) if new > 1 => Some((last - first) / (new - 1) as f64),
+    match answer.arrivals.as_slice() {
+        [first, .., last] if new > 1 => Some((last - first) / (new - 1) as f64),
         _ => None,
     }
 }
@@ -406,7 +407,7 @@ mod tests {
     fn a_time_per_token_needs_two_tokens() {
         let mut answer = Answer { arrivals: vec![0.5, 0.6, 0.9], new_tokens: Some(5), ..Answer::default() };
         assert!((time_per_token(&answer).unwrap() - 0.1).abs() < 1e-12);
-        answer.new_tokens = Some(1);
+        answer.arrivals.truncate(1);
         assert_eq!(time_per_token(&answer), None);
     }
 }

@@ -1,0 +1,141 @@
+//! `lathe bench`: numbers that add up, the same questions for the same seed, and wrong answers that fail the run.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use common::{Ended, end};
+use serde_json::{Value, json};
+
+fn lathe(arguments: &[&str]) -> Ended {
+    end(Command::new(env!("CARGO_BIN_EXE_lathe")).args(arguments))
+}
+
+#[test]
+fn a_closed_loop_answers_everything() {
+    let found = lathe(&[
+        "bench", "serve", "cpu-1m-mor3", "--requests", "12", "--concurrency", "3", "--prompt-tokens", "4-20",
+        "--output-tokens", "25", "--ignore-eos", "--slo-ttft", "0.000001", "--slo-tpot", "60000", "--json",
+    ]);
+    let found = found.good().json();
+    assert_eq!((&found["good"], &found["shed"], &found["wrong"]), (&json!(12), &json!(0), &json!([])));
+    let tokens = found["output_tokens_per_second"].as_f64().unwrap() * found["seconds"].as_f64().unwrap();
+    assert!((tokens - 300.0).abs() < 1e-6, "{found}");
+    let depth = found["mean_depth"].as_f64().unwrap();
+    assert!((1.0..=3.0).contains(&depth), "{depth}");
+    for kind in ["ttft_ms", "tpot_ms", "end_to_end_ms"] {
+        let spread = &found[kind];
+        let at = |name: &str| spread[name].as_f64().unwrap();
+        // An answer whose tokens all came in one piece has no time per token.
+        assert!(spread["count"] == 12 || kind == "tpot_ms", "{kind}: {spread}");
+        assert!(at("p50") > 0.0 && at("p50") <= at("p90") && at("p90") <= at("p99") && at("p99") <= at("max"), "{spread}");
+    }
+    assert_eq!(found["goodput"]["requests"], 0, "no first token comes within a nanosecond");
+}
+
+#[test]
+fn what_an_open_loop_is_refused_counts_apart() {
+    let found = lathe(&[
+        "bench", "serve", "cpu-1m-mor3", "--requests", "30", "--rate", "3000", "--queue", "1", "--running", "1",
+        "--output-tokens", "30", "--no-stream", "--ignore-eos", "--json",
+    ]);
+    let found = found.good().json();
+    let (good, shed) = (found["good"].as_u64().unwrap(), found["shed"].as_u64().unwrap());
+    assert!(good >= 1 && shed >= 1 && good + shed == 30, "{found}");
+    assert_eq!(found["statuses"], json!({ "200": good, "429": shed }));
+    assert!(found["ttft_ms"].is_null() && found["end_to_end_ms"]["count"] == good, "{found}");
+}
+
+/// A server that gives every completion the same answer. Returns its address and the bodies it was sent.
+fn liar(answer: &'static str) -> (String, Arc<Mutex<Vec<Value>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, noted) = (stream.unwrap(), noted.clone());
+            std::thread::spawn(move || while reply(&mut stream, answer, &noted).is_some() {});
+        }
+    });
+    (url, asked)
+}
+
+/// Answers one request of a connection.
+fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let (mut line, mut length) = (String::new(), 0);
+    reader.read_line(&mut line).ok().filter(|&n| n > 0)?;
+    let is_get = line.starts_with("GET");
+    while line.trim() != "" {
+        line.clear();
+        reader.read_line(&mut line).ok()?;
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let models = r#"{"object":"list","data":[{"id":"other","object":"model"}]}"#;
+    let text = if is_get { models } else { answer };
+    if !is_get {
+        noted.lock().unwrap().push(serde_json::from_slice(&body).ok()?);
+    }
+    stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).as_bytes()).ok()
+}
+
+#[test]
+fn wrong_answers_fail_the_run() {
+    let whole = r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+    let (url, asked) = liar(whole);
+    let run = |tokens: &str| {
+        lathe(&[
+            "bench", "serve", "--url", &url, "--vocab", "50", "--requests", "4", "--concurrency", "2", "--warm-up", "0",
+            "--prompt-tokens", "3", "--output-tokens", tokens, "--no-stream", "--json",
+        ])
+    };
+    let good = run("2").good().json();
+    assert_eq!((&good["good"], &good["model"]), (&json!(4), &json!("other")));
+    let wrong = run("3");
+    assert_eq!(wrong.code, Some(1), "{wrong:?}");
+    assert_eq!(wrong.json()["wrong"].as_array().unwrap().len(), 4);
+    assert!(wrong.err.contains("2 tokens and finish_reason length, asked for 3"), "{wrong:?}");
+    // The same seed asks the same questions, in either run.
+    let mut prompts: Vec<Vec<u64>> = asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|body| body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect())
+        .collect();
+    assert!(prompts.iter().all(|ids| ids.len() == 3 && ids.iter().all(|&id| id < 50)), "{prompts:?}");
+    prompts.sort();
+    assert_eq!(prompts.len(), 8);
+    assert!(prompts.chunks(2).all(|pair| pair[0] == pair[1]), "{prompts:?}");
+    lathe(&["bench", "serve", "--url", &url, "--requests", "1"]).bad(&["--vocab"]);
+    lathe(&["bench", "serve", "--url", &url, "--vocab", "9", "--model", "mine"]).bad(&["--model mine", "other"]);
+}
+
+#[test]
+fn broken_streams_fail_the_run() {
+    let (url, _) = liar("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
+    let found = lathe(&[
+        "bench", "serve", "--url", &url, "--vocab", "50", "--requests", "1", "--warm-up", "0", "--output-tokens", "2",
+    ]);
+    assert_eq!(found.code, Some(1), "{found:?}");
+    assert!(found.err.contains("[DONE]"), "{found:?}");
+}
+
+#[test]
+fn kernels_are_checked_and_timed() {
+    let found = lathe(&["bench", "kernels", "--only", "int4", "--seconds", "0.001", "--json"]).good().json();
+    let cases = found["results"].as_array().unwrap();
+    assert_eq!(cases.len(), 2 * 4, "int4 and int4-g64 at four numbers of rows");
+    for case in cases {
+        let number = |name: &str| case[name].as_f64().unwrap();
+        assert!(number("seconds") > 0.0 && number("share_of_peak") > 0.0 && number("share_of_bandwidth") > 0.0, "{case}");
+        assert!(number("error") > 0.0 && number("error") <= number("tolerance"), "{case}");
+    }
+}
