@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Watch, close, ids, name, state, tiny, transient, variants};
+use common::{Watch, close, fresh, ids, name, state, tiny, transient, variants};
 use model::routing::expert_choice::Sampling;
 use model::{Address, KvMode, Model, ModelConfig, Pass, RouterConfig, Rows, Rule, Sharing};
 use ops::{Ops, add_scalars, backward, scalar};
@@ -39,7 +39,7 @@ impl Found {
 
 /// A step on `sequences` sequences, cut into passes of `each`.
 fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found {
-    let model = Model::fresh(config, 7).expect("legal");
+    let model = fresh(config);
     model.collect_gradients(true);
     let tokens = ids(1, sequences * (LENGTH + 1));
     let mut found = Found { terms: Vec::new(), gradients: Vec::new() };
