@@ -53,9 +53,13 @@ for name in $best; do
         from=$out/start-$kind-$name
         [ -d "$from" ] || "$lathe" convert "$out/original" --out "$from" --sharing "$sharing" \
             --recursions "$recursions" --init "$start" --router "$router"
+        # Gates and capacities reach their ends half way.
+        half=$((steps / 2)) released=
+        [ $kind = mor ] && released="--set model.router.gate_release_steps=$half \
+            --set model.router.capacity_warmup_steps=$half"
         "$lathe" train "$recipes/$kind.toml" --out "$out/run-$kind-$name" --set "start.checkpoint=$from" \
             --set "distill.checkpoint=$out/original" --set "data.dir=$out/data" --set "train.steps=$steps" \
-            --set "data.sequence_length=$length"
+            --set "data.sequence_length=$length" $released
         score "uptrained-$kind-$name" "$out/run-$kind-$name"
     done
 done

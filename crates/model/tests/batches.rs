@@ -38,6 +38,8 @@ impl Found {
 }
 
 /// A step on `sequences` sequences, cut into passes of `each`.
+///
+/// Not from the very start of an adapter, where one of its two factors is zero and the other learns nothing.
 fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found {
     let model = fresh(config);
     model.collect_gradients(true);
