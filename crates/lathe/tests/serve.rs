@@ -25,7 +25,11 @@ impl Drop for Server {
 
 impl Server {
     fn start(place: &Place, more: &[&str]) -> Self {
-        let arguments: Vec<&str> = ["serve", "run", "--port", "0"].iter().chain(more).copied().collect();
+        Self::over(place, "run", more)
+    }
+
+    fn over(place: &Place, checkpoint: &str, more: &[&str]) -> Self {
+        let arguments: Vec<&str> = ["serve", checkpoint, "--port", "0"].iter().chain(more).copied().collect();
         let mut child = place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
@@ -129,6 +133,27 @@ fn answers_are_those_of_generate() {
 }
 
 #[test]
+fn a_quantised_folder_is_served_as_weights_that_are_rounded_at_load() {
+    let place = Place::with_run();
+    for format in ops::Format::ALL.iter().map(ToString::to_string) {
+        let folder = format!("in-{format}");
+        place.run(&["quantize", "run", "--out", &folder, "--weights", &format]).good();
+        let ask = json!({ "prompt": "The tok", "max_tokens": 12, "temperature": 0.7, "seed": 3, "ignore_eos": true,
+            "logprobs": 2, "lathe": { "return_depths": true } });
+        let answer = |server: &Server| {
+            let (status, answer) = server.complete(&ask);
+            assert_eq!(status, 200, "{answer}");
+            (answer["choices"].clone(), answer["system_fingerprint"].clone())
+        };
+        let at_load = answer(&Server::start(&place, &["--weights", &format]));
+        // The fingerprint is one of all weights.
+        assert!(at_load.1.is_string(), "{at_load:?}");
+        assert_eq!(answer(&Server::over(&place, &folder, &[])), at_load, "{format}");
+        assert_eq!(answer(&Server::over(&place, &folder, &["--weights", &format])), at_load, "{format}");
+    }
+}
+
+#[test]
 fn scores_are_those_of_eval() {
     let place = Place::with_run();
     let toml = "kind = \"multiple_choice\"\ncontext = \"{question}\"\nchoices = \"{choices}\"\nanswer = \"{label}\"\n";
@@ -153,7 +178,8 @@ fn scores_are_those_of_eval() {
             let offsets = logprobs["text_offset"].as_array().expect("offsets");
             let scores = logprobs["token_logprobs"].as_array().expect("scores");
             let scored = |at: &Value| at.as_u64().is_some_and(|at| at as usize >= question.len());
-            let sum: f64 = offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
+            let sum: f64 =
+                offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
             let expected = expected.as_f64().expect("a number");
             assert!((sum - expected).abs() < 1e-4, "{prompt}: {sum} over the wire, {expected} in the process");
         }
