@@ -1,4 +1,4 @@
-//! The header of a safetensors file: written for f32 tensors, and read with every claim checked
+//! The header of a safetensors file: written, and read with every claim checked
 //! against the file's size before anything is sized by it.
 
 use std::cell::RefCell;
@@ -76,6 +76,52 @@ impl fmt::Display for Dtype {
     }
 }
 
+impl Dtype {
+    /// Bytes of an element.
+    pub fn bytes(self) -> u64 {
+        DTYPES.iter().find(|(_, dtype, _)| *dtype == self).map_or(1, |&(_, _, bytes)| bytes)
+    }
+
+    /// The values that `bytes` stand for, `None` if they are of another type than F32, F16 and BF16.
+    pub(crate) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
+        match self {
+            Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+            Dtype::F16 => Some(bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b))).collect()),
+            Dtype::Bf16 => Some(bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b))).collect()),
+            _ => None,
+        }
+    }
+
+    /// Place and value of the first of these elements that is NaN or infinite.
+    pub(crate) fn not_finite(self, bytes: &[u8]) -> Option<(usize, f32)> {
+        let size = self.bytes() as usize;
+        let mut parts = bytes.chunks(size * 4096).enumerate();
+        parts.find_map(|(i, part)| {
+            let values = self.to_f32(part)?;
+            let at = values.iter().position(|value| !value.is_finite())?;
+            Some((i * 4096 + at, values[at]))
+        })
+    }
+}
+
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// IEEE 754 binary16 to binary32: sign, 5 exponent bits of bias 15, 10 mantissa bits.
+fn f16_to_f32(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let sign = (bits & 0x8000) << 16;
+    let (exponent, mantissa) = ((bits >> 10) & 0x1f, bits & 0x3ff);
+    let magnitude = match exponent {
+        // Subnormal: mantissa * 2^-24, exact in f32.
+        0 => (mantissa as f32 * (-24_f32).exp2()).to_bits(),
+        31 => 0x7f80_0000 | (mantissa << 13),
+        _ => ((exponent + 127 - 15) << 23) | (mantissa << 13),
+    };
+    f32::from_bits(sign | magnitude)
+}
+
 /// One tensor of a file; `begin..end` are its bytes, counted from the start of the file.
 #[derive(Debug)]
 pub(crate) struct TensorInfo {
@@ -91,17 +137,18 @@ pub(crate) fn byte_size(shape: &[usize], element_bytes: u64) -> Option<u64> {
     shape.iter().try_fold(element_bytes, |size, &n| size.checked_mul(u64::try_from(n).ok()?))
 }
 
-/// Length prefix and header for f32 tensors whose shapes were checked, padded with blanks so that
+/// Length prefix and header for tensors whose shapes were checked, padded with blanks so that
 /// the data starts at a multiple of 8 bytes. `Err` is the size of a header above the limit.
 pub(crate) fn build(tensors: &[NamedTensor<'_>]) -> Result<Vec<u8>, u64> {
     // Readers of other projects refuse a file whose metadata does not name the layout "pt".
     let mut header = format!("{{\"{METADATA}\":{{\"format\":\"pt\"}}");
     let mut begin = 0_u64;
     for tensor in tensors {
-        let end = begin + 4 * tensor.data.len() as u64;
+        let end = begin + tensor.data.size();
+        let dtype = tensor.data.dtype();
         let name = serde_json::Value::from(tensor.name.as_str());
         let shape = serde_json::Value::from(tensor.shape.as_slice());
-        header += &format!(",{name}:{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}");
+        header += &format!(",{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}");
         begin = end;
     }
     header.push('}');
@@ -331,5 +378,29 @@ impl<'de> Visitor<'de> for ShapeSeed {
             shape.push(size);
         }
         Ok(shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::f16_to_f32;
+
+    #[test]
+    fn every_half_converts_to_its_defined_value() {
+        for bits in 0..=u16::MAX {
+            let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+            let (exponent, mantissa) = (i32::from((bits >> 10) & 31), f64::from(bits & 1023));
+            let found = f16_to_f32(bits);
+            if exponent == 31 {
+                let kind = if mantissa == 0.0 { f64::from(found) == sign * f64::INFINITY } else { found.is_nan() };
+                assert!(kind, "{bits:#06x} gives {found}");
+                continue;
+            }
+            let value = match exponent {
+                0 => sign * mantissa * 2_f64.powi(-24),
+                _ => sign * (1.0 + mantissa / 1024.0) * 2_f64.powi(exponent - 15),
+            };
+            assert_eq!(f64::from(found).to_bits(), value.to_bits(), "{bits:#06x}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Named f32 tensors and JSON state on disk, written so that a crash, a kill or a full disk loses
+//! Named tensors and JSON state on disk, written so that a crash, a kill or a full disk loses
 //! nothing. Knows no model and no tensor library.
 //!
 //! A checkpoint is a folder `parent/<name>/` with `<stem>.safetensors` for each group of tensors,
@@ -30,6 +30,6 @@ pub use header::Dtype;
 pub use load::{Loaded, load};
 pub use names::step_name;
 pub use save::save;
-pub use snapshot::{NamedTensor, Snapshot};
+pub use snapshot::{NamedTensor, Snapshot, Values};
 pub use store::{Damaged, Entry, list, newest_valid, prune, try_list};
 pub use tensor_file::{TensorFile, open_safetensors};

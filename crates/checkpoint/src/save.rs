@@ -12,7 +12,7 @@ use crate::hash::{CHUNK_BYTES, hex};
 use crate::header;
 use crate::manifest::{self, FileEntry, Kind};
 use crate::recover::{self, Failure, attempt, exists};
-use crate::{NamedTensor, Snapshot, lock, names};
+use crate::{NamedTensor, Snapshot, Values, lock, names};
 
 /// Writes `snapshot` as the folder `parent/<name>/` and returns its path.
 ///
@@ -130,18 +130,19 @@ fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveErro
         if !names.insert(tensor.name.as_str()) {
             return Err(SaveError::DuplicateTensor { file, tensor: name });
         }
-        let found = tensor.data.len();
-        let bytes = header::byte_size(&tensor.shape, 4);
-        if bytes != Some(4 * found as u64) || tensor.shape.len() > header::MAX_DIMENSIONS {
+        let element = tensor.data.dtype().bytes();
+        let bytes = header::byte_size(&tensor.shape, element);
+        if bytes != Some(tensor.data.size()) || tensor.shape.len() > header::MAX_DIMENSIONS {
             let expected = match bytes {
                 Some(_) if tensor.shape.len() > header::MAX_DIMENSIONS => "at most 32 dimensions of".to_owned(),
-                Some(bytes) => (bytes / 4).to_string(),
-                None => "below 2^62".to_owned(),
+                Some(bytes) => (bytes / element).to_string(),
+                None => format!("below 2^{}", 64 - element.ilog2()),
             };
+            let found = (tensor.data.size() / element) as usize;
             return Err(SaveError::Shape { file, tensor: name, shape: tensor.shape.clone(), expected, found });
         }
-        if let Some(index) = tensor.data.iter().position(|value| !value.is_finite()) {
-            return Err(SaveError::NotFinite { file, tensor: name, index, value: tensor.data[index] });
+        if let Some((index, value)) = tensor.data.not_finite() {
+            return Err(SaveError::NotFinite { file, tensor: name, index, value });
         }
     }
     Ok(())
@@ -208,18 +209,35 @@ impl<'d> Writer<'d> {
     fn tensors(&mut self, header: &[u8], tensors: &[NamedTensor<'_>]) -> Result<(), Failure> {
         self.bytes(header)?;
         let mut buffer = Vec::with_capacity(CHUNK_BYTES);
-        for part in tensors.iter().flat_map(|tensor| tensor.data.chunks(CHUNK_BYTES / 4)) {
-            if buffer.len() + 4 * part.len() > CHUNK_BYTES {
-                self.bytes(&buffer)?;
-                buffer.clear();
-            }
-            let start = buffer.len();
-            buffer.resize(start + 4 * part.len(), 0);
-            for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
-                *bytes = value.to_le_bytes();
+        for tensor in tensors {
+            match &tensor.data {
+                Values::F32(values) => {
+                    for part in values.chunks(CHUNK_BYTES / 4) {
+                        let start = self.room(&mut buffer, 4 * part.len())?;
+                        buffer.resize(start + 4 * part.len(), 0);
+                        for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
+                            *bytes = value.to_le_bytes();
+                        }
+                    }
+                }
+                Values::Stored { bytes, .. } => {
+                    for part in bytes.chunks(CHUNK_BYTES) {
+                        self.room(&mut buffer, part.len())?;
+                        buffer.extend_from_slice(part);
+                    }
+                }
             }
         }
         self.bytes(&buffer)
+    }
+
+    /// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it holds then.
+    fn room(&mut self, buffer: &mut Vec<u8>, more: usize) -> Result<usize, Failure> {
+        if buffer.len() + more > CHUNK_BYTES {
+            self.bytes(buffer)?;
+            buffer.clear();
+        }
+        Ok(buffer.len())
     }
 
     fn finish(self) -> Result<(u64, String), Failure> {

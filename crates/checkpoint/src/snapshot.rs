@@ -3,7 +3,60 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// One tensor: row-major f32 values under a name.
+use crate::Dtype;
+
+/// The elements of a tensor in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values<'a> {
+    /// Stored as F32.
+    F32(Cow<'a, [f32]>),
+    /// Elements of another type, as the file will hold them: little-endian, one after the other.
+    Stored {
+        /// Their type.
+        dtype: Dtype,
+        /// Their bytes.
+        bytes: Cow<'a, [u8]>,
+    },
+}
+
+impl Values<'_> {
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::Stored { dtype, .. } => *dtype,
+        }
+    }
+
+    /// Bytes in the file.
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::F32(values) => 4 * values.len() as u64,
+            Self::Stored { bytes, .. } => bytes.len() as u64,
+        }
+    }
+
+    /// Place and value of the first number that is NaN or infinite.
+    pub(crate) fn not_finite(&self) -> Option<(usize, f32)> {
+        match self {
+            Self::F32(values) => values.iter().position(|value| !value.is_finite()).map(|at| (at, values[at])),
+            Self::Stored { dtype, bytes } => dtype.not_finite(bytes),
+        }
+    }
+}
+
+impl From<Vec<f32>> for Values<'_> {
+    fn from(values: Vec<f32>) -> Self {
+        Self::F32(Cow::Owned(values))
+    }
+}
+
+impl<'a> From<&'a [f32]> for Values<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::F32(Cow::Borrowed(values))
+    }
+}
+
+/// One tensor: values under a name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedTensor<'a> {
     /// Any text but `__metadata__`, which the file format keeps for itself.
@@ -11,7 +64,7 @@ pub struct NamedTensor<'a> {
     /// Size of each dimension; empty for a scalar.
     pub shape: Vec<usize>,
     /// As many values as the product of `shape`, all finite.
-    pub data: Cow<'a, [f32]>,
+    pub data: Values<'a>,
 }
 
 /// Everything that one checkpoint holds.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::error::{LoadError, NEXT_FOREIGN, quote};
+use crate::error::{LoadError, NEXT_DAMAGED, NEXT_FOREIGN, quote};
 use crate::header::{self, Dtype, TensorInfo};
 
 /// How many tensors of each kind [`TensorFile::expect`] names.
@@ -91,23 +91,11 @@ impl TensorFile {
     /// # Errors
     /// There is no such tensor, it is not stored as F32, F16 or BF16, or a value is NaN or infinite.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let Some(tensor) = self.find(name) else {
-            let count = self.tensors.len();
-            return Err(LoadError::NoSuchTensor { path: self.path.clone(), tensor: quote(name), count });
-        };
-        let bytes = &self.map[tensor.begin..tensor.end];
-        let values: Vec<f32> = match tensor.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b))).collect(),
-            Dtype::Bf16 => {
-                let widen = |&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
-                bytes.as_chunks().0.iter().map(widen).collect()
-            }
-            other => {
-                let field = format!("tensor {}: dtype", quote(name));
-                let next = "convert the tensor to one of these";
-                return Err(LoadError::invalid(&self.path, field, "F32, F16 or BF16", other.to_string(), next));
-            }
+        let tensor = self.require(name)?;
+        let Some(values) = tensor.dtype.to_f32(&self.map[tensor.begin..tensor.end]) else {
+            let field = format!("tensor {}: dtype", quote(name));
+            let next = "convert the tensor to one of these";
+            return Err(LoadError::invalid(&self.path, field, "F32, F16 or BF16", tensor.dtype.to_string(), next));
         };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
@@ -115,6 +103,33 @@ impl TensorFile {
                 Err(LoadError::NotFinite { path: self.path.clone(), tensor: quote(name), index, value: values[index] })
             }
         }
+    }
+
+    /// A tensor's elements as the file holds them: little-endian, in row-major order.
+    ///
+    /// # Errors
+    /// There is no such tensor, it is not stored as `dtype`, or it holds floats of 32 or 16 bits of which one is NaN or
+    /// infinite.
+    pub fn read_bytes(&self, name: &str, dtype: Dtype) -> Result<&[u8], LoadError> {
+        let tensor = self.require(name)?;
+        if tensor.dtype != dtype {
+            let field = format!("tensor {}: dtype", quote(name));
+            let found = tensor.dtype.to_string();
+            return Err(LoadError::invalid(&self.path, field, dtype.to_string(), found, NEXT_DAMAGED));
+        }
+        let bytes = &self.map[tensor.begin..tensor.end];
+        match dtype.not_finite(bytes) {
+            None => Ok(bytes),
+            Some((index, value)) => {
+                Err(LoadError::NotFinite { path: self.path.clone(), tensor: quote(name), index, value })
+            }
+        }
+    }
+
+    fn require(&self, name: &str) -> Result<&TensorInfo, LoadError> {
+        let count = self.tensors.len();
+        let missing = || LoadError::NoSuchTensor { path: self.path.clone(), tensor: quote(name), count };
+        self.find(name).ok_or_else(missing)
     }
 
     /// Checks that the file has exactly these tensors with these shapes.
@@ -150,42 +165,4 @@ fn summary((what, found): &(&str, Vec<String>)) -> String {
     let named = found[..found.len() - more].join(", ");
     let tail = if more == 0 { String::new() } else { format!(" and {more} more") };
     format!("{} {what}: {named}{tail}", found.len())
-}
-
-/// IEEE 754 binary16 to binary32: sign, 5 exponent bits of bias 15, 10 mantissa bits.
-fn f16_to_f32(bits: u16) -> f32 {
-    let bits = u32::from(bits);
-    let sign = (bits & 0x8000) << 16;
-    let (exponent, mantissa) = ((bits >> 10) & 0x1f, bits & 0x3ff);
-    let magnitude = match exponent {
-        // Subnormal: mantissa * 2^-24, exact in f32.
-        0 => (mantissa as f32 * (-24_f32).exp2()).to_bits(),
-        31 => 0x7f80_0000 | (mantissa << 13),
-        _ => ((exponent + 127 - 15) << 23) | (mantissa << 13),
-    };
-    f32::from_bits(sign | magnitude)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::f16_to_f32;
-
-    #[test]
-    fn every_half_converts_to_its_defined_value() {
-        for bits in 0..=u16::MAX {
-            let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-            let (exponent, mantissa) = (i32::from((bits >> 10) & 31), f64::from(bits & 1023));
-            let found = f16_to_f32(bits);
-            if exponent == 31 {
-                let kind = if mantissa == 0.0 { f64::from(found) == sign * f64::INFINITY } else { found.is_nan() };
-                assert!(kind, "{bits:#06x} gives {found}");
-                continue;
-            }
-            let value = match exponent {
-                0 => sign * mantissa * 2_f64.powi(-24),
-                _ => sign * (1.0 + mantissa / 1024.0) * 2_f64.powi(exponent - 15),
-            };
-            assert_eq!(f64::from(found).to_bits(), value.to_bits(), "{bits:#06x}");
-        }
-    }
 }

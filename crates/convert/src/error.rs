@@ -20,6 +20,14 @@ pub enum ConvertError {
     /// A checkpoint that could not be written.
     #[error(transparent)]
     Save(#[from] checkpoint::SaveError),
+    /// Weights that cannot be rounded.
+    #[error("{weight}: {source}")]
+    Quantize {
+        /// Which.
+        weight: String,
+        /// Why.
+        source: ops::QuantError,
+    },
     /// A file or a wish that does not fit.
     #[error("{what}: {field} is {found}, expected {expected}")]
     Refused {

@@ -1,6 +1,5 @@
 //! From a Hugging Face folder, a GGUF file or a folder written by [`crate::export_own`] to a checkpoint of ours.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
@@ -51,7 +50,7 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
                 let expected = format!("{} as {:?}", spec.count(), spec.shape);
                 return refused(path.display().to_string(), spec.name, format!("{} numbers", data.len()), expected);
             }
-            Ok(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: Cow::Owned(data) })
+            Ok(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: data.into() })
         })
         .collect();
     let costs = Costs::of(&config)?;
@@ -62,6 +61,8 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     let made = Made {
         config: &config,
         weights: weights?,
+        rounded: None,
+        recipe: None,
         rule: None,
         state: &RouterState::default(),
         tokenizer: Some(&tokenizer),

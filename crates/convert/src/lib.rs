@@ -1,7 +1,8 @@
 //! Checkpoints in, out, and from one family into another.
 //!
 //! [`import()`] turns a checkpoint of others into one of ours, [`export_hugging_face`], [`export_gguf`] and
-//! [`export_own`] go the other way, and [`convert()`] makes a recursive or Mixture-of-Recursions model out of a dense one.
+//! [`export_own`] go the other way, [`convert()`] makes a recursive or Mixture-of-Recursions model out of a dense one, and
+//! [`quantize()`] stores the weights of any model in 16, 8 or 4 bits.
 //! Which of their weights make up which of ours stands once, in `roles.rs`; shapes come from the parameter table.
 
 mod adapters;
@@ -11,6 +12,7 @@ mod export;
 mod import;
 mod layers;
 mod own;
+mod quantize;
 mod recast;
 mod report;
 mod roles;
@@ -24,6 +26,7 @@ pub use foreign::hf::Dtype;
 pub use import::{Imported, import};
 pub use layers::{Start, kept, parse_layers, sources};
 pub use own::export_own;
+pub use quantize::{Kind, Quantization, quantize};
 pub use recast::{Target, convert};
 pub use report::{Copied, Report};
 pub use roles::roles;

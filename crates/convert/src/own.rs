@@ -1,7 +1,6 @@
 //! Our own exported form, for models that no other program knows: `config.json` with the recipe and the sharing map,
 //! every weight once in `model.safetensors`, `tokenizer.json`.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +61,7 @@ pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> 
     let weights = model.weights().iter().map(|(spec, weight)| NamedTensor {
         name: spec.name.clone(),
         shape: vec![spec.shape.0, spec.shape.1],
-        data: Cow::Owned(weight.read()),
+        data: weight.read().into(),
     });
     let snapshot = Snapshot {
         tensors: BTreeMap::from([("model".to_owned(), weights.collect())]),
@@ -123,6 +122,8 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
     let made = Made {
         config: &found.model,
         weights: tensors?,
+        rounded: None,
+        recipe: None,
         rule: rule.as_ref(),
         state: &found.router_state,
         tokenizer: Some(&tokenizer),
@@ -136,6 +137,6 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
 }
 
 fn tensor(file: &TensorFile, name: &str, shape: (usize, usize)) -> Result<NamedTensor<'static>, ConvertError> {
-    let data = Cow::Owned(file.read_f32(name)?);
+    let data = file.read_f32(name)?.into();
     Ok(NamedTensor { name: name.to_owned(), shape: vec![shape.0, shape.1], data })
 }

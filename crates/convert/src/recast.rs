@@ -2,7 +2,6 @@
 //! into its unrolled copy. A converted Mixture-of-Recursions model computes what the recursive one does, bit for bit:
 //! every row takes every recursion, and its gate is 1.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,7 +93,7 @@ pub fn convert(stored: &Stored, target: &Target, out: &Path) -> Result<(PathBuf,
             fresh.push(spec.name.clone());
             spec.fresh(target.seed)
         });
-        weights.push(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: Cow::Owned(data) });
+        weights.push(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: data.into() });
     }
     let report = Report {
         start: target.start,
@@ -110,6 +109,8 @@ pub fn convert(stored: &Stored, target: &Target, out: &Path) -> Result<(PathBuf,
     let made = Made {
         config: &config,
         weights,
+        rounded: None,
+        recipe: None,
         rule: rule.as_ref(),
         state: &RouterState::default(),
         tokenizer: stored.tokenizer.as_deref(),

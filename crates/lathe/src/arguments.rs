@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ops::Format;
 
 use crate::serving_arguments::{BenchKernels, BenchRun, BenchServe, Serve, Weights, weights};
 
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
+    /// Store the weights of a checkpoint in 16, 8 or 4 bits, for use only
+    Quantize(Quantize),
     /// Serve a checkpoint over HTTP, for any OpenAI client
     Serve(Serve),
     /// What a checkpoint holds and costs; depth heat maps of a text
@@ -241,9 +244,9 @@ pub(crate) struct Eval {
     /// Let documents of one window see each other (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
-    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
-    #[arg(long, default_value = "f32", value_parser = weights)]
-    pub(crate) weights: Weights,
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    #[arg(long, value_parser = weights)]
+    pub(crate) weights: Option<Weights>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -283,9 +286,9 @@ pub(crate) struct Generate {
     /// Go on past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
-    #[arg(long, default_value = "f32", value_parser = weights)]
-    pub(crate) weights: Weights,
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    #[arg(long, value_parser = weights)]
+    pub(crate) weights: Option<Weights>,
 }
 
 #[derive(Debug, Args)]
@@ -353,6 +356,21 @@ pub(crate) struct Convert {
     /// Seed of fresh routers and of drawn layers
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quantize {
+    /// A checkpoint in f32, or the folder of a run
+    pub(crate) checkpoint: PathBuf,
+    /// The checkpoint folder to make
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// What to round the weights to: bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    #[arg(long)]
+    pub(crate) weights: Format,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

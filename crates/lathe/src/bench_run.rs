@@ -26,6 +26,7 @@ pub(crate) struct Subject {
     pub(crate) model: Arc<Model>,
     pub(crate) rule: Rule,
     pub(crate) state: RouterState,
+    pub(crate) weights: Weights,
     /// That of a checkpoint; fresh weights have none.
     pub(crate) tokenizer: Option<Tokenizer>,
 }
@@ -101,7 +102,9 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
             }
         }
     }
-    print(options, prefill, rows, results, (peak, bandwidth))
+    let mut weights: Vec<String> = subjects.iter().map(|subject| subject.weights.to_string()).collect();
+    weights.dedup();
+    print(options, prefill, &weights.join(" "), rows, results, (peak, bandwidth))
 }
 
 /// One round, operation by operation; what is left is the engine's own work: plans, pages, draws, moving rows.
@@ -125,12 +128,13 @@ fn profile(subject: &Subject, options: &BenchRun, batch: usize, context: usize, 
 fn print(
     options: &BenchRun,
     prefill: bool,
+    weights: &str,
     rows: Vec<Vec<String>>,
     results: Vec<Value>,
     peak: (f64, f64),
 ) -> Result<ExitCode> {
     if options.json {
-        let (weights, kv) = (options.numbers.weights.to_string(), options.numbers.kv.to_string());
+        let kv = options.numbers.kv.to_string();
         say::line(serde_json::to_string_pretty(&json!({
             "bench": if prefill { "prefill" } else { "decode" }, "machine": ops::machine(), "peak_flops": peak.0,
             "read_bandwidth": peak.1, "peak_memory": bench::peak_memory(), "weights": weights, "kv": kv, "results": results,
@@ -152,7 +156,7 @@ fn print(
     let caption = format!(
         "{}, weights {}, keys and values {}; {} of arithmetic, {}/s of memory; ratio and by FLOPs: to the first model, measured and as the FLOPs of the rows allow; % of bandwidth: all weights once a tick",
         ops::machine(),
-        options.numbers.weights,
+        weights,
         options.numbers.kv,
         human_count(peak.0) + "FLOP/s",
         human_bytes(peak.1 as u64)
@@ -162,12 +166,12 @@ fn print(
 }
 
 /// A checkpoint, or a fresh model with a causal rule calibrated on random tokens.
-pub(crate) fn subject(name: &str, set: &[String], weights: Weights) -> Result<Subject> {
+pub(crate) fn subject(name: &str, set: &[String], wanted: Option<Weights>) -> Result<Subject> {
     let path = Path::new(name);
-    let (model, rule, state, tokenizer) = if path.is_dir() {
+    let (model, rule, state, rounded, tokenizer) = if path.is_dir() {
         let (stored, tokenizer) = open::checkpoint(path)?;
         let rule = open::causal(&stored)?;
-        (stored.model, rule, stored.state, Some(tokenizer))
+        (stored.model, rule, stored.state, stored.rounded, Some(tokenizer))
     } else {
         let recipe = match name.ends_with(".toml") {
             true => recipe::load(path, set)?,
@@ -180,10 +184,10 @@ pub(crate) fn subject(name: &str, set: &[String], weights: Weights) -> Result<Su
             engine::Sequence { ids: &ids[..511], targets: &ids[1..], document: &document, same_document: &same };
         let state = RouterState::default();
         let rule = causal_rule(&model, &state, &[engine::Batch::pack(&[sequence], true)]);
-        (model, rule, state, None)
+        (model, rule, state, None, None)
     };
-    open::round(&model, weights)?;
-    Ok(Subject { name: name.to_owned(), model: Arc::new(model), rule, state, tokenizer })
+    let weights = open::prepare(&model, rounded, wanted)?;
+    Ok(Subject { name: name.to_owned(), model: Arc::new(model), rule, state, weights, tokenizer })
 }
 
 fn random_ids(seed: u64, count: usize, vocab: usize) -> Vec<u32> {

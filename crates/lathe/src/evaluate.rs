@@ -17,11 +17,9 @@ use crate::{evaluate_tasks, open, say};
 /// Runs the command.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    if options.weights.0.is_some() {
-        open::round(&stored.model, options.weights)?;
-    }
+    let weights = open::round(&stored.model, stored.rounded, options.weights)?;
     let Some(data) = &options.data else {
-        return evaluate_tasks::run(options, &stored, &tokenizer);
+        return evaluate_tasks::run(options, weights, &stored, &tokenizer);
     };
     let split = if options.split == "train" { Split::Train } else { Split::Validation };
     let corpus = Corpus::open(data, split).with_context(|| format!("opening {}", data.display()))?;
@@ -61,7 +59,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     if options.json {
         let caps: Vec<_> = caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
         say::line(serde_json::to_string_pretty(&json!({
-            "checkpoint": options.checkpoint, "step": stored.step, "sequence_length": length, "document_mask": mask,
+            "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
+            "sequence_length": length, "document_mask": mask,
             "training_time_routing": training, "causal_routing": by_row, "disagreement": disagreement,
             "by_depth_cap": caps,
         }))?);
@@ -71,7 +70,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     rows.extend(caps.iter().map(|(cap, s)| score_row(&format!("causal, at most {cap} recursions"), s)));
     let columns = ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
     let caption = format!(
-        "{split}, {} windows of {length}; depths differ on {:.1} % of rows",
+        "{split}, {} windows of {length}, weights {weights}; depths differ on {:.1} % of rows",
         a.len() / length,
         100.0 * disagreement
     );

@@ -14,17 +14,18 @@ use tasks::{Answer, Report, Task};
 use train::Stored;
 
 use crate::arguments::Eval;
+use crate::serving_arguments::Weights;
 use crate::{open, say};
 
 /// Runs the command.
-pub(crate) fn run(options: &Eval, stored: &Stored, tokenizer: &Tokenizer) -> Result<ExitCode> {
+pub(crate) fn run(options: &Eval, weights: Weights, stored: &Stored, tokenizer: &Tokenizer) -> Result<ExitCode> {
     let path = options.tasks.as_ref().context("--tasks is not given")?;
     let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
     let mut items = match &options.items {
         Some(path) => Some(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?)),
         None => None,
     };
-    if options.weights.0.is_none() {
+    if weights.0.is_none() {
         stored.model.pack();
     }
     let mut reports = Vec::new();
@@ -41,7 +42,7 @@ pub(crate) fn run(options: &Eval, stored: &Stored, tokenizer: &Tokenizer) -> Res
     if let Some(mut items) = items {
         items.flush().context("writing --items")?;
     }
-    print(options, &reports)
+    print(options, weights, &reports)
 }
 
 fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Report> {
@@ -59,7 +60,7 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Repor
     Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
 }
 
-fn print(options: &Eval, reports: &[(usize, Report)]) -> Result<ExitCode> {
+fn print(options: &Eval, weights: Weights, reports: &[(usize, Report)]) -> Result<ExitCode> {
     if options.json {
         let metric =
             |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
@@ -69,7 +70,7 @@ fn print(options: &Eval, reports: &[(usize, Report)]) -> Result<ExitCode> {
         };
         let tasks: Vec<_> = reports.iter().map(of).collect();
         say::line(serde_json::to_string_pretty(&json!({
-            "checkpoint": options.checkpoint, "weights": options.weights.to_string(), "routing": "causal",
+            "checkpoint": options.checkpoint, "weights": weights.to_string(), "routing": "causal",
             "tasks": tasks,
         }))?);
         return Ok(ExitCode::SUCCESS);
@@ -88,7 +89,7 @@ fn print(options: &Eval, reports: &[(usize, Report)]) -> Result<ExitCode> {
         }
     }
     let columns = ["task", "items", "metric", "value", "standard error", "better"].map(str::to_owned).to_vec();
-    let caption = format!("causal routing, weights {}", options.weights);
+    let caption = format!("causal routing, weights {weights}");
     say::piece(Table { columns, rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
 }

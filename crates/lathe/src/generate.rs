@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         min_p: options.min_p,
         seed: options.seed,
     };
-    open::round(&stored.model, options.weights)?;
+    open::prepare(&stored.model, stored.rounded, options.weights)?;
     let started = Instant::now();
     let wanted = Wanted {
         prompt: &prompt,

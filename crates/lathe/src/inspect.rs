@@ -22,6 +22,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     let length = stored.recipe.as_ref().map_or(config.context, |r| r.data.sequence_length);
     let costs = plan::model_table(config, length)?;
     let text = options.text.as_deref().map(|path| read_text(&stored, &tokenizer, path)).transpose()?;
+    let weights = stored.rounded.map_or_else(|| "f32".to_owned(), |format| format.to_string());
     if options.json {
         let p = parameters(config, stored.model.plan());
         let routing = match &stored.rule {
@@ -29,7 +30,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             _ => serde_json::Value::Null,
         };
         say::line(serde_json::to_string_pretty(&json!({
-            "step": stored.step, "tokens": stored.tokens, "config": config, "parameters": p, "routing": routing,
+            "step": stored.step, "tokens": stored.tokens, "weights": weights, "weight_bytes": stored.model.bytes(), "config": config, "parameters": p, "routing": routing,
             "router_state": stored.state, "sharing": sharing_map(&stored),
             "text": text.as_ref().map(|t| t.statistics.rows.clone()),
         }))?);
@@ -39,6 +40,10 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             stored.step,
             report::human_count(stored.tokens as f64)
         ));
+        if stored.rounded.is_some() {
+            let bytes = report::human_bytes(stored.model.bytes() as u64);
+            say::line(format!("weights rounded to {weights}, {bytes}: a checkpoint for use only"));
+        }
         say::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
         if let Some(Rule::Causal(decision)) = &stored.rule {
             say::line(format!("causal rule: {}, thresholds {:?}", decision.made_by, decision.thresholds));

@@ -19,6 +19,7 @@ mod live;
 mod load;
 mod open;
 mod plan;
+mod quantize;
 mod quickstart;
 mod recipe;
 mod run_page;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Import(options) => import::import(&options),
         Command::Export(options) => import::export(&options),
         Command::Convert(options) => convert::run(&options),
+        Command::Quantize(options) => quantize::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),

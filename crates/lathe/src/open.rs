@@ -5,13 +5,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use data::Tokenizer;
 use model::{Model, RouterConfig, Rule};
+use ops::Format;
 use train::Stored;
 
 use crate::serving_arguments::Weights;
 
 /// A checkpoint and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
-    let stored = train::load_model(path).with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    let stored = train::load_for_use(path).with_context(|| format!("opening the checkpoint {}", path.display()))?;
     let json = stored
         .tokenizer
         .as_deref()
@@ -59,13 +60,26 @@ pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
     }
 }
 
-/// Rounds the weights to a format, or prepares them as they are.
-pub(crate) fn round(model: &Model, weights: Weights) -> Result<()> {
-    match weights.0 {
-        Some(format) => model.quantize(format).with_context(|| format!("rounding the weights to {format}")),
-        None => {
-            model.pack();
-            Ok(())
+/// Rounds weights that are `stored` in f32 (none) or a format to the `wanted` one; says what they are in then.
+pub(crate) fn round(model: &Model, stored: Option<Format>, wanted: Option<Weights>) -> Result<Weights> {
+    match (stored, wanted.unwrap_or(Weights(stored))) {
+        (None, Weights(Some(format))) => {
+            model.quantize(format).with_context(|| format!("rounding the weights to {format}"))?;
         }
+        (Some(stored), wanted) if wanted != Weights(Some(stored)) => anyhow::bail!(
+            "--weights is {wanted}, but the checkpoint's weights are stored as {stored}: leave --weights out, or name \
+             the f32 checkpoint that it was made from"
+        ),
+        _ => {}
     }
+    Ok(wanted.unwrap_or(Weights(stored)))
+}
+
+/// The same for generation, for which weights that stay in f32 are kept in panel order too.
+pub(crate) fn prepare(model: &Model, stored: Option<Format>, wanted: Option<Weights>) -> Result<Weights> {
+    let weights = round(model, stored, wanted)?;
+    if weights.0.is_none() {
+        model.pack();
+    }
+    Ok(weights)
 }

@@ -76,7 +76,7 @@ impl Ready {
 /// Runs the command.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    open::round(&stored.model, options.numbers.weights)?;
+    open::prepare(&stored.model, stored.rounded, options.numbers.weights)?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
     let mut facts = facts(&stored.model, name);
     facts.aliases = options.alias.clone();

@@ -8,9 +8,9 @@ use ops::{Format, KvFormat};
 /// In which numbers weights and caches are kept.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Numbers {
-    /// Round the weights when loading: f32 (as they are), bf16, int8, int8-g64, int8-row, int4 or int4-g64
-    #[arg(long, default_value = "f32", value_parser = weights)]
-    pub(crate) weights: Weights,
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    #[arg(long, value_parser = weights)]
+    pub(crate) weights: Option<Weights>,
     /// Keep keys and values as f32, bf16 or int8
     #[arg(long, default_value = "f32", value_parser = kv)]
     pub(crate) kv: KvFormat,

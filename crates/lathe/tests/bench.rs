@@ -17,8 +17,23 @@ fn lathe(arguments: &[&str]) -> Ended {
 #[test]
 fn a_closed_loop_answers_everything() {
     let found = lathe(&[
-        "bench", "serve", "cpu-1m-mor3", "--requests", "12", "--concurrency", "3", "--prompt-tokens", "4-20",
-        "--output-tokens", "25", "--ignore-eos", "--slo-ttft", "0.000001", "--slo-tpot", "60000", "--json",
+        "bench",
+        "serve",
+        "cpu-1m-mor3",
+        "--requests",
+        "12",
+        "--concurrency",
+        "3",
+        "--prompt-tokens",
+        "4-20",
+        "--output-tokens",
+        "25",
+        "--ignore-eos",
+        "--slo-ttft",
+        "0.000001",
+        "--slo-tpot",
+        "60000",
+        "--json",
     ]);
     let found = found.good().json();
     assert_eq!((&found["good"], &found["shed"], &found["wrong"]), (&json!(12), &json!(0), &json!([])));
@@ -31,7 +46,10 @@ fn a_closed_loop_answers_everything() {
         let at = |name: &str| spread[name].as_f64().unwrap();
         // An answer whose tokens all came in one piece has no time per token.
         assert!(spread["count"] == 12 || kind == "tpot_ms", "{kind}: {spread}");
-        assert!(at("p50") > 0.0 && at("p50") <= at("p90") && at("p90") <= at("p99") && at("p99") <= at("max"), "{spread}");
+        assert!(
+            at("p50") > 0.0 && at("p50") <= at("p90") && at("p90") <= at("p99") && at("p99") <= at("max"),
+            "{spread}"
+        );
     }
     assert_eq!(found["goodput"]["requests"], 0, "no first token comes within a nanosecond");
 }
@@ -39,8 +57,22 @@ fn a_closed_loop_answers_everything() {
 #[test]
 fn what_an_open_loop_is_refused_counts_apart() {
     let found = lathe(&[
-        "bench", "serve", "cpu-1m-mor3", "--requests", "30", "--rate", "3000", "--queue", "1", "--running", "1",
-        "--output-tokens", "30", "--no-stream", "--ignore-eos", "--json",
+        "bench",
+        "serve",
+        "cpu-1m-mor3",
+        "--requests",
+        "30",
+        "--rate",
+        "3000",
+        "--queue",
+        "1",
+        "--running",
+        "1",
+        "--output-tokens",
+        "30",
+        "--no-stream",
+        "--ignore-eos",
+        "--json",
     ]);
     let found = found.good().json();
     let (good, shed) = (found["good"].as_u64().unwrap(), found["shed"].as_u64().unwrap());
@@ -89,12 +121,29 @@ fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Opt
 
 #[test]
 fn wrong_answers_fail_the_run() {
-    let whole = r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+    let whole =
+        r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
     let (url, asked) = liar(whole);
     let run = |tokens: &str| {
         lathe(&[
-            "bench", "serve", "--url", &url, "--vocab", "50", "--requests", "4", "--concurrency", "2", "--warm-up", "0",
-            "--prompt-tokens", "3", "--output-tokens", tokens, "--no-stream", "--json",
+            "bench",
+            "serve",
+            "--url",
+            &url,
+            "--vocab",
+            "50",
+            "--requests",
+            "4",
+            "--concurrency",
+            "2",
+            "--warm-up",
+            "0",
+            "--prompt-tokens",
+            "3",
+            "--output-tokens",
+            tokens,
+            "--no-stream",
+            "--json",
         ])
     };
     let good = run("2").good().json();
@@ -122,7 +171,18 @@ fn wrong_answers_fail_the_run() {
 fn broken_streams_fail_the_run() {
     let (url, _) = liar("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
     let found = lathe(&[
-        "bench", "serve", "--url", &url, "--vocab", "50", "--requests", "1", "--warm-up", "0", "--output-tokens", "2",
+        "bench",
+        "serve",
+        "--url",
+        &url,
+        "--vocab",
+        "50",
+        "--requests",
+        "1",
+        "--warm-up",
+        "0",
+        "--output-tokens",
+        "2",
     ]);
     assert_eq!(found.code, Some(1), "{found:?}");
     assert!(found.err.contains("[DONE]"), "{found:?}");
@@ -135,7 +195,10 @@ fn kernels_are_checked_and_timed() {
     assert_eq!(cases.len(), 2 * 4, "int4 and int4-g64 at four numbers of rows");
     for case in cases {
         let number = |name: &str| case[name].as_f64().unwrap();
-        assert!(number("seconds") > 0.0 && number("share_of_peak") > 0.0 && number("share_of_bandwidth") > 0.0, "{case}");
+        assert!(
+            number("seconds") > 0.0 && number("share_of_peak") > 0.0 && number("share_of_bandwidth") > 0.0,
+            "{case}"
+        );
         assert!(number("error") > 0.0 && number("error") <= number("tolerance"), "{case}");
     }
 }

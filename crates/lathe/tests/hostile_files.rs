@@ -5,85 +5,15 @@ mod common;
 
 use std::fs;
 
+use common::fixture::Fixture;
 use common::{EXPERT, Place, Tensors, recipe};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 const STEP: &str = "run/checkpoints/step-00000004";
 
-/// Replaces (or, without bytes, removes) a file of the checkpoint and makes the manifest agree, so that what is inside is
-/// reached.
-fn put(place: &Place, file: &str, bytes: Option<&[u8]>) {
-    let manifest = format!("{STEP}/manifest.json");
-    let mut listed: Value = serde_json::from_slice(&place.read(&manifest)).expect("a manifest");
-    let files = listed["files"].as_array_mut().expect("a list");
-    match bytes {
-        None => files.retain(|entry| entry["name"] != file),
-        Some(bytes) => {
-            let entry = files.iter_mut().find(|entry| entry["name"] == file).expect("listed");
-            entry["bytes"] = bytes.len().into();
-            entry["sha256"] = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>().into();
-            place.write(&format!("{STEP}/{file}"), bytes);
-        }
-    }
-    place.write(&manifest, listed.to_string());
-}
-
-/// A finished run whose checkpoint can be put back as it was.
-struct Fixture {
-    place: Place,
-    whole: Vec<(String, Vec<u8>)>,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let place = Place::with_run();
-        let entries = fs::read_dir(place.path(STEP)).expect("lists");
-        let names = entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
-        let whole = names.map(|name| (name.clone(), place.read(&format!("{STEP}/{name}")))).collect();
-        Self { place, whole }
-    }
-
-    fn file(&self, name: &str) -> Vec<u8> {
-        self.whole.iter().find(|(found, _)| found == name).expect("in the checkpoint").1.clone()
-    }
-
-    fn heal(&self) {
-        for (name, bytes) in &self.whole {
-            self.place.write(&format!("{STEP}/{name}"), bytes);
-        }
-    }
-
-    /// Puts `bytes` into `file` and wants `inspect` and `generate` to refuse with `needles`; then heals.
-    fn refuses(&self, file: &str, bytes: Option<&[u8]>, needles: &[&str]) {
-        put(&self.place, file, bytes);
-        self.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], needles);
-        self.place.refuses(&["inspect", STEP, "--json"], needles);
-        self.heal();
-    }
-
-    /// The same for a field of a JSON file, given as a pointer; null removes it.
-    fn refuses_field(&self, file: &str, field: &str, value: Value, needles: &[&str]) {
-        put(&self.place, file, Some(&self.with_field(file, field, value)));
-        self.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], needles);
-        self.heal();
-    }
-
-    fn with_field(&self, file: &str, field: &str, value: Value) -> Vec<u8> {
-        let mut json: Value = serde_json::from_slice(&self.file(file)).expect("JSON");
-        let (above, key) = field.rsplit_once('/').expect("a pointer");
-        let map = json.pointer_mut(above).and_then(Value::as_object_mut).expect("an object");
-        match value {
-            Value::Null => map.remove(key),
-            value => map.insert(key.to_owned(), value),
-        };
-        json.to_string().into_bytes()
-    }
-}
-
 #[test]
 fn damaged_configurations() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     fixture.refuses("config.json", None, &["config.json", "missing"]);
     for text in ["", "{", "nonsense", "\u{0}", "{\"width\": 1e999}", "3"] {
         fixture.refuses("config.json", Some(text.as_bytes()), &["config.json"]);
@@ -119,7 +49,7 @@ fn damaged_configurations() {
 
 #[test]
 fn damaged_counters_rules_and_recipes() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     for file in ["state.json", "routing.json", "recipe.json"] {
         for text in ["", "{", "nonsense", "[1, 2]"] {
             fixture.refuses(file, Some(text.as_bytes()), &[file]);
@@ -145,14 +75,14 @@ fn damaged_counters_rules_and_recipes() {
     for (file, field, value, needles) in cases {
         fixture.refuses_field(file, field, value, needles);
     }
-    put(&fixture.place, "routing.json", None);
+    fixture.put("routing.json", None);
     fixture.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], &["no causal routing rule"]);
     fixture.place.refuses(&["eval", STEP, "--data", "data"], &["no causal routing rule"]);
 }
 
 #[test]
 fn damaged_manifests() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     let refuses = |text: String, needles: &[&str]| {
         fixture.place.write(&format!("{STEP}/manifest.json"), text);
         fixture.place.refuses(&["inspect", STEP], &[&["manifest.json"], needles].concat());
@@ -200,7 +130,7 @@ type Change = fn(&mut Tensors);
 
 #[test]
 fn damaged_weights() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     let whole = fixture.file("weights.safetensors");
     let refuses = |bytes: &[u8], needles: &[&str]| {
         fixture.refuses("weights.safetensors", Some(bytes), &[&["weights.safetensors"], needles].concat());
@@ -251,14 +181,14 @@ fn damaged_weights() {
         change(&mut tensors);
         refuses(&tensors.to_bytes(), &[needle]);
     }
-    put(&fixture.place, "weights.safetensors", None);
+    fixture.put("weights.safetensors", None);
     fixture.place.refuses(&["inspect", STEP], &["weights"]);
 }
 
 /// What only a continued run reads.
 #[test]
 fn damaged_moments() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     let whole = fixture.file("optimizer.safetensors");
     let train = ["train", "tiny.toml", "--out", "run", "--set", "train.steps=6"];
     let cases: [(&str, Change); 5] = [
@@ -279,14 +209,14 @@ fn damaged_moments() {
     for (needle, change) in cases {
         let mut tensors = Tensors::parse(&whole);
         change(&mut tensors);
-        put(&fixture.place, "optimizer.safetensors", Some(&tensors.to_bytes()));
+        fixture.put("optimizer.safetensors", Some(&tensors.to_bytes()));
         fixture.place.refuses(&train, &["optimizer.safetensors", needle]);
         fixture.heal();
     }
-    put(&fixture.place, "optimizer.safetensors", None);
+    fixture.put("optimizer.safetensors", None);
     fixture.place.refuses(&train, &["optimizer"]);
     fixture.heal();
-    put(&fixture.place, "state.json", None);
+    fixture.put("state.json", None);
     fixture.place.refuses(&train, &["state.json"]);
     fixture.heal();
     let router = [
@@ -295,7 +225,7 @@ fn damaged_moments() {
         ("/router/bias", json!([0.5, 0.5, 0.5, 0.5, 0.5])),
     ];
     for (field, value) in router {
-        put(&fixture.place, "state.json", Some(&fixture.with_field("state.json", field, value)));
+        fixture.put("state.json", Some(&fixture.with_field("state.json", field, value)));
         fixture.place.refuses(&train, &["state.router"]);
         fixture.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], &["state.router"]);
         fixture.heal();
@@ -304,7 +234,7 @@ fn damaged_moments() {
 
 #[test]
 fn damaged_tokenizers() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Place::with_run(), STEP);
     let whole = fixture.file("tokenizer.json");
     fixture.refuses("tokenizer.json", None, &["no tokenizer.json"]);
     for bytes in [&b""[..], b"{}", b"nonsense", b"\xff\xff", &whole[..whole.len() / 2], &whole[..whole.len() - 3]] {

@@ -25,7 +25,11 @@ impl Drop for Server {
 
 impl Server {
     fn start(place: &Place, more: &[&str]) -> Self {
-        let arguments: Vec<&str> = ["serve", "run", "--port", "0"].iter().chain(more).copied().collect();
+        Self::over(place, "run", more)
+    }
+
+    fn over(place: &Place, checkpoint: &str, more: &[&str]) -> Self {
+        let arguments: Vec<&str> = ["serve", checkpoint, "--port", "0"].iter().chain(more).copied().collect();
         let mut child = place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
@@ -126,6 +130,27 @@ fn answers_are_those_of_generate() {
     let (status, head, body) = server.ask("POST", "/v1/completions", "", &stream.to_string());
     assert!(status == 200 && head.contains("text/event-stream"), "{head}");
     assert_eq!(streamed(&body), text);
+}
+
+#[test]
+fn a_quantised_folder_is_served_as_weights_that_are_rounded_at_load() {
+    let place = Place::with_run();
+    for format in ops::Format::ALL.iter().map(ToString::to_string) {
+        let folder = format!("in-{format}");
+        place.run(&["quantize", "run", "--out", &folder, "--weights", &format]).good();
+        let ask = json!({ "prompt": "The tok", "max_tokens": 12, "temperature": 0.7, "seed": 3, "ignore_eos": true,
+            "logprobs": 2, "lathe": { "return_depths": true } });
+        let answer = |server: &Server| {
+            let (status, answer) = server.complete(&ask);
+            assert_eq!(status, 200, "{answer}");
+            (answer["choices"].clone(), answer["system_fingerprint"].clone())
+        };
+        let at_load = answer(&Server::start(&place, &["--weights", &format]));
+        // The fingerprint is one of all weights.
+        assert!(at_load.1.is_string(), "{at_load:?}");
+        assert_eq!(answer(&Server::over(&place, &folder, &[])), at_load, "{format}");
+        assert_eq!(answer(&Server::over(&place, &folder, &["--weights", &format])), at_load, "{format}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::relax::{Part, Projection, encoding};
 use crate::routing::{Router, Terms};
 use crate::rows::Rows;
 use crate::sharing::{Plan, Use, Uses};
-use crate::spec::{self, Group, ParamSpec};
+use crate::spec::{self, ParamSpec};
 use crate::turning::Turning;
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between passes.
@@ -48,10 +48,23 @@ impl Model {
         config: &ModelConfig,
         mut source: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
+        Self::over(config, |spec| Ok(Weight::new(source(spec)?, spec.shape.0, spec.shape.1)))
+    }
+
+    /// Builds `config` over the weights that `source` gives, rounded or not. Panics if one has another shape than its entry
+    /// of the parameter table.
+    ///
+    /// # Errors
+    /// An impossible config, or what `source` says.
+    pub fn over<E: From<ConfigError>>(
+        config: &ModelConfig,
+        mut source: impl FnMut(&ParamSpec) -> Result<Weight, E>,
+    ) -> Result<Self, E> {
         let plan = config.check()?;
         let mut weights = Vec::new();
         for spec in spec::specs(config, &plan) {
-            let weight = Weight::new(source(&spec)?, spec.shape.0, spec.shape.1);
+            let weight = source(&spec)?;
+            assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
             weights.push((spec, Arc::new(weight)));
         }
         let by_name: BTreeMap<&str, &Arc<Weight>> = weights.iter().map(|(s, w)| (s.name.as_str(), w)).collect();
@@ -103,20 +116,15 @@ impl Model {
         self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
     }
 
-    /// Rounds the matrices of embedding, layers and head to `format`, for inference. Norms and routers stay as they are;
-    /// with 4-bit codes embedding and head get 8 bits, as errors there reach every token.
+    /// Rounds each weight as [`ParamSpec::rounded`] says, for inference.
     ///
     /// # Errors
     /// A format that does not fit a matrix.
     pub fn quantize(&self, format: Format) -> Result<(), ops::QuantError> {
-        for (spec, weight) in &self.weights {
-            match (spec.group, format) {
-                (Group::Embedding, Format::Int4 { .. }) => weight.quantize(Format::Int8 { group: 32 })?,
-                (Group::Embedding | Group::Block, _) => weight.quantize(format)?,
-                _ => {}
-            }
-        }
-        Ok(())
+        self.weights.iter().try_for_each(|(spec, weight)| match spec.rounded(format) {
+            Some(format) => weight.quantize(format),
+            None => Ok(()),
+        })
     }
 
     /// Bytes of all weights as they are kept now.

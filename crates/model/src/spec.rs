@@ -1,6 +1,8 @@
 //! Every weight of a model as one table: name, shape, start, optimizer group. Building, counting, saving, loading and the
 //! optimizer all read it; shapes are written nowhere else.
 
+use ops::Format;
+
 use crate::config::ModelConfig;
 use crate::rng::{Purpose, Stream, name_place};
 use crate::sharing::Plan;
@@ -54,6 +56,17 @@ impl ParamSpec {
     /// How many numbers.
     pub fn count(&self) -> usize {
         self.shape.0 * self.shape.1
+    }
+
+    /// The format in which this weight is kept when a model is rounded to `format`; `None` if it stays as it is. Matrices
+    /// of embedding, layers and head are rounded, norms, routers and adapters are not; with 4-bit codes embedding and
+    /// head get 8 bits, as errors there reach every token.
+    pub fn rounded(&self, format: Format) -> Option<Format> {
+        match (self.group, format) {
+            (Group::Embedding, Format::Int4 { .. }) => Some(Format::Int8 { group: 32 }),
+            (Group::Embedding | Group::Block, _) => Some(format),
+            _ => None,
+        }
     }
 
     /// Fresh values: a function of the seed and the name alone.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use burn::tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
 use kernels::quant::Quantized;
-pub use kernels::quant::{Format, QuantError};
+pub use kernels::quant::{Format, Parts, QuantError, RowParts};
 
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
@@ -81,6 +81,26 @@ impl Weight {
         *self.value.write().expect("weight lock") = tensor::from_rows(Vec::new(), 0, 0);
         *self.quantized.write().expect("weight lock") = Some(Codes(Arc::new(codes)));
         Ok(())
+    }
+
+    /// A matrix that [`Weight::quantize`] rounded and [`Weight::parts`] took apart: the same bits, without the f32 values.
+    ///
+    /// # Errors
+    /// Parts that are not those of such a matrix in `format`.
+    pub fn from_parts(parts: &Parts<'_>, format: Format, rows: usize, columns: usize) -> Result<Self, QuantError> {
+        let codes = Quantized::from_parts(parts, format, rows, columns)?;
+        let empty = Self::new(Vec::new(), 0, 0);
+        Ok(Self { shape: (rows, columns), quantized: RwLock::new(Some(Codes(Arc::new(codes)))), ..empty })
+    }
+
+    /// What it is rounded to, if it is.
+    pub fn format(&self) -> Option<Format> {
+        self.codes().map(|codes| codes.0.format())
+    }
+
+    /// The rounded values as files hold them; `None` if this weight is not rounded.
+    pub fn parts(&self) -> Option<Parts<'static>> {
+        self.codes().map(|codes| codes.0.parts())
     }
 
     /// Bytes of the values as they are kept now (packed copies aside).

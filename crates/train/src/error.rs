@@ -45,6 +45,16 @@ pub enum TrainError {
         /// What it should say.
         expected: String,
     },
+    /// Rounded weights that are not what their format asks for.
+    #[error("{path}: weight \"{name}\": {source}")]
+    Rounded {
+        /// The file.
+        path: PathBuf,
+        /// The weight.
+        name: String,
+        /// What about it.
+        source: ops::QuantError,
+    },
     /// A folder of the run.
     #[error("{action} {path}: {source}")]
     Folder {

@@ -7,6 +7,8 @@ use model::ModelConfig;
 use model::spec::Group;
 use serde::Deserialize;
 
+use crate::rounded;
+use crate::stored::only_runs;
 use crate::{Stored, TrainError, Trainer, load_model};
 
 /// The folder of the checkpoint at `path`: itself, or the newest one of a run's folder.
@@ -28,7 +30,11 @@ fn folder(path: &Path) -> Result<PathBuf, TrainError> {
 /// # Errors
 /// Nothing there, or a config that is none.
 pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
-    let file = folder(path)?.join("config.json");
+    let folder = folder(path)?;
+    if folder.join(format!("{}.json", rounded::DOCUMENT)).is_file() {
+        return only_runs(path, "rounded");
+    }
+    let file = folder.join("config.json");
     let bytes =
         std::fs::read(&file).map_err(|source| TrainError::Folder { action: "reading", path: file.clone(), source })?;
     let parsed = serde_json::from_slice::<serde_json::Value>(&bytes).and_then(|value| ModelConfig::deserialize(&value));

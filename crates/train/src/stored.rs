@@ -1,15 +1,15 @@
 //! A trainer as a checkpoint, and back; models without a run as checkpoints.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::{Decision, Model, ModelConfig, RouterState, Rule};
-use ops::Moments;
+use ops::{Format, Moments};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::rounded::{self, Rounded};
 use crate::{Recipe, Text, TrainError, Trainer};
 
 /// The counters of a run.
@@ -47,6 +47,28 @@ pub struct Stored {
     pub step: u64,
     /// Predictions trained on.
     pub tokens: u64,
+    /// What the stored weights were rounded to, if they were: such a model runs, but nothing is made from it.
+    pub rounded: Option<Format>,
+}
+
+impl Stored {
+    /// Refuses a checkpoint of rounded weights.
+    fn whole(self, path: &Path) -> Result<Self, TrainError> {
+        match self.rounded {
+            None => Ok(self),
+            Some(format) => only_runs(path, &format.to_string()),
+        }
+    }
+}
+
+/// The refusal of rounded weights where others are needed.
+pub(crate) fn only_runs<T>(path: &Path, format: &str) -> Result<T, TrainError> {
+    Err(TrainError::Checkpoint {
+        path: path.to_path_buf(),
+        field: "the format of its weights".into(),
+        found: format!("{format}, written by `lathe quantize` for use only"),
+        expected: "f32: start from the f32 checkpoint that it was made from".into(),
+    })
 }
 
 pub(crate) fn snapshot<'a>(
@@ -58,7 +80,7 @@ pub(crate) fn snapshot<'a>(
     let tensor = |name: &str, shape: (usize, usize), data: Vec<f32>| NamedTensor {
         name: name.to_owned(),
         shape: vec![shape.0, shape.1],
-        data: Cow::Owned(data),
+        data: data.into(),
     };
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
     for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments()) {
@@ -102,8 +124,12 @@ fn json(value: &impl Serialize) -> Value {
 pub struct Made<'a> {
     /// Its recipe.
     pub config: &'a ModelConfig,
-    /// Its weights: the parameter table's names and shapes, in its order.
+    /// Its weights: the parameter table's names and shapes, in its order, or what [`tensors`](crate::tensors) gave.
     pub weights: Vec<NamedTensor<'a>>,
+    /// What they were rounded to, if they were.
+    pub rounded: Option<Rounded>,
+    /// The recipe that made it, for defaults of evaluation.
+    pub recipe: Option<&'a Recipe>,
     /// The causal rule, for routers that need one.
     pub rule: Option<&'a Rule>,
     /// Router state.
@@ -131,8 +157,10 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         return fail("folder", "no name in UTF-8".into(), "a path that ends in a name".into());
     };
     let table = model::spec::specs(made.config, &made.config.check()?);
-    let found = made.weights.iter().map(|t| (t.name.as_str(), t.shape.clone()));
-    if !found.eq(table.iter().map(|s| (s.name.as_str(), vec![s.shape.0, s.shape.1]))) {
+    let refused = |source| TrainError::Rounded { path: path.to_path_buf(), name: "weights".into(), source };
+    let format = made.rounded.as_ref().map(Rounded::format).transpose().map_err(refused)?;
+    let slots = rounded::slots(&table, format).map_err(refused)?;
+    if !made.weights.iter().map(|t| (&t.name, &t.shape)).eq(slots.iter().map(|s| (&s.name, &s.shape))) {
         return fail("weights", "other tensors".into(), "those of the model's parameter table, in its order".into());
     }
     let mut documents = BTreeMap::from([("config".to_owned(), json(made.config)), ("origin".to_owned(), made.origin)]);
@@ -144,6 +172,12 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
     }
     if let Some(text) = made.text {
         documents.insert("text".to_owned(), json(text));
+    }
+    if let Some(recipe) = made.recipe {
+        documents.insert("recipe".to_owned(), json(recipe));
+    }
+    if let Some(rounded) = &made.rounded {
+        documents.insert(rounded::DOCUMENT.to_owned(), json(rounded));
     }
     let tokenizer = made.tokenizer.map(|bytes| ("tokenizer.json".to_owned(), bytes.to_vec()));
     let snapshot = Snapshot {
@@ -157,6 +191,9 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
 
 /// Puts a checkpoint back into a trainer made from the same recipe.
 pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Result<(), TrainError> {
+    if loaded.json.contains_key(rounded::DOCUMENT) {
+        return only_runs(&loaded.path, &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights);
+    }
     if !loaded.json.contains_key("state") {
         let expected = "that of a run; a model that was imported or converted is where a run starts: name it in the \
                         recipe as start.checkpoint, and choose another --out";
@@ -215,8 +252,16 @@ fn expect_weights(model: &Model, file: &TensorFile) -> Result<(), TrainError> {
 /// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest undamaged one is taken.
 ///
 /// # Errors
-/// Nothing there, damage, or contents that do not fit.
+/// Nothing there, damage, contents that do not fit, or rounded weights, from which nothing is made.
 pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
+    load_for_use(path)?.whole(path)
+}
+
+/// The same for a model that is only to run: its weights may be rounded.
+///
+/// # Errors
+/// Nothing there, damage, or contents that do not fit.
+pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
     let loaded = if path.join("manifest.json").is_file() {
         checkpoint::load(path)?
     } else {
@@ -247,27 +292,30 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     let plan = config.check()?;
     let weights = loaded.tensors("weights")?;
     // Shapes are compared with the table before anything of the model is allocated.
-    let expected: Vec<_> =
-        model::spec::specs(&config, &plan).into_iter().map(|s| (s.name, vec![s.shape.0, s.shape.1])).collect();
-    weights.expect(&expected)?;
-    let model = Model::build(&config, |spec| Ok::<_, TrainError>(weights.read_f32(&spec.name)?))?;
+    let rounded: Option<Rounded> = optional(loaded, rounded::DOCUMENT)?;
+    let format = rounded.as_ref().map(Rounded::format).transpose();
+    let format = format.or_else(|e| refuse(loaded, "quantized.weights", e.to_string(), "a known format".into()))?;
+    let slots = rounded::slots(&model::spec::specs(&config, &plan), format);
+    let slots =
+        slots.or_else(|e| refuse(loaded, "config.json", e.to_string(), "matrices that fit the format".into()))?;
+    weights.expect(&slots.into_iter().map(|slot| (slot.name, slot.shape)).collect::<Vec<_>>())?;
+    let model = Model::over(&config, |spec| rounded::read(&weights, spec, format))?;
     let rule = match loaded.json.contains_key("routing") {
         true => Some(Rule::Causal(decision(loaded, &config)?)),
         false => None,
     };
-    let recipe = if loaded.json.contains_key("recipe") { Some(document(loaded, "recipe")?) } else { None };
-    let counters: Option<State> =
-        if loaded.json.contains_key("state") { Some(document(loaded, "state")?) } else { None };
+    let recipe = optional(loaded, "recipe")?;
+    let counters: Option<State> = optional(loaded, "state")?;
     let tokenizer = loaded.files.get("tokenizer.json").cloned();
-    let (step, tokens) = counters.as_ref().map_or((0, 0), |s| (s.step, s.tokens));
+    let before = rounded.map_or((0, 0), |r| (r.step, r.tokens));
+    let (step, tokens) = counters.as_ref().map_or(before, |s| (s.step, s.tokens));
     let state = match counters {
         Some(counters) => counters.router,
-        None if loaded.json.contains_key("router") => document(loaded, "router")?,
-        None => RouterState::default(),
+        None => optional(loaded, "router")?.unwrap_or_default(),
     };
     check_router(loaded, &state, config.recursions)?;
     let (text, origin) = (text(loaded, &config)?, loaded.json.get("origin").cloned());
-    Ok(Stored { model, state, rule, tokenizer, text, origin, recipe, step, tokens })
+    Ok(Stored { model, state, rule, tokenizer, text, origin, recipe, step, tokens, rounded: format })
 }
 
 fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<Text>, TrainError> {
@@ -316,6 +364,10 @@ fn check_router(loaded: &Loaded, state: &RouterState, recursions: usize) -> Resu
         return refuse(loaded, "state.router.released", found.to_string(), "between 0 and 1".into());
     }
     Ok(())
+}
+
+fn optional<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<Option<T>, TrainError> {
+    loaded.json.contains_key(name).then(|| document(loaded, name)).transpose()
 }
 
 fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T, TrainError> {

@@ -18,7 +18,7 @@ fn released(gate_release_steps: u64) -> Recipe {
 fn teacher(config: &ModelConfig, seed: u64) -> Arc<Stored> {
     let model = model::Model::fresh(config, seed).expect("legal");
     let (state, rule, tokenizer, text, origin, recipe) = (RouterState::default(), None, None, None, None, None);
-    Arc::new(Stored { model, state, rule, tokenizer, text, origin, recipe, step: 0, tokens: 0 })
+    Arc::new(Stored { model, state, rule, tokenizer, text, origin, recipe, step: 0, tokens: 0, rounded: None })
 }
 
 #[test]

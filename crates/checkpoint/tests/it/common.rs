@@ -1,9 +1,8 @@
 //! Snapshots made from a seed, and the comparison of a loaded checkpoint with one of them.
 
-use std::borrow::Cow;
 use std::path::Path;
 
-use checkpoint::{Loaded, NamedTensor, Snapshot};
+use checkpoint::{Dtype, Loaded, NamedTensor, Snapshot, Values};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -42,8 +41,8 @@ impl Random {
 }
 
 pub(crate) fn tensor(name: &str, shape: &[usize], random: &mut Random) -> NamedTensor<'static> {
-    let data = (0..shape.iter().product()).map(|_| random.finite()).collect();
-    NamedTensor { name: name.to_owned(), shape: shape.to_vec(), data: Cow::Owned(data) }
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| random.finite()).collect();
+    NamedTensor { name: name.to_owned(), shape: shape.to_vec(), data: data.into() }
 }
 
 pub(crate) fn small(seed: u64) -> Snapshot<'static> {
@@ -65,6 +64,14 @@ pub(crate) fn large(seed: u64) -> Snapshot<'static> {
     snapshot
 }
 
+/// Type and bytes of a tensor's elements.
+pub(crate) fn stored(tensor: &NamedTensor<'_>) -> (Dtype, Vec<u8>) {
+    match &tensor.data {
+        Values::F32(values) => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        Values::Stored { dtype, bytes } => (*dtype, bytes.to_vec()),
+    }
+}
+
 pub(crate) fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), String> {
     if loaded.json != snapshot.json || loaded.files != snapshot.files {
         return Err("JSON or files differ".into());
@@ -78,9 +85,9 @@ pub(crate) fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), Strin
             return Err(format!("names in {stem} differ"));
         }
         for tensor in tensors {
-            let data = file.read_f32(&tensor.name).map_err(|e| e.to_string())?;
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            if file.shape(&tensor.name) != Some(&tensor.shape) || bits(&data) != bits(&tensor.data) {
+            let (dtype, bytes) = stored(tensor);
+            let found = file.read_bytes(&tensor.name, dtype).map_err(|e| e.to_string())?;
+            if file.shape(&tensor.name) != Some(&tensor.shape) || found != bytes {
                 return Err(format!("{} differs", tensor.name));
             }
         }

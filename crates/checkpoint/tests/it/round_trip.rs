@@ -1,10 +1,9 @@
 //! What is saved comes back bit for bit, here and in the reference reader of the format; what cannot
 //! be kept is refused before anything is written.
 
-use std::borrow::Cow;
 use std::fs;
 
-use crate::common::{Random, folder, large, same, small, tensor};
+use crate::common::{Random, folder, large, same, small, stored, tensor};
 use checkpoint::{
     Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, load, open_safetensors, save, sha256_file,
 };
@@ -31,7 +30,7 @@ fn odd_shapes_names_and_values_come_back_bit_for_bit() {
     tensors.push(tensor("32 dimensions", &[1; 32], random));
     let edges =
         [0.0, -0.0, f32::MIN_POSITIVE, f32::from_bits(1), -f32::from_bits(0x7f_ffff), f32::MAX, f32::MIN, f32::EPSILON];
-    tensors.push(NamedTensor { name: "edges".into(), shape: vec![8], data: Cow::Borrowed(&edges) });
+    tensors.push(NamedTensor { name: "edges".into(), shape: vec![8], data: edges[..].into() });
     tensors.push(tensor("empty at the end", &[0, 0], random));
     let mut snapshot = Snapshot::default();
     snapshot.tensors.insert("odd".into(), tensors);
@@ -79,7 +78,7 @@ fn the_reference_reader_accepts_what_is_written() {
     assert_eq!(theirs.len(), 3);
     for tensor in &snapshot.tensors["weights"] {
         let view = theirs.tensor(&tensor.name).unwrap();
-        let data: Vec<u8> = tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (_, data) = stored(tensor);
         assert_eq!((view.dtype(), view.shape(), view.data()), (safetensors::Dtype::F32, &tensor.shape[..], &data[..]));
     }
 }
@@ -138,7 +137,7 @@ fn bad_snapshots_are_refused_before_anything_is_written() {
     let one = |name: &str, shape: &[usize], data: &[f32]| NamedTensor {
         name: name.into(),
         shape: shape.to_vec(),
-        data: Cow::Owned(data.to_vec()),
+        data: data.to_vec().into(),
     };
     let with = |tensors: Vec<NamedTensor<'static>>| {
         let mut snapshot = Snapshot::default();

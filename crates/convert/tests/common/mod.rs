@@ -1,7 +1,6 @@
 //! Small checkpoints and their logits.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,11 +42,13 @@ pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
             let mut dice = Stream::at(seed, Purpose::Init, 1, name_place(&spec.name));
             data.iter_mut().for_each(|x| *x = 0.5 + dice.uniform() as f32);
         }
-        NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: Cow::Owned(data) }
+        NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: data.into() }
     });
     let made = Made {
         config,
         weights: weights.collect(),
+        rounded: None,
+        recipe: None,
         rule: None,
         state: &RouterState::default(),
         tokenizer: None,

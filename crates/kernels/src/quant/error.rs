@@ -63,26 +63,24 @@ pub enum QuantError {
         /// The weight.
         value: f32,
     },
-    /// A stored scale or minimum that is NaN or infinite.
-    #[error("the scale or minimum of row {row}, group {group} is not finite; the stored matrix is damaged")]
+    /// A stored scale or minimum that is NaN, infinite, or too large to be multiplied with a code.
+    #[error(
+        "the scale or minimum of row {row}, group {group} is not finite, or too large for codes; the stored matrix is damaged"
+    )]
     Scale {
         /// Row of the group.
         row: usize,
         /// The group within its row.
         group: usize,
     },
-    /// A damaged header.
+    /// A stored unit that is no power of two.
     #[error(
-        "header field `{field}` of a stored {format} matrix is {found:#x}, expected {expected}; the bytes are damaged or not {format}"
+        "the unit of a stored {format} matrix is {found}, expected a power of two (1 for bf16); the matrix is damaged"
     )]
-    Header {
-        /// The format asked for.
+    Unit {
+        /// Its format.
         format: Format,
-        /// Name of the field.
-        field: &'static str,
-        /// What it may be.
-        expected: &'static str,
-        /// Its bits.
-        found: u32,
+        /// The unit.
+        found: f32,
     },
 }

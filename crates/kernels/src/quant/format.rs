@@ -39,7 +39,7 @@ impl Format {
     ];
 
     /// Bits of one code.
-    pub(super) fn bits(self) -> usize {
+    pub fn bits(self) -> usize {
         match self {
             Format::Bf16 => 16,
             Format::Int8 { .. } | Format::Int8Rows => 8,

@@ -1,9 +1,9 @@
 //! Blocks of the GGUF file format taken over value by value, without rounding again.
 
 use super::QuantError;
-use super::bytes::is_special;
 use super::format::{Format, Layout};
 use super::matrix::{Quantized, check_length};
+use super::parts::is_special;
 use super::row_codes::RowCodes;
 
 /// Values in a block.

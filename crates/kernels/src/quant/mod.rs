@@ -5,7 +5,6 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
-mod bytes;
 mod error;
 mod format;
 mod gguf;
@@ -13,6 +12,7 @@ mod half;
 mod kernel;
 mod lanes;
 mod matrix;
+mod parts;
 mod path;
 mod product;
 mod round;
@@ -25,6 +25,7 @@ mod tiles;
 pub use error::QuantError;
 pub use format::Format;
 pub use matrix::Quantized;
+pub use parts::{Parts, RowParts};
 #[doc(hidden)]
 pub use path::Path;
 pub use product::matmul_quantized;

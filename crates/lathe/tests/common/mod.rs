@@ -1,6 +1,8 @@
 //! Running the binary, and a small corpus with a recipe for it.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub(crate) mod fixture;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

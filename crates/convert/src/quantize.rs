@@ -1,0 +1,120 @@
+//! From an f32 checkpoint to one whose weights are stored in 16, 8 or 4 bits, for use only.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::RealDisk;
+use model::spec::ParamSpec;
+use ops::{Format, Weight};
+use serde::Serialize;
+use serde_json::json;
+use train::{Made, Rounded, Stored, stored_bytes, write_model};
+
+use crate::ConvertError;
+
+/// What rounding did to the weights of one kind.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Kind {
+    /// Their name without numbers, such as `query`.
+    pub kind: String,
+    /// What they were rounded to; `f32` if they were not.
+    pub format: String,
+    /// How many of them.
+    pub tensors: usize,
+    /// How many numbers they hold.
+    pub weights: usize,
+    /// Bytes in the source.
+    pub bytes_before: u64,
+    /// Bytes in the result.
+    pub bytes_after: u64,
+    /// The largest `|rounded - w| / rms`, with the root mean square of the matrix that `w` stands in.
+    pub largest_error: f64,
+    /// The mean of these.
+    pub mean_error: f64,
+}
+
+/// What rounding did to a model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Quantization {
+    /// The name of the format asked for.
+    pub weights: String,
+    /// Each kind of weight, in the order of the parameter table.
+    pub kinds: Vec<Kind>,
+    /// Bytes of all weights in the source.
+    pub bytes_before: u64,
+    /// Bytes of all weights in the result.
+    pub bytes_after: u64,
+}
+
+/// Rounds the weights of `stored` to `format`, exactly as loading it in that format does, and writes them as the checkpoint
+/// folder `out`, with everything that evaluation and generation read.
+///
+/// # Errors
+/// A matrix that does not fit the format, a path that is taken, or what the disk refuses.
+pub fn quantize(stored: Stored, format: Format, out: &Path) -> Result<(PathBuf, Quantization), ConvertError> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for (spec, weight) in stored.model.weights() {
+        let name = kind_of(&spec.name);
+        let at = kinds.iter().position(|kind| kind.kind == name).unwrap_or(kinds.len());
+        if at == kinds.len() {
+            kinds.push(Kind::empty(name, spec.rounded(format)));
+        }
+        let refused = |source| ConvertError::Quantize { weight: spec.name.clone(), source };
+        kinds[at].add(spec, weight, format).map_err(refused)?;
+    }
+    for kind in &mut kinds {
+        kind.mean_error /= kind.weights.max(1) as f64;
+    }
+    let weights = format.to_string();
+    let refused = |source| ConvertError::Quantize { weight: "weights".into(), source };
+    let made = Made {
+        config: stored.model.config(),
+        weights: train::tensors(&stored.model).map_err(refused)?,
+        rounded: Some(Rounded { weights: weights.clone(), step: stored.step, tokens: stored.tokens }),
+        recipe: stored.recipe.as_ref(),
+        rule: stored.rule.as_ref(),
+        state: &stored.state,
+        tokenizer: stored.tokenizer.as_deref(),
+        text: stored.text.as_ref(),
+        origin: json!({ "made_by": "quantize", "weights": weights, "source": stored.origin }),
+    };
+    let path = write_model(out, made, &RealDisk)?;
+    let sum = |of: fn(&Kind) -> u64| kinds.iter().map(of).sum();
+    let (bytes_before, bytes_after) = (sum(|kind| kind.bytes_before), sum(|kind| kind.bytes_after));
+    Ok((path, Quantization { weights, kinds, bytes_before, bytes_after }))
+}
+
+impl Kind {
+    fn empty(kind: String, format: Option<Format>) -> Self {
+        let format = format.map_or_else(|| "f32".into(), |format| format.to_string());
+        let (tensors, weights, bytes_before, bytes_after) = (0, 0, 0, 0);
+        Self { kind, format, tensors, weights, bytes_before, bytes_after, largest_error: 0.0, mean_error: 0.0 }
+    }
+
+    /// Rounds a weight and counts it; `mean_error` is the sum until all are in.
+    fn add(&mut self, spec: &ParamSpec, weight: &Weight, format: Format) -> Result<(), ops::QuantError> {
+        self.tensors += 1;
+        self.weights += spec.count();
+        self.bytes_before += stored_bytes(spec, None)?;
+        self.bytes_after += stored_bytes(spec, Some(format))?;
+        let Some(format) = spec.rounded(format) else { return Ok(()) };
+        let before = weight.read();
+        weight.quantize(format)?;
+        let square: f64 = before.iter().map(|&w| f64::from(w).powi(2)).sum();
+        let rms = (square / before.len().max(1) as f64).sqrt();
+        if rms == 0.0 {
+            return Ok(());
+        }
+        for (&w, rounded) in before.iter().zip(weight.read()) {
+            let error = (f64::from(rounded) - f64::from(w)).abs() / rms;
+            self.largest_error = self.largest_error.max(error);
+            self.mean_error += error;
+        }
+        Ok(())
+    }
+}
+
+/// `layers.3.query` is a `query`, `router.1.score` a `router.score`.
+fn kind_of(name: &str) -> String {
+    let is_word = |part: &&str| *part != "layers" && part.parse::<usize>().is_err();
+    name.split('.').filter(is_word).collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,51 @@
+//! `lathe quantize`: an f32 checkpoint into one whose weights are stored in 16, 8 or 4 bits.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use convert::Quantization;
+use report::{Table, human_bytes, human_count};
+use serde_json::json;
+
+use crate::arguments::Quantize;
+use crate::say;
+
+/// Runs the command.
+pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
+    let stored = train::load_model(&options.checkpoint)
+        .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
+    let (_, done) = convert::quantize(stored, options.weights, &options.out)
+        .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
+    if options.json {
+        say::line(serde_json::to_string_pretty(&json!({ "path": options.out, "quantization": done }))?);
+    } else {
+        say::piece(table(&done).to_text());
+        say::line(format!("wrote {}", options.out.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(done: &Quantization) -> Table {
+    let row = |names: [&str; 2], counts: [usize; 2], bytes: [u64; 2], errors: [String; 2]| {
+        let [kind, format] = names.map(str::to_owned);
+        let [before, after] = bytes.map(human_bytes);
+        let ratio = format!("{:.3}", bytes[1] as f64 / bytes[0].max(1) as f64);
+        let [largest, mean] = errors;
+        let count = human_count(counts[1] as f64);
+        vec![kind, format, counts[0].to_string(), count, before, after, ratio, largest, mean]
+    };
+    let mut rows: Vec<_> = done
+        .kinds
+        .iter()
+        .map(|kind| {
+            let errors = [kind.largest_error, kind.mean_error].map(|error| format!("{error:.5}"));
+            let bytes = [kind.bytes_before, kind.bytes_after];
+            row([&kind.kind, &kind.format], [kind.tensors, kind.weights], bytes, errors)
+        })
+        .collect();
+    let counts = [done.kinds.iter().map(|k| k.tensors).sum(), done.kinds.iter().map(|k| k.weights).sum()];
+    rows.push(row(["all", ""], counts, [done.bytes_before, done.bytes_after], [String::new(), String::new()]));
+    let columns = ["kind", "format", "tensors", "weights", "before", "after", "ratio", "largest error", "mean error"];
+    let caption = "error: |rounded - w|, relative to the root mean square of the matrix".to_owned();
+    Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
+}
