@@ -177,10 +177,12 @@ fn damaged_quantised_weights() {
         let fixture = Fixture::new(place, &folder);
         let whole = fixture.file("weights.safetensors");
         let refuses = |bytes: &[u8], needles: &[&str]| {
-            fixture.refuses("weights.safetensors", Some(bytes), &[&["weights.safetensors"], needles].concat());
+            fixture.put("weights.safetensors", Some(bytes));
+            fixture.place.refuses(&["inspect", &folder], &[&["weights.safetensors"], needles].concat());
+            fixture.heal();
         };
         for length in [0, 100, whole.len() / 2, whole.len() - 1] {
-            refuses(&whole[..length], &[]);
+            fixture.refuses("weights.safetensors", Some(&whole[..length]), &["weights.safetensors"]);
             fixture.place.write(&format!("{folder}/weights.safetensors"), &whole[..length]);
             fixture.place.refuses(&["inspect", &folder], &["weights.safetensors", "size"]);
             fixture.heal();

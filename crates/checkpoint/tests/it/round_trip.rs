@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::common::{Random, folder, large, same, small, stored, tensor};
 use checkpoint::{
-    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, load, open_safetensors, save, sha256_file,
+    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, Values, load, open_safetensors, save, sha256_file,
 };
 use serde_json::{Value, json};
 
@@ -107,6 +107,44 @@ fn what_the_reference_writer_writes_is_read() {
     );
     let message = file.read_f32("nowhere").unwrap_err().to_string();
     assert!(message.contains("\"nowhere\"") && message.contains('3'), "{message}");
+}
+
+#[test]
+fn elements_of_other_types_come_back_as_they_were_given() {
+    let of = |name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>| NamedTensor {
+        name: name.into(),
+        shape: shape.to_vec(),
+        data: Values::Stored { dtype, bytes: bytes.into() },
+    };
+    let with = |tensor: NamedTensor<'static>| {
+        let mut snapshot = small(1);
+        snapshot.tensors.get_mut("weights").unwrap().push(tensor);
+        snapshot
+    };
+    let parent = folder();
+    let codes = |count: usize| (0..count).map(|i| (i * 31 % 256) as u8).collect::<Vec<u8>>();
+    let mut snapshot = with(of("codes", Dtype::I8, &[5, 7], codes(35)));
+    // More than a chunk, at no multiple of its size.
+    let weights = snapshot.tensors.get_mut("weights").unwrap();
+    weights.push(of("wide", Dtype::U8, &[1500, 1001], codes(1500 * 1001)));
+    weights.push(of("scales", Dtype::F16, &[3], vec![0x00, 0x3c, 0xff, 0x7b, 0x01, 0x00]));
+    weights.push(of("bfloats", Dtype::Bf16, &[2, 1], vec![0x80, 0x3f, 0x7f, 0x7f]));
+    weights.push(tensor("last", &[3], &mut Random::new(2)));
+    let loaded = load(&save(parent.path(), "x", &snapshot, &RealDisk).unwrap()).unwrap();
+    same(&loaded, &snapshot).unwrap();
+    let file = loaded.tensors("weights").unwrap();
+    let message = file.read_bytes("codes", Dtype::U8).unwrap_err().to_string();
+    assert!(message.contains("\"codes\": dtype: expected U8, found I8"), "{message}");
+    assert_eq!(file.read_f32("scales").unwrap(), [1.0, 65504.0, 2_f32.powi(-24)]);
+
+    let refused = |tensor, parts: &[&str]| {
+        let message = save(parent.path(), "y", &with(tensor), &RealDisk).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| message.contains(part)), "{message} lacks one of {parts:?}");
+    };
+    refused(of("s", Dtype::F16, &[2], vec![0, 0, 0, 0x7c]), &["\"s\"[1]", "inf"]);
+    refused(of("s", Dtype::Bf16, &[5000], [vec![0; 9998], vec![0xc0, 0x7f]].concat()), &["\"s\"[4999]", "NaN"]);
+    refused(of("s", Dtype::F16, &[2], vec![0; 6]), &["\"s\"", "expected 2 values", "found 3"]);
+    refused(of("s", Dtype::I8, &[2, 2], vec![0; 3]), &["\"s\"", "expected 4 values", "found 3"]);
 }
 
 #[test]
