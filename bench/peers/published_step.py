@@ -4,15 +4,17 @@
     PEERS/published/bin/python bench/peers/published_step.py --repo CODE --size 576,8,9,3,1536,16384 --batch 4,512
     PEERS/published/bin/python bench/peers/published_step.py --repo CODE --size 64,8,4,2,96,256 --batch 2,64 --dense
 
-CODE is a checkout of github.com/raymin0223/mixture_of_recursions as of July 2025; nothing in it is changed. --size: width,
-unrolled layers, heads, key/value heads, FFN width, vocabulary (tied embedding). --batch: sequences, length. The model is
-what that code builds from its own settings of the expert-choice run with three recursions (linear router, sigmoid, alpha
-0.1, auxiliary loss 0.001, middle cycle, keys and values of each recursion, capacities 1, 2/3, 1/3), or of the dense run,
-with these exceptions: the size, f32, scaled-dot-product attention, and the wrapper of a recursion gets back the shared
-projections of attention, which it replaces by new ones (issue 17 there). The step is that of its trainer, which keeps the
-graph after the backward pass, with fused AdamW. Two steps run first and do not count. The loss of each step has to be
-finite and the last below the first, since the batch stays the same; each weight has to be there as often as sharing says.
-Prints JSON.
+CODE is a checkout of github.com/raymin0223/mixture_of_recursions as of July 2025; nothing in it is changed. --size:
+width, unrolled layers, heads, key/value heads, FFN width, vocabulary (tied embedding). --batch: sequences, length. The
+model is what that code builds from its own settings of the expert-choice run with three recursions (linear router,
+sigmoid, alpha 0.1, auxiliary loss 0.001, middle cycle, keys and values of each recursion, capacities 1, 2/3, 1/3), or of
+the dense run, with these exceptions: the size, f32, scaled-dot-product attention, and the wrapper of a recursion gets
+back the shared projections of attention, which it replaces by new ones (issue 17 there; its fix 82c97f2 does the same).
+The step is that of its trainer, which keeps the graph after the backward pass, with fused AdamW. Two steps run first and
+do not count. The loss of each step has to be finite and the last below the first, since the batch stays the same; each
+weight has to be there as often as sharing says. Prints JSON. With --case it computes the steps of a reference case
+instead (crates/lathe/tests/golden/train_expert_nr3) and says how far its losses are from the stored ones, which Lathe is
+held to as well.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from pathlib import Path
 import torch
 import transformers
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 RECURSIONS = 3
 SETTINGS = {False: "*360m_rec3_*_mor_expert_linear_*.yaml", True: "*360m_vanilla_*.yaml"}
@@ -40,14 +43,14 @@ def main():
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     sys.path.insert(0, str(options.repo))
-    # That code tells what it does on the standard output, which is for the JSON.
-    with contextlib.redirect_stdout(sys.stderr):
-        settings, model = built(options)
+    if options.case:
+        return follow(options)
+    settings, model = built(options)
     parameters = checked_parameters(model, options)
     sequences, length = options.batch
     ids = torch.randint(0, options.size[5], (sequences, length))
     seconds, losses = [], []
-    step = stepper(settings, model.train())
+    step = stepper(settings, model.train(), 1e-3)
     for turn in range(options.steps + 2):
         begin = time.perf_counter()
         losses.append(step(ids))
@@ -66,26 +69,29 @@ def main():
 
 def built(options):
     """The settings and the model, made by the published functions in the order of its pretrain.py."""
+    folder = options.repo / "conf/pretrain"
+    found = sorted(folder.glob(SETTINGS[options.dense]))
+    if len(found) != 1:
+        sys.exit(f"{folder}: expected one {SETTINGS[options.dense]}, found {len(found)}; give the code of July 2025")
     from model.sharing_strategy import SHARING_STRATEGY
     from model.util import load_model_from_config
     from util.config import preprocess_config
 
-    found = sorted((options.repo / "conf/pretrain").glob(SETTINGS[options.dense]))
-    if len(found) != 1:
-        sys.exit(f"{options.repo}/conf/pretrain: expected one {SETTINGS[options.dense]}, found {len(found)}; give the code of July 2025")
     width, layers, heads, kv_heads, ffn, vocab = options.size
     shape = transformers.LlamaConfig(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
         intermediate_size=ffn, vocab_size=vocab, rms_norm_eps=1e-5, tie_word_embeddings=True,
         max_position_embeddings=options.batch[1],
     )
-    with tempfile.TemporaryDirectory() as folder:
-        shape.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as made:
+        shape.save_pretrained(made)
         settings = OmegaConf.merge(OmegaConf.load(found[0]), {
-            "model_name_or_path": folder, "attn_implementation": "sdpa", "precision": "fp32", "max_length": options.batch[1],
+            "model_name_or_path": made, "attn_implementation": "sdpa", "precision": "fp32", "max_length": options.batch[1],
         })
-        settings = preprocess_config(settings)
-        model = load_model_from_config(settings)
+        # It tells what it does on the standard output, which is for the JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            settings = preprocess_config(settings)
+            model = load_model_from_config(settings)
     if not options.dense:
         model, _ = SHARING_STRATEGY[settings.model](settings, model)
         shared = [layer.self_attn for layer in model.model.layers]
@@ -110,7 +116,7 @@ def checked_parameters(model, options):
     return found
 
 
-def stepper(settings, model):
+def stepper(settings, model, rate):
     """One optimizer step as the published trainer does it, without its logs: the loss before the update."""
     weights = list(model.parameters())
     groups = [
@@ -118,7 +124,7 @@ def stepper(settings, model):
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (settings.adam_beta1, settings.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
     def step(ids):
         out = model(input_ids=ids, labels=ids)
@@ -132,6 +138,27 @@ def stepper(settings, model):
         return loss.item()
 
     return step
+
+
+def follow(options):
+    case = json.loads(options.case.with_suffix(".json").read_text())
+    tensors = load_file(options.case.with_suffix(".safetensors"))
+    options.dense = case["kind"] == "vanilla"
+    sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")
+    options.size, options.batch = [case[name] for name in sizes], [case["batch"], case["seq_len"]]
+    settings, model = built(options)
+    checked_parameters(model, options)
+    weights = {name: weight.data for name, weight in model.named_parameters()}
+    stored = {name.removeprefix("param."): value for name, value in tensors.items() if name.startswith("param.")}
+    if weights.keys() != stored.keys():
+        sys.exit(f"{options.case}: these weights are not in both: {sorted(weights.keys() ^ stored.keys())}")
+    for name, value in stored.items():
+        weights[name].copy_(value)
+    step = stepper(settings, model.train(), case["train"]["lr"])
+    errors = [abs(step(ids) / loss.item() - 1) for ids, loss in zip(tensors["train.input_ids"], tensors["train.loss"])]
+    print(f"{len(errors)} losses, the largest relative error {max(errors):.1e}")
+    if not max(errors) < 1e-3:
+        sys.exit("the tolerance is 1e-3")
 
 
 def arguments():
@@ -151,6 +178,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dense", action="store_true", help="its dense model in place of the recursive one")
+    parser.add_argument("--case", type=Path, help="a training case of the reference, without its ending")
     options = parser.parse_args()
     options.repo = options.repo.resolve()
     return options
