@@ -4,9 +4,11 @@
     compare.py decode  --lathe target/release/lathe --peers PEERS --gguf FOLDER --format f32 --format bf16 smollm-135m
     compare.py prefill ...the same...
     compare.py train   --lathe target/release/lathe --peers PEERS cpu-1m-dense
+    compare.py train   ...the same, a dense preset... --published CODE
 
 PEERS is the folder that `setup` made. FOLDER holds the same weights or weights of the same shape in each format, see
 make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and f16 or bf16, int8 and q8_0, int4 and q4_0.
+CODE is what published_step.py takes: its dense model stands beside PRESET, its model with three recursions beside PRESET-mor3.
 Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
 A process during which something else used more than --foreign of the machine runs again; after four attempts the comparison is given up.
@@ -72,6 +74,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch-size", help="train: width,layers,heads,kv_heads,ffn,vocab of the PyTorch model")
     parser.add_argument("--torch-batch", default="4,512", help="train: sequences and their length")
+    parser.add_argument("--published", type=Path, help="train: a checkout of the published Mixture-of-Recursions code")
     parser.add_argument("--foreign", type=float, default=0.1, help="share of the machine that others may use meanwhile")
     parser.add_argument("--limit", type=float, default=40, help="seconds that one process may take")
     parser.add_argument("--json", type=Path, help="where to write the record")
@@ -159,27 +162,36 @@ def run_contestants(options, name):
 
 def train_contestants(options):
     sets = [part for entry in options.set for part in ("--set", entry)]
-    lathe = [options.lathe, "bench", "train", options.model, *sets, "--steps", options.steps, "--json"]
+    shape = ["--size", options.torch_size, "--batch", options.torch_batch]
+    shape += ["--steps", options.steps, "--threads", options.threads]
 
-    def run_lathe():
-        found = output(lathe, options)
+    def run_lathe(model):
+        found = output([options.lathe, "bench", "train", model, *sets, "--steps", options.steps, "--json"], options)
         result = found["results"][0]
-        about = {k: found[k] for k in ("machine", "peak_flops", "peak_memory") if k in found}
+        about = {k: found[k] for k in ("machine", "peak_flops", "peak_memory", "foreign_share") if k in found}
         return {"rates": {"step": result["tokens"] / result["median"]}, "about": about}
 
-    def run_torch(compiled):
-        command = [
-            options.peers / "venv/bin/python", HERE / "torch_step.py", "--size", options.torch_size, "--batch",
-            options.torch_batch, "--steps", options.steps, "--threads", options.threads, *(["--compile"] if compiled else []),
-        ]
-        found = output(command, options)
+    def run_python(environment, script, *extra):
+        found = output([options.peers / environment / "bin/python", HERE / script, *shape, *extra], options)
         rate = found["tokens"] / statistics.median(found["seconds"])
-        return {"rates": {"step": rate}, "about": {k: found[k] for k in ("torch", "parameters", "peak_memory")}}
+        kept = ("torch", "transformers", "parameters", "peak_memory", "foreign_share")
+        return {"rates": {"step": rate}, "about": {k: found[k] for k in kept if k in found}}
 
-    contestants = [{"name": "lathe", "beside": None, "run": run_lathe}]
-    for mode in (False, True):
-        name = "torch compile" if mode else "torch eager"
-        contestants.append({"name": name, "beside": "lathe", "run": lambda mode=mode: run_torch(mode)})
+    def contestant(name, beside, run, *parts):
+        return {"name": name, "beside": beside, "run": lambda: run(*parts)}
+
+    contestants = [
+        contestant("lathe", None, run_lathe, options.model),
+        contestant("torch eager", "lathe", run_python, "venv", "torch_step.py"),
+        contestant("torch compile", "lathe", run_python, "venv", "torch_step.py", "--compile"),
+    ]
+    if options.published:
+        driver = ("published", "published_step.py", "--repo", options.published)
+        contestants += [
+            contestant("published dense", "lathe", run_python, *driver, "--dense"),
+            contestant("published mor3", "lathe mor3", run_python, *driver),
+            contestant("lathe mor3", None, run_lathe, f"{options.model}-mor3"),
+        ]
     return contestants
 
 
