@@ -8,8 +8,10 @@ use crate::rows::{gather_rows, scale_values};
 use crate::scratch::Scratch;
 use rayon::prelude::*;
 
-/// Rows whose logits exist together.
-const CHUNK_ROWS: usize = 256;
+/// Logits that exist together: each chunk of rows passes over the output layer and its gradient, so few large ones pay.
+const CHUNK_VALUES: usize = 16 << 20;
+/// Fewest rows of a chunk, however large the vocabulary.
+const LEAST_ROWS: usize = 256;
 
 multiversion! {
     fn row_max(x: &[f32]) -> f32 {
@@ -23,6 +25,11 @@ multiversion! {
             *x -= amount;
         }
     }
+}
+
+/// Rows whose logits exist together.
+fn chunk_rows(v: usize) -> usize {
+    (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS)
 }
 
 /// The problem's fixed inputs.
@@ -76,7 +83,8 @@ fn chunk(inputs: Inputs<'_>, rows: &[u32], losses: &mut [f32], grads: Option<(&m
     }
 }
 
-/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of 256 rows.
+/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of at least 256 rows and about
+/// 16M logits.
 ///
 /// `x_td` `[T, d]`, `e_vd` `[V, d]`, `targets`, `weights` and `losses` `[T]`. `losses[t]` is the unweighted
 /// `-ln softmax(x[t] e^T)[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both are overwritten by the
@@ -100,26 +108,33 @@ pub fn linear_cross_entropy(
     check_len(name, "x_td", x_td.len(), t * d);
     check_len(name, "weights", weights.len(), t);
     check_len(name, "losses", losses.len(), t);
+    if let Some((dx_td, de_vd)) = &grads {
+        check_len(name, "dx_td", dx_td.len(), t * d);
+        check_len(name, "de_vd", de_vd.len(), v * d);
+    }
     if let Some(bad) = targets.iter().find(|&&target| target as usize >= v) {
         panic!("{name}: target {bad}, but the vocabulary has {v} entries");
     }
-    let inputs = Inputs { x_td, e_vd, d, v, targets, weights };
+    by_chunks(Inputs { x_td, e_vd, d, v, targets, weights }, chunk_rows(v), losses, grads);
+}
+
+fn by_chunks(inputs: Inputs<'_>, rows: usize, losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32])>) {
+    let Inputs { d, weights, .. } = inputs;
+    let all = 0..inputs.targets.len() as u32;
     let Some((dx_td, de_vd)) = grads else {
-        let rows: Vec<u32> = (0..t as u32).collect();
-        return rows.chunks(CHUNK_ROWS).for_each(|rows| chunk(inputs, rows, losses, None));
+        let all: Vec<u32> = all.collect();
+        return all.chunks(rows).for_each(|rows| chunk(inputs, rows, losses, None));
     };
-    check_len(name, "dx_td", dx_td.len(), t * d);
-    check_len(name, "de_vd", de_vd.len(), v * d);
-    let (weighted, silent): (Vec<u32>, Vec<u32>) = (0..t as u32).partition(|&row| weights[row as usize] != 0.0);
+    let (weighted, silent): (Vec<u32>, Vec<u32>) = all.partition(|&row| weights[row as usize] != 0.0);
     let mut start = Start::Zero;
-    for rows in weighted.chunks(CHUNK_ROWS) {
+    for rows in weighted.chunks(rows) {
         chunk(inputs, rows, losses, Some((&mut *dx_td, &mut *de_vd, start)));
         start = Start::FromC;
     }
     if weighted.is_empty() {
         de_vd.fill(0.0);
     }
-    for rows in silent.chunks(CHUNK_ROWS) {
+    for rows in silent.chunks(rows) {
         chunk(inputs, rows, losses, None);
         for &row in rows {
             dx_td[row as usize * d..][..d].fill(0.0);
@@ -210,6 +225,13 @@ mod tests {
         let case = case(600, 9, 70);
         let runs = in_pools(1..=3, || run(&case).map(|x| bits(&x)));
         assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        for rows in [1, 7, 599] {
+            let inputs =
+                Inputs { x_td: &case.x, e_vd: &case.e, d: 9, v: 70, targets: &case.targets, weights: &case.weights };
+            let (mut losses, mut dx, mut de) = (vec![0.0; 600], vec![0.0; 600 * 9], vec![0.0; 70 * 9]);
+            by_chunks(inputs, rows, &mut losses, Some((&mut dx, &mut de)));
+            assert!(runs[0] == [losses, dx, de].map(|x| bits(&x)), "chunks of {rows} rows");
+        }
         assert_close(&run(&case)[0], &reference(&wide(&case.x), &wide(&case.e), 9, &case.targets), 3e-6);
         let mut without = vec![0.0; 600];
         linear_cross_entropy(&case.x, &case.e, 9, &case.targets, &case.weights, &mut without, None);

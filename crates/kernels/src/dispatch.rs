@@ -133,6 +133,7 @@ mod tests {
     use crate::adamw::{AdamW, adamw_step};
     use crate::attend::{Heads, Spans, attend_backward, attend_forward};
     use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
+    use crate::divergence::divergence_rows;
     use crate::gelu::{gelu_backward, gelu_forward};
     use crate::pages::{KvFormat, KvPool, Tables, attend_pages};
     use crate::rms_norm::{rms_norm_backward, rms_norm_forward};
@@ -184,7 +185,11 @@ mod tests {
         linear_cross_entropy(&q, &kv, 40, &[1, 0, 9, 23, 4], &[0.5; 5], &mut losses, Some((&mut dx, &mut de)));
         let mut logits = q.clone();
         log_softmax_rows(&mut logits, 40);
-        vec![out, lse, dq, dkv, losses, dx, de, logits]
+        let (mut student, mut apart) = (values(4, 200), [0.0; 5]);
+        log_softmax_rows(&mut student, 40);
+        divergence_rows(&mut student, &logits, 40, &[0.7; 5], &mut apart);
+        let apart = apart.iter().flat_map(|&x| [x as f32, (x - f64::from(x as f32)) as f32]).collect();
+        vec![out, lse, dq, dkv, losses, dx, de, logits, student, apart]
     }
 
     /// Attention over pages in every format: five lines that decode and a chunk, full and partial registers.

@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod attend;
 pub mod cross_entropy;
+pub mod divergence;
 pub mod exp;
 pub mod gelu;
 pub mod machine;

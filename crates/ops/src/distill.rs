@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use burn::tensor::activation;
-use kernels::exp::exp;
+use kernels::divergence::divergence_rows;
 use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 use rayon::prelude::*;
 
@@ -13,8 +13,9 @@ use crate::tensor::constant;
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
 
-/// Rows whose logits exist together.
-const CHUNK_ROWS: usize = 128;
+/// Logits of the student, and of the teacher, that exist together, and the fewest rows of a chunk.
+const CHUNK_VALUES: usize = 8 << 20;
+const LEAST_ROWS: usize = 128;
 
 impl Ops {
     /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1 tensor, in nats; the
@@ -83,19 +84,6 @@ fn log_probabilities(x: Mat<'_>, rows: usize, w: Mat<'_>, v: usize, tau: f32, ou
     kernels::cross_entropy::log_softmax_rows(out, v);
 }
 
-impl Distill {
-    /// Turns a row's log-probabilities of the student into the gradient of its logits; gives the divergence.
-    fn row(&self, student: &mut [f32], teacher: &[f32], weight: f32) -> f64 {
-        let mut apart = 0.0;
-        for (s, &t) in student.iter_mut().zip(teacher) {
-            let p = exp(t);
-            apart += f64::from(p * (t - *s));
-            *s = weight * self.tau * (exp(*s) - p);
-        }
-        f64::from(weight) * f64::from(self.tau) * f64::from(self.tau) * apart
-    }
-}
-
 impl FastOp<1> for Distill {
     type Saved = Kept;
 
@@ -105,23 +93,23 @@ impl FastOp<1> for Distill {
         let (e, f) = (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
         let mut dx = self.records.then(|| buffer(t * d));
         let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
-        let most = CHUNK_ROWS.min(t);
+        let chunk = (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS);
+        let most = chunk.min(t);
         let (mut student, mut teacher) = (vec![0.0; most * v], vec![0.0; most * v]);
         let mut total = 0.0;
-        for first in (0..t).step_by(CHUNK_ROWS) {
-            let rows = CHUNK_ROWS.min(t - first);
+        for first in (0..t).step_by(chunk) {
+            let rows = chunk.min(t - first);
             let x_cd = Mat::rows_major(&x[first * d..(first + rows) * d], rows, d);
             let y_cn = Mat::rows_major(&y[first * n..(first + rows) * n], rows, n);
             let (student, teacher) = (&mut student[..rows * v], &mut teacher[..rows * v]);
             log_probabilities(x_cd, rows, e.t(), v, self.tau, student);
             log_probabilities(y_cn, rows, f.t(), v, self.tau, teacher);
-            let apart: Vec<f64> = student
-                .par_chunks_mut(v)
-                .zip(teacher.par_chunks(v))
-                .zip(&self.weights[first..first + rows])
-                .map(|((student, teacher), &weight)| self.row(student, teacher, weight))
-                .collect();
-            total += apart.iter().sum::<f64>();
+            let weights = &self.weights[first..first + rows];
+            let factors: Vec<f32> = weights.iter().map(|weight| weight * self.tau).collect();
+            let mut apart = vec![0.0; rows];
+            divergence_rows(student, teacher, v, &factors, &mut apart);
+            let scale = f64::from(self.tau) * f64::from(self.tau);
+            total += apart.iter().zip(weights).map(|(apart, &weight)| f64::from(weight) * scale * apart).sum::<f64>();
             let dz_cv = Mat::rows_major(student, rows, v);
             if let Some(dx) = &mut dx {
                 let dx = MatMut::rows_major(&mut dx[first * d..(first + rows) * d], rows, d);

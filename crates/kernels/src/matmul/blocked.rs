@@ -6,20 +6,23 @@ use super::kernel::{A_TILE, Block, DEPTH, PANEL, Tile};
 use super::share::{self, TileRoom};
 use super::{Mat, MatMut, Start, Threads};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Values in a packed block of B: half of a second-level cache of 2 MiB.
 pub(super) const BLOCK: usize = 256 << 10;
 /// Cycles, about, to load and store a tile of C, and to copy a step of a tile of A from rows and from columns.
-const PASS_COST: usize = 60;
-const ROW_COST: usize = 5;
+const PASS_COST: usize = 120;
+const ROW_COST: usize = 12;
 const COLUMN_COST: usize = 15;
 /// Most tiles that are packed together, where A lies in columns.
-const LUMP: usize = 4;
+const LUMP: usize = 2;
 /// Tasks per thread and block below which rows of tiles are cut into groups of panels.
-const TASKS: usize = 12;
+const TASKS: usize = 6;
 /// Fewest panels in such a group: each group copies its part of A.
 const LEAST_GROUP: usize = 4;
+
+/// Most parts of the tasks of a stage.
+const MOST_PARTS: usize = 16;
 
 /// Row tiles of nearly equal height: tile `i` of `count` in `rows`.
 pub(super) fn even_part(rows: usize, count: usize, i: usize) -> Range<usize> {
@@ -156,6 +159,12 @@ struct Job {
     width: usize,
     /// Panels that one task computes.
     group: usize,
+    /// Threads that have come to work.
+    workers: AtomicUsize,
+    /// Parts into which the compute tasks of a stage are cut, one for each thread to begin with.
+    parts: usize,
+    /// Of each part, the block it was last used for (upper half) and how many of its tasks are taken.
+    taken: [AtomicU64; MOST_PARTS],
     next: AtomicUsize,
     done: AtomicUsize,
 }
@@ -177,10 +186,10 @@ pub(super) fn run(
     let threads = share::count(threads, m, n, k);
     let tiles = m.div_ceil(kernels.tile_rows());
     let panels = n.div_ceil(PANEL);
-    let (depth, width, span) = cut(panels, k, block_of(&a).by_col());
+    let (depth, width, span) = cut(panels, k, block_of(&a).lies_in_columns());
     let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1) };
     let half = span * depth * PANEL * width;
-    let lumps = match block_of(&a).by_col() {
+    let lumps = match block_of(&a).lies_in_columns() {
         true => tiles.div_ceil(LUMP).max(tiles.min(2 * threads)).next_multiple_of(threads).min(tiles),
         false => tiles,
     };
@@ -198,6 +207,9 @@ pub(super) fn run(
             panels,
             width,
             group: width.div_ceil(groups),
+            workers: AtomicUsize::new(0),
+            parts: threads.min(MOST_PARTS),
+            taken: [const { AtomicU64::new(0) }; MOST_PARTS],
             next: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
         };
@@ -233,6 +245,7 @@ impl Job {
     /// before it, which running threads have taken.
     fn work(&self) {
         let mut room = TileRoom::<LUMP>::new();
+        let worker = self.workers.fetch_add(1, Ordering::Relaxed);
         let (mut stage, mut first) = (0, 0);
         loop {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -253,11 +266,28 @@ impl Job {
                 if at < packs {
                     self.pack(stage, at);
                 } else {
-                    self.compute(stage - 1, at - packs, &mut room);
+                    self.compute(stage - 1, self.take(worker, stage - 1, computes), &mut room);
                 }
             }
             self.done.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// A compute task of `block` that nobody has taken, of this worker's own part while there is one: so each thread
+    /// goes down its own rows of C, and what it asks for ahead is what it needs next. The caller's turn at the counter
+    /// `next` is the right to one of the tasks, so one is left in a part not yet looked at.
+    fn take(&self, worker: usize, block: usize, computes: usize) -> usize {
+        let stamp = (block as u64 + 1) << 32;
+        for i in 0..self.parts {
+            let part = (worker + i) % self.parts;
+            let (start, end) = (part * computes / self.parts, (part + 1) * computes / self.parts);
+            let used = |value: u64| if value & !0xFFFF_FFFF == stamp { (value - stamp) as usize } else { 0 };
+            let step = |value: u64| (start + used(value) < end).then(|| stamp + used(value) as u64 + 1);
+            if let Ok(value) = self.taken[part].fetch_update(Ordering::Relaxed, Ordering::Relaxed, step) {
+                return start + used(value);
+            }
+        }
+        unreachable!("a turn for which no task is left")
     }
 
     fn wait_for(&self, tasks: usize) {
@@ -297,7 +327,7 @@ impl Job {
         let tiles = even_part(self.tiles, self.lumps, task / groups);
         let mine = task % groups * self.group..((task % groups + 1) * self.group).min(panels.len());
         let room = room.as_mut_ptr();
-        let by_col = self.x.a.by_col();
+        let by_col = self.x.a.lies_in_columns();
         for (layer, steps) in self.layers_of(block).enumerate() {
             // SAFETY: rows, steps and panels are inside the operands, a lump has at most `LUMP` tiles (one, where A lies in
             // rows), and a tile at most `tile_rows` rows and `DEPTH` steps.

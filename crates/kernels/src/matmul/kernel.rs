@@ -11,11 +11,13 @@ pub(super) const DEPTH: usize = 512;
 /// the sets of the first-level cache.
 pub(super) const A_ROW: usize = DEPTH + 16;
 /// Distance between the columns of a packed tile in column layout.
-pub(super) const A_COL: usize = 16;
-/// Most rows of a tile, for every instruction set.
-pub(super) const MAX_ROWS: usize = 14;
+pub(super) const A_COL: usize = 32;
+/// Most rows of a tile in column layout, for every instruction set.
+pub(super) const MAX_ROWS: usize = 28;
+/// Most rows of a tile in row layout: few enough that two registers of each fit.
+pub(super) const FEW_ROWS: usize = 14;
 /// Values that a packed tile of A may take up in either layout.
-pub(super) const A_TILE: usize = if MAX_ROWS * A_ROW > DEPTH * A_COL { MAX_ROWS * A_ROW } else { DEPTH * A_COL };
+pub(super) const A_TILE: usize = if FEW_ROWS * A_ROW > DEPTH * A_COL { FEW_ROWS * A_ROW } else { DEPTH * A_COL };
 
 /// One tile: `c[i, j] += sum_k a[i, k] b[k, j]` for `M` rows, `cols <= PANEL` columns, `depth` steps.
 #[derive(Clone, Copy)]
@@ -57,27 +59,35 @@ unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(
                 }
             }
         }
-        for i in 0..M {
-            for v in 0..NV {
-                V::prefetch(t.next_c.wrapping_add(i * t.c_stride + j + v * V::LANES));
-            }
-        }
         let mut a = t.a;
         let mut b = t.b.add(j);
-        for _ in 0..t.depth {
-            let mut x = [V::splat(0.0); NV];
-            for (v, x) in x.iter_mut().enumerate() {
-                *x = V::load(b.add(v * V::LANES));
-                V::prefetch(b.wrapping_add(B_AHEAD * t.b_stride + v * V::LANES));
-            }
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let y = V::splat(*a.add(i * row));
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = y.fma(x, *acc);
+        // A row of the next C with each part of the steps: what B needs must not wait for the memory to answer for all.
+        let part = t.depth / M;
+        for i in 0..=M {
+            let mut left = part;
+            if i < M {
+                for v in 0..NV {
+                    V::prefetch(t.next_c.wrapping_add(i * t.c_stride + j + v * V::LANES));
                 }
+            } else {
+                left = t.depth - M * part;
             }
-            a = a.wrapping_add(step);
-            b = b.wrapping_add(t.b_stride);
+            while left > 0 {
+                let mut x = [V::splat(0.0); NV];
+                for (v, x) in x.iter_mut().enumerate() {
+                    *x = V::load(b.add(v * V::LANES));
+                    V::prefetch(b.wrapping_add(B_AHEAD * t.b_stride + v * V::LANES));
+                }
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let y = V::splat(*a.add(i * row));
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = y.fma(x, *acc);
+                    }
+                }
+                a = a.wrapping_add(step);
+                b = b.wrapping_add(t.b_stride);
+                left -= 1;
+            }
         }
         for (i, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
@@ -93,12 +103,15 @@ unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(
 /// `BY_COL`, `t.b` is as its field says, `t.c` is `M` rows of `cols` values that nobody else touches.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const M: usize, const BY_COL: bool>(t: &Tile) {
+    // Many rows of one register each take fewer instructions for a multiply-add (the value of A is an operand in memory)
+    // than half as many of two, which need it in a register; few rows need the second one to have enough chains.
+    let two = 2 * M + 3 <= V::REGISTERS;
     let mut j = 0;
     while j < t.cols {
-        let width = (t.cols - j).min(2 * V::LANES);
+        let width = (t.cols - j).min(if two { 2 * V::LANES } else { V::LANES });
         // SAFETY: the caller's promise covers `j..j + width`.
         unsafe {
-            if width > V::LANES {
+            if two && width > V::LANES {
                 strip::<V, M, 2, BY_COL>(t, j, width);
             } else {
                 strip::<V, M, 1, BY_COL>(t, j, width);
@@ -158,9 +171,14 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Whether the values of a column are adjacent, and those of a row are not.
+    pub(super) fn lies_in_columns(&self) -> bool {
+        self.row_stride == 1 && self.col_stride != 1
+    }
+
     /// Whether [`pack_a`] puts this block into the column layout.
     pub(super) fn by_col(&self) -> bool {
-        self.row_stride == 1 && self.col_stride != 1
+        self.lies_in_columns() || self.rows > FEW_ROWS
     }
 }
 
@@ -211,9 +229,20 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
     debug_assert!(from.rows <= MAX_ROWS && from.cols <= DEPTH);
     // SAFETY: reads stay inside the block; writes reach at most `rows * A_ROW` or `cols * A_COL`.
     unsafe {
-        if from.by_col() {
+        if from.lies_in_columns() {
             pack_columns::<V>(from, &[from.rows], dst);
-        } else if from.col_stride == 1 {
+        } else if from.by_col() && from.col_stride == 1 && from.rows >= V::LANES {
+            // The last rows are taken together with some before them, which get the same values twice.
+            for first in (0..from.rows).step_by(V::LANES) {
+                let first = first.min(from.rows - V::LANES);
+                transpose::<V, A_COL>(
+                    from.src.add(first * from.row_stride),
+                    from.row_stride,
+                    from.cols,
+                    dst.add(first),
+                );
+            }
+        } else if from.col_stride == 1 && !from.by_col() {
             let whole = from.cols / V::LANES * V::LANES;
             for i in 0..from.rows {
                 let (src, dst) = (from.src.add(i * from.row_stride), dst.add(i * A_ROW));
@@ -223,9 +252,10 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
                 V::load_n(src.wrapping_add(whole), from.cols - whole).store_n(dst.add(whole), from.cols - whole);
             }
         } else {
+            let (row, col) = if from.by_col() { (1, A_COL) } else { (A_ROW, 1) };
             for i in 0..from.rows {
                 for k in 0..from.cols {
-                    *dst.add(i * A_ROW + k) = *from.src.add(i * from.row_stride + k * from.col_stride);
+                    *dst.add(i * row + k * col) = *from.src.add(i * from.row_stride + k * from.col_stride);
                 }
             }
         }
@@ -257,7 +287,7 @@ pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
         }
         let whole = if from.row_stride == 1 { from.cols / V::LANES * V::LANES } else { 0 };
         for j in (0..whole).step_by(V::LANES) {
-            transpose::<V>(from.src.add(j * from.col_stride), from.col_stride, from.rows, dst.add(j));
+            transpose::<V, PANEL>(from.src.add(j * from.col_stride), from.col_stride, from.rows, dst.add(j));
         }
         for k in 0..from.rows {
             for j in whole..PANEL {
@@ -268,12 +298,12 @@ pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
     }
 }
 
-/// `dst[k * PANEL + j] = src[j * stride + k]` for `j < LANES`, `k < depth`.
+/// `dst[k * TO + j] = src[j * stride + k]` for `j < LANES`, `k < depth`.
 ///
 /// # Safety
 /// As the formula says, and the processor has `V`'s instructions.
 #[inline(always)]
-unsafe fn transpose<V: Vector>(src: *const f32, stride: usize, depth: usize, dst: *mut f32) {
+unsafe fn transpose<V: Vector, const TO: usize>(src: *const f32, stride: usize, depth: usize, dst: *mut f32) {
     let whole = depth / 4 * 4;
     // SAFETY: rows `0..LANES` of `depth` values are read, `LANES` values of `depth` rows written.
     unsafe {
@@ -286,12 +316,12 @@ unsafe fn transpose<V: Vector>(src: *const f32, stride: usize, depth: usize, dst
                 V::load_quads(src.add(3 * stride), stride),
             ];
             for (i, x) in V::transpose_quads(r).into_iter().enumerate() {
-                x.store(dst.add((k + i) * PANEL));
+                x.store(dst.add((k + i) * TO));
             }
         }
         for k in whole..depth {
             for j in 0..V::LANES {
-                *dst.add(k * PANEL + j) = *src.add(j * stride + k);
+                *dst.add(k * TO + j) = *src.add(j * stride + k);
             }
         }
     }

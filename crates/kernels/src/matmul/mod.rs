@@ -95,10 +95,10 @@ pub fn matmul_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: S
         return;
     }
     let kernels = kernels(isa);
-    if b.col_stride() != 1 || a.rows() > kernels.tile_rows() {
+    if b.col_stride() != 1 || a.rows() > 2 * kernels.few_rows() {
         return blocked::run(kernels, c, a, b, start, threads);
     }
-    // With a single tile of rows every value of B is used once: packing whole panels would only add work.
+    // With one or two tiles of rows every value of B is used about once: packing whole panels would only add work.
     let whole = b.cols() / kernel::PANEL * kernel::PANEL;
     if whole > 0 {
         panels::run_direct(kernels, c.col_range(0..whole), a, b.col_range(0..whole), start, threads);

@@ -86,7 +86,7 @@ struct Source {
     row_stride: usize,
 }
 
-/// Row tiles up to which a task takes all rows of its panels, so that B is read once.
+/// Tiles of few rows up to which a task takes all rows of its panels, so that B is read once.
 const FLAT_TILES: usize = 12;
 /// Panels in such a task when several tiles reread them.
 const FLAT_PANELS: usize = 8;
@@ -106,9 +106,10 @@ unsafe impl Sync for Job {}
 fn run(x: Operands, source: Source, threads: Threads) {
     let (m, n, k) = (x.a.rows, x.n, x.a.cols);
     let threads = share::count(threads, m, n, k);
-    let (panels, tiles) = (n.div_ceil(PANEL), m.div_ceil(x.kernels.tile_rows()));
-    let job = Job { x, source, panels, tiles, threads, next: AtomicUsize::new(0) };
-    share::run(threads, || if tiles <= FLAT_TILES { job.work_flat() } else { job.work_tiles() });
+    let is_flat = m <= FLAT_TILES * x.kernels.few_rows();
+    let tiles = m.div_ceil(if is_flat { x.kernels.few_rows() } else { x.kernels.tile_rows() });
+    let job = Job { x, source, panels: n.div_ceil(PANEL), tiles, threads, next: AtomicUsize::new(0) };
+    share::run(threads, || if is_flat { job.work_flat() } else { job.work_tiles() });
 }
 
 /// `c = a b` or `c += a b` for non-empty operands of fitting shapes.
@@ -209,7 +210,7 @@ impl Job {
         packed: *const f32,
     ) {
         let wide = self.x.kernels.row_panels;
-        let by_row = height == 1 && !self.x.a.by_col();
+        let by_row = height == 1 && !self.x.a.lies_in_columns();
         let mut panel = panels.start;
         while panel < panels.end {
             let is_wide = by_row && panel + wide <= panels.end && (panel + wide) * PANEL <= self.x.n;

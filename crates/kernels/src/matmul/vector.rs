@@ -8,6 +8,8 @@
 /// reading or writing the lanes named, with no demand on alignment.
 pub(super) trait Vector: Copy {
     const LANES: usize;
+    /// Registers that a loop may use.
+    const REGISTERS: usize;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
@@ -31,6 +33,7 @@ pub(super) struct Plain([f32; 8]);
 
 impl Vector for Plain {
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -124,6 +127,7 @@ mod x86 {
 
     impl Vector for Avx2 {
         const LANES: usize = 8;
+        const REGISTERS: usize = 16;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -204,6 +208,7 @@ mod x86 {
 
     impl Vector for Avx512 {
         const LANES: usize = 16;
+        const REGISTERS: usize = 32;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {

@@ -1,0 +1,116 @@
+//! How far one distribution is from another, row by row, and the gradient of that.
+
+use crate::dispatch::{LANES, check_len, multiversion};
+use crate::exp::exp;
+use rayon::prelude::*;
+
+multiversion! {
+    fn row(student: &mut [f32], teacher: &[f32], factor: f32) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (blocks, tail) = student.as_chunks_mut::<LANES>();
+        let (teacher_blocks, teacher_tail) = teacher.as_chunks::<LANES>();
+        for (s, t) in blocks.iter_mut().zip(teacher_blocks) {
+            for lane in 0..LANES {
+                let p = exp(t[lane]);
+                lanes[lane] += f64::from(p * (t[lane] - s[lane]));
+                s[lane] = factor * (exp(s[lane]) - p);
+            }
+        }
+        for ((lane, s), &t) in lanes.iter_mut().zip(tail).zip(teacher_tail) {
+            let p = exp(t);
+            *lane += f64::from(p * (t - *s));
+            *s = factor * (exp(*s) - p);
+        }
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] += lanes[lane + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// The divergence of each row `s` of logarithms of probabilities from its row `t`, `sum e^t (t - s)` in nats, and in
+/// place of `s` the gradient `factors[i] (e^s - e^t)` of `factors[i]` times it by the logits behind `s`
+/// (Kullback & Leibler 1951).
+///
+/// `student` and `teacher` `[T, v]`, `factors` and `apart` `[T]`.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn divergence_rows(student: &mut [f32], teacher: &[f32], v: usize, factors: &[f32], apart: &mut [f64]) {
+    let name = "divergence_rows";
+    check_len(name, "student", student.len(), factors.len() * v);
+    check_len(name, "teacher", teacher.len(), factors.len() * v);
+    check_len(name, "apart", apart.len(), factors.len());
+    if v == 0 {
+        return apart.fill(0.0);
+    }
+    let rows = student.par_chunks_exact_mut(v).zip(teacher.par_chunks_exact(v)).zip(factors).zip(apart);
+    rows.for_each(|(((student, teacher), &factor), apart)| *apart = row(student, teacher, factor));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cross_entropy::log_softmax_rows;
+    use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
+
+    fn log_softmax(logits: &[f64]) -> Vec<f64> {
+        let lse = logits.iter().map(|z| z.exp()).sum::<f64>().ln();
+        logits.iter().map(|z| z - lse).collect()
+    }
+
+    fn reference(student: &[f64], teacher: &[f64], v: usize) -> Vec<f64> {
+        let one = |(s, t): (&[f64], &[f64])| {
+            let (s, t) = (log_softmax(s), log_softmax(t));
+            s.iter().zip(&t).map(|(s, t)| t.exp() * (t - s)).sum()
+        };
+        student.chunks(v).zip(teacher.chunks(v)).map(one).collect()
+    }
+
+    #[test]
+    fn agrees_with_the_reference_and_with_differences() {
+        for (t, v) in [(1, 1), (3, 7), (2, 37)] {
+            let [s, y] = [1, 2].map(|seed| values(seed, t * v).iter().map(|x| 3.0 * x).collect::<Vec<f32>>());
+            let factors = values(3, t);
+            let (mut student, mut teacher) = (s.clone(), y.clone());
+            log_softmax_rows(&mut student, v);
+            log_softmax_rows(&mut teacher, v);
+            let mut apart = vec![f64::NAN; t];
+            divergence_rows(&mut student, &teacher, v, &factors, &mut apart);
+            let apart: Vec<f32> = apart.iter().map(|&x| x as f32).collect();
+            assert_close(&apart, &reference(&wide(&s), &wide(&y), v), 2e-6);
+            let of = |s: &[f64]| inner(&reference(s, &wide(&y), v), &factors);
+            assert_close(&student, &differences(&s, of), 4e-6);
+        }
+        divergence_rows(&mut [], &[], 5, &[], &mut []);
+    }
+
+    #[test]
+    fn threads_and_places_do_not_change_a_bit() {
+        let (t, v) = (70, 301);
+        let (mut s, mut y) = (values(1, t * v), values(2, t * v));
+        log_softmax_rows(&mut s, v);
+        log_softmax_rows(&mut y, v);
+        let factors = values(3, t);
+        let run = |rows: std::ops::Range<usize>| {
+            let mut student = s[rows.start * v..rows.end * v].to_vec();
+            let mut apart = vec![0.0; rows.len()];
+            divergence_rows(&mut student, &y[rows.start * v..rows.end * v], v, &factors[rows], &mut apart);
+            (bits(&student), apart)
+        };
+        let runs = in_pools(1..=3, || run(0..t));
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+        let (one, apart) = run(44..45);
+        assert_eq!((&one[..], apart[0]), (&runs[0].0[44 * v..45 * v], runs[0].1[44]));
+    }
+
+    #[test]
+    #[should_panic(expected = "divergence_rows: `teacher` holds 3 values where its shape needs 4")]
+    fn a_wrong_length_is_named() {
+        divergence_rows(&mut [0.0; 4], &[0.0; 3], 2, &[1.0; 2], &mut [0.0; 2]);
+    }
+}
