@@ -2,7 +2,7 @@
 //! tiles of C from the previous block are computed.
 
 use super::isa::Kernels;
-use super::kernel::{A_TILE, Block, DEPTH, PANEL, Tile};
+use super::kernel::{A_COL, A_TILE, Block, DEPTH, PANEL, Tile};
 use super::share::{self, TileRoom};
 use super::{Mat, MatMut, Start, Threads};
 use std::ops::Range;
@@ -21,6 +21,10 @@ const TASKS: usize = 6;
 /// Fewest panels in such a group: each group copies its part of A.
 const LEAST_GROUP: usize = 4;
 
+/// Panels up to which A is used too few times to be worth much copying: rows are then copied as they are, and columns
+/// of a matrix that is close at hand, of at most so many values, are read where they lie.
+const NARROW: usize = 2;
+const CLOSE: usize = 1 << 17;
 /// Most parts of the tasks of a stage.
 const MOST_PARTS: usize = 16;
 
@@ -111,6 +115,7 @@ impl Operands {
         Tile {
             depth: 0,
             a: std::ptr::null(),
+            a_step: A_COL,
             b: std::ptr::null(),
             b_stride: PANEL,
             c,
@@ -156,6 +161,7 @@ struct Job {
     /// Blocks over `k`.
     stack: usize,
     panels: usize,
+    is_narrow: bool,
     width: usize,
     /// Panels that one task computes.
     group: usize,
@@ -184,12 +190,13 @@ pub(super) fn run(
 ) {
     let (m, n, k) = (a.rows(), b.cols(), a.cols());
     let threads = share::count(threads, m, n, k);
-    let tiles = m.div_ceil(kernels.tile_rows());
-    let panels = n.div_ceil(PANEL);
-    let (depth, width, span) = cut(panels, k, block_of(&a).lies_in_columns());
+    let (panels, by_col) = (n.div_ceil(PANEL), block_of(&a).lies_in_columns());
+    let is_narrow = panels <= NARROW && (!by_col || m * k <= CLOSE);
+    let tiles = m.div_ceil(if is_narrow && !by_col { kernels.few_rows() } else { kernels.tile_rows() });
+    let (depth, width, span) = cut(panels, k, by_col);
     let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1) };
     let half = span * depth * PANEL * width;
-    let lumps = match block_of(&a).lies_in_columns() {
+    let lumps = match by_col {
         true => tiles.div_ceil(LUMP).max(tiles.min(2 * threads)).next_multiple_of(threads).min(tiles),
         false => tiles,
     };
@@ -205,6 +212,7 @@ pub(super) fn run(
             span,
             stack: k.div_ceil(span * depth),
             panels,
+            is_narrow,
             width,
             group: width.div_ceil(groups),
             workers: AtomicUsize::new(0),
@@ -332,16 +340,22 @@ impl Job {
             // SAFETY: rows, steps and panels are inside the operands, a lump has at most `LUMP` tiles (one, where A lies in
             // rows), and a tile at most `tile_rows` rows and `DEPTH` steps.
             unsafe {
-                if by_col {
+                let a = &self.x.a;
+                if by_col && !self.is_narrow {
                     self.x.pack_lump(tiles.clone(), self.tiles, steps.clone(), room);
                 }
                 for (at, tile) in tiles.clone().enumerate() {
-                    let rows = even_part(self.x.a.rows, self.tiles, tile);
-                    let (kernel, packed) = match by_col {
-                        true => (self.x.kernels.tile_by_col[rows.len() - 1], room.wrapping_add(at * A_TILE)),
-                        false => (self.x.pack_a(rows, steps.clone(), room), room),
+                    let rows = even_part(a.rows, self.tiles, tile);
+                    let by_col_kernel = self.x.kernels.tile_by_col[rows.len() - 1];
+                    let (kernel, from, a_step) = match (by_col, self.is_narrow) {
+                        (true, true) => {
+                            let in_place = a.src.wrapping_add(rows.start + steps.start * a.col_stride);
+                            (by_col_kernel, in_place, a.col_stride)
+                        }
+                        (true, false) => (by_col_kernel, room.wrapping_add(at * A_TILE).cast_const(), A_COL),
+                        (false, _) => (self.x.pack_a(rows, steps.clone(), room), room.cast_const(), A_COL),
                     };
-                    self.row_of_tiles(tile, block, layer, steps.clone(), mine.clone(), kernel, packed);
+                    self.row_of_tiles(tile, block, layer, steps.clone(), mine.clone(), kernel, (from, a_step));
                 }
             }
         }
@@ -350,7 +364,7 @@ impl Job {
     /// One tile of A against the panels `mine` of a layer of a block.
     ///
     /// # Safety
-    /// `packed` holds the tile's steps; nobody else uses this part of C.
+    /// `a` holds the tile's steps, as `kernel` reads them; nobody else uses this part of C.
     unsafe fn row_of_tiles(
         &self,
         tile: usize,
@@ -359,7 +373,7 @@ impl Job {
         steps: Range<usize>,
         mine: Range<usize>,
         kernel: unsafe fn(&Tile),
-        packed: *const f32,
+        (a, a_step): (*const f32, usize),
     ) {
         let rows = even_part(self.x.a.rows, self.tiles, tile);
         let first = self.panels_of(block).start;
@@ -368,7 +382,7 @@ impl Job {
             unsafe {
                 let mut tile = self.x.tile_at(rows.start, first + at, steps.start == 0);
                 tile.depth = steps.len();
-                tile.a = packed;
+                (tile.a, tile.a_step) = (a, a_step);
                 tile.b = self.panel(block, layer, at);
                 if at + 1 == mine.end {
                     let back = (mine.len() - 1) * PANEL;

@@ -23,8 +23,9 @@ pub(super) const A_TILE: usize = if FEW_ROWS * A_ROW > DEPTH * A_COL { FEW_ROWS 
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) depth: usize,
-    /// Packed tile of A: rows `A_ROW` apart, or columns `A_COL` apart in the column layout.
+    /// Packed tile of A: rows `A_ROW` apart, or columns `a_step` apart in the column layout.
     pub(super) a: *const f32,
+    pub(super) a_step: usize,
     /// Panel of B: `depth` rows of `PANEL` readable values, `b_stride` apart.
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
@@ -44,7 +45,7 @@ const B_AHEAD: usize = 16;
 /// As [`tile`], for the columns `j..j + width` with `width <= NV * LANES`.
 #[inline(always)]
 unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(t: &Tile, j: usize, width: usize) {
-    let (row, step) = if BY_COL { (1, A_COL) } else { (A_ROW, 1) };
+    let (row, step) = if BY_COL { (1, t.a_step) } else { (A_ROW, 1) };
     let full = width == NV * V::LANES;
     // SAFETY: the caller vouches for A and B over `depth` steps and for C over `M` rows of `width`
     // columns from `j`; partial vectors touch only those columns.
