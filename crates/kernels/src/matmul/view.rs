@@ -118,6 +118,17 @@ impl<'a> Mat<'a> {
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
+    /// Row `i`, where its values are adjacent.
+    ///
+    /// # Panics
+    /// When `i` is not below `rows`.
+    #[track_caller]
+    pub(crate) fn row(&self, i: usize) -> Option<&'a [f32]> {
+        assert!(i < self.rows, "Mat::row: row {i} of {}", self.rows);
+        let start = if self.cols == 0 { 0 } else { i * self.row_stride };
+        (self.col_stride == 1).then(|| &self.data[start..start + self.cols])
+    }
+
     pub(super) fn as_ptr(&self) -> *const f32 {
         self.data.as_ptr()
     }

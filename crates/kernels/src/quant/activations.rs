@@ -2,53 +2,16 @@
 //! bfloat16 values.
 
 use super::half::{bf16_to_f32, f32_to_bf16};
-use super::kernel::{A_ROW, A_TILE};
+use super::kernel::{A_ROW, A_TILE, RoundTask};
+use super::path::Kernels;
 use crate::dispatch::multiversion;
 use crate::scratch::Scratch;
 
-/// Groups whose largest magnitude is below this are zero, so that `127 / largest` is finite.
-const LEAST: f32 = f32::from_bits((127 - 100) << 23);
-const LANES: usize = 16;
-
-multiversion! {
-    /// Rounds a row to bytes: in each group `scale = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties
-    /// to even; `sums` are the sums of the `q`. A group with a value that is not finite has a NaN scale, so
-    /// that its products are NaN.
-    ///
-    /// `x` and `codes` hold whole groups, `group` is a multiple of 16.
-    fn quantize_row(x: &[f32], group: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
-        for (g, (x, codes)) in x.chunks_exact(group).zip(codes.chunks_exact_mut(group)).enumerate() {
-            let mut most = [0u32; LANES];
-            for x in x.as_chunks::<LANES>().0 {
-                for lane in 0..LANES {
-                    // Bit patterns of magnitudes are ordered like the magnitudes, NaN above infinity.
-                    most[lane] = most[lane].max(x[lane].to_bits() & 0x7fff_ffff);
-                }
-            }
-            let most = f32::from_bits(most.into_iter().fold(0, u32::max));
-            let used = most.is_finite() && most >= LEAST;
-            scales[g] = if !most.is_finite() { f32::NAN } else if used { most / 127.0 } else { 0.0 };
-            let inverse = if used { 127.0 / most } else { 0.0 };
-            let mut sum = [0i32; LANES];
-            for (x, codes) in x.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0) {
-                for lane in 0..LANES {
-                    let y = if used { x[lane] * inverse } else { 0.0 };
-                    // SAFETY: `y` is finite and its magnitude at most 127.1, rounded 127.
-                    let q: i32 = unsafe { y.round_ties_even().to_int_unchecked() };
-                    sum[lane] += q;
-                    codes[lane] = q as i8;
-                }
-            }
-            sums[g] = sum.into_iter().sum();
-        }
-    }
-}
-
 multiversion! {
     /// Rounds a row to bfloat16 values, kept as `f32`.
-    fn round_row(x: &mut [f32]) {
-        for x in x {
-            *x = bf16_to_f32(f32_to_bf16(*x));
+    fn round_row(x: &[f32], rounded: &mut [f32]) {
+        for (rounded, x) in rounded.iter_mut().zip(x) {
+            *rounded = bf16_to_f32(f32_to_bf16(*x));
         }
     }
 }
@@ -65,8 +28,9 @@ multiversion! {
 /// How activations are laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Form {
-    /// Tiles of bytes with scales for groups of this size.
-    Bytes { group: usize },
+    /// Tiles of bytes with scales for groups of this size; `bias` is what the kernel sees added to each code
+    /// of the weights.
+    Bytes { group: usize, bias: i32 },
     /// Tiles of bfloat16 values.
     Halves,
     /// Rows of `f32` values that are bfloat16 values.
@@ -75,7 +39,7 @@ pub(super) enum Form {
 
 /// Memory for the activations of one product, on a cache line, filled row by row by any thread.
 ///
-/// Tile `t` holds rows `16 t` on, 64 bytes of each for every 1024 bytes; scales, sums and offsets lie as
+/// Tile `t` holds rows `16 t` on, 64 bytes of each for every 1024 bytes; scales, starts and offsets lie as
 /// `[tile][group][row]`.
 pub(super) struct Activations {
     pub(super) form: Form,
@@ -83,7 +47,7 @@ pub(super) struct Activations {
     pub(super) groups: usize,
     pub(super) base: *mut u8,
     pub(super) scales: *mut f32,
-    pub(super) sums: *mut i32,
+    pub(super) starts: *mut i32,
     pub(super) offsets: *mut f32,
 }
 
@@ -97,7 +61,7 @@ impl Activations {
     fn lens(form: Form, rows: usize, depth: usize) -> (usize, usize, usize) {
         let tiles = rows.div_ceil(16);
         match form {
-            Form::Bytes { group } => (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group),
+            Form::Bytes { group, .. } => (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group),
             Form::Halves => (tiles * 8 * depth, 0, 0),
             Form::Wide => (rows * depth, 0, 0),
         }
@@ -117,7 +81,7 @@ impl Activations {
         let start = buffer.as_mut_ptr();
         // SAFETY: the parts lie one after another inside the slice.
         let [a, b, c] = [0, 1, 2].map(|i| unsafe { start.add(base + i * scales) });
-        Self { form, depth, groups, base: start.cast(), scales: a, sums: b.cast(), offsets: c }
+        Self { form, depth, groups, base: start.cast(), scales: a, starts: b.cast(), offsets: c }
     }
 
     /// Where tile `tile` begins.
@@ -126,20 +90,19 @@ impl Activations {
         self.base.wrapping_add(tile * 16 * self.depth * bytes).cast()
     }
 
-    /// Stores row `row`, whose values `x` are padded with zeros to `depth` and serve as room.
+    /// Stores row `row`, whose values `x` are padded with zeros to `depth`.
     ///
     /// # Safety
     /// The buffer still lives, `row` is one of its rows, and no other thread touches that row.
-    pub(super) unsafe fn put(&self, row: usize, x: &mut [f32]) {
+    pub(super) unsafe fn put(&self, kernels: &Kernels, row: usize, x: &[f32]) {
         assert_eq!(x.len(), self.depth);
         match self.form {
             Form::Wide => {
-                round_row(x);
-                // SAFETY: the caller's promise; the row has `depth` values.
-                unsafe {
-                    let to = self.base.cast::<f32>().add(row * self.depth);
-                    std::ptr::copy_nonoverlapping(x.as_ptr(), to, self.depth);
-                }
+                // SAFETY: the caller's promise; the row has `depth` values, all initialised as the buffer is.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(self.base.cast::<f32>().add(row * self.depth), self.depth)
+                };
+                round_row(x, to);
             }
             Form::Halves => {
                 let mut scratch = Scratch::take(self.depth / 2);
@@ -150,30 +113,20 @@ impl Activations {
                 // SAFETY: the caller's promise.
                 unsafe { self.put_lines(row, codes.as_ptr().cast(), 2 * self.depth) };
             }
-            // SAFETY: the caller's promise.
-            Form::Bytes { group } => unsafe { self.put_bytes(row, group, x) },
-        }
-    }
-
-    /// # Safety
-    /// As [`Activations::put`].
-    unsafe fn put_bytes(&self, row: usize, group: usize, x: &[f32]) {
-        let mut scratch = Scratch::take(self.depth / 4 + 2 * self.groups);
-        let [codes, scales, sums] = scratch.split([self.depth / 4, self.groups, self.groups]);
-        // SAFETY: four bytes for each `f32` of the room, and numbers of one size and alignment.
-        let (codes, sums) = unsafe {
-            let codes = std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<i8>(), self.depth);
-            (codes, std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<i32>(), self.groups))
-        };
-        quantize_row(x, group, codes, scales, sums);
-        let at = row / 16 * self.groups * 16 + row % 16;
-        // SAFETY: the caller's promise; the offsets are those of this row.
-        unsafe {
-            self.put_lines(row, codes.as_ptr().cast(), self.depth);
-            for (g, (&scale, &sum)) in scales.iter().zip(sums.iter()).enumerate() {
-                *self.scales.add(at + g * 16) = scale;
-                *self.sums.add(at + g * 16) = sum;
-                *self.offsets.add(at + g * 16) = scale * sum as f32;
+            Form::Bytes { group, bias } => {
+                let at = row / 16 * self.groups * 16 + row % 16;
+                let task = RoundTask {
+                    x: x.as_ptr(),
+                    groups: self.groups,
+                    group,
+                    bias,
+                    codes: self.tile(row / 16).wrapping_add(row % 16 * A_ROW).cast_mut(),
+                    scales: self.scales.wrapping_add(at),
+                    starts: self.starts.wrapping_add(at),
+                    offsets: self.offsets.wrapping_add(at),
+                };
+                // SAFETY: the pointers are those of this row, the caller's alone.
+                unsafe { (kernels.round_row)(&task) }
             }
         }
     }
@@ -183,11 +136,12 @@ impl Activations {
     /// # Safety
     /// As [`Activations::put`].
     unsafe fn put_lines(&self, row: usize, from: *const u8, len: usize) {
+        let to = self.tile(row / 16).wrapping_add(row % 16 * A_ROW).cast_mut();
         for k in 0..len / A_ROW {
             // SAFETY: line `k` of the row lies inside its tile.
             unsafe {
-                let to = self.tile(row / 16).cast_mut().cast::<u8>().add(k * A_TILE + row % 16 * A_ROW);
-                std::ptr::copy_nonoverlapping(from.add(k * A_ROW), to, A_ROW);
+                let line = from.add(k * A_ROW).cast::<[u8; A_ROW]>().read_unaligned();
+                to.add(k * A_TILE).cast::<[u8; A_ROW]>().write_unaligned(line);
             }
         }
     }

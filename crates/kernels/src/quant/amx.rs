@@ -80,39 +80,52 @@ impl Drop for Tiles {
     }
 }
 
-/// Operands of a block: two tiles of rows by two panels. Both of a pair may be the same.
+/// Operands of a block: one or two tiles of rows by two panels, which may be the same.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     /// Tiles of activations, those for 64 bytes of k each following one another.
     pub(super) a: [*const i8; 2],
+    /// Whether the second tile of rows takes part.
+    pub(super) is_tall: bool,
     /// Lines of weights.
     pub(super) b: [*const u8; 2],
     /// Tiles of 64 bytes of k.
     pub(super) steps: usize,
+    /// Where the results will be written in the end, two panels to a row. Each step asks for two rows, so
+    /// that the memory's answer is there in time; any address will do.
+    pub(super) y: *mut f32,
+    /// Bytes between the rows of Y.
+    pub(super) y_stride: usize,
 }
 
-/// Runs `$before`, then `$body` for each 64 bytes of k, then `$after`; `{c}` moves by `$c_step` bytes a round.
-macro_rules! block {
-    ($t:expr, $c:expr, [$($before:expr),*], [$($body:expr),*], $c_step:literal, [$($after:expr),*]) => {
+/// Results of all steps: clears the tiles, runs the products for each 64 bytes of k, stores.
+macro_rules! whole {
+    ($t:expr, $c:expr, [$($clear:expr),*], [$($products:expr),*], [$($store:expr),*]) => {
         asm!(
-            $($before,)*
+            $($clear,)*
             "2:",
-            $($body,)*
+            $($products,)*
             "add {a0}, 1024",
             "add {a1}, 1024",
             "add {b0}, 1024",
             "add {b1}, 1024",
-            concat!("add {c}, ", $c_step),
+            "prefetchw [{y}]",
+            "prefetchw [{y} + 64]",
+            "prefetchw [{y} + {ys}]",
+            "prefetchw [{y} + {ys} + 64]",
+            "lea {y}, [{y} + 2 * {ys}]",
             "dec {n}",
             "jnz 2b",
-            $($after,)*
+            $($store,)*
             a0 = inout(reg) $t.a[0] => _,
             a1 = inout(reg) $t.a[1] => _,
             b0 = inout(reg) $t.b[0] => _,
             b1 = inout(reg) $t.b[1] => _,
-            c = inout(reg) $c => _,
+            c = in(reg) $c,
             n = inout(reg) $t.steps => _,
             s = in(reg) 64usize,
+            y = inout(reg) $t.y => _,
+            ys = in(reg) $t.y_stride,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -120,68 +133,46 @@ macro_rules! block {
     };
 }
 
-/// The whole sum in tile registers.
-macro_rules! whole {
+/// [`whole`] for two tiles of rows and for one.
+macro_rules! sums {
     ($t:expr, $c:expr, $dot:literal) => {
-        block!(
-            $t,
-            $c,
-            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-            [
-                "tileloadd tmm4, [{a0} + {s}]",
-                "tileloadd tmm6, [{b0} + {s}]",
-                "tileloadd tmm7, [{b1} + {s}]",
-                concat!($dot, " tmm0, tmm4, tmm6"),
-                "tileloadd tmm5, [{a1} + {s}]",
-                concat!($dot, " tmm1, tmm4, tmm7"),
-                concat!($dot, " tmm2, tmm5, tmm6"),
-                concat!($dot, " tmm3, tmm5, tmm7")
-            ],
-            "0",
-            [
-                "tilestored [{c} + {s}], tmm0",
-                "tilestored [{c} + {s} + 1024], tmm1",
-                "tilestored [{c} + {s} + 2048], tmm2",
-                "tilestored [{c} + {s} + 3072], tmm3"
-            ]
-        )
-    };
-}
-
-/// The four products of one group of k: `$a` and `$b` bytes into the operands, results `$c` bytes into C.
-macro_rules! group {
-    ($a:literal, $b:literal, $c:literal) => {
-        concat!(
-            "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3\n",
-            "tileloadd tmm4, [{a0} + {s} + ",
-            $a,
-            "]\n",
-            "tileloadd tmm6, [{b0} + {s} + ",
-            $b,
-            "]\n",
-            "tdpbssd tmm0, tmm4, tmm6\n",
-            "tileloadd tmm7, [{b1} + {s} + ",
-            $b,
-            "]\n",
-            "tdpbssd tmm1, tmm4, tmm7\n",
-            "tileloadd tmm5, [{a1} + {s} + ",
-            $a,
-            "]\n",
-            "tilestored [{c} + {s} + ",
-            $c,
-            "], tmm0\n",
-            "tdpbssd tmm2, tmm5, tmm6\n",
-            "tilestored [{c} + {s} + ",
-            $c,
-            " + 1024], tmm1\n",
-            "tdpbssd tmm3, tmm5, tmm7\n",
-            "tilestored [{c} + {s} + ",
-            $c,
-            " + 2048], tmm2\n",
-            "tilestored [{c} + {s} + ",
-            $c,
-            " + 3072], tmm3"
-        )
+        if $t.is_tall {
+            whole!(
+                $t,
+                $c,
+                ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                [
+                    "tileloadd tmm4, [{a0} + {s}]",
+                    "tileloadd tmm6, [{b0} + {s}]",
+                    "tileloadd tmm7, [{b1} + {s}]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm5, [{a1} + {s}]",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    concat!($dot, " tmm3, tmm5, tmm7")
+                ],
+                [
+                    "tilestored [{c} + {s}], tmm0",
+                    "tilestored [{c} + {s} + 1024], tmm1",
+                    "tilestored [{c} + {s} + 2048], tmm2",
+                    "tilestored [{c} + {s} + 3072], tmm3"
+                ]
+            )
+        } else {
+            whole!(
+                $t,
+                $c,
+                ["tilezero tmm0", "tilezero tmm1"],
+                [
+                    "tileloadd tmm4, [{a0} + {s}]",
+                    "tileloadd tmm6, [{b0} + {s}]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{b1} + {s}]",
+                    concat!($dot, " tmm1, tmm4, tmm7")
+                ],
+                ["tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 1024], tmm1"]
+            )
+        }
     };
 }
 
@@ -193,7 +184,7 @@ macro_rules! group {
 /// A [`Tiles`] of 16 quads lives; the operands hold `steps` tiles; `c` has four tiles of room.
 pub(super) unsafe fn bf16(t: &Operands, c: *mut f32) {
     // SAFETY: the caller vouches for the memory; the tile registers are named.
-    unsafe { whole!(t, c, "tdpbf16ps") };
+    unsafe { sums!(t, c, "tdpbf16ps") };
 }
 
 /// The same for signed bytes, exactly.
@@ -202,23 +193,63 @@ pub(super) unsafe fn bf16(t: &Operands, c: *mut f32) {
 /// As [`bf16`].
 pub(super) unsafe fn int8(t: &Operands, c: *mut i32) {
     // SAFETY: the caller vouches for the memory; the tile registers are named.
-    unsafe { whole!(t, c, "tdpbssd") };
+    unsafe { sums!(t, c, "tdpbssd") };
 }
 
-/// One result of four tiles for each group of 64 values.
-///
-/// # Safety
-/// As [`bf16`], with room for `4 * steps` tiles.
-pub(super) unsafe fn groups_of_64(t: &Operands, c: *mut i32) {
-    // SAFETY: the caller vouches for the memory; the tile registers are named.
-    unsafe { block!(t, c, [], [group!("0", "0", "0")], "4096", []) };
+/// The products of one group with one tile of rows, and what is given for a second.
+macro_rules! products {
+    ($a:expr, $b:expr, $c:expr, [$($line:literal),*]) => {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tileloadd tmm4, [{a0} + {s}]",
+            "tileloadd tmm6, [{b0} + {s}]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {s}]",
+            "tdpbssd tmm1, tmm4, tmm7",
+            $($line,)*
+            "tilestored [{c} + {s}], tmm0",
+            "tilestored [{c} + {s} + 1024], tmm1",
+            // Names an operand that one tile of rows does not need.
+            "/* {a1} */",
+            a0 = in(reg) $a[0],
+            a1 = in(reg) $a[1],
+            b0 = in(reg) $b[0],
+            b1 = in(reg) $b[1],
+            c = in(reg) $c,
+            s = in(reg) 64usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, preserves_flags),
+        )
+    };
 }
 
-/// One result of four tiles for each group of 32 values, two in each step.
+/// The products of one group, which begins at `a` and `b`, of as many quads as the tiles have.
 ///
 /// # Safety
-/// As [`bf16`], but with a [`Tiles`] of 8 quads and room for `8 * steps` tiles.
-pub(super) unsafe fn groups_of_32(t: &Operands, c: *mut i32) {
+/// As [`bf16`], with a group's quads; `a[1]` is read only where `is_tall`.
+#[inline(always)]
+pub(super) unsafe fn group(a: [*const i8; 2], is_tall: bool, b: [*const u8; 2], c: *mut i32) {
     // SAFETY: the caller vouches for the memory; the tile registers are named.
-    unsafe { block!(t, c, [], [group!("0", "0", "0"), group!("32", "512", "4096")], "8192", []) };
+    unsafe {
+        if is_tall {
+            products!(
+                a,
+                b,
+                c,
+                [
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "tileloadd tmm5, [{a1} + {s}]",
+                    "tdpbssd tmm2, tmm5, tmm6",
+                    "tdpbssd tmm3, tmm5, tmm7",
+                    "tilestored [{c} + {s} + 2048], tmm2",
+                    "tilestored [{c} + {s} + 3072], tmm3"
+                ]
+            );
+        } else {
+            products!(a, b, c, []);
+        }
+    }
 }

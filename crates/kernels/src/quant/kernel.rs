@@ -1,4 +1,5 @@
-//! The innermost loops without matrix instructions: up to eight rows of activations against one panel.
+//! The innermost loops without matrix instructions: up to eight rows of activations against one panel, or
+//! one row against several.
 
 use super::format::{LINE, PANEL};
 use super::lanes::Lanes;
@@ -9,8 +10,15 @@ pub(super) const A_ROW: usize = 64;
 pub(super) const A_TILE: usize = 16 * A_ROW;
 /// Lines that 32 values of each lane take up as bytes: the smallest group.
 const SEGMENT: usize = 8;
-/// Bytes of the current panel ahead of which the memory is asked.
+/// Bytes of the current panels ahead of which the memory is asked.
 const AHEAD: usize = 3 << 10;
+
+/// How far from byte `at` of a panel of `bytes` bytes lies what is asked for: further on in the panel, or as
+/// far into the one that follows after all `panels` panels that are read at once.
+#[inline(always)]
+fn ahead(at: usize, bytes: usize, panels: usize) -> usize {
+    AHEAD + if at + AHEAD >= bytes { (panels - 1) * bytes } else { 0 }
+}
 
 /// Where a kernel writes: `y = sum * unit`, or `y + sum * unit`.
 #[derive(Clone, Copy)]
@@ -18,13 +26,19 @@ pub(super) struct Out {
     /// First row, first column of the panel.
     pub(super) y: *mut f32,
     pub(super) stride: usize,
-    /// Columns that exist, at most 16.
+    /// Columns that exist from there on; 16 are written.
     pub(super) cols: usize,
     pub(super) unit: f32,
     pub(super) add: bool,
 }
 
 impl Out {
+    /// The same, `panels` panels on.
+    #[inline(always)]
+    fn skip(&self, panels: usize) -> Self {
+        Self { y: self.y.wrapping_add(panels * PANEL), cols: self.cols - panels * PANEL, ..*self }
+    }
+
     /// Writes the sums of row `row`.
     ///
     /// # Safety
@@ -35,7 +49,7 @@ impl Out {
         unsafe {
             let y = self.y.add(row * self.stride);
             let mut room = [0.0f32; PANEL];
-            let full = self.cols == PANEL;
+            let full = self.cols >= PANEL;
             let value = if !self.add {
                 V::mul(sum, V::splat(self.unit))
             } else if full {
@@ -54,7 +68,7 @@ impl Out {
     }
 }
 
-/// A panel with integer codes, and quantised activations.
+/// Panels with integer codes, one after another, and quantised activations.
 #[derive(Clone, Copy)]
 pub(super) struct IntTask {
     pub(super) codes: *const u8,
@@ -65,75 +79,85 @@ pub(super) struct IntTask {
     pub(super) groups: usize,
     /// Values in a group.
     pub(super) group: usize,
-    /// What to take from each code: 8 for nibbles without minima.
-    pub(super) bias: i32,
     /// First row's part of its first tile; tiles for 64 values of k each follow one another.
     pub(super) a: *const i8,
     /// Scales of the activations, 16 for each group, from the first row on.
     pub(super) a_scales: *const f32,
-    /// Sums of the activations of each group, laid out likewise.
-    pub(super) a_sums: *const i32,
+    /// Where the integer sums begin, laid out likewise: what the bias of the codes adds to them is taken
+    /// off beforehand.
+    pub(super) a_starts: *const i32,
     /// Scale times sum, laid out likewise.
     pub(super) a_offsets: *const f32,
     pub(super) out: Out,
 }
 
-/// `R` rows against a panel: for each group in ascending order an exact integer sum, then
+/// `R` rows against `P` panels: for each group in ascending order an exact integer sum, then
 /// `acc = fma(sum * scale, a_scale, acc)` and, with minima, `acc = fma(min, a_scale * a_sum, acc)`.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows.
+/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and `P` panels.
 #[inline(always)]
-pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const NIBBLES: bool>(t: &IntTask) {
-    // SAFETY: `codes` holds `groups * group / 4` lines of bytes (half of that for nibbles), the
-    // activations as many values; all offsets below stay inside.
+pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {
+    let lines = if NIBBLES { SEGMENT / 2 } else { SEGMENT };
+    let panel_bytes = t.groups * t.group / (4 * SEGMENT) * lines * LINE;
+    let panel_scales = t.groups * PANEL;
+    // SAFETY: `codes` holds `groups * group / 4` lines of bytes for each panel (half of that for nibbles),
+    // the activations as many values; all offsets below stay inside.
     unsafe {
-        let bias = t.bias + if NIBBLES { 0 } else { V::BYTE_BIAS };
-        let (mut line, mut half) = (t.codes, 0);
-        let mut acc = [V::splat(0.0); R];
+        let (mut at, mut half) = (0, 0);
+        let mut acc = [[V::splat(0.0); P]; R];
         for g in 0..t.groups {
-            let mut sum = [V::splat_i(0); R];
+            let mut sum = [[V::splat_i(0); P]; R];
             for (r, sum) in sum.iter_mut().enumerate() {
-                *sum = V::splat_i((*t.a_sums.add(g * 16 + r)).wrapping_mul(-bias));
+                *sum = [V::splat_i(*t.a_starts.add(g * 16 + r)); P];
             }
             for _ in 0..t.group / (4 * SEGMENT) {
                 let a = t.a.add(half / 2 * A_TILE + half % 2 * 4 * SEGMENT);
                 half += 1;
-                for j in 0..if NIBBLES { SEGMENT / 2 } else { SEGMENT } {
-                    V::prefetch(line.wrapping_add(AHEAD));
-                    if NIBBLES {
-                        let (low, high) = V::nibbles(line);
-                        for (r, sum) in sum.iter_mut().enumerate() {
-                            let a = a.add(r * A_ROW + 8 * j);
-                            *sum = V::dot_nibbles(V::dot_nibbles(*sum, low, a), high, a.add(4));
-                        }
-                    } else {
-                        let w = V::bytes(line);
-                        for (r, sum) in sum.iter_mut().enumerate() {
-                            *sum = V::dot_bytes(*sum, w, a.add(r * A_ROW + 4 * j));
+                let ahead = ahead(at, panel_bytes, P);
+                for j in 0..lines {
+                    for p in 0..P {
+                        let line = t.codes.add(p * panel_bytes + at);
+                        V::prefetch(line.wrapping_add(ahead));
+                        if NIBBLES {
+                            let (low, high) = V::nibbles(line);
+                            for (r, sum) in sum.iter_mut().enumerate() {
+                                let a = a.add(r * A_ROW + 8 * j);
+                                sum[p] = V::dot_nibbles(V::dot_nibbles(sum[p], low, a), high, a.add(4));
+                            }
+                        } else {
+                            let w = V::bytes(line);
+                            for (r, sum) in sum.iter_mut().enumerate() {
+                                sum[p] = V::dot_bytes(sum[p], w, a.add(r * A_ROW + 4 * j));
+                            }
                         }
                     }
-                    line = line.add(LINE);
+                    at += LINE;
                 }
             }
-            let scale = V::load_f16(t.scales.add(g * PANEL));
-            for (r, (acc, sum)) in acc.iter_mut().zip(sum).enumerate() {
-                *acc = V::fma(V::mul(V::to_f(sum), scale), V::splat(*t.a_scales.add(g * 16 + r)), *acc);
-            }
-            if !t.mins.is_null() {
-                let min = V::load_f16(t.mins.add(g * PANEL));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = V::fma(min, V::splat(*t.a_offsets.add(g * 16 + r)), *acc);
+            for p in 0..P {
+                let scale = V::load_f16(t.scales.add(p * panel_scales + g * PANEL));
+                for (r, (acc, sum)) in acc.iter_mut().zip(&sum).enumerate() {
+                    let scaled = V::mul(V::to_f(sum[p]), scale);
+                    acc[p] = V::fma(scaled, V::splat(*t.a_scales.add(g * 16 + r)), acc[p]);
+                }
+                if !t.mins.is_null() {
+                    let min = V::load_f16(t.mins.add(p * panel_scales + g * PANEL));
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        acc[p] = V::fma(min, V::splat(*t.a_offsets.add(g * 16 + r)), acc[p]);
+                    }
                 }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            t.out.write::<V>(r, acc);
+            for (p, acc) in acc.into_iter().enumerate() {
+                t.out.skip(p).write::<V>(r, acc);
+            }
         }
     }
 }
 
-/// A panel of bfloat16 weights, and activations rounded to bfloat16 but kept as `f32`.
+/// Panels of bfloat16 weights, one after another, and activations rounded to bfloat16 but kept as `f32`.
 #[derive(Clone, Copy)]
 pub(super) struct BfTask {
     pub(super) codes: *const u8,
@@ -145,37 +169,112 @@ pub(super) struct BfTask {
     pub(super) out: Out,
 }
 
-/// `R` rows against a panel. In each block of 32 values of k the even and the odd values form one chain
+/// `R` rows against `P` panels. In each block of 32 values of k the even and the odd values form one chain
 /// of fused multiply-adds each, from zero; then `acc += even + odd`. This is what the matrix
 /// instruction computes, so both give the same bits.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows.
+/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and `P` panels.
 #[inline(always)]
-pub(super) unsafe fn bf_rows<V: Lanes, const R: usize>(t: &BfTask) {
-    // SAFETY: `codes` holds `depth / 2` lines and each row of activations `depth` values.
+pub(super) unsafe fn bf_rows<V: Lanes, const R: usize, const P: usize>(t: &BfTask) {
+    let panel_bytes = t.depth / 2 * LINE;
+    // SAFETY: `codes` holds `depth / 2` lines for each panel and each row of activations `depth` values.
     unsafe {
-        let mut line = t.codes;
-        let mut acc = [V::splat(0.0); R];
+        let mut at = 0;
+        let mut acc = [[V::splat(0.0); P]; R];
         for block in 0..t.depth / 32 {
             let a = t.a.add(block * 32);
-            let (mut even, mut odd) = ([V::splat(0.0); R], [V::splat(0.0); R]);
+            let (mut even, mut odd) = ([[V::splat(0.0); P]; R], [[V::splat(0.0); P]; R]);
+            let ahead = ahead(at, panel_bytes, P);
             for j in 0..16 {
-                V::prefetch(line.wrapping_add(AHEAD));
-                let (first, second) = V::pairs(line);
-                for r in 0..R {
-                    let a = a.add(r * t.a_stride + 2 * j);
-                    even[r] = V::fma(first, V::splat(*a), even[r]);
-                    odd[r] = V::fma(second, V::splat(*a.add(1)), odd[r]);
+                for p in 0..P {
+                    let line = t.codes.add(p * panel_bytes + at);
+                    V::prefetch(line.wrapping_add(ahead));
+                    let (first, second) = V::pairs(line);
+                    for r in 0..R {
+                        let a = a.add(r * t.a_stride + 2 * j);
+                        even[r][p] = V::fma(first, V::splat(*a), even[r][p]);
+                        odd[r][p] = V::fma(second, V::splat(*a.add(1)), odd[r][p]);
+                    }
                 }
-                line = line.add(LINE);
+                at += LINE;
             }
             for r in 0..R {
-                acc[r] = V::add(acc[r], V::add(even[r], odd[r]));
+                for p in 0..P {
+                    acc[r][p] = V::add(acc[r][p], V::add(even[r][p], odd[r][p]));
+                }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            t.out.write::<V>(r, acc);
+            for (p, acc) in acc.into_iter().enumerate() {
+                t.out.skip(p).write::<V>(r, acc);
+            }
+        }
+    }
+}
+
+/// A row of activations to round to bytes.
+#[derive(Clone, Copy)]
+pub(super) struct RoundTask {
+    pub(super) x: *const f32,
+    /// Groups of `group` values, a multiple of 32.
+    pub(super) groups: usize,
+    pub(super) group: usize,
+    /// What the kernel sees added to each code of the weights.
+    pub(super) bias: i32,
+    /// The row's line in its first tile.
+    pub(super) codes: *mut i8,
+    /// One number for each group, 16 apart, as [`IntTask`] reads them.
+    pub(super) scales: *mut f32,
+    pub(super) starts: *mut i32,
+    pub(super) offsets: *mut f32,
+}
+
+/// Groups whose largest magnitude is below this are zero, so that `127 / largest` is finite.
+const LEAST: f32 = f32::from_bits((127 - 100) << 23);
+
+/// In each group `scale = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. A group with a
+/// value that is not finite has a NaN scale, so that its products are NaN.
+///
+/// # Safety
+/// The processor has `V`'s instructions, the pointers reach as their fields say.
+#[inline(always)]
+pub(super) unsafe fn round_row<V: Lanes>(t: &RoundTask) {
+    const STEP: usize = 32;
+    // SAFETY: the row holds `groups * group` values, its lines as many bytes.
+    unsafe {
+        for g in 0..t.groups {
+            let x = t.x.add(g * t.group);
+            let mut most = [V::splat_i(0); 2];
+            for k in (0..t.group).step_by(STEP) {
+                most[0] = V::larger(most[0], V::load(x.add(k)));
+                most[1] = V::larger(most[1], V::load(x.add(k + 16)));
+            }
+            let most = f32::from_bits(V::largest(most[0]).max(V::largest(most[1])) as u32);
+            let used = most.is_finite() && most >= LEAST;
+            let scale = if !most.is_finite() {
+                f32::NAN
+            } else if used {
+                most / 127.0
+            } else {
+                0.0
+            };
+            let inverse = V::splat(if used { 127.0 / most } else { 0.0 });
+            let mut sum = V::splat_i(0);
+            for k in (g * t.group..(g + 1) * t.group).step_by(STEP) {
+                let line = t.codes.add(k / 64 * A_TILE + k % 64);
+                for half in 0..2 {
+                    // An unused group may hold anything, even what has no nearest whole number.
+                    let x = if used { V::load(t.x.add(k + 16 * half)) } else { V::splat(0.0) };
+                    let q = V::round(V::mul(x, inverse));
+                    sum = V::add_i(sum, q);
+                    V::store_bytes(q, line.add(16 * half));
+                }
+            }
+            let sum = V::sum(sum);
+            *t.scales.add(g * 16) = scale;
+            *t.starts.add(g * 16) = sum.wrapping_mul(-t.bias);
+            *t.offsets.add(g * 16) = scale * sum as f32;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The ways through which a product can go on this processor, and the choice among them.
 
 use super::format::Format;
-use super::kernel::{self, BfTask, IntTask};
+use super::kernel::{self, BfTask, IntTask, RoundTask};
 use super::lanes;
 
 /// A way to compute a product. All give the same bits.
@@ -27,7 +27,11 @@ impl Path {
     /// The fastest way for products of `rows` rows of activations.
     pub(super) fn best(format: Format, rows: usize) -> Path {
         // Below, a kernel that keeps its sums in registers is as fast as memory.
-        let least = if format == Format::Bf16 { 9 } else { 17 };
+        let least = match format {
+            Format::Bf16 => 5,
+            Format::Int8 { .. } | Format::Int8Rows => 9,
+            Format::Int4 { .. } => 17,
+        };
         let all = [Path::Amx, Path::Avx512, Path::Avx2];
         let fits = |path: &Path| (*path != Path::Amx || rows >= least) && path.kernels().is_some();
         all.into_iter().find(fits).unwrap_or(Path::Plain)
@@ -61,46 +65,74 @@ impl Path {
     }
 }
 
+/// Panels that the products without tiles take together: as many streams from memory.
+pub(super) const TOGETHER: usize = 4;
+
+/// A kernel for one number of rows, against one panel and against as many as its registers hold: several
+/// streams get more from the memory than one.
+pub(super) struct Kernel<T> {
+    pub(super) one: unsafe fn(&T),
+    /// Panels of `many`, which divide [`TOGETHER`].
+    pub(super) panels: usize,
+    pub(super) many: unsafe fn(&T),
+}
+
 /// The kernels compiled for one instruction set; number `i` of a list takes `2^i` rows. A reference is
 /// proof that the processor has the instructions, since [`Path::kernels`] is the only source.
 pub(super) struct Kernels {
-    pub(super) bytes: &'static [unsafe fn(&IntTask)],
-    pub(super) nibbles: &'static [unsafe fn(&IntTask)],
-    pub(super) bf16: &'static [unsafe fn(&BfTask)],
+    pub(super) bytes: &'static [Kernel<IntTask>],
+    pub(super) nibbles: &'static [Kernel<IntTask>],
+    pub(super) bf16: &'static [Kernel<BfTask>],
+    pub(super) round_row: unsafe fn(&RoundTask),
+    /// What `bytes` sees added to each code.
+    pub(super) byte_bias: i32,
 }
 
 macro_rules! kernels_for {
-    ($module:ident, $lanes:ident, [$($attr:meta)?], rows: [$($r:literal)*]) => {
+    ($module:ident, $lanes:ident, [$($attr:meta)?], [$($r:literal rows $p:literal panels),*]) => {
         mod $module {
-            use super::{BfTask, IntTask, Kernels, kernel, lanes};
+            use super::{BfTask, IntTask, Kernel, Kernels, RoundTask, TOGETHER, kernel, lanes};
 
             // Each function below only adds the instruction set to the generic body; its contract is
             // the body's contract.
 
             $(#[$attr])?
-            unsafe fn int_rows<const R: usize, const NIBBLES: bool>(t: &IntTask) {
-                const { assert!(R <= <lanes::$lanes as lanes::Lanes>::ROWS) };
+            unsafe fn int_rows<const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {
+                const { assert!(R * P <= <lanes::$lanes as lanes::Lanes>::SUMS && TOGETHER.is_multiple_of(P)) };
                 // SAFETY: the caller keeps the contract of the body.
-                unsafe { kernel::int_rows::<lanes::$lanes, R, NIBBLES>(t) }
+                unsafe { kernel::int_rows::<lanes::$lanes, R, P, NIBBLES>(t) }
             }
 
             $(#[$attr])?
-            unsafe fn bf_rows<const R: usize>(t: &BfTask) {
+            unsafe fn bf_rows<const R: usize, const P: usize>(t: &BfTask) {
                 // SAFETY: the caller keeps the contract of the body.
-                unsafe { kernel::bf_rows::<lanes::$lanes, R>(t) }
+                unsafe { kernel::bf_rows::<lanes::$lanes, R, P>(t) }
+            }
+
+            $(#[$attr])?
+            unsafe fn round_row(t: &RoundTask) {
+                // SAFETY: the caller keeps the contract of the body.
+                unsafe { kernel::round_row::<lanes::$lanes>(t) }
             }
 
             pub(super) static KERNELS: Kernels = Kernels {
-                bytes: &[$(int_rows::<$r, false>),*],
-                nibbles: &[$(int_rows::<$r, true>),*],
-                bf16: &[$(bf_rows::<$r>),*],
+                bytes: &[$(Kernel { one: int_rows::<$r, 1, false>, panels: $p, many: int_rows::<$r, $p, false> }),*],
+                nibbles: &[$(Kernel { one: int_rows::<$r, 1, true>, panels: $p, many: int_rows::<$r, $p, true> }),*],
+                bf16: &[$(Kernel { one: bf_rows::<$r, 1>, panels: $p, many: bf_rows::<$r, $p> }),*],
+                round_row,
+                byte_bias: <lanes::$lanes as lanes::Lanes>::BYTE_BIAS,
             };
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-kernels_for!(vnni, Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: [1 2 4 8]);
+kernels_for!(
+    vnni,
+    Vnni,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")],
+    [1 rows 4 panels, 2 rows 4 panels, 4 rows 2 panels, 8 rows 1 panels]
+);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, Avx2, [target_feature(enable = "avx2,fma,f16c")], rows: [1 2]);
-kernels_for!(plain, Plain, [], rows: [1 2 4]);
+kernels_for!(avx2, Avx2, [target_feature(enable = "avx2,fma,f16c")], [1 rows 2 panels, 2 rows 1 panels]);
+kernels_for!(plain, Plain, [], [1 rows 1 panels, 2 rows 1 panels]);

@@ -5,7 +5,7 @@ use super::activations::{Activations, Form};
 use super::format::{Format, PANEL};
 use super::kernel::{A_ROW, BfTask, IntTask, Out};
 use super::matrix::Quantized;
-use super::path::{Kernels, Path};
+use super::path::{Kernel, Kernels, Path, TOGETHER};
 use crate::matmul::{Mat, MatMut, Start, Threads};
 use crate::scratch::Scratch;
 use std::ops::Range;
@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Products with fewer multiply-adds than this stay on the calling thread: waking another costs more.
 const WORTH_SHARING: usize = 1 << 17;
+/// What is taken from 4-bit codes without minima.
+pub(super) const NIBBLE_BIAS: i32 = 8;
 /// Bytes of activations that are kept at once, for a share of the second-level cache.
 const KEPT: usize = 1 << 20;
 
@@ -61,10 +63,15 @@ pub fn matmul_quantized_with(path: Path, mut y: MatMut<'_>, x: Mat<'_>, w: &Quan
     if d == 0 || rows == 0 || n == 0 {
         return;
     }
+    let bias = match (w.format().bits(), w.layout.mins) {
+        (4, true) => 0,
+        (4, false) => NIBBLE_BIAS,
+        _ => kernels.byte_bias,
+    };
     let form = match (w.format(), path) {
         (Format::Bf16, Path::Amx) => Form::Halves,
         (Format::Bf16, _) => Form::Wide,
-        _ => Form::Bytes { group: w.layout.group },
+        _ => Form::Bytes { group: w.layout.group, bias },
     };
     let row_bytes = Activations::len(form, 16, w.layout.depth) / 4;
     let most = (KEPT / row_bytes / 32 * 32).max(64);
@@ -173,13 +180,9 @@ impl Job<'_> {
             if row >= self.rows() {
                 break;
             }
-            let (values, padding) = room.split_at_mut(self.x.cols());
-            for (j, value) in values.iter_mut().enumerate() {
-                *value = self.x.at(row, j);
-            }
-            padding.fill(0.0);
+            let x = padded_row(&self.x, row, room);
             // SAFETY: the counter gave this row to this thread alone.
-            unsafe { self.activations.put(row, room) };
+            unsafe { self.activations.put(self.kernels, row, x) };
             self.rows_done.fetch_add(1, Ordering::Release);
         }
         let mut tries = 0u32;
@@ -201,12 +204,13 @@ impl Job<'_> {
             // SAFETY: `kernels` proves that the instructions exist; the rest is the caller's promise.
             return unsafe { super::tiles::panels(self, panels) };
         }
-        for panel in panels {
+        for first in panels.clone().step_by(TOGETHER) {
+            let set = first..(first + TOGETHER).min(panels.end);
             match self.w.format() {
                 // SAFETY: the caller's promise.
-                Format::Bf16 => unsafe { self.bf16_panel(panel) },
+                Format::Bf16 => unsafe { self.bf16_panels(set) },
                 // SAFETY: the caller's promise.
-                _ => unsafe { self.int_panel(panel) },
+                _ => unsafe { self.int_panels(set) },
             }
         }
     }
@@ -216,7 +220,7 @@ impl Job<'_> {
         Out {
             y: self.y.wrapping_add(row * self.stride + panel * PANEL),
             stride: self.stride,
-            cols: (self.w.layout.n - panel * PANEL).min(PANEL),
+            cols: self.w.layout.n - panel * PANEL,
             unit: self.w.unit,
             add: self.add,
         }
@@ -234,56 +238,72 @@ impl Job<'_> {
         (self.w.scales[at..].as_ptr(), mins)
     }
 
-    /// What to take from each code of this matrix.
-    pub(super) fn bias(&self) -> i32 {
-        if self.w.format().bits() == 4 && !self.w.layout.mins { 8 } else { 0 }
-    }
-
     /// # Safety
     /// As [`Job::panels`].
-    unsafe fn bf16_panel(&self, panel: usize) {
+    unsafe fn bf16_panels(&self, set: Range<usize>) {
         let depth = self.activations.depth;
-        for_blocks(self.rows(), self.kernels.bf16, |row, kernel| {
+        for_blocks(self.rows(), set, self.kernels.bf16, |row, panel, kernel| {
             let a = self.activations.base.cast::<f32>().wrapping_add(row * depth);
             let task = BfTask { codes: self.codes(panel), depth, a, a_stride: depth, out: self.out(row, panel) };
-            // SAFETY: the pointers are those of this panel and these rows.
+            // SAFETY: the pointers are those of these panels and these rows.
             unsafe { kernel(&task) }
         });
     }
 
     /// # Safety
     /// As [`Job::panels`].
-    unsafe fn int_panel(&self, panel: usize) {
+    unsafe fn int_panels(&self, set: Range<usize>) {
         let (layout, activations) = (&self.w.layout, &self.activations);
-        let (scales, mins) = self.scales(panel);
         let kernels = if layout.format.bits() == 4 { self.kernels.nibbles } else { self.kernels.bytes };
-        for_blocks(self.rows(), kernels, |row, kernel| {
+        for_blocks(self.rows(), set, kernels, |row, panel, kernel| {
             let at = row / 16 * layout.groups * 16 + row % 16;
+            let (scales, mins) = self.scales(panel);
             let task = IntTask {
                 codes: self.codes(panel),
                 scales,
                 mins,
                 groups: layout.groups,
                 group: layout.group,
-                bias: self.bias(),
                 a: activations.tile(row / 16).wrapping_add(row % 16 * A_ROW),
                 a_scales: activations.scales.wrapping_add(at),
-                a_sums: activations.sums.wrapping_add(at),
+                a_starts: activations.starts.wrapping_add(at),
                 a_offsets: activations.offsets.wrapping_add(at),
                 out: self.out(row, panel),
             };
-            // SAFETY: the pointers are those of this panel and these rows, which share a tile.
+            // SAFETY: the pointers are those of these panels and these rows, which share a tile.
             unsafe { kernel(&task) }
         });
     }
 }
 
-/// Cuts `rows` into blocks of powers of two, none across a multiple of 16; `kernels[i]` takes `2^i` rows.
-fn for_blocks<F: Copy>(rows: usize, kernels: &[F], mut work: impl FnMut(usize, F)) {
+/// Row `i` of `x`, in `room` where it has to be gathered or padded with zeros.
+fn padded_row<'a>(x: &Mat<'a>, i: usize, room: &'a mut [f32]) -> &'a [f32] {
+    let cols = x.cols();
+    match x.row(i) {
+        Some(row) if room.len() == cols => return row,
+        Some(row) => room[..cols].copy_from_slice(row),
+        None => room[..cols].iter_mut().enumerate().for_each(|(j, value)| *value = x.at(i, j)),
+    }
+    room[cols..].fill(0.0);
+    room
+}
+
+/// Cuts `rows` into blocks of powers of two, none across a multiple of 16, and a whole set of panels into as
+/// many as a kernel takes; `kernels[i]` takes `2^i` rows.
+fn for_blocks<T>(
+    rows: usize,
+    set: Range<usize>,
+    kernels: &[Kernel<T>],
+    mut work: impl FnMut(usize, usize, unsafe fn(&T)),
+) {
     let mut row = 0;
     while row < rows {
         let power = ((rows - row).ilog2() as usize).min(kernels.len() - 1);
-        work(row, kernels[power]);
+        let kernel = &kernels[power];
+        let (step, run) = if set.len() == TOGETHER { (kernel.panels, kernel.many) } else { (1, kernel.one) };
+        for panel in set.clone().step_by(step) {
+            work(row, panel, run);
+        }
         row += 1 << power;
     }
 }

@@ -4,7 +4,7 @@
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::*;
 use crate::matmul::{Mat, MatMut, Start, Threads};
-use crate::testing::values;
+use crate::testing::{bits, in_pools, inner, values, wide};
 
 /// A matrix of each format, and of nibbles without minima.
 fn matrices(n: usize, d: usize) -> Vec<Quantized> {
@@ -83,7 +83,9 @@ fn int_element(x: &[f32], w: &Quantized, row: &row_codes::RowCodes) -> f32 {
 
 #[test]
 fn every_path_follows_the_formula() {
-    for (t, n, d) in [(1, 1, 1), (2, 17, 33), (1, 40, 576), (3, 16, 64), (5, 50, 100), (16, 33, 96), (19, 35, 161)] {
+    for (t, n, d) in
+        [(1, 1, 1), (2, 17, 33), (1, 40, 576), (3, 16, 64), (5, 50, 100), (16, 33, 96), (19, 35, 161), (35, 150, 224)]
+    {
         // Off any alignment, rows further apart than they are long.
         let x_data = values(3, 1 + t * (d + 3));
         let x = Mat::strided(&x_data[1..], t, d, d + 3, 1);
@@ -105,4 +107,222 @@ fn every_path_follows_the_formula() {
             }
         }
     }
+}
+
+#[test]
+fn a_row_alone_is_the_row_among_many_in_any_pool() {
+    let (t, n, d) = (70, 52, 4096);
+    let x_td = values(13, t * d);
+    for format in [Format::Bf16, Format::Int8 { group: 32 }, Format::Int8Rows, Format::Int4 { group: 64 }] {
+        let w = Quantized::new(format, &values(17, n * d), n, d).unwrap();
+        let all = || {
+            let mut y_tn = vec![f32::NAN; t * n];
+            matmul_quantized(
+                MatMut::rows_major(&mut y_tn, t, n),
+                Mat::rows_major(&x_td, t, d),
+                &w,
+                Start::Zero,
+                Threads::All,
+            );
+            bits(&y_tn)
+        };
+        let in_pools = in_pools(1..=3, all);
+        assert!(in_pools.iter().all(|y| *y == in_pools[0]), "{format}");
+        for i in [0, 15, 16, 63, 64, 69] {
+            let mut y_n = vec![f32::NAN; n];
+            let x_d = &x_td[i * d..(i + 1) * d];
+            matmul_quantized(
+                MatMut::rows_major(&mut y_n, 1, n),
+                Mat::rows_major(x_d, 1, d),
+                &w,
+                Start::Zero,
+                Threads::One,
+            );
+            assert_eq!(bits(&y_n), in_pools[0][i * n..(i + 1) * n], "{format} row {i}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_y_may_lie_apart() {
+    let (t, n, d, stride) = (21, 37, 64, 43);
+    let (x_td, before) = (values(1, t * d), values(2, 1 + t * stride));
+    for (w, path) in matrices(n, d).iter().flat_map(|w| Path::available().into_iter().map(move |path| (w, path))) {
+        let (mut apart, mut dense) = (before.clone(), vec![0.0; t * n]);
+        let y = MatMut::strided(&mut apart[1..], t, n, stride);
+        matmul_quantized_with(path, y, Mat::rows_major(&x_td, t, d), w, Start::Zero, Threads::One);
+        let y = MatMut::rows_major(&mut dense, t, n);
+        matmul_quantized_with(path, y, Mat::rows_major(&x_td, t, d), w, Start::Zero, Threads::One);
+        for (at, y) in apart.iter().enumerate() {
+            let inside = at > 0 && (at - 1) % stride < n;
+            let want = if inside { dense[(at - 1) / stride * n + (at - 1) % stride] } else { before[at] };
+            assert_eq!(y.to_bits(), want.to_bits(), "{w:?} {path:?} {at}");
+        }
+    }
+}
+
+#[test]
+fn products_are_near_those_of_the_stored_values() {
+    let (t, n, d) = (4, 48, 600);
+    let x_td = values(23, t * d);
+    for w in matrices(n, d) {
+        let w_nd = w.dequantize();
+        let y_tn = product(
+            Path::best(w.format(), t),
+            Mat::rows_major(&x_td, t, d),
+            &w,
+            &[0.0; 192],
+            Start::Zero,
+            Threads::All,
+        );
+        let (mut error, mut size) = (0.0, 0.0);
+        for (at, y) in y_tn.iter().enumerate() {
+            let want = inner(&wide(&x_td[at / n * d..(at / n + 1) * d]), &w_nd[at % n * d..(at % n + 1) * d]);
+            error += (f64::from(*y) - want).powi(2);
+            size += want * want;
+        }
+        // Rounding of the activations is what is left: to 8 bits of significand, or to 127 steps.
+        let limit = if w.format() == Format::Bf16 { 0.002 } else { 0.007 };
+        assert!((error / size).sqrt() < limit, "{w:?}: {}", (error / size).sqrt());
+    }
+}
+
+#[test]
+fn stored_values_are_near_the_weights() {
+    let (n, d) = (35, 200);
+    // Rows of very different sizes, so that scales span many powers of two.
+    let w_nd: Vec<f32> = values(29, n * d).iter().enumerate().map(|(i, w)| w * 0.5f32.powi((i / d) as i32)).collect();
+    for format in Format::ALL {
+        let w = Quantized::new(format, &w_nd, n, d).unwrap();
+        let found = w.dequantize();
+        for (i, (row, found)) in w_nd.chunks(d).zip(found.chunks(d)).enumerate() {
+            let most = row.iter().fold(0.0, |most: f32, w| most.max(w.abs()));
+            // Half a step, a little more where scales are rounded, and the cut ranges of four bits.
+            let limit = match format.bits() {
+                16 => most / 256.0,
+                8 => most / 127.0 * 0.55,
+                _ => most / 7.5 * 1.7,
+            };
+            let limit = if i < 25 { limit } else { limit * 8.0 };
+            let far = row.iter().zip(found).map(|(w, f)| (w - f).abs()).fold(0.0, f32::max);
+            assert!(far <= limit, "{format} row {i}: {far} > {limit}");
+            let mut one = vec![0.0; d];
+            w.row(i, &mut one);
+            assert_eq!(one, found);
+        }
+    }
+    let bytes = |format: &str| Quantized::new(format.parse().unwrap(), &vec![0.5; 64 * 640], 64, 640).unwrap().bytes();
+    let sizes = ["bf16", "int8", "int8-g64", "int8-row", "int4", "int4-g64"].map(|f| bytes(f) as f64 / 40960.0);
+    assert_eq!(sizes, [2.0, 1.0625, 1.03125, 1.003125, 0.625, 0.5625]);
+}
+
+#[test]
+fn constant_and_tiny_weights_survive() {
+    for (w, format) in
+        [0.0, 1.0, -3.5e-20, 7e30, f32::MIN_POSITIVE].into_iter().flat_map(|w| Format::ALL.map(|f| (w, f)))
+    {
+        let found = Quantized::new(format, &[w; 66], 2, 33).unwrap().dequantize();
+        let limit = if format == Format::Bf16 && w.abs() < 1e-16 { w.abs() } else { w.abs() / 200.0 };
+        assert!(found.iter().all(|f| (f - w).abs() <= limit), "{format} {w}: {}", found[0]);
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_stay_in_their_row() {
+    let (t, n, d) = (20, 18, 64);
+    let mut x_td = values(31, t * d);
+    x_td[2 * d + 5] = f32::NAN;
+    x_td[3 * d + 40] = f32::NEG_INFINITY;
+    x_td[4 * d..5 * d].fill(0.0);
+    x_td[5 * d..6 * d].fill(1e-38);
+    for w in matrices(n, d) {
+        for path in Path::available() {
+            let y_tn = product(path, Mat::rows_major(&x_td, t, d), &w, &vec![0.0; t * n], Start::Zero, Threads::One);
+            for (i, y_n) in y_tn.chunks(n).enumerate() {
+                let finite = y_n.iter().all(|y| y.is_finite());
+                assert_eq!(finite, i != 2 && i != 3, "{w:?} {path:?} row {i}");
+                assert!(i != 2 || y_n.iter().all(|y| y.is_nan()));
+                assert!(i != 4 && i != 5 || y_n.iter().all(|y| *y == 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_sizes_write_zeros_or_nothing() {
+    for (t, n, d) in [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)] {
+        for w in Format::ALL.map(|format| Quantized::new(format, &vec![1.0; n * d], n, d).unwrap()) {
+            assert_eq!((w.shape(), w.dequantize().len()), ((n, d), n * d));
+            for (path, start) in Path::available().into_iter().flat_map(|p| [(p, Start::Zero), (p, Start::FromC)]) {
+                let x = vec![1.0; t * d];
+                let y = product(path, Mat::rows_major(&x, t, d), &w, &vec![5.0; t * n], start, Threads::All);
+                assert_eq!(y, vec![if start == Start::Zero { 0.0 } else { 5.0 }; t * n]);
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_files_are_taken_over_exactly() {
+    let (n, d) = (19, 96);
+    let half = |block: &[u8], at: usize| f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
+    let nibble = |block: &[u8], at: usize, k: usize| f32::from(block[at + k % 16] >> (k / 16 * 4) & 15);
+    type Make = fn(&[u8], usize, usize) -> Result<Quantized, QuantError>;
+    type Value<'a> = &'a dyn Fn(&[u8], usize) -> f32;
+    let q8_0 = |b: &[u8], k: usize| f32::from(b[2 + k] as i8) * half(b, 0);
+    let q4_0 = |b: &[u8], k: usize| (nibble(b, 2, k) - 8.0) * half(b, 0);
+    let q4_1 = |b: &[u8], k: usize| nibble(b, 4, k) * half(b, 0) + half(b, 2);
+    let cases: [(Make, usize, usize, Value<'_>); 3] = [
+        (Quantized::from_q8_0, 34, 2, &q8_0),
+        (Quantized::from_q4_0, 18, 2, &q4_0),
+        (Quantized::from_q4_1, 20, 4, &q4_1),
+    ];
+    for (make, size, header, value) in cases {
+        let data = blocks(size, header, n * d / 32);
+        let w = make(&data, n, d).unwrap();
+        for (at, found) in w.dequantize().iter().enumerate() {
+            let want = value(&data[at / 32 * size..][..size], at % 32);
+            assert_eq!(found.to_bits(), want.to_bits(), "{w:?} {at}");
+        }
+        assert!(matches!(make(&data[1..], n, d), Err(QuantError::Length { .. })));
+        assert!(matches!(make(&data, n, 100), Err(QuantError::Blocks { d: 100 })));
+        let mut bad = data;
+        bad[4 * size + header - 1] = 0x7c;
+        assert_eq!(make(&bad, n, d).unwrap_err(), QuantError::Scale { row: 1, group: 1 });
+    }
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    for format in [Format::Int8 { group: 16 }, Format::Int4 { group: 0 }] {
+        assert!(matches!(Quantized::new(format, &[1.0; 64], 1, 64), Err(QuantError::Group { .. })));
+    }
+    assert!(matches!(
+        Quantized::new(Format::Bf16, &[1.0; 5], 2, 3),
+        Err(QuantError::Length { expected: 6, found: 5, .. })
+    ));
+    let rows = Quantized::new(Format::Int8Rows, &[], 0, (1 << 17) + 1);
+    assert!(matches!(rows, Err(QuantError::Size { .. })));
+    assert!(matches!(Quantized::new(Format::Bf16, &[], usize::MAX / 8, 64), Err(QuantError::Size { .. })));
+    for (format, bad) in Format::ALL.into_iter().flat_map(|f| [f32::NAN, f32::INFINITY, f32::MAX].map(|bad| (f, bad))) {
+        let refused = Quantized::new(format, &[1.0, 2.0, 3.0, bad], 2, 2);
+        assert!(matches!(refused, Err(QuantError::Weight { row: 1, col: 1, .. })), "{format} {bad}");
+    }
+    for format in Format::ALL {
+        assert_eq!(format.to_string().parse::<Format>(), Ok(format));
+    }
+    assert!(matches!("int3".parse::<Format>(), Err(QuantError::Name { .. })));
+}
+
+#[test]
+#[should_panic(expected = "the inner sizes must agree")]
+fn shapes_that_do_not_fit_are_refused() {
+    let w = Quantized::new(Format::Bf16, &[1.0; 6], 2, 3).unwrap();
+    matmul_quantized(
+        MatMut::rows_major(&mut [0.0; 4], 2, 2),
+        Mat::rows_major(&[0.0; 4], 2, 2),
+        &w,
+        Start::Zero,
+        Threads::One,
+    );
 }

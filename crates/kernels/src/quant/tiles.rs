@@ -5,19 +5,25 @@ use super::amx::{self, C_TILE, Tiles};
 use super::format::{Format, LINE, PANEL};
 use super::kernel::{A_TILE, Out};
 use super::lanes::{Lanes, Vnni};
-use super::product::Job;
+use super::product::{Job, NIBBLE_BIAS};
 use crate::scratch::Scratch;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Groups whose integer results are kept at once: 16 KiB of the first-level cache.
+/// Groups whose integer results are kept at once, a third of the first-level cache: products in tiles and
+/// in vectors do not overlap, and going from one to the other costs.
 const CHUNK: usize = 4;
+/// Rows that are scaled at once, whose sums in two panels fit the registers.
+const PART: usize = 8;
+/// Most pairs of panels that one pair of tiles of activations meets before the next does: Y is written in
+/// strips of this width, and a chunk of activations is read from the second-level cache once for all of them.
+const PAIRS: usize = 4;
 
 /// Room for integer results and sums on the stack.
 #[repr(C, align(64))]
 struct Room {
     results: [i32; CHUNK * 4 * C_TILE],
-    sums: [f32; 4 * C_TILE],
+    sums: [[f32; 4 * C_TILE]; PAIRS],
 }
 
 /// # Safety
@@ -25,32 +31,37 @@ struct Room {
 pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     let layout = &job.w.layout;
     let quads = if layout.group == 32 { 8 } else { 16 };
-    let nibbles = layout.format.bits() == 4;
-    let bytes = if nibbles { layout.depth * PANEL } else { 0 };
-    let mut scratch = Scratch::take(2 * bytes / 4 + LINE / 4);
-    let [wide] = scratch.split([2 * bytes / 4 + LINE / 4]);
-    let skip = wide.as_ptr().align_offset(LINE).min(LINE / 4);
-    let wide = wide[skip..].as_mut_ptr().cast::<u8>();
     // SAFETY: the instructions are available, and no other `Tiles` lives in this function.
     let _tiles = unsafe { Tiles::new(job.rows().min(16), quads) };
-    let mut room = Room { results: [0; CHUNK * 4 * C_TILE], sums: [0.0; 4 * C_TILE] };
-    for first in panels.clone().step_by(2) {
-        let pair = [first, (first + 1).min(panels.end - 1)];
-        let mut b = pair.map(|panel| job.codes(panel));
-        if nibbles {
-            for (i, b) in b.iter_mut().enumerate() {
-                // SAFETY: the room holds two panels of bytes; this one has `depth * 8` bytes of nibbles.
-                unsafe {
-                    let to = wide.add(i * bytes);
-                    widen(*b, layout.depth / 8, job.bias() as i8, to);
-                    *b = to;
-                }
+    let bytes = if layout.format.bits() == 4 { layout.depth * PANEL } else { 0 };
+    let len = 2 * PAIRS * bytes / size_of::<f32>() + LINE / size_of::<f32>();
+    let mut scratch = Scratch::take(len);
+    let [wide] = scratch.split([len]);
+    let skip = wide.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+    let wide = wide[skip..].as_mut_ptr().cast::<u8>();
+    let mut room = Room { results: [0; CHUNK * 4 * C_TILE], sums: [[0.0; 4 * C_TILE]; PAIRS] };
+    // Activations of one block stay in the first-level cache; then reading the weights in order is worth more.
+    let width = if job.rows() > 32 { 2 * PAIRS } else { 2 };
+    for first in panels.clone().step_by(width) {
+        let strip = first..(first + width).min(panels.end);
+        if bytes > 0 {
+            let bias = if layout.mins { 0 } else { NIBBLE_BIAS as i8 };
+            for (i, panel) in strip.clone().enumerate() {
+                // SAFETY: the room holds the panels of a strip; this one has `depth / 8` lines of nibbles.
+                unsafe { widen(job.codes(panel), layout.depth / 8, bias, wide.add(i * bytes)) };
             }
         }
-        let pair = Pair { job, panels: pair, b };
+        let lines = |panel: usize| match bytes {
+            0 => job.codes(panel),
+            _ => wide.wrapping_add((panel - strip.start) * bytes),
+        };
+        let pairs: [Pair<'_>; PAIRS] = std::array::from_fn(|i| {
+            let panels = [0, 1].map(|j| (strip.start + 2 * i + j).min(strip.end - 1));
+            Pair { job, width, panels, b: panels.map(lines), scales: panels.map(|panel| job.scales(panel)) }
+        });
         for tile in (0..job.rows().div_ceil(16)).step_by(2) {
             // SAFETY: the tiles and panels are those of the job, which this thread alone works on.
-            unsafe { pair.block(tile, &mut room) }
+            unsafe { block(&pairs[..strip.len().div_ceil(2)], tile, &mut room) }
         }
     }
 }
@@ -76,105 +87,177 @@ unsafe fn widen(from: *const u8, lines: usize, bias: i8, to: *mut u8) {
 /// Two panels, their weights as the tiles read them; the second may be the first again.
 struct Pair<'a> {
     job: &'a Job<'a>,
+    /// Panels between this one and the one that the same pair of a strip is next.
+    width: usize,
     panels: [usize; 2],
     b: [*const u8; 2],
+    /// Scales and minima, or null.
+    scales: [(*const u16, *const u16); 2],
+}
+
+/// Rows of tiles `tile` and `tile + 1` in some pairs of panels.
+///
+/// # Safety
+/// As [`panels`]; the tiles are configured.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn block(pairs: &[Pair<'_>], tile: usize, room: &mut Room) {
+    let Some(Pair { job, .. }) = pairs.first() else { return };
+    let rows = (job.rows() - tile * 16).min(32);
+    let grouped = matches!(job.w.format(), Format::Int8 { .. } | Format::Int4 { .. });
+    let groups = if grouped { job.w.layout.groups } else { 0 };
+    for first in (0..groups).step_by(CHUNK) {
+        for (pair, sums) in pairs.iter().zip(&mut room.sums) {
+            // SAFETY: the groups exist, the results have room for a chunk.
+            unsafe { pair.groups(tile, rows, first..(first + CHUNK).min(groups), &mut room.results, sums) };
+        }
+    }
+    for (i, pair) in pairs.iter().enumerate() {
+        let sums = &mut room.sums[if grouped { i } else { 0 }];
+        // SAFETY: the sums hold four tiles, the results more.
+        unsafe {
+            match job.w.format() {
+                Format::Bf16 => amx::bf16(&pair.operands(tile, rows), sums.as_mut_ptr()),
+                Format::Int8Rows => {
+                    amx::int8(&pair.operands(tile, rows), room.results.as_mut_ptr());
+                    for part in 0..rows.div_ceil(PART) {
+                        pair.scale(tile, part, 0..1, &room.results, sums);
+                    }
+                }
+                _ => {}
+            }
+            pair.write(tile, rows, sums);
+        }
+    }
 }
 
 impl Pair<'_> {
-    /// Rows of tiles `tile` and `tile + 1`.
-    ///
-    /// # Safety
-    /// As [`panels`]; the tiles are configured.
-    unsafe fn block(&self, tile: usize, room: &mut Room) {
+    fn operands(&self, tile: usize, rows: usize) -> amx::Operands {
         let job = self.job;
-        let tiles = [tile, (tile + 1).min(job.rows().div_ceil(16) - 1)];
-        let a = tiles.map(|tile| job.activations.tile(tile));
+        let second = if rows > 16 { tile + 1 } else { tile };
+        let first = job.out(tile * 16, self.panels[0]);
         let steps = match job.activations.form {
             Form::Bytes { .. } => job.activations.depth / 64,
             _ => job.activations.depth / 32,
         };
-        let operands = amx::Operands { a, b: self.b, steps };
-        // SAFETY: the operands hold whole rows and panels; `room` holds four tiles for each of `CHUNK` groups.
-        unsafe {
-            match job.w.format() {
-                Format::Bf16 => amx::bf16(&operands, room.sums.as_mut_ptr()),
-                Format::Int8Rows => {
-                    amx::int8(&operands, room.results.as_mut_ptr());
-                    self.scale(tiles, 0..1, room);
-                }
-                _ => self.groups(operands, tiles, room),
-            }
-        }
-        for (i, &tile) in tiles.iter().enumerate().take(if tiles[0] == tiles[1] { 1 } else { 2 }) {
-            for (j, &panel) in self.panels.iter().enumerate().take(if self.panels[0] == self.panels[1] { 1 } else { 2 })
-            {
-                let rows = (job.rows() - tile * 16).min(16);
-                let out = job.out(tile * 16, panel);
-                // SAFETY: the sums of 16 rows lie there; the rows and columns are this thread's.
-                unsafe { write(&out, rows, room.sums.as_ptr().add((2 * i + j) * C_TILE)) };
-            }
+        amx::Operands {
+            a: [job.activations.tile(tile), job.activations.tile(second)],
+            is_tall: rows > 16,
+            b: self.b,
+            steps,
+            y: first.y,
+            y_stride: first.stride * size_of::<f32>(),
         }
     }
 
-    /// # Safety
-    /// As [`Pair::block`].
-    unsafe fn groups(&self, whole: amx::Operands, tiles: [usize; 2], room: &mut Room) {
-        let layout = &self.job.w.layout;
-        let per_step = 64 / layout.group;
-        for step in (0..whole.steps).step_by(CHUNK / per_step) {
-            let steps = (CHUNK / per_step).min(whole.steps - step);
-            let part = amx::Operands {
-                a: whole.a.map(|a| a.wrapping_add(step * A_TILE)),
-                b: whole.b.map(|b| b.wrapping_add(step * 16 * LINE)),
-                steps,
-            };
-            // SAFETY: the part lies inside the whole, and its results are at most `CHUNK` groups.
-            unsafe {
-                match per_step {
-                    1 => amx::groups_of_64(&part, room.results.as_mut_ptr()),
-                    _ => amx::groups_of_32(&part, room.results.as_mut_ptr()),
-                }
-                self.scale(tiles, step * per_step..(step + steps) * per_step, room);
-            }
-        }
-    }
-
-    /// Adds the scaled results of groups `groups` to the sums, or starts the sums with them.
+    /// Integer results of a chunk of groups, which are then scaled.
     ///
     /// # Safety
-    /// As [`Pair::block`]; the results hold these groups.
-    unsafe fn scale(&self, tiles: [usize; 2], groups: Range<usize>, room: &mut Room) {
-        let job = self.job;
-        for (i, tile) in tiles.into_iter().enumerate() {
-            for (j, panel) in self.panels.into_iter().enumerate() {
-                let (scales, mins) = job.scales(panel);
-                let at = (tile * job.activations.groups + groups.start) * 16;
-                // SAFETY: the pointers are those of the groups; the results of tile `[i][j]` lie there.
-                unsafe {
-                    let mins = if mins.is_null() { mins } else { mins.add(groups.start * PANEL) };
-                    let task = Scale {
-                        results: room.results.as_ptr().add((2 * i + j) * C_TILE),
-                        groups: groups.len(),
-                        scales: scales.add(groups.start * PANEL),
-                        mins,
-                        a_scales: job.activations.scales.add(at),
-                        a_offsets: job.activations.offsets.add(at),
-                        sums: room.sums.as_mut_ptr().add((2 * i + j) * C_TILE),
-                        first: groups.start == 0,
-                    };
-                    scale_tile(&task);
+    /// As [`block`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn groups(
+        &self,
+        tile: usize,
+        rows: usize,
+        groups: Range<usize>,
+        results: &mut [i32; CHUNK * 4 * C_TILE],
+        sums: &mut [f32; 4 * C_TILE],
+    ) {
+        let whole = self.operands(tile, rows);
+        for (i, group) in groups.clone().enumerate() {
+            let size = self.job.w.layout.group;
+            let k = group * size;
+            let at = k / 64 * A_TILE + k % 64;
+            // SAFETY: the group lies inside the operands; the results hold four tiles for each of a chunk.
+            unsafe {
+                let a = [whole.a[0].add(at), whole.a[1].add(at)];
+                let b = [whole.b[0].add(k * PANEL), whole.b[1].add(k * PANEL)];
+                amx::group(a, whole.is_tall, b, results.as_mut_ptr().add(i * 4 * C_TILE));
+            }
+            // The first rows bring the weights from memory, and the processor's own prefetching does not
+            // follow the jumps from panel to panel.
+            if tile == 0 {
+                let bytes = self.job.w.layout.depth * PANEL;
+                let later = (k + if self.width == 2 { 2 } else { 1 } * CHUNK * size) * PANEL;
+                let later = if later < bytes { later } else { later + (self.width - 1) * bytes };
+                for line in 0..2 * size / 4 {
+                    Vnni::prefetch(whole.b[line % 2].wrapping_add(later + line / 2 * LINE));
                 }
+            }
+            for row in 4 * group..(4 * group + 4).min(32) {
+                prefetch(whole.y.wrapping_byte_add(row * whole.y_stride));
+            }
+        }
+        for part in 0..rows.div_ceil(PART) {
+            // SAFETY: the results of the chunk are complete.
+            unsafe { self.scale(tile, part, groups.clone(), results, sums) };
+        }
+    }
+
+    /// Adds the scaled results of groups `groups` to the sums of part `part` of the rows, or starts the sums
+    /// with them.
+    ///
+    /// # Safety
+    /// As [`block`]; the results hold these groups.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn scale(
+        &self,
+        tile: usize,
+        part: usize,
+        groups: Range<usize>,
+        results: &[i32; CHUNK * 4 * C_TILE],
+        sums: &mut [f32; 4 * C_TILE],
+    ) {
+        let activations = &self.job.activations;
+        let (i, row) = (part * PART / 16, part * PART % 16);
+        let at = ((tile + i) * activations.groups + groups.start) * 16 + row;
+        let skip = groups.start * PANEL;
+        let [(scales_0, mins_0), (scales_1, mins_1)] = self.scales;
+        // SAFETY: the pointers are those of the groups; the results of the rows lie there.
+        unsafe {
+            scale_rows(&Scale {
+                results: results.as_ptr().add(2 * i * C_TILE + row * 16),
+                groups: groups.len(),
+                scales: [scales_0.add(skip), scales_1.add(skip)],
+                mins: (!mins_0.is_null()).then(|| [mins_0.add(skip), mins_1.add(skip)]),
+                a_scales: activations.scales.add(at),
+                a_offsets: activations.offsets.add(at),
+                sums: sums.as_mut_ptr().add(2 * i * C_TILE + row * 16),
+                first: groups.start == 0,
+            });
+        }
+    }
+
+    /// Writes the rows of the block to Y.
+    ///
+    /// # Safety
+    /// As [`block`]; the sums are complete.
+    unsafe fn write(&self, tile: usize, rows: usize, sums: &[f32; 4 * C_TILE]) {
+        for row in (0..rows).step_by(16) {
+            for j in 0..if self.panels[0] == self.panels[1] { 1 } else { 2 } {
+                let out = self.job.out(tile * 16 + row, self.panels[j]);
+                // SAFETY: the sums of 16 rows lie there; the rows and columns are this thread's.
+                unsafe { write(&out, (rows - row).min(16), sums.as_ptr().add((row / 8 + j) * C_TILE)) };
             }
         }
     }
 }
 
-/// A tile's integer results of several groups, four tiles apart, and what scales them.
+/// Asks for a row of Y in two panels, to be written soon.
+fn prefetch(y: *mut f32) {
+    for panel in 0..2 {
+        // SAFETY: a prefetch reads nothing and cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(y.wrapping_add(panel * PANEL).cast()) };
+    }
+}
+
+/// Integer results of some rows in two panels for several groups, four tiles apart, and what scales them.
 struct Scale {
     results: *const i32,
     groups: usize,
-    scales: *const u16,
-    mins: *const u16,
+    scales: [*const u16; 2],
+    mins: Option<[*const u16; 2]>,
     a_scales: *const f32,
     a_offsets: *const f32,
     sums: *mut f32,
@@ -185,32 +268,39 @@ struct Scale {
 ///
 /// # Safety
 /// AVX-512 is available, and the pointers reach as far as `groups` say.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn scale_tile(t: &Scale) {
-    // SAFETY: all offsets are those of 16 rows of 16 values for each group.
+unsafe fn scale_rows(t: &Scale) {
+    // SAFETY: all offsets are those of `PART` rows of 16 values in two tiles for each group.
     unsafe {
-        let mut acc = [Vnni::splat(0.0); 16];
+        let mut acc = [[Vnni::splat(0.0); 2]; PART];
         if !t.first {
             for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = Vnni::load(t.sums.add(r * 16));
+                *acc = [Vnni::load(t.sums.add(r * 16)), Vnni::load(t.sums.add(C_TILE + r * 16))];
             }
         }
         for g in 0..t.groups {
-            let scale = Vnni::load_f16(t.scales.add(g * PANEL));
+            let scales = [Vnni::load_f16(t.scales[0].add(g * PANEL)), Vnni::load_f16(t.scales[1].add(g * PANEL))];
             for (r, acc) in acc.iter_mut().enumerate() {
-                let sum = _mm512_loadu_si512(t.results.add(g * 4 * C_TILE + r * 16).cast());
-                let scaled = Vnni::mul(Vnni::to_f(sum), scale);
-                *acc = Vnni::fma(scaled, Vnni::splat(*t.a_scales.add(g * 16 + r)), *acc);
+                let a_scale = Vnni::splat(*t.a_scales.add(g * 16 + r));
+                for j in 0..2 {
+                    let sum = _mm512_loadu_si512(t.results.add((4 * g + j) * C_TILE + r * 16).cast());
+                    acc[j] = Vnni::fma(Vnni::mul(Vnni::to_f(sum), scales[j]), a_scale, acc[j]);
+                }
             }
-            if !t.mins.is_null() {
-                let min = Vnni::load_f16(t.mins.add(g * PANEL));
+            if let Some(mins) = t.mins {
+                let mins = [Vnni::load_f16(mins[0].add(g * PANEL)), Vnni::load_f16(mins[1].add(g * PANEL))];
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = Vnni::fma(min, Vnni::splat(*t.a_offsets.add(g * 16 + r)), *acc);
+                    let a_offset = Vnni::splat(*t.a_offsets.add(g * 16 + r));
+                    for j in 0..2 {
+                        acc[j] = Vnni::fma(mins[j], a_offset, acc[j]);
+                    }
                 }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            Vnni::store(acc, t.sums.add(r * 16));
+            Vnni::store(acc[0], t.sums.add(r * 16));
+            Vnni::store(acc[1], t.sums.add(C_TILE + r * 16));
         }
     }
 }
