@@ -11,14 +11,17 @@ make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and
 CODE is what published_step.py takes: its dense model stands beside PRESET, its model with three recursions beside PRESET-mor3.
 Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
+PyTorch's processes stay and wait between their rounds.
 A process during which something else used more than --foreign of the machine runs again; after four attempts the comparison is given up.
 Keys and values: f32 in Lathe unless --kv says otherwise, f16 in llama.cpp, each program's default.
 """
 
 import argparse
+import atexit
 import json
 import os
 import resource
+import select
 import signal
 import statistics
 import subprocess
@@ -44,6 +47,9 @@ def main():
     else:
         contestants = [c for name in options.format for c in run_contestants(options, name)]
     rounds = []
+    if options.what == "train":
+        for contestant in contestants:
+            contestant["run"]()
     for turn in range(options.rounds):
         order = contestants if turn % 2 == 0 else contestants[::-1]
         rounds.append({c["name"]: c["run"]() for c in order})
@@ -112,6 +118,56 @@ def output(command, options):
     sys.exit(f"{' '.join(command)}\nnever had the machine for itself: end what else runs, or raise --foreign and --limit")
 
 
+class Waiting:
+    """A program that does a round for each line it gets and uses no processor in between. It starts with the first round."""
+
+    def __init__(self, command, options):
+        self.command, self.options = [str(part) for part in command], options
+        self.process = None
+
+    def line(self, limit):
+        """The next line of JSON, or that the program is ready."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < limit:
+            if select.select([self.process.stdout], [], [], 1)[0]:
+                line = self.process.stdout.readline()
+                if not line:
+                    sys.exit(f"{' '.join(self.command)} ended early with {self.process.wait()}")
+                if line.startswith(("{", "ready")):
+                    return line
+        sys.exit(f"{' '.join(self.command)} said nothing for {limit:.0f} s; raise --limit")
+
+    def round(self):
+        if self.process is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            self.process = subprocess.Popen(self.command, **pipes)
+            atexit.register(self.process.kill)
+            self.line(self.options.limit)
+        for attempt in range(4):
+            # The threads of the one before may turn in circles for a while after its last step.
+            time.sleep(0.5)
+            busy, own, wall = machine_seconds(), process_seconds(self.process.pid), time.monotonic()
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            found = json.loads(self.line(self.options.limit))
+            wall, own = time.monotonic() - wall, process_seconds(self.process.pid) - own
+            foreign = (machine_seconds() - busy - own) / (wall * os.cpu_count())
+            found["foreign_share"] = round(max(foreign, 0.0), 4)
+            if foreign <= self.options.foreign:
+                return found
+            print(f"something else used {100 * foreign:.0f} % of the machine (attempt {attempt + 1})", file=sys.stderr)
+        sys.exit(f"{' '.join(self.command)}\nnever had the machine for itself: end what else runs, or raise --foreign")
+
+
+def process_seconds(process):
+    """Processor seconds of a running process; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def machine_seconds():
     """Processor seconds used by anything, the hypervisor's other guests included; 0 where the system does not tell."""
     try:
@@ -171,8 +227,14 @@ def train_contestants(options):
         about = {k: found[k] for k in ("machine", "peak_flops", "peak_memory", "foreign_share") if k in found}
         return {"rates": {"step": result["tokens"] / result["median"]}, "about": about}
 
-    def run_python(environment, script, *extra):
-        found = output([options.peers / environment / "bin/python", HERE / script, *shape, *extra], options)
+    waiting = {}
+
+    def run_python(*parts):
+        if parts not in waiting:
+            environment, script, *extra = parts
+            python = options.peers / environment / "bin/python"
+            waiting[parts] = Waiting([python, HERE / script, *shape, *extra, "--ask"], options)
+        found = waiting[parts].round()
         rate = found["tokens"] / statistics.median(found["seconds"])
         kept = ("torch", "transformers", "parameters", "peak_memory", "foreign_share")
         return {"rates": {"step": rate}, "about": {k: found[k] for k in kept if k in found}}

@@ -10,28 +10,27 @@ model is what that code builds from its own settings of the expert-choice run wi
 sigmoid, alpha 0.1, auxiliary loss 0.001, middle cycle, keys and values of each recursion, capacities 1, 2/3, 1/3), or of
 the dense run, with these exceptions: the size, f32, scaled-dot-product attention, and the wrapper of a recursion gets
 back the shared projections of attention, which it replaces by new ones (issue 17 there; its fix 82c97f2 does the same).
-The step is that of its trainer, which keeps the graph after the backward pass, with fused AdamW. Two steps run first and
-do not count. The loss of each step has to be finite and the last below the first, since the batch stays the same; each
-weight has to be there as often as sharing says. Prints JSON. With --case it computes the steps of a reference case
-instead (crates/lathe/tests/golden/train_expert_nr3) and says how far its losses are from the stored ones, which Lathe is
-held to as well.
+The step is that of its trainer, which keeps the graph after the backward pass, with fused AdamW. Steps and checks are
+those of rounds.py; also, each weight has to be there as often as sharing says. Prints JSON. With --case it computes the
+steps of a reference case instead (crates/lathe/tests/golden/train_expert_nr3) and says how far its losses are from the
+stored ones, which Lathe is held to as well.
 """
 
 import argparse
 import contextlib
 import json
-import math
 import resource
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import transformers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+
+from rounds import rounds
 
 RECURSIONS = 3
 SETTINGS = {False: "*360m_rec3_*_mor_expert_linear_*.yaml", True: "*360m_vanilla_*.yaml"}
@@ -49,22 +48,15 @@ def main():
     parameters = checked_parameters(model, options)
     sequences, length = options.batch
     ids = torch.randint(0, options.size[5], (sequences, length))
-    seconds, losses = [], []
     step = stepper(settings, model.train(), 1e-3)
-    for turn in range(options.steps + 2):
-        begin = time.perf_counter()
-        losses.append(step(ids))
-        if turn >= 2:
-            seconds.append(time.perf_counter() - begin)
-    if not all(math.isfinite(loss) for loss in losses) or losses[-1] >= losses[0]:
-        sys.exit(f"the loss does not fall: {losses}")
     tokens = sequences * length
-    print(json.dumps({
-        "bench": "published", "model": "dense" if options.dense else "mor3", "torch": torch.__version__,
-        "transformers": transformers.__version__, "threads": options.threads, "parameters": parameters, "tokens": tokens,
-        "seconds": seconds, "tokens_per_second": tokens / statistics.median(seconds), "losses": losses,
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }))
+    for seconds, losses in rounds(lambda: step(ids), options.steps, options.ask):
+        print(json.dumps({
+            "bench": "published", "model": "dense" if options.dense else "mor3", "torch": torch.__version__,
+            "transformers": transformers.__version__, "threads": options.threads, "parameters": parameters,
+            "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / statistics.median(seconds),
+            "losses": losses, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }), flush=True)
 
 
 def built(options):
@@ -178,6 +170,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dense", action="store_true", help="its dense model in place of the recursive one")
+    parser.add_argument("--ask", action="store_true", help="a round for each line of the standard input")
     parser.add_argument("--case", type=Path, help="a training case of the reference, without its ending")
     options = parser.parse_args()
     options.repo = options.repo.resolve()

@@ -6,21 +6,19 @@
 
 --size: width, layers, heads, key/value heads, FFN width, vocabulary (tied embedding). --batch: sequences, length. The
 step is forward, cross-entropy over all positions, backward, clipping of the gradient's norm to 1 and AdamW, in f32 with
-PyTorch's own fast paths: scaled-dot-product attention with grouped queries, fused AdamW, torch.compile if asked for. Two
-steps run first and do not count. The loss of each step has to be finite and the last below the first, since the batch
-stays the same. Prints JSON.
+PyTorch's own fast paths: scaled-dot-product attention with grouped queries, fused AdamW, torch.compile if asked for.
+Steps and checks are those of rounds.py; --ask: a round for each line of the standard input. Prints JSON.
 """
 
 import argparse
 import json
-import math
 import resource
-import sys
-import time
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from rounds import rounds
 
 
 class Attention(nn.Module):
@@ -91,24 +89,21 @@ def main():
     loss_of = torch.compile(model) if options.compile else model
     tokens = torch.randint(0, options.size[5], (sequences, length + 1))
     ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    seconds, losses = [], []
-    for step in range(options.steps + 2):
-        begin = time.perf_counter()
+
+    def step():
         optimizer.zero_grad()
         loss = loss_of(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-        if step >= 2:
-            seconds.append(time.perf_counter() - begin)
-    if not all(math.isfinite(loss) for loss in losses) or losses[-1] >= losses[0]:
-        sys.exit(f"the loss does not fall: {losses}")
-    print(json.dumps({
-        "bench": "torch", "torch": torch.__version__, "compile": options.compile, "threads": options.threads,
-        "parameters": sum(p.numel() for p in model.parameters()), "tokens": sequences * length, "seconds": seconds,
-        "losses": losses, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }))
+        return loss.item()
+
+    for seconds, losses in rounds(step, options.steps, options.ask):
+        print(json.dumps({
+            "bench": "torch", "torch": torch.__version__, "compile": options.compile, "threads": options.threads,
+            "parameters": sum(p.numel() for p in model.parameters()), "tokens": sequences * length, "seconds": seconds,
+            "losses": losses, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }), flush=True)
 
 
 def arguments():
@@ -127,6 +122,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--ask", action="store_true")
     return parser.parse_args()
 
 
