@@ -26,6 +26,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -123,7 +124,7 @@ class Waiting:
 
     def __init__(self, command, options):
         self.command, self.options = [str(part) for part in command], options
-        self.process = None
+        self.process, self.said = None, None
 
     def line(self, limit):
         """The next line of JSON, or that the program is ready."""
@@ -132,14 +133,16 @@ class Waiting:
             if select.select([self.process.stdout], [], [], 1)[0]:
                 line = self.process.stdout.readline()
                 if not line:
-                    sys.exit(f"{' '.join(self.command)} ended early with {self.process.wait()}")
+                    self.said.seek(0)
+                    sys.exit(f"{' '.join(self.command)}\nends with {self.process.wait()}:\n{self.said.read()}")
                 if line.startswith(("{", "ready")):
                     return line
         sys.exit(f"{' '.join(self.command)} said nothing for {limit:.0f} s; raise --limit")
 
     def round(self):
         if self.process is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            self.said = tempfile.TemporaryFile("w+")
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said, "text": True, "bufsize": 1}
             self.process = subprocess.Popen(self.command, **pipes)
             atexit.register(self.process.kill)
             self.line(self.options.limit)
