@@ -120,8 +120,10 @@ fn fast() -> Vec<Isa> {
 
 #[test]
 fn several_blocks_over_every_size_match() {
-    // Over DEPTH steps, over a block of panels, over FLAT_TILES tiles, with uneven ends.
-    for (m, n, k) in [(3, 41, 1100), (40, 70, 1537), (190, 75, 515), (17, 1100, 517), (1, 3000, 40), (170, 260, 700)] {
+    // Over DEPTH steps, over a block of panels, over FLAT_TILES tiles, few panels with an A far away, with uneven ends.
+    for (m, n, k) in
+        [(3, 41, 1100), (40, 70, 1537), (190, 75, 515), (17, 1100, 517), (1, 3000, 40), (170, 260, 700), (300, 40, 515)]
+    {
         for a in LIES {
             for b in LIES {
                 check(m, n, k, (a, b), if a == b { Start::Zero } else { Start::FromC }, &fast());
@@ -175,7 +177,7 @@ fn pools_of_any_size_give_the_same_bits() {
     let (a, b) = (Mat::rows_major(&a, k, m).t(), Mat::rows_major(&b, k, n));
     let mut want = vec![0.0; m * n];
     matmul(MatMut::rows_major(&mut want, m, n), a, b, Start::Zero, Threads::One);
-    for threads in [1, 2, 3, 8] {
+    for threads in [1, 2, 3, 8, 20] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut got = vec![0.0; m * n];
         pool.install(|| {
