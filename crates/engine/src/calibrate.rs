@@ -41,8 +41,8 @@ pub fn calibrate(
     let made_by = if auxiliary { "auxiliary" } else { "calibrated" };
     let mut decision = Decision { made_by: made_by.into(), auxiliary, thresholds: vec![None; capacities.len()] };
     let total: usize = batches.iter().map(|b| b.rows.len()).sum();
-    for r in 0..capacities.len() {
-        if capacities[r] >= 1.0 {
+    for (r, &capacity) in capacities.iter().enumerate() {
+        if capacity >= 1.0 {
             continue;
         }
         let mut census = Census::with_logits();
@@ -53,7 +53,7 @@ pub fn calibrate(
         }
         let Some(seen) = census.recursions.get(r) else { continue };
         let scores = if auxiliary { &seen.auxiliary } else { &seen.logits };
-        decision.thresholds[r] = threshold_for(scores, (capacities[r] * total as f64).round() as usize);
+        decision.thresholds[r] = threshold_for(scores, (capacity * total as f64).round() as usize);
     }
     decision
 }

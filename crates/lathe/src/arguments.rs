@@ -70,6 +70,7 @@ pub(crate) enum DataCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "made once")]
 pub(crate) enum BenchCommand {
     /// Time optimizer steps of models on random tokens, alternating
     Train(BenchTrain),

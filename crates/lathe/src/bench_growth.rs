@@ -231,7 +231,8 @@ fn page(curves: &[(String, Axis, Vec<Found>)]) -> String {
         let of_axis: Vec<_> = curves.iter().filter(|(_, axis, _)| axis.name == name).collect();
         let axis = &of_axis[0].1;
         page.section(name);
-        let kinds: [(&str, fn(&Found) -> f64); 2] =
+        type Height = fn(&Found) -> f64;
+        let kinds: [(&str, Height); 2] =
             [(axis.time, |p| p.seconds), ("memory, MiB", |p| p.memory / f64::from(1 << 20))];
         for (y_label, y) in kinds {
             let series = of_axis

@@ -14,6 +14,7 @@ use crate::arguments::Convert;
 use crate::say;
 
 /// Runs the command.
+#[allow(clippy::result_large_err, reason = "an error of one call")]
 pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
     let stored = train::load_model(&options.checkpoint)
         .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;

@@ -130,7 +130,7 @@ impl Sharing {
             return Ok(Plan { before, recursions: Vec::new(), after: Vec::new(), stored: layers });
         }
         let shared = layers - ends;
-        if recursions == 0 || recursions > shared || shared % recursions != 0 {
+        if recursions == 0 || recursions > shared || !shared.is_multiple_of(recursions) {
             let expected = format!("a divisor of the {shared} shared layers");
             return refuse("recursions", recursions, expected);
         }

@@ -44,7 +44,7 @@ async fn scoring_as_the_harness_does_it() {
             let score = expected[position][prompt[position] as usize];
             assert_eq!(scores[position].to_string().parse::<f32>().unwrap().to_bits(), score.to_bits());
             let text = scores[position].to_string();
-            assert!(tops[position].as_object().unwrap().values().any(|v| v.to_string() == text), "the same digits");
+            assert!(tops[position].as_object().unwrap().values().any(|v| format!("{v}") == text), "the same digits");
         }
         let context = prompt.len() / 2;
         let (sum, greedy) = harness(choice, context.max(1));
