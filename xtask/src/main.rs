@@ -1,5 +1,5 @@
-//! `cargo xtask tidy` holds the tree to ARCHITECTURE.md and to the house rules; `cargo xtask check` runs everything that a
-//! push must pass.
+//! `cargo xtask tidy` holds the tree to ARCHITECTURE.md and to the house rules; `cargo xtask check`
+//! runs everything that a push must pass.
 
 mod check;
 mod source;
@@ -47,7 +47,10 @@ fn say(line: &str) {
 fn command(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
     let status = std::process::Command::new(program).args(arguments).current_dir(root).status()?;
     if !status.success() {
-        bail!("`{program} {}` failed with {status}; its output above names the cause", arguments.join(" "));
+        bail!(
+            "`{program} {}` failed with {status}; its output above names the cause",
+            arguments.join(" ")
+        );
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A Rust file as lines of code: comments and literals blanked out, functions and test-only parts found. Enough of the
-//! grammar for rules about words and lengths, no more.
+//! A Rust file as lines of code: comments and literals blanked out, functions and test-only parts
+//! found. Enough of the grammar for rules about words and lengths, no more.
 
 use std::ops::Range;
 
@@ -47,7 +47,10 @@ impl Source {
 
     /// Where `word` stands in code, not as a part of a longer name.
     pub(crate) fn words<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-        self.code.match_indices(word).map(|(at, _)| at).filter(move |&at| stands_alone(&self.code, at, word.len()))
+        self.code
+            .match_indices(word)
+            .map(|(at, _)| at)
+            .filter(move |&at| stands_alone(&self.code, at, word.len()))
     }
 
     /// Every function with a body, outer ones before inner ones.
@@ -57,7 +60,11 @@ impl Source {
             let name: String = rest.chars().take_while(|c| is_name(*c)).collect();
             let range = at..item_end(&self.code, at)?;
             let body = self.code[range.clone()].ends_with('}') && !name.is_empty();
-            body.then(|| Function { name, lines: self.line(range.end - 1) - self.line(at) + 1, range })
+            body.then(|| Function {
+                name,
+                lines: self.line(range.end - 1) - self.line(at) + 1,
+                range,
+            })
         });
         found.collect()
     }
@@ -69,7 +76,9 @@ impl Source {
             let (_, after) = self.code[part.clone()].rsplit_once("mod ")?;
             after.strip_suffix(';').map(|name| name.trim().to_owned())
         });
-        names.flat_map(|name| [format!("{folder}{name}.rs"), format!("{folder}{name}/mod.rs")]).collect()
+        names
+            .flat_map(|name| [format!("{folder}{name}.rs"), format!("{folder}{name}/mod.rs")])
+            .collect()
     }
 }
 
@@ -92,7 +101,8 @@ fn stands_alone(code: &str, at: usize, len: usize) -> bool {
     before && after
 }
 
-/// One past the end of the item that starts at `from`: its first `;` outside of brackets, or the end of its first block.
+/// One past the end of the item that starts at `from`: its first `;` outside of brackets, or the
+/// end of its first block.
 fn item_end(code: &str, from: usize) -> Option<usize> {
     let mut depth = 0usize;
     for (i, b) in code.bytes().enumerate().skip(from) {
@@ -132,10 +142,14 @@ fn blank(text: &str) -> String {
     let mut i = 0;
     while i < bytes.len() {
         let end = match bytes[i] {
-            b'/' if bytes.get(i + 1) == Some(&b'/') => text[i..].find('\n').map_or(bytes.len(), |n| i + n),
+            b'/' if bytes.get(i + 1) == Some(&b'/') => {
+                text[i..].find('\n').map_or(bytes.len(), |n| i + n)
+            }
             b'/' if bytes.get(i + 1) == Some(&b'*') => comment_end(bytes, i),
             b'"' => string_end(bytes, i),
-            b'r' if i == 0 || !is_name(char::from(bytes[i - 1])) || (bytes[i - 1] == b'b') => raw_end(text, i),
+            b'r' if i == 0 || !is_name(char::from(bytes[i - 1])) || (bytes[i - 1] == b'b') => {
+                raw_end(text, i)
+            }
             b'\'' => character_end(bytes, i),
             _ => i,
         };
@@ -197,7 +211,10 @@ fn raw_end(text: &str, from: usize) -> usize {
 fn character_end(bytes: &[u8], from: usize) -> usize {
     if bytes.get(from + 1) == Some(&b'\\') {
         let after = from + 3;
-        return bytes[after.min(bytes.len())..].iter().position(|b| *b == b'\'').map_or(from, |n| after + n + 1);
+        return bytes[after.min(bytes.len())..]
+            .iter()
+            .position(|b| *b == b'\'')
+            .map_or(from, |n| after + n + 1);
     }
     let length = match bytes.get(from + 1) {
         Some(b) if b.is_ascii() => 1,
@@ -218,7 +235,10 @@ mod tests {
         assert_eq!(code.len(), text.len());
         assert_eq!(code.matches('\n').count(), 1);
         assert!(
-            !code.contains('{') && code.contains("let c") && code.contains("&'a str") && code.contains("let e"),
+            !code.contains('{')
+                && code.contains("let c")
+                && code.contains("&'a str")
+                && code.contains("let e"),
             "{code}"
         );
     }
@@ -233,8 +253,10 @@ mod tests {
 
     #[test]
     fn macro_variables_are_no_functions() {
-        let source =
-            Source::new("src/a.rs", "macro_rules! m { ($n:ident) => { fn $n() {} } }\ntype F = fn(u8) -> u8;\n");
+        let source = Source::new(
+            "src/a.rs",
+            "macro_rules! m { ($n:ident) => { fn $n() {} } }\ntype F = fn(u8) -> u8;\n",
+        );
         assert!(source.functions().is_empty());
     }
 
@@ -244,7 +266,10 @@ mod tests {
         let source = Source::new("src/x.rs", text);
         let at = |word: &str| source.words(word).next().expect("is there");
         assert!(
-            !source.is_test(at("a")) && source.is_test(at("b")) && source.is_test(at("C")) && !source.is_test(at("d"))
+            !source.is_test(at("a"))
+                && source.is_test(at("b"))
+                && source.is_test(at("C"))
+                && !source.is_test(at("d"))
         );
         assert!(Source::new("crates/x/tests/y.rs", "fn z() {}").is_test(3));
     }
@@ -252,7 +277,10 @@ mod tests {
     #[test]
     fn test_modules_are_followed() {
         let source = Source::new("crates/k/src/lib.rs", "#[cfg(test)]\nmod testing;\nmod real;\n");
-        assert_eq!(source.test_modules(), ["crates/k/src/testing.rs", "crates/k/src/testing/mod.rs"]);
+        assert_eq!(
+            source.test_modules(),
+            ["crates/k/src/testing.rs", "crates/k/src/testing/mod.rs"]
+        );
         let source = Source::new("crates/k/src/bpe.rs", "#[cfg(test)]\npub(crate) mod cases;\n");
         assert_eq!(source.test_modules()[0], "crates/k/src/bpe/cases.rs");
     }

@@ -1,4 +1,5 @@
-//! The repository as the rules see it: files with their sizes and texts, packages with their dependencies.
+//! The repository as the rules see it: files with their sizes and texts, packages with their
+//! dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -47,7 +48,9 @@ impl Tree {
             // A deleted file stays listed until the deletion is recorded.
             let Ok(about) = std::fs::metadata(&full) else { continue };
             let text = match READ.iter().any(|ending| path.ends_with(ending)) {
-                true => Some(std::fs::read_to_string(&full).with_context(|| format!("reading {path}"))?),
+                true => Some(
+                    std::fs::read_to_string(&full).with_context(|| format!("reading {path}"))?,
+                ),
                 false => None,
             };
             files.insert(path, File { bytes: about.len(), text });
@@ -74,9 +77,11 @@ impl Tree {
         some.filter_map(|(path, file)| Some((path.as_str(), file.text.as_deref()?)))
     }
 
-    /// Every Rust file, with its code separated from its words; files that exist for tests only are marked as such.
+    /// Every Rust file, with its code separated from its words; files that exist for tests only are
+    /// marked as such.
     pub(crate) fn sources(&self) -> Vec<Source> {
-        let mut sources: Vec<Source> = self.ending(".rs").map(|(path, text)| Source::new(path, text)).collect();
+        let mut sources: Vec<Source> =
+            self.ending(".rs").map(|(path, text)| Source::new(path, text)).collect();
         let only_tests: BTreeSet<String> = sources.iter().flat_map(Source::test_modules).collect();
         for source in &mut sources {
             source.all_tests |= only_tests.contains(&source.path);
@@ -85,7 +90,8 @@ impl Tree {
     }
 }
 
-/// Paths from the root: what git tracks or would track, or without git everything but build folders.
+/// Paths from the root: what git tracks or would track, or without git everything but build
+/// folders.
 fn list(root: &Path) -> Result<Vec<String>> {
     let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let listed = Command::new("git").args(arguments).current_dir(root).output();
@@ -101,7 +107,9 @@ fn list(root: &Path) -> Result<Vec<String>> {
 }
 
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
+    for entry in
+        std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?
+    {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let (path, kind) = (format!("{prefix}{name}"), entry.file_type()?);
@@ -118,11 +126,16 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
 
 fn packages(root: &Path) -> Result<Vec<Package>> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps"];
-    let output = Command::new("cargo").args(arguments).current_dir(root).output().context("running cargo metadata")?;
+    let output = Command::new("cargo")
+        .args(arguments)
+        .current_dir(root)
+        .output()
+        .context("running cargo metadata")?;
     if !output.status.success() {
         bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
     let root = metadata["workspace_root"].as_str().unwrap_or("");
     let all = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     Ok(all.iter().map(|package| describe(package, root)).collect())
@@ -136,8 +149,15 @@ fn describe(package: &Value, root: &str) -> Package {
         to.insert(word(&dependency["name"]));
     }
     let manifest = word(&package["manifest_path"]).replace('\\', "/");
-    let manifest = manifest.strip_prefix(root).unwrap_or(&manifest).trim_start_matches('/').to_owned();
-    Package { name: word(&package["name"]), description: word(&package["description"]), manifest, uses, uses_in_tests }
+    let manifest =
+        manifest.strip_prefix(root).unwrap_or(&manifest).trim_start_matches('/').to_owned();
+    Package {
+        name: word(&package["name"]),
+        description: word(&package["description"]),
+        manifest,
+        uses,
+        uses_in_tests,
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +171,10 @@ mod tests {
             "dependencies": [{"name": "ops", "kind": null}, {"name": "tempfile", "kind": "dev"}],
         });
         let package = describe(&metadata, "/here");
-        assert_eq!((package.name.as_str(), package.manifest.as_str()), ("train", "crates/train/Cargo.toml"));
+        assert_eq!(
+            (package.name.as_str(), package.manifest.as_str()),
+            ("train", "crates/train/Cargo.toml")
+        );
         assert!(package.uses.contains("ops") && package.uses_in_tests.contains("tempfile"));
     }
 

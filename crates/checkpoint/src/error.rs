@@ -18,7 +18,9 @@ pub enum SaveError {
         expected: String,
     },
     /// Two files of the snapshot would have the same name.
-    #[error("file {file}: expected one part of the snapshot to write it, found two ({kinds}); rename one of them")]
+    #[error(
+        "file {file}: expected one part of the snapshot to write it, found two ({kinds}); rename one of them"
+    )]
     DuplicateFile {
         /// The file name both lead to.
         file: String,
@@ -64,7 +66,9 @@ pub enum SaveError {
         value: f32,
     },
     /// The names and shapes of one file take more room than a header may.
-    #[error("{file}: the header takes {bytes} bytes, expected at most {limit}; spread the tensors over several files")]
+    #[error(
+        "{file}: the header takes {bytes} bytes, expected at most {limit}; spread the tensors over several files"
+    )]
     HeaderTooLarge {
         /// The file.
         file: String,
@@ -74,7 +78,9 @@ pub enum SaveError {
         limit: u64,
     },
     /// A JSON value does not read back as itself.
-    #[error("{file}: expected JSON that reads back as the value given, found {reason}; nest less deeply")]
+    #[error(
+        "{file}: expected JSON that reads back as the value given, found {reason}; nest less deeply"
+    )]
     Json {
         /// The file.
         file: String,
@@ -129,7 +135,9 @@ pub enum LoadError {
         next: &'static str,
     },
     /// A stored value is NaN or infinite.
-    #[error("{path}: tensor {tensor}[{index}]: expected a finite value, found {value}; use an undamaged copy")]
+    #[error(
+        "{path}: tensor {tensor}[{index}]: expected a finite value, found {value}; use an undamaged copy"
+    )]
     NotFinite {
         /// The file concerned.
         path: PathBuf,
@@ -141,7 +149,9 @@ pub enum LoadError {
         value: f32,
     },
     /// The file has no tensor of that name.
-    #[error("{path}: tensor {tensor}: not among the {count} tensors of the file; check the model's configuration")]
+    #[error(
+        "{path}: tensor {tensor}: not among the {count} tensors of the file; check the model's configuration"
+    )]
     NoSuchTensor {
         /// The file concerned.
         path: PathBuf,
@@ -151,7 +161,9 @@ pub enum LoadError {
         count: usize,
     },
     /// The tensors of the file are not those asked for.
-    #[error("{path}: tensors differ from those expected: {details}; check the model's configuration")]
+    #[error(
+        "{path}: tensors differ from those expected: {details}; check the model's configuration"
+    )]
     Mismatch {
         /// The file concerned.
         path: PathBuf,
@@ -194,5 +206,9 @@ impl LoadError {
 pub(crate) fn quote(text: &str) -> String {
     let mut chars = text.chars();
     let head: String = chars.by_ref().take(80).collect();
-    if chars.next().is_some() { format!("{head:?}.. ({} bytes)", text.len()) } else { format!("{head:?}") }
+    if chars.next().is_some() {
+        format!("{head:?}.. ({} bytes)", text.len())
+    } else {
+        format!("{head:?}")
+    }
 }

@@ -105,7 +105,8 @@ impl FromStr for FaultPlan {
 
 impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fault = FAULTS.iter().find(|(_, fault)| *fault == self.fault).map_or("", |(name, _)| name);
+        let fault =
+            FAULTS.iter().find(|(_, fault)| *fault == self.fault).map_or("", |(name, _)| name);
         write!(f, "{fault}:")?;
         if let Some((kind, _)) = KINDS.iter().find(|(_, kind)| Some(*kind) == self.kind) {
             write!(f, "{kind}:")?;

@@ -72,7 +72,9 @@ const DTYPES: [(&str, Dtype, u64); 15] = [
 impl fmt::Display for Dtype {
     /// The name the format gives the type, such as `BF16`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(DTYPES.iter().find(|(_, dtype, _)| dtype == self).map_or("", |(name, _, _)| name))
+        f.write_str(
+            DTYPES.iter().find(|(_, dtype, _)| dtype == self).map_or("", |(name, _, _)| name),
+        )
     }
 }
 
@@ -82,12 +84,19 @@ impl Dtype {
         DTYPES.iter().find(|(_, dtype, _)| *dtype == self).map_or(1, |&(_, _, bytes)| bytes)
     }
 
-    /// The values that `bytes` stand for, `None` if they are of another type than F32, F16 and BF16.
+    /// The values that `bytes` stand for, `None` if they are of another type than F32, F16 and
+    /// BF16.
     pub(crate) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
         match self {
-            Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
-            Dtype::F16 => Some(bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b))).collect()),
-            Dtype::Bf16 => Some(bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b))).collect()),
+            Dtype::F32 => {
+                Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+            }
+            Dtype::F16 => Some(
+                bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b))).collect(),
+            ),
+            Dtype::Bf16 => Some(
+                bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b))).collect(),
+            ),
             _ => None,
         }
     }
@@ -148,7 +157,9 @@ pub(crate) fn build(tensors: &[NamedTensor<'_>]) -> Result<Vec<u8>, u64> {
         let dtype = tensor.data.dtype();
         let name = serde_json::Value::from(tensor.name.as_str());
         let shape = serde_json::Value::from(tensor.shape.as_slice());
-        header += &format!(",{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}");
+        header += &format!(
+            ",{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}"
+        );
         begin = end;
     }
     header.push('}');
@@ -165,10 +176,20 @@ pub(crate) fn build(tensors: &[NamedTensor<'_>]) -> Result<Vec<u8>, u64> {
 }
 
 /// Reads and checks the header of a whole file; the tensors come in the order of their data.
-pub(crate) fn parse(path: &Path, file: &[u8], next: &'static str) -> Result<Vec<TensorInfo>, LoadError> {
-    let invalid = |field: &str, expected: String, found: String| LoadError::invalid(path, field, expected, found, next);
+pub(crate) fn parse(
+    path: &Path,
+    file: &[u8],
+    next: &'static str,
+) -> Result<Vec<TensorInfo>, LoadError> {
+    let invalid = |field: &str, expected: String, found: String| {
+        LoadError::invalid(path, field, expected, found, next)
+    };
     let Some((prefix, rest)) = file.split_first_chunk::<PREFIX_BYTES>() else {
-        return Err(invalid("header length", "8 bytes".into(), format!("a file of {} bytes", file.len())));
+        return Err(invalid(
+            "header length",
+            "8 bytes".into(),
+            format!("a file of {} bytes", file.len()),
+        ));
     };
     let len = u64::from_le_bytes(*prefix);
     let limit = MAX_HEADER_BYTES.min(rest.len() as u64);
@@ -182,13 +203,16 @@ pub(crate) fn parse(path: &Path, file: &[u8], next: &'static str) -> Result<Vec<
     // Below the limit, so it is within the address space.
     let (header, data) = rest.split_at(len as usize);
     if header.first() != Some(&b'{') {
-        let found = header.first().map_or("an empty header".into(), |byte| format!("byte 0x{byte:02x}"));
+        let found =
+            header.first().map_or("an empty header".into(), |byte| format!("byte 0x{byte:02x}"));
         return Err(invalid("header", "'{' as its first byte".into(), found));
     }
     let context = RefCell::new(String::from("header"));
     let mut json = serde_json::Deserializer::from_slice(header);
     let raw = HeaderSeed(&context).deserialize(&mut json).and_then(|raw| json.end().map(|()| raw));
-    let raw = raw.map_err(|e| invalid(&context.borrow(), "the JSON of a safetensors header".into(), e.to_string()))?;
+    let raw = raw.map_err(|e| {
+        invalid(&context.borrow(), "the JSON of a safetensors header".into(), e.to_string())
+    })?;
     let mut tensors = raw
         .into_iter()
         .map(|raw| check(path, raw, data.len() as u64, file.len() - data.len(), next))
@@ -199,9 +223,21 @@ pub(crate) fn parse(path: &Path, file: &[u8], next: &'static str) -> Result<Vec<
     Ok(tensors)
 }
 
-fn check(path: &Path, raw: RawInfo, data_len: u64, base: usize, next: &'static str) -> Result<TensorInfo, LoadError> {
+fn check(
+    path: &Path,
+    raw: RawInfo,
+    data_len: u64,
+    base: usize,
+    next: &'static str,
+) -> Result<TensorInfo, LoadError> {
     let invalid = |field: &str, expected: String, found: String| {
-        LoadError::invalid(path, format!("tensor {}: {field}", quote(&raw.name)), expected, found, next)
+        LoadError::invalid(
+            path,
+            format!("tensor {}: {field}", quote(&raw.name)),
+            expected,
+            found,
+            next,
+        )
     };
     let Some(&(_, dtype, bytes)) = DTYPES.iter().find(|(name, _, _)| *name == raw.dtype) else {
         let known: Vec<_> = DTYPES.iter().map(|(name, _, _)| *name).collect();
@@ -212,11 +248,19 @@ fn check(path: &Path, raw: RawInfo, data_len: u64, base: usize, next: &'static s
     };
     let [begin, end] = raw.offsets;
     if begin > end || end > data_len {
-        return Err(invalid("data_offsets", format!("begin <= end <= {data_len}"), format!("[{begin}, {end}]")));
+        return Err(invalid(
+            "data_offsets",
+            format!("begin <= end <= {data_len}"),
+            format!("[{begin}, {end}]"),
+        ));
     }
     if end - begin != size {
         let expected = format!("{size} bytes for {dtype} of shape {:?}", raw.shape);
-        return Err(invalid("data_offsets", expected, format!("[{begin}, {end}], {} bytes", end - begin)));
+        return Err(invalid(
+            "data_offsets",
+            expected,
+            format!("[{begin}, {end}], {} bytes", end - begin),
+        ));
     }
     // Both are at most data_len, the length of a slice in memory.
     let (begin, end) = (base + begin as usize, base + end as usize);
@@ -263,7 +307,13 @@ fn check_layout(
         return Ok(());
     }
     let found = format!("{} bytes", file_len - base);
-    Err(LoadError::invalid(path, "data", format!("{} bytes as in the header", cursor - base), found, next))
+    Err(LoadError::invalid(
+        path,
+        "data",
+        format!("{} bytes as in the header", cursor - base),
+        found,
+        next,
+    ))
 }
 
 struct RawInfo {
@@ -334,9 +384,11 @@ impl<'de> Visitor<'de> for InfoSeed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawInfo, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         let tensor = self.context.borrow().clone();
-        let once = |first: bool| if first { Ok(()) } else { Err(A::Error::custom("it is given twice")) };
+        let once =
+            |first: bool| if first { Ok(()) } else { Err(A::Error::custom("it is given twice")) };
         while let Some(key) = map.next_key::<String>()? {
-            *self.context.borrow_mut() = format!("{tensor}: {}", if key.len() < 40 { &key } else { "a key" });
+            *self.context.borrow_mut() =
+                format!("{tensor}: {}", if key.len() < 40 { &key } else { "a key" });
             match key.as_str() {
                 "dtype" => once(dtype.replace(map.next_value()?).is_none())?,
                 "shape" => once(shape.replace(map.next_value_seed(ShapeSeed)?).is_none())?,
@@ -392,7 +444,11 @@ mod tests {
             let (exponent, mantissa) = (i32::from((bits >> 10) & 31), f64::from(bits & 1023));
             let found = f16_to_f32(bits);
             if exponent == 31 {
-                let kind = if mantissa == 0.0 { f64::from(found) == sign * f64::INFINITY } else { found.is_nan() };
+                let kind = if mantissa == 0.0 {
+                    f64::from(found) == sign * f64::INFINITY
+                } else {
+                    found.is_nan()
+                };
                 assert!(kind, "{bits:#06x} gives {found}");
                 continue;
             }

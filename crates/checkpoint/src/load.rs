@@ -31,8 +31,8 @@ impl Loaded {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The mapped `<stem>.safetensors`; it is the very file that was verified, even if the checkpoint
-    /// was replaced or removed since.
+    /// The mapped `<stem>.safetensors`; it is the very file that was verified, even if the
+    /// checkpoint was replaced or removed since.
     ///
     /// # Errors
     /// The checkpoint has no such tensor file.
@@ -40,7 +40,13 @@ impl Loaded {
         self.tensors.get(stem).cloned().ok_or_else(|| {
             let found = format!("only {:?}", self.tensors.keys().collect::<Vec<_>>());
             let expected = format!("a tensor file {}", quote(stem));
-            LoadError::invalid(&self.path, "files", expected, found, "choose a checkpoint that holds it")
+            LoadError::invalid(
+                &self.path,
+                "files",
+                expected,
+                found,
+                "choose a checkpoint that holds it",
+            )
         })
     }
 }
@@ -113,7 +119,13 @@ fn check_sum(path: &Path, entry: &FileEntry, found: String) -> Result<(), LoadEr
     if found == entry.sha256 {
         return Ok(());
     }
-    Err(LoadError::invalid(path, "sha256", format!("{} as in the manifest", entry.sha256), found, NEXT_DAMAGED))
+    Err(LoadError::invalid(
+        path,
+        "sha256",
+        format!("{} as in the manifest", entry.sha256),
+        found,
+        NEXT_DAMAGED,
+    ))
 }
 
 fn parse_json(path: &Path, bytes: &[u8]) -> Result<Value, LoadError> {

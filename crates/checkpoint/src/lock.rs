@@ -41,7 +41,9 @@ pub(crate) fn try_acquire(parent: &Path) -> Option<FolderLock> {
     let file = open(parent).ok()?;
     match file.try_lock() {
         Ok(()) => Some(FolderLock { file: Some(file) }),
-        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Some(FolderLock { file: None }),
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+            Some(FolderLock { file: None })
+        }
         Err(_) => None,
     }
 }

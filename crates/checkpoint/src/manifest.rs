@@ -24,8 +24,11 @@ pub(crate) enum Kind {
     File,
 }
 
-const KINDS: [(&str, Kind, &str); 3] =
-    [("tensors", Kind::Tensors, ".safetensors"), ("json", Kind::Json, ".json"), ("file", Kind::File, "")];
+const KINDS: [(&str, Kind, &str); 3] = [
+    ("tensors", Kind::Tensors, ".safetensors"),
+    ("json", Kind::Json, ".json"),
+    ("file", Kind::File, ""),
+];
 
 impl Kind {
     pub(crate) fn name(self) -> &'static str {
@@ -84,22 +87,46 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<FileEntry>, LoadError> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| LoadError::io(path, "read", e))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(LoadError::invalid(path, "size", format!("at most {MAX_BYTES} bytes"), "more", NEXT_DAMAGED));
+        return Err(LoadError::invalid(
+            path,
+            "size",
+            format!("at most {MAX_BYTES} bytes"),
+            "more",
+            NEXT_DAMAGED,
+        ));
     }
     parse(path, &bytes)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
-    let raw: RawManifest = serde_json::from_slice(bytes)
-        .map_err(|e| LoadError::invalid(path, "JSON", "a manifest", clip(&e.to_string()), NEXT_DAMAGED))?;
+    let raw: RawManifest = serde_json::from_slice(bytes).map_err(|e| {
+        LoadError::invalid(path, "JSON", "a manifest", clip(&e.to_string()), NEXT_DAMAGED)
+    })?;
     if raw.format != FORMAT {
-        return Err(LoadError::invalid(path, "format", format!("{FORMAT:?}"), shown(&raw.format), "name a checkpoint"));
+        return Err(LoadError::invalid(
+            path,
+            "format",
+            format!("{FORMAT:?}"),
+            shown(&raw.format),
+            "name a checkpoint",
+        ));
     }
     if raw.version != VERSION {
         let next = "use the version of the program that wrote it";
-        return Err(LoadError::invalid(path, "version", VERSION.to_string(), shown(&raw.version), next));
+        return Err(LoadError::invalid(
+            path,
+            "version",
+            VERSION.to_string(),
+            shown(&raw.version),
+            next,
+        ));
     }
-    let files = raw.files.iter().enumerate().map(|(i, file)| entry(path, i, file)).collect::<Result<Vec<_>, _>>()?;
+    let files = raw
+        .files
+        .iter()
+        .enumerate()
+        .map(|(i, file)| entry(path, i, file))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut seen = BTreeSet::new();
     for (i, file) in files.iter().enumerate() {
         if !seen.insert(&file.name) {
@@ -118,13 +145,21 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
 
 fn entry(path: &Path, index: usize, raw: &RawFile) -> Result<FileEntry, LoadError> {
     let invalid = |field: &str, expected: &str, found: &Value| {
-        LoadError::invalid(path, format!("files[{index}].{field}"), expected, shown(found), NEXT_DAMAGED)
+        LoadError::invalid(
+            path,
+            format!("files[{index}].{field}"),
+            expected,
+            shown(found),
+            NEXT_DAMAGED,
+        )
     };
     let kind = raw.kind.as_str().and_then(|text| KINDS.iter().find(|(name, _, _)| *name == text));
     let Some(&(_, kind, suffix)) = kind else {
         return Err(invalid("kind", "\"tensors\", \"json\" or \"file\"", &raw.kind));
     };
-    let Some(name) = raw.name.as_str().filter(|name| names::is_plain(name) && *name != names::MANIFEST) else {
+    let Some(name) =
+        raw.name.as_str().filter(|name| names::is_plain(name) && *name != names::MANIFEST)
+    else {
         return Err(invalid("name", names::NAME_RULE, &raw.name));
     };
     if !name.strip_suffix(suffix).is_some_and(names::is_plain) {
@@ -134,7 +169,9 @@ fn entry(path: &Path, index: usize, raw: &RawFile) -> Result<FileEntry, LoadErro
         return Err(invalid("bytes", "a number of bytes", &raw.bytes));
     };
     let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-    let Some(sha256) = raw.sha256.as_str().filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit)) else {
+    let Some(sha256) =
+        raw.sha256.as_str().filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
+    else {
         return Err(invalid("sha256", "64 lower-case hexadecimal digits", &raw.sha256));
     };
     Ok(FileEntry { name: name.to_owned(), kind, bytes, sha256: sha256.to_owned() })

@@ -7,7 +7,8 @@ const TEMP: &str = ".tmp-";
 const ASIDE: &str = ".old-";
 const BAD: &str = ".bad-";
 const LOCK: &str = ".lock";
-pub(crate) const NAME_RULE: &str = "1 to 128 ASCII letters, digits, '-', '_' or '.', not starting with '.'";
+pub(crate) const NAME_RULE: &str =
+    "1 to 128 ASCII letters, digits, '-', '_' or '.', not starting with '.'";
 
 /// The folder name of the checkpoint of a step, `step-00001234`; sorts by step up to 99 999 999.
 pub fn step_name(step: u64) -> String {

@@ -17,7 +17,11 @@ pub(crate) struct Failure {
 }
 
 /// Attaches to an error what was attempted.
-pub(crate) fn attempt<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T, Failure> {
+pub(crate) fn attempt<T>(
+    action: &'static str,
+    path: &Path,
+    result: io::Result<T>,
+) -> Result<T, Failure> {
     result.map_err(|source| Failure { action, path: path.to_path_buf(), source })
 }
 
@@ -26,12 +30,14 @@ pub(crate) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Decides the fate of `.old-<name>`, which must not be there afterwards. The caller holds the lock.
+/// Decides the fate of `.old-<name>`, which must not be there afterwards. The caller holds the
+/// lock.
 ///
 /// A save syncs the new checkpoint before it takes the name, so the old one is only needed when the
 /// name is free, or when the new one was damaged by something else in the meantime.
 pub(crate) fn settle(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
-    let (place, aside, bad) = (parent.join(name), names::aside_path(parent, name), names::bad_path(parent, name));
+    let (place, aside, bad) =
+        (parent.join(name), names::aside_path(parent, name), names::bad_path(parent, name));
     if !exists(&aside) {
         return Ok(());
     }
@@ -54,7 +60,11 @@ pub(crate) fn settle(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), F
 /// Before a checkpoint is opened by its path: puts the previous one of that name back if only that
 /// is left. Failing that, the caller finds the checkpoint missing.
 pub(crate) fn restore_missing(path: &Path) {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else { return };
+    let (Some(parent), Some(name)) =
+        (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    else {
+        return;
+    };
     if exists(path) || !exists(&names::aside_path(parent, name)) {
         return;
     }
@@ -66,14 +76,16 @@ pub(crate) fn restore_missing(path: &Path) {
 
 /// Whether a checkpoint is only there under the name it was set aside as.
 pub(crate) fn is_misplaced(parent: &Path, folder: &str) -> bool {
-    names::of_aside(folder).is_some_and(|name| exists(&parent.join(folder)) && !exists(&parent.join(name)))
+    names::of_aside(folder)
+        .is_some_and(|name| exists(&parent.join(folder)) && !exists(&parent.join(name)))
 }
 
 /// Settles every checkpoint set aside and removes temporary folders, unless another process is
 /// saving into the folder. Waits for that process only if a checkpoint is missing from its place.
 /// Returns what could not be put right.
 pub(crate) fn clean(parent: &Path, folders: &[String], disk: &dyn Disk) -> Vec<Failure> {
-    let is_left_over = |folder: &&String| names::of_temp(folder).is_some() || names::of_aside(folder).is_some();
+    let is_left_over =
+        |folder: &&String| names::of_temp(folder).is_some() || names::of_aside(folder).is_some();
     let left_over: Vec<_> = folders.iter().filter(is_left_over).collect();
     if left_over.is_empty() {
         return Vec::new();
@@ -93,7 +105,11 @@ pub(crate) fn clean(parent: &Path, folders: &[String], disk: &dyn Disk) -> Vec<F
         None => {
             let path = parent.join(folder);
             // The folder list is older than the lock: a save may have finished in between.
-            if exists(&path) { attempt("remove", &path, disk.remove_dir_all(&path)) } else { Ok(()) }
+            if exists(&path) {
+                attempt("remove", &path, disk.remove_dir_all(&path))
+            } else {
+                Ok(())
+            }
         }
     };
     left_over.into_iter().filter_map(|folder| put_right(folder).err()).collect()

@@ -26,7 +26,12 @@ use crate::{NamedTensor, Snapshot, Values, lock, names};
 /// Names, shapes and values are checked before anything is written. When the disk refuses an
 /// operation the unfinished folder is removed, a checkpoint of the same name goes back to its
 /// place, and [`SaveError::Io`] says what could not be undone.
-pub fn save(parent: &Path, name: &str, snapshot: &Snapshot<'_>, disk: &dyn Disk) -> Result<PathBuf, SaveError> {
+pub fn save(
+    parent: &Path,
+    name: &str,
+    snapshot: &Snapshot<'_>,
+    disk: &dyn Disk,
+) -> Result<PathBuf, SaveError> {
     if !names::is_plain(name) {
         let expected = names::NAME_RULE.to_owned();
         return Err(SaveError::BadName { what: "checkpoint", name: quote(name), expected });
@@ -39,7 +44,8 @@ pub fn save(parent: &Path, name: &str, snapshot: &Snapshot<'_>, disk: &dyn Disk)
     recover::settle(parent, name, disk).map_err(|e| fail(e, untouched()))?;
     let (place, temp) = (parent.join(name), names::temp_path(parent, name));
     if exists(&place) && !place.is_dir() {
-        let source = io::Error::new(io::ErrorKind::NotADirectory, "there is something else of that name");
+        let source =
+            io::Error::new(io::ErrorKind::NotADirectory, "there is something else of that name");
         return Err(fail(Failure { action: "replace", path: place, source }, untouched()));
     }
     if exists(&temp) {
@@ -56,7 +62,9 @@ pub fn save(parent: &Path, name: &str, snapshot: &Snapshot<'_>, disk: &dyn Disk)
 fn io_error(name: &str, failure: Failure, aftermath: String) -> SaveError {
     let Failure { action, path, source } = failure;
     let next = match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free disk space and save again",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free disk space and save again"
+        }
         io::ErrorKind::PermissionDenied => "check the permissions and save again",
         _ => "check the disk and save again",
     };
@@ -86,16 +94,21 @@ fn prepare<'s>(snapshot: &'s Snapshot<'_>) -> Result<BTreeMap<String, Part<'s>>,
         }
         match parts.insert(file.clone(), Part { kind, content }) {
             None => Ok(()),
-            Some(first) => {
-                Err(SaveError::DuplicateFile { file, kinds: format!("{} and {}", first.kind.name(), kind.name()) })
-            }
+            Some(first) => Err(SaveError::DuplicateFile {
+                file,
+                kinds: format!("{} and {}", first.kind.name(), kind.name()),
+            }),
         }
     };
     for (key, tensors) in &snapshot.tensors {
         let file = format!("{key}{}", Kind::Tensors.suffix());
         check_tensors(&file, tensors)?;
         let limit = header::MAX_HEADER_BYTES;
-        let header = header::build(tensors).map_err(|bytes| SaveError::HeaderTooLarge { file, bytes, limit })?;
+        let header = header::build(tensors).map_err(|bytes| SaveError::HeaderTooLarge {
+            file,
+            bytes,
+            limit,
+        })?;
         add(Kind::Tensors, key, Content::Tensors { header, tensors })?;
     }
     for (key, value) in &snapshot.json {
@@ -134,12 +147,20 @@ fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveErro
         let bytes = header::byte_size(&tensor.shape, element);
         if bytes != Some(tensor.data.size()) || tensor.shape.len() > header::MAX_DIMENSIONS {
             let expected = match bytes {
-                Some(_) if tensor.shape.len() > header::MAX_DIMENSIONS => "at most 32 dimensions of".to_owned(),
+                Some(_) if tensor.shape.len() > header::MAX_DIMENSIONS => {
+                    "at most 32 dimensions of".to_owned()
+                }
                 Some(bytes) => (bytes / element).to_string(),
                 None => format!("below 2^{}", 64 - element.ilog2()),
             };
             let found = (tensor.data.size() / element) as usize;
-            return Err(SaveError::Shape { file, tensor: name, shape: tensor.shape.clone(), expected, found });
+            return Err(SaveError::Shape {
+                file,
+                tensor: name,
+                shape: tensor.shape.clone(),
+                expected,
+                found,
+            });
         }
         if let Some((index, value)) = tensor.data.not_finite() {
             return Err(SaveError::NotFinite { file, tensor: name, index, value });
@@ -154,16 +175,23 @@ fn create_parents(parent: &Path, disk: &dyn Disk) -> Result<(), Failure> {
     let missing: Vec<_> = parent.ancestors().take_while(is_missing).collect();
     for path in missing.into_iter().rev() {
         match disk.create_dir(path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return attempt("create folder", path, Err(e)),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return attempt("create folder", path, Err(e));
+            }
             _ => {}
         }
-        let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above =
+            path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
         attempt("sync the folder", above, disk.sync_dir(above))?;
     }
     Ok(())
 }
 
-fn write_folder(temp: &Path, parts: &BTreeMap<String, Part<'_>>, disk: &dyn Disk) -> Result<(), Failure> {
+fn write_folder(
+    temp: &Path,
+    parts: &BTreeMap<String, Part<'_>>,
+    disk: &dyn Disk,
+) -> Result<(), Failure> {
     attempt("create folder", temp, disk.create_dir(temp))?;
     let mut entries = Vec::new();
     for (name, part) in parts {
@@ -215,7 +243,8 @@ impl<'d> Writer<'d> {
                     for part in values.chunks(CHUNK_BYTES / 4) {
                         let start = self.room(&mut buffer, 4 * part.len())?;
                         buffer.resize(start + 4 * part.len(), 0);
-                        for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
+                        for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part)
+                        {
                             *bytes = value.to_le_bytes();
                         }
                     }
@@ -231,7 +260,8 @@ impl<'d> Writer<'d> {
         self.bytes(&buffer)
     }
 
-    /// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it holds then.
+    /// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it
+    /// holds then.
     fn room(&mut self, buffer: &mut Vec<u8>, more: usize) -> Result<usize, Failure> {
         if buffer.len() + more > CHUNK_BYTES {
             self.bytes(buffer)?;
@@ -248,7 +278,8 @@ impl<'d> Writer<'d> {
 
 /// Gives the finished folder its name; what was there before is set aside and removed at the end.
 fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
-    let (place, temp, aside) = (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
+    let (place, temp, aside) =
+        (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
     let replaces = exists(&place);
     if replaces {
         attempt("rename", &place, disk.rename(&place, &aside))?;
@@ -269,13 +300,16 @@ fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
 /// After a failure: puts a checkpoint set aside back, removes the unfinished folder, and says how
 /// things stand.
 fn undo(parent: &Path, name: &str, disk: &dyn Disk) -> String {
-    let (place, temp, aside) = (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
+    let (place, temp, aside) =
+        (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
     if exists(&aside)
         && !exists(&place)
         && let Err(e) = disk.rename(&aside, &place)
     {
         let aside = aside.display();
-        return format!("the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next opened");
+        return format!(
+            "the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next opened"
+        );
     }
     if exists(&aside) {
         return format!(

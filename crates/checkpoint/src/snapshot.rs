@@ -38,7 +38,9 @@ impl Values<'_> {
     /// Place and value of the first number that is NaN or infinite.
     pub(crate) fn not_finite(&self) -> Option<(usize, f32)> {
         match self {
-            Self::F32(values) => values.iter().position(|value| !value.is_finite()).map(|at| (at, values[at])),
+            Self::F32(values) => {
+                values.iter().position(|value| !value.is_finite()).map(|at| (at, values[at]))
+            }
             Self::Stored { dtype, bytes } => dtype.not_finite(bytes),
         }
     }

@@ -43,7 +43,9 @@ pub fn list(parent: &Path) -> Vec<Entry> {
 pub fn try_list(parent: &Path) -> Result<Vec<Entry>, LoadError> {
     let entry = |name: String| {
         let (step, path) = (names::parse_step(&name), parent.join(&name));
-        let is_one = names::is_plain(&name) && path.is_dir() && (step.is_some() || exists(&path.join(names::MANIFEST)));
+        let is_one = names::is_plain(&name)
+            && path.is_dir()
+            && (step.is_some() || exists(&path.join(names::MANIFEST)));
         is_one.then_some(Entry { name, step, path })
     };
     let mut entries: Vec<_> = folder_names(parent)?.into_iter().filter_map(entry).collect();
@@ -72,9 +74,9 @@ fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
 /// are not considered.
 ///
 /// What an interrupted save left behind is put right first: the previous checkpoint of a name goes
-/// back to its place, temporary folders are removed. Temporary folders stay while another process is
-/// saving into `parent`; where `parent` cannot be written to, a checkpoint that cannot go back is
-/// returned among the damaged.
+/// back to its place, temporary folders are removed. Temporary folders stay while another process
+/// is saving into `parent`; where `parent` cannot be written to, a checkpoint that cannot go back
+/// is returned among the damaged.
 ///
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read. A damaged checkpoint is no error.
@@ -86,11 +88,16 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
         let entries = try_list(parent)?;
         let (loaded, mut damaged) = newest(&entries);
         // Another process may have saved, replaced or pruned checkpoints since they were listed.
-        let is_changed =
-            try_list(parent)?.last() != entries.last() || damaged.iter().any(|skipped| !exists(&skipped.path));
-        let is_misplaced = folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
-        // A checkpoint that is being replaced has no name for a moment; whoever replaces it puts one there at once.
-        let is_nameless = loaded.is_none() && damaged.is_empty() && !folder_names(parent)?.is_empty() && looks < 20;
+        let is_changed = try_list(parent)?.last() != entries.last()
+            || damaged.iter().any(|skipped| !exists(&skipped.path));
+        let is_misplaced =
+            folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
+        // A checkpoint that is being replaced has no name for a moment; whoever replaces it puts
+        // one there at once.
+        let is_nameless = loaded.is_none()
+            && damaged.is_empty()
+            && !folder_names(parent)?.is_empty()
+            && looks < 20;
         if is_changed || is_nameless || (is_misplaced && failures.is_empty()) {
             if is_nameless {
                 std::thread::sleep(std::time::Duration::from_millis(1));
@@ -123,9 +130,13 @@ fn newest(entries: &[Entry]) -> (Option<Loaded>, Vec<Damaged>) {
 /// saves into `parent`.
 ///
 /// # Errors
-/// [`LoadError::Io`] if the folder cannot be read or a checkpoint cannot be removed; those before it
-/// are gone.
-pub fn prune(parent: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<PathBuf>, LoadError> {
+/// [`LoadError::Io`] if the folder cannot be read or a checkpoint cannot be removed; those before
+/// it are gone.
+pub fn prune(
+    parent: &Path,
+    keep_last: usize,
+    keep_every: Option<u64>,
+) -> Result<Vec<PathBuf>, LoadError> {
     prune_on(parent, keep_last, keep_every, &RealDisk)
 }
 
@@ -156,10 +167,16 @@ pub(crate) fn prune_on(
     Ok(removed)
 }
 
-fn surplus(parent: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<Entry>, LoadError> {
-    let mut entries: Vec<_> = try_list(parent)?.into_iter().filter(|entry| entry.step.is_some()).collect();
+fn surplus(
+    parent: &Path,
+    keep_last: usize,
+    keep_every: Option<u64>,
+) -> Result<Vec<Entry>, LoadError> {
+    let mut entries: Vec<_> =
+        try_list(parent)?.into_iter().filter(|entry| entry.step.is_some()).collect();
     entries.truncate(entries.len().saturating_sub(keep_last));
-    let is_kept = |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
+    let is_kept =
+        |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
     entries.retain(|entry| !entry.step.is_some_and(is_kept));
     Ok(entries)
 }
@@ -203,9 +220,13 @@ mod tests {
                     load_in_place(&entry.path).unwrap();
                 }
                 prune(parent, 2, None).unwrap();
-                let steps: Vec<_> = list(parent).into_iter().filter_map(|entry| entry.step).collect();
+                let steps: Vec<_> =
+                    list(parent).into_iter().filter_map(|entry| entry.step).collect();
                 assert_eq!(steps, [3, 4]);
-                let left_over = folder_names(parent).unwrap().into_iter().filter(|name| names::of_temp(name).is_some());
+                let left_over = folder_names(parent)
+                    .unwrap()
+                    .into_iter()
+                    .filter(|name| names::of_temp(name).is_some());
                 assert_eq!(left_over.count(), 0, "{at}");
             }
         }

@@ -36,11 +36,20 @@ pub fn open_safetensors(path: &Path) -> Result<TensorFile, LoadError> {
     map_tensors(&open_regular(path)?, path, NEXT_FOREIGN)
 }
 
-pub(crate) fn map_tensors(file: &File, path: &Path, next: &'static str) -> Result<TensorFile, LoadError> {
+pub(crate) fn map_tensors(
+    file: &File,
+    path: &Path,
+    next: &'static str,
+) -> Result<TensorFile, LoadError> {
     let map = map_file(file).map_err(|e| LoadError::io(path, "map into memory", e))?;
     let tensors = header::parse(path, &map, next)?;
     let index = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
-    Ok(TensorFile { path: path.to_path_buf(), map: Arc::new(map), tensors: tensors.into(), index: Arc::new(index) })
+    Ok(TensorFile {
+        path: path.to_path_buf(),
+        map: Arc::new(map),
+        tensors: tensors.into(),
+        index: Arc::new(index),
+    })
 }
 
 /// Opens a regular file for reading; anything else (a folder, a pipe that would block) is refused.
@@ -89,54 +98,74 @@ impl TensorFile {
     /// A tensor's values in row-major order; stored F16 and BF16 convert without loss.
     ///
     /// # Errors
-    /// There is no such tensor, it is not stored as F32, F16 or BF16, or a value is NaN or infinite.
+    /// There is no such tensor, it is not stored as F32, F16 or BF16, or a value is NaN or
+    /// infinite.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let tensor = self.require(name)?;
         let Some(values) = tensor.dtype.to_f32(&self.map[tensor.begin..tensor.end]) else {
             let field = format!("tensor {}: dtype", quote(name));
             let next = "convert the tensor to one of these";
-            return Err(LoadError::invalid(&self.path, field, "F32, F16 or BF16", tensor.dtype.to_string(), next));
+            return Err(LoadError::invalid(
+                &self.path,
+                field,
+                "F32, F16 or BF16",
+                tensor.dtype.to_string(),
+                next,
+            ));
         };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
-            Some(index) => {
-                Err(LoadError::NotFinite { path: self.path.clone(), tensor: quote(name), index, value: values[index] })
-            }
+            Some(index) => Err(LoadError::NotFinite {
+                path: self.path.clone(),
+                tensor: quote(name),
+                index,
+                value: values[index],
+            }),
         }
     }
 
     /// A tensor's elements as the file holds them: little-endian, in row-major order.
     ///
     /// # Errors
-    /// There is no such tensor, it is not stored as `dtype`, or it holds floats of 32 or 16 bits of which one is NaN or
-    /// infinite.
+    /// There is no such tensor, it is not stored as `dtype`, or it holds floats of 32 or 16 bits of
+    /// which one is NaN or infinite.
     pub fn read_bytes(&self, name: &str, dtype: Dtype) -> Result<&[u8], LoadError> {
         let tensor = self.require(name)?;
         if tensor.dtype != dtype {
             let field = format!("tensor {}: dtype", quote(name));
             let found = tensor.dtype.to_string();
-            return Err(LoadError::invalid(&self.path, field, dtype.to_string(), found, NEXT_DAMAGED));
+            return Err(LoadError::invalid(
+                &self.path,
+                field,
+                dtype.to_string(),
+                found,
+                NEXT_DAMAGED,
+            ));
         }
         let bytes = &self.map[tensor.begin..tensor.end];
         match dtype.not_finite(bytes) {
             None => Ok(bytes),
-            Some((index, value)) => {
-                Err(LoadError::NotFinite { path: self.path.clone(), tensor: quote(name), index, value })
-            }
+            Some((index, value)) => Err(LoadError::NotFinite {
+                path: self.path.clone(),
+                tensor: quote(name),
+                index,
+                value,
+            }),
         }
     }
 
     fn require(&self, name: &str) -> Result<&TensorInfo, LoadError> {
         let count = self.tensors.len();
-        let missing = || LoadError::NoSuchTensor { path: self.path.clone(), tensor: quote(name), count };
+        let missing =
+            || LoadError::NoSuchTensor { path: self.path.clone(), tensor: quote(name), count };
         self.find(name).ok_or_else(missing)
     }
 
     /// Checks that the file has exactly these tensors with these shapes.
     ///
     /// # Errors
-    /// [`LoadError::Mismatch`] with the counts of missing, extra and wrongly shaped tensors, and the
-    /// first 8 of each.
+    /// [`LoadError::Mismatch`] with the counts of missing, extra and wrongly shaped tensors, and
+    /// the first 8 of each.
     pub fn expect(&self, expected: &[(String, Vec<usize>)]) -> Result<(), LoadError> {
         let wanted: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let mut missing = Vec::new();
@@ -145,14 +174,16 @@ impl TensorFile {
             match self.shape(name) {
                 None => missing.push(quote(name)),
                 Some(found) if found != shape => {
-                    misshapen.push(format!("{} (expected {shape:?}, found {found:?})", quote(name)));
+                    misshapen
+                        .push(format!("{} (expected {shape:?}, found {found:?})", quote(name)));
                 }
                 Some(_) => {}
             }
         }
         let extra = self.names().filter(|name| !wanted.contains(name)).map(quote).collect();
         let parts = [("missing", missing), ("extra", extra), ("wrongly shaped", misshapen)];
-        let details: Vec<_> = parts.iter().filter(|(_, found)| !found.is_empty()).map(summary).collect();
+        let details: Vec<_> =
+            parts.iter().filter(|(_, found)| !found.is_empty()).map(summary).collect();
         if details.is_empty() {
             return Ok(());
         }

@@ -4,19 +4,21 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use model::{Address, NoProbe, Pass, Rows, Rule, Transient};
+use model::{Address, NoProbe, Pass, PassCache, Rows, Rule};
 use ops::{Ops, read_rows};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, checkpoint, ids, out] = arguments.as_slice() else { return Err("CHECKPOINT IDS OUT".into()) };
+    let [_, checkpoint, ids, out] = arguments.as_slice() else {
+        return Err("CHECKPOINT IDS OUT".into());
+    };
     let stored = train::load_model(Path::new(checkpoint))?;
     let ids: Arc<[u32]> = ids.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?.into();
     if ids.iter().any(|&id| id as usize >= stored.model.config().vocab_size) {
         return Err("an id is outside of the vocabulary".into());
     }
-    let rule = stored.rule.clone().unwrap_or(Rule::SeeingAll);
-    let (mut kv, mut probe) = (Transient::new(true), NoProbe);
+    let rule = stored.rule.clone().unwrap_or(Rule::NonCausal);
+    let (mut kv, mut probe) = (PassCache::new(true), NoProbe);
     let mut pass = Pass {
         ops: Ops::Fast,
         kv: &mut kv,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub enum ConvertError {
     /// A checkpoint of others that was refused, or could not be written.
     #[error(transparent)]
-    Foreign(#[from] foreign::ForeignError),
+    ModelFile(#[from] formats::FormatError),
     /// An impossible model.
     #[error(transparent)]
     Model(#[from] model::ConfigError),
@@ -68,5 +68,6 @@ pub(crate) fn refused<T>(
 
 /// The last part of a path, for reports that travel with a model.
 pub(crate) fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    path.file_name()
+        .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use foreign::gguf::{self, WeightType};
-use foreign::hf::{self, Dtype, Extras};
-use foreign::{ForeignError, LlamaSettings, Parts, Role, Special};
+use formats::gguf::{self, WeightType};
+use formats::hf::{self, Dtype, Extras};
+use formats::{ArchConfig, FormatError, Special, TensorRole, TensorSource};
 use model::{Model, RouterConfig, Sharing};
 use train::Stored;
 
@@ -15,44 +15,69 @@ use crate::{ConvertError, roles};
 /// Writes the folder `out` that Hugging Face's library loads as a Llama model.
 ///
 /// # Errors
-/// A model that is not dense, a checkpoint without tokenizer, `out` holds files, or what the file system refuses.
+/// A model that is not dense, a checkpoint without tokenizer, `out` holds files, or what the file
+/// system refuses.
 pub fn export_hugging_face(stored: &Stored, out: &Path, dtype: Dtype) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
     let special = special_of(stored);
-    Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &Extras { dtype, special: &special })?)
+    Ok(hf::write(
+        out,
+        &dense.settings,
+        &dense,
+        tokenizer_of(stored)?,
+        &Extras { dtype, special: &special },
+    )?)
 }
 
 /// Writes the GGUF file `out` that llama.cpp loads, under the model's `name`.
 ///
 /// # Errors
 /// As [`export_hugging_face`]; a tokenizer that the form cannot hold.
-pub fn export_gguf(stored: &Stored, out: &Path, weights: WeightType, name: &str) -> Result<(), ConvertError> {
+pub fn export_gguf(
+    stored: &Stored,
+    out: &Path,
+    weights: WeightType,
+    name: &str,
+) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
     if out.exists() {
         return refused(out.display().to_string(), "path", "taken", "one where nothing is");
     }
     let special = special_of(stored);
-    let export = gguf::Export { name, weights, tokenizer: tokenizer_of(stored)?, special: &special };
+    let export =
+        gguf::Export { name, weights, tokenizer: tokenizer_of(stored)?, special: &special };
     Ok(gguf::export(out, &dense.settings, &dense, &export)?)
 }
 
 pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
     match &stored.tokenizer {
         Some(bytes) => Ok(bytes),
-        None => refused("the checkpoint", "tokenizer.json", "missing", "a tokenizer, which the exported form needs"),
+        None => refused(
+            "the checkpoint",
+            "tokenizer.json",
+            "missing",
+            "a tokenizer, which the exported form needs",
+        ),
     }
 }
 
-/// A run of ours trains with the end-of-text token between documents: its tokenizer alone says which id that is.
+/// A run of ours trains with the end-of-text token between documents: its tokenizer alone says
+/// which id that is.
 fn special_of(stored: &Stored) -> Special {
     let text = stored.text.clone().unwrap_or_default();
-    Special { bos: text.bos, eos: text.eos, pad: text.pad, chat_template: text.chat_template, add_bos: text.add_bos }
+    Special {
+        bos: text.bos,
+        eos: text.eos,
+        pad: text.pad,
+        chat_template: text.chat_template,
+        add_bos: text.add_bos,
+    }
 }
 
 /// A dense model as weights by role.
 struct Dense<'a> {
     model: &'a Model,
-    settings: LlamaSettings,
+    settings: ArchConfig,
 }
 
 impl<'a> Dense<'a> {
@@ -68,8 +93,8 @@ impl<'a> Dense<'a> {
     }
 }
 
-impl Parts for Dense<'_> {
-    fn part(&self, wanted: Role) -> foreign::Result<Vec<f32>> {
+impl TensorSource for Dense<'_> {
+    fn part(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
             for role in roles(&spec.name).unwrap_or_default() {
@@ -81,6 +106,6 @@ impl Parts for Dense<'_> {
             }
         }
         let source = format!("the model has no {wanted}").into();
-        Err(ForeignError::Part { role: wanted, source })
+        Err(FormatError::Part { role: wanted, source })
     }
 }

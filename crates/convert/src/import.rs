@@ -1,17 +1,18 @@
-//! From a Hugging Face folder, a GGUF file or a folder written by [`crate::export_own`] to a checkpoint of ours.
+//! From a Hugging Face folder, a GGUF file or a folder written by [`crate::export_own`] to a
+//! checkpoint of ours.
 
 use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
-use foreign::{Foreign, Parts, Special};
-use model::spec::specs;
+use formats::{ModelFile, Special, TensorSource};
+use model::params::specs;
 use model::{ModelConfig, RouterState};
 use serde_json::json;
 use train::{Made, Text, write_model};
 
 use crate::error::{name_of, refused};
 use crate::roles::config_of;
-use crate::{ConvertError, Costs, own, roles};
+use crate::{ConvertError, Costs, native, roles};
 
 /// What an import made.
 #[derive(Debug)]
@@ -26,16 +27,18 @@ pub struct Imported {
     pub costs: Costs,
 }
 
-/// Writes the checkpoint folder `out` from what is at `path`: a Hugging Face folder of a Llama model, a GGUF file of the
-/// llama architecture, or a folder in our own export form. Weights are kept as f32, dequantised where they were not.
+/// Writes the checkpoint folder `out` from what is at `path`: a Hugging Face folder of a Llama
+/// model, a GGUF file of the llama architecture, or a folder in our own export form. Weights are
+/// kept as f32, dequantised where they were not.
 ///
 /// # Errors
-/// A file that is damaged, lies or asks for what the model family does not compute; no tokenizer; `out` is taken.
+/// A file that is damaged, lies or asks for what the model family does not compute; no tokenizer;
+/// `out` is taken.
 pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
-    if own::is_own(path) {
-        return own::import(path, out);
+    if native::is_own(path) {
+        return native::import(path, out);
     }
-    let foreign = Foreign::open(path)?;
+    let foreign = ModelFile::open(path)?;
     let config = config_of(foreign.settings(), path)?;
     let (tokenizer, special) = (foreign.tokenizer_json()?, foreign.special()?);
     let text = text_of(special);
@@ -48,15 +51,24 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
             }
             if data.len() != spec.count() {
                 let expected = format!("{} as {:?}", spec.count(), spec.shape);
-                return refused(path.display().to_string(), spec.name, format!("{} numbers", data.len()), expected);
+                return refused(
+                    path.display().to_string(),
+                    spec.name,
+                    format!("{} numbers", data.len()),
+                    expected,
+                );
             }
-            Ok(NamedTensor { name: spec.name, shape: vec![spec.shape.0, spec.shape.1], data: data.into() })
+            Ok(NamedTensor {
+                name: spec.name,
+                shape: vec![spec.shape.0, spec.shape.1],
+                data: data.into(),
+            })
         })
         .collect();
     let costs = Costs::of(&config)?;
     let form = match &foreign {
-        Foreign::HuggingFace(_) => "hugging_face",
-        Foreign::Gguf(_) => "gguf",
+        ModelFile::HuggingFace(_) => "hugging_face",
+        ModelFile::Gguf(_) => "gguf",
     };
     let made = Made {
         config: &config,

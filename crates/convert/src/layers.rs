@@ -1,15 +1,16 @@
-//! Which layers of the source go into the shared block (Mixture-of-Recursions, arXiv 2507.10524, and its published code).
+//! Which layers of the source go into the shared block (Mixture-of-Recursions, arXiv 2507.10524,
+//! and its published code).
 
 use model::Sharing;
+use model::layout::LayerPlan;
 use model::rng::{Purpose, Stream, name_place};
-use model::sharing::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::ConvertError;
 use crate::error::refused;
 
-/// What a shared layer starts from. With S the layers that may be chosen (all, or all but the first and last) and b
-/// shared layers:
+/// What a shared layer starts from. With S the layers that may be chosen (all, or all but the first
+/// and last) and b shared layers:
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
@@ -29,20 +30,32 @@ pub enum Start {
 fn steps(from: usize, to: usize, count: usize) -> Vec<usize> {
     let step = if count > 1 { (to - from) as f64 / (count - 1) as f64 } else { 0.0 };
     let at = |i: usize| {
-        if i + 1 == count && count > 1 { to } else { (i as f64 * step + from as f64).round_ties_even() as usize }
+        if i + 1 == count && count > 1 {
+            to
+        } else {
+            (i as f64 * step + from as f64).round_ties_even() as usize
+        }
     };
     (0..count).map(at).collect()
 }
 
-/// The layers of a source of `layers` that are kept so that the shared ones divide by `recursions`: all, or as many as
-/// divide, at equal distances, the first and last ones always where they are not shared.
+/// The layers of a source of `layers` that are kept so that the shared ones divide by `recursions`:
+/// all, or as many as divide, at equal distances, the first and last ones always where they are not
+/// shared.
 ///
 /// # Errors
 /// Too few layers for this many recursions.
-pub fn kept(layers: usize, sharing: Sharing, recursions: usize) -> Result<Vec<usize>, ConvertError> {
+pub fn kept(
+    layers: usize,
+    sharing: Sharing,
+    recursions: usize,
+) -> Result<Vec<usize>, ConvertError> {
     let ends = if sharing.keeps_ends() { 2 } else { 0 };
     if sharing == Sharing::None || recursions == 0 || layers < ends + recursions {
-        let expected = format!("at least {} for {recursions} recursions in this layout", ends + recursions.max(1));
+        let expected = format!(
+            "at least {} for {recursions} recursions in this layout",
+            ends + recursions.max(1)
+        );
         return refused("the source", "layers", layers, expected);
     }
     let shared = (layers - ends) / recursions * recursions;
@@ -56,10 +69,12 @@ pub fn kept(layers: usize, sharing: Sharing, recursions: usize) -> Result<Vec<us
     Ok(std::iter::once(0).chain(middle).chain([layers - 1]).collect())
 }
 
-/// For each stored layer of `plan` the layers of the source (numbers among the kept ones) that it is made of: one, or
-/// several to be averaged.
-pub fn sources(start: Start, sharing: Sharing, plan: &Plan, seed: u64) -> Vec<Vec<usize>> {
-    let group = |stored: usize| plan.unrolled().filter(|u| u.stored == stored).map(|u| u.layer).collect::<Vec<_>>();
+/// For each stored layer of `plan` the layers of the source (numbers among the kept ones) that it
+/// is made of: one, or several to be averaged.
+pub fn sources(start: Start, sharing: Sharing, plan: &LayerPlan, seed: u64) -> Vec<Vec<usize>> {
+    let group = |stored: usize| {
+        plan.unrolled().filter(|u| u.stored == stored).map(|u| u.layer).collect::<Vec<_>>()
+    };
     let layers = plan.unrolled().count();
     let offset = usize::from(sharing.keeps_ends());
     let (first, last) = (offset, layers - 1 - offset);
@@ -94,7 +109,8 @@ fn drawn(first: usize, count: usize, b: usize, seed: u64) -> Vec<usize> {
 /// # Errors
 /// What is no such list, or names a layer that the source of `layers` does not have.
 pub fn parse_layers(text: &str, layers: usize) -> Result<Vec<usize>, ConvertError> {
-    let bad = |expected: String| refused("--keep", "list of layers", format!("\"{text}\""), expected);
+    let bad =
+        |expected: String| refused("--keep", "list of layers", format!("\"{text}\""), expected);
     let mut list: Vec<usize> = Vec::new();
     for part in text.split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
@@ -146,12 +162,21 @@ mod tests {
     #[test]
     fn starts_of_the_paper() {
         assert_eq!(one(Start::Stepwise, Sharing::Cycle, 9, 3), [0, 4, 8]);
-        assert_eq!(one(Start::Stepwise, Sharing::MiddleCycle, 29, 3), [0, 1, 4, 8, 11, 14, 17, 20, 24, 27, 28]);
+        assert_eq!(
+            one(Start::Stepwise, Sharing::MiddleCycle, 29, 3),
+            [0, 1, 4, 8, 11, 14, 17, 20, 24, 27, 28]
+        );
         assert_eq!(one(Start::Lower, Sharing::Sequence, 9, 3), [0, 1, 2]);
         assert_eq!(one(Start::Upper, Sharing::MiddleSequence, 8, 3), [0, 5, 6, 7]);
         assert_eq!(of(Start::Average, Sharing::Cycle, 6, 3), [[0, 2, 4], [1, 3, 5]]);
-        assert_eq!(of(Start::Average, Sharing::MiddleCycle, 8, 3), [vec![0], vec![1, 3, 5], vec![2, 4, 6], vec![7]]);
-        assert_eq!(of(Start::Average, Sharing::MiddleSequence, 6, 2), [vec![0], vec![1, 2], vec![3, 4], vec![5]]);
+        assert_eq!(
+            of(Start::Average, Sharing::MiddleCycle, 8, 3),
+            [vec![0], vec![1, 3, 5], vec![2, 4, 6], vec![7]]
+        );
+        assert_eq!(
+            of(Start::Average, Sharing::MiddleSequence, 6, 2),
+            [vec![0], vec![1, 2], vec![3, 4], vec![5]]
+        );
         let drawn = one(Start::Random, Sharing::MiddleCycle, 29, 3);
         assert!(drawn.windows(2).all(|pair| pair[0] < pair[1]), "{drawn:?}");
         assert_eq!((drawn[0], drawn[10], drawn.len()), (0, 28, 11));

@@ -1,9 +1,10 @@
 //! Checkpoints in, out, and from one family into another.
 //!
-//! [`import()`] turns a checkpoint of others into one of ours, [`export_hugging_face`], [`export_gguf`] and
-//! [`export_own`] go the other way, [`convert()`] makes a recursive or Mixture-of-Recursions model out of a dense one, and
-//! [`quantize()`] stores the weights of any model in 16, 8 or 4 bits.
-//! Which of their weights make up which of ours stands once, in `roles.rs`; shapes come from the parameter table.
+//! [`import()`] turns a checkpoint of others into one of ours, [`export_hugging_face`],
+//! [`export_gguf`] and [`export_own`] go the other way, [`convert()`] makes a recursive or
+//! Mixture-of-Recursions model out of a dense one, and [`quantize()`] stores the weights of any
+//! model in 16, 8 or 4 bits. Which of their weights make up which of ours stands once, in
+//! `roles.rs`; shapes come from the parameter table.
 
 mod adapters;
 mod costs;
@@ -11,22 +12,22 @@ mod error;
 mod export;
 mod import;
 mod layers;
-mod own;
+mod native;
 mod quantize;
-mod recast;
 mod report;
 mod roles;
+mod share_layers;
 mod svd;
 
 pub use costs::Costs;
 pub use error::ConvertError;
 pub use export::{export_gguf, export_hugging_face};
-pub use foreign::gguf::WeightType;
-pub use foreign::hf::Dtype;
+pub use formats::gguf::WeightType;
+pub use formats::hf::Dtype;
 pub use import::{Imported, import};
 pub use layers::{Start, kept, parse_layers, sources};
-pub use own::export_own;
+pub use native::export_own;
 pub use quantize::{Kind, Quantization, quantize};
-pub use recast::{Target, convert};
 pub use report::{Copied, Report};
 pub use roles::roles;
+pub use share_layers::{Target, convert};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::RealDisk;
-use model::spec::ParamSpec;
+use model::params::ParamSpec;
 use ops::{Format, Weight};
 use serde::Serialize;
 use serde_json::json;
@@ -26,7 +26,8 @@ pub struct Kind {
     pub bytes_before: u64,
     /// Bytes in the result.
     pub bytes_after: u64,
-    /// The largest `|rounded - w| / rms`, with the root mean square of the matrix that `w` stands in.
+    /// The largest `|rounded - w| / rms`, with the root mean square of the matrix that `w` stands
+    /// in.
     pub largest_error: f64,
     /// The mean of these.
     pub mean_error: f64,
@@ -45,12 +46,16 @@ pub struct Quantization {
     pub bytes_after: u64,
 }
 
-/// Rounds the weights of `stored` to `format`, exactly as loading it in that format does, and writes them as the checkpoint
-/// folder `out`, with everything that evaluation and generation read.
+/// Rounds the weights of `stored` to `format`, exactly as loading it in that format does, and
+/// writes them as the checkpoint folder `out`, with everything that evaluation and generation read.
 ///
 /// # Errors
 /// A matrix that does not fit the format, a path that is taken, or what the disk refuses.
-pub fn quantize(stored: Stored, format: Format, out: &Path) -> Result<(PathBuf, Quantization), ConvertError> {
+pub fn quantize(
+    stored: Stored,
+    format: Format,
+    out: &Path,
+) -> Result<(PathBuf, Quantization), ConvertError> {
     let mut kinds: Vec<Kind> = Vec::new();
     for (spec, weight) in stored.model.weights() {
         let name = kind_of(&spec.name);
@@ -69,7 +74,11 @@ pub fn quantize(stored: Stored, format: Format, out: &Path) -> Result<(PathBuf, 
     let made = Made {
         config: stored.model.config(),
         weights: train::tensors(&stored.model).map_err(refused)?,
-        rounded: Some(Rounded { weights: weights.clone(), step: stored.step, tokens: stored.tokens }),
+        rounded: Some(Rounded {
+            weights: weights.clone(),
+            step: stored.step,
+            tokens: stored.tokens,
+        }),
         recipe: stored.recipe.as_ref(),
         rule: stored.rule.as_ref(),
         state: &stored.state,
@@ -87,11 +96,25 @@ impl Kind {
     fn empty(kind: String, format: Option<Format>) -> Self {
         let format = format.map_or_else(|| "f32".into(), |format| format.to_string());
         let (tensors, weights, bytes_before, bytes_after) = (0, 0, 0, 0);
-        Self { kind, format, tensors, weights, bytes_before, bytes_after, largest_error: 0.0, mean_error: 0.0 }
+        Self {
+            kind,
+            format,
+            tensors,
+            weights,
+            bytes_before,
+            bytes_after,
+            largest_error: 0.0,
+            mean_error: 0.0,
+        }
     }
 
     /// Rounds a weight and counts it; `mean_error` is the sum until all are in.
-    fn add(&mut self, spec: &ParamSpec, weight: &Weight, format: Format) -> Result<(), ops::QuantError> {
+    fn add(
+        &mut self,
+        spec: &ParamSpec,
+        weight: &Weight,
+        format: Format,
+    ) -> Result<(), ops::QuantError> {
         self.tensors += 1;
         self.weights += spec.count();
         self.bytes_before += stored_bytes(spec, None)?;

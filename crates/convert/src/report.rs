@@ -13,7 +13,8 @@ pub struct Copied {
     pub from: Vec<usize>,
     /// The layers of the source that it now stands for.
     pub instead_of: Vec<usize>,
-    /// For each of these `|W - shared| / |W|` over all matrices, as Frobenius norms: what sharing throws away.
+    /// For each of these `|W - shared| / |W|` over all matrices, as Frobenius norms: what sharing
+    /// throws away.
     pub difference: Vec<f64>,
     /// The same with the adapters that the uses got.
     pub remaining: Vec<f64>,

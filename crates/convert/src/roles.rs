@@ -1,8 +1,9 @@
-//! Which weights of a plain Llama model make up which parameter of ours. Import, export and their checks all read this.
+//! Which weights of a plain Llama model make up which parameter of ours. Import, export and their
+//! checks all read this.
 
 use std::path::Path;
 
-use foreign::{LayerRole, LlamaSettings, Role};
+use formats::{ArchConfig, LayerRole, TensorRole};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 
 use crate::ConvertError;
@@ -19,26 +20,31 @@ const LAYER: [(&str, &[LayerRole]); 7] = [
     ("down", &[LayerRole::Down]),
 ];
 
-/// The foreign weights that stand below each other in the parameter `name` of a dense model; `None` for a parameter that
-/// a plain Llama model does not have.
-pub fn roles(name: &str) -> Option<Vec<Role>> {
+/// The foreign weights that stand below each other in the parameter `name` of a dense model; `None`
+/// for a parameter that a plain Llama model does not have.
+pub fn roles(name: &str) -> Option<Vec<TensorRole>> {
     match name {
-        "embed" => return Some(vec![Role::Embed]),
-        "norm" => return Some(vec![Role::Norm]),
-        "head" => return Some(vec![Role::Head]),
+        "embed" => return Some(vec![TensorRole::Embed]),
+        "norm" => return Some(vec![TensorRole::Norm]),
+        "head" => return Some(vec![TensorRole::Head]),
         _ => {}
     }
     let (layer, part) = name.strip_prefix("layers.")?.split_once('.')?;
     let layer = layer.parse().ok()?;
     let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
-    Some(roles.iter().map(|role| Role::Layer(layer, *role)).collect())
+    Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
 }
 
 /// Our recipe of the model that `settings` of the file `path` describe.
-pub(crate) fn config_of(settings: &LlamaSettings, path: &Path) -> Result<ModelConfig, ConvertError> {
+pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfig, ConvertError> {
     let name = path.display().to_string();
     if let Some(scaling) = settings.rope_scaling {
-        return refused(name, "rope_scaling", format!("{scaling:?}"), "none: rotary frequencies are not rescaled here");
+        return refused(
+            name,
+            "rope_scaling",
+            format!("{scaling:?}"),
+            "none: rotary frequencies are not rescaled here",
+        );
     }
     let config = ModelConfig {
         vocab_size: settings.vocab,
@@ -66,8 +72,8 @@ pub(crate) fn config_of(settings: &LlamaSettings, path: &Path) -> Result<ModelCo
 }
 
 /// The settings of a dense `config`.
-pub(crate) fn settings_of(config: &ModelConfig) -> LlamaSettings {
-    LlamaSettings {
+pub(crate) fn settings_of(config: &ModelConfig) -> ArchConfig {
+    ArchConfig {
         vocab: config.vocab_size,
         width: config.width,
         layers: config.layers,
@@ -95,22 +101,30 @@ mod tests {
             let config = ModelConfig { vocab_size: 10, tie_embeddings, ..dense() };
             let settings = settings_of(&config);
             let mut seen = BTreeSet::new();
-            for spec in model::spec::specs(&config, &config.check().expect("legal")) {
+            for spec in model::params::specs(&config, &config.check().expect("legal")) {
                 let parts = roles(&spec.name).unwrap_or_else(|| panic!("{}", spec.name));
-                let count: usize = parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
+                let count: usize =
+                    parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
                 assert_eq!(count, spec.count(), "{}", spec.name);
                 for role in parts {
                     assert_eq!(role.shape(&settings).last(), Some(&spec.shape.1), "{role}");
                     assert!(seen.insert(role), "{role} twice");
                 }
             }
-            assert_eq!(seen, Role::all(&settings).collect());
+            assert_eq!(seen, TensorRole::all(&settings).collect());
         }
     }
 
     #[test]
     fn other_parameters_have_no_role() {
-        for name in ["router.0.score", "layers.0.attention_norm.1", "layers.x.query", "layers.0.lora", "heads", ""] {
+        for name in [
+            "router.0.score",
+            "layers.0.attention_norm.1",
+            "layers.x.query",
+            "layers.0.lora",
+            "heads",
+            "",
+        ] {
             assert_eq!(roles(name), None, "{name}");
         }
     }
@@ -119,8 +133,10 @@ mod tests {
     fn settings_and_config_say_the_same() {
         let config = ModelConfig { vocab_size: 10, ..dense() };
         assert_eq!(config_of(&settings_of(&config), Path::new("x")).expect("plain"), config);
-        let scaled =
-            LlamaSettings { rope_scaling: Some(foreign::RopeScaling::Linear { factor: 2.0 }), ..settings_of(&config) };
+        let scaled = ArchConfig {
+            rope_scaling: Some(formats::RopeScaling::Linear { factor: 2.0 }),
+            ..settings_of(&config)
+        };
         let error = config_of(&scaled, Path::new("some/file")).expect_err("scaled").to_string();
         assert!(error.contains("some/file") && error.contains("rope_scaling"), "{error}");
     }

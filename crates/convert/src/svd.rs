@@ -1,5 +1,5 @@
-//! The best approximation of a matrix by one of low rank: randomised subspace iteration (Halko, Martinsson and Tropp,
-//! 2011, arXiv 0909.4061), products in f32, everything small in f64.
+//! The best approximation of a matrix by one of low rank: randomised subspace iteration (Halko,
+//! Martinsson and Tropp, 2011, arXiv 0909.4061), products in f32, everything small in f64.
 
 use model::rng::Stream;
 use ops::{Ops, Weight, from_rows, read_rows};
@@ -19,7 +19,13 @@ pub(crate) struct Truncated {
 }
 
 /// The `rank` largest singular values of `a`, `[n, d]`, and their directions.
-pub(crate) fn truncated(a: &[f32], n: usize, d: usize, rank: usize, dice: &mut Stream) -> Truncated {
+pub(crate) fn truncated(
+    a: &[f32],
+    n: usize,
+    d: usize,
+    rank: usize,
+    dice: &mut Stream,
+) -> Truncated {
     let transposed: Vec<f32> = (0..d).flat_map(|j| (0..n).map(move |i| a[i * d + j])).collect();
     let (rows, columns) = (from_rows(a.to_vec(), n, d), from_rows(transposed, d, n));
     let k = (rank + MORE).min(n.min(d));
@@ -30,7 +36,8 @@ pub(crate) fn truncated(a: &[f32], n: usize, d: usize, rank: usize, dice: &mut S
         let y = read_rows(&Ops::Fast.linear(matrix.clone(), &Weight::new(flat, k, length)));
         (0..k).map(|j| y.iter().skip(j).step_by(k).map(|&x| f64::from(x)).collect()).collect()
     };
-    let mut omega: Vec<Vec<f64>> = (0..k).map(|_| (0..d).map(|_| dice.normal()).collect()).collect();
+    let mut omega: Vec<Vec<f64>> =
+        (0..k).map(|_| (0..d).map(|_| dice.normal()).collect()).collect();
     let mut q = Vec::new();
     for _ in 0..=ROUNDS {
         orthonormal(&mut omega);
@@ -39,7 +46,8 @@ pub(crate) fn truncated(a: &[f32], n: usize, d: usize, rank: usize, dice: &mut S
         omega = product(&columns, &q);
     }
     // omega is now B^T with B = Q^T A, whose left singular vectors are the eigenvectors of B B^T.
-    let gram: Vec<Vec<f64>> = omega.iter().map(|x| omega.iter().map(|y| dot(x, y)).collect()).collect();
+    let gram: Vec<Vec<f64>> =
+        omega.iter().map(|x| omega.iter().map(|y| dot(x, y)).collect()).collect();
     let (values, vectors) = eigen(gram);
     let mix = |basis: &[Vec<f64>], weights: &[f64]| -> Vec<f64> {
         let mut sum = vec![0.0; basis[0].len()];
@@ -84,9 +92,11 @@ fn orthonormal(vectors: &mut [Vec<f64>]) {
 /// Eigenvalues of a symmetric matrix, the largest first, with their vectors (Jacobi's rotations).
 fn eigen(mut a: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
     let k = a.len();
-    let mut vectors: Vec<Vec<f64>> = (0..k).map(|i| (0..k).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+    let mut vectors: Vec<Vec<f64>> =
+        (0..k).map(|i| (0..k).map(|j| f64::from(u8::from(i == j))).collect()).collect();
     for _ in 0..SWEEPS {
-        let off: f64 = (0..k).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
+        let off: f64 =
+            (0..k).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
         let on: f64 = (0..k).map(|i| a[i][i] * a[i][i]).sum();
         if off <= 1e-30 * on {
             break;
@@ -116,7 +126,8 @@ fn rotate(a: &mut [Vec<f64>], vectors: &mut [Vec<f64>], p: usize, q: usize) {
     }
     for i in 0..a.len() {
         (a[p][i], a[q][i]) = (c * a[p][i] - s * a[q][i], s * a[p][i] + c * a[q][i]);
-        (vectors[p][i], vectors[q][i]) = (c * vectors[p][i] - s * vectors[q][i], s * vectors[p][i] + c * vectors[q][i]);
+        (vectors[p][i], vectors[q][i]) =
+            (c * vectors[p][i] - s * vectors[q][i], s * vectors[p][i] + c * vectors[q][i]);
     }
 }
 
@@ -137,27 +148,37 @@ mod tests {
 
     /// What is left of `a` without its approximation, as a Frobenius norm.
     fn rest(a: &[f32], d: usize, t: &Truncated) -> f64 {
-        let at = |i: usize, j: usize| -> f64 { (0..t.sigma.len()).map(|k| t.sigma[k] * t.u[k][i] * t.v[k][j]).sum() };
-        a.iter().enumerate().map(|(p, &x)| (f64::from(x) - at(p / d, p % d)).powi(2)).sum::<f64>().sqrt()
+        let at = |i: usize, j: usize| -> f64 {
+            (0..t.sigma.len()).map(|k| t.sigma[k] * t.u[k][i] * t.v[k][j]).sum()
+        };
+        a.iter()
+            .enumerate()
+            .map(|(p, &x)| (f64::from(x) - at(p / d, p % d)).powi(2))
+            .sum::<f64>()
+            .sqrt()
     }
 
     #[test]
     fn a_matrix_of_low_rank_is_found() {
         let (n, d, rank) = (30, 18, 3);
         let (x, y) = (random(n, rank), random(rank, d));
-        let a: Vec<f32> =
-            (0..n * d).map(|p| (0..rank).map(|k| x[p / d * rank + k] * y[k * d + p % d]).sum::<f32>()).collect();
+        let a: Vec<f32> = (0..n * d)
+            .map(|p| (0..rank).map(|k| x[p / d * rank + k] * y[k * d + p % d]).sum::<f32>())
+            .collect();
         let size = a.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         for more in [3, 5, 18] {
             let found = truncated(&a, n, d, more, &mut dice(0));
             assert!(rest(&a, d, &found) < 1e-5 * size, "{}", rest(&a, d, &found));
             assert!(found.sigma.windows(2).all(|pair| pair[0] >= pair[1]));
-            assert!(found.u.iter().flatten().chain(found.v.iter().flatten()).all(|x| x.is_finite()));
+            assert!(
+                found.u.iter().flatten().chain(found.v.iter().flatten()).all(|x| x.is_finite())
+            );
         }
         assert!(rest(&a, d, &truncated(&a, n, d, 2, &mut dice(0))) > 1e-2 * size);
     }
 
-    /// No approximation of that rank is better than by the rest of the singular values (Eckart and Young, 1936).
+    /// No approximation of that rank is better than by the rest of the singular values (Eckart and
+    /// Young, 1936).
     #[test]
     fn the_approximation_is_the_best() {
         let (n, d, rank) = (40, 24, 6);

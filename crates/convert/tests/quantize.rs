@@ -1,23 +1,32 @@
-//! Stored rounded weights are those that loading in the format makes, for every family and every format.
+//! Stored rounded weights are those that loading in the format makes, for every family and every
+//! format.
 
 mod common;
 
 use common::{ids, logits, same, stored, tiny};
 use convert::quantize;
-use model::relax::{Part, Relaxation, lora};
-use model::routing::{expert_choice, token_choice};
+use model::adapters::{Part, Relaxation, lora};
+use model::routers::{expert_choice, token_choice};
 use model::{ModelConfig, RouterConfig, Rule, Sharing};
 use ops::Format;
 use train::{load_for_use, load_model};
 
-/// Dense and untied, routed by two networks, with adapters. Rows of 24 and 40 values are no whole groups.
+/// Dense and untied, routed by two networks, with adapters. Rows of 24 and 40 values are no whole
+/// groups.
 fn configs() -> Vec<ModelConfig> {
     let dense = ModelConfig { tie_embeddings: false, ffn: 40, ..tiny(Sharing::None, 3, 1) };
     let mor = tiny(Sharing::MiddleCycle, 5, 3);
-    let router = expert_choice::Config { sampling: expert_choice::Sampling::AuxRouter, ..Default::default() };
+    let router = expert_choice::Config {
+        sampling: expert_choice::SamplingLoss::AuxRouter,
+        ..Default::default()
+    };
     let routed = ModelConfig { router: RouterConfig::ExpertChoice(router), ..mor.clone() };
-    let chosen = ModelConfig { router: RouterConfig::TokenChoice(token_choice::Config::default()), ..mor.clone() };
-    let adapters = lora::Config { rank: 2, parts: vec![Part::Query, Part::Down], ..lora::Config::default() };
+    let chosen = ModelConfig {
+        router: RouterConfig::TokenChoice(token_choice::Config::default()),
+        ..mor.clone()
+    };
+    let adapters =
+        lora::Config { rank: 2, parts: vec![Part::Query, Part::Down], ..lora::Config::default() };
     vec![dense, routed, chosen, ModelConfig { relax: Relaxation::Lora(adapters), ..mor }]
 }
 
@@ -32,10 +41,13 @@ fn stored_weights_are_those_that_loading_rounds() {
             let at_load = load_model(&source).expect("opens");
             at_load.model.quantize(format).expect("rounds");
             let out = folder.path().join(format!("{number}-{format}"));
-            let (path, done) = quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
+            let (path, done) =
+                quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
             let found = load_for_use(&path).expect("opens");
             assert_eq!(found.rounded, Some(format), "{what}");
-            for ((spec, expected), (_, found)) in at_load.model.weights().iter().zip(found.model.weights()) {
+            for ((spec, expected), (_, found)) in
+                at_load.model.weights().iter().zip(found.model.weights())
+            {
                 assert_eq!(
                     (expected.format(), expected.parts()),
                     (found.format(), found.parts()),
@@ -44,15 +56,23 @@ fn stored_weights_are_those_that_loading_rounds() {
                 );
                 same(&found.read(), &expected.read(), &format!("{what}: {}", spec.name));
             }
-            let rule = at_load.rule.clone().unwrap_or(Rule::SeeingAll);
-            same(&logits(&found.model, &rule, &ids()), &logits(&at_load.model, &rule, &ids()), &what);
+            let rule = at_load.rule.clone().unwrap_or(Rule::NonCausal);
+            same(
+                &logits(&found.model, &rule, &ids()),
+                &logits(&at_load.model, &rule, &ids()),
+                &what,
+            );
             assert_eq!(
                 done.kinds.iter().map(|kind| kind.tensors).sum::<usize>(),
                 found.model.weights().len(),
                 "{what}"
             );
-            let refused = load_model(&path).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(refused.contains("f32 checkpoint") && refused.contains(&format.to_string()), "{refused}");
+            let refused =
+                load_model(&path).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(
+                refused.contains("f32 checkpoint") && refused.contains(&format.to_string()),
+                "{refused}"
+            );
         }
     }
 }
@@ -64,23 +84,33 @@ fn errors_are_those_of_the_stored_weights() {
     let before = stored(&source, &configs()[0], 3).model;
     for format in Format::ALL {
         let out = folder.path().join(format.to_string());
-        let (path, done) = quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
+        let (path, done) =
+            quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
         let after = load_for_use(&path).expect("opens").model;
         for kind in &done.kinds {
             let (mut largest, mut sum, mut count) = (0.0_f64, 0.0_f64, 0);
             let pairs = before.weights().iter().zip(after.weights());
-            for ((_, before), (_, after)) in pairs.filter(|((spec, _), _)| spec.name.split('.').any(|p| p == kind.kind))
+            for ((_, before), (_, after)) in
+                pairs.filter(|((spec, _), _)| spec.name.split('.').any(|p| p == kind.kind))
             {
                 let (before, after) = (before.read(), after.read());
                 let square: f64 = before.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
                 let rms = (square / before.len() as f64).sqrt();
-                let errors = before.iter().zip(&after).map(|(&a, &b)| f64::from((b - a).abs()) / rms);
-                (largest, sum) = errors.fold((largest, sum), |(most, sum), e| (most.max(e), sum + e));
+                let errors =
+                    before.iter().zip(&after).map(|(&a, &b)| f64::from((b - a).abs()) / rms);
+                (largest, sum) =
+                    errors.fold((largest, sum), |(most, sum), e| (most.max(e), sum + e));
                 count += before.len();
             }
             assert_eq!(count, kind.weights, "{format} {}", kind.kind);
-            assert!((largest - kind.largest_error).abs() <= 1e-6 * largest, "{format} {kind:?}: {largest}");
-            assert!((sum / count as f64 - kind.mean_error).abs() <= 1e-6 * kind.mean_error, "{format} {kind:?}");
+            assert!(
+                (largest - kind.largest_error).abs() <= 1e-6 * largest,
+                "{format} {kind:?}: {largest}"
+            );
+            assert!(
+                (sum / count as f64 - kind.mean_error).abs() <= 1e-6 * kind.mean_error,
+                "{format} {kind:?}"
+            );
             assert_eq!(kind.format == "f32", largest == 0.0, "{format} {kind:?}");
         }
     }

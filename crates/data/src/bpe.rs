@@ -1,4 +1,5 @@
-//! Learns byte-pair merges (Sennrich et al. 2016) from word counts; the same counts give the same merges, in any order and on any number of threads.
+//! Learns byte-pair merges (Sennrich et al. 2016) from word counts; the same counts give the same
+//! merges, in any order and on any number of threads.
 
 use crate::words::{BYTE_CHAR, for_each_word};
 use rayon::prelude::*;
@@ -7,7 +8,8 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 type Pair = (u32, u32);
 
-/// Learned vocabulary: `tokens[id]` in the printable alphabet, specials first, then the 256 bytes, then merges.
+/// Learned vocabulary: `tokens[id]` in the printable alphabet, specials first, then the 256 bytes,
+/// then merges.
 pub(crate) struct Merges {
     pub(crate) tokens: Vec<String>,
     pub(crate) merges: Vec<(String, String)>,
@@ -48,7 +50,8 @@ struct Learner {
     counts: HashMap<Pair, i64>,
     /// Words that held the pair when it was last counted up; may be stale, never incomplete.
     places: HashMap<Pair, Vec<u32>>,
-    /// Candidates by count, ties to the smaller pair; an entry whose count is out of date is put back with the true one.
+    /// Candidates by count, ties to the smaller pair; an entry whose count is out of date is put
+    /// back with the true one.
     queue: BinaryHeap<(i64, Reverse<Pair>)>,
     tokens: Vec<String>,
     bytes: Vec<usize>,
@@ -58,9 +61,13 @@ struct Learner {
 
 /// Learns merges until `vocab_size` tokens exist or no pair occurs twice.
 ///
-/// Each step merges the pair with the largest count, ties to the pair with the smaller ids. A merge never
-/// spells a special token and never exceeds 32 bytes.
-pub(crate) fn learn(counts: HashMap<Box<str>, u64>, specials: &[String], vocab_size: usize) -> Merges {
+/// Each step merges the pair with the largest count, ties to the pair with the smaller ids. A merge
+/// never spells a special token and never exceeds 32 bytes.
+pub(crate) fn learn(
+    counts: HashMap<Box<str>, u64>,
+    specials: &[String],
+    vocab_size: usize,
+) -> Merges {
     let counts: BTreeMap<Box<str>, u64> = counts.into_iter().collect();
     let mut learner = Learner::new(&counts, specials);
     let mut merges = Vec::new();
@@ -76,7 +83,10 @@ pub(crate) fn learn(counts: HashMap<Box<str>, u64>, specials: &[String], vocab_s
         }
         let Some(id) = learner.token_for(pair) else { continue };
         if seen.insert(pair) {
-            merges.push((learner.tokens[pair.0 as usize].clone(), learner.tokens[pair.1 as usize].clone()));
+            merges.push((
+                learner.tokens[pair.0 as usize].clone(),
+                learner.tokens[pair.1 as usize].clone(),
+            ));
         }
         learner.merge(pair, id);
     }
@@ -87,11 +97,17 @@ impl Learner {
     fn new(counts: &BTreeMap<Box<str>, u64>, specials: &[String]) -> Self {
         let mut alphabet = *BYTE_CHAR;
         alphabet.sort_unstable();
-        let tokens: Vec<String> = specials.iter().cloned().chain(alphabet.iter().map(char::to_string)).collect();
-        let bytes = tokens.iter().enumerate().map(|(i, t)| if i < specials.len() { t.len() } else { 1 }).collect();
+        let tokens: Vec<String> =
+            specials.iter().cloned().chain(alphabet.iter().map(char::to_string)).collect();
+        let bytes = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, t)| if i < specials.len() { t.len() } else { 1 })
+            .collect();
         let ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
         let byte_id: Vec<u32> = BYTE_CHAR.iter().map(|c| ids[&c.to_string()]).collect();
-        let words = counts.keys().map(|w| w.bytes().map(|b| byte_id[usize::from(b)]).collect()).collect();
+        let words =
+            counts.keys().map(|w| w.bytes().map(|b| byte_id[usize::from(b)]).collect()).collect();
         let weights = counts.values().map(|&n| i64::try_from(n).unwrap_or(i64::MAX)).collect();
         let mut learner = Learner {
             words,
@@ -118,7 +134,12 @@ impl Learner {
                 }
             }
         }
-        self.queue = self.counts.iter().filter(|(_, n)| **n >= MIN_COUNT).map(|(p, n)| (*n, Reverse(*p))).collect();
+        self.queue = self
+            .counts
+            .iter()
+            .filter(|(_, n)| **n >= MIN_COUNT)
+            .map(|(p, n)| (*n, Reverse(*p)))
+            .collect();
     }
 
     /// The id of the joined pair, new or existing; `None` where the pair must not be joined.
@@ -218,8 +239,10 @@ mod tests {
                     *pairs.entry((p[0].clone(), p[1].clone())).or_default() += n;
                 }
             }
-            let best =
-                pairs.into_iter().filter(|(_, n)| *n >= 2).max_by_key(|((a, b), n)| (*n, Reverse((ids[a], ids[b]))));
+            let best = pairs
+                .into_iter()
+                .filter(|(_, n)| *n >= 2)
+                .max_by_key(|((a, b), n)| (*n, Reverse((ids[a], ids[b]))));
             let Some(((a, b), _)) = best else { break };
             let joined = format!("{a}{b}");
             let next = ids.len();

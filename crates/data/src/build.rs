@@ -1,7 +1,10 @@
-//! Builds a data folder: tokenizes documents in parallel, splits them and writes shards, with a manifest last.
+//! Builds a data folder: tokenizes documents in parallel, splits them and writes shards, with a
+//! manifest last.
 
 use crate::documents::{Document, Documents, Input, ReadOptions, list_files};
-use crate::manifest::{MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals};
+use crate::manifest::{
+    MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
+};
 use crate::shard::ShardWriter;
 use crate::tokenizer::{Tokenizer, hex};
 use crate::{DataError, Result, files};
@@ -59,19 +62,26 @@ impl Default for BuildOptions<'_> {
     }
 }
 
-/// The split of something with these bytes: the first 8 bytes of its SHA-256, big-endian, modulo 1000, against the
-/// share of validation.
+/// The split of something with these bytes: the first 8 bytes of its SHA-256, big-endian, modulo
+/// 1000, against the share of validation.
 pub fn split_of(bytes: &[u8], valid_per_mille: u32) -> Split {
     let digest = Sha256::digest(bytes);
     let number = digest[..8].iter().fold(0u64, |n, &b| n << 8 | u64::from(b));
     if number % 1000 < u64::from(valid_per_mille) { Split::Validation } else { Split::Train }
 }
 
-/// Builds a data folder from files and folders. The same inputs give the same bytes on any number of threads.
+/// Builds a data folder from files and folders. The same inputs give the same bytes on any number
+/// of threads.
 ///
 /// # Errors
-/// Unreadable inputs or rows, a tokenizer without an end-of-text token, a folder that already holds data.
-pub fn build(inputs: &[Input], tokenizer: &Tokenizer, dir: &Path, options: &BuildOptions<'_>) -> Result<Manifest> {
+/// Unreadable inputs or rows, a tokenizer without an end-of-text token, a folder that already holds
+/// data.
+pub fn build(
+    inputs: &[Input],
+    tokenizer: &Tokenizer,
+    dir: &Path,
+    options: &BuildOptions<'_>,
+) -> Result<Manifest> {
     let mut documents = Documents::new(list_files(inputs, &options.read)?, options.read.clone());
     let mut builder = Builder::new(dir, tokenizer, options)?;
     builder.progress.files_total = documents.files().len();
@@ -124,21 +134,36 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn new(dir: &Path, tokenizer: &'a Tokenizer, options: &'a BuildOptions<'a>) -> Result<Self> {
         if options.valid_per_mille > 1000 {
-            return Err(DataError::argument("valid_per_mille", "0 to 1000", options.valid_per_mille));
+            return Err(DataError::argument(
+                "valid_per_mille",
+                "0 to 1000",
+                options.valid_per_mille,
+            ));
         }
         if options.shard_tokens == 0 {
             return Err(DataError::argument("shard_tokens", "at least 1", 0));
         }
         let eos_id = tokenizer.eos_id().ok_or_else(|| {
-            DataError::argument("tokenizer", "an end-of-text token such as <|endoftext|>", "a vocabulary without one")
+            DataError::argument(
+                "tokenizer",
+                "an end-of-text token such as <|endoftext|>",
+                "a vocabulary without one",
+            )
         })?;
         let manifest_path = dir.join(MANIFEST);
         if manifest_path.exists() {
             let next = "name another folder, or remove this one first";
-            return Err(DataError::format(&manifest_path, "data folder", "no data yet", "a manifest", next));
+            return Err(DataError::format(
+                &manifest_path,
+                "data folder",
+                "no data yet",
+                "a manifest",
+                next,
+            ));
         }
         std::fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
-        let token_bytes: Vec<u8> = tokenizer.token_bytes().into_iter().flat_map(u32::to_le_bytes).collect();
+        let token_bytes: Vec<u8> =
+            tokenizer.token_bytes().into_iter().flat_map(u32::to_le_bytes).collect();
         files::write_renamed(&dir.join(TOKEN_BYTES), &token_bytes)?;
         tokenizer.save(&dir.join(TOKENIZER))?;
         Ok(Builder {
@@ -178,8 +203,10 @@ impl<'a> Builder<'a> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let tokenizer = self.tokenizer;
-        let encoded: Vec<Result<Vec<u32>>> =
-            batch.par_iter().map(|(document, _)| tokenizer.encode_ordinary(&document.text)).collect();
+        let encoded: Vec<Result<Vec<u32>>> = batch
+            .par_iter()
+            .map(|(document, _)| tokenizer.encode_ordinary(&document.text))
+            .collect();
         for ((document, split), ids) in batch.iter().zip(encoded) {
             let mut ids = ids?;
             ids.push(self.eos_id);
@@ -193,10 +220,17 @@ impl<'a> Builder<'a> {
 
     fn write(&mut self, document: &Document, split: Split, ids: &[u32]) -> Result<()> {
         let source = self.source_number(&document.source)?;
-        let totals = Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
+        let totals =
+            Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
         self.progress.done.add(totals);
         let license = document.license.clone().unwrap_or_default();
-        *self.manifest.licenses.entry(document.source.clone()).or_default().entry(license).or_default() += 1;
+        *self
+            .manifest
+            .licenses
+            .entry(document.source.clone())
+            .or_default()
+            .entry(license)
+            .or_default() += 1;
         let entry = entry_of(&mut self.manifest, split);
         entry.total.add(totals);
         entry.by_source[source].add(totals);
@@ -204,7 +238,10 @@ impl<'a> Builder<'a> {
         let open = &mut self.open[split as usize];
         if open.is_none() {
             let file = format!("{split}-{number:05}.shard");
-            *open = Some((file.clone(), ShardWriter::create(&self.dir.join(file), self.tokenizer.vocab_size())?));
+            *open = Some((
+                file.clone(),
+                ShardWriter::create(&self.dir.join(file), self.tokenizer.vocab_size())?,
+            ));
         }
         if let Some((_, writer)) = open {
             writer.push(ids, source as u32)?;
@@ -234,8 +271,15 @@ impl<'a> Builder<'a> {
     fn close(&mut self, split: Split) -> Result<()> {
         if let Some((file, writer)) = self.open[split as usize].take() {
             let done = writer.finish()?;
-            let (tokens, documents, crc32c, sha256) = (done.tokens, done.documents, done.crc32c, done.sha256);
-            entry_of(&mut self.manifest, split).shards.push(ShardEntry { file, tokens, documents, crc32c, sha256 });
+            let (tokens, documents, crc32c, sha256) =
+                (done.tokens, done.documents, done.crc32c, done.sha256);
+            entry_of(&mut self.manifest, split).shards.push(ShardEntry {
+                file,
+                tokens,
+                documents,
+                crc32c,
+                sha256,
+            });
         }
         Ok(())
     }
@@ -245,7 +289,11 @@ impl<'a> Builder<'a> {
         self.close(Split::Train)?;
         self.close(Split::Validation)?;
         if self.progress.done.documents == 0 {
-            return Err(DataError::argument("inputs", "at least one document that is not blank", "none"));
+            return Err(DataError::argument(
+                "inputs",
+                "at least one document that is not blank",
+                "none",
+            ));
         }
         self.manifest.save(&self.dir)?;
         Ok(self.manifest)

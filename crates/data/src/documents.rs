@@ -1,4 +1,5 @@
-//! Finds input files and reads their documents one after another, without ever holding a whole file of rows.
+//! Finds input files and reads their documents one after another, without ever holding a whole file
+//! of rows.
 
 mod jsonl;
 mod parquet;
@@ -11,8 +12,8 @@ use std::path::{Path, PathBuf};
 /// A text with where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// Name of the source: the `source` field of the row, else the file's stem, else (for plain text files found in a
-    /// folder) the folder's name.
+    /// Name of the source: the `source` field of the row, else the file's stem, else (for plain
+    /// text files found in a folder) the folder's name.
     pub source: String,
     /// Licence as stated by the row.
     pub license: Option<String>,
@@ -100,9 +101,12 @@ const ENDINGS: [(&str, Kind); 7] = [
 fn kind_and_stem(path: &Path, options: &ReadOptions) -> Option<(Kind, String)> {
     let name = path.file_name()?.to_str()?;
     let lower = name.to_ascii_lowercase();
-    let known = ENDINGS.iter().find(|(ending, _)| lower.ends_with(ending)).map(|&(e, k)| (e.len(), k));
+    let known =
+        ENDINGS.iter().find(|(ending, _)| lower.ends_with(ending)).map(|&(e, k)| (e.len(), k));
     let text = || {
-        let ends = |e: &&String| lower.len() > e.len() && lower.ends_with(&format!(".{}", e.to_ascii_lowercase()));
+        let ends = |e: &&String| {
+            lower.len() > e.len() && lower.ends_with(&format!(".{}", e.to_ascii_lowercase()))
+        };
         options.extensions.iter().find(ends).map(|e| (e.len() + 1, Kind::Text))
     };
     let (length, kind) = known.or_else(text)?;
@@ -114,7 +118,8 @@ fn kind_and_stem(path: &Path, options: &ReadOptions) -> Option<(Kind, String)> {
 /// Links to folders are not followed. Files of other kinds inside a folder are passed over.
 ///
 /// # Errors
-/// An input that does not exist, a file of an unknown kind named directly, a folder without a readable file.
+/// An input that does not exist, a file of an unknown kind named directly, a folder without a
+/// readable file.
 pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>> {
     if options.document_bytes < 16 {
         return Err(DataError::argument("document_bytes", "at least 16", options.document_bytes));
@@ -123,14 +128,25 @@ pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFi
     for input in inputs {
         let meta = std::fs::metadata(&input.path).map_err(DataError::io("read", &input.path))?;
         if !meta.is_dir() {
-            let (kind, stem) = kind_and_stem(&input.path, options).ok_or_else(|| unknown(&input.path, options))?;
-            let relative = input.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            files.push(InputFile { path: input.path.clone(), relative, source: stem, split: input.split, kind });
+            let (kind, stem) =
+                kind_and_stem(&input.path, options).ok_or_else(|| unknown(&input.path, options))?;
+            let relative =
+                input.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push(InputFile {
+                path: input.path.clone(),
+                relative,
+                source: stem,
+                split: input.split,
+                kind,
+            });
             continue;
         }
         let before = files.len();
-        let folder = std::fs::canonicalize(&input.path).map_err(DataError::io("read", &input.path))?;
-        let name = folder.file_name().map_or_else(|| "root".to_owned(), |n| n.to_string_lossy().into_owned());
+        let folder =
+            std::fs::canonicalize(&input.path).map_err(DataError::io("read", &input.path))?;
+        let name = folder
+            .file_name()
+            .map_or_else(|| "root".to_owned(), |n| n.to_string_lossy().into_owned());
         for path in walk(&input.path)? {
             let Some((kind, stem)) = kind_and_stem(&path, options) else { continue };
             let relative = relative(&path, &input.path);
@@ -198,7 +214,13 @@ struct Bad {
 
 impl Bad {
     fn new(row: u64, field: &str, expected: &str, found: impl Into<String>) -> Self {
-        Bad { row, field: field.to_owned(), expected: expected.to_owned(), found: found.into(), last: false }
+        Bad {
+            row,
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found: found.into(),
+            last: false,
+        }
     }
 
     fn fatal(self) -> Self {
@@ -217,7 +239,8 @@ type Rows = Box<dyn Iterator<Item = std::result::Result<Row, Bad>> + Send>;
 
 /// The documents of many files, one after another; gives the file's place in the list with each.
 ///
-/// Blank texts are passed over. A row that cannot be read is an error with file and row, or, with `skip_bad`, counted.
+/// Blank texts are passed over. A row that cannot be read is an error with file and row, or, with
+/// `skip_bad`, counted.
 pub struct Documents {
     files: Vec<InputFile>,
     options: ReadOptions,
@@ -301,7 +324,10 @@ impl Iterator for Documents {
                 Some(Ok(row)) => {
                     let file = self.next_file - 1;
                     let source = row.source.unwrap_or_else(|| self.files[file].source.clone());
-                    return Some(Ok((file, Document { source, license: row.license, text: row.text })));
+                    return Some(Ok((
+                        file,
+                        Document { source, license: row.license, text: row.text },
+                    )));
                 }
                 Some(Err(bad)) => {
                     if let Some(error) = self.refuse(bad) {

@@ -1,4 +1,5 @@
-//! The one error type of this room: each message names the thing, what was expected, what was found and the next move.
+//! The one error type of this room: each message names the thing, what was expected, what was found
+//! and the next move.
 
 use std::path::{Path, PathBuf};
 
@@ -70,7 +71,10 @@ pub enum DataError {
 }
 
 impl DataError {
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DataError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(std::io::Error) -> DataError {
         let path = path.to_path_buf();
         move |source| DataError::Io { action, path, source }
     }
@@ -107,7 +111,11 @@ impl DataError {
         }
     }
 
-    pub(crate) fn argument(name: &'static str, expected: impl Into<String>, found: impl ToString) -> DataError {
+    pub(crate) fn argument(
+        name: &'static str,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> DataError {
         DataError::Argument { name, expected: expected.into(), found: found.to_string() }
     }
 }

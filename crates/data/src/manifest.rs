@@ -119,11 +119,16 @@ impl Manifest {
         let path = &dir.join(MANIFEST);
         let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
         if length > MAX_BYTES {
-            return Err(wrong(path, "file size", format!("at most {MAX_BYTES} bytes"), format!("{length}")));
+            return Err(wrong(
+                path,
+                "file size",
+                format!("at most {MAX_BYTES} bytes"),
+                format!("{length}"),
+            ));
         }
         let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-        let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|e| wrong(path, "JSON", "one object".to_owned(), e.to_string()))?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes)
+            .map_err(|e| wrong(path, "JSON", "one object".to_owned(), e.to_string()))?;
         let version = value.get("version");
         if version.and_then(serde_json::Value::as_u64) != Some(VERSION) {
             let found = version.map_or("nothing".into(), ToString::to_string);
@@ -136,8 +141,9 @@ impl Manifest {
     }
 
     pub(crate) fn save(&self, dir: &Path) -> Result<()> {
-        let mut json = serde_json::to_vec_pretty(self)
-            .map_err(|e| wrong(&dir.join(MANIFEST), "JSON", "plain values".into(), e.to_string()))?;
+        let mut json = serde_json::to_vec_pretty(self).map_err(|e| {
+            wrong(&dir.join(MANIFEST), "JSON", "plain values".into(), e.to_string())
+        })?;
         json.push(b'\n');
         files::write_renamed(&dir.join(MANIFEST), &json)
     }
@@ -152,13 +158,28 @@ impl Manifest {
 
     fn check(&self, path: &Path) -> Result<()> {
         if self.vocab_size == 0 || self.vocab_size > 1 << 32 {
-            return Err(wrong(path, "vocab_size", "1 to 4294967296".into(), self.vocab_size.to_string()));
+            return Err(wrong(
+                path,
+                "vocab_size",
+                "1 to 4294967296".into(),
+                self.vocab_size.to_string(),
+            ));
         }
         if u64::from(self.eos_id) >= self.vocab_size {
-            return Err(wrong(path, "eos_id", format!("below {}", self.vocab_size), self.eos_id.to_string()));
+            return Err(wrong(
+                path,
+                "eos_id",
+                format!("below {}", self.vocab_size),
+                self.eos_id.to_string(),
+            ));
         }
         if self.sources.len() > MAX_SOURCES {
-            return Err(wrong(path, "sources", format!("at most {MAX_SOURCES}"), self.sources.len().to_string()));
+            return Err(wrong(
+                path,
+                "sources",
+                format!("at most {MAX_SOURCES}"),
+                self.sources.len().to_string(),
+            ));
         }
         for split in [Split::Train, Split::Validation] {
             self.check_split(path, split)?;
@@ -169,26 +190,37 @@ impl Manifest {
     fn check_split(&self, path: &Path, split: Split) -> Result<()> {
         let entry = self.split(split);
         if entry.by_source.len() != self.sources.len() {
-            let (expected, found) = (self.sources.len().to_string(), entry.by_source.len().to_string());
+            let (expected, found) =
+                (self.sources.len().to_string(), entry.by_source.len().to_string());
             return Err(wrong(path, &format!("{split}.by_source"), expected, found));
         }
         let mut by_source = Totals::default();
         entry.by_source.iter().for_each(|t| by_source.add(*t));
         if by_source != entry.total {
-            let (expected, found) = (format!("the sum over sources {by_source:?}"), format!("{:?}", entry.total));
+            let (expected, found) =
+                (format!("the sum over sources {by_source:?}"), format!("{:?}", entry.total));
             return Err(wrong(path, &format!("{split}.total"), expected, found));
         }
         let mut sums = Totals { bytes: entry.total.bytes, ..Totals::default() };
         for (i, shard) in entry.shards.iter().enumerate() {
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if shard.file.is_empty() || shard.file.starts_with('.') || !shard.file.chars().all(plain) {
+            if shard.file.is_empty()
+                || shard.file.starts_with('.')
+                || !shard.file.chars().all(plain)
+            {
                 let field = format!("{split}.shards[{i}].file");
-                return Err(wrong(path, &field, "a plain file name".into(), format!("{:?}", shard.file)));
+                return Err(wrong(
+                    path,
+                    &field,
+                    "a plain file name".into(),
+                    format!("{:?}", shard.file),
+                ));
             }
             sums.add(Totals { documents: shard.documents, tokens: shard.tokens, bytes: 0 });
         }
         if sums != entry.total {
-            let (expected, found) = (format!("the sum over shards {sums:?}"), format!("{:?}", entry.total));
+            let (expected, found) =
+                (format!("the sum over shards {sums:?}"), format!("{:?}", entry.total));
             return Err(wrong(path, &format!("{split}.total"), expected, found));
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! The quickstart corpus: prose and code of the packages that a checkout was built from, taken from cargo's own store.
+//! The quickstart corpus: prose and code of the packages that a checkout was built from, taken from
+//! cargo's own store.
 
 use crate::build::split_of;
 use crate::documents::{Document, relative, walk};
@@ -53,7 +54,11 @@ impl PackageCorpus {
     /// The documents with their splits, for [`crate::build::build_documents`].
     pub fn documents(&self) -> impl Iterator<Item = (Document, Split)> + '_ {
         self.files.iter().zip(&self.texts).map(|(file, text)| {
-            let document = Document { source: file.source.clone(), license: file.license.clone(), text: text.clone() };
+            let document = Document {
+                source: file.source.clone(),
+                license: file.license.clone(),
+                text: text.clone(),
+            };
             (document, file.split)
         })
     }
@@ -70,8 +75,9 @@ impl PackageCorpus {
     /// What the file system refuses.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join("packages.json");
-        let json = serde_json::to_vec_pretty(&self.files)
-            .map_err(|e| DataError::format(&path, "JSON", "plain values", e.to_string(), "report this"))?;
+        let json = serde_json::to_vec_pretty(&self.files).map_err(|e| {
+            DataError::format(&path, "JSON", "plain values", e.to_string(), "report this")
+        })?;
         std::fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
         files::write_renamed(&path, &json)
     }
@@ -93,11 +99,13 @@ struct Candidate {
     prose: bool,
 }
 
-/// Collects `.md` and `.rs` files of the packages that the checkout with its manifest in `manifest_dir` depends on.
+/// Collects `.md` and `.rs` files of the packages that the checkout with its manifest in
+/// `manifest_dir` depends on.
 ///
-/// Files are taken in the order of SHA-256(name-version/path): prose up to half of `cap_bytes`, then code up to the
-/// rest, each until the first file that does not fit. Left out are files above 256 KiB, without valid UTF-8, with
-/// very long lines, with less than half letters, and repeated contents.
+/// Files are taken in the order of SHA-256(name-version/path): prose up to half of `cap_bytes`,
+/// then code up to the rest, each until the first file that does not fit. Left out are files above
+/// 256 KiB, without valid UTF-8, with very long lines, with less than half letters, and repeated
+/// contents.
 ///
 /// # Errors
 /// No checkout there, cargo missing or failing, a file that cannot be read.
@@ -116,7 +124,15 @@ fn cargo_metadata(manifest: &Path) -> Result<Vec<u8>> {
     let host = host_triple()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &host]);
+    command.args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--locked",
+        "--offline",
+        "--filter-platform",
+        &host,
+    ]);
     command.arg("--manifest-path").arg(manifest);
     run(command, "run `cargo fetch --locked` in the checkout once, then try again")
 }
@@ -138,11 +154,13 @@ fn host_triple() -> Result<String> {
 fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>> {
     let program = command.get_program().to_string_lossy().into_owned();
     let first = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
-    let failed = |reason: String| DataError::Command { command: format!("{program} {first}"), reason, next };
+    let failed =
+        |reason: String| DataError::Command { command: format!("{program} {first}"), reason, next };
     let output = command.output().map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = text.lines().rev().filter(|l| !l.trim().is_empty()).take(4).collect();
+        let lines: Vec<&str> =
+            text.lines().rev().filter(|l| !l.trim().is_empty()).take(4).collect();
         return Err(failed(lines.into_iter().rev().collect::<Vec<_>>().join("; ")));
     }
     Ok(output.stdout)
@@ -151,11 +169,22 @@ fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>> {
 /// The packages that come from a registry, by name and version.
 fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>> {
     let wrong = |field: &str, found: String| {
-        DataError::format(manifest, field, "the output of cargo metadata, version 1", found, "update cargo")
+        DataError::format(
+            manifest,
+            field,
+            "the output of cargo metadata, version 1",
+            found,
+            "update cargo",
+        )
     };
-    let root: Value = serde_json::from_slice(json).map_err(|e| wrong("cargo metadata", e.to_string()))?;
-    let list = root.get("packages").and_then(Value::as_array).ok_or_else(|| wrong("packages", "no list".into()))?;
-    // With a platform filter, cargo still lists every package it knows; the resolved graph names those in use.
+    let root: Value =
+        serde_json::from_slice(json).map_err(|e| wrong("cargo metadata", e.to_string()))?;
+    let list = root
+        .get("packages")
+        .and_then(Value::as_array)
+        .ok_or_else(|| wrong("packages", "no list".into()))?;
+    // With a platform filter, cargo still lists every package it knows; the resolved graph names
+    // those in use.
     let nodes = root.pointer("/resolve/nodes").and_then(Value::as_array);
     let nodes = nodes.ok_or_else(|| wrong("resolve.nodes", "no list".into()))?;
     let used: HashSet<&str> = nodes.iter().filter_map(|n| n.get("id")?.as_str()).collect();
@@ -166,10 +195,18 @@ fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>> {
         if !from_registry || string("id").is_none_or(|id| !used.contains(id)) {
             continue;
         }
-        let need = |name: &str| string(name).ok_or_else(|| wrong(&format!("packages[].{name}"), "no string".into()));
-        let dir = Path::new(need("manifest_path")?).parent().unwrap_or(Path::new(".")).to_path_buf();
+        let need = |name: &str| {
+            string(name).ok_or_else(|| wrong(&format!("packages[].{name}"), "no string".into()))
+        };
+        let dir =
+            Path::new(need("manifest_path")?).parent().unwrap_or(Path::new(".")).to_path_buf();
         let license = string("license").map(str::to_owned);
-        packages.push(Package { name: need("name")?.to_owned(), version: need("version")?.to_owned(), license, dir });
+        packages.push(Package {
+            name: need("name")?.to_owned(),
+            version: need("version")?.to_owned(),
+            license,
+            dir,
+        });
     }
     packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
     Ok(packages)
@@ -186,7 +223,8 @@ fn take(packages: &[Package], cap_bytes: u64) -> Result<PackageCorpus> {
                 _ => continue,
             };
             let relative = relative(&path, &package.dir);
-            let key = Sha256::digest(format!("{}-{}/{relative}", package.name, package.version)).into();
+            let key =
+                Sha256::digest(format!("{}-{}/{relative}", package.name, package.version)).into();
             candidates.push(Candidate { key, package: number, path, relative, prose });
         }
     }
@@ -236,7 +274,8 @@ fn read_usable(candidate: &Candidate) -> Result<Option<String>> {
     Ok(String::from_utf8(bytes).ok().filter(|text| is_written(text, longest)))
 }
 
-/// Whether people may have written this: no very long line, at least half letters among what is not white space.
+/// Whether people may have written this: no very long line, at least half letters among what is not
+/// white space.
 fn is_written(text: &str, longest_line: usize) -> bool {
     if text.lines().any(|line| line.len() > longest_line) {
         return false;
@@ -284,10 +323,15 @@ mod tests {
                     ("Cargo.toml", b"[package]"),
                 ],
             ),
-            package(root.path(), "b", &[("README.md", b"some prose about a"), ("lib.rs", b"fn other() {}")]),
+            package(
+                root.path(),
+                "b",
+                &[("README.md", b"some prose about a"), ("lib.rs", b"fn other() {}")],
+            ),
         ];
         let corpus = take(&packages, 1 << 20).unwrap();
-        let mut paths: Vec<_> = corpus.files.iter().map(|f| (f.source.as_str(), f.path.as_str())).collect();
+        let mut paths: Vec<_> =
+            corpus.files.iter().map(|f| (f.source.as_str(), f.path.as_str())).collect();
         assert_eq!(paths[0].0, "prose");
         paths.sort_unstable();
         assert_eq!(paths, [("code", "lib.rs"), ("code", "src/lib.rs"), ("prose", "README.md")]);
@@ -309,10 +353,13 @@ mod tests {
                 ]
             })
             .collect();
-        let files: Vec<(&str, &[u8])> = texts.iter().map(|(p, t)| (p.as_str(), t.as_bytes())).collect();
+        let files: Vec<(&str, &[u8])> =
+            texts.iter().map(|(p, t)| (p.as_str(), t.as_bytes())).collect();
         let packages = [package(root.path(), "p", &files)];
         let corpus = take(&packages, 2000).unwrap();
-        let sum = |source: &str| corpus.files.iter().filter(|f| f.source == source).map(|f| f.bytes).sum::<u64>();
+        let sum = |source: &str| {
+            corpus.files.iter().filter(|f| f.source == source).map(|f| f.bytes).sum::<u64>()
+        };
         assert!((850..=1000).contains(&sum("prose")), "{}", sum("prose"));
         assert!((1850..=2000).contains(&(sum("prose") + sum("code"))));
     }
@@ -326,8 +373,10 @@ mod tests {
             {"id":"path#own","name":"own","version":"0.1.0","source":null,"manifest_path":"/p/own/Cargo.toml"}],
             "resolve":{"nodes":[{"id":"r#a@1"},{"id":"r#b@1"},{"id":"path#own"}]}}"#;
         let packages = parse_metadata(json, Path::new("Cargo.toml")).unwrap();
-        let names: Vec<_> =
-            packages.iter().map(|p| (p.name.as_str(), p.license.as_deref(), p.dir.to_str().unwrap())).collect();
+        let names: Vec<_> = packages
+            .iter()
+            .map(|p| (p.name.as_str(), p.license.as_deref(), p.dir.to_str().unwrap()))
+            .collect();
         assert_eq!(names, [("a", Some("MIT"), "/p/a"), ("b", None, "/p/b")]);
         assert!(parse_metadata(b"{}", Path::new("Cargo.toml")).is_err());
     }

@@ -1,5 +1,6 @@
-//! A keyed bijection on `0..n`, so that a shuffled order needs no table: a Feistel network (Luby and Rackoff 1988) on the
-//! next power of four, walked until the image falls below `n` (cycle walking, Black and Rogaway 2002).
+//! A keyed bijection on `0..n`, so that a shuffled order needs no table: a Feistel network (Luby
+//! and Rackoff 1988) on the next power of four, walked until the image falls below `n` (cycle
+//! walking, Black and Rogaway 2002).
 
 const ROUNDS: u64 = 6;
 
@@ -14,7 +15,8 @@ pub(crate) fn permute(index: u64, n: u64, seed: u64, epoch: u64) -> u64 {
     loop {
         let (mut left, mut right) = (image >> half, image & mask);
         for round in 0..ROUNDS {
-            let scrambled = mix(key.wrapping_add(mix(right.wrapping_mul(ROUNDS).wrapping_add(round)))) & mask;
+            let scrambled =
+                mix(key.wrapping_add(mix(right.wrapping_mul(ROUNDS).wrapping_add(round)))) & mask;
             (left, right) = (right, left ^ scrambled);
         }
         image = left << half | right;

@@ -29,8 +29,8 @@ struct Shared {
 }
 
 impl Corpus {
-    /// Opens a split and checks manifest, tokenizer copy, byte table and shards against each other, every checksum and
-    /// every id (about a second per gigabyte).
+    /// Opens a split and checks manifest, tokenizer copy, byte table and shards against each other,
+    /// every checksum and every id (about a second per gigabyte).
     ///
     /// # Errors
     /// A missing file or any contradiction, with file and field.
@@ -38,7 +38,8 @@ impl Corpus {
         Self::open_with(dir, split, true)
     }
 
-    /// Like [`Corpus::open`]; without `verify`, payloads are trusted and only headers, sizes and tables are checked.
+    /// Like [`Corpus::open`]; without `verify`, payloads are trusted and only headers, sizes and
+    /// tables are checked.
     ///
     /// # Errors
     /// As [`Corpus::open`].
@@ -57,7 +58,17 @@ impl Corpus {
         }
         let fingerprint = fingerprint(&manifest, split);
         let dir = dir.to_path_buf();
-        Ok(Corpus { shared: Arc::new(Shared { dir, split, manifest, shards, starts, token_bytes, fingerprint }) })
+        Ok(Corpus {
+            shared: Arc::new(Shared {
+                dir,
+                split,
+                manifest,
+                shards,
+                starts,
+                token_bytes,
+                fingerprint,
+            }),
+        })
     }
 
     /// Number of tokens in the split.
@@ -100,7 +111,8 @@ impl Corpus {
         self.shared.dir.join(TOKENIZER)
     }
 
-    /// SHA-256 in hexadecimal that names the split's content: vocabulary, sources, shards and their order.
+    /// SHA-256 in hexadecimal that names the split's content: vocabulary, sources, shards and their
+    /// order.
     pub fn fingerprint(&self) -> &str {
         &self.shared.fingerprint
     }
@@ -115,7 +127,8 @@ impl Corpus {
         &self.shared.manifest
     }
 
-    /// Tokens `start .. start + ids.len()` of the stream with, for each, its document's number in the split and source.
+    /// Tokens `start .. start + ids.len()` of the stream with, for each, its document's number in
+    /// the split and source.
     fn read(&self, start: u64, count: usize) -> Stream {
         let mut stream = Stream::default();
         let mut at = start;
@@ -145,8 +158,11 @@ impl Stream {
         let mut document = shard.document_at(first);
         let mut at = first;
         while at < end {
-            let next =
-                if document + 1 < shard.documents() { shard.document(document + 1).0 as usize } else { shard.tokens() };
+            let next = if document + 1 < shard.documents() {
+                shard.document(document + 1).0 as usize
+            } else {
+                shard.tokens()
+            };
             let rows = next.min(end) - at;
             let source = shard.document(document).1 as u16;
             self.documents.extend(std::iter::repeat_n((number, document), rows));
@@ -157,7 +173,13 @@ impl Stream {
     }
 }
 
-fn open_shard(dir: &Path, manifest: &Manifest, split: Split, i: usize, verify: bool) -> Result<Shard> {
+fn open_shard(
+    dir: &Path,
+    manifest: &Manifest,
+    split: Split,
+    i: usize,
+    verify: bool,
+) -> Result<Shard> {
     let entry = &manifest.split(split).shards[i];
     let path = dir.join(&entry.file);
     let shard = Shard::open(&path, manifest.sources.len(), verify)?;
@@ -171,10 +193,18 @@ fn open_shard(dir: &Path, manifest: &Manifest, split: Split, i: usize, verify: b
         return wrong("document count", entry.documents.to_string(), shard.documents().to_string());
     }
     if shard.vocab_size() as u64 != manifest.vocab_size {
-        return wrong("vocabulary size", manifest.vocab_size.to_string(), shard.vocab_size().to_string());
+        return wrong(
+            "vocabulary size",
+            manifest.vocab_size.to_string(),
+            shard.vocab_size().to_string(),
+        );
     }
     if shard.crc32c() != entry.crc32c {
-        return wrong("payload checksum", format!("{:08x}", entry.crc32c), format!("{:08x}", shard.crc32c()));
+        return wrong(
+            "payload checksum",
+            format!("{:08x}", entry.crc32c),
+            format!("{:08x}", shard.crc32c()),
+        );
     }
     if verify && shard.payload_sha256() != entry.sha256 {
         return wrong("payload SHA-256", entry.sha256.clone(), shard.payload_sha256());
@@ -192,7 +222,13 @@ fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>> {
     let bytes = std::fs::read(&path).map_err(DataError::io("read", &path))?;
     let found = hex(&Sha256::digest(&bytes));
     if found != manifest.token_bytes_sha256 {
-        return Err(DataError::format(&path, "SHA-256", manifest.token_bytes_sha256.clone(), found, NEXT));
+        return Err(DataError::format(
+            &path,
+            "SHA-256",
+            manifest.token_bytes_sha256.clone(),
+            found,
+            NEXT,
+        ));
     }
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
@@ -201,11 +237,23 @@ fn check_tokenizer(dir: &Path, manifest: &Manifest) -> Result<()> {
     let path = dir.join(TOKENIZER);
     let length = std::fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
     if length > 1 << 30 {
-        return Err(DataError::format(&path, "file size", "at most 1 GiB", length.to_string(), NEXT));
+        return Err(DataError::format(
+            &path,
+            "file size",
+            "at most 1 GiB",
+            length.to_string(),
+            NEXT,
+        ));
     }
     let found = hex(&Sha256::digest(std::fs::read(&path).map_err(DataError::io("read", &path))?));
     if found != manifest.tokenizer_sha256 {
-        return Err(DataError::format(&path, "SHA-256", manifest.tokenizer_sha256.clone(), found, NEXT));
+        return Err(DataError::format(
+            &path,
+            "SHA-256",
+            manifest.tokenizer_sha256.clone(),
+            found,
+            NEXT,
+        ));
     }
     Ok(())
 }
@@ -224,12 +272,13 @@ fn fingerprint(manifest: &Manifest, split: Split) -> String {
 
 /// The windows of a corpus in an order that depends only on the seed and the position.
 ///
-/// Window `i` covers tokens `i T` to `i T + T` of the stream, both included: `T` inputs and the `T` tokens that follow
-/// them, so neighbouring windows share one token and every token but the first is a target once. What is left at the
-/// end, fewer than `T + 1` tokens past the last window's start, is dropped ([`Windows::dropped_tokens`]).
+/// Window `i` covers tokens `i T` to `i T + T` of the stream, both included: `T` inputs and the `T`
+/// tokens that follow them, so neighbouring windows share one token and every token but the first
+/// is a target once. What is left at the end, fewer than `T + 1` tokens past the last window's
+/// start, is dropped ([`Windows::dropped_tokens`]).
 ///
-/// The reader's whole state is the position: window `position mod len` of epoch `position / len` is the image under a
-/// keyed bijection of the indices. Holds a clone of the corpus.
+/// The reader's whole state is the position: window `position mod len` of epoch `position / len` is
+/// the image under a keyed bijection of the indices. Holds a clone of the corpus.
 #[derive(Clone)]
 pub struct Windows {
     corpus: Corpus,

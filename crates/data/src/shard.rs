@@ -16,7 +16,8 @@
 //! | 64 | `n w` | token ids |
 //! | 64 + `n w` | 12 `d` | documents: first token (u64, strictly increasing from 0), source number (u32) |
 //!
-//! The file ends there. A document runs to the start of the next one and ends with the end-of-text token.
+//! The file ends there. A document runs to the start of the next one and ends with the end-of-text
+//! token.
 
 use crate::{DataError, Result, files};
 use memmap2::Mmap;
@@ -102,7 +103,11 @@ impl ShardWriter {
             return Err(DataError::argument("document", "at least one token", "none"));
         }
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(DataError::argument("token id", format!("below the vocabulary's {}", self.vocab_size), id));
+            return Err(DataError::argument(
+                "token id",
+                format!("below the vocabulary's {}", self.vocab_size),
+                id,
+            ));
         }
         self.buffer.clear();
         for id in ids {
@@ -143,7 +148,13 @@ impl ShardWriter {
     }
 }
 
-fn header(width: usize, vocab_size: u64, tokens: u64, documents: u64, payload_crc: u32) -> [u8; HEADER] {
+fn header(
+    width: usize,
+    vocab_size: u64,
+    tokens: u64,
+    documents: u64,
+    payload_crc: u32,
+) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -170,8 +181,9 @@ pub struct Shard {
 
 #[allow(unsafe_code)]
 fn map_file(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is read-only, and data files are written beside, renamed into place and never modified in
-    // place afterwards, so the bytes behind the mapping do not change while it lives.
+    // SAFETY: the mapping is read-only, and data files are written beside, renamed into place and
+    // never modified in place afterwards, so the bytes behind the mapping do not change while it
+    // lives.
     unsafe { Mmap::map(file) }
 }
 
@@ -184,7 +196,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Shard {
-    /// Maps a shard and checks header, size and document table; with `verify` also the checksum and every id.
+    /// Maps a shard and checks header, size and document table; with `verify` also the checksum and
+    /// every id.
     ///
     /// # Errors
     /// Any contradiction, with the file and the field.
@@ -192,7 +205,13 @@ impl Shard {
         let file = File::open(path).map_err(DataError::io("read", path))?;
         let meta = file.metadata().map_err(DataError::io("read", path))?;
         if !meta.is_file() {
-            return Err(DataError::format(path, "file type", "a file", "something else, such as a folder", NEXT));
+            return Err(DataError::format(
+                path,
+                "file type",
+                "a file",
+                "something else, such as a folder",
+                NEXT,
+            ));
         }
         if meta.len() < HEADER as u64 {
             let found = format!("{} bytes", meta.len());
@@ -208,10 +227,15 @@ impl Shard {
     }
 
     fn parse(path: &Path, map: Mmap) -> Result<Self> {
-        let wrong =
-            |field: &str, expected: String, found: String| DataError::format(path, field, expected, found, NEXT);
+        let wrong = |field: &str, expected: String, found: String| {
+            DataError::format(path, field, expected, found, NEXT)
+        };
         if &map[..8] != MAGIC {
-            return Err(wrong("magic", "LATHEDAT".into(), format!("{:?}", String::from_utf8_lossy(&map[..8]))));
+            return Err(wrong(
+                "magic",
+                "LATHEDAT".into(),
+                format!("{:?}", String::from_utf8_lossy(&map[..8])),
+            ));
         }
         let version = u32_at(&map, 8);
         if version != VERSION {
@@ -219,12 +243,17 @@ impl Shard {
         }
         let crc = crc32c::crc32c(&map[..60]);
         if u32_at(&map, 60) != crc {
-            return Err(wrong("header checksum", format!("{crc:08x}"), format!("{:08x}", u32_at(&map, 60))));
+            return Err(wrong(
+                "header checksum",
+                format!("{crc:08x}"),
+                format!("{:08x}", u32_at(&map, 60)),
+            ));
         }
         if map[44..60].iter().any(|&b| b != 0) {
             return Err(wrong("reserved bytes", "zero".into(), "something else".into()));
         }
-        let (vocab_size, tokens, documents) = (u64_at(&map, 16), u64_at(&map, 24), u64_at(&map, 32));
+        let (vocab_size, tokens, documents) =
+            (u64_at(&map, 16), u64_at(&map, 24), u64_at(&map, 32));
         if vocab_size == 0 || vocab_size > 1 << 32 {
             return Err(wrong("vocabulary size", "1 to 4294967296".into(), vocab_size.to_string()));
         }
@@ -232,9 +261,9 @@ impl Shard {
         if u32_at(&map, 12) as usize != width {
             return Err(wrong("token width", width.to_string(), u32_at(&map, 12).to_string()));
         }
-        let size = tokens
-            .checked_mul(width as u64)
-            .and_then(|t| documents.checked_mul(ENTRY as u64)?.checked_add(t)?.checked_add(HEADER as u64));
+        let size = tokens.checked_mul(width as u64).and_then(|t| {
+            documents.checked_mul(ENTRY as u64)?.checked_add(t)?.checked_add(HEADER as u64)
+        });
         if size != Some(map.len() as u64) {
             let expected = format!("the file's {} bytes", map.len());
             let found = size.map_or("more than 2^64".into(), |s| s.to_string());
@@ -246,12 +275,26 @@ impl Shard {
         }
         let crc32c = u32_at(&map, 40);
         let (tokens, documents) = (tokens as usize, documents as usize);
-        Ok(Shard { path: path.to_path_buf(), map, width, vocab_size: vocab_size as usize, tokens, documents, crc32c })
+        Ok(Shard {
+            path: path.to_path_buf(),
+            map,
+            width,
+            vocab_size: vocab_size as usize,
+            tokens,
+            documents,
+            crc32c,
+        })
     }
 
     fn check_documents(&self, sources: usize) -> Result<()> {
         let wrong = |i: usize, expected: String, found: String| {
-            Err(DataError::format(&self.path, format!("document table, entry {i}"), expected, found, NEXT))
+            Err(DataError::format(
+                &self.path,
+                format!("document table, entry {i}"),
+                expected,
+                found,
+                NEXT,
+            ))
         };
         if self.documents == 0 && self.tokens > 0 {
             return wrong(0, "a first document at token 0".into(), "no document".into());
@@ -267,7 +310,11 @@ impl Shard {
                 return wrong(i, expected, format!("start {start}"));
             }
             if start >= self.tokens as u64 {
-                return wrong(i, format!("a start below the token count {}", self.tokens), format!("start {start}"));
+                return wrong(
+                    i,
+                    format!("a start below the token count {}", self.tokens),
+                    format!("start {start}"),
+                );
             }
             if source as usize >= sources {
                 return wrong(i, format!("a source below {sources}"), format!("source {source}"));
@@ -291,7 +338,13 @@ impl Shard {
             let id = self.token(i);
             if id as usize >= self.vocab_size {
                 let expected = format!("an id below {}", self.vocab_size);
-                return Err(DataError::format(&self.path, format!("token {i}"), expected, id.to_string(), NEXT));
+                return Err(DataError::format(
+                    &self.path,
+                    format!("token {i}"),
+                    expected,
+                    id.to_string(),
+                    NEXT,
+                ));
             }
         }
         Ok(())

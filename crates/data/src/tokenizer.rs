@@ -52,24 +52,34 @@ struct Shared {
 }
 
 struct TokenInfo {
-    /// Text bytes of a byte-level token, empty for specials; for other decoders the token's own spelling.
+    /// Text bytes of a byte-level token, empty for specials; for other decoders the token's own
+    /// spelling.
     bytes: Box<[u8]>,
     special: bool,
 }
 
 impl Tokenizer {
-    /// Reads a Hugging Face tokenizer.json of any kind; truncation, padding and dropout in it are switched off.
+    /// Reads a Hugging Face tokenizer.json of any kind; truncation, padding and dropout in it are
+    /// switched off.
     ///
     /// # Errors
-    /// A file that cannot be read, is larger than 1 GiB, or is no consistent tokenizer; the message names the file.
+    /// A file that cannot be read, is larger than 1 GiB, or is no consistent tokenizer; the message
+    /// names the file.
     pub fn load(path: &Path) -> Result<Self> {
         let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
         if length > MAX_JSON_BYTES {
             let next = "name a tokenizer.json";
-            return Err(DataError::format(path, "file size", "at most 1 GiB", format!("{length} bytes"), next));
+            return Err(DataError::format(
+                path,
+                "file size",
+                "at most 1 GiB",
+                format!("{length} bytes"),
+                next,
+            ));
         }
         let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-        let json = String::from_utf8(bytes).map_err(|e| damaged(path, "encoding", "UTF-8", e.to_string()))?;
+        let json = String::from_utf8(bytes)
+            .map_err(|e| damaged(path, "encoding", "UTF-8", e.to_string()))?;
         Self::parse(json, path)
     }
 
@@ -83,15 +93,22 @@ impl Tokenizer {
 
     fn parse(json: String, path: &Path) -> Result<Self> {
         check::check_json(&json, path)?;
-        // The parser indexes by what the file claims; a claim that slips past the checks must not end the program.
-        let parsed = std::panic::catch_unwind(|| Inner::from_bytes(json.as_bytes()))
-            .map_err(|_| damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold"))?;
-        let inner = parsed.map_err(|e| damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string()))?;
+        // The parser indexes by what the file claims; a claim that slips past the checks must not
+        // end the program.
+        let parsed =
+            std::panic::catch_unwind(|| Inner::from_bytes(json.as_bytes())).map_err(|_| {
+                damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold")
+            })?;
+        let inner = parsed.map_err(|e| {
+            damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string())
+        })?;
         Self::wrap(inner, json, path)
     }
 
     fn wrap(mut inner: Inner, json: String, path: &Path) -> Result<Self> {
-        inner.with_truncation(None).map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
         inner.with_padding(None);
         if let ModelWrapper::BPE(bpe) = inner.get_model()
             && bpe.dropout.is_some()
@@ -103,7 +120,8 @@ impl Tokenizer {
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         if vocab.is_empty() || vocab_size > 2 * vocab.len() + 1024 {
-            let found = format!("{} tokens with a largest id of {}", vocab.len(), vocab_size as i64 - 1);
+            let found =
+                format!("{} tokens with a largest id of {}", vocab.len(), vocab_size as i64 - 1);
             return Err(damaged(path, "vocab", "ids without large gaps", found));
         }
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
@@ -141,7 +159,8 @@ impl Tokenizer {
         self.encode_with(&self.shared.inner, text)
     }
 
-    /// Ids of `text` with special tokens read as plain characters, so that a document cannot forge an end of text.
+    /// Ids of `text` with special tokens read as plain characters, so that a document cannot forge
+    /// an end of text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -160,7 +179,8 @@ impl Tokenizer {
     fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>> {
         if let Some(quick) = &self.shared.quick
             && let ModelWrapper::BPE(bpe) = inner.get_model()
-            && quick.holds_no_added(text, inner.get_encode_special_tokens() && self.added_are_special())
+            && quick
+                .holds_no_added(text, inner.get_encode_special_tokens() && self.added_are_special())
         {
             return quick.encode(bpe, text);
         }
@@ -232,7 +252,8 @@ impl Tokenizer {
 
     /// Bytes of text each id stands for, `vocab_size` entries; 0 for specials and unused ids.
     ///
-    /// Exact for byte-level vocabularies; for others the length of the token's spelling, with U+2581 as one space.
+    /// Exact for byte-level vocabularies; for others the length of the token's spelling, with
+    /// U+2581 as one space.
     pub fn token_bytes(&self) -> Vec<u32> {
         self.shared.tokens.iter().map(|t| t.as_ref().map_or(0, |t| t.bytes.len() as u32)).collect()
     }
@@ -272,7 +293,13 @@ fn token_infos(inner: &Inner, vocab_size: usize, byte_level: bool) -> Vec<Option
 }
 
 fn damaged(path: &Path, field: &str, expected: &str, found: impl Into<String>) -> DataError {
-    DataError::format(path, field, expected, found, "use the tokenizer.json as published, or train one")
+    DataError::format(
+        path,
+        field,
+        expected,
+        found,
+        "use the tokenizer.json as published, or train one",
+    )
 }
 
 fn unspellable(name: &'static str, error: tokenizers::Error) -> DataError {

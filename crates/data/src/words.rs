@@ -1,16 +1,21 @@
-//! Cuts text into the words that byte-pair merges never cross, and maps bytes to the printable alphabet of byte-level BPE.
+//! Cuts text into the words that byte-pair merges never cross, and maps bytes to the printable
+//! alphabet of byte-level BPE.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use tokenizers::utils::SysRegex;
 
-/// The word pattern of GPT-2 (Radford et al. 2019): contractions, letters, numbers, other symbols, white space.
-const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// The word pattern of GPT-2 (Radford et al. 2019): contractions, letters, numbers, other symbols,
+/// white space.
+const WORD_PATTERN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-static WORD: LazyLock<SysRegex> =
-    LazyLock::new(|| SysRegex::new(WORD_PATTERN).expect("the pattern is a constant that tests compile"));
+static WORD: LazyLock<SysRegex> = LazyLock::new(|| {
+    SysRegex::new(WORD_PATTERN).expect("the pattern is a constant that tests compile")
+});
 
-/// The printable character that stands for each byte: itself where printable in Latin-1, else 256, 257, ... in order.
+/// The printable character that stands for each byte: itself where printable in Latin-1, else 256,
+/// 257, ... in order.
 pub(crate) static BYTE_CHAR: LazyLock<[char; 256]> = LazyLock::new(|| {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 256u32;
@@ -42,7 +47,8 @@ pub(crate) fn to_alphabet(text: &str) -> String {
 
 /// Calls `each` with every word of `text` in order; the words concatenate to `text`.
 ///
-/// With `digits`, each numeric character is a word of its own and the pattern sees only what lies between them.
+/// With `digits`, each numeric character is a word of its own and the pattern sees only what lies
+/// between them.
 pub(crate) fn for_each_word<'t>(text: &'t str, digits: bool, mut each: impl FnMut(&'t str)) {
     if !digits {
         return match_words(text, &mut each);
@@ -137,7 +143,13 @@ mod tests {
 
     #[test]
     fn words_concatenate_to_the_text() {
-        for text in ["", "a", "it's 2024, isn't it?", "  two\n\n  spaces \t end  ", "x\u{2153}y \u{e9}t\u{e9} 12"] {
+        for text in [
+            "",
+            "a",
+            "it's 2024, isn't it?",
+            "  two\n\n  spaces \t end  ",
+            "x\u{2153}y \u{e9}t\u{e9} 12",
+        ] {
             for digits in [false, true] {
                 let mut words = Vec::new();
                 for_each_word(text, digits, |w| words.push(w));
@@ -154,19 +166,27 @@ mod tests {
     fn ascii_words_equal_the_pattern() {
         let pieces: Vec<String> = (0..128u8)
             .map(|b| char::from(b).to_string())
-            .chain(["'re", "'ve", "'ll", "'s", " 's", "  ", "\n\n", " \t", "word", "12", "==", "'"].map(str::to_owned))
+            .chain(
+                ["'re", "'ve", "'ll", "'s", " 's", "  ", "\n\n", " \t", "word", "12", "==", "'"]
+                    .map(str::to_owned),
+            )
             .collect();
         let mut state = 1u64;
         let mut below = |n: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % n
         };
         for _ in 0..20_000 {
             let from = if below(2) == 0 { 0 } else { 120 };
-            let text: String = (0..below(12)).map(|_| pieces[from + below(pieces.len() - from)].as_str()).collect();
+            let text: String = (0..below(12))
+                .map(|_| pieces[from + below(pieces.len() - from)].as_str())
+                .collect();
             let mut by_hand = Vec::new();
             match_ascii_words(&text, &mut |w| by_hand.push(w));
-            let by_pattern: Vec<&str> = WORD.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
+            let by_pattern: Vec<&str> =
+                WORD.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
             assert_eq!(by_hand, by_pattern, "{text:?}");
         }
     }

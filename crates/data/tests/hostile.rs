@@ -1,4 +1,5 @@
-//! Damaged and lying inputs: each is refused with an error that names the file and the field, and none panics.
+//! Damaged and lying inputs: each is refused with an error that names the file and the field, and
+//! none panics.
 
 mod common;
 
@@ -52,11 +53,21 @@ fn shards() {
         ("wrong magic", |b| put(b, 0, b"PK\x03\x04"), true, "magic"),
         ("zeros", |b| b.fill(0), false, "magic"),
         ("later version", |b| put(b, 8, &2u32.to_le_bytes()), true, "version"),
-        ("width 4 for a small vocabulary", |b| put(b, 12, &4u32.to_le_bytes()), true, "token width"),
+        (
+            "width 4 for a small vocabulary",
+            |b| put(b, 12, &4u32.to_le_bytes()),
+            true,
+            "token width",
+        ),
         ("width 0", |b| put(b, 12, &0u32.to_le_bytes()), true, "token width"),
         ("vocabulary 0", |b| put(b, 16, &0u64.to_le_bytes()), true, "vocabulary size"),
         ("vocabulary 2^63", |b| put(b, 16, &(1u64 << 63).to_le_bytes()), true, "vocabulary size"),
-        ("vocabulary that needs width 4", |b| put(b, 16, &70_000u64.to_le_bytes()), true, "token width"),
+        (
+            "vocabulary that needs width 4",
+            |b| put(b, 16, &70_000u64.to_le_bytes()),
+            true,
+            "token width",
+        ),
         ("one token more", |b| put(b, 24, &101u64.to_le_bytes()), true, "token count"),
         ("2^64-1 tokens", |b| put(b, 24, &u64::MAX.to_le_bytes()), true, "token count"),
         ("2^62 tokens", |b| put(b, 24, &(1u64 << 62).to_le_bytes()), true, "token count"),
@@ -75,10 +86,30 @@ fn shards() {
         ("reserved bytes", |b| b[50] = 1, true, "reserved"),
         ("header checksum", |b| b[25] ^= 1, false, "header checksum"),
         ("payload checksum", |b| b[100] ^= 1, false, "payload checksum"),
-        ("id beyond the vocabulary", |b| put(b, 64 + 2 * 7, &300u16.to_le_bytes()), true, "token 7"),
-        ("first document not at 0", |b| put(b, 264, &1u64.to_le_bytes()), true, "document table, entry 0"),
-        ("starts not increasing", |b| put(b, 264 + 24, &40u64.to_le_bytes()), true, "document table, entry 2"),
-        ("start beyond the tokens", |b| put(b, 264 + 24, &u64::MAX.to_le_bytes()), true, "document table, entry 2"),
+        (
+            "id beyond the vocabulary",
+            |b| put(b, 64 + 2 * 7, &300u16.to_le_bytes()),
+            true,
+            "token 7",
+        ),
+        (
+            "first document not at 0",
+            |b| put(b, 264, &1u64.to_le_bytes()),
+            true,
+            "document table, entry 0",
+        ),
+        (
+            "starts not increasing",
+            |b| put(b, 264 + 24, &40u64.to_le_bytes()),
+            true,
+            "document table, entry 2",
+        ),
+        (
+            "start beyond the tokens",
+            |b| put(b, 264 + 24, &u64::MAX.to_le_bytes()),
+            true,
+            "document table, entry 2",
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("case.shard");
@@ -94,9 +125,21 @@ fn shards() {
         std::fs::write(&path, &bytes).unwrap();
         assert_names(case, Shard::open(&path, 2, true).err().expect(case), &["bad.shard", field]);
     }
-    assert_names("unknown source", Shard::open(&path, 1, true).err().unwrap(), &["case.shard", "entry 1", "source"]);
-    assert_names("folder", Shard::open(dir.path(), 2, true).err().unwrap(), &[dir.path().to_str().unwrap()]);
-    assert_names("missing", Shard::open(&dir.path().join("no.shard"), 2, true).err().unwrap(), &["no.shard"]);
+    assert_names(
+        "unknown source",
+        Shard::open(&path, 1, true).err().unwrap(),
+        &["case.shard", "entry 1", "source"],
+    );
+    assert_names(
+        "folder",
+        Shard::open(dir.path(), 2, true).err().unwrap(),
+        &[dir.path().to_str().unwrap()],
+    );
+    assert_names(
+        "missing",
+        Shard::open(&dir.path().join("no.shard"), 2, true).err().unwrap(),
+        &["no.shard"],
+    );
 }
 
 #[test]
@@ -128,13 +171,48 @@ fn manifests() {
         ("negative eos", "/eos_id", (-1).into(), &["manifest.json", "fields"]),
         ("sources lost", "/sources", serde_json::json!([]), &["manifest.json", "train.by_source"]),
         ("no train", "/train", serde_json::Value::Null, &["manifest.json", "fields"]),
-        ("total too large", "/train/total/tokens", u64::MAX.into(), &["manifest.json", "train.total"]),
-        ("total of validation", "/validation/total/documents", 1.into(), &["manifest.json", "validation.total"]),
-        ("path outside", "/train/shards/0/file", "../x.shard".into(), &["manifest.json", "train.shards[0].file"]),
-        ("absolute path", "/train/shards/1/file", "/etc/passwd".into(), &["manifest.json", "train.shards[1].file"]),
-        ("another shard", "/train/shards/0/file", "train-00001.shard".into(), &["train-00001.shard", "manifest.json"]),
-        ("other checksum", "/train/shards/0/crc32c", 1.into(), &["train-00000.shard", "payload checksum"]),
-        ("other digest", "/train/shards/0/sha256", "00".into(), &["train-00000.shard", "payload SHA-256"]),
+        (
+            "total too large",
+            "/train/total/tokens",
+            u64::MAX.into(),
+            &["manifest.json", "train.total"],
+        ),
+        (
+            "total of validation",
+            "/validation/total/documents",
+            1.into(),
+            &["manifest.json", "validation.total"],
+        ),
+        (
+            "path outside",
+            "/train/shards/0/file",
+            "../x.shard".into(),
+            &["manifest.json", "train.shards[0].file"],
+        ),
+        (
+            "absolute path",
+            "/train/shards/1/file",
+            "/etc/passwd".into(),
+            &["manifest.json", "train.shards[1].file"],
+        ),
+        (
+            "another shard",
+            "/train/shards/0/file",
+            "train-00001.shard".into(),
+            &["train-00001.shard", "manifest.json"],
+        ),
+        (
+            "other checksum",
+            "/train/shards/0/crc32c",
+            1.into(),
+            &["train-00000.shard", "payload checksum"],
+        ),
+        (
+            "other digest",
+            "/train/shards/0/sha256",
+            "00".into(),
+            &["train-00000.shard", "payload SHA-256"],
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     write_inputs(&dir.path().join("in"));
@@ -148,9 +226,12 @@ fn manifests() {
         std::fs::write(&path, json.to_string()).unwrap();
         assert_names(case, Corpus::open(&out, Split::Train).err().expect(case), words);
     }
-    for (case, bytes) in
-        [("empty", &b""[..]), ("cut", &good[..good.len() / 2]), ("list", b"[]"), ("not UTF-8", b"\xFF{}")]
-    {
+    for (case, bytes) in [
+        ("empty", &b""[..]),
+        ("cut", &good[..good.len() / 2]),
+        ("list", b"[]"),
+        ("not UTF-8", b"\xFF{}"),
+    ] {
         std::fs::write(&path, bytes).unwrap();
         assert_names(case, Corpus::open(&out, Split::Train).err().expect(case), &["manifest.json"]);
     }
@@ -164,9 +245,11 @@ fn files_of_a_folder_that_do_not_belong_together() {
     write_inputs(&dir.path().join("in"));
     let out = dir.path().join("out");
     build_small(&dir.path().join("in"), &out);
-    for (file, field) in
-        [("tokenizer.json", "SHA-256"), ("token_bytes.bin", "SHA-256"), ("train-00002.shard", "checksum")]
-    {
+    for (file, field) in [
+        ("tokenizer.json", "SHA-256"),
+        ("token_bytes.bin", "SHA-256"),
+        ("train-00002.shard", "checksum"),
+    ] {
         let path = out.join(file);
         let good = std::fs::read(&path).unwrap();
         let mut bytes = good.clone();
@@ -178,7 +261,8 @@ fn files_of_a_folder_that_do_not_belong_together() {
         std::fs::write(&path, good).unwrap();
     }
     assert!(Corpus::open(&out, Split::Train).is_ok());
-    let again = build(&[Input::from(dir.path().join("in"))], &tokenizer(), &out, &BuildOptions::default());
+    let again =
+        build(&[Input::from(dir.path().join("in"))], &tokenizer(), &out, &BuildOptions::default());
     assert_names("occupied", again.err().unwrap(), &["manifest.json", "another folder"]);
 }
 
@@ -203,7 +287,11 @@ fn tokenizers() {
         ("negative id", replaced("\"!\": 3", "\"!\": -3"), "model.vocab"),
         ("id of 33 bits", replaced("\"!\": 3", "\"!\": 4294967296"), "model.vocab"),
         ("id of 32 bits", replaced("\"!\": 3", "\"!\": 4294967295"), "vocab"),
-        ("merge of unknown tokens", replaced(merge, "\"merges\": [\n [\"zzzz\", \"yy\"],\n ["), "model.merges[0]"),
+        (
+            "merge of unknown tokens",
+            replaced(merge, "\"merges\": [\n [\"zzzz\", \"yy\"],\n ["),
+            "model.merges[0]",
+        ),
         ("merge of one token", replaced(merge, "\"merges\": [\n [\"a\"],\n ["), "model.merges[0]"),
     ];
     let dir = tempfile::tempdir().unwrap();
@@ -213,13 +301,21 @@ fn tokenizers() {
         assert_names(case, Tokenizer::load(&path).err().expect(case), &["tok.json", field]);
     }
     let joined_too_long = replaced(merge, "\"merges\": [\n [\"!\", \"~\"],\n [");
-    assert_names("merge without a result", Tokenizer::from_json(&joined_too_long).err().unwrap(), &["model.merges[0]"]);
+    assert_names(
+        "merge without a result",
+        Tokenizer::from_json(&joined_too_long).err().unwrap(),
+        &["model.merges[0]"],
+    );
     std::fs::write(&path, b"{\"model\": \"\xFF\"}").unwrap();
     assert_names("not UTF-8", Tokenizer::load(&path).err().unwrap(), &["tok.json", "encoding"]);
     let sparse = std::fs::File::create(&path).unwrap();
     sparse.set_len((1 << 30) + 1).unwrap();
     assert_names("over 1 GiB", Tokenizer::load(&path).err().unwrap(), &["tok.json", "file size"]);
-    assert_names("folder", Tokenizer::load(dir.path()).err().unwrap(), &[dir.path().to_str().unwrap()]);
+    assert_names(
+        "folder",
+        Tokenizer::load(dir.path()).err().unwrap(),
+        &[dir.path().to_str().unwrap()],
+    );
 }
 
 fn read(path: &Path, skip_bad: bool) -> (Vec<String>, u64, Option<String>) {
@@ -274,8 +370,9 @@ fn json_lines() {
 #[test]
 fn packed_files() {
     let dir = tempfile::tempdir().unwrap();
-    let rows: String =
-        (0..2000).map(|i| format!("{}\n", serde_json::json!({"text": format!("{} {i}", sentence(i))}))).collect();
+    let rows: String = (0..2000)
+        .map(|i| format!("{}\n", serde_json::json!({"text": format!("{} {i}", sentence(i))})))
+        .collect();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, rows.as_bytes()).unwrap();
     let gzip = gzip.finish().unwrap();
@@ -297,7 +394,11 @@ fn packed_files() {
         std::fs::write(&path, bytes).unwrap();
         assert_names(case, read(&path, false).2.expect(case), &[name, "row", "complete file"]);
         let (texts, skipped, error) = read(&path, true);
-        assert!(texts.len() <= 2000 && skipped == 1 && error.is_none(), "{case}: {} {skipped} {error:?}", texts.len());
+        assert!(
+            texts.len() <= 2000 && skipped == 1 && error.is_none(),
+            "{case}: {} {skipped} {error:?}",
+            texts.len()
+        );
     }
     for name in ["e.jsonl", "e.txt"] {
         let path = dir.path().join(name);
@@ -310,7 +411,13 @@ fn packed_files() {
 fn plain_text_and_folders() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.txt");
-    bad_row("not UTF-8", &path, b"fine\n<|endoftext|>\nbad \xFF\n<|endoftext|>\nfine", &["row 2", "UTF-8"], 2);
+    bad_row(
+        "not UTF-8",
+        &path,
+        b"fine\n<|endoftext|>\nbad \xFF\n<|endoftext|>\nfine",
+        &["row 2", "UTF-8"],
+        2,
+    );
     std::fs::write(dir.path().join("a.xyz"), b"x").unwrap();
     assert_names(
         "ending",
@@ -318,19 +425,35 @@ fn plain_text_and_folders() {
         &["a.xyz", "file name ending", ".jsonl.gz"],
     );
     std::fs::create_dir(dir.path().join("none")).unwrap();
-    assert_names("no file", read(&dir.path().join("none"), true).2.unwrap(), &["none", "file name ending"]);
+    assert_names(
+        "no file",
+        read(&dir.path().join("none"), true).2.unwrap(),
+        &["none", "file name ending"],
+    );
     assert_names("missing", read(&dir.path().join("no.txt"), true).2.unwrap(), &["no.txt"]);
     std::fs::create_dir(dir.path().join("d.jsonl")).unwrap();
-    assert_names("folder with a file's name", read(&dir.path().join("d.jsonl"), true).2.unwrap(), &["d.jsonl"]);
+    assert_names(
+        "folder with a file's name",
+        read(&dir.path().join("d.jsonl"), true).2.unwrap(),
+        &["d.jsonl"],
+    );
     std::fs::write(dir.path().join("blank.txt"), b" \n\n").unwrap();
     let out = dir.path().join("out");
-    let blank = build(&[Input::from(dir.path().join("blank.txt"))], &tokenizer(), &out, &BuildOptions::default());
+    let blank = build(
+        &[Input::from(dir.path().join("blank.txt"))],
+        &tokenizer(),
+        &out,
+        &BuildOptions::default(),
+    );
     assert_names("blank", blank.err().unwrap(), &["at least one document"]);
     assert!(!out.join("manifest.json").exists());
     for options in [
         BuildOptions { valid_per_mille: 1001, ..BuildOptions::default() },
         BuildOptions { shard_tokens: 0, ..BuildOptions::default() },
-        BuildOptions { read: ReadOptions { document_bytes: 1, ..ReadOptions::default() }, ..BuildOptions::default() },
+        BuildOptions {
+            read: ReadOptions { document_bytes: 1, ..ReadOptions::default() },
+            ..BuildOptions::default()
+        },
     ] {
         assert!(build(&[Input::from(&path)], &tokenizer(), &out, &options).is_err());
     }
@@ -339,18 +462,21 @@ fn plain_text_and_folders() {
 fn write_parquet(path: &Path, schema: &str, texts: &[&[u8]], levels: Option<&[i16]>) {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let file = std::fs::File::create(path).unwrap();
-    let properties = WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
+    let properties =
+        WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     for _ in 0..2 {
         let mut group = writer.next_row_group().unwrap();
         while let Some(mut column) = group.next_column().unwrap() {
             match &mut column.untyped() {
                 parquet::column::writer::ColumnWriter::ByteArrayColumnWriter(c) => {
-                    let values: Vec<ByteArray> = texts.iter().map(|t| ByteArray::from(t.to_vec())).collect();
+                    let values: Vec<ByteArray> =
+                        texts.iter().map(|t| ByteArray::from(t.to_vec())).collect();
                     c.write_batch(&values, levels, None).unwrap();
                 }
                 parquet::column::writer::ColumnWriter::Int64ColumnWriter(c) => {
-                    let values: Vec<i64> = (0..levels.map_or(texts.len(), <[i16]>::len) as i64).collect();
+                    let values: Vec<i64> =
+                        (0..levels.map_or(texts.len(), <[i16]>::len) as i64).collect();
                     c.write_batch(&values, None, None).unwrap();
                 }
                 _ => unreachable!("the schemas hold strings and integers"),
@@ -374,13 +500,16 @@ fn parquet_files_read() {
     let (read_texts, skipped, error) = read(&path, false);
     assert_eq!((skipped, error), (0, None));
     assert_eq!(read_texts, [texts.clone(), texts].concat());
-    let both =
-        "message m { required binary text (UTF8); required binary source (UTF8); required binary license (UTF8); }";
+    let both = "message m { required binary text (UTF8); required binary source (UTF8); required binary license (UTF8); }";
     write_parquet(&path, both, &[b"one", b"two"], None);
     let files = list_files(&[Input::from(&path)], &ReadOptions::default()).unwrap();
-    let documents: Vec<_> = Documents::new(files, ReadOptions::default()).map(|d| d.unwrap().1).collect();
+    let documents: Vec<_> =
+        Documents::new(files, ReadOptions::default()).map(|d| d.unwrap().1).collect();
     assert_eq!(documents.len(), 4);
-    assert_eq!((documents[1].source.as_str(), documents[1].license.as_deref()), ("two", Some("two")));
+    assert_eq!(
+        (documents[1].source.as_str(), documents[1].license.as_deref()),
+        ("two", Some("two"))
+    );
 }
 
 #[test]
@@ -393,14 +522,24 @@ fn parquet_rows_and_files_that_are_bad() {
         &[b"a", b"c"],
         Some(&[1, 0, 1]),
     );
-    assert_names("null", read(&path, false).2.unwrap(), &["t.parquet", "row 2", "column \"text\"", "null"]);
+    assert_names(
+        "null",
+        read(&path, false).2.unwrap(),
+        &["t.parquet", "row 2", "column \"text\"", "null"],
+    );
     assert_eq!((read(&path, true).0.len(), read(&path, true).1), (4, 2));
     write_parquet(&path, TEXTS, &[b"a", b"\xFF\xFE", b"c"], None);
     assert_names("not UTF-8", read(&path, false).2.unwrap(), &["t.parquet", "row 2", "UTF-8"]);
     assert_eq!((read(&path, true).0.len(), read(&path, true).1), (4, 2));
-    for schema in ["message m { required binary body (UTF8); }", "message m { required int64 text; }"] {
+    for schema in
+        ["message m { required binary body (UTF8); }", "message m { required int64 text; }"]
+    {
         write_parquet(&path, schema, &[b"a"], None);
-        assert_names(schema, read(&path, false).2.unwrap(), &["t.parquet", "column \"text\"", "columns "]);
+        assert_names(
+            schema,
+            read(&path, false).2.unwrap(),
+            &["t.parquet", "column \"text\"", "columns "],
+        );
     }
     let texts: Vec<String> = (0..50).map(sentence).collect();
     write_parquet(&path, TEXTS, &texts.iter().map(|t| t.as_bytes()).collect::<Vec<_>>(), None);

@@ -1,4 +1,5 @@
-//! Speed of training and encoding on the packages this checkout depends on; run with `--ignored --nocapture`.
+//! Speed of training and encoding on the packages this checkout depends on; run with `--ignored
+//! --nocapture`.
 #![allow(clippy::print_stdout)]
 
 use data::build::{BuildOptions, build_documents};
@@ -14,7 +15,12 @@ fn speed_on_the_packages_of_this_checkout() {
     let start = Instant::now();
     let corpus = collect(&root, 40 << 20).unwrap();
     let bytes: u64 = corpus.files.iter().map(|f| f.bytes).sum();
-    println!("collect: {} files, {:.1} MB in {:.1?}", corpus.files.len(), bytes as f64 / 1e6, start.elapsed());
+    println!(
+        "collect: {} files, {:.1} MB in {:.1?}",
+        corpus.files.len(),
+        bytes as f64 / 1e6,
+        start.elapsed()
+    );
     let dir = tempfile::tempdir().unwrap();
     for (vocab_size, max_bytes) in [(4096, None), (4096, Some(10 << 20)), (8192, None)] {
         let start = Instant::now();
@@ -23,7 +29,9 @@ fn speed_on_the_packages_of_this_checkout() {
         println!("train {vocab_size} ids, at most {max_bytes:?} bytes: {:.1?}", start.elapsed());
         let out = dir.path().join(format!("{vocab_size}-{max_bytes:?}"));
         let start = Instant::now();
-        let manifest = build_documents(corpus.documents(), &tokenizer, &out, &BuildOptions::default()).unwrap();
+        let manifest =
+            build_documents(corpus.documents(), &tokenizer, &out, &BuildOptions::default())
+                .unwrap();
         let seconds = start.elapsed().as_secs_f64();
         let tokens = manifest.train.total.tokens + manifest.validation.total.tokens;
         println!(

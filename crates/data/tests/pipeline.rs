@@ -18,7 +18,9 @@ fn folder(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn read_all(inputs: &[Input], options: &ReadOptions) -> Vec<Document> {
-    Documents::new(list_files(inputs, options).unwrap(), options.clone()).map(|d| d.unwrap().1).collect()
+    Documents::new(list_files(inputs, options).unwrap(), options.clone())
+        .map(|d| d.unwrap().1)
+        .collect()
 }
 
 #[test]
@@ -55,11 +57,15 @@ fn manifest_counts_what_was_read() {
     assert!((20..70).contains(&share), "{share}");
     for split in [Split::Train, Split::Validation] {
         let corpus = Corpus::open(out.path(), split).unwrap();
-        let summed: u64 = (0..manifest.sources.len()).map(|i| manifest.split(split).by_source[i].tokens).sum();
+        let summed: u64 =
+            (0..manifest.sources.len()).map(|i| manifest.split(split).by_source[i].tokens).sum();
         assert_eq!(corpus.tokens(), summed);
         assert_eq!(corpus.token_bytes(), tokenizer().token_bytes());
         assert_eq!(corpus.tokenizer_sha256(), tokenizer().sha256());
-        assert_eq!(data::Tokenizer::load(&corpus.tokenizer_path()).unwrap().sha256(), tokenizer().sha256());
+        assert_eq!(
+            data::Tokenizer::load(&corpus.tokenizer_path()).unwrap().sha256(),
+            tokenizer().sha256()
+        );
     }
 }
 
@@ -71,7 +77,9 @@ fn stream_is_the_documents_in_order_with_their_ends() {
     build_small(dir.path(), out.path());
     let tokenizer = tokenizer();
     let (mut expected, mut sources, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, document) in read_all(&[Input::from(dir.path())], &ReadOptions::default()).into_iter().enumerate() {
+    for (number, document) in
+        read_all(&[Input::from(dir.path())], &ReadOptions::default()).into_iter().enumerate()
+    {
         if data::build::split_of(document.text.as_bytes(), 200) == Split::Train {
             let mut ids = tokenizer.encode_ordinary(&document.text).unwrap();
             ids.push(0);
@@ -126,7 +134,9 @@ fn each_epoch_gives_each_window_once_and_any_position_restarts() {
                 assert!(indices.into_iter().eq(0..windows.len()));
                 assert!(part.iter().all(|w| w.epoch == epoch as u64));
             }
-            let restarted = Windows::new(&Corpus::open(out.path(), Split::Train).unwrap(), seq_len, seed).unwrap();
+            let restarted =
+                Windows::new(&Corpus::open(out.path(), Split::Train).unwrap(), seq_len, seed)
+                    .unwrap();
             for position in (0..3 * windows.len()).rev().step_by(5) {
                 assert_eq!(restarted.at(position), run[position as usize]);
             }
@@ -165,7 +175,9 @@ fn splits_follow_content_file_or_input() {
     let folder = dir.path().join("in");
     std::fs::create_dir(&folder).unwrap();
     for i in 0..60 {
-        let rows: String = (0..3).map(|k| format!("{}\n", serde_json::json!({"text": sentence(i * 3 + k)}))).collect();
+        let rows: String = (0..3)
+            .map(|k| format!("{}\n", serde_json::json!({"text": sentence(i * 3 + k)})))
+            .collect();
         std::fs::write(folder.join(format!("{i}.jsonl")), rows).unwrap();
     }
     let by = |split_by, name: &str, input: Input| {
@@ -178,9 +190,17 @@ fn splits_follow_content_file_or_input() {
     }
     assert!(by_file.validation.total.documents > 0 && by_file.train.total.documents > 0);
     let by_content = by(SplitBy::Content, "content", Input::from(&folder));
-    let torn = |(t, v): &(&data::manifest::Totals, &data::manifest::Totals)| t.documents > 0 && v.documents > 0;
-    assert!(by_content.train.by_source.iter().zip(&by_content.validation.by_source).any(|p| torn(&p)));
-    let forced = by(SplitBy::Content, "forced", Input { path: folder.clone(), split: Some(Split::Validation) });
+    let torn = |(t, v): &(&data::manifest::Totals, &data::manifest::Totals)| {
+        t.documents > 0 && v.documents > 0
+    };
+    assert!(
+        by_content.train.by_source.iter().zip(&by_content.validation.by_source).any(|p| torn(&p))
+    );
+    let forced = by(
+        SplitBy::Content,
+        "forced",
+        Input { path: folder.clone(), split: Some(Split::Validation) },
+    );
     assert_eq!((forced.train.total.documents, forced.validation.total.documents), (0, 180));
 }
 
@@ -205,7 +225,8 @@ fn a_document_cannot_forge_an_end_of_text() {
     let dir = tempfile::tempdir().unwrap();
     let text = "before<|endoftext|>after".to_owned();
     let document = Document { source: "s".into(), license: None, text };
-    build_documents([(document, Split::Train)], &tokenizer(), dir.path(), &BuildOptions::default()).unwrap();
+    build_documents([(document, Split::Train)], &tokenizer(), dir.path(), &BuildOptions::default())
+        .unwrap();
     let corpus = Corpus::open(dir.path(), Split::Train).unwrap();
     let windows = Windows::new(&corpus, corpus.tokens() as usize - 1, 0).unwrap();
     let window = windows.at(0);
@@ -238,10 +259,19 @@ fn plain_text_is_cut_at_lines_and_separators() {
     let read = |bytes: &[u8], document_bytes| -> Vec<String> {
         std::fs::write(dir.path().join("t.txt"), bytes).unwrap();
         let options = ReadOptions { document_bytes, ..ReadOptions::default() };
-        read_all(&[Input::from(dir.path().join("t.txt"))], &options).into_iter().map(|d| d.text).collect()
+        read_all(&[Input::from(dir.path().join("t.txt"))], &options)
+            .into_iter()
+            .map(|d| d.text)
+            .collect()
     };
-    assert_eq!(read(b"one\ntwo\n<|endoftext|>\n\n<|endoftext|>\nthree", 1000), ["one\ntwo\n", "three"]);
-    assert_eq!(read(b"\xEF\xBB\xBFfirst line\nsecond line\nthird", 20), ["first line\n", "second line\nthird"]);
+    assert_eq!(
+        read(b"one\ntwo\n<|endoftext|>\n\n<|endoftext|>\nthree", 1000),
+        ["one\ntwo\n", "three"]
+    );
+    assert_eq!(
+        read(b"\xEF\xBB\xBFfirst line\nsecond line\nthird", 20),
+        ["first line\n", "second line\nthird"]
+    );
     let long = "\u{e9}\u{1F600}x".repeat(40);
     for bytes in 16..40 {
         let pieces = read(long.as_bytes(), bytes);
@@ -255,14 +285,24 @@ fn files_are_found_in_the_order_of_names_with_their_sources() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("notes");
     std::fs::create_dir_all(root.join("b")).unwrap();
-    for (name, text) in
-        [("b/x.md", "bx"), ("a.TXT", "a"), ("c.rs", "c"), ("b/y.bin", "no"), ("z.jsonl", "{\"text\":\"z\"}")]
-    {
+    for (name, text) in [
+        ("b/x.md", "bx"),
+        ("a.TXT", "a"),
+        ("c.rs", "c"),
+        ("b/y.bin", "no"),
+        ("z.jsonl", "{\"text\":\"z\"}"),
+    ] {
         std::fs::write(root.join(name), text).unwrap();
     }
-    let options = ReadOptions { extensions: vec!["txt".into(), "md".into(), "rs".into()], ..ReadOptions::default() };
-    let found: Vec<_> = read_all(&[Input::from(&root)], &options).into_iter().map(|d| (d.text, d.source)).collect();
-    let named = |pairs: &[(&str, &str)]| pairs.iter().map(|&(t, s)| (t.to_owned(), s.to_owned())).collect::<Vec<_>>();
+    let options = ReadOptions {
+        extensions: vec!["txt".into(), "md".into(), "rs".into()],
+        ..ReadOptions::default()
+    };
+    let found: Vec<_> =
+        read_all(&[Input::from(&root)], &options).into_iter().map(|d| (d.text, d.source)).collect();
+    let named = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|&(t, s)| (t.to_owned(), s.to_owned())).collect::<Vec<_>>()
+    };
     assert_eq!(found, named(&[("a", "notes"), ("bx", "notes"), ("c", "notes"), ("z", "z")]));
     let direct = read_all(&[Input::from(root.join("b/x.md"))], &options);
     assert_eq!(direct[0].source, "x");
@@ -271,10 +311,12 @@ fn files_are_found_in_the_order_of_names_with_their_sources() {
 #[test]
 fn packed_and_plain_rows_read_alike() {
     let dir = tempfile::tempdir().unwrap();
-    let rows: String =
-        (0..500).map(|i| format!("{}\n\n", serde_json::json!({"body": sentence(i), "licence": "CC0"}))).collect();
+    let rows: String = (0..500)
+        .map(|i| format!("{}\n\n", serde_json::json!({"body": sentence(i), "licence": "CC0"})))
+        .collect();
     std::fs::write(dir.path().join("p.ndjson"), &rows).unwrap();
-    std::fs::write(dir.path().join("q.jsonl.zst"), zstd::encode_all(rows.as_bytes(), 3).unwrap()).unwrap();
+    std::fs::write(dir.path().join("q.jsonl.zst"), zstd::encode_all(rows.as_bytes(), 3).unwrap())
+        .unwrap();
     let options = ReadOptions { text_field: "body".into(), ..ReadOptions::default() };
     let read = read_all(&[Input::from(dir.path())], &options);
     assert_eq!(read.len(), 1000);

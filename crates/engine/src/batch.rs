@@ -31,8 +31,9 @@ pub struct Sequence<'a> {
 }
 
 impl Batch {
-    /// Packs sequences. With `document_mask`, rows see only their own document and predictions across a boundary do not
-    /// count; without, documents are one long text (the published behaviour).
+    /// Packs sequences. With `document_mask`, rows see only their own document and predictions
+    /// across a boundary do not count; without, documents are one long text (the published
+    /// behaviour).
     pub fn pack(sequences: &[Sequence<'_>], document_mask: bool) -> Self {
         let total: usize = sequences.iter().map(|s| s.ids.len()).sum();
         let mut ids = Vec::with_capacity(total);
@@ -51,7 +52,7 @@ impl Batch {
                 counts.extend(std::iter::repeat_n(true, s.ids.len()));
             }
         }
-        let rows = Rows { sequence: sequence.into(), position: position.into(), document: document.into(), dial: None };
+        let rows = Rows::new(sequence.into(), position.into(), document.into());
         Self { ids: ids.into(), rows, targets: targets.into(), counts }
     }
 

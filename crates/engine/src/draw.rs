@@ -10,17 +10,24 @@ pub trait Draw: Send + Sync {
     fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32;
 }
 
-/// Penalties, bias, then the [`Sampler`], with random numbers addressed by (seed, choice, position).
+/// Penalties, bias, then the [`Sampler`], with random numbers addressed by (seed, choice,
+/// position).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sampling;
+pub struct DefaultDraw;
 
-impl Draw for Sampling {
+impl Draw for DefaultDraw {
     fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32 {
         let s = &request.sampling;
-        let sampler =
-            Sampler { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, min_p: s.min_p, seed: s.seed };
+        let sampler = Sampler {
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            seed: s.seed,
+        };
         let position = (request.prompt.len() + generated.len()) as u64;
-        let penalised = s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
+        let penalised =
+            s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
         if !penalised && s.logit_bias.is_empty() {
             return sampler.draw(logits, s.choice, position);
         }
@@ -33,7 +40,8 @@ impl Draw for Sampling {
     }
 }
 
-/// Repetition over prompt and text, presence and frequency over the text, as in the OpenAI interface.
+/// Repetition over prompt and text, presence and frequency over the text, as in the OpenAI
+/// interface.
 fn penalise(logits: &mut [f32], request: &Request, generated: &[u32]) {
     let s = &request.sampling;
     if s.repetition_penalty != 1.0 {

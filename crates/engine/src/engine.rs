@@ -1,23 +1,31 @@
-//! The engine: one tick after another, rows of many sequences at mixed depths through the same layers.
+//! The engine: one tick after another, rows of many sequences at mixed depths through the same
+//! layers.
 //!
-//! A tick lets new rows enter (embedding and first layers), takes every row that still recurs through the shared block
-//! once, whatever its depth, and lets rows that are done leave (last layers, head, draw). Who takes part is the
-//! [`Scheduler`]'s plan; the model is the one that training runs.
+//! A tick lets new rows enter (embedding and first layers), takes every row that still recurs
+//! through the shared block once, whatever its depth, and lets rows that are done leave (last
+//! layers, head, draw). Who takes part is the [`Scheduler`]'s plan; the model is the one that
+//! training runs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use model::{Address, Aside, Dial, KvMode, Model, NoProbe, Pass, RouterState, Rows, Rule, Turning};
+use model::{
+    Address, DepthLimits, KvMode, Model, NoProbe, Pass, RecursionState, RouterState, RowState,
+    Rows, Rule,
+};
 use ops::{KvFormat, KvStore, Ops, Tensor2, from_rows, read_rows};
 use rayon::prelude::*;
-use scheduler::{After, Ended, Enter, Event, Finish, Leave, Limits, Request, Scheduler, Shape, Slot, TokenOut, Turn};
+use scheduler::{
+    After, CodaChunk, Ended, Event, Finish, Limits, PreludeChunk, RecurChunk, Request, Scheduler,
+    Shape, Slot, TokenOut,
+};
 
-use crate::desk::Desk;
 use crate::draw::{Draw, Drawn, prompt_scores};
-use crate::flight::Flight;
-use crate::paged::{Paged, Tiers, copy_pages};
+use crate::handle::EngineHandle;
+use crate::in_flight::InFlightRows;
+use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 
 /// Rows whose logits are held at a time.
 const LOGIT_ROWS: usize = 64;
@@ -36,14 +44,17 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EngineError {
     /// The rule of training looks into the future.
-    #[error("the routing rule compares rows of the whole sequence, which serving cannot: calibrate the checkpoint")]
+    #[error(
+        "the routing rule compares rows of the whole sequence, which serving cannot: calibrate the checkpoint"
+    )]
     NotCausal,
     /// A bound that cannot be kept.
     #[error(transparent)]
     Limit(#[from] scheduler::LimitError),
 }
 
-/// A model with its scheduler and pages. Driven by calls of [`Engine::tick`]; whoever asks has the [`Desk`].
+/// A model with its scheduler and pages. Driven by calls of [`Engine::tick`]; whoever asks has the
+/// [`EngineHandle`].
 pub struct Engine {
     model: Arc<Model>,
     rule: Rule,
@@ -54,8 +65,8 @@ pub struct Engine {
     /// Whether every row leaves a token in every recursion.
     fills: bool,
     draw: Arc<dyn Draw>,
-    desk: Arc<Desk>,
-    flights: BTreeMap<Slot, Flight>,
+    handle: Arc<EngineHandle>,
+    flights: BTreeMap<Slot, InFlightRows>,
     /// Prompt scores so far, by request.
     scores: BTreeMap<u64, Vec<TokenOut>>,
 }
@@ -65,10 +76,18 @@ impl Engine {
     ///
     /// # Errors
     /// A rule that is not causal, or bounds that do not fit the model.
-    pub fn new(model: Arc<Model>, rule: Rule, state: RouterState, options: Options) -> Result<Self, EngineError> {
+    pub fn new(
+        model: Arc<Model>,
+        rule: Rule,
+        state: RouterState,
+        options: Options,
+    ) -> Result<Self, EngineError> {
         let config = model.config();
-        if rule == Rule::SeeingAll
-            && !matches!(config.router, model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_))
+        if rule == Rule::NonCausal
+            && !matches!(
+                config.router,
+                model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_)
+            )
         {
             return Err(EngineError::NotCausal);
         }
@@ -79,14 +98,26 @@ impl Engine {
         let store = KvStore::new(options.kv, config.heads(), options.limits.pages);
         let page_bytes = KvStore::page_bytes(options.kv, config.heads());
         let scheduler = Scheduler::new(options.limits, shape, recursions)?;
-        let desk = Arc::new(Desk::new(scheduler, config.vocab_size, page_bytes));
+        let handle = Arc::new(EngineHandle::new(scheduler, config.vocab_size, page_bytes));
         let (flights, scores) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { model, rule, state, store, tiers, recursions, fills, draw: options.draw, desk, flights, scores })
+        Ok(Self {
+            model,
+            rule,
+            state,
+            store,
+            tiers,
+            recursions,
+            fills,
+            draw: options.draw,
+            handle,
+            flights,
+            scores,
+        })
     }
 
     /// Where requests are handed in.
-    pub fn desk(&self) -> &Arc<Desk> {
-        &self.desk
+    pub fn handle(&self) -> &Arc<EngineHandle> {
+        &self.handle
     }
 
     /// The model.
@@ -96,23 +127,23 @@ impl Engine {
 
     /// One step of everybody. `now_us` must not go back.
     pub fn tick(&mut self, now_us: u64) {
-        self.desk.offer_again();
-        let plan = self.desk.scheduler().plan(now_us);
+        self.handle.offer_again();
+        let plan = self.handle.scheduler().plan(now_us);
         for ended in plan.ended {
             self.end(ended);
         }
         for (slot, _) in plan.preempted {
             self.flights.remove(&slot);
         }
-        self.enter(&plan.enter);
-        self.turn(&plan.turn);
-        self.leave(now_us);
+        self.run_prelude(&plan.prelude);
+        self.run_recursion(&plan.recur);
+        self.run_coda(now_us);
     }
 
     /// Fails everything that runs, after an error that cannot be told to belong to one request.
     pub fn fail_all(&mut self, why: &str, now_us: u64) {
         let slots: Vec<Slot> = {
-            let scheduler = self.desk.scheduler();
+            let scheduler = self.handle.scheduler();
             (0..scheduler.slots()).filter(|&slot| scheduler.running(slot).is_some()).collect()
         };
         for slot in slots {
@@ -121,7 +152,7 @@ impl Engine {
     }
 
     fn fail(&mut self, slot: Slot, why: String, now_us: u64) {
-        let ended = self.desk.scheduler().fail(slot, why, now_us);
+        let ended = self.handle.scheduler().fail(slot, why, now_us);
         if let Some(ended) = ended {
             self.end(ended);
         }
@@ -132,29 +163,42 @@ impl Engine {
             self.flights.remove(&slot);
         }
         self.scores.remove(&ended.request.id);
-        self.desk.emit(ended.request.id, Event::Done(ended.done));
+        self.handle.emit(ended.request.id, Event::Done(ended.done));
     }
 
     /// Rows of a slot, with the depths that their request allows them.
     fn rows(&self, slot: Slot, positions: impl Iterator<Item = usize>) -> Rows {
-        let scheduler = self.desk.scheduler();
+        let scheduler = self.handle.scheduler();
         let running = scheduler.running(slot).unwrap_or_else(|| panic!("slot {slot} is empty"));
         let sequence = running.sequence();
-        let (least, threshold) = (sequence.request().dial.min_depth, sequence.request().dial.threshold);
+        let (least, threshold) = (
+            sequence.request().depth_options.min_depth,
+            sequence.request().depth_options.threshold,
+        );
         let positions: Vec<u32> = positions.map(|p| p as u32).collect();
-        let dial = positions.iter().map(|&p| Dial { max: sequence.cap_of(p as usize), min: least, threshold });
+        let limits = positions.iter().map(|&p| DepthLimits {
+            max: sequence.cap_of(p as usize),
+            min: least,
+            threshold,
+        });
         Rows {
             sequence: vec![slot as u32; positions.len()].into(),
             document: vec![0; positions.len()].into(),
-            dial: Some(dial.collect()),
+            token: Some(positions.iter().map(|&p| sequence.token(p as usize)).collect()),
+            limits: Some(limits.collect()),
+            seed: None,
             position: positions.into(),
         }
     }
 
     /// Runs `work` with a pass over this tick's pages.
-    fn pass<T>(&mut self, work: impl FnOnce(&Model, &mut Pass<'_>) -> T) -> (T, BTreeMap<Slot, usize>) {
-        let Self { model, rule, state, store, tiers, desk, flights, .. } = self;
-        let mut kv = Paged { scheduler: desk.lock(), store, tiers, flights, added: BTreeMap::new() };
+    fn pass<T>(
+        &mut self,
+        work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
+    ) -> (T, BTreeMap<Slot, usize>) {
+        let Self { model, rule, state, store, tiers, handle, flights, .. } = self;
+        let mut kv =
+            PagedCache { scheduler: handle.lock(), store, tiers, flights, added: BTreeMap::new() };
         let mut pass = Pass {
             ops: Ops::Fast,
             kv: &mut kv,
@@ -171,33 +215,39 @@ impl Engine {
         (result, kv.added)
     }
 
-    fn enter(&mut self, enters: &[Enter]) {
+    fn run_prelude(&mut self, enters: &[PreludeChunk]) {
         if enters.is_empty() {
             return;
         }
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
-        for &Enter { slot, first, count } in enters {
-            let mut scheduler = self.desk.scheduler();
-            let copies = scheduler.append(slot, 0, count).unwrap_or_else(|misuse| panic!("{misuse}"));
-            let sequence = scheduler.running(slot).unwrap_or_else(|| panic!("slot {slot} is empty")).sequence();
+        for &PreludeChunk { slot, first, count } in enters {
+            let mut scheduler = self.handle.scheduler();
+            let copies =
+                scheduler.append(slot, 0, count).unwrap_or_else(|misuse| panic!("{misuse}"));
+            let sequence = scheduler
+                .running(slot)
+                .unwrap_or_else(|| panic!("slot {slot} is empty"))
+                .sequence();
             ids.extend((first..first + count).map(|p| sequence.token(p)));
             drop(scheduler);
             copy_pages(&self.store, &copies);
             parts.push(self.rows(slot, first..first + count));
         }
         let rows = Rows::stack(parts.iter());
-        let (turning, _) = self.pass(|model, pass| model.enter(&ids.into(), &rows, pass));
-        let mut asides = turning.set_aside().into_iter();
-        for &Enter { slot, first, count } in enters {
-            self.flights.insert(slot, Flight::new(first, asides.by_ref().take(count).collect()));
+        let (state, _) = self.pass(|model, pass| model.prelude(&ids.into(), &rows, pass));
+        let mut asides = state.suspend().into_iter();
+        for &PreludeChunk { slot, first, count } in enters {
+            self.flights
+                .insert(slot, InFlightRows::new(first, asides.by_ref().take(count).collect()));
         }
     }
 
-    fn turn(&mut self, turns: &[Turn]) {
+    fn run_recursion(&mut self, turns: &[RecurChunk]) {
         let (mut parts, mut places) = (Vec::new(), Vec::new());
         for turn in turns {
             let flight = &self.flights[&turn.slot];
-            let going: Vec<usize> = (0..flight.rows.len()).filter(|&i| flight.rows[i].going).collect();
+            let going: Vec<usize> =
+                (0..flight.rows.len()).filter(|&i| flight.rows[i].going).collect();
             if !going.is_empty() {
                 parts.push(self.rows(turn.slot, going.iter().map(|&i| flight.first + i)));
                 places.extend(going.into_iter().map(|i| (turn.slot, i)));
@@ -205,25 +255,33 @@ impl Engine {
         }
         let mut added = BTreeMap::new();
         if !places.is_empty() {
-            let asides: Vec<&Aside> = places.iter().map(|(slot, i)| &self.flights[slot].rows[*i]).collect();
-            let mut turning = Turning::take_up(&asides, Rows::stack(parts.iter()), self.model.config().width);
-            ((), added) = self.pass(|model, pass| model.turn(&mut turning, pass));
-            for ((slot, i), aside) in places.iter().zip(turning.set_aside()) {
+            let asides: Vec<&RowState> =
+                places.iter().map(|(slot, i)| &self.flights[slot].rows[*i]).collect();
+            let mut state = RecursionState::resume(
+                &asides,
+                Rows::stack(parts.iter()),
+                self.model.config().width,
+            );
+            ((), added) = self.pass(|model, pass| model.recur(&mut state, pass));
+            for ((slot, i), aside) in places.iter().zip(state.suspend()) {
                 if let Some(flight) = self.flights.get_mut(slot) {
                     flight.rows[*i] = aside;
                 }
             }
         }
-        turns.iter().for_each(|turn| self.turned(turn, &added));
+        turns.iter().for_each(|turn| self.recurred(turn, &added));
     }
 
-    /// Tells the scheduler how a slot's turn went, after room was made for rows that needed no layer to run.
-    fn turned(&mut self, turn: &Turn, added: &BTreeMap<Slot, usize>) {
-        let Turn { slot, recursion, rows } = *turn;
+    /// Tells the scheduler how a slot's turn went, after room was made for rows that needed no
+    /// layer to run.
+    fn recurred(&mut self, turn: &RecurChunk, added: &BTreeMap<Slot, usize>) {
+        let RecurChunk { slot, recursion, rows } = *turn;
         let (tier, last) = (1 + recursion, recursion + 1 == self.recursions);
         let flight = &self.flights[&slot];
         let took = flight.rows.iter().filter(|row| row.depth as usize > recursion).count();
-        let goes = |(i, row): (usize, &Aside)| row.going && (row.depth < self.cap(slot, flight.first + i));
+        let goes = |(i, row): (usize, &RowState)| {
+            row.going && (row.depth < self.cap(slot, flight.first + i))
+        };
         let going = flight.rows.iter().enumerate().filter(|&row| goes(row)).count();
         let (took, going) = match (self.fills, recursion) {
             (false, _) => (took, going),
@@ -231,23 +289,27 @@ impl Engine {
             (true, _) => (rows, rows),
         };
         if self.tiers.layers[tier] == 0 {
-            let copies = self.desk.scheduler().append(slot, tier, took);
+            let copies = self.handle.scheduler().append(slot, tier, took);
             debug_assert!(copies.is_ok_and(|c| c.is_empty()), "a tier without layers has no pages");
         } else if self.fills && recursion > 0 && !added.contains_key(&slot) {
-            let Self { store, tiers, desk, flights, .. } = self;
-            Paged { scheduler: desk.lock(), store, tiers, flights, added: BTreeMap::new() }.fill(slot, tier);
+            let Self { store, tiers, handle, flights, .. } = self;
+            PagedCache { scheduler: handle.lock(), store, tiers, flights, added: BTreeMap::new() }
+                .fill(slot, tier);
         }
         let going = if last { 0 } else { going };
-        self.desk.scheduler().turned(slot, took, going).unwrap_or_else(|misuse| panic!("{misuse}"));
+        self.handle
+            .scheduler()
+            .recurred(slot, took, going)
+            .unwrap_or_else(|misuse| panic!("{misuse}"));
     }
 
     fn cap(&self, slot: Slot, position: usize) -> u32 {
-        let scheduler = self.desk.scheduler();
+        let scheduler = self.handle.scheduler();
         scheduler.running(slot).map_or(0, |running| running.sequence().cap_of(position))
     }
 
-    fn leave(&mut self, now_us: u64) {
-        let leaves = self.desk.scheduler().leaving();
+    fn run_coda(&mut self, now_us: u64) {
+        let leaves = self.handle.scheduler().ready_for_coda();
         if leaves.is_empty() {
             return;
         }
@@ -260,7 +322,7 @@ impl Engine {
         }
         let rows = Rows::stack(parts.iter());
         let x_td = from_rows(lines, rows.len(), self.model.config().width);
-        let (x_td, _) = self.pass(|model, pass| model.leave(x_td, &rows, pass));
+        let (x_td, _) = self.pass(|model, pass| model.coda(x_td, &rows, pass));
         let mut start = 0;
         let mut asked = Vec::new();
         for leave in &leaves {
@@ -272,14 +334,15 @@ impl Engine {
             self.heads(&x_td, part, &mut drawn);
         }
         for leave in leaves {
-            self.left(&leave, drawn.remove(&leave.slot), now_us);
+            self.completed(&leave, drawn.remove(&leave.slot), now_us);
         }
     }
 
     /// The rows of a leaving flight whose logits somebody wants.
-    fn asked(&self, leave: &Leave, start: usize) -> Vec<Asked> {
-        let scheduler = self.desk.scheduler();
-        let running = scheduler.running(leave.slot).unwrap_or_else(|| panic!("slot {} is empty", leave.slot));
+    fn asked(&self, leave: &CodaChunk, start: usize) -> Vec<Asked> {
+        let scheduler = self.handle.scheduler();
+        let running =
+            scheduler.running(leave.slot).unwrap_or_else(|| panic!("slot {} is empty", leave.slot));
         let sequence = running.sequence();
         let request = sequence.request();
         let known = sequence.computed();
@@ -303,7 +366,12 @@ impl Engine {
     }
 
     /// Logits of some rows, and what follows from them.
-    fn heads(&mut self, x_td: &Tensor2, asked: &[Asked], drawn: &mut BTreeMap<Slot, Result<Drawn, String>>) {
+    fn heads(
+        &mut self,
+        x_td: &Tensor2,
+        asked: &[Asked],
+        drawn: &mut BTreeMap<Slot, Result<Drawn, String>>,
+    ) {
         let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
         let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
         let (logits, _) = self.pass(|model, pass| read_rows(&model.logits(x_ad, pass)));
@@ -330,7 +398,7 @@ impl Engine {
     }
 
     /// One flight has left.
-    fn left(&mut self, leave: &Leave, drawn: Option<Result<Drawn, String>>, now_us: u64) {
+    fn completed(&mut self, leave: &CodaChunk, drawn: Option<Result<Drawn, String>>, now_us: u64) {
         let Some(flight) = self.flights.remove(&leave.slot) else { return };
         let drawn = match drawn.transpose() {
             Ok(drawn) => drawn,
@@ -338,21 +406,29 @@ impl Engine {
         };
         let depths: Vec<u32> = flight.rows.iter().map(|row| row.depth).collect();
         let (request, known) = {
-            let scheduler = self.desk.scheduler();
-            let running = scheduler.running(leave.slot).unwrap_or_else(|| panic!("slot {} is empty", leave.slot));
+            let scheduler = self.handle.scheduler();
+            let running = scheduler
+                .running(leave.slot)
+                .unwrap_or_else(|| panic!("slot {} is empty", leave.slot));
             (running.sequence().request().clone(), running.sequence().computed())
         };
-        let after = self.desk.scheduler().left(leave.slot, &depths, drawn.as_ref().map(|d| d.scored.id), now_us);
+        let after = self.handle.scheduler().completed(
+            leave.slot,
+            &depths,
+            drawn.as_ref().map(|d| d.scored.id),
+            now_us,
+        );
         let after = after.unwrap_or_else(|misuse| panic!("{misuse}"));
         let end = leave.first + leave.count;
         if request.prompt_scores && known < request.prompt.len() && end >= request.prompt.len() {
             let scores = self.scores.remove(&request.id).unwrap_or_default();
-            self.desk.emit(request.id, Event::Prompt(prompt_scores(&request, scores)));
+            self.handle.emit(request.id, Event::Prompt(prompt_scores(&request, scores)));
         }
-        let cancelled = matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);
+        let cancelled =
+            matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);
         if let Some(drawn) = drawn.filter(|_| !cancelled) {
             let depth = depths.last().copied().unwrap_or(0);
-            self.desk.emit(request.id, Event::Token(TokenOut { scored: drawn.scored, depth }));
+            self.handle.emit(request.id, Event::Token(TokenOut { scored: drawn.scored, depth }));
         }
         if let After::Ended(ended) = after {
             self.end(ended);
@@ -376,7 +452,10 @@ struct Asked {
 impl Asked {
     fn answer(&self, logits: &[f32], draw: &dyn Draw) -> Result<Drawn, String> {
         if let Some(at) = logits.iter().position(|z| z.is_nan()) {
-            return Err(format!("the logit of token {at} at position {} is not a number", self.position));
+            return Err(format!(
+                "the logit of token {at} at position {} is not a number",
+                self.position
+            ));
         }
         let id = if self.draws {
             draw.draw(logits, &self.request, &self.generated)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Address, Cache, Model, NoProbe, Pass, RouterState, Rows, Rule};
+use model::{Address, Model, NoProbe, Pass, RouterState, Rows, Rule, SequenceCache};
 use ops::{Ops, read_rows};
 
 use crate::{Sampler, SamplerError};
@@ -84,7 +84,9 @@ pub enum GenerateError {
         context: usize,
     },
     /// The training-time rule looks into the future.
-    #[error("the routing rule compares rows of the whole sequence, which generation cannot: calibrate the checkpoint")]
+    #[error(
+        "the routing rule compares rows of the whole sequence, which generation cannot: calibrate the checkpoint"
+    )]
     NotCausal,
     /// A depth cap of 0.
     #[error("max_depth is 0, expected at least 1")]
@@ -104,7 +106,7 @@ pub fn generate(
     each: &mut dyn FnMut(&Token) -> bool,
 ) -> Result<Generated, GenerateError> {
     check(model, what)?;
-    let mut cache = Cache::new(1);
+    let mut cache = SequenceCache::new(1);
     let (mut logits, prompt_depths) = advance(model, what, &mut cache, what.prompt, 0);
     let mut depth = prompt_depths.last().copied().unwrap_or(0);
     let mut tokens = Vec::new();
@@ -129,7 +131,9 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
     if what.prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    if let Some((index, &id)) = what.prompt.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+    if let Some((index, &id)) =
+        what.prompt.iter().enumerate().find(|(_, id)| **id as usize >= vocab)
+    {
         return Err(GenerateError::UnknownId { index, id, vocab });
     }
     let (prompt, new) = (what.prompt.len(), what.max_tokens);
@@ -137,8 +141,11 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
     if total > context {
         return Err(GenerateError::TooLong { prompt, new, total, context });
     }
-    if *what.rule == Rule::SeeingAll
-        && !matches!(model.config().router, model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_))
+    if *what.rule == Rule::NonCausal
+        && !matches!(
+            model.config().router,
+            model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_)
+        )
     {
         return Err(GenerateError::NotCausal);
     }
@@ -149,7 +156,13 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
 }
 
 /// Runs `ids` from position `first` on; gives the last row's logits and every row's depth.
-fn advance(model: &Model, what: &Generation<'_>, cache: &mut Cache, ids: &[u32], first: u32) -> (Vec<f32>, Vec<u32>) {
+fn advance(
+    model: &Model,
+    what: &Generation<'_>,
+    cache: &mut SequenceCache,
+    ids: &[u32],
+    first: u32,
+) -> (Vec<f32>, Vec<u32>) {
     let rows = Rows::stretch(0, first, ids.len());
     let mut probe = NoProbe;
     let mut pass = Pass {

@@ -1,28 +1,28 @@
-//! Token ids in, token ids and numbers out: scoring with any routing rule, calibration of the causal rule, generation
-//! with a cache. Knows no text and no files.
+//! Token ids in, token ids and numbers out: scoring with any routing rule, calibration of the
+//! causal rule, generation with a cache. Knows no text and no files.
 
 mod batch;
 mod calibrate;
-mod census;
-mod desk;
 mod draw;
 mod engine;
-mod flight;
 mod generate;
+mod handle;
+mod in_flight;
 mod likelihood;
-mod live;
-mod paged;
+mod paged_cache;
 mod sampler;
 mod score;
+mod stats;
+mod thread;
 
 pub use batch::{Batch, Sequence};
 pub use calibrate::{calibrate, causal_rule, disagreement};
-pub use census::{Census, Recursed};
-pub use desk::Desk;
-pub use draw::{Draw, Sampling};
+pub use draw::{DefaultDraw, Draw};
 pub use engine::{Engine, EngineError, Options};
 pub use generate::{GenerateError, Generated, Generation, Token, generate};
+pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};
-pub use live::Live;
 pub use sampler::{Sampler, SamplerError};
 pub use score::{RowScore, Scoring, log_probabilities, score};
+pub use stats::{RecursionStats, RoutingStats};
+pub use thread::EngineThread;

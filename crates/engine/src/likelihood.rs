@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Address, Model, NoProbe, Pass, RouterState, Rows, Rule, Transient};
+use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rows, Rule};
 use ops::{Ops, read_rows};
 use rayon::prelude::*;
 
@@ -53,7 +53,12 @@ pub fn likelihoods(
 }
 
 /// Stretches in one pass. The last token of each predicts nothing and stays out.
-fn together(model: &Model, rule: &Rule, state: &RouterState, stretches: &[Stretch<'_>]) -> Vec<Likelihood> {
+fn together(
+    model: &Model,
+    rule: &Rule,
+    state: &RouterState,
+    stretches: &[Stretch<'_>],
+) -> Vec<Likelihood> {
     let mut parts = Vec::new();
     // Row, its target, and whose it is.
     let mut asked: Vec<(u32, u32, usize)> = Vec::new();
@@ -62,11 +67,13 @@ fn together(model: &Model, rule: &Rule, state: &RouterState, stretches: &[Stretc
         let length = stretch.ids.len() - 1;
         let first = ids.len();
         ids.extend_from_slice(&stretch.ids[..length]);
-        asked.extend((stretch.from..=length).map(|t| ((first + t - 1) as u32, stretch.ids[t], number)));
+        asked.extend(
+            (stretch.from..=length).map(|t| ((first + t - 1) as u32, stretch.ids[t], number)),
+        );
         parts.push(Rows::stretch(number as u32, 0, length));
     }
     let rows = Rows::stack(parts.iter());
-    let mut kv = Transient::new(model.config().kv != model::KvMode::RecursionWise);
+    let mut kv = PassCache::new(model.config().kv != model::KvMode::RecursionWise);
     let mut pass = Pass {
         ops: Ops::Fast,
         kv: &mut kv,
@@ -84,7 +91,8 @@ fn together(model: &Model, rule: &Rule, state: &RouterState, stretches: &[Stretc
     let vocab = model.config().vocab_size;
     for chunk in asked.chunks(LOGIT_ROWS) {
         let numbers: Arc<[u32]> = chunk.iter().map(|(row, _, _)| *row).collect();
-        let mut log = read_rows(&model.logits(Ops::Fast.gather_rows(passed.x_td.clone(), &numbers), &pass));
+        let mut log =
+            read_rows(&model.logits(Ops::Fast.gather_rows(passed.x_td.clone(), &numbers), &pass));
         let scores: Vec<(f32, bool)> = log
             .par_chunks_exact_mut(vocab)
             .zip(chunk)

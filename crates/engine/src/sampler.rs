@@ -1,4 +1,5 @@
-//! From logits to a token: temperature, top-k, top-p, min-p, with random numbers addressed by (seed, position).
+//! From logits to a token: temperature, top-k, top-p, min-p, with random numbers addressed by
+//! (seed, position).
 
 use model::rng::{Purpose, Stream};
 
@@ -46,7 +47,9 @@ impl Sampler {
     /// # Errors
     /// The first one.
     pub fn check(&self) -> Result<(), SamplerError> {
-        let refuse = |field, found: f32, expected| Err(SamplerError { field, found: found.to_string(), expected });
+        let refuse = |field, found: f32, expected| {
+            Err(SamplerError { field, found: found.to_string(), expected })
+        };
         if !(self.temperature >= 0.0 && self.temperature <= 100.0) {
             return refuse("temperature", self.temperature, "0 (greedy) to 100");
         }
@@ -59,13 +62,15 @@ impl Sampler {
         Ok(())
     }
 
-    /// Draws from `logits` for the token at `position` of choice `choice`. The result depends on these alone.
+    /// Draws from `logits` for the token at `position` of choice `choice`. The result depends on
+    /// these alone.
     pub fn draw(&self, logits: &[f32], choice: u64, position: u64) -> u32 {
         let top = largest(logits);
         if self.temperature == 0.0 {
             return top as u32;
         }
-        let weight = |i: usize| (f64::from(logits[i] - logits[top]) / f64::from(self.temperature)).exp();
+        let weight =
+            |i: usize| (f64::from(logits[i] - logits[top]) / f64::from(self.temperature)).exp();
         let mut kept: Vec<(f64, usize)> = (0..logits.len()).map(|i| (weight(i), i)).collect();
         if self.top_k > 0 && self.top_k < kept.len() {
             kept.select_nth_unstable_by(self.top_k - 1, likelier);
@@ -96,7 +101,8 @@ fn likelier(a: &(f64, usize), b: &(f64, usize)) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// Keeps the likeliest entries that make up `share` of the weight. Only as many as needed are sorted.
+/// Keeps the likeliest entries that make up `share` of the weight. Only as many as needed are
+/// sorted.
 fn likeliest_share(kept: &mut Vec<(f64, usize)>, share: f64) {
     let total: f64 = kept.iter().map(|(w, _)| w).sum();
     let mut sorted = 256.min(kept.len());
@@ -160,11 +166,16 @@ mod tests {
     #[test]
     fn cuts_cut() {
         let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
-        let some = |sampler: Sampler| counts(&sampler, &logits, 4000).iter().map(|c| *c > 0).collect::<Vec<_>>();
+        let some = |sampler: Sampler| {
+            counts(&sampler, &logits, 4000).iter().map(|c| *c > 0).collect::<Vec<_>>()
+        };
         assert_eq!(some(Sampler { top_k: 2, ..Sampler::default() }), [true, true, false, false]);
         assert_eq!(some(Sampler { top_p: 0.75, ..Sampler::default() }), [true, true, false, false]);
         assert_eq!(some(Sampler { min_p: 0.29, ..Sampler::default() }), [true, true, true, false]);
-        assert_eq!(some(Sampler { temperature: 0.01, ..Sampler::default() }), [true, false, false, false]);
+        assert_eq!(
+            some(Sampler { temperature: 0.01, ..Sampler::default() }),
+            [true, false, false, false]
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loss of every row under a routing rule.
 
-use model::{Model, NoProbe, Pass, Probe, RouterState, Rule, Transient};
+use model::{Model, NoProbe, Pass, PassCache, Probe, RouterState, Rule};
 use ops::{Ops, read_rows};
 
 use crate::Batch;
@@ -36,9 +36,14 @@ pub struct RowScore {
 }
 
 /// Scores each row of `batch`; `probe` watches.
-pub fn score(model: &Model, batch: &Batch, how: &Scoring<'_>, probe: &mut dyn Probe) -> Vec<RowScore> {
+pub fn score(
+    model: &Model,
+    batch: &Batch,
+    how: &Scoring<'_>,
+    probe: &mut dyn Probe,
+) -> Vec<RowScore> {
     let shares = model.config().kv != model::KvMode::RecursionWise;
-    let mut kv = Transient::new(shares);
+    let mut kv = PassCache::new(shares);
     let mut pass = pass(how, &mut kv, probe, batch.rows.sequences().len());
     let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
     let weights = batch.weights(0.0);
@@ -49,7 +54,7 @@ pub fn score(model: &Model, batch: &Batch, how: &Scoring<'_>, probe: &mut dyn Pr
 /// Log-probabilities `[t, v]` of every row, for causality tests and small inputs.
 pub fn log_probabilities(model: &Model, batch: &Batch, how: &Scoring<'_>) -> Vec<f32> {
     let shares = model.config().kv != model::KvMode::RecursionWise;
-    let (mut kv, mut probe) = (Transient::new(shares), NoProbe);
+    let (mut kv, mut probe) = (PassCache::new(shares), NoProbe);
     let mut pass = pass(how, &mut kv, &mut probe, batch.rows.sequences().len());
     let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
     let mut logits = read_rows(&model.logits(passed.x_td, &pass));
@@ -57,7 +62,12 @@ pub fn log_probabilities(model: &Model, batch: &Batch, how: &Scoring<'_>) -> Vec
     logits
 }
 
-fn pass<'a>(how: &'a Scoring<'_>, kv: &'a mut Transient, probe: &'a mut dyn Probe, sequences: usize) -> Pass<'a> {
+fn pass<'a>(
+    how: &'a Scoring<'_>,
+    kv: &'a mut PassCache,
+    probe: &'a mut dyn Probe,
+    sequences: usize,
+) -> Pass<'a> {
     Pass {
         ops: how.ops,
         kv,

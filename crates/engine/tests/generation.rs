@@ -1,10 +1,12 @@
-//! Generation with a cache gives what a full pass over all tokens gives, token by token, bit by bit; and requests that
-//! make no sense are refused before anything runs.
+//! Generation with a cache gives what a full pass over all tokens gives, token by token, bit by
+//! bit; and requests that make no sense are refused before anything runs.
 
 mod common;
 
 use common::{VOCAB, auxiliary, batch, config, fresh, ids, models, name, rule};
-use engine::{GenerateError, Generated, Generation, Sampler, Scoring, generate, log_probabilities, score};
+use engine::{
+    GenerateError, Generated, Generation, Sampler, Scoring, generate, log_probabilities, score,
+};
 use model::{KvMode, Model, NoProbe, RouterConfig, RouterState, Rule};
 
 struct Ask<'a> {
@@ -41,7 +43,8 @@ impl<'a> Ask<'a> {
 /// Fails unless every new token is what full passes over everything before it say.
 fn check(model: &Model, rule: &Rule, ask: &Ask<'_>, found: &Generated) {
     let state = RouterState::default();
-    let how = Scoring { max_depth: ask.max_depth, seed: ask.sampler.seed, ..Scoring::by(rule, &state) };
+    let how =
+        Scoring { max_depth: ask.max_depth, seed: ask.sampler.seed, ..Scoring::by(rule, &state) };
     let mut tokens = ask.prompt.to_vec();
     assert_eq!(found.tokens.len(), ask.max_tokens, "{}", name(model));
     for token in &found.tokens {
@@ -50,7 +53,11 @@ fn check(model: &Model, rule: &Rule, ask: &Ask<'_>, found: &Generated) {
         let last = &logs[(tokens.len() - 1) * VOCAB..];
         let what = format!("{} token {}", name(model), tokens.len());
         assert_eq!(token.log_probability.to_bits(), last[token.id as usize].to_bits(), "{what}");
-        assert_eq!(token.depth, score(model, &all, &how, &mut NoProbe)[tokens.len() - 1].depth, "{what}");
+        assert_eq!(
+            token.depth,
+            score(model, &all, &how, &mut NoProbe)[tokens.len() - 1].depth,
+            "{what}"
+        );
         assert_eq!(token.id, ask.sampler.draw(last, ask.choice, tokens.len() as u64), "{what}");
         tokens.push(token.id);
     }
@@ -64,7 +71,8 @@ fn the_cache_changes_no_bit() {
     for model in models() {
         let rule = rule(&model);
         for max_depth in [None, Some(2)] {
-            for sampler in [Sampler::greedy(), Sampler { seed: 4, top_k: 20, ..Sampler::default() }] {
+            for sampler in [Sampler::greedy(), Sampler { seed: 4, top_k: 20, ..Sampler::default() }]
+            {
                 let ask = Ask { sampler, max_depth, ..Ask::of(&prompt) };
                 let found = ask.run(&model, &rule).expect("a fair request");
                 check(&model, &rule, &ask, &found);
@@ -94,7 +102,8 @@ fn seeds_repeat_and_choices_differ() {
     let rule = rule(&model);
     let of = |seed, choice| {
         let sampler = Sampler { seed, temperature: 3.0, ..Sampler::default() };
-        let found = Ask { sampler, choice, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
+        let found =
+            Ask { sampler, choice, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
         found.tokens.iter().map(|t| t.id).collect::<Vec<u32>>()
     };
     assert_eq!(of(1, 0), of(1, 0));
@@ -106,14 +115,16 @@ fn seeds_repeat_and_choices_differ() {
 fn generation_ends_where_it_should() {
     let prompt = ids(7, 5);
     let model = fresh(&config(RouterConfig::Fixed, KvMode::RecursionWise));
-    let rule = Rule::SeeingAll;
+    let rule = Rule::NonCausal;
     let all = Ask::of(&prompt).run(&model, &rule).expect("fixed depth compares nothing");
     assert_eq!(all.tokens.len(), 12);
     let stop = [all.tokens[4].id];
     let first = all.tokens.iter().position(|t| t.id == stop[0]).expect("there");
-    let stopped = Ask { stop: &stop, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
+    let stopped =
+        Ask { stop: &stop, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
     assert_eq!(stopped.tokens, all.tokens[..=first], "the stop token is the last");
-    let none = Ask { max_tokens: 0, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
+    let none =
+        Ask { max_tokens: 0, ..Ask::of(&prompt) }.run(&model, &rule).expect("a fair request");
     assert!(none.tokens.is_empty() && none.prompt_depths == [3; 5]);
     // Exactly the context fits.
     let full = Ask { max_tokens: 59, ..Ask::of(&prompt) }.run(&model, &rule).expect("64 positions");
@@ -148,18 +159,28 @@ fn nonsense_is_refused() {
     assert_eq!(unknown, GenerateError::UnknownId { index: 1, id: VOCAB as u32, vocab: VOCAB });
     let long = of(Ask { max_tokens: 60, ..Ask::of(&prompt) }, &causal);
     assert_eq!(long, GenerateError::TooLong { prompt: 5, new: 60, total: 65, context: 64 });
-    assert!(matches!(of(Ask { max_tokens: usize::MAX, ..Ask::of(&prompt) }, &causal), GenerateError::TooLong { .. }));
-    assert_eq!(of(Ask::of(&prompt), &Rule::SeeingAll), GenerateError::NotCausal);
+    assert!(matches!(
+        of(Ask { max_tokens: usize::MAX, ..Ask::of(&prompt) }, &causal),
+        GenerateError::TooLong { .. }
+    ));
+    assert_eq!(of(Ask::of(&prompt), &Rule::NonCausal), GenerateError::NotCausal);
     assert_eq!(of(Ask { max_depth: Some(0), ..Ask::of(&prompt) }, &causal), GenerateError::NoDepth);
-    for sampler in
-        [Sampler { temperature: f32::NAN, ..Sampler::default() }, Sampler { top_p: 0.0, ..Sampler::default() }]
-    {
-        assert!(matches!(of(Ask { sampler, ..Ask::of(&prompt) }, &causal), GenerateError::Sampler(_)));
+    for sampler in [
+        Sampler { temperature: f32::NAN, ..Sampler::default() },
+        Sampler { top_p: 0.0, ..Sampler::default() },
+    ] {
+        assert!(matches!(
+            of(Ask { sampler, ..Ask::of(&prompt) }, &causal),
+            GenerateError::Sampler(_)
+        ));
     }
     for router in [auxiliary(), RouterConfig::Random(Default::default())] {
         let model = fresh(&config(router, KvMode::Shared));
-        assert_eq!(Ask::of(&prompt).run(&model, &Rule::SeeingAll), Err(GenerateError::NotCausal));
+        assert_eq!(Ask::of(&prompt).run(&model, &Rule::NonCausal), Err(GenerateError::NotCausal));
     }
     let token = fresh(&config(RouterConfig::TokenChoice(Default::default()), KvMode::Shared));
-    assert!(Ask::of(&prompt).run(&token, &Rule::SeeingAll).is_ok(), "depths of tokens compare nothing");
+    assert!(
+        Ask::of(&prompt).run(&token, &Rule::NonCausal).is_ok(),
+        "depths of tokens compare nothing"
+    );
 }

@@ -1,4 +1,5 @@
-//! Calibration meets the capacities, the census counts what happened, scores agree with log-probabilities.
+//! Calibration meets the capacities, the stats counts what happened, scores agree with
+//! log-probabilities.
 
 mod common;
 
@@ -6,29 +7,38 @@ use std::sync::Arc;
 
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
 use engine::{
-    Batch, Census, RowScore, Scoring, Sequence, calibrate, causal_rule, disagreement, log_probabilities, score,
+    Batch, RoutingStats, RowScore, Scoring, Sequence, calibrate, causal_rule, disagreement,
+    log_probabilities, score,
 };
-use model::routing::expert_choice::{Causal, Config as Expert, Sampling};
-use model::{Decision, KvMode, NoProbe, Probe, Routed, RouterConfig, RouterState, Rule};
+use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
+use model::{CausalThresholds, KvMode, NoProbe, Probe, Routed, RouterConfig, RouterState, Rule};
 use ops::Ops;
 
 #[test]
 fn calibration_meets_each_capacity() {
     let batches: Vec<Batch> = (0..3).map(|i| batch(&ids(i, 4 * 25), 25)).collect();
     let (rows, state) = (300.0, RouterState::default());
-    for model in models().iter().filter(|m| matches!(m.config().router, RouterConfig::ExpertChoice(_))) {
+    for model in
+        models().iter().filter(|m| matches!(m.config().router, RouterConfig::ExpertChoice(_)))
+    {
         let by_auxiliary = model.weights().iter().any(|(s, _)| s.name.starts_with("auxiliary"));
         for capacities in [vec![1.0, 2.0 / 3.0, 1.0 / 3.0], vec![0.83, 0.4, 0.05]] {
             for auxiliary in [false, true].into_iter().filter(|a| by_auxiliary || !a) {
                 let decision = calibrate(model, &state, &batches, &capacities, auxiliary);
                 assert_eq!(decision.auxiliary, auxiliary);
                 assert_eq!(decision.thresholds[0].is_none(), capacities[0] == 1.0);
-                let mut census = Census::default();
+                let mut stats = RoutingStats::default();
                 let rule = Rule::Causal(decision);
-                batches.iter().for_each(|b| drop(score(model, b, &Scoring::by(&rule, &state), &mut census)));
-                for (r, c) in census.recursions.iter().zip(&capacities) {
+                batches
+                    .iter()
+                    .for_each(|b| drop(score(model, b, &Scoring::by(&rule, &state), &mut stats)));
+                for (r, c) in stats.recursions.iter().zip(&capacities) {
                     let share = r.kept as f64 / rows;
-                    assert!((share - c).abs() <= 1.0 / rows, "{}: {share} of the rows pass, expected {c}", name(model));
+                    assert!(
+                        (share - c).abs() <= 1.0 / rows,
+                        "{}: {share} of the rows pass, expected {c}",
+                        name(model)
+                    );
                 }
             }
         }
@@ -38,27 +48,43 @@ fn calibration_meets_each_capacity() {
 #[test]
 fn each_causal_rule_is_made_as_asked() {
     let batches = [batch(&ids(1, 4 * 24), 24)];
-    let state = RouterState { running: vec![0.1, 0.2, 0.3], running_steps: 9, ..RouterState::default() };
+    let state =
+        RouterState { running: vec![0.1, 0.2, 0.3], running_steps: 9, ..RouterState::default() };
     let of = |causal, sampling| {
         let router = RouterConfig::ExpertChoice(Expert { causal, sampling, ..Expert::default() });
         match causal_rule(&fresh(&config(router, KvMode::RecursionWise)), &state, &batches) {
             Rule::Causal(decision) => decision,
-            Rule::SeeingAll => panic!("not causal"),
+            Rule::NonCausal => panic!("not causal"),
         }
     };
-    let decision = |made_by: &str, thresholds| Decision { made_by: made_by.into(), auxiliary: false, thresholds };
-    assert_eq!(of(Causal::Half, Sampling::AuxLoss), decision("half", vec![None, Some(0.0), Some(0.0)]));
-    assert_eq!(of(Causal::Running, Sampling::AuxLoss), decision("running", vec![None, Some(0.2), Some(0.3)]));
-    assert_eq!(of(Causal::Calibrated, Sampling::AuxLoss).made_by, "calibrated");
-    let auxiliary = of(Causal::Auxiliary, Sampling::AuxRouter);
-    assert!(auxiliary.auxiliary && auxiliary.made_by == "auxiliary" && auxiliary.thresholds[2].is_some());
+    let decision = |made_by: &str, thresholds| CausalThresholds {
+        made_by: made_by.into(),
+        auxiliary: false,
+        thresholds,
+    };
+    assert_eq!(
+        of(Causal::Half, SamplingLoss::AuxLoss),
+        decision("half", vec![None, Some(0.0), Some(0.0)])
+    );
+    assert_eq!(
+        of(Causal::Running, SamplingLoss::AuxLoss),
+        decision("running", vec![None, Some(0.2), Some(0.3)])
+    );
+    assert_eq!(of(Causal::Calibrated, SamplingLoss::AuxLoss).made_by, "calibrated");
+    let auxiliary = of(Causal::Auxiliary, SamplingLoss::AuxRouter);
+    assert!(
+        auxiliary.auxiliary
+            && auxiliary.made_by == "auxiliary"
+            && auxiliary.thresholds[2].is_some()
+    );
 }
 
 #[test]
 fn a_census_by_hand() {
-    let mut census = Census { keeps_logits: true, sequence_length: 3, ..Census::default() };
+    let mut stats =
+        RoutingStats { keeps_logits: true, sequence_length: 3, ..RoutingStats::default() };
     // Two sequences of three rows; row 4 stops at once.
-    census.routed(&Routed {
+    stats.routed(&Routed {
         recursion: 0,
         candidates: &[0, 1, 2, 3, 4, 5],
         logits: &[1.0, -1.0, 2.0, 3.0, -2.0, 0.5],
@@ -66,7 +92,7 @@ fn a_census_by_hand() {
         best: Some(&[true, true, true, true, false, true]),
         kept: &[true, true, true, true, false, true],
     });
-    census.routed(&Routed {
+    stats.routed(&Routed {
         recursion: 1,
         candidates: &[0, 1, 2, 3, 5],
         logits: &[0.5, -0.5, 4.0, 2.0, -1.0],
@@ -74,46 +100,62 @@ fn a_census_by_hand() {
         best: Some(&[true, false, true, true, false]),
         kept: &[false, false, true, true, true],
     });
-    let (first, second) = (&census.recursions[0], &census.recursions[1]);
-    assert_eq!((first.candidates, first.kept, first.best, first.agree, first.half_agrees), (6, 5, 5, 6, 5));
-    assert_eq!((second.candidates, second.kept, second.best, second.agree, second.half_agrees), (5, 3, 3, 3, 5));
+    let (first, second) = (&stats.recursions[0], &stats.recursions[1]);
+    assert_eq!(
+        (first.candidates, first.kept, first.best, first.agree, first.half_agrees),
+        (6, 5, 5, 6, 5)
+    );
+    assert_eq!(
+        (second.candidates, second.kept, second.best, second.agree, second.half_agrees),
+        (5, 3, 3, 3, 5)
+    );
     assert_eq!((first.logit_sum, second.logit_sum), (3.5, 5.0));
-    assert_eq!((first.kept_at.as_slice(), second.kept_at.as_slice()), (&[2, 1, 2][..], &[1, 0, 2][..]));
-    assert_eq!(census.sampling_accuracy(), Some(10.0 / 11.0));
-    assert!((census.dead_positions().expect("positions are counted") - 1.0 / 3.0).abs() < 1e-12);
+    assert_eq!(
+        (first.kept_at.as_slice(), second.kept_at.as_slice()),
+        (&[2, 1, 2][..], &[1, 0, 2][..])
+    );
+    assert_eq!(stats.sampling_accuracy(), Some(10.0 / 11.0));
+    assert!((stats.dead_positions().expect("positions are counted") - 1.0 / 3.0).abs() < 1e-12);
     // Five of six pass above -2, below -1; three of five above -0.5, below 0.5.
-    assert_eq!(census.needed_thresholds(), [Some(-1.5), Some(0.0)]);
-    assert!(census.max_violation().is_none() && census.entropy().is_none());
+    assert_eq!(stats.needed_thresholds(), [Some(-1.5), Some(0.0)]);
+    assert!(stats.max_violation().is_none() && stats.entropy().is_none());
 }
 
 #[test]
 fn a_census_of_depths_by_hand() {
-    let mut census = Census::default();
-    census.assigned(&[], &[0.5, 0.25, 0.25, 0.5, 0.5, 0.0], &[0, 1]);
-    census.assigned(&[], &[0.0, 0.25, 0.75, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0], &[2, 0, 0, 0]);
-    assert_eq!(census.depths, [4, 1, 1]);
-    assert_eq!(census.score_sums, [4.0, 1.0, 1.0]);
-    assert_eq!(census.max_violation(), Some(1.0));
+    let mut stats = RoutingStats::default();
+    stats.assigned(&[], &[0.5, 0.25, 0.25, 0.5, 0.5, 0.0], &[0, 1]);
+    stats.assigned(
+        &[],
+        &[0.0, 0.25, 0.75, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+        &[2, 0, 0, 0],
+    );
+    assert_eq!(stats.depths, [4, 1, 1]);
+    assert_eq!(stats.score_sums, [4.0, 1.0, 1.0]);
+    assert_eq!(stats.max_violation(), Some(1.0));
     let expected = -(2.0f64 / 3.0 * (2.0f64 / 3.0).ln() + 2.0 * (1.0 / 6.0 * (1.0f64 / 6.0).ln()));
-    assert!((census.entropy().expect("scores were given") - expected).abs() < 1e-12);
-    assert!(census.sampling_accuracy().is_none() && census.dead_positions().is_none());
+    assert!((stats.entropy().expect("scores were given") - expected).abs() < 1e-12);
+    assert!(stats.sampling_accuracy().is_none() && stats.dead_positions().is_none());
 }
 
 #[test]
 fn a_census_of_a_model_counts_its_depths() {
     let (batch, state) = (batch(&ids(2, 3 * 20), 20), RouterState::default());
     for model in models() {
-        for rule in [rule(&model), Rule::SeeingAll] {
-            let mut census = Census { sequence_length: 20, ..Census::default() };
-            let scores = score(&model, &batch, &Scoring::by(&rule, &state), &mut census);
+        for rule in [rule(&model), Rule::NonCausal] {
+            let mut stats = RoutingStats { sequence_length: 20, ..RoutingStats::default() };
+            let scores = score(&model, &batch, &Scoring::by(&rule, &state), &mut stats);
             let reach = |r: usize| scores.iter().filter(|s| s.depth as usize > r).count() as u64;
-            for (r, counted) in census.recursions.iter().enumerate() {
+            for (r, counted) in stats.recursions.iter().enumerate() {
                 assert_eq!(counted.kept, reach(r), "{}", name(&model));
                 assert_eq!(counted.candidates, if r == 0 { 60 } else { reach(r - 1) });
                 assert_eq!(counted.kept_at.iter().sum::<u32>() as u64, reach(r));
             }
-            for (r, &counted) in census.depths.iter().enumerate() {
-                assert_eq!(counted, scores.iter().filter(|s| s.depth as usize == r + 1).count() as u64);
+            for (r, &counted) in stats.depths.iter().enumerate() {
+                assert_eq!(
+                    counted,
+                    scores.iter().filter(|s| s.depth as usize == r + 1).count() as u64
+                );
             }
         }
     }
@@ -127,12 +169,25 @@ fn scores_are_log_probabilities() {
         let how = Scoring::by(&rule, &state);
         let rows = score(&model, &batch, &how, &mut NoProbe);
         let logs = log_probabilities(&model, &batch, &how);
-        let plain = score(&model, &batch, &Scoring { ops: Ops::Plain, ..Scoring::by(&rule, &state) }, &mut NoProbe);
+        let plain = score(
+            &model,
+            &batch,
+            &Scoring { ops: Ops::Plain, ..Scoring::by(&rule, &state) },
+            &mut NoProbe,
+        );
         for (t, row) in rows.iter().enumerate() {
             let by_hand = -logs[t * VOCAB + batch.targets[t] as usize];
-            assert!((row.nll - by_hand).abs() < 1e-4 * by_hand.max(1.0), "{} row {t}", name(&model));
+            assert!(
+                (row.nll - by_hand).abs() < 1e-4 * by_hand.max(1.0),
+                "{} row {t}",
+                name(&model)
+            );
             assert_eq!(row.depth, plain[t].depth, "{} row {t}", name(&model));
-            assert!((row.nll - plain[t].nll).abs() < 1e-4 * row.nll.max(1.0), "{} row {t}", name(&model));
+            assert!(
+                (row.nll - plain[t].nll).abs() < 1e-4 * row.nll.max(1.0),
+                "{} row {t}",
+                name(&model)
+            );
             let sum: f64 = logs[t * VOCAB..][..VOCAB].iter().map(|l| f64::from(*l).exp()).sum();
             assert!((sum - 1.0).abs() < 1e-5);
         }
@@ -142,15 +197,31 @@ fn scores_are_log_probabilities() {
 #[test]
 fn batches_pack() {
     let sequences = [
-        Sequence { ids: &[1, 2, 3], targets: &[2, 3, 4], document: &[0, 0, 1], same_document: &[true, false, true] },
-        Sequence { ids: &[5, 6], targets: &[6, 7], document: &[0, 1], same_document: &[false, true] },
+        Sequence {
+            ids: &[1, 2, 3],
+            targets: &[2, 3, 4],
+            document: &[0, 0, 1],
+            same_document: &[true, false, true],
+        },
+        Sequence {
+            ids: &[5, 6],
+            targets: &[6, 7],
+            document: &[0, 1],
+            same_document: &[false, true],
+        },
     ];
     let masked = Batch::pack(&sequences, true);
-    assert_eq!((&masked.ids[..], &masked.targets[..]), (&[1, 2, 3, 5, 6][..], &[2, 3, 4, 6, 7][..]));
+    assert_eq!(
+        (&masked.ids[..], &masked.targets[..]),
+        (&[1, 2, 3, 5, 6][..], &[2, 3, 4, 6, 7][..])
+    );
     assert_eq!(&masked.rows.sequence[..], [0, 0, 0, 1, 1]);
     assert_eq!(&masked.rows.position[..], [0, 1, 2, 0, 1]);
     assert_eq!(&masked.rows.document[..], [0, 0, 1, 0, 1]);
-    assert_eq!((masked.counts.as_slice(), masked.counted()), (&[true, false, true, false, true][..], 3));
+    assert_eq!(
+        (masked.counts.as_slice(), masked.counted()),
+        (&[true, false, true, false, true][..], 3)
+    );
     assert_eq!(masked.weights(0.5), Arc::from([0.5, 0.0, 0.5, 0.0, 0.5]));
     let open = Batch::pack(&sequences, false);
     assert!(open.counted() == 5 && open.rows.document.iter().all(|d| *d == 0));
@@ -158,7 +229,9 @@ fn batches_pack() {
 
 #[test]
 fn depths_are_compared() {
-    let rows = |depths: &[u32]| depths.iter().map(|&depth| RowScore { nll: 1.0, depth }).collect::<Vec<_>>();
+    let rows = |depths: &[u32]| {
+        depths.iter().map(|&depth| RowScore { nll: 1.0, depth }).collect::<Vec<_>>()
+    };
     assert_eq!(disagreement(&rows(&[1, 2, 3, 1]), &rows(&[1, 3, 3, 2])), 0.5);
     assert_eq!(disagreement(&[], &[]), 0.0);
 }

@@ -1,15 +1,15 @@
-//! A guard against slow growth that needs no clock: how many operations a tick calls. Alone in its process, because the
-//! count is global.
+//! A guard against slow growth that needs no clock: how many operations a tick calls. Alone in its
+//! process, because the count is global.
 
 mod common;
 
 use std::sync::Arc;
 
 use common::{config, fresh, ids, rule};
-use engine::{Engine, Options, Sampling};
+use engine::{DefaultDraw, Engine, Options};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
-use scheduler::{Dial, Event, Limits, Offer, Request, Sink};
+use scheduler::{DepthOptions, Event, Limits, Offer, Request, Sink};
 
 struct Nobody;
 
@@ -23,11 +23,11 @@ impl Sink for Nobody {
 fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
     let model = Arc::new(fresh(&config(router, KvMode::RecursionWise)));
     let limits = Limits { context: 64, pages: 4000, running: 32, ..Limits::default() };
-    let options = Options { limits, kv: KvFormat::F32, draw: Arc::new(Sampling) };
+    let options = Options { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
     let rule = rule(&model);
     let mut engine = Engine::new(model, rule, RouterState::default(), options).expect("an engine");
     for id in 0..batch {
-        let sampling = scheduler::Sampling { seed: 1, choice: id, ..Default::default() };
+        let sampling = scheduler::SamplingParams { seed: 1, choice: id, ..Default::default() };
         let request = Request {
             id,
             prompt: ids(id, 4),
@@ -35,22 +35,22 @@ fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
             min_tokens: 0,
             stop_ids: Vec::new(),
             sampling,
-            dial: Dial::default(),
+            depth_options: DepthOptions::default(),
             top: None,
             prompt_scores: false,
             priority: 0,
             deadline: None,
         };
-        engine.desk().submit(request, Box::new(Nobody), 0).expect("accepted");
+        engine.handle().submit(request, Box::new(Nobody), 0).expect("accepted");
     }
     let mut ticks = 0;
-    while engine.desk().gauges().tokens.1 < batch {
+    while engine.handle().gauges().tokens.1 < batch {
         engine.tick(ticks);
         ticks += 1;
     }
     let first = ticks;
     ops::timing::measure(true);
-    while !engine.desk().is_idle() {
+    while !engine.handle().is_idle() {
         engine.tick(ticks);
         ticks += 1;
     }
@@ -61,13 +61,19 @@ fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
 
 #[test]
 fn operations_of_a_tick_do_not_grow_with_the_batch() {
-    // Five layers of 12 operations each (2 norms, 5 projections, 2 rotations, the write to the pages, attention, SwiGLU), with
-    // embedding, gathering of the rows that draw, final norm and head.
+    // Five layers of 12 operations each (2 norms, 5 projections, 2 rotations, the write to the
+    // pages, attention, SwiGLU), with embedding, gathering of the rows that draw, final norm and
+    // head.
     let (one, ticks) = calls(RouterConfig::Fixed, 1);
     // The fixed model has 1 + 3 + 1 layers: a token takes three ticks, each the block's layer.
     assert_eq!((one, ticks), (10 * (5 * 12 + 4), 30));
-    assert_eq!(calls(RouterConfig::Fixed, 24), (one, ticks), "a batch takes the operations of one sequence");
-    // At mixed depths a tick adds, per depth present, gathering and the router's score; nothing per row.
+    assert_eq!(
+        calls(RouterConfig::Fixed, 24),
+        (one, ticks),
+        "a batch takes the operations of one sequence"
+    );
+    // At mixed depths a tick adds, per depth present, gathering and the router's score; nothing per
+    // row.
     let (mixed, ticks) = calls(RouterConfig::default(), 24);
     assert!(mixed <= ticks * (5 * 12 + 4 + 3 * 8), "{mixed} operations in {ticks} ticks");
 }

@@ -1,4 +1,5 @@
-//! Checks each kernel on a small input against plain arithmetic, then prints its rate at training sizes.
+//! Checks each kernel on a small input against plain arithmetic, then prints its rate at training
+//! sizes.
 #![allow(clippy::print_stdout)]
 
 use kernels::adamw::{AdamW, adamw_step};
@@ -10,7 +11,8 @@ use kernels::swiglu::{swiglu_backward, swiglu_forward};
 use std::time::Instant;
 
 const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
-const ADAMW: AdamW = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3 };
+const ADAMW: AdamW =
+    AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3 };
 
 fn values(len: usize) -> Vec<f32> {
     let mut state = 0x2545_f491_4f6c_dd1du64;
@@ -35,7 +37,12 @@ fn rate(name: &str, amount: f64, unit: &str, mut work: impl FnMut()) {
         .collect();
     seconds.sort_by(f64::total_cmp);
     let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
-    println!("{name:<28} {:>9.3} ms (best {:>9.3}) {:>8.1} {unit}", median * 1e3, best * 1e3, amount / median / 1e9);
+    println!(
+        "{name:<28} {:>9.3} ms (best {:>9.3}) {:>8.1} {unit}",
+        median * 1e3,
+        best * 1e3,
+        amount / median / 1e9
+    );
 }
 
 fn check(name: &str, found: f32, expected: f64) {
@@ -61,10 +68,15 @@ fn attention() {
     let (row, head) = (700, 4);
     let at = row * 576 + head * 64;
     let score = |j: usize| {
-        (0..64).map(|t| f64::from(q[at + t]) * f64::from(kv[j * 384 + head / 3 * 64 + t])).sum::<f64>() / 8.0
+        (0..64)
+            .map(|t| f64::from(q[at + t]) * f64::from(kv[j * 384 + head / 3 * 64 + t]))
+            .sum::<f64>()
+            / 8.0
     };
     let total: f64 = (512..=row).map(|j| score(j).exp()).sum();
-    let value: f64 = (512..=row).map(|j| score(j).exp() / total * f64::from(kv[j * 384 + 192 + head / 3 * 64])).sum();
+    let value: f64 = (512..=row)
+        .map(|j| score(j).exp() / total * f64::from(kv[j * 384 + 192 + head / 3 * 64]))
+        .sum();
     check("attention", out[at], value);
     check("attention lse", lse[row * 9 + head], total.ln());
     let pairs = (sequences * length * (length + 1) / 2 * 9) as f64;
@@ -87,10 +99,16 @@ fn rms_norm() {
     let (mut out, mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; d]);
     rms_norm_forward(&x, &w, 1e-5, &mut out);
     let mean = x[5 * d..6 * d].iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / d as f64;
-    check("rms_norm", out[5 * d + 3], f64::from(x[5 * d + 3]) / (mean + 1e-5).sqrt() * f64::from(w[3]));
+    check(
+        "rms_norm",
+        out[5 * d + 3],
+        f64::from(x[5 * d + 3]) / (mean + 1e-5).sqrt() * f64::from(w[3]),
+    );
     let bytes = (rows * d * 4) as f64;
     rate("rms_norm forward", 2.0 * bytes, "GB/s", || rms_norm_forward(&x, &w, 1e-5, &mut out));
-    rate("rms_norm backward", 3.0 * bytes, "GB/s", || rms_norm_backward(&x, &w, &g, 1e-5, &mut dx, false, &mut dw));
+    rate("rms_norm backward", 3.0 * bytes, "GB/s", || {
+        rms_norm_backward(&x, &w, &g, 1e-5, &mut dx, false, &mut dw)
+    });
 }
 
 fn swiglu() {
@@ -112,7 +130,8 @@ fn cross_entropy() {
     let weights = vec![1.0 / rows as f32; rows];
     let (mut losses, mut dx, mut de) = (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; v * d]);
     linear_cross_entropy(&x, &e, d, &targets, &weights, &mut losses, None);
-    let logit = |j: usize| (0..d).map(|t| f64::from(x[300 * d + t]) * f64::from(e[j * d + t])).sum::<f64>();
+    let logit =
+        |j: usize| (0..d).map(|t| f64::from(x[300 * d + t]) * f64::from(e[j * d + t])).sum::<f64>();
     let max = (0..v).map(logit).fold(f64::MIN, f64::max);
     let total: f64 = (0..v).map(|j| (logit(j) - max).exp()).sum();
     check("cross_entropy", losses[300], max + total.ln() - logit(2100));
@@ -132,7 +151,9 @@ fn optimizer() {
     let old = f64::from(p[9]);
     adamw_step(&ADAMW, 1.0, &mut p, &g, &mut m, &mut v);
     let g9 = f64::from(g[9]);
-    let moved = 0.1 * g9 / (1.0 - 0.9f64.powi(3)) / ((0.05 * g9 * g9 / (1.0 - 0.95f64.powi(3))).sqrt() + 1e-8);
+    let moved = 0.1 * g9
+        / (1.0 - 0.9f64.powi(3))
+        / ((0.05 * g9 * g9 / (1.0 - 0.95f64.powi(3))).sqrt() + 1e-8);
     check("adamw", p[9], old * (1.0 - 1e-4) - 1e-3 * moved);
     rate("adamw", (n * 28) as f64, "GB/s", || adamw_step(&ADAMW, 1.0, &mut p, &g, &mut m, &mut v));
     rate("sum_of_squares", (n * 4) as f64, "GB/s", || {

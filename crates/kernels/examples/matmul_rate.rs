@@ -71,7 +71,8 @@ fn check(name: &str, c: &[f32], before: &[f32], a: Mat<'_>, b: Mat<'_>) {
     let (m, n) = (a.rows(), b.cols());
     for s in 0..500 {
         let (i, j) = (s * 7919 % m, s * 104_729 % n);
-        let want = (0..a.cols()).fold(before[i * n + j], |acc, l| a.at(i, l).mul_add(b.at(l, j), acc));
+        let want =
+            (0..a.cols()).fold(before[i * n + j], |acc, l| a.at(i, l).mul_add(b.at(l, j), acc));
         assert_eq!(c[i * n + j].to_bits(), want.to_bits(), "{name}: element ({i}, {j})");
     }
 }
@@ -81,7 +82,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// `a_t`, `b_t`: the operand is the transpose of a row-major matrix. `pack`: B is packed beforehand.
+    /// `a_t`, `b_t`: the operand is the transpose of a row-major matrix. `pack`: B is packed
+    /// beforehand.
     fn product(
         &self,
         name: &str,
@@ -95,8 +97,10 @@ impl Bench {
             return;
         }
         let (a_data, b_data) = (values(m * k, 3), values(k * n, 5));
-        let a = if a_t { Mat::rows_major(&a_data, k, m).t() } else { Mat::rows_major(&a_data, m, k) };
-        let b = if b_t { Mat::rows_major(&b_data, n, k).t() } else { Mat::rows_major(&b_data, k, n) };
+        let a =
+            if a_t { Mat::rows_major(&a_data, k, m).t() } else { Mat::rows_major(&a_data, m, k) };
+        let b =
+            if b_t { Mat::rows_major(&b_data, n, k).t() } else { Mat::rows_major(&b_data, k, n) };
         let before = if start == Start::FromC { values(m * n, 7) } else { vec![0.0; m * n] };
         let mut c = before.clone();
         let packed = pack.then(|| Packed::new(b));

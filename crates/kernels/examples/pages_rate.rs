@@ -1,5 +1,5 @@
-//! Checks decoding over pages against attention over the same keys in one piece, then prints how fast it
-//! reads keys and values, and which share of the measured memory bandwidth that is.
+//! Checks decoding over pages against attention over the same keys in one piece, then prints how
+//! fast it reads keys and values, and which share of the measured memory bandwidth that is.
 #![allow(clippy::print_stdout, reason = "a table is what this example is for")]
 
 use kernels::attend::{Heads, Spans, attend_forward};
@@ -22,7 +22,8 @@ fn values(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A pool that is several times larger than what one call reads, so that calls in turn read from memory.
+/// A pool that is several times larger than what one call reads, so that calls in turn read from
+/// memory.
 struct Layers {
     pool: KvPool,
     /// Page lists of every sequence of every layer.
@@ -41,13 +42,16 @@ impl Layers {
         let total = layers * batch * need;
         let mut pool = KvPool::new(format, 3, 64, total);
         // Neighbouring pages of a sequence are `batch` apart, as when sequences grow side by side.
-        let page = |layer: usize, sequence: usize, at: usize| ((layer * need + at) * batch + sequence) as u32;
+        let page = |layer: usize, sequence: usize, at: usize| {
+            ((layer * need + at) * batch + sequence) as u32
+        };
         let mut pages = Vec::new();
         let kv = values(context * ROW, 7);
         for layer in 0..layers {
             for sequence in 0..batch {
-                let places: Vec<u32> =
-                    (0..context).map(|j| page(layer, sequence, j / PAGE) * PAGE as u32 + (j % PAGE) as u32).collect();
+                let places: Vec<u32> = (0..context)
+                    .map(|j| page(layer, sequence, j / PAGE) * PAGE as u32 + (j % PAGE) as u32)
+                    .collect();
                 pool.write(&places, &kv);
                 pages.extend((0..need).map(|at| page(layer, sequence, at)));
             }
@@ -57,21 +61,35 @@ impl Layers {
 
     fn call(&self, layer: usize, q: &[f32], out: &mut [f32]) {
         let need = self.context.div_ceil(PAGE);
-        let first: Vec<u32> = (0..self.batch).map(|i| ((layer * self.batch + i) * need) as u32).collect();
+        let first: Vec<u32> =
+            (0..self.batch).map(|i| ((layer * self.batch + i) * need) as u32).collect();
         let count = vec![self.context as u32; self.batch];
-        attend_pages(q, &self.pool, Tables { pages: &self.pages, first: &first, count: &count }, HEADS, out);
+        attend_pages(
+            q,
+            &self.pool,
+            Tables { pages: &self.pages, first: &first, count: &count },
+            HEADS,
+            out,
+        );
     }
 
     fn check(&self, q: &[f32]) {
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; 9 * self.batch]);
         self.call(1, q, &mut out);
-        let spans = Spans { start: vec![0; self.batch], end: vec![self.context as u32; self.batch] };
+        let spans =
+            Spans { start: vec![0; self.batch], end: vec![self.context as u32; self.batch] };
         let mut expected = vec![0.0; q.len()];
         attend_forward(q, &self.kv, &spans, HEADS, &mut expected, &mut lse);
         if self.pool.format() == KvFormat::F32 {
-            assert!(out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "not the same bits");
+            assert!(
+                out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "not the same bits"
+            );
         } else {
-            assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 0.02), "too far from f32");
+            assert!(
+                out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 0.02),
+                "too far from f32"
+            );
         }
     }
 }
@@ -136,7 +154,11 @@ fn chunk(format: KvFormat, context: usize, peak: f64) {
 fn main() {
     let threads = rayon::current_num_threads();
     let (bandwidth, peak) = (machine::read_bandwidth(threads), machine::peak_flops(threads));
-    println!("{threads} threads: memory {:.2} GB/s, peak {:.1} GFLOP/s", bandwidth / 1e9, peak / 1e9);
+    println!(
+        "{threads} threads: memory {:.2} GB/s, peak {:.1} GFLOP/s",
+        bandwidth / 1e9,
+        peak / 1e9
+    );
     for format in KvFormat::ALL {
         for batch in [1, 8, 32] {
             for context in [128, 512, 2048] {

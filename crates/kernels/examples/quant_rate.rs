@@ -1,5 +1,6 @@
-//! Checks the products of each weight format against their stored values in `f64`, then prints their
-//! rates for the shapes of a model of 135 million parameters, with weights that come from memory.
+//! Checks the products of each weight format against their stored values in `f64`, then prints
+//! their rates for the shapes of a model of 135 million parameters, with weights that come from
+//! memory.
 //!
 //! Arguments: parts of names, `NxD`, `rows=R` or a format, any of which a line must match if given.
 #![allow(clippy::print_stdout, reason = "a table is what this example is for")]
@@ -36,7 +37,9 @@ impl Weights {
     fn new(format: Option<Format>, w_nd: &[f32], n: usize, d: usize) -> Self {
         match format {
             None => Self::F32(Packed::new(Mat::rows_major(w_nd, n, d).t())),
-            Some(format) => Self::Quantized(Quantized::new(format, w_nd, n, d).expect("finite weights")),
+            Some(format) => {
+                Self::Quantized(Quantized::new(format, w_nd, n, d).expect("finite weights"))
+            }
         }
     }
 
@@ -69,7 +72,8 @@ fn error(name: &str, y: &[f32], x: Mat<'_>, w_nd: &[f32], n: usize) -> f64 {
     let (mut wrong, mut size) = (0.0, 0.0);
     for s in 0..400 {
         let (i, j) = (s * 7919 % x.rows(), s * 104_729 % n);
-        let products = (0..x.cols()).map(|l| f64::from(x.at(i, l)) * f64::from(w_nd[j * x.cols() + l]));
+        let products =
+            (0..x.cols()).map(|l| f64::from(x.at(i, l)) * f64::from(w_nd[j * x.cols() + l]));
         let want: f64 = products.sum();
         wrong += (f64::from(y[i * n + j]) - want).powi(2);
         size += want * want;
@@ -111,7 +115,8 @@ fn run() {
         let mut of_kind = wanted.iter().filter(|want| kind(want)).peekable();
         of_kind.peek().is_none() || of_kind.any(|want| want == name)
     };
-    let is_shape = |want: &str| want.split_once('x').is_some_and(|(n, _)| n.parse::<usize>().is_ok());
+    let is_shape =
+        |want: &str| want.split_once('x').is_some_and(|(n, _)| n.parse::<usize>().is_ok());
     for (n, d) in SHAPES.into_iter().filter(|(n, d)| is_wanted(&format!("{n}x{d}"), is_shape)) {
         let w_nd = values(n * d, 5);
         for format in [None].into_iter().chain(Format::ALL.map(Some)) {
@@ -120,15 +125,20 @@ fn run() {
                 continue;
             }
             let first = Weights::new(format, &w_nd, n, d);
-            let copies: Vec<Weights> = (0..(CYCLE / first.bytes()).max(2)).map(|_| first.copy()).collect();
-            for rows in ROWS.into_iter().filter(|r| is_wanted(&format!("rows={r}"), |want| want.starts_with("rows="))) {
+            let copies: Vec<Weights> =
+                (0..(CYCLE / first.bytes()).max(2)).map(|_| first.copy()).collect();
+            for rows in ROWS
+                .into_iter()
+                .filter(|r| is_wanted(&format!("rows={r}"), |want| want.starts_with("rows=")))
+            {
                 let x_data = values(rows * d, 3);
                 let x = Mat::rows_major(&x_data, rows, d);
                 let mut y = vec![0.0; rows * n];
                 first.product(&mut y, x, n);
                 let error = error(&name, &y, x, &w_nd, n);
                 let time = measure(&copies, &mut y, x, n);
-                let (operations, bytes) = ((2 * rows * n * d) as f64 / time, first.bytes() as f64 / time);
+                let (operations, bytes) =
+                    ((2 * rows * n * d) as f64 / time, first.bytes() as f64 / time);
                 println!(
                     "{n:>5}x{d:<4} {name:<8} rows {rows:>3} {:>9.1} us {:>6.2} GB/s {:>5.1} % {:>7.1} Gop/s {:>6.1} %  error {error:.4}",
                     time * 1e6,

@@ -51,13 +51,20 @@ multiversion! {
     }
 }
 
-/// One step of AdamW with decoupled decay, in the order of `torch.optim.AdamW`, with `g' = g grad_scale`:
-/// `p *= 1 - lr wd`; `m += (1 - b1)(g' - m)`; `v = b2 v + (1 - b2) g'^2`;
-/// `p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+/// One step of AdamW with decoupled decay, in the order of `torch.optim.AdamW`, with `g' = g
+/// grad_scale`: `p *= 1 - lr wd`; `m += (1 - b1)(g' - m)`; `v = b2 v + (1 - b2) g'^2`; `p -= lr /
+/// (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
 ///
 /// # Panics
 /// When the lengths differ or `hyper.step` is 0.
-pub fn adamw_step(hyper: &AdamW, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+pub fn adamw_step(
+    hyper: &AdamW,
+    grad_scale: f32,
+    p: &mut [f32],
+    g: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+) {
     check_len("adamw_step", "g", g.len(), p.len());
     check_len("adamw_step", "m", m.len(), p.len());
     check_len("adamw_step", "v", v.len(), p.len());
@@ -88,7 +95,8 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, bits, in_pools, values, wide};
 
-    const HYPER: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
+    const HYPER: AdamW =
+        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
 
     #[test]
     fn steps_agree_with_the_algorithm() {
@@ -125,8 +133,11 @@ mod tests {
         let n = 50_003;
         let g = values(2, n);
         let step = |from: usize| {
-            let (mut p, mut m, mut v) =
-                (values(1, n), values(3, n), values(4, n).iter().map(|v| v * v).collect::<Vec<_>>());
+            let (mut p, mut m, mut v) = (
+                values(1, n),
+                values(3, n),
+                values(4, n).iter().map(|v| v * v).collect::<Vec<_>>(),
+            );
             adamw_step(&HYPER, 0.7, &mut p[from..], &g[from..], &mut m[from..], &mut v[from..]);
             [bits(&p[n - 5..]), bits(&m[n - 5..]), bits(&v[n - 5..]), bits(&p[from..from + 2])]
         };

@@ -1,5 +1,5 @@
-//! Cross-entropy of a linear output layer, a chunk of rows at a time, so that the logits of all rows
-//! never exist together.
+//! Cross-entropy of a linear output layer, a chunk of rows at a time, so that the logits of all
+//! rows never exist together.
 
 use crate::dispatch::{check_len, max_value, multiversion};
 use crate::exp::exp_shifted_sum;
@@ -8,7 +8,8 @@ use crate::rows::{gather_rows, scale_values};
 use crate::scratch::Scratch;
 use rayon::prelude::*;
 
-/// Logits that exist together: each chunk of rows passes over the output layer and its gradient, so few large ones pay.
+/// Logits that exist together: each chunk of rows passes over the output layer and its gradient, so
+/// few large ones pay.
 const CHUNK_VALUES: usize = 16 << 20;
 /// Fewest rows of a chunk, however large the vocabulary.
 const LEAST_ROWS: usize = 256;
@@ -43,8 +44,8 @@ struct Inputs<'a> {
     weights: &'a [f32],
 }
 
-/// The negative log-likelihood of `target` under the softmax of `logits`; leaves the exponentials in
-/// `logits` and also returns their sum.
+/// The negative log-likelihood of `target` under the softmax of `logits`; leaves the exponentials
+/// in `logits` and also returns their sum.
 fn row_loss(logits: &mut [f32], target: u32) -> (f32, f32) {
     let target = logits[target as usize];
     let max = row_max(logits);
@@ -53,14 +54,25 @@ fn row_loss(logits: &mut [f32], target: u32) -> (f32, f32) {
 }
 
 /// Losses of the given rows and, with `grads`, `dx` of those rows and a continued sum in `de_vd`.
-fn chunk(inputs: Inputs<'_>, rows: &[u32], losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32], Start)>) {
+fn chunk(
+    inputs: Inputs<'_>,
+    rows: &[u32],
+    losses: &mut [f32],
+    grads: Option<(&mut [f32], &mut [f32], Start)>,
+) {
     let Inputs { d, v, .. } = inputs;
     let (n, with_grads) = (rows.len(), grads.is_some());
     let mut scratch = Scratch::take(n * (v + 2 * d + 1));
     let [logits, x, dx, loss] = scratch.split([n * v, n * d, n * d, n]);
     gather_rows(inputs.x_td, d, rows, x);
     let e = Mat::rows_major(inputs.e_vd, v, d);
-    matmul(MatMut::rows_major(logits, n, v), Mat::rows_major(x, n, d), e.t(), Start::Zero, Threads::All);
+    matmul(
+        MatMut::rows_major(logits, n, v),
+        Mat::rows_major(x, n, d),
+        e.t(),
+        Start::Zero,
+        Threads::All,
+    );
     logits.par_chunks_mut(v).zip(&mut *loss).zip(rows).for_each(|((logits, loss), &row)| {
         let target = inputs.targets[row as usize];
         let (nll, sum) = row_loss(logits, target);
@@ -83,12 +95,13 @@ fn chunk(inputs: Inputs<'_>, rows: &[u32], losses: &mut [f32], grads: Option<(&m
     }
 }
 
-/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of at least 256 rows and about
-/// 16M logits.
+/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of at
+/// least 256 rows and about 16M logits.
 ///
-/// `x_td` `[T, d]`, `e_vd` `[V, d]`, `targets`, `weights` and `losses` `[T]`. `losses[t]` is the unweighted
-/// `-ln softmax(x[t] e^T)[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both are overwritten by the
-/// gradients of `sum over t of weights[t] losses[t]`; rows of weight 0 cost no gradient work and get a zero `dx`.
+/// `x_td` `[T, d]`, `e_vd` `[V, d]`, `targets`, `weights` and `losses` `[T]`. `losses[t]` is the
+/// unweighted `-ln softmax(x[t] e^T)[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both
+/// are overwritten by the gradients of `sum over t of weights[t] losses[t]`; rows of weight 0 cost
+/// no gradient work and get a zero `dx`.
 ///
 /// # Panics
 /// When the lengths do not fit or a target is not below V.
@@ -118,14 +131,20 @@ pub fn linear_cross_entropy(
     by_chunks(Inputs { x_td, e_vd, d, v, targets, weights }, chunk_rows(v), losses, grads);
 }
 
-fn by_chunks(inputs: Inputs<'_>, rows: usize, losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32])>) {
+fn by_chunks(
+    inputs: Inputs<'_>,
+    rows: usize,
+    losses: &mut [f32],
+    grads: Option<(&mut [f32], &mut [f32])>,
+) {
     let Inputs { d, weights, .. } = inputs;
     let all = 0..inputs.targets.len() as u32;
     let Some((dx_td, de_vd)) = grads else {
         let all: Vec<u32> = all.collect();
         return all.chunks(rows).for_each(|rows| chunk(inputs, rows, losses, None));
     };
-    let (weighted, silent): (Vec<u32>, Vec<u32>) = all.partition(|&row| weights[row as usize] != 0.0);
+    let (weighted, silent): (Vec<u32>, Vec<u32>) =
+        all.partition(|&row| weights[row as usize] != 0.0);
     let mut start = Start::Zero;
     for rows in weighted.chunks(rows) {
         chunk(inputs, rows, losses, Some((&mut *dx_td, &mut *de_vd, start)));
@@ -173,7 +192,8 @@ mod tests {
 
     fn reference(x: &[f64], e: &[f64], d: usize, targets: &[u32]) -> Vec<f64> {
         let loss = |(x, &target): (&[f64], &u32)| {
-            let logits: Vec<f64> = e.chunks(d).map(|e| e.iter().zip(x).map(|(e, x)| e * x).sum()).collect();
+            let logits: Vec<f64> =
+                e.chunks(d).map(|e| e.iter().zip(x).map(|(e, x)| e * x).sum()).collect();
             logits.iter().map(|l| l.exp()).sum::<f64>().ln() - logits[target as usize]
         };
         x.chunks(d).zip(targets).map(loss).collect()
@@ -193,16 +213,31 @@ mod tests {
             e: values(2, v * d).iter().map(|x| 2.0 * x).collect(),
             d,
             targets: (0..t).map(|i| ((i * 7 + 3) % v) as u32).collect(),
-            weights: values(3, t).iter().enumerate().map(|(i, w)| if i % 3 == 1 { 0.0 } else { w + 1.5 }).collect(),
+            weights: values(3, t)
+                .iter()
+                .enumerate()
+                .map(|(i, w)| if i % 3 == 1 { 0.0 } else { w + 1.5 })
+                .collect(),
         }
     }
 
     /// Losses, `dx` and `de`.
     fn run(case: &Case) -> [Vec<f32>; 3] {
-        let mut found =
-            [vec![f32::NAN; case.targets.len()], vec![f32::NAN; case.x.len()], vec![f32::NAN; case.e.len()]];
+        let mut found = [
+            vec![f32::NAN; case.targets.len()],
+            vec![f32::NAN; case.x.len()],
+            vec![f32::NAN; case.e.len()],
+        ];
         let [losses, dx, de] = &mut found;
-        linear_cross_entropy(&case.x, &case.e, case.d, &case.targets, &case.weights, losses, Some((dx, de)));
+        linear_cross_entropy(
+            &case.x,
+            &case.e,
+            case.d,
+            &case.targets,
+            &case.weights,
+            losses,
+            Some((dx, de)),
+        );
         found
     }
 
@@ -226,18 +261,37 @@ mod tests {
         let runs = in_pools(1..=3, || run(&case).map(|x| bits(&x)));
         assert!(runs[0] == runs[1] && runs[1] == runs[2]);
         for rows in [1, 7, 599] {
-            let inputs =
-                Inputs { x_td: &case.x, e_vd: &case.e, d: 9, v: 70, targets: &case.targets, weights: &case.weights };
-            let (mut losses, mut dx, mut de) = (vec![0.0; 600], vec![0.0; 600 * 9], vec![0.0; 70 * 9]);
+            let inputs = Inputs {
+                x_td: &case.x,
+                e_vd: &case.e,
+                d: 9,
+                v: 70,
+                targets: &case.targets,
+                weights: &case.weights,
+            };
+            let (mut losses, mut dx, mut de) =
+                (vec![0.0; 600], vec![0.0; 600 * 9], vec![0.0; 70 * 9]);
             by_chunks(inputs, rows, &mut losses, Some((&mut dx, &mut de)));
             assert!(runs[0] == [losses, dx, de].map(|x| bits(&x)), "chunks of {rows} rows");
         }
-        assert_close(&run(&case)[0], &reference(&wide(&case.x), &wide(&case.e), 9, &case.targets), 3e-6);
+        assert_close(
+            &run(&case)[0],
+            &reference(&wide(&case.x), &wide(&case.e), 9, &case.targets),
+            3e-6,
+        );
         let mut without = vec![0.0; 600];
         linear_cross_entropy(&case.x, &case.e, 9, &case.targets, &case.weights, &mut without, None);
         assert_eq!(bits(&without), runs[0][0]);
         let mut last = [0.0];
-        linear_cross_entropy(&case.x[599 * 9..], &case.e, 9, &case.targets[599..], &[0.0], &mut last, None);
+        linear_cross_entropy(
+            &case.x[599 * 9..],
+            &case.e,
+            9,
+            &case.targets[599..],
+            &[0.0],
+            &mut last,
+            None,
+        );
         assert_eq!(last[0].to_bits(), runs[0][0][599]);
     }
 

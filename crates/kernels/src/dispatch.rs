@@ -4,7 +4,8 @@
 /// Defines a function whose body is compiled for AVX-512, for AVX2 and for the baseline, and which
 /// runs the widest copy that the machine has.
 ///
-/// Bodies write every fused multiply-add as `mul_add` and every sum in lanes, so the copies agree bit for bit.
+/// Bodies write every fused multiply-add as `mul_add` and every sum in lanes, so the copies agree
+/// bit for bit.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -124,7 +125,10 @@ pub(crate) fn max_value(x: &[f32]) -> f32 {
 /// Panics, naming the argument, when a slice has not the length that its shape asks for.
 #[track_caller]
 pub(crate) fn check_len(function: &str, argument: &str, found: usize, expected: usize) {
-    assert!(found == expected, "{function}: `{argument}` holds {found} values where its shape needs {expected}");
+    assert!(
+        found == expected,
+        "{function}: `{argument}` holds {found} values where its shape needs {expected}"
+    );
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -148,8 +152,16 @@ mod tests {
         let (t, d) = (5, 38);
         let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
         let buffer = || vec![0.0f32; t * d];
-        let mut r =
-            vec![buffer(), buffer(), vec![0.0; d], buffer(), buffer(), vec![0.0; t * d / 2], buffer(), x.clone()];
+        let mut r = vec![
+            buffer(),
+            buffer(),
+            vec![0.0; d],
+            buffer(),
+            buffer(),
+            vec![0.0; t * d / 2],
+            buffer(),
+            x.clone(),
+        ];
         rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
         let mut dw = vec![0.0; d];
         rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);
@@ -167,7 +179,8 @@ mod tests {
         let squares = sum_of_squares(&x);
         r.extend([dots, vec![squares as f32, (squares - f64::from(squares as f32)) as f32]]);
         let (mut p, mut m, mut v) = (x, vec![0.1; t * d], vec![0.2; t * d]);
-        let hyper = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
+        let hyper =
+            AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
         adamw_step(&hyper, 0.5, &mut p, &g, &mut m, &mut v);
         r.extend([p, m, v]);
         r
@@ -178,21 +191,32 @@ mod tests {
         let heads = Heads { heads: 4, kv_heads: 2, head_dim: 10 };
         let spans = Spans { start: vec![0, 0, 1, 4, 4], end: vec![1, 2, 3, 23, 24] };
         let (q, kv, g) = (values(1, 200), values(2, 24 * 40), values(3, 200));
-        let (mut out, mut lse, mut dq, mut dkv) = (vec![0.0; 200], vec![0.0; 20], vec![0.0; 200], vec![0.0; 960]);
+        let (mut out, mut lse, mut dq, mut dkv) =
+            (vec![0.0; 200], vec![0.0; 20], vec![0.0; 200], vec![0.0; 960]);
         attend_forward(&q, &kv, &spans, heads, &mut out, &mut lse);
         attend_backward(&q, &kv, &spans, heads, &out, &lse, &g, &mut dq, &mut dkv);
         let (mut losses, mut dx, mut de) = (vec![0.0; 5], vec![0.0; 200], vec![0.0; 960]);
-        linear_cross_entropy(&q, &kv, 40, &[1, 0, 9, 23, 4], &[0.5; 5], &mut losses, Some((&mut dx, &mut de)));
+        linear_cross_entropy(
+            &q,
+            &kv,
+            40,
+            &[1, 0, 9, 23, 4],
+            &[0.5; 5],
+            &mut losses,
+            Some((&mut dx, &mut de)),
+        );
         let mut logits = q.clone();
         log_softmax_rows(&mut logits, 40);
         let (mut student, mut apart) = (values(4, 200), [0.0; 5]);
         log_softmax_rows(&mut student, 40);
         divergence_rows(&mut student, &logits, 40, &[0.7; 5], &mut apart);
-        let apart = apart.iter().flat_map(|&x| [x as f32, (x - f64::from(x as f32)) as f32]).collect();
+        let apart =
+            apart.iter().flat_map(|&x| [x as f32, (x - f64::from(x as f32)) as f32]).collect();
         vec![out, lse, dq, dkv, losses, dx, de, logits, student, apart]
     }
 
-    /// Attention over pages in every format: five lines that decode and a chunk, full and partial registers.
+    /// Attention over pages in every format: five lines that decode and a chunk, full and partial
+    /// registers.
     fn paged() -> Vec<Vec<f32>> {
         let heads = Heads { heads: 5, kv_heads: 1, head_dim: 104 };
         let pages: Vec<u32> = (0..6).rev().collect();
@@ -203,7 +227,13 @@ mod tests {
             let mut pool = KvPool::new(format, 1, 104, 6);
             pool.write(&places, &kv);
             let mut out = vec![0.0; q.len()];
-            attend_pages(&q, &pool, Tables { pages: &pages, first: &first, count: &count }, heads, &mut out);
+            attend_pages(
+                &q,
+                &pool,
+                Tables { pages: &pages, first: &first, count: &count },
+                heads,
+                &mut out,
+            );
             out
         };
         KvFormat::ALL.map(one).to_vec()
@@ -211,8 +241,9 @@ mod tests {
 
     #[test]
     fn every_width_gives_the_same_bits() {
-        let all =
-            || -> Vec<Vec<u32>> { pointwise().iter().chain(&products()).chain(&paged()).map(|x| bits(x)).collect() };
+        let all = || -> Vec<Vec<u32>> {
+            pointwise().iter().chain(&products()).chain(&paged()).map(|x| bits(x)).collect()
+        };
         let [base, middle, wide] = [0, 1, 2].map(|widest| {
             WIDEST.store(widest, Ordering::Relaxed);
             all()

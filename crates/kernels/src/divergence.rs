@@ -32,15 +32,21 @@ multiversion! {
     }
 }
 
-/// The divergence of each row `s` of logarithms of probabilities from its row `t`, `sum e^t (t - s)` in nats, and in
-/// place of `s` the gradient `factors[i] (e^s - e^t)` of `factors[i]` times it by the logits behind `s`
-/// (Kullback & Leibler 1951).
+/// The divergence of each row `s` of logarithms of probabilities from its row `t`, `sum e^t (t -
+/// s)` in nats, and in place of `s` the gradient `factors[i] (e^s - e^t)` of `factors[i]` times it
+/// by the logits behind `s` (Kullback & Leibler 1951).
 ///
 /// `student` and `teacher` `[T, v]`, `factors` and `apart` `[T]`.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn divergence_rows(student: &mut [f32], teacher: &[f32], v: usize, factors: &[f32], apart: &mut [f64]) {
+pub fn divergence_rows(
+    student: &mut [f32],
+    teacher: &[f32],
+    v: usize,
+    factors: &[f32],
+    apart: &mut [f64],
+) {
     let name = "divergence_rows";
     check_len(name, "student", student.len(), factors.len() * v);
     check_len(name, "teacher", teacher.len(), factors.len() * v);
@@ -48,7 +54,8 @@ pub fn divergence_rows(student: &mut [f32], teacher: &[f32], v: usize, factors: 
     if v == 0 {
         return apart.fill(0.0);
     }
-    let rows = student.par_chunks_exact_mut(v).zip(teacher.par_chunks_exact(v)).zip(factors).zip(apart);
+    let rows =
+        student.par_chunks_exact_mut(v).zip(teacher.par_chunks_exact(v)).zip(factors).zip(apart);
     rows.for_each(|(((student, teacher), &factor), apart)| *apart = row(student, teacher, factor));
 }
 
@@ -74,7 +81,8 @@ mod tests {
     #[test]
     fn agrees_with_the_reference_and_with_differences() {
         for (t, v) in [(1, 1), (3, 7), (2, 37)] {
-            let [s, y] = [1, 2].map(|seed| values(seed, t * v).iter().map(|x| 3.0 * x).collect::<Vec<f32>>());
+            let [s, y] = [1, 2]
+                .map(|seed| values(seed, t * v).iter().map(|x| 3.0 * x).collect::<Vec<f32>>());
             let factors = values(3, t);
             let (mut student, mut teacher) = (s.clone(), y.clone());
             log_softmax_rows(&mut student, v);
@@ -99,7 +107,13 @@ mod tests {
         let run = |rows: std::ops::Range<usize>| {
             let mut student = s[rows.start * v..rows.end * v].to_vec();
             let mut apart = vec![0.0; rows.len()];
-            divergence_rows(&mut student, &y[rows.start * v..rows.end * v], v, &factors[rows], &mut apart);
+            divergence_rows(
+                &mut student,
+                &y[rows.start * v..rows.end * v],
+                v,
+                &factors[rows],
+                &mut apart,
+            );
             (bits(&student), apart)
         };
         let runs = in_pools(1..=3, || run(0..t));

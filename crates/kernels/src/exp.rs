@@ -12,7 +12,8 @@ const ROUND: f32 = 12_582_912.0;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
-/// `e^x` to about 1e-7 relative: `2^n e^r` with `n = round(x / ln 2)` and a degree-7 polynomial in `r`.
+/// `e^x` to about 1e-7 relative: `2^n e^r` with `n = round(x / ln 2)` and a degree-7 polynomial in
+/// `r`.
 ///
 /// Zero below -86.98 (so never subnormal), the largest finite value from 88.7228 up, NaN for NaN.
 #[inline(always)]
@@ -66,7 +67,10 @@ mod tests {
         for i in 0..2_000_000 {
             let x = -86.9 + 175.5 * (i as f32 / 2e6);
             let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((found / expected - 1.0).abs() < 1.2e-7, "exp({x}) = {found}, expected {expected}");
+            assert!(
+                (found / expected - 1.0).abs() < 1.2e-7,
+                "exp({x}) = {found}, expected {expected}"
+            );
         }
     }
 

@@ -9,8 +9,9 @@ const TASK_VALUES: usize = 1 << 14;
 /// `1 / sqrt(2 pi)`.
 const DENSITY_AT_ZERO: f32 = 0.398_942_3;
 
-/// The standard normal distribution's upper tail over its bell, `(1 - Phi(x)) e^(x^2 / 2)` for `x >= 0`, as a
-/// polynomial in `1 / (1 + 0.3 x)` fitted at Chebyshev nodes of `[0, 13.5]` (1.3e-7 relative).
+/// The standard normal distribution's upper tail over its bell, `(1 - Phi(x)) e^(x^2 / 2)` for `x
+/// >= 0`, as a polynomial in `1 / (1 + 0.3 x)` fitted at Chebyshev nodes of `[0, 13.5]` (1.3e-7
+/// relative).
 #[inline(always)]
 fn tail_over_bell(x: f32) -> f32 {
     let t = 1.0 / 0.3f32.mul_add(x, 1.0);
@@ -72,10 +73,13 @@ pub fn gelu_forward(x: &[f32], out: &mut [f32]) {
     if x.len() <= TASK_VALUES {
         return forward(x, out);
     }
-    x.par_chunks(TASK_VALUES).zip(out.par_chunks_mut(TASK_VALUES)).for_each(|(x, out)| forward(x, out));
+    x.par_chunks(TASK_VALUES)
+        .zip(out.par_chunks_mut(TASK_VALUES))
+        .for_each(|(x, out)| forward(x, out));
 }
 
-/// The gradient of [`gelu_forward`]: `dx = g (Phi(x) + x phi(x))`, with `phi` the standard normal density.
+/// The gradient of [`gelu_forward`]: `dx = g (Phi(x) + x phi(x))`, with `phi` the standard normal
+/// density.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -100,7 +104,8 @@ mod tests {
     fn erf64(x: f64) -> f64 {
         let (steps, bell) = (2000, |t: f64| (-t * t).exp());
         let h = x / f64::from(steps);
-        let inner: f64 = (1..steps).map(|i| f64::from(2 + 2 * (i % 2)) * bell(f64::from(i) * h)).sum();
+        let inner: f64 =
+            (1..steps).map(|i| f64::from(2 + 2 * (i % 2)) * bell(f64::from(i) * h)).sum();
         2.0 / std::f64::consts::PI.sqrt() * h / 3.0 * (bell(0.0) + inner + bell(x))
     }
 
@@ -108,7 +113,11 @@ mod tests {
     fn erf_is_close() {
         for i in -600..=600 {
             let x = i as f32 / 100.0;
-            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() < 2e-7, "erf({x}) = {}", erf(x));
+            assert!(
+                (f64::from(erf(x)) - erf64(f64::from(x))).abs() < 2e-7,
+                "erf({x}) = {}",
+                erf(x)
+            );
         }
     }
 
@@ -124,7 +133,10 @@ mod tests {
         let slope = |x: f64| (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4;
         assert_close(
             &dx,
-            &x.iter().zip(&g).map(|(&x, &g)| f64::from(g) * slope(f64::from(x))).collect::<Vec<_>>(),
+            &x.iter()
+                .zip(&g)
+                .map(|(&x, &g)| f64::from(g) * slope(f64::from(x)))
+                .collect::<Vec<_>>(),
             1e-6,
         );
     }

@@ -1,4 +1,5 @@
-//! What this machine can do: the vector instructions in use, and measured arithmetic and memory rates.
+//! What this machine can do: the vector instructions in use, and measured arithmetic and memory
+//! rates.
 
 use crate::matmul::Isa;
 use std::sync::Barrier;
@@ -9,8 +10,8 @@ pub fn simd() -> &'static str {
     Isa::best().name()
 }
 
-/// Runs `work` on `threads` threads at once and returns the amounts it reports, summed, per second of
-/// the slowest thread.
+/// Runs `work` on `threads` threads at once and returns the amounts it reports, summed, per second
+/// of the slowest thread.
 fn rate(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
     let threads = threads.max(1);
     let ready = Barrier::new(threads);
@@ -31,14 +32,14 @@ fn rate(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
     amount / time.max(1e-9)
 }
 
-/// Rate of `f32` multiply-adds in registers, in operations (two for each multiply-add) per second, of
-/// `threads` threads together. The best of five measurements of 20 ms.
+/// Rate of `f32` multiply-adds in registers, in operations (two for each multiply-add) per second,
+/// of `threads` threads together. The best of five measurements of 20 ms.
 pub fn peak_flops(threads: usize) -> f64 {
     (0..5).map(|_| flops_for(threads, Duration::from_millis(20))).fold(0.0, f64::max)
 }
 
-/// One measurement of `time` of the same rate, for comparing with work done just before or after on a
-/// machine whose speed varies.
+/// One measurement of `time` of the same rate, for comparing with work done just before or after on
+/// a machine whose speed varies.
 pub fn flops_for(threads: usize, time: Duration) -> f64 {
     let Some(kernels) = Isa::best().kernels() else { return 0.0 };
     rate(threads, |_| {
@@ -64,11 +65,13 @@ pub fn last_level_cache() -> usize {
     (0..5).filter_map(size).max().unwrap_or(32 << 20)
 }
 
-/// Streams in which [`read_bandwidth`] reads on each thread: one alone does not keep a core's share of the memory busy.
+/// Streams in which [`read_bandwidth`] reads on each thread: one alone does not keep a core's share
+/// of the memory busy.
 const STREAMS: usize = 8;
 
-/// Rate of reading memory, in bytes per second, of `threads` threads together, each in eight places of its own part of
-/// a buffer twice the size of the last-level cache (at least 64 MiB, at most 1 GiB). The best of three passes.
+/// Rate of reading memory, in bytes per second, of `threads` threads together, each in eight places
+/// of its own part of a buffer twice the size of the last-level cache (at least 64 MiB, at most 1
+/// GiB). The best of three passes.
 pub fn read_bandwidth(threads: usize) -> f64 {
     let bytes = (2 * last_level_cache()).clamp(64 << 20, 1 << 30);
     // Ones, not zeros: pages that were never written may all be one page.
@@ -78,7 +81,8 @@ pub fn read_bandwidth(threads: usize) -> f64 {
         let part = data.chunks(share).nth(id).unwrap_or(&[]);
         let each = part.len() / STREAMS / 16;
         let (lines, _) = part.as_chunks::<16>();
-        let streams: [&[[u64; 16]]; STREAMS] = std::array::from_fn(|i| &lines[i * each..(i + 1) * each]);
+        let streams: [&[[u64; 16]]; STREAMS] =
+            std::array::from_fn(|i| &lines[i * each..(i + 1) * each]);
         let mut sums = [0u64; 16];
         for at in 0..each {
             for stream in streams {

@@ -1,4 +1,5 @@
-//! Memory for tensors: buffers that are about to be written, and an allocator that keeps what it has.
+//! Memory for tensors: buffers that are about to be written, and an allocator that keeps what it
+//! has.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,10 +27,11 @@ pub fn poison() {
     POISON.store(true, Ordering::Relaxed);
 }
 
-/// Tells the allocator to keep freed pages: training takes and frees the same sizes every step, and giving pages back
-/// costs a fault for each when they return.
+/// Tells the allocator to keep freed pages: training takes and frees the same sizes every step, and
+/// giving pages back costs a fault for each when they return.
 pub fn keep_freed_pages() {
-    /// `mi_option_purge_delay` in the order of `mimalloc.h`: milliseconds until freed pages are given back, -1 for never.
+    /// `mi_option_purge_delay` in the order of `mimalloc.h`: milliseconds until freed pages are
+    /// given back, -1 for never.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: sets one integer option of the allocator; any value is accepted at any time.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }

@@ -75,17 +75,28 @@ pub fn rms_norm_forward(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
     if x.len() <= task {
         return forward_rows(x, w, eps, out);
     }
-    x.par_chunks(task).zip(out.par_chunks_mut(task)).for_each(|(x, out)| forward_rows(x, w, eps, out));
+    x.par_chunks(task)
+        .zip(out.par_chunks_mut(task))
+        .for_each(|(x, out)| forward_rows(x, w, eps, out));
 }
 
 /// The gradient of [`rms_norm_forward`]. With `r = 1 / sqrt(mean(x^2) + eps)`:
 /// `dx = r (g w - x r^2 mean(g w x))`, `dw += sum over rows of g x r`.
 ///
-/// `x`, `g`, `dx` `[T, d]`; `w`, `dw` `[d]`. `dx` is overwritten, or added to when `add_to_dx`; `dw` is added to.
+/// `x`, `g`, `dx` `[T, d]`; `w`, `dw` `[d]`. `dx` is overwritten, or added to when `add_to_dx`;
+/// `dw` is added to.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn rms_norm_backward(x: &[f32], w: &[f32], g: &[f32], eps: f32, dx: &mut [f32], add_to_dx: bool, dw: &mut [f32]) {
+pub fn rms_norm_backward(
+    x: &[f32],
+    w: &[f32],
+    g: &[f32],
+    eps: f32,
+    dx: &mut [f32],
+    add_to_dx: bool,
+    dw: &mut [f32],
+) {
     check_len("rms_norm_backward", "g", g.len(), x.len());
     check_len("rms_norm_backward", "dx", dx.len(), x.len());
     check_len("rms_norm_backward", "dw", dw.len(), w.len());
@@ -119,7 +130,8 @@ mod tests {
 
     fn reference(x: &[f64], w: &[f64]) -> Vec<f64> {
         let row = |x: &[f64]| {
-            let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(EPS)).sqrt();
+            let rms =
+                (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(EPS)).sqrt();
             x.iter().zip(w).map(|(x, w)| x / rms * w).collect::<Vec<_>>()
         };
         x.chunks(w.len()).flat_map(row).collect()
@@ -129,15 +141,18 @@ mod tests {
     fn agrees_with_the_reference_and_with_differences() {
         for (t, d) in [(1, 1), (3, 7), (5, 50)] {
             let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
-            let (mut out, mut dx, mut dw) = (vec![f32::NAN; t * d], vec![f32::NAN; t * d], vec![0.5; d]);
+            let (mut out, mut dx, mut dw) =
+                (vec![f32::NAN; t * d], vec![f32::NAN; t * d], vec![0.5; d]);
             rms_norm_forward(&x, &w, EPS, &mut out);
             rms_norm_backward(&x, &w, &g, EPS, &mut dx, false, &mut dw);
             let (x64, w64) = (wide(&x), wide(&w));
             assert_close(&out, &reference(&x64, &w64), 1e-6);
             let expected = differences(&x, |x| inner(&reference(x, &w64), &g));
             assert_close(&dx, &expected, 3e-6);
-            let expected_dw: Vec<f64> =
-                differences(&w, |w| inner(&reference(&x64, w), &g)).iter().map(|v| v + 0.5).collect();
+            let expected_dw: Vec<f64> = differences(&w, |w| inner(&reference(&x64, w), &g))
+                .iter()
+                .map(|v| v + 0.5)
+                .collect();
             assert_close(&dw, &expected_dw, 2e-6);
             let mut added = vec![1.0; t * d];
             rms_norm_backward(&x, &w, &g, EPS, &mut added, true, &mut dw);

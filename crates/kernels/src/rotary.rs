@@ -6,7 +6,8 @@ use rayon::prelude::*;
 /// Rows handed to one task.
 const TASK_ROWS: usize = 32;
 
-/// Cosines and sines of `position * theta^(-2 j / head_dim)` for `j < head_dim / 2`, computed in `f64`.
+/// Cosines and sines of `position * theta^(-2 j / head_dim)` for `j < head_dim / 2`, computed in
+/// `f64`.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
     theta: f64,
@@ -21,7 +22,10 @@ impl RotaryTable {
     /// # Panics
     /// When `head_dim` is odd.
     pub fn new(theta: f64, head_dim: usize) -> Self {
-        assert!(head_dim.is_multiple_of(2), "RotaryTable: head_dim {head_dim} is odd; pairs need an even one");
+        assert!(
+            head_dim.is_multiple_of(2),
+            "RotaryTable: head_dim {head_dim} is odd; pairs need an even one"
+        );
         Self { theta, half: head_dim / 2, values: Vec::new() }
     }
 
@@ -41,8 +45,9 @@ impl RotaryTable {
         if positions <= held {
             return;
         }
-        let rates: Vec<f64> =
-            (0..self.half).map(|j| self.theta.powf(-((2 * j) as f64) / (2 * self.half) as f64)).collect();
+        let rates: Vec<f64> = (0..self.half)
+            .map(|j| self.theta.powf(-((2 * j) as f64) / (2 * self.half) as f64))
+            .collect();
         self.values.reserve((positions - held) * 2 * self.half);
         for position in held..positions {
             self.values.extend(rates.iter().map(|rate| (position as f64 * rate).cos() as f32));
@@ -70,8 +75,9 @@ multiversion! {
     }
 }
 
-/// Rotates the first `heads` heads of every row by its position's angles, in place (Su et al. 2021; pairs
-/// `(j, j + head_dim / 2)`): `a' = a cos - b sin`, `b' = b cos + a sin`. `inverse` turns back, which is also the gradient.
+/// Rotates the first `heads` heads of every row by its position's angles, in place (Su et al. 2021;
+/// pairs `(j, j + head_dim / 2)`): `a' = a cos - b sin`, `b' = b cos + a sin`. `inverse` turns
+/// back, which is also the gradient.
 ///
 /// `x` `[T, stride]`, `positions` `[T]`; values of a row past `heads * head_dim` stay as they are.
 ///
@@ -87,8 +93,15 @@ pub fn rotate(
     inverse: bool,
 ) {
     check_len("rotate", "x", x.len(), positions.len() * stride);
-    assert!(head_dim == table.head_dim(), "rotate: head_dim {head_dim}, but the table is for {}", table.head_dim());
-    assert!(heads * head_dim <= stride, "rotate: {heads} heads of {head_dim} do not fit rows of {stride}");
+    assert!(
+        head_dim == table.head_dim(),
+        "rotate: head_dim {head_dim}, but the table is for {}",
+        table.head_dim()
+    );
+    assert!(
+        heads * head_dim <= stride,
+        "rotate: {heads} heads of {head_dim} do not fit rows of {stride}"
+    );
     if x.is_empty() || heads == 0 || head_dim == 0 {
         return;
     }

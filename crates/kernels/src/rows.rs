@@ -45,7 +45,8 @@ pub fn scatter_add_rows(dst: &mut [f32], d: usize, idx: &[u32], src: &[f32]) {
     scatter(dst, d, idx, |i, row| add_values(row, &src[i * d..][..d]));
 }
 
-/// `dst[idx[i]] += scale[i] * src[i]` (fused) for rows of `d` values, in ascending `i`; indices may repeat.
+/// `dst[idx[i]] += scale[i] * src[i]` (fused) for rows of `d` values, in ascending `i`; indices may
+/// repeat.
 ///
 /// # Panics
 /// When the lengths do not fit or an index is past the rows of `dst`.
@@ -66,7 +67,8 @@ fn scatter(dst: &mut [f32], d: usize, idx: &[u32], add: impl Fn(usize, &mut [f32
         }
         return;
     }
-    // Each task owns a band of destination rows and walks the entries of that band in ascending position.
+    // Each task owns a band of destination rows and walks the entries of that band in ascending
+    // position.
     let band = (dst.len() / d).div_ceil(4 * rayon::current_num_threads()).max(1);
     let bands = (dst.len() / d).div_ceil(band);
     let mut entries: Vec<Vec<u32>> = vec![Vec::new(); bands];
@@ -138,7 +140,9 @@ fn pairs(dst: &mut [f32], src: &[f32], apply: impl Fn(&mut [f32], &[f32]) + Sync
     if dst.len() <= TASK_VALUES {
         return apply(dst, src);
     }
-    dst.par_chunks_mut(TASK_VALUES).zip(src.par_chunks(TASK_VALUES)).for_each(|(dst, src)| apply(dst, src));
+    dst.par_chunks_mut(TASK_VALUES)
+        .zip(src.par_chunks(TASK_VALUES))
+        .for_each(|(dst, src)| apply(dst, src));
 }
 
 /// `dst += src`.

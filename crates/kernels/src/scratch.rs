@@ -15,10 +15,12 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// The smallest kept buffer of at least `len` values, or a new one in place of a kept one that is too small.
+    /// The smallest kept buffer of at least `len` values, or a new one in place of a kept one that
+    /// is too small.
     pub(crate) fn take(len: usize) -> Self {
         let mut values = KEPT.with_borrow_mut(|kept| {
-            let fitting = (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
+            let fitting =
+                (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
             fitting.or(kept.len().checked_sub(1)).map(|i| kept.swap_remove(i)).unwrap_or_default()
         });
         if values.len() < len {

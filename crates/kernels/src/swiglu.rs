@@ -34,7 +34,8 @@ multiversion! {
     }
 }
 
-/// `out = silu(gate) * up` with `silu(z) = z / (1 + e^-z)` (Shazeer 2020, "GLU Variants Improve Transformer").
+/// `out = silu(gate) * up` with `silu(z) = z / (1 + e^-z)` (Shazeer 2020, "GLU Variants Improve
+/// Transformer").
 ///
 /// `gate_up` `[T, 2 f]`: in each row the gate, then the up half; `out` `[T, f]`.
 ///
@@ -54,7 +55,8 @@ pub fn swiglu_forward(gate_up: &[f32], f: usize, out: &mut [f32]) {
     tasks.for_each(|(gate_up, out)| forward_rows(gate_up, f, out));
 }
 
-/// The gradient of [`swiglu_forward`]: `d_gate = g up s (1 + gate (1 - s))`, `d_up = g gate s` with `s = sigmoid(gate)`.
+/// The gradient of [`swiglu_forward`]: `d_gate = g up s (1 + gate (1 - s))`, `d_up = g gate s` with
+/// `s = sigmoid(gate)`.
 ///
 /// `gate_up` and `d_gate_up` `[T, 2 f]`, `g` `[T, f]`.
 ///
@@ -71,8 +73,10 @@ pub fn swiglu_backward(gate_up: &[f32], f: usize, g: &[f32], d_gate_up: &mut [f3
     if g.len() <= rows * f {
         return backward_rows(gate_up, f, g, d_gate_up);
     }
-    let tasks =
-        gate_up.par_chunks(rows * 2 * f).zip(g.par_chunks(rows * f)).zip(d_gate_up.par_chunks_mut(rows * 2 * f));
+    let tasks = gate_up
+        .par_chunks(rows * 2 * f)
+        .zip(g.par_chunks(rows * f))
+        .zip(d_gate_up.par_chunks_mut(rows * 2 * f));
     tasks.for_each(|((gate_up, g), d_gate_up)| backward_rows(gate_up, f, g, d_gate_up));
 }
 
@@ -82,7 +86,9 @@ mod tests {
     use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
 
     fn reference(gate_up: &[f64], f: usize) -> Vec<f64> {
-        let row = |row: &[f64]| (0..f).map(|j| row[j] / (1.0 + (-row[j]).exp()) * row[f + j]).collect::<Vec<_>>();
+        let row = |row: &[f64]| {
+            (0..f).map(|j| row[j] / (1.0 + (-row[j]).exp()) * row[f + j]).collect::<Vec<_>>()
+        };
         gate_up.chunks(2 * f).flat_map(row).collect()
     }
 

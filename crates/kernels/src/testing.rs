@@ -20,9 +20,18 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
 }
 
 /// The results of `work` in rayon pools of each size.
-pub(crate) fn in_pools<T: Send>(sizes: RangeInclusive<usize>, work: impl Fn() -> T + Sync) -> Vec<T> {
+pub(crate) fn in_pools<T: Send>(
+    sizes: RangeInclusive<usize>,
+    work: impl Fn() -> T + Sync,
+) -> Vec<T> {
     sizes
-        .map(|size| rayon::ThreadPoolBuilder::new().num_threads(size).build().expect("a pool").install(&work))
+        .map(|size| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(size)
+                .build()
+                .expect("a pool")
+                .install(&work)
+        })
         .collect()
 }
 
@@ -37,7 +46,10 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
     for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(found) - expected).abs();
-        assert!(error <= tolerance * (1.0 + expected.abs()), "at {i}: found {found}, expected {expected}");
+        assert!(
+            error <= tolerance * (1.0 + expected.abs()),
+            "at {i}: found {found}, expected {expected}"
+        );
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Make a checkpoint from a Hugging Face folder, a GGUF file, or what export wrote
     Import(Import),
-    /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own form
+    /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own
+    /// form
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
@@ -245,7 +246,8 @@ pub(crate) struct Eval {
     /// Let documents of one window see each other (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
-    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default
+    /// they stay as stored
     #[arg(long, value_parser = weights)]
     pub(crate) weights: Option<Weights>,
     /// Print JSON
@@ -287,14 +289,16 @@ pub(crate) struct Generate {
     /// Go on past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default
+    /// they stay as stored
     #[arg(long, value_parser = weights)]
     pub(crate) weights: Option<Weights>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A Hugging Face folder of a Llama model, a GGUF file of the llama architecture, or a folder that export wrote
+    /// A Hugging Face folder of a Llama model, a GGUF file of the llama architecture, or a folder
+    /// that export wrote
     pub(crate) source: PathBuf,
     /// The checkpoint folder to make
     #[arg(long)]
@@ -335,7 +339,8 @@ pub(crate) struct Convert {
     /// What shared layers start from: stepwise, average, lower, upper or random
     #[arg(long, default_value = "stepwise")]
     pub(crate) init: String,
-    /// Who decides on depth: fixed, expert_choice, or its table, like '{ kind = "expert_choice", network = "mlp" }'
+    /// Who decides on depth: fixed, expert_choice, or its table, like '{ kind = "expert_choice",
+    /// network = "mlp" }'
     #[arg(long, default_value = "fixed")]
     pub(crate) router: String,
     /// What later recursions attend to: recursion_wise, shared or shared_update
@@ -348,10 +353,12 @@ pub(crate) struct Convert {
     /// '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
     #[arg(long, default_value = "none")]
     pub(crate) relax: String,
-    /// Start adapters at nothing instead of at the largest singular values of what sharing throws away
+    /// Start adapters at nothing instead of at the largest singular values of what sharing throws
+    /// away
     #[arg(long)]
     pub(crate) fresh_adapters: bool,
-    /// Layers of the source to build on, like 0-14,29; by default all, or as many as divide, at equal distances
+    /// Layers of the source to build on, like 0-14,29; by default all, or as many as divide, at
+    /// equal distances
     #[arg(long, value_name = "LAYERS")]
     pub(crate) keep: Option<String>,
     /// Seed of fresh routers and of drawn layers

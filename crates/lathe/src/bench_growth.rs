@@ -1,5 +1,6 @@
-//! `lathe bench growth`: how time and memory of a training step and of decoding grow with tokens, context, depth and batch.
-//! Every point is a process of its own, so that its peak memory is its own; in decoding, memory is weights, keys and values.
+//! `lathe bench growth`: how time and memory of a training step and of decoding grow with tokens,
+//! context, depth and batch. Every point is a process of its own, so that its peak memory is its
+//! own; in decoding, memory is weights, keys and values.
 
 use std::process::{Command, ExitCode};
 
@@ -9,7 +10,7 @@ use report::{Chart, Page, Series, Table, human_bytes};
 use serde_json::{Value, json};
 
 use crate::arguments::BenchGrowth;
-use crate::{recipe, say};
+use crate::{output, recipe};
 
 /// One axis: what grows, what is measured, and the settings of each point.
 struct Axis {
@@ -58,8 +59,8 @@ pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
         std::fs::write(out, page(&curves)).with_context(|| format!("writing {}", out.display()))?;
     }
     match options.json {
-        true => say::line(serde_json::to_string_pretty(&record(&curves))?),
-        false => say::piece(table(&curves).to_text()),
+        true => output::line(serde_json::to_string_pretty(&record(&curves))?),
+        false => output::piece(table(&curves).to_text()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -72,7 +73,10 @@ fn set(pairs: &[(&str, usize)]) -> Vec<String> {
 fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
     let own = match model.ends_with(".toml") {
         true => recipe::load(std::path::Path::new(model), &options.set)?,
-        false => recipe::parse(&format!("[model]\npreset = \"{model}\"\nvocab_size = 4096\n"), &options.set)?,
+        false => recipe::parse(
+            &format!("[model]\npreset = \"{model}\"\nvocab_size = 4096\n"),
+            &options.set,
+        )?,
     };
     let plan = own.model.check()?;
     let length = own.data.sequence_length;
@@ -86,10 +90,14 @@ fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
     let tokens = [1, 2, 4, 8].map(|batch| train(batch * length, &step(batch, length)));
     let tokens_at_once = 4 * length;
     let lengths = [length / 4, length / 2, length, 2 * length, 4 * length];
-    let context = lengths.into_iter().filter(|&n| n >= 16 && n <= own.model.context.max(length) && n <= tokens_at_once);
+    let context = lengths
+        .into_iter()
+        .filter(|&n| n >= 16 && n <= own.model.context.max(length) && n <= tokens_at_once);
     let context = context.map(|n| train(n, &step(tokens_at_once / n, n)));
-    let (period, ends) =
-        (own.model.recursions.max(1), own.model.layers - plan.recursions.iter().map(Vec::len).sum::<usize>());
+    let (period, ends) = (
+        own.model.recursions.max(1),
+        own.model.layers - plan.recursions.iter().map(Vec::len).sum::<usize>(),
+    );
     let ends = if own.model.recursions > 1 { ends } else { 0 };
     let block = (own.model.layers - ends) / period;
     let blocks = [block.div_ceil(2), block, 2 * block];
@@ -111,12 +119,18 @@ fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
         ];
         list.map(str::to_owned).to_vec()
     };
-    let batches = [1, 2, 4, 8, 16, 32].map(|batch| Point { x: batch as f64, arguments: decode(batch, 32) });
+    let batches =
+        [1, 2, 4, 8, 16, 32].map(|batch| Point { x: batch as f64, arguments: decode(batch, 32) });
     let most = own.model.context.saturating_sub(34);
     let prompts = [32, 128, 512, 2048].into_iter().filter(|&n| n <= most);
     let prompts = prompts.map(|n| Point { x: n as f64, arguments: decode(8, n) });
     Ok(vec![
-        Axis { name: "tokens of a step", x: "tokens", time: "seconds a step", points: tokens.into() },
+        Axis {
+            name: "tokens of a step",
+            x: "tokens",
+            time: "seconds a step",
+            points: tokens.into(),
+        },
         Axis {
             name: "context, same tokens",
             x: "tokens of a sequence",
@@ -124,7 +138,12 @@ fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
             points: context.collect(),
         },
         Axis { name: "depth", x: "unrolled layers", time: "seconds a step", points: depth.into() },
-        Axis { name: "batch in decoding", x: "sequences", time: "seconds a token of each", points: batches.into() },
+        Axis {
+            name: "batch in decoding",
+            x: "sequences",
+            time: "seconds a token of each",
+            points: batches.into(),
+        },
         Axis {
             name: "context in decoding",
             x: "prompt tokens of 8 sequences",
@@ -157,16 +176,24 @@ fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
     }
     let answer: Value = serde_json::from_slice(&output.stdout)?;
     let result = &answer["results"][0];
-    let number = |value: &Value, name: &str| value.as_f64().with_context(|| format!("no {name} in {answer}"));
+    let number = |value: &Value, name: &str| {
+        value.as_f64().with_context(|| format!("no {name} in {answer}"))
+    };
     if is_step {
         let memory = number(&answer["peak_memory"], "peak_memory")?;
         let seconds = number(&result["median"], "median")?;
-        return Ok(Found { x: point.x, seconds, memory, flops: number(&result["flops"], "flops")? });
+        return Ok(Found {
+            x: point.x,
+            seconds,
+            memory,
+            flops: number(&result["flops"], "flops")?,
+        });
     }
     let (batch, rate) = (number(&result["batch"], "batch")?, number(&result["median"], "median")?);
     let flops = batch * number(&result["flops_per_row"], "flops_per_row")?;
     // The peak of the process would be that of measuring the memory's speed.
-    let memory = number(&result["weight_bytes"], "weight_bytes")? + number(&result["kv_bytes"], "kv_bytes")?;
+    let memory =
+        number(&result["weight_bytes"], "weight_bytes")? + number(&result["kv_bytes"], "kv_bytes")?;
     Ok(Found { x: point.x, seconds: batch / rate, memory, flops })
 }
 
@@ -174,16 +201,27 @@ fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
 fn exponent(points: &[Found], y: impl Fn(&Found) -> f64) -> f64 {
     let logs: Vec<(f64, f64)> = points.iter().map(|p| (p.x.ln(), y(p).ln())).collect();
     let n = logs.len() as f64;
-    let (mx, my) = (logs.iter().map(|p| p.0).sum::<f64>() / n, logs.iter().map(|p| p.1).sum::<f64>() / n);
-    let (xy, xx) = logs.iter().fold((0.0, 0.0), |(xy, xx), (x, y)| (xy + (x - mx) * (y - my), xx + (x - mx).powi(2)));
+    let (mx, my) =
+        (logs.iter().map(|p| p.0).sum::<f64>() / n, logs.iter().map(|p| p.1).sum::<f64>() / n);
+    let (xy, xx) = logs
+        .iter()
+        .fold((0.0, 0.0), |(xy, xx), (x, y)| (xy + (x - mx) * (y - my), xx + (x - mx).powi(2)));
     if xx > 0.0 { xy / xx } else { f64::NAN }
 }
 
 fn table(curves: &[(String, Axis, Vec<Found>)]) -> Table {
     let rows = curves.iter().flat_map(|(model, axis, found)| {
-        let slopes = [exponent(found, |p| p.seconds), exponent(found, |p| p.flops), exponent(found, |p| p.memory)];
+        let slopes = [
+            exponent(found, |p| p.seconds),
+            exponent(found, |p| p.flops),
+            exponent(found, |p| p.memory),
+        ];
         found.iter().enumerate().map(move |(at, p)| {
-            let start = if at == 0 { [model.clone(), axis.name.to_owned()] } else { [String::new(), String::new()] };
+            let start = if at == 0 {
+                [model.clone(), axis.name.to_owned()]
+            } else {
+                [String::new(), String::new()]
+            };
             let slope = |s: f64| if at == 0 { format!("{s:.2}") } else { String::new() };
             let numbers = [
                 format!("{:.0}", p.x),
@@ -196,19 +234,27 @@ fn table(curves: &[(String, Axis, Vec<Found>)]) -> Table {
             [start.to_vec(), numbers.to_vec()].concat()
         })
     });
-    let columns = ["model", "what grows", "x", "seconds", "memory", "time ~ x^", "FLOPs ~ x^", "memory ~ x^"];
+    let columns =
+        ["model", "what grows", "x", "seconds", "memory", "time ~ x^", "FLOPs ~ x^", "memory ~ x^"];
     let caption = format!(
         "{}; seconds of a step, or of one token of every sequence; memory: peak of the process, or weights, keys and values",
         ops::machine()
     );
-    Table { rows: rows.collect(), columns: columns.map(str::to_owned).to_vec(), caption, best: None }
+    Table {
+        rows: rows.collect(),
+        columns: columns.map(str::to_owned).to_vec(),
+        caption,
+        best: None,
+    }
 }
 
 fn record(curves: &[(String, Axis, Vec<Found>)]) -> Value {
     let curve = |(model, axis, found): &(String, Axis, Vec<Found>)| {
         let points: Vec<Value> = found
             .iter()
-            .map(|p| json!({ "x": p.x, "seconds": p.seconds, "memory": p.memory, "flops": p.flops }))
+            .map(
+                |p| json!({ "x": p.x, "seconds": p.seconds, "memory": p.memory, "flops": p.flops }),
+            )
             .collect();
         json!({
             "model": model, "axis": axis.name, "x": axis.x, "points": points,
@@ -244,7 +290,13 @@ fn page(curves: &[(String, Axis, Vec<Found>)]) -> String {
                 })
                 .collect();
             let title = format!("{y_label} by {}", axis.x);
-            page.chart(Chart { title, x_label: axis.x.to_owned(), y_label: y_label.to_owned(), log_x: true, series });
+            page.chart(Chart {
+                title,
+                x_label: axis.x.to_owned(),
+                y_label: y_label.to_owned(),
+                log_x: true,
+                series,
+            });
         }
     }
     page.section("Numbers").table(table(curves));

@@ -1,5 +1,5 @@
-//! `lathe bench kernels`: each kernel that training and serving live on is checked against its formula, then timed beside
-//! what the machine can do at most.
+//! `lathe bench kernels`: each kernel that training and serving live on is checked against its
+//! formula, then timed beside what the machine can do at most.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use report::Table;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::say;
+use crate::output;
 use crate::serving_arguments::BenchKernels;
 
 /// Heads of the 135M model and of its small relatives.
@@ -65,18 +65,25 @@ pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
     bench.quantised()?;
     bench.attention();
     bench.pages();
-    let wrong = bench.cases.iter().filter(|case| case.error.is_nan() || case.error > case.tolerance).count();
+    let wrong = bench
+        .cases
+        .iter()
+        .filter(|case| case.error.is_nan() || case.error > case.tolerance)
+        .count();
     print(&bench)?;
-    for case in bench.cases.iter().filter(|case| case.error.is_nan() || case.error > case.tolerance) {
+    for case in bench.cases.iter().filter(|case| case.error.is_nan() || case.error > case.tolerance)
+    {
         let Case { kernel, size, error, tolerance, .. } = case;
-        say::note(format!("wrong: {kernel} {size} is {error:.2e} from the formula, expected at most {tolerance:.0e}"));
+        output::note(format!(
+            "wrong: {kernel} {size} is {error:.2e} from the formula, expected at most {tolerance:.0e}"
+        ));
     }
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(bench: &Bench<'_>) -> Result<()> {
     if bench.options.json {
-        say::line(serde_json::to_string_pretty(&json!({
+        output::line(serde_json::to_string_pretty(&json!({
             "bench": "kernels", "machine": ops::machine(), "peak_flops": bench.peak, "read_bandwidth": bench.bandwidth,
             "results": bench.cases,
         }))?);
@@ -94,7 +101,8 @@ fn print(bench: &Bench<'_>) -> Result<()> {
             format!("{:.1e}", case.error),
         ]
     };
-    let columns = ["kernel", "size", "us", "Gop/s", "% of f32 peak", "GB/s", "% of bandwidth", "error"];
+    let columns =
+        ["kernel", "size", "us", "Gop/s", "% of f32 peak", "GB/s", "% of bandwidth", "error"];
     let caption = format!(
         "{}; {:.0} GFLOP/s in f32, {:.1} GB/s read; bytes: what a call cannot have in a cache",
         ops::machine(),
@@ -102,7 +110,9 @@ fn print(bench: &Bench<'_>) -> Result<()> {
         bench.bandwidth / 1e9
     );
     let rows = bench.cases.iter().map(row).collect();
-    say::piece(Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text());
+    output::piece(
+        Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text(),
+    );
     Ok(())
 }
 
@@ -121,7 +131,9 @@ impl Bench<'_> {
         mut call: impl FnMut(usize),
     ) {
         let (begin, mut times, mut number) = (Instant::now(), Vec::new(), 0);
-        while times.len() < 5 || (begin.elapsed().as_secs_f64() < self.options.seconds && times.len() < 10_000) {
+        while times.len() < 5
+            || (begin.elapsed().as_secs_f64() < self.options.seconds && times.len() < 10_000)
+        {
             let clock = Instant::now();
             call(number);
             times.push(clock.elapsed().as_secs_f64());
@@ -159,12 +171,23 @@ impl Bench<'_> {
                     _ => [2048, of, out],
                 };
                 let (a_data, b_data) = (values(1, m * k), values(2, k * n));
-                let a = if transposed[0] { Mat::rows_major(&a_data, k, m).t() } else { Mat::rows_major(&a_data, m, k) };
-                let b = if transposed[1] { Mat::rows_major(&b_data, n, k).t() } else { Mat::rows_major(&b_data, k, n) };
+                let a = if transposed[0] {
+                    Mat::rows_major(&a_data, k, m).t()
+                } else {
+                    Mat::rows_major(&a_data, m, k)
+                };
+                let b = if transposed[1] {
+                    Mat::rows_major(&b_data, n, k).t()
+                } else {
+                    Mat::rows_major(&b_data, k, n)
+                };
                 let mut c = vec![0.0; m * n];
                 matmul(MatMut::rows_major(&mut c, m, n), a, b, start, Threads::All);
                 let error = product_error(&c, a, b);
-                let work = Work { flops: 2.0 * (m * n * k) as f64, bytes: 4.0 * (m * n + m * k + k * n) as f64 };
+                let work = Work {
+                    flops: 2.0 * (m * n * k) as f64,
+                    bytes: 4.0 * (m * n + m * k + k * n) as f64,
+                };
                 self.time((name, format!("{m} x {n} x {k}")), work, error, 1e-5, |_| {
                     matmul(MatMut::rows_major(&mut c, m, n), a, b, start, Threads::All);
                 });
@@ -185,7 +208,13 @@ impl Bench<'_> {
             for rows in ROWS.into_iter().filter(|&rows| rows < 512 || n < 49152) {
                 let x_data = values(1, rows * d);
                 let (x, mut y) = (Mat::rows_major(&x_data, rows, d), vec![0.0; rows * n]);
-                matmul_packed(MatMut::rows_major(&mut y, rows, n), x, &copies[0], Start::Zero, Threads::All);
+                matmul_packed(
+                    MatMut::rows_major(&mut y, rows, n),
+                    x,
+                    &copies[0],
+                    Start::Zero,
+                    Threads::All,
+                );
                 let error = product_error(&y, x, b);
                 self.time(
                     (name, format!("{rows} x {n} x {d}")),
@@ -194,7 +223,13 @@ impl Bench<'_> {
                     1e-5,
                     |i| {
                         let w = &copies[i % copies.len()];
-                        matmul_packed(MatMut::rows_major(&mut y, rows, n), x, w, Start::Zero, Threads::All);
+                        matmul_packed(
+                            MatMut::rows_major(&mut y, rows, n),
+                            x,
+                            w,
+                            Start::Zero,
+                            Threads::All,
+                        );
                     },
                 );
             }
@@ -216,15 +251,28 @@ impl Bench<'_> {
             for rows in ROWS {
                 let x_data = values(1, rows * d);
                 let (x, mut y) = (Mat::rows_major(&x_data, rows, d), vec![0.0; rows * n]);
-                matmul_quantized(MatMut::rows_major(&mut y, rows, n), x, &one, Start::Zero, Threads::All);
-                // Beside the stored weights: what is left is the rounding of activations, to bf16 or to 8 bits, which for
-                // these values has a deviation of 0.002 or 0.008; five of them.
+                matmul_quantized(
+                    MatMut::rows_major(&mut y, rows, n),
+                    x,
+                    &one,
+                    Start::Zero,
+                    Threads::All,
+                );
+                // Beside the stored weights: what is left is the rounding of activations, to bf16
+                // or to 8 bits, which for these values has a deviation of 0.002 or 0.008; five of
+                // them.
                 let tolerance = if format == Format::Bf16 { 0.01 } else { 0.04 };
                 let error = product_error(&y, x, Mat::rows_major(&stored, n, d).t());
                 let work = weights_work(rows, n, d, one.bytes());
                 self.time((&name, format!("{rows} x {n} x {d}")), work, error, tolerance, |i| {
                     let w = &copies[i % copies.len()];
-                    matmul_quantized(MatMut::rows_major(&mut y, rows, n), x, w, Start::Zero, Threads::All);
+                    matmul_quantized(
+                        MatMut::rows_major(&mut y, rows, n),
+                        x,
+                        w,
+                        Start::Zero,
+                        Threads::All,
+                    );
                 });
             }
         }
@@ -274,15 +322,23 @@ impl Bench<'_> {
                 let mut pool = KvPool::new(format, 3, 64, layers * batch * need);
                 let kv = values(2, context * KV);
                 for sequence in 0..layers * batch {
-                    let places: Vec<u32> = (0..context).map(|j| (sequence * context + j) as u32).collect();
+                    let places: Vec<u32> =
+                        (0..context).map(|j| (sequence * context + j) as u32).collect();
                     pool.write(&places, &kv);
                 }
                 let pages: Vec<u32> = (0..pool.pages() as u32).collect();
                 let (q, count) = (values(1, batch * QUERY), vec![context as u32; batch]);
                 let mut out = vec![0.0; q.len()];
                 let call = |layer: usize, out: &mut [f32]| {
-                    let first: Vec<u32> = (0..batch).map(|i| ((layer * batch + i) * need) as u32).collect();
-                    attend_pages(&q, &pool, Tables { pages: &pages, first: &first, count: &count }, HEADS, out);
+                    let first: Vec<u32> =
+                        (0..batch).map(|i| ((layer * batch + i) * need) as u32).collect();
+                    attend_pages(
+                        &q,
+                        &pool,
+                        Tables { pages: &pages, first: &first, count: &count },
+                        HEADS,
+                        out,
+                    );
                 };
                 call(0, &mut out);
                 let spans = Spans { start: vec![0; batch], end: count.clone() };
@@ -299,8 +355,8 @@ impl Bench<'_> {
     }
 }
 
-/// How many copies of something are more than caches hold (also a cache that guests share and that is larger than it says), so
-/// that every call reads memory.
+/// How many copies of something are more than caches hold (also a cache that guests share and that
+/// is larger than it says), so that every call reads memory.
 fn copies_of(bytes: usize) -> usize {
     (4 * machine::last_level_cache()).clamp(64 << 20, 1 << 30).div_ceil(bytes).max(2)
 }
@@ -317,10 +373,13 @@ fn values(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Largest distance of some elements from the product in double precision, relative to the size of a typical element.
+/// Largest distance of some elements from the product in double precision, relative to the size of
+/// a typical element.
 fn product_error(c: &[f32], a: Mat<'_>, b: Mat<'_>) -> f64 {
     let n = b.cols();
-    let exact = |i: usize, j: usize| (0..a.cols()).map(|l| f64::from(a.at(i, l)) * f64::from(b.at(l, j))).sum::<f64>();
+    let exact = |i: usize, j: usize| {
+        (0..a.cols()).map(|l| f64::from(a.at(i, l)) * f64::from(b.at(l, j))).sum::<f64>()
+    };
     // For values of deviation 1 a sum of k products has the deviation sqrt(k).
     let typical = (a.cols() as f64).sqrt();
     let distance = |s: usize| {
@@ -339,7 +398,9 @@ fn worse(a: f64, b: f64) -> f64 {
 fn softmax(q: &[f32], kv: &[f32], spans: &Spans, row: usize, head: usize) -> (usize, Vec<f64>) {
     let (from, to) = (spans.start[row] as usize, spans.end[row] as usize);
     let (at, key) = (row * QUERY + head * 64, head / 3 * 64);
-    let dot = |j: usize| (0..64).map(|t| f64::from(q[at + t]) * f64::from(kv[j * KV + key + t])).sum::<f64>() / 8.0;
+    let dot = |j: usize| {
+        (0..64).map(|t| f64::from(q[at + t]) * f64::from(kv[j * KV + key + t])).sum::<f64>() / 8.0
+    };
     let scores: Vec<f64> = (from..to).map(dot).collect();
     let most = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
     let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
@@ -352,19 +413,22 @@ fn attention_error(q: &[f32], kv: &[f32], spans: &Spans, out: &[f32]) -> f64 {
     let distance = |s: usize| {
         let (row, head, t) = (s * 7919 % rows, s % HEADS.heads, s * 31 % 64);
         let (from, weights) = softmax(q, kv, spans, row, head);
-        let value = |(j, p): (usize, &f64)| p * f64::from(kv[(from + j) * KV + KV / 2 + head / 3 * 64 + t]);
+        let value =
+            |(j, p): (usize, &f64)| p * f64::from(kv[(from + j) * KV + KV / 2 + head / 3 * 64 + t]);
         let exact: f64 = weights.iter().enumerate().map(value).sum();
         (f64::from(out[row * QUERY + head * 64 + t]) - exact).abs()
     };
     (0..60).map(distance).fold(0.0, worse)
 }
 
-/// Distance of the gradient's slope along one direction from a central difference in double precision.
+/// Distance of the gradient's slope along one direction from a central difference in double
+/// precision.
 ///
-/// The loss is `sum(g * out)` over the last rows; the direction moves one query row, one key row and one value row, the
-/// only ones whose gradients the loss can be recomputed for in little time.
+/// The loss is `sum(g * out)` over the last rows; the direction moves one query row, one key row
+/// and one value row, the only ones whose gradients the loss can be recomputed for in little time.
 fn gradient_error(q: &[f32], kv: &[f32], spans: &Spans, g: &[f32], dq: &[f32], dkv: &[f32]) -> f64 {
-    // The last key of a sequence is seen by one row alone: the last. So its gradient is that of one row.
+    // The last key of a sequence is seen by one row alone: the last. So its gradient is that of one
+    // row.
     let row = spans.start.len() - 1;
     let loss = |step: f64| {
         let moved = |data: &[f32], at: usize, width: usize| -> Vec<f64> {
@@ -372,11 +436,14 @@ fn gradient_error(q: &[f32], kv: &[f32], spans: &Spans, g: &[f32], dq: &[f32], d
         };
         let (q_row, kv_row) = (moved(q, row * QUERY, QUERY), moved(kv, row * KV, KV));
         let from = spans.start[row] as usize;
-        let cell = |j: usize, t: usize| if j == row { kv_row[t] } else { f64::from(kv[j * KV + t]) };
+        let cell =
+            |j: usize, t: usize| if j == row { kv_row[t] } else { f64::from(kv[j * KV + t]) };
         let mut sum = 0.0;
         for head in 0..HEADS.heads {
             let key = head / 3 * 64;
-            let score = |j: usize| (0..64).map(|t| q_row[head * 64 + t] * cell(j, key + t)).sum::<f64>() / 8.0;
+            let score = |j: usize| {
+                (0..64).map(|t| q_row[head * 64 + t] * cell(j, key + t)).sum::<f64>() / 8.0
+            };
             let weights: Vec<f64> = (from..=row).map(|j| score(j).exp()).collect();
             let total: f64 = weights.iter().sum();
             for t in 0..64 {

@@ -1,4 +1,5 @@
-//! `lathe bench serve`: requests at a rate or side by side against a completions server; every answer is checked, then timed.
+//! `lathe bench serve`: requests at a rate or side by side against a completions server; every
+//! answer is checked, then timed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,10 +13,10 @@ use model::rng::{Purpose, Stream};
 use report::Table;
 use serde_json::{Value, json};
 
-use crate::load::{Answer, Ask, Manner, Target, fault};
+use crate::load_client::{Answer, Ask, Manner, Target, fault};
 use crate::serve::Ready;
 use crate::serving_arguments::{BenchServe, Lengths};
-use crate::{bench_run, say, serve};
+use crate::{bench_engine, output, serve};
 
 /// What the server says about its model.
 struct Known {
@@ -34,13 +35,23 @@ struct Sent {
 
 /// Runs the command.
 pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
-    ensure!(options.requests > 0 && options.concurrency != Some(0), "--requests and --concurrency must be at least 1");
-    ensure!(options.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()), "--rate must be a number above 0");
+    ensure!(
+        options.requests > 0 && options.concurrency != Some(0),
+        "--requests and --concurrency must be at least 1"
+    );
+    ensure!(
+        options.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()),
+        "--rate must be a number above 0"
+    );
     let local = match &options.subject {
         Some(subject) => Some(Local::start(subject, options)?),
         None => None,
     };
-    let url = local.as_ref().map(|l| l.url.clone()).or(options.url.clone()).context("neither a model nor --url")?;
+    let url = local
+        .as_ref()
+        .map(|l| l.url.clone())
+        .or(options.url.clone())
+        .context("neither a model nor --url")?;
     let target = Target::new(&url, options.api_key.clone(), Duration::from_secs(options.timeout))?;
     // One thread: on a small machine the load must not take the server's place.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -60,7 +71,11 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
         }
         let answers = drive(&target, &Arc::new(manner), &Arc::new(asks.clone()), options).await?;
         let judged = |(ask, (due, answer)): (&Ask, (f64, Answer))| {
-            let fault = if answer.status == 200 { fault(ask, &answer, options.ignore_eos, known.vocab) } else { None };
+            let fault = if answer.status == 200 {
+                fault(ask, &answer, options.ignore_eos, known.vocab)
+            } else {
+                None
+            };
             Sent { due, answer, fault }
         };
         let sent: Vec<Sent> = asks.iter().zip(answers).map(judged).collect();
@@ -89,7 +104,8 @@ async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
     })?;
     let number = |value: &Value| value.as_u64().map(|n| n as usize);
     let vocab = options.vocab.or_else(|| number(&found["lathe"]["vocab_size"]));
-    let vocab = vocab.context("the server does not tell the size of its vocabulary: give --vocab")?;
+    let vocab =
+        vocab.context("the server does not tell the size of its vocabulary: give --vocab")?;
     ensure!(vocab > 0, "--vocab is 0, expected at least 1");
     Ok(Known {
         model: found["id"].as_str().unwrap_or_default().to_owned(),
@@ -101,10 +117,14 @@ async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
 
 /// The requests of a run: the same for the same seed, whatever the server.
 fn asks(options: &BenchServe, known: &Known, numbers: Range<usize>) -> Result<Vec<Ask>> {
-    ensure!(options.max_depth.is_none() || known.is_lathe, "--max-depth is understood by lathe alone");
+    ensure!(
+        options.max_depth.is_none() || known.is_lathe,
+        "--max-depth is understood by lathe alone"
+    );
     let one = |i: usize| {
         let mut dice = Stream::at(options.seed, Purpose::Shuffle, 1, i as u64);
-        let (length, max_tokens) = (draw(options.prompt_tokens, &mut dice), draw(options.output_tokens, &mut dice));
+        let (length, max_tokens) =
+            (draw(options.prompt_tokens, &mut dice), draw(options.output_tokens, &mut dice));
         if let Some(context) = known.context.filter(|&context| length + max_tokens > context) {
             anyhow::bail!(
                 "request {i} has {length} prompt tokens and {max_tokens} new ones, the model's context is {context}: \
@@ -121,14 +141,18 @@ fn draw(lengths: Lengths, dice: &mut Stream) -> usize {
     match lengths {
         Lengths::Is(length) => length,
         Lengths::Between(low, high) => low + (dice.next_u64() % (high - low + 1) as u64) as usize,
-        Lengths::Normal(mean, deviation) => (mean + deviation * dice.normal()).round().max(1.0) as usize,
+        Lengths::Normal(mean, deviation) => {
+            (mean + deviation * dice.normal()).round().max(1.0) as usize
+        }
     }
 }
 
 /// Seconds at which requests are due: a Poisson process.
 fn due_times(options: &BenchServe, rate: f64) -> Vec<f64> {
     let mut now = 0.0;
-    let gap = |i: usize| -(1.0 - Stream::at(options.seed, Purpose::Shuffle, 2, i as u64).uniform()).ln() / rate;
+    let gap = |i: usize| {
+        -(1.0 - Stream::at(options.seed, Purpose::Shuffle, 2, i as u64).uniform()).ln() / rate
+    };
     (0..options.requests)
         .map(|i| {
             now += if i == 0 { 0.0 } else { gap(i) };
@@ -159,7 +183,8 @@ async fn drive(
     } else {
         let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         for _ in 0..options.concurrency.unwrap_or(8).min(asks.len()) {
-            let (target, manner, asks, next) = (target.clone(), manner.clone(), asks.clone(), next.clone());
+            let (target, manner, asks, next) =
+                (target.clone(), manner.clone(), asks.clone(), next.clone());
             tasks.push(tokio::spawn(async move {
                 let mut answers = Vec::new();
                 loop {
@@ -212,15 +237,18 @@ impl Spread {
     fn row(&self, name: &str) -> Vec<String> {
         let numbers = match self.0.is_empty() {
             true => vec!["-".to_owned(); 4],
-            false => [self.mean(), self.percentile(50.0), self.percentile(90.0), self.percentile(99.0)]
-                .map(|ms| format!("{ms:.2}"))
-                .to_vec(),
+            false => {
+                [self.mean(), self.percentile(50.0), self.percentile(90.0), self.percentile(99.0)]
+                    .map(|ms| format!("{ms:.2}"))
+                    .to_vec()
+            }
         };
         [vec![name.to_owned()], numbers].concat()
     }
 }
 
-/// Seconds from the first piece with tokens to the last, over the tokens after the first; unknown when all came at once.
+/// Seconds from the first piece with tokens to the last, over the tokens after the first; unknown
+/// when all came at once.
 fn time_per_token(answer: &Answer) -> Option<f64> {
     let new = answer.new_tokens.or(answer.ids.as_ref().map(Vec::len))?;
     match answer.arrivals.as_slice() {
@@ -230,7 +258,8 @@ fn time_per_token(answer: &Answer) -> Option<f64> {
 }
 
 fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Result<ExitCode> {
-    let good: Vec<&Sent> = sent.iter().filter(|s| s.answer.status == 200 && s.fault.is_none()).collect();
+    let good: Vec<&Sent> =
+        sent.iter().filter(|s| s.answer.status == 200 && s.fault.is_none()).collect();
     let mut statuses: BTreeMap<String, usize> = BTreeMap::new();
     for one in sent {
         *statuses.entry(one.answer.status.to_string()).or_default() += 1;
@@ -249,11 +278,14 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
     let sum = |of: fn(&Answer) -> usize| good.iter().map(|s| of(&s.answer)).sum::<usize>() as f64;
     let new = sum(|a| a.new_tokens.or(a.ids.as_ref().map(Vec::len)).unwrap_or(0));
     let prompts = sum(|a| a.prompt_tokens.unwrap_or(0));
-    let depths = good.iter().fold((0, 0), |all, s| (all.0 + s.answer.depths.0, all.1 + s.answer.depths.1));
+    let depths =
+        good.iter().fold((0, 0), |all, s| (all.0 + s.answer.depths.0, all.1 + s.answer.depths.1));
     let mean_depth = (depths.1 > 0).then(|| depths.0 as f64 / depths.1 as f64);
     let ttft = Spread::of(good.iter().filter_map(|s| s.answer.arrivals.first().copied()));
     let tpot = Spread::of(good.iter().filter_map(|s| time_per_token(&s.answer)));
-    let itl = Spread::of(good.iter().flat_map(|s| s.answer.arrivals.windows(2).map(|pair| pair[1] - pair[0])));
+    let itl = Spread::of(
+        good.iter().flat_map(|s| s.answer.arrivals.windows(2).map(|pair| pair[1] - pair[0])),
+    );
     let whole = Spread::of(good.iter().map(|s| s.answer.end));
     let within = good.iter().filter(|s| keeps(options, &s.answer)).count();
     let has_slo = options.slo_ttft.is_some() || options.slo_tpot.is_some();
@@ -275,7 +307,7 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         })),
     });
     if options.json {
-        say::line(serde_json::to_string_pretty(&summary)?);
+        output::line(serde_json::to_string_pretty(&summary)?);
     } else {
         let rows = vec![
             ttft.row("time to first token"),
@@ -285,10 +317,10 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         ];
         let columns = ["milliseconds", "mean", "p50", "p90", "p99"].map(str::to_owned).to_vec();
         let caption = caption(&summary, (new / seconds, prompts / seconds, within, has_slo));
-        say::piece(Table { columns, rows, caption, best: None }.to_text());
+        output::piece(Table { columns, rows, caption, best: None }.to_text());
     }
     for line in wrong.iter().take(10) {
-        say::note(format!("wrong: {line}"));
+        output::note(format!("wrong: {line}"));
     }
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -318,9 +350,11 @@ fn caption(summary: &Value, (new, prompts, within, has_slo): (f64, f64, usize, b
 
 /// Whether an answer came within the limits that were given.
 fn keeps(options: &BenchServe, answer: &Answer) -> bool {
-    let within =
-        |limit: Option<f64>, seconds: Option<f64>| limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms));
-    within(options.slo_ttft, answer.arrivals.first().copied()) && within(options.slo_tpot, time_per_token(answer))
+    let within = |limit: Option<f64>, seconds: Option<f64>| {
+        limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms))
+    };
+    within(options.slo_ttft, answer.arrivals.first().copied())
+        && within(options.slo_tpot, time_per_token(answer))
 }
 
 /// A server in this process.
@@ -332,9 +366,14 @@ struct Local {
 
 impl Local {
     fn start(name: &str, options: &BenchServe) -> Result<Self> {
-        let subject = bench_run::subject(name, &options.set, options.numbers.weights)?;
-        let engine =
-            serve::engine(subject.model.clone(), subject.rule, subject.state, &options.numbers, &options.bounds)?;
+        let subject = bench_engine::subject(name, &options.set, options.numbers.weights)?;
+        let engine = serve::engine(
+            subject.model.clone(),
+            subject.rule,
+            subject.state,
+            &options.numbers,
+            &options.bounds,
+        )?;
         // Fresh weights know no text, but the server wants a tokenizer: the bytes.
         let tokenizer = match subject.tokenizer {
             Some(tokenizer) => tokenizer,
@@ -343,15 +382,24 @@ impl Local {
         let mut facts = serve::facts(&subject.model, subject.name);
         facts.context = options.bounds.context.unwrap_or(facts.context);
         let eos = tokenizer.eos_id().into_iter().collect();
-        let ready = Ready::start(engine, facts, serve::text(train::Text::default(), eos, tokenizer, None)?)?;
+        let ready = Ready::start(
+            engine,
+            facts,
+            serve::text(train::Text::default(), eos, tokenizer, None)?,
+        )?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let settings =
-            server::Settings { api_keys: options.api_key.clone().into_iter().collect(), ..server::Settings::default() };
+        let settings = server::Settings {
+            api_keys: options.api_key.clone().into_iter().collect(),
+            ..server::Settings::default()
+        };
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?;
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let stop = async {
@@ -397,7 +445,10 @@ mod tests {
         let normal = of("64:16");
         let mean = normal.iter().sum::<usize>() as f64 / 4000.0;
         let variance = normal.iter().map(|&n| (n as f64 - mean).powi(2)).sum::<f64>() / 4000.0;
-        assert!((mean - 64.0).abs() < 1.0 && (variance.sqrt() - 16.0).abs() < 1.0, "{mean} {variance}");
+        assert!(
+            (mean - 64.0).abs() < 1.0 && (variance.sqrt() - 16.0).abs() < 1.0,
+            "{mean} {variance}"
+        );
         for wrong in ["0", "", "5-3", "0-3", "64:", "64:-1", "nan:1", "x"] {
             assert!(wrong.parse::<Lengths>().is_err(), "{wrong}");
         }
@@ -405,7 +456,8 @@ mod tests {
 
     #[test]
     fn a_time_per_token_needs_two_tokens() {
-        let mut answer = Answer { arrivals: vec![0.5, 0.6, 0.9], new_tokens: Some(5), ..Answer::default() };
+        let mut answer =
+            Answer { arrivals: vec![0.5, 0.6, 0.9], new_tokens: Some(5), ..Answer::default() };
         assert!((time_per_token(&answer).unwrap() - 0.1).abs() < 1e-12);
         answer.arrivals.truncate(1);
         assert_eq!(time_per_token(&answer), None);

@@ -11,22 +11,36 @@ use indicatif::{ProgressBar, ProgressStyle};
 use report::{Table, human_bytes, human_count};
 
 use crate::arguments::{DataBuild, TokenizerTrain};
-use crate::say;
+use crate::output;
 
 /// Runs `lathe tokenizer train`.
 pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
-    let read = ReadOptions { text_field: options.text_field.clone(), skip_bad: options.skip_bad, ..Default::default() };
+    let read = ReadOptions {
+        text_field: options.text_field.clone(),
+        skip_bad: options.skip_bad,
+        ..Default::default()
+    };
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
     let files = list_files(&inputs, &read)?;
-    ensure!(!files.is_empty(), "--input holds no file that can be read: give text, Markdown, JSONL or Parquet");
+    ensure!(
+        !files.is_empty(),
+        "--input holds no file that can be read: give text, Markdown, JSONL or Parquet"
+    );
     let bar = bar(files.len() as u64, "files");
     let mut documents = Documents::new(files, read);
     let wanted = TrainOptions { max_bytes: options.max_bytes, ..TrainOptions::new(options.vocab) };
-    let trained = learn(&mut documents, &wanted, |documents| bar.set_position(documents.files_opened() as u64));
+    let trained = learn(&mut documents, &wanted, |documents| {
+        bar.set_position(documents.files_opened() as u64)
+    });
     bar.finish_and_clear();
     let tokenizer = trained?;
     tokenizer.save(&options.out)?;
-    say::line(format!("{} tokens, sha256 {}: {}", tokenizer.vocab_size(), tokenizer.sha256(), options.out.display()));
+    output::line(format!(
+        "{} tokens, sha256 {}: {}",
+        tokenizer.vocab_size(),
+        tokenizer.sha256(),
+        options.out.display()
+    ));
     skipped(documents.skipped(), documents.skipped_examples());
     Ok(ExitCode::SUCCESS)
 }
@@ -35,9 +49,14 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
 pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     let tokenizer = Tokenizer::load(&options.tokenizer)?;
     let mut inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
-    let whole = |path: &std::path::PathBuf| Input { path: path.clone(), split: Some(Split::Validation) };
+    let whole =
+        |path: &std::path::PathBuf| Input { path: path.clone(), split: Some(Split::Validation) };
     inputs.extend(options.validation.iter().map(whole));
-    let read = ReadOptions { text_field: options.text_field.clone(), skip_bad: options.skip_bad, ..Default::default() };
+    let read = ReadOptions {
+        text_field: options.text_field.clone(),
+        skip_bad: options.skip_bad,
+        ..Default::default()
+    };
     let bar = bar(0, "files");
     let progress = |p: Progress| {
         bar.set_length(p.files_total as u64);
@@ -58,7 +77,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     );
     bar.finish_and_clear();
     let manifest = manifest?;
-    say::piece(summary(&manifest, &options.out).to_text());
+    output::piece(summary(&manifest, &options.out).to_text());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -82,19 +101,25 @@ pub(crate) fn summary(manifest: &Manifest, dir: &Path) -> Table {
 
 fn skipped(count: u64, examples: &[String]) {
     if count > 0 {
-        say::note(format!("passed over {count} bad rows, such as: {}", examples.join("; ")));
+        output::note(format!("passed over {count} bad rows, such as: {}", examples.join("; ")));
     }
 }
 
 fn bar(length: u64, unit: &str) -> ProgressBar {
     let bar = ProgressBar::new(length);
-    let style = ProgressStyle::with_template(&format!("{{bar:30.cyan/blue}} {{pos}}/{{len}} {unit}  {{msg}}"));
+    let style = ProgressStyle::with_template(&format!(
+        "{{bar:30.cyan/blue}} {{pos}}/{{len}} {unit}  {{msg}}"
+    ));
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
 
 /// Trains a tokenizer on all `documents`; `seen` is told after each.
-fn learn(documents: &mut Documents, options: &TrainOptions, seen: impl Fn(&Documents)) -> Result<Tokenizer> {
+fn learn(
+    documents: &mut Documents,
+    options: &TrainOptions,
+    seen: impl Fn(&Documents),
+) -> Result<Tokenizer> {
     let mut failure = None;
     let texts = std::iter::from_fn(|| match documents.next()? {
         Ok((_, document)) => {
@@ -119,7 +144,10 @@ fn quick(vocab: usize) -> TrainOptions {
 }
 
 /// The quickstart's tokenizer from texts at hand.
-pub(crate) fn tokenizer_from(texts: impl Iterator<Item = String>, vocab: usize) -> Result<Tokenizer> {
+pub(crate) fn tokenizer_from(
+    texts: impl Iterator<Item = String>,
+    vocab: usize,
+) -> Result<Tokenizer> {
     Tokenizer::train(texts, &quick(vocab)).context("training the tokenizer")
 }
 

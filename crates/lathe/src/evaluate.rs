@@ -12,7 +12,7 @@ use train::{RuleScore, score_rule, spread};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
-use crate::{evaluate_tasks, open, say};
+use crate::{evaluate_tasks, open, output};
 
 /// Runs the command.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
@@ -22,7 +22,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         return evaluate_tasks::run(options, weights, &stored, &tokenizer);
     };
     let split = if options.split == "train" { Split::Train } else { Split::Validation };
-    let corpus = Corpus::open(data, split).with_context(|| format!("opening {}", data.display()))?;
+    let corpus =
+        Corpus::open(data, split).with_context(|| format!("opening {}", data.display()))?;
     ensure!(
         corpus.tokenizer_sha256() == tokenizer.sha256(),
         "{} was tokenized with another tokenizer (sha256 {}) than the checkpoint's ({}): build the data with the checkpoint's",
@@ -31,7 +32,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         tokenizer.sha256()
     );
     let trained = stored.recipe.as_ref().map(|r| r.data.clone());
-    let length = options.sequence_length.or(trained.as_ref().map(|d| d.sequence_length)).unwrap_or(256);
+    let length =
+        options.sequence_length.or(trained.as_ref().map(|d| d.sequence_length)).unwrap_or(256);
     ensure!(
         length >= 1 && length <= stored.model.config().context,
         "--sequence-length is {length}, expected between 1 and the model's context {}",
@@ -39,26 +41,39 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     );
     let mask = !options.no_document_mask && trained.is_none_or(|d| d.document_mask);
     let windows = Windows::new(&corpus, length, 0)?;
-    ensure!(windows.len() > 0, "{} has {} tokens, too few for a window of {length}", data.display(), corpus.tokens());
+    ensure!(
+        windows.len() > 0,
+        "{} has {} tokens, too few for a window of {length}",
+        data.display(),
+        corpus.tokens()
+    );
     let chunks = spread(&windows, windows.len(), options.windows.max(1))?;
     let causal = open::causal(&stored)?;
     let score = |rule: &Rule, cap: Option<usize>| {
         let how = Scoring { max_depth: cap, ..Scoring::by(rule, &stored.state) };
         score_rule(&stored.model, &windows, &chunks, mask, &how)
     };
-    let (training, a) = score(&Rule::SeeingAll, None);
+    let (training, a) = score(&Rule::NonCausal, None);
     let (by_row, b) = score(&causal, None);
     let has_caps = !stored.model.plan().recursions.is_empty();
     let caps: Vec<(usize, RuleScore)> = (1..=stored.model.config().recursions)
         .filter(|_| has_caps)
         .map(|cap| {
-            (cap, if cap == stored.model.config().recursions { by_row.clone() } else { score(&causal, Some(cap)).0 })
+            (
+                cap,
+                if cap == stored.model.config().recursions {
+                    by_row.clone()
+                } else {
+                    score(&causal, Some(cap)).0
+                },
+            )
         })
         .collect();
     let disagreement = disagreement(&a, &b);
     if options.json {
-        let caps: Vec<_> = caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
-        say::line(serde_json::to_string_pretty(&json!({
+        let caps: Vec<_> =
+            caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
+        output::line(serde_json::to_string_pretty(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
             "sequence_length": length, "document_mask": mask,
             "training_time_routing": training, "causal_routing": by_row, "disagreement": disagreement,
@@ -66,22 +81,34 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         }))?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = vec![score_row("training-time routing", &training), score_row("causal routing", &by_row)];
-    rows.extend(caps.iter().map(|(cap, s)| score_row(&format!("causal, at most {cap} recursions"), s)));
-    let columns = ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
+    let mut rows =
+        vec![score_row("training-time routing", &training), score_row("causal routing", &by_row)];
+    rows.extend(
+        caps.iter().map(|(cap, s)| score_row(&format!("causal, at most {cap} recursions"), s)),
+    );
+    let columns =
+        ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
     let caption = format!(
         "{split}, {} windows of {length}, weights {weights}; depths differ on {:.1} % of rows",
         a.len() / length,
         100.0 * disagreement
     );
-    say::piece(Table { columns, rows, caption, best: None }.to_text());
+    output::piece(Table { columns, rows, caption, best: None }.to_text());
     let rows = training.sources.iter().map(|(name, score)| {
         let causal = by_row.sources.get(name).map_or(f64::NAN, |s| s.bits_per_byte);
-        vec![name.clone(), score.predictions.to_string(), format!("{:.4}", score.bits_per_byte), format!("{causal:.4}")]
+        vec![
+            name.clone(),
+            score.predictions.to_string(),
+            format!("{:.4}", score.bits_per_byte),
+            format!("{causal:.4}"),
+        ]
     });
-    let columns =
-        ["source", "predictions", "bits/byte, training-time", "bits/byte, causal"].map(str::to_owned).to_vec();
-    say::line("");
-    say::piece(Table { columns, rows: rows.collect(), caption: String::new(), best: None }.to_text());
+    let columns = ["source", "predictions", "bits/byte, training-time", "bits/byte, causal"]
+        .map(str::to_owned)
+        .to_vec();
+    output::line("");
+    output::piece(
+        Table { columns, rows: rows.collect(), caption: String::new(), best: None }.to_text(),
+    );
     Ok(ExitCode::SUCCESS)
 }

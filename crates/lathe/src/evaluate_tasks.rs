@@ -1,4 +1,5 @@
-//! `lathe eval --tasks`: evaluation tasks by log-likelihood, with the causal routing that serving uses.
+//! `lathe eval --tasks`: evaluation tasks by log-likelihood, with the causal routing that serving
+//! uses.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,14 +16,21 @@ use train::Stored;
 
 use crate::arguments::Eval;
 use crate::serving_arguments::Weights;
-use crate::{open, say};
+use crate::{open, output};
 
 /// Runs the command.
-pub(crate) fn run(options: &Eval, weights: Weights, stored: &Stored, tokenizer: &Tokenizer) -> Result<ExitCode> {
+pub(crate) fn run(
+    options: &Eval,
+    weights: Weights,
+    stored: &Stored,
+    tokenizer: &Tokenizer,
+) -> Result<ExitCode> {
     let path = options.tasks.as_ref().context("--tasks is not given")?;
     let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
     let mut items = match &options.items {
-        Some(path) => Some(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?)),
+        Some(path) => Some(BufWriter::new(
+            File::create(path).with_context(|| format!("creating {}", path.display()))?,
+        )),
         None => None,
     };
     if weights.0.is_none() {
@@ -33,7 +41,8 @@ pub(crate) fn run(options: &Eval, weights: Weights, stored: &Stored, tokenizer: 
         if let Some(limit) = options.limit {
             task.keep_first(limit);
         }
-        let report = evaluate(task, stored, tokenizer).with_context(|| format!("task {}", task.name()))?;
+        let report =
+            evaluate(task, stored, tokenizer).with_context(|| format!("task {}", task.name()))?;
         if let Some(items) = &mut items {
             report.write_records(items).context("writing --items")?;
         }
@@ -49,27 +58,30 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Repor
     let encode = |text: &str| Ok(tokenizer.encode(text)?);
     let asks = task.requests(&encode, stored.model.config().context, tokenizer.eos_id())?;
     let rule = open::causal(stored)?;
-    let stretches: Vec<Stretch<'_>> = asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();
+    let stretches: Vec<Stretch<'_>> =
+        asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();
     let bar = ProgressBar::new(stretches.len() as u64).with_message(task.name().to_owned());
     if let Ok(style) = ProgressStyle::with_template("{msg:>20} {bar:30} {pos}/{len} {eta}") {
         bar.set_style(style);
     }
-    let found = likelihoods(&stored.model, &rule, &stored.state, &stretches, &mut |n| bar.set_position(n as u64));
+    let found = likelihoods(&stored.model, &rule, &stored.state, &stretches, &mut |n| {
+        bar.set_position(n as u64)
+    });
     bar.finish_and_clear();
-    let answer = |l: &engine::Likelihood| Answer { log_likelihood: l.log_likelihood, greedy: l.greedy };
+    let answer =
+        |l: &engine::Likelihood| Answer { log_likelihood: l.log_likelihood, greedy: l.greedy };
     Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
 }
 
 fn print(options: &Eval, weights: Weights, reports: &[(usize, Report)]) -> Result<ExitCode> {
     if options.json {
-        let metric =
-            |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
+        let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
         let of = |(items, r): &(usize, Report)| {
             let metrics: Vec<_> = r.metrics.iter().map(metric).collect();
             json!({ "task": r.task, "kind": r.kind, "items": items, "metrics": metrics })
         };
         let tasks: Vec<_> = reports.iter().map(of).collect();
-        say::line(serde_json::to_string_pretty(&json!({
+        output::line(serde_json::to_string_pretty(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "routing": "causal",
             "tasks": tasks,
         }))?);
@@ -88,8 +100,10 @@ fn print(options: &Eval, weights: Weights, reports: &[(usize, Report)]) -> Resul
             ]);
         }
     }
-    let columns = ["task", "items", "metric", "value", "standard error", "better"].map(str::to_owned).to_vec();
+    let columns = ["task", "items", "metric", "value", "standard error", "better"]
+        .map(str::to_owned)
+        .to_vec();
     let caption = format!("causal routing, weights {weights}");
-    say::piece(Table { columns, rows, caption, best: None }.to_text());
+    output::piece(Table { columns, rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
 }

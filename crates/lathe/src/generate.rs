@@ -11,7 +11,7 @@ use report::DepthColors;
 use train::Stored;
 
 use crate::arguments::Generate;
-use crate::{open, say};
+use crate::{open, output};
 
 /// Runs the command.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
@@ -20,7 +20,9 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         Some(prompt) => prompt.clone(),
         None => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("reading the prompt from standard input")?;
             text
         }
     };
@@ -35,7 +37,9 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     let started = Instant::now();
     let wanted = Wanted {
         prompt: &prompt,
-        max_tokens: options.max_tokens.unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt)),
+        max_tokens: options
+            .max_tokens
+            .unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt)),
         sampler: &sampler,
         max_depth: options.max_depth,
         show_depth: options.show_depth,
@@ -43,7 +47,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         choice: 0,
     };
     let generated = continue_text(&stored, &tokenizer, &wanted)?;
-    say::line("");
+    output::line("");
     let seconds = started.elapsed().as_secs_f64();
     let passes: u32 = generated.tokens.iter().map(|t| t.depth).sum();
     let count = generated.tokens.len().max(1) as f64;
@@ -55,14 +59,15 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         report::human_bytes(generated.kv_bytes as u64)
     );
     if options.show_depth {
-        say::note(summary)
+        output::note(summary)
     } else {
         tracing::info!("{summary}")
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with its reason.
+/// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with
+/// its reason.
 fn default_length(stored: &Stored, tokenizer: &Tokenizer, prompt: &str) -> usize {
     let used = open::prompt(stored, tokenizer, prompt).map_or(0, |ids| ids.len());
     stored.model.config().context.saturating_sub(used).clamp(1, 128)
@@ -80,20 +85,25 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// Streams the prompt and its continuation.
-pub(crate) fn continue_text(stored: &Stored, tokenizer: &Tokenizer, wanted: &Wanted<'_>) -> Result<Generated> {
+pub(crate) fn continue_text(
+    stored: &Stored,
+    tokenizer: &Tokenizer,
+    wanted: &Wanted<'_>,
+) -> Result<Generated> {
     let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
     let rule = open::causal(stored)?;
     let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
-    let colors = DepthColors::new(stored.model.config().recursions, wanted.show_depth && say::colors());
+    let colors =
+        DepthColors::new(stored.model.config().recursions, wanted.show_depth && output::colors());
     let mut stream = tokenizer.decode_stream();
-    say::piece(report::sanitize(wanted.prompt));
+    output::piece(report::sanitize(wanted.prompt));
     let mut bad = None;
     let mut each = |token: &Token| {
         if stop.contains(&token.id) {
             return true;
         }
         match stream.push(token.id) {
-            Ok(Some(text)) => say::piece(colors.paint(&text, token.depth as f32)),
+            Ok(Some(text)) => output::piece(colors.paint(&text, token.depth as f32)),
             Ok(None) => {}
             Err(error) => bad = Some(error),
         }
@@ -117,7 +127,7 @@ pub(crate) fn continue_text(stored: &Stored, tokenizer: &Tokenizer, wanted: &Wan
         return Err(error.into());
     }
     if let Some(rest) = stream.finish() {
-        say::piece(report::sanitize(&rest));
+        output::piece(report::sanitize(&rest));
     }
     Ok(generated)
 }

@@ -8,7 +8,7 @@ use report::{human_bytes, human_count};
 use serde_json::json;
 
 use crate::arguments::{Export, Import};
-use crate::say;
+use crate::output;
 
 /// `lathe import`
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
@@ -16,30 +16,37 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
         .with_context(|| format!("importing {}", options.source.display()))?;
     if options.json {
         let value = json!({ "path": options.out, "config": made.config, "text": made.text, "costs": made.costs });
-        say::line(serde_json::to_string_pretty(&value)?);
+        output::line(serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);
     }
     let (config, costs) = (&made.config, &made.costs);
-    say::line(format!(
+    output::line(format!(
         "{} layers of width {}, {} query and {} key-value heads of {}, feed-forward {}, context {}",
-        config.layers, config.width, config.heads, config.kv_heads, config.head_dim, config.ffn, config.context
+        config.layers,
+        config.width,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+        config.ffn,
+        config.context
     ));
-    say::line(format!(
+    output::line(format!(
         "{} parameters and {} of embedding{}, {} as f32",
         human_count(costs.unique_parameters as f64),
         human_count(costs.embedding_parameters as f64),
         if config.tie_embeddings { " (tied)" } else { "" },
         human_bytes(costs.weight_bytes)
     ));
-    let template = if made.text.chat_template.is_some() { "a chat template" } else { "no chat template" };
+    let template =
+        if made.text.chat_template.is_some() { "a chat template" } else { "no chat template" };
     let id = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
-    say::line(format!(
+    output::line(format!(
         "{} tokens, begin {}, end {:?}, {template}",
         config.vocab_size,
         id(made.text.bos),
         made.text.eos
     ));
-    say::line(format!("wrote {}", options.out.display()));
+    output::line(format!("wrote {}", options.out.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -60,7 +67,9 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
             let dtype = match dtype {
                 "f32" => Dtype::F32,
                 "bf16" => Dtype::Bf16,
-                other => anyhow::bail!("--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"),
+                other => anyhow::bail!(
+                    "--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"
+                ),
             };
             convert::export_hugging_face(&stored, &options.out, dtype)?;
         }
@@ -69,16 +78,21 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                 "f32" => WeightType::F32,
                 "f16" => WeightType::F16,
                 "q8_0" => WeightType::Q8_0,
-                other => anyhow::bail!("--dtype is {other}, expected f32, f16 or q8_0 for a GGUF file"),
+                other => {
+                    anyhow::bail!("--dtype is {other}, expected f32, f16 or q8_0 for a GGUF file")
+                }
             };
             let name = options.out.file_stem().and_then(|name| name.to_str()).unwrap_or("lathe");
             convert::export_gguf(&stored, &options.out, weights, name)?;
         }
         _ => {
-            ensure!(dtype == "f32", "--dtype is {dtype}, expected f32 for a model that is not dense");
+            ensure!(
+                dtype == "f32",
+                "--dtype is {dtype}, expected f32 for a model that is not dense"
+            );
             convert::export_own(&stored, &options.out)?;
         }
     }
-    say::line(format!("wrote {} ({format}, {dtype})", options.out.display()));
+    output::line(format!("wrote {} ({format}, {dtype})", options.out.display()));
     Ok(ExitCode::SUCCESS)
 }

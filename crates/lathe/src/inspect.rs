@@ -1,11 +1,12 @@
-//! `lathe inspect`: what a checkpoint holds and costs, and where it spends its recursions on a text.
+//! `lathe inspect`: what a checkpoint holds and costs, and where it spends its recursions on a
+//! text.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{Batch, Census, Scoring, Sequence, score};
+use engine::{Batch, RoutingStats, Scoring, Sequence, score};
 use model::cost::parameters;
 use model::{Rule, Sharing};
 use report::{HeatText, HeatToken, Page, Table};
@@ -13,7 +14,7 @@ use serde_json::json;
 use train::Stored;
 
 use crate::arguments::Inspect;
-use crate::{open, plan, say};
+use crate::{open, output, plan};
 
 /// Runs the command.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
@@ -21,7 +22,8 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     let config = stored.model.config();
     let length = stored.recipe.as_ref().map_or(config.context, |r| r.data.sequence_length);
     let costs = plan::model_table(config, length)?;
-    let text = options.text.as_deref().map(|path| read_text(&stored, &tokenizer, path)).transpose()?;
+    let text =
+        options.text.as_deref().map(|path| read_text(&stored, &tokenizer, path)).transpose()?;
     let weights = stored.rounded.map_or_else(|| "f32".to_owned(), |format| format.to_string());
     if options.json {
         let p = parameters(config, stored.model.plan());
@@ -29,37 +31,43 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             Some(Rule::Causal(decision)) => serde_json::to_value(decision)?,
             _ => serde_json::Value::Null,
         };
-        say::line(serde_json::to_string_pretty(&json!({
+        output::line(serde_json::to_string_pretty(&json!({
             "step": stored.step, "tokens": stored.tokens, "weights": weights, "weight_bytes": stored.model.bytes(), "config": config, "parameters": p, "routing": routing,
             "router_state": stored.state, "sharing": sharing_map(&stored),
             "text": text.as_ref().map(|t| t.statistics.rows.clone()),
         }))?);
     } else {
-        say::line(format!(
+        output::line(format!(
             "step {}, {} predictions trained on",
             stored.step,
             report::human_count(stored.tokens as f64)
         ));
         if stored.rounded.is_some() {
             let bytes = report::human_bytes(stored.model.bytes() as u64);
-            say::line(format!("weights rounded to {weights}, {bytes}: a checkpoint for use only"));
+            output::line(format!(
+                "weights rounded to {weights}, {bytes}: a checkpoint for use only"
+            ));
         }
-        say::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
+        output::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
         if let Some(Rule::Causal(decision)) = &stored.rule {
-            say::line(format!("causal rule: {}, thresholds {:?}", decision.made_by, decision.thresholds));
+            output::line(format!(
+                "causal rule: {}, thresholds {:?}",
+                decision.made_by, decision.thresholds
+            ));
         }
-        say::line("");
-        say::piece(costs.to_text());
+        output::line("");
+        output::piece(costs.to_text());
         if let Some(text) = &text {
-            say::line("");
-            say::piece(text.statistics.to_text());
+            output::line("");
+            output::piece(text.statistics.to_text());
         }
     }
     if let (Some(path), Some(text)) = (&options.html, text) {
         let mut page = Page::new("Depth by token", &options.checkpoint.display().to_string());
         page.table(costs).table(text.statistics).heat(text.heat);
-        std::fs::write(path, page.render()).with_context(|| format!("writing {}", path.display()))?;
-        say::note(format!("wrote {}", path.display()));
+        std::fs::write(path, page.render())
+            .with_context(|| format!("writing {}", path.display()))?;
+        output::note(format!("wrote {}", path.display()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -67,7 +75,9 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
 /// `0 | 1 2 | 1 2 | 1 2 | 3`: which stored layer each unrolled layer uses.
 fn sharing_map(stored: &Stored) -> String {
     let plan = stored.model.plan();
-    let run = |uses: &[model::sharing::Use]| uses.iter().map(|u| u.stored.to_string()).collect::<Vec<_>>().join(" ");
+    let run = |uses: &[model::layout::LayerUse]| {
+        uses.iter().map(|u| u.stored.to_string()).collect::<Vec<_>>().join(" ")
+    };
     let mut parts = vec![run(&plan.before)];
     parts.extend(plan.recursions.iter().map(|block| run(block)));
     parts.push(run(&plan.after));
@@ -85,17 +95,23 @@ pub(crate) struct Looked {
 }
 
 fn read_text(stored: &Stored, tokenizer: &Tokenizer, path: &Path) -> Result<Looked> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     look(stored, tokenizer, &text, &path.display().to_string())
 }
 
 /// Scores `text` with causal routing, in stretches of the model's context.
-pub(crate) fn look(stored: &Stored, tokenizer: &Tokenizer, text: &str, title: &str) -> Result<Looked> {
+pub(crate) fn look(
+    stored: &Stored,
+    tokenizer: &Tokenizer,
+    text: &str,
+    title: &str,
+) -> Result<Looked> {
     let ids = tokenizer.encode_ordinary(text)?;
     ensure!(ids.len() >= 2, "the text has {} tokens, expected at least 2", ids.len());
     let rule = open::causal(stored)?;
     let config = stored.model.config();
-    let mut census = Census::default();
+    let mut stats = RoutingStats::default();
     let mut scores = Vec::new();
     for start in (0..ids.len() - 1).step_by(config.context) {
         let end = (start + config.context).min(ids.len() - 1);
@@ -108,7 +124,7 @@ pub(crate) fn look(stored: &Stored, tokenizer: &Tokenizer, text: &str, title: &s
             same_document: &same,
         };
         let batch = Batch::pack(&[sequence], true);
-        scores.extend(score(&stored.model, &batch, &Scoring::by(&rule, &stored.state), &mut census));
+        scores.extend(score(&stored.model, &batch, &Scoring::by(&rule, &stored.state), &mut stats));
     }
     let mut stream = tokenizer.decode_stream();
     let mut tokens = Vec::new();
@@ -124,13 +140,17 @@ pub(crate) fn look(stored: &Stored, tokenizer: &Tokenizer, text: &str, title: &s
         let share = 100.0 * some.len() as f64 / scores.len() as f64;
         rows.push(vec![name, some.len().to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
     }
-    for (r, seen) in census.recursions.iter().enumerate() {
+    for (r, seen) in stats.recursions.iter().enumerate() {
         let share = 100.0 * seen.kept as f64 / seen.candidates.max(1) as f64;
         let mean = seen.logit_sum / seen.candidates.max(1) as f64;
         let name = format!("router {}: pass, % pass, mean logit", r + 1);
         rows.push(vec![name, seen.kept.to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
     }
     let columns = ["", "tokens", "%", "nats of the next token"].map(str::to_owned).to_vec();
-    let statistics = Table { columns, rows, caption: format!("causal routing on {title}"), best: None };
-    Ok(Looked { statistics, heat: HeatText { title: title.to_owned(), max_depth: config.recursions, tokens } })
+    let statistics =
+        Table { columns, rows, caption: format!("causal routing on {title}"), best: None };
+    Ok(Looked {
+        statistics,
+        heat: HeatText { title: title.to_owned(), max_depth: config.recursions, tokens },
+    })
 }

@@ -1,47 +1,50 @@
-//! `lathe`: trains, evaluates, inspects and runs language models that spend compute per token. One file per verb; the only
-//! room that reads recipes, talks to the terminal and wires the others together.
+//! `lathe`: trains, evaluates, inspects and runs language models that spend compute per token. One
+//! file per verb; the only room that reads recipes, talks to the terminal and wires the others
+//! together.
 
 mod arguments;
-mod bench;
+mod bench_engine;
 mod bench_growth;
 mod bench_kernels;
-mod bench_run;
 mod bench_serve;
+mod bench_train;
 mod convert;
 mod data_build;
 mod evaluate;
 mod evaluate_tasks;
 mod generate;
-mod golden;
 mod import;
 mod inspect;
-mod live;
-mod load;
+mod load_client;
 mod open;
+mod output;
 mod plan;
+mod progress;
 mod quantize;
 mod quickstart;
 mod recipe;
 mod run_page;
-mod say;
 mod serve;
 mod serving_arguments;
 mod signals;
 mod train_run;
+mod verify;
 
 use clap::Parser;
 
 use crate::arguments::{Arguments, BenchCommand, Command, DataCommand, TokenizerCommand};
 
-/// Keeps freed pages: training allocates the same sizes every step, and page faults are the price of giving them back.
+/// Keeps freed pages: training allocates the same sizes every step, and page faults are the price
+/// of giving them back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     ops::keep_freed_pages();
     let arguments = Arguments::parse();
-    say::logging(arguments.verbose);
-    // Inside the pool, an operation starts its share of the work at once instead of waking a worker for it first.
+    output::logging(arguments.verbose);
+    // Inside the pool, an operation starts its share of the work at once instead of waking a worker
+    // for it first.
     let done = match rayon::ThreadPoolBuilder::new().build() {
         Ok(pool) => pool.install(|| dispatch(arguments.command)),
         Err(error) => Err(anyhow::Error::from(error).context("starting the worker threads")),
@@ -49,7 +52,7 @@ fn main() -> std::process::ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            say::note(format!("error: {error:#}"));
+            output::note(format!("error: {error:#}"));
             std::process::ExitCode::FAILURE
         }
     }
@@ -58,7 +61,9 @@ fn main() -> std::process::ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
     match command {
         Command::Quickstart(options) => quickstart::run(&options),
-        Command::Tokenizer(TokenizerCommand::Train(options)) => data_build::train_tokenizer(&options),
+        Command::Tokenizer(TokenizerCommand::Train(options)) => {
+            data_build::train_tokenizer(&options)
+        }
         Command::Data(DataCommand::Build(options)) => data_build::build(&options),
         Command::Train(options) => train_run::run(&options),
         Command::Eval(options) => evaluate::run(&options),
@@ -71,9 +76,9 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),
         Command::Serve(options) => serve::run(&options),
-        Command::Bench(BenchCommand::Train(options)) => bench::train(&options),
-        Command::Bench(BenchCommand::Decode(options)) => bench_run::decode(&options),
-        Command::Bench(BenchCommand::Prefill(options)) => bench_run::prefill(&options),
+        Command::Bench(BenchCommand::Train(options)) => bench_train::train(&options),
+        Command::Bench(BenchCommand::Decode(options)) => bench_engine::decode(&options),
+        Command::Bench(BenchCommand::Prefill(options)) => bench_engine::prefill(&options),
         Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
         Command::Bench(BenchCommand::Kernels(options)) => bench_kernels::run(&options),
         Command::Bench(BenchCommand::Growth(options)) => bench_growth::run(&options),
@@ -83,13 +88,13 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
 
 fn verify(options: &arguments::Verify) -> anyhow::Result<std::process::ExitCode> {
     let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
-    let cases = golden::verify(&options.dir, ops)?;
+    let cases = verify::verify(&options.dir, ops)?;
     if options.json {
-        say::line(serde_json::to_string_pretty(&cases)?);
+        output::line(serde_json::to_string_pretty(&cases)?);
     } else {
-        say::piece(golden::table(&cases).to_text());
+        output::piece(verify::table(&cases).to_text());
         let passed = cases.iter().filter(|c| c.passed).count();
-        say::line(format!("{passed} of {} cases within their tolerances", cases.len()));
+        output::line(format!("{passed} of {} cases within their tolerances", cases.len()));
     }
     let all = cases.iter().all(|c| c.passed);
     Ok(if all { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })

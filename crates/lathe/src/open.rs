@@ -12,13 +12,15 @@ use crate::serving_arguments::Weights;
 
 /// A checkpoint and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
-    let stored = train::load_for_use(path).with_context(|| format!("opening the checkpoint {}", path.display()))?;
-    let json = stored
-        .tokenizer
-        .as_deref()
-        .with_context(|| format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display()))?;
-    let json = std::str::from_utf8(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
-    let tokenizer = Tokenizer::from_json(json).with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    let stored = train::load_for_use(path)
+        .with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    let json = stored.tokenizer.as_deref().with_context(|| {
+        format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
+    })?;
+    let json = std::str::from_utf8(json)
+        .with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    let tokenizer = Tokenizer::from_json(json)
+        .with_context(|| format!("tokenizer.json of {}", path.display()))?;
     let (found, expected) = (tokenizer.vocab_size(), stored.model.config().vocab_size);
     anyhow::ensure!(
         found <= expected,
@@ -28,7 +30,8 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     Ok((stored, tokenizer))
 }
 
-/// The ids at which generation ends: those that the model came with, or the tokenizer's end of text.
+/// The ids at which generation ends: those that the model came with, or the tokenizer's end of
+/// text.
 pub(crate) fn stops(stored: &Stored, tokenizer: &Tokenizer) -> Vec<u32> {
     let known = stored.text.as_ref().map_or(&[][..], |text| &text.eos);
     if known.is_empty() { tokenizer.eos_id().into_iter().collect() } else { known.to_vec() }
@@ -52,7 +55,7 @@ pub(crate) fn prompt(stored: &Stored, tokenizer: &Tokenizer, text: &str) -> Resu
 pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
     match (&stored.rule, &stored.model.config().router) {
         (Some(rule), _) => Ok(rule.clone()),
-        (None, RouterConfig::Fixed | RouterConfig::TokenChoice(_)) => Ok(Rule::SeeingAll),
+        (None, RouterConfig::Fixed | RouterConfig::TokenChoice(_)) => Ok(Rule::NonCausal),
         (None, router) => anyhow::bail!(
             "the checkpoint has no causal routing rule for router \"{}\": it was not saved by `lathe train`",
             router.kind()
@@ -60,8 +63,13 @@ pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
     }
 }
 
-/// Rounds weights that are `stored` in f32 (none) or a format to the `wanted` one; says what they are in then.
-pub(crate) fn round(model: &Model, stored: Option<Format>, wanted: Option<Weights>) -> Result<Weights> {
+/// Rounds weights that are `stored` in f32 (none) or a format to the `wanted` one; says what they
+/// are in then.
+pub(crate) fn round(
+    model: &Model,
+    stored: Option<Format>,
+    wanted: Option<Weights>,
+) -> Result<Weights> {
     match (stored, wanted.unwrap_or(Weights(stored))) {
         (None, Weights(Some(format))) => {
             model.quantize(format).with_context(|| format!("rounding the weights to {format}"))?;
@@ -76,7 +84,11 @@ pub(crate) fn round(model: &Model, stored: Option<Format>, wanted: Option<Weight
 }
 
 /// The same for generation, for which weights that stay in f32 are kept in panel order too.
-pub(crate) fn prepare(model: &Model, stored: Option<Format>, wanted: Option<Weights>) -> Result<Weights> {
+pub(crate) fn prepare(
+    model: &Model,
+    stored: Option<Format>,
+    wanted: Option<Weights>,
+) -> Result<Weights> {
     let weights = round(model, stored, wanted)?;
     if weights.0.is_none() {
         model.pack();

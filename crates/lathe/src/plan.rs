@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use data::{Corpus, Split, Windows};
 use model::ModelConfig;
-use model::cost::{Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense};
+use model::cost::{
+    Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense,
+};
 use report::{Table, human_bytes, human_count, human_duration};
 use train::Recipe;
 
-use crate::{recipe, say};
+use crate::{output, recipe};
 
 /// `lathe presets`
 pub(crate) fn presets() -> Result<ExitCode> {
@@ -27,9 +29,11 @@ pub(crate) fn presets() -> Result<ExitCode> {
             human_count(p.unrolled as f64),
         ]);
     }
-    let columns = ["preset", "unrolled layers", "width", "unique parameters", "unrolled"].map(str::to_owned).to_vec();
+    let columns = ["preset", "unrolled layers", "width", "unique parameters", "unrolled"]
+        .map(str::to_owned)
+        .to_vec();
     let caption = "parameters without embedding and head".to_owned();
-    say::piece(Table { columns, rows, caption, best: None }.to_text());
+    output::piece(Table { columns, rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -38,10 +42,13 @@ pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
     let mut recipe = given.clone();
     let corpus = Path::new(&recipe.data.dir);
     let windows = if recipe.data.dir.is_empty() || !corpus.join("manifest.json").is_file() {
-        say::note(format!("data.dir \"{}\" holds no data yet: sizes that depend on it are left out", recipe.data.dir));
+        output::note(format!(
+            "data.dir \"{}\" holds no data yet: sizes that depend on it are left out",
+            recipe.data.dir
+        ));
         if recipe.model.vocab_size == 0 {
             recipe.model.vocab_size = 4096;
-            say::note("model.vocab_size is open: counting with 4096");
+            output::note("model.vocab_size is open: counting with 4096");
         }
         None
     } else {
@@ -52,9 +59,9 @@ pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
         Some(Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?)
     };
     recipe.check()?;
-    say::line(recipe::show(&recipe)?);
-    say::piece(model_table(&recipe.model, recipe.data.sequence_length)?.to_text());
-    say::piece(run_table(&recipe, windows.as_ref())?.to_text());
+    output::line(recipe::show(&recipe)?);
+    output::piece(model_table(&recipe.model, recipe.data.sequence_length)?.to_text());
+    output::piece(run_table(&recipe, windows.as_ref())?.to_text());
     Ok(())
 }
 
@@ -71,9 +78,12 @@ pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
     };
     let count = |x: f64| human_count(x);
     let bytes = |x: f64| human_bytes(x as u64);
-    let pair = |convention| (flops(config, &plan, convention), flops(&dense, &dense_plan, convention));
+    let pair =
+        |convention| (flops(config, &plan, convention), flops(&dense, &dense_plan, convention));
     let (paper, full) = (pair(Convention::Paper), pair(Convention::Full));
-    let kv = |config: &ModelConfig, plan| kv_bytes_per_token(config, plan, &nominal_capacities(config), 4);
+    let kv = |config: &ModelConfig, plan| {
+        kv_bytes_per_token(config, plan, &nominal_capacities(config), 4)
+    };
     let rows = vec![
         row("unique parameters (no embedding)", p.unique as f64, q.unique as f64, &count),
         row("unrolled parameters", p.unrolled as f64, q.unrolled as f64, &count),
@@ -81,7 +91,12 @@ pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
         row("forward FLOPs/token, paper's count", paper.0, paper.1, &count),
         row("forward FLOPs/token, full count", full.0, full.1, &count),
         row("KV bytes/token, f32", kv(config, &plan), kv(&dense, &dense_plan), &bytes),
-        row("weight bytes, f32", 4.0 * (p.unique + p.embedding) as f64, 4.0 * (q.unique + q.embedding) as f64, &bytes),
+        row(
+            "weight bytes, f32",
+            4.0 * (p.unique + p.embedding) as f64,
+            4.0 * (q.unique + q.embedding) as f64,
+            &bytes,
+        ),
     ];
     let columns = ["model", "this one", "dense, same depth", "ratio"].map(str::to_owned).to_vec();
     let caption = format!("at sequence length {n} and nominal capacities");
@@ -103,11 +118,14 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
         ["tokens".to_owned(), human_count(tokens)].to_vec(),
         ["training FLOPs, full count".to_owned(), human_count(flops)].to_vec(),
         ["weights, gradients, moments".to_owned(), human_bytes(state as u64)].to_vec(),
-        ["activations of one pass, about".to_owned(), human_bytes(activation_bytes(recipe) as u64)].to_vec(),
-        ["time here at half of the measured peak".to_owned(), human_duration(flops / rate)].to_vec(),
+        ["activations of one pass, about".to_owned(), human_bytes(activation_bytes(recipe) as u64)]
+            .to_vec(),
+        ["time here at half of the measured peak".to_owned(), human_duration(flops / rate)]
+            .to_vec(),
     ];
     if let Some(windows) = windows {
-        let epochs = recipe.train.steps as f64 * recipe.train.batch as f64 / windows.len().max(1) as f64;
+        let epochs =
+            recipe.train.steps as f64 * recipe.train.batch as f64 / windows.len().max(1) as f64;
         rows.push(["epochs".to_owned(), format!("{epochs:.2}")].to_vec());
     }
     let columns = ["run", ""].map(str::to_owned).to_vec();
@@ -139,15 +157,22 @@ fn memory_bytes() -> Option<f64> {
     Some(1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?)
 }
 
-/// What the backward pass keeps: per active row and layer the inputs of each operation, or only the layer's input.
+/// What the backward pass keeps: per active row and layer the inputs of each operation, or only the
+/// layer's input.
 fn activation_bytes(recipe: &Recipe) -> f64 {
     let c = &recipe.model;
     let heads = c.heads * c.head_dim;
-    let per_layer =
-        if recipe.train.recompute { c.width } else { 4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn };
+    let per_layer = if recipe.train.recompute {
+        c.width
+    } else {
+        4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn
+    };
     let shares = nominal_capacities(c);
     let layers: f64 = match c.check() {
-        Ok(plan) => plan.unrolled().map(|u| if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] }).sum(),
+        Ok(plan) => plan
+            .unrolled()
+            .map(|u| if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] })
+            .sum(),
         Err(_) => 0.0,
     };
     let rows = (recipe.train.micro_batch * recipe.data.sequence_length) as f64;

@@ -8,7 +8,7 @@ use report::{Table, human_bytes, human_count};
 use serde_json::json;
 
 use crate::arguments::Quantize;
-use crate::say;
+use crate::output;
 
 /// Runs the command.
 pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
@@ -17,10 +17,12 @@ pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     let (_, done) = convert::quantize(stored, options.weights, &options.out)
         .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
     if options.json {
-        say::line(serde_json::to_string_pretty(&json!({ "path": options.out, "quantization": done }))?);
+        output::line(serde_json::to_string_pretty(
+            &json!({ "path": options.out, "quantization": done }),
+        )?);
     } else {
-        say::piece(table(&done).to_text());
-        say::line(format!("wrote {}", options.out.display()));
+        output::piece(table(&done).to_text());
+        output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -43,9 +45,25 @@ fn table(done: &Quantization) -> Table {
             row([&kind.kind, &kind.format], [kind.tensors, kind.weights], bytes, errors)
         })
         .collect();
-    let counts = [done.kinds.iter().map(|k| k.tensors).sum(), done.kinds.iter().map(|k| k.weights).sum()];
-    rows.push(row(["all", ""], counts, [done.bytes_before, done.bytes_after], [String::new(), String::new()]));
-    let columns = ["kind", "format", "tensors", "weights", "before", "after", "ratio", "largest error", "mean error"];
+    let counts =
+        [done.kinds.iter().map(|k| k.tensors).sum(), done.kinds.iter().map(|k| k.weights).sum()];
+    rows.push(row(
+        ["all", ""],
+        counts,
+        [done.bytes_before, done.bytes_after],
+        [String::new(), String::new()],
+    ));
+    let columns = [
+        "kind",
+        "format",
+        "tensors",
+        "weights",
+        "before",
+        "after",
+        "ratio",
+        "largest error",
+        "mean error",
+    ];
     let caption = "error: |rounded - w|, relative to the root mean square of the matrix".to_owned();
     Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
 }

@@ -1,4 +1,5 @@
-//! `lathe quickstart`: text from this disk, a tokenizer, a small Mixture-of-Recursions model, its numbers, its voice, a page.
+//! `lathe quickstart`: text from this disk, a tokenizer, a small Mixture-of-Recursions model, its
+//! numbers, its voice, a page.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,44 +13,61 @@ use engine::Sampler;
 use model::ModelConfig;
 use report::{BarSeries, Bars, Page, human_bytes, human_count, human_duration};
 use train::{
-    CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig, Stored, TrainConfig,
-    Trainer, Validation,
+    CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig,
+    Stored, TrainConfig, Trainer, Validation,
 };
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
-use crate::{data_build, inspect, plan, recipe, run_page, say, train_run};
+use crate::{data_build, inspect, output, plan, recipe, run_page, train_run};
 
 /// Prompts that suit prose about programs, and programs.
-const PROMPTS: [&str; 3] = ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
+const PROMPTS: [&str; 3] =
+    ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
 
 /// Runs the command.
 pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
-    ensure!(options.minutes > 0.0 && options.minutes <= 1e5, "--minutes is {}, expected above 0", options.minutes);
+    ensure!(
+        options.minutes > 0.0 && options.minutes <= 1e5,
+        "--minutes is {}, expected above 0",
+        options.minutes
+    );
     let started = Instant::now();
-    let config = model::presets::preset(&options.preset)
-        .with_context(|| format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset))?;
-    std::fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
+    let config = model::presets::preset(&options.preset).with_context(|| {
+        format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset)
+    })?;
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("making {}", options.out.display()))?;
     let data = prepare(options)?;
     let recipe = make_recipe(options, config, &data, started)?;
     let path = options.out.join("recipe.toml");
-    std::fs::write(&path, recipe::show(&recipe)?).with_context(|| format!("writing {}", path.display()))?;
-    say::line(format!("training {} for {} steps ({})", options.preset, recipe.train.steps, ops::machine()));
+    std::fs::write(&path, recipe::show(&recipe)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    output::line(format!(
+        "training {} for {} steps ({})",
+        options.preset,
+        recipe.train.steps,
+        ops::machine()
+    ));
     let run_dir = options.out.join("run");
     let Some(validation) = train_run::train(&recipe, &run_dir, Resume::Auto)? else {
-        say::line(format!("stopped and saved; `lathe train {} --out {}` continues", path.display(), run_dir.display()));
+        output::line(format!(
+            "stopped and saved; `lathe train {} --out {}` continues",
+            path.display(),
+            run_dir.display()
+        ));
         return Ok(ExitCode::SUCCESS);
     };
-    say::piece(train_run::results(&validation).to_text());
+    output::piece(train_run::results(&validation).to_text());
     let (stored, tokenizer) = crate::open::checkpoint(&run_dir)?;
     stored.model.pack();
     speak(&stored, &tokenizer, options.seed)?;
     let page = options.out.join("report.html");
     let text = page_of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
     std::fs::write(&page, text).with_context(|| format!("writing {}", page.display()))?;
-    say::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
-    say::line(format!("  open {}", page.display()));
-    say::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));
+    output::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
+    output::line(format!("  open {}", page.display()));
+    output::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,11 +83,19 @@ fn prepare(options: &Quickstart) -> Result<PathBuf> {
             corpus.vocab_size(),
             options.vocab
         );
-        say::line(format!("text: {} tokens already in {}", human_count(corpus.tokens() as f64), dir.display()));
+        output::line(format!(
+            "text: {} tokens already in {}",
+            human_count(corpus.tokens() as f64),
+            dir.display()
+        ));
         return Ok(dir);
     }
-    let manifest = if options.input.is_empty() { from_packages(options, &dir)? } else { from_files(options, &dir)? };
-    say::piece(data_build::summary(&manifest, &dir).to_text());
+    let manifest = if options.input.is_empty() {
+        from_packages(options, &dir)?
+    } else {
+        from_files(options, &dir)?
+    };
+    output::piece(data_build::summary(&manifest, &dir).to_text());
     Ok(dir)
 }
 
@@ -80,7 +106,7 @@ fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
     )?;
     found.save(&options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
-    say::line(format!(
+    output::line(format!(
         "text: {} files, {} of the packages this program was built from",
         found.files.len(),
         human_bytes(bytes)
@@ -94,21 +120,36 @@ fn from_files(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
     let tokenizer = data_build::tokenizer_from_files(&inputs, options.vocab)?;
     tokenizer.save(&options.out.join("tokenizer.json"))?;
-    Ok(build(&inputs, &tokenizer, dir, &BuildOptions { valid_per_mille: 20, ..BuildOptions::default() })?)
+    Ok(build(
+        &inputs,
+        &tokenizer,
+        dir,
+        &BuildOptions { valid_per_mille: 20, ..BuildOptions::default() },
+    )?)
 }
 
 /// As many steps as fit: a few steps of a throw-away trainer tell how long one takes here.
-fn make_recipe(options: &Quickstart, config: ModelConfig, data: &Path, started: Instant) -> Result<Recipe> {
+fn make_recipe(
+    options: &Quickstart,
+    config: ModelConfig,
+    data: &Path,
+    started: Instant,
+) -> Result<Recipe> {
     let earlier = options.out.join("recipe.toml");
     if options.out.join("run").is_dir() && earlier.is_file() {
-        say::line(format!("continuing with {}", earlier.display()));
+        output::line(format!("continuing with {}", earlier.display()));
         return recipe::load(&earlier, &[]);
     }
     let sequence_length = config.context.min(256);
     let mut recipe = Recipe {
         model: ModelConfig { vocab_size: options.vocab, ..config },
         data: DataConfig { dir: data.display().to_string(), sequence_length, document_mask: true },
-        train: TrainConfig { batch: 16, micro_batch: 16, seed: options.seed, ..TrainConfig::default() },
+        train: TrainConfig {
+            batch: 16,
+            micro_batch: 16,
+            seed: options.seed,
+            ..TrainConfig::default()
+        },
         optimizer: OptimizerConfig { learning_rate: 4e-3, ..OptimizerConfig::default() },
         checkpoint: CheckpointConfig { every: 0, keep_last: 1, keep_every: 0 },
         log: LogConfig { validate_every: 0, validate_windows: 64, calibrate_windows: 32 },
@@ -117,7 +158,8 @@ fn make_recipe(options: &Quickstart, config: ModelConfig, data: &Path, started: 
     let steps = match options.steps {
         Some(steps) => steps,
         None => {
-            let windows = Windows::new(&Corpus::open(data, Split::Train)?, sequence_length, options.seed)?;
+            let windows =
+                Windows::new(&Corpus::open(data, Split::Train)?, sequence_length, options.seed)?;
             let mut trial = Trainer::new(&recipe)?;
             trial.step(&windows)?;
             let clock = Instant::now();
@@ -131,7 +173,8 @@ fn make_recipe(options: &Quickstart, config: ModelConfig, data: &Path, started: 
         }
     };
     recipe.train.steps = steps;
-    recipe.schedule = ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
+    recipe.schedule =
+        ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
     recipe.log.validate_every = (steps / 4).max(1);
     recipe.checkpoint.every = (steps / 4).max(1);
     recipe.check()?;
@@ -139,8 +182,11 @@ fn make_recipe(options: &Quickstart, config: ModelConfig, data: &Path, started: 
 }
 
 fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
-    let colors = report::DepthColors::new(stored.model.config().recursions, say::colors());
-    say::line(format!("\nThe model speaks; colours show how many recursions a token took. {}", colors.legend()));
+    let colors = report::DepthColors::new(stored.model.config().recursions, output::colors());
+    output::line(format!(
+        "\nThe model speaks; colours show how many recursions a token took. {}",
+        colors.legend()
+    ));
     let room = stored.model.config().context;
     for (choice, prompt) in PROMPTS.iter().enumerate() {
         let sampler = Sampler { temperature: 0.7, top_p: 0.95, seed, ..Sampler::default() };
@@ -153,11 +199,11 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             ignore_eos: false,
             choice: choice as u64,
         };
-        say::line("");
+        output::line("");
         continue_text(stored, tokenizer, &wanted)?;
-        say::line("");
+        output::line("");
     }
-    say::line("");
+    output::line("");
     Ok(())
 }
 
@@ -182,7 +228,11 @@ fn page_of(
             &format!("{:.2}", validation.causal.mean_depth()),
             &format!("of at most {}", config.recursions),
         ),
-        ("parameters", &human_count(p.unique as f64), &format!("used as {}", human_count(p.unrolled as f64))),
+        (
+            "parameters",
+            &human_count(p.unique as f64),
+            &format!("used as {}", human_count(p.unrolled as f64)),
+        ),
         ("tokens trained on", &human_count(stored.tokens as f64), &time),
     ]);
     page.section("Learning");

@@ -1,4 +1,5 @@
-//! Recipes: TOML with presets and `--set`, where a key that means nothing is an error with its line and the nearest name.
+//! Recipes: TOML with presets and `--set`, where a key that means nothing is an error with its line
+//! and the nearest name.
 
 use std::path::Path;
 
@@ -9,14 +10,16 @@ use train::Recipe;
 
 /// Reads the recipe at `path` and applies `--set a.b=c` entries in order.
 pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("reading the recipe {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the recipe {}", path.display()))?;
     parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
 }
 
 /// A recipe from its text.
 pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     let spans = DeTable::parse(text).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let mut given: Value = toml::from_str::<Value>(text).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut given: Value =
+        toml::from_str::<Value>(text).map_err(|error| anyhow::anyhow!("{error}"))?;
     for entry in sets {
         set(&mut given, entry)?;
     }
@@ -28,10 +31,16 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     if let Some(unknown) = unknown_key(&given, &known, "") {
         let place = line_of(text, spans.get_ref(), &unknown.path)
             .map_or_else(|| "in --set".to_owned(), |line| format!("line {line}"));
-        let near = unknown.nearest().map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
-        bail!("{place}: unknown key `{}`, expected one of {}{near}", unknown.path, unknown.known.join(", "));
+        let near =
+            unknown.nearest().map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+        bail!(
+            "{place}: unknown key `{}`, expected one of {}{near}",
+            unknown.path,
+            unknown.known.join(", ")
+        );
     }
-    // A vocabulary left to the data is filled in when the data is opened; everything else is checked now.
+    // A vocabulary left to the data is filled in when the data is opened; everything else is
+    // checked now.
     let mut filled = recipe.clone();
     filled.model.vocab_size = recipe.model.vocab_size.max(1);
     filled.check()?;
@@ -41,14 +50,18 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
 /// A preset or the start's model first, then what the recipe says, then defaults for the rest.
 fn resolve(mut given: Value) -> Result<Recipe> {
     let mut base = serde_json::to_value(Recipe::default())?;
-    let preset = given.get_mut("model").and_then(Value::as_object_mut).and_then(|m| m.remove("preset"));
+    let preset =
+        given.get_mut("model").and_then(Value::as_object_mut).and_then(|m| m.remove("preset"));
     let names_preset = preset.is_some();
     if let Some(name) = preset {
-        let Some(name) = name.as_str() else { bail!("model.preset is {name}, expected a name in quotes") };
+        let Some(name) = name.as_str() else {
+            bail!("model.preset is {name}, expected a name in quotes")
+        };
         let Some(model) = model::presets::preset(name) else {
             let names = model::presets::names();
             let near = nearest(name, names.iter().map(String::as_str));
-            let hint = near.map_or_else(|| names.join(", "), |n| format!("a preset, such as \"{n}\""));
+            let hint =
+                near.map_or_else(|| names.join(", "), |n| format!("a preset, such as \"{n}\""));
             bail!("model.preset is \"{name}\", expected {hint}");
         };
         base["model"] = serde_json::to_value(model)?;
@@ -62,20 +75,30 @@ fn resolve(mut given: Value) -> Result<Recipe> {
     typed(base)
 }
 
-/// The typed recipe. The path makes a message like `model.heads: invalid type: string "x", expected usize` possible.
+/// The typed recipe. The path makes a message like `model.heads: invalid type: string "x", expected
+/// usize` possible.
 fn typed(base: Value) -> Result<Recipe> {
     let read = |value: Value| serde_path_to_error::deserialize::<_, Recipe>(value);
     read(base.clone()).map_err(|error| {
         let path = error.path().to_string();
         let table = format!("/{}", path.replace('.', "/"));
-        // Tables with a `kind` are read as a whole, so the path ends at the table: the field is the one without which the
-        // error is another or none.
-        let fields = base.pointer(&table).and_then(Value::as_object).into_iter().flat_map(|table| table.keys());
+        // Tables with a `kind` are read as a whole, so the path ends at the table: the field is the
+        // one without which the error is another or none.
+        let fields = base
+            .pointer(&table)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flat_map(|table| table.keys());
         let guilty = fields.filter(|field| *field != "kind").find(|field| {
             let mut without = base.clone();
-            without.pointer_mut(&table).and_then(Value::as_object_mut).map(|table| table.remove(*field));
+            without
+                .pointer_mut(&table)
+                .and_then(Value::as_object_mut)
+                .map(|table| table.remove(*field));
             let other = read(without).err().map(|other| other.inner().to_string());
-            other.is_none_or(|other| other != error.inner().to_string() && !other.starts_with("missing field"))
+            other.is_none_or(|other| {
+                other != error.inner().to_string() && !other.starts_with("missing field")
+            })
         });
         let field = guilty.map_or_else(String::new, |field| format!(".{field}"));
         anyhow::anyhow!("{path}{field}: {}", error.inner())
@@ -121,7 +144,8 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first number that is nan or infinite: JSON has none of them and takes them for null, which TOML does not have.
+/// The first number that is nan or infinite: JSON has none of them and takes them for null, which
+/// TOML does not have.
 fn not_finite(value: &Value, path: &str) -> Option<String> {
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match value {
@@ -208,9 +232,15 @@ mod tests {
     #[test]
     fn presets_and_sets() {
         let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\n[model.router]\nkind = \"expert_choice\"\nalpha = 0.2\n";
-        let recipe = parse(text, &["train.steps=7".into(), "data.dir=some/where".into()]).expect("legal");
-        assert_eq!((recipe.train.steps, recipe.data.dir.as_str(), recipe.model.width), (7, "some/where", 128));
-        let model::RouterConfig::ExpertChoice(router) = &recipe.model.router else { panic!("router kept its kind") };
+        let recipe =
+            parse(text, &["train.steps=7".into(), "data.dir=some/where".into()]).expect("legal");
+        assert_eq!(
+            (recipe.train.steps, recipe.data.dir.as_str(), recipe.model.width),
+            (7, "some/where", 128)
+        );
+        let model::RouterConfig::ExpertChoice(router) = &recipe.model.router else {
+            panic!("router kept its kind")
+        };
         assert!((router.alpha - 0.2).abs() < 1e-12);
         let again = parse(&show(&recipe).expect("writes"), &[]).expect("reads its own output");
         assert_eq!(again, recipe);
@@ -218,7 +248,10 @@ mod tests {
 
     #[test]
     fn an_open_vocabulary_is_left_to_the_data() {
-        assert_eq!(parse("[model]\npreset = \"cpu-1m-mor3\"\n", &[]).expect("legal").model.vocab_size, 0);
+        assert_eq!(
+            parse("[model]\npreset = \"cpu-1m-mor3\"\n", &[]).expect("legal").model.vocab_size,
+            0
+        );
         assert!(error("[model]\nwidth = 0\n", &[]).contains("model.width"));
     }
 
@@ -233,9 +266,16 @@ mod tests {
     #[test]
     fn unknown_keys_name_line_and_neighbour() {
         let found = error("[model]\nvocab_size = 10\nwidht = 64\n", &[]);
-        assert!(found.contains("line 3") && found.contains("`model.widht`") && found.contains("`width`"), "{found}");
-        let found =
-            error("[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n", &[]);
+        assert!(
+            found.contains("line 3")
+                && found.contains("`model.widht`")
+                && found.contains("`width`"),
+            "{found}"
+        );
+        let found = error(
+            "[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n",
+            &[],
+        );
         assert!(found.contains("line 5") && found.contains("capacities"), "{found}");
         let found = error("[model]\nvocab_size = 10\n", &["train.stepz=3"]);
         assert!(found.contains("--set") && found.contains("`steps`"), "{found}");
@@ -269,7 +309,11 @@ mod tests {
                 "model.router.gating: ",
             ),
             ("[model]\nvocab_size = 10\nsharing = \"spiral\"\n", &[], "model.sharing"),
-            ("[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n", &[], "model.sharing"),
+            (
+                "[model]\nvocab_size = 10\nsharing = \"sequence\"\nlayers = 9\n",
+                &[],
+                "model.sharing",
+            ),
             ("[model]\nvocab_size = 10\n[model.router]\nkind = \"oracle\"\n", &[], "oracle"),
             (
                 "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n",
@@ -302,11 +346,27 @@ mod tests {
             ("[model]\nvocab_size = 10\n", &["train.micro_batch=3"], "train.micro_batch"),
             ("[model]\nvocab_size = 10\n", &["train.steps"], "KEY=VALUE"),
             ("[model]\nvocab_size = 10\n", &["train..steps=3"], "empty part"),
-            ("[model]\nvocab_size = 10\n", &["data.sequence_length=100000"], "data.sequence_length"),
+            (
+                "[model]\nvocab_size = 10\n",
+                &["data.sequence_length=100000"],
+                "data.sequence_length",
+            ),
             ("[model]\nvocab_size = 10\n", &["optimizer.beta1=1.0"], "optimizer.beta1"),
-            ("[model]\nvocab_size = 10\n", &["optimizer.learning_rate=nan"], "optimizer.learning_rate"),
-            ("[model]\nvocab_size = 10\n", &["schedule.decay_fraction=2"], "schedule.decay_fraction"),
-            ("[model]\nvocab_size = 10\nkv = \"shared\"\n", &["train.recompute=true"], "train.recompute"),
+            (
+                "[model]\nvocab_size = 10\n",
+                &["optimizer.learning_rate=nan"],
+                "optimizer.learning_rate",
+            ),
+            (
+                "[model]\nvocab_size = 10\n",
+                &["schedule.decay_fraction=2"],
+                "schedule.decay_fraction",
+            ),
+            (
+                "[model]\nvocab_size = 10\nkv = \"shared\"\n",
+                &["train.recompute=true"],
+                "train.recompute",
+            ),
             ("[model\n", &[], "line 1"),
             ("model = 3\n", &[], "model"),
         ] {

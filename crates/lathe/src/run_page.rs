@@ -8,7 +8,7 @@ use report::{Chart, Page, Record, Series, Table, human_count};
 use serde_json::Value;
 
 use crate::arguments::Report;
-use crate::say;
+use crate::output;
 
 /// Runs the command.
 pub(crate) fn run(options: &Report) -> Result<ExitCode> {
@@ -24,15 +24,21 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
     if let Some(table) = sources(&records) {
         page.table(table);
     }
-    std::fs::write(&options.html, page.render()).with_context(|| format!("writing {}", options.html.display()))?;
-    say::note(format!("wrote {}", options.html.display()));
+    std::fs::write(&options.html, page.render())
+        .with_context(|| format!("writing {}", options.html.display()))?;
+    output::note(format!("wrote {}", options.html.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// The records of the run in `dir`.
 pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
     let path = dir.join("log.jsonl");
-    ensure!(path.is_file(), "{} is missing: {} is not the folder of a run", path.display(), dir.display());
+    ensure!(
+        path.is_file(),
+        "{} is missing: {} is not the folder of a run",
+        path.display(),
+        dir.display()
+    );
     Ok(report::jsonl::read(&path)?.records)
 }
 
@@ -73,8 +79,16 @@ pub(crate) fn loss_chart(records: &[Record]) -> Chart {
         log_x: false,
         series: vec![
             series("training (mean of 10 steps)", smooth(points(records, field("loss"))), false),
-            series("validation, training-time routing", points(records, validation("training", "nll")), false),
-            series("validation, causal routing", points(records, validation("causal", "nll")), true),
+            series(
+                "validation, training-time routing",
+                points(records, validation("training", "nll")),
+                false,
+            ),
+            series(
+                "validation, causal routing",
+                points(records, validation("causal", "nll")),
+                true,
+            ),
         ],
     }
 }
@@ -95,7 +109,9 @@ fn bits_chart(records: &[Record]) -> Option<Chart> {
 
 /// Share of the rows that had each number of recursions.
 fn depth_chart(records: &[Record]) -> Chart {
-    let depths = |r: &Record| -> Option<Vec<f64>> { r.get("depths")?.as_array()?.iter().map(Value::as_f64).collect() };
+    let depths = |r: &Record| -> Option<Vec<f64>> {
+        r.get("depths")?.as_array()?.iter().map(Value::as_f64).collect()
+    };
     let most = records.iter().filter_map(depths).map(|d| d.len()).max().unwrap_or(0);
     let share = |depth: usize| {
         move |r: &Record| {
@@ -103,7 +119,8 @@ fn depth_chart(records: &[Record]) -> Chart {
             Some(counts.get(depth)? / counts.iter().sum::<f64>().max(1.0))
         }
     };
-    let all = (0..most).map(|d| series(format!("{d} recursions"), points(records, share(d)), false));
+    let all =
+        (0..most).map(|d| series(format!("{d} recursions"), points(records, share(d)), false));
     Chart {
         title: "Rows by recursions taken in training".into(),
         x_label: "step".into(),
@@ -115,7 +132,13 @@ fn depth_chart(records: &[Record]) -> Chart {
 
 fn one(records: &[Record], title: &str, y_label: &str, name: &'static str) -> Chart {
     let series = vec![series(name, points(records, field(name)), false)];
-    Chart { title: title.into(), x_label: "step".into(), y_label: y_label.into(), log_x: false, series }
+    Chart {
+        title: title.into(),
+        x_label: "step".into(),
+        y_label: y_label.into(),
+        log_x: false,
+        series,
+    }
 }
 
 /// The last validation by source.
@@ -125,12 +148,19 @@ fn sources(records: &[Record]) -> Option<Table> {
     let (training, causal) = (of("training")?, of("causal")?);
     let rows = training.iter().map(|(name, score)| {
         let bits = |v: Option<&Value>| {
-            v.and_then(|v| v["bits_per_byte"].as_f64()).map_or_else(String::new, |b| format!("{b:.4}"))
+            v.and_then(|v| v["bits_per_byte"].as_f64())
+                .map_or_else(String::new, |b| format!("{b:.4}"))
         };
         let predictions = score["predictions"].as_f64().unwrap_or(0.0);
         vec![name.clone(), human_count(predictions), bits(Some(score)), bits(causal.get(name))]
     });
-    let columns = ["source", "predictions", "bits/byte, training-time routing", "bits/byte, causal routing"];
+    let columns =
+        ["source", "predictions", "bits/byte, training-time routing", "bits/byte, causal routing"];
     let caption = format!("validation after step {}", last.get("step")?);
-    Some(Table { columns: columns.map(str::to_owned).to_vec(), rows: rows.collect(), caption, best: None })
+    Some(Table {
+        columns: columns.map(str::to_owned).to_vec(),
+        rows: rows.collect(),
+        caption,
+        best: None,
+    })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{Engine, Live, Options, Sampling};
+use engine::{DefaultDraw, Engine, EngineThread, Options};
 use model::{Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, Gauges, Limits, Refusal, Request, Sink};
@@ -16,10 +16,10 @@ use server::{Backend, Facts, Settings, Text};
 use train::Stored;
 
 use crate::serving_arguments::{Bounds, Http, Numbers, Serve};
-use crate::{open, say};
+use crate::{open, output};
 
 /// The engine as the server sees it.
-struct Served(Live);
+struct Served(EngineThread);
 
 impl Backend for Served {
     fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
@@ -51,14 +51,16 @@ impl Backend for Served {
 pub(crate) struct Ready {
     facts: Facts,
     text: Text,
-    live: Live,
+    live: EngineThread,
 }
 
 impl Ready {
     /// Starts the engine's thread.
     pub(crate) fn start(engine: Engine, facts: Facts, text: Text) -> Result<Self> {
-        let pool = Arc::new(rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?);
-        let live = Live::start(engine, pool).context("starting the engine's thread")?;
+        let pool = Arc::new(
+            rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?,
+        );
+        let live = EngineThread::start(engine, pool).context("starting the engine's thread")?;
         Ok(Self { facts, text, live })
     }
 
@@ -69,7 +71,15 @@ impl Ready {
         settings: Settings,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        Ok(server::serve(listener, settings, self.facts, self.text, Arc::new(Served(self.live)), stop).await?)
+        Ok(server::serve(
+            listener,
+            settings,
+            self.facts,
+            self.text,
+            Arc::new(Served(self.live)),
+            stop,
+        )
+        .await?)
     }
 }
 
@@ -88,7 +98,8 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
     let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, facts, text)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let address = (options.host.as_str(), options.port)
             .to_socket_addrs()
@@ -102,7 +113,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
             .await
             .with_context(|| format!("listening at {address}: choose another --port, or stop what listens there"))?;
         let at = listener.local_addr()?;
-        say::line(format!(
+        output::line(format!(
             "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
             ready.facts.id,
             report::human_bytes(model_bytes as u64)
@@ -138,7 +149,12 @@ pub(crate) fn engine(
     bounds: &Bounds,
 ) -> Result<Engine> {
     let limits = limits(model.config(), numbers, bounds)?;
-    Ok(Engine::new(model, rule, state, Options { limits, kv: numbers.kv, draw: Arc::new(Sampling) })?)
+    Ok(Engine::new(
+        model,
+        rule,
+        state,
+        Options { limits, kv: numbers.kv, draw: Arc::new(DefaultDraw) },
+    )?)
 }
 
 /// The engine's bounds for a model.
@@ -159,8 +175,8 @@ pub(crate) fn limits(config: &ModelConfig, numbers: &Numbers, bounds: &Bounds) -
         rows: bounds.rows,
         chunk: bounds.chunk,
         pages,
-        leave_rows: bounds.leave_rows,
-        leave_wait: bounds.leave_wait,
+        coda_batch: bounds.coda_batch,
+        coda_wait: bounds.coda_wait,
         context,
         brownout,
         ..Limits::default()
@@ -203,14 +219,17 @@ pub(crate) fn facts(model: &Model, id: String) -> Facts {
 
 /// When a checkpoint was made, in seconds since 1970.
 fn created(path: &Path) -> u64 {
-    let made = std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let made =
+        std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     made.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// A number that differs when a weight does.
 fn fingerprint(model: &Model) -> u64 {
-    let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    let of = |values: Vec<f32>| values.iter().fold(0u64, |hash, v| mix(hash, u64::from(v.to_bits())));
+    let mix =
+        |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let of =
+        |values: Vec<f32>| values.iter().fold(0u64, |hash, v| mix(hash, u64::from(v.to_bits())));
     model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
 }
 
@@ -221,7 +240,9 @@ pub(crate) fn text(
     tokenizer: Tokenizer,
     chat_template: Option<&Path>,
 ) -> Result<Text> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    };
     Ok(Text {
         bos: known.bos,
         eos,
@@ -235,7 +256,8 @@ pub(crate) fn text(
 fn keys(options: &Serve) -> Result<Vec<String>> {
     let mut keys = options.api_key.clone();
     if let Some(path) = &options.api_key_file {
-        let file = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let file =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         keys.extend(file.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
         ensure!(!keys.is_empty(), "{} holds no key, expected one a line", path.display());
     }

@@ -8,7 +8,8 @@ use ops::{Format, KvFormat};
 /// In which numbers weights and caches are kept.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Numbers {
-    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default they stay as stored
+    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default
+    /// they stay as stored
     #[arg(long, value_parser = weights)]
     pub(crate) weights: Option<Weights>,
     /// Keep keys and values as f32, bf16 or int8
@@ -57,10 +58,10 @@ pub(crate) struct Bounds {
     pub(crate) chunk: usize,
     /// Finished rows that the last layers wait for while others still recur; 1 never waits
     #[arg(long, default_value_t = 1)]
-    pub(crate) leave_rows: usize,
+    pub(crate) coda_batch: usize,
     /// Steps they wait at most
     #[arg(long, default_value_t = 1)]
-    pub(crate) leave_wait: u64,
+    pub(crate) coda_wait: u64,
     /// Requests that may wait
     #[arg(long, default_value_t = 128)]
     pub(crate) queue: usize,
@@ -174,8 +175,8 @@ pub(crate) struct BenchRun {
     /// Tokens of each prompt
     #[arg(long, value_delimiter = ',', default_values_t = [32])]
     pub(crate) context: Vec<usize>,
-    /// Sequences in all; with more than the batch, one that ends makes room for the next, and the time runs from the
-    /// first prompt to the last token
+    /// Sequences in all; with more than the batch, one that ends makes room for the next, and the
+    /// time runs from the first prompt to the last token
     #[arg(long)]
     pub(crate) requests: Option<usize>,
     /// MiB of keys and values that the sequences at a time share; by default enough for all
@@ -194,7 +195,7 @@ pub(crate) struct BenchRun {
     pub(crate) numbers: Numbers,
     /// Finished rows that the last layers wait for; 1 never waits
     #[arg(long, default_value_t = 1)]
-    pub(crate) leave_rows: usize,
+    pub(crate) coda_batch: usize,
     /// Show the seconds of each operation in one further round of the first model
     #[arg(long)]
     pub(crate) profile: bool,
@@ -218,13 +219,19 @@ impl std::str::FromStr for Lengths {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no length, expected 64, 16-128 (a range) or 64:16 (mean and deviation)");
+        let wrong = || {
+            format!(
+                "{text:?} is no length, expected 64, 16-128 (a range) or 64:16 (mean and deviation)"
+            )
+        };
         let count = |part: &str| part.parse::<usize>().ok().filter(|&n| n >= 1).ok_or_else(wrong);
         let number = |part: &str, least: f64| {
             part.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= least).ok_or_else(wrong)
         };
         match (text.split_once('-'), text.split_once(':')) {
-            (_, Some((mean, deviation))) => Ok(Lengths::Normal(number(mean, 1.0)?, number(deviation, 0.0)?)),
+            (_, Some((mean, deviation))) => {
+                Ok(Lengths::Normal(number(mean, 1.0)?, number(deviation, 0.0)?))
+            }
             (Some((low, high)), None) => match (count(low)?, count(high)?) {
                 (low, high) if low <= high => Ok(Lengths::Between(low, high)),
                 _ => Err(wrong()),
@@ -247,7 +254,8 @@ impl std::fmt::Display for Lengths {
 /// `lathe bench serve`
 #[derive(Debug, Args)]
 pub(crate) struct BenchServe {
-    /// A checkpoint, folder of a run, preset or recipe (.toml; fresh weights) to serve from this process
+    /// A checkpoint, folder of a run, preset or recipe (.toml; fresh weights) to serve from this
+    /// process
     #[arg(required_unless_present = "url", conflicts_with = "url")]
     pub(crate) subject: Option<String>,
     /// A running server with /v1/completions that takes token ids
@@ -268,7 +276,8 @@ pub(crate) struct BenchServe {
     /// Closed loop: requests at a time, each followed at once by the next (default 8)
     #[arg(long, conflicts_with = "rate")]
     pub(crate) concurrency: Option<usize>,
-    /// Open loop: requests a second, at random times (a Poisson process), whether or not earlier ones are done
+    /// Open loop: requests a second, at random times (a Poisson process), whether or not earlier
+    /// ones are done
     #[arg(long)]
     pub(crate) rate: Option<f64>,
     /// Requests in all

@@ -16,8 +16,9 @@ impl Asked {
     pub(crate) fn listen() -> Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // Order matters: the second signal meets the flag that the first one set, and ends the process. Whatever is
-            // being written then is a temporary folder; finished checkpoints are whole.
+            // Order matters: the second signal meets the flag that the first one set, and ends the
+            // process. Whatever is being written then is a temporary folder; finished checkpoints
+            // are whole.
             flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())
                 .context("listening for signals")?;
             flag::register(signal, asked.clone()).context("listening for signals")?;

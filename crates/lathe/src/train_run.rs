@@ -10,9 +10,9 @@ use report::human_count;
 use train::{Recipe, Resume, Run, Stop, Validation};
 
 use crate::arguments::Train;
-use crate::live::Live;
+use crate::progress::Live;
 use crate::signals::Asked;
-use crate::{plan, recipe, say};
+use crate::{output, plan, recipe};
 
 /// Runs the command.
 pub(crate) fn run(options: &Train) -> Result<ExitCode> {
@@ -25,8 +25,11 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     let resume = if options.resume == "never" { Resume::Never } else { Resume::Auto };
     let validation = train(&recipe, &options.out, resume)?;
     match validation {
-        Some(validation) => say::piece(results(&validation).to_text()),
-        None => say::line(format!("stopped and saved; the same command continues in {}", options.out.display())),
+        Some(validation) => output::piece(results(&validation).to_text()),
+        None => output::line(format!(
+            "stopped and saved; the same command continues in {}",
+            options.out.display()
+        )),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -34,13 +37,17 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
 /// Trains to the recipe's end or the first signal.
 pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
-    let mut run =
-        Run::open(recipe, out, resume, unix_time()).with_context(|| format!("opening the run in {}", out.display()))?;
+    let mut run = Run::open(recipe, out, resume, unix_time())
+        .with_context(|| format!("opening the run in {}", out.display()))?;
     for damaged in &run.resumed.damaged {
-        say::note(format!("passing over the damaged checkpoint {}: {}", damaged.path.display(), damaged.reason));
+        output::note(format!(
+            "passing over the damaged checkpoint {}: {}",
+            damaged.path.display(),
+            damaged.reason
+        ));
     }
     if let Some(step) = run.resumed.step {
-        say::note(format!("continuing from step {step}"));
+        output::note(format!("continuing from step {step}"));
     }
     let disk: Box<dyn Disk> = match FaultyDisk::from_env()? {
         Some(faulty) => Box::new(faulty),

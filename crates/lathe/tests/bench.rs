@@ -1,4 +1,5 @@
-//! `lathe bench`: numbers that add up, the same questions for the same seed, and wrong answers that fail the run.
+//! `lathe bench`: numbers that add up, the same questions for the same seed, and wrong answers that
+//! fail the run.
 
 mod common;
 
@@ -36,8 +37,12 @@ fn a_closed_loop_answers_everything() {
         "--json",
     ]);
     let found = found.good().json();
-    assert_eq!((&found["good"], &found["shed"], &found["wrong"]), (&json!(12), &json!(0), &json!([])));
-    let tokens = found["output_tokens_per_second"].as_f64().unwrap() * found["seconds"].as_f64().unwrap();
+    assert_eq!(
+        (&found["good"], &found["shed"], &found["wrong"]),
+        (&json!(12), &json!(0), &json!([]))
+    );
+    let tokens =
+        found["output_tokens_per_second"].as_f64().unwrap() * found["seconds"].as_f64().unwrap();
     assert!((tokens - 300.0).abs() < 1e-6, "{found}");
     let depth = found["mean_depth"].as_f64().unwrap();
     assert!((1.0..=3.0).contains(&depth), "{depth}");
@@ -47,7 +52,10 @@ fn a_closed_loop_answers_everything() {
         // An answer whose tokens all came in one piece has no time per token.
         assert!(spread["count"] == 12 || kind == "tpot_ms", "{kind}: {spread}");
         assert!(
-            at("p50") > 0.0 && at("p50") <= at("p90") && at("p90") <= at("p99") && at("p99") <= at("max"),
+            at("p50") > 0.0
+                && at("p50") <= at("p90")
+                && at("p90") <= at("p99")
+                && at("p99") <= at("max"),
             "{spread}"
         );
     }
@@ -81,7 +89,8 @@ fn what_an_open_loop_is_refused_counts_apart() {
     assert!(found["ttft_ms"].is_null() && found["end_to_end_ms"]["count"] == good, "{found}");
 }
 
-/// A server that gives every completion the same answer. Returns its address and the bodies it was sent.
+/// A server that gives every completion the same answer. Returns its address and the bodies it was
+/// sent.
 fn liar(answer: &'static str) -> (String, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -116,13 +125,16 @@ fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Opt
     if !is_get {
         noted.lock().unwrap().push(serde_json::from_slice(&body).ok()?);
     }
-    stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).as_bytes()).ok()
+    stream
+        .write_all(
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).as_bytes(),
+        )
+        .ok()
 }
 
 #[test]
 fn wrong_answers_fail_the_run() {
-    let whole =
-        r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+    let whole = r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
     let (url, asked) = liar(whole);
     let run = |tokens: &str| {
         lathe(&[
@@ -157,14 +169,20 @@ fn wrong_answers_fail_the_run() {
         .lock()
         .unwrap()
         .iter()
-        .map(|body| body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect())
+        .map(|body| {
+            body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
+        })
         .collect();
-    assert!(prompts.iter().all(|ids| ids.len() == 3 && ids.iter().all(|&id| id < 50)), "{prompts:?}");
+    assert!(
+        prompts.iter().all(|ids| ids.len() == 3 && ids.iter().all(|&id| id < 50)),
+        "{prompts:?}"
+    );
     prompts.sort();
     assert_eq!(prompts.len(), 8);
     assert!(prompts.chunks(2).all(|pair| pair[0] == pair[1]), "{prompts:?}");
     lathe(&["bench", "serve", "--url", &url, "--requests", "1"]).bad(&["--vocab"]);
-    lathe(&["bench", "serve", "--url", &url, "--vocab", "9", "--model", "mine"]).bad(&["--model mine", "other"]);
+    lathe(&["bench", "serve", "--url", &url, "--vocab", "9", "--model", "mine"])
+        .bad(&["--model mine", "other"]);
 }
 
 #[test]
@@ -190,13 +208,17 @@ fn broken_streams_fail_the_run() {
 
 #[test]
 fn kernels_are_checked_and_timed() {
-    let found = lathe(&["bench", "kernels", "--only", "int4", "--seconds", "0.001", "--json"]).good().json();
+    let found = lathe(&["bench", "kernels", "--only", "int4", "--seconds", "0.001", "--json"])
+        .good()
+        .json();
     let cases = found["results"].as_array().unwrap();
     assert_eq!(cases.len(), 2 * 4, "int4 and int4-g64 at four numbers of rows");
     for case in cases {
         let number = |name: &str| case[name].as_f64().unwrap();
         assert!(
-            number("seconds") > 0.0 && number("share_of_peak") > 0.0 && number("share_of_bandwidth") > 0.0,
+            number("seconds") > 0.0
+                && number("share_of_peak") > 0.0
+                && number("share_of_bandwidth") > 0.0,
             "{case}"
         );
         assert!(number("error") > 0.0 && number("error") <= number("tolerance"), "{case}");

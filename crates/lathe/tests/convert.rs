@@ -27,7 +27,17 @@ const RELEASED: &str = "[model.router]\nkind = \"expert_choice\"\ngating = \"ble
                         capacity_warmup_steps = 4\n";
 
 fn nll(place: &Place, checkpoint: &str) -> f64 {
-    let arguments = ["eval", checkpoint, "--data", "data", "--windows", "6", "--sequence-length", "32", "--json"];
+    let arguments = [
+        "eval",
+        checkpoint,
+        "--data",
+        "data",
+        "--windows",
+        "6",
+        "--sequence-length",
+        "32",
+        "--json",
+    ];
     let scores = place.run(&arguments).good().json();
     scores["causal_routing"]["all"]["nll"].as_f64().expect("a number")
 }
@@ -40,22 +50,47 @@ fn the_whole_way() {
     let convert = |out: &str, more: &[&str]| {
         place.run(&[&["convert", "dense", "--out", out, "--json"], more].concat()).good().json()
     };
-    let made = convert("rec", &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average"]);
+    let made =
+        convert("rec", &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average"]);
     assert_eq!(made["report"]["layers"][1]["from"], serde_json::json!([1, 2, 3]));
     assert_eq!(made["report"]["before"]["layers"], 5);
     convert(
         "mor",
-        &["--sharing", "middle_cycle", "--recursions", "3", "--init", "average", "--router", "expert_choice"],
+        &[
+            "--sharing",
+            "middle_cycle",
+            "--recursions",
+            "3",
+            "--init",
+            "average",
+            "--router",
+            "expert_choice",
+        ],
     );
     assert_eq!(nll(&place, "rec"), nll(&place, "mor"), "the converted model is the recursive one");
     let shown = place.run(&["inspect", "mor"]).good().out;
     assert!(shown.contains("full capacity"), "{shown}");
-    let shown =
-        place.run(&["convert", "dense", "--out", "cycle", "--sharing", "cycle", "--recursions", "2"]).good().out;
-    for needle in ["left out: layers 2", "unique parameters", "KV bytes/token", "instead of", "wrote cycle"] {
+    let shown = place
+        .run(&["convert", "dense", "--out", "cycle", "--sharing", "cycle", "--recursions", "2"])
+        .good()
+        .out;
+    for needle in
+        ["left out: layers 2", "unique parameters", "KV bytes/token", "instead of", "wrote cycle"]
+    {
         assert!(shown.contains(needle), "{needle}: {shown}");
     }
-    place.run(&["generate", "mor", "--prompt", "the model", "--max-tokens", "4", "--temperature", "0"]).good();
+    place
+        .run(&[
+            "generate",
+            "mor",
+            "--prompt",
+            "the model",
+            "--max-tokens",
+            "4",
+            "--temperature",
+            "0",
+        ])
+        .good();
 
     let teacher = "[distill]\ncheckpoint = \"dense\"\nweight = 0.5\n";
     place.write("up.toml", uptraining("mor", &format!("{teacher}{RELEASED}"), 6));
@@ -63,7 +98,9 @@ fn the_whole_way() {
     // Cut short and continued, with the same files in the end.
     let cut = uptraining("mor", &format!("{teacher}{RELEASED}"), 6);
     place.write("up.toml", cut);
-    let killed = common::end(place.command(&["train", "up.toml", "--out", "cut"]).env("LATHE_FAULT", "kill:rename:2"));
+    let killed = common::end(
+        place.command(&["train", "up.toml", "--out", "cut"]).env("LATHE_FAULT", "kill:rename:2"),
+    );
     assert_ne!(killed.code, Some(0), "{killed:?}");
     place.run(&["train", "up.toml", "--out", "cut"]).good();
     for file in ["weights.safetensors", "optimizer.safetensors", "state.json", "recipe.json"] {
@@ -72,12 +109,26 @@ fn the_whole_way() {
     }
     assert_eq!(place.text("whole/log.jsonl"), place.text("cut/log.jsonl"));
     let first: Value =
-        serde_json::from_str(place.text("whole/log.jsonl").lines().next().expect("a line")).expect("JSON");
+        serde_json::from_str(place.text("whole/log.jsonl").lines().next().expect("a line"))
+            .expect("JSON");
     assert_eq!(first["depths"], serde_json::json!([0, 0, 0, 64]), "capacities are annealed from 1");
     assert_eq!(first["parts"][1][0], "distillation", "{first}");
-    let recipe: Value = serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json")).expect("JSON");
+    let recipe: Value =
+        serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json"))
+            .expect("JSON");
     assert_eq!(recipe["start"]["fingerprint"].as_str().map(str::len), Some(64), "{recipe}");
-    place.run(&["generate", "whole", "--prompt", "the model", "--max-tokens", "4", "--temperature", "0"]).good();
+    place
+        .run(&[
+            "generate",
+            "whole",
+            "--prompt",
+            "the model",
+            "--max-tokens",
+            "4",
+            "--temperature",
+            "0",
+        ])
+        .good();
 
     exports(&place);
     refusals(&place);
@@ -107,16 +158,35 @@ fn refusals(place: &Place) {
         (&["convert", "dense", "--out", "x", "--recursions", "9"], &["layers"]),
         (&["convert", "dense", "--out", "x", "--sharing", "spiral"], &["--sharing", "spiral"]),
         (&["convert", "dense", "--out", "x", "--init", "best"], &["--init", "best"]),
-        (&["convert", "dense", "--out", "x", "--router", "{ kind = \"expert_choice\", alhpa = 1 }"], &["alhpa"]),
+        (
+            &[
+                "convert",
+                "dense",
+                "--out",
+                "x",
+                "--router",
+                "{ kind = \"expert_choice\", alhpa = 1 }",
+            ],
+            &["alhpa"],
+        ),
         (&["convert", "dense", "--out", "x", "--keep", "0-9"], &["--keep"]),
         (&["convert", "dense.toml", "--out", "x"], &["dense.toml"]),
         (&["train", "up.toml", "--out", "mor"], &["mor", "start.checkpoint"]),
         (&["train", "up.toml", "--out", "y", "--set", "model.width=64"], &["mor", "config.json"]),
-        (&["train", "up.toml", "--out", "y", "--set", "start.checkpoint=nowhere"], &["start.checkpoint"]),
+        (
+            &["train", "up.toml", "--out", "y", "--set", "start.checkpoint=nowhere"],
+            &["start.checkpoint"],
+        ),
         (&["train", "up.toml", "--out", "y", "--set", "start.fingerprint=00"], &["fingerprint"]),
         (&["train", "up.toml", "--out", "y", "--set", "distill.weight=2"], &["distill.weight"]),
-        (&["train", "up.toml", "--out", "y", "--set", "distill.temperature=0"], &["distill.temperature"]),
-        (&["train", "up.toml", "--out", "whole", "--set", "start.checkpoint=rec"], &["another start"]),
+        (
+            &["train", "up.toml", "--out", "y", "--set", "distill.temperature=0"],
+            &["distill.temperature"],
+        ),
+        (
+            &["train", "up.toml", "--out", "whole", "--set", "start.checkpoint=rec"],
+            &["another start"],
+        ),
     ] {
         place.refuses(arguments, needles);
     }
@@ -125,8 +195,19 @@ fn refusals(place: &Place) {
     common::copy_folder(&place.path("mor"), &place.path("fake/checkpoints/step-00000001"));
     place.refuses(&["train", "up.toml", "--out", "fake"], &["state.json", "start.checkpoint"]);
     // Another tokenizer.
-    place.run(&["tokenizer", "train", "--input", "text", "--vocab", "290", "--out", "other.json"]).good();
-    let arguments = ["data", "build", "--input", "text", "--tokenizer", "other.json", "--valid-per-mille", "200"];
+    place
+        .run(&["tokenizer", "train", "--input", "text", "--vocab", "290", "--out", "other.json"])
+        .good();
+    let arguments = [
+        "data",
+        "build",
+        "--input",
+        "text",
+        "--tokenizer",
+        "other.json",
+        "--valid-per-mille",
+        "200",
+    ];
     place.run(&[&arguments[..], &["--out", "other"]].concat()).good();
     place.refuses(&["train", "up.toml", "--out", "y", "--set", "data.dir=other"], &["tokenizer"]);
 }

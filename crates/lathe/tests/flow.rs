@@ -1,4 +1,5 @@
-//! From text to a talking model through the binary, for every router and every way of sharing keys and values.
+//! From text to a talking model through the binary, for every router and every way of sharing keys
+//! and values.
 
 mod common;
 
@@ -9,13 +10,14 @@ use std::process::Stdio;
 use common::{EXPERT, Place, end, recipe};
 use serde_json::Value;
 
-const AUXILIARY: &str =
-    r#"{ kind = "expert_choice", network = "mlp", function = "tanh", sampling = "aux_router", causal = "auxiliary" }"#;
+const AUXILIARY: &str = r#"{ kind = "expert_choice", network = "mlp", function = "tanh", sampling = "aux_router", causal = "auxiliary" }"#;
 const LOSS_FREE: &str = r#"{ kind = "token_choice", balance = "loss_free", function = "sigmoid" }"#;
 
 fn log(place: &Place, run: &str) -> Vec<Value> {
     let text = place.text(&format!("{run}/log.jsonl"));
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect()
 }
 
 fn losses(place: &Place, run: &str) -> Vec<f64> {
@@ -59,7 +61,10 @@ fn training_learns_and_logs() {
         }
         let depths = step["depths"].as_array().expect("a list");
         assert_eq!(depths.iter().map(number).sum::<f64>(), 64.0, "{step}");
-        assert!((1.0..=64.0).contains(&number(&step["tokens"])) && step["skipped"] == false, "{step}");
+        assert!(
+            (1.0..=64.0).contains(&number(&step["tokens"])) && step["skipped"] == false,
+            "{step}"
+        );
         assert_eq!(step["thresholds"].as_array().expect("a list").len(), 3, "{step}");
         assert!((0.0..=1.0).contains(&number(&step["router_accuracy"])), "{step}");
     }
@@ -73,12 +78,15 @@ fn training_learns_and_logs() {
         assert!(bits(validations[1], rule) < bits(validations[0], rule), "{validations:?}");
     }
     assert_eq!(place.text("run/timing.jsonl").lines().count(), 60);
-    let events: Vec<_> =
-        fs::read_dir(place.path("run/events")).expect("lists").map(|e| e.expect("lists").path()).collect();
+    let events: Vec<_> = fs::read_dir(place.path("run/events"))
+        .expect("lists")
+        .map(|e| e.expect("lists").path())
+        .collect();
     let name = events[0].file_name().expect("a name").to_string_lossy().into_owned();
     assert!(events.len() == 1 && name.contains("tfevents"), "{events:?}");
     let bytes = fs::read(&events[0]).expect("reads");
-    for tag in ["brain.Event:2", "train/loss", "train/gradient_norm", "valid/bits_per_byte_causal"] {
+    for tag in ["brain.Event:2", "train/loss", "train/gradient_norm", "valid/bits_per_byte_causal"]
+    {
         assert!(bytes.windows(tag.len()).any(|part| part == tag.as_bytes()), "{tag}");
     }
 }
@@ -91,12 +99,16 @@ fn the_same_recipe_gives_the_same_bits_on_any_number_of_threads() {
         let run = |name: &str, threads: &str, extra: &[&str]| {
             let arguments = [&["train", "r.toml", "--out", name], extra].concat();
             end(place.command(&arguments).env("RAYON_NUM_THREADS", threads)).good();
-            let weights = place.read(&format!("{name}/checkpoints/step-00000006/weights.safetensors"));
+            let weights =
+                place.read(&format!("{name}/checkpoints/step-00000006/weights.safetensors"));
             (place.text(&format!("{name}/log.jsonl")), weights)
         };
         let one = run(&format!("{kv}-1"), "1", &[]);
         for threads in ["2", "5"] {
-            assert!(run(&format!("{kv}-{threads}"), threads, &[]) == one, "{threads} threads, {kv}");
+            assert!(
+                run(&format!("{kv}-{threads}"), threads, &[]) == one,
+                "{threads} threads, {kv}"
+            );
         }
         assert!(run(&format!("{kv}-seed"), "1", &["--set", "train.seed=2"]).1 != one.1);
     }
@@ -107,7 +119,9 @@ fn smaller_passes_and_recomputed_layers_give_the_same_training() {
     let place = Place::with_data();
     place.write("r.toml", recipe(6, 3, EXPERT, "recursion_wise"));
     let run = |name: &str, set: &str| {
-        place.run(&["train", "r.toml", "--out", name, "--set", "train.batch=4", "--set", set]).good();
+        place
+            .run(&["train", "r.toml", "--out", name, "--set", "train.batch=4", "--set", set])
+            .good();
         losses(&place, name)
     };
     let whole = run("whole", "train.micro_batch=4");
@@ -129,7 +143,8 @@ fn whole_flow(place: &Place, router: &str, kv: &str, dense: bool) {
     let _ = fs::remove_dir_all(place.path("run"));
     place.run(&["train", "r.toml", "--out", "run"]).good();
     assert!(losses(place, "run").iter().all(|loss| *loss > 0.0 && *loss < 8.0), "{what}");
-    let scores = place.run(&["eval", "run", "--data", "data", "--windows", "6", "--json"]).good().json();
+    let scores =
+        place.run(&["eval", "run", "--data", "data", "--windows", "6", "--json"]).good().json();
     let rows = 6.0 * 32.0;
     let predictions = number(&scores["causal_routing"]["all"]["predictions"]);
     check_score(&scores["training_time_routing"], predictions, rows, recursions);
@@ -150,14 +165,26 @@ fn whole_flow(place: &Place, router: &str, kv: &str, dense: bool) {
         "{what}: {disagreement}"
     );
     let speak = |extra: &[&str]| {
-        let arguments = ["generate", "run", "--prompt", "the model reads", "--max-tokens", "20", "--ignore-eos"];
+        let arguments = [
+            "generate",
+            "run",
+            "--prompt",
+            "the model reads",
+            "--max-tokens",
+            "20",
+            "--ignore-eos",
+        ];
         place.run(&[&arguments[..], extra].concat()).good().out
     };
     let greedy = speak(&["--temperature", "0"]);
     assert!(greedy.starts_with("the model reads"), "{what}: {greedy}");
     assert_eq!(greedy, speak(&["--temperature", "0", "--seed", "9"]), "{what}");
     let looked = place.run(&["inspect", "run", "--json"]).good().json();
-    assert_eq!((&looked["step"], &looked["config"]["kv"]), (&Value::from(6), &Value::from(kv)), "{what}");
+    assert_eq!(
+        (&looked["step"], &looked["config"]["kv"]),
+        (&Value::from(6), &Value::from(kv)),
+        "{what}"
+    );
 }
 
 #[test]
@@ -199,7 +226,10 @@ fn eval_answers_with_the_windows_asked_for() {
     assert_eq!(whole["causal_routing"], step["causal_routing"]);
     assert_eq!((&whole["step"], &whole["sequence_length"]), (&Value::from(4), &Value::from(32)));
     let sources = whole["causal_routing"]["sources"].as_object().expect("sources");
-    assert!(sources.len() == 2 && sources.contains_key("rows") && sources.contains_key("text"), "{sources:?}");
+    assert!(
+        sources.len() == 2 && sources.contains_key("rows") && sources.contains_key("text"),
+        "{sources:?}"
+    );
     let predictions = |scores: &Value| number(&scores["causal_routing"]["all"]["predictions"]);
     assert!(predictions(&eval("run", &["--split", "train"])) > predictions(&whole));
     assert!(predictions(&eval("run", &["--windows", "3"])) <= 96.0);
@@ -209,9 +239,13 @@ fn eval_answers_with_the_windows_asked_for() {
     let longer = eval("run", &["--sequence-length", "64", "--windows", "2"]);
     assert_eq!(longer["sequence_length"], 64);
     let table = place.run(&["eval", "run", "--data", "data"]).good().out;
-    for needle in
-        ["training-time routing", "causal, at most 1 recursions", "causal, at most 3 recursions", "rows", "text"]
-    {
+    for needle in [
+        "training-time routing",
+        "causal, at most 1 recursions",
+        "causal, at most 3 recursions",
+        "rows",
+        "text",
+    ] {
         assert!(table.contains(needle), "{table}");
     }
 }
@@ -220,7 +254,9 @@ fn eval_answers_with_the_windows_asked_for() {
 fn generate_does_what_it_is_told() {
     let place = Place::with_run();
     let speak = |extra: &[&str]| {
-        place.run(&[&["generate", "run", "--prompt", "the depth", "--ignore-eos"], extra].concat()).good()
+        place
+            .run(&[&["generate", "run", "--prompt", "the depth", "--ignore-eos"], extra].concat())
+            .good()
     };
     let seed = |seed: &str| speak(&["--max-tokens", "30", "--seed", seed]).out;
     assert_eq!(seed("1"), seed("1"));
@@ -230,7 +266,10 @@ fn generate_does_what_it_is_told() {
     assert_eq!(greedy, speak(&["--max-tokens", "30", "--min-p", "1", "--seed", "5"]).out);
     assert_eq!(greedy, speak(&["--max-tokens", "30", "--top-p", "0.000001", "--seed", "5"]).out);
     let shallow = speak(&["--max-tokens", "12", "--max-depth", "1", "--show-depth"]);
-    assert!(shallow.err.contains("12 tokens") && shallow.err.contains("mean depth 1.00"), "{shallow:?}");
+    assert!(
+        shallow.err.contains("12 tokens") && shallow.err.contains("mean depth 1.00"),
+        "{shallow:?}"
+    );
     assert!(!shallow.out.contains('\u{1b}'), "no colours without a terminal: {shallow:?}");
     let nothing = speak(&["--max-tokens", "0"]);
     assert_eq!(nothing.out, "the depth\n");
@@ -254,14 +293,23 @@ fn inspect_tells_and_writes_a_page_that_stands_alone() {
     assert_eq!(looked["routing"]["thresholds"].as_array().expect("a list").len(), 3);
     assert!(number(&looked["parameters"]["unrolled"]) > number(&looked["parameters"]["unique"]));
     assert!(looked["text"].as_array().expect("rows").len() >= 6);
-    let told = place.run(&["inspect", "run", "--text", "text/20.md", "--html", "page.html"]).good().out;
-    for needle in
-        ["router expert_choice", "causal rule: calibrated", "unique parameters", "forward FLOPs/token", "3 recursions"]
-    {
+    let told =
+        place.run(&["inspect", "run", "--text", "text/20.md", "--html", "page.html"]).good().out;
+    for needle in [
+        "router expert_choice",
+        "causal rule: calibrated",
+        "unique parameters",
+        "forward FLOPs/token",
+        "3 recursions",
+    ] {
         assert!(told.contains(needle), "{told}");
     }
     let page = place.text("page.html");
-    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("next token:") && page.contains("causal routing on"));
+    assert!(
+        page.starts_with("<!DOCTYPE html>")
+            && page.contains("next token:")
+            && page.contains("causal routing on")
+    );
     for foreign in ["src=\"http", "href=\"http", "url(http", "@import", "<iframe"] {
         assert!(!page.contains(foreign), "{foreign}");
     }
@@ -273,8 +321,15 @@ fn a_dry_run_counts_and_leaves_nothing() {
     place.write("r.toml", recipe(40, 10, EXPERT, "shared"));
     for data in ["data", "nothing-yet"] {
         let set = format!("data.dir={data}");
-        let told = place.run(&["train", "r.toml", "--out", "run", "--dry-run", "--set", &set]).good();
-        for needle in ["unique parameters", "forward FLOPs/token", "training FLOPs", "KV bytes/token", "steps = 40"] {
+        let told =
+            place.run(&["train", "r.toml", "--out", "run", "--dry-run", "--set", &set]).good();
+        for needle in [
+            "unique parameters",
+            "forward FLOPs/token",
+            "training FLOPs",
+            "KV bytes/token",
+            "steps = 40",
+        ] {
             assert!(told.out.contains(needle), "{told:?}");
         }
         assert_eq!(told.out.contains("epochs"), data == "data", "{told:?}");
@@ -286,7 +341,9 @@ fn a_dry_run_counts_and_leaves_nothing() {
 fn presets_can_be_trained_by_name() {
     let place = Place::with_data();
     let listed = place.run(&["presets"]).good().out;
-    for name in ["smollm-135m", "smollm-1.7b-mor3", "cpu-1m-dense", "cpu-1m-token2", "cpu-40m-mor4-shared"] {
+    for name in
+        ["smollm-135m", "smollm-1.7b-mor3", "cpu-1m-dense", "cpu-1m-token2", "cpu-40m-mor4-shared"]
+    {
         assert!(listed.contains(name), "{listed}");
     }
     for line in listed.lines().filter(|line| line.starts_with("cpu-1m")) {
@@ -294,7 +351,10 @@ fn presets_can_be_trained_by_name() {
         place.write("r.toml", format!("[model]\npreset = \"{name}\"\n[data]\ndir = \"data\"\n"));
         place.run(&["train", "r.toml", "--out", "run", "--dry-run"]).good();
     }
-    place.write("r.toml", "[model]\npreset = \"cpu-1m-mor2\"\n[data]\ndir = \"data\"\nsequence_length = 16\n");
+    place.write(
+        "r.toml",
+        "[model]\npreset = \"cpu-1m-mor2\"\n[data]\ndir = \"data\"\nsequence_length = 16\n",
+    );
     let sets = [
         "--set",
         "train.steps=1",
@@ -305,7 +365,12 @@ fn presets_can_be_trained_by_name() {
         "--set",
         "log.validate_windows=1",
     ];
-    place.run(&[&["train", "r.toml", "--out", "run", "--set", "log.calibrate_windows=1"], &sets[..]].concat()).good();
+    place
+        .run(
+            &[&["train", "r.toml", "--out", "run", "--set", "log.calibrate_windows=1"], &sets[..]]
+                .concat(),
+        )
+        .good();
     assert_eq!(place.checkpoints("run"), ["step-00000001"]);
 }
 
@@ -313,14 +378,27 @@ fn presets_can_be_trained_by_name() {
 fn quickstart_ends_with_a_report() {
     let place = Place::empty();
     place.write_text("notes");
-    let arguments =
-        ["quickstart", "--input", "notes", "--steps", "8", "--preset", "cpu-1m-mor3", "--vocab", "300", "--out", "q"];
+    let arguments = [
+        "quickstart",
+        "--input",
+        "notes",
+        "--steps",
+        "8",
+        "--preset",
+        "cpu-1m-mor3",
+        "--vocab",
+        "300",
+        "--out",
+        "q",
+    ];
     let ended = place.run(&arguments).good();
     for needle in ["validation", "causal routing", "The model speaks", "report.html"] {
         assert!(ended.out.contains(needle), "{ended:?}");
     }
     let page = place.text("q/report.html");
-    for needle in ["<!DOCTYPE html>", "bits per byte, causal", "Where it thinks longer", "What it costs"] {
+    for needle in
+        ["<!DOCTYPE html>", "bits per byte, causal", "Where it thinks longer", "What it costs"]
+    {
         assert!(page.contains(needle), "{needle}");
     }
     for foreign in ["src=\"http", "href=\"http", "url(http", "@import"] {
@@ -330,8 +408,12 @@ fn quickstart_ends_with_a_report() {
     place.run(&["eval", "q/run", "--data", "q/data", "--windows", "2", "--json"]).good().json();
     // A second call finds everything done and says the same.
     let again = place.run(&arguments).good();
-    let table =
-        |out: &str| out.lines().filter(|line| line.contains("causal routing")).map(str::to_owned).collect::<Vec<_>>();
+    let table = |out: &str| {
+        out.lines()
+            .filter(|line| line.contains("causal routing"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(table(&again.out), table(&ended.out));
 }
 
@@ -339,9 +421,23 @@ fn quickstart_ends_with_a_report() {
 fn a_validation_set_of_its_own() {
     let place = Place::with_data();
     place.write("held/out.md", common::document(77, 30));
-    let common = ["data", "build", "--input", "text", "--validation", "held", "--tokenizer", "tokenizer.json"];
-    let told = place.run(&[&common[..], &["--valid-per-mille", "0", "--out", "split"]].concat()).good().out;
-    let validation: Vec<&str> = told.lines().filter(|line| line.starts_with("validation")).collect();
-    let documents: Vec<&str> = validation.iter().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    let common = [
+        "data",
+        "build",
+        "--input",
+        "text",
+        "--validation",
+        "held",
+        "--tokenizer",
+        "tokenizer.json",
+    ];
+    let told = place
+        .run(&[&common[..], &["--valid-per-mille", "0", "--out", "split"]].concat())
+        .good()
+        .out;
+    let validation: Vec<&str> =
+        told.lines().filter(|line| line.starts_with("validation")).collect();
+    let documents: Vec<&str> =
+        validation.iter().filter_map(|line| line.split_whitespace().nth(2)).collect();
     assert_eq!(documents.iter().filter(|n| **n != "0").collect::<Vec<_>>(), [&"1"], "{told}");
 }

@@ -1,4 +1,5 @@
-//! Reference cases: they pass, with the fast and with the plain operations, and a case that was changed does not.
+//! Reference cases: they pass, with the fast and with the plain operations, and a case that was
+//! changed does not.
 
 mod common;
 
@@ -29,7 +30,8 @@ fn copies(names: &[&str]) -> Place {
     let place = Place::empty();
     for name in names {
         for ending in ["json", "safetensors"] {
-            let bytes = fs::read(Path::new(&golden()).join(format!("{name}.{ending}"))).expect("a reference case");
+            let bytes = fs::read(Path::new(&golden()).join(format!("{name}.{ending}")))
+                .expect("a reference case");
             place.write(&format!("cases/{name}.{ending}"), bytes);
         }
     }
@@ -38,10 +40,17 @@ fn copies(names: &[&str]) -> Place {
 
 /// Names of the kinds of quantity that are out of tolerance in the case `name`.
 fn failed_checks(cases: &Value, name: &str) -> Vec<String> {
-    let case = cases.as_array().expect("a list").iter().find(|case| case["name"] == name).expect("the case");
+    let case = cases
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|case| case["name"] == name)
+        .expect("the case");
     assert_eq!(case["passed"], false, "{case}");
     let checks = case["checks"].as_array().expect("a list").iter();
-    let failed = checks.filter(|c| c["error"].as_f64().is_none_or(|e| e > c["tolerance"].as_f64().expect("a number")));
+    let failed = checks.filter(|c| {
+        c["error"].as_f64().is_none_or(|e| e > c["tolerance"].as_f64().expect("a number"))
+    });
     failed.map(|c| c["what"].as_str().expect("a name").to_owned()).collect()
 }
 
@@ -62,12 +71,17 @@ fn every_case_passes_with_fast_and_plain_operations() {
     for plain in [&[][..], &["--plain"]] {
         let ended = place.run(&[&["verify", &golden(), "--json"], plain].concat()).good();
         let cases = ended.json();
-        let names: Vec<&str> = cases.as_array().expect("a list").iter().filter_map(|c| c["name"].as_str()).collect();
+        let names: Vec<&str> =
+            cases.as_array().expect("a list").iter().filter_map(|c| c["name"].as_str()).collect();
         assert_eq!(names, CASES);
         for case in cases.as_array().expect("a list") {
             assert_eq!(case["passed"], true, "{case}");
-            let kinds: Vec<&str> =
-                case["checks"].as_array().expect("a list").iter().filter_map(|c| c["what"].as_str()).collect();
+            let kinds: Vec<&str> = case["checks"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .filter_map(|c| c["what"].as_str())
+                .collect();
             let expected: &[&str] = match case["name"] == TRAIN {
                 true => &["train loss", "train norm"],
                 false => &["selections", "hidden", "logits", "loss", "gradients"],
@@ -76,7 +90,10 @@ fn every_case_passes_with_fast_and_plain_operations() {
         }
     }
     let table = place.run(&["verify", &golden()]).good().out;
-    assert!(table.contains("6 of 6 cases") && CASES.iter().all(|name| table.contains(name)), "{table}");
+    assert!(
+        table.contains("6 of 6 cases") && CASES.iter().all(|name| table.contains(name)),
+        "{table}"
+    );
 }
 
 #[test]
@@ -84,7 +101,9 @@ fn one_perturbed_weight_fails_its_case_and_only_that() {
     let place = copies(&[EXPERT, TOKEN]);
     change(&place, EXPERT, |tensors| {
         let place = tensors.place("param.model.layers.0.mlp.down_proj.weight");
-        let value = f32::from_le_bytes(tensors.data[place.start..place.start + 4].try_into().expect("4 bytes"));
+        let value = f32::from_le_bytes(
+            tensors.data[place.start..place.start + 4].try_into().expect("4 bytes"),
+        );
         tensors.data[place.start..place.start + 4].copy_from_slice(&(value + 0.05).to_le_bytes());
     });
     let ended = verify(&place);
@@ -146,8 +165,16 @@ fn a_case_that_cannot_be_read_is_an_error_with_its_name() {
         ("another width", settings.replace("\"hidden_size\": 64", "\"hidden_size\": 60"), "has"),
         ("no width", settings.replace("\"hidden_size\": 64", "\"hidden_size\": 0"), "width"),
         ("unknown sharing", settings.replace("middle_cycle", "spiral"), "sharing is spiral"),
-        ("unknown kind", settings.replace("\"kind\": \"expert\"", "\"kind\": \"oracle\""), "kind is oracle"),
-        ("smaller vocabulary", settings.replace("\"vocab_size\": 97", "\"vocab_size\": 13"), "expected 13 x 64"),
+        (
+            "unknown kind",
+            settings.replace("\"kind\": \"expert\"", "\"kind\": \"oracle\""),
+            "kind is oracle",
+        ),
+        (
+            "smaller vocabulary",
+            settings.replace("\"vocab_size\": 97", "\"vocab_size\": 13"),
+            "expected 13 x 64",
+        ),
         ("wrong type", settings.replace("\"layers\": 8", "\"layers\": \"many\""), "line 7"),
     ];
     for (what, text, needle) in settings_cases {

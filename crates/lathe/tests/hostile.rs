@@ -1,4 +1,5 @@
-//! Recipes and command lines that make no sense: refused in order, with the file or field in the message.
+//! Recipes and command lines that make no sense: refused in order, with the file or field in the
+//! message.
 
 mod common;
 
@@ -6,7 +7,8 @@ use std::fs;
 
 use common::{EXPERT, Place, recipe};
 
-/// A tiny legal recipe with one line replaced (or, where `from` is empty, with lines added at the top).
+/// A tiny legal recipe with one line replaced (or, where `from` is empty, with lines added at the
+/// top).
 fn changed(from: &str, to: &str) -> String {
     let base = recipe(4, 2, EXPERT, "recursion_wise");
     if from.is_empty() {
@@ -30,8 +32,16 @@ fn recipes_with_impossible_values() {
         ("validate_every = 2", "validate = 2", &["log.validate"]),
         ("", "[optimiser]\nlr = 1", &["optimiser", "`optimizer`"]),
         ("", "[optimizer]\nlr = 1", &["optimizer.lr"]),
-        ("router = { kind = \"expert_choice\" }", "router = { kind = \"oracle\" }", &["oracle", "router"]),
-        ("router = { kind = \"expert_choice\" }", "router = { kind = \"fixed\", alpha = 1 }", &["router.alpha"]),
+        (
+            "router = { kind = \"expert_choice\" }",
+            "router = { kind = \"oracle\" }",
+            &["oracle", "router"],
+        ),
+        (
+            "router = { kind = \"expert_choice\" }",
+            "router = { kind = \"fixed\", alpha = 1 }",
+            &["router.alpha"],
+        ),
         ("router = { kind = \"expert_choice\" }", "router = \"expert_choice\"", &["router"]),
         ("kv = \"recursion_wise\"", "kv = \"everywhere\"", &["model.kv", "everywhere"]),
         ("width = 32", "width = 32\nsharing = \"spiral\"", &["model.sharing", "spiral"]),
@@ -50,7 +60,11 @@ fn recipes_with_impossible_values() {
         ("steps = 4", "steps = 4.5", &["train.steps"]),
         ("steps = 4", "steps = 1979-05-27", &["train.steps"]),
         ("dir = \"data\"", "dir = 7", &["data.dir"]),
-        ("sequence_length = 32", "sequence_length = 32\ndocument_mask = 1", &["data.document_mask"]),
+        (
+            "sequence_length = 32",
+            "sequence_length = 32\ndocument_mask = 1",
+            &["data.document_mask"],
+        ),
         ("steps = 4", "steps = 4\nseed = -1", &["train.seed"]),
         // Sizes.
         ("width = 32", "width = 0", &["model.width"]),
@@ -68,7 +82,11 @@ fn recipes_with_impossible_values() {
         ("recursions = 3", "recursions = 1000000000", &["model.recursions"]),
         ("recursions = 3", "recursions = 1", &["model.sharing"]),
         ("recursions = 3", "recursions = 3\nsharing = \"none\"", &["model.recursions"]),
-        ("recursions = 3", "recursions = 5\nsharing = \"sequence\"", &["model.sharing", "Sequence"]),
+        (
+            "recursions = 3",
+            "recursions = 5\nsharing = \"sequence\"",
+            &["model.sharing", "Sequence"],
+        ),
         ("width = 32", "width = 32\nvocab_size = 1000000000000", &["model.vocab_size"]),
         ("width = 32", "width = 32\nrope_theta = inf", &["model.rope_theta"]),
         ("width = 32", "width = 32\nnorm_eps = nan", &["norm_eps"]),
@@ -91,7 +109,10 @@ fn recipes_with_impossible_settings_of_routers_and_optimizers() {
     let place = Place::with_data();
     place.write("r.toml", recipe(4, 2, EXPERT, "recursion_wise"));
     let cases: [(&str, &[&str]); 37] = [
-        ("model.router.capacities=[1.0, 0.3, 0.6]", &["model.router.capacities", "never increases"]),
+        (
+            "model.router.capacities=[1.0, 0.3, 0.6]",
+            &["model.router.capacities", "never increases"],
+        ),
         ("model.router.capacities=[1.0, 0.5]", &["model.router.capacities", "3"]),
         ("model.router.capacities=[1.0, 0.5, 0.0]", &["model.router.capacities"]),
         ("model.router.capacities=[1.0, 0.5, -0.5]", &["model.router.capacities"]),
@@ -109,7 +130,10 @@ fn recipes_with_impossible_settings_of_routers_and_optimizers() {
         ("model.router.network=huge", &["model.router", "huge", "linear"]),
         ("model.router.kind=oracle", &["oracle"]),
         ("model.router={kind = \"token_choice\", alpha = -1.0}", &["model.router.alpha"]),
-        ("model.router={kind = \"random\", capacities = [0.1, 0.2, 0.3]}", &["model.router.capacities"]),
+        (
+            "model.router={kind = \"random\", capacities = [0.1, 0.2, 0.3]}",
+            &["model.router.capacities"],
+        ),
         ("optimizer.learning_rate=nan", &["optimizer.learning_rate"]),
         ("optimizer.learning_rate=-1.0", &["optimizer.learning_rate"]),
         ("optimizer.learning_rate=1e30", &["optimizer.learning_rate"]),
@@ -135,14 +159,26 @@ fn recipes_with_impossible_settings_of_routers_and_optimizers() {
     }
     for (kv, sets) in [
         ("model.kv=shared_update", &["model.router={kind = \"token_choice\"}"][..]),
-        ("model.kv=shared", &["model.sharing=none", "model.recursions=1", "model.router={kind = \"fixed\"}"]),
+        (
+            "model.kv=shared",
+            &["model.sharing=none", "model.recursions=1", "model.router={kind = \"fixed\"}"],
+        ),
     ] {
         let mut arguments = vec!["train", "r.toml", "--out", "run", "--set", kv];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
         place.refuses(&arguments, &["model.kv"]);
     }
     place.refuses(
-        &["train", "r.toml", "--out", "run", "--set", "model.kv=shared", "--set", "train.recompute=true"],
+        &[
+            "train",
+            "r.toml",
+            "--out",
+            "run",
+            "--set",
+            "model.kv=shared",
+            "--set",
+            "train.recompute=true",
+        ],
         &["train.recompute"],
     );
     assert!(!place.has("run"));
@@ -193,7 +229,8 @@ fn places_that_cannot_be_written_or_read() {
     place.write("file", "text");
     place.write("occupied/log.jsonl/inner", "text");
     place.write("bad-log/log.jsonl", "{\"step\":1}\nnot a record\n{\"step\":2}\n");
-    let train = |out: &str, needles: &[&str]| place.refuses(&["train", "r.toml", "--out", out], needles);
+    let train =
+        |out: &str, needles: &[&str]| place.refuses(&["train", "r.toml", "--out", out], needles);
     train("file", &["file"]);
     train("file/below", &["file/below"]);
     train("/proc/nowhere", &["/proc/nowhere"]);
@@ -205,7 +242,10 @@ fn places_that_cannot_be_written_or_read() {
 fn text_and_tokenizers_that_make_no_sense() {
     let place = Place::with_data();
     let tokenizer = |input: &str, vocab: &str, out: &str, needles: &[&str]| {
-        place.refuses(&["tokenizer", "train", "--input", input, "--vocab", vocab, "--out", out], needles);
+        place.refuses(
+            &["tokenizer", "train", "--input", input, "--vocab", vocab, "--out", out],
+            needles,
+        );
     };
     fs::create_dir(place.path("empty")).expect("makes");
     place.write("binary.md", [0xff, 0xfe, 0x00, 0x80]);
@@ -232,10 +272,16 @@ fn text_and_tokenizers_that_make_no_sense() {
     ];
     for (input, needles) in inputs {
         tokenizer(input, "300", "t.json", needles);
-        place.refuses(&["data", "build", "--input", input, "--tokenizer", "tokenizer.json", "--out", "d"], needles);
+        place.refuses(
+            &["data", "build", "--input", input, "--tokenizer", "tokenizer.json", "--out", "d"],
+            needles,
+        );
     }
     let build = |extra: &[&str], needles: &[&str]| {
-        place.refuses(&[&["data", "build", "--input", "text", "--out", "d"], extra].concat(), needles);
+        place.refuses(
+            &[&["data", "build", "--input", "text", "--out", "d"], extra].concat(),
+            needles,
+        );
     };
     build(&[], &["--tokenizer"]);
     build(&["--tokenizer", "nowhere.json"], &["nowhere.json"]);
@@ -266,7 +312,8 @@ fn quickstarts_that_make_no_sense() {
     ];
     for (i, (extra, needles)) in cases.into_iter().enumerate() {
         let out = format!("q-{i}");
-        place.refuses(&[&["quickstart", "--out", &out, "--input", "text"], extra].concat(), needles);
+        place
+            .refuses(&[&["quickstart", "--out", &out, "--input", "text"], extra].concat(), needles);
     }
     let outside = Place::empty();
     outside.refuses(&["quickstart", "--out", "q"], &["--input"]);

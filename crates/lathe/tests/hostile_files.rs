@@ -1,5 +1,5 @@
-//! Checkpoints, data folders and prompts that are damaged or do not belong together: refused in order, with the file or
-//! field in the message.
+//! Checkpoints, data folders and prompts that are damaged or do not belong together: refused in
+//! order, with the file or field in the message.
 
 mod common;
 
@@ -64,7 +64,12 @@ fn damaged_counters_rules_and_recipes() {
         ("state.json", "/router/running", json!(["low"]), &["state.json"]),
         ("routing.json", "/thresholds", json!([null, 0.5]), &["routing.thresholds", "3"]),
         ("routing.json", "/thresholds", json!([]), &["routing.thresholds"]),
-        ("routing.json", "/thresholds", json!([null, 1e300, 0.5]), &["routing.thresholds", "finite"]),
+        (
+            "routing.json",
+            "/thresholds",
+            json!([null, 1e300, 0.5]),
+            &["routing.thresholds", "finite"],
+        ),
         ("routing.json", "/thresholds", json!([null, "high", 0.5]), &["routing.json"]),
         ("routing.json", "/auxiliary", json!(true), &["routing.auxiliary"]),
         ("routing.json", "/made_by", json!(null), &["routing.json", "made_by"]),
@@ -76,7 +81,10 @@ fn damaged_counters_rules_and_recipes() {
         fixture.refuses_field(file, field, value, needles);
     }
     fixture.put("routing.json", None);
-    fixture.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], &["no causal routing rule"]);
+    fixture.place.refuses(
+        &["generate", STEP, "--prompt", "the", "--max-tokens", "5"],
+        &["no causal routing rule"],
+    );
     fixture.place.refuses(&["eval", STEP, "--data", "data"], &["no causal routing rule"]);
 }
 
@@ -107,7 +115,11 @@ fn damaged_manifests() {
     for (pointer, value, needles) in cases {
         let mut manifest: Value = serde_json::from_slice(&whole).expect("JSON");
         let (above, key) = pointer.rsplit_once('/').expect("a pointer");
-        manifest.pointer_mut(above).and_then(Value::as_object_mut).expect("an object").insert(key.to_owned(), value);
+        manifest
+            .pointer_mut(above)
+            .and_then(Value::as_object_mut)
+            .expect("an object")
+            .insert(key.to_owned(), value);
         refuses(manifest.to_string(), needles);
     }
     // A manifest that is sound, over files that are not as it says.
@@ -133,7 +145,11 @@ fn damaged_weights() {
     let fixture = Fixture::new(Place::with_run(), STEP);
     let whole = fixture.file("weights.safetensors");
     let refuses = |bytes: &[u8], needles: &[&str]| {
-        fixture.refuses("weights.safetensors", Some(bytes), &[&["weights.safetensors"], needles].concat());
+        fixture.refuses(
+            "weights.safetensors",
+            Some(bytes),
+            &[&["weights.safetensors"], needles].concat(),
+        );
     };
     for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 4] {
         refuses(&whole[..length], &[]);
@@ -227,7 +243,10 @@ fn damaged_moments() {
     for (field, value) in router {
         fixture.put("state.json", Some(&fixture.with_field("state.json", field, value)));
         fixture.place.refuses(&train, &["state.router"]);
-        fixture.place.refuses(&["generate", STEP, "--prompt", "the", "--max-tokens", "5"], &["state.router"]);
+        fixture.place.refuses(
+            &["generate", STEP, "--prompt", "the", "--max-tokens", "5"],
+            &["state.router"],
+        );
         fixture.heal();
     }
 }
@@ -237,11 +256,20 @@ fn damaged_tokenizers() {
     let fixture = Fixture::new(Place::with_run(), STEP);
     let whole = fixture.file("tokenizer.json");
     fixture.refuses("tokenizer.json", None, &["no tokenizer.json"]);
-    for bytes in [&b""[..], b"{}", b"nonsense", b"\xff\xff", &whole[..whole.len() / 2], &whole[..whole.len() - 3]] {
+    for bytes in [
+        &b""[..],
+        b"{}",
+        b"nonsense",
+        b"\xff\xff",
+        &whole[..whole.len() / 2],
+        &whole[..whole.len() - 3],
+    ] {
         fixture.refuses("tokenizer.json", Some(bytes), &["tokenizer.json"]);
     }
     let place = &fixture.place;
-    place.run(&["tokenizer", "train", "--input", "text", "--vocab", "420", "--out", "large.json"]).good();
+    place
+        .run(&["tokenizer", "train", "--input", "text", "--vocab", "420", "--out", "large.json"])
+        .good();
     fixture.refuses(
         "tokenizer.json",
         Some(&place.read("large.json")),
@@ -260,8 +288,10 @@ fn damaged_data() {
         .expect("lists")
         .map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"))
         .collect();
-    let whole: Vec<(String, Vec<u8>)> = names.iter().map(|n| (n.clone(), place.read(&format!("data/{n}")))).collect();
-    let heal = || whole.iter().for_each(|(name, bytes)| place.write(&format!("data/{name}"), bytes));
+    let whole: Vec<(String, Vec<u8>)> =
+        names.iter().map(|n| (n.clone(), place.read(&format!("data/{n}")))).collect();
+    let heal =
+        || whole.iter().for_each(|(name, bytes)| place.write(&format!("data/{name}"), bytes));
     let train = ["train", "tiny.toml", "--out", "other"];
     let eval = ["eval", "run", "--data", "data"];
     for (name, bytes) in &whole {
@@ -286,8 +316,12 @@ fn damaged_data() {
         fs::remove_dir(place.path(&path)).expect("removes");
         heal();
     }
-    let shard =
-        whole.iter().map(|(name, _)| name).find(|name| name.starts_with("validation")).expect("a shard").clone();
+    let shard = whole
+        .iter()
+        .map(|(name, _)| name)
+        .find(|name| name.starts_with("validation"))
+        .expect("a shard")
+        .clone();
     place.write(&format!("data/{shard}"), "LATHEDAT");
     place.refuses(&eval, &[&shard]);
     heal();
@@ -319,20 +353,52 @@ fn damaged_data() {
 #[test]
 fn data_and_model_that_do_not_belong_together() {
     let place = Place::with_run();
-    place.run(&["tokenizer", "train", "--input", "text", "--vocab", "310", "--out", "tokenizer.json"]).good();
+    place
+        .run(&[
+            "tokenizer",
+            "train",
+            "--input",
+            "text",
+            "--vocab",
+            "310",
+            "--out",
+            "tokenizer.json",
+        ])
+        .good();
     place.build_data("other");
     place.refuses(&["eval", "run", "--data", "other"], &["other", "another tokenizer"]);
     place.refuses(&["train", "tiny.toml", "--out", "run", "--set", "data.dir=other"], &["run"]);
     place.refuses(
-        &["train", "tiny.toml", "--out", "new", "--set", "data.dir=other", "--set", "model.vocab_size=300"],
+        &[
+            "train",
+            "tiny.toml",
+            "--out",
+            "new",
+            "--set",
+            "data.dir=other",
+            "--set",
+            "model.vocab_size=300",
+        ],
         &["model.vocab_size", "310"],
     );
     place.write("short/a.md", "the model");
-    let build =
-        ["data", "build", "--tokenizer", "tokenizer.json", "--input", "short", "--out", "few", "--valid-per-mille"];
+    let build = [
+        "data",
+        "build",
+        "--tokenizer",
+        "tokenizer.json",
+        "--input",
+        "short",
+        "--out",
+        "few",
+        "--valid-per-mille",
+    ];
     for share in ["0", "1000"] {
         place.run(&[&build[..], &[share]].concat()).good();
-        place.refuses(&["train", "tiny.toml", "--out", "new", "--set", "data.dir=few"], &["sequence length", "tokens"]);
+        place.refuses(
+            &["train", "tiny.toml", "--out", "new", "--set", "data.dir=few"],
+            &["sequence length", "tokens"],
+        );
         fs::remove_dir_all(place.path("few")).expect("removes");
     }
 }
@@ -360,7 +426,11 @@ fn prompts_and_samplers_that_make_no_sense() {
     for (extra, needles) in cases {
         place.refuses(&[&["generate", "run"], extra].concat(), needles);
     }
-    place.refuses_with(&["generate", "run", "--max-tokens", "5"], b"\xff\xfe\x00", &["standard input", "UTF-8"]);
+    place.refuses_with(
+        &["generate", "run", "--max-tokens", "5"],
+        b"\xff\xfe\x00",
+        &["standard input", "UTF-8"],
+    );
     place.refuses_with(&["generate", "run", "--max-tokens", "5"], long.repeat(20), &["positions"]);
     let eval: [(&[&str], &str); 6] = [
         (&["--sequence-length", "0"], "--sequence-length"),
@@ -380,14 +450,20 @@ fn prompts_and_samplers_that_make_no_sense() {
 fn control_characters_do_not_reach_the_terminal() {
     let place = Place::with_run();
     let prompt = "a\u{1b}[31m\u{7}\u{8}\u{9b}2J\u{202e}b";
-    let ended = place.run(&["generate", "run", "--prompt", prompt, "--max-tokens", "6", "--ignore-eos"]).good();
+    let ended = place
+        .run(&["generate", "run", "--prompt", prompt, "--max-tokens", "6", "--ignore-eos"])
+        .good();
     for bad in ['\u{1b}', '\u{7}', '\u{8}', '\u{9b}', '\u{202e}'] {
         assert!(!ended.out.contains(bad), "{bad:?} in {ended:?}");
     }
     place.write("hostile.md", format!("{prompt} <script>alert(1)</script> </body>"));
     place.run(&["inspect", "run", "--text", "hostile.md", "--html", "page.html"]).good();
     let page = place.text("page.html");
-    assert!(!page.contains("<script>alert") && !page.contains('\u{1b}') && page.matches("</body>").count() == 1);
+    assert!(
+        !page.contains("<script>alert")
+            && !page.contains('\u{1b}')
+            && page.matches("</body>").count() == 1
+    );
 }
 
 #[test]
@@ -433,11 +509,19 @@ fn a_run_whose_gradients_explode_stops_with_its_last_checkpoint() {
     let place = Place::with_data();
     place.write("r.toml", recipe(40, 2, EXPERT, "recursion_wise"));
     // Eight decades of learning rate are legal; what comes out of them may not be.
-    let sets = ["--set", "optimizer.learning_rate=10", "--set", "model.init_std=10", "--set", "optimizer.clip_norm=0"];
+    let sets = [
+        "--set",
+        "optimizer.learning_rate=10",
+        "--set",
+        "model.init_std=10",
+        "--set",
+        "optimizer.clip_norm=0",
+    ];
     let ended = place.run(&[&["train", "r.toml", "--out", "run"], &sets[..]].concat());
     assert!(!ended.err.contains("panicked"), "{ended:?}");
     assert!(ended.err.contains("learning_rate") || ended.err.contains("has diverged"), "{ended:?}");
     let last = place.checkpoints("run").pop();
     assert_eq!(ended.code, Some(1), "{last:?}");
-    last.iter().for_each(|name| drop(place.run(&["inspect", &format!("run/checkpoints/{name}")]).good()));
+    last.iter()
+        .for_each(|name| drop(place.run(&["inspect", &format!("run/checkpoints/{name}")]).good()));
 }

@@ -1,4 +1,5 @@
-//! A run that is stopped at any moment, however rudely, and continued ends in the same bytes as one never stopped.
+//! A run that is stopped at any moment, however rudely, and continued ends in the same bytes as one
+//! never stopped.
 
 mod common;
 
@@ -19,7 +20,8 @@ type Result = BTreeMap<String, Vec<u8>>;
 fn result(place: &Place, run: &str) -> Result {
     let newest = place.checkpoints(run).pop().expect("a checkpoint");
     let folder = format!("{run}/checkpoints/{newest}");
-    let mut files = BTreeMap::from([("log.jsonl".to_owned(), place.read(&format!("{run}/log.jsonl")))]);
+    let mut files =
+        BTreeMap::from([("log.jsonl".to_owned(), place.read(&format!("{run}/log.jsonl")))]);
     for entry in fs::read_dir(place.path(&folder)).expect("lists") {
         let name = entry.expect("lists").file_name().into_string().expect("UTF-8");
         let bytes = place.read(&format!("{folder}/{name}"));
@@ -67,7 +69,10 @@ fn quiet(command: &mut Command) -> Child {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().expect("a shell");
+    let status = Command::new("sh")
+        .args(["-c", &format!("kill -{name} {}", child.id())])
+        .status()
+        .expect("a shell");
     assert!(status.success());
 }
 
@@ -81,7 +86,8 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn log_lines(place: &Place, run: &str) -> usize {
-    fs::read(place.path(run).join("log.jsonl")).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
+    fs::read(place.path(run).join("log.jsonl"))
+        .map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
 }
 
 #[test]
@@ -109,7 +115,8 @@ fn killed_at_random_moments() {
     }
 }
 
-/// Every disk operation of two checkpoints, one run each: the first that is survived tells how many there are.
+/// Every disk operation of two checkpoints, one run each: the first that is survived tells how many
+/// there are.
 fn killed_at_operations(fault: &str, at_least: u64) {
     let (place, expected) = reference(6, 3);
     for at in 1.. {
@@ -142,7 +149,9 @@ fn killed_again_while_continuing() {
     for at in [1, 20, 33, 34, 35, 50] {
         let run = format!("run-{at}");
         for _ in 0..2 {
-            quiet(train(&place, &run).env("LATHE_FAULT", format!("kill:{at}"))).wait().expect("ends");
+            quiet(train(&place, &run).env("LATHE_FAULT", format!("kill:{at}")))
+                .wait()
+                .expect("ends");
         }
         resume(&place, &run, &expected, &run);
     }
@@ -154,7 +163,11 @@ fn terminated_runs_save_and_continue() {
     for (i, name) in ["TERM", "INT", "TERM"].into_iter().enumerate() {
         let run = format!("run-{i}");
         let mut command = train(&place, &run);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         wait_for("a step", || log_lines(&place, &run) > 5 + 40 * i);
         signal(&child, name);
         let output = child.wait_with_output().expect("ends");
@@ -162,7 +175,8 @@ fn terminated_runs_save_and_continue() {
         assert!(output.status.success() && said.contains("stopped and saved"), "{output:?}");
         let saved = place.checkpoints(&run).pop().expect("a checkpoint");
         let steps = place.text(&format!("{run}/log.jsonl"));
-        let last: serde_json::Value = serde_json::from_str(steps.lines().last().expect("a line")).expect("JSON");
+        let last: serde_json::Value =
+            serde_json::from_str(steps.lines().last().expect("a line")).expect("JSON");
         assert_eq!(saved, format!("step-{:08}", last["step"].as_u64().expect("a step")));
         let ended = resume(&place, &run, &expected, name);
         assert!(ended.err.contains("continuing from step"), "{ended:?}");
@@ -200,15 +214,19 @@ fn a_full_disk_is_an_error_and_the_older_checkpoint_stays() {
         "enospc-from:45",
     ] {
         let run = plan.replace(':', "-");
-        let ended =
-            end(train(&place, &run).env("LATHE_FAULT", plan)).bad(&["no space left on device", "free disk space"]);
+        let ended = end(train(&place, &run).env("LATHE_FAULT", plan))
+            .bad(&["no space left on device", "free disk space"]);
         let older = if plan == "enospc:1" { vec![] } else { vec!["step-00000003".to_owned()] };
         assert_eq!(place.checkpoints(&run), older, "{plan}: {ended:?}");
         if let Some(name) = older.first() {
             place.run(&["inspect", &format!("{run}/checkpoints/{name}"), "--json"]).good();
         }
         let ended = resume(&place, &run, &expected, plan);
-        assert_eq!(ended.err.contains("continuing from step 3"), !older.is_empty(), "{plan}: {ended:?}");
+        assert_eq!(
+            ended.err.contains("continuing from step 3"),
+            !older.is_empty(),
+            "{plan}: {ended:?}"
+        );
     }
 }
 
@@ -221,9 +239,15 @@ fn a_plan_of_faults_that_makes_no_sense_is_refused() {
 #[test]
 fn a_damaged_newest_checkpoint_is_passed_over() {
     let (place, expected) = reference(12, 3);
-    for (i, file) in ["weights.safetensors", "optimizer.safetensors", "state.json", "routing.json", "manifest.json"]
-        .iter()
-        .enumerate()
+    for (i, file) in [
+        "weights.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "routing.json",
+        "manifest.json",
+    ]
+    .iter()
+    .enumerate()
     {
         let run = format!("run-{i}");
         copy_folder(&place.path("whole"), &place.path(&run));
@@ -233,8 +257,12 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
         bytes[middle] ^= 0x10;
         place.write(&name, bytes);
         let ended = resume(&place, &run, &expected, file);
-        let said = ended.err.contains("passing over the damaged checkpoint") && ended.err.contains("step-00000012");
-        assert!(said && ended.err.contains(file) && ended.err.contains("continuing from step 9"), "{ended:?}");
+        let said = ended.err.contains("passing over the damaged checkpoint")
+            && ended.err.contains("step-00000012");
+        assert!(
+            said && ended.err.contains(file) && ended.err.contains("continuing from step 9"),
+            "{ended:?}"
+        );
     }
 }
 
@@ -242,10 +270,14 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
 fn without_any_undamaged_checkpoint_a_run_starts_afresh() {
     let (place, expected) = reference(6, 3);
     for name in place.checkpoints("whole") {
-        fs::write(place.path("whole/checkpoints").join(name).join("manifest.json"), "{}").expect("writes");
+        fs::write(place.path("whole/checkpoints").join(name).join("manifest.json"), "{}")
+            .expect("writes");
     }
     let ended = resume(&place, "whole", &expected, "both damaged");
-    assert!(ended.err.matches("passing over").count() == 2 && !ended.err.contains("continuing"), "{ended:?}");
+    assert!(
+        ended.err.matches("passing over").count() == 2 && !ended.err.contains("continuing"),
+        "{ended:?}"
+    );
 }
 
 #[test]
@@ -274,17 +306,22 @@ fn an_occupied_folder_is_refused_on_request() {
 #[test]
 fn another_recipe_or_other_data_does_not_continue_a_run() {
     let (place, expected) = reference(6, 3);
-    place.run(&["train", "kill.toml", "--out", "whole", "--set", "model.ffn=96"]).bad(&["config.json", "--out"]);
+    place
+        .run(&["train", "kill.toml", "--out", "whole", "--set", "model.ffn=96"])
+        .bad(&["config.json", "--out"]);
     place.write("text/more.md", common::document(99, 40));
     place.build_data("other");
-    place.run(&["train", "kill.toml", "--out", "whole", "--set", "data.dir=other"]).bad(&["state.data", "data.dir"]);
+    place
+        .run(&["train", "kill.toml", "--out", "whole", "--set", "data.dir=other"])
+        .bad(&["state.data", "data.dir"]);
     assert_same(&result(&place, "whole"), &expected, "refused");
 }
 
 #[test]
 fn a_longer_recipe_goes_on_from_the_end() {
     let (place, _) = reference(6, 3);
-    let ended = place.run(&["train", "kill.toml", "--out", "whole", "--set", "train.steps=9"]).good();
+    let ended =
+        place.run(&["train", "kill.toml", "--out", "whole", "--set", "train.steps=9"]).good();
     assert!(ended.err.contains("continuing from step 6"), "{ended:?}");
     assert_eq!(place.checkpoints("whole").pop().as_deref(), Some("step-00000009"));
 }

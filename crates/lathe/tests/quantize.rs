@@ -1,5 +1,6 @@
-//! `lathe quantize`: the folder it writes computes what rounding at load does, is as small as promised, runs and nothing
-//! else, and is refused when damaged. Every test runs over the list of formats.
+//! `lathe quantize`: the folder it writes computes what rounding at load does, is as small as
+//! promised, runs and nothing else, and is refused when damaged. Every test runs over the list of
+//! formats.
 
 mod common;
 
@@ -14,7 +15,8 @@ fn names() -> Vec<(String, String)> {
 }
 
 fn quantize(place: &Place, format: &str, out: &str) -> Value {
-    let done = place.run(&["quantize", "run", "--out", out, "--weights", format, "--json"]).good().json();
+    let done =
+        place.run(&["quantize", "run", "--out", out, "--weights", format, "--json"]).good().json();
     assert_eq!(done["path"], out);
     done["quantization"].clone()
 }
@@ -29,7 +31,8 @@ fn scores(place: &Place, checkpoint: &str, more: &[&str]) -> Value {
 
 /// What `generate` says, with the depth of each token.
 fn text(place: &Place, checkpoint: &str, more: &[&str]) -> (String, String) {
-    let arguments = ["generate", checkpoint, "--prompt", "the model", "--max-tokens", "40", "--ignore-eos"];
+    let arguments =
+        ["generate", checkpoint, "--prompt", "the model", "--max-tokens", "40", "--ignore-eos"];
     let ended = place.run(&[&arguments[..], more].concat()).good();
     (ended.out, ended.err)
 }
@@ -45,16 +48,37 @@ fn a_quantised_folder_computes_what_rounding_at_load_does() {
         for asked in asked {
             let found = scores(&place, &folder, asked);
             assert_eq!(found, scores(&place, "run", &["--weights", &format]), "{format}");
-            assert_ne!(found["causal_routing"]["all"]["nll"], plain["causal_routing"]["all"]["nll"], "{format}");
+            assert_ne!(
+                found["causal_routing"]["all"]["nll"], plain["causal_routing"]["all"]["nll"],
+                "{format}"
+            );
             assert_eq!((&found["step"], &found["weights"]), (&json!(4), &json!(format)));
-            assert_eq!(text(&place, &folder, asked), text(&place, "run", &["--weights", &format]), "{format}");
+            assert_eq!(
+                text(&place, &folder, asked),
+                text(&place, "run", &["--weights", &format]),
+                "{format}"
+            );
         }
-        let bench = ["bench", "decode", &folder, "--batch", "2", "--context", "8", "--tokens", "4", "--rounds", "1"];
+        let bench = [
+            "bench",
+            "decode",
+            &folder,
+            "--batch",
+            "2",
+            "--context",
+            "8",
+            "--tokens",
+            "4",
+            "--rounds",
+            "1",
+        ];
         let measured = place.run(&[&bench[..], &["--json"]].concat()).good().json();
         assert_eq!(measured["weights"], format.as_str());
         let seen = place.run(&["inspect", &folder, "--json"]).good().json();
         assert_eq!((&seen["weights"], &seen["step"]), (&json!(format), &json!(4)));
-        assert!(place.run(&["inspect", &folder]).good().out.contains(&format!("rounded to {format}")));
+        assert!(
+            place.run(&["inspect", &folder]).good().out.contains(&format!("rounded to {format}"))
+        );
     }
 }
 
@@ -67,8 +91,9 @@ fn data_bytes(place: &Place, checkpoint: &str) -> u64 {
 fn a_quantised_folder_is_as_small_as_its_format() {
     let place = Place::with_data();
     // Rows of whole groups, so that sizes are those of large models.
-    let wide =
-        recipe(2, 2, EXPERT, "recursion_wise").replace("width = 32", "width = 128").replace("ffn = 64", "ffn = 192");
+    let wide = recipe(2, 2, EXPERT, "recursion_wise")
+        .replace("width = 32", "width = 128")
+        .replace("ffn = 64", "ffn = 192");
     place.write("wide.toml", wide);
     place.run(&["train", "wide.toml", "--out", "run"]).good();
     let before = data_bytes(&place, "run/checkpoints/step-00000002");
@@ -76,7 +101,11 @@ fn a_quantised_folder_is_as_small_as_its_format() {
         let done = quantize(&place, &name, &folder);
         let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value}"));
         assert_eq!(done["bytes_before"], before, "{name}");
-        assert_eq!(done["bytes_after"], data_bytes(&place, &folder), "{name}: the file holds what the table says");
+        assert_eq!(
+            done["bytes_after"],
+            data_bytes(&place, &folder),
+            "{name}: the file holds what the table says"
+        );
         let kinds = done["kinds"].as_array().expect("a list");
         let mut rounded = 0;
         for kind in kinds {
@@ -87,11 +116,15 @@ fn a_quantised_folder_is_as_small_as_its_format() {
                 continue;
             }
             rounded += 1;
-            // Scales, and minima beside 4 bits, of 16 bits each for 32 values at least; a unit of 32 bits for the matrix.
-            let kept: Format = kind["format"].as_str().and_then(|name| name.parse().ok()).expect("a format");
-            let (codes, beside) = (kept.bits() as f64 / 32.0, if kept.bits() == 4 { 1.0 / 32.0 } else { 0.5 / 32.0 });
+            // Scales, and minima beside 4 bits, of 16 bits each for 32 values at least; a unit of
+            // 32 bits for the matrix.
+            let kept: Format =
+                kind["format"].as_str().and_then(|name| name.parse().ok()).expect("a format");
+            let (codes, beside) =
+                (kept.bits() as f64 / 32.0, if kept.bits() == 4 { 1.0 / 32.0 } else { 0.5 / 32.0 });
             assert!(ratio >= codes && ratio <= codes + beside + 1e-3, "{kind}");
-            // Codes reach about three times the root mean square: a step is that over half of their number.
+            // Codes reach about three times the root mean square: a step is that over half of their
+            // number.
             let step = 8.0 / f64::from(1 << kept.bits().min(8));
             assert!(mean > 0.0 && mean < largest && mean < step && largest < 2.0 * step, "{kind}");
         }
@@ -99,20 +132,33 @@ fn a_quantised_folder_is_as_small_as_its_format() {
         let whole = data_bytes(&place, &folder) as f64 / before as f64;
         let most = format.bits().max(5) as f64 / 32.0 * 1.35;
         assert!(whole < most, "{name}: {whole} of the bytes");
-        let shown = place.run(&["quantize", "run", "--out", &format!("{folder}-again"), "--weights", &name]).good().out;
-        for needle in ["largest error", "mean error", "gate_up", "embed", "before", "after", "wrote in-"] {
+        let shown = place
+            .run(&["quantize", "run", "--out", &format!("{folder}-again"), "--weights", &name])
+            .good()
+            .out;
+        for needle in
+            ["largest error", "mean error", "gate_up", "embed", "before", "after", "wrote in-"]
+        {
             assert!(shown.contains(needle), "{needle}: {shown}");
         }
-        for file in
-            ["weights.safetensors", "config.json", "routing.json", "tokenizer.json", "recipe.json", "router.json"]
-        {
+        for file in [
+            "weights.safetensors",
+            "config.json",
+            "routing.json",
+            "tokenizer.json",
+            "recipe.json",
+            "router.json",
+        ] {
             assert_eq!(
                 place.read(&format!("{folder}/{file}")),
                 place.read(&format!("{folder}-again/{file}")),
                 "{file}"
             );
         }
-        assert!(!place.has(&format!("{folder}/optimizer.safetensors")) && !place.has(&format!("{folder}/state.json")));
+        assert!(
+            !place.has(&format!("{folder}/optimizer.safetensors"))
+                && !place.has(&format!("{folder}/state.json"))
+        );
     }
 }
 
@@ -126,7 +172,10 @@ fn a_quantised_folder_runs_and_nothing_else() {
         )
     };
     place.write("up.toml", from("in-int8"));
-    place.write("taught.toml", format!("{}[distill]\ncheckpoint = \"in-int8\"\nweight = 0.5\n", from("run")));
+    place.write(
+        "taught.toml",
+        format!("{}[distill]\ncheckpoint = \"in-int8\"\nweight = 0.5\n", from("run")),
+    );
     for (format, folder) in names() {
         quantize(&place, &format, &folder);
         let next: &[&str] = &[&folder, "start from the f32 checkpoint"];
@@ -137,24 +186,43 @@ fn a_quantised_folder_runs_and_nothing_else() {
         }
         place.write("up.toml", from(&folder));
         place.refuses(&["train", "up.toml", "--out", "y"], next);
-        place.write("up.toml", format!("{}[distill]\ncheckpoint = \"{folder}\"\nweight = 0.5\n", from("run")));
+        place.write(
+            "up.toml",
+            format!("{}[distill]\ncheckpoint = \"{folder}\"\nweight = 0.5\n", from("run")),
+        );
         place.refuses(&["train", "up.toml", "--out", "y"], next);
-        common::copy_folder(&place.path(&folder), &place.path(&format!("{folder}-run/checkpoints/step-00000001")));
+        common::copy_folder(
+            &place.path(&folder),
+            &place.path(&format!("{folder}-run/checkpoints/step-00000001")),
+        );
         place.refuses(&["train", "tiny.toml", "--out", &format!("{folder}-run")], &next[1..]);
         // Another format than the stored one.
         for (other, _) in names().into_iter().chain([("f32".to_owned(), String::new())]) {
             if other != format {
                 let needles: &[&str] = &["--weights", &other, &format, "leave --weights out"];
-                place.refuses(&["generate", &folder, "--prompt", "the", "--weights", &other], needles);
+                place.refuses(
+                    &["generate", &folder, "--prompt", "the", "--weights", &other],
+                    needles,
+                );
             }
         }
-        for verb in [&["eval", &folder, "--data", "data"][..], &["serve", &folder], &["bench", "decode", &folder]] {
+        for verb in [
+            &["eval", &folder, "--data", "data"][..],
+            &["serve", &folder],
+            &["bench", "decode", &folder],
+        ] {
             place.refuses(&[verb, &["--weights", "f32"]].concat(), &["--weights", &format]);
         }
-        place.refuses(&["quantize", "run", "--out", &folder, "--weights", &format], &[&folder, "taken"]);
+        place.refuses(
+            &["quantize", "run", "--out", &folder, "--weights", &format],
+            &[&folder, "taken"],
+        );
     }
     for wrong in ["f32", "int3", ""] {
-        place.refuses(&["quantize", "run", "--out", "x", "--weights", wrong], &["--weights", "int8-row"]);
+        place.refuses(
+            &["quantize", "run", "--out", "x", "--weights", wrong],
+            &["--weights", "int8-row"],
+        );
     }
     place.refuses(&["quantize", "run", "--out", "x"], &["--weights"]);
     place.refuses(&["quantize", "nowhere", "--out", "x", "--weights", "int8"], &["nowhere"]);
@@ -178,11 +246,17 @@ fn damaged_quantised_weights() {
         let whole = fixture.file("weights.safetensors");
         let refuses = |bytes: &[u8], needles: &[&str]| {
             fixture.put("weights.safetensors", Some(bytes));
-            fixture.place.refuses(&["inspect", &folder], &[&["weights.safetensors"], needles].concat());
+            fixture
+                .place
+                .refuses(&["inspect", &folder], &[&["weights.safetensors"], needles].concat());
             fixture.heal();
         };
         for length in [0, 100, whole.len() / 2, whole.len() - 1] {
-            fixture.refuses("weights.safetensors", Some(&whole[..length]), &["weights.safetensors"]);
+            fixture.refuses(
+                "weights.safetensors",
+                Some(&whole[..length]),
+                &["weights.safetensors"],
+            );
             fixture.place.write(&format!("{folder}/weights.safetensors"), &whole[..length]);
             fixture.place.refuses(&["inspect", &folder], &["weights.safetensors", "size"]);
             fixture.heal();
@@ -193,10 +267,16 @@ fn damaged_quantised_weights() {
             refuses(&tensors.to_bytes(), &[&[name], needles].concat());
         };
         let all = Tensors::parse(&whole).header;
-        let parts = all.keys().filter(|name| name.starts_with("embed") || name.starts_with("layers.1.down"));
+        let parts = all
+            .keys()
+            .filter(|name| name.starts_with("embed") || name.starts_with("layers.1.down"));
         for name in parts {
             changed(|t, name| drop(t.take(name)), name, &["missing"]);
-            changed(|t, name| t.header[name]["shape"] = json!([1, 1, t.place(name).len()]), name, &[]);
+            changed(
+                |t, name| t.header[name]["shape"] = json!([1, 1, t.place(name).len()]),
+                name,
+                &[],
+            );
             changed(
                 |t, name| {
                     let bytes = t.take(name);
@@ -224,7 +304,11 @@ fn damaged_quantised_weights() {
                 "BF16" => changed(|t, name| poke(t, name, &[0xc0, 0x7f]), name, &["finite", "NaN"]),
                 "F32" => {
                     let matrix = name.strip_suffix(".unit").expect("a unit");
-                    changed(|t, name| poke(t, name, &f32::NAN.to_le_bytes()), name, &["finite", "NaN"]);
+                    changed(
+                        |t, name| poke(t, name, &f32::NAN.to_le_bytes()),
+                        name,
+                        &["finite", "NaN"],
+                    );
                     for wrong in [0.0, 3.0, -1.0, 1e-40_f32, f32::MAX] {
                         let mut tensors = Tensors::parse(&whole);
                         poke(&mut tensors, name, &wrong.to_le_bytes());
@@ -268,12 +352,16 @@ fn damaged_documents_of_quantised_folders() {
         for (field, value, needles) in cases {
             fixture.refuses_field("quantized.json", field, value, needles);
         }
-        for (field, value) in [("/vocab_size", json!(301)), ("/width", json!(48)), ("/layers", json!(8))] {
+        for (field, value) in
+            [("/vocab_size", json!(301)), ("/width", json!(48)), ("/layers", json!(8))]
+        {
             fixture.refuses_field("config.json", field, value, &["weights.safetensors"]);
         }
         fixture.refuses("routing.json", Some(b"{}"), &["routing.json"]);
         fixture.put("routing.json", None);
-        fixture.place.refuses(&["generate", &folder, "--prompt", "the"], &["no causal routing rule"]);
+        fixture
+            .place
+            .refuses(&["generate", &folder, "--prompt", "the"], &["no causal routing rule"]);
         place = fixture.place;
     }
 }

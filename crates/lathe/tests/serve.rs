@@ -29,12 +29,20 @@ impl Server {
     }
 
     fn over(place: &Place, checkpoint: &str, more: &[&str]) -> Self {
-        let arguments: Vec<&str> = ["serve", checkpoint, "--port", "0"].iter().chain(more).copied().collect();
-        let mut child = place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        let arguments: Vec<&str> =
+            ["serve", checkpoint, "--port", "0"].iter().chain(more).copied().collect();
+        let mut child = place
+            .command(&arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next());
-        let port = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {line:?}"));
+        let port = port
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("no port in {line:?}"));
         Self { child, port }
     }
 
@@ -47,7 +55,10 @@ impl Server {
             "{method} {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\ncontent-type: application/json\r\n\
              content-length: {length}\r\n{headers}\r\n"
         );
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("sends");
+        stream
+            .write_all(head.as_bytes())
+            .and_then(|()| stream.write_all(body.as_bytes()))
+            .expect("sends");
         stream
     }
 
@@ -63,14 +74,21 @@ impl Server {
 
     fn metric(&self, name: &str) -> f64 {
         let (_, _, text) = self.ask("GET", "/metrics", "", "");
-        let of = |line: &str| line.strip_prefix(name).and_then(|rest| rest.split(' ').next_back()?.parse::<f64>().ok());
-        let all: Vec<f64> = text.lines().filter(|line| !line.starts_with('#')).filter_map(of).collect();
+        let of = |line: &str| {
+            line.strip_prefix(name)
+                .and_then(|rest| rest.split(' ').next_back()?.parse::<f64>().ok())
+        };
+        let all: Vec<f64> =
+            text.lines().filter(|line| !line.starts_with('#')).filter_map(of).collect();
         assert!(!all.is_empty(), "no metric {name} in {text}");
         all.iter().sum()
     }
 
     fn signal(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(sent.success());
     }
 }
@@ -81,7 +99,11 @@ fn read_all(mut stream: TcpStream) -> (u16, String, String) {
     let text = String::from_utf8(text).expect("UTF-8");
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-    let body = if head.to_lowercase().contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+        unchunk(body)
+    } else {
+        body.to_owned()
+    };
     (status, head.to_owned(), body)
 }
 
@@ -119,7 +141,17 @@ fn answers_are_those_of_generate() {
     assert_eq!(status, 200, "{answer}");
     let text = answer["choices"][0]["text"].as_str().expect("text").to_owned();
     let generated = place
-        .run(&["generate", "run", "--prompt", "The tok", "--max-tokens", "12", "--temperature", "0", "--ignore-eos"])
+        .run(&[
+            "generate",
+            "run",
+            "--prompt",
+            "The tok",
+            "--max-tokens",
+            "12",
+            "--temperature",
+            "0",
+            "--ignore-eos",
+        ])
         .good();
     assert_eq!(format!("The tok{text}"), generated.out.trim_end_matches('\n'));
     let depths = answer["choices"][0]["lathe"]["depths"].as_array().expect("depths");
@@ -149,7 +181,11 @@ fn a_quantised_folder_is_served_as_weights_that_are_rounded_at_load() {
         // The fingerprint is one of all weights.
         assert!(at_load.1.is_string(), "{at_load:?}");
         assert_eq!(answer(&Server::over(&place, &folder, &[])), at_load, "{format}");
-        assert_eq!(answer(&Server::over(&place, &folder, &["--weights", &format])), at_load, "{format}");
+        assert_eq!(
+            answer(&Server::over(&place, &folder, &["--weights", &format])),
+            at_load,
+            "{format}"
+        );
     }
 }
 
@@ -161,7 +197,9 @@ fn scores_are_those_of_eval() {
     place.write("tasks/t.toml", toml);
     let questions = ["The token of", "A model is", "It was the"];
     let choices = ["it", "a long road", "nothing at all"];
-    let item = |question: &&str| json!({ "question": question, "choices": choices, "label": 0 }).to_string() + "\n";
+    let item = |question: &&str| {
+        json!({ "question": question, "choices": choices, "label": 0 }).to_string() + "\n"
+    };
     place.write("tasks/t.jsonl", questions.iter().map(item).collect::<String>());
     place.run(&["eval", "run", "--tasks", "tasks", "--items", "items.jsonl"]).good();
     let server = Server::start(&place, &[]);
@@ -169,7 +207,9 @@ fn scores_are_those_of_eval() {
     assert_eq!(items.lines().count(), 3, "{items}");
     for (line, question) in items.lines().zip(questions) {
         let record: Value = serde_json::from_str(line).expect("JSON");
-        for (choice, expected) in choices.iter().zip(record["log_likelihoods"].as_array().expect("a list")) {
+        for (choice, expected) in
+            choices.iter().zip(record["log_likelihoods"].as_array().expect("a list"))
+        {
             let prompt = format!("{question} {choice}");
             let ask = json!({ "prompt": prompt, "max_tokens": 0, "echo": true, "logprobs": 1 });
             let (status, answer) = server.complete(&ask);
@@ -178,10 +218,17 @@ fn scores_are_those_of_eval() {
             let offsets = logprobs["text_offset"].as_array().expect("offsets");
             let scores = logprobs["token_logprobs"].as_array().expect("scores");
             let scored = |at: &Value| at.as_u64().is_some_and(|at| at as usize >= question.len());
-            let sum: f64 =
-                offsets.iter().zip(scores).filter(|(at, _)| scored(at)).filter_map(|(_, s)| s.as_f64()).sum();
+            let sum: f64 = offsets
+                .iter()
+                .zip(scores)
+                .filter(|(at, _)| scored(at))
+                .filter_map(|(_, s)| s.as_f64())
+                .sum();
             let expected = expected.as_f64().expect("a number");
-            assert!((sum - expected).abs() < 1e-4, "{prompt}: {sum} over the wire, {expected} in the process");
+            assert!(
+                (sum - expected).abs() < 1e-4,
+                "{prompt}: {sum} over the wire, {expected} in the process"
+            );
         }
     }
 }
@@ -190,8 +237,10 @@ fn scores_are_those_of_eval() {
 fn overload_loses_nothing_that_was_accepted() {
     let place = Place::with_run();
     let server = Server::start(&place, &["--queue", "4", "--running", "2"]);
-    let body = json!({ "prompt": "a", "max_tokens": 16, "temperature": 0, "ignore_eos": true }).to_string();
-    let streams: Vec<TcpStream> = (0..40).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
+    let body = json!({ "prompt": "a", "max_tokens": 16, "temperature": 0, "ignore_eos": true })
+        .to_string();
+    let streams: Vec<TcpStream> =
+        (0..40).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
     let (mut served, mut shed) = (0, 0);
     for stream in streams {
         let (status, head, text) = read_all(stream);
@@ -202,7 +251,11 @@ fn overload_loses_nothing_that_was_accepted() {
                 served += 1;
             }
             429 => {
-                assert!(head.to_lowercase().contains("retry-after:") && text.contains("overloaded_error"), "{head}");
+                assert!(
+                    head.to_lowercase().contains("retry-after:")
+                        && text.contains("overloaded_error"),
+                    "{head}"
+                );
                 shed += 1;
             }
             _ => panic!("{status}: {text}"),
@@ -210,14 +263,19 @@ fn overload_loses_nothing_that_was_accepted() {
     }
     assert!(served >= 4 && served + shed == 40, "{served} served, {shed} shed");
     assert_eq!(server.metric("lathe_shed_total{reason=\"queue\"}"), f64::from(shed));
-    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"200\"}"), f64::from(served));
+    assert_eq!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"200\"}"),
+        f64::from(served)
+    );
 }
 
 #[test]
 fn streams_that_are_left_give_their_pages_back() {
     let place = Place::with_run();
     let server = Server::start(&place, &[]);
-    let body = json!({ "prompt": "a", "max_tokens": 40, "stream": true, "ignore_eos": true, "seed": 1 }).to_string();
+    let body =
+        json!({ "prompt": "a", "max_tokens": 40, "stream": true, "ignore_eos": true, "seed": 1 })
+            .to_string();
     for i in 0..12 {
         let mut stream = server.open("POST", "/v1/completions", "", &body);
         if i % 2 == 0 {
@@ -242,8 +300,10 @@ fn streams_that_are_left_give_their_pages_back() {
 fn a_signal_drains() {
     let place = Place::with_run();
     let mut server = Server::start(&place, &[]);
-    let body = json!({ "prompt": "a", "max_tokens": 50, "temperature": 0, "ignore_eos": true }).to_string();
-    let running: Vec<TcpStream> = (0..4).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
+    let body = json!({ "prompt": "a", "max_tokens": 50, "temperature": 0, "ignore_eos": true })
+        .to_string();
+    let running: Vec<TcpStream> =
+        (0..4).map(|_| server.open("POST", "/v1/completions", "", &body)).collect();
     let clock = Instant::now();
     while server.metric("lathe_running") + server.metric("lathe_waiting") == 0.0
         && server.metric("lathe_requests_total") < 4.0
@@ -290,6 +350,10 @@ fn rounded_weights_serve() {
         let ask = json!({ "prompt": "The", "max_tokens": 8, "temperature": 0, "ignore_eos": true });
         let (status, first) = server.complete(&ask);
         assert_eq!(status, 200, "{first}");
-        assert_eq!(server.complete(&ask).1["choices"][0]["text"], first["choices"][0]["text"], "{weights} {kv}");
+        assert_eq!(
+            server.complete(&ask).1["choices"][0]["text"],
+            first["choices"][0]["text"],
+            "{weights} {kv}"
+        );
     }
 }

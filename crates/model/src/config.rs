@@ -4,10 +4,10 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
-use crate::relax::Relaxation;
-use crate::routing::RouterConfig;
-use crate::sharing::Plan;
-pub use crate::sharing::Sharing;
+use crate::adapters::Relaxation;
+use crate::layout::LayerPlan;
+pub use crate::layout::Sharing;
+use crate::routers::RouterConfig;
 
 /// An impossible recipe: which field, what it holds, what it should.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,13 +21,21 @@ pub struct ConfigError {
     pub expected: String,
 }
 
-pub(crate) fn refuse<T>(field: &str, found: impl Display, expected: String) -> Result<T, ConfigError> {
+pub(crate) fn refuse<T>(
+    field: &str,
+    found: impl Display,
+    expected: String,
+) -> Result<T, ConfigError> {
     Err(ConfigError { field: field.into(), found: found.to_string(), expected })
 }
 
 /// Refuses a number that is below `least`, or none.
 pub(crate) fn at_least(field: &str, x: f64, least: f64) -> Result<(), ConfigError> {
-    if x.is_finite() && x >= least { Ok(()) } else { refuse(field, x, format!("a number from {least}")) }
+    if x.is_finite() && x >= least {
+        Ok(())
+    } else {
+        refuse(field, x, format!("a number from {least}"))
+    }
 }
 
 /// What later recursions attend to.
@@ -38,8 +46,8 @@ pub enum KvMode {
     RecursionWise,
     /// Later recursions see the first one's keys and values of all rows; only queries are computed.
     Shared,
-    /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's, for that recursion
-    /// only.
+    /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's,
+    /// for that recursion only.
     SharedUpdate,
 }
 
@@ -116,7 +124,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// The first impossible one.
-    pub fn check(&self) -> Result<Plan, ConfigError> {
+    pub fn check(&self) -> Result<LayerPlan, ConfigError> {
         self.check_sizes()?;
         let plan = self.sharing.plan(self.layers, self.recursions)?;
         let routed = !matches!(self.router, RouterConfig::Fixed);
@@ -125,13 +133,25 @@ impl ModelConfig {
                 "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \"{}\"",
                 self.router.kind()
             );
-            return refuse("sharing", format!("{:?} with {} recursions", self.sharing, self.recursions), expected);
+            return refuse(
+                "sharing",
+                format!("{:?} with {} recursions", self.sharing, self.recursions),
+                expected,
+            );
         }
         if self.kv != KvMode::RecursionWise && self.sharing == Sharing::None {
-            return refuse("kv", format!("{:?}", self.kv), "recursion_wise where no layer is shared".into());
+            return refuse(
+                "kv",
+                format!("{:?}", self.kv),
+                "recursion_wise where no layer is shared".into(),
+            );
         }
         if self.kv == KvMode::SharedUpdate && matches!(self.router, RouterConfig::TokenChoice(_)) {
-            return refuse("kv", "shared_update", "recursion_wise or shared with router \"token_choice\"".into());
+            return refuse(
+                "kv",
+                "shared_update",
+                "recursion_wise or shared with router \"token_choice\"".into(),
+            );
         }
         self.relax.check(self, &plan)?;
         self.router.check(self.recursions)?;
@@ -154,13 +174,21 @@ impl ModelConfig {
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return refuse("kv_heads", self.kv_heads, format!("a divisor of heads = {}", self.heads));
+            return refuse(
+                "kv_heads",
+                self.kv_heads,
+                format!("a divisor of heads = {}", self.heads),
+            );
         }
         if !self.head_dim.is_multiple_of(2) {
             return refuse("head_dim", self.head_dim, "an even number (rotary pairs)".into());
         }
         let positive = |field, x: f64, most: f64| {
-            if x > 0.0 && x <= most { Ok(()) } else { refuse(field, x, format!("above 0 and at most {most}")) }
+            if x > 0.0 && x <= most {
+                Ok(())
+            } else {
+                refuse(field, x, format!("above 0 and at most {most}"))
+            }
         };
         positive("rope_theta", self.rope_theta, 1e12)?;
         positive("norm_eps", self.norm_eps, 1.0)?;

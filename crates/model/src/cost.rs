@@ -1,12 +1,13 @@
-//! What a model costs: parameters unique and unrolled, FLOPs per token in two conventions, bytes of keys and values.
-//! Everything is computed from the parameter table and the plan; there is no second formula per module.
+//! What a model costs: parameters unique and unrolled, FLOPs per token in two conventions, bytes of
+//! keys and values. Everything is computed from the parameter table and the plan; there is no
+//! second formula per module.
 
 use serde::Serialize;
 
 use crate::config::{KvMode, ModelConfig};
-use crate::routing::{RouterConfig, default_capacities};
-use crate::sharing::{Plan, Use};
-use crate::spec::{Group, specs};
+use crate::layout::{LayerPlan, LayerUse};
+use crate::params::{Group, specs};
+use crate::routers::{RouterConfig, default_capacities};
 
 /// Parameter counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,7 +23,7 @@ pub struct Parameters {
 }
 
 /// Counts parameters. The config must have passed its check with this plan.
-pub fn parameters(config: &ModelConfig, plan: &Plan) -> Parameters {
+pub fn parameters(config: &ModelConfig, plan: &LayerPlan) -> Parameters {
     let table = specs(config, plan);
     let sum = |wanted: &dyn Fn(Group) -> bool| -> u64 {
         table.iter().filter(|s| wanted(s.group)).map(|s| s.count() as u64).sum()
@@ -31,27 +32,43 @@ pub fn parameters(config: &ModelConfig, plan: &Plan) -> Parameters {
     let router = sum(&|g| matches!(g, Group::Router | Group::AuxiliaryRouter));
     let unique = sum(&|g| g != Group::Embedding);
     let per_layer = config.width as u64
-        * (2 * (config.heads * config.head_dim) as u64 + config.kv_width() as u64 + 3 * config.ffn as u64 + 2);
-    Parameters { unique, unrolled: config.layers as u64 * per_layer + config.width as u64, embedding, router }
+        * (2 * (config.heads * config.head_dim) as u64
+            + config.kv_width() as u64
+            + 3 * config.ffn as u64
+            + 2);
+    Parameters {
+        unique,
+        unrolled: config.layers as u64 * per_layer + config.width as u64,
+        embedding,
+        router,
+    }
 }
 
 /// How FLOPs are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
-    /// As the paper's tables: `2 (4 d^2 + 3 d f)` a layer whatever the number of key/value heads, `2 n d` for attention,
-    /// no head, no router. Reproduces its step counts.
+    /// As the paper's tables: `2 (4 d^2 + 3 d f)` a layer whatever the number of key/value heads,
+    /// `2 n d` for attention, no head, no router. Reproduces its step counts.
     Paper,
-    /// Grouped keys and values as they are, causal attention `2 (n + 1) H K` a token, routers, and the output head.
+    /// Grouped keys and values as they are, causal attention `2 (n + 1) H K` a token, routers, and
+    /// the output head.
     Full,
 }
 
-/// Forward FLOPs per token at sequence length `n`, with each recursion `r` run by the share `capacities[r]` of the rows.
-/// Backward costs twice as much.
-pub fn forward_flops(config: &ModelConfig, plan: &Plan, n: usize, capacities: &[f64], convention: Convention) -> f64 {
+/// Forward FLOPs per token at sequence length `n`, with each recursion `r` run by the share
+/// `capacities[r]` of the rows. Backward costs twice as much.
+pub fn forward_flops(
+    config: &ModelConfig,
+    plan: &LayerPlan,
+    n: usize,
+    capacities: &[f64],
+    convention: Convention,
+) -> f64 {
     let shares = |recursion: usize| capacities.get(recursion).copied().unwrap_or(1.0);
     let once = plan.before.len() + plan.after.len();
     let mut total = once as f64 * layer_flops(config, n, 1.0, KeyValue::Own, convention);
-    // Layers shared in a sequence are all in `before`, where later uses may do without keys and values of their own.
+    // Layers shared in a sequence are all in `before`, where later uses may do without keys and
+    // values of their own.
     if config.kv == KvMode::Shared {
         let later = plan.before.iter().filter(|u| u.recursion > 0).count() as f64;
         let own = layer_flops(config, n, 1.0, KeyValue::Own, convention);
@@ -75,12 +92,17 @@ pub fn forward_flops(config: &ModelConfig, plan: &Plan, n: usize, capacities: &[
 }
 
 /// Two products with each adapter's matrices for every row of its use.
-fn adapter_flops(config: &ModelConfig, plan: &Plan, shares: &dyn Fn(usize) -> f64) -> f64 {
+fn adapter_flops(config: &ModelConfig, plan: &LayerPlan, shares: &dyn Fn(usize) -> f64) -> f64 {
     let recursions = plan.recursions.iter().flatten().map(|u| (*u, shares(u.recursion)));
     let once = plan.before.iter().chain(&plan.after).map(|u| (*u, 1.0));
-    let of = |(at, share): (Use, f64)| {
+    let of = |(at, share): (LayerUse, f64)| {
         let adapters = config.relax.of_use(config, plan, at);
-        share * adapters.iter().filter(|s| s.group == Group::Adapter).map(|s| 2.0 * s.count() as f64).sum::<f64>()
+        share
+            * adapters
+                .iter()
+                .filter(|s| s.group == Group::Adapter)
+                .map(|s| 2.0 * s.count() as f64)
+                .sum::<f64>()
     };
     recursions.chain(once).map(of).sum()
 }
@@ -97,15 +119,23 @@ enum KeyValue {
 }
 
 /// One layer, per token of the sequence, if a share `c` of the rows is active.
-fn layer_flops(config: &ModelConfig, n: usize, c: f64, kv: KeyValue, convention: Convention) -> f64 {
+fn layer_flops(
+    config: &ModelConfig,
+    n: usize,
+    c: f64,
+    kv: KeyValue,
+    convention: Convention,
+) -> f64 {
     let (d, f) = (config.width as f64, config.ffn as f64);
     let heads = (config.heads * config.head_dim) as f64;
     let keys = if kv == KeyValue::Own { c } else { 1.0 };
     let (queries, projected, attention) = match convention {
         Convention::Paper => (2.0 * d * d, 2.0 * d * d, 2.0 * n as f64 * d),
-        Convention::Full => {
-            (2.0 * d * heads, d * config.kv_width() as f64, 2.0 * (n as f64 * keys + 1.0) / keys * heads)
-        }
+        Convention::Full => (
+            2.0 * d * heads,
+            d * config.kv_width() as f64,
+            2.0 * (n as f64 * keys + 1.0) / keys * heads,
+        ),
     };
     let projected = if kv == KeyValue::First { 0.0 } else { projected };
     c * 2.0 * (queries + projected + 3.0 * d * f) + c * keys * attention
@@ -117,7 +147,8 @@ fn router_flops(config: &ModelConfig, capacities: &[f64]) -> f64 {
     match config.router {
         RouterConfig::ExpertChoice(_) => {
             // Router r scores the rows that survived r - 1.
-            let candidates = std::iter::once(1.0).chain(capacities.iter().copied()).take(config.recursions);
+            let candidates =
+                std::iter::once(1.0).chain(capacities.iter().copied()).take(config.recursions);
             per_router / config.recursions as f64 * candidates.sum::<f64>()
         }
         _ => per_router,
@@ -125,7 +156,12 @@ fn router_flops(config: &ModelConfig, capacities: &[f64]) -> f64 {
 }
 
 /// Bytes of keys and values that one token of context holds on average, at `bytes` a number.
-pub fn kv_bytes_per_token(config: &ModelConfig, plan: &Plan, capacities: &[f64], bytes: usize) -> f64 {
+pub fn kv_bytes_per_token(
+    config: &ModelConfig,
+    plan: &LayerPlan,
+    capacities: &[f64],
+    bytes: usize,
+) -> f64 {
     let layer = (config.kv_width() * bytes) as f64;
     let held = |recursion: usize| match (config.kv, recursion) {
         (KvMode::RecursionWise, r) => capacities.get(r).copied().unwrap_or(1.0),
@@ -139,7 +175,8 @@ pub fn kv_bytes_per_token(config: &ModelConfig, plan: &Plan, capacities: &[f64],
         .chain(&plan.after)
         .map(|u| if config.kv == KvMode::RecursionWise { 1.0 } else { held(u.recursion) })
         .sum();
-    let recursions: f64 = plan.recursions.iter().enumerate().map(|(r, block)| block.len() as f64 * held(r)).sum();
+    let recursions: f64 =
+        plan.recursions.iter().enumerate().map(|(r, block)| block.len() as f64 * held(r)).sum();
     layer * (once + recursions)
 }
 
@@ -170,7 +207,7 @@ pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
         sharing: crate::Sharing::None,
         recursions: 1,
-        relax: crate::relax::Relaxation::None,
+        relax: crate::adapters::Relaxation::None,
         router: RouterConfig::Fixed,
         kv: KvMode::RecursionWise,
         ..config.clone()
@@ -178,7 +215,7 @@ pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
 }
 
 /// The non-recursive model of the same unique parameters: each stored layer once.
-pub fn reduced_dense(config: &ModelConfig, plan: &Plan) -> ModelConfig {
+pub fn reduced_dense(config: &ModelConfig, plan: &LayerPlan) -> ModelConfig {
     ModelConfig { layers: plan.stored, ..unrolled_dense(config) }
 }
 
@@ -232,7 +269,10 @@ mod tests {
             ("smollm-360m-mor3-shared", 14672),
         ] {
             let found = 16.5e18 / (paper_flops(name) * 2_097_152.0);
-            assert!((found - f64::from(steps)).abs() <= 1.0, "{name}: {found} steps, published {steps}");
+            assert!(
+                (found - f64::from(steps)).abs() <= 1.0,
+                "{name}: {found} steps, published {steps}"
+            );
         }
     }
 
@@ -259,8 +299,10 @@ mod tests {
         let n = 4;
         // Position i sees i + 1 keys, two products of H*K multiply-adds each.
         let attention: usize = (1..=n).map(|keys| 4 * keys * config.heads * config.head_dim).sum();
-        let weights: usize = 2 * (parameters(&config, &plan).unique as usize - (2 * config.layers + 1) * config.width);
-        let by_hand = config.layers as f64 * attention as f64 / n as f64 + (weights + 2 * 10 * config.width) as f64;
+        let weights: usize = 2
+            * (parameters(&config, &plan).unique as usize - (2 * config.layers + 1) * config.width);
+        let by_hand = config.layers as f64 * attention as f64 / n as f64
+            + (weights + 2 * 10 * config.width) as f64;
         let found = forward_flops(&config, &plan, n, &[], Convention::Full);
         assert!((found - by_hand).abs() < 1e-6 * by_hand, "{found} against {by_hand}");
     }

@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use ops::{Format, Rotary, Tensor2, Weight};
 
+use crate::adapters::{Part, Projection, encoding};
 use crate::block::Block;
 use crate::config::{ConfigError, ModelConfig};
+use crate::layout::{DepthRuns, LayerPlan, LayerUse};
+use crate::params::{self, ParamSpec};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
-use crate::relax::{Part, Projection, encoding};
-use crate::routing::{Router, Terms};
+use crate::recursion_state::RecursionState;
+use crate::routers::{AuxLosses, Router};
 use crate::rows::Rows;
-use crate::sharing::{Plan, Use, Uses};
-use crate::spec::{self, ParamSpec};
-use crate::turning::Turning;
 
-/// A decoder over its weights. Cheap to share between threads; weights change in place between passes.
+/// A decoder over its weights. Cheap to share between threads; weights change in place between
+/// passes.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
-    plan: Plan,
+    plan: LayerPlan,
     weights: Vec<(ParamSpec, Arc<Weight>)>,
     embed: Arc<Weight>,
     head: Arc<Weight>,
@@ -30,11 +31,11 @@ pub struct Model {
 
 /// What a pass gives.
 #[derive(Debug)]
-pub struct Passed {
+pub struct ForwardOutput {
     /// Rows after the final norm, ready for the head.
     pub x_td: Tensor2,
     /// Router losses.
-    pub terms: Terms,
+    pub terms: AuxLosses,
     /// How many recursions each row had.
     pub depth_t: Vec<u32>,
 }
@@ -51,8 +52,8 @@ impl Model {
         Self::over(config, |spec| Ok(Weight::new(source(spec)?, spec.shape.0, spec.shape.1)))
     }
 
-    /// Builds `config` over the weights that `source` gives, rounded or not. Panics if one has another shape than its entry
-    /// of the parameter table.
+    /// Builds `config` over the weights that `source` gives, rounded or not. Panics if one has
+    /// another shape than its entry of the parameter table.
     ///
     /// # Errors
     /// An impossible config, or what `source` says.
@@ -62,15 +63,18 @@ impl Model {
     ) -> Result<Self, E> {
         let plan = config.check()?;
         let mut weights = Vec::new();
-        for spec in spec::specs(config, &plan) {
+        for spec in params::specs(config, &plan) {
             let weight = source(&spec)?;
             assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
             weights.push((spec, Arc::new(weight)));
         }
-        let by_name: BTreeMap<&str, &Arc<Weight>> = weights.iter().map(|(s, w)| (s.name.as_str(), w)).collect();
+        let by_name: BTreeMap<&str, &Arc<Weight>> =
+            weights.iter().map(|(s, w)| (s.name.as_str(), w)).collect();
         let mut take = |name: &str| by_name[name].clone();
         let rotary = Rotary::new(config.rope_theta, config.head_dim);
-        let blocks = (0..plan.stored).map(|i| Arc::new(block(config, i, &plan, &rotary, &mut take))).collect();
+        let blocks = (0..plan.stored)
+            .map(|i| Arc::new(block(config, i, &plan, &rotary, &mut take)))
+            .collect();
         let router = Router::build(config, &mut take);
         let (embed, norm) = (take("embed"), take("norm"));
         let head = if config.tie_embeddings { embed.clone() } else { take("head") };
@@ -92,7 +96,7 @@ impl Model {
     }
 
     /// Its unrolled layout.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &LayerPlan {
         &self.plan
     }
 
@@ -111,7 +115,8 @@ impl Model {
         self.weights.iter().for_each(|(_, w)| w.collect_gradient(yes));
     }
 
-    /// Prepares for generation: matrices are kept in panel order too, which changes no bit of any result.
+    /// Prepares for generation: matrices are kept in panel order too, which changes no bit of any
+    /// result.
     pub fn pack(&self) {
         self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
     }
@@ -132,38 +137,38 @@ impl Model {
         self.weights.iter().map(|(_, weight)| weight.bytes()).sum()
     }
 
-    /// Runs `ids`, one a row. Panics if counts differ or an id is not below the vocabulary size: who takes in ids checks
-    /// them.
-    pub fn forward(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> Passed {
-        let mut turning = self.enter(ids, rows, pass);
-        while turning.is_going() {
-            self.turn(&mut turning, pass);
+    /// Runs `ids`, one a row. Panics if counts differ or an id is not below the vocabulary size:
+    /// who takes in ids checks them.
+    pub fn forward(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> ForwardOutput {
+        let mut state = self.prelude(ids, rows, pass);
+        while state.is_going() {
+            self.recur(&mut state, pass);
         }
-        let Turning { x_td, depth_t, terms, .. } = turning;
-        Passed { x_td: self.leave(x_td, rows, pass), terms, depth_t }
+        let RecursionState { x_td, depth_t, terms, rows, .. } = state;
+        ForwardOutput { x_td: self.coda(x_td, &rows, pass), terms, depth_t }
     }
 
     /// The first part of a pass: embedding and first layers.
-    pub fn enter(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> Turning {
-        assert_eq!(ids.len(), rows.len(), "one token a row");
+    pub fn prelude(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> RecursionState {
+        let rows = &rows.with_tokens(ids);
         let anchor = pass.ops.anchor(pass.record);
         let x_td = pass.ops.embed(&anchor, &self.embed, ids);
         let x_td = self.layers(&self.plan.before, x_td, rows, pass);
         if self.plan.recursions.is_empty() {
-            let mut turning = Turning::new(x_td, rows.clone(), BTreeMap::default());
-            turning.depth_t.fill(1);
-            return turning;
+            let mut state = RecursionState::new(x_td, rows.clone(), BTreeMap::default());
+            state.depth_t.fill(1);
+            return state;
         }
         self.recursion.begin(x_td, rows, pass)
     }
 
     /// The middle part, again and again: one recursion for every row that may still go on.
-    pub fn turn(&self, turning: &mut Turning, pass: &mut Pass<'_>) {
-        self.recursion.turn(turning, pass);
+    pub fn recur(&self, state: &mut RecursionState, pass: &mut Pass<'_>) {
+        self.recursion.recur(state, pass);
     }
 
     /// The last part: last layers and norm, for rows that are done with recursions.
-    pub fn leave(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+    pub fn coda(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
         let x_td = self.layers(&self.plan.after, x_td, rows, pass);
         let x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
         pass.probe.stream(&x_td);
@@ -184,10 +189,21 @@ impl Model {
         }
     }
 
-    fn layers(&self, uses: &[Use], mut x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+    fn layers(
+        &self,
+        uses: &[LayerUse],
+        mut x_td: Tensor2,
+        rows: &Rows,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
         for &at in uses {
             pass.probe.stream(&x_td);
-            x_td = self.recursion.blocks[at.stored].forward(x_td, rows, &Uses::one(at, rows.len()), pass);
+            x_td = self.recursion.blocks[at.stored].forward(
+                x_td,
+                rows,
+                &DepthRuns::one(at, rows.len()),
+                pass,
+            );
         }
         x_td
     }
@@ -196,13 +212,14 @@ impl Model {
 fn block(
     config: &ModelConfig,
     stored: usize,
-    plan: &Plan,
+    plan: &LayerPlan,
     rotary: &Rotary,
     take: &mut dyn FnMut(&str) -> Arc<Weight>,
 ) -> Block {
     let uses = plan.unrolled().filter(|u| u.stored == stored).count();
     let norms = if config.share_norms { 1 } else { uses };
-    let mut norm = |part: &str| (0..norms).map(|r| take(&format!("layers.{stored}.{part}.{r}"))).collect();
+    let mut norm =
+        |part: &str| (0..norms).map(|r| take(&format!("layers.{stored}.{part}.{r}"))).collect();
     let (attention_norm, ffn_norm) = (norm("attention_norm"), norm("ffn_norm"));
     let encoding = encoding::behind(config, plan, stored, take);
     let mut projection = |part| Projection::build(config, plan, stored, part, take);

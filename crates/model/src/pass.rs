@@ -1,9 +1,10 @@
-//! What a pass carries besides the rows: which operations, which cache, which rule, who watches. Explicit, no globals.
+//! What a pass carries besides the rows: which operations, which cache, which rule, who watches.
+//! Explicit, no globals.
 
 use ops::{Ops, Tensor2};
 
-use crate::kv::Kv;
-use crate::routing::{RouterState, Rule};
+use crate::kv::KvCache;
+use crate::routers::{RouterState, Rule};
 
 /// Where the random numbers of a pass live.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,7 +22,7 @@ pub struct Pass<'a> {
     /// Fast or plain operations.
     pub ops: Ops,
     /// What rows may look at.
-    pub kv: &'a mut dyn Kv,
+    pub kv: &'a mut dyn KvCache,
     /// How routers decide.
     pub rule: &'a Rule,
     /// What routers learned outside of gradients: running thresholds, balance biases.
@@ -36,7 +37,8 @@ pub struct Pass<'a> {
     pub max_depth: Option<usize>,
     /// For random numbers and schedules.
     pub address: Address,
-    /// How many sequences the whole step has, over all its passes: router losses are means over these.
+    /// How many sequences the whole step has, over all its passes: router losses are means over
+    /// these.
     pub sequences: usize,
 }
 
@@ -51,7 +53,8 @@ pub struct Routed<'a> {
     pub logits: &'a [f32],
     /// Logits of the auxiliary router, if there is one.
     pub auxiliary: Option<&'a [f32]>,
-    /// Whether each is among the best of its sequence, as training would choose; absent under a causal rule.
+    /// Whether each is among the best of its sequence, as training would choose; absent under a
+    /// causal rule.
     pub best: Option<&'a [bool]>,
     /// Whether each went on.
     pub kept: &'a [bool],
@@ -59,8 +62,8 @@ pub struct Routed<'a> {
 
 /// Watches a pass. Metrics are probes, not outputs of the model.
 pub trait Probe {
-    /// The residual stream before each element of the model (a layer, or a whole recursion where a router decides), and
-    /// last the normed rows that the head sees.
+    /// The residual stream before each element of the model (a layer, or a whole recursion where a
+    /// router decides), and last the normed rows that the head sees.
     fn stream(&mut self, x_td: &Tensor2) {
         let _ = x_td;
     }

@@ -1,8 +1,8 @@
-//! Named models: the SmolLM shapes that the paper uses and small ones for CPUs, each dense, recursive, and as
-//! Mixture-of-Recursions.
+//! Named models: the SmolLM shapes that the paper uses and small ones for CPUs, each dense,
+//! recursive, and as Mixture-of-Recursions.
 
 use crate::config::{KvMode, ModelConfig, Sharing};
-use crate::routing::RouterConfig;
+use crate::routers::RouterConfig;
 
 /// A shape before any sharing. `layers` for each number of recursions, where it is not the same.
 struct Shape {
@@ -57,19 +57,22 @@ pub fn names() -> Vec<String> {
         }
         names.extend((2..=4).map(|n| format!("{}-mor{n}-shared", shape.name)));
     }
-    names.into_iter().filter(|name| preset(name).is_some_and(|c| with_vocabulary(c).check().is_ok())).collect()
+    names
+        .into_iter()
+        .filter(|name| preset(name).is_some_and(|c| with_vocabulary(c).check().is_ok()))
+        .collect()
 }
 
 fn with_vocabulary(config: ModelConfig) -> ModelConfig {
     ModelConfig { vocab_size: 4096, ..config }
 }
 
-/// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`, `randomN` or
-/// `morN-shared` for N recursions. The vocabulary is left open.
+/// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`,
+/// `randomN` or `morN-shared` for N recursions. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
-    let shape = SHAPES
-        .iter()
-        .find(|s| name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))?;
+    let shape = SHAPES.iter().find(|s| {
+        name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })?;
     let kind = name[shape.name.len()..].trim_start_matches('-');
     let (kind, kv) = match kind.strip_suffix("-shared") {
         Some(kind) => (kind, KvMode::Shared),
@@ -102,7 +105,11 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
         "random" => RouterConfig::Random(Default::default()),
         _ => return None,
     };
-    let layers = shape.exceptions.iter().find(|(n, _)| *n == recursions).map_or(shape.layers, |(_, layers)| *layers);
+    let layers = shape
+        .exceptions
+        .iter()
+        .find(|(n, _)| *n == recursions)
+        .map_or(shape.layers, |(_, layers)| *layers);
     Some(ModelConfig { layers, sharing: Sharing::MiddleCycle, recursions, router, ..base })
 }
 
@@ -119,17 +126,27 @@ mod tests {
             let config = with_vocabulary(preset(&name).expect("listed"));
             assert!(config.check().is_ok(), "{name}");
         }
-        assert!(preset("cpu-5m-mor").is_none() && preset("cpu-6m").is_none() && preset("cpu-5m-mork3").is_none());
+        assert!(
+            preset("cpu-5m-mor").is_none()
+                && preset("cpu-6m").is_none()
+                && preset("cpu-5m-mork3").is_none()
+        );
     }
 
     #[test]
     fn small_ones_have_their_size() {
-        for (name, millions) in
-            [("cpu-1m-mor3", 1.0), ("cpu-5m-mor3", 5.0), ("cpu-15m-mor3", 15.0), ("cpu-40m-mor3", 40.0)]
-        {
+        for (name, millions) in [
+            ("cpu-1m-mor3", 1.0),
+            ("cpu-5m-mor3", 5.0),
+            ("cpu-15m-mor3", 15.0),
+            ("cpu-40m-mor3", 40.0),
+        ] {
             let config = with_vocabulary(preset(name).expect(name));
             let unique = parameters(&config, &config.check().expect(name)).unique as f64 / 1e6;
-            assert!((unique / millions - 1.0).abs() < 0.1, "{name} has {unique} M parameters besides embeddings");
+            assert!(
+                (unique / millions - 1.0).abs() < 0.1,
+                "{name} has {unique} M parameters besides embeddings"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Random numbers by address: a number is a pure function of (seed, purpose, step, place), so nothing has to be saved or
-//! kept in order.
+//! Random numbers by address: a number is a pure function of (seed, purpose, step, place), so
+//! nothing has to be saved or kept in order.
 
 /// What a random number is for. Two purposes never share numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,8 @@ fn mix(mut z: u64) -> u64 {
 
 /// A stable 64-bit hash of a name (FNV-1a), for use as a place.
 pub fn name_place(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 impl Stream {
@@ -36,7 +37,8 @@ impl Stream {
     pub fn at(seed: u64, purpose: Purpose, step: u64, place: u64) -> Self {
         let mut state = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
         for word in [purpose as u64, step, place] {
-            state = mix(state.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ mix(word.wrapping_add(0x2545_f491_4f6c_dd1d)));
+            state = mix(state.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ mix(word.wrapping_add(0x2545_f491_4f6c_dd1d)));
         }
         Self(state)
     }
@@ -72,7 +74,10 @@ mod tests {
             .map(|(a, b, c)| first(a, b, c))
             .collect();
         assert_eq!(all.len(), 8000);
-        assert_ne!(Stream::at(1, Purpose::Init, 0, 0).next_u64(), Stream::at(1, Purpose::Sample, 0, 0).next_u64());
+        assert_ne!(
+            Stream::at(1, Purpose::Init, 0, 0).next_u64(),
+            Stream::at(1, Purpose::Sample, 0, 0).next_u64()
+        );
     }
 
     #[test]
@@ -81,6 +86,9 @@ mod tests {
         let normals: Vec<f64> = (0..100_000).map(|_| stream.normal()).collect();
         let mean = normals.iter().sum::<f64>() / 1e5;
         let variance = normals.iter().map(|x| x * x).sum::<f64>() / 1e5;
-        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "mean {mean}, variance {variance}");
+        assert!(
+            mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02,
+            "mean {mean}, variance {variance}"
+        );
     }
 }

@@ -13,13 +13,18 @@ pub struct Rows {
     pub position: Arc<[u32]>,
     /// Which document of the sequence; rows see only their own document.
     pub document: Arc<[u32]>,
+    /// The token id of each row; `None` until [`Rows::with_tokens`].
+    pub token: Option<Arc<[u32]>>,
     /// How deep each row may and must go; `None` leaves it to router and rule.
-    pub dial: Option<Arc<[Dial]>>,
+    pub limits: Option<Arc<[DepthLimits]>>,
+    /// The seed of each row's random numbers; `None` for that of the pass. Rows of requests that
+    /// run together carry the seeds of their requests.
+    pub seed: Option<Arc<[u64]>>,
 }
 
 /// The limits of one row's depth.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dial {
+pub struct DepthLimits {
     /// At most this many recursions.
     pub max: u32,
     /// At least this many.
@@ -28,7 +33,7 @@ pub struct Dial {
     pub threshold: f32,
 }
 
-impl Default for Dial {
+impl Default for DepthLimits {
     /// No limits.
     fn default() -> Self {
         Self { max: u32::MAX, min: 0, threshold: 0.0 }
@@ -36,26 +41,46 @@ impl Default for Dial {
 }
 
 impl Rows {
-    /// `count` sequences of `length` rows each, one document.
-    pub fn batch(count: usize, length: usize) -> Self {
-        let all =
-            |f: fn(usize, usize) -> usize| -> Arc<[u32]> { (0..count * length).map(|i| f(i, length) as u32).collect() };
-        Self { sequence: all(|i, n| i / n), position: all(|i, n| i % n), document: all(|_, _| 0), dial: None }
+    /// Rows of these sequences, positions and documents, without tokens, limits or seeds.
+    pub fn new(sequence: Arc<[u32]>, position: Arc<[u32]>, document: Arc<[u32]>) -> Self {
+        Self { sequence, position, document, token: None, limits: None, seed: None }
     }
 
-    /// Rows `first..first + count` of sequence `sequence`.
+    /// `count` sequences of `length` rows each, one document.
+    pub fn batch(count: usize, length: usize) -> Self {
+        let numbers = 0..(count * length) as u32;
+        Self::new(
+            numbers.clone().map(|i| i / length as u32).collect(),
+            numbers.map(|i| i % length as u32).collect(),
+            vec![0; count * length].into(),
+        )
+    }
+
+    /// Rows `first..first + count` of sequence `sequence`, one document.
     pub fn stretch(sequence: u32, first: u32, count: usize) -> Self {
-        Self {
-            sequence: vec![sequence; count].into(),
-            position: (first..first + count as u32).collect(),
-            document: vec![0; count].into(),
-            dial: None,
-        }
+        let positions = first..first + count as u32;
+        Self::new(vec![sequence; count].into(), positions.collect(), vec![0; count].into())
+    }
+
+    /// The same rows with their token ids. Panics if there is not one for each row.
+    pub fn with_tokens(&self, ids: &Arc<[u32]>) -> Self {
+        assert_eq!(ids.len(), self.len(), "one token a row");
+        Self { token: Some(ids.clone()), ..self.clone() }
+    }
+
+    /// The token of each row. Panics before [`Rows::with_tokens`].
+    pub fn tokens(&self) -> &[u32] {
+        self.token.as_deref().expect("rows inside a pass carry their tokens")
     }
 
     /// The limits of row `i`.
-    pub fn dial(&self, i: usize) -> Dial {
-        self.dial.as_ref().map_or_else(Dial::default, |dial| dial[i])
+    pub fn limits(&self, i: usize) -> DepthLimits {
+        self.limits.as_ref().map_or_else(DepthLimits::default, |limits| limits[i])
+    }
+
+    /// The seed of row `i`'s random numbers; `otherwise` if it carries none of its own.
+    pub fn seed(&self, i: usize, otherwise: u64) -> u64 {
+        self.seed.as_ref().map_or(otherwise, |seed| seed[i])
     }
 
     /// How many.
@@ -70,19 +95,40 @@ impl Rows {
 
     /// The rows with these numbers, in this order.
     pub fn only(&self, numbers: &[u32]) -> Self {
-        let pick = |from: &[u32]| -> Arc<[u32]> { numbers.iter().map(|&i| from[i as usize]).collect() };
-        let dial = self.dial.as_ref().map(|dial| numbers.iter().map(|&i| dial[i as usize]).collect());
-        Self { sequence: pick(&self.sequence), position: pick(&self.position), document: pick(&self.document), dial }
+        Self {
+            sequence: pick(&self.sequence, numbers),
+            position: pick(&self.position, numbers),
+            document: pick(&self.document, numbers),
+            token: self.token.as_ref().map(|all| pick(all, numbers)),
+            limits: self.limits.as_ref().map(|all| pick(all, numbers)),
+            seed: self.seed.as_ref().map(|all| pick(all, numbers)),
+        }
     }
 
-    /// Rows of several passes one after the other.
+    /// Rows of several passes one after the other. What only some of them carry is lost, but for
+    /// limits: rows without get none. Panics if only some carry seeds.
     pub fn stack<'a>(parts: impl Iterator<Item = &'a Rows> + Clone) -> Self {
-        let all = |pick: fn(&Rows) -> &Arc<[u32]>| -> Arc<[u32]> {
-            parts.clone().flat_map(|rows| pick(rows).iter().copied()).collect()
+        let all = |of: fn(&Rows) -> &Arc<[u32]>| -> Arc<[u32]> {
+            parts.clone().flat_map(|rows| of(rows).iter().copied()).collect()
         };
-        let limited = parts.clone().any(|rows| rows.dial.is_some());
-        let dial = limited.then(|| parts.clone().flat_map(|rows| (0..rows.len()).map(|i| rows.dial(i))).collect());
-        Self { sequence: all(|r| &r.sequence), position: all(|r| &r.position), document: all(|r| &r.document), dial }
+        let seeded = parts.clone().filter(|rows| rows.seed.is_some()).count();
+        assert!(seeded == 0 || seeded == parts.clone().count(), "all rows carry seeds, or none");
+        let limited = parts.clone().any(|rows| rows.limits.is_some());
+        Self {
+            sequence: all(|rows| &rows.sequence),
+            position: all(|rows| &rows.position),
+            document: all(|rows| &rows.document),
+            token: parts
+                .clone()
+                .all(|rows| rows.token.is_some())
+                .then(|| parts.clone().flat_map(|rows| rows.tokens().iter().copied()).collect()),
+            limits: limited.then(|| {
+                parts.clone().flat_map(|rows| (0..rows.len()).map(|i| rows.limits(i))).collect()
+            }),
+            seed: (seeded > 0).then(|| {
+                parts.clone().flat_map(|rows| (0..rows.len()).map(|i| rows.seed(i, 0))).collect()
+            }),
+        }
     }
 
     /// A stretch of consecutive rows.
@@ -113,16 +159,23 @@ impl Rows {
     }
 }
 
-/// What each query row sees of the key rows: those of its sequence and document that are not later than itself. Both in
-/// row order.
+fn pick<T: Copy>(from: &[T], numbers: &[u32]) -> Arc<[T]> {
+    numbers.iter().map(|&i| from[i as usize]).collect()
+}
+
+/// What each query row sees of the key rows: those of its sequence and document that are not later
+/// than itself. Both in row order.
 pub(crate) fn visible(queries: &Rows, keys: &Rows) -> Spans {
-    let (mut start, mut end) = (Vec::with_capacity(queries.len()), Vec::with_capacity(queries.len()));
+    let (mut start, mut end) =
+        (Vec::with_capacity(queries.len()), Vec::with_capacity(queries.len()));
     let (mut first, mut past) = (0, 0);
     for i in 0..queries.len() {
         while past < keys.len() && keys.key(past) <= queries.key(i) {
             past += 1;
         }
-        let same = |k: usize| keys.sequence[k] == queries.sequence[i] && keys.document[k] == queries.document[i];
+        let same = |k: usize| {
+            keys.sequence[k] == queries.sequence[i] && keys.document[k] == queries.document[i]
+        };
         while first < past && !same(first) {
             first += 1;
         }
@@ -138,12 +191,11 @@ mod tests {
 
     #[test]
     fn rows_see_their_past_and_their_document_only() {
-        let rows = Rows {
-            sequence: vec![0, 0, 0, 0, 1, 1].into(),
-            position: vec![0, 1, 2, 3, 0, 1].into(),
-            document: vec![0, 0, 1, 1, 0, 0].into(),
-            dial: None,
-        };
+        let rows = Rows::new(
+            vec![0, 0, 0, 0, 1, 1].into(),
+            vec![0, 1, 2, 3, 0, 1].into(),
+            vec![0, 0, 1, 1, 0, 0].into(),
+        );
         let spans = visible(&rows, &rows);
         assert_eq!(spans.start, [0, 0, 2, 2, 4, 4]);
         assert_eq!(spans.end, [1, 2, 3, 4, 5, 6]);

@@ -1,15 +1,18 @@
-//! Two roads, one result: the same rows give the same bits at once or one by one, alone or in a batch, and the members of
-//! the family meet where their definitions do.
+//! Two roads, one result: the same rows give the same bits at once or one by one, alone or in a
+//! batch, and the members of the family meet where their definitions do.
 
 mod common;
 
 use common::{
-    How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, fresh, ids, name, run, same, tiny, transient,
-    variants,
+    How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, fresh, ids, name, run, same,
+    tiny, transient, variants,
 };
 use model::rng::{Purpose, Stream, name_place};
-use model::routing::expert_choice::{Config as Expert, Gating};
-use model::{Address, Cache, ConfigError, KvMode, Model, ModelConfig, RouterConfig, Rows, Rule, Sharing};
+use model::routers::expert_choice::{Config as Expert, Gating};
+use model::{
+    Address, ConfigError, KvMode, Model, ModelConfig, RouterConfig, Rows, Rule, SequenceCache,
+    Sharing,
+};
 
 const LENGTH: usize = 24;
 
@@ -41,8 +44,7 @@ fn packed(lengths: &[usize]) -> (Vec<u32>, Rows, Vec<std::ops::Range<usize>>) {
         position.extend(0..length as u32);
     }
     let count = position.len();
-    let rows =
-        Rows { sequence: sequence.into(), position: position.into(), document: vec![0; count].into(), dial: None };
+    let rows = Rows::new(sequence.into(), position.into(), vec![0; count].into());
     let ranges = rows.sequences();
     (ids(5, count), rows, ranges)
 }
@@ -52,36 +54,42 @@ fn a_sequence_alone_and_in_a_batch() {
     let (tokens, rows, ranges) = packed(&[9, 1, 17, 4]);
     for config in variants() {
         let model = fresh(&config);
-        for rule in [causal(&model, &tokens[..9]), Rule::SeeingAll] {
+        for rule in [causal(&model, &tokens[..9]), Rule::NonCausal] {
             let how = How::by(&rule);
             let all = at_once(&model, &tokens, &rows, &how);
             for (q, range) in ranges.iter().enumerate() {
                 // The random router of training draws by the sequence's number in the step.
-                let how = How { address: Address { place: q as u64, ..how.address }, ..how.clone() };
-                let alone = at_once(&model, &tokens[range.clone()], &Rows::batch(1, range.len()), &how);
-                same(&alone, &all.rows(range.clone()), &format!("{} {rule:?} sequence {q}", name(&config)));
+                let how =
+                    How { address: Address { place: q as u64, ..how.address }, ..how.clone() };
+                let alone =
+                    at_once(&model, &tokens[range.clone()], &Rows::batch(1, range.len()), &how);
+                same(
+                    &alone,
+                    &all.rows(range.clone()),
+                    &format!("{} {rule:?} sequence {q}", name(&config)),
+                );
             }
         }
     }
 }
 
-/// Decoding several sequences side by side, each as deep as its rows want, one of them longer than the others.
+/// Decoding several sequences side by side, each as deep as its rows want, one of them longer than
+/// the others.
 #[test]
 fn decoding_side_by_side() {
     let (tokens, _, ranges) = packed(&[9, 3, 17]);
     for config in variants() {
         let model = fresh(&config);
         let how = How::by(&causal(&model, &tokens[..17]));
-        let mut cache = Cache::new(3);
+        let mut cache = SequenceCache::new(3);
         let mut found = vec![Out { logits: Vec::new(), depth: Vec::new() }; 3];
         for t in 0..17 {
             let alive: Vec<usize> = (0..3).filter(|&q| t < ranges[q].len()).collect();
-            let rows = Rows {
-                sequence: alive.iter().map(|&q| q as u32).collect(),
-                position: vec![t as u32; alive.len()].into(),
-                document: vec![0; alive.len()].into(),
-                dial: None,
-            };
+            let rows = Rows::new(
+                alive.iter().map(|&q| q as u32).collect(),
+                vec![t as u32; alive.len()].into(),
+                vec![0; alive.len()].into(),
+            );
             let ids: Vec<u32> = alive.iter().map(|&q| tokens[ranges[q].start + t]).collect();
             let out = run(&model, &ids, &rows, &mut cache, &how, &mut model::NoProbe);
             for (i, &q) in alive.iter().enumerate() {
@@ -93,10 +101,12 @@ fn decoding_side_by_side() {
             let alone = at_once(&model, part, &Rows::batch(1, part.len()), &how);
             same(found, &alone, &format!("{} sequence {q}", name(&config)));
         }
-        // A sequence that is forgotten leaves room for a new one, and the others keep what they had.
+        // A sequence that is forgotten leaves room for a new one, and the others keep what they
+        // had.
         cache.forget(1);
         let rows = Rows::stretch(1, 0, 3);
-        let again = run(&model, &tokens[ranges[1].clone()], &rows, &mut cache, &how, &mut model::NoProbe);
+        let again =
+            run(&model, &tokens[ranges[1].clone()], &rows, &mut cache, &how, &mut model::NoProbe);
         same(&again, &found[1], &format!("{} after forgetting", name(&config)));
     }
 }
@@ -108,12 +118,17 @@ fn the_cache_holds_what_it_says() {
         let config = tiny(RouterConfig::default(), kv, Sharing::MiddleCycle);
         let model = fresh(&config);
         let how = How::by(&causal(&model, &tokens));
-        let mut cache = Cache::new(1);
-        let out = run(&model, &tokens, &Rows::batch(1, LENGTH), &mut cache, &how, &mut model::NoProbe);
+        let mut cache = SequenceCache::new(1);
+        let out =
+            run(&model, &tokens, &Rows::batch(1, LENGTH), &mut cache, &how, &mut model::NoProbe);
         let held = cache.rows_by_layer();
         let reached = |r: u32| out.depth.iter().filter(|d| **d >= r).count();
         assert!(reached(3) > 0 && reached(2) > reached(3) && reached(1) == LENGTH);
-        assert_eq!((held[&0], held[&1], held[&4]), (LENGTH, LENGTH, LENGTH), "{kv:?}: layers that every row passes");
+        assert_eq!(
+            (held[&0], held[&1], held[&4]),
+            (LENGTH, LENGTH, LENGTH),
+            "{kv:?}: layers that every row passes"
+        );
         match kv {
             KvMode::RecursionWise => assert_eq!((held[&2], held[&3]), (reached(2), reached(3))),
             KvMode::Shared => assert!(!held.contains_key(&2) && !held.contains_key(&3)),
@@ -131,15 +146,20 @@ fn full_capacity_and_a_gate_of_one_is_the_recursive_model() {
     for kv in MODES {
         for sharing in [Sharing::Cycle, Sharing::MiddleCycle] {
             let fixed = fresh(&tiny(RouterConfig::Fixed, kv, sharing));
-            let expected = at_once(&fixed, &tokens, &rows, &How::by(&Rule::SeeingAll));
-            let router =
-                Expert { gating: Gating::Blend, alpha: 2.0, capacities: Some(vec![1.0; 3]), ..Expert::default() };
+            let expected = at_once(&fixed, &tokens, &rows, &How::by(&Rule::NonCausal));
+            let router = Expert {
+                gating: Gating::Blend,
+                alpha: 2.0,
+                capacities: Some(vec![1.0; 3]),
+                ..Expert::default()
+            };
             // A logit of 0 is a gate of 2 * 0.5 = 1.
-            let model = Model::build(&tiny(RouterConfig::ExpertChoice(router), kv, sharing), |spec| {
-                let zero = spec.name.starts_with("router");
-                Ok::<_, ConfigError>(if zero { vec![0.0; spec.count()] } else { spec.fresh(7) })
-            });
-            let found = at_once(&model.expect("legal"), &tokens, &rows, &How::by(&Rule::SeeingAll));
+            let model =
+                Model::build(&tiny(RouterConfig::ExpertChoice(router), kv, sharing), |spec| {
+                    let zero = spec.name.starts_with("router");
+                    Ok::<_, ConfigError>(if zero { vec![0.0; spec.count()] } else { spec.fresh(7) })
+                });
+            let found = at_once(&model.expect("legal"), &tokens, &rows, &How::by(&Rule::NonCausal));
             assert_eq!(found.depth, expected.depth);
             close(&found.logits, &expected.logits, 1e-4, &format!("{kv:?} {sharing:?}"));
         }
@@ -156,7 +176,8 @@ fn with_uneven_norms(config: &ModelConfig) -> Model {
     model
 }
 
-/// A recursive model is the dense one in which the layers that share weights hold copies, each use with its own norms.
+/// A recursive model is the dense one in which the layers that share weights hold copies, each use
+/// with its own norms.
 #[test]
 fn sharing_is_copying() {
     let tokens = ids(3, LENGTH);
@@ -164,11 +185,17 @@ fn sharing_is_copying() {
     for (sharing, share_norms) in SHARINGS.into_iter().flat_map(|s| [(s, true), (s, false)]) {
         let base = tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing);
         let shared = with_uneven_norms(&ModelConfig { share_norms, ..base });
-        let uses: Vec<(usize, usize)> = shared.plan().unrolled().map(|u| (u.stored, u.recursion)).collect();
-        let config =
-            ModelConfig { layers: uses.len(), recursions: 1, sharing: Sharing::None, ..shared.config().clone() };
+        let uses: Vec<(usize, usize)> =
+            shared.plan().unrolled().map(|u| (u.stored, u.recursion)).collect();
+        let config = ModelConfig {
+            layers: uses.len(),
+            recursions: 1,
+            sharing: Sharing::None,
+            ..shared.config().clone()
+        };
         let dense = Model::build(&config, |spec| {
-            let name = match spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+            let name = match spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'))
+            {
                 Some((layer, part)) => {
                     let (stored, recursion) = uses[layer.parse::<usize>().expect("a number")];
                     let part = match part.strip_suffix("_norm.0") {
@@ -182,7 +209,7 @@ fn sharing_is_copying() {
             let found = shared.weights().iter().find(|(s, _)| s.name == name);
             Ok::<_, ConfigError>(found.expect("every layer has its source").1.read())
         });
-        let of = |model: &Model| at_once(model, &tokens, &rows, &How::by(&Rule::SeeingAll));
+        let of = |model: &Model| at_once(model, &tokens, &rows, &How::by(&Rule::NonCausal));
         same(
             &Out { depth: of(&shared).depth, ..of(&dense.expect("legal")) },
             &of(&shared),
@@ -196,9 +223,12 @@ fn one_recursion_is_the_dense_model() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
     let of = |sharing| {
-        let config =
-            ModelConfig { layers: 4, recursions: 1, ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing) };
-        at_once(&fresh(&config), &tokens, &rows, &How::by(&Rule::SeeingAll))
+        let config = ModelConfig {
+            layers: 4,
+            recursions: 1,
+            ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing)
+        };
+        at_once(&fresh(&config), &tokens, &rows, &How::by(&Rule::NonCausal))
     };
     let dense = of(Sharing::None);
     for sharing in SHARINGS {
@@ -270,9 +300,11 @@ fn depth_caps() {
     let rows = Rows::batch(1, LENGTH);
     for config in variants() {
         let model = fresh(&config);
-        for rule in [causal(&model, &tokens), Rule::SeeingAll] {
+        for rule in [causal(&model, &tokens), Rule::NonCausal] {
             let free = at_once(&model, &tokens, &rows, &How::by(&rule));
-            let capped = |depth| at_once(&model, &tokens, &rows, &How { max_depth: Some(depth), ..How::by(&rule) });
+            let capped = |depth| {
+                at_once(&model, &tokens, &rows, &How { max_depth: Some(depth), ..How::by(&rule) })
+            };
             for beyond in [config.recursions, 9] {
                 same(&capped(beyond), &free, &format!("{} to {beyond}", name(&config)));
             }
@@ -291,30 +323,44 @@ fn capacities_fall_from_one() {
     let rows = Rows::batch(1, LENGTH);
     for capacities in [None, Some(vec![0.7, 0.29, 0.1])] {
         let router = Expert { capacity_warmup_steps: 10, capacities, ..Expert::default() };
-        let config = tiny(RouterConfig::ExpertChoice(router), KvMode::RecursionWise, Sharing::Cycle);
+        let config =
+            tiny(RouterConfig::ExpertChoice(router), KvMode::RecursionWise, Sharing::Cycle);
         let model = fresh(&config);
         let reaching = |step: u64| -> Vec<usize> {
-            let how = How { address: Address { step, ..Address::default() }, ..How::by(&Rule::SeeingAll) };
+            let how = How {
+                address: Address { step, ..Address::default() },
+                ..How::by(&Rule::NonCausal)
+            };
             let depth = at_once(&model, &tokens, &rows, &how).depth;
             (1..=3).map(|r| depth.iter().filter(|d| **d >= r).count()).collect()
         };
         assert_eq!(reaching(0), [LENGTH; 3], "every row at step 0");
         let nominal = config.router.capacities(3, u64::MAX);
-        let floor: Vec<usize> = nominal.iter().map(|c| ((c * LENGTH as f64) as usize).max(1)).collect();
+        let floor: Vec<usize> =
+            nominal.iter().map(|c| ((c * LENGTH as f64) as usize).max(1)).collect();
         assert_eq!(reaching(10), floor);
         assert_eq!(reaching(1_000_000), floor);
         for step in 0..10 {
             let (now, next) = (reaching(step), reaching(step + 1));
-            assert!(now.iter().zip(&next).all(|(a, b)| a >= b), "step {step}: {now:?} then {next:?}");
+            assert!(
+                now.iter().zip(&next).all(|(a, b)| a >= b),
+                "step {step}: {now:?} then {next:?}"
+            );
         }
     }
 }
 
 #[test]
 fn fresh_weights_depend_on_seed_and_name_only() {
-    let (small, mut large) = (tiny(RouterConfig::default(), KvMode::RecursionWise, Sharing::Cycle), Vec::new());
+    let (small, mut large) =
+        (tiny(RouterConfig::default(), KvMode::RecursionWise, Sharing::Cycle), Vec::new());
     large.push(ModelConfig { layers: 12, ..small.clone() });
-    large.push(ModelConfig { router: RouterConfig::Fixed, tie_embeddings: false, share_norms: false, ..small.clone() });
+    large.push(ModelConfig {
+        router: RouterConfig::Fixed,
+        tie_embeddings: false,
+        share_norms: false,
+        ..small.clone()
+    });
     let model = fresh(&small);
     let mut compared = 0;
     for config in large {
@@ -332,12 +378,19 @@ fn fresh_weights_depend_on_seed_and_name_only() {
         let ones = a.read().iter().all(|x| *x == 1.0);
         assert_eq!(a.read() == b.read(), ones, "{}: another seed, other values", spec.name);
     }
-    let same_shape: Vec<Vec<f32>> =
-        model.weights().iter().filter(|(s, _)| s.name.ends_with("query")).map(|(_, w)| w.read()).collect();
-    assert!(same_shape.len() == 2 && same_shape[0] != same_shape[1], "names part weights of one shape");
+    let same_shape: Vec<Vec<f32>> = model
+        .weights()
+        .iter()
+        .filter(|(s, _)| s.name.ends_with("query"))
+        .map(|(_, w)| w.read())
+        .collect();
+    assert!(
+        same_shape.len() == 2 && same_shape[0] != same_shape[1],
+        "names part weights of one shape"
+    );
 }
 
-/// Transient caches of one pass leave nothing for the next.
+/// PassCache caches of one pass leave nothing for the next.
 #[test]
 fn passes_share_nothing() {
     for config in variants() {

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov and Hutter, 2019) over a weight and its gradient buffer, in place and in one pass.
+//! AdamW (Loshchilov and Hutter, 2019) over a weight and its gradient buffer, in place and in one
+//! pass.
 
 pub use kernels::adamw::AdamW;
 use kernels::adamw::adamw_step;
@@ -23,10 +24,18 @@ impl Moments {
 }
 
 impl Weight {
-    /// One AdamW update from the gradient collected so far times `gradient_scale`; the gradient counts as spent.
+    /// One AdamW update from the gradient collected so far times `gradient_scale`; the gradient
+    /// counts as spent.
     pub fn adamw(&self, hyper: &AdamW, gradient_scale: f32, moments: &mut Moments) {
         self.update(|values, gradient| {
-            adamw_step(hyper, gradient_scale, values, gradient, &mut moments.first, &mut moments.second);
+            adamw_step(
+                hyper,
+                gradient_scale,
+                values,
+                gradient,
+                &mut moments.first,
+                &mut moments.second,
+            );
         });
     }
 }

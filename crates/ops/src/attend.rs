@@ -1,5 +1,5 @@
-//! Softmax attention over ragged rows with grouped query heads:
-//! `y[t,h] = sum_s softmax_s(q[t,h] . k[s,g(h)] / sqrt(K)) v[s,g(h)]`, the sum running over the keys that row `t` sees.
+//! Softmax attention over ragged rows with grouped query heads: `y[t,h] = sum_s softmax_s(q[t,h] .
+//! k[s,g(h)] / sqrt(K)) v[s,g(h)]`, the sum running over the keys that row `t` sees.
 
 use std::sync::Arc;
 
@@ -11,9 +11,16 @@ use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::{Ops, Tensor2};
 
 impl Ops {
-    /// `q_tn [t, H*K]` and `kv_sn [s, 2*G*K]` (key heads, then value heads), both already rotated; row `t` sees the keys
-    /// `spans.start[t]..spans.end[t]`, and gets zeros if that is empty. Returns `[t, H*K]`.
-    pub fn attend(self, q_tn: Tensor2, kv_sn: Tensor2, spans: &Arc<Spans>, heads: Heads) -> Tensor2 {
+    /// `q_tn [t, H*K]` and `kv_sn [s, 2*G*K]` (key heads, then value heads), both already rotated;
+    /// row `t` sees the keys `spans.start[t]..spans.end[t]`, and gets zeros if that is empty.
+    /// Returns `[t, H*K]`.
+    pub fn attend(
+        self,
+        q_tn: Tensor2,
+        kv_sn: Tensor2,
+        spans: &Arc<Spans>,
+        heads: Heads,
+    ) -> Tensor2 {
         match self {
             Ops::Fast => apply(Attend { spans: spans.clone(), heads }, [q_tn, kv_sn]),
             Ops::Plain => plain(q_tn, kv_sn, spans, heads),
@@ -24,15 +31,19 @@ impl Ops {
 fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 {
     let Heads { heads: h, kv_heads: g, head_dim: k } = heads;
     let (t, s) = (q_tn.dims()[0], kv_sn.dims()[0]);
-    let sees = |row: usize, key: usize| spans.start[row] as usize <= key && key < spans.end[row] as usize;
+    let sees =
+        |row: usize, key: usize| spans.start[row] as usize <= key && key < spans.end[row] as usize;
     let hidden: Vec<bool> = (0..t * s).map(|i| !sees(i / s, i % s)).collect();
-    let empty: Vec<f32> = (0..t).map(|row| f32::from(u8::from(spans.start[row] < spans.end[row]))).collect();
+    let empty: Vec<f32> =
+        (0..t).map(|row| f32::from(u8::from(spans.start[row] < spans.end[row]))).collect();
     let device = q_tn.device();
-    let hidden = Tensor::<2, Bool>::from_data(TensorData::new(hidden, [t, s]), &device).unsqueeze::<3>();
+    let hidden =
+        Tensor::<2, Bool>::from_data(TensorData::new(hidden, [t, s]), &device).unsqueeze::<3>();
     let nonempty = Tensor::<3>::from_data(TensorData::new(empty, [1, t, 1]), &device);
     let queries: Tensor<3> = q_tn.reshape([t, h, k]).swap_dims(0, 1);
     let spread = |first: usize| -> Tensor<3> {
-        let heads_gsk: Tensor<3> = kv_sn.clone().narrow(1, first, g * k).reshape([s, g, k]).swap_dims(0, 1);
+        let heads_gsk: Tensor<3> =
+            kv_sn.clone().narrow(1, first, g * k).reshape([s, g, k]).swap_dims(0, 1);
         heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, k])
     };
     let scores = queries.matmul(spread(0).swap_dims(1, 2)).mul_scalar(1.0 / (k as f32).sqrt());
@@ -67,7 +78,14 @@ impl FastOp<2> for Attend {
     fn forward(&self, [q_tn, kv_sn]: [Raw; 2]) -> (Raw, Kept) {
         let (t, n) = dims(&q_tn);
         let (mut out, mut lse_th) = (buffer(t * n), buffer(t * self.heads.heads));
-        attend_forward(values(&q_tn), values(&kv_sn), &self.spans, self.heads, &mut out, &mut lse_th);
+        attend_forward(
+            values(&q_tn),
+            values(&kv_sn),
+            &self.spans,
+            self.heads,
+            &mut out,
+            &mut lse_th,
+        );
         let out_tn = make(out, t, n);
         (out_tn.clone(), Kept { q_tn, kv_sn, out_tn, lse_th: Arc::new(lse_th) })
     }
@@ -76,7 +94,17 @@ impl FastOp<2> for Attend {
         let ((t, n), (s, m)) = (dims(&kept.q_tn), dims(&kept.kv_sn));
         let (mut dq, mut dkv) = (buffer(t * n), buffer(s * m));
         let (q, kv, out) = (values(&kept.q_tn), values(&kept.kv_sn), values(&kept.out_tn));
-        attend_backward(q, kv, &self.spans, self.heads, out, &kept.lse_th, values(&g_tn), &mut dq, &mut dkv);
+        attend_backward(
+            q,
+            kv,
+            &self.spans,
+            self.heads,
+            out,
+            &kept.lse_th,
+            values(&g_tn),
+            &mut dq,
+            &mut dkv,
+        );
         [Some(make(dq, t, n)), Some(make(dkv, s, m))]
     }
 }

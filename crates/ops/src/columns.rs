@@ -11,9 +11,16 @@ use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
     /// `y[t,n] = x[t,n] w[n] c[n]`, with constants `c` if given.
-    pub fn scale_columns(self, x_tn: Tensor2, w_1n: &Weight, factors: Option<Arc<[f32]>>) -> Tensor2 {
+    pub fn scale_columns(
+        self,
+        x_tn: Tensor2,
+        w_1n: &Weight,
+        factors: Option<Arc<[f32]>>,
+    ) -> Tensor2 {
         match self {
-            Ops::Fast => apply(ScaleColumns { w_1n: w_1n.raw(), sink: w_1n.sink(), factors }, [x_tn]),
+            Ops::Fast => {
+                apply(ScaleColumns { w_1n: w_1n.raw(), sink: w_1n.sink(), factors }, [x_tn])
+            }
             Ops::Plain => {
                 let y_tn = match factors {
                     Some(c) => {
@@ -28,7 +35,8 @@ impl Ops {
     }
 }
 
-/// `|W[n]| / |W[n] + s up[n] down|` for each row `n`, where `up` is `[n, r]` and `down` is `[r, d]`.
+/// `|W[n]| / |W[n] + s up[n] down|` for each row `n`, where `up` is `[n, r]` and `down` is `[r,
+/// d]`.
 pub fn length_ratios(w_nd: &Weight, up_nr: &Weight, down_rd: &Weight, s: f32) -> Vec<f32> {
     let ((_, d), rank) = (w_nd.shape(), up_nr.shape().1);
     let (w, up, down) = (w_nd.read(), up_nr.read(), down_rd.read());
@@ -77,7 +85,13 @@ impl FastOp<1> for ScaleColumns {
         (y, x_tn)
     }
 
-    fn backward(&self, x_tn: Raw, mut g: Raw, [wants_x]: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+    fn backward(
+        &self,
+        x_tn: Raw,
+        mut g: Raw,
+        [wants_x]: [bool; 1],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 1] {
         if let Some(sink) = &self.sink {
             let n = dims(&x_tn).1;
             let mut dw = buffer(n);

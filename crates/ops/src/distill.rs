@@ -1,5 +1,5 @@
-//! Distillation: how far a student's distribution over the vocabulary is from a teacher's (Hinton et al., 2015,
-//! arXiv 1503.02531). The logits of all rows never exist at once.
+//! Distillation: how far a student's distribution over the vocabulary is from a teacher's (Hinton
+//! et al., 2015, arXiv 1503.02531). The logits of all rows never exist at once.
 
 use std::sync::Arc;
 
@@ -18,8 +18,9 @@ const CHUNK_VALUES: usize = 8 << 20;
 const LEAST_ROWS: usize = 128;
 
 impl Ops {
-    /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1 tensor, in nats; the
-    /// teacher's rows `y` and head `F` are constants. The factor keeps gradients of the size they have at `tau` = 1.
+    /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1
+    /// tensor, in nats; the teacher's rows `y` and head `F` are constants. The factor keeps
+    /// gradients of the size they have at `tau` = 1.
     pub fn distill_loss(
         self,
         x_td: Tensor2,
@@ -45,10 +46,14 @@ impl Ops {
             }
             Ops::Plain => {
                 let device = x_td.device();
-                let fixed = |raw: &Raw| constant(values(raw).to_vec(), dims(raw).0, dims(raw).1, &device);
+                let fixed =
+                    |raw: &Raw| constant(values(raw).to_vec(), dims(raw).0, dims(raw).1, &device);
                 let logits_tv = fixed(&raw(y_tn)).matmul(fixed(&f_vn.raw()).transpose());
                 let teacher_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
-                let student_tv = activation::log_softmax(x_td.matmul(e_vd.plain().transpose()).div_scalar(tau), 1);
+                let student_tv = activation::log_softmax(
+                    x_td.matmul(e_vd.plain().transpose()).div_scalar(tau),
+                    1,
+                );
                 let apart_t1 = (teacher_tv.clone().exp() * (teacher_tv - student_tv)).sum_dim(1);
                 let weights_t1 = constant(weights.to_vec(), weights.len(), 1, &device);
                 (apart_t1 * weights_t1).sum().mul_scalar(tau * tau).reshape([1, 1])
@@ -90,7 +95,8 @@ impl FastOp<1> for Distill {
     fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
         let ((t, d), (v, n)) = (dims(&x_td), dims(&self.f_vn));
         let (x, y) = (values(&x_td), values(&self.y_tn));
-        let (e, f) = (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
+        let (e, f) =
+            (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
         let mut dx = self.records.then(|| buffer(t * d));
         let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
         let chunk = (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS);
@@ -109,7 +115,11 @@ impl FastOp<1> for Distill {
             let mut apart = vec![0.0; rows];
             divergence_rows(student, teacher, v, &factors, &mut apart);
             let scale = f64::from(self.tau) * f64::from(self.tau);
-            total += apart.iter().zip(weights).map(|(apart, &weight)| f64::from(weight) * scale * apart).sum::<f64>();
+            total += apart
+                .iter()
+                .zip(weights)
+                .map(|(apart, &weight)| f64::from(weight) * scale * apart)
+                .sum::<f64>();
             let dz_cv = Mat::rows_major(student, rows, v);
             if let Some(dx) = &mut dx {
                 let dx = MatMut::rows_major(&mut dx[first * d..(first + rows) * d], rows, d);

@@ -10,8 +10,8 @@ use crate::weight::{Codes, Sink};
 use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
-    /// `e_vd[ids[t], :] -> [t, d]`. `anchor` says whether the pass records (see [`Ops::anchor`]). Panics if an id is not
-    /// below the vocabulary size: callers check ids where they enter.
+    /// `e_vd[ids[t], :] -> [t, d]`. `anchor` says whether the pass records (see [`Ops::anchor`]).
+    /// Panics if an id is not below the vocabulary size: callers check ids where they enter.
     pub fn embed(self, anchor: &Tensor2, e_vd: &Weight, ids: &Arc<[u32]>) -> Tensor2 {
         match self {
             Ops::Fast => {
@@ -45,7 +45,10 @@ impl FastOp<1> for Embed {
         if let Some(Codes(codes)) = &self.codes {
             let d = codes.shape().1;
             let mut x = buffer(self.ids.len() * d);
-            self.ids.iter().zip(x.chunks_exact_mut(d)).for_each(|(&id, line)| codes.row(id as usize, line));
+            self.ids
+                .iter()
+                .zip(x.chunks_exact_mut(d))
+                .for_each(|(&id, line)| codes.row(id as usize, line));
             return (make(x, self.ids.len(), d), ());
         }
         let d = dims(&self.e_vd).1;

@@ -1,5 +1,5 @@
-//! What routers do with their logits: gates, probabilities, and the losses that train them. Logits are `[a, 1]` for
-//! expert-choice and `[t, r]` for token-choice; all of this is small.
+//! What routers do with their logits: gates, probabilities, and the losses that train them. Logits
+//! are `[a, 1]` for expert-choice and `[t, r]` for token-choice; all of this is small.
 
 use burn::tensor::activation;
 use kernels::exp::{exp, sigmoid};
@@ -50,13 +50,15 @@ impl Ops {
             Ops::Fast => apply(Bce { y: y_a, weights: weights_a }, [z_a1]),
             Ops::Plain => {
                 let (rows, device) = (y_a.len(), z_a1.device());
-                let (y, w) = (constant(y_a, rows, 1, &device), constant(weights_a, rows, 1, &device));
+                let (y, w) =
+                    (constant(y_a, rows, 1, &device), constant(weights_a, rows, 1, &device));
                 ((activation::softplus(z_a1.clone(), 1.0) - y * z_a1) * w).sum().reshape([1, 1])
             }
         }
     }
 
-    /// `sum_t weights[t] * logsumexp(z[t])^2`, which for one column is `z^2`: the router z-loss (Zoph et al., 2022).
+    /// `sum_t weights[t] * logsumexp(z[t])^2`, which for one column is `z^2`: the router z-loss
+    /// (Zoph et al., 2022).
     pub fn z_loss(self, z: Tensor2, weights_t: Vec<f32>) -> Tensor2 {
         let rows = weights_t.len();
         let weights = constant(weights_t, rows, 1, &z.device());

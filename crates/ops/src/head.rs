@@ -84,7 +84,8 @@ struct HeadLoss {
     losses: Arc<std::sync::Mutex<Vec<f32>>>,
 }
 
-/// Gradients for a loss scale of 1, made while the logits were at hand: keeping them costs less than making logits twice.
+/// Gradients for a loss scale of 1, made while the logits were at hand: keeping them costs less
+/// than making logits twice.
 #[derive(Clone, Debug)]
 struct Kept {
     dx_td: Option<Raw>,
@@ -107,7 +108,11 @@ impl FastOp<1> for HeadLoss {
             linear_cross_entropy(x, e, d, &self.targets, &self.weights, &mut losses, None);
             Kept { dx_td: None, de_vd: None }
         };
-        let total: f64 = losses.iter().zip(self.weights.iter()).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
+        let total: f64 = losses
+            .iter()
+            .zip(self.weights.iter())
+            .map(|(&l, &w)| f64::from(l) * f64::from(w))
+            .sum();
         *self.losses.lock().expect("loss lock") = losses;
         (make(vec![total as f32], 1, 1), kept)
     }

@@ -1,6 +1,6 @@
-//! Differentiable operations on Burn tensors. Every operation has one contract and two bodies: a plain one built from
-//! Burn's own operations, which runs on every backend and is the reference, and a fast one for the CPU with an explicit
-//! backward. No room above this one names a backend.
+//! Differentiable operations on Burn tensors. Every operation has one contract and two bodies: a
+//! plain one built from Burn's own operations, which runs on every backend and is the reference,
+//! and a fast one for the CPU with an explicit backward. No room above this one names a backend.
 //!
 //! | letter | axis | letter | axis |
 //! |---|---|---|---|
@@ -40,8 +40,8 @@ pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows, rows_of, scalar, scale,
-    shift, stack, write_rows,
+    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows,
+    rows_of, scalar, scale, shift, stack, write_rows,
 };
 pub use weight::{Format, Parts, QuantError, RowParts, Weight};
 
@@ -55,8 +55,8 @@ pub enum Ops {
 }
 
 impl Ops {
-    /// The start of every pass: a value that records (training) or does not (inference). Everything computed from it
-    /// inherits the choice, so no layer has a training flag.
+    /// The start of every pass: a value that records (training) or does not (inference). Everything
+    /// computed from it inherits the choice, so no layer has a training flag.
     pub fn anchor(self, record: bool) -> Tensor2 {
         tensor::anchor(record)
     }
@@ -67,8 +67,8 @@ pub fn peak_flops() -> f64 {
     kernels::machine::peak_flops(rayon::current_num_threads())
 }
 
-/// One measurement of the same rate over `time`, for comparing with work done just before or after it on a machine
-/// whose speed varies.
+/// One measurement of the same rate over `time`, for comparing with work done just before or after
+/// it on a machine whose speed varies.
 pub fn flops_for(time: std::time::Duration) -> f64 {
     kernels::machine::flops_for(rayon::current_num_threads(), time)
 }
@@ -78,7 +78,8 @@ pub fn read_bandwidth() -> f64 {
     kernels::machine::read_bandwidth(rayon::current_num_threads())
 }
 
-/// From now on operations get their result buffers filled with NaN, so that tests see an element that was not written.
+/// From now on operations get their result buffers filled with NaN, so that tests see an element
+/// that was not written.
 pub fn poison_buffers() {
     kernels::memory::poison();
 }

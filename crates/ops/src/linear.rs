@@ -46,7 +46,12 @@ impl std::fmt::Debug for Handle {
 
 impl Linear {
     fn new(w_nd: &Weight) -> Self {
-        Self { w_nd: w_nd.raw(), packed: w_nd.packed().map(Handle), codes: w_nd.codes(), sink: w_nd.sink() }
+        Self {
+            w_nd: w_nd.raw(),
+            packed: w_nd.packed().map(Handle),
+            codes: w_nd.codes(),
+            sink: w_nd.sink(),
+        }
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -62,7 +67,9 @@ impl Linear {
         }
         match self.packed.as_ref().and_then(|handle| handle.0.get()) {
             Some(packed) => matmul_packed(y, x, packed, start, Threads::All),
-            None => matmul(y, x, Mat::rows_major(values(&self.w_nd), n, d).t(), start, Threads::All),
+            None => {
+                matmul(y, x, Mat::rows_major(values(&self.w_nd), n, d).t(), start, Threads::All)
+            }
         }
     }
 
@@ -73,7 +80,13 @@ impl Linear {
         if let Some(sink) = &self.sink {
             sink.with(|dw, touched| {
                 let start = if touched { Start::FromC } else { Start::Zero };
-                matmul(MatMut::rows_major(dw, n, d), g.t(), Mat::rows_major(values(x_td), t, d), start, Threads::All);
+                matmul(
+                    MatMut::rows_major(dw, n, d),
+                    g.t(),
+                    Mat::rows_major(values(x_td), t, d),
+                    start,
+                    Threads::All,
+                );
             });
         }
         wants_x.then(|| {
@@ -95,7 +108,13 @@ impl FastOp<1> for Linear {
         (make(y, t, n), x_td)
     }
 
-    fn backward(&self, x_td: Raw, g_tn: Raw, [wants_x]: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+    fn backward(
+        &self,
+        x_td: Raw,
+        g_tn: Raw,
+        [wants_x]: [bool; 1],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 1] {
         [self.gradients(&x_td, &g_tn, wants_x)]
     }
 }
@@ -111,7 +130,13 @@ impl FastOp<2> for LinearAdd {
         (residual_tn, x_td)
     }
 
-    fn backward(&self, x_td: Raw, g_tn: Raw, [wants_x, wants_residual]: [bool; 2], _: Option<Raw>) -> [Option<Raw>; 2] {
+    fn backward(
+        &self,
+        x_td: Raw,
+        g_tn: Raw,
+        [wants_x, wants_residual]: [bool; 2],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 2] {
         let dx = self.0.gradients(&x_td, &g_tn, wants_x);
         [dx, wants_residual.then_some(g_tn)]
     }

@@ -1,5 +1,5 @@
-//! Keys and values in pages, written once and read by every later row of their sequence, and attention over them. For
-//! inference: nothing here is on the tape.
+//! Keys and values in pages, written once and read by every later row of their sequence, and
+//! attention over them. For inference: nothing here is on the tape.
 
 use std::sync::{Arc, RwLock};
 
@@ -43,7 +43,8 @@ impl KvStore {
         KvPool::token_bytes(format, heads.kv_heads, heads.head_dim)
     }
 
-    /// Writes the rows of `kv_tn` (key heads, then value heads) to `places` (page * [`PAGE`] + slot).
+    /// Writes the rows of `kv_tn` (key heads, then value heads) to `places` (page * [`PAGE`] +
+    /// slot).
     pub fn write(&self, places: &[u32], kv_tn: &Tensor2) {
         timing::of::<KvWrite, _>(true, || {
             let kv = raw(kv_tn);
@@ -67,8 +68,8 @@ impl KvStore {
     }
 }
 
-/// What some rows see of a store: row `t` sees the first `count[t]` tokens of the page list that begins at
-/// `pages[first[t]]`.
+/// What some rows see of a store: row `t` sees the first `count[t]` tokens of the page list that
+/// begins at `pages[first[t]]`.
 #[derive(Clone, Debug)]
 pub struct PageView {
     /// The store.
@@ -101,7 +102,9 @@ impl PageView {
         let (mut places, mut start, mut end) = (Vec::new(), Vec::new(), Vec::new());
         for (&first, &count) in self.first.iter().zip(self.count.iter()) {
             start.push(places.len() as u32);
-            let place = |i: u32| self.pages[first as usize + i as usize / PAGE] * PAGE as u32 + i % PAGE as u32;
+            let place = |i: u32| {
+                self.pages[first as usize + i as usize / PAGE] * PAGE as u32 + i % PAGE as u32
+            };
             places.extend((0..count).map(place));
             end.push(places.len() as u32);
         }
@@ -110,8 +113,9 @@ impl PageView {
 }
 
 impl Ops {
-    /// As [`Ops::attend`], over pages: `q_tn [t, H*K]` already rotated; returns `[t, H*K]`. Rows that see nothing get
-    /// zeros. In the f32 format the bits are those of `attend` over the same keys and values.
+    /// As [`Ops::attend`], over pages: `q_tn [t, H*K]` already rotated; returns `[t, H*K]`. Rows
+    /// that see nothing get zeros. In the f32 format the bits are those of `attend` over the same
+    /// keys and values.
     pub fn attend_pages(self, q_tn: Tensor2, view: &PageView, heads: Heads) -> Tensor2 {
         match self {
             Ops::Fast => apply(AttendPages { view: view.clone(), heads }, [q_tn]),
@@ -137,7 +141,13 @@ impl FastOp<1> for AttendPages {
         let mut out = buffer(t * n);
         let PageView { store, pages, first, count } = &self.view;
         let tables = Tables { pages, first, count };
-        attend_pages(values(&q_tn), &store.pool.read().expect("store lock"), tables, self.heads, &mut out);
+        attend_pages(
+            values(&q_tn),
+            &store.pool.read().expect("store lock"),
+            tables,
+            self.heads,
+            &mut out,
+        );
         (make(out, t, n), ())
     }
 

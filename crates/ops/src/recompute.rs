@@ -1,5 +1,5 @@
-//! Activation checkpointing: keep only the input of a piece of the model and run it again in the backward pass
-//! (Chen et al., 2016).
+//! Activation checkpointing: keep only the input of a piece of the model and run it again in the
+//! backward pass (Chen et al., 2016).
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use crate::{Tensor2, tensor};
 /// A piece of the model, from rows to rows of the same count.
 type Piece = Arc<dyn Fn(Tensor2) -> Tensor2 + Send + Sync>;
 
-/// `piece(x)`, remembering only `x`. `piece` must give the same result each time it is called on the same input; weights
-/// inside it collect their gradients as usual. Works for the fast operations.
+/// `piece(x)`, remembering only `x`. `piece` must give the same result each time it is called on
+/// the same input; weights inside it collect their gradients as usual. Works for the fast
+/// operations.
 pub fn recompute(x: Tensor2, piece: Piece) -> Tensor2 {
     apply(Recompute { piece }, [x])
 }

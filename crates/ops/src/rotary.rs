@@ -1,5 +1,5 @@
-//! Rotary position embedding in the half-rotation form (Su et al., 2021): pairs `(j, j + k/2)` of each head turn by
-//! `position * theta^(-2j/k)`.
+//! Rotary position embedding in the half-rotation form (Su et al., 2021): pairs `(j, j + k/2)` of
+//! each head turn by `position * theta^(-2j/k)`.
 
 use std::sync::{Arc, RwLock};
 
@@ -48,10 +48,20 @@ impl Rotary {
 }
 
 impl Ops {
-    /// Rotates the first `heads` heads of every row by the row's position; the remaining columns stay as they are.
-    pub fn rotate(self, x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &Arc<[u32]>) -> Tensor2 {
+    /// Rotates the first `heads` heads of every row by the row's position; the remaining columns
+    /// stay as they are.
+    pub fn rotate(
+        self,
+        x_tn: Tensor2,
+        rotary: &Rotary,
+        heads: usize,
+        positions: &Arc<[u32]>,
+    ) -> Tensor2 {
         match self {
-            Ops::Fast => apply(Rotate { rotary: rotary.clone(), heads, positions: positions.clone() }, [x_tn]),
+            Ops::Fast => apply(
+                Rotate { rotary: rotary.clone(), heads, positions: positions.clone() },
+                [x_tn],
+            ),
             Ops::Plain => plain(x_tn, rotary, heads, positions),
         }
     }
@@ -60,17 +70,27 @@ impl Ops {
 fn plain(x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &[u32]) -> Tensor2 {
     let [t, n] = x_tn.dims();
     let (k, half) = (rotary.head_dim, rotary.head_dim / 2);
-    let angle = |position: u32, j: usize| f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64);
+    let angle = |position: u32, j: usize| {
+        f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64)
+    };
     let table = |f: fn(f64) -> f64| {
-        let values: Vec<f32> = positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
+        let values: Vec<f32> =
+            positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
         Tensor::<3>::from_data(TensorData::new(values, [t, 1, half]), &x_tn.device())
     };
     let (cos, sin) = (table(f64::cos), table(f64::sin));
     let turned: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
     let (low, high) = (turned.clone().narrow(2, 0, half), turned.narrow(2, half, half));
-    let turned = Tensor::cat(vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos], 2);
+    let turned = Tensor::cat(
+        vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos],
+        2,
+    );
     let turned: Tensor2 = turned.reshape([t, heads * k]);
-    if heads * k == n { turned } else { Tensor::cat(vec![turned, x_tn.narrow(1, heads * k, n - heads * k)], 1) }
+    if heads * k == n {
+        turned
+    } else {
+        Tensor::cat(vec![turned, x_tn.narrow(1, heads * k, n - heads * k)], 1)
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! Taking some rows out of a matrix and putting results back: what lets a recursion run on active rows only.
+//! Taking some rows out of a matrix and putting results back: what lets a recursion run on active
+//! rows only.
 
 use std::sync::Arc;
 
@@ -12,9 +13,11 @@ use crate::{Ops, Tensor2};
 /// How a block's output joins the rows it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
-    /// `x[s] += w * y`: the published Mixture-of-Recursions update (the output contains its own residual).
+    /// `x[s] += w * y`: the published Mixture-of-Recursions update (the output contains its own
+    /// residual).
     Add,
-    /// `x[s] += w * (y - x[s])`: a weight of 1 replaces the row, so the recursive model is the neutral point.
+    /// `x[s] += w * (y - x[s])`: a weight of 1 replaces the row, so the recursive model is the
+    /// neutral point.
     Blend,
 }
 
@@ -30,7 +33,8 @@ impl Ops {
         }
     }
 
-    /// `x` with `y[a] * weight[a]` combined into row `rows[a]`; rows not named stay bit for bit what they were.
+    /// `x` with `y[a] * weight[a]` combined into row `rows[a]`; rows not named stay bit for bit
+    /// what they were.
     pub fn combine_rows(
         self,
         x_td: Tensor2,
@@ -100,7 +104,13 @@ impl FastOp<1> for Gather {
         (gathered(&x_td, &self.rows), dims(&x_td))
     }
 
-    fn backward(&self, (t, d): (usize, usize), g_ad: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+    fn backward(
+        &self,
+        (t, d): (usize, usize),
+        g_ad: Raw,
+        _: [bool; 1],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 1] {
         let mut dx = make(vec![0.0; t * d], t, d);
         scatter_add_rows(values_mut(&mut dx), d, &self.rows, values(&g_ad));
         [Some(dx)]
@@ -134,11 +144,23 @@ impl FastOp<3> for CombineRows {
     fn forward(&self, [mut x_td, y_ad, weight_a1]: [Raw; 3]) -> (Raw, (Raw, Raw)) {
         let d = dims(&x_td).1;
         let change = self.change(&x_td, y_ad);
-        scatter_add_scaled_rows(values_mut(&mut x_td), d, &self.rows, values(&change), values(&weight_a1));
+        scatter_add_scaled_rows(
+            values_mut(&mut x_td),
+            d,
+            &self.rows,
+            values(&change),
+            values(&weight_a1),
+        );
         (x_td, (change, weight_a1))
     }
 
-    fn backward(&self, (change, weight): (Raw, Raw), g: Raw, wanted: [bool; 3], _: Option<Raw>) -> [Option<Raw>; 3] {
+    fn backward(
+        &self,
+        (change, weight): (Raw, Raw),
+        g: Raw,
+        wanted: [bool; 3],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 3] {
         let (a, d) = dims(&change);
         let mut dy = gathered(&g, &self.rows);
         let dw = wanted[2].then(|| {
@@ -198,7 +220,13 @@ impl FastOp<2> for ScaleRows {
         (y, (x, weight))
     }
 
-    fn backward(&self, (x, weight): (Raw, Raw), mut g: Raw, wanted: [bool; 2], _: Option<Raw>) -> [Option<Raw>; 2] {
+    fn backward(
+        &self,
+        (x, weight): (Raw, Raw),
+        mut g: Raw,
+        wanted: [bool; 2],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 2] {
         let (a, d) = dims(&x);
         let dw = wanted[1].then(|| {
             let mut dots = buffer(a);

@@ -1,5 +1,6 @@
-//! The one place where our operations meet Burn's tape: an operation is a forward and a backward on CPU tensors, and
-//! [`apply`] records it if any input is tracked. Burn is pinned; nothing else in the workspace touches these types.
+//! The one place where our operations meet Burn's tape: an operation is a forward and a backward on
+//! CPU tensors, and [`apply`] records it if any input is tracked. Burn is pinned; nothing else in
+//! the workspace touches these types.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -30,12 +31,20 @@ pub(crate) trait FastOp<const N: usize>: Clone + Send + Debug + 'static {
     /// Computes the output. Inputs come by value, so that a sole owner may be overwritten.
     fn forward(&self, inputs: [Raw; N]) -> (Raw, Self::Saved);
 
-    /// Gradients of the inputs that are `wanted`, given the output's gradient. `earlier` is the gradient that input
-    /// [`FastOp::continues`] has received so far; the returned one must include it.
-    fn backward(&self, saved: Self::Saved, g: Raw, wanted: [bool; N], earlier: Option<Raw>) -> [Option<Raw>; N];
+    /// Gradients of the inputs that are `wanted`, given the output's gradient. `earlier` is the
+    /// gradient that input [`FastOp::continues`] has received so far; the returned one must include
+    /// it.
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        g: Raw,
+        wanted: [bool; N],
+        earlier: Option<Raw>,
+    ) -> [Option<Raw>; N];
 
-    /// The input that another operation, downstream of this one's output, also reads: its gradient has then already
-    /// arrived when this backward runs, and can be added to in place (the residual stream).
+    /// The input that another operation, downstream of this one's output, also reads: its gradient
+    /// has then already arrived when this backward runs, and can be added to in place (the residual
+    /// stream).
     fn continues(&self) -> Option<usize> {
         None
     }
@@ -50,7 +59,8 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
     fn backward(self, step: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let g = contiguous(gradients.consume::<Flex>(&step.node));
         let (op, saved) = step.state;
-        // A leaf's gradient stays in the container when read, so only inner nodes can be continued in place.
+        // A leaf's gradient stays in the container when read, so only inner nodes can be continued
+        // in place.
         let earlier = op
             .continues()
             .and_then(|i| step.parents[i].clone())
@@ -86,7 +96,11 @@ pub(crate) fn apply<const N: usize, O: FastOp<N>>(op: O, inputs: [Tensor2; N]) -
         raw
     });
     let nodes: [_; N] = nodes.try_into().unwrap_or_else(|_| unreachable!("one node per input"));
-    let output = match Step::<O, N>(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+    let output = match Step::<O, N>(PhantomData)
+        .prepare::<NoCheckpointing>(nodes)
+        .compute_bound()
+        .stateful()
+    {
         OpsKind::Tracked(step) => {
             let (output, saved) = timing::of::<O, _>(true, || op.forward(raws));
             step.finish((op, saved), output)
@@ -128,7 +142,11 @@ fn contiguous(x: Raw) -> Raw {
 /// A CPU tensor that takes over `values`.
 pub(crate) fn make(values: Vec<f32>, rows: usize, columns: usize) -> Raw {
     debug_assert_eq!(values.len(), rows * columns);
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(vec![rows, columns])), DType::F32)
+    FlexTensor::new(
+        Bytes::from_elems(values),
+        Layout::contiguous(Shape::from(vec![rows, columns])),
+        DType::F32,
+    )
 }
 
 /// The values of a contiguous f32 tensor.
@@ -151,7 +169,11 @@ pub(crate) fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor
     let mut store = into_raw(store);
     let rows = raw(rows);
     let ((capacity, width), (count, columns)) = (dims(&store), dims(&rows));
-    assert!(columns == width && first + count <= capacity, "rows {first}..{} of {capacity} x {width}", first + count);
+    assert!(
+        columns == width && first + count <= capacity,
+        "rows {first}..{} of {capacity} x {width}",
+        first + count
+    );
     values_mut(&mut store)[first * width..(first + count) * width].copy_from_slice(values(&rows));
     wrap(store)
 }
@@ -159,7 +181,7 @@ pub(crate) fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor
 /// A buffer for an operation's result.
 #[allow(unsafe_code)]
 pub(crate) fn buffer(len: usize) -> Vec<f32> {
-    // SAFETY: operations hand their buffers to kernels that write all of them before anything reads them; the tests of
-    // this room run every operation over buffers that start as NaN.
+    // SAFETY: operations hand their buffers to kernels that write all of them before anything reads
+    // them; the tests of this room run every operation over buffers that start as NaN.
     unsafe { kernels::memory::buffer(len) }
 }

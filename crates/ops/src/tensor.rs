@@ -1,4 +1,5 @@
-//! The few things the rooms above do with a tensor besides the operations: make one, read one, add scalars, go backward.
+//! The few things the rooms above do with a tensor besides the operations: make one, read one, add
+//! scalars, go backward.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
@@ -36,8 +37,8 @@ pub fn leaf(values: &Tensor2) -> Tensor2 {
     Tensor::from_inner(values.clone()).require_grad()
 }
 
-/// The same values with no path back to where they came from, yet still recording if they were: what is computed from
-/// them trains its own weights only.
+/// The same values with no path back to where they came from, yet still recording if they were:
+/// what is computed from them trains its own weights only.
 pub fn cut(x: &Tensor2) -> Tensor2 {
     if x.device().is_autodiff() { leaf(&x.clone().inner()) } else { x.clone() }
 }
@@ -53,7 +54,8 @@ pub fn scalar(x: &Tensor2) -> f32 {
     read_rows(x)[0]
 }
 
-/// Runs the tape from a 1 x 1 loss. Gradients of weights arrive in their own buffers; those of leaves are in the result.
+/// Runs the tape from a 1 x 1 loss. Gradients of weights arrive in their own buffers; those of
+/// leaves are in the result.
 pub fn backward(loss: &Tensor2) -> Gradients {
     loss.clone().backward()
 }
@@ -90,7 +92,11 @@ pub fn write_rows(store: Tensor2, first: usize, rows: &Tensor2) -> Tensor2 {
 
 /// Rows `range` of a matrix.
 pub fn rows_of(x: &Tensor2, range: std::ops::Range<usize>) -> Tensor2 {
-    if range.len() == x.dims()[0] { x.clone() } else { x.clone().narrow(0, range.start, range.len()) }
+    if range.len() == x.dims()[0] {
+        x.clone()
+    } else {
+        x.clone().narrow(0, range.start, range.len())
+    }
 }
 
 /// Matrices of equal width one below the other. Panics on an empty list.

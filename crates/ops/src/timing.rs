@@ -1,5 +1,5 @@
-//! Where the time of a step goes: seconds in each operation's forward and backward, if somebody asks. What is left of the
-//! wall clock is Burn's tape and whatever runs between operations.
+//! Where the time of a step goes: seconds in each operation's forward and backward, if somebody
+//! asks. What is left of the wall clock is Burn's tape and whatever runs between operations.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -1,4 +1,5 @@
-//! A trainable matrix: its value, the buffer its gradient accumulates in, and a packed copy for inference.
+//! A trainable matrix: its value, the buffer its gradient accumulates in, and a packed copy for
+//! inference.
 
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -10,8 +11,9 @@ pub use kernels::quant::{Format, Parts, QuantError, RowParts};
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
 
-/// Where a weight's gradient accumulates over all its uses and micro-batches of a step. Products add into it directly, so
-/// a block that is applied many times costs no extra additions on the tape.
+/// Where a weight's gradient accumulates over all its uses and micro-batches of a step. Products
+/// add into it directly, so a block that is applied many times costs no extra additions on the
+/// tape.
 #[derive(Debug, Default)]
 pub(crate) struct Sum {
     pub(crate) values: Vec<f32>,
@@ -23,7 +25,8 @@ pub(crate) struct Sum {
 pub(crate) struct Sink(pub(crate) Arc<Mutex<Sum>>);
 
 impl Sink {
-    /// Hands the buffer to `add` together with whether it already holds something (else `add` must overwrite it).
+    /// Hands the buffer to `add` together with whether it already holds something (else `add` must
+    /// overwrite it).
     pub(crate) fn with(&self, add: impl FnOnce(&mut [f32], bool)) {
         let mut sum = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let touched = std::mem::replace(&mut sum.touched, true);
@@ -32,9 +35,9 @@ impl Sink {
 
     /// Adds `values` to the buffer.
     pub(crate) fn add(&self, values: &[f32]) {
-        self.with(
-            |sum, touched| if touched { kernels::rows::add_into(sum, values) } else { sum.copy_from_slice(values) },
-        );
+        self.with(|sum, touched| {
+            if touched { kernels::rows::add_into(sum, values) } else { sum.copy_from_slice(values) }
+        });
     }
 }
 
@@ -69,8 +72,8 @@ impl Weight {
         Self { shape: (rows, columns), value, sink, leaf, packed, quantized: RwLock::new(None) }
     }
 
-    /// Rounds the values to `format` and gives up the f32 ones: for inference only. Until the next [`Weight::write`] all
-    /// operations compute with the rounded values.
+    /// Rounds the values to `format` and gives up the f32 ones: for inference only. Until the next
+    /// [`Weight::write`] all operations compute with the rounded values.
     ///
     /// # Errors
     /// A format that does not fit the matrix, or values that cannot be rounded.
@@ -83,14 +86,24 @@ impl Weight {
         Ok(())
     }
 
-    /// A matrix that [`Weight::quantize`] rounded and [`Weight::parts`] took apart: the same bits, without the f32 values.
+    /// A matrix that [`Weight::quantize`] rounded and [`Weight::parts`] took apart: the same bits,
+    /// without the f32 values.
     ///
     /// # Errors
     /// Parts that are not those of such a matrix in `format`.
-    pub fn from_parts(parts: &Parts<'_>, format: Format, rows: usize, columns: usize) -> Result<Self, QuantError> {
+    pub fn from_parts(
+        parts: &Parts<'_>,
+        format: Format,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self, QuantError> {
         let codes = Quantized::from_parts(parts, format, rows, columns)?;
         let empty = Self::new(Vec::new(), 0, 0);
-        Ok(Self { shape: (rows, columns), quantized: RwLock::new(Some(Codes(Arc::new(codes)))), ..empty })
+        Ok(Self {
+            shape: (rows, columns),
+            quantized: RwLock::new(Some(Codes(Arc::new(codes)))),
+            ..empty
+        })
     }
 
     /// What it is rounded to, if it is.
@@ -119,25 +132,31 @@ impl Weight {
 
     /// A copy of the values, row after row.
     pub fn read(&self) -> Vec<f32> {
-        self.codes().map_or_else(|| seam::values(&self.raw()).to_vec(), |codes| codes.0.dequantize())
+        self.codes()
+            .map_or_else(|| seam::values(&self.raw()).to_vec(), |codes| codes.0.dequantize())
     }
 
     /// Replaces the values. Panics if the count is wrong.
     pub fn write(&self, values: Vec<f32>) {
-        *self.value.write().expect("weight lock") = tensor::from_rows(values, self.shape.0, self.shape.1);
+        *self.value.write().expect("weight lock") =
+            tensor::from_rows(values, self.shape.0, self.shape.1);
         *self.quantized.write().expect("weight lock") = None;
         self.forget_copies();
     }
 
     /// Starts collecting gradients (training), or stops (frozen, inference).
     pub fn collect_gradient(&self, yes: bool) {
-        let fresh =
-            || Sink(Arc::new(Mutex::new(Sum { values: vec![0.0; self.shape.0 * self.shape.1], touched: false })));
+        let fresh = || {
+            Sink(Arc::new(Mutex::new(Sum {
+                values: vec![0.0; self.shape.0 * self.shape.1],
+                touched: false,
+            })))
+        };
         *self.sink.write().expect("weight lock") = yes.then(fresh);
     }
 
-    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at memory speed for few rows.
-    /// Any update drops it.
+    /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at
+    /// memory speed for few rows. Any update drops it.
     pub fn pack(&self) {
         if self.codes().is_some() {
             return;
@@ -184,7 +203,8 @@ impl Weight {
         *self.leaf.lock().expect("weight lock") = None;
     }
 
-    /// After a backward over plain operations: moves what Burn's tape found into this weight's buffer.
+    /// After a backward over plain operations: moves what Burn's tape found into this weight's
+    /// buffer.
     pub fn take_plain_gradient(&self, gradients: &Gradients) {
         let leaf = self.leaf.lock().expect("weight lock").take();
         if let (Some(leaf), Some(sink)) = (leaf, self.sink())
@@ -199,7 +219,9 @@ impl Weight {
         let mut leaf = self.leaf.lock().expect("weight lock");
         if let Some(codes) = self.codes() {
             return leaf
-                .get_or_insert_with(|| tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1))
+                .get_or_insert_with(|| {
+                    tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1)
+                })
                 .clone();
         }
         if self.sink().is_none() {
@@ -216,8 +238,9 @@ impl Weight {
         self.sink.read().expect("weight lock").clone()
     }
 
-    /// Lets `change` overwrite the values with the gradient at hand; the buffer counts as empty afterwards. A weight
-    /// that nothing reached is handed a zero gradient, as optimizers with decay expect.
+    /// Lets `change` overwrite the values with the gradient at hand; the buffer counts as empty
+    /// afterwards. A weight that nothing reached is handed a zero gradient, as optimizers with
+    /// decay expect.
     pub(crate) fn update(&self, change: impl FnOnce(&mut [f32], &[f32])) {
         let Some(sink) = self.sink() else { return };
         let mut sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

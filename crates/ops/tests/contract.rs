@@ -1,12 +1,14 @@
-//! Every operation keeps one contract with two bodies: the fast one equals the plain one, and its gradients are those
-//! that central differences see.
+//! Every operation keeps one contract with two bodies: the fast one equals the plain one, and its
+//! gradients are those that central differences see.
 
 mod common;
 
 use std::sync::Arc;
 
 use common::{Case, Dice, Matrix, Ran, close, same_bits};
-use ops::{Activation, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows, read_rows, scale};
+use ops::{
+    Activation, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows, read_rows, scale,
+};
 
 fn case(
     name: &str,
@@ -23,7 +25,8 @@ fn weighted(t: usize) -> Vec<Case> {
     let ids: Arc<[u32]> = (0..t).map(|_| dice.below(11)).collect();
     let targets: Arc<[u32]> = (0..t).map(|_| dice.below(13)).collect();
     // Some weights are zero, the first of several among them.
-    let weights: Arc<[f32]> = (0..t).map(|i| if t > 1 && i % 3 == 0 { 0.0 } else { 0.1 + i as f32 }).collect();
+    let weights: Arc<[f32]> =
+        (0..t).map(|i| if t > 1 && i % 3 == 0 { 0.0 } else { 0.1 + i as f32 }).collect();
     let d = &mut dice;
     let (rows, head) = (d.matrix(t, 5), d.matrix(13, 5));
     let shares = weights.clone();
@@ -35,14 +38,26 @@ fn weighted(t: usize) -> Vec<Case> {
         case("scale_columns", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
             o.scale_columns(x[0].clone(), &w[0], None)
         }),
-        case("scale_columns with constants", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
-            o.scale_columns(x[0].clone(), &w[0], Some((0..7).map(|n| 0.5 + n as f32).collect()))
+        case(
+            "scale_columns with constants",
+            vec![d.matrix(t, 7)],
+            vec![d.matrix(1, 7)],
+            |o, x, w| {
+                o.scale_columns(x[0].clone(), &w[0], Some((0..7).map(|n| 0.5 + n as f32).collect()))
+            },
+        ),
+        case("linear", vec![d.matrix(t, 7)], vec![d.matrix(5, 7)], |o, x, w| {
+            o.linear(x[0].clone(), &w[0])
         }),
-        case("linear", vec![d.matrix(t, 7)], vec![d.matrix(5, 7)], |o, x, w| o.linear(x[0].clone(), &w[0])),
-        case("linear_add", vec![d.matrix(t, 7), d.matrix(t, 5)], vec![d.matrix(5, 7)], |o, x, w| {
-            o.linear_add(x[0].clone(), &w[0], x[1].clone())
+        case(
+            "linear_add",
+            vec![d.matrix(t, 7), d.matrix(t, 5)],
+            vec![d.matrix(5, 7)],
+            |o, x, w| o.linear_add(x[0].clone(), &w[0], x[1].clone()),
+        ),
+        case("embed", vec![], vec![d.matrix(11, 7)], move |o, _, w| {
+            o.embed(&o.anchor(true), &w[0], &ids)
         }),
-        case("embed", vec![], vec![d.matrix(11, 7)], move |o, _, w| o.embed(&o.anchor(true), &w[0], &ids)),
         case("rms_norm", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
             o.rms_norm(x[0].clone(), &w[0], 1e-5, false)
         }),
@@ -55,21 +70,27 @@ fn weighted(t: usize) -> Vec<Case> {
                 o.linear_add(h, &w[1], x[0].clone())
             },
         ),
-        case("rms_norm in two residuals", vec![d.matrix(t, 7)], vec![d.matrix(1, 7), d.matrix(7, 7)], |o, x, w| {
-            let mut x = scale(x[0].clone(), 1.5);
-            for _ in 0..2 {
-                let h = o.rms_norm(x.clone(), &w[0], 1e-5, true);
-                x = o.linear_add(h, &w[1], x);
-            }
-            x
-        }),
+        case(
+            "rms_norm in two residuals",
+            vec![d.matrix(t, 7)],
+            vec![d.matrix(1, 7), d.matrix(7, 7)],
+            |o, x, w| {
+                let mut x = scale(x[0].clone(), 1.5);
+                for _ in 0..2 {
+                    let h = o.rms_norm(x.clone(), &w[0], 1e-5, true);
+                    x = o.linear_add(h, &w[1], x);
+                }
+                x
+            },
+        ),
         case("head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
             o.head_loss(x[0].clone(), &w[0], &targets, &weights).0
         }),
     ]
 }
 
-/// Spans of `t` rows over `t + 3` keys: a document boundary, a row that sees one key, one that sees none.
+/// Spans of `t` rows over `t + 3` keys: a document boundary, a row that sees one key, one that sees
+/// none.
 fn spans(t: usize) -> Spans {
     let mut spans = Spans::default();
     for row in 0..t {
@@ -90,7 +111,9 @@ fn rowwise(t: usize) -> Vec<Case> {
     let seen = Arc::new(spans(t));
     let heads = Heads { heads: 4, kv_heads: 2, head_dim: 6 };
     let mut cases = vec![
-        case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| o.rotate(x[0].clone(), &rotary, 2, &positions)),
+        case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| {
+            o.rotate(x[0].clone(), &rotary, 2, &positions)
+        }),
         case("attend", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], move |o, x, _| {
             o.attend(x[0].clone(), x[1].clone(), &seen, heads)
         }),
@@ -101,13 +124,17 @@ fn rowwise(t: usize) -> Vec<Case> {
         }),
     ];
     let rows = chosen.clone();
-    cases
-        .push(case("gather_rows", vec![d.matrix(t + 2, 7)], vec![], move |o, x, _| o.gather_rows(x[0].clone(), &rows)));
+    cases.push(case("gather_rows", vec![d.matrix(t + 2, 7)], vec![], move |o, x, _| {
+        o.gather_rows(x[0].clone(), &rows)
+    }));
     for how in [Combine::Add, Combine::Blend] {
         let (rows, name) = (chosen.clone(), format!("combine_rows {how:?}"));
-        cases.push(case(&name, vec![d.matrix(t + 2, 7), d.matrix(a, 7), d.matrix(a, 1)], vec![], move |o, x, _| {
-            o.combine_rows(x[0].clone(), &rows, x[1].clone(), x[2].clone(), how)
-        }));
+        cases.push(case(
+            &name,
+            vec![d.matrix(t + 2, 7), d.matrix(a, 7), d.matrix(a, 1)],
+            vec![],
+            move |o, x, _| o.combine_rows(x[0].clone(), &rows, x[1].clone(), x[2].clone(), how),
+        ));
     }
     let rows = chosen.clone();
     // The recursion's shape: rows are taken from the stream that their results join.
@@ -120,9 +147,12 @@ fn rowwise(t: usize) -> Vec<Case> {
             o.combine_rows(x[0].clone(), &rows, y, x[1].clone(), Combine::Blend)
         },
     ));
-    cases.push(case("replace_rows", vec![d.matrix(t + 2, 7), d.matrix(a, 7)], vec![], move |o, x, _| {
-        o.replace_rows(x[0].clone(), &chosen, x[1].clone())
-    }));
+    cases.push(case(
+        "replace_rows",
+        vec![d.matrix(t + 2, 7), d.matrix(a, 7)],
+        vec![],
+        move |o, x, _| o.replace_rows(x[0].clone(), &chosen, x[1].clone()),
+    ));
     cases
 }
 
@@ -134,26 +164,36 @@ fn routing(t: usize) -> Vec<Case> {
     let (weights, factors) = (d.numbers(t), d.numbers(3 * t));
     let each = weights.clone();
     let mut cases = vec![
-        case("softmax_rows", vec![d.matrix(t, 3)], vec![], |o, x, _| o.softmax_rows(x[0].clone(), 0.7)),
+        case("softmax_rows", vec![d.matrix(t, 3)], vec![], |o, x, _| {
+            o.softmax_rows(x[0].clone(), 0.7)
+        }),
         case("bce_with_logits", vec![d.matrix(t, 1)], vec![], move |o, x, _| {
             o.bce_with_logits(x[0].clone(), y.clone(), weights.clone())
         }),
         case("weighted_sum", vec![d.matrix(t, 3)], vec![], move |o, x, _| {
             o.weighted_sum(x[0].clone(), factors.clone())
         }),
-        case("pick_columns", vec![d.matrix(t, 3)], vec![], move |o, x, _| o.pick_columns(x[0].clone(), &columns)),
+        case("pick_columns", vec![d.matrix(t, 3)], vec![], move |o, x, _| {
+            o.pick_columns(x[0].clone(), &columns)
+        }),
     ];
     for columns in [1, 3] {
         let each = each.clone();
-        cases.push(case(&format!("z_loss of {columns}"), vec![d.matrix(t, columns)], vec![], move |o, x, _| {
-            o.z_loss(x[0].clone(), each.clone())
-        }));
+        cases.push(case(
+            &format!("z_loss of {columns}"),
+            vec![d.matrix(t, columns)],
+            vec![],
+            move |o, x, _| o.z_loss(x[0].clone(), each.clone()),
+        ));
     }
     for kind in [Activation::Sigmoid, Activation::Tanh, Activation::None] {
         // Scaled outside, so that the functional differs from the identity for `None` too.
-        cases.push(case(&format!("gate {kind:?}"), vec![d.matrix(t, 3)], vec![], move |o, x, _| {
-            scale(o.gate(x[0].clone(), kind, 0.6), 2.0)
-        }));
+        cases.push(case(
+            &format!("gate {kind:?}"),
+            vec![d.matrix(t, 3)],
+            vec![],
+            move |o, x, _| scale(o.gate(x[0].clone(), kind, 0.6), 2.0),
+        ));
     }
     cases
 }
@@ -188,24 +228,26 @@ fn fast_gradients_are_central_differences() {
     for t in [1, 5] {
         for case in cases(t) {
             let ran = case.run(Ops::Fast);
-            let check = |matrix: &Matrix, analytic: &[f32], what: String, at: &dyn Fn(Matrix) -> f64| {
-                let largest = analytic.iter().fold(0.1f32, |m, x| m.max(x.abs()));
-                for i in (0..analytic.len()).step_by(analytic.len().div_ceil(16).max(1)) {
-                    let moved = |by: f32| {
-                        let mut matrix = matrix.clone();
-                        matrix.values[i] += by;
-                        at(matrix)
-                    };
-                    let numeric = ((moved(step) - moved(-step)) / (2.0 * f64::from(step))) as f32;
-                    let error = (numeric - analytic[i]).abs();
-                    assert!(
-                        error <= 3e-3 * largest,
-                        "{} on {t} rows, {what} [{i}]: {} is not {numeric}",
-                        case.name,
-                        analytic[i]
-                    );
-                }
-            };
+            let check =
+                |matrix: &Matrix, analytic: &[f32], what: String, at: &dyn Fn(Matrix) -> f64| {
+                    let largest = analytic.iter().fold(0.1f32, |m, x| m.max(x.abs()));
+                    for i in (0..analytic.len()).step_by(analytic.len().div_ceil(16).max(1)) {
+                        let moved = |by: f32| {
+                            let mut matrix = matrix.clone();
+                            matrix.values[i] += by;
+                            at(matrix)
+                        };
+                        let numeric =
+                            ((moved(step) - moved(-step)) / (2.0 * f64::from(step))) as f32;
+                        let error = (numeric - analytic[i]).abs();
+                        assert!(
+                            error <= 3e-3 * largest,
+                            "{} on {t} rows, {what} [{i}]: {} is not {numeric}",
+                            case.name,
+                            analytic[i]
+                        );
+                    }
+                };
             for (i, matrix) in case.inputs.iter().enumerate() {
                 let at = |moved: Matrix| {
                     let mut inputs = case.inputs.clone();
@@ -220,7 +262,12 @@ fn fast_gradients_are_central_differences() {
                     weights[i] = moved;
                     case.functional(Ops::Fast, &case.inputs, &weights)
                 };
-                check(matrix, ran.weights[i].as_ref().expect("collected"), format!("weight {i}"), &at);
+                check(
+                    matrix,
+                    ran.weights[i].as_ref().expect("collected"),
+                    format!("weight {i}"),
+                    &at,
+                );
             }
         }
     }
@@ -240,7 +287,11 @@ fn empty_row_sets_change_nothing() {
     let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
     assert_eq!(o.attend(empty(8), empty(8), &Arc::new(Spans::default()), heads).dims(), [0, 8]);
     for how in [Combine::Add, Combine::Blend] {
-        same_bits(&read_rows(&o.combine_rows(x.tensor(), &none, empty(7), empty(1), how)), &x.values, "combine");
+        same_bits(
+            &read_rows(&o.combine_rows(x.tensor(), &none, empty(7), empty(1), how)),
+            &x.values,
+            "combine",
+        );
     }
     same_bits(&read_rows(&o.replace_rows(x.tensor(), &none, empty(7))), &x.values, "replace");
     // Keys that nobody sees give zeros, and no gradient.
@@ -259,7 +310,8 @@ fn rows_not_named_keep_their_bits() {
     let rows: Arc<[u32]> = Arc::from([1, 4]);
     let (x, y, w) = (d.matrix(6, 9), d.matrix(2, 9), d.matrix(2, 1));
     for how in [Combine::Add, Combine::Blend] {
-        let found = read_rows(&Ops::Fast.combine_rows(x.tensor(), &rows, y.tensor(), w.tensor(), how));
+        let found =
+            read_rows(&Ops::Fast.combine_rows(x.tensor(), &rows, y.tensor(), w.tensor(), how));
         for row in [0usize, 2, 3, 5] {
             same_bits(&found[row * 9..][..9], &x.values[row * 9..][..9], "an untouched row");
         }
@@ -291,7 +343,9 @@ fn head_losses_of_rows() {
     close(&fast, &picked, 1e-5, "losses from log-probabilities");
     // Rows that do not count give no gradient at all.
     let (t, w) = (targets.clone(), weights.clone());
-    let counted = case("head_loss", vec![x], vec![e], move |o, x, e| o.head_loss(x[0].clone(), &e[0], &t, &w).0);
+    let counted = case("head_loss", vec![x], vec![e], move |o, x, e| {
+        o.head_loss(x[0].clone(), &e[0], &t, &w).0
+    });
     let dx = counted.run(Ops::Fast).inputs[0].clone().expect("tracked");
     for (row, weight) in weights.iter().enumerate() {
         assert_eq!(dx[row * 7..][..7].iter().all(|g| *g == 0.0), *weight == 0.0, "row {row}");

@@ -1,4 +1,5 @@
-//! Weights: how gradients add up in them, packing, AdamW, and the ways around the tape (recompute, cut).
+//! Weights: how gradients add up in them, packing, AdamW, and the ways around the tape (recompute,
+//! cut).
 
 mod common;
 
@@ -6,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Dice, Matrix, close, same_bits};
 use ops::{
-    AdamW, Heads, Moments, Ops, Rotary, Spans, Tensor2, Weight, backward, cut, from_rows, gradient, leaf, read_rows,
-    recompute, scale,
+    AdamW, Heads, Moments, Ops, Rotary, Spans, Tensor2, Weight, backward, cut, from_rows, gradient,
+    leaf, read_rows, recompute, scale,
 };
 
 /// A 1 x 1 loss: the outputs times fixed coefficients.
@@ -44,10 +45,16 @@ fn gradients_add_up_over_uses_and_passes() {
     (0..2).for_each(|_| pass(Ops::Fast, &twice));
     (0..2).for_each(|_| pass(Ops::Plain, &plain));
     for (i, ((once, twice), plain)) in once.iter().zip(&twice).zip(&plain).enumerate() {
-        let double: Vec<f32> = once.read_gradient().expect("reached").iter().map(|g| 2.0 * g).collect();
+        let double: Vec<f32> =
+            once.read_gradient().expect("reached").iter().map(|g| 2.0 * g).collect();
         let found = twice.read_gradient().expect("reached");
         close(&found, &double, 1e-6, &format!("weight {i}, two passes"));
-        close(&plain.read_gradient().expect("reached"), &double, 1e-4, &format!("weight {i}, plain"));
+        close(
+            &plain.read_gradient().expect("reached"),
+            &double,
+            1e-4,
+            &format!("weight {i}, plain"),
+        );
         let square: f64 = found.iter().map(|g| f64::from(*g).powi(2)).sum();
         assert!((twice.gradient_square() / square - 1.0).abs() < 1e-6);
     }
@@ -55,7 +62,8 @@ fn gradients_add_up_over_uses_and_passes() {
     assert!(once[1].read_gradient().is_none() && once[1].gradient_square() == 0.0);
     pass(Ops::Fast, &once);
     let again = once[1].read_gradient().expect("reached");
-    let half: Vec<f32> = twice[1].read_gradient().expect("reached").iter().map(|g| g / 2.0).collect();
+    let half: Vec<f32> =
+        twice[1].read_gradient().expect("reached").iter().map(|g| g / 2.0).collect();
     close(&again, &half, 1e-6, "after clearing");
 }
 
@@ -104,7 +112,12 @@ impl Layer {
         // Two documents.
         let start = (0..rows as u32).map(|t| if t < 4 { 0 } else { 4 }).collect();
         let spans = Arc::new(Spans { start, end: (1..=rows as u32).collect() });
-        Self { weights, rotary: Rotary::new(1000.0, 4), positions: (0..rows as u32).collect(), spans }
+        Self {
+            weights,
+            rotary: Rotary::new(1000.0, 4),
+            positions: (0..rows as u32).collect(),
+            spans,
+        }
     }
 
     fn run(&self, x: Tensor2) -> Tensor2 {
@@ -173,7 +186,10 @@ fn packing_changes_no_bit() {
         let fresh = |w: &Weight| {
             same_bits(
                 &read_rows(&Ops::Fast.linear(x.tensor(), w)),
-                &read_rows(&Ops::Fast.linear(x.tensor(), &frozen(&Matrix { values: w.read(), rows: n, columns: m }))),
+                &read_rows(&Ops::Fast.linear(
+                    x.tensor(),
+                    &frozen(&Matrix { values: w.read(), rows: n, columns: m }),
+                )),
                 "a packed weight after a change",
             )
         };
@@ -222,7 +238,11 @@ fn a_row_alone_is_the_row_among_many() {
             ["linear", "rms_norm", "swiglu", "gelu", "attend"].iter().zip(all.iter().zip(&found))
         {
             let width = found.dims()[1];
-            same_bits(&read_rows(found), &read_rows(all)[t * width..][..width], &format!("{name}, row {t}"));
+            same_bits(
+                &read_rows(found),
+                &read_rows(all)[t * width..][..width],
+                &format!("{name}, row {t}"),
+            );
         }
     }
 }
@@ -245,11 +265,15 @@ fn adamw_is_its_formula() {
         let (h, clip) = (hyper(step), 0.5 + step as f32 / 8.0);
         for (n, k) in (0..3).flat_map(|n| (0..5).map(move |k| (n, k))) {
             let i = n * 5 + k;
-            let g: f64 = (0..4).map(|t| f64::from(c[t * 3 + n]) * f64::from(x.values[t * 5 + k])).sum();
+            let g: f64 =
+                (0..4).map(|t| f64::from(c[t * 3 + n]) * f64::from(x.values[t * 5 + k])).sum();
             let g = g * f64::from(clip);
             m[i] = h.beta1 * m[i] + (1.0 - h.beta1) * g;
             v[i] = h.beta2 * v[i] + (1.0 - h.beta2) * g * g;
-            let (m_hat, v_hat) = (m[i] / (1.0 - h.beta1.powi(step as i32)), v[i] / (1.0 - h.beta2.powi(step as i32)));
+            let (m_hat, v_hat) = (
+                m[i] / (1.0 - h.beta1.powi(step as i32)),
+                v[i] / (1.0 - h.beta2.powi(step as i32)),
+            );
             expected[i] -= h.lr * (m_hat / (v_hat.sqrt() + h.eps) + h.weight_decay * expected[i]);
         }
         weight.adamw(&h, clip, &mut moments);
@@ -289,7 +313,10 @@ fn cut_stops_gradients_and_lets_later_weights_learn() {
         if o == Ops::Plain {
             [&first, &second].iter().for_each(|w| w.take_plain_gradient(&gradients));
         }
-        assert!(gradient(&x, &gradients).is_none() && first.read_gradient().is_none(), "{o:?}: nothing before the cut");
+        assert!(
+            gradient(&x, &gradients).is_none() && first.read_gradient().is_none(),
+            "{o:?}: nothing before the cut"
+        );
         assert!(second.read_gradient().expect("reached").iter().any(|g| *g != 0.0), "{o:?}");
     }
     let constant = from_rows(vec![1.0; 4], 2, 2);

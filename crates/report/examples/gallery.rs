@@ -1,5 +1,5 @@
-//! Writes a page with every element of a report, from made-up but realistic numbers, to the path given (or
-//! `gallery.html`).
+//! Writes a page with every element of a report, from made-up but realistic numbers, to the path
+//! given (or `gallery.html`).
 
 use std::error::Error;
 
@@ -34,7 +34,10 @@ fn gallery() -> Page {
          the router thinks are hard.",
     );
     page.section("Loss").chart(loss_chart(&mut noise)).chart(frontier_chart()).table(runs_table());
-    page.section("Depth").bars(depth_bars()).bars(histogram(&mut noise)).heat(heat_text(&mut noise));
+    page.section("Depth")
+        .bars(depth_bars())
+        .bars(histogram(&mut noise))
+        .heat(heat_text(&mut noise));
     page.section("Edge cases");
     page.paragraph("Text from a model may hold anything: </script><b>\"quotes\" & 'apostrophes', \u{1b}[31m escapes.");
     page.heat(HeatText {
@@ -56,7 +59,8 @@ struct Noise(u64);
 
 impl Noise {
     fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1u64 << 53) as f64 - 0.5
     }
 }
@@ -90,7 +94,9 @@ fn loss_chart(noise: &mut Noise) -> Chart {
 fn frontier_chart() -> Chart {
     let frontier = |name: &str, gain: f64| Series {
         name: name.into(),
-        points: (0..7).map(|i| (f64::from(i) * 2.0e6 + 4e6, 3.9 - gain * f64::from(i + 1).ln())).collect(),
+        points: (0..7)
+            .map(|i| (f64::from(i) * 2.0e6 + 4e6, 3.9 - gain * f64::from(i + 1).ln()))
+            .collect(),
         dashed: false,
     };
     Chart {
@@ -98,7 +104,11 @@ fn frontier_chart() -> Chart {
         x_label: "FLOPs per token".into(),
         y_label: "validation loss (nats per token)".into(),
         log_x: false,
-        series: vec![frontier("token-choice", 0.33), frontier("expert-choice", 0.36), frontier("fixed depth", 0.28)],
+        series: vec![
+            frontier("token-choice", 0.33),
+            frontier("expert-choice", 0.36),
+            frontier("fixed depth", 0.28),
+        ],
     }
 }
 
@@ -150,7 +160,8 @@ fn histogram(noise: &mut Noise) -> Bars {
 fn heat_text(noise: &mut Noise) -> HeatText {
     let mut tokens: Vec<HeatToken> = Vec::new();
     let mut start = 0;
-    let ends = TEXT.char_indices().skip(1).filter(|(_, c)| " \n,.:;\"(=*/".contains(*c)).map(|(at, _)| at);
+    let ends =
+        TEXT.char_indices().skip(1).filter(|(_, c)| " \n,.:;\"(=*/".contains(*c)).map(|(at, _)| at);
     for end in ends.chain([TEXT.len()]) {
         let piece = &TEXT[start..end];
         start = end;
@@ -158,7 +169,11 @@ fn heat_text(noise: &mut Noise) -> HeatText {
             + if piece.contains(|c: char| c.is_ascii_digit()) { 1.6 } else { 0.0 };
         let depth = (hard + 1.2 * noise.next()).round().clamp(1.0, 4.0);
         let nll = (0.4 + depth * (1.0 + noise.next())).max(0.01);
-        tokens.push(HeatToken { text: piece.into(), depth: depth as f32, note: Some(format!("NLL {nll:.2}")) });
+        tokens.push(HeatToken {
+            text: piece.into(),
+            depth: depth as f32,
+            note: Some(format!("NLL {nll:.2}")),
+        });
     }
     HeatText { title: "How deep each token went.".into(), max_depth: 4, tokens }
 }

@@ -1,7 +1,8 @@
-//! Depth colours for text that streams to a terminal, and the filter that makes model output harmless there.
+//! Depth colours for text that streams to a terminal, and the filter that makes model output
+//! harmless there.
 
-/// Backgrounds from shallow to deep in the 6x6x6 colour cube: navy over teal to yellow, each lighter than the one
-/// before, so the order survives colour blindness and print in grey.
+/// Backgrounds from shallow to deep in the 6x6x6 colour cube: navy over teal to yellow, each
+/// lighter than the one before, so the order survives colour blindness and print in grey.
 const RAMP: [u8; 8] = [18, 24, 30, 36, 72, 114, 185, 227];
 const INK_DARK: u8 = 16;
 const INK_LIGHT: u8 = 231;
@@ -15,14 +16,17 @@ pub struct DepthColors {
 }
 
 impl DepthColors {
-    /// A palette for depths `1..=max_depth`; with `enabled` false nothing here ever emits an escape.
+    /// A palette for depths `1..=max_depth`; with `enabled` false nothing here ever emits an
+    /// escape.
     pub fn new(max_depth: usize, enabled: bool) -> Self {
         Self { max_depth: max_depth.max(1), enabled }
     }
 
-    /// The token's text, [`sanitize`]d, on the background of its depth; a depth below 1 or not finite stays plain.
+    /// The token's text, [`sanitize`]d, on the background of its depth; a depth below 1 or not
+    /// finite stays plain.
     ///
-    /// Line breaks are written outside the colour, so a terminal never fills the rest of a line with it.
+    /// Line breaks are written outside the colour, so a terminal never fills the rest of a line
+    /// with it.
     pub fn paint(&self, text: &str, depth: f32) -> String {
         let text = sanitize(text);
         if !self.enabled || !depth.is_finite() || depth < 1.0 {
@@ -42,7 +46,8 @@ impl DepthColors {
         painted
     }
 
-    /// One line that names each depth in its colour; more than 16 depths are sampled evenly, first and last included.
+    /// One line that names each depth in its colour; more than 16 depths are sampled evenly, first
+    /// and last included.
     pub fn legend(&self) -> String {
         let shown = self.max_depth.min(16);
         let mut line = String::from("depth");
@@ -61,7 +66,8 @@ impl DepthColors {
     }
 }
 
-/// The depth named at `index` of a legend with `shown` entries: evenly spread over `1..=max_depth`, both ends included.
+/// The depth named at `index` of a legend with `shown` entries: evenly spread over `1..=max_depth`,
+/// both ends included.
 pub(crate) fn spread(index: usize, shown: usize, max_depth: usize) -> usize {
     let steps = shown.saturating_sub(1).max(1);
     // u128 keeps the product exact for any depth.
@@ -85,17 +91,21 @@ fn luminance(color: u8) -> f64 {
 
 /// Makes control characters of model output harmless in a terminal, keeping newlines and tabs.
 ///
-/// C0 controls and DEL become their control pictures (ESC becomes U+241B), C1 controls become U+FFFD, and characters
-/// that turn the writing direction become U+FFFD, since they could make a line read as something else.
+/// C0 controls and DEL become their control pictures (ESC becomes U+241B), C1 controls become
+/// U+FFFD, and characters that turn the writing direction become U+FFFD, since they could make a
+/// line read as something else.
 pub fn sanitize(text: &str) -> String {
     text.chars().map(harmless).collect()
 }
 
-/// The visible stand-in for a character that could steer a terminal or a page; others are returned as they are.
+/// The visible stand-in for a character that could steer a terminal or a page; others are returned
+/// as they are.
 pub(crate) fn harmless(character: char) -> char {
     match character {
         '\n' | '\t' => character,
-        '\0'..='\u{1f}' => char::from_u32(0x2400 + character as u32).unwrap_or(char::REPLACEMENT_CHARACTER),
+        '\0'..='\u{1f}' => {
+            char::from_u32(0x2400 + character as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
         '\u{7f}' => '\u{2421}',
         '\u{80}'..='\u{9f}'
         | '\u{61c}'
@@ -157,7 +167,9 @@ mod tests {
         let legend = DepthColors::new(100, true).legend();
         assert!(legend.contains(" 1 ") && legend.contains(" 100 "));
         assert_eq!(legend.matches(RESET).count(), 16);
-        assert!(DepthColors::new(usize::MAX, false).legend().ends_with(&format!(" {} ", usize::MAX)));
+        assert!(
+            DepthColors::new(usize::MAX, false).legend().ends_with(&format!(" {} ", usize::MAX))
+        );
         assert!(DepthColors::new(1, false).legend().ends_with(" 1 "));
     }
 

@@ -4,16 +4,19 @@ use crate::ansi::spread;
 use crate::html::{escape, push_escaped};
 use crate::scale::exact;
 
-/// Backgrounds from shallow to deep on light paper: cream over teal to indigo, evenly spaced in OKLCH lightness and
-/// falling throughout, so the order survives colour blindness and print in grey.
+/// Backgrounds from shallow to deep on light paper: cream over teal to indigo, evenly spaced in
+/// OKLCH lightness and falling throughout, so the order survives colour blindness and print in
+/// grey.
 const LIGHT: [&str; SHADES] = [
-    "#f6f3dc", "#e4e9cb", "#d0dfbc", "#bad6b1", "#a2cda9", "#89c3a4", "#6fb9a1", "#54afa0", "#38a3a0", "#1797a0",
-    "#0d899c", "#087b98", "#096d94", "#085f90", "#17508a", "#22417f", "#283372",
+    "#f6f3dc", "#e4e9cb", "#d0dfbc", "#bad6b1", "#a2cda9", "#89c3a4", "#6fb9a1", "#54afa0",
+    "#38a3a0", "#1797a0", "#0d899c", "#087b98", "#096d94", "#085f90", "#17508a", "#22417f",
+    "#283372",
 ];
 /// The same order on dark paper, where deep must mean bright.
 const DARK: [&str; SHADES] = [
-    "#242a51", "#213560", "#17426e", "#004f78", "#015c7b", "#04697e", "#077682", "#048385", "#0a9185", "#0b9f82",
-    "#2eab7b", "#59b574", "#7cbd6e", "#9cc46b", "#bacb6c", "#d5d173", "#eed780",
+    "#242a51", "#213560", "#17426e", "#004f78", "#015c7b", "#04697e", "#077682", "#048385",
+    "#0a9185", "#0b9f82", "#2eab7b", "#59b574", "#7cbd6e", "#9cc46b", "#bacb6c", "#d5d173",
+    "#eed780",
 ];
 const SHADES: usize = 17;
 const INK_DARK: &str = "#0b0d12";
@@ -27,7 +30,8 @@ const LEGEND_DEPTHS: usize = 16;
 pub struct HeatToken {
     /// The token's text as decoded (invalid UTF-8 already replaced).
     pub text: String,
-    /// Recursion depth in `1..=max_depth`, fractions allowed; below 1 or not finite means "no depth known".
+    /// Recursion depth in `1..=max_depth`, fractions allowed; below 1 or not finite means "no depth
+    /// known".
     pub depth: f32,
     /// Shown on hover, such as the token's negative log likelihood.
     pub note: Option<String>,
@@ -38,7 +42,8 @@ pub struct HeatToken {
 pub struct HeatText {
     /// Caption of the figure.
     pub title: String,
-    /// The deepest recursion the model can take; 0 counts as 1, and deeper tokens are coloured as this one.
+    /// The deepest recursion the model can take; 0 counts as 1, and deeper tokens are coloured as
+    /// this one.
     pub max_depth: usize,
     /// The tokens in reading order.
     pub tokens: Vec<HeatToken>,
@@ -93,8 +98,9 @@ impl HeatText {
         }
         let total = self.tokens.len().max(1) as f64;
         let share = |count: usize| format!("{:.0}\u{2009}%", 100.0 * count as f64 / total);
-        let mut html =
-            String::from("<ul class=\"depths\" aria-label=\"Depth of each colour and its share of the tokens\">");
+        let mut html = String::from(
+            "<ul class=\"depths\" aria-label=\"Depth of each colour and its share of the tokens\">",
+        );
         let shown = counts.len();
         for (index, count) in counts.iter().enumerate() {
             let depth = spread(index, shown, max_depth);
@@ -149,8 +155,9 @@ fn visible(text: &str) -> String {
     shown
 }
 
-/// The token with a mark on each white space that the eye would miss: line breaks, tabs, and spaces that are doubled or
-/// all there is. The marks are drawn by the style sheet, so copied text stays the text.
+/// The token with a mark on each white space that the eye would miss: line breaks, tabs, and spaces
+/// that are doubled or all there is. The marks are drawn by the style sheet, so copied text stays
+/// the text.
 fn push_marked(html: &mut String, text: &str) {
     let blank = text.chars().all(char::is_whitespace);
     let mut before = '\0';
@@ -159,7 +166,9 @@ fn push_marked(html: &mut String, text: &str) {
         match character {
             '\n' => html.push_str("<i class=\"nl\"></i>\n"),
             '\t' => html.push_str("<i class=\"tab\">\t</i>"),
-            ' ' if blank || before == ' ' || rest.peek() == Some(&' ') => html.push_str("<i class=\"sp\"> </i>"),
+            ' ' if blank || before == ' ' || rest.peek() == Some(&' ') => {
+                html.push_str("<i class=\"sp\"> </i>")
+            }
             other => push_escaped(html, other),
         }
         before = character;
@@ -169,11 +178,16 @@ fn push_marked(html: &mut String, text: &str) {
 /// The style rules of both scales.
 pub(crate) fn style() -> String {
     let rules = |shades: &[&str; SHADES]| -> String {
-        let rule =
-            |(index, color): (usize, &&str)| format!(".h{index}{{background:{color};color:{}}}\n", ink_on(color));
+        let rule = |(index, color): (usize, &&str)| {
+            format!(".h{index}{{background:{color};color:{}}}\n", ink_on(color))
+        };
         shades.iter().enumerate().map(rule).collect()
     };
-    format!("{}@media screen and (prefers-color-scheme: dark) {{\n{}}}\n", rules(&LIGHT), rules(&DARK))
+    format!(
+        "{}@media screen and (prefers-color-scheme: dark) {{\n{}}}\n",
+        rules(&LIGHT),
+        rules(&DARK)
+    )
 }
 
 fn ink_on(color: &str) -> &'static str {
@@ -188,7 +202,10 @@ fn contrast(one: &str, other: &str) -> f64 {
 
 fn luminance(color: &str) -> f64 {
     let channel = |start: usize| {
-        let level = color.get(start..start + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok()).unwrap_or(0);
+        let level = color
+            .get(start..start + 2)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            .unwrap_or(0);
         let level = f64::from(level) / 255.0;
         if level <= 0.04045 { level / 12.92 } else { ((level + 0.055) / 1.055).powf(2.4) }
     };
@@ -225,7 +242,11 @@ mod tests {
         let heat = HeatText {
             title: String::new(),
             max_depth: 4,
-            tokens: vec![token(" the", 1.0, Some("NLL 0.31")), token("\n", 4.0, None), token("?", f32::NAN, None)],
+            tokens: vec![
+                token(" the", 1.0, Some("NLL 0.31")),
+                token("\n", 4.0, None),
+                token("?", f32::NAN, None),
+            ],
         };
         let body = heat.body();
         assert!(
@@ -254,11 +275,20 @@ mod tests {
 
     #[test]
     fn deep_scales_have_a_short_legend_from_first_to_last() {
-        let heat = HeatText { title: String::new(), max_depth: 40, tokens: vec![token("a", 40.0, None)] };
+        let heat =
+            HeatText { title: String::new(), max_depth: 40, tokens: vec![token("a", 40.0, None)] };
         let legend = heat.legend();
         assert_eq!(legend.matches("<li").count(), LEGEND_DEPTHS);
-        assert!(legend.contains("<b>depth 1</b>") && legend.contains("<b>40</b>") && !legend.contains('%'));
-        assert!(HeatText { max_depth: usize::MAX, ..HeatText::default() }.legend().contains(&usize::MAX.to_string()));
+        assert!(
+            legend.contains("<b>depth 1</b>")
+                && legend.contains("<b>40</b>")
+                && !legend.contains('%')
+        );
+        assert!(
+            HeatText { max_depth: usize::MAX, ..HeatText::default() }
+                .legend()
+                .contains(&usize::MAX.to_string())
+        );
         assert_eq!(HeatText::default().legend().matches("<li").count(), 1);
     }
 }

@@ -6,10 +6,12 @@ use crate::{Bars, Chart, HeatText, Table, heat};
 const STYLE: &str = include_str!("assets/page.css");
 const SCRIPT: &str = include_str!("assets/page.js");
 
-/// A page under construction; blocks appear in the order of the calls, figures and tables are numbered.
+/// A page under construction; blocks appear in the order of the calls, figures and tables are
+/// numbered.
 ///
-/// All text is plain: it is escaped here, and control characters become visible symbols. The same calls give the same
-/// bytes. The file needs nothing beside it and its content policy lets nothing in.
+/// All text is plain: it is escaped here, and control characters become visible symbols. The same
+/// calls give the same bytes. The file needs nothing beside it and its content policy lets nothing
+/// in.
 #[derive(Debug, Clone)]
 pub struct Page {
     title: String,
@@ -22,7 +24,13 @@ pub struct Page {
 impl Page {
     /// An empty page with its heading; an empty subtitle is left out.
     pub fn new(title: &str, subtitle: &str) -> Self {
-        Self { title: title.to_string(), subtitle: subtitle.to_string(), body: String::new(), figures: 0, tables: 0 }
+        Self {
+            title: title.to_string(),
+            subtitle: subtitle.to_string(),
+            body: String::new(),
+            figures: 0,
+            tables: 0,
+        }
     }
 
     /// A section heading.
@@ -55,7 +63,8 @@ impl Page {
         self.push("</dl>\n")
     }
 
-    /// A numbered table, in the order of its rows; columns of numbers are aligned to the right, best cells are bold.
+    /// A numbered table, in the order of its rows; columns of numbers are aligned to the right,
+    /// best cells are bold.
     pub fn table(&mut self, table: Table) -> &mut Self {
         self.tables += 1;
         let class = |column: usize, best: bool| match (table.is_numeric(column), best) {
@@ -71,7 +80,11 @@ impl Page {
             escape(&table.caption)
         );
         for (column, heading) in table.columns.iter().enumerate() {
-            html.push_str(&format!("<th scope=\"col\"{}>{}</th>", class(column, false), escape(heading)));
+            html.push_str(&format!(
+                "<th scope=\"col\"{}>{}</th>",
+                class(column, false),
+                escape(heading)
+            ));
         }
         html.push_str("</tr></thead>\n<tbody>\n");
         let best = table.best_cells();
@@ -125,11 +138,14 @@ impl Page {
 
     fn figure(&mut self, class: &str, title: &str, aside: &str, body: &str) -> &mut Self {
         self.figures += 1;
-        let mut caption = format!("<span class=\"number\">Figure {}.</span>{}", self.figures, escape(title));
+        let mut caption =
+            format!("<span class=\"number\">Figure {}.</span>{}", self.figures, escape(title));
         if !aside.is_empty() {
             caption.push_str(&format!(" <span class=\"aside\">({})</span>", escape(aside)));
         }
-        self.push(&format!("<figure{class}>\n<figcaption>{caption}</figcaption>\n{body}</figure>\n"))
+        self.push(&format!(
+            "<figure{class}>\n<figcaption>{caption}</figcaption>\n{body}</figure>\n"
+        ))
     }
 
     fn push(&mut self, html: &str) -> &mut Self {

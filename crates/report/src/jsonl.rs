@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// One line of the log; keys keep their insertion order, floats print with the fewest digits that read back exactly.
+/// One line of the log; keys keep their insertion order, floats print with the fewest digits that
+/// read back exactly.
 pub type Record = serde_json::Map<String, Value>;
 
 const EXPECTED: &str = "a JSON object with a whole number \"step\" or a string \"event\"";
@@ -17,7 +18,9 @@ const EXPECTED: &str = "a JSON object with a whole number \"step\" or a string \
 #[non_exhaustive]
 pub enum LogError {
     /// The file system refused.
-    #[error("run log {path}: could not {action}: {source}; check that the directory exists, is writable and has space")]
+    #[error(
+        "run log {path}: could not {action}: {source}; check that the directory exists, is writable and has space"
+    )]
     Io {
         /// The log.
         path: PathBuf,
@@ -27,7 +30,9 @@ pub enum LogError {
         source: std::io::Error,
     },
     /// A line before the last is not a record.
-    #[error("run log {path}, line {line}: expected {EXPECTED}, found {found}; repair or delete that line")]
+    #[error(
+        "run log {path}, line {line}: expected {EXPECTED}, found {found}; repair or delete that line"
+    )]
     BadLine {
         /// The log.
         path: PathBuf,
@@ -74,13 +79,14 @@ pub struct Log {
 impl Log {
     /// Opens or creates the log to append to it.
     ///
-    /// A torn last line is dropped. With `keep_through_step = Some(s)` every record with `step > s` is dropped too;
-    /// records without a step stay. The lines that stay keep their bytes. The shorter log is written beside the old one
-    /// and renamed over it, so a crash leaves either the old file or the new one.
+    /// A torn last line is dropped. With `keep_through_step = Some(s)` every record with `step > s`
+    /// is dropped too; records without a step stay. The lines that stay keep their bytes. The
+    /// shorter log is written beside the old one and renamed over it, so a crash leaves either the
+    /// old file or the new one.
     ///
     /// # Errors
-    /// [`LogError::Io`], or [`LogError::BadLine`] when a line before the last is not a record; the file is then
-    /// left as it was.
+    /// [`LogError::Io`], or [`LogError::BadLine`] when a line before the last is not a record; the
+    /// file is then left as it was.
     pub fn open(path: &Path, keep_through_step: Option<u64>) -> Result<Self, LogError> {
         let old = match fs::read(path) {
             Ok(old) => old,
@@ -109,18 +115,22 @@ impl Log {
         Ok(Self { file, path: path.to_path_buf(), bytes: kept.len() as u64 })
     }
 
-    /// Appends the record as one line and hands it to the system; [`sync`](Self::sync) waits for the disk.
+    /// Appends the record as one line and hands it to the system; [`sync`](Self::sync) waits for
+    /// the disk.
     ///
     /// # Errors
-    /// [`LogError::BadRecord`] without a whole "step" or a string "event"; [`LogError::Io`] when the write
-    /// fails, after the part that reached the file has been cut off again where the system allows it.
+    /// [`LogError::BadRecord`] without a whole "step" or a string "event"; [`LogError::Io`] when
+    /// the write fails, after the part that reached the file has been cut off again where the
+    /// system allows it.
     pub fn write(&mut self, record: &Record) -> Result<(), LogError> {
         check(record).map_err(|found| LogError::BadRecord { found })?;
-        let mut line = serde_json::to_vec(record)
-            .map_err(|error| io_error(&self.path, "encode a record", std::io::Error::other(error)))?;
+        let mut line = serde_json::to_vec(record).map_err(|error| {
+            io_error(&self.path, "encode a record", std::io::Error::other(error))
+        })?;
         line.push(b'\n');
         if let Err(source) = self.file.write_all(&line) {
-            // The first error is the one to tell; a torn line that stays is dropped at the next open.
+            // The first error is the one to tell; a torn line that stays is dropped at the next
+            // open.
             let _ = self.file.set_len(self.bytes);
             return Err(io_error(&self.path, "append a record", source));
         }
@@ -142,11 +152,15 @@ impl Log {
 /// Reads a whole log. A torn last line is reported in [`Contents::torn`] and is no error.
 ///
 /// # Errors
-/// [`LogError::Io`], or [`LogError::BadLine`] with the number of the first line that is not a record.
+/// [`LogError::Io`], or [`LogError::BadLine`] with the number of the first line that is not a
+/// record.
 pub fn read(path: &Path) -> Result<Contents, LogError> {
     let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
     let lines = parse(path, &bytes)?;
-    Ok(Contents { records: lines.whole.into_iter().map(|line| line.record).collect(), torn: lines.torn })
+    Ok(Contents {
+        records: lines.whole.into_iter().map(|line| line.record).collect(),
+        torn: lines.torn,
+    })
 }
 
 struct Line<'a> {
@@ -164,7 +178,8 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Lines<'a>, LogError> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let number = lines.whole.len() + 1;
-        let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
+        let end =
+            rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
         let (line, after) = rest.split_at(end);
         let parsed = match line.strip_suffix(b"\n") {
             Some(text) => parse_record(text),
@@ -172,9 +187,14 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Lines<'a>, LogError> {
         };
         match parsed {
             Ok(record) => lines.whole.push(Line { bytes: line, record }),
-            // Blocks of one write may reach the disk out of order: a newline alone does not make the last line whole.
-            Err(_) if after.is_empty() => lines.torn = Some(TornLine { line: number, bytes: line.len() }),
-            Err(found) => return Err(LogError::BadLine { path: path.to_path_buf(), line: number, found }),
+            // Blocks of one write may reach the disk out of order: a newline alone does not make
+            // the last line whole.
+            Err(_) if after.is_empty() => {
+                lines.torn = Some(TornLine { line: number, bytes: line.len() })
+            }
+            Err(found) => {
+                return Err(LogError::BadLine { path: path.to_path_buf(), line: number, found });
+            }
         }
         rest = after;
     }
@@ -210,7 +230,8 @@ fn replace(path: &Path, contents: &[u8]) -> Result<(), LogError> {
     let mut file = File::create(&beside).map_err(|source| io_error(&beside, "create", source))?;
     file.write_all(contents).map_err(|source| io_error(&beside, "write", source))?;
     file.sync_all().map_err(|source| io_error(&beside, "sync", source))?;
-    fs::rename(&beside, path).map_err(|source| io_error(path, "rename the shortened copy over", source))?;
+    fs::rename(&beside, path)
+        .map_err(|source| io_error(path, "rename the shortened copy over", source))?;
     sync_directory(path)
 }
 

@@ -1,5 +1,5 @@
-//! Run logs, TensorBoard events, terminal tables and colours, and self-contained HTML pages with plots and
-//! per-token depth heat maps. Knows no tensor.
+//! Run logs, TensorBoard events, terminal tables and colours, and self-contained HTML pages with
+//! plots and per-token depth heat maps. Knows no tensor.
 
 pub mod ansi;
 pub mod heat;

@@ -27,8 +27,8 @@ const LABELLED_BARS: usize = 24;
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// `(x, y)` in drawing order; a point that is not finite leaves a gap. Long curves are thinned to [`MAX_POINTS`]
-    /// with the lowest and highest point of each stretch kept.
+    /// `(x, y)` in drawing order; a point that is not finite leaves a gap. Long curves are thinned
+    /// to [`MAX_POINTS`] with the lowest and highest point of each stretch kept.
     pub points: Vec<(f64, f64)>,
     /// Draw with dashes, as for a baseline.
     pub dashed: bool,
@@ -85,7 +85,8 @@ struct Placed {
 
 impl Chart {
     pub(crate) fn body(&self) -> String {
-        let placed: Vec<Vec<Placed>> = self.series.iter().map(|series| self.place(&series.points)).collect();
+        let placed: Vec<Vec<Placed>> =
+            self.series.iter().map(|series| self.place(&series.points)).collect();
         let xs = range(placed.iter().flatten().map(|point| point.x));
         let ys = padded(range(placed.iter().flatten().map(|point| point.y)), 0.05);
         // Widening a range may push its low end below zero, which a logarithmic axis cannot show.
@@ -95,7 +96,8 @@ impl Chart {
         let left = left_margin(&y_ticks);
         let x_axis = Axis::new(xs, log, left, RIGHT);
 
-        let names: Vec<(&str, bool)> = self.series.iter().map(|series| (series.name.as_str(), series.dashed)).collect();
+        let names: Vec<(&str, bool)> =
+            self.series.iter().map(|series| (series.name.as_str(), series.dashed)).collect();
         let mut svg = legend(&names, false);
         svg.push_str(&open("curves", &self.title, &self.x_label, &names));
         push_y_axis(&mut svg, &y_axis, &y_ticks, left, &self.y_label);
@@ -106,7 +108,12 @@ impl Chart {
         }
         push_x_axis(&mut svg, left, &self.x_label);
         for (index, series) in self.series.iter().enumerate() {
-            let kept = decimate(&placed[index], MAX_POINTS, |point| x_axis.share(point.x), |point| point.y);
+            let kept = decimate(
+                &placed[index],
+                MAX_POINTS,
+                |point| x_axis.share(point.x),
+                |point| point.y,
+            );
             push_curve(&mut svg, index, series, &kept, &x_axis, &y_axis);
         }
         svg.push_str("</svg></div>\n");
@@ -127,7 +134,14 @@ impl Chart {
     }
 }
 
-fn push_curve(svg: &mut String, index: usize, series: &Series, points: &[Placed], x_axis: &Axis, y_axis: &Axis) {
+fn push_curve(
+    svg: &mut String,
+    index: usize,
+    series: &Series,
+    points: &[Placed],
+    x_axis: &Axis,
+    y_axis: &Axis,
+) {
     if points.is_empty() {
         return;
     }
@@ -170,9 +184,11 @@ fn push_curve(svg: &mut String, index: usize, series: &Series, points: &[Placed]
 impl Bars {
     pub(crate) fn body(&self) -> String {
         let scale = if self.percent { 100.0 } else { 1.0 };
-        let values = self.series.iter().flat_map(|series| series.values.iter().take(self.labels.len()));
+        let values =
+            self.series.iter().flat_map(|series| series.values.iter().take(self.labels.len()));
         let (low, high) = range(values.map(|value| value * scale).chain([0.0]));
-        let (low, high) = (if low < 0.0 { low * 1.08 } else { 0.0 }, if high > 0.0 { high * 1.08 } else { 0.0 });
+        let (low, high) =
+            (if low < 0.0 { low * 1.08 } else { 0.0 }, if high > 0.0 { high * 1.08 } else { 0.0 });
         let y_axis = Axis::new(round_up((low, high)), false, BOTTOM, TOP);
         let mut y_ticks = y_axis.ticks(6);
         if self.percent {
@@ -180,14 +196,17 @@ impl Bars {
         }
         let left = left_margin(&y_ticks);
 
-        let names: Vec<(&str, bool)> = self.series.iter().map(|series| (series.name.as_str(), false)).collect();
+        let names: Vec<(&str, bool)> =
+            self.series.iter().map(|series| (series.name.as_str(), false)).collect();
         let mut svg = legend(&names, true);
         svg.push_str(&open("bars", &self.title, &self.x_label, &names));
         push_y_axis(&mut svg, &y_axis, &y_ticks, left, &self.y_label);
         self.push_groups(&mut svg, &y_axis, left, scale);
         push_x_axis(&mut svg, left, &self.x_label);
         let zero = y_axis.pixel(0.0);
-        svg.push_str(&format!("<path class=\"axis\" d=\"M{left:.1} {zero:.1}H{RIGHT}\"/></svg></div>\n"));
+        svg.push_str(&format!(
+            "<path class=\"axis\" d=\"M{left:.1} {zero:.1}H{RIGHT}\"/></svg></div>\n"
+        ));
         svg
     }
 
@@ -196,7 +215,12 @@ impl Bars {
         let inner = (group * 0.74).min(64.0 * self.series.len().max(1) as f64);
         let bar = inner / self.series.len().max(1) as f64;
         let valued = self.labels.len() * self.series.len() <= LABELLED_BARS;
-        let longest = self.labels.iter().map(|label| label.chars().count().min(LABEL_CHARS)).max().unwrap_or(0);
+        let longest = self
+            .labels
+            .iter()
+            .map(|label| label.chars().count().min(LABEL_CHARS))
+            .max()
+            .unwrap_or(0);
         let stride = ((longest as f64 * CHAR + 10.0) / group).ceil().max(1.0) as usize;
         let zero = y_axis.pixel(0.0);
         for (position, label) in self.labels.iter().enumerate() {
@@ -212,7 +236,11 @@ impl Bars {
                 let unit = if self.percent { "\u{2009}%" } else { "" };
                 let x = middle - inner / 2.0 + index as f64 * bar;
                 let end = y_axis.pixel(value);
-                let name = if series.name.is_empty() { String::new() } else { format!("{}\n", series.name) };
+                let name = if series.name.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}\n", series.name)
+                };
                 svg.push_str(&format!(
                     "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"1.5\" \
                      fill=\"{}\"><title>{}{}: {}{unit}</title></rect>\n",
@@ -234,7 +262,8 @@ impl Bars {
     }
 }
 
-/// The range with its ends moved out to ticks where that costs little, so that bars stand under a labelled line.
+/// The range with its ends moved out to ticks where that costs little, so that bars stand under a
+/// labelled line.
 fn round_up((low, high): (f64, f64)) -> (f64, f64) {
     let (low, high) = if low == high { (0.0, 1.0) } else { (low, high) };
     let (_, step) = nice_ticks(low, high, 6);
@@ -270,9 +299,14 @@ fn legend(names: &[(&str, bool)], filled: bool) -> String {
         let shape = if filled {
             format!("<rect width=\"12\" height=\"12\" rx=\"2\" fill=\"{color}\"/>")
         } else {
-            format!("<path class=\"line{}\" stroke=\"{color}\" d=\"M2 5H24\"/>", dash(index, *dashed))
+            format!(
+                "<path class=\"line{}\" stroke=\"{color}\" d=\"M2 5H24\"/>",
+                dash(index, *dashed)
+            )
         };
-        let swatch = format!("<svg width=\"{width}\" height=\"{height}\" aria-hidden=\"true\">{shape}</svg>");
+        let swatch = format!(
+            "<svg width=\"{width}\" height=\"{height}\" aria-hidden=\"true\">{shape}</svg>"
+        );
         html.push_str(&format!("<li>{swatch}{}</li>", escape(name)));
     }
     html.push_str("</ul>\n");
@@ -280,8 +314,10 @@ fn legend(names: &[(&str, bool)], filled: bool) -> String {
 }
 
 fn open(class: &str, title: &str, x_label: &str, names: &[(&str, bool)]) -> String {
-    let names: Vec<&str> = names.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
-    let described = if names.is_empty() { title.to_string() } else { format!("{title}: {}", names.join(", ")) };
+    let names: Vec<&str> =
+        names.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
+    let described =
+        if names.is_empty() { title.to_string() } else { format!("{title}: {}", names.join(", ")) };
     format!(
         "<div class=\"plot scroll\"><svg class=\"{class}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
          aria-label=\"{}\" data-x=\"{}\" data-top=\"{TOP}\" data-bottom=\"{BOTTOM}\">\n",

@@ -54,7 +54,9 @@ pub(crate) fn drawable(value: f64) -> bool {
 pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values
         .filter(|value| drawable(*value))
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
     if low > high {
         return (0.0, 1.0);
     }
@@ -72,10 +74,11 @@ pub(crate) fn padded((low, high): (f64, f64), share: f64) -> (f64, f64) {
     (low - pad, high + pad)
 }
 
-/// Multiples of a step of 1, 2 or 5 times a power of ten that lie within `low..=high`, and that step.
+/// Multiples of a step of 1, 2 or 5 times a power of ten that lie within `low..=high`, and that
+/// step.
 ///
-/// The step is the smallest one that gives no more than about `target` ticks: raw = span / target, then the next
-/// larger of {1, 2, 5, 10} * 10^floor(log10 raw).
+/// The step is the smallest one that gives no more than about `target` ticks: raw = span / target,
+/// then the next larger of {1, 2, 5, 10} * 10^floor(log10 raw).
 pub(crate) fn nice_ticks(low: f64, high: f64, target: usize) -> (Vec<f64>, f64) {
     let raw = (high - low) / target.max(1) as f64;
     if !(raw > 0.0 && raw.is_finite()) {
@@ -101,8 +104,8 @@ pub(crate) fn nice_ticks(low: f64, high: f64, target: usize) -> (Vec<f64>, f64) 
     ((0..=count).map(|index| at(first + index as f64) + 0.0).collect(), step)
 }
 
-/// Ticks for a logarithmic axis: 1, 2 and 5 in each decade where they fit, else whole decades, thinned to `target`;
-/// a range of less than three such ticks falls back to [`nice_ticks`].
+/// Ticks for a logarithmic axis: 1, 2 and 5 in each decade where they fit, else whole decades,
+/// thinned to `target`; a range of less than three such ticks falls back to [`nice_ticks`].
 pub(crate) fn log_ticks(low: f64, high: f64, target: usize) -> Vec<f64> {
     let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let inside = |mantissas: &[f64]| -> Vec<f64> {
@@ -149,7 +152,8 @@ fn unit_of(size: f64) -> (f64, &'static str) {
     }
 }
 
-/// A value with at most `digits` significant digits, in a unit of k to T from 10 000 on, in powers of ten far outside.
+/// A value with at most `digits` significant digits, in a unit of k to T from 10 000 on, in powers
+/// of ten far outside.
 pub(crate) fn short(value: f64, digits: usize) -> String {
     let rounded = round_to(value, digits);
     if rounded != 0.0 && !(1e-5..1e15).contains(&rounded.abs()) {
@@ -180,10 +184,11 @@ fn minus(number: &str) -> String {
     number.replacen('-', "\u{2212}", usize::from(number.starts_with('-')))
 }
 
-/// At most `limit` of the points, with the lowest and the highest of each bucket and both ends of the curve.
+/// At most `limit` of the points, with the lowest and the highest of each bucket and both ends of
+/// the curve.
 ///
-/// Buckets are equal stretches of `share`, the position along the axis in `0..=1`, so a logarithmic axis keeps its left
-/// end; a curve that runs back and forth in x is bucketed by index.
+/// Buckets are equal stretches of `share`, the position along the axis in `0..=1`, so a logarithmic
+/// axis keeps its left end; a curve that runs back and forth in x is bucketed by index.
 pub(crate) fn decimate<P: Copy>(
     points: &[P],
     limit: usize,
@@ -195,16 +200,27 @@ pub(crate) fn decimate<P: Copy>(
         return points.to_vec();
     }
     let buckets = (limit - 2) / 2;
-    let by_share = |index: usize| (share(points[index]) * buckets as f64).clamp(0.0, buckets as f64 - 1.0) as usize;
+    let by_share = |index: usize| {
+        (share(points[index]) * buckets as f64).clamp(0.0, buckets as f64 - 1.0) as usize
+    };
     let thinned = min_max(points, by_share, &height);
     if thinned.len() <= limit {
         return thinned;
     }
-    min_max(points, |index| (index as u128 * buckets as u128 / points.len() as u128) as usize, &height)
+    min_max(
+        points,
+        |index| (index as u128 * buckets as u128 / points.len() as u128) as usize,
+        &height,
+    )
 }
 
-/// The first and last point, and of each run of equal buckets between them the lowest and the highest.
-fn min_max<P: Copy>(points: &[P], bucket: impl Fn(usize) -> usize, height: &impl Fn(P) -> f64) -> Vec<P> {
+/// The first and last point, and of each run of equal buckets between them the lowest and the
+/// highest.
+fn min_max<P: Copy>(
+    points: &[P],
+    bucket: impl Fn(usize) -> usize,
+    height: &impl Fn(P) -> f64,
+) -> Vec<P> {
     let last = points.len() - 1;
     let mut kept = vec![points[0]];
     let mut start = 1;
@@ -240,14 +256,26 @@ mod tests {
 
     #[test]
     fn ticks_are_round_inside_and_neither_few_nor_many() {
-        for (low, high) in [(0.0, 1.0), (2.31, 10.82), (-7.0, 3.0), (0.0, 20_000.0), (1e-9, 3e-9), (1e12, 1.000001e12)]
-        {
+        for (low, high) in [
+            (0.0, 1.0),
+            (2.31, 10.82),
+            (-7.0, 3.0),
+            (0.0, 20_000.0),
+            (1e-9, 3e-9),
+            (1e12, 1.000001e12),
+        ] {
             let (ticks, step) = nice_ticks(low, high, 6);
             let mantissa = step / 10f64.powf(step.log10().floor() + 1e-12);
-            assert!([1.0, 2.0, 5.0, 10.0].iter().any(|m| (m - mantissa).abs() < 1e-6), "step {step}");
+            assert!(
+                [1.0, 2.0, 5.0, 10.0].iter().any(|m| (m - mantissa).abs() < 1e-6),
+                "step {step}"
+            );
             assert!((3..=8).contains(&ticks.len()), "{low}..{high}: {ticks:?}");
             let slack = step * 1e-6;
-            assert!(ticks.iter().all(|tick| *tick >= low - slack && *tick <= high + slack), "{ticks:?}");
+            assert!(
+                ticks.iter().all(|tick| *tick >= low - slack && *tick <= high + slack),
+                "{ticks:?}"
+            );
             assert!(ticks.windows(2).all(|pair| pair[0] < pair[1]));
         }
         assert_eq!(nice_ticks(0.0, 1.0, 5).0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
@@ -257,7 +285,10 @@ mod tests {
     #[test]
     fn tick_labels_carry_the_decimals_of_the_step() {
         assert_eq!(labels(0.0, 20_000.0, false), ["0", "5k", "10k", "15k", "20k"]);
-        assert_eq!(labels(0.0, 3000.0, false), ["0", "500", "1000", "1500", "2000", "2500", "3000"]);
+        assert_eq!(
+            labels(0.0, 3000.0, false),
+            ["0", "500", "1000", "1500", "2000", "2500", "3000"]
+        );
         assert_eq!(labels(2.5, 3.1, false), ["2.5", "2.6", "2.7", "2.8", "2.9", "3.0", "3.1"]);
         assert_eq!(labels(-1.0, 1.0, false), ["\u{2212}1.0", "\u{2212}0.5", "0", "0.5", "1.0"]);
         assert_eq!(labels(0.0, 5e-7, false), ["0", "1e-7", "2e-7", "3e-7", "4e-7", "5e-7"]);
@@ -265,7 +296,9 @@ mod tests {
 
     #[test]
     fn labels_of_one_axis_differ() {
-        for (low, high) in [(1e12, 1.000001e12), (9_999.0, 10_003.0), (1e-5, 1.2e-5), (-1e9, 1e9), (0.0, 1e300)] {
+        for (low, high) in
+            [(1e12, 1.000001e12), (9_999.0, 10_003.0), (1e-5, 1.2e-5), (-1e9, 1e9), (0.0, 1e300)]
+        {
             let names = labels(low, high, false);
             let mut unique = names.clone();
             unique.dedup();
@@ -278,7 +311,11 @@ mod tests {
         assert_eq!(labels(1.0, 100.0, true), ["1", "2", "5", "10", "20", "50", "100"]);
         assert_eq!(
             labels(1.0, 1e6, true),
-            ["1", "10", "100", "1000", "10k", "100k", "1M"].iter().step_by(2).copied().collect::<Vec<_>>()
+            ["1", "10", "100", "1000", "10k", "100k", "1M"]
+                .iter()
+                .step_by(2)
+                .copied()
+                .collect::<Vec<_>>()
         );
         assert!(log_ticks(1e-3, 1e9, 6).len() <= 7);
         assert_eq!(log_ticks(11.0, 18.0, 6), [12.0, 14.0, 16.0, 18.0]);
@@ -308,7 +345,8 @@ mod tests {
 
     #[test]
     fn decimation_keeps_ends_and_extremes() {
-        let mut points: Vec<(f64, f64)> = (0..100_000).map(|i| (f64::from(i), (f64::from(i) * 0.01).sin())).collect();
+        let mut points: Vec<(f64, f64)> =
+            (0..100_000).map(|i| (f64::from(i), (f64::from(i) * 0.01).sin())).collect();
         points[51_234].1 = 40.0;
         points[77_777].1 = -40.0;
         let kept = decimate(&points, 1000, |p| p.0 / 99_999.0, |p| p.1);

@@ -1,18 +1,23 @@
 //! A curve in one line of block characters, for live displays.
 
 /// Eighth blocks, lowest first.
-const BLOCKS: [char; 8] =
-    ['\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
+const BLOCKS: [char; 8] = [
+    '\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}',
+];
 
-/// `values` as one line of at most `width` block characters, lowest value to highest over the finite ones.
+/// `values` as one line of at most `width` block characters, lowest value to highest over the
+/// finite ones.
 ///
-/// More values than `width` are averaged in equal buckets; fewer give a shorter line. A bucket without a finite value
-/// is a space, and a flat curve is drawn at the lowest block.
+/// More values than `width` are averaged in equal buckets; fewer give a shorter line. A bucket
+/// without a finite value is a space, and a flat curve is drawn at the lowest block.
 pub fn sparkline(values: &[f64], width: usize) -> String {
     let cells = values.len().min(width);
     let means: Vec<Option<f64>> = (0..cells)
         .map(|cell| {
-            mean_finite(&values[bucket_start(cell, cells, values.len())..bucket_start(cell + 1, cells, values.len())])
+            mean_finite(
+                &values[bucket_start(cell, cells, values.len())
+                    ..bucket_start(cell + 1, cells, values.len())],
+            )
         })
         .collect();
     let low = means.iter().flatten().copied().fold(f64::INFINITY, f64::min);
@@ -65,7 +70,8 @@ mod tests {
 
     #[test]
     fn long_curves_are_averaged_to_the_width() {
-        let values: Vec<f64> = (0..1000).map(|i| f64::from(i % 2) + f64::from(i / 500) * 10.0).collect();
+        let values: Vec<f64> =
+            (0..1000).map(|i| f64::from(i % 2) + f64::from(i / 500) * 10.0).collect();
         let line: Vec<char> = sparkline(&values, 10).chars().collect();
         assert_eq!(line.len(), 10);
         assert!(line[..5].iter().all(|block| *block == BLOCKS[0]));

@@ -4,8 +4,8 @@ use crate::ansi::sanitize;
 
 /// Which cells of a column to mark as best.
 ///
-/// Cells compare by their leading number; cells without one are passed over, and nothing is marked when the rest of
-/// the cells (such as a unit) differs from row to row.
+/// Cells compare by their leading number; cells without one are passed over, and nothing is marked
+/// when the rest of the cells (such as a unit) differs from row to row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Best {
     /// The lowest number of this column (0-based) wins.
@@ -28,8 +28,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Plain text: the caption, the headings, a rule and the rows; columns of numbers are aligned to the right, best
-    /// cells end in `*`. Each line ends in a newline and holds no control character.
+    /// Plain text: the caption, the headings, a rule and the rows; columns of numbers are aligned
+    /// to the right, best cells end in `*`. Each line ends in a newline and holds no control
+    /// character.
     pub fn to_text(&self) -> String {
         let best = self.best_cells();
         let cells: Vec<Vec<String>> = (0..self.rows.len())
@@ -38,11 +39,7 @@ impl Table {
                     .map(|column| {
                         let mark = match best.first() {
                             Some((_, marked)) if *marked == column => {
-                                if best.contains(&(row, column)) {
-                                    "*"
-                                } else {
-                                    " "
-                                }
+                                if best.contains(&(row, column)) { "*" } else { " " }
                             }
                             _ => "",
                         };
@@ -53,9 +50,15 @@ impl Table {
             .collect();
         let headings: Vec<String> = self.columns.iter().map(|heading| one_line(heading)).collect();
         let widths: Vec<usize> = (0..headings.len())
-            .map(|column| cells.iter().map(|row| width(&row[column])).fold(width(&headings[column]), usize::max))
+            .map(|column| {
+                cells
+                    .iter()
+                    .map(|row| width(&row[column]))
+                    .fold(width(&headings[column]), usize::max)
+            })
             .collect();
-        let numeric: Vec<bool> = (0..headings.len()).map(|column| self.is_numeric(column)).collect();
+        let numeric: Vec<bool> =
+            (0..headings.len()).map(|column| self.is_numeric(column)).collect();
 
         let mut text = String::new();
         if !self.caption.is_empty() {
@@ -100,13 +103,20 @@ impl Table {
             return Vec::new();
         }
         let parsed: Vec<(usize, f64, &str)> = (0..self.rows.len())
-            .filter_map(|row| leading_number(self.cell(row, column)).map(|(number, unit)| (row, number * sign, unit)))
+            .filter_map(|row| {
+                leading_number(self.cell(row, column))
+                    .map(|(number, unit)| (row, number * sign, unit))
+            })
             .collect();
         if parsed.windows(2).any(|pair| pair[0].2 != pair[1].2) {
             return Vec::new();
         }
         let lowest = parsed.iter().map(|(_, number, _)| *number).fold(f64::INFINITY, f64::min);
-        parsed.iter().filter(|(_, number, _)| *number == lowest).map(|(row, _, _)| (*row, column)).collect()
+        parsed
+            .iter()
+            .filter(|(_, number, _)| *number == lowest)
+            .map(|(row, _, _)| (*row, column))
+            .collect()
     }
 }
 
@@ -145,7 +155,8 @@ fn leading_number(cell: &str) -> Option<(f64, &str)> {
         .find(|(index, character)| match character {
             '0'..='9' | '.' => false,
             '-' | '+' => *index != 0 && !cell[..*index].ends_with(['e', 'E']),
-            'e' | 'E' => !cell[index + 1..].starts_with(|next: char| next.is_ascii_digit() || "+-".contains(next)),
+            'e' | 'E' => !cell[index + 1..]
+                .starts_with(|next: char| next.is_ascii_digit() || "+-".contains(next)),
             _ => true,
         })
         .map_or(cell.len(), |(index, _)| index);
@@ -153,8 +164,8 @@ fn leading_number(cell: &str) -> Option<(f64, &str)> {
     number.is_finite().then(|| (number, cell[end..].trim()))
 }
 
-/// A count with three significant digits and its unit: `1.2e6` as `1.20 M`. Units are k, M, B (10^9) and T (10^12);
-/// whole numbers below 1000 stay as they are.
+/// A count with three significant digits and its unit: `1.2e6` as `1.20 M`. Units are k, M, B
+/// (10^9) and T (10^12); whole numbers below 1000 stay as they are.
 pub fn human_count(count: f64) -> String {
     if count.abs() < 1000.0 && count.fract() == 0.0 {
         return format!("{count:.0}");
@@ -189,8 +200,8 @@ fn with_unit(value: f64, base: f64, units: &[&str]) -> String {
     format!("{scaled:.decimals$}{}", units[unit])
 }
 
-/// A time span in seconds as its two leading units: `0.0123` as `12.3 ms`, `59.3` as `59.3 s`, `3725` as
-/// `1 h 02 min`.
+/// A time span in seconds as its two leading units: `0.0123` as `12.3 ms`, `59.3` as `59.3 s`,
+/// `3725` as `1 h 02 min`.
 pub fn human_duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return format!("{seconds} s");
@@ -202,7 +213,8 @@ pub fn human_duration(seconds: f64) -> String {
         return "0 s".to_string();
     }
     if seconds < 0.9995 {
-        let (value, unit) = if seconds < 0.9995e-3 { (seconds * 1e6, "\u{b5}s") } else { (seconds * 1e3, "ms") };
+        let (value, unit) =
+            if seconds < 0.9995e-3 { (seconds * 1e6, "\u{b5}s") } else { (seconds * 1e3, "ms") };
         return with_unit(value, f64::INFINITY, &[""]) + " " + unit;
     }
     if seconds < 59.95 {
@@ -227,7 +239,10 @@ mod tests {
     fn table(rows: &[&[&str]], best: Option<Best>) -> Table {
         Table {
             columns: vec!["model".into(), "loss".into()],
-            rows: rows.iter().map(|row| row.iter().map(|cell| cell.to_string()).collect()).collect(),
+            rows: rows
+                .iter()
+                .map(|row| row.iter().map(|cell| cell.to_string()).collect())
+                .collect(),
             caption: "Runs".into(),
             best,
         }
@@ -246,7 +261,8 @@ mod tests {
 
     #[test]
     fn ragged_rows_and_hostile_cells_stay_in_shape() {
-        let text = table(&[&["a\x1b[2J\nb"], &["c", "1", "extra"], &[]], Some(Best::Highest(9))).to_text();
+        let text =
+            table(&[&["a\x1b[2J\nb"], &["c", "1", "extra"], &[]], Some(Best::Highest(9))).to_text();
         assert_eq!(text.lines().count(), 6);
         assert!(!text.contains('\x1b') && !text.contains("extra"));
         assert_eq!(Table::default().to_text(), "\n\n");
@@ -254,10 +270,24 @@ mod tests {
 
     #[test]
     fn best_compares_only_like_with_like() {
-        assert_eq!(table(&[&["a", "3.5 ms"], &["b", "2e1 ms"]], Some(Best::Lowest(1))).best_cells(), [(0, 1)]);
-        assert_eq!(table(&[&["a", "3"], &["b", "-"], &["c", "3"]], Some(Best::Highest(1))).best_cells().len(), 2);
-        assert!(table(&[&["a", "900 k"], &["b", "1.2 M"]], Some(Best::Lowest(1))).best_cells().is_empty());
-        assert!(table(&[&["a", "nan"], &["b", "x"]], Some(Best::Lowest(1))).best_cells().is_empty());
+        assert_eq!(
+            table(&[&["a", "3.5 ms"], &["b", "2e1 ms"]], Some(Best::Lowest(1))).best_cells(),
+            [(0, 1)]
+        );
+        assert_eq!(
+            table(&[&["a", "3"], &["b", "-"], &["c", "3"]], Some(Best::Highest(1)))
+                .best_cells()
+                .len(),
+            2
+        );
+        assert!(
+            table(&[&["a", "900 k"], &["b", "1.2 M"]], Some(Best::Lowest(1)))
+                .best_cells()
+                .is_empty()
+        );
+        assert!(
+            table(&[&["a", "nan"], &["b", "x"]], Some(Best::Lowest(1))).best_cells().is_empty()
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! TensorBoard event files: TFRecord frames around hand-encoded protobuf events with scalar summaries.
+//! TensorBoard event files: TFRecord frames around hand-encoded protobuf events with scalar
+//! summaries.
 //!
-//! Layout after TensorFlow's `record_writer.h` (length u64, masked CRC-32C of the length, payload, masked CRC-32C of
-//! the payload; all little-endian), `event.proto` and `summary.proto`.
+//! Layout after TensorFlow's `record_writer.h` (length u64, masked CRC-32C of the length, payload,
+//! masked CRC-32C of the payload; all little-endian), `event.proto` and `summary.proto`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -9,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// What can go wrong with an event file.
 #[derive(Debug, thiserror::Error)]
-#[error("TensorBoard events {path}: could not {action}: {source}; check that the directory is writable and has space")]
+#[error(
+    "TensorBoard events {path}: could not {action}: {source}; check that the directory is writable and has space"
+)]
 pub struct EventError {
     /// The file or directory.
     pub path: PathBuf,
@@ -43,10 +46,11 @@ const FIXED32: u8 = 5;
 const NAME_ATTEMPTS: usize = 1000;
 
 impl EventWriter {
-    /// Creates `dir` and a fresh event file in it; `wall_time` in seconds since 1970 names the file and stamps its
-    /// header.
+    /// Creates `dir` and a fresh event file in it; `wall_time` in seconds since 1970 names the file
+    /// and stamps its header.
     ///
-    /// An existing file is never touched: a counter in the name keeps a second run within the same second apart.
+    /// An existing file is never touched: a counter in the name keeps a second run within the same
+    /// second apart.
     pub fn create(dir: &Path, wall_time: f64) -> Result<Self, EventError> {
         fs::create_dir_all(dir).map_err(|source| EventError {
             path: dir.to_path_buf(),
@@ -61,8 +65,14 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Appends one event at `step` with a scalar for each `(tag, value)`; an empty list writes nothing.
-    pub fn scalars(&mut self, step: u64, wall_time: f64, values: &[(&str, f32)]) -> Result<(), EventError> {
+    /// Appends one event at `step` with a scalar for each `(tag, value)`; an empty list writes
+    /// nothing.
+    pub fn scalars(
+        &mut self,
+        step: u64,
+        wall_time: f64,
+        values: &[(&str, f32)],
+    ) -> Result<(), EventError> {
         if values.is_empty() {
             return Ok(());
         }
@@ -85,7 +95,8 @@ impl EventWriter {
     }
 
     fn append(&mut self, payload: &[u8]) -> Result<(), EventError> {
-        // One write for the whole frame, so a reader that follows the file rarely meets half of one.
+        // One write for the whole frame, so a reader that follows the file rarely meets half of
+        // one.
         self.file.write_all(&frame(payload)).map_err(|source| EventError {
             path: self.path.clone(),
             action: "append an event",
@@ -100,7 +111,11 @@ fn create_fresh(dir: &Path, seconds: u64) -> Result<(File, PathBuf), EventError>
         let path = dir.join(format!("events.out.tfevents.{seconds:010}.lathe.{attempt}"));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => return Ok((file, path)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt + 1 < NAME_ATTEMPTS => attempt += 1,
+            Err(error)
+                if error.kind() == ErrorKind::AlreadyExists && attempt + 1 < NAME_ATTEMPTS =>
+            {
+                attempt += 1
+            }
             Err(source) => return Err(EventError { path, action: "create the file", source }),
         }
     }
@@ -110,7 +125,8 @@ fn event_head(wall_time: f64, step: u64) -> Vec<u8> {
     let mut event = vec![EVENT_WALL_TIME];
     event.extend_from_slice(&wall_time.to_le_bytes());
     event.push(EVENT_STEP);
-    // The field is an int64; a step beyond it cannot happen in a run, and saturating keeps the order.
+    // The field is an int64; a step beyond it cannot happen in a run, and saturating keeps the
+    // order.
     push_varint(&mut event, step.min(i64::MAX as u64));
     event
 }
@@ -139,7 +155,8 @@ fn frame(payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// `rotate_right(crc, 15) + 0xa282ead8`: TFRecord's mask, which keeps a CRC over data that holds CRCs sound.
+/// `rotate_right(crc, 15) + 0xa282ead8`: TFRecord's mask, which keeps a CRC over data that holds
+/// CRCs sound.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }

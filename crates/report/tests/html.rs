@@ -1,6 +1,8 @@
 //! Pages: structure, escaping, self-containment, determinism, and drawings that stay finite.
 
-use report::{BarSeries, Bars, Best, Chart, HeatText, HeatToken, Page, Series, Table, plot::MAX_POINTS};
+use report::{
+    BarSeries, Bars, Best, Chart, HeatText, HeatToken, Page, Series, Table, plot::MAX_POINTS,
+};
 
 const HOSTILE: &str = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'`&amp;\0\u{1b}[2J\u{7f}\
     \u{85}\u{202e}\u{2066}\u{fffd}\u{feff}--><!-- ]]> \r\n\t";
@@ -43,7 +45,10 @@ fn full_page(text: &str) -> String {
     page.heat(HeatText {
         title: own(),
         max_depth: 3,
-        tokens: vec![HeatToken { text: own(), depth: 2.0, note: Some(own()) }, HeatToken::default()],
+        tokens: vec![
+            HeatToken { text: own(), depth: 2.0, note: Some(own()) },
+            HeatToken::default(),
+        ],
     });
     page.render()
 }
@@ -63,7 +68,8 @@ fn tags(html: &str) -> Vec<String> {
             .expect("a tag ends");
         let tag = &rest[..end];
         rest = &rest[end + 1..];
-        let name: String = tag.trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
+        let name: String =
+            tag.trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
         if tag.starts_with('!') {
             continue;
         }
@@ -87,17 +93,28 @@ fn tags(html: &str) -> Vec<String> {
 
 /// Every attribute of this name in order.
 fn attributes<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
-    html.split(&format!(" {name}=\"")).skip(1).map(|rest| &rest[..rest.find('"').unwrap()]).collect()
+    html.split(&format!(" {name}=\""))
+        .skip(1)
+        .map(|rest| &rest[..rest.find('"').unwrap()])
+        .collect()
 }
 
 #[test]
 fn hostile_text_changes_no_structure() {
     let (calm, hostile) = (full_page("calm"), full_page(HOSTILE));
-    let without_marks = |html: &str| tags(html).into_iter().filter(|tag| tag != "i").collect::<Vec<_>>();
+    let without_marks =
+        |html: &str| tags(html).into_iter().filter(|tag| tag != "i").collect::<Vec<_>>();
     assert_eq!(without_marks(&calm), without_marks(&hostile));
     assert!(hostile.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()));
-    assert!(!hostile.contains('\u{202e}') && !hostile.contains("<img") && !hostile.contains("alert(1)</script><img"));
-    assert!(hostile.contains("&lt;/script&gt;") && hostile.contains("&quot;&#39;`&amp;amp;\u{2400}\u{241b}"));
+    assert!(
+        !hostile.contains('\u{202e}')
+            && !hostile.contains("<img")
+            && !hostile.contains("alert(1)</script><img")
+    );
+    assert!(
+        hostile.contains("&lt;/script&gt;")
+            && hostile.contains("&quot;&#39;`&amp;amp;\u{2400}\u{241b}")
+    );
     assert_eq!(hostile.matches("</script>").count(), 1);
     assert_eq!(hostile.matches("</style>").count(), 1);
 }
@@ -142,7 +159,8 @@ fn best_cells_and_number_columns_are_marked() {
 
 #[test]
 fn long_curves_are_thinned_and_keep_their_extremes() {
-    let mut points: Vec<(f64, f64)> = (1..=50_000).map(|i| (f64::from(i), 3.0 + f64::from(i % 10) * 0.01)).collect();
+    let mut points: Vec<(f64, f64)> =
+        (1..=50_000).map(|i| (f64::from(i), 3.0 + f64::from(i % 10) * 0.01)).collect();
     points[31_415].1 = 77.5;
     for log_x in [false, true] {
         let page = chart(log_x, vec![series("long", points.clone())]);
@@ -151,7 +169,11 @@ fn long_curves_are_thinned_and_keep_their_extremes() {
         let count = values[0].split(' ').count();
         assert!((100..=MAX_POINTS).contains(&count), "{count}");
         assert_eq!(path.matches(['M', 'L']).count(), count);
-        assert!(values[0].starts_with("1,3.01 ") && values[0].ends_with("50000,3") && values[0].contains("31416,77.5"));
+        assert!(
+            values[0].starts_with("1,3.01 ")
+                && values[0].ends_with("50000,3")
+                && values[0].contains("31416,77.5")
+        );
         assert!(page.len() < 120_000);
     }
 }
@@ -159,10 +181,14 @@ fn long_curves_are_thinned_and_keep_their_extremes() {
 #[test]
 fn gaps_and_odd_points_never_reach_the_drawing() {
     let (nan, inf) = (f64::NAN, f64::INFINITY);
-    let broken = vec![(0.0, 1.0), (1.0, nan), (2.0, 2.0), (3.0, 3.0), (nan, 1.0), (4.0, inf), (5.0, 1.0)];
+    let broken =
+        vec![(0.0, 1.0), (1.0, nan), (2.0, 2.0), (3.0, 3.0), (nan, 1.0), (4.0, inf), (5.0, 1.0)];
     let page = chart(false, vec![series("broken", broken.clone())]);
     let path = attributes(&page, "d").into_iter().find(|d| d.contains('Z')).unwrap();
-    assert_eq!((path.matches('M').count(), path.matches('L').count(), path.matches('Z').count()), (3, 1, 2));
+    assert_eq!(
+        (path.matches('M').count(), path.matches('L').count(), path.matches('Z').count()),
+        (3, 1, 2)
+    );
     assert_eq!(page.matches("<circle").count(), 4);
     let logarithmic = chart(true, vec![series("broken", broken)]);
     assert_eq!(attributes(&logarithmic, "data-v"), ["2,2 3,3 5,1"]);
@@ -186,7 +212,8 @@ fn degenerate_charts_have_finite_coordinates() {
             tags(&page);
             for attribute in ["d", "x", "y", "cx", "cy"] {
                 for value in attributes(&page, attribute) {
-                    let finite = !value.contains("NaN") && !value.contains("inf") && value.len() < 200;
+                    let finite =
+                        !value.contains("NaN") && !value.contains("inf") && value.len() < 200;
                     assert!(finite, "{attribute}={value} in {case:?}");
                 }
             }
@@ -199,18 +226,30 @@ fn bars_stand_on_zero_and_name_their_values() {
     let bars = |values: Vec<f64>, percent: bool| {
         let series = vec![BarSeries { name: "run".into(), values }];
         let labels = vec!["1".to_string(), "2".into(), "3".into()];
-        let page = Page::new("t", "").bars(Bars { labels, series, percent, ..Bars::default() }).render();
+        let page =
+            Page::new("t", "").bars(Bars { labels, series, percent, ..Bars::default() }).render();
         tags(&page);
         page
     };
     let page = bars(vec![0.5, 0.25, f64::NAN, 9.0], true);
     assert!(page.contains("<title>run\n1: 50\u{2009}%</title>"));
-    let heights: Vec<f64> =
-        page.split("<rect class=\"bar\"").skip(1).map(|rect| attributes(rect, "height")[0].parse().unwrap()).collect();
+    let heights: Vec<f64> = page
+        .split("<rect class=\"bar\"")
+        .skip(1)
+        .map(|rect| attributes(rect, "height")[0].parse().unwrap())
+        .collect();
     assert_eq!(heights.len(), 2, "a value that is not finite or has no label draws no bar");
     assert!((heights[0] - 2.0 * heights[1]).abs() < 0.2, "{heights:?}");
-    for values in [vec![], vec![0.0; 3], vec![-1.0, 2.0, -3.0], vec![1e300, -1e300, 0.0], vec![f64::INFINITY]] {
+    for values in
+        [vec![], vec![0.0; 3], vec![-1.0, 2.0, -3.0], vec![1e300, -1e300, 0.0], vec![f64::INFINITY]]
+    {
         assert!(!bars(values, false).contains("\"NaN"));
     }
-    tags(&Page::new("t", "").bars(Bars::default()).heat(HeatText::default()).table(Table::default()).render());
+    tags(
+        &Page::new("t", "")
+            .bars(Bars::default())
+            .heat(HeatText::default())
+            .table(Table::default())
+            .render(),
+    );
 }

@@ -21,7 +21,9 @@ fn written_records_read_back_with_order_and_exact_floats() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.jsonl");
     let mut log = Log::open(&path, None).unwrap();
-    let first = record(json!({"step": 1, "zeta": 0.1 + 0.2, "alpha": 1.0, "tiny": 5e-324, "f": 0.1f32 as f64}));
+    let first = record(
+        json!({"step": 1, "zeta": 0.1 + 0.2, "alpha": 1.0, "tiny": 5e-324, "f": 0.1f32 as f64}),
+    );
     let second = record(json!({"event": "done", "note": "a\nb\u{2028}"}));
     log.write(&first).unwrap();
     log.write(&second).unwrap();
@@ -44,15 +46,20 @@ fn random_floats_survive_bit_for_bit() {
     let mut state = 7u64;
     let mut written = Vec::new();
     for step in 0..5000u64 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let value = f64::from_bits(state);
         if value.is_finite() {
             log.write(&record(json!({"step": step, "x": value}))).unwrap();
             written.push(value.to_bits());
         }
     }
-    let back: Vec<u64> =
-        jsonl::read(&path).unwrap().records.iter().map(|record| record["x"].as_f64().unwrap().to_bits()).collect();
+    let back: Vec<u64> = jsonl::read(&path)
+        .unwrap()
+        .records
+        .iter()
+        .map(|record| record["x"].as_f64().unwrap().to_bits())
+        .collect();
     assert_eq!(back, written);
 }
 
@@ -60,12 +67,13 @@ fn random_floats_survive_bit_for_bit() {
 fn resuming_drops_later_steps_and_continues_identically() {
     let dir = tempfile::tempdir().unwrap();
     let (straight, resumed) = (dir.path().join("a.jsonl"), dir.path().join("b.jsonl"));
-    let write = |path: &std::path::Path, keep: Option<u64>, steps: std::ops::RangeInclusive<u64>| {
-        let mut log = Log::open(path, keep).unwrap();
-        for step in steps {
-            log.write(&record(json!({"step": step, "loss": 1.0 / step as f64}))).unwrap();
-        }
-    };
+    let write =
+        |path: &std::path::Path, keep: Option<u64>, steps: std::ops::RangeInclusive<u64>| {
+            let mut log = Log::open(path, keep).unwrap();
+            for step in steps {
+                log.write(&record(json!({"step": step, "loss": 1.0 / step as f64}))).unwrap();
+            }
+        };
     write(&straight, None, 1..=9);
     write(&resumed, None, 1..=6);
     fs::OpenOptions::new()
@@ -113,7 +121,16 @@ fn every_cut_of_the_last_line_is_torn_and_repaired() {
 fn a_bad_line_in_the_middle_is_named_and_nothing_is_touched() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.jsonl");
-    for bad in ["garbage", "[1]", "{\"step\":-1}", "{\"step\":1.5}", "{\"loss\":1}", "{\"event\":3}", "\u{fffd}", ""] {
+    for bad in [
+        "garbage",
+        "[1]",
+        "{\"step\":-1}",
+        "{\"step\":1.5}",
+        "{\"loss\":1}",
+        "{\"event\":3}",
+        "\u{fffd}",
+        "",
+    ] {
         let text = format!("{{\"step\":1}}\n{bad}\n{{\"step\":9}}\n");
         fs::write(&path, &text).unwrap();
         let error = jsonl::read(&path).unwrap_err();
@@ -128,7 +145,9 @@ fn a_bad_line_in_the_middle_is_named_and_nothing_is_touched() {
 fn records_without_step_or_event_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::open(&dir.path().join("run.jsonl"), None).unwrap();
-    for bad in [json!({"loss": 1.0}), json!({"step": -1}), json!({"step": "1"}), json!({"event": 1})] {
+    for bad in
+        [json!({"loss": 1.0}), json!({"step": -1}), json!({"step": "1"}), json!({"event": 1})]
+    {
         assert!(matches!(log.write(&record(bad)), Err(LogError::BadRecord { .. })));
     }
     assert_eq!(fs::metadata(log.path()).unwrap().len(), 0);

@@ -26,7 +26,10 @@ fn frames(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         assert_eq!(u32::from_le_bytes(bytes[8..12].try_into().unwrap()), masked(&bytes[..8]));
         let payload = &bytes[12..12 + length];
-        assert_eq!(u32::from_le_bytes(bytes[12 + length..16 + length].try_into().unwrap()), masked(payload));
+        assert_eq!(
+            u32::from_le_bytes(bytes[12 + length..16 + length].try_into().unwrap()),
+            masked(payload)
+        );
         out.push(payload.to_vec());
         bytes = &bytes[16 + length..];
     }
@@ -89,7 +92,9 @@ fn events_decode_to_what_was_written() {
     let long_tag = "x/".repeat(200);
     let mut writer = EventWriter::create(&dir.path().join("tb/run"), 1_700_000_000.25).unwrap();
     writer.scalars(0, 1_700_000_001.5, &[("loss/train", 3.25)]).unwrap();
-    writer.scalars(u64::from(u32::MAX) + 7, 1_700_000_002.0, &[(&long_tag, f32::NAN), ("b", -0.0)]).unwrap();
+    writer
+        .scalars(u64::from(u32::MAX) + 7, 1_700_000_002.0, &[(&long_tag, f32::NAN), ("b", -0.0)])
+        .unwrap();
     writer.scalars(9, 0.0, &[]).unwrap();
 
     let frames = frames(&fs::read(writer.path()).unwrap());
@@ -106,8 +111,15 @@ fn events_decode_to_what_was_written() {
         for (field, value) in message(summary) {
             let Field::Bytes(value) = value else { panic!("value") };
             let parts = message(&value);
-            let [(1, Field::Bytes(tag)), (2, Field::Fixed32(number))] = &parts[..] else { panic!("{parts:?}") };
-            scalars.push((field, step, String::from_utf8(tag.clone()).unwrap(), f32::from_le_bytes(*number).to_bits()));
+            let [(1, Field::Bytes(tag)), (2, Field::Fixed32(number))] = &parts[..] else {
+                panic!("{parts:?}")
+            };
+            scalars.push((
+                field,
+                step,
+                String::from_utf8(tag.clone()).unwrap(),
+                f32::from_le_bytes(*number).to_bits(),
+            ));
         }
     }
     let far = u64::from(u32::MAX) + 7;
@@ -124,8 +136,10 @@ fn events_decode_to_what_was_written() {
 #[test]
 fn names_sort_by_time_and_never_collide() {
     let dir = tempfile::tempdir().unwrap();
-    let paths: Vec<_> =
-        [5.0, 5.9, 1e9].iter().map(|t| EventWriter::create(dir.path(), *t).unwrap().path().to_path_buf()).collect();
+    let paths: Vec<_> = [5.0, 5.9, 1e9]
+        .iter()
+        .map(|t| EventWriter::create(dir.path(), *t).unwrap().path().to_path_buf())
+        .collect();
     assert!(paths.windows(2).all(|pair| pair[0] < pair[1]), "{paths:?}");
     assert!(paths.iter().all(|p| p.file_name().unwrap().to_string_lossy().contains("tfevents")));
     assert!(EventWriter::create(dir.path(), f64::NAN).is_ok());

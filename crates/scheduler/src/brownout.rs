@@ -1,4 +1,5 @@
-//! Depth under load: the cap of new tokens falls under pressure and rises at ease, one step at a time.
+//! Depth under load: the cap of new tokens falls under pressure and rises at ease, one step at a
+//! time.
 
 use crate::Brownout;
 
@@ -18,8 +19,8 @@ impl DepthCap {
         Self { rule, full, cap: full, pressed: 0, eased: 0 }
     }
 
-    /// Looks at one tick: requests waiting, pages to be had. Between pressure and ease the cap stays and both counts
-    /// begin anew.
+    /// Looks at one tick: requests waiting, pages to be had. Between pressure and ease the cap
+    /// stays and both counts begin anew.
     pub(crate) fn observe(&mut self, waiting: usize, pages: usize) {
         let Some(rule) = self.rule else { return };
         let pressure = waiting > rule.waiting || pages < rule.pages;
@@ -45,7 +46,8 @@ impl DepthCap {
 mod tests {
     use super::*;
 
-    const RULE: Brownout = Brownout { floor: 2, waiting: 10, pages: 100, ease: 3, fall: 4, rise: 6 };
+    const RULE: Brownout =
+        Brownout { floor: 2, waiting: 10, pages: 100, ease: 3, fall: 4, rise: 6 };
 
     /// The cap after each of `ticks` ticks under one load.
     fn caps(cap: &mut DepthCap, waiting: usize, pages: usize, ticks: usize) -> Vec<u32> {
@@ -59,7 +61,11 @@ mod tests {
     #[test]
     fn falls_under_pressure_rises_at_ease_and_stays_between() {
         let mut cap = DepthCap::new(Some(RULE), 4);
-        assert_eq!(caps(&mut cap, 11, 1000, 13), [4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2], "no deeper than the floor");
+        assert_eq!(
+            caps(&mut cap, 11, 1000, 13),
+            [4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2],
+            "no deeper than the floor"
+        );
         assert_eq!(caps(&mut cap, 10, 1000, 50), [2; 50], "neither pressure nor ease");
         assert_eq!(caps(&mut cap, 4, 1000, 50), [2; 50]);
         assert_eq!(caps(&mut cap, 3, 1000, 13), [2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 4, 4]);

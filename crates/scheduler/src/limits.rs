@@ -1,4 +1,5 @@
-//! Bounds of a scheduler: how much waits, how much runs, how large a tick may be, and when depth is given up for load.
+//! Bounds of a scheduler: how much waits, how much runs, how large a tick may be, and when depth is
+//! given up for load.
 
 use crate::Shape;
 
@@ -9,19 +10,21 @@ pub struct Limits {
     pub queue_requests: usize,
     /// Prompt tokens that may wait; a request alone in the queue may exceed it.
     pub queue_tokens: usize,
-    /// Sequences in flight at most; also the number of slots.
+    /// Sequences in chunk at most; also the number of slots.
     pub running: usize,
-    /// Rows that a tick takes through a recursion at most. Rows in the recursions go on in any case, then rows of
-    /// newest tokens enter, prompts get what is left; the most important prompt gets [`crate::PAGE`] rows at least.
+    /// Rows that a tick takes through a recursion at most. Rows in the recursions go on in any
+    /// case, then rows of newest tokens enter, prompts get what is left; the most important prompt
+    /// gets [`crate::PAGE`] rows at least.
     pub rows: usize,
     /// Prompt rows of one sequence that enter in one tick at most.
     pub chunk: usize,
     /// Unit pages of the pool.
     pub pages: usize,
-    /// The last layers wait for this many rows that are ready, so that they run on a fuller batch; 1 never waits.
-    pub leave_rows: usize,
-    /// But no flight waits for more than this many ticks.
-    pub leave_wait: u64,
+    /// The last layers wait for this many rows that are ready, so that they run on a fuller batch;
+    /// 1 never waits.
+    pub coda_batch: usize,
+    /// But no chunk waits for more than this many ticks.
+    pub coda_wait: u64,
     /// Positions that the model was made for: prompt and new tokens together.
     pub context: usize,
     /// A paused sequence may keep its slot from waiting ones for this many ticks.
@@ -39,8 +42,8 @@ impl Default for Limits {
             rows: 256,
             chunk: 128,
             pages: 4096,
-            leave_rows: 1,
-            leave_wait: 1,
+            coda_batch: 1,
+            coda_wait: 1,
             context: 2048,
             pause_grace: 64,
             brownout: None,
@@ -48,8 +51,9 @@ impl Default for Limits {
     }
 }
 
-/// Under pressure the depth cap of new tokens falls step by step, and rises again when the load falls. It concerns rows
-/// of generated tokens only: what a prompt's rows hold never depends on load, so the prefix cache serves all.
+/// Under pressure the depth cap of new tokens falls step by step, and rises again when the load
+/// falls. It concerns rows of generated tokens only: what a prompt's rows hold never depends on
+/// load, so the prefix cache serves all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brownout {
     /// The cap falls to this depth at most; at least 1.
@@ -58,7 +62,8 @@ pub struct Brownout {
     pub waiting: usize,
     /// Pressure, too: fewer pages than this are free or held by the prefix cache only.
     pub pages: usize,
-    /// Ease: no more requests than this wait, and at least twice `pages` are to be had. Must not exceed `waiting`.
+    /// Ease: no more requests than this wait, and at least twice `pages` are to be had. Must not
+    /// exceed `waiting`.
     pub ease: usize,
     /// Ticks of unbroken pressure before each step down.
     pub fall: u64,

@@ -1,16 +1,19 @@
-//! Pages of keys and values: which unit page holds which token of which layer, who shares it, and when it is copied.
+//! Pages of keys and values: which unit page holds which token of which layer, who shares it, and
+//! when it is copied.
 
 /// Tokens that a unit page holds.
 pub const PAGE: usize = 16;
 
-/// Layers of each tier. Tier 0 stands for the layers outside the recursions, tier `1 + r` for those of recursion `r`;
-/// a tier without layers (recursions that share the first one's keys and values) counts tokens and owns no page.
+/// Layers of each tier. Tier 0 stands for the layers outside the recursions, tier `1 + r` for those
+/// of recursion `r`; a tier without layers (recursions that share the first one's keys and values)
+/// counts tokens and owns no page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Unit pages that 16 tokens of each tier take.
     pub layers: Vec<usize>,
-    /// Whether a row that takes the first recursion leaves a token in the tier of every recursion, however deep it goes
-    /// (keys and values of the first recursion stand in for those it does not make).
+    /// Whether a row that takes the first recursion leaves a token in the tier of every recursion,
+    /// however deep it goes (keys and values of the first recursion stand in for those it does not
+    /// make).
     pub every_row: bool,
 }
 
@@ -22,12 +25,14 @@ impl Shape {
 
     /// Unit pages of one view alone if all of `tokens` tokens go through every tier.
     pub fn pages_for(&self, tokens: usize) -> usize {
-        self.layers.iter().fold(0usize, |sum, &l| sum.saturating_add(l.saturating_mul(tokens.div_ceil(PAGE))))
+        self.layers
+            .iter()
+            .fold(0usize, |sum, &l| sum.saturating_add(l.saturating_mul(tokens.div_ceil(PAGE))))
     }
 }
 
-/// The view that one sequence has of the pool. It is neither copied nor cloned: who has it, holds its pages until
-/// [`Pages::release`].
+/// The view that one sequence has of the pool. It is neither copied nor cloned: who has it, holds
+/// its pages until [`Pages::release`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct TableId(u32);
 
@@ -44,7 +49,9 @@ pub struct PageCopy {
 
 /// The pool has no page left.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tier {tier} needs {needed} fresh unit pages, {free} are free: release, evict or preempt first")]
+#[error(
+    "tier {tier} needs {needed} fresh unit pages, {free} are free: release, evict or preempt first"
+)]
 pub struct Full {
     /// Where.
     pub tier: usize,
@@ -56,7 +63,9 @@ pub struct Full {
 
 /// The books do not balance: a mistake in this room, or a table that was leaked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("page accounting: {what} is {found}, recounted {expected}; report it with the steps that led here")]
+#[error(
+    "page accounting: {what} is {found}, recounted {expected}; report it with the steps that led here"
+)]
 pub struct Imbalance {
     /// Which number.
     pub what: &'static str,
@@ -66,8 +75,8 @@ pub struct Imbalance {
     pub expected: usize,
 }
 
-/// A stretch of a view that outlives it: the tokens from `from` to `to` of each tier, with references to their pages.
-/// [`Pages::drop_shared`] gives them back.
+/// A stretch of a view that outlives it: the tokens from `from` to `to` of each tier, with
+/// references to their pages. [`Pages::drop_shared`] gives them back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Shared {
     pub(crate) from: Vec<usize>,
@@ -100,7 +109,8 @@ impl Page {
     }
 }
 
-/// The pool: `free + used == pages` at any time, where `used` counts each page once however many views share it.
+/// The pool: `free + used == pages` at any time, where `used` counts each page once however many
+/// views share it.
 #[derive(Debug)]
 pub struct Pages {
     shape: Shape,
@@ -194,7 +204,8 @@ impl Pages {
         self.get(table).lists.iter().flatten().map(Vec::len).sum()
     }
 
-    /// Pages of one layer in order: token `i` of the tier lies in page `list[i / PAGE]`, slot `i % PAGE`.
+    /// Pages of one layer in order: token `i` of the tier lies in page `list[i / PAGE]`, slot `i %
+    /// PAGE`.
     pub fn list(&self, table: &TableId, tier: usize, layer: usize) -> &[u32] {
         &self.get(table).lists[tier][layer]
     }
@@ -207,13 +218,19 @@ impl Pages {
         self.list(table, tier, layer)[index / PAGE] * PAGE as u32 + (index % PAGE) as u32
     }
 
-    /// Fresh unit pages that `n` more tokens of `tier` take at most, copies of shared pages included, whatever the
-    /// other holders of these pages append before.
+    /// Fresh unit pages that `n` more tokens of `tier` take at most, copies of shared pages
+    /// included, whatever the other holders of these pages append before.
     pub fn needed(&self, table: &TableId, tier: usize, n: usize) -> usize {
         self.fresh(table, tier, n, |page, _| page.holders() > 1)
     }
 
-    fn fresh(&self, table: &TableId, tier: usize, n: usize, copied: impl Fn(&Page, usize) -> bool) -> usize {
+    fn fresh(
+        &self,
+        table: &TableId,
+        tier: usize,
+        n: usize,
+        copied: impl Fn(&Page, usize) -> bool,
+    ) -> usize {
         let table = self.get(table);
         let count = table.counts[tier];
         let slot = count % PAGE;
@@ -221,16 +238,23 @@ impl Pages {
             return 0;
         }
         let whole = (count + n).div_ceil(PAGE) - count.div_ceil(PAGE);
-        let tail = |list: &Vec<u32>| slot > 0 && copied(&self.pages[list[count / PAGE] as usize], slot);
+        let tail =
+            |list: &Vec<u32>| slot > 0 && copied(&self.pages[list[count / PAGE] as usize], slot);
         table.lists[tier].iter().map(|list| whole + usize::from(tail(list))).sum()
     }
 
-    /// Makes room for `n` more tokens in all layers of `tier` and counts them as there. The copies must be carried out
-    /// in order, before anything is written and before the next call that changes the pool.
+    /// Makes room for `n` more tokens in all layers of `tier` and counts them as there. The copies
+    /// must be carried out in order, before anything is written and before the next call that
+    /// changes the pool.
     ///
     /// # Errors
     /// [`Full`] with nothing changed, if the pages do not suffice.
-    pub fn append(&mut self, table: &TableId, tier: usize, n: usize) -> Result<Vec<PageCopy>, Full> {
+    pub fn append(
+        &mut self,
+        table: &TableId,
+        tier: usize,
+        n: usize,
+    ) -> Result<Vec<PageCopy>, Full> {
         let needed = self.fresh(table, tier, n, must_copy);
         if needed > self.free.len() {
             return Err(Full { tier, needed, free: self.free.len() });
@@ -246,7 +270,14 @@ impl Pages {
         Ok(copies)
     }
 
-    fn extend(&mut self, list: &mut Vec<u32>, tier: usize, count: usize, n: usize, copies: &mut Vec<PageCopy>) {
+    fn extend(
+        &mut self,
+        list: &mut Vec<u32>,
+        tier: usize,
+        count: usize,
+        n: usize,
+        copies: &mut Vec<PageCopy>,
+    ) {
         let mut at = count;
         while at < count + n {
             let slot = at % PAGE;
@@ -307,15 +338,21 @@ impl Pages {
         self.share(table, from, to)
     }
 
-    /// The tokens from `from` to `to` of each tier, kept for others. `to` must not exceed what the view sees.
+    /// The tokens from `from` to `to` of each tier, kept for others. `to` must not exceed what the
+    /// view sees.
     pub(crate) fn share(&mut self, table: &TableId, from: Vec<usize>, to: Vec<usize>) -> Shared {
         let own = self.get(table);
         let stretch = |tier: usize, list: &Vec<u32>| {
-            if from[tier] == to[tier] { Vec::new() } else { list[from[tier] / PAGE..to[tier].div_ceil(PAGE)].to_vec() }
+            if from[tier] == to[tier] {
+                Vec::new()
+            } else {
+                list[from[tier] / PAGE..to[tier].div_ceil(PAGE)].to_vec()
+            }
         };
         let by_tier = own.lists.iter().enumerate();
-        let pages: Vec<Vec<Vec<u32>>> =
-            by_tier.map(|(tier, lists)| lists.iter().map(|list| stretch(tier, list)).collect()).collect();
+        let pages: Vec<Vec<Vec<u32>>> = by_tier
+            .map(|(tier, lists)| lists.iter().map(|list| stretch(tier, list)).collect())
+            .collect();
         for &page in pages.iter().flatten().flatten() {
             self.pages[page as usize].shared += 1;
         }
@@ -373,12 +410,16 @@ impl Pages {
             for (tier, lists) in table.lists.iter().enumerate() {
                 for list in lists {
                     same("pages of a list", list.len(), table.counts[tier].div_ceil(PAGE))?;
-                    list.iter().for_each(|&p| (tables[p as usize] += 1, owner[p as usize] = tier).0);
+                    list.iter()
+                        .for_each(|&p| (tables[p as usize] += 1, owner[p as usize] = tier).0);
                 }
             }
         }
         for (tier, lists) in shared.into_iter().flat_map(|s| s.pages.iter().enumerate()) {
-            lists.iter().flatten().for_each(|&p| (stretches[p as usize] += 1, owner[p as usize] = tier).0);
+            lists
+                .iter()
+                .flatten()
+                .for_each(|&p| (stretches[p as usize] += 1, owner[p as usize] = tier).0);
         }
         let mut used = vec![0; self.used.len()];
         let (mut cached, mut free) = (0, 0);
@@ -404,7 +445,8 @@ impl Pages {
     }
 }
 
-/// Whether slot `slot` of a page cannot be written in place: somebody else sees the page, and the slot was written.
+/// Whether slot `slot` of a page cannot be written in place: somebody else sees the page, and the
+/// slot was written.
 fn must_copy(page: &Page, slot: usize) -> bool {
     page.holders() > 1 && page.filled as usize != slot
 }

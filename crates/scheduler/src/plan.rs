@@ -1,9 +1,13 @@
-//! The plan of a tick: who gets a slot, which rows enter and turn, and whose pages are taken when they do not suffice.
+//! The plan of a tick: who gets a slot, which rows enter and turn, and whose pages are taken when
+//! they do not suffice.
 
 use crate::queue::Rank;
 use crate::scheduler::Place;
 use crate::sequence::Cached;
-use crate::{Enter, Finish, Flight, PAGE, Running, Scheduler, Sequence, Slot, Stage, TableId, Tick, Turn};
+use crate::{
+    Chunk, Finish, PAGE, PreludeChunk, RecurChunk, Running, Scheduler, Sequence, Slot, Stage,
+    TableId, Tick,
+};
 
 /// Rows seen before the observed share of rows in a recursion is believed.
 const BELIEVED: u64 = 256;
@@ -11,12 +15,13 @@ const BELIEVED: u64 = 256;
 /// What a slot does in a tick.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Enter { first: usize, count: usize },
-    Turn { recursion: usize, rows: usize },
+    PreludeChunk { first: usize, count: usize },
+    RecurChunk { recursion: usize, rows: usize },
 }
 
 impl Scheduler {
-    /// Decides what the next tick does. `now_us` is the engine's clock in microseconds; it must not go back.
+    /// Decides what the next tick does. `now_us` is the engine's clock in microseconds; it must not
+    /// go back.
     pub fn plan(&mut self, now_us: u64) -> Tick {
         self.tick += 1;
         let mut tick = Tick::default();
@@ -36,11 +41,14 @@ impl Scheduler {
         };
         for slot in 0..self.slots.len() {
             let finish = self.slots[slot].as_ref().and_then(|r| over(&r.sequence));
-            if let Some((finish, running)) = finish.and_then(|f| Some((f, self.slots[slot].take()?))) {
+            if let Some((finish, running)) =
+                finish.and_then(|f| Some((f, self.slots[slot].take()?)))
+            {
                 tick.ended.push(self.end_running(slot, running, finish, now_us));
             }
         }
-        let waiting: Vec<_> = self.queue.iter().filter_map(|s| Some((s.rank(), over(s)?))).collect();
+        let waiting: Vec<_> =
+            self.queue.iter().filter_map(|s| Some((s.rank(), over(s)?))).collect();
         for (rank, finish) in waiting {
             if let Some(sequence) = self.queue.remove(rank) {
                 tick.ended.push(self.end(None, sequence, finish, now_us));
@@ -48,7 +56,8 @@ impl Scheduler {
         }
     }
 
-    /// Gives the most important waiting sequence a slot, if there is one and the pages promise to suffice.
+    /// Gives the most important waiting sequence a slot, if there is one and the pages promise to
+    /// suffice.
     fn admit(&mut self, tick: &mut Tick) -> bool {
         let Some(first) = self.queue.first() else { return false };
         let rank = first.rank();
@@ -59,13 +68,14 @@ impl Scheduler {
         let idle = |r: &Running| r.sequence.paused.is_some_and(|since| now - since > grace);
         let lower = |r: &Running| r.sequence.rank().0 > rank.0;
         let weaker = |r: &Running| r.sequence.paused.is_some() || lower(r);
-        if self.slots.iter().flatten().filter(|r| !idle(r) && !lower(r)).count() == self.slots.len() {
+        if self.slots.iter().flatten().filter(|r| !idle(r) && !lower(r)).count() == self.slots.len()
+        {
             return false;
         }
         let Some(sequence) = self.queue.remove(rank) else { return false };
         let (table, cached) = self.open(&sequence);
         let counts = self.pages.counts(&table).to_vec();
-        let mut running = Running { done: counts[0], counts, sequence, table, cached, flight: None };
+        let mut running = Running { done: counts[0], counts, sequence, table, cached, chunk: None };
         if !self.fits(&running) && !self.would_fit(&running, weaker) {
             self.pages.release(running.table);
             self.queue.push(running.sequence);
@@ -79,7 +89,9 @@ impl Scheduler {
             Some(slot) => slot,
             None => {
                 let victim = self.weakest(idle).or_else(|| self.weakest(lower));
-                let victim = victim.expect("a slot was found to be empty, idle or lower, and slots only became empty");
+                let victim = victim.expect(
+                    "a slot was found to be empty, idle or lower, and slots only became empty",
+                );
                 self.preempt(victim, tick);
                 victim
             }
@@ -93,8 +105,12 @@ impl Scheduler {
 
     /// Prompt rows that sequences before `rank` could enter now.
     fn prompt_rows_before(&self, rank: Rank) -> usize {
-        let before = self.slots.iter().flatten().filter(|r| r.sequence.paused.is_none() && r.sequence.rank() < rank);
-        let prompts = before.filter(|r| r.flight.is_none() && !is_newest(r));
+        let before = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|r| r.sequence.paused.is_none() && r.sequence.rank() < rank);
+        let prompts = before.filter(|r| r.chunk.is_none() && !is_newest(r));
         prompts.map(|r| (r.sequence.len() - r.done).min(self.limits.chunk)).sum()
     }
 
@@ -105,7 +121,8 @@ impl Scheduler {
         // One more than the plain rows, as the search leaves the last one out.
         let end = plain.count();
         let beyond = usize::from(end < ids);
-        let (_, node) = self.prefix.find(sequence.class(), (0..end + beyond).map(|p| sequence.token(p)));
+        let (_, node) =
+            self.prefix.find(sequence.class(), (0..end + beyond).map(|p| sequence.token(p)));
         let table = self.pages.resume_chain(&self.prefix.chain(node));
         let counts = self.pages.counts(&table).to_vec();
         (table, Some(Cached { node, counts }))
@@ -122,41 +139,54 @@ impl Scheduler {
         if sequence.started_us.is_none() {
             (sequence.usage.cached, sequence.computed) = (0, 0);
         }
-        // After a preemption the cache may know more than was computed before: from another request.
+        // After a preemption the cache may know more than was computed before: from another
+        // request.
         sequence.usage.cached += found.saturating_sub(sequence.computed as u64);
         sequence.computed = sequence.computed.max(running.done);
     }
 
-    /// Whether a newcomer is expected to find pages beside those that run. An expectation suffices: who is wrong about
-    /// it waits or is preempted later.
+    /// Whether a newcomer is expected to find pages beside those that run. An expectation suffices:
+    /// who is wrong about it waits or is preempted later.
     fn fits(&self, newcomer: &Running) -> bool {
-        let mut others = self.slots.iter().flatten().filter(|r| r.sequence.paused.is_none()).peekable();
+        let mut others =
+            self.slots.iter().flatten().filter(|r| r.sequence.paused.is_none()).peekable();
         others.peek().is_none()
             || self.pages.free() + self.pages.cached()
-                >= self.expected_rest(newcomer) + others.map(|r| self.expected_rest(r)).sum::<usize>()
+                >= self.expected_rest(newcomer)
+                    + others.map(|r| self.expected_rest(r)).sum::<usize>()
     }
 
-    /// Whether it would find them without the `weaker` ones; shared pages count for each that stays, so rather no.
+    /// Whether it would find them without the `weaker` ones; shared pages count for each that
+    /// stays, so rather no.
     fn would_fit(&self, newcomer: &Running, weaker: impl Fn(&Running) -> bool) -> bool {
         let mut staying = self.slots.iter().flatten().filter(|r| !weaker(r)).peekable();
         let whole = |r: &Running| self.pages.held(&r.table) + self.expected_rest(r);
-        staying.peek().is_none() || self.pages.pages() >= whole(newcomer) + staying.map(whole).sum::<usize>()
+        staying.peek().is_none()
+            || self.pages.pages() >= whole(newcomer) + staying.map(whole).sum::<usize>()
     }
 
     fn expected_rest(&self, running: &Running) -> usize {
-        self.expected_pages((running.sequence.len() + PAGE).saturating_sub(self.pages.count(&running.table, 0)))
+        self.expected_pages(
+            (running.sequence.len() + PAGE).saturating_sub(self.pages.count(&running.table, 0)),
+        )
     }
 
-    /// Unit pages that `tokens` tokens will take if as large a share of them goes deep as of the rows so far.
+    /// Unit pages that `tokens` tokens will take if as large a share of them goes deep as of the
+    /// rows so far.
     fn expected_pages(&self, tokens: usize) -> usize {
         let believed = self.rows_in >= BELIEVED;
         let share = |tier: usize| match tier {
-            1.. if believed => {
-                (tokens as u64 * self.counters.rows_by_recursion[tier - 1]).div_ceil(self.rows_in) as usize
-            }
+            1.. if believed => (tokens as u64 * self.counters.rows_by_recursion[tier - 1])
+                .div_ceil(self.rows_in) as usize,
             _ => tokens,
         };
-        self.pages.shape().layers.iter().enumerate().map(|(tier, l)| l * share(tier).div_ceil(PAGE)).sum()
+        self.pages
+            .shape()
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(tier, l)| l * share(tier).div_ceil(PAGE))
+            .sum()
     }
 
     /// The least important running sequence among those that may be taken; paused ones first.
@@ -189,13 +219,15 @@ impl Scheduler {
     fn schedule(&mut self, now_us: u64, tick: &mut Tick) {
         let mut order: Vec<(Rank, Slot)> = Vec::new();
         let (mut turning, mut newest) = (0, 0);
-        for (slot, running) in self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?))) {
+        for (slot, running) in
+            self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?)))
+        {
             if running.sequence.paused.is_some() {
                 continue;
             }
             order.push((running.sequence.rank(), slot));
-            match running.flight.map(|f| f.stage) {
-                Some(Stage::Turning { rows, .. }) => turning += rows,
+            match running.chunk.map(|f| f.stage) {
+                Some(Stage::Recurring { rows, .. }) => turning += rows,
                 Some(Stage::Ready { .. }) => {}
                 None => newest += usize::from(is_newest(running)),
             }
@@ -211,7 +243,7 @@ impl Scheduler {
             };
             reserved += pages;
             planned.push(slot);
-            if let (true, Step::Enter { count, .. }) = (prompt, step) {
+            if let (true, Step::PreludeChunk { count, .. }) = (prompt, step) {
                 (budget, fed) = (budget.saturating_sub(count), true);
             }
             self.commit(slot, step, now_us, tick);
@@ -221,20 +253,22 @@ impl Scheduler {
     /// What a slot would do with `budget` prompt rows, and whether these are prompt rows.
     fn step(&self, slot: Slot, budget: usize, fed: bool) -> Option<(Step, bool)> {
         let running = self.slots[slot].as_ref()?;
-        match running.flight.map(|f| f.stage) {
-            Some(Stage::Turning { recursion, rows }) => return Some((Step::Turn { recursion, rows }, false)),
+        match running.chunk.map(|f| f.stage) {
+            Some(Stage::Recurring { recursion, rows }) => {
+                return Some((Step::RecurChunk { recursion, rows }, false));
+            }
             Some(Stage::Ready { .. }) => return None,
             None => {}
         }
         let (first, rest) = (running.done, running.sequence.len() - running.done);
         if is_newest(running) {
-            return Some((Step::Enter { first, count: 1 }, false));
+            return Some((Step::PreludeChunk { first, count: 1 }, false));
         }
         let least = if fed { 0 } else { PAGE.min(self.limits.rows) };
         let end = first + rest.min(self.limits.chunk).min(budget.max(least));
         let whole = end / PAGE * PAGE;
         let end = if end < first + rest && whole > first { whole } else { end };
-        (end > first).then_some((Step::Enter { first, count: end - first }, true))
+        (end > first).then_some((Step::PreludeChunk { first, count: end - first }, true))
     }
 
     /// Fresh unit pages that a step takes at most.
@@ -242,14 +276,22 @@ impl Scheduler {
         let Some(running) = &self.slots[slot] else { return 0 };
         let needed = |tier, rows| self.pages.needed(&running.table, tier, rows);
         match step {
-            Step::Enter { count, .. } => needed(0, count) + needed(1, count),
-            Step::Turn { recursion, rows } => needed(1 + recursion, rows),
+            Step::PreludeChunk { count, .. } => needed(0, count) + needed(1, count),
+            Step::RecurChunk { recursion, rows } => needed(1 + recursion, rows),
         }
     }
 
-    /// Makes sure that the step finds its pages beside the `reserved` ones of this tick's `planned` slots: from the free
-    /// ones, from the prefix cache, from less important sequences. `None` if that is not enough.
-    fn reserve(&mut self, slot: Slot, step: Step, reserved: usize, planned: &[Slot], tick: &mut Tick) -> Option<usize> {
+    /// Makes sure that the step finds its pages beside the `reserved` ones of this tick's `planned`
+    /// slots: from the free ones, from the prefix cache, from less important sequences. `None` if
+    /// that is not enough.
+    fn reserve(
+        &mut self,
+        slot: Slot,
+        step: Step,
+        reserved: usize,
+        planned: &[Slot],
+        tick: &mut Tick,
+    ) -> Option<usize> {
         let rank = self.slots[slot].as_ref()?.sequence.rank();
         loop {
             // Anew each time: pages that lose their other holders need no copy any more.
@@ -260,13 +302,17 @@ impl Scheduler {
             if self.pages.cached() > 0 && self.prefix.evict_one(&mut self.pages) {
                 continue;
             }
-            let lent = self.slots.iter().enumerate().filter(|(s, _)| *s != slot && !planned.contains(s));
+            let lent =
+                self.slots.iter().enumerate().filter(|(s, _)| *s != slot && !planned.contains(s));
             let weaker = |r: &Running| r.sequence.paused.is_some() || r.sequence.rank() > rank;
             let lent = lent.filter_map(|(s, r)| Some((s, r.as_ref()?))).filter(|(_, r)| weaker(r));
-            let victim = lent.max_by_key(|(_, r)| (r.sequence.paused.is_some(), r.sequence.rank())).map(|(s, _)| s);
+            let victim = lent
+                .max_by_key(|(_, r)| (r.sequence.paused.is_some(), r.sequence.rank()))
+                .map(|(s, _)| s);
             match victim {
                 Some(victim) => self.preempt(victim, tick),
-                // Nobody is left to take from: cached stretches of the own pages still ask for copies.
+                // Nobody is left to take from: cached stretches of the own pages still ask for
+                // copies.
                 None if planned.is_empty() && self.prefix.evict_one(&mut self.pages) => {}
                 None => return None,
             }
@@ -277,29 +323,30 @@ impl Scheduler {
         let Some(running) = &mut self.slots[slot] else { return };
         let sequence = &mut running.sequence;
         match step {
-            Step::Enter { first, count } => {
+            Step::PreludeChunk { first, count } => {
                 let draws = first + count == sequence.len() && sequence.request.max_tokens > 0;
-                let stage = Stage::Turning { recursion: 0, rows: count };
-                running.flight = Some(Flight { first, count, stage, draws, due: true });
+                let stage = Stage::Recurring { recursion: 0, rows: count };
+                running.chunk = Some(Chunk { first, count, stage, draws, due: true });
                 if sequence.started_us.is_none() {
                     sequence.started_us = Some(now_us);
                     sequence.usage.queued_us = now_us.saturating_sub(sequence.submitted_us);
                 }
                 self.rows_in += count as u64;
-                tick.enter.push(Enter { slot, first, count });
-                tick.turn.push(Turn { slot, recursion: 0, rows: count });
+                tick.prelude.push(PreludeChunk { slot, first, count });
+                tick.recur.push(RecurChunk { slot, recursion: 0, rows: count });
             }
-            Step::Turn { recursion, rows } => {
-                if let Some(flight) = &mut running.flight {
-                    flight.due = true;
+            Step::RecurChunk { recursion, rows } => {
+                if let Some(chunk) = &mut running.chunk {
+                    chunk.due = true;
                 }
-                tick.turn.push(Turn { slot, recursion, rows });
+                tick.recur.push(RecurChunk { slot, recursion, rows });
             }
         }
     }
 }
 
-/// Whether the row to come is that of the newest token; a prompt's row waits for its turn among prompts.
+/// Whether the row to come is that of the newest token; a prompt's row waits for its turn among
+/// prompts.
 fn is_newest(running: &Running) -> bool {
     running.sequence.len() == running.done + 1 && !running.sequence.generated.is_empty()
 }

@@ -1,4 +1,5 @@
-//! Prefix cache: blocks of prompt tokens that were computed before, as a tree whose nodes keep their stretch of pages.
+//! Prefix cache: blocks of prompt tokens that were computed before, as a tree whose nodes keep
+//! their stretch of pages.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +9,8 @@ use crate::{PAGE, Pages, Shared};
 /// A place in the tree: a text of whole blocks that begins at the root of its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
-    /// The empty text of a class. Texts of different classes never meet: the class stands for everything besides the
-    /// ids that changes what a page holds.
+    /// The empty text of a class. Texts of different classes never meet: the class stands for
+    /// everything besides the ids that changes what a page holds.
     Root(u64),
     /// A text that ends with this entry's block.
     Block(u64),
@@ -25,21 +26,23 @@ struct Entry {
     shared: Shared,
 }
 
-/// Blocks by parent and token ids. A key holds the ids themselves and the parent's number, which is given once and
-/// never again: two texts share a node only if they are equal, so no collision can serve a wrong one.
+/// Blocks by parent and token ids. A key holds the ids themselves and the parent's number, which is
+/// given once and never again: two texts share a node only if they are equal, so no collision can
+/// serve a wrong one.
 #[derive(Debug, Default)]
 pub(crate) struct Prefix {
     entries: BTreeMap<u64, Entry>,
     children: BTreeMap<(Node, [u32; PAGE]), u64>,
-    /// Least recently used first, of equal ones the deepest. Whoever uses an entry uses its ancestors too, so the first
-    /// is always a leaf.
+    /// Least recently used first, of equal ones the deepest. Whoever uses an entry uses its
+    /// ancestors too, so the first is always a leaf.
     order: BTreeSet<(u64, Reverse<usize>, u64)>,
     clock: u64,
     numbers: u64,
 }
 
 impl Prefix {
-    /// The longest known beginning of `ids`, in tokens. Never all of `ids`: the last token at least is left to compute.
+    /// The longest known beginning of `ids`, in tokens. Never all of `ids`: the last token at least
+    /// is left to compute.
     pub(crate) fn find(&mut self, class: u64, ids: impl IntoIterator<Item = u32>) -> (usize, Node) {
         let (mut node, mut blocks) = (Node::Root(class), 0);
         let mut ids = ids.into_iter().peekable();
@@ -49,7 +52,9 @@ impl Prefix {
                 let Some(id) = ids.next() else { break 'blocks };
                 *slot = id;
             }
-            let Some(child) = self.child(node, &block).filter(|_| ids.peek().is_some()) else { break };
+            let Some(child) = self.child(node, &block).filter(|_| ids.peek().is_some()) else {
+                break;
+            };
             (node, blocks) = (child, blocks + 1);
         }
         self.touch(node);
@@ -63,7 +68,8 @@ impl Prefix {
 
     /// The stretches from the root to `node`.
     pub(crate) fn chain(&self, node: Node) -> Vec<&Shared> {
-        let mut chain: Vec<&Shared> = self.ancestors(node).map(|(_, entry)| &entry.shared).collect();
+        let mut chain: Vec<&Shared> =
+            self.ancestors(node).map(|(_, entry)| &entry.shared).collect();
         chain.reverse();
         chain
     }
@@ -94,8 +100,14 @@ impl Prefix {
         }
     }
 
-    /// Keeps a block under `parent`; gives the stretch back if the parent is gone or the block is there already.
-    pub(crate) fn insert(&mut self, parent: Node, block: [u32; PAGE], shared: Shared) -> Result<Node, Shared> {
+    /// Keeps a block under `parent`; gives the stretch back if the parent is gone or the block is
+    /// there already.
+    pub(crate) fn insert(
+        &mut self,
+        parent: Node,
+        block: [u32; PAGE],
+        shared: Shared,
+    ) -> Result<Node, Shared> {
         let above = match parent {
             Node::Root(_) => 0,
             Node::Block(number) => match self.entries.get(&number) {
@@ -114,7 +126,8 @@ impl Prefix {
         Ok(Node::Block(number))
     }
 
-    /// Gives up the least recently used leaf; `false` if there is none. Pages that a view still holds stay with it.
+    /// Gives up the least recently used leaf; `false` if there is none. Pages that a view still
+    /// holds stay with it.
     pub(crate) fn evict_one(&mut self, pages: &mut Pages) -> bool {
         let Some((_, _, number)) = self.order.pop_first() else { return false };
         let Some(entry) = self.entries.remove(&number) else { return false };
@@ -134,7 +147,8 @@ mod tests {
     use super::*;
     use crate::Shape;
 
-    /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of depth 1).
+    /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of
+    /// depth 1).
     fn known(texts: &[&[u32]]) -> (Pages, Prefix) {
         let mut pages = Pages::new(Shape { layers: vec![1, 1], every_row: false }, 64);
         let mut prefix = Prefix::default();
@@ -190,13 +204,21 @@ mod tests {
                 }
                 node.is_some()
             };
-            left.push([has(&[1]), has(&[1, 2]), has(&[1, 3]), has(&[5]), has(&[5, 6])].map(u8::from));
+            left.push(
+                [has(&[1]), has(&[1, 2]), has(&[1, 3]), has(&[5]), has(&[5, 6])].map(u8::from),
+            );
             if !prefix.evict_one(&mut pages) {
                 break;
             }
         }
-        let expected =
-            [[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]];
+        let expected = [
+            [1, 1, 1, 1, 1],
+            [1, 1, 0, 1, 1],
+            [1, 1, 0, 1, 0],
+            [1, 1, 0, 0, 0],
+            [1, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0],
+        ];
         assert_eq!(left, expected);
         assert_eq!(pages.free(), 64);
         pages.check([]).unwrap();

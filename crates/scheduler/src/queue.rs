@@ -26,7 +26,13 @@ pub(crate) struct Queue {
 impl Queue {
     /// A queue of at most `requests` requests and `tokens` prompt tokens.
     pub(crate) fn new(requests: usize, tokens: usize) -> Self {
-        Self { requests, bound: tokens, entries: BTreeMap::new(), tokens: 0, completions: VecDeque::new() }
+        Self {
+            requests,
+            bound: tokens,
+            entries: BTreeMap::new(),
+            tokens: 0,
+            completions: VecDeque::new(),
+        }
     }
 
     /// Whether a new request with a prompt of `prompt` tokens may wait.
@@ -37,18 +43,26 @@ impl Queue {
             return Ok(());
         }
         let excess = if waiting < self.requests { over } else { 0 };
-        Err(Refusal::Overloaded { waiting, tokens: self.tokens, retry_after_s: self.retry_after(excess, now_us) })
+        Err(Refusal::Overloaded {
+            waiting,
+            tokens: self.tokens,
+            retry_after_s: self.retry_after(excess, now_us),
+        })
     }
 
-    /// Seconds until as many requests as it takes to make room for `excess` tokens (one at least) have completed, at
-    /// the rate of the last completions; 1 while nothing is known.
+    /// Seconds until as many requests as it takes to make room for `excess` tokens (one at least)
+    /// have completed, at the rate of the last completions; 1 while nothing is known.
     fn retry_after(&self, excess: usize, now_us: u64) -> u64 {
         let Some(&(first, _)) = self.completions.front() else { return 1 };
         let count = self.completions.len() as u128;
-        let mean = (self.completions.iter().map(|&(_, tokens)| tokens as u128).sum::<u128>() / count).max(1);
+        let mean = (self.completions.iter().map(|&(_, tokens)| tokens as u128).sum::<u128>()
+            / count)
+            .max(1);
         let needed = (excess as u128).div_ceil(mean).max(1);
         let span = u128::from(now_us.saturating_sub(first));
-        u64::try_from((needed * span).div_ceil(count * 1_000_000)).unwrap_or(LONGEST).clamp(1, LONGEST)
+        u64::try_from((needed * span).div_ceil(count * 1_000_000))
+            .unwrap_or(LONGEST)
+            .clamp(1, LONGEST)
     }
 
     /// Notes that a request with a prompt of `prompt` tokens is done.
@@ -59,8 +73,8 @@ impl Queue {
         self.completions.push_back((now_us, prompt));
     }
 
-    /// Puts a sequence where its priority and arrival belong, without a bound: one that lost its pages stands before all
-    /// that came later.
+    /// Puts a sequence where its priority and arrival belong, without a bound: one that lost its
+    /// pages stands before all that came later.
     pub(crate) fn push(&mut self, sequence: Sequence) {
         self.tokens += sequence.request.prompt.len();
         self.entries.insert(sequence.rank(), sequence);
@@ -95,7 +109,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dial, Request, Sampling};
+    use crate::{DepthOptions, Request, SamplingParams};
 
     fn sequence(id: u64, priority: Priority, prompt: usize) -> Sequence {
         let request = Request {
@@ -104,8 +118,8 @@ mod tests {
             max_tokens: 1,
             min_tokens: 0,
             stop_ids: Vec::new(),
-            sampling: Sampling::default(),
-            dial: Dial::default(),
+            sampling: SamplingParams::default(),
+            depth_options: DepthOptions::default(),
             top: None,
             prompt_scores: false,
             priority,
@@ -139,9 +153,15 @@ mod tests {
         queue.push(sequence(0, 0, 6));
         assert_eq!(queue.check(4, 0), Ok(()));
         let refusal = queue.check(5, 0).unwrap_err();
-        assert_eq!(refusal.to_string(), "the queue holds 1 requests and 6 tokens, its bound; try again in 1 s");
+        assert_eq!(
+            refusal.to_string(),
+            "the queue holds 1 requests and 6 tokens, its bound; try again in 1 s"
+        );
         queue.push(sequence(1, 0, 1));
-        assert_eq!(queue.check(1, 0), Err(Refusal::Overloaded { waiting: 2, tokens: 7, retry_after_s: 1 }));
+        assert_eq!(
+            queue.check(1, 0),
+            Err(Refusal::Overloaded { waiting: 2, tokens: 7, retry_after_s: 1 })
+        );
         let rank = queue.first().unwrap().rank();
         queue.remove(rank);
         assert_eq!(queue.check(9, 0), Ok(()));

@@ -1,11 +1,12 @@
-//! What is asked of an engine and what comes back: the words that scheduler, engine and server share.
+//! What is asked of an engine and what comes back: the words that scheduler, engine and server
+//! share.
 
 /// Higher runs first; equal ones in the order of arrival.
 pub type Priority = i32;
 
 /// How tokens are drawn. The order of the steps: penalties, bias, temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
+pub struct SamplingParams {
     /// Divides the logits, 0 to 100; 0 takes the largest.
     pub temperature: f32,
     /// Only the k most likely; 0 for all.
@@ -22,13 +23,14 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted for each time the token was generated so far, -2 to 2.
     pub frequency_penalty: f32,
-    /// Divides positive and multiplies negative logits of tokens in prompt and text so far, above 0.
+    /// Divides positive and multiplies negative logits of tokens in prompt and text so far, above
+    /// 0.
     pub repetition_penalty: f32,
     /// Added to the logits of these tokens, -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
 }
 
-impl Default for Sampling {
+impl Default for SamplingParams {
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -45,20 +47,21 @@ impl Default for Sampling {
     }
 }
 
-/// The quality dial of a request: how many recursions its tokens may and must have.
+/// The quality depth_options of a request: how many recursions its tokens may and must have.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dial {
+pub struct DepthOptions {
     /// No token gets more recursions than this.
     pub max_depth: Option<u32>,
     /// Every token gets at least this many.
     pub min_depth: u32,
     /// Added to the router's thresholds (a logit): above 0 fewer tokens go deep, below 0 more.
     pub threshold: f32,
-    /// The mean depth that the generated tokens may have at most; a token's cap falls when the text has spent more.
+    /// The mean depth that the generated tokens may have at most; a token's cap falls when the text
+    /// has spent more.
     pub mean_depth: Option<f32>,
 }
 
-impl Default for Dial {
+impl Default for DepthOptions {
     fn default() -> Self {
         Self { max_depth: None, min_depth: 0, threshold: 0.0, mean_depth: None }
     }
@@ -67,7 +70,7 @@ impl Default for Dial {
 /// One sequence to continue or to score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Unique among the requests in flight.
+    /// Unique among the requests in chunk.
     pub id: u64,
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
@@ -78,10 +81,11 @@ pub struct Request {
     /// Tokens that end the text; the one drawn is still reported.
     pub stop_ids: Vec<u32>,
     /// How tokens are drawn.
-    pub sampling: Sampling,
+    pub sampling: SamplingParams,
     /// How deep they may go.
-    pub dial: Dial,
-    /// Report this many most likely tokens beside each generated (and scored) one; `None` for none at all.
+    pub depth_options: DepthOptions,
+    /// Report this many most likely tokens beside each generated (and scored) one; `None` for none
+    /// at all.
     pub top: Option<usize>,
     /// Report log-probabilities of the prompt's tokens too. Such a request uses no cached prefix.
     pub prompt_scores: bool,
@@ -96,7 +100,8 @@ pub struct Request {
 pub struct Scored {
     /// The token.
     pub id: u32,
-    /// Natural logarithm of its probability under the raw logits; `None` for the first token of a prompt.
+    /// Natural logarithm of its probability under the raw logits; `None` for the first token of a
+    /// prompt.
     pub log_probability: Option<f32>,
     /// The most likely tokens, best first, as many as asked for.
     pub top: Vec<(u32, f32)>,
@@ -135,7 +140,8 @@ pub struct Usage {
     pub cached: u64,
     /// New tokens.
     pub generated: u64,
-    /// Block applications of all rows that ran for this request and count (recomputed ones count once).
+    /// Block applications of all rows that ran for this request and count (recomputed ones count
+    /// once).
     pub recursion_steps: u64,
     /// What a model that gives every row every recursion would have spent on the same rows.
     pub dense_steps: u64,
@@ -188,7 +194,9 @@ pub trait Sink: Send {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The queue is full.
-    #[error("the queue holds {waiting} requests and {tokens} tokens, its bound; try again in {retry_after_s} s")]
+    #[error(
+        "the queue holds {waiting} requests and {tokens} tokens, its bound; try again in {retry_after_s} s"
+    )]
     Overloaded {
         /// Requests waiting.
         waiting: usize,
@@ -215,13 +223,14 @@ pub enum Refusal {
 /// What the engine is doing, for metrics. Counters only grow.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
-    /// Sequences in flight.
+    /// Sequences in chunk.
     pub running: usize,
     /// Requests waiting.
     pub waiting: usize,
     /// Unit pages in all (one layer of 16 tokens).
     pub pages: usize,
-    /// Pages held by sequences or the prefix cache, by tier: first the layers outside the recursions, then each recursion.
+    /// Pages held by sequences or the prefix cache, by tier: first the layers outside the
+    /// recursions, then each recursion.
     pub pages_used: Vec<usize>,
     /// Pages held by nothing but the prefix cache.
     pub pages_cached: usize,

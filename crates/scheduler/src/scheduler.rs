@@ -1,4 +1,5 @@
-//! The scheduler's state and its doors: requests in, cancellation, pauses, the sequences and numbers to look at.
+//! The scheduler's state and its doors: requests in, cancellation, pauses, the sequences and
+//! numbers to look at.
 
 use std::collections::BTreeMap;
 
@@ -6,23 +7,28 @@ use crate::brownout::DepthCap;
 use crate::prefix::Prefix;
 use crate::queue::{Queue, Rank};
 use crate::{
-    Done, Ended, Finish, Gauges, Imbalance, LimitError, Limits, Pages, Refusal, Request, Running, Sequence, Shape, Slot,
+    Done, Ended, Finish, Gauges, Imbalance, LimitError, Limits, Pages, Refusal, Request, Running,
+    Sequence, Shape, Slot,
 };
 
 /// Depth-wise continuous batching, as bookkeeping. One tick:
 ///
 /// 1. [`Scheduler::plan`]; forget what `ended` and `preempted` name.
-/// 2. For each `enter`: [`Scheduler::append`] tier 0, carry out the copies, run embedding and first layers.
-/// 3. For each `turn`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that take it, carry out the
-///    copies, run the block, then [`Scheduler::turned`].
-/// 4. [`Scheduler::leaving`]: run last layers and head, draw where `draws`, then [`Scheduler::left`].
+/// 2. For each `enter`: [`Scheduler::append`] tier 0, carry out the copies, run embedding and first
+///    layers.
+/// 3. For each `turn`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that
+///    take it, carry out the copies, run the block, then [`Scheduler::recurred`].
+/// 4. [`Scheduler::leaving`]: run last layers and head, draw where `draws`, then
+///    [`Scheduler::completed`].
 ///
-/// Copies of one `append` are carried out before the next call that takes `&mut self`. Every planned turn and every leave
-/// is reported before the next plan; what cannot be reported is ended by [`Scheduler::fail`].
+/// Copies of one `append` are carried out before the next call that takes `&mut self`. Every
+/// planned turn and every leave is reported before the next plan; what cannot be reported is ended
+/// by [`Scheduler::fail`].
 ///
-/// What is promised: the most important sequence (highest priority, then first arrived, not paused) is never preempted by
-/// an equal or lower one and has work in every tick, so every accepted request ends. What a sequence computes does not
-/// depend on what runs beside it, except for caps under [`crate::Brownout`], which stay fixed once given.
+/// What is promised: the most important sequence (highest priority, then first arrived, not paused)
+/// is never preempted by an equal or lower one and has work in every tick, so every accepted
+/// request ends. What a sequence computes does not depend on what runs beside it, except for caps
+/// under [`crate::Brownout`], which stay fixed once given.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) limits: Limits,
@@ -56,8 +62,11 @@ impl Scheduler {
     /// If a limit is 0 or does not fit the shape.
     pub fn new(limits: Limits, shape: Shape, recursions: usize) -> Result<Self, LimitError> {
         limits.check(&shape, recursions)?;
-        let counters =
-            Gauges { depths: vec![0; recursions + 1], rows_by_recursion: vec![0; recursions], ..Gauges::default() };
+        let counters = Gauges {
+            depths: vec![0; recursions + 1],
+            rows_by_recursion: vec![0; recursions],
+            ..Gauges::default()
+        };
         Ok(Self {
             recursions,
             pages: Pages::new(shape, limits.pages),
@@ -78,13 +87,16 @@ impl Scheduler {
     /// Takes a request into the queue.
     ///
     /// # Errors
-    /// [`Refusal::Invalid`] if it could never run, [`Refusal::Overloaded`] if the queue is full, [`Refusal::Draining`].
+    /// [`Refusal::Invalid`] if it could never run, [`Refusal::Overloaded`] if the queue is full,
+    /// [`Refusal::Draining`].
     pub fn submit(&mut self, request: Request, now_us: u64) -> Result<(), Refusal> {
         if self.draining {
             return Err(Refusal::Draining);
         }
         self.check_request(&request)?;
-        self.queue.check(request.prompt.len(), now_us).inspect_err(|_| self.counters.refused += 1)?;
+        self.queue
+            .check(request.prompt.len(), now_us)
+            .inspect_err(|_| self.counters.refused += 1)?;
         let sequence = Sequence::new(request, self.arrivals, now_us, self.recursions as u32);
         self.arrivals += 1;
         self.places.insert(sequence.request.id, Place::Waiting(sequence.rank()));
@@ -93,13 +105,20 @@ impl Scheduler {
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Refusal> {
-        let invalid = |field, found: String, expected: String| Err(Refusal::Invalid { field, found, expected });
-        let (prompt, new, dial) = (request.prompt.len(), request.max_tokens, &request.dial);
+        let invalid = |field, found: String, expected: String| {
+            Err(Refusal::Invalid { field, found, expected })
+        };
+        let (prompt, new, depth_options) =
+            (request.prompt.len(), request.max_tokens, &request.depth_options);
         if prompt == 0 {
             return invalid("prompt", "empty".into(), "at least one token".into());
         }
         if self.places.contains_key(&request.id) {
-            return invalid("id", request.id.to_string(), "one that no request in flight has".into());
+            return invalid(
+                "id",
+                request.id.to_string(),
+                "one that no request in chunk has".into(),
+            );
         }
         let total = prompt.saturating_add(new);
         if total > self.limits.context {
@@ -109,20 +128,31 @@ impl Scheduler {
         // The last token drawn is never a row.
         let worst = self.pages.shape().pages_for(total - usize::from(new > 0));
         if worst > self.pages.pages() {
-            let expected = format!("at most {}, the pool: ask for fewer tokens", self.pages.pages());
+            let expected =
+                format!("at most {}, the pool: ask for fewer tokens", self.pages.pages());
             return invalid("pages of prompt and max_tokens", worst.to_string(), expected);
         }
-        if dial.max_depth == Some(0) {
+        if depth_options.max_depth == Some(0) {
             return invalid("max_depth", "0".into(), "at least 1".into());
         }
-        let most = dial.max_depth.map_or(self.recursions, |most| self.recursions.min(most as usize));
-        if dial.min_depth as usize > most {
-            return invalid("min_depth", dial.min_depth.to_string(), format!("at most {most}, the deepest allowed"));
+        let most = depth_options
+            .max_depth
+            .map_or(self.recursions, |most| self.recursions.min(most as usize));
+        if depth_options.min_depth as usize > most {
+            return invalid(
+                "min_depth",
+                depth_options.min_depth.to_string(),
+                format!("at most {most}, the deepest allowed"),
+            );
         }
-        if !dial.threshold.is_finite() {
-            return invalid("threshold", dial.threshold.to_string(), "a finite number".into());
+        if !depth_options.threshold.is_finite() {
+            return invalid(
+                "threshold",
+                depth_options.threshold.to_string(),
+                "a finite number".into(),
+            );
         }
-        match dial.mean_depth {
+        match depth_options.mean_depth {
             Some(mean) if !(mean.is_finite() && mean > 0.0) => {
                 invalid("mean_depth", mean.to_string(), "a finite number above 0".into())
             }
@@ -130,17 +160,20 @@ impl Scheduler {
         }
     }
 
-    /// Ends a request at the next [`Scheduler::plan`] or its next [`Scheduler::left`], whichever comes first. `false`
-    /// if no such request waits or runs.
+    /// Ends a request at the next [`Scheduler::plan`] or its next [`Scheduler::completed`],
+    /// whichever comes first. `false` if no such request waits or runs.
     pub fn cancel(&mut self, id: u64) -> bool {
         self.sequence_mut(id).map(|sequence| sequence.cancelled = true).is_some()
     }
 
-    /// A slow reader: the sequence keeps its pages but takes no part in ticks until [`Scheduler::unpause`]; it is the
-    /// first to be preempted. Also for one that waits. `false` if there is none.
+    /// A slow reader: the sequence keeps its pages but takes no part in ticks until
+    /// [`Scheduler::unpause`]; it is the first to be preempted. Also for one that waits. `false` if
+    /// there is none.
     pub fn pause(&mut self, id: u64) -> bool {
         let tick = self.tick;
-        self.sequence_mut(id).map(|sequence| sequence.paused = sequence.paused.or(Some(tick))).is_some()
+        self.sequence_mut(id)
+            .map(|sequence| sequence.paused = sequence.paused.or(Some(tick)))
+            .is_some()
     }
 
     /// Ends a pause. `false` if there is no such request.
@@ -155,18 +188,31 @@ impl Scheduler {
         }
     }
 
-    /// Ends a running sequence now, with [`Finish::Failed`]; for errors inside the executor. `None` for an empty slot.
+    /// Ends a running sequence now, with [`Finish::Failed`]; for errors inside the executor. `None`
+    /// for an empty slot.
     pub fn fail(&mut self, slot: Slot, why: String, now_us: u64) -> Option<Ended> {
         let running = self.slots.get_mut(slot)?.take()?;
         Some(self.end_running(slot, running, Finish::Failed(why), now_us))
     }
 
-    pub(crate) fn end_running(&mut self, slot: Slot, running: Running, finish: Finish, now_us: u64) -> Ended {
+    pub(crate) fn end_running(
+        &mut self,
+        slot: Slot,
+        running: Running,
+        finish: Finish,
+        now_us: u64,
+    ) -> Ended {
         self.pages.release(running.table);
         self.end(Some(slot), running.sequence, finish, now_us)
     }
 
-    pub(crate) fn end(&mut self, slot: Option<Slot>, sequence: Sequence, finish: Finish, now_us: u64) -> Ended {
+    pub(crate) fn end(
+        &mut self,
+        slot: Option<Slot>,
+        sequence: Sequence,
+        finish: Finish,
+        now_us: u64,
+    ) -> Ended {
         let Sequence { request, usage, .. } = sequence;
         self.places.remove(&request.id);
         self.queue.completed(request.prompt.len(), now_us);
@@ -185,8 +231,9 @@ impl Scheduler {
         self.places.is_empty()
     }
 
-    /// Whether a plan made now could have work: something runs or waits that is not paused, or is to be ended. If not,
-    /// an engine may sleep until the next submission, cancellation or end of a pause (deadlines aside).
+    /// Whether a plan made now could have work: something runs or waits that is not paused, or is
+    /// to be ended. If not, an engine may sleep until the next submission, cancellation or end of a
+    /// pause (deadlines aside).
     pub fn has_work(&self) -> bool {
         let works = |s: &Sequence| s.paused.is_none() || s.cancelled;
         self.slots.iter().flatten().any(|r| works(&r.sequence)) || self.queue.iter().any(works)

@@ -1,4 +1,5 @@
-//! One sequence: what was asked, what was drawn, how deep each row may go, and where it stands in its tick.
+//! One sequence: what was asked, what was drawn, how deep each row may go, and where it stands in
+//! its tick.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use crate::prefix::Node;
 use crate::queue::Rank;
 use crate::{Request, TableId, Usage};
 
-/// A place among the running sequences, `0..Limits::running`. Stays the same from admission to end or preemption.
+/// A place among the running sequences, `0..Limits::running`. Stays the same from admission to end
+/// or preemption.
 pub type Slot = usize;
 
 /// A sequence that waits or runs.
@@ -33,7 +35,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: u64, now_us: u64, recursions: u32) -> Self {
-        let cap = request.dial.max_depth.map_or(recursions, |most| most.min(recursions));
+        let cap = request.depth_options.max_depth.map_or(recursions, |most| most.min(recursions));
         Self {
             usage: Usage { prompt: request.prompt.len() as u64, ..Usage::default() },
             request: Arc::new(request),
@@ -56,23 +58,24 @@ impl Sequence {
 
     /// What changes the keys and values of a row besides its ids: cap, least depth, threshold.
     pub(crate) fn class(&self) -> u64 {
-        let dial = &self.request.dial;
+        let depth_options = &self.request.depth_options;
         u64::from(self.cap.min(0xffff)) << 48
-            | u64::from(dial.min_depth.min(0xffff)) << 32
-            | u64::from(dial.threshold.to_bits())
+            | u64::from(depth_options.min_depth.min(0xffff)) << 32
+            | u64::from(depth_options.threshold.to_bits())
     }
 
-    /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own row: under
-    /// [`crate::Dial::mean_depth`] `b`, after `n` tokens on which `spent` recursions were spent,
-    /// `clamp(floor(b (n + 1) - spent), max(1, min_depth), cap)`, lowered to `brownout` but not below `min_depth`.
+    /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own
+    /// row: under [`crate::DepthOptions::mean_depth`] `b`, after `n` tokens on which `spent`
+    /// recursions were spent, `clamp(floor(b (n + 1) - spent), max(1, min_depth), cap)`, lowered to
+    /// `brownout` but not below `min_depth`.
     pub(crate) fn draw(&mut self, token: u32, depth: u32, brownout: u32) {
         self.generated.push(token);
         self.usage.generated += 1;
         self.spent += u64::from(depth);
-        let dial = &self.request.dial;
-        let least = dial.min_depth.clamp(1, self.cap);
+        let depth_options = &self.request.depth_options;
+        let least = depth_options.min_depth.clamp(1, self.cap);
         let mut cap = self.cap.min(brownout.max(least));
-        if let Some(mean) = dial.mean_depth {
+        if let Some(mean) = depth_options.mean_depth {
             let left = f64::from(mean) * (self.generated.len() + 1) as f64 - self.spent as f64;
             cap = cap.min((left.floor().max(0.0) as u32).max(least));
         }
@@ -105,11 +108,16 @@ impl Sequence {
     /// If `position` is not below [`Sequence::len`].
     pub fn token(&self, position: usize) -> u32 {
         let prompt = &self.request.prompt;
-        if position < prompt.len() { prompt[position] } else { self.generated[position - prompt.len()] }
+        if position < prompt.len() {
+            prompt[position]
+        } else {
+            self.generated[position - prompt.len()]
+        }
     }
 
-    /// Recursions that the row of `position` may have at most, 1 to the model's recursions. Fixed when the token became
-    /// known, so that a row computed again repeats its bits. [`crate::Dial::min_depth`] never exceeds it.
+    /// Recursions that the row of `position` may have at most, 1 to the model's recursions. Fixed
+    /// when the token became known, so that a row computed again repeats its bits.
+    /// [`crate::DepthOptions::min_depth`] never exceeds it.
     ///
     /// # Panics
     /// If `position` is not below [`Sequence::len`].
@@ -118,8 +126,8 @@ impl Sequence {
         if position < prompt { self.cap } else { self.caps[position - prompt] }
     }
 
-    /// Rows below this position have left the last layers before: after a preemption they are computed again, and what
-    /// they tell must not be told again.
+    /// Rows below this position have left the last layers before: after a preemption they are
+    /// computed again, and what they tell must not be told again.
     pub fn computed(&self) -> usize {
         self.computed
     }
@@ -140,11 +148,11 @@ impl Sequence {
     }
 }
 
-/// Where a flight stands between two calls.
+/// Where a chunk stands between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// At most `rows` rows may take recursion `recursion` next.
-    Turning {
+    Recurring {
         /// Recursion that comes next, from 0.
         recursion: usize,
         /// Rows that may take it.
@@ -159,7 +167,7 @@ pub enum Stage {
 
 /// Consecutive rows of one sequence on their way through the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flight {
+pub struct Chunk {
     /// Position of the first row.
     pub first: usize,
     /// Rows.
@@ -168,7 +176,7 @@ pub struct Flight {
     pub stage: Stage,
     /// Whether a token is drawn from the last row when they leave.
     pub draws: bool,
-    /// Whether a report is due: [`crate::Scheduler::turned`] or [`crate::Scheduler::left`].
+    /// Whether a report is due: [`crate::Scheduler::recurred`] or [`crate::Scheduler::completed`].
     pub(crate) due: bool,
 }
 
@@ -191,7 +199,7 @@ pub struct Running {
     pub(crate) counts: Vec<usize>,
     /// `None` once its blocks are no longer kept: one was evicted, or a row has a cap of its own.
     pub(crate) cached: Option<Cached>,
-    pub(crate) flight: Option<Flight>,
+    pub(crate) chunk: Option<Chunk>,
 }
 
 impl Running {
@@ -206,7 +214,7 @@ impl Running {
     }
 
     /// Its rows under way.
-    pub fn flight(&self) -> Option<&Flight> {
-        self.flight.as_ref()
+    pub fn chunk(&self) -> Option<&Chunk> {
+        self.chunk.as_ref()
     }
 }

@@ -6,7 +6,7 @@ use crate::{Done, Request, Slot};
 
 /// Rows that go through embedding and first layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Enter {
+pub struct PreludeChunk {
     /// Whose.
     pub slot: Slot,
     /// Position of the first row.
@@ -17,18 +17,19 @@ pub struct Enter {
 
 /// Rows that come to a recursion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct RecurChunk {
     /// Whose.
     pub slot: Slot,
     /// Which recursion, from 0.
     pub recursion: usize,
-    /// Rows that may take it: all of the flight in recursion 0, then what [`crate::Scheduler::turned`] said.
+    /// Rows that may take it: all of the chunk in recursion 0, then what
+    /// [`crate::Scheduler::recurred`] said.
     pub rows: usize,
 }
 
 /// Rows that go through the last layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leave {
+pub struct CodaChunk {
     /// Whose.
     pub slot: Slot,
     /// Position of the first row.
@@ -50,21 +51,21 @@ pub struct Ended {
     pub done: Done,
 }
 
-/// A plan. The lists are to be carried out in their order here; a slot that appears in `ended` or `preempted` may
-/// appear again in `admitted`, with another sequence.
+/// A plan. The lists are to be carried out in their order here; a slot that appears in `ended` or
+/// `preempted` may appear again in `admitted`, with another sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tick {
     /// Sequences that ended since the last tick: cancelled, or out of time.
     pub ended: Vec<Ended>,
-    /// Slots whose sequence lost its pages and its flight, with its request's id; it waits again.
+    /// Slots whose sequence lost its pages and its chunk, with its request's id; it waits again.
     pub preempted: Vec<(Slot, u64)>,
     /// Slots that got a sequence.
     pub admitted: Vec<Slot>,
     /// Rows that enter, most important first.
-    pub enter: Vec<Enter>,
+    pub prelude: Vec<PreludeChunk>,
     /// Rows that come to a recursion, the entering ones included, most important first.
-    pub turn: Vec<Turn>,
-    /// Slots that have a flight or rows to enter but no pages: they keep what they have and wait.
+    pub recur: Vec<RecurChunk>,
+    /// Slots that have a chunk or rows to enter but no pages: they keep what they have and wait.
     pub stalled: Vec<Slot>,
 }
 
@@ -81,7 +82,9 @@ pub enum After {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misuse {
     /// Nobody there, or nothing due.
-    #[error("slot {slot} reports {report}, expected a flight of this tick's plan: report each planned flight once")]
+    #[error(
+        "slot {slot} reports {report}, expected a chunk of this tick's plan: report each planned chunk once"
+    )]
     NotDue {
         /// The slot named.
         slot: Slot,
@@ -101,7 +104,9 @@ pub enum Misuse {
         expected: String,
     },
     /// The page pool said no, although the plan had reserved for the rows it listed.
-    #[error("slot {slot} wants more pages than its rows take at most: append no more rows than the plan lists")]
+    #[error(
+        "slot {slot} wants more pages than its rows take at most: append no more rows than the plan lists"
+    )]
     Pages {
         /// The slot named.
         slot: Slot,

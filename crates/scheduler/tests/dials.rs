@@ -1,16 +1,18 @@
-//! Depth caps: what the dial of a request and the load make of them, and that they stay.
+//! Depth caps: what the depth_options of a request and the load make of them, and that they stay.
 
-use scheduler::{Brownout, Dial, Limits, Misuse, PAGE, Request, Sampling, Scheduler, Shape};
+use scheduler::{
+    Brownout, DepthOptions, Limits, Misuse, PAGE, Request, SamplingParams, Scheduler, Shape,
+};
 
-fn request(id: u64, max_tokens: usize, dial: Dial) -> Request {
+fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
     Request {
         id,
         prompt: vec![id as u32; 4],
         max_tokens,
         min_tokens: 0,
         stop_ids: Vec::new(),
-        sampling: Sampling::default(),
-        dial,
+        sampling: SamplingParams::default(),
+        depth_options,
         top: None,
         prompt_scores: false,
         priority: 0,
@@ -22,7 +24,8 @@ fn scheduler(limits: Limits) -> Scheduler {
     Scheduler::new(limits, Shape { layers: vec![1, 1, 1, 1], every_row: false }, 3).unwrap()
 }
 
-/// Ticks in which every row goes as deep as it may, until `slot` has drawn `tokens` tokens; gives their caps.
+/// Ticks in which every row goes as deep as it may, until `slot` has drawn `tokens` tokens; gives
+/// their caps.
 fn caps(s: &mut Scheduler, slot: usize, tokens: usize) -> Vec<u32> {
     loop {
         let sequence = s.running(slot).map(|r| r.sequence());
@@ -30,19 +33,20 @@ fn caps(s: &mut Scheduler, slot: usize, tokens: usize) -> Vec<u32> {
             return (4..sequence.len()).map(|p| sequence.cap_of(p)).collect();
         }
         let tick = s.plan(0);
-        for enter in &tick.enter {
+        for enter in &tick.prelude {
             s.append(enter.slot, 0, enter.count).unwrap();
         }
-        for turn in &tick.turn {
+        for turn in &tick.recur {
             let running = s.running(turn.slot).unwrap();
-            let first = running.flight().unwrap().first;
+            let first = running.chunk().unwrap().first;
             let cap = running.sequence().cap_of(first) as usize;
             s.append(turn.slot, 1 + turn.recursion, turn.rows).unwrap();
-            s.turned(turn.slot, turn.rows, if turn.recursion + 1 < cap { turn.rows } else { 0 }).unwrap();
+            s.recurred(turn.slot, turn.rows, if turn.recursion + 1 < cap { turn.rows } else { 0 })
+                .unwrap();
         }
-        for leave in s.leaving() {
+        for leave in s.ready_for_coda() {
             let cap = s.running(leave.slot).unwrap().sequence().cap_of(leave.first);
-            s.left(leave.slot, &vec![cap; leave.count], leave.draws.then_some(1), 0).unwrap();
+            s.completed(leave.slot, &vec![cap; leave.count], leave.draws.then_some(1), 0).unwrap();
         }
     }
 }
@@ -50,7 +54,8 @@ fn caps(s: &mut Scheduler, slot: usize, tokens: usize) -> Vec<u32> {
 #[test]
 fn the_mean_over_the_text_stays_at_the_dial() {
     for (mean, expected) in [
-        // The first token costs the prompt's last row, 3; then floor(2 * 2 - 3) = 1, floor(2 * 3 - 4) = 2, ...
+        // The first token costs the prompt's last row, 3; then floor(2 * 2 - 3) = 1, floor(2 * 3 -
+        // 4) = 2, ...
         (2.0, vec![1, 2, 2, 2, 2, 2]),
         (2.5, vec![2, 2, 3, 2, 3, 2]),
         (1.0, vec![1, 1, 1, 1, 1, 1]),
@@ -58,12 +63,21 @@ fn the_mean_over_the_text_stays_at_the_dial() {
         (9.0, vec![3, 3, 3, 3, 3, 3]),
     ] {
         let mut s = scheduler(Limits::default());
-        s.submit(request(1, 9, Dial { mean_depth: Some(mean), ..Dial::default() }), 0).unwrap();
+        s.submit(
+            request(1, 9, DepthOptions { mean_depth: Some(mean), ..DepthOptions::default() }),
+            0,
+        )
+        .unwrap();
         assert_eq!(caps(&mut s, 0, 6), expected, "mean {mean}");
     }
     let mut s = scheduler(Limits::default());
-    let dial = Dial { mean_depth: Some(1.0), min_depth: 2, max_depth: Some(2), ..Dial::default() };
-    s.submit(request(1, 9, dial), 0).unwrap();
+    let depth_options = DepthOptions {
+        mean_depth: Some(1.0),
+        min_depth: 2,
+        max_depth: Some(2),
+        ..DepthOptions::default()
+    };
+    s.submit(request(1, 9, depth_options), 0).unwrap();
     assert_eq!(caps(&mut s, 0, 3), [2, 2, 2], "never below the least depth");
     assert_eq!(s.running(0).unwrap().sequence().cap_of(0), 2);
 }
@@ -72,9 +86,9 @@ fn the_mean_over_the_text_stays_at_the_dial() {
 fn under_load_new_tokens_get_less_and_prompts_do_not() {
     let brownout = Some(Brownout { floor: 1, waiting: 0, pages: 0, ease: 0, fall: 3, rise: 9 });
     let mut s = scheduler(Limits { running: 2, brownout, ..Limits::default() });
-    s.submit(request(1, 40, Dial::default()), 0).unwrap();
-    s.submit(request(2, 40, Dial { min_depth: 2, ..Dial::default() }), 0).unwrap();
-    s.submit(request(3, 1, Dial::default()), 0).unwrap();
+    s.submit(request(1, 40, DepthOptions::default()), 0).unwrap();
+    s.submit(request(2, 40, DepthOptions { min_depth: 2, ..DepthOptions::default() }), 0).unwrap();
+    s.submit(request(3, 1, DepthOptions::default()), 0).unwrap();
     let text = caps(&mut s, 0, 12);
     assert_eq!((text[0], s.gauges().depth_cap), (2, 1));
     assert!(text.is_sorted_by(|a, b| a >= b) && text[11] == 1, "{text:?}");
@@ -91,36 +105,56 @@ fn under_load_new_tokens_get_less_and_prompts_do_not() {
 #[test]
 fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
     let mut s = scheduler(Limits::default());
-    s.submit(request(1, 9, Dial::default()), 0).unwrap();
+    s.submit(request(1, 9, DepthOptions::default()), 0).unwrap();
     let message = |r: Result<(), Misuse>| r.unwrap_err().to_string();
-    let due = "expected a flight of this tick's plan: report each planned flight once";
-    assert_eq!(message(s.turned(0, 1, 1)), format!("slot 0 reports a turn, {due}"));
-    assert_eq!(message(s.turned(99, 1, 1)), format!("slot 99 reports a turn, {due}"));
+    let due = "expected a chunk of this tick's plan: report each planned chunk once";
+    assert_eq!(message(s.recurred(0, 1, 1)), format!("slot 0 reports a turn, {due}"));
+    assert_eq!(message(s.recurred(99, 1, 1)), format!("slot 99 reports a turn, {due}"));
     s.plan(0);
     let append = |s: &mut Scheduler, tier, n| message(s.append(0, tier, n).map(drop));
     let ran = "report what ran";
-    assert_eq!(append(&mut s, 0, 5), format!("slot 0 reports tokens appended 5, expected 0 to 4: {ran}"));
+    assert_eq!(
+        append(&mut s, 0, 5),
+        format!("slot 0 reports tokens appended 5, expected 0 to 4: {ran}")
+    );
     assert_eq!(append(&mut s, 2, 1), format!("slot 0 reports tier 2, expected 1: {ran}"));
     assert_eq!(append(&mut s, 9, 1), format!("slot 0 reports tier 9, expected 1: {ran}"));
     s.append(0, 0, 4).unwrap();
-    assert_eq!(append(&mut s, 0, 1), format!("slot 0 reports tokens appended 5, expected 0 to 4: {ran}"));
+    assert_eq!(
+        append(&mut s, 0, 1),
+        format!("slot 0 reports tokens appended 5, expected 0 to 4: {ran}")
+    );
     s.append(0, 1, 2).unwrap();
     assert_eq!(
-        message(s.turned(0, 5, 0)),
+        message(s.recurred(0, 5, 0)),
         format!("slot 0 reports rows that took the recursion 5, expected 0 to 4: {ran}")
     );
-    assert_eq!(message(s.turned(0, 2, 3)), format!("slot 0 reports rows that go on 3, expected 0 to 2: {ran}"));
-    let left = |s: &mut Scheduler, depths: &[u32], drawn| message(s.left(0, depths, drawn, 0).map(drop));
+    assert_eq!(
+        message(s.recurred(0, 2, 3)),
+        format!("slot 0 reports rows that go on 3, expected 0 to 2: {ran}")
+    );
+    let left = |s: &mut Scheduler, depths: &[u32], drawn| {
+        message(s.completed(0, depths, drawn, 0).map(drop))
+    };
     assert_eq!(left(&mut s, &[1; 4], Some(1)), format!("slot 0 reports rows that left, {due}"));
-    s.turned(0, 2, 0).unwrap();
-    assert_eq!(message(s.turned(0, 2, 0)), format!("slot 0 reports a turn, {due}"));
-    assert_eq!(s.leaving().len(), 1);
-    assert_eq!(left(&mut s, &[1; 3], Some(1)), format!("slot 0 reports rows that left 3, expected 4: {ran}"));
-    assert_eq!(left(&mut s, &[0, 0, 1, 1], None), format!("slot 0 reports tokens drawn 0, expected 1: {ran}"));
-    assert_eq!(left(&mut s, &[0, 0, 1, 9], Some(1)), format!("slot 0 reports a depth of 9, expected 0 to 3: {ran}"));
+    s.recurred(0, 2, 0).unwrap();
+    assert_eq!(message(s.recurred(0, 2, 0)), format!("slot 0 reports a turn, {due}"));
+    assert_eq!(s.ready_for_coda().len(), 1);
+    assert_eq!(
+        left(&mut s, &[1; 3], Some(1)),
+        format!("slot 0 reports rows that left 3, expected 4: {ran}")
+    );
+    assert_eq!(
+        left(&mut s, &[0, 0, 1, 1], None),
+        format!("slot 0 reports tokens drawn 0, expected 1: {ran}")
+    );
+    assert_eq!(
+        left(&mut s, &[0, 0, 1, 9], Some(1)),
+        format!("slot 0 reports a depth of 9, expected 0 to 3: {ran}")
+    );
     let tier = "slot 0 reports depths of which a tier's tokens come to";
     assert_eq!(left(&mut s, &[0, 1, 1, 1], Some(1)), format!("{tier} 3, expected 2: {ran}"));
-    s.left(0, &[0, 1, 0, 1], Some(1), 0).unwrap();
+    s.completed(0, &[0, 1, 0, 1], Some(1), 0).unwrap();
     assert_eq!(s.gauges().depths, [2, 2, 0, 0]);
     s.check().unwrap();
 }
@@ -128,9 +162,10 @@ fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
 #[test]
 fn pages_of_one_tier_are_those_of_its_rows() {
     let mut s = scheduler(Limits::default());
-    s.submit(Request { prompt: (0..40).collect(), ..request(1, 1, Dial::default()) }, 0).unwrap();
+    s.submit(Request { prompt: (0..40).collect(), ..request(1, 1, DepthOptions::default()) }, 0)
+        .unwrap();
     let tick = s.plan(0);
-    s.append(0, 0, tick.enter[0].count).unwrap();
+    s.append(0, 0, tick.prelude[0].count).unwrap();
     s.append(0, 1, PAGE + 1).unwrap();
     assert_eq!(s.gauges().pages_used, [3, 2, 0, 0]);
 }

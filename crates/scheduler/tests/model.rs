@@ -1,12 +1,15 @@
-//! Random loads in virtual time against a model of what must come out: contents of every page read, order of starts,
-//! progress of the most important sequence, exact accounting of pages, the same text whatever runs beside it.
+//! Random loads in virtual time against a model of what must come out: contents of every page read,
+//! order of starts, progress of the most important sequence, exact accounting of pages, the same
+//! text whatever runs beside it.
 
 #[allow(unreachable_pub)]
 mod world;
 
 use std::collections::BTreeMap;
 
-use scheduler::{Brownout, Dial, Finish, Limits, PAGE, Refusal, Request, Sampling, Stage};
+use scheduler::{
+    Brownout, DepthOptions, Finish, Limits, PAGE, Refusal, Request, SamplingParams, Stage,
+};
 use world::{Life, Text, World, mix};
 
 /// A stream of numbers.
@@ -46,15 +49,16 @@ fn limits(dice: &mut Dice, layers: &[usize], recursions: usize) -> Limits {
         rows: 1 + dice.below(64) as usize,
         chunk: 1 + dice.below(40) as usize,
         pages: unit * (2 + dice.below(30) as usize),
-        leave_rows: 1 + dice.below(6) as usize,
-        leave_wait: dice.below(2 * recursions as u64 + 1),
+        coda_batch: 1 + dice.below(6) as usize,
+        coda_wait: dice.below(2 * recursions as u64 + 1),
         context: 40 + dice.below(160) as usize,
         pause_grace: dice.below(20),
         brownout: dice.one_in(3).then_some(brownout),
     }
 }
 
-/// A new prompt, or one that goes on from a text seen before (like the next turn of a talk), or the very same again.
+/// A new prompt, or one that goes on from a text seen before (like the next turn of a talk), or the
+/// very same again.
 fn prompt(dice: &mut Dice, load: &Load, lives: &BTreeMap<u64, Life>) -> Vec<u32> {
     if !lives.is_empty() && dice.one_in(3) {
         let earlier = &lives.values().nth(dice.below(lives.len() as u64) as usize).unwrap().text;
@@ -67,7 +71,8 @@ fn prompt(dice: &mut Dice, load: &Load, lives: &BTreeMap<u64, Life>) -> Vec<u32>
     let family = dice.below(3);
     let shared = dice.below(60) as usize;
     let own = 1 + dice.below(load.longest) as usize;
-    let mut prompt: Vec<u32> = (0..shared).map(|i| (mix(family << 32 | i as u64) % 24) as u32).collect();
+    let mut prompt: Vec<u32> =
+        (0..shared).map(|i| (mix(family << 32 | i as u64) % 24) as u32).collect();
     prompt.extend((0..own).map(|_| dice.below(24) as u32));
     prompt
 }
@@ -77,7 +82,7 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
     let prompt = prompt(dice, load, &world.lives);
     let max_depth = dice.one_in(4).then(|| 1 + dice.below(u64::from(recursions)) as u32);
     let most = max_depth.unwrap_or(recursions);
-    let dial = Dial {
+    let depth_options = DepthOptions {
         max_depth,
         min_depth: if dice.one_in(4) { dice.below(u64::from(most) + 1) as u32 } else { 0 },
         threshold: if dice.one_in(8) { 0.5 } else { 0.0 },
@@ -89,8 +94,8 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
         max_tokens: if dice.one_in(10) { 0 } else { dice.below(load.longest) as usize },
         min_tokens: dice.below(8) as usize,
         stop_ids: if dice.one_in(2) { vec![dice.below(24) as u32] } else { Vec::new() },
-        sampling: Sampling::default(),
-        dial,
+        sampling: SamplingParams::default(),
+        depth_options,
         top: None,
         prompt_scores: dice.one_in(10),
         priority: dice.below(load.priorities) as i32,
@@ -98,13 +103,14 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
     }
 }
 
-/// Ticks that a sequence takes at most while nothing stands above it: each flight enters with its first recursion, turns
-/// once a tick, waits to leave; a flight of prompt rows takes the least share of rows, or ends a page.
+/// Ticks that a sequence takes at most while nothing stands above it: each chunk enters with its
+/// first recursion, turns once a tick, waits to leave; a chunk of prompt rows takes the least share
+/// of rows, or ends a page.
 fn alone(text: &Text, limits: &Limits, recursions: usize) -> u64 {
     let (known, new) = (text.tokens.len(), text.request.max_tokens - text.generated());
     let least = PAGE.min(limits.rows).min(limits.chunk);
-    let flights = 2 * (known + new).div_ceil(least) + 1 + new;
-    flights as u64 * (recursions as u64 + limits.leave_wait + 1)
+    let chunks = 2 * (known + new).div_ceil(least) + 1 + new;
+    chunks as u64 * (recursions as u64 + limits.coda_wait + 1)
 }
 
 /// The most important sequence that is not paused, with its slot.
@@ -115,7 +121,8 @@ fn head(world: &World) -> Option<(u64, bool)> {
     Some((id, world.scheduler.slot_of(id).is_some()))
 }
 
-/// Follows the head: from the moment it has a slot and nothing stands above it, it ends within [`alone`].
+/// Follows the head: from the moment it has a slot and nothing stands above it, it ends within
+/// [`alone`].
 #[derive(Default)]
 struct Follower {
     head: Option<u64>,
@@ -129,7 +136,8 @@ impl Follower {
         if now != self.head {
             self.head = now;
             self.since = tick;
-            self.bound = now.map_or(0, |id| alone(&world.lives[&id].text, limits, world.recursions));
+            self.bound =
+                now.map_or(0, |id| alone(&world.lives[&id].text, limits, world.recursions));
         }
         assert!(
             now.is_none() || tick - self.since <= self.bound,
@@ -179,7 +187,8 @@ fn disturb(world: &mut World, dice: &mut Dice, load: &Load) {
             Err(Refusal::Draining) => panic!("not draining"),
         }
     }
-    let live: Vec<u64> = world.lives.values().filter(|l| l.ended.is_none()).map(|l| l.text.request.id).collect();
+    let live: Vec<u64> =
+        world.lives.values().filter(|l| l.ended.is_none()).map(|l| l.text.request.id).collect();
     for id in live {
         if dice.one_in(load.cancels * 8) {
             world.cancel(id);
@@ -194,19 +203,25 @@ fn disturb(world: &mut World, dice: &mut Dice, load: &Load) {
 fn within_limits(world: &World, limits: &Limits) {
     let gauges = world.scheduler.gauges();
     assert!(gauges.running <= limits.running);
-    assert_eq!(world.scheduler.pages().free() + gauges.pages_used.iter().sum::<usize>(), limits.pages);
+    assert_eq!(
+        world.scheduler.pages().free() + gauges.pages_used.iter().sum::<usize>(),
+        limits.pages
+    );
     for running in (0..limits.running).filter_map(|slot| world.scheduler.running(slot)) {
-        if let Some(Stage::Turning { rows, recursion }) = running.flight().map(|f| f.stage) {
+        if let Some(Stage::Recurring { rows, recursion }) = running.chunk().map(|f| f.stage) {
             assert!(rows >= 1 && recursion < world.recursions);
         }
     }
 }
 
-/// Lets everything run to its end, within the sum of what each takes alone; then nothing may be left.
+/// Lets everything run to its end, within the sum of what each takes alone; then nothing may be
+/// left.
 fn finish(world: &mut World, limits: &Limits) {
     world.scheduler.drain();
-    let live: Vec<u64> = world.lives.values().filter(|l| l.ended.is_none()).map(|l| l.text.request.id).collect();
-    let bound: u64 = live.iter().map(|id| alone(&world.lives[id].text, limits, world.recursions)).sum();
+    let live: Vec<u64> =
+        world.lives.values().filter(|l| l.ended.is_none()).map(|l| l.text.request.id).collect();
+    let bound: u64 =
+        live.iter().map(|id| alone(&world.lives[id].text, limits, world.recursions)).sum();
     for id in live {
         world.pause(id, false);
     }
@@ -218,7 +233,10 @@ fn finish(world: &mut World, limits: &Limits) {
     }
     assert!(world.lives.values().all(|l| l.ended.is_some()));
     world.scheduler.check().unwrap();
-    assert_eq!(world.scheduler.gauges().pages_cached, limits.pages - world.scheduler.pages().free());
+    assert_eq!(
+        world.scheduler.gauges().pages_cached,
+        limits.pages - world.scheduler.pages().free()
+    );
     world.scheduler.forget_prefixes();
     world.scheduler.check().unwrap();
     assert_eq!(world.scheduler.pages().free(), limits.pages);
@@ -231,7 +249,8 @@ fn same_text_alone(world: &World) {
         if !matches!(life.ended, Some(Finish::Stop(_) | Finish::Length)) {
             continue;
         }
-        let mut text = Text::new(life.text.request.clone(), world.recursions as u32, life.text.every_row);
+        let mut text =
+            Text::new(life.text.request.clone(), world.recursions as u32, life.text.every_row);
         for position in text.tokens.len()..life.text.tokens.len() {
             let token = text.next();
             let cap = if world.brownout { life.text.caps[position] } else { text.next_cap() };

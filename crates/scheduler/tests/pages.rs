@@ -86,7 +86,10 @@ fn a_full_pool_changes_nothing_and_says_so() {
     let table = pages.table();
     pages.append(&table, 0, 16).unwrap();
     let full = pages.append(&table, 0, 1).unwrap_err();
-    assert_eq!(full.to_string(), "tier 0 needs 2 fresh unit pages, 1 are free: release, evict or preempt first");
+    assert_eq!(
+        full.to_string(),
+        "tier 0 needs 2 fresh unit pages, 1 are free: release, evict or preempt first"
+    );
     assert_eq!((pages.count(&table, 0), pages.free()), (16, 1));
     // A tier without layers counts and takes nothing.
     assert_eq!(pages.needed(&table, 1, 100), 0);
@@ -102,7 +105,10 @@ fn the_recount_notices_a_forgotten_stretch() {
     pages.append(&table, 0, 1).unwrap();
     let shared = pages.snapshot(&table);
     let imbalance = pages.check([]).unwrap_err();
-    assert_eq!((imbalance.what, imbalance.found, imbalance.expected), ("stretches of a page", 1, 0));
+    assert_eq!(
+        (imbalance.what, imbalance.found, imbalance.expected),
+        ("stretches of a page", 1, 0)
+    );
     pages.check([&shared]).unwrap();
 }
 

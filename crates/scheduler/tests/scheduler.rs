@@ -1,7 +1,8 @@
 //! Single decisions of the scheduler, one by one.
 
 use scheduler::{
-    After, Brownout, Dial, Done, Ended, Finish, Leave, Limits, Refusal, Request, Sampling, Scheduler, Shape, Slot, Tick,
+    After, Brownout, CodaChunk, DepthOptions, Done, Ended, Finish, Limits, Refusal, Request,
+    SamplingParams, Scheduler, Shape, Slot, Tick,
 };
 
 /// A model of two recursions, with one layer in each tier.
@@ -16,8 +17,8 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
         max_tokens,
         min_tokens: 0,
         stop_ids: vec![7],
-        sampling: Sampling::default(),
-        dial: Dial::default(),
+        sampling: SamplingParams::default(),
+        depth_options: DepthOptions::default(),
         top: None,
         prompt_scores: false,
         priority: 0,
@@ -27,27 +28,30 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
 
 /// Takes all due rows through their recursion, each to its cap.
 fn turn(s: &mut Scheduler, tick: &Tick) {
-    for enter in &tick.enter {
+    for enter in &tick.prelude {
         s.append(enter.slot, 0, enter.count).unwrap();
     }
-    for turn in &tick.turn {
-        let (sequence, flight) = {
+    for turn in &tick.recur {
+        let (sequence, chunk) = {
             let running = s.running(turn.slot).unwrap();
-            (running.sequence(), *running.flight().unwrap())
+            (running.sequence(), *running.chunk().unwrap())
         };
         let deep = |least: usize| {
-            (flight.first..flight.first + flight.count).filter(|&p| sequence.cap_of(p) as usize >= least).count()
+            (chunk.first..chunk.first + chunk.count)
+                .filter(|&p| sequence.cap_of(p) as usize >= least)
+                .count()
         };
         let (took, going) = (deep(turn.recursion + 1), deep(turn.recursion + 2));
         s.append(turn.slot, 1 + turn.recursion, took).unwrap();
-        s.turned(turn.slot, took, going).unwrap();
+        s.recurred(turn.slot, took, going).unwrap();
     }
 }
 
-fn leave(s: &mut Scheduler, leave: Leave, token: u32, now_us: u64) -> After {
+fn leave(s: &mut Scheduler, leave: CodaChunk, token: u32, now_us: u64) -> After {
     let sequence = s.running(leave.slot).unwrap().sequence();
-    let depths: Vec<u32> = (leave.first..leave.first + leave.count).map(|p| sequence.cap_of(p)).collect();
-    s.left(leave.slot, &depths, leave.draws.then_some(token), now_us).unwrap()
+    let depths: Vec<u32> =
+        (leave.first..leave.first + leave.count).map(|p| sequence.cap_of(p)).collect();
+    s.completed(leave.slot, &depths, leave.draws.then_some(token), now_us).unwrap()
 }
 
 /// One tick in which everybody who draws draws `token`.
@@ -55,7 +59,7 @@ fn tick(s: &mut Scheduler, token: u32, now_us: u64) -> (Tick, Vec<Ended>) {
     let tick = s.plan(now_us);
     turn(s, &tick);
     let mut ended = tick.ended.clone();
-    for l in s.leaving() {
+    for l in s.ready_for_coda() {
         if let After::Ended(end) = leave(s, l, token, now_us) {
             ended.push(end);
         }
@@ -85,30 +89,49 @@ fn refusal(s: &mut Scheduler, request: Request) -> String {
 
 #[test]
 fn what_can_never_run_is_refused_by_field() {
-    let mut s = scheduler(Limits { pages: 9, context: 100, queue_requests: 1, ..Limits::default() });
-    let with = |dial| Request { dial, ..request(1, 0..4, 4) };
+    let mut s =
+        scheduler(Limits { pages: 9, context: 100, queue_requests: 1, ..Limits::default() });
+    let with = |depth_options| Request { depth_options, ..request(1, 0..4, 4) };
     let cases = [
         (request(1, 0..0, 4), "prompt is empty, expected at least one token"),
-        (request(1, 0..60, 41), "prompt and max_tokens together is 101 tokens, expected at most 100, the context"),
+        (
+            request(1, 0..60, 41),
+            "prompt and max_tokens together is 101 tokens, expected at most 100, the context",
+        ),
         (
             request(1, 0..40, 10),
             "pages of prompt and max_tokens is 12, expected at most 9, the pool: ask for fewer tokens",
         ),
-        (with(Dial { max_depth: Some(0), ..Dial::default() }), "max_depth is 0, expected at least 1"),
-        (with(Dial { min_depth: 3, ..Dial::default() }), "min_depth is 3, expected at most 2, the deepest allowed"),
         (
-            with(Dial { min_depth: 2, max_depth: Some(1), ..Dial::default() }),
+            with(DepthOptions { max_depth: Some(0), ..DepthOptions::default() }),
+            "max_depth is 0, expected at least 1",
+        ),
+        (
+            with(DepthOptions { min_depth: 3, ..DepthOptions::default() }),
+            "min_depth is 3, expected at most 2, the deepest allowed",
+        ),
+        (
+            with(DepthOptions { min_depth: 2, max_depth: Some(1), ..DepthOptions::default() }),
             "min_depth is 2, expected at most 1, the deepest allowed",
         ),
-        (with(Dial { threshold: f32::NAN, ..Dial::default() }), "threshold is NaN, expected a finite number"),
-        (with(Dial { mean_depth: Some(0.0), ..Dial::default() }), "mean_depth is 0, expected a finite number above 0"),
+        (
+            with(DepthOptions { threshold: f32::NAN, ..DepthOptions::default() }),
+            "threshold is NaN, expected a finite number",
+        ),
+        (
+            with(DepthOptions { mean_depth: Some(0.0), ..DepthOptions::default() }),
+            "mean_depth is 0, expected a finite number above 0",
+        ),
     ];
     for (request, message) in cases {
         assert_eq!(refusal(&mut s, request), message);
     }
     // 48 rows: the token drawn last is never one.
     s.submit(request(1, 0..40, 9), 0).unwrap();
-    assert_eq!(refusal(&mut s, request(1, 0..4, 1)), "id is 1, expected one that no request in flight has");
+    assert_eq!(
+        refusal(&mut s, request(1, 0..4, 1)),
+        "id is 1, expected one that no request in chunk has"
+    );
     let full = "the queue holds 1 requests and 40 tokens, its bound; try again in 1 s";
     assert_eq!(refusal(&mut s, request(2, 0..4, 1)), full);
     assert_eq!(s.gauges().refused, 1);
@@ -124,8 +147,14 @@ fn limits_that_cannot_be_kept() {
         Scheduler::new(limits, shape, 2).unwrap_err().to_string()
     };
     let base = Limits::default;
-    assert_eq!(error(Limits { rows: 0, ..base() }, &[1, 1, 1]), "limit rows is 0, expected at least 1: change it");
-    assert_eq!(error(Limits { pages: 2, ..base() }, &[1, 1, 1]), "limit pages is 2, expected at least 3: change it");
+    assert_eq!(
+        error(Limits { rows: 0, ..base() }, &[1, 1, 1]),
+        "limit rows is 0, expected at least 1: change it"
+    );
+    assert_eq!(
+        error(Limits { pages: 2, ..base() }, &[1, 1, 1]),
+        "limit pages is 2, expected at least 3: change it"
+    );
     let shape = "limit shape is 2, expected 3 tiers, one more than recursions: change it";
     assert_eq!(error(base(), &[1, 1]), shape);
     let brownout = Some(Brownout { waiting: 1, ease: 2, ..Brownout::default() });
@@ -143,7 +172,7 @@ fn a_prompt_gets_rows_although_newest_tokens_fill_the_tick() {
     s.submit(request(9, 0..30, 1), 0).unwrap();
     // Three rows each two ticks, fewer where a page ends.
     let done = ticks(&mut s, 24);
-    assert!(done.iter().all(|(tick, _)| tick.enter.iter().map(|e| e.count).sum::<usize>() <= 6));
+    assert!(done.iter().all(|(tick, _)| tick.prelude.iter().map(|e| e.count).sum::<usize>() <= 6));
     assert!(done.iter().any(|(_, ended)| ended.iter().any(|e| e.request.id == 9)));
     assert_eq!(s.gauges().tokens.0, 33);
 }
@@ -155,54 +184,62 @@ fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
     s.submit(request(2, 100..190, 1), 0).unwrap();
     let entered: Vec<Vec<(Slot, usize, usize)>> = ticks(&mut s, 5)
         .iter()
-        .map(|(tick, _)| tick.enter.iter().map(|e| (e.slot, e.first, e.count)).collect())
+        .map(|(tick, _)| tick.prelude.iter().map(|e| (e.slot, e.first, e.count)).collect())
         .collect();
-    // Two recursions: a flight takes two ticks.
-    let expected =
-        [vec![(0, 0, 16), (1, 0, 16)], vec![], vec![(0, 16, 16), (1, 16, 16)], vec![], vec![(0, 32, 18), (1, 32, 16)]];
+    // Two recursions: a chunk takes two ticks.
+    let expected = [
+        vec![(0, 0, 16), (1, 0, 16)],
+        vec![],
+        vec![(0, 16, 16), (1, 16, 16)],
+        vec![],
+        vec![(0, 32, 18), (1, 32, 16)],
+    ];
     assert_eq!(entered, expected);
 }
 
 #[test]
 fn ready_rows_wait_for_company_but_not_long() {
-    let mut s = scheduler(Limits { leave_rows: 2, leave_wait: 3, ..Limits::default() });
-    let shallow = Dial { max_depth: Some(1), ..Dial::default() };
-    s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
+    let mut s = scheduler(Limits { coda_batch: 2, coda_wait: 3, ..Limits::default() });
+    let shallow = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
+    s.submit(Request { depth_options: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
     s.submit(request(2, 5..6, 9), 0).unwrap();
     let first = s.plan(0);
     turn(&mut s, &first);
-    assert_eq!(s.leaving(), [], "one row is ready, another is still turning");
+    assert_eq!(s.ready_for_coda(), [], "one row is ready, another is still recurring");
     let second = s.plan(0);
     turn(&mut s, &second);
-    let both: Vec<Slot> = s.leaving().iter().map(|l| l.slot).collect();
+    let both: Vec<Slot> = s.ready_for_coda().iter().map(|l| l.slot).collect();
     assert_eq!(both, [0, 1], "two rows are enough");
     for slot in both {
-        s.left(slot, &[1 + slot as u32], Some(9), 0).unwrap();
+        s.completed(slot, &[1 + slot as u32], Some(9), 0).unwrap();
     }
     // The second one pauses on its way: nobody turns, the first need not wait.
     s.pause(2);
     let third = s.plan(0);
     turn(&mut s, &third);
-    assert_eq!(s.leaving().len(), 1);
+    assert_eq!(s.ready_for_coda().len(), 1);
 }
 
 #[test]
 fn nobody_waits_for_company_longer_than_allowed() {
-    for (leave_wait, expected) in [(0, [vec![0], vec![0, 1], vec![0, 2]]), (1, [vec![], vec![0, 1], vec![]])] {
-        let mut s = scheduler(Limits { leave_rows: 9, leave_wait, ..Limits::default() });
-        let shallow = Dial { max_depth: Some(1), ..Dial::default() };
-        s.submit(Request { dial: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
-        // One of the others is always on its way, so that nobody leaves for want of company to come.
+    for (coda_wait, expected) in
+        [(0, [vec![0], vec![0, 1], vec![0, 2]]), (1, [vec![], vec![0, 1], vec![]])]
+    {
+        let mut s = scheduler(Limits { coda_batch: 9, coda_wait, ..Limits::default() });
+        let shallow = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
+        s.submit(Request { depth_options: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
+        // One of the others is always on its way, so that nobody leaves for want of company to
+        // come.
         let mut left = Vec::new();
         for id in 2..5 {
             s.submit(request(id, 5..6, 9), 0).unwrap();
             let tick = s.plan(0);
             turn(&mut s, &tick);
-            let leaving = s.leaving();
+            let leaving = s.ready_for_coda();
             left.push(leaving.iter().map(|l| l.slot).collect::<Vec<_>>());
             leaving.into_iter().for_each(|l| drop(leave(&mut s, l, 9, 0)));
         }
-        assert_eq!(left, expected, "wait {leave_wait}");
+        assert_eq!(left, expected, "wait {coda_wait}");
     }
 }
 
@@ -213,23 +250,27 @@ fn a_known_beginning_is_not_computed_again() {
     assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 0);
     assert_eq!(s.gauges().pages_cached, 6);
     s.submit(request(2, 0..40, 3), 0).unwrap();
-    let other = Dial { max_depth: Some(1), ..Dial::default() };
-    s.submit(Request { dial: other, ..request(3, 0..40, 3) }, 0).unwrap();
+    let other = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
+    s.submit(Request { depth_options: other, ..request(3, 0..40, 3) }, 0).unwrap();
     s.submit(Request { prompt_scores: true, ..request(4, 0..40, 3) }, 0).unwrap();
     let done = until_idle(&mut s, 9);
     let cached = |id| done.iter().find(|(i, _)| *i == id).unwrap().1.usage;
     assert_eq!(
         [2, 3, 4].map(|id| cached(id).cached),
         [32, 0, 0],
-        "not for another dial, not where scores are asked for"
+        "not for another depth_options, not where scores are asked for"
     );
     // 8 rows of the prompt and 2 of the text.
-    assert_eq!((cached(2).recursion_steps, cached(2).dense_steps, cached(2).generated), (20, 20, 3));
+    assert_eq!(
+        (cached(2).recursion_steps, cached(2).dense_steps, cached(2).generated),
+        (20, 20, 3)
+    );
     assert_eq!((cached(3).recursion_steps, cached(3).dense_steps), (42, 84));
     assert_eq!(s.gauges().prefix_tokens, (120, 32));
     // The answer is known too, for the next turn of the talk.
     let text = [(0..40).collect(), vec![9; 8], vec![1; 9]].concat();
-    let talk = |id, max_tokens| Request { prompt: text[..40].to_vec(), ..request(id, 0..1, max_tokens) };
+    let talk =
+        |id, max_tokens| Request { prompt: text[..40].to_vec(), ..request(id, 0..1, max_tokens) };
     s.submit(talk(5, 9), 0).unwrap();
     until_idle(&mut s, 9);
     s.submit(Request { prompt: text, ..request(6, 0..1, 1) }, 0).unwrap();
@@ -241,42 +282,44 @@ fn a_known_beginning_is_not_computed_again() {
 #[test]
 fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
     let mut s = scheduler(Limits { running: 1, ..Limits::default() });
-    let thrifty = Dial { mean_depth: Some(1.0), ..Dial::default() };
-    s.submit(Request { dial: thrifty, ..request(1, 0..20, 60) }, 0).unwrap();
+    let thrifty = DepthOptions { mean_depth: Some(1.0), ..DepthOptions::default() };
+    s.submit(Request { depth_options: thrifty, ..request(1, 0..20, 60) }, 0).unwrap();
     while s.running(0).is_none_or(|r| r.sequence().generated().len() < 30) {
         tick(&mut s, 9, 0);
     }
     // Another asks for the same text at full depth, and takes the slot.
     let prompt = [(0..20).collect(), vec![9; 30]].concat();
     s.submit(Request { prompt, priority: 1, ..request(2, 0..1, 1) }, 0).unwrap();
-    let entered: Vec<usize> = (0..8).flat_map(|_| tick(&mut s, 9, 0).0.enter).map(|e| e.first).collect();
+    let entered: Vec<usize> =
+        (0..8).flat_map(|_| tick(&mut s, 9, 0).0.prelude).map(|e| e.first).collect();
     assert_eq!(s.slot_of(1), Some(0));
-    // Both find the block of the prompt; the first computes its text again although another one's is there.
+    // Both find the block of the prompt; the first computes its text again although another one's
+    // is there.
     assert_eq!(entered[..2], [16, 16]);
 }
 
 #[test]
 fn a_request_that_just_fits_takes_back_what_is_cached_of_it() {
-    // 32 rows may take all 6 pages. Of the first block every other row goes deep: the cache holds half-filled pages of it,
-    // which ask for room for copies that is not there.
+    // 32 rows may take all 6 pages. Of the first block every other row goes deep: the cache holds
+    // half-filled pages of it, which ask for room for copies that is not there.
     let mut s = scheduler(Limits { pages: 6, chunk: 16, ..Limits::default() });
     let depth = |p: usize| if p < 16 { p % 2 * 2 } else { 2 };
     s.submit(request(1, 0..30, 3), 0).unwrap();
     for _ in 0..20 {
         let tick = s.plan(0);
         assert_eq!(tick.stalled, []);
-        for e in &tick.enter {
+        for e in &tick.prelude {
             s.append(e.slot, 0, e.count).unwrap();
         }
-        for t in &tick.turn {
-            let f = *s.running(t.slot).unwrap().flight().unwrap();
+        for t in &tick.recur {
+            let f = *s.running(t.slot).unwrap().chunk().unwrap();
             let took = (f.first..f.first + f.count).filter(|&p| depth(p) > t.recursion).count();
             s.append(t.slot, 1 + t.recursion, took).unwrap();
-            s.turned(t.slot, took, took).unwrap();
+            s.recurred(t.slot, took, took).unwrap();
         }
-        for l in s.leaving() {
+        for l in s.ready_for_coda() {
             let depths: Vec<u32> = (l.first..l.first + l.count).map(|p| depth(p) as u32).collect();
-            s.left(l.slot, &depths, l.draws.then_some(9), 0).unwrap();
+            s.completed(l.slot, &depths, l.draws.then_some(9), 0).unwrap();
         }
         s.check().unwrap();
     }
@@ -288,14 +331,18 @@ fn a_request_that_just_fits_takes_back_what_is_cached_of_it() {
 fn the_least_important_gives_its_pages() {
     let mut s = scheduler(Limits { pages: 24, ..Limits::default() });
     for (id, priority) in [(1, 0), (2, 1), (3, 0)] {
-        s.submit(Request { priority, ..request(id, id as u32 * 100..id as u32 * 100 + 10, 40) }, 0).unwrap();
+        s.submit(Request { priority, ..request(id, id as u32 * 100..id as u32 * 100 + 10, 40) }, 0)
+            .unwrap();
     }
     let mut preempted = Vec::new();
     let mut ended = Vec::new();
     while !s.is_idle() {
         let (tick, end) = tick(&mut s, 9, 0);
         preempted.extend(tick.preempted.iter().map(|&(_, id)| id));
-        ended.extend(end.into_iter().map(|e| (e.request.id, e.done.usage.preemptions, e.done.usage.generated)));
+        ended.extend(
+            end.into_iter()
+                .map(|e| (e.request.id, e.done.usage.preemptions, e.done.usage.generated)),
+        );
     }
     assert_eq!(preempted, [3], "the last of the lowest");
     assert_eq!(ended, [(2, 0, 40), (1, 0, 40), (3, 1, 40)]);
@@ -345,7 +392,8 @@ fn higher_priority_takes_a_slot_and_what_was_there_loses_nothing_of_its_text() {
     s.submit(request(4, 95..99, 2), 0).unwrap();
     let (first, _) = tick(&mut s, 9, 0);
     assert_eq!((first.preempted, first.admitted), (vec![(1, 2)], vec![1]));
-    let waiting: Vec<(u64, usize)> = s.waiting().map(|q| (q.request().id, q.generated().len())).collect();
+    let waiting: Vec<(u64, usize)> =
+        s.waiting().map(|q| (q.request().id, q.generated().len())).collect();
     assert_eq!(waiting, [(2, before.len()), (4, 0)], "back before those that came later");
     let done = until_idle(&mut s, 9);
     assert_eq!(done.iter().map(|d| d.0).collect::<Vec<_>>(), [3, 1, 2, 4]);
@@ -362,10 +410,18 @@ fn ends_by_stop_length_deadline_and_cancel() {
     let mut s = scheduler(Limits::default());
     s.submit(Request { min_tokens: 3, ..request(1, 0..4, 9) }, 0).unwrap();
     let done = until_idle(&mut s, 7);
-    assert_eq!((done[0].1.finish.clone(), done[0].1.usage.generated), (Finish::Stop(7), 3), "none before the third");
+    assert_eq!(
+        (done[0].1.finish.clone(), done[0].1.usage.generated),
+        (Finish::Stop(7), 3),
+        "none before the third"
+    );
     s.submit(request(2, 0..4, 0), 0).unwrap();
     let done = until_idle(&mut s, 7);
-    assert_eq!((done[0].1.finish.clone(), done[0].1.usage.generated), (Finish::Length, 0), "only scores");
+    assert_eq!(
+        (done[0].1.finish.clone(), done[0].1.usage.generated),
+        (Finish::Length, 0),
+        "only scores"
+    );
     for id in [3, 4] {
         s.submit(Request { deadline: Some(50), ..request(id, 0..4, 9) }, 10).unwrap();
         s.submit(request(id + 2, 0..4, 9), 10).unwrap();
@@ -374,8 +430,14 @@ fn ends_by_stop_length_deadline_and_cancel() {
     tick(&mut s, 9, 20);
     assert!(s.cancel(5) && s.cancel(6) && !s.cancel(77) && !s.pause(77) && !s.unpause(77));
     let (_, ended) = tick(&mut s, 9, 60);
-    let ended: Vec<(u64, Finish)> = ended.into_iter().map(|e| (e.request.id, e.done.finish)).collect();
-    let expected = [(3, Finish::Deadline), (5, Finish::Cancelled), (6, Finish::Cancelled), (4, Finish::Deadline)];
+    let ended: Vec<(u64, Finish)> =
+        ended.into_iter().map(|e| (e.request.id, e.done.finish)).collect();
+    let expected = [
+        (3, Finish::Deadline),
+        (5, Finish::Cancelled),
+        (6, Finish::Cancelled),
+        (4, Finish::Deadline),
+    ];
     assert_eq!(ended, expected);
     assert!(s.is_idle() && s.gauges().cancelled == 2);
     s.forget_prefixes();
@@ -386,7 +448,8 @@ fn ends_by_stop_length_deadline_and_cancel() {
 fn times_are_measured_on_the_callers_clock() {
     let mut s = scheduler(Limits::default());
     s.submit(request(1, 0..4, 2), 100).unwrap();
-    let ended: Vec<Ended> = [130, 140, 170, 200].into_iter().flat_map(|now| tick(&mut s, 9, now).1).collect();
+    let ended: Vec<Ended> =
+        [130, 140, 170, 200].into_iter().flat_map(|now| tick(&mut s, 9, now).1).collect();
     assert_eq!((ended[0].done.usage.queued_us, ended[0].done.usage.prefill_us), (30, 10));
 }
 
@@ -398,7 +461,7 @@ fn a_cancel_between_drawing_and_reporting_drops_the_token() {
     turn(&mut s, &first);
     let second = s.plan(0);
     turn(&mut s, &second);
-    let leaving = s.leaving();
+    let leaving = s.ready_for_coda();
     s.cancel(1);
     let After::Ended(ended) = leave(&mut s, leaving[0], 9, 0) else { panic!("cancelled") };
     assert_eq!((ended.done.finish, ended.done.usage.generated), (Finish::Cancelled, 0));

@@ -1,4 +1,5 @@
-//! Serves the fake engine of the tests, to look at the page: `cargo run --release -p server --example fake -- 8089`.
+//! Serves the fake engine of the tests, to look at the page: `cargo run --release -p server
+//! --example fake -- 8089`.
 
 #[path = "../tests/http/fake.rs"]
 #[allow(dead_code)]
@@ -10,10 +11,14 @@ use std::time::Duration;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = std::env::args().nth(1).map_or(Ok(8089), |text| text.parse())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
-    let engine = fake::Fake::start(fake::Options { tick: Duration::from_millis(30), ..fake::Options::default() });
+    let engine = fake::Fake::start(fake::Options {
+        tick: Duration::from_millis(30),
+        ..fake::Options::default()
+    });
     let end = async {
         let _ = tokio::signal::ctrl_c().await;
     };
-    server::serve(listener, server::Settings::default(), fake::facts(), fake::text(), engine, end).await?;
+    server::serve(listener, server::Settings::default(), fake::facts(), fake::text(), engine, end)
+        .await?;
     Ok(())
 }

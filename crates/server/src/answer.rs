@@ -196,17 +196,26 @@ impl Head {
     }
 
     /// The whole answer.
-    pub(crate) fn whole(&self, lexicon: &Lexicon, choices: &mut [Choice], totals: Totals) -> Vec<u8> {
+    pub(crate) fn whole(
+        &self,
+        lexicon: &Lexicon,
+        choices: &mut [Choice],
+        totals: Totals,
+    ) -> Vec<u8> {
         let deltas: Vec<Delta> = choices.iter_mut().map(Choice::take).collect();
         let pairs = || choices.iter().zip(&deltas);
         let usage = Some(Some(totals));
         match self.shape.dialect {
             Dialect::Completion => {
-                let choices = pairs().map(|(choice, delta)| self.completion(lexicon, choice, delta, true)).collect();
+                let choices = pairs()
+                    .map(|(choice, delta)| self.completion(lexicon, choice, delta, true))
+                    .collect();
                 self.bytes("text_completion", choices, usage)
             }
             Dialect::Chat => {
-                let message = |delta| Some(Message { role: Some("assistant"), content: Some(text_of(delta)) });
+                let message = |delta| {
+                    Some(Message { role: Some("assistant"), content: Some(text_of(delta)) })
+                };
                 let one = |(choice, delta)| ChatChoice {
                     message: message(delta),
                     ..self.chat(lexicon, choice, delta, true, true)
@@ -217,7 +226,14 @@ impl Head {
     }
 
     /// Appends the chunks that tell of `delta`, if there is anything to tell.
-    pub(crate) fn chunks(&self, lexicon: &Lexicon, choice: &Choice, delta: &Delta, first: bool, to: &mut Vec<u8>) {
+    pub(crate) fn chunks(
+        &self,
+        lexicon: &Lexicon,
+        choice: &Choice,
+        delta: &Delta,
+        first: bool,
+        to: &mut Vec<u8>,
+    ) {
         let shape = &self.shape;
         let reported = shape.top.is_some() || shape.token_ids || shape.depths;
         let news = !delta.text.is_empty() || (reported && !delta.entries.is_empty());
@@ -232,13 +248,19 @@ impl Head {
                 let object = "chat.completion.chunk";
                 if news {
                     let content = Some(Message { role: None, content: Some(text_of(delta)) });
-                    let chunk = ChatChoice { delta: content, ..self.chat(lexicon, choice, delta, false, false) };
+                    let chunk = ChatChoice {
+                        delta: content,
+                        ..self.chat(lexicon, choice, delta, false, false)
+                    };
                     line(to, &self.bytes(object, vec![chunk], usage()));
                 }
                 if delta.end.is_some() {
                     let nothing = Delta { end: delta.end.clone(), ..Delta::default() };
                     let empty = Some(Message { role: None, content: None });
-                    let mut chunk = ChatChoice { delta: empty, ..self.chat(lexicon, choice, &nothing, false, true) };
+                    let mut chunk = ChatChoice {
+                        delta: empty,
+                        ..self.chat(lexicon, choice, &nothing, false, true)
+                    };
                     chunk.logprobs = None;
                     chunk.more.token_ids = None;
                     line(to, &self.bytes(object, vec![chunk], usage()));
@@ -251,9 +273,13 @@ impl Head {
     pub(crate) fn role(&self, lexicon: &Lexicon, choice: &Choice, to: &mut Vec<u8>) {
         let nothing = Delta::default();
         let message = Some(Message { role: Some("assistant"), content: Some("") });
-        let mut chunk = ChatChoice { delta: message, ..self.chat(lexicon, choice, &nothing, true, false) };
+        let mut chunk =
+            ChatChoice { delta: message, ..self.chat(lexicon, choice, &nothing, true, false) };
         (chunk.logprobs, chunk.more.token_ids, chunk.more.lathe) = (None, None, None);
-        line(to, &self.bytes("chat.completion.chunk", vec![chunk], self.include_usage.then_some(None)));
+        line(
+            to,
+            &self.bytes("chat.completion.chunk", vec![chunk], self.include_usage.then_some(None)),
+        );
     }
 
     /// The chunk with the usage and no choice.
@@ -312,13 +338,22 @@ impl Head {
         let (finish_reason, stop_reason) = reasons(delta.end.as_ref().filter(|_| last));
         let logprobs = self.shape.top.map(|k| self.content(lexicon, &delta.entries, k));
         let more = self.more(choice, delta, first, last);
-        ChatChoice { index: choice.index, message: None, delta: None, logprobs, finish_reason, stop_reason, more }
+        ChatChoice {
+            index: choice.index,
+            message: None,
+            delta: None,
+            logprobs,
+            finish_reason,
+            stop_reason,
+            more,
+        }
     }
 
     fn more<'d>(&self, choice: &'d Choice, delta: &'d Delta, first: bool, last: bool) -> More<'d> {
         let generated = || delta.entries.iter().filter(|entry| !entry.of_prompt);
         let depths = delta.entries.iter().map(|entry| entry.depth).collect();
-        let mean = (last && choice.generated > 0).then(|| choice.depth_sum as f64 / choice.generated as f64);
+        let mean = (last && choice.generated > 0)
+            .then(|| choice.depth_sum as f64 / choice.generated as f64);
         More {
             prompt_token_ids: (self.shape.token_ids && first).then_some(&choice.prompt.ids),
             token_ids: self.shape.token_ids.then(|| generated().map(|entry| entry.id).collect()),

@@ -6,7 +6,7 @@ use crate::fields::{Checked, bias, check};
 use crate::json::Json;
 use crate::state::State;
 use crate::tables;
-use scheduler::{Dial, Sampling};
+use scheduler::{DepthOptions, SamplingParams};
 use std::sync::Arc;
 
 /// Which of the two ways to ask.
@@ -42,7 +42,8 @@ pub(crate) struct Shape {
     pub(crate) stop_ids: Vec<u32>,
     /// Those of `stop_ids` that are the model's own.
     pub(crate) eos: Vec<u32>,
-    /// Whether prompts have to be scored: their log-probabilities or depths are shown, or nothing else is asked for.
+    /// Whether prompts have to be scored: their log-probabilities or depths are shown, or nothing
+    /// else is asked for.
     pub(crate) prompt_scores: bool,
 }
 
@@ -51,8 +52,8 @@ pub(crate) struct Shape {
 pub(crate) struct Ask {
     pub(crate) prompts: Vec<Arc<Prompt>>,
     pub(crate) n: usize,
-    pub(crate) sampling: Sampling,
-    pub(crate) dial: Dial,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) depth_options: DepthOptions,
     pub(crate) shape: Arc<Shape>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
@@ -84,10 +85,12 @@ pub(crate) fn read(state: &State, dialect: Dialect, body: &[u8]) -> Result<Ask, 
     Ok(Ask {
         n,
         sampling: sampling(state, &request),
-        dial: dial(&request)?,
+        depth_options: depth_options(&request)?,
         shape: Arc::new(shape),
         stream: request.flag("stream", false),
-        include_usage: request.object("stream_options").is_some_and(|o| o.flag("include_usage", false)),
+        include_usage: request
+            .object("stream_options")
+            .is_some_and(|o| o.flag("include_usage", false)),
         ignored: request.ignored,
         prompts: prompts.into_iter().map(Arc::new).collect(),
     })
@@ -96,7 +99,9 @@ pub(crate) fn read(state: &State, dialect: Dialect, body: &[u8]) -> Result<Ask, 
 /// # Errors
 /// 400 for a body that is no JSON.
 pub(crate) fn parse(body: &[u8]) -> Result<Json, ApiError> {
-    Json::parse(body).map_err(|e| ApiError::new(400, format!("the body is no valid JSON: {e}")).code("invalid_json"))
+    Json::parse(body).map_err(|e| {
+        ApiError::new(400, format!("the body is no valid JSON: {e}")).code("invalid_json")
+    })
 }
 
 /// # Errors
@@ -109,7 +114,11 @@ pub(crate) fn check_model(state: &State, request: &Checked<'_>) -> Result<(), Ap
 }
 
 pub(crate) fn unknown_model(state: &State, name: &str) -> ApiError {
-    let message = format!("the model `{}` is not served here; `{}` is", crate::json::cut(name), state.facts.id);
+    let message = format!(
+        "the model `{}` is not served here; `{}` is",
+        crate::json::cut(name),
+        state.facts.id
+    );
     ApiError::new(404, message).code("model_not_found")
 }
 
@@ -117,14 +126,25 @@ fn check_relations(dialect: Dialect, request: &Checked<'_>, n: usize) -> Result<
     if let (Dialect::Completion, Some(best)) = (dialect, request.count("best_of"))
         && best != n
     {
-        let message = format!("`best_of` is {best}, expected the same as `n`, {n}: this server ranks no answers");
+        let message = format!(
+            "`best_of` is {best}, expected the same as `n`, {n}: this server ranks no answers"
+        );
         return Err(ApiError::field("best_of", message).code("unsupported"));
     }
     if request.get("stream_options").is_some() && !request.flag("stream", false) {
-        return Err(ApiError::field("stream_options", "`stream_options` is set without `stream`; set both or none"));
+        return Err(ApiError::field(
+            "stream_options",
+            "`stream_options` is set without `stream`; set both or none",
+        ));
     }
-    if dialect == Dialect::Chat && request.count("top_logprobs").unwrap_or(0) > 0 && !request.flag("logprobs", false) {
-        return Err(ApiError::field("top_logprobs", "`top_logprobs` is set without `logprobs`; set both or none"));
+    if dialect == Dialect::Chat
+        && request.count("top_logprobs").unwrap_or(0) > 0
+        && !request.flag("logprobs", false)
+    {
+        return Err(ApiError::field(
+            "top_logprobs",
+            "`top_logprobs` is set without `logprobs`; set both or none",
+        ));
     }
     Ok(())
 }
@@ -132,11 +152,15 @@ fn check_relations(dialect: Dialect, request: &Checked<'_>, n: usize) -> Result<
 fn shape(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Shape, ApiError> {
     let top = match dialect {
         Dialect::Completion => request.count("logprobs"),
-        Dialect::Chat => request.flag("logprobs", false).then(|| request.count("top_logprobs").unwrap_or(0)),
+        Dialect::Chat => {
+            request.flag("logprobs", false).then(|| request.count("top_logprobs").unwrap_or(0))
+        }
     };
     let stops = match request.get("stop") {
         Some(Json::Text(text)) => vec![text.clone()],
-        Some(Json::List(items)) => items.iter().filter_map(Json::as_text).map(str::to_owned).collect(),
+        Some(Json::List(items)) => {
+            items.iter().filter_map(Json::as_text).map(str::to_owned).collect()
+        }
         _ => Vec::new(),
     };
     let eos = match request.flag("ignore_eos", false) {
@@ -167,13 +191,15 @@ fn shape(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Shape
     })
 }
 
-fn sampling(state: &State, request: &Checked<'_>) -> Sampling {
+fn sampling(state: &State, request: &Checked<'_>) -> SamplingParams {
     let number = |name: &str, default: f32| request.number(name).map_or(default, |v| v as f32);
     let bias = match request.get("logit_bias") {
-        Some(Json::Map(entries)) => entries.iter().filter_map(|entry| bias(entry, &state.bounds)).collect(),
+        Some(Json::Map(entries)) => {
+            entries.iter().filter_map(|entry| bias(entry, &state.bounds)).collect()
+        }
         _ => Vec::new(),
     };
-    Sampling {
+    SamplingParams {
         temperature: number("temperature", 1.0),
         top_k: request.count("top_k").unwrap_or(0),
         top_p: number("top_p", 1.0),
@@ -187,21 +213,31 @@ fn sampling(state: &State, request: &Checked<'_>) -> Sampling {
     }
 }
 
-fn dial(request: &Checked<'_>) -> Result<Dial, ApiError> {
+fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
     let Some(lathe) = request.object("lathe") else {
-        return Ok(Dial::default());
+        return Ok(DepthOptions::default());
     };
     let depth = |name: &str| lathe.int(name).and_then(|v| u32::try_from(v).ok());
     let (max_depth, min_depth) = (depth("max_depth"), depth("min_depth").unwrap_or(0));
     if let Some(most) = max_depth.filter(|&most| most < min_depth) {
-        let message = format!("`lathe.min_depth` is {min_depth}, expected at most `lathe.max_depth`, {most}");
+        let message =
+            format!("`lathe.min_depth` is {min_depth}, expected at most `lathe.max_depth`, {most}");
         return Err(ApiError::field("lathe.min_depth", message));
     }
     let mean_depth = lathe.number("mean_depth_budget").map(|v| v as f32);
-    Ok(Dial { max_depth, min_depth, threshold: lathe.number("threshold").unwrap_or(0.0) as f32, mean_depth })
+    Ok(DepthOptions {
+        max_depth,
+        min_depth,
+        threshold: lathe.number("threshold").unwrap_or(0.0) as f32,
+        mean_depth,
+    })
 }
 
-fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(
+    state: &State,
+    dialect: Dialect,
+    request: &Checked<'_>,
+) -> Result<Vec<Prompt>, ApiError> {
     if dialect == Dialect::Chat {
         let text = chat::prompt(state, request)?;
         let add = request.flag("add_special_tokens", false);
@@ -227,9 +263,10 @@ fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec
         other => Err(ApiError::value("prompt", other, "a string or token ids")),
     };
     match request.get("prompt") {
-        Some(Json::Ids(ids)) if ids.is_empty() => {
-            Err(ApiError::field("prompt", "`prompt` is an empty list, expected at least one prompt"))
-        }
+        Some(Json::Ids(ids)) if ids.is_empty() => Err(ApiError::field(
+            "prompt",
+            "`prompt` is an empty list, expected at least one prompt",
+        )),
         Some(Json::List(items)) => items.iter().map(one).collect(),
         Some(item) => Ok(vec![one(item)?]),
         None => Err(ApiError::field("prompt", "`prompt` is missing")),
@@ -240,7 +277,13 @@ fn prompts(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Vec
 ///
 /// # Errors
 /// 400 for a text that cannot fit, or that the vocabulary cannot spell.
-pub(crate) fn encode(state: &State, text: &str, add: bool, most: usize, field: &str) -> Result<Vec<u32>, ApiError> {
+pub(crate) fn encode(
+    state: &State,
+    text: &str,
+    add: bool,
+    most: usize,
+    field: &str,
+) -> Result<Vec<u32>, ApiError> {
     let mut ids = Vec::new();
     ids.extend(state.lexicon.text.bos.filter(|_| add && state.lexicon.text.add_bos));
     ids.extend(state.lexicon.encode(text, most, field)?);
@@ -263,7 +306,9 @@ fn fit(
     }
     if ids.is_empty() {
         let Some(bos) = state.lexicon.text.bos else {
-            let message = format!("`{field}` is empty, expected at least one token: the model has no begin token");
+            let message = format!(
+                "`{field}` is empty, expected at least one token: the model has no begin token"
+            );
             return Err(ApiError::field(field, message));
         };
         ids.push(bos);
@@ -281,7 +326,9 @@ fn fit(
     }
     let min_tokens = request.count("min_tokens").unwrap_or(0);
     if min_tokens > max_tokens {
-        let message = format!("`min_tokens` is {min_tokens}, expected at most the number of new tokens, {max_tokens}");
+        let message = format!(
+            "`min_tokens` is {min_tokens}, expected at most the number of new tokens, {max_tokens}"
+        );
         return Err(ApiError::field("min_tokens", message));
     }
     Ok(Prompt { ids, added_bos, max_tokens })

@@ -2,10 +2,12 @@
 
 use scheduler::{Gauges, Refusal, Request, Sink};
 
-/// An engine that continues and scores token sequences. Every call returns at once; results arrive at the sink.
+/// An engine that continues and scores token sequences. Every call returns at once; results arrive
+/// at the sink.
 pub trait Backend: Send + Sync + 'static {
-    /// Takes a request into the queue. Every event goes to `sink`, the last one is [`scheduler::Event::Done`]; a sink
-    /// that is dropped without it tells the client of an internal error (or, after [`Backend::cancel`], nothing).
+    /// Takes a request into the queue. Every event goes to `sink`, the last one is
+    /// [`scheduler::Event::Done`]; a sink that is dropped without it tells the client of an
+    /// internal error (or, after [`Backend::cancel`], nothing).
     ///
     /// # Errors
     /// The queue is full, the engine is draining, or the request makes no sense for the model.

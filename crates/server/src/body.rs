@@ -38,13 +38,19 @@ pub(crate) async fn read(call: &mut Call) -> Result<Vec<u8>, ApiError> {
 }
 
 fn check_type(call: &Call) -> Result<(), ApiError> {
-    let value = call.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value = call
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let media = value.split(';').next().unwrap_or_default().trim();
     if media.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     let found = crate::json::cut(media);
-    let message = format!("the content type is `{found}`, expected the header `Content-Type: application/json`");
+    let message = format!(
+        "the content type is `{found}`, expected the header `Content-Type: application/json`"
+    );
     Err(ApiError::new(415, message).code("content_type"))
 }
 
@@ -55,7 +61,8 @@ async fn collect(body: &mut Incoming, limit: usize) -> Result<Vec<u8>, ApiError>
         let Some(frame) = body.frame().await else {
             return Ok(whole);
         };
-        let frame = frame.map_err(|e| ApiError::new(400, format!("the body broke off: {e}")).code("body"))?;
+        let frame = frame
+            .map_err(|e| ApiError::new(400, format!("the body broke off: {e}")).code("body"))?;
         if let Some(data) = frame.data_ref() {
             whole.extend_from_slice(data);
         }
@@ -84,7 +91,12 @@ async fn discard(body: &mut Incoming) {
 ///
 /// # Errors
 /// What `work` refuses; 408 when it takes too long.
-pub(crate) async fn understand<T, F>(state: &Arc<State>, body: Vec<u8>, always: bool, work: F) -> Result<T, ApiError>
+pub(crate) async fn understand<T, F>(
+    state: &Arc<State>,
+    body: Vec<u8>,
+    always: bool,
+    work: F,
+) -> Result<T, ApiError>
 where
     T: Send + 'static,
     F: FnOnce(&State, &[u8]) -> Result<T, ApiError> + Send + 'static,
@@ -97,8 +109,9 @@ where
         ApiError::new(408, message).code("reading")
     };
     let until = tokio::time::Instant::now() + state.settings.reading;
-    let permit =
-        tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned()).await.map_err(|_| late())?;
+    let permit = tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned())
+        .await
+        .map_err(|_| late())?;
     let own = Arc::clone(state);
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;

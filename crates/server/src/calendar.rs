@@ -1,6 +1,7 @@
 //! Dates for chat templates, in UTC.
 
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const DAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -22,7 +23,10 @@ const MONTHS: [&str; 12] = [
 /// A conversion that is not known, or a pattern of more than 256 bytes.
 pub(crate) fn format(seconds: u64, pattern: &str) -> Result<String, String> {
     if pattern.len() > 256 {
-        return Err(format!("strftime_now: a pattern of {} bytes, expected at most 256", pattern.len()));
+        return Err(format!(
+            "strftime_now: a pattern of {} bytes, expected at most 256",
+            pattern.len()
+        ));
     }
     let days = seconds / 86_400;
     let (year, month, day) = civil(days);
@@ -41,7 +45,9 @@ pub(crate) fn format(seconds: u64, pattern: &str) -> Result<String, String> {
             Some('-') => (true, chars.next()),
             other => (false, other),
         };
-        let number = |value: u64, width: usize| if plain { value.to_string() } else { format!("{value:0width$}") };
+        let number = |value: u64, width: usize| {
+            if plain { value.to_string() } else { format!("{value:0width$}") }
+        };
         let text = match code {
             Some('Y') => year.to_string(),
             Some('y') => number(year % 100, 2),
@@ -104,9 +110,19 @@ mod tests {
     fn known_moments() {
         let all = "%Y-%m-%d %H:%M:%S %A %b %j %-d %I%p";
         assert_eq!(format(0, all).unwrap(), "1970-01-01 00:00:00 Thursday Jan 001 1 12AM");
-        assert_eq!(format(951_827_696, all).unwrap(), "2000-02-29 12:34:56 Tuesday Feb 060 29 12PM");
-        assert_eq!(format(1_735_689_599, all).unwrap(), "2024-12-31 23:59:59 Tuesday Dec 366 31 11PM");
+        assert_eq!(
+            format(951_827_696, all).unwrap(),
+            "2000-02-29 12:34:56 Tuesday Feb 060 29 12PM"
+        );
+        assert_eq!(
+            format(1_735_689_599, all).unwrap(),
+            "2024-12-31 23:59:59 Tuesday Dec 366 31 11PM"
+        );
         assert_eq!(format(4_102_444_800, "%F %T %y%%").unwrap(), "2100-01-01 00:00:00 00%");
-        assert!(format(0, "%Q").is_err() && format(0, "%").is_err() && format(0, &"x".repeat(300)).is_err());
+        assert!(
+            format(0, "%Q").is_err()
+                && format(0, "%").is_err()
+                && format(0, &"x".repeat(300)).is_err()
+        );
     }
 }

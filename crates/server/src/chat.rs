@@ -12,7 +12,8 @@ pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant",
 /// The prompt that the template makes of the request's messages.
 ///
 /// # Errors
-/// 400 for messages that are no conversation, for a model without a template, and for what the template refuses.
+/// 400 for messages that are no conversation, for a model without a template, and for what the
+/// template refuses.
 pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, ApiError> {
     let template = match &state.template {
         Some(Ok(template)) => template,
@@ -34,11 +35,19 @@ pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, Api
         _ => &[],
     };
     if items.is_empty() {
-        return Err(ApiError::field("messages", "`messages` is empty, expected at least one message"));
+        return Err(ApiError::field(
+            "messages",
+            "`messages` is empty, expected at least one message",
+        ));
     }
-    let messages = items.iter().enumerate().map(|(at, item)| message(at, item)).collect::<Result<Vec<_>, _>>()?;
+    let messages = items
+        .iter()
+        .enumerate()
+        .map(|(at, item)| message(at, item))
+        .collect::<Result<Vec<_>, _>>()?;
     let continues = request.flag("continue_final_message", false);
-    // Who continues a message cannot open a new one; only an explicit wish for both is a contradiction.
+    // Who continues a message cannot open a new one; only an explicit wish for both is a
+    // contradiction.
     if continues && request.get("add_generation_prompt") == Some(&Json::Bool(true)) {
         let message = "`continue_final_message` and `add_generation_prompt` exclude each other; set one of them";
         return Err(ApiError::field("continue_final_message", message));
@@ -55,24 +64,29 @@ pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, Api
         documents: None,
     };
     let text = template.render(&scene, request.get("chat_template_kwargs")).map_err(|e| {
-        ApiError::field("messages", format!("the model's chat template refused the messages: {e}")).code("template")
+        ApiError::field("messages", format!("the model's chat template refused the messages: {e}"))
+            .code("template")
     })?;
     if continues { open(text, &messages) } else { Ok(text) }
 }
 
 /// `text` up to the end of the last message's content.
 fn open(mut text: String, messages: &[Json]) -> Result<String, ApiError> {
-    let content = messages.last().and_then(|m| m.get("content")).and_then(Json::as_text).unwrap_or_default();
+    let content =
+        messages.last().and_then(|m| m.get("content")).and_then(Json::as_text).unwrap_or_default();
     let trimmed = content.trim();
-    let end =
-        text.rfind(content).map(|at| at + content.len()).or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
+    let end = text
+        .rfind(content)
+        .map(|at| at + content.len())
+        .or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
     match end {
         Some(end) if !trimmed.is_empty() => {
             text.truncate(end);
             Ok(text)
         }
         _ => {
-            let message = "the last message is empty or the template changes it, so it cannot be continued";
+            let message =
+                "the last message is empty or the template changes it, so it cannot be continued";
             Err(ApiError::field("continue_final_message", message))
         }
     }
@@ -88,12 +102,16 @@ fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
         let expected = format!("one of {}", ROLES.join(", "));
         return Err(ApiError::value(&format!("messages[{at}].role"), role, &expected));
     }
-    let mut entries: Vec<(String, Json)> = entries.iter().filter(|(_, v)| *v != Json::Null).cloned().collect();
+    let mut entries: Vec<(String, Json)> =
+        entries.iter().filter(|(_, v)| *v != Json::Null).cloned().collect();
     for unsupported in ["tool_calls", "function_call", "audio"] {
-        let found = item.get(unsupported).filter(|v| !matches!(v, Json::Null) && **v != Json::Ids(Vec::new()));
+        let found = item
+            .get(unsupported)
+            .filter(|v| !matches!(v, Json::Null) && **v != Json::Ids(Vec::new()));
         if let Some(found) = found {
             let name = format!("messages[{at}].{unsupported}");
-            return Err(ApiError::value(&name, found, "nothing: this server does not support it").code("unsupported"));
+            return Err(ApiError::value(&name, found, "nothing: this server does not support it")
+                .code("unsupported"));
         }
     }
     let text = content(at, item.get("content").unwrap_or(&Json::Null))?;
@@ -111,10 +129,15 @@ fn content(at: usize, content: &Json) -> Result<String, ApiError> {
         Json::List(parts) => {
             let texts = parts.iter().enumerate().map(|(part_at, part)| {
                 let text = part.get("text").and_then(Json::as_text);
-                text.filter(|_| part.get("type").and_then(Json::as_text) == Some("text")).ok_or_else(|| {
-                    let name = format!("messages[{at}].content[{part_at}]");
-                    ApiError::value(&name, part, "{\"type\":\"text\",\"text\":...}: this server takes text only")
-                })
+                text.filter(|_| part.get("type").and_then(Json::as_text) == Some("text"))
+                    .ok_or_else(|| {
+                        let name = format!("messages[{at}].content[{part_at}]");
+                        ApiError::value(
+                            &name,
+                            part,
+                            "{\"type\":\"text\",\"text\":...}: this server takes text only",
+                        )
+                    })
             });
             Ok(texts.collect::<Result<Vec<&str>, _>>()?.join("\n"))
         }

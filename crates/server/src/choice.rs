@@ -1,4 +1,5 @@
-//! One sequence on its way to the client: tokens in, text and scores out, the same for streams and whole answers.
+//! One sequence on its way to the client: tokens in, text and scores out, the same for streams and
+//! whole answers.
 
 use crate::ask::{Prompt, Shape};
 use crate::error::ApiError;
@@ -168,7 +169,9 @@ impl Choice {
                 Ok(Next::GoOn)
             }
             Event::Prompt(scores) => self.scores(scores),
-            Event::Token(_) if self.scores_due => Err(ApiError::internal("the engine left out the prompt's scores")),
+            Event::Token(_) if self.scores_due => {
+                Err(ApiError::internal("the engine left out the prompt's scores"))
+            }
             Event::Token(token) => self.token(token),
         }
     }
@@ -206,7 +209,9 @@ impl Choice {
             if at == 0 {
                 (entry.score, entry.top) = (None, Vec::new());
             } else if self.shape.top.is_some() && entry.score.is_none() {
-                return Err(ApiError::internal("the engine left out a log-probability of the prompt"));
+                return Err(ApiError::internal(
+                    "the engine left out a log-probability of the prompt",
+                ));
             }
             self.out.entries.push(entry);
         }
@@ -273,7 +278,8 @@ impl Choice {
         self.usage = done.usage;
         // How far the engine ran past a stop string is chance, and not what was asked for.
         self.usage.recursion_steps = self.usage.recursion_steps.saturating_sub(self.beyond.1);
-        self.usage.dense_steps = self.usage.dense_steps.saturating_sub(self.beyond.0 * u64::from(self.recursions));
+        self.usage.dense_steps =
+            self.usage.dense_steps.saturating_sub(self.beyond.0 * u64::from(self.recursions));
         self.over = true;
         if self.end.is_none() {
             if self.scores_due && matches!(done.finish, Finish::Stop(_) | Finish::Length) {
@@ -318,10 +324,12 @@ fn entry(token: TokenOut, offset: usize, top: Option<usize>) -> Result<Entry, Ap
     let Scored { id, log_probability, top: mut likely } = token.scored;
     let numbers = log_probability.iter().chain(likely.iter().map(|(_, value)| value));
     if numbers.into_iter().any(|value| value.is_nan() || *value == f32::INFINITY) {
-        return Err(ApiError::internal(format!("the log-probability of token {id} is no number")).code("nan"));
+        return Err(ApiError::internal(format!("the log-probability of token {id} is no number"))
+            .code("nan"));
     }
     match top {
-        // The most likely token is always there, so that clients can see whether the chosen one was it.
+        // The most likely token is always there, so that clients can see whether the chosen one was
+        // it.
         Some(k) => likely.truncate(k.max(1)),
         None => likely.clear(),
     }
@@ -336,7 +344,8 @@ mod tests {
     use crate::lexicon::Text;
     use data::Tokenizer;
 
-    /// A vocabulary in the manner of SentencePiece: the space is part of the word, bytes stand for what is missing.
+    /// A vocabulary in the manner of SentencePiece: the space is part of the word, bytes stand for
+    /// what is missing.
     fn lexicon() -> Lexicon {
         let mut vocab = serde_json::Map::new();
         let words = [
@@ -353,7 +362,10 @@ mod tests {
             "s",
             "!",
         ];
-        words.iter().zip(0u32..).for_each(|(word, id)| drop(vocab.insert((*word).to_owned(), id.into())));
+        words
+            .iter()
+            .zip(0u32..)
+            .for_each(|(word, id)| drop(vocab.insert((*word).to_owned(), id.into())));
         let special = |id: u32, content: &str| {
             serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false })
@@ -370,7 +382,14 @@ mod tests {
             "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
         });
         let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
-        Lexicon::new(Text { tokenizer, bos: Some(1), eos: vec![2], pad: None, add_bos: true, chat_template: None })
+        Lexicon::new(Text {
+            tokenizer,
+            bos: Some(1),
+            eos: vec![2],
+            pad: None,
+            add_bos: true,
+            chat_template: None,
+        })
     }
 
     fn shape(echo: bool, stops: &[&str]) -> Shape {
@@ -412,7 +431,8 @@ mod tests {
 
     #[test]
     fn a_continuation_begins_with_its_space() {
-        let (texts, end) = run(&mut choice(shape(false, &[])), &[8, 9, 10, 3, 4, 5, 6, 2], Finish::Stop(2));
+        let (texts, end) =
+            run(&mut choice(shape(false, &[])), &[8, 9, 10, 3, 4, 5, 6, 2], Finish::Stop(2));
         assert_eq!(texts.concat(), " the cats\u{1F600}");
         assert_eq!(end, Some(End::Eos));
         let (texts, _) = run(&mut choice(shape(true, &[])), &[8], Finish::Length);
@@ -435,7 +455,10 @@ mod tests {
         let (texts, end) = run(&mut choice, &[8, 9, 10, 9, 9], Finish::Cancelled);
         assert_eq!(texts, [" the", " ", "", "", "", ""]);
         assert_eq!(end, Some(End::StopText("cats".to_owned())));
-        assert_eq!((choice.generated, choice.usage.recursion_steps, choice.usage.dense_steps), (3, 16, 24));
+        assert_eq!(
+            (choice.generated, choice.usage.recursion_steps, choice.usage.dense_steps),
+            (3, 16, 24)
+        );
     }
 
     #[test]

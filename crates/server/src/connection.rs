@@ -86,7 +86,8 @@ impl Conn {
         let allowed = match now.stage {
             Stage::Idle => settings.keep_alive,
             Stage::Head => settings.header_read,
-            // The request itself notices first and tells the client; this is for one that takes no answer.
+            // The request itself notices first and tells the client; this is for one that takes no
+            // answer.
             Stage::Body => settings.body_read + Duration::from_secs(3),
             Stage::Busy => settings.deadline + settings.reading + settings.slow_reader,
         };
@@ -114,7 +115,8 @@ impl Registry {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for a connection, made if need be by closing the one that has waited longest without a whole request.
+    /// Room for a connection, made if need be by closing the one that has waited longest without a
+    /// whole request.
     fn admit(&self, most: usize, id: u64, conn: &Arc<Conn>) -> bool {
         let mut open = self.open();
         let doomed = |conn: &Conn| conn.now().doomed;
@@ -123,7 +125,8 @@ impl Registry {
                 let now = conn.now();
                 !now.doomed && now.stage != Stage::Busy
             };
-            let Some(oldest) = open.values().filter(waits).min_by_key(|conn| conn.now().since) else {
+            let Some(oldest) = open.values().filter(waits).min_by_key(|conn| conn.now().since)
+            else {
                 return false;
             };
             oldest.now().doomed = true;
@@ -183,12 +186,14 @@ pub(crate) async fn converse(state: Arc<State>, registry: Arc<Registry>, stream:
 }
 
 fn tick(settings: &Settings) -> Duration {
-    let times = [settings.header_read, settings.body_read, settings.keep_alive, settings.slow_reader];
+    let times =
+        [settings.header_read, settings.body_read, settings.keep_alive, settings.slow_reader];
     let shortest = times.into_iter().min().unwrap_or(Duration::from_secs(1));
     (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(500))
 }
 
-/// Whether the client has closed its side. The protocol's own check fails when more bytes follow the request.
+/// Whether the client has closed its side. The protocol's own check fails when more bytes follow
+/// the request.
 async fn hung_up(reader: &OwnedReadHalf) -> bool {
     let mut byte = [0];
     let stream: &TcpStream = reader.as_ref();
@@ -210,8 +215,11 @@ impl Drop for Leave {
 
 /// Tells a client that every connection is at work.
 async fn refuse(stream: TcpStream) {
-    let body = crate::error::ApiError::new(503, "all connections are at work; try again").code("connections").json();
-    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n";
+    let body = crate::error::ApiError::new(503, "all connections are at work; try again")
+        .code("connections")
+        .json();
+    let head =
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n";
     let text = format!("{head}connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (mut reader, mut writer) = stream.into_split();
     let talk = async {
@@ -233,7 +241,11 @@ struct Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let stream: &TcpStream = self.writer.as_ref();
         loop {
             ready!(stream.poll_read_ready(context))?;
@@ -253,7 +265,11 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.writer).poll_write(context, bytes);
         self.conn.wrote(polled.is_ready());
         polled

@@ -49,7 +49,14 @@ pub(crate) const TYPES: [(u16, &str); 11] = [
 
 impl ApiError {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after_s: None, allow: None }
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after_s: None,
+            allow: None,
+        }
     }
 
     /// 400 about a field.
@@ -69,7 +76,8 @@ impl ApiError {
 
     /// 405 for a path that answers another method.
     pub(crate) fn method(allowed: &'static str) -> Self {
-        let error = Self::new(405, format!("this path answers {allowed} only")).code("method_not_allowed");
+        let error =
+            Self::new(405, format!("this path answers {allowed} only")).code("method_not_allowed");
         Self { allow: Some(allowed), ..error }
     }
 
@@ -103,18 +111,27 @@ impl ApiError {
     }
 
     pub(crate) fn kind(&self) -> &'static str {
-        TYPES.iter().find(|(status, _)| *status == self.status).map_or("internal_error", |(_, kind)| kind)
+        TYPES
+            .iter()
+            .find(|(status, _)| *status == self.status)
+            .map_or("internal_error", |(_, kind)| kind)
     }
 
     /// The body.
     pub(crate) fn json(&self) -> String {
-        let inner = Inner { message: &self.message, kind: self.kind(), param: self.param.as_deref(), code: self.code };
+        let inner = Inner {
+            message: &self.message,
+            kind: self.kind(),
+            param: self.param.as_deref(),
+            code: self.code,
+        };
         serde_json::to_string(&Envelope { error: inner }).unwrap_or_default()
     }
 
     pub(crate) fn response(&self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.json()));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after_s {

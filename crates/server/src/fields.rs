@@ -1,4 +1,5 @@
-//! What a field of a request may be. One description drives the checks and `/openapi.json`, so that they cannot differ.
+//! What a field of a request may be. One description drives the checks and `/openapi.json`, so that
+//! they cannot differ.
 
 use crate::error::ApiError;
 use crate::json::{Json, cut};
@@ -133,11 +134,18 @@ impl<'j> Checked<'j> {
 ///
 /// # Errors
 /// The first field that is wrong, in the order of the request.
-pub(crate) fn check<'j>(object: &'j Json, fields: &[Field], bounds: &Bounds) -> Result<Checked<'j>, ApiError> {
+pub(crate) fn check<'j>(
+    object: &'j Json,
+    fields: &[Field],
+    bounds: &Bounds,
+) -> Result<Checked<'j>, ApiError> {
     let mut ignored = Vec::new();
     check_object(object, fields, bounds, "", &mut ignored)?;
     if let (true, Some(name)) = (bounds.strict, ignored.first()) {
-        let message = format!("`{}` is no field of this request, and this server is strict about it", cut(name));
+        let message = format!(
+            "`{}` is no field of this request, and this server is strict about it",
+            cut(name)
+        );
         return Err(ApiError::field(name, message).code("unknown_field"));
     }
     Ok(Checked { object, ignored })
@@ -163,10 +171,17 @@ fn check_object(
         }
     }
     let required = |field: &&Field| matches!(field.support, Support::Required);
-    match fields.iter().filter(required).find(|f| object.get(f.name).is_none_or(|value| *value == Json::Null)) {
+    match fields
+        .iter()
+        .filter(required)
+        .find(|f| object.get(f.name).is_none_or(|value| *value == Json::Null))
+    {
         Some(field) => {
             let name = format!("{path}{}", field.name);
-            Err(ApiError::field(&name, format!("`{name}` is missing, expected {}", expected(field.kind, bounds))))
+            Err(ApiError::field(
+                &name,
+                format!("`{name}` is missing, expected {}", expected(field.kind, bounds)),
+            ))
         }
         None => Ok(()),
     }
@@ -186,7 +201,9 @@ fn check_field(
         }
         let expected = match texts {
             [] => "nothing: this server does not support it".to_owned(),
-            texts => format!("nothing or {}: this server does not support more", texts.join(" or ")),
+            texts => {
+                format!("nothing or {}: this server does not support more", texts.join(" or "))
+            }
         };
         return Err(ApiError::value(name, value, &expected).code("unsupported"));
     }
@@ -202,7 +219,9 @@ fn check_field(
 fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
     match kind {
         Kind::Bool => matches!(value, Json::Bool(_)),
-        Kind::Int(low, high) => value.as_int().is_some_and(|v| low.get(bounds) <= v && v <= high.get(bounds)),
+        Kind::Int(low, high) => {
+            value.as_int().is_some_and(|v| low.get(bounds) <= v && v <= high.get(bounds))
+        }
         Kind::Number(low, high, open) => {
             value.as_number().is_some_and(|v| (if open { v > low } else { v >= low }) && v <= high)
         }
@@ -212,13 +231,16 @@ fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
             Json::List(items) => {
                 let all = |same: fn(&Json) -> bool| items.iter().all(same);
                 items.len() <= bounds.limits.prompts
-                    && (all(|item| matches!(item, Json::Text(_))) || all(|item| matches!(item, Json::Ids(_))))
+                    && (all(|item| matches!(item, Json::Text(_)))
+                        || all(|item| matches!(item, Json::Ids(_))))
             }
             _ => false,
         },
         Kind::Ids(most) => matches!(value, Json::Ids(ids) if ids.len() as i64 <= most.get(bounds)),
         Kind::Stop => {
-            let fine = |item: &Json| item.as_text().is_some_and(|s| (1..=bounds.limits.stop_bytes).contains(&s.len()));
+            let fine = |item: &Json| {
+                item.as_text().is_some_and(|s| (1..=bounds.limits.stop_bytes).contains(&s.len()))
+            };
             match value {
                 Json::Ids(ids) => ids.is_empty(),
                 Json::List(items) => items.len() <= bounds.limits.stops && items.iter().all(fine),
@@ -227,11 +249,14 @@ fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
         }
         Kind::Bias => match value {
             Json::Map(entries) => {
-                entries.len() <= bounds.limits.logit_bias && entries.iter().all(|entry| bias(entry, bounds).is_some())
+                entries.len() <= bounds.limits.logit_bias
+                    && entries.iter().all(|entry| bias(entry, bounds).is_some())
             }
             _ => false,
         },
-        Kind::Messages => matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Map(_)))),
+        Kind::Messages => {
+            matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Map(_))))
+        }
         Kind::Open | Kind::Object(_) => matches!(value, Json::Map(_)),
         Kind::Any => true,
     }
@@ -239,7 +264,10 @@ fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
 
 /// One entry of `logit_bias` as numbers.
 pub(crate) fn bias((key, value): &(String, Json), bounds: &Bounds) -> Option<(u32, f32)> {
-    let id: u32 = key.parse().ok().filter(|id: &u32| id.to_string() == *key && (*id as usize) < bounds.vocab)?;
+    let id: u32 = key
+        .parse()
+        .ok()
+        .filter(|id: &u32| id.to_string() == *key && (*id as usize) < bounds.vocab)?;
     let value = value.as_number().filter(|v| (-100.0..=100.0).contains(v))?;
     Some((id, value as f32))
 }
@@ -250,20 +278,32 @@ pub(crate) fn expected(kind: Kind, bounds: &Bounds) -> String {
     let last = bounds.vocab.saturating_sub(1);
     match kind {
         Kind::Bool => "true or false".to_owned(),
-        Kind::Int(low, high) => format!("an integer from {} to {}", low.get(bounds), high.get(bounds)),
+        Kind::Int(low, high) => {
+            format!("an integer from {} to {}", low.get(bounds), high.get(bounds))
+        }
         Kind::Number(low, high, true) => format!("a number above {low}, at most {high}"),
         Kind::Number(low, high, false) => format!("a number from {low} to {high}"),
         Kind::Text => "a string".to_owned(),
         Kind::Prompt => {
-            format!("a string, token ids from 0 to {last}, or a list of at most {} of either", limits.prompts)
+            format!(
+                "a string, token ids from 0 to {last}, or a list of at most {} of either",
+                limits.prompts
+            )
         }
-        Kind::Ids(most) => format!("a list of at most {} token ids from 0 to {last}", most.get(bounds)),
+        Kind::Ids(most) => {
+            format!("a list of at most {} token ids from 0 to {last}", most.get(bounds))
+        }
         Kind::Stop => {
-            format!("a string of 1 to {} bytes, or a list of at most {} such", limits.stop_bytes, limits.stops)
+            format!(
+                "a string of 1 to {} bytes, or a list of at most {} such",
+                limits.stop_bytes, limits.stops
+            )
         }
         Kind::Bias => {
             let most = limits.logit_bias;
-            format!("an object of at most {most} token ids from 0 to {last}, with numbers from -100 to 100")
+            format!(
+                "an object of at most {most} token ids from 0 to {last}, with numbers from -100 to 100"
+            )
         }
         Kind::Messages => "a list of messages".to_owned(),
         Kind::Open | Kind::Object(_) => "an object".to_owned(),

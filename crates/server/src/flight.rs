@@ -1,11 +1,12 @@
-//! A request in the engine: submitted as a whole, heard until its end, cancelled when nobody waits for it.
+//! A request in the engine: submitted as a whole, heard until its end, cancelled when nobody waits
+//! for it.
 
 use crate::ask::Ask;
 use crate::choice::{Choice, Next};
 use crate::error::ApiError;
 use crate::metrics::Shed;
 use crate::state::{Active, Phase, State, reached};
-use scheduler::{Event, Finish, Offer, Refusal, Request, Sampling, Sink};
+use scheduler::{Event, Finish, Offer, Refusal, Request, SamplingParams, Sink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -129,11 +130,20 @@ impl Flight {
     /// Submits all sequences of `ask`, or none.
     ///
     /// # Errors
-    /// 429 when the queue is full, 503 when the engine is draining, 400 for what the engine refuses.
-    pub(crate) fn launch(state: &Arc<State>, ask: &Ask, active: Active, begun: Instant) -> Result<Self, ApiError> {
+    /// 429 when the queue is full, 503 when the engine is draining, 400 for what the engine
+    /// refuses.
+    pub(crate) fn launch(
+        state: &Arc<State>,
+        ask: &Ask,
+        active: Active,
+        begun: Instant,
+    ) -> Result<Self, ApiError> {
         let (to, from) = mpsc::unbounded_channel();
         let left = state.settings.deadline.saturating_sub(begun.elapsed());
-        let deadline = state.backend.now_us().saturating_add(u64::try_from(left.as_micros()).unwrap_or(u64::MAX));
+        let deadline = state
+            .backend
+            .now_us()
+            .saturating_add(u64::try_from(left.as_micros()).unwrap_or(u64::MAX));
         let mut flight = Self {
             choices: Vec::with_capacity(ask.prompts.len() * ask.n),
             n: ask.n,
@@ -151,7 +161,13 @@ impl Flight {
                 let index = flight.choices.len();
                 let shape = Arc::clone(&ask.shape);
                 let recursions = state.facts.recursions;
-                flight.choices.push(Choice::new(index, Arc::clone(prompt), shape, &state.lexicon, recursions));
+                flight.choices.push(Choice::new(
+                    index,
+                    Arc::clone(prompt),
+                    shape,
+                    &state.lexicon,
+                    recursions,
+                ));
                 let id = state.id();
                 let feeder = Feeder {
                     state: Arc::clone(state),
@@ -182,7 +198,8 @@ impl Flight {
     /// Waits for news and hands them to the choices. May be dropped while waiting.
     ///
     /// # Errors
-    /// What ends the whole request: an error of the engine, the deadline, the server's end, a client that does not read.
+    /// What ends the whole request: an error of the engine, the deadline, the server's end, a
+    /// client that does not read.
     pub(crate) async fn step(&mut self) -> Result<(), ApiError> {
         let first = tokio::select! {
             biased;
@@ -220,7 +237,9 @@ impl Flight {
 
     fn message(&mut self, message: Message) -> Result<(), ApiError> {
         match message {
-            Message::Slow => Err(ApiError::new(408, "the client did not read its events").code("slow_reader")),
+            Message::Slow => {
+                Err(ApiError::new(408, "the client did not read its events").code("slow_reader"))
+            }
             Message::Lost(index) => {
                 self.guard.live[index] = None;
                 self.choices[index].lost()
@@ -229,8 +248,14 @@ impl Flight {
                 if let Event::Done(done) = &event {
                     self.guard.live[index] = None;
                     if !matches!(done.finish, Finish::Failed(_)) {
-                        self.state.metrics.queued.observe(Duration::from_micros(done.usage.queued_us));
-                        self.state.metrics.prefill.observe(Duration::from_micros(done.usage.prefill_us));
+                        self.state
+                            .metrics
+                            .queued
+                            .observe(Duration::from_micros(done.usage.queued_us));
+                        self.state
+                            .metrics
+                            .prefill
+                            .observe(Duration::from_micros(done.usage.prefill_us));
                     }
                 } else {
                     self.held.fetch_sub(1, Ordering::AcqRel);
@@ -263,8 +288,8 @@ fn request(ask: &Ask, prompt: usize, sample: usize, id: u64, deadline: u64) -> R
         max_tokens: prompt.max_tokens,
         min_tokens: ask.shape.min_tokens,
         stop_ids: ask.shape.stop_ids.clone(),
-        sampling: Sampling { choice: sample as u64, ..ask.sampling.clone() },
-        dial: ask.dial,
+        sampling: SamplingParams { choice: sample as u64, ..ask.sampling.clone() },
+        depth_options: ask.depth_options,
         top: ask.shape.top.map(|k| k.max(1)),
         prompt_scores: ask.shape.prompt_scores,
         priority: 0,

@@ -32,9 +32,12 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     let active = state.enter()?;
     // A template may run for long on few bytes, so that conversations never run here.
     let always = dialect == Dialect::Chat;
-    let ask = body::understand(&state, body, always, move |state, body| ask::read(state, dialect, body)).await?;
+    let ask =
+        body::understand(&state, body, always, move |state, body| ask::read(state, dialect, body))
+            .await?;
     let mut flight = Flight::launch(&state, &ask, active, begun)?;
-    let head = Head::new(&ask, state.random.name(), now(), &state.facts.id, &state.facts.fingerprint);
+    let head =
+        Head::new(&ask, state.random.name(), now(), &state.facts.id, &state.facts.fingerprint);
     let mut response = if ask.stream {
         let mut response = Response::new(Events::body(state, flight, head, status));
         let headers = response.headers_mut();
@@ -50,7 +53,9 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
         state.metrics.usage_completion.add(totals.completion_tokens);
         let bytes = head.whole(&state.lexicon, &mut flight.choices, totals);
         let mut response = Response::new(Body::from(bytes));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -66,6 +71,7 @@ pub(crate) fn ignored(names: &[String]) -> Option<HeaderValue> {
         return None;
     }
     let plain = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-    let names: Vec<String> = names.iter().take(32).map(|n| crate::json::cut(n).chars().map(plain).collect()).collect();
+    let names: Vec<String> =
+        names.iter().take(32).map(|n| crate::json::cut(n).chars().map(plain).collect()).collect();
     HeaderValue::from_str(&names.join(", ")).ok()
 }

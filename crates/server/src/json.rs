@@ -1,4 +1,5 @@
-//! Request bodies as values: duplicate keys refused, depth and number of values bounded, token lists kept compact.
+//! Request bodies as values: duplicate keys refused, depth and number of values bounded, token
+//! lists kept compact.
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -29,7 +30,8 @@ impl Json {
     /// Reads one JSON text.
     ///
     /// # Errors
-    /// A text that is no JSON, has duplicate keys, more than 127 levels, or too many values; says where.
+    /// A text that is no JSON, has duplicate keys, more than 127 levels, or too many values; says
+    /// where.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let budget = Cell::new(MOST_VALUES);
         let mut reader = serde_json::Deserializer::from_slice(bytes);
@@ -41,7 +43,9 @@ impl Json {
     /// The value of a key, if this is an object that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Json> {
         match self {
-            Json::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+            Json::Map(entries) => {
+                entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+            }
             _ => None,
         }
     }
@@ -57,7 +61,9 @@ impl Json {
     pub(crate) fn as_int(&self) -> Option<i64> {
         match *self {
             Json::Int(value) => Some(value),
-            Json::Number(value) if value.fract() == 0.0 && value.abs() < 9.0e15 => Some(value as i64),
+            Json::Number(value) if value.fract() == 0.0 && value.abs() < 9.0e15 => {
+                Some(value as i64)
+            }
             _ => None,
         }
     }
@@ -189,7 +195,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut items: Vec<Json> = Vec::new();
         while let Some(item) = from.next_element_seed(Seed(self.0))? {
             match item {
-                Json::Int(id) if items.is_empty() && u32::try_from(id).is_ok() => ids.push(id as u32),
+                Json::Int(id) if items.is_empty() && u32::try_from(id).is_ok() => {
+                    ids.push(id as u32)
+                }
                 item => {
                     self.charge(1 + ids.len())?;
                     items.extend(ids.drain(..).map(|id| Json::Int(i64::from(id))));
@@ -230,7 +238,10 @@ mod tests {
         let long = Json::Ids((0..1_000_000).collect());
         assert_eq!(long.short().len(), 64);
         assert!(long.short().ends_with("..."));
-        assert_eq!(Json::parse(b"[1,4294967296]").unwrap(), Json::List(vec![Json::Int(1), Json::Int(1 << 32)]));
+        assert_eq!(
+            Json::parse(b"[1,4294967296]").unwrap(),
+            Json::List(vec![Json::Int(1), Json::Int(1 << 32)])
+        );
         assert_eq!(Json::parse(b"7.0").unwrap().as_int(), Some(7));
         assert_eq!(Json::parse(b"7.5").unwrap().as_int(), None);
     }

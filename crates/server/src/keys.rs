@@ -29,7 +29,8 @@ pub(crate) fn allowed(keys: &[String], headers: &HeaderMap) -> bool {
 }
 
 pub(crate) fn refusal() -> ApiError {
-    let message = "a key is needed: send the header `Authorization: Bearer KEY` with a key of this server";
+    let message =
+        "a key is needed: send the header `Authorization: Bearer KEY` with a key of this server";
     ApiError::new(401, message).code("invalid_api_key")
 }
 

@@ -1,4 +1,5 @@
-//! Text and tokens as clients see them: names and bytes of tokens, prompts to ids, ids to pieces of text.
+//! Text and tokens as clients see them: names and bytes of tokens, prompts to ids, ids to pieces of
+//! text.
 
 use crate::error::ApiError;
 use crate::json::cut;
@@ -45,12 +46,14 @@ impl Lexicon {
     pub(crate) fn new(text: Text) -> Self {
         let described: Option<Described> = serde_json::from_str(text.tokenizer.to_json()).ok();
         let kind = described.and_then(|d| d.decoder).map(|k| k.kind);
-        let names = (0..text.tokenizer.vocab_size() as u32).filter_map(|id| text.tokenizer.id_to_token(id));
+        let names =
+            (0..text.tokenizer.vocab_size() as u32).filter_map(|id| text.tokenizer.id_to_token(id));
         let longest = names.map(|name| name.len()).max().unwrap_or(1).max(1);
         Self { byte_level: kind.as_deref() == Some("ByteLevel"), longest, text }
     }
 
-    /// The bytes of text a token stands for; the spelling of a special token, nothing for an unused id.
+    /// The bytes of text a token stands for; the spelling of a special token, nothing for an unused
+    /// id.
     pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
         let Some(spelling) = self.text.tokenizer.id_to_token(id) else {
             return Vec::new();
@@ -69,7 +72,8 @@ impl Lexicon {
         }
     }
 
-    /// The name of a token in log-probabilities: its text, or `bytes:\x..` where that is no text of its own.
+    /// The name of a token in log-probabilities: its text, or `bytes:\x..` where that is no text of
+    /// its own.
     pub(crate) fn name(&self, id: u32, as_id: bool) -> String {
         if as_id || self.text.tokenizer.id_to_token(id).is_none() {
             return format!("token_id:{id}");
@@ -87,9 +91,16 @@ impl Lexicon {
     /// Ids of a prompt's text, without any that the text does not spell.
     ///
     /// # Errors
-    /// 400 for a text that cannot fit `most` tokens (known before tokenizing) or that the vocabulary cannot spell.
-    pub(crate) fn encode(&self, text: &str, most: usize, field: &str) -> Result<Vec<u32>, ApiError> {
-        // Normalizers of other vocabularies may drop characters; the slack keeps the bound a bound in practice.
+    /// 400 for a text that cannot fit `most` tokens (known before tokenizing) or that the
+    /// vocabulary cannot spell.
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        most: usize,
+        field: &str,
+    ) -> Result<Vec<u32>, ApiError> {
+        // Normalizers of other vocabularies may drop characters; the slack keeps the bound a bound
+        // in practice.
         let slack = if self.byte_level { 1 } else { 4 };
         if text.len() / self.longest / slack > most {
             let at_least = text.len() / self.longest / slack;
@@ -99,7 +110,10 @@ impl Lexicon {
             );
             return Err(ApiError::field(field, message).code("context_length_exceeded"));
         }
-        self.text.tokenizer.encode(text).map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))
+        self.text
+            .tokenizer
+            .encode(text)
+            .map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))
     }
 
     /// # Errors
@@ -107,7 +121,8 @@ impl Lexicon {
     pub(crate) fn check_ids(&self, ids: &[u32], vocab: usize, field: &str) -> Result<(), ApiError> {
         match ids.iter().find(|&&id| id as usize >= vocab) {
             Some(id) => {
-                let message = format!("`{field}` holds token {id}, expected ids from 0 to {}", vocab - 1);
+                let message =
+                    format!("`{field}` holds token {id}, expected ids from 0 to {}", vocab - 1);
                 Err(ApiError::field(field, cut_message(message)))
             }
             None => Ok(()),
@@ -119,7 +134,8 @@ fn cut_message(message: String) -> String {
     if message.len() > 512 { cut(&message) } else { message }
 }
 
-/// The byte that a printable character of byte-level vocabularies stands for (the reverse of GPT-2's table).
+/// The byte that a printable character of byte-level vocabularies stands for (the reverse of
+/// GPT-2's table).
 fn byte_of(c: char) -> Option<u8> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if let Ok(byte) = u8::try_from(u32::from(c)) {
@@ -169,15 +185,24 @@ mod tests {
 
     fn lexicon() -> Lexicon {
         let text = "caf\u{e9} na\u{ef}ve \u{1F600} the cat sat on the mat".to_owned();
-        let tokenizer = Tokenizer::train(std::iter::repeat_n(text, 20), &TrainOptions::new(300)).unwrap();
+        let tokenizer =
+            Tokenizer::train(std::iter::repeat_n(text, 20), &TrainOptions::new(300)).unwrap();
         let eos = tokenizer.eos_id().into_iter().collect();
-        Lexicon::new(Text { tokenizer, bos: None, eos, pad: None, add_bos: false, chat_template: None })
+        Lexicon::new(Text {
+            tokenizer,
+            bos: None,
+            eos,
+            pad: None,
+            add_bos: false,
+            chat_template: None,
+        })
     }
 
     #[test]
     fn bytes_and_names_of_all_tokens() {
         let lexicon = lexicon();
-        let single: Vec<u8> = (0..300).map(|id| lexicon.bytes(id)).filter(|b| b.len() == 1).flatten().collect();
+        let single: Vec<u8> =
+            (0..300).map(|id| lexicon.bytes(id)).filter(|b| b.len() == 1).flatten().collect();
         let mut sorted = single.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..=255).collect::<Vec<u8>>());

@@ -1,7 +1,8 @@
 //! The HTTP contract over any engine. Knows no tensor.
 //!
-//! [`serve`] answers on a listening socket until its shutdown signal, with an engine behind the [`Backend`] trait. It
-//! speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where recursion depth and token ids are concerned.
+//! [`serve`] answers on a listening socket until its shutdown signal, with an engine behind the
+//! [`Backend`] trait. It speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where
+//! recursion depth and token ids are concerned.
 //!
 //! # Routes
 //!
@@ -17,8 +18,9 @@
 //! | `GET /openapi.json` | all fields of all requests, from the table that checks them |
 //! | `GET /` | a page to try the model; it needs nothing from elsewhere |
 //!
-//! The routes under `/v1` also answer without it, the tokenizer's also with it. With [`Settings::api_keys`] every route
-//! but `/health` and `/live` needs `Authorization: Bearer KEY`; a browser may send the key as a password.
+//! The routes under `/v1` also answer without it, the tokenizer's also with it. With
+//! [`Settings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer KEY`;
+//! a browser may send the key as a password.
 //!
 //! # Settings
 //!
@@ -43,11 +45,13 @@
 //!
 //! # Errors
 //!
-//! Every refusal has the body `{"error":{"message","type","param","code"}}`: 400 `invalid_request_error`, 401
-//! `authentication_error`, 404 `not_found_error`, 405 `method_not_allowed`, 408 `request_timeout`, 413
-//! `payload_too_large`, 415 `unsupported_media_type`, 429 `overloaded_error` and 503 `unavailable_error` (both with
-//! `Retry-After`), 500 `internal_error`. What is no HTTP at all gets a bare 400 or 431. A panic ends its own request
-//! with 500 and is counted. A client that goes away is counted as 499 and its sequences are cancelled.
+//! Every refusal has the body `{"error":{"message","type","param","code"}}`: 400
+//! `invalid_request_error`, 401 `authentication_error`, 404 `not_found_error`, 405
+//! `method_not_allowed`, 408 `request_timeout`, 413 `payload_too_large`, 415
+//! `unsupported_media_type`, 429 `overloaded_error` and 503 `unavailable_error` (both with
+//! `Retry-After`), 500 `internal_error`. What is no HTTP at all gets a bare 400 or 431. A panic
+//! ends its own request with 500 and is counted. A client that goes away is counted as 499 and its
+//! sequences are cancelled.
 
 mod answer;
 mod ask;

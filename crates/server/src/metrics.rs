@@ -110,29 +110,61 @@ impl Metrics {
         engine(&mut page, gauges);
         page.head("build_info", "gauge", "What runs here; always 1.");
         let version = env!("CARGO_PKG_VERSION");
-        page.line("build_info", &[("version", version), ("model", &facts.id), ("fingerprint", &facts.fingerprint)], 1);
+        page.line(
+            "build_info",
+            &[("version", version), ("model", &facts.id), ("fingerprint", &facts.fingerprint)],
+            1,
+        );
         page.0
     }
 
     fn own(&self, page: &mut Page) {
-        page.head("requests_total", "counter", "Requests that ended, by route and status; 499: the client went away.");
+        page.head(
+            "requests_total",
+            "counter",
+            "Requests that ended, by route and status; 499: the client went away.",
+        );
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for ((route, status), count) in requests {
-            page.line("requests_total", &[("route", route), ("status", &status.to_string())], count);
+            page.line(
+                "requests_total",
+                &[("route", route), ("status", &status.to_string())],
+                count,
+            );
         }
         page.head("shed_total", "counter", "Requests and connections turned away, by reason.");
         for (reason, count) in REASONS.iter().zip(&self.shed) {
             page.line("shed_total", &[("reason", reason)], count.get());
         }
         let counters = [
-            ("cancelled_total", "Sequences cancelled because the client went away.", &self.cancelled),
+            (
+                "cancelled_total",
+                "Sequences cancelled because the client went away.",
+                &self.cancelled,
+            ),
             ("panics_total", "Requests that ended in a panic.", &self.panics),
             ("nan_total", "Answers refused because a log-probability was no number.", &self.nans),
-            ("slow_readers_total", "Requests dropped because the client did not read.", &self.slow_readers),
+            (
+                "slow_readers_total",
+                "Requests dropped because the client did not read.",
+                &self.slow_readers,
+            ),
             ("connections_total", "Connections accepted.", &self.opened),
-            ("connection_timeouts_total", "Connections closed because nothing came.", &self.timeouts),
-            ("usage_prompt_tokens_total", "Prompt tokens that answers reported.", &self.usage_prompt),
-            ("usage_completion_tokens_total", "New tokens that answers reported.", &self.usage_completion),
+            (
+                "connection_timeouts_total",
+                "Connections closed because nothing came.",
+                &self.timeouts,
+            ),
+            (
+                "usage_prompt_tokens_total",
+                "Prompt tokens that answers reported.",
+                &self.usage_prompt,
+            ),
+            (
+                "usage_completion_tokens_total",
+                "New tokens that answers reported.",
+                &self.usage_completion,
+            ),
         ];
         for (name, help, counter) in counters {
             page.single(name, "counter", help, counter.get());
@@ -140,8 +172,16 @@ impl Metrics {
         let open = self.opened.get().saturating_sub(self.closed.get());
         page.single("connections", "gauge", "Connections open.", open);
         let histograms = [
-            ("time_to_first_token_seconds", "From the request to its first token.", &self.first_token),
-            ("inter_token_seconds", "From a token to the next of its sequence.", &self.between_tokens),
+            (
+                "time_to_first_token_seconds",
+                "From the request to its first token.",
+                &self.first_token,
+            ),
+            (
+                "inter_token_seconds",
+                "From a token to the next of its sequence.",
+                &self.between_tokens,
+            ),
             ("queue_seconds", "From submission to the first row that ran.", &self.queued),
             ("prefill_seconds", "From the first row that ran to the first token.", &self.prefill),
             ("request_seconds", "From the request to the end of its sequence.", &self.whole),
@@ -161,9 +201,12 @@ impl Page {
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let inner: Vec<String> = labels.iter().map(|(key, text)| format!("{key}=\"{}\"", escape(text))).collect();
-        let labels = if inner.is_empty() { String::new() } else { format!("{{{}}}", inner.join(",")) };
+        let escape =
+            |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let inner: Vec<String> =
+            labels.iter().map(|(key, text)| format!("{key}=\"{}\"", escape(text))).collect();
+        let labels =
+            if inner.is_empty() { String::new() } else { format!("{{{}}}", inner.join(",")) };
         let _ = writeln!(self.0, "lathe_{name}{labels} {value}");
     }
 
@@ -191,11 +234,20 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     page.single("running", "gauge", "Sequences in flight.", gauges.running);
     page.single("waiting", "gauge", "Requests in the queue.", gauges.waiting);
     page.single("kv_pages", "gauge", "Pages for keys and values.", gauges.pages);
-    page.head("kv_pages_used", "gauge", "Pages in use; tier 0 is outside the recursions, then one for each.");
+    page.head(
+        "kv_pages_used",
+        "gauge",
+        "Pages in use; tier 0 is outside the recursions, then one for each.",
+    );
     for (tier, pages) in gauges.pages_used.iter().enumerate() {
         page.line("kv_pages_used", &[("tier", &tier.to_string())], pages);
     }
-    page.single("kv_pages_cached", "gauge", "Pages held by the prefix cache alone.", gauges.pages_cached);
+    page.single(
+        "kv_pages_cached",
+        "gauge",
+        "Pages held by the prefix cache alone.",
+        gauges.pages_cached,
+    );
     page.single("kv_page_bytes", "gauge", "Bytes of a page.", gauges.page_bytes);
     let seconds = |us: u64| us as f64 / 1e6;
     let counters = [
@@ -205,7 +257,11 @@ fn engine(page: &mut Page, gauges: &Gauges) {
         ("prompt_tokens_total", "Prompt tokens computed.", gauges.tokens.0),
         ("generated_tokens_total", "Tokens drawn.", gauges.tokens.1),
         ("recursion_steps_total", "Block applications done.", gauges.recursion_steps.0),
-        ("dense_equivalent_steps_total", "Block applications at full depth.", gauges.recursion_steps.1),
+        (
+            "dense_equivalent_steps_total",
+            "Block applications at full depth.",
+            gauges.recursion_steps.1,
+        ),
         ("ticks_total", "Steps of the scheduler.", gauges.ticks),
         ("engine_cancelled_total", "Sequences that the engine ended on request.", gauges.cancelled),
         ("engine_failed_total", "Sequences that failed inside the engine.", gauges.failed),
@@ -214,13 +270,28 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     for (name, help, value) in counters {
         page.single(name, "counter", help, value);
     }
-    page.single("tick_seconds_total", "counter", "Time inside scheduler steps.", seconds(gauges.tick_us));
-    page.single("operation_seconds_total", "counter", "Time inside operations.", seconds(gauges.operation_us));
+    page.single(
+        "tick_seconds_total",
+        "counter",
+        "Time inside scheduler steps.",
+        seconds(gauges.tick_us),
+    );
+    page.single(
+        "operation_seconds_total",
+        "counter",
+        "Time inside operations.",
+        seconds(gauges.operation_us),
+    );
     page.head("recursion_rows_total", "counter", "Rows that went through each recursion.");
     for (recursion, rows) in gauges.rows_by_recursion.iter().enumerate() {
         page.line("recursion_rows_total", &[("recursion", &(recursion + 1).to_string())], rows);
     }
-    page.single("depth_cap", "gauge", "Largest depth allowed now; lower in a brown-out.", gauges.depth_cap);
+    page.single(
+        "depth_cap",
+        "gauge",
+        "Largest depth allowed now; lower in a brown-out.",
+        gauges.depth_cap,
+    );
     page.head("token_depth", "histogram", "Rows by their depth.");
     let mut below = 0;
     for (depth, rows) in gauges.depths.iter().enumerate() {

@@ -11,7 +11,11 @@ pub(crate) fn document(bounds: &Bounds, keys: bool) -> Value {
     for route in ROUTES {
         let operation = operation(route, bounds, keys);
         for path in route.paths {
-            let path = if path.ends_with('/') && path.len() > 1 { format!("{path}{{id}}") } else { (*path).to_owned() };
+            let path = if path.ends_with('/') && path.len() > 1 {
+                format!("{path}{{id}}")
+            } else {
+                (*path).to_owned()
+            };
             let entry = paths.entry(path).or_insert_with(|| json!({}));
             entry[route.method.to_ascii_lowercase()] = operation.clone();
         }
@@ -52,14 +56,16 @@ fn operation(route: &Route, bounds: &Bounds, keys: bool) -> Value {
         let content = json!({ "application/json": { "schema": schema } });
         responses.insert(status.to_string(), json!({ "description": kind, "content": content }));
     }
-    let mut operation = json!({ "summary": route.summary, "operationId": route.name, "responses": responses });
+    let mut operation =
+        json!({ "summary": route.summary, "operationId": route.name, "responses": responses });
     if let Some(fields) = route.fields {
         let content = json!({ "application/json": { "schema": object(fields, bounds) } });
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
     if route.paths.iter().any(|path| path.len() > 1 && path.ends_with('/')) {
         let schema = json!({ "type": "string" });
-        operation["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": schema }]);
+        operation["parameters"] =
+            json!([{ "name": "id", "in": "path", "required": true, "schema": schema }]);
     }
     if keys && !route.open {
         operation["security"] = json!([{ "key": [] }]);
@@ -104,12 +110,19 @@ fn kind(kind: Kind, bounds: &Bounds) -> Value {
     let limits = &bounds.limits;
     let id = json!({ "type": "integer", "minimum": 0, "maximum": bounds.vocab.saturating_sub(1) });
     let text = json!({ "type": "string" });
-    let list = |items: &Value, most: usize| json!({ "type": "array", "items": items, "maxItems": most });
+    let list =
+        |items: &Value, most: usize| json!({ "type": "array", "items": items, "maxItems": most });
     match kind {
         Kind::Bool => json!({ "type": "boolean" }),
-        Kind::Int(low, high) => json!({ "type": "integer", "minimum": low.get(bounds), "maximum": high.get(bounds) }),
-        Kind::Number(low, high, true) => json!({ "type": "number", "exclusiveMinimum": low, "maximum": high }),
-        Kind::Number(low, high, false) => json!({ "type": "number", "minimum": low, "maximum": high }),
+        Kind::Int(low, high) => {
+            json!({ "type": "integer", "minimum": low.get(bounds), "maximum": high.get(bounds) })
+        }
+        Kind::Number(low, high, true) => {
+            json!({ "type": "number", "exclusiveMinimum": low, "maximum": high })
+        }
+        Kind::Number(low, high, false) => {
+            json!({ "type": "number", "minimum": low, "maximum": high })
+        }
         Kind::Text => text,
         Kind::Prompt => {
             let ids = list(&id, bounds.context);

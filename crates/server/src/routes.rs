@@ -58,9 +58,24 @@ pub(crate) struct Route {
 const BODY: &[u16] = &[400, 404, 408, 413, 415];
 const GENERATE: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 
-const fn get(name: &'static str, paths: &'static [&'static str], target: Target, summary: &'static str) -> Route {
+const fn get(
+    name: &'static str,
+    paths: &'static [&'static str],
+    target: Target,
+    summary: &'static str,
+) -> Route {
     let answers = "application/json";
-    Route { name, method: "GET", paths, open: false, fields: None, answers, errors: &[], summary, target }
+    Route {
+        name,
+        method: "GET",
+        paths,
+        open: false,
+        fields: None,
+        answers,
+        errors: &[],
+        summary,
+        target,
+    }
 }
 
 const fn post(
@@ -70,7 +85,12 @@ const fn post(
     target: Target,
     summary: &'static str,
 ) -> Route {
-    Route { method: "POST", fields: Some(fields), errors: BODY, ..get(name, paths, target, summary) }
+    Route {
+        method: "POST",
+        fields: Some(fields),
+        errors: BODY,
+        ..get(name, paths, target, summary)
+    }
 }
 
 const STREAMED: &str = "application/json text/event-stream";
@@ -100,13 +120,40 @@ pub(crate) static ROUTES: &[Route] = &[
         )
     },
     get("models", &["/v1/models", "/models"], Target::Models, "What is served."),
-    Route { errors: &[404], ..get("model", &["/v1/models/", "/models/"], Target::Model, "One model.") },
-    post("tokenize", &["/tokenize", "/v1/tokenize"], tables::TOKENIZE, Target::Tokenize, "Text to token ids."),
-    post("detokenize", &["/detokenize", "/v1/detokenize"], tables::DETOKENIZE, Target::Detokenize, "Ids to text."),
-    get("tokenizer_info", &["/tokenizer_info", "/v1/tokenizer_info"], Target::TokenizerInfo, "The tokenizer."),
-    Route { open: true, errors: &[503], ..get("health", &["/health"], Target::Health, "Whether it takes work.") },
+    Route {
+        errors: &[404],
+        ..get("model", &["/v1/models/", "/models/"], Target::Model, "One model.")
+    },
+    post(
+        "tokenize",
+        &["/tokenize", "/v1/tokenize"],
+        tables::TOKENIZE,
+        Target::Tokenize,
+        "Text to token ids.",
+    ),
+    post(
+        "detokenize",
+        &["/detokenize", "/v1/detokenize"],
+        tables::DETOKENIZE,
+        Target::Detokenize,
+        "Ids to text.",
+    ),
+    get(
+        "tokenizer_info",
+        &["/tokenizer_info", "/v1/tokenizer_info"],
+        Target::TokenizerInfo,
+        "The tokenizer.",
+    ),
+    Route {
+        open: true,
+        errors: &[503],
+        ..get("health", &["/health"], Target::Health, "Whether it takes work.")
+    },
     Route { open: true, ..get("live", &["/live"], Target::Live, "Whether it runs.") },
-    Route { answers: "text/plain", ..get("metrics", &["/metrics"], Target::Metrics, "Counters for Prometheus.") },
+    Route {
+        answers: "text/plain",
+        ..get("metrics", &["/metrics"], Target::Metrics, "Counters for Prometheus.")
+    },
     get("openapi", &["/openapi.json"], Target::OpenApi, "This description."),
     Route { answers: "text/html", ..get("page", &["/"], Target::Page, "A page to try the model.") },
 ];
@@ -132,7 +179,8 @@ fn find(method: &str, path: &str) -> Result<(&'static Route, String), ApiError> 
         Some(allowed) => Err(ApiError::method(allowed)),
         None => {
             let path = crate::json::cut(path);
-            Err(ApiError::new(404, format!("no route `{path}`; /openapi.json lists them")).code("unknown_route"))
+            Err(ApiError::new(404, format!("no route `{path}`; /openapi.json lists them"))
+                .code("unknown_route"))
         }
     }
 }
@@ -144,7 +192,10 @@ fn unescape(text: &str) -> String {
     let mut at = 0;
     while at < bytes.len() {
         let hex = bytes.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match hex.filter(|_| bytes[at] == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        match hex
+            .filter(|_| bytes[at] == b'%')
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        {
             Some(byte) => {
                 out.push(byte);
                 at += 3;
@@ -172,7 +223,11 @@ pub(crate) struct Call {
 }
 
 /// Answers one request.
-pub(crate) async fn answer(state: Arc<State>, conn: Arc<Conn>, request: Request<Incoming>) -> Response<Tracked> {
+pub(crate) async fn answer(
+    state: Arc<State>,
+    conn: Arc<Conn>,
+    request: Request<Incoming>,
+) -> Response<Tracked> {
     conn.enter(Stage::Body);
     let id = request_id(&state, request.headers());
     let (parts, body) = request.into_parts();
@@ -196,7 +251,15 @@ pub(crate) async fn answer(state: Arc<State>, conn: Arc<Conn>, request: Request<
             Err(error) => Err(error),
             Ok((route, rest)) => {
                 let begun = ticket.begun;
-                let call = Call { state: Arc::clone(&state), conn, headers: parts.headers, body, begun, rest, status };
+                let call = Call {
+                    state: Arc::clone(&state),
+                    conn,
+                    headers: parts.headers,
+                    body,
+                    begun,
+                    rest,
+                    status,
+                };
                 guarded(&state, dispatch(route.target, call)).await
             }
         }
@@ -213,7 +276,8 @@ fn refuse(error: &ApiError, page: bool) -> Response<Body> {
     if error.status == 401 {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         if page {
-            // A browser can only be asked for a password; it then sends it with everything the page fetches.
+            // A browser can only be asked for a password; it then sends it with everything the page
+            // fetches.
             let basic = HeaderValue::from_static("Basic realm=\"lathe\"");
             response.headers_mut().append(header::WWW_AUTHENTICATE, basic);
         }
@@ -334,7 +398,9 @@ mod tests {
 
     #[test]
     fn paths_find_their_routes() {
-        let name = |method, path| find(method, path).map(|(route, rest)| (route.name, rest)).map_err(|e| e.status);
+        let name = |method, path| {
+            find(method, path).map(|(route, rest)| (route.name, rest)).map_err(|e| e.status)
+        };
         assert_eq!(name("POST", "/v1/completions"), Ok(("completions", String::new())));
         assert_eq!(name("POST", "/completions"), Ok(("completions", String::new())));
         assert_eq!(name("GET", "/v1/models/a%2Fb/c"), Ok(("model", "a/b/c".to_owned())));

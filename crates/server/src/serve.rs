@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// Time for errors and last bytes to leave after the last request has ended.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at most
-/// [`Settings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
+/// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at
+/// most [`Settings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
 ///
 /// # Errors
 /// Settings or facts that cannot be served. Errors of single connections end only them.
@@ -47,7 +47,8 @@ pub async fn serve(
                         while tasks.try_join_next().is_some() {}
                     }
                     Err(error) => {
-                        // Out of descriptors, or a client that left already: neither is a reason to stop.
+                        // Out of descriptors, or a client that left already: neither is a reason to
+                        // stop.
                         tracing::warn!(%error, "accept");
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }

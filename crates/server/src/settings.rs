@@ -64,7 +64,8 @@ pub struct Settings {
     pub body_read: Duration,
     /// A connection without a request closes after this long.
     pub keep_alive: Duration,
-    /// Connections at a time; a new one beyond takes the place of the one that has waited longest for a request.
+    /// Connections at a time; a new one beyond takes the place of the one that has waited longest
+    /// for a request.
     pub connections: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
@@ -111,7 +112,9 @@ impl Default for Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A setting that cannot work.
-    #[error("setting `{name}` is {found}, expected {expected}; change it or leave it at its default")]
+    #[error(
+        "setting `{name}` is {found}, expected {expected}; change it or leave it at its default"
+    )]
     Setting {
         /// Which one.
         name: &'static str,
@@ -131,7 +134,9 @@ pub enum ServeError {
         expected: String,
     },
     /// The listening socket failed.
-    #[error("the listening socket failed: {0}; check that the address is free and belongs to this machine")]
+    #[error(
+        "the listening socket failed: {0}; check that the address is free and belongs to this machine"
+    )]
     Socket(#[from] std::io::Error),
 }
 
@@ -151,16 +156,28 @@ impl Settings {
             ("readers", self.readers),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            return Err(ServeError::Setting { name, found: "0".to_owned(), expected: "at least 1" });
+            return Err(ServeError::Setting {
+                name,
+                found: "0".to_owned(),
+                expected: "at least 1",
+            });
         }
         if self.head_bytes < 8192 {
             let found = self.head_bytes.to_string();
-            return Err(ServeError::Setting { name: "head_bytes", found, expected: "at least 8192" });
+            return Err(ServeError::Setting {
+                name: "head_bytes",
+                found,
+                expected: "at least 8192",
+            });
         }
         let sound = |key: &String| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         if !self.api_keys.iter().all(sound) {
             let found = "a key that is empty or holds spaces or other characters".to_owned();
-            return Err(ServeError::Setting { name: "api_keys", found, expected: "printable ASCII without spaces" });
+            return Err(ServeError::Setting {
+                name: "api_keys",
+                found,
+                expected: "printable ASCII without spaces",
+            });
         }
         let times = [
             ("deadline", self.deadline),
@@ -171,10 +188,17 @@ impl Settings {
             ("ping", self.ping),
             ("reading", self.reading),
         ];
-        match times.iter().find(|(_, time)| time.is_zero() || *time > Duration::from_secs(86_400 * 365)) {
+        match times
+            .iter()
+            .find(|(_, time)| time.is_zero() || *time > Duration::from_secs(86_400 * 365))
+        {
             Some((name, time)) => {
                 let found = format!("{time:?}");
-                Err(ServeError::Setting { name, found, expected: "more than nothing, at most a year" })
+                Err(ServeError::Setting {
+                    name,
+                    found,
+                    expected: "more than nothing, at most a year",
+                })
             }
             None => Ok(()),
         }

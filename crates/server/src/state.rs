@@ -51,8 +51,10 @@ impl State {
         settings.check()?;
         check_model(&facts, &text)?;
         let limits = settings.limits.clone();
-        let template =
-            text.chat_template.as_deref().map(|t| Template::new(t, limits.template_fuel, limits.template_bytes));
+        let template = text
+            .chat_template
+            .as_deref()
+            .map(|t| Template::new(t, limits.template_fuel, limits.template_bytes));
         let bounds = Bounds {
             context: facts.context,
             vocab: facts.vocab,
@@ -120,8 +122,9 @@ impl Drop for Active {
 }
 
 fn check_model(facts: &Facts, text: &Text) -> Result<(), ServeError> {
-    let problem =
-        |name, found: String, expected: &str| Err(ServeError::Model { name, found, expected: expected.to_owned() });
+    let problem = |name, found: String, expected: &str| {
+        Err(ServeError::Model { name, found, expected: expected.to_owned() })
+    };
     if facts.context == 0 {
         return problem("context", "0".to_owned(), "at least 1");
     }
@@ -136,7 +139,11 @@ fn check_model(facts: &Facts, text: &Text) -> Result<(), ServeError> {
     }
     let specials = text.bos.iter().chain(&text.eos);
     if let Some(id) = specials.into_iter().find(|&&id| id as usize >= facts.vocab) {
-        return problem("begin or end token", id.to_string(), &format!("an id below {}", facts.vocab));
+        return problem(
+            "begin or end token",
+            id.to_string(),
+            &format!("an id below {}", facts.vocab),
+        );
     }
     if text.tokenizer.vocab_size() > facts.vocab {
         let found = format!("{} tokens", text.tokenizer.vocab_size());

@@ -1,6 +1,7 @@
 //! Finds stop strings in text that arrives in pieces, and holds back what may become one.
 
-/// Watches for the first stop string to be complete; of those complete at the same place the longest counts.
+/// Watches for the first stop string to be complete; of those complete at the same place the
+/// longest counts.
 pub(crate) struct Stops {
     strings: Vec<String>,
     keep: bool,
@@ -20,14 +21,18 @@ impl Stops {
         Self { strings: strings.to_vec(), keep, held: String::new() }
     }
 
-    /// Adds `piece`; appends to `out` what is certain to be text. After a hit nothing more must be added.
+    /// Adds `piece`; appends to `out` what is certain to be text. After a hit nothing more must be
+    /// added.
     pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> Option<Hit> {
         if self.strings.is_empty() {
             out.push_str(piece);
             return None;
         }
         self.held.push_str(piece);
-        let found = self.strings.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at + s.len(), at, s)));
+        let found = self
+            .strings
+            .iter()
+            .filter_map(|s| self.held.find(s.as_str()).map(|at| (at + s.len(), at, s)));
         if let Some((end, start, string)) = found.min_by_key(|&(end, start, _)| (end, start)) {
             out.push_str(&self.held[..if self.keep { end } else { start }]);
             let hit = Hit { string: string.clone() };
@@ -83,9 +88,15 @@ mod tests {
     #[test]
     fn across_borders() {
         assert_eq!(run(&["END"], false, &["a", "E", "N", "D", "b"]).0.concat(), "a");
-        assert_eq!(run(&["END"], true, &["aE", "NDb"]), (vec!["a".into(), "END".into()], Some("END".into())));
+        assert_eq!(
+            run(&["END"], true, &["aE", "NDb"]),
+            (vec!["a".into(), "END".into()], Some("END".into()))
+        );
         assert_eq!(run(&["aab"], false, &["aa", "aa", "b"]).0, ["", "aa", ""]);
-        assert_eq!(run(&["\u{1F600}\u{1F601}"], false, &["x\u{1F600}", "y"]).0, ["x", "\u{1F600}y", ""]);
+        assert_eq!(
+            run(&["\u{1F600}\u{1F601}"], false, &["x\u{1F600}", "y"]).0,
+            ["x", "\u{1F600}y", ""]
+        );
     }
 
     #[test]

@@ -31,12 +31,22 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn body(state: Arc<State>, flight: Flight, head: Head, status: Arc<AtomicU16>) -> Body {
+    pub(crate) fn body(
+        state: Arc<State>,
+        flight: Flight,
+        head: Head,
+        status: Arc<AtomicU16>,
+    ) -> Body {
         let begun = vec![false; flight.choices.len()];
         let told = Instant::now();
         let shared = (Arc::clone(&state), Arc::clone(&status));
-        let events = Events { state, flight, head, status, opened: false, begun, over: false, told };
-        Body::from_stream(Stepper { at: At::Rest(Box::new(events)), state: shared.0, status: shared.1 })
+        let events =
+            Events { state, flight, head, status, opened: false, begun, over: false, told };
+        Body::from_stream(Stepper {
+            at: At::Rest(Box::new(events)),
+            state: shared.0,
+            status: shared.1,
+        })
     }
 
     /// The next bytes; `None` after the last.

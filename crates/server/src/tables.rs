@@ -17,7 +17,13 @@ const fn without_effect(name: &'static str, help: &'static str) -> Field {
 }
 
 const fn only(name: &'static str, texts: &'static [&'static str]) -> Field {
-    Field { name, kind: Any, default: "null", support: Only(texts), help: "Not supported beyond what is listed." }
+    Field {
+        name,
+        kind: Any,
+        default: "null",
+        support: Only(texts),
+        help: "Not supported beyond what is listed.",
+    }
 }
 
 const ZERO: Limit = Limit::Is(0);
@@ -43,7 +49,12 @@ const STREAM_OPTIONS: &[Field] = &[
 
 const DIAL: &[Field] = &[
     field("max_depth", upto(ONE, recursions), "null", "No token gets more recursions than this."),
-    field("min_depth", upto(ZERO, recursions), "0", "Every token gets at least this many recursions."),
+    field(
+        "min_depth",
+        upto(ZERO, recursions),
+        "0",
+        "Every token gets at least this many recursions.",
+    ),
     field(
         "mean_depth_budget",
         Number(0.0, 1024.0, true),
@@ -60,13 +71,29 @@ const DIAL: &[Field] = &[
 ];
 
 const MODEL: Field = field("model", Text, "null", "Id or alias of the model; may be absent.");
-const LATHE: Field = field("lathe", Object(DIAL), "null", "Recursion depth: how much is spent on each token.");
+const LATHE: Field =
+    field("lathe", Object(DIAL), "null", "Recursion depth: how much is spent on each token.");
 
 const SAMPLING: [Field; 19] = [
     field("temperature", Number(0.0, 100.0, false), "1.0", "0 takes the most likely token."),
-    field("top_p", Number(0.0, 1.0, true), "1.0", "Only the most likely tokens that make up this probability."),
-    field("top_k", Int(Limit::Is(-1), Limit::Is(i64::MAX)), "0", "Only the k most likely tokens; 0 and -1 for all."),
-    field("min_p", Number(0.0, 1.0, false), "0.0", "Only tokens at least this likely relative to the likeliest."),
+    field(
+        "top_p",
+        Number(0.0, 1.0, true),
+        "1.0",
+        "Only the most likely tokens that make up this probability.",
+    ),
+    field(
+        "top_k",
+        Int(Limit::Is(-1), Limit::Is(i64::MAX)),
+        "0",
+        "Only the k most likely tokens; 0 and -1 for all.",
+    ),
+    field(
+        "min_p",
+        Number(0.0, 1.0, false),
+        "0.0",
+        "Only tokens at least this likely relative to the likeliest.",
+    ),
     field("n", upto(ONE, |b| b.limits.n as i64), "1", "Continuations of each prompt."),
     field(
         "seed",
@@ -75,17 +102,47 @@ const SAMPLING: [Field; 19] = [
         "Same seed, same answer; absent: a fresh one.",
     ),
     field("stop", Stop, "null", "Strings that end the text, also across token borders."),
-    field("stop_token_ids", Ids(Limit::Of(|b| b.limits.stop_ids as i64)), "[]", "Tokens that end the text."),
-    field("min_tokens", upto(ZERO, context), "0", "Nothing ends the text before this many new tokens."),
+    field(
+        "stop_token_ids",
+        Ids(Limit::Of(|b| b.limits.stop_ids as i64)),
+        "[]",
+        "Tokens that end the text.",
+    ),
+    field(
+        "min_tokens",
+        upto(ZERO, context),
+        "0",
+        "Nothing ends the text before this many new tokens.",
+    ),
     field("ignore_eos", Bool, "false", "The end-of-text token does not end the text."),
     field("include_stop_str_in_output", Bool, "false", "What ended the text is part of it."),
     field("skip_special_tokens", Bool, "true", "Special tokens have no text."),
-    field("presence_penalty", Number(-2.0, 2.0, false), "0", "Against tokens that the text holds already."),
-    field("frequency_penalty", Number(-2.0, 2.0, false), "0", "Against tokens as often as the text holds them."),
-    field("repetition_penalty", Number(0.0, 100.0, true), "1", "Against tokens of prompt and text."),
+    field(
+        "presence_penalty",
+        Number(-2.0, 2.0, false),
+        "0",
+        "Against tokens that the text holds already.",
+    ),
+    field(
+        "frequency_penalty",
+        Number(-2.0, 2.0, false),
+        "0",
+        "Against tokens as often as the text holds them.",
+    ),
+    field(
+        "repetition_penalty",
+        Number(0.0, 100.0, true),
+        "1",
+        "Against tokens of prompt and text.",
+    ),
     field("logit_bias", Bias, "null", "Added to the logits of these tokens."),
     field("return_token_ids", Bool, "false", "Report the token ids of prompt and text."),
-    field("return_tokens_as_token_ids", Bool, "false", "Name tokens `token_id:N` in log-probabilities."),
+    field(
+        "return_tokens_as_token_ids",
+        Bool,
+        "false",
+        "Name tokens `token_id:N` in log-probabilities.",
+    ),
     field(
         "truncate_prompt_tokens",
         Int(ONE, Limit::Of(context)),
@@ -137,7 +194,12 @@ const UNSUPPORTED: [Field; 23] = [
 const OWN_COMPLETION: [Field; 9] = [
     MODEL,
     required("prompt", Prompt, "Text or token ids; token ids are taken as they are."),
-    field("max_tokens", upto(ZERO, context), "16", "At most this many new tokens; 0 only together with `echo`."),
+    field(
+        "max_tokens",
+        upto(ZERO, context),
+        "16",
+        "At most this many new tokens; 0 only together with `echo`.",
+    ),
     field("echo", Bool, "false", "The answer begins with the prompt."),
     field(
         "logprobs",
@@ -145,7 +207,12 @@ const OWN_COMPLETION: [Field; 9] = [
         "null",
         "Log-probabilities, with this many alternatives.",
     ),
-    field("add_special_tokens", Bool, "true", "Begin prompts that are text as the model was trained."),
+    field(
+        "add_special_tokens",
+        Bool,
+        "true",
+        "Begin prompts that are text as the model was trained.",
+    ),
     field("best_of", upto(ONE, |b| b.limits.n as i64), "null", "Must equal `n`."),
     LATHE,
     only("suffix", &["\"\""]),
@@ -154,13 +221,33 @@ const OWN_COMPLETION: [Field; 9] = [
 const OWN_CHAT: [Field; 23] = [
     MODEL,
     required("messages", Messages, "The conversation so far; content is text."),
-    field("max_completion_tokens", upto(ONE, context), "null", "At most this many new tokens; default: what fits."),
+    field(
+        "max_completion_tokens",
+        upto(ONE, context),
+        "null",
+        "At most this many new tokens; default: what fits.",
+    ),
     field("max_tokens", upto(ONE, context), "null", "Older name of `max_completion_tokens`."),
     field("logprobs", Bool, "false", "Log-probabilities of the new tokens."),
-    field("top_logprobs", upto(ZERO, |b| b.limits.logprobs as i64), "0", "Alternatives beside each; needs `logprobs`."),
+    field(
+        "top_logprobs",
+        upto(ZERO, |b| b.limits.logprobs as i64),
+        "0",
+        "Alternatives beside each; needs `logprobs`.",
+    ),
     field("add_generation_prompt", Bool, "true", "Let the template open the assistant's message."),
-    field("continue_final_message", Bool, "false", "Go on with the last message instead of a new one."),
-    field("add_special_tokens", Bool, "false", "Add a begin token beside what the template writes."),
+    field(
+        "continue_final_message",
+        Bool,
+        "false",
+        "Go on with the last message instead of a new one.",
+    ),
+    field(
+        "add_special_tokens",
+        Bool,
+        "false",
+        "Add a begin token beside what the template writes.",
+    ),
     field("chat_template_kwargs", Open, "null", "More variables for the template."),
     LATHE,
     only("echo", &["false"]),
@@ -177,8 +264,11 @@ const OWN_CHAT: [Field; 23] = [
     only("documents", &["[]"]),
 ];
 
-const REASONING: [Field; 3] =
-    [only("reasoning_effort", &["\"none\""]), only("web_search_options", &[]), only("verbosity", &["\"medium\""])];
+const REASONING: [Field; 3] = [
+    only("reasoning_effort", &["\"none\""]),
+    only("web_search_options", &[]),
+    only("verbosity", &["\"medium\""]),
+];
 
 const NOTHING: Field = field("", Any, "null", "");
 
@@ -199,8 +289,10 @@ const fn join<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
     all
 }
 
-static COMPLETION_FIELDS: [Field; 59] = join(&[&OWN_COMPLETION, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
-static CHAT_FIELDS: [Field; 76] = join(&[&OWN_CHAT, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
+static COMPLETION_FIELDS: [Field; 59] =
+    join(&[&OWN_COMPLETION, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
+static CHAT_FIELDS: [Field; 76] =
+    join(&[&OWN_CHAT, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
 /// Fields of `/v1/completions`.
 pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
@@ -214,9 +306,19 @@ pub(crate) static TOKENIZE: &[Field] = &[
     field("prompt", Text, "null", "Text to tokenize."),
     field("content", Text, "null", "Another name of `prompt`."),
     field("messages", Messages, "null", "A conversation to render and tokenize."),
-    field("add_special_tokens", Bool, "true", "Begin as the model was trained; for messages the template decides."),
+    field(
+        "add_special_tokens",
+        Bool,
+        "true",
+        "Begin as the model was trained; for messages the template decides.",
+    ),
     field("return_token_strs", Bool, "false", "Report the text of every token."),
-    field("add_generation_prompt", Bool, "true", "For messages: let the template open the assistant's message."),
+    field(
+        "add_generation_prompt",
+        Bool,
+        "true",
+        "For messages: let the template open the assistant's message.",
+    ),
     field("continue_final_message", Bool, "false", "For messages: leave the last one open."),
     field("chat_template_kwargs", Open, "null", "For messages: more variables for the template."),
     only("chat_template", &[]),
@@ -240,7 +342,11 @@ mod tests {
                 assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);
                 Json::parse(field.default.as_bytes()).unwrap();
                 if let Only(texts) = field.support {
-                    assert!(texts.iter().all(|text| Json::parse(text.as_bytes()).unwrap().short() == *text));
+                    assert!(
+                        texts
+                            .iter()
+                            .all(|text| Json::parse(text.as_bytes()).unwrap().short() == *text)
+                    );
                 }
             }
         }

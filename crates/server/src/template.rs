@@ -35,7 +35,8 @@ impl Template {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -97,10 +98,16 @@ fn tojson(_: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Er
         Some(width) if width <= 16 => {
             let spaces = " ".repeat(width);
             let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(broken)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, style))
+                .map_err(broken)?;
         }
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is at most 16")),
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(broken)?,
+        Some(_) => {
+            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is at most 16"));
+        }
+        None => value
+            .serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))
+            .map_err(broken)?,
     }
     String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
@@ -108,15 +115,26 @@ fn tojson(_: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Er
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, to: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         to.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, to: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         to.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, to: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        to: &mut W,
+    ) -> std::io::Result<()> {
         to.write_all(b": ")
     }
 }
@@ -139,18 +157,28 @@ mod tests {
             tools: None,
             documents: None,
         };
-        Template::new(source, 300_000, 16 << 20)?.render(&scene, Some(&Json::parse(br#"{"mood":"calm"}"#).unwrap()))
+        Template::new(source, 300_000, 16 << 20)?
+            .render(&scene, Some(&Json::parse(br#"{"mood":"calm"}"#).unwrap()))
     }
 
     #[test]
     fn templates_of_published_models() {
-        assert_eq!(render(CHATML).unwrap(), "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(
+            render(CHATML).unwrap(),
+            "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n"
+        );
         let cases = [
-            ("{{ bos_token }}{{ messages[0].content.strip().upper() }}{{ eos_token }}", "<s>HI <B></s>"),
+            (
+                "{{ bos_token }}{{ messages[0].content.strip().upper() }}{{ eos_token }}",
+                "<s>HI <B></s>",
+            ),
             ("{% if messages[0]['content'].startswith(' Hi') %}yes{% endif %}", "yes"),
             ("{{ messages | tojson }}", "[{\"role\": \"user\", \"content\": \" Hi <b> \"}]"),
             ("{{ mood }}{{ tools is none }}", "calmTrue"),
-            ("{% set ns = namespace(a=1) %}{% for m in messages %}{% set ns.a = 2 %}{% endfor %}{{ ns.a }}", "2"),
+            (
+                "{% set ns = namespace(a=1) %}{% for m in messages %}{% set ns.a = 2 %}{% endfor %}{{ ns.a }}",
+                "2",
+            ),
             ("{% for m in messages if m.role == 'system' %}x{% else %}none{% endfor %}", "none"),
             ("{{ strftime_now('%Y') | length }}", "4"),
             ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') }}", "[a]"),
@@ -165,10 +193,16 @@ mod tests {
         let cases = [
             ("{{ raise_exception('only user and assistant') }}", "only user and assistant"),
             ("{% for i in range(1000000000) %}x{% endfor %}", "range"),
-            ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "instructions"),
+            (
+                "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+                "instructions",
+            ),
             ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than"),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-            ("{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}", ""),
+            (
+                "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+                "",
+            ),
             ("{{ 'x' * 99999999999 }}", "too large"),
             ("{% include 'chat' %}", ""),
             ("{% extends 'chat' %}", ""),

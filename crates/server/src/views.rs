@@ -58,7 +58,9 @@ fn described(state: &State, name: &str) -> Value {
 
 pub(crate) fn models(state: &State) -> Response<Body> {
     let names = std::iter::once(&state.facts.id).chain(&state.facts.aliases);
-    reply(&json!({ "object": "list", "data": names.map(|name| described(state, name)).collect::<Vec<_>>() }))
+    reply(
+        &json!({ "object": "list", "data": names.map(|name| described(state, name)).collect::<Vec<_>>() }),
+    )
 }
 
 pub(crate) fn model(state: &State, name: &str) -> Result<Response<Body>, ApiError> {
@@ -82,7 +84,8 @@ pub(crate) fn tokenizer_info(state: &State) -> Response<Body> {
     }))
 }
 
-/// 200 while requests are welcome; 503 when draining, or when work waits and the engine does not move.
+/// 200 while requests are welcome; 503 when draining, or when work waits and the engine does not
+/// move.
 pub(crate) fn health(state: &State) -> Result<Response<Body>, ApiError> {
     if state.draining() {
         return Err(ApiError::draining());
@@ -113,7 +116,9 @@ pub(crate) fn page() -> Response<Body> {
     // The page brings all it needs, and nothing else may run in it or frame it.
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     response
 }
 
@@ -126,14 +131,22 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
         let text = request.text("prompt").or_else(|| request.text("content"));
         let ids = match (text, request.get("messages")) {
             // A text to be cut into pieces need not fit the context: the body's bound is enough.
-            (Some(text), None) => encode(state, text, request.flag("add_special_tokens", true), usize::MAX, "prompt")?,
+            (Some(text), None) => {
+                encode(state, text, request.flag("add_special_tokens", true), usize::MAX, "prompt")?
+            }
             (None, Some(_)) => {
                 let text = chat::prompt(state, &request)?;
                 encode(state, &text, false, usize::MAX, "messages")?
             }
-            _ => return Err(ApiError::field("prompt", "expected one of `prompt`, `content` and `messages`")),
+            _ => {
+                return Err(ApiError::field(
+                    "prompt",
+                    "expected one of `prompt`, `content` and `messages`",
+                ));
+            }
         };
-        let mut answer = json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.facts.context });
+        let mut answer =
+            json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.facts.context });
         if request.flag("return_token_strs", false) {
             answer["token_strs"] = ids.iter().map(|&id| state.lexicon.name(id, false)).collect();
         }

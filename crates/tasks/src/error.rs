@@ -1,4 +1,5 @@
-//! The one error type of this room: each message names the file and its line, what was expected, what was found.
+//! The one error type of this room: each message names the file and its line, what was expected,
+//! what was found.
 
 use std::path::{Path, PathBuf};
 
@@ -87,7 +88,12 @@ impl TaskError {
         expected: impl Into<String>,
         found: impl ToString,
     ) -> TaskError {
-        Self::Argument { task: task.to_owned(), name, expected: expected.into(), found: found.to_string() }
+        Self::Argument {
+            task: task.to_owned(),
+            name,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
     }
 }
 

@@ -35,15 +35,19 @@ impl Row {
         match self.value(field, origin)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
-            other => {
-                Err(self.wrong(format!("`{field}`"), format!("a string or a whole number ({origin})"), kind(other)))
-            }
+            other => Err(self.wrong(
+                format!("`{field}`"),
+                format!("a string or a whole number ({origin})"),
+                kind(other),
+            )),
         }
     }
 
     /// A field that lists texts.
     pub(crate) fn list(&self, field: &str, origin: &str) -> Result<Vec<String>> {
-        let wrong = |found| self.wrong(format!("`{field}`"), format!("a list of strings ({origin})"), found);
+        let wrong = |found| {
+            self.wrong(format!("`{field}`"), format!("a list of strings ({origin})"), found)
+        };
         let Value::Array(entries) = self.value(field, origin)? else {
             return Err(wrong(kind(self.value(field, origin)?)));
         };
@@ -56,7 +60,9 @@ impl Row {
 
     /// Which of `choices` a field names: by its place from 0, or by its text.
     pub(crate) fn label(&self, field: &str, origin: &str, choices: &[String]) -> Result<usize> {
-        let expected = || format!("a place from 0 to {}, or the text of one choice ({origin})", choices.len() - 1);
+        let expected = || {
+            format!("a place from 0 to {}, or the text of one choice ({origin})", choices.len() - 1)
+        };
         let wrong = |found| Err(self.wrong(format!("`{field}`"), expected(), found));
         match self.value(field, origin)? {
             Value::Number(number) => match number.as_u64() {
@@ -64,10 +70,16 @@ impl Row {
                 _ => wrong(number.to_string()),
             },
             Value::String(text) => {
-                let mut places = choices.iter().enumerate().filter(|(_, choice)| *choice == text).map(|(at, _)| at);
+                let mut places = choices
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, choice)| *choice == text)
+                    .map(|(at, _)| at);
                 match (places.next(), places.next()) {
                     (Some(place), None) => Ok(place),
-                    (Some(_), Some(_)) => wrong(format!("{}, which several choices say", excerpt(text))),
+                    (Some(_), Some(_)) => {
+                        wrong(format!("{}, which several choices say", excerpt(text)))
+                    }
                     _ => wrong(format!("{}, which no choice says", excerpt(text))),
                 }
             }
@@ -134,7 +146,13 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Row>> {
             return Err(item_error(path, line, "length", "at most 16 MiB", "a longer line"));
         }
         let text = std::str::from_utf8(&bytes).map_err(|e| {
-            item_error(path, line, "encoding", "UTF-8", format!("other bytes after {}", e.valid_up_to()))
+            item_error(
+                path,
+                line,
+                "encoding",
+                "UTF-8",
+                format!("other bytes after {}", e.valid_up_to()),
+            )
         })?;
         if text.trim().is_empty() {
             continue;

@@ -1,11 +1,11 @@
 //! Evaluation tasks: items, prompts, metrics. Knows no tensor.
 //!
-//! A task is a TOML file with a JSONL file of items beside it. [`Task::requests`] turns it into sequences of token ids
-//! to score, whoever scores them gives back one [`Answer`] for each, and [`Task::judge`] makes metrics with standard
-//! errors and one record an item of them.
+//! A task is a TOML file with a JSONL file of items beside it. [`Task::requests`] turns it into
+//! sequences of token ids to score, whoever scores them gives back one [`Answer`] for each, and
+//! [`Task::judge`] makes metrics with standard errors and one record an item of them.
 //!
-//! Prompts, cuts and metrics are those of lm-evaluation-harness 0.4.13 with its `local-completions` model, so that both
-//! programs can be compared item by item. [`reference()`] describes the files.
+//! Prompts, cuts and metrics are those of lm-evaluation-harness 0.4.13 with its `local-completions`
+//! model, so that both programs can be compared item by item. [`reference()`] describes the files.
 
 mod error;
 mod items;

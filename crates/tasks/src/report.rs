@@ -46,7 +46,8 @@ pub struct Record {
     pub log_likelihoods: Vec<f64>,
     /// Whether each choice is what the model would have said.
     pub greedy: Vec<bool>,
-    /// The choice of the highest log-likelihood, the first of equals; none where there is nothing to choose.
+    /// The choice of the highest log-likelihood, the first of equals; none where there is nothing
+    /// to choose.
     pub prediction: Option<usize>,
     /// The right choice.
     pub answer: Option<usize>,
@@ -70,7 +71,8 @@ impl Report {
     }
 }
 
-/// What one item gives to one metric: metrics are functions of the ratio of summed amounts to summed weights.
+/// What one item gives to one metric: metrics are functions of the ratio of summed amounts to
+/// summed weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Score {
     pub(crate) amount: f64,
@@ -114,10 +116,11 @@ impl Shape {
     }
 }
 
-/// One metric over all items. Its standard error is that of a ratio estimator over n items drawn at random,
-/// `sqrt(n / (n - 1) * sum (amount - ratio * weight)^2) / sum weight`, times the slope of the metric's shape; for
-/// equal weights this is the sample's standard deviation over the root of n. lm-evaluation-harness gives the same for
-/// accuracies, draws samples for the perplexity of a last word, and gives none for documents.
+/// One metric over all items. Its standard error is that of a ratio estimator over n items drawn at
+/// random, `sqrt(n / (n - 1) * sum (amount - ratio * weight)^2) / sum weight`, times the slope of
+/// the metric's shape; for equal weights this is the sample's standard deviation over the root of
+/// n. lm-evaluation-harness gives the same for accuracies, draws samples for the perplexity of a
+/// last word, and gives none for documents.
 pub(crate) fn metric(measure: &Measure, scores: &[Score]) -> Metric {
     let weight: f64 = scores.iter().map(|s| s.weight).sum();
     let ratio = scores.iter().map(|s| s.amount).sum::<f64>() / weight;

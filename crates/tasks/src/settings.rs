@@ -23,9 +23,15 @@ impl Settings {
     /// Reads the file.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::metadata(path).map_err(TaskError::io("read", path))?.len();
-        let mut settings = Self { path: path.to_path_buf(), values: Table::new(), lines: Vec::new() };
+        let mut settings =
+            Self { path: path.to_path_buf(), values: Table::new(), lines: Vec::new() };
         if bytes > MAX_BYTES {
-            return Err(settings.at(1, "size", "a task file of at most 1 MiB", format!("{bytes} bytes")));
+            return Err(settings.at(
+                1,
+                "size",
+                "a task file of at most 1 MiB",
+                format!("{bytes} bytes"),
+            ));
         }
         let text = std::fs::read_to_string(path).map_err(TaskError::io("read", path))?;
         let parsed = DeTable::parse(&text).and_then(|keys| Ok((keys, toml::from_str(&text)?)));
@@ -34,8 +40,11 @@ impl Settings {
             settings.at(line, "syntax", "TOML", e.message())
         })?;
         settings.values = values;
-        settings.lines =
-            keys.get_ref().keys().map(|key| (key.get_ref().to_string(), line_of(&text, key.span().start))).collect();
+        settings.lines = keys
+            .get_ref()
+            .keys()
+            .map(|key| (key.get_ref().to_string(), line_of(&text, key.span().start)))
+            .collect();
         Ok(settings)
     }
 
@@ -52,10 +61,12 @@ impl Settings {
             ));
         };
         let known = || COMMON.iter().chain(kind.keys).map(|key| key.name);
-        let mut unknown: Vec<&(String, usize)> = self.lines.iter().filter(|(k, _)| known().all(|n| n != k)).collect();
+        let mut unknown: Vec<&(String, usize)> =
+            self.lines.iter().filter(|(k, _)| known().all(|n| n != k)).collect();
         unknown.sort_by_key(|(_, line)| *line);
         let Some((key, line)) = unknown.first() else { return Ok(kind) };
-        let expected = format!("a key of the kind {}: {}", kind.name, known().collect::<Vec<_>>().join(", "));
+        let expected =
+            format!("a key of the kind {}: {}", kind.name, known().collect::<Vec<_>>().join(", "));
         Err(self.at(*line, key, expected, format!("an unknown one{}", hint(key, known()))))
     }
 
@@ -116,7 +127,11 @@ impl Settings {
         let template = self.template(key)?;
         match template.only_field() {
             Some(_) => Ok(template),
-            None => Err(self.wrong(key, "one field and nothing else, such as \"{label}\"", excerpt(&self.text(key)?))),
+            None => Err(self.wrong(
+                key,
+                "one field and nothing else, such as \"{label}\"",
+                excerpt(&self.text(key)?),
+            )),
         }
     }
 
@@ -154,7 +169,8 @@ impl Settings {
     fn parse(&self, key: &str, text: &str) -> Result<Template> {
         let file = self.path.file_name().unwrap_or_default().to_string_lossy();
         let origin = format!("`{key}` in {file}, line {}", self.line(key));
-        Template::parse(text, origin).map_err(|found| self.wrong(key, "text with {field}s in it", found))
+        Template::parse(text, origin)
+            .map_err(|found| self.wrong(key, "text with {field}s in it", found))
     }
 
     fn line(&self, key: &str) -> usize {
@@ -162,11 +178,22 @@ impl Settings {
     }
 
     /// An error about what stands at `key`.
-    pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> TaskError {
+    pub(crate) fn wrong(
+        &self,
+        key: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> TaskError {
         self.at(self.line(key), key, expected, found)
     }
 
-    fn at(&self, line: usize, key: &str, expected: impl Into<String>, found: impl Into<String>) -> TaskError {
+    fn at(
+        &self,
+        line: usize,
+        key: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> TaskError {
         let (expected, found) = (expected.into(), found.into());
         TaskError::Setting { path: self.path.clone(), line, key: key.to_owned(), expected, found }
     }

@@ -6,11 +6,17 @@ use crate::kinds::Key;
 use crate::settings::Settings;
 
 /// The keys that give a kind its shots.
-pub(crate) const FILE: Key =
-    Key { name: "shots_from", without: "no shots", about: "file of worked examples beside the task" };
+pub(crate) const FILE: Key = Key {
+    name: "shots_from",
+    without: "no shots",
+    about: "file of worked examples beside the task",
+};
 /// How many of them.
-pub(crate) const COUNT: Key =
-    Key { name: "shots", without: "0", about: "how many of its first items come before each prompt" };
+pub(crate) const COUNT: Key = Key {
+    name: "shots",
+    without: "0",
+    about: "how many of its first items come before each prompt",
+};
 /// What stands between them.
 pub(crate) const BETWEEN: Key =
     Key { name: "shots_between", without: "\\n\\n", about: "text after each worked example" };
@@ -19,7 +25,10 @@ pub(crate) const BETWEEN: Key =
 ///
 /// # Errors
 /// A file that is the one of the items themselves, is not there, or has too few items.
-pub(crate) fn before(settings: &Settings, render: impl Fn(&Row) -> Result<String>) -> Result<String> {
+pub(crate) fn before(
+    settings: &Settings,
+    render: impl Fn(&Row) -> Result<String>,
+) -> Result<String> {
     let count = settings.count(COUNT.name)?.unwrap_or(0);
     if count == 0 {
         for key in [FILE.name, BETWEEN.name] {

@@ -1,6 +1,6 @@
-//! Texts to the ids that are scored and the ids they are scored after, cut as lm-evaluation-harness cuts them for a
-//! completions server (`TemplateLM._encode_pair`, `TemplateLM.loglikelihood`, `TemplateAPI.batch_loglikelihood_requests`,
-//! `TemplateAPI.loglikelihood_rolling`).
+//! Texts to the ids that are scored and the ids they are scored after, cut as lm-evaluation-harness
+//! cuts them for a completions server (`TemplateLM._encode_pair`, `TemplateLM.loglikelihood`,
+//! `TemplateAPI.batch_loglikelihood_requests`, `TemplateAPI.loglikelihood_rolling`).
 
 /// A sequence in which `ids[from..]` is scored given `ids[..from]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,7 +9,8 @@ pub(crate) struct Cut {
     pub(crate) from: usize,
 }
 
-/// What Python's `str.isspace` calls space: Unicode's white space and the four separators below the space.
+/// What Python's `str.isspace` calls space: Unicode's white space and the four separators below the
+/// space.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -20,14 +21,16 @@ pub(crate) fn move_space<'a>(context: &'a str, continuation: &str) -> (&'a str, 
     (kept, format!("{}{continuation}", &context[kept.len()..]))
 }
 
-/// The ids of the context, then those of the whole text from the context's length on. Where a token of the whole reaches
-/// over the border this is not the whole text: the split counts tokens of the context alone.
+/// The ids of the context, then those of the whole text from the context's length on. Where a token
+/// of the whole reaches over the border this is not the whole text: the split counts tokens of the
+/// context alone.
 pub(crate) fn join(context: &[u32], whole: &[u32]) -> Cut {
     let own = whole.get(context.len()..).unwrap_or_default();
     Cut { ids: [context, own].concat(), from: context.len() }
 }
 
-/// The ids of a continuation that follows nothing: they are scored after the prefix token, unless they begin with it.
+/// The ids of a continuation that follows nothing: they are scored after the prefix token, unless
+/// they begin with it.
 pub(crate) fn after_prefix(mut ids: Vec<u32>, prefix: u32) -> Cut {
     if ids.first() != Some(&prefix) {
         ids.insert(0, prefix);
@@ -35,8 +38,8 @@ pub(crate) fn after_prefix(mut ids: Vec<u32>, prefix: u32) -> Cut {
     Cut { ids, from: 1 }
 }
 
-/// Drops ids at the left until one place of `limit` is free for the token that a completions server generates.
-/// `None` where nothing would be left to score the first continuation id after.
+/// Drops ids at the left until one place of `limit` is free for the token that a completions server
+/// generates. `None` where nothing would be left to score the first continuation id after.
 pub(crate) fn truncate(mut cut: Cut, limit: usize) -> Option<Cut> {
     let excess = cut.ids.len().saturating_sub(limit - 1);
     if excess >= cut.from {
@@ -47,8 +50,9 @@ pub(crate) fn truncate(mut cut: Cut, limit: usize) -> Option<Cut> {
     Some(cut)
 }
 
-/// Windows that score every id of a document once. The first comes after the prefix token, the following ones after the
-/// id before them. The last window is as long as the others and so sees more of what went before.
+/// Windows that score every id of a document once. The first comes after the prefix token, the
+/// following ones after the id before them. The last window is as long as the others and so sees
+/// more of what went before.
 ///
 /// A window predicts at most `limit - 2` ids.
 pub(crate) fn windows(ids: &[u32], prefix: u32, limit: usize) -> Vec<Cut> {
@@ -74,7 +78,10 @@ mod tests {
         assert_eq!(move_space("a b", " c"), ("a b", " c".to_owned()));
         assert_eq!(move_space("a  ", "c"), ("a", "  c".to_owned()));
         assert_eq!(move_space("a:\n", " c"), ("a:", "\n c".to_owned()));
-        assert_eq!(move_space("a\u{a0}\u{3000}\u{1f}", "c"), ("a", "\u{a0}\u{3000}\u{1f}c".to_owned()));
+        assert_eq!(
+            move_space("a\u{a0}\u{3000}\u{1f}", "c"),
+            ("a", "\u{a0}\u{3000}\u{1f}c".to_owned())
+        );
         assert_eq!(move_space("a\u{200b}", "c"), ("a\u{200b}", "c".to_owned()));
         assert_eq!(move_space(" \t", "c"), ("", " \tc".to_owned()));
     }
@@ -103,7 +110,8 @@ mod tests {
 
     #[test]
     fn windows_as_the_harness_makes_them() {
-        // get_rolling_token_windows(range(1, 11), prefix_token=0, max_seq_len=4, context_len=1) and make_disjoint_window.
+        // get_rolling_token_windows(range(1, 11), prefix_token=0, max_seq_len=4, context_len=1) and
+        // make_disjoint_window.
         let ids: Vec<u32> = (1..=10).collect();
         let expected = [
             Cut { ids: vec![0, 1, 2, 3, 4], from: 1 },
@@ -121,9 +129,13 @@ mod tests {
             let ids: Vec<u32> = (1..=count).collect();
             for limit in 3..20 {
                 let cuts = windows(&ids, 0, limit);
-                let scored: Vec<u32> = cuts.iter().flat_map(|cut| cut.ids[cut.from..].to_vec()).collect();
+                let scored: Vec<u32> =
+                    cuts.iter().flat_map(|cut| cut.ids[cut.from..].to_vec()).collect();
                 assert_eq!(scored, ids);
-                assert!(cuts.iter().all(|cut| cut.from >= 1 && cut.ids.len() < limit), "{count} ids, limit {limit}");
+                assert!(
+                    cuts.iter().all(|cut| cut.from >= 1 && cut.ids.len() < limit),
+                    "{count} ids, limit {limit}"
+                );
             }
         }
     }

@@ -12,7 +12,8 @@ use crate::settings::Settings;
 use crate::split::{self, Cut};
 
 /// Turns text into ids without adding any, as [`Task::requests`] needs it.
-pub type Encode<'a> = dyn Fn(&str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + 'a;
+pub type Encode<'a> =
+    dyn Fn(&str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// An evaluation task with its items.
 pub struct Task {
@@ -27,7 +28,8 @@ pub struct Task {
 pub struct Ask {
     /// The item, from 0.
     pub item: usize,
-    /// Its choice, from 0. A document takes several asks of the same item and choice where it is longer than a window.
+    /// Its choice, from 0. A document takes several asks of the same item and choice where it is
+    /// longer than a window.
     pub choice: usize,
     /// The sequence.
     pub ids: Vec<u32>,
@@ -48,7 +50,8 @@ impl Task {
     /// Reads a task file and the items beside it, all of them checked.
     ///
     /// # Errors
-    /// A file that cannot be read; a key, a template or an item that the kind cannot use, by file and line.
+    /// A file that cannot be read; a key, a template or an item that the kind cannot use, by file
+    /// and line.
     pub fn open(path: &Path) -> Result<Self> {
         let settings = Settings::read(path)?;
         let kind = settings.kind()?;
@@ -57,7 +60,11 @@ impl Task {
         let file = settings.items()?;
         let rows = items::read(&file, usize::MAX)?;
         if rows.is_empty() {
-            return Err(settings.wrong("items", "a file of at least one item", format!("none in {}", file.display())));
+            return Err(settings.wrong(
+                "items",
+                "a file of at least one item",
+                format!("none in {}", file.display()),
+            ));
         }
         let items = rows.iter().map(form).collect::<Result<Vec<_>>>()?;
         Ok(Self { name, about, kind, items })
@@ -69,18 +76,29 @@ impl Task {
     /// As [`Task::open`]; a folder without tasks, or with two of the same name.
     pub fn open_folder(folder: &Path) -> Result<Vec<Self>> {
         let entries = std::fs::read_dir(folder).map_err(TaskError::io("list", folder))?;
-        let paths = entries.map(|entry| entry.map(|e| e.path()).map_err(TaskError::io("list", folder)));
+        let paths =
+            entries.map(|entry| entry.map(|e| e.path()).map_err(TaskError::io("list", folder)));
         let mut paths = paths.collect::<Result<Vec<_>>>()?;
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
         paths.sort();
         let tasks = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>>>()?;
         let all = folder.display().to_string();
         if tasks.is_empty() {
-            return Err(TaskError::argument(&all, "folder", "task files, which end in .toml", "none"));
+            return Err(TaskError::argument(
+                &all,
+                "folder",
+                "task files, which end in .toml",
+                "none",
+            ));
         }
         for (at, task) in tasks.iter().enumerate() {
             if tasks[..at].iter().any(|other| other.name == task.name) {
-                return Err(TaskError::argument(&all, "names", "a different `name` in each file", excerpt(&task.name)));
+                return Err(TaskError::argument(
+                    &all,
+                    "names",
+                    "a different `name` in each file",
+                    excerpt(&task.name),
+                ));
             }
         }
         Ok(tasks)
@@ -113,27 +131,46 @@ impl Task {
 
     /// Everything to score, item by item and choice by choice.
     ///
-    /// `context_limit` is the longest sequence that the model takes, lm-evaluation-harness's `max_length`. One place of
-    /// it stays free, as that program keeps it for the token a server generates, so a longer text loses ids at its
-    /// left. `prefix_token` is what a text is scored after that follows nothing: begin of text, or else end of text.
+    /// `context_limit` is the longest sequence that the model takes, lm-evaluation-harness's
+    /// `max_length`. One place of it stays free, as that program keeps it for the token a server
+    /// generates, so a longer text loses ids at its left. `prefix_token` is what a text is scored
+    /// after that follows nothing: begin of text, or else end of text.
     ///
     /// # Errors
-    /// A text that `encode` refuses, a continuation without an id of its own or longer than the context, a missing
-    /// prefix token where a text needs one.
-    pub fn requests(&self, encode: &Encode<'_>, context_limit: usize, prefix_token: Option<u32>) -> Result<Vec<Ask>> {
+    /// A text that `encode` refuses, a continuation without an id of its own or longer than the
+    /// context, a missing prefix token where a text needs one.
+    pub fn requests(
+        &self,
+        encode: &Encode<'_>,
+        context_limit: usize,
+        prefix_token: Option<u32>,
+    ) -> Result<Vec<Ask>> {
         if context_limit < 3 {
-            return Err(TaskError::argument(&self.name, "context_limit", "at least 3 tokens", context_limit));
+            return Err(TaskError::argument(
+                &self.name,
+                "context_limit",
+                "at least 3 tokens",
+                context_limit,
+            ));
         }
         let mut asks = Vec::new();
         for (item, entry) in self.items.iter().enumerate() {
             let mut before = Before::default();
             for (choice, text) in entry.texts.iter().enumerate() {
-                let place = Place { task: &self.name, item, choice, encode, context_limit, prefix_token };
+                let place =
+                    Place { task: &self.name, item, choice, encode, context_limit, prefix_token };
                 let cuts = match text {
-                    Text::After { context, continuation } => vec![place.pair(context, continuation, &mut before)?],
+                    Text::After { context, continuation } => {
+                        vec![place.pair(context, continuation, &mut before)?]
+                    }
                     Text::Whole(text) => place.rolling(text)?,
                 };
-                asks.extend(cuts.into_iter().map(|cut| Ask { item, choice, ids: cut.ids, from: cut.from }));
+                asks.extend(cuts.into_iter().map(|cut| Ask {
+                    item,
+                    choice,
+                    ids: cut.ids,
+                    from: cut.from,
+                }));
             }
         }
         Ok(asks)
@@ -142,7 +179,8 @@ impl Task {
     /// Metrics and records from the answers to `asks`, which are this task's [`Task::requests`].
     ///
     /// # Errors
-    /// Another number of answers than of asks, asks of another task, a log-likelihood that is not finite.
+    /// Another number of answers than of asks, asks of another task, a log-likelihood that is not
+    /// finite.
     pub fn judge(&self, asks: &[Ask], answers: &[Answer]) -> Result<Report> {
         if asks.len() != answers.len() {
             let expected = format!("one for each of {} asks", asks.len());
@@ -150,11 +188,14 @@ impl Task {
         }
         let sums = self.sums(asks, answers)?;
         let mut records = Vec::with_capacity(self.items.len());
-        let mut scores: Vec<Vec<Score>> = vec![Vec::with_capacity(self.items.len()); self.kind.measures.len()];
+        let mut scores: Vec<Vec<Score>> =
+            vec![Vec::with_capacity(self.items.len()); self.kind.measures.len()];
         for (item, (entry, sums)) in self.items.iter().zip(&sums).enumerate() {
             let judged = (self.kind.judge)(entry, sums);
             let mut metrics = Map::new();
-            for ((measure, score), all) in self.kind.measures.iter().zip(&judged.scores).zip(&mut scores) {
+            for ((measure, score), all) in
+                self.kind.measures.iter().zip(&judged.scores).zip(&mut scores)
+            {
                 let value = measure.shape.value(score.amount / score.weight);
                 metrics.insert(measure.name.to_owned(), Value::from(value));
                 all.push(*score);
@@ -171,7 +212,13 @@ impl Task {
                 metrics,
             });
         }
-        let metrics = self.kind.measures.iter().zip(&scores).map(|(m, scores)| report::metric(m, scores)).collect();
+        let metrics = self
+            .kind
+            .measures
+            .iter()
+            .zip(&scores)
+            .map(|(m, scores)| report::metric(m, scores))
+            .collect();
         Ok(Report { task: self.name.clone(), kind: self.kind.name, metrics, records })
     }
 
@@ -183,10 +230,18 @@ impl Task {
             let mut choices = Vec::with_capacity(entry.texts.len());
             for choice in 0..entry.texts.len() {
                 let mut sum: Option<Answer> = None;
-                while let Some((_, answer)) = pairs.next_if(|(ask, _)| (ask.item, ask.choice) == (item, choice)) {
+                while let Some((_, answer)) =
+                    pairs.next_if(|(ask, _)| (ask.item, ask.choice) == (item, choice))
+                {
                     if !answer.log_likelihood.is_finite() {
-                        let found = format!("{} for item {item}, choice {choice}", answer.log_likelihood);
-                        return Err(TaskError::argument(&self.name, "log_likelihood", "a finite number", found));
+                        let found =
+                            format!("{} for item {item}, choice {choice}", answer.log_likelihood);
+                        return Err(TaskError::argument(
+                            &self.name,
+                            "log_likelihood",
+                            "a finite number",
+                            found,
+                        ));
                     }
                     let old = sum.unwrap_or(Answer { log_likelihood: 0.0, greedy: true });
                     let log_likelihood = old.log_likelihood + answer.log_likelihood;
@@ -194,7 +249,12 @@ impl Task {
                 }
                 let found = || format!("none for item {item}, choice {choice}");
                 choices.push(sum.ok_or_else(|| {
-                    TaskError::argument(&self.name, "asks", "what `requests` gave, in its order", found())
+                    TaskError::argument(
+                        &self.name,
+                        "asks",
+                        "what `requests` gave, in its order",
+                        found(),
+                    )
                 })?);
             }
             sums.push(choices);
@@ -203,7 +263,12 @@ impl Task {
             None => Ok(sums),
             Some((ask, _)) => {
                 let found = format!("one more, of item {}, choice {}", ask.item, ask.choice);
-                Err(TaskError::argument(&self.name, "asks", "what `requests` gave, in its order", found))
+                Err(TaskError::argument(
+                    &self.name,
+                    "asks",
+                    "what `requests` gave, in its order",
+                    found,
+                ))
             }
         }
     }
@@ -233,7 +298,12 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn pair<'t>(&self, context: &'t str, continuation: &str, before: &mut Before<'t>) -> Result<Cut> {
+    fn pair<'t>(
+        &self,
+        context: &'t str,
+        continuation: &str,
+        before: &mut Before<'t>,
+    ) -> Result<Cut> {
         let cut = if context.is_empty() {
             split::after_prefix(self.ids(continuation)?, self.prefix()?)
         } else {
@@ -260,23 +330,33 @@ impl Place<'_> {
     fn rolling(&self, text: &str) -> Result<Vec<Cut>> {
         let ids = self.ids(text)?;
         if ids.is_empty() {
-            return Err(self.wrong("a document of at least one token", format!("none for {}", excerpt(text))));
+            return Err(self
+                .wrong("a document of at least one token", format!("none for {}", excerpt(text))));
         }
         Ok(split::windows(&ids, self.prefix()?, self.context_limit))
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        (self.encode)(text)
-            .map_err(|e| self.wrong("a text that the tokenizer can spell", format!("{}: {e}", excerpt(text))))
+        (self.encode)(text).map_err(|e| {
+            self.wrong("a text that the tokenizer can spell", format!("{}: {e}", excerpt(text)))
+        })
     }
 
     fn prefix(&self) -> Result<u32> {
         let expected = "a begin-of-text or end-of-text token to score the first token after";
-        self.prefix_token.ok_or_else(|| self.wrong(expected, "a tokenizer without either; this task cannot run on it"))
+        self.prefix_token.ok_or_else(|| {
+            self.wrong(expected, "a tokenizer without either; this task cannot run on it")
+        })
     }
 
     fn wrong(&self, expected: impl Into<String>, found: impl Into<String>) -> TaskError {
         let (expected, found) = (expected.into(), found.into());
-        TaskError::Tokens { task: self.task.to_owned(), item: self.item, choice: self.choice, expected, found }
+        TaskError::Tokens {
+            task: self.task.to_owned(),
+            item: self.item,
+            choice: self.choice,
+            expected,
+            found,
+        }
     }
 }

@@ -1,11 +1,13 @@
-//! Task files and items that lie, are damaged or ask for what cannot be: each is refused with its file, line and field.
+//! Task files and items that lie, are damaged or ask for what cannot be: each is refused with its
+//! file, line and field.
 
 mod common;
 
 use common::{Folder, encode};
 use tasks::Task;
 
-const CHOICE: &str = "kind = 'multiple_choice'\ncontext = 'Q: {q}'\nchoices = '{c}'\nanswer = '{a}'\n";
+const CHOICE: &str =
+    "kind = 'multiple_choice'\ncontext = 'Q: {q}'\nchoices = '{c}'\nanswer = '{a}'\n";
 const GOOD: &str = r#"{"q":"x","c":["1","2"],"a":0}"#;
 
 /// The message for a task file, beside one good item.
@@ -35,17 +37,29 @@ fn task_files() {
         ("kind = 'pairs'\nkind = 'pairs'\n", "line 2: syntax"),
         ("kind = 'pairs'\n= 3\n", "line 2: syntax"),
         ("kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\ndelimeter = ''\n", "line 4: delimeter"),
-        ("kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\ndelimeter = ''\n", "did you mean `delimiter`?"),
+        (
+            "kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\ndelimeter = ''\n",
+            "did you mean `delimiter`?",
+        ),
         (
             "kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\ncontext = ''\n",
             "line 4: context: expected a key of the kind pairs",
         ),
         ("kind = 'pairs'\ngood = '{g}'\n", "bad: expected this key"),
-        ("kind = 'pairs'\ngood = ['{g}']\nbad = ''\n", "line 2: good: expected a string, found a list"),
-        ("kind = 'pairs'\ngood = '{g'\nbad = ''\n", "line 2: good: expected text with {field}s in it, found a `{`"),
+        (
+            "kind = 'pairs'\ngood = ['{g}']\nbad = ''\n",
+            "line 2: good: expected a string, found a list",
+        ),
+        (
+            "kind = 'pairs'\ngood = '{g'\nbad = ''\n",
+            "line 2: good: expected text with {field}s in it, found a `{`",
+        ),
         ("kind = 'pairs'\ngood = 'g}'\nbad = ''\n", "closes nothing"),
         ("kind = 'pairs'\ngood = '{g g}'\nbad = ''\n", "letters, digits"),
-        ("kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\nname = \"a\\u0007\"\n", "line 4: name: expected a name without"),
+        (
+            "kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\nname = \"a\\u0007\"\n",
+            "line 4: name: expected a name without",
+        ),
         ("kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\nname = ''\n", "line 4: name"),
         (
             "kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\nitems = '../t.jsonl'\n",
@@ -61,15 +75,30 @@ fn task_files() {
             "line 3: choices: expected at least two",
         ),
         ("kind = 'multiple_choice'\ncontext = ''\nchoices = []\nanswer = '{a}'\n", "found 0"),
-        ("kind = 'multiple_choice'\ncontext = ''\nchoices = [1, 2]\nanswer = '{a}'\n", "the number 1 in it"),
-        ("kind = 'multiple_choice'\ncontext = ''\nchoices = 'x {c}'\nanswer = '{a}'\n", "one field and nothing else"),
+        (
+            "kind = 'multiple_choice'\ncontext = ''\nchoices = [1, 2]\nanswer = '{a}'\n",
+            "the number 1 in it",
+        ),
+        (
+            "kind = 'multiple_choice'\ncontext = ''\nchoices = 'x {c}'\nanswer = '{a}'\n",
+            "one field and nothing else",
+        ),
         (
             "kind = 'multiple_choice'\ncontext = ''\nchoices = '{c}'\nanswer = 'a'\n",
             "line 4: answer: expected one field",
         ),
-        ("kind = 'multiple_choice'\ncontext = ''\nchoices = '{c}'\nanswer = 0\n", "line 4: answer: expected a string"),
-        ("kind = 'varying_context'\ncontexts = '{c}'\ncontinuation = 'x'\nanswer = '{a}'\n", "line 2: contexts"),
-        ("kind = 'varying_context'\ncontexts = ['{q}', ' ']\ncontinuation = ''\nanswer = '{a}'\n", "continuation"),
+        (
+            "kind = 'multiple_choice'\ncontext = ''\nchoices = '{c}'\nanswer = 0\n",
+            "line 4: answer: expected a string",
+        ),
+        (
+            "kind = 'varying_context'\ncontexts = '{c}'\ncontinuation = 'x'\nanswer = '{a}'\n",
+            "line 2: contexts",
+        ),
+        (
+            "kind = 'varying_context'\ncontexts = ['{q}', ' ']\ncontinuation = ''\nanswer = '{a}'\n",
+            "continuation",
+        ),
     ];
     for (toml, said) in cases {
         let message = setting(toml);
@@ -86,9 +115,18 @@ fn shots() {
         ("shots = 1\n", "shots_from: expected this key"),
         ("shots_from = 's.jsonl'\n", "line 5: shots_from: expected `shots` of at least 1"),
         ("shots_between = ''\n", "line 5: shots_between"),
-        ("shots = 1\nshots_from = 't.jsonl'\n", "line 6: shots_from: expected another file than `items`"),
-        ("shots = 1\nshots_from = '/etc/passwd'\n", "line 6: shots_from: expected the name of a file beside"),
-        ("shots = 3\nshots_from = 's.jsonl'\n", "line 5: shots: expected a file of at least 3 items, found 1"),
+        (
+            "shots = 1\nshots_from = 't.jsonl'\n",
+            "line 6: shots_from: expected another file than `items`",
+        ),
+        (
+            "shots = 1\nshots_from = '/etc/passwd'\n",
+            "line 6: shots_from: expected the name of a file beside",
+        ),
+        (
+            "shots = 3\nshots_from = 's.jsonl'\n",
+            "line 5: shots: expected a file of at least 3 items, found 1",
+        ),
         ("shots = 9223372036854775807\nshots_from = 's.jsonl'\n", "found 1 of them"),
     ];
     for (keys, said) in cases {
@@ -99,7 +137,13 @@ fn shots() {
     }
     let folder = Folder::with(&format!("{CHOICE}shots = 1\nshots_from = 's.jsonl'\n"), GOOD);
     folder.write("s.jsonl", r#"{"q":"x","c":["1","2"],"a":2}"#);
-    assert!(folder.open().unwrap_err().to_string().contains("s.jsonl: line 1: `a`: expected a place from 0 to 1"));
+    assert!(
+        folder
+            .open()
+            .unwrap_err()
+            .to_string()
+            .contains("s.jsonl: line 1: `a`: expected a place from 0 to 1")
+    );
 }
 
 #[test]
@@ -111,8 +155,14 @@ fn items() {
         ("null", "one JSON object a line"),
         ("{\"q\":\"x\"} {}", "one JSON object a line, found trailing characters at column 11"),
         (deep.as_str(), "recursion limit"),
-        ("{}", "`c`: expected a field of this name (`choices` in t.toml, line 3), found only an empty object"),
-        (r#"{"qu":"x","c":["1","2"],"a":0}"#, "`q`: expected a field of this name (`context` in t.toml, line 2)"),
+        (
+            "{}",
+            "`c`: expected a field of this name (`choices` in t.toml, line 3), found only an empty object",
+        ),
+        (
+            r#"{"qu":"x","c":["1","2"],"a":0}"#,
+            "`q`: expected a field of this name (`context` in t.toml, line 2)",
+        ),
         (r#"{"qq":"x","c":["1","2"],"a":0}"#, "did you mean `qq`?"),
         (r#"{"q":null,"c":["1","2"],"a":0}"#, "`q`: expected a string or a whole number"),
         (r#"{"q":1.5,"c":["1","2"],"a":0}"#, "the number 1.5"),
@@ -165,7 +215,12 @@ fn items_of_the_other_kinds() {
         (varying, contexts, r#"{"x":"","y":"b","r":"c","a":0}"#, "contexts: expected texts"),
         (varying, contexts, r#"{"x":"a","y":"b","r":"","a":0}"#, "continuation: expected a text"),
         (varying, contexts, r#"{"x":"a","y":"b","r":"c","a":2}"#, "a place from 0 to 1"),
-        (spaces, GOOD, r#"{"q":"\n\u001f","c":["1","2"],"a":0}"#, "context: expected a text, or nothing at all"),
+        (
+            spaces,
+            GOOD,
+            r#"{"q":"\n\u001f","c":["1","2"],"a":0}"#,
+            "context: expected a text, or nothing at all",
+        ),
     ];
     for (toml, good, line, said) in cases {
         let message = item_of(toml, good, line);
@@ -176,19 +231,37 @@ fn items_of_the_other_kinds() {
 #[test]
 fn files_that_are_none() {
     let folder = Folder::with(CHOICE, "");
-    assert!(folder.open().unwrap_err().to_string().contains("items: expected a file of at least one item"));
+    assert!(
+        folder
+            .open()
+            .unwrap_err()
+            .to_string()
+            .contains("items: expected a file of at least one item")
+    );
     folder.write("t.jsonl", "\n \n\r\n");
     assert!(folder.open().unwrap_err().to_string().contains("at least one item"));
     folder.write("t.jsonl", [b'{', b'"', 0xff, b'"', b'}']);
     assert!(
-        folder.open().unwrap_err().to_string().contains("line 1: encoding: expected UTF-8, found other bytes after 2")
+        folder
+            .open()
+            .unwrap_err()
+            .to_string()
+            .contains("line 1: encoding: expected UTF-8, found other bytes after 2")
     );
     folder.write("t.jsonl", format!("\u{feff}{GOOD}"));
     assert!(folder.open().unwrap_err().to_string().contains("line 1: item"));
     folder.write("t.jsonl", format!("{GOOD}\n\n{{\"q\":\"{}\"}}\n", "x".repeat(17 << 20)));
-    assert!(folder.open().unwrap_err().to_string().contains("line 3: length: expected at most 16 MiB"));
+    assert!(
+        folder.open().unwrap_err().to_string().contains("line 3: length: expected at most 16 MiB")
+    );
     folder.write("t.toml", format!("# {}", "x".repeat(1 << 20)));
-    assert!(folder.open().unwrap_err().to_string().contains("size: expected a task file of at most 1 MiB"));
+    assert!(
+        folder
+            .open()
+            .unwrap_err()
+            .to_string()
+            .contains("size: expected a task file of at most 1 MiB")
+    );
     folder.write("t.toml", [0xff]);
     assert!(folder.open().unwrap_err().to_string().contains("cannot read"));
     folder.write("t.toml", "a = ".to_owned() + &"[".repeat(100_000));
@@ -206,8 +279,18 @@ fn folders() {
     let message = Task::open_folder(folder.path()).unwrap_err().to_string();
     assert!(message.contains("a different `name` in each file, found \"t\""), "{message}");
     let empty = tempfile::tempdir().unwrap();
-    assert!(Task::open_folder(empty.path()).unwrap_err().to_string().contains("task files, which end in .toml"));
-    assert!(Task::open_folder(&empty.path().join("none")).unwrap_err().to_string().contains("cannot list"));
+    assert!(
+        Task::open_folder(empty.path())
+            .unwrap_err()
+            .to_string()
+            .contains("task files, which end in .toml")
+    );
+    assert!(
+        Task::open_folder(&empty.path().join("none"))
+            .unwrap_err()
+            .to_string()
+            .contains("cannot list")
+    );
 }
 
 #[test]

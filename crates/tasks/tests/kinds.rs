@@ -1,4 +1,5 @@
-//! Every kind on items made by hand, with numbers worked out by hand; what holds for every kind holds for its example.
+//! Every kind on items made by hand, with numbers worked out by hand; what holds for every kind
+//! holds for its example.
 
 mod common;
 
@@ -29,7 +30,8 @@ const CHOICE: &str = "kind = 'multiple_choice'\ncontext = '{q}'\nchoices = '{c}'
 
 #[test]
 fn choices_by_sum_by_character_and_by_byte() {
-    // Lengths: "ab" 2 characters and 2 bytes; "\u00e9\u00e9\u00e9" 3 characters and 6 bytes; "abcdefgh" 8 and 8.
+    // Lengths: "ab" 2 characters and 2 bytes; "\u00e9\u00e9\u00e9" 3 characters and 6 bytes;
+    // "abcdefgh" 8 and 8.
     let rows = [r#"{"q":"x","c":["ab","\u00e9\u00e9\u00e9","abcdefgh"],"a":0}"#; 3].join("\n");
     let folder = Folder::with(CHOICE, &rows);
     let task = folder.open().unwrap();
@@ -56,14 +58,18 @@ fn choices_by_sum_by_character_and_by_byte() {
     near(error_of(&report, "acc_bytes").unwrap(), 0.0);
     let predictions: Vec<_> = report.records.iter().map(|r| r.prediction.unwrap()).collect();
     assert_eq!(predictions, [0, 0, 1]);
-    assert_eq!(report.records.iter().map(|r| r.correct.unwrap()).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(
+        report.records.iter().map(|r| r.correct.unwrap()).collect::<Vec<_>>(),
+        [true, true, false]
+    );
     assert_eq!(report.records[1].greedy, [true, false, false]);
     assert_eq!(report.records[2].log_likelihoods, [-4.0, -3.3, -9.6]);
 }
 
 #[test]
 fn ties_go_to_the_first_choice() {
-    let rows = "{\"q\":\"x\",\"c\":[\"aa\",\"bb\"],\"a\":0}\n{\"q\":\"x\",\"c\":[\"aa\",\"bb\"],\"a\":1}";
+    let rows =
+        "{\"q\":\"x\",\"c\":[\"aa\",\"bb\"],\"a\":0}\n{\"q\":\"x\",\"c\":[\"aa\",\"bb\"],\"a\":1}";
     let folder = Folder::with(CHOICE, rows);
     let report = judge(&folder.open().unwrap(), &[(-1.0, false); 4]);
     near(metric(&report, "acc"), 0.5);
@@ -87,9 +93,12 @@ fn answers_by_text_and_choices_by_templates() {
 
 #[test]
 fn shots_come_first_with_their_answers() {
-    let toml = format!("{CHOICE}shots = 2\nshots_from = 's.jsonl'\nshots_between = '|'\ndelimiter = '='\n");
+    let toml = format!(
+        "{CHOICE}shots = 2\nshots_from = 's.jsonl'\nshots_between = '|'\ndelimiter = '='\n"
+    );
     let folder = Folder::with(&toml, r#"{"q":"x","c":["1","2"],"a":0}"#);
-    let shots = ["p", "q", "never"].map(|q| format!(r#"{{"q":"{q}","c":["3","4"],"a":1}}"#)).join("\n");
+    let shots =
+        ["p", "q", "never"].map(|q| format!(r#"{{"q":"{q}","c":["3","4"],"a":1}}"#)).join("\n");
     folder.write("s.jsonl", &shots);
     let asks = folder.open().unwrap().requests(&encode, 1000, None).unwrap();
     assert_eq!(common::text(&asks[0].ids), "p=4|q=4|x=1");
@@ -109,13 +118,19 @@ fn pairs_are_scored_after_the_prefix_token() {
     assert_eq!(common::text(&asks[0].ids[1..]), " He is.");
     let report = judge(&task, &[(-5.0, false), (-4.0, false), (-2.0, false), (-2.0, false)]);
     near(metric(&report, "acc"), 0.5);
-    assert_eq!(report.records.iter().map(|r| r.correct.unwrap()).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        report.records.iter().map(|r| r.correct.unwrap()).collect::<Vec<_>>(),
+        [false, true]
+    );
     assert_eq!(report.metrics.len(), 1);
 }
 
 #[test]
 fn documents_add_up_over_their_windows() {
-    let folder = Folder::with("kind = 'rolling'\ntext = '{t}'\n", "{\"t\":\"ab cd ef \"}\n{\"t\":\"\u{e9}\"}");
+    let folder = Folder::with(
+        "kind = 'rolling'\ntext = '{t}'\n",
+        "{\"t\":\"ab cd ef \"}\n{\"t\":\"\u{e9}\"}",
+    );
     let task = folder.open().unwrap();
     // Nine characters in windows of 4: three windows. One character: one window.
     let asks = task.requests(&encode, 6, Some(0)).unwrap();
@@ -137,7 +152,10 @@ fn documents_add_up_over_their_windows() {
 
 #[test]
 fn the_last_word_counts_when_all_of_it_is_greedy() {
-    let folder = Folder::with("kind = 'last_word'\ntext = '{t}'\n", "{\"t\":\"the big cat\"}\n{\"t\":\"a  dog\"}");
+    let folder = Folder::with(
+        "kind = 'last_word'\ntext = '{t}'\n",
+        "{\"t\":\"the big cat\"}\n{\"t\":\"a  dog\"}",
+    );
     let task = folder.open().unwrap();
     let asks = task.requests(&encode, 1000, None).unwrap();
     assert_eq!((common::text(&asks[0].ids).as_str(), asks[0].from), ("the big cat", 7));
@@ -175,7 +193,11 @@ fn every_example_goes_through() {
         let report = task.judge(&asks, &answers(&asks)).unwrap();
         assert_eq!(report.records.len(), 10);
         for m in &report.metrics {
-            assert!(m.value.is_finite() && m.standard_error.unwrap() >= 0.0, "{}: {m:?}", task.name());
+            assert!(
+                m.value.is_finite() && m.standard_error.unwrap() >= 0.0,
+                "{}: {m:?}",
+                task.name()
+            );
         }
         let mut lines = Vec::new();
         report.write_records(&mut lines).unwrap();
@@ -184,7 +206,10 @@ fn every_example_goes_through() {
             assert_eq!(record["item"], at);
             assert_eq!(record["task"], task.name());
             for sum in &report.records[at].log_likelihoods {
-                assert!(line.contains(&sum.to_string()), "{sum} is written to the last digit in {line}");
+                assert!(
+                    line.contains(&sum.to_string()),
+                    "{sum} is written to the last digit in {line}"
+                );
             }
         }
     }
@@ -195,13 +220,15 @@ fn every_kind_refuses_answers_that_are_not_its_own() {
     for task in Task::open_folder(&examples()).unwrap() {
         let asks = task.requests(&encode, 400, Some(0)).unwrap();
         let good = answers(&asks);
-        let said = |asks: &[_], answers: &[Answer]| task.judge(asks, answers).unwrap_err().to_string();
+        let said =
+            |asks: &[_], answers: &[Answer]| task.judge(asks, answers).unwrap_err().to_string();
         assert!(said(&asks, &good[1..]).contains("expected one for each of"));
         assert!(said(&asks[1..], &good[1..]).contains("none for item 0, choice 0"));
         let twice = [&asks[..], &asks[asks.len() - 1..]].concat();
         let more = [&good[..], &good[good.len() - 1..]].concat();
         if task.kind() != "rolling" {
-            // The last ask again is one more window of the same text, and adds up; one of the first item is not.
+            // The last ask again is one more window of the same text, and adds up; one of the first
+            // item is not.
             assert!(task.judge(&twice, &more).is_ok());
         }
         let again = [&asks[..], &asks[..1]].concat();
@@ -228,7 +255,8 @@ fn every_kind_refuses_unknown_keys_and_misses_its_own() {
         assert!(error.contains("itmes") && error.contains("did you mean `items`?"), "{error}");
         let kind = open(&path).kind();
         let reference = tasks::reference();
-        let section = reference.split("\n## ").find(|part| part.lines().next() == Some(kind)).unwrap();
+        let section =
+            reference.split("\n## ").find(|part| part.lines().next() == Some(kind)).unwrap();
         for row in section.lines().filter(|line| line.contains("must be there")) {
             let key = row.split('`').nth(1).unwrap();
             let without: String = text
@@ -249,6 +277,10 @@ fn the_reference_is_written_down() {
     if std::env::var_os("LATHE_WRITE_REFERENCE").is_some() {
         std::fs::write(&path, tasks::reference()).unwrap();
     } else {
-        assert!(written == tasks::reference(), "{}: run this test with LATHE_WRITE_REFERENCE=1", path.display());
+        assert!(
+            written == tasks::reference(),
+            "{}: run this test with LATHE_WRITE_REFERENCE=1",
+            path.display()
+        );
     }
 }

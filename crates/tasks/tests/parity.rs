@@ -21,8 +21,9 @@ fn merging(text: &str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Erro
     let mut ids = Vec::new();
     let mut at = 0;
     while at < characters.len() {
-        let pair =
-            characters.get(at + 1).is_some_and(|next| *next == characters[at] || (characters[at], *next) == ('e', ':'));
+        let pair = characters
+            .get(at + 1)
+            .is_some_and(|next| *next == characters[at] || (characters[at], *next) == ('e', ':'));
         ids.push(u32::from(characters[at]) + if pair { 100_000 } else { 0 });
         at += if pair { 2 } else { 1 };
     }
@@ -39,7 +40,8 @@ fn space_at_the_end_of_a_context_is_scored() {
 
 #[test]
 fn the_context_is_tokenised_alone() {
-    // "ab" + "bc": the whole is a, bb, c; the context a, b; what is scored is the whole from its third token on.
+    // "ab" + "bc": the whole is a, bb, c; the context a, b; what is scored is the whole from its
+    // third token on.
     let asks = choice("ab", ["bc", "bbc"], "").requests(&merging, 100, None).unwrap();
     let id = u32::from;
     assert_eq!(asks[0].ids, [id('a'), id('b'), id('c')]);
@@ -50,7 +52,11 @@ fn the_context_is_tokenised_alone() {
 #[test]
 fn a_continuation_without_a_token_is_refused() {
     let message = said(choice("ab", ["b", "c"], "").requests(&merging, 100, None));
-    assert!(message.contains("task t: item 0, choice 0: expected a continuation with a token of its own"), "{message}");
+    assert!(
+        message
+            .contains("task t: item 0, choice 0: expected a continuation with a token of its own"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -67,20 +73,25 @@ fn an_empty_context_needs_a_prefix() {
 #[test]
 fn long_contexts_lose_their_left() {
     let task = choice("abcdefgh", ["xy", "xyz"], "");
-    let cut = |limit| task.requests(&encode, limit, None).map(|asks| (text(&asks[0].ids), asks[0].from));
+    let cut =
+        |limit| task.requests(&encode, limit, None).map(|asks| (text(&asks[0].ids), asks[0].from));
     assert_eq!(cut(11).unwrap(), ("abcdefghxy".to_owned(), 8));
     assert_eq!(cut(10).unwrap(), ("bcdefghxy".to_owned(), 7));
     assert_eq!(cut(5).unwrap(), ("ghxy".to_owned(), 2));
     let message = cut(4).unwrap_err().to_string();
+    assert!(message.contains(
+        "choice 1: expected a continuation of at most 2 tokens, for this model's context, found 3"
+    ));
     assert!(
-        message.contains("choice 1: expected a continuation of at most 2 tokens, for this model's context, found 3")
+        said(task.requests(&encode, 2, None))
+            .contains("context_limit: expected at least 3 tokens, found 2")
     );
-    assert!(said(task.requests(&encode, 2, None)).contains("context_limit: expected at least 3 tokens, found 2"));
 }
 
 #[test]
 fn what_the_tokenizer_says_is_passed_on() {
-    let refuses = |text: &str| if text.contains('x') { Err("no such letter".into()) } else { encode(text) };
+    let refuses =
+        |text: &str| if text.contains('x') { Err("no such letter".into()) } else { encode(text) };
     let message = said(choice("abc", ["y", "x"], "").requests(&refuses, 100, None));
     assert_eq!(
         message,

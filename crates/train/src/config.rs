@@ -1,4 +1,5 @@
-//! The recipe of a run. Every field has a default; unknown fields are refused where recipes are read.
+//! The recipe of a run. Every field has a default; unknown fields are refused where recipes are
+//! read.
 
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -33,15 +34,17 @@ pub struct Recipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StartConfig {
-    /// A checkpoint, or the folder of a run, whose weights training starts from; empty for fresh ones. The model is its
-    /// own but for what `[model]` changes in routing; routers that it does not have are fresh.
+    /// A checkpoint, or the folder of a run, whose weights training starts from; empty for fresh
+    /// ones. The model is its own but for what `[model]` changes in routing; routers that it does
+    /// not have are fresh.
     pub checkpoint: String,
     /// What the checkpoint must be; filled in when the run starts.
     pub fingerprint: String,
 }
 
-/// Learning from another model's distributions as well as from the text (Hinton et al., 2015, arXiv 1503.02531):
-/// `loss = (1 - weight) * cross_entropy + weight * temperature^2 * KL(teacher || student)`.
+/// Learning from another model's distributions as well as from the text (Hinton et al., 2015, arXiv
+/// 1503.02531): `loss = (1 - weight) * cross_entropy + weight * temperature^2 * KL(teacher ||
+/// student)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DistillConfig {
@@ -57,7 +60,12 @@ pub struct DistillConfig {
 
 impl Default for DistillConfig {
     fn default() -> Self {
-        Self { checkpoint: String::new(), fingerprint: String::new(), weight: 0.5, temperature: 2.0 }
+        Self {
+            checkpoint: String::new(),
+            fingerprint: String::new(),
+            weight: 0.5,
+            temperature: 2.0,
+        }
     }
 }
 
@@ -69,7 +77,8 @@ pub struct DataConfig {
     pub dir: String,
     /// Rows of a training sequence.
     pub sequence_length: usize,
-    /// Whether documents of one sequence are invisible to each other. `false` is the published behaviour.
+    /// Whether documents of one sequence are invisible to each other. `false` is the published
+    /// behaviour.
     pub document_mask: bool,
 }
 
@@ -218,8 +227,8 @@ pub struct LogConfig {
     pub validate_every: u64,
     /// Windows of one validation.
     pub validate_windows: u64,
-    /// Windows that the causal rule is calibrated on (from the end of the validation text; at least one, and
-    /// none of them is scored unless the text has only one).
+    /// Windows that the causal rule is calibrated on (from the end of the validation text; at least
+    /// one, and none of them is scored unless the text has only one).
     pub calibrate_windows: u64,
 }
 
@@ -244,11 +253,16 @@ impl Recipe {
             return refuse("data.sequence_length", self.data.sequence_length.to_string(), expected);
         }
         if self.train.steps == 0 || self.train.steps > 1 << 40 {
-            return refuse("train.steps", self.train.steps.to_string(), "between 1 and 2^40".into());
+            return refuse(
+                "train.steps",
+                self.train.steps.to_string(),
+                "between 1 and 2^40".into(),
+            );
         }
         let (batch, micro) = (self.train.batch, self.train.micro_batch);
         if micro == 0 || batch == 0 || batch > 1 << 20 || batch % micro != 0 {
-            let expected = format!("a divisor of train.batch = {batch}, which is between 1 and 2^20");
+            let expected =
+                format!("a divisor of train.batch = {batch}, which is between 1 and 2^20");
             return refuse("train.micro_batch", micro.to_string(), expected);
         }
         if self.train.recompute && self.model.kv != model::KvMode::RecursionWise {
@@ -272,14 +286,20 @@ impl Recipe {
             ("distill.temperature", self.distill.temperature, 1e-3, 1e3),
         ];
         let share = match self.schedule {
-            ScheduleConfig::Trapezoid { decay_fraction, .. } => ("schedule.decay_fraction", decay_fraction, 0.0, 1.0),
+            ScheduleConfig::Trapezoid { decay_fraction, .. } => {
+                ("schedule.decay_fraction", decay_fraction, 0.0, 1.0)
+            }
             ScheduleConfig::Cosine { floor, .. } => ("schedule.floor", floor, 0.0, 1.0),
             ScheduleConfig::Constant { .. } => ("schedule", 0.0, 0.0, 1.0),
         };
         for (field, found, least, most) in ranges.into_iter().chain([share]) {
             if !(found >= least && found <= most) {
                 let expected = format!("between {least} and {most}");
-                return Err(TrainError::Recipe { field: field.into(), found: found.to_string(), expected });
+                return Err(TrainError::Recipe {
+                    field: field.into(),
+                    found: found.to_string(),
+                    expected,
+                });
             }
         }
         Ok(())

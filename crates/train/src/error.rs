@@ -66,7 +66,9 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The run's folder already holds a run.
-    #[error("{path} holds a run at step {step}: continue it with --resume auto, or choose another folder")]
+    #[error(
+        "{path} holds a run at step {step}: continue it with --resume auto, or choose another folder"
+    )]
     Occupied {
         /// The folder.
         path: PathBuf,

@@ -1,5 +1,5 @@
-//! Windows to steps to checkpoints: the recipe, the schedule, the optimizer, the loop. Knows no command line and no
-//! terminal: whoever runs it sees every step's report and decides when to stop.
+//! Windows to steps to checkpoints: the recipe, the schedule, the optimizer, the loop. Knows no
+//! command line and no terminal: whoever runs it sees every step's report and decides when to stop.
 
 mod config;
 mod error;
@@ -15,8 +15,8 @@ mod text;
 mod validate;
 
 pub use config::{
-    CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe, ScheduleConfig,
-    StartConfig, TrainConfig,
+    CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe,
+    ScheduleConfig, StartConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use optimizer::Optimizer;

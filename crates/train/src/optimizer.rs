@@ -1,7 +1,7 @@
 //! AdamW over all weights of a model, with global gradient clipping per group.
 
 use model::Model;
-use model::spec::{Group, ParamSpec};
+use model::params::{Group, ParamSpec};
 use ops::{AdamW, Moments};
 
 use crate::OptimizerConfig;
@@ -55,7 +55,8 @@ impl Optimizer {
         Norms { model: f64::sqrt(main), auxiliary: f64::sqrt(auxiliary) }
     }
 
-    /// One update with learning rate `rate`; gradients are scaled so that neither norm exceeds the limit.
+    /// One update with learning rate `rate`; gradients are scaled so that neither norm exceeds the
+    /// limit.
     pub fn update(&mut self, model: &Model, rate: f64, norms: Norms) {
         self.updates += 1;
         for ((spec, weight), moments) in model.weights().iter().zip(&mut self.moments) {

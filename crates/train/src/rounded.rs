@@ -1,10 +1,11 @@
-//! Weights in 16, 8 or 4 bits as tensors of a checkpoint, and back: the one rule of their names, types and shapes.
+//! Weights in 16, 8 or 4 bits as tensors of a checkpoint, and back: the one rule of their names,
+//! types and shapes.
 
 use std::cmp::Reverse;
 
 use checkpoint::{Dtype, NamedTensor, TensorFile, Values};
 use model::Model;
-use model::spec::ParamSpec;
+use model::params::ParamSpec;
 use ops::{Format, Parts, QuantError, RowParts, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -66,26 +67,36 @@ pub(crate) fn slots(table: &[ParamSpec], format: Option<Format>) -> Result<Vec<S
 }
 
 impl Slot {
-    /// Larger elements come first, so that each begins at a multiple of its size, as some readers of the format ask for.
+    /// Larger elements come first, so that each begins at a multiple of its size, as some readers
+    /// of the format ask for.
     fn place(&self) -> Reverse<u64> {
         Reverse(self.dtype.bytes())
     }
 }
 
-/// A weight `NAME` that is not rounded is F32 under its own name. A rounded one has its codes there: BF16 or I8 in the shape
-/// of the matrix, or U8 with two codes a byte, the even column in the low nibble. `NAME.scales` and, for 4 bits, `NAME.mins`
-/// are F16, one for each group of a row; `NAME.unit` is one F32.
+/// A weight `NAME` that is not rounded is F32 under its own name. A rounded one has its codes
+/// there: BF16 or I8 in the shape of the matrix, or U8 with two codes a byte, the even column in
+/// the low nibble. `NAME.scales` and, for 4 bits, `NAME.mins` are F16, one for each group of a row;
+/// `NAME.unit` is one F32.
 fn slots_of(spec: &ParamSpec, kept: Option<Format>) -> Result<Vec<Slot>, QuantError> {
     let (n, d) = spec.shape;
-    let slot = |part, suffix: &str, dtype, shape| Slot { name: format!("{}{suffix}", spec.name), shape, dtype, part };
-    let Some(format) = kept else { return Ok(vec![slot(Part::Values, "", Dtype::F32, vec![n, d])]) };
+    let slot = |part, suffix: &str, dtype, shape| Slot {
+        name: format!("{}{suffix}", spec.name),
+        shape,
+        dtype,
+        part,
+    };
+    let Some(format) = kept else {
+        return Ok(vec![slot(Part::Values, "", Dtype::F32, vec![n, d])]);
+    };
     let row = RowParts::new(format, d)?;
     let codes = match format.bits() {
         16 => Dtype::Bf16,
         8 => Dtype::I8,
         _ => Dtype::U8,
     };
-    let mut slots = vec![slot(Part::Codes, "", codes, vec![n, row.code_bytes / codes.bytes() as usize])];
+    let mut slots =
+        vec![slot(Part::Codes, "", codes, vec![n, row.code_bytes / codes.bytes() as usize])];
     if row.groups > 0 {
         slots.push(slot(Part::Scales, ".scales", Dtype::F16, vec![n, row.groups]));
         slots.push(slot(Part::Unit, ".unit", Dtype::F32, vec![1]));
@@ -116,13 +127,18 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
         for slot in slots_of(spec, weight.format())? {
             let data = match &mut parts {
                 None => weight.read().into(),
-                Some(parts) => Values::Stored { dtype: slot.dtype, bytes: bytes_of(parts, slot.part).into() },
+                Some(parts) => {
+                    Values::Stored { dtype: slot.dtype, bytes: bytes_of(parts, slot.part).into() }
+                }
             };
             all.push((slot, data));
         }
     }
     all.sort_by_key(|(slot, _)| slot.place());
-    Ok(all.into_iter().map(|(slot, data)| NamedTensor { name: slot.name, shape: slot.shape, data }).collect())
+    Ok(all
+        .into_iter()
+        .map(|(slot, data)| NamedTensor { name: slot.name, shape: slot.shape, data })
+        .collect())
 }
 
 fn bytes_of(parts: &mut Parts<'static>, part: Part) -> Vec<u8> {
@@ -136,20 +152,35 @@ fn bytes_of(parts: &mut Parts<'static>, part: Part) -> Vec<u8> {
     }
 }
 
-/// Reads a weight of a model that was rounded to `format` from a file that has the [`slots`] of that model.
+/// Reads a weight of a model that was rounded to `format` from a file that has the [`slots`] of
+/// that model.
 ///
 /// # Errors
 /// An element type, a number or a part that is not as it must be.
-pub(crate) fn read(file: &TensorFile, spec: &ParamSpec, format: Option<Format>) -> Result<Weight, TrainError> {
+pub(crate) fn read(
+    file: &TensorFile,
+    spec: &ParamSpec,
+    format: Option<Format>,
+) -> Result<Weight, TrainError> {
     let (rows, columns) = spec.shape;
     let Some(format) = format.and_then(|format| spec.rounded(format)) else {
         let bytes = file.read_bytes(&spec.name, Dtype::F32)?;
         let values = bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
         return Ok(Weight::new(values, rows, columns));
     };
-    let refused = |source| TrainError::Rounded { path: file.path().to_path_buf(), name: spec.name.clone(), source };
-    let mut parts = Parts { codes: std::borrow::Cow::default(), scales: Vec::new(), mins: Vec::new(), unit: 1.0 };
-    let halves = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();
+    let refused = |source| TrainError::Rounded {
+        path: file.path().to_path_buf(),
+        name: spec.name.clone(),
+        source,
+    };
+    let mut parts = Parts {
+        codes: std::borrow::Cow::default(),
+        scales: Vec::new(),
+        mins: Vec::new(),
+        unit: 1.0,
+    };
+    let halves =
+        |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();
     for slot in slots_of(spec, Some(format)).map_err(refused)? {
         let bytes = file.read_bytes(&slot.name, slot.dtype)?;
         match slot.part {
@@ -157,7 +188,9 @@ pub(crate) fn read(file: &TensorFile, spec: &ParamSpec, format: Option<Format>) 
             Part::Codes => parts.codes = bytes.into(),
             Part::Scales => parts.scales = halves(bytes),
             Part::Mins => parts.mins = halves(bytes),
-            Part::Unit => parts.unit = file.read_f32(&slot.name)?.first().copied().unwrap_or(f32::NAN),
+            Part::Unit => {
+                parts.unit = file.read_f32(&slot.name)?.first().copied().unwrap_or(f32::NAN)
+            }
         }
     }
     Weight::from_parts(&parts, format, rows, columns).map_err(refused)

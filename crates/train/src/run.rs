@@ -34,7 +34,8 @@ pub enum Stop {
 /// What happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A step, with what the clock says: predictions per second and FLOP/s (full convention, backward counted twice).
+    /// A step, with what the clock says: predictions per second and FLOP/s (full convention,
+    /// backward counted twice).
     Step {
         /// The numbers.
         report: &'a StepReport,
@@ -57,7 +58,8 @@ pub enum Event<'a> {
     },
 }
 
-/// A run in a folder: `checkpoints/`, `log.jsonl` (bit-identical for the same recipe), `timing.jsonl`, `events/`.
+/// A run in a folder: `checkpoints/`, `log.jsonl` (bit-identical for the same recipe),
+/// `timing.jsonl`, `events/`.
 pub struct Run {
     /// The state of training.
     pub trainer: Trainer,
@@ -78,7 +80,12 @@ impl Run {
     ///
     /// # Errors
     /// An impossible recipe, data that does not fit, a folder that holds another run, damage.
-    pub fn open(recipe: &Recipe, dir: &Path, how: Resume, wall_time: f64) -> Result<Self, TrainError> {
+    pub fn open(
+        recipe: &Recipe,
+        dir: &Path,
+        how: Resume,
+        wall_time: f64,
+    ) -> Result<Self, TrainError> {
         let (recipe, windows, valid) = open_data(recipe)?;
         if dir.join("manifest.json").is_file() {
             return Err(TrainError::Checkpoint {
@@ -91,12 +98,16 @@ impl Run {
             });
         }
         let path = windows.corpus().tokenizer_path();
-        let tokenizer =
-            std::fs::read(&path).map_err(|source| TrainError::Folder { action: "reading", path, source })?;
+        let tokenizer = std::fs::read(&path).map_err(|source| TrainError::Folder {
+            action: "reading",
+            path,
+            source,
+        })?;
         let mut trainer = Trainer::new(&recipe)?;
         let fingerprint = windows.corpus().fingerprint().to_owned();
         let make = |path: &Path| {
-            let fail = |source| TrainError::Folder { action: "making", path: path.to_path_buf(), source };
+            let fail =
+                |source| TrainError::Folder { action: "making", path: path.to_path_buf(), source };
             std::fs::create_dir_all(path).map_err(fail)
         };
         make(dir)?;
@@ -112,7 +123,18 @@ impl Run {
         let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
         let events = EventWriter::create(&dir.join("events"), wall_time)?;
         let dir = dir.to_path_buf();
-        Ok(Self { trainer, resumed, dir, windows, valid, log, timing, events, tokenizer, validated: None })
+        Ok(Self {
+            trainer,
+            resumed,
+            dir,
+            windows,
+            valid,
+            log,
+            timing,
+            events,
+            tokenizer,
+            validated: None,
+        })
     }
 
     /// The training windows.
@@ -125,8 +147,8 @@ impl Run {
         &self.valid
     }
 
-    /// Goes on until the recipe's last step, or until `watch` says stop. The last state is always saved. Returns the
-    /// validation of the last step, if the run came to its end.
+    /// Goes on until the recipe's last step, or until `watch` says stop. The last state is always
+    /// saved. Returns the validation of the last step, if the run came to its end.
     ///
     /// # Errors
     /// Not finite, disk, log.
@@ -194,7 +216,14 @@ impl Run {
     fn measure(&self) -> Result<Validation, TrainError> {
         let (log, data) = (&self.trainer.recipe.log, &self.trainer.recipe.data);
         let (count, held) = (log.validate_windows, log.calibrate_windows);
-        validate(&self.trainer.model, &self.trainer.router, &self.valid, count, held, data.document_mask)
+        validate(
+            &self.trainer.model,
+            &self.trainer.router,
+            &self.valid,
+            count,
+            held,
+            data.document_mask,
+        )
     }
 
     fn validate_if_stale(&mut self) -> Result<(), TrainError> {
@@ -204,7 +233,11 @@ impl Run {
         Ok(())
     }
 
-    fn validate(&mut self, wall_time: f64, watch: &mut dyn FnMut(Event<'_>) -> Stop) -> Result<(), TrainError> {
+    fn validate(
+        &mut self,
+        wall_time: f64,
+        watch: &mut dyn FnMut(Event<'_>) -> Stop,
+    ) -> Result<(), TrainError> {
         self.validate_if_stale()?;
         let Some((step, validation)) = &self.validated else { return Ok(()) };
         let line = json!({ "step": step, "event": "validation", "validation": validation });
@@ -225,16 +258,25 @@ impl Run {
     }
 
     /// Every checkpoint carries a causal rule calibrated for its own weights.
-    fn save(&mut self, disk: &dyn Disk, watch: &mut dyn FnMut(Event<'_>) -> Stop) -> Result<(), TrainError> {
+    fn save(
+        &mut self,
+        disk: &dyn Disk,
+        watch: &mut dyn FnMut(Event<'_>) -> Stop,
+    ) -> Result<(), TrainError> {
         self.validate_if_stale()?;
         self.log.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
         let snapshot = snapshot(&self.trainer, fingerprint, rule.as_ref(), &self.tokenizer)?;
         let parent = self.dir.join("checkpoints");
-        let path = checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
+        let path =
+            checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
         let keep = &self.trainer.recipe.checkpoint;
-        checkpoint::prune(&parent, keep.keep_last.max(1), (keep.keep_every > 0).then_some(keep.keep_every))?;
+        checkpoint::prune(
+            &parent,
+            keep.keep_last.max(1),
+            (keep.keep_every > 0).then_some(keep.keep_every),
+        )?;
         watch(Event::Saved { path: &path });
         Ok(())
     }
@@ -262,15 +304,23 @@ fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> 
     }
     recipe.check()?;
     recipe.start.fingerprint = pin("start", &recipe.start.checkpoint, &recipe.start.fingerprint)?;
-    recipe.distill.fingerprint = pin("distill", &recipe.distill.checkpoint, &recipe.distill.fingerprint)?;
+    recipe.distill.fingerprint =
+        pin("distill", &recipe.distill.checkpoint, &recipe.distill.fingerprint)?;
     let windows = Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?;
-    let valid = Windows::new(&Corpus::open(&dir, Split::Validation)?, recipe.data.sequence_length, recipe.train.seed)?;
+    let valid = Windows::new(
+        &Corpus::open(&dir, Split::Validation)?,
+        recipe.data.sequence_length,
+        recipe.train.seed,
+    )?;
     for (windows, split) in [(&windows, "training"), (&valid, "validation")] {
         if windows.len() == 0 {
             return Err(TrainError::Recipe {
                 field: "data.sequence_length".into(),
                 found: recipe.data.sequence_length.to_string(),
-                expected: format!("less than the {} tokens of the {split} text", windows.corpus().tokens()),
+                expected: format!(
+                    "less than the {} tokens of the {split} text",
+                    windows.corpus().tokens()
+                ),
             });
         }
     }

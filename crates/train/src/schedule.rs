@@ -4,8 +4,8 @@ use crate::ScheduleConfig;
 
 /// Learning rate of the update that makes step `t` (from 0) of `steps`, relative to the peak.
 ///
-/// Trapezoid: `t/w` up to `w` warm-up steps, 1, then `1 - (t - p)/d` over the last `d` steps, `p = steps - d`.
-/// The first update already has a rate above 0: warm-up counts from 1.
+/// Trapezoid: `t/w` up to `w` warm-up steps, 1, then `1 - (t - p)/d` over the last `d` steps, `p =
+/// steps - d`. The first update already has a rate above 0: warm-up counts from 1.
 pub fn learning_rate(schedule: &ScheduleConfig, t: u64, steps: u64) -> f64 {
     let warm = |w: u64| if t < w { (t + 1) as f64 / w as f64 } else { 1.0 };
     match *schedule {
@@ -18,7 +18,8 @@ pub fn learning_rate(schedule: &ScheduleConfig, t: u64, steps: u64) -> f64 {
         ScheduleConfig::Cosine { warmup_steps, floor } => {
             let rest = steps.saturating_sub(warmup_steps).max(1) as f64;
             let into = (t.saturating_sub(warmup_steps) as f64 / rest).min(1.0);
-            warm(warmup_steps) * (floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * into).cos()))
+            warm(warmup_steps)
+                * (floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * into).cos()))
         }
     }
 }
@@ -31,13 +32,24 @@ mod tests {
     fn corners() {
         let trapezoid = ScheduleConfig::Trapezoid { warmup_steps: 10, decay_fraction: 0.2 };
         let at = |t| learning_rate(&trapezoid, t, 100);
-        assert!((at(0) - 0.1).abs() < 1e-12 && (at(9) - 1.0).abs() < 1e-12 && (at(50) - 1.0).abs() < 1e-12);
-        assert!((at(80) - 1.0).abs() < 1e-12 && (at(90) - 0.5).abs() < 1e-12 && (at(99) - 0.05).abs() < 1e-12);
+        assert!(
+            (at(0) - 0.1).abs() < 1e-12
+                && (at(9) - 1.0).abs() < 1e-12
+                && (at(50) - 1.0).abs() < 1e-12
+        );
+        assert!(
+            (at(80) - 1.0).abs() < 1e-12
+                && (at(90) - 0.5).abs() < 1e-12
+                && (at(99) - 0.05).abs() < 1e-12
+        );
         let cosine = ScheduleConfig::Cosine { warmup_steps: 0, floor: 0.1 };
         assert!((learning_rate(&cosine, 0, 100) - 1.0).abs() < 1e-12);
         assert!((learning_rate(&cosine, 50, 100) - 0.55).abs() < 1e-12);
         assert!((learning_rate(&cosine, 100, 100) - 0.1).abs() < 1e-12);
         let constant = ScheduleConfig::Constant { warmup_steps: 2 };
-        assert_eq!((0..4).map(|t| learning_rate(&constant, t, 4)).collect::<Vec<_>>(), [0.5, 1.0, 1.0, 1.0]);
+        assert_eq!(
+            (0..4).map(|t| learning_rate(&constant, t, 4)).collect::<Vec<_>>(),
+            [0.5, 1.0, 1.0, 1.0]
+        );
     }
 }

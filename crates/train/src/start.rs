@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::ModelConfig;
-use model::spec::Group;
+use model::params::Group;
 use serde::Deserialize;
 
 use crate::rounded;
@@ -16,16 +16,24 @@ fn folder(path: &Path) -> Result<PathBuf, TrainError> {
     if path.join("manifest.json").is_file() {
         return Ok(path.to_path_buf());
     }
-    let parent = if path.join("checkpoints").is_dir() { path.join("checkpoints") } else { path.to_path_buf() };
+    let parent = if path.join("checkpoints").is_dir() {
+        path.join("checkpoints")
+    } else {
+        path.to_path_buf()
+    };
     match checkpoint::try_list(&parent)?.into_iter().rfind(|entry| entry.step.is_some()) {
         Some(entry) => Ok(entry.path),
-        None => {
-            refuse(path, "folder", "no checkpoint".into(), "what `lathe import`, `convert` or `train` wrote".into())
-        }
+        None => refuse(
+            path,
+            "folder",
+            "no checkpoint".into(),
+            "what `lathe import`, `convert` or `train` wrote".into(),
+        ),
     }
 }
 
-/// The model of the checkpoint at `path`, for recipes that start from it; nothing else of it is read or verified.
+/// The model of the checkpoint at `path`, for recipes that start from it; nothing else of it is
+/// read or verified.
 ///
 /// # Errors
 /// Nothing there, or a config that is none.
@@ -35,14 +43,18 @@ pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
         return only_runs(path, "rounded");
     }
     let file = folder.join("config.json");
-    let bytes =
-        std::fs::read(&file).map_err(|source| TrainError::Folder { action: "reading", path: file.clone(), source })?;
-    let parsed = serde_json::from_slice::<serde_json::Value>(&bytes).and_then(|value| ModelConfig::deserialize(&value));
+    let bytes = std::fs::read(&file).map_err(|source| TrainError::Folder {
+        action: "reading",
+        path: file.clone(),
+        source,
+    })?;
+    let parsed = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .and_then(|value| ModelConfig::deserialize(&value));
     parsed.or_else(|error| refuse(&file, "JSON", error.to_string(), "a model's config".into()))
 }
 
-/// What identifies the checkpoint at `path`: the SHA-256 of its manifest, which holds those of its files. Refuses another
-/// one than `known`, unless that is empty.
+/// What identifies the checkpoint at `path`: the SHA-256 of its manifest, which holds those of its
+/// files. Refuses another one than `known`, unless that is empty.
 pub(crate) fn pin(field: &str, path: &str, known: &str) -> Result<String, TrainError> {
     if path.is_empty() {
         return Ok(String::new());
@@ -77,16 +89,30 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
         ..trainer.recipe.model.clone()
     };
     if wanted != *given {
-        let expected =
-            "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
+        let expected = "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
         return refuse(path, "config.json", "another model".into(), expected.into());
     }
     for (spec, weight) in trainer.model.weights() {
-        match stored.model.weights().iter().find(|(known, _)| known.name == spec.name && known.shape == spec.shape) {
+        match stored
+            .model
+            .weights()
+            .iter()
+            .find(|(known, _)| known.name == spec.name && known.shape == spec.shape)
+        {
             Some((_, known)) => weight.write(known.read()),
-            None if matches!(spec.group, Group::Router | Group::AuxiliaryRouter | Group::Adapter) => {}
+            None if matches!(
+                spec.group,
+                Group::Router | Group::AuxiliaryRouter | Group::Adapter
+            ) => {}
             None if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") => {}
-            None => return refuse(path, "weights", format!("no {} of {:?}", spec.name, spec.shape), "it".into()),
+            None => {
+                return refuse(
+                    path,
+                    "weights",
+                    format!("no {} of {:?}", spec.name, spec.shape),
+                    "it".into(),
+                );
+            }
         }
     }
     trainer.text = stored.text;
@@ -104,7 +130,12 @@ pub(crate) fn teach(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
     same_tokenizer(path, &stored, tokenizer)?;
     let (found, expected) = (stored.model.config().vocab_size, trainer.recipe.model.vocab_size);
     if found != expected {
-        return refuse(path, "vocab_size", found.to_string(), format!("{expected}, as the student has"));
+        return refuse(
+            path,
+            "vocab_size",
+            found.to_string(),
+            format!("{expected}, as the student has"),
+        );
     }
     trainer.teacher = Some(Arc::new(stored));
     Ok(())
@@ -113,7 +144,8 @@ pub(crate) fn teach(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
 fn same_tokenizer(path: &Path, stored: &Stored, tokenizer: &[u8]) -> Result<(), TrainError> {
     match &stored.tokenizer {
         Some(known) if known != tokenizer => {
-            let expected = "that of data.dir: build the data with `--tokenizer` naming the checkpoint's";
+            let expected =
+                "that of data.dir: build the data with `--tokenizer` naming the checkpoint's";
             refuse(path, "tokenizer.json", "another tokenizer".into(), expected.into())
         }
         _ => Ok(()),

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use data::{Window, Windows};
-use engine::{Batch, Census, Sequence};
+use engine::{Batch, RoutingStats, Sequence};
 use model::cost::{Convention, forward_flops, shares_of};
-use model::routing::token_choice::Balance;
-use model::{Address, Decision, Model, NoProbe, Pass, RouterConfig, RouterState, Rule, Transient};
+use model::routers::token_choice::Balance;
+use model::{
+    Address, CausalThresholds, Model, NoProbe, Pass, PassCache, RouterConfig, RouterState, Rule,
+};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
 
@@ -135,7 +137,8 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The next step on given rows; the result does not depend on how they are cut into batches, but for rounding.
+    /// The next step on given rows; the result does not depend on how they are cut into batches,
+    /// but for rounding.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -143,18 +146,22 @@ impl Trainer {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
         self.release_gates();
-        let mut census = Census { keeps_logits: true, sequence_length: longest(batches), ..Census::default() };
-        let sums = self.accumulate(batches, &mut census);
+        let mut stats = RoutingStats {
+            keeps_logits: true,
+            sequence_length: longest(batches),
+            ..RoutingStats::default()
+        };
+        let sums = self.accumulate(batches, &mut stats);
         let norms = Optimizer::norms(&self.model);
         self.step += 1;
         self.release_gates();
-        let report = self.report(&sums, norms, rate, &census);
+        let report = self.report(&sums, norms, rate, &stats);
         if let Some((what, value)) = not_finite(&report, norms) {
             return self.refuse(what, value, report);
         }
         self.skipped_in_a_row = 0;
         self.optimizer.update(&self.model, rate, norms);
-        self.learn_outside_of_gradients(&census);
+        self.learn_outside_of_gradients(&stats);
         self.tokens += report.tokens;
         Ok(StepReport { thresholds: self.router.running.clone(), ..report })
     }
@@ -164,11 +171,12 @@ impl Trainer {
         let config = self.model.config();
         let (rows, shares) = (depths.iter().sum::<u64>(), shares_of(depths, config.recursions));
         let length = self.recipe.data.sequence_length;
-        3.0 * rows as f64 * forward_flops(config, self.model.plan(), length, &shares, Convention::Full)
+        3.0 * rows as f64
+            * forward_flops(config, self.model.plan(), length, &shares, Convention::Full)
     }
 
     /// Forward and backward over all batches; gradients add up in the weights.
-    fn accumulate(&self, batches: &[Batch], census: &mut Census) -> Sums {
+    fn accumulate(&self, batches: &[Batch], stats: &mut RoutingStats) -> Sums {
         let counted: usize = batches.iter().map(Batch::counted).sum();
         let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
         let rule = self.rule();
@@ -176,13 +184,13 @@ impl Trainer {
         let mut place = 0;
         for batch in batches {
             let shares = self.model.config().kv != model::KvMode::RecursionWise;
-            let mut kv = Transient::new(shares);
+            let mut kv = PassCache::new(shares);
             let mut pass = Pass {
                 ops: self.ops,
                 kv: &mut kv,
                 rule: &rule,
                 state: &self.router,
-                probe: census,
+                probe: stats,
                 record: true,
                 recompute: self.recipe.train.recompute,
                 max_depth: None,
@@ -192,7 +200,8 @@ impl Trainer {
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
             let distilled = self.distilled(&passed.x_td, batch, &weights);
-            let (mut ce, _) = self.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
+            let (mut ce, _) =
+                self.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
             let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
             sums.add(scalar(&ce), 1.0 - share, &passed.terms, &passed.depth_t, &self.model);
             if share > 0.0 {
@@ -216,9 +225,9 @@ impl Trainer {
     /// The teacher's distance on the rows of `batch`, if there is a teacher.
     fn distilled(&self, x_td: &Tensor2, batch: &Batch, weights: &Arc<[f32]>) -> Option<Tensor2> {
         let teacher = self.teacher.as_ref()?;
-        let rule = teacher.rule.clone().unwrap_or(Rule::SeeingAll);
+        let rule = teacher.rule.clone().unwrap_or(Rule::NonCausal);
         let shares = teacher.model.config().kv != model::KvMode::RecursionWise;
-        let (mut kv, mut probe) = (Transient::new(shares), NoProbe);
+        let (mut kv, mut probe) = (PassCache::new(shares), NoProbe);
         let mut pass = Pass {
             ops: self.ops,
             kv: &mut kv,
@@ -248,26 +257,35 @@ impl Trainer {
 
     /// Training compares rows, or from a given step on decides as generation will.
     fn rule(&self) -> Rule {
-        let RouterConfig::ExpertChoice(c) = &self.model.config().router else { return Rule::SeeingAll };
-        if c.train_causal_from == 0 || self.step < c.train_causal_from || self.router.running_steps == 0 {
-            return Rule::SeeingAll;
+        let RouterConfig::ExpertChoice(c) = &self.model.config().router else {
+            return Rule::NonCausal;
+        };
+        if c.train_causal_from == 0
+            || self.step < c.train_causal_from
+            || self.router.running_steps == 0
+        {
+            return Rule::NonCausal;
         }
         let n = self.model.config().recursions;
         let capacities = self.model.config().router.capacities(n, self.step);
-        Rule::Causal(Decision::by_thresholds("running", &capacities, |r| self.router.running[r]))
+        Rule::Causal(CausalThresholds::by_thresholds("running", &capacities, |r| {
+            self.router.running[r]
+        }))
     }
 
-    fn learn_outside_of_gradients(&mut self, census: &Census) {
+    fn learn_outside_of_gradients(&mut self, stats: &RoutingStats) {
         match &self.model.config().router {
-            RouterConfig::ExpertChoice(c) => self.router.track(&census.needed_thresholds(), c.running_decay),
+            RouterConfig::ExpertChoice(c) => {
+                self.router.track(&stats.needed_thresholds(), c.running_decay)
+            }
             RouterConfig::TokenChoice(c) if c.balance == Balance::LossFree => {
-                self.router.balance(&census.depths, c.balance_weight);
+                self.router.balance(&stats.depths, c.balance_weight);
             }
             _ => {}
         }
     }
 
-    fn report(&self, sums: &Sums, norms: Norms, rate: f64, census: &Census) -> StepReport {
+    fn report(&self, sums: &Sums, norms: Norms, rate: f64, stats: &RoutingStats) -> StepReport {
         StepReport {
             step: self.step,
             loss: sums.loss,
@@ -277,16 +295,21 @@ impl Trainer {
             learning_rate: rate,
             tokens: sums.tokens,
             depths: sums.depths.clone(),
-            router_accuracy: census.sampling_accuracy(),
-            dead_positions: census.dead_positions(),
-            max_violation: census.max_violation(),
-            entropy: census.entropy(),
+            router_accuracy: stats.sampling_accuracy(),
+            dead_positions: stats.dead_positions(),
+            max_violation: stats.max_violation(),
+            entropy: stats.entropy(),
             thresholds: Vec::new(),
             skipped: false,
         }
     }
 
-    fn refuse(&mut self, what: &'static str, value: f64, report: StepReport) -> Result<StepReport, TrainError> {
+    fn refuse(
+        &mut self,
+        what: &'static str,
+        value: f64,
+        report: StepReport,
+    ) -> Result<StepReport, TrainError> {
         self.model.weights().iter().for_each(|(_, w)| w.clear_gradient());
         self.skipped += 1;
         self.skipped_in_a_row += 1;
@@ -323,7 +346,14 @@ struct Sums {
 
 impl Sums {
     /// `share` is the weight of the cross-entropy.
-    fn add(&mut self, ce: f32, share: f32, terms: &model::Terms, depth_t: &[u32], model: &Model) {
+    fn add(
+        &mut self,
+        ce: f32,
+        share: f32,
+        terms: &model::AuxLosses,
+        depth_t: &[u32],
+        model: &Model,
+    ) {
         self.loss += f64::from(ce);
         self.total += f64::from(ce) * f64::from(share);
         for (name, term) in terms.named() {

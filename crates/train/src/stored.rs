@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
-use model::{Decision, Model, ModelConfig, RouterState, Rule};
+use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule};
 use ops::{Format, Moments};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,7 +47,8 @@ pub struct Stored {
     pub step: u64,
     /// Predictions trained on.
     pub tokens: u64,
-    /// What the stored weights were rounded to, if they were: such a model runs, but nothing is made from it.
+    /// What the stored weights were rounded to, if they were: such a model runs, but nothing is
+    /// made from it.
     pub rounded: Option<Format>,
 }
 
@@ -83,10 +84,15 @@ pub(crate) fn snapshot<'a>(
         data: data.into(),
     };
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
-    for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments()) {
+    for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
+    {
         weights.push(tensor(&spec.name, spec.shape, weight.read()));
         optimizer.push(tensor(&format!("first.{}", spec.name), spec.shape, moments.first.clone()));
-        optimizer.push(tensor(&format!("second.{}", spec.name), spec.shape, moments.second.clone()));
+        optimizer.push(tensor(
+            &format!("second.{}", spec.name),
+            spec.shape,
+            moments.second.clone(),
+        ));
     }
     let state = State {
         step: trainer.step,
@@ -110,7 +116,10 @@ pub(crate) fn snapshot<'a>(
         documents.insert("text".to_owned(), json(text));
     }
     Ok(Snapshot {
-        tensors: BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]),
+        tensors: BTreeMap::from([
+            ("weights".to_owned(), weights),
+            ("optimizer".to_owned(), optimizer),
+        ]),
         json: documents,
         files: BTreeMap::from([("tokenizer.json".to_owned(), tokenizer.to_vec())]),
     })
@@ -124,7 +133,8 @@ fn json(value: &impl Serialize) -> Value {
 pub struct Made<'a> {
     /// Its recipe.
     pub config: &'a ModelConfig,
-    /// Its weights: the parameter table's names and shapes, in its order, or what [`tensors`](crate::tensors) gave.
+    /// Its weights: the parameter table's names and shapes, in its order, or what
+    /// [`tensors`](crate::tensors) gave.
     pub weights: Vec<NamedTensor<'a>>,
     /// What they were rounded to, if they were.
     pub rounded: Option<Rounded>,
@@ -142,28 +152,53 @@ pub struct Made<'a> {
     pub origin: Value,
 }
 
-/// Writes the checkpoint folder `path`: it can be evaluated, run and started from, but holds no run to continue.
+/// Writes the checkpoint folder `path`: it can be evaluated, run and started from, but holds no run
+/// to continue.
 ///
 /// # Errors
 /// A `path` that is taken, weights that are not the table's, or what the disk refuses.
 pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathBuf, TrainError> {
     let fail = |field: &str, found: String, expected: String| {
-        Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
+        Err(TrainError::Checkpoint {
+            path: path.to_path_buf(),
+            field: field.into(),
+            found,
+            expected,
+        })
     };
-    if std::fs::read_dir(path).map_or_else(|_| path.exists(), |mut entries| entries.next().is_some()) {
-        return fail("folder", "taken".into(), "a path where nothing is; remove it or choose another".into());
+    if std::fs::read_dir(path)
+        .map_or_else(|_| path.exists(), |mut entries| entries.next().is_some())
+    {
+        return fail(
+            "folder",
+            "taken".into(),
+            "a path where nothing is; remove it or choose another".into(),
+        );
     }
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
         return fail("folder", "no name in UTF-8".into(), "a path that ends in a name".into());
     };
-    let table = model::spec::specs(made.config, &made.config.check()?);
-    let refused = |source| TrainError::Rounded { path: path.to_path_buf(), name: "weights".into(), source };
+    let table = model::params::specs(made.config, &made.config.check()?);
+    let refused =
+        |source| TrainError::Rounded { path: path.to_path_buf(), name: "weights".into(), source };
     let format = made.rounded.as_ref().map(Rounded::format).transpose().map_err(refused)?;
     let slots = rounded::slots(&table, format).map_err(refused)?;
-    if !made.weights.iter().map(|t| (&t.name, &t.shape)).eq(slots.iter().map(|s| (&s.name, &s.shape))) {
-        return fail("weights", "other tensors".into(), "those of the model's parameter table, in its order".into());
+    if !made
+        .weights
+        .iter()
+        .map(|t| (&t.name, &t.shape))
+        .eq(slots.iter().map(|s| (&s.name, &s.shape)))
+    {
+        return fail(
+            "weights",
+            "other tensors".into(),
+            "those of the model's parameter table, in its order".into(),
+        );
     }
-    let mut documents = BTreeMap::from([("config".to_owned(), json(made.config)), ("origin".to_owned(), made.origin)]);
+    let mut documents = BTreeMap::from([
+        ("config".to_owned(), json(made.config)),
+        ("origin".to_owned(), made.origin),
+    ]);
     if let Some(Rule::Causal(decision)) = made.rule {
         documents.insert("routing".to_owned(), json(decision));
     }
@@ -185,12 +220,17 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         json: documents,
         files: tokenizer.into_iter().collect(),
     };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(checkpoint::save(parent, name, &snapshot, disk)?)
 }
 
 /// Puts a checkpoint back into a trainer made from the same recipe.
-pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Result<(), TrainError> {
+pub(crate) fn restore(
+    trainer: &mut Trainer,
+    loaded: &Loaded,
+    data: &str,
+) -> Result<(), TrainError> {
     if loaded.json.contains_key(rounded::DOCUMENT) {
         return only_runs(&loaded.path, &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights);
     }
@@ -210,13 +250,19 @@ pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Res
         );
     }
     let made_by: Recipe = document(loaded, "recipe")?;
-    let pins = |recipe: &Recipe| (recipe.start.fingerprint.clone(), recipe.distill.fingerprint.clone());
+    let pins =
+        |recipe: &Recipe| (recipe.start.fingerprint.clone(), recipe.distill.fingerprint.clone());
     if pins(&made_by) != pins(&trainer.recipe) {
         let expected = "those of the recipe (start and distill); choose another --out";
         return refuse(loaded, "recipe.json", "another start or teacher".into(), expected.into());
     }
     if state.data != data {
-        return refuse(loaded, "state.data", state.data, format!("{data}, the fingerprint of data.dir"));
+        return refuse(
+            loaded,
+            "state.data",
+            state.data,
+            format!("{data}, the fingerprint of data.dir"),
+        );
     }
     check_router(loaded, &state.router, config.recursions)?;
     trainer.text = text(loaded, &config)?;
@@ -240,16 +286,19 @@ pub(crate) fn restore(trainer: &mut Trainer, loaded: &Loaded, data: &str) -> Res
     }
     trainer.optimizer.restore(moments, state.updates);
     (trainer.step, trainer.position, trainer.tokens) = (state.step, state.position, state.tokens);
-    (trainer.skipped, trainer.skipped_in_a_row, trainer.router) = (state.skipped, state.skipped_in_a_row, state.router);
+    (trainer.skipped, trainer.skipped_in_a_row, trainer.router) =
+        (state.skipped, state.skipped_in_a_row, state.router);
     Ok(())
 }
 
 fn expect_weights(model: &Model, file: &TensorFile) -> Result<(), TrainError> {
-    let expected: Vec<_> = model.weights().iter().map(|(s, _)| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect();
+    let expected: Vec<_> =
+        model.weights().iter().map(|(s, _)| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect();
     Ok(file.expect(&expected)?)
 }
 
-/// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest undamaged one is taken.
+/// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest
+/// undamaged one is taken.
 ///
 /// # Errors
 /// Nothing there, damage, contents that do not fit, or rounded weights, from which nothing is made.
@@ -265,17 +314,24 @@ pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
     let loaded = if path.join("manifest.json").is_file() {
         checkpoint::load(path)?
     } else {
-        let parent = if path.join("checkpoints").is_dir() { path.join("checkpoints") } else { path.to_path_buf() };
+        let parent = if path.join("checkpoints").is_dir() {
+            path.join("checkpoints")
+        } else {
+            path.to_path_buf()
+        };
         match checkpoint::newest_valid(&parent)? {
             (Some(loaded), _) => loaded,
             (None, damaged) => {
-                let found =
-                    damaged.first().map_or("no checkpoint".into(), |d| format!("only damaged ones: {}", d.reason));
+                let found = damaged
+                    .first()
+                    .map_or("no checkpoint".into(), |d| format!("only damaged ones: {}", d.reason));
                 return Err(TrainError::Checkpoint {
                     path: path.to_path_buf(),
                     field: "folder".into(),
                     found,
-                    expected: "a folder written by `lathe train`, `lathe import` or `lathe convert`".into(),
+                    expected:
+                        "a folder written by `lathe train`, `lathe import` or `lathe convert`"
+                            .into(),
                 });
             }
         }
@@ -294,10 +350,12 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     // Shapes are compared with the table before anything of the model is allocated.
     let rounded: Option<Rounded> = optional(loaded, rounded::DOCUMENT)?;
     let format = rounded.as_ref().map(Rounded::format).transpose();
-    let format = format.or_else(|e| refuse(loaded, "quantized.weights", e.to_string(), "a known format".into()))?;
-    let slots = rounded::slots(&model::spec::specs(&config, &plan), format);
-    let slots =
-        slots.or_else(|e| refuse(loaded, "config.json", e.to_string(), "matrices that fit the format".into()))?;
+    let format = format
+        .or_else(|e| refuse(loaded, "quantized.weights", e.to_string(), "a known format".into()))?;
+    let slots = rounded::slots(&model::params::specs(&config, &plan), format);
+    let slots = slots.or_else(|e| {
+        refuse(loaded, "config.json", e.to_string(), "matrices that fit the format".into())
+    })?;
     weights.expect(&slots.into_iter().map(|slot| (slot.name, slot.shape)).collect::<Vec<_>>())?;
     let model = Model::over(&config, |spec| rounded::read(&weights, spec, format))?;
     let rule = match loaded.json.contains_key("routing") {
@@ -315,7 +373,18 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     };
     check_router(loaded, &state, config.recursions)?;
     let (text, origin) = (text(loaded, &config)?, loaded.json.get("origin").cloned());
-    Ok(Stored { model, state, rule, tokenizer, text, origin, recipe, step, tokens, rounded: format })
+    Ok(Stored {
+        model,
+        state,
+        rule,
+        tokenizer,
+        text,
+        origin,
+        recipe,
+        step,
+        tokens,
+        rounded: format,
+    })
 }
 
 fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<Text>, TrainError> {
@@ -333,40 +402,65 @@ fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<Text>, TrainErro
     Ok(Some(text))
 }
 
-fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<Decision, TrainError> {
-    let decision: Decision = document(loaded, "routing")?;
+fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, TrainError> {
+    let decision: CausalThresholds = document(loaded, "routing")?;
     let auxiliary = matches!(&config.router, model::RouterConfig::ExpertChoice(c)
-        if c.sampling == model::routing::expert_choice::Sampling::AuxRouter);
+        if c.sampling == model::routers::expert_choice::SamplingLoss::AuxRouter);
     if decision.thresholds.len() != config.recursions {
         let found = decision.thresholds.len().to_string();
-        return refuse(loaded, "routing.thresholds", found, format!("{} entries", config.recursions));
+        return refuse(
+            loaded,
+            "routing.thresholds",
+            found,
+            format!("{} entries", config.recursions),
+        );
     }
     if let Some(found) = decision.thresholds.iter().flatten().find(|t| !t.is_finite()) {
         return refuse(loaded, "routing.thresholds", found.to_string(), "finite numbers".into());
     }
     if decision.auxiliary && !auxiliary {
-        return refuse(loaded, "routing.auxiliary", "true".into(), "false in a model without auxiliary router".into());
+        return refuse(
+            loaded,
+            "routing.auxiliary",
+            "true".into(),
+            "false in a model without auxiliary router".into(),
+        );
     }
     Ok(decision)
 }
 
 /// A list that was never written to is empty, any other has an entry for each recursion.
 fn check_router(loaded: &Loaded, state: &RouterState, recursions: usize) -> Result<(), TrainError> {
-    for (field, list) in [("state.router.running", &state.running), ("state.router.bias", &state.bias)] {
+    for (field, list) in
+        [("state.router.running", &state.running), ("state.router.bias", &state.bias)]
+    {
         if !list.is_empty() && list.len() != recursions {
-            return refuse(loaded, field, format!("{} numbers", list.len()), format!("none or {recursions}"));
+            return refuse(
+                loaded,
+                field,
+                format!("{} numbers", list.len()),
+                format!("none or {recursions}"),
+            );
         }
         if let Some(found) = list.iter().find(|x| !x.is_finite()) {
             return refuse(loaded, field, found.to_string(), "finite numbers".into());
         }
     }
     if let Some(found) = state.released.filter(|share| !(0.0..=1.0).contains(share)) {
-        return refuse(loaded, "state.router.released", found.to_string(), "between 0 and 1".into());
+        return refuse(
+            loaded,
+            "state.router.released",
+            found.to_string(),
+            "between 0 and 1".into(),
+        );
     }
     Ok(())
 }
 
-fn optional<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<Option<T>, TrainError> {
+fn optional<T: serde::de::DeserializeOwned>(
+    loaded: &Loaded,
+    name: &str,
+) -> Result<Option<T>, TrainError> {
     loaded.json.contains_key(name).then(|| document(loaded, name)).transpose()
 }
 
@@ -375,10 +469,20 @@ fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Resu
         return refuse(loaded, &format!("{name}.json"), "missing".into(), "there".into());
     };
     T::deserialize(value).or_else(|error| {
-        refuse(loaded, &format!("{name}.json"), error.to_string(), "what this version of Lathe writes".into())
+        refuse(
+            loaded,
+            &format!("{name}.json"),
+            error.to_string(),
+            "what this version of Lathe writes".into(),
+        )
     })
 }
 
-fn refuse<T>(loaded: &Loaded, field: &str, found: String, expected: String) -> Result<T, TrainError> {
+fn refuse<T>(
+    loaded: &Loaded,
+    field: &str,
+    found: String,
+    expected: String,
+) -> Result<T, TrainError> {
     Err(TrainError::Checkpoint { path: loaded.path.clone(), field: field.into(), found, expected })
 }

@@ -1,4 +1,5 @@
-//! What a checkpoint says about text beside its tokenizer: ids with a meaning of their own, and the chat template.
+//! What a checkpoint says about text beside its tokenizer: ids with a meaning of their own, and the
+//! chat template.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,11 @@ pub struct Text {
 impl Text {
     /// The first id that is not below `vocab_size`, with its field.
     pub(crate) fn outside(&self, vocab_size: usize) -> Option<(&'static str, u32)> {
-        let named = [("bos", self.bos), ("pad", self.pad)].into_iter().filter_map(|(name, id)| Some((name, id?)));
-        named.chain(self.eos.iter().map(|&id| ("eos", id))).find(|(_, id)| *id as usize >= vocab_size)
+        let named = [("bos", self.bos), ("pad", self.pad)]
+            .into_iter()
+            .filter_map(|(name, id)| Some((name, id?)));
+        named
+            .chain(self.eos.iter().map(|&id| ("eos", id)))
+            .find(|(_, id)| *id as usize >= vocab_size)
     }
 }

@@ -38,7 +38,11 @@ impl SourceScore {
     /// From sums to means.
     fn finish(self) -> Self {
         let bits = self.nll / std::f64::consts::LN_2;
-        Self { nll: self.nll / self.predictions.max(1) as f64, bits_per_byte: bits / self.bytes.max(1) as f64, ..self }
+        Self {
+            nll: self.nll / self.predictions.max(1) as f64,
+            bits_per_byte: bits / self.bytes.max(1) as f64,
+            ..self
+        }
     }
 }
 
@@ -86,7 +90,8 @@ pub fn score_rule(
 ) -> (RuleScore, Vec<RowScore>) {
     let corpus = windows.corpus();
     let (bytes, names) = (corpus.token_bytes(), corpus.sources());
-    let mut result = RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
+    let mut result =
+        RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
     let mut all = Vec::new();
     for chunk in chunks {
         let batch = pack(chunk, document_mask);
@@ -111,13 +116,17 @@ pub fn score_rule(
 }
 
 /// The windows with these numbers, in chunks of about 4096 rows.
-fn in_chunks(windows: &Windows, numbers: impl Iterator<Item = u64>) -> Result<Vec<Vec<Window>>, TrainError> {
+fn in_chunks(
+    windows: &Windows,
+    numbers: impl Iterator<Item = u64>,
+) -> Result<Vec<Vec<Window>>, TrainError> {
     let each = (4096 / windows.seq_len().max(1)).max(1);
     let all: Result<Vec<Window>, _> = numbers.map(|i| windows.unshuffled(i)).collect();
     Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
 }
 
-/// Calibrates the causal rule on the last `calibrate` windows and scores both rules on up to `count` windows before them.
+/// Calibrates the causal rule on the last `calibrate` windows and scores both rules on up to
+/// `count` windows before them.
 ///
 /// # Errors
 /// Windows that cannot be read.
@@ -138,10 +147,17 @@ pub fn validate(
     let rule = causal_rule(model, state, &aside);
     // Spread over the whole text, so that every source is met.
     let chunks = spread(windows, windows.len() - held, count)?;
-    let by = |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
-    let (training, a) = by(&Rule::SeeingAll);
+    let by =
+        |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
+    let (training, a) = by(&Rule::NonCausal);
     let (causal, b) = by(&rule);
-    Ok(Validation { windows: count, training, causal, disagreement: disagreement(&a, &b), rule: Some(rule) })
+    Ok(Validation {
+        windows: count,
+        training,
+        causal,
+        disagreement: disagreement(&a, &b),
+        rule: Some(rule),
+    })
 }
 
 /// `count` of the first `of` windows at equal distances, in chunks.

@@ -1,5 +1,5 @@
-//! Guards against slow growth that need no clock: how many operations a step calls, and how many multiply-adds they perform.
-//! One test in its process, because both counts are global.
+//! Guards against slow growth that need no clock: how many operations a step calls, and how many
+//! multiply-adds they perform. One test in its process, because both counts are global.
 
 mod common;
 
@@ -36,11 +36,17 @@ fn wide(router: RouterConfig, kv: KvMode, sharing: Sharing) -> Recipe {
 fn batch(sequences: usize) -> Batch {
     let (document, same) = ([0u32; LENGTH], [true; LENGTH]);
     let mut stream = Stream::at(5, Purpose::Shuffle, 0, 0);
-    let texts: Vec<Vec<u32>> =
-        (0..sequences).map(|_| (0..=LENGTH).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()).collect();
+    let texts: Vec<Vec<u32>> = (0..sequences)
+        .map(|_| (0..=LENGTH).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect())
+        .collect();
     let parts: Vec<Sequence<'_>> = texts
         .iter()
-        .map(|t| Sequence { ids: &t[..LENGTH], targets: &t[1..], document: &document, same_document: &same })
+        .map(|t| Sequence {
+            ids: &t[..LENGTH],
+            targets: &t[1..],
+            document: &document,
+            same_document: &same,
+        })
         .collect();
     Batch::pack(&parts, true)
 }
@@ -63,14 +69,21 @@ fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
 fn a_step_does_what_the_formula_says_and_no_more() {
     let mut combinations = vec![wide(RouterConfig::Fixed, KvMode::RecursionWise, Sharing::None)];
     for kv in [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate] {
-        combinations.extend(RouterConfig::all().into_iter().map(|router| wide(router, kv, Sharing::MiddleCycle)));
+        combinations.extend(
+            RouterConfig::all().into_iter().map(|router| wide(router, kv, Sharing::MiddleCycle)),
+        );
     }
     let mut seen = 0;
     for recipe in combinations.iter().filter(|r| r.model.check().is_ok()) {
-        let what = format!("{:?} {:?} {:?}", recipe.model.router, recipe.model.kv, recipe.model.sharing);
+        let what =
+            format!("{:?} {:?} {:?}", recipe.model.router, recipe.model.kv, recipe.model.sharing);
         let (calls, done, formula) = count(recipe, 2);
-        // More, because attention works in blocks of 64 rows and computes its scores again in the backward pass.
-        assert!((0.99..1.08).contains(&(done / formula)), "{what}: {done} multiply-adds, the formula says {formula}");
+        // More, because attention works in blocks of 64 rows and computes its scores again in the
+        // backward pass.
+        assert!(
+            (0.99..1.08).contains(&(done / formula)),
+            "{what}: {done} multiply-adds, the formula says {formula}"
+        );
         let (more, ..) = count(recipe, 8);
         assert_eq!(more, calls, "{what}: operations of a step on 8 sequences, and on 2");
         seen += 1;

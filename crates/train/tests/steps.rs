@@ -1,14 +1,18 @@
-//! Steps on given rows: they learn, they repeat, they refuse what is not finite, and they move only what they should.
+//! Steps on given rows: they learn, they repeat, they refuse what is not finite, and they move only
+//! what they should.
 
 mod common;
 
 use common::{VOCAB, batches, close, recipe, routers, weights, with_auxiliary};
-use model::routing::expert_choice::Config as Expert;
-use model::routing::token_choice::{Balance, Config as Token};
-use model::spec::Group;
+use model::params::Group;
+use model::routers::expert_choice::Config as Expert;
+use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, RouterConfig};
 use ops::Ops;
-use train::{NonFinite, OptimizerConfig, Recipe, ScheduleConfig, StepReport, TrainError, Trainer, learning_rate};
+use train::{
+    NonFinite, OptimizerConfig, Recipe, ScheduleConfig, StepReport, TrainError, Trainer,
+    learning_rate,
+};
 
 fn trainer(recipe: &Recipe) -> Trainer {
     recipe.check().expect("a legal recipe");
@@ -32,12 +36,23 @@ fn the_loss_of_a_repeated_batch_falls() {
             let reports = steps(&mut trainer, 40, 4);
             let (first, last) = (&reports[0], &reports[39]);
             let uniform = (VOCAB as f64).ln();
-            assert!((first.loss - uniform).abs() < 0.3, "{router:?}: a fresh model knows nothing: {}", first.loss);
+            assert!(
+                (first.loss - uniform).abs() < 0.3,
+                "{router:?}: a fresh model knows nothing: {}",
+                first.loss
+            );
             assert!(last.loss < 0.6 * uniform, "{router:?} {kv:?}: {} after 40 steps", last.loss);
             assert_eq!((trainer.step, trainer.tokens, trainer.skipped), (40, 40 * 48, 0));
-            assert!(reports.iter().all(|r| r.tokens == 48 && r.depths.iter().sum::<u64>() == 48 && !r.skipped));
-            let weighted: f64 =
-                last.parts.iter().map(|(name, value)| value * f64::from(trainer.model.term_weight(name))).sum();
+            assert!(
+                reports
+                    .iter()
+                    .all(|r| r.tokens == 48 && r.depths.iter().sum::<u64>() == 48 && !r.skipped)
+            );
+            let weighted: f64 = last
+                .parts
+                .iter()
+                .map(|(name, value)| value * f64::from(trainer.model.term_weight(name)))
+                .sum();
             assert!((last.total - last.loss - weighted).abs() < 1e-9);
         }
     }
@@ -51,7 +66,8 @@ fn steps_repeat_bit_for_bit() {
         assert_eq!(steps(&mut a, 4, 2), steps(&mut b, 4, 2));
         assert_eq!(weights(&a), weights(&b));
         assert_eq!(a.router, b.router);
-        let other = Recipe { train: train::TrainConfig { seed: 2, ..recipe.train.clone() }, ..recipe };
+        let other =
+            Recipe { train: train::TrainConfig { seed: 2, ..recipe.train.clone() }, ..recipe };
         assert_ne!(steps(&mut trainer(&other), 1, 2)[0].loss, steps(&mut a, 1, 2)[0].loss);
     }
 }
@@ -64,7 +80,10 @@ fn micro_batches_are_one_batch() {
         let whole = report(4);
         for each in [1, 2] {
             let found = report(each);
-            assert!((found.loss - whole.loss).abs() < 1e-5 && (found.total - whole.total).abs() < 1e-5, "{router:?}");
+            assert!(
+                (found.loss - whole.loss).abs() < 1e-5 && (found.total - whole.total).abs() < 1e-5,
+                "{router:?}"
+            );
             assert!((found.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-5, "{router:?}");
             assert_eq!((&found.depths, found.tokens), (&whole.depths, whole.tokens), "{router:?}");
             close(&found.thresholds, &whole.thresholds, 1e-5, "running thresholds");
@@ -72,13 +91,14 @@ fn micro_batches_are_one_batch() {
     }
 }
 
-/// Losses of the same weights have the same bits; gradients add up in another order, so later ones are equal up to
-/// rounding.
+/// Losses of the same weights have the same bits; gradients add up in another order, so later ones
+/// are equal up to rounding.
 #[test]
 fn recompute_trains_the_same_weights() {
     for router in routers() {
         let mut plain = recipe(router.clone(), KvMode::RecursionWise);
-        // Adam divides by the root of the mean square: without this, gradients of rounding size would move weights.
+        // Adam divides by the root of the mean square: without this, gradients of rounding size
+        // would move weights.
         plain.optimizer.eps = 1e-3;
         let mut again = plain.clone();
         again.train.recompute = true;
@@ -88,7 +108,10 @@ fn recompute_trains_the_same_weights() {
                 if step == 0 { a.total == b.total } else { (a.total - b.total).abs() < 1e-6 },
                 "{router:?} step {step}"
             );
-            assert!((a.gradient_norm / b.gradient_norm - 1.0).abs() < 1e-5, "{router:?} step {step}");
+            assert!(
+                (a.gradient_norm / b.gradient_norm - 1.0).abs() < 1e-5,
+                "{router:?} step {step}"
+            );
             assert_eq!(a.depths, b.depths, "{router:?} step {step}");
         }
         for (found, expected) in weights(&b).iter().zip(&weights(&a)) {
@@ -116,7 +139,12 @@ fn poisoned(policy: NonFinite) -> (Trainer, Vec<f32>) {
     recipe.train.non_finite = policy;
     recipe.model.init_std = 0.5;
     let trainer = trainer(&recipe);
-    let (_, norm) = trainer.model.weights().iter().find(|(s, _)| s.name == "norm").expect("every model has one");
+    let (_, norm) = trainer
+        .model
+        .weights()
+        .iter()
+        .find(|(s, _)| s.name == "norm")
+        .expect("every model has one");
     let healthy = norm.read();
     norm.write(vec![f32::MAX; healthy.len()]);
     (trainer, healthy)
@@ -130,7 +158,10 @@ fn a_step_that_is_not_finite_stops() {
     let TrainError::NonFinite { step, what, value } = error else { panic!("{error}") };
     assert!(step == 1 && !value.is_finite(), "{what} {value}");
     assert_eq!(weights(&trainer), before);
-    assert_eq!((trainer.router.clone(), trainer.optimizer.updates(), trainer.tokens), (router, 0, 0));
+    assert_eq!(
+        (trainer.router.clone(), trainer.optimizer.updates(), trainer.tokens),
+        (router, 0, 0)
+    );
 }
 
 #[test]
@@ -145,7 +176,12 @@ fn a_step_that_is_not_finite_is_skipped() {
     assert_eq!(weights(&trainer), before);
     assert_eq!((trainer.optimizer.updates(), trainer.tokens), (0, 0));
     // With the poison gone, the next step is as good as the first: no gradient stayed behind.
-    let (_, norm) = trainer.model.weights().iter().find(|(s, _)| s.name == "norm").expect("every model has one");
+    let (_, norm) = trainer
+        .model
+        .weights()
+        .iter()
+        .find(|(s, _)| s.name == "norm")
+        .expect("every model has one");
     norm.write(healthy);
     let report = trainer.step_on(&batches(1, 4, 4)).expect("finite");
     assert!(!report.skipped && report.gradient_norm.is_finite());
@@ -163,7 +199,8 @@ fn ten_skipped_steps_in_a_row_stop() {
     assert_eq!(results, [vec![true; 9], vec![false]].concat());
 }
 
-/// One update with Adam's memory switched off on a beta of 0: the first moment is the clipped gradient.
+/// One update with Adam's memory switched off on a beta of 0: the first moment is the clipped
+/// gradient.
 fn first_moments(clip_norm: f64, router: RouterConfig) -> (Trainer, StepReport) {
     let mut recipe = recipe(router, KvMode::RecursionWise);
     recipe.optimizer = OptimizerConfig { clip_norm, beta1: 0.0, ..recipe.optimizer };
@@ -184,7 +221,9 @@ fn gradients_are_clipped_to_the_norm() {
     let (free, report) = first_moments(0.0, RouterConfig::default());
     let norm = report.gradient_norm;
     assert!((norm_of(&free, false) / norm - 1.0).abs() < 1e-5);
-    for (limit, expected) in [(norm / 10.0, norm / 10.0), (norm / 2.0, norm / 2.0), (norm * 1.01, norm)] {
+    for (limit, expected) in
+        [(norm / 10.0, norm / 10.0), (norm / 2.0, norm / 2.0), (norm * 1.01, norm)]
+    {
         let (clipped, report) = first_moments(limit, RouterConfig::default());
         assert_eq!(report.gradient_norm, norm, "the report is from before clipping");
         let found = norm_of(&clipped, false);
@@ -206,7 +245,10 @@ fn an_auxiliary_router_is_clipped_apart_and_learns_faster() {
     assert!(auxiliary > 0.0 && auxiliary < model / 2.0, "{auxiliary} beside {model}");
     // A limit between the two clips one and leaves the other.
     let (between, _) = first_moments(f64::sqrt(model * auxiliary), with_auxiliary());
-    assert!((norm_of(&between, true) / auxiliary - 1.0).abs() < 1e-5, "the auxiliary router is below the limit");
+    assert!(
+        (norm_of(&between, true) / auxiliary - 1.0).abs() < 1e-5,
+        "the auxiliary router is below the limit"
+    );
     assert!(norm_of(&between, false) < 0.99 * model);
     let (low, _) = first_moments(auxiliary / 2.0, with_auxiliary());
     // Scaled by limit / (norm + 1e-6), which shows in so small a norm.
@@ -216,9 +258,10 @@ fn an_auxiliary_router_is_clipped_apart_and_learns_faster() {
     let fresh = Trainer::new(&free.recipe).expect("legal");
     let moved = |group: Group| -> f32 {
         let both = free.model.weights().iter().zip(fresh.model.weights());
-        let differences = both.filter(|((spec, _), _)| spec.group == group).flat_map(|((_, a), (_, b))| {
-            a.read().into_iter().zip(b.read()).map(|(a, b)| (a - b).abs()).collect::<Vec<f32>>()
-        });
+        let differences =
+            both.filter(|((spec, _), _)| spec.group == group).flat_map(|((_, a), (_, b))| {
+                a.read().into_iter().zip(b.read()).map(|(a, b)| (a - b).abs()).collect::<Vec<f32>>()
+            });
         differences.fold(0.0, f32::max)
     };
     let (slow, fast) = (moved(Group::Block), moved(Group::AuxiliaryRouter));
@@ -262,13 +305,20 @@ fn the_schedule_drives_the_updates() {
     ];
     for schedule in shapes {
         recipe.schedule = schedule.clone();
-        let rates: Vec<f64> = steps(&mut trainer(&recipe), 10, 4).iter().map(|r| r.learning_rate).collect();
+        let rates: Vec<f64> =
+            steps(&mut trainer(&recipe), 10, 4).iter().map(|r| r.learning_rate).collect();
         for (t, rate) in rates.iter().enumerate() {
             assert!((rate - 0.01 * learning_rate(&schedule, t as u64, 10)).abs() < 1e-15);
             assert!(*rate > 0.0 && *rate <= 0.01, "{schedule:?} step {t}: {rate}");
         }
-        let peak = rates.iter().position(|r| *r == rates.iter().copied().fold(0.0, f64::max)).expect("ten");
-        assert!(rates[..=peak].is_sorted() && rates[peak..].is_sorted_by(|a, b| a >= b), "{schedule:?}: {rates:?}");
+        let peak = rates
+            .iter()
+            .position(|r| *r == rates.iter().copied().fold(0.0, f64::max))
+            .expect("ten");
+        assert!(
+            rates[..=peak].is_sorted() && rates[peak..].is_sorted_by(|a, b| a >= b),
+            "{schedule:?}: {rates:?}"
+        );
     }
 }
 
@@ -283,12 +333,20 @@ fn the_balance_bias_moves_against_the_load() {
         let mean = 48.0 / 3.0;
         for (j, (now, then)) in trainer.router.bias.iter().zip(&before).enumerate() {
             let load = report.depths[j + 1] as f64;
-            let expected = f64::from(*then) + if load == mean { 0.0 } else { 0.01 * (mean - load).signum() };
-            assert!((f64::from(*now) - expected).abs() < 1e-6, "step {step} depth {j}: load {load}, {then} to {now}");
+            let expected =
+                f64::from(*then) + if load == mean { 0.0 } else { 0.01 * (mean - load).signum() };
+            assert!(
+                (f64::from(*now) - expected).abs() < 1e-6,
+                "step {step} depth {j}: load {load}, {then} to {now}"
+            );
         }
         before.clone_from(&trainer.router.bias);
         let violation = report.max_violation.expect("tokens chose");
-        assert!((violation - (*report.depths[1..].iter().max().expect("three") as f64 / mean - 1.0)).abs() < 1e-12);
+        assert!(
+            (violation - (*report.depths[1..].iter().max().expect("three") as f64 / mean - 1.0))
+                .abs()
+                < 1e-12
+        );
         if step == 0 { first = violation } else { last = violation }
     }
     assert!(last < first, "max violation from {first} to {last}");

@@ -1,24 +1,42 @@
-//! Training that starts from a neutral Mixture-of-Recursions model: gates come in slowly, a teacher may help.
+//! Training that starts from a neutral Mixture-of-Recursions model: gates come in slowly, a teacher
+//! may help.
 
 mod common;
 
 use std::sync::Arc;
 
 use common::{batches, recipe, weights};
-use model::routing::expert_choice::{Config as Expert, Gating};
+use model::routers::expert_choice::{Config as Expert, Gating};
 use model::{KvMode, ModelConfig, RouterConfig, RouterState, Sharing};
 use train::{DistillConfig, Recipe, Stored, Trainer};
 
 fn released(gate_release_steps: u64) -> Recipe {
-    let expert =
-        Expert { gating: Gating::Blend, alpha: 1.0, gate_release_steps, capacity_warmup_steps: 6, ..Expert::default() };
+    let expert = Expert {
+        gating: Gating::Blend,
+        alpha: 1.0,
+        gate_release_steps,
+        capacity_warmup_steps: 6,
+        ..Expert::default()
+    };
     recipe(RouterConfig::ExpertChoice(expert), KvMode::RecursionWise)
 }
 
 fn teacher(config: &ModelConfig, seed: u64) -> Arc<Stored> {
     let model = model::Model::fresh(config, seed).expect("legal");
-    let (state, rule, tokenizer, text, origin, recipe) = (RouterState::default(), None, None, None, None, None);
-    Arc::new(Stored { model, state, rule, tokenizer, text, origin, recipe, step: 0, tokens: 0, rounded: None })
+    let (state, rule, tokenizer, text, origin, recipe) =
+        (RouterState::default(), None, None, None, None, None);
+    Arc::new(Stored {
+        model,
+        state,
+        rule,
+        tokenizer,
+        text,
+        origin,
+        recipe,
+        step: 0,
+        tokens: 0,
+        rounded: None,
+    })
 }
 
 #[test]
@@ -35,11 +53,13 @@ fn gates_are_released_along_half_a_cosine() {
     }
 }
 
-/// While no part of the gate is released and capacity is full, the first step is the recursive model's.
+/// While no part of the gate is released and capacity is full, the first step is the recursive
+/// model's.
 #[test]
 fn the_first_step_is_the_recursive_models() {
     let batches = batches(1, 4, 4);
-    let mut fixed = Trainer::new(&recipe(RouterConfig::Fixed, KvMode::RecursionWise)).expect("legal");
+    let mut fixed =
+        Trainer::new(&recipe(RouterConfig::Fixed, KvMode::RecursionWise)).expect("legal");
     let mut mor = Trainer::new(&released(4)).expect("legal");
     let (a, b) = (fixed.step_on(&batches).expect("finite"), mor.step_on(&batches).expect("finite"));
     assert_eq!(a.loss, b.loss);
@@ -50,13 +70,19 @@ fn the_first_step_is_the_recursive_models() {
         mor.step_on(&batches).expect("finite");
     }
     let last = mor.step_on(&batches).expect("finite");
-    assert!(last.depths[3] == 16 && last.depths[1] == 16, "capacities have arrived: {:?}", last.depths);
+    assert!(
+        last.depths[3] == 16 && last.depths[1] == 16,
+        "capacities have arrived: {:?}",
+        last.depths
+    );
 }
 
 #[test]
 fn a_neutral_gate_needs_a_blend() {
     let expert = Expert { gate_release_steps: 4, ..Expert::default() };
-    let error = recipe(RouterConfig::ExpertChoice(expert), KvMode::RecursionWise).check().expect_err("weighted");
+    let error = recipe(RouterConfig::ExpertChoice(expert), KvMode::RecursionWise)
+        .check()
+        .expect_err("weighted");
     assert!(error.to_string().contains("gate_release_steps"), "{error}");
 }
 
@@ -64,12 +90,15 @@ fn a_neutral_gate_needs_a_blend() {
 fn a_student_comes_closer_to_its_teacher() {
     let batches = batches(1, 4, 2);
     let base = recipe(RouterConfig::Fixed, KvMode::RecursionWise);
-    let dense = ModelConfig { sharing: Sharing::None, recursions: 1, init_std: 0.3, ..base.model.clone() };
+    let dense =
+        ModelConfig { sharing: Sharing::None, recursions: 1, init_std: 0.3, ..base.model.clone() };
     for weight in [0.5, 1.0] {
         let distill = DistillConfig { weight, temperature: 1.5, ..DistillConfig::default() };
         let mut trainer = Trainer::new(&Recipe { distill, ..base.clone() }).expect("legal");
         trainer.teacher = Some(teacher(&dense, 9));
-        let apart = |parts: &[(String, f64)]| parts.iter().find(|(name, _)| name == "distillation").expect("a term").1;
+        let apart = |parts: &[(String, f64)]| {
+            parts.iter().find(|(name, _)| name == "distillation").expect("a term").1
+        };
         let reports: Vec<_> = (0..40).map(|_| trainer.step_on(&batches).expect("finite")).collect();
         let (first, last) = (apart(&reports[0].parts), apart(&reports[39].parts));
         assert!(first > 0.0 && (weight < 1.0 || last < 0.7 * first), "{weight}: {first} to {last}");
@@ -98,7 +127,8 @@ fn distilled_steps_repeat_bit_for_bit() {
     let base = released(3);
     let distill = DistillConfig { weight: 0.3, ..DistillConfig::default() };
     let run = || {
-        let mut trainer = Trainer::new(&Recipe { distill: distill.clone(), ..base.clone() }).expect("legal");
+        let mut trainer =
+            Trainer::new(&Recipe { distill: distill.clone(), ..base.clone() }).expect("legal");
         trainer.teacher = Some(teacher(&base.model, 9));
         let reports: Vec<_> = (0..5).map(|_| trainer.step_on(&batches).expect("finite")).collect();
         (reports, weights(&trainer))

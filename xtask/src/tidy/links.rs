@@ -3,7 +3,8 @@
 use super::markdown::without_fences;
 use crate::tree::Tree;
 
-/// Relative links in Markdown lead to files or folders that exist, and to headings that exist in them.
+/// Relative links in Markdown lead to files or folders that exist, and to headings that exist in
+/// them.
 pub(super) fn relative(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in tree.ending(".md") {
@@ -19,7 +20,11 @@ pub(super) fn relative(tree: &Tree) -> Vec<String> {
 }
 
 fn targets(line: &str) -> Vec<&str> {
-    line.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target).collect()
+    line.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target)
+        .collect()
 }
 
 fn is_elsewhere(target: &str) -> bool {
@@ -27,10 +32,12 @@ fn is_elsewhere(target: &str) -> bool {
 }
 
 fn broken(tree: &Tree, from: &str, target: &str) -> Option<String> {
-    let (file, heading) = target.split_once('#').map_or((target, None), |(file, heading)| (file, Some(heading)));
+    let (file, heading) =
+        target.split_once('#').map_or((target, None), |(file, heading)| (file, Some(heading)));
     let path = if file.is_empty() { from.to_owned() } else { resolve(from, file) };
     let folder = format!("{}/", path.trim_end_matches('/'));
-    if !tree.files.contains_key(&path) && !tree.files.keys().any(|other| other.starts_with(&folder)) {
+    if !tree.files.contains_key(&path) && !tree.files.keys().any(|other| other.starts_with(&folder))
+    {
         return Some(format!("there is no {path}"));
     }
     let heading = heading.filter(|_| path.ends_with(".md"))?;
@@ -68,10 +75,11 @@ mod tests {
 
     #[test]
     fn good_links_pass() {
-        let text =
-            "# A\n[b](docs/b.md) [c](docs/) [d](docs/b.md#two-words) [e](https://x.y) [f](#a)\n```\n[x](no)\n```\n";
-        let tree =
-            Tree::of(&[("README.md", text), ("docs/b.md", "## Two `words`\n[up](../README.md) [same](./b.md)\n")]);
+        let text = "# A\n[b](docs/b.md) [c](docs/) [d](docs/b.md#two-words) [e](https://x.y) [f](#a)\n```\n[x](no)\n```\n";
+        let tree = Tree::of(&[
+            ("README.md", text),
+            ("docs/b.md", "## Two `words`\n[up](../README.md) [same](./b.md)\n"),
+        ]);
         assert!(relative(&tree).is_empty(), "{:?}", relative(&tree));
     }
 
@@ -80,6 +88,9 @@ mod tests {
         let tree = Tree::of(&[("docs/a.md", "\n[x](b.md) [y](a.md#none)\n"), ("b.md", "")]);
         let found = relative(&tree);
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].starts_with("docs/a.md:2: link to b.md") && found[1].contains("no heading #none"));
+        assert!(
+            found[0].starts_with("docs/a.md:2: link to b.md")
+                && found[1].contains("no heading #none")
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Rules that the compiler does not know. Each is a function from the tree to its violations, with its own test; to add
-//! one, write the function and put it on the list.
+//! Rules that the compiler does not know. Each is a function from the tree to its violations, with
+//! its own test; to add one, write the function and put it on the list.
 
 mod files;
 mod invariants;
@@ -50,6 +50,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     }
     match count {
         0 => Ok(()),
-        _ => bail!("tidy found {count} violations; mend them, or change the rule and say why in the commit"),
+        _ => bail!(
+            "tidy found {count} violations; mend them, or change the rule and say why in the commit"
+        ),
     }
 }

@@ -29,12 +29,18 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for package in tree.packages.iter().filter(|package| rooms.contains(&package.name)) {
         let Some(may) = allowed.get(&package.name) else {
-            found.push(format!("{ARCHITECTURE}: the table of allowed edges has no row for `{}`", package.name));
+            found.push(format!(
+                "{ARCHITECTURE}: the table of allowed edges has no row for `{}`",
+                package.name
+            ));
             continue;
         };
         let uses: BTreeSet<String> = package.uses.intersection(&rooms).cloned().collect();
         for room in uses.difference(may) {
-            found.push(format!("{}: uses `{room}`, which {ARCHITECTURE} does not allow", package.manifest));
+            found.push(format!(
+                "{}: uses `{room}`, which {ARCHITECTURE} does not allow",
+                package.manifest
+            ));
         }
         for room in may.difference(&uses) {
             found.push(format!(
@@ -43,12 +49,18 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
             ));
         }
         let below = below(&allowed, &package.name);
-        for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room)) {
-            found.push(format!("{}: tests use `{room}`, which is not below `{}`", package.manifest, package.name));
+        for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room))
+        {
+            found.push(format!(
+                "{}: tests use `{room}`, which is not below `{}`",
+                package.manifest, package.name
+            ));
         }
     }
     for room in allowed.keys().filter(|room| !rooms.contains(*room)) {
-        found.push(format!("{ARCHITECTURE}: the table of allowed edges names `{room}`, which is not in crates/"));
+        found.push(format!(
+            "{ARCHITECTURE}: the table of allowed edges names `{room}`, which is not in crates/"
+        ));
     }
     found
 }
@@ -71,20 +83,25 @@ fn below(allowed: &BTreeMap<String, BTreeSet<String>>, room: &str) -> BTreeSet<S
 pub(super) fn tensor_library(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for package in tree.packages.iter().filter(|package| package.name != "ops") {
-        for name in package.uses.union(&package.uses_in_tests).filter(|name| name.starts_with("burn")) {
+        for name in
+            package.uses.union(&package.uses_in_tests).filter(|name| name.starts_with("burn"))
+        {
             found.push(format!("{}: depends on {name}; go through `ops`", package.manifest));
         }
     }
     for source in tree.sources().iter().filter(|source| !source.path.starts_with("crates/ops/")) {
         for word in ["burn", "burn_flex"] {
             let lines = source.words(word).map(|at| source.line(at));
-            found.extend(lines.map(|line| format!("{}:{line}: names {word}; go through `ops`", source.path)));
+            found.extend(
+                lines.map(|line| format!("{}:{line}: names {word}; go through `ops`", source.path)),
+            );
         }
     }
     found
 }
 
-/// The rooms in the map with their duties: lines `  name/  duty` below `crates/`, longer duties go on in the next line.
+/// The rooms in the map with their duties: lines `  name/  duty` below `crates/`, longer duties go
+/// on in the next line.
 fn drawn(tree: &Tree) -> BTreeMap<String, String> {
     let map = section(tree.text(ARCHITECTURE), "Map").unwrap_or("");
     let lines = map.lines().skip_while(|line| !line.starts_with("crates/")).skip(1);
@@ -115,7 +132,9 @@ pub(super) fn map(tree: &Tree) -> Vec<String> {
     for package in &tree.packages {
         if let Some(duty) = drawn.get(&package.name).filter(|duty| **duty != package.description) {
             let (room, description) = (&package.name, &package.description);
-            found.push(format!("{ARCHITECTURE}: the map says of {room} \"{duty}\", its manifest \"{description}\""));
+            found.push(format!(
+                "{ARCHITECTURE}: the map says of {room} \"{duty}\", its manifest \"{description}\""
+            ));
         }
     }
     found
@@ -162,7 +181,9 @@ mod tests {
         let found = edges(&tree(vec![ops, train]));
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(
-            found[0].contains("does not allow") && found[1].contains("not below") && found[2].contains("remove it")
+            found[0].contains("does not allow")
+                && found[1].contains("not below")
+                && found[2].contains("remove it")
         );
     }
 
@@ -188,7 +209,10 @@ mod tests {
     fn burn_outside_of_ops_is_found() {
         let mut tree = tree(vec![package("train", "", &["burn-flex"], &[])]);
         let text = "fn f() -> burn::Tensor { burn_flex::new() }\n".to_owned();
-        tree.files.insert("crates/train/src/x.rs".to_owned(), crate::tree::File { bytes: 0, text: Some(text) });
+        tree.files.insert(
+            "crates/train/src/x.rs".to_owned(),
+            crate::tree::File { bytes: 0, text: Some(text) },
+        );
         assert_eq!(tensor_library(&tree).len(), 3, "{:?}", tensor_library(&tree));
     }
 }

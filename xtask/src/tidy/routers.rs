@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use crate::source::Source;
 use crate::tree::Tree;
 
-const LIST: &str = "crates/model/src/routing/mod.rs";
+const LIST: &str = "crates/model/src/routers/mod.rs";
 const PAGE: &str = "docs/routers.md";
 
-/// `RouterConfig::all()` names every variant; each has a file of its name and a section of its name.
+/// `RouterConfig::all()` names every variant; each has a file of its name and a section of its
+/// name.
 pub(super) fn documented(tree: &Tree) -> Vec<String> {
     let source = Source::new(LIST, tree.text(LIST));
     let (variants, listed) = (variants(&source), listed(&source));
@@ -20,7 +21,7 @@ pub(super) fn documented(tree: &Tree) -> Vec<String> {
         found.push(format!("{LIST}: RouterConfig::all() and the variants differ in {name}"));
     }
     for name in variants.iter().map(|name| snake_case(name)) {
-        let file = format!("crates/model/src/routing/{name}.rs");
+        let file = format!("crates/model/src/routers/{name}.rs");
         if !tree.files.contains_key(&file) {
             found.push(format!("{LIST}: router {name} has no file {file}"));
         }
@@ -34,7 +35,9 @@ pub(super) fn documented(tree: &Tree) -> Vec<String> {
 
 /// The variants of `enum RouterConfig`: names at the start of a line of its body.
 fn variants(source: &Source) -> BTreeSet<String> {
-    let Some((_, body)) = source.code.split_once("enum RouterConfig") else { return BTreeSet::new() };
+    let Some((_, body)) = source.code.split_once("enum RouterConfig") else {
+        return BTreeSet::new();
+    };
     let lines = body.lines().skip(1).take_while(|line| !line.starts_with('}')).map(str::trim);
     lines.filter(|line| line.starts_with(char::is_uppercase)).map(first_name).collect()
 }
@@ -69,8 +72,13 @@ mod tests {
         impl RouterConfig {\n    pub fn all() -> Vec<Self> {\n        vec![RouterConfig::Fixed, RouterConfig::ByDice(Default::default())]\n    }\n}\n";
 
     fn found(code: &str, page: &str) -> Vec<String> {
-        let file = "crates/model/src/routing/by_dice.rs";
-        documented(&Tree::of(&[(LIST, code), ("crates/model/src/routing/fixed.rs", ""), (file, ""), (PAGE, page)]))
+        let file = "crates/model/src/routers/by_dice.rs";
+        documented(&Tree::of(&[
+            (LIST, code),
+            ("crates/model/src/routers/fixed.rs", ""),
+            (file, ""),
+            (PAGE, page),
+        ]))
     }
 
     #[test]

@@ -7,10 +7,11 @@ use crate::tree::Tree;
 /// How far above its code the reason may stand.
 const REASON_LINES: usize = 12;
 
-/// Outside of `kernels` only the functions listed below `## Mapped files` in ARCHITECTURE.md use `unsafe`; everywhere a
-/// `SAFETY:` comment (or a `# Safety` section) is near.
+/// Outside of `kernels` only the functions listed below `## Mapped files` in ARCHITECTURE.md use
+/// `unsafe`; everywhere a `SAFETY:` comment (or a `# Safety` section) is near.
 pub(super) fn unsafe_code(tree: &Tree) -> Vec<String> {
-    let listed = section(tree.text("ARCHITECTURE.md"), "Mapped files").map(code_words).unwrap_or_default();
+    let listed =
+        section(tree.text("ARCHITECTURE.md"), "Mapped files").map(code_words).unwrap_or_default();
     let mut found = Vec::new();
     for source in tree.sources() {
         let functions = source.functions();
@@ -18,12 +19,16 @@ pub(super) fn unsafe_code(tree: &Tree) -> Vec<String> {
             let line = source.line(at);
             let place = |name: &str| format!("{}::{name}", source.path);
             let inside = functions.iter().filter(|f| f.range.contains(&at));
-            let allowed = inside.map(|f| place(&f.name)).any(|place| listed.contains(&place.as_str()));
+            let allowed =
+                inside.map(|f| place(&f.name)).any(|place| listed.contains(&place.as_str()));
             if !source.path.starts_with("crates/kernels/") && !allowed {
                 found.push(format!("{}:{line}: unsafe code outside of kernels", source.path));
             }
             if !has_reason(&source, line) && !is_under_a_contract(&source, at) {
-                found.push(format!("{}:{line}: no SAFETY comment within {REASON_LINES} lines above", source.path));
+                found.push(format!(
+                    "{}:{line}: no SAFETY comment within {REASON_LINES} lines above",
+                    source.path
+                ));
             }
         }
     }
@@ -43,13 +48,16 @@ fn has_reason(source: &Source, line: usize) -> bool {
     near.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
 }
 
-/// The caller's duties of an `unsafe fn` may be told once for many, in a `# Safety` section further up (a trait's, for its
-/// methods), or where its body uses them.
+/// The caller's duties of an `unsafe fn` may be told once for many, in a `# Safety` section further
+/// up (a trait's, for its methods), or where its body uses them.
 fn is_under_a_contract(source: &Source, at: usize) -> bool {
     let is_function = source.code[at + "unsafe".len()..].trim_start().starts_with("fn ");
-    let body =
-        source.functions().into_iter().find(|f| f.range.start > at && source.line(f.range.start) == source.line(at));
-    let told = source.text[..at].contains("# Safety") || body.is_some_and(|f| source.text[f.range].contains("SAFETY:"));
+    let body = source
+        .functions()
+        .into_iter()
+        .find(|f| f.range.start > at && source.line(f.range.start) == source.line(at));
+    let told = source.text[..at].contains("# Safety")
+        || body.is_some_and(|f| source.text[f.range].contains("SAFETY:"));
     is_function && told
 }
 
@@ -65,7 +73,11 @@ mod tests {
     #[test]
     fn explained_code_in_kernels_passes() {
         let text = "fn f() {\n    // SAFETY: nothing happens.\n    unsafe {}\n}\n/// # Safety\n/// None.\nunsafe fn g() {}\ntype T = unsafe fn(u8);\n";
-        assert!(found("crates/kernels/src/x.rs", text).is_empty(), "{:?}", found("crates/kernels/src/x.rs", text));
+        assert!(
+            found("crates/kernels/src/x.rs", text).is_empty(),
+            "{:?}",
+            found("crates/kernels/src/x.rs", text)
+        );
     }
 
     #[test]
@@ -78,7 +90,10 @@ mod tests {
     #[test]
     fn a_trait_speaks_for_its_methods_but_not_for_blocks() {
         let text = |code: &str| {
-            format!("/// # Safety\n/// All methods: as told.\ntrait V {{\n{}{code}\n}}\n", "\n".repeat(13))
+            format!(
+                "/// # Safety\n/// All methods: as told.\ntrait V {{\n{}{code}\n}}\n",
+                "\n".repeat(13)
+            )
         };
         assert!(found("crates/kernels/src/x.rs", &text("unsafe fn f();")).is_empty());
         assert_eq!(found("crates/kernels/src/x.rs", &text("fn f() { unsafe {} }")).len(), 1);
@@ -94,6 +109,8 @@ mod tests {
 
     #[test]
     fn words_about_unsafe_are_free() {
-        assert!(found("crates/data/src/x.rs", "//! unsafe\nconst A: &str = \"unsafe\";\n").is_empty());
+        assert!(
+            found("crates/data/src/x.rs", "//! unsafe\nconst A: &str = \"unsafe\";\n").is_empty()
+        );
     }
 }

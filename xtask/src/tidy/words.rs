@@ -5,10 +5,10 @@ use crate::tree::Tree;
 /// What may not stand in code, and what to write instead.
 const FORBIDDEN: [(&str, &str); 8] = [
     (".unwrap()", "return an error, or `expect` with a proof that it cannot happen"),
-    ("print!", "return the text; `lathe` prints through say.rs"),
-    ("println!", "return the text; `lathe` prints through say.rs"),
-    ("eprint!", "return an error; `lathe` prints through say.rs"),
-    ("eprintln!", "return an error; `lathe` prints through say.rs"),
+    ("print!", "return the text; `lathe` prints through output.rs"),
+    ("println!", "return the text; `lathe` prints through output.rs"),
+    ("eprint!", "return an error; `lathe` prints through output.rs"),
+    ("eprintln!", "return an error; `lathe` prints through output.rs"),
     ("dbg!", "remove it"),
     ("todo!", "write it"),
     ("unimplemented!", "write it, or refuse the input with an error"),

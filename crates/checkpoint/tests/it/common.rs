@@ -97,10 +97,14 @@ pub(crate) fn same(loaded: &Loaded, snapshot: &Snapshot<'_>) -> Result<(), Strin
 
 /// Which of the snapshots the checkpoint equals bit for bit.
 pub(crate) fn which(loaded: &Loaded, snapshots: &[&Snapshot<'_>]) -> usize {
-    snapshots.iter().position(|snapshot| same(loaded, snapshot).is_ok()).expect("the checkpoint equals no snapshot")
+    snapshots
+        .iter()
+        .position(|snapshot| same(loaded, snapshot).is_ok())
+        .expect("the checkpoint equals no snapshot")
 }
 
 pub(crate) fn hidden(parent: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(parent).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let names =
+        std::fs::read_dir(parent).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.starts_with('.') && name != ".lock").collect()
 }

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use checkpoint::{
-    Disk, Fault, FaultPlan, FaultyDisk, Op, OpKind, OpenFile, RealDisk, SaveError, load, newest_valid, save, step_name,
+    Disk, Fault, FaultPlan, FaultyDisk, Op, OpKind, OpenFile, RealDisk, SaveError, load,
+    newest_valid, save, step_name,
 };
 
 use crate::common::{folder, hidden, large, same, small, which};
@@ -96,7 +97,8 @@ fn check_message(error: &SaveError, op: &Op, case: &str) {
 
 #[test]
 fn every_kind_of_operation_is_struck() {
-    let kinds: BTreeSet<_> = TARGETS.iter().flat_map(|&target| operations(target)).map(|op| op.kind).collect();
+    let kinds: BTreeSet<_> =
+        TARGETS.iter().flat_map(|&target| operations(target)).map(|op| op.kind).collect();
     assert_eq!(kinds.len(), 7, "{kinds:?}");
     let plan: FaultPlan = "enospc:rename:2".parse().unwrap();
     let (parent, disk) = (folder(), FaultyDisk::new(Some(plan)));
@@ -109,13 +111,31 @@ fn every_kind_of_operation_is_struck() {
 
 #[test]
 fn fault_plans_read_back_and_nonsense_is_refused() {
-    for text in ["kill:17", "enospc:1", "kill-half:write-chunk:3", "enospc-from:sync-dir:2", "enospc-half:4"] {
+    for text in [
+        "kill:17",
+        "enospc:1",
+        "kill-half:write-chunk:3",
+        "enospc-from:sync-dir:2",
+        "enospc-half:4",
+    ] {
         assert_eq!(text.parse::<FaultPlan>().unwrap().to_string(), text);
     }
-    for text in ["", "kill", "kill:", "kill:0", "kill:-1", "die:3", "kill:write:3", "kill:rename:3:4", "kill:3:rename"]
-    {
+    for text in [
+        "",
+        "kill",
+        "kill:",
+        "kill:0",
+        "kill:-1",
+        "die:3",
+        "kill:write:3",
+        "kill:rename:3:4",
+        "kill:3:rename",
+    ] {
         let message = text.parse::<FaultPlan>().unwrap_err().to_string();
-        assert!(message.contains("LATHE_FAULT") && message.contains(&format!("{text:?}")), "{message}");
+        assert!(
+            message.contains("LATHE_FAULT") && message.contains(&format!("{text:?}")),
+            "{message}"
+        );
     }
 }
 
@@ -213,8 +233,8 @@ fn a_second_crash_while_recovering_from_the_first_loses_nothing() {
     assert!(cases > 400, "{cases}");
 }
 
-/// Stops at operation `at` as a power cut would. Keeps what may be lost with the caches: contents of
-/// files not synced, files whose folder was not synced since, and renames likewise.
+/// Stops at operation `at` as a power cut would. Keeps what may be lost with the caches: contents
+/// of files not synced, files whose folder was not synced since, and renames likewise.
 struct PowerCut {
     at: usize,
     state: Mutex<Cache>,
@@ -231,7 +251,8 @@ struct Cache {
 impl Cache {
     fn moved(&mut self, from: &Path, to: &Path) {
         for paths in [&mut self.contents, &mut self.entries] {
-            let follow = |path: PathBuf| path.strip_prefix(from).map(|rest| to.join(rest)).unwrap_or(path);
+            let follow =
+                |path: PathBuf| path.strip_prefix(from).map(|rest| to.join(rest)).unwrap_or(path);
             *paths = std::mem::take(paths).into_iter().map(follow).collect();
         }
     }
@@ -251,7 +272,11 @@ impl Cache {
 }
 
 impl PowerCut {
-    fn run<T>(&self, note: impl FnOnce(&mut Cache), op: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn run<T>(
+        &self,
+        note: impl FnOnce(&mut Cache),
+        op: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut cache = self.state.lock().unwrap();
         cache.count += 1;
         if cache.count >= self.at {
@@ -277,7 +302,10 @@ impl Disk for PowerCut {
     }
 
     fn sync_file(&self, file: &OpenFile) -> io::Result<()> {
-        self.run(|cache| cache.contents.retain(|path| path != file.path()), || RealDisk.sync_file(file))
+        self.run(
+            |cache| cache.contents.retain(|path| path != file.path()),
+            || RealDisk.sync_file(file),
+        )
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -309,9 +337,11 @@ impl Disk for PowerCut {
 fn a_power_cut_at_any_operation_leaves_the_older_checkpoints() {
     for target in TARGETS {
         for at in 1..=operations(target).len() + 1 {
-            // 0: renames reached the disk though nothing asked for it. n: the last n of them did not.
+            // 0: renames reached the disk though nothing asked for it. n: the last n of them did
+            // not.
             for lost_renames in 0..=2_usize {
-                let case = format!("step {target}, power lost at {at}, {lost_renames} renames lost");
+                let case =
+                    format!("step {target}, power lost at {at}, {lost_renames} renames lost");
                 let parent = folder();
                 prepared(parent.path());
                 let disk = PowerCut { at, state: Mutex::default() };

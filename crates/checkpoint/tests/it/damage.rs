@@ -8,7 +8,8 @@ use checkpoint::{RealDisk, load, newest_valid, open_safetensors, save, step_name
 use crate::common::{Random, folder, large, same, small, which};
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
 }
@@ -35,7 +36,11 @@ fn a_file_cut_anywhere_is_noticed_and_the_checkpoint_before_it_is_used() {
             }
             let (loaded, damaged) = newest_valid(parent.path()).unwrap();
             assert_eq!(which(&loaded.unwrap(), &[&small(1)]), 0);
-            assert!(damaged.len() == 1 && damaged[0].path == path && damaged[0].reason.contains(file_name(&file)));
+            assert!(
+                damaged.len() == 1
+                    && damaged[0].path == path
+                    && damaged[0].reason.contains(file_name(&file))
+            );
         }
         fs::write(&file, &bytes).unwrap();
     }
@@ -68,10 +73,16 @@ fn a_removed_file_or_a_folder_in_its_place_is_named() {
         let bytes = fs::read(&file).unwrap();
         fs::remove_file(&file).unwrap();
         let message = load(&path).unwrap_err().to_string();
-        assert!(message.contains(file_name(&file)) && message.contains("check the path"), "{message}");
+        assert!(
+            message.contains(file_name(&file)) && message.contains("check the path"),
+            "{message}"
+        );
         fs::create_dir(&file).unwrap();
         let message = load(&path).unwrap_err().to_string();
-        assert!(message.contains(file_name(&file)) && message.contains("not a regular file"), "{message}");
+        assert!(
+            message.contains(file_name(&file)) && message.contains("not a regular file"),
+            "{message}"
+        );
         fs::remove_dir(&file).unwrap();
         fs::write(&file, &bytes).unwrap();
     }
@@ -103,11 +114,15 @@ fn random_damage_to_a_header_never_misleads_the_reader() {
             continue;
         };
         accepted += 1;
-        let stored: usize = file.names().map(|name| file.shape(name).unwrap().iter().product::<usize>() * 4).sum();
+        let stored: usize =
+            file.names().map(|name| file.shape(name).unwrap().iter().product::<usize>() * 4).sum();
         assert_eq!(stored, bytes.len() - header, "{bytes:?}");
         for name in file.names() {
             let values = file.read_f32(name);
-            assert!(values.is_err() || values.unwrap().len() == file.shape(name).unwrap().iter().product::<usize>());
+            assert!(
+                values.is_err()
+                    || values.unwrap().len() == file.shape(name).unwrap().iter().product::<usize>()
+            );
         }
     }
     assert!(refused > 10_000 && accepted > 100, "{refused} refused, {accepted} accepted");

@@ -43,7 +43,11 @@ const HEADERS: [HeaderCase; 58] = [
     (r#"{"a":{ENTRY,"data_offsets":[0,4]}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":7,"shape":[1],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": dtype"#),
     (r#"{"a":{"dtype":"f32","shape":[1],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": dtype"#),
-    (r#"{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": dtype: expected one of BOOL"#),
+    (
+        r#"{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#,
+        4,
+        r#"tensor "a": dtype: expected one of BOOL"#,
+    ),
     (r#"{"a":{"dtype":"","shape":[1],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": dtype"#),
     (r#"{"a":{"dtype":"F32","shape":null,"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
     (r#"{"a":{"dtype":"F32","shape":"1","data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
@@ -53,10 +57,26 @@ const HEADERS: [HeaderCase; 58] = [
     (r#"{"a":{"dtype":"F32","shape":[1e0],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
     (r#"{"a":{"dtype":"F32","shape":["1"],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
     (r#"{"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
-    (r#"{"a":{"dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4]}}"#, 4, r#"tensor "a": shape"#),
-    (r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
-    (r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
-    (r#"{"a":{"dtype":"F32","shape":[9223372036854775808,4,0],"data_offsets":[0,0]}}"#, 0, r#"tensor "a": shape"#),
+    (
+        r#"{"a":{"dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4]}}"#,
+        4,
+        r#"tensor "a": shape"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#,
+        0,
+        r#"tensor "a": shape"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}"#,
+        0,
+        r#"tensor "a": shape"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[9223372036854775808,4,0],"data_offsets":[0,0]}}"#,
+        0,
+        r#"tensor "a": shape"#,
+    ),
     (
         r#"{"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}}"#,
         4,
@@ -64,9 +84,21 @@ const HEADERS: [HeaderCase; 58] = [
     ),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":null}}"#, 4, r#"tensor "a": data_offsets"#),
     (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4]}}"#, 4, r#"tensor "a": data_offsets"#),
-    (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}}"#, 8, r#"tensor "a": data_offsets"#),
-    (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}"#, 4, r#"tensor "a": data_offsets"#),
-    (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0.0,4.0]}}"#, 4, r#"tensor "a": data_offsets"#),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}}"#,
+        8,
+        r#"tensor "a": data_offsets"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}"#,
+        4,
+        r#"tensor "a": data_offsets"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0.0,4.0]}}"#,
+        4,
+        r#"tensor "a": data_offsets"#,
+    ),
     (
         r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
         4,
@@ -77,11 +109,27 @@ const HEADERS: [HeaderCase; 58] = [
         4,
         r#"tensor "a": data_offsets: expected begin <= end <= 4"#,
     ),
-    (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}"#, 4, r#"tensor "a": data_offsets"#),
-    (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4, "expected 8 bytes for F32 of shape [2]"),
-    (r#"{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,4]}}"#, 4, "expected 2 bytes for F16 of shape [1]"),
+    (
+        r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}"#,
+        4,
+        r#"tensor "a": data_offsets"#,
+    ),
+    (
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+        4,
+        "expected 8 bytes for F32 of shape [2]",
+    ),
+    (
+        r#"{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,4]}}"#,
+        4,
+        "expected 2 bytes for F16 of shape [1]",
+    ),
     (r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}"#, 8, "which leaves a gap"),
-    (r#"{"a":{ENTRY},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#, 12, r#"tensor "b": data_offsets"#),
+    (
+        r#"{"a":{ENTRY},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#,
+        12,
+        r#"tensor "b": data_offsets"#,
+    ),
     (r#"{"a":{ENTRY},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}"#, 6, "which overlaps"),
     (r#"{"a":{ENTRY},"b":{ENTRY}}"#, 4, r#"tensor "b": data_offsets"#),
     (
@@ -138,7 +186,10 @@ fn every_hostile_tensor_file_is_refused_by_field() {
         fs::write(&path, &bytes).unwrap();
         let message = open_safetensors(&path).unwrap_err().to_string();
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
-        assert!(message.contains("weights.safetensors: ") && message.contains(part), "{shown}: {message} lacks {part}");
+        assert!(
+            message.contains("weights.safetensors: ") && message.contains(part),
+            "{shown}: {message} lacks {part}"
+        );
         assert!(message.len() < 1_000, "{message}");
     }
 }
@@ -151,7 +202,10 @@ fn a_header_above_the_limit_is_refused_though_the_file_is_long_enough() {
     fs::write(&path, with_length(100_000_001, b"{")).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_len(200_000_000).unwrap();
     let message = open_safetensors(&path).unwrap_err().to_string();
-    assert!(message.contains("weights.safetensors: header length: expected at most 100000000"), "{message}");
+    assert!(
+        message.contains("weights.safetensors: header length: expected at most 100000000"),
+        "{message}"
+    );
 }
 
 fn saved(parent: &Path) -> PathBuf {
@@ -177,10 +231,22 @@ const MANIFESTS: [ManifestCase; 37] = [
     (|m| m["files"] = json!({}), "files"),
     (|m| m["files"] = json!("x"), "files"),
     (|m| m["files"][1] = json!(null), "files"),
-    (|m| drop(m["files"][1].as_object_mut().unwrap().remove("name")), "files: missing field `name`"),
-    (|m| drop(m["files"][1].as_object_mut().unwrap().remove("kind")), "files: missing field `kind`"),
-    (|m| drop(m["files"][1].as_object_mut().unwrap().remove("bytes")), "files: missing field `bytes`"),
-    (|m| drop(m["files"][1].as_object_mut().unwrap().remove("sha256")), "files: missing field `sha256`"),
+    (
+        |m| drop(m["files"][1].as_object_mut().unwrap().remove("name")),
+        "files: missing field `name`",
+    ),
+    (
+        |m| drop(m["files"][1].as_object_mut().unwrap().remove("kind")),
+        "files: missing field `kind`",
+    ),
+    (
+        |m| drop(m["files"][1].as_object_mut().unwrap().remove("bytes")),
+        "files: missing field `bytes`",
+    ),
+    (
+        |m| drop(m["files"][1].as_object_mut().unwrap().remove("sha256")),
+        "files: missing field `sha256`",
+    ),
     (|m| m["files"][1]["mode"] = json!(7), "mode"),
     (|m| m["files"][2]["name"] = json!("../tokenizer.json"), "files[2].name"),
     (|m| m["files"][2]["name"] = json!("/etc/hostname"), "files[2].name"),
@@ -223,7 +289,8 @@ fn check_manifest(path: &Path, text: &[u8], parts: &[&str]) {
 fn every_hostile_manifest_is_refused_by_field() {
     let parent = folder();
     let path = saved(parent.path());
-    let good: Value = serde_json::from_slice(&fs::read(path.join("manifest.json")).unwrap()).unwrap();
+    let good: Value =
+        serde_json::from_slice(&fs::read(path.join("manifest.json")).unwrap()).unwrap();
     for (change, part) in MANIFESTS {
         let mut manifest = good.clone();
         change(&mut manifest);
@@ -245,7 +312,10 @@ fn every_hostile_manifest_is_refused_by_field() {
         (text.replace("tokenizer", "toke\u{0}").into_bytes(), "JSON"),
         ([b"{\"format\":\"\xff\"".as_slice(), &text.as_bytes()[1..]].concat(), "JSON"),
         (twice.into_bytes(), "duplicate field `version`"),
-        (text.replacen("\"kind\"", &format!("\"bytes\":{size},\"kind\""), 1).into_bytes(), "duplicate field `bytes`"),
+        (
+            text.replacen("\"kind\"", &format!("\"bytes\":{size},\"kind\""), 1).into_bytes(),
+            "duplicate field `bytes`",
+        ),
         (text.replace(upper, &upper.to_uppercase()).into_bytes(), "files[0].sha256"),
         ([b"{\"format\":".as_slice(), &b"[".repeat(1_000_000)].concat(), "JSON"),
     ];
@@ -293,14 +363,21 @@ fn a_manifest_that_agrees_does_not_excuse_the_files() {
     for bytes in state {
         forge(&path, "state.json", bytes);
         let message = load(&path).unwrap_err().to_string();
-        assert!(message.contains("state.json: JSON: "), "{}: {message}", String::from_utf8_lossy(bytes));
+        assert!(
+            message.contains("state.json: JSON: "),
+            "{}: {message}",
+            String::from_utf8_lossy(bytes)
+        );
     }
     forge(&path, "state.json", b"{}");
     load(&path).unwrap();
     for (bytes, part) in all_tensor_files() {
         forge(&path, "weights.safetensors", &bytes);
         let message = load(&path).unwrap_err().to_string();
-        assert!(message.contains("weights.safetensors: ") && message.contains(part), "{message} lacks {part}");
+        assert!(
+            message.contains("weights.safetensors: ") && message.contains(part),
+            "{message} lacks {part}"
+        );
     }
 }
 
@@ -309,7 +386,15 @@ fn a_manifest_that_agrees_does_not_excuse_the_files() {
 #[test]
 fn hostile_files_are_refused_in_little_memory() {
     let limited = "ulimit -v 600000 && exec \"$0\" hostile:: --skip little_memory --test-threads=1";
-    let output = Command::new("sh").args(["-c", limited]).arg(std::env::current_exe().unwrap()).output().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("4 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && text.contains("4 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

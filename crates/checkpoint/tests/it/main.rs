@@ -1,4 +1,5 @@
-//! The room's tests on real folders: round trips, crashes at every operation, damage, hostile files.
+//! The room's tests on real folders: round trips, crashes at every operation, damage, hostile
+//! files.
 
 mod common;
 mod crash;

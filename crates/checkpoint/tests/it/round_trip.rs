@@ -1,11 +1,12 @@
-//! What is saved comes back bit for bit, here and in the reference reader of the format; what cannot
-//! be kept is refused before anything is written.
+//! What is saved comes back bit for bit, here and in the reference reader of the format; what
+//! cannot be kept is refused before anything is written.
 
 use std::fs;
 
 use crate::common::{Random, folder, large, same, small, stored, tensor};
 use checkpoint::{
-    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, Values, load, open_safetensors, save, sha256_file,
+    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, Values, load, open_safetensors,
+    save, sha256_file,
 };
 use serde_json::{Value, json};
 
@@ -28,8 +29,16 @@ fn odd_shapes_names_and_values_come_back_bit_for_bit() {
     tensors.push(tensor("empty", &[0], random));
     tensors.push(tensor("empty in the middle", &[4, 0, 9], random));
     tensors.push(tensor("32 dimensions", &[1; 32], random));
-    let edges =
-        [0.0, -0.0, f32::MIN_POSITIVE, f32::from_bits(1), -f32::from_bits(0x7f_ffff), f32::MAX, f32::MIN, f32::EPSILON];
+    let edges = [
+        0.0,
+        -0.0,
+        f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        -f32::from_bits(0x7f_ffff),
+        f32::MAX,
+        f32::MIN,
+        f32::EPSILON,
+    ];
     tensors.push(NamedTensor { name: "edges".into(), shape: vec![8], data: edges[..].into() });
     tensors.push(tensor("empty at the end", &[0, 0], random));
     let mut snapshot = Snapshot::default();
@@ -53,7 +62,8 @@ fn empty_snapshot_and_missing_parents() {
 #[test]
 fn json_numbers_come_back_exactly() {
     let random = &mut Random::new(5);
-    let doubles = std::iter::repeat_with(|| f64::from_bits(random.next() << 3 | 5)).filter(|v| v.is_finite());
+    let doubles =
+        std::iter::repeat_with(|| f64::from_bits(random.next() << 3 | 5)).filter(|v| v.is_finite());
     let doubles: Vec<f64> = doubles.take(20_000).collect();
     let value = json!({"doubles": doubles, "u64": u64::MAX, "i64": i64::MIN, "order": {"z": 1, "a": [null, true, "\u{0}\u{ffff}"]}});
     let mut snapshot = Snapshot::default();
@@ -61,11 +71,15 @@ fn json_numbers_come_back_exactly() {
     let parent = folder();
     let path = save(parent.path(), "x", &snapshot, &RealDisk).unwrap();
     let loaded = load(&path).unwrap();
-    let bits = |values: &[Value]| values.iter().map(|v| v.as_f64().unwrap().to_bits()).collect::<Vec<_>>();
+    let bits =
+        |values: &[Value]| values.iter().map(|v| v.as_f64().unwrap().to_bits()).collect::<Vec<_>>();
     let read = loaded.json["state"]["doubles"].as_array().unwrap();
     assert_eq!(bits(read), doubles.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
     assert_eq!(loaded.json, snapshot.json);
-    assert_eq!(loaded.json["state"]["order"].to_string(), snapshot.json["state"]["order"].to_string());
+    assert_eq!(
+        loaded.json["state"]["order"].to_string(),
+        snapshot.json["state"]["order"].to_string()
+    );
 }
 
 #[test]
@@ -79,14 +93,18 @@ fn the_reference_reader_accepts_what_is_written() {
     for tensor in &snapshot.tensors["weights"] {
         let view = theirs.tensor(&tensor.name).unwrap();
         let (_, data) = stored(tensor);
-        assert_eq!((view.dtype(), view.shape(), view.data()), (safetensors::Dtype::F32, &tensor.shape[..], &data[..]));
+        assert_eq!(
+            (view.dtype(), view.shape(), view.data()),
+            (safetensors::Dtype::F32, &tensor.shape[..], &data[..])
+        );
     }
 }
 
 #[test]
 fn what_the_reference_writer_writes_is_read() {
     use safetensors::tensor::TensorView;
-    let halves: Vec<u8> = [0x3c00_u16, 0xc000, 0x0001].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let halves: Vec<u8> =
+        [0x3c00_u16, 0xc000, 0x0001].iter().flat_map(|v| v.to_le_bytes()).collect();
     let bfloats: Vec<u8> = [0x3f80_u16, 0xc040].iter().flat_map(|v| v.to_le_bytes()).collect();
     let views = vec![
         ("half", TensorView::new(safetensors::Dtype::F16, vec![3], &halves).unwrap()),
@@ -99,10 +117,15 @@ fn what_the_reference_writer_writes_is_read() {
     let file = open_safetensors(&path).unwrap();
     assert_eq!(file.read_f32("half").unwrap(), [1.0, -2.0, 2.0_f32.powi(-24)]);
     assert_eq!(file.read_f32("bfloat").unwrap(), [1.0, -3.0]);
-    assert_eq!((file.dtype("bfloat"), file.shape("bfloat")), (Some(Dtype::Bf16), Some(&[1, 2][..])));
+    assert_eq!(
+        (file.dtype("bfloat"), file.shape("bfloat")),
+        (Some(Dtype::Bf16), Some(&[1, 2][..]))
+    );
     let message = file.read_f32("bytes").unwrap_err().to_string();
     assert!(
-        message.contains("foreign.safetensors") && message.contains("\"bytes\"") && message.contains("U8"),
+        message.contains("foreign.safetensors")
+            && message.contains("\"bytes\"")
+            && message.contains("U8"),
         "{message}"
     );
     let message = file.read_f32("nowhere").unwrap_err().to_string();
@@ -139,10 +162,16 @@ fn elements_of_other_types_come_back_as_they_were_given() {
 
     let refused = |tensor, parts: &[&str]| {
         let message = save(parent.path(), "y", &with(tensor), &RealDisk).unwrap_err().to_string();
-        assert!(parts.iter().all(|part| message.contains(part)), "{message} lacks one of {parts:?}");
+        assert!(
+            parts.iter().all(|part| message.contains(part)),
+            "{message} lacks one of {parts:?}"
+        );
     };
     refused(of("s", Dtype::F16, &[2], vec![0, 0, 0, 0x7c]), &["\"s\"[1]", "inf"]);
-    refused(of("s", Dtype::Bf16, &[5000], [vec![0; 9998], vec![0xc0, 0x7f]].concat()), &["\"s\"[4999]", "NaN"]);
+    refused(
+        of("s", Dtype::Bf16, &[5000], [vec![0; 9998], vec![0xc0, 0x7f]].concat()),
+        &["\"s\"[4999]", "NaN"],
+    );
     refused(of("s", Dtype::F16, &[2], vec![0; 6]), &["\"s\"", "expected 2 values", "found 3"]);
     refused(of("s", Dtype::I8, &[2, 2], vec![0; 3]), &["\"s\"", "expected 4 values", "found 3"]);
 }
@@ -202,7 +231,11 @@ fn bad_snapshots_are_refused_before_anything_is_written() {
         ),
         ("x", with(vec![one("a", &[2], &[f32::INFINITY, 1.0])]), &["\"a\"[0]", "inf"]),
         ("x", with(vec![one("a", &[1], &[1.0]), one("a", &[1], &[1.0])]), &["\"a\"", "twice"]),
-        ("x", with(vec![one("a", &[2, 2], &[1.0])]), &["\"a\"", "[2, 2]", "expected 4 values", "found 1"]),
+        (
+            "x",
+            with(vec![one("a", &[2, 2], &[1.0])]),
+            &["\"a\"", "[2, 2]", "expected 4 values", "found 1"],
+        ),
         ("x", with(vec![one("a", &[usize::MAX, 2], &[1.0])]), &["\"a\"", "2^62"]),
         ("x", with(vec![one("a", &[1; 33], &[1.0])]), &["\"a\"", "32 dimensions"]),
         ("x", with(vec![one("__metadata__", &[1], &[1.0])]), &["__metadata__", "weights"]),
@@ -222,7 +255,10 @@ fn bad_snapshots_are_refused_before_anything_is_written() {
     for (name, snapshot, parts) in cases {
         let disk = FaultyDisk::default();
         let message = save(parent.path(), name, &snapshot, &disk).unwrap_err().to_string();
-        assert!(parts.iter().all(|part| message.contains(part)), "{message} lacks one of {parts:?}");
+        assert!(
+            parts.iter().all(|part| message.contains(part)),
+            "{message} lacks one of {parts:?}"
+        );
         assert_eq!(disk.operations(), 0, "{message}");
     }
     fs::write(parent.path().join("taken"), "a file").unwrap();
@@ -235,7 +271,8 @@ fn bad_snapshots_are_refused_before_anything_is_written() {
 fn expect_names_everything_that_differs_at_once() {
     let random = &mut Random::new(1);
     let mut snapshot = Snapshot::default();
-    let mut tensors: Vec<_> = (0..10).map(|i| tensor(&format!("extra.{i}"), &[1], random)).collect();
+    let mut tensors: Vec<_> =
+        (0..10).map(|i| tensor(&format!("extra.{i}"), &[1], random)).collect();
     tensors.push(tensor("right", &[2, 3], random));
     tensors.push(tensor("turned", &[4, 5], random));
     snapshot.tensors.insert("weights".into(), tensors);
@@ -243,7 +280,11 @@ fn expect_names_everything_that_differs_at_once() {
     let loaded = load(&save(parent.path(), "x", &snapshot, &RealDisk).unwrap()).unwrap();
     let file = loaded.tensors("weights").unwrap();
     let message = file
-        .expect(&[("right".into(), vec![2, 3]), ("turned".into(), vec![5, 4]), ("absent".into(), vec![1])])
+        .expect(&[
+            ("right".into(), vec![2, 3]),
+            ("turned".into(), vec![5, 4]),
+            ("absent".into(), vec![1]),
+        ])
         .unwrap_err()
         .to_string();
     let parts = [
@@ -255,7 +296,8 @@ fn expect_names_everything_that_differs_at_once() {
     ];
     assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     assert!(!message.contains("extra.8") && !message.contains("\"right\""), "{message}");
-    let all: Vec<_> = file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec())).collect();
+    let all: Vec<_> =
+        file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec())).collect();
     file.expect(&all).unwrap();
     let message = loaded.tensors("optimizer").unwrap_err().to_string();
     assert!(message.contains("optimizer") && message.contains("weights"), "{message}");

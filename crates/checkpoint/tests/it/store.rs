@@ -37,8 +37,10 @@ fn the_list_is_ascending_by_step_and_leaves_out_what_is_no_checkpoint() {
         fs::create_dir(parent.path().join(name)).unwrap();
     }
     fs::write(parent.path().join("step-00000001"), "a file").unwrap();
-    let found: Vec<_> = list(parent.path()).into_iter().map(|entry| (entry.name, entry.step)).collect();
-    let expected = [7, 20, 99_999_999, 100_000_000, u64::MAX].map(|step| (step_name(step), Some(step)));
+    let found: Vec<_> =
+        list(parent.path()).into_iter().map(|entry| (entry.name, entry.step)).collect();
+    let expected =
+        [7, 20, 99_999_999, 100_000_000, u64::MAX].map(|step| (step_name(step), Some(step)));
     assert_eq!(found[0], ("best".into(), None));
     assert_eq!(found[1..], expected);
     assert_eq!(step_name(1234), "step-00001234");
@@ -65,7 +67,10 @@ fn damaged_checkpoints_are_skipped_newest_first() {
     assert_eq!(which(&loaded.unwrap(), &[&small(2)]), 0);
     let skipped: Vec<_> = damaged.iter().map(|entry| entry.path.clone()).collect();
     assert_eq!(skipped, [400, 300].map(|step| parent.path().join(step_name(step))));
-    assert!(damaged.iter().all(|entry| entry.reason.contains("optimizer.safetensors: sha256")), "{damaged:?}");
+    assert!(
+        damaged.iter().all(|entry| entry.reason.contains("optimizer.safetensors: sha256")),
+        "{damaged:?}"
+    );
     spoil(parent.path(), 200);
     spoil(parent.path(), 100);
     let (loaded, damaged) = newest_valid(parent.path()).unwrap();
@@ -82,7 +87,10 @@ fn pruning_keeps_the_last_the_multiples_and_the_newest_valid() {
         let before = steps(parent.path());
         let removed = prune(parent.path(), keep_last, keep_every).unwrap();
         let after = steps(parent.path());
-        let gone = before.iter().filter(|step| !after.contains(step)).map(|&step| parent.path().join(step_name(step)));
+        let gone = before
+            .iter()
+            .filter(|step| !after.contains(step))
+            .map(|&step| parent.path().join(step_name(step)));
         assert_eq!(removed, gone.collect::<Vec<_>>());
         assert_eq!(hidden(parent.path()), [""; 0]);
         same(&load(&parent.path().join("best")).unwrap(), &small(9)).unwrap();
@@ -124,7 +132,14 @@ fn a_reader_beside_a_writer_always_finds_a_checkpoint_and_removes_nothing_of_it(
         let mut last = String::new();
         while !writer.is_finished() {
             let (loaded, damaged) = newest_valid(parent.path()).unwrap();
-            let name = loaded.expect("a checkpoint").path.file_name().unwrap().to_str().unwrap().to_owned();
+            let name = loaded
+                .expect("a checkpoint")
+                .path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
             assert!(name >= last && damaged.is_empty(), "{last}, {name}, {damaged:?}");
             last = name;
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use checkpoint::{NamedTensor, RealDisk};
 use model::rng::{Purpose, Stream, name_place};
 use model::{
-    Address, KvMode, Model, ModelConfig, NoProbe, Pass, RouterConfig, RouterState, Rows, Rule, Sharing, Transient,
+    Address, KvMode, Model, ModelConfig, NoProbe, Pass, PassCache, RouterConfig, RouterState, Rows,
+    Rule, Sharing,
 };
 use ops::{Ops, read_rows};
 use serde_json::Value;
@@ -36,7 +37,7 @@ pub(crate) fn tiny(sharing: Sharing, layers: usize, recursions: usize) -> ModelC
 /// Writes a fresh model with uneven norms as a checkpoint and opens it.
 pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
     let plan = config.check().expect("legal");
-    let weights = model::spec::specs(config, &plan).into_iter().map(|spec| {
+    let weights = model::params::specs(config, &plan).into_iter().map(|spec| {
         let mut data = spec.fresh(seed);
         if spec.name.contains("norm") {
             let mut dice = Stream::at(seed, Purpose::Init, 1, name_place(&spec.name));
@@ -61,7 +62,7 @@ pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
 /// Logits `[t, v]` of one sequence.
 pub(crate) fn logits(model: &Model, rule: &Rule, ids: &[u32]) -> Vec<f32> {
     let ids: Arc<[u32]> = ids.into();
-    let (mut kv, mut probe, state) = (Transient::new(true), NoProbe, RouterState::default());
+    let (mut kv, mut probe, state) = (PassCache::new(true), NoProbe, RouterState::default());
     let mut pass = Pass {
         ops: Ops::Fast,
         kv: &mut kv,

@@ -12,12 +12,14 @@ use std::path::Path;
 const MAX_LINE: u64 = 64 << 20;
 
 pub(super) fn open(path: &Path, packing: Packing, text_field: &str) -> Result<Rows> {
-    let file = BufReader::with_capacity(1 << 18, File::open(path).map_err(DataError::io("read", path))?);
+    let file =
+        BufReader::with_capacity(1 << 18, File::open(path).map_err(DataError::io("read", path))?);
     let lines: Box<dyn BufRead + Send> = match packing {
         Packing::Plain => Box::new(file),
         Packing::Gzip => Box::new(BufReader::with_capacity(1 << 18, MultiGzDecoder::new(file))),
         Packing::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(DataError::io("unpack", path))?;
+            let decoder = zstd::stream::read::Decoder::with_buffer(file)
+                .map_err(DataError::io("unpack", path))?;
             Box::new(BufReader::with_capacity(1 << 18, decoder))
         }
     };
@@ -36,10 +38,9 @@ impl Lines {
         loop {
             self.row += 1;
             let mut line = Vec::new();
-            (&mut self.lines)
-                .take(MAX_LINE + 1)
-                .read_until(b'\n', &mut line)
-                .map_err(|e| Bad::new(self.row, "line", "a readable, complete file", e.to_string()).fatal())?;
+            (&mut self.lines).take(MAX_LINE + 1).read_until(b'\n', &mut line).map_err(|e| {
+                Bad::new(self.row, "line", "a readable, complete file", e.to_string()).fatal()
+            })?;
             if line.is_empty() {
                 return Ok(None);
             }
@@ -60,8 +61,8 @@ impl Lines {
             let found = format!("a broken sequence at byte {} of the line", e.valid_up_to());
             Bad::new(self.row, "line", "UTF-8", found)
         })?;
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| Bad::new(self.row, "line", "one JSON object", e.to_string()))?;
+        let value: Value = serde_json::from_str(text)
+            .map_err(|e| Bad::new(self.row, "line", "one JSON object", e.to_string()))?;
         let Value::Object(mut object) = value else {
             return Err(Bad::new(self.row, "line", "one JSON object", "another JSON value"));
         };
@@ -69,7 +70,12 @@ impl Lines {
             Some(Value::String(text)) => text,
             other => {
                 let found = other.map_or("no such field".to_owned(), |v| shorten(&v.to_string()));
-                return Err(Bad::new(self.row, &format!("field {:?}", self.text_field), "a string", found));
+                return Err(Bad::new(
+                    self.row,
+                    &format!("field {:?}", self.text_field),
+                    "a string",
+                    found,
+                ));
             }
         };
         let mut string = |name: &str| match object.remove(name) {

@@ -1,4 +1,5 @@
-//! Parquet: the text column, and the columns `source`, `license` or `licence` where they hold strings.
+//! Parquet: the text column, and the columns `source`, `license` or `licence` where they hold
+//! strings.
 
 use super::{Bad, Row, Rows};
 use crate::{DataError, Result};
@@ -14,7 +15,8 @@ const NEXT: &str = "check that the file is complete Parquet and name its text co
 
 pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
-    let damaged = |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);
+    let damaged =
+        |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);
     let reader = guard(|| SerializedFileReader::new(file)).map_err(damaged)?;
     let text = column(&reader, text_field).ok_or_else(|| {
         let schema = reader.metadata().file_metadata().schema_descr();
@@ -53,7 +55,9 @@ fn guard<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::R
 fn column(reader: &SerializedFileReader<File>, name: &str) -> Option<usize> {
     let schema = reader.metadata().file_metadata().schema_descr();
     schema.columns().iter().position(|c| {
-        c.path().string() == name && c.max_rep_level() == 0 && c.physical_type() == parquet::basic::Type::BYTE_ARRAY
+        c.path().string() == name
+            && c.max_rep_level() == 0
+            && c.physical_type() == parquet::basic::Type::BYTE_ARRAY
     })
 }
 
@@ -100,8 +104,10 @@ impl Table {
             }
             let mut source = source.into_iter();
             let mut license = license.into_iter();
-            let rows: Vec<_> =
-                text.into_iter().map(|t| [t, source.next().flatten(), license.next().flatten()]).collect();
+            let rows: Vec<_> = text
+                .into_iter()
+                .map(|t| [t, source.next().flatten(), license.next().flatten()])
+                .collect();
             self.batch = rows.into_iter();
             return Ok(true);
         }
@@ -111,14 +117,24 @@ impl Table {
         let mut columns = [None, None, None];
         for (column, wanted) in columns.iter_mut().zip(self.wanted) {
             let Some(number) = wanted else { continue };
-            let max_def = self.reader.metadata().file_metadata().schema_descr().column(number).max_def_level();
-            let reader = guard(|| self.reader.get_row_group(self.group)?.get_column_reader(number))?;
+            let max_def = self
+                .reader
+                .metadata()
+                .file_metadata()
+                .schema_descr()
+                .column(number)
+                .max_def_level();
+            let reader =
+                guard(|| self.reader.get_row_group(self.group)?.get_column_reader(number))?;
             *column = Some((reader, max_def));
         }
         Ok(columns)
     }
 
-    fn row(&self, [text, source, license]: [Option<ByteArray>; 3]) -> std::result::Result<Row, Bad> {
+    fn row(
+        &self,
+        [text, source, license]: [Option<ByteArray>; 3],
+    ) -> std::result::Result<Row, Bad> {
         let text = text.ok_or_else(|| Bad::new(self.row, &self.field, "a string", "null"))?;
         let text = String::from_utf8(text.data().to_vec()).map_err(|e| {
             let found = format!("a broken sequence at byte {}", e.utf8_error().valid_up_to());
@@ -134,12 +150,15 @@ impl Table {
 /// Up to `BATCH` cells, nulls included; none at the end of the row group.
 fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Result<Cells> {
     let ColumnReader::ByteArrayColumnReader(reader) = reader else {
-        return Err(parquet::errors::ParquetError::General("a column that holds no strings".to_owned()));
+        return Err(parquet::errors::ParquetError::General(
+            "a column that holds no strings".to_owned(),
+        ));
     };
     let mut cells = Vec::with_capacity(BATCH);
     while cells.len() < BATCH {
         let (mut levels, mut values) = (Vec::new(), Vec::new());
-        let (records, _, _) = reader.read_records(BATCH - cells.len(), Some(&mut levels), None, &mut values)?;
+        let (records, _, _) =
+            reader.read_records(BATCH - cells.len(), Some(&mut levels), None, &mut values)?;
         if records == 0 {
             break;
         }
@@ -147,7 +166,9 @@ fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Resul
         if max_def == 0 {
             cells.extend(values.map(Some));
         } else {
-            cells.extend(levels.into_iter().map(|level| if level == max_def { values.next() } else { None }));
+            cells.extend(
+                levels.into_iter().map(|level| if level == max_def { values.next() } else { None }),
+            );
         }
     }
     Ok(cells)
@@ -170,7 +191,9 @@ impl Iterator for Table {
                 Ok(false) => self.ended = true,
                 Err(found) => {
                     self.ended = true;
-                    return Some(Err(Bad::new(self.row + 1, &self.field, "readable pages", found).fatal()));
+                    return Some(Err(
+                        Bad::new(self.row + 1, &self.field, "readable pages", found).fatal()
+                    ));
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! Plain text: a file is one document, cut at line ends where it is long and at lines that hold only `<|endoftext|>`.
+//! Plain text: a file is one document, cut at line ends where it is long and at lines that hold
+//! only `<|endoftext|>`.
 
 use super::{Bad, Row, Rows};
 use crate::tokenizer::END_OF_TEXT;
@@ -9,7 +10,13 @@ use std::path::Path;
 
 pub(super) fn open(path: &Path, document_bytes: usize) -> Result<Rows> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
-    Ok(Box::new(Pieces { file: BufReader::new(file), held: Vec::new(), document_bytes, row: 0, ended: false }))
+    Ok(Box::new(Pieces {
+        file: BufReader::new(file),
+        held: Vec::new(),
+        document_bytes,
+        row: 0,
+        ended: false,
+    }))
 }
 
 struct Pieces {
@@ -44,7 +51,8 @@ impl Pieces {
         }
     }
 
-    /// Where a line was longer than a document, its cut may lie inside a character: that goes to the next document.
+    /// Where a line was longer than a document, its cut may lie inside a character: that goes to
+    /// the next document.
     fn hold_open_character(&mut self, piece: &mut Vec<u8>) {
         if let Err(e) = std::str::from_utf8(piece)
             && e.error_len().is_none()
@@ -67,7 +75,9 @@ impl Iterator for Pieces {
             Ok(piece) => piece,
             Err(e) => {
                 self.ended = true;
-                return Some(Err(Bad::new(self.row, "text", "a readable file", e.to_string()).fatal()));
+                return Some(Err(
+                    Bad::new(self.row, "text", "a readable file", e.to_string()).fatal()
+                ));
             }
         };
         if self.row == 1 && piece.starts_with(b"\xEF\xBB\xBF") {
@@ -77,7 +87,12 @@ impl Iterator for Pieces {
             Ok(text) => Ok(Row { source: None, license: None, text }),
             Err(e) => {
                 let at = e.utf8_error().valid_up_to();
-                Err(Bad::new(self.row, "text", "UTF-8", format!("a broken sequence at byte {at} of the document")))
+                Err(Bad::new(
+                    self.row,
+                    "text",
+                    "UTF-8",
+                    format!("a broken sequence at byte {at} of the document"),
+                ))
             }
         })
     }

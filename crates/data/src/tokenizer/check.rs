@@ -1,4 +1,5 @@
-//! Refuses a tokenizer.json that contradicts itself before the parser, which indexes by what the file claims, sees it.
+//! Refuses a tokenizer.json that contradicts itself before the parser, which indexes by what the
+//! file claims, sees it.
 
 use super::damaged;
 use crate::Result;
@@ -7,10 +8,11 @@ use std::path::Path;
 
 /// Checks that the file is JSON with a model, and that its vocabulary and merges agree.
 pub(super) fn check_json(json: &str, path: &Path) -> Result<()> {
-    let root: Value =
-        serde_json::from_str(json).map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
+    let root: Value = serde_json::from_str(json)
+        .map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
     let model = root.get("model").and_then(Value::as_object);
-    let model = model.ok_or_else(|| damaged(path, "model", "an object", kind(root.get("model"))))?;
+    let model =
+        model.ok_or_else(|| damaged(path, "model", "an object", kind(root.get("model"))))?;
     let Some(Value::Object(vocab)) = model.get("vocab") else {
         return match model.get("vocab") {
             // Unigram vocabularies are lists; the parser checks those.
@@ -20,7 +22,12 @@ pub(super) fn check_json(json: &str, path: &Path) -> Result<()> {
     };
     for (token, id) in vocab {
         if id.as_u64().is_none_or(|id| id > u64::from(u32::MAX)) {
-            return Err(damaged(path, &format!("model.vocab[{token:?}]"), "an id of 32 bits", id.to_string()));
+            return Err(damaged(
+                path,
+                &format!("model.vocab[{token:?}]"),
+                "an id of 32 bits",
+                id.to_string(),
+            ));
         }
     }
     check_merges(model, vocab, path)
@@ -35,12 +42,18 @@ fn check_merges(model: &Map<String, Value>, vocab: &Map<String, Value>, path: &P
     };
     for (rank, merge) in merges.iter().enumerate() {
         let field = || format!("model.merges[{rank}]");
-        let (left, right) = pair(merge).ok_or_else(|| damaged(path, &field(), "two tokens", merge.to_string()))?;
+        let (left, right) =
+            pair(merge).ok_or_else(|| damaged(path, &field(), "two tokens", merge.to_string()))?;
         let tail = right.strip_prefix(prefix).unwrap_or(right);
         let joined = format!("{left}{tail}");
         for token in [left, right, &joined] {
             if !vocab.contains_key(token) {
-                return Err(damaged(path, &field(), "tokens of the vocabulary", format!("{token:?}")));
+                return Err(damaged(
+                    path,
+                    &field(),
+                    "tokens of the vocabulary",
+                    format!("{token:?}"),
+                ));
             }
         }
         if !right.starts_with(prefix) {

@@ -1,4 +1,5 @@
-//! Encoding without the general pipeline, for vocabularies of the form that training writes; equal to it id for id.
+//! Encoding without the general pipeline, for vocabularies of the form that training writes; equal
+//! to it id for id.
 
 use super::unspellable;
 use crate::Result;
@@ -19,7 +20,8 @@ const MAX_QUICK_ADDED: usize = 16;
 
 type WordIds = HashMap<Box<str>, Box<[u32]>>;
 
-/// Encoding without the general pipeline, for vocabularies of the form that `Tokenizer::train` writes.
+/// Encoding without the general pipeline, for vocabularies of the form that `Tokenizer::train`
+/// writes.
 pub(super) struct Quick {
     digits: bool,
     pub(super) added: Vec<String>,
@@ -41,9 +43,11 @@ impl Quick {
             },
             _ => return None,
         };
-        let added: Vec<String> = inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
-        let general =
-            inner.get_normalizer().is_some() || added.len() > MAX_QUICK_ADDED || added.iter().any(String::is_empty);
+        let added: Vec<String> =
+            inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
+        let general = inner.get_normalizer().is_some()
+            || added.len() > MAX_QUICK_ADDED
+            || added.iter().any(String::is_empty);
         if general || !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
             return None;
         }

@@ -3,8 +3,9 @@
 use super::Tokenizer;
 use crate::Result;
 
-/// Turns ids into text as they come: only whole characters are given out, and all pieces together equal
-/// [`Tokenizer::decode`] of all ids (for byte-level vocabularies always; for others as far as decoding is local).
+/// Turns ids into text as they come: only whole characters are given out, and all pieces together
+/// equal [`Tokenizer::decode`] of all ids (for byte-level vocabularies always; for others as far as
+/// decoding is local).
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     /// Byte-level: bytes of an unfinished character.
@@ -34,7 +35,10 @@ impl DecodeStream {
         }
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
-        if text.len() <= self.shown || text.ends_with('\u{FFFD}') || !text.is_char_boundary(self.shown) {
+        if text.len() <= self.shown
+            || text.ends_with('\u{FFFD}')
+            || !text.is_char_boundary(self.shown)
+        {
             return Ok(None);
         }
         let piece = text[self.shown..].to_owned();
@@ -56,7 +60,8 @@ impl DecodeStream {
     }
 }
 
-/// Takes all finished characters from the front of `bytes`; a broken sequence becomes U+FFFD, an open one stays.
+/// Takes all finished characters from the front of `bytes`; a broken sequence becomes U+FFFD, an
+/// open one stays.
 fn drain_utf8(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut at = 0;
@@ -64,7 +69,8 @@ fn drain_utf8(bytes: &mut Vec<u8>) -> String {
         text.push_str(chunk.valid());
         at += chunk.valid().len();
         let rest = &bytes[at..];
-        let open = std::str::from_utf8(rest).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none());
+        let open = std::str::from_utf8(rest)
+            .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none());
         if chunk.invalid().is_empty() || open {
             break;
         }

@@ -9,7 +9,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % n
     }
 }
@@ -57,8 +58,9 @@ fn odd_texts() -> Vec<String> {
         "\u{130}",
     ];
     let mut random = Random(99);
-    let mut texts: Vec<String> =
-        (0..300).map(|_| (0..random.below(24)).map(|_| pieces[random.below(pieces.len())]).collect()).collect();
+    let mut texts: Vec<String> = (0..300)
+        .map(|_| (0..random.below(24)).map(|_| pieces[random.below(pieces.len())]).collect())
+        .collect();
     texts.push(TEXT.repeat(20));
     texts
 }
@@ -74,7 +76,9 @@ fn training_is_identical_in_any_order_and_on_any_number_of_threads() {
             if turn % 2 == 1 {
                 shuffled.reverse();
             }
-            let again = pool.install(|| Tokenizer::train(shuffled.into_iter(), &TrainOptions::new(350)).unwrap());
+            let again = pool.install(|| {
+                Tokenizer::train(shuffled.into_iter(), &TrainOptions::new(350)).unwrap()
+            });
             assert!(again.to_json() == expected.to_json(), "threads {threads}, turn {turn}");
         }
     }
@@ -83,11 +87,17 @@ fn training_is_identical_in_any_order_and_on_any_number_of_threads() {
 
 #[test]
 fn ties_are_broken_by_ids_alone() {
-    let texts =
-        || (0..26u8).flat_map(|i| [format!("{0}{0}", char::from(b'a' + i)), format!("{0}{0}", char::from(b'a' + i))]);
+    let texts = || {
+        (0..26u8).flat_map(|i| {
+            [format!("{0}{0}", char::from(b'a' + i)), format!("{0}{0}", char::from(b'a' + i))]
+        })
+    };
     let first = Tokenizer::train(texts(), &TrainOptions::new(3 + 256 + 10)).unwrap();
-    let second =
-        Tokenizer::train(texts().collect::<Vec<_>>().into_iter().rev(), &TrainOptions::new(3 + 256 + 10)).unwrap();
+    let second = Tokenizer::train(
+        texts().collect::<Vec<_>>().into_iter().rev(),
+        &TrainOptions::new(3 + 256 + 10),
+    )
+    .unwrap();
     assert_eq!(first.to_json(), second.to_json());
     assert_eq!(first.id_to_token(259).as_deref(), Some("aa"));
     assert_eq!(first.id_to_token(268).as_deref(), Some("jj"));
@@ -109,7 +119,11 @@ fn vocabulary_holds_specials_first_and_every_byte() {
     assert!(bytes[3..].iter().all(|&n| n >= 1));
     for text in odd_texts() {
         let ids = tokenizer.encode_ordinary(&text).unwrap();
-        assert_eq!(ids.iter().map(|&id| bytes[id as usize] as usize).sum::<usize>(), text.len(), "{text:?}");
+        assert_eq!(
+            ids.iter().map(|&id| bytes[id as usize] as usize).sum::<usize>(),
+            text.len(),
+            "{text:?}"
+        );
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     }
 }
@@ -126,13 +140,23 @@ fn quick_path_equals_the_general_pipeline() {
     let tokenizer = trained();
     let plain = "\"pre_tokenizer\": {\n    \"type\": \"ByteLevel\",\n    \"add_prefix_space\": false,\n    \"trim_offsets\": true,\n    \"use_regex\": true\n  }";
     let json = tokenizer.to_json();
-    let (start, end) = (json.find("\"pre_tokenizer\"").unwrap(), json.find(",\n  \"post_processor\"").unwrap());
-    let without_digits = Tokenizer::from_json(&format!("{}{plain}{}", &json[..start], &json[end..])).unwrap();
+    let (start, end) =
+        (json.find("\"pre_tokenizer\"").unwrap(), json.find(",\n  \"post_processor\"").unwrap());
+    let without_digits =
+        Tokenizer::from_json(&format!("{}{plain}{}", &json[..start], &json[end..])).unwrap();
     for tokenizer in [tokenizer, without_digits] {
         assert!(tokenizer.shared.quick.is_some());
         for text in odd_texts() {
-            assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.encode_slowly(&text, false), "{text:?}");
-            assert_eq!(tokenizer.encode_ordinary(&text).unwrap(), tokenizer.encode_slowly(&text, true), "{text:?}");
+            assert_eq!(
+                tokenizer.encode(&text).unwrap(),
+                tokenizer.encode_slowly(&text, false),
+                "{text:?}"
+            );
+            assert_eq!(
+                tokenizer.encode_ordinary(&text).unwrap(),
+                tokenizer.encode_slowly(&text, true),
+                "{text:?}"
+            );
         }
     }
 }
@@ -211,14 +235,19 @@ fn stream_equals_decode_for_text_and_for_random_ids() {
         assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids).unwrap(), "{ids:?}");
     }
     // Every split of four-byte characters and broken starts of them.
-    let bytes: Vec<u32> =
-        [0xF0, 0x9F, 0x98, 0x80, 0xF0, 0x9F, 0x41, 0xE2, 0x82, 0xC3, 0xFF, 0xC3, 0xA9, 0xF4, 0x90, 0xED, 0xA0]
-            .iter()
-            .map(|&b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[b].to_string()).unwrap())
-            .collect();
+    let bytes: Vec<u32> = [
+        0xF0, 0x9F, 0x98, 0x80, 0xF0, 0x9F, 0x41, 0xE2, 0x82, 0xC3, 0xFF, 0xC3, 0xA9, 0xF4, 0x90,
+        0xED, 0xA0,
+    ]
+    .iter()
+    .map(|&b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[b].to_string()).unwrap())
+    .collect();
     for start in 0..bytes.len() {
         for end in start..=bytes.len() {
-            assert_eq!(streamed(&tokenizer, &bytes[start..end]), tokenizer.decode(&bytes[start..end]).unwrap());
+            assert_eq!(
+                streamed(&tokenizer, &bytes[start..end]),
+                tokenizer.decode(&bytes[start..end]).unwrap()
+            );
         }
     }
 }
@@ -229,7 +258,9 @@ fn stream_never_gives_half_a_character() {
     let mut stream = tokenizer.decode_stream();
     let ids: Vec<u32> = "\u{1F600}"
         .bytes()
-        .map(|b| tokenizer.token_to_id(&crate::words::BYTE_CHAR[usize::from(b)].to_string()).unwrap())
+        .map(|b| {
+            tokenizer.token_to_id(&crate::words::BYTE_CHAR[usize::from(b)].to_string()).unwrap()
+        })
         .collect();
     assert_eq!(stream.push(ids[0]).unwrap(), None);
     assert_eq!(stream.push(ids[1]).unwrap(), None);
@@ -289,10 +320,14 @@ fn sampling_does_not_depend_on_order_and_keeps_the_limit() {
 
 #[test]
 fn bad_training_options_are_named() {
-    let train = |options: TrainOptions| Tokenizer::train(texts().into_iter(), &options).err().unwrap().to_string();
+    let train = |options: TrainOptions| {
+        Tokenizer::train(texts().into_iter(), &options).err().unwrap().to_string()
+    };
     assert!(train(TrainOptions::new(258)).contains("vocab_size"));
     assert!(train(TrainOptions::new(1 << 30)).contains("vocab_size"));
-    for specials in [vec!["x".to_owned()], vec![String::new()], vec!["<a>".to_owned(), "<a>".to_owned()]] {
+    for specials in
+        [vec!["x".to_owned()], vec![String::new()], vec!["<a>".to_owned(), "<a>".to_owned()]]
+    {
         let options = TrainOptions { special_tokens: specials, ..TrainOptions::new(350) };
         assert!(train(options).contains("special_tokens"));
     }
@@ -300,7 +335,8 @@ fn bad_training_options_are_named() {
 
 #[test]
 fn little_text_gives_a_smaller_vocabulary() {
-    let tokenizer = Tokenizer::train(std::iter::once("ab ab".to_owned()), &TrainOptions::new(5000)).unwrap();
+    let tokenizer =
+        Tokenizer::train(std::iter::once("ab ab".to_owned()), &TrainOptions::new(5000)).unwrap();
     assert_eq!(tokenizer.vocab_size(), 3 + 256 + 1);
     let empty = Tokenizer::train(std::iter::empty(), &TrainOptions::new(5000)).unwrap();
     assert_eq!(empty.decode(&empty.encode("x y").unwrap()).unwrap(), "x y");

@@ -16,11 +16,13 @@ const TRAIN_BATCH_BYTES: usize = 16 << 20;
 /// What [`Tokenizer::train`] should learn.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
-    /// Tokens in all: specials, 256 bytes, merges. Fewer come out where the text holds too few repeated pairs.
+    /// Tokens in all: specials, 256 bytes, merges. Fewer come out where the text holds too few
+    /// repeated pairs.
     pub vocab_size: usize,
     /// Ids 0, 1, ...; by default end of text, message start, message end.
     pub special_tokens: Vec<String>,
-    /// Learn from at most this many bytes: the texts with the smallest SHA-256 are kept, whatever their order.
+    /// Learn from at most this many bytes: the texts with the smallest SHA-256 are kept, whatever
+    /// their order.
     pub max_bytes: Option<u64>,
 }
 
@@ -51,10 +53,11 @@ impl TrainOptions {
 }
 
 impl Tokenizer {
-    /// Learns a byte-level BPE vocabulary from texts: GPT-2's word pattern, every digit on its own, all 256 bytes
-    /// in the alphabet, no prefix space.
+    /// Learns a byte-level BPE vocabulary from texts: GPT-2's word pattern, every digit on its own,
+    /// all 256 bytes in the alphabet, no prefix space.
     ///
-    /// The same multiset of texts gives the same bytes of tokenizer.json, whatever the order and the number of threads.
+    /// The same multiset of texts gives the same bytes of tokenizer.json, whatever the order and
+    /// the number of threads.
     ///
     /// # Errors
     /// A vocabulary that cannot hold specials and bytes, repeated or one-character specials.
@@ -62,7 +65,9 @@ impl Tokenizer {
         options.check()?;
         let mut counts = HashMap::new();
         match options.max_bytes {
-            Some(max_bytes) => bpe::add_counts(&mut counts, bpe::count_words(&sample(texts, max_bytes))),
+            Some(max_bytes) => {
+                bpe::add_counts(&mut counts, bpe::count_words(&sample(texts, max_bytes)))
+            }
             None => {
                 let mut batch = Vec::new();
                 let mut bytes = 0;
@@ -85,7 +90,9 @@ impl Tokenizer {
 
 fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer> {
     let path = Path::new("tokenizer.json");
-    let failed = |e: tokenizers::Error| damaged(path, "trained model", "a consistent vocabulary", e.to_string());
+    let failed = |e: tokenizers::Error| {
+        damaged(path, "trained model", "a consistent vocabulary", e.to_string())
+    };
     let vocab: Vocab = learned.tokens.into_iter().zip(0..).collect();
     let model = BPE::builder().vocab_and_merges(vocab, learned.merges);
     let mut inner = Inner::new(model.build().map_err(failed)?);
@@ -94,12 +101,15 @@ fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer> {
         ByteLevel::new(false, true, true).into(),
     ])));
     inner.with_decoder(Some(ByteLevel::new(false, true, true)));
-    inner.add_special_tokens(specials.iter().map(|s| AddedToken::from(s.as_str(), true))).map_err(failed)?;
+    inner
+        .add_special_tokens(specials.iter().map(|s| AddedToken::from(s.as_str(), true)))
+        .map_err(failed)?;
     let json = inner.to_string(true).map_err(failed)?;
     Tokenizer::wrap(inner, json, path)
 }
 
-/// The texts with the smallest digests, in digest order until one does not fit into `max_bytes`; at least one.
+/// The texts with the smallest digests, in digest order until one does not fit into `max_bytes`; at
+/// least one.
 pub(super) fn sample(texts: impl Iterator<Item = String>, max_bytes: u64) -> Vec<String> {
     let mut kept: BinaryHeap<([u8; 32], String)> = BinaryHeap::new();
     let mut bytes = 0u64;

@@ -12,7 +12,13 @@ pub(crate) fn sentence(i: usize) -> String {
     let count = 1 + i % 7;
     (0..count)
         .map(|k| {
-            format!("The {} {} the {} number {}. ", names[(i + k) % 5], verbs[(i * k) % 3], names[(i / 5) % 5], i + k)
+            format!(
+                "The {} {} the {} number {}. ",
+                names[(i + k) % 5],
+                verbs[(i * k) % 3],
+                names[(i / 5) % 5],
+                i + k
+            )
         })
         .collect()
 }
@@ -27,7 +33,12 @@ pub(crate) fn write_inputs(dir: &Path) {
     std::fs::create_dir_all(dir.join("deep")).unwrap();
     let rows = |range: std::ops::Range<usize>, source: &str| -> String {
         range
-            .map(|i| format!("{}\n", serde_json::json!({"text": sentence(i), "source": source, "license": "MIT"})))
+            .map(|i| {
+                format!(
+                    "{}\n",
+                    serde_json::json!({"text": sentence(i), "source": source, "license": "MIT"})
+                )
+            })
             .collect()
     };
     std::fs::write(dir.join("a.jsonl"), rows(0..150, "one") + &rows(150..160, "two")).unwrap();
@@ -40,6 +51,7 @@ pub(crate) fn write_inputs(dir: &Path) {
 
 /// Builds `out` from `inputs` in small shards, one document in five for validation.
 pub(crate) fn build_small(inputs: &Path, out: &Path) -> Manifest {
-    let options = BuildOptions { valid_per_mille: 200, shard_tokens: 700, ..BuildOptions::default() };
+    let options =
+        BuildOptions { valid_per_mille: 200, shard_tokens: 700, ..BuildOptions::default() };
     build(&[Input::from(inputs)], &tokenizer(), out, &options).unwrap()
 }

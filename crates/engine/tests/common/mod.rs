@@ -5,7 +5,7 @@
 
 use engine::{Batch, Sequence, causal_rule};
 use model::rng::{Purpose, Stream};
-use model::routing::expert_choice::{Config as Expert, Sampling};
+use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 
 pub(crate) const VOCAB: usize = 50;
@@ -31,7 +31,7 @@ pub(crate) fn config(router: RouterConfig, kv: KvMode) -> ModelConfig {
 
 /// An expert-choice router with an auxiliary one.
 pub(crate) fn auxiliary() -> RouterConfig {
-    RouterConfig::ExpertChoice(Expert { sampling: Sampling::AuxRouter, ..Expert::default() })
+    RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
 }
 
 pub(crate) fn fresh(config: &ModelConfig) -> Model {

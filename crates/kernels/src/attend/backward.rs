@@ -1,5 +1,5 @@
-//! The backward pass: one task a key-value head of each group of rows whose keys nobody else sees, so
-//! that every gradient is summed by one task in a fixed order.
+//! The backward pass: one task a key-value head of each group of rows whose keys nobody else sees,
+//! so that every gradient is summed by one task in a fixed order.
 
 use super::block::{Parts, dot_product, gather, key_view, local, mask, score_gradients};
 use super::plan::{Block, Group, blocks, groups};
@@ -27,11 +27,13 @@ struct Outputs<'a> {
     dkv: Parts<'a>,
 }
 
-/// The gradient of [`attend_forward`](super::attend_forward) for the output gradient `g` `[Tq, H head_dim]`.
+/// The gradient of [`attend_forward`](super::attend_forward) for the output gradient `g` `[Tq, H
+/// head_dim]`.
 ///
-/// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, 2 G head_dim]` are
-/// overwritten. With `s` the scaled scores, `p = e^(s - lse)` worked out again (Dao et al. 2022) and
-/// `ds = p (g . v - g . out)`: `dq = ds k / sqrt(head_dim)`, `dk = ds^T q / sqrt(head_dim)`, `dv = p^T g`.
+/// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, 2 G
+/// head_dim]` are overwritten. With `s` the scaled scores, `p = e^(s - lse)` worked out again (Dao
+/// et al. 2022) and `ds = p (g . v - g . out)`: `dq = ds k / sqrt(head_dim)`, `dk = ds^T q /
+/// sqrt(head_dim)`, `dv = p^T g`.
 ///
 /// # Panics
 /// When the lengths or the spans do not fit.
@@ -60,9 +62,14 @@ pub fn attend_backward(
     dkv[unseen * heads.kv_width()..].fill(0.0);
     let inputs = Inputs { q, kv, spans, heads, out, lse, g };
     let outputs = Outputs { dq: Parts::new(dq), dkv: Parts::new(dkv) };
-    let tasks: Vec<(&Group, usize)> =
-        groups.iter().flat_map(|group| (0..heads.kv_heads).map(move |head| (group, head))).collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(group, head)| backward_group(inputs, group, head, &outputs));
+    let tasks: Vec<(&Group, usize)> = groups
+        .iter()
+        .flat_map(|group| (0..heads.kv_heads).map(move |head| (group, head)))
+        .collect();
+    tasks
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(group, head)| backward_group(inputs, group, head, &outputs));
 }
 
 /// One key-value head of one group.
@@ -88,7 +95,8 @@ fn backward_group(inputs: Inputs<'_>, group: &Group, head: usize, outputs: &Outp
     }
 }
 
-/// Writes the query gradients of a block and adds to the gradients `[keys, head_dim]` of its keys and values.
+/// Writes the query gradients of a block and adds to the gradients `[keys, head_dim]` of its keys
+/// and values.
 fn backward_block(
     inputs: Inputs<'_>,
     block: &Block,
@@ -101,10 +109,14 @@ fn backward_block(
     let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
     let rows = block.rows.len() * shared;
     let mut scratch = Scratch::take(rows * (2 * keys + 3 * hd));
-    let [scores, products, q, g, dq] = scratch.split([rows * keys, rows * keys, rows * hd, rows * hd, rows * hd]);
+    let [scores, products, q, g, dq] =
+        scratch.split([rows * keys, rows * keys, rows * hd, rows * hd, rows * hd]);
     gather(inputs.q, heads, head, &block.rows, q);
     gather(inputs.g, heads, head, &block.rows, g);
-    let (k, v) = (key_view(kv, heads, head, &block.keys, false), key_view(kv, heads, head, &block.keys, true));
+    let (k, v) = (
+        key_view(kv, heads, head, &block.keys, false),
+        key_view(kv, heads, head, &block.keys, true),
+    );
     let (q, g) = (Mat::rows_major(q, rows, hd), Mat::rows_major(g, rows, hd));
     matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
     matmul(MatMut::rows_major(products, rows, keys), g, v.t(), Start::Zero, Threads::One);
@@ -115,25 +127,40 @@ fn backward_block(
     matmul(MatMut::rows_major(dv, keys, hd), p.t(), g, Start::FromC, Threads::One);
     for (row, dq) in block.rows.clone().zip(dq.chunks_exact(shared * hd)) {
         // SAFETY: this task alone writes its head's columns of its group's rows.
-        let place = unsafe { outputs.dq.part(row * heads.q_width() + head * shared * hd, shared * hd) };
+        let place =
+            unsafe { outputs.dq.part(row * heads.q_width() + head * shared * hd, shared * hd) };
         place.copy_from_slice(dq);
     }
 }
 
 /// Turns scores into probabilities and `g . v` into score gradients, zero outside each row's span.
-fn differentiate(inputs: Inputs<'_>, block: &Block, head: usize, scores: &mut [f32], products: &mut [f32]) {
+fn differentiate(
+    inputs: Inputs<'_>,
+    block: &Block,
+    head: usize,
+    scores: &mut [f32],
+    products: &mut [f32],
+) {
     let Inputs { spans, heads, out, lse, g, .. } = inputs;
     let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
     if keys == 0 {
         return;
     }
-    for (at, (scores, products)) in scores.chunks_exact_mut(keys).zip(products.chunks_exact_mut(keys)).enumerate() {
+    for (at, (scores, products)) in
+        scores.chunks_exact_mut(keys).zip(products.chunks_exact_mut(keys)).enumerate()
+    {
         let row = block.rows.start + at / shared;
         let one = row * heads.heads + head * shared + at % shared;
         let pull = dot_product(&g[one * hd..][..hd], &out[one * hd..][..hd]);
         let span = local(spans, row, block);
         mask(scores, &span);
         mask(products, &span);
-        score_gradients(&mut scores[span.clone()], &mut products[span], heads.scale(), lse[one], pull);
+        score_gradients(
+            &mut scores[span.clone()],
+            &mut products[span],
+            heads.scale(),
+            lse[one],
+            pull,
+        );
     }
 }

@@ -16,7 +16,8 @@ pub(crate) struct Parts<'a> {
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for a `&mut [f32]`; the callers of `part` keep the parts of different threads apart.
+// SAFETY: it stands for a `&mut [f32]`; the callers of `part` keep the parts of different threads
+// apart.
 unsafe impl Sync for Parts<'_> {}
 
 impl<'a> Parts<'a> {
@@ -36,14 +37,22 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The keys (`value` false) or values of one key-value head over a range of keys, `[keys, head_dim]`.
-pub(super) fn key_view<'a>(kv: &'a [f32], heads: Heads, head: usize, keys: &Range<usize>, value: bool) -> Mat<'a> {
+/// The keys (`value` false) or values of one key-value head over a range of keys, `[keys,
+/// head_dim]`.
+pub(super) fn key_view<'a>(
+    kv: &'a [f32],
+    heads: Heads,
+    head: usize,
+    keys: &Range<usize>,
+    value: bool,
+) -> Mat<'a> {
     let column = if value { heads.kv_heads + head } else { head } * heads.head_dim;
     let from = (keys.start * heads.kv_width() + column).min(kv.len());
     Mat::strided(&kv[from..], keys.len(), heads.head_dim, heads.kv_width(), 1)
 }
 
-/// Copies the query heads of one key-value head, for the block's rows, to `dense` `[rows, shared, head_dim]`.
+/// Copies the query heads of one key-value head, for the block's rows, to `dense` `[rows, shared,
+/// head_dim]`.
 pub(crate) fn gather(q: &[f32], heads: Heads, head: usize, rows: &Range<usize>, dense: &mut [f32]) {
     let width = heads.shared() * heads.head_dim;
     for (row, dense) in rows.clone().zip(dense.chunks_exact_mut(width)) {
@@ -80,7 +89,8 @@ multiversion! {
 multiversion! {
     /// `out = x * factor`, with the zeros of either sign made positive.
     ///
-    /// A chain that passes over masked keys can lose the sign of an underflowed zero; this removes the difference.
+    /// A chain that passes over masked keys can lose the sign of an underflowed zero; this removes
+    /// the difference.
     fn finish(x: &[f32], factor: f32, out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
             *out = x * factor + 0.0;
@@ -88,8 +98,8 @@ multiversion! {
     }
 }
 
-/// Turns a value sum into a row of output by the softmax's denominator `sum`, a row that sees no key into zeros;
-/// returns whether it saw one.
+/// Turns a value sum into a row of output by the softmax's denominator `sum`, a row that sees no
+/// key into zeros; returns whether it saw one.
 pub(crate) fn settle(sums: &[f32], sum: f32, out: &mut [f32]) -> bool {
     let seen = sum > 0.0 || sum.is_nan();
     finish(sums, if seen { 1.0 / sum } else { 0.0 }, out);
@@ -97,7 +107,8 @@ pub(crate) fn settle(sums: &[f32], sum: f32, out: &mut [f32]) -> bool {
 }
 
 multiversion! {
-    /// Turns raw scores into probabilities, and products `g . v` into score gradients, of one row's span.
+    /// Turns raw scores into probabilities, and products `g . v` into score gradients, of one row's
+    /// span.
     pub(super) fn score_gradients(scores: &mut [f32], products: &mut [f32], scale: f32, lse: f32, pull: f32) {
         for (score, product) in scores.iter_mut().zip(products) {
             let p = exp(score.mul_add(scale, -lse));

@@ -27,14 +27,24 @@ struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Writes one row of one key-value head from value sums `[shared, head_dim]`, maxima and denominators.
+    /// Writes one row of one key-value head from value sums `[shared, head_dim]`, maxima and
+    /// denominators.
     ///
     /// # Safety
     /// No other thread writes this row of this head.
-    unsafe fn write(&self, heads: Heads, row: usize, head: usize, sums: &[f32], statistics: &[(f32, f32)]) {
+    unsafe fn write(
+        &self,
+        heads: Heads,
+        row: usize,
+        head: usize,
+        sums: &[f32],
+        statistics: &[(f32, f32)],
+    ) {
         let (hd, first) = (heads.head_dim, row * heads.heads + head * heads.shared());
         // SAFETY: the parts lie inside this row's part of this head.
-        let (out, lse) = unsafe { (self.out.part(first * hd, sums.len()), self.lse.part(first, statistics.len())) };
+        let (out, lse) = unsafe {
+            (self.out.part(first * hd, sums.len()), self.lse.part(first, statistics.len()))
+        };
         for (i, &(max, sum)) in statistics.iter().enumerate() {
             let at = i * hd..(i + 1) * hd;
             let seen = settle(&sums[at.clone()], sum, &mut out[at]);
@@ -45,23 +55,32 @@ impl Outputs<'_> {
 
 /// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over its own span of keys.
 ///
-/// `q` and `out` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, 2 G head_dim]` (G key heads, then G value
-/// heads), `lse` `[Tq, H]`: natural logarithm of the softmax's denominator. A row that sees no key gets zeros
-/// and an `lse` of minus infinity. A row's bits depend on nothing but its query and the keys of its span,
-/// which must be finite.
+/// `q` and `out` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, 2 G head_dim]` (G key heads, then
+/// G value heads), `lse` `[Tq, H]`: natural logarithm of the softmax's denominator. A row that sees
+/// no key gets zeros and an `lse` of minus infinity. A row's bits depend on nothing but its query
+/// and the keys of its span, which must be finite.
 ///
 /// # Panics
 /// When the lengths or the spans do not fit.
-pub fn attend_forward(q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, out: &mut [f32], lse: &mut [f32]) {
+pub fn attend_forward(
+    q: &[f32],
+    kv: &[f32],
+    spans: &Spans,
+    heads: Heads,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
     check("attend_forward", q, kv, spans, heads, lse);
     check_len("attend_forward", "out", out.len(), q.len());
     let inputs = Inputs { q, kv, spans, heads };
     let outputs = Outputs { out: Parts::new(out), lse: Parts::new(lse) };
     let blocks = blocks(spans, heads.shared());
-    let work: usize = blocks.iter().map(|block| block.rows.len() * block.keys.len() * heads.q_width()).sum();
+    let work: usize =
+        blocks.iter().map(|block| block.rows.len() * block.keys.len() * heads.q_width()).sum();
     let task = |(block, head): (&Block, usize)| forward_block(inputs, block, head, &outputs);
     // The last blocks of a segment see the most keys, so they go first.
-    let tasks = blocks.iter().rev().flat_map(|block| (0..heads.kv_heads).map(move |head| (block, head)));
+    let tasks =
+        blocks.iter().rev().flat_map(|block| (0..heads.kv_heads).map(move |head| (block, head)));
     if work <= SERIAL_WORK {
         tasks.for_each(task);
     } else {
@@ -76,12 +95,17 @@ fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outpu
     let mut scratch = Scratch::take(rows * (keys + hd));
     let [scores, dense] = scratch.split([rows * keys, rows * hd]);
     gather(q, heads, head, &block.rows, dense);
-    let (k, v) = (key_view(kv, heads, head, &block.keys, false), key_view(kv, heads, head, &block.keys, true));
+    let (k, v) = (
+        key_view(kv, heads, head, &block.keys, false),
+        key_view(kv, heads, head, &block.keys, true),
+    );
     let q = Mat::rows_major(dense, rows, hd);
     matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
     let mut statistics = vec![(f32::NEG_INFINITY, 0.0); rows];
     if keys > 0 {
-        for (at, (scores, statistics)) in scores.chunks_exact_mut(keys).zip(&mut statistics).enumerate() {
+        for (at, (scores, statistics)) in
+            scores.chunks_exact_mut(keys).zip(&mut statistics).enumerate()
+        {
             let span = local(spans, block.rows.start + at / shared, block);
             mask(scores, &span);
             *statistics = soften(&mut scores[span], heads.scale());

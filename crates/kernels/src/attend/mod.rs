@@ -1,4 +1,5 @@
-//! Grouped-query attention over ragged key ranges, and its gradient, without a matrix of all scores.
+//! Grouped-query attention over ragged key ranges, and its gradient, without a matrix of all
+//! scores.
 
 mod backward;
 mod block;
@@ -67,7 +68,10 @@ pub struct Heads {
 #[track_caller]
 fn check(name: &str, q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, lse: &[f32]) {
     let Heads { heads: h, kv_heads: g, head_dim } = heads;
-    assert!(g > 0 && h.is_multiple_of(g), "{name}: {h} heads are not a multiple of {g} key-value heads");
+    assert!(
+        g > 0 && h.is_multiple_of(g),
+        "{name}: {h} heads are not a multiple of {g} key-value heads"
+    );
     assert!(head_dim > 0, "{name}: head_dim is 0");
     check_len(name, "q", q.len(), spans.start.len() * h * head_dim);
     check_len(name, "lse", lse.len(), spans.start.len() * h);

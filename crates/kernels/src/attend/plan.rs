@@ -43,7 +43,8 @@ pub(crate) fn fits(rows: usize, keys: usize, shared: usize) -> bool {
     rows <= FREE_ROWS || (rows <= MOST_ROWS && rows * keys * shared <= MOST_SCORES)
 }
 
-/// All rows in blocks; a block never holds rows whose key ranges lie apart. `shared` heads share each key head.
+/// All rows in blocks; a block never holds rows whose key ranges lie apart. `shared` heads share
+/// each key head.
 pub(super) fn blocks(spans: &Spans, shared: usize) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     for row in 0..spans.start.len() {
@@ -61,10 +62,11 @@ pub(super) fn blocks(spans: &Spans, shared: usize) -> Vec<Block> {
     blocks
 }
 
-/// The blocks gathered into groups with disjoint key ranges, in ascending order of keys; blocks that see no
-/// key form one group at the front.
+/// The blocks gathered into groups with disjoint key ranges, in ascending order of keys; blocks
+/// that see no key form one group at the front.
 pub(super) fn groups(blocks: Vec<Block>) -> Vec<Group> {
-    let (blind, mut seeing): (Vec<Block>, Vec<Block>) = blocks.into_iter().partition(|block| block.keys.is_empty());
+    let (blind, mut seeing): (Vec<Block>, Vec<Block>) =
+        blocks.into_iter().partition(|block| block.keys.is_empty());
     let mut groups: Vec<Group> = Vec::new();
     if !blind.is_empty() {
         groups.push(Group { blocks: blind, keys: 0..0 });
@@ -90,7 +92,10 @@ mod tests {
     use super::*;
 
     fn spans(pairs: &[(u32, u32)]) -> Spans {
-        Spans { start: pairs.iter().map(|p| p.0).collect(), end: pairs.iter().map(|p| p.1).collect() }
+        Spans {
+            start: pairs.iter().map(|p| p.0).collect(),
+            end: pairs.iter().map(|p| p.1).collect(),
+        }
     }
 
     #[test]
@@ -111,7 +116,13 @@ mod tests {
     #[test]
     fn overlapping_blocks_that_are_not_neighbours_share_a_group() {
         let block = |row: usize, keys: Range<usize>| Block { rows: row..row + 1, keys };
-        let found = groups(vec![block(0, 10..20), block(1, 0..5), block(2, 15..25), block(3, 0..0), block(4, 5..7)]);
+        let found = groups(vec![
+            block(0, 10..20),
+            block(1, 0..5),
+            block(2, 15..25),
+            block(3, 0..0),
+            block(4, 5..7),
+        ]);
         let expected = [
             Group { blocks: vec![block(3, 0..0)], keys: 0..0 },
             Group { blocks: vec![block(1, 0..5)], keys: 0..5 },

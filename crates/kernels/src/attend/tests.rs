@@ -1,4 +1,5 @@
-//! Attention against a plain `f64` reference, its gradients against differences, and its bits against themselves.
+//! Attention against a plain `f64` reference, its gradients against differences, and its bits
+//! against themselves.
 
 use super::*;
 use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
@@ -11,7 +12,8 @@ const SIZES: [Heads; 5] = [
     Heads { heads: 4, kv_heads: 1, head_dim: 2 },
 ];
 
-/// Causal segments of the given lengths, `gap` unseen keys before each and one blind row after each.
+/// Causal segments of the given lengths, `gap` unseen keys before each and one blind row after
+/// each.
 fn ragged(lengths: &[usize], gap: usize) -> (Spans, usize) {
     let (mut spans, mut at) = (Spans::default(), 0);
     for &length in lengths {
@@ -34,7 +36,9 @@ fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, V
         for head in 0..heads.heads {
             let at = (row * heads.heads + head) * hd;
             let key = |j: usize| j * width + head / heads.shared() * hd;
-            let score = |j: usize| (0..hd).map(|t| q[at + t] * kv[key(j) + t]).sum::<f64>() / (hd as f64).sqrt();
+            let score = |j: usize| {
+                (0..hd).map(|t| q[at + t] * kv[key(j) + t]).sum::<f64>() / (hd as f64).sqrt()
+            };
             let total: f64 = spans.range(row).map(|j| score(j).exp()).sum();
             for j in spans.range(row) {
                 for t in 0..hd {
@@ -48,7 +52,8 @@ fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, V
 }
 
 fn forward(q: &[f32], kv: &[f32], spans: &Spans, heads: Heads) -> (Vec<f32>, Vec<f32>) {
-    let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; spans.start.len() * heads.heads]);
+    let (mut out, mut lse) =
+        (vec![f32::NAN; q.len()], vec![f32::NAN; spans.start.len() * heads.heads]);
     attend_forward(q, kv, spans, heads, &mut out, &mut lse);
     (out, lse)
 }
@@ -76,7 +81,10 @@ fn forward_agrees_with_the_reference_on_ragged_spans() {
         let (expected_out, expected_lse) = reference(&wide(&q), &wide(&kv), &spans, heads);
         assert_close(&out, &expected_out, 2e-6);
         for (found, expected) in lse.iter().zip(expected_lse) {
-            assert!(f64::from(*found) == expected || (f64::from(*found) - expected).abs() < 4e-6, "{found} {expected}");
+            assert!(
+                f64::from(*found) == expected || (f64::from(*found) - expected).abs() < 4e-6,
+                "{found} {expected}"
+            );
         }
     }
 }
@@ -85,18 +93,35 @@ fn forward_agrees_with_the_reference_on_ragged_spans() {
 fn gradients_agree_with_differences() {
     let (mut spans, keys) = ragged(&[4, 1, 9], 1);
     spans.start[9] = 8;
-    for heads in [Heads { heads: 4, kv_heads: 2, head_dim: 6 }, Heads { heads: 3, kv_heads: 1, head_dim: 18 }] {
+    for heads in [
+        Heads { heads: 4, kv_heads: 2, head_dim: 6 },
+        Heads { heads: 3, kv_heads: 1, head_dim: 18 },
+    ] {
         let (q, kv) = inputs(&spans, keys, heads);
         let g = values(3, q.len());
         let (dq, dkv) = backward(&q, &kv, &spans, heads, &g);
         let (q64, kv64) = (wide(&q), wide(&kv));
-        assert_close(&dq, &differences(&q, |q| inner(&reference(q, &kv64, &spans, heads).0, &g)), 3e-6);
-        assert_close(&dkv, &differences(&kv, |kv| inner(&reference(&q64, kv, &spans, heads).0, &g)), 3e-6);
+        assert_close(
+            &dq,
+            &differences(&q, |q| inner(&reference(q, &kv64, &spans, heads).0, &g)),
+            3e-6,
+        );
+        assert_close(
+            &dkv,
+            &differences(&kv, |kv| inner(&reference(&q64, kv, &spans, heads).0, &g)),
+            3e-6,
+        );
     }
 }
 
 /// The gradient formulas written out in `f64`, for sizes where differences would take too long.
-fn reference_gradients(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads, g: &[f32]) -> (Vec<f64>, Vec<f64>) {
+fn reference_gradients(
+    q: &[f64],
+    kv: &[f64],
+    spans: &Spans,
+    heads: Heads,
+    g: &[f32],
+) -> (Vec<f64>, Vec<f64>) {
     let (hd, width, root) = (heads.head_dim, heads.kv_width(), (heads.head_dim as f64).sqrt());
     let (out, lse) = reference(q, kv, spans, heads);
     let (mut dq, mut dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
@@ -108,7 +133,9 @@ fn reference_gradients(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads, g: &[
             for j in spans.range(row) {
                 let k = j * width + head / heads.shared() * hd;
                 let v = k + heads.kv_heads * hd;
-                let p = (dot(&q[at..at + hd], &kv[k..k + hd]) / root - lse[row * heads.heads + head]).exp();
+                let p = (dot(&q[at..at + hd], &kv[k..k + hd]) / root
+                    - lse[row * heads.heads + head])
+                    .exp();
                 let ds = p * (dot(&g, &kv[v..v + hd]) - dot(&g, &out[at..at + hd])) / root;
                 for t in 0..hd {
                     dq[at + t] += ds * kv[k + t];
@@ -128,7 +155,8 @@ fn gradients_agree_with_the_reference_over_many_blocks_and_groups() {
         let (q, kv) = inputs(&spans, keys, heads);
         let g = values(3, q.len());
         let (dq, dkv) = backward(&q, &kv, &spans, heads, &g);
-        let (expected_dq, expected_dkv) = reference_gradients(&wide(&q), &wide(&kv), &spans, heads, &g);
+        let (expected_dq, expected_dkv) =
+            reference_gradients(&wide(&q), &wide(&kv), &spans, heads, &g);
         assert_close(&dq, &expected_dq, 5e-6);
         assert_close(&dkv, &expected_dkv, 5e-6);
     }
@@ -141,12 +169,18 @@ fn rows_one_by_one_equal_the_block_bit_for_bit() {
         let (q, kv) = inputs(&spans, keys, heads);
         let (out, lse) = forward(&q, &kv, &spans, heads);
         for row in 0..spans.start.len() {
-            // The cache of a decoder: only the keys up to the row's own, and nothing before its segment.
+            // The cache of a decoder: only the keys up to the row's own, and nothing before its
+            // segment.
             let span = spans.range(row);
             let one = Spans { start: vec![0], end: vec![span.len() as u32] };
             let cache = &kv[span.start * heads.kv_width()..span.end * heads.kv_width()];
-            let (one_out, one_lse) = forward(&q[row * heads.q_width()..][..heads.q_width()], cache, &one, heads);
-            assert_eq!(bits(&one_out), bits(&out[row * heads.q_width()..][..heads.q_width()]), "row {row}");
+            let (one_out, one_lse) =
+                forward(&q[row * heads.q_width()..][..heads.q_width()], cache, &one, heads);
+            assert_eq!(
+                bits(&one_out),
+                bits(&out[row * heads.q_width()..][..heads.q_width()]),
+                "row {row}"
+            );
             assert_eq!(bits(&one_lse), bits(&lse[row * heads.heads..][..heads.heads]), "row {row}");
         }
     }

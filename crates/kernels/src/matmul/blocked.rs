@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Values in a packed block of B: half of a second-level cache of 2 MiB.
 pub(super) const BLOCK: usize = 256 << 10;
-/// Cycles, about, to load and store a tile of C, and to copy a step of a tile of A from rows and from columns.
+/// Cycles, about, to load and store a tile of C, and to copy a step of a tile of A from rows and
+/// from columns.
 const PASS_COST: usize = 120;
 const ROW_COST: usize = 12;
 const COLUMN_COST: usize = 15;
@@ -21,8 +22,9 @@ const TASKS: usize = 6;
 /// Fewest panels in such a group: each group copies its part of A.
 const LEAST_GROUP: usize = 4;
 
-/// Panels up to which A is used too few times to be worth much copying: rows are then copied as they are, and columns
-/// of a matrix that is close at hand, of at most so many values, are read where they lie.
+/// Panels up to which A is used too few times to be worth much copying: rows are then copied as
+/// they are, and columns of a matrix that is close at hand, of at most so many values, are read
+/// where they lie.
 const NARROW: usize = 2;
 const CLOSE: usize = 1 << 17;
 /// Most parts of the tasks of a stage.
@@ -60,7 +62,12 @@ pub(super) fn block_of(mat: &Mat<'_>) -> Block {
 }
 
 impl Operands {
-    pub(super) fn new(kernels: &'static Kernels, c: &mut MatMut<'_>, a: &Mat<'_>, start: Start) -> Self {
+    pub(super) fn new(
+        kernels: &'static Kernels,
+        c: &mut MatMut<'_>,
+        a: &Mat<'_>,
+        start: Start,
+    ) -> Self {
         Self {
             kernels,
             a: block_of(a),
@@ -71,18 +78,25 @@ impl Operands {
         }
     }
 
-    /// Packs rows `rows`, steps `steps` of A into `room`; returns the kernel that reads that layout.
+    /// Packs rows `rows`, steps `steps` of A into `room`; returns the kernel that reads that
+    /// layout.
     ///
     /// # Safety
     /// The ranges are inside A and at most a tile; the operands are still borrowed.
-    pub(super) unsafe fn pack_a(&self, rows: Range<usize>, steps: Range<usize>, room: *mut f32) -> unsafe fn(&Tile) {
+    pub(super) unsafe fn pack_a(
+        &self,
+        rows: Range<usize>,
+        steps: Range<usize>,
+        room: *mut f32,
+    ) -> unsafe fn(&Tile) {
         let (height, a) = (rows.len(), &self.a);
         // SAFETY: the ranges are inside A, and `room` has a tile's size.
         unsafe {
             let src = a.src.add(rows.start * a.row_stride + steps.start * a.col_stride);
             let block = Block { src, rows: height, cols: steps.len(), ..*a };
             (self.kernels.pack_a)(&block, room);
-            let tiles = if block.by_col() { self.kernels.tile_by_col } else { self.kernels.tile_by_row };
+            let tiles =
+                if block.by_col() { self.kernels.tile_by_col } else { self.kernels.tile_by_row };
             tiles[height - 1]
         }
     }
@@ -91,7 +105,13 @@ impl Operands {
     ///
     /// # Safety
     /// As [`Operands::pack_a`], for at most `LUMP` tiles.
-    unsafe fn pack_lump(&self, tiles: Range<usize>, count: usize, steps: Range<usize>, room: *mut f32) {
+    unsafe fn pack_lump(
+        &self,
+        tiles: Range<usize>,
+        count: usize,
+        steps: Range<usize>,
+        room: *mut f32,
+    ) {
         let part = |tile: usize| even_part(self.a.rows, count, tile);
         let (first, end) = (part(tiles.start).start, part(tiles.end - 1).end);
         let mut heights = [0; LUMP];
@@ -129,24 +149,27 @@ impl Operands {
 
 /// How B is cut: steps of `k` in a layer, panels in a block, and layers in a block.
 ///
-/// Narrow blocks copy A more often, flat ones pass over C more often; the cheaper cut is taken, and then as many
-/// layers as there is room.
+/// Narrow blocks copy A more often, flat ones pass over C more often; the cheaper cut is taken, and
+/// then as many layers as there is room.
 fn cut(panels: usize, k: usize, by_col: bool) -> (usize, usize, usize) {
     let (room, copy) = (BLOCK / PANEL, if by_col { COLUMN_COST } else { ROW_COST });
     let depth = |width: usize| {
         let most = (room / width / 4 * 4).clamp(4, DEPTH);
         k.div_ceil(k.div_ceil(most)).next_multiple_of(4).min(DEPTH)
     };
-    let cost = |width: usize| panels.div_ceil(width) * k * copy + k.div_ceil(depth(width)) * panels * PASS_COST;
+    let cost = |width: usize| {
+        panels.div_ceil(width) * k * copy + k.div_ceil(depth(width)) * panels * PASS_COST
+    };
     let narrowest = (room / k.clamp(4, DEPTH)).min(panels);
-    let widths = (panels.div_ceil(room / 4)..=panels.div_ceil(narrowest)).map(|aside| panels.div_ceil(aside));
+    let widths = (panels.div_ceil(room / 4)..=panels.div_ceil(narrowest))
+        .map(|aside| panels.div_ceil(aside));
     let width = widths.min_by_key(|&width| cost(width)).unwrap_or(narrowest);
     (depth(width), width, (room / (depth(width) * width)).clamp(1, k.div_ceil(depth(width))))
 }
 
-/// One product's plan. B is cut into blocks of `span` layers of `depth` rows and `width` panels, numbered down
-/// the columns first. Stage `s` packs block `s` and computes with block `s - 1`; all its tasks may run at
-/// once, and they start when stage `s - 1` is complete.
+/// One product's plan. B is cut into blocks of `span` layers of `depth` rows and `width` panels,
+/// numbered down the columns first. Stage `s` packs block `s` and computes with block `s - 1`; all
+/// its tasks may run at once, and they start when stage `s - 1` is complete.
 struct Job {
     x: Operands,
     b: Block,
@@ -169,14 +192,15 @@ struct Job {
     workers: AtomicUsize,
     /// Parts into which the compute tasks of a stage are cut, one for each thread to begin with.
     parts: usize,
-    /// Of each part, the block it was last used for (upper half) and how many of its tasks are taken.
+    /// Of each part, the block it was last used for (upper half) and how many of its tasks are
+    /// taken.
     taken: [AtomicU64; MOST_PARTS],
     next: AtomicUsize,
     done: AtomicUsize,
 }
 
-// SAFETY: see `Operands`; `packed` is written by the pack tasks of one stage, one panel each, and read
-// only in the next stage, which starts after the `done` counter has passed all of them.
+// SAFETY: see `Operands`; `packed` is written by the pack tasks of one stage, one panel each, and
+// read only in the next stage, which starts after the `done` counter has passed all of them.
 unsafe impl Sync for Job {}
 
 /// `c = a b` or `c += a b` for non-empty operands of fitting shapes.
@@ -192,12 +216,19 @@ pub(super) fn run(
     let threads = share::count(threads, m, n, k);
     let (panels, by_col) = (n.div_ceil(PANEL), block_of(&a).lies_in_columns());
     let is_narrow = panels <= NARROW && (!by_col || m * k <= CLOSE);
-    let tiles = m.div_ceil(if is_narrow && !by_col { kernels.few_rows() } else { kernels.tile_rows() });
+    let tiles =
+        m.div_ceil(if is_narrow && !by_col { kernels.few_rows() } else { kernels.tile_rows() });
     let (depth, width, span) = cut(panels, k, by_col);
-    let groups = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1) };
+    let groups = if threads == 1 {
+        1
+    } else {
+        (TASKS * threads).div_ceil(tiles).min(width / LEAST_GROUP).max(1)
+    };
     let half = span * depth * PANEL * width;
     let lumps = match by_col {
-        true => tiles.div_ceil(LUMP).max(tiles.min(2 * threads)).next_multiple_of(threads).min(tiles),
+        true => {
+            tiles.div_ceil(LUMP).max(tiles.min(2 * threads)).next_multiple_of(threads).min(tiles)
+        }
         false => tiles,
     };
     share::with_scratch(2 * half, |packed| {
@@ -239,13 +270,16 @@ impl Job {
     fn layers_of(&self, block: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
         let first = block % self.stack * self.span;
         let (depth, k) = (self.depth, self.b.rows);
-        (first..(first + self.span).min(k.div_ceil(depth))).map(move |at| at * depth..((at + 1) * depth).min(k))
+        (first..(first + self.span).min(k.div_ceil(depth)))
+            .map(move |at| at * depth..((at + 1) * depth).min(k))
     }
 
     /// Tasks of stage `s`: how many pack, how many compute.
     fn stage(&self, s: usize) -> (usize, usize) {
-        let packs = if s < self.blocks() { self.panels_of(s).len() * self.layers_of(s).len() } else { 0 };
-        let computes = if s > 0 { self.lumps * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
+        let packs =
+            if s < self.blocks() { self.panels_of(s).len() * self.layers_of(s).len() } else { 0 };
+        let computes =
+            if s > 0 { self.lumps * self.panels_of(s - 1).len().div_ceil(self.group) } else { 0 };
         (packs, computes)
     }
 
@@ -268,8 +302,8 @@ impl Job {
             }
             self.wait_for(first);
             let at = task - first;
-            // SAFETY: every task before this stage is done (Acquire above, Release below), each task
-            // is taken once, and tasks of one stage write different panels or tiles of C.
+            // SAFETY: every task before this stage is done (Acquire above, Release below), each
+            // task is taken once, and tasks of one stage write different panels or tiles of C.
             unsafe {
                 if at < packs {
                     self.pack(stage, at);
@@ -281,17 +315,23 @@ impl Job {
         }
     }
 
-    /// A compute task of `block` that nobody has taken, of this worker's own part while there is one: so each thread
-    /// goes down its own rows of C, and what it asks for ahead is what it needs next. The caller's turn at the counter
-    /// `next` is the right to one of the tasks, so one is left in a part not yet looked at.
+    /// A compute task of `block` that nobody has taken, of this worker's own part while there is
+    /// one: so each thread goes down its own rows of C, and what it asks for ahead is what it needs
+    /// next. The caller's turn at the counter `next` is the right to one of the tasks, so one is
+    /// left in a part not yet looked at.
     fn take(&self, worker: usize, block: usize, computes: usize) -> usize {
         let stamp = (block as u64 + 1) << 32;
         for i in 0..self.parts {
             let part = (worker + i) % self.parts;
             let (start, end) = (part * computes / self.parts, (part + 1) * computes / self.parts);
-            let used = |value: u64| if value & !0xFFFF_FFFF == stamp { (value - stamp) as usize } else { 0 };
-            let step = |value: u64| (start + used(value) < end).then(|| stamp + used(value) as u64 + 1);
-            if let Ok(value) = self.taken[part].fetch_update(Ordering::Relaxed, Ordering::Relaxed, step) {
+            let used = |value: u64| {
+                if value & !0xFFFF_FFFF == stamp { (value - stamp) as usize } else { 0 }
+            };
+            let step =
+                |value: u64| (start + used(value) < end).then(|| stamp + used(value) as u64 + 1);
+            if let Ok(value) =
+                self.taken[part].fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
+            {
                 return start + used(value);
             }
         }
@@ -308,7 +348,8 @@ impl Job {
 
     /// Where panel `at` of a layer of `block` is packed.
     fn panel(&self, block: usize, layer: usize, at: usize) -> *mut f32 {
-        self.packed.wrapping_add(block % 2 * self.half + (layer * self.width + at) * self.depth * PANEL)
+        self.packed
+            .wrapping_add(block % 2 * self.half + (layer * self.width + at) * self.depth * PANEL)
     }
 
     /// # Safety
@@ -318,11 +359,12 @@ impl Job {
         let (layer, at) = (task / panels.len(), task % panels.len());
         let first = (panels.start + at) * PANEL;
         let Some(steps) = self.layers_of(block).nth(layer) else { return };
-        // SAFETY: the steps and columns are inside B; the panel has `depth * PANEL` values, at least
-        // `steps.len() * PANEL`.
+        // SAFETY: the steps and columns are inside B; the panel has `depth * PANEL` values, at
+        // least `steps.len() * PANEL`.
         unsafe {
             let src = self.b.src.add(steps.start * self.b.row_stride + first * self.b.col_stride);
-            let from = Block { src, rows: steps.len(), cols: (self.b.cols - first).min(PANEL), ..self.b };
+            let from =
+                Block { src, rows: steps.len(), cols: (self.b.cols - first).min(PANEL), ..self.b };
             (self.x.kernels.pack_b)(&from, self.panel(block, layer, at));
         }
     }
@@ -337,8 +379,9 @@ impl Job {
         let room = room.as_mut_ptr();
         let by_col = self.x.a.lies_in_columns();
         for (layer, steps) in self.layers_of(block).enumerate() {
-            // SAFETY: rows, steps and panels are inside the operands, a lump has at most `LUMP` tiles (one, where A lies in
-            // rows), and a tile at most `tile_rows` rows and `DEPTH` steps.
+            // SAFETY: rows, steps and panels are inside the operands, a lump has at most `LUMP`
+            // tiles (one, where A lies in rows), and a tile at most `tile_rows` rows and `DEPTH`
+            // steps.
             unsafe {
                 let a = &self.x.a;
                 if by_col && !self.is_narrow {
@@ -349,13 +392,26 @@ impl Job {
                     let by_col_kernel = self.x.kernels.tile_by_col[rows.len() - 1];
                     let (kernel, from, a_step) = match (by_col, self.is_narrow) {
                         (true, true) => {
-                            let in_place = a.src.wrapping_add(rows.start + steps.start * a.col_stride);
+                            let in_place =
+                                a.src.wrapping_add(rows.start + steps.start * a.col_stride);
                             (by_col_kernel, in_place, a.col_stride)
                         }
-                        (true, false) => (by_col_kernel, room.wrapping_add(at * A_TILE).cast_const(), A_COL),
-                        (false, _) => (self.x.pack_a(rows, steps.clone(), room), room.cast_const(), A_COL),
+                        (true, false) => {
+                            (by_col_kernel, room.wrapping_add(at * A_TILE).cast_const(), A_COL)
+                        }
+                        (false, _) => {
+                            (self.x.pack_a(rows, steps.clone(), room), room.cast_const(), A_COL)
+                        }
                     };
-                    self.row_of_tiles(tile, block, layer, steps.clone(), mine.clone(), kernel, (from, a_step));
+                    self.row_of_tiles(
+                        tile,
+                        block,
+                        layer,
+                        steps.clone(),
+                        mine.clone(),
+                        kernel,
+                        (from, a_step),
+                    );
                 }
             }
         }
@@ -386,7 +442,8 @@ impl Job {
                 tile.b = self.panel(block, layer, at);
                 if at + 1 == mine.end {
                     let back = (mine.len() - 1) * PANEL;
-                    tile.next_c = tile.c.wrapping_add(rows.len() * self.x.c_stride).wrapping_sub(back);
+                    tile.next_c =
+                        tile.c.wrapping_add(rows.len() * self.x.c_stride).wrapping_sub(back);
                 }
                 kernel(&tile);
             }

@@ -18,7 +18,10 @@ pub enum Isa {
 impl Isa {
     /// The sets that this processor can run, best first; never empty.
     pub fn available() -> Vec<Isa> {
-        [Isa::Avx512, Isa::Avx2, Isa::Plain].into_iter().filter(|isa| isa.kernels().is_some()).collect()
+        [Isa::Avx512, Isa::Avx2, Isa::Plain]
+            .into_iter()
+            .filter(|isa| isa.kernels().is_some())
+            .collect()
     }
 
     /// The best set of this processor, found once.
@@ -43,9 +46,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => is_x86_feature_detected!("avx512f").then_some(&avx512::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&avx2::KERNELS)
-            }
+            Isa::Avx2 => (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+                .then_some(&avx2::KERNELS),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx512 | Isa::Avx2 => None,
             Isa::Plain => Some(&plain::KERNELS),
@@ -81,8 +83,8 @@ impl Kernels {
         self.tile_by_row.len()
     }
 
-    /// Performs `steps` rounds of independent multiply-adds and returns how many operations on single
-    /// values that was (two each).
+    /// Performs `steps` rounds of independent multiply-adds and returns how many operations on
+    /// single values that was (two each).
     pub(crate) fn burst(&self, steps: usize) -> f64 {
         // SAFETY: `self` proves that the processor has the instructions.
         std::hint::black_box(unsafe { (self.fma_burst)(steps, std::hint::black_box(0.5)) });
@@ -96,8 +98,8 @@ macro_rules! kernels_for {
             use super::{Block, Kernels, Tile, kernel, vector};
             use vector::Vector;
 
-            // Each function below only adds the instruction set to the generic body; its contract is
-            // the body's contract.
+            // Each function below only adds the instruction set to the generic body; its contract
+            // is the body's contract.
 
             $(#[$attr])?
             unsafe fn tile<const M: usize, const BY_COL: bool>(t: &Tile) {

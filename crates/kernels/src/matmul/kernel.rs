@@ -7,8 +7,8 @@ use super::vector::Vector;
 pub(super) const PANEL: usize = 32;
 /// Most steps of `k` that a packed tile of A holds.
 pub(super) const DEPTH: usize = 512;
-/// Distance between the rows of a packed tile in row layout; the odd line count spreads the rows over
-/// the sets of the first-level cache.
+/// Distance between the rows of a packed tile in row layout; the odd line count spreads the rows
+/// over the sets of the first-level cache.
 pub(super) const A_ROW: usize = DEPTH + 16;
 /// Distance between the columns of a packed tile in column layout.
 pub(super) const A_COL: usize = 32;
@@ -17,9 +17,11 @@ pub(super) const MAX_ROWS: usize = 28;
 /// Most rows of a tile in row layout: few enough that two registers of each fit.
 pub(super) const FEW_ROWS: usize = 14;
 /// Values that a packed tile of A may take up in either layout.
-pub(super) const A_TILE: usize = if FEW_ROWS * A_ROW > DEPTH * A_COL { FEW_ROWS * A_ROW } else { DEPTH * A_COL };
+pub(super) const A_TILE: usize =
+    if FEW_ROWS * A_ROW > DEPTH * A_COL { FEW_ROWS * A_ROW } else { DEPTH * A_COL };
 
-/// One tile: `c[i, j] += sum_k a[i, k] b[k, j]` for `M` rows, `cols <= PANEL` columns, `depth` steps.
+/// One tile: `c[i, j] += sum_k a[i, k] b[k, j]` for `M` rows, `cols <= PANEL` columns, `depth`
+/// steps.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) depth: usize,
@@ -44,7 +46,11 @@ const B_AHEAD: usize = 16;
 /// # Safety
 /// As [`tile`], for the columns `j..j + width` with `width <= NV * LANES`.
 #[inline(always)]
-unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(t: &Tile, j: usize, width: usize) {
+unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(
+    t: &Tile,
+    j: usize,
+    width: usize,
+) {
     let (row, step) = if BY_COL { (1, t.a_step) } else { (A_ROW, 1) };
     let full = width == NV * V::LANES;
     // SAFETY: the caller vouches for A and B over `depth` steps and for C over `M` rows of `width`
@@ -62,7 +68,8 @@ unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(
         }
         let mut a = t.a;
         let mut b = t.b.add(j);
-        // A row of the next C with each part of the steps: what B needs must not wait for the memory to answer for all.
+        // A row of the next C with each part of the steps: what B needs must not wait for the
+        // memory to answer for all.
         let part = t.depth / M;
         for i in 0..=M {
             let mut left = part;
@@ -101,11 +108,13 @@ unsafe fn strip<V: Vector, const M: usize, const NV: usize, const BY_COL: bool>(
 
 /// # Safety
 /// The processor has `V`'s instructions; `t.a` holds `M` rows of `depth` values in the layout of
-/// `BY_COL`, `t.b` is as its field says, `t.c` is `M` rows of `cols` values that nobody else touches.
+/// `BY_COL`, `t.b` is as its field says, `t.c` is `M` rows of `cols` values that nobody else
+/// touches.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const M: usize, const BY_COL: bool>(t: &Tile) {
-    // Many rows of one register each take fewer instructions for a multiply-add (the value of A is an operand in memory)
-    // than half as many of two, which need it in a register; few rows need the second one to have enough chains.
+    // Many rows of one register each take fewer instructions for a multiply-add (the value of A is
+    // an operand in memory) than half as many of two, which need it in a register; few rows need
+    // the second one to have enough chains.
     let two = 2 * M + 3 <= V::REGISTERS;
     let mut j = 0;
     while j < t.cols {
@@ -128,7 +137,10 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const BY_COL: bool>(t: &Til
 /// # Safety
 /// As [`tile`] with `M = 1`, for `P` panels `panel_stride` apart and `P * PANEL` columns of C.
 #[inline(always)]
-pub(super) unsafe fn row_tile<V: Vector, const P: usize, const NV: usize>(t: &Tile, panel_stride: usize) {
+pub(super) unsafe fn row_tile<V: Vector, const P: usize, const NV: usize>(
+    t: &Tile,
+    panel_stride: usize,
+) {
     const { assert!(NV * V::LANES == PANEL) };
     // Two KiB ahead covers the latency of memory at the rate one core can take.
     const AHEAD: usize = 16;
@@ -183,20 +195,24 @@ impl Block {
     }
 }
 
-/// How far ahead, in columns of A, their values are asked for: the processor's own prefetching does not see strides.
+/// How far ahead, in columns of A, their values are asked for: the processor's own prefetching does
+/// not see strides.
 const A_AHEAD: usize = 24;
 /// Values in a cache line.
 const LINE: usize = 16;
 
-/// Copies tiles of A that lie below each other, of `heights` rows each, into the column layout, `A_TILE` values apart.
-/// Together they use the whole of each line that comes from far away.
+/// Copies tiles of A that lie below each other, of `heights` rows each, into the column layout,
+/// `A_TILE` values apart. Together they use the whole of each line that comes from far away.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the block is readable, has unit row stride, at most `DEPTH` columns and as
-/// many rows as the heights say, each at most `MAX_ROWS`; `dst` has `A_TILE` writable values for each height.
+/// The processor has `V`'s instructions, the block is readable, has unit row stride, at most
+/// `DEPTH` columns and as many rows as the heights say, each at most `MAX_ROWS`; `dst` has `A_TILE`
+/// writable values for each height.
 #[inline(always)]
 pub(super) unsafe fn pack_columns<V: Vector>(from: &Block, heights: &[usize], dst: *mut f32) {
-    debug_assert!(from.row_stride == 1 && from.cols <= DEPTH && heights.iter().sum::<usize>() == from.rows);
+    debug_assert!(
+        from.row_stride == 1 && from.cols <= DEPTH && heights.iter().sum::<usize>() == from.rows
+    );
     for k in 0..from.cols {
         let mut src = from.src.wrapping_add(k * from.col_stride);
         let ahead = src.wrapping_add(A_AHEAD * from.col_stride);
@@ -208,10 +224,14 @@ pub(super) unsafe fn pack_columns<V: Vector>(from: &Block, heights: &[usize], ds
         for (tile, &height) in heights.iter().enumerate() {
             let dst = dst.wrapping_add(tile * A_TILE + k * A_COL);
             for v in (0..height).step_by(V::LANES) {
-                // SAFETY: the column has `left` values from `src`, and `dst` `A_COL` for each step. The values of further
-                // tiles that come along are not used.
+                // SAFETY: the column has `left` values from `src`, and `dst` `A_COL` for each step.
+                // The values of further tiles that come along are not used.
                 unsafe {
-                    let x = if v + V::LANES <= left { V::load(src.add(v)) } else { V::load_n(src.add(v), left - v) };
+                    let x = if v + V::LANES <= left {
+                        V::load(src.add(v))
+                    } else {
+                        V::load_n(src.add(v), left - v)
+                    };
                     x.store(dst.add(v));
                 }
             }
@@ -233,7 +253,8 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
         if from.lies_in_columns() {
             pack_columns::<V>(from, &[from.rows], dst);
         } else if from.by_col() && from.col_stride == 1 && from.rows >= V::LANES {
-            // The last rows are taken together with some before them, which get the same values twice.
+            // The last rows are taken together with some before them, which get the same values
+            // twice.
             for first in (0..from.rows).step_by(V::LANES) {
                 let first = first.min(from.rows - V::LANES);
                 transpose::<V, A_COL>(
@@ -250,23 +271,27 @@ pub(super) unsafe fn pack_a<V: Vector>(from: &Block, dst: *mut f32) {
                 for k in (0..whole).step_by(V::LANES) {
                     V::load(src.add(k)).store(dst.add(k));
                 }
-                V::load_n(src.wrapping_add(whole), from.cols - whole).store_n(dst.add(whole), from.cols - whole);
+                V::load_n(src.wrapping_add(whole), from.cols - whole)
+                    .store_n(dst.add(whole), from.cols - whole);
             }
         } else {
             let (row, col) = if from.by_col() { (1, A_COL) } else { (A_ROW, 1) };
             for i in 0..from.rows {
                 for k in 0..from.cols {
-                    *dst.add(i * row + k * col) = *from.src.add(i * from.row_stride + k * from.col_stride);
+                    *dst.add(i * row + k * col) =
+                        *from.src.add(i * from.row_stride + k * from.col_stride);
                 }
             }
         }
     }
 }
 
-/// Copies up to `PANEL` columns of B into a panel of `rows` rows of `PANEL` values, missing columns zero.
+/// Copies up to `PANEL` columns of B into a panel of `rows` rows of `PANEL` values, missing columns
+/// zero.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the block is readable, `dst` has `rows * PANEL` writable values.
+/// The processor has `V`'s instructions, the block is readable, `dst` has `rows * PANEL` writable
+/// values.
 #[inline(always)]
 pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
     debug_assert!(from.cols <= PANEL);
@@ -288,11 +313,20 @@ pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
         }
         let whole = if from.row_stride == 1 { from.cols / V::LANES * V::LANES } else { 0 };
         for j in (0..whole).step_by(V::LANES) {
-            transpose::<V, PANEL>(from.src.add(j * from.col_stride), from.col_stride, from.rows, dst.add(j));
+            transpose::<V, PANEL>(
+                from.src.add(j * from.col_stride),
+                from.col_stride,
+                from.rows,
+                dst.add(j),
+            );
         }
         for k in 0..from.rows {
             for j in whole..PANEL {
-                let x = if j < from.cols { *from.src.add(k * from.row_stride + j * from.col_stride) } else { 0.0 };
+                let x = if j < from.cols {
+                    *from.src.add(k * from.row_stride + j * from.col_stride)
+                } else {
+                    0.0
+                };
                 *dst.add(k * PANEL + j) = x;
             }
         }
@@ -304,7 +338,12 @@ pub(super) unsafe fn pack_b<V: Vector>(from: &Block, dst: *mut f32) {
 /// # Safety
 /// As the formula says, and the processor has `V`'s instructions.
 #[inline(always)]
-unsafe fn transpose<V: Vector, const TO: usize>(src: *const f32, stride: usize, depth: usize, dst: *mut f32) {
+unsafe fn transpose<V: Vector, const TO: usize>(
+    src: *const f32,
+    stride: usize,
+    depth: usize,
+    dst: *mut f32,
+) {
     let whole = depth / 4 * 4;
     // SAFETY: rows `0..LANES` of `depth` values are read, `LANES` values of `depth` rows written.
     unsafe {
@@ -328,8 +367,8 @@ unsafe fn transpose<V: Vector, const TO: usize>(src: *const f32, stride: usize, 
     }
 }
 
-/// `steps` rounds of sixteen independent multiply-adds on whole registers, for measuring their rate.
-/// Returns a value that depends on all of them.
+/// `steps` rounds of sixteen independent multiply-adds on whole registers, for measuring their
+/// rate. Returns a value that depends on all of them.
 ///
 /// # Safety
 /// The processor has `V`'s instructions.

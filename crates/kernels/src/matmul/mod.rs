@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// Multiply-adds of all `f32` products of this process so far: what a formula for their number is checked against.
+/// Multiply-adds of all `f32` products of this process so far: what a formula for their number is
+/// checked against.
 pub fn multiply_adds() -> u64 {
     DONE.load(Ordering::Relaxed)
 }
@@ -57,7 +58,9 @@ fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
 
 /// The kernels of `isa`.
 fn kernels(isa: Isa) -> &'static Kernels {
-    isa.kernels().unwrap_or_else(|| panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name()))
+    isa.kernels().unwrap_or_else(|| {
+        panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name())
+    })
 }
 
 /// Counts a product, and deals with one that has no multiply-add; returns whether this was one.
@@ -74,9 +77,9 @@ fn is_empty(c: &mut MatMut<'_>, k: usize, start: Start) -> bool {
 
 /// `c = a b` or `c += a b`, with `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`.
 ///
-/// Element `(i, j)` is `acc = fma(a[i, l], b[l, j], acc)` over `l = 0..k` in this order, from `start`.
-/// Its bits do not depend on the other rows and columns, the threads or the instruction set (of a NaN
-/// only that it is one). With `k = 0` the sum is empty: zeros, or C unchanged.
+/// Element `(i, j)` is `acc = fma(a[i, l], b[l, j], acc)` over `l = 0..k` in this order, from
+/// `start`. Its bits do not depend on the other rows and columns, the threads or the instruction
+/// set (of a NaN only that it is one). With `k = 0` the sum is empty: zeros, or C unchanged.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -89,7 +92,14 @@ pub fn matmul(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Thre
 /// # Panics
 /// When the shapes do not fit or the processor lacks the instructions.
 #[doc(hidden)]
-pub fn matmul_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: Start, threads: Threads) {
+pub fn matmul_with(
+    isa: Isa,
+    mut c: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: Start,
+    threads: Threads,
+) {
     check_shapes(&c, &a, (b.rows(), b.cols()));
     if is_empty(&mut c, a.cols(), start) {
         return;
@@ -98,13 +108,28 @@ pub fn matmul_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, start: S
     if b.col_stride() != 1 || a.rows() > 2 * kernels.few_rows() {
         return blocked::run(kernels, c, a, b, start, threads);
     }
-    // With one or two tiles of rows every value of B is used about once: packing whole panels would only add work.
+    // With one or two tiles of rows every value of B is used about once: packing whole panels would
+    // only add work.
     let whole = b.cols() / kernel::PANEL * kernel::PANEL;
     if whole > 0 {
-        panels::run_direct(kernels, c.col_range(0..whole), a, b.col_range(0..whole), start, threads);
+        panels::run_direct(
+            kernels,
+            c.col_range(0..whole),
+            a,
+            b.col_range(0..whole),
+            start,
+            threads,
+        );
     }
     if whole < b.cols() {
-        blocked::run(kernels, c.col_range(whole..b.cols()), a, b.col_range(whole..b.cols()), start, threads);
+        blocked::run(
+            kernels,
+            c.col_range(whole..b.cols()),
+            a,
+            b.col_range(whole..b.cols()),
+            start,
+            threads,
+        );
     }
 }
 
@@ -121,7 +146,14 @@ pub fn matmul_packed(c: MatMut<'_>, a: Mat<'_>, b: &Packed, start: Start, thread
 /// # Panics
 /// When the shapes do not fit or the processor lacks the instructions.
 #[doc(hidden)]
-pub fn matmul_packed_with(isa: Isa, mut c: MatMut<'_>, a: Mat<'_>, b: &Packed, start: Start, threads: Threads) {
+pub fn matmul_packed_with(
+    isa: Isa,
+    mut c: MatMut<'_>,
+    a: Mat<'_>,
+    b: &Packed,
+    start: Start,
+    threads: Threads,
+) {
     check_shapes(&c, &a, (b.rows(), b.cols()));
     if !is_empty(&mut c, a.cols(), start) {
         panels::run_packed(kernels(isa), c, a, b, start, threads);

@@ -29,9 +29,16 @@ impl Packed {
         let (rows, cols) = (b.rows(), b.cols());
         let size = cols.div_ceil(PANEL).checked_mul(PANEL).and_then(|n| n.checked_mul(rows));
         let mut data = Buffer::default();
-        data.grow(size.unwrap_or_else(|| panic!("Packed: {rows} x {cols} values do not fit the address space")));
+        data.grow(size.unwrap_or_else(|| {
+            panic!("Packed: {rows} x {cols} values do not fit the address space")
+        }));
         let kernels = super::kernels(Isa::best());
-        let job = PackJob { kernels, b: block_of(&b), packed: data.as_mut_ptr(), next: AtomicUsize::new(0) };
+        let job = PackJob {
+            kernels,
+            b: block_of(&b),
+            packed: data.as_mut_ptr(),
+            next: AtomicUsize::new(0),
+        };
         share::run(share::count(Threads::All, 1, rows, cols), || job.work());
         Self { rows, cols, data }
     }
@@ -66,10 +73,14 @@ impl PackJob {
             if col >= b.cols || b.rows == 0 {
                 return;
             }
-            // SAFETY: the columns are inside B, the panel inside the buffer, and the counter gave it
-            // to this thread alone.
+            // SAFETY: the columns are inside B, the panel inside the buffer, and the counter gave
+            // it to this thread alone.
             unsafe {
-                let from = Block { src: b.src.add(col * b.col_stride), cols: (b.cols - col).min(PANEL), ..*b };
+                let from = Block {
+                    src: b.src.add(col * b.col_stride),
+                    cols: (b.cols - col).min(PANEL),
+                    ..*b
+                };
                 (self.kernels.pack_b)(&from, self.packed.add(panel * PANEL * b.rows));
             }
         }
@@ -108,7 +119,8 @@ fn run(x: Operands, source: Source, threads: Threads) {
     let threads = share::count(threads, m, n, k);
     let is_flat = m <= FLAT_TILES * x.kernels.few_rows();
     let tiles = m.div_ceil(if is_flat { x.kernels.few_rows() } else { x.kernels.tile_rows() });
-    let job = Job { x, source, panels: n.div_ceil(PANEL), tiles, threads, next: AtomicUsize::new(0) };
+    let job =
+        Job { x, source, panels: n.div_ceil(PANEL), tiles, threads, next: AtomicUsize::new(0) };
     share::run(threads, || if is_flat { job.work_flat() } else { job.work_tiles() });
 }
 
@@ -134,7 +146,10 @@ pub(super) fn run_direct(
     start: Start,
     threads: Threads,
 ) {
-    assert!(b.col_stride() == 1 && b.cols().is_multiple_of(PANEL), "run_direct: not whole panels of adjacent columns");
+    assert!(
+        b.col_stride() == 1 && b.cols().is_multiple_of(PANEL),
+        "run_direct: not whole panels of adjacent columns"
+    );
     let source = Source { b: b.as_ptr(), panel_stride: PANEL, row_stride: b.row_stride() };
     run(Operands::new(kernels, &mut c, &a, start), source, threads);
 }
@@ -146,7 +161,8 @@ impl Job {
         let least = if self.x.a.rows == 1 { self.x.kernels.row_panels } else { 1 };
         let most = if self.tiles == 1 { usize::MAX } else { FLAT_PANELS };
         let after = |first: usize| {
-            let share = (self.panels - first).div_ceil(2 * self.threads).min(most).next_multiple_of(least);
+            let share =
+                (self.panels - first).div_ceil(2 * self.threads).min(most).next_multiple_of(least);
             (first + share).min(self.panels)
         };
         let take = |first: usize| (first < self.panels).then(|| after(first));
@@ -167,7 +183,9 @@ impl Job {
                 return;
             }
             // SAFETY: the counter gave this tile of these panels to this thread alone.
-            unsafe { self.region(tile..tile + 1, first..(first + width).min(self.panels), &mut room) }
+            unsafe {
+                self.region(tile..tile + 1, first..(first + width).min(self.panels), &mut room)
+            }
         }
     }
 
@@ -192,7 +210,14 @@ impl Job {
                         let room = room.as_mut_ptr();
                         (self.x.pack_a(rows.clone(), steps.clone(), room), room.cast_const())
                     };
-                    self.row_of_tiles(rows.start, rows.len(), steps.clone(), panels.clone(), kernel, packed);
+                    self.row_of_tiles(
+                        rows.start,
+                        rows.len(),
+                        steps.clone(),
+                        panels.clone(),
+                        kernel,
+                        packed,
+                    );
                 }
             }
         }
@@ -213,7 +238,8 @@ impl Job {
         let by_row = height == 1 && !self.x.a.lies_in_columns();
         let mut panel = panels.start;
         while panel < panels.end {
-            let is_wide = by_row && panel + wide <= panels.end && (panel + wide) * PANEL <= self.x.n;
+            let is_wide =
+                by_row && panel + wide <= panels.end && (panel + wide) * PANEL <= self.x.n;
             // SAFETY: the panels are inside B and C; `row_tile` gets whole panels and one row whose
             // values are adjacent.
             unsafe {
@@ -221,7 +247,10 @@ impl Job {
                 tile.depth = steps.len();
                 tile.a = packed;
                 tile.b_stride = self.source.row_stride;
-                tile.b = self.source.b.add(panel * self.source.panel_stride + steps.start * self.source.row_stride);
+                tile.b = self
+                    .source
+                    .b
+                    .add(panel * self.source.panel_stride + steps.start * self.source.row_stride);
                 if is_wide {
                     (self.x.kernels.row_tile)(&tile, self.source.panel_stride);
                 } else {

@@ -1,5 +1,5 @@
-//! What the products need around their loops: aligned buffers that are reused from call to call, and
-//! the threads that take part.
+//! What the products need around their loops: aligned buffers that are reused from call to call,
+//! and the threads that take part.
 
 use super::Threads;
 use super::kernel::A_TILE;
@@ -65,13 +65,16 @@ impl<const TILES: usize> TileRoom<TILES> {
     }
 }
 
-/// Products with fewer multiply-adds than this stay on the calling thread: waking another costs more.
+/// Products with fewer multiply-adds than this stay on the calling thread: waking another costs
+/// more.
 const WORTH_SHARING: usize = 1 << 17;
 
 /// How many threads a product of this size runs on.
 pub(super) fn count(threads: Threads, m: usize, n: usize, k: usize) -> usize {
     match threads {
-        Threads::All if m.saturating_mul(n).saturating_mul(k) >= WORTH_SHARING => rayon::current_num_threads(),
+        Threads::All if m.saturating_mul(n).saturating_mul(k) >= WORTH_SHARING => {
+            rayon::current_num_threads()
+        }
         _ => 1,
     }
 }

@@ -86,9 +86,16 @@ fn check(m: usize, n: usize, k: usize, lies: (Lie, Lie), start: Start, isas: &[I
 #[test]
 fn odd_shapes_in_every_layout_match_the_scalar_chain() {
     let isas = Isa::available();
-    for (m, n, k) in
-        [(1, 1, 1), (1, 37, 5), (2, 33, 3), (3, 130, 19), (5, 16, 67), (7, 31, 8), (15, 65, 31), (29, 97, 70)]
-    {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (1, 37, 5),
+        (2, 33, 3),
+        (3, 130, 19),
+        (5, 16, 67),
+        (7, 31, 8),
+        (15, 65, 31),
+        (29, 97, 70),
+    ] {
         for a in LIES {
             for b in LIES {
                 for start in [Start::Zero, Start::FromC] {
@@ -108,8 +115,8 @@ fn every_tile_height_and_panel_width_matches() {
     }
 }
 
-/// Sets that are fast enough for larger shapes here; without FMA in the build, plain Rust calls the C
-/// library for every multiply-add.
+/// Sets that are fast enough for larger shapes here; without FMA in the build, plain Rust calls the
+/// C library for every multiply-add.
 fn fast() -> Vec<Isa> {
     let mut isas = Isa::available();
     if isas.len() > 1 {
@@ -120,10 +127,17 @@ fn fast() -> Vec<Isa> {
 
 #[test]
 fn several_blocks_over_every_size_match() {
-    // Over DEPTH steps, over a block of panels, over FLAT_TILES tiles, few panels with an A far away, with uneven ends.
-    for (m, n, k) in
-        [(3, 41, 1100), (40, 70, 1537), (190, 75, 515), (17, 1100, 517), (1, 3000, 40), (170, 260, 700), (300, 40, 515)]
-    {
+    // Over DEPTH steps, over a block of panels, over FLAT_TILES tiles, few panels with an A far
+    // away, with uneven ends.
+    for (m, n, k) in [
+        (3, 41, 1100),
+        (40, 70, 1537),
+        (190, 75, 515),
+        (17, 1100, 517),
+        (1, 3000, 40),
+        (170, 260, 700),
+        (300, 40, 515),
+    ] {
         for a in LIES {
             for b in LIES {
                 check(m, n, k, (a, b), if a == b { Start::Zero } else { Start::FromC }, &fast());
@@ -184,7 +198,15 @@ fn pools_of_any_size_give_the_same_bits() {
             // Products inside products' threads, as the callers' own loops have them.
             rayon::join(
                 || matmul(MatMut::rows_major(&mut got, m, n), a, b, Start::Zero, Threads::All),
-                || matmul(MatMut::rows_major(&mut vec![0.0; m * n], m, n), a, b, Start::Zero, Threads::All),
+                || {
+                    matmul(
+                        MatMut::rows_major(&mut vec![0.0; m * n], m, n),
+                        a,
+                        b,
+                        Start::Zero,
+                        Threads::All,
+                    )
+                },
             )
         });
         assert_eq!(want, got, "{threads} threads");
@@ -206,7 +228,13 @@ fn empty_sizes_write_zeros_or_nothing() {
             );
             assert_eq!(c, [want; 6]);
             let mut c = [5.0; 6];
-            matmul_packed(MatMut::rows_major(&mut c, 2, 3), Mat::rows_major(&[], 2, 0), &packed, start, threads);
+            matmul_packed(
+                MatMut::rows_major(&mut c, 2, 3),
+                Mat::rows_major(&[], 2, 0),
+                &packed,
+                start,
+                threads,
+            );
             assert_eq!(c, [want; 6]);
             matmul(
                 MatMut::rows_major(&mut [], 0, 3),
@@ -235,7 +263,10 @@ fn special_values_follow_the_chain() {
     matmul(MatMut::rows_major(&mut c, 6, 6), a, b, Start::Zero, Threads::One);
     for (at, x) in c.iter().enumerate() {
         let want = chain(a, b, at / 6, at % 6, 0.0);
-        assert!(x.to_bits() == want.to_bits() || (x.is_nan() && want.is_nan()), "{at}: {x}, not {want}");
+        assert!(
+            x.to_bits() == want.to_bits() || (x.is_nan() && want.is_nan()),
+            "{at}: {x}, not {want}"
+        );
     }
 }
 

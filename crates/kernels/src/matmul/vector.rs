@@ -1,4 +1,5 @@
-//! The few vector operations that the product kernels are written in, for AVX-512, AVX2 and plain Rust.
+//! The few vector operations that the product kernels are written in, for AVX-512, AVX2 and plain
+//! Rust.
 
 /// A register of `LANES` values. Every method is exact or correctly rounded, so results do not
 /// depend on the implementation.
@@ -42,7 +43,8 @@ impl Vector for Plain {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the caller passes eight readable values; an array of f32 has the alignment of f32.
+        // SAFETY: the caller passes eight readable values; an array of f32 has the alignment of
+        // f32.
         Self(unsafe { p.cast::<[f32; 8]>().read() })
     }
 
@@ -248,7 +250,8 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load_quads(p: *const f32, stride: usize) -> Self {
-            // SAFETY: the caller has AVX-512F and passes four readable values at rows 0, 4, 8 and 12.
+            // SAFETY: the caller has AVX-512F and passes four readable values at rows 0, 4, 8 and
+            // 12.
             unsafe {
                 let v = _mm512_castps128_ps512(_mm_loadu_ps(p));
                 let v = _mm512_insertf32x4::<1>(v, _mm_loadu_ps(p.add(4 * stride)));

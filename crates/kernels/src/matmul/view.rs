@@ -12,7 +12,14 @@ fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Opt
     last_row.checked_add(last_col)?.checked_add(1)
 }
 
-fn check_extent(what: &str, len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usize) {
+fn check_extent(
+    what: &str,
+    len: usize,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+) {
     let need = extent(rows, cols, row_stride, col_stride);
     assert!(
         need.is_some_and(|n| n <= len),
@@ -29,7 +36,8 @@ fn check_range(what: &str, range: &Range<usize>, size: usize) {
     );
 }
 
-/// A read-only matrix `[rows, cols]` whose element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+/// A read-only matrix `[rows, cols]` whose element `(i, j)` is `data[i * row_stride + j *
+/// col_stride]`.
 ///
 /// Every element is inside the borrowed slice: the constructors check it once, so the products need
 /// no check per element. Strides may be zero (a repeated row or column).
@@ -52,19 +60,32 @@ impl<'a> Mat<'a> {
         Self::strided(data, rows, cols, cols, 1)
     }
 
-    /// The matrix `[rows, cols]` with the given distances, in values, between rows and between columns.
+    /// The matrix `[rows, cols]` with the given distances, in values, between rows and between
+    /// columns.
     ///
     /// # Panics
     /// When the last element lies outside `data`.
     #[track_caller]
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+    pub fn strided(
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
         check_extent("Mat", data.len(), rows, cols, row_stride, col_stride);
         Self { data, rows, cols, row_stride, col_stride }
     }
 
     /// The transpose, without moving any value.
     pub fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 
     /// Number of rows.
@@ -95,7 +116,11 @@ impl<'a> Mat<'a> {
     pub fn row_range(self, range: Range<usize>) -> Self {
         check_range("Mat::row_range", &range, self.rows);
         let rows = range.len();
-        let data = if rows == 0 || self.cols == 0 { &[] } else { &self.data[range.start * self.row_stride..] };
+        let data = if rows == 0 || self.cols == 0 {
+            &[]
+        } else {
+            &self.data[range.start * self.row_stride..]
+        };
         Self { data, rows, ..self }
     }
 
@@ -114,7 +139,12 @@ impl<'a> Mat<'a> {
     /// When `(i, j)` is outside the matrix.
     #[track_caller]
     pub fn at(&self, i: usize, j: usize) -> f32 {
-        assert!(i < self.rows && j < self.cols, "Mat::at: ({i}, {j}) is outside {} x {}", self.rows, self.cols);
+        assert!(
+            i < self.rows && j < self.cols,
+            "Mat::at: ({i}, {j}) is outside {} x {}",
+            self.rows,
+            self.cols
+        );
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
@@ -158,8 +188,8 @@ impl<'a> MatMut<'a> {
     /// The matrix `[rows, cols]` with `row_stride` values between the starts of its rows.
     ///
     /// # Panics
-    /// When the last element lies outside `data`, or when rows would overlap (`row_stride < cols` with
-    /// more than one row).
+    /// When the last element lies outside `data`, or when rows would overlap (`row_stride < cols`
+    /// with more than one row).
     #[track_caller]
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent("MatMut", data.len(), rows, cols, row_stride, 1);
@@ -199,7 +229,11 @@ impl<'a> MatMut<'a> {
     pub fn row_range(&mut self, range: Range<usize>) -> MatMut<'_> {
         check_range("MatMut::row_range", &range, self.rows);
         let rows = range.len();
-        let data = if rows == 0 || self.cols == 0 { &mut [] } else { &mut self.data[range.start * self.row_stride..] };
+        let data = if rows == 0 || self.cols == 0 {
+            &mut []
+        } else {
+            &mut self.data[range.start * self.row_stride..]
+        };
         MatMut { data, rows, ..*self }
     }
 
@@ -211,7 +245,8 @@ impl<'a> MatMut<'a> {
     pub fn col_range(&mut self, range: Range<usize>) -> MatMut<'_> {
         check_range("MatMut::col_range", &range, self.cols);
         let cols = range.len();
-        let data = if cols == 0 || self.rows == 0 { &mut [] } else { &mut self.data[range.start..] };
+        let data =
+            if cols == 0 || self.rows == 0 { &mut [] } else { &mut self.data[range.start..] };
         MatMut { data, cols, ..*self }
     }
 

@@ -13,8 +13,8 @@ use std::ops::Range;
 /// Multiply-adds below which a call stays on its own thread.
 const SERIAL_WORK: usize = 1 << 17;
 
-/// What each query row sees: `pages[first[t]..]` begins with the pages of its sequence in this layer, in
-/// order, of which it sees the first `count[t]` tokens.
+/// What each query row sees: `pages[first[t]..]` begins with the pages of its sequence in this
+/// layer, in order, of which it sees the first `count[t]` tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Tables<'a> {
     /// Page lists, one after the other.
@@ -38,7 +38,9 @@ fn blocks(tables: Tables<'_>, shared: usize) -> Vec<Block> {
         let count = tables.count[row] as usize;
         if let Some(last) = blocks.last_mut() {
             let (rows, tokens) = (last.rows.start..row + 1, last.tokens.max(count));
-            if tables.first[last.rows.start] == tables.first[row] && fits(rows.len(), tokens, shared) {
+            if tables.first[last.rows.start] == tables.first[row]
+                && fits(rows.len(), tokens, shared)
+            {
                 *last = Block { rows, tokens };
                 continue;
             }
@@ -50,9 +52,19 @@ fn blocks(tables: Tables<'_>, shared: usize) -> Vec<Block> {
 }
 
 #[track_caller]
-fn check(q: &[f32], pool: &KvPool, tables: Tables<'_>, heads: Heads, out: &[f32], blocks: &[Block]) {
+fn check(
+    q: &[f32],
+    pool: &KvPool,
+    tables: Tables<'_>,
+    heads: Heads,
+    out: &[f32],
+    blocks: &[Block],
+) {
     let Heads { heads: h, kv_heads: g, head_dim } = heads;
-    assert!(g > 0 && h.is_multiple_of(g), "attend_pages: {h} heads are not a multiple of {g} key-value heads");
+    assert!(
+        g > 0 && h.is_multiple_of(g),
+        "attend_pages: {h} heads are not a multiple of {g} key-value heads"
+    );
     assert!(head_dim > 0, "attend_pages: head_dim is 0");
     assert!(
         g == pool.kv_heads() && head_dim == pool.head_dim(),
@@ -78,12 +90,14 @@ fn check(q: &[f32], pool: &KvPool, tables: Tables<'_>, heads: Heads, out: &[f32]
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over the tokens that `tables` gives it.
+/// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over the tokens that `tables` gives
+/// it.
 ///
-/// `q` and `out` are `[rows, H head_dim]`, the queries already rotated. In [`KvFormat::F32`] the bits are those
-/// of [`attend_forward`](crate::attend::attend_forward) over the same keys and values laid out one after the
-/// other; in the other formats they are those over the values that [`KvPool::read`] gives. A row's bits depend
-/// on nothing but its query and the tokens that it sees, which must be finite.
+/// `q` and `out` are `[rows, H head_dim]`, the queries already rotated. In [`KvFormat::F32`] the
+/// bits are those of [`attend_forward`](crate::attend::attend_forward) over the same keys and
+/// values laid out one after the other; in the other formats they are those over the values that
+/// [`KvPool::read`] gives. A row's bits depend on nothing but its query and the tokens that it
+/// sees, which must be finite.
 ///
 /// # Panics
 /// When the lengths or sizes do not fit, or a list or a page is out of range.
@@ -98,11 +112,21 @@ pub fn attend_pages(q: &[f32], pool: &KvPool, tables: Tables<'_>, heads: Heads, 
     }
 }
 
-fn attend_as<T: Stored>(q: &[f32], pool: &KvPool, tables: Tables<'_>, heads: Heads, out: &mut [f32], blocks: &[Block]) {
-    let work: usize = blocks.iter().map(|block| block.rows.len() * block.tokens * heads.q_width()).sum();
+fn attend_as<T: Stored>(
+    q: &[f32],
+    pool: &KvPool,
+    tables: Tables<'_>,
+    heads: Heads,
+    out: &mut [f32],
+    blocks: &[Block],
+) {
+    let work: usize =
+        blocks.iter().map(|block| block.rows.len() * block.tokens * heads.q_width()).sum();
     let out = Parts::new(out);
     let tasks = blocks.iter().flat_map(|block| (0..heads.kv_heads).map(move |head| (block, head)));
-    let task = |(block, head): (&Block, usize)| attend_block::<T>(q, pool, tables, heads, block, head, &out);
+    let task = |(block, head): (&Block, usize)| {
+        attend_block::<T>(q, pool, tables, heads, block, head, &out)
+    };
     if work <= SERIAL_WORK {
         tasks.for_each(task);
     } else {
@@ -139,7 +163,9 @@ fn attend_block<T: Stored>(
     };
     kernel::key_pass(&pass, scores);
     let mut denominators = vec![0.0; lines];
-    for (line, (scores, denominator)) in scores.chunks_exact_mut(stride).zip(&mut denominators).enumerate() {
+    for (line, (scores, denominator)) in
+        scores.chunks_exact_mut(stride).zip(&mut denominators).enumerate()
+    {
         *denominator = soften(&mut scores[..pass.counts[line / shared] as usize], heads.scale()).1;
     }
     sums.fill(0.0);

@@ -12,8 +12,8 @@ pub enum KvFormat {
     F32,
     /// The upper half of an `f32`, rounded to nearest, ties to even; two bytes each.
     Bf16,
-    /// `scale * q` with `q` in -127..=127, one byte each, and one `f32` scale for each token and head of
-    /// keys and of values, a 127th of the largest magnitude.
+    /// `scale * q` with `q` in -127..=127, one byte each, and one `f32` scale for each token and
+    /// head of keys and of values, a 127th of the largest magnitude.
     Int8,
 }
 
@@ -67,8 +67,8 @@ impl FromStr for KvFormat {
     }
 }
 
-/// A number as stored: `f32`, the bits of a bfloat16 or a signed byte. Every bit pattern is a value, zero
-/// bits are zero.
+/// A number as stored: `f32`, the bits of a bfloat16 or a signed byte. Every bit pattern is a
+/// value, zero bits are zero.
 pub(super) trait Stored: Copy + Sync {
     const FORMAT: KvFormat;
     /// The scale of one head of one token.
@@ -117,7 +117,8 @@ impl Stored for u16 {
     fn narrow(x: f32, _scale: f32) -> Self {
         let bits = x.to_bits();
         // Rounding could carry a NaN into infinity, so a NaN is cut and made quiet.
-        let upper = if x.is_nan() { bits | 0x0040_0000 } else { bits + 0x7FFF + ((bits >> 16) & 1) };
+        let upper =
+            if x.is_nan() { bits | 0x0040_0000 } else { bits + 0x7FFF + ((bits >> 16) & 1) };
         (upper >> 16) as u16
     }
 
@@ -136,7 +137,8 @@ impl Stored for u16 {
 impl Stored for i8 {
     const FORMAT: KvFormat = KvFormat::Int8;
 
-    /// A 127th of the largest magnitude; NaN for values that are not finite, so that they stay visible.
+    /// A 127th of the largest magnitude; NaN for values that are not finite, so that they stay
+    /// visible.
     fn scale_of(x: &[f32]) -> f32 {
         let finite = x.iter().all(|x| x.is_finite());
         if finite { x.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0 } else { f32::NAN }
@@ -173,7 +175,10 @@ mod tests {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
         let error = "fp8".parse::<KvFormat>().unwrap_err();
-        assert_eq!(error.to_string(), "no format of keys and values is called \"fp8\"; choose f32, bf16 or int8");
+        assert_eq!(
+            error.to_string(),
+            "no format of keys and values is called \"fp8\"; choose f32, bf16 or int8"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The innermost loops of attention over pages: scores of a block of query rows against one key head, and
-//! the sums of its values, both read once from memory.
+//! The innermost loops of attention over pages: scores of a block of query rows against one key
+//! head, and the sums of its values, both read once from memory.
 
 use super::PAGE;
 use super::format::Stored;
@@ -119,13 +119,14 @@ macro_rules! pass {
 }
 
 pass! {
-    /// `scores[line, j] = q[line] . key[j]`, a chain of multiply-adds over `head_dim`, for every page that any
-    /// line of a tile sees.
+    /// `scores[line, j] = q[line] . key[j]`, a chain of multiply-adds over `head_dim`, for every
+    /// page that any line of a tile sees.
     key_pass, key_body, (scores: &mut [f32])
 }
 
 pass! {
-    /// `sums[line] += sum_j p[line, j] value[j]`, a chain of multiply-adds over the tokens that the line sees.
+    /// `sums[line] += sum_j p[line, j] value[j]`, a chain of multiply-adds over the tokens that the
+    /// line sees.
     value_pass, value_body, (probabilities: &[f32], sums: &mut [f32])
 }
 
@@ -197,7 +198,11 @@ unsafe fn key_tile<T: Stored, L: Lanes, const R: usize, const P: usize>(
 /// # Safety
 /// As [`key_body`].
 #[inline(always)]
-unsafe fn value_body<T: Stored, L: Lanes>(pass: &Pass<'_, T>, probabilities: &[f32], sums: &mut [f32]) {
+unsafe fn value_body<T: Stored, L: Lanes>(
+    pass: &Pass<'_, T>,
+    probabilities: &[f32],
+    sums: &mut [f32],
+) {
     let mut first = 0;
     while first < pass.pages.len() {
         over_lines!(pass.lines(), |line, R| {
@@ -266,7 +271,10 @@ fn last_columns<T: Stored>(
     let sums = &mut sums[line * hd + column..(line + 1) * hd];
     for token in tokens {
         let values = pass.pool.values::<T>(pass.page(token / PAGE), pass.head);
-        let (row, scale) = (&values.rows[token % PAGE * hd + column..][..hd - column], values.scales[token % PAGE]);
+        let (row, scale) = (
+            &values.rows[token % PAGE * hd + column..][..hd - column],
+            values.scales[token % PAGE],
+        );
         let p = probabilities[line * pass.stride + token];
         for (sum, &value) in sums.iter_mut().zip(row) {
             *sum = p.mul_add(value.widen(scale), *sum);
@@ -288,8 +296,8 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
     sums: &mut [f32],
 ) -> usize {
     let hd = pass.pool.head_dim();
-    // SAFETY: the caller has the instructions; `row` and `next` have `N` elements, each of `p` one for each of
-    // the `slots` rows.
+    // SAFETY: the caller has the instructions; `row` and `next` have `N` elements, each of `p` one
+    // for each of the `slots` rows.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
@@ -304,9 +312,11 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
             let slots = (PAGE - slot).min(tokens.end - token);
             let values = pass.pool.values::<T>(pass.page(page), pass.head);
             let next = pass.pool.values::<T>(pass.page(page + GROUP), pass.head);
-            let p: [&[f32]; R] = from_fn(|r| &probabilities[(line + r) * pass.stride + token..][..slots]);
+            let p: [&[f32]; R] =
+                from_fn(|r| &probabilities[(line + r) * pass.stride + token..][..slots]);
             let part = slot * hd..(slot + slots) * hd;
-            let rows = values.rows[part.clone()].chunks_exact(hd).zip(next.rows[part].chunks_exact(hd));
+            let rows =
+                values.rows[part.clone()].chunks_exact(hd).zip(next.rows[part].chunks_exact(hd));
             for (j, ((row, next), &scale)) in rows.zip(&values.scales[slot..]).enumerate() {
                 let row = row[column..column + N * PAGE].as_chunks::<PAGE>().0;
                 let next = next[column..column + N * PAGE].as_chunks::<PAGE>().0;

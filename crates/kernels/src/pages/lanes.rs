@@ -1,8 +1,10 @@
-//! Sixteen values at once, for AVX-512, AVX2 and plain Rust, and loading them from each stored form.
+//! Sixteen values at once, for AVX-512, AVX2 and plain Rust, and loading them from each stored
+//! form.
 
 use super::PAGE;
 
-/// Sixteen `f32`. Every method is exact or correctly rounded, so results do not depend on the implementation.
+/// Sixteen `f32`. Every method is exact or correctly rounded, so results do not depend on the
+/// implementation.
 ///
 /// # Safety
 /// All methods: the running processor has the implementation's instructions.
@@ -177,7 +179,9 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_int8(x: &[i8; PAGE]) -> Self {
             // SAFETY: the caller has AVX-512F; the array has sixteen values.
-            Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) })
+            Self(unsafe {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+            })
         }
 
         #[inline(always)]

@@ -1,5 +1,5 @@
-//! A paged store of keys and values, and attention over it, for decoding many sequences whose lengths
-//! change all the time (Kwon et al. 2023).
+//! A paged store of keys and values, and attention over it, for decoding many sequences whose
+//! lengths change all the time (Kwon et al. 2023).
 
 mod attend;
 mod format;

@@ -1,4 +1,5 @@
-//! Pages of keys and values: where each number of a token lies, and writing, copying and reading tokens.
+//! Pages of keys and values: where each number of a token lies, and writing, copying and reading
+//! tokens.
 
 use super::format::Stored;
 use super::{KvFormat, PAGE};
@@ -16,8 +17,8 @@ static ONES: [f32; PAGE] = [1.0; PAGE];
 ///
 /// A page holds, one after the other: the scales `[2 G, PAGE]` if the format has them, the keys
 /// `[G, head_dim, PAGE]` (sixteen scores are one register) and the values `[G, PAGE, head_dim]`.
-/// Pages that were never written take no memory; what they hold, and what is left of earlier tokens in a
-/// page, is never read by attention over other tokens.
+/// Pages that were never written take no memory; what they hold, and what is left of earlier tokens
+/// in a page, is never read by attention over other tokens.
 pub struct KvPool {
     format: KvFormat,
     kv_heads: usize,
@@ -46,8 +47,12 @@ impl KvPool {
     /// # Panics
     /// When the pool does not fit the address space.
     pub fn new(format: KvFormat, kv_heads: usize, head_dim: usize, pages: usize) -> Self {
-        let size = Self::page_bytes(format, kv_heads, head_dim).checked_mul(pages).and_then(|n| n.checked_add(LINE));
-        let size = size.unwrap_or_else(|| panic!("KvPool: {pages} pages do not fit the address space; ask for fewer"));
+        let size = Self::page_bytes(format, kv_heads, head_dim)
+            .checked_mul(pages)
+            .and_then(|n| n.checked_add(LINE));
+        let size = size.unwrap_or_else(|| {
+            panic!("KvPool: {pages} pages do not fit the address space; ask for fewer")
+        });
         let bytes = vec![0u8; size];
         let start = bytes.as_ptr().align_offset(LINE);
         Self { format, kv_heads, head_dim, pages, bytes, start }
@@ -91,12 +96,16 @@ impl KvPool {
     #[track_caller]
     fn check_places(&self, function: &str, places: &[u32]) {
         if let Some(&bad) = places.iter().find(|&&place| place as usize / PAGE >= self.pages) {
-            panic!("{function}: place {bad} is in page {}, but there are {} pages", bad as usize / PAGE, self.pages);
+            panic!(
+                "{function}: place {bad} is in page {}, but there are {} pages",
+                bad as usize / PAGE,
+                self.pages
+            );
         }
     }
 
-    /// Stores row `i` of `kv` `[rows, 2 G head_dim]` (G key heads, then G value heads) at `places[i]`, which is
-    /// `page * PAGE + slot`. Of rows with the same place the last stays.
+    /// Stores row `i` of `kv` `[rows, 2 G head_dim]` (G key heads, then G value heads) at
+    /// `places[i]`, which is `page * PAGE + slot`. Of rows with the same place the last stays.
     ///
     /// # Panics
     /// When the lengths do not fit or a place is past the pages.
@@ -115,7 +124,13 @@ impl KvPool {
         let one = |head: usize| {
             for (&place, kv) in places.iter().zip(kv.chunks_exact(row)) {
                 // SAFETY: the places are inside the pool, and this task alone touches its head.
-                unsafe { cells.write(place as usize, head, &kv[head * cells.head_dim..][..cells.head_dim]) };
+                unsafe {
+                    cells.write(
+                        place as usize,
+                        head,
+                        &kv[head * cells.head_dim..][..cells.head_dim],
+                    )
+                };
             }
         };
         if self.head_dim == 0 || kv.len() <= SERIAL_WRITE {
@@ -193,13 +208,19 @@ impl KvPool {
     fn head<T: Stored>(&self, page: usize, head: usize) -> (&[T], &[f32; PAGE]) {
         assert!(T::FORMAT == self.format && page < self.pages && head < 2 * self.kv_heads);
         let base = self.bytes[self.start..].as_ptr();
-        // SAFETY: the page and the head are inside the pool, so their numbers and scales are; the bytes are
-        // initialised, any bits are a `T` or an `f32`, and both lie at a multiple of their size from a cache
-        // line.
+        // SAFETY: the page and the head are inside the pool, so their numbers and scales are; the
+        // bytes are initialised, any bits are a `T` or an `f32`, and both lie at a multiple of
+        // their size from a cache line.
         unsafe {
-            let numbers = std::slice::from_raw_parts(base.add(self.offset(page, head)).cast(), self.head_dim * PAGE);
+            let numbers = std::slice::from_raw_parts(
+                base.add(self.offset(page, head)).cast(),
+                self.head_dim * PAGE,
+            );
             let scales = match self.format {
-                KvFormat::Int8 => &*base.add(self.offset(page, 0)).cast::<[f32; PAGE]>().sub(2 * self.kv_heads - head),
+                KvFormat::Int8 => &*base
+                    .add(self.offset(page, 0))
+                    .cast::<[f32; PAGE]>()
+                    .sub(2 * self.kv_heads - head),
                 _ => &ONES,
             };
             (numbers, scales)
@@ -249,17 +270,20 @@ struct Cells<T> {
 unsafe impl<T> Sync for Cells<T> {}
 
 impl<T: Stored> Cells<T> {
-    /// First number of a token's head, the distance to the next, and the place of its scale if there is one.
+    /// First number of a token's head, the distance to the next, and the place of its scale if
+    /// there is one.
     ///
     /// # Safety
     /// The place and the head are inside the pool.
     unsafe fn at(&self, place: usize, head: usize) -> (*mut T, usize, Option<*mut f32>) {
         let (page, slot) = (place / PAGE, place % PAGE);
-        let (within, step) = if head < self.kv_heads { (slot, PAGE) } else { (slot * self.head_dim, 1) };
+        let (within, step) =
+            if head < self.kv_heads { (slot, PAGE) } else { (slot * self.head_dim, 1) };
         // SAFETY: inside the page by the layout that `KvPool` describes, which also aligns both.
         unsafe {
             let page = self.base.add(page * self.page_bytes);
-            let numbers = page.add(self.numbers).cast::<T>().add(head * PAGE * self.head_dim + within);
+            let numbers =
+                page.add(self.numbers).cast::<T>().add(head * PAGE * self.head_dim + within);
             (numbers, step, (self.numbers > 0).then(|| page.cast::<f32>().add(head * PAGE + slot)))
         }
     }
@@ -285,7 +309,8 @@ impl<T: Stored> Cells<T> {
     unsafe fn copy(&self, from: usize, to: usize, head: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let ((from, step, from_scale), (to, _, to_scale)) = (self.at(from, head), self.at(to, head));
+            let ((from, step, from_scale), (to, _, to_scale)) =
+                (self.at(from, head), self.at(to, head));
             if let (Some(from), Some(to)) = (from_scale, to_scale) {
                 to.write(from.read());
             }

@@ -1,5 +1,5 @@
-//! Attention over pages against attention over the same keys in one piece, bit for bit, and the store
-//! against what was written.
+//! Attention over pages against attention over the same keys in one piece, bit for bit, and the
+//! store against what was written.
 
 use super::*;
 use crate::attend::{Heads, Spans, attend_forward};
@@ -42,7 +42,8 @@ impl World {
             lists.push(pages.len() as u32);
             let own: Vec<u32> = (0..need).map(|at| ((next + at) * step % total) as u32).collect();
             next += need;
-            let places: Vec<u32> = (0..length).map(|j| own[j / PAGE] * PAGE as u32 + (j % PAGE) as u32).collect();
+            let places: Vec<u32> =
+                (0..length).map(|j| own[j / PAGE] * PAGE as u32 + (j % PAGE) as u32).collect();
             let rows = values(10 + i as u64, length * heads.kv_width());
             pool.write(&places, &rows);
             pages.extend(own);
@@ -73,7 +74,8 @@ impl World {
             spans.start.push(starts[row.0]);
             spans.end.push(starts[row.0] + row.1);
         }
-        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![0.0; rows.len() * self.heads.heads]);
+        let (mut out, mut lse) =
+            (vec![f32::NAN; q.len()], vec![0.0; rows.len() * self.heads.heads]);
         attend_forward(q, &all, &spans, self.heads, &mut out, &mut lse);
         out
     }
@@ -109,7 +111,11 @@ fn f32_has_the_bits_of_keys_in_one_piece() {
     for heads in SIZES {
         let world = World::new(KvFormat::F32, heads, &lengths);
         let q = queries(rows.len(), heads);
-        assert_eq!(bits(&world.attend(&q, &rows)), bits(&world.expected(&q, &rows, &world.kv)), "{heads:?}");
+        assert_eq!(
+            bits(&world.attend(&q, &rows)),
+            bits(&world.expected(&q, &rows, &world.kv)),
+            "{heads:?}"
+        );
     }
 }
 
@@ -121,7 +127,11 @@ fn other_formats_have_the_bits_of_what_they_store() {
             let world = World::new(format, heads, &lengths);
             let stored: Vec<Vec<f32>> = (0..lengths.len()).map(|i| world.stored(i)).collect();
             let q = queries(rows.len(), heads);
-            assert_eq!(bits(&world.attend(&q, &rows)), bits(&world.expected(&q, &rows, &stored)), "{format} {heads:?}");
+            assert_eq!(
+                bits(&world.attend(&q, &rows)),
+                bits(&world.expected(&q, &rows, &stored)),
+                "{format} {heads:?}"
+            );
         }
     }
 }
@@ -131,15 +141,21 @@ fn chunks_equal_rows_one_by_one() {
     let heads = SIZES[0];
     for format in KvFormat::ALL {
         let world = World::new(format, heads, &[150, 40]);
-        let rows: Vec<(usize, u32)> = (0..150).map(|i| (0, i + 1)).chain((0..40).map(|i| (1, i + 1))).collect();
+        let rows: Vec<(usize, u32)> =
+            (0..150).map(|i| (0, i + 1)).chain((0..40).map(|i| (1, i + 1))).collect();
         let q = queries(rows.len(), heads);
         let whole = world.attend(&q, &rows);
         for (i, row) in rows.iter().enumerate() {
             let at = i * heads.q_width()..(i + 1) * heads.q_width();
-            assert_eq!(bits(&world.attend(&q[at.clone()], &[*row])), bits(&whole[at]), "{format} row {i}");
+            assert_eq!(
+                bits(&world.attend(&q[at.clone()], &[*row])),
+                bits(&whole[at]),
+                "{format} row {i}"
+            );
         }
         let cut = 37 * heads.q_width();
-        let parts = [world.attend(&q[..cut], &rows[..37]), world.attend(&q[cut..], &rows[37..])].concat();
+        let parts =
+            [world.attend(&q[..cut], &rows[..37]), world.attend(&q[cut..], &rows[37..])].concat();
         assert_eq!(bits(&parts), bits(&whole));
     }
 }
@@ -152,7 +168,10 @@ fn thread_counts_do_not_change_a_bit() {
     for format in KvFormat::ALL {
         let runs = in_pools(1..=3, || {
             let world = World::new(format, heads, &lengths);
-            (bits(&world.attend(&q, &rows)), (0..lengths.len()).map(|i| bits(&world.stored(i))).collect::<Vec<_>>())
+            (
+                bits(&world.attend(&q, &rows)),
+                (0..lengths.len()).map(|i| bits(&world.stored(i))).collect::<Vec<_>>(),
+            )
         });
         assert!(runs[0] == runs[1] && runs[1] == runs[2], "{format}");
     }
@@ -164,7 +183,9 @@ fn formats_store_what_they_promise() {
         for format in KvFormat::ALL {
             let world = World::new(format, heads, &[40]);
             let stored = world.stored(0);
-            for (found, given) in stored.chunks(heads.head_dim).zip(world.kv[0].chunks(heads.head_dim)) {
+            for (found, given) in
+                stored.chunks(heads.head_dim).zip(world.kv[0].chunks(heads.head_dim))
+            {
                 let most = given.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 for (found, given) in found.iter().zip(given) {
                     let bound = match format {
@@ -222,7 +243,10 @@ fn bytes_are_what_is_stored() {
     assert_eq!(bytes(KvFormat::Bf16), (768, 12288));
     assert_eq!(bytes(KvFormat::Int8), (408, 6528));
     let pool = KvPool::new(KvFormat::Int8, 3, 64, 1 << 20);
-    assert_eq!((pool.format(), pool.kv_heads(), pool.head_dim(), pool.pages()), (KvFormat::Int8, 3, 64, 1 << 20));
+    assert_eq!(
+        (pool.format(), pool.kv_heads(), pool.head_dim(), pool.pages()),
+        (KvFormat::Int8, 3, 64, 1 << 20)
+    );
 }
 
 #[test]

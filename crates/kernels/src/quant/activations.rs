@@ -28,8 +28,8 @@ multiversion! {
 /// How activations are laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Form {
-    /// Tiles of bytes with scales for groups of this size; `bias` is what the kernel sees added to each code
-    /// of the weights.
+    /// Tiles of bytes with scales for groups of this size; `bias` is what the kernel sees added to
+    /// each code of the weights.
     Bytes { group: usize, bias: i32 },
     /// Tiles of bfloat16 values.
     Halves,
@@ -39,8 +39,8 @@ pub(super) enum Form {
 
 /// Memory for the activations of one product, on a cache line, filled row by row by any thread.
 ///
-/// Tile `t` holds rows `16 t` on, 64 bytes of each for every 1024 bytes; scales, starts and offsets lie as
-/// `[tile][group][row]`.
+/// Tile `t` holds rows `16 t` on, 64 bytes of each for every 1024 bytes; scales, starts and offsets
+/// lie as `[tile][group][row]`.
 pub(super) struct Activations {
     pub(super) form: Form,
     pub(super) depth: usize,
@@ -61,7 +61,9 @@ impl Activations {
     fn lens(form: Form, rows: usize, depth: usize) -> (usize, usize, usize) {
         let tiles = rows.div_ceil(16);
         match form {
-            Form::Bytes { group, .. } => (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group),
+            Form::Bytes { group, .. } => {
+                (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group)
+            }
             Form::Halves => (tiles * 8 * depth, 0, 0),
             Form::Wide => (rows * depth, 0, 0),
         }
@@ -98,17 +100,24 @@ impl Activations {
         assert_eq!(x.len(), self.depth);
         match self.form {
             Form::Wide => {
-                // SAFETY: the caller's promise; the row has `depth` values, all initialised as the buffer is.
+                // SAFETY: the caller's promise; the row has `depth` values, all initialised as the
+                // buffer is.
                 let to = unsafe {
-                    std::slice::from_raw_parts_mut(self.base.cast::<f32>().add(row * self.depth), self.depth)
+                    std::slice::from_raw_parts_mut(
+                        self.base.cast::<f32>().add(row * self.depth),
+                        self.depth,
+                    )
                 };
                 round_row(x, to);
             }
             Form::Halves => {
                 let mut scratch = Scratch::take(self.depth / 2);
                 let [room] = scratch.split([self.depth / 2]);
-                // SAFETY: the room has `2 * depth` bytes, any of which make a `u16`, and an `f32`'s alignment.
-                let codes = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u16>(), self.depth) };
+                // SAFETY: the room has `2 * depth` bytes, any of which make a `u16`, and an `f32`'s
+                // alignment.
+                let codes = unsafe {
+                    std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u16>(), self.depth)
+                };
                 narrow_row(x, codes);
                 // SAFETY: the caller's promise.
                 unsafe { self.put_lines(row, codes.as_ptr().cast(), 2 * self.depth) };

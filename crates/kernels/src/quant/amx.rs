@@ -1,7 +1,7 @@
 //! Products by matrix instructions (AMX): tiles of 32 rows of activations against two panels.
 //!
-//! Nothing lives in tile registers between two blocks of assembly; only the configuration of the tiles
-//! does, which [`Tiles`] holds.
+//! Nothing lives in tile registers between two blocks of assembly; only the configuration of the
+//! tiles does, which [`Tiles`] holds.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -13,7 +13,8 @@ pub(super) const C_TILE: usize = 256;
 /// Whether the processor has the instructions and the system lets this process use them. Asks once.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512f") && has_instructions() && permitted())
+    *AVAILABLE
+        .get_or_init(|| is_x86_feature_detected!("avx512f") && has_instructions() && permitted())
 }
 
 fn has_instructions() -> bool {
@@ -52,7 +53,8 @@ impl Tiles {
     /// `rows` rows of activations of `4 * quads` bytes.
     ///
     /// # Safety
-    /// [`available`] said yes; `rows` and `quads` are 1 to 16; no other `Tiles` lives on this thread.
+    /// [`available`] said yes; `rows` and `quads` are 1 to 16; no other `Tiles` lives on this
+    /// thread.
     pub(super) unsafe fn new(rows: usize, quads: usize) -> Self {
         debug_assert!((1..=16).contains(&rows) && (1..=16).contains(&quads));
         let mut config = Config([0; 64]);
@@ -68,7 +70,9 @@ impl Tiles {
             config.0[48 + tile] = height as u8;
         }
         // SAFETY: the instructions exist, and the configuration is one that they accept.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags)) };
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags))
+        };
         Self(())
     }
 }
@@ -91,8 +95,8 @@ pub(super) struct Operands {
     pub(super) b: [*const u8; 2],
     /// Tiles of 64 bytes of k.
     pub(super) steps: usize,
-    /// Where the results will be written in the end, two panels to a row. Each step asks for two rows, so
-    /// that the memory's answer is there in time; any address will do.
+    /// Where the results will be written in the end, two panels to a row. Each step asks for two
+    /// rows, so that the memory's answer is there in time; any address will do.
     pub(super) y: *mut f32,
     /// Bytes between the rows of Y.
     pub(super) y_stride: usize,
@@ -176,9 +180,9 @@ macro_rules! sums {
     };
 }
 
-/// Sums over all steps of products of bfloat16 pairs: for each block of 32 values of k one chain of fused
-/// multiply-adds over the even and one over the odd values, both from zero, whose sum is added to the
-/// result. Tile `[i][j]` of `c` is `a[i]` times `b[j]`.
+/// Sums over all steps of products of bfloat16 pairs: for each block of 32 values of k one chain of
+/// fused multiply-adds over the even and one over the odd values, both from zero, whose sum is
+/// added to the result. Tile `[i][j]` of `c` is `a[i]` times `b[j]`.
 ///
 /// # Safety
 /// A [`Tiles`] of 16 quads lives; the operands hold `steps` tiles; `c` has four tiles of room.

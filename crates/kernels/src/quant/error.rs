@@ -20,7 +20,9 @@ pub enum QuantError {
         found: String,
     },
     /// Sizes that the address space or the format cannot hold.
-    #[error("a matrix [{n}, {d}] is too large for {format}; split it, or check where the sizes come from")]
+    #[error(
+        "a matrix [{n}, {d}] is too large for {format}; split it, or check where the sizes come from"
+    )]
     Size {
         /// The format asked for.
         format: Format,
@@ -52,7 +54,9 @@ pub enum QuantError {
         d: usize,
     },
     /// A weight that is NaN or infinite, or that overflows the format.
-    #[error("weight ({row}, {col}) is {value}, not a finite number that {format} can hold; the weights are damaged")]
+    #[error(
+        "weight ({row}, {col}) is {value}, not a finite number that {format} can hold; the weights are damaged"
+    )]
     Weight {
         /// The format asked for.
         format: Format,

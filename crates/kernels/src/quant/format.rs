@@ -19,8 +19,8 @@ pub enum Format {
     },
     /// Signed 8-bit codes with one half-precision scale for each row. Name `int8-row`.
     Int8Rows,
-    /// 4-bit codes with a half-precision scale and minimum for each group of 32 or 64: `w = q s + m`.
-    /// Names `int4` (32) and `int4-g64`.
+    /// 4-bit codes with a half-precision scale and minimum for each group of 32 or 64: `w = q s +
+    /// m`. Names `int4` (32) and `int4-g64`.
     Int4 {
         /// Values that share a scale and a minimum: 32 or 64.
         group: usize,
@@ -77,9 +77,9 @@ pub(super) const LINE: usize = 64;
 /// Longest row of `int8-row`: sums of `127 * 128 * d` must fit 32 bits.
 const MAX_ROW: usize = 1 << 17;
 
-/// Sizes of a matrix in one format. A panel of 16 rows holds lines of 64 bytes, in which each row has
-/// four adjacent bytes: two values of 16 bits, four of 8 bits, or four low and four high nibbles that
-/// stand for two lines of 8 bits.
+/// Sizes of a matrix in one format. A panel of 16 rows holds lines of 64 bytes, in which each row
+/// has four adjacent bytes: two values of 16 bits, four of 8 bits, or four low and four high
+/// nibbles that stand for two lines of 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Layout {
     pub(super) format: Format,
@@ -110,7 +110,9 @@ impl Layout {
             Format::Int8Rows if d > MAX_ROW => return Err(too_large),
             Format::Int8Rows => depth,
             Format::Int8 { group } | Format::Int4 { group } if group == 32 || group == 64 => group,
-            Format::Int8 { group } | Format::Int4 { group } => return Err(QuantError::Group { found: group }),
+            Format::Int8 { group } | Format::Int4 { group } => {
+                return Err(QuantError::Group { found: group });
+            }
         };
         let groups = |len: usize| len.checked_div(group).unwrap_or(0);
         let used_groups = if group == 0 { 0 } else { d.div_ceil(group) };

@@ -10,11 +10,12 @@ use super::row_codes::RowCodes;
 const BLOCK: usize = 32;
 
 impl Quantized {
-    /// W `[n, d]` from Q8_0 blocks: a half-precision scale `s` and 32 signed bytes `q`, `w = q s`. The
-    /// result is `int8`.
+    /// W `[n, d]` from Q8_0 blocks: a half-precision scale `s` and 32 signed bytes `q`, `w = q s`.
+    /// The result is `int8`.
     ///
     /// # Errors
-    /// When `d` is no multiple of 32, the length is not that of `n d / 32` blocks, or a scale is not finite.
+    /// When `d` is no multiple of 32, the length is not that of `n d / 32` blocks, or a scale is
+    /// not finite.
     pub fn from_q8_0(blocks: &[u8], n: usize, d: usize) -> Result<Self, QuantError> {
         let layout = Layout::new(Format::Int8 { group: BLOCK }, n, d, false)?;
         from_blocks::<34>(layout, blocks, |block, group, row| {
@@ -24,8 +25,9 @@ impl Quantized {
         })
     }
 
-    /// W `[n, d]` from Q4_0 blocks: a half-precision scale `s` and 16 bytes whose low nibbles are values 0
-    /// to 15 and whose high nibbles are values 16 to 31, `w = (q - 8) s`. The result is `int4`.
+    /// W `[n, d]` from Q4_0 blocks: a half-precision scale `s` and 16 bytes whose low nibbles are
+    /// values 0 to 15 and whose high nibbles are values 16 to 31, `w = (q - 8) s`. The result is
+    /// `int4`.
     ///
     /// # Errors
     /// As [`Quantized::from_q8_0`].
@@ -37,8 +39,8 @@ impl Quantized {
         })
     }
 
-    /// W `[n, d]` from Q4_1 blocks: a half-precision scale `s` and minimum `m` and 16 bytes of nibbles as in
-    /// Q4_0, `w = q s + m`. The result is `int4`.
+    /// W `[n, d]` from Q4_1 blocks: a half-precision scale `s` and minimum `m` and 16 bytes of
+    /// nibbles as in Q4_0, `w = q s + m`. The result is `int4`.
     ///
     /// # Errors
     /// As [`Quantized::from_q8_0`].
@@ -70,12 +72,19 @@ fn from_blocks<const SIZE: usize>(
     }
     let count = d / BLOCK;
     let expected = n.checked_mul(count).and_then(|count| count.checked_mul(SIZE));
-    check_length("bytes of the blocks", &layout, expected.ok_or(QuantError::Size { format, n, d })?, blocks.len())?;
+    check_length(
+        "bytes of the blocks",
+        &layout,
+        expected.ok_or(QuantError::Size { format, n, d })?,
+        blocks.len(),
+    )?;
     let blocks = blocks.as_chunks::<SIZE>().0;
     Quantized::build(layout, 1.0, |i, row| {
         for (group, block) in blocks[i * count..(i + 1) * count].iter().enumerate() {
             read(block, group, row);
-            if is_special(row.scales[group]) || row.mins.get(group).is_some_and(|&min| is_special(min)) {
+            if is_special(row.scales[group])
+                || row.mins.get(group).is_some_and(|&min| is_special(min))
+            {
                 return Err(QuantError::Scale { row: i, group });
             }
         }

@@ -37,11 +37,13 @@ pub(super) fn bf16_to_f32(b: u16) -> f32 {
     f32::from_bits(u32::from(b) << 16)
 }
 
-/// Magnitudes below this become zero: products of what remains are multiples of 2^-126, so no sum of
-/// them is subnormal and hardware that flushes subnormal numbers gives the same bits as one that does not.
+/// Magnitudes below this become zero: products of what remains are multiples of 2^-126, so no sum
+/// of them is subnormal and hardware that flushes subnormal numbers gives the same bits as one that
+/// does not.
 pub(super) const BF16_LEAST: f32 = f32::from_bits((127 - 56) << 23);
 
-/// The nearest bfloat16 number, ties to even; zero below [`BF16_LEAST`], infinity where it overflows.
+/// The nearest bfloat16 number, ties to even; zero below [`BF16_LEAST`], infinity where it
+/// overflows.
 #[inline(always)]
 pub(super) fn f32_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -66,7 +68,10 @@ mod tests {
                 assert_eq!(f32_to_f16(x), h);
             }
         }
-        assert_eq!((f16_to_f32(0x3c00), f16_to_f32(1), f16_to_f32(0xc500)), (1.0, 2f32.powi(-24), -5.0));
+        assert_eq!(
+            (f16_to_f32(0x3c00), f16_to_f32(1), f16_to_f32(0xc500)),
+            (1.0, 2f32.powi(-24), -5.0)
+        );
     }
 
     #[test]
@@ -77,7 +82,10 @@ mod tests {
         assert_eq!(f32_to_f16(1.0 + 1.5 * step), 0x3c02);
         assert_eq!(f32_to_f16(2f32.powi(-25)), 0);
         assert_eq!(f32_to_f16(2f32.powi(-25) * 1.001), 1);
-        assert_eq!((f32_to_f16(65519.0), f32_to_f16(65520.0), f32_to_f16(-1e9)), (0x7bff, 0x7c00, 0xfc00));
+        assert_eq!(
+            (f32_to_f16(65519.0), f32_to_f16(65520.0), f32_to_f16(-1e9)),
+            (0x7bff, 0x7c00, 0xfc00)
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The innermost loops without matrix instructions: up to eight rows of activations against one panel, or
-//! one row against several.
+//! The innermost loops without matrix instructions: up to eight rows of activations against one
+//! panel, or one row against several.
 
 use super::format::{LINE, PANEL};
 use super::lanes::Lanes;
@@ -13,8 +13,8 @@ const SEGMENT: usize = 8;
 /// Bytes of the current panels ahead of which the memory is asked.
 const AHEAD: usize = 3 << 10;
 
-/// How far from byte `at` of a panel of `bytes` bytes lies what is asked for: further on in the panel, or as
-/// far into the one that follows after all `panels` panels that are read at once.
+/// How far from byte `at` of a panel of `bytes` bytes lies what is asked for: further on in the
+/// panel, or as far into the one that follows after all `panels` panels that are read at once.
 #[inline(always)]
 fn ahead(at: usize, bytes: usize, panels: usize) -> usize {
     AHEAD + if at + AHEAD >= bytes { (panels - 1) * bytes } else { 0 }
@@ -83,8 +83,8 @@ pub(super) struct IntTask {
     pub(super) a: *const i8,
     /// Scales of the activations, 16 for each group, from the first row on.
     pub(super) a_scales: *const f32,
-    /// Where the integer sums begin, laid out likewise: what the bias of the codes adds to them is taken
-    /// off beforehand.
+    /// Where the integer sums begin, laid out likewise: what the bias of the codes adds to them is
+    /// taken off beforehand.
     pub(super) a_starts: *const i32,
     /// Scale times sum, laid out likewise.
     pub(super) a_offsets: *const f32,
@@ -95,14 +95,17 @@ pub(super) struct IntTask {
 /// `acc = fma(sum * scale, a_scale, acc)` and, with minima, `acc = fma(min, a_scale * a_sum, acc)`.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and `P` panels.
+/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and
+/// `P` panels.
 #[inline(always)]
-pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {
+pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NIBBLES: bool>(
+    t: &IntTask,
+) {
     let lines = if NIBBLES { SEGMENT / 2 } else { SEGMENT };
     let panel_bytes = t.groups * t.group / (4 * SEGMENT) * lines * LINE;
     let panel_scales = t.groups * PANEL;
-    // SAFETY: `codes` holds `groups * group / 4` lines of bytes for each panel (half of that for nibbles),
-    // the activations as many values; all offsets below stay inside.
+    // SAFETY: `codes` holds `groups * group / 4` lines of bytes for each panel (half of that for
+    // nibbles), the activations as many values; all offsets below stay inside.
     unsafe {
         let (mut at, mut half) = (0, 0);
         let mut acc = [[V::splat(0.0); P]; R];
@@ -123,7 +126,8 @@ pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NI
                             let (low, high) = V::nibbles(line);
                             for (r, sum) in sum.iter_mut().enumerate() {
                                 let a = a.add(r * A_ROW + 8 * j);
-                                sum[p] = V::dot_nibbles(V::dot_nibbles(sum[p], low, a), high, a.add(4));
+                                sum[p] =
+                                    V::dot_nibbles(V::dot_nibbles(sum[p], low, a), high, a.add(4));
                             }
                         } else {
                             let w = V::bytes(line);
@@ -157,7 +161,8 @@ pub(super) unsafe fn int_rows<V: Lanes, const R: usize, const P: usize, const NI
     }
 }
 
-/// Panels of bfloat16 weights, one after another, and activations rounded to bfloat16 but kept as `f32`.
+/// Panels of bfloat16 weights, one after another, and activations rounded to bfloat16 but kept as
+/// `f32`.
 #[derive(Clone, Copy)]
 pub(super) struct BfTask {
     pub(super) codes: *const u8,
@@ -169,16 +174,18 @@ pub(super) struct BfTask {
     pub(super) out: Out,
 }
 
-/// `R` rows against `P` panels. In each block of 32 values of k the even and the odd values form one chain
-/// of fused multiply-adds each, from zero; then `acc += even + odd`. This is what the matrix
-/// instruction computes, so both give the same bits.
+/// `R` rows against `P` panels. In each block of 32 values of k the even and the odd values form
+/// one chain of fused multiply-adds each, from zero; then `acc += even + odd`. This is what the
+/// matrix instruction computes, so both give the same bits.
 ///
 /// # Safety
-/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and `P` panels.
+/// The processor has `V`'s instructions, the pointers reach as their fields say, for `R` rows and
+/// `P` panels.
 #[inline(always)]
 pub(super) unsafe fn bf_rows<V: Lanes, const R: usize, const P: usize>(t: &BfTask) {
     let panel_bytes = t.depth / 2 * LINE;
-    // SAFETY: `codes` holds `depth / 2` lines for each panel and each row of activations `depth` values.
+    // SAFETY: `codes` holds `depth / 2` lines for each panel and each row of activations `depth`
+    // values.
     unsafe {
         let mut at = 0;
         let mut acc = [[V::splat(0.0); P]; R];
@@ -233,8 +240,8 @@ pub(super) struct RoundTask {
 /// Groups whose largest magnitude is below this are zero, so that `127 / largest` is finite.
 const LEAST: f32 = f32::from_bits((127 - 100) << 23);
 
-/// In each group `scale = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. A group with a
-/// value that is not finite has a NaN scale, so that its products are NaN.
+/// In each group `scale = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. A
+/// group with a value that is not finite has a NaN scale, so that its products are NaN.
 ///
 /// # Safety
 /// The processor has `V`'s instructions, the pointers reach as their fields say.

@@ -7,8 +7,8 @@ use super::half::f16_to_f32;
 /// results do not depend on the implementation.
 ///
 /// # Safety
-/// All methods: the running processor has the implementation's instructions. Pointers: valid for what
-/// the method says, with no demand on alignment.
+/// All methods: the running processor has the implementation's instructions. Pointers: valid for
+/// what the method says, with no demand on alignment.
 pub(super) trait Lanes {
     /// Sixteen `f32`.
     type F: Copy;
@@ -36,14 +36,15 @@ pub(super) trait Lanes {
     unsafe fn bytes(p: *const u8) -> Self::W;
     /// The 64 low and the 64 high nibbles of a line, not biased.
     unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W);
-    /// Adds to each lane the products of its four bytes with four activations; `w` from [`Lanes::bytes`].
+    /// Adds to each lane the products of its four bytes with four activations; `w` from
+    /// [`Lanes::bytes`].
     unsafe fn dot_bytes(sum: Self::I, w: Self::W, a: *const i8) -> Self::I;
     /// The same with `w` from [`Lanes::nibbles`].
     unsafe fn dot_nibbles(sum: Self::I, w: Self::W, a: *const i8) -> Self::I;
     /// The first and the second bfloat16 value of each lane of a line.
     unsafe fn pairs(p: *const u8) -> (Self::F, Self::F);
-    /// In each lane the larger of `most` and the bits of the magnitude of `x`, which are ordered like the
-    /// magnitudes, NaN above infinity.
+    /// In each lane the larger of `most` and the bits of the magnitude of `x`, which are ordered
+    /// like the magnitudes, NaN above infinity.
     unsafe fn larger(most: Self::I, x: Self::F) -> Self::I;
     /// The largest lane; all are at least zero.
     unsafe fn largest(x: Self::I) -> i32;

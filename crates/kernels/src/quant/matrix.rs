@@ -33,13 +33,13 @@ impl fmt::Debug for Quantized {
 impl Quantized {
     /// Quantises W, on all threads of the current rayon pool.
     ///
-    /// Scales and minima are half-precision numbers times one power of two of the matrix. `int8` formats
-    /// take the scale `max |w| / 127` of a group or row; `int4` takes, of several ranges between the least
-    /// and the largest weight of a group, the one with the least square error.
+    /// Scales and minima are half-precision numbers times one power of two of the matrix. `int8`
+    /// formats take the scale `max |w| / 127` of a group or row; `int4` takes, of several ranges
+    /// between the least and the largest weight of a group, the one with the least square error.
     ///
     /// # Errors
-    /// When the group size is not 32 or 64, the sizes do not fit `w_nd` or the format, or a weight is not
-    /// finite.
+    /// When the group size is not 32 or 64, the sizes do not fit `w_nd` or the format, or a weight
+    /// is not finite.
     pub fn new(format: Format, w_nd: &[f32], n: usize, d: usize) -> Result<Self, QuantError> {
         let layout = Layout::new(format, n, d, format.bits() == 4)?;
         check_length("weights", &layout, n * d, w_nd.len())?;

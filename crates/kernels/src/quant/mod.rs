@@ -1,6 +1,7 @@
 //! Weight matrices in 16, 8 or 4 bits, and their products with rows of activations, for inference.
 //!
-//! A product's bits depend on its row of activations and its row of weights alone, as everywhere here.
+//! A product's bits depend on its row of activations and its row of weights alone, as everywhere
+//! here.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]

@@ -9,12 +9,13 @@ use std::borrow::Cow;
 
 /// A matrix `[n, d]` taken apart, row after row.
 ///
-/// Weight = `unit * code * scale`, with minima `unit * (code * scale + min)`, for nibbles without minima
-/// `unit * (code - 8) * scale`; bfloat16 weights stand for themselves.
+/// Weight = `unit * code * scale`, with minima `unit * (code * scale + min)`, for nibbles without
+/// minima `unit * (code - 8) * scale`; bfloat16 weights stand for themselves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts<'a> {
-    /// bfloat16 bits (little-endian), two's complement bytes, or pairs of nibbles of which the low one
-    /// comes first: [`RowParts::code_bytes`] for each row. A last high nibble without a value is zero.
+    /// bfloat16 bits (little-endian), two's complement bytes, or pairs of nibbles of which the low
+    /// one comes first: [`RowParts::code_bytes`] for each row. A last high nibble without a value
+    /// is zero.
     pub codes: Cow<'a, [u8]>,
     /// Half-precision bits, [`RowParts::groups`] for each row.
     pub scales: Vec<u16>,
@@ -24,7 +25,8 @@ pub struct Parts<'a> {
     pub unit: f32,
 }
 
-/// How many elements a row of `d` values has in each of its [`Parts`], if it was made by [`Quantized::new`].
+/// How many elements a row of `d` values has in each of its [`Parts`], if it was made by
+/// [`Quantized::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowParts {
     /// Bytes of codes.
@@ -66,7 +68,9 @@ impl Quantized {
             match layout.format.bits() {
                 16 => codes.extend(used.iter().flat_map(|code| code.to_le_bytes())),
                 8 => codes.extend(used.iter().map(|&code| code as u8)),
-                _ => codes.extend(used.chunks(2).map(|pair| (pair[0] | pair.get(1).unwrap_or(&0) << 4) as u8)),
+                _ => codes.extend(
+                    used.chunks(2).map(|pair| (pair[0] | pair.get(1).unwrap_or(&0) << 4) as u8),
+                ),
             }
         }
         Parts { codes: codes.into(), scales, mins, unit: self.unit }
@@ -75,10 +79,15 @@ impl Quantized {
     /// The matrix `[n, d]` that [`Quantized::parts`] took apart, bit for bit.
     ///
     /// # Errors
-    /// When the sizes or the group do not fit the format, a part has not exactly the length that they ask
-    /// for, the unit is no power of two, or a scale, minimum or bfloat16 weight is not finite or too large for codes. Nothing is
-    /// allocated before the lengths are checked.
-    pub fn from_parts(parts: &Parts<'_>, format: Format, n: usize, d: usize) -> Result<Self, QuantError> {
+    /// When the sizes or the group do not fit the format, a part has not exactly the length that
+    /// they ask for, the unit is no power of two, or a scale, minimum or bfloat16 weight is not
+    /// finite or too large for codes. Nothing is allocated before the lengths are checked.
+    pub fn from_parts(
+        parts: &Parts<'_>,
+        format: Format,
+        n: usize,
+        d: usize,
+    ) -> Result<Self, QuantError> {
         let Parts { codes, scales, mins, unit } = parts;
         let layout = Layout::new(format, n, d, format.bits() == 4 && !mins.is_empty())?;
         let of_row = RowParts::of(&layout);
@@ -106,7 +115,12 @@ impl Quantized {
         Self::build(layout, *unit, |i, row| {
             taken(scales, i, &mut row.scales)?;
             taken(mins, i, &mut row.mins)?;
-            read_codes(&layout, i, &codes[i * of_row.code_bytes..][..of_row.code_bytes], &mut row.codes)
+            read_codes(
+                &layout,
+                i,
+                &codes[i * of_row.code_bytes..][..of_row.code_bytes],
+                &mut row.codes,
+            )
         })
     }
 }
@@ -116,7 +130,12 @@ pub(super) fn is_special(half: u16) -> bool {
     half & 0x7c00 == 0x7c00
 }
 
-fn read_codes(layout: &Layout, i: usize, bytes: &[u8], codes: &mut [u16]) -> Result<(), QuantError> {
+fn read_codes(
+    layout: &Layout,
+    i: usize,
+    bytes: &[u8],
+    codes: &mut [u16],
+) -> Result<(), QuantError> {
     match layout.format.bits() {
         16 => {
             for (col, (slot, &pair)) in codes.iter_mut().zip(bytes.as_chunks().0).enumerate() {
@@ -156,7 +175,10 @@ mod tests {
             assert_eq!(parts.mins.len(), if of_row.mins { n * of_row.groups } else { 0 });
             let again = Quantized::from_parts(&parts, format, n, d).unwrap();
             assert_eq!(again.layout, made.layout);
-            assert_eq!((again.unit, &again.scales, &again.mins), (made.unit, &made.scales, &made.mins));
+            assert_eq!(
+                (again.unit, &again.scales, &again.mins),
+                (made.unit, &made.scales, &made.mins)
+            );
             assert!(again.codes() == made.codes(), "{format} [{n}, {d}]");
         }
     }
@@ -174,7 +196,8 @@ mod tests {
 
     #[test]
     fn nibbles_without_minima_come_back() {
-        let blocks: Vec<u8> = (0..18 * 6).map(|i| if i % 18 == 1 { 0x20 } else { (i * 37 % 256) as u8 }).collect();
+        let blocks: Vec<u8> =
+            (0..18 * 6).map(|i| if i % 18 == 1 { 0x20 } else { (i * 37 % 256) as u8 }).collect();
         let made = Quantized::from_q4_0(&blocks, 3, 64).unwrap();
         let again = Quantized::from_parts(&made.parts(), made.format(), 3, 64).unwrap();
         assert_eq!(again.dequantize(), made.dequantize());
@@ -190,12 +213,18 @@ mod tests {
                 change(&mut parts);
                 Quantized::from_parts(&parts, format, n, d).unwrap_err()
             };
-            assert!(matches!(refused(&|p| p.codes.to_mut().truncate(1)), QuantError::Length { .. }));
+            assert!(matches!(
+                refused(&|p| p.codes.to_mut().truncate(1)),
+                QuantError::Length { .. }
+            ));
             assert!(matches!(refused(&|p| p.codes.to_mut().push(0)), QuantError::Length { .. }));
             assert!(matches!(refused(&|p| p.scales.push(0)), QuantError::Length { .. }));
             assert!(matches!(refused(&|p| p.mins.push(0)), QuantError::Length { .. }));
             for unit in [0.0, -1.0, 3.0, f32::NAN, f32::INFINITY, 1e-40] {
-                assert!(matches!(refused(&|p| p.unit = unit), QuantError::Unit { .. }), "{format} {unit}");
+                assert!(
+                    matches!(refused(&|p| p.unit = unit), QuantError::Unit { .. }),
+                    "{format} {unit}"
+                );
             }
             let last = whole.scales.len().checked_sub(1);
             for special in [0x7c00, 0xfc00, 0x7e01] {
@@ -205,8 +234,12 @@ mod tests {
                         assert!(matches!(error, QuantError::Scale { row: 2, .. }), "{error}");
                     }
                     None => {
-                        let error = refused(&|p| p.codes.to_mut()[6..8].copy_from_slice(&[0x80, 0x7f]));
-                        assert!(matches!(error, QuantError::Weight { row: 0, col: 3, .. }), "{error}");
+                        let error =
+                            refused(&|p| p.codes.to_mut()[6..8].copy_from_slice(&[0x80, 0x7f]));
+                        assert!(
+                            matches!(error, QuantError::Weight { row: 0, col: 3, .. }),
+                            "{error}"
+                        );
                     }
                 }
                 if let Some(last) = last {

@@ -68,8 +68,8 @@ impl Path {
 /// Panels that the products without tiles take together: as many streams from memory.
 pub(super) const TOGETHER: usize = 4;
 
-/// A kernel for one number of rows, against one panel and against as many as its registers hold: several
-/// streams get more from the memory than one.
+/// A kernel for one number of rows, against one panel and against as many as its registers hold:
+/// several streams get more from the memory than one.
 pub(super) struct Kernel<T> {
     pub(super) one: unsafe fn(&T),
     /// Panels of `many`, which divide [`TOGETHER`].
@@ -77,8 +77,8 @@ pub(super) struct Kernel<T> {
     pub(super) many: unsafe fn(&T),
 }
 
-/// The kernels compiled for one instruction set; number `i` of a list takes `2^i` rows. A reference is
-/// proof that the processor has the instructions, since [`Path::kernels`] is the only source.
+/// The kernels compiled for one instruction set; number `i` of a list takes `2^i` rows. A reference
+/// is proof that the processor has the instructions, since [`Path::kernels`] is the only source.
 pub(super) struct Kernels {
     pub(super) bytes: &'static [Kernel<IntTask>],
     pub(super) nibbles: &'static [Kernel<IntTask>],
@@ -93,8 +93,8 @@ macro_rules! kernels_for {
         mod $module {
             use super::{BfTask, IntTask, Kernel, Kernels, RoundTask, TOGETHER, kernel, lanes};
 
-            // Each function below only adds the instruction set to the generic body; its contract is
-            // the body's contract.
+            // Each function below only adds the instruction set to the generic body; its contract
+            // is the body's contract.
 
             $(#[$attr])?
             unsafe fn int_rows<const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {

@@ -1,5 +1,5 @@
-//! Products with quantised matrices: activations are rounded once by all threads together, then each
-//! thread takes contiguous ranges of panels.
+//! Products with quantised matrices: activations are rounded once by all threads together, then
+//! each thread takes contiguous ranges of panels.
 
 use super::activations::{Activations, Form};
 use super::format::{Format, PANEL};
@@ -11,7 +11,8 @@ use crate::scratch::Scratch;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Products with fewer multiply-adds than this stay on the calling thread: waking another costs more.
+/// Products with fewer multiply-adds than this stay on the calling thread: waking another costs
+/// more.
 const WORTH_SHARING: usize = 1 << 17;
 /// What is taken from 4-bit codes without minima.
 pub(super) const NIBBLE_BIAS: i32 = 8;
@@ -20,19 +21,19 @@ const KEPT: usize = 1 << 20;
 
 /// `y = x w^T` or `y += x w^T`, with `x` `[t, d]`, `w` `[n, d]`, `y` `[t, n]`.
 ///
-/// `bf16`: activations are rounded to bfloat16 too. In each block of 32 values of `d` the even and the
-/// odd products form one chain of fused multiply-adds each, from zero; then `acc += even + odd`.
+/// `bf16`: activations are rounded to bfloat16 too. In each block of 32 values of `d` the even and
+/// the odd products form one chain of fused multiply-adds each, from zero; then `acc += even +
+/// odd`.
 ///
-/// Other formats: each group `g` of a row of activations, of the size of the format's groups, is rounded
-/// to bytes, `a = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. Then in ascending `g`,
-/// with `s` the scale and `m` the minimum of the weights,
-/// `acc = fma(fl(s sum(q w_q)), a, acc)`, and with minima `acc = fma(m, fl(a sum(q)), acc)`; sums of codes
-/// are exact.
+/// Other formats: each group `g` of a row of activations, of the size of the format's groups, is
+/// rounded to bytes, `a = max |x| / 127` and `q = round(x * (127 / max |x|))`, ties to even. Then
+/// in ascending `g`, with `s` the scale and `m` the minimum of the weights, `acc = fma(fl(s sum(q
+/// w_q)), a, acc)`, and with minima `acc = fma(m, fl(a sum(q)), acc)`; sums of codes are exact.
 ///
-/// In the end `y = unit acc` or `y = fma(acc, unit, y)`. The bits of an element depend on its row of `x`
-/// and its row of `w` alone: not on other rows, the threads or the instruction set (of a NaN only that it
-/// is one). An activation that is not finite makes its whole row of `y` NaN, save that with `bf16` it
-/// takes part as it is.
+/// In the end `y = unit acc` or `y = fma(acc, unit, y)`. The bits of an element depend on its row
+/// of `x` and its row of `w` alone: not on other rows, the threads or the instruction set (of a NaN
+/// only that it is one). An activation that is not finite makes its whole row of `y` NaN, save that
+/// with `bf16` it takes part as it is.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -45,7 +46,14 @@ pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, 
 /// # Panics
 /// When the shapes do not fit or the processor cannot go this path.
 #[doc(hidden)]
-pub fn matmul_quantized_with(path: Path, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, threads: Threads) {
+pub fn matmul_quantized_with(
+    path: Path,
+    mut y: MatMut<'_>,
+    x: Mat<'_>,
+    w: &Quantized,
+    start: Start,
+    threads: Threads,
+) {
     let (rows, (n, d)) = (x.rows(), w.shape());
     assert!(
         y.rows() == rows && y.cols() == n && x.cols() == d,
@@ -55,7 +63,9 @@ pub fn matmul_quantized_with(path: Path, mut y: MatMut<'_>, x: Mat<'_>, w: &Quan
         x.cols()
     );
     let Some(kernels) = path.kernels() else {
-        panic!("matmul_quantized: this processor lacks what {path:?} needs; choose from Path::available()")
+        panic!(
+            "matmul_quantized: this processor lacks what {path:?} needs; choose from Path::available()"
+        )
     };
     if d == 0 && start == Start::Zero {
         (0..rows).for_each(|i| y.row_mut(i).fill(0.0));
@@ -94,7 +104,9 @@ impl Call {
     fn run(&self, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, threads: Threads) {
         let (rows, (n, d)) = (x.rows(), w.shape());
         let threads = match threads {
-            Threads::All if rows.saturating_mul(n).saturating_mul(d) >= WORTH_SHARING => rayon::current_num_threads(),
+            Threads::All if rows.saturating_mul(n).saturating_mul(d) >= WORTH_SHARING => {
+                rayon::current_num_threads()
+            }
             _ => 1,
         };
         let len = Activations::len(self.form, rows, w.layout.depth);
@@ -146,8 +158,8 @@ pub(super) struct Job<'a> {
     next_panel: AtomicUsize,
 }
 
-// SAFETY: the counters give each row of activations and each panel of Y to one thread; activations are
-// read only after `rows_done` has counted all of them.
+// SAFETY: the counters give each row of activations and each panel of Y to one thread; activations
+// are read only after `rows_done` has counted all of them.
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
@@ -164,8 +176,11 @@ impl Job<'_> {
             (first + share).min(panels)
         };
         let take = |first: usize| (first < panels).then(|| after(first));
-        while let Ok(first) = self.next_panel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            // SAFETY: the counter gave these panels to this thread alone; all activations are there.
+        while let Ok(first) =
+            self.next_panel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+        {
+            // SAFETY: the counter gave these panels to this thread alone; all activations are
+            // there.
             unsafe { self.panels(first..after(first)) }
         }
     }
@@ -201,7 +216,8 @@ impl Job<'_> {
     unsafe fn panels(&self, panels: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         if self.path == Path::Amx {
-            // SAFETY: `kernels` proves that the instructions exist; the rest is the caller's promise.
+            // SAFETY: `kernels` proves that the instructions exist; the rest is the caller's
+            // promise.
             return unsafe { super::tiles::panels(self, panels) };
         }
         for first in panels.clone().step_by(TOGETHER) {
@@ -244,7 +260,13 @@ impl Job<'_> {
         let depth = self.activations.depth;
         for_blocks(self.rows(), set, self.kernels.bf16, |row, panel, kernel| {
             let a = self.activations.base.cast::<f32>().wrapping_add(row * depth);
-            let task = BfTask { codes: self.codes(panel), depth, a, a_stride: depth, out: self.out(row, panel) };
+            let task = BfTask {
+                codes: self.codes(panel),
+                depth,
+                a,
+                a_stride: depth,
+                out: self.out(row, panel),
+            };
             // SAFETY: the pointers are those of these panels and these rows.
             unsafe { kernel(&task) }
         });
@@ -254,7 +276,8 @@ impl Job<'_> {
     /// As [`Job::panels`].
     unsafe fn int_panels(&self, set: Range<usize>) {
         let (layout, activations) = (&self.w.layout, &self.activations);
-        let kernels = if layout.format.bits() == 4 { self.kernels.nibbles } else { self.kernels.bytes };
+        let kernels =
+            if layout.format.bits() == 4 { self.kernels.nibbles } else { self.kernels.bytes };
         for_blocks(self.rows(), set, kernels, |row, panel, kernel| {
             let at = row / 16 * layout.groups * 16 + row % 16;
             let (scales, mins) = self.scales(panel);
@@ -288,8 +311,8 @@ fn padded_row<'a>(x: &Mat<'a>, i: usize, room: &'a mut [f32]) -> &'a [f32] {
     room
 }
 
-/// Cuts `rows` into blocks of powers of two, none across a multiple of 16, and a whole set of panels into as
-/// many as a kernel takes; `kernels[i]` takes `2^i` rows.
+/// Cuts `rows` into blocks of powers of two, none across a multiple of 16, and a whole set of
+/// panels into as many as a kernel takes; `kernels[i]` takes `2^i` rows.
 fn for_blocks<T>(
     rows: usize,
     set: Range<usize>,
@@ -300,7 +323,8 @@ fn for_blocks<T>(
     while row < rows {
         let power = ((rows - row).ilog2() as usize).min(kernels.len() - 1);
         let kernel = &kernels[power];
-        let (step, run) = if set.len() == TOGETHER { (kernel.panels, kernel.many) } else { (1, kernel.one) };
+        let (step, run) =
+            if set.len() == TOGETHER { (kernel.panels, kernel.many) } else { (1, kernel.one) };
         for panel in set.clone().step_by(step) {
             work(row, panel, run);
         }

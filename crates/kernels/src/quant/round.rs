@@ -15,7 +15,8 @@ fn largest(layout: &Layout, w_nd: &[f32]) -> Result<f32, QuantError> {
             None => Ok(w.iter().fold(0.0, |most: f32, w| most.max(w.abs()))),
         }
     };
-    let rows: Vec<Result<f32, QuantError>> = w_nd.par_chunks(layout.d).enumerate().map(of_row).collect();
+    let rows: Vec<Result<f32, QuantError>> =
+        w_nd.par_chunks(layout.d).enumerate().map(of_row).collect();
     rows.into_iter().try_fold(0.0, |most: f32, row| Ok(most.max(row?)))
 }
 
@@ -46,7 +47,9 @@ pub(super) fn row(layout: &Layout, unit: f32, w: &[f32], row: &mut RowCodes) {
         return;
     }
     let four_bits = layout.format.bits() == 4;
-    for (group, (w, codes)) in w.chunks(layout.group).zip(row.codes.chunks_mut(layout.group)).enumerate() {
+    for (group, (w, codes)) in
+        w.chunks(layout.group).zip(row.codes.chunks_mut(layout.group)).enumerate()
+    {
         if four_bits {
             (row.scales[group], row.mins[group]) = nibbles(unit, w, codes);
         } else {
@@ -71,15 +74,16 @@ fn bytes(unit: f32, w: &[f32], codes: &mut [u16]) -> u16 {
     half
 }
 
-/// Ranges that the least and largest weight may be cut to, as shares of their distance: cutting off the
-/// extremes makes the steps between the others smaller.
+/// Ranges that the least and largest weight may be cut to, as shares of their distance: cutting off
+/// the extremes makes the steps between the others smaller.
 const SHARES: [f32; 8] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79];
 
 fn nibbles(unit: f32, w: &[f32], codes: &mut [u16]) -> (u16, u16) {
     let least = w.iter().copied().fold(f32::INFINITY, f32::min);
     let most = w.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let code =
-        |w: f32, min: f32, inverse: f64| ((f64::from(w) - f64::from(min)) * inverse).round_ties_even().clamp(0.0, 15.0);
+    let code = |w: f32, min: f32, inverse: f64| {
+        ((f64::from(w) - f64::from(min)) * inverse).round_ties_even().clamp(0.0, 15.0)
+    };
     let (mut best, mut chosen) = (f64::INFINITY, (0, 0));
     for share in SHARES {
         let cut = (most / 2.0 - least / 2.0) * (1.0 - share);
@@ -87,7 +91,8 @@ fn nibbles(unit: f32, w: &[f32], codes: &mut [u16]) -> (u16, u16) {
         let min = f32_to_f16((least + cut) / unit);
         let (s, m) = (f16_to_f32(scale) * unit, f16_to_f32(min) * unit);
         let inverse = inverse(s);
-        let error = |w: f32| (code(w, m, inverse) * f64::from(s) + f64::from(m) - f64::from(w)).powi(2);
+        let error =
+            |w: f32| (code(w, m, inverse) * f64::from(s) + f64::from(m) - f64::from(w)).powi(2);
         let error: f64 = w.iter().map(|&w| error(w)).sum();
         if error < best {
             (best, chosen) = (error, (scale, min));

@@ -1,5 +1,5 @@
-//! One row of a quantised matrix in plain order: what constructors fill and readers get, whatever the
-//! order in memory.
+//! One row of a quantised matrix in plain order: what constructors fill and readers get, whatever
+//! the order in memory.
 
 use super::format::{Format, Layout, PANEL};
 use super::half::{bf16_to_f32, f16_to_f32};
@@ -39,7 +39,14 @@ impl RowCodes {
     }
 
     /// Reads lane `lane` of a panel.
-    pub(super) fn gather(&mut self, layout: &Layout, lane: usize, codes: &[u8], scales: &[u16], mins: &[u16]) {
+    pub(super) fn gather(
+        &mut self,
+        layout: &Layout,
+        lane: usize,
+        codes: &[u8],
+        scales: &[u16],
+        mins: &[u16],
+    ) {
         for (k, code) in self.codes.iter_mut().enumerate() {
             let (byte, shift) = layout.place(lane, k);
             *code = match layout.format.bits() {
@@ -65,7 +72,9 @@ impl RowCodes {
             return;
         }
         let signed = layout.format.bits() == 8;
-        for (group, (out, codes)) in out.chunks_mut(layout.group).zip(self.codes.chunks(layout.group)).enumerate() {
+        for (group, (out, codes)) in
+            out.chunks_mut(layout.group).zip(self.codes.chunks(layout.group)).enumerate()
+        {
             let scale = f16_to_f32(self.scales[group]);
             let min = self.mins.get(group).map(|&min| f16_to_f32(min));
             for (x, &code) in out.iter_mut().zip(codes) {

@@ -1,5 +1,5 @@
-//! Products are compared with the stored values in `f64`, with a scalar copy of the law bit for bit, and
-//! with each other across paths, threads and numbers of rows.
+//! Products are compared with the stored values in `f64`, with a scalar copy of the law bit for
+//! bit, and with each other across paths, threads and numbers of rows.
 
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::*;
@@ -9,14 +9,16 @@ use crate::testing::{bits, in_pools, inner, values, wide};
 /// A matrix of each format, and of nibbles without minima.
 fn matrices(n: usize, d: usize) -> Vec<Quantized> {
     let w_nd = values(7 + n as u64, n * d);
-    let mut all: Vec<Quantized> = Format::ALL.iter().map(|&f| Quantized::new(f, &w_nd, n, d).unwrap()).collect();
+    let mut all: Vec<Quantized> =
+        Format::ALL.iter().map(|&f| Quantized::new(f, &w_nd, n, d).unwrap()).collect();
     if d.is_multiple_of(32) {
         all.push(Quantized::from_q4_0(&blocks(18, 2, n * d / 32), n, d).unwrap());
     }
     all
 }
 
-/// `count` blocks of `size` bytes that begin with `header` bytes of half-precision numbers near 0.01.
+/// `count` blocks of `size` bytes that begin with `header` bytes of half-precision numbers near
+/// 0.01.
 fn blocks(size: usize, header: usize, count: usize) -> Vec<u8> {
     let noise = values(11, size * count);
     let mut blocks: Vec<u8> = noise.iter().map(|x| ((x + 1.0) * 128.0) as u8).collect();
@@ -28,9 +30,23 @@ fn blocks(size: usize, header: usize, count: usize) -> Vec<u8> {
     blocks
 }
 
-fn product(path: Path, x: Mat<'_>, w: &Quantized, y: &[f32], start: Start, threads: Threads) -> Vec<f32> {
+fn product(
+    path: Path,
+    x: Mat<'_>,
+    w: &Quantized,
+    y: &[f32],
+    start: Start,
+    threads: Threads,
+) -> Vec<f32> {
     let mut y = y.to_vec();
-    matmul_quantized_with(path, MatMut::rows_major(&mut y, x.rows(), w.shape().0), x, w, start, threads);
+    matmul_quantized_with(
+        path,
+        MatMut::rows_major(&mut y, x.rows(), w.shape().0),
+        x,
+        w,
+        start,
+        threads,
+    );
     y
 }
 
@@ -38,7 +54,11 @@ fn product(path: Path, x: Mat<'_>, w: &Quantized, y: &[f32], start: Start, threa
 fn element(x: &[f32], w: &Quantized, j: usize, start: Option<f32>) -> f32 {
     let mut row = row_codes::RowCodes::new(&w.layout);
     w.gather(j, &mut row);
-    let acc = if w.format() == Format::Bf16 { bf16_element(x, &row.codes) } else { int_element(x, w, &row) };
+    let acc = if w.format() == Format::Bf16 {
+        bf16_element(x, &row.codes)
+    } else {
+        int_element(x, w, &row)
+    };
     match start {
         None => acc * w.unit,
         Some(y) => acc.mul_add(w.unit, y),
@@ -59,7 +79,9 @@ fn bf16_element(x: &[f32], codes: &[u16]) -> f32 {
 
 fn int_element(x: &[f32], w: &Quantized, row: &row_codes::RowCodes) -> f32 {
     let mut acc = 0.0f32;
-    for (g, (x, codes)) in x.chunks(w.layout.group).zip(row.codes.chunks(w.layout.group)).enumerate() {
+    for (g, (x, codes)) in
+        x.chunks(w.layout.group).zip(row.codes.chunks(w.layout.group)).enumerate()
+    {
         let most = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
         let (mut sum, mut sum_q) = (0i64, 0i64);
         for (&x, &code) in x.iter().zip(codes) {
@@ -83,21 +105,30 @@ fn int_element(x: &[f32], w: &Quantized, row: &row_codes::RowCodes) -> f32 {
 
 #[test]
 fn every_path_follows_the_formula() {
-    for (t, n, d) in
-        [(1, 1, 1), (2, 17, 33), (1, 40, 576), (3, 16, 64), (5, 50, 100), (16, 33, 96), (19, 35, 161), (35, 150, 224)]
-    {
+    for (t, n, d) in [
+        (1, 1, 1),
+        (2, 17, 33),
+        (1, 40, 576),
+        (3, 16, 64),
+        (5, 50, 100),
+        (16, 33, 96),
+        (19, 35, 161),
+        (35, 150, 224),
+    ] {
         // Off any alignment, rows further apart than they are long.
         let x_data = values(3, 1 + t * (d + 3));
         let x = Mat::strided(&x_data[1..], t, d, d + 3, 1);
         let before = values(5, t * n);
         for w in matrices(n, d) {
-            for (start, path) in
-                [Start::Zero, Start::FromC].iter().flat_map(|&s| Path::available().into_iter().map(move |p| (s, p)))
+            for (start, path) in [Start::Zero, Start::FromC]
+                .iter()
+                .flat_map(|&s| Path::available().into_iter().map(move |p| (s, p)))
             {
                 let y = product(path, x, &w, &before, start, Threads::One);
                 for (at, found) in y.iter().enumerate() {
                     let row = &x_data[1 + at / n * (d + 3)..][..d];
-                    let want = element(row, &w, at % n, (start == Start::FromC).then(|| before[at]));
+                    let want =
+                        element(row, &w, at % n, (start == Start::FromC).then(|| before[at]));
                     assert_eq!(
                         found.to_bits(),
                         want.to_bits(),
@@ -113,7 +144,9 @@ fn every_path_follows_the_formula() {
 fn a_row_alone_is_the_row_among_many_in_any_pool() {
     let (t, n, d) = (70, 52, 4096);
     let x_td = values(13, t * d);
-    for format in [Format::Bf16, Format::Int8 { group: 32 }, Format::Int8Rows, Format::Int4 { group: 64 }] {
+    for format in
+        [Format::Bf16, Format::Int8 { group: 32 }, Format::Int8Rows, Format::Int4 { group: 64 }]
+    {
         let w = Quantized::new(format, &values(17, n * d), n, d).unwrap();
         let all = || {
             let mut y_tn = vec![f32::NAN; t * n];
@@ -147,7 +180,9 @@ fn a_row_alone_is_the_row_among_many_in_any_pool() {
 fn rows_of_y_may_lie_apart() {
     let (t, n, d, stride) = (21, 37, 64, 43);
     let (x_td, before) = (values(1, t * d), values(2, 1 + t * stride));
-    for (w, path) in matrices(n, d).iter().flat_map(|w| Path::available().into_iter().map(move |path| (w, path))) {
+    for (w, path) in
+        matrices(n, d).iter().flat_map(|w| Path::available().into_iter().map(move |path| (w, path)))
+    {
         let (mut apart, mut dense) = (before.clone(), vec![0.0; t * n]);
         let y = MatMut::strided(&mut apart[1..], t, n, stride);
         matmul_quantized_with(path, y, Mat::rows_major(&x_td, t, d), w, Start::Zero, Threads::One);
@@ -155,7 +190,8 @@ fn rows_of_y_may_lie_apart() {
         matmul_quantized_with(path, y, Mat::rows_major(&x_td, t, d), w, Start::Zero, Threads::One);
         for (at, y) in apart.iter().enumerate() {
             let inside = at > 0 && (at - 1) % stride < n;
-            let want = if inside { dense[(at - 1) / stride * n + (at - 1) % stride] } else { before[at] };
+            let want =
+                if inside { dense[(at - 1) / stride * n + (at - 1) % stride] } else { before[at] };
             assert_eq!(y.to_bits(), want.to_bits(), "{w:?} {path:?} {at}");
         }
     }
@@ -177,7 +213,10 @@ fn products_are_near_those_of_the_stored_values() {
         );
         let (mut error, mut size) = (0.0, 0.0);
         for (at, y) in y_tn.iter().enumerate() {
-            let want = inner(&wide(&x_td[at / n * d..(at / n + 1) * d]), &w_nd[at % n * d..(at % n + 1) * d]);
+            let want = inner(
+                &wide(&x_td[at / n * d..(at / n + 1) * d]),
+                &w_nd[at % n * d..(at % n + 1) * d],
+            );
             error += (f64::from(*y) - want).powi(2);
             size += want * want;
         }
@@ -191,7 +230,11 @@ fn products_are_near_those_of_the_stored_values() {
 fn stored_values_are_near_the_weights() {
     let (n, d) = (35, 200);
     // Rows of very different sizes, so that scales span many powers of two.
-    let w_nd: Vec<f32> = values(29, n * d).iter().enumerate().map(|(i, w)| w * 0.5f32.powi((i / d) as i32)).collect();
+    let w_nd: Vec<f32> = values(29, n * d)
+        .iter()
+        .enumerate()
+        .map(|(i, w)| w * 0.5f32.powi((i / d) as i32))
+        .collect();
     for format in Format::ALL {
         let w = Quantized::new(format, &w_nd, n, d).unwrap();
         let found = w.dequantize();
@@ -211,18 +254,23 @@ fn stored_values_are_near_the_weights() {
             assert_eq!(one, found);
         }
     }
-    let bytes = |format: &str| Quantized::new(format.parse().unwrap(), &vec![0.5; 64 * 640], 64, 640).unwrap().bytes();
-    let sizes = ["bf16", "int8", "int8-g64", "int8-row", "int4", "int4-g64"].map(|f| bytes(f) as f64 / 40960.0);
+    let bytes = |format: &str| {
+        Quantized::new(format.parse().unwrap(), &vec![0.5; 64 * 640], 64, 640).unwrap().bytes()
+    };
+    let sizes = ["bf16", "int8", "int8-g64", "int8-row", "int4", "int4-g64"]
+        .map(|f| bytes(f) as f64 / 40960.0);
     assert_eq!(sizes, [2.0, 1.0625, 1.03125, 1.003125, 0.625, 0.5625]);
 }
 
 #[test]
 fn constant_and_tiny_weights_survive() {
-    for (w, format) in
-        [0.0, 1.0, -3.5e-20, 7e30, f32::MIN_POSITIVE].into_iter().flat_map(|w| Format::ALL.map(|f| (w, f)))
+    for (w, format) in [0.0, 1.0, -3.5e-20, 7e30, f32::MIN_POSITIVE]
+        .into_iter()
+        .flat_map(|w| Format::ALL.map(|f| (w, f)))
     {
         let found = Quantized::new(format, &[w; 66], 2, 33).unwrap().dequantize();
-        let limit = if format == Format::Bf16 && w.abs() < 1e-16 { w.abs() } else { w.abs() / 200.0 };
+        let limit =
+            if format == Format::Bf16 && w.abs() < 1e-16 { w.abs() } else { w.abs() / 200.0 };
         assert!(found.iter().all(|f| (f - w).abs() <= limit), "{format} {w}: {}", found[0]);
     }
 }
@@ -237,7 +285,14 @@ fn values_that_are_not_finite_stay_in_their_row() {
     x_td[5 * d..6 * d].fill(1e-38);
     for w in matrices(n, d) {
         for path in Path::available() {
-            let y_tn = product(path, Mat::rows_major(&x_td, t, d), &w, &vec![0.0; t * n], Start::Zero, Threads::One);
+            let y_tn = product(
+                path,
+                Mat::rows_major(&x_td, t, d),
+                &w,
+                &vec![0.0; t * n],
+                Start::Zero,
+                Threads::One,
+            );
             for (i, y_n) in y_tn.chunks(n).enumerate() {
                 let finite = y_n.iter().all(|y| y.is_finite());
                 assert_eq!(finite, i != 2 && i != 3, "{w:?} {path:?} row {i}");
@@ -251,11 +306,21 @@ fn values_that_are_not_finite_stay_in_their_row() {
 #[test]
 fn empty_sizes_write_zeros_or_nothing() {
     for (t, n, d) in [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)] {
-        for w in Format::ALL.map(|format| Quantized::new(format, &vec![1.0; n * d], n, d).unwrap()) {
+        for w in Format::ALL.map(|format| Quantized::new(format, &vec![1.0; n * d], n, d).unwrap())
+        {
             assert_eq!((w.shape(), w.dequantize().len()), ((n, d), n * d));
-            for (path, start) in Path::available().into_iter().flat_map(|p| [(p, Start::Zero), (p, Start::FromC)]) {
+            for (path, start) in
+                Path::available().into_iter().flat_map(|p| [(p, Start::Zero), (p, Start::FromC)])
+            {
                 let x = vec![1.0; t * d];
-                let y = product(path, Mat::rows_major(&x, t, d), &w, &vec![5.0; t * n], start, Threads::All);
+                let y = product(
+                    path,
+                    Mat::rows_major(&x, t, d),
+                    &w,
+                    &vec![5.0; t * n],
+                    start,
+                    Threads::All,
+                );
                 assert_eq!(y, vec![if start == Start::Zero { 0.0 } else { 5.0 }; t * n]);
             }
         }
@@ -266,7 +331,8 @@ fn empty_sizes_write_zeros_or_nothing() {
 fn blocks_of_files_are_taken_over_exactly() {
     let (n, d) = (19, 96);
     let half = |block: &[u8], at: usize| f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
-    let nibble = |block: &[u8], at: usize, k: usize| f32::from(block[at + k % 16] >> (k / 16 * 4) & 15);
+    let nibble =
+        |block: &[u8], at: usize, k: usize| f32::from(block[at + k % 16] >> (k / 16 * 4) & 15);
     type Make = fn(&[u8], usize, usize) -> Result<Quantized, QuantError>;
     type Value<'a> = &'a dyn Fn(&[u8], usize) -> f32;
     let q8_0 = |b: &[u8], k: usize| f32::from(b[2 + k] as i8) * half(b, 0);
@@ -303,10 +369,19 @@ fn bad_requests_are_refused() {
     ));
     let rows = Quantized::new(Format::Int8Rows, &[], 0, (1 << 17) + 1);
     assert!(matches!(rows, Err(QuantError::Size { .. })));
-    assert!(matches!(Quantized::new(Format::Bf16, &[], usize::MAX / 8, 64), Err(QuantError::Size { .. })));
-    for (format, bad) in Format::ALL.into_iter().flat_map(|f| [f32::NAN, f32::INFINITY, f32::MAX].map(|bad| (f, bad))) {
+    assert!(matches!(
+        Quantized::new(Format::Bf16, &[], usize::MAX / 8, 64),
+        Err(QuantError::Size { .. })
+    ));
+    for (format, bad) in Format::ALL
+        .into_iter()
+        .flat_map(|f| [f32::NAN, f32::INFINITY, f32::MAX].map(|bad| (f, bad)))
+    {
         let refused = Quantized::new(format, &[1.0, 2.0, 3.0, bad], 2, 2);
-        assert!(matches!(refused, Err(QuantError::Weight { row: 1, col: 1, .. })), "{format} {bad}");
+        assert!(
+            matches!(refused, Err(QuantError::Weight { row: 1, col: 1, .. })),
+            "{format} {bad}"
+        );
     }
     for format in Format::ALL {
         assert_eq!(format.to_string().parse::<Format>(), Ok(format));

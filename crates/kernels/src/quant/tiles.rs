@@ -10,13 +10,14 @@ use crate::scratch::Scratch;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Groups whose integer results are kept at once, a third of the first-level cache: products in tiles and
-/// in vectors do not overlap, and going from one to the other costs.
+/// Groups whose integer results are kept at once, a third of the first-level cache: products in
+/// tiles and in vectors do not overlap, and going from one to the other costs.
 const CHUNK: usize = 4;
 /// Rows that are scaled at once, whose sums in two panels fit the registers.
 const PART: usize = 8;
-/// Most pairs of panels that one pair of tiles of activations meets before the next does: Y is written in
-/// strips of this width, and a chunk of activations is read from the second-level cache once for all of them.
+/// Most pairs of panels that one pair of tiles of activations meets before the next does: Y is
+/// written in strips of this width, and a chunk of activations is read from the second-level cache
+/// once for all of them.
 const PAIRS: usize = 4;
 
 /// Room for integer results and sums on the stack.
@@ -40,14 +41,16 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     let skip = wide.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
     let wide = wide[skip..].as_mut_ptr().cast::<u8>();
     let mut room = Room { results: [0; CHUNK * 4 * C_TILE], sums: [[0.0; 4 * C_TILE]; PAIRS] };
-    // Activations of one block stay in the first-level cache; then reading the weights in order is worth more.
+    // Activations of one block stay in the first-level cache; then reading the weights in order is
+    // worth more.
     let width = if job.rows() > 32 { 2 * PAIRS } else { 2 };
     for first in panels.clone().step_by(width) {
         let strip = first..(first + width).min(panels.end);
         if bytes > 0 {
             let bias = if layout.mins { 0 } else { NIBBLE_BIAS as i8 };
             for (i, panel) in strip.clone().enumerate() {
-                // SAFETY: the room holds the panels of a strip; this one has `depth / 8` lines of nibbles.
+                // SAFETY: the room holds the panels of a strip; this one has `depth / 8` lines of
+                // nibbles.
                 unsafe { widen(job.codes(panel), layout.depth / 8, bias, wide.add(i * bytes)) };
             }
         }
@@ -57,7 +60,13 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
         };
         let pairs: [Pair<'_>; PAIRS] = std::array::from_fn(|i| {
             let panels = [0, 1].map(|j| (strip.start + 2 * i + j).min(strip.end - 1));
-            Pair { job, width, panels, b: panels.map(lines), scales: panels.map(|panel| job.scales(panel)) }
+            Pair {
+                job,
+                width,
+                panels,
+                b: panels.map(lines),
+                scales: panels.map(|panel| job.scales(panel)),
+            }
         });
         for tile in (0..job.rows().div_ceil(16)).step_by(2) {
             // SAFETY: the tiles and panels are those of the job, which this thread alone works on.
@@ -77,7 +86,10 @@ unsafe fn widen(from: *const u8, lines: usize, bias: i8, to: *mut u8) {
         // SAFETY: line `i` and lines `2 i` and `2 i + 1` are inside, by the caller's promise.
         unsafe {
             let line = _mm512_loadu_si512(from.add(i * LINE).cast());
-            let (low, high) = (_mm512_and_si512(line, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
+            let (low, high) = (
+                _mm512_and_si512(line, mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask),
+            );
             _mm512_storeu_si512(to.add(2 * i * LINE).cast(), _mm512_sub_epi8(low, bias));
             _mm512_storeu_si512(to.add((2 * i + 1) * LINE).cast(), _mm512_sub_epi8(high, bias));
         }
@@ -108,7 +120,9 @@ unsafe fn block(pairs: &[Pair<'_>], tile: usize, room: &mut Room) {
     for first in (0..groups).step_by(CHUNK) {
         for (pair, sums) in pairs.iter().zip(&mut room.sums) {
             // SAFETY: the groups exist, the results have room for a chunk.
-            unsafe { pair.groups(tile, rows, first..(first + CHUNK).min(groups), &mut room.results, sums) };
+            unsafe {
+                pair.groups(tile, rows, first..(first + CHUNK).min(groups), &mut room.results, sums)
+            };
         }
     }
     for (i, pair) in pairs.iter().enumerate() {
@@ -168,14 +182,15 @@ impl Pair<'_> {
             let size = self.job.w.layout.group;
             let k = group * size;
             let at = k / 64 * A_TILE + k % 64;
-            // SAFETY: the group lies inside the operands; the results hold four tiles for each of a chunk.
+            // SAFETY: the group lies inside the operands; the results hold four tiles for each of a
+            // chunk.
             unsafe {
                 let a = [whole.a[0].add(at), whole.a[1].add(at)];
                 let b = [whole.b[0].add(k * PANEL), whole.b[1].add(k * PANEL)];
                 amx::group(a, whole.is_tall, b, results.as_mut_ptr().add(i * 4 * C_TILE));
             }
-            // The first rows bring the weights from memory, and the processor's own prefetching does not
-            // follow the jumps from panel to panel.
+            // The first rows bring the weights from memory, and the processor's own prefetching
+            // does not follow the jumps from panel to panel.
             if tile == 0 {
                 let bytes = self.job.w.layout.depth * PANEL;
                 let later = (k + if self.width == 2 { 2 } else { 1 } * CHUNK * size) * PANEL;
@@ -194,8 +209,8 @@ impl Pair<'_> {
         }
     }
 
-    /// Adds the scaled results of groups `groups` to the sums of part `part` of the rows, or starts the sums
-    /// with them.
+    /// Adds the scaled results of groups `groups` to the sums of part `part` of the rows, or starts
+    /// the sums with them.
     ///
     /// # Safety
     /// As [`block`]; the results hold these groups.
@@ -238,7 +253,9 @@ impl Pair<'_> {
             for j in 0..if self.panels[0] == self.panels[1] { 1 } else { 2 } {
                 let out = self.job.out(tile * 16 + row, self.panels[j]);
                 // SAFETY: the sums of 16 rows lie there; the rows and columns are this thread's.
-                unsafe { write(&out, (rows - row).min(16), sums.as_ptr().add((row / 8 + j) * C_TILE)) };
+                unsafe {
+                    write(&out, (rows - row).min(16), sums.as_ptr().add((row / 8 + j) * C_TILE))
+                };
             }
         }
     }
@@ -252,7 +269,8 @@ fn prefetch(y: *mut f32) {
     }
 }
 
-/// Integer results of some rows in two panels for several groups, four tiles apart, and what scales them.
+/// Integer results of some rows in two panels for several groups, four tiles apart, and what scales
+/// them.
 struct Scale {
     results: *const i32,
     groups: usize,
@@ -280,16 +298,23 @@ unsafe fn scale_rows(t: &Scale) {
             }
         }
         for g in 0..t.groups {
-            let scales = [Vnni::load_f16(t.scales[0].add(g * PANEL)), Vnni::load_f16(t.scales[1].add(g * PANEL))];
+            let scales = [
+                Vnni::load_f16(t.scales[0].add(g * PANEL)),
+                Vnni::load_f16(t.scales[1].add(g * PANEL)),
+            ];
             for (r, acc) in acc.iter_mut().enumerate() {
                 let a_scale = Vnni::splat(*t.a_scales.add(g * 16 + r));
                 for j in 0..2 {
-                    let sum = _mm512_loadu_si512(t.results.add((4 * g + j) * C_TILE + r * 16).cast());
+                    let sum =
+                        _mm512_loadu_si512(t.results.add((4 * g + j) * C_TILE + r * 16).cast());
                     acc[j] = Vnni::fma(Vnni::mul(Vnni::to_f(sum), scales[j]), a_scale, acc[j]);
                 }
             }
             if let Some(mins) = t.mins {
-                let mins = [Vnni::load_f16(mins[0].add(g * PANEL)), Vnni::load_f16(mins[1].add(g * PANEL))];
+                let mins = [
+                    Vnni::load_f16(mins[0].add(g * PANEL)),
+                    Vnni::load_f16(mins[1].add(g * PANEL)),
+                ];
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let a_offset = Vnni::splat(*t.a_offsets.add(g * 16 + r));
                     for j in 0..2 {

@@ -18,8 +18,10 @@ impl Fixture {
     /// The checkpoint `folder` as it is now.
     pub(crate) fn new(place: Place, folder: &str) -> Self {
         let entries = fs::read_dir(place.path(folder)).expect("lists");
-        let names = entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
-        let whole = names.map(|name| (name.clone(), place.read(&format!("{folder}/{name}")))).collect();
+        let names =
+            entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
+        let whole =
+            names.map(|name| (name.clone(), place.read(&format!("{folder}/{name}")))).collect();
         Self { place, folder: folder.to_owned(), whole }
     }
 
@@ -33,28 +35,35 @@ impl Fixture {
         }
     }
 
-    /// Replaces (or, without bytes, removes) a file of the checkpoint and makes the manifest agree, so that what is inside
-    /// is reached.
+    /// Replaces (or, without bytes, removes) a file of the checkpoint and makes the manifest agree,
+    /// so that what is inside is reached.
     pub(crate) fn put(&self, file: &str, bytes: Option<&[u8]>) {
         let manifest = format!("{}/manifest.json", self.folder);
-        let mut listed: Value = serde_json::from_slice(&self.place.read(&manifest)).expect("a manifest");
+        let mut listed: Value =
+            serde_json::from_slice(&self.place.read(&manifest)).expect("a manifest");
         let files = listed["files"].as_array_mut().expect("a list");
         match bytes {
             None => files.retain(|entry| entry["name"] != file),
             Some(bytes) => {
                 let entry = files.iter_mut().find(|entry| entry["name"] == file).expect("listed");
                 entry["bytes"] = bytes.len().into();
-                entry["sha256"] = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>().into();
+                entry["sha256"] = Sha256::digest(bytes)
+                    .iter()
+                    .map(|b| format!("{b:02x}"))
+                    .collect::<String>()
+                    .into();
                 self.place.write(&format!("{}/{file}", self.folder), bytes);
             }
         }
         self.place.write(&manifest, listed.to_string());
     }
 
-    /// Puts `bytes` into `file` and wants `inspect` and `generate` to refuse with `needles`; then heals.
+    /// Puts `bytes` into `file` and wants `inspect` and `generate` to refuse with `needles`; then
+    /// heals.
     pub(crate) fn refuses(&self, file: &str, bytes: Option<&[u8]>, needles: &[&str]) {
         self.put(file, bytes);
-        self.place.refuses(&["generate", &self.folder, "--prompt", "the", "--max-tokens", "5"], needles);
+        self.place
+            .refuses(&["generate", &self.folder, "--prompt", "the", "--max-tokens", "5"], needles);
         self.place.refuses(&["inspect", &self.folder, "--json"], needles);
         self.heal();
     }
@@ -62,7 +71,8 @@ impl Fixture {
     /// The same for a field of a JSON file, given as a pointer; null removes it.
     pub(crate) fn refuses_field(&self, file: &str, field: &str, value: Value, needles: &[&str]) {
         self.put(file, Some(&self.with_field(file, field, value)));
-        self.place.refuses(&["generate", &self.folder, "--prompt", "the", "--max-tokens", "5"], needles);
+        self.place
+            .refuses(&["generate", &self.folder, "--prompt", "the", "--max-tokens", "5"], needles);
         self.heal();
     }
 

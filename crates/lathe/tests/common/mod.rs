@@ -97,7 +97,8 @@ pub(crate) fn document(seed: u64, sentences: u64) -> String {
     let mut dice = Dice::new(seed + 1);
     let mut text = String::new();
     for _ in 0..sentences {
-        let words: Vec<&str> = (0..6 + dice.below(8)).map(|_| WORDS[dice.below(24) as usize]).collect();
+        let words: Vec<&str> =
+            (0..6 + dice.below(8)).map(|_| WORDS[dice.below(24) as usize]).collect();
         text += &words.join(" ");
         text += if dice.below(5) == 0 { ".\n\n" } else { ". " };
     }
@@ -158,7 +159,18 @@ impl Place {
     pub(crate) fn with_data() -> Self {
         let place = Self::empty();
         place.write_text("text");
-        place.run(&["tokenizer", "train", "--input", "text", "--vocab", "300", "--out", "tokenizer.json"]).good();
+        place
+            .run(&[
+                "tokenizer",
+                "train",
+                "--input",
+                "text",
+                "--vocab",
+                "300",
+                "--out",
+                "tokenizer.json",
+            ])
+            .good();
         place.build_data("data");
         place
     }
@@ -173,7 +185,8 @@ impl Place {
 
     /// Two sources: JSONL rows that name theirs, and loose files.
     pub(crate) fn write_text(&self, folder: &str) {
-        let row = |i| format!("{}\n", serde_json::json!({ "text": document(i, 8), "source": "rows" }));
+        let row =
+            |i| format!("{}\n", serde_json::json!({ "text": document(i, 8), "source": "rows" }));
         self.write(&format!("{folder}/rows.jsonl"), (0..20).map(row).collect::<String>());
         for i in 20..40 {
             self.write(&format!("{folder}/{i}.md"), document(i, 12));
@@ -181,8 +194,16 @@ impl Place {
     }
 
     pub(crate) fn build_data(&self, out: &str) -> Ended {
-        let arguments =
-            ["data", "build", "--input", "text", "--tokenizer", "tokenizer.json", "--valid-per-mille", "200"];
+        let arguments = [
+            "data",
+            "build",
+            "--input",
+            "text",
+            "--tokenizer",
+            "tokenizer.json",
+            "--valid-per-mille",
+            "200",
+        ];
         self.run(&[&arguments[..], &["--out", out]].concat()).good()
     }
 
@@ -223,28 +244,45 @@ impl Place {
         end(&mut self.command(arguments))
     }
 
-    /// As [`run`](Self::run) with four gigabytes of address space, for input that must be refused: in time, in order, with
-    /// every one of `needles` in the message.
+    /// As [`run`](Self::run) with four gigabytes of address space, for input that must be refused:
+    /// in time, in order, with every one of `needles` in the message.
     pub(crate) fn refuses(&self, arguments: &[&str], needles: &[&str]) {
         self.refuses_with(arguments, "", needles);
     }
 
     /// The same with something on standard input.
-    pub(crate) fn refuses_with(&self, arguments: &[&str], input: impl AsRef<[u8]>, needles: &[&str]) {
+    pub(crate) fn refuses_with(
+        &self,
+        arguments: &[&str],
+        input: impl AsRef<[u8]>,
+        needles: &[&str],
+    ) {
         let begin = Instant::now();
         let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_lathe")]).args(arguments);
-        command.current_dir(self.0.path()).env("RAYON_NUM_THREADS", "2").env_remove("RUST_BACKTRACE");
+        command
+            .args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_lathe")])
+            .args(arguments);
+        command
+            .current_dir(self.0.path())
+            .env("RAYON_NUM_THREADS", "2")
+            .env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a shell");
         // A command that refuses before it reads its input closes the pipe.
         let _ = child.stdin.take().expect("a pipe").write_all(input.as_ref());
         let output = child.wait_with_output().expect("ends");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(begin.elapsed() < Duration::from_secs(10), "{arguments:?} took {:?}", begin.elapsed());
-        // 1 from the program, 2 from the parser of its command line; 101 would be a panic, none a signal.
-        let is_orderly =
-            matches!(output.status.code(), Some(1 | 2)) && err.contains("error: ") && !err.contains("panicked");
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "{arguments:?} took {:?}",
+            begin.elapsed()
+        );
+        // 1 from the program, 2 from the parser of its command line; 101 would be a panic, none a
+        // signal.
+        let is_orderly = matches!(output.status.code(), Some(1 | 2))
+            && err.contains("error: ")
+            && !err.contains("panicked");
         assert!(is_orderly, "{arguments:?}: {}\n{out}\n{err}", output.status);
         for needle in needles {
             assert!(err.contains(needle), "{arguments:?}: {needle:?} is missing in\n{err}");
@@ -254,8 +292,11 @@ impl Place {
 
     /// Names of the finished checkpoints of a run, ascending.
     pub(crate) fn checkpoints(&self, run: &str) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.path(run).join("checkpoints")) else { return Vec::new() };
-        let names = entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
+        let Ok(entries) = fs::read_dir(self.path(run).join("checkpoints")) else {
+            return Vec::new();
+        };
+        let names =
+            entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
         let mut names: Vec<String> = names.filter(|name| name.starts_with("step-")).collect();
         names.sort();
         names
@@ -301,7 +342,10 @@ impl Tensors {
         let begin = self.data.len();
         self.data.extend_from_slice(bytes);
         let offsets = [begin, self.data.len()];
-        self.header.insert(name.into(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        self.header.insert(
+            name.into(),
+            serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}),
+        );
     }
 
     /// Takes a tensor out and closes the gap.

@@ -1,22 +1,25 @@
-//! The cache that remembers, for generation: every unrolled layer holds the rows that reached it, sequence by sequence.
+//! The cache that remembers, for generation: every unrolled layer holds the rows that reached it,
+//! sequence by sequence.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ops::{Ops, Spans, Tensor2, from_rows, read_rows, write_rows};
 
-use super::{Kv, Seen};
+use super::{KvCache, KvView};
 use crate::Rows;
-use crate::sharing::Uses;
+use crate::layout::DepthRuns;
 
-/// Keys and values of several growing sequences, one document each. Positions of a sequence must arrive in order.
+/// Keys and values of several growing sequences, one document each. Positions of a sequence must
+/// arrive in order.
 #[derive(Debug)]
-pub struct Cache {
+pub struct SequenceCache {
     sequences: usize,
     layers: BTreeMap<usize, Layer>,
 }
 
-/// One layer: a store in which sequence `q` owns the lines `q * capacity ..`, and the positions each has filled.
+/// One layer: a store in which sequence `q` owns the lines `q * capacity ..`, and the positions
+/// each has filled.
 #[derive(Debug)]
 struct Layer {
     store: Option<Tensor2>,
@@ -25,7 +28,7 @@ struct Layer {
     positions: Vec<Vec<u32>>,
 }
 
-impl Cache {
+impl SequenceCache {
     /// Room for `sequences` sequences, numbered from 0.
     pub fn new(sequences: usize) -> Self {
         Self { sequences, layers: BTreeMap::new() }
@@ -33,12 +36,18 @@ impl Cache {
 
     /// How many rows each unrolled layer holds, over all sequences.
     pub fn rows_by_layer(&self) -> BTreeMap<usize, usize> {
-        self.layers.iter().map(|(&l, layer)| (l, layer.positions.iter().map(Vec::len).sum())).collect()
+        self.layers
+            .iter()
+            .map(|(&l, layer)| (l, layer.positions.iter().map(Vec::len).sum()))
+            .collect()
     }
 
     /// Bytes of keys and values held (filled lines only), exactly.
     pub fn bytes(&self) -> usize {
-        self.layers.values().map(|l| l.positions.iter().map(Vec::len).sum::<usize>() * l.width * 4).sum()
+        self.layers
+            .values()
+            .map(|l| l.positions.iter().map(Vec::len).sum::<usize>() * l.width * 4)
+            .sum()
     }
 
     /// Empties sequence `sequence` for another one.
@@ -87,14 +96,18 @@ impl Layer {
         for run in rows.sequences() {
             let sequence = rows.sequence[run.start] as usize;
             let first = sequence * self.capacity + self.positions[sequence].len();
-            let part = if run.len() == rows.len() { kv.clone() } else { kv.clone().narrow(0, run.start, run.len()) };
+            let part = if run.len() == rows.len() {
+                kv.clone()
+            } else {
+                kv.clone().narrow(0, run.start, run.len())
+            };
             store = write_rows(store, first, &part);
             self.positions[sequence].extend_from_slice(&rows.position[run]);
         }
         self.store = Some(store);
     }
 
-    fn see(&self, rows: &Rows) -> Seen {
+    fn see(&self, rows: &Rows) -> KvView {
         let (mut start, mut end) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for (&sequence, position) in rows.sequence.iter().zip(rows.position.iter()) {
             let first = sequence as usize * self.capacity;
@@ -103,47 +116,47 @@ impl Layer {
             end.push((first + past) as u32);
         }
         let kv_sn = self.store.clone().unwrap_or_else(|| from_rows(Vec::new(), 0, self.width));
-        Seen::Lines { kv_sn, spans: Arc::new(Spans { start, end }) }
+        KvView::Lines { kv_sn, spans: Arc::new(Spans { start, end }) }
     }
 
     /// The values of some lines of one sequence.
     fn lines(&self, sequence: usize, range: std::ops::Range<usize>) -> Option<Tensor2> {
         let store = self.store.as_ref()?;
-        (!range.is_empty()).then(|| store.clone().narrow(0, sequence * self.capacity + range.start, range.len()))
+        (!range.is_empty())
+            .then(|| store.clone().narrow(0, sequence * self.capacity + range.start, range.len()))
     }
 }
 
-impl Kv for Cache {
-    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+impl KvCache for SequenceCache {
+    fn append(&mut self, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
         let layer = self.layer(at.only().layer, kv_tn.dims()[1]);
         layer.append(rows, &kv_tn);
         layer.see(rows)
     }
 
-    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen {
+    fn reuse(&mut self, at: &DepthRuns, rows: &Rows) -> KvView {
         self.layers[&at.only().first].see(rows)
     }
 
-    fn overlay(&mut self, _: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+    fn overwrite(&mut self, _: Ops, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
         let (layer, first) = (at.only().layer, at.only().first);
         let width = kv_tn.dims()[1];
         self.layer(layer, width);
         for i in 0..rows.len() {
             let (sequence, position) = (rows.sequence[i], rows.position[i]);
             let held = self.layers[&layer].positions[sequence as usize].len();
-            let below = self.layers[&first].positions[sequence as usize].partition_point(|&p| p < position);
+            let below =
+                self.layers[&first].positions[sequence as usize].partition_point(|&p| p < position);
             // Rows that stopped before this recursion are seen with what they had in the first one.
             if let Some(lines) = self.layers[&first].lines(sequence as usize, held..below) {
-                let skipped = self.layers[&first].positions[sequence as usize][held..below].to_vec();
-                let gap = Rows {
-                    sequence: vec![sequence; skipped.len()].into(),
-                    document: vec![0; skipped.len()].into(),
-                    position: skipped.into(),
-                    dial: None,
-                };
+                let skipped =
+                    self.layers[&first].positions[sequence as usize][held..below].to_vec();
+                let document = vec![0; skipped.len()].into();
+                let gap = Rows::new(vec![sequence; skipped.len()].into(), skipped.into(), document);
                 self.layer(layer, width).append(&gap, &lines);
             }
-            self.layer(layer, width).append(&rows.only(&[i as u32]), &kv_tn.clone().narrow(0, i, 1));
+            self.layer(layer, width)
+                .append(&rows.only(&[i as u32]), &kv_tn.clone().narrow(0, i, 1));
         }
         self.layers[&layer].see(rows)
     }

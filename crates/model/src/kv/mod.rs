@@ -1,5 +1,6 @@
-//! What a row may look at. Training uses [`Transient`], which knows only the pass it is in; generation uses [`Cache`],
-//! which keeps keys and values from one pass to the next. Layers cannot tell which one they have.
+//! What a row may look at. Training uses [`PassCache`], which knows only the pass it is in;
+//! generation uses [`SequenceCache`], which keeps keys and values from one pass to the next. Layers
+//! cannot tell which one they have.
 
 mod cache;
 mod transient;
@@ -9,15 +10,16 @@ use std::sync::Arc;
 use ops::{Heads, Ops, PageView, Spans, Tensor2};
 
 use crate::Rows;
-use crate::sharing::Uses;
+use crate::layout::DepthRuns;
 
-pub use cache::Cache;
-pub use transient::Transient;
+pub use cache::SequenceCache;
+pub use transient::PassCache;
 
 /// Keys and values, and for each asking row what it sees of them.
 #[derive(Clone, Debug)]
-pub enum Seen {
-    /// A matrix of keys and values `[s, 2*G*K]` (key heads, then value heads), of which each row sees a stretch.
+pub enum KvView {
+    /// A matrix of keys and values `[s, 2*G*K]` (key heads, then value heads), of which each row
+    /// sees a stretch.
     Lines {
         /// The matrix.
         kv_sn: Tensor2,
@@ -28,35 +30,38 @@ pub enum Seen {
     Pages(PageView),
 }
 
-impl Seen {
+impl KvView {
     /// Attention of the asking rows over what they see.
     pub(crate) fn attend(self, ops: Ops, q_tn: Tensor2, heads: Heads) -> Tensor2 {
         match self {
-            Seen::Lines { kv_sn, spans } => ops.attend(q_tn, kv_sn, &spans, heads),
-            Seen::Pages(view) => ops.attend_pages(q_tn, &view, heads),
+            KvView::Lines { kv_sn, spans } => ops.attend(q_tn, kv_sn, &spans, heads),
+            KvView::Pages(view) => ops.attend_pages(q_tn, &view, heads),
         }
     }
 
-    /// What the rows of `self` see, then what the rows of `other` see. Only pages can be joined: a cache that takes mixed
-    /// depths is paged.
+    /// What the rows of `self` see, then what the rows of `other` see. Only pages can be joined: a
+    /// cache that takes mixed depths is paged.
     pub(crate) fn join(self, other: Self) -> Self {
         match (self, other) {
-            (Seen::Pages(a), Seen::Pages(b)) => Seen::Pages(a.join(b)),
+            (KvView::Pages(a), KvView::Pages(b)) => KvView::Pages(a.join(b)),
             _ => unreachable!("passes of mixed depth use pages"),
         }
     }
 }
 
-/// Memory of keys and values, addressed by unrolled layer. Rows come with the use of the layer's weights that they are at.
-pub trait Kv {
-    /// Takes in the keys and values of `rows`; returns what these rows see at their layer: themselves and the past.
-    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen;
+/// Memory of keys and values, addressed by unrolled layer. Rows come with the use of the layer's
+/// weights that they are at.
+pub trait KvCache {
+    /// Takes in the keys and values of `rows`; returns what these rows see at their layer:
+    /// themselves and the past.
+    fn append(&mut self, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView;
 
-    /// What `rows` see of the keys and values that the first use of their layer took in before, in this pass or earlier
-    /// ones.
-    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen;
+    /// What `rows` see of the keys and values that the first use of their layer took in before, in
+    /// this pass or earlier ones.
+    fn reuse(&mut self, at: &DepthRuns, rows: &Rows) -> KvView;
 
-    /// What `rows` see at their layer if it holds what the first use of it holds with `kv_tn` written over it for the rows
-    /// that passed here, now and earlier. The first one itself does not change.
-    fn overlay(&mut self, ops: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen;
+    /// What `rows` see at their layer if it holds what the first use of it holds with `kv_tn`
+    /// written over it for the rows that passed here, now and earlier. The first one itself does
+    /// not change.
+    fn overwrite(&mut self, ops: Ops, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView;
 }

@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use ops::{Ops, Spans, Tensor2};
 
-use super::{Kv, Seen};
+use super::{KvCache, KvView};
 use crate::Rows;
+use crate::layout::DepthRuns;
 use crate::rows::visible;
-use crate::sharing::Uses;
 
-/// Keys and values of the running pass only. Differentiable: gradients flow back to whoever made them.
+/// Keys and values of the running pass only. Differentiable: gradients flow back to whoever made
+/// them.
 #[derive(Debug, Default)]
-pub struct Transient {
+pub struct PassCache {
     kept: BTreeMap<usize, (Rows, Tensor2)>,
     /// The last spans made: all layers of a recursion ask for the same.
     spans: Option<(Rows, Rows, Arc<Spans>)>,
     shares: bool,
 }
 
-impl Transient {
-    /// `shares` says whether later recursions will [`Kv::recall`]; if not, nothing is kept at all.
+impl PassCache {
+    /// `shares` says whether later recursions will [`KvCache::reuse`]; if not, nothing is kept at
+    /// all.
     pub fn new(shares: bool) -> Self {
         Self { shares, ..Self::default() }
     }
@@ -38,24 +40,24 @@ impl Transient {
     }
 }
 
-impl Kv for Transient {
-    fn extend(&mut self, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+impl KvCache for PassCache {
+    fn append(&mut self, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
         if self.shares {
             self.kept.insert(at.only().layer, (rows.clone(), kv_tn.clone()));
         }
-        Seen::Lines { kv_sn: kv_tn, spans: self.visible(rows, rows) }
+        KvView::Lines { kv_sn: kv_tn, spans: self.visible(rows, rows) }
     }
 
-    fn recall(&mut self, at: &Uses, rows: &Rows) -> Seen {
+    fn reuse(&mut self, at: &DepthRuns, rows: &Rows) -> KvView {
         let (keys, kv_sn) = self.kept[&at.only().first].clone();
-        Seen::Lines { kv_sn, spans: self.visible(rows, &keys) }
+        KvView::Lines { kv_sn, spans: self.visible(rows, &keys) }
     }
 
-    fn overlay(&mut self, ops: Ops, at: &Uses, rows: &Rows, kv_tn: Tensor2) -> Seen {
+    fn overwrite(&mut self, ops: Ops, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
         let (keys, all) = self.kept[&at.only().first].clone();
         let spans = self.visible(rows, &keys);
         // A row sees up to itself and no further, so the last key it sees is its own.
         let own: Arc<[u32]> = spans.end.iter().map(|&end| end - 1).collect();
-        Seen::Lines { kv_sn: ops.replace_rows(all, &own, kv_tn), spans }
+        KvView::Lines { kv_sn: ops.replace_rows(all, &own, kv_tn), spans }
     }
 }

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use model::relax::{Part, Relaxation, lora};
+use model::adapters::{Part, Relaxation, lora};
 use model::rng::{Purpose, Stream, name_place};
-use model::routing::expert_choice::{Config as Expert, Function, Gating, Sampling};
-use model::routing::random::Config as Random;
-use model::routing::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
+use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
+use model::routers::random::Config as Random;
+use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, Cache, Decision, Kv, KvMode, Model, ModelConfig, Pass, Probe, Routed, RouterConfig, RouterState, Rows,
-    Rule, Sharing, Transient,
+    Address, CausalThresholds, KvCache, KvMode, Model, ModelConfig, Pass, PassCache, Probe, Routed,
+    RouterConfig, RouterState, Rows, Rule, SequenceCache, Sharing,
 };
 use ops::{Ops, read_rows};
 
@@ -25,7 +25,7 @@ pub(crate) fn routers() -> Vec<RouterConfig> {
     all.extend([
         RouterConfig::ExpertChoice(Expert {
             gating: Gating::Blend,
-            sampling: Sampling::AuxRouter,
+            sampling: SamplingLoss::AuxRouter,
             capacities: Some(vec![0.8, 0.5, 0.3]),
             temperature: 2.0,
             ..expert.clone()
@@ -33,7 +33,7 @@ pub(crate) fn routers() -> Vec<RouterConfig> {
         RouterConfig::ExpertChoice(Expert {
             gating: Gating::Additive,
             function: Function::Tanh,
-            network: model::routing::Network::Mlp,
+            network: model::routers::Network::Mlp,
             ..expert
         }),
         RouterConfig::TokenChoice(Token {
@@ -76,8 +76,13 @@ pub(crate) fn tiny(router: RouterConfig, kv: KvMode, sharing: Sharing) -> ModelC
 }
 
 pub(crate) const MODES: [KvMode; 3] = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
-pub(crate) const SHARINGS: [Sharing; 5] =
-    [Sharing::None, Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
+pub(crate) const SHARINGS: [Sharing; 5] = [
+    Sharing::None,
+    Sharing::Cycle,
+    Sharing::Sequence,
+    Sharing::MiddleCycle,
+    Sharing::MiddleSequence,
+];
 
 /// Every legal combination.
 pub(crate) fn variants() -> Vec<ModelConfig> {
@@ -95,15 +100,19 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
     legal
 }
 
-/// Every relaxation with every layout, and with every way of sharing keys and values under a router.
+/// Every relaxation with every layout, and with every way of sharing keys and values under a
+/// router.
 fn relaxed() -> impl Iterator<Item = ModelConfig> {
     let all = || Relaxation::all().into_iter().filter(|relax| *relax != Relaxation::None);
     let parts = Part::ALL.to_vec();
     let everywhere = lora::Config { rank: 3, parts, skip_first: true, ..lora::Config::default() };
     let kinds = all().chain([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
     kinds.flat_map(|relax| {
-        let fixed = SHARINGS.into_iter().map(|sharing| tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing));
-        let routed = MODES.into_iter().map(|kv| tiny(RouterConfig::default(), kv, Sharing::MiddleCycle));
+        let fixed = SHARINGS
+            .into_iter()
+            .map(|sharing| tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing));
+        let routed =
+            MODES.into_iter().map(|kv| tiny(RouterConfig::default(), kv, Sharing::MiddleCycle));
         let all: Vec<ModelConfig> = fixed.chain(routed).collect();
         all.into_iter().map(move |config| ModelConfig { relax: relax.clone(), ..config })
     })
@@ -120,7 +129,9 @@ pub(crate) fn fresh(config: &ModelConfig) -> Model {
         if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
             let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
             let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
-            weight.write((0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect());
+            weight.write(
+                (0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect(),
+            );
         }
     }
     model
@@ -190,7 +201,14 @@ impl Probe for Watch {
     }
 }
 
-pub(crate) fn run(model: &Model, ids: &[u32], rows: &Rows, kv: &mut dyn Kv, how: &How, probe: &mut dyn Probe) -> Out {
+pub(crate) fn run(
+    model: &Model,
+    ids: &[u32],
+    rows: &Rows,
+    kv: &mut dyn KvCache,
+    how: &How,
+    probe: &mut dyn Probe,
+) -> Out {
     let state = state();
     let mut pass = Pass {
         ops: how.ops,
@@ -209,8 +227,8 @@ pub(crate) fn run(model: &Model, ids: &[u32], rows: &Rows, kv: &mut dyn Kv, how:
 }
 
 /// The cache that forgets, as the model's mode wants it.
-pub(crate) fn transient(model: &Model) -> Transient {
-    Transient::new(model.config().kv != KvMode::RecursionWise)
+pub(crate) fn transient(model: &Model) -> PassCache {
+    PassCache::new(model.config().kv != KvMode::RecursionWise)
 }
 
 /// All rows at once.
@@ -220,7 +238,7 @@ pub(crate) fn at_once(model: &Model, ids: &[u32], rows: &Rows, how: &How) -> Out
 
 /// One sequence through a cache, in chunks.
 pub(crate) fn cached(model: &Model, ids: &[u32], chunk: usize, how: &How) -> Out {
-    let mut cache = Cache::new(1);
+    let mut cache = SequenceCache::new(1);
     let mut all = Out { logits: Vec::new(), depth: Vec::new() };
     for (i, part) in ids.chunks(chunk).enumerate() {
         let rows = Rows::stretch(0, (i * chunk) as u32, part.len());
@@ -229,10 +247,12 @@ pub(crate) fn cached(model: &Model, ids: &[u32], chunk: usize, how: &How) -> Out
     all
 }
 
-/// A causal rule under which, at every recursion that is not free, half of the candidates in `ids` stop.
+/// A causal rule under which, at every recursion that is not free, half of the candidates in `ids`
+/// stop.
 pub(crate) fn causal(model: &Model, ids: &[u32]) -> Rule {
     let n = model.config().recursions;
-    let mut decision = Decision { made_by: "test".into(), auxiliary: false, thresholds: vec![None; n] };
+    let mut decision =
+        CausalThresholds { made_by: "test".into(), auxiliary: false, thresholds: vec![None; n] };
     if let RouterConfig::ExpertChoice(_) = model.config().router {
         for r in 1..n {
             let mut watch = Watch::default();
@@ -251,7 +271,13 @@ pub(crate) fn same(found: &Out, expected: &Out, what: &str) {
     assert_eq!(found.depth, expected.depth, "{what}: depths");
     assert_eq!(found.logits.len(), expected.logits.len(), "{what}: logits");
     for (i, (f, e)) in found.logits.iter().zip(&expected.logits).enumerate() {
-        assert_eq!(f.to_bits(), e.to_bits(), "{what}: row {} logit {}: {f:e}, expected {e:e}", i / VOCAB, i % VOCAB);
+        assert_eq!(
+            f.to_bits(),
+            e.to_bits(),
+            "{what}: row {} logit {}: {f:e}, expected {e:e}",
+            i / VOCAB,
+            i % VOCAB
+        );
     }
 }
 
@@ -260,6 +286,9 @@ pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str)
     assert_eq!(found.len(), expected.len(), "{what}: number of entries");
     let largest = expected.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f - e).abs() <= tolerance * largest, "{what}: entry {i} is {f}, expected {e} (largest {largest})");
+        assert!(
+            (f - e).abs() <= tolerance * largest,
+            "{what}: entry {i} is {f}, expected {e} (largest {largest})"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the tests of the operations share: random matrices, comparison, and running one case with one body.
+//! What the tests of the operations share: random matrices, comparison, and running one case with
+//! one body.
 
 // Every test file uses a part of this.
 #![allow(dead_code)]
@@ -100,7 +101,8 @@ impl Case {
     /// The functional without recording, in f64 over the f32 output.
     pub(crate) fn functional(&self, ops: Ops, inputs: &[Matrix], weights: &[Matrix]) -> f64 {
         let inputs: Vec<Tensor2> = inputs.iter().map(Matrix::tensor).collect();
-        let weights: Vec<Weight> = weights.iter().map(|m| Weight::new(m.values.clone(), m.rows, m.columns)).collect();
+        let weights: Vec<Weight> =
+            weights.iter().map(|m| Weight::new(m.values.clone(), m.rows, m.columns)).collect();
         let y = read_rows(&(self.body)(ops, &inputs, &weights));
         y.iter().zip(coefficients(y.len())).map(|(&y, c)| f64::from(y) * f64::from(c)).sum()
     }
@@ -111,7 +113,10 @@ pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str)
     assert_eq!(found.len(), expected.len(), "{what}: number of entries");
     let largest = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f - e).abs() <= tolerance * largest, "{what}: entry {i} is {f}, expected {e} (largest {largest})");
+        assert!(
+            (f - e).abs() <= tolerance * largest,
+            "{what}: entry {i} is {f}, expected {e} (largest {largest})"
+        );
     }
 }
 

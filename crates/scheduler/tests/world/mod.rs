@@ -1,12 +1,14 @@
-//! An executor without a model: it writes hashes into pages and checks at every read that a sequence sees its own tokens
-//! and nothing else.
+//! An executor without a model: it writes hashes into pages and checks at every read that a
+//! sequence sees its own tokens and nothing else.
 
 mod text;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use scheduler::{After, Ended, Finish, Limits, PAGE, PageCopy, Refusal, Request, Scheduler, Shape, Slot, Tick};
+use scheduler::{
+    After, Ended, Finish, Limits, PAGE, PageCopy, Refusal, Request, Scheduler, Shape, Slot, Tick,
+};
 
 pub(crate) use text::{Text, mix};
 
@@ -105,19 +107,21 @@ impl World {
         for &slot in &tick.admitted {
             self.admitted(slot);
         }
-        for enter in &tick.enter {
+        for enter in &tick.prelude {
             let id = self.in_slot[&enter.slot];
             self.started(id);
             self.rows += enter.count as u64;
             assert_eq!(self.scheduler.pages().count(self.table(enter.slot), 0), enter.first);
             self.write(enter.slot, 0, (enter.first..enter.first + enter.count).collect());
         }
-        for turn in &tick.turn {
-            let flight = *self.scheduler.running(turn.slot).unwrap().flight().unwrap();
+        for turn in &tick.recur {
+            let chunk = *self.scheduler.running(turn.slot).unwrap().chunk().unwrap();
             let id = self.in_slot[&turn.slot];
             let text = &self.lives[&id].text;
-            let end = flight.first + flight.count;
-            let there = |tier: usize| text.positions(tier, end).skip_while(|&p| p < flight.first).collect::<Vec<_>>();
+            let end = chunk.first + chunk.count;
+            let there = |tier: usize| {
+                text.positions(tier, end).skip_while(|&p| p < chunk.first).collect::<Vec<_>>()
+            };
             let took = there(turn.recursion + 1);
             // Some routers know beforehand who goes on, others find out.
             let knows = !id.is_multiple_of(2) && turn.recursion + 1 < self.recursions;
@@ -125,9 +129,9 @@ impl World {
             let count = took.len();
             self.write(turn.slot, turn.recursion + 1, took);
             self.read(turn.slot, turn.recursion + 1, end);
-            self.scheduler.turned(turn.slot, count, going).unwrap();
+            self.scheduler.recurred(turn.slot, count, going).unwrap();
         }
-        for leave in self.scheduler.leaving() {
+        for leave in self.scheduler.ready_for_coda() {
             self.read(leave.slot, 0, leave.first + leave.count);
             self.leave(leave.slot, leave.first, leave.count, leave.draws);
         }
@@ -144,7 +148,10 @@ impl World {
         }
         for ended in &tick.ended {
             let id = ended.request.id;
-            assert_eq!(ended.slot.map(|slot| self.in_slot.remove(&slot)), ended.slot.map(|_| Some(id)));
+            assert_eq!(
+                ended.slot.map(|slot| self.in_slot.remove(&slot)),
+                ended.slot.map(|_| Some(id))
+            );
             let life = &self.lives[&id];
             let expected = if life.cancelled { Finish::Cancelled } else { Finish::Deadline };
             assert_eq!(ended.done.finish, expected);
@@ -161,7 +168,8 @@ impl World {
         let done = self.scheduler.pages().count(running.table(), 0);
         assert!(done < running.sequence().len());
         assert!(!request.prompt_scores || done == 0);
-        let caps: Vec<u32> = (0..running.sequence().len()).map(|p| running.sequence().cap_of(p)).collect();
+        let caps: Vec<u32> =
+            (0..running.sequence().len()).map(|p| running.sequence().cap_of(p)).collect();
         assert_eq!(caps, self.lives[&request.id].text.caps, "caps are remembered");
         assert_eq!(self.in_slot.insert(slot, request.id), None);
         self.resumed += done as u64;
@@ -206,7 +214,8 @@ impl World {
         let first = pages.count(table, tier) - positions.len();
         for layer in 0..self.layers[tier] {
             for (i, &position) in positions.iter().enumerate() {
-                self.kv[pages.place(table, tier, layer, first + i) as usize] = text.content(position, tier, layer);
+                self.kv[pages.place(table, tier, layer, first + i) as usize] =
+                    text.content(position, tier, layer);
             }
         }
     }
@@ -221,7 +230,11 @@ impl World {
             let list = pages.list(table, tier, layer);
             for (i, position) in text.positions(tier, end).enumerate() {
                 let found = self.kv[list[i / PAGE] as usize * PAGE + i % PAGE];
-                assert_eq!(found, text.content(position, tier, layer), "tier {tier} layer {layer} position {position}");
+                assert_eq!(
+                    found,
+                    text.content(position, tier, layer),
+                    "tier {tier} layer {layer} position {position}"
+                );
             }
         }
     }
@@ -236,7 +249,7 @@ impl World {
         assert_eq!(draws, first + count == text.tokens.len() && text.request.max_tokens > 0);
         let depths = text.depths[first..first + count].to_vec();
         let drawn = draws.then(|| text.next());
-        let after = self.scheduler.left(slot, &depths, drawn, self.now_us).unwrap();
+        let after = self.scheduler.completed(slot, &depths, drawn, self.now_us).unwrap();
         let ended = if let After::Ended(ended) = &after { Some(ended) } else { None };
         let cancelled = self.lives[&id].cancelled;
         if let Some(token) = drawn.filter(|_| !cancelled) {
@@ -249,7 +262,9 @@ impl World {
             let stop = text.request.stop_ids.contains(&text.tokens[text.tokens.len() - 1]);
             let expected = match drawn {
                 _ if cancelled => Finish::Cancelled,
-                Some(token) if stop && text.generated() >= text.request.min_tokens => Finish::Stop(token),
+                Some(token) if stop && text.generated() >= text.request.min_tokens => {
+                    Finish::Stop(token)
+                }
                 _ if text.generated() == text.request.max_tokens => Finish::Length,
                 _ => Finish::Deadline,
             };
@@ -265,8 +280,12 @@ impl World {
             Some(running) => running.sequence().cap_of(text.tokens.len()),
             None => planned,
         };
-        let least = text.request.dial.min_depth.max(1);
-        assert!(if self.brownout { (least.min(planned)..=planned).contains(&cap) } else { cap == planned });
+        let least = text.request.depth_options.min_depth.max(1);
+        assert!(if self.brownout {
+            (least.min(planned)..=planned).contains(&cap)
+        } else {
+            cap == planned
+        });
         self.life(id).text.draw(token, cap);
     }
 

@@ -1,5 +1,6 @@
-//! What a sequence must hold and say, computed from its tokens alone: hashes stand for keys and values, depths and draws
-//! are functions of the text so far, as in a model whose bits do not depend on company.
+//! What a sequence must hold and say, computed from its tokens alone: hashes stand for keys and
+//! values, depths and draws are functions of the text so far, as in a model whose bits do not
+//! depend on company.
 
 use scheduler::Request;
 
@@ -11,7 +12,7 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A text under one dial.
+/// A text under one depth_options.
 pub(crate) struct Text {
     pub(crate) request: Request,
     pub(crate) recursions: u32,
@@ -45,20 +46,21 @@ impl Text {
     }
 
     fn cap(&self) -> u32 {
-        self.request.dial.max_depth.unwrap_or(self.recursions).min(self.recursions)
+        self.request.depth_options.max_depth.unwrap_or(self.recursions).min(self.recursions)
     }
 
     fn push(&mut self, token: u32, cap: u32) {
-        let dial = &self.request.dial;
-        let root =
-            mix(u64::from(dial.min_depth) ^ (u64::from(dial.threshold.to_bits()) << 8) ^ u64::from(self.cap()) << 50);
+        let depth_options = &self.request.depth_options;
+        let root = mix(u64::from(depth_options.min_depth)
+            ^ (u64::from(depth_options.threshold.to_bits()) << 8)
+            ^ u64::from(self.cap()) << 50);
         let above = self.hashes.last().copied().unwrap_or(root);
         let hash = mix(above ^ mix(u64::from(token) ^ u64::from(cap) << 40));
         let depth = (mix(hash ^ 1) % u64::from(self.recursions + 1)) as u32;
         self.tokens.push(token);
         self.caps.push(cap);
         self.hashes.push(hash);
-        self.depths.push(depth.clamp(dial.min_depth, cap));
+        self.depths.push(depth.clamp(depth_options.min_depth, cap));
     }
 
     /// The token that follows the text so far.
@@ -66,11 +68,12 @@ impl Text {
         (mix(self.hashes[self.hashes.len() - 1] ^ 2) % 24) as u32
     }
 
-    /// The cap of the row of the token to come without brown-out, by the definition of the dial.
+    /// The cap of the row of the token to come without brown-out, by the definition of the
+    /// depth_options.
     pub(crate) fn next_cap(&self) -> u32 {
-        let dial = &self.request.dial;
-        let least = dial.min_depth.max(1);
-        let Some(mean) = dial.mean_depth else { return self.cap() };
+        let depth_options = &self.request.depth_options;
+        let least = depth_options.min_depth.max(1);
+        let Some(mean) = depth_options.mean_depth else { return self.cap() };
         let spent = self.spent + u64::from(self.depths[self.depths.len() - 1]);
         let left = (f64::from(mean) * (self.drawn + 2) as f64 - spent as f64).floor();
         left.clamp(f64::from(least), f64::from(self.cap())) as u32
@@ -90,7 +93,8 @@ impl Text {
 
     /// What one layer of a tier holds for a position.
     pub(crate) fn content(&self, position: usize, tier: usize, layer: usize) -> u64 {
-        mix(self.hashes[position] ^ mix((position as u64) << 16 | (tier as u64) << 8 | layer as u64))
+        mix(self.hashes[position]
+            ^ mix((position as u64) << 16 | (tier as u64) << 8 | layer as u64))
     }
 
     /// Positions below `end` that a tier holds.

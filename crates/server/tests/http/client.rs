@@ -27,7 +27,12 @@ impl Server {
         Server::of(settings, options, fake::facts(), fake::text()).await
     }
 
-    pub(crate) async fn of(settings: Settings, options: Options, facts: Facts, text: Text) -> Server {
+    pub(crate) async fn of(
+        settings: Settings,
+        options: Options,
+        facts: Facts,
+        text: Text,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let fake = Fake::start(options);
@@ -63,7 +68,8 @@ impl Server {
 
     pub(crate) async fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics").await.text();
-        let found = text.lines().find_map(|l| l.strip_prefix(line).and_then(|rest| rest.strip_prefix(' ')));
+        let found =
+            text.lines().find_map(|l| l.strip_prefix(line).and_then(|rest| rest.strip_prefix(' ')));
         found.map_or(f64::NAN, |value| value.parse().unwrap())
     }
 
@@ -71,7 +77,11 @@ impl Server {
     pub(crate) async fn settled(&self) -> Duration {
         let begun = Instant::now();
         while self.fake.live() > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(10), "{} sequences are left", self.fake.live());
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{} sequences are left",
+                self.fake.live()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         begun.elapsed()
@@ -89,8 +99,9 @@ impl Server {
 
 /// A POST that closes the connection afterwards.
 pub(crate) fn request(path: &str, body: &[u8], more: &str) -> Vec<u8> {
-    let head =
-        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n{more}");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n{more}"
+    );
     let mut raw = format!("{head}content-length: {}\r\n\r\n", body.len()).into_bytes();
     raw.extend_from_slice(body);
     raw
@@ -135,7 +146,10 @@ impl Reply {
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(':'));
-        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+        lines
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .next()
     }
 
     pub(crate) fn text(&self) -> String {
@@ -159,17 +173,25 @@ impl Reply {
     /// The JSON of all events; the last one must be `[DONE]`.
     pub(crate) fn events(&self) -> Vec<Value> {
         let text = self.text();
-        let mut lines: Vec<&str> = text.split("\n\n").filter(|l| !l.is_empty() && !l.starts_with(':')).collect();
+        let mut lines: Vec<&str> =
+            text.split("\n\n").filter(|l| !l.is_empty() && !l.starts_with(':')).collect();
         assert_eq!(lines.pop(), Some("data: [DONE]"), "{text}");
-        lines.iter().map(|line| serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap()).collect()
+        lines
+            .iter()
+            .map(|line| serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap())
+            .collect()
     }
 }
 
 fn dechunk(mut rest: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = rest.windows(2).position(|w| w == b"\r\n") {
-        let size = std::str::from_utf8(&rest[..end]).ok().and_then(|hex| usize::from_str_radix(hex, 16).ok());
-        let Some(size) = size.filter(|&size| size > 0 && rest.len() >= end + 2 + size) else { break };
+        let size = std::str::from_utf8(&rest[..end])
+            .ok()
+            .and_then(|hex| usize::from_str_radix(hex, 16).ok());
+        let Some(size) = size.filter(|&size| size > 0 && rest.len() >= end + 2 + size) else {
+            break;
+        };
         body.extend_from_slice(&rest[end + 2..end + 2 + size]);
         rest = rest.get(end + 4 + size..).unwrap_or_default();
     }

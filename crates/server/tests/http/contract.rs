@@ -19,7 +19,10 @@ async fn a_completion_has_every_documented_part() {
     assert!(reply.header("x-request-id").unwrap().starts_with("req-"));
     assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
     assert_eq!(answer["object"], "text_completion");
-    assert_eq!((&answer["model"], &answer["system_fingerprint"]), (&json!("fake/tiny"), &json!("fp_fake")));
+    assert_eq!(
+        (&answer["model"], &answer["system_fingerprint"]),
+        (&json!("fake/tiny"), &json!("fp_fake"))
+    );
     let choice = &answer["choices"][0];
     assert_eq!(choice["finish_reason"], "length");
     assert_eq!(
@@ -28,7 +31,10 @@ async fn a_completion_has_every_documented_part() {
     );
     assert!(choice.get("lathe").is_none() && choice.get("token_ids").is_none());
     let usage = &answer["usage"];
-    assert_eq!((&usage["completion_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]), (&json!(5), &json!(0)));
+    assert_eq!(
+        (&usage["completion_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]),
+        (&json!(5), &json!(0))
+    );
     assert_eq!(usage["lathe"]["dense_equivalent_steps"], 15);
     let prompt = Model::shared().tokenizer.encode("The cat").unwrap();
     assert_eq!(usage["prompt_tokens"], prompt.len());
@@ -55,8 +61,7 @@ async fn a_chat_answer_has_every_documented_part() {
     let choice = &answer["choices"][0];
     assert_eq!(choice["message"]["role"], "assistant");
     assert!(choice["message"]["content"].is_string() && choice.get("delta").is_none());
-    let rendered =
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n";
+    let rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n";
     let prompt = Model::shared().tokenizer.encode(rendered).unwrap();
     assert_eq!(choice["prompt_token_ids"], json!(prompt));
     let content = choice["logprobs"]["content"].as_array().unwrap();
@@ -69,7 +74,12 @@ async fn a_chat_answer_has_every_documented_part() {
     }
     assert_eq!(choice["lathe"]["depths"].as_array().unwrap().len(), 6);
     // Without a bound the answer may fill the context.
-    let all = server.post(CHAT, &json!({ "messages": [{ "role": "user", "content": "x" }], "ignore_eos": true })).await;
+    let all = server
+        .post(
+            CHAT,
+            &json!({ "messages": [{ "role": "user", "content": "x" }], "ignore_eos": true }),
+        )
+        .await;
     assert_eq!(all.ok()["usage"]["total_tokens"], CONTEXT);
     let open = json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "The cat sat" }],
         "continue_final_message": true, "max_tokens": 1, "return_token_ids": true });
@@ -78,7 +88,8 @@ async fn a_chat_answer_has_every_documented_part() {
     assert_eq!(text["prompt"], "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe cat sat");
 }
 
-/// Requests to `/v1/completions` that are refused: what is added to a good one, the status, and what the message names.
+/// Requests to `/v1/completions` that are refused: what is added to a good one, the status, and
+/// what the message names.
 fn refused_completions() -> Vec<(Value, u16, &'static str)> {
     let many: Vec<String> = (0..17).map(|at| format!("s{at}")).collect();
     let mut bias = serde_json::Map::new();
@@ -130,14 +141,22 @@ fn refused_completions() -> Vec<(Value, u16, &'static str)> {
         (json!({ "logit_bias": bias }), 400, "at most 1024"),
         (json!({ "stream": "yes" }), 400, "`stream`"),
         (json!({ "stream_options": { "include_usage": true } }), 400, "without `stream`"),
-        (json!({ "stream": true, "stream_options": { "include_usage": 1 } }), 400, "`stream_options.include_usage`"),
+        (
+            json!({ "stream": true, "stream_options": { "include_usage": 1 } }),
+            400,
+            "`stream_options.include_usage`",
+        ),
         (json!({ "suffix": "end" }), 400, "does not support"),
         (json!({ "best_of": 2 }), 400, "same as `n`"),
         (json!({ "use_beam_search": true }), 400, "does not support"),
         (json!({ "response_format": { "type": "json_object" } }), 400, "does not support"),
         (json!({ "guided_regex": "a*" }), 400, "does not support"),
         (json!({ "priority": 3 }), 400, "`priority`"),
-        (json!({ "lathe": { "max_depth": 4 } }), 400, "`lathe.max_depth` is 4, expected an integer from 1 to 3"),
+        (
+            json!({ "lathe": { "max_depth": 4 } }),
+            400,
+            "`lathe.max_depth` is 4, expected an integer from 1 to 3",
+        ),
         (json!({ "lathe": { "max_depth": 1, "min_depth": 2 } }), 400, "`lathe.min_depth`"),
         (json!({ "lathe": { "mean_depth_budget": 0 } }), 400, "`lathe.mean_depth_budget`"),
         (json!({ "lathe": [] }), 400, "`lathe` is [], expected an object"),
@@ -176,17 +195,32 @@ async fn chat_refuses_what_it_does_not_do() {
         (json!({}), "`messages` is missing"),
         (json!({ "messages": [] }), "`messages`"),
         (json!({ "messages": "hi" }), "`messages`"),
-        (json!({ "messages": [{ "role": "king", "content": "x" }] }), "`messages[0].role` is \"king\""),
+        (
+            json!({ "messages": [{ "role": "king", "content": "x" }] }),
+            "`messages[0].role` is \"king\"",
+        ),
         (json!({ "messages": [{ "content": "x" }] }), "`messages[0].role`"),
         (json!({ "messages": [{ "role": "user" }] }), "`messages[0].content`"),
-        (json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }), "text only"),
-        (json!({ "messages": [{ "role": "assistant", "content": "", "tool_calls": [{}] }] }), "tool_calls"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
+            "text only",
+        ),
+        (
+            json!({ "messages": [{ "role": "assistant", "content": "", "tool_calls": [{}] }] }),
+            "tool_calls",
+        ),
         (json!({ "messages": user, "tools": [{ "type": "function" }] }), "`tools`"),
-        (json!({ "messages": user, "response_format": { "type": "json_object" } }), "`response_format`"),
+        (
+            json!({ "messages": user, "response_format": { "type": "json_object" } }),
+            "`response_format`",
+        ),
         (json!({ "messages": user, "top_logprobs": 3 }), "without `logprobs`"),
         (json!({ "messages": user, "logprobs": 3 }), "`logprobs`"),
         (json!({ "messages": user, "max_tokens": 0 }), "`max_tokens`"),
-        (json!({ "messages": user, "continue_final_message": true, "add_generation_prompt": true }), "exclude"),
+        (
+            json!({ "messages": user, "continue_final_message": true, "add_generation_prompt": true }),
+            "exclude",
+        ),
         (json!({ "messages": [{ "role": "user", "content": "y ".repeat(3000) }] }), "context"),
     ];
     for (body, part) in cases {
@@ -214,7 +248,8 @@ async fn hostile_templates_end_as_400() {
         let mut text = fake::text();
         text.chat_template = Some(template.to_owned());
         let server = Server::of(Settings::default(), Options::default(), fake::facts(), text).await;
-        let reply = server.post(CHAT, &json!({ "messages": [{ "role": "user", "content": "x" }] })).await;
+        let reply =
+            server.post(CHAT, &json!({ "messages": [{ "role": "user", "content": "x" }] })).await;
         assert_eq!(reply.status, 400, "{template}: {}", reply.text());
         assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x" })).await.status, 200);
     }
@@ -226,9 +261,15 @@ async fn unknown_fields_are_named_or_refused() {
     let body = json!({ "prompt": "x", "max_tokens": 1, "cache_prompt": true, "lathe": { "depth": 1 }, "a,b\u{e9}": 1,
         "user": "u", "metadata": {}, "suffix": null, "best_of": 1, "response_format": { "type": "text" } });
     let reply = server.post(COMPLETIONS, &body).await;
-    assert_eq!(reply.header("x-lathe-ignored"), Some("cache_prompt, lathe.depth, a?b?"), "{}", reply.head);
+    assert_eq!(
+        reply.header("x-lathe-ignored"),
+        Some("cache_prompt, lathe.depth, a?b?"),
+        "{}",
+        reply.head
+    );
     reply.ok();
-    let strict = Server::with(Settings { strict: true, ..Settings::default() }, Options::default()).await;
+    let strict =
+        Server::with(Settings { strict: true, ..Settings::default() }, Options::default()).await;
     let reply = strict.post(COMPLETIONS, &body).await;
     assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("cache_prompt")));
     assert_eq!(strict.post(COMPLETIONS, &json!({ "prompt": "x", "user": "u" })).await.status, 200);
@@ -265,12 +306,14 @@ async fn bodies_types_and_paths() {
     }
     let reply = server.send_bytes(&request("/metrics", b"", "")).await;
     assert_eq!(reply.header("allow"), Some("GET"));
-    let named = "GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: my id 7\r\n\r\n";
+    let named =
+        "GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: my id 7\r\n\r\n";
     assert_eq!(server.send(named).await.header("x-request-id"), Some("my id 7"));
     let long = named.replace("my id 7", &"a".repeat(129));
     assert!(server.send(&long).await.header("x-request-id").unwrap().starts_with("req-"));
     let small = Limits { body_bytes: 100, ..Limits::default() };
-    let small = Server::with(Settings { limits: small, ..Settings::default() }, Options::default()).await;
+    let small =
+        Server::with(Settings { limits: small, ..Settings::default() }, Options::default()).await;
     let reply = small.post(COMPLETIONS, &json!({ "prompt": "x".repeat(101) })).await;
     assert_eq!((reply.status, &reply.json()["error"]["type"]), (413, &json!("payload_too_large")));
 }
@@ -283,7 +326,10 @@ async fn helper_routes() {
     let model = server.get("/v1/models/fake%2Ftiny").await.ok();
     assert_eq!(model, models["data"][0]);
     assert_eq!((&model["owned_by"], &model["max_model_len"]), (&json!("lathe"), &json!(CONTEXT)));
-    assert_eq!((&model["lathe"]["family"], &model["lathe"]["recursions"]), (&json!("mor"), &json!(3)));
+    assert_eq!(
+        (&model["lathe"]["family"], &model["lathe"]["recursions"]),
+        (&json!("mor"), &json!(3))
+    );
     assert_eq!(server.get("/v1/models/tiny").await.ok()["root"], "fake/tiny");
     assert_eq!(server.get("/v1/models/other").await.json()["error"]["code"], "model_not_found");
 
@@ -293,22 +339,34 @@ async fn helper_routes() {
         let body = json!({ name: text, "add_special_tokens": false, "return_token_strs": true });
         let tokens = server.post("/tokenize", &body).await.ok();
         let ids = tokens["tokens"].as_array().unwrap();
-        assert_eq!((tokens["count"].as_u64(), ids.last()), (Some(ids.len() as u64), Some(&json!(eos))));
+        assert_eq!(
+            (tokens["count"].as_u64(), ids.last()),
+            (Some(ids.len() as u64), Some(&json!(eos)))
+        );
         assert_eq!(tokens["max_model_len"], CONTEXT);
         assert_eq!(tokens["token_strs"].as_array().unwrap().last(), Some(&json!("<|endoftext|>")));
         let back = server.post("/detokenize", &json!({ "tokens": ids })).await.ok();
         assert_eq!((&back["prompt"], &back["content"]), (&json!(text), &json!(text)));
     }
-    let chat = server.post("/tokenize", &json!({ "messages": [{ "role": "user", "content": "x" }] })).await.ok();
+    let chat = server
+        .post("/tokenize", &json!({ "messages": [{ "role": "user", "content": "x" }] }))
+        .await
+        .ok();
     assert!(chat["count"].as_u64().unwrap() > 5);
     assert_eq!(server.post("/tokenize", &json!({})).await.status, 400);
     assert_eq!(server.post("/detokenize", &json!({ "tokens": [1_000_000] })).await.status, 400);
     assert_eq!(server.post("/detokenize", &json!({})).await.status, 400);
-    let one = server.post("/tokenize", &json!({ "prompt": "<|endoftext|>", "add_special_tokens": false })).await.ok();
+    let one = server
+        .post("/tokenize", &json!({ "prompt": "<|endoftext|>", "add_special_tokens": false }))
+        .await
+        .ok();
     assert_eq!(one["tokens"], json!([eos]));
     let info = server.get("/tokenizer_info").await.ok();
     assert_eq!((&info["eos_token"], &info["bos_token"]), (&json!("<|endoftext|>"), &json!(null)));
-    assert!(info["chat_template"].as_str().unwrap().contains("im_start") && info["tokenizer_class"].is_string());
+    assert!(
+        info["chat_template"].as_str().unwrap().contains("im_start")
+            && info["tokenizer_class"].is_string()
+    );
 
     assert_eq!(server.get("/health").await.ok()["status"], "ok");
     assert_eq!(server.get("/live").await.ok()["status"], "ok");
@@ -328,13 +386,18 @@ async fn the_description_matches_the_checks() {
         (COMPLETIONS, json!({ "prompt": "The cat", "max_tokens": 1 })),
         (CHAT, json!({ "messages": [{ "role": "user", "content": "x" }], "max_tokens": 1 })),
     ] {
-        let schema = &api["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
+        let schema =
+            &api["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
         for (name, property) in schema["properties"].as_object().unwrap() {
             fields += 1;
             // The default that is described is accepted, and so is null.
-            for value in [property.get("default").cloned(), Some(Value::Null)].into_iter().flatten() {
+            for value in [property.get("default").cloned(), Some(Value::Null)].into_iter().flatten()
+            {
                 let mut body = base.clone();
-                if name == "prompt" || name == "messages" || (name == "max_tokens" && value.is_null()) {
+                if name == "prompt"
+                    || name == "messages"
+                    || (name == "max_tokens" && value.is_null())
+                {
                     continue;
                 }
                 body[name] = value;
@@ -343,7 +406,10 @@ async fn the_description_matches_the_checks() {
             }
             // A number just outside the bounds that are described is refused.
             let bound = &property["anyOf"][0];
-            let outside = [bound["minimum"].as_f64().map(|v| v - 1.0), bound["maximum"].as_f64().map(|v| v + 1.0)];
+            let outside = [
+                bound["minimum"].as_f64().map(|v| v - 1.0),
+                bound["maximum"].as_f64().map(|v| v + 1.0),
+            ];
             for value in outside.into_iter().flatten().filter(|v| v.abs() < 1e9) {
                 let mut body = base.clone();
                 body[name] = json!(value);
@@ -362,14 +428,22 @@ async fn the_description_matches_the_checks() {
 
 #[tokio::test]
 async fn every_route_but_two_needs_a_key() {
-    let settings = Settings { api_keys: vec!["one".to_owned(), "secret".to_owned()], ..Settings::default() };
+    let settings =
+        Settings { api_keys: vec!["one".to_owned(), "secret".to_owned()], ..Settings::default() };
     let server = Server::with(settings, Options::default()).await;
     let api =
         server.send("GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
     let api = api.await.ok();
-    let mut routes: Vec<(String, String)> = vec![("get".into(), "/nothing".into()), ("post".into(), "/live".into())];
+    let mut routes: Vec<(String, String)> =
+        vec![("get".into(), "/nothing".into()), ("post".into(), "/live".into())];
     for (path, entry) in api["paths"].as_object().unwrap() {
-        routes.extend(entry.as_object().unwrap().keys().map(|method| (method.clone(), path.replace("{id}", "tiny"))));
+        routes.extend(
+            entry
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(|method| (method.clone(), path.replace("{id}", "tiny"))),
+        );
     }
     for (method, path) in routes {
         let open = method == "get" && ["/health", "/live"].contains(&path.as_str());
@@ -380,11 +454,23 @@ async fn every_route_but_two_needs_a_key() {
             ("Bearer secret", true),
             ("Basic eDpvbmU=", true),
         ] {
-            let head = format!("{} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n", method.to_uppercase());
-            let head = if key.is_empty() { head } else { format!("{head}authorization: {key}\r\n") };
-            let reply =
-                server.send(&format!("{head}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}")).await;
-            assert_eq!(reply.status != 401, open || right, "{method} {path} {key}: {}", reply.text());
+            let head = format!(
+                "{} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n",
+                method.to_uppercase()
+            );
+            let head =
+                if key.is_empty() { head } else { format!("{head}authorization: {key}\r\n") };
+            let reply = server
+                .send(&format!(
+                    "{head}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+                ))
+                .await;
+            assert_eq!(
+                reply.status != 401,
+                open || right,
+                "{method} {path} {key}: {}",
+                reply.text()
+            );
             if reply.status == 401 {
                 assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
                 assert_eq!(reply.json()["error"]["type"], "authentication_error");
@@ -393,7 +479,10 @@ async fn every_route_but_two_needs_a_key() {
     }
     let none = Server::new().await;
     let empty = b"{\"prompt\":\"x\",\"max_tokens\":1}";
-    assert_eq!(none.send_bytes(&request(COMPLETIONS, empty, "authorization: Bearer \r\n")).await.status, 200);
+    assert_eq!(
+        none.send_bytes(&request(COMPLETIONS, empty, "authorization: Bearer \r\n")).await.status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -415,5 +504,7 @@ async fn settings_that_cannot_work_are_refused() {
     }
     let (mut facts, text) = model();
     facts.vocab = 10;
-    assert!(start(Settings::default(), (facts, text)).await.unwrap_err().to_string().contains("10"));
+    assert!(
+        start(Settings::default(), (facts, text)).await.unwrap_err().to_string().contains("10")
+    );
 }

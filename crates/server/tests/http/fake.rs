@@ -1,7 +1,10 @@
-//! An engine without a model: the next token and all log-probabilities are a function of the tokens before.
+//! An engine without a model: the next token and all log-probabilities are a function of the tokens
+//! before.
 
 use data::{Tokenizer, TrainOptions};
-use scheduler::{Done, Event, Finish, Gauges, Offer, Refusal, Request, Scored, Sink, TokenOut, Usage};
+use scheduler::{
+    Done, Event, Finish, Gauges, Offer, Refusal, Request, Scored, Sink, TokenOut, Usage,
+};
 use server::{Backend, Facts, Text};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -51,15 +54,19 @@ impl Model {
     pub(crate) fn log_probabilities(&self, history: &[u32]) -> Vec<f32> {
         let tail = &history[history.len().saturating_sub(2)..];
         let key = tail.iter().fold(history.len() as u64 / 7, |key, &id| mix(key ^ u64::from(id)));
-        let mut logits: Vec<f32> =
-            (0..self.vocab as u64).map(|id| (mix(key ^ (id << 20)) % 4096) as f32 / 1024.0).collect();
+        let mut logits: Vec<f32> = (0..self.vocab as u64)
+            .map(|id| (mix(key ^ (id << 20)) % 4096) as f32 / 1024.0)
+            .collect();
         let mut follows = vec![false; self.vocab];
         for (at, window) in self.corpus.windows(tail.len().max(1)).enumerate() {
             if let Some(&next) = self.corpus.get(at + window.len()).filter(|_| window == tail) {
                 follows[next as usize] = true;
             }
         }
-        logits.iter_mut().zip(follows).for_each(|(logit, follows)| *logit += if follows { 7.0 } else { 0.0 });
+        logits
+            .iter_mut()
+            .zip(follows)
+            .for_each(|(logit, follows)| *logit += if follows { 7.0 } else { 0.0 });
         logits[self.eos() as usize] += 2.0;
         let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = logits.iter().map(|l| (l - most).exp()).sum();
@@ -83,8 +90,10 @@ impl Model {
     }
 
     pub(crate) fn depth(&self, request: &Request, history: &[u32]) -> u32 {
-        let wish = 1 + (mix(u64::from(*history.last().unwrap_or(&0))) % u64::from(RECURSIONS)) as u32;
-        wish.min(request.dial.max_depth.unwrap_or(RECURSIONS)).max(request.dial.min_depth)
+        let wish =
+            1 + (mix(u64::from(*history.last().unwrap_or(&0))) % u64::from(RECURSIONS)) as u32;
+        wish.min(request.depth_options.max_depth.unwrap_or(RECURSIONS))
+            .max(request.depth_options.min_depth)
     }
 }
 
@@ -97,7 +106,8 @@ fn mix(value: u64) -> u64 {
 
 /// The `k` largest with their ids, best first.
 pub(crate) fn best(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> = scores.iter().enumerate().map(|(id, &score)| (id as u32, score)).collect();
+    let mut all: Vec<(u32, f32)> =
+        scores.iter().enumerate().map(|(id, &score)| (id as u32, score)).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     all.truncate(k);
     all
@@ -201,18 +211,33 @@ impl Backend for Fake {
         if inner.draining {
             return Err(Refusal::Draining);
         }
-        if request.prompt.is_empty() || request.prompt.iter().any(|&id| id as usize >= self.shared.model.vocab) {
+        if request.prompt.is_empty()
+            || request.prompt.iter().any(|&id| id as usize >= self.shared.model.vocab)
+        {
             let (found, expected) = (format!("{:?}", request.prompt), "token ids".to_owned());
             return Err(Refusal::Invalid { field: "prompt", found, expected });
         }
         if inner.waiting.len() >= self.shared.options.queue {
             inner.gauges.refused += 1;
             let tokens = inner.waiting.iter().map(|s| s.request.prompt.len()).sum();
-            return Err(Refusal::Overloaded { waiting: inner.waiting.len(), tokens, retry_after_s: 2 });
+            return Err(Refusal::Overloaded {
+                waiting: inner.waiting.len(),
+                tokens,
+                retry_after_s: 2,
+            });
         }
         let prefill = self.shared.options.prefill;
         let (text, offer) = (Vec::new(), None);
-        let sequence = Sequence { request, sink, text, prefill, prompt_told: false, offer, steps: 0, cancelled: false };
+        let sequence = Sequence {
+            request,
+            sink,
+            text,
+            prefill,
+            prompt_told: false,
+            offer,
+            steps: 0,
+            cancelled: false,
+        };
         inner.waiting.push_back(sequence);
         self.shared.wake.notify_all();
         Ok(())
@@ -243,7 +268,9 @@ impl Backend for Fake {
     fn idle_for_us(&self) -> u64 {
         let inner = self.shared.inner.lock().unwrap();
         match inner.last_tick {
-            Some(last) if !inner.waiting.is_empty() || !inner.running.is_empty() => last.elapsed().as_micros() as u64,
+            Some(last) if !inner.waiting.is_empty() || !inner.running.is_empty() => {
+                last.elapsed().as_micros() as u64
+            }
             _ => 0,
         }
     }
@@ -257,7 +284,9 @@ impl Shared {
     fn run(&self) {
         loop {
             let mut inner = self.inner.lock().unwrap();
-            let rests = |i: &mut Inner| !i.stopped && (i.stalled || i.waiting.is_empty() && i.running.is_empty());
+            let rests = |i: &mut Inner| {
+                !i.stopped && (i.stalled || i.waiting.is_empty() && i.running.is_empty())
+            };
             while rests(&mut inner) {
                 inner = self.wake.wait(inner).unwrap();
             }
@@ -311,7 +340,9 @@ impl Shared {
             return (true, false);
         }
         match sequence.request.sampling.seed {
-            FAILS if !sequence.text.is_empty() => return end(sequence, Finish::Failed("asked to fail".to_owned())),
+            FAILS if !sequence.text.is_empty() => {
+                return end(sequence, Finish::Failed("asked to fail".to_owned()));
+            }
             LOST if !sequence.text.is_empty() => return (true, true),
             _ => (),
         }

@@ -53,7 +53,10 @@ async fn dribbling_clients_are_closed_and_others_served() {
     let mut times = Vec::new();
     while tasks.len() > 20 {
         let begun = Instant::now();
-        assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200);
+        assert_eq!(
+            server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status,
+            200
+        );
         times.push(begun.elapsed());
         while tasks.try_join_next().map(|done| check(done.unwrap())).is_some() {}
     }
@@ -91,8 +94,7 @@ async fn idle_connections_are_closed_later_than_reading_ones() {
 #[tokio::test]
 async fn readers_that_do_not_read_are_dropped() {
     let server = Server::with(Settings { events: 32, ..impatient() }, Options::default()).await;
-    let body =
-        json!({ "prompt": "The cat", "max_tokens": 240, "ignore_eos": true, "stream": true, "logprobs": 20, "n": 16 });
+    let body = json!({ "prompt": "The cat", "max_tokens": 240, "ignore_eos": true, "stream": true, "logprobs": 20, "n": 16 });
     let raw = request(COMPLETIONS, body.to_string().as_bytes(), "");
     let mut sockets = Vec::new();
     for _ in 0..3 {
@@ -103,7 +105,10 @@ async fn readers_that_do_not_read_are_dropped() {
         sockets.push(stream);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200);
+    assert_eq!(
+        server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status,
+        200
+    );
     server.settled().await;
     assert!(server.metric("lathe_slow_readers_total").await >= 3.0);
 }
@@ -112,8 +117,7 @@ async fn readers_that_do_not_read_are_dropped() {
 async fn a_slow_but_steady_reader_gets_everything() {
     let settings = Settings { events: 4, ..Settings::default() };
     let server = Server::with(settings, Options::default()).await;
-    let body =
-        json!({ "prompt": "The cat", "max_tokens": 150, "ignore_eos": true, "seed": 4, "return_token_ids": true });
+    let body = json!({ "prompt": "The cat", "max_tokens": 150, "ignore_eos": true, "seed": 4, "return_token_ids": true });
     let whole = server.post(COMPLETIONS, &body).await.ok();
     let mut streamed = body;
     streamed["stream"] = json!(true);
@@ -129,22 +133,31 @@ async fn a_slow_but_steady_reader_gets_everything() {
         seen.extend_from_slice(&buffer[..count]);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let text: String =
-        Reply::parse(&seen).events().iter().map(|e| e["choices"][0]["text"].as_str().unwrap().to_owned()).collect();
+    let text: String = Reply::parse(&seen)
+        .events()
+        .iter()
+        .map(|e| e["choices"][0]["text"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(json!(text), whole["choices"][0]["text"]);
 }
 
 #[tokio::test]
 async fn a_full_house_makes_room_for_whole_requests() {
-    let settings = Settings { connections: 20, header_read: Duration::from_secs(30), ..Settings::default() };
-    let server = Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() }).await;
+    let settings =
+        Settings { connections: 20, header_read: Duration::from_secs(30), ..Settings::default() };
+    let server =
+        Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() })
+            .await;
     let mut sockets = Vec::new();
     for _ in 0..60 {
         let mut stream = TcpStream::connect(server.at).await.unwrap();
         stream.write_all(b"POST /v1/compl").await.unwrap();
         sockets.push(stream);
     }
-    assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200);
+    assert_eq!(
+        server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 2 })).await.status,
+        200
+    );
     // When all are at work, a new one is told so.
     let raw = request(
         COMPLETIONS,
@@ -154,7 +167,9 @@ async fn a_full_house_makes_room_for_whole_requests() {
     let mut tasks = JoinSet::new();
     for _ in 0..20 {
         let (raw, at) = (raw.clone(), server.at);
-        tasks.spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
+        tasks.spawn(async move {
+            crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await
+        });
     }
     while server.fake.live() < 20 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -179,8 +194,10 @@ async fn huge_requests_are_refused_quickly_and_cheaply() {
     let ids = vec![1; 257];
     let commas = format!("{{\"prompt\":[{}1]}}", "1,".repeat(2_000_000));
     let nested = format!("{{\"prompt\":[{}[]]}}", "[],".repeat(1_300_000));
-    let objects =
-        format!("{{\"lathe\":{{{}\"a\":1}}}}", (0..90_000).map(|i| format!("\"k{i}\":{{}},")).collect::<String>());
+    let objects = format!(
+        "{{\"lathe\":{{{}\"a\":1}}}}",
+        (0..90_000).map(|i| format!("\"k{i}\":{{}},")).collect::<String>()
+    );
     let stops: Vec<String> = (0..99_990).map(|i| i.to_string()).collect();
     let cases: Vec<(String, u16)> = vec![
         (json!({ "prompt": ids, "max_tokens": 1 }).to_string(), 400),
@@ -220,7 +237,8 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % sides
     }
 
@@ -347,7 +365,8 @@ fn fuzzed(dice: &mut Dice) -> Vec<u8> {
         3 => "content-length: -1\r\n".to_owned(),
         _ => format!("content-length: {length}\r\n"),
     };
-    let kind = ["text/plain", "", "application/json; charset=utf-8", "application/json"][dice.roll(12).min(3)];
+    let kind = ["text/plain", "", "application/json; charset=utf-8", "application/json"]
+        [dice.roll(12).min(3)];
     let odd = match dice.roll(40) {
         0 => format!("x-long: {}\r\n", "h".repeat(100_000)),
         1 => "x: y\r\n".repeat(300),
@@ -362,11 +381,16 @@ fn fuzzed(dice: &mut Dice) -> Vec<u8> {
     );
     let mut raw = head.into_bytes();
     if framing.starts_with("transfer") {
-        let size = if dice.roll(4) == 0 { format!("{:x}", usize::MAX) } else { format!("{:x}", content.len()) };
+        let size = if dice.roll(4) == 0 {
+            format!("{:x}", usize::MAX)
+        } else {
+            format!("{:x}", content.len())
+        };
         raw.extend_from_slice(format!("{size}\r\n").as_bytes());
         raw.extend_from_slice(&content);
         raw.extend_from_slice(
-            dice.pick(&["\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "\r\nzz\r\n", "", "\r\n-1\r\n"]).as_bytes(),
+            dice.pick(&["\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "\r\nzz\r\n", "", "\r\n-1\r\n"])
+                .as_bytes(),
         );
     } else {
         raw.extend_from_slice(&content);
@@ -395,10 +419,12 @@ async fn ten_thousand_malformed_requests() {
                 let mut stream = TcpStream::connect(at).await.unwrap();
                 let _ = stream.write_all(&raw).await;
                 let mut seen = Vec::new();
-                let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut seen)).await;
+                let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut seen))
+                    .await;
                 let reply = Reply::parse(&seen);
                 assert!(
-                    [0, 200, 400, 404, 405, 408, 413, 414, 415, 417, 429, 431, 503].contains(&reply.status),
+                    [0, 200, 400, 404, 405, 408, 413, 414, 415, 417, 429, 431, 503]
+                        .contains(&reply.status),
                     "{} {:?}: {:?}",
                     reply.status,
                     String::from_utf8_lossy(&raw),
@@ -412,7 +438,10 @@ async fn ten_thousand_malformed_requests() {
     }
     let mut all = std::collections::BTreeMap::<u16, u32>::new();
     while let Some(statuses) = tasks.join_next().await {
-        statuses.unwrap().into_iter().for_each(|(status, count)| *all.entry(status).or_default() += count);
+        statuses
+            .unwrap()
+            .into_iter()
+            .for_each(|(status, count)| *all.entry(status).or_default() += count);
     }
     assert_eq!(all.values().sum::<u32>(), 10_000);
     assert!(all[&200] > 250 && all[&400] > 500, "{all:?}");

@@ -17,7 +17,8 @@ fn long(stream: bool) -> Value {
 
 fn pause(seed: u64, most_us: u64) -> Duration {
     Duration::from_micros(
-        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % most_us,
+        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+            % most_us,
     )
 }
 
@@ -44,7 +45,11 @@ async fn clients_that_leave_leave_nothing() {
                 }
                 if seed % 3 == 1 {
                     let mut rest = Vec::new();
-                    let _ = tokio::time::timeout(Duration::from_millis(500), socket.read_to_end(&mut rest)).await;
+                    let _ = tokio::time::timeout(
+                        Duration::from_millis(500),
+                        socket.read_to_end(&mut rest),
+                    )
+                    .await;
                 }
             });
         }
@@ -54,14 +59,19 @@ async fn clients_that_leave_leave_nothing() {
     let cancelled = server.metric("lathe_cancelled_total").await;
     assert!(cancelled > 500.0, "{cancelled}");
     assert_eq!(server.metric("lathe_running").await + server.metric("lathe_waiting").await, 0.0);
-    assert!(server.metric("lathe_requests_total{route=\"completions\",status=\"499\"}").await > 500.0);
+    assert!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"499\"}").await > 500.0
+    );
     assert_eq!(server.post(COMPLETIONS, &json!({ "prompt": "x" })).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_after_pipelining_is_noticed() {
-    let server =
-        Server::with(Settings::default(), Options { tick: Duration::from_millis(20), ..Options::default() }).await;
+    let server = Server::with(
+        Settings::default(),
+        Options { tick: Duration::from_millis(20), ..Options::default() },
+    )
+    .await;
     let mut socket = TcpStream::connect(server.at).await.unwrap();
     let raw = request(COMPLETIONS, long(false).to_string().as_bytes(), "");
     socket.write_all(&[&raw[..], b"GET /live HTT"].concat()).await.unwrap();
@@ -101,40 +111,61 @@ async fn overload_refuses_whole_requests_and_loses_none() {
         if at % 2 == 1 {
             let answer = reply.ok();
             assert_eq!(
-                (answer["choices"].as_array().unwrap().len(), &answer["usage"]["completion_tokens"]),
+                (
+                    answer["choices"].as_array().unwrap().len(),
+                    &answer["usage"]["completion_tokens"]
+                ),
                 (2, &json!(30))
             );
         } else {
-            let ends = reply.events().iter().filter(|e| e["choices"][0]["finish_reason"] == "length").count();
+            let ends = reply
+                .events()
+                .iter()
+                .filter(|e| e["choices"][0]["finish_reason"] == "length")
+                .count();
             assert_eq!(ends, 2);
         }
     }
     assert!(served >= 4 && refused >= 10, "{served} served, {refused} refused");
     assert_eq!(server.metric("lathe_shed_total{reason=\"queue\"}").await, f64::from(refused));
-    assert_eq!(server.metric("lathe_usage_completion_tokens_total").await, f64::from(served) * 30.0);
+    assert_eq!(
+        server.metric("lathe_usage_completion_tokens_total").await,
+        f64::from(served) * 30.0
+    );
     server.settled().await;
 }
 
 #[tokio::test]
 async fn a_batch_beyond_the_queue_leaves_nothing_behind() {
-    let server = Server::with(Settings::default(), Options { queue: 8, ..Options::default() }).await;
+    let server =
+        Server::with(Settings::default(), Options { queue: 8, ..Options::default() }).await;
     server.fake.stall(true);
-    let reply = server.post(COMPLETIONS, &json!({ "prompt": vec!["x"; 5], "n": 2, "max_tokens": 4 })).await;
+    let reply =
+        server.post(COMPLETIONS, &json!({ "prompt": vec!["x"; 5], "n": 2, "max_tokens": 4 })).await;
     assert_eq!(reply.status, 429);
     server.fake.stall(false);
     server.settled().await;
-    let reply = server.post(COMPLETIONS, &json!({ "prompt": vec!["x"; 4], "n": 2, "max_tokens": 4 })).await;
+    let reply =
+        server.post(COMPLETIONS, &json!({ "prompt": vec!["x"; 4], "n": 2, "max_tokens": 4 })).await;
     assert_eq!(reply.ok()["choices"].as_array().unwrap().len(), 8);
 }
 
 #[tokio::test]
 async fn a_panic_ends_its_own_request() {
-    let server =
-        Server::with(Settings::default(), Options { tick: Duration::from_millis(2), ..Options::default() }).await;
-    let raw =
-        request(COMPLETIONS, json!({ "prompt": "x", "max_tokens": 60, "ignore_eos": true }).to_string().as_bytes(), "");
+    let server = Server::with(
+        Settings::default(),
+        Options { tick: Duration::from_millis(2), ..Options::default() },
+    )
+    .await;
+    let raw = request(
+        COMPLETIONS,
+        json!({ "prompt": "x", "max_tokens": 60, "ignore_eos": true }).to_string().as_bytes(),
+        "",
+    );
     let at = server.at;
-    let other = tokio::spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
+    let other = tokio::spawn(async move {
+        crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await
+    });
     for large in [1, 6000] {
         let body = json!({ "prompt": "x", "seed": PANICS, "user": "u".repeat(large) });
         let reply = server.post(COMPLETIONS, &body).await;
@@ -147,8 +178,11 @@ async fn a_panic_ends_its_own_request() {
 
 #[tokio::test]
 async fn draining_finishes_what_runs() {
-    let mut server =
-        Server::with(Settings::default(), Options { tick: Duration::from_millis(15), ..Options::default() }).await;
+    let mut server = Server::with(
+        Settings::default(),
+        Options { tick: Duration::from_millis(15), ..Options::default() },
+    )
+    .await;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [true, false, true, false] {
         let (raw, at) = (
@@ -161,7 +195,9 @@ async fn draining_finishes_what_runs() {
             ),
             server.at,
         );
-        tasks.spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
+        tasks.spawn(async move {
+            crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await
+        });
     }
     while server.fake.live() < 4 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -170,14 +206,19 @@ async fn draining_finishes_what_runs() {
     server.stop();
     tokio::time::sleep(Duration::from_millis(10)).await;
     let health = server.get("/health").await;
-    assert_eq!((health.status, &health.json()["error"]["type"]), (503, &json!("unavailable_error")));
+    assert_eq!(
+        (health.status, &health.json()["error"]["type"]),
+        (503, &json!("unavailable_error"))
+    );
     let refused = server.post(COMPLETIONS, &json!({ "prompt": "x" })).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")));
     assert_eq!(server.get("/live").await.status, 200);
     while let Some(reply) = tasks.join_next().await {
         let reply = reply.unwrap();
         let end = match reply.header("content-type") {
-            Some("text/event-stream") => reply.events().last().unwrap()["choices"][0]["finish_reason"].clone(),
+            Some("text/event-stream") => {
+                reply.events().last().unwrap()["choices"][0]["finish_reason"].clone()
+            }
             _ => reply.ok()["choices"][0]["finish_reason"].clone(),
         };
         assert_eq!(end, "length");
@@ -192,11 +233,15 @@ async fn draining_finishes_what_runs() {
 #[tokio::test]
 async fn draining_ends_what_does_not_finish() {
     let settings = Settings { drain: Duration::from_millis(150), ..Settings::default() };
-    let mut server = Server::with(settings, Options { tick: Duration::from_millis(20), ..Options::default() }).await;
+    let mut server =
+        Server::with(settings, Options { tick: Duration::from_millis(20), ..Options::default() })
+            .await;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [true, false] {
         let (raw, at) = (request(COMPLETIONS, long(stream).to_string().as_bytes(), ""), server.at);
-        tasks.spawn(async move { crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await });
+        tasks.spawn(async move {
+            crate::client::exchange(TcpStream::connect(at).await.unwrap(), &raw).await
+        });
     }
     while server.fake.live() < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -237,13 +282,23 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(["counter", "gauge", "histogram"].contains(&kind) && typed.insert(name.to_owned()), "{line}");
+            assert!(
+                ["counter", "gauge", "histogram"].contains(&kind) && typed.insert(name.to_owned()),
+                "{line}"
+            );
         } else if !line.starts_with("# HELP ") {
             let (key, value) = line.rsplit_once(' ').unwrap();
             let name = key.split('{').next().unwrap();
-            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(name);
             assert!(typed.contains(name) || typed.contains(base), "{line}");
-            assert!(name.starts_with("lathe_") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
+            assert!(
+                name.starts_with("lathe_")
+                    && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+                "{line}"
+            );
             assert!(samples.insert(key.to_owned(), value.parse().unwrap()).is_none(), "{line}");
         }
     }
@@ -255,7 +310,8 @@ async fn metrics_parse_grow_and_add_up() {
     let server = Server::new().await;
     let read = async || parse(&server.get("/metrics").await.text());
     let before = read().await;
-    let (mut prompt, mut completion, mut sequences, mut statuses) = (0, 0, 0, BTreeMap::<u16, u32>::new());
+    let (mut prompt, mut completion, mut sequences, mut statuses) =
+        (0, 0, 0, BTreeMap::<u16, u32>::new());
     for at in 0..30u64 {
         let body = match at % 5 {
             0 => json!({ "prompt": "x", "n": 99 }),
@@ -273,8 +329,9 @@ async fn metrics_parse_grow_and_add_up() {
     }
     let after = read().await;
     for (name, value) in &before {
-        let gauge =
-            ["running", "waiting", "connections", "kv_", "depth_cap", "build"].iter().any(|g| name[6..].starts_with(g));
+        let gauge = ["running", "waiting", "connections", "kv_", "depth_cap", "build"]
+            .iter()
+            .any(|g| name[6..].starts_with(g));
         assert!(gauge || after[name] >= *value, "{name}");
     }
     for (status, count) in statuses {
@@ -292,7 +349,11 @@ async fn metrics_parse_grow_and_add_up() {
     assert_eq!(after["lathe_token_depth_sum"], after["lathe_recursion_steps_total"]);
     assert_eq!(after["lathe_token_depth_count"], after["lathe_generated_tokens_total"]);
     assert_eq!(after["lathe_generated_tokens_total"], (completion + 6) as f64);
-    assert!(after.keys().any(|k| k.starts_with("lathe_build_info{") && k.contains("fingerprint=\"fp_fake\"")));
+    assert!(
+        after
+            .keys()
+            .any(|k| k.starts_with("lathe_build_info{") && k.contains("fingerprint=\"fp_fake\""))
+    );
     for name in ["time_to_first_token_seconds", "request_seconds", "token_depth"] {
         let bucket = format!("lathe_{name}_bucket{{le=\"+Inf\"}}");
         assert_eq!(after[&bucket], after[&format!("lathe_{name}_count")]);

@@ -16,9 +16,17 @@ fn harness(choice: &Value, context: usize) -> (f64, bool) {
     let [_, scores, tops, _] = columns(choice);
     let range = context..scores.len() - 1;
     let sum = scores[range.clone()].iter().map(|v| v.as_f64().unwrap()).sum();
-    let most =
-        |top: &Value| top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::NEG_INFINITY, f64::max);
-    let greedy = scores[range.clone()].iter().zip(&tops[range]).all(|(score, top)| score.as_f64() == Some(most(top)));
+    let most = |top: &Value| {
+        top.as_object()
+            .unwrap()
+            .values()
+            .map(|v| v.as_f64().unwrap())
+            .fold(f64::NEG_INFINITY, f64::max)
+    };
+    let greedy = scores[range.clone()]
+        .iter()
+        .zip(&tops[range])
+        .all(|(score, top)| score.as_f64() == Some(most(top)));
     (sum, greedy)
 }
 
@@ -26,9 +34,14 @@ fn harness(choice: &Value, context: usize) -> (f64, bool) {
 async fn scoring_as_the_harness_does_it() {
     let server = Server::new().await;
     let model = Model::shared();
-    let texts =
-        ["The cat sat on the mat", "A na\u{ef}ve \u{1F600}\u{1F600} cat", "Question: what is\u{6771}\u{4EAC}", "zq!"];
-    let prompts: Vec<Vec<u32>> = texts.iter().map(|text| model.tokenizer.encode(text).unwrap()).collect();
+    let texts = [
+        "The cat sat on the mat",
+        "A na\u{ef}ve \u{1F600}\u{1F600} cat",
+        "Question: what is\u{6771}\u{4EAC}",
+        "zq!",
+    ];
+    let prompts: Vec<Vec<u32>> =
+        texts.iter().map(|text| model.tokenizer.encode(text).unwrap()).collect();
     let body = json!({ "model": "tiny", "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1,
         "seed": 1234, "echo": true });
     let answer = server.post(COMPLETIONS, &body).await.ok();
@@ -39,16 +52,25 @@ async fn scoring_as_the_harness_does_it() {
         let length = prompt.len() + 1;
         assert_eq!([tokens.len(), scores.len(), tops.len(), offsets.len()], [length; 4]);
         assert_eq!((&scores[0], &tops[0]), (&Value::Null, &Value::Null));
-        let expected: Vec<Vec<f32>> = (0..prompt.len()).map(|at| model.log_probabilities(&prompt[..at])).collect();
+        let expected: Vec<Vec<f32>> =
+            (0..prompt.len()).map(|at| model.log_probabilities(&prompt[..at])).collect();
         for position in 1..prompt.len() {
             let score = expected[position][prompt[position] as usize];
-            assert_eq!(scores[position].to_string().parse::<f32>().unwrap().to_bits(), score.to_bits());
+            assert_eq!(
+                scores[position].to_string().parse::<f32>().unwrap().to_bits(),
+                score.to_bits()
+            );
             let text = scores[position].to_string();
-            assert!(tops[position].as_object().unwrap().values().any(|v| format!("{v}") == text), "the same digits");
+            assert!(
+                tops[position].as_object().unwrap().values().any(|v| format!("{v}") == text),
+                "the same digits"
+            );
         }
         let context = prompt.len() / 2;
         let (sum, greedy) = harness(choice, context.max(1));
-        let own: f64 = (context.max(1)..prompt.len()).map(|p| f64::from(expected[p][prompt[p] as usize])).sum();
+        let own: f64 = (context.max(1)..prompt.len())
+            .map(|p| f64::from(expected[p][prompt[p] as usize]))
+            .sum();
         assert!((sum - own).abs() < 1e-5);
         let likely = |p: usize| fake::best(&expected[p], 1)[0].0 == prompt[p];
         assert_eq!(greedy, (context.max(1)..prompt.len()).all(likely));
@@ -61,12 +83,14 @@ async fn greedy_continuations_are_seen_as_greedy() {
     let server = Server::new().await;
     let body = json!({ "prompt": "The cat", "temperature": 0, "max_tokens": 12, "return_token_ids": true });
     let choice = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
-    let ids =
-        |name: &str| -> Vec<u64> { choice[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect() };
-    let (context, whole) = (ids("prompt_token_ids").len(), [ids("prompt_token_ids"), ids("token_ids")].concat());
-    let score =
-        json!({ "prompt": [whole], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
-    let (sum, greedy) = harness(&server.post(COMPLETIONS, &score).await.ok()["choices"][0], context);
+    let ids = |name: &str| -> Vec<u64> {
+        choice[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect()
+    };
+    let (context, whole) =
+        (ids("prompt_token_ids").len(), [ids("prompt_token_ids"), ids("token_ids")].concat());
+    let score = json!({ "prompt": [whole], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
+    let (sum, greedy) =
+        harness(&server.post(COMPLETIONS, &score).await.ok()["choices"][0], context);
     assert!(greedy && sum < 0.0);
 }
 
@@ -103,7 +127,10 @@ async fn the_last_token_counts_even_when_it_ends_the_text() {
         if choice["finish_reason"] == "stop" {
             ended += 1;
             let [tokens, ..] = columns(&choice);
-            assert_eq!((tokens.last(), &choice["stop_reason"]), (Some(&json!("<|endoftext|>")), &Value::Null));
+            assert_eq!(
+                (tokens.last(), &choice["stop_reason"]),
+                (Some(&json!("<|endoftext|>")), &Value::Null)
+            );
             assert!(!choice["text"].as_str().unwrap().contains("endoftext"));
         }
     }
@@ -132,7 +159,9 @@ async fn echo_without_new_tokens_only_scores() {
             let [tokens, _, tops, offsets] = columns(choice);
             assert_eq!((tokens.len(), &offsets[0]), (ids.len(), &json!(0)));
             let most = logprobs.as_u64().unwrap().max(1) as usize + 1;
-            assert!(tops[1..].iter().all(|top| (1..=most).contains(&top.as_object().unwrap().len())));
+            assert!(
+                tops[1..].iter().all(|top| (1..=most).contains(&top.as_object().unwrap().len()))
+            );
         }
     }
 }
@@ -153,7 +182,12 @@ async fn offsets_count_code_points_and_names_tell_bytes() {
         last = offset;
         match token.strip_prefix("bytes:\\x") {
             Some(_) => fragments += 1,
-            None if token == "<|endoftext|>" || token.starts_with("token_id:") || token.starts_with("<|im") => (),
+            None if token == "<|endoftext|>"
+                || token.starts_with("token_id:")
+                || token.starts_with("<|im") =>
+            {
+                ()
+            }
             None => {
                 let here: String = text[offset..].iter().take(token.chars().count() + 1).collect();
                 assert!(here.contains(token), "{token:?} at {offset}: {here:?}");
@@ -165,8 +199,10 @@ async fn offsets_count_code_points_and_names_tell_bytes() {
     body["return_tokens_as_token_ids"] = json!(true);
     let named = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
     assert_eq!(named["text"], choice["text"]);
-    let ids: Vec<Value> =
-        ["prompt_token_ids", "token_ids"].iter().flat_map(|n| named[*n].as_array().unwrap().clone()).collect();
+    let ids: Vec<Value> = ["prompt_token_ids", "token_ids"]
+        .iter()
+        .flat_map(|n| named[*n].as_array().unwrap().clone())
+        .collect();
     let expected: Vec<Value> = ids.iter().map(|id| json!(format!("token_id:{id}"))).collect();
     assert_eq!(columns(&named)[0], expected);
 }
@@ -181,7 +217,9 @@ async fn infinities_and_nans() {
     let [_, scores, tops, _] = columns(&choice);
     let low: Vec<usize> = (0..scores.len()).filter(|&at| scores[at] == json!(-9999.0)).collect();
     assert!(!low.is_empty());
-    assert!(low.iter().all(|&at| tops[at].as_object().unwrap().values().any(|v| *v == json!(-9999.0))));
+    assert!(
+        low.iter().all(|&at| tops[at].as_object().unwrap().values().any(|v| *v == json!(-9999.0)))
+    );
     body["seed"] = json!(NAN);
     for stream in [false, true] {
         body["stream"] = json!(stream);
@@ -192,7 +230,10 @@ async fn infinities_and_nans() {
         assert!(!reply.text().contains("choices"));
     }
     assert_eq!(server.metric("lathe_nan_total").await, 2.0);
-    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"500\"}").await, 2.0);
+    assert_eq!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"500\"}").await,
+        2.0
+    );
 }
 
 #[tokio::test]
@@ -229,7 +270,9 @@ async fn batches_keep_their_order_and_their_numbers() {
         together["choices"].as_array().unwrap().iter().map(length).sum::<usize>()
     });
     let fresh = |seed: Value| json!({ "prompt": "The cat", "max_tokens": 20, "seed": seed, "ignore_eos": true });
-    let text = async |seed: Value| server.post(COMPLETIONS, &fresh(seed)).await.ok()["choices"][0]["text"].clone();
+    let text = async |seed: Value| {
+        server.post(COMPLETIONS, &fresh(seed)).await.ok()["choices"][0]["text"].clone()
+    };
     assert_eq!(text(json!(7)).await, text(json!(7)).await);
     assert_eq!(text(json!(-7)).await, text(json!(-7)).await);
     assert_ne!(text(Value::Null).await, text(Value::Null).await);
@@ -239,14 +282,19 @@ async fn batches_keep_their_order_and_their_numbers() {
 async fn the_depth_dial_reaches_the_engine() {
     let server = Server::new().await;
     let base = json!({ "prompt": "The cat", "max_tokens": 20, "ignore_eos": true, "seed": 1 });
-    for (dial, low, high) in [(json!({ "max_depth": 1 }), 1, 1), (json!({ "min_depth": 3 }), 3, 3), (json!({}), 1, 3)] {
+    for (depth_options, low, high) in
+        [(json!({ "max_depth": 1 }), 1, 1), (json!({ "min_depth": 3 }), 3, 3), (json!({}), 1, 3)]
+    {
         let mut body = base.clone();
-        body["lathe"] = dial;
+        body["lathe"] = depth_options;
         body["lathe"]["return_depths"] = json!(true);
         let answer = server.post(COMPLETIONS, &body).await.ok();
         let depths = answer["choices"][0]["lathe"]["depths"].as_array().unwrap();
         let depths: Vec<u64> = depths.iter().map(|d| d.as_u64().unwrap()).collect();
-        assert!(depths.len() == 20 && depths.iter().all(|d| (low..=high).contains(d)), "{depths:?}");
+        assert!(
+            depths.len() == 20 && depths.iter().all(|d| (low..=high).contains(d)),
+            "{depths:?}"
+        );
         let sum: u64 = depths.iter().sum();
         assert_eq!(answer["usage"]["lathe"]["recursion_steps"], sum);
         assert_eq!(answer["choices"][0]["lathe"]["mean_depth"], sum as f64 / 20.0);
@@ -258,7 +306,9 @@ async fn begin_tokens_are_added_to_text_only() {
     let mut text = fake::text();
     text.bos = Some(Model::shared().eos());
     text.add_bos = true;
-    let server = Server::of(server::Settings::default(), fake::Options::default(), fake::facts(), text).await;
+    let server =
+        Server::of(server::Settings::default(), fake::Options::default(), fake::facts(), text)
+            .await;
     let ids = Model::shared().tokenizer.encode("The cat").unwrap();
     let bos = Model::shared().eos();
     let with: Vec<u32> = std::iter::once(bos).chain(ids.iter().copied()).collect();
@@ -272,11 +322,16 @@ async fn begin_tokens_are_added_to_text_only() {
         (json!({ "prompt": "x The cat", "truncate_prompt_tokens": ids.len() }), &ids, "The cat"),
     ];
     for (mut body, expected, text) in cases {
-        (body["echo"], body["max_tokens"], body["return_token_ids"]) = (json!(true), json!(0), json!(true));
+        (body["echo"], body["max_tokens"], body["return_token_ids"]) =
+            (json!(true), json!(0), json!(true));
         let choice = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
         assert_eq!(choice["prompt_token_ids"].as_array().unwrap().len(), expected.len(), "{body}");
         if !body["prompt"].as_str().is_some_and(|p| p.starts_with('x')) {
-            assert_eq!((&choice["prompt_token_ids"], &choice["text"]), (&json!(expected), &json!(text)), "{body}");
+            assert_eq!(
+                (&choice["prompt_token_ids"], &choice["text"]),
+                (&json!(expected), &json!(text)),
+                "{body}"
+            );
         }
     }
 }

@@ -27,7 +27,8 @@ fn gather(events: &[Value], choices: usize) -> Vec<Value> {
         for piece in event["choices"].as_array().unwrap() {
             let choice = &mut all[piece["index"].as_u64().unwrap() as usize];
             assert!(choice["finish_reason"].is_null(), "nothing after the end");
-            let text = format!("{}{}", choice["text"].as_str().unwrap(), piece["text"].as_str().unwrap());
+            let text =
+                format!("{}{}", choice["text"].as_str().unwrap(), piece["text"].as_str().unwrap());
             choice["text"] = json!(text);
             for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
                 if piece["logprobs"].is_object() {
@@ -87,7 +88,9 @@ async fn pieces_add_up_to_the_whole_answer() {
             }
             assert_eq!(choice["lathe"]["depths"], gathered["lathe"]);
             held += usize::from(choice["stop_reason"].is_string());
-            if let (Some(stop), false) = (choice["stop_reason"].as_str(), body["echo"] == true || seed % 7 == 0) {
+            if let (Some(stop), false) =
+                (choice["stop_reason"].as_str(), body["echo"] == true || seed % 7 == 0)
+            {
                 assert_eq!(
                     choice["text"].as_str().unwrap().matches(stop).count(),
                     usize::from(seed % 5 == 0),
@@ -109,14 +112,17 @@ async fn a_chat_stream_opens_tells_and_ends() {
     let mut streamed = body.clone();
     streamed["stream"] = json!(true);
     let reply = server.post(CHAT, &streamed).await;
-    for (name, value) in
-        [("content-type", "text/event-stream"), ("cache-control", "no-store"), ("x-accel-buffering", "no")]
-    {
+    for (name, value) in [
+        ("content-type", "text/event-stream"),
+        ("cache-control", "no-store"),
+        ("x-accel-buffering", "no"),
+    ] {
         assert_eq!(reply.header(name), Some(value));
     }
     let events = reply.events();
     for index in 0..2 {
-        let mine: Vec<&Value> = events.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == index).collect();
+        let mine: Vec<&Value> =
+            events.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == index).collect();
         assert_eq!(mine[0]["delta"], json!({ "role": "assistant", "content": "" }));
         assert!(mine[0]["prompt_token_ids"].is_array());
         let last = mine.last().unwrap();
@@ -129,7 +135,9 @@ async fn a_chat_stream_opens_tells_and_ends() {
         assert_eq!(tokens, whole["choices"][index]["logprobs"]["content"]);
         assert!(middle.iter().all(|c| c["finish_reason"].is_null()));
     }
-    assert!(events.iter().all(|e| e["object"] == "chat.completion.chunk" && e.get("usage").is_none()));
+    assert!(
+        events.iter().all(|e| e["object"] == "chat.completion.chunk" && e.get("usage").is_none())
+    );
 }
 
 #[tokio::test]
@@ -139,8 +147,10 @@ async fn text_equals_the_tokens_of_the_model() {
         let body = json!({ "prompt": "The cat \u{1F600} ", "max_tokens": 40, "seed": seed, "temperature": 1.5, "return_token_ids": true });
         let choice = server.post(COMPLETIONS, &body).await.ok()["choices"][0].clone();
         let ids: Vec<u32> = serde_json::from_value(choice["token_ids"].clone()).unwrap();
-        let known: Vec<u32> =
-            ids.into_iter().filter(|&id| (id as usize) < Model::shared().tokenizer.vocab_size()).collect();
+        let known: Vec<u32> = ids
+            .into_iter()
+            .filter(|&id| (id as usize) < Model::shared().tokenizer.vocab_size())
+            .collect();
         assert_eq!(choice["text"], Model::shared().tokenizer.decode(&known).unwrap());
     }
 }
@@ -148,8 +158,11 @@ async fn text_equals_the_tokens_of_the_model() {
 #[tokio::test]
 async fn silence_is_filled_with_comments() {
     let settings = Settings { ping: Duration::from_millis(40), ..Settings::default() };
-    let server =
-        Server::with(settings, Options { prefill: 60, tick: Duration::from_millis(3), ..Options::default() }).await;
+    let server = Server::with(
+        settings,
+        Options { prefill: 60, tick: Duration::from_millis(3), ..Options::default() },
+    )
+    .await;
     let body = json!({ "prompt": "x", "max_tokens": 3, "stream": true, "ignore_eos": true });
     let reply = server.post(COMPLETIONS, &body).await;
     let text = reply.text();
@@ -161,21 +174,37 @@ async fn silence_is_filled_with_comments() {
 #[tokio::test]
 async fn errors_after_the_first_byte_are_events() {
     let settings = Settings { deadline: Duration::from_millis(1200), ..Settings::default() };
-    let server = Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() }).await;
-    for (seed, max_tokens, kind, status) in
-        [(FAILS, 9, "internal_error", 500), (LOST, 9, "internal_error", 500), (1, 200, "request_timeout", 408)]
-    {
-        let body = json!({ "prompt": "x", "max_tokens": max_tokens, "seed": seed, "ignore_eos": true });
+    let server =
+        Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() })
+            .await;
+    for (seed, max_tokens, kind, status) in [
+        (FAILS, 9, "internal_error", 500),
+        (LOST, 9, "internal_error", 500),
+        (1, 200, "request_timeout", 408),
+    ] {
+        let body =
+            json!({ "prompt": "x", "max_tokens": max_tokens, "seed": seed, "ignore_eos": true });
         let reply = server.post(COMPLETIONS, &body).await;
-        assert_eq!((reply.status, &reply.json()["error"]["type"]), (status, &json!(kind)), "{}", reply.text());
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["type"]),
+            (status, &json!(kind)),
+            "{}",
+            reply.text()
+        );
         let mut streamed = body;
         streamed["stream"] = json!(true);
         let events = server.post(COMPLETIONS, &streamed).await.events();
         assert_eq!(events.last().unwrap()["error"]["type"], kind);
     }
     server.settled().await;
-    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"500\"}").await, 4.0);
-    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"408\"}").await, 2.0);
+    assert_eq!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"500\"}").await,
+        4.0
+    );
+    assert_eq!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"408\"}").await,
+        2.0
+    );
     // An engine that does nothing at all is not waited for.
     server.fake.stall(true);
     let reply = server.post(COMPLETIONS, &json!({ "prompt": "x" })).await;
@@ -187,8 +216,11 @@ async fn errors_after_the_first_byte_are_events() {
 async fn a_kept_connection_serves_many_requests() {
     let server = Server::new().await;
     let mut stream = TcpStream::connect(server.at).await.unwrap();
-    let raw =
-        request(COMPLETIONS, json!({ "prompt": "x", "max_tokens": 2, "stream": true }).to_string().as_bytes(), "");
+    let raw = request(
+        COMPLETIONS,
+        json!({ "prompt": "x", "max_tokens": 2, "stream": true }).to_string().as_bytes(),
+        "",
+    );
     let raw = String::from_utf8(raw).unwrap().replace("connection: close\r\n", "");
     for _ in 0..20 {
         stream.write_all(raw.as_bytes()).await.unwrap();
@@ -197,5 +229,8 @@ async fn a_kept_connection_serves_many_requests() {
             assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
         }
     }
-    assert_eq!(server.metric("lathe_requests_total{route=\"completions\",status=\"200\"}").await, 20.0);
+    assert_eq!(
+        server.metric("lathe_requests_total{route=\"completions\",status=\"200\"}").await,
+        20.0
+    );
 }

@@ -9,10 +9,22 @@ use crate::task::Answer;
 pub(crate) const KIND: Kind = Kind {
     name: "last_word",
     about: "The last word of a passage, which is what follows its last space: LAMBADA.",
-    keys: &[Key { name: "text", without: REQUIRED, about: "template of the passage with its last word" }],
+    keys: &[Key {
+        name: "text",
+        without: REQUIRED,
+        about: "template of the passage with its last word",
+    }],
     measures: &[
-        Measure { name: "acc", shape: Shape::Mean, about: "every token of the word is the most likely one" },
-        Measure { name: "perplexity", shape: Shape::Perplexity, about: "a last word, however many tokens it has" },
+        Measure {
+            name: "acc",
+            shape: Shape::Mean,
+            about: "every token of the word is the most likely one",
+        },
+        Measure {
+            name: "perplexity",
+            shape: Shape::Perplexity,
+            about: "a last word, however many tokens it has",
+        },
     ],
     read,
     judge,
@@ -22,7 +34,9 @@ fn read(settings: &Settings) -> Result<Form> {
     let text = settings.template("text")?;
     Ok(Box::new(move |row| {
         let text = text.render(row)?;
-        let Some((context, word)) = text.rsplit_once(' ').filter(|(context, _)| !context.is_empty()) else {
+        let Some((context, word)) =
+            text.rsplit_once(' ').filter(|(context, _)| !context.is_empty())
+        else {
             return Err(row.wrong("text", "a passage, a space and a last word", excerpt(&text)));
         };
         let passage = after(row, context.to_owned(), format!(" {word}"))?;
@@ -33,5 +47,9 @@ fn read(settings: &Settings) -> Result<Form> {
 fn judge(_: &Item, answers: &[Answer]) -> Judged {
     let right = answers.iter().all(|answer| answer.greedy);
     let amount = answers.iter().map(|answer| answer.log_likelihood).sum();
-    Judged { prediction: None, correct: Some(right), scores: vec![Score::of(right), Score { amount, weight: 1.0 }] }
+    Judged {
+        prediction: None,
+        correct: Some(right),
+        scores: vec![Score::of(right), Score { amount, weight: 1.0 }],
+    }
 }

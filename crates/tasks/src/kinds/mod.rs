@@ -1,5 +1,5 @@
-//! The kinds of tasks. A new kind is one file here and one line in `KINDS`; being in that list brings it into the
-//! reference, the common tests and the search for a misspelt name.
+//! The kinds of tasks. A new kind is one file here and one line in `KINDS`; being in that list
+//! brings it into the reference, the common tests and the search for a misspelt name.
 
 mod last_word;
 mod multiple_choice;
@@ -17,8 +17,13 @@ use crate::split;
 use crate::task::Answer;
 
 /// Every kind.
-const KINDS: [&Kind; 5] =
-    [&multiple_choice::KIND, &pairs::KIND, &rolling::KIND, &last_word::KIND, &varying_context::KIND];
+const KINDS: [&Kind; 5] = [
+    &multiple_choice::KIND,
+    &pairs::KIND,
+    &rolling::KIND,
+    &last_word::KIND,
+    &varying_context::KIND,
+];
 
 /// What stands in the place of a default.
 pub(crate) const REQUIRED: &str = "must be there";
@@ -26,14 +31,25 @@ pub(crate) const REQUIRED: &str = "must be there";
 /// Keys that every kind has.
 pub(crate) const COMMON: [Key; 4] = [
     Key { name: "kind", without: REQUIRED, about: "one of the kinds below" },
-    Key { name: "name", without: "the file's name without .toml", about: "what reports call the task" },
+    Key {
+        name: "name",
+        without: "the file's name without .toml",
+        about: "what reports call the task",
+    },
     Key { name: "about", without: "none", about: "where the items come from, under which licence" },
-    Key { name: "items", without: "the file's name with .jsonl", about: "file of items beside the task" },
+    Key {
+        name: "items",
+        without: "the file's name with .jsonl",
+        about: "file of items beside the task",
+    },
 ];
 
 /// The delimiter between a context and its continuation.
-pub(crate) const DELIMITER: Key =
-    Key { name: "delimiter", without: "one space", about: "text between the context and the continuation" };
+pub(crate) const DELIMITER: Key = Key {
+    name: "delimiter",
+    without: "one space",
+    about: "text between the context and the continuation",
+};
 
 /// What a kind is.
 #[derive(Debug)]
@@ -161,7 +177,11 @@ pub(crate) fn delimiter(settings: &Settings) -> Result<String> {
 }
 
 /// The answer of a row by the key `answer`, which is one field.
-pub(crate) fn label(template: &crate::template::Template, row: &Row, choices: &[String]) -> Result<usize> {
+pub(crate) fn label(
+    template: &crate::template::Template,
+    row: &Row,
+    choices: &[String],
+) -> Result<usize> {
     let (field, origin) = template.only_field().expect("`Settings::field` admits nothing else");
     row.label(field, origin, choices)
 }
@@ -183,7 +203,11 @@ mod tests {
         let names = kind_names();
         for (at, kind) in KINDS.iter().enumerate() {
             assert!(!names[..at].contains(&kind.name), "{}", kind.name);
-            assert!(!kind.measures.is_empty() && !kind.keys.is_empty() && kind.about.ends_with('.'), "{}", kind.name);
+            assert!(
+                !kind.measures.is_empty() && !kind.keys.is_empty() && kind.about.ends_with('.'),
+                "{}",
+                kind.name
+            );
             let mut keys: Vec<&str> = COMMON.iter().chain(kind.keys).map(|key| key.name).collect();
             keys.sort_unstable();
             assert!(keys.windows(2).all(|pair| pair[0] != pair[1]), "{}", kind.name);

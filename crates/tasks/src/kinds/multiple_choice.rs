@@ -1,6 +1,10 @@
-//! One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ, MMLU.
+//! One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ,
+//! MMLU.
 
-use super::{DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest, label};
+use super::{
+    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
+    label,
+};
 use crate::error::Result;
 use crate::items::Row;
 use crate::report::{Score, Shape};
@@ -13,8 +17,16 @@ pub(crate) const KIND: Kind = Kind {
     name: "multiple_choice",
     about: "One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ, MMLU.",
     keys: &[
-        Key { name: "context", without: REQUIRED, about: "template of what comes before the choices; may be \"\"" },
-        Key { name: "choices", without: REQUIRED, about: "`\"{field}\"` of a list of texts, or a list of templates" },
+        Key {
+            name: "context",
+            without: REQUIRED,
+            about: "template of what comes before the choices; may be \"\"",
+        },
+        Key {
+            name: "choices",
+            without: REQUIRED,
+            about: "`\"{field}\"` of a list of texts, or a list of templates",
+        },
         Key {
             name: "answer",
             without: REQUIRED,
@@ -26,9 +38,21 @@ pub(crate) const KIND: Kind = Kind {
         shots::BETWEEN,
     ],
     measures: &[
-        Measure { name: "acc", shape: Shape::Mean, about: "the right choice has the highest log-likelihood" },
-        Measure { name: "acc_norm", shape: Shape::Mean, about: "the same, a character (code point) of the choice" },
-        Measure { name: "acc_bytes", shape: Shape::Mean, about: "the same, a byte of the choice in UTF-8" },
+        Measure {
+            name: "acc",
+            shape: Shape::Mean,
+            about: "the right choice has the highest log-likelihood",
+        },
+        Measure {
+            name: "acc_norm",
+            shape: Shape::Mean,
+            about: "the same, a character (code point) of the choice",
+        },
+        Measure {
+            name: "acc_bytes",
+            shape: Shape::Mean,
+            about: "the same, a byte of the choice in UTF-8",
+        },
     ],
     read,
     judge,
@@ -43,9 +67,12 @@ enum Choices {
 impl Choices {
     fn of(&self, row: &Row) -> Result<Vec<String>> {
         let choices = match self {
-            Self::Each(templates) => templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>>>()?,
+            Self::Each(templates) => {
+                templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>>>()?
+            }
             Self::Field(template) => {
-                let (field, origin) = template.only_field().expect("`Settings::field` admits nothing else");
+                let (field, origin) =
+                    template.only_field().expect("`Settings::field` admits nothing else");
                 row.list(field, origin)?
             }
         };
@@ -74,7 +101,8 @@ fn read(settings: &Settings) -> Result<Form> {
     Ok(Box::new(move |row| {
         let texts = choices.of(row)?;
         let context = format!("{before}{}", context.render(row)?);
-        let scored = texts.iter().map(|text| after(row, context.clone(), format!("{delimiter}{text}")));
+        let scored =
+            texts.iter().map(|text| after(row, context.clone(), format!("{delimiter}{text}")));
         Ok(Item {
             line: row.line,
             texts: scored.collect::<Result<Vec<_>>>()?,
@@ -90,6 +118,11 @@ fn judge(item: &Item, answers: &[Answer]) -> Judged {
         first_highest(each.map(|(answer, choice)| answer.log_likelihood / length(choice) as f64))
     };
     let prediction = first_highest(answers.iter().map(|answer| answer.log_likelihood));
-    let right = [prediction, by(|choice| choice.chars().count()), by(str::len)].map(|at| Some(at) == item.answer);
-    Judged { prediction: Some(prediction), correct: Some(right[0]), scores: right.into_iter().map(Score::of).collect() }
+    let right = [prediction, by(|choice| choice.chars().count()), by(str::len)]
+        .map(|at| Some(at) == item.answer);
+    Judged {
+        prediction: Some(prediction),
+        correct: Some(right[0]),
+        scores: right.into_iter().map(Score::of).collect(),
+    }
 }

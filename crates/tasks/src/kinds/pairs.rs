@@ -1,6 +1,8 @@
 //! Two sentences that differ in little, one of them acceptable: BLiMP (Warstadt et al. 2020).
 
-use super::{DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest};
+use super::{
+    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
+};
 use crate::error::Result;
 use crate::report::{Score, Shape};
 use crate::settings::Settings;
@@ -12,7 +14,11 @@ pub(crate) const KIND: Kind = Kind {
     keys: &[
         Key { name: "good", without: REQUIRED, about: "template of the acceptable sentence" },
         Key { name: "bad", without: REQUIRED, about: "template of the other one" },
-        Key { name: DELIMITER.name, without: DELIMITER.without, about: "text before each sentence" },
+        Key {
+            name: DELIMITER.name,
+            without: DELIMITER.without,
+            about: "text before each sentence",
+        },
     ],
     measures: &[Measure {
         name: "acc",
@@ -29,7 +35,12 @@ fn read(settings: &Settings) -> Result<Form> {
     Ok(Box::new(move |row| {
         let [good, bad] = [sentences[0].render(row)?, sentences[1].render(row)?];
         let text = |sentence| after(row, String::new(), format!("{delimiter}{sentence}"));
-        Ok(Item { line: row.line, texts: vec![text(good)?, text(bad)?], choices: Vec::new(), answer: Some(0) })
+        Ok(Item {
+            line: row.line,
+            texts: vec![text(good)?, text(bad)?],
+            choices: Vec::new(),
+            answer: Some(0),
+        })
     }))
 }
 

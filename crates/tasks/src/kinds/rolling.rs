@@ -17,8 +17,16 @@ pub(crate) const KIND: Kind = Kind {
             shape: Shape::Bits,
             about: "bits a byte of UTF-8; does not depend on the tokenizer",
         },
-        Measure { name: "byte_perplexity", shape: Shape::Perplexity, about: "2 to the power of it" },
-        Measure { name: "word_perplexity", shape: Shape::Perplexity, about: "a word, which is what space separates" },
+        Measure {
+            name: "byte_perplexity",
+            shape: Shape::Perplexity,
+            about: "2 to the power of it",
+        },
+        Measure {
+            name: "word_perplexity",
+            shape: Shape::Perplexity,
+            about: "a word, which is what space separates",
+        },
     ],
     read,
     judge,
@@ -31,7 +39,12 @@ fn read(settings: &Settings) -> Result<Form> {
         if text.is_empty() {
             return Err(row.wrong("text", "a document", "an empty one"));
         }
-        Ok(Item { line: row.line, texts: vec![Text::Whole(text)], choices: Vec::new(), answer: None })
+        Ok(Item {
+            line: row.line,
+            texts: vec![Text::Whole(text)],
+            choices: Vec::new(),
+            answer: None,
+        })
     }))
 }
 
@@ -57,7 +70,11 @@ fn judge(item: &Item, answers: &[Answer]) -> Judged {
     }
     let amount = answers.iter().map(|answer| answer.log_likelihood).sum();
     let over = |weight: usize| Score { amount, weight: weight as f64 };
-    Judged { prediction: None, correct: None, scores: vec![over(length), over(length), over(count)] }
+    Judged {
+        prediction: None,
+        correct: None,
+        scores: vec![over(length), over(length), over(count)],
+    }
 }
 
 #[cfg(test)]
@@ -67,7 +84,9 @@ mod tests {
     #[test]
     fn words_as_the_harness_counts_them() {
         // len(re.split(r"\s+", text)) of CPython 3.11.
-        for (text, count) in [("a", 1), ("a b", 2), ("a \n\t b", 2), (" a b ", 4), ("a\u{a0}b\u{1f}c", 3), (" ", 2)] {
+        for (text, count) in
+            [("a", 1), ("a b", 2), ("a \n\t b", 2), (" a b ", 4), ("a\u{a0}b\u{1f}c", 3), (" ", 2)]
+        {
             assert_eq!(words(text), count, "{text:?}");
         }
     }

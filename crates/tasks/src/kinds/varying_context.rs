@@ -1,6 +1,9 @@
 //! Several contexts, one continuation that fits one of them: WinoGrande (Sakaguchi et al. 2019).
 
-use super::{DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest, label};
+use super::{
+    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
+    label,
+};
 use crate::error::Result;
 use crate::report::{Score, Shape};
 use crate::settings::Settings;
@@ -10,8 +13,16 @@ pub(crate) const KIND: Kind = Kind {
     name: "varying_context",
     about: "Several contexts and one continuation that fits one of them: WinoGrande.",
     keys: &[
-        Key { name: "contexts", without: REQUIRED, about: "list of templates of what comes before" },
-        Key { name: "continuation", without: REQUIRED, about: "template of what is scored after each of them" },
+        Key {
+            name: "contexts",
+            without: REQUIRED,
+            about: "list of templates of what comes before",
+        },
+        Key {
+            name: "continuation",
+            without: REQUIRED,
+            about: "template of what is scored after each of them",
+        },
         Key {
             name: "answer",
             without: REQUIRED,
@@ -36,7 +47,8 @@ fn read(settings: &Settings) -> Result<Form> {
     let answer = settings.field("answer")?;
     let delimiter = delimiter(settings)?;
     Ok(Box::new(move |row| {
-        let contexts = contexts.iter().map(|context| context.render(row)).collect::<Result<Vec<_>>>()?;
+        let contexts =
+            contexts.iter().map(|context| context.render(row)).collect::<Result<Vec<_>>>()?;
         if contexts.iter().any(String::is_empty) {
             return Err(row.wrong("contexts", "texts", "an empty one"));
         }
@@ -45,8 +57,15 @@ fn read(settings: &Settings) -> Result<Form> {
         if continuation.is_empty() {
             return Err(row.wrong("continuation", "a text", "an empty one"));
         }
-        let texts = contexts.into_iter().map(|context| after(row, context, format!("{delimiter}{continuation}")));
-        Ok(Item { line: row.line, texts: texts.collect::<Result<Vec<_>>>()?, choices: Vec::new(), answer: Some(place) })
+        let texts = contexts
+            .into_iter()
+            .map(|context| after(row, context, format!("{delimiter}{continuation}")));
+        Ok(Item {
+            line: row.line,
+            texts: texts.collect::<Result<Vec<_>>>()?,
+            choices: Vec::new(),
+            answer: Some(place),
+        })
     }))
 }
 

@@ -1,4 +1,5 @@
-//! What the tests of this room share: task folders, a tokenizer of characters, scores that depend on the ids.
+//! What the tests of this room share: task folders, a tokenizer of characters, scores that depend
+//! on the ids.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -39,7 +40,9 @@ pub(crate) fn open(path: &Path) -> Task {
 }
 
 /// One id a character: its code point.
-pub(crate) fn encode(text: &str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn encode(
+    text: &str,
+) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
     Ok(text.chars().map(u32::from).collect())
 }
 

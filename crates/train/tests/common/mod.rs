@@ -5,7 +5,7 @@
 
 use engine::{Batch, Sequence};
 use model::rng::{Purpose, Stream};
-use model::routing::expert_choice::{Config as Expert, Sampling};
+use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 use train::{DataConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig, Trainer};
 
@@ -48,7 +48,7 @@ pub(crate) fn routers() -> Vec<RouterConfig> {
 }
 
 pub(crate) fn with_auxiliary() -> RouterConfig {
-    RouterConfig::ExpertChoice(Expert { sampling: Sampling::AuxRouter, ..Expert::default() })
+    RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
 }
 
 /// `count` sequences of 12 rows, cut into batches of `each`; the same for the same `seed`.
@@ -62,7 +62,12 @@ pub(crate) fn batches(seed: u64, count: usize, each: usize) -> Vec<Batch> {
         .collect();
     let sequences: Vec<Sequence<'_>> = texts
         .iter()
-        .map(|t| Sequence { ids: &t[..12], targets: &t[1..], document: &document, same_document: &same })
+        .map(|t| Sequence {
+            ids: &t[..12],
+            targets: &t[1..],
+            document: &document,
+            same_document: &same,
+        })
         .collect();
     sequences.chunks(each).map(|some| Batch::pack(some, true)).collect()
 }
@@ -76,6 +81,9 @@ pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str)
     assert_eq!(found.len(), expected.len(), "{what}: number of entries");
     let largest = expected.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f - e).abs() <= tolerance * largest, "{what}: entry {i} is {f}, expected {e} (largest {largest})");
+        assert!(
+            (f - e).abs() <= tolerance * largest,
+            "{what}: entry {i} is {f}, expected {e} (largest {largest})"
+        );
     }
 }

@@ -109,9 +109,10 @@ impl Lanes for Avx2 {
         // SAFETY: as for `splat`; the caller passes four readable activations.
         unsafe {
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
-            // The sign goes over to the activations, which are at least -127: a pair of products is at
-            // most 2 * 128 * 127, which fits 16 bits.
-            let pairs = halves!(|i| _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(a, w[i])));
+            // The sign goes over to the activations, which are at least -127: a pair of products is
+            // at most 2 * 128 * 127, which fits 16 bits.
+            let pairs =
+                halves!(|i| _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(a, w[i])));
             let quads = halves!(|i| _mm256_madd_epi16(pairs[i], _mm256_set1_epi16(1)));
             halves!(|i| _mm256_add_epi32(sum[i], quads[i]))
         }
@@ -143,7 +144,10 @@ impl Lanes for Avx2 {
         // SAFETY: as for `splat`.
         unsafe {
             let mask = _mm256_set1_epi32(0x7fff_ffff);
-            halves!(|i| _mm256_max_epi32(most[i], _mm256_and_si256(_mm256_castps_si256(x[i]), mask)))
+            halves!(|i| _mm256_max_epi32(
+                most[i],
+                _mm256_and_si256(_mm256_castps_si256(x[i]), mask)
+            ))
         }
     }
 
@@ -152,7 +156,8 @@ impl Lanes for Avx2 {
         // SAFETY: as for `splat`.
         unsafe {
             let most = _mm256_max_epi32(x[0], x[1]);
-            let most = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+            let most =
+                _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
             let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0x4e>(most));
             _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32::<0xb1>(most)))
         }
@@ -178,7 +183,8 @@ impl Lanes for Avx2 {
         // SAFETY: as for `splat`.
         unsafe {
             let sum = _mm256_add_epi32(x[0], x[1]);
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum =
+                _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
             let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0x4e>(sum));
             _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32::<0xb1>(sum)))
         }
@@ -189,7 +195,10 @@ impl Lanes for Avx2 {
         // SAFETY: as for `splat`; the caller passes sixteen writable bytes.
         unsafe {
             let words = _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(x[0], x[1]));
-            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let bytes = _mm_packs_epi16(
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
             _mm_storeu_si128(p.cast(), bytes);
         }
     }
@@ -294,7 +303,8 @@ impl Lanes for Vnni {
     unsafe fn pairs(p: *const u8) -> (Self::F, Self::F) {
         // SAFETY: as for `splat`; the caller passes a readable line.
         unsafe {
-            let (line, high) = (_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(0xffff_0000u32 as i32));
+            let (line, high) =
+                (_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(0xffff_0000u32 as i32));
             let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(line));
             (first, _mm512_castsi512_ps(_mm512_and_si512(line, high)))
         }

@@ -1,0 +1,163 @@
+//! Our own exported form, for models that no other program knows: `config.json` with the recipe and
+//! the sharing map, every weight once in `model.safetensors`, `tokenizer.json`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use checkpoint::{NamedTensor, RealDisk, Snapshot, TensorFile, open_safetensors};
+use model::params::specs;
+use model::{CausalThresholds, ModelConfig, RouterState, Rule};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use train::{Made, Stored, Text, write_model};
+
+use crate::error::{name_of, refused};
+use crate::export::tokenizer_of;
+use crate::{ConvertError, Costs, Imported};
+
+/// `model_type` of a config.json in this form.
+const KIND: &str = "lathe";
+const MAX_JSON_BYTES: u64 = 1 << 26;
+
+/// What stands in config.json beside the recipe's own fields.
+#[derive(Debug, Serialize, Deserialize)]
+struct Config {
+    model_type: String,
+    architectures: Vec<String>,
+    /// The stored layer that each unrolled layer uses.
+    sharing_map: Vec<usize>,
+    model: ModelConfig,
+    routing: Option<CausalThresholds>,
+    #[serde(default)]
+    router_state: RouterState,
+    #[serde(default)]
+    text: Text,
+}
+
+/// Writes the folder `out`: any model of the family, every weight once as f32.
+///
+/// # Errors
+/// A checkpoint without tokenizer, a path that is taken, or what the file system refuses.
+pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> {
+    if out.exists() {
+        return refused(out.display().to_string(), "path", "taken", "one where nothing is");
+    }
+    let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
+        return refused(
+            out.display().to_string(),
+            "path",
+            "no name in UTF-8",
+            "a path that ends in a name",
+        );
+    };
+    let model = &stored.model;
+    let config = Config {
+        model_type: KIND.into(),
+        architectures: vec!["LatheForCausalLM".into()],
+        sharing_map: model.plan().unrolled().map(|u| u.stored).collect(),
+        model: model.config().clone(),
+        routing: match &stored.rule {
+            Some(Rule::Causal(decision)) => Some(decision.clone()),
+            _ => None,
+        },
+        router_state: stored.state.clone(),
+        text: stored.text.clone().unwrap_or_default(),
+    };
+    let weights = model.weights().iter().map(|(spec, weight)| NamedTensor {
+        name: spec.name.clone(),
+        shape: vec![spec.shape.0, spec.shape.1],
+        data: weight.read().into(),
+    });
+    let snapshot = Snapshot {
+        tensors: BTreeMap::from([("model".to_owned(), weights.collect())]),
+        json: BTreeMap::from([(
+            "config".to_owned(),
+            serde_json::to_value(&config)
+                .expect("our own types have string keys and finite numbers"),
+        )]),
+        files: BTreeMap::from([("tokenizer.json".to_owned(), tokenizer_of(stored)?.to_vec())]),
+    };
+    let parent =
+        out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(checkpoint::save(parent, name, &snapshot, &RealDisk)?)
+}
+
+/// Whether `path` is a folder whose config.json says that it is of this form.
+pub(crate) fn is_own(path: &Path) -> bool {
+    read_json(&path.join("config.json")).is_ok_and(|value| value["model_type"] == KIND)
+}
+
+fn read_json(path: &Path) -> Result<Value, ConvertError> {
+    let io = |source| ConvertError::Io { action: "reading", path: path.to_path_buf(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    if bytes > MAX_JSON_BYTES {
+        return refused(
+            path.display().to_string(),
+            "size",
+            format!("{bytes} bytes"),
+            "at most 64 MiB",
+        );
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&text)
+        .or_else(|e| refused(path.display().to_string(), "JSON", e, "a JSON value"))
+}
+
+/// The way back: a checkpoint `out` from such a folder.
+pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
+    let file = path.join("config.json");
+    let name = file.display().to_string();
+    let found = match Config::deserialize(read_json(&file)?) {
+        Ok(config) => config,
+        Err(error) => return refused(name, "fields", error, "what `lathe export` writes"),
+    };
+    let plan = match found.model.check() {
+        Ok(plan) => plan,
+        Err(error) => {
+            return refused(name, format!("model.{}", error.field), error.found, error.expected);
+        }
+    };
+    let map: Vec<usize> = plan.unrolled().map(|u| u.stored).collect();
+    if map != found.sharing_map {
+        let expected = format!("{map:?}, as {:?} lays it out", found.model.sharing);
+        return refused(name, "sharing_map", format!("{:?}", found.sharing_map), expected);
+    }
+    let weights = open_safetensors(&path.join("model.safetensors"))?;
+    let table = specs(&found.model, &plan);
+    weights.expect(
+        &table.iter().map(|s| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect::<Vec<_>>(),
+    )?;
+    let tokenizer = path.join("tokenizer.json");
+    let tokenizer = std::fs::read(&tokenizer).map_err(|source| ConvertError::Io {
+        action: "reading",
+        path: tokenizer.clone(),
+        source,
+    })?;
+    let tensors: Result<Vec<_>, ConvertError> =
+        table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
+    let rule = found.routing.map(Rule::Causal);
+    let made = Made {
+        config: &found.model,
+        weights: tensors?,
+        rounded: None,
+        recipe: None,
+        rule: rule.as_ref(),
+        state: &found.router_state,
+        tokenizer: Some(&tokenizer),
+        text: Some(&found.text),
+        origin: json!({ "made_by": "import", "form": "lathe", "from": name_of(path) }),
+    };
+    let path = write_model(out, made, &RealDisk)?;
+    // What the loader refuses (thresholds, ids) is refused now, not at the first use.
+    train::load_model(&path)?;
+    Ok(Imported { path, costs: Costs::of(&found.model)?, config: found.model, text: found.text })
+}
+
+fn tensor(
+    file: &TensorFile,
+    name: &str,
+    shape: (usize, usize),
+) -> Result<NamedTensor<'static>, ConvertError> {
+    let data = file.read_f32(name)?.into();
+    Ok(NamedTensor { name: name.to_owned(), shape: vec![shape.0, shape.1], data })
+}

@@ -1,0 +1,353 @@
+//! Conversions meet where the definitions do, and say what they did.
+
+mod common;
+
+use std::path::Path;
+
+use common::{ids, logits, same, stored, tiny};
+use convert::{Start, Target, convert};
+use model::adapters::{Part, Relaxation, encoding, lora};
+use model::routers::expert_choice::{Config as Expert, SamplingLoss};
+use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing};
+use train::{Stored, load_model};
+
+const SHARINGS: [Sharing; 4] =
+    [Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
+const STARTS: [Start; 5] =
+    [Start::Stepwise, Start::Average, Start::Lower, Start::Upper, Start::Random];
+
+fn target(sharing: Sharing, recursions: usize, start: Start) -> Target {
+    Target {
+        sharing,
+        recursions,
+        start,
+        router: RouterConfig::Fixed,
+        kv: KvMode::RecursionWise,
+        share_norms: true,
+        keep: None,
+        relax: Relaxation::None,
+        fit_adapters: true,
+        seed: 3,
+    }
+}
+
+fn converted(from: &Stored, target: &Target, at: &Path) -> Stored {
+    let (path, _) = convert(from, target, at).unwrap_or_else(|error| panic!("{target:?}: {error}"));
+    load_model(&path).expect("opens")
+}
+
+#[test]
+fn a_converted_mor_model_is_the_recursive_one_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let dense = stored(&at("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let mut number = 0;
+    for sharing in [Sharing::Cycle, Sharing::MiddleCycle] {
+        let recursions = if sharing == Sharing::Cycle { 4 } else { 3 };
+        for (kv, share_norms) in [
+            (KvMode::RecursionWise, true),
+            (KvMode::Shared, true),
+            (KvMode::SharedUpdate, true),
+            (KvMode::RecursionWise, false),
+        ] {
+            for sampling in [SamplingLoss::AuxLoss, SamplingLoss::AuxRouter] {
+                number += 1;
+                let plain =
+                    Target { kv, share_norms, ..target(sharing, recursions, Start::Stepwise) };
+                let router = RouterConfig::ExpertChoice(Expert { sampling, ..Expert::default() });
+                let routed = Target { router, ..plain.clone() };
+                let recursive = converted(&dense, &plain, &at(&format!("recursive{number}")));
+                let mor = converted(&dense, &routed, &at(&format!("mor{number}")));
+                let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
+                let rule = mor.rule.clone().expect("a rule");
+                for rule in [Rule::NonCausal, rule] {
+                    same(
+                        &logits(&mor.model, &rule, &ids()),
+                        &expected,
+                        &format!("{routed:?} {rule:?}"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unrolled_copies_come_back_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: String| folder.path().join(name);
+    for sharing in SHARINGS {
+        for share_norms in [true, false] {
+            let name = format!("{sharing:?}-{share_norms}");
+            let config =
+                ModelConfig { share_norms, tie_embeddings: share_norms, ..tiny(sharing, 8, 2) };
+            let recursive = stored(&at(name.clone()), &config, 2);
+            let unroll = target(Sharing::None, 1, Start::Stepwise);
+            let dense = converted(&recursive, &unroll, &at(format!("{name}-dense")));
+            let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
+            same(&logits(&dense.model, &Rule::NonCausal, &ids()), &expected, "unrolled");
+            for start in STARTS {
+                // These choose sources by other groups than those that are tied.
+                let meets = match start {
+                    Start::Average => true,
+                    Start::Lower | Start::Upper => sharing.is_cycle(),
+                    Start::Stepwise => !sharing.is_cycle(),
+                    Start::Random => false,
+                };
+                let back = Target { share_norms, ..target(sharing, 2, start) };
+                let back = converted(&dense, &back, &at(format!("{name}-{start:?}")));
+                let found = logits(&back.model, &Rule::NonCausal, &ids());
+                if meets {
+                    same(&found, &expected, &format!("{name} {start:?}"));
+                    for ((spec, a), (_, b)) in
+                        back.model.weights().iter().zip(recursive.model.weights())
+                    {
+                        same(&a.read(), &b.read(), &spec.name);
+                    }
+                } else {
+                    assert!(found.iter().all(|x| x.is_finite()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_start_copies_what_it_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 9, 1), 1);
+    let part = |stored: &Stored, name: &str| {
+        stored
+            .model
+            .weights()
+            .iter()
+            .find(|(s, _)| s.name == name)
+            .unwrap_or_else(|| panic!("{name}"))
+            .1
+            .read()
+    };
+    for sharing in SHARINGS {
+        for start in STARTS {
+            let out = folder.path().join(format!("{sharing:?}{start:?}"));
+            let (path, report) = convert(&dense, &target(sharing, 3, start), &out).expect("fits");
+            let result = load_model(&path).expect("opens");
+            let layers = if sharing.keeps_ends() { 8 } else { 9 };
+            assert_eq!((report.kept.len(), report.dropped.len()), (layers, 9 - layers));
+            assert_eq!(result.model.config().layers, layers);
+            let all: Vec<usize> = report.layers.iter().flat_map(|l| l.instead_of.clone()).collect();
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, report.kept, "every kept layer is replaced once");
+            for layer in &report.layers {
+                for name in [
+                    "query",
+                    "key_value",
+                    "output",
+                    "gate_up",
+                    "down",
+                    "attention_norm.0",
+                    "ffn_norm.0",
+                ] {
+                    let from: Vec<Vec<f32>> = layer
+                        .from
+                        .iter()
+                        .map(|l| part(&dense, &format!("layers.{l}.{name}")))
+                        .collect();
+                    let found = part(&result, &format!("layers.{}.{name}", layer.stored));
+                    for (i, &x) in found.iter().enumerate() {
+                        let mean =
+                            from.iter().map(|w| f64::from(w[i])).sum::<f64>() / from.len() as f64;
+                        assert_eq!(x, mean as f32, "{name} {layer:?}");
+                    }
+                }
+                for (&instead, &difference) in layer.instead_of.iter().zip(&layer.difference) {
+                    assert_eq!(layer.from == [instead], difference == 0.0, "{layer:?}");
+                    assert!(difference < 2.0, "{layer:?}");
+                }
+            }
+            for name in ["embed", "norm"] {
+                same(&part(&result, name), &part(&dense, name), name);
+            }
+            assert!(report.fresh.is_empty());
+            let (before, after) = (&report.before, &report.after);
+            assert_eq!((before.layers, before.stored_layers, after.layers), (9, 9, layers));
+            assert!(after.unique_parameters < before.unique_parameters);
+            assert!(
+                after.forward_flops_full <= before.forward_flops_full
+                    && after.kv_bytes <= before.kv_bytes
+            );
+            let origin = result.origin.expect("an origin");
+            assert_eq!(origin["report"], serde_json::to_value(&report).expect("JSON"));
+        }
+    }
+}
+
+#[test]
+fn layers_can_be_chosen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 6, 1), 1);
+    let keep = Some(vec![0, 1, 1, 2, 3, 4, 4, 5]);
+    let chosen = Target { keep, ..target(Sharing::MiddleCycle, 3, Start::Lower) };
+    let (_, report) = convert(&dense, &chosen, &folder.path().join("a")).expect("fits");
+    assert_eq!(
+        report.layers.iter().map(|l| l.from.clone()).collect::<Vec<_>>(),
+        [[0], [1], [1], [5]]
+    );
+    let short = Target { keep: Some(vec![0, 2, 5]), ..target(Sharing::None, 1, Start::Lower) };
+    let (path, report) = convert(&dense, &short, &folder.path().join("b")).expect("fits");
+    assert_eq!(
+        (report.dropped, load_model(&path).expect("opens").model.config().layers),
+        (vec![1, 3, 4], 3)
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let base = target(Sharing::MiddleCycle, 3, Start::Stepwise);
+    let refuses = |from: &Stored, target: &Target, out: &str, needles: &[&str]| {
+        let error =
+            convert(from, target, &folder.path().join(out)).expect_err("refused").to_string();
+        needles.iter().for_each(|n| assert!(error.contains(n), "{n} is missing: {error}"));
+    };
+    for (changed, needles) in [
+        (Target { recursions: 7, ..base.clone() }, &["layers", "at least 9"][..]),
+        (Target { recursions: 0, ..base.clone() }, &["layers"]),
+        (Target { keep: Some(vec![0, 1, 2, 7]), ..base.clone() }, &["recursions", "divisor"]),
+        (Target { keep: Some(vec![0, 8]), ..base.clone() }, &["--keep", "below 8"]),
+        (Target { keep: Some(Vec::new()), ..base.clone() }, &["layers"]),
+        (
+            Target { router: RouterConfig::Random(Default::default()), ..base.clone() },
+            &["--router", "random"],
+        ),
+        (
+            Target { router: RouterConfig::TokenChoice(Default::default()), ..base.clone() },
+            &["--router", "token_choice"],
+        ),
+        (
+            Target {
+                sharing: Sharing::Sequence,
+                recursions: 2,
+                router: RouterConfig::default(),
+                ..base.clone()
+            },
+            &["sharing", "expert_choice"],
+        ),
+        (
+            Target { sharing: Sharing::None, recursions: 1, kv: KvMode::Shared, ..base.clone() },
+            &["kv"],
+        ),
+        (Target { sharing: Sharing::None, recursions: 2, ..base.clone() }, &["recursions"]),
+    ] {
+        refuses(&dense, &changed, "x", needles);
+        assert!(!folder.path().join("x").exists(), "nothing is written");
+    }
+    refuses(&dense, &base, "dense", &["taken"]);
+    let mor = ModelConfig { router: RouterConfig::default(), ..tiny(Sharing::MiddleCycle, 8, 3) };
+    refuses(&stored(&folder.path().join("mor"), &mor, 1), &base, "x", &["router", "expert_choice"]);
+    let shared = ModelConfig { kv: KvMode::Shared, ..tiny(Sharing::MiddleCycle, 8, 3) };
+    refuses(&stored(&folder.path().join("shared"), &shared, 1), &base, "x", &["kv"]);
+}
+
+fn adapters(parts: &[Part], rank: usize) -> lora::Config {
+    lora::Config { rank, alpha: 3.0 * rank as f64, parts: parts.to_vec(), skip_first: false }
+}
+
+/// Of full rank, adapters give back what sharing throws away: the relaxed model computes what the
+/// source does.
+#[test]
+fn adapters_of_full_rank_undo_sharing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let expected = logits(&dense.model, &Rule::NonCausal, &ids());
+    let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (i, make) in [Relaxation::Lora, Relaxation::Dora].into_iter().enumerate() {
+        for sharing in SHARINGS {
+            // The smallest side of any matrix is 24.
+            let relax = make(adapters(&Part::ALL, 24));
+            let full = Target { relax, share_norms: false, ..target(sharing, 2, Start::Average) };
+            let (path, report) =
+                convert(&dense, &full, &folder.path().join(format!("{i}{sharing:?}")))
+                    .expect("fits");
+            let found = logits(&load_model(&path).expect("opens").model, &Rule::NonCausal, &ids());
+            for (f, e) in found.iter().zip(&expected) {
+                assert!((f - e).abs() < 2e-4 * largest, "{sharing:?}: {f} {e}");
+            }
+            assert!(
+                report.layers.iter().flat_map(|l| &l.remaining).all(|&left| left < 1e-5),
+                "{report:?}"
+            );
+            assert!(report.layers.iter().flat_map(|l| &l.difference).any(|&left| left > 0.1));
+            assert!(report.after.unique_parameters > report.before.unique_parameters / 2);
+        }
+    }
+}
+
+/// Applied and merged adapters are the same model.
+#[test]
+fn merged_adapters_compute_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let mut number = 0;
+    for make in [Relaxation::Lora, Relaxation::Dora] {
+        for sharing in SHARINGS {
+            for (kv, parts, skip_first) in [
+                (KvMode::RecursionWise, &Part::ALL[..], false),
+                (KvMode::RecursionWise, &[Part::Query, Part::KeyValue][..], true),
+            ] {
+                number += 1;
+                let relax = make(lora::Config { skip_first, ..adapters(parts, 4) });
+                let low = Target { relax, kv, ..target(sharing, 2, Start::Stepwise) };
+                let relaxed =
+                    converted(&dense, &low, &folder.path().join(format!("relaxed{number}")));
+                let unroll = target(Sharing::None, 1, Start::Stepwise);
+                let merged =
+                    converted(&relaxed, &unroll, &folder.path().join(format!("merged{number}")));
+                let (a, b) = (
+                    logits(&relaxed.model, &Rule::NonCausal, &ids()),
+                    logits(&merged.model, &Rule::NonCausal, &ids()),
+                );
+                let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                for (a, b) in a.iter().zip(&b) {
+                    assert!((a - b).abs() < 1e-5 * largest.max(1.0), "{low:?}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fresh_relaxations_change_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
+    let mut number = 0;
+    for sharing in SHARINGS {
+        let plain = target(sharing, 2, Start::Lower);
+        let plain = converted(&dense, &plain, &folder.path().join(format!("plain{sharing:?}")));
+        let expected = logits(&plain.model, &Rule::NonCausal, &ids());
+        for relax in [
+            Relaxation::Lora(adapters(&Part::ALL, 4)),
+            Relaxation::Dora(adapters(&Part::ALL, 4)),
+            Relaxation::Encoding(encoding::Config::default()),
+        ] {
+            number += 1;
+            let fresh = Target { relax, fit_adapters: false, ..target(sharing, 2, Start::Lower) };
+            let fresh = converted(&dense, &fresh, &folder.path().join(format!("fresh{number}")));
+            let found = logits(&fresh.model, &Rule::NonCausal, &ids());
+            for (f, e) in found.iter().zip(&expected) {
+                assert!((f - e).abs() < 1e-5, "{sharing:?}: {f} {e}");
+            }
+        }
+    }
+    let encoded = Target {
+        relax: Relaxation::Encoding(encoding::Config::default()),
+        ..target(Sharing::Cycle, 2, Start::Lower)
+    };
+    let encoded = converted(&dense, &encoded, &folder.path().join("encoded"));
+    let unroll = target(Sharing::None, 1, Start::Lower);
+    let error = convert(&encoded, &unroll, &folder.path().join("x"))
+        .expect_err("no part of a layer")
+        .to_string();
+    assert!(error.contains("relax") && error.contains("encoding"), "{error}");
+}

@@ -1,0 +1,201 @@
+//! Where requests are handed in and events handed out, from any thread, while ticks run.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use scheduler::{Event, Gauges, Offer, Refusal, Request, Scheduler, Sink};
+
+/// The handle of an engine: the scheduler's books, and who waits for events.
+pub struct EngineHandle {
+    scheduler: Mutex<Scheduler>,
+    sinks: Mutex<BTreeMap<u64, Waiting>>,
+    /// Whether something happened since the engine last looked.
+    rung: Mutex<bool>,
+    bell: Condvar,
+    times: Mutex<Times>,
+    vocab: usize,
+    page_bytes: usize,
+}
+
+/// Somebody who waits, with events that could not be handed over yet.
+struct Waiting {
+    sink: Box<dyn Sink>,
+    late: VecDeque<Event>,
+    gone: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    ticks: u64,
+    tick_us: u64,
+    operation_us: u64,
+    last_tick_us: u64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl EngineHandle {
+    pub(crate) fn new(scheduler: Scheduler, vocab: usize, page_bytes: usize) -> Self {
+        Self {
+            scheduler: Mutex::new(scheduler),
+            sinks: Mutex::default(),
+            rung: Mutex::new(false),
+            bell: Condvar::new(),
+            times: Mutex::default(),
+            vocab,
+            page_bytes,
+        }
+    }
+
+    pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
+        locked(&self.scheduler)
+    }
+
+    pub(crate) fn lock(&self) -> &Mutex<Scheduler> {
+        &self.scheduler
+    }
+
+    /// Hands in a request; its events go to `sink`.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn submit(
+        &self,
+        request: Request,
+        sink: Box<dyn Sink>,
+        now_us: u64,
+    ) -> Result<(), Refusal> {
+        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= self.vocab) {
+            let expected = format!("token ids below the vocabulary size {}", self.vocab);
+            return Err(Refusal::Invalid { field: "prompt", found: id.to_string(), expected });
+        }
+        let strange = |id: &&(u32, f32)| id.0 as usize >= self.vocab;
+        if let Some((id, _)) = request.sampling.logit_bias.iter().find(strange) {
+            let expected = format!("token ids below the vocabulary size {}", self.vocab);
+            return Err(Refusal::Invalid { field: "logit_bias", found: id.to_string(), expected });
+        }
+        let id = request.id;
+        locked(&self.sinks).insert(id, Waiting { sink, late: VecDeque::new(), gone: false });
+        let answer = self.scheduler().submit(request, now_us);
+        if answer.is_err() {
+            locked(&self.sinks).remove(&id);
+        }
+        self.ring();
+        answer
+    }
+
+    /// Ends a request soon.
+    pub fn cancel(&self, id: u64) {
+        self.scheduler().cancel(id);
+        self.ring();
+    }
+
+    /// No new requests from now on.
+    pub fn drain(&self) {
+        self.scheduler().drain();
+        self.ring();
+    }
+
+    /// Whether nothing waits, runs, or is left to hand out.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler().is_idle() && locked(&self.sinks).is_empty()
+    }
+
+    /// Numbers for metrics.
+    pub fn gauges(&self) -> Gauges {
+        let times = *locked(&self.times);
+        let scheduler = self.scheduler();
+        Gauges {
+            page_bytes: self.page_bytes,
+            ticks: times.ticks,
+            tick_us: times.tick_us,
+            operation_us: times.operation_us,
+            ..scheduler.gauges()
+        }
+    }
+
+    /// Time of the engine's clock at which the last tick ended.
+    pub fn last_tick_us(&self) -> u64 {
+        locked(&self.times).last_tick_us
+    }
+
+    /// Whether a tick would find work.
+    pub fn has_work(&self) -> bool {
+        self.scheduler().has_work()
+    }
+
+    pub(crate) fn ticked(&self, from_us: u64, to_us: u64, operations_us: u64) {
+        let mut times = locked(&self.times);
+        times.ticks += 1;
+        times.tick_us += to_us - from_us;
+        times.operation_us += operations_us;
+        times.last_tick_us = to_us;
+    }
+
+    /// Rings for the engine.
+    pub fn ring(&self) {
+        *locked(&self.rung) = true;
+        self.bell.notify_all();
+    }
+
+    /// Waits for the bell, at most this long.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        let mut rung = locked(&self.rung);
+        if !*rung {
+            rung = self.bell.wait_timeout(rung, at_most).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *rung = false;
+    }
+
+    /// Hands an event over, or keeps it for later and pauses the request.
+    pub(crate) fn emit(&self, id: u64, event: Event) {
+        let mut sinks = locked(&self.sinks);
+        let Some(waiting) = sinks.get_mut(&id) else { return };
+        waiting.late.push_back(event);
+        self.hand_over(&mut sinks, id);
+    }
+
+    /// Tries again where a receiver was not ready.
+    pub(crate) fn offer_again(&self) {
+        let mut sinks = locked(&self.sinks);
+        let late: Vec<u64> =
+            sinks.iter().filter(|(_, w)| !w.late.is_empty()).map(|(&id, _)| id).collect();
+        for id in late {
+            self.hand_over(&mut sinks, id);
+        }
+    }
+
+    /// Whether somebody has not taken all events.
+    pub(crate) fn is_late(&self) -> bool {
+        locked(&self.sinks).values().any(|w| !w.late.is_empty())
+    }
+
+    fn hand_over(&self, sinks: &mut BTreeMap<u64, Waiting>, id: u64) {
+        let Some(waiting) = sinks.get_mut(&id) else { return };
+        while let Some(event) = waiting.late.front() {
+            let done = matches!(event, Event::Done(_));
+            let offer = if waiting.gone { Offer::Gone } else { waiting.sink.offer(event) };
+            match offer {
+                Offer::Taken => {}
+                Offer::Full if !done => {
+                    self.scheduler().pause(id);
+                    return;
+                }
+                Offer::Full => return,
+                Offer::Gone => {
+                    waiting.gone = true;
+                    self.scheduler().cancel(id);
+                }
+            }
+            waiting.late.pop_front();
+            if done {
+                sinks.remove(&id);
+                return;
+            }
+        }
+        self.scheduler().unpause(id);
+    }
+}

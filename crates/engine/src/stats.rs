@@ -1,0 +1,138 @@
+//! Counts what routers do, for logs, calibration and reports.
+
+use model::{Probe, Routed};
+
+/// What happened at one recursion of expert-choice (or random) routing.
+#[derive(Clone, Debug, Default)]
+pub struct RecursionStats {
+    /// Rows that could go on.
+    pub candidates: u64,
+    /// Rows that did.
+    pub kept: u64,
+    /// Rows that a comparison within their sequence would have kept.
+    pub best: u64,
+    /// Rows on which decision and comparison agree.
+    pub agree: u64,
+    /// Rows on which `sigmoid(z) >= 0.5` and the comparison agree.
+    pub half_agrees: u64,
+    /// Rows that were compared at all.
+    pub compared: u64,
+    /// Sum of logits.
+    pub logit_sum: f64,
+    /// Deciding logits of the candidates, if asked for.
+    pub logits: Vec<f32>,
+    /// Auxiliary logits of the candidates, if asked for.
+    pub auxiliary: Vec<f32>,
+    /// For each row position, how often a row there went on (up to the longest seen).
+    pub kept_at: Vec<u32>,
+}
+
+/// A probe that counts.
+#[derive(Clone, Debug, Default)]
+pub struct RoutingStats {
+    /// One entry a recursion, for expert-choice and random routing.
+    pub recursions: Vec<RecursionStats>,
+    /// Rows by chosen depth, for token-choice.
+    pub depths: Vec<u64>,
+    /// Sum of the scores of each depth, for token-choice.
+    pub score_sums: Vec<f64>,
+    /// Whether logits are kept.
+    pub keeps_logits: bool,
+    /// Rows a sequence has, to count by position; 0 for not.
+    pub sequence_length: usize,
+}
+
+impl RoutingStats {
+    /// One that also keeps every deciding logit.
+    pub fn with_logits() -> Self {
+        Self { keeps_logits: true, ..Self::default() }
+    }
+
+    /// Mean over recursions of the share of rows on which `sigmoid(z) >= 0.5` repeats the
+    /// comparison.
+    pub fn sampling_accuracy(&self) -> Option<f64> {
+        let compared: u64 = self.recursions.iter().map(|r| r.compared).sum();
+        let agree: u64 = self.recursions.iter().map(|r| r.half_agrees).sum();
+        (compared > 0).then(|| agree as f64 / compared as f64)
+    }
+
+    /// Share of the positions that never reached the last recursion (needs `sequence_length`).
+    pub fn dead_positions(&self) -> Option<f64> {
+        let last = self.recursions.last().filter(|_| self.sequence_length > 0)?;
+        let alive = last.kept_at.iter().filter(|k| **k > 0).count();
+        Some(1.0 - alive as f64 / self.sequence_length as f64)
+    }
+
+    /// `(max load - mean load) / mean load` over the depths of token-choice.
+    pub fn max_violation(&self) -> Option<f64> {
+        let total: u64 = self.depths.iter().sum();
+        let mean = total as f64 / self.depths.len().max(1) as f64;
+        (total > 0).then(|| (*self.depths.iter().max().unwrap_or(&0) as f64 - mean) / mean)
+    }
+
+    /// Entropy in nats of the mean score distribution over depths of token-choice.
+    pub fn entropy(&self) -> Option<f64> {
+        let total: f64 = self.score_sums.iter().sum();
+        let term = |s: &f64| if *s > 0.0 { -(s / total) * (s / total).ln() } else { 0.0 };
+        (total > 0.0).then(|| self.score_sums.iter().map(term).sum())
+    }
+
+    /// The logit that each recursion's comparison needed: midway between the lowest kept and the
+    /// highest not kept score when both are cut at the kept count. `None` where every candidate was
+    /// kept.
+    pub fn needed_thresholds(&self) -> Vec<Option<f32>> {
+        self.recursions.iter().map(|r| threshold_for(&r.logits, r.best as usize)).collect()
+    }
+}
+
+/// The value that `count` of `scores` reach, or `None` if all may pass.
+pub(crate) fn threshold_for(scores: &[f32], count: usize) -> Option<f32> {
+    if count >= scores.len() || scores.is_empty() {
+        return None;
+    }
+    let mut sorted = scores.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    let (above, below) = (sorted[count.max(1) - 1], sorted[count.max(1)]);
+    Some(below + (above - below) / 2.0)
+}
+
+impl Probe for RoutingStats {
+    fn routed(&mut self, routed: &Routed<'_>) {
+        if self.recursions.len() <= routed.recursion {
+            self.recursions.resize_with(routed.recursion + 1, RecursionStats::default);
+        }
+        let r = &mut self.recursions[routed.recursion];
+        let count = |flags: &[bool]| flags.iter().filter(|f| **f).count() as u64;
+        r.candidates += routed.kept.len() as u64;
+        r.kept += count(routed.kept);
+        r.logit_sum += routed.logits.iter().map(|&z| f64::from(z)).sum::<f64>();
+        if let Some(best) = routed.best {
+            r.best += count(best);
+            r.compared += best.len() as u64;
+            r.agree += best.iter().zip(routed.kept).filter(|(b, k)| b == k).count() as u64;
+            let predicted = routed.auxiliary.unwrap_or(routed.logits);
+            r.half_agrees +=
+                best.iter().zip(predicted).filter(|(b, z)| **b == (**z >= 0.0)).count() as u64;
+        }
+        if self.keeps_logits {
+            r.logits.extend_from_slice(routed.logits);
+            r.auxiliary.extend_from_slice(routed.auxiliary.unwrap_or(&[]));
+        }
+        if self.sequence_length > 0 {
+            r.kept_at.resize(self.sequence_length, 0);
+            for (&row, _) in routed.candidates.iter().zip(routed.kept).filter(|(_, k)| **k) {
+                r.kept_at[row as usize % self.sequence_length] += 1;
+            }
+        }
+    }
+
+    fn assigned(&mut self, _logits: &[f32], scores: &[f32], depth: &[u32]) {
+        let n = scores.len() / depth.len().max(1);
+        self.depths.resize(n.max(self.depths.len()), 0);
+        self.score_sums.resize(n.max(self.score_sums.len()), 0.0);
+        depth.iter().for_each(|&d| self.depths[d as usize] += 1);
+        for scores in scores.chunks_exact(n.max(1)) {
+            self.score_sums.iter_mut().zip(scores).for_each(|(sum, &s)| *sum += f64::from(s));
+        }
+    }
+}

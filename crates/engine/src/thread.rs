@@ -1,0 +1,115 @@
+//! The engine on a thread of its own, with the machine's clock.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use scheduler::{Gauges, Refusal, Request, Sink};
+
+use crate::{Engine, EngineHandle};
+
+/// How long the thread sleeps when nobody rings: deadlines and slow readers are looked after this
+/// often.
+const NAP: Duration = Duration::from_millis(20);
+
+/// A running engine. Dropping it stops the thread after the current tick.
+pub struct EngineThread {
+    handle: Arc<EngineHandle>,
+    clock: Instant,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EngineThread {
+    /// Starts the thread; operations run on `pool`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(mut engine: Engine, pool: Arc<rayon::ThreadPool>) -> std::io::Result<Self> {
+        let (handle, clock, stop) =
+            (engine.handle().clone(), Instant::now(), Arc::new(AtomicBool::new(false)));
+        let stopping = stop.clone();
+        let run = move || pool.install(|| work(&mut engine, clock, &stopping));
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
+        Ok(Self { handle, clock, stop, thread: Some(thread) })
+    }
+
+    /// Microseconds since the start.
+    pub fn now_us(&self) -> u64 {
+        self.clock.elapsed().as_micros() as u64
+    }
+
+    /// Hands in a request.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
+        self.handle.submit(request, sink, self.now_us())
+    }
+
+    /// Ends a request soon.
+    pub fn cancel(&self, id: u64) {
+        self.handle.cancel(id);
+    }
+
+    /// No new requests from now on.
+    pub fn drain(&self) {
+        self.handle.drain();
+    }
+
+    /// Numbers for metrics.
+    pub fn gauges(&self) -> Gauges {
+        self.handle.gauges()
+    }
+
+    /// Whether everything accepted has ended.
+    pub fn is_idle(&self) -> bool {
+        self.handle.is_idle()
+    }
+
+    /// Microseconds since the last tick while work waits; 0 if there is none.
+    pub fn idle_for_us(&self) -> u64 {
+        if self.handle.has_work() {
+            self.now_us().saturating_sub(self.handle.last_tick_us())
+        } else {
+            0
+        }
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.handle.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(engine: &mut Engine, clock: Instant, stop: &AtomicBool) {
+    let now = || clock.elapsed().as_micros() as u64;
+    let handle = engine.handle().clone();
+    while !stop.load(Ordering::Relaxed) {
+        if !handle.has_work() {
+            handle.wait(NAP);
+            if handle.is_late() {
+                // Slow readers: no bell rings when they are ready again.
+                handle.offer_again();
+            }
+            if !handle.has_work() {
+                continue;
+            }
+        }
+        let from = now();
+        if catch_unwind(AssertUnwindSafe(|| engine.tick(from))).is_err() {
+            engine.fail_all(
+                "a step of the engine panicked; its requests cannot be told apart",
+                now(),
+            );
+        }
+        handle.ticked(from, now(), 0);
+    }
+}

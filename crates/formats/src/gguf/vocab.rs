@@ -1,0 +1,153 @@
+//! A byte-level tokenizer.json as the tokenizer settings of a GGUF file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::pre::Pre;
+use super::tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED, filler};
+use super::write::Value;
+use crate::error::quote;
+use crate::{FormatError, Result, Special};
+
+/// Where the ids that end generation go, the main one first.
+const END_KEYS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
+
+/// The settings `tokenizer.*` for an embedding of `vocab` rows; rows without a token get fillers.
+///
+/// # Errors
+/// A tokenizer.json that is no byte-level BPE with a pre-tokenizer known to llama.cpp, or has more
+/// tokens than rows.
+pub(super) fn settings(
+    path: &Path,
+    json: &[u8],
+    vocab: usize,
+    special: &Special,
+) -> Result<Vec<(String, Value)>> {
+    special.check(path, vocab)?;
+    let bad = |field: &str, expected: &str, found: String| {
+        FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
+    };
+    let root: Json =
+        serde_json::from_slice(json).map_err(|e| bad("JSON", "a JSON object", e.to_string()))?;
+    let model = &root["model"];
+    let plain = model["type"] == "BPE"
+        && !model["byte_fallback"].as_bool().unwrap_or(false)
+        && ["continuing_subword_prefix", "end_of_word_suffix"]
+            .iter()
+            .all(|key| model[*key].as_str().unwrap_or("").is_empty());
+    if !plain {
+        return Err(bad(
+            "model",
+            "a byte-level BPE without prefix or suffix",
+            model["type"].to_string(),
+        ));
+    }
+    let pre = Pre::of_json(&root).ok_or_else(|| {
+        let expected =
+            format!("normalizer, pre_tokenizer and ignore_merges of one of {}", Pre::names());
+        bad("pre_tokenizer", &expected, quote(&root["pre_tokenizer"].to_string()))
+    })?;
+    let (tokens, types) = tokens(path, &root, vocab)?;
+    let mut out = vec![
+        ("model", Value::String("gpt2".into())),
+        ("pre", Value::String(pre.names[0].into())),
+        ("tokens", Value::Strings(tokens)),
+        ("token_type", Value::I32s(types)),
+        ("merges", Value::Strings(merges(path, model)?)),
+    ];
+    if special.eos.len() > END_KEYS.len() {
+        let found = special.eos.len().to_string();
+        return Err(bad("eos token ids", "at most 3, as the form has no more", found));
+    }
+    let eos = special.eos.iter().zip(END_KEYS).map(|(&id, key)| (key, id));
+    let others = [("bos_token_id", special.bos), ("padding_token_id", special.pad)];
+    out.extend(
+        eos.chain(others.into_iter().filter_map(|(key, id)| Some((key, id?))))
+            .map(|(key, id)| (key, Value::U32(id))),
+    );
+    out.push(("add_bos_token", Value::Bool(special.add_bos)));
+    out.push(("add_space_prefix", Value::Bool(false)));
+    let mut out: Vec<_> =
+        out.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect();
+    out.extend(
+        special
+            .chat_template
+            .iter()
+            .map(|text| ("tokenizer.chat_template".into(), Value::String(text.clone()))),
+    );
+    Ok(out)
+}
+
+/// Spelling and kind of every row.
+fn tokens(path: &Path, root: &Json, vocab: usize) -> Result<(Vec<String>, Vec<i32>)> {
+    let bad = |field: String, expected: &str, found: String| {
+        FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
+    };
+    let mut known: BTreeMap<u64, (&str, i64)> = BTreeMap::new();
+    let words = root["model"]["vocab"].as_object();
+    let words = words.ok_or_else(|| bad("model.vocab".into(), "an object", "none".into()))?;
+    for (token, id) in words {
+        let id = id.as_u64().ok_or_else(|| {
+            bad(format!("model.vocab[{}]", quote(token)), "an id", id.to_string())
+        })?;
+        if let Some((other, _)) = known.insert(id, (token, NORMAL)) {
+            return Err(bad(
+                format!("model.vocab[{}]", quote(token)),
+                "an id of its own",
+                format!("that of {}", quote(other)),
+            ));
+        }
+    }
+    for (i, added) in root["added_tokens"].as_array().into_iter().flatten().enumerate() {
+        let field = format!("added_tokens[{i}]");
+        let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else {
+            return Err(bad(field, "id and content", quote(&added.to_string())));
+        };
+        if ["single_word", "lstrip", "rstrip"].iter().any(|flag| added[*flag] == true) {
+            return Err(bad(field, "no single_word, lstrip or rstrip", quote(content)));
+        }
+        if known.get(&id).is_some_and(|(token, _)| *token != content) {
+            return Err(bad(field, "an id of its own", quote(content)));
+        }
+        known.insert(id, (content, if added["special"] == true { CONTROL } else { USER_DEFINED }));
+    }
+    if let Some((&id, (token, _))) = known.last_key_value()
+        && id >= vocab as u64
+    {
+        return Err(bad(
+            "model.vocab".into(),
+            &format!("ids below {vocab}, the rows of the embedding"),
+            format!("{id} for {}", quote(token)),
+        ));
+    }
+    let row = |id: usize| {
+        known
+            .get(&(id as u64))
+            .map_or((filler(id), UNUSED), |(token, kind)| ((*token).to_owned(), *kind))
+    };
+    Ok((0..vocab).map(row).map(|(token, kind)| (token, kind as i32)).unzip())
+}
+
+fn merges(path: &Path, model: &Json) -> Result<Vec<String>> {
+    let join = |(rank, merge): (usize, &Json)| {
+        let pair = match merge {
+            Json::String(both) => both.split_once(' '),
+            other => other[0].as_str().zip(other[1].as_str()),
+        };
+        match pair.filter(|(left, right)| !left.contains(' ') && !right.contains(' ')) {
+            Some((left, right)) => Ok(format!("{left} {right}")),
+            None => {
+                let field = format!("tokenizer.json: model.merges[{rank}]");
+                Err(FormatError::unwritable(
+                    path,
+                    field,
+                    "two tokens without spaces",
+                    quote(&merge.to_string()),
+                ))
+            }
+        }
+    };
+    model["merges"].as_array().into_iter().flatten().enumerate().map(join).collect()
+}

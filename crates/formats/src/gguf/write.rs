@@ -1,0 +1,241 @@
+//! Writes GGUF files: settings, tensor entries, aligned data, streamed tensor by tensor.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
+use super::types::{GgmlType, ValueType};
+use crate::error::quote;
+use crate::{FormatError, Result};
+
+const VERSION: u32 = 3;
+
+/// The value of a setting to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// An unsigned integer of 32 bits.
+    U32(u32),
+    /// A signed integer of 32 bits.
+    I32(i32),
+    /// An unsigned integer of 64 bits.
+    U64(u64),
+    /// A binary32.
+    F32(f32),
+    /// A truth value.
+    Bool(bool),
+    /// A string.
+    String(String),
+    /// An array of strings.
+    Strings(Vec<String>),
+    /// An array of signed integers of 32 bits.
+    I32s(Vec<i32>),
+    /// An array of binary32.
+    F32s(Vec<f32>),
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Its name, unique in the file.
+    pub name: String,
+    /// How its values are stored.
+    pub kind: GgmlType,
+    /// Row-major: `[rows, columns]` of a matrix.
+    pub shape: Vec<usize>,
+}
+
+impl Tensor {
+    /// Bytes of its data; `None` if rows are no whole blocks or the size exceeds 64 bits.
+    fn size(&self) -> Option<u64> {
+        let row_len = self
+            .shape
+            .last()
+            .copied()
+            .filter(|&n| n > 0 && n.is_multiple_of(self.kind.block_len()))?;
+        let blocks = (row_len / self.kind.block_len()) as u64;
+        let outer = &self.shape[..self.shape.len() - 1];
+        let rows = outer.iter().try_fold(1_u64, |product, &n| product.checked_mul(n as u64))?;
+        rows.checked_mul(blocks)?
+            .checked_mul(self.kind.block_bytes() as u64)
+            .filter(|&size| size > 0)
+    }
+}
+
+/// Writes a GGUF file of version 3 beside `path` and renames it into place. `data(i)` gives the
+/// bytes of the i-th tensor; it is called once for each, in order, so that one tensor at a time is
+/// in memory.
+///
+/// # Errors
+/// Keys or names given twice, shapes that are no whole blocks, data of another length, what `data`
+/// fails with, or what the file system refuses.
+pub fn write(
+    path: &Path,
+    settings: &[(String, Value)],
+    tensors: &[Tensor],
+    mut data: impl FnMut(usize) -> Result<Vec<u8>>,
+) -> Result<()> {
+    let header = header(path, settings, tensors)?;
+    let beside = beside(path)?;
+    let written = write_file(path, &beside, &header, tensors, &mut data);
+    let renamed = written.and_then(|()| {
+        std::fs::rename(&beside, path).map_err(|e| FormatError::io(path, "rename", e))
+    });
+    if renamed.is_err() {
+        // The first failure is the one to report.
+        let _ = std::fs::remove_file(&beside);
+    }
+    renamed
+}
+
+/// The name under which a file is written until it is complete.
+pub(crate) fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| FormatError::unwritable(path, "path", "the name of a file", "none"))?;
+    let mut hidden = std::ffi::OsString::from(".tmp-");
+    hidden.push(name);
+    Ok(path.with_file_name(hidden))
+}
+
+fn write_file(
+    path: &Path,
+    beside: &Path,
+    header: &[u8],
+    tensors: &[Tensor],
+    data: &mut impl FnMut(usize) -> Result<Vec<u8>>,
+) -> Result<()> {
+    let io = |e| FormatError::io(beside, "write", e);
+    let mut file = BufWriter::new(File::create(beside).map_err(io)?);
+    file.write_all(header).map_err(io)?;
+    for (i, tensor) in tensors.iter().enumerate() {
+        let bytes = data(i)?;
+        let expected = tensor.size().unwrap_or(0);
+        if bytes.len() as u64 != expected {
+            let field = format!("tensor {}: data", quote(&tensor.name));
+            let expected =
+                format!("{expected} bytes for {} of shape {:?}", tensor.kind, tensor.shape);
+            return Err(FormatError::unwritable(
+                path,
+                field,
+                expected,
+                format!("{} bytes", bytes.len()),
+            ));
+        }
+        file.write_all(&bytes).and_then(|()| pad(&mut file, expected)).map_err(io)?;
+    }
+    file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+}
+
+fn pad(file: &mut impl Write, len: u64) -> io::Result<()> {
+    let padding = len.next_multiple_of(DEFAULT_ALIGNMENT) - len;
+    file.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize])
+}
+
+/// Everything before the data, padded.
+fn header(path: &Path, settings: &[(String, Value)], tensors: &[Tensor]) -> Result<Vec<u8>> {
+    let mut out = MAGIC.to_vec();
+    out.extend(VERSION.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((settings.len() as u64).to_le_bytes());
+    let mut keys = BTreeSet::new();
+    for (key, value) in settings {
+        if key == ALIGNMENT_KEY || !keys.insert(key) {
+            let found = "it twice, or the alignment, which is always 32";
+            return Err(FormatError::unwritable(
+                path,
+                format!("setting {}", quote(key)),
+                "each key once",
+                found,
+            ));
+        }
+        put_string(&mut out, key);
+        put_value(&mut out, value);
+    }
+    let mut names = BTreeSet::new();
+    let mut offset = 0_u64;
+    for tensor in tensors {
+        let bad = |expected: &str, found: String| {
+            Err(FormatError::unwritable(
+                path,
+                format!("tensor {}", quote(&tensor.name)),
+                expected,
+                found,
+            ))
+        };
+        if !names.insert(&tensor.name) {
+            return bad("each name once", "it twice".into());
+        }
+        let Some(size) = tensor.size().filter(|_| tensor.shape.len() <= 4) else {
+            let expected = "1 to 4 dimensions above zero, rows of whole blocks";
+            return bad(expected, format!("{:?} of {}", tensor.shape, tensor.kind));
+        };
+        put_string(&mut out, &tensor.name);
+        out.extend((tensor.shape.len() as u32).to_le_bytes());
+        tensor.shape.iter().rev().for_each(|&n| out.extend((n as u64).to_le_bytes()));
+        out.extend(tensor.kind.code().to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        let end = offset
+            .checked_add(size)
+            .and_then(|end| end.checked_next_multiple_of(DEFAULT_ALIGNMENT));
+        match end {
+            Some(end) => offset = end,
+            None => return bad("less than 2^64 bytes in all", "more".into()),
+        }
+    }
+    out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
+    Ok(out)
+}
+
+fn put_string(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    let kind = |out: &mut Vec<u8>, kind: ValueType| out.extend(kind.code().to_le_bytes());
+    let array = |out: &mut Vec<u8>, item: ValueType, len: usize| {
+        kind(out, ValueType::Array);
+        kind(out, item);
+        out.extend((len as u64).to_le_bytes());
+    };
+    match value {
+        Value::U32(v) => {
+            kind(out, ValueType::U32);
+            out.extend(v.to_le_bytes());
+        }
+        Value::I32(v) => {
+            kind(out, ValueType::I32);
+            out.extend(v.to_le_bytes());
+        }
+        Value::U64(v) => {
+            kind(out, ValueType::U64);
+            out.extend(v.to_le_bytes());
+        }
+        Value::F32(v) => {
+            kind(out, ValueType::F32);
+            out.extend(v.to_le_bytes());
+        }
+        Value::Bool(v) => {
+            kind(out, ValueType::Bool);
+            out.push(u8::from(*v));
+        }
+        Value::String(v) => {
+            kind(out, ValueType::String);
+            put_string(out, v);
+        }
+        Value::Strings(v) => {
+            array(out, ValueType::String, v.len());
+            v.iter().for_each(|text| put_string(out, text));
+        }
+        Value::I32s(v) => {
+            array(out, ValueType::I32, v.len());
+            v.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        }
+        Value::F32s(v) => {
+            array(out, ValueType::F32, v.len());
+            v.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        }
+    }
+}

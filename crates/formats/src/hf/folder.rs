@@ -1,0 +1,67 @@
+//! A Hugging Face folder whose config and tensors agree.
+
+use std::path::{Path, PathBuf};
+
+use super::shards::Shards;
+use super::{config, special};
+use crate::json::JsonFile;
+use crate::{ArchConfig, Result, Special, TensorRole, TensorSource};
+
+pub(crate) const CONFIG: &str = "config.json";
+
+/// A Hugging Face folder of a Llama model.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    settings: ArchConfig,
+    shards: Shards,
+}
+
+impl Folder {
+    /// Reads config.json and maps the weights; the tensors must be exactly those of the config, in
+    /// F32, F16 or BF16. Inverse frequencies and an equal copy of a tied output matrix are passed
+    /// over.
+    ///
+    /// # Errors
+    /// What is missing, contradicts itself or is not covered, with file and field.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = JsonFile::read(&path.join(CONFIG))?;
+        let settings = config::read(&config.object())?;
+        let shards = Shards::open(path)?;
+        shards.check(path, &settings)?;
+        Ok(Self { path: path.to_path_buf(), settings, shards })
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model's numbers.
+    pub fn settings(&self) -> &ArchConfig {
+        &self.settings
+    }
+
+    /// Special ids and chat template.
+    ///
+    /// # Errors
+    /// Companion files of another form, ids outside of the vocabulary, names that are no tokens.
+    pub fn special(&self) -> Result<Special> {
+        let config = JsonFile::read(&self.path.join(CONFIG))?;
+        special::read(&self.path, &config.object(), self.settings.vocab)
+    }
+
+    /// The bytes of tokenizer.json.
+    ///
+    /// # Errors
+    /// It cannot be read or is larger than 1 GiB.
+    pub fn tokenizer_json(&self) -> Result<Vec<u8>> {
+        special::tokenizer_json(&self.path)
+    }
+}
+
+impl TensorSource for Folder {
+    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
+        self.shards.read(&role.hf_name())
+    }
+}

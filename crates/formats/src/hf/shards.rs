@@ -1,0 +1,170 @@
+//! The safetensors of a folder: one file, or shards named by an index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use checkpoint::{Dtype, TensorFile, open_safetensors};
+
+use crate::error::quote;
+use crate::json::{JsonFile, describe};
+use crate::{ArchConfig, FormatError, Result, TensorRole, layout};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const MAX_SHARDS: usize = 4096;
+/// Kept by old converters; computed from the settings.
+const INVERSE_FREQUENCIES: &str = ".rotary_emb.inv_freq";
+
+/// Every tensor of the folder and the file it is in.
+#[derive(Debug)]
+pub(super) struct Shards {
+    files: Vec<TensorFile>,
+    index: BTreeMap<String, usize>,
+}
+
+impl Shards {
+    /// Opens the single file or, where there is none, every shard of the index.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        let exists = |path: &Path| path.try_exists().map_err(|e| FormatError::io(path, "open", e));
+        if exists(&single)? {
+            let file = open_safetensors(&single)?;
+            let index = file.names().map(|name| (name.to_owned(), 0)).collect();
+            return Ok(Self { files: vec![file], index });
+        }
+        if exists(&index)? {
+            return Self::open_index(folder, &index);
+        }
+        Err(FormatError::unsupported(folder, "weights", format!("{SINGLE} or {INDEX}"), "neither"))
+    }
+
+    fn open_index(folder: &Path, path: &Path) -> Result<Self> {
+        let json = JsonFile::read(path)?;
+        let root = json.object();
+        let map = root.must("weight_map", root.inner("weight_map")?)?;
+        let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, shard) in map.items() {
+            let field = || format!("weight_map[{}]", quote(tensor));
+            let shard = match shard.as_str() {
+                Some(shard) if is_file_name(shard) => shard,
+                _ => {
+                    let expected = "the name of a .safetensors file in the same folder";
+                    return Err(FormatError::damaged(path, field(), expected, describe(shard)));
+                }
+            };
+            names.entry(shard).or_default().push(tensor);
+        }
+        if names.len() > MAX_SHARDS {
+            let found = names.len().to_string();
+            return Err(FormatError::damaged(
+                path,
+                "weight_map",
+                format!("at most {MAX_SHARDS} shards"),
+                found,
+            ));
+        }
+        let mut shards = Self { files: Vec::new(), index: BTreeMap::new() };
+        for (shard, tensors) in names {
+            let file = open_safetensors(&folder.join(shard))?;
+            shards.add(path, shard, file, &tensors)?;
+        }
+        Ok(shards)
+    }
+
+    /// The shard must hold exactly the tensors that the index gives it.
+    fn add(&mut self, path: &Path, shard: &str, file: TensorFile, tensors: &[&str]) -> Result<()> {
+        let listed: BTreeSet<&str> = tensors.iter().copied().collect();
+        if let Some(absent) = tensors.iter().find(|name| file.shape(name).is_none()) {
+            let field = format!("weight_map[{}]", quote(absent));
+            return Err(FormatError::damaged(path, field, "the shard that holds it", quote(shard)));
+        }
+        if let Some(unlisted) = file.names().find(|name| !listed.contains(name)) {
+            let field = format!("tensor {}", quote(unlisted));
+            let found =
+                format!("it in {}, where the index has it elsewhere or not at all", quote(shard));
+            return Err(FormatError::damaged(
+                path,
+                field,
+                "each tensor where the index says, once",
+                found,
+            ));
+        }
+        for tensor in tensors {
+            self.index.insert((*tensor).to_owned(), self.files.len());
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Checks that the tensors are those of the model, all in types that are read. A stored copy of
+    /// a tied output matrix must equal the embedding.
+    pub(super) fn check(&self, folder: &Path, settings: &ArchConfig) -> Result<()> {
+        let mut found: BTreeMap<&str, &[usize]> = BTreeMap::new();
+        for (name, &shard) in &self.index {
+            if !name.ends_with(INVERSE_FREQUENCIES) {
+                found.insert(name, self.files[shard].shape(name).unwrap_or_default());
+            }
+        }
+        let (head, embed) = (TensorRole::Head.hf_name(), TensorRole::Embed.hf_name());
+        let has_copy = settings.tied
+            && found.contains_key(head.as_str())
+            && found.contains_key(embed.as_str());
+        if has_copy {
+            found.remove(head.as_str());
+        }
+        layout::check(folder, settings, TensorRole::hf_name, &found)?;
+        for name in found.keys() {
+            self.check_dtype(name)?;
+        }
+        if has_copy {
+            self.check_dtype(&head)?;
+            self.check_copy(folder, &head, &embed)?;
+        }
+        Ok(())
+    }
+
+    fn check_dtype(&self, name: &str) -> Result<()> {
+        let file = &self.files[self.index[name]];
+        match file.dtype(name) {
+            Some(Dtype::F32 | Dtype::F16 | Dtype::Bf16) => Ok(()),
+            other => {
+                let field = format!("tensor {}: dtype", quote(name));
+                let found = other.map_or("none".into(), |dtype| dtype.to_string());
+                Err(FormatError::unsupported(file.path(), field, "F32, F16 or BF16", found))
+            }
+        }
+    }
+
+    fn check_copy(&self, folder: &Path, head: &str, embed: &str) -> Result<()> {
+        let (a, b) = (self.read(head)?, self.read(embed)?);
+        if a == b {
+            return Ok(());
+        }
+        let found = match a.iter().zip(&b).position(|(a, b)| a != b) {
+            Some(i) => format!("{} for {} at {i}", a[i], b[i]),
+            None => format!("{} values for {}", a.len(), b.len()),
+        };
+        let field = format!("tensor {}", quote(head));
+        Err(FormatError::damaged(
+            folder,
+            field,
+            "a copy of the embedding, as tie_word_embeddings says",
+            found,
+        ))
+    }
+
+    /// The values of a tensor that was found present.
+    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let file = self.index.get(name).map_or(&self.files[0], |&shard| &self.files[shard]);
+        Ok(file.read_f32(name)?)
+    }
+}
+
+/// A name that cannot lead out of the folder, nor to another index.
+fn is_file_name(name: &str) -> bool {
+    let stem = name.strip_suffix(".safetensors").unwrap_or("");
+    !stem.is_empty()
+        && !stem.starts_with('.')
+        && name.len() < 256
+        && !name.contains(['/', '\\', ':', '\0'])
+}

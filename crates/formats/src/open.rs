@@ -1,0 +1,90 @@
+//! Either kind of foreign checkpoint behind one interface.
+
+use std::io::Read;
+use std::path::Path;
+
+use crate::gguf::{Gguf, Llama};
+use crate::hf::Folder;
+use crate::{ArchConfig, FormatError, Result, Special, TensorRole, TensorSource};
+
+/// A foreign checkpoint of a Llama model.
+#[derive(Debug)]
+pub enum ModelFile {
+    /// A Hugging Face folder.
+    HuggingFace(Folder),
+    /// A GGUF file of the llama architecture.
+    Gguf(Llama),
+}
+
+impl ModelFile {
+    /// Opens what is at `path`: a folder with a config.json, or a file that begins with GGUF's
+    /// magic.
+    ///
+    /// # Errors
+    /// Neither is there, or what [`Folder::open`], [`Gguf::open`] and [`Llama::new`] refuse.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| FormatError::io(path, "open", e))?;
+        if metadata.is_dir() {
+            return Folder::open(path).map(Self::HuggingFace);
+        }
+        if metadata.is_file() && has_magic(path)? {
+            return Llama::new(Gguf::open(path)?).map(Self::Gguf);
+        }
+        let expected = "a Hugging Face folder with a config.json, or a GGUF file";
+        Err(FormatError::unsupported(path, "form", expected, "neither"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::HuggingFace(folder) => folder.path(),
+            Self::Gguf(llama) => llama.gguf().path(),
+        }
+    }
+
+    /// The model's numbers.
+    pub fn settings(&self) -> &ArchConfig {
+        match self {
+            Self::HuggingFace(folder) => folder.settings(),
+            Self::Gguf(llama) => llama.settings(),
+        }
+    }
+
+    /// A Hugging Face tokenizer.json.
+    ///
+    /// # Errors
+    /// There is none, or none of a kind that is known.
+    pub fn tokenizer_json(&self) -> Result<Vec<u8>> {
+        match self {
+            Self::HuggingFace(folder) => folder.tokenizer_json(),
+            Self::Gguf(llama) => llama.tokenizer_json(),
+        }
+    }
+
+    /// Special ids and chat template.
+    ///
+    /// # Errors
+    /// They contradict the vocabulary.
+    pub fn special(&self) -> Result<Special> {
+        match self {
+            Self::HuggingFace(folder) => folder.special(),
+            Self::Gguf(llama) => llama.special(),
+        }
+    }
+}
+
+impl TensorSource for ModelFile {
+    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
+        match self {
+            Self::HuggingFace(folder) => folder.part(role),
+            Self::Gguf(llama) => llama.part(role),
+        }
+    }
+}
+
+fn has_magic(path: &Path) -> Result<bool> {
+    let io = |e| FormatError::io(path, "read", e);
+    let mut magic = Vec::new();
+    std::fs::File::open(path).map_err(io)?.take(4).read_to_end(&mut magic).map_err(io)?;
+    Ok(magic == b"GGUF")
+}

@@ -1,0 +1,169 @@
+//! The weights of a Llama model by role: their shapes, and their names in both kinds of file.
+
+use std::fmt;
+
+use crate::{ArchConfig, Result};
+
+/// Which weights of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TensorRole {
+    /// Embedding, `[vocab, width]`.
+    Embed,
+    /// Gain of the last norm, `[width]`.
+    Norm,
+    /// Output matrix, `[vocab, width]`; only where it is not tied.
+    Head,
+    /// Weights of a block, counted from 0.
+    Layer(usize, LayerRole),
+}
+
+/// Which weights of a block; matrices are `[out, in]`, `y = W x`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerRole {
+    /// Gain before attention, `[width]`.
+    AttentionNorm,
+    /// `[heads * head_dim, width]`.
+    Query,
+    /// `[kv_heads * head_dim, width]`.
+    Key,
+    /// `[kv_heads * head_dim, width]`.
+    Value,
+    /// `[width, heads * head_dim]`.
+    Output,
+    /// Gain before the feed-forward network, `[width]`.
+    FfnNorm,
+    /// `[ffn, width]`, under the SiLU.
+    Gate,
+    /// `[ffn, width]`.
+    Up,
+    /// `[width, ffn]`.
+    Down,
+}
+
+impl LayerRole {
+    /// Every role of a block, in the order of computation.
+    pub const ALL: [LayerRole; 9] = [
+        LayerRole::AttentionNorm,
+        LayerRole::Query,
+        LayerRole::Key,
+        LayerRole::Value,
+        LayerRole::Output,
+        LayerRole::FfnNorm,
+        LayerRole::Gate,
+        LayerRole::Up,
+        LayerRole::Down,
+    ];
+
+    fn hf_stem(self) -> &'static str {
+        match self {
+            Self::AttentionNorm => "input_layernorm",
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::FfnNorm => "post_attention_layernorm",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    fn gguf_stem(self) -> &'static str {
+        match self {
+            Self::AttentionNorm => "attn_norm",
+            Self::Query => "attn_q",
+            Self::Key => "attn_k",
+            Self::Value => "attn_v",
+            Self::Output => "attn_output",
+            Self::FfnNorm => "ffn_norm",
+            Self::Gate => "ffn_gate",
+            Self::Up => "ffn_up",
+            Self::Down => "ffn_down",
+        }
+    }
+}
+
+impl TensorRole {
+    /// Every role of a model: embedding, blocks, last norm, and the output matrix where it is not
+    /// tied.
+    pub fn all(settings: &ArchConfig) -> impl Iterator<Item = TensorRole> + use<> {
+        let layers = (0..settings.layers)
+            .flat_map(|i| LayerRole::ALL.map(|role| TensorRole::Layer(i, role)));
+        let head = (!settings.tied).then_some(TensorRole::Head);
+        std::iter::once(TensorRole::Embed).chain(layers).chain([TensorRole::Norm]).chain(head)
+    }
+
+    /// The shape, `[length]` of a gain or `[out, in]` of a matrix.
+    pub fn shape(self, settings: &ArchConfig) -> Vec<usize> {
+        let (d, f) = (settings.width, settings.ffn);
+        let (q, k) = (settings.query_rows(), settings.key_rows());
+        match self {
+            Self::Embed | Self::Head => vec![settings.vocab, d],
+            Self::Norm => vec![d],
+            Self::Layer(_, role) => match role {
+                LayerRole::AttentionNorm | LayerRole::FfnNorm => vec![d],
+                LayerRole::Query => vec![q, d],
+                LayerRole::Key | LayerRole::Value => vec![k, d],
+                LayerRole::Output => vec![d, q],
+                LayerRole::Gate | LayerRole::Up => vec![f, d],
+                LayerRole::Down => vec![d, f],
+            },
+        }
+    }
+
+    /// The tensor's name in a Hugging Face file.
+    pub fn hf_name(self) -> String {
+        match self {
+            Self::Embed => "model.embed_tokens.weight".into(),
+            Self::Norm => "model.norm.weight".into(),
+            Self::Head => "lm_head.weight".into(),
+            Self::Layer(i, role) => format!("model.layers.{i}.{}.weight", role.hf_stem()),
+        }
+    }
+
+    /// The tensor's name in a GGUF file.
+    pub fn gguf_name(self) -> String {
+        match self {
+            Self::Embed => "token_embd.weight".into(),
+            Self::Norm => "output_norm.weight".into(),
+            Self::Head => "output.weight".into(),
+            Self::Layer(i, role) => format!("blk.{i}.{}.weight", role.gguf_stem()),
+        }
+    }
+
+    /// How many heads the rows belong to, for the two matrices whose rows rotate.
+    pub(crate) fn rotated_heads(self, settings: &ArchConfig) -> Option<usize> {
+        match self {
+            Self::Layer(_, LayerRole::Query) => Some(settings.heads),
+            Self::Layer(_, LayerRole::Key) => Some(settings.kv_heads),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for TensorRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layer(i, role) => write!(f, "block {i}, {role:?}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// Gives weights by role: what the readers are, and what the writers take.
+///
+/// Matrices are row-major, `[out, in]`; query and key rows are in Hugging Face's rotary order:
+/// within a head, row i pairs with row `i + head_dim / 2`.
+pub trait TensorSource {
+    /// The values of `role`, as many as [`TensorRole::shape`] says.
+    ///
+    /// # Errors
+    /// What hinders the giver; a reader refuses NaN and infinite values.
+    fn part(&self, role: TensorRole) -> Result<Vec<f32>>;
+}
+
+impl<F: Fn(TensorRole) -> Result<Vec<f32>>> TensorSource for F {
+    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
+        self(role)
+    }
+}

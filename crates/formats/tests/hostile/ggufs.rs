@@ -1,0 +1,513 @@
+//! GGUF files with one lie each.
+
+use super::common::{Raw, RawTensor, array, string};
+use super::memory::{Meter, put, scratch};
+use formats::gguf::{Gguf, Llama};
+use formats::{ModelFile, TensorRole, TensorSource};
+use std::path::Path;
+
+/// Everything a caller may ask of a file.
+fn read_all(path: &Path) -> formats::Result<()> {
+    let llama = Llama::new(Gguf::open(path)?)?;
+    for role in TensorRole::all(llama.settings()) {
+        llama.part(role)?;
+        llama.blocks(role)?;
+    }
+    llama.special()?;
+    llama.tokenizer_json()?;
+    Ok(())
+}
+
+type Lie = Box<dyn Fn(&mut Raw)>;
+
+fn u32_of(n: u32) -> Vec<u8> {
+    n.to_le_bytes().to_vec()
+}
+
+fn set(key: &'static str, kind: u32, value: Vec<u8>) -> Lie {
+    Box::new(move |raw| raw.set(key, kind, value.clone()))
+}
+
+fn remove(key: &'static str) -> Lie {
+    Box::new(move |raw| raw.remove(key))
+}
+
+fn tensor(name: &'static str, change: impl Fn(&mut RawTensor) + 'static) -> Lie {
+    Box::new(move |raw| change(raw.tensor(name)))
+}
+
+fn lie(change: impl Fn(&mut Raw) + 'static) -> Lie {
+    Box::new(change)
+}
+
+fn check(cases: Vec<(&str, Lie, &str)>) {
+    let meter = Meter::start();
+    let folder = scratch();
+    let path = folder.path().join("lie.gguf");
+    std::fs::write(&path, Raw::small().bytes()).unwrap();
+    read_all(&path).expect("the honest file is read");
+    for (what, lie, field) in cases {
+        let mut raw = Raw::small();
+        lie(&mut raw);
+        put(&path, &raw.bytes());
+        let message = match read_all(&path) {
+            Ok(()) => panic!("{what}: accepted"),
+            Err(error) => error.to_string(),
+        };
+        assert!(message.contains("lie.gguf") && message.contains(field), "{what}: {message}");
+    }
+    meter.check();
+}
+
+#[test]
+fn lies_of_the_header_are_refused() {
+    let deep = |depth: usize| (0..depth).fold(array(0, &[vec![1]]), |inner, _| array(9, &[inner]));
+    check(vec![
+        ("another magic", lie(|raw| raw.magic = b"GGML".to_vec()), "magic"),
+        ("version 1", lie(|raw| raw.version = 1), "version"),
+        ("version 4", lie(|raw| raw.version = 4), "version"),
+        ("big-endian", lie(|raw| raw.version = 3 << 24), "big-endian"),
+        ("tensors beyond the file", lie(|raw| raw.tensor_count = Some(u64::MAX)), "tensor count"),
+        ("tensors beyond the table", lie(|raw| raw.tensor_count = Some(1 << 40)), "tensor count"),
+        (
+            "settings beyond the file",
+            lie(|raw| raw.entry_count = Some(u64::MAX / 2)),
+            "count of settings",
+        ),
+        (
+            "one setting too many",
+            lie(|raw| raw.entry_count = Some(raw.entries.len() as u64 + 1)),
+            "tensor 0: name",
+        ),
+        (
+            "one tensor too many",
+            lie(|raw| raw.tensor_count = Some(raw.tensors.len() as u64 + 1)),
+            "tensor 12",
+        ),
+        (
+            "one setting too few",
+            lie(|raw| raw.entry_count = Some(raw.entries.len() as u64 - 1)),
+            "tensor \"tokenizer.ggml.eos_token_id\": type",
+        ),
+        ("an empty key", lie(|raw| raw.entries[0].0.clear()), "setting 0: key"),
+        ("a long key", lie(|raw| raw.entries[0].0 = vec![b'k'; 5000]), "setting 0: key"),
+        ("a key that is no UTF-8", lie(|raw| raw.entries[0].0 = vec![0xff; 4]), "setting 0: key"),
+        ("a key twice", lie(|raw| raw.entries.push(raw.entries[1].clone())), "llama.block_count"),
+        ("an unknown value type", set("x.y", 13, u32_of(0)), "x.y"),
+        ("a truth value of 2", set("x.y", 7, vec![2]), "x.y"),
+        ("a string beyond the file", set("x.y", 8, u64::MAX.to_le_bytes().to_vec()), "x.y"),
+        ("an array of an unknown type", set("x.y", 9, [u32_of(77), vec![0; 8]].concat()), "x.y"),
+        ("an array beyond the file", set("x.y", 9, [u32_of(4), vec![0xff; 8]].concat()), "x.y"),
+        (
+            "strings beyond the file",
+            set("x.y", 9, [u32_of(8), (1_u64 << 33).to_le_bytes().to_vec()].concat()),
+            "x.y",
+        ),
+        ("arrays too deep", set("x.y", 9, deep(5)), "x.y"),
+        ("arrays far too deep", set("x.y", 9, deep(2000)), "x.y"),
+        ("an alignment of 0", set("general.alignment", 4, u32_of(0)), "general.alignment"),
+        ("an alignment of 24", set("general.alignment", 4, u32_of(24)), "general.alignment"),
+        ("an alignment of 2^31", set("general.alignment", 4, u32_of(1 << 31)), "token_embd.weight"),
+        (
+            "an alignment that is a string",
+            set("general.alignment", 8, string("32")),
+            "general.alignment",
+        ),
+    ]);
+}
+
+#[test]
+fn lies_about_tensors_are_refused() {
+    check(vec![
+        ("no name", lie(|raw| raw.tensors[0].name.clear()), "tensor 0: name"),
+        (
+            "a name that is no UTF-8",
+            lie(|raw| raw.tensors[2].name = vec![0xc3, 0x28]),
+            "tensor 2: name",
+        ),
+        (
+            "a name twice",
+            lie(|raw| raw.tensors[2].name = raw.tensors[1].name.clone()),
+            "blk.0.attn_norm.weight",
+        ),
+        (
+            "no dimensions",
+            tensor("output.weight", |t| (t.dimensions, t.sizes) = (Some(0), vec![])),
+            "dimensions",
+        ),
+        ("five dimensions", tensor("output.weight", |t| t.sizes = vec![1; 5]), "dimensions"),
+        (
+            "2^32 - 1 dimensions",
+            tensor("output.weight", |t| t.dimensions = Some(u32::MAX)),
+            "dimensions",
+        ),
+        ("a size of 0", tensor("output.weight", |t| t.sizes[1] = 0), "output.weight\": shape"),
+        (
+            "sizes whose product wraps",
+            tensor("output.weight", |t| t.sizes = vec![1 << 32, 1 << 32]),
+            "shape",
+        ),
+        (
+            "a product of 2^64 - 1 bytes",
+            tensor("output.weight", |t| t.sizes = vec![u64::MAX]),
+            "output.weight\": shape",
+        ),
+        (
+            "one row more than the data",
+            tensor("output.weight", |t| t.sizes[1] += 1000),
+            "output.weight\": shape",
+        ),
+        ("an unknown type", tensor("output.weight", |t| t.kind = 99), "output.weight\": type"),
+        (
+            "a type that is not read",
+            tensor("output.weight", |t| t.kind = 10),
+            "output.weight\": type",
+        ),
+        ("a removed type", tensor("output.weight", |t| t.kind = 4), "output.weight\": type"),
+        (
+            "rows of no whole block",
+            tensor("output.weight", |t| t.kind = 8),
+            "output.weight\": shape",
+        ),
+        (
+            "an offset of 2^64 - 32",
+            tensor("output.weight", |t| t.offset = u64::MAX - 31),
+            "output.weight\": offset",
+        ),
+        (
+            "an offset beyond the data",
+            tensor("output.weight", |t| t.offset += 64),
+            "output.weight\": offset",
+        ),
+        (
+            "a misaligned offset",
+            tensor("output_norm.weight", |t| t.offset += 4),
+            "output_norm.weight\": offset",
+        ),
+        ("an overlap", tensor("blk.0.attn_k.weight", |t| t.offset = 0), "offset"),
+        (
+            "the same data twice",
+            lie(|raw| raw.tensors[2].offset = raw.tensors[3].offset),
+            "overlap",
+        ),
+        ("a tensor missing", lie(|raw| drop(raw.tensors.remove(3))), "blk.0.attn_k.weight"),
+        ("no embedding", lie(|raw| drop(raw.tensors.remove(0))), "token_embd.weight"),
+        (
+            "a bias",
+            tensor("blk.0.ffn_up.weight", |t| t.name = b"blk.0.attn_q.bias".to_vec()),
+            "blk.0.ffn_up.weight",
+        ),
+        ("one tensor more", lie(|raw| add(raw, "blk.0.attn_q.bias", &[4])), "blk.0.attn_q.bias"),
+        ("rotary factors", lie(|raw| add(raw, "rope_freqs.weight", &[1])), "rope_freqs.weight"),
+        (
+            "a norm of another length",
+            tensor("output_norm.weight", |t| t.sizes = vec![3]),
+            "output_norm.weight",
+        ),
+        (
+            "a matrix turned",
+            tensor("blk.0.ffn_up.weight", |t| t.sizes.reverse()),
+            "blk.0.ffn_up.weight",
+        ),
+        (
+            "a matrix of three dimensions",
+            tensor("output.weight", |t| t.sizes.push(1)),
+            "output.weight",
+        ),
+        ("NaN", value(7, f32::NAN), "tensor \"token_embd.weight\"[7]"),
+        ("infinity", value(9, f32::NEG_INFINITY), "tensor \"token_embd.weight\"[9]"),
+    ]);
+}
+
+fn add(raw: &mut Raw, name: &str, sizes: &[u64]) {
+    let offset = raw.data.len() as u64;
+    raw.tensors.push(RawTensor {
+        name: name.into(),
+        dimensions: None,
+        sizes: sizes.to_vec(),
+        kind: 0,
+        offset,
+    });
+    raw.data.extend([0; 32]);
+}
+
+/// A value of the first tensor.
+fn value(at: usize, value: f32) -> Lie {
+    lie(move |raw| raw.data[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes()))
+}
+
+#[test]
+fn settings_of_other_models_are_refused() {
+    let f32_of = |x: f32| x.to_le_bytes().to_vec();
+    check(vec![
+        ("no architecture", remove("general.architecture"), "general.architecture"),
+        (
+            "another architecture",
+            set("general.architecture", 8, string("qwen2")),
+            "general.architecture",
+        ),
+        (
+            "an architecture that is a number",
+            set("general.architecture", 4, u32_of(1)),
+            "general.architecture",
+        ),
+        (
+            "an architecture that is no UTF-8",
+            set("general.architecture", 8, [vec![1, 0, 0, 0, 0, 0, 0, 0], vec![0xff]].concat()),
+            "general.architecture",
+        ),
+        ("no layers", set("llama.block_count", 4, u32_of(0)), "layers"),
+        ("a billion layers", set("llama.block_count", 4, u32_of(1_000_000_000)), "layers"),
+        ("a thousand layers", set("llama.block_count", 4, u32_of(1000)), "blk.1.attn_norm.weight"),
+        ("layers missing", remove("llama.block_count"), "llama.block_count"),
+        ("layers as a string", set("llama.block_count", 8, string("1")), "llama.block_count"),
+        (
+            "layers below zero",
+            set("llama.block_count", 5, (-1_i32).to_le_bytes().to_vec()),
+            "llama.block_count",
+        ),
+        (
+            "layers beyond 32 bits",
+            set("llama.block_count", 10, (1_u64 << 40).to_le_bytes().to_vec()),
+            "llama.block_count",
+        ),
+        ("no heads", set("llama.attention.head_count", 4, u32_of(0)), "head_count"),
+        (
+            "heads that do not divide the width",
+            set("llama.attention.head_count", 4, u32_of(3)),
+            "head_count",
+        ),
+        (
+            "heads of each layer",
+            set("llama.attention.head_count", 9, array(5, &[u32_of(2)])),
+            "head_count",
+        ),
+        (
+            "key heads that do not divide",
+            set("llama.attention.head_count_kv", 4, u32_of(5)),
+            "kv_heads",
+        ),
+        ("no key heads", set("llama.attention.head_count_kv", 4, u32_of(0)), "kv_heads"),
+        (
+            "an odd head width",
+            lie(|raw| {
+                raw.set("llama.attention.key_length", 4, u32_of(3));
+                raw.set("llama.rope.dimension_count", 4, u32_of(3));
+            }),
+            "head_dim",
+        ),
+        (
+            "values of another width",
+            set("llama.attention.value_length", 4, u32_of(4)),
+            "value_length",
+        ),
+        (
+            "half of the head turned",
+            set("llama.rope.dimension_count", 4, u32_of(1)),
+            "dimension_count",
+        ),
+        ("a width of 0", set("llama.embedding_length", 4, u32_of(0)), "llama.rope.dimension_count"),
+        (
+            "another width",
+            set("llama.embedding_length", 4, u32_of(8)),
+            "llama.rope.dimension_count",
+        ),
+        (
+            "another inner width",
+            set("llama.feed_forward_length", 4, u32_of(7)),
+            "blk.0.ffn_gate.weight",
+        ),
+        ("another vocabulary", set("llama.vocab_size", 4, u32_of(9)), "llama.vocab_size"),
+        ("no context", set("llama.context_length", 4, u32_of(0)), "context"),
+        ("no epsilon", remove("llama.attention.layer_norm_rms_epsilon"), "layer_norm_rms_epsilon"),
+        (
+            "an epsilon of NaN",
+            set("llama.attention.layer_norm_rms_epsilon", 6, f32_of(f32::NAN)),
+            "norm_eps",
+        ),
+        (
+            "an epsilon of 2",
+            set("llama.attention.layer_norm_rms_epsilon", 6, f32_of(2.0)),
+            "norm_eps",
+        ),
+        ("a rotary base of 0", set("llama.rope.freq_base", 6, f32_of(0.0)), "rope_theta"),
+        (
+            "an infinite rotary base",
+            set("llama.rope.freq_base", 6, f32_of(f32::INFINITY)),
+            "rope_theta",
+        ),
+        (
+            "an integer rotary base",
+            set("llama.rope.freq_base", 4, u32_of(10_000)),
+            "llama.rope.freq_base",
+        ),
+        ("yarn", set("llama.rope.scaling.type", 8, string("yarn")), "llama.rope.scaling.type"),
+        (
+            "linear without a factor",
+            set("llama.rope.scaling.type", 8, string("linear")),
+            "llama.rope.scaling.factor",
+        ),
+        (
+            "a factor without a type",
+            set("llama.rope.scaling.factor", 6, f32_of(2.0)),
+            "llama.rope.scaling.factor",
+        ),
+        (
+            "a factor below 1",
+            lie(move |raw| {
+                raw.set("llama.rope.scaling.type", 8, string("linear"));
+                raw.set("llama.rope.scaling.factor", 6, 0.5_f32.to_le_bytes().to_vec());
+            }),
+            "rope_scaling.factor",
+        ),
+        ("experts", set("llama.expert_count", 4, u32_of(8)), "llama.expert_count"),
+        (
+            "a setting that is not known",
+            set("llama.logit_scale", 6, f32_of(2.0)),
+            "llama.logit_scale",
+        ),
+    ]);
+}
+
+#[test]
+fn tokenizers_that_contradict_themselves_are_refused() {
+    let tokens =
+        |list: &[&str]| array(8, &list.iter().map(|token| string(token)).collect::<Vec<_>>());
+    let eight = ["<s>", "</s>", "a", "b", "ab", "c", "d", "a"];
+    check(vec![
+        ("no tokens", remove("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens"),
+        (
+            "too few tokens",
+            set("tokenizer.ggml.tokens", 9, tokens(&eight[..7])),
+            "tokenizer.ggml.tokens",
+        ),
+        (
+            "a token twice",
+            set("tokenizer.ggml.tokens", 9, tokens(&eight)),
+            "tokenizer.ggml.tokens[7]",
+        ),
+        (
+            "tokens as numbers",
+            set("tokenizer.ggml.tokens", 9, array(4, &[u32_of(1)])),
+            "tokenizer.ggml.tokens",
+        ),
+        (
+            "a token that is no UTF-8",
+            set(
+                "tokenizer.ggml.tokens",
+                9,
+                array(8, &[[vec![1, 0, 0, 0, 0, 0, 0, 0], vec![0x80]].concat()]),
+            ),
+            "tokens[0]",
+        ),
+        (
+            "too few types",
+            set("tokenizer.ggml.token_type", 9, array(5, &[u32_of(1)])),
+            "token_type",
+        ),
+        (
+            "a type of 9",
+            set("tokenizer.ggml.token_type", 9, array(5, &[9, 1, 1, 1, 1, 1, 1, 1].map(u32_of))),
+            "token_type[0]",
+        ),
+        ("no merges", remove("tokenizer.ggml.merges"), "tokenizer.ggml.merges"),
+        ("a merge of one", set("tokenizer.ggml.merges", 9, tokens(&["a b", "ab"])), "merges[1]"),
+        (
+            "a merge of unknown tokens",
+            set("tokenizer.ggml.merges", 9, tokens(&["a z"])),
+            "merges[0]",
+        ),
+        ("a merge into no token", set("tokenizer.ggml.merges", 9, tokens(&["b a"])), "merges[0]"),
+        ("a merge twice", set("tokenizer.ggml.merges", 9, tokens(&["a b", "a b"])), "merges[1]"),
+        ("another kind", set("tokenizer.ggml.model", 8, string("bert")), "tokenizer.ggml.model"),
+        ("no kind", remove("tokenizer.ggml.model"), "tokenizer.ggml.model"),
+        (
+            "an unknown pre-tokenizer",
+            set("tokenizer.ggml.pre", 8, string("tekken")),
+            "tokenizer.ggml.pre",
+        ),
+        ("no scores", set("tokenizer.ggml.model", 8, string("llama")), "tokenizer.ggml.scores"),
+        (
+            "a score of NaN",
+            lie(|raw| {
+                raw.set("tokenizer.ggml.model", 8, string("llama"));
+                raw.set(
+                    "tokenizer.ggml.scores",
+                    9,
+                    array(6, &[f32::NAN; 8].map(|x| x.to_le_bytes().to_vec())),
+                );
+            }),
+            "scores[0]",
+        ),
+        (
+            "a begin beyond the vocabulary",
+            set("tokenizer.ggml.bos_token_id", 4, u32_of(8)),
+            "bos token id",
+        ),
+        (
+            "an end beyond the vocabulary",
+            set("tokenizer.ggml.eot_token_id", 4, u32_of(u32::MAX)),
+            "eos token id",
+        ),
+        (
+            "a padding beyond 32 bits",
+            set("tokenizer.ggml.padding_token_id", 10, vec![0xff; 8]),
+            "padding_token_id",
+        ),
+        (
+            "an end after every text",
+            set("tokenizer.ggml.add_eos_token", 7, vec![1]),
+            "add_eos_token",
+        ),
+        (
+            "a space before a byte-level text",
+            set("tokenizer.ggml.add_space_prefix", 7, vec![1]),
+            "add_space_prefix",
+        ),
+        (
+            "a begin that is not there",
+            lie(|raw| {
+                raw.remove("tokenizer.ggml.bos_token_id");
+                raw.set("tokenizer.ggml.add_bos_token", 7, vec![1]);
+            }),
+            "bos token id",
+        ),
+        (
+            "a template that is a number",
+            set("tokenizer.chat_template", 4, u32_of(1)),
+            "chat_template",
+        ),
+    ]);
+}
+
+#[test]
+fn files_cut_anywhere_are_refused() {
+    let meter = Meter::start();
+    let folder = scratch();
+    let path = folder.path().join("cut.gguf");
+    let whole = Raw::small().bytes();
+    // The last tensor's padding may be missing: its data ends 0 bytes before it here.
+    for len in 0..whole.len() {
+        put(&path, &whole[..len]);
+        let message = read_all(&path).expect_err("a cut file").to_string();
+        assert!(message.contains("cut.gguf"), "{len}: {message}");
+    }
+    meter.check();
+}
+
+#[test]
+fn what_is_no_file_of_this_kind_is_refused() {
+    let folder = scratch();
+    let path = folder.path().join("x.gguf");
+    for (bytes, field) in
+        [(&b""[..], "form"), (b"GGU", "form"), (b"{}", "form"), (b"GGUF", "version")]
+    {
+        std::fs::write(&path, bytes).unwrap();
+        let message = ModelFile::open(&path).unwrap_err().to_string();
+        assert!(message.contains("x.gguf") && message.contains(field), "{message}");
+    }
+    let absent = ModelFile::open(&folder.path().join("absent")).unwrap_err().to_string();
+    assert!(absent.contains("absent") && absent.contains("check the path"), "{absent}");
+    let inside = Gguf::open(folder.path()).unwrap_err().to_string();
+    assert!(inside.contains("not a regular file"), "{inside}");
+}

@@ -1,0 +1,9 @@
+//! Both forms, files that lie: every one is refused with its file and field, without a panic and
+//! without more memory than its size allows.
+
+mod changes;
+#[path = "../common/mod.rs"]
+mod common;
+mod folders;
+mod ggufs;
+mod memory;

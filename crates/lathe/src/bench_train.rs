@@ -1,0 +1,226 @@
+//! `lathe bench train`: optimizer steps on random tokens, models taking turns, medians.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use engine::{Batch, Sequence};
+use model::rng::{Purpose, Stream};
+use report::{Table, human_bytes, human_count};
+use serde_json::json;
+use train::{Recipe, Trainer};
+
+use crate::arguments::BenchTrain;
+use crate::{output, recipe};
+
+/// How long the peak is measured between two steps.
+const BURST: Duration = Duration::from_millis(60);
+
+/// One model under test.
+struct Contestant {
+    name: String,
+    trainer: Trainer,
+    batches: Vec<Batch>,
+    /// One for each turn, as `shares`.
+    seconds: Vec<f64>,
+    /// Share of the peak measured just before and after the step.
+    shares: Vec<f64>,
+    flops: f64,
+}
+
+/// Runs the command.
+pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
+    ensure!(options.steps > 0, "--steps is 0, expected at least 1");
+    let mut contestants = Vec::new();
+    for name in &options.model {
+        let recipe = match name.ends_with(".toml") {
+            true => recipe::load(Path::new(name), &options.set)?,
+            false => recipe::parse(
+                &format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"),
+                &options.set,
+            )?,
+        };
+        contestants.push(contestant(name, &recipe)?);
+    }
+    let peak = ops::peak_flops();
+    let mut before = ops::flops_for(BURST);
+    for turn in 0..=options.steps {
+        for c in &mut contestants {
+            let (seconds, flops) = c.step()?;
+            let after = ops::flops_for(BURST);
+            // The first turn fills buffers and caches.
+            if turn > 0 {
+                c.seconds.push(seconds);
+                c.shares.push(2.0 * flops / seconds / (before + after));
+                c.flops = flops;
+            }
+            before = after;
+        }
+    }
+    if options.profile {
+        output::piece(profile(&mut contestants[0])?.to_text());
+    }
+    match options.json {
+        true => output::line(serde_json::to_string_pretty(&record(&contestants, peak))?),
+        false => output::piece(table(&contestants, peak).to_text()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Contestant {
+    /// Seconds and arithmetic of one step.
+    fn step(&mut self) -> Result<(f64, f64)> {
+        let clock = Instant::now();
+        let report = self.trainer.step_on(&self.batches)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        ensure!(report.loss.is_finite(), "{}: the loss is {}", self.name, report.loss);
+        Ok((seconds, self.trainer.step_flops(&report.depths)))
+    }
+
+    fn tokens(&self) -> usize {
+        self.batches.iter().map(|b| b.rows.len()).sum()
+    }
+
+    /// Time against the first contestant within each turn, ascending.
+    fn ratios(&self, first: &Self) -> Vec<f64> {
+        let mut ratios: Vec<f64> =
+            self.seconds.iter().zip(&first.seconds).map(|(a, b)| a / b).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
+    }
+
+    /// Time saved over arithmetic saved against the first contestant, where there is less
+    /// arithmetic.
+    fn share_of_saving(&self, first: &Self) -> Option<f64> {
+        let saved = 1.0 - self.flops / first.flops;
+        (saved > 1e-6).then(|| (1.0 - median(&self.ratios(first))) / saved)
+    }
+}
+
+fn record(contestants: &[Contestant], peak: f64) -> serde_json::Value {
+    let first = &contestants[0];
+    let result = |c: &Contestant| {
+        json!({
+            "model": c.name, "seconds": c.seconds, "median": median(&c.seconds), "tokens": c.tokens(), "flops": c.flops,
+            "shares_of_peak": c.shares, "share_of_peak": median(&c.shares), "time_ratio": median(&c.ratios(first)),
+            "flop_ratio": c.flops / first.flops, "time_saved_over_flops_saved": c.share_of_saving(first),
+        })
+    };
+    let results: Vec<_> = contestants.iter().map(result).collect();
+    json!({ "machine": ops::machine(), "peak_flops": peak, "peak_memory": peak_memory(), "results": results })
+}
+
+fn table(contestants: &[Contestant], peak: f64) -> Table {
+    let first = &contestants[0];
+    let row = |c: &Contestant| {
+        let (seconds, ratios) = (median(&c.seconds), c.ratios(first));
+        let saving = c
+            .share_of_saving(first)
+            .map_or_else(|| "-".to_owned(), |s| format!("{:.0}", 100.0 * s));
+        vec![
+            c.name.clone(),
+            format!("{seconds:.3}"),
+            human_count(c.tokens() as f64 / seconds),
+            format!("{:.1}", c.flops / seconds / 1e9),
+            format!("{:.0}", 100.0 * median(&c.shares)),
+            format!("{:.3} ({:.3}-{:.3})", median(&ratios), ratios[0], ratios[ratios.len() - 1]),
+            format!("{:.3}", c.flops / first.flops),
+            saving,
+        ]
+    };
+    let columns = [
+        "model",
+        "s/step",
+        "rows/s",
+        "GFLOP/s",
+        "% of peak",
+        "time ratio",
+        "FLOP ratio",
+        "% of FLOPs saved in time",
+    ];
+    let caption = format!(
+        "{}, peak {:.0} GFLOP/s at best; shares are of the peak between the steps; peak memory {}",
+        ops::machine(),
+        peak / 1e9,
+        human_bytes(peak_memory().unwrap_or(0))
+    );
+    let rows = contestants.iter().map(row).collect();
+    Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
+}
+
+/// One step, operation by operation.
+fn profile(contestant: &mut Contestant) -> Result<Table> {
+    ops::timing::measure(true);
+    let clock = Instant::now();
+    contestant.trainer.step_on(&contestant.batches)?;
+    let whole = clock.elapsed().as_secs_f64();
+    let spent = ops::timing::spent();
+    ops::timing::measure(false);
+    let inside: f64 = spent.values().map(|s| s.forward + s.backward).sum();
+    let row = |name: &str, calls: String, forward: f64, backward: f64| {
+        let share = 100.0 * (forward + backward) / whole;
+        vec![
+            name.to_owned(),
+            calls,
+            format!("{forward:.4}"),
+            format!("{backward:.4}"),
+            format!("{share:.1}"),
+        ]
+    };
+    let mut rows: Vec<_> =
+        spent.iter().map(|(n, s)| row(n, s.calls.to_string(), s.forward, s.backward)).collect();
+    rows.push(row("outside of operations", String::new(), whole - inside, 0.0));
+    let columns =
+        ["operation", "calls", "forward s", "backward s", "% of step"].map(str::to_owned).to_vec();
+    Ok(Table {
+        columns,
+        rows,
+        caption: format!("one step of {}, {whole:.3} s", contestant.name),
+        best: None,
+    })
+}
+
+fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {
+    let trainer = Trainer::new(recipe)?;
+    let (n, vocabulary) = (recipe.data.sequence_length, recipe.model.vocab_size as u64);
+    let mut stream = Stream::at(1, Purpose::Shuffle, 0, 0);
+    let mut batches = Vec::new();
+    for _ in 0..recipe.train.batch / recipe.train.micro_batch {
+        let sequences: Vec<Vec<u32>> = (0..recipe.train.micro_batch)
+            .map(|_| (0..=n).map(|_| (stream.next_u64() % vocabulary) as u32).collect())
+            .collect();
+        let (documents, same) = (vec![0; n], vec![true; n]);
+        let parts: Vec<Sequence<'_>> = sequences
+            .iter()
+            .map(|s| Sequence {
+                ids: &s[..n],
+                targets: &s[1..],
+                document: &documents,
+                same_document: &same,
+            })
+            .collect();
+        batches.push(Batch::pack(&parts, true));
+    }
+    Ok(Contestant {
+        name: name.to_owned(),
+        trainer,
+        batches,
+        seconds: Vec::new(),
+        shares: Vec::new(),
+        flops: 0.0,
+    })
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The largest resident size of this process so far.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,93 @@
+//! The live display of a run.
+
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model::cost::mean_depth;
+use report::{human_count, human_duration, sparkline};
+use train::Event;
+
+use crate::output;
+
+/// A bar with the numbers that matter; without a terminal, a line now and then.
+pub(crate) struct Live {
+    bar: ProgressBar,
+    started: Instant,
+    first: u64,
+    steps: u64,
+    /// The machine's FLOP/s, measured when first shown: a run that has nothing to do starts and
+    /// ends without it.
+    peak: Option<f64>,
+    losses: Vec<f64>,
+    last_line: Instant,
+    validation: String,
+}
+
+impl Live {
+    /// For a run of `steps` steps that stands at `first`.
+    pub(crate) fn new(first: u64, steps: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(8));
+        let style = ProgressStyle::with_template("{bar:30.cyan/blue} {pos}/{len}  {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_position(first);
+        let now = Instant::now();
+        Self {
+            bar,
+            started: now,
+            first,
+            steps,
+            peak: None,
+            losses: Vec::new(),
+            last_line: now,
+            validation: String::new(),
+        }
+    }
+
+    /// Shows one event.
+    pub(crate) fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Step { report, tokens_per_second, flops_per_second } => {
+                self.losses.push(report.loss);
+                let recent = &self.losses[self.losses.len().saturating_sub(20)..];
+                let loss = recent.iter().sum::<f64>() / recent.len() as f64;
+                let peak = *self.peak.get_or_insert_with(ops::peak_flops);
+                let message = format!(
+                    "loss {loss:.3} {}  {} tok/s  {:.0} % of peak  depth {:.2}  left {}{}",
+                    sparkline(&self.losses, 16),
+                    human_count(*tokens_per_second),
+                    100.0 * flops_per_second / peak,
+                    mean_depth(&report.depths),
+                    human_duration(self.left(report.step)),
+                    self.validation,
+                );
+                self.bar.set_position(report.step);
+                self.bar.set_message(message.clone());
+                self.line(&format!("step {}/{}  {message}", report.step, self.steps));
+            }
+            Event::Validated { step, validation } => {
+                let (a, b) =
+                    (validation.training.all.bits_per_byte, validation.causal.all.bits_per_byte);
+                self.validation = format!("  valid {a:.3}/{b:.3} bpb");
+                tracing::info!(step, training = a, causal = b, "validated");
+            }
+            Event::Saved { path } => tracing::info!(path = %path.display(), "saved"),
+        }
+    }
+
+    /// Ends the display.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn left(&self, step: u64) -> f64 {
+        let done = (step - self.first).max(1) as f64;
+        self.started.elapsed().as_secs_f64() / done * (self.steps - step) as f64
+    }
+
+    fn line(&mut self, text: &str) {
+        if self.bar.is_hidden() && self.last_line.elapsed().as_secs() >= 10 {
+            self.last_line = Instant::now();
+            output::note(text);
+        }
+    }
+}

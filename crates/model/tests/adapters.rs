@@ -1,0 +1,123 @@
+//! Relaxations: what they add to the parameter table and to the costs, and what is refused.
+
+mod common;
+
+use common::{How, SHARINGS, at_once, close, fresh, ids, tiny};
+use model::adapters::{Part, Relaxation, lora};
+use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
+use model::params::{Group, specs};
+use model::{KvMode, ModelConfig, RouterConfig, Rows, Rule, Sharing};
+
+fn with(relax: Relaxation, sharing: Sharing) -> ModelConfig {
+    ModelConfig { relax, ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing) }
+}
+
+fn added(config: &ModelConfig) -> Vec<(String, (usize, usize))> {
+    let table = specs(config, &config.check().expect("legal"));
+    let is_added = |name: &str| name.starts_with("relax.") || name.starts_with("encoding.");
+    table.into_iter().filter(|s| is_added(&s.name)).map(|s| (s.name, s.shape)).collect()
+}
+
+#[test]
+fn the_table_has_one_adapter_a_use() {
+    let settings =
+        lora::Config { rank: 4, parts: vec![Part::Query, Part::Down], ..lora::Config::default() };
+    let config = with(Relaxation::Lora(settings.clone()), Sharing::MiddleCycle);
+    let expected: Vec<(String, (usize, usize))> = (0..3)
+        .flat_map(|r| {
+            [("query.", (4, 32), (32, 4)), ("down.", (4, 40), (32, 4))].into_iter().flat_map(
+                move |(part, a, b)| {
+                    [(format!("relax.1.{part}{r}.down"), a), (format!("relax.1.{part}{r}.up"), b)]
+                },
+            )
+        })
+        .collect();
+    assert_eq!(added(&config), expected, "none for first and last layers");
+    let skipped = lora::Config { skip_first: true, ..settings.clone() };
+    assert_eq!(added(&with(Relaxation::Lora(skipped), Sharing::MiddleCycle)), expected[4..]);
+    let dora = added(&with(Relaxation::Dora(settings), Sharing::MiddleCycle));
+    assert_eq!(dora.len(), 18);
+    assert!(dora.contains(&("relax.1.down.2.length".into(), (1, 32))), "{dora:?}");
+    let encoding = added(&with(Relaxation::Encoding(Default::default()), Sharing::Sequence));
+    assert_eq!(encoding, [0, 1, 2].map(|r| (format!("encoding.{r}"), (1, 32))));
+    // Later uses have no keys and values of their own under sharing.
+    let shared = ModelConfig {
+        kv: KvMode::Shared,
+        ..with(Relaxation::Lora(Default::default()), Sharing::Cycle)
+    };
+    let names: Vec<String> = added(&shared).into_iter().map(|(name, _)| name).collect();
+    assert!(
+        names.contains(&"relax.0.key_value.0.up".into())
+            && !names.contains(&"relax.0.key_value.1.up".into())
+    );
+    assert!(names.contains(&"relax.1.query.2.up".into()), "{names:?}");
+}
+
+#[test]
+fn costs_follow_the_table() {
+    for sharing in SHARINGS.into_iter().filter(|&sharing| sharing != Sharing::None) {
+        let plain = with(Relaxation::None, sharing);
+        let plan = plain.check().expect("legal");
+        let flops = |config: &ModelConfig| {
+            forward_flops(config, &plan, 16, &nominal_capacities(config), Convention::Full)
+        };
+        for relax in Relaxation::all() {
+            let config = with(relax, sharing);
+            let table = specs(&config, &plan);
+            let numbers = |group| {
+                table.iter().filter(|s| s.group == group).map(|s| s.count() as u64).sum::<u64>()
+            };
+            let all: u64 = table.iter().map(|s| s.count() as u64).sum();
+            let counted = parameters(&config, &plan);
+            assert_eq!(counted.unique + counted.embedding, all, "{config:?}");
+            assert_eq!(
+                flops(&config) - flops(&plain),
+                2.0 * numbers(Group::Adapter) as f64,
+                "{config:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn fresh_adapters_and_encodings_are_neutral() {
+    let (tokens, rows) = (ids(4, 12), Rows::batch(1, 12));
+    for sharing in SHARINGS.into_iter().filter(|&sharing| sharing != Sharing::None) {
+        let run = |model| at_once(&model, &tokens, &rows, &How::by(&Rule::NonCausal)).logits;
+        let expected = run(fresh(&with(Relaxation::None, sharing)));
+        for relax in Relaxation::all() {
+            let config = with(relax, sharing);
+            let neutral = model::Model::fresh(&config, 7).expect("legal");
+            close(&run(neutral), &expected, 1e-5, &format!("{config:?}"));
+            if config.relax != Relaxation::None {
+                let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let apart = run(fresh(&config))
+                    .iter()
+                    .zip(&expected)
+                    .fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(apart > 1e-3 * largest, "uses differ once they have learned: {config:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn impossible_relaxations_are_refused() {
+    let lora = |change: &dyn Fn(&mut lora::Config)| {
+        let mut settings = lora::Config::default();
+        change(&mut settings);
+        with(Relaxation::Lora(settings), Sharing::Cycle)
+    };
+    for (config, field) in [
+        (lora(&|c| c.rank = 0), "relax.rank"),
+        (lora(&|c| c.rank = 33), "relax.rank"),
+        (lora(&|c| c.alpha = f64::NAN), "relax.alpha"),
+        (lora(&|c| c.alpha = 0.0), "relax.alpha"),
+        (lora(&|c| c.parts.clear()), "relax.parts"),
+        (lora(&|c| c.parts = vec![Part::Query, Part::Query]), "relax.parts"),
+        (with(Relaxation::Encoding(Default::default()), Sharing::None), "relax.kind"),
+        (with(Relaxation::Dora(Default::default()), Sharing::None), "relax.kind"),
+    ] {
+        assert_eq!(config.check().expect_err("refused").field, field);
+    }
+}

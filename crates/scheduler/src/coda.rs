@@ -1,0 +1,255 @@
+//! What an executor reports: pages taken, recursions turned, rows left, tokens drawn; and what
+//! follows from it.
+
+use crate::sequence::Cached;
+use crate::{
+    After, Chunk, CodaChunk, Finish, Misuse, PAGE, PageCopy, Running, Scheduler, Sequence, Slot,
+    Stage,
+};
+
+impl Scheduler {
+    /// Room for `n` more tokens of `tier` in the view of a slot; see [`crate::Pages::append`].
+    /// Never fails for the rows that the plan lists: tier 0 for all of an `enter`, tier `1 +
+    /// recursion` for at most the rows of a `turn`.
+    ///
+    /// # Errors
+    /// [`Misuse`] with nothing changed.
+    pub fn append(&mut self, slot: Slot, tier: usize, n: usize) -> Result<Vec<PageCopy>, Misuse> {
+        let running = self.slots.get(slot).and_then(Option::as_ref);
+        let due = running.and_then(|r| Some((r, r.chunk.filter(|f| f.due)?)));
+        let Some((running, chunk)) = due else {
+            return Err(Misuse::NotDue { slot, report: "pages taken" });
+        };
+        let Stage::Recurring { recursion, rows } = chunk.stage else {
+            return Err(Misuse::NotDue { slot, report: "pages taken" });
+        };
+        let here = if tier == 0 && recursion == 0 { 0 } else { 1 + recursion };
+        wrong(slot, "tier", tier, here..=here)?;
+        let before = self.pages.count(&running.table, tier) - running.counts[tier];
+        let most = if tier == 0 { chunk.count } else { rows };
+        wrong(slot, "tokens appended", before + n, 0..=most)?;
+        self.pages.append(&running.table, tier, n).map_err(|full| Misuse::Pages { slot, full })
+    }
+
+    /// A planned turn ran: `took` rows went through the block, `going` of these may come to the
+    /// next recursion. A chunk with nobody going, or after the last recursion, is ready.
+    ///
+    /// # Errors
+    /// [`Misuse`] with nothing changed.
+    pub fn recurred(&mut self, slot: Slot, took: usize, going: usize) -> Result<(), Misuse> {
+        let last = self.recursions - 1;
+        let chunk =
+            self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|r| r.chunk.as_mut());
+        let Some(chunk) = chunk.filter(|f| f.due) else {
+            return Err(Misuse::NotDue { slot, report: "a turn" });
+        };
+        let Stage::Recurring { recursion, rows } = chunk.stage else {
+            return Err(Misuse::NotDue { slot, report: "a turn" });
+        };
+        wrong(slot, "rows that took the recursion", took, 0..=rows)?;
+        wrong(slot, "rows that go on", going, 0..=took)?;
+        chunk.due = false;
+        chunk.stage = if going == 0 || recursion == last {
+            Stage::Ready { since: self.tick }
+        } else {
+            Stage::Recurring { recursion: recursion + 1, rows: going }
+        };
+        self.counters.rows_by_recursion[recursion] += took as u64;
+        Ok(())
+    }
+
+    /// The chunks that go through the last layers in this tick, most important first: all that are
+    /// ready, unless their rows are fewer than [`crate::Limits::coda_batch`], others are still
+    /// recurring, and none has waited [`crate::Limits::coda_wait`] ticks.
+    pub fn ready_for_coda(&mut self) -> Vec<CodaChunk> {
+        let (mut ready, mut rows, mut turning, mut waited) = (Vec::new(), 0, false, false);
+        for (slot, running) in
+            self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?)))
+        {
+            let Some(chunk) = running.chunk.filter(|_| running.sequence.paused.is_none()) else {
+                continue;
+            };
+            let Chunk { first, count, draws, .. } = chunk;
+            match chunk.stage {
+                Stage::Recurring { .. } => turning = true,
+                Stage::Ready { since } => {
+                    rows += count;
+                    waited |= self.tick - since >= self.limits.coda_wait;
+                    ready.push((running.sequence.rank(), CodaChunk { slot, first, count, draws }));
+                }
+            }
+        }
+        if rows < self.limits.coda_batch && turning && !waited {
+            return Vec::new();
+        }
+        ready.sort_unstable_by_key(|&(rank, _)| rank);
+        for (_, leave) in &ready {
+            if let Some(chunk) = self.slots[leave.slot].as_mut().and_then(|r| r.chunk.as_mut()) {
+                chunk.due = true;
+            }
+        }
+        ready.into_iter().map(|(_, leave)| leave).collect()
+    }
+
+    /// Rows left the last layers: the recursions each of them had, in order, and the token drawn if
+    /// one was due. The token counts unless the sequence turns out to be cancelled.
+    ///
+    /// # Errors
+    /// [`Misuse`] with nothing changed.
+    pub fn completed(
+        &mut self,
+        slot: Slot,
+        depths: &[u32],
+        drawn: Option<u32>,
+        now_us: u64,
+    ) -> Result<After, Misuse> {
+        let Some(mut running) = self.slots.get_mut(slot).and_then(Option::take) else {
+            return Err(Misuse::NotDue { slot, report: "rows that left" });
+        };
+        let counts = match self.check_left(slot, &running, depths, drawn) {
+            Ok(counts) => counts,
+            Err(misuse) => {
+                self.slots[slot] = Some(running);
+                return Err(misuse);
+            }
+        };
+        self.note_rows(&mut running, depths);
+        self.keep_blocks(&mut running, depths);
+        (running.done, running.counts, running.chunk) = (running.done + depths.len(), counts, None);
+        let sequence = &mut running.sequence;
+        sequence.computed = sequence.computed.max(running.done);
+        if let Some(token) = drawn.filter(|_| !sequence.cancelled) {
+            if sequence.generated.is_empty() {
+                let started = sequence.started_us.unwrap_or(now_us);
+                sequence.usage.prefill_us = now_us.saturating_sub(started);
+            }
+            sequence.draw(token, depths.last().copied().unwrap_or(0), self.depth_cap.cap());
+            self.counters.tokens.1 += 1;
+        }
+        match finish(sequence, running.done, drawn, now_us) {
+            Some(finish) => Ok(After::Ended(self.end_running(slot, running, finish, now_us))),
+            None => {
+                self.slots[slot] = Some(running);
+                Ok(After::Goes)
+            }
+        }
+    }
+
+    /// Tokens of each tier after these rows, if the report fits the chunk and the pages.
+    fn check_left(
+        &self,
+        slot: Slot,
+        running: &Running,
+        depths: &[u32],
+        drawn: Option<u32>,
+    ) -> Result<Vec<usize>, Misuse> {
+        let ready = |f: &Chunk| f.due && matches!(f.stage, Stage::Ready { .. });
+        let Some(chunk) = running.chunk.filter(ready) else {
+            return Err(Misuse::NotDue { slot, report: "rows that left" });
+        };
+        wrong(slot, "rows that left", depths.len(), chunk.count..=chunk.count)?;
+        let draws = usize::from(chunk.draws);
+        wrong(slot, "tokens drawn", usize::from(drawn.is_some()), draws..=draws)?;
+        let mut counts = running.counts.clone();
+        for &depth in depths {
+            wrong(slot, "a depth of", depth as usize, 0..=self.recursions)?;
+            counts[..self.pages.shape().tiers_of(depth)].iter_mut().for_each(|count| *count += 1);
+        }
+        for (tier, &count) in counts.iter().enumerate() {
+            let there = self.pages.count(&running.table, tier);
+            wrong(slot, "depths of which a tier's tokens come to", count, there..=there)?;
+        }
+        Ok(counts)
+    }
+
+    fn note_rows(&mut self, running: &mut Running, depths: &[u32]) {
+        let recursions = self.recursions as u64;
+        let prompt = running.sequence.request.prompt.len();
+        for (position, &depth) in (running.done..).zip(depths) {
+            self.counters.depths[depth as usize] += 1;
+            self.counters.recursion_steps.0 += u64::from(depth);
+            self.counters.recursion_steps.1 += recursions;
+            if position >= running.sequence.computed {
+                running.sequence.usage.recursion_steps += u64::from(depth);
+                running.sequence.usage.dense_steps += recursions;
+                self.counters.tokens.0 += u64::from(position < prompt);
+            }
+        }
+    }
+
+    /// Puts the blocks that these rows complete into the prefix cache. The depths tell how many
+    /// tokens each tier holds at every block's end, so that chunks need not end there.
+    fn keep_blocks(&mut self, running: &mut Running, depths: &[u32]) {
+        let mut counts = running.counts.clone();
+        for (position, &depth) in (running.done..).zip(depths) {
+            counts[..self.pages.shape().tiers_of(depth)].iter_mut().for_each(|count| *count += 1);
+            if (position + 1).is_multiple_of(PAGE) {
+                running.cached = running
+                    .cached
+                    .take()
+                    .and_then(|at| self.keep_block(running, at, position + 1, &counts));
+            }
+        }
+    }
+
+    fn keep_block(
+        &mut self,
+        running: &Running,
+        at: Cached,
+        end: usize,
+        counts: &[usize],
+    ) -> Option<Cached> {
+        let sequence = &running.sequence;
+        let range = end - PAGE..end;
+        if range.clone().any(|position| sequence.cap_of(position) != sequence.cap) {
+            return None;
+        }
+        let block: [u32; PAGE] = std::array::from_fn(|i| sequence.token(range.start + i));
+        let node = match self.prefix.child(at.node, &block) {
+            Some(known) => {
+                self.prefix.touch(known);
+                self.prefix.counts(known).filter(|&c| c == counts).map(|_| known)
+            }
+            None => {
+                let shared = self.pages.share(&running.table, at.counts, counts.to_vec());
+                self.prefix
+                    .insert(at.node, block, shared)
+                    .map_err(|shared| self.pages.drop_shared(shared))
+                    .ok()
+            }
+        };
+        node.map(|node| Cached { node, counts: counts.to_vec() })
+    }
+}
+
+/// Why a sequence of which `done` rows are complete goes no further, if so.
+fn finish(sequence: &Sequence, done: usize, drawn: Option<u32>, now_us: u64) -> Option<Finish> {
+    let (request, new) = (&sequence.request, sequence.generated.len());
+    if sequence.cancelled {
+        return Some(Finish::Cancelled);
+    }
+    match drawn {
+        Some(token) if new >= request.min_tokens && request.stop_ids.contains(&token) => {
+            return Some(Finish::Stop(token));
+        }
+        _ if new >= request.max_tokens && done >= request.prompt.len() => {
+            return Some(Finish::Length);
+        }
+        _ => {}
+    }
+    request.deadline.filter(|&deadline| deadline <= now_us).map(|_| Finish::Deadline)
+}
+
+fn wrong(
+    slot: Slot,
+    what: &'static str,
+    found: usize,
+    expected: std::ops::RangeInclusive<usize>,
+) -> Result<(), Misuse> {
+    if expected.contains(&found) {
+        return Ok(());
+    }
+    let (least, most) = (expected.start(), expected.end());
+    let expected = if least == most { most.to_string() } else { format!("{least} to {most}") };
+    Err(Misuse::Wrong { slot, what, found, expected })
+}
