@@ -8,7 +8,7 @@ use formats::{ModelFile, Special, TensorSource};
 use model::params::specs;
 use model::{ModelConfig, RouterState};
 use serde_json::json;
-use train::{Made, Text, write_model};
+use train::{Made, SpecialTokens, write_model};
 
 use crate::error::{name_of, refused};
 use crate::roles::config_of;
@@ -22,7 +22,7 @@ pub struct Imported {
     /// Its model.
     pub config: ModelConfig,
     /// Special ids and chat template.
-    pub text: Text,
+    pub text: SpecialTokens,
     /// What it holds and costs.
     pub costs: Costs,
 }
@@ -85,8 +85,8 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     Ok(Imported { path, config, text, costs })
 }
 
-fn text_of(special: Special) -> Text {
-    Text {
+fn text_of(special: Special) -> SpecialTokens {
+    SpecialTokens {
         bos: special.bos,
         eos: special.eos,
         pad: special.pad,

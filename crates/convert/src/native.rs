@@ -9,7 +9,7 @@ use model::params::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use train::{Made, Stored, Text, write_model};
+use train::{Made, SpecialTokens, Stored, write_model};
 
 use crate::error::{name_of, refused};
 use crate::export::tokenizer_of;
@@ -31,7 +31,7 @@ struct Config {
     #[serde(default)]
     router_state: RouterState,
     #[serde(default)]
-    text: Text,
+    text: SpecialTokens,
 }
 
 /// Writes the folder `out`: any model of the family, every weight once as f32.

@@ -379,21 +379,21 @@ impl Local {
             Some(tokenizer) => tokenizer,
             None => Tokenizer::train(std::iter::empty(), &TrainOptions::new(259))?,
         };
-        let mut facts = serve::facts(&subject.model, subject.name);
-        facts.context = options.bounds.context.unwrap_or(facts.context);
+        let mut info = serve::info(&subject.model, subject.name);
+        info.context = options.bounds.context.unwrap_or(info.context);
         let eos = tokenizer.eos_id().into_iter().collect();
         let ready = Ready::start(
             engine,
-            facts,
-            serve::text(train::Text::default(), eos, tokenizer, None)?,
+            info,
+            serve::text(train::SpecialTokens::default(), eos, tokenizer, None)?,
         )?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let settings = server::Settings {
+        let settings = server::ServerSettings {
             api_keys: options.api_key.clone().into_iter().collect(),
-            ..server::Settings::default()
+            ..server::ServerSettings::default()
         };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()

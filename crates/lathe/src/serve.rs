@@ -12,7 +12,7 @@ use engine::{DefaultDraw, Engine, EngineThread, Options};
 use model::{Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, Gauges, Limits, Refusal, Request, Sink};
-use server::{Backend, Facts, Settings, Text};
+use server::{Backend, ModelInfo, ModelText, ServerLimits, ServerSettings};
 use train::Stored;
 
 use crate::serving_arguments::{Bounds, Http, Numbers, Serve};
@@ -49,32 +49,32 @@ impl Backend for Served {
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
-    facts: Facts,
-    text: Text,
+    info: ModelInfo,
+    text: ModelText,
     live: EngineThread,
 }
 
 impl Ready {
     /// Starts the engine's thread.
-    pub(crate) fn start(engine: Engine, facts: Facts, text: Text) -> Result<Self> {
+    pub(crate) fn start(engine: Engine, info: ModelInfo, text: ModelText) -> Result<Self> {
         let pool = Arc::new(
             rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?,
         );
         let live = EngineThread::start(engine, pool).context("starting the engine's thread")?;
-        Ok(Self { facts, text, live })
+        Ok(Self { info, text, live })
     }
 
     /// Answers requests until `stop` is ready and what runs has ended.
     pub(crate) async fn serve(
         self,
         listener: tokio::net::TcpListener,
-        settings: Settings,
+        settings: ServerSettings,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
         Ok(server::serve(
             listener,
             settings,
-            self.facts,
+            self.info,
             self.text,
             Arc::new(Served(self.live)),
             stop,
@@ -88,16 +88,16 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     open::prepare(&stored.model, stored.rounded, options.numbers.weights)?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
-    let mut facts = facts(&stored.model, name);
-    facts.aliases = options.alias.clone();
-    facts.created = created(&options.checkpoint);
-    facts.context = options.bounds.context.unwrap_or(facts.context);
+    let mut info = info(&stored.model, name);
+    info.aliases = options.alias.clone();
+    info.created = created(&options.checkpoint);
+    info.context = options.bounds.context.unwrap_or(info.context);
     let eos = open::stops(&stored, &tokenizer);
     let known = stored.text.clone().unwrap_or_default();
     let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
-    let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, facts, text)?;
+    let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, info, text)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -115,7 +115,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         let at = listener.local_addr()?;
         output::line(format!(
             "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
-            ready.facts.id,
+            ready.info.id,
             report::human_bytes(model_bytes as u64)
         ));
         ready.serve(listener, settings, asked_to_stop()).await
@@ -198,10 +198,10 @@ pub(crate) fn family(config: &ModelConfig) -> &'static str {
 }
 
 /// What clients may know about a model.
-pub(crate) fn facts(model: &Model, id: String) -> Facts {
+pub(crate) fn info(model: &Model, id: String) -> ModelInfo {
     let config = model.config();
     let kv = serde_json::to_value(config.kv).ok().and_then(|kv| kv.as_str().map(str::to_owned));
-    Facts {
+    ModelInfo {
         id,
         aliases: Vec::new(),
         family: family(config).into(),
@@ -235,15 +235,15 @@ fn fingerprint(model: &Model) -> u64 {
 
 /// What the model came with; a template from a file goes before its own.
 pub(crate) fn text(
-    known: train::Text,
+    known: train::SpecialTokens,
     eos: Vec<u32>,
     tokenizer: Tokenizer,
     chat_template: Option<&Path>,
-) -> Result<Text> {
+) -> Result<ModelText> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
     };
-    Ok(Text {
+    Ok(ModelText {
         bos: known.bos,
         eos,
         pad: known.pad,
@@ -264,9 +264,9 @@ fn keys(options: &Serve) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> Settings {
+fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> ServerSettings {
     let seconds = Duration::from_secs;
-    let limits = server::Limits {
+    let limits = ServerLimits {
         body_bytes: http.max_body,
         prompts: http.max_prompts,
         n: http.max_n,
@@ -274,9 +274,9 @@ fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> Settings {
         stops: http.max_stops,
         logprobs: http.max_logprobs,
         logit_bias: http.max_logit_bias,
-        ..server::Limits::default()
+        ..ServerLimits::default()
     };
-    Settings {
+    ServerSettings {
         limits,
         api_keys,
         strict,
@@ -287,6 +287,6 @@ fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> Settings {
         connections: http.max_connections,
         slow_reader: seconds(http.slow_reader),
         drain: seconds(http.drain),
-        ..Settings::default()
+        ..ServerSettings::default()
     }
 }

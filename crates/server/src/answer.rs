@@ -1,18 +1,18 @@
 //! The JSON of answers, whole and in chunks.
 
-use crate::ask::{Ask, Dialect, Shape};
-use crate::choice::{Choice, Delta, End, Entry};
-use crate::lexicon::Lexicon;
+use crate::choice::{Choice, Delta, End, TokenEntry};
+use crate::request::{Dialect, OutputOptions, ParsedRequest};
+use crate::token_text::TokenText;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::sync::Arc;
 
 /// What all chunks of an answer have in common.
-pub(crate) struct Head {
+pub(crate) struct AnswerHead {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) fingerprint: String,
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) shape: Arc<OutputOptions>,
     pub(crate) include_usage: bool,
 }
 
@@ -25,7 +25,7 @@ struct Envelope<'h, C> {
     system_fingerprint: &'h str,
     choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Totals>>,
+    usage: Option<Option<UsageTotals>>,
 }
 
 #[derive(serde::Serialize)]
@@ -34,9 +34,9 @@ struct CompletionChoice<'d> {
     text: &'d str,
     logprobs: Option<Columns>,
     finish_reason: Option<&'static str>,
-    stop_reason: Option<Reason<'d>>,
+    stop_reason: Option<StopReason<'d>>,
     #[serde(flatten)]
-    more: More<'d>,
+    more: Extensions<'d>,
 }
 
 #[derive(serde::Serialize)]
@@ -48,9 +48,9 @@ struct ChatChoice<'d> {
     delta: Option<Message<'d>>,
     logprobs: Option<Content>,
     finish_reason: Option<&'static str>,
-    stop_reason: Option<Reason<'d>>,
+    stop_reason: Option<StopReason<'d>>,
     #[serde(flatten)]
-    more: More<'d>,
+    more: Extensions<'d>,
 }
 
 #[derive(serde::Serialize)]
@@ -62,7 +62,7 @@ struct Message<'d> {
 }
 
 #[derive(serde::Serialize)]
-struct More<'d> {
+struct Extensions<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'d [u32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ struct Depths {
 
 #[derive(serde::Serialize)]
 #[serde(untagged)]
-enum Reason<'d> {
+enum StopReason<'d> {
     Id(u32),
     Text(&'d str),
 }
@@ -95,9 +95,9 @@ impl Serialize for Score {
 }
 
 /// Token names to log-probabilities, in order; of equal names the larger counts.
-struct Likely(Vec<(String, f32)>);
+struct TopLogprobs(Vec<(String, f32)>);
 
-impl Likely {
+impl TopLogprobs {
     fn add(&mut self, name: String, value: f32) {
         match self.0.iter_mut().find(|(other, _)| *other == name) {
             Some((_, old)) => *old = old.max(value),
@@ -106,7 +106,7 @@ impl Likely {
     }
 }
 
-impl Serialize for Likely {
+impl Serialize for TopLogprobs {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(Some(self.0.len()))?;
         for (name, value) in &self.0 {
@@ -120,7 +120,7 @@ impl Serialize for Likely {
 struct Columns {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<Score>>,
-    top_logprobs: Vec<Option<Likely>>,
+    top_logprobs: Vec<Option<TopLogprobs>>,
     text_offset: Vec<usize>,
 }
 
@@ -145,12 +145,12 @@ struct NamedScore {
 
 /// What a request cost.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
-pub(crate) struct Totals {
+pub(crate) struct UsageTotals {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: Cached,
-    lathe: Steps,
+    lathe: StepCounts,
 }
 
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
@@ -159,15 +159,15 @@ struct Cached {
 }
 
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
-struct Steps {
+struct StepCounts {
     recursion_steps: u64,
     dense_equivalent_steps: u64,
 }
 
-impl Totals {
+impl UsageTotals {
     /// Sums over the sequences; a prompt counts once, however many continuations it has.
     pub(crate) fn of(choices: &[Choice], n: usize) -> Self {
-        let mut totals = Totals::default();
+        let mut totals = UsageTotals::default();
         for choice in choices {
             if choice.index.is_multiple_of(n) {
                 totals.prompt_tokens += choice.prompt.ids.len() as u64;
@@ -182,25 +182,31 @@ impl Totals {
     }
 }
 
-impl Head {
-    pub(crate) fn new(ask: &Ask, id: String, created: u64, model: &str, fingerprint: &str) -> Self {
-        let prefix = if ask.shape.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
+impl AnswerHead {
+    pub(crate) fn new(
+        parsed: &ParsedRequest,
+        id: String,
+        created: u64,
+        model: &str,
+        fingerprint: &str,
+    ) -> Self {
+        let prefix = if parsed.shape.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
         Self {
             id: format!("{prefix}-{id}"),
             created,
             model: model.to_owned(),
             fingerprint: fingerprint.to_owned(),
-            shape: Arc::clone(&ask.shape),
-            include_usage: ask.include_usage,
+            shape: Arc::clone(&parsed.shape),
+            include_usage: parsed.include_usage,
         }
     }
 
     /// The whole answer.
     pub(crate) fn whole(
         &self,
-        lexicon: &Lexicon,
+        token_text: &TokenText,
         choices: &mut [Choice],
-        totals: Totals,
+        totals: UsageTotals,
     ) -> Vec<u8> {
         let deltas: Vec<Delta> = choices.iter_mut().map(Choice::take).collect();
         let pairs = || choices.iter().zip(&deltas);
@@ -208,7 +214,7 @@ impl Head {
         match self.shape.dialect {
             Dialect::Completion => {
                 let choices = pairs()
-                    .map(|(choice, delta)| self.completion(lexicon, choice, delta, true))
+                    .map(|(choice, delta)| self.completion(token_text, choice, delta, true))
                     .collect();
                 self.bytes("text_completion", choices, usage)
             }
@@ -218,7 +224,7 @@ impl Head {
                 };
                 let one = |(choice, delta)| ChatChoice {
                     message: message(delta),
-                    ..self.chat(lexicon, choice, delta, true, true)
+                    ..self.chat(token_text, choice, delta, true, true)
                 };
                 self.bytes("chat.completion", pairs().map(one).collect(), usage)
             }
@@ -228,7 +234,7 @@ impl Head {
     /// Appends the chunks that tell of `delta`, if there is anything to tell.
     pub(crate) fn chunks(
         &self,
-        lexicon: &Lexicon,
+        token_text: &TokenText,
         choice: &Choice,
         delta: &Delta,
         first: bool,
@@ -240,7 +246,7 @@ impl Head {
         let usage = || self.include_usage.then_some(None);
         match shape.dialect {
             Dialect::Completion if news || delta.end.is_some() => {
-                let chunk = self.completion(lexicon, choice, delta, first);
+                let chunk = self.completion(token_text, choice, delta, first);
                 line(to, &self.bytes("text_completion", vec![chunk], usage()));
             }
             Dialect::Completion => (),
@@ -250,7 +256,7 @@ impl Head {
                     let content = Some(Message { role: None, content: Some(text_of(delta)) });
                     let chunk = ChatChoice {
                         delta: content,
-                        ..self.chat(lexicon, choice, delta, false, false)
+                        ..self.chat(token_text, choice, delta, false, false)
                     };
                     line(to, &self.bytes(object, vec![chunk], usage()));
                 }
@@ -259,7 +265,7 @@ impl Head {
                     let empty = Some(Message { role: None, content: None });
                     let mut chunk = ChatChoice {
                         delta: empty,
-                        ..self.chat(lexicon, choice, &nothing, false, true)
+                        ..self.chat(token_text, choice, &nothing, false, true)
                     };
                     chunk.logprobs = None;
                     chunk.more.token_ids = None;
@@ -270,11 +276,11 @@ impl Head {
     }
 
     /// The chunk that opens an assistant's message.
-    pub(crate) fn role(&self, lexicon: &Lexicon, choice: &Choice, to: &mut Vec<u8>) {
+    pub(crate) fn role(&self, token_text: &TokenText, choice: &Choice, to: &mut Vec<u8>) {
         let nothing = Delta::default();
         let message = Some(Message { role: Some("assistant"), content: Some("") });
         let mut chunk =
-            ChatChoice { delta: message, ..self.chat(lexicon, choice, &nothing, true, false) };
+            ChatChoice { delta: message, ..self.chat(token_text, choice, &nothing, true, false) };
         (chunk.logprobs, chunk.more.token_ids, chunk.more.lathe) = (None, None, None);
         line(
             to,
@@ -283,7 +289,7 @@ impl Head {
     }
 
     /// The chunk with the usage and no choice.
-    pub(crate) fn usage(&self, totals: Totals, to: &mut Vec<u8>) {
+    pub(crate) fn usage(&self, totals: UsageTotals, to: &mut Vec<u8>) {
         let object = match self.shape.dialect {
             Dialect::Completion => "text_completion",
             Dialect::Chat => "chat.completion.chunk",
@@ -295,7 +301,7 @@ impl Head {
         &self,
         object: &'static str,
         choices: Vec<C>,
-        usage: Option<Option<Totals>>,
+        usage: Option<Option<UsageTotals>>,
     ) -> Vec<u8> {
         let envelope = Envelope {
             id: &self.id,
@@ -311,7 +317,7 @@ impl Head {
 
     fn completion<'d>(
         &self,
-        lexicon: &Lexicon,
+        token_text: &TokenText,
         choice: &'d Choice,
         delta: &'d Delta,
         first: bool,
@@ -320,7 +326,7 @@ impl Head {
         CompletionChoice {
             index: choice.index,
             text: &delta.text,
-            logprobs: self.shape.top.map(|_| self.columns(lexicon, &delta.entries)),
+            logprobs: self.shape.top.map(|_| self.columns(token_text, &delta.entries)),
             finish_reason,
             stop_reason,
             more: self.more(choice, delta, first, delta.end.is_some()),
@@ -329,14 +335,14 @@ impl Head {
 
     fn chat<'d>(
         &self,
-        lexicon: &Lexicon,
+        token_text: &TokenText,
         choice: &'d Choice,
         delta: &'d Delta,
         first: bool,
         last: bool,
     ) -> ChatChoice<'d> {
         let (finish_reason, stop_reason) = reasons(delta.end.as_ref().filter(|_| last));
-        let logprobs = self.shape.top.map(|k| self.content(lexicon, &delta.entries, k));
+        let logprobs = self.shape.top.map(|k| self.content(token_text, &delta.entries, k));
         let more = self.more(choice, delta, first, last);
         ChatChoice {
             index: choice.index,
@@ -349,23 +355,29 @@ impl Head {
         }
     }
 
-    fn more<'d>(&self, choice: &'d Choice, delta: &'d Delta, first: bool, last: bool) -> More<'d> {
+    fn more<'d>(
+        &self,
+        choice: &'d Choice,
+        delta: &'d Delta,
+        first: bool,
+        last: bool,
+    ) -> Extensions<'d> {
         let generated = || delta.entries.iter().filter(|entry| !entry.of_prompt);
         let depths = delta.entries.iter().map(|entry| entry.depth).collect();
         let mean = (last && choice.generated > 0)
             .then(|| choice.depth_sum as f64 / choice.generated as f64);
-        More {
+        Extensions {
             prompt_token_ids: (self.shape.token_ids && first).then_some(&choice.prompt.ids),
             token_ids: self.shape.token_ids.then(|| generated().map(|entry| entry.id).collect()),
             lathe: self.shape.depths.then_some(Depths { depths, mean_depth: mean }),
         }
     }
 
-    fn columns(&self, lexicon: &Lexicon, entries: &[Entry]) -> Columns {
-        let name = |id: u32| lexicon.name(id, self.shape.names_as_ids);
-        let likely = |entry: &Entry| {
+    fn columns(&self, token_text: &TokenText, entries: &[TokenEntry]) -> Columns {
+        let name = |id: u32| token_text.name(id, self.shape.names_as_ids);
+        let likely = |entry: &TokenEntry| {
             let score = entry.score?;
-            let mut likely = Likely(Vec::with_capacity(entry.top.len() + 1));
+            let mut likely = TopLogprobs(Vec::with_capacity(entry.top.len() + 1));
             for &(id, value) in &entry.top {
                 likely.add(name(id), if id == entry.id { score } else { value });
             }
@@ -380,13 +392,13 @@ impl Head {
         }
     }
 
-    fn content(&self, lexicon: &Lexicon, entries: &[Entry], k: usize) -> Content {
+    fn content(&self, token_text: &TokenText, entries: &[TokenEntry], k: usize) -> Content {
         let named = |id: u32, value: f32| NamedScore {
-            token: lexicon.name(id, self.shape.names_as_ids),
+            token: token_text.name(id, self.shape.names_as_ids),
             logprob: Score(value),
-            bytes: lexicon.bytes(id),
+            bytes: token_text.bytes(id),
         };
-        let one = |entry: &Entry| ContentToken {
+        let one = |entry: &TokenEntry| ContentToken {
             token: named(entry.id, entry.score.unwrap_or(f32::NEG_INFINITY)),
             top_logprobs: entry.top.iter().take(k).map(|&(id, value)| named(id, value)).collect(),
         };
@@ -398,13 +410,13 @@ fn text_of(delta: &Delta) -> &str {
     &delta.text
 }
 
-fn reasons(end: Option<&End>) -> (Option<&'static str>, Option<Reason<'_>>) {
+fn reasons(end: Option<&End>) -> (Option<&'static str>, Option<StopReason<'_>>) {
     match end {
         None => (None, None),
         Some(End::Length) => (Some("length"), None),
         Some(End::Eos) => (Some("stop"), None),
-        Some(End::StopId(id)) => (Some("stop"), Some(Reason::Id(*id))),
-        Some(End::StopText(text)) => (Some("stop"), Some(Reason::Text(text))),
+        Some(End::StopId(id)) => (Some("stop"), Some(StopReason::Id(*id))),
+        Some(End::StopText(text)) => (Some("stop"), Some(StopReason::Text(text))),
     }
 }
 

@@ -31,7 +31,7 @@ pub trait Backend: Send + Sync + 'static {
 
 /// What is served, for `/v1/models`, for limits and for answers.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ModelInfo {
     /// Name under which requests ask for the model.
     pub id: String,
     /// Other names that are accepted.

@@ -1,9 +1,9 @@
 //! Request bodies: type, size and time limits, and the threads that read prompts.
 
-use crate::connection::Stage;
+use crate::connection::ConnStage;
 use crate::error::ApiError;
 use crate::routes::Call;
-use crate::state::State;
+use crate::state::AppState;
 use axum::http::header;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -30,7 +30,7 @@ pub(crate) async fn read(call: &mut Call) -> Result<Vec<u8>, ApiError> {
         true => Ok(Err(too_large(limit))),
         false => tokio::time::timeout(time, collect(&mut call.body, limit)).await,
     };
-    call.conn.enter(Stage::Busy);
+    call.conn.enter(ConnStage::Busy);
     whole.unwrap_or_else(|_| {
         let message = format!("the body did not arrive within {} s", time.as_secs_f64());
         Err(ApiError::new(408, message).code("body_timeout"))
@@ -92,14 +92,14 @@ async fn discard(body: &mut Incoming) {
 /// # Errors
 /// What `work` refuses; 408 when it takes too long.
 pub(crate) async fn understand<T, F>(
-    state: &Arc<State>,
+    state: &Arc<AppState>,
     body: Vec<u8>,
     always: bool,
     work: F,
 ) -> Result<T, ApiError>
 where
     T: Send + 'static,
-    F: FnOnce(&State, &[u8]) -> Result<T, ApiError> + Send + 'static,
+    F: FnOnce(&AppState, &[u8]) -> Result<T, ApiError> + Send + 'static,
 {
     if body.len() <= SMALL && !always {
         return work(state, &body);

@@ -1,10 +1,10 @@
 //! Messages to a prompt: checks, the model's template, and the ways to open the answer.
 
 use crate::error::ApiError;
-use crate::fields::Checked;
 use crate::json::Json;
-use crate::state::State;
-use crate::template::Scene;
+use crate::schema::Checked;
+use crate::state::AppState;
+use crate::template::TemplateInput;
 
 /// Who may speak.
 pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -14,7 +14,7 @@ pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant",
 /// # Errors
 /// 400 for messages that are no conversation, for a model without a template, and for what the
 /// template refuses.
-pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, ApiError> {
+pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, ApiError> {
     let template = match &state.template {
         Some(Ok(template)) => template,
         Some(Err(error)) => {
@@ -52,10 +52,10 @@ pub(crate) fn prompt(state: &State, request: &Checked<'_>) -> Result<String, Api
         let message = "`continue_final_message` and `add_generation_prompt` exclude each other; set one of them";
         return Err(ApiError::field("continue_final_message", message));
     }
-    let lexicon = &state.lexicon;
-    let bos_token = lexicon.special(lexicon.text.bos).unwrap_or_default();
-    let eos_token = lexicon.special(lexicon.text.eos.first().copied()).unwrap_or_default();
-    let scene = Scene {
+    let token_text = &state.token_text;
+    let bos_token = token_text.special(token_text.text.bos).unwrap_or_default();
+    let eos_token = token_text.special(token_text.text.eos.first().copied()).unwrap_or_default();
+    let scene = TemplateInput {
         messages: &messages,
         add_generation_prompt: !continues && request.flag("add_generation_prompt", true),
         bos_token: &bos_token,

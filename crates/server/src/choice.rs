@@ -1,10 +1,10 @@
 //! One sequence on its way to the client: tokens in, text and scores out, the same for streams and
 //! whole answers.
 
-use crate::ask::{Prompt, Shape};
 use crate::error::ApiError;
-use crate::lexicon::{Lexicon, Pieces};
-use crate::stops::Stops;
+use crate::request::{OutputOptions, Prompt};
+use crate::stops::StopMatcher;
+use crate::token_text::{TokenDecoder, TokenText};
 use scheduler::{Done, Event, Finish, Scored, TokenOut, Usage};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ const PRIMING: usize = 8;
 
 /// A token as it is reported.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct TokenEntry {
     pub(crate) id: u32,
     /// Code points of the returned text before it.
     pub(crate) offset: usize,
@@ -38,7 +38,7 @@ pub(crate) enum End {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Delta {
     pub(crate) text: String,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<TokenEntry>,
     pub(crate) end: Option<End>,
 }
 
@@ -58,9 +58,9 @@ pub(crate) struct Choice {
     /// Sum of the depths of new tokens.
     pub(crate) depth_sum: u64,
     pub(crate) usage: Usage,
-    shape: Arc<Shape>,
-    pieces: Pieces,
-    stops: Stops,
+    shape: Arc<OutputOptions>,
+    pieces: TokenDecoder,
+    stops: StopMatcher,
     out: Delta,
     end: Option<End>,
     over: bool,
@@ -76,7 +76,7 @@ pub(crate) struct Choice {
     prompt_text: String,
     scores_due: bool,
     /// Tokens whose place in the text is not certain yet.
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<TokenEntry>,
     /// A possible stop token, whose text counts only if it turns out to be none.
     withheld: Option<u32>,
 }
@@ -85,8 +85,8 @@ impl Choice {
     pub(crate) fn new(
         index: usize,
         prompt: Arc<Prompt>,
-        shape: Arc<Shape>,
-        lexicon: &Lexicon,
+        shape: Arc<OutputOptions>,
+        token_text: &TokenText,
         recursions: u32,
     ) -> Self {
         let mut choice = Self {
@@ -94,8 +94,8 @@ impl Choice {
             generated: 0,
             depth_sum: 0,
             usage: Usage { prompt: prompt.ids.len() as u64, ..Usage::default() },
-            pieces: Pieces::new(lexicon, shape.echo),
-            stops: Stops::new(&shape.stops, shape.keep_stop),
+            pieces: TokenDecoder::new(token_text, shape.echo),
+            stops: StopMatcher::new(&shape.stops, shape.keep_stop),
             out: Delta::default(),
             end: None,
             over: false,
@@ -320,7 +320,7 @@ impl Choice {
     }
 }
 
-fn entry(token: TokenOut, offset: usize, top: Option<usize>) -> Result<Entry, ApiError> {
+fn entry(token: TokenOut, offset: usize, top: Option<usize>) -> Result<TokenEntry, ApiError> {
     let Scored { id, log_probability, top: mut likely } = token.scored;
     let numbers = log_probability.iter().chain(likely.iter().map(|(_, value)| value));
     if numbers.into_iter().any(|value| value.is_nan() || *value == f32::INFINITY) {
@@ -334,19 +334,19 @@ fn entry(token: TokenOut, offset: usize, top: Option<usize>) -> Result<Entry, Ap
         None => likely.clear(),
     }
     let score = log_probability.filter(|_| top.is_some());
-    Ok(Entry { id, offset, score, top: likely, depth: token.depth, of_prompt: false })
+    Ok(TokenEntry { id, offset, score, top: likely, depth: token.depth, of_prompt: false })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ask::Dialect;
-    use crate::lexicon::Text;
+    use crate::request::Dialect;
+    use crate::token_text::ModelText;
     use data::Tokenizer;
 
     /// A vocabulary in the manner of SentencePiece: the space is part of the word, bytes stand for
     /// what is missing.
-    fn lexicon() -> Lexicon {
+    fn token_text() -> TokenText {
         let mut vocab = serde_json::Map::new();
         let words = [
             "<unk>",
@@ -382,7 +382,7 @@ mod tests {
             "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
         });
         let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
-        Lexicon::new(Text {
+        TokenText::new(ModelText {
             tokenizer,
             bos: Some(1),
             eos: vec![2],
@@ -392,8 +392,8 @@ mod tests {
         })
     }
 
-    fn shape(echo: bool, stops: &[&str]) -> Shape {
-        Shape {
+    fn shape(echo: bool, stops: &[&str]) -> OutputOptions {
+        OutputOptions {
             dialect: Dialect::Completion,
             echo,
             top: None,
@@ -410,9 +410,9 @@ mod tests {
         }
     }
 
-    fn choice(shape: Shape) -> Choice {
+    fn choice(shape: OutputOptions) -> Choice {
         let prompt = Prompt { ids: vec![1, 8, 9], added_bos: true, max_tokens: 9 };
-        Choice::new(0, Arc::new(prompt), Arc::new(shape), &lexicon(), 3)
+        Choice::new(0, Arc::new(prompt), Arc::new(shape), &token_text(), 3)
     }
 
     fn run(choice: &mut Choice, ids: &[u32], finish: Finish) -> (Vec<String>, Option<End>) {
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!((stopped.0.concat().as_str(), stopped.1), ("s", Some(End::StopId(11))));
         let went_on = run(&mut choice(shape(false, &[])), &[11, 10, 11], Finish::Length);
         assert_eq!((went_on.0.concat().as_str(), went_on.1), ("!s!", Some(End::Length)));
-        let kept = Shape { keep_stop: true, ..shape(false, &[]) };
+        let kept = OutputOptions { keep_stop: true, ..shape(false, &[]) };
         assert_eq!(run(&mut choice(kept), &[10, 11], Finish::Stop(11)).0.concat(), "s!");
     }
 
@@ -472,11 +472,11 @@ mod tests {
     fn an_engine_that_breaks_its_word_is_an_error() {
         let scored = |p| Scored { id: 8, log_probability: p, top: vec![(8, -1.0)] };
         let token = |p| Event::Token(TokenOut { scored: scored(p), depth: 1 });
-        let wishing = || Shape { top: Some(1), ..shape(true, &[]) };
+        let wishing = || OutputOptions { top: Some(1), ..shape(true, &[]) };
         assert_eq!(choice(wishing()).event(token(None)).unwrap_err().status, 500);
         assert!(choice(wishing()).event(token(Some(f32::NAN))).unwrap_err().has_code("nan"));
         assert!(choice(wishing()).event(token(Some(f32::INFINITY))).unwrap_err().has_code("nan"));
-        let due = || Shape { prompt_scores: true, ..wishing() };
+        let due = || OutputOptions { prompt_scores: true, ..wishing() };
         assert_eq!(choice(due()).event(token(Some(-1.0))).unwrap_err().status, 500);
         let short = Event::Prompt(vec![TokenOut { scored: scored(None), depth: 0 }]);
         assert_eq!(choice(due()).event(short).unwrap_err().status, 500);

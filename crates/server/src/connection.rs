@@ -2,8 +2,8 @@
 
 use crate::metrics::Shed;
 use crate::routes;
-use crate::settings::Settings;
-use crate::state::{Phase, State, reached};
+use crate::settings::ServerSettings;
+use crate::state::{AppState, Phase, reached};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum ConnStage {
     /// Between requests.
     Idle,
     /// The head of a request is arriving.
@@ -32,8 +32,8 @@ pub(crate) enum Stage {
     Busy,
 }
 
-struct Now {
-    stage: Stage,
+struct ConnStatus {
+    stage: ConnStage,
     since: Instant,
     /// Since when the client takes no more bytes.
     blocked: Option<Instant>,
@@ -41,23 +41,28 @@ struct Now {
 }
 
 /// A connection as its watcher sees it.
-pub(crate) struct Conn {
-    now: Mutex<Now>,
+pub(crate) struct Connection {
+    now: Mutex<ConnStatus>,
     close: Notify,
 }
 
-impl Conn {
+impl Connection {
     fn new() -> Self {
-        let now = Now { stage: Stage::Head, since: Instant::now(), blocked: None, doomed: false };
+        let now = ConnStatus {
+            stage: ConnStage::Head,
+            since: Instant::now(),
+            blocked: None,
+            doomed: false,
+        };
         Self { now: Mutex::new(now), close: Notify::new() }
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
+    fn now(&self) -> MutexGuard<'_, ConnStatus> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection goes on to `stage`.
-    pub(crate) fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: ConnStage) {
         let mut now = self.now();
         if now.stage != stage {
             now.stage = stage;
@@ -67,8 +72,8 @@ impl Conn {
 
     fn heard(&self) {
         let mut now = self.now();
-        if now.stage == Stage::Idle {
-            now.stage = Stage::Head;
+        if now.stage == ConnStage::Idle {
+            now.stage = ConnStage::Head;
             now.since = Instant::now();
         }
     }
@@ -78,28 +83,28 @@ impl Conn {
         now.blocked = if taken { None } else { now.blocked.or_else(|| Some(Instant::now())) };
     }
 
-    fn expired(&self, settings: &Settings) -> Option<Expired> {
+    fn expired(&self, settings: &ServerSettings) -> Option<Expiry> {
         let now = self.now();
         if now.blocked.is_some_and(|since| since.elapsed() > settings.slow_reader) {
-            return Some(Expired::Reader);
+            return Some(Expiry::Reader);
         }
         let allowed = match now.stage {
-            Stage::Idle => settings.keep_alive,
-            Stage::Head => settings.header_read,
+            ConnStage::Idle => settings.keep_alive,
+            ConnStage::Head => settings.header_read,
             // The request itself notices first and tells the client; this is for one that takes no
             // answer.
-            Stage::Body => settings.body_read + Duration::from_secs(3),
-            Stage::Busy => settings.deadline + settings.reading + settings.slow_reader,
+            ConnStage::Body => settings.body_read + Duration::from_secs(3),
+            ConnStage::Busy => settings.deadline + settings.reading + settings.slow_reader,
         };
-        (now.since.elapsed() > allowed).then_some(Expired::Silence)
+        (now.since.elapsed() > allowed).then_some(Expiry::Silence)
     }
 
     fn busy(&self) -> bool {
-        self.now().stage == Stage::Busy
+        self.now().stage == ConnStage::Busy
     }
 }
 
-enum Expired {
+enum Expiry {
     Silence,
     Reader,
 }
@@ -107,23 +112,23 @@ enum Expired {
 /// All open connections.
 #[derive(Default)]
 pub(crate) struct Registry {
-    open: Mutex<BTreeMap<u64, Arc<Conn>>>,
+    open: Mutex<BTreeMap<u64, Arc<Connection>>>,
 }
 
 impl Registry {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Conn>>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Room for a connection, made if need be by closing the one that has waited longest without a
     /// whole request.
-    fn admit(&self, most: usize, id: u64, conn: &Arc<Conn>) -> bool {
+    fn admit(&self, most: usize, id: u64, conn: &Arc<Connection>) -> bool {
         let mut open = self.open();
-        let doomed = |conn: &Conn| conn.now().doomed;
+        let doomed = |conn: &Connection| conn.now().doomed;
         if open.len() >= most && open.values().filter(|conn| !doomed(conn)).count() >= most {
-            let waits = |conn: &&Arc<Conn>| {
+            let waits = |conn: &&Arc<Connection>| {
                 let now = conn.now();
-                !now.doomed && now.stage != Stage::Busy
+                !now.doomed && now.stage != ConnStage::Busy
             };
             let Some(oldest) = open.values().filter(waits).min_by_key(|conn| conn.now().since)
             else {
@@ -138,8 +143,8 @@ impl Registry {
 }
 
 /// Serves a connection until it ends, expires, or the server closes.
-pub(crate) async fn converse(state: Arc<State>, registry: Arc<Registry>, stream: TcpStream) {
-    let conn = Arc::new(Conn::new());
+pub(crate) async fn converse(state: Arc<AppState>, registry: Arc<Registry>, stream: TcpStream) {
+    let conn = Arc::new(Connection::new());
     let id = state.id();
     if !registry.admit(state.settings.connections, id, &conn) {
         state.metrics.shed(Shed::Connections);
@@ -147,11 +152,11 @@ pub(crate) async fn converse(state: Arc<State>, registry: Arc<Registry>, stream:
         return;
     }
     state.metrics.opened.add(1);
-    let _leave = Leave { state: Arc::clone(&state), registry, id };
+    let _leave = ConnectionGuard { state: Arc::clone(&state), registry, id };
     // Events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     let (reader, writer) = stream.into_split();
-    let io = TokioIo::new(Wire { writer, conn: Arc::clone(&conn) });
+    let io = TokioIo::new(WatchedSocket { writer, conn: Arc::clone(&conn) });
     let (own, own_conn) = (Arc::clone(&state), Arc::clone(&conn));
     let service = service_fn(move |request| {
         let (state, conn) = (Arc::clone(&own), Arc::clone(&own_conn));
@@ -175,8 +180,8 @@ pub(crate) async fn converse(state: Arc<State>, registry: Arc<Registry>, stream:
             }
             _ = ticker.tick() => {
                 match conn.expired(&state.settings) {
-                    Some(Expired::Silence) => return state.metrics.timeouts.add(1),
-                    Some(Expired::Reader) => return state.metrics.slow_readers.add(1),
+                    Some(Expiry::Silence) => return state.metrics.timeouts.add(1),
+                    Some(Expiry::Reader) => return state.metrics.slow_readers.add(1),
                     None if conn.busy() && hung_up(&reader).await => return,
                     None => (),
                 }
@@ -185,7 +190,7 @@ pub(crate) async fn converse(state: Arc<State>, registry: Arc<Registry>, stream:
     }
 }
 
-fn tick(settings: &Settings) -> Duration {
+fn tick(settings: &ServerSettings) -> Duration {
     let times =
         [settings.header_read, settings.body_read, settings.keep_alive, settings.slow_reader];
     let shortest = times.into_iter().min().unwrap_or(Duration::from_secs(1));
@@ -200,13 +205,13 @@ async fn hung_up(reader: &OwnedReadHalf) -> bool {
     matches!(tokio::time::timeout(Duration::ZERO, stream.peek(&mut byte)).await, Ok(Ok(0) | Err(_)))
 }
 
-struct Leave {
-    state: Arc<State>,
+struct ConnectionGuard {
+    state: Arc<AppState>,
     registry: Arc<Registry>,
     id: u64,
 }
 
-impl Drop for Leave {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.registry.open().remove(&self.id);
         self.state.metrics.closed.add(1);
@@ -235,12 +240,12 @@ async fn refuse(stream: TcpStream) {
 }
 
 /// The socket, telling the watcher what comes and goes.
-struct Wire {
+struct WatchedSocket {
     writer: OwnedWriteHalf,
-    conn: Arc<Conn>,
+    conn: Arc<Connection>,
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for WatchedSocket {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -264,7 +269,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for WatchedSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -19,12 +19,12 @@
 //! | `GET /` | a page to try the model; it needs nothing from elsewhere |
 //!
 //! The routes under `/v1` also answer without it, the tokenizer's also with it. With
-//! [`Settings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer KEY`;
+//! [`ServerSettings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer KEY`;
 //! a browser may send the key as a password.
 //!
 //! # Settings
 //!
-//! | field of [`Settings`] | default | what happens beyond it |
+//! | field of [`ServerSettings`] | default | what happens beyond it |
 //! |---|---|---|
 //! | `limits.body_bytes` | 4 MiB | 413 |
 //! | `limits.prompts`, `limits.n`, `limits.sequences` | 64, 16, 128 | 400 |
@@ -54,34 +54,34 @@
 //! sequences are cancelled.
 
 mod answer;
-mod ask;
 mod backend;
 mod body;
 mod calendar;
 mod chat;
 mod choice;
+mod completions;
 mod connection;
 mod error;
-mod fields;
-mod flight;
-mod generate;
+mod handlers;
 mod json;
 mod keys;
-mod lexicon;
 mod metrics;
 mod openapi;
-mod random;
+mod pending;
+mod random_ids;
+mod request;
+mod request_fields;
 mod routes;
+mod schema;
 mod serve;
 mod settings;
 mod state;
 mod stops;
 mod stream;
-mod tables;
 mod template;
-mod views;
+mod token_text;
 
-pub use backend::{Backend, Facts};
-pub use lexicon::Text;
+pub use backend::{Backend, ModelInfo};
 pub use serve::serve;
-pub use settings::{Limits, ServeError, Settings};
+pub use settings::{ServeError, ServerLimits, ServerSettings};
+pub use token_text::ModelText;

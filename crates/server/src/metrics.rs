@@ -1,6 +1,6 @@
 //! What the server counts, and its text for Prometheus together with the engine's gauges.
 
-use crate::backend::Facts;
+use crate::backend::ModelInfo;
 use scheduler::Gauges;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -104,7 +104,7 @@ impl Metrics {
     }
 
     /// The text that `/metrics` answers.
-    pub(crate) fn text(&self, gauges: &Gauges, facts: &Facts) -> String {
+    pub(crate) fn text(&self, gauges: &Gauges, info: &ModelInfo) -> String {
         let mut page = Page(String::new());
         self.own(&mut page);
         engine(&mut page, gauges);
@@ -112,7 +112,7 @@ impl Metrics {
         let version = env!("CARGO_PKG_VERSION");
         page.line(
             "build_info",
-            &[("version", version), ("model", &facts.id), ("fingerprint", &facts.fingerprint)],
+            &[("version", version), ("model", &info.id), ("fingerprint", &info.fingerprint)],
             1,
         );
         page.0
@@ -262,7 +262,7 @@ fn engine(page: &mut Page, gauges: &Gauges) {
             "Block applications at full depth.",
             gauges.recursion_steps.1,
         ),
-        ("ticks_total", "Steps of the scheduler.", gauges.ticks),
+        ("ticks_total", "StepCounts of the scheduler.", gauges.ticks),
         ("engine_cancelled_total", "Sequences that the engine ended on request.", gauges.cancelled),
         ("engine_failed_total", "Sequences that failed inside the engine.", gauges.failed),
         ("engine_refused_total", "Requests that found the queue full.", gauges.refused),

@@ -1,12 +1,12 @@
 //! `/openapi.json`, written from the tables that also check requests.
 
 use crate::error::TYPES;
-use crate::fields::{Bounds, Field, Kind, Support, expected};
 use crate::routes::{ROUTES, Route};
+use crate::schema::{Field, FieldKind, RequestBounds, Support, expected};
 use serde_json::{Map, Value, json};
 
 /// The whole description.
-pub(crate) fn document(bounds: &Bounds, keys: bool) -> Value {
+pub(crate) fn document(bounds: &RequestBounds, keys: bool) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in ROUTES {
         let operation = operation(route, bounds, keys);
@@ -42,7 +42,7 @@ fn error_schema() -> Value {
     json!({ "type": "object", "required": ["error"], "properties": { "error": inner } })
 }
 
-fn operation(route: &Route, bounds: &Bounds, keys: bool) -> Value {
+fn operation(route: &Route, bounds: &RequestBounds, keys: bool) -> Value {
     let mut responses = Map::new();
     let kinds: Map<String, Value> =
         route.answers.split(' ').map(|kind| (kind.to_owned(), json!({ "schema": {} }))).collect();
@@ -73,7 +73,7 @@ fn operation(route: &Route, bounds: &Bounds, keys: bool) -> Value {
     operation
 }
 
-fn object(fields: &[Field], bounds: &Bounds) -> Value {
+fn object(fields: &[Field], bounds: &RequestBounds) -> Value {
     let properties: Map<String, Value> =
         fields.iter().map(|field| (field.name.to_owned(), property(field, bounds))).collect();
     let required: Vec<&str> =
@@ -81,7 +81,7 @@ fn object(fields: &[Field], bounds: &Bounds) -> Value {
     json!({ "type": "object", "properties": properties, "required": required })
 }
 
-fn property(field: &Field, bounds: &Bounds) -> Value {
+fn property(field: &Field, bounds: &RequestBounds) -> Value {
     let mut schema = match field.support {
         Support::Only(texts) => {
             let values = texts.iter().filter_map(|text| serde_json::from_str(text).ok());
@@ -89,7 +89,7 @@ fn property(field: &Field, bounds: &Bounds) -> Value {
         }
         Support::Required => kind(field.kind, bounds),
         Support::Full | Support::NoEffect => match (field.kind, kind(field.kind, bounds)) {
-            (Kind::Any, schema) => schema,
+            (FieldKind::Any, schema) => schema,
             (_, schema) => json!({ "anyOf": [schema, { "type": "null" }] }),
         },
     };
@@ -106,46 +106,46 @@ fn property(field: &Field, bounds: &Bounds) -> Value {
     schema
 }
 
-fn kind(kind: Kind, bounds: &Bounds) -> Value {
+fn kind(kind: FieldKind, bounds: &RequestBounds) -> Value {
     let limits = &bounds.limits;
     let id = json!({ "type": "integer", "minimum": 0, "maximum": bounds.vocab.saturating_sub(1) });
     let text = json!({ "type": "string" });
     let list =
         |items: &Value, most: usize| json!({ "type": "array", "items": items, "maxItems": most });
     match kind {
-        Kind::Bool => json!({ "type": "boolean" }),
-        Kind::Int(low, high) => {
+        FieldKind::Bool => json!({ "type": "boolean" }),
+        FieldKind::Int(low, high) => {
             json!({ "type": "integer", "minimum": low.get(bounds), "maximum": high.get(bounds) })
         }
-        Kind::Number(low, high, true) => {
+        FieldKind::Number(low, high, true) => {
             json!({ "type": "number", "exclusiveMinimum": low, "maximum": high })
         }
-        Kind::Number(low, high, false) => {
+        FieldKind::Number(low, high, false) => {
             json!({ "type": "number", "minimum": low, "maximum": high })
         }
-        Kind::Text => text,
-        Kind::Prompt => {
+        FieldKind::Text => text,
+        FieldKind::Prompt => {
             let ids = list(&id, bounds.context);
             json!({ "oneOf": [text, ids, list(&text, limits.prompts), list(&ids, limits.prompts)] })
         }
-        Kind::Ids(most) => list(&id, most.get(bounds) as usize),
-        Kind::Stop => {
+        FieldKind::Ids(most) => list(&id, most.get(bounds) as usize),
+        FieldKind::Stop => {
             let stop = json!({ "type": "string", "minLength": 1, "maxLength": limits.stop_bytes });
             json!({ "oneOf": [stop, list(&stop, limits.stops)] })
         }
-        Kind::Bias => {
+        FieldKind::Bias => {
             let value = json!({ "type": "number", "minimum": -100, "maximum": 100 });
             json!({ "type": "object", "additionalProperties": value, "maxProperties": limits.logit_bias })
         }
-        Kind::Messages => {
+        FieldKind::Messages => {
             let part = json!({ "type": "object", "properties": { "type": { "const": "text" }, "text": text } });
             let content = json!({ "oneOf": [text, { "type": "array", "items": part }] });
             let roles = json!({ "enum": crate::chat::ROLES });
             let properties = json!({ "role": roles, "content": content });
             json!({ "type": "array", "items": { "type": "object", "required": ["role"], "properties": properties } })
         }
-        Kind::Object(fields) => object(fields, bounds),
-        Kind::Open => json!({ "type": "object" }),
-        Kind::Any => json!({}),
+        FieldKind::Object(fields) => object(fields, bounds),
+        FieldKind::Open => json!({ "type": "object" }),
+        FieldKind::Any => json!({}),
     }
 }

@@ -1,13 +1,13 @@
 //! The table of routes, and the way of a request through it: name, key, method, body, answer.
 
-use crate::connection::{Conn, Stage};
+use crate::completions;
+use crate::connection::{ConnStage, Connection};
 use crate::error::ApiError;
-use crate::fields::Field;
-use crate::generate;
+use crate::handlers;
 use crate::keys;
-use crate::state::State;
-use crate::tables;
-use crate::views;
+use crate::request_fields;
+use crate::schema::Field;
+use crate::state::AppState;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// What answers.
 #[derive(Clone, Copy)]
-pub(crate) enum Target {
+pub(crate) enum Handler {
     Completions,
     Chat,
     Models,
@@ -52,7 +52,7 @@ pub(crate) struct Route {
     /// Statuses it can refuse with, beside those that all can.
     pub(crate) errors: &'static [u16],
     pub(crate) summary: &'static str,
-    target: Target,
+    handler: Handler,
 }
 
 const BODY: &[u16] = &[400, 404, 408, 413, 415];
@@ -61,7 +61,7 @@ const GENERATE: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 const fn get(
     name: &'static str,
     paths: &'static [&'static str],
-    target: Target,
+    handler: Handler,
     summary: &'static str,
 ) -> Route {
     let answers = "application/json";
@@ -74,7 +74,7 @@ const fn get(
         answers,
         errors: &[],
         summary,
-        target,
+        handler,
     }
 }
 
@@ -82,14 +82,14 @@ const fn post(
     name: &'static str,
     paths: &'static [&'static str],
     fields: &'static [Field],
-    target: Target,
+    handler: Handler,
     summary: &'static str,
 ) -> Route {
     Route {
         method: "POST",
         fields: Some(fields),
         errors: BODY,
-        ..get(name, paths, target, summary)
+        ..get(name, paths, handler, summary)
     }
 }
 
@@ -103,8 +103,8 @@ pub(crate) static ROUTES: &[Route] = &[
         ..post(
             "completions",
             &["/v1/completions", "/completions"],
-            tables::COMPLETION,
-            Target::Completions,
+            request_fields::COMPLETION,
+            Handler::Completions,
             "Continue and score prompts.",
         )
     },
@@ -114,48 +114,51 @@ pub(crate) static ROUTES: &[Route] = &[
         ..post(
             "chat_completions",
             &["/v1/chat/completions", "/chat/completions"],
-            tables::CHAT,
-            Target::Chat,
+            request_fields::CHAT,
+            Handler::Chat,
             "Answer a conversation.",
         )
     },
-    get("models", &["/v1/models", "/models"], Target::Models, "What is served."),
+    get("models", &["/v1/models", "/models"], Handler::Models, "What is served."),
     Route {
         errors: &[404],
-        ..get("model", &["/v1/models/", "/models/"], Target::Model, "One model.")
+        ..get("model", &["/v1/models/", "/models/"], Handler::Model, "One model.")
     },
     post(
         "tokenize",
         &["/tokenize", "/v1/tokenize"],
-        tables::TOKENIZE,
-        Target::Tokenize,
+        request_fields::TOKENIZE,
+        Handler::Tokenize,
         "Text to token ids.",
     ),
     post(
         "detokenize",
         &["/detokenize", "/v1/detokenize"],
-        tables::DETOKENIZE,
-        Target::Detokenize,
+        request_fields::DETOKENIZE,
+        Handler::Detokenize,
         "Ids to text.",
     ),
     get(
         "tokenizer_info",
         &["/tokenizer_info", "/v1/tokenizer_info"],
-        Target::TokenizerInfo,
+        Handler::TokenizerInfo,
         "The tokenizer.",
     ),
     Route {
         open: true,
         errors: &[503],
-        ..get("health", &["/health"], Target::Health, "Whether it takes work.")
+        ..get("health", &["/health"], Handler::Health, "Whether it takes work.")
     },
-    Route { open: true, ..get("live", &["/live"], Target::Live, "Whether it runs.") },
+    Route { open: true, ..get("live", &["/live"], Handler::Live, "Whether it runs.") },
     Route {
         answers: "text/plain",
-        ..get("metrics", &["/metrics"], Target::Metrics, "Counters for Prometheus.")
+        ..get("metrics", &["/metrics"], Handler::Metrics, "Counters for Prometheus.")
     },
-    get("openapi", &["/openapi.json"], Target::OpenApi, "This description."),
-    Route { answers: "text/html", ..get("page", &["/"], Target::Page, "A page to try the model.") },
+    get("openapi", &["/openapi.json"], Handler::OpenApi, "This description."),
+    Route {
+        answers: "text/html",
+        ..get("page", &["/"], Handler::Page, "A page to try the model.")
+    },
 ];
 
 /// The route of a path, with the rest that it takes as an argument.
@@ -211,8 +214,8 @@ fn unescape(text: &str) -> String {
 
 /// Everything a handler may ask about its request.
 pub(crate) struct Call {
-    pub(crate) state: Arc<State>,
-    pub(crate) conn: Arc<Conn>,
+    pub(crate) state: Arc<AppState>,
+    pub(crate) conn: Arc<Connection>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Incoming,
     pub(crate) begun: Instant,
@@ -224,11 +227,11 @@ pub(crate) struct Call {
 
 /// Answers one request.
 pub(crate) async fn answer(
-    state: Arc<State>,
-    conn: Arc<Conn>,
+    state: Arc<AppState>,
+    conn: Arc<Connection>,
     request: Request<Incoming>,
-) -> Response<Tracked> {
-    conn.enter(Stage::Body);
+) -> Response<TrackedBody> {
+    conn.enter(ConnStage::Body);
     let id = request_id(&state, request.headers());
     let (parts, body) = request.into_parts();
     let found = find(parts.method.as_str(), parts.uri.path());
@@ -260,15 +263,15 @@ pub(crate) async fn answer(
                     rest,
                     status,
                 };
-                guarded(&state, dispatch(route.target, call)).await
+                guarded(&state, dispatch(route.handler, call)).await
             }
         }
     };
     let mut response = result.unwrap_or_else(|error| refuse(&error, name == "page"));
     response.headers_mut().insert("x-request-id", id);
     ticket.answered = response.status().as_u16();
-    ticket.conn.enter(Stage::Busy);
-    response.map(|body| Tracked { body, ticket })
+    ticket.conn.enter(ConnStage::Busy);
+    response.map(|body| TrackedBody { body, ticket })
 }
 
 fn refuse(error: &ApiError, page: bool) -> Response<Body> {
@@ -286,7 +289,7 @@ fn refuse(error: &ApiError, page: bool) -> Response<Body> {
 }
 
 /// A panic in `work` becomes a 500 for this request alone.
-async fn guarded<F>(state: &Arc<State>, work: F) -> Result<Response<Body>, ApiError>
+async fn guarded<F>(state: &Arc<AppState>, work: F) -> Result<Response<Body>, ApiError>
 where
     F: Future<Output = Result<Response<Body>, ApiError>>,
 {
@@ -301,25 +304,25 @@ where
     .await
 }
 
-async fn dispatch(target: Target, call: Call) -> Result<Response<Body>, ApiError> {
-    match target {
-        Target::Completions => generate::completions(call).await,
-        Target::Chat => generate::chat(call).await,
-        Target::Tokenize => views::tokenize(call).await,
-        Target::Detokenize => views::detokenize(call).await,
-        Target::Models => Ok(views::models(&call.state)),
-        Target::Model => views::model(&call.state, &call.rest),
-        Target::TokenizerInfo => Ok(views::tokenizer_info(&call.state)),
-        Target::Health => views::health(&call.state),
-        Target::Live => Ok(views::live()),
-        Target::Metrics => Ok(views::metrics(&call.state)),
-        Target::OpenApi => Ok(views::openapi(&call.state)),
-        Target::Page => Ok(views::page()),
+async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiError> {
+    match handler {
+        Handler::Completions => completions::completions(call).await,
+        Handler::Chat => completions::chat(call).await,
+        Handler::Tokenize => handlers::tokenize(call).await,
+        Handler::Detokenize => handlers::detokenize(call).await,
+        Handler::Models => Ok(handlers::models(&call.state)),
+        Handler::Model => handlers::model(&call.state, &call.rest),
+        Handler::TokenizerInfo => Ok(handlers::tokenizer_info(&call.state)),
+        Handler::Health => handlers::health(&call.state),
+        Handler::Live => Ok(handlers::live()),
+        Handler::Metrics => Ok(handlers::metrics(&call.state)),
+        Handler::OpenApi => Ok(handlers::openapi(&call.state)),
+        Handler::Page => Ok(handlers::page()),
     }
 }
 
 /// The client's own id if it is short printable ASCII, else a fresh one.
-fn request_id(state: &State, headers: &HeaderMap) -> HeaderValue {
+fn request_id(state: &AppState, headers: &HeaderMap) -> HeaderValue {
     let fine = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         (1..=128).contains(&bytes.len()) && bytes.iter().all(|b| (0x20..0x7f).contains(b))
@@ -333,8 +336,8 @@ fn request_id(state: &State, headers: &HeaderMap) -> HeaderValue {
 
 /// Counts a request when it is over, however it ends.
 struct Ticket {
-    state: Arc<State>,
-    conn: Arc<Conn>,
+    state: Arc<AppState>,
+    conn: Arc<Connection>,
     route: &'static str,
     begun: Instant,
     status: Arc<AtomicU16>,
@@ -350,19 +353,19 @@ impl Drop for Ticket {
             (_, status) => status,
         };
         self.state.metrics.request(self.route, status);
-        self.conn.enter(Stage::Idle);
+        self.conn.enter(ConnStage::Idle);
         let ms = self.begun.elapsed().as_millis() as u64;
         tracing::debug!(route = self.route, status, ms, "request");
     }
 }
 
 /// A body that knows whether it was sent to its end.
-pub(crate) struct Tracked {
+pub(crate) struct TrackedBody {
     body: Body,
     ticket: Ticket,
 }
 
-impl HttpBody for Tracked {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -386,7 +389,7 @@ impl HttpBody for Tracked {
     }
 }
 
-impl Drop for Tracked {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.ticket.finished |= self.body.is_end_stream();
     }

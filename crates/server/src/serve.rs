@@ -1,10 +1,10 @@
 //! The server from its first connection to its last.
 
-use crate::backend::{Backend, Facts};
+use crate::backend::{Backend, ModelInfo};
 use crate::connection::{Registry, converse};
-use crate::lexicon::Text;
-use crate::settings::{ServeError, Settings};
-use crate::state::{Phase, State};
+use crate::settings::{ServeError, ServerSettings};
+use crate::state::{AppState, Phase};
+use crate::token_text::ModelText;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use tokio::time::{Instant, timeout, timeout_at};
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at
-/// most [`Settings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
+/// most [`ServerSettings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
 ///
 /// # Errors
-/// Settings or facts that cannot be served. Errors of single connections end only them.
+/// Settings or a model that cannot be served. Errors of single connections end only them.
 pub async fn serve(
     listener: TcpListener,
-    settings: Settings,
-    facts: Facts,
-    text: Text,
+    settings: ServerSettings,
+    info: ModelInfo,
+    text: ModelText,
     backend: Arc<dyn Backend>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let state = Arc::new(State::new(settings, facts, text, backend)?);
+    let state = Arc::new(AppState::new(settings, info, text, backend)?);
     let registry = Arc::new(Registry::default());
     let mut tasks = JoinSet::new();
     {
@@ -64,7 +64,7 @@ pub async fn serve(
 }
 
 /// Waits until no request is in flight; those that take too long are ended.
-async fn drain(state: &State) {
+async fn drain(state: &AppState) {
     let until = Instant::now() + state.settings.drain;
     state.phase.send_replace(Phase::Draining);
     state.backend.drain();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// How large a single request may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Bytes of a request body.
     pub body_bytes: usize,
     /// Prompts of one request.
@@ -29,7 +29,7 @@ pub struct Limits {
     pub template_fuel: u64,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             body_bytes: 4 << 20,
@@ -47,11 +47,11 @@ impl Default for Limits {
     }
 }
 
-/// How the server behaves. [`Settings::default`] holds the documented defaults.
+/// How the server behaves. [`ServerSettings::default`] holds the documented defaults.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ServerSettings {
     /// Size limits of a request.
-    pub limits: Limits,
+    pub limits: ServerLimits,
     /// Keys of which one must come as `Authorization: Bearer`; empty for no check.
     pub api_keys: Vec<String>,
     /// Refuse unknown fields instead of naming them in `x-lathe-ignored`.
@@ -85,10 +85,10 @@ pub struct Settings {
     pub reading: Duration,
 }
 
-impl Default for Settings {
+impl Default for ServerSettings {
     fn default() -> Self {
         Self {
-            limits: Limits::default(),
+            limits: ServerLimits::default(),
             api_keys: Vec::new(),
             strict: false,
             deadline: Duration::from_secs(600),
@@ -140,7 +140,7 @@ pub enum ServeError {
     Socket(#[from] std::io::Error),
 }
 
-impl Settings {
+impl ServerSettings {
     /// Checks that no setting makes serving impossible.
     ///
     /// # Errors

@@ -1,13 +1,13 @@
 //! What all requests share.
 
-use crate::backend::{Backend, Facts};
+use crate::backend::{Backend, ModelInfo};
 use crate::error::ApiError;
-use crate::fields::Bounds;
-use crate::lexicon::{Lexicon, Text};
 use crate::metrics::{Metrics, Shed};
-use crate::random::Random;
-use crate::settings::{ServeError, Settings};
-use crate::template::Template;
+use crate::random_ids::RandomIds;
+use crate::schema::RequestBounds;
+use crate::settings::{ServeError, ServerSettings};
+use crate::template::ChatTemplate;
+use crate::token_text::{ModelText, TokenText};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};
@@ -24,15 +24,15 @@ pub(crate) enum Phase {
     Closing,
 }
 
-pub(crate) struct State {
-    pub(crate) settings: Settings,
-    pub(crate) bounds: Bounds,
-    pub(crate) facts: Facts,
-    pub(crate) lexicon: Lexicon,
-    pub(crate) template: Option<Result<Template, String>>,
+pub(crate) struct AppState {
+    pub(crate) settings: ServerSettings,
+    pub(crate) bounds: RequestBounds,
+    pub(crate) info: ModelInfo,
+    pub(crate) token_text: TokenText,
+    pub(crate) template: Option<Result<ChatTemplate, String>>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Metrics,
-    pub(crate) random: Random,
+    pub(crate) random: RandomIds,
     pub(crate) phase: watch::Sender<Phase>,
     /// Requests accepted and not yet over.
     pub(crate) active: watch::Sender<usize>,
@@ -41,40 +41,40 @@ pub(crate) struct State {
     ids: AtomicU64,
 }
 
-impl State {
+impl AppState {
     pub(crate) fn new(
-        settings: Settings,
-        facts: Facts,
-        text: Text,
+        settings: ServerSettings,
+        info: ModelInfo,
+        text: ModelText,
         backend: Arc<dyn Backend>,
     ) -> Result<Self, ServeError> {
         settings.check()?;
-        check_model(&facts, &text)?;
+        check_model(&info, &text)?;
         let limits = settings.limits.clone();
         let template = text
             .chat_template
             .as_deref()
-            .map(|t| Template::new(t, limits.template_fuel, limits.template_bytes));
-        let bounds = Bounds {
-            context: facts.context,
-            vocab: facts.vocab,
-            recursions: facts.recursions,
+            .map(|t| ChatTemplate::new(t, limits.template_fuel, limits.template_bytes));
+        let bounds = RequestBounds {
+            context: info.context,
+            vocab: info.vocab,
+            recursions: info.recursions,
             strict: settings.strict,
             limits,
         };
         Ok(Self {
             bounds,
             template,
-            lexicon: Lexicon::new(text),
+            token_text: TokenText::new(text),
             backend,
             metrics: Metrics::default(),
-            random: Random::new(),
+            random: RandomIds::new(),
             phase: watch::Sender::new(Phase::Serving),
             active: watch::Sender::new(0),
             readers: Arc::new(Semaphore::new(settings.readers)),
             ids: AtomicU64::new(1),
             settings,
-            facts,
+            info,
         })
     }
 
@@ -84,7 +84,7 @@ impl State {
     }
 
     pub(crate) fn knows_model(&self, name: &str) -> bool {
-        self.facts.id == name || self.facts.aliases.iter().any(|alias| alias == name)
+        self.info.id == name || self.info.aliases.iter().any(|alias| alias == name)
     }
 
     pub(crate) fn draining(&self) -> bool {
@@ -95,9 +95,9 @@ impl State {
     ///
     /// # Errors
     /// 503 when the server is on its way out.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<Active, ApiError> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Result<ActiveRequest, ApiError> {
         self.active.send_modify(|count| *count += 1);
-        let active = Active(Arc::clone(self));
+        let active = ActiveRequest(Arc::clone(self));
         if self.draining() {
             self.metrics.shed(Shed::Draining);
             return Err(ApiError::draining());
@@ -113,41 +113,41 @@ pub(crate) async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
 }
 
 /// A request in flight.
-pub(crate) struct Active(Arc<State>);
+pub(crate) struct ActiveRequest(Arc<AppState>);
 
-impl Drop for Active {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.active.send_modify(|count| *count -= 1);
     }
 }
 
-fn check_model(facts: &Facts, text: &Text) -> Result<(), ServeError> {
+fn check_model(info: &ModelInfo, text: &ModelText) -> Result<(), ServeError> {
     let problem = |name, found: String, expected: &str| {
         Err(ServeError::Model { name, found, expected: expected.to_owned() })
     };
-    if facts.context == 0 {
+    if info.context == 0 {
         return problem("context", "0".to_owned(), "at least 1");
     }
-    if facts.vocab == 0 {
+    if info.vocab == 0 {
         return problem("vocabulary", "empty".to_owned(), "at least 1 token");
     }
-    if facts.recursions == 0 {
+    if info.recursions == 0 {
         return problem("number of recursions", "0".to_owned(), "at least 1");
     }
-    if facts.id.is_empty() {
+    if info.id.is_empty() {
         return problem("id", "empty".to_owned(), "a name");
     }
     let specials = text.bos.iter().chain(&text.eos);
-    if let Some(id) = specials.into_iter().find(|&&id| id as usize >= facts.vocab) {
+    if let Some(id) = specials.into_iter().find(|&&id| id as usize >= info.vocab) {
         return problem(
             "begin or end token",
             id.to_string(),
-            &format!("an id below {}", facts.vocab),
+            &format!("an id below {}", info.vocab),
         );
     }
-    if text.tokenizer.vocab_size() > facts.vocab {
+    if text.tokenizer.vocab_size() > info.vocab {
         let found = format!("{} tokens", text.tokenizer.vocab_size());
-        return problem("tokenizer", found, &format!("at most the model's {} tokens", facts.vocab));
+        return problem("tokenizer", found, &format!("at most the model's {} tokens", info.vocab));
     }
     Ok(())
 }

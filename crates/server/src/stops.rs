@@ -2,7 +2,7 @@
 
 /// Watches for the first stop string to be complete; of those complete at the same place the
 /// longest counts.
-pub(crate) struct Stops {
+pub(crate) struct StopMatcher {
     strings: Vec<String>,
     keep: bool,
     held: String,
@@ -10,12 +10,12 @@ pub(crate) struct Stops {
 
 /// A stop string was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Hit {
+pub(crate) struct StopHit {
     /// Which string.
     pub(crate) string: String,
 }
 
-impl Stops {
+impl StopMatcher {
     /// With `keep`, the stop string itself is part of the text that comes out.
     pub(crate) fn new(strings: &[String], keep: bool) -> Self {
         Self { strings: strings.to_vec(), keep, held: String::new() }
@@ -23,7 +23,7 @@ impl Stops {
 
     /// Adds `piece`; appends to `out` what is certain to be text. After a hit nothing more must be
     /// added.
-    pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> Option<Hit> {
+    pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> Option<StopHit> {
         if self.strings.is_empty() {
             out.push_str(piece);
             return None;
@@ -35,7 +35,7 @@ impl Stops {
             .filter_map(|s| self.held.find(s.as_str()).map(|at| (at + s.len(), at, s)));
         if let Some((end, start, string)) = found.min_by_key(|&(end, start, _)| (end, start)) {
             out.push_str(&self.held[..if self.keep { end } else { start }]);
-            let hit = Hit { string: string.clone() };
+            let hit = StopHit { string: string.clone() };
             self.held.clear();
             return Some(hit);
         }
@@ -69,7 +69,7 @@ mod tests {
 
     fn run(strings: &[&str], keep: bool, pieces: &[&str]) -> (Vec<String>, Option<String>) {
         let strings: Vec<String> = strings.iter().map(|&s| s.to_owned()).collect();
-        let mut stops = Stops::new(&strings, keep);
+        let mut stops = StopMatcher::new(&strings, keep);
         let mut outs = Vec::new();
         for piece in pieces {
             let mut out = String::new();

@@ -1,10 +1,10 @@
 //! Server-sent events: the answer as it is made.
 
-use crate::answer::{Head, Totals, line};
-use crate::ask::Dialect;
+use crate::answer::{AnswerHead, UsageTotals, line};
 use crate::error::ApiError;
-use crate::flight::Flight;
-use crate::state::State;
+use crate::pending::PendingRequest;
+use crate::request::Dialect;
+use crate::state::AppState;
 use axum::body::{Body, Bytes};
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 
 /// An answer on its way.
-pub(crate) struct Events {
-    state: Arc<State>,
-    flight: Flight,
-    head: Head,
+pub(crate) struct EventStream {
+    state: Arc<AppState>,
+    pending: PendingRequest,
+    head: AnswerHead,
     /// Set when the answer ends with an error after all.
     status: Arc<AtomicU16>,
     opened: bool,
@@ -30,20 +30,20 @@ pub(crate) struct Events {
     told: Instant,
 }
 
-impl Events {
+impl EventStream {
     pub(crate) fn body(
-        state: Arc<State>,
-        flight: Flight,
-        head: Head,
+        state: Arc<AppState>,
+        pending: PendingRequest,
+        head: AnswerHead,
         status: Arc<AtomicU16>,
     ) -> Body {
-        let begun = vec![false; flight.choices.len()];
+        let begun = vec![false; pending.choices.len()];
         let told = Instant::now();
         let shared = (Arc::clone(&state), Arc::clone(&status));
         let events =
-            Events { state, flight, head, status, opened: false, begun, over: false, told };
+            EventStream { state, pending, head, status, opened: false, begun, over: false, told };
         Body::from_stream(Stepper {
-            at: At::Rest(Box::new(events)),
+            at: StreamState::Rest(Box::new(events)),
             state: shared.0,
             status: shared.1,
         })
@@ -61,7 +61,7 @@ impl Events {
                 return None;
             }
             let silent_until = self.told + self.state.settings.ping;
-            match tokio::time::timeout_at(silent_until, self.flight.step()).await {
+            match tokio::time::timeout_at(silent_until, self.pending.step()).await {
                 Err(_) => out.extend_from_slice(b": ping\n\n"),
                 Ok(Ok(())) => self.tell(&mut out),
                 Ok(Err(error)) => {
@@ -77,8 +77,8 @@ impl Events {
 
     fn open(&mut self, out: &mut Vec<u8>) {
         if self.head.shape.dialect == Dialect::Chat {
-            for choice in &self.flight.choices {
-                self.head.role(&self.state.lexicon, choice, out);
+            for choice in &self.pending.choices {
+                self.head.role(&self.state.token_text, choice, out);
             }
             self.begun.fill(true);
         }
@@ -86,19 +86,19 @@ impl Events {
     }
 
     fn deltas(&mut self, out: &mut Vec<u8>) {
-        for choice in &mut self.flight.choices {
+        for choice in &mut self.pending.choices {
             let delta = choice.take();
             let before = out.len();
             let first = !self.begun[choice.index];
-            self.head.chunks(&self.state.lexicon, choice, &delta, first, out);
+            self.head.chunks(&self.state.token_text, choice, &delta, first, out);
             self.begun[choice.index] |= out.len() > before;
         }
     }
 
     fn tell(&mut self, out: &mut Vec<u8>) {
         self.deltas(out);
-        if self.flight.over() {
-            let totals = Totals::of(&self.flight.choices, self.flight.n);
+        if self.pending.over() {
+            let totals = UsageTotals::of(&self.pending.choices, self.pending.n);
             self.state.metrics.usage_prompt.add(totals.prompt_tokens);
             self.state.metrics.usage_completion.add(totals.completion_tokens);
             if self.head.include_usage {
@@ -114,18 +114,18 @@ impl Events {
     }
 }
 
-type Step = Pin<Box<dyn Future<Output = (Option<Bytes>, Box<Events>)> + Send>>;
+type Step = Pin<Box<dyn Future<Output = (Option<Bytes>, Box<EventStream>)> + Send>>;
 
-enum At {
-    Rest(Box<Events>),
+enum StreamState {
+    Rest(Box<EventStream>),
     Going(Step),
     Ended,
 }
 
-/// [`Events::next`] as a stream. A panic ends the stream with an error event.
+/// [`EventStream::next`] as a stream. A panic ends the stream with an error event.
 struct Stepper {
-    at: At,
-    state: Arc<State>,
+    at: StreamState,
+    state: Arc<AppState>,
     status: Arc<AtomicU16>,
 }
 
@@ -133,10 +133,10 @@ impl Stream for Stepper {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut step: Step = match std::mem::replace(&mut self.at, At::Ended) {
-            At::Ended => return Poll::Ready(None),
-            At::Going(step) => step,
-            At::Rest(mut events) => Box::pin(async move {
+        let mut step: Step = match std::mem::replace(&mut self.at, StreamState::Ended) {
+            StreamState::Ended => return Poll::Ready(None),
+            StreamState::Going(step) => step,
+            StreamState::Rest(mut events) => Box::pin(async move {
                 let bytes = events.next().await;
                 (bytes, events)
             }),
@@ -144,12 +144,12 @@ impl Stream for Stepper {
         let polled = catch_unwind(AssertUnwindSafe(|| step.as_mut().poll(context)));
         match polled {
             Ok(Poll::Pending) => {
-                self.at = At::Going(step);
+                self.at = StreamState::Going(step);
                 Poll::Pending
             }
             Ok(Poll::Ready((None, _))) => Poll::Ready(None),
             Ok(Poll::Ready((Some(bytes), events))) => {
-                self.at = At::Rest(events);
+                self.at = StreamState::Rest(events);
                 Poll::Ready(Some(Ok(bytes)))
             }
             Err(_) => {

@@ -8,14 +8,14 @@ use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A compiled template.
-pub(crate) struct Template {
+pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     most_bytes: usize,
 }
 
 /// What a template sees.
 #[derive(Serialize)]
-pub(crate) struct Scene<'s> {
+pub(crate) struct TemplateInput<'s> {
     pub(crate) messages: &'s [Json],
     pub(crate) add_generation_prompt: bool,
     pub(crate) bos_token: &'s str,
@@ -24,7 +24,7 @@ pub(crate) struct Scene<'s> {
     pub(crate) documents: Option<()>,
 }
 
-impl Template {
+impl ChatTemplate {
     /// # Errors
     /// What the template's author wrote wrong.
     pub(crate) fn new(source: &str, fuel: u64, most_bytes: usize) -> Result<Self, String> {
@@ -51,7 +51,11 @@ impl Template {
 
     /// # Errors
     /// What the template refused, or the bound that it broke.
-    pub(crate) fn render(&self, scene: &Scene<'_>, more: Option<&Json>) -> Result<String, String> {
+    pub(crate) fn render(
+        &self,
+        scene: &TemplateInput<'_>,
+        more: Option<&Json>,
+    ) -> Result<String, String> {
         let template = self.environment.get_template("chat").map_err(|e| e.to_string())?;
         let mut out = Bounded { bytes: Vec::new(), most: self.most_bytes, full: false };
         let more = more.map_or_else(Value::default, Value::from_serialize);
@@ -149,7 +153,7 @@ mod tests {
 
     fn render(source: &str) -> Result<String, String> {
         let messages = [Json::parse(br#"{"role":"user","content":" Hi <b> "}"#).unwrap()];
-        let scene = Scene {
+        let scene = TemplateInput {
             messages: &messages,
             add_generation_prompt: true,
             bos_token: "<s>",
@@ -157,7 +161,7 @@ mod tests {
             tools: None,
             documents: None,
         };
-        Template::new(source, 300_000, 16 << 20)?
+        ChatTemplate::new(source, 300_000, 16 << 20)?
             .render(&scene, Some(&Json::parse(br#"{"mood":"calm"}"#).unwrap()))
     }
 

@@ -27,5 +27,5 @@ pub use schedule::learning_rate;
 pub use start::config_of;
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Made, Stored, load, load_for_use, load_model, write_model};
-pub use text::Text;
+pub use text::SpecialTokens;
 pub use validate::{RuleScore, SourceScore, Validation, score_rule, spread, validate};

@@ -13,7 +13,7 @@ use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
 
 use crate::optimizer::Norms;
-use crate::{NonFinite, Optimizer, Recipe, Stored, Text, TrainError, learning_rate};
+use crate::{NonFinite, Optimizer, Recipe, SpecialTokens, Stored, TrainError, learning_rate};
 
 /// What a run carries from step to step; all of it goes into checkpoints.
 pub struct Trainer {
@@ -38,7 +38,7 @@ pub struct Trainer {
     /// Which operations.
     pub ops: Ops,
     /// Special ids and chat template of the checkpoint that the run started from.
-    pub text: Option<Text>,
+    pub text: Option<SpecialTokens>,
     /// Whose distributions are learned from too.
     pub teacher: Option<Arc<Stored>>,
 }

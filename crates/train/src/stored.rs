@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::rounded::{self, Rounded};
-use crate::{Recipe, Text, TrainError, Trainer};
+use crate::{Recipe, SpecialTokens, TrainError, Trainer};
 
 /// The counters of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Stored {
     /// The text of its tokenizer.json.
     pub tokenizer: Option<Vec<u8>>,
     /// Special ids and chat template, where the model came with them.
-    pub text: Option<Text>,
+    pub text: Option<SpecialTokens>,
     /// How it was made, if not by training: the report of an import or a conversion.
     pub origin: Option<Value>,
     /// The recipe that made it.
@@ -147,7 +147,7 @@ pub struct Made<'a> {
     /// The tokenizer.json.
     pub tokenizer: Option<&'a [u8]>,
     /// Special ids and chat template.
-    pub text: Option<&'a Text>,
+    pub text: Option<&'a SpecialTokens>,
     /// How it was made.
     pub origin: Value,
 }
@@ -387,11 +387,11 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     })
 }
 
-fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<Text>, TrainError> {
+fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<SpecialTokens>, TrainError> {
     if !loaded.json.contains_key("text") {
         return Ok(None);
     }
-    let text: Text = document(loaded, "text")?;
+    let text: SpecialTokens = document(loaded, "text")?;
     if let Some((field, id)) = text.outside(config.vocab_size) {
         let expected = format!("below the vocabulary's {}", config.vocab_size);
         return refuse(loaded, &format!("text.{field}"), id.to_string(), expected);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// `text.json` of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Text {
+pub struct SpecialTokens {
     /// Begins a text.
     pub bos: Option<u32>,
     /// Each of them ends generation; the first is the main one.
@@ -19,7 +19,7 @@ pub struct Text {
     pub chat_template: Option<String>,
 }
 
-impl Text {
+impl SpecialTokens {
     /// The first id that is not below `vocab_size`, with its field.
     pub(crate) fn outside(&self, vocab_size: usize) -> Option<(&'static str, u32)> {
         let named = [("bos", self.bos), ("pad", self.pad)]

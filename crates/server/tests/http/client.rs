@@ -2,7 +2,7 @@
 
 use crate::fake::{self, Fake, Options};
 use serde_json::Value;
-use server::{Facts, Settings, Text};
+use server::{ModelInfo, ModelText, ServerSettings};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,18 +20,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn new() -> Server {
-        Server::with(Settings::default(), Options::default()).await
+        Server::with(ServerSettings::default(), Options::default()).await
     }
 
-    pub(crate) async fn with(settings: Settings, options: Options) -> Server {
-        Server::of(settings, options, fake::facts(), fake::text()).await
+    pub(crate) async fn with(settings: ServerSettings, options: Options) -> Server {
+        Server::of(settings, options, fake::info(), fake::text()).await
     }
 
     pub(crate) async fn of(
-        settings: Settings,
+        settings: ServerSettings,
         options: Options,
-        facts: Facts,
-        text: Text,
+        info: ModelInfo,
+        text: ModelText,
     ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -41,7 +41,7 @@ impl Server {
         let end = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(server::serve(listener, settings, facts, text, backend, end));
+        let task = tokio::spawn(server::serve(listener, settings, info, text, backend, end));
         Server { at, fake, stop: Some(stop), task }
     }
 

@@ -3,7 +3,7 @@
 use crate::client::{Server, request};
 use crate::fake::{self, CONTEXT, Model, Options};
 use serde_json::{Value, json};
-use server::{Limits, Settings};
+use server::{ServerLimits, ServerSettings};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -230,7 +230,7 @@ async fn chat_refuses_what_it_does_not_do() {
     }
     let mut text = fake::text();
     text.chat_template = None;
-    let bare = Server::of(Settings::default(), Options::default(), fake::facts(), text).await;
+    let bare = Server::of(ServerSettings::default(), Options::default(), fake::info(), text).await;
     let reply = bare.post(CHAT, &json!({ "messages": user })).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (400, &json!("no_chat_template")));
     assert!(reply.message().contains("--chat-template"), "{}", reply.message());
@@ -247,7 +247,8 @@ async fn hostile_templates_end_as_400() {
     ] {
         let mut text = fake::text();
         text.chat_template = Some(template.to_owned());
-        let server = Server::of(Settings::default(), Options::default(), fake::facts(), text).await;
+        let server =
+            Server::of(ServerSettings::default(), Options::default(), fake::info(), text).await;
         let reply =
             server.post(CHAT, &json!({ "messages": [{ "role": "user", "content": "x" }] })).await;
         assert_eq!(reply.status, 400, "{template}: {}", reply.text());
@@ -268,8 +269,11 @@ async fn unknown_fields_are_named_or_refused() {
         reply.head
     );
     reply.ok();
-    let strict =
-        Server::with(Settings { strict: true, ..Settings::default() }, Options::default()).await;
+    let strict = Server::with(
+        ServerSettings { strict: true, ..ServerSettings::default() },
+        Options::default(),
+    )
+    .await;
     let reply = strict.post(COMPLETIONS, &body).await;
     assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("cache_prompt")));
     assert_eq!(strict.post(COMPLETIONS, &json!({ "prompt": "x", "user": "u" })).await.status, 200);
@@ -311,9 +315,12 @@ async fn bodies_types_and_paths() {
     assert_eq!(server.send(named).await.header("x-request-id"), Some("my id 7"));
     let long = named.replace("my id 7", &"a".repeat(129));
     assert!(server.send(&long).await.header("x-request-id").unwrap().starts_with("req-"));
-    let small = Limits { body_bytes: 100, ..Limits::default() };
-    let small =
-        Server::with(Settings { limits: small, ..Settings::default() }, Options::default()).await;
+    let small = ServerLimits { body_bytes: 100, ..ServerLimits::default() };
+    let small = Server::with(
+        ServerSettings { limits: small, ..ServerSettings::default() },
+        Options::default(),
+    )
+    .await;
     let reply = small.post(COMPLETIONS, &json!({ "prompt": "x".repeat(101) })).await;
     assert_eq!((reply.status, &reply.json()["error"]["type"]), (413, &json!("payload_too_large")));
 }
@@ -428,8 +435,10 @@ async fn the_description_matches_the_checks() {
 
 #[tokio::test]
 async fn every_route_but_two_needs_a_key() {
-    let settings =
-        Settings { api_keys: vec!["one".to_owned(), "secret".to_owned()], ..Settings::default() };
+    let settings = ServerSettings {
+        api_keys: vec!["one".to_owned(), "secret".to_owned()],
+        ..ServerSettings::default()
+    };
     let server = Server::with(settings, Options::default()).await;
     let api =
         server.send("GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
@@ -487,24 +496,28 @@ async fn every_route_but_two_needs_a_key() {
 
 #[tokio::test]
 async fn settings_that_cannot_work_are_refused() {
-    let model = || (fake::facts(), fake::text());
+    let model = || (fake::info(), fake::text());
     let bad_settings = [
-        Settings { connections: 0, ..Settings::default() },
-        Settings { api_keys: vec![String::new()], ..Settings::default() },
-        Settings { head_bytes: 10, ..Settings::default() },
-        Settings { deadline: std::time::Duration::ZERO, ..Settings::default() },
+        ServerSettings { connections: 0, ..ServerSettings::default() },
+        ServerSettings { api_keys: vec![String::new()], ..ServerSettings::default() },
+        ServerSettings { head_bytes: 10, ..ServerSettings::default() },
+        ServerSettings { deadline: std::time::Duration::ZERO, ..ServerSettings::default() },
     ];
-    let start = |settings, (facts, text)| async move {
+    let start = |settings, (info, text)| async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let engine = fake::Fake::start(Options::default());
-        server::serve(listener, settings, facts, text, engine, std::future::pending()).await
+        server::serve(listener, settings, info, text, engine, std::future::pending()).await
     };
     for settings in bad_settings {
         assert!(start(settings, model()).await.unwrap_err().to_string().contains("expected"));
     }
-    let (mut facts, text) = model();
-    facts.vocab = 10;
+    let (mut info, text) = model();
+    info.vocab = 10;
     assert!(
-        start(Settings::default(), (facts, text)).await.unwrap_err().to_string().contains("10")
+        start(ServerSettings::default(), (info, text))
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("10")
     );
 }

@@ -5,7 +5,7 @@ use data::{Tokenizer, TrainOptions};
 use scheduler::{
     Done, Event, Finish, Gauges, Offer, Refusal, Request, Scored, Sink, TokenOut, Usage,
 };
-use server::{Backend, Facts, Text};
+use server::{Backend, ModelInfo, ModelText};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -437,8 +437,8 @@ fn end(sequence: &mut Sequence, finish: Finish) -> (bool, bool) {
 }
 
 /// What the fake model says of itself.
-pub(crate) fn facts() -> Facts {
-    Facts {
+pub(crate) fn info() -> ModelInfo {
+    ModelInfo {
         id: "fake/tiny".to_owned(),
         aliases: vec!["tiny".to_owned()],
         family: "mor".to_owned(),
@@ -454,9 +454,9 @@ pub(crate) fn facts() -> Facts {
     }
 }
 
-pub(crate) fn text() -> Text {
+pub(crate) fn text() -> ModelText {
     let model = Model::shared();
-    Text {
+    ModelText {
         tokenizer: model.tokenizer.clone(),
         bos: None,
         eos: vec![model.eos()],

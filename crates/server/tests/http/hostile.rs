@@ -3,7 +3,7 @@
 use crate::client::{Reply, Server, request};
 use crate::fake::Options;
 use serde_json::json;
-use server::Settings;
+use server::ServerSettings;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -11,13 +11,13 @@ use tokio::task::JoinSet;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-fn impatient() -> Settings {
-    Settings {
+fn impatient() -> ServerSettings {
+    ServerSettings {
         header_read: Duration::from_millis(300),
         body_read: Duration::from_millis(300),
         keep_alive: Duration::from_millis(600),
         slow_reader: Duration::from_millis(300),
-        ..Settings::default()
+        ..ServerSettings::default()
     }
 }
 
@@ -93,7 +93,8 @@ async fn idle_connections_are_closed_later_than_reading_ones() {
 
 #[tokio::test]
 async fn readers_that_do_not_read_are_dropped() {
-    let server = Server::with(Settings { events: 32, ..impatient() }, Options::default()).await;
+    let server =
+        Server::with(ServerSettings { events: 32, ..impatient() }, Options::default()).await;
     let body = json!({ "prompt": "The cat", "max_tokens": 240, "ignore_eos": true, "stream": true, "logprobs": 20, "n": 16 });
     let raw = request(COMPLETIONS, body.to_string().as_bytes(), "");
     let mut sockets = Vec::new();
@@ -115,7 +116,7 @@ async fn readers_that_do_not_read_are_dropped() {
 
 #[tokio::test]
 async fn a_slow_but_steady_reader_gets_everything() {
-    let settings = Settings { events: 4, ..Settings::default() };
+    let settings = ServerSettings { events: 4, ..ServerSettings::default() };
     let server = Server::with(settings, Options::default()).await;
     let body = json!({ "prompt": "The cat", "max_tokens": 150, "ignore_eos": true, "seed": 4, "return_token_ids": true });
     let whole = server.post(COMPLETIONS, &body).await.ok();
@@ -143,8 +144,11 @@ async fn a_slow_but_steady_reader_gets_everything() {
 
 #[tokio::test]
 async fn a_full_house_makes_room_for_whole_requests() {
-    let settings =
-        Settings { connections: 20, header_read: Duration::from_secs(30), ..Settings::default() };
+    let settings = ServerSettings {
+        connections: 20,
+        header_read: Duration::from_secs(30),
+        ..ServerSettings::default()
+    };
     let server =
         Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() })
             .await;

@@ -3,7 +3,7 @@
 use crate::client::{Reply, Server, request};
 use crate::fake::{FAILS, Options, PANICS};
 use serde_json::{Value, json};
-use server::Settings;
+use server::ServerSettings;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,7 +25,7 @@ fn pause(seed: u64, most_us: u64) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_leave_leave_nothing() {
     let options = Options { slots: 48, queue: 4096, tick: Duration::from_micros(200), prefill: 5 };
-    let server = Server::with(Settings::default(), options).await;
+    let server = Server::with(ServerSettings::default(), options).await;
     for stream in [true, false] {
         let raw = request(COMPLETIONS, long(stream).to_string().as_bytes(), "");
         let mut tasks = tokio::task::JoinSet::new();
@@ -68,7 +68,7 @@ async fn clients_that_leave_leave_nothing() {
 #[tokio::test]
 async fn a_client_that_leaves_after_pipelining_is_noticed() {
     let server = Server::with(
-        Settings::default(),
+        ServerSettings::default(),
         Options { tick: Duration::from_millis(20), ..Options::default() },
     )
     .await;
@@ -86,7 +86,7 @@ async fn a_client_that_leaves_after_pipelining_is_noticed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_refuses_whole_requests_and_loses_none() {
     let options = Options { slots: 4, queue: 8, tick: Duration::from_millis(1), prefill: 0 };
-    let server = Server::with(Settings::default(), options).await;
+    let server = Server::with(ServerSettings::default(), options).await;
     let mut tasks = tokio::task::JoinSet::new();
     for at in 0..60usize {
         let body = json!({ "prompt": ["The cat", "A dog"], "max_tokens": 15, "ignore_eos": true, "seed": at, "stream": at % 2 == 0 });
@@ -138,7 +138,7 @@ async fn overload_refuses_whole_requests_and_loses_none() {
 #[tokio::test]
 async fn a_batch_beyond_the_queue_leaves_nothing_behind() {
     let server =
-        Server::with(Settings::default(), Options { queue: 8, ..Options::default() }).await;
+        Server::with(ServerSettings::default(), Options { queue: 8, ..Options::default() }).await;
     server.fake.stall(true);
     let reply =
         server.post(COMPLETIONS, &json!({ "prompt": vec!["x"; 5], "n": 2, "max_tokens": 4 })).await;
@@ -153,7 +153,7 @@ async fn a_batch_beyond_the_queue_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_panic_ends_its_own_request() {
     let server = Server::with(
-        Settings::default(),
+        ServerSettings::default(),
         Options { tick: Duration::from_millis(2), ..Options::default() },
     )
     .await;
@@ -179,7 +179,7 @@ async fn a_panic_ends_its_own_request() {
 #[tokio::test]
 async fn draining_finishes_what_runs() {
     let mut server = Server::with(
-        Settings::default(),
+        ServerSettings::default(),
         Options { tick: Duration::from_millis(15), ..Options::default() },
     )
     .await;
@@ -232,7 +232,8 @@ async fn draining_finishes_what_runs() {
 
 #[tokio::test]
 async fn draining_ends_what_does_not_finish() {
-    let settings = Settings { drain: Duration::from_millis(150), ..Settings::default() };
+    let settings =
+        ServerSettings { drain: Duration::from_millis(150), ..ServerSettings::default() };
     let mut server =
         Server::with(settings, Options { tick: Duration::from_millis(20), ..Options::default() })
             .await;
@@ -260,7 +261,7 @@ async fn draining_ends_what_does_not_finish() {
 
 #[tokio::test]
 async fn an_engine_that_stands_still_is_reported() {
-    let settings = Settings { stuck: Duration::from_millis(30), ..Settings::default() };
+    let settings = ServerSettings { stuck: Duration::from_millis(30), ..ServerSettings::default() };
     let server = Server::with(settings, Options::default()).await;
     server.post(COMPLETIONS, &json!({ "prompt": "x", "max_tokens": 1 })).await.ok();
     server.fake.stall(true);

@@ -307,7 +307,7 @@ async fn begin_tokens_are_added_to_text_only() {
     text.bos = Some(Model::shared().eos());
     text.add_bos = true;
     let server =
-        Server::of(server::Settings::default(), fake::Options::default(), fake::facts(), text)
+        Server::of(server::ServerSettings::default(), fake::Options::default(), fake::info(), text)
             .await;
     let ids = Model::shared().tokenizer.encode("The cat").unwrap();
     let bos = Model::shared().eos();

@@ -3,7 +3,7 @@
 use crate::client::{Server, request};
 use crate::fake::{FAILS, LOST, Model, Options};
 use serde_json::{Value, json};
-use server::Settings;
+use server::ServerSettings;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -157,7 +157,7 @@ async fn text_equals_the_tokens_of_the_model() {
 
 #[tokio::test]
 async fn silence_is_filled_with_comments() {
-    let settings = Settings { ping: Duration::from_millis(40), ..Settings::default() };
+    let settings = ServerSettings { ping: Duration::from_millis(40), ..ServerSettings::default() };
     let server = Server::with(
         settings,
         Options { prefill: 60, tick: Duration::from_millis(3), ..Options::default() },
@@ -173,7 +173,8 @@ async fn silence_is_filled_with_comments() {
 
 #[tokio::test]
 async fn errors_after_the_first_byte_are_events() {
-    let settings = Settings { deadline: Duration::from_millis(1200), ..Settings::default() };
+    let settings =
+        ServerSettings { deadline: Duration::from_millis(1200), ..ServerSettings::default() };
     let server =
         Server::with(settings, Options { tick: Duration::from_millis(10), ..Options::default() })
             .await;

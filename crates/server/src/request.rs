@@ -2,14 +2,14 @@
 
 use crate::chat;
 use crate::error::ApiError;
-use crate::fields::{Checked, bias, check};
 use crate::json::Json;
-use crate::state::State;
-use crate::tables;
+use crate::request_fields;
+use crate::schema::{Checked, bias, check};
+use crate::state::AppState;
 use scheduler::{DepthOptions, SamplingParams};
 use std::sync::Arc;
 
-/// Which of the two ways to ask.
+/// The interface a request speaks; it decides on fields and on the form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Completion,
@@ -27,7 +27,7 @@ pub(crate) struct Prompt {
 
 /// What a client wants to see of a sequence, and where its text ends.
 #[derive(Debug)]
-pub(crate) struct Shape {
+pub(crate) struct OutputOptions {
     pub(crate) dialect: Dialect,
     pub(crate) echo: bool,
     /// Alternatives beside each token; `None` for no log-probabilities.
@@ -49,12 +49,12 @@ pub(crate) struct Shape {
 
 /// A whole request.
 #[derive(Debug)]
-pub(crate) struct Ask {
+pub(crate) struct ParsedRequest {
     pub(crate) prompts: Vec<Arc<Prompt>>,
     pub(crate) n: usize,
     pub(crate) sampling: SamplingParams,
     pub(crate) depth_options: DepthOptions,
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) shape: Arc<OutputOptions>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) ignored: Vec<String>,
@@ -64,9 +64,14 @@ pub(crate) struct Ask {
 ///
 /// # Errors
 /// 400 or 404 that names the field, its value and what would do.
-pub(crate) fn read(state: &State, dialect: Dialect, body: &[u8]) -> Result<Ask, ApiError> {
+pub(crate) fn read(
+    state: &AppState,
+    dialect: Dialect,
+    body: &[u8],
+) -> Result<ParsedRequest, ApiError> {
     let json = parse(body)?;
-    let fields = if dialect == Dialect::Chat { tables::CHAT } else { tables::COMPLETION };
+    let fields =
+        if dialect == Dialect::Chat { request_fields::CHAT } else { request_fields::COMPLETION };
     let request = check(&json, fields, &state.bounds)?;
     check_model(state, &request)?;
     let shape = shape(state, dialect, &request)?;
@@ -82,7 +87,7 @@ pub(crate) fn read(state: &State, dialect: Dialect, body: &[u8]) -> Result<Ask, 
         );
         return Err(ApiError::field("n", message));
     }
-    Ok(Ask {
+    Ok(ParsedRequest {
         n,
         sampling: sampling(state, &request),
         depth_options: depth_options(&request)?,
@@ -106,18 +111,18 @@ pub(crate) fn parse(body: &[u8]) -> Result<Json, ApiError> {
 
 /// # Errors
 /// 404 for the name of another model.
-pub(crate) fn check_model(state: &State, request: &Checked<'_>) -> Result<(), ApiError> {
+pub(crate) fn check_model(state: &AppState, request: &Checked<'_>) -> Result<(), ApiError> {
     match request.text("model") {
         Some(name) if !state.knows_model(name) => Err(unknown_model(state, name)),
         _ => Ok(()),
     }
 }
 
-pub(crate) fn unknown_model(state: &State, name: &str) -> ApiError {
+pub(crate) fn unknown_model(state: &AppState, name: &str) -> ApiError {
     let message = format!(
         "the model `{}` is not served here; `{}` is",
         crate::json::cut(name),
-        state.facts.id
+        state.info.id
     );
     ApiError::new(404, message).code("model_not_found")
 }
@@ -149,7 +154,11 @@ fn check_relations(dialect: Dialect, request: &Checked<'_>, n: usize) -> Result<
     Ok(())
 }
 
-fn shape(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Shape, ApiError> {
+fn shape(
+    state: &AppState,
+    dialect: Dialect,
+    request: &Checked<'_>,
+) -> Result<OutputOptions, ApiError> {
     let top = match dialect {
         Dialect::Completion => request.count("logprobs"),
         Dialect::Chat => {
@@ -165,16 +174,16 @@ fn shape(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Shape
     };
     let eos = match request.flag("ignore_eos", false) {
         true => Vec::new(),
-        false => state.lexicon.text.eos.clone(),
+        false => state.token_text.text.eos.clone(),
     };
     let own = request.ids("stop_token_ids");
-    state.lexicon.check_ids(own, state.facts.vocab, "stop_token_ids")?;
+    state.token_text.check_ids(own, state.info.vocab, "stop_token_ids")?;
     let mut stop_ids = eos.clone();
     stop_ids.extend(own.iter().filter(|id| !eos.contains(id)));
     let echo = dialect == Dialect::Completion && request.flag("echo", false);
     let depths = request.object("lathe").is_some_and(|l| l.flag("return_depths", false));
     let nothing_else = dialect == Dialect::Completion && request.int("max_tokens") == Some(0);
-    Ok(Shape {
+    Ok(OutputOptions {
         dialect,
         echo,
         top,
@@ -191,7 +200,7 @@ fn shape(state: &State, dialect: Dialect, request: &Checked<'_>) -> Result<Shape
     })
 }
 
-fn sampling(state: &State, request: &Checked<'_>) -> SamplingParams {
+fn sampling(state: &AppState, request: &Checked<'_>) -> SamplingParams {
     let number = |name: &str, default: f32| request.number(name).map_or(default, |v| v as f32);
     let bias = match request.get("logit_bias") {
         Some(Json::Map(entries)) => {
@@ -234,7 +243,7 @@ fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
 }
 
 fn prompts(
-    state: &State,
+    state: &AppState,
     dialect: Dialect,
     request: &Checked<'_>,
 ) -> Result<Vec<Prompt>, ApiError> {
@@ -242,7 +251,7 @@ fn prompts(
         let text = chat::prompt(state, request)?;
         let add = request.flag("add_special_tokens", false);
         let most = request.count("max_completion_tokens").or_else(|| request.count("max_tokens"));
-        let ids = encode(state, &text, add, state.facts.context, "messages")?;
+        let ids = encode(state, &text, add, state.info.context, "messages")?;
         return Ok(vec![fit(state, request, ids, add, most, "messages")?]);
     }
     let add = request.flag("add_special_tokens", true);
@@ -253,11 +262,11 @@ fn prompts(
     }
     let one = |item: &Json| match item {
         Json::Text(text) => {
-            let ids = encode(state, text, add, state.facts.context, "prompt")?;
-            fit(state, request, ids, add && state.lexicon.text.add_bos, Some(most), "prompt")
+            let ids = encode(state, text, add, state.info.context, "prompt")?;
+            fit(state, request, ids, add && state.token_text.text.add_bos, Some(most), "prompt")
         }
         Json::Ids(ids) => {
-            state.lexicon.check_ids(ids, state.facts.vocab, "prompt")?;
+            state.token_text.check_ids(ids, state.info.vocab, "prompt")?;
             fit(state, request, ids.clone(), false, Some(most), "prompt")
         }
         other => Err(ApiError::value("prompt", other, "a string or token ids")),
@@ -278,34 +287,34 @@ fn prompts(
 /// # Errors
 /// 400 for a text that cannot fit, or that the vocabulary cannot spell.
 pub(crate) fn encode(
-    state: &State,
+    state: &AppState,
     text: &str,
     add: bool,
     most: usize,
     field: &str,
 ) -> Result<Vec<u32>, ApiError> {
     let mut ids = Vec::new();
-    ids.extend(state.lexicon.text.bos.filter(|_| add && state.lexicon.text.add_bos));
-    ids.extend(state.lexicon.encode(text, most, field)?);
+    ids.extend(state.token_text.text.bos.filter(|_| add && state.token_text.text.add_bos));
+    ids.extend(state.token_text.encode(text, most, field)?);
     Ok(ids)
 }
 
 /// A prompt that fits the context together with its new tokens.
 fn fit(
-    state: &State,
+    state: &AppState,
     request: &Checked<'_>,
     mut ids: Vec<u32>,
     mut added_bos: bool,
     most: Option<usize>,
     field: &str,
 ) -> Result<Prompt, ApiError> {
-    added_bos &= state.lexicon.text.bos.is_some() && state.lexicon.text.add_bos;
+    added_bos &= state.token_text.text.bos.is_some() && state.token_text.text.add_bos;
     if let Some(keep) = request.count("truncate_prompt_tokens").filter(|&keep| keep < ids.len()) {
         ids.drain(..ids.len() - keep);
         added_bos = false;
     }
     if ids.is_empty() {
-        let Some(bos) = state.lexicon.text.bos else {
+        let Some(bos) = state.token_text.text.bos else {
             let message = format!(
                 "`{field}` is empty, expected at least one token: the model has no begin token"
             );
@@ -314,7 +323,7 @@ fn fit(
         ids.push(bos);
         added_bos = true;
     }
-    let context = state.facts.context;
+    let context = state.info.context;
     let max_tokens = most.unwrap_or_else(|| context.saturating_sub(ids.len()).max(1));
     if ids.len().saturating_add(max_tokens) > context {
         let message = format!(

@@ -1,16 +1,16 @@
 //! Everything that needs no engine run: models, tokens, health, metrics, the description, the page.
 
-use crate::ask::{check_model, encode, parse, unknown_model};
 use crate::body;
 use crate::chat;
+use crate::completions::ignored;
 use crate::error::ApiError;
-use crate::fields::check;
-use crate::generate::ignored;
-use crate::lexicon::Pieces;
 use crate::openapi;
+use crate::request::{check_model, encode, parse, unknown_model};
+use crate::request_fields;
 use crate::routes::Call;
-use crate::state::State;
-use crate::tables;
+use crate::schema::check;
+use crate::state::AppState;
+use crate::token_text::TokenDecoder;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use serde_json::{Value, json};
@@ -34,59 +34,59 @@ fn reply(value: &Value) -> Response<Body> {
     with_type(value.to_string(), "application/json")
 }
 
-fn described(state: &State, name: &str) -> Value {
-    let facts = &state.facts;
+fn described(state: &AppState, name: &str) -> Value {
+    let info = &state.info;
     json!({
         "id": name,
         "object": "model",
-        "created": facts.created,
+        "created": info.created,
         "owned_by": "lathe",
-        "root": facts.id,
-        "max_model_len": facts.context,
+        "root": info.id,
+        "max_model_len": info.context,
         "lathe": {
-            "family": facts.family,
-            "recursions": facts.recursions,
-            "routing": facts.routing,
-            "kv_mode": facts.kv_mode,
-            "layers": facts.layers,
-            "parameters": facts.parameters,
-            "vocab_size": facts.vocab,
-            "fingerprint": facts.fingerprint,
+            "family": info.family,
+            "recursions": info.recursions,
+            "routing": info.routing,
+            "kv_mode": info.kv_mode,
+            "layers": info.layers,
+            "parameters": info.parameters,
+            "vocab_size": info.vocab,
+            "fingerprint": info.fingerprint,
         },
     })
 }
 
-pub(crate) fn models(state: &State) -> Response<Body> {
-    let names = std::iter::once(&state.facts.id).chain(&state.facts.aliases);
+pub(crate) fn models(state: &AppState) -> Response<Body> {
+    let names = std::iter::once(&state.info.id).chain(&state.info.aliases);
     reply(
         &json!({ "object": "list", "data": names.map(|name| described(state, name)).collect::<Vec<_>>() }),
     )
 }
 
-pub(crate) fn model(state: &State, name: &str) -> Result<Response<Body>, ApiError> {
+pub(crate) fn model(state: &AppState, name: &str) -> Result<Response<Body>, ApiError> {
     match state.knows_model(name) {
         true => Ok(reply(&described(state, name))),
         false => Err(unknown_model(state, name)),
     }
 }
 
-pub(crate) fn tokenizer_info(state: &State) -> Response<Body> {
-    let text = &state.lexicon.text;
+pub(crate) fn tokenizer_info(state: &AppState) -> Response<Body> {
+    let text = &state.token_text.text;
     reply(&json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": state.lexicon.special(text.bos),
-        "eos_token": state.lexicon.special(text.eos.first().copied()),
-        "pad_token": state.lexicon.special(text.pad),
+        "bos_token": state.token_text.special(text.bos),
+        "eos_token": state.token_text.special(text.eos.first().copied()),
+        "pad_token": state.token_text.special(text.pad),
         "add_bos_token": text.add_bos,
         "chat_template": text.chat_template,
         "vocab_size": text.tokenizer.vocab_size(),
-        "model_max_length": state.facts.context,
+        "model_max_length": state.info.context,
     }))
 }
 
 /// 200 while requests are welcome; 503 when draining, or when work waits and the engine does not
 /// move.
-pub(crate) fn health(state: &State) -> Result<Response<Body>, ApiError> {
+pub(crate) fn health(state: &AppState) -> Result<Response<Body>, ApiError> {
     if state.draining() {
         return Err(ApiError::draining());
     }
@@ -102,12 +102,12 @@ pub(crate) fn live() -> Response<Body> {
     reply(&json!({ "status": "ok" }))
 }
 
-pub(crate) fn metrics(state: &State) -> Response<Body> {
-    let text = state.metrics.text(&state.backend.gauges(), &state.facts);
+pub(crate) fn metrics(state: &AppState) -> Response<Body> {
+    let text = state.metrics.text(&state.backend.gauges(), &state.info);
     with_type(text, "text/plain; version=0.0.4; charset=utf-8")
 }
 
-pub(crate) fn openapi(state: &State) -> Response<Body> {
+pub(crate) fn openapi(state: &AppState) -> Response<Body> {
     reply(&openapi::document(&state.bounds, !state.settings.api_keys.is_empty()))
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
     let body = body::read(&mut call).await?;
     body::understand(&call.state, body, true, |state, body| {
         let json = parse(body)?;
-        let request = check(&json, tables::TOKENIZE, &state.bounds)?;
+        let request = check(&json, request_fields::TOKENIZE, &state.bounds)?;
         check_model(state, &request)?;
         let text = request.text("prompt").or_else(|| request.text("content"));
         let ids = match (text, request.get("messages")) {
@@ -146,9 +146,9 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
             }
         };
         let mut answer =
-            json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.facts.context });
+            json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.info.context });
         if request.flag("return_token_strs", false) {
-            answer["token_strs"] = ids.iter().map(|&id| state.lexicon.name(id, false)).collect();
+            answer["token_strs"] = ids.iter().map(|&id| state.token_text.name(id, false)).collect();
         }
         Ok(noting(reply(&answer), &request.ignored))
     })
@@ -159,11 +159,11 @@ pub(crate) async fn detokenize(mut call: Call) -> Result<Response<Body>, ApiErro
     let body = body::read(&mut call).await?;
     body::understand(&call.state, body, false, |state, body| {
         let json = parse(body)?;
-        let request = check(&json, tables::DETOKENIZE, &state.bounds)?;
+        let request = check(&json, request_fields::DETOKENIZE, &state.bounds)?;
         check_model(state, &request)?;
         let ids = request.ids("tokens");
-        state.lexicon.check_ids(ids, state.facts.vocab, "tokens")?;
-        let mut pieces = Pieces::new(&state.lexicon, true);
+        state.token_text.check_ids(ids, state.info.vocab, "tokens")?;
+        let mut pieces = TokenDecoder::new(&state.token_text, true);
         let mut text: String = ids.iter().map(|&id| pieces.push(id)).collect();
         text.push_str(&pieces.finish());
         Ok(noting(reply(&json!({ "prompt": text, "content": text })), &request.ignored))

@@ -1,14 +1,14 @@
 //! Completions and chat: from the body to the answer.
 
-use crate::answer::{Head, Totals};
-use crate::ask::{self, Dialect};
+use crate::answer::{AnswerHead, UsageTotals};
 use crate::body;
 use crate::error::ApiError;
-use crate::flight::Flight;
+use crate::handlers::now;
 use crate::metrics::Shed;
+use crate::pending::PendingRequest;
+use crate::request::{self, Dialect};
 use crate::routes::Call;
-use crate::stream::Events;
-use crate::views::now;
+use crate::stream::EventStream;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 
@@ -32,26 +32,32 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     let active = state.enter()?;
     // A template may run for long on few bytes, so that conversations never run here.
     let always = dialect == Dialect::Chat;
-    let ask =
-        body::understand(&state, body, always, move |state, body| ask::read(state, dialect, body))
-            .await?;
-    let mut flight = Flight::launch(&state, &ask, active, begun)?;
-    let head =
-        Head::new(&ask, state.random.name(), now(), &state.facts.id, &state.facts.fingerprint);
-    let mut response = if ask.stream {
-        let mut response = Response::new(Events::body(state, flight, head, status));
+    let parsed = body::understand(&state, body, always, move |state, body| {
+        request::read(state, dialect, body)
+    })
+    .await?;
+    let mut pending = PendingRequest::launch(&state, &parsed, active, begun)?;
+    let head = AnswerHead::new(
+        &parsed,
+        state.random.name(),
+        now(),
+        &state.info.id,
+        &state.info.fingerprint,
+    );
+    let mut response = if parsed.stream {
+        let mut response = Response::new(EventStream::body(state, pending, head, status));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
         response
     } else {
-        while !flight.over() {
-            flight.step().await?;
+        while !pending.over() {
+            pending.step().await?;
         }
-        let totals = Totals::of(&flight.choices, flight.n);
+        let totals = UsageTotals::of(&pending.choices, pending.n);
         state.metrics.usage_prompt.add(totals.prompt_tokens);
         state.metrics.usage_completion.add(totals.completion_tokens);
-        let bytes = head.whole(&state.lexicon, &mut flight.choices, totals);
+        let bytes = head.whole(&state.token_text, &mut pending.choices, totals);
         let mut response = Response::new(Body::from(bytes));
         response
             .headers_mut()
@@ -59,7 +65,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
         response
     };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(value) = ignored(&ask.ignored) {
+    if let Some(value) = ignored(&parsed.ignored) {
         response.headers_mut().insert("x-lathe-ignored", value);
     }
     Ok(response)

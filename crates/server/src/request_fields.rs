@@ -1,14 +1,19 @@
 //! The fields of every request, in the order of the documentation.
 
-use crate::fields::{Bounds, Field, Kind, Limit, Support};
-use Kind::{Any, Bias, Bool, Ids, Int, Messages, Number, Object, Open, Prompt, Stop, Text};
+use crate::schema::{Field, FieldKind, Limit, RequestBounds, Support};
+use FieldKind::{Any, Bias, Bool, Ids, Int, Messages, Number, Object, Open, Prompt, Stop, Text};
 use Support::{Full, NoEffect, Only, Required};
 
-const fn field(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Field {
+const fn field(
+    name: &'static str,
+    kind: FieldKind,
+    default: &'static str,
+    help: &'static str,
+) -> Field {
     Field { name, kind, default, support: Full, help }
 }
 
-const fn required(name: &'static str, kind: Kind, help: &'static str) -> Field {
+const fn required(name: &'static str, kind: FieldKind, help: &'static str) -> Field {
     Field { name, kind, default: "null", support: Required, help }
 }
 
@@ -29,15 +34,15 @@ const fn only(name: &'static str, texts: &'static [&'static str]) -> Field {
 const ZERO: Limit = Limit::Is(0);
 const ONE: Limit = Limit::Is(1);
 
-const fn upto(low: Limit, high: fn(&Bounds) -> i64) -> Kind {
+const fn upto(low: Limit, high: fn(&RequestBounds) -> i64) -> FieldKind {
     Int(low, Limit::Of(high))
 }
 
-fn context(bounds: &Bounds) -> i64 {
+fn context(bounds: &RequestBounds) -> i64 {
     bounds.context as i64
 }
 
-fn recursions(bounds: &Bounds) -> i64 {
+fn recursions(bounds: &RequestBounds) -> i64 {
     i64::from(bounds.recursions)
 }
 
@@ -248,7 +253,7 @@ const OWN_CHAT: [Field; 23] = [
         "false",
         "Add a begin token beside what the template writes.",
     ),
-    field("chat_template_kwargs", Open, "null", "More variables for the template."),
+    field("chat_template_kwargs", Open, "null", "Extensions variables for the template."),
     LATHE,
     only("echo", &["false"]),
     only("best_of", &["1"]),

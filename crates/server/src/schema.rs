@@ -3,12 +3,12 @@
 
 use crate::error::ApiError;
 use crate::json::{Json, cut};
-use crate::settings::Limits;
+use crate::settings::ServerLimits;
 
 /// The numbers that limits refer to.
 #[derive(Clone, Debug)]
-pub(crate) struct Bounds {
-    pub(crate) limits: Limits,
+pub(crate) struct RequestBounds {
+    pub(crate) limits: ServerLimits,
     pub(crate) context: usize,
     pub(crate) vocab: usize,
     pub(crate) recursions: u32,
@@ -19,11 +19,11 @@ pub(crate) struct Bounds {
 #[derive(Clone, Copy)]
 pub(crate) enum Limit {
     Is(i64),
-    Of(fn(&Bounds) -> i64),
+    Of(fn(&RequestBounds) -> i64),
 }
 
 impl Limit {
-    pub(crate) fn get(self, bounds: &Bounds) -> i64 {
+    pub(crate) fn get(self, bounds: &RequestBounds) -> i64 {
         match self {
             Limit::Is(value) => value,
             Limit::Of(f) => f(bounds),
@@ -33,7 +33,7 @@ impl Limit {
 
 /// The values a field can take.
 #[derive(Clone, Copy)]
-pub(crate) enum Kind {
+pub(crate) enum FieldKind {
     Bool,
     Int(Limit, Limit),
     /// From, to; the last says that the lower end is excluded.
@@ -73,7 +73,7 @@ pub(crate) enum Support {
 #[derive(Clone, Copy)]
 pub(crate) struct Field {
     pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
+    pub(crate) kind: FieldKind,
     /// JSON text of the default.
     pub(crate) default: &'static str,
     pub(crate) support: Support,
@@ -137,7 +137,7 @@ impl<'j> Checked<'j> {
 pub(crate) fn check<'j>(
     object: &'j Json,
     fields: &[Field],
-    bounds: &Bounds,
+    bounds: &RequestBounds,
 ) -> Result<Checked<'j>, ApiError> {
     let mut ignored = Vec::new();
     check_object(object, fields, bounds, "", &mut ignored)?;
@@ -154,7 +154,7 @@ pub(crate) fn check<'j>(
 fn check_object(
     object: &Json,
     fields: &[Field],
-    bounds: &Bounds,
+    bounds: &RequestBounds,
     path: &str,
     ignored: &mut Vec<String>,
 ) -> Result<(), ApiError> {
@@ -191,7 +191,7 @@ fn check_field(
     name: &str,
     value: &Json,
     field: &Field,
-    bounds: &Bounds,
+    bounds: &RequestBounds,
     ignored: &mut Vec<String>,
 ) -> Result<(), ApiError> {
     if let Support::Only(texts) = field.support {
@@ -207,7 +207,7 @@ fn check_field(
         };
         return Err(ApiError::value(name, value, &expected).code("unsupported"));
     }
-    if let Kind::Object(fields) = field.kind {
+    if let FieldKind::Object(fields) = field.kind {
         return check_object(value, fields, bounds, &format!("{name}."), ignored);
     }
     if fits(value, field.kind, bounds) {
@@ -216,17 +216,17 @@ fn check_field(
     Err(ApiError::value(name, value, &expected(field.kind, bounds)))
 }
 
-fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
+fn fits(value: &Json, kind: FieldKind, bounds: &RequestBounds) -> bool {
     match kind {
-        Kind::Bool => matches!(value, Json::Bool(_)),
-        Kind::Int(low, high) => {
+        FieldKind::Bool => matches!(value, Json::Bool(_)),
+        FieldKind::Int(low, high) => {
             value.as_int().is_some_and(|v| low.get(bounds) <= v && v <= high.get(bounds))
         }
-        Kind::Number(low, high, open) => {
+        FieldKind::Number(low, high, open) => {
             value.as_number().is_some_and(|v| (if open { v > low } else { v >= low }) && v <= high)
         }
-        Kind::Text => matches!(value, Json::Text(_)),
-        Kind::Prompt => match value {
+        FieldKind::Text => matches!(value, Json::Text(_)),
+        FieldKind::Prompt => match value {
             Json::Text(_) | Json::Ids(_) => true,
             Json::List(items) => {
                 let all = |same: fn(&Json) -> bool| items.iter().all(same);
@@ -236,8 +236,10 @@ fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
             }
             _ => false,
         },
-        Kind::Ids(most) => matches!(value, Json::Ids(ids) if ids.len() as i64 <= most.get(bounds)),
-        Kind::Stop => {
+        FieldKind::Ids(most) => {
+            matches!(value, Json::Ids(ids) if ids.len() as i64 <= most.get(bounds))
+        }
+        FieldKind::Stop => {
             let fine = |item: &Json| {
                 item.as_text().is_some_and(|s| (1..=bounds.limits.stop_bytes).contains(&s.len()))
             };
@@ -247,23 +249,23 @@ fn fits(value: &Json, kind: Kind, bounds: &Bounds) -> bool {
                 item => fine(item),
             }
         }
-        Kind::Bias => match value {
+        FieldKind::Bias => match value {
             Json::Map(entries) => {
                 entries.len() <= bounds.limits.logit_bias
                     && entries.iter().all(|entry| bias(entry, bounds).is_some())
             }
             _ => false,
         },
-        Kind::Messages => {
+        FieldKind::Messages => {
             matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Map(_))))
         }
-        Kind::Open | Kind::Object(_) => matches!(value, Json::Map(_)),
-        Kind::Any => true,
+        FieldKind::Open | FieldKind::Object(_) => matches!(value, Json::Map(_)),
+        FieldKind::Any => true,
     }
 }
 
 /// One entry of `logit_bias` as numbers.
-pub(crate) fn bias((key, value): &(String, Json), bounds: &Bounds) -> Option<(u32, f32)> {
+pub(crate) fn bias((key, value): &(String, Json), bounds: &RequestBounds) -> Option<(u32, f32)> {
     let id: u32 = key
         .parse()
         .ok()
@@ -273,40 +275,40 @@ pub(crate) fn bias((key, value): &(String, Json), bounds: &Bounds) -> Option<(u3
 }
 
 /// What a field expects, in words.
-pub(crate) fn expected(kind: Kind, bounds: &Bounds) -> String {
+pub(crate) fn expected(kind: FieldKind, bounds: &RequestBounds) -> String {
     let limits = &bounds.limits;
     let last = bounds.vocab.saturating_sub(1);
     match kind {
-        Kind::Bool => "true or false".to_owned(),
-        Kind::Int(low, high) => {
+        FieldKind::Bool => "true or false".to_owned(),
+        FieldKind::Int(low, high) => {
             format!("an integer from {} to {}", low.get(bounds), high.get(bounds))
         }
-        Kind::Number(low, high, true) => format!("a number above {low}, at most {high}"),
-        Kind::Number(low, high, false) => format!("a number from {low} to {high}"),
-        Kind::Text => "a string".to_owned(),
-        Kind::Prompt => {
+        FieldKind::Number(low, high, true) => format!("a number above {low}, at most {high}"),
+        FieldKind::Number(low, high, false) => format!("a number from {low} to {high}"),
+        FieldKind::Text => "a string".to_owned(),
+        FieldKind::Prompt => {
             format!(
                 "a string, token ids from 0 to {last}, or a list of at most {} of either",
                 limits.prompts
             )
         }
-        Kind::Ids(most) => {
+        FieldKind::Ids(most) => {
             format!("a list of at most {} token ids from 0 to {last}", most.get(bounds))
         }
-        Kind::Stop => {
+        FieldKind::Stop => {
             format!(
                 "a string of 1 to {} bytes, or a list of at most {} such",
                 limits.stop_bytes, limits.stops
             )
         }
-        Kind::Bias => {
+        FieldKind::Bias => {
             let most = limits.logit_bias;
             format!(
                 "an object of at most {most} token ids from 0 to {last}, with numbers from -100 to 100"
             )
         }
-        Kind::Messages => "a list of messages".to_owned(),
-        Kind::Open | Kind::Object(_) => "an object".to_owned(),
-        Kind::Any => "anything".to_owned(),
+        FieldKind::Messages => "a list of messages".to_owned(),
+        FieldKind::Open | FieldKind::Object(_) => "an object".to_owned(),
+        FieldKind::Any => "anything".to_owned(),
     }
 }

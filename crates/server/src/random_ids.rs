@@ -4,12 +4,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A keyed hash of a counter; the key comes from the operating system.
-pub(crate) struct Random {
+pub(crate) struct RandomIds {
     key: RandomState,
     count: AtomicU64,
 }
 
-impl Random {
+impl RandomIds {
     pub(crate) fn new() -> Self {
         Self { key: RandomState::new(), count: AtomicU64::new(0) }
     }

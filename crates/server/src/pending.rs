@@ -1,11 +1,11 @@
 //! A request in the engine: submitted as a whole, heard until its end, cancelled when nobody waits
 //! for it.
 
-use crate::ask::Ask;
 use crate::choice::{Choice, Next};
 use crate::error::ApiError;
 use crate::metrics::Shed;
-use crate::state::{Active, Phase, State, reached};
+use crate::request::ParsedRequest;
+use crate::state::{ActiveRequest, AppState, Phase, reached};
 use scheduler::{Event, Finish, Offer, Refusal, Request, SamplingParams, Sink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,8 +24,8 @@ enum Message {
 }
 
 /// The engine's end of a sequence. All sequences of a request share the room for events.
-struct Feeder {
-    state: Arc<State>,
+struct ResponseSink {
+    state: Arc<AppState>,
     index: usize,
     to: mpsc::UnboundedSender<Message>,
     held: Arc<AtomicUsize>,
@@ -35,7 +35,7 @@ struct Feeder {
     over: bool,
 }
 
-impl Feeder {
+impl ResponseSink {
     fn send(&mut self, message: Message) -> Offer {
         match self.to.send(message) {
             Ok(()) => Offer::Taken,
@@ -65,7 +65,7 @@ impl Feeder {
     }
 }
 
-impl Sink for Feeder {
+impl Sink for ResponseSink {
     fn offer(&mut self, event: &Event) -> Offer {
         if self.over || self.to.is_closed() {
             return Offer::Gone;
@@ -85,7 +85,7 @@ impl Sink for Feeder {
     }
 }
 
-impl Drop for Feeder {
+impl Drop for ResponseSink {
     fn drop(&mut self) {
         if !self.over {
             self.send(Message::Lost(self.index));
@@ -94,15 +94,15 @@ impl Drop for Feeder {
 }
 
 /// Cancels what is still running when it is dropped.
-struct Guard {
-    state: Arc<State>,
+struct CancelGuard {
+    state: Arc<AppState>,
     /// Engine ids of sequences that are not over.
     live: Vec<Option<u64>>,
     /// Dropping now means that the client went away.
     watching: bool,
 }
 
-impl Drop for Guard {
+impl Drop for CancelGuard {
     fn drop(&mut self) {
         for id in self.live.iter().flatten() {
             self.state.backend.cancel(*id);
@@ -114,28 +114,28 @@ impl Drop for Guard {
 }
 
 /// A request in the engine.
-pub(crate) struct Flight {
+pub(crate) struct PendingRequest {
     pub(crate) choices: Vec<Choice>,
     pub(crate) n: usize,
     from: mpsc::UnboundedReceiver<Message>,
     held: Arc<AtomicUsize>,
     phase: watch::Receiver<Phase>,
     until: tokio::time::Instant,
-    state: Arc<State>,
-    guard: Guard,
-    _active: Active,
+    state: Arc<AppState>,
+    guard: CancelGuard,
+    _active: ActiveRequest,
 }
 
-impl Flight {
-    /// Submits all sequences of `ask`, or none.
+impl PendingRequest {
+    /// Submits all sequences of `parsed`, or none.
     ///
     /// # Errors
     /// 429 when the queue is full, 503 when the engine is draining, 400 for what the engine
     /// refuses.
     pub(crate) fn launch(
-        state: &Arc<State>,
-        ask: &Ask,
-        active: Active,
+        state: &Arc<AppState>,
+        parsed: &ParsedRequest,
+        active: ActiveRequest,
         begun: Instant,
     ) -> Result<Self, ApiError> {
         let (to, from) = mpsc::unbounded_channel();
@@ -144,50 +144,50 @@ impl Flight {
             .backend
             .now_us()
             .saturating_add(u64::try_from(left.as_micros()).unwrap_or(u64::MAX));
-        let mut flight = Self {
-            choices: Vec::with_capacity(ask.prompts.len() * ask.n),
-            n: ask.n,
+        let mut pending = Self {
+            choices: Vec::with_capacity(parsed.prompts.len() * parsed.n),
+            n: parsed.n,
             from,
             held: Arc::new(AtomicUsize::new(0)),
             phase: state.phase.subscribe(),
             // The engine's own answer comes first, if it comes at all.
             until: tokio::time::Instant::now() + left + Duration::from_millis(500),
             state: Arc::clone(state),
-            guard: Guard { state: Arc::clone(state), live: Vec::new(), watching: false },
+            guard: CancelGuard { state: Arc::clone(state), live: Vec::new(), watching: false },
             _active: active,
         };
-        for prompt in &ask.prompts {
-            for sample in 0..ask.n {
-                let index = flight.choices.len();
-                let shape = Arc::clone(&ask.shape);
-                let recursions = state.facts.recursions;
-                flight.choices.push(Choice::new(
+        for prompt in &parsed.prompts {
+            for sample in 0..parsed.n {
+                let index = pending.choices.len();
+                let shape = Arc::clone(&parsed.shape);
+                let recursions = state.info.recursions;
+                pending.choices.push(Choice::new(
                     index,
                     Arc::clone(prompt),
                     shape,
-                    &state.lexicon,
+                    &state.token_text,
                     recursions,
                 ));
                 let id = state.id();
-                let feeder = Feeder {
+                let feeder = ResponseSink {
                     state: Arc::clone(state),
                     index,
                     to: to.clone(),
-                    held: Arc::clone(&flight.held),
+                    held: Arc::clone(&pending.held),
                     full_since: None,
                     begun,
                     last: None,
                     over: false,
                 };
-                let request = request(ask, index / ask.n, sample, id, deadline);
+                let request = request(parsed, index / parsed.n, sample, id, deadline);
                 match state.backend.submit(request, Box::new(feeder)) {
-                    Ok(()) => flight.guard.live.push(Some(id)),
+                    Ok(()) => pending.guard.live.push(Some(id)),
                     Err(refusal) => return Err(refused(state, refusal)),
                 }
             }
         }
-        flight.guard.watching = true;
-        Ok(flight)
+        pending.guard.watching = true;
+        Ok(pending)
     }
 
     /// Whether every sequence is over.
@@ -271,7 +271,7 @@ impl Flight {
     }
 }
 
-fn refused(state: &State, refusal: Refusal) -> ApiError {
+fn refused(state: &AppState, refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::Overloaded { .. } => state.metrics.shed(Shed::Queue),
         Refusal::Draining => state.metrics.shed(Shed::Draining),
@@ -280,18 +280,24 @@ fn refused(state: &State, refusal: Refusal) -> ApiError {
     ApiError::from(refusal)
 }
 
-fn request(ask: &Ask, prompt: usize, sample: usize, id: u64, deadline: u64) -> Request {
-    let prompt = &ask.prompts[prompt];
+fn request(
+    parsed: &ParsedRequest,
+    prompt: usize,
+    sample: usize,
+    id: u64,
+    deadline: u64,
+) -> Request {
+    let prompt = &parsed.prompts[prompt];
     Request {
         id,
         prompt: prompt.ids.clone(),
         max_tokens: prompt.max_tokens,
-        min_tokens: ask.shape.min_tokens,
-        stop_ids: ask.shape.stop_ids.clone(),
-        sampling: SamplingParams { choice: sample as u64, ..ask.sampling.clone() },
-        depth_options: ask.depth_options,
-        top: ask.shape.top.map(|k| k.max(1)),
-        prompt_scores: ask.shape.prompt_scores,
+        min_tokens: parsed.shape.min_tokens,
+        stop_ids: parsed.shape.stop_ids.clone(),
+        sampling: SamplingParams { choice: sample as u64, ..parsed.sampling.clone() },
+        depth_options: parsed.depth_options,
+        top: parsed.shape.top.map(|k| k.max(1)),
+        prompt_scores: parsed.shape.prompt_scores,
         priority: 0,
         deadline: Some(deadline),
     }

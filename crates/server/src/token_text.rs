@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// What belongs to the text side of a model.
 #[derive(Clone)]
-pub struct Text {
+pub struct ModelText {
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
     /// Stands before every text, where the model was trained so; also what an empty prompt becomes.
@@ -23,9 +23,9 @@ pub struct Text {
     pub chat_template: Option<String>,
 }
 
-/// A [`Text`] with what is derived from it.
-pub(crate) struct Lexicon {
-    pub(crate) text: Text,
+/// A [`ModelText`] with what is derived from it.
+pub(crate) struct TokenText {
+    pub(crate) text: ModelText,
     byte_level: bool,
     /// Most bytes of text that one token can stand for.
     longest: usize,
@@ -33,17 +33,17 @@ pub(crate) struct Lexicon {
 
 #[derive(Deserialize)]
 struct Described {
-    decoder: Option<Kind>,
+    decoder: Option<DecoderKind>,
 }
 
 #[derive(Deserialize)]
-struct Kind {
+struct DecoderKind {
     #[serde(rename = "type")]
     kind: String,
 }
 
-impl Lexicon {
-    pub(crate) fn new(text: Text) -> Self {
+impl TokenText {
+    pub(crate) fn new(text: ModelText) -> Self {
         let described: Option<Described> = serde_json::from_str(text.tokenizer.to_json()).ok();
         let kind = described.and_then(|d| d.decoder).map(|k| k.kind);
         let names =
@@ -146,15 +146,15 @@ fn byte_of(c: char) -> Option<u8> {
 }
 
 /// Ids to text as they come: whole characters only.
-pub(crate) struct Pieces {
+pub(crate) struct TokenDecoder {
     stream: Option<DecodeStream>,
     tokenizer: Tokenizer,
     show_special: bool,
 }
 
-impl Pieces {
-    pub(crate) fn new(lexicon: &Lexicon, show_special: bool) -> Self {
-        Self { stream: None, tokenizer: lexicon.text.tokenizer.clone(), show_special }
+impl TokenDecoder {
+    pub(crate) fn new(token_text: &TokenText, show_special: bool) -> Self {
+        Self { stream: None, tokenizer: token_text.text.tokenizer.clone(), show_special }
     }
 
     /// The text that `id` completes. An id without a token has none.
@@ -183,12 +183,12 @@ mod tests {
     use super::*;
     use data::TrainOptions;
 
-    fn lexicon() -> Lexicon {
+    fn token_text() -> TokenText {
         let text = "caf\u{e9} na\u{ef}ve \u{1F600} the cat sat on the mat".to_owned();
         let tokenizer =
             Tokenizer::train(std::iter::repeat_n(text, 20), &TrainOptions::new(300)).unwrap();
         let eos = tokenizer.eos_id().into_iter().collect();
-        Lexicon::new(Text {
+        TokenText::new(ModelText {
             tokenizer,
             bos: None,
             eos,
@@ -200,37 +200,37 @@ mod tests {
 
     #[test]
     fn bytes_and_names_of_all_tokens() {
-        let lexicon = lexicon();
+        let token_text = token_text();
         let single: Vec<u8> =
-            (0..300).map(|id| lexicon.bytes(id)).filter(|b| b.len() == 1).flatten().collect();
+            (0..300).map(|id| token_text.bytes(id)).filter(|b| b.len() == 1).flatten().collect();
         let mut sorted = single.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..=255).collect::<Vec<u8>>());
-        let ids = lexicon.text.tokenizer.encode("na\u{ef}ve \u{1F600}").unwrap();
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| lexicon.bytes(id)).collect();
+        let ids = token_text.text.tokenizer.encode("na\u{ef}ve \u{1F600}").unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| token_text.bytes(id)).collect();
         assert_eq!(bytes, "na\u{ef}ve \u{1F600}".as_bytes());
-        let high = (0..300).find(|&id| lexicon.bytes(id) == [0xF0]);
-        assert_eq!(high.map(|id| lexicon.name(id, false)), Some("bytes:\\xf0".to_owned()));
-        assert_eq!(lexicon.name(5, true), "token_id:5");
-        assert_eq!(lexicon.name(100_000, false), "token_id:100000");
-        assert_eq!(lexicon.name(lexicon.text.eos[0], false), "<|endoftext|>");
+        let high = (0..300).find(|&id| token_text.bytes(id) == [0xF0]);
+        assert_eq!(high.map(|id| token_text.name(id, false)), Some("bytes:\\xf0".to_owned()));
+        assert_eq!(token_text.name(5, true), "token_id:5");
+        assert_eq!(token_text.name(100_000, false), "token_id:100000");
+        assert_eq!(token_text.name(token_text.text.eos[0], false), "<|endoftext|>");
     }
 
     #[test]
     fn shown_specials_break_characters() {
-        let lexicon = lexicon();
-        let high = (0..300).find(|&id| lexicon.bytes(id) == [0xF0]).unwrap();
-        let mut pieces = Pieces::new(&lexicon, true);
+        let token_text = token_text();
+        let high = (0..300).find(|&id| token_text.bytes(id) == [0xF0]).unwrap();
+        let mut pieces = TokenDecoder::new(&token_text, true);
         assert_eq!(pieces.push(high), "");
-        assert_eq!(pieces.push(lexicon.text.eos[0]), "\u{FFFD}<|endoftext|>");
+        assert_eq!(pieces.push(token_text.text.eos[0]), "\u{FFFD}<|endoftext|>");
         assert_eq!(pieces.push(100_000), "");
         assert_eq!(pieces.finish(), "");
     }
 
     #[test]
     fn long_texts_are_refused_before_they_are_read() {
-        let lexicon = lexicon();
-        let error = lexicon.encode(&"a".repeat(10_000_000), 64, "prompt").unwrap_err();
+        let token_text = token_text();
+        let error = token_text.encode(&"a".repeat(10_000_000), 64, "prompt").unwrap_err();
         assert_eq!(error.status, 400);
         assert!(error.json().contains("10000000 bytes"), "{}", error.json());
     }
