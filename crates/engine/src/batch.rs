@@ -19,7 +19,7 @@ pub struct Batch {
 
 /// One sequence of a batch.
 #[derive(Clone, Debug)]
-pub struct Sequence<'a> {
+pub struct BatchSequence<'a> {
     /// Input tokens.
     pub ids: &'a [u32],
     /// The next token of each.
@@ -34,7 +34,7 @@ impl Batch {
     /// Packs sequences. With `document_mask`, rows see only their own document and predictions
     /// across a boundary do not count; without, documents are one long text (the published
     /// behaviour).
-    pub fn pack(sequences: &[Sequence<'_>], document_mask: bool) -> Self {
+    pub fn pack(sequences: &[BatchSequence<'_>], document_mask: bool) -> Self {
         let total: usize = sequences.iter().map(|s| s.ids.len()).sum();
         let mut ids = Vec::with_capacity(total);
         let (mut targets, mut counts) = (Vec::with_capacity(total), Vec::with_capacity(total));

@@ -89,8 +89,11 @@ fn most_likely(log: &[f32], k: usize) -> Vec<(u32, f32)> {
     ids.into_iter().map(|id| (id, log[id as usize])).collect()
 }
 
-/// Scores of a whole prompt: nothing is known of its first token.
+/// The scores that a request asks for: nothing is known of the first token of a prompt.
 pub(crate) fn prompt_scores(request: &Request, rest: Vec<TokenOut>) -> Vec<TokenOut> {
+    if request.prompt_scores != Some(0) {
+        return rest;
+    }
     let first = Scored { id: request.prompt[0], log_probability: None, top: Vec::new() };
     std::iter::once(TokenOut { scored: first, depth: 0 }).chain(rest).collect()
 }

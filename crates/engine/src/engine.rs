@@ -18,8 +18,8 @@ use model::{
 use ops::{KvFormat, KvStore, Ops, Tensor2, from_rows, read_rows};
 use rayon::prelude::*;
 use scheduler::{
-    After, CodaChunk, Ended, Event, Finish, Limits, PreludeChunk, RecurChunk, Request, Scheduler,
-    Shape, Slot, TokenOut,
+    After, CodaChunk, Ended, Event, Finish, KvShape, PreludeChunk, RecurChunk, Request, Scheduler,
+    SchedulerLimits, SlotId, TokenOut,
 };
 
 use crate::draw::{Draw, Drawn, prompt_scores};
@@ -31,9 +31,9 @@ use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 const LOGIT_ROWS: usize = 64;
 
 /// How an engine is set up.
-pub struct Options {
+pub struct EngineOptions {
     /// Bounds of queue, batch and pages.
-    pub limits: Limits,
+    pub limits: SchedulerLimits,
     /// How keys and values are stored.
     pub kv: KvFormat,
     /// How tokens are drawn from logits.
@@ -66,7 +66,7 @@ pub struct Engine {
     fills: bool,
     draw: Arc<dyn Draw>,
     handle: Arc<EngineHandle>,
-    flights: BTreeMap<Slot, InFlightRows>,
+    flights: BTreeMap<SlotId, InFlightRows>,
     /// Prompt scores so far, by request.
     scores: BTreeMap<u64, Vec<TokenOut>>,
 }
@@ -80,7 +80,7 @@ impl Engine {
         model: Arc<Model>,
         rule: Rule,
         state: RouterState,
-        options: Options,
+        options: EngineOptions,
     ) -> Result<Self, EngineError> {
         let config = model.config();
         if rule == Rule::NonCausal
@@ -94,7 +94,7 @@ impl Engine {
         let recursions = model.plan().recursions.len().max(1);
         let tiers = Tiers::new(model.plan(), |r| r == 0 || config.kv != KvMode::Shared);
         let fills = config.kv == KvMode::SharedUpdate;
-        let shape = Shape { layers: tiers.layers.clone(), every_row: fills };
+        let shape = KvShape { layers: tiers.layers.clone(), every_row: fills };
         let store = KvStore::new(options.kv, config.heads(), options.limits.pages);
         let page_bytes = KvStore::page_bytes(options.kv, config.heads());
         let scheduler = Scheduler::new(options.limits, shape, recursions)?;
@@ -142,7 +142,7 @@ impl Engine {
 
     /// Fails everything that runs, after an error that cannot be told to belong to one request.
     pub fn fail_all(&mut self, why: &str, now_us: u64) {
-        let slots: Vec<Slot> = {
+        let slots: Vec<SlotId> = {
             let scheduler = self.handle.scheduler();
             (0..scheduler.slots()).filter(|&slot| scheduler.running(slot).is_some()).collect()
         };
@@ -151,7 +151,7 @@ impl Engine {
         }
     }
 
-    fn fail(&mut self, slot: Slot, why: String, now_us: u64) {
+    fn fail(&mut self, slot: SlotId, why: String, now_us: u64) {
         let ended = self.handle.scheduler().fail(slot, why, now_us);
         if let Some(ended) = ended {
             self.end(ended);
@@ -167,7 +167,7 @@ impl Engine {
     }
 
     /// Rows of a slot, with the depths that their request allows them.
-    fn rows(&self, slot: Slot, positions: impl Iterator<Item = usize>) -> Rows {
+    fn rows(&self, slot: SlotId, positions: impl Iterator<Item = usize>) -> Rows {
         let scheduler = self.handle.scheduler();
         let running = scheduler.running(slot).unwrap_or_else(|| panic!("slot {slot} is empty"));
         let sequence = running.sequence();
@@ -195,7 +195,7 @@ impl Engine {
     fn pass<T>(
         &mut self,
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
-    ) -> (T, BTreeMap<Slot, usize>) {
+    ) -> (T, BTreeMap<SlotId, usize>) {
         let Self { model, rule, state, store, tiers, handle, flights, .. } = self;
         let mut kv =
             PagedCache { scheduler: handle.lock(), store, tiers, flights, added: BTreeMap::new() };
@@ -274,7 +274,7 @@ impl Engine {
 
     /// Tells the scheduler how a slot's turn went, after room was made for rows that needed no
     /// layer to run.
-    fn recurred(&mut self, turn: &RecurChunk, added: &BTreeMap<Slot, usize>) {
+    fn recurred(&mut self, turn: &RecurChunk, added: &BTreeMap<SlotId, usize>) {
         let RecurChunk { slot, recursion, rows } = *turn;
         let (tier, last) = (1 + recursion, recursion + 1 == self.recursions);
         let flight = &self.flights[&slot];
@@ -303,7 +303,7 @@ impl Engine {
             .unwrap_or_else(|misuse| panic!("{misuse}"));
     }
 
-    fn cap(&self, slot: Slot, position: usize) -> u32 {
+    fn cap(&self, slot: SlotId, position: usize) -> u32 {
         let scheduler = self.handle.scheduler();
         scheduler.running(slot).map_or(0, |running| running.sequence().cap_of(position))
     }
@@ -329,7 +329,7 @@ impl Engine {
             asked.extend(self.asked(leave, start));
             start += leave.count;
         }
-        let mut drawn: BTreeMap<Slot, Result<Drawn, String>> = BTreeMap::new();
+        let mut drawn: BTreeMap<SlotId, Result<Drawn, String>> = BTreeMap::new();
         for part in asked.chunks(LOGIT_ROWS) {
             self.heads(&x_td, part, &mut drawn);
         }
@@ -347,10 +347,12 @@ impl Engine {
         let request = sequence.request();
         let known = sequence.computed();
         let flight = &self.flights[&leave.slot];
-        let scored: Range<usize> = if request.prompt_scores {
-            leave.first.max(known)..(leave.first + leave.count).min(request.prompt.len() - 1)
-        } else {
-            0..0
+        let scored: Range<usize> = match request.prompt_scores {
+            Some(from) => {
+                let first = leave.first.max(known).max(from.max(1) - 1);
+                first..(leave.first + leave.count).min(request.prompt.len() - 1)
+            }
+            None => 0..0,
         };
         let row = |position: usize, draws: bool| Asked {
             slot: leave.slot,
@@ -370,7 +372,7 @@ impl Engine {
         &mut self,
         x_td: &Tensor2,
         asked: &[Asked],
-        drawn: &mut BTreeMap<Slot, Result<Drawn, String>>,
+        drawn: &mut BTreeMap<SlotId, Result<Drawn, String>>,
     ) {
         let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
         let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
@@ -420,7 +422,10 @@ impl Engine {
         );
         let after = after.unwrap_or_else(|misuse| panic!("{misuse}"));
         let end = leave.first + leave.count;
-        if request.prompt_scores && known < request.prompt.len() && end >= request.prompt.len() {
+        if request.prompt_scores.is_some()
+            && known < request.prompt.len()
+            && end >= request.prompt.len()
+        {
             let scores = self.scores.remove(&request.id).unwrap_or_default();
             self.handle.emit(request.id, Event::Prompt(prompt_scores(&request, scores)));
         }
@@ -438,7 +443,7 @@ impl Engine {
 
 /// A row whose logits somebody wants.
 struct Asked {
-    slot: Slot,
+    slot: SlotId,
     /// Its number among the rows that leave.
     row: u32,
     depth: u32,

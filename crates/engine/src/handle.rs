@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use scheduler::{Event, Gauges, Offer, Refusal, Request, Scheduler, Sink};
+use scheduler::{Event, EventSink, Gauges, Offer, Refusal, Request, Scheduler};
 
 /// The handle of an engine: the scheduler's books, and who waits for events.
 pub struct EngineHandle {
@@ -20,7 +20,7 @@ pub struct EngineHandle {
 
 /// Somebody who waits, with events that could not be handed over yet.
 struct Waiting {
-    sink: Box<dyn Sink>,
+    sink: Box<dyn EventSink>,
     late: VecDeque<Event>,
     gone: bool,
 }
@@ -65,7 +65,7 @@ impl EngineHandle {
     pub fn submit(
         &self,
         request: Request,
-        sink: Box<dyn Sink>,
+        sink: Box<dyn EventSink>,
         now_us: u64,
     ) -> Result<(), Refusal> {
         if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= self.vocab) {

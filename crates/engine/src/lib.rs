@@ -15,10 +15,10 @@ mod score;
 mod stats;
 mod thread;
 
-pub use batch::{Batch, Sequence};
+pub use batch::{Batch, BatchSequence};
 pub use calibrate::{calibrate, causal_rule, disagreement};
 pub use draw::{DefaultDraw, Draw};
-pub use engine::{Engine, EngineError, Options};
+pub use engine::{Engine, EngineError, EngineOptions};
 pub use generate::{GenerateError, Generated, Generation, Token, generate};
 pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};

@@ -9,7 +9,7 @@ use model::kv::KvView;
 use model::layout::{DepthRuns, LayerPlan, LayerUse};
 use model::{KvCache, Rows};
 use ops::{KvStore, Ops, PAGE, PageView, Tensor2};
-use scheduler::{PageCopy, Scheduler, Slot};
+use scheduler::{PageCopy, Scheduler, SlotId};
 
 use crate::in_flight::InFlightRows;
 
@@ -46,21 +46,21 @@ pub(crate) struct PagedCache<'a> {
     pub(crate) scheduler: &'a Mutex<Scheduler>,
     pub(crate) store: &'a KvStore,
     pub(crate) tiers: &'a Tiers,
-    pub(crate) flights: &'a mut BTreeMap<Slot, InFlightRows>,
+    pub(crate) flights: &'a mut BTreeMap<SlotId, InFlightRows>,
     /// Index of the first token that each slot added to the tier of its recursion in this tick.
-    pub(crate) added: BTreeMap<Slot, usize>,
+    pub(crate) added: BTreeMap<SlotId, usize>,
 }
 
 /// Rows of one slot within a pass.
 struct Stretch {
-    slot: Slot,
+    slot: SlotId,
     rows: Range<usize>,
 }
 
 fn stretches(rows: &Rows, within: Range<usize>) -> Vec<Stretch> {
     let mut found: Vec<Stretch> = Vec::new();
     for i in within {
-        let slot = rows.sequence[i] as Slot;
+        let slot = rows.sequence[i] as SlotId;
         match found.last_mut() {
             Some(last) if last.slot == slot => last.rows.end = i + 1,
             _ => found.push(Stretch { slot, rows: i..i + 1 }),
@@ -88,7 +88,7 @@ impl PagedCache<'_> {
     }
 
     /// Makes room for `count` tokens of a slot in a tier; the index of the first of them.
-    fn append(&mut self, slot: Slot, tier: usize, count: usize) -> usize {
+    fn append(&mut self, slot: SlotId, tier: usize, count: usize) -> usize {
         let mut scheduler = self.scheduler();
         let copies =
             scheduler.append(slot, tier, count).unwrap_or_else(|misuse| panic!("{misuse}"));
@@ -128,14 +128,14 @@ impl PagedCache<'_> {
         indices
     }
 
-    fn flight(&mut self, slot: Slot) -> &mut InFlightRows {
+    fn flight(&mut self, slot: SlotId) -> &mut InFlightRows {
         self.flights.get_mut(&slot).unwrap_or_else(|| panic!("slot {slot} has no flight"))
     }
 
     /// The index that each row's token has in the first recursion.
     fn first_indices(&mut self, rows: &Rows) -> Vec<u32> {
         (0..rows.len())
-            .map(|i| self.flight(rows.sequence[i] as Slot).index_of(rows.position[i]))
+            .map(|i| self.flight(rows.sequence[i] as SlotId).index_of(rows.position[i]))
             .collect()
     }
 
@@ -153,7 +153,7 @@ impl PagedCache<'_> {
             let (tier, layer) = self.tiers.place[layer_of(&used)];
             for i in range {
                 let running = scheduler
-                    .running(rows.sequence[i] as Slot)
+                    .running(rows.sequence[i] as SlotId)
                     .unwrap_or_else(|| panic!("an empty slot"));
                 places.push(scheduler.pages().place(
                     running.table(),
@@ -197,7 +197,7 @@ impl PagedCache<'_> {
 
     /// Where every row leaves a token in every recursion: makes room in `tier` for all rows of the
     /// slot's flight that took the first recursion and fills it with what they left there.
-    pub(crate) fn fill(&mut self, slot: Slot, tier: usize) {
+    pub(crate) fn fill(&mut self, slot: SlotId, tier: usize) {
         let indices = self.flight(slot).all_first_indices();
         self.append(slot, tier, indices.len());
         let scheduler = self.scheduler();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use scheduler::{Gauges, Refusal, Request, Sink};
+use scheduler::{Backend, EventSink, Gauges, Refusal, Request};
 
 use crate::{Engine, EngineHandle};
 
@@ -35,47 +35,35 @@ impl EngineThread {
         let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
         Ok(Self { handle, clock, stop, thread: Some(thread) })
     }
+}
 
-    /// Microseconds since the start.
-    pub fn now_us(&self) -> u64 {
-        self.clock.elapsed().as_micros() as u64
-    }
-
-    /// Hands in a request.
-    ///
-    /// # Errors
-    /// Why it was not taken.
-    pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
+impl Backend for EngineThread {
+    fn submit(&self, request: Request, sink: Box<dyn EventSink>) -> Result<(), Refusal> {
         self.handle.submit(request, sink, self.now_us())
     }
 
-    /// Ends a request soon.
-    pub fn cancel(&self, id: u64) {
+    fn cancel(&self, id: u64) {
         self.handle.cancel(id);
     }
 
-    /// No new requests from now on.
-    pub fn drain(&self) {
-        self.handle.drain();
-    }
-
-    /// Numbers for metrics.
-    pub fn gauges(&self) -> Gauges {
+    fn gauges(&self) -> Gauges {
         self.handle.gauges()
     }
 
-    /// Whether everything accepted has ended.
-    pub fn is_idle(&self) -> bool {
-        self.handle.is_idle()
+    fn now_us(&self) -> u64 {
+        self.clock.elapsed().as_micros() as u64
     }
 
-    /// Microseconds since the last tick while work waits; 0 if there is none.
-    pub fn idle_for_us(&self) -> u64 {
+    fn idle_for_us(&self) -> u64 {
         if self.handle.has_work() {
             self.now_us().saturating_sub(self.handle.last_tick_us())
         } else {
             0
         }
+    }
+
+    fn drain(&self) {
+        self.handle.drain();
     }
 }
 

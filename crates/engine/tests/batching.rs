@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
 use engine::{
-    DefaultDraw, Draw, Engine, EngineHandle, Generation, Options, Sampler, Scoring, Token,
+    DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Generation, Sampler, Scoring, Token,
     generate, log_probabilities,
 };
 use model::adapters::{Part, Relaxation, lora};
@@ -16,7 +16,8 @@ use model::rng::{Purpose, Stream, name_place};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvFormat;
 use scheduler::{
-    DepthOptions, Done, Event, Finish, Limits, Offer, Refusal, Request, Sink, TokenOut, Usage,
+    DepthOptions, Done, Event, EventSink, Finish, Offer, Refusal, Request, SchedulerLimits,
+    TokenOut, Usage,
 };
 
 /// Collects events; can be told to be slow or to go away.
@@ -28,7 +29,7 @@ struct Inbox {
     gone: Arc<Mutex<bool>>,
 }
 
-impl Sink for Inbox {
+impl EventSink for Inbox {
     fn offer(&mut self, event: &Event) -> Offer {
         if *self.gone.lock().unwrap() {
             return Offer::Gone;
@@ -71,12 +72,19 @@ impl Inbox {
     }
 }
 
-fn limits() -> Limits {
-    Limits { context: 64, pages: 4000, running: 8, rows: 64, chunk: 64, ..Limits::default() }
+fn limits() -> SchedulerLimits {
+    SchedulerLimits {
+        context: 64,
+        pages: 4000,
+        max_seqs: 8,
+        max_batch_tokens: 64,
+        prefill_chunk: 64,
+        ..SchedulerLimits::default()
+    }
 }
 
-fn engine(model: &Arc<Model>, rule: &Rule, limits: Limits, kv: KvFormat) -> Engine {
-    let options = Options { limits, kv, draw: Arc::new(DefaultDraw) };
+fn engine(model: &Arc<Model>, rule: &Rule, limits: SchedulerLimits, kv: KvFormat) -> Engine {
+    let options = EngineOptions { limits, kv, draw: Arc::new(DefaultDraw) };
     Engine::new(model.clone(), rule.clone(), RouterState::default(), options)
         .expect("a legal engine")
 }
@@ -91,7 +99,7 @@ fn request(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
         sampling: scheduler::SamplingParams { seed: 0, choice: id, ..Default::default() },
         depth_options: DepthOptions::default(),
         top: None,
-        prompt_scores: false,
+        prompt_scores: None,
         priority: 0,
         deadline: None,
     }
@@ -201,8 +209,14 @@ fn alone_and_in_any_batch() {
     for model in everyone() {
         let (rule, requests) = (rule(&model), requests());
         let expected: Vec<_> = requests.iter().map(|r| alone(&model, &rule, r)).collect();
-        let small = Limits { chunk: 5, rows: 11, coda_batch: 3, coda_wait: 4, ..limits() };
-        let few = Limits { running: 2, chunk: 16, ..limits() };
+        let small = SchedulerLimits {
+            prefill_chunk: 5,
+            max_batch_tokens: 11,
+            coda_batch: 3,
+            coda_wait: 4,
+            ..limits()
+        };
+        let few = SchedulerLimits { max_seqs: 2, prefill_chunk: 16, ..limits() };
         for (which, limits) in [limits(), small, few].into_iter().enumerate() {
             for at in [[0; 6], [0, 3, 1, 9, 4, 4]] {
                 let mut engine = engine(&model, &rule, limits.clone(), KvFormat::F32);
@@ -225,7 +239,8 @@ fn a_warm_cache_changes_no_bit() {
     for model in everyone() {
         let (rule, requests) = (rule(&model), requests());
         let expected: Vec<_> = requests.iter().map(|r| alone(&model, &rule, r)).collect();
-        let mut engine = engine(&model, &rule, Limits { chunk: 7, ..limits() }, KvFormat::F32);
+        let mut engine =
+            engine(&model, &rule, SchedulerLimits { prefill_chunk: 7, ..limits() }, KvFormat::F32);
         for round in 0..2 {
             let again: Vec<Request> =
                 requests.iter().map(|r| Request { id: r.id + 100 * round, ..r.clone() }).collect();
@@ -256,7 +271,7 @@ fn lost_pages_change_no_bit() {
             (0..5).map(|i| request(i, ids(20 + i, 4 + 3 * i as usize), 40)).collect();
         let layers = model.plan().unrolled().count();
         // One sequence of 56 tokens fits, with little beside it.
-        let limits = Limits { pages: layers * 5, chunk: 16, ..limits() };
+        let limits = SchedulerLimits { pages: layers * 5, prefill_chunk: 16, ..limits() };
         let mut engine = engine(model, &rule, limits, KvFormat::F32);
         let inboxes = run(&mut engine, &requests, &[0, 1, 2, 3, 4]);
         losers += usize::from(inboxes.iter().any(|inbox| inbox.usage().preemptions > 0));
@@ -281,7 +296,8 @@ fn rounded_pages_are_the_same_alone_and_in_a_batch() {
         everyone().iter().zip([KvFormat::Bf16, KvFormat::Int8].into_iter().cycle())
     {
         let (rule, requests) = (rule(model), requests());
-        let mut together = engine(model, &rule, Limits { chunk: 7, ..limits() }, format);
+        let mut together =
+            engine(model, &rule, SchedulerLimits { prefill_chunk: 7, ..limits() }, format);
         let inboxes = run(&mut together, &requests, &[0, 3, 1, 9, 4, 4]);
         for (i, request) in requests.iter().enumerate() {
             let mut single = engine(model, &rule, limits(), format);
@@ -304,12 +320,13 @@ fn prompts_are_scored_as_in_one_pass() {
             .into_iter()
             .enumerate()
             .map(|(i, n)| Request {
-                prompt_scores: true,
+                prompt_scores: Some(0),
                 top: Some(2),
                 ..request(i as u64, ids(30 + i as u64, n), i)
             })
             .collect();
-        let mut engine = engine(&model, &rule, Limits { chunk: 6, ..limits() }, KvFormat::F32);
+        let mut engine =
+            engine(&model, &rule, SchedulerLimits { prefill_chunk: 6, ..limits() }, KvFormat::F32);
         for (ask, inbox) in asks.iter().zip(run(&mut engine, &asks, &[0, 1])) {
             let logs = log_probabilities(
                 &model,
@@ -428,7 +445,7 @@ impl Draw for Trap {
 fn a_panic_ends_its_own_request_only() {
     let model = Arc::new(fresh(&config(RouterConfig::default(), KvMode::RecursionWise)));
     let (rule, requests) = (rule(&model), requests());
-    let options = Options { limits: limits(), kv: KvFormat::F32, draw: Arc::new(Trap) };
+    let options = EngineOptions { limits: limits(), kv: KvFormat::F32, draw: Arc::new(Trap) };
     let mut engine = Engine::new(model.clone(), rule.clone(), RouterState::default(), options)
         .expect("an engine");
     let inboxes = run(&mut engine, &requests, &[0; 6]);

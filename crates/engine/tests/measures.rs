@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
 use engine::{
-    Batch, RoutingStats, RowScore, Scoring, Sequence, calibrate, causal_rule, disagreement,
+    Batch, BatchSequence, RoutingStats, RowScore, Scoring, calibrate, causal_rule, disagreement,
     log_probabilities, score,
 };
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
@@ -197,13 +197,13 @@ fn scores_are_log_probabilities() {
 #[test]
 fn batches_pack() {
     let sequences = [
-        Sequence {
+        BatchSequence {
             ids: &[1, 2, 3],
             targets: &[2, 3, 4],
             document: &[0, 0, 1],
             same_document: &[true, false, true],
         },
-        Sequence {
+        BatchSequence {
             ids: &[5, 6],
             targets: &[6, 7],
             document: &[0, 1],

@@ -6,14 +6,14 @@ mod common;
 use std::sync::Arc;
 
 use common::{config, fresh, ids, rule};
-use engine::{DefaultDraw, Engine, Options};
+use engine::{DefaultDraw, Engine, EngineOptions};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
-use scheduler::{DepthOptions, Event, Limits, Offer, Request, Sink};
+use scheduler::{DepthOptions, Event, EventSink, Offer, Request, SchedulerLimits};
 
 struct Nobody;
 
-impl Sink for Nobody {
+impl EventSink for Nobody {
     fn offer(&mut self, _: &Event) -> Offer {
         Offer::Taken
     }
@@ -22,8 +22,9 @@ impl Sink for Nobody {
 /// Operations of the ticks that decode 10 tokens of each of `batch` sequences, and these ticks.
 fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
     let model = Arc::new(fresh(&config(router, KvMode::RecursionWise)));
-    let limits = Limits { context: 64, pages: 4000, running: 32, ..Limits::default() };
-    let options = Options { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
+    let limits =
+        SchedulerLimits { context: 64, pages: 4000, max_seqs: 32, ..SchedulerLimits::default() };
+    let options = EngineOptions { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
     let rule = rule(&model);
     let mut engine = Engine::new(model, rule, RouterState::default(), options).expect("an engine");
     for id in 0..batch {
@@ -37,7 +38,7 @@ fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
             sampling,
             depth_options: DepthOptions::default(),
             top: None,
-            prompt_scores: false,
+            prompt_scores: None,
             priority: 0,
             deadline: None,
         };

@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use data::Tokenizer;
-use engine::{DefaultDraw, Engine, Generation, Options, Sampler, causal_rule};
+use engine::{DefaultDraw, Engine, EngineOptions, Generation, Sampler, causal_rule};
 use model::cost::{self, Convention};
 use model::rng::{Purpose, Stream};
 use model::{Model, RouterState, Rule};
 use report::{Table, human_bytes, human_count};
-use scheduler::{DepthOptions, Event, Limits, Offer, Request, Sink};
+use scheduler::{DepthOptions, Event, EventSink, Offer, Request, SchedulerLimits};
 use serde_json::{Value, json};
 
 use crate::serving_arguments::{BenchRun, Weights};
@@ -198,10 +198,10 @@ pub(crate) fn subject(name: &str, set: &[String], wanted: Option<Weights>) -> Re
                 recipe::parse(&format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"), set)?
             }
         };
-        let model = Model::fresh(&recipe.model, 1)?;
+        let model = Arc::new(Model::fresh(&recipe.model, 1)?);
         let ids = random_ids(9, 512, recipe.model.vocab_size);
         let (document, same) = (vec![0; 511], vec![true; 511]);
-        let sequence = engine::Sequence {
+        let sequence = engine::BatchSequence {
             ids: &ids[..511],
             targets: &ids[1..],
             document: &document,
@@ -212,7 +212,7 @@ pub(crate) fn subject(name: &str, set: &[String], wanted: Option<Weights>) -> Re
         (model, rule, state, None, None)
     };
     let weights = open::prepare(&model, rounded, wanted)?;
-    Ok(Subject { name: name.to_owned(), model: Arc::new(model), rule, state, weights, tokenizer })
+    Ok(Subject { name: name.to_owned(), model, rule, state, weights, tokenizer })
 }
 
 fn random_ids(seed: u64, count: usize, vocab: usize) -> Vec<u32> {
@@ -230,7 +230,7 @@ struct Tally {
     keeps: bool,
 }
 
-impl Sink for Tally {
+impl EventSink for Tally {
     fn offer(&mut self, event: &Event) -> Offer {
         match event {
             Event::Token(token) => {
@@ -270,19 +270,19 @@ fn measure(
     let continuous = requests > batch;
     let page = ops::KvStore::page_bytes(options.numbers.kv, config.heads());
     let enough = layers * batch * (context + new).div_ceil(16) + layers;
-    let limits = Limits {
+    let limits = SchedulerLimits {
         queue_requests: requests,
         queue_tokens: usize::MAX,
-        running: batch,
-        rows: 512.max(batch),
-        chunk: 512,
+        max_seqs: batch,
+        max_batch_tokens: 512.max(batch),
+        prefill_chunk: 512,
         pages: options.kv_memory.map_or(enough, |mib| (mib * (1 << 20) as f64) as usize / page),
         coda_batch: options.coda_batch,
         coda_wait: config.recursions as u64,
         context: config.context,
-        ..Limits::default()
+        ..SchedulerLimits::default()
     };
-    let setup = Options { limits, kv: options.numbers.kv, draw: Arc::new(DefaultDraw) };
+    let setup = EngineOptions { limits, kv: options.numbers.kv, draw: Arc::new(DefaultDraw) };
     let mut engine =
         Engine::new(subject.model.clone(), subject.rule.clone(), subject.state.clone(), setup)?;
     let tally = Tally::default();
@@ -350,7 +350,7 @@ fn request(id: u64, prompt: Vec<u32>, max_tokens: usize, max_depth: Option<u32>)
         sampling: scheduler::SamplingParams { temperature: 0.0, ..Default::default() },
         depth_options: DepthOptions { max_depth, ..DepthOptions::default() },
         top: None,
-        prompt_scores: false,
+        prompt_scores: None,
         priority: 0,
         deadline: None,
     }

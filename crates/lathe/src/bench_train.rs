@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use engine::{Batch, Sequence};
+use engine::{Batch, BatchSequence};
 use model::rng::{Purpose, Stream};
 use report::{Table, human_bytes, human_count};
 use serde_json::json;
@@ -191,9 +191,9 @@ fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {
             .map(|_| (0..=n).map(|_| (stream.next_u64() % vocabulary) as u32).collect())
             .collect();
         let (documents, same) = (vec![0; n], vec![true; n]);
-        let parts: Vec<Sequence<'_>> = sequences
+        let parts: Vec<BatchSequence<'_>> = sequences
             .iter()
-            .map(|s| Sequence {
+            .map(|s| BatchSequence {
                 ids: &s[..n],
                 targets: &s[1..],
                 document: &documents,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{Batch, RoutingStats, Scoring, Sequence, score};
+use engine::{Batch, BatchSequence, RoutingStats, Scoring, score};
 use model::cost::parameters;
 use model::{Rule, Sharing};
 use report::{HeatText, HeatToken, Page, Table};
@@ -117,7 +117,7 @@ pub(crate) fn look(
         let end = (start + config.context).min(ids.len() - 1);
         let documents = vec![0; end - start];
         let same = vec![true; end - start];
-        let sequence = Sequence {
+        let sequence = BatchSequence {
             ids: &ids[start..end],
             targets: &ids[start + 1..end + 1],
             document: &documents,

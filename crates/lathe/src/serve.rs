@@ -8,44 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{DefaultDraw, Engine, EngineThread, Options};
+use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
 use model::{Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
-use scheduler::{Brownout, Gauges, Limits, Refusal, Request, Sink};
-use server::{Backend, ModelInfo, ModelText, ServerLimits, ServerSettings};
+use scheduler::{Brownout, SchedulerLimits};
+use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
 use train::Stored;
 
 use crate::serving_arguments::{Bounds, Http, Numbers, Serve};
 use crate::{open, output};
-
-/// The engine as the server sees it.
-struct Served(EngineThread);
-
-impl Backend for Served {
-    fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
-        self.0.submit(request, sink)
-    }
-
-    fn cancel(&self, id: u64) {
-        self.0.cancel(id);
-    }
-
-    fn gauges(&self) -> Gauges {
-        self.0.gauges()
-    }
-
-    fn now_us(&self) -> u64 {
-        self.0.now_us()
-    }
-
-    fn idle_for_us(&self) -> u64 {
-        self.0.idle_for_us()
-    }
-
-    fn drain(&self) {
-        self.0.drain();
-    }
-}
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -71,15 +42,8 @@ impl Ready {
         settings: ServerSettings,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        Ok(server::serve(
-            listener,
-            settings,
-            self.info,
-            self.text,
-            Arc::new(Served(self.live)),
-            stop,
-        )
-        .await?)
+        Ok(server::serve(listener, settings, self.info, self.text, Arc::new(self.live), stop)
+            .await?)
     }
 }
 
@@ -137,7 +101,7 @@ async fn asked_to_stop() {
 /// An engine over a stored model, with as many pages as the memory allows.
 pub(crate) fn engine_of(stored: Stored, numbers: &Numbers, bounds: &Bounds) -> Result<Engine> {
     let rule = open::causal(&stored)?;
-    engine(Arc::new(stored.model), rule, stored.state, numbers, bounds)
+    engine(stored.model, rule, stored.state, numbers, bounds)
 }
 
 /// The same from its parts.
@@ -153,12 +117,16 @@ pub(crate) fn engine(
         model,
         rule,
         state,
-        Options { limits, kv: numbers.kv, draw: Arc::new(DefaultDraw) },
+        EngineOptions { limits, kv: numbers.kv, draw: Arc::new(DefaultDraw) },
     )?)
 }
 
 /// The engine's bounds for a model.
-pub(crate) fn limits(config: &ModelConfig, numbers: &Numbers, bounds: &Bounds) -> Result<Limits> {
+pub(crate) fn limits(
+    config: &ModelConfig,
+    numbers: &Numbers,
+    bounds: &Bounds,
+) -> Result<SchedulerLimits> {
     let context = bounds.context.unwrap_or(config.context);
     ensure!(
         context >= 1 && context <= config.context,
@@ -168,18 +136,18 @@ pub(crate) fn limits(config: &ModelConfig, numbers: &Numbers, bounds: &Bounds) -
     let page = KvStore::page_bytes(numbers.kv, config.heads());
     let pages = (bounds.kv_memory << 20) / page;
     let brownout = bounds.brownout.map(|floor| Brownout { floor, ..Brownout::default() });
-    Ok(Limits {
+    Ok(SchedulerLimits {
         queue_requests: bounds.queue,
         queue_tokens: bounds.queue_tokens.unwrap_or(4 * context),
-        running: bounds.running,
-        rows: bounds.rows,
-        chunk: bounds.chunk,
+        max_seqs: bounds.running,
+        max_batch_tokens: bounds.rows,
+        prefill_chunk: bounds.chunk,
         pages,
         coda_batch: bounds.coda_batch,
         coda_wait: bounds.coda_wait,
         context,
         brownout,
-        ..Limits::default()
+        ..SchedulerLimits::default()
     })
 }
 

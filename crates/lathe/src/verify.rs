@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use checkpoint::{TensorFile, open_safetensors};
-use engine::{Batch, Sequence};
+use engine::{Batch, BatchSequence};
 use model::adapters::Relaxation;
 use model::params::ParamSpec;
 use model::routers::{Network, expert_choice, random, token_choice};
@@ -428,8 +428,8 @@ impl Reference {
         let counts: Vec<Vec<bool>> =
             sequences.iter().map(|s| (1..=s.len()).map(|i| i < s.len()).collect()).collect();
         let documents: Vec<Vec<u32>> = sequences.iter().map(|s| vec![0; s.len()]).collect();
-        let parts: Vec<Sequence<'_>> = (0..sequences.len())
-            .map(|i| Sequence {
+        let parts: Vec<BatchSequence<'_>> = (0..sequences.len())
+            .map(|i| BatchSequence {
                 ids: &sequences[i],
                 targets: &targets[i],
                 document: &documents[i],

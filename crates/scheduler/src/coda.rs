@@ -3,8 +3,8 @@
 
 use crate::sequence::Cached;
 use crate::{
-    After, Chunk, CodaChunk, Finish, Misuse, PAGE, PageCopy, Running, Scheduler, Sequence, Slot,
-    Stage,
+    After, Chunk, ChunkStage, CodaChunk, Finish, Misuse, PAGE, PageCopy, Running, Scheduler,
+    Sequence, SlotId,
 };
 
 impl Scheduler {
@@ -14,13 +14,13 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Misuse`] with nothing changed.
-    pub fn append(&mut self, slot: Slot, tier: usize, n: usize) -> Result<Vec<PageCopy>, Misuse> {
+    pub fn append(&mut self, slot: SlotId, tier: usize, n: usize) -> Result<Vec<PageCopy>, Misuse> {
         let running = self.slots.get(slot).and_then(Option::as_ref);
         let due = running.and_then(|r| Some((r, r.chunk.filter(|f| f.due)?)));
         let Some((running, chunk)) = due else {
             return Err(Misuse::NotDue { slot, report: "pages taken" });
         };
-        let Stage::Recurring { recursion, rows } = chunk.stage else {
+        let ChunkStage::Recurring { recursion, rows } = chunk.stage else {
             return Err(Misuse::NotDue { slot, report: "pages taken" });
         };
         let here = if tier == 0 && recursion == 0 { 0 } else { 1 + recursion };
@@ -36,31 +36,31 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Misuse`] with nothing changed.
-    pub fn recurred(&mut self, slot: Slot, took: usize, going: usize) -> Result<(), Misuse> {
+    pub fn recurred(&mut self, slot: SlotId, took: usize, going: usize) -> Result<(), Misuse> {
         let last = self.recursions - 1;
         let chunk =
             self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|r| r.chunk.as_mut());
         let Some(chunk) = chunk.filter(|f| f.due) else {
             return Err(Misuse::NotDue { slot, report: "a turn" });
         };
-        let Stage::Recurring { recursion, rows } = chunk.stage else {
+        let ChunkStage::Recurring { recursion, rows } = chunk.stage else {
             return Err(Misuse::NotDue { slot, report: "a turn" });
         };
         wrong(slot, "rows that took the recursion", took, 0..=rows)?;
         wrong(slot, "rows that go on", going, 0..=took)?;
         chunk.due = false;
         chunk.stage = if going == 0 || recursion == last {
-            Stage::Ready { since: self.tick }
+            ChunkStage::Ready { since: self.tick }
         } else {
-            Stage::Recurring { recursion: recursion + 1, rows: going }
+            ChunkStage::Recurring { recursion: recursion + 1, rows: going }
         };
         self.counters.rows_by_recursion[recursion] += took as u64;
         Ok(())
     }
 
     /// The chunks that go through the last layers in this tick, most important first: all that are
-    /// ready, unless their rows are fewer than [`crate::Limits::coda_batch`], others are still
-    /// recurring, and none has waited [`crate::Limits::coda_wait`] ticks.
+    /// ready, unless their rows are fewer than [`crate::SchedulerLimits::coda_batch`], others are still
+    /// recurring, and none has waited [`crate::SchedulerLimits::coda_wait`] ticks.
     pub fn ready_for_coda(&mut self) -> Vec<CodaChunk> {
         let (mut ready, mut rows, mut turning, mut waited) = (Vec::new(), 0, false, false);
         for (slot, running) in
@@ -71,8 +71,8 @@ impl Scheduler {
             };
             let Chunk { first, count, draws, .. } = chunk;
             match chunk.stage {
-                Stage::Recurring { .. } => turning = true,
-                Stage::Ready { since } => {
+                ChunkStage::Recurring { .. } => turning = true,
+                ChunkStage::Ready { since } => {
                     rows += count;
                     waited |= self.tick - since >= self.limits.coda_wait;
                     ready.push((running.sequence.rank(), CodaChunk { slot, first, count, draws }));
@@ -98,7 +98,7 @@ impl Scheduler {
     /// [`Misuse`] with nothing changed.
     pub fn completed(
         &mut self,
-        slot: Slot,
+        slot: SlotId,
         depths: &[u32],
         drawn: Option<u32>,
         now_us: u64,
@@ -138,12 +138,12 @@ impl Scheduler {
     /// Tokens of each tier after these rows, if the report fits the chunk and the pages.
     fn check_left(
         &self,
-        slot: Slot,
+        slot: SlotId,
         running: &Running,
         depths: &[u32],
         drawn: Option<u32>,
     ) -> Result<Vec<usize>, Misuse> {
-        let ready = |f: &Chunk| f.due && matches!(f.stage, Stage::Ready { .. });
+        let ready = |f: &Chunk| f.due && matches!(f.stage, ChunkStage::Ready { .. });
         let Some(chunk) = running.chunk.filter(ready) else {
             return Err(Misuse::NotDue { slot, report: "rows that left" });
         };
@@ -241,7 +241,7 @@ fn finish(sequence: &Sequence, done: usize, drawn: Option<u32>, now_us: u64) -> 
 }
 
 fn wrong(
-    slot: Slot,
+    slot: SlotId,
     what: &'static str,
     found: usize,
     expected: std::ops::RangeInclusive<usize>,

@@ -2,6 +2,7 @@
 //! bookkeeping: no tensor, no clock (time comes in as a number), so that millions of steps can be
 //! tested in seconds.
 
+mod backend;
 mod brownout;
 mod coda;
 mod limits;
@@ -14,12 +15,13 @@ mod scheduler;
 mod sequence;
 mod tick;
 
-pub use limits::{Brownout, LimitError, Limits};
-pub use pages::{Full, Imbalance, PAGE, PageCopy, Pages, Shape, Shared, TableId};
+pub use backend::Backend;
+pub use limits::{Brownout, LimitError, SchedulerLimits};
+pub use pages::{Full, Imbalance, KvShape, PAGE, PageCopy, Pages, Shared, TableId};
 pub use request::{
-    DepthOptions, Done, Event, Finish, Gauges, Offer, Priority, Refusal, Request, SamplingParams,
-    Scored, Sink, TokenOut, Usage,
+    DepthOptions, Done, Event, EventSink, Finish, Gauges, Offer, Priority, Refusal, Request,
+    SamplingParams, Scored, TokenOut, Usage,
 };
 pub use scheduler::Scheduler;
-pub use sequence::{Chunk, Running, Sequence, Slot, Stage};
+pub use sequence::{Chunk, ChunkStage, Running, Sequence, SlotId};
 pub use tick::{After, CodaChunk, Ended, Misuse, PreludeChunk, RecurChunk, Tick};

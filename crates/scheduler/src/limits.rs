@@ -1,23 +1,23 @@
 //! Bounds of a scheduler: how much waits, how much runs, how large a tick may be, and when depth is
 //! given up for load.
 
-use crate::Shape;
+use crate::KvShape;
 
 /// Bounds of a scheduler.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub struct SchedulerLimits {
     /// Requests that may wait.
     pub queue_requests: usize,
     /// Prompt tokens that may wait; a request alone in the queue may exceed it.
     pub queue_tokens: usize,
-    /// Sequences in chunk at most; also the number of slots.
-    pub running: usize,
+    /// Sequences under way at most; also the number of slots.
+    pub max_seqs: usize,
     /// Rows that a tick takes through a recursion at most. Rows in the recursions go on in any
     /// case, then rows of newest tokens enter, prompts get what is left; the most important prompt
     /// gets [`crate::PAGE`] rows at least.
-    pub rows: usize,
+    pub max_batch_tokens: usize,
     /// Prompt rows of one sequence that enter in one tick at most.
-    pub chunk: usize,
+    pub prefill_chunk: usize,
     /// Unit pages of the pool.
     pub pages: usize,
     /// The last layers wait for this many rows that are ready, so that they run on a fuller batch;
@@ -33,14 +33,14 @@ pub struct Limits {
     pub brownout: Option<Brownout>,
 }
 
-impl Default for Limits {
+impl Default for SchedulerLimits {
     fn default() -> Self {
         Self {
             queue_requests: 256,
             queue_tokens: 1 << 18,
-            running: 32,
-            rows: 256,
-            chunk: 128,
+            max_seqs: 32,
+            max_batch_tokens: 256,
+            prefill_chunk: 128,
             pages: 4096,
             coda_batch: 1,
             coda_wait: 1,
@@ -89,8 +89,8 @@ pub struct LimitError {
     pub expected: String,
 }
 
-impl Limits {
-    pub(crate) fn check(&self, shape: &Shape, recursions: usize) -> Result<(), LimitError> {
+impl SchedulerLimits {
+    pub(crate) fn check(&self, shape: &KvShape, recursions: usize) -> Result<(), LimitError> {
         let at_least = |field, found: usize, least: usize| {
             if found >= least {
                 Ok(())
@@ -99,9 +99,9 @@ impl Limits {
             }
         };
         at_least("queue_requests", self.queue_requests, 1)?;
-        at_least("running", self.running, 1)?;
-        at_least("rows", self.rows, 1)?;
-        at_least("chunk", self.chunk, 1)?;
+        at_least("max_seqs", self.max_seqs, 1)?;
+        at_least("max_batch_tokens", self.max_batch_tokens, 1)?;
+        at_least("prefill_chunk", self.prefill_chunk, 1)?;
         at_least("context", self.context, 1)?;
         at_least("recursions", recursions, 1)?;
         at_least("pages", self.pages, shape.pages_for(1))?;

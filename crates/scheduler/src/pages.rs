@@ -8,7 +8,7 @@ pub const PAGE: usize = 16;
 /// of recursion `r`; a tier without layers (recursions that share the first one's keys and values)
 /// counts tokens and owns no page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct KvShape {
     /// Unit pages that 16 tokens of each tier take.
     pub layers: Vec<usize>,
     /// Whether a row that takes the first recursion leaves a token in the tier of every recursion,
@@ -17,7 +17,7 @@ pub struct Shape {
     pub every_row: bool,
 }
 
-impl Shape {
+impl KvShape {
     /// Tiers in which a row of this depth leaves a token.
     pub fn tiers_of(&self, depth: u32) -> usize {
         if self.every_row && depth > 0 { self.layers.len() } else { 1 + depth as usize }
@@ -113,7 +113,7 @@ impl Page {
 /// views share it.
 #[derive(Debug)]
 pub struct Pages {
-    shape: Shape,
+    shape: KvShape,
     pages: Vec<Page>,
     free: Vec<u32>,
     tables: Vec<Option<Table>>,
@@ -124,7 +124,7 @@ pub struct Pages {
 
 impl Pages {
     /// A pool of `pages` unit pages, numbered from 0, all free.
-    pub fn new(shape: Shape, pages: usize) -> Self {
+    pub fn new(shape: KvShape, pages: usize) -> Self {
         let count = u32::try_from(pages).unwrap_or(u32::MAX).min(u32::MAX / PAGE as u32);
         let used = vec![0; shape.layers.len()];
         Self {
@@ -139,7 +139,7 @@ impl Pages {
     }
 
     /// Layers of each tier.
-    pub fn shape(&self) -> &Shape {
+    pub fn shape(&self) -> &KvShape {
         &self.shape
     }
 

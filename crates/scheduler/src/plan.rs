@@ -5,8 +5,8 @@ use crate::queue::Rank;
 use crate::scheduler::Place;
 use crate::sequence::Cached;
 use crate::{
-    Chunk, Finish, PAGE, PreludeChunk, RecurChunk, Running, Scheduler, Sequence, Slot, Stage,
-    TableId, Tick,
+    Chunk, ChunkStage, Finish, PAGE, PreludeChunk, RecurChunk, Running, Scheduler, Sequence,
+    SlotId, TableId, Tick,
 };
 
 /// Rows seen before the observed share of rows in a recursion is believed.
@@ -61,7 +61,7 @@ impl Scheduler {
     fn admit(&mut self, tick: &mut Tick) -> bool {
         let Some(first) = self.queue.first() else { return false };
         let rank = first.rank();
-        if self.prompt_rows_before(rank) >= self.limits.rows {
+        if self.prompt_rows_before(rank) >= self.limits.max_batch_tokens {
             return false;
         }
         let (now, grace) = (self.tick, self.limits.pause_grace);
@@ -111,12 +111,12 @@ impl Scheduler {
             .flatten()
             .filter(|r| r.sequence.paused.is_none() && r.sequence.rank() < rank);
         let prompts = before.filter(|r| r.chunk.is_none() && !is_newest(r));
-        prompts.map(|r| (r.sequence.len() - r.done).min(self.limits.chunk)).sum()
+        prompts.map(|r| (r.sequence.len() - r.done).min(self.limits.prefill_chunk)).sum()
     }
 
     /// A view that begins with what the prefix cache knows.
     fn open(&mut self, sequence: &Sequence) -> (TableId, Option<Cached>) {
-        let ids = if sequence.request.prompt_scores { 0 } else { sequence.len() };
+        let ids = sequence.looked_up();
         let plain = (0..ids).take_while(|&p| sequence.cap_of(p) == sequence.cap);
         // One more than the plain rows, as the search leaves the last one out.
         let end = plain.count();
@@ -130,11 +130,11 @@ impl Scheduler {
 
     fn note_admission(&mut self, running: &mut Running) {
         let sequence = &mut running.sequence;
-        if sequence.request.prompt_scores {
+        if sequence.looked_up() == 0 {
             return;
         }
         let found = running.done as u64;
-        self.counters.prefix_tokens.0 += sequence.len() as u64;
+        self.counters.prefix_tokens.0 += sequence.looked_up() as u64;
         self.counters.prefix_tokens.1 += found;
         if sequence.started_us.is_none() {
             (sequence.usage.cached, sequence.computed) = (0, 0);
@@ -190,7 +190,7 @@ impl Scheduler {
     }
 
     /// The least important running sequence among those that may be taken; paused ones first.
-    fn weakest(&self, may: impl Fn(&Running) -> bool) -> Option<Slot> {
+    fn weakest(&self, may: impl Fn(&Running) -> bool) -> Option<SlotId> {
         let all = self.slots.iter().enumerate().filter_map(|(slot, r)| Some((slot, r.as_ref()?)));
         all.filter(|(_, r)| may(r))
             .max_by_key(|(_, r)| (r.sequence.paused.is_some(), r.sequence.rank()))
@@ -198,7 +198,7 @@ impl Scheduler {
     }
 
     /// Takes the pages and the slot of a sequence and lets it wait again.
-    fn preempt(&mut self, slot: Slot, tick: &mut Tick) {
+    fn preempt(&mut self, slot: SlotId, tick: &mut Tick) {
         let Some(running) = self.slots[slot].take() else { return };
         let mut sequence = running.sequence;
         self.pages.release(running.table);
@@ -217,7 +217,7 @@ impl Scheduler {
 
     /// Plans the rows of all running sequences, most important first.
     fn schedule(&mut self, now_us: u64, tick: &mut Tick) {
-        let mut order: Vec<(Rank, Slot)> = Vec::new();
+        let mut order: Vec<(Rank, SlotId)> = Vec::new();
         let (mut turning, mut newest) = (0, 0);
         for (slot, running) in
             self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?)))
@@ -227,13 +227,13 @@ impl Scheduler {
             }
             order.push((running.sequence.rank(), slot));
             match running.chunk.map(|f| f.stage) {
-                Some(Stage::Recurring { rows, .. }) => turning += rows,
-                Some(Stage::Ready { .. }) => {}
+                Some(ChunkStage::Recurring { rows, .. }) => turning += rows,
+                Some(ChunkStage::Ready { .. }) => {}
                 None => newest += usize::from(is_newest(running)),
             }
         }
         order.sort_unstable();
-        let mut budget = self.limits.rows.saturating_sub(turning + newest);
+        let mut budget = self.limits.max_batch_tokens.saturating_sub(turning + newest);
         let (mut reserved, mut planned, mut fed) = (0, Vec::new(), false);
         for (_, slot) in order {
             let Some((step, prompt)) = self.step(slot, budget, fed) else { continue };
@@ -251,28 +251,28 @@ impl Scheduler {
     }
 
     /// What a slot would do with `budget` prompt rows, and whether these are prompt rows.
-    fn step(&self, slot: Slot, budget: usize, fed: bool) -> Option<(Step, bool)> {
+    fn step(&self, slot: SlotId, budget: usize, fed: bool) -> Option<(Step, bool)> {
         let running = self.slots[slot].as_ref()?;
         match running.chunk.map(|f| f.stage) {
-            Some(Stage::Recurring { recursion, rows }) => {
+            Some(ChunkStage::Recurring { recursion, rows }) => {
                 return Some((Step::RecurChunk { recursion, rows }, false));
             }
-            Some(Stage::Ready { .. }) => return None,
+            Some(ChunkStage::Ready { .. }) => return None,
             None => {}
         }
         let (first, rest) = (running.done, running.sequence.len() - running.done);
         if is_newest(running) {
             return Some((Step::PreludeChunk { first, count: 1 }, false));
         }
-        let least = if fed { 0 } else { PAGE.min(self.limits.rows) };
-        let end = first + rest.min(self.limits.chunk).min(budget.max(least));
+        let least = if fed { 0 } else { PAGE.min(self.limits.max_batch_tokens) };
+        let end = first + rest.min(self.limits.prefill_chunk).min(budget.max(least));
         let whole = end / PAGE * PAGE;
         let end = if end < first + rest && whole > first { whole } else { end };
         (end > first).then_some((Step::PreludeChunk { first, count: end - first }, true))
     }
 
     /// Fresh unit pages that a step takes at most.
-    fn pages_of(&self, slot: Slot, step: Step) -> usize {
+    fn pages_of(&self, slot: SlotId, step: Step) -> usize {
         let Some(running) = &self.slots[slot] else { return 0 };
         let needed = |tier, rows| self.pages.needed(&running.table, tier, rows);
         match step {
@@ -286,10 +286,10 @@ impl Scheduler {
     /// that is not enough.
     fn reserve(
         &mut self,
-        slot: Slot,
+        slot: SlotId,
         step: Step,
         reserved: usize,
-        planned: &[Slot],
+        planned: &[SlotId],
         tick: &mut Tick,
     ) -> Option<usize> {
         let rank = self.slots[slot].as_ref()?.sequence.rank();
@@ -319,13 +319,13 @@ impl Scheduler {
         }
     }
 
-    fn commit(&mut self, slot: Slot, step: Step, now_us: u64, tick: &mut Tick) {
+    fn commit(&mut self, slot: SlotId, step: Step, now_us: u64, tick: &mut Tick) {
         let Some(running) = &mut self.slots[slot] else { return };
         let sequence = &mut running.sequence;
         match step {
             Step::PreludeChunk { first, count } => {
                 let draws = first + count == sequence.len() && sequence.request.max_tokens > 0;
-                let stage = Stage::Recurring { recursion: 0, rows: count };
+                let stage = ChunkStage::Recurring { recursion: 0, rows: count };
                 running.chunk = Some(Chunk { first, count, stage, draws, due: true });
                 if sequence.started_us.is_none() {
                     sequence.started_us = Some(now_us);

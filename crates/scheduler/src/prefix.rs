@@ -145,12 +145,12 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Shape;
+    use crate::KvShape;
 
     /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of
     /// depth 1).
     fn known(texts: &[&[u32]]) -> (Pages, Prefix) {
-        let mut pages = Pages::new(Shape { layers: vec![1, 1], every_row: false }, 64);
+        let mut pages = Pages::new(KvShape { layers: vec![1, 1], every_row: false }, 64);
         let mut prefix = Prefix::default();
         for text in texts {
             let table = pages.table();

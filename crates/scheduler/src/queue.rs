@@ -121,7 +121,7 @@ mod tests {
             sampling: SamplingParams::default(),
             depth_options: DepthOptions::default(),
             top: None,
-            prompt_scores: false,
+            prompt_scores: None,
             priority,
             deadline: None,
         };

@@ -87,8 +87,9 @@ pub struct Request {
     /// Report this many most likely tokens beside each generated (and scored) one; `None` for none
     /// at all.
     pub top: Option<usize>,
-    /// Report log-probabilities of the prompt's tokens too. Such a request uses no cached prefix.
-    pub prompt_scores: bool,
+    /// Report log-probabilities of the prompt's tokens from this index on (0 for all of them), which
+    /// must be below the prompt's length. Rows that they need do not come from the prefix cache.
+    pub prompt_scores: Option<usize>,
     /// Runs before requests of lower priority.
     pub priority: Priority,
     /// Ends with [`Finish::Deadline`] at this time (microseconds of the engine's clock).
@@ -165,7 +166,7 @@ pub struct Done {
 /// What comes back, in this order: prompt scores if asked for, tokens, the end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Scores and depths of all prompt tokens.
+    /// Scores and depths of the prompt tokens that [`Request::prompt_scores`] asks for.
     Prompt(Vec<TokenOut>),
     /// The next token.
     Token(TokenOut),
@@ -176,7 +177,7 @@ pub enum Event {
 /// What a receiver said to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
-    /// Thank you.
+    /// The event was handed over.
     Taken,
     /// Not now: the sequence pauses and offers the same event again later.
     Full,
@@ -185,7 +186,7 @@ pub enum Offer {
 }
 
 /// Where the events of one request go. Called on the engine's thread: must not block.
-pub trait Sink: Send {
+pub trait EventSink: Send {
     /// Takes the event, or says why not. Must take [`Event::Done`] or be gone.
     fn offer(&mut self, event: &Event) -> Offer;
 }

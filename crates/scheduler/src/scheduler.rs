@@ -7,8 +7,8 @@ use crate::brownout::DepthCap;
 use crate::prefix::Prefix;
 use crate::queue::{Queue, Rank};
 use crate::{
-    Done, Ended, Finish, Gauges, Imbalance, LimitError, Limits, Pages, Refusal, Request, Running,
-    Sequence, Shape, Slot,
+    Done, Ended, Finish, Gauges, Imbalance, KvShape, LimitError, Pages, Refusal, Request, Running,
+    SchedulerLimits, Sequence, SlotId,
 };
 
 /// Depth-wise continuous batching, as bookkeeping. One tick:
@@ -31,7 +31,7 @@ use crate::{
 /// under [`crate::Brownout`], which stay fixed once given.
 #[derive(Debug)]
 pub struct Scheduler {
-    pub(crate) limits: Limits,
+    pub(crate) limits: SchedulerLimits,
     pub(crate) recursions: usize,
     pub(crate) pages: Pages,
     pub(crate) prefix: Prefix,
@@ -52,7 +52,7 @@ pub struct Scheduler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Waiting(Rank),
-    Running(Slot),
+    Running(SlotId),
 }
 
 impl Scheduler {
@@ -60,7 +60,11 @@ impl Scheduler {
     ///
     /// # Errors
     /// If a limit is 0 or does not fit the shape.
-    pub fn new(limits: Limits, shape: Shape, recursions: usize) -> Result<Self, LimitError> {
+    pub fn new(
+        limits: SchedulerLimits,
+        shape: KvShape,
+        recursions: usize,
+    ) -> Result<Self, LimitError> {
         limits.check(&shape, recursions)?;
         let counters = Gauges {
             depths: vec![0; recursions + 1],
@@ -72,7 +76,7 @@ impl Scheduler {
             pages: Pages::new(shape, limits.pages),
             prefix: Prefix::default(),
             queue: Queue::new(limits.queue_requests, limits.queue_tokens),
-            slots: (0..limits.running).map(|_| None).collect(),
+            slots: (0..limits.max_seqs).map(|_| None).collect(),
             places: BTreeMap::new(),
             depth_cap: DepthCap::new(limits.brownout, recursions as u32),
             tick: 0,
@@ -119,6 +123,10 @@ impl Scheduler {
                 request.id.to_string(),
                 "one that no request in chunk has".into(),
             );
+        }
+        if let Some(from) = request.prompt_scores.filter(|&from| from >= prompt) {
+            let expected = format!("below {prompt}, the prompt's tokens");
+            return invalid("prompt_scores", from.to_string(), expected);
         }
         let total = prompt.saturating_add(new);
         if total > self.limits.context {
@@ -190,14 +198,14 @@ impl Scheduler {
 
     /// Ends a running sequence now, with [`Finish::Failed`]; for errors inside the executor. `None`
     /// for an empty slot.
-    pub fn fail(&mut self, slot: Slot, why: String, now_us: u64) -> Option<Ended> {
+    pub fn fail(&mut self, slot: SlotId, why: String, now_us: u64) -> Option<Ended> {
         let running = self.slots.get_mut(slot)?.take()?;
         Some(self.end_running(slot, running, Finish::Failed(why), now_us))
     }
 
     pub(crate) fn end_running(
         &mut self,
-        slot: Slot,
+        slot: SlotId,
         running: Running,
         finish: Finish,
         now_us: u64,
@@ -208,7 +216,7 @@ impl Scheduler {
 
     pub(crate) fn end(
         &mut self,
-        slot: Option<Slot>,
+        slot: Option<SlotId>,
         sequence: Sequence,
         finish: Finish,
         now_us: u64,
@@ -245,12 +253,12 @@ impl Scheduler {
     }
 
     /// The sequence in a slot.
-    pub fn running(&self, slot: Slot) -> Option<&Running> {
+    pub fn running(&self, slot: SlotId) -> Option<&Running> {
         self.slots.get(slot)?.as_ref()
     }
 
     /// The slot in which a request runs; `None` if it waits or is unknown.
-    pub fn slot_of(&self, id: u64) -> Option<Slot> {
+    pub fn slot_of(&self, id: u64) -> Option<SlotId> {
         match self.places.get(&id)? {
             Place::Running(slot) => Some(*slot),
             Place::Waiting(_) => None,

@@ -8,9 +8,9 @@ use crate::prefix::Node;
 use crate::queue::Rank;
 use crate::{Request, TableId, Usage};
 
-/// A place among the running sequences, `0..Limits::running`. Stays the same from admission to end
+/// A place among the running sequences, `0..SchedulerLimits::max_seqs`. Stays the same from admission to end
 /// or preemption.
-pub type Slot = usize;
+pub type SlotId = usize;
 
 /// A sequence that waits or runs.
 #[derive(Debug)]
@@ -62,6 +62,12 @@ impl Sequence {
         u64::from(self.cap.min(0xffff)) << 48
             | u64::from(depth_options.min_depth.min(0xffff)) << 32
             | u64::from(depth_options.threshold.to_bits())
+    }
+
+    /// Tokens that are looked up in the prefix cache, from the first one; the row of the last of
+    /// them is computed in any case.
+    pub(crate) fn looked_up(&self) -> usize {
+        self.request.prompt_scores.unwrap_or(self.len())
     }
 
     /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own
@@ -150,7 +156,7 @@ impl Sequence {
 
 /// Where a chunk stands between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum ChunkStage {
     /// At most `rows` rows may take recursion `recursion` next.
     Recurring {
         /// Recursion that comes next, from 0.
@@ -173,7 +179,7 @@ pub struct Chunk {
     /// Rows.
     pub count: usize,
     /// Where they stand.
-    pub stage: Stage,
+    pub stage: ChunkStage,
     /// Whether a token is drawn from the last row when they leave.
     pub draws: bool,
     /// Whether a report is due: [`crate::Scheduler::recurred`] or [`crate::Scheduler::completed`].

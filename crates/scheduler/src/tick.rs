@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::{Done, Request, Slot};
+use crate::{Done, Request, SlotId};
 
 /// Rows that go through embedding and first layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PreludeChunk {
     /// Whose.
-    pub slot: Slot,
+    pub slot: SlotId,
     /// Position of the first row.
     pub first: usize,
     /// Rows.
@@ -19,7 +19,7 @@ pub struct PreludeChunk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecurChunk {
     /// Whose.
-    pub slot: Slot,
+    pub slot: SlotId,
     /// Which recursion, from 0.
     pub recursion: usize,
     /// Rows that may take it: all of the chunk in recursion 0, then what
@@ -31,7 +31,7 @@ pub struct RecurChunk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodaChunk {
     /// Whose.
-    pub slot: Slot,
+    pub slot: SlotId,
     /// Position of the first row.
     pub first: usize,
     /// Rows.
@@ -44,7 +44,7 @@ pub struct CodaChunk {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     /// The slot it had; `None` if it waited.
-    pub slot: Option<Slot>,
+    pub slot: Option<SlotId>,
     /// What was asked.
     pub request: Arc<Request>,
     /// Why and at what cost.
@@ -58,15 +58,15 @@ pub struct Tick {
     /// Sequences that ended since the last tick: cancelled, or out of time.
     pub ended: Vec<Ended>,
     /// Slots whose sequence lost its pages and its chunk, with its request's id; it waits again.
-    pub preempted: Vec<(Slot, u64)>,
+    pub preempted: Vec<(SlotId, u64)>,
     /// Slots that got a sequence.
-    pub admitted: Vec<Slot>,
+    pub admitted: Vec<SlotId>,
     /// Rows that enter, most important first.
     pub prelude: Vec<PreludeChunk>,
     /// Rows that come to a recursion, the entering ones included, most important first.
     pub recur: Vec<RecurChunk>,
     /// Slots that have a chunk or rows to enter but no pages: they keep what they have and wait.
-    pub stalled: Vec<Slot>,
+    pub stalled: Vec<SlotId>,
 }
 
 /// What follows after rows left.
@@ -87,7 +87,7 @@ pub enum Misuse {
     )]
     NotDue {
         /// The slot named.
-        slot: Slot,
+        slot: SlotId,
         /// The report made.
         report: &'static str,
     },
@@ -95,7 +95,7 @@ pub enum Misuse {
     #[error("slot {slot} reports {what} {found}, expected {expected}: report what ran")]
     Wrong {
         /// The slot named.
-        slot: Slot,
+        slot: SlotId,
         /// Which number.
         what: &'static str,
         /// As reported.
@@ -109,7 +109,7 @@ pub enum Misuse {
     )]
     Pages {
         /// The slot named.
-        slot: Slot,
+        slot: SlotId,
         /// What the pool said.
         #[source]
         full: crate::Full,

@@ -1,7 +1,8 @@
 //! Depth caps: what the depth_options of a request and the load make of them, and that they stay.
 
 use scheduler::{
-    Brownout, DepthOptions, Limits, Misuse, PAGE, Request, SamplingParams, Scheduler, Shape,
+    Brownout, DepthOptions, KvShape, Misuse, PAGE, Request, SamplingParams, Scheduler,
+    SchedulerLimits,
 };
 
 fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
@@ -14,14 +15,14 @@ fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
         sampling: SamplingParams::default(),
         depth_options,
         top: None,
-        prompt_scores: false,
+        prompt_scores: None,
         priority: 0,
         deadline: None,
     }
 }
 
-fn scheduler(limits: Limits) -> Scheduler {
-    Scheduler::new(limits, Shape { layers: vec![1, 1, 1, 1], every_row: false }, 3).unwrap()
+fn scheduler(limits: SchedulerLimits) -> Scheduler {
+    Scheduler::new(limits, KvShape { layers: vec![1, 1, 1, 1], every_row: false }, 3).unwrap()
 }
 
 /// Ticks in which every row goes as deep as it may, until `slot` has drawn `tokens` tokens; gives
@@ -62,7 +63,7 @@ fn the_mean_over_the_text_stays_at_the_dial() {
         (0.5, vec![1, 1, 1, 1, 1, 1]),
         (9.0, vec![3, 3, 3, 3, 3, 3]),
     ] {
-        let mut s = scheduler(Limits::default());
+        let mut s = scheduler(SchedulerLimits::default());
         s.submit(
             request(1, 9, DepthOptions { mean_depth: Some(mean), ..DepthOptions::default() }),
             0,
@@ -70,7 +71,7 @@ fn the_mean_over_the_text_stays_at_the_dial() {
         .unwrap();
         assert_eq!(caps(&mut s, 0, 6), expected, "mean {mean}");
     }
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     let depth_options = DepthOptions {
         mean_depth: Some(1.0),
         min_depth: 2,
@@ -85,7 +86,7 @@ fn the_mean_over_the_text_stays_at_the_dial() {
 #[test]
 fn under_load_new_tokens_get_less_and_prompts_do_not() {
     let brownout = Some(Brownout { floor: 1, waiting: 0, pages: 0, ease: 0, fall: 3, rise: 9 });
-    let mut s = scheduler(Limits { running: 2, brownout, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits { max_seqs: 2, brownout, ..SchedulerLimits::default() });
     s.submit(request(1, 40, DepthOptions::default()), 0).unwrap();
     s.submit(request(2, 40, DepthOptions { min_depth: 2, ..DepthOptions::default() }), 0).unwrap();
     s.submit(request(3, 1, DepthOptions::default()), 0).unwrap();
@@ -104,7 +105,7 @@ fn under_load_new_tokens_get_less_and_prompts_do_not() {
 
 #[test]
 fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 9, DepthOptions::default()), 0).unwrap();
     let message = |r: Result<(), Misuse>| r.unwrap_err().to_string();
     let due = "expected a chunk of this tick's plan: report each planned chunk once";
@@ -161,7 +162,7 @@ fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
 
 #[test]
 fn pages_of_one_tier_are_those_of_its_rows() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(Request { prompt: (0..40).collect(), ..request(1, 1, DepthOptions::default()) }, 0)
         .unwrap();
     let tick = s.plan(0);

@@ -8,7 +8,8 @@ mod world;
 use std::collections::BTreeMap;
 
 use scheduler::{
-    Brownout, DepthOptions, Finish, Limits, PAGE, Refusal, Request, SamplingParams, Stage,
+    Brownout, ChunkStage, DepthOptions, Finish, PAGE, Refusal, Request, SamplingParams,
+    SchedulerLimits,
 };
 use world::{Life, Text, World, mix};
 
@@ -39,15 +40,15 @@ struct Load {
     longest: u64,
 }
 
-fn limits(dice: &mut Dice, layers: &[usize], recursions: usize) -> Limits {
+fn limits(dice: &mut Dice, layers: &[usize], recursions: usize) -> SchedulerLimits {
     let unit: usize = layers.iter().sum();
     let brownout = Brownout { floor: 1, waiting: 4, pages: unit, ease: 1, fall: 3, rise: 9 };
-    Limits {
+    SchedulerLimits {
         queue_requests: 4 + dice.below(20) as usize,
         queue_tokens: 200 + dice.below(800) as usize,
-        running: 1 + dice.below(8) as usize,
-        rows: 1 + dice.below(64) as usize,
-        chunk: 1 + dice.below(40) as usize,
+        max_seqs: 1 + dice.below(8) as usize,
+        max_batch_tokens: 1 + dice.below(64) as usize,
+        prefill_chunk: 1 + dice.below(40) as usize,
         pages: unit * (2 + dice.below(30) as usize),
         coda_batch: 1 + dice.below(6) as usize,
         coda_wait: dice.below(2 * recursions as u64 + 1),
@@ -88,6 +89,8 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
         threshold: if dice.one_in(8) { 0.5 } else { 0.0 },
         mean_depth: dice.one_in(3).then(|| 0.5 + dice.below(30) as f32 / 10.0),
     };
+    let from = dice.below(prompt.len() as u64) as usize;
+    let prompt_scores = dice.one_in(10).then_some(from);
     Request {
         id,
         prompt,
@@ -97,7 +100,7 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
         sampling: SamplingParams::default(),
         depth_options,
         top: None,
-        prompt_scores: dice.one_in(10),
+        prompt_scores,
         priority: dice.below(load.priorities) as i32,
         deadline: dice.one_in(12).then(|| now_us + dice.below(200_000)),
     }
@@ -106,9 +109,9 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
 /// Ticks that a sequence takes at most while nothing stands above it: each chunk enters with its
 /// first recursion, turns once a tick, waits to leave; a chunk of prompt rows takes the least share
 /// of rows, or ends a page.
-fn alone(text: &Text, limits: &Limits, recursions: usize) -> u64 {
+fn alone(text: &Text, limits: &SchedulerLimits, recursions: usize) -> u64 {
     let (known, new) = (text.tokens.len(), text.request.max_tokens - text.generated());
-    let least = PAGE.min(limits.rows).min(limits.chunk);
+    let least = PAGE.min(limits.max_batch_tokens).min(limits.prefill_chunk);
     let chunks = 2 * (known + new).div_ceil(least) + 1 + new;
     chunks as u64 * (recursions as u64 + limits.coda_wait + 1)
 }
@@ -131,7 +134,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn look(&mut self, world: &World, limits: &Limits, tick: u64) {
+    fn look(&mut self, world: &World, limits: &SchedulerLimits, tick: u64) {
         let now = head(world).filter(|&(_, runs)| runs).map(|(id, _)| id);
         if now != self.head {
             self.head = now;
@@ -200,15 +203,15 @@ fn disturb(world: &mut World, dice: &mut Dice, load: &Load) {
     }
 }
 
-fn within_limits(world: &World, limits: &Limits) {
+fn within_limits(world: &World, limits: &SchedulerLimits) {
     let gauges = world.scheduler.gauges();
-    assert!(gauges.running <= limits.running);
+    assert!(gauges.running <= limits.max_seqs);
     assert_eq!(
         world.scheduler.pages().free() + gauges.pages_used.iter().sum::<usize>(),
         limits.pages
     );
-    for running in (0..limits.running).filter_map(|slot| world.scheduler.running(slot)) {
-        if let Some(Stage::Recurring { rows, recursion }) = running.chunk().map(|f| f.stage) {
+    for running in (0..limits.max_seqs).filter_map(|slot| world.scheduler.running(slot)) {
+        if let Some(ChunkStage::Recurring { rows, recursion }) = running.chunk().map(|f| f.stage) {
             assert!(rows >= 1 && recursion < world.recursions);
         }
     }
@@ -216,7 +219,7 @@ fn within_limits(world: &World, limits: &Limits) {
 
 /// Lets everything run to its end, within the sum of what each takes alone; then nothing may be
 /// left.
-fn finish(world: &mut World, limits: &Limits) {
+fn finish(world: &mut World, limits: &SchedulerLimits) {
     world.scheduler.drain();
     let live: Vec<u64> =
         world.lives.values().filter(|l| l.ended.is_none()).map(|l| l.text.request.id).collect();

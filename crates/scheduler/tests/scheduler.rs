@@ -1,13 +1,13 @@
 //! Single decisions of the scheduler, one by one.
 
 use scheduler::{
-    After, Brownout, CodaChunk, DepthOptions, Done, Ended, Finish, Limits, Refusal, Request,
-    SamplingParams, Scheduler, Shape, Slot, Tick,
+    After, Brownout, CodaChunk, DepthOptions, Done, Ended, Finish, KvShape, Refusal, Request,
+    SamplingParams, Scheduler, SchedulerLimits, SlotId, Tick,
 };
 
 /// A model of two recursions, with one layer in each tier.
-fn scheduler(limits: Limits) -> Scheduler {
-    Scheduler::new(limits, Shape { layers: vec![1, 1, 1], every_row: false }, 2).unwrap()
+fn scheduler(limits: SchedulerLimits) -> Scheduler {
+    Scheduler::new(limits, KvShape { layers: vec![1, 1, 1], every_row: false }, 2).unwrap()
 }
 
 fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request {
@@ -20,7 +20,7 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
         sampling: SamplingParams::default(),
         depth_options: DepthOptions::default(),
         top: None,
-        prompt_scores: false,
+        prompt_scores: None,
         priority: 0,
         deadline: None,
     }
@@ -89,8 +89,12 @@ fn refusal(s: &mut Scheduler, request: Request) -> String {
 
 #[test]
 fn what_can_never_run_is_refused_by_field() {
-    let mut s =
-        scheduler(Limits { pages: 9, context: 100, queue_requests: 1, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits {
+        pages: 9,
+        context: 100,
+        queue_requests: 1,
+        ..SchedulerLimits::default()
+    });
     let with = |depth_options| Request { depth_options, ..request(1, 0..4, 4) };
     let cases = [
         (request(1, 0..0, 4), "prompt is empty, expected at least one token"),
@@ -143,28 +147,32 @@ fn what_can_never_run_is_refused_by_field() {
 #[test]
 fn limits_that_cannot_be_kept() {
     let error = |limits, layers: &[usize]| {
-        let shape = Shape { layers: layers.to_vec(), every_row: false };
+        let shape = KvShape { layers: layers.to_vec(), every_row: false };
         Scheduler::new(limits, shape, 2).unwrap_err().to_string()
     };
-    let base = Limits::default;
+    let base = SchedulerLimits::default;
     assert_eq!(
-        error(Limits { rows: 0, ..base() }, &[1, 1, 1]),
+        error(SchedulerLimits { max_batch_tokens: 0, ..base() }, &[1, 1, 1]),
         "limit rows is 0, expected at least 1: change it"
     );
     assert_eq!(
-        error(Limits { pages: 2, ..base() }, &[1, 1, 1]),
+        error(SchedulerLimits { pages: 2, ..base() }, &[1, 1, 1]),
         "limit pages is 2, expected at least 3: change it"
     );
     let shape = "limit shape is 2, expected 3 tiers, one more than recursions: change it";
     assert_eq!(error(base(), &[1, 1]), shape);
     let brownout = Some(Brownout { waiting: 1, ease: 2, ..Brownout::default() });
     let text = "limit brownout.waiting is 1, expected at least 2: change it";
-    assert_eq!(error(Limits { brownout, ..base() }, &[1, 1, 1]), text);
+    assert_eq!(error(SchedulerLimits { brownout, ..base() }, &[1, 1, 1]), text);
 }
 
 #[test]
 fn a_prompt_gets_rows_although_newest_tokens_fill_the_tick() {
-    let mut s = scheduler(Limits { rows: 3, chunk: 8, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits {
+        max_batch_tokens: 3,
+        prefill_chunk: 8,
+        ..SchedulerLimits::default()
+    });
     for id in 0..3 {
         s.submit(request(id, id as u32..id as u32 + 1, 50), 0).unwrap();
     }
@@ -179,10 +187,14 @@ fn a_prompt_gets_rows_although_newest_tokens_fill_the_tick() {
 
 #[test]
 fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
-    let mut s = scheduler(Limits { rows: 40, chunk: 24, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits {
+        max_batch_tokens: 40,
+        prefill_chunk: 24,
+        ..SchedulerLimits::default()
+    });
     s.submit(request(1, 0..50, 1), 0).unwrap();
     s.submit(request(2, 100..190, 1), 0).unwrap();
-    let entered: Vec<Vec<(Slot, usize, usize)>> = ticks(&mut s, 5)
+    let entered: Vec<Vec<(SlotId, usize, usize)>> = ticks(&mut s, 5)
         .iter()
         .map(|(tick, _)| tick.prelude.iter().map(|e| (e.slot, e.first, e.count)).collect())
         .collect();
@@ -199,7 +211,8 @@ fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
 
 #[test]
 fn ready_rows_wait_for_company_but_not_long() {
-    let mut s = scheduler(Limits { coda_batch: 2, coda_wait: 3, ..Limits::default() });
+    let mut s =
+        scheduler(SchedulerLimits { coda_batch: 2, coda_wait: 3, ..SchedulerLimits::default() });
     let shallow = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
     s.submit(Request { depth_options: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
     s.submit(request(2, 5..6, 9), 0).unwrap();
@@ -208,7 +221,7 @@ fn ready_rows_wait_for_company_but_not_long() {
     assert_eq!(s.ready_for_coda(), [], "one row is ready, another is still recurring");
     let second = s.plan(0);
     turn(&mut s, &second);
-    let both: Vec<Slot> = s.ready_for_coda().iter().map(|l| l.slot).collect();
+    let both: Vec<SlotId> = s.ready_for_coda().iter().map(|l| l.slot).collect();
     assert_eq!(both, [0, 1], "two rows are enough");
     for slot in both {
         s.completed(slot, &[1 + slot as u32], Some(9), 0).unwrap();
@@ -225,7 +238,8 @@ fn nobody_waits_for_company_longer_than_allowed() {
     for (coda_wait, expected) in
         [(0, [vec![0], vec![0, 1], vec![0, 2]]), (1, [vec![], vec![0, 1], vec![]])]
     {
-        let mut s = scheduler(Limits { coda_batch: 9, coda_wait, ..Limits::default() });
+        let mut s =
+            scheduler(SchedulerLimits { coda_batch: 9, coda_wait, ..SchedulerLimits::default() });
         let shallow = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
         s.submit(Request { depth_options: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
         // One of the others is always on its way, so that nobody leaves for want of company to
@@ -245,14 +259,14 @@ fn nobody_waits_for_company_longer_than_allowed() {
 
 #[test]
 fn a_known_beginning_is_not_computed_again() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..40, 3), 0).unwrap();
     assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 0);
     assert_eq!(s.gauges().pages_cached, 6);
     s.submit(request(2, 0..40, 3), 0).unwrap();
     let other = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
     s.submit(Request { depth_options: other, ..request(3, 0..40, 3) }, 0).unwrap();
-    s.submit(Request { prompt_scores: true, ..request(4, 0..40, 3) }, 0).unwrap();
+    s.submit(Request { prompt_scores: Some(0), ..request(4, 0..40, 3) }, 0).unwrap();
     let done = until_idle(&mut s, 9);
     let cached = |id| done.iter().find(|(i, _)| *i == id).unwrap().1.usage;
     assert_eq!(
@@ -281,7 +295,7 @@ fn a_known_beginning_is_not_computed_again() {
 
 #[test]
 fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
-    let mut s = scheduler(Limits { running: 1, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits { max_seqs: 1, ..SchedulerLimits::default() });
     let thrifty = DepthOptions { mean_depth: Some(1.0), ..DepthOptions::default() };
     s.submit(Request { depth_options: thrifty, ..request(1, 0..20, 60) }, 0).unwrap();
     while s.running(0).is_none_or(|r| r.sequence().generated().len() < 30) {
@@ -302,7 +316,8 @@ fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
 fn a_request_that_just_fits_takes_back_what_is_cached_of_it() {
     // 32 rows may take all 6 pages. Of the first block every other row goes deep: the cache holds
     // half-filled pages of it, which ask for room for copies that is not there.
-    let mut s = scheduler(Limits { pages: 6, chunk: 16, ..Limits::default() });
+    let mut s =
+        scheduler(SchedulerLimits { pages: 6, prefill_chunk: 16, ..SchedulerLimits::default() });
     let depth = |p: usize| if p < 16 { p % 2 * 2 } else { 2 };
     s.submit(request(1, 0..30, 3), 0).unwrap();
     for _ in 0..20 {
@@ -329,7 +344,7 @@ fn a_request_that_just_fits_takes_back_what_is_cached_of_it() {
 
 #[test]
 fn the_least_important_gives_its_pages() {
-    let mut s = scheduler(Limits { pages: 24, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits { pages: 24, ..SchedulerLimits::default() });
     for (id, priority) in [(1, 0), (2, 1), (3, 0)] {
         s.submit(Request { priority, ..request(id, id as u32 * 100..id as u32 * 100 + 10, 40) }, 0)
             .unwrap();
@@ -350,7 +365,7 @@ fn the_least_important_gives_its_pages() {
 
 #[test]
 fn a_paused_sequence_is_the_first_to_give_its_pages() {
-    let mut s = scheduler(Limits { pages: 12, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits { pages: 12, ..SchedulerLimits::default() });
     for id in 1..4 {
         s.submit(request(id, id as u32 * 100..id as u32 * 100 + 10, 20), 0).unwrap();
     }
@@ -371,7 +386,8 @@ fn a_paused_sequence_is_the_first_to_give_its_pages() {
 
 #[test]
 fn a_pause_keeps_a_slot_for_a_while() {
-    let mut s = scheduler(Limits { running: 1, pause_grace: 5, ..Limits::default() });
+    let mut s =
+        scheduler(SchedulerLimits { max_seqs: 1, pause_grace: 5, ..SchedulerLimits::default() });
     s.submit(request(1, 0..4, 20), 0).unwrap();
     s.submit(request(2, 50..54, 20), 0).unwrap();
     ticks(&mut s, 3);
@@ -383,7 +399,7 @@ fn a_pause_keeps_a_slot_for_a_while() {
 
 #[test]
 fn higher_priority_takes_a_slot_and_what_was_there_loses_nothing_of_its_text() {
-    let mut s = scheduler(Limits { running: 2, ..Limits::default() });
+    let mut s = scheduler(SchedulerLimits { max_seqs: 2, ..SchedulerLimits::default() });
     s.submit(request(1, 0..20, 6), 0).unwrap();
     s.submit(request(2, 50..70, 6), 0).unwrap();
     ticks(&mut s, 6);
@@ -407,7 +423,7 @@ fn higher_priority_takes_a_slot_and_what_was_there_loses_nothing_of_its_text() {
 
 #[test]
 fn ends_by_stop_length_deadline_and_cancel() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(Request { min_tokens: 3, ..request(1, 0..4, 9) }, 0).unwrap();
     let done = until_idle(&mut s, 7);
     assert_eq!(
@@ -446,7 +462,7 @@ fn ends_by_stop_length_deadline_and_cancel() {
 
 #[test]
 fn times_are_measured_on_the_callers_clock() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..4, 2), 100).unwrap();
     let ended: Vec<Ended> =
         [130, 140, 170, 200].into_iter().flat_map(|now| tick(&mut s, 9, now).1).collect();
@@ -455,7 +471,7 @@ fn times_are_measured_on_the_callers_clock() {
 
 #[test]
 fn a_cancel_between_drawing_and_reporting_drops_the_token() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..4, 9), 0).unwrap();
     let first = s.plan(0);
     turn(&mut s, &first);
@@ -469,7 +485,7 @@ fn a_cancel_between_drawing_and_reporting_drops_the_token() {
 
 #[test]
 fn a_failure_inside_ends_the_sequence_and_frees_its_pages() {
-    let mut s = scheduler(Limits::default());
+    let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..4, 9), 0).unwrap();
     s.plan(0);
     s.append(0, 0, 4).unwrap();

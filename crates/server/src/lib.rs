@@ -81,7 +81,7 @@ mod stream;
 mod template;
 mod token_text;
 
-pub use backend::{Backend, ModelInfo};
+pub use backend::ModelInfo;
 pub use serve::serve;
 pub use settings::{ServeError, ServerLimits, ServerSettings};
 pub use token_text::ModelText;

@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use crate::metrics::Shed;
 use crate::request::ParsedRequest;
 use crate::state::{ActiveRequest, AppState, Phase, reached};
-use scheduler::{Event, Finish, Offer, Refusal, Request, SamplingParams, Sink};
+use scheduler::{Event, EventSink, Finish, Offer, Refusal, Request, SamplingParams};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ impl ResponseSink {
     }
 }
 
-impl Sink for ResponseSink {
+impl EventSink for ResponseSink {
     fn offer(&mut self, event: &Event) -> Offer {
         if self.over || self.to.is_closed() {
             return Offer::Gone;
@@ -297,7 +297,7 @@ fn request(
         sampling: SamplingParams { choice: sample as u64, ..parsed.sampling.clone() },
         depth_options: parsed.depth_options,
         top: parsed.shape.top.map(|k| k.max(1)),
-        prompt_scores: parsed.shape.prompt_scores,
+        prompt_scores: parsed.shape.prompt_scores.then_some(0),
         priority: 0,
         deadline: Some(deadline),
     }

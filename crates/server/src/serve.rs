@@ -1,10 +1,11 @@
 //! The server from its first connection to its last.
 
-use crate::backend::{Backend, ModelInfo};
+use crate::backend::ModelInfo;
 use crate::connection::{Registry, converse};
 use crate::settings::{ServeError, ServerSettings};
 use crate::state::{AppState, Phase};
 use crate::token_text::ModelText;
+use scheduler::Backend;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;

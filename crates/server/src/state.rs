@@ -1,6 +1,6 @@
 //! What all requests share.
 
-use crate::backend::{Backend, ModelInfo};
+use crate::backend::ModelInfo;
 use crate::error::ApiError;
 use crate::metrics::{Metrics, Shed};
 use crate::random_ids::RandomIds;
@@ -8,6 +8,7 @@ use crate::schema::RequestBounds;
 use crate::settings::{ServeError, ServerSettings};
 use crate::template::ChatTemplate;
 use crate::token_text::{ModelText, TokenText};
+use scheduler::Backend;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};

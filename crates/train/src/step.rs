@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use data::{Window, Windows};
-use engine::{Batch, RoutingStats, Sequence};
+use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
 use model::routers::token_choice::Balance;
 use model::{
@@ -78,9 +78,9 @@ pub struct StepReport {
 
 /// Packs windows into the rows of one pass.
 pub fn pack(windows: &[Window], document_mask: bool) -> Batch {
-    let sequences: Vec<Sequence<'_>> = windows
+    let sequences: Vec<BatchSequence<'_>> = windows
         .iter()
-        .map(|w| Sequence {
+        .map(|w| BatchSequence {
             ids: &w.ids,
             targets: &w.targets,
             document: &w.document,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule};
@@ -30,7 +31,7 @@ pub(crate) struct State {
 /// A checkpoint for use: the model, how it decides, its tokenizer.
 pub struct Stored {
     /// The model; gradients are not collected.
-    pub model: Model,
+    pub model: Arc<Model>,
     /// Router state.
     pub state: RouterState,
     /// The causal rule, if the checkpoint has one.
@@ -374,7 +375,7 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     check_router(loaded, &state, config.recursions)?;
     let (text, origin) = (text(loaded, &config)?, loaded.json.get("origin").cloned());
     Ok(Stored {
-        model,
+        model: Arc::new(model),
         state,
         rule,
         tokenizer,

@@ -4,7 +4,7 @@
 mod common;
 
 use common::recipe;
-use engine::{Batch, Sequence};
+use engine::{Batch, BatchSequence};
 use model::rng::{Purpose, Stream};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 use train::{DataConfig, Recipe, Trainer};
@@ -39,9 +39,9 @@ fn batch(sequences: usize) -> Batch {
     let texts: Vec<Vec<u32>> = (0..sequences)
         .map(|_| (0..=LENGTH).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect())
         .collect();
-    let parts: Vec<Sequence<'_>> = texts
+    let parts: Vec<BatchSequence<'_>> = texts
         .iter()
-        .map(|t| Sequence {
+        .map(|t| BatchSequence {
             ids: &t[..LENGTH],
             targets: &t[1..],
             document: &document,

@@ -26,7 +26,7 @@ fn teacher(config: &ModelConfig, seed: u64) -> Arc<Stored> {
     let (state, rule, tokenizer, text, origin, recipe) =
         (RouterState::default(), None, None, None, None, None);
     Arc::new(Stored {
-        model,
+        model: Arc::new(model),
         state,
         rule,
         tokenizer,

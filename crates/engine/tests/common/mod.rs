@@ -3,7 +3,7 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
-use engine::{Batch, Sequence, causal_rule};
+use engine::{Batch, BatchSequence, causal_rule};
 use model::rng::{Purpose, Stream};
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
@@ -62,10 +62,15 @@ pub(crate) fn ids(seed: u64, count: usize) -> Vec<u32> {
 pub(crate) fn batch(tokens: &[u32], length: usize) -> Batch {
     let (document, same) = (vec![0; length], vec![true; length]);
     let targets: Vec<u32> = tokens.iter().map(|t| (t + 1) % VOCAB as u32).collect();
-    let sequences: Vec<Sequence<'_>> = tokens
+    let sequences: Vec<BatchSequence<'_>> = tokens
         .chunks_exact(length)
         .zip(targets.chunks_exact(length))
-        .map(|(ids, targets)| Sequence { ids, targets, document: &document, same_document: &same })
+        .map(|(ids, targets)| BatchSequence {
+            ids,
+            targets,
+            document: &document,
+            same_document: &same,
+        })
         .collect();
     Batch::pack(&sequences, true)
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use scheduler::{
-    After, Ended, Finish, Limits, PAGE, PageCopy, Refusal, Request, Scheduler, Shape, Slot, Tick,
+    After, Ended, Finish, KvShape, PAGE, PageCopy, Refusal, Request, Scheduler, SchedulerLimits,
+    SlotId, Tick,
 };
 
 pub(crate) use text::{Text, mix};
@@ -39,13 +40,14 @@ pub(crate) struct World {
     layers: Vec<usize>,
     every_row: bool,
     kv: Vec<u64>,
-    in_slot: BTreeMap<Slot, u64>,
+    in_slot: BTreeMap<SlotId, u64>,
     pub(crate) brownout: bool,
 }
 
 impl World {
-    pub(crate) fn new(limits: Limits, layers: &[usize], every_row: bool) -> Self {
-        let (recursions, shape) = (layers.len() - 1, Shape { layers: layers.to_vec(), every_row });
+    pub(crate) fn new(limits: SchedulerLimits, layers: &[usize], every_row: bool) -> Self {
+        let (recursions, shape) =
+            (layers.len() - 1, KvShape { layers: layers.to_vec(), every_row });
         let (pages, brownout) = (limits.pages, limits.brownout.is_some());
         Self {
             scheduler: Scheduler::new(limits, shape, recursions).unwrap(),
@@ -138,7 +140,7 @@ impl World {
         tick
     }
 
-    fn table(&self, slot: Slot) -> &scheduler::TableId {
+    fn table(&self, slot: SlotId) -> &scheduler::TableId {
         self.scheduler.running(slot).unwrap().table()
     }
 
@@ -162,12 +164,12 @@ impl World {
         }
     }
 
-    fn admitted(&mut self, slot: Slot) {
+    fn admitted(&mut self, slot: SlotId) {
         let running = self.scheduler.running(slot).unwrap();
         let request = Arc::clone(running.sequence().request());
         let done = self.scheduler.pages().count(running.table(), 0);
         assert!(done < running.sequence().len());
-        assert!(!request.prompt_scores || done == 0);
+        assert!(request.prompt_scores.is_none_or(|from| done < from.max(1)));
         let caps: Vec<u32> =
             (0..running.sequence().len()).map(|p| running.sequence().cap_of(p)).collect();
         assert_eq!(caps, self.lives[&request.id].text.caps, "caps are remembered");
@@ -201,7 +203,7 @@ impl World {
     }
 
     /// Appends the rows of these positions and writes what they hold.
-    fn write(&mut self, slot: Slot, tier: usize, positions: Vec<usize>) {
+    fn write(&mut self, slot: SlotId, tier: usize, positions: Vec<usize>) {
         let copies = self.scheduler.append(slot, tier, positions.len()).unwrap();
         for PageCopy { from_page, to_page, tokens } in copies {
             let (from, to) = (from_page as usize * PAGE, to_page as usize * PAGE);
@@ -221,7 +223,7 @@ impl World {
     }
 
     /// Checks that the view holds exactly the text's rows below `end` in this tier.
-    fn read(&self, slot: Slot, tier: usize, end: usize) {
+    fn read(&self, slot: SlotId, tier: usize, end: usize) {
         let text = &self.lives[&self.in_slot[&slot]].text;
         let (pages, table) = (self.scheduler.pages(), self.table(slot));
         let count = text.positions(tier, end).count();
@@ -239,7 +241,7 @@ impl World {
         }
     }
 
-    fn leave(&mut self, slot: Slot, first: usize, count: usize, draws: bool) {
+    fn leave(&mut self, slot: SlotId, first: usize, count: usize, draws: bool) {
         let id = self.in_slot[&slot];
         let life = self.life(id);
         let fresh = first.max(life.known).min(first + count)..first + count;
@@ -273,7 +275,7 @@ impl World {
         }
     }
 
-    fn drew(&mut self, slot: Slot, id: u64, token: u32, ended: bool) {
+    fn drew(&mut self, slot: SlotId, id: u64, token: u32, ended: bool) {
         let text = &self.lives[&id].text;
         let planned = text.next_cap();
         let cap = match self.scheduler.running(slot).filter(|_| !ended) {

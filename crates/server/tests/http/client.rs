@@ -36,7 +36,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let fake = Fake::start(options);
-        let backend: Arc<dyn server::Backend> = fake.clone();
+        let backend: Arc<dyn scheduler::Backend> = fake.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let end = async {
             let _ = stopped.await;

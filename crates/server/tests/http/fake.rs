@@ -3,9 +3,10 @@
 
 use data::{Tokenizer, TrainOptions};
 use scheduler::{
-    Done, Event, Finish, Gauges, Offer, Refusal, Request, Scored, Sink, TokenOut, Usage,
+    Backend, Done, Event, EventSink, Finish, Gauges, Offer, Refusal, Request, Scored, TokenOut,
+    Usage,
 };
-use server::{Backend, ModelInfo, ModelText};
+use server::{ModelInfo, ModelText};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -132,7 +133,7 @@ impl Default for Options {
 
 struct Sequence {
     request: Request,
-    sink: Box<dyn Sink>,
+    sink: Box<dyn EventSink>,
     text: Vec<u32>,
     prefill: usize,
     prompt_told: bool,
@@ -205,7 +206,7 @@ impl Drop for Fake {
 }
 
 impl Backend for Fake {
-    fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refusal> {
+    fn submit(&self, request: Request, sink: Box<dyn EventSink>) -> Result<(), Refusal> {
         assert!(request.sampling.seed != PANICS, "asked to panic");
         let mut inner = self.shared.inner.lock().unwrap();
         if inner.draining {
@@ -371,7 +372,7 @@ impl Shared {
         if !sequence.prompt_told {
             sequence.prompt_told = true;
             gauges.tokens.0 += request.prompt.len() as u64;
-            if request.prompt_scores {
+            if request.prompt_scores.is_some() {
                 let scored = (0..request.prompt.len())
                     .map(|at| self.scored(request, &request.prompt[..at], request.prompt[at]))
                     .collect();

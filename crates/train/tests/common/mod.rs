@@ -3,7 +3,7 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
-use engine::{Batch, Sequence};
+use engine::{Batch, BatchSequence};
 use model::rng::{Purpose, Stream};
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
@@ -60,9 +60,9 @@ pub(crate) fn batches(seed: u64, count: usize, each: usize) -> Vec<Batch> {
             (0..13).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()
         })
         .collect();
-    let sequences: Vec<Sequence<'_>> = texts
+    let sequences: Vec<BatchSequence<'_>> = texts
         .iter()
-        .map(|t| Sequence {
+        .map(|t| BatchSequence {
             ids: &t[..12],
             targets: &t[1..],
             document: &document,
