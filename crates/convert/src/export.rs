@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use formats::gguf::{self, WeightType};
-use formats::hf::{self, Dtype, Extras};
-use formats::{ArchConfig, FormatError, Special, TensorRole, TensorSource};
+use formats::gguf::{self, GgufOptions, GgufWeightType};
+use formats::hf::{self, FolderOptions, HfWeightType};
+use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
 use model::{Model, RouterConfig, Sharing};
 use train::Stored;
 
@@ -17,16 +17,15 @@ use crate::{ConvertError, roles};
 /// # Errors
 /// A model that is not dense, a checkpoint without tokenizer, `out` holds files, or what the file
 /// system refuses.
-pub fn export_hugging_face(stored: &Stored, out: &Path, dtype: Dtype) -> Result<(), ConvertError> {
+pub fn export_hugging_face(
+    stored: &Stored,
+    out: &Path,
+    weights: HfWeightType,
+) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
     let special = special_of(stored);
-    Ok(hf::write(
-        out,
-        &dense.settings,
-        &dense,
-        tokenizer_of(stored)?,
-        &Extras { dtype, special: &special },
-    )?)
+    let options = FolderOptions { architecture: dense.architecture, weights, special: &special };
+    Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options)?)
 }
 
 /// Writes the GGUF file `out` that llama.cpp loads, under the model's `name`.
@@ -36,7 +35,7 @@ pub fn export_hugging_face(stored: &Stored, out: &Path, dtype: Dtype) -> Result<
 pub fn export_gguf(
     stored: &Stored,
     out: &Path,
-    weights: WeightType,
+    weights: GgufWeightType,
     name: &str,
 ) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
@@ -44,9 +43,14 @@ pub fn export_gguf(
         return refused(out.display().to_string(), "path", "taken", "one where nothing is");
     }
     let special = special_of(stored);
-    let export =
-        gguf::Export { name, weights, tokenizer: tokenizer_of(stored)?, special: &special };
-    Ok(gguf::export(out, &dense.settings, &dense, &export)?)
+    let options = GgufOptions {
+        architecture: dense.architecture,
+        name,
+        weights,
+        tokenizer: tokenizer_of(stored)?,
+        special: &special,
+    };
+    Ok(gguf::export(out, &dense.settings, &dense, &options)?)
 }
 
 pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
@@ -63,9 +67,9 @@ pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
 
 /// A run of ours trains with the end-of-text token between documents: its tokenizer alone says
 /// which id that is.
-fn special_of(stored: &Stored) -> Special {
+fn special_of(stored: &Stored) -> SpecialIds {
     let text = stored.text.clone().unwrap_or_default();
-    Special {
+    SpecialIds {
         bos: text.bos,
         eos: text.eos,
         pad: text.pad,
@@ -78,6 +82,7 @@ fn special_of(stored: &Stored) -> Special {
 struct Dense<'a> {
     model: &'a Model,
     settings: ArchConfig,
+    architecture: &'static Architecture,
 }
 
 impl<'a> Dense<'a> {
@@ -89,12 +94,19 @@ impl<'a> Dense<'a> {
                             the form of its own (--format lathe)";
             return refused("the checkpoint", "sharing", found, expected);
         }
-        Ok(Self { model: &stored.model, settings: settings_of(config) })
+        let settings = settings_of(config);
+        match Architecture::that_holds(&settings) {
+            Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
+            None => {
+                let expected = "a model that one of the known architectures can hold";
+                refused("the checkpoint", "architecture", "none that holds it", expected)
+            }
+        }
     }
 }
 
 impl TensorSource for Dense<'_> {
-    fn part(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
+    fn tensor(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
             for role in roles(&spec.name).unwrap_or_default() {
@@ -106,6 +118,6 @@ impl TensorSource for Dense<'_> {
             }
         }
         let source = format!("the model has no {wanted}").into();
-        Err(FormatError::Part { role: wanted, source })
+        Err(FormatError::Weights { role: wanted, source })
     }
 }

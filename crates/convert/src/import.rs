@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
-use formats::{ModelFile, Special, TensorSource};
+use formats::{ModelFile, SpecialIds, TensorSource};
 use model::params::specs;
 use model::{ModelConfig, RouterState};
 use serde_json::json;
@@ -47,7 +47,7 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
         .map(|spec| {
             let mut data = Vec::with_capacity(spec.count());
             for role in roles(&spec.name).unwrap_or_default() {
-                data.extend(foreign.part(role)?);
+                data.extend(foreign.tensor(role)?);
             }
             if data.len() != spec.count() {
                 let expected = format!("{} as {:?}", spec.count(), spec.shape);
@@ -85,7 +85,7 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     Ok(Imported { path, config, text, costs })
 }
 
-fn text_of(special: Special) -> SpecialTokens {
+fn text_of(special: SpecialIds) -> SpecialTokens {
     SpecialTokens {
         bos: special.bos,
         eos: special.eos,

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use common::{FIXTURES, fixture, logits, same};
 use convert::{
-    Dtype, Start, Target, WeightType, convert, export_gguf, export_hugging_face, export_own, import,
+    GgufWeightType, HfWeightType, Start, Target, convert, export_gguf, export_hugging_face,
+    export_own, import,
 };
 use model::{KvMode, RouterConfig, Rule, Sharing};
 use serde_json::{Value, json};
@@ -79,15 +80,15 @@ fn dense_models_go_out_and_come_back() {
                 same(found, &expected, &format!("{what} {name}"));
             }
         };
-        export_hugging_face(&stored, &at("hf"), Dtype::F32).expect("writes");
+        export_hugging_face(&stored, &at("hf"), HfWeightType::F32).expect("writes");
         let back = imported(&at("hf"), &at("hf-back"));
         assert_eq!((&back.text, &back.tokenizer), (&stored.text, &stored.tokenizer));
         again("hf", back);
-        export_gguf(&stored, &at("x.gguf"), WeightType::F32, "small").expect("writes");
+        export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "small").expect("writes");
         let back = imported(&at("x.gguf"), &at("gguf-back"));
         assert_eq!(back.text.as_ref().map(|t| (t.bos, t.eos.clone())), Some((Some(1), vec![2])));
         again("gguf", back);
-        export_hugging_face(&stored, &at("hf16"), Dtype::Bf16).expect("writes");
+        export_hugging_face(&stored, &at("hf16"), HfWeightType::Bf16).expect("writes");
         let rounded = imported(&at("hf16"), &at("hf16-back"));
         for ((_, found), (name_, expected)) in weights(&rounded).iter().zip(weights(&stored)) {
             for (f, e) in found.iter().zip(&expected) {
@@ -122,8 +123,8 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
     let mor = load_model(&path).expect("opens");
     assert_eq!(mor.text, dense.text);
     for refused in [
-        export_hugging_face(&mor, &at("x"), Dtype::F32).expect_err("not dense"),
-        export_gguf(&mor, &at("x"), WeightType::F32, "x").expect_err("not dense"),
+        export_hugging_face(&mor, &at("x"), HfWeightType::F32).expect_err("not dense"),
+        export_gguf(&mor, &at("x"), GgufWeightType::F32, "x").expect_err("not dense"),
     ] {
         assert!(refused.to_string().contains("--sharing none"), "{refused}");
     }
@@ -250,7 +251,7 @@ fn foreign_models_that_do_not_fit_are_refused() {
     fs::write(folder.path().join("a/notes"), "x").expect("writes");
     drop(stored);
     let without = common::stored(&folder.path().join("b"), &common::tiny(Sharing::None, 3, 1), 1);
-    let error = export_hugging_face(&without, &folder.path().join("c"), Dtype::F32)
+    let error = export_hugging_face(&without, &folder.path().join("c"), HfWeightType::F32)
         .expect_err("no tokenizer");
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
 }

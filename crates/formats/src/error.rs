@@ -24,8 +24,8 @@ pub enum FormatError {
         /// What to do.
         next: &'static str,
     },
-    /// A file contradicts its format, its settings, or asks for what a plain Llama model does not
-    /// compute.
+    /// A file contradicts its format, its settings, or asks for what a model of its architecture
+    /// does not compute here.
     #[error("{path}: {field}: expected {expected}, found {found}; {next}")]
     Invalid {
         /// The file concerned.
@@ -58,7 +58,7 @@ pub enum FormatError {
     Tensors(#[from] checkpoint::LoadError),
     /// The giver of weights to be written failed.
     #[error("weights of {role}: {source}")]
-    Part {
+    Weights {
         /// Which weights.
         role: TensorRole,
         /// Why they could not be had.
@@ -67,7 +67,7 @@ pub enum FormatError {
 }
 
 const NEXT_DAMAGED: &str = "fetch or write the file again";
-const NEXT_UNSUPPORTED: &str = "choose a plain Llama model that needs no more than this reader has";
+const NEXT_UNSUPPORTED: &str = "choose a model that needs no more than this reader has";
 const NEXT_WRITE: &str = "change what is to be written";
 
 impl FormatError {
@@ -142,5 +142,15 @@ pub(crate) fn quote(text: &str) -> String {
         format!("{head:?}.. ({} bytes)", text.len())
     } else {
         format!("{head:?}")
+    }
+}
+
+/// `"a", "b" or "c"`.
+pub(crate) fn list_quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.map(quote).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => "nothing".into(),
     }
 }

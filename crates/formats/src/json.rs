@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 32 << 20;
 const MAX_VALUES: usize = 1 << 18;
 
 /// The object in a JSON file, or one within it.
-pub(crate) struct Object<'a> {
+pub(crate) struct JsonObject<'a> {
     path: &'a Path,
     prefix: &'a str,
     map: &'a Map<String, Value>,
@@ -72,12 +72,12 @@ impl JsonFile {
         }
     }
 
-    pub(crate) fn object(&self) -> Object<'_> {
-        Object { path: &self.path, prefix: "", map: &self.root }
+    pub(crate) fn object(&self) -> JsonObject<'_> {
+        JsonObject { path: &self.path, prefix: "", map: &self.root }
     }
 }
 
-impl<'a> Object<'a> {
+impl<'a> JsonObject<'a> {
     pub(crate) fn path(&self) -> &'a Path {
         self.path
     }
@@ -145,9 +145,9 @@ impl<'a> Object<'a> {
     }
 
     /// The object under a key; `name` is what messages call it.
-    pub(crate) fn inner(&self, key: &'a str) -> Result<Option<Object<'a>>> {
+    pub(crate) fn inner(&self, key: &'a str) -> Result<Option<JsonObject<'a>>> {
         let map = self.typed(key, "an object", Value::as_object)?;
-        Ok(map.map(|map| Object { path: self.path, prefix: key, map }))
+        Ok(map.map(|map| JsonObject { path: self.path, prefix: key, map }))
     }
 
     pub(crate) fn must<T>(&self, key: &str, value: Option<T>) -> Result<T> {

@@ -1,6 +1,6 @@
 //! Whether a file's tensors are exactly those of the model that its settings describe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::error::quote;
@@ -9,21 +9,39 @@ use crate::{ArchConfig, FormatError, Result, TensorRole};
 /// How many tensors of each kind a message names.
 const NAMED_AT_MOST: usize = 8;
 
+/// What an architecture's form of file, given as `tensor`, calls the tensor of a role.
+///
+/// # Errors
+/// The architecture has no such tensor.
+pub(crate) fn name(
+    path: &Path,
+    architecture: &str,
+    tensor: fn(TensorRole) -> Option<String>,
+    role: TensorRole,
+) -> Result<String> {
+    tensor(role).ok_or_else(|| {
+        let expected = format!("a weight of the {architecture} architecture");
+        FormatError::unwritable(path, format!("weights of {role}"), expected, "none of its")
+    })
+}
+
 /// Checks that `found` (name to shape) has every tensor of the model with its shape and no other.
 ///
 /// # Errors
 /// Names the first missing, wrongly shaped and extra tensors.
 pub(crate) fn check(
     path: &Path,
+    architecture: &str,
     settings: &ArchConfig,
-    name: fn(TensorRole) -> String,
+    tensor: fn(TensorRole) -> Option<String>,
     found: &BTreeMap<&str, &[usize]>,
 ) -> Result<()> {
     let mut missing = Vec::new();
     let mut misshapen = Vec::new();
     let mut matched = 0;
     for role in TensorRole::all(settings) {
-        let (wanted, shape) = (name(role), role.shape(settings));
+        let wanted = name(path, architecture, tensor, role)?;
+        let shape = role.shape(settings);
         match found.get(wanted.as_str()) {
             None => missing.push(quote(&wanted)),
             Some(&is) if is != shape => {
@@ -39,12 +57,9 @@ pub(crate) fn check(
     }
     let complete = missing.len() + misshapen.len() <= NAMED_AT_MOST;
     let extra =
-        if complete && matched < found.len() { extra(settings, name, found) } else { Vec::new() };
-    let kinds = [
-        ("missing", missing),
-        ("wrongly shaped", misshapen),
-        ("not of a plain Llama model", extra),
-    ];
+        if complete && matched < found.len() { extra(settings, tensor, found) } else { Vec::new() };
+    let not_of = format!("not of a plain {architecture} model");
+    let kinds = [("missing", missing), ("wrongly shaped", misshapen), (not_of.as_str(), extra)];
     let details: Vec<_> =
         kinds.iter().filter(|(_, names)| !names.is_empty()).map(summary).collect();
     if details.is_empty() {
@@ -58,10 +73,10 @@ pub(crate) fn check(
 /// file's size.
 fn extra(
     settings: &ArchConfig,
-    name: fn(TensorRole) -> String,
+    tensor: fn(TensorRole) -> Option<String>,
     found: &BTreeMap<&str, &[usize]>,
 ) -> Vec<String> {
-    let wanted: std::collections::BTreeSet<String> = TensorRole::all(settings).map(name).collect();
+    let wanted: BTreeSet<String> = TensorRole::all(settings).filter_map(tensor).collect();
     found.keys().filter(|name| !wanted.contains(**name)).map(|name| quote(name)).collect()
 }
 

@@ -2,24 +2,27 @@
 //! and written for them.
 //!
 //! [`ModelFile::open`] takes either form and gives [`ArchConfig`], the weights by [`TensorRole`] as
-//! row-major f32 matrices in Hugging Face's rotary order, a tokenizer.json and the [`Special`]
-//! tokens. Whatever the arithmetic of a plain Llama model does not cover (biases, experts, other
-//! activations, sliding windows) is refused by name, never ignored. Nothing is sized by a number
-//! from a file before that number was held against the file's length.
+//! row-major f32 matrices in Hugging Face's rotary order, a tokenizer.json and the [`SpecialIds`].
+//! What an architecture calls its settings and tensors is said by its member of
+//! [`architectures::ALL`]. Whatever the arithmetic of [`ArchConfig`] does not cover (biases,
+//! experts, other activations, sliding windows) is refused by name, never ignored. Nothing is sized
+//! by a number from a file before that number was held against the file's length.
 
+mod arch_config;
+pub mod architectures;
 mod error;
 pub mod gguf;
 pub mod hf;
 mod json;
 mod layout;
 mod open;
-mod parts;
 mod rotary;
-mod settings;
 mod special;
+mod tensors;
 
+pub use arch_config::{ArchConfig, RopeScaling};
+pub use architectures::Architecture;
 pub use error::{FormatError, Result};
 pub use open::ModelFile;
-pub use parts::{LayerRole, TensorRole, TensorSource};
-pub use settings::{ArchConfig, RopeScaling};
-pub use special::Special;
+pub use special::SpecialIds;
+pub use tensors::{LayerRole, TensorRole, TensorSource};

@@ -1,19 +1,19 @@
-//! Either kind of foreign checkpoint behind one interface.
+//! Either form of file behind one interface.
 
 use std::io::Read;
 use std::path::Path;
 
-use crate::gguf::{Gguf, Llama};
+use crate::gguf::{Gguf, GgufModel};
 use crate::hf::Folder;
-use crate::{ArchConfig, FormatError, Result, Special, TensorRole, TensorSource};
+use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource};
 
-/// A foreign checkpoint of a Llama model.
+/// A checkpoint of another program, of a known architecture.
 #[derive(Debug)]
 pub enum ModelFile {
     /// A Hugging Face folder.
     HuggingFace(Folder),
-    /// A GGUF file of the llama architecture.
-    Gguf(Llama),
+    /// A GGUF file.
+    Gguf(GgufModel),
 }
 
 impl ModelFile {
@@ -21,14 +21,14 @@ impl ModelFile {
     /// magic.
     ///
     /// # Errors
-    /// Neither is there, or what [`Folder::open`], [`Gguf::open`] and [`Llama::new`] refuse.
+    /// Neither is there, or what [`Folder::open`], [`Gguf::open`] and [`GgufModel::new`] refuse.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|e| FormatError::io(path, "open", e))?;
         if metadata.is_dir() {
             return Folder::open(path).map(Self::HuggingFace);
         }
         if metadata.is_file() && has_magic(path)? {
-            return Llama::new(Gguf::open(path)?).map(Self::Gguf);
+            return GgufModel::new(Gguf::open(path)?).map(Self::Gguf);
         }
         let expected = "a Hugging Face folder with a config.json, or a GGUF file";
         Err(FormatError::unsupported(path, "form", expected, "neither"))
@@ -38,7 +38,15 @@ impl ModelFile {
     pub fn path(&self) -> &Path {
         match self {
             Self::HuggingFace(folder) => folder.path(),
-            Self::Gguf(llama) => llama.gguf().path(),
+            Self::Gguf(model) => model.gguf().path(),
+        }
+    }
+
+    /// The architecture that it names.
+    pub fn architecture(&self) -> &'static Architecture {
+        match self {
+            Self::HuggingFace(folder) => folder.architecture(),
+            Self::Gguf(model) => model.architecture(),
         }
     }
 
@@ -46,7 +54,7 @@ impl ModelFile {
     pub fn settings(&self) -> &ArchConfig {
         match self {
             Self::HuggingFace(folder) => folder.settings(),
-            Self::Gguf(llama) => llama.settings(),
+            Self::Gguf(model) => model.settings(),
         }
     }
 
@@ -57,27 +65,27 @@ impl ModelFile {
     pub fn tokenizer_json(&self) -> Result<Vec<u8>> {
         match self {
             Self::HuggingFace(folder) => folder.tokenizer_json(),
-            Self::Gguf(llama) => llama.tokenizer_json(),
+            Self::Gguf(model) => model.tokenizer_json(),
         }
     }
 
-    /// Special ids and chat template.
+    /// SpecialIds ids and chat template.
     ///
     /// # Errors
     /// They contradict the vocabulary.
-    pub fn special(&self) -> Result<Special> {
+    pub fn special(&self) -> Result<SpecialIds> {
         match self {
             Self::HuggingFace(folder) => folder.special(),
-            Self::Gguf(llama) => llama.special(),
+            Self::Gguf(model) => model.special(),
         }
     }
 }
 
 impl TensorSource for ModelFile {
-    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
+    fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
         match self {
-            Self::HuggingFace(folder) => folder.part(role),
-            Self::Gguf(llama) => llama.part(role),
+            Self::HuggingFace(folder) => folder.tensor(role),
+            Self::Gguf(model) => model.tensor(role),
         }
     }
 }

@@ -2,16 +2,34 @@
 //!
 //! Hugging Face turns rows i and `i + head_dim / 2` together, GGUF files of the llama architecture
 //! rows `2 i` and `2 i + 1` (Su et al. 2021, arXiv:2104.09864). The orders differ by a permutation
-//! of whole rows, so quantised rows move as they are.
+//! of whole rows.
+
+use crate::{ArchConfig, TensorRole};
+
+/// A tensor whose rotating rows pair with neighbours, with those that pair with halves instead.
+pub(crate) fn halves_of(role: TensorRole, config: &ArchConfig, rows: Vec<f32>) -> Vec<f32> {
+    match role.rotated_heads(config) {
+        Some(heads) => to_halves(&rows, heads, config.width),
+        None => rows,
+    }
+}
+
+/// The inverse of [`halves_of`].
+pub(crate) fn neighbours_of(role: TensorRole, config: &ArchConfig, rows: Vec<f32>) -> Vec<f32> {
+    match role.rotated_heads(config) {
+        Some(heads) => to_neighbours(&rows, heads, config.width),
+        None => rows,
+    }
+}
 
 /// From halves to neighbours: within each head, row `2 i + s` comes from row `s * head_dim / 2 +
 /// i`.
-pub(crate) fn to_neighbours<T: Copy>(rows: &[T], heads: usize, row_len: usize) -> Vec<T> {
+fn to_neighbours<T: Copy>(rows: &[T], heads: usize, row_len: usize) -> Vec<T> {
     reorder(rows, heads, row_len, |row, half| (row % 2) * half + row / 2)
 }
 
 /// From neighbours to halves, the inverse of [`to_neighbours`].
-pub(crate) fn to_halves<T: Copy>(rows: &[T], heads: usize, row_len: usize) -> Vec<T> {
+fn to_halves<T: Copy>(rows: &[T], heads: usize, row_len: usize) -> Vec<T> {
     reorder(rows, heads, row_len, |row, half| (row % half) * 2 + row / half)
 }
 

@@ -6,7 +6,7 @@ use crate::{FormatError, Result};
 
 /// The ids with a meaning of their own, and the chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Special {
+pub struct SpecialIds {
     /// Begins a text.
     pub bos: Option<u32>,
     /// Each of them ends generation; the first is the main one.
@@ -19,7 +19,7 @@ pub struct Special {
     pub add_bos: bool,
 }
 
-impl Special {
+impl SpecialIds {
     /// Refuses ids outside of the vocabulary, and a wish for `bos` where there is none.
     pub(crate) fn check(&self, path: &Path, vocab: usize) -> Result<()> {
         let named = [("bos", self.bos), ("pad", self.pad)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use convert::{Dtype, WeightType};
+use convert::{GgufWeightType, HfWeightType};
 use report::{human_bytes, human_count};
 use serde_json::json;
 
@@ -65,8 +65,8 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
     match format {
         "hf" => {
             let dtype = match dtype {
-                "f32" => Dtype::F32,
-                "bf16" => Dtype::Bf16,
+                "f32" => HfWeightType::F32,
+                "bf16" => HfWeightType::Bf16,
                 other => anyhow::bail!(
                     "--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"
                 ),
@@ -75,9 +75,9 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
         }
         "gguf" => {
             let weights = match dtype {
-                "f32" => WeightType::F32,
-                "f16" => WeightType::F16,
-                "q8_0" => WeightType::Q8_0,
+                "f32" => GgufWeightType::F32,
+                "f16" => GgufWeightType::F16,
+                "q8_0" => GgufWeightType::Q8_0,
                 other => {
                     anyhow::bail!("--dtype is {other}, expected f32, f16 or q8_0 for a GGUF file")
                 }

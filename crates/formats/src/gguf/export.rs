@@ -1,4 +1,4 @@
-//! A Llama model as a GGUF file, as llama.cpp loads it.
+//! A model as a GGUF file, as llama.cpp loads it.
 
 use std::path::Path;
 
@@ -7,15 +7,16 @@ use half::f16;
 use super::quants::quantise_q8_0;
 use super::types::GgmlType;
 use super::vocab;
-use super::write::{Tensor, Value, write};
+use super::write::{GgufValue, TensorToWrite, write};
 use crate::error::{check_finite, quote};
 use crate::{
-    ArchConfig, FormatError, Result, RopeScaling, Special, TensorRole, TensorSource, rotary,
+    ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
+    rotary,
 };
 
 /// How matrices are stored; gains are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightType {
+pub enum GgufWeightType {
     /// Exact.
     F32,
     /// Rounded to binary16.
@@ -24,7 +25,7 @@ pub enum WeightType {
     Q8_0,
 }
 
-impl WeightType {
+impl GgufWeightType {
     fn kind(self) -> GgmlType {
         match self {
             Self::F32 => GgmlType::F32,
@@ -45,15 +46,17 @@ impl WeightType {
 
 /// What goes into a GGUF file beside the weights.
 #[derive(Debug, Clone, Copy)]
-pub struct Export<'a> {
+pub struct GgufOptions<'a> {
+    /// The architecture as which the model is written.
+    pub architecture: &'static Architecture,
     /// `general.name`.
     pub name: &'a str,
     /// How matrices are stored.
-    pub weights: WeightType,
+    pub weights: GgufWeightType,
     /// A byte-level BPE tokenizer.json.
     pub tokenizer: &'a [u8],
     /// Special ids and chat template.
-    pub special: &'a Special,
+    pub special: &'a SpecialIds,
 }
 
 /// Writes the model, one tensor at a time in memory; query and key rows go into the file's rotary
@@ -66,29 +69,47 @@ pub struct Export<'a> {
 pub fn export(
     path: &Path,
     settings: &ArchConfig,
-    parts: &dyn TensorSource,
-    export: &Export<'_>,
+    weights: &dyn TensorSource,
+    options: &GgufOptions<'_>,
 ) -> Result<()> {
     settings.check(path)?;
-    let mut entries = architecture(path, settings, export)?;
-    entries.extend(vocab::settings(path, export.tokenizer, settings.vocab, export.special)?);
-    let roles: Vec<TensorRole> = TensorRole::all(settings).collect();
-    let tensor = |role: &TensorRole| {
-        let shape = role.shape(settings);
-        let kind = if shape.len() == 1 { GgmlType::F32 } else { export.weights.kind() };
-        Tensor { name: role.gguf_name(), kind, shape }
+    let architecture = options.architecture;
+    let Some(form) = &architecture.gguf else {
+        let expected = "one that has GGUF files";
+        return Err(FormatError::unwritable(path, "architecture", expected, architecture.name));
     };
-    let tensors: Vec<Tensor> = roles.iter().map(tensor).collect();
+    let mut entries = general(form.architecture, options);
+    entries.extend((form.write)(path, settings)?);
+    entries.extend(vocab::settings(path, options.tokenizer, settings.vocab, options.special)?);
+    let roles: Vec<TensorRole> = TensorRole::all(settings).collect();
+    let mut tensors = Vec::new();
+    for role in &roles {
+        let shape = role.shape(settings);
+        tensors.push(TensorToWrite {
+            name: layout::name(path, architecture.name, form.tensor, *role)?,
+            kind: if shape.len() == 1 { GgmlType::F32 } else { options.weights.kind() },
+            shape,
+        });
+    }
     write(path, &entries, &tensors, |i| {
         let (role, tensor) = (roles[i], &tensors[i]);
-        let values = parts.part(role)?;
+        let mut values = weights.tensor(role)?;
         check_count(path, &tensor.name, values.len(), &tensor.shape)?;
-        let values = match role.rotated_heads(settings) {
-            Some(heads) => rotary::to_neighbours(&values, heads, settings.width),
-            None => values,
-        };
+        if form.neighbours_turn {
+            values = rotary::neighbours_of(role, settings, values);
+        }
         encode(path, tensor, &values)
     })
+}
+
+/// The settings that every architecture has.
+fn general(architecture: &str, options: &GgufOptions<'_>) -> Vec<(String, GgufValue)> {
+    vec![
+        ("general.architecture".into(), GgufValue::String(architecture.into())),
+        ("general.name".into(), GgufValue::String(options.name.into())),
+        ("general.file_type".into(), GgufValue::U32(options.weights.file_type())),
+        ("general.quantization_version".into(), GgufValue::U32(2)),
+    ]
 }
 
 /// Refuses a giver whose weights do not fill their shape.
@@ -106,7 +127,7 @@ pub(crate) fn check_count(path: &Path, tensor: &str, found: usize, shape: &[usiz
     ))
 }
 
-fn encode(path: &Path, tensor: &Tensor, values: &[f32]) -> Result<Vec<u8>> {
+fn encode(path: &Path, tensor: &TensorToWrite, values: &[f32]) -> Result<Vec<u8>> {
     check_finite(path, &tensor.name, values)?;
     let mut bytes =
         Vec::with_capacity(values.len() / tensor.kind.block_len() * tensor.kind.block_bytes());
@@ -147,42 +168,4 @@ pub(crate) fn too_large(
         format!("a value within the range of {kind}"),
         value.to_string(),
     )
-}
-
-fn architecture(path: &Path, s: &ArchConfig, export: &Export<'_>) -> Result<Vec<(String, Value)>> {
-    let size = |key: &str, value: usize| -> Result<(String, Value)> {
-        let number = u32::try_from(value).map_err(|_| {
-            FormatError::unwritable(path, key, "a number of 32 bits", value.to_string())
-        })?;
-        Ok((key.to_owned(), Value::U32(number)))
-    };
-    let mut out = vec![
-        ("general.architecture".into(), Value::String("llama".into())),
-        ("general.name".into(), Value::String(export.name.into())),
-        ("general.file_type".into(), Value::U32(export.weights.file_type())),
-        ("general.quantization_version".into(), Value::U32(2)),
-        size("llama.vocab_size", s.vocab)?,
-        size("llama.context_length", s.context)?,
-        size("llama.embedding_length", s.width)?,
-        size("llama.block_count", s.layers)?,
-        size("llama.feed_forward_length", s.ffn)?,
-        size("llama.rope.dimension_count", s.head_dim)?,
-        size("llama.attention.head_count", s.heads)?,
-        size("llama.attention.head_count_kv", s.kv_heads)?,
-        size("llama.attention.key_length", s.head_dim)?,
-        size("llama.attention.value_length", s.head_dim)?,
-        ("llama.attention.layer_norm_rms_epsilon".into(), Value::F32(s.norm_eps as f32)),
-        ("llama.rope.freq_base".into(), Value::F32(s.rope_theta as f32)),
-    ];
-    match s.rope_scaling {
-        None => {}
-        Some(RopeScaling::Linear { factor }) => {
-            out.push(("llama.rope.scaling.type".into(), Value::String("linear".into())));
-            out.push(("llama.rope.scaling.factor".into(), Value::F32(factor as f32)));
-        }
-        Some(RopeScaling::Llama3 { .. }) => {
-            return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "llama3"));
-        }
-    }
-    Ok(out)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::metadata::Metadata;
-use super::parse::{self, Entry};
+use super::parse::{self, Setting};
 use super::quants::dequantise;
 use super::types::GgmlType;
 use crate::error::{check_finite, quote};
@@ -17,7 +17,7 @@ use crate::{FormatError, Result};
 
 /// A tensor of a GGUF file.
 #[derive(Debug, Clone)]
-pub struct TensorInfo {
+pub struct GgufTensor {
     /// Its name, unique in the file.
     pub name: String,
     /// How its values are stored.
@@ -33,8 +33,8 @@ pub struct TensorInfo {
 pub struct Gguf {
     path: PathBuf,
     map: Mmap,
-    entries: BTreeMap<String, Entry>,
-    tensors: Vec<TensorInfo>,
+    entries: BTreeMap<String, Setting>,
+    tensors: Vec<GgufTensor>,
     index: BTreeMap<String, usize>,
 }
 
@@ -81,7 +81,7 @@ impl Gguf {
     }
 
     /// The tensors in the order of the file.
-    pub fn tensors(&self) -> &[TensorInfo] {
+    pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
     }
 
@@ -89,7 +89,7 @@ impl Gguf {
     ///
     /// # Errors
     /// There is none of that name.
-    pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
+    pub fn tensor(&self, name: &str) -> Result<&GgufTensor> {
         self.index.get(name).map(|&i| &self.tensors[i]).ok_or_else(|| {
             let found = format!("{} tensors without it", self.tensors.len());
             FormatError::unsupported(

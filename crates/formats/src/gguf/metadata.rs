@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::cursor::{Cursor, Flaw};
-use super::parse::{self, Entry};
+use super::parse::{self, Setting};
 use super::types::ValueType;
 use crate::{FormatError, Result};
 
@@ -14,19 +14,19 @@ use crate::{FormatError, Result};
 pub struct Metadata<'a> {
     path: &'a Path,
     bytes: &'a [u8],
-    entries: &'a BTreeMap<String, Entry>,
+    entries: &'a BTreeMap<String, Setting>,
 }
 
 impl<'a> Metadata<'a> {
     pub(super) fn new(
         path: &'a Path,
         bytes: &'a [u8],
-        entries: &'a BTreeMap<String, Entry>,
+        entries: &'a BTreeMap<String, Setting>,
     ) -> Self {
         Self { path, bytes, entries }
     }
 
-    pub(super) fn path(&self) -> &'a Path {
+    pub(crate) fn path(&self) -> &'a Path {
         self.path
     }
 
@@ -48,7 +48,7 @@ impl<'a> Metadata<'a> {
         move |flaw| self.wrong(key, &flaw.expected, flaw.found)
     }
 
-    fn cursor(&self, entry: &Entry) -> Cursor<'a> {
+    fn cursor(&self, entry: &Setting) -> Cursor<'a> {
         Cursor::new(&self.bytes[..entry.value.end], entry.value.start)
     }
 

@@ -8,24 +8,26 @@
 
 mod cursor;
 mod export;
-mod file;
-mod llama;
+pub(crate) mod file;
+pub(crate) mod keys;
 mod merges;
-mod metadata;
+pub(crate) mod metadata;
+mod model;
 mod parse;
 mod pre;
 mod quants;
 mod tokenizer;
 mod types;
 mod vocab;
-mod write;
+pub(crate) mod write;
 
-pub use export::{Export, WeightType, export};
+pub use export::{GgufOptions, GgufWeightType, export};
 pub(crate) use export::{check_count, too_large};
-pub use file::{Gguf, TensorInfo};
-pub use llama::{Blocks, Llama};
+pub use file::{Gguf, GgufTensor};
+
 pub use metadata::Metadata;
+pub use model::GgufModel;
 pub use quants::{dequantise, quantise_q8_0};
 pub use types::GgmlType;
 pub(crate) use write::beside;
-pub use write::{Tensor, Value, write};
+pub use write::{GgufValue, TensorToWrite, write};

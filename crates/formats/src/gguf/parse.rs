@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::cursor::{Cursor, Flaw};
-use super::file::TensorInfo;
+use super::file::GgufTensor;
 use super::types::{GgmlType, ValueType};
 use crate::error::quote;
 use crate::{FormatError, Result};
@@ -23,15 +23,15 @@ const MAX_ARRAY_DEPTH: usize = 4;
 
 /// A setting: where its value is.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct Setting {
     pub(super) key: String,
     pub(super) kind: ValueType,
     pub(super) value: Range<usize>,
 }
 
 pub(super) struct Header {
-    pub(super) entries: Vec<Entry>,
-    pub(super) tensors: Vec<TensorInfo>,
+    pub(super) entries: Vec<Setting>,
+    pub(super) tensors: Vec<GgufTensor>,
 }
 
 /// Reads and checks the header; the tensors come in the file's order, their ranges counted from the
@@ -77,7 +77,7 @@ fn small_count(cursor: &mut Cursor<'_>, least_bytes: usize) -> std::result::Resu
     }
 }
 
-fn entries(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Entry>> {
+fn entries(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Setting>> {
     let mut entries = Vec::new();
     let mut known = BTreeSet::new();
     for i in 0..count {
@@ -99,7 +99,7 @@ fn entries(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Entry
         let kind = value_type(cursor).map_err(in_value)?;
         let begin = cursor.at();
         skip_value(cursor, kind, 0).map_err(in_value)?;
-        entries.push(Entry { key: key.to_owned(), kind, value: begin..cursor.at() });
+        entries.push(Setting { key: key.to_owned(), kind, value: begin..cursor.at() });
     }
     Ok(entries)
 }
@@ -154,7 +154,7 @@ fn skip_array(cursor: &mut Cursor<'_>, depth: usize) -> std::result::Result<(), 
     }
 }
 
-fn alignment(path: &Path, bytes: &[u8], entries: &[Entry]) -> Result<u64> {
+fn alignment(path: &Path, bytes: &[u8], entries: &[Setting]) -> Result<u64> {
     let Some(entry) = entries.iter().find(|entry| entry.key == ALIGNMENT_KEY) else {
         return Ok(DEFAULT_ALIGNMENT);
     };
@@ -230,7 +230,7 @@ fn tensors(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Claim
 }
 
 impl Claim {
-    fn check(self, path: &Path, start: u64, alignment: u64, file_len: u64) -> Result<TensorInfo> {
+    fn check(self, path: &Path, start: u64, alignment: u64, file_len: u64) -> Result<GgufTensor> {
         let bad = |field: &str, expected: String, found: String| {
             Err(FormatError::damaged(
                 path,
@@ -268,7 +268,7 @@ impl Claim {
         // All are at most the file's length, that of a slice in memory.
         let begin = (start + self.offset) as usize;
         let shape = self.shape.iter().map(|&n| n as usize).collect();
-        Ok(TensorInfo {
+        Ok(GgufTensor {
             name: self.name,
             kind: self.kind,
             shape,
@@ -277,8 +277,8 @@ impl Claim {
     }
 }
 
-fn check_overlap(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
-    let mut sorted: Vec<&TensorInfo> = tensors.iter().collect();
+fn check_overlap(path: &Path, tensors: &[GgufTensor]) -> Result<()> {
+    let mut sorted: Vec<&GgufTensor> = tensors.iter().collect();
     sorted.sort_by_key(|tensor| tensor.bytes.start);
     match sorted.windows(2).find(|pair| pair[1].bytes.start < pair[0].bytes.end) {
         None => Ok(()),

@@ -9,7 +9,7 @@ use super::merges;
 use super::metadata::Metadata;
 use super::pre::Pre;
 use crate::error::quote;
-use crate::{FormatError, Result, Special};
+use crate::{FormatError, Result, SpecialIds};
 
 /// Kinds of tokens, `tokenizer.ggml.token_type`.
 pub(super) const NORMAL: i64 = 1;
@@ -33,7 +33,7 @@ pub(super) fn filler(id: usize) -> String {
 }
 
 /// The ids with a meaning of their own; not yet held against the vocabulary.
-pub(super) fn special(metadata: &Metadata<'_>) -> Result<Special> {
+pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialIds> {
     let id = |name: &str| -> Result<Option<u32>> {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some(id) = metadata.unsigned(&key)? else { return Ok(None) };
@@ -53,7 +53,7 @@ pub(super) fn special(metadata: &Metadata<'_>) -> Result<Special> {
     };
     let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(usual && bos.is_some());
     let chat_template = metadata.string("tokenizer.chat_template")?.map(str::to_owned);
-    Ok(Special { bos, eos, pad: id("padding")?, chat_template, add_bos })
+    Ok(SpecialIds { bos, eos, pad: id("padding")?, chat_template, add_bos })
 }
 
 /// A tokenizer.json, written without a copy of the vocabulary.
@@ -100,7 +100,11 @@ struct Model<'a> {
 /// Byte-level BPE (`gpt2`) takes over the merges, SentencePiece BPE (`llama`) rebuilds them from
 /// the scores. Control tokens become special, user-defined ones added tokens; fillers of unused
 /// rows are left out.
-pub(super) fn to_json(metadata: &Metadata<'_>, vocab: usize, special: &Special) -> Result<Vec<u8>> {
+pub(super) fn to_json(
+    metadata: &Metadata<'_>,
+    vocab: usize,
+    special: &SpecialIds,
+) -> Result<Vec<u8>> {
     let path = metadata.path();
     if metadata.bool("tokenizer.ggml.add_eos_token")? == Some(true) {
         return Err(FormatError::unsupported(
@@ -209,7 +213,7 @@ fn same_length(
 fn byte_level<'a>(
     metadata: &Metadata<'a>,
     words: &'a Vocabulary<'a>,
-    special: &Special,
+    special: &SpecialIds,
 ) -> Result<Root<'a>> {
     let path = metadata.path();
     let name = metadata.string(PRE)?.unwrap_or("default");
@@ -287,7 +291,7 @@ const MERGES_A_PIECE: usize = 16;
 fn sentence_piece<'a>(
     metadata: &Metadata<'a>,
     words: &'a Vocabulary<'a>,
-    special: &Special,
+    special: &SpecialIds,
 ) -> Result<Root<'a>> {
     let path = metadata.path();
     let scores = must(metadata, SCORES, metadata.floats(SCORES)?)?;
@@ -353,7 +357,7 @@ fn spaces(prefix: bool) -> (Value, Value) {
 }
 
 /// Prepends the begin-of-text token where the model was trained with it.
-fn post_processor(words: &Vocabulary<'_>, special: &Special) -> Value {
+fn post_processor(words: &Vocabulary<'_>, special: &SpecialIds) -> Value {
     let bos = special
         .bos
         .filter(|_| special.add_bos)

@@ -7,9 +7,9 @@ use serde_json::Value as Json;
 
 use super::pre::Pre;
 use super::tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED, filler};
-use super::write::Value;
+use super::write::GgufValue;
 use crate::error::quote;
-use crate::{FormatError, Result, Special};
+use crate::{FormatError, Result, SpecialIds};
 
 /// Where the ids that end generation go, the main one first.
 const END_KEYS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
@@ -23,8 +23,8 @@ pub(super) fn settings(
     path: &Path,
     json: &[u8],
     vocab: usize,
-    special: &Special,
-) -> Result<Vec<(String, Value)>> {
+    special: &SpecialIds,
+) -> Result<Vec<(String, GgufValue)>> {
     special.check(path, vocab)?;
     let bad = |field: &str, expected: &str, found: String| {
         FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
@@ -51,11 +51,11 @@ pub(super) fn settings(
     })?;
     let (tokens, types) = tokens(path, &root, vocab)?;
     let mut out = vec![
-        ("model", Value::String("gpt2".into())),
-        ("pre", Value::String(pre.names[0].into())),
-        ("tokens", Value::Strings(tokens)),
-        ("token_type", Value::I32s(types)),
-        ("merges", Value::Strings(merges(path, model)?)),
+        ("model", GgufValue::String("gpt2".into())),
+        ("pre", GgufValue::String(pre.names[0].into())),
+        ("tokens", GgufValue::Strings(tokens)),
+        ("token_type", GgufValue::I32s(types)),
+        ("merges", GgufValue::Strings(merges(path, model)?)),
     ];
     if special.eos.len() > END_KEYS.len() {
         let found = special.eos.len().to_string();
@@ -65,17 +65,17 @@ pub(super) fn settings(
     let others = [("bos_token_id", special.bos), ("padding_token_id", special.pad)];
     out.extend(
         eos.chain(others.into_iter().filter_map(|(key, id)| Some((key, id?))))
-            .map(|(key, id)| (key, Value::U32(id))),
+            .map(|(key, id)| (key, GgufValue::U32(id))),
     );
-    out.push(("add_bos_token", Value::Bool(special.add_bos)));
-    out.push(("add_space_prefix", Value::Bool(false)));
+    out.push(("add_bos_token", GgufValue::Bool(special.add_bos)));
+    out.push(("add_space_prefix", GgufValue::Bool(false)));
     let mut out: Vec<_> =
         out.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect();
     out.extend(
         special
             .chat_template
             .iter()
-            .map(|text| ("tokenizer.chat_template".into(), Value::String(text.clone()))),
+            .map(|text| ("tokenizer.chat_template".into(), GgufValue::String(text.clone()))),
     );
     Ok(out)
 }

@@ -14,7 +14,7 @@ const VERSION: u32 = 3;
 
 /// The value of a setting to be written.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum GgufValue {
     /// An unsigned integer of 32 bits.
     U32(u32),
     /// A signed integer of 32 bits.
@@ -37,7 +37,7 @@ pub enum Value {
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tensor {
+pub struct TensorToWrite {
     /// Its name, unique in the file.
     pub name: String,
     /// How its values are stored.
@@ -46,7 +46,7 @@ pub struct Tensor {
     pub shape: Vec<usize>,
 }
 
-impl Tensor {
+impl TensorToWrite {
     /// Bytes of its data; `None` if rows are no whole blocks or the size exceeds 64 bits.
     fn size(&self) -> Option<u64> {
         let row_len = self
@@ -72,8 +72,8 @@ impl Tensor {
 /// fails with, or what the file system refuses.
 pub fn write(
     path: &Path,
-    settings: &[(String, Value)],
-    tensors: &[Tensor],
+    settings: &[(String, GgufValue)],
+    tensors: &[TensorToWrite],
     mut data: impl FnMut(usize) -> Result<Vec<u8>>,
 ) -> Result<()> {
     let header = header(path, settings, tensors)?;
@@ -103,7 +103,7 @@ fn write_file(
     path: &Path,
     beside: &Path,
     header: &[u8],
-    tensors: &[Tensor],
+    tensors: &[TensorToWrite],
     data: &mut impl FnMut(usize) -> Result<Vec<u8>>,
 ) -> Result<()> {
     let io = |e| FormatError::io(beside, "write", e);
@@ -134,7 +134,11 @@ fn pad(file: &mut impl Write, len: u64) -> io::Result<()> {
 }
 
 /// Everything before the data, padded.
-fn header(path: &Path, settings: &[(String, Value)], tensors: &[Tensor]) -> Result<Vec<u8>> {
+fn header(
+    path: &Path,
+    settings: &[(String, GgufValue)],
+    tensors: &[TensorToWrite],
+) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -193,7 +197,7 @@ fn put_string(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn put_value(out: &mut Vec<u8>, value: &Value) {
+fn put_value(out: &mut Vec<u8>, value: &GgufValue) {
     let kind = |out: &mut Vec<u8>, kind: ValueType| out.extend(kind.code().to_le_bytes());
     let array = |out: &mut Vec<u8>, item: ValueType, len: usize| {
         kind(out, ValueType::Array);
@@ -201,39 +205,39 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         out.extend((len as u64).to_le_bytes());
     };
     match value {
-        Value::U32(v) => {
+        GgufValue::U32(v) => {
             kind(out, ValueType::U32);
             out.extend(v.to_le_bytes());
         }
-        Value::I32(v) => {
+        GgufValue::I32(v) => {
             kind(out, ValueType::I32);
             out.extend(v.to_le_bytes());
         }
-        Value::U64(v) => {
+        GgufValue::U64(v) => {
             kind(out, ValueType::U64);
             out.extend(v.to_le_bytes());
         }
-        Value::F32(v) => {
+        GgufValue::F32(v) => {
             kind(out, ValueType::F32);
             out.extend(v.to_le_bytes());
         }
-        Value::Bool(v) => {
+        GgufValue::Bool(v) => {
             kind(out, ValueType::Bool);
             out.push(u8::from(*v));
         }
-        Value::String(v) => {
+        GgufValue::String(v) => {
             kind(out, ValueType::String);
             put_string(out, v);
         }
-        Value::Strings(v) => {
+        GgufValue::Strings(v) => {
             array(out, ValueType::String, v.len());
             v.iter().for_each(|text| put_string(out, text));
         }
-        Value::I32s(v) => {
+        GgufValue::I32s(v) => {
             array(out, ValueType::I32, v.len());
             v.iter().for_each(|x| out.extend(x.to_le_bytes()));
         }
-        Value::F32s(v) => {
+        GgufValue::F32s(v) => {
             array(out, ValueType::F32, v.len());
             v.iter().for_each(|x| out.extend(x.to_le_bytes()));
         }

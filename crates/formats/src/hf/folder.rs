@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use super::shards::Shards;
-use super::{config, special};
+use super::special;
+use crate::architectures::{self, Architecture, HuggingFaceForm};
 use crate::json::JsonFile;
-use crate::{ArchConfig, Result, Special, TensorRole, TensorSource};
+use crate::{ArchConfig, Result, SpecialIds, TensorRole, TensorSource, layout};
 
 pub(crate) const CONFIG: &str = "config.json";
 
-/// A Hugging Face folder of a Llama model.
+/// A Hugging Face folder of a known architecture.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    architecture: &'static Architecture,
+    form: &'static HuggingFaceForm,
     settings: ArchConfig,
     shards: Shards,
 }
@@ -26,15 +29,23 @@ impl Folder {
     /// What is missing, contradicts itself or is not covered, with file and field.
     pub fn open(path: &Path) -> Result<Self> {
         let config = JsonFile::read(&path.join(CONFIG))?;
-        let settings = config::read(&config.object())?;
+        let config = config.object();
+        let (architecture, form) = architectures::of_config(&config)?;
+        let settings = (form.read)(&config)?;
+        settings.check(config.path())?;
         let shards = Shards::open(path)?;
-        shards.check(path, &settings)?;
-        Ok(Self { path: path.to_path_buf(), settings, shards })
+        shards.check(path, architecture.name, &settings, form.tensor)?;
+        Ok(Self { path: path.to_path_buf(), architecture, form, settings, shards })
     }
 
     /// Where the folder is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The architecture that config.json names.
+    pub fn architecture(&self) -> &'static Architecture {
+        self.architecture
     }
 
     /// The model's numbers.
@@ -46,7 +57,7 @@ impl Folder {
     ///
     /// # Errors
     /// Companion files of another form, ids outside of the vocabulary, names that are no tokens.
-    pub fn special(&self) -> Result<Special> {
+    pub fn special(&self) -> Result<SpecialIds> {
         let config = JsonFile::read(&self.path.join(CONFIG))?;
         special::read(&self.path, &config.object(), self.settings.vocab)
     }
@@ -61,7 +72,8 @@ impl Folder {
 }
 
 impl TensorSource for Folder {
-    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
-        self.shards.read(&role.hf_name())
+    fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
+        let name = layout::name(&self.path, self.architecture.name, self.form.tensor, role)?;
+        self.shards.read(&name)
     }
 }

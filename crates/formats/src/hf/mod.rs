@@ -1,11 +1,11 @@
 //! Hugging Face folders: config.json, safetensors (one file or shards with an index),
 //! tokenizer.json and their companions.
 
-mod config;
 mod folder;
+pub(crate) mod rope;
 mod shards;
 mod special;
 mod write;
 
 pub use folder::Folder;
-pub use write::{Dtype, Extras, write};
+pub use write::{FolderOptions, HfWeightType, write};

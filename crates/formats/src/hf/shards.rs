@@ -98,21 +98,28 @@ impl Shards {
 
     /// Checks that the tensors are those of the model, all in types that are read. A stored copy of
     /// a tied output matrix must equal the embedding.
-    pub(super) fn check(&self, folder: &Path, settings: &ArchConfig) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        folder: &Path,
+        architecture: &str,
+        settings: &ArchConfig,
+        tensor: fn(TensorRole) -> Option<String>,
+    ) -> Result<()> {
         let mut found: BTreeMap<&str, &[usize]> = BTreeMap::new();
         for (name, &shard) in &self.index {
             if !name.ends_with(INVERSE_FREQUENCIES) {
                 found.insert(name, self.files[shard].shape(name).unwrap_or_default());
             }
         }
-        let (head, embed) = (TensorRole::Head.hf_name(), TensorRole::Embed.hf_name());
+        let head = tensor(TensorRole::Head).unwrap_or_default();
+        let embed = tensor(TensorRole::Embed).unwrap_or_default();
         let has_copy = settings.tied
             && found.contains_key(head.as_str())
             && found.contains_key(embed.as_str());
         if has_copy {
             found.remove(head.as_str());
         }
-        layout::check(folder, settings, TensorRole::hf_name, &found)?;
+        layout::check(folder, architecture, settings, tensor, &found)?;
         for name in found.keys() {
             self.check_dtype(name)?;
         }

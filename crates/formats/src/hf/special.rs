@@ -1,4 +1,4 @@
-//! Special ids and chat template, spread over the companions of config.json.
+//! SpecialIds ids and chat template, spread over the companions of config.json.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::quote;
-use crate::json::{JsonFile, Object, read_bytes};
-use crate::{FormatError, Result, Special};
+use crate::json::{JsonFile, JsonObject, read_bytes};
+use crate::{FormatError, Result, SpecialIds};
 
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 /// Above any vocabulary.
@@ -53,10 +53,10 @@ impl Processor {
     }
 }
 
-/// Special ids: those of generation_config.json before those of config.json, and the names in
+/// SpecialIds ids: those of generation_config.json before those of config.json, and the names in
 /// tokenizer_config.json where neither has an id. The template is chat_template.jinja, or the one
 /// in tokenizer_config.json.
-pub(super) fn read(folder: &Path, config: &Object<'_>, vocab: usize) -> Result<Special> {
+pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Result<SpecialIds> {
     let path = folder.join(TOKENIZER);
     let bytes = tokenizer_json(folder)?;
     let tokens: Tokens = serde_json::from_slice(&bytes).map_err(|e| {
@@ -93,13 +93,13 @@ pub(super) fn read(folder: &Path, config: &Object<'_>, vocab: usize) -> Result<S
         });
     let asked = names.as_ref().map_or(Ok(None), |names| names.bool("add_bos_token"))?;
     let chat_template = chat_template(folder, names.as_ref())?;
-    let special = Special { bos, eos, pad, chat_template, add_bos: asked.unwrap_or(prepended) };
+    let special = SpecialIds { bos, eos, pad, chat_template, add_bos: asked.unwrap_or(prepended) };
     special.check(config.path(), vocab)?;
     Ok(special)
 }
 
 /// An id, a list of ids, or none; -1 stands for none.
-fn ids(object: &Object<'_>, key: &str) -> Result<Vec<u32>> {
+fn ids(object: &JsonObject<'_>, key: &str) -> Result<Vec<u32>> {
     let one = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| object.wrong(key, "an id of 32 bits or a list of them"))
@@ -114,7 +114,7 @@ fn ids(object: &Object<'_>, key: &str) -> Result<Vec<u32>> {
 
 /// The id of a token that tokenizer_config.json names by its text, or by an object with its
 /// `content`.
-fn named(names: Option<&Object<'_>>, key: &str, tokens: &Tokens) -> Result<Option<u32>> {
+fn named(names: Option<&JsonObject<'_>>, key: &str, tokens: &Tokens) -> Result<Option<u32>> {
     let Some(names) = names else { return Ok(None) };
     let text = match names.get(key) {
         None => return Ok(None),
@@ -127,7 +127,7 @@ fn named(names: Option<&Object<'_>>, key: &str, tokens: &Tokens) -> Result<Optio
     found.map(|token| Some(token.id)).ok_or_else(|| names.wrong(key, expected))
 }
 
-fn chat_template(folder: &Path, names: Option<&Object<'_>>) -> Result<Option<String>> {
+fn chat_template(folder: &Path, names: Option<&JsonObject<'_>>) -> Result<Option<String>> {
     let path = folder.join("chat_template.jinja");
     if path.try_exists().map_err(|e| FormatError::io(&path, "open", e))? {
         let text = String::from_utf8(read_bytes(&path, MAX_TEMPLATE_BYTES)?);

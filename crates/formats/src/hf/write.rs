@@ -9,20 +9,23 @@ use serde_json::{Value, json};
 
 use super::folder::CONFIG;
 use super::special::TOKENIZER;
+use crate::architectures::HuggingFaceForm;
 use crate::error::{check_finite, quote};
 use crate::gguf::{beside, check_count, too_large};
-use crate::{ArchConfig, FormatError, Result, RopeScaling, Special, TensorRole, TensorSource};
+use crate::{
+    ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
+};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
+pub enum HfWeightType {
     /// Exact.
     F32,
     /// Rounded to the upper half of a binary32, ties to even.
     Bf16,
 }
 
-impl Dtype {
+impl HfWeightType {
     fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -41,11 +44,20 @@ impl Dtype {
 
 /// What goes into a folder beside settings, weights and tokenizer.
 #[derive(Debug, Clone, Copy)]
-pub struct Extras<'a> {
+pub struct FolderOptions<'a> {
+    /// The architecture as which the model is written.
+    pub architecture: &'static Architecture,
     /// How weights are stored.
-    pub dtype: Dtype,
-    /// Special ids and chat template.
-    pub special: &'a Special,
+    pub weights: HfWeightType,
+    /// SpecialIds ids and chat template.
+    pub special: &'a SpecialIds,
+}
+
+/// A tensor to be written: which weights, and their name and shape in the file.
+struct NamedRole {
+    role: TensorRole,
+    name: String,
+    shape: Vec<usize>,
 }
 
 /// Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
@@ -59,23 +71,34 @@ pub struct Extras<'a> {
 pub fn write(
     folder: &Path,
     settings: &ArchConfig,
-    parts: &dyn TensorSource,
+    weights: &dyn TensorSource,
     tokenizer: &[u8],
-    extras: &Extras<'_>,
+    options: &FolderOptions<'_>,
 ) -> Result<()> {
+    let architecture = options.architecture;
+    let Some(form) = &architecture.hugging_face else {
+        let expected = "one that has Hugging Face folders";
+        return Err(FormatError::unwritable(folder, "architecture", expected, architecture.name));
+    };
     settings.check(folder)?;
-    extras.special.check(folder, settings.vocab)?;
-    let tokenizer_config = tokenizer_config(folder, settings, tokenizer, extras.special)?;
+    options.special.check(folder, settings.vocab)?;
+    let tokenizer_config = tokenizer_config(folder, settings, tokenizer, options.special)?;
+    let mut named = Vec::new();
+    for role in TensorRole::all(settings) {
+        let name = layout::name(folder, architecture.name, form.tensor, role)?;
+        named.push(NamedRole { role, name, shape: role.shape(settings) });
+    }
     std::fs::create_dir_all(folder).map_err(|e| FormatError::io(folder, "create", e))?;
     let mut entries = std::fs::read_dir(folder).map_err(|e| FormatError::io(folder, "list", e))?;
     if entries.next().is_some() {
         return Err(FormatError::unwritable(folder, "folder", "a new or empty one", "files in it"));
     }
-    write_weights(&folder.join("model.safetensors"), settings, parts, extras.dtype)?;
+    let config = config(folder, form, settings, options)?;
+    write_weights(&folder.join("model.safetensors"), &named, weights, options.weights)?;
     write_file(&folder.join(TOKENIZER), tokenizer)?;
     write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(&folder.join("generation_config.json"), &generation_config(extras.special))?;
-    write_json(&folder.join(CONFIG), &config(settings, extras))
+    write_json(&folder.join("generation_config.json"), &generation_config(options.special))?;
+    write_json(&folder.join(CONFIG), &config)
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -89,45 +112,25 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
-fn config(s: &ArchConfig, extras: &Extras<'_>) -> Value {
-    let scaling = match s.rope_scaling {
-        None => Value::Null,
-        Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
-        Some(RopeScaling::Llama3 { factor, low, high, original_context }) => json!({
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-            "original_max_position_embeddings": original_context,
-        }),
-    };
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": false,
-        "attention_dropout": 0.0,
-        "bos_token_id": extras.special.bos,
-        "eos_token_id": eos(extras.special),
-        "pad_token_id": extras.special.pad,
-        "head_dim": s.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": s.width,
-        "initializer_range": 0.02,
-        "intermediate_size": s.ffn,
-        "max_position_embeddings": s.context,
-        "mlp_bias": false,
-        "num_attention_heads": s.heads,
-        "num_hidden_layers": s.layers,
-        "num_key_value_heads": s.kv_heads,
-        "rms_norm_eps": s.norm_eps,
-        "rope_scaling": scaling,
-        "rope_theta": s.rope_theta,
-        "tie_word_embeddings": s.tied,
-        "torch_dtype": extras.dtype.names().1,
-        "use_cache": true,
-        "vocab_size": s.vocab,
-    })
+/// The architecture's fields, and among them those that every architecture has.
+fn config(
+    folder: &Path,
+    form: &HuggingFaceForm,
+    settings: &ArchConfig,
+    options: &FolderOptions<'_>,
+) -> Result<Value> {
+    let mut fields = (form.write)(folder, settings)?;
+    fields.insert("architectures".into(), json!([form.class]));
+    fields.insert("model_type".into(), form.model_type.into());
+    fields.insert("bos_token_id".into(), options.special.bos.into());
+    fields.insert("eos_token_id".into(), eos(options.special));
+    fields.insert("pad_token_id".into(), options.special.pad.into());
+    fields.insert("torch_dtype".into(), options.weights.names().1.into());
+    Ok(fields.into())
 }
 
 /// One id, a list of them, or null.
-fn eos(special: &Special) -> Value {
+fn eos(special: &SpecialIds) -> Value {
     match special.eos.as_slice() {
         [] => Value::Null,
         [id] => (*id).into(),
@@ -135,7 +138,7 @@ fn eos(special: &Special) -> Value {
     }
 }
 
-fn generation_config(special: &Special) -> Value {
+fn generation_config(special: &SpecialIds) -> Value {
     let fields = [
         ("bos_token_id", special.bos.into()),
         ("eos_token_id", eos(special)),
@@ -152,7 +155,7 @@ fn tokenizer_config(
     folder: &Path,
     settings: &ArchConfig,
     tokenizer: &[u8],
-    special: &Special,
+    special: &SpecialIds,
 ) -> Result<Value> {
     let bad = |field: &str, expected: &str, found: String| {
         Err(FormatError::unwritable(folder, format!("tokenizer.json: {field}"), expected, found))
@@ -199,26 +202,26 @@ fn tokenizer_config(
 /// One safetensors file, a tensor at a time in memory, written beside its place.
 fn write_weights(
     path: &Path,
-    settings: &ArchConfig,
-    parts: &dyn TensorSource,
-    dtype: Dtype,
+    tensors: &[NamedRole],
+    weights: &dyn TensorSource,
+    dtype: HfWeightType,
 ) -> Result<()> {
     let beside = beside(path)?;
     let io = |e| FormatError::io(&beside, "write", e);
     let mut file = BufWriter::new(File::create(&beside).map_err(io)?);
-    file.write_all(&header(path, settings, dtype)?).map_err(io)?;
-    for role in TensorRole::all(settings) {
-        let (name, values) = (role.hf_name(), parts.part(role)?);
-        check_count(path, &name, values.len(), &role.shape(settings))?;
-        check_finite(path, &name, &values)?;
+    file.write_all(&header(path, tensors, dtype)?).map_err(io)?;
+    for NamedRole { role, name, shape } in tensors {
+        let values = weights.tensor(*role)?;
+        check_count(path, name, values.len(), shape)?;
+        check_finite(path, name, &values)?;
         let mut bytes = Vec::with_capacity(values.len() * dtype.bytes() as usize);
         match dtype {
-            Dtype::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-            Dtype::Bf16 => {
+            HfWeightType::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+            HfWeightType::Bf16 => {
                 for (index, &x) in values.iter().enumerate() {
                     let rounded = bf16::from_f32(x);
                     if !rounded.is_finite() {
-                        return Err(too_large(path, &name, index, x, "BF16"));
+                        return Err(too_large(path, name, index, x, "BF16"));
                     }
                     bytes.extend(rounded.to_le_bytes());
                 }
@@ -231,15 +234,14 @@ fn write_weights(
 }
 
 /// Length prefix and header, padded with blanks to a multiple of 8 bytes.
-fn header(path: &Path, settings: &ArchConfig, dtype: Dtype) -> Result<Vec<u8>> {
+fn header(path: &Path, tensors: &[NamedRole], dtype: HfWeightType) -> Result<Vec<u8>> {
     // Readers refuse a file whose metadata does not name the layout "pt".
     let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     let mut begin = 0_u64;
-    for role in TensorRole::all(settings) {
-        let (name, shape) = (role.hf_name(), role.shape(settings));
+    for NamedRole { name, shape, .. } in tensors {
         let size = shape.iter().try_fold(dtype.bytes(), |size, &n| size.checked_mul(n as u64));
         let Some(end) = size.and_then(|size| begin.checked_add(size)) else {
-            let field = format!("tensor {}", quote(&name));
+            let field = format!("tensor {}", quote(name));
             return Err(FormatError::unwritable(
                 path,
                 field,

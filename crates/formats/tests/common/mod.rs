@@ -1,8 +1,9 @@
 //! A small Llama model with a byte-level tokenizer, and GGUF files byte by byte, honest or not.
 #![allow(dead_code)]
 
-use formats::gguf::{Export, WeightType, export};
-use formats::{ArchConfig, Result, Special, TensorRole};
+use formats::gguf::{GgufOptions, GgufWeightType, export};
+use formats::hf::{FolderOptions, HfWeightType};
+use formats::{ArchConfig, Architecture, Result, SpecialIds, TensorRole};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -46,7 +47,7 @@ pub(crate) fn weights(settings: &ArchConfig) -> impl Fn(TensorRole) -> Result<Ve
     let settings = settings.clone();
     move |role| {
         let mut state =
-            role.hf_name().bytes().fold(7_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+            hf_name(role).bytes().fold(7_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
         let mut next = || {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -57,8 +58,8 @@ pub(crate) fn weights(settings: &ArchConfig) -> impl Fn(TensorRole) -> Result<Ve
     }
 }
 
-pub(crate) fn special() -> Special {
-    Special {
+pub(crate) fn special() -> SpecialIds {
+    SpecialIds {
         bos: Some(0),
         eos: vec![1],
         pad: Some(1),
@@ -127,12 +128,37 @@ pub(crate) fn alphabet() -> Vec<String> {
 pub(crate) fn export_to(
     path: &Path,
     settings: &ArchConfig,
-    kind: WeightType,
+    kind: GgufWeightType,
     tokenizer: &[u8],
 ) -> Result<()> {
     let special = special();
-    let export_ = Export { name: "small", weights: kind, tokenizer, special: &special };
-    export(path, settings, &weights(settings), &export_)
+    let options = gguf_options(kind, tokenizer, &special);
+    export(path, settings, &weights(settings), &options)
+}
+
+/// The architecture of every file here.
+pub(crate) fn llama() -> &'static Architecture {
+    Architecture::that_holds(&small()).unwrap()
+}
+
+pub(crate) fn hf_name(role: TensorRole) -> String {
+    llama().hugging_face_tensor(role).unwrap()
+}
+
+pub(crate) fn gguf_name(role: TensorRole) -> String {
+    llama().gguf_tensor(role).unwrap()
+}
+
+pub(crate) fn folder_options(weights: HfWeightType, special: &SpecialIds) -> FolderOptions<'_> {
+    FolderOptions { architecture: llama(), weights, special }
+}
+
+pub(crate) fn gguf_options<'a>(
+    weights: GgufWeightType,
+    tokenizer: &'a [u8],
+    special: &'a SpecialIds,
+) -> GgufOptions<'a> {
+    GgufOptions { architecture: llama(), name: "small", weights, tokenizer, special }
 }
 
 /// A GGUF file part by part, so that any part can lie.
@@ -214,7 +240,7 @@ impl Raw {
         for role in TensorRole::all(&settings) {
             let sizes = role.shape(&settings).iter().rev().map(|&n| n as u64).collect();
             raw.tensors.push(RawTensor {
-                name: role.gguf_name().into_bytes(),
+                name: gguf_name(role).into_bytes(),
                 dimensions: None,
                 sizes,
                 kind: 0,

@@ -1,13 +1,18 @@
 //! Hugging Face folders written and read again, whole and in shards.
 
-use super::common::{byte_tokenizer, medium, special, weights};
-use formats::hf::{Dtype, Extras, write};
-use formats::{ArchConfig, ModelFile, RopeScaling, Special, TensorRole, TensorSource};
+use super::common::{byte_tokenizer, folder_options, medium, special, weights};
+use formats::hf::{HfWeightType, write};
+use formats::{ArchConfig, ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
 use serde_json::{Value, json};
 use std::path::Path;
 
-pub(crate) fn write_medium(folder: &Path, settings: &ArchConfig, dtype: Dtype, special: &Special) {
-    let extras = Extras { dtype, special };
+pub(crate) fn write_medium(
+    folder: &Path,
+    settings: &ArchConfig,
+    dtype: HfWeightType,
+    special: &SpecialIds,
+) {
+    let extras = folder_options(dtype, special);
     write(folder, settings, &weights(settings), &byte_tokenizer(), &extras).unwrap();
 }
 
@@ -24,14 +29,14 @@ fn a_model_comes_back_bit_by_bit() {
         },
     ] {
         let folder = tempfile::tempdir().unwrap();
-        write_medium(folder.path(), &settings, Dtype::F32, &special());
+        write_medium(folder.path(), &settings, HfWeightType::F32, &special());
         let foreign = ModelFile::open(folder.path()).unwrap();
         assert!(matches!(foreign, ModelFile::HuggingFace(_)));
         assert_eq!(foreign.settings(), &settings);
         assert_eq!(foreign.special().unwrap(), special());
         assert_eq!(foreign.tokenizer_json().unwrap(), byte_tokenizer());
         for role in TensorRole::all(&settings) {
-            assert_eq!(foreign.part(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
+            assert_eq!(foreign.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
         }
     }
 }
@@ -39,7 +44,7 @@ fn a_model_comes_back_bit_by_bit() {
 #[test]
 fn bf16_weights_are_rounded_to_even() {
     let folder = tempfile::tempdir().unwrap();
-    write_medium(folder.path(), &medium(), Dtype::Bf16, &special());
+    write_medium(folder.path(), &medium(), HfWeightType::Bf16, &special());
     let foreign = ModelFile::open(folder.path()).unwrap();
     for role in TensorRole::all(&medium()) {
         let rounded: Vec<f32> = weights(&medium())(role)
@@ -47,7 +52,7 @@ fn bf16_weights_are_rounded_to_even() {
             .iter()
             .map(|&x| half::bf16::from_f32(x).to_f32())
             .collect();
-        assert_eq!(foreign.part(role).unwrap(), rounded, "{role}");
+        assert_eq!(foreign.tensor(role).unwrap(), rounded, "{role}");
     }
 }
 
@@ -56,11 +61,16 @@ fn one_form_becomes_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let (gguf, hf) = (folder.path().join("m.gguf"), folder.path().join("m"));
     let settings = ArchConfig { tied: false, ..medium() };
-    super::common::export_to(&gguf, &settings, formats::gguf::WeightType::F32, &byte_tokenizer())
-        .unwrap();
+    super::common::export_to(
+        &gguf,
+        &settings,
+        formats::gguf::GgufWeightType::F32,
+        &byte_tokenizer(),
+    )
+    .unwrap();
     let first = ModelFile::open(&gguf).unwrap();
     let special = first.special().unwrap();
-    let extras = Extras { dtype: Dtype::F32, special: &special };
+    let extras = folder_options(HfWeightType::F32, &special);
     write(&hf, first.settings(), &first, &first.tokenizer_json().unwrap(), &extras).unwrap();
     let second = ModelFile::open(&hf).unwrap();
     assert_eq!(
@@ -68,7 +78,7 @@ fn one_form_becomes_the_other() {
         (second.settings(), second.special().unwrap())
     );
     for role in TensorRole::all(&settings) {
-        assert_eq!(first.part(role).unwrap(), second.part(role).unwrap(), "{role}");
+        assert_eq!(first.tensor(role).unwrap(), second.tensor(role).unwrap(), "{role}");
     }
 }
 
@@ -107,11 +117,11 @@ pub(crate) fn shard(folder: &Path) {
 #[test]
 fn shards_are_read_like_one_file() {
     let folder = tempfile::tempdir().unwrap();
-    write_medium(folder.path(), &medium(), Dtype::F32, &special());
+    write_medium(folder.path(), &medium(), HfWeightType::F32, &special());
     shard(folder.path());
     let foreign = ModelFile::open(folder.path()).unwrap();
     for role in TensorRole::all(&medium()) {
-        assert_eq!(foreign.part(role).unwrap(), weights(&medium())(role).unwrap(), "{role}");
+        assert_eq!(foreign.tensor(role).unwrap(), weights(&medium())(role).unwrap(), "{role}");
     }
 }
 
@@ -131,7 +141,7 @@ pub(crate) fn edit(path: &Path, fields: &[(&str, Value)]) {
 #[test]
 fn configs_of_other_writers_are_read() {
     let folder = tempfile::tempdir().unwrap();
-    write_medium(folder.path(), &medium(), Dtype::F32, &special());
+    write_medium(folder.path(), &medium(), HfWeightType::F32, &special());
     let config = folder.path().join("config.json");
     let settings = || ModelFile::open(folder.path()).unwrap().settings().clone();
     edit(&config, &[("rope_theta", Value::Null), ("rope_scaling", Value::Null)]);
@@ -167,8 +177,8 @@ fn configs_of_other_writers_are_read() {
 #[test]
 fn special_tokens_come_from_where_they_are() {
     let folder = tempfile::tempdir().unwrap();
-    let plain = Special { chat_template: None, ..special() };
-    write_medium(folder.path(), &medium(), Dtype::F32, &plain);
+    let plain = SpecialIds { chat_template: None, ..special() };
+    write_medium(folder.path(), &medium(), HfWeightType::F32, &plain);
     let file = |name: &str| folder.path().join(name);
     let found = || ModelFile::open(folder.path()).unwrap().special().unwrap();
     assert_eq!(found(), plain);
@@ -187,7 +197,13 @@ fn special_tokens_come_from_where_they_are() {
     );
     assert_eq!(
         found(),
-        Special { bos: Some(1), eos: vec![1, 0], pad: Some(0), chat_template: None, add_bos: true }
+        SpecialIds {
+            bos: Some(1),
+            eos: vec![1, 0],
+            pad: Some(0),
+            chat_template: None,
+            add_bos: true
+        }
     );
     edit(
         &file("tokenizer_config.json"),
@@ -218,7 +234,7 @@ fn a_tied_copy_and_stored_frequencies_are_passed_over() {
         weights(&untied)(if role == TensorRole::Head { TensorRole::Embed } else { role })
     };
     let special = special();
-    let extras = Extras { dtype: Dtype::F32, special: &special };
+    let extras = folder_options(HfWeightType::F32, &special);
     write(folder.path(), &untied, &twin, &byte_tokenizer(), &extras).unwrap();
     edit(&folder.path().join("config.json"), &[("tie_word_embeddings", json!(true))]);
     assert!(ModelFile::open(folder.path()).unwrap().settings().tied);
@@ -247,7 +263,7 @@ pub(crate) fn rename_tensor(path: &Path, from: &str, to: &str) {
 fn what_does_not_fit_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let (path, special) = (folder.path().join("m"), special());
-    let extras = Extras { dtype: Dtype::Bf16, special: &special };
+    let extras = folder_options(HfWeightType::Bf16, &special);
     let huge =
         |role: TensorRole| weights(&medium())(role).map(|values| vec![f32::MAX; values.len()]);
     let message =
@@ -258,8 +274,8 @@ fn what_does_not_fit_is_not_written() {
         .unwrap_err()
         .to_string();
     assert!(again.contains("a new or empty one"), "{again}");
-    let far = Special { bos: Some(299), ..special.clone() };
-    let extras = Extras { dtype: Dtype::F32, special: &far };
+    let far = SpecialIds { bos: Some(299), ..special.clone() };
+    let extras = folder_options(HfWeightType::F32, &far);
     let message = write(&folder.path().join("n"), &medium(), &huge, &byte_tokenizer(), &extras)
         .unwrap_err()
         .to_string();

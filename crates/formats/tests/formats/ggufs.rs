@@ -1,14 +1,18 @@
 //! GGUF files written and read again.
 
-use super::common::{Raw, byte_tokenizer, export_to, medium, small, special, string, weights};
+use super::common::{
+    Raw, byte_tokenizer, export_to, gguf_name, gguf_options, medium, small, special, string,
+    weights,
+};
 use formats::gguf::{
-    GgmlType, Gguf, Llama, Tensor, Value, WeightType, dequantise, quantise_q8_0, write,
+    GgmlType, Gguf, GgufModel, GgufValue, GgufWeightType, TensorToWrite, dequantise, quantise_q8_0,
+    write,
 };
 use formats::{ArchConfig, LayerRole, ModelFile, RopeScaling, TensorRole, TensorSource};
 use std::path::Path;
 
-fn open(path: &Path) -> Llama {
-    Llama::new(Gguf::open(path).unwrap()).unwrap()
+fn open(path: &Path) -> GgufModel {
+    GgufModel::new(Gguf::open(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -26,14 +30,14 @@ fn a_model_comes_back_bit_by_bit() {
         ),
     ] {
         let path = folder.path().join(name);
-        export_to(&path, &settings, WeightType::F32, &byte_tokenizer()).unwrap();
+        export_to(&path, &settings, GgufWeightType::F32, &byte_tokenizer()).unwrap();
         let foreign = ModelFile::open(&path).unwrap();
         assert!(matches!(foreign, ModelFile::Gguf(_)));
         assert_eq!(foreign.settings(), &settings);
         assert_eq!(foreign.special().unwrap(), special());
         assert_eq!(foreign.path(), path);
         for role in TensorRole::all(&settings) {
-            assert_eq!(foreign.part(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
+            assert_eq!(foreign.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
         }
         assert!(!folder.path().join(format!(".tmp-{name}")).exists());
     }
@@ -43,12 +47,12 @@ fn a_model_comes_back_bit_by_bit() {
 fn query_rows_lie_interleaved_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (path, settings) = (folder.path().join("m.gguf"), medium());
-    export_to(&path, &settings, WeightType::F32, &byte_tokenizer()).unwrap();
+    export_to(&path, &settings, GgufWeightType::F32, &byte_tokenizer()).unwrap();
     let gguf = Gguf::open(&path).unwrap();
     for (role, heads) in [(LayerRole::Query, 4), (LayerRole::Key, 2)] {
         let role = TensorRole::Layer(1, role);
         let (stored, ours) =
-            (gguf.read_f32(&role.gguf_name()).unwrap(), weights(&settings)(role).unwrap());
+            (gguf.read_f32(&gguf_name(role)).unwrap(), weights(&settings)(role).unwrap());
         let row = |values: &[f32], i: usize| values[i * 64..(i + 1) * 64].to_vec();
         for head in 0..heads {
             for i in 0..4 {
@@ -58,42 +62,40 @@ fn query_rows_lie_interleaved_in_the_file() {
         }
     }
     let value = TensorRole::Layer(1, LayerRole::Value);
-    assert_eq!(gguf.read_f32(&value.gguf_name()).unwrap(), weights(&settings)(value).unwrap());
+    assert_eq!(gguf.read_f32(&gguf_name(value)).unwrap(), weights(&settings)(value).unwrap());
 }
 
 #[test]
 fn rounded_weights_are_those_of_their_type() {
     let folder = tempfile::tempdir().unwrap();
     let settings = medium();
-    for (kind, stored) in [(WeightType::F16, GgmlType::F16), (WeightType::Q8_0, GgmlType::Q8_0)] {
+    for (kind, stored) in
+        [(GgufWeightType::F16, GgmlType::F16), (GgufWeightType::Q8_0, GgmlType::Q8_0)]
+    {
         let path = folder.path().join(stored.to_string());
         export_to(&path, &settings, kind, &byte_tokenizer()).unwrap();
         let llama = open(&path);
         for role in TensorRole::all(&settings) {
             let exact = weights(&settings)(role).unwrap();
-            let blocks = llama.blocks(role).unwrap();
-            assert_eq!(blocks.shape, role.shape(&settings));
-            if blocks.shape.len() == 1 {
-                assert_eq!((blocks.kind, llama.part(role).unwrap()), (GgmlType::F32, exact));
+            let (found, bytes) = llama.gguf().raw(&gguf_name(role)).unwrap();
+            if role.shape(&settings).len() == 1 {
+                assert_eq!((found, llama.tensor(role).unwrap()), (GgmlType::F32, exact));
                 continue;
             }
-            assert_eq!(blocks.kind, stored);
+            assert_eq!(found, stored);
             let mut expected = Vec::new();
             match stored {
-                GgmlType::Q8_0 => {
-                    quantise_q8_0(&exact, &mut expected);
-                    assert_eq!(
-                        blocks.bytes.as_ref(),
-                        expected,
-                        "{role}: whole rows move, blocks stay"
-                    );
-                }
+                GgmlType::Q8_0 => quantise_q8_0(&exact, &mut expected),
                 _ => expected
                     .extend(exact.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes())),
             }
+            assert_eq!(bytes.len(), expected.len(), "{role}");
+            if !matches!(role, TensorRole::Layer(_, LayerRole::Query | LayerRole::Key)) {
+                assert_eq!(bytes, expected, "{role}");
+            }
             let mut values = Vec::new();
             dequantise(stored, &expected, &mut values);
-            assert_eq!(llama.part(role).unwrap(), values, "{role}");
+            assert_eq!(llama.tensor(role).unwrap(), values, "{role}");
         }
     }
 }
@@ -103,9 +105,9 @@ fn every_stored_type_is_read_out_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("types.gguf");
     let kinds: Vec<GgmlType> = GgmlType::all().collect();
-    let tensors: Vec<Tensor> = kinds
+    let tensors: Vec<TensorToWrite> = kinds
         .iter()
-        .map(|&kind| Tensor { name: kind.to_string(), kind, shape: vec![3, 2, 256] })
+        .map(|&kind| TensorToWrite { name: kind.to_string(), kind, shape: vec![3, 2, 256] })
         .collect();
     // Bytes below 0x3c, so that no scale is infinite whichever two bytes it is made of.
     let data = |i: usize| -> Vec<u8> {
@@ -192,7 +194,7 @@ fn the_raw_small_file_equals_the_written_one_in_meaning() {
         let llama = open(&path);
         assert_eq!(llama.settings(), &small());
         let embed = weights(&small())(TensorRole::Embed).unwrap();
-        assert_eq!(llama.part(TensorRole::Embed).unwrap(), embed);
+        assert_eq!(llama.tensor(TensorRole::Embed).unwrap(), embed);
     }
     let mut wide = Raw::small();
     wide.set("general.alignment", 4, 64_u32.to_le_bytes().to_vec());
@@ -216,18 +218,22 @@ fn what_the_form_cannot_hold_is_not_written() {
             "nothing is left behind"
         );
     };
-    fails(&ArchConfig { width: 48, ..medium() }, WeightType::Q8_0, "token_embd.weight");
-    fails(&ArchConfig { vocab: 200, ..medium() }, WeightType::F32, "model.vocab");
-    fails(&ArchConfig { layers: 0, ..medium() }, WeightType::F32, "layers");
-    fails(&ArchConfig { norm_eps: f64::NAN, ..medium() }, WeightType::F32, "norm_eps");
+    fails(&ArchConfig { width: 48, ..medium() }, GgufWeightType::Q8_0, "token_embd.weight");
+    fails(&ArchConfig { vocab: 200, ..medium() }, GgufWeightType::F32, "model.vocab");
+    fails(&ArchConfig { layers: 0, ..medium() }, GgufWeightType::F32, "layers");
+    fails(&ArchConfig { norm_eps: f64::NAN, ..medium() }, GgufWeightType::F32, "norm_eps");
     let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192 };
-    fails(&ArchConfig { rope_scaling: Some(llama3), ..medium() }, WeightType::F32, "rope_scaling");
-    let tensor = |name: &str, shape: &[usize]| Tensor {
+    fails(
+        &ArchConfig { rope_scaling: Some(llama3), ..medium() },
+        GgufWeightType::F32,
+        "rope_scaling",
+    );
+    let tensor = |name: &str, shape: &[usize]| TensorToWrite {
         name: name.into(),
         kind: GgmlType::F32,
         shape: shape.to_vec(),
     };
-    let write_fails = |settings: &[(String, Value)], tensors: &[Tensor], field: &str| {
+    let write_fails = |settings: &[(String, GgufValue)], tensors: &[TensorToWrite], field: &str| {
         let message = write(&path, settings, tensors, |_| Ok(vec![0; 4])).unwrap_err().to_string();
         assert!(message.contains(field), "{message}");
     };
@@ -236,9 +242,9 @@ fn what_the_form_cannot_hold_is_not_written() {
     write_fails(&[], &[tensor("a", &[1, 0])], "tensor \"a\"");
     write_fails(&[], &[tensor("a", &[])], "tensor \"a\"");
     write_fails(&[], &[tensor("a", &[usize::MAX, usize::MAX])], "tensor \"a\"");
-    let twice = [("k".to_owned(), Value::Bool(true)), ("k".to_owned(), Value::U64(1))];
+    let twice = [("k".to_owned(), GgufValue::Bool(true)), ("k".to_owned(), GgufValue::U64(1))];
     write_fails(&twice, &[], "setting \"k\"");
-    write_fails(&[("general.alignment".to_owned(), Value::U32(8))], &[], "general.alignment");
+    write_fails(&[("general.alignment".to_owned(), GgufValue::U32(8))], &[], "general.alignment");
 }
 
 #[test]
@@ -247,10 +253,10 @@ fn weights_that_are_not_finite_are_not_written() {
     let (path, settings, special) = (folder.path().join("m.gguf"), medium(), special());
     let tokenizer = byte_tokenizer();
     for (kind, value) in [
-        (WeightType::F32, f32::NAN),
-        (WeightType::F16, 70_000.0),
-        (WeightType::Q8_0, 1e30),
-        (WeightType::F32, f32::INFINITY),
+        (GgufWeightType::F32, f32::NAN),
+        (GgufWeightType::F16, 70_000.0),
+        (GgufWeightType::Q8_0, 1e30),
+        (GgufWeightType::F32, f32::INFINITY),
     ] {
         let parts = |role: TensorRole| {
             let mut values = weights(&settings)(role)?;
@@ -259,23 +265,13 @@ fn weights_that_are_not_finite_are_not_written() {
             }
             Ok(values)
         };
-        let export = formats::gguf::Export {
-            name: "m",
-            weights: kind,
-            tokenizer: &tokenizer,
-            special: &special,
-        };
+        let export = gguf_options(kind, &tokenizer, &special);
         let message =
             formats::gguf::export(&path, &settings, &parts, &export).unwrap_err().to_string();
         assert!(message.contains("blk.1.ffn_gate.weight") && message.contains("[77]"), "{message}");
     }
     let short = |_: TensorRole| Ok(vec![0.0; 3]);
-    let export = formats::gguf::Export {
-        name: "m",
-        weights: WeightType::F32,
-        tokenizer: &tokenizer,
-        special: &special,
-    };
+    let export = gguf_options(GgufWeightType::F32, &tokenizer, &special);
     let message = formats::gguf::export(&path, &settings, &short, &export).unwrap_err().to_string();
     assert!(message.contains("token_embd.weight") && message.contains("19200 values"), "{message}");
 }

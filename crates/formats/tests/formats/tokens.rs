@@ -1,10 +1,10 @@
 //! Tokenizers out of GGUF files, loaded and used by the library whose format is written.
 
 use super::common::{
-    Raw, alphabet, array, byte_tokenizer, export_to, medium, special, string, weights,
+    Raw, alphabet, array, byte_tokenizer, export_to, gguf_options, medium, special, string, weights,
 };
-use formats::Special;
-use formats::gguf::{Export, Gguf, Llama, WeightType};
+use formats::SpecialIds;
+use formats::gguf::{Gguf, GgufModel, GgufWeightType};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -19,8 +19,8 @@ fn a_byte_level_tokenizer_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     let (json, settings) = (byte_tokenizer(), medium());
-    export_to(&path, &settings, WeightType::F16, &json).unwrap();
-    let back = Llama::new(Gguf::open(&path).unwrap()).unwrap().tokenizer_json().unwrap();
+    export_to(&path, &settings, GgufWeightType::F16, &json).unwrap();
+    let back = GgufModel::new(Gguf::open(&path).unwrap()).unwrap().tokenizer_json().unwrap();
     let (first, second) =
         (Tokenizer::from_bytes(&json).unwrap(), Tokenizer::from_bytes(&back).unwrap());
     assert_eq!(
@@ -64,7 +64,7 @@ fn tokenizer_of(raw: &Raw) -> Result<Vec<u8>, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.gguf");
     std::fs::write(&path, raw.bytes()).unwrap();
-    let llama = Llama::new(Gguf::open(&path).unwrap()).unwrap();
+    let llama = GgufModel::new(Gguf::open(&path).unwrap()).unwrap();
     llama.tokenizer_json().map_err(|e| e.to_string())
 }
 
@@ -202,13 +202,8 @@ fn what_the_form_cannot_say_of_a_tokenizer_is_not_written() {
     let fails = |eos: Vec<u32>, change: &dyn Fn(&mut Value), field: &str| {
         let mut json: Value = serde_json::from_slice(&byte_tokenizer()).unwrap();
         change(&mut json);
-        let (special, tokenizer) = (Special { eos, ..special() }, json.to_string().into_bytes());
-        let export = Export {
-            name: "m",
-            weights: WeightType::F32,
-            tokenizer: &tokenizer,
-            special: &special,
-        };
+        let (special, tokenizer) = (SpecialIds { eos, ..special() }, json.to_string().into_bytes());
+        let export = gguf_options(GgufWeightType::F32, &tokenizer, &special);
         let message = formats::gguf::export(&path, &settings, &weights(&settings), &export)
             .unwrap_err()
             .to_string();

@@ -3,7 +3,7 @@
 use super::common::{Raw, small, small_tokenizer};
 use super::folders;
 use super::memory::{Meter, put, scratch};
-use formats::gguf::{Gguf, Llama};
+use formats::gguf::{Gguf, GgufModel};
 use formats::{TensorRole, TensorSource};
 use std::path::Path;
 
@@ -23,10 +23,9 @@ fn read_gguf(path: &Path) -> bool {
         let gguf = Gguf::open(path)?;
         let names: Vec<String> = gguf.tensors().iter().map(|tensor| tensor.name.clone()).collect();
         let values = names.iter().try_for_each(|name| gguf.read_f32(name).map(drop));
-        let llama = Llama::new(gguf)?;
+        let llama = GgufModel::new(gguf)?;
         values?;
-        TensorRole::all(llama.settings()).try_for_each(|role| llama.blocks(role).map(drop))?;
-        TensorRole::all(llama.settings()).try_for_each(|role| llama.part(role).map(drop))?;
+        TensorRole::all(llama.settings()).try_for_each(|role| llama.tensor(role).map(drop))?;
         llama.special()?;
         llama.tokenizer_json().map(drop)
     };

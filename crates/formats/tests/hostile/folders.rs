@@ -1,8 +1,8 @@
 //! Hugging Face folders with one lie each.
 
-use super::common::{byte_tokenizer, medium, special, weights};
+use super::common::{byte_tokenizer, folder_options, hf_name, medium, special, weights};
 use super::memory::{Meter, scratch};
-use formats::hf::{Dtype, Extras, Folder, write};
+use formats::hf::{Folder, HfWeightType, write};
 use formats::{ArchConfig, ModelFile, TensorRole, TensorSource};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::Path;
 pub(crate) fn read_all(path: &Path) -> formats::Result<()> {
     let folder = Folder::open(path)?;
     for role in TensorRole::all(folder.settings()) {
-        folder.part(role)?;
+        folder.tensor(role)?;
     }
     folder.special()?;
     folder.tokenizer_json()?;
@@ -19,7 +19,7 @@ pub(crate) fn read_all(path: &Path) -> formats::Result<()> {
 
 pub(crate) fn honest(path: &Path, settings: &ArchConfig, tokenizer: &[u8]) {
     let special = special();
-    let extras = Extras { dtype: Dtype::F32, special: &special };
+    let extras = folder_options(HfWeightType::F32, &special);
     write(path, settings, &weights(settings), tokenizer, &extras).unwrap();
 }
 
@@ -347,7 +347,7 @@ fn indices_that_lead_astray_are_refused() {
     let field = "weight_map[\"model.norm.weight\"]";
     let every = |shard: &str| {
         let names: serde_json::Map<String, Value> =
-            TensorRole::all(&untied()).map(|role| (role.hf_name(), shard.into())).collect();
+            TensorRole::all(&untied()).map(|role| (hf_name(role), shard.into())).collect();
         names
     };
     let mut split = every("a.safetensors");

@@ -2,16 +2,15 @@
 
 use super::common::{Raw, RawTensor, array, string};
 use super::memory::{Meter, put, scratch};
-use formats::gguf::{Gguf, Llama};
+use formats::gguf::{Gguf, GgufModel};
 use formats::{ModelFile, TensorRole, TensorSource};
 use std::path::Path;
 
 /// Everything a caller may ask of a file.
 fn read_all(path: &Path) -> formats::Result<()> {
-    let llama = Llama::new(Gguf::open(path)?)?;
+    let llama = GgufModel::new(Gguf::open(path)?)?;
     for role in TensorRole::all(llama.settings()) {
-        llama.part(role)?;
-        llama.blocks(role)?;
+        llama.tensor(role)?;
     }
     llama.special()?;
     llama.tokenizer_json()?;

@@ -1,4 +1,4 @@
-//! The numbers that fix a Llama model's arithmetic, whichever file they came from.
+//! The numbers that fix a model's arithmetic, whatever file and architecture they came from.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::{FormatError, Result};
 const MAX_SIZE: usize = 1 << 31;
 const MAX_LAYERS: usize = 1 << 16;
 
-/// The numbers that fix a Llama model's arithmetic (Touvron et al. 2023, arXiv:2302.13971;
+/// The numbers that fix a model's arithmetic, which is Llama's (Touvron et al. 2023, arXiv:2302.13971;
 /// grouped-query attention as in arXiv:2307.09288): pre-norm blocks with RMSNorm, rotary positions,
 /// SwiGLU, no biases.
 #[derive(Debug, Clone, PartialEq)]

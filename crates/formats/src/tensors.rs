@@ -1,4 +1,5 @@
-//! The weights of a Llama model by role: their shapes, and their names in both kinds of file.
+//! The weights of a model by role, and their shapes. What files call them is said by each
+//! architecture.
 
 use std::fmt;
 
@@ -53,34 +54,6 @@ impl LayerRole {
         LayerRole::Up,
         LayerRole::Down,
     ];
-
-    fn hf_stem(self) -> &'static str {
-        match self {
-            Self::AttentionNorm => "input_layernorm",
-            Self::Query => "self_attn.q_proj",
-            Self::Key => "self_attn.k_proj",
-            Self::Value => "self_attn.v_proj",
-            Self::Output => "self_attn.o_proj",
-            Self::FfnNorm => "post_attention_layernorm",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    fn gguf_stem(self) -> &'static str {
-        match self {
-            Self::AttentionNorm => "attn_norm",
-            Self::Query => "attn_q",
-            Self::Key => "attn_k",
-            Self::Value => "attn_v",
-            Self::Output => "attn_output",
-            Self::FfnNorm => "ffn_norm",
-            Self::Gate => "ffn_gate",
-            Self::Up => "ffn_up",
-            Self::Down => "ffn_down",
-        }
-    }
 }
 
 impl TensorRole {
@@ -108,26 +81,6 @@ impl TensorRole {
                 LayerRole::Gate | LayerRole::Up => vec![f, d],
                 LayerRole::Down => vec![d, f],
             },
-        }
-    }
-
-    /// The tensor's name in a Hugging Face file.
-    pub fn hf_name(self) -> String {
-        match self {
-            Self::Embed => "model.embed_tokens.weight".into(),
-            Self::Norm => "model.norm.weight".into(),
-            Self::Head => "lm_head.weight".into(),
-            Self::Layer(i, role) => format!("model.layers.{i}.{}.weight", role.hf_stem()),
-        }
-    }
-
-    /// The tensor's name in a GGUF file.
-    pub fn gguf_name(self) -> String {
-        match self {
-            Self::Embed => "token_embd.weight".into(),
-            Self::Norm => "output_norm.weight".into(),
-            Self::Head => "output.weight".into(),
-            Self::Layer(i, role) => format!("blk.{i}.{}.weight", role.gguf_stem()),
         }
     }
 
@@ -159,11 +112,11 @@ pub trait TensorSource {
     ///
     /// # Errors
     /// What hinders the giver; a reader refuses NaN and infinite values.
-    fn part(&self, role: TensorRole) -> Result<Vec<f32>>;
+    fn tensor(&self, role: TensorRole) -> Result<Vec<f32>>;
 }
 
 impl<F: Fn(TensorRole) -> Result<Vec<f32>>> TensorSource for F {
-    fn part(&self, role: TensorRole) -> Result<Vec<f32>> {
+    fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
         self(role)
     }
 }

@@ -1,0 +1,72 @@
+//! What an architecture says of itself, so that the readers and writers of files need not know it.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::gguf::file::Gguf;
+use crate::gguf::write::GgufValue;
+use crate::json::JsonObject;
+use crate::{ArchConfig, Result, TensorRole};
+
+/// A checkpoint architecture: how the files of its models state their numbers and name their
+/// tensors. A form of file that nobody uses for it is `None`.
+#[derive(Debug)]
+pub struct Architecture {
+    /// What messages call it, such as `Llama`.
+    pub name: &'static str,
+    /// Whether a model of these numbers is written as one of this architecture, if no architecture
+    /// before it in the list is.
+    pub(crate) holds: fn(&ArchConfig) -> bool,
+    pub(crate) hugging_face: Option<HuggingFaceForm>,
+    pub(crate) gguf: Option<GgufForm>,
+}
+
+/// An architecture in a Hugging Face folder.
+#[derive(Debug)]
+pub(crate) struct HuggingFaceForm {
+    /// `model_type` in config.json.
+    pub(crate) model_type: &'static str,
+    /// The one entry of `architectures` in config.json.
+    pub(crate) class: &'static str,
+    /// The numbers of a config.json of this type. Whatever the arithmetic of [`ArchConfig`] does
+    /// not cover is refused by the name of its field.
+    pub(crate) read: fn(&JsonObject<'_>) -> Result<ArchConfig>,
+    /// The fields of config.json in their order. The writer fills in `model_type`,
+    /// `architectures`, the token ids and `torch_dtype`: in place where they stand here as null,
+    /// otherwise at the end.
+    pub(crate) write: fn(&Path, &ArchConfig) -> Result<Map<String, Value>>,
+    /// What safetensors calls the tensor of a role; `None` for roles that this architecture lacks.
+    pub(crate) tensor: fn(TensorRole) -> Option<String>,
+}
+
+/// An architecture in a GGUF file.
+#[derive(Debug)]
+pub(crate) struct GgufForm {
+    /// `general.architecture`, which also begins the keys of its settings.
+    pub(crate) architecture: &'static str,
+    /// The numbers of a file of this architecture. Whatever the arithmetic of [`ArchConfig`] does
+    /// not cover is refused by the name of its setting.
+    pub(crate) read: fn(&Gguf) -> Result<ArchConfig>,
+    /// The settings that hold these numbers.
+    pub(crate) write: fn(&Path, &ArchConfig) -> Result<Vec<(String, GgufValue)>>,
+    /// What the file calls the tensor of a role; `None` for roles that this architecture lacks.
+    pub(crate) tensor: fn(TensorRole) -> Option<String>,
+    /// Whether rows `2 i` and `2 i + 1` of a query or key head turn together in the file, instead
+    /// of rows i and `i + head_dim / 2`.
+    pub(crate) neighbours_turn: bool,
+}
+
+impl Architecture {
+    /// What a Hugging Face folder calls the tensor of a role; `None` where there is no such tensor
+    /// or no such form.
+    pub fn hugging_face_tensor(&self, role: TensorRole) -> Option<String> {
+        self.hugging_face.as_ref().and_then(|form| (form.tensor)(role))
+    }
+
+    /// What a GGUF file calls the tensor of a role; `None` where there is no such tensor or no such
+    /// form.
+    pub fn gguf_tensor(&self, role: TensorRole) -> Option<String> {
+        self.gguf.as_ref().and_then(|form| (form.tensor)(role))
+    }
+}

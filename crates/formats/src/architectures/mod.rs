@@ -1,0 +1,236 @@
+//! The checkpoint architectures that are known here, as one list. A new one is a file beside this
+//! one and its line in [`ALL`]; the rooms `hf` and `gguf` know the forms of files and ask the
+//! member for everything else.
+
+mod architecture;
+mod llama;
+mod mistral;
+#[cfg(test)]
+mod renamed;
+
+pub use architecture::Architecture;
+pub(crate) use architecture::{GgufForm, HuggingFaceForm};
+
+use crate::error::{list_quoted, quote};
+use crate::gguf::metadata::Metadata;
+use crate::json::JsonObject;
+use crate::{ArchConfig, FormatError, Result};
+
+/// Every architecture, in the order in which an export looks for one that holds its model.
+pub static ALL: &[&Architecture] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    #[cfg(test)]
+    &renamed::RENAMED,
+];
+
+impl Architecture {
+    /// The first architecture of the list that a model of these numbers can be written as.
+    pub fn that_holds(config: &ArchConfig) -> Option<&'static Architecture> {
+        ALL.iter().copied().find(|member| (member.holds)(config))
+    }
+}
+
+/// The architecture that a config.json names in `model_type` and, where it is there,
+/// `architectures`.
+pub(crate) fn of_config(
+    config: &JsonObject<'_>,
+) -> Result<(&'static Architecture, &'static HuggingFaceForm)> {
+    let found = config.string("model_type")?;
+    let forms = || ALL.iter().filter_map(|&member| Some((member, member.hugging_face.as_ref()?)));
+    let Some((member, form)) = forms().find(|(_, form)| Some(form.model_type) == found) else {
+        let known = list_quoted(forms().map(|(_, form)| form.model_type));
+        return Err(config.unsupported("model_type", known));
+    };
+    match config.array("architectures")?.map(Vec::as_slice) {
+        None => Ok((member, form)),
+        Some([only]) if only == form.class => Ok((member, form)),
+        Some(_) => Err(config.unsupported("architectures", format!("[{:?}]", form.class))),
+    }
+}
+
+/// The architecture that a GGUF file names in `general.architecture`.
+pub(crate) fn of_gguf(
+    metadata: &Metadata<'_>,
+) -> Result<(&'static Architecture, &'static GgufForm)> {
+    const KEY: &str = "general.architecture";
+    let Some(found) = metadata.string(KEY)? else {
+        return Err(FormatError::damaged(metadata.path(), KEY, "a value", "no such setting"));
+    };
+    let forms = || ALL.iter().filter_map(|&member| Some((member, member.gguf.as_ref()?)));
+    forms().find(|(_, form)| form.architecture == found).ok_or_else(|| {
+        let known = list_quoted(forms().map(|(_, form)| form.architecture));
+        FormatError::unsupported(metadata.path(), KEY, known, quote(found))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::gguf::{self, GgufOptions, GgufWeightType};
+    use crate::hf::{self, FolderOptions, HfWeightType};
+    use crate::{ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
+
+    /// Heads times head_dim is not the width, and no two sizes are equal.
+    fn config() -> ArchConfig {
+        ArchConfig {
+            vocab: 8,
+            width: 12,
+            layers: 3,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 6,
+            ffn: 10,
+            rope_theta: 1e4,
+            norm_eps: 1e-5,
+            context: 16,
+            tied: false,
+            rope_scaling: None,
+        }
+    }
+
+    /// Numbers that say where they belong.
+    fn weights(config: &ArchConfig, role: TensorRole) -> Vec<f32> {
+        let number = TensorRole::all(config).position(|known| known == role).unwrap_or(99);
+        let count = role.shape(config).iter().product();
+        (0..count).map(|i: usize| (1000 * number + i) as f32).collect()
+    }
+
+    fn tokenizer() -> Vec<u8> {
+        let vocab = BTreeMap::from(
+            ["<s>", "</s>", "a", "b", "ab", "c", "d", "e"].map(str::to_owned).map(|t| (t, 0)),
+        );
+        let vocab: BTreeMap<String, usize> = vocab.into_keys().zip(0..).collect();
+        let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+            "trim_offsets": true, "use_regex": true});
+        let json = serde_json::json!({
+            "added_tokens": [{"id": vocab["<s>"], "content": "<s>", "special": true}],
+            "pre_tokenizer": bytes,
+            "model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b"]]},
+        });
+        json.to_string().into_bytes()
+    }
+
+    fn write(folder: &Path, member: &'static Architecture, config: &ArchConfig) {
+        let special = SpecialIds { eos: vec![0], ..SpecialIds::default() };
+        let source = |role| Ok(weights(config, role));
+        if member.hugging_face.is_some() {
+            let options = FolderOptions {
+                architecture: member,
+                weights: HfWeightType::F32,
+                special: &special,
+            };
+            let path = folder.join("hugging_face");
+            hf::write(&path, config, &source, &tokenizer(), &options).expect(member.name);
+        }
+        if member.gguf.is_some() {
+            let options = GgufOptions {
+                architecture: member,
+                name: "m",
+                weights: GgufWeightType::F32,
+                tokenizer: &tokenizer(),
+                special: &special,
+            };
+            let path = folder.join("gguf");
+            gguf::export(&path, config, &source, &options).expect(member.name);
+        }
+    }
+
+    #[test]
+    fn a_model_of_each_architecture_comes_back_from_each_form() {
+        for &member in ALL {
+            for tied in [true, false] {
+                let folder = tempfile::tempdir().expect("a folder");
+                let config = ArchConfig { tied, ..config() };
+                write(folder.path(), member, &config);
+                let mut forms = 0;
+                for form in ["hugging_face", "gguf"] {
+                    let path = folder.path().join(form);
+                    if !path.exists() {
+                        continue;
+                    }
+                    forms += 1;
+                    let found = ModelFile::open(&path).expect(member.name);
+                    assert!(std::ptr::eq(found.architecture(), member), "{}", member.name);
+                    assert_eq!(found.settings(), &config, "{}", member.name);
+                    for role in TensorRole::all(&config) {
+                        let values = found.tensor(role).expect(member.name);
+                        assert_eq!(values, weights(&config, role), "{} {form} {role}", member.name);
+                    }
+                }
+                let expected =
+                    usize::from(member.hugging_face.is_some()) + usize::from(member.gguf.is_some());
+                assert_eq!(forms, expected, "{}", member.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_role_has_one_name_in_each_form_and_every_name_one_role() {
+        for &member in ALL {
+            let forms = [
+                member.hugging_face.as_ref().map(|form| form.tensor),
+                member.gguf.as_ref().map(|form| form.tensor),
+            ];
+            for tensor in forms.into_iter().flatten() {
+                let mut roles = BTreeMap::new();
+                for role in TensorRole::all(&config()) {
+                    let name = tensor(role).unwrap_or_else(|| panic!("{}: {role}", member.name));
+                    let other = roles.insert(name, role);
+                    assert_eq!(other, None, "{}: {role}", member.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_architectures_answer_to_one_name() {
+        let mut names = BTreeMap::new();
+        for &member in ALL {
+            let hugging_face = member.hugging_face.iter().map(|form| format!("hf {}", form.class));
+            let types = member.hugging_face.iter().map(|form| format!("type {}", form.model_type));
+            let gguf = member.gguf.iter().map(|form| format!("gguf {}", form.architecture));
+            for name in hugging_face.chain(types).chain(gguf) {
+                assert_eq!(names.insert(name, member.name), None, "{}", member.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_architecture_is_told_the_known_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, r#"{"model_type": "qwen2"}"#).expect("writes");
+        let message = ModelFile::open(folder.path()).expect_err("unknown").to_string();
+        for member in ALL {
+            let Some(form) = &member.hugging_face else { continue };
+            assert!(message.contains(&format!("{:?}", form.model_type)), "{message}");
+        }
+        assert!(message.contains("found \"qwen2\"") && message.contains("model_type"), "{message}");
+    }
+
+    #[test]
+    fn what_an_architecture_cannot_state_is_refused_by_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let special = SpecialIds::default();
+        let options = GgufOptions {
+            architecture: &mistral::MISTRAL,
+            name: "m",
+            weights: GgufWeightType::F32,
+            tokenizer: &tokenizer(),
+            special: &special,
+        };
+        let source = |role| Ok(weights(&config(), role));
+        let path = folder.path().join("m.gguf");
+        let message =
+            gguf::export(&path, &config(), &source, &options).expect_err("no form").to_string();
+        assert!(message.contains("architecture") && message.contains("Mistral"), "{message}");
+        let scaled =
+            ArchConfig { rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }), ..config() };
+        let member = Architecture::that_holds(&scaled).expect("Llama");
+        assert!(std::ptr::eq(member, &llama::LLAMA));
+    }
+}
