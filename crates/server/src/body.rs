@@ -4,9 +4,9 @@ use crate::connection::ConnStage;
 use crate::error::ApiError;
 use crate::routes::Call;
 use crate::state::AppState;
-use axum::http::header;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use hyper::header;
 use std::sync::Arc;
 use std::time::Duration;
 

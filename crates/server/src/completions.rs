@@ -7,10 +7,11 @@ use crate::handlers::now;
 use crate::metrics::Shed;
 use crate::pending::PendingRequest;
 use crate::request::{self, Dialect};
+use crate::response::{Body, whole};
 use crate::routes::Call;
 use crate::stream::EventStream;
-use axum::body::Body;
-use axum::http::{HeaderValue, Response, header};
+use hyper::Response;
+use hyper::header::{self, HeaderValue};
 
 /// `POST /v1/completions`.
 pub(crate) async fn completions(call: Call) -> Result<Response<Body>, ApiError> {
@@ -58,7 +59,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
         state.metrics.usage_prompt.add(totals.prompt_tokens);
         state.metrics.usage_completion.add(totals.completion_tokens);
         let bytes = head.whole(&state.token_text, &mut pending.choices, totals);
-        let mut response = Response::new(Body::from(bytes));
+        let mut response = Response::new(whole(bytes));
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,8 +1,9 @@
 //! What a client is told when a request fails.
 
 use crate::json::{Json, cut};
-use axum::body::Body;
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use crate::response::{Body, whole};
+use hyper::header::{self, HeaderValue};
+use hyper::{Response, StatusCode};
 use scheduler::Refusal;
 use serde::Serialize;
 
@@ -129,7 +130,7 @@ impl ApiError {
     }
 
     pub(crate) fn response(&self) -> Response<Body> {
-        let mut response = Response::new(Body::from(self.json()));
+        let mut response = Response::new(whole(self.json()));
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();

@@ -7,12 +7,14 @@ use crate::error::ApiError;
 use crate::openapi;
 use crate::request::{check_model, encode, parse, unknown_model};
 use crate::request_fields;
+use crate::response::{Body, whole};
 use crate::routes::Call;
 use crate::schema::check;
 use crate::state::AppState;
 use crate::token_text::TokenDecoder;
-use axum::body::Body;
-use axum::http::{HeaderValue, Response, header};
+use hyper::Response;
+use hyper::body::Bytes;
+use hyper::header::{self, HeaderValue};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,8 +25,8 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-fn with_type(body: impl Into<Body>, kind: &'static str) -> Response<Body> {
-    let mut response = Response::new(body.into());
+fn with_type(body: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(whole(body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

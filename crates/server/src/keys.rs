@@ -1,7 +1,7 @@
 //! Who may ask: keys as bearer tokens, or as the password of a browser; compared in constant time.
 
 use crate::error::ApiError;
-use axum::http::{HeaderMap, header};
+use hyper::header::{self, HeaderMap};
 use subtle::ConstantTimeEq;
 
 /// Whether the request brings one of `keys`; always, if there are none.

@@ -71,6 +71,7 @@ mod pending;
 mod random_ids;
 mod request;
 mod request_fields;
+mod response;
 mod routes;
 mod schema;
 mod serve;

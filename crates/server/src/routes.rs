@@ -6,11 +6,13 @@ use crate::error::ApiError;
 use crate::handlers;
 use crate::keys;
 use crate::request_fields;
+use crate::response::Body;
 use crate::schema::Field;
 use crate::state::AppState;
-use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Request, Response};
+use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -365,14 +367,14 @@ pub(crate) struct TrackedBody {
     ticket: Ticket,
 }
 
-impl HttpBody for TrackedBody {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) {
             self.ticket.finished = true;

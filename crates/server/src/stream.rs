@@ -4,8 +4,10 @@ use crate::answer::{AnswerHead, UsageTotals, line};
 use crate::error::ApiError;
 use crate::pending::PendingRequest;
 use crate::request::Dialect;
+use crate::response::Body;
 use crate::state::AppState;
-use axum::body::{Body, Bytes};
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Frame};
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll};
 use tokio::time::Instant;
-use tokio_stream::Stream;
 
 /// An answer on its way.
 pub(crate) struct EventStream {
@@ -39,14 +40,12 @@ impl EventStream {
     ) -> Body {
         let begun = vec![false; pending.choices.len()];
         let told = Instant::now();
-        let shared = (Arc::clone(&state), Arc::clone(&status));
+        let own_state = Arc::clone(&state);
+        let own_status = Arc::clone(&status);
         let events =
             EventStream { state, pending, head, status, opened: false, begun, over: false, told };
-        Body::from_stream(Stepper {
-            at: StreamState::Rest(Box::new(events)),
-            state: shared.0,
-            status: shared.1,
-        })
+        let at = StreamState::Rest(Box::new(events));
+        StreamBody { at, state: own_state, status: own_status }.boxed_unsync()
     }
 
     /// The next bytes; `None` after the last.
@@ -116,23 +115,28 @@ impl EventStream {
 
 type Step = Pin<Box<dyn Future<Output = (Option<Bytes>, Box<EventStream>)> + Send>>;
 
+/// Where the stream stands between two polls.
 enum StreamState {
     Rest(Box<EventStream>),
     Going(Step),
     Ended,
 }
 
-/// [`EventStream::next`] as a stream. A panic ends the stream with an error event.
-struct Stepper {
+/// [`EventStream::next`] as a body. A panic ends the stream with an error event.
+struct StreamBody {
     at: StreamState,
     state: Arc<AppState>,
     status: Arc<AtomicU16>,
 }
 
-impl Stream for Stepper {
-    type Item = Result<Bytes, Infallible>;
+impl hyper::body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = Infallible;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let mut step: Step = match std::mem::replace(&mut self.at, StreamState::Ended) {
             StreamState::Ended => return Poll::Ready(None),
             StreamState::Going(step) => step,
@@ -150,7 +154,7 @@ impl Stream for Stepper {
             Ok(Poll::Ready((None, _))) => Poll::Ready(None),
             Ok(Poll::Ready((Some(bytes), events))) => {
                 self.at = StreamState::Rest(events);
-                Poll::Ready(Some(Ok(bytes)))
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Err(_) => {
                 self.state.metrics.panics.add(1);
@@ -158,7 +162,7 @@ impl Stream for Stepper {
                 let mut out = Vec::new();
                 line(&mut out, ApiError::panicked().json().as_bytes());
                 line(&mut out, b"[DONE]");
-                Poll::Ready(Some(Ok(Bytes::from(out))))
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from(out)))))
             }
         }
     }
