@@ -45,7 +45,7 @@ impl Block {
             return self.run(x_td, rows, at, pass.ops, pass.kv);
         }
         let (block, rows, at, ops) = (self.clone(), rows.clone(), at.clone(), pass.ops);
-        ops::recompute(
+        ops.recompute(
             x_td,
             Arc::new(move |x| block.run(x, &rows, &at, ops, &mut PassCache::new(false))),
         )

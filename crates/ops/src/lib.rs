@@ -11,6 +11,7 @@
 //! | `r` | recursions | `n` | outputs of a projection |
 
 mod adamw;
+mod attach_loss;
 mod attend;
 mod columns;
 mod distill;
@@ -36,7 +37,6 @@ pub use columns::length_ratios;
 pub use gate::Activation;
 pub use head::log_softmax_rows;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
-pub use recompute::recompute;
 pub use rotary::Rotary;
 pub use rows::Combine;
 pub use tensor::{

@@ -4,16 +4,22 @@
 use std::sync::Arc;
 
 use crate::seam::{FastOp, Raw, apply, raw, wrap};
-use crate::{Tensor2, tensor};
+use crate::{Ops, Tensor2, tensor};
 
 /// A piece of the model, from rows to rows of the same count.
 type Piece = Arc<dyn Fn(Tensor2) -> Tensor2 + Send + Sync>;
 
-/// `piece(x)`, remembering only `x`. `piece` must give the same result each time it is called on
-/// the same input; weights inside it collect their gradients as usual. Works for the fast
-/// operations.
-pub fn recompute(x: Tensor2, piece: Piece) -> Tensor2 {
-    apply(Recompute { piece }, [x])
+impl Ops {
+    /// `piece(x)`; `Fast` remembers only `x` and runs the piece again in the backward pass, `Plain`
+    /// keeps everything. `piece` must give the same result each time it is called on the same input;
+    /// weights and attached losses inside it count once. Whatever else the piece reports, it reports
+    /// in each run: the first does not record, the second does.
+    pub fn recompute(self, x: Tensor2, piece: Piece) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(Recompute { piece }, [x]),
+            Ops::Plain => piece(x),
+        }
+    }
 }
 
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{Dice, Matrix, close, same_bits};
 use ops::{
     AdamW, Heads, Moments, Ops, Rotary, Spans, Tensor2, Weight, backward, cut, from_rows, gradient,
-    leaf, read_rows, recompute, scale,
+    leaf, read_rows, scale,
 };
 
 /// A 1 x 1 loss: the outputs times fixed coefficients.
@@ -141,7 +141,7 @@ fn recompute_equals_direct() {
         // The same weights twice, as in a recursion.
         for _ in 0..2 {
             let inner = layer.clone();
-            y = if again { recompute(y, Arc::new(move |x| inner.run(x))) } else { inner.run(y) };
+            y = if again { Ops::Fast.recompute(y, Arc::new(move |x| inner.run(x))) } else { inner.run(y) };
         }
         let values = read_rows(&y);
         let gradients = backward(&functional(y));
@@ -161,7 +161,7 @@ fn recompute_without_recording_is_the_piece() {
     let layer = Arc::new(Layer::new(7));
     let x = Dice(5).matrix(7, 8);
     let inner = layer.clone();
-    let y = recompute(x.tensor(), Arc::new(move |x| inner.run(x)));
+    let y = Ops::Fast.recompute(x.tensor(), Arc::new(move |x| inner.run(x)));
     same_bits(&read_rows(&y), &read_rows(&layer.run(x.tensor())), "values");
     assert!(layer.weights.iter().all(|w| w.read_gradient().is_none()));
 }
