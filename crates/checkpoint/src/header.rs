@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::de::{self, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::NamedTensor;
-use crate::error::{LoadError, quote};
+use crate::error::LoadError;
+use crate::misfit::quote;
 
 /// The largest header accepted, as in the reference implementation of the format.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -133,7 +134,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 
 /// One tensor of a file; `begin..end` are its bytes, counted from the start of the file.
 #[derive(Debug)]
-pub(crate) struct TensorInfo {
+pub(crate) struct StoredTensor {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
@@ -180,7 +181,7 @@ pub(crate) fn parse(
     path: &Path,
     file: &[u8],
     next: &'static str,
-) -> Result<Vec<TensorInfo>, LoadError> {
+) -> Result<Vec<StoredTensor>, LoadError> {
     let invalid = |field: &str, expected: String, found: String| {
         LoadError::invalid(path, field, expected, found, next)
     };
@@ -229,7 +230,7 @@ fn check(
     data_len: u64,
     base: usize,
     next: &'static str,
-) -> Result<TensorInfo, LoadError> {
+) -> Result<StoredTensor, LoadError> {
     let invalid = |field: &str, expected: String, found: String| {
         LoadError::invalid(
             path,
@@ -264,10 +265,10 @@ fn check(
     }
     // Both are at most data_len, the length of a slice in memory.
     let (begin, end) = (base + begin as usize, base + end as usize);
-    Ok(TensorInfo { name: raw.name, dtype, shape: raw.shape, begin, end })
+    Ok(StoredTensor { name: raw.name, dtype, shape: raw.shape, begin, end })
 }
 
-fn check_names(path: &Path, tensors: &[TensorInfo], next: &'static str) -> Result<(), LoadError> {
+fn check_names(path: &Path, tensors: &[StoredTensor], next: &'static str) -> Result<(), LoadError> {
     let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -284,7 +285,7 @@ fn check_names(path: &Path, tensors: &[TensorInfo], next: &'static str) -> Resul
 
 fn check_layout(
     path: &Path,
-    sorted: &[TensorInfo],
+    sorted: &[StoredTensor],
     file_len: usize,
     base: usize,
     next: &'static str,

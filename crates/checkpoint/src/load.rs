@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{LoadError, NEXT_DAMAGED, quote};
+use crate::error::{LoadError, NEXT_DAMAGED};
 use crate::hash::{sha256_bytes, sha256_open};
-use crate::manifest::{self, FileEntry, Kind};
+use crate::manifest::{self, FileEntry, FileKind};
+use crate::misfit::quote;
 use crate::recover;
 use crate::tensor_file::{TensorFile, map_tensors, open_regular};
 
@@ -73,14 +74,14 @@ pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
         let file = path.join(&entry.name);
         let key = entry.name.strip_suffix(entry.kind.suffix()).unwrap_or(&entry.name).to_owned();
         match entry.kind {
-            Kind::Tensors => {
+            FileKind::Tensors => {
                 loaded.tensors.insert(key, map_checked(&file, &entry)?);
             }
-            Kind::Json => {
+            FileKind::Json => {
                 let value = parse_json(&file, &read_checked(&file, &entry)?)?;
                 loaded.json.insert(key, value);
             }
-            Kind::File => {
+            FileKind::File => {
                 loaded.files.insert(key, read_checked(&file, &entry)?);
             }
         }

@@ -8,7 +8,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::error::{LoadError, NEXT_DAMAGED, quote};
+use crate::error::{LoadError, NEXT_DAMAGED};
+use crate::misfit::quote;
 use crate::names;
 use crate::tensor_file::open_regular;
 
@@ -18,19 +19,19 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// What a file of a checkpoint is read as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FileKind {
     Tensors,
     Json,
     File,
 }
 
-const KINDS: [(&str, Kind, &str); 3] = [
-    ("tensors", Kind::Tensors, ".safetensors"),
-    ("json", Kind::Json, ".json"),
-    ("file", Kind::File, ""),
+const KINDS: [(&str, FileKind, &str); 3] = [
+    ("tensors", FileKind::Tensors, ".safetensors"),
+    ("json", FileKind::Json, ".json"),
+    ("file", FileKind::File, ""),
 ];
 
-impl Kind {
+impl FileKind {
     pub(crate) fn name(self) -> &'static str {
         KINDS.iter().find(|(_, kind, _)| *kind == self).map_or("", |(name, _, _)| name)
     }
@@ -44,7 +45,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileEntry {
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: FileKind,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }

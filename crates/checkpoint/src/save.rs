@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{Disk, OpenFile};
-use crate::error::{SaveError, quote};
+use crate::error::SaveError;
 use crate::hash::{CHUNK_BYTES, hex};
 use crate::header;
-use crate::manifest::{self, FileEntry, Kind};
+use crate::manifest::{self, FileEntry, FileKind};
+use crate::misfit::quote;
 use crate::recover::{self, Failure, attempt, exists};
-use crate::{NamedTensor, Snapshot, Values, lock, names};
+use crate::{Misfit, NamedTensor, Snapshot, TensorData, lock, names};
 
 /// Writes `snapshot` as the folder `parent/<name>/` and returns its path.
 ///
@@ -33,8 +34,7 @@ pub fn save(
     disk: &dyn Disk,
 ) -> Result<PathBuf, SaveError> {
     if !names::is_plain(name) {
-        let expected = names::NAME_RULE.to_owned();
-        return Err(SaveError::BadName { what: "checkpoint", name: quote(name), expected });
+        return Err(bad_name("checkpoint", name, names::NAME_RULE));
     }
     let parts = prepare(snapshot)?;
     let fail = |failure: Failure, aftermath: String| io_error(name, failure, aftermath);
@@ -59,6 +59,11 @@ pub fn save(
     Ok(place)
 }
 
+fn bad_name(what: &str, name: &str, expected: &str) -> SaveError {
+    let next = "rename it and save again";
+    Misfit::new(format!("name of the {what}"), expected, quote(name), next).into()
+}
+
 fn io_error(name: &str, failure: Failure, aftermath: String) -> SaveError {
     let Failure { action, path, source } = failure;
     let next = match source.kind() {
@@ -79,43 +84,43 @@ enum Content<'s> {
 
 /// One file of the checkpoint, checked.
 struct Part<'s> {
-    kind: Kind,
+    kind: FileKind,
     content: Content<'s>,
 }
 
 /// Checks everything that can be wrong with a snapshot and orders its files by name.
 fn prepare<'s>(snapshot: &'s Snapshot<'_>) -> Result<BTreeMap<String, Part<'s>>, SaveError> {
     let mut parts = BTreeMap::new();
-    let mut add = |kind: Kind, key: &str, content| {
+    let mut add = |kind: FileKind, key: &str, content| {
         let file = format!("{key}{}", kind.suffix());
         if !names::is_plain(key) || !names::is_plain(&file) || file == names::MANIFEST {
             let expected = format!("{}, and not {}", names::NAME_RULE, names::MANIFEST);
-            return Err(SaveError::BadName { what: kind.name(), name: quote(key), expected });
+            return Err(bad_name(kind.name(), key, &expected));
         }
         match parts.insert(file.clone(), Part { kind, content }) {
             None => Ok(()),
-            Some(first) => Err(SaveError::DuplicateFile {
-                file,
-                kinds: format!("{} and {}", first.kind.name(), kind.name()),
-            }),
+            Some(first) => {
+                let found = format!("two ({} and {})", first.kind.name(), kind.name());
+                let expected = "one part of the snapshot to write it";
+                Err(Misfit::new(format!("file {file}"), expected, found, "rename one of them"))?
+            }
         }
     };
     for (key, tensors) in &snapshot.tensors {
-        let file = format!("{key}{}", Kind::Tensors.suffix());
+        let file = format!("{key}{}", FileKind::Tensors.suffix());
         check_tensors(&file, tensors)?;
-        let limit = header::MAX_HEADER_BYTES;
-        let header = header::build(tensors).map_err(|bytes| SaveError::HeaderTooLarge {
-            file,
-            bytes,
-            limit,
+        let header = header::build(tensors).map_err(|bytes| {
+            let expected = format!("at most {} bytes", header::MAX_HEADER_BYTES);
+            let next = "spread the tensors over several files";
+            Misfit::new(format!("{file}: header"), expected, format!("{bytes} bytes"), next)
         })?;
-        add(Kind::Tensors, key, Content::Tensors { header, tensors })?;
+        add(FileKind::Tensors, key, Content::Tensors { header, tensors })?;
     }
     for (key, value) in &snapshot.json {
-        add(Kind::Json, key, Content::Owned(json_bytes(key, value)?))?;
+        add(FileKind::Json, key, Content::Owned(json_bytes(key, value)?))?;
     }
     for (key, bytes) in &snapshot.files {
-        add(Kind::File, key, Content::Borrowed(bytes))?;
+        add(FileKind::File, key, Content::Borrowed(bytes))?;
     }
     Ok(parts)
 }
@@ -129,19 +134,23 @@ fn json_bytes(key: &str, value: &serde_json::Value) -> Result<Vec<u8>, SaveError
         Ok(_) => "a different value".to_owned(),
         Err(e) => e.to_string(),
     };
-    Err(SaveError::Json { file: format!("{key}{}", Kind::Json.suffix()), reason })
+    let file = format!("{key}{}", FileKind::Json.suffix());
+    let expected = "JSON that reads back as the value given";
+    Err(Misfit::new(file, expected, reason, "nest less deeply").into())
 }
 
 fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveError> {
     let mut names = BTreeSet::new();
     for tensor in tensors {
-        let (file, name) = (file.to_owned(), quote(&tensor.name));
+        let name = quote(&tensor.name);
         if tensor.name == header::METADATA {
             let expected = format!("another name, as the file format keeps this one (in {file})");
-            return Err(SaveError::BadName { what: "tensor", name, expected });
+            return Err(bad_name("tensor", &tensor.name, &expected));
         }
         if !names.insert(tensor.name.as_str()) {
-            return Err(SaveError::DuplicateTensor { file, tensor: name });
+            let what = format!("{file}: tensor {name}");
+            let next = "names within a file must differ: rename one of them";
+            return Err(Misfit::new(what, "each name once", "it twice", next).into());
         }
         let element = tensor.data.dtype().bytes();
         let bytes = header::byte_size(&tensor.shape, element);
@@ -153,17 +162,14 @@ fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveErro
                 Some(bytes) => (bytes / element).to_string(),
                 None => format!("below 2^{}", 64 - element.ilog2()),
             };
-            let found = (tensor.data.size() / element) as usize;
-            return Err(SaveError::Shape {
-                file,
-                tensor: name,
-                shape: tensor.shape.clone(),
-                expected,
-                found,
-            });
+            let what = format!("{file}: tensor {name} of shape {:?}", tensor.shape);
+            let found = (tensor.data.size() / element).to_string();
+            let next = "pass the shape the data has";
+            return Err(Misfit::new(what, format!("{expected} values"), found, next).into());
         }
         if let Some((index, value)) = tensor.data.not_finite() {
-            return Err(SaveError::NotFinite { file, tensor: name, index, value });
+            let next = "nothing was written: the run has diverged, go back to an older checkpoint";
+            return Err(Misfit::not_finite(file, &tensor.name, index, value, next).into());
         }
     }
     Ok(())
@@ -239,7 +245,7 @@ impl<'d> Writer<'d> {
         let mut buffer = Vec::with_capacity(CHUNK_BYTES);
         for tensor in tensors {
             match &tensor.data {
-                Values::F32(values) => {
+                TensorData::F32(values) => {
                     for part in values.chunks(CHUNK_BYTES / 4) {
                         let start = self.room(&mut buffer, 4 * part.len())?;
                         buffer.resize(start + 4 * part.len(), 0);
@@ -249,7 +255,7 @@ impl<'d> Writer<'d> {
                         }
                     }
                 }
-                Values::Stored { bytes, .. } => {
+                TensorData::Stored { bytes, .. } => {
                     for part in bytes.chunks(CHUNK_BYTES) {
                         self.room(&mut buffer, part.len())?;
                         buffer.extend_from_slice(part);

@@ -7,7 +7,7 @@ use crate::Dtype;
 
 /// The elements of a tensor in row-major order.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Values<'a> {
+pub enum TensorData<'a> {
     /// Stored as F32.
     F32(Cow<'a, [f32]>),
     /// Elements of another type, as the file will hold them: little-endian, one after the other.
@@ -19,7 +19,7 @@ pub enum Values<'a> {
     },
 }
 
-impl Values<'_> {
+impl TensorData<'_> {
     pub(crate) fn dtype(&self) -> Dtype {
         match self {
             Self::F32(_) => Dtype::F32,
@@ -46,13 +46,13 @@ impl Values<'_> {
     }
 }
 
-impl From<Vec<f32>> for Values<'_> {
+impl From<Vec<f32>> for TensorData<'_> {
     fn from(values: Vec<f32>) -> Self {
         Self::F32(Cow::Owned(values))
     }
 }
 
-impl<'a> From<&'a [f32]> for Values<'a> {
+impl<'a> From<&'a [f32]> for TensorData<'a> {
     fn from(values: &'a [f32]) -> Self {
         Self::F32(Cow::Borrowed(values))
     }
@@ -66,7 +66,7 @@ pub struct NamedTensor<'a> {
     /// Size of each dimension; empty for a scalar.
     pub shape: Vec<usize>,
     /// As many values as the product of `shape`, all finite.
-    pub data: Values<'a>,
+    pub data: TensorData<'a>,
 }
 
 /// Everything that one checkpoint holds.

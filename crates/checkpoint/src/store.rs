@@ -11,7 +11,7 @@ use crate::{RealDisk, lock, names};
 
 /// One checkpoint folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct CheckpointEntry {
     /// The folder's name.
     pub name: String,
     /// The step, if the name is what [`step_name`](crate::step_name) gives.
@@ -32,7 +32,7 @@ pub struct Damaged {
 /// The checkpoints in `parent`, ascending by step: folders named `step-00001234`, preceded by
 /// folders of other names that hold a manifest (their step is `None`). Nothing is verified. Empty
 /// if `parent` cannot be read; [`try_list`] tells why.
-pub fn list(parent: &Path) -> Vec<Entry> {
+pub fn list(parent: &Path) -> Vec<CheckpointEntry> {
     try_list(parent).unwrap_or_default()
 }
 
@@ -40,13 +40,13 @@ pub fn list(parent: &Path) -> Vec<Entry> {
 ///
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read.
-pub fn try_list(parent: &Path) -> Result<Vec<Entry>, LoadError> {
+pub fn try_list(parent: &Path) -> Result<Vec<CheckpointEntry>, LoadError> {
     let entry = |name: String| {
         let (step, path) = (names::parse_step(&name), parent.join(&name));
         let is_one = names::is_plain(&name)
             && path.is_dir()
             && (step.is_some() || exists(&path.join(names::MANIFEST)));
-        is_one.then_some(Entry { name, step, path })
+        is_one.then_some(CheckpointEntry { name, step, path })
     };
     let mut entries: Vec<_> = folder_names(parent)?.into_iter().filter_map(entry).collect();
     entries.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
@@ -112,7 +112,7 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
     }
 }
 
-fn newest(entries: &[Entry]) -> (Option<Loaded>, Vec<Damaged>) {
+fn newest(entries: &[CheckpointEntry]) -> (Option<Loaded>, Vec<Damaged>) {
     let mut damaged = Vec::new();
     for entry in entries.iter().rev().filter(|entry| entry.step.is_some()) {
         match load_in_place(&entry.path) {
@@ -171,7 +171,7 @@ fn surplus(
     parent: &Path,
     keep_last: usize,
     keep_every: Option<u64>,
-) -> Result<Vec<Entry>, LoadError> {
+) -> Result<Vec<CheckpointEntry>, LoadError> {
     let mut entries: Vec<_> =
         try_list(parent)?.into_iter().filter(|entry| entry.step.is_some()).collect();
     entries.truncate(entries.len().saturating_sub(keep_last));
@@ -181,7 +181,7 @@ fn surplus(
     Ok(entries)
 }
 
-fn remove(parent: &Path, entry: &Entry, disk: &dyn Disk) -> Result<(), Failure> {
+fn remove(parent: &Path, entry: &CheckpointEntry, disk: &dyn Disk) -> Result<(), Failure> {
     let temp = names::temp_path(parent, &entry.name);
     if exists(&temp) {
         attempt("remove", &temp, disk.remove_dir_all(&temp))?;

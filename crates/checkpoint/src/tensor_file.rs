@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::error::{LoadError, NEXT_DAMAGED, NEXT_FOREIGN, quote};
-use crate::header::{self, Dtype, TensorInfo};
+use crate::Misfit;
+use crate::error::{LoadError, NEXT_CONFIG, NEXT_DAMAGED, NEXT_FOREIGN, NEXT_UNDAMAGED};
+use crate::header::{self, Dtype, StoredTensor};
+use crate::misfit::quote;
 
 /// How many tensors of each kind [`TensorFile::expect`] names.
 const NAMED_AT_MOST: usize = 8;
@@ -22,7 +24,7 @@ const NAMED_AT_MOST: usize = 8;
 pub struct TensorFile {
     path: PathBuf,
     map: Arc<Mmap>,
-    tensors: Arc<[TensorInfo]>,
+    tensors: Arc<[StoredTensor]>,
     index: Arc<BTreeMap<String, usize>>,
 }
 
@@ -91,7 +93,7 @@ impl TensorFile {
         self.find(name).map(|tensor| tensor.dtype)
     }
 
-    fn find(&self, name: &str) -> Option<&TensorInfo> {
+    fn find(&self, name: &str) -> Option<&StoredTensor> {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
@@ -115,12 +117,7 @@ impl TensorFile {
         };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
-            Some(index) => Err(LoadError::NotFinite {
-                path: self.path.clone(),
-                tensor: quote(name),
-                index,
-                value: values[index],
-            }),
+            Some(index) => Err(self.not_finite(name, index, values[index])),
         }
     }
 
@@ -145,26 +142,26 @@ impl TensorFile {
         let bytes = &self.map[tensor.begin..tensor.end];
         match dtype.not_finite(bytes) {
             None => Ok(bytes),
-            Some((index, value)) => Err(LoadError::NotFinite {
-                path: self.path.clone(),
-                tensor: quote(name),
-                index,
-                value,
-            }),
+            Some((index, value)) => Err(self.not_finite(name, index, value)),
         }
     }
 
-    fn require(&self, name: &str) -> Result<&TensorInfo, LoadError> {
-        let count = self.tensors.len();
-        let missing =
-            || LoadError::NoSuchTensor { path: self.path.clone(), tensor: quote(name), count };
-        self.find(name).ok_or_else(missing)
+    fn not_finite(&self, name: &str, index: usize, value: f32) -> LoadError {
+        Misfit::not_finite(self.path.display(), name, index, value, NEXT_UNDAMAGED).into()
+    }
+
+    fn require(&self, name: &str) -> Result<&StoredTensor, LoadError> {
+        self.find(name).ok_or_else(|| {
+            let field = format!("tensor {}", quote(name));
+            let found = format!("{} tensors without it", self.tensors.len());
+            LoadError::invalid(&self.path, field, "it in the file", found, NEXT_CONFIG)
+        })
     }
 
     /// Checks that the file has exactly these tensors with these shapes.
     ///
     /// # Errors
-    /// [`LoadError::Mismatch`] with the counts of missing, extra and wrongly shaped tensors, and
+    /// [`LoadError::Invalid`] with the counts of missing, extra and wrongly shaped tensors, and
     /// the first 8 of each.
     pub fn expect(&self, expected: &[(String, Vec<usize>)]) -> Result<(), LoadError> {
         let wanted: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
@@ -187,7 +184,8 @@ impl TensorFile {
         if details.is_empty() {
             return Ok(());
         }
-        Err(LoadError::Mismatch { path: self.path.clone(), details: details.join("; ") })
+        let (expected, found) = ("those of the model and no others", details.join("; "));
+        Err(LoadError::invalid(&self.path, "tensors", expected, found, NEXT_CONFIG))
     }
 }
 

@@ -1,65 +1,34 @@
-//! Why a foreign checkpoint was not read or written: the file, the field, what was expected, what
+//! Why a checkpoint of others was not read or written: the file, the field, what was expected, what
 //! was found, and the next move.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+pub(crate) use checkpoint::quote;
+use checkpoint::{FileError, Misfit};
 
 use crate::TensorRole;
 
-/// What reading and writing foreign checkpoints gives.
+/// What reading and writing checkpoints of others gives.
 pub type Result<T> = std::result::Result<T, FormatError>;
 
-/// Why a foreign checkpoint was not read or written.
+/// Why a checkpoint of others was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The system refused to read or write a file.
-    #[error("{path}: {action}: {source}; {next}")]
-    Io {
-        /// The file or folder concerned.
-        path: PathBuf,
-        /// What was attempted.
-        action: &'static str,
-        /// What the system answered.
-        source: io::Error,
-        /// What to do.
-        next: &'static str,
-    },
-    /// A file contradicts its format, its settings, or asks for what a model of its architecture
-    /// does not compute here.
-    #[error("{path}: {field}: expected {expected}, found {found}; {next}")]
-    Invalid {
-        /// The file concerned.
-        path: PathBuf,
-        /// The field within it.
-        field: String,
-        /// What is asked for.
-        expected: String,
-        /// What is there.
-        found: String,
-        /// What to do.
-        next: &'static str,
-    },
-    /// A weight is NaN or infinite, as stored or in the element type to be written.
-    #[error(
-        "{path}: tensor {tensor}[{index}]: expected a finite value, found {value}; use an undamaged copy"
-    )]
-    NotFinite {
-        /// The file concerned.
-        path: PathBuf,
-        /// The tensor's name, quoted and shortened.
-        tensor: String,
-        /// Position in the row-major data.
-        index: usize,
-        /// The value found.
-        value: f32,
-    },
-    /// A safetensors file was refused; the message names file and field.
+    #[error(transparent)]
+    Io(#[from] FileError),
+    /// A file contradicts its format or its settings, asks for what a model of its architecture
+    /// does not compute here, or cannot hold what is to be written.
+    #[error(transparent)]
+    Invalid(#[from] Misfit),
+    /// A safetensors file was refused.
     #[error(transparent)]
     Tensors(#[from] checkpoint::LoadError),
     /// The giver of weights to be written failed.
     #[error("weights of {role}: {source}")]
     Weights {
-        /// Which weights.
+        /// The weights that were asked for.
         role: TensorRole,
         /// Why they could not be had.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -72,22 +41,7 @@ const NEXT_WRITE: &str = "change what is to be written";
 
 impl FormatError {
     pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        let next = match source.kind() {
-            io::ErrorKind::NotFound => "check the path",
-            io::ErrorKind::PermissionDenied => "check the permissions",
-            _ => "check the disk",
-        };
-        Self::Io { path: path.to_path_buf(), action, source, next }
-    }
-
-    fn invalid(
-        path: &Path,
-        field: String,
-        expected: String,
-        found: String,
-        next: &'static str,
-    ) -> Self {
-        Self::Invalid { path: path.to_path_buf(), field, expected, found, next }
+        Self::Io(FileError::new(path, action, source))
     }
 
     /// The file contradicts its format or itself.
@@ -97,7 +51,7 @@ impl FormatError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
-        Self::invalid(path, field.into(), expected.into(), found.into(), NEXT_DAMAGED)
+        Self::Invalid(Misfit::in_file(path, field.into(), expected, found, NEXT_DAMAGED))
     }
 
     /// The file is sound but asks for what is not covered.
@@ -107,7 +61,7 @@ impl FormatError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
-        Self::invalid(path, field.into(), expected.into(), found.into(), NEXT_UNSUPPORTED)
+        Self::Invalid(Misfit::in_file(path, field.into(), expected, found, NEXT_UNSUPPORTED))
     }
 
     /// What is to be written to `path` does not fit the form.
@@ -117,7 +71,7 @@ impl FormatError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
-        Self::invalid(path, field.into(), expected.into(), found.into(), NEXT_WRITE)
+        Self::Invalid(Misfit::in_file(path, field.into(), expected, found, NEXT_WRITE))
     }
 }
 
@@ -125,23 +79,10 @@ impl FormatError {
 pub(crate) fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(index) => Err(FormatError::NotFinite {
-            path: path.to_path_buf(),
-            tensor: quote(tensor),
-            index,
-            value: values[index],
-        }),
-    }
-}
-
-/// Quotes text from outside for a message: escaped, and cut after 80 characters.
-pub(crate) fn quote(text: &str) -> String {
-    let mut chars = text.chars();
-    let head: String = chars.by_ref().take(80).collect();
-    if chars.next().is_some() {
-        format!("{head:?}.. ({} bytes)", text.len())
-    } else {
-        format!("{head:?}")
+        Some(index) => {
+            let next = "use an undamaged copy";
+            Err(Misfit::not_finite(path.display(), tensor, index, values[index], next).into())
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use checkpoint::{Dtype, NamedTensor, TensorFile, Values};
+use checkpoint::{Dtype, NamedTensor, TensorData, TensorFile};
 use model::Model;
 use model::params::ParamSpec;
 use ops::{Format, Parts, QuantError, RowParts, Weight};
@@ -127,9 +127,10 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
         for slot in slots_of(spec, weight.format())? {
             let data = match &mut parts {
                 None => weight.read().into(),
-                Some(parts) => {
-                    Values::Stored { dtype: slot.dtype, bytes: bytes_of(parts, slot.part).into() }
-                }
+                Some(parts) => TensorData::Stored {
+                    dtype: slot.dtype,
+                    bytes: bytes_of(parts, slot.part).into(),
+                },
             };
             all.push((slot, data));
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use checkpoint::{Dtype, Loaded, NamedTensor, Snapshot, Values};
+use checkpoint::{Dtype, Loaded, NamedTensor, Snapshot, TensorData};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -67,8 +67,10 @@ pub(crate) fn large(seed: u64) -> Snapshot<'static> {
 /// Type and bytes of a tensor's elements.
 pub(crate) fn stored(tensor: &NamedTensor<'_>) -> (Dtype, Vec<u8>) {
     match &tensor.data {
-        Values::F32(values) => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Values::Stored { dtype, bytes } => (*dtype, bytes.to_vec()),
+        TensorData::F32(values) => {
+            (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        TensorData::Stored { dtype, bytes } => (*dtype, bytes.to_vec()),
     }
 }
 

@@ -5,8 +5,8 @@ use std::fs;
 
 use crate::common::{Random, folder, large, same, small, stored, tensor};
 use checkpoint::{
-    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, Values, load, open_safetensors,
-    save, sha256_file,
+    Dtype, FaultyDisk, NamedTensor, RealDisk, SaveError, Snapshot, TensorData, load,
+    open_safetensors, save, sha256_file,
 };
 use serde_json::{Value, json};
 
@@ -137,7 +137,7 @@ fn elements_of_other_types_come_back_as_they_were_given() {
     let of = |name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>| NamedTensor {
         name: name.into(),
         shape: shape.to_vec(),
-        data: Values::Stored { dtype, bytes: bytes.into() },
+        data: TensorData::Stored { dtype, bytes: bytes.into() },
     };
     let with = |tensor: NamedTensor<'static>| {
         let mut snapshot = small(1);
