@@ -11,78 +11,83 @@ use model::rng::{Purpose, Stream, name_place};
 
 use crate::svd::truncated;
 
-/// A use's own matrix as its layer had it, and the shared one.
-type Pair = (Vec<f32>, Vec<f32>);
+/// A matrix as the layer that a use replaces had it, and the shared one.
+type OwnAndShared = (Vec<f32>, Vec<f32>);
 
-/// The weights of all adapters by name, and for each use and part the matrix that it then computes
-/// with.
+/// The weights of all adapters by name, and for each unrolled layer and part the matrix that it
+/// then computes with.
+#[derive(Default)]
 pub(crate) struct Adapters {
     pub(crate) weights: BTreeMap<String, Vec<f32>>,
     pub(crate) merged: BTreeMap<(usize, &'static str), Vec<f32>>,
 }
 
-/// `matrices` gives a use's pair for a part. `merged` is by unrolled layer and part.
+/// Adapters for every use that has one; `matrices` gives a use's pair for a part.
 pub(crate) fn fit(
     config: &ModelConfig,
     plan: &LayerPlan,
     seed: u64,
-    matrices: &dyn Fn(LayerUse, Part) -> Option<Pair>,
+    matrices: &dyn Fn(LayerUse, Part) -> Option<OwnAndShared>,
 ) -> Adapters {
-    let mut made = Adapters { weights: BTreeMap::new(), merged: BTreeMap::new() };
+    let mut made = Adapters::default();
     let Some((settings, apart)) = config.relax.adapters() else { return made };
-    for at in
-        plan.unrolled().filter(|at| plan.unrolled().filter(|u| u.stored == at.stored).count() > 1)
-    {
+    for at in plan.unrolled().filter(|at| is_shared(plan, *at)) {
         for part in Part::ALL.into_iter().filter(|&part| settings.adapts(config, at, part)) {
             let Some((own, shared)) = matrices(at, part) else { continue };
-            let fitted =
-                Fitted::new(&own, &shared, part.shape(config), settings, apart, at, part, seed);
-            let (d, length) = (part.shape(config).1, fitted.length.as_deref());
-            let merged = merge(&shared, d, &fitted.down, &fitted.up, settings.scale(), length);
+            let (n, d) = part.shape(config);
+            let dice =
+                Stream::at(seed, Purpose::Init, 0, name_place(&lora::name(at, part, "down")));
+            let fitted = Fitted::new(&own, &shared, n, settings, dice);
+            let length = apart.then(|| lengths(&own, &shared, d));
+            let scale = settings.scale();
+            let merged = merge(&shared, d, &fitted.down, &fitted.up, scale, length.as_deref());
             made.merged.insert((at.layer, part.name()), merged);
             made.weights.insert(lora::name(at, part, "down"), fitted.down);
             made.weights.insert(lora::name(at, part, "up"), fitted.up);
-            made.weights
-                .extend(fitted.length.map(|length| (lora::name(at, part, "length"), length)));
+            made.weights.extend(length.map(|length| (lora::name(at, part, "length"), length)));
         }
     }
     made
 }
 
+/// Whether other uses have the same weights.
+fn is_shared(plan: &LayerPlan, at: LayerUse) -> bool {
+    plan.unrolled().filter(|other| other.stored == at.stored).count() > 1
+}
+
+/// The two factors of an adapter, `[rank, d]` and `[n, rank]`.
 struct Fitted {
     down: Vec<f32>,
     up: Vec<f32>,
-    length: Option<Vec<f32>>,
 }
 
 impl Fitted {
+    /// `own - shared ~ s up down`, each factor with the square roots of the singular values.
     fn new(
         own: &[f32],
         shared: &[f32],
-        (n, d): (usize, usize),
+        n: usize,
         settings: &lora::Config,
-        apart: bool,
-        at: LayerUse,
-        part: Part,
-        seed: u64,
+        mut dice: Stream,
     ) -> Self {
+        let (rank, d) = (settings.rank, own.len() / n);
         let difference: Vec<f32> = own.iter().zip(shared).map(|(o, s)| o - s).collect();
-        let mut dice =
-            Stream::at(seed, Purpose::Init, 0, name_place(&lora::name(at, part, "down")));
-        let found = truncated(&difference, n, d, settings.rank, &mut dice);
+        let found = truncated(&difference, n, d, rank, &mut dice);
         let scale = f64::from(settings.scale());
-        let share = |k: usize| (found.sigma[k] / scale).sqrt();
-        let rank = settings.rank;
-        let down = (0..rank * d).map(|p| (share(p / d) * found.v[p / d][p % d]) as f32).collect();
+        let roots: Vec<f64> = found.sigma.iter().map(|sigma| (sigma / scale).sqrt()).collect();
+        let down = (0..rank * d).map(|p| (roots[p / d] * found.v[p / d][p % d]) as f32).collect();
         let up =
-            (0..n * rank).map(|p| (share(p % rank) * found.u[p % rank][p / rank]) as f32).collect();
-        let length = apart.then(|| {
-            let size = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let ratio = |(own, shared): (&[f32], &[f32])| {
-                (size(own) / size(shared).max(f64::MIN_POSITIVE)) as f32
-            };
-            own.chunks_exact(d).zip(shared.chunks_exact(d)).map(ratio).collect()
-        });
-        Self { down, up, length }
+            (0..n * rank).map(|p| (roots[p % rank] * found.u[p % rank][p / rank]) as f32).collect();
+        Self { down, up }
     }
+}
+
+/// For each row the length of `own` as a multiple of that of `shared`; rows have `d` numbers.
+fn lengths(own: &[f32], shared: &[f32], d: usize) -> Vec<f32> {
+    let rows = own.chunks_exact(d).zip(shared.chunks_exact(d));
+    rows.map(|(own, shared)| (norm(own) / norm(shared).max(f64::MIN_POSITIVE)) as f32).collect()
+}
+
+fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }

@@ -9,7 +9,7 @@ use crate::ConvertError;
 /// What a model holds and costs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Costs {
-    /// Unrolled layers.
+    /// Layers that a token passes, counted with repetition.
     pub layers: usize,
     /// Layers whose weights are stored.
     pub stored_layers: usize,
@@ -43,7 +43,6 @@ impl Costs {
         let p = parameters(config, &plan);
         let capacities = nominal_capacities(config);
         let n = config.context;
-        let flops = |convention| forward_flops(config, &plan, n, &capacities, convention);
         Ok(Self {
             layers: config.layers,
             stored_layers: plan.stored,
@@ -53,8 +52,8 @@ impl Costs {
             router_parameters: p.router,
             weight_bytes: 4 * (p.unique + p.embedding),
             sequence_length: n,
-            forward_flops_paper: flops(Convention::Paper),
-            forward_flops_full: flops(Convention::Full),
+            forward_flops_paper: forward_flops(config, &plan, n, &capacities, Convention::Paper),
+            forward_flops_full: forward_flops(config, &plan, n, &capacities, Convention::Full),
             kv_bytes: kv_bytes_per_token(config, &plan, &capacities, 4),
         })
     }

@@ -1,6 +1,9 @@
 //! Why a checkpoint was not imported, exported or converted.
 
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::path::Path;
+
+use checkpoint::{FileError, Misfit};
 
 /// Why a checkpoint was not imported, exported or converted.
 #[derive(Debug, thiserror::Error)]
@@ -8,7 +11,7 @@ pub enum ConvertError {
     /// A checkpoint of others that was refused, or could not be written.
     #[error(transparent)]
     ModelFile(#[from] formats::FormatError),
-    /// An impossible model.
+    /// A config that no model of the family has.
     #[error(transparent)]
     Model(#[from] model::ConfigError),
     /// A checkpoint of ours that was refused, or could not be written.
@@ -23,47 +26,47 @@ pub enum ConvertError {
     /// Weights that cannot be rounded.
     #[error("{weight}: {source}")]
     Quantize {
-        /// Which.
+        /// The weight's name in the parameter table.
         weight: String,
-        /// Why.
+        /// What about the weight does not fit the format.
         source: ops::QuantError,
     },
-    /// A file or a wish that does not fit.
-    #[error("{what}: {field} is {found}, expected {expected}")]
-    Refused {
-        /// The file, or the option.
-        what: String,
-        /// What about it.
-        field: String,
-        /// Its value.
-        found: String,
-        /// What would do.
-        expected: String,
-    },
+    /// A file, an option or a model that does not fit what it is asked to become.
+    #[error(transparent)]
+    Refused(#[from] Misfit),
     /// A file that the system refused.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
+/// The error [`ConvertError::Refused`] for `what`.
 pub(crate) fn refused<T>(
     what: impl Into<String>,
-    field: impl Into<String>,
-    found: impl ToString,
     expected: impl Into<String>,
+    found: impl ToString,
+    next: impl Into<Cow<'static, str>>,
 ) -> Result<T, ConvertError> {
-    Err(ConvertError::Refused {
-        what: what.into(),
-        field: field.into(),
-        found: found.to_string(),
-        expected: expected.into(),
-    })
+    Err(Misfit::new(what, expected, found.to_string(), next).into())
+}
+
+/// [`refused`] for a field of the file at `path`.
+pub(crate) fn refused_in<T>(
+    path: &Path,
+    field: &str,
+    expected: impl Into<String>,
+    found: impl ToString,
+    next: impl Into<Cow<'static, str>>,
+) -> Result<T, ConvertError> {
+    refused(format!("{}: {field}", path.display()), expected, found, next)
+}
+
+/// Refuses a path where something is, as nothing is overwritten.
+pub(crate) fn must_be_free(out: &Path) -> Result<(), ConvertError> {
+    if out.exists() {
+        let next = "choose another path";
+        return refused_in(out, "path", "one where nothing is", "it taken", next);
+    }
+    Ok(())
 }
 
 /// The last part of a path, for reports that travel with a model.

@@ -8,7 +8,7 @@ use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, Ten
 use model::{Model, RouterConfig, Sharing};
 use train::Stored;
 
-use crate::error::refused;
+use crate::error::{must_be_free, refused};
 use crate::roles::settings_of;
 use crate::{ConvertError, roles};
 
@@ -39,9 +39,7 @@ pub fn export_gguf(
     name: &str,
 ) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
-    if out.exists() {
-        return refused(out.display().to_string(), "path", "taken", "one where nothing is");
-    }
+    must_be_free(out)?;
     let special = special_of(stored);
     let options = GgufOptions {
         architecture: dense.architecture,
@@ -56,12 +54,11 @@ pub fn export_gguf(
 pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
     match &stored.tokenizer {
         Some(bytes) => Ok(bytes),
-        None => refused(
-            "the checkpoint",
-            "tokenizer.json",
-            "missing",
-            "a tokenizer, which the exported form needs",
-        ),
+        None => {
+            let expected = "a tokenizer, which the exported form needs";
+            let next = "train or import with a tokenizer";
+            refused("the checkpoint: tokenizer.json", expected, "no such file", next)
+        }
     }
 }
 
@@ -90,16 +87,17 @@ impl<'a> Dense<'a> {
         let config = stored.model.config();
         if config.sharing != Sharing::None || config.router != RouterConfig::Fixed {
             let found = format!("{:?} with router \"{}\"", config.sharing, config.router.kind());
-            let expected = "a dense model; unroll a recursive one with `lathe convert --sharing none`, or export it in \
-                            the form of its own (--format lathe)";
-            return refused("the checkpoint", "sharing", found, expected);
+            let next = "unroll a recursive one with `lathe convert --sharing none`, or export it in \
+                        the form of its own (--format lathe)";
+            return refused("the checkpoint: sharing", "a dense model", found, next);
         }
         let settings = settings_of(config);
         match Architecture::that_holds(&settings) {
             Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
             None => {
-                let expected = "a model that one of the known architectures can hold";
-                refused("the checkpoint", "architecture", "none that holds it", expected)
+                let expected = "a model that one of the known architectures holds";
+                let next = "export it in the form of its own (--format lathe)";
+                refused("the checkpoint: architecture", expected, "none that does", next)
             }
         }
     }

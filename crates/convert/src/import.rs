@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
 use formats::{ModelFile, SpecialIds, TensorSource};
-use model::params::specs;
+use model::params::{ParamSpec, specs};
 use model::{ModelConfig, RouterState};
 use serde_json::json;
 use train::{Made, SpecialTokens, write_model};
 
-use crate::error::{name_of, refused};
+use crate::error::{name_of, refused_in};
 use crate::roles::config_of;
 use crate::{ConvertError, Costs, native, roles};
 
 /// What an import made.
 #[derive(Debug)]
 pub struct Imported {
-    /// The checkpoint's folder.
+    /// The folder of the checkpoint that was written.
     pub path: PathBuf,
-    /// Its model.
+    /// The model of that checkpoint.
     pub config: ModelConfig,
     /// Special ids and chat template.
     pub text: SpecialTokens,
@@ -38,41 +38,22 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     if native::is_own(path) {
         return native::import(path, out);
     }
-    let foreign = ModelFile::open(path)?;
-    let config = config_of(foreign.settings(), path)?;
-    let (tokenizer, special) = (foreign.tokenizer_json()?, foreign.special()?);
+    let source = ModelFile::open(path)?;
+    let config = config_of(source.settings(), path)?;
+    let (tokenizer, special) = (source.tokenizer_json()?, source.special()?);
     let text = text_of(special);
-    let weights: Result<Vec<NamedTensor<'_>>, ConvertError> = specs(&config, &config.check()?)
-        .into_iter()
-        .map(|spec| {
-            let mut data = Vec::with_capacity(spec.count());
-            for role in roles(&spec.name).unwrap_or_default() {
-                data.extend(foreign.tensor(role)?);
-            }
-            if data.len() != spec.count() {
-                let expected = format!("{} as {:?}", spec.count(), spec.shape);
-                return refused(
-                    path.display().to_string(),
-                    spec.name,
-                    format!("{} numbers", data.len()),
-                    expected,
-                );
-            }
-            Ok(NamedTensor {
-                name: spec.name,
-                shape: vec![spec.shape.0, spec.shape.1],
-                data: data.into(),
-            })
-        })
-        .collect();
+    let mut weights = Vec::new();
+    for spec in specs(&config, &config.check()?) {
+        weights.push(weight(&source, path, spec)?);
+    }
     let costs = Costs::of(&config)?;
-    let form = match &foreign {
+    let form = match &source {
         ModelFile::HuggingFace(_) => "hugging_face",
         ModelFile::Gguf(_) => "gguf",
     };
     let made = Made {
         config: &config,
-        weights: weights?,
+        weights,
         rounded: None,
         recipe: None,
         rule: None,
@@ -83,6 +64,25 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     };
     let path = write_model(out, made, &RealDisk)?;
     Ok(Imported { path, config, text, costs })
+}
+
+/// A parameter of ours out of the tensors that stand in it, row after row.
+fn weight(
+    source: &ModelFile,
+    path: &Path,
+    spec: ParamSpec,
+) -> Result<NamedTensor<'static>, ConvertError> {
+    let mut data = Vec::with_capacity(spec.count());
+    for role in roles(&spec.name).unwrap_or_default() {
+        data.extend(source.tensor(role)?);
+    }
+    if data.len() != spec.count() {
+        let expected = format!("{} numbers as {:?}", spec.count(), spec.shape);
+        let next = "choose a model whose architecture has it";
+        return refused_in(path, &spec.name, expected, format!("{} numbers", data.len()), next);
+    }
+    let shape = vec![spec.shape.0, spec.shape.1];
+    Ok(NamedTensor { name: spec.name, shape, data: data.into() })
 }
 
 fn text_of(special: SpecialIds) -> SpecialTokens {

@@ -29,14 +29,12 @@ pub enum Start {
 /// `count` numbers from `from` to `to` at equal distances, rounded with halves to even.
 fn steps(from: usize, to: usize, count: usize) -> Vec<usize> {
     let step = if count > 1 { (to - from) as f64 / (count - 1) as f64 } else { 0.0 };
-    let at = |i: usize| {
-        if i + 1 == count && count > 1 {
-            to
-        } else {
-            (i as f64 * step + from as f64).round_ties_even() as usize
-        }
-    };
-    (0..count).map(at).collect()
+    let mut numbers: Vec<usize> =
+        (0..count).map(|i| (i as f64 * step + from as f64).round_ties_even() as usize).collect();
+    if count > 1 {
+        numbers[count - 1] = to;
+    }
+    numbers
 }
 
 /// The layers of a source of `layers` that are kept so that the shared ones divide by `recursions`:
@@ -52,11 +50,10 @@ pub fn kept(
 ) -> Result<Vec<usize>, ConvertError> {
     let ends = if sharing.keeps_ends() { 2 } else { 0 };
     if sharing == Sharing::None || recursions == 0 || layers < ends + recursions {
-        let expected = format!(
-            "at least {} for {recursions} recursions in this layout",
-            ends + recursions.max(1)
-        );
-        return refused("the source", "layers", layers, expected);
+        let least = ends + recursions.max(1);
+        let expected = format!("at least {least} for {recursions} recursions in this layout");
+        let next = "choose fewer recursions, or a layout that shares every layer";
+        return refused("the source: layers", expected, layers, next);
     }
     let shared = (layers - ends) / recursions * recursions;
     if shared + ends == layers {
@@ -72,23 +69,27 @@ pub fn kept(
 /// For each stored layer of `plan` the layers of the source (numbers among the kept ones) that it
 /// is made of: one, or several to be averaged.
 pub fn sources(start: Start, sharing: Sharing, plan: &LayerPlan, seed: u64) -> Vec<Vec<usize>> {
-    let group = |stored: usize| {
-        plan.unrolled().filter(|u| u.stored == stored).map(|u| u.layer).collect::<Vec<_>>()
-    };
     let layers = plan.unrolled().count();
     let offset = usize::from(sharing.keeps_ends());
     let (first, last) = (offset, layers - 1 - offset);
     let b = plan.stored - 2 * offset;
     let count = last + 1 - first;
     let shared: Vec<Vec<usize>> = match start {
-        Start::Average => (offset..offset + b).map(group).collect(),
+        Start::Average => (offset..offset + b).map(|stored| uses_of(plan, stored)).collect(),
         Start::Stepwise => steps(first, last, b).into_iter().map(|l| vec![l]).collect(),
         Start::Lower => (first..first + b).map(|l| vec![l]).collect(),
         Start::Upper => (first + count - b..first + count).map(|l| vec![l]).collect(),
         Start::Random => drawn(first, count, b, seed).into_iter().map(|l| vec![l]).collect(),
     };
-    let end = |layer: usize| (offset > 0).then(|| vec![layer]);
-    end(0).into_iter().chain(shared).chain(end(layers - 1)).collect()
+    if offset == 0 {
+        return shared;
+    }
+    std::iter::once(vec![0]).chain(shared).chain([vec![layers - 1]]).collect()
+}
+
+/// The unrolled layers that use a stored one.
+fn uses_of(plan: &LayerPlan, stored: usize) -> Vec<usize> {
+    plan.unrolled().filter(|at| at.stored == stored).map(|at| at.layer).collect()
 }
 
 /// `b` of the `count` layers from `first` on, ascending.
@@ -109,23 +110,26 @@ fn drawn(first: usize, count: usize, b: usize, seed: u64) -> Vec<usize> {
 /// # Errors
 /// What is no such list, or names a layer that the source of `layers` does not have.
 pub fn parse_layers(text: &str, layers: usize) -> Result<Vec<usize>, ConvertError> {
-    let bad =
-        |expected: String| refused("--keep", "list of layers", format!("\"{text}\""), expected);
     let mut list: Vec<usize> = Vec::new();
     for part in text.split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         let (Ok(from), Ok(to)) = (from.trim().parse::<usize>(), to.trim().parse::<usize>()) else {
-            return bad("numbers and ranges, like 0-14,29".into());
+            return bad_list(text, "numbers and ranges, like 0-14,29".into());
         };
         if from > to || to >= layers || list.last().is_some_and(|&last| from < last) {
-            return bad(format!("ascending layers below {layers}"));
+            return bad_list(text, format!("ascending layers below {layers}"));
         }
         list.extend(from..=to);
         if list.len() > 100_000 {
-            return bad("at most 100000 layers".into());
+            return bad_list(text, "at most 100000 layers".into());
         }
     }
     Ok(list)
+}
+
+fn bad_list<T>(text: &str, expected: String) -> Result<T, ConvertError> {
+    let next = "list the source's layers that shall stay";
+    refused("--keep: list of layers", expected, format!("\"{text}\""), next)
 }
 
 #[cfg(test)]

@@ -4,20 +4,21 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{NamedTensor, RealDisk, Snapshot, TensorFile, open_safetensors};
+use checkpoint::{FileError, NamedTensor, RealDisk, Snapshot, TensorFile, open_safetensors};
 use model::params::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use train::{Made, SpecialTokens, Stored, write_model};
 
-use crate::error::{name_of, refused};
+use crate::error::{must_be_free, name_of, refused_in};
 use crate::export::tokenizer_of;
 use crate::{ConvertError, Costs, Imported};
 
 /// `model_type` of a config.json in this form.
 const KIND: &str = "lathe";
 const MAX_JSON_BYTES: u64 = 1 << 26;
+const EXPORT_AGAIN: &str = "export the model again";
 
 /// What stands in config.json beside the recipe's own fields.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,16 +40,10 @@ struct Config {
 /// # Errors
 /// A checkpoint without tokenizer, a path that is taken, or what the file system refuses.
 pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> {
-    if out.exists() {
-        return refused(out.display().to_string(), "path", "taken", "one where nothing is");
-    }
+    must_be_free(out)?;
     let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
-        return refused(
-            out.display().to_string(),
-            "path",
-            "no name in UTF-8",
-            "a path that ends in a name",
-        );
+        let expected = "a path that ends in a name";
+        return refused_in(out, "path", expected, "no name in UTF-8", "choose another path");
     };
     let model = &stored.model;
     let config = Config {
@@ -82,57 +77,54 @@ pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> 
     Ok(checkpoint::save(parent, name, &snapshot, &RealDisk)?)
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, ConvertError> {
+    std::fs::read(path).map_err(|e| FileError::new(path, "read", e).into())
+}
+
 /// Whether `path` is a folder whose config.json says that it is of this form.
 pub(crate) fn is_own(path: &Path) -> bool {
     read_json(&path.join("config.json")).is_ok_and(|value| value["model_type"] == KIND)
 }
 
 fn read_json(path: &Path) -> Result<Value, ConvertError> {
-    let io = |source| ConvertError::Io { action: "reading", path: path.to_path_buf(), source };
-    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    let bytes = std::fs::metadata(path).map_err(|e| FileError::new(path, "read", e))?.len();
     if bytes > MAX_JSON_BYTES {
-        return refused(
-            path.display().to_string(),
-            "size",
-            format!("{bytes} bytes"),
-            "at most 64 MiB",
-        );
+        let found = format!("{bytes} bytes");
+        return refused_in(path, "size", "at most 64 MiB", found, EXPORT_AGAIN);
     }
-    let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text)
-        .or_else(|e| refused(path.display().to_string(), "JSON", e, "a JSON value"))
+    serde_json::from_slice(&read(path)?)
+        .or_else(|e| refused_in(path, "JSON", "a JSON value", e, EXPORT_AGAIN))
 }
 
 /// The way back: a checkpoint `out` from such a folder.
 pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     let file = path.join("config.json");
-    let name = file.display().to_string();
     let found = match Config::deserialize(read_json(&file)?) {
         Ok(config) => config,
-        Err(error) => return refused(name, "fields", error, "what `lathe export` writes"),
+        Err(error) => {
+            let expected = "what `lathe export` writes";
+            return refused_in(&file, "fields", expected, error, EXPORT_AGAIN);
+        }
     };
     let plan = match found.model.check() {
         Ok(plan) => plan,
         Err(error) => {
-            return refused(name, format!("model.{}", error.field), error.found, error.expected);
+            let field = format!("model.{}", error.field);
+            return refused_in(&file, &field, error.expected, error.found, EXPORT_AGAIN);
         }
     };
     let map: Vec<usize> = plan.unrolled().map(|u| u.stored).collect();
     if map != found.sharing_map {
         let expected = format!("{map:?}, as {:?} lays it out", found.model.sharing);
-        return refused(name, "sharing_map", format!("{:?}", found.sharing_map), expected);
+        let map = format!("{:?}", found.sharing_map);
+        return refused_in(&file, "sharing_map", expected, map, EXPORT_AGAIN);
     }
     let weights = open_safetensors(&path.join("model.safetensors"))?;
     let table = specs(&found.model, &plan);
     weights.expect(
         &table.iter().map(|s| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect::<Vec<_>>(),
     )?;
-    let tokenizer = path.join("tokenizer.json");
-    let tokenizer = std::fs::read(&tokenizer).map_err(|source| ConvertError::Io {
-        action: "reading",
-        path: tokenizer.clone(),
-        source,
-    })?;
+    let tokenizer = read(&path.join("tokenizer.json"))?;
     let tensors: Result<Vec<_>, ConvertError> =
         table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
     let rule = found.routing.map(Rule::Causal);

@@ -13,7 +13,7 @@ use crate::ConvertError;
 
 /// What rounding did to the weights of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Kind {
+pub struct RoundedKind {
     /// Their name without numbers, such as `query`.
     pub kind: String,
     /// What they were rounded to; `f32` if they were not.
@@ -39,7 +39,7 @@ pub struct Quantization {
     /// The name of the format asked for.
     pub weights: String,
     /// Each kind of weight, in the order of the parameter table.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<RoundedKind>,
     /// Bytes of all weights in the source.
     pub bytes_before: u64,
     /// Bytes of all weights in the result.
@@ -56,24 +56,26 @@ pub fn quantize(
     format: Format,
     out: &Path,
 ) -> Result<(PathBuf, Quantization), ConvertError> {
-    let mut kinds: Vec<Kind> = Vec::new();
+    let mut kinds: Vec<RoundedKind> = Vec::new();
     for (spec, weight) in stored.model.weights() {
         let name = kind_of(&spec.name);
         let at = kinds.iter().position(|kind| kind.kind == name).unwrap_or(kinds.len());
         if at == kinds.len() {
-            kinds.push(Kind::empty(name, spec.rounded(format)));
+            kinds.push(RoundedKind::empty(name, spec.rounded(format)));
         }
-        let refused = |source| ConvertError::Quantize { weight: spec.name.clone(), source };
-        kinds[at].add(spec, weight, format).map_err(refused)?;
+        kinds[at]
+            .add(spec, weight, format)
+            .map_err(|source| ConvertError::Quantize { weight: spec.name.clone(), source })?;
     }
     for kind in &mut kinds {
         kind.mean_error /= kind.weights.max(1) as f64;
     }
     let weights = format.to_string();
-    let refused = |source| ConvertError::Quantize { weight: "weights".into(), source };
+    let tensors = train::tensors(&stored.model)
+        .map_err(|source| ConvertError::Quantize { weight: "weights".into(), source })?;
     let made = Made {
         config: stored.model.config(),
-        weights: train::tensors(&stored.model).map_err(refused)?,
+        weights: tensors,
         rounded: Some(Rounded {
             weights: weights.clone(),
             step: stored.step,
@@ -87,22 +89,25 @@ pub fn quantize(
         origin: json!({ "made_by": "quantize", "weights": weights, "source": stored.origin }),
     };
     let path = write_model(out, made, &RealDisk)?;
-    let sum = |of: fn(&Kind) -> u64| kinds.iter().map(of).sum();
-    let (bytes_before, bytes_after) = (sum(|kind| kind.bytes_before), sum(|kind| kind.bytes_after));
-    Ok((path, Quantization { weights, kinds, bytes_before, bytes_after }))
+    let done = Quantization {
+        weights,
+        bytes_before: kinds.iter().map(|kind| kind.bytes_before).sum(),
+        bytes_after: kinds.iter().map(|kind| kind.bytes_after).sum(),
+        kinds,
+    };
+    Ok((path, done))
 }
 
-impl Kind {
+impl RoundedKind {
     fn empty(kind: String, format: Option<Format>) -> Self {
         let format = format.map_or_else(|| "f32".into(), |format| format.to_string());
-        let (tensors, weights, bytes_before, bytes_after) = (0, 0, 0, 0);
         Self {
             kind,
             format,
-            tensors,
-            weights,
-            bytes_before,
-            bytes_after,
+            tensors: 0,
+            weights: 0,
+            bytes_before: 0,
+            bytes_after: 0,
             largest_error: 0.0,
             mean_error: 0.0,
         }
@@ -138,6 +143,9 @@ impl Kind {
 
 /// `layers.3.query` is a `query`, `router.1.score` a `router.score`.
 fn kind_of(name: &str) -> String {
-    let is_word = |part: &&str| *part != "layers" && part.parse::<usize>().is_err();
-    name.split('.').filter(is_word).collect::<Vec<_>>().join(".")
+    let words: Vec<&str> = name
+        .split('.')
+        .filter(|part| *part != "layers" && part.parse::<usize>().is_err())
+        .collect();
+    words.join(".")
 }

@@ -22,7 +22,7 @@ pub struct Copied {
 
 /// What a conversion did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct ConversionReport {
     /// What shared layers start from.
     pub start: Start,
     /// Seed of fresh routers and of drawn layers.
@@ -33,10 +33,11 @@ pub struct Report {
     pub dropped: Vec<usize>,
     /// One for each stored layer.
     pub layers: Vec<Copied>,
-    /// Parameters that no layer of the source could give.
+    /// Parameters that start at random or at nothing: routers, and what uses add to their layer
+    /// where conversion does not fit it to the source.
     pub fresh: Vec<String>,
-    /// The source.
+    /// Costs of the source.
     pub before: Costs,
-    /// The result.
+    /// Costs of the result.
     pub after: Costs,
 }

@@ -7,7 +7,9 @@ use formats::{ArchConfig, LayerRole, TensorRole};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 
 use crate::ConvertError;
-use crate::error::refused;
+use crate::error::refused_in;
+
+const OTHER_MODEL: &str = "choose a model that asks for no more";
 
 /// Parameters of a layer and what stands in them, row after row.
 const LAYER: [(&str, &[LayerRole]); 7] = [
@@ -37,14 +39,10 @@ pub fn roles(name: &str) -> Option<Vec<TensorRole>> {
 
 /// Our recipe of the model that `settings` of the file `path` describe.
 pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfig, ConvertError> {
-    let name = path.display().to_string();
     if let Some(scaling) = settings.rope_scaling {
-        return refused(
-            name,
-            "rope_scaling",
-            format!("{scaling:?}"),
-            "none: rotary frequencies are not rescaled here",
-        );
+        let expected = "none: rotary frequencies are not rescaled here";
+        let found = format!("{scaling:?}");
+        return refused_in(path, "rope_scaling", expected, found, OTHER_MODEL);
     }
     let config = ModelConfig {
         vocab_size: settings.vocab,
@@ -67,7 +65,10 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
     };
     match config.check() {
         Ok(_) => Ok(config),
-        Err(error) => refused(name, format!("model.{}", error.field), error.found, error.expected),
+        Err(error) => {
+            let field = format!("model.{}", error.field);
+            refused_in(path, &field, error.expected, error.found, OTHER_MODEL)
+        }
     }
 }
 

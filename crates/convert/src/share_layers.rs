@@ -3,35 +3,34 @@
 //! Mixture-of-Recursions model computes what the recursive one does, bit for bit: every row takes
 //! every recursion, and its gate is 1.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use checkpoint::{NamedTensor, RealDisk};
-use model::adapters::{Part, Relaxation, lora, merge};
+use model::adapters::{Part, Relaxation};
 use model::layout::{LayerPlan, LayerUse};
-use model::params::{Group, ParamSpec, specs};
+use model::params::{ParamSpec, specs};
 use model::routers::expert_choice::{self, Gating};
 use model::{CausalThresholds, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
-use ops::Weight;
 use serde_json::json;
 use train::{Made, Stored, write_model};
 
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
-use crate::{ConvertError, Copied, Costs, Report, Start, kept, sources};
+use crate::origin::{self, Origin};
+use crate::source::Source;
+use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
 
 /// What a model is to become.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Target {
+pub struct ConversionTarget {
     /// The layout; `none` unrolls.
     pub sharing: Sharing,
     /// How often shared layers are used.
     pub recursions: usize,
     /// What shared layers start from.
     pub start: Start,
-    /// Who will decide how deep a token goes: `fixed` or `expert_choice`, whose gate and capacities
-    /// become neutral.
+    /// What will decide how deep a token goes: `fixed` or `expert_choice`, whose gate and
+    /// capacities become neutral.
     pub router: RouterConfig,
     /// What later recursions attend to.
     pub kv: KvMode,
@@ -52,27 +51,15 @@ pub struct Target {
 /// Writes the checkpoint folder `out` with what `stored` becomes.
 ///
 /// # Errors
-/// A source whose router chooses, layers that do not fit the layout, an impossible target, `out` is
-/// taken.
+/// A source whose router chooses, a parameter that conversion does not know or that the source
+/// lacks, layers that do not fit the layout, an impossible target, `out` is taken.
 pub fn convert(
     stored: &Stored,
-    target: &Target,
+    target: &ConversionTarget,
     out: &Path,
-) -> Result<(PathBuf, Report), ConvertError> {
-    let source = Source::of(stored)?;
-    let keep = match &target.keep {
-        Some(keep) => keep.clone(),
-        None if target.sharing == Sharing::None => (0..source.uses.len()).collect(),
-        None => kept(source.uses.len(), target.sharing, target.recursions)?,
-    };
-    if let Some(layer) = keep.iter().find(|&&layer| layer >= source.uses.len()) {
-        return refused(
-            "--keep",
-            "layer",
-            layer,
-            format!("below {}, the source's layers", source.uses.len()),
-        );
-    }
+) -> Result<(PathBuf, ConversionReport), ConvertError> {
+    let source = Source::of(&stored.model)?;
+    let keep = kept_layers(&source, target)?;
     let config = ModelConfig {
         layers: keep.len(),
         sharing: target.sharing,
@@ -84,40 +71,25 @@ pub fn convert(
         ..stored.model.config().clone()
     };
     let plan = config.check()?;
-    let from: Vec<Vec<usize>> = sources(target.start, target.sharing, &plan, target.seed)
-        .into_iter()
-        .map(|layers| layers.into_iter().map(|l| keep[l]).collect())
-        .collect();
-    let matrices = |at: LayerUse, part: Part| -> Option<(Vec<f32>, Vec<f32>)> {
-        let own = source.read(keep[at.layer], part.name())?;
-        Some((own, source.mean(&from[at.stored], part.name())?))
-    };
-    let fitted = target.fit_adapters.then(|| fit(&config, &plan, target.seed, &matrices));
-    let recast = Recast {
-        source: &source,
-        plan: &plan,
-        keep: &keep,
-        from: &from,
-        share_norms: config.share_norms,
-        fitted: fitted.as_ref(),
-    };
+    let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
+    if target.fit_adapters {
+        conversion.fitted =
+            fit(&config, &plan, target.seed, &|at, part| conversion.own_and_shared(at, part));
+    }
     let (mut weights, mut fresh) = (Vec::new(), Vec::new());
     for spec in specs(&config, &plan) {
-        let data = recast.value(&spec).unwrap_or_else(|| {
+        let data = conversion.value(&spec)?.unwrap_or_else(|| {
             fresh.push(spec.name.clone());
             spec.fresh(target.seed)
         });
-        weights.push(NamedTensor {
-            name: spec.name,
-            shape: vec![spec.shape.0, spec.shape.1],
-            data: data.into(),
-        });
+        let shape = vec![spec.shape.0, spec.shape.1];
+        weights.push(NamedTensor { name: spec.name, shape, data: data.into() });
     }
-    let report = Report {
+    let report = ConversionReport {
         start: target.start,
         seed: target.seed,
-        dropped: (0..source.uses.len()).filter(|layer| !keep.contains(layer)).collect(),
-        layers: (0..plan.stored).map(|stored| recast.copied(stored)).collect(),
+        dropped: (0..source.layers()).filter(|layer| !keep.contains(layer)).collect(),
+        layers: (0..plan.stored).map(|stored| conversion.copied(stored)).collect(),
         fresh,
         before: Costs::of(stored.model.config())?,
         after: Costs::of(&config)?,
@@ -138,6 +110,21 @@ pub fn convert(
     Ok((write_model(out, made, &RealDisk)?, report))
 }
 
+/// The layers of the source to build on.
+fn kept_layers(source: &Source<'_>, target: &ConversionTarget) -> Result<Vec<usize>, ConvertError> {
+    let layers = source.layers();
+    let keep = match &target.keep {
+        Some(keep) => keep.clone(),
+        None if target.sharing == Sharing::None => (0..layers).collect(),
+        None => kept(layers, target.sharing, target.recursions)?,
+    };
+    if let Some(layer) = keep.iter().find(|&&layer| layer >= layers) {
+        let expected = format!("below {layers}, the source's layers");
+        return refused("--keep: layer", expected, layer, "leave it out of the list");
+    }
+    Ok(keep)
+}
+
 /// The router with every row at full depth and a gate of 1.
 fn neutral(router: &RouterConfig, recursions: usize) -> Result<RouterConfig, ConvertError> {
     match router {
@@ -150,13 +137,15 @@ fn neutral(router: &RouterConfig, recursions: usize) -> Result<RouterConfig, Con
             ..c.clone()
         })),
         other => {
-            let expected = "\"fixed\" or \"expert_choice\", which have a setting that computes the recursive model";
-            refused("--router", "kind", format!("\"{}\"", other.kind()), expected)
+            let expected = "\"fixed\" or \"expert_choice\", which have a setting that computes the \
+                            recursive model";
+            let found = format!("\"{}\"", other.kind());
+            refused("--router: kind", expected, found, "choose one of these")
         }
     }
 }
 
-/// Everyone passes.
+/// The causal rule with which every row takes every recursion.
 fn rule_of(config: &ModelConfig) -> Option<Rule> {
     let RouterConfig::ExpertChoice(_) = config.router else { return None };
     let thresholds = vec![None; config.recursions];
@@ -167,170 +156,196 @@ fn rule_of(config: &ModelConfig) -> Option<Rule> {
     }))
 }
 
-/// The source as if nothing in it were shared.
-struct Source<'a> {
-    weights: BTreeMap<&'a str, &'a Arc<Weight>>,
-    uses: Vec<LayerUse>,
-    config: &'a ModelConfig,
-}
-
-impl<'a> Source<'a> {
-    fn of(stored: &'a Stored) -> Result<Self, ConvertError> {
-        let config = stored.model.config();
-        let plain = match &config.router {
-            RouterConfig::Fixed => true,
-            RouterConfig::ExpertChoice(c) => {
-                let all = c
-                    .capacities
-                    .as_ref()
-                    .is_some_and(|list| list.iter().all(|&share| share >= 1.0));
-                all && c.gating == Gating::Replace
-            }
-            _ => false,
-        };
-        if !plain {
-            let expected = "a model in which every token takes every layer: dense, recursive, or converted and not yet \
-                            trained";
-            return refused(
-                "the source",
-                "router",
-                format!("\"{}\"", config.router.kind()),
-                expected,
-            );
-        }
-        if config.kv != KvMode::RecursionWise {
-            return refused(
-                "the source",
-                "kv",
-                format!("{:?}", config.kv),
-                "recursion_wise: layers with their own keys",
-            );
-        }
-        if matches!(config.relax, Relaxation::Encoding(_)) {
-            let expected = "none, lora or dora: a factor of the stream is no part of any layer";
-            return refused("the source", "relax", config.relax.kind(), expected);
-        }
-        Ok(Self {
-            weights: stored
-                .model
-                .weights()
-                .iter()
-                .map(|(spec, weight)| (spec.name.as_str(), weight))
-                .collect(),
-            uses: stored.model.plan().unrolled().collect(),
-            config,
-        })
-    }
-
-    /// A part of an unrolled layer, with what its use adds.
-    fn read(&self, layer: usize, part: &str) -> Option<Vec<f32>> {
-        let at = self.uses[layer];
-        let name = match part {
-            "attention_norm" | "ffn_norm" => {
-                format!(
-                    "layers.{}.{part}.{}",
-                    at.stored,
-                    if self.config.share_norms { 0 } else { at.recursion }
-                )
-            }
-            _ => format!("layers.{}.{part}", at.stored),
-        };
-        let shared = self.weights.get(name.as_str())?.read();
-        let Some(part) = Part::ALL.into_iter().find(|known| known.name() == part) else {
-            return Some(shared);
-        };
-        let adapter = |what| {
-            self.weights.get(lora::name(at, part, what).as_str()).map(|weight| weight.read())
-        };
-        let (Some(down), Some(up)) = (adapter("down"), adapter("up")) else { return Some(shared) };
-        let scale = self.config.relax.adapters().map_or(0.0, |(settings, _)| settings.scale());
-        let length = adapter("length");
-        Some(merge(&shared, part.shape(self.config).1, &down, &up, scale, length.as_deref()))
-    }
-
-    /// The mean of a part over some layers; a copy if it is one.
-    fn mean(&self, layers: &[usize], part: &str) -> Option<Vec<f32>> {
-        if let [layer] = layers {
-            return self.read(*layer, part);
-        }
-        let mut sum: Vec<f64> = Vec::new();
-        for &layer in layers {
-            let values = self.read(layer, part)?;
-            sum.resize(values.len(), 0.0);
-            sum.iter_mut().zip(&values).for_each(|(s, &x)| *s += f64::from(x));
-        }
-        Some(sum.into_iter().map(|s| (s / layers.len() as f64) as f32).collect())
-    }
-}
-
 /// A conversion under way.
-struct Recast<'a> {
+struct Conversion<'a> {
     source: &'a Source<'a>,
     plan: &'a LayerPlan,
     keep: &'a [usize],
     /// Layers of the source by stored layer of the result.
-    from: &'a [Vec<usize>],
+    from: Vec<Vec<usize>>,
     share_norms: bool,
-    fitted: Option<&'a Adapters>,
+    /// Empty where adapters start at nothing.
+    fitted: Adapters,
 }
 
-impl Recast<'_> {
-    /// A parameter of the result, if the source has what it is made of.
-    fn value(&self, spec: &ParamSpec) -> Option<Vec<f32>> {
-        let Some((stored, part)) =
-            spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'))
-        else {
-            if let Some(fitted) = self.fitted.and_then(|adapters| adapters.weights.get(&spec.name))
-            {
-                return Some(fitted.clone());
+impl<'a> Conversion<'a> {
+    fn new(
+        source: &'a Source<'a>,
+        config: &ModelConfig,
+        plan: &'a LayerPlan,
+        keep: &'a [usize],
+        target: &ConversionTarget,
+    ) -> Self {
+        let from = sources(target.start, target.sharing, plan, target.seed)
+            .into_iter()
+            .map(|layers| layers.into_iter().map(|layer| keep[layer]).collect())
+            .collect();
+        let share_norms = config.share_norms;
+        Self { source, plan, keep, from, share_norms, fitted: Adapters::default() }
+    }
+
+    /// A parameter of the result; `None` for routers, and for adapters that are not fitted, which
+    /// start fresh.
+    fn value(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>, ConvertError> {
+        let found = match origin::of("the result", spec)? {
+            Origin::Router => return Ok(None),
+            Origin::Adapter => return Ok(self.fitted.weights.get(&spec.name).cloned()),
+            Origin::Kept => self.source.kept(&spec.name),
+            Origin::Matrix { stored, part } => self.source.mean_matrix(&self.from[stored], part),
+            Origin::Norm { stored, norm, .. } if self.share_norms => {
+                self.source.mean_norm(&self.from[stored], norm)
             }
-            let same = self.source.weights.get(spec.name.as_str());
-            let is_base = !spec.name.starts_with("relax.") && !spec.name.starts_with("encoding.");
-            let is_router = matches!(spec.group, Group::Router | Group::AuxiliaryRouter);
-            return same.filter(|_| is_base && !is_router).map(|weight| weight.read());
+            Origin::Norm { stored, recursion, norm } => {
+                let mut uses = self.plan.unrolled();
+                let at = uses.find(|at| (at.stored, at.recursion) == (stored, recursion));
+                at.and_then(|at| self.source.norm(self.keep[at.layer], norm))
+            }
         };
-        let stored: usize = stored.parse().ok()?;
-        match part.split_once('.') {
-            None => self.source.mean(&self.from[stored], part),
-            Some((norm, _)) if self.share_norms => self.source.mean(&self.from[stored], norm),
-            Some((norm, recursion)) => {
-                let recursion: usize = recursion.parse().ok()?;
-                let at = self
-                    .plan
-                    .unrolled()
-                    .find(|u| (u.stored, u.recursion) == (stored, recursion))?;
-                self.source.read(self.keep[at.layer], norm)
-            }
+        match found {
+            Some(data) if data.len() == spec.count() => Ok(Some(data)),
+            found => refused(
+                format!("the result: parameter \"{}\"", spec.name),
+                format!("{} numbers from the source", spec.count()),
+                found.map_or("none".into(), |data| format!("{} numbers", data.len())),
+                "convert a model that has it",
+            ),
         }
+    }
+
+    /// A matrix as the layer that a use replaces has it, and the shared one.
+    fn own_and_shared(&self, at: LayerUse, part: Part) -> Option<(Vec<f32>, Vec<f32>)> {
+        let own = self.source.matrix(self.keep[at.layer], part)?;
+        Some((own, self.source.mean_matrix(&self.from[at.stored], part)?))
     }
 
     fn copied(&self, stored: usize) -> Copied {
         let uses: Vec<LayerUse> = self.plan.unrolled().filter(|u| u.stored == stored).collect();
-        let mut sums = vec![[0.0; 3]; uses.len()];
+        let mut sums = vec![Difference::default(); uses.len()];
         for part in Part::ALL {
-            let Some(shared) = self.source.mean(&self.from[stored], part.name()) else { continue };
+            let Some(shared) = self.source.mean_matrix(&self.from[stored], part) else { continue };
             for (sum, at) in sums.iter_mut().zip(&uses) {
-                let own = self.source.read(self.keep[at.layer], part.name()).unwrap_or_default();
-                let merged =
-                    self.fitted.and_then(|adapters| adapters.merged.get(&(at.layer, part.name())));
-                let used = merged.unwrap_or(&shared);
-                for ((&own, &shared), &used) in own.iter().zip(&shared).zip(used) {
-                    let own = f64::from(own);
-                    sum[0] += own * own;
-                    sum[1] += (own - f64::from(shared)).powi(2);
-                    sum[2] += (own - f64::from(used)).powi(2);
-                }
+                let own = self.source.matrix(self.keep[at.layer], part).unwrap_or_default();
+                let merged = self.fitted.merged.get(&(at.layer, part.name()));
+                sum.add(&own, &shared, merged.unwrap_or(&shared));
             }
         }
-        let share = |i: usize| {
-            sums.iter().map(|sum| (sum[i] / sum[0].max(f64::MIN_POSITIVE)).sqrt()).collect()
-        };
         Copied {
             stored,
             from: self.from[stored].clone(),
             instead_of: uses.iter().map(|at| self.keep[at.layer]).collect(),
-            difference: share(1),
-            remaining: share(2),
+            difference: sums.iter().map(|sum| sum.relative(sum.to_shared)).collect(),
+            remaining: sums.iter().map(|sum| sum.relative(sum.to_used)).collect(),
         }
+    }
+}
+
+/// Sums of squares over a layer's matrices: of the layer's own numbers, and of how far the shared
+/// and the used ones are from them.
+#[derive(Clone, Copy, Default)]
+struct Difference {
+    own: f64,
+    to_shared: f64,
+    to_used: f64,
+}
+
+impl Difference {
+    fn add(&mut self, own: &[f32], shared: &[f32], used: &[f32]) {
+        for ((&own, &shared), &used) in own.iter().zip(shared).zip(used) {
+            let own = f64::from(own);
+            self.own += own * own;
+            self.to_shared += (own - f64::from(shared)).powi(2);
+            self.to_used += (own - f64::from(used)).powi(2);
+        }
+    }
+
+    /// As a ratio of Frobenius norms.
+    fn relative(&self, sum: f64) -> f64 {
+        (sum / self.own.max(f64::MIN_POSITIVE)).sqrt()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Model;
+    use model::params::{Group, Init};
+
+    use super::*;
+
+    fn dense() -> ModelConfig {
+        ModelConfig {
+            vocab_size: 20,
+            width: 8,
+            layers: 4,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            ffn: 12,
+            context: 16,
+            sharing: Sharing::None,
+            recursions: 1,
+            router: RouterConfig::Fixed,
+            kv: KvMode::RecursionWise,
+            ..ModelConfig::default()
+        }
+    }
+
+    fn target() -> ConversionTarget {
+        ConversionTarget {
+            sharing: Sharing::Cycle,
+            recursions: 2,
+            start: Start::Stepwise,
+            router: RouterConfig::Fixed,
+            kv: KvMode::RecursionWise,
+            share_norms: true,
+            keep: None,
+            relax: Relaxation::None,
+            fit_adapters: true,
+            seed: 3,
+        }
+    }
+
+    /// A matrix of a layer that conversion does not know would be lost in the source, and drawn
+    /// afresh in the result.
+    #[test]
+    fn unknown_matrices_are_refused_by_name() {
+        let (model, target) = (Model::fresh(&dense(), 1).expect("legal"), target());
+        let source = Source::of(&model).expect("dense");
+        let config = ModelConfig { sharing: target.sharing, recursions: 2, ..dense() };
+        let plan = config.check().expect("legal");
+        let keep = [0, 1, 2, 3];
+        let conversion = Conversion::new(&source, &config, &plan, &keep, &target);
+        let table = specs(&config, &plan);
+        for spec in &table {
+            let data = conversion.value(spec).expect("known").expect("of the source");
+            assert_eq!(data.len(), spec.count(), "{}", spec.name);
+        }
+        for name in ["layers.0.experts", "layers.0.experts.0", "layers.1.gate_up.3", "memory"] {
+            let unknown = ParamSpec {
+                name: name.into(),
+                init: Init::Normal(0.02),
+                group: Group::Block,
+                ..table[0].clone()
+            };
+            let result = conversion.value(&unknown).expect_err(name).to_string();
+            let source = origin::of("the source", &unknown).expect_err(name).to_string();
+            assert!(result.contains(&format!("the result: parameter \"{name}\"")), "{result}");
+            assert!(source.contains(&format!("the source: parameter \"{name}\"")), "{source}");
+        }
+    }
+
+    #[test]
+    fn what_the_source_lacks_is_refused_by_name() {
+        let (model, target) = (Model::fresh(&dense(), 1).expect("legal"), target());
+        let source = Source::of(&model).expect("dense");
+        let untied = ModelConfig { tie_embeddings: !dense().tie_embeddings, ..dense() };
+        let config = ModelConfig { sharing: target.sharing, recursions: 2, ..untied };
+        let plan = config.check().expect("legal");
+        let conversion = Conversion::new(&source, &config, &plan, &[0, 1, 2, 3], &target);
+        let head = ParamSpec { name: "head".into(), ..specs(&config, &plan)[0].clone() };
+        let found = conversion.value(&head);
+        assert_eq!(found.is_err(), dense().tie_embeddings, "a head only where it is not tied");
+        let wide = ParamSpec { shape: (20, 9), ..specs(&config, &plan)[0].clone() };
+        let error = conversion.value(&wide).expect_err("another shape").to_string();
+        assert!(error.contains("embed") && error.contains("180 numbers"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //! Martinsson and Tropp, 2011, arXiv 0909.4061), products in f32, everything small in f64.
 
 use model::rng::Stream;
-use ops::{Ops, Weight, from_rows, read_rows};
+use ops::{Ops, Tensor2, Weight, from_rows, read_rows};
 
 /// Directions beyond the rank, and rounds: enough for slowly falling singular values.
 const MORE: usize = 8;
@@ -29,13 +29,6 @@ pub(crate) fn truncated(
     let transposed: Vec<f32> = (0..d).flat_map(|j| (0..n).map(move |i| a[i * d + j])).collect();
     let (rows, columns) = (from_rows(a.to_vec(), n, d), from_rows(transposed, d, n));
     let k = (rank + MORE).min(n.min(d));
-    // The product of a matrix with k vectors.
-    let product = |matrix: &ops::Tensor2, vectors: &[Vec<f64>]| -> Vec<Vec<f64>> {
-        let length = vectors[0].len();
-        let flat = vectors.iter().flatten().map(|&x| x as f32).collect();
-        let y = read_rows(&Ops::Fast.linear(matrix.clone(), &Weight::new(flat, k, length)));
-        (0..k).map(|j| y.iter().skip(j).step_by(k).map(|&x| f64::from(x)).collect()).collect()
-    };
     let mut omega: Vec<Vec<f64>> =
         (0..k).map(|_| (0..d).map(|_| dice.normal()).collect()).collect();
     let mut q = Vec::new();
@@ -49,23 +42,33 @@ pub(crate) fn truncated(
     let gram: Vec<Vec<f64>> =
         omega.iter().map(|x| omega.iter().map(|y| dot(x, y)).collect()).collect();
     let (values, vectors) = eigen(gram);
-    let mix = |basis: &[Vec<f64>], weights: &[f64]| -> Vec<f64> {
-        let mut sum = vec![0.0; basis[0].len()];
-        for (x, &w) in basis.iter().zip(weights) {
-            sum.iter_mut().zip(x).for_each(|(s, x)| *s += w * x);
-        }
-        sum
-    };
     let mut result = Truncated { sigma: Vec::new(), u: Vec::new(), v: Vec::new() };
     for (value, weights) in values.into_iter().zip(&vectors).take(rank) {
         let sigma = value.max(0.0).sqrt();
-        let mut v = mix(&omega, weights);
+        let mut v = combined(&omega, weights);
         v.iter_mut().for_each(|x| *x = if sigma > 0.0 { *x / sigma } else { 0.0 });
         result.sigma.push(sigma);
-        result.u.push(mix(&q, weights));
+        result.u.push(combined(&q, weights));
         result.v.push(v);
     }
     result
+}
+
+/// The product of a matrix with each of some vectors.
+fn product(matrix: &Tensor2, vectors: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let (k, length) = (vectors.len(), vectors[0].len());
+    let flat = vectors.iter().flatten().map(|&x| x as f32).collect();
+    let y = read_rows(&Ops::Fast.linear(matrix.clone(), &Weight::new(flat, k, length)));
+    (0..k).map(|j| y.iter().skip(j).step_by(k).map(|&x| f64::from(x)).collect()).collect()
+}
+
+/// The sum of the basis vectors, each times its weight.
+fn combined(basis: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; basis[0].len()];
+    for (x, &w) in basis.iter().zip(weights) {
+        sum.iter_mut().zip(x).for_each(|(s, x)| *s += w * x);
+    }
+    sum
 }
 
 fn dot(x: &[f64], y: &[f64]) -> f64 {

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use common::{FIXTURES, fixture, logits, same};
 use convert::{
-    GgufWeightType, HfWeightType, Start, Target, convert, export_gguf, export_hugging_face,
-    export_own, import,
+    ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
+    export_hugging_face, export_own, import,
 };
 use model::{KvMode, RouterConfig, Rule, Sharing};
 use serde_json::{Value, json};
@@ -107,7 +107,7 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     let dense = imported(&fixture("tied"), &at("dense"));
-    let target = Target {
+    let target = ConversionTarget {
         sharing: Sharing::Cycle,
         recursions: 2,
         start: Start::Average,

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{ids, logits, same, stored, tiny};
-use convert::{Start, Target, convert};
+use convert::{ConversionTarget, Start, convert};
 use model::adapters::{Part, Relaxation, encoding, lora};
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing};
@@ -16,8 +16,8 @@ const SHARINGS: [Sharing; 4] =
 const STARTS: [Start; 5] =
     [Start::Stepwise, Start::Average, Start::Lower, Start::Upper, Start::Random];
 
-fn target(sharing: Sharing, recursions: usize, start: Start) -> Target {
-    Target {
+fn target(sharing: Sharing, recursions: usize, start: Start) -> ConversionTarget {
+    ConversionTarget {
         sharing,
         recursions,
         start,
@@ -31,7 +31,7 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> Target {
     }
 }
 
-fn converted(from: &Stored, target: &Target, at: &Path) -> Stored {
+fn converted(from: &Stored, target: &ConversionTarget, at: &Path) -> Stored {
     let (path, _) = convert(from, target, at).unwrap_or_else(|error| panic!("{target:?}: {error}"));
     load_model(&path).expect("opens")
 }
@@ -52,10 +52,13 @@ fn a_converted_mor_model_is_the_recursive_one_bit_for_bit() {
         ] {
             for sampling in [SamplingLoss::AuxLoss, SamplingLoss::AuxRouter] {
                 number += 1;
-                let plain =
-                    Target { kv, share_norms, ..target(sharing, recursions, Start::Stepwise) };
+                let plain = ConversionTarget {
+                    kv,
+                    share_norms,
+                    ..target(sharing, recursions, Start::Stepwise)
+                };
                 let router = RouterConfig::ExpertChoice(Expert { sampling, ..Expert::default() });
-                let routed = Target { router, ..plain.clone() };
+                let routed = ConversionTarget { router, ..plain.clone() };
                 let recursive = converted(&dense, &plain, &at(&format!("recursive{number}")));
                 let mor = converted(&dense, &routed, &at(&format!("mor{number}")));
                 let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
@@ -94,7 +97,7 @@ fn unrolled_copies_come_back_bit_for_bit() {
                     Start::Stepwise => !sharing.is_cycle(),
                     Start::Random => false,
                 };
-                let back = Target { share_norms, ..target(sharing, 2, start) };
+                let back = ConversionTarget { share_norms, ..target(sharing, 2, start) };
                 let back = converted(&dense, &back, &at(format!("{name}-{start:?}")));
                 let found = logits(&back.model, &Rule::NonCausal, &ids());
                 if meets {
@@ -187,13 +190,14 @@ fn layers_can_be_chosen() {
     let folder = tempfile::tempdir().expect("a folder");
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 6, 1), 1);
     let keep = Some(vec![0, 1, 1, 2, 3, 4, 4, 5]);
-    let chosen = Target { keep, ..target(Sharing::MiddleCycle, 3, Start::Lower) };
+    let chosen = ConversionTarget { keep, ..target(Sharing::MiddleCycle, 3, Start::Lower) };
     let (_, report) = convert(&dense, &chosen, &folder.path().join("a")).expect("fits");
     assert_eq!(
         report.layers.iter().map(|l| l.from.clone()).collect::<Vec<_>>(),
         [[0], [1], [1], [5]]
     );
-    let short = Target { keep: Some(vec![0, 2, 5]), ..target(Sharing::None, 1, Start::Lower) };
+    let short =
+        ConversionTarget { keep: Some(vec![0, 2, 5]), ..target(Sharing::None, 1, Start::Lower) };
     let (path, report) = convert(&dense, &short, &folder.path().join("b")).expect("fits");
     assert_eq!(
         (report.dropped, load_model(&path).expect("opens").model.config().layers),
@@ -206,27 +210,33 @@ fn what_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
     let base = target(Sharing::MiddleCycle, 3, Start::Stepwise);
-    let refuses = |from: &Stored, target: &Target, out: &str, needles: &[&str]| {
+    let refuses = |from: &Stored, target: &ConversionTarget, out: &str, needles: &[&str]| {
         let error =
             convert(from, target, &folder.path().join(out)).expect_err("refused").to_string();
         needles.iter().for_each(|n| assert!(error.contains(n), "{n} is missing: {error}"));
     };
     for (changed, needles) in [
-        (Target { recursions: 7, ..base.clone() }, &["layers", "at least 9"][..]),
-        (Target { recursions: 0, ..base.clone() }, &["layers"]),
-        (Target { keep: Some(vec![0, 1, 2, 7]), ..base.clone() }, &["recursions", "divisor"]),
-        (Target { keep: Some(vec![0, 8]), ..base.clone() }, &["--keep", "below 8"]),
-        (Target { keep: Some(Vec::new()), ..base.clone() }, &["layers"]),
+        (ConversionTarget { recursions: 7, ..base.clone() }, &["layers", "at least 9"][..]),
+        (ConversionTarget { recursions: 0, ..base.clone() }, &["layers"]),
         (
-            Target { router: RouterConfig::Random(Default::default()), ..base.clone() },
+            ConversionTarget { keep: Some(vec![0, 1, 2, 7]), ..base.clone() },
+            &["recursions", "divisor"],
+        ),
+        (ConversionTarget { keep: Some(vec![0, 8]), ..base.clone() }, &["--keep", "below 8"]),
+        (ConversionTarget { keep: Some(Vec::new()), ..base.clone() }, &["layers"]),
+        (
+            ConversionTarget { router: RouterConfig::Random(Default::default()), ..base.clone() },
             &["--router", "random"],
         ),
         (
-            Target { router: RouterConfig::TokenChoice(Default::default()), ..base.clone() },
+            ConversionTarget {
+                router: RouterConfig::TokenChoice(Default::default()),
+                ..base.clone()
+            },
             &["--router", "token_choice"],
         ),
         (
-            Target {
+            ConversionTarget {
                 sharing: Sharing::Sequence,
                 recursions: 2,
                 router: RouterConfig::default(),
@@ -235,10 +245,18 @@ fn what_does_not_fit_is_refused() {
             &["sharing", "expert_choice"],
         ),
         (
-            Target { sharing: Sharing::None, recursions: 1, kv: KvMode::Shared, ..base.clone() },
+            ConversionTarget {
+                sharing: Sharing::None,
+                recursions: 1,
+                kv: KvMode::Shared,
+                ..base.clone()
+            },
             &["kv"],
         ),
-        (Target { sharing: Sharing::None, recursions: 2, ..base.clone() }, &["recursions"]),
+        (
+            ConversionTarget { sharing: Sharing::None, recursions: 2, ..base.clone() },
+            &["recursions"],
+        ),
     ] {
         refuses(&dense, &changed, "x", needles);
         assert!(!folder.path().join("x").exists(), "nothing is written");
@@ -266,7 +284,11 @@ fn adapters_of_full_rank_undo_sharing() {
         for sharing in SHARINGS {
             // The smallest side of any matrix is 24.
             let relax = make(adapters(&Part::ALL, 24));
-            let full = Target { relax, share_norms: false, ..target(sharing, 2, Start::Average) };
+            let full = ConversionTarget {
+                relax,
+                share_norms: false,
+                ..target(sharing, 2, Start::Average)
+            };
             let (path, report) =
                 convert(&dense, &full, &folder.path().join(format!("{i}{sharing:?}")))
                     .expect("fits");
@@ -298,7 +320,7 @@ fn merged_adapters_compute_the_same() {
             ] {
                 number += 1;
                 let relax = make(lora::Config { skip_first, ..adapters(parts, 4) });
-                let low = Target { relax, kv, ..target(sharing, 2, Start::Stepwise) };
+                let low = ConversionTarget { relax, kv, ..target(sharing, 2, Start::Stepwise) };
                 let relaxed =
                     converted(&dense, &low, &folder.path().join(format!("relaxed{number}")));
                 let unroll = target(Sharing::None, 1, Start::Stepwise);
@@ -332,7 +354,8 @@ fn fresh_relaxations_change_nothing() {
             Relaxation::Encoding(encoding::Config::default()),
         ] {
             number += 1;
-            let fresh = Target { relax, fit_adapters: false, ..target(sharing, 2, Start::Lower) };
+            let fresh =
+                ConversionTarget { relax, fit_adapters: false, ..target(sharing, 2, Start::Lower) };
             let fresh = converted(&dense, &fresh, &folder.path().join(format!("fresh{number}")));
             let found = logits(&fresh.model, &Rule::NonCausal, &ids());
             for (f, e) in found.iter().zip(&expected) {
@@ -340,7 +363,7 @@ fn fresh_relaxations_change_nothing() {
             }
         }
     }
-    let encoded = Target {
+    let encoded = ConversionTarget {
         relax: Relaxation::Encoding(encoding::Config::default()),
         ..target(Sharing::Cycle, 2, Start::Lower)
     };

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use convert::{Report, Start, Target};
+use convert::{ConversionReport, ConversionTarget, Start};
 use model::{KvMode, Sharing};
 use report::{Table, human_bytes, human_count};
 use serde::Serialize;
@@ -20,7 +20,7 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
     let layers = stored.model.config().layers;
     let sharing: Sharing = word("--sharing", &options.sharing)?;
-    let target = Target {
+    let target = ConversionTarget {
         sharing,
         recursions: options.recursions.unwrap_or(if sharing == Sharing::None { 1 } else { 3 }),
         start: word::<Start>("--init", &options.init)?,
@@ -80,7 +80,7 @@ fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T>
     Ok(member)
 }
 
-fn show(report: &Report) {
+fn show(report: &ConversionReport) {
     let list = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
     let rows = report.layers.iter().map(|layer| {
         let apart =
@@ -115,7 +115,7 @@ fn show(report: &Report) {
     output::piece(costs(report).to_text());
 }
 
-fn costs(report: &Report) -> Table {
+fn costs(report: &ConversionReport) -> Table {
     let (a, b) = (&report.before, &report.after);
     let row = |what: &str, before: f64, after: f64, show: &dyn Fn(f64) -> String| {
         vec![what.to_owned(), show(before), show(after), format!("{:.3}", after / before)]
