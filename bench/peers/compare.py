@@ -13,7 +13,7 @@ Every round runs each program once, in turn from one end and from the other; a r
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
 PyTorch's processes stay and wait between their rounds.
 A process during which something else used more than --foreign of the machine runs again; after four attempts the comparison is given up.
-Keys and values: f32 in Lathe unless --kv says otherwise, f16 in llama.cpp, each program's default.
+Keys and values: f32 in Lathe unless --kv-format says otherwise, f16 in llama.cpp, each program's default.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def arguments():
     parser.add_argument("--batch", default="1,8,16,32")
     parser.add_argument("--context", type=int, help="prompt tokens: 32 for decode, 512 for prefill")
     parser.add_argument("--tokens", type=int, default=48, help="new tokens of a sequence")
-    parser.add_argument("--kv", default="f32", help="Lathe's keys and values")
+    parser.add_argument("--kv-format", default="f32", help="Lathe's keys and values")
     parser.add_argument("--peer-kv", default="f16", choices=["f16", "f32"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="train: timed steps of a round")
@@ -190,7 +190,7 @@ def run_contestants(options, name):
     weights, files = FORMATS[name]
     sets = [part for entry in options.set for part in ("--set", entry)]
     lathe = [
-        options.lathe, "bench", options.what, options.model, *sets, "--weights", weights, "--kv", options.kv,
+        options.lathe, "bench", options.what, options.model, *sets, "--weights", weights, "--kv-format", options.kv_format,
         "--batch", options.batch, "--context", options.context, "--tokens", options.tokens, "--rounds", 1, "--json",
     ]
 

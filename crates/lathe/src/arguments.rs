@@ -5,13 +5,24 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ops::Format;
 
-use crate::serving_arguments::{BenchKernels, BenchRun, BenchServe, Serve, Weights, weights};
+use crate::bench::arguments::BenchCommand;
+use crate::serving_arguments::{Serve, Weights, weights};
 
-/// Language models that spend compute per token: train, evaluate, inspect, generate.
+const ABOUT: &str =
+    "Lathe trains, evaluates and serves language models that spend compute per token";
+
+const LONG_ABOUT: &str = "\
+Lathe trains, evaluates and serves language models that spend compute per token: shared layers are
+applied again and again (recursions), and a router decides for every token how often
+(Mixture-of-Recursions). Everything runs on the CPUs of one machine.
+
+`lathe quickstart` goes from nothing to a small model that writes text, in about five minutes.";
+
+/// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "lathe", version, about, propagate_version = true)]
+#[command(name = "lathe", version, about = ABOUT, long_about = LONG_ABOUT, propagate_version = true)]
 pub(crate) struct Arguments {
-    /// Tell more about what happens (repeat for more)
+    /// Log more (repeat for more still)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
@@ -20,38 +31,37 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// From nothing to a talking model in five minutes, on text that is already on this disk
+    /// Train a small model from nothing in five minutes, on text that is already on this disk
     Quickstart(Quickstart),
-    /// Make a tokenizer
+    /// Train a tokenizer
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
-    /// Turn text into token shards
+    /// Turn text into token shards for training
     #[command(subcommand)]
     Data(DataCommand),
     /// Train a model from a recipe
     Train(Train),
-    /// Loss, perplexity and bits per byte of a checkpoint, with training-time and causal routing
+    /// Evaluate a checkpoint: loss, perplexity and bits per byte of a text, or evaluation tasks
     Eval(Eval),
-    /// Continue a text
+    /// Continue a text with a checkpoint
     Generate(Generate),
-    /// Make a checkpoint from a Hugging Face folder, a GGUF file, or what export wrote
+    /// Make a checkpoint from a Hugging Face folder, a GGUF file, or a folder that export wrote
     Import(Import),
-    /// Write a checkpoint for others: a Hugging Face folder, a GGUF file, or a folder of our own
-    /// form
+    /// Write a checkpoint as a Hugging Face folder, a GGUF file, or a folder in Lathe's own format
     Export(Export),
     /// Turn a dense checkpoint into a recursive or Mixture-of-Recursions one
     Convert(Convert),
-    /// Store the weights of a checkpoint in 16, 8 or 4 bits, for use only
+    /// Store the weights of a checkpoint in 16, 8 or 4 bits, for inference only
     Quantize(Quantize),
-    /// Serve a checkpoint over HTTP, for any OpenAI client
+    /// Serve a checkpoint over HTTP with the OpenAI interface
     Serve(Serve),
-    /// What a checkpoint holds and costs; depth heat maps of a text
+    /// Show what a checkpoint holds and costs, and at which depth it reads a text
     Inspect(Inspect),
-    /// One page about a run: curves, depths, validation by source
+    /// Write a page about a training run: curves, depths, validation by source
     Report(Report),
-    /// Compare this build with reference cases
+    /// Compare this build with recorded reference cases
     Verify(Verify),
-    /// Measure
+    /// Measure speed: training steps, decoding, prefill, a server, kernels, growth
     #[command(subcommand)]
     Bench(BenchCommand),
     /// List the model presets that recipes can name
@@ -70,82 +80,27 @@ pub(crate) enum DataCommand {
     Build(DataBuild),
 }
 
-#[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "made once")]
-pub(crate) enum BenchCommand {
-    /// Time optimizer steps of models on random tokens, alternating
-    Train(BenchTrain),
-    /// New tokens a second of the engine, by batch and context
-    Decode(BenchRun),
-    /// Prompt tokens a second of the engine
-    Prefill(BenchRun),
-    /// Load on a completions server: latencies, tokens a second, goodput
-    Serve(BenchServe),
-    /// Check each kernel, then its rate and share of what the machine can do
-    Kernels(BenchKernels),
-    /// How time and memory grow with tokens, context, depth and batch
-    Growth(BenchGrowth),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchGrowth {
-    /// Presets, or recipes (.toml)
-    #[arg(required = true)]
-    pub(crate) model: Vec<String>,
-    /// Change one field of each: --set model.vocab_size=16384 (repeatable)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Timed steps of each point
-    #[arg(long, default_value_t = 3)]
-    pub(crate) steps: usize,
-    /// Where to write a page with the curves
-    #[arg(long, value_name = "FILE.html")]
-    pub(crate) out: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchTrain {
-    /// Presets, or recipes (.toml)
-    #[arg(required = true)]
-    pub(crate) model: Vec<String>,
-    /// Change one field of each: --set model.vocab_size=16384 (repeatable)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Show the seconds of each operation in one further step of the first model
-    #[arg(long)]
-    pub(crate) profile: bool,
-    /// Timed steps of each model
-    #[arg(long, default_value_t = 5)]
-    pub(crate) steps: usize,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Quickstart {
-    /// Where everything goes
+    /// Folder for everything that is made
     #[arg(long, default_value = "runs/quickstart")]
     pub(crate) out: PathBuf,
-    /// About how long the whole takes
+    /// About how many minutes the whole may take
     #[arg(long, default_value_t = 5.0)]
     pub(crate) minutes: f64,
-    /// Optimizer steps, instead of as many as fit into the time (for a repeatable run)
+    /// Train for this many optimizer steps instead of by time (for a repeatable run)
     #[arg(long)]
     pub(crate) steps: Option<u64>,
-    /// Text to train on instead of the packages' own (files or folders)
+    /// Files or folders of text to train on, instead of the text of the packages in Cargo.lock
     #[arg(long, num_args = 1..)]
     pub(crate) input: Vec<PathBuf>,
-    /// The model
+    /// Model to train: a name that `lathe presets` lists
     #[arg(long, default_value = "cpu-1m-mor3")]
     pub(crate) preset: String,
-    /// Tokens in the vocabulary
+    /// Size of the vocabulary
     #[arg(long, default_value_t = 2048)]
     pub(crate) vocab: usize,
-    /// Seed of weights, order and dice
+    /// Seed of weights, of the order of the text, and of every draw
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 }
@@ -155,19 +110,19 @@ pub(crate) struct TokenizerTrain {
     /// Files or folders of text
     #[arg(long, required = true, num_args = 1..)]
     pub(crate) input: Vec<PathBuf>,
-    /// Tokens in the vocabulary, special ones included
+    /// Size of the vocabulary, special tokens included
     #[arg(long)]
     pub(crate) vocab: usize,
-    /// The tokenizer.json to write
+    /// Tokenizer file to write (tokenizer.json)
     #[arg(long)]
     pub(crate) out: PathBuf,
     /// Field of JSONL and Parquet rows that holds the text
     #[arg(long, default_value = "text")]
     pub(crate) text_field: String,
-    /// Learn from this many bytes at most, spread over the input
+    /// Learn from at most this many bytes, spread over the input
     #[arg(long)]
     pub(crate) max_bytes: Option<u64>,
-    /// Pass over bad rows and count them
+    /// Skip rows that cannot be read, and count them
     #[arg(long)]
     pub(crate) skip_bad: bool,
 }
@@ -177,50 +132,50 @@ pub(crate) struct DataBuild {
     /// Files or folders of text
     #[arg(long, required = true, num_args = 1..)]
     pub(crate) input: Vec<PathBuf>,
-    /// Files or folders that go to validation as a whole
+    /// Files or folders that are used for validation only
     #[arg(long, num_args = 1..)]
     pub(crate) validation: Vec<PathBuf>,
-    /// A tokenizer.json
+    /// Tokenizer file (tokenizer.json)
     #[arg(long)]
     pub(crate) tokenizer: PathBuf,
-    /// The folder to make
+    /// Folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
     /// Field of JSONL and Parquet rows that holds the text
     #[arg(long, default_value = "text")]
     pub(crate) text_field: String,
-    /// How many of a thousand documents go to validation
+    /// Documents out of a thousand that are used for validation
     #[arg(long, default_value_t = 10)]
     pub(crate) valid_per_mille: u32,
-    /// Split by file instead of by document
+    /// Choose validation by whole files instead of by documents
     #[arg(long)]
     pub(crate) split_by_file: bool,
-    /// Pass over bad rows and count them
+    /// Skip rows that cannot be read, and count them
     #[arg(long)]
     pub(crate) skip_bad: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Train {
-    /// The recipe (TOML)
+    /// Recipe of the run (a TOML file)
     pub(crate) recipe: PathBuf,
-    /// The folder of the run
+    /// Folder of the run: log, checkpoints, recipe
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Change one field: --set train.steps=100 (repeatable)
+    /// Change one field of the recipe, like --set train.steps=100 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// Continue from the newest undamaged checkpoint in the folder, or never
     #[arg(long, default_value = "auto", value_parser = ["auto", "never"])]
     pub(crate) resume: String,
-    /// Say what would happen and stop
+    /// Show the complete recipe and what it would cost, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
-    /// A checkpoint, or the folder of a run
+    /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
     /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
     #[arg(long, required_unless_present = "tasks")]
@@ -228,191 +183,191 @@ pub(crate) struct Eval {
     /// Evaluation tasks instead: a folder of task files, or one file (.toml)
     #[arg(long, conflicts_with = "data")]
     pub(crate) tasks: Option<PathBuf>,
-    /// Items of each task at most
+    /// Use at most this many items of each task
     #[arg(long, requires = "tasks")]
     pub(crate) limit: Option<usize>,
-    /// Write what every item got to this file, one JSON object a line
+    /// Write the result of every item to this file, one JSON object per line
     #[arg(long, requires = "tasks")]
     pub(crate) items: Option<PathBuf>,
-    /// Which part of it
+    /// Part of the data to score
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
     pub(crate) split: String,
-    /// Windows to score at most, spread over the text
+    /// Score at most this many windows, spread over the text
     #[arg(long, default_value_t = 256)]
     pub(crate) windows: u64,
-    /// Rows of a window; by default as in training
+    /// Tokens in a window [default: as in training]
     #[arg(long)]
     pub(crate) sequence_length: Option<usize>,
-    /// Let documents of one window see each other (the published behaviour)
+    /// Let tokens attend to other documents of the same window (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
-    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default
-    /// they stay as stored
+    /// Round the weights to this format when loading: bf16, int8, int8-g64, int8-row, int4 or
+    /// int4-g64 [default: as stored]
     #[arg(long, value_parser = weights)]
     pub(crate) weights: Option<Weights>,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// A checkpoint, or the folder of a run
+    /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
-    /// The text to continue; without it, standard input
+    /// Text to continue [default: standard input]
     #[arg(long)]
     pub(crate) prompt: Option<String>,
-    /// New tokens at most; by default 128, or what the model's context leaves
+    /// Generate at most this many tokens [default: 128, or what the context leaves]
     #[arg(long)]
     pub(crate) max_tokens: Option<usize>,
-    /// 0 takes the most likely token always
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.8)]
     pub(crate) temperature: f32,
-    /// Only the k most likely tokens; 0 for all
+    /// Sample from the k most likely tokens only; 0 for all
     #[arg(long, default_value_t = 0)]
     pub(crate) top_k: usize,
-    /// Only the most likely tokens that make up this much probability
+    /// Sample from the most likely tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
     pub(crate) top_p: f32,
-    /// Only tokens at least this likely relative to the most likely one
+    /// Sample only tokens whose probability is at least this share of the largest one
     #[arg(long, default_value_t = 0.0)]
     pub(crate) min_p: f32,
-    /// Seed of the draws
+    /// Seed of sampling
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Deepest recursion allowed
+    /// Limit every token to this many recursions
     #[arg(long)]
     pub(crate) max_depth: Option<usize>,
-    /// Colour each token by the recursions it took, and say the mean
+    /// Colour each token by the number of recursions it took, and print the mean
     #[arg(long)]
     pub(crate) show_depth: bool,
-    /// Go on past the end-of-text token
+    /// Continue past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Round the weights when loading: bf16, int8, int8-g64, int8-row, int4 or int4-g64; by default
-    /// they stay as stored
+    /// Round the weights to this format when loading: bf16, int8, int8-g64, int8-row, int4 or
+    /// int4-g64 [default: as stored]
     #[arg(long, value_parser = weights)]
     pub(crate) weights: Option<Weights>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A Hugging Face folder of a Llama model, a GGUF file of the llama architecture, or a folder
-    /// that export wrote
+    /// Hugging Face folder of a Llama model, GGUF file of the llama architecture, or folder that
+    /// export wrote
     pub(crate) source: PathBuf,
-    /// The checkpoint folder to make
+    /// Checkpoint folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// A checkpoint, or the folder of a run
+    /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
-    /// The folder or file to make
+    /// Folder or file to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// By default hf (gguf if the name says so) for dense models, lathe for others
+    /// Form of the result [default: hf for dense models, or gguf if --out ends so; else lathe]
     #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
     pub(crate) format: Option<String>,
-    /// How weights are stored: f32; bf16 in Hugging Face folders; f16 and q8_0 in GGUF files
+    /// Number format of the weights: f32; bf16 in Hugging Face folders; f16 or q8_0 in GGUF files
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "f16", "q8_0"])]
     pub(crate) dtype: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
-    /// A checkpoint of a dense or recursive model, or the folder of a run
+    /// Checkpoint of a dense or recursive model, or folder of a training run
     pub(crate) checkpoint: PathBuf,
-    /// The checkpoint folder to make
+    /// Checkpoint folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// How layers will share weights; none unrolls a recursive model
+    /// Layout of shared layers: cycle, sequence, middle_cycle, middle_sequence, or none (which
+    /// unrolls a recursive model)
     #[arg(long, default_value = "middle_cycle")]
     pub(crate) sharing: String,
-    /// How often shared layers are used; by default 3, or 1 where none is
+    /// Number of recursions [default: 3, or 1 without shared layers]
     #[arg(long)]
     pub(crate) recursions: Option<usize>,
-    /// What shared layers start from: stepwise, average, lower, upper or random
+    /// Where shared layers take their weights from: stepwise, average, lower, upper or random
     #[arg(long, default_value = "stepwise")]
     pub(crate) init: String,
-    /// Who decides on depth: fixed, expert_choice, or its table, like '{ kind = "expert_choice",
-    /// network = "mlp" }'
+    /// Router that decides on the depth of a token: fixed, expert_choice, or its table, like
+    /// '{ kind = "expert_choice", network = "mlp" }'
     #[arg(long, default_value = "fixed")]
     pub(crate) router: String,
-    /// What later recursions attend to: recursion_wise, shared or shared_update
+    /// How recursions share the KV cache: recursion_wise, shared or shared_update
     #[arg(long, default_value = "recursion_wise")]
-    pub(crate) kv: String,
-    /// Let every use of a shared layer keep the norms of the layer that it replaces
+    pub(crate) kv_sharing: String,
+    /// Give every use of a shared layer its own norms, taken from the layer that it replaces
     #[arg(long)]
     pub(crate) own_norms: bool,
-    /// What uses of shared layers may do differently: none, lora, dora, encoding, or a table, like
-    /// '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
+    /// Adapters that let the uses of a shared layer differ: none, lora, dora, encoding, or a table,
+    /// like '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
     #[arg(long, default_value = "none")]
     pub(crate) relax: String,
-    /// Start adapters at nothing instead of at the largest singular values of what sharing throws
-    /// away
+    /// Start adapters at zero instead of fitting them (by singular values) to what sharing loses
     #[arg(long)]
     pub(crate) fresh_adapters: bool,
-    /// Layers of the source to build on, like 0-14,29; by default all, or as many as divide, at
-    /// equal distances
+    /// Layers of the source to build on, like 0-14,29 [default: all, or as many as divide evenly,
+    /// at equal distances]
     #[arg(long, value_name = "LAYERS")]
     pub(crate) keep: Option<String>,
-    /// Seed of fresh routers and of drawn layers
+    /// Seed of fresh routers and of layers with random weights
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Quantize {
-    /// A checkpoint in f32, or the folder of a run
+    /// Checkpoint in f32, or folder of a training run
     pub(crate) checkpoint: PathBuf,
-    /// The checkpoint folder to make
+    /// Checkpoint folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// What to round the weights to: bf16, int8, int8-g64, int8-row, int4 or int4-g64
+    /// Format to round the weights to: bf16, int8, int8-g64, int8-row, int4 or int4-g64
     #[arg(long)]
     pub(crate) weights: Format,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// A checkpoint, or the folder of a run
+    /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
-    /// A text to look at token by token
+    /// Text file to look at, token by token
     #[arg(long)]
     pub(crate) text: Option<PathBuf>,
-    /// The page to write for it
+    /// Page to write about the text
     #[arg(long, requires = "text")]
     pub(crate) html: Option<PathBuf>,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// The folder of a run
+    /// Folder of a training run
     pub(crate) run: PathBuf,
-    /// The page to write
+    /// Page to write
     #[arg(long)]
     pub(crate) html: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Folder of cases (NAME.safetensors and NAME.json)
+    /// Folder of reference cases (NAME.safetensors and NAME.json)
     pub(crate) dir: PathBuf,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
     /// Run the plain reference operations instead of the fast ones

@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         recursions: options.recursions.unwrap_or(if sharing == Sharing::None { 1 } else { 3 }),
         start: word::<Start>("--init", &options.init)?,
         router: table("--router", &options.router)?,
-        kv: word::<KvMode>("--kv", &options.kv)?,
+        kv: word::<KvMode>("--kv-sharing", &options.kv_sharing)?,
         share_norms: !options.own_norms,
         keep: options
             .keep

@@ -3,11 +3,7 @@
 //! together.
 
 mod arguments;
-mod bench_engine;
-mod bench_growth;
-mod bench_kernels;
-mod bench_serve;
-mod bench_train;
+mod bench;
 mod convert;
 mod data_build;
 mod evaluate;
@@ -15,7 +11,6 @@ mod evaluate_tasks;
 mod generate;
 mod import;
 mod inspect;
-mod load_client;
 mod open;
 mod output;
 mod plan;
@@ -23,6 +18,7 @@ mod progress;
 mod quantize;
 mod quickstart;
 mod recipe;
+mod renamed;
 mod run_page;
 mod serve;
 mod serving_arguments;
@@ -30,18 +26,24 @@ mod signals;
 mod train_run;
 mod verify;
 
-use clap::Parser;
+use std::process::ExitCode;
 
-use crate::arguments::{Arguments, BenchCommand, Command, DataCommand, TokenizerCommand};
+use clap::Parser;
+use clap::error::{ContextKind, ErrorKind};
+
+use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 
 /// Keeps freed pages: training allocates the same sizes every step, and page faults are the price
 /// of giving them back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     ops::keep_freed_pages();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     output::logging(arguments.verbose);
     // Inside the pool, an operation starts its share of the work at once instead of waking a worker
     // for it first.
@@ -53,12 +55,28 @@ fn main() -> std::process::ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::note(format!("error: {error:#}"));
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }
 
-fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
+/// Help, the version, or what is wrong with the command line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let unknown = error
+        .get(ContextKind::InvalidArg)
+        .filter(|_| error.kind() == ErrorKind::UnknownArgument)
+        .map(ToString::to_string);
+    if let Some(old) = unknown
+        && let Some(new) = renamed::flag_of(&given, &old)
+    {
+        output::note(format!("error: {old} was renamed: use {new}, with the same values"));
+        return ExitCode::from(2);
+    }
+    error.exit()
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Tokenizer(TokenizerCommand::Train(options)) => {
@@ -76,17 +94,12 @@ fn dispatch(command: Command) -> anyhow::Result<std::process::ExitCode> {
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),
         Command::Serve(options) => serve::run(&options),
-        Command::Bench(BenchCommand::Train(options)) => bench_train::train(&options),
-        Command::Bench(BenchCommand::Decode(options)) => bench_engine::decode(&options),
-        Command::Bench(BenchCommand::Prefill(options)) => bench_engine::prefill(&options),
-        Command::Bench(BenchCommand::Serve(options)) => bench_serve::run(&options),
-        Command::Bench(BenchCommand::Kernels(options)) => bench_kernels::run(&options),
-        Command::Bench(BenchCommand::Growth(options)) => bench_growth::run(&options),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Presets => plan::presets(),
     }
 }
 
-fn verify(options: &arguments::Verify) -> anyhow::Result<std::process::ExitCode> {
+fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {
     let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
     let cases = verify::verify(&options.dir, ops)?;
     if options.json {
@@ -97,5 +110,5 @@ fn verify(options: &arguments::Verify) -> anyhow::Result<std::process::ExitCode>
         output::line(format!("{passed} of {} cases within their tolerances", cases.len()));
     }
     let all = cases.iter().all(|c| c.passed);
-    Ok(if all { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,11 +8,21 @@ use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 use train::Recipe;
 
+use crate::renamed;
+
 /// Reads the recipe at `path` and applies `--set a.b=c` entries in order.
 pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("reading the recipe {}", path.display()))?;
     parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
+}
+
+/// The recipe of a file (`.toml`), or of a preset with a vocabulary of 4096.
+pub(crate) fn named(name: &str, sets: &[String]) -> Result<Recipe> {
+    if name.ends_with(".toml") {
+        return load(Path::new(name), sets);
+    }
+    parse(&format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"), sets)
 }
 
 /// A recipe from its text.
@@ -31,6 +41,9 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     if let Some(unknown) = unknown_key(&given, &known, "") {
         let place = line_of(text, spans.get_ref(), &unknown.path)
             .map_or_else(|| "in --set".to_owned(), |line| format!("line {line}"));
+        if let Some(new) = renamed::field_of(&unknown.path) {
+            bail!("{place}: `{}` was renamed: use `{new}`, with the same values", unknown.path);
+        }
         let near =
             unknown.nearest().map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
         bail!(
@@ -75,10 +88,13 @@ fn resolve(mut given: Value) -> Result<Recipe> {
     typed(base)
 }
 
+fn read(value: Value) -> Result<Recipe, serde_path_to_error::Error<serde_json::Error>> {
+    serde_path_to_error::deserialize(value)
+}
+
 /// The typed recipe. The path makes a message like `model.heads: invalid type: string "x", expected
 /// usize` possible.
 fn typed(base: Value) -> Result<Recipe> {
-    let read = |value: Value| serde_path_to_error::deserialize::<_, Recipe>(value);
     read(base.clone()).map_err(|error| {
         let path = error.path().to_string();
         let table = format!("/{}", path.replace('.', "/"));
@@ -147,13 +163,19 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
 /// The first number that is nan or infinite: JSON has none of them and takes them for null, which
 /// TOML does not have.
 fn not_finite(value: &Value, path: &str) -> Option<String> {
-    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match value {
         Value::Null => Some(path.to_owned()),
-        Value::Object(map) => map.iter().find_map(|(key, inner)| not_finite(inner, &below(key))),
+        Value::Object(map) => {
+            map.iter().find_map(|(key, inner)| not_finite(inner, &below(path, key)))
+        }
         Value::Array(list) => list.iter().find_map(|inner| not_finite(inner, path)),
         _ => None,
     }
+}
+
+/// The path of `key` in the table at `path`.
+fn below(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 struct Unknown {
@@ -180,7 +202,7 @@ fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
 fn unknown_key(given: &Value, known: &Value, above: &str) -> Option<Unknown> {
     let (Value::Object(given), Value::Object(names)) = (given, known) else { return None };
     for (key, value) in given {
-        let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+        let path = below(above, key);
         if path == "model.preset" {
             continue;
         }

@@ -15,7 +15,7 @@ use scheduler::{Brownout, SchedulerLimits};
 use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
 use train::Stored;
 
-use crate::serving_arguments::{Bounds, Http, Numbers, Serve};
+use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
 use crate::{open, output};
 
 /// A model that is ready to be served.
@@ -50,18 +50,18 @@ impl Ready {
 /// Runs the command.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    open::prepare(&stored.model, stored.rounded, options.numbers.weights)?;
+    open::prepare(&stored.model, stored.rounded, options.formats.weights)?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
     let mut info = info(&stored.model, name);
     info.aliases = options.alias.clone();
     info.created = created(&options.checkpoint);
-    info.context = options.bounds.context.unwrap_or(info.context);
+    info.context = options.limits.context.unwrap_or(info.context);
     let eos = open::stops(&stored, &tokenizer);
     let known = stored.text.clone().unwrap_or_default();
     let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
     let settings = settings(&options.http, options.strict, keys(options)?);
     let model_bytes = stored.model.bytes();
-    let ready = Ready::start(engine_of(stored, &options.numbers, &options.bounds)?, info, text)?;
+    let ready = Ready::start(engine_of(stored, &options.formats, &options.limits)?, info, text)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -99,9 +99,13 @@ async fn asked_to_stop() {
 }
 
 /// An engine over a stored model, with as many pages as the memory allows.
-pub(crate) fn engine_of(stored: Stored, numbers: &Numbers, bounds: &Bounds) -> Result<Engine> {
+pub(crate) fn engine_of(
+    stored: Stored,
+    formats: &NumberFormats,
+    bounds: &EngineLimits,
+) -> Result<Engine> {
     let rule = open::causal(&stored)?;
-    engine(stored.model, rule, stored.state, numbers, bounds)
+    engine(stored.model, rule, stored.state, formats, bounds)
 }
 
 /// The same from its parts.
@@ -109,23 +113,23 @@ pub(crate) fn engine(
     model: Arc<Model>,
     rule: Rule,
     state: RouterState,
-    numbers: &Numbers,
-    bounds: &Bounds,
+    formats: &NumberFormats,
+    bounds: &EngineLimits,
 ) -> Result<Engine> {
-    let limits = limits(model.config(), numbers, bounds)?;
+    let limits = limits(model.config(), formats, bounds)?;
     Ok(Engine::new(
         model,
         rule,
         state,
-        EngineOptions { limits, kv: numbers.kv, draw: Arc::new(DefaultDraw) },
+        EngineOptions { limits, kv: formats.kv_format, draw: Arc::new(DefaultDraw) },
     )?)
 }
 
 /// The engine's bounds for a model.
 pub(crate) fn limits(
     config: &ModelConfig,
-    numbers: &Numbers,
-    bounds: &Bounds,
+    formats: &NumberFormats,
+    bounds: &EngineLimits,
 ) -> Result<SchedulerLimits> {
     let context = bounds.context.unwrap_or(config.context);
     ensure!(
@@ -133,15 +137,15 @@ pub(crate) fn limits(
         "--context is {context}, expected between 1 and the {} that the model was made for",
         config.context
     );
-    let page = KvStore::page_bytes(numbers.kv, config.heads());
+    let page = KvStore::page_bytes(formats.kv_format, config.heads());
     let pages = (bounds.kv_memory << 20) / page;
     let brownout = bounds.brownout.map(|floor| Brownout { floor, ..Brownout::default() });
     Ok(SchedulerLimits {
         queue_requests: bounds.queue,
         queue_tokens: bounds.queue_tokens.unwrap_or(4 * context),
-        max_seqs: bounds.running,
-        max_batch_tokens: bounds.rows,
-        prefill_chunk: bounds.chunk,
+        max_seqs: bounds.max_seqs,
+        max_batch_tokens: bounds.max_batch_tokens,
+        prefill_chunk: bounds.prefill_chunk,
         pages,
         coda_batch: bounds.coda_batch,
         coda_wait: bounds.coda_wait,
@@ -232,7 +236,7 @@ fn keys(options: &Serve) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-fn settings(http: &Http, strict: bool, api_keys: Vec<String>) -> ServerSettings {
+fn settings(http: &HttpLimits, strict: bool, api_keys: Vec<String>) -> ServerSettings {
     let seconds = Duration::from_secs;
     let limits = ServerLimits {
         body_bytes: http.max_body,

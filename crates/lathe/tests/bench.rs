@@ -74,7 +74,7 @@ fn what_an_open_loop_is_refused_counts_apart() {
         "3000",
         "--queue",
         "1",
-        "--running",
+        "--max-seqs",
         "1",
         "--output-tokens",
         "30",

@@ -236,7 +236,7 @@ fn scores_are_those_of_eval() {
 #[test]
 fn overload_loses_nothing_that_was_accepted() {
     let place = Place::with_run();
-    let server = Server::start(&place, &["--queue", "4", "--running", "2"]);
+    let server = Server::start(&place, &["--queue", "4", "--max-seqs", "2"]);
     let body = json!({ "prompt": "a", "max_tokens": 16, "temperature": 0, "ignore_eos": true })
         .to_string();
     let streams: Vec<TcpStream> =
@@ -346,7 +346,7 @@ fn keys_are_asked_for_and_bad_flags_refused() {
 fn rounded_weights_serve() {
     let place = Place::with_run();
     for (weights, kv) in [("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")] {
-        let server = Server::start(&place, &["--weights", weights, "--kv", kv]);
+        let server = Server::start(&place, &["--weights", weights, "--kv-format", kv]);
         let ask = json!({ "prompt": "The", "max_tokens": 8, "temperature": 0, "ignore_eos": true });
         let (status, first) = server.complete(&ask);
         assert_eq!(status, 200, "{first}");

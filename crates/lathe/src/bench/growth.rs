@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use report::{Chart, Page, Series, Table, human_bytes};
 use serde_json::{Value, json};
+use train::Recipe;
 
-use crate::arguments::BenchGrowth;
+use super::arguments::BenchGrowth;
 use crate::{output, recipe};
 
 /// One axis: what grows, what is measured, and the settings of each point.
@@ -18,6 +19,16 @@ struct Axis {
     x: &'static str,
     time: &'static str,
     points: Vec<Point>,
+}
+
+impl Axis {
+    fn of_training(name: &'static str, x: &'static str, points: Vec<Point>) -> Self {
+        Self { name, x, time: "seconds a step", points }
+    }
+
+    fn of_decoding(name: &'static str, x: &'static str, points: Vec<Point>) -> Self {
+        Self { name, x, time: "seconds a token of each", points }
+    }
 }
 
 struct Point {
@@ -35,7 +46,7 @@ struct Found {
     flops: f64,
 }
 
-/// Runs the command.
+/// Runs `lathe bench growth`.
 pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
     ensure!(options.steps > 0, "--steps is 0, expected at least 1");
     let mut jobs = Vec::new();
@@ -69,87 +80,64 @@ fn set(pairs: &[(&str, usize)]) -> Vec<String> {
     pairs.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]).collect()
 }
 
+/// A point that times training steps of `batch` sequences of `length` tokens.
+fn train_point(x: usize, batch: usize, length: usize, more: &[(&str, usize)]) -> Point {
+    let step =
+        [("train.batch", batch), ("train.micro_batch", batch), ("data.sequence_length", length)];
+    let arguments = [vec!["train".to_owned()], set(&step), set(more)].concat();
+    Point { x: x as f64, arguments }
+}
+
+/// A point that times decoding of `batch` sequences after prompts of `context` tokens.
+fn decode_point(x: usize, batch: usize, context: usize) -> Point {
+    let batch = batch.to_string();
+    let context = context.to_string();
+    let list = ["decode", "--tokens", "33", "--rounds", "3"];
+    let list = [&list[..], &["--batch", &batch, "--context", &context]].concat();
+    Point { x: x as f64, arguments: list.into_iter().map(str::to_owned).collect() }
+}
+
+/// Sequence lengths from a quarter to four times the recipe's, at the same tokens a step.
+fn context_points(own: &Recipe) -> Vec<Point> {
+    let length = own.data.sequence_length;
+    let tokens_at_once = 4 * length;
+    let longest = tokens_at_once.min(own.model.context.max(length));
+    [length / 4, length / 2, length, 2 * length, 4 * length]
+        .into_iter()
+        .filter(|&n| n >= 16 && n <= longest)
+        .map(|n| train_point(n, tokens_at_once / n, n, &[]))
+        .collect()
+}
+
+/// Half as many, as many and twice as many layers in the recursive block, the ends as they are.
+fn depth_points(own: &Recipe) -> Result<Vec<Point>> {
+    let plan = own.model.check()?;
+    let period = own.model.recursions.max(1);
+    let recursive: usize = plan.recursions.iter().map(Vec::len).sum();
+    let ends = if own.model.recursions > 1 { own.model.layers - recursive } else { 0 };
+    let block = (own.model.layers - ends) / period;
+    let points = [block.div_ceil(2), block, 2 * block].map(|b| {
+        let layers = ends + b * period;
+        train_point(layers, 4, own.data.sequence_length, &[("model.layers", layers)])
+    });
+    Ok(points.into())
+}
+
 /// The axes of one model: powers of two around its own size.
 fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
-    let own = match model.ends_with(".toml") {
-        true => recipe::load(std::path::Path::new(model), &options.set)?,
-        false => recipe::parse(
-            &format!("[model]\npreset = \"{model}\"\nvocab_size = 4096\n"),
-            &options.set,
-        )?,
-    };
-    let plan = own.model.check()?;
+    let own = recipe::named(model, &options.set)?;
     let length = own.data.sequence_length;
-    let train = |x: usize, pairs: &[(&str, usize)]| Point {
-        x: x as f64,
-        arguments: [vec!["train".to_owned()], set(pairs)].concat(),
-    };
-    let step = |batch: usize, length: usize| -> Vec<(&'static str, usize)> {
-        vec![("train.batch", batch), ("train.micro_batch", batch), ("data.sequence_length", length)]
-    };
-    let tokens = [1, 2, 4, 8].map(|batch| train(batch * length, &step(batch, length)));
-    let tokens_at_once = 4 * length;
-    let lengths = [length / 4, length / 2, length, 2 * length, 4 * length];
-    let context = lengths
-        .into_iter()
-        .filter(|&n| n >= 16 && n <= own.model.context.max(length) && n <= tokens_at_once);
-    let context = context.map(|n| train(n, &step(tokens_at_once / n, n)));
-    let (period, ends) = (
-        own.model.recursions.max(1),
-        own.model.layers - plan.recursions.iter().map(Vec::len).sum::<usize>(),
-    );
-    let ends = if own.model.recursions > 1 { ends } else { 0 };
-    let block = (own.model.layers - ends) / period;
-    let blocks = [block.div_ceil(2), block, 2 * block];
-    let depth = blocks.map(|b| {
-        let layers = ends + b * period;
-        train(layers, &[step(4, length), vec![("model.layers", layers)]].concat())
-    });
-    let decode = |batch: usize, context: usize| {
-        let list = [
-            "decode",
-            "--tokens",
-            "33",
-            "--rounds",
-            "3",
-            "--batch",
-            &batch.to_string(),
-            "--context",
-            &context.to_string(),
-        ];
-        list.map(str::to_owned).to_vec()
-    };
-    let batches =
-        [1, 2, 4, 8, 16, 32].map(|batch| Point { x: batch as f64, arguments: decode(batch, 32) });
+    let tokens = [1, 2, 4, 8].map(|batch| train_point(batch * length, batch, length, &[]));
+    let batches = [1, 2, 4, 8, 16, 32].map(|batch| decode_point(batch, batch, 32));
     let most = own.model.context.saturating_sub(34);
     let prompts = [32, 128, 512, 2048].into_iter().filter(|&n| n <= most);
-    let prompts = prompts.map(|n| Point { x: n as f64, arguments: decode(8, n) });
+    let prompts = prompts.map(|n| decode_point(n, 8, n)).collect();
     Ok(vec![
-        Axis {
-            name: "tokens of a step",
-            x: "tokens",
-            time: "seconds a step",
-            points: tokens.into(),
-        },
-        Axis {
-            name: "context, same tokens",
-            x: "tokens of a sequence",
-            time: "seconds a step",
-            points: context.collect(),
-        },
-        Axis { name: "depth", x: "unrolled layers", time: "seconds a step", points: depth.into() },
-        Axis {
-            name: "batch in decoding",
-            x: "sequences",
-            time: "seconds a token of each",
-            points: batches.into(),
-        },
-        Axis {
-            name: "context in decoding",
-            x: "prompt tokens of 8 sequences",
-            time: "seconds a token of each",
-            points: prompts.collect(),
-        },
+        Axis::of_training("tokens of a step", "tokens", tokens.into()),
+        Axis::of_training("context, same tokens", "tokens of a sequence", context_points(&own)),
+        Axis::of_training("depth", "unrolled layers", depth_points(&own)?),
+        Axis::of_decoding("batch in decoding", "sequences", batches.into()),
+        Axis::of_decoding("context in decoding", "prompt tokens of 8 sequences", prompts),
     ])
 }
 
@@ -176,36 +164,34 @@ fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
     }
     let answer: Value = serde_json::from_slice(&output.stdout)?;
     let result = &answer["results"][0];
-    let number = |value: &Value, name: &str| {
-        value.as_f64().with_context(|| format!("no {name} in {answer}"))
-    };
     if is_step {
-        let memory = number(&answer["peak_memory"], "peak_memory")?;
-        let seconds = number(&result["median"], "median")?;
         return Ok(Found {
             x: point.x,
-            seconds,
-            memory,
-            flops: number(&result["flops"], "flops")?,
+            seconds: number(result, "median")?,
+            memory: number(&answer, "peak_memory")?,
+            flops: number(result, "flops")?,
         });
     }
-    let (batch, rate) = (number(&result["batch"], "batch")?, number(&result["median"], "median")?);
-    let flops = batch * number(&result["flops_per_row"], "flops_per_row")?;
+    let batch = number(result, "batch")?;
+    let rate = number(result, "median")?;
+    let flops = batch * number(result, "flops_per_row")?;
     // The peak of the process would be that of measuring the memory's speed.
-    let memory =
-        number(&result["weight_bytes"], "weight_bytes")? + number(&result["kv_bytes"], "kv_bytes")?;
+    let memory = number(result, "weight_bytes")? + number(result, "kv_bytes")?;
     Ok(Found { x: point.x, seconds: batch / rate, memory, flops })
+}
+
+fn number(value: &Value, name: &str) -> Result<f64> {
+    value[name].as_f64().with_context(|| format!("no {name} in {value}"))
 }
 
 /// Slope of `log y` over `log x` by least squares: 1 is growth in proportion, 0 none.
 fn exponent(points: &[Found], y: impl Fn(&Found) -> f64) -> f64 {
     let logs: Vec<(f64, f64)> = points.iter().map(|p| (p.x.ln(), y(p).ln())).collect();
     let n = logs.len() as f64;
-    let (mx, my) =
-        (logs.iter().map(|p| p.0).sum::<f64>() / n, logs.iter().map(|p| p.1).sum::<f64>() / n);
-    let (xy, xx) = logs
-        .iter()
-        .fold((0.0, 0.0), |(xy, xx), (x, y)| (xy + (x - mx) * (y - my), xx + (x - mx).powi(2)));
+    let mx = logs.iter().map(|p| p.0).sum::<f64>() / n;
+    let my = logs.iter().map(|p| p.1).sum::<f64>() / n;
+    let xy: f64 = logs.iter().map(|(x, y)| (x - mx) * (y - my)).sum();
+    let xx: f64 = logs.iter().map(|(x, _)| (x - mx).powi(2)).sum();
     if xx > 0.0 { xy / xx } else { f64::NAN }
 }
 
@@ -222,16 +208,10 @@ fn table(curves: &[(String, Axis, Vec<Found>)]) -> Table {
             } else {
                 [String::new(), String::new()]
             };
-            let slope = |s: f64| if at == 0 { format!("{s:.2}") } else { String::new() };
-            let numbers = [
-                format!("{:.0}", p.x),
-                format!("{:.4}", p.seconds),
-                human_bytes(p.memory as u64),
-                slope(slopes[0]),
-                slope(slopes[1]),
-                slope(slopes[2]),
-            ];
-            [start.to_vec(), numbers.to_vec()].concat()
+            let numbers =
+                [format!("{:.0}", p.x), format!("{:.4}", p.seconds), human_bytes(p.memory as u64)];
+            let slopes = slopes.map(|s| if at == 0 { format!("{s:.2}") } else { String::new() });
+            [&start[..], &numbers, &slopes].concat()
         })
     });
     let columns =
@@ -249,20 +229,22 @@ fn table(curves: &[(String, Axis, Vec<Found>)]) -> Table {
 }
 
 fn record(curves: &[(String, Axis, Vec<Found>)]) -> Value {
-    let curve = |(model, axis, found): &(String, Axis, Vec<Found>)| {
-        let points: Vec<Value> = found
-            .iter()
-            .map(
-                |p| json!({ "x": p.x, "seconds": p.seconds, "memory": p.memory, "flops": p.flops }),
-            )
-            .collect();
-        json!({
-            "model": model, "axis": axis.name, "x": axis.x, "points": points,
-            "time_exponent": exponent(found, |p| p.seconds), "flops_exponent": exponent(found, |p| p.flops),
-            "memory_exponent": exponent(found, |p| p.memory),
-        })
-    };
-    json!({ "bench": "growth", "machine": ops::machine(), "curves": curves.iter().map(curve).collect::<Vec<_>>() })
+    let curves: Vec<Value> =
+        curves.iter().map(|(model, axis, found)| curve(model, axis, found)).collect();
+    json!({ "bench": "growth", "machine": ops::machine(), "curves": curves })
+}
+
+fn curve(model: &str, axis: &Axis, found: &[Found]) -> Value {
+    let points: Vec<Value> = found
+        .iter()
+        .map(|p| json!({ "x": p.x, "seconds": p.seconds, "memory": p.memory, "flops": p.flops }))
+        .collect();
+    json!({
+        "model": model, "axis": axis.name, "x": axis.x, "points": points,
+        "time_exponent": exponent(found, |p| p.seconds),
+        "flops_exponent": exponent(found, |p| p.flops),
+        "memory_exponent": exponent(found, |p| p.memory),
+    })
 }
 
 fn page(curves: &[(String, Axis, Vec<Found>)]) -> String {

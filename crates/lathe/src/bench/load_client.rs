@@ -15,16 +15,16 @@ use serde_json::{Value, json};
 /// Bytes of an answer, or of one of its lines, beyond which it counts as broken.
 const MOST: usize = 64 << 20;
 
-/// What a request asks for.
+/// What a request requests for.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct LoadRequest {
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_tokens: usize,
 }
 
 /// What every request of a run has in common.
 #[derive(Clone, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct RequestStyle {
     pub(crate) model: String,
     pub(crate) stream: bool,
     pub(crate) ignore_eos: bool,
@@ -33,10 +33,10 @@ pub(crate) struct Manner {
     pub(crate) max_depth: Option<u32>,
 }
 
-impl Manner {
-    fn body(&self, ask: &Ask) -> Vec<u8> {
+impl RequestStyle {
+    fn body(&self, request: &LoadRequest) -> Vec<u8> {
         let mut body = json!({
-            "model": self.model, "prompt": ask.prompt, "max_tokens": ask.max_tokens, "temperature": 0.0,
+            "model": self.model, "prompt": request.prompt, "max_tokens": request.max_tokens, "temperature": 0.0,
             "stream": self.stream,
         });
         if self.stream {
@@ -165,7 +165,7 @@ type Line = SendRequest<Full<Bytes>>;
 
 /// A server, and the connections to it that wait for their next request.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct CompletionServer {
     host: String,
     port: u16,
     /// Path before `/v1`.
@@ -175,7 +175,7 @@ pub(crate) struct Target {
     idle: Arc<Mutex<Vec<Line>>>,
 }
 
-impl Target {
+impl CompletionServer {
     pub(crate) fn new(url: &str, key: Option<String>, timeout: Duration) -> Result<Self> {
         let uri: Uri =
             url.parse().with_context(|| format!("--url {url}: expected http://HOST:PORT"))?;
@@ -265,9 +265,14 @@ impl Target {
     }
 
     /// One completion. Whatever goes wrong is told in the answer.
-    pub(crate) async fn complete(&self, manner: &Manner, ask: &Ask, due: Instant) -> Answer {
+    pub(crate) async fn complete(
+        &self,
+        style: &RequestStyle,
+        request: &LoadRequest,
+        due: Instant,
+    ) -> Answer {
         let mut answer = Answer::default();
-        let exchange = self.exchange(manner, ask, due, &mut answer);
+        let exchange = self.exchange(style, request, due, &mut answer);
         let fault = match tokio::time::timeout(self.timeout, exchange).await {
             Err(_) => Some(format!("no end after {:?}", self.timeout)),
             Ok(Err(error)) => Some(cut(format!("{error:#}"))),
@@ -280,15 +285,16 @@ impl Target {
 
     async fn exchange(
         &self,
-        manner: &Manner,
-        ask: &Ask,
+        style: &RequestStyle,
+        request: &LoadRequest,
         due: Instant,
         answer: &mut Answer,
     ) -> Result<()> {
-        let (response, line) = self.send(Method::POST, "/v1/completions", manner.body(ask)).await?;
+        let (response, line) =
+            self.send(Method::POST, "/v1/completions", style.body(request)).await?;
         answer.status = response.status().as_u16();
         let mut body = response.into_body();
-        if answer.status != 200 || !manner.stream {
+        if answer.status != 200 || !style.stream {
             let whole = body.collect().await?.to_bytes();
             self.keep(line);
             if answer.status == 200 {
@@ -329,7 +335,12 @@ fn cut(mut text: String) -> String {
 }
 
 /// What is wrong with an answer of status 200.
-pub(crate) fn fault(ask: &Ask, answer: &Answer, ignore_eos: bool, vocab: usize) -> Option<String> {
+pub(crate) fn fault(
+    request: &LoadRequest,
+    answer: &Answer,
+    ignore_eos: bool,
+    vocab: usize,
+) -> Option<String> {
     if let Some(error) = &answer.error {
         return Some(error.clone());
     }
@@ -340,17 +351,20 @@ pub(crate) fn fault(ask: &Ask, answer: &Answer, ignore_eos: bool, vocab: usize) 
         return Some("the answer tells neither its usage nor its token ids".to_owned());
     };
     let finish = answer.finish.as_deref().unwrap_or("none");
-    if new > ask.max_tokens || (new < ask.max_tokens && (ignore_eos || finish != "stop")) {
+    if new > request.max_tokens || (new < request.max_tokens && (ignore_eos || finish != "stop")) {
         return Some(format!(
             "{new} tokens and finish_reason {finish}, asked for {}",
-            ask.max_tokens
+            request.max_tokens
         ));
     }
     if !["stop", "length"].contains(&finish) {
         return Some(format!("finish_reason is {finish}, expected stop or length"));
     }
-    if let Some(found) = answer.prompt_tokens.filter(|&found| found != ask.prompt.len()) {
-        return Some(format!("the server counts {found} prompt tokens, sent {}", ask.prompt.len()));
+    if let Some(found) = answer.prompt_tokens.filter(|&found| found != request.prompt.len()) {
+        return Some(format!(
+            "the server counts {found} prompt tokens, sent {}",
+            request.prompt.len()
+        ));
     }
     let ids = answer.ids.as_ref()?;
     if ids.len() != new {
@@ -365,8 +379,8 @@ pub(crate) fn fault(ask: &Ask, answer: &Answer, ignore_eos: bool, vocab: usize) 
 mod tests {
     use super::*;
 
-    fn ask() -> Ask {
-        Ask { prompt: vec![1, 2, 3], max_tokens: 2 }
+    fn request() -> LoadRequest {
+        LoadRequest { prompt: vec![1, 2, 3], max_tokens: 2 }
     }
 
     fn streamed(lines: &[&str]) -> Result<Answer> {
@@ -389,7 +403,7 @@ mod tests {
     #[test]
     fn a_stream_is_taken_line_by_line() {
         let answer = streamed(&GOOD).unwrap();
-        assert_eq!(fault(&ask(), &answer, true, 9), None);
+        assert_eq!(fault(&request(), &answer, true, 9), None);
         assert_eq!(answer.arrivals, [1.0, 3.0]);
         assert_eq!((answer.depths, answer.cached_tokens), ((4, 2), 1));
     }
@@ -397,10 +411,12 @@ mod tests {
     #[test]
     fn wrong_answers_are_told_apart() {
         let told = |lines: &[&str], ignore_eos: bool| {
-            fault(&ask(), &streamed(lines).unwrap(), ignore_eos, 9).unwrap_or_default()
+            fault(&request(), &streamed(lines).unwrap(), ignore_eos, 9).unwrap_or_default()
         };
         assert!(told(&GOOD[..5], true).contains("[DONE]"));
-        assert!(fault(&ask(), &streamed(&GOOD).unwrap(), true, 8).unwrap().contains("token id 8"));
+        assert!(
+            fault(&request(), &streamed(&GOOD).unwrap(), true, 8).unwrap().contains("token id 8")
+        );
         let swap = |from: &str, to: &str| GOOD.map(|line| line.replace(from, to));
         let text = |lines: &[String; 6], ignore_eos| {
             told(&lines.each_ref().map(String::as_str), ignore_eos)
@@ -431,7 +447,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let target = |url| Target::new(url, None, Duration::from_secs(1));
+        let target = |url| CompletionServer::new(url, None, Duration::from_secs(1));
         let plain = target("http://127.0.0.1:8080/v1/").unwrap();
         assert_eq!((plain.host.as_str(), plain.port, plain.base.as_str()), ("127.0.0.1", 8080, ""));
         let deep = target("http://[::1]/a/b").unwrap();

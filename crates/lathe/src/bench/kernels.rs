@@ -15,8 +15,8 @@ use report::Table;
 use serde::Serialize;
 use serde_json::json;
 
+use super::arguments::BenchKernels;
 use crate::output;
-use crate::serving_arguments::BenchKernels;
 
 /// Heads of the 135M model and of its small relatives.
 const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };

@@ -1,6 +1,5 @@
 //! `lathe bench train`: optimizer steps on random tokens, models taking turns, medians.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,8 @@ use report::{Table, human_bytes, human_count};
 use serde_json::json;
 use train::{Recipe, Trainer};
 
-use crate::arguments::BenchTrain;
+use super::arguments::BenchTrain;
+use super::subject::peak_memory;
 use crate::{output, recipe};
 
 /// How long the peak is measured between two steps.
@@ -30,18 +30,11 @@ struct Contestant {
 }
 
 /// Runs the command.
-pub(crate) fn train(options: &BenchTrain) -> Result<ExitCode> {
+pub(crate) fn run(options: &BenchTrain) -> Result<ExitCode> {
     ensure!(options.steps > 0, "--steps is 0, expected at least 1");
     let mut contestants = Vec::new();
     for name in &options.model {
-        let recipe = match name.ends_with(".toml") {
-            true => recipe::load(Path::new(name), &options.set)?,
-            false => recipe::parse(
-                &format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"),
-                &options.set,
-            )?,
-        };
-        contestants.push(contestant(name, &recipe)?);
+        contestants.push(contestant(name, &recipe::named(name, &options.set)?)?);
     }
     let peak = ops::peak_flops();
     let mut before = ops::flops_for(BURST);
@@ -96,39 +89,48 @@ impl Contestant {
         let saved = 1.0 - self.flops / first.flops;
         (saved > 1e-6).then(|| (1.0 - median(&self.ratios(first))) / saved)
     }
+
+    fn result(&self, first: &Self) -> serde_json::Value {
+        json!({
+            "model": self.name, "seconds": self.seconds, "median": median(&self.seconds),
+            "tokens": self.tokens(), "flops": self.flops, "shares_of_peak": self.shares,
+            "share_of_peak": median(&self.shares), "time_ratio": median(&self.ratios(first)),
+            "flop_ratio": self.flops / first.flops,
+            "time_saved_over_flops_saved": self.share_of_saving(first),
+        })
+    }
+
+    /// A row of the table.
+    fn row(&self, first: &Self) -> Vec<String> {
+        let seconds = median(&self.seconds);
+        let ratios = self.ratios(first);
+        let saving = self
+            .share_of_saving(first)
+            .map_or_else(|| "-".to_owned(), |s| format!("{:.0}", 100.0 * s));
+        vec![
+            self.name.clone(),
+            format!("{seconds:.3}"),
+            human_count(self.tokens() as f64 / seconds),
+            format!("{:.1}", self.flops / seconds / 1e9),
+            format!("{:.0}", 100.0 * median(&self.shares)),
+            format!("{:.3} ({:.3}-{:.3})", median(&ratios), ratios[0], ratios[ratios.len() - 1]),
+            format!("{:.3}", self.flops / first.flops),
+            saving,
+        ]
+    }
 }
 
 fn record(contestants: &[Contestant], peak: f64) -> serde_json::Value {
     let first = &contestants[0];
-    let result = |c: &Contestant| {
-        json!({
-            "model": c.name, "seconds": c.seconds, "median": median(&c.seconds), "tokens": c.tokens(), "flops": c.flops,
-            "shares_of_peak": c.shares, "share_of_peak": median(&c.shares), "time_ratio": median(&c.ratios(first)),
-            "flop_ratio": c.flops / first.flops, "time_saved_over_flops_saved": c.share_of_saving(first),
-        })
-    };
-    let results: Vec<_> = contestants.iter().map(result).collect();
-    json!({ "machine": ops::machine(), "peak_flops": peak, "peak_memory": peak_memory(), "results": results })
+    let results: Vec<_> = contestants.iter().map(|c| c.result(first)).collect();
+    let machine = ops::machine();
+    json!({
+        "machine": machine, "peak_flops": peak, "peak_memory": peak_memory(), "results": results,
+    })
 }
 
 fn table(contestants: &[Contestant], peak: f64) -> Table {
     let first = &contestants[0];
-    let row = |c: &Contestant| {
-        let (seconds, ratios) = (median(&c.seconds), c.ratios(first));
-        let saving = c
-            .share_of_saving(first)
-            .map_or_else(|| "-".to_owned(), |s| format!("{:.0}", 100.0 * s));
-        vec![
-            c.name.clone(),
-            format!("{seconds:.3}"),
-            human_count(c.tokens() as f64 / seconds),
-            format!("{:.1}", c.flops / seconds / 1e9),
-            format!("{:.0}", 100.0 * median(&c.shares)),
-            format!("{:.3} ({:.3}-{:.3})", median(&ratios), ratios[0], ratios[ratios.len() - 1]),
-            format!("{:.3}", c.flops / first.flops),
-            saving,
-        ]
-    };
     let columns = [
         "model",
         "s/step",
@@ -145,7 +147,7 @@ fn table(contestants: &[Contestant], peak: f64) -> Table {
         peak / 1e9,
         human_bytes(peak_memory().unwrap_or(0))
     );
-    let rows = contestants.iter().map(row).collect();
+    let rows = contestants.iter().map(|c| c.row(first)).collect();
     Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
 }
 
@@ -216,11 +218,4 @@ fn median(seconds: &[f64]) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
-}
-
-/// The largest resident size of this process so far.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

@@ -13,10 +13,11 @@ use model::rng::{Purpose, Stream};
 use report::Table;
 use serde_json::{Value, json};
 
-use crate::load_client::{Answer, Ask, Manner, Target, fault};
+use super::arguments::{BenchServe, Lengths};
+use super::load_client::{Answer, CompletionServer, LoadRequest, RequestStyle, fault};
+use super::subject::subject;
 use crate::serve::Ready;
-use crate::serving_arguments::{BenchServe, Lengths};
-use crate::{bench_engine, output, serve};
+use crate::{output, serve};
 
 /// What the server says about its model.
 struct Known {
@@ -52,33 +53,36 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
         .map(|l| l.url.clone())
         .or(options.url.clone())
         .context("neither a model nor --url")?;
-    let target = Target::new(&url, options.api_key.clone(), Duration::from_secs(options.timeout))?;
+    let target =
+        CompletionServer::new(&url, options.api_key.clone(), Duration::from_secs(options.timeout))?;
     // One thread: on a small machine the load must not take the server's place.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         let known = known(&target, options).await?;
-        let warm_up = asks(options, &known, options.requests..options.requests + options.warm_up)?;
-        let asks = asks(options, &known, 0..options.requests)?;
-        let manner = Manner {
+        let warm_up =
+            requests(options, &known, options.requests..options.requests + options.warm_up)?;
+        let requests = requests(options, &known, 0..options.requests)?;
+        let style = RequestStyle {
             model: known.model.clone(),
             stream: !options.no_stream,
             ignore_eos: options.ignore_eos,
             is_lathe: known.is_lathe,
             max_depth: options.max_depth,
         };
-        for ask in &warm_up {
-            target.complete(&manner, ask, Instant::now()).await;
+        for request in &warm_up {
+            target.complete(&style, request, Instant::now()).await;
         }
-        let answers = drive(&target, &Arc::new(manner), &Arc::new(asks.clone()), options).await?;
-        let judged = |(ask, (due, answer)): (&Ask, (f64, Answer))| {
+        let answers =
+            drive(&target, &Arc::new(style), &Arc::new(requests.clone()), options).await?;
+        let judged = |(request, (due, answer)): (&LoadRequest, (f64, Answer))| {
             let fault = if answer.status == 200 {
-                fault(ask, &answer, options.ignore_eos, known.vocab)
+                fault(request, &answer, options.ignore_eos, known.vocab)
             } else {
                 None
             };
             Sent { due, answer, fault }
         };
-        let sent: Vec<Sent> = asks.iter().zip(answers).map(judged).collect();
+        let sent: Vec<Sent> = requests.iter().zip(answers).map(judged).collect();
         anyhow::Ok((known, sent))
     });
     let stopped = local.map_or(Ok(()), Local::stop);
@@ -87,7 +91,7 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
     print(options, &url, &known, &sent)
 }
 
-async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
+async fn known(target: &CompletionServer, options: &BenchServe) -> Result<Known> {
     let models = target.get("/v1/models").await?;
     let listed = models["data"].as_array().context("/v1/models answers without a list `data`")?;
     let found = match &options.model {
@@ -116,7 +120,11 @@ async fn known(target: &Target, options: &BenchServe) -> Result<Known> {
 }
 
 /// The requests of a run: the same for the same seed, whatever the server.
-fn asks(options: &BenchServe, known: &Known, numbers: Range<usize>) -> Result<Vec<Ask>> {
+fn requests(
+    options: &BenchServe,
+    known: &Known,
+    numbers: Range<usize>,
+) -> Result<Vec<LoadRequest>> {
     ensure!(
         options.max_depth.is_none() || known.is_lathe,
         "--max-depth is understood by lathe alone"
@@ -132,7 +140,7 @@ fn asks(options: &BenchServe, known: &Known, numbers: Range<usize>) -> Result<Ve
             );
         }
         let prompt = (0..length).map(|_| (dice.next_u64() % known.vocab as u64) as u32).collect();
-        Ok(Ask { prompt, max_tokens })
+        Ok(LoadRequest { prompt, max_tokens })
     };
     numbers.map(one).collect()
 }
@@ -161,11 +169,11 @@ fn due_times(options: &BenchServe, rate: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Sends every request; answers in the order of `asks`, each with the time it was due.
+/// Sends every request; answers in the order of `requests`, each with the time it was due.
 async fn drive(
-    target: &Target,
-    manner: &Arc<Manner>,
-    asks: &Arc<Vec<Ask>>,
+    target: &CompletionServer,
+    style: &Arc<RequestStyle>,
+    requests: &Arc<Vec<LoadRequest>>,
     options: &BenchServe,
 ) -> Result<Vec<(f64, Answer)>> {
     let start = Instant::now();
@@ -173,25 +181,25 @@ async fn drive(
     if let Some(rate) = options.rate {
         // Open loop: latencies count from when a request was due, however late it left.
         for (i, seconds) in due_times(options, rate).into_iter().enumerate() {
-            let (target, manner, asks) = (target.clone(), manner.clone(), asks.clone());
+            let (target, style, requests) = (target.clone(), style.clone(), requests.clone());
             tasks.push(tokio::spawn(async move {
                 let due = start + Duration::from_secs_f64(seconds);
                 tokio::time::sleep_until(due.into()).await;
-                vec![(i, seconds, target.complete(&manner, &asks[i], due).await)]
+                vec![(i, seconds, target.complete(&style, &requests[i], due).await)]
             }));
         }
     } else {
         let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        for _ in 0..options.concurrency.unwrap_or(8).min(asks.len()) {
-            let (target, manner, asks, next) =
-                (target.clone(), manner.clone(), asks.clone(), next.clone());
+        for _ in 0..options.concurrency.unwrap_or(8).min(requests.len()) {
+            let (target, style, requests, next) =
+                (target.clone(), style.clone(), requests.clone(), next.clone());
             tasks.push(tokio::spawn(async move {
                 let mut answers = Vec::new();
                 loop {
                     let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let Some(ask) = asks.get(i) else { return answers };
+                    let Some(request) = requests.get(i) else { return answers };
                     let due = Instant::now();
-                    let answer = target.complete(&manner, ask, due).await;
+                    let answer = target.complete(&style, request, due).await;
                     answers.push((i, due.duration_since(start).as_secs_f64(), answer));
                 }
             }));
@@ -366,13 +374,13 @@ struct Local {
 
 impl Local {
     fn start(name: &str, options: &BenchServe) -> Result<Self> {
-        let subject = bench_engine::subject(name, &options.set, options.numbers.weights)?;
+        let subject = subject(name, &options.set, options.formats.weights)?;
         let engine = serve::engine(
             subject.model.clone(),
             subject.rule,
             subject.state,
-            &options.numbers,
-            &options.bounds,
+            &options.formats,
+            &options.limits,
         )?;
         // Fresh weights know no text, but the server wants a tokenizer: the bytes.
         let tokenizer = match subject.tokenizer {
@@ -380,7 +388,7 @@ impl Local {
             None => Tokenizer::train(std::iter::empty(), &TrainOptions::new(259))?,
         };
         let mut info = serve::info(&subject.model, subject.name);
-        info.context = options.bounds.context.unwrap_or(info.context);
+        info.context = options.limits.context.unwrap_or(info.context);
         let eos = tokenizer.eos_id().into_iter().collect();
         let ready = Ready::start(
             engine,
@@ -403,7 +411,7 @@ impl Local {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let stop = async {
-                    // A sender that was dropped asks to stop as well.
+                    // A sender that was dropped requests to stop as well.
                     let _ = stopped.await;
                 };
                 ready.serve(listener, settings, stop).await

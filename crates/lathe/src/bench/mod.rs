@@ -1,0 +1,28 @@
+//! `lathe bench`: what measures speed stands here, apart from the verbs that do work.
+
+pub(crate) mod arguments;
+mod engine;
+mod growth;
+mod kernels;
+mod load_client;
+mod serve;
+mod subject;
+mod train;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use arguments::BenchCommand;
+
+/// Runs one bench.
+pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {
+    match command {
+        BenchCommand::Train(options) => train::run(options),
+        BenchCommand::Decode(options) => engine::decode(options),
+        BenchCommand::Prefill(options) => engine::prefill(options),
+        BenchCommand::Serve(options) => serve::run(options),
+        BenchCommand::Kernels(options) => kernels::run(options),
+        BenchCommand::Growth(options) => growth::run(options),
+    }
+}

@@ -1,0 +1,93 @@
+//! Flags that have another name than they had: who uses the old one is told the new one.
+
+/// A flag of a command and its present name.
+struct Renamed {
+    /// The command's words, or their beginning; empty for all commands.
+    command: &'static str,
+    old: &'static str,
+    new: &'static str,
+}
+
+const fn flag(command: &'static str, old: &'static str, new: &'static str) -> Renamed {
+    Renamed { command, old, new }
+}
+
+static FLAGS: [Renamed; 8] = [
+    flag("convert", "--kv", "--kv-sharing"),
+    flag("serve", "--kv", "--kv-format"),
+    flag("bench", "--kv", "--kv-format"),
+    flag("", "--rows", "--max-batch-tokens"),
+    flag("", "--running", "--max-seqs"),
+    flag("", "--chunk", "--prefill-chunk"),
+    flag("", "--leave-rows", "--coda-batch"),
+    flag("", "--leave-wait", "--coda-wait"),
+];
+
+/// Fields of recipes that were renamed: the old path and the new one.
+static FIELDS: [(&str, &str); 0] = [];
+
+/// The present name of `old`, a flag that the command line `arguments` (without the program) does
+/// not know.
+pub(crate) fn flag_of(arguments: &[String], old: &str) -> Option<&'static str> {
+    let words: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let line = words.join(" ");
+    FLAGS
+        .iter()
+        .find(|renamed| renamed.old == old && line.starts_with(renamed.command))
+        .map(|renamed| renamed.new)
+}
+
+/// The present path of a recipe's field.
+pub(crate) fn field_of(old: &str) -> Option<&'static str> {
+    present(&FIELDS, old)
+}
+
+fn present(fields: &[(&'static str, &'static str)], old: &str) -> Option<&'static str> {
+    fields.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Arguments;
+    use clap::CommandFactory;
+
+    fn new_name(line: &str, old: &str) -> Option<&'static str> {
+        let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        flag_of(&arguments, old)
+    }
+
+    #[test]
+    fn one_old_flag_has_a_new_name_for_each_of_its_meanings() {
+        assert_eq!(new_name("-v convert run --kv shared", "--kv"), Some("--kv-sharing"));
+        assert_eq!(new_name("serve run --kv bf16", "--kv"), Some("--kv-format"));
+        assert_eq!(new_name("bench decode run --kv bf16", "--kv"), Some("--kv-format"));
+        assert_eq!(new_name("train recipe.toml --kv shared", "--kv"), None);
+        assert_eq!(new_name("serve run --rows 8", "--rows"), Some("--max-batch-tokens"));
+        assert_eq!(new_name("serve run --rowz 8", "--rowz"), None);
+    }
+
+    /// A new name that no command takes would send people in circles, an old one that a command
+    /// takes would never be refused.
+    #[test]
+    fn commands_take_the_new_names_alone() {
+        let mut taken = Vec::new();
+        let mut commands = vec![Arguments::command()];
+        while let Some(command) = commands.pop() {
+            commands.extend(command.get_subcommands().cloned());
+            taken.extend(command.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned));
+        }
+        for flag in &FLAGS {
+            assert!(taken.contains(&flag.new[2..].to_owned()), "{}", flag.new);
+            assert!(!taken.contains(&flag.old[2..].to_owned()), "{}", flag.old);
+        }
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_path() {
+        let fields = [("model.old", "model.new")];
+        assert_eq!(present(&fields, "model.old"), Some("model.new"));
+        assert_eq!(present(&fields, "model.older"), None);
+    }
+}

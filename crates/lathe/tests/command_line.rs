@@ -1,0 +1,46 @@
+//! What `lathe` says of itself, and what it answers to flags that it does not have.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Ended, end};
+
+fn lathe(line: &str) -> Ended {
+    end(Command::new(env!("CARGO_BIN_EXE_lathe")).args(line.split(' ')))
+}
+
+#[test]
+fn help_opens_with_what_lathe_is() {
+    for flag in ["-h", "--help"] {
+        let first = lathe(flag).good().out;
+        assert!(
+            first.starts_with("Lathe trains, evaluates and serves language models"),
+            "{flag}: {first}"
+        );
+    }
+    let serve = lathe("serve --help").good().out;
+    for heading in ["Number formats:", "Engine:", "Request and connection limits:"] {
+        assert!(serve.contains(heading), "{heading} is missing in {serve}");
+    }
+}
+
+#[test]
+fn renamed_flags_are_refused_with_their_new_names() {
+    for (line, new) in [
+        ("convert run --out other --kv shared", "use --kv-sharing"),
+        ("serve run --kv=bf16", "use --kv-format"),
+        ("bench decode run --kv int8", "use --kv-format"),
+        ("serve run --rows 8", "use --max-batch-tokens"),
+        ("serve run --running 2", "use --max-seqs"),
+        ("bench serve run --chunk 16", "use --prefill-chunk"),
+        ("bench decode run --leave-rows 4", "use --coda-batch"),
+        ("serve run --leave-wait 4", "use --coda-wait"),
+    ] {
+        let found = lathe(line);
+        assert_eq!(found.code, Some(2), "{line}: {found:?}");
+        assert!(found.err.starts_with("error: --") && found.err.contains(new), "{line}: {found:?}");
+    }
+    let unknown = lathe("serve run --rowz 8");
+    assert!(unknown.code == Some(2) && unknown.err.contains("--rowz"), "{unknown:?}");
+}
