@@ -18,7 +18,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let end = async {
         let _ = tokio::signal::ctrl_c().await;
     };
-    server::serve(listener, server::ServerSettings::default(), fake::info(), fake::text(), engine, end)
-        .await?;
+    server::serve(
+        listener,
+        server::ServerSettings::default(),
+        fake::info(),
+        fake::text(),
+        engine,
+        end,
+    )
+    .await?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::json::Json;
 use crate::request_fields;
 use crate::schema::{Checked, bias, check};
 use crate::state::AppState;
-use scheduler::{DepthOptions, SamplingParams};
+use scheduler::{DepthOptions, Priority, SamplingParams};
 use std::sync::Arc;
 
 /// The interface a request speaks; it decides on fields and on the form of the answer.
@@ -55,6 +55,8 @@ pub(crate) struct ParsedRequest {
     pub(crate) sampling: SamplingParams,
     pub(crate) depth_options: DepthOptions,
     pub(crate) shape: Arc<OutputOptions>,
+    /// As the scheduler counts: larger runs earlier.
+    pub(crate) priority: Priority,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) ignored: Vec<String>,
@@ -92,6 +94,7 @@ pub(crate) fn read(
         sampling: sampling(state, &request),
         depth_options: depth_options(&request)?,
         shape: Arc::new(shape),
+        priority: priority(&request),
         stream: request.flag("stream", false),
         include_usage: request
             .object("stream_options")
@@ -220,6 +223,12 @@ fn sampling(state: &AppState, request: &Checked<'_>) -> SamplingParams {
         repetition_penalty: number("repetition_penalty", 1.0),
         logit_bias: bias,
     }
+}
+
+/// Clients say that a lower number is earlier, as vLLM's do; the scheduler runs larger ones first.
+fn priority(request: &Checked<'_>) -> Priority {
+    let earlier_is_lower = request.int("priority").unwrap_or(0);
+    Priority::try_from(-earlier_is_lower).unwrap_or(0)
 }
 
 fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {

@@ -31,6 +31,9 @@ const fn only(name: &'static str, texts: &'static [&'static str]) -> Field {
     }
 }
 
+/// The largest `priority`, and the smallest with its sign turned.
+const MOST_PRIORITY: i64 = 1000;
+
 const ZERO: Limit = Limit::Is(0);
 const ONE: Limit = Limit::Is(1);
 
@@ -79,7 +82,7 @@ const MODEL: Field = field("model", Text, "null", "Id or alias of the model; may
 const LATHE: Field =
     field("lathe", Object(DIAL), "null", "Recursion depth: how much is spent on each token.");
 
-const SAMPLING: [Field; 19] = [
+const SHARED: [Field; 20] = [
     field("temperature", Number(0.0, 100.0, false), "1.0", "0 takes the most likely token."),
     field(
         "top_p",
@@ -154,6 +157,12 @@ const SAMPLING: [Field; 19] = [
         "null",
         "Keep only this many tokens from the end of the prompt.",
     ),
+    field(
+        "priority",
+        Int(Limit::Is(-MOST_PRIORITY), Limit::Is(MOST_PRIORITY)),
+        "0",
+        "Lower is earlier: the request runs before those with a larger number.",
+    ),
 ];
 
 const STREAM: [Field; 2] = [
@@ -170,7 +179,7 @@ const NO_EFFECT: [Field; 6] = [
     without_effect("request_id", "Accepted; use the header x-request-id."),
 ];
 
-const UNSUPPORTED: [Field; 23] = [
+const UNSUPPORTED: [Field; 22] = [
     only("use_beam_search", &["false"]),
     only("length_penalty", &["1", "1.0"]),
     only("early_stopping", &["false"]),
@@ -187,7 +196,6 @@ const UNSUPPORTED: [Field; 23] = [
     only("response_format", &["{\"type\":\"text\"}"]),
     only("grammar", &["\"\""]),
     only("json_schema", &[]),
-    only("priority", &["0"]),
     only("cache_salt", &[]),
     only("lora", &["[]"]),
     only("logit_bias_type", &[]),
@@ -295,9 +303,9 @@ const fn join<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
 }
 
 static COMPLETION_FIELDS: [Field; 59] =
-    join(&[&OWN_COMPLETION, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
+    join(&[&OWN_COMPLETION, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
 static CHAT_FIELDS: [Field; 76] =
-    join(&[&OWN_CHAT, &SAMPLING, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
+    join(&[&OWN_CHAT, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
 /// Fields of `/v1/completions`.
 pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;

@@ -151,7 +151,8 @@ fn refused_completions() -> Vec<(Value, u16, &'static str)> {
         (json!({ "use_beam_search": true }), 400, "does not support"),
         (json!({ "response_format": { "type": "json_object" } }), 400, "does not support"),
         (json!({ "guided_regex": "a*" }), 400, "does not support"),
-        (json!({ "priority": 3 }), 400, "`priority`"),
+        (json!({ "priority": 1001 }), 400, "`priority` is 1001, expected an integer from -1000"),
+        (json!({ "priority": 0.5 }), 400, "`priority`"),
         (
             json!({ "lathe": { "max_depth": 4 } }),
             400,

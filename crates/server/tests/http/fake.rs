@@ -239,7 +239,9 @@ impl Backend for Fake {
             steps: 0,
             cancelled: false,
         };
-        inner.waiting.push_back(sequence);
+        let priority = sequence.request.priority;
+        let earlier = inner.waiting.iter().filter(|s| s.request.priority >= priority).count();
+        inner.waiting.insert(earlier, sequence);
         self.shared.wake.notify_all();
         Ok(())
     }

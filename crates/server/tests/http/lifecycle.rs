@@ -151,6 +151,36 @@ async fn a_batch_beyond_the_queue_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_more_urgent_request_overtakes() {
+    let options = Options { slots: 1, tick: Duration::from_millis(2), ..Options::default() };
+    let server = Server::with(ServerSettings::default(), options).await;
+    server.fake.stall(true);
+    let mut tasks = tokio::task::JoinSet::new();
+    for (sent, priority) in
+        [json!(null), json!(7), json!(-7), json!(0), json!(-1000)].into_iter().enumerate()
+    {
+        let body =
+            json!({ "prompt": "x", "max_tokens": 8, "ignore_eos": true, "priority": priority });
+        let raw = request(COMPLETIONS, body.to_string().as_bytes(), "");
+        let at = server.at;
+        tasks.spawn(async move {
+            let stream = TcpStream::connect(at).await.unwrap();
+            crate::client::exchange(stream, &raw).await.ok();
+            sent
+        });
+        while server.fake.live() <= sent {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    server.fake.stall(false);
+    let mut ended = Vec::new();
+    while let Some(sent) = tasks.join_next().await {
+        ended.push(sent.unwrap());
+    }
+    assert_eq!(ended, [4, 2, 0, 3, 1], "by priority, then as they came");
+}
+
+#[tokio::test]
 async fn a_panic_ends_its_own_request() {
     let server = Server::with(
         ServerSettings::default(),
