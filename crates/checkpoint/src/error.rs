@@ -15,9 +15,9 @@ pub enum SaveError {
     /// The disk refused an operation.
     #[error("checkpoint {name}: {action} {path}: {source}; {aftermath}; {next}")]
     Io {
-        /// The checkpoint's name.
+        /// The name that the checkpoint was to have.
         name: String,
-        /// What was attempted.
+        /// What was attempted, such as `rename`.
         action: &'static str,
         /// The file or folder concerned.
         path: PathBuf,

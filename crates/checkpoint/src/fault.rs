@@ -67,7 +67,7 @@ const FAULTS: [(&str, Fault); 5] = [
 /// operation of any kind) or `enospc-half:write-chunk:3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultPlan {
-    /// What happens.
+    /// What happens to the operation that is struck.
     pub fault: Fault,
     /// Counts only operations of this kind; all of them if `None`.
     pub kind: Option<OpKind>,
@@ -78,7 +78,9 @@ pub struct FaultPlan {
 /// A plan whose text cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "LATHE_FAULT: expected enospc, enospc-half, enospc-from, kill or kill-half, then ':', optionally an operation kind and ':', then a number from 1, found {found:?}; unset the variable outside of tests"
+    "LATHE_FAULT: expected enospc, enospc-half, enospc-from, kill or kill-half, then ':', \
+     optionally an operation kind and ':', then a number from 1, found {found:?}; unset the \
+     variable outside of tests"
 )]
 pub struct FaultSpecError {
     found: String,
@@ -88,18 +90,21 @@ impl FromStr for FaultPlan {
     type Err = FaultSpecError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let read = || {
-            let mut parts = text.split(':');
-            let fault = find(&FAULTS, parts.next()?)?;
-            let (kind, at) = match (parts.next()?, parts.next(), parts.next()) {
-                (at, None, None) => (None, at),
-                (kind, Some(at), None) => (Some(find(&KINDS, kind)?), at),
-                _ => return None,
-            };
-            let at = at.parse().ok().filter(|&at| at > 0)?;
-            Some(Self { fault, kind, at })
+        Self::read(text).ok_or_else(|| FaultSpecError { found: text.to_owned() })
+    }
+}
+
+impl FaultPlan {
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let fault = find(&FAULTS, parts.next()?)?;
+        let (kind, at) = match (parts.next()?, parts.next(), parts.next()) {
+            (at, None, None) => (None, at),
+            (kind, Some(at), None) => (Some(find(&KINDS, kind)?), at),
+            _ => return None,
         };
-        read().ok_or_else(|| FaultSpecError { found: text.to_owned() })
+        let at = at.parse().ok().filter(|&at| at > 0)?;
+        Some(Self { fault, kind, at })
     }
 }
 

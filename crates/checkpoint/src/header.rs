@@ -22,33 +22,33 @@ pub(crate) const MAX_DIMENSIONS: usize = 32;
 pub enum Dtype {
     /// One byte, 0 or 1.
     Bool,
-    /// Unsigned, 8 bits.
+    /// An unsigned integer of 8 bits.
     U8,
-    /// Signed, 8 bits.
+    /// A signed integer of 8 bits.
     I8,
     /// Float, 5 exponent and 2 mantissa bits.
     F8E5M2,
     /// Float, 4 exponent and 3 mantissa bits.
     F8E4M3,
-    /// Signed, 16 bits.
+    /// A signed integer of 16 bits.
     I16,
-    /// Unsigned, 16 bits.
+    /// An unsigned integer of 16 bits.
     U16,
-    /// IEEE 754 binary16.
+    /// A float, IEEE 754 binary16.
     F16,
     /// The upper half of a binary32.
     Bf16,
-    /// Signed, 32 bits.
+    /// A signed integer of 32 bits.
     I32,
-    /// Unsigned, 32 bits.
+    /// An unsigned integer of 32 bits.
     U32,
-    /// IEEE 754 binary32.
+    /// A float, IEEE 754 binary32.
     F32,
-    /// IEEE 754 binary64.
+    /// A float, IEEE 754 binary64.
     F64,
-    /// Signed, 64 bits.
+    /// A signed integer of 64 bits.
     I64,
-    /// Unsigned, 64 bits.
+    /// An unsigned integer of 64 bits.
     U64,
 }
 

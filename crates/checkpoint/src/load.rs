@@ -17,7 +17,7 @@ use crate::tensor_file::{TensorFile, map_tensors, open_regular};
 /// A checkpoint whose files all have the size and checksum of the manifest.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The checkpoint's folder.
+    /// The folder that was opened.
     pub path: PathBuf,
     /// The JSON state, by key.
     pub json: BTreeMap<String, Value>,
@@ -68,8 +68,12 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
 }
 
 pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
-    let (json, files, tensors) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let mut loaded = Loaded { path: path.to_path_buf(), json, files, tensors };
+    let mut loaded = Loaded {
+        path: path.to_path_buf(),
+        json: BTreeMap::new(),
+        files: BTreeMap::new(),
+        tensors: BTreeMap::new(),
+    };
     for entry in manifest::read(path)? {
         let file = path.join(&entry.name);
         let key = entry.name.strip_suffix(entry.kind.suffix()).unwrap_or(&entry.name).to_owned();

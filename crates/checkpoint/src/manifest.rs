@@ -53,7 +53,12 @@ pub(crate) struct FileEntry {
 pub(crate) fn to_bytes(files: &[FileEntry]) -> Vec<u8> {
     let files: Vec<Value> = files
         .iter()
-        .map(|file| json!({"name": file.name, "kind": file.kind.name(), "bytes": file.bytes, "sha256": file.sha256}))
+        .map(|file| {
+            json!({
+                "name": file.name, "kind": file.kind.name(), "bytes": file.bytes,
+                "sha256": file.sha256,
+            })
+        })
         .collect();
     let manifest = json!({"format": FORMAT, "version": VERSION, "files": files});
     format!("{manifest:#}\n").into_bytes()
@@ -145,37 +150,43 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
 }
 
 fn entry(path: &Path, index: usize, raw: &RawFile) -> Result<FileEntry, LoadError> {
-    let invalid = |field: &str, expected: &str, found: &Value| {
-        LoadError::invalid(
-            path,
-            format!("files[{index}].{field}"),
-            expected,
-            shown(found),
-            NEXT_DAMAGED,
-        )
-    };
+    let place = Place { path, index };
     let kind = raw.kind.as_str().and_then(|text| KINDS.iter().find(|(name, _, _)| *name == text));
     let Some(&(_, kind, suffix)) = kind else {
-        return Err(invalid("kind", "\"tensors\", \"json\" or \"file\"", &raw.kind));
+        return Err(place.invalid("kind", "\"tensors\", \"json\" or \"file\"", &raw.kind));
     };
     let Some(name) =
         raw.name.as_str().filter(|name| names::is_plain(name) && *name != names::MANIFEST)
     else {
-        return Err(invalid("name", names::NAME_RULE, &raw.name));
+        return Err(place.invalid("name", names::NAME_RULE, &raw.name));
     };
     if !name.strip_suffix(suffix).is_some_and(names::is_plain) {
-        return Err(invalid("name", &format!("a name that ends in {suffix:?}"), &raw.name));
+        return Err(place.invalid("name", &format!("a name that ends in {suffix:?}"), &raw.name));
     }
     let Some(bytes) = raw.bytes.as_u64() else {
-        return Err(invalid("bytes", "a number of bytes", &raw.bytes));
+        return Err(place.invalid("bytes", "a number of bytes", &raw.bytes));
     };
-    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-    let Some(sha256) =
-        raw.sha256.as_str().filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
-    else {
-        return Err(invalid("sha256", "64 lower-case hexadecimal digits", &raw.sha256));
+    let Some(sha256) = raw.sha256.as_str().filter(|text| is_sum(text)) else {
+        return Err(place.invalid("sha256", "64 lower-case hexadecimal digits", &raw.sha256));
     };
     Ok(FileEntry { name: name.to_owned(), kind, bytes, sha256: sha256.to_owned() })
+}
+
+/// An entry of the list of files.
+struct Place<'a> {
+    path: &'a Path,
+    index: usize,
+}
+
+impl Place<'_> {
+    fn invalid(&self, field: &str, expected: &str, found: &Value) -> LoadError {
+        let field = format!("files[{}].{field}", self.index);
+        LoadError::invalid(self.path, field, expected, shown(found), NEXT_DAMAGED)
+    }
+}
+
+fn is_sum(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn shown(value: &Value) -> String {

@@ -13,7 +13,7 @@ pub struct Misfit {
     pub what: String,
     /// What would be accepted.
     pub expected: String,
-    /// What is there.
+    /// What is there instead.
     pub found: String,
     /// The next move, as an imperative.
     pub next: Cow<'static, str>,

@@ -36,8 +36,9 @@ pub(crate) fn exists(path: &Path) -> bool {
 /// A save syncs the new checkpoint before it takes the name, so the old one is only needed when the
 /// name is free, or when the new one was damaged by something else in the meantime.
 pub(crate) fn settle(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
-    let (place, aside, bad) =
-        (parent.join(name), names::aside_path(parent, name), names::bad_path(parent, name));
+    let place = parent.join(name);
+    let aside = names::aside_path(parent, name);
+    let bad = names::bad_path(parent, name);
     if !exists(&aside) {
         return Ok(());
     }
@@ -100,17 +101,15 @@ pub(crate) fn clean(parent: &Path, folders: &[String], disk: &dyn Disk) -> Vec<F
             None => return Vec::new(),
         },
     };
-    let put_right = |folder: &String| match names::of_aside(folder) {
-        Some(name) => settle(parent, name, disk),
-        None => {
-            let path = parent.join(folder);
-            // The folder list is older than the lock: a save may have finished in between.
-            if exists(&path) {
-                attempt("remove", &path, disk.remove_dir_all(&path))
-            } else {
-                Ok(())
-            }
-        }
-    };
-    left_over.into_iter().filter_map(|folder| put_right(folder).err()).collect()
+    left_over.into_iter().filter_map(|folder| put_right(parent, folder, disk).err()).collect()
+}
+
+/// Settles what a folder set aside belongs to, or removes a temporary folder.
+fn put_right(parent: &Path, folder: &str, disk: &dyn Disk) -> Result<(), Failure> {
+    if let Some(name) = names::of_aside(folder) {
+        return settle(parent, name, disk);
+    }
+    let path = parent.join(folder);
+    // The folder list is older than the lock: a save may have finished in between.
+    if exists(&path) { attempt("remove", &path, disk.remove_dir_all(&path)) } else { Ok(()) }
 }

@@ -15,6 +15,8 @@ use crate::misfit::quote;
 use crate::recover::{self, Failure, attempt, exists};
 use crate::{Misfit, NamedTensor, Snapshot, TensorData, lock, names};
 
+const UNTOUCHED: &str = "nothing was written";
+
 /// Writes `snapshot` as the folder `parent/<name>/` and returns its path.
 ///
 /// The folder is built as `parent/.tmp-<name>/`, each file and the folder synced, then renamed to
@@ -38,18 +40,19 @@ pub fn save(
     }
     let parts = prepare(snapshot)?;
     let fail = |failure: Failure, aftermath: String| io_error(name, failure, aftermath);
-    let untouched = || "nothing was written".to_owned();
-    create_parents(parent, disk).map_err(|e| fail(e, untouched()))?;
-    let _lock = attempt("lock", parent, lock::acquire(parent)).map_err(|e| fail(e, untouched()))?;
-    recover::settle(parent, name, disk).map_err(|e| fail(e, untouched()))?;
+    create_parents(parent, disk).map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
+    let _lock = attempt("lock", parent, lock::acquire(parent))
+        .map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
+    recover::settle(parent, name, disk).map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
     let (place, temp) = (parent.join(name), names::temp_path(parent, name));
     if exists(&place) && !place.is_dir() {
         let source =
             io::Error::new(io::ErrorKind::NotADirectory, "there is something else of that name");
-        return Err(fail(Failure { action: "replace", path: place, source }, untouched()));
+        return Err(fail(Failure { action: "replace", path: place, source }, UNTOUCHED.to_owned()));
     }
     if exists(&temp) {
-        attempt("remove", &temp, disk.remove_dir_all(&temp)).map_err(|e| fail(e, untouched()))?;
+        attempt("remove", &temp, disk.remove_dir_all(&temp))
+            .map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
     }
     let written = write_folder(&temp, &parts, disk).and_then(|()| publish(parent, name, disk));
     written.map_err(|failure| {
@@ -177,8 +180,10 @@ fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveErro
 
 /// Creates the missing folders down to `parent`, each made durable in the one above it.
 fn create_parents(parent: &Path, disk: &dyn Disk) -> Result<(), Failure> {
-    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !exists(path);
-    let missing: Vec<_> = parent.ancestors().take_while(is_missing).collect();
+    let missing: Vec<_> = parent
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !exists(path))
+        .collect();
     for path in missing.into_iter().rev() {
         match disk.create_dir(path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -284,8 +289,9 @@ impl<'d> Writer<'d> {
 
 /// Gives the finished folder its name; what was there before is set aside and removed at the end.
 fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
-    let (place, temp, aside) =
-        (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
+    let place = parent.join(name);
+    let temp = names::temp_path(parent, name);
+    let aside = names::aside_path(parent, name);
     let replaces = exists(&place);
     if replaces {
         attempt("rename", &place, disk.rename(&place, &aside))?;
@@ -306,20 +312,23 @@ fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
 /// After a failure: puts a checkpoint set aside back, removes the unfinished folder, and says how
 /// things stand.
 fn undo(parent: &Path, name: &str, disk: &dyn Disk) -> String {
-    let (place, temp, aside) =
-        (parent.join(name), names::temp_path(parent, name), names::aside_path(parent, name));
+    let place = parent.join(name);
+    let temp = names::temp_path(parent, name);
+    let aside = names::aside_path(parent, name);
     if exists(&aside)
         && !exists(&place)
         && let Err(e) = disk.rename(&aside, &place)
     {
         let aside = aside.display();
         return format!(
-            "the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next opened"
+            "the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next \
+             opened"
         );
     }
     if exists(&aside) {
         return format!(
-            "the new checkpoint could not be taken back and may not survive a power cut; the previous one is kept in {}",
+            "the new checkpoint could not be taken back and may not survive a power cut; the \
+             previous one is kept in {}",
             aside.display()
         );
     }
@@ -328,7 +337,8 @@ fn undo(parent: &Path, name: &str, disk: &dyn Disk) -> String {
     {
         let temp = temp.display();
         return format!(
-            "the unfinished copy {temp} could not be removed ({e}) and is ignored; older checkpoints are untouched"
+            "the unfinished copy {temp} could not be removed ({e}) and is ignored; older \
+             checkpoints are untouched"
         );
     }
     "the unfinished copy was removed; older checkpoints are untouched".to_owned()

@@ -8,13 +8,13 @@ use crate::Dtype;
 /// The elements of a tensor in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TensorData<'a> {
-    /// Stored as F32.
+    /// Numbers that the file holds as F32.
     F32(Cow<'a, [f32]>),
     /// Elements of another type, as the file will hold them: little-endian, one after the other.
     Stored {
-        /// Their type.
+        /// The element type in the file.
         dtype: Dtype,
-        /// Their bytes.
+        /// All elements, one after the other.
         bytes: Cow<'a, [u8]>,
     },
 }
@@ -77,7 +77,7 @@ pub struct NamedTensor<'a> {
 pub struct Snapshot<'a> {
     /// Written as `<key>.safetensors`, the tensors in the given order.
     pub tensors: BTreeMap<String, Vec<NamedTensor<'a>>>,
-    /// Written as `<key>.json`.
+    /// Written as `<key>.json`, with two blanks of indentation a level.
     pub json: BTreeMap<String, serde_json::Value>,
     /// Written under the key itself, byte for byte.
     pub files: BTreeMap<String, Vec<u8>>,

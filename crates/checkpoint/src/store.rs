@@ -9,21 +9,21 @@ use crate::load::{Loaded, load_in_place};
 use crate::recover::{self, Failure, attempt, exists};
 use crate::{RealDisk, lock, names};
 
-/// One checkpoint folder.
+/// A checkpoint folder, as listed: nothing in it was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointEntry {
-    /// The folder's name.
+    /// The folder's name, without its parent.
     pub name: String,
     /// The step, if the name is what [`step_name`](crate::step_name) gives.
     pub step: Option<u64>,
-    /// The folder.
+    /// The whole path, parent and name.
     pub path: PathBuf,
 }
 
 /// A checkpoint that was skipped, or a remainder of one that could not be cleaned up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damaged {
-    /// The folder.
+    /// The folder that it is.
     pub path: PathBuf,
     /// Why it was skipped.
     pub reason: String,
@@ -41,14 +41,16 @@ pub fn list(parent: &Path) -> Vec<CheckpointEntry> {
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read.
 pub fn try_list(parent: &Path) -> Result<Vec<CheckpointEntry>, LoadError> {
-    let entry = |name: String| {
+    let mut entries = Vec::new();
+    for name in folder_names(parent)? {
         let (step, path) = (names::parse_step(&name), parent.join(&name));
         let is_one = names::is_plain(&name)
             && path.is_dir()
             && (step.is_some() || exists(&path.join(names::MANIFEST)));
-        is_one.then_some(CheckpointEntry { name, step, path })
-    };
-    let mut entries: Vec<_> = folder_names(parent)?.into_iter().filter_map(entry).collect();
+        if is_one {
+            entries.push(CheckpointEntry { name, step, path });
+        }
+    }
     entries.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
     Ok(entries)
 }
@@ -56,14 +58,15 @@ pub fn try_list(parent: &Path) -> Result<Vec<CheckpointEntry>, LoadError> {
 /// Names in a folder, ascending; none if the folder does not exist. Names that are not UTF-8 are
 /// left out, as no checkpoint has one.
 fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
-    let failed = |e| LoadError::io(parent, "read the folder", e);
+    const ACTION: &str = "read the folder";
     let entries = match std::fs::read_dir(parent) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
+        entries => entries.map_err(|e| LoadError::io(parent, ACTION, e))?,
     };
     let mut names = Vec::new();
     for entry in entries {
-        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        let entry = entry.map_err(|e| LoadError::io(parent, ACTION, e))?;
+        names.extend(entry.file_name().into_string().ok());
     }
     names.sort();
     Ok(names)
@@ -140,27 +143,30 @@ pub fn prune(
     prune_on(parent, keep_last, keep_every, &RealDisk)
 }
 
+fn load_error(failure: Failure) -> LoadError {
+    LoadError::io(&failure.path, failure.action, failure.source)
+}
+
 pub(crate) fn prune_on(
     parent: &Path,
     keep_last: usize,
     keep_every: Option<u64>,
     disk: &dyn Disk,
 ) -> Result<Vec<PathBuf>, LoadError> {
-    let failed = |Failure { action, path, source }: Failure| LoadError::io(&path, action, source);
     if surplus(parent, keep_last, keep_every)?.is_empty() {
         return Ok(Vec::new());
     }
-    let _lock = attempt("lock", parent, lock::acquire(parent)).map_err(failed)?;
+    let _lock = attempt("lock", parent, lock::acquire(parent)).map_err(load_error)?;
     for folder in folder_names(parent)? {
         if let Some(name) = names::of_aside(&folder) {
-            recover::settle(parent, name, disk).map_err(failed)?;
+            recover::settle(parent, name, disk).map_err(load_error)?;
         }
     }
     let (Some(newest), _) = newest(&try_list(parent)?) else { return Ok(Vec::new()) };
     let mut removed = Vec::new();
     for entry in surplus(parent, keep_last, keep_every)? {
         if entry.path != newest.path {
-            remove(parent, &entry, disk).map_err(failed)?;
+            remove(parent, &entry, disk).map_err(load_error)?;
             removed.push(entry.path);
         }
     }

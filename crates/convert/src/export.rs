@@ -87,8 +87,8 @@ impl<'a> Dense<'a> {
         let config = stored.model.config();
         if config.sharing != Sharing::None || config.router != RouterConfig::Fixed {
             let found = format!("{:?} with router \"{}\"", config.sharing, config.router.kind());
-            let next = "unroll a recursive one with `lathe convert --sharing none`, or export it in \
-                        the form of its own (--format lathe)";
+            let next = "unroll a recursive one with `lathe convert --sharing none`, or export it \
+                        in the form of its own (--format lathe)";
             return refused("the checkpoint: sharing", "a dense model", found, next);
         }
         let settings = settings_of(config);

@@ -72,7 +72,7 @@ fn known(spec: &ParamSpec) -> Option<Origin> {
     }
 }
 
-/// `3.query` or `3.ffn_norm.0`.
+/// What follows `layers.`: `3.query` is a matrix, `3.ffn_norm.0` a norm.
 fn of_layer(rest: &str) -> Option<Origin> {
     let (stored, name) = rest.split_once('.')?;
     let stored = stored.parse().ok()?;

@@ -22,7 +22,7 @@ const LAYER: [(&str, &[LayerRole]); 7] = [
     ("down", &[LayerRole::Down]),
 ];
 
-/// The foreign weights that stand below each other in the parameter `name` of a dense model; `None`
+/// The weights of others that stand below each other in the parameter `name` of a dense model; `None`
 /// for a parameter that a plain Llama model does not have.
 pub fn roles(name: &str) -> Option<Vec<TensorRole>> {
     match name {

@@ -17,7 +17,7 @@ use train::{Made, Stored, write_model};
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
 use crate::origin::{self, Origin};
-use crate::source::Source;
+use crate::source::SourceModel;
 use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
 
 /// What a model is to become.
@@ -58,7 +58,7 @@ pub fn convert(
     target: &ConversionTarget,
     out: &Path,
 ) -> Result<(PathBuf, ConversionReport), ConvertError> {
-    let source = Source::of(&stored.model)?;
+    let source = SourceModel::of(&stored.model)?;
     let keep = kept_layers(&source, target)?;
     let config = ModelConfig {
         layers: keep.len(),
@@ -111,7 +111,10 @@ pub fn convert(
 }
 
 /// The layers of the source to build on.
-fn kept_layers(source: &Source<'_>, target: &ConversionTarget) -> Result<Vec<usize>, ConvertError> {
+fn kept_layers(
+    source: &SourceModel<'_>,
+    target: &ConversionTarget,
+) -> Result<Vec<usize>, ConvertError> {
     let layers = source.layers();
     let keep = match &target.keep {
         Some(keep) => keep.clone(),
@@ -158,7 +161,7 @@ fn rule_of(config: &ModelConfig) -> Option<Rule> {
 
 /// A conversion under way.
 struct Conversion<'a> {
-    source: &'a Source<'a>,
+    source: &'a SourceModel<'a>,
     plan: &'a LayerPlan,
     keep: &'a [usize],
     /// Layers of the source by stored layer of the result.
@@ -170,7 +173,7 @@ struct Conversion<'a> {
 
 impl<'a> Conversion<'a> {
     fn new(
-        source: &'a Source<'a>,
+        source: &'a SourceModel<'a>,
         config: &ModelConfig,
         plan: &'a LayerPlan,
         keep: &'a [usize],
@@ -309,7 +312,7 @@ mod tests {
     #[test]
     fn unknown_matrices_are_refused_by_name() {
         let (model, target) = (Model::fresh(&dense(), 1).expect("legal"), target());
-        let source = Source::of(&model).expect("dense");
+        let source = SourceModel::of(&model).expect("dense");
         let config = ModelConfig { sharing: target.sharing, recursions: 2, ..dense() };
         let plan = config.check().expect("legal");
         let keep = [0, 1, 2, 3];
@@ -336,7 +339,7 @@ mod tests {
     #[test]
     fn what_the_source_lacks_is_refused_by_name() {
         let (model, target) = (Model::fresh(&dense(), 1).expect("legal"), target());
-        let source = Source::of(&model).expect("dense");
+        let source = SourceModel::of(&model).expect("dense");
         let untied = ModelConfig { tie_embeddings: !dense().tie_embeddings, ..dense() };
         let config = ModelConfig { sharing: target.sharing, recursions: 2, ..untied };
         let plan = config.check().expect("legal");

@@ -14,13 +14,13 @@ use crate::error::refused;
 use crate::origin::{self, Norm};
 
 /// The weights of a model by unrolled layer.
-pub(crate) struct Source<'a> {
+pub(crate) struct SourceModel<'a> {
     weights: BTreeMap<&'a str, &'a Arc<Weight>>,
     uses: Vec<LayerUse>,
     config: &'a ModelConfig,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SourceModel<'a> {
     /// Refuses a model whose layers are no dense layers once unrolled, and one with a weight that
     /// conversion does not know.
     pub(crate) fn of(model: &'a Model) -> Result<Self, ConvertError> {

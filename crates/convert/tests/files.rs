@@ -190,7 +190,7 @@ fn with_setting(file: &str, key: &'static str, value: Value) -> String {
 }
 
 #[test]
-fn foreign_models_that_do_not_fit_are_refused() {
+fn models_of_others_that_do_not_fit_are_refused() {
     let mut wrong = Vec::new();
     for (key, value, needle) in [
         ("num_attention_heads", json!(3), "heads"),

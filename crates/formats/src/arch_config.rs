@@ -8,18 +8,18 @@ use crate::{FormatError, Result};
 const MAX_SIZE: usize = 1 << 31;
 const MAX_LAYERS: usize = 1 << 16;
 
-/// The numbers that fix a model's arithmetic, which is Llama's (Touvron et al. 2023, arXiv:2302.13971;
-/// grouped-query attention as in arXiv:2307.09288): pre-norm blocks with RMSNorm, rotary positions,
-/// SwiGLU, no biases.
+/// The numbers that fix a model's arithmetic, which is Llama's (Touvron et al. 2023,
+/// arXiv:2302.13971; grouped-query attention as in arXiv:2307.09288): pre-norm blocks with RMSNorm,
+/// rotary positions, SwiGLU, no biases.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchConfig {
     /// Rows of the embedding; a tokenizer may use fewer.
     pub vocab: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Number of blocks.
+    /// Number of blocks, each attention and a feed-forward network.
     pub layers: usize,
-    /// Query heads.
+    /// Query heads of each block.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
@@ -45,7 +45,7 @@ pub struct ArchConfig {
 pub enum RopeScaling {
     /// Every frequency divided by `factor` (position interpolation, arXiv:2306.15595).
     Linear {
-        /// At least 1.
+        /// At least 1: how much longer texts may become.
         factor: f64,
     },
     /// Llama 3.1: frequencies of wavelength above `original_context / low` are divided by `factor`,
@@ -53,11 +53,11 @@ pub enum RopeScaling {
     Llama3 {
         /// Division of the slow frequencies.
         factor: f64,
-        /// `low_freq_factor`.
+        /// `low_freq_factor`: above `original_context / low` a wavelength is slow.
         low: f64,
-        /// `high_freq_factor`, above `low`.
+        /// `high_freq_factor`, above `low`: below `original_context / high` it is fast.
         high: f64,
-        /// `original_max_position_embeddings`.
+        /// `original_max_position_embeddings`: the context before the change, in tokens.
         original_context: usize,
     },
 }
@@ -134,24 +134,31 @@ impl ArchConfig {
 
 impl RopeScaling {
     fn check(self, path: &Path) -> Result<()> {
-        let bad = |name: &str, expected: &str, found: String| {
-            Err(FormatError::damaged(path, format!("rope_scaling.{name}"), expected, found))
-        };
         let (Self::Linear { factor } | Self::Llama3 { factor, .. }) = self;
         if !(factor.is_finite() && factor >= 1.0) {
-            return bad("factor", "a number of at least 1", factor.to_string());
+            let expected = "a number of at least 1";
+            return Err(FormatError::damaged(
+                path,
+                "rope_scaling.factor",
+                expected,
+                factor.to_string(),
+            ));
         }
         if let Self::Llama3 { low, high, original_context, .. } = self {
             if !(low > 0.0 && high.is_finite() && high > low) {
-                return bad(
-                    "high_freq_factor",
-                    "0 < low_freq_factor < high_freq_factor",
+                let field = "rope_scaling.high_freq_factor";
+                let expected = "0 < low_freq_factor < high_freq_factor";
+                return Err(FormatError::damaged(
+                    path,
+                    field,
+                    expected,
                     format!("{low} and {high}"),
-                );
+                ));
             }
             if original_context == 0 || original_context > MAX_SIZE {
+                let field = "rope_scaling.original_max_position_embeddings";
                 let found = original_context.to_string();
-                return bad("original_max_position_embeddings", "1 to 2^31", found);
+                return Err(FormatError::damaged(path, field, "1 to 2^31", found));
             }
         }
         Ok(())

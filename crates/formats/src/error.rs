@@ -75,6 +75,11 @@ impl FormatError {
     }
 }
 
+/// Turns what the system answered into an error of `action` on `path`, for `map_err`.
+pub(crate) fn io_at(path: &Path, action: &'static str) -> impl Fn(io::Error) -> FormatError {
+    move |source| FormatError::io(path, action, source)
+}
+
 /// Refuses the first NaN or infinite value.
 pub(crate) fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::quote;
+use crate::error::{io_at, quote};
 use crate::{FormatError, Result};
 
 /// Above any settings file; the index of a model of a thousand layers has a tenth of it.
@@ -21,7 +21,7 @@ pub(crate) struct JsonObject<'a> {
     map: &'a Map<String, Value>,
 }
 
-/// A parsed file.
+/// A file that was read and parsed as one JSON object.
 pub(crate) struct JsonFile {
     path: PathBuf,
     root: Map<String, Value>,
@@ -29,11 +29,10 @@ pub(crate) struct JsonFile {
 
 /// The bytes of a regular file of at most `max` bytes.
 pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let io = |action| move |e| FormatError::io(path, action, e);
-    let metadata = std::fs::metadata(path).map_err(io("open"))?;
+    let metadata = std::fs::metadata(path).map_err(io_at(path, "open"))?;
     if !metadata.is_file() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(io("open")(source));
+        return Err(FormatError::io(path, "open", source));
     }
     if metadata.len() > max {
         let (expected, found) =
@@ -42,10 +41,10 @@ pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>> {
     }
     let mut bytes = Vec::with_capacity(metadata.len() as usize);
     std::fs::File::open(path)
-        .map_err(io("open"))?
+        .map_err(io_at(path, "open"))?
         .take(max)
         .read_to_end(&mut bytes)
-        .map_err(io("read"))?;
+        .map_err(io_at(path, "read"))?;
     Ok(bytes)
 }
 
@@ -97,7 +96,7 @@ impl<'a> JsonObject<'a> {
         self.map.contains_key(key)
     }
 
-    /// Keys and values.
+    /// Keys and values, in the order of the file.
     pub(crate) fn items(&self) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
         self.map.iter()
     }

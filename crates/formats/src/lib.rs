@@ -19,6 +19,7 @@ mod open;
 mod rotary;
 mod special;
 mod tensors;
+mod writing;
 
 pub use arch_config::{ArchConfig, RopeScaling};
 pub use architectures::Architecture;

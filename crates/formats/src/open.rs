@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use crate::error::io_at;
 use crate::gguf::{Gguf, GgufModel};
 use crate::hf::Folder;
 use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource};
@@ -12,7 +13,7 @@ use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRol
 pub enum ModelFile {
     /// A Hugging Face folder.
     HuggingFace(Folder),
-    /// A GGUF file.
+    /// A GGUF file whose architecture is known.
     Gguf(GgufModel),
 }
 
@@ -23,7 +24,7 @@ impl ModelFile {
     /// # Errors
     /// Neither is there, or what [`Folder::open`], [`Gguf::open`] and [`GgufModel::new`] refuse.
     pub fn open(path: &Path) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| FormatError::io(path, "open", e))?;
+        let metadata = std::fs::metadata(path).map_err(io_at(path, "open"))?;
         if metadata.is_dir() {
             return Folder::open(path).map(Self::HuggingFace);
         }
@@ -34,7 +35,7 @@ impl ModelFile {
         Err(FormatError::unsupported(path, "form", expected, "neither"))
     }
 
-    /// Where it is.
+    /// The folder or file that was opened.
     pub fn path(&self) -> &Path {
         match self {
             Self::HuggingFace(folder) => folder.path(),
@@ -50,7 +51,7 @@ impl ModelFile {
         }
     }
 
-    /// The model's numbers.
+    /// The numbers that fix the model's arithmetic.
     pub fn settings(&self) -> &ArchConfig {
         match self {
             Self::HuggingFace(folder) => folder.settings(),
@@ -91,8 +92,8 @@ impl TensorSource for ModelFile {
 }
 
 fn has_magic(path: &Path) -> Result<bool> {
-    let io = |e| FormatError::io(path, "read", e);
     let mut magic = Vec::new();
-    std::fs::File::open(path).map_err(io)?.take(4).read_to_end(&mut magic).map_err(io)?;
+    let file = std::fs::File::open(path).map_err(io_at(path, "open"))?;
+    file.take(4).read_to_end(&mut magic).map_err(io_at(path, "read"))?;
     Ok(magic == b"GGUF")
 }

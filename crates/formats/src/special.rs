@@ -7,11 +7,11 @@ use crate::{FormatError, Result};
 /// The ids with a meaning of their own, and the chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// Begins a text.
+    /// The token that begins a text.
     pub bos: Option<u32>,
     /// Each of them ends generation; the first is the main one.
     pub eos: Vec<u32>,
-    /// Fills batches.
+    /// The token that fills up the shorter rows of a batch.
     pub pad: Option<u32>,
     /// Jinja source that turns messages into a prompt.
     pub chat_template: Option<String>,

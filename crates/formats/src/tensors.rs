@@ -8,7 +8,7 @@ use crate::{ArchConfig, Result};
 /// Which weights of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TensorRole {
-    /// Embedding, `[vocab, width]`.
+    /// Embedding, `[vocab, width]`: a row for each token id.
     Embed,
     /// Gain of the last norm, `[width]`.
     Norm,
@@ -35,9 +35,9 @@ pub enum LayerRole {
     FfnNorm,
     /// `[ffn, width]`, under the SiLU.
     Gate,
-    /// `[ffn, width]`.
+    /// `[ffn, width]`, multiplied with the gate.
     Up,
-    /// `[width, ffn]`.
+    /// `[width, ffn]`, back to the residual stream.
     Down,
 }
 

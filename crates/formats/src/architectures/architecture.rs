@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::gguf::file::Gguf;
-use crate::gguf::write::GgufValue;
+use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
 use crate::{ArchConfig, Result, TensorRole};
 
@@ -25,7 +25,7 @@ pub struct Architecture {
 /// An architecture in a Hugging Face folder.
 #[derive(Debug)]
 pub(crate) struct HuggingFaceForm {
-    /// `model_type` in config.json.
+    /// `model_type` in config.json, by which the architecture is found.
     pub(crate) model_type: &'static str,
     /// The one entry of `architectures` in config.json.
     pub(crate) class: &'static str,
@@ -49,7 +49,7 @@ pub(crate) struct GgufForm {
     /// not cover is refused by the name of its setting.
     pub(crate) read: fn(&Gguf) -> Result<ArchConfig>,
     /// The settings that hold these numbers.
-    pub(crate) write: fn(&Path, &ArchConfig) -> Result<Vec<(String, GgufValue)>>,
+    pub(crate) write: fn(&Path, &ArchConfig) -> Result<GgufSettings>,
     /// What the file calls the tensor of a role; `None` for roles that this architecture lacks.
     pub(crate) tensor: fn(TensorRole) -> Option<String>,
     /// Whether rows `2 i` and `2 i + 1` of a query or key head turn together in the file, instead

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::quote;
 use crate::gguf::file::Gguf;
-use crate::gguf::keys::{Keys, u32_setting};
-use crate::gguf::write::GgufValue;
+use crate::gguf::keys::{SettingKeys, u32_setting};
+use crate::gguf::write::{GgufSettings, GgufValue};
 use crate::hf::rope;
 use crate::json::JsonObject;
 use crate::{ArchConfig, FormatError, LayerRole, Result, RopeScaling, TensorRole};
@@ -33,9 +33,11 @@ pub(super) static LLAMA: Architecture = Architecture {
     }),
 };
 
+type BlockTensor = (LayerRole, &'static str, &'static str);
+
 /// The tensors of a block: role, name below `model.layers.I` in a Hugging Face folder, name below
 /// `blk.I` in a GGUF file.
-const BLOCK: [(LayerRole, &str, &str); 9] = [
+const BLOCK: [BlockTensor; 9] = [
     (LayerRole::AttentionNorm, "input_layernorm", "attn_norm"),
     (LayerRole::Query, "self_attn.q_proj", "attn_q"),
     (LayerRole::Key, "self_attn.k_proj", "attn_k"),
@@ -47,14 +49,17 @@ const BLOCK: [(LayerRole, &str, &str); 9] = [
     (LayerRole::Down, "mlp.down_proj", "ffn_down"),
 ];
 
+fn of_block(role: LayerRole) -> Option<&'static BlockTensor> {
+    BLOCK.iter().find(|tensor| tensor.0 == role)
+}
+
 pub(super) fn hugging_face_tensor(role: TensorRole) -> Option<String> {
     Some(match role {
         TensorRole::Embed => "model.embed_tokens.weight".into(),
         TensorRole::Norm => "model.norm.weight".into(),
         TensorRole::Head => "lm_head.weight".into(),
         TensorRole::Layer(layer, role) => {
-            let (_, name, _) = BLOCK.iter().find(|(known, _, _)| *known == role)?;
-            format!("model.layers.{layer}.{name}.weight")
+            format!("model.layers.{layer}.{}.weight", of_block(role)?.1)
         }
     })
 }
@@ -65,8 +70,7 @@ pub(super) fn gguf_tensor(role: TensorRole) -> Option<String> {
         TensorRole::Norm => "output_norm.weight".into(),
         TensorRole::Head => "output.weight".into(),
         TensorRole::Layer(layer, role) => {
-            let (_, _, name) = BLOCK.iter().find(|(known, _, _)| *known == role)?;
-            format!("blk.{layer}.{name}.weight")
+            format!("blk.{layer}.{}.weight", of_block(role)?.2)
         }
     })
 }
@@ -189,7 +193,7 @@ const GGUF_ZERO_SETTINGS: [&str; 3] =
     ["expert_count", "expert_used_count", "attention.sliding_window"];
 
 fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
-    let keys = Keys::new(gguf.metadata(), "llama");
+    let keys = SettingKeys::new(gguf.metadata(), "llama");
     let width = keys.must_size("embedding_length")?;
     let heads = keys.must_size("attention.head_count")?;
     let head_dim = match keys.size("attention.key_length")? {
@@ -218,7 +222,7 @@ fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
     Ok(config)
 }
 
-fn gguf_head_dim(keys: &Keys<'_>, width: usize, heads: usize) -> Result<usize> {
+fn gguf_head_dim(keys: &SettingKeys<'_>, width: usize, heads: usize) -> Result<usize> {
     match width.checked_div(heads) {
         Some(head_dim) if head_dim * heads == width => Ok(head_dim),
         _ => {
@@ -228,7 +232,7 @@ fn gguf_head_dim(keys: &Keys<'_>, width: usize, heads: usize) -> Result<usize> {
     }
 }
 
-fn gguf_rope_scaling(keys: &Keys<'_>) -> Result<Option<RopeScaling>> {
+fn gguf_rope_scaling(keys: &SettingKeys<'_>) -> Result<Option<RopeScaling>> {
     let factor = keys.float("rope.scaling.factor")?;
     match (keys.string("rope.scaling.type")?, factor) {
         (None | Some("none"), None) => Ok(None),
@@ -246,7 +250,7 @@ fn gguf_rope_scaling(keys: &Keys<'_>) -> Result<Option<RopeScaling>> {
     }
 }
 
-fn write_gguf(path: &Path, config: &ArchConfig) -> Result<Vec<(String, GgufValue)>> {
+fn write_gguf(path: &Path, config: &ArchConfig) -> Result<GgufSettings> {
     let sizes = [
         ("vocab_size", config.vocab),
         ("context_length", config.context),
@@ -263,18 +267,20 @@ fn write_gguf(path: &Path, config: &ArchConfig) -> Result<Vec<(String, GgufValue
     for (key, size) in sizes {
         settings.push(u32_setting(path, "llama", key, size)?);
     }
-    let mut add = |key: &str, value| settings.push((format!("llama.{key}"), value));
-    add("attention.layer_norm_rms_epsilon", GgufValue::F32(config.norm_eps as f32));
-    add("rope.freq_base", GgufValue::F32(config.rope_theta as f32));
+    let mut others = vec![
+        ("attention.layer_norm_rms_epsilon", GgufValue::F32(config.norm_eps as f32)),
+        ("rope.freq_base", GgufValue::F32(config.rope_theta as f32)),
+    ];
     match config.rope_scaling {
         None => {}
         Some(RopeScaling::Linear { factor }) => {
-            add("rope.scaling.type", GgufValue::String("linear".into()));
-            add("rope.scaling.factor", GgufValue::F32(factor as f32));
+            others.push(("rope.scaling.type", GgufValue::String("linear".into())));
+            others.push(("rope.scaling.factor", GgufValue::F32(factor as f32)));
         }
         Some(RopeScaling::Llama3 { .. }) => {
             return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "llama3"));
         }
     }
+    settings.extend(others.into_iter().map(|(key, value)| (format!("llama.{key}"), value)));
     Ok(settings)
 }

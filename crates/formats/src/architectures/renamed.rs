@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::gguf::file::Gguf;
-use crate::gguf::keys::{Keys, u32_setting};
-use crate::gguf::write::GgufValue;
+use crate::gguf::keys::{SettingKeys, u32_setting};
+use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
 use crate::{ArchConfig, Result, TensorRole};
 
@@ -92,7 +92,7 @@ fn write_hugging_face(_: &Path, config: &ArchConfig) -> Result<Map<String, Value
 }
 
 fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
-    let keys = Keys::new(gguf.metadata(), "renamed");
+    let keys = SettingKeys::new(gguf.metadata(), "renamed");
     let mut found = empty();
     for (key, size) in sizes(&mut found) {
         *size = keys.must_size(key)?;
@@ -101,7 +101,7 @@ fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
     Ok(found)
 }
 
-fn write_gguf(path: &Path, config: &ArchConfig) -> Result<Vec<(String, GgufValue)>> {
+fn write_gguf(path: &Path, config: &ArchConfig) -> Result<GgufSettings> {
     sizes(&mut config.clone())
         .into_iter()
         .map(|(key, size)| u32_setting(path, "renamed", key, *size))

@@ -1,5 +1,9 @@
 //! A position in a file's bytes that never reads past their end.
 
+use std::path::Path;
+
+use crate::FormatError;
+
 /// What was wrong at a place; the caller knows the file and the field.
 #[derive(Debug)]
 pub(super) struct Flaw {
@@ -10,6 +14,11 @@ pub(super) struct Flaw {
 impl Flaw {
     pub(super) fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { expected: expected.into(), found: found.into() }
+    }
+
+    /// The error of a file whose `field` has this flaw.
+    pub(super) fn at(self, path: &Path, field: impl Into<String>) -> FormatError {
+        FormatError::damaged(path, field, self.expected, self.found)
     }
 }
 

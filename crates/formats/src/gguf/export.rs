@@ -7,8 +7,9 @@ use half::f16;
 use super::quants::quantise_q8_0;
 use super::types::GgmlType;
 use super::vocab;
-use super::write::{GgufValue, TensorToWrite, write};
-use crate::error::{check_finite, quote};
+use super::write::{GgufSettings, GgufValue, TensorToWrite, write};
+use crate::error::check_finite;
+use crate::writing::{check_count, too_large};
 use crate::{
     ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
     rotary,
@@ -17,9 +18,9 @@ use crate::{
 /// How matrices are stored; gains are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufWeightType {
-    /// Exact.
+    /// As the model has them.
     F32,
-    /// Rounded to binary16.
+    /// Rounded to binary16, ties to even.
     F16,
     /// Blocks of 32 values of 8 bits; rows must be multiples of 32.
     Q8_0,
@@ -34,7 +35,7 @@ impl GgufWeightType {
         }
     }
 
-    /// `general.file_type`.
+    /// The code of `general.file_type`, as llama.cpp numbers them.
     fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -49,7 +50,7 @@ impl GgufWeightType {
 pub struct GgufOptions<'a> {
     /// The architecture as which the model is written.
     pub architecture: &'static Architecture,
-    /// `general.name`.
+    /// The name that programs show, `general.name`.
     pub name: &'a str,
     /// How matrices are stored.
     pub weights: GgufWeightType,
@@ -103,28 +104,13 @@ pub fn export(
 }
 
 /// The settings that every architecture has.
-fn general(architecture: &str, options: &GgufOptions<'_>) -> Vec<(String, GgufValue)> {
+fn general(architecture: &str, options: &GgufOptions<'_>) -> GgufSettings {
     vec![
         ("general.architecture".into(), GgufValue::String(architecture.into())),
         ("general.name".into(), GgufValue::String(options.name.into())),
         ("general.file_type".into(), GgufValue::U32(options.weights.file_type())),
         ("general.quantization_version".into(), GgufValue::U32(2)),
     ]
-}
-
-/// Refuses a giver whose weights do not fill their shape.
-pub(crate) fn check_count(path: &Path, tensor: &str, found: usize, shape: &[usize]) -> Result<()> {
-    let expected: usize = shape.iter().product();
-    if found == expected {
-        return Ok(());
-    }
-    let field = format!("tensor {}", quote(tensor));
-    Err(FormatError::unwritable(
-        path,
-        field,
-        format!("{expected} values of shape {shape:?}"),
-        format!("{found}"),
-    ))
 }
 
 fn encode(path: &Path, tensor: &TensorToWrite, values: &[f32]) -> Result<Vec<u8>> {
@@ -152,20 +138,4 @@ fn encode(path: &Path, tensor: &TensorToWrite, values: &[f32]) -> Result<Vec<u8>
         _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
     }
     Ok(bytes)
-}
-
-pub(crate) fn too_large(
-    path: &Path,
-    tensor: &str,
-    index: usize,
-    value: f32,
-    kind: &str,
-) -> FormatError {
-    let field = format!("tensor {}[{index}]", quote(tensor));
-    FormatError::unwritable(
-        path,
-        field,
-        format!("a value within the range of {kind}"),
-        value.to_string(),
-    )
 }

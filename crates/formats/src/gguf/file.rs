@@ -12,7 +12,7 @@ use super::metadata::Metadata;
 use super::parse::{self, Setting};
 use super::quants::dequantise;
 use super::types::GgmlType;
-use crate::error::{check_finite, quote};
+use crate::error::{check_finite, io_at, quote};
 use crate::{FormatError, Result};
 
 /// A tensor of a GGUF file.
@@ -53,16 +53,13 @@ impl Gguf {
     /// # Errors
     /// [`FormatError::Io`], or [`FormatError::Invalid`] with the field.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |action| move |e| FormatError::io(path, action, e);
-        let is_file = std::fs::metadata(path).map_err(io("open"))?.is_file();
+        let is_file = std::fs::metadata(path).map_err(io_at(path, "open"))?.is_file();
         if !is_file {
-            return Err(io("open")(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            )));
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(FormatError::io(path, "open", source));
         }
-        let file = File::open(path).map_err(io("open"))?;
-        let map = map_file(&file).map_err(io("map into memory"))?;
+        let file = File::open(path).map_err(io_at(path, "open"))?;
+        let map = map_file(&file).map_err(io_at(path, "map into memory"))?;
         let header = parse::parse(path, &map)?;
         let index =
             header.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
@@ -75,7 +72,7 @@ impl Gguf {
         &self.path
     }
 
-    /// The settings.
+    /// The settings, read by key and type.
     pub fn metadata(&self) -> Metadata<'_> {
         Metadata::new(&self.path, &self.map, &self.entries)
     }

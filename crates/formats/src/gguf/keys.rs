@@ -8,12 +8,12 @@ use crate::{FormatError, Result};
 
 /// Typed access to settings by the rest of their key. Absent ones that are needed and numbers
 /// beyond 32 bits are refused; messages have the whole key.
-pub(crate) struct Keys<'a> {
+pub(crate) struct SettingKeys<'a> {
     metadata: Metadata<'a>,
     prefix: &'static str,
 }
 
-impl<'a> Keys<'a> {
+impl<'a> SettingKeys<'a> {
     pub(crate) fn new(metadata: Metadata<'a>, prefix: &'static str) -> Self {
         Self { metadata, prefix }
     }

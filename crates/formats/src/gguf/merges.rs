@@ -14,11 +14,10 @@ pub(super) fn from_scores<'a>(
     skip: impl Fn(usize) -> bool,
     most: usize,
 ) -> Option<Vec<(&'a str, &'a str)>> {
-    let usable = |id: &usize| !skip(*id);
-    let known: HashMap<&str, usize> =
-        (0..tokens.len()).filter(usable).map(|id| (tokens[id], id)).collect();
+    let usable: Vec<usize> = (0..tokens.len()).filter(|&id| !skip(id)).collect();
+    let known: HashMap<&str, usize> = usable.iter().map(|&id| (tokens[id], id)).collect();
     let mut merges = Vec::new();
-    for id in (0..tokens.len()).filter(usable) {
+    for id in usable {
         let whole = tokens[id];
         // A piece longer than any real one would cost its square; nothing was ever merged out of
         // such a piece.

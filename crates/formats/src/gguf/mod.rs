@@ -22,12 +22,10 @@ mod vocab;
 pub(crate) mod write;
 
 pub use export::{GgufOptions, GgufWeightType, export};
-pub(crate) use export::{check_count, too_large};
 pub use file::{Gguf, GgufTensor};
 
 pub use metadata::Metadata;
 pub use model::GgufModel;
 pub use quants::{dequantise, quantise_q8_0};
 pub use types::GgmlType;
-pub(crate) use write::beside;
-pub use write::{GgufValue, TensorToWrite, write};
+pub use write::{GgufSettings, GgufValue, TensorToWrite, write};

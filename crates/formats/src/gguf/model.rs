@@ -35,7 +35,7 @@ impl GgufModel {
         Ok(Self { gguf, architecture, form, settings })
     }
 
-    /// The file.
+    /// The file that holds the model.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
     }
@@ -45,7 +45,7 @@ impl GgufModel {
         self.architecture
     }
 
-    /// The model's numbers.
+    /// The numbers that fix the model's arithmetic.
     pub fn settings(&self) -> &ArchConfig {
         &self.settings
     }

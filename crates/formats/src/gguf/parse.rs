@@ -37,26 +37,25 @@ pub(super) struct Header {
 /// Reads and checks the header; the tensors come in the file's order, their ranges counted from the
 /// file's start.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
-    let at = |field: &str, flaw: Flaw| FormatError::damaged(path, field, flaw.expected, flaw.found);
     let mut cursor = Cursor::new(bytes, 0);
-    let magic: [u8; 4] = cursor.array().map_err(|e| at("magic", e))?;
+    let magic: [u8; 4] = cursor.array().map_err(|flaw| flaw.at(path, "magic"))?;
     if magic != MAGIC {
-        return Err(at(
-            "magic",
-            Flaw::new("the bytes GGUF", format!("{:?}", magic.escape_ascii().to_string())),
-        ));
+        let found = format!("{:?}", magic.escape_ascii().to_string());
+        return Err(FormatError::damaged(path, "magic", "the bytes GGUF", found));
     }
-    let version = cursor.u32().map_err(|e| at("version", e))?;
+    let version = cursor.u32().map_err(|flaw| flaw.at(path, "version"))?;
     if !matches!(version, 2 | 3) {
         let found = if version.swap_bytes() < 16 {
             "a big-endian file".into()
         } else {
             version.to_string()
         };
-        return Err(at("version", Flaw::new("2 or 3, little-endian", found)));
+        return Err(FormatError::damaged(path, "version", "2 or 3, little-endian", found));
     }
-    let tensor_count = small_count(&mut cursor, 24).map_err(|e| at("tensor count", e))?;
-    let entry_count = small_count(&mut cursor, 13).map_err(|e| at("count of settings", e))?;
+    let tensor_count =
+        small_count(&mut cursor, 24).map_err(|flaw| flaw.at(path, "tensor count"))?;
+    let entry_count =
+        small_count(&mut cursor, 13).map_err(|flaw| flaw.at(path, "count of settings"))?;
     let entries = entries(path, &mut cursor, entry_count)?;
     let alignment = alignment(path, bytes, &entries)?;
     let claims = tensors(path, &mut cursor, tensor_count)?;
@@ -81,24 +80,14 @@ fn entries(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Setti
     let mut entries = Vec::new();
     let mut known = BTreeSet::new();
     for i in 0..count {
-        let in_key = |flaw: Flaw| {
-            FormatError::damaged(path, format!("setting {i}: key"), flaw.expected, flaw.found)
-        };
-        let key = name(cursor).map_err(in_key)?;
+        let key = name(cursor).map_err(|flaw| flaw.at(path, format!("setting {i}: key")))?;
+        let field = format!("setting {}", quote(key));
         if !known.insert(key) {
-            return Err(FormatError::damaged(
-                path,
-                format!("setting {}", quote(key)),
-                "each key once",
-                "it twice",
-            ));
+            return Err(FormatError::damaged(path, field, "each key once", "it twice"));
         }
-        let in_value = |flaw: Flaw| {
-            FormatError::damaged(path, format!("setting {}", quote(key)), flaw.expected, flaw.found)
-        };
-        let kind = value_type(cursor).map_err(in_value)?;
+        let kind = value_type(cursor).map_err(|flaw| flaw.at(path, field.as_str()))?;
         let begin = cursor.at();
-        skip_value(cursor, kind, 0).map_err(in_value)?;
+        skip_value(cursor, kind, 0).map_err(|flaw| flaw.at(path, field.as_str()))?;
         entries.push(Setting { key: key.to_owned(), kind, value: begin..cursor.at() });
     }
     Ok(entries)
@@ -158,23 +147,22 @@ fn alignment(path: &Path, bytes: &[u8], entries: &[Setting]) -> Result<u64> {
     let Some(entry) = entries.iter().find(|entry| entry.key == ALIGNMENT_KEY) else {
         return Ok(DEFAULT_ALIGNMENT);
     };
-    let bad = |expected: &str, found: String| {
-        Err(FormatError::damaged(path, ALIGNMENT_KEY, expected, found))
-    };
     if entry.kind != ValueType::U32 {
-        return bad("a u32", entry.kind.name().into());
+        return Err(FormatError::damaged(path, ALIGNMENT_KEY, "a u32", entry.kind.name()));
     }
     match Cursor::new(bytes, entry.value.start).u32() {
         Ok(alignment) if alignment.is_power_of_two() => Ok(alignment.into()),
-        Ok(alignment) => bad("a power of two", alignment.to_string()),
-        Err(flaw) => bad(&flaw.expected, flaw.found),
+        Ok(alignment) => {
+            Err(FormatError::damaged(path, ALIGNMENT_KEY, "a power of two", alignment.to_string()))
+        }
+        Err(flaw) => Err(flaw.at(path, ALIGNMENT_KEY)),
     }
 }
 
 /// What a tensor's entry says, before it is held against the data.
 struct Claim {
     name: String,
-    /// Slowest dimension first.
+    /// The slowest dimension first, the reverse of the file.
     shape: Vec<u64>,
     kind: GgmlType,
     offset: u64,
@@ -184,86 +172,67 @@ fn tensors(path: &Path, cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Claim
     let mut claims = Vec::new();
     let mut known = BTreeSet::new();
     for i in 0..count {
-        let in_name = |flaw: Flaw| {
-            FormatError::damaged(path, format!("tensor {i}: name"), flaw.expected, flaw.found)
-        };
-        let name = name(cursor).map_err(in_name)?;
+        let name = name(cursor).map_err(|flaw| flaw.at(path, format!("tensor {i}: name")))?;
+        let tensor = format!("tensor {}", quote(name));
         if !known.insert(name) {
-            return Err(FormatError::damaged(
-                path,
-                format!("tensor {}", quote(name)),
-                "each name once",
-                "it twice",
-            ));
+            return Err(FormatError::damaged(path, tensor, "each name once", "it twice"));
         }
-        let bad = |field: &str, flaw: Flaw| {
-            FormatError::damaged(
-                path,
-                format!("tensor {}: {field}", quote(name)),
-                flaw.expected,
-                flaw.found,
-            )
-        };
-        let dimensions = cursor.u32().map_err(|e| bad("dimensions", e))?;
+        let dimensions =
+            cursor.u32().map_err(|flaw| flaw.at(path, format!("{tensor}: dimensions")))?;
         if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
-            return Err(bad(
-                "dimensions",
-                Flaw::new(format!("1 to {MAX_DIMENSIONS}"), dimensions.to_string()),
-            ));
+            let (field, expected) =
+                (format!("{tensor}: dimensions"), format!("1 to {MAX_DIMENSIONS}"));
+            return Err(FormatError::damaged(path, field, expected, dimensions.to_string()));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
-            shape.push(cursor.u64().map_err(|e| bad("shape", e))?);
+            shape.push(cursor.u64().map_err(|flaw| flaw.at(path, format!("{tensor}: shape")))?);
         }
         shape.reverse();
-        let code = cursor.u32().map_err(|e| bad("type", e))?;
+        let code = cursor.u32().map_err(|flaw| flaw.at(path, format!("{tensor}: type")))?;
         let Some(kind) = GgmlType::from_code(code) else {
             let known: Vec<_> = GgmlType::all().map(|kind| kind.to_string()).collect();
-            let field = format!("tensor {}: type", quote(name));
+            let field = format!("{tensor}: type");
             let expected = format!("one of {}", known.join(", "));
             return Err(FormatError::unsupported(path, field, expected, format!("code {code}")));
         };
-        let offset = cursor.u64().map_err(|e| bad("offset", e))?;
+        let offset = cursor.u64().map_err(|flaw| flaw.at(path, format!("{tensor}: offset")))?;
         claims.push(Claim { name: name.to_owned(), shape, kind, offset });
     }
     Ok(claims)
 }
 
 impl Claim {
+    fn refuse<T>(&self, path: &Path, field: &str, expected: String, found: String) -> Result<T> {
+        let field = format!("tensor {}: {field}", quote(&self.name));
+        Err(FormatError::damaged(path, field, expected, found))
+    }
+
     fn check(self, path: &Path, start: u64, alignment: u64, file_len: u64) -> Result<GgufTensor> {
-        let bad = |field: &str, expected: String, found: String| {
-            Err(FormatError::damaged(
-                path,
-                format!("tensor {}: {field}", quote(&self.name)),
-                expected,
-                found,
-            ))
-        };
         let row_len = self.shape.last().copied().unwrap_or(0);
         let (block_len, block_bytes) =
             (self.kind.block_len() as u64, self.kind.block_bytes() as u64);
         if self.shape.contains(&0) || !row_len.is_multiple_of(block_len) {
             let expected =
                 format!("no zero, and rows of a multiple of {block_len} for {}", self.kind);
-            return bad("shape", expected, format!("{:?}", self.shape));
+            return self.refuse(path, "shape", expected, format!("{:?}", self.shape));
         }
         let count = self.shape.iter().try_fold(1_u64, |product, &n| product.checked_mul(n));
         let size = count.and_then(|count| (count / block_len).checked_mul(block_bytes));
         let data_len = file_len.saturating_sub(start);
         let Some(size) = size.filter(|&size| size <= data_len) else {
-            return bad(
-                "shape",
-                format!("at most the {data_len} bytes of data"),
-                format!("{:?} of {}", self.shape, self.kind),
-            );
+            let expected = format!("at most the {data_len} bytes of data");
+            let found = format!("{:?} of {}", self.shape, self.kind);
+            return self.refuse(path, "shape", expected, found);
         };
         if !self.offset.is_multiple_of(alignment) {
-            return bad("offset", format!("a multiple of {alignment}"), self.offset.to_string());
+            let expected = format!("a multiple of {alignment}");
+            return self.refuse(path, "offset", expected, self.offset.to_string());
         }
         if self.offset > data_len - size {
             let expected =
                 format!("at most {}, as {size} bytes of {data_len} follow it", data_len - size);
-            return bad("offset", expected, self.offset.to_string());
+            return self.refuse(path, "offset", expected, self.offset.to_string());
         }
         // All are at most the file's length, that of a slice in memory.
         let begin = (start + self.offset) as usize;

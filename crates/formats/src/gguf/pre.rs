@@ -16,7 +16,7 @@ enum Step {
 
 /// How text is cut and cleaned before merges are applied.
 pub(super) struct Pre {
-    /// `tokenizer.ggml.pre`.
+    /// Values of `tokenizer.ggml.pre` that mean it; the first is written.
     pub(super) names: &'static [&'static str],
     steps: &'static [Step],
     /// Text is brought into Unicode's normal form C.
@@ -27,8 +27,14 @@ pub(super) struct Pre {
     pub(super) add_bos: bool,
 }
 
-const LETTERS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LETTERS_ONE_DIGIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LETTERS: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const LETTERS_ONE_DIGIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 
 const ALL: [Pre; 5] = [
@@ -98,12 +104,11 @@ impl Pre {
             }
             single => std::slice::from_ref(single),
         };
-        let same = |pre: &&Pre| {
+        ALL.iter().find(|pre| {
             (pre.ignore_merges, pre.nfc) == (ignore_merges, nfc)
                 && pre.steps.len() == steps.len()
                 && pre.steps.iter().zip(steps).all(|(step, json)| step.is(json))
-        };
-        ALL.iter().find(same)
+        })
     }
 
     pub(super) fn normalizer(&self) -> Value {
@@ -126,10 +131,16 @@ impl Step {
         match self {
             Self::Digits => json!({"type": "Digits", "individual_digits": true}),
             Self::Split(pattern) => {
-                json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
+                json!({
+                    "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+                    "invert": false,
+                })
             }
             Self::Bytes { split } => {
-                json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": split})
+                json!({
+                    "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": split,
+                })
             }
         }
     }
@@ -169,8 +180,10 @@ mod tests {
         }
         assert!(Pre::of_json(&json!({"pre_tokenizer": {"type": "Whitespace"}})).is_none());
         assert!(
-            Pre::of_json(&json!({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": Step::Digits.to_json()}))
-                .is_none()
+            Pre::of_json(&json!({
+                "normalizer": {"type": "Lowercase"}, "pre_tokenizer": Step::Digits.to_json(),
+            }))
+            .is_none()
         );
     }
 }

@@ -34,18 +34,10 @@ pub(super) fn filler(id: usize) -> String {
 
 /// The ids with a meaning of their own; not yet held against the vocabulary.
 pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialIds> {
-    let id = |name: &str| -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(id) = metadata.unsigned(&key)? else { return Ok(None) };
-        let id = u32::try_from(id).map_err(|_| {
-            FormatError::damaged(metadata.path(), key, "an id of 32 bits", id.to_string())
-        })?;
-        Ok(Some(id))
-    };
-    let bos = id("bos")?;
+    let bos = token_id(metadata, "bos")?;
     let mut eos: Vec<u32> = Vec::new();
     for name in ["eos", "eot", "eom"] {
-        eos.extend(id(name)?.filter(|id| !eos.contains(id)));
+        eos.extend(token_id(metadata, name)?.filter(|id| !eos.contains(id)));
     }
     let usual = match metadata.string(MODEL)? {
         Some("llama") => true,
@@ -53,7 +45,18 @@ pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialIds> {
     };
     let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(usual && bos.is_some());
     let chat_template = metadata.string("tokenizer.chat_template")?.map(str::to_owned);
-    Ok(SpecialIds { bos, eos, pad: id("padding")?, chat_template, add_bos })
+    Ok(SpecialIds { bos, eos, pad: token_id(metadata, "padding")?, chat_template, add_bos })
+}
+
+fn token_id(metadata: &Metadata<'_>, name: &str) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let Some(id) = metadata.unsigned(&key)? else { return Ok(None) };
+    match u32::try_from(id) {
+        Ok(id) => Ok(Some(id)),
+        Err(_) => {
+            Err(FormatError::damaged(metadata.path(), key, "an id of 32 bits", id.to_string()))
+        }
+    }
 }
 
 /// A tokenizer.json, written without a copy of the vocabulary.
@@ -176,19 +179,21 @@ impl<'a> Vocabulary<'a> {
 
     /// Control tokens (and the unknown one), and what the user defined.
     fn added(&self) -> Vec<Added<'a>> {
-        let kinds = self.tokens.iter().zip(&self.types).enumerate();
-        let added =
-            kinds.filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED));
-        let entry = |(id, (token, kind)): (usize, (&&'a str, &i64))| Added {
-            id,
-            content: token,
-            single_word: false,
-            lstrip: false,
-            rstrip: false,
-            normalized: false,
-            special: *kind != USER_DEFINED,
-        };
-        added.map(entry).collect()
+        let mut added = Vec::new();
+        for (id, (token, kind)) in self.tokens.iter().zip(&self.types).enumerate() {
+            if matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED) {
+                added.push(Added {
+                    id,
+                    content: token,
+                    single_word: false,
+                    lstrip: false,
+                    rstrip: false,
+                    normalized: false,
+                    special: *kind != USER_DEFINED,
+                });
+            }
+        }
+        added
     }
 }
 
@@ -236,7 +241,9 @@ fn byte_level<'a>(
         normalizer: pre.normalizer(),
         pre_tokenizer: pre.pre_tokenizer(),
         post_processor: post_processor(words, special),
-        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        decoder: json!({
+            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+        }),
         model: Model {
             r#type: "BPE",
             dropout: None,
@@ -261,23 +268,20 @@ fn stored_merges<'a>(
     let mut known = HashSet::with_capacity(merges.len());
     let mut union = String::new();
     for (rank, merge) in merges.into_iter().enumerate() {
-        let bad = |expected: &str| {
-            FormatError::damaged(
-                metadata.path(),
-                format!("{MERGES}[{rank}]"),
-                expected,
-                quote(merge),
-            )
+        let field = format!("{MERGES}[{rank}]");
+        let Some((left, right)) = merge.split_once(' ') else {
+            let expected = "two tokens with a space between";
+            return Err(FormatError::damaged(metadata.path(), field, expected, quote(merge)));
         };
-        let (left, right) =
-            merge.split_once(' ').ok_or_else(|| bad("two tokens with a space between"))?;
         union.clear();
         union.extend([left, right]);
         if ![left, right, &union].iter().all(|token| words.ids.contains_key(token)) {
-            return Err(bad("two tokens of the vocabulary whose union is one too"));
+            let expected = "two tokens of the vocabulary whose union is one too";
+            return Err(FormatError::damaged(metadata.path(), field, expected, quote(merge)));
         }
         if !known.insert(merge) {
-            return Err(bad("each merge once"));
+            let expected = "each merge once";
+            return Err(FormatError::damaged(metadata.path(), field, expected, quote(merge)));
         }
         pairs.push((left, right));
     }
@@ -365,7 +369,9 @@ fn post_processor(words: &Vocabulary<'_>, special: &SpecialIds) -> Value {
     let Some((id, token)) = bos else { return Value::Null };
     json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [
             {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
             {"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},

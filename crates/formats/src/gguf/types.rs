@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(non_camel_case_types)]
 pub enum GgmlType {
-    /// IEEE 754 binary32.
+    /// IEEE 754 binary32, a value a block.
     F32,
-    /// IEEE 754 binary16.
+    /// IEEE 754 binary16, a value a block.
     F16,
     /// The upper half of a binary32.
     BF16,
@@ -124,7 +124,7 @@ impl ValueType {
         self as u32
     }
 
-    /// With its article.
+    /// Its name in messages, with its article.
     pub(crate) fn name(self) -> &'static str {
         VALUE_TYPES[self as usize].1
     }

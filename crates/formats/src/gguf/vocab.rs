@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::pre::Pre;
 use super::tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED, filler};
-use super::write::GgufValue;
+use super::write::{GgufSettings, GgufValue};
 use crate::error::quote;
 use crate::{FormatError, Result, SpecialIds};
 
@@ -24,13 +24,10 @@ pub(super) fn settings(
     json: &[u8],
     vocab: usize,
     special: &SpecialIds,
-) -> Result<Vec<(String, GgufValue)>> {
+) -> Result<GgufSettings> {
     special.check(path, vocab)?;
-    let bad = |field: &str, expected: &str, found: String| {
-        FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
-    };
-    let root: Json =
-        serde_json::from_slice(json).map_err(|e| bad("JSON", "a JSON object", e.to_string()))?;
+    let root: Json = serde_json::from_slice(json)
+        .map_err(|e| bad(path, "JSON", "a JSON object", e.to_string()))?;
     let model = &root["model"];
     let plain = model["type"] == "BPE"
         && !model["byte_fallback"].as_bool().unwrap_or(false)
@@ -38,16 +35,13 @@ pub(super) fn settings(
             .iter()
             .all(|key| model[*key].as_str().unwrap_or("").is_empty());
     if !plain {
-        return Err(bad(
-            "model",
-            "a byte-level BPE without prefix or suffix",
-            model["type"].to_string(),
-        ));
+        let expected = "a byte-level BPE without prefix or suffix";
+        return Err(bad(path, "model", expected, model["type"].to_string()));
     }
     let pre = Pre::of_json(&root).ok_or_else(|| {
         let expected =
             format!("normalizer, pre_tokenizer and ignore_merges of one of {}", Pre::names());
-        bad("pre_tokenizer", &expected, quote(&root["pre_tokenizer"].to_string()))
+        bad(path, "pre_tokenizer", &expected, quote(&root["pre_tokenizer"].to_string()))
     })?;
     let (tokens, types) = tokens(path, &root, vocab)?;
     let mut out = vec![
@@ -59,7 +53,7 @@ pub(super) fn settings(
     ];
     if special.eos.len() > END_KEYS.len() {
         let found = special.eos.len().to_string();
-        return Err(bad("eos token ids", "at most 3, as the form has no more", found));
+        return Err(bad(path, "eos token ids", "at most 3, as the form has no more", found));
     }
     let eos = special.eos.iter().zip(END_KEYS).map(|(&id, key)| (key, id));
     let others = [("bos_token_id", special.bos), ("padding_token_id", special.pad)];
@@ -82,72 +76,61 @@ pub(super) fn settings(
 
 /// Spelling and kind of every row.
 fn tokens(path: &Path, root: &Json, vocab: usize) -> Result<(Vec<String>, Vec<i32>)> {
-    let bad = |field: String, expected: &str, found: String| {
-        FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
-    };
     let mut known: BTreeMap<u64, (&str, i64)> = BTreeMap::new();
     let words = root["model"]["vocab"].as_object();
-    let words = words.ok_or_else(|| bad("model.vocab".into(), "an object", "none".into()))?;
+    let words = words.ok_or_else(|| bad(path, "model.vocab", "an object", "none".into()))?;
     for (token, id) in words {
-        let id = id.as_u64().ok_or_else(|| {
-            bad(format!("model.vocab[{}]", quote(token)), "an id", id.to_string())
-        })?;
+        let field = format!("model.vocab[{}]", quote(token));
+        let id = id.as_u64().ok_or_else(|| bad(path, &field, "an id", id.to_string()))?;
         if let Some((other, _)) = known.insert(id, (token, NORMAL)) {
-            return Err(bad(
-                format!("model.vocab[{}]", quote(token)),
-                "an id of its own",
-                format!("that of {}", quote(other)),
-            ));
+            let found = format!("that of {}", quote(other));
+            return Err(bad(path, &field, "an id of its own", found));
         }
     }
     for (i, added) in root["added_tokens"].as_array().into_iter().flatten().enumerate() {
         let field = format!("added_tokens[{i}]");
         let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else {
-            return Err(bad(field, "id and content", quote(&added.to_string())));
+            return Err(bad(path, &field, "id and content", quote(&added.to_string())));
         };
         if ["single_word", "lstrip", "rstrip"].iter().any(|flag| added[*flag] == true) {
-            return Err(bad(field, "no single_word, lstrip or rstrip", quote(content)));
+            return Err(bad(path, &field, "no single_word, lstrip or rstrip", quote(content)));
         }
         if known.get(&id).is_some_and(|(token, _)| *token != content) {
-            return Err(bad(field, "an id of its own", quote(content)));
+            return Err(bad(path, &field, "an id of its own", quote(content)));
         }
         known.insert(id, (content, if added["special"] == true { CONTROL } else { USER_DEFINED }));
     }
     if let Some((&id, (token, _))) = known.last_key_value()
         && id >= vocab as u64
     {
-        return Err(bad(
-            "model.vocab".into(),
-            &format!("ids below {vocab}, the rows of the embedding"),
-            format!("{id} for {}", quote(token)),
-        ));
+        let expected = format!("ids below {vocab}, the rows of the embedding");
+        return Err(bad(path, "model.vocab", &expected, format!("{id} for {}", quote(token))));
     }
-    let row = |id: usize| {
-        known
-            .get(&(id as u64))
-            .map_or((filler(id), UNUSED), |(token, kind)| ((*token).to_owned(), *kind))
-    };
-    Ok((0..vocab).map(row).map(|(token, kind)| (token, kind as i32)).unzip())
+    let rows = (0..vocab).map(|id| match known.get(&(id as u64)) {
+        Some((token, kind)) => ((*token).to_owned(), *kind as i32),
+        None => (filler(id), UNUSED as i32),
+    });
+    Ok(rows.unzip())
+}
+
+fn bad(path: &Path, field: &str, expected: &str, found: String) -> FormatError {
+    FormatError::unwritable(path, format!("tokenizer.json: {field}"), expected, found)
 }
 
 fn merges(path: &Path, model: &Json) -> Result<Vec<String>> {
-    let join = |(rank, merge): (usize, &Json)| {
+    let mut merges = Vec::new();
+    for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
         let pair = match merge {
             Json::String(both) => both.split_once(' '),
             other => other[0].as_str().zip(other[1].as_str()),
         };
-        match pair.filter(|(left, right)| !left.contains(' ') && !right.contains(' ')) {
-            Some((left, right)) => Ok(format!("{left} {right}")),
-            None => {
-                let field = format!("tokenizer.json: model.merges[{rank}]");
-                Err(FormatError::unwritable(
-                    path,
-                    field,
-                    "two tokens without spaces",
-                    quote(&merge.to_string()),
-                ))
-            }
-        }
-    };
-    model["merges"].as_array().into_iter().flatten().enumerate().map(join).collect()
+        let Some((left, right)) =
+            pair.filter(|(left, right)| !left.contains(' ') && !right.contains(' '))
+        else {
+            let field = format!("model.merges[{rank}]");
+            return Err(bad(path, &field, "two tokens without spaces", quote(&merge.to_string())));
+        };
+        merges.push(format!("{left} {right}"));
+    }
+    Ok(merges)
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
 use super::types::{GgmlType, ValueType};
-use crate::error::quote;
+use crate::error::{io_at, quote};
+use crate::writing::beside;
 use crate::{FormatError, Result};
 
 const VERSION: u32 = 3;
@@ -21,11 +22,11 @@ pub enum GgufValue {
     I32(i32),
     /// An unsigned integer of 64 bits.
     U64(u64),
-    /// A binary32.
+    /// An IEEE 754 binary32.
     F32(f32),
-    /// A truth value.
+    /// A truth value, one byte.
     Bool(bool),
-    /// A string.
+    /// A string in UTF-8.
     String(String),
     /// An array of strings.
     Strings(Vec<String>),
@@ -34,6 +35,9 @@ pub enum GgufValue {
     /// An array of binary32.
     F32s(Vec<f32>),
 }
+
+/// Settings to be written, by key, in the order of the file.
+pub type GgufSettings = Vec<(String, GgufValue)>;
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,16 +93,6 @@ pub fn write(
     renamed
 }
 
-/// The name under which a file is written until it is complete.
-pub(crate) fn beside(path: &Path) -> Result<PathBuf> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| FormatError::unwritable(path, "path", "the name of a file", "none"))?;
-    let mut hidden = std::ffi::OsString::from(".tmp-");
-    hidden.push(name);
-    Ok(path.with_file_name(hidden))
-}
-
 fn write_file(
     path: &Path,
     beside: &Path,
@@ -106,9 +100,8 @@ fn write_file(
     tensors: &[TensorToWrite],
     data: &mut impl FnMut(usize) -> Result<Vec<u8>>,
 ) -> Result<()> {
-    let io = |e| FormatError::io(beside, "write", e);
-    let mut file = BufWriter::new(File::create(beside).map_err(io)?);
-    file.write_all(header).map_err(io)?;
+    let mut file = BufWriter::new(File::create(beside).map_err(io_at(beside, "create"))?);
+    file.write_all(header).map_err(io_at(beside, "write"))?;
     for (i, tensor) in tensors.iter().enumerate() {
         let bytes = data(i)?;
         let expected = tensor.size().unwrap_or(0);
@@ -123,9 +116,12 @@ fn write_file(
                 format!("{} bytes", bytes.len()),
             ));
         }
-        file.write_all(&bytes).and_then(|()| pad(&mut file, expected)).map_err(io)?;
+        file.write_all(&bytes)
+            .and_then(|()| pad(&mut file, expected))
+            .map_err(io_at(beside, "write"))?;
     }
-    file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+    let file = file.into_inner().map_err(|e| FormatError::io(beside, "write", e.into_error()))?;
+    file.sync_all().map_err(io_at(beside, "write"))
 }
 
 fn pad(file: &mut impl Write, len: u64) -> io::Result<()> {
@@ -160,20 +156,14 @@ fn header(
     let mut names = BTreeSet::new();
     let mut offset = 0_u64;
     for tensor in tensors {
-        let bad = |expected: &str, found: String| {
-            Err(FormatError::unwritable(
-                path,
-                format!("tensor {}", quote(&tensor.name)),
-                expected,
-                found,
-            ))
-        };
+        let field = format!("tensor {}", quote(&tensor.name));
         if !names.insert(&tensor.name) {
-            return bad("each name once", "it twice".into());
+            return Err(FormatError::unwritable(path, field, "each name once", "it twice"));
         }
         let Some(size) = tensor.size().filter(|_| tensor.shape.len() <= 4) else {
             let expected = "1 to 4 dimensions above zero, rows of whole blocks";
-            return bad(expected, format!("{:?} of {}", tensor.shape, tensor.kind));
+            let found = format!("{:?} of {}", tensor.shape, tensor.kind);
+            return Err(FormatError::unwritable(path, field, expected, found));
         };
         put_string(&mut out, &tensor.name);
         out.extend((tensor.shape.len() as u32).to_le_bytes());
@@ -185,7 +175,10 @@ fn header(
             .and_then(|end| end.checked_next_multiple_of(DEFAULT_ALIGNMENT));
         match end {
             Some(end) => offset = end,
-            None => return bad("less than 2^64 bytes in all", "more".into()),
+            None => {
+                let expected = "less than 2^64 bytes in all";
+                return Err(FormatError::unwritable(path, field, expected, "more"));
+            }
         }
     }
     out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
@@ -198,48 +191,53 @@ fn put_string(out: &mut Vec<u8>, text: &str) {
 }
 
 fn put_value(out: &mut Vec<u8>, value: &GgufValue) {
-    let kind = |out: &mut Vec<u8>, kind: ValueType| out.extend(kind.code().to_le_bytes());
-    let array = |out: &mut Vec<u8>, item: ValueType, len: usize| {
-        kind(out, ValueType::Array);
-        kind(out, item);
-        out.extend((len as u64).to_le_bytes());
-    };
     match value {
         GgufValue::U32(v) => {
-            kind(out, ValueType::U32);
+            put_type(out, ValueType::U32);
             out.extend(v.to_le_bytes());
         }
         GgufValue::I32(v) => {
-            kind(out, ValueType::I32);
+            put_type(out, ValueType::I32);
             out.extend(v.to_le_bytes());
         }
         GgufValue::U64(v) => {
-            kind(out, ValueType::U64);
+            put_type(out, ValueType::U64);
             out.extend(v.to_le_bytes());
         }
         GgufValue::F32(v) => {
-            kind(out, ValueType::F32);
+            put_type(out, ValueType::F32);
             out.extend(v.to_le_bytes());
         }
         GgufValue::Bool(v) => {
-            kind(out, ValueType::Bool);
+            put_type(out, ValueType::Bool);
             out.push(u8::from(*v));
         }
         GgufValue::String(v) => {
-            kind(out, ValueType::String);
+            put_type(out, ValueType::String);
             put_string(out, v);
         }
         GgufValue::Strings(v) => {
-            array(out, ValueType::String, v.len());
+            put_array(out, ValueType::String, v.len());
             v.iter().for_each(|text| put_string(out, text));
         }
         GgufValue::I32s(v) => {
-            array(out, ValueType::I32, v.len());
+            put_array(out, ValueType::I32, v.len());
             v.iter().for_each(|x| out.extend(x.to_le_bytes()));
         }
         GgufValue::F32s(v) => {
-            array(out, ValueType::F32, v.len());
+            put_array(out, ValueType::F32, v.len());
             v.iter().for_each(|x| out.extend(x.to_le_bytes()));
         }
     }
+}
+
+fn put_type(out: &mut Vec<u8>, kind: ValueType) {
+    out.extend(kind.code().to_le_bytes());
+}
+
+/// What stands before the items of an array.
+fn put_array(out: &mut Vec<u8>, item: ValueType, len: usize) {
+    put_type(out, ValueType::Array);
+    put_type(out, item);
+    out.extend((len as u64).to_le_bytes());
 }

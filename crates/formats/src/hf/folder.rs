@@ -48,7 +48,7 @@ impl Folder {
         self.architecture
     }
 
-    /// The model's numbers.
+    /// The numbers that fix the model's arithmetic.
     pub fn settings(&self) -> &ArchConfig {
         &self.settings
     }

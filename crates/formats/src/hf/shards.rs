@@ -5,7 +5,7 @@ use std::path::Path;
 
 use checkpoint::{Dtype, TensorFile, open_safetensors};
 
-use crate::error::quote;
+use crate::error::{io_at, quote};
 use crate::json::{JsonFile, describe};
 use crate::{ArchConfig, FormatError, Result, TensorRole, layout};
 
@@ -26,13 +26,12 @@ impl Shards {
     /// Opens the single file or, where there is none, every shard of the index.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        let exists = |path: &Path| path.try_exists().map_err(|e| FormatError::io(path, "open", e));
-        if exists(&single)? {
+        if single.try_exists().map_err(io_at(&single, "open"))? {
             let file = open_safetensors(&single)?;
             let index = file.names().map(|name| (name.to_owned(), 0)).collect();
             return Ok(Self { files: vec![file], index });
         }
-        if exists(&index)? {
+        if index.try_exists().map_err(io_at(&index, "open"))? {
             return Self::open_index(folder, &index);
         }
         Err(FormatError::unsupported(folder, "weights", format!("{SINGLE} or {INDEX}"), "neither"))
@@ -44,12 +43,12 @@ impl Shards {
         let map = root.must("weight_map", root.inner("weight_map")?)?;
         let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, shard) in map.items() {
-            let field = || format!("weight_map[{}]", quote(tensor));
             let shard = match shard.as_str() {
                 Some(shard) if is_file_name(shard) => shard,
                 _ => {
                     let expected = "the name of a .safetensors file in the same folder";
-                    return Err(FormatError::damaged(path, field(), expected, describe(shard)));
+                    let field = format!("weight_map[{}]", quote(tensor));
+                    return Err(FormatError::damaged(path, field, expected, describe(shard)));
                 }
             };
             names.entry(shard).or_default().push(tensor);

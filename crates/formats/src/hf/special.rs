@@ -10,7 +10,7 @@ use crate::json::{JsonFile, JsonObject, read_bytes};
 use crate::{FormatError, Result, SpecialIds};
 
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
-/// Above any vocabulary.
+/// Above the tokenizer.json of any vocabulary.
 const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -66,23 +66,11 @@ pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Resu
     let tokenizer_config = JsonFile::read_if_there(&folder.join("tokenizer_config.json"))?;
     let names = tokenizer_config.as_ref().map(JsonFile::object);
     let generation = generation.as_ref().map(JsonFile::object);
-    let ids = |key: &str| -> Result<Vec<u32>> {
-        let own = generation.as_ref().map_or(Ok(Vec::new()), |generation| ids(generation, key))?;
-        if own.is_empty() { self::ids(config, key) } else { Ok(own) }
-    };
-    let named = |key: &str| named(names.as_ref(), key, &tokens);
-    let bos = ids("bos_token_id")?
-        .first()
-        .copied()
-        .map_or_else(|| named("bos_token"), |id| Ok(Some(id)))?;
-    let mut eos = ids("eos_token_id")?;
-    if eos.is_empty() {
-        eos.extend(named("eos_token")?);
-    }
-    let pad = ids("pad_token_id")?
-        .first()
-        .copied()
-        .map_or_else(|| named("pad_token"), |id| Ok(Some(id)))?;
+    let files = Companions { generation, config, names, tokens: &tokens };
+    let bos = files.ids("bos")?.first().copied();
+    let eos = files.ids("eos")?;
+    let pad = files.ids("pad")?.first().copied();
+    let names = files.names;
     let prepended = bos
         .and_then(|id| tokens.added_tokens.iter().find(|token| token.id == id))
         .is_some_and(|token| {
@@ -98,18 +86,40 @@ pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Resu
     Ok(special)
 }
 
+/// Where ids may stand: the first of these that has one counts.
+struct Companions<'a> {
+    generation: Option<JsonObject<'a>>,
+    config: &'a JsonObject<'a>,
+    names: Option<JsonObject<'a>>,
+    tokens: &'a Tokens,
+}
+
+impl Companions<'_> {
+    /// The ids of `bos`, `eos` or `pad`.
+    fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        let key = format!("{name}_token_id");
+        for object in self.generation.iter().chain([self.config]) {
+            let found = ids(object, &key)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let named = named(self.names.as_ref(), &format!("{name}_token"), self.tokens)?;
+        Ok(named.into_iter().collect())
+    }
+}
+
 /// An id, a list of ids, or none; -1 stands for none.
 fn ids(object: &JsonObject<'_>, key: &str) -> Result<Vec<u32>> {
-    let one = |value: &Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| object.wrong(key, "an id of 32 bits or a list of them"))
+    let values = match object.get(key) {
+        None => return Ok(Vec::new()),
+        Some(value) if value.as_i64() == Some(-1) => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items.as_slice(),
+        Some(value) => std::slice::from_ref(value),
     };
-    match object.get(key) {
-        None => Ok(Vec::new()),
-        Some(value) if value.as_i64() == Some(-1) => Ok(Vec::new()),
-        Some(Value::Array(items)) => items.iter().map(one).collect(),
-        Some(value) => Ok(vec![one(value)?]),
-    }
+    let ids: Option<Vec<u32>> =
+        values.iter().map(|value| u32::try_from(value.as_u64()?).ok()).collect();
+    ids.ok_or_else(|| object.wrong(key, "an id of 32 bits or a list of them"))
 }
 
 /// The id of a token that tokenizer_config.json names by its text, or by an object with its
@@ -136,16 +146,18 @@ fn chat_template(folder: &Path, names: Option<&JsonObject<'_>>) -> Result<Option
             .map_err(|e| FormatError::damaged(&path, "encoding", "UTF-8", e.to_string()));
     }
     let Some(names) = names else { return Ok(None) };
-    let wrong = || names.wrong("chat_template", "a template, or a list with one named \"default\"");
     match names.get("chat_template") {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Array(templates)) => {
-            let default = templates
-                .iter()
-                .find(|template| template["name"] == "default")
-                .ok_or_else(wrong)?;
-            default["template"].as_str().map(|text| Some(text.to_owned())).ok_or_else(wrong)
+            let default = templates.iter().find(|template| template["name"] == "default");
+            match default.and_then(|default| default["template"].as_str()) {
+                Some(text) => Ok(Some(text.to_owned())),
+                None => {
+                    let expected = "a template, or a list with one named \"default\"";
+                    Err(names.wrong("chat_template", expected))
+                }
+            }
         }
         Some(other) => Err(FormatError::damaged(
             names.path(),

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::folder::CONFIG;
 use super::special::TOKENIZER;
 use crate::architectures::HuggingFaceForm;
-use crate::error::{check_finite, quote};
-use crate::gguf::{beside, check_count, too_large};
+use crate::error::{check_finite, io_at, quote};
+use crate::writing::{beside, check_count, too_large};
 use crate::{
     ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
 };
@@ -19,7 +19,7 @@ use crate::{
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HfWeightType {
-    /// Exact.
+    /// As the model has them.
     F32,
     /// Rounded to the upper half of a binary32, ties to even.
     Bf16,
@@ -151,31 +151,25 @@ fn generation_config(special: &SpecialIds) -> Value {
         .collect()
 }
 
+/// The text of a token: an added one, or one of the vocabulary.
+fn token_text(tokenizer: &Value, id: u32) -> Option<String> {
+    let mut added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    if let Some(text) = added.find(|token| token["id"] == id).and_then(|t| t["content"].as_str()) {
+        return Some(text.to_owned());
+    }
+    let mut words = tokenizer["model"]["vocab"].as_object()?.iter();
+    words.find(|(_, found)| **found == id).map(|(token, _)| token.clone())
+}
+
 fn tokenizer_config(
     folder: &Path,
     settings: &ArchConfig,
     tokenizer: &[u8],
     special: &SpecialIds,
 ) -> Result<Value> {
-    let bad = |field: &str, expected: &str, found: String| {
-        Err(FormatError::unwritable(folder, format!("tokenizer.json: {field}"), expected, found))
-    };
-    let root: Value = match serde_json::from_slice(tokenizer) {
-        Ok(root) => root,
-        Err(e) => return bad("JSON", "a tokenizer", e.to_string()),
-    };
-    let text = |id: u32| {
-        let added =
-            root["added_tokens"].as_array().into_iter().flatten().find(|token| token["id"] == id);
-        let words = || {
-            root["model"]["vocab"]
-                .as_object()?
-                .iter()
-                .find(|(_, found)| **found == id)
-                .map(|(token, _)| token.as_str())
-        };
-        added.and_then(|token| token["content"].as_str()).or_else(words).map(str::to_owned)
-    };
+    let root: Value = serde_json::from_slice(tokenizer).map_err(|e| {
+        FormatError::unwritable(folder, "tokenizer.json: JSON", "a tokenizer", e.to_string())
+    })?;
     let mut out = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
@@ -188,9 +182,13 @@ fn tokenizer_config(
         ("pad_token", special.pad),
     ];
     for (key, id) in named.into_iter().filter_map(|(key, id)| Some((key, id?))) {
-        match text(id) {
+        match token_text(&root, id) {
             Some(text) => out[key] = text.into(),
-            None => return bad(key, "a token of that id", id.to_string()),
+            None => {
+                let field = format!("tokenizer.json: {key}");
+                let expected = "a token of that id";
+                return Err(FormatError::unwritable(folder, field, expected, id.to_string()));
+            }
         }
     }
     if let Some(template) = &special.chat_template {
@@ -207,9 +205,8 @@ fn write_weights(
     dtype: HfWeightType,
 ) -> Result<()> {
     let beside = beside(path)?;
-    let io = |e| FormatError::io(&beside, "write", e);
-    let mut file = BufWriter::new(File::create(&beside).map_err(io)?);
-    file.write_all(&header(path, tensors, dtype)?).map_err(io)?;
+    let mut file = BufWriter::new(File::create(&beside).map_err(io_at(&beside, "create"))?);
+    file.write_all(&header(path, tensors, dtype)?).map_err(io_at(&beside, "write"))?;
     for NamedRole { role, name, shape } in tensors {
         let values = weights.tensor(*role)?;
         check_count(path, name, values.len(), shape)?;
@@ -227,9 +224,10 @@ fn write_weights(
                 }
             }
         }
-        file.write_all(&bytes).map_err(io)?;
+        file.write_all(&bytes).map_err(io_at(&beside, "write"))?;
     }
-    file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+    let file = file.into_inner().map_err(|e| FormatError::io(&beside, "write", e.into_error()))?;
+    file.sync_all().map_err(io_at(&beside, "write"))?;
     std::fs::rename(&beside, path).map_err(|e| FormatError::io(path, "rename", e))
 }
 

@@ -69,7 +69,10 @@ pub(crate) fn special() -> SpecialIds {
 }
 
 pub(crate) fn added(id: usize, content: &str) -> Value {
-    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+    json!({
+        "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    })
 }
 
 fn tokenizer(tokens: &[String], merges: &[(&str, &str)]) -> Vec<u8> {
@@ -81,10 +84,13 @@ fn tokenizer(tokens: &[String], merges: &[(&str, &str)]) -> Vec<u8> {
         "normalizer": null,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": true},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+             "use_regex": true},
         ]},
         "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "decoder": {
+            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+        },
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     });
     json.to_string().into_bytes()

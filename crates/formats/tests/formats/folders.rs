@@ -30,13 +30,13 @@ fn a_model_comes_back_bit_by_bit() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         write_medium(folder.path(), &settings, HfWeightType::F32, &special());
-        let foreign = ModelFile::open(folder.path()).unwrap();
-        assert!(matches!(foreign, ModelFile::HuggingFace(_)));
-        assert_eq!(foreign.settings(), &settings);
-        assert_eq!(foreign.special().unwrap(), special());
-        assert_eq!(foreign.tokenizer_json().unwrap(), byte_tokenizer());
+        let model = ModelFile::open(folder.path()).unwrap();
+        assert!(matches!(model, ModelFile::HuggingFace(_)));
+        assert_eq!(model.settings(), &settings);
+        assert_eq!(model.special().unwrap(), special());
+        assert_eq!(model.tokenizer_json().unwrap(), byte_tokenizer());
         for role in TensorRole::all(&settings) {
-            assert_eq!(foreign.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
+            assert_eq!(model.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
         }
     }
 }
@@ -45,14 +45,14 @@ fn a_model_comes_back_bit_by_bit() {
 fn bf16_weights_are_rounded_to_even() {
     let folder = tempfile::tempdir().unwrap();
     write_medium(folder.path(), &medium(), HfWeightType::Bf16, &special());
-    let foreign = ModelFile::open(folder.path()).unwrap();
+    let model = ModelFile::open(folder.path()).unwrap();
     for role in TensorRole::all(&medium()) {
         let rounded: Vec<f32> = weights(&medium())(role)
             .unwrap()
             .iter()
             .map(|&x| half::bf16::from_f32(x).to_f32())
             .collect();
-        assert_eq!(foreign.tensor(role).unwrap(), rounded, "{role}");
+        assert_eq!(model.tensor(role).unwrap(), rounded, "{role}");
     }
 }
 
@@ -99,7 +99,10 @@ pub(crate) fn shard(folder: &Path) {
         data.extend(&whole[8 + header_len + offsets[0]..8 + header_len + offsets[1]]);
         shard.insert(
             name.clone(),
-            json!({"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [begin, data.len()]}),
+            json!({
+                "dtype": entry["dtype"], "shape": entry["shape"],
+                "data_offsets": [begin, data.len()],
+            }),
         );
         map.insert(name.clone(), format!("model-0000{}-of-00002.safetensors", i % 2 + 1).into());
     }
@@ -119,9 +122,9 @@ fn shards_are_read_like_one_file() {
     let folder = tempfile::tempdir().unwrap();
     write_medium(folder.path(), &medium(), HfWeightType::F32, &special());
     shard(folder.path());
-    let foreign = ModelFile::open(folder.path()).unwrap();
+    let model = ModelFile::open(folder.path()).unwrap();
     for role in TensorRole::all(&medium()) {
-        assert_eq!(foreign.tensor(role).unwrap(), weights(&medium())(role).unwrap(), "{role}");
+        assert_eq!(model.tensor(role).unwrap(), weights(&medium())(role).unwrap(), "{role}");
     }
 }
 

@@ -31,13 +31,13 @@ fn a_model_comes_back_bit_by_bit() {
     ] {
         let path = folder.path().join(name);
         export_to(&path, &settings, GgufWeightType::F32, &byte_tokenizer()).unwrap();
-        let foreign = ModelFile::open(&path).unwrap();
-        assert!(matches!(foreign, ModelFile::Gguf(_)));
-        assert_eq!(foreign.settings(), &settings);
-        assert_eq!(foreign.special().unwrap(), special());
-        assert_eq!(foreign.path(), path);
+        let model = ModelFile::open(&path).unwrap();
+        assert!(matches!(model, ModelFile::Gguf(_)));
+        assert_eq!(model.settings(), &settings);
+        assert_eq!(model.special().unwrap(), special());
+        assert_eq!(model.path(), path);
         for role in TensorRole::all(&settings) {
-            assert_eq!(foreign.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
+            assert_eq!(model.tensor(role).unwrap(), weights(&settings)(role).unwrap(), "{role}");
         }
         assert!(!folder.path().join(format!(".tmp-{name}")).exists());
     }

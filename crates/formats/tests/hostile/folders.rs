@@ -166,7 +166,10 @@ fn configs_that_ask_for_more_are_refused() {
             "llama3 upside down",
             config(
                 "rope_scaling",
-                json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1, "original_max_position_embeddings": 8192}),
+                json!({
+                    "rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+                    "high_freq_factor": 1, "original_max_position_embeddings": 8192,
+                }),
             ),
             c,
             "high_freq_factor",

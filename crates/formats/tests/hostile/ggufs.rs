@@ -168,6 +168,12 @@ fn lies_about_tensors_are_refused() {
             tensor("output.weight", |t| t.kind = 8),
             "output.weight\": shape",
         ),
+    ]);
+}
+
+#[test]
+fn lies_about_where_tensors_are_are_refused() {
+    check(vec![
         (
             "an offset of 2^64 - 32",
             tensor("output.weight", |t| t.offset = u64::MAX - 31),
@@ -189,6 +195,12 @@ fn lies_about_tensors_are_refused() {
             lie(|raw| raw.tensors[2].offset = raw.tensors[3].offset),
             "overlap",
         ),
+    ]);
+}
+
+#[test]
+fn tensors_of_other_models_are_refused() {
+    check(vec![
         ("a tensor missing", lie(|raw| drop(raw.tensors.remove(3))), "blk.0.attn_k.weight"),
         ("no embedding", lie(|raw| drop(raw.tensors.remove(0))), "token_embd.weight"),
         (
@@ -237,7 +249,6 @@ fn value(at: usize, value: f32) -> Lie {
 
 #[test]
 fn settings_of_other_models_are_refused() {
-    let f32_of = |x: f32| x.to_le_bytes().to_vec();
     check(vec![
         ("no architecture", remove("general.architecture"), "general.architecture"),
         (
@@ -270,6 +281,12 @@ fn settings_of_other_models_are_refused() {
             set("llama.block_count", 10, (1_u64 << 40).to_le_bytes().to_vec()),
             "llama.block_count",
         ),
+    ]);
+}
+
+#[test]
+fn shapes_of_other_models_are_refused() {
+    check(vec![
         ("no heads", set("llama.attention.head_count", 4, u32_of(0)), "head_count"),
         (
             "heads that do not divide the width",
@@ -318,6 +335,13 @@ fn settings_of_other_models_are_refused() {
         ),
         ("another vocabulary", set("llama.vocab_size", 4, u32_of(9)), "llama.vocab_size"),
         ("no context", set("llama.context_length", 4, u32_of(0)), "context"),
+    ]);
+}
+
+#[test]
+fn arithmetic_of_other_models_is_refused() {
+    let f32_of = |x: f32| x.to_le_bytes().to_vec();
+    check(vec![
         ("no epsilon", remove("llama.attention.layer_norm_rms_epsilon"), "layer_norm_rms_epsilon"),
         (
             "an epsilon of NaN",
@@ -418,6 +442,12 @@ fn tokenizers_that_contradict_themselves_are_refused() {
         ),
         ("a merge into no token", set("tokenizer.ggml.merges", 9, tokens(&["b a"])), "merges[0]"),
         ("a merge twice", set("tokenizer.ggml.merges", 9, tokens(&["a b", "a b"])), "merges[1]"),
+    ]);
+}
+
+#[test]
+fn tokenizers_of_other_kinds_are_refused() {
+    check(vec![
         ("another kind", set("tokenizer.ggml.model", 8, string("bert")), "tokenizer.ggml.model"),
         ("no kind", remove("tokenizer.ggml.model"), "tokenizer.ggml.model"),
         (

@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// Growth allowed beyond twice the largest file, which here is below 2 MB.
 const ALLOWED_KB: u64 = 64 << 10;
-const ALONE: &str = "FOREIGN_TESTS_ALONE";
+const ALONE: &str = "FORMATS_TESTS_ALONE";
 
 /// Measures the peak of the process's address space from here to [`Meter::check`].
 pub(crate) struct Meter {
