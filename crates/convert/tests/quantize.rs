@@ -36,7 +36,7 @@ fn stored_weights_are_those_that_loading_rounds() {
     for (number, config) in configs().iter().enumerate() {
         let source = folder.path().join(format!("source{number}"));
         drop(stored(&source, config, 7));
-        for format in Format::ALL {
+        for &format in Format::ALL {
             let what = format!("config {number}, {format}");
             let at_load = load_model(&source).expect("opens");
             at_load.model.quantize(format).expect("rounds");
@@ -82,7 +82,7 @@ fn errors_are_those_of_the_stored_weights() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = folder.path().join("source");
     let before = stored(&source, &configs()[0], 3).model;
-    for format in Format::ALL {
+    for &format in Format::ALL {
         let out = folder.path().join(format.to_string());
         let (path, done) =
             quantize(load_model(&source).expect("opens"), format, &out).expect("writes");

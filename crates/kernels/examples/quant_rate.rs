@@ -119,7 +119,7 @@ fn run() {
         |want: &str| want.split_once('x').is_some_and(|(n, _)| n.parse::<usize>().is_ok());
     for (n, d) in SHAPES.into_iter().filter(|(n, d)| is_wanted(&format!("{n}x{d}"), is_shape)) {
         let w_nd = values(n * d, 5);
-        for format in [None].into_iter().chain(Format::ALL.map(Some)) {
+        for format in [None].into_iter().chain(Format::ALL.iter().copied().map(Some)) {
             let name = format.map_or("f32".to_string(), |format| format.to_string());
             if !is_wanted(&name, |want| want == "f32" || want.parse::<Format>().is_ok()) {
                 continue;

@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 use ops::Format;
 
 use crate::bench::arguments::BenchCommand;
-use crate::serving_arguments::{Serve, Weights, weights};
+use crate::serving_arguments::{
+    Serve, Weights, format_help, format_long_help, weights, weights_help,
+};
 
 const ABOUT: &str =
     "Lathe trains, evaluates and serves language models that spend compute per token";
@@ -201,9 +203,7 @@ pub(crate) struct Eval {
     /// Let tokens attend to other documents of the same window (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
-    /// Round the weights to this format when loading: bf16, int8, int8-g64, int8-row, int4 or
-    /// int4-g64 [default: as stored]
-    #[arg(long, value_parser = weights)]
+    #[arg(long, value_parser = weights, help = weights_help())]
     pub(crate) weights: Option<Weights>,
     /// Print the results as JSON
     #[arg(long)]
@@ -244,9 +244,7 @@ pub(crate) struct Generate {
     /// Continue past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Round the weights to this format when loading: bf16, int8, int8-g64, int8-row, int4 or
-    /// int4-g64 [default: as stored]
-    #[arg(long, value_parser = weights)]
+    #[arg(long, value_parser = weights, help = weights_help())]
     pub(crate) weights: Option<Weights>,
 }
 
@@ -331,8 +329,7 @@ pub(crate) struct Quantize {
     /// Checkpoint folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Format to round the weights to: bf16, int8, int8-g64, int8-row, int4 or int4-g64
-    #[arg(long)]
+    #[arg(long, help = format_help(), long_help = format_long_help())]
     pub(crate) weights: Format,
     /// Print the results as JSON
     #[arg(long)]

@@ -9,9 +9,7 @@ use ops::{Format, KvFormat};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Number formats")]
 pub(crate) struct NumberFormats {
-    /// Round the weights to this format when loading: bf16, int8, int8-g64, int8-row, int4 or
-    /// int4-g64 [default: as stored]
-    #[arg(long, value_parser = weights)]
+    #[arg(long, value_parser = weights, help = weights_help())]
     pub(crate) weights: Option<Weights>,
     /// Format of the KV cache: f32, bf16 or int8
     #[arg(long, default_value = "f32", value_parser = kv_format)]
@@ -36,6 +34,25 @@ pub(crate) fn weights(name: &str) -> Result<Weights, String> {
         "f32" => Ok(Weights(None)),
         name => name.parse().map(|format| Weights(Some(format))).map_err(|error| error.to_string()),
     }
+}
+
+/// The help of `--weights` where a checkpoint is opened.
+pub(crate) fn weights_help() -> String {
+    format!(
+        "Round the weights to this format when loading: {} [default: as stored]",
+        Format::names()
+    )
+}
+
+/// The help of `--weights` where a rounded checkpoint is made.
+pub(crate) fn format_help() -> String {
+    format!("Format to round the weights to: {}", Format::names())
+}
+
+/// The same with what each format is.
+pub(crate) fn format_long_help() -> String {
+    let lines = Format::ALL.iter().map(|format| format!("\n  {format:<8}  {}", format.about()));
+    format!("Format to round the weights to:{}", lines.collect::<String>())
 }
 
 fn kv_format(name: &str) -> Result<KvFormat, String> {

@@ -68,9 +68,9 @@ impl ParamSpec {
     /// adapters are not; with 4-bit codes embedding and head get 8 bits, as errors there reach
     /// every token.
     pub fn rounded(&self, format: Format) -> Option<Format> {
-        match (self.group, format) {
-            (Group::Embedding, Format::Int4 { .. }) => Some(Format::Int8 { group: 32 }),
-            (Group::Embedding | Group::Block, _) => Some(format),
+        match self.group {
+            Group::Embedding => Some(format.of_embedding()),
+            Group::Block => Some(format),
             _ => None,
         }
     }

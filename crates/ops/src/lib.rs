@@ -43,7 +43,7 @@ pub use tensor::{
     Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows,
     rows_of, scalar, scale, shift, stack, write_rows,
 };
-pub use weight::{Format, Parts, QuantError, RowParts, Weight};
+pub use weight::{Element, Format, QuantError, StoredPart, Weight};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use burn::tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
 use kernels::quant::Quantized;
-pub use kernels::quant::{Format, Parts, QuantError, RowParts};
+pub use kernels::quant::{Element, Format, QuantError, StoredPart};
 
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
@@ -92,12 +92,12 @@ impl Weight {
     /// # Errors
     /// Parts that are not those of such a matrix in `format`.
     pub fn from_parts(
-        parts: &Parts<'_>,
         format: Format,
         rows: usize,
         columns: usize,
+        parts: &[&[u8]],
     ) -> Result<Self, QuantError> {
-        let codes = Quantized::from_parts(parts, format, rows, columns)?;
+        let codes = Quantized::from_parts(format, rows, columns, parts)?;
         let empty = Self::new(Vec::new(), 0, 0);
         Ok(Self {
             shape: (rows, columns),
@@ -111,8 +111,9 @@ impl Weight {
         self.codes().map(|codes| codes.0.format())
     }
 
-    /// The rounded values as files hold them; `None` if this weight is not rounded.
-    pub fn parts(&self) -> Option<Parts<'static>> {
+    /// The rounded values as files hold them: the bytes of each [`StoredPart`] of its format;
+    /// `None` if this weight is not rounded.
+    pub fn parts(&self) -> Option<Vec<Vec<u8>>> {
         self.codes().map(|codes| codes.0.parts())
     }
 

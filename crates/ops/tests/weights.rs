@@ -141,7 +141,11 @@ fn recompute_equals_direct() {
         // The same weights twice, as in a recursion.
         for _ in 0..2 {
             let inner = layer.clone();
-            y = if again { Ops::Fast.recompute(y, Arc::new(move |x| inner.run(x))) } else { inner.run(y) };
+            y = if again {
+                Ops::Fast.recompute(y, Arc::new(move |x| inner.run(x)))
+            } else {
+                inner.run(y)
+            };
         }
         let values = read_rows(&y);
         let gradients = backward(&functional(y));

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use checkpoint::{Dtype, NamedTensor, TensorData, TensorFile};
 use model::Model;
 use model::params::ParamSpec;
-use ops::{Format, Parts, QuantError, RowParts, Weight};
+use ops::{Element, Format, QuantError, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -42,17 +42,8 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     dtype: Dtype,
-    part: Part,
-}
-
-/// What a tensor holds of a weight.
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Values,
-    Codes,
-    Scales,
-    Mins,
-    Unit,
+    /// Which part of a rounded weight it is, in the order of its format.
+    part: usize,
 }
 
 /// The tensors of a weights file, in its order, for a model that was rounded to `format`.
@@ -75,36 +66,32 @@ impl Slot {
 }
 
 /// A weight `NAME` that is not rounded is F32 under its own name. A rounded one has its codes
-/// there: BF16 or I8 in the shape of the matrix, or U8 with two codes a byte, the even column in
-/// the low nibble. `NAME.scales` and, for 4 bits, `NAME.mins` are F16, one for each group of a row;
-/// `NAME.unit` is one F32.
+/// there; its format says what else there is, as `NAME.scales`.
 fn slots_of(spec: &ParamSpec, kept: Option<Format>) -> Result<Vec<Slot>, QuantError> {
     let (n, d) = spec.shape;
-    let slot = |part, suffix: &str, dtype, shape| Slot {
-        name: format!("{}{suffix}", spec.name),
-        shape,
-        dtype,
-        part,
-    };
     let Some(format) = kept else {
-        return Ok(vec![slot(Part::Values, "", Dtype::F32, vec![n, d])]);
+        let (name, shape) = (spec.name.clone(), vec![n, d]);
+        return Ok(vec![Slot { name, shape, dtype: Dtype::F32, part: 0 }]);
     };
-    let row = RowParts::new(format, d)?;
-    let codes = match format.bits() {
-        16 => Dtype::Bf16,
-        8 => Dtype::I8,
-        _ => Dtype::U8,
-    };
-    let mut slots =
-        vec![slot(Part::Codes, "", codes, vec![n, row.code_bytes / codes.bytes() as usize])];
-    if row.groups > 0 {
-        slots.push(slot(Part::Scales, ".scales", Dtype::F16, vec![n, row.groups]));
-        slots.push(slot(Part::Unit, ".unit", Dtype::F32, vec![1]));
+    let parts = format.stored_parts(n, d)?.into_iter().enumerate();
+    Ok(parts
+        .map(|(part, stored)| Slot {
+            name: format!("{}{}", spec.name, stored.suffix),
+            shape: stored.shape,
+            dtype: dtype_of(stored.element),
+            part,
+        })
+        .collect())
+}
+
+fn dtype_of(element: Element) -> Dtype {
+    match element {
+        Element::Bf16 => Dtype::Bf16,
+        Element::I8 => Dtype::I8,
+        Element::U8 => Dtype::U8,
+        Element::F16 => Dtype::F16,
+        Element::F32 => Dtype::F32,
     }
-    if row.mins {
-        slots.push(slot(Part::Mins, ".mins", Dtype::F16, vec![n, row.groups]));
-    }
-    Ok(slots)
 }
 
 /// Bytes that a weight takes in the file of a model that was rounded to `format`.
@@ -127,10 +114,10 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
         for slot in slots_of(spec, weight.format())? {
             let data = match &mut parts {
                 None => weight.read().into(),
-                Some(parts) => TensorData::Stored {
-                    dtype: slot.dtype,
-                    bytes: bytes_of(parts, slot.part).into(),
-                },
+                Some(parts) => {
+                    let bytes = std::mem::take(&mut parts[slot.part]);
+                    TensorData::Stored { dtype: slot.dtype, bytes: bytes.into() }
+                }
             };
             all.push((slot, data));
         }
@@ -140,17 +127,6 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
         .into_iter()
         .map(|(slot, data)| NamedTensor { name: slot.name, shape: slot.shape, data })
         .collect())
-}
-
-fn bytes_of(parts: &mut Parts<'static>, part: Part) -> Vec<u8> {
-    let bytes = |halves: &[u16]| halves.iter().flat_map(|half| half.to_le_bytes()).collect();
-    match part {
-        Part::Values => Vec::new(),
-        Part::Codes => std::mem::take(&mut parts.codes).into_owned(),
-        Part::Scales => bytes(&parts.scales),
-        Part::Mins => bytes(&parts.mins),
-        Part::Unit => parts.unit.to_le_bytes().to_vec(),
-    }
 }
 
 /// Reads a weight of a model that was rounded to `format` from a file that has the [`slots`] of
@@ -174,25 +150,10 @@ pub(crate) fn read(
         name: spec.name.clone(),
         source,
     };
-    let mut parts = Parts {
-        codes: std::borrow::Cow::default(),
-        scales: Vec::new(),
-        mins: Vec::new(),
-        unit: 1.0,
-    };
-    let halves =
-        |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();
-    for slot in slots_of(spec, Some(format)).map_err(refused)? {
-        let bytes = file.read_bytes(&slot.name, slot.dtype)?;
-        match slot.part {
-            Part::Values => {}
-            Part::Codes => parts.codes = bytes.into(),
-            Part::Scales => parts.scales = halves(bytes),
-            Part::Mins => parts.mins = halves(bytes),
-            Part::Unit => {
-                parts.unit = file.read_f32(&slot.name)?.first().copied().unwrap_or(f32::NAN)
-            }
-        }
-    }
-    Weight::from_parts(&parts, format, rows, columns).map_err(refused)
+    let slots = slots_of(spec, Some(format)).map_err(refused)?;
+    let parts = slots
+        .iter()
+        .map(|slot| file.read_bytes(&slot.name, slot.dtype))
+        .collect::<Result<Vec<&[u8]>, _>>()?;
+    Weight::from_parts(format, rows, columns, &parts).map_err(refused)
 }

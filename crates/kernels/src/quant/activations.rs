@@ -27,7 +27,7 @@ multiversion! {
 
 /// How activations are laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Form {
+pub(super) enum ActivationForm {
     /// Tiles of bytes with scales for groups of this size; `bias` is what the kernel sees added to
     /// each code of the weights.
     Bytes { group: usize, bias: i32 },
@@ -42,7 +42,7 @@ pub(super) enum Form {
 /// Tile `t` holds rows `16 t` on, 64 bytes of each for every 1024 bytes; scales, starts and offsets
 /// lie as `[tile][group][row]`.
 pub(super) struct Activations {
-    pub(super) form: Form,
+    pub(super) form: ActivationForm,
     pub(super) depth: usize,
     pub(super) groups: usize,
     pub(super) base: *mut u8,
@@ -58,25 +58,25 @@ unsafe impl Sync for Activations {}
 const LINE: usize = 16;
 
 impl Activations {
-    fn lens(form: Form, rows: usize, depth: usize) -> (usize, usize, usize) {
+    fn lens(form: ActivationForm, rows: usize, depth: usize) -> (usize, usize, usize) {
         let tiles = rows.div_ceil(16);
         match form {
-            Form::Bytes { group, .. } => {
+            ActivationForm::Bytes { group, .. } => {
                 (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group)
             }
-            Form::Halves => (tiles * 8 * depth, 0, 0),
-            Form::Wide => (rows * depth, 0, 0),
+            ActivationForm::Halves => (tiles * 8 * depth, 0, 0),
+            ActivationForm::Wide => (rows * depth, 0, 0),
         }
     }
 
     /// Length of the buffer that [`Activations::new`] needs.
-    pub(super) fn len(form: Form, rows: usize, depth: usize) -> usize {
+    pub(super) fn len(form: ActivationForm, rows: usize, depth: usize) -> usize {
         let (base, scales, _) = Self::lens(form, rows, depth);
         base + 3 * scales + LINE
     }
 
     /// Lays the parts out in `buffer`, which they borrow without saying so.
-    pub(super) fn new(form: Form, rows: usize, depth: usize, buffer: &mut [f32]) -> Self {
+    pub(super) fn new(form: ActivationForm, rows: usize, depth: usize, buffer: &mut [f32]) -> Self {
         let (base, scales, groups) = Self::lens(form, rows, depth);
         let skip = buffer.as_ptr().align_offset(64).min(LINE);
         let buffer = &mut buffer[skip..skip + base + 3 * scales];
@@ -88,7 +88,7 @@ impl Activations {
 
     /// Where tile `tile` begins.
     pub(super) fn tile(&self, tile: usize) -> *const i8 {
-        let bytes = if self.form == Form::Halves { 2 } else { 1 };
+        let bytes = if self.form == ActivationForm::Halves { 2 } else { 1 };
         self.base.wrapping_add(tile * 16 * self.depth * bytes).cast()
     }
 
@@ -99,7 +99,7 @@ impl Activations {
     pub(super) unsafe fn put(&self, kernels: &Kernels, row: usize, x: &[f32]) {
         assert_eq!(x.len(), self.depth);
         match self.form {
-            Form::Wide => {
+            ActivationForm::Wide => {
                 // SAFETY: the caller's promise; the row has `depth` values, all initialised as the
                 // buffer is.
                 let to = unsafe {
@@ -110,7 +110,7 @@ impl Activations {
                 };
                 round_row(x, to);
             }
-            Form::Halves => {
+            ActivationForm::Halves => {
                 let mut scratch = Scratch::take(self.depth / 2);
                 let [room] = scratch.split([self.depth / 2]);
                 // SAFETY: the room has `2 * depth` bytes, any of which make a `u16`, and an `f32`'s
@@ -122,7 +122,7 @@ impl Activations {
                 // SAFETY: the caller's promise.
                 unsafe { self.put_lines(row, codes.as_ptr().cast(), 2 * self.depth) };
             }
-            Form::Bytes { group, bias } => {
+            ActivationForm::Bytes { group, bias } => {
                 let at = row / 16 * self.groups * 16 + row % 16;
                 let task = RoundTask {
                     x: x.as_ptr(),

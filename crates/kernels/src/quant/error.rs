@@ -1,23 +1,17 @@
 //! What can be wrong with a matrix to quantise or with stored codes.
 
-use super::Format;
+use super::format::Format;
 
 /// Why a quantised matrix could not be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum QuantError {
-    /// A group size that no kernel has.
-    #[error("groups of {found} values: expected 32 or 64; choose one of them")]
-    Group {
-        /// The size asked for.
-        found: usize,
-    },
     /// An unknown format name.
-    #[error(
-        "format `{found}` is unknown: expected bf16, int8, int8-g64, int8-row, int4 or int4-g64; choose one of them"
-    )]
+    #[error("format `{found}` is unknown: expected {expected}; choose one of them")]
     Name {
         /// The beginning of the name.
         found: String,
+        /// The names that there are.
+        expected: String,
     },
     /// Sizes that the address space or the format cannot hold.
     #[error(
@@ -26,9 +20,9 @@ pub enum QuantError {
     Size {
         /// The format asked for.
         format: Format,
-        /// Rows.
+        /// Rows of the matrix.
         n: usize,
-        /// Columns.
+        /// Columns of the matrix.
         d: usize,
     },
     /// A slice that does not fit the sizes.
@@ -38,20 +32,14 @@ pub enum QuantError {
     Length {
         /// What the slice holds.
         what: &'static str,
-        /// Rows.
+        /// Rows of the matrix.
         n: usize,
-        /// Columns.
+        /// Columns of the matrix.
         d: usize,
         /// Elements that the sizes ask for.
         expected: usize,
-        /// Elements passed.
+        /// Elements that were passed.
         found: usize,
-    },
-    /// Blocks of 32 values for rows that are not made of them.
-    #[error("rows of {d} values are not whole blocks of 32; these blocks belong to another shape")]
-    Blocks {
-        /// Columns.
-        d: usize,
     },
     /// A weight that is NaN or infinite, or that overflows the format.
     #[error(
@@ -64,7 +52,7 @@ pub enum QuantError {
         row: usize,
         /// Column of the weight.
         col: usize,
-        /// The weight.
+        /// The weight itself.
         value: f32,
     },
     /// A stored scale or minimum that is NaN, infinite, or too large to be multiplied with a code.
@@ -79,12 +67,12 @@ pub enum QuantError {
     },
     /// A stored unit that is no power of two.
     #[error(
-        "the unit of a stored {format} matrix is {found}, expected a power of two (1 for bf16); the matrix is damaged"
+        "the unit of a stored {format} matrix is {found}, expected a power of two; the matrix is damaged"
     )]
     Unit {
-        /// Its format.
+        /// Format of the matrix.
         format: Format,
-        /// The unit.
+        /// The unit that is stored.
         found: f32,
     },
 }

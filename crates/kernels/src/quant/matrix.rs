@@ -1,8 +1,10 @@
 //! Quantised matrices: made from weights, read back, and kept in the order that the kernels stream.
 
-use super::format::{Format, LINE, Layout, PANEL};
-use super::row_codes::{Panel, RowCodes};
-use super::{QuantError, round};
+use super::error::QuantError;
+use super::format::Format;
+use super::layout::{LINE, Layout, PANEL};
+use super::round;
+use super::row_codes::{PanelParts, RowCodes};
 use rayon::prelude::*;
 use std::fmt;
 
@@ -11,14 +13,14 @@ use std::fmt;
 #[repr(C, align(64))]
 struct Line([u8; LINE]);
 
-/// A matrix W `[n, d]` in one of the formats of [`Format`], in panels of 16 rows.
+/// A matrix W `[n, d]` in one of the formats, in panels of 16 rows.
 #[derive(Clone)]
 pub struct Quantized {
     pub(super) layout: Layout,
     /// Power of two that all scales and minima are multiples of.
     pub(super) unit: f32,
     lines: Vec<Line>,
-    /// Half-precision bits, `[panel][group][lane]`.
+    /// Half-precision bits as `[panel][group][lane]`; minima likewise, or none.
     pub(super) scales: Vec<u16>,
     pub(super) mins: Vec<u16>,
 }
@@ -33,20 +35,17 @@ impl fmt::Debug for Quantized {
 impl Quantized {
     /// Quantises W, on all threads of the current rayon pool.
     ///
-    /// Scales and minima are half-precision numbers times one power of two of the matrix. `int8`
-    /// formats take the scale `max |w| / 127` of a group or row; `int4` takes, of several ranges
-    /// between the least and the largest weight of a group, the one with the least square error.
+    /// Scales and minima are half-precision numbers times one power of two of the matrix.
     ///
     /// # Errors
-    /// When the group size is not 32 or 64, the sizes do not fit `w_nd` or the format, or a weight
-    /// is not finite.
+    /// When the sizes do not fit `w_nd` or the format, or a weight is not finite.
     pub fn new(format: Format, w_nd: &[f32], n: usize, d: usize) -> Result<Self, QuantError> {
-        let layout = Layout::new(format, n, d, format.bits() == 4)?;
+        let layout = Layout::new(format, n, d)?;
         check_length("weights", &layout, n * d, w_nd.len())?;
         if d == 0 {
             return Self::build(layout, 1.0, |_, _| Ok(()));
         }
-        let unit = round::unit(&layout, w_nd)?;
+        let unit = (format.0.unit)(round::largest(&layout, w_nd)?);
         Self::build(layout, unit, |i, row| {
             round::row(&layout, unit, &w_nd[i * d..(i + 1) * d], row);
             Ok(())
@@ -71,7 +70,7 @@ impl Quantized {
         if layout.d == 0 {
             return Ok(made);
         }
-        let fill_panel = |(panel, mut parts): (usize, Panel<'_>)| {
+        let fill_panel = |(panel, mut parts): (usize, PanelParts<'_>)| {
             let first = panel * PANEL;
             for lane in 0..PANEL.min(layout.n - first) {
                 let mut row = RowCodes::new(&layout);
@@ -80,12 +79,12 @@ impl Quantized {
             }
             Ok(())
         };
-        let mut parts: Vec<(usize, Panel<'_>)> = Vec::with_capacity(panels);
+        let mut parts: Vec<(usize, PanelParts<'_>)> = Vec::with_capacity(panels);
         let (mut scales, mut mins) = (made.scales.as_mut_slice(), made.mins.as_mut_slice());
         for (panel, lines) in made.lines.chunks_mut(layout.panel_bytes() / LINE).enumerate() {
             let scales = cut(&mut scales, layout.groups * PANEL);
             let mins = cut(&mut mins, if layout.mins { layout.groups * PANEL } else { 0 });
-            parts.push((panel, Panel { codes: bytes_mut(lines), scales, mins }));
+            parts.push((panel, PanelParts { codes: bytes_mut(lines), scales, mins }));
         }
         // The first damaged row is the one reported, whichever thread found its own first.
         let results: Vec<Result<(), QuantError>> = parts.into_par_iter().map(fill_panel).collect();
@@ -142,7 +141,7 @@ impl Quantized {
         self.lines.len() * LINE + 2 * (self.scales.len() + self.mins.len())
     }
 
-    /// The format.
+    /// The format that it is stored in.
     pub fn format(&self) -> Format {
         self.layout.format
     }

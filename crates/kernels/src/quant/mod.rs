@@ -2,16 +2,21 @@
 //!
 //! A product's bits depend on its row of activations and its row of weights alone, as everywhere
 //! here.
+//!
+//! A format (`format.rs`, `formats/`) says how weights are rounded to codes and scales. The codes
+//! are of one of a few kinds (`codes.rs`), and each kind has its kernels.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod codes;
 mod error;
 mod format;
-mod gguf;
+mod formats;
 mod half;
 mod kernel;
 mod lanes;
+mod layout;
 mod matrix;
 mod parts;
 mod path;
@@ -23,12 +28,13 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+pub use codes::Element;
 pub use error::QuantError;
 pub use format::Format;
 pub use matrix::Quantized;
-pub use parts::{Parts, RowParts};
+pub use parts::StoredPart;
 #[doc(hidden)]
-pub use path::Path;
+pub use path::ProductPath;
 pub use product::matmul_quantized;
 #[doc(hidden)]
 pub use product::matmul_quantized_with;

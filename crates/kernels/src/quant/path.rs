@@ -1,12 +1,12 @@
 //! The ways through which a product can go on this processor, and the choice among them.
 
-use super::format::Format;
+use super::codes::Codes;
 use super::kernel::{self, BfTask, IntTask, RoundTask};
 use super::lanes;
 
 /// A way to compute a product. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum ProductPath {
     /// Matrix instructions on tiles (AMX), with AVX-512 for scales.
     Amx,
     /// AVX-512 with byte products (VNNI).
@@ -17,33 +17,30 @@ pub enum Path {
     Plain,
 }
 
-impl Path {
+impl ProductPath {
     /// The ways that this processor can go; never empty.
-    pub fn available() -> Vec<Path> {
-        let all = [Path::Amx, Path::Avx512, Path::Avx2, Path::Plain];
+    pub fn available() -> Vec<ProductPath> {
+        let all = [ProductPath::Amx, ProductPath::Avx512, ProductPath::Avx2, ProductPath::Plain];
         all.into_iter().filter(|path| path.kernels().is_some()).collect()
     }
 
     /// The fastest way for products of `rows` rows of activations.
-    pub(super) fn best(format: Format, rows: usize) -> Path {
-        // Below, a kernel that keeps its sums in registers is as fast as memory.
-        let least = match format {
-            Format::Bf16 => 5,
-            Format::Int8 { .. } | Format::Int8Rows => 9,
-            Format::Int4 { .. } => 17,
-        };
-        let all = [Path::Amx, Path::Avx512, Path::Avx2];
-        let fits = |path: &Path| (*path != Path::Amx || rows >= least) && path.kernels().is_some();
-        all.into_iter().find(fits).unwrap_or(Path::Plain)
+    pub(super) fn best(codes: Codes, rows: usize) -> ProductPath {
+        let all = [ProductPath::Amx, ProductPath::Avx512, ProductPath::Avx2];
+        let tried = if rows >= codes.least_tile_rows() { &all[..] } else { &all[1..] };
+        let found = tried.iter().find(|path| path.kernels().is_some());
+        found.copied().unwrap_or(ProductPath::Plain)
     }
 
     /// The kernels of this way without tiles, or `None` where the processor cannot go it.
     pub(super) fn kernels(self) -> Option<&'static Kernels> {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Path::Amx => super::amx::available().then(|| Path::Avx512.kernels()).flatten(),
+            ProductPath::Amx => {
+                super::amx::available().then(|| ProductPath::Avx512.kernels()).flatten()
+            }
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => {
+            ProductPath::Avx512 => {
                 let wide = is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
@@ -52,15 +49,15 @@ impl Path {
                 wide.then_some(&vnni::KERNELS)
             }
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => {
+            ProductPath::Avx2 => {
                 let middle = is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c");
                 middle.then_some(&avx2::KERNELS)
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Path::Amx | Path::Avx512 | Path::Avx2 => None,
-            Path::Plain => Some(&plain::KERNELS),
+            ProductPath::Amx | ProductPath::Avx512 | ProductPath::Avx2 => None,
+            ProductPath::Plain => Some(&plain::KERNELS),
         }
     }
 }
@@ -78,7 +75,7 @@ pub(super) struct Kernel<T> {
 }
 
 /// The kernels compiled for one instruction set; number `i` of a list takes `2^i` rows. A reference
-/// is proof that the processor has the instructions, since [`Path::kernels`] is the only source.
+/// is proof that the processor has the instructions, since [`ProductPath::kernels`] is the only source.
 pub(super) struct Kernels {
     pub(super) bytes: &'static [Kernel<IntTask>],
     pub(super) nibbles: &'static [Kernel<IntTask>],

@@ -1,11 +1,12 @@
 //! Products with quantised matrices: activations are rounded once by all threads together, then
 //! each thread takes contiguous ranges of panels.
 
-use super::activations::{Activations, Form};
-use super::format::{Format, PANEL};
+use super::activations::{ActivationForm, Activations};
+use super::codes::Codes;
 use super::kernel::{A_ROW, BfTask, IntTask, Out};
+use super::layout::PANEL;
 use super::matrix::Quantized;
-use super::path::{Kernel, Kernels, Path, TOGETHER};
+use super::path::{Kernel, Kernels, ProductPath, TOGETHER};
 use crate::matmul::{Mat, MatMut, Start, Threads};
 use crate::scratch::Scratch;
 use std::ops::Range;
@@ -14,8 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Products with fewer multiply-adds than this stay on the calling thread: waking another costs
 /// more.
 const WORTH_SHARING: usize = 1 << 17;
-/// What is taken from 4-bit codes without minima.
-pub(super) const NIBBLE_BIAS: i32 = 8;
 /// Bytes of activations that are kept at once, for a share of the second-level cache.
 const KEPT: usize = 1 << 20;
 
@@ -38,7 +37,7 @@ const KEPT: usize = 1 << 20;
 /// # Panics
 /// When the shapes do not fit.
 pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, threads: Threads) {
-    matmul_quantized_with(Path::best(w.format(), x.rows()), y, x, w, start, threads);
+    matmul_quantized_with(ProductPath::best(w.format().0.codes, x.rows()), y, x, w, start, threads);
 }
 
 /// [`matmul_quantized`] on a chosen path.
@@ -47,7 +46,7 @@ pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, 
 /// When the shapes do not fit or the processor cannot go this path.
 #[doc(hidden)]
 pub fn matmul_quantized_with(
-    path: Path,
+    path: ProductPath,
     mut y: MatMut<'_>,
     x: Mat<'_>,
     w: &Quantized,
@@ -64,7 +63,7 @@ pub fn matmul_quantized_with(
     );
     let Some(kernels) = path.kernels() else {
         panic!(
-            "matmul_quantized: this processor lacks what {path:?} needs; choose from Path::available()"
+            "matmul_quantized: this processor lacks what {path:?} needs; choose from ProductPath::available()"
         )
     };
     if d == 0 && start == Start::Zero {
@@ -73,15 +72,12 @@ pub fn matmul_quantized_with(
     if d == 0 || rows == 0 || n == 0 {
         return;
     }
-    let bias = match (w.format().bits(), w.layout.mins) {
-        (4, true) => 0,
-        (4, false) => NIBBLE_BIAS,
-        _ => kernels.byte_bias,
-    };
-    let form = match (w.format(), path) {
-        (Format::Bf16, Path::Amx) => Form::Halves,
-        (Format::Bf16, _) => Form::Wide,
-        _ => Form::Bytes { group: w.layout.group, bias },
+    let format = w.format().0;
+    let bias = format.zero + if format.codes == Codes::Bytes { kernels.byte_bias } else { 0 };
+    let form = match (format.codes, path) {
+        (Codes::Bf16, ProductPath::Amx) => ActivationForm::Halves,
+        (Codes::Bf16, _) => ActivationForm::Wide,
+        (Codes::Bytes | Codes::Nibbles, _) => ActivationForm::Bytes { group: w.layout.group, bias },
     };
     let row_bytes = Activations::len(form, 16, w.layout.depth) / 4;
     let most = (KEPT / row_bytes / 32 * 32).max(64);
@@ -94,9 +90,9 @@ pub fn matmul_quantized_with(
 
 /// What the parts of one product share.
 struct Call {
-    path: Path,
+    path: ProductPath,
     kernels: &'static Kernels,
-    form: Form,
+    form: ActivationForm,
     start: Start,
 }
 
@@ -144,7 +140,7 @@ impl Call {
 
 /// One product of a limited number of rows.
 pub(super) struct Job<'a> {
-    path: Path,
+    path: ProductPath,
     kernels: &'static Kernels,
     x: Mat<'a>,
     pub(super) w: &'a Quantized,
@@ -215,18 +211,20 @@ impl Job<'_> {
     /// Nobody else uses these panels of Y, and the activations are complete.
     unsafe fn panels(&self, panels: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
-        if self.path == Path::Amx {
+        if self.path == ProductPath::Amx {
             // SAFETY: `kernels` proves that the instructions exist; the rest is the caller's
             // promise.
             return unsafe { super::tiles::panels(self, panels) };
         }
         for first in panels.clone().step_by(TOGETHER) {
             let set = first..(first + TOGETHER).min(panels.end);
-            match self.w.format() {
+            match self.w.format().0.codes {
                 // SAFETY: the caller's promise.
-                Format::Bf16 => unsafe { self.bf16_panels(set) },
+                Codes::Bf16 => unsafe { self.bf16_panels(set) },
                 // SAFETY: the caller's promise.
-                _ => unsafe { self.int_panels(set) },
+                Codes::Bytes => unsafe { self.int_panels(set, self.kernels.bytes) },
+                // SAFETY: the caller's promise.
+                Codes::Nibbles => unsafe { self.int_panels(set, self.kernels.nibbles) },
             }
         }
     }
@@ -274,10 +272,8 @@ impl Job<'_> {
 
     /// # Safety
     /// As [`Job::panels`].
-    unsafe fn int_panels(&self, set: Range<usize>) {
+    unsafe fn int_panels(&self, set: Range<usize>, kernels: &[Kernel<IntTask>]) {
         let (layout, activations) = (&self.w.layout, &self.activations);
-        let kernels =
-            if layout.format.bits() == 4 { self.kernels.nibbles } else { self.kernels.bytes };
         for_blocks(self.rows(), set, kernels, |row, panel, kernel| {
             let at = row / 16 * layout.groups * 16 + row % 16;
             let (scales, mins) = self.scales(panel);

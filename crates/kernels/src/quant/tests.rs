@@ -1,37 +1,52 @@
 //! Products are compared with the stored values in `f64`, with a scalar copy of the law bit for
 //! bit, and with each other across paths, threads and numbers of rows.
 
+use super::codes::Codes;
+use super::format::{GroupScale, Groups, WeightFormat, inverse, unit_for};
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::*;
 use crate::matmul::{Mat, MatMut, Start, Threads};
 use crate::testing::{bits, in_pools, inner, values, wide};
 
-/// A matrix of each format, and of nibbles without minima.
-fn matrices(n: usize, d: usize) -> Vec<Quantized> {
-    let w_nd = values(7 + n as u64, n * d);
-    let mut all: Vec<Quantized> =
-        Format::ALL.iter().map(|&f| Quantized::new(f, &w_nd, n, d).unwrap()).collect();
-    if d.is_multiple_of(32) {
-        all.push(Quantized::from_q4_0(&blocks(18, 2, n * d / 32), n, d).unwrap());
+/// A format that is in no list: 4-bit codes around 8 without minima. All that it takes is this.
+const AROUND_EIGHT: Format = Format(&WeightFormat {
+    name: "around-eight",
+    about: "4-bit integers, a scale for each 32 values",
+    codes: Codes::Nibbles,
+    groups: Groups::Of32,
+    has_minima: false,
+    zero: 8,
+    unit: unit_for,
+    round: around_eight,
+    embedding: None,
+});
+
+fn around_eight(unit: f32, w: &[f32], codes: &mut [u16]) -> GroupScale {
+    let most = w.iter().fold(0.0, |most: f32, w| most.max(w.abs()));
+    let scale = f32_to_f16(most / 7.5 / unit);
+    let inverse = inverse(f16_to_f32(scale) * unit);
+    for (code, &w) in codes.iter_mut().zip(w) {
+        *code = (f64::from(w) * inverse + 8.0).round_ties_even().clamp(0.0, 15.0) as u16;
     }
-    all
+    GroupScale { scale, min: 0 }
 }
 
-/// `count` blocks of `size` bytes that begin with `header` bytes of half-precision numbers near
-/// 0.01.
-fn blocks(size: usize, header: usize, count: usize) -> Vec<u8> {
-    let noise = values(11, size * count);
-    let mut blocks: Vec<u8> = noise.iter().map(|x| ((x + 1.0) * 128.0) as u8).collect();
-    for (i, block) in blocks.chunks_mut(size).enumerate() {
-        for (j, half) in block[..header].chunks_mut(2).enumerate() {
-            half.copy_from_slice(&f32_to_f16(0.01 * noise[i] + 0.002 * j as f32).to_le_bytes());
-        }
-    }
-    blocks
+fn all_formats() -> impl Iterator<Item = Format> {
+    Format::ALL.iter().copied().chain([AROUND_EIGHT])
+}
+
+fn named(name: &str) -> Format {
+    name.parse().unwrap()
+}
+
+/// A matrix of each format.
+fn matrices(n: usize, d: usize) -> Vec<Quantized> {
+    let w_nd = values(7 + n as u64, n * d);
+    all_formats().map(|f| Quantized::new(f, &w_nd, n, d).unwrap()).collect()
 }
 
 fn product(
-    path: Path,
+    path: ProductPath,
     x: Mat<'_>,
     w: &Quantized,
     y: &[f32],
@@ -54,7 +69,7 @@ fn product(
 fn element(x: &[f32], w: &Quantized, j: usize, start: Option<f32>) -> f32 {
     let mut row = row_codes::RowCodes::new(&w.layout);
     w.gather(j, &mut row);
-    let acc = if w.format() == Format::Bf16 {
+    let acc = if w.format().0.codes == Codes::Bf16 {
         bf16_element(x, &row.codes)
     } else {
         int_element(x, w, &row)
@@ -86,8 +101,8 @@ fn int_element(x: &[f32], w: &Quantized, row: &row_codes::RowCodes) -> f32 {
         let (mut sum, mut sum_q) = (0i64, 0i64);
         for (&x, &code) in x.iter().zip(codes) {
             let q = if most == 0.0 { 0 } else { (x * (127.0 / most)).round_ties_even() as i64 };
-            let code = match (w.format().bits(), w.layout.mins) {
-                (8, _) => i64::from(code as u8 as i8),
+            let code = match (w.format().0.codes, w.layout.mins) {
+                (Codes::Bytes, _) => i64::from(code as u8 as i8),
                 (_, true) => i64::from(code),
                 (_, false) => i64::from(code) - 8,
             };
@@ -122,7 +137,7 @@ fn every_path_follows_the_formula() {
         for w in matrices(n, d) {
             for (start, path) in [Start::Zero, Start::FromC]
                 .iter()
-                .flat_map(|&s| Path::available().into_iter().map(move |p| (s, p)))
+                .flat_map(|&s| ProductPath::available().into_iter().map(move |p| (s, p)))
             {
                 let y = product(path, x, &w, &before, start, Threads::One);
                 for (at, found) in y.iter().enumerate() {
@@ -144,9 +159,7 @@ fn every_path_follows_the_formula() {
 fn a_row_alone_is_the_row_among_many_in_any_pool() {
     let (t, n, d) = (70, 52, 4096);
     let x_td = values(13, t * d);
-    for format in
-        [Format::Bf16, Format::Int8 { group: 32 }, Format::Int8Rows, Format::Int4 { group: 64 }]
-    {
+    for format in ["bf16", "int8", "int8-row", "int4-g64"].map(named) {
         let w = Quantized::new(format, &values(17, n * d), n, d).unwrap();
         let all = || {
             let mut y_tn = vec![f32::NAN; t * n];
@@ -180,8 +193,9 @@ fn a_row_alone_is_the_row_among_many_in_any_pool() {
 fn rows_of_y_may_lie_apart() {
     let (t, n, d, stride) = (21, 37, 64, 43);
     let (x_td, before) = (values(1, t * d), values(2, 1 + t * stride));
-    for (w, path) in
-        matrices(n, d).iter().flat_map(|w| Path::available().into_iter().map(move |path| (w, path)))
+    for (w, path) in matrices(n, d)
+        .iter()
+        .flat_map(|w| ProductPath::available().into_iter().map(move |path| (w, path)))
     {
         let (mut apart, mut dense) = (before.clone(), vec![0.0; t * n]);
         let y = MatMut::strided(&mut apart[1..], t, n, stride);
@@ -204,7 +218,7 @@ fn products_are_near_those_of_the_stored_values() {
     for w in matrices(n, d) {
         let w_nd = w.dequantize();
         let y_tn = product(
-            Path::best(w.format(), t),
+            ProductPath::best(w.format().0.codes, t),
             Mat::rows_major(&x_td, t, d),
             &w,
             &[0.0; 192],
@@ -221,7 +235,7 @@ fn products_are_near_those_of_the_stored_values() {
             size += want * want;
         }
         // Rounding of the activations is what is left: to 8 bits of significand, or to 127 steps.
-        let limit = if w.format() == Format::Bf16 { 0.002 } else { 0.007 };
+        let limit = if w.format().bits() == 16 { 0.002 } else { 0.007 };
         assert!((error / size).sqrt() < limit, "{w:?}: {}", (error / size).sqrt());
     }
 }
@@ -235,7 +249,7 @@ fn stored_values_are_near_the_weights() {
         .enumerate()
         .map(|(i, w)| w * 0.5f32.powi((i / d) as i32))
         .collect();
-    for format in Format::ALL {
+    for format in all_formats() {
         let w = Quantized::new(format, &w_nd, n, d).unwrap();
         let found = w.dequantize();
         for (i, (row, found)) in w_nd.chunks(d).zip(found.chunks(d)).enumerate() {
@@ -255,7 +269,7 @@ fn stored_values_are_near_the_weights() {
         }
     }
     let bytes = |format: &str| {
-        Quantized::new(format.parse().unwrap(), &vec![0.5; 64 * 640], 64, 640).unwrap().bytes()
+        Quantized::new(named(format), &vec![0.5; 64 * 640], 64, 640).unwrap().bytes()
     };
     let sizes = ["bf16", "int8", "int8-g64", "int8-row", "int4", "int4-g64"]
         .map(|f| bytes(f) as f64 / 40960.0);
@@ -266,11 +280,10 @@ fn stored_values_are_near_the_weights() {
 fn constant_and_tiny_weights_survive() {
     for (w, format) in [0.0, 1.0, -3.5e-20, 7e30, f32::MIN_POSITIVE]
         .into_iter()
-        .flat_map(|w| Format::ALL.map(|f| (w, f)))
+        .flat_map(|w| Format::ALL.iter().map(move |&f| (w, f)))
     {
         let found = Quantized::new(format, &[w; 66], 2, 33).unwrap().dequantize();
-        let limit =
-            if format == Format::Bf16 && w.abs() < 1e-16 { w.abs() } else { w.abs() / 200.0 };
+        let limit = if format.bits() == 16 && w.abs() < 1e-16 { w.abs() } else { w.abs() / 200.0 };
         assert!(found.iter().all(|f| (f - w).abs() <= limit), "{format} {w}: {}", found[0]);
     }
 }
@@ -284,7 +297,7 @@ fn values_that_are_not_finite_stay_in_their_row() {
     x_td[4 * d..5 * d].fill(0.0);
     x_td[5 * d..6 * d].fill(1e-38);
     for w in matrices(n, d) {
-        for path in Path::available() {
+        for path in ProductPath::available() {
             let y_tn = product(
                 path,
                 Mat::rows_major(&x_td, t, d),
@@ -306,11 +319,11 @@ fn values_that_are_not_finite_stay_in_their_row() {
 #[test]
 fn empty_sizes_write_zeros_or_nothing() {
     for (t, n, d) in [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)] {
-        for w in Format::ALL.map(|format| Quantized::new(format, &vec![1.0; n * d], n, d).unwrap())
-        {
+        for w in all_formats().map(|f| Quantized::new(f, &vec![1.0; n * d], n, d).unwrap()) {
             assert_eq!((w.shape(), w.dequantize().len()), ((n, d), n * d));
-            for (path, start) in
-                Path::available().into_iter().flat_map(|p| [(p, Start::Zero), (p, Start::FromC)])
+            for (path, start) in ProductPath::available()
+                .into_iter()
+                .flat_map(|p| [(p, Start::Zero), (p, Start::FromC)])
             {
                 let x = vec![1.0; t * d];
                 let y = product(
@@ -328,54 +341,19 @@ fn empty_sizes_write_zeros_or_nothing() {
 }
 
 #[test]
-fn blocks_of_files_are_taken_over_exactly() {
-    let (n, d) = (19, 96);
-    let half = |block: &[u8], at: usize| f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
-    let nibble =
-        |block: &[u8], at: usize, k: usize| f32::from(block[at + k % 16] >> (k / 16 * 4) & 15);
-    type Make = fn(&[u8], usize, usize) -> Result<Quantized, QuantError>;
-    type Value<'a> = &'a dyn Fn(&[u8], usize) -> f32;
-    let q8_0 = |b: &[u8], k: usize| f32::from(b[2 + k] as i8) * half(b, 0);
-    let q4_0 = |b: &[u8], k: usize| (nibble(b, 2, k) - 8.0) * half(b, 0);
-    let q4_1 = |b: &[u8], k: usize| nibble(b, 4, k) * half(b, 0) + half(b, 2);
-    let cases: [(Make, usize, usize, Value<'_>); 3] = [
-        (Quantized::from_q8_0, 34, 2, &q8_0),
-        (Quantized::from_q4_0, 18, 2, &q4_0),
-        (Quantized::from_q4_1, 20, 4, &q4_1),
-    ];
-    for (make, size, header, value) in cases {
-        let data = blocks(size, header, n * d / 32);
-        let w = make(&data, n, d).unwrap();
-        for (at, found) in w.dequantize().iter().enumerate() {
-            let want = value(&data[at / 32 * size..][..size], at % 32);
-            assert_eq!(found.to_bits(), want.to_bits(), "{w:?} {at}");
-        }
-        assert!(matches!(make(&data[1..], n, d), Err(QuantError::Length { .. })));
-        assert!(matches!(make(&data, n, 100), Err(QuantError::Blocks { d: 100 })));
-        let mut bad = data;
-        bad[4 * size + header - 1] = 0x7c;
-        assert_eq!(make(&bad, n, d).unwrap_err(), QuantError::Scale { row: 1, group: 1 });
-    }
-}
-
-#[test]
 fn bad_requests_are_refused() {
-    for format in [Format::Int8 { group: 16 }, Format::Int4 { group: 0 }] {
-        assert!(matches!(Quantized::new(format, &[1.0; 64], 1, 64), Err(QuantError::Group { .. })));
-    }
     assert!(matches!(
-        Quantized::new(Format::Bf16, &[1.0; 5], 2, 3),
+        Quantized::new(named("bf16"), &[1.0; 5], 2, 3),
         Err(QuantError::Length { expected: 6, found: 5, .. })
     ));
-    let rows = Quantized::new(Format::Int8Rows, &[], 0, (1 << 17) + 1);
+    let rows = Quantized::new(named("int8-row"), &[], 0, (1 << 17) + 1);
     assert!(matches!(rows, Err(QuantError::Size { .. })));
     assert!(matches!(
-        Quantized::new(Format::Bf16, &[], usize::MAX / 8, 64),
+        Quantized::new(named("bf16"), &[], usize::MAX / 8, 64),
         Err(QuantError::Size { .. })
     ));
-    for (format, bad) in Format::ALL
-        .into_iter()
-        .flat_map(|f| [f32::NAN, f32::INFINITY, f32::MAX].map(|bad| (f, bad)))
+    for (format, bad) in
+        all_formats().flat_map(|f| [f32::NAN, f32::INFINITY, f32::MAX].map(|bad| (f, bad)))
     {
         let refused = Quantized::new(format, &[1.0, 2.0, 3.0, bad], 2, 2);
         assert!(
@@ -383,16 +361,22 @@ fn bad_requests_are_refused() {
             "{format} {bad}"
         );
     }
-    for format in Format::ALL {
+    for &format in Format::ALL {
         assert_eq!(format.to_string().parse::<Format>(), Ok(format));
+        let same_name = Format::ALL.iter().filter(|other| **other == format).count();
+        assert_eq!(same_name, 1, "{format}: names are different");
+        assert!(Format::ALL.contains(&format.of_embedding()) && !format.about().is_empty());
     }
+    let unknown = "int3".parse::<Format>().unwrap_err().to_string();
+    let all = "expected bf16, int8, int8-g64, int8-row, int4 or int4-g64; choose one of them";
+    assert!(unknown.contains("`int3`") && unknown.contains(all), "{unknown}");
     assert!(matches!("int3".parse::<Format>(), Err(QuantError::Name { .. })));
 }
 
 #[test]
 #[should_panic(expected = "the inner sizes must agree")]
 fn shapes_that_do_not_fit_are_refused() {
-    let w = Quantized::new(Format::Bf16, &[1.0; 6], 2, 3).unwrap();
+    let w = Quantized::new(named("bf16"), &[1.0; 6], 2, 3).unwrap();
     matmul_quantized(
         MatMut::rows_major(&mut [0.0; 4], 2, 2),
         Mat::rows_major(&[0.0; 4], 2, 2),

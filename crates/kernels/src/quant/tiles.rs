@@ -1,11 +1,13 @@
 //! The products on the matrix-instruction path: pairs of panels against pairs of tiles of rows.
 
-use super::activations::Form;
+use super::activations::ActivationForm;
 use super::amx::{self, C_TILE, Tiles};
-use super::format::{Format, LINE, PANEL};
+use super::codes::Codes;
+use super::format::Groups;
 use super::kernel::{A_TILE, Out};
 use super::lanes::{Lanes, Vnni};
-use super::product::{Job, NIBBLE_BIAS};
+use super::layout::{LINE, PANEL};
+use super::product::Job;
 use crate::scratch::Scratch;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -34,7 +36,8 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     let quads = if layout.group == 32 { 8 } else { 16 };
     // SAFETY: the instructions are available, and no other `Tiles` lives in this function.
     let _tiles = unsafe { Tiles::new(job.rows().min(16), quads) };
-    let bytes = if layout.format.bits() == 4 { layout.depth * PANEL } else { 0 };
+    let nibbles = layout.format.0.codes == Codes::Nibbles;
+    let bytes = if nibbles { layout.depth * PANEL } else { 0 };
     let len = 2 * PAIRS * bytes / size_of::<f32>() + LINE / size_of::<f32>();
     let mut scratch = Scratch::take(len);
     let [wide] = scratch.split([len]);
@@ -47,7 +50,7 @@ pub(super) unsafe fn panels(job: &Job<'_>, panels: Range<usize>) {
     for first in panels.clone().step_by(width) {
         let strip = first..(first + width).min(panels.end);
         if bytes > 0 {
-            let bias = if layout.mins { 0 } else { NIBBLE_BIAS as i8 };
+            let bias = layout.format.0.zero as i8;
             for (i, panel) in strip.clone().enumerate() {
                 // SAFETY: the room holds the panels of a strip; this one has `depth / 8` lines of
                 // nibbles.
@@ -115,7 +118,8 @@ struct Pair<'a> {
 unsafe fn block(pairs: &[Pair<'_>], tile: usize, room: &mut Room) {
     let Some(Pair { job, .. }) = pairs.first() else { return };
     let rows = (job.rows() - tile * 16).min(32);
-    let grouped = matches!(job.w.format(), Format::Int8 { .. } | Format::Int4 { .. });
+    let size = job.w.format().0.groups;
+    let grouped = matches!(size, Groups::Of32 | Groups::Of64);
     let groups = if grouped { job.w.layout.groups } else { 0 };
     for first in (0..groups).step_by(CHUNK) {
         for (pair, sums) in pairs.iter().zip(&mut room.sums) {
@@ -129,15 +133,15 @@ unsafe fn block(pairs: &[Pair<'_>], tile: usize, room: &mut Room) {
         let sums = &mut room.sums[if grouped { i } else { 0 }];
         // SAFETY: the sums hold four tiles, the results more.
         unsafe {
-            match job.w.format() {
-                Format::Bf16 => amx::bf16(&pair.operands(tile, rows), sums.as_mut_ptr()),
-                Format::Int8Rows => {
+            match size {
+                Groups::None => amx::bf16(&pair.operands(tile, rows), sums.as_mut_ptr()),
+                Groups::Row => {
                     amx::int8(&pair.operands(tile, rows), room.results.as_mut_ptr());
                     for part in 0..rows.div_ceil(PART) {
                         pair.scale(tile, part, 0..1, &room.results, sums);
                     }
                 }
-                _ => {}
+                Groups::Of32 | Groups::Of64 => {}
             }
             pair.write(tile, rows, sums);
         }
@@ -150,7 +154,7 @@ impl Pair<'_> {
         let second = if rows > 16 { tile + 1 } else { tile };
         let first = job.out(tile * 16, self.panels[0]);
         let steps = match job.activations.form {
-            Form::Bytes { .. } => job.activations.depth / 64,
+            ActivationForm::Bytes { .. } => job.activations.depth / 64,
             _ => job.activations.depth / 32,
         };
         amx::Operands {

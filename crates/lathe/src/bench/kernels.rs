@@ -238,7 +238,7 @@ impl Bench<'_> {
 
     /// Rounded weights that come from memory.
     fn quantised(&mut self) -> Result<()> {
-        for format in Format::ALL {
+        for &format in Format::ALL {
             let name = format!("weights {format}");
             if !self.wants(&name) {
                 continue;
@@ -261,7 +261,7 @@ impl Bench<'_> {
                 // Beside the stored weights: what is left is the rounding of activations, to bf16
                 // or to 8 bits, which for these values has a deviation of 0.002 or 0.008; five of
                 // them.
-                let tolerance = if format == Format::Bf16 { 0.01 } else { 0.04 };
+                let tolerance = 5.0 * format.product_error();
                 let error = product_error(&y, x, Mat::rows_major(&stored, n, d).t());
                 let work = weights_work(rows, n, d, one.bytes());
                 self.time((&name, format!("{rows} x {n} x {d}")), work, error, tolerance, |i| {

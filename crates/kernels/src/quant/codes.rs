@@ -1,0 +1,159 @@
+//! The kinds of codes that the kernels multiply, and all that depends on nothing else: how they lie
+//! in a panel and in a file, and what a number stands for.
+
+use super::half::{bf16_to_f32, f32_to_bf16};
+use super::layout::LINE;
+
+/// A kind of code. A kind has kernels of its own (`kernel.rs`, `tiles.rs`); formats are made of
+/// kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// bfloat16 numbers, against activations rounded to bfloat16.
+    Bf16,
+    /// Signed bytes, against activations rounded to bytes.
+    Bytes,
+    /// 0 to 15, two in a byte, against activations rounded to bytes.
+    Nibbles,
+}
+
+/// The type of the elements of a stored part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// bfloat16.
+    Bf16,
+    /// Two's complement bytes.
+    I8,
+    /// Unsigned bytes.
+    U8,
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::I8 | Element::U8 => 1,
+            Element::Bf16 | Element::F16 => 2,
+            Element::F32 => 4,
+        }
+    }
+}
+
+impl Codes {
+    pub(super) fn bits(self) -> usize {
+        match self {
+            Codes::Bf16 => 16,
+            Codes::Bytes => 8,
+            Codes::Nibbles => 4,
+        }
+    }
+
+    /// The fewest rows of activations for which matrix instructions pay: below, a kernel that keeps
+    /// its sums in registers is as fast as memory.
+    pub(super) fn least_tile_rows(self) -> usize {
+        match self {
+            Codes::Bf16 => 5,
+            Codes::Bytes => 9,
+            Codes::Nibbles => 17,
+        }
+    }
+
+    /// Standard deviation of a product from that with the stored weights in `f32`, relative to its
+    /// size, for normal values: the rounding of activations.
+    pub(super) fn product_error(self) -> f64 {
+        match self {
+            Codes::Bf16 => 0.002,
+            Codes::Bytes | Codes::Nibbles => 0.008,
+        }
+    }
+
+    /// Where the code of value `k` of lane `lane` begins in its panel: byte, and shift of a nibble.
+    fn place(self, lane: usize, k: usize) -> (usize, u32) {
+        match self {
+            Codes::Bf16 => (k / 2 * LINE + lane * 4 + k % 2 * 2, 0),
+            Codes::Bytes => (k / 4 * LINE + lane * 4 + k % 4, 0),
+            Codes::Nibbles => (k / 8 * LINE + lane * 4 + k % 4, (k / 4 % 2 * 4) as u32),
+        }
+    }
+
+    /// Writes the code of value `k` of lane `lane` into a panel that holds zeros.
+    pub(super) fn put(self, panel: &mut [u8], lane: usize, k: usize, code: u16) {
+        let (byte, shift) = self.place(lane, k);
+        match self {
+            Codes::Bf16 => panel[byte..byte + 2].copy_from_slice(&code.to_le_bytes()),
+            Codes::Bytes | Codes::Nibbles => panel[byte] |= (code << shift) as u8,
+        }
+    }
+
+    /// Reads what [`Codes::put`] wrote.
+    pub(super) fn get(self, panel: &[u8], lane: usize, k: usize) -> u16 {
+        let (byte, shift) = self.place(lane, k);
+        match self {
+            Codes::Bf16 => u16::from_le_bytes([panel[byte], panel[byte + 1]]),
+            Codes::Bytes => u16::from(panel[byte]),
+            Codes::Nibbles => u16::from(panel[byte]) >> shift & 15,
+        }
+    }
+
+    /// The number that `code` stands for, before scales.
+    pub(super) fn value(self, code: u16) -> f32 {
+        match self {
+            Codes::Bf16 => bf16_to_f32(code),
+            Codes::Bytes => f32::from(code as u8 as i8),
+            Codes::Nibbles => f32::from(code),
+        }
+    }
+
+    /// The elements in which files hold codes.
+    pub(super) fn element(self) -> Element {
+        match self {
+            Codes::Bf16 => Element::Bf16,
+            Codes::Bytes => Element::I8,
+            Codes::Nibbles => Element::U8,
+        }
+    }
+
+    /// Bytes that files have for `d` codes.
+    pub(super) fn stored_bytes(self, d: usize) -> usize {
+        (d * self.bits()).div_ceil(8)
+    }
+
+    /// Appends a row as files hold it: little-endian, of two nibbles the low one first; a last high
+    /// nibble without a value is zero.
+    pub(super) fn store(self, row: &[u16], out: &mut Vec<u8>) {
+        match self {
+            Codes::Bf16 => out.extend(row.iter().flat_map(|code| code.to_le_bytes())),
+            Codes::Bytes => out.extend(row.iter().map(|&code| code as u8)),
+            Codes::Nibbles => out
+                .extend(row.chunks(2).map(|pair| (pair[0] | pair.get(1).unwrap_or(&0) << 4) as u8)),
+        }
+    }
+
+    /// Reads a row that [`Codes::store`] wrote; otherwise the first column that holds no finite
+    /// number, and what it holds.
+    pub(super) fn load(self, bytes: &[u8], row: &mut [u16]) -> Result<(), (usize, f32)> {
+        match self {
+            Codes::Bf16 => {
+                for (col, (slot, &pair)) in row.iter_mut().zip(bytes.as_chunks().0).enumerate() {
+                    let value = bf16_to_f32(u16::from_le_bytes(pair));
+                    if !value.is_finite() {
+                        return Err((col, value));
+                    }
+                    *slot = f32_to_bf16(value);
+                }
+            }
+            Codes::Bytes => {
+                row.iter_mut().zip(bytes).for_each(|(slot, &code)| *slot = u16::from(code));
+            }
+            Codes::Nibbles => {
+                for (k, slot) in row.iter_mut().enumerate() {
+                    *slot = u16::from(bytes[k / 2]) >> (k % 2 * 4) & 15;
+                }
+            }
+        }
+        Ok(())
+    }
+}
