@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-/// One Rust file.
+/// One Rust file, with what rules ask of it.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) path: String,
@@ -26,7 +26,7 @@ pub(crate) struct Function {
 }
 
 impl Source {
-    /// Takes `text` apart.
+    /// Separates the code of `text` from its words and finds the parts for tests.
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let code = blank(text);
         let tests = test_parts(&code);

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::source::Source;
 
-/// One file.
+/// One file of the repository.
 #[derive(Debug, Default)]
 pub(crate) struct File {
     pub(crate) bytes: u64,
@@ -87,6 +87,14 @@ impl Tree {
             source.all_tests |= only_tests.contains(&source.path);
         }
         sources
+    }
+}
+
+/// The room that a file belongs to: the folder below `crates/`, or `xtask`.
+pub(crate) fn room_of(path: &str) -> Option<&str> {
+    match path.strip_prefix("crates/") {
+        Some(below) => Some(below.split_once('/')?.0),
+        None => path.starts_with("xtask/").then_some("xtask"),
     }
 }
 

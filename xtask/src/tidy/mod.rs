@@ -2,9 +2,13 @@
 //! its own test; to add one, write the function and put it on the list.
 
 mod files;
+mod glossary;
+mod imports;
 mod invariants;
 mod links;
 mod markdown;
+mod names;
+mod plain;
 mod rooms;
 mod routers;
 mod safety;
@@ -20,7 +24,7 @@ use crate::tree::Tree;
 /// A name and what finds violations, one line each, place first.
 type Rule = (&'static str, fn(&Tree) -> Vec<String>);
 
-const RULES: [Rule; 12] = [
+const RULES: [Rule; 16] = [
     ("rooms depend on each other as ARCHITECTURE.md allows", rooms::edges),
     ("only ops knows the tensor library", rooms::tensor_library),
     ("the map shows the rooms that exist", rooms::map),
@@ -33,6 +37,10 @@ const RULES: [Rule; 12] = [
     ("links lead somewhere", links::relative),
     ("every router is documented", routers::documented),
     ("the witnesses of invariants exist", invariants::witnesses),
+    ("the glossary names terms where they live", glossary::glossary),
+    ("a public type has a name of its own", names::types),
+    ("few files import each other in a circle", imports::circles),
+    ("no room becomes less plain", plain::ratchet),
 ];
 
 /// Applies every rule.

@@ -6,6 +6,13 @@ use super::markdown::{code_words, section, table};
 use crate::tree::Tree;
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
+/// The room that every room uses for the features of registry crates; it holds no code.
+const FEATURES: &str = "features";
+/// Names of the tensor library's crates, as code spells them.
+const BURN: [&str; 6] =
+    ["burn", "burn_autodiff", "burn_backend", "burn_dispatch", "burn_flex", "burn_tensor"];
+/// The room that tests of every room may use; no row of the table allows it to anybody else.
+const TESTKIT: &str = "testkit";
 
 /// Allowed edges, from the table below `## Allowed edges`: a room, then the rooms that it uses.
 fn allowed(tree: &Tree) -> BTreeMap<String, BTreeSet<String>> {
@@ -35,7 +42,8 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
             ));
             continue;
         };
-        let uses: BTreeSet<String> = package.uses.intersection(&rooms).cloned().collect();
+        let mut uses: BTreeSet<String> = package.uses.intersection(&rooms).cloned().collect();
+        uses.remove(FEATURES);
         for room in uses.difference(may) {
             found.push(format!(
                 "{}: uses `{room}`, which {ARCHITECTURE} does not allow",
@@ -48,7 +56,8 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
                 package.name
             ));
         }
-        let below = below(&allowed, &package.name);
+        let mut below = below(&allowed, &package.name);
+        below.insert(TESTKIT.to_owned());
         for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room))
         {
             found.push(format!(
@@ -90,7 +99,7 @@ pub(super) fn tensor_library(tree: &Tree) -> Vec<String> {
         }
     }
     for source in tree.sources().iter().filter(|source| !source.path.starts_with("crates/ops/")) {
-        for word in ["burn", "burn_flex"] {
+        for word in BURN {
             let lines = source.words(word).map(|at| source.line(at));
             found.extend(
                 lines.map(|line| format!("{}:{line}: names {word}; go through `ops`", source.path)),
@@ -158,7 +167,7 @@ mod tests {
     fn tree(packages: Vec<Package>) -> Tree {
         let mut tree = Tree::of(&[
             (ARCHITECTURE, TEXT),
-            ("crates/ops/src/lib.rs", "use burn::tensor::Tensor;\n"),
+            ("crates/ops/src/lib.rs", "use burn_tensor::Tensor;\n"),
             ("crates/train/src/lib.rs", "// burn is not code here\nfn f() {}\n"),
         ]);
         tree.packages = packages;
@@ -167,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_tree_of_the_text_is_clean() {
-        let ops = package("ops", "operations.", &["burn", "serde"], &[]);
+        let ops = package("ops", "operations.", &["burn-tensor", "serde"], &[]);
         let train = package("train", "the loop, and what it needs.", &["ops", "serde"], &["ops"]);
         let tree = tree(vec![ops, train]);
         assert!(edges(&tree).is_empty() && tensor_library(&tree).is_empty(), "{:?}", edges(&tree));
@@ -185,6 +194,17 @@ mod tests {
                 && found[1].contains("not below")
                 && found[2].contains("remove it")
         );
+    }
+
+    #[test]
+    fn the_testkit_is_for_tests_alone() {
+        let found = |train: Package| {
+            let mut tree = tree(vec![train, package(TESTKIT, "", &[], &[])]);
+            tree.files.insert("crates/testkit/src/lib.rs".to_owned(), Default::default());
+            edges(&tree).iter().filter(|line| line.contains("crates/train")).count()
+        };
+        assert_eq!(found(package("train", "", &["ops"], &["testkit"])), 0);
+        assert_eq!(found(package("train", "", &["ops", "testkit"], &[])), 1);
     }
 
     #[test]
