@@ -27,7 +27,7 @@ pub enum SplitBy {
 /// How far a build has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Files opened.
+    /// Input files opened so far.
     pub files: usize,
     /// Files in all; 0 where documents do not come from files.
     pub files_total: usize,

@@ -63,13 +63,13 @@ impl Default for ReadOptions {
 /// One file to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputFile {
-    /// Where it lies.
+    /// Path of the file, as it was found.
     pub path: PathBuf,
     /// Its path below the input it was found in, with `/`; decides the split of a split by file.
     pub relative: String,
     /// Source of its rows where they state none.
     pub source: String,
-    /// From its [`Input`].
+    /// The split that its [`Input`] asks for, if it does.
     pub split: Option<Split>,
     kind: Kind,
 }

@@ -17,13 +17,13 @@ pub enum DataError {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// What the operating system answered.
         source: std::io::Error,
     },
     /// A file's content contradicts its format.
     #[error("{path}: {field}: expected {expected}, found {found}; {next}", path = path.display())]
     Format {
-        /// The damaged file.
+        /// The file that contradicts itself or its manifest.
         path: PathBuf,
         /// The field that does not hold.
         field: String,
@@ -37,7 +37,7 @@ pub enum DataError {
     /// One row (document) of an input is unusable.
     #[error("{path}: row {row}: {field}: expected {expected}, found {found}; repair the row, or skip such rows with skip_bad", path = path.display())]
     Row {
-        /// The input file.
+        /// The input file that cannot be read as documents.
         path: PathBuf,
         /// One-based line (JSONL) or row (Parquet, text: 1).
         row: u64,
@@ -45,25 +45,25 @@ pub enum DataError {
         field: String,
         /// What a row must hold.
         expected: String,
-        /// What it holds.
+        /// What it holds instead.
         found: String,
     },
     /// An option or argument outside its range.
     #[error("{name}: expected {expected}, found {found}")]
     Argument {
-        /// The option.
+        /// Name of the option, as a caller writes it.
         name: &'static str,
-        /// Its range.
+        /// The range in which it is legal.
         expected: String,
-        /// The value given.
+        /// The value that was given instead.
         found: String,
     },
     /// A program that had to be run failed.
     #[error("`{command}` failed: {reason}; {next}")]
     Command {
-        /// The command line.
+        /// The command with its arguments.
         command: String,
-        /// Its last words.
+        /// The last lines that it wrote to standard error.
         reason: String,
         /// What to do about it.
         next: &'static str,

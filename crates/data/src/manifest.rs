@@ -23,9 +23,9 @@ const NEXT: &str = "build the data folder again";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Learned from.
+    /// Text that training learns from.
     Train,
-    /// Measured on only.
+    /// Text that is measured on and never learned from.
     Validation,
 }
 
@@ -38,14 +38,14 @@ impl fmt::Display for Split {
     }
 }
 
-/// Sums over documents.
+/// Sums over the documents of a shard or split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
     /// Token ids, one end-of-text token per document included.
     pub tokens: u64,
-    /// Bytes of text.
+    /// Bytes of text before tokenization.
     pub bytes: u64,
 }
 
@@ -57,14 +57,14 @@ impl Totals {
     }
 }
 
-/// One shard file.
+/// A shard file with what it must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
     /// Name inside the folder.
     pub file: String,
-    /// Token ids.
+    /// Number of token ids.
     pub tokens: u64,
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
     /// CRC-32C of the payload.
     pub crc32c: u32,
@@ -72,10 +72,10 @@ pub struct ShardEntry {
     pub sha256: String,
 }
 
-/// One split.
+/// The shards of one split, with their sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitEntry {
-    /// All of it.
+    /// Sums over all shards of the split.
     pub total: Totals,
     /// By source, in the order of `Manifest::sources`.
     pub by_source: Vec<Totals>,
@@ -86,7 +86,7 @@ pub struct SplitEntry {
 /// What a data folder holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format version, 1.
+    /// Version of the format; this program reads and writes 1.
     pub version: u64,
     /// SHA-256 of the folder's tokenizer.json.
     pub tokenizer_sha256: String,

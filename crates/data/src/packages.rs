@@ -23,19 +23,19 @@ const VALID_PER_MILLE: u32 = 20;
 /// One file of the corpus.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackageFile {
-    /// Package name.
+    /// Name of the package in its registry.
     pub package: String,
-    /// Package version.
+    /// Exact version of the package.
     pub version: String,
     /// Path inside the package.
     pub path: String,
     /// SHA-256 of the content.
     pub sha256: String,
-    /// Length.
+    /// Length of the file in bytes.
     pub bytes: u64,
     /// The package's licence as its manifest states it.
     pub license: Option<String>,
-    /// `prose` or `code`.
+    /// What the text is: `prose` or `code`.
     pub source: String,
     /// By the SHA-256 of the content.
     pub split: Split,

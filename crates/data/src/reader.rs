@@ -122,7 +122,7 @@ impl Corpus {
         self.shared.split
     }
 
-    /// The folder's manifest.
+    /// What the folder says of itself: splits, shards, tokenizer.
     pub fn manifest(&self) -> &Manifest {
         &self.shared.manifest
     }
@@ -331,7 +331,7 @@ impl Windows {
         self.len
     }
 
-    /// Inputs per window.
+    /// Input tokens of a window; it holds one more, the last target.
     pub fn seq_len(&self) -> usize {
         self.seq_len
     }

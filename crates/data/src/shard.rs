@@ -41,9 +41,9 @@ pub fn token_width(vocab_size: usize) -> usize {
 /// What a finished shard holds; the manifest keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardSummary {
-    /// Token ids.
+    /// Number of token ids.
     pub tokens: u64,
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
     /// Checksum of the payload, as in the header.
     pub crc32c: u32,

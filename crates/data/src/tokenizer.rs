@@ -306,7 +306,7 @@ fn unspellable(name: &'static str, error: tokenizers::Error) -> DataError {
     DataError::argument(name, "what the vocabulary can spell", error)
 }
 
-/// Lower-case hexadecimal.
+/// Two lower-case hexadecimal digits for each byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

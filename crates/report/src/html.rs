@@ -33,7 +33,7 @@ impl Page {
         }
     }
 
-    /// A section heading.
+    /// Adds a heading of the second level.
     pub fn section(&mut self, heading: &str) -> &mut Self {
         self.push(&format!("<h2>{}</h2>\n", escape(heading)))
     }
@@ -115,7 +115,7 @@ impl Page {
         self.figure(" class=\"text\"", &heat.title, &heat.summary(), &heat.body())
     }
 
-    /// The whole file.
+    /// The page as one file that fetches nothing from elsewhere.
     pub fn render(&self) -> String {
         let title = escape(&self.title);
         let subtitle = match self.subtitle.as_str() {

@@ -22,11 +22,11 @@ pub enum LogError {
         "run log {path}: could not {action}: {source}; check that the directory exists, is writable and has space"
     )]
     Io {
-        /// The log.
+        /// Path of the log.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed, as a verb.
         action: &'static str,
-        /// The system's answer.
+        /// What the operating system answered.
         source: std::io::Error,
     },
     /// A line before the last is not a record.
@@ -34,11 +34,11 @@ pub enum LogError {
         "run log {path}, line {line}: expected {EXPECTED}, found {found}; repair or delete that line"
     )]
     BadLine {
-        /// The log.
+        /// Path of the log.
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What is there.
+        /// What stands there instead.
         found: String,
     },
     /// A record that may not be written.

@@ -17,7 +17,7 @@ pub enum Best {
 /// A table; short rows are padded with empty cells, long ones cut to the columns.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Table {
-    /// Column headings.
+    /// Headings, one for each column, left to right.
     pub columns: Vec<String>,
     /// Cells, row by row.
     pub rows: Vec<Vec<String>>,

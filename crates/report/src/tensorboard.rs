@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 pub struct EventError {
     /// The file or directory.
     pub path: PathBuf,
-    /// What was tried.
+    /// The operation that failed, as a verb.
     pub action: &'static str,
-    /// The system's answer.
+    /// What the operating system answered.
     pub source: std::io::Error,
 }
 

@@ -17,17 +17,17 @@ pub enum TaskError {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// What the operating system answered.
         source: std::io::Error,
     },
     /// A task file says something that a task of its kind cannot mean.
     #[error("{path}: line {line}: {key}: expected {expected}, found {found}", path = path.display())]
     Setting {
-        /// The task file.
+        /// The task file that has the key.
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
-        /// The key.
+        /// The key that no setting has.
         key: String,
         /// What the key means, and what to write instead where that is known.
         expected: String,
@@ -57,7 +57,7 @@ pub enum TaskError {
         item: usize,
         /// The choice, from 0.
         choice: usize,
-        /// What scoring needs.
+        /// The number of scores or tokens that scoring needs.
         expected: String,
         /// What the tokens are.
         found: String,
@@ -67,11 +67,11 @@ pub enum TaskError {
     Argument {
         /// Name of the task.
         task: String,
-        /// The argument.
+        /// Name of the argument, as a caller writes it.
         name: &'static str,
-        /// Its range.
+        /// The range in which it is legal.
         expected: String,
-        /// The value given.
+        /// The value that was given instead.
         found: String,
     },
 }

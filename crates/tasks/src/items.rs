@@ -14,7 +14,7 @@ const MAX_LINE_BYTES: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct Row {
     path: PathBuf,
-    /// From 1.
+    /// Line number in the file, from 1.
     pub(crate) line: usize,
     fields: Map<String, Value>,
 }

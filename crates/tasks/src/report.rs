@@ -12,7 +12,7 @@ use crate::kinds::Measure;
 pub struct Report {
     /// Name of the task.
     pub task: String,
-    /// Its kind.
+    /// Name of the kind of task, as task files spell it.
     pub kind: &'static str,
     /// In the order of the kind, the first one is what the kind is known for.
     pub metrics: Vec<Metric>,
@@ -25,7 +25,7 @@ pub struct Report {
 pub struct Metric {
     /// Its name in lm-evaluation-harness.
     pub name: &'static str,
-    /// Over all items.
+    /// Weighted mean over all items, in the unit of the measure.
     pub value: f64,
     /// Of `value`, from the scatter between items; none for a single item.
     pub standard_error: Option<f64>,
@@ -49,7 +49,7 @@ pub struct Record {
     /// The choice of the highest log-likelihood, the first of equals; none where there is nothing
     /// to choose.
     pub prediction: Option<usize>,
-    /// The right choice.
+    /// Index of the right choice, if the item has one.
     pub answer: Option<usize>,
     /// Whether the first metric counts the item as right; none for perplexities.
     pub correct: Option<bool>,
@@ -80,7 +80,7 @@ pub(crate) struct Score {
 }
 
 impl Score {
-    /// Right or wrong.
+    /// One for a right answer, zero for a wrong one, of weight one.
     pub(crate) fn of(right: bool) -> Self {
         Self { amount: f64::from(u8::from(right)), weight: 1.0 }
     }
@@ -89,9 +89,9 @@ impl Score {
 /// How the ratio becomes the metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Shape {
-    /// The ratio itself.
+    /// The sum of amounts over the sum of weights.
     Mean,
-    /// `exp(-ratio)` of log-likelihoods.
+    /// `exp(-ratio)`, where amounts are log-likelihoods in nats.
     Perplexity,
     /// `-ratio / ln 2` of log-likelihoods.
     Bits,

@@ -20,7 +20,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Reads the file.
+    /// Reads a task file and checks its keys against those of its kind.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::metadata(path).map_err(TaskError::io("read", path))?.len();
         let mut settings =

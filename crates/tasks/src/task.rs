@@ -31,7 +31,7 @@ pub struct Ask {
     /// Its choice, from 0. A document takes several asks of the same item and choice where it is
     /// longer than a window.
     pub choice: usize,
-    /// The sequence.
+    /// Token ids of the context and of what is scored after it.
     pub ids: Vec<u32>,
     /// First place that is scored, at least 1.
     pub from: usize,

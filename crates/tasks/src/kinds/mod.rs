@@ -16,7 +16,7 @@ use crate::settings::Settings;
 use crate::split;
 use crate::task::Answer;
 
-/// Every kind.
+/// Every kind of task; a new one is added here.
 const KINDS: [&Kind; 5] = [
     &multiple_choice::KIND,
     &pairs::KIND,
@@ -55,7 +55,7 @@ pub(crate) const DELIMITER: Key = Key {
 #[derive(Debug)]
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
-    /// For the reference.
+    /// One sentence for the reference of task files.
     pub(crate) about: &'static str,
     /// Beside the common ones.
     pub(crate) keys: &'static [Key],
@@ -92,15 +92,15 @@ pub(crate) struct Measure {
 pub(crate) struct Item {
     /// Line of the file, from 1.
     pub(crate) line: usize,
-    /// One a choice.
+    /// A text to score for each choice, in order.
     pub(crate) texts: Vec<Text>,
     /// The choices themselves, where their lengths matter.
     pub(crate) choices: Vec<String>,
-    /// The right choice.
+    /// Index of the right choice, if there is one.
     pub(crate) answer: Option<usize>,
 }
 
-/// What is scored.
+/// A context and the continuation whose likelihood is scored.
 #[derive(Debug)]
 pub(crate) enum Text {
     /// A continuation of a context, which may be empty.
@@ -113,7 +113,7 @@ pub(crate) enum Text {
 pub(crate) struct Judged {
     pub(crate) prediction: Option<usize>,
     pub(crate) correct: Option<bool>,
-    /// One a measure.
+    /// A score for each measure of the kind, in order.
     pub(crate) scores: Vec<Score>,
 }
 
