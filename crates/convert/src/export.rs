@@ -5,12 +5,13 @@ use std::path::Path;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
+use model::params::ParamSpec;
 use model::{Model, RouterConfig, Sharing};
 use train::Stored;
 
+use crate::ConvertError;
 use crate::error::{must_be_free, refused};
-use crate::roles::settings_of;
-use crate::{ConvertError, roles};
+use crate::roles::{roles, settings_of};
 
 /// Writes the folder `out` that Hugging Face's library loads as a Llama model.
 ///
@@ -91,6 +92,9 @@ impl<'a> Dense<'a> {
                         in the form of its own (--format lathe)";
             return refused("the checkpoint: sharing", "a dense model", found, next);
         }
+        for (spec, _) in stored.model.weights() {
+            must_have_role(spec)?;
+        }
         let settings = settings_of(config);
         match Architecture::that_holds(&settings) {
             Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
@@ -103,11 +107,22 @@ impl<'a> Dense<'a> {
     }
 }
 
+/// Refuses a parameter that would be left out, as no tensor of the exported form is made of it.
+fn must_have_role(spec: &ParamSpec) -> Result<(), ConvertError> {
+    if roles(spec).is_some() {
+        return Ok(());
+    }
+    let what = format!("the checkpoint: parameter \"{}\"", spec.name);
+    let found = format!("{:?} of shape {:?}", spec.group, spec.shape);
+    let next = "export the model in the form of its own (--format lathe)";
+    refused(what, "a weight that a plain Llama model has", found, next)
+}
+
 impl TensorSource for Dense<'_> {
     fn tensor(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
-            for role in roles(&spec.name).unwrap_or_default() {
+            for role in roles(spec).unwrap_or_default() {
                 let count: usize = role.shape(&self.settings).iter().product();
                 if role == wanted {
                     return Ok(weight.read()[begin..begin + count].to_vec());
@@ -117,5 +132,34 @@ impl TensorSource for Dense<'_> {
         }
         let source = format!("the model has no {wanted}").into();
         Err(FormatError::Weights { role: wanted, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::ModelConfig;
+    use model::params::specs;
+
+    use super::*;
+
+    #[test]
+    fn what_would_be_left_out_is_refused_by_name() {
+        let config = ModelConfig {
+            vocab_size: 10,
+            sharing: Sharing::None,
+            recursions: 1,
+            layers: 2,
+            router: RouterConfig::Fixed,
+            ..ModelConfig::default()
+        };
+        let table = specs(&config, &config.check().expect("legal"));
+        for spec in &table {
+            must_have_role(spec).unwrap_or_else(|error| panic!("{error}"));
+        }
+        for name in ["layers.0.experts", "layers.1.experts.0.up", "memory"] {
+            let spec = ParamSpec { name: name.into(), ..table[0].clone() };
+            let error = must_have_role(&spec).expect_err(name).to_string();
+            assert!(error.contains(&format!("\"{name}\"")), "{error}");
+        }
     }
 }

@@ -11,8 +11,8 @@ use serde_json::json;
 use train::{Made, SpecialTokens, write_model};
 
 use crate::error::{name_of, refused_in};
-use crate::roles::config_of;
-use crate::{ConvertError, Costs, native, roles};
+use crate::roles::{config_of, roles};
+use crate::{ConvertError, Costs, native};
 
 /// What an import made.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ fn weight(
     spec: ParamSpec,
 ) -> Result<NamedTensor<'static>, ConvertError> {
     let mut data = Vec::with_capacity(spec.count());
-    for role in roles(&spec.name).unwrap_or_default() {
+    for role in roles(&spec).unwrap_or_default() {
         data.extend(source.tensor(role)?);
     }
     if data.len() != spec.count() {

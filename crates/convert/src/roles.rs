@@ -4,37 +4,44 @@
 use std::path::Path;
 
 use formats::{ArchConfig, LayerRole, TensorRole};
+use model::adapters::Part;
+use model::params::ParamSpec;
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 
 use crate::ConvertError;
 use crate::error::refused_in;
+use crate::known::{self, KnownParam, Norm};
 
 const OTHER_MODEL: &str = "choose a model that asks for no more";
 
-/// Parameters of a layer and what stands in them, row after row.
-const LAYER: [(&str, &[LayerRole]); 7] = [
-    ("attention_norm.0", &[LayerRole::AttentionNorm]),
-    ("ffn_norm.0", &[LayerRole::FfnNorm]),
-    ("query", &[LayerRole::Query]),
-    ("key_value", &[LayerRole::Key, LayerRole::Value]),
-    ("output", &[LayerRole::Output]),
-    ("gate_up", &[LayerRole::Gate, LayerRole::Up]),
-    ("down", &[LayerRole::Down]),
-];
-
-/// The weights of others that stand below each other in the parameter `name` of a dense model; `None`
-/// for a parameter that a plain Llama model does not have.
-pub fn roles(name: &str) -> Option<Vec<TensorRole>> {
-    match name {
-        "embed" => return Some(vec![TensorRole::Embed]),
-        "norm" => return Some(vec![TensorRole::Norm]),
-        "head" => return Some(vec![TensorRole::Head]),
-        _ => {}
-    }
-    let (layer, part) = name.strip_prefix("layers.")?.split_once('.')?;
-    let layer = layer.parse().ok()?;
-    let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
+/// The weights of others that stand below each other in a parameter of a dense model; `None` for a
+/// parameter that a plain Llama model does not have.
+pub(crate) fn roles(spec: &ParamSpec) -> Option<Vec<TensorRole>> {
+    let (layer, roles): (usize, &[LayerRole]) = match known::of(spec)? {
+        KnownParam::Embed => return Some(vec![TensorRole::Embed]),
+        KnownParam::LastNorm => return Some(vec![TensorRole::Norm]),
+        KnownParam::Head => return Some(vec![TensorRole::Head]),
+        KnownParam::Matrix { stored, part } => (stored, of_matrix(part)),
+        KnownParam::Norm { stored, recursion: 0, norm: Norm::Attention } => {
+            (stored, &[LayerRole::AttentionNorm])
+        }
+        KnownParam::Norm { stored, recursion: 0, norm: Norm::FeedForward } => {
+            (stored, &[LayerRole::FfnNorm])
+        }
+        KnownParam::Norm { .. } | KnownParam::Adapter | KnownParam::Router => return None,
+    };
     Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
+}
+
+/// What stands in a matrix of a layer, row after row.
+fn of_matrix(part: Part) -> &'static [LayerRole] {
+    match part {
+        Part::Query => &[LayerRole::Query],
+        Part::KeyValue => &[LayerRole::Key, LayerRole::Value],
+        Part::Output => &[LayerRole::Output],
+        Part::GateUp => &[LayerRole::Gate, LayerRole::Up],
+        Part::Down => &[LayerRole::Down],
+    }
 }
 
 /// Our recipe of the model that `settings` of the file `path` describe.
@@ -103,7 +110,7 @@ mod tests {
             let settings = settings_of(&config);
             let mut seen = BTreeSet::new();
             for spec in model::params::specs(&config, &config.check().expect("legal")) {
-                let parts = roles(&spec.name).unwrap_or_else(|| panic!("{}", spec.name));
+                let parts = roles(&spec).unwrap_or_else(|| panic!("{}", spec.name));
                 let count: usize =
                     parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
                 assert_eq!(count, spec.count(), "{}", spec.name);
@@ -118,6 +125,8 @@ mod tests {
 
     #[test]
     fn other_parameters_have_no_role() {
+        let config = ModelConfig { vocab_size: 10, ..dense() };
+        let table = model::params::specs(&config, &config.check().expect("legal"));
         for name in [
             "router.0.score",
             "layers.0.attention_norm.1",
@@ -126,7 +135,8 @@ mod tests {
             "heads",
             "",
         ] {
-            assert_eq!(roles(name), None, "{name}");
+            let spec = ParamSpec { name: name.into(), ..table[1].clone() };
+            assert_eq!(roles(&spec), None, "{name}");
         }
     }
 

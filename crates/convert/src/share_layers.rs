@@ -16,7 +16,7 @@ use train::{Made, Stored, write_model};
 
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
-use crate::origin::{self, Origin};
+use crate::known::{self, KnownParam};
 use crate::source::SourceModel;
 use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
 
@@ -190,15 +190,19 @@ impl<'a> Conversion<'a> {
     /// A parameter of the result; `None` for routers, and for adapters that are not fitted, which
     /// start fresh.
     fn value(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>, ConvertError> {
-        let found = match origin::of("the result", spec)? {
-            Origin::Router => return Ok(None),
-            Origin::Adapter => return Ok(self.fitted.weights.get(&spec.name).cloned()),
-            Origin::Kept => self.source.kept(&spec.name),
-            Origin::Matrix { stored, part } => self.source.mean_matrix(&self.from[stored], part),
-            Origin::Norm { stored, norm, .. } if self.share_norms => {
+        let found = match known::must("the result", spec)? {
+            KnownParam::Router => return Ok(None),
+            KnownParam::Adapter => return Ok(self.fitted.weights.get(&spec.name).cloned()),
+            KnownParam::Embed | KnownParam::LastNorm | KnownParam::Head => {
+                self.source.kept(&spec.name)
+            }
+            KnownParam::Matrix { stored, part } => {
+                self.source.mean_matrix(&self.from[stored], part)
+            }
+            KnownParam::Norm { stored, norm, .. } if self.share_norms => {
                 self.source.mean_norm(&self.from[stored], norm)
             }
-            Origin::Norm { stored, recursion, norm } => {
+            KnownParam::Norm { stored, recursion, norm } => {
                 let mut uses = self.plan.unrolled();
                 let at = uses.find(|at| (at.stored, at.recursion) == (stored, recursion));
                 at.and_then(|at| self.source.norm(self.keep[at.layer], norm))
@@ -330,7 +334,7 @@ mod tests {
                 ..table[0].clone()
             };
             let result = conversion.value(&unknown).expect_err(name).to_string();
-            let source = origin::of("the source", &unknown).expect_err(name).to_string();
+            let source = known::must("the source", &unknown).expect_err(name).to_string();
             assert!(result.contains(&format!("the result: parameter \"{name}\"")), "{result}");
             assert!(source.contains(&format!("the source: parameter \"{name}\"")), "{source}");
         }

@@ -11,7 +11,7 @@ use ops::Weight;
 
 use crate::ConvertError;
 use crate::error::refused;
-use crate::origin::{self, Norm};
+use crate::known::{self, Norm};
 
 /// The weights of a model by unrolled layer.
 pub(crate) struct SourceModel<'a> {
@@ -27,7 +27,7 @@ impl<'a> SourceModel<'a> {
         let config = model.config();
         check(config)?;
         for (spec, _) in model.weights() {
-            origin::of("the source", spec)?;
+            known::must("the source", spec)?;
         }
         Ok(Self {
             weights: model.weights().iter().map(|(spec, w)| (spec.name.as_str(), w)).collect(),
