@@ -1,6 +1,7 @@
 //! The AdamW update of one parameter tensor in one pass over its four arrays.
 
-use crate::dispatch::{check_len, multiversion};
+use crate::check::check_len;
+use crate::multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Values handed to one task.

@@ -1,9 +1,11 @@
 //! Cross-entropy of a linear output layer, a chunk of rows at a time, so that the logits of all
 //! rows never exist together.
 
-use crate::dispatch::{check_len, max_value, multiversion};
+use crate::check::check_len;
 use crate::exp::exp_shifted_sum;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
+use crate::multiversion::multiversion;
+use crate::reduce::max_value;
 use crate::rows::{gather_rows, scale_values};
 use crate::scratch::Scratch;
 use rayon::prelude::*;

@@ -1,7 +1,9 @@
 //! How far one distribution is from another, row by row, and the gradient of that.
 
-use crate::dispatch::{LANES, check_len, multiversion};
+use crate::check::check_len;
 use crate::exp::exp;
+use crate::multiversion::multiversion;
+use crate::reduce::LANES;
 use rayon::prelude::*;
 
 multiversion! {

@@ -1,7 +1,8 @@
 //! The exponential and the logistic function as branch-free polynomials that the compiler can
 //! vectorise, with the same bits alone and in a vector.
 
-use crate::dispatch::{LANES, multiversion, tree_sum};
+use crate::multiversion::multiversion;
+use crate::reduce::{LANES, tree_sum};
 
 /// Inputs below this give zero: their exponential is within a factor of two of the subnormal range.
 const LOWEST: f32 = -86.98;

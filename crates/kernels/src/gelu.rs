@@ -1,7 +1,8 @@
 //! The Gaussian error linear unit in its exact (error function) form, and its gradient.
 
-use crate::dispatch::{check_len, multiversion};
+use crate::check::check_len;
 use crate::exp::exp;
+use crate::multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Values handed to one task.

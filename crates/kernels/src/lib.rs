@@ -16,7 +16,11 @@ pub mod rotary;
 pub mod rows;
 pub mod swiglu;
 
-mod dispatch;
+mod check;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod every_width;
+mod multiversion;
+mod reduce;
 mod scratch;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,8 @@
 //! Root-mean-square normalisation of rows, and its gradient.
 
-use crate::dispatch::{check_len, dot, multiversion};
+use crate::check::check_len;
+use crate::multiversion::multiversion;
+use crate::reduce::dot;
 use rayon::prelude::*;
 
 /// Rows whose weight gradients are summed together before the chunks are added in order.
@@ -26,7 +28,7 @@ multiversion! {
 /// Dot product of `g * w` and `x` in lanes.
 #[inline(always)]
 fn weighted_dot(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
-    use crate::dispatch::{LANES, tree_sum};
+    use crate::reduce::{LANES, tree_sum};
     let mut lanes = [0.0f32; LANES];
     let (g_blocks, g_tail) = g.as_chunks::<LANES>();
     let (w_blocks, w_tail) = w.as_chunks::<LANES>();

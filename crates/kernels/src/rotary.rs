@@ -1,6 +1,7 @@
 //! Rotary position embedding in the half-rotation form, with a table that grows on demand.
 
-use crate::dispatch::{check_len, multiversion};
+use crate::check::check_len;
+use crate::multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Rows handed to one task.

@@ -1,6 +1,8 @@
 //! Moving, adding and measuring rows and whole slices; large ones on all threads.
 
-use crate::dispatch::{LANES, check_len, dot, multiversion};
+use crate::check::check_len;
+use crate::multiversion::multiversion;
+use crate::reduce::{LANES, dot};
 use rayon::prelude::*;
 
 /// Values handed to one task.

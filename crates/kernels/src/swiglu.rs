@@ -1,7 +1,8 @@
 //! The gated activation `silu(gate) * up` of SwiGLU feed-forward layers, and its gradient.
 
-use crate::dispatch::{check_len, multiversion};
+use crate::check::check_len;
 use crate::exp::sigmoid;
+use crate::multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Rows handed to one task hold about this many values.

@@ -4,7 +4,7 @@
 use super::block::{Parts, dot_product, gather, key_view, local, mask, score_gradients};
 use super::plan::{Block, Group, blocks, groups};
 use super::{Heads, Spans, check};
-use crate::dispatch::check_len;
+use crate::check::check_len;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
 use crate::scratch::Scratch;
 use rayon::prelude::*;

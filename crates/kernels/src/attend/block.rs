@@ -3,9 +3,10 @@
 
 use super::plan::Block;
 use super::{Heads, Spans};
-use crate::dispatch::{LANES, dot, max_value, multiversion, tree_sum};
 use crate::exp::exp;
 use crate::matmul::Mat;
+use crate::multiversion::multiversion;
+use crate::reduce::{LANES, dot, max_value, tree_sum};
 use std::marker::PhantomData;
 use std::ops::Range;
 

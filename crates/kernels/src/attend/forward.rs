@@ -3,7 +3,7 @@
 use super::block::{Parts, gather, key_view, local, mask, settle, soften};
 use super::plan::{Block, blocks};
 use super::{Heads, Spans, check};
-use crate::dispatch::check_len;
+use crate::check::check_len;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
 use crate::scratch::Scratch;
 use rayon::prelude::*;

@@ -13,7 +13,7 @@ pub(crate) use block::{Parts, gather, settle, soften};
 pub use forward::attend_forward;
 pub(crate) use plan::fits;
 
-use crate::dispatch::check_len;
+use crate::check::check_len;
 use std::ops::Range;
 
 /// The keys that each query row sees: row `i` sees `start[i]..end[i]` of the key array.

@@ -4,7 +4,8 @@
 use super::isa::Kernels;
 use super::kernel::{A_COL, A_TILE, Block, DEPTH, PANEL, Tile};
 use super::share::{self, TileRoom};
-use super::{Mat, MatMut, Start, Threads};
+use super::start::{Start, Threads};
+use super::view::{Mat, MatMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

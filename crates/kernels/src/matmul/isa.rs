@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 /// A vector instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512F, sixteen lanes.
+    /// AVX-512F, with sixteen lanes.
     Avx512,
     /// AVX2 with FMA, eight lanes.
     Avx2,
@@ -30,7 +30,7 @@ impl Isa {
         *BEST.get_or_init(|| Isa::available().first().copied().unwrap_or(Isa::Plain))
     }
 
-    /// Short name.
+    /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512 => "avx512f",
@@ -52,6 +52,16 @@ impl Isa {
             Isa::Avx512 | Isa::Avx2 => None,
             Isa::Plain => Some(&plain::KERNELS),
         }
+    }
+
+    /// The kernels of this set.
+    ///
+    /// # Panics
+    /// When the processor cannot run them.
+    pub(super) fn needed_kernels(self) -> &'static Kernels {
+        self.kernels().unwrap_or_else(|| {
+            panic!("matmul: this processor lacks {}; choose from Isa::available()", self.name())
+        })
     }
 }
 

@@ -6,14 +6,15 @@ mod isa;
 mod kernel;
 mod panels;
 mod share;
+mod start;
 #[cfg(test)]
 mod tests;
 mod vector;
 mod view;
 
 pub use isa::Isa;
-pub(crate) use isa::Kernels;
 pub use panels::Packed;
+pub use start::{Start, Threads};
 pub use view::{Mat, MatMut};
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,24 +27,6 @@ pub fn multiply_adds() -> u64 {
     DONE.load(Ordering::Relaxed)
 }
 
-/// Where each element's chain of multiply-adds begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// At zero: `C = A B`; the old values are not read.
-    Zero,
-    /// At the old value: `C += A B`, as a continued chain.
-    FromC,
-}
-
-/// Which threads share a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Threads {
-    /// The calling thread alone, for use inside a loop that is already parallel.
-    One,
-    /// All threads of the current rayon pool.
-    All,
-}
-
 fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
     let (m, n) = (c.rows(), c.cols());
     assert!(
@@ -54,13 +37,6 @@ fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
         b.0,
         b.1
     );
-}
-
-/// The kernels of `isa`.
-fn kernels(isa: Isa) -> &'static Kernels {
-    isa.kernels().unwrap_or_else(|| {
-        panic!("matmul: this processor lacks {}; choose from Isa::available()", isa.name())
-    })
 }
 
 /// Counts a product, and deals with one that has no multiply-add; returns whether this was one.
@@ -104,7 +80,7 @@ pub fn matmul_with(
     if is_empty(&mut c, a.cols(), start) {
         return;
     }
-    let kernels = kernels(isa);
+    let kernels = isa.needed_kernels();
     if b.col_stride() != 1 || a.rows() > 2 * kernels.few_rows() {
         return blocked::run(kernels, c, a, b, start, threads);
     }
@@ -156,6 +132,6 @@ pub fn matmul_packed_with(
 ) {
     check_shapes(&c, &a, (b.rows(), b.cols()));
     if !is_empty(&mut c, a.cols(), start) {
-        panels::run_packed(kernels(isa), c, a, b, start, threads);
+        panels::run_packed(isa.needed_kernels(), c, a, b, start, threads);
     }
 }

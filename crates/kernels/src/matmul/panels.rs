@@ -5,7 +5,8 @@ use super::blocked::{BLOCK, Operands, block_of, even_part};
 use super::isa::{Isa, Kernels};
 use super::kernel::{Block, DEPTH, PANEL};
 use super::share::{self, Buffer, TileRoom};
-use super::{Mat, MatMut, Start, Threads};
+use super::start::{Start, Threads};
+use super::view::{Mat, MatMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,7 +33,7 @@ impl Packed {
         data.grow(size.unwrap_or_else(|| {
             panic!("Packed: {rows} x {cols} values do not fit the address space")
         }));
-        let kernels = super::kernels(Isa::best());
+        let kernels = Isa::best().needed_kernels();
         let job = PackJob {
             kernels,
             b: block_of(&b),
@@ -91,7 +92,7 @@ impl PackJob {
 #[derive(Clone, Copy)]
 struct Source {
     b: *const f32,
-    /// Distance between panels.
+    /// Values between the beginnings of panels.
     panel_stride: usize,
     /// Distance between the rows of a panel.
     row_stride: usize,

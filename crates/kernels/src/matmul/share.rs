@@ -1,8 +1,8 @@
 //! What the products need around their loops: aligned buffers that are reused from call to call,
 //! and the threads that take part.
 
-use super::Threads;
 use super::kernel::A_TILE;
+use super::start::Threads;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 

@@ -4,7 +4,7 @@ use super::format::Stored;
 use super::kernel::{self, Pass};
 use super::{KvFormat, KvPool, PAGE};
 use crate::attend::{Heads, Parts, fits, gather, settle, soften};
-use crate::dispatch::check_len;
+use crate::check::check_len;
 use crate::scratch::Scratch;
 use rayon::prelude::*;
 use std::marker::PhantomData;

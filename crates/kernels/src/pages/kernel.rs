@@ -8,7 +8,7 @@ use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Plain};
 use super::pool::KvPool;
 #[cfg(target_arch = "x86_64")]
-use crate::dispatch::{Width, width};
+use crate::multiversion::{Width, width};
 use std::array::from_fn;
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 
 use super::format::Stored;
 use super::{KvFormat, PAGE};
-use crate::dispatch::check_len;
+use crate::check::check_len;
 use rayon::prelude::*;
 
 /// Values in a write above which its heads are shared among threads.

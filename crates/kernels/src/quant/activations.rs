@@ -4,7 +4,7 @@
 use super::half::{bf16_to_f32, f32_to_bf16};
 use super::kernel::{A_ROW, A_TILE, RoundTask};
 use super::path::Kernels;
-use crate::dispatch::multiversion;
+use crate::multiversion::multiversion;
 use crate::scratch::Scratch;
 
 multiversion! {

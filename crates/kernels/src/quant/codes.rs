@@ -2,7 +2,11 @@
 //! in a panel and in a file, and what a number stands for.
 
 use super::half::{bf16_to_f32, f32_to_bf16};
-use super::layout::LINE;
+
+/// Rows of W in a panel: the lanes of the kernels' registers.
+pub(super) const PANEL: usize = 16;
+/// Bytes of a line: one step of a kernel.
+pub(super) const LINE: usize = 64;
 
 /// A kind of code. A kind has kernels of its own (`kernel.rs`, `tiles.rs`); formats are made of
 /// kinds.

@@ -1,8 +1,8 @@
 //! The innermost loops without matrix instructions: up to eight rows of activations against one
 //! panel, or one row against several.
 
+use super::codes::{LINE, PANEL};
 use super::lanes::Lanes;
-use super::layout::{LINE, PANEL};
 
 /// Bytes between the rows of a tile of activations.
 pub(super) const A_ROW: usize = 64;

@@ -1,12 +1,9 @@
 //! How a matrix in one of the formats lies in memory.
 
+use super::codes::PANEL;
 use super::error::QuantError;
 use super::format::{Format, Groups};
 
-/// Rows of W in a panel: the lanes of the kernels' registers.
-pub(super) const PANEL: usize = 16;
-/// Bytes of a line: one step of a kernel.
-pub(super) const LINE: usize = 64;
 /// Longest row with one scale: sums of `127 * 128 * d` must fit 32 bits.
 const MAX_ROW: usize = 1 << 17;
 

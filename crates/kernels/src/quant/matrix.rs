@@ -1,8 +1,9 @@
 //! Quantised matrices: made from weights, read back, and kept in the order that the kernels stream.
 
+use super::codes::{LINE, PANEL};
 use super::error::QuantError;
 use super::format::Format;
-use super::layout::{LINE, Layout, PANEL};
+use super::layout::Layout;
 use super::round;
 use super::row_codes::{PanelParts, RowCodes};
 use rayon::prelude::*;
@@ -130,7 +131,7 @@ impl Quantized {
     pub fn row(&self, i: usize, out: &mut [f32]) {
         let (n, d) = self.shape();
         assert!(i < n, "Quantized::row: row {i} of {n}");
-        crate::dispatch::check_len("Quantized::row", "out", out.len(), d);
+        crate::check::check_len("Quantized::row", "out", out.len(), d);
         let mut row = RowCodes::new(&self.layout);
         self.gather(i, &mut row);
         row.values(&self.layout, self.unit, out);

@@ -2,9 +2,8 @@
 //! each thread takes contiguous ranges of panels.
 
 use super::activations::{ActivationForm, Activations};
-use super::codes::Codes;
+use super::codes::{Codes, PANEL};
 use super::kernel::{A_ROW, BfTask, IntTask, Out};
-use super::layout::PANEL;
 use super::matrix::Quantized;
 use super::path::{Kernel, Kernels, ProductPath, TOGETHER};
 use crate::matmul::{Mat, MatMut, Start, Threads};

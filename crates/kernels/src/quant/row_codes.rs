@@ -1,9 +1,9 @@
 //! One row of a quantised matrix in plain order: what constructors fill and readers get, whatever
 //! the order in memory.
 
-use super::codes::Codes;
+use super::codes::{Codes, PANEL};
 use super::half::f16_to_f32;
-use super::layout::{Layout, PANEL};
+use super::layout::Layout;
 
 /// Codes and scales of one row, `depth` and `groups` of them.
 pub(super) struct RowCodes {

@@ -2,11 +2,10 @@
 
 use super::activations::ActivationForm;
 use super::amx::{self, C_TILE, Tiles};
-use super::codes::Codes;
+use super::codes::{Codes, LINE, PANEL};
 use super::format::Groups;
 use super::kernel::{A_TILE, Out};
 use super::lanes::{Lanes, Vnni};
-use super::layout::{LINE, PANEL};
 use super::product::Job;
 use crate::scratch::Scratch;
 use std::arch::x86_64::*;

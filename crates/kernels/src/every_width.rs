@@ -1,0 +1,117 @@
+//! All kernels at all vector widths of this machine.
+
+use crate::adamw::{AdamW, adamw_step};
+use crate::attend::{Heads, Spans, attend_backward, attend_forward};
+use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
+use crate::divergence::divergence_rows;
+use crate::gelu::{gelu_backward, gelu_forward};
+use crate::multiversion::WIDEST;
+use crate::pages::{KvFormat, KvPool, Tables, attend_pages};
+use crate::rms_norm::{rms_norm_backward, rms_norm_forward};
+use crate::rotary::{RotaryTable, rotate};
+use crate::rows::{axpy, row_dots, sum_of_squares};
+use crate::swiglu::{swiglu_backward, swiglu_forward};
+use crate::testing::{bits, values};
+use std::sync::atomic::Ordering;
+
+/// Forward and backward results of the kernels that work element by element or row by row.
+fn pointwise() -> Vec<Vec<f32>> {
+    let (t, d) = (5, 38);
+    let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
+    let buffer = || vec![0.0f32; t * d];
+    let mut r = vec![
+        buffer(),
+        buffer(),
+        vec![0.0; d],
+        buffer(),
+        buffer(),
+        vec![0.0; t * d / 2],
+        buffer(),
+        x.clone(),
+    ];
+    rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
+    let mut dw = vec![0.0; d];
+    rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);
+    r[2] = dw;
+    gelu_forward(&x, &mut r[3]);
+    gelu_backward(&x, &g, &mut r[4]);
+    swiglu_forward(&x, d / 2, &mut r[5]);
+    swiglu_backward(&x, d / 2, &g[..t * d / 2], &mut r[6]);
+    let mut table = RotaryTable::new(1e4, d);
+    table.grow(t);
+    rotate(&mut r[7], d, 1, d, &[0, 1, 2, 3, 4], &table, false);
+    let mut dots = vec![0.0; t];
+    row_dots(&x, &g, d, &mut dots);
+    axpy(&mut dots, 0.3, &w[..t]);
+    let squares = sum_of_squares(&x);
+    r.extend([dots, vec![squares as f32, (squares - f64::from(squares as f32)) as f32]]);
+    let (mut p, mut m, mut v) = (x, vec![0.1; t * d], vec![0.2; t * d]);
+    let hyper = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
+    adamw_step(&hyper, 0.5, &mut p, &g, &mut m, &mut v);
+    r.extend([p, m, v]);
+    r
+}
+
+/// Results of attention and of the loss.
+fn products() -> Vec<Vec<f32>> {
+    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 10 };
+    let spans = Spans { start: vec![0, 0, 1, 4, 4], end: vec![1, 2, 3, 23, 24] };
+    let (q, kv, g) = (values(1, 200), values(2, 24 * 40), values(3, 200));
+    let (mut out, mut lse, mut dq, mut dkv) =
+        (vec![0.0; 200], vec![0.0; 20], vec![0.0; 200], vec![0.0; 960]);
+    attend_forward(&q, &kv, &spans, heads, &mut out, &mut lse);
+    attend_backward(&q, &kv, &spans, heads, &out, &lse, &g, &mut dq, &mut dkv);
+    let (mut losses, mut dx, mut de) = (vec![0.0; 5], vec![0.0; 200], vec![0.0; 960]);
+    linear_cross_entropy(
+        &q,
+        &kv,
+        40,
+        &[1, 0, 9, 23, 4],
+        &[0.5; 5],
+        &mut losses,
+        Some((&mut dx, &mut de)),
+    );
+    let mut logits = q.clone();
+    log_softmax_rows(&mut logits, 40);
+    let (mut student, mut apart) = (values(4, 200), [0.0; 5]);
+    log_softmax_rows(&mut student, 40);
+    divergence_rows(&mut student, &logits, 40, &[0.7; 5], &mut apart);
+    let apart = apart.iter().flat_map(|&x| [x as f32, (x - f64::from(x as f32)) as f32]).collect();
+    vec![out, lse, dq, dkv, losses, dx, de, logits, student, apart]
+}
+
+/// Attention over pages in every format: five lines that decode and a chunk, full and partial
+/// registers.
+fn paged() -> Vec<Vec<f32>> {
+    let heads = Heads { heads: 5, kv_heads: 1, head_dim: 104 };
+    let pages: Vec<u32> = (0..6).rev().collect();
+    let places: Vec<u32> = (0..96).collect();
+    let (q, kv) = (values(1, 9 * 520), values(2, 96 * 208));
+    let (first, count) = ([0, 0, 0, 0, 0, 1, 0, 2, 0], [80, 81, 82, 83, 84, 80, 3, 64, 96]);
+    let one = |format| {
+        let mut pool = KvPool::new(format, 1, 104, 6);
+        pool.write(&places, &kv);
+        let mut out = vec![0.0; q.len()];
+        attend_pages(
+            &q,
+            &pool,
+            Tables { pages: &pages, first: &first, count: &count },
+            heads,
+            &mut out,
+        );
+        out
+    };
+    KvFormat::ALL.map(one).to_vec()
+}
+
+#[test]
+fn every_width_gives_the_same_bits() {
+    let all = || -> Vec<Vec<u32>> {
+        pointwise().iter().chain(&products()).chain(&paged()).map(|x| bits(x)).collect()
+    };
+    let [base, middle, wide] = [0, 1, 2].map(|widest| {
+        WIDEST.store(widest, Ordering::Relaxed);
+        all()
+    });
+    assert!(base == middle && middle == wide);
+}
