@@ -17,6 +17,7 @@ mod plan;
 mod progress;
 mod quantize;
 mod quickstart;
+mod quickstart_text;
 mod recipe;
 mod renamed;
 mod run_page;

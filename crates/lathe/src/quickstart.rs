@@ -1,17 +1,15 @@
 //! `lathe quickstart`: text from this disk, a tokenizer, a small Mixture-of-Recursions model, its
 //! numbers, its voice, a page.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use data::build::{BuildOptions, build, build_documents};
-use data::documents::Input;
-use data::{Corpus, Split, Tokenizer, Windows, packages};
+use data::{Corpus, Split, Tokenizer, Windows};
 use engine::Sampler;
 use model::ModelConfig;
-use report::{BarSeries, Bars, Page, human_bytes, human_count, human_duration};
+use report::{BarSeries, Bars, Page, human_count, human_duration};
 use train::{
     CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig,
     Stored, TrainConfig, Trainer, Validation,
@@ -19,13 +17,13 @@ use train::{
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
-use crate::{data_build, inspect, output, plan, recipe, run_page, train_run};
+use crate::{inspect, output, plan, quickstart_text, recipe, run_page, train_run};
 
 /// Prompts that suit prose about programs, and programs.
 const PROMPTS: [&str; 3] =
     ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
 
-/// Runs the command.
+/// Runs `lathe quickstart`.
 pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     ensure!(
         options.minutes > 0.0 && options.minutes <= 1e5,
@@ -38,7 +36,8 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     })?;
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("making {}", options.out.display()))?;
-    let data = prepare(options)?;
+    let sequence_length = sequence_length(&config);
+    let data = quickstart_text::prepare(options, sequence_length)?;
     let recipe = make_recipe(options, config, &data, started)?;
     let path = options.out.join("recipe.toml");
     std::fs::write(&path, recipe::show(&recipe)?)
@@ -71,61 +70,9 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Text to shards; a finished folder from an earlier run with the same arguments is taken as it is.
-fn prepare(options: &Quickstart) -> Result<PathBuf> {
-    let dir = options.out.join("data");
-    if dir.join("manifest.json").is_file() {
-        let corpus = Corpus::open(&dir, Split::Train)?;
-        ensure!(
-            corpus.vocab_size() == options.vocab,
-            "{} was made with a vocabulary of {}, --vocab is {}: choose another --out",
-            dir.display(),
-            corpus.vocab_size(),
-            options.vocab
-        );
-        output::line(format!(
-            "text: {} tokens already in {}",
-            human_count(corpus.tokens() as f64),
-            dir.display()
-        ));
-        return Ok(dir);
-    }
-    let manifest = if options.input.is_empty() {
-        from_packages(options, &dir)?
-    } else {
-        from_files(options, &dir)?
-    };
-    output::piece(data_build::summary(&manifest, &dir).to_text());
-    Ok(dir)
-}
-
-fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
-    let here = std::env::current_dir().context("finding the current folder")?;
-    let found = packages::collect(&here, 24 << 20).context(
-        "collecting the text of the packages in Cargo.lock; outside a checkout of Lathe, give --input FOLDER with text",
-    )?;
-    found.save(&options.out)?;
-    let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
-    output::line(format!(
-        "text: {} files, {} of the packages this program was built from",
-        found.files.len(),
-        human_bytes(bytes)
-    ));
-    let tokenizer = data_build::tokenizer_from(found.train_texts(), options.vocab)?;
-    tokenizer.save(&options.out.join("tokenizer.json"))?;
-    Ok(build_documents(found.documents(), &tokenizer, dir, &BuildOptions::default())?)
-}
-
-fn from_files(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
-    let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
-    let tokenizer = data_build::tokenizer_from_files(&inputs, options.vocab)?;
-    tokenizer.save(&options.out.join("tokenizer.json"))?;
-    Ok(build(
-        &inputs,
-        &tokenizer,
-        dir,
-        &BuildOptions { valid_per_mille: 20, ..BuildOptions::default() },
-    )?)
+/// Tokens in a window of training and validation.
+fn sequence_length(config: &ModelConfig) -> usize {
+    config.context.min(256)
 }
 
 /// As many steps as fit: a few steps of a throw-away trainer tell how long one takes here.
@@ -140,7 +87,7 @@ fn make_recipe(
         output::line(format!("continuing with {}", earlier.display()));
         return recipe::load(&earlier, &[]);
     }
-    let sequence_length = config.context.min(256);
+    let sequence_length = sequence_length(&config);
     let mut recipe = Recipe {
         model: ModelConfig { vocab_size: options.vocab, ..config },
         data: DataConfig { dir: data.display().to_string(), sequence_length, document_mask: true },
@@ -218,11 +165,12 @@ fn page_of(
     let config = stored.model.config();
     let p = model::cost::parameters(config, stored.model.plan());
     let mut page = Page::new("A model that spends compute per token", "Lathe quickstart");
-    let bits = |s: &train::RuleScore| format!("{:.3}", s.all.bits_per_byte);
-    let training = format!("{} with training-time routing", bits(&validation.training));
+    let bits = format!("{:.3}", validation.causal.all.bits_per_byte);
+    let training =
+        format!("{:.3} with training-time routing", validation.training.all.bits_per_byte);
     let time = format!("{} in all", human_duration(started.elapsed().as_secs_f64()));
     page.cards(&[
-        ("bits per byte, causal routing", &bits(&validation.causal), &training),
+        ("bits per byte, causal routing", &bits, &training),
         (
             "mean recursions",
             &format!("{:.2}", validation.causal.mean_depth()),
@@ -251,20 +199,20 @@ fn page_of(
     Ok(page.render())
 }
 
+fn depth_shares(name: &str, score: &train::RuleScore) -> BarSeries {
+    let rows = score.depths.iter().sum::<u64>().max(1) as f64;
+    BarSeries { name: name.into(), values: score.depths.iter().map(|&n| n as f64 / rows).collect() }
+}
+
 fn depth_bars(validation: &Validation) -> Bars {
-    let share = |score: &train::RuleScore| {
-        let rows: u64 = score.depths.iter().sum();
-        score.depths.iter().map(|&n| n as f64 / rows.max(1) as f64).collect::<Vec<_>>()
-    };
-    let series = |name: &str, values| BarSeries { name: name.into(), values };
     Bars {
         title: "Share of tokens by recursions taken".into(),
         x_label: "recursions".into(),
         y_label: "share".into(),
         labels: (0..validation.causal.depths.len()).map(|d| d.to_string()).collect(),
         series: vec![
-            series("training-time routing", share(&validation.training)),
-            series("causal routing", share(&validation.causal)),
+            depth_shares("training-time routing", &validation.training),
+            depth_shares("causal routing", &validation.causal),
         ],
         percent: true,
     }

@@ -418,6 +418,24 @@ fn quickstart_ends_with_a_report() {
 }
 
 #[test]
+fn quickstart_takes_few_documents() {
+    let place = Place::empty();
+    for i in 0..3 {
+        place.write(&format!("notes/{i}.md"), common::document(i, 300));
+    }
+    let line = "quickstart --input notes --steps 2 --preset cpu-1m-mor3 --vocab 300 --out q";
+    let arguments: Vec<&str> = line.split(' ').collect();
+    let ended = place.run(&arguments).good();
+    assert!(ended.err.contains("validation takes the last tenth of each"), "{ended:?}");
+    assert!(ended.out.contains("report.html"), "{ended:?}");
+    // Text that cannot fill a window is refused before anything is trained.
+    place.write("little/a.md", common::document(1, 3));
+    let line = "quickstart --input little --steps 2 --vocab 300 --out r";
+    let arguments: Vec<&str> = line.split(' ').collect();
+    place.run(&arguments).bad(&["more than 256", "--input"]);
+}
+
+#[test]
 fn a_validation_set_of_its_own() {
     let place = Place::with_data();
     place.write("held/out.md", common::document(77, 30));
