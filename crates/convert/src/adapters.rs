@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use model::ModelConfig;
-use model::adapters::{Part, lora, merge};
+use model::adapters::{lora, merge};
 use model::layout::{LayerPlan, LayerUse};
+use model::params::{ParamPlace, Part, linears};
 use model::rng::{Purpose, Stream, name_place};
 
 use crate::svd::truncated;
@@ -18,41 +19,42 @@ type OwnAndShared = (Vec<f32>, Vec<f32>);
 /// then computes with.
 #[derive(Default)]
 pub(crate) struct Adapters {
-    pub(crate) weights: BTreeMap<String, Vec<f32>>,
-    pub(crate) merged: BTreeMap<(usize, &'static str), Vec<f32>>,
+    pub(crate) weights: BTreeMap<ParamPlace, Vec<f32>>,
+    pub(crate) merged: BTreeMap<(usize, Part), Vec<f32>>,
 }
 
-/// Adapters for every use that has one; `matrices` gives a use's pair for a part.
+/// Adapters for every use that has one; `matrices` gives a use's pair for a place.
 pub(crate) fn fit(
     config: &ModelConfig,
     plan: &LayerPlan,
     seed: u64,
-    matrices: &dyn Fn(LayerUse, Part) -> Option<OwnAndShared>,
+    matrices: &dyn Fn(LayerUse, &ParamPlace) -> Option<OwnAndShared>,
 ) -> Adapters {
     let mut made = Adapters::default();
-    let Some((settings, apart)) = config.relax.adapters() else { return made };
-    for at in plan.unrolled().filter(|at| is_shared(plan, *at)) {
-        for part in Part::ALL.into_iter().filter(|&part| settings.adapts(config, at, part)) {
-            let Some((own, shared)) = matrices(at, part) else { continue };
-            let (n, d) = part.shape(config);
-            let dice =
-                Stream::at(seed, Purpose::Init, 0, name_place(&lora::name(at, part, "down")));
+    let Some((settings, magnitudes)) = config.relax.adapters() else { return made };
+    for at in plan.unrolled() {
+        for base in linears(config, at.stored) {
+            let ParamPlace::Layer { part, .. } = base.place else { continue };
+            if !settings.adapts(config, plan, at, part) {
+                continue;
+            }
+            let Some((own, shared)) = matrices(at, &base.place) else { continue };
+            let (n, d) = base.shape;
+            let down = ParamPlace::adapter(at, part, lora::DOWN);
+            let dice = Stream::at(seed, Purpose::Init, 0, name_place(&down.to_string()));
             let fitted = Fitted::new(&own, &shared, n, settings, dice);
-            let length = apart.then(|| lengths(&own, &shared, d));
+            let magnitude = magnitudes.then(|| lengths(&own, &shared, d));
             let scale = settings.scale();
-            let merged = merge(&shared, d, &fitted.down, &fitted.up, scale, length.as_deref());
-            made.merged.insert((at.layer, part.name()), merged);
-            made.weights.insert(lora::name(at, part, "down"), fitted.down);
-            made.weights.insert(lora::name(at, part, "up"), fitted.up);
-            made.weights.extend(length.map(|length| (lora::name(at, part, "length"), length)));
+            let merged = merge(&shared, d, &fitted.down, &fitted.up, scale, magnitude.as_deref());
+            made.merged.insert((at.layer, part), merged);
+            made.weights.insert(down, fitted.down);
+            made.weights.insert(ParamPlace::adapter(at, part, lora::UP), fitted.up);
+            if let Some(magnitude) = magnitude {
+                made.weights.insert(ParamPlace::adapter(at, part, lora::MAGNITUDE), magnitude);
+            }
         }
     }
     made
-}
-
-/// Whether other uses have the same weights.
-fn is_shared(plan: &LayerPlan, at: LayerUse) -> bool {
-    plan.unrolled().filter(|other| other.stored == at.stored).count() > 1
 }
 
 /// The two factors of an adapter, `[rank, d]` and `[n, rank]`.

@@ -86,7 +86,7 @@ struct Dense<'a> {
 impl<'a> Dense<'a> {
     fn of(stored: &'a Stored) -> Result<Self, ConvertError> {
         let config = stored.model.config();
-        if config.sharing != Sharing::None || config.router != RouterConfig::Fixed {
+        if config.sharing != Sharing::None || config.router != RouterConfig::FIXED {
             let found = format!("{:?} with router \"{}\"", config.sharing, config.router.kind());
             let next = "unroll a recursive one with `lathe convert --sharing none`, or export it \
                         in the form of its own (--format lathe)";
@@ -149,7 +149,7 @@ mod tests {
             sharing: Sharing::None,
             recursions: 1,
             layers: 2,
-            router: RouterConfig::Fixed,
+            router: RouterConfig::FIXED,
             ..ModelConfig::default()
         };
         let table = specs(&config, &config.check().expect("legal"));

@@ -11,7 +11,6 @@ mod costs;
 mod error;
 mod export;
 mod import;
-mod known;
 mod layers;
 mod native;
 mod quantize;

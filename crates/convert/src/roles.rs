@@ -4,44 +4,38 @@
 use std::path::Path;
 
 use formats::{ArchConfig, LayerRole, TensorRole};
-use model::adapters::Part;
-use model::params::ParamSpec;
-use model::{KvMode, ModelConfig, RouterConfig, Sharing};
+use model::params::{ParamPlace, ParamSpec, Part};
+use model::{KvMode, ModelConfig, RouterConfig, Sharing, attention, mlp};
 
 use crate::ConvertError;
 use crate::error::refused_in;
-use crate::known::{self, KnownParam, Norm};
 
 const OTHER_MODEL: &str = "choose a model that asks for no more";
+
+/// Matrices and norms of a layer and what stands in them, row after row.
+const LAYER: [(Part, &[LayerRole]); 7] = [
+    (attention::NORM, &[LayerRole::AttentionNorm]),
+    (mlp::NORM, &[LayerRole::FfnNorm]),
+    (attention::QUERY, &[LayerRole::Query]),
+    (attention::KEY_VALUE, &[LayerRole::Key, LayerRole::Value]),
+    (attention::OUTPUT, &[LayerRole::Output]),
+    (mlp::GATE_UP, &[LayerRole::Gate, LayerRole::Up]),
+    (mlp::DOWN, &[LayerRole::Down]),
+];
 
 /// The weights of others that stand below each other in a parameter of a dense model; `None` for a
 /// parameter that a plain Llama model does not have.
 pub(crate) fn roles(spec: &ParamSpec) -> Option<Vec<TensorRole>> {
-    let (layer, roles): (usize, &[LayerRole]) = match known::of(spec)? {
-        KnownParam::Embed => return Some(vec![TensorRole::Embed]),
-        KnownParam::LastNorm => return Some(vec![TensorRole::Norm]),
-        KnownParam::Head => return Some(vec![TensorRole::Head]),
-        KnownParam::Matrix { stored, part } => (stored, of_matrix(part)),
-        KnownParam::Norm { stored, recursion: 0, norm: Norm::Attention } => {
-            (stored, &[LayerRole::AttentionNorm])
-        }
-        KnownParam::Norm { stored, recursion: 0, norm: Norm::FeedForward } => {
-            (stored, &[LayerRole::FfnNorm])
-        }
-        KnownParam::Norm { .. } | KnownParam::Adapter | KnownParam::Router => return None,
+    let (layer, part) = match spec.place {
+        ParamPlace::Embed => return Some(vec![TensorRole::Embed]),
+        ParamPlace::FinalNorm => return Some(vec![TensorRole::Norm]),
+        ParamPlace::Head => return Some(vec![TensorRole::Head]),
+        ParamPlace::Layer { stored, part } => (stored, part),
+        ParamPlace::LayerNorm { stored, part, recursion: 0 } => (stored, part),
+        _ => return None,
     };
+    let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
     Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
-}
-
-/// What stands in a matrix of a layer, row after row.
-fn of_matrix(part: Part) -> &'static [LayerRole] {
-    match part {
-        Part::Query => &[LayerRole::Query],
-        Part::KeyValue => &[LayerRole::Key, LayerRole::Value],
-        Part::Output => &[LayerRole::Output],
-        Part::GateUp => &[LayerRole::Gate, LayerRole::Up],
-        Part::Down => &[LayerRole::Down],
-    }
 }
 
 /// Our recipe of the model that `settings` of the file `path` describe.
@@ -66,7 +60,7 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
         sharing: Sharing::None,
         recursions: 1,
         share_norms: true,
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         ..ModelConfig::default()
     };
@@ -127,15 +121,15 @@ mod tests {
     fn other_parameters_have_no_role() {
         let config = ModelConfig { vocab_size: 10, ..dense() };
         let table = model::params::specs(&config, &config.check().expect("legal"));
-        for name in [
-            "router.0.score",
-            "layers.0.attention_norm.1",
-            "layers.x.query",
-            "layers.0.lora",
-            "heads",
-            "",
+        let (stored, part) = (0, attention::QUERY);
+        for place in [
+            ParamPlace::LayerNorm { stored, part: attention::NORM, recursion: 1 },
+            ParamPlace::Layer { stored, part: Part::new("experts") },
+            ParamPlace::Adapter { stored, part, recursion: 0, factor: "up" },
+            ParamPlace::Encoding { recursion: 0 },
         ] {
-            let spec = ParamSpec { name: name.into(), ..table[1].clone() };
+            let name = place.to_string();
+            let spec = ParamSpec { place, ..table[1].clone() };
             assert_eq!(roles(&spec), None, "{name}");
         }
     }
@@ -153,7 +147,7 @@ mod tests {
     }
 
     fn dense() -> ModelConfig {
-        let (sharing, router) = (Sharing::None, RouterConfig::Fixed);
+        let (sharing, router) = (Sharing::None, RouterConfig::FIXED);
         ModelConfig { sharing, recursions: 1, router, layers: 3, ..ModelConfig::default() }
     }
 }

@@ -6,17 +6,17 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
-use model::adapters::{Part, Relaxation};
+use model::adapters::Relaxation;
 use model::layout::{LayerPlan, LayerUse};
-use model::params::{ParamSpec, specs};
-use model::routers::expert_choice::{self, Gating};
-use model::{CausalThresholds, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
+use model::params::{ParamPlace, ParamSpec, linears, specs};
+use model::{
+    CausalThresholds, Causality, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
+};
 use serde_json::json;
 use train::{Made, Stored, write_model};
 
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
-use crate::known::{self, KnownParam};
 use crate::source::SourceModel;
 use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
 
@@ -74,7 +74,7 @@ pub fn convert(
     let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
     if target.fit_adapters {
         conversion.fitted =
-            fit(&config, &plan, target.seed, &|at, part| conversion.own_and_shared(at, part));
+            fit(&config, &plan, target.seed, &|at, place| conversion.own_and_shared(at, place));
     }
     let (mut weights, mut fresh) = (Vec::new(), Vec::new());
     for spec in specs(&config, &plan) {
@@ -130,38 +130,28 @@ fn kept_layers(
 
 /// The router with every row at full depth and a gate of 1.
 fn neutral(router: &RouterConfig, recursions: usize) -> Result<RouterConfig, ConvertError> {
-    match router {
-        RouterConfig::Fixed => Ok(RouterConfig::Fixed),
-        RouterConfig::ExpertChoice(c) => Ok(RouterConfig::ExpertChoice(expert_choice::Config {
-            capacities: Some(vec![1.0; recursions]),
-            capacity_warmup_steps: 0,
-            gating: Gating::Replace,
-            gate_release_steps: 0,
-            ..c.clone()
-        })),
-        other => {
-            let expected = "\"fixed\" or \"expert_choice\", which have a setting that computes the \
-                            recursive model";
-            let found = format!("\"{}\"", other.kind());
-            refused("--router: kind", expected, found, "choose one of these")
-        }
+    if let Some(neutral) = router.settings().neutral(recursions) {
+        return Ok(neutral);
     }
+    let has_one = |router: &RouterConfig| router.settings().neutral(recursions).is_some();
+    let all = RouterConfig::all();
+    let known: Vec<&str> =
+        all.iter().filter(|router| has_one(router)).map(RouterConfig::kind).collect();
+    let expected =
+        format!("one with a setting that computes the recursive model: {}", known.join(" or "));
+    refused("--router: kind", expected, format!("\"{}\"", router.kind()), "choose one of these")
 }
 
 /// The causal rule with which every row takes every recursion.
 fn rule_of(config: &ModelConfig) -> Option<Rule> {
-    let RouterConfig::ExpertChoice(_) = config.router else { return None };
-    let thresholds = vec![None; config.recursions];
-    Some(Rule::Causal(CausalThresholds {
-        made_by: "full capacity".into(),
-        auxiliary: false,
-        thresholds,
-    }))
+    let needed = config.router.settings().causality() != Causality::Always;
+    needed.then(|| Rule::Causal(CausalThresholds::open("full capacity", config.recursions)))
 }
 
 /// A conversion under way.
 struct Conversion<'a> {
     source: &'a SourceModel<'a>,
+    config: &'a ModelConfig,
     plan: &'a LayerPlan,
     keep: &'a [usize],
     /// Layers of the source by stored layer of the result.
@@ -174,7 +164,7 @@ struct Conversion<'a> {
 impl<'a> Conversion<'a> {
     fn new(
         source: &'a SourceModel<'a>,
-        config: &ModelConfig,
+        config: &'a ModelConfig,
         plan: &'a LayerPlan,
         keep: &'a [usize],
         target: &ConversionTarget,
@@ -184,29 +174,21 @@ impl<'a> Conversion<'a> {
             .map(|layers| layers.into_iter().map(|layer| keep[layer]).collect())
             .collect();
         let share_norms = config.share_norms;
-        Self { source, plan, keep, from, share_norms, fitted: Adapters::default() }
+        Self { source, config, plan, keep, from, share_norms, fitted: Adapters::default() }
     }
 
-    /// A parameter of the result; `None` for routers, and for adapters that are not fitted, which
-    /// start fresh.
+    /// A parameter of the result; `None` for what starts fresh: the router of depths, and adapters
+    /// that are not fitted.
+    ///
+    /// # Errors
+    /// Any other parameter that the source lacks, or has in another size.
     fn value(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>, ConvertError> {
-        let found = match known::must("the result", spec)? {
-            KnownParam::Router => return Ok(None),
-            KnownParam::Adapter => return Ok(self.fitted.weights.get(&spec.name).cloned()),
-            KnownParam::Embed | KnownParam::LastNorm | KnownParam::Head => {
-                self.source.kept(&spec.name)
-            }
-            KnownParam::Matrix { stored, part } => {
-                self.source.mean_matrix(&self.from[stored], part)
-            }
-            KnownParam::Norm { stored, norm, .. } if self.share_norms => {
-                self.source.mean_norm(&self.from[stored], norm)
-            }
-            KnownParam::Norm { stored, recursion, norm } => {
-                let mut uses = self.plan.unrolled();
-                let at = uses.find(|at| (at.stored, at.recursion) == (stored, recursion));
-                at.and_then(|at| self.source.norm(self.keep[at.layer], norm))
-            }
+        let place = &spec.place;
+        let found = match place.layer() {
+            Some(stored) => self.of_layer(stored, place),
+            None if place.is_relaxation() => return Ok(self.fitted.weights.get(place).cloned()),
+            None if place.is_router() => return Ok(None),
+            None => self.source.kept(place),
         };
         match found {
             Some(data) if data.len() == spec.count() => Ok(Some(data)),
@@ -219,21 +201,34 @@ impl<'a> Conversion<'a> {
         }
     }
 
+    /// A weight of stored layer `stored` of the result.
+    fn of_layer(&self, stored: usize, place: &ParamPlace) -> Option<Vec<f32>> {
+        match *place {
+            ParamPlace::LayerNorm { recursion, .. } if !self.share_norms => {
+                let uses = self.plan.uses_of(stored);
+                let at = uses.iter().find(|at| at.recursion == recursion)?;
+                self.source.of_layer(self.keep[at.layer], place)
+            }
+            _ => self.source.mean(&self.from[stored], place),
+        }
+    }
+
     /// A matrix as the layer that a use replaces has it, and the shared one.
-    fn own_and_shared(&self, at: LayerUse, part: Part) -> Option<(Vec<f32>, Vec<f32>)> {
-        let own = self.source.matrix(self.keep[at.layer], part)?;
-        Some((own, self.source.mean_matrix(&self.from[at.stored], part)?))
+    fn own_and_shared(&self, at: LayerUse, place: &ParamPlace) -> Option<(Vec<f32>, Vec<f32>)> {
+        let own = self.source.of_layer(self.keep[at.layer], place)?;
+        Some((own, self.source.mean(&self.from[at.stored], place)?))
     }
 
     fn copied(&self, stored: usize) -> Copied {
-        let uses: Vec<LayerUse> = self.plan.unrolled().filter(|u| u.stored == stored).collect();
+        let uses = self.plan.uses_of(stored);
         let mut sums = vec![Difference::default(); uses.len()];
-        for part in Part::ALL {
-            let Some(shared) = self.source.mean_matrix(&self.from[stored], part) else { continue };
+        for base in linears(self.config, stored) {
+            let ParamPlace::Layer { part, .. } = base.place else { continue };
+            let Some(shared) = self.source.mean(&self.from[stored], &base.place) else { continue };
             for (sum, at) in sums.iter_mut().zip(&uses) {
-                let own = self.source.matrix(self.keep[at.layer], part).unwrap_or_default();
-                let merged = self.fitted.merged.get(&(at.layer, part.name()));
-                sum.add(&own, &shared, merged.unwrap_or(&shared));
+                let own = self.source.of_layer(self.keep[at.layer], &base.place);
+                let merged = self.fitted.merged.get(&(at.layer, part));
+                sum.add(&own.unwrap_or_default(), &shared, merged.unwrap_or(&shared));
             }
         }
         Copied {
@@ -274,7 +269,7 @@ impl Difference {
 #[cfg(test)]
 mod tests {
     use model::Model;
-    use model::params::{Group, Init};
+    use model::params::Part;
 
     use super::*;
 
@@ -290,7 +285,7 @@ mod tests {
             context: 16,
             sharing: Sharing::None,
             recursions: 1,
-            router: RouterConfig::Fixed,
+            router: RouterConfig::FIXED,
             kv: KvMode::RecursionWise,
             ..ModelConfig::default()
         }
@@ -301,7 +296,7 @@ mod tests {
             sharing: Sharing::Cycle,
             recursions: 2,
             start: Start::Stepwise,
-            router: RouterConfig::Fixed,
+            router: RouterConfig::FIXED,
             kv: KvMode::RecursionWise,
             share_norms: true,
             keep: None,
@@ -311,8 +306,7 @@ mod tests {
         }
     }
 
-    /// A matrix of a layer that conversion does not know would be lost in the source, and drawn
-    /// afresh in the result.
+    /// A matrix of a layer that the source does not have is not drawn afresh.
     #[test]
     fn unknown_matrices_are_refused_by_name() {
         let (model, target) = (Model::fresh(&dense(), 1).expect("legal"), target());
@@ -326,17 +320,12 @@ mod tests {
             let data = conversion.value(spec).expect("known").expect("of the source");
             assert_eq!(data.len(), spec.count(), "{}", spec.name);
         }
-        for name in ["layers.0.experts", "layers.0.experts.0", "layers.1.gate_up.3", "memory"] {
-            let unknown = ParamSpec {
-                name: name.into(),
-                init: Init::Normal(0.02),
-                group: Group::Block,
-                ..table[0].clone()
-            };
-            let result = conversion.value(&unknown).expect_err(name).to_string();
-            let source = known::must("the source", &unknown).expect_err(name).to_string();
-            assert!(result.contains(&format!("the result: parameter \"{name}\"")), "{result}");
-            assert!(source.contains(&format!("the source: parameter \"{name}\"")), "{source}");
+        for name in ["experts", "memory"] {
+            let place = ParamPlace::Layer { stored: 0, part: Part::new(name) };
+            let unknown = ParamSpec { name: place.to_string(), place, ..table[1].clone() };
+            let error = conversion.value(&unknown).expect_err(name).to_string();
+            let expected = format!("the result: parameter \"layers.0.{name}\"");
+            assert!(error.contains(&expected), "{error}");
         }
     }
 
@@ -348,7 +337,11 @@ mod tests {
         let config = ModelConfig { sharing: target.sharing, recursions: 2, ..untied };
         let plan = config.check().expect("legal");
         let conversion = Conversion::new(&source, &config, &plan, &[0, 1, 2, 3], &target);
-        let head = ParamSpec { name: "head".into(), ..specs(&config, &plan)[0].clone() };
+        let head = ParamSpec {
+            name: "head".into(),
+            place: ParamPlace::Head,
+            ..specs(&config, &plan)[0].clone()
+        };
         let found = conversion.value(&head);
         assert_eq!(found.is_err(), dense().tie_embeddings, "a head only where it is not tied");
         let wide = ParamSpec { shape: (20, 9), ..specs(&config, &plan)[0].clone() };

@@ -3,34 +3,29 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::adapters::{Part, Relaxation, lora, merge};
+use model::adapters::{Relaxation, lora, merge};
 use model::layout::LayerUse;
-use model::routers::expert_choice::Gating;
-use model::{KvMode, Model, ModelConfig, RouterConfig};
+use model::params::ParamPlace;
+use model::{KvMode, Model, ModelConfig};
 use ops::Weight;
 
 use crate::ConvertError;
 use crate::error::refused;
-use crate::known::{self, Norm};
 
 /// The weights of a model by unrolled layer.
 pub(crate) struct SourceModel<'a> {
-    weights: BTreeMap<&'a str, &'a Arc<Weight>>,
+    weights: BTreeMap<&'a ParamPlace, &'a Arc<Weight>>,
     uses: Vec<LayerUse>,
     config: &'a ModelConfig,
 }
 
 impl<'a> SourceModel<'a> {
-    /// Refuses a model whose layers are no dense layers once unrolled, and one with a weight that
-    /// conversion does not know.
+    /// Refuses a model whose layers are no dense layers once unrolled.
     pub(crate) fn of(model: &'a Model) -> Result<Self, ConvertError> {
         let config = model.config();
         check(config)?;
-        for (spec, _) in model.weights() {
-            known::must("the source", spec)?;
-        }
         Ok(Self {
-            weights: model.weights().iter().map(|(spec, w)| (spec.name.as_str(), w)).collect(),
+            weights: model.weights().iter().map(|(spec, weight)| (&spec.place, weight)).collect(),
             uses: model.plan().unrolled().collect(),
             config,
         })
@@ -41,38 +36,30 @@ impl<'a> SourceModel<'a> {
         self.uses.len()
     }
 
-    /// A weight that belongs to no layer.
-    pub(crate) fn kept(&self, name: &str) -> Option<Vec<f32>> {
-        self.weights.get(name).map(|weight| weight.read())
+    /// The weight at a place of the source's own table.
+    pub(crate) fn kept(&self, place: &ParamPlace) -> Option<Vec<f32>> {
+        self.weights.get(place).map(|weight| weight.read())
     }
 
-    /// A norm of an unrolled layer.
-    pub(crate) fn norm(&self, layer: usize, norm: Norm) -> Option<Vec<f32>> {
+    /// What stands at `place` in an unrolled layer, with what its use adds.
+    pub(crate) fn of_layer(&self, layer: usize, place: &ParamPlace) -> Option<Vec<f32>> {
         let at = self.uses[layer];
-        let recursion = if self.config.share_norms { 0 } else { at.recursion };
-        self.kept(&format!("layers.{}.{}.{recursion}", at.stored, norm.name()))
+        let norm = if self.config.share_norms { 0 } else { at.recursion };
+        let shared = self.kept(&place.in_layer(at.stored, norm))?;
+        let ParamPlace::Layer { part, .. } = *place else { return Some(shared) };
+        let adapter = |factor| self.kept(&ParamPlace::adapter(at, part, factor));
+        let (Some(down), Some(up)) = (adapter(lora::DOWN), adapter(lora::UP)) else {
+            return Some(shared);
+        };
+        let (settings, _) = self.config.relax.adapters()?;
+        let columns = down.len() / settings.rank;
+        let magnitude = adapter(lora::MAGNITUDE);
+        Some(merge(&shared, columns, &down, &up, settings.scale(), magnitude.as_deref()))
     }
 
-    /// A matrix of an unrolled layer, with what its use adds.
-    pub(crate) fn matrix(&self, layer: usize, part: Part) -> Option<Vec<f32>> {
-        let at = self.uses[layer];
-        let shared = self.kept(&format!("layers.{}.{}", at.stored, part.name()))?;
-        let down = self.kept(&lora::name(at, part, "down"));
-        let up = self.kept(&lora::name(at, part, "up"));
-        let (Some(down), Some(up)) = (down, up) else { return Some(shared) };
-        let scale = self.config.relax.adapters().map_or(0.0, |(settings, _)| settings.scale());
-        let length = self.kept(&lora::name(at, part, "length"));
-        Some(merge(&shared, part.shape(self.config).1, &down, &up, scale, length.as_deref()))
-    }
-
-    /// The mean of a matrix over some layers; a copy if it is one.
-    pub(crate) fn mean_matrix(&self, layers: &[usize], part: Part) -> Option<Vec<f32>> {
-        mean(layers, |layer| self.matrix(layer, part))
-    }
-
-    /// The mean of a norm over some layers; a copy if it is one.
-    pub(crate) fn mean_norm(&self, layers: &[usize], norm: Norm) -> Option<Vec<f32>> {
-        mean(layers, |layer| self.norm(layer, norm))
+    /// Its mean over some layers; a copy if it is one.
+    pub(crate) fn mean(&self, layers: &[usize], place: &ParamPlace) -> Option<Vec<f32>> {
+        mean(layers, |layer| self.of_layer(layer, place))
     }
 }
 
@@ -90,7 +77,7 @@ fn mean(layers: &[usize], read: impl Fn(usize) -> Option<Vec<f32>>) -> Option<Ve
 }
 
 fn check(config: &ModelConfig) -> Result<(), ConvertError> {
-    if !takes_every_layer(&config.router) {
+    if !config.router.settings().is_neutral() {
         let expected = "one with which every token takes every layer: dense, recursive, or \
                         converted and not yet trained";
         let found = format!("\"{}\"", config.router.kind());
@@ -107,15 +94,4 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
         return refused("the source: relax", expected, config.relax.kind(), next);
     }
     Ok(())
-}
-
-fn takes_every_layer(router: &RouterConfig) -> bool {
-    match router {
-        RouterConfig::Fixed => true,
-        RouterConfig::ExpertChoice(c) => {
-            let whole = c.capacities.as_ref().is_some_and(|list| list.iter().all(|&c| c >= 1.0));
-            whole && c.gating == Gating::Replace
-        }
-        _ => false,
-    }
 }

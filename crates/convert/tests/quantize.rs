@@ -5,7 +5,7 @@ mod common;
 
 use common::{ids, logits, same, stored, tiny};
 use convert::quantize;
-use model::adapters::{Part, Relaxation, lora};
+use model::adapters::{Relaxation, lora};
 use model::routers::{expert_choice, token_choice};
 use model::{ModelConfig, RouterConfig, Rule, Sharing};
 use ops::Format;
@@ -25,8 +25,11 @@ fn configs() -> Vec<ModelConfig> {
         router: RouterConfig::TokenChoice(token_choice::Config::default()),
         ..mor.clone()
     };
-    let adapters =
-        lora::Config { rank: 2, parts: vec![Part::Query, Part::Down], ..lora::Config::default() };
+    let adapters = lora::Config {
+        rank: 2,
+        parts: vec![model::attention::QUERY, model::mlp::DOWN],
+        ..lora::Config::default()
+    };
     vec![dense, routed, chosen, ModelConfig { relax: Relaxation::Lora(adapters), ..mor }]
 }
 

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use common::{ids, logits, same, stored, tiny};
 use convert::{ConversionTarget, Start, convert};
-use model::adapters::{Part, Relaxation, encoding, lora};
+use model::adapters::{Relaxation, encoding, lora};
+use model::params::Part;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
-use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing};
+use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing, attention};
 use train::{Stored, load_model};
 
 const SHARINGS: [Sharing; 4] =
@@ -21,7 +22,7 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> ConversionTarget
         sharing,
         recursions,
         start,
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         share_norms: true,
         keep: None,
@@ -269,7 +270,7 @@ fn what_does_not_fit_is_refused() {
 }
 
 fn adapters(parts: &[Part], rank: usize) -> lora::Config {
-    lora::Config { rank, alpha: 3.0 * rank as f64, parts: parts.to_vec(), skip_first: false }
+    lora::Config { rank, alpha: 3.0 * rank as f64, parts: parts.to_vec(), ..Default::default() }
 }
 
 /// Of full rank, adapters give back what sharing throws away: the relaxed model computes what the
@@ -283,7 +284,7 @@ fn adapters_of_full_rank_undo_sharing() {
     for (i, make) in [Relaxation::Lora, Relaxation::Dora].into_iter().enumerate() {
         for sharing in SHARINGS {
             // The smallest side of any matrix is 24.
-            let relax = make(adapters(&Part::ALL, 24));
+            let relax = make(adapters(&Part::all(), 24));
             let full = ConversionTarget {
                 relax,
                 share_norms: false,
@@ -315,8 +316,8 @@ fn merged_adapters_compute_the_same() {
     for make in [Relaxation::Lora, Relaxation::Dora] {
         for sharing in SHARINGS {
             for (kv, parts, skip_first) in [
-                (KvMode::RecursionWise, &Part::ALL[..], false),
-                (KvMode::RecursionWise, &[Part::Query, Part::KeyValue][..], true),
+                (KvMode::RecursionWise, &Part::all()[..], false),
+                (KvMode::RecursionWise, &[attention::QUERY, attention::KEY_VALUE][..], true),
             ] {
                 number += 1;
                 let relax = make(lora::Config { skip_first, ..adapters(parts, 4) });
@@ -349,8 +350,8 @@ fn fresh_relaxations_change_nothing() {
         let plain = converted(&dense, &plain, &folder.path().join(format!("plain{sharing:?}")));
         let expected = logits(&plain.model, &Rule::NonCausal, &ids());
         for relax in [
-            Relaxation::Lora(adapters(&Part::ALL, 4)),
-            Relaxation::Dora(adapters(&Part::ALL, 4)),
+            Relaxation::Lora(adapters(&Part::all(), 4)),
+            Relaxation::Dora(adapters(&Part::all(), 4)),
             Relaxation::Encoding(encoding::Config::default()),
         ] {
             number += 1;

@@ -1,32 +1,34 @@
 //! From a trained router to a causal rule.
 
-use model::routers::expert_choice::Causal;
-use model::{CausalThresholds, Model, RouterConfig, RouterState, Rule};
+use model::routers::ThresholdsFrom;
+use model::{CausalThresholds, Causality, Model, RouterState, Rule};
 
 use crate::stats::{RoutingStats, threshold_for};
 use crate::{Batch, Scoring, score};
 
 /// The causal rule that the recipe of `model` asks for, made on held-out `batches`.
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
-    let RouterConfig::ExpertChoice(config) = &model.config().router else {
-        // Nothing compares rows: every rule is the same rule. A random router draws by position.
-        return Rule::Causal(CausalThresholds {
-            made_by: "router".into(),
-            auxiliary: false,
-            thresholds: vec![None; model.config().recursions],
-        });
-    };
-    let n = model.config().recursions;
-    let capacities = model.config().router.capacities(n, u64::MAX);
-    let decision = match config.causal {
-        Causal::Half => CausalThresholds::by_thresholds("half", &capacities, |_| 0.0),
-        Causal::Running => CausalThresholds::by_thresholds("running", &capacities, |r| {
-            state.running.get(r).copied().unwrap_or(0.0)
-        }),
-        Causal::Calibrated => calibrate(model, state, batches, &capacities, false),
-        Causal::Auxiliary => calibrate(model, state, batches, &capacities, true),
-    };
-    Rule::Causal(decision)
+    let config = model.config();
+    let capacities = config.router.capacities(config.recursions, u64::MAX);
+    Rule::Causal(match config.router.settings().causality() {
+        Causality::Always | Causality::ByPosition => {
+            CausalThresholds::open("router", config.recursions)
+        }
+        Causality::Thresholds(from) => match from {
+            ThresholdsFrom::Constant { made_by, value } => {
+                CausalThresholds::by_thresholds(made_by, &capacities, |_| value)
+            }
+            ThresholdsFrom::Buffer { name } => {
+                let values = state.get(name);
+                CausalThresholds::by_thresholds(name, &capacities, |r| {
+                    values.get(r).copied().unwrap_or(0.0)
+                })
+            }
+            ThresholdsFrom::Calibration { auxiliary, .. } => {
+                calibrate(model, state, batches, &capacities, auxiliary)
+            }
+        },
+    })
 }
 
 /// Finds, recursion by recursion, the logit at which the share `capacities[r]` of all rows passes.

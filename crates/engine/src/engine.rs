@@ -84,10 +84,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let config = model.config();
         if rule == Rule::NonCausal
-            && !matches!(
-                config.router,
-                model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_)
-            )
+            && config.router.settings().causality() != model::Causality::Always
         {
             return Err(EngineError::NotCausal);
         }
@@ -247,7 +244,7 @@ impl Engine {
         for turn in turns {
             let flight = &self.flights[&turn.slot];
             let going: Vec<usize> =
-                (0..flight.rows.len()).filter(|&i| flight.rows[i].going).collect();
+                (0..flight.rows.len()).filter(|&i| flight.rows[i].active).collect();
             if !going.is_empty() {
                 parts.push(self.rows(turn.slot, going.iter().map(|&i| flight.first + i)));
                 places.extend(going.into_iter().map(|i| (turn.slot, i)));
@@ -280,7 +277,7 @@ impl Engine {
         let flight = &self.flights[&slot];
         let took = flight.rows.iter().filter(|row| row.depth as usize > recursion).count();
         let goes = |(i, row): (usize, &RowState)| {
-            row.going && (row.depth < self.cap(slot, flight.first + i))
+            row.active && (row.depth < self.cap(slot, flight.first + i))
         };
         let going = flight.rows.iter().enumerate().filter(|&row| goes(row)).count();
         let (took, going) = match (self.fills, recursion) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Address, Model, NoProbe, Pass, RouterState, Rows, Rule, SequenceCache};
+use model::{Address, Causality, Model, NoProbe, Pass, RouterState, Rows, Rule, SequenceCache};
 use ops::{Ops, read_rows};
 
 use crate::{Sampler, SamplerError};
@@ -142,10 +142,7 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
         return Err(GenerateError::TooLong { prompt, new, total, context });
     }
     if *what.rule == Rule::NonCausal
-        && !matches!(
-            model.config().router,
-            model::RouterConfig::Fixed | model::RouterConfig::TokenChoice(_)
-        )
+        && model.config().router.settings().causality() != Causality::Always
     {
         return Err(GenerateError::NotCausal);
     }

@@ -24,5 +24,5 @@ pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};
 pub use sampler::{Sampler, SamplerError};
 pub use score::{RowScore, Scoring, log_probabilities, score};
-pub use stats::{RecursionStats, RoutingStats};
+pub use stats::{LossSum, RecursionStats, RoutingStats};
 pub use thread::EngineThread;

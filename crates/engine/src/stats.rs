@@ -1,6 +1,9 @@
 //! Counts what routers do, for logs, calibration and reports.
 
-use model::{Probe, Routed};
+use std::collections::BTreeMap;
+
+use model::params::RouterSite;
+use model::{Choice, Probe, RoutingEvent};
 
 /// What happened at one recursion of expert-choice (or random) routing.
 #[derive(Clone, Debug, Default)]
@@ -36,10 +39,25 @@ pub struct RoutingStats {
     pub depths: Vec<u64>,
     /// Sum of the scores of each depth, for token-choice.
     pub score_sums: Vec<f64>,
+    /// Rows by target, for routers with several targets a row.
+    pub loads: BTreeMap<RouterSite, Vec<u64>>,
+    /// Losses beside the cross-entropy, each as its sum over passes.
+    pub losses: Vec<LossSum>,
     /// Whether logits are kept.
     pub keeps_logits: bool,
     /// Rows a sequence has, to count by position; 0 for not.
     pub sequence_length: usize,
+}
+
+/// A loss that routers or layers made, added up over the passes of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossSum {
+    /// Its name in logs.
+    pub name: &'static str,
+    /// Before its weight.
+    pub value: f64,
+    /// Its weight in what is minimised.
+    pub weight: f32,
 }
 
 impl RoutingStats {
@@ -96,43 +114,78 @@ pub(crate) fn threshold_for(scores: &[f32], count: usize) -> Option<f32> {
     Some(below + (above - below) / 2.0)
 }
 
-impl Probe for RoutingStats {
-    fn routed(&mut self, routed: &Routed<'_>) {
-        if self.recursions.len() <= routed.recursion {
-            self.recursions.resize_with(routed.recursion + 1, RecursionStats::default);
+impl RoutingStats {
+    fn go_on(&mut self, event: &RoutingEvent<'_>, kept: &[bool], best: Option<&[bool]>) {
+        let recursion = event.recursion;
+        if self.recursions.len() <= recursion {
+            self.recursions.resize_with(recursion + 1, RecursionStats::default);
         }
-        let r = &mut self.recursions[routed.recursion];
-        let count = |flags: &[bool]| flags.iter().filter(|f| **f).count() as u64;
-        r.candidates += routed.kept.len() as u64;
-        r.kept += count(routed.kept);
-        r.logit_sum += routed.logits.iter().map(|&z| f64::from(z)).sum::<f64>();
-        if let Some(best) = routed.best {
+        let r = &mut self.recursions[recursion];
+        r.candidates += kept.len() as u64;
+        r.kept += count(kept);
+        r.logit_sum += event.logits.iter().map(|&z| f64::from(z)).sum::<f64>();
+        if let Some(best) = best {
             r.best += count(best);
             r.compared += best.len() as u64;
-            r.agree += best.iter().zip(routed.kept).filter(|(b, k)| b == k).count() as u64;
-            let predicted = routed.auxiliary.unwrap_or(routed.logits);
-            r.half_agrees +=
-                best.iter().zip(predicted).filter(|(b, z)| **b == (**z >= 0.0)).count() as u64;
+            r.agree += best.iter().zip(kept).filter(|(b, k)| b == k).count() as u64;
         }
         if self.keeps_logits {
-            r.logits.extend_from_slice(routed.logits);
-            r.auxiliary.extend_from_slice(routed.auxiliary.unwrap_or(&[]));
+            r.logits.extend_from_slice(event.logits);
         }
         if self.sequence_length > 0 {
             r.kept_at.resize(self.sequence_length, 0);
-            for (&row, _) in routed.candidates.iter().zip(routed.kept).filter(|(_, k)| **k) {
+            for (&row, _) in event.candidates.iter().zip(kept).filter(|(_, k)| **k) {
                 r.kept_at[row as usize % self.sequence_length] += 1;
             }
         }
     }
 
-    fn assigned(&mut self, _logits: &[f32], scores: &[f32], depth: &[u32]) {
-        let n = scores.len() / depth.len().max(1);
+    fn targets(&mut self, scores: &[f32], targets: &[u32]) {
+        let n = scores.len() / targets.len().max(1);
         self.depths.resize(n.max(self.depths.len()), 0);
         self.score_sums.resize(n.max(self.score_sums.len()), 0.0);
-        depth.iter().for_each(|&d| self.depths[d as usize] += 1);
+        targets.iter().for_each(|&target| self.depths[target as usize] += 1);
         for scores in scores.chunks_exact(n.max(1)) {
             self.score_sums.iter_mut().zip(scores).for_each(|(sum, &s)| *sum += f64::from(s));
+        }
+    }
+}
+
+fn count(flags: &[bool]) -> u64 {
+    flags.iter().filter(|flag| **flag).count() as u64
+}
+
+impl Probe for RoutingStats {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        match event.choice {
+            Choice::GoOn { kept, best, auxiliary } => {
+                self.go_on(event, kept, best);
+                let r = &mut self.recursions[event.recursion];
+                let predicted = auxiliary.unwrap_or(event.logits);
+                if let Some(best) = best {
+                    let right = best.iter().zip(predicted).filter(|(b, z)| **b == (**z >= 0.0));
+                    r.half_agrees += right.count() as u64;
+                }
+                if self.keeps_logits {
+                    r.auxiliary.extend_from_slice(auxiliary.unwrap_or(&[]));
+                }
+            }
+            Choice::Target(targets) => self.targets(event.scores, targets),
+            Choice::Plan(plan) => {
+                let loads = self.loads.entry(event.site).or_default();
+                loads.resize(plan.targets().max(loads.len()), 0);
+                for (target, load) in loads.iter_mut().enumerate().take(plan.targets()) {
+                    *load += plan.of(target).len() as u64;
+                }
+            }
+        }
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        let value = f64::from(value);
+        match self.losses.iter_mut().find(|loss| loss.name == name) {
+            Some(loss) => loss.value += value,
+            None => self.losses.push(LossSum { name, value, weight }),
         }
     }
 }

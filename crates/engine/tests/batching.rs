@@ -11,7 +11,8 @@ use engine::{
     DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Generation, Sampler, Scoring, Token,
     generate, log_probabilities,
 };
-use model::adapters::{Part, Relaxation, lora};
+use model::adapters::{Relaxation, lora};
+use model::params::Part;
 use model::rng::{Purpose, Stream, name_place};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvFormat;
@@ -178,18 +179,15 @@ fn uneven(model: Model) -> Model {
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
     let plain = |sharing, recursions| {
-        let mut plain = config(RouterConfig::Fixed, KvMode::RecursionWise);
+        let mut plain = config(RouterConfig::FIXED, KvMode::RecursionWise);
         (plain.sharing, plain.recursions, plain.layers) = (sharing, recursions, 6);
         plain
     };
     let mut norms = config(RouterConfig::default(), KvMode::RecursionWise);
     norms.share_norms = false;
     let mut adapted = config(RouterConfig::default(), KvMode::SharedUpdate);
-    adapted.relax = Relaxation::Dora(lora::Config {
-        rank: 3,
-        parts: Part::ALL.to_vec(),
-        ..lora::Config::default()
-    });
+    adapted.relax =
+        Relaxation::Dora(lora::Config { rank: 3, parts: Part::all(), ..lora::Config::default() });
     let mut encoded = config(RouterConfig::default(), KvMode::RecursionWise);
     encoded.relax = Relaxation::Encoding(Default::default());
     let more = [
@@ -501,7 +499,7 @@ fn cancelled_and_slow_ones_leave_the_others_alone() {
 
 #[test]
 fn strange_ids_are_refused() {
-    let model = Arc::new(fresh(&config(RouterConfig::Fixed, KvMode::RecursionWise)));
+    let model = Arc::new(fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise)));
     let engine = engine(&model, &rule(&model), limits(), KvFormat::F32);
     let refusal =
         engine.handle().submit(request(1, vec![1, VOCAB as u32], 2), Box::new(Inbox::default()), 0);

@@ -114,7 +114,7 @@ fn seeds_repeat_and_choices_differ() {
 #[test]
 fn generation_ends_where_it_should() {
     let prompt = ids(7, 5);
-    let model = fresh(&config(RouterConfig::Fixed, KvMode::RecursionWise));
+    let model = fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise));
     let rule = Rule::NonCausal;
     let all = Ask::of(&prompt).run(&model, &rule).expect("fixed depth compares nothing");
     assert_eq!(all.tokens.len(), 12);

@@ -10,8 +10,11 @@ use engine::{
     Batch, BatchSequence, RoutingStats, RowScore, Scoring, calibrate, causal_rule, disagreement,
     log_probabilities, score,
 };
+use model::params::RouterSite;
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
-use model::{CausalThresholds, KvMode, NoProbe, Probe, Routed, RouterConfig, RouterState, Rule};
+use model::{
+    CausalThresholds, Choice, KvMode, NoProbe, Probe, RouterConfig, RouterState, RoutingEvent, Rule,
+};
 use ops::Ops;
 
 #[test]
@@ -49,7 +52,7 @@ fn calibration_meets_each_capacity() {
 fn each_causal_rule_is_made_as_asked() {
     let batches = [batch(&ids(1, 4 * 24), 24)];
     let state =
-        RouterState { running: vec![0.1, 0.2, 0.3], running_steps: 9, ..RouterState::default() };
+        RouterState::default().with("running", &[0.1, 0.2, 0.3]).with("running_steps", &[9.0]);
     let of = |causal, sampling| {
         let router = RouterConfig::ExpertChoice(Expert { causal, sampling, ..Expert::default() });
         match causal_rule(&fresh(&config(router, KvMode::RecursionWise)), &state, &batches) {
@@ -84,21 +87,29 @@ fn a_census_by_hand() {
     let mut stats =
         RoutingStats { keeps_logits: true, sequence_length: 3, ..RoutingStats::default() };
     // Two sequences of three rows; row 4 stops at once.
-    stats.routed(&Routed {
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Depth,
         recursion: 0,
         candidates: &[0, 1, 2, 3, 4, 5],
         logits: &[1.0, -1.0, 2.0, 3.0, -2.0, 0.5],
-        auxiliary: None,
-        best: Some(&[true, true, true, true, false, true]),
-        kept: &[true, true, true, true, false, true],
+        scores: &[],
+        choice: Choice::GoOn {
+            kept: &[true, true, true, true, false, true],
+            best: Some(&[true, true, true, true, false, true]),
+            auxiliary: None,
+        },
     });
-    stats.routed(&Routed {
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Depth,
         recursion: 1,
         candidates: &[0, 1, 2, 3, 5],
         logits: &[0.5, -0.5, 4.0, 2.0, -1.0],
-        auxiliary: None,
-        best: Some(&[true, false, true, true, false]),
-        kept: &[false, false, true, true, true],
+        scores: &[],
+        choice: Choice::GoOn {
+            kept: &[false, false, true, true, true],
+            best: Some(&[true, false, true, true, false]),
+            auxiliary: None,
+        },
     });
     let (first, second) = (&stats.recursions[0], &stats.recursions[1]);
     assert_eq!(
@@ -121,12 +132,24 @@ fn a_census_by_hand() {
     assert!(stats.max_violation().is_none() && stats.entropy().is_none());
 }
 
+/// Tells `stats` that rows with these scores got these targets.
+fn chosen(stats: &mut RoutingStats, scores: &[f32], targets: &[u32]) {
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Depth,
+        recursion: 0,
+        candidates: &[],
+        logits: scores,
+        scores,
+        choice: Choice::Target(targets),
+    });
+}
+
 #[test]
 fn a_census_of_depths_by_hand() {
     let mut stats = RoutingStats::default();
-    stats.assigned(&[], &[0.5, 0.25, 0.25, 0.5, 0.5, 0.0], &[0, 1]);
-    stats.assigned(
-        &[],
+    chosen(&mut stats, &[0.5, 0.25, 0.25, 0.5, 0.5, 0.0], &[0, 1]);
+    chosen(
+        &mut stats,
         &[0.0, 0.25, 0.75, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
         &[2, 0, 0, 0],
     );

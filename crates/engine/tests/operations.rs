@@ -65,11 +65,11 @@ fn operations_of_a_tick_do_not_grow_with_the_batch() {
     // Five layers of 12 operations each (2 norms, 5 projections, 2 rotations, the write to the
     // pages, attention, SwiGLU), with embedding, gathering of the rows that draw, final norm and
     // head.
-    let (one, ticks) = calls(RouterConfig::Fixed, 1);
+    let (one, ticks) = calls(RouterConfig::FIXED, 1);
     // The fixed model has 1 + 3 + 1 layers: a token takes three ticks, each the block's layer.
     assert_eq!((one, ticks), (10 * (5 * 12 + 4), 30));
     assert_eq!(
-        calls(RouterConfig::Fixed, 24),
+        calls(RouterConfig::FIXED, 24),
         (one, ticks),
         "a batch takes the operations of one sequence"
     );

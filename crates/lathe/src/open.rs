@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use data::Tokenizer;
-use model::{Model, RouterConfig, Rule};
+use model::{Causality, Model, Rule};
 use ops::Format;
 use train::Stored;
 
@@ -53,11 +53,13 @@ pub(crate) fn prompt(stored: &Stored, tokenizer: &Tokenizer, text: &str) -> Resu
 
 /// The rule that generation uses.
 pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
-    match (&stored.rule, &stored.model.config().router) {
-        (Some(rule), _) => Ok(rule.clone()),
-        (None, RouterConfig::Fixed | RouterConfig::TokenChoice(_)) => Ok(Rule::NonCausal),
-        (None, router) => anyhow::bail!(
-            "the checkpoint has no causal routing rule for router \"{}\": it was not saved by `lathe train`",
+    let router = &stored.model.config().router;
+    match &stored.rule {
+        Some(rule) => Ok(rule.clone()),
+        None if router.settings().causality() == Causality::Always => Ok(Rule::NonCausal),
+        None => anyhow::bail!(
+            "the checkpoint has no causal routing rule for router \"{}\": it was not saved by \
+             `lathe train`",
             router.kind()
         ),
     }

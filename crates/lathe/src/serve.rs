@@ -164,7 +164,7 @@ fn folder_name(path: &Path) -> String {
 pub(crate) fn family(config: &ModelConfig) -> &'static str {
     match (&config.router, config.sharing) {
         (_, Sharing::None) => "dense",
-        (RouterConfig::Fixed, _) => "recursive",
+        (RouterConfig::Fixed(_), _) => "recursive",
         _ => "mor",
     }
 }

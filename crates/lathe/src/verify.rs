@@ -9,10 +9,10 @@ use model::adapters::Relaxation;
 use model::params::ParamSpec;
 use model::routers::{Network, expert_choice, random, token_choice};
 use model::{
-    Address, KvMode, Model, ModelConfig, Pass, PassCache, Probe, RouterConfig, RouterState, Rule,
-    Sharing,
+    Address, Choice, KvMode, Model, ModelConfig, Pass, PassCache, Probe, RouterConfig, RouterState,
+    RoutingEvent, Rule, Sharing,
 };
-use ops::{Ops, Tensor2, add_scalars, backward, read_rows, scalar};
+use ops::{Ops, Tensor2, backward, read_rows, scalar};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use train::{OptimizerConfig, Recipe, ScheduleConfig, Trainer};
@@ -187,6 +187,7 @@ impl Reference {
             norm_eps: s.rms_norm_eps,
             tie_embeddings: self.file.shape("param.lm_head.weight").is_none(),
             init_std: 0.02,
+            mlp: Default::default(),
             sharing,
             recursions: if sharing == Sharing::None { 1 } else { s.recursions },
             share_norms: true,
@@ -208,7 +209,7 @@ impl Reference {
     fn router(&self) -> Result<RouterConfig> {
         let s = &self.settings;
         Ok(match s.kind.as_str() {
-            "vanilla" | "recursive" => RouterConfig::Fixed,
+            "vanilla" | "recursive" => RouterConfig::FIXED,
             "random" => RouterConfig::Random(random::Config {
                 alpha: s.alpha,
                 capacities: s.capacity.clone(),
@@ -465,19 +466,10 @@ impl Reference {
         let weights = batch.weights(1.0 / batch.counted() as f32);
         let (ce, _) = pass.ops.head_loss(passed.x_td, model.head(), &batch.targets, &weights);
         let mut losses = vec![("loss.ce", scalar(&ce))];
-        for (name, term) in passed.terms.named() {
-            let name = match name {
-                "balance" => "loss.balance",
-                "z" => "loss.z",
-                _ => "loss.aux",
-            };
-            losses.push((name, scalar(&term)));
-        }
-        let mut parts = vec![ce];
-        parts.extend(passed.terms.total(&|name| model.term_weight(name)));
-        let total = add_scalars(parts);
-        losses.push(("loss.total", scalar(&total)));
-        let gradients = backward(&total);
+        losses.extend(seen.losses.iter().map(|loss| (loss.name, loss.value)));
+        let weighted = seen.losses.iter().map(|loss| loss.weight * loss.value);
+        losses.push(("loss.total", scalar(&ce) + weighted.sum::<f32>()));
+        let gradients = backward(&ce);
         if ops == Ops::Plain {
             model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
         }
@@ -666,6 +658,7 @@ struct Seen {
     kept: Vec<Vec<u32>>,
     depth: Vec<u32>,
     logits: Vec<f32>,
+    losses: Vec<SeenLoss>,
     rows: usize,
 }
 
@@ -675,16 +668,38 @@ impl Probe for Seen {
         self.stream.push(read_rows(x_td));
     }
 
-    fn routed(&mut self, routed: &model::Routed<'_>) {
-        let kept =
-            routed.candidates.iter().zip(routed.kept).filter(|(_, k)| **k).map(|(&row, _)| row);
-        self.kept.push(kept.collect());
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        match event.choice {
+            Choice::GoOn { kept, .. } => {
+                let on = event.candidates.iter().zip(kept).filter(|(_, kept)| **kept);
+                self.kept.push(on.map(|(&row, _)| row).collect());
+            }
+            Choice::Target(depth) => {
+                self.depth = depth.to_vec();
+                self.logits = event.logits.to_vec();
+            }
+            Choice::Plan(_) => {}
+        }
     }
 
-    fn assigned(&mut self, logits: &[f32], _: &[f32], depth: &[u32]) {
-        self.depth = depth.to_vec();
-        self.logits = logits.to_vec();
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        let name = match name {
+            "balance" => "loss.balance",
+            "z" => "loss.z",
+            _ => "loss.aux",
+        };
+        match self.losses.iter_mut().find(|loss| loss.name == name) {
+            Some(loss) => loss.value += value,
+            None => self.losses.push(SeenLoss { name, value, weight }),
+        }
     }
+}
+
+/// A loss beside the cross-entropy, under the name that cases give it.
+struct SeenLoss {
+    name: &'static str,
+    value: f32,
+    weight: f32,
 }
 
 /// The cases as a table: the largest error of each kind.

@@ -1,124 +1,88 @@
-//! One decoder layer: `x += O attend(norm(x))`, then `x += down(silu(gate(norm(x))) *
-//! up(norm(x)))`.
+//! One decoder layer: attention, then an MLP, each with its norm and its residual sum, and the
+//! factors of the stream behind the layer where the model has some.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ops::{Heads, Ops, Rotary, Tensor2, Weight};
+use ops::{Tensor2, Weight};
 
-use crate::adapters::{Projection, encoding::encode};
-use crate::config::KvMode;
-use crate::kv::{KvCache, KvView, PassCache};
-use crate::layout::{DepthRuns, LayerUse};
-use crate::pass::Pass;
-use crate::rows::Rows;
+use crate::adapters::encoding::encode;
+use crate::attention::{Attention, Norm};
+use crate::context::{Carry, LayerContext};
+use crate::kv::PassCache;
+use crate::mlp::Mlp;
+use crate::pass::{NoProbe, Pass, Recorded};
 
 /// The weights of one stored layer and what it takes to run them.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// One, or one for each use.
-    pub(crate) attention_norm: Vec<Arc<Weight>>,
-    pub(crate) ffn_norm: Vec<Arc<Weight>>,
-    pub(crate) query: Projection,
-    pub(crate) key_value: Projection,
-    pub(crate) output: Projection,
-    pub(crate) gate_up: Projection,
-    pub(crate) down: Projection,
-    /// Factors of the stream behind this layer, by use; mostly none.
+    pub(crate) attention: Attention,
+    pub(crate) mlp_norm: Norm,
+    pub(crate) mlp: Box<dyn Mlp>,
+    /// Factors of the stream behind this layer, by recursion; mostly none.
     pub(crate) encoding: Vec<Arc<Weight>>,
-    pub(crate) heads: Heads,
-    pub(crate) rotary: Rotary,
-    pub(crate) eps: f32,
-    pub(crate) mode: KvMode,
 }
 
 impl Block {
-    /// The layer on `rows`; `at` says which use of its weights this is to each row.
+    /// The layer on the rows of `context`.
     pub(crate) fn forward(
         self: &Arc<Self>,
         x_td: Tensor2,
-        rows: &Rows,
-        at: &DepthRuns,
-        pass: &mut Pass<'_>,
+        context: &mut LayerContext<'_, '_>,
     ) -> Tensor2 {
-        if !pass.recompute {
-            return self.run(x_td, rows, at, pass.ops, pass.kv);
-        }
-        let (block, rows, at, ops) = (self.clone(), rows.clone(), at.clone(), pass.ops);
-        ops.recompute(
-            x_td,
-            Arc::new(move |x| block.run(x, &rows, &at, ops, &mut PassCache::new(false))),
-        )
+        // What rows carry to later layers is kept in any case, so nothing would be saved.
+        let again = context.pass.recompute && !self.mlp.carries();
+        if again { self.again(x_td, context) } else { self.run(x_td, context) }
     }
 
-    fn run(
-        &self,
-        x_td: Tensor2,
-        rows: &Rows,
-        at: &DepthRuns,
-        ops: Ops,
-        kv: &mut dyn KvCache,
-    ) -> Tensor2 {
-        let h_td = self.norm(&self.attention_norm, x_td.clone(), at, ops);
-        let q_tn = self.query.apply(h_td.clone(), at, ops);
-        let q_tn = ops.rotate(q_tn, &self.rotary, self.heads.heads, &rows.position);
-        let seen = self.keys_and_values(h_td, rows, at, ops, kv);
-        let y_tn = seen.attend(ops, q_tn, self.heads);
-        let x_td = self.output.add(y_tn, x_td, at, ops);
-        let h_td = self.norm(&self.ffn_norm, x_td.clone(), at, ops);
-        let y_tf = ops.swiglu(self.gate_up.apply(h_td, at, ops));
-        encode(&self.encoding, self.down.add(y_tf, x_td, at, ops), at, ops)
+    fn run(&self, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
+        let x_td = self.attention.forward(x_td, context);
+        let h_td = self.mlp_norm.forward(x_td.clone(), context.at, context.pass.ops);
+        let x_td = self.mlp.forward(h_td, x_td, context);
+        encode(&self.encoding, x_td, context.at, context.pass.ops)
     }
 
-    /// The norm of each row's own use.
-    fn norm(&self, weights: &[Arc<Weight>], x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
-        let one = |x: Tensor2, recursion: usize| {
-            ops.rms_norm(x, &weights[recursion.min(weights.len() - 1)], self.eps, true)
+    /// The layer with only its input kept, to be run again in the backward pass. What the first run
+    /// tells its probe is told once; the second tells nobody.
+    fn again(self: &Arc<Self>, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
+        let pass = &mut *context.pass;
+        let told = Arc::new(Mutex::new(Recorded::default()));
+        let piece = {
+            let (block, told, first) = (self.clone(), told.clone(), AtomicBool::new(true));
+            let (rows, at, ops) = (context.rows.clone(), context.at.clone(), pass.ops);
+            let (rule, state, address) = (pass.rule.clone(), pass.state.clone(), pass.address);
+            let (record, sequences) = (pass.record, pass.sequences);
+            move |x_td| {
+                let mut recorded = Recorded::default();
+                let again = !first.swap(false, Ordering::Relaxed);
+                let mut inner = Pass {
+                    ops,
+                    kv: &mut PassCache::new(false),
+                    rule: &rule,
+                    state: &state,
+                    probe: if again { &mut NoProbe } else { &mut recorded },
+                    record,
+                    recompute: false,
+                    max_depth: None,
+                    address,
+                    sequences,
+                };
+                let mut context = LayerContext {
+                    pass: &mut inner,
+                    rows: &rows,
+                    at: &at,
+                    carry: &mut Carry::default(),
+                };
+                let y_td = block.run(x_td, &mut context);
+                if !again {
+                    *told.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
+                }
+                y_td
+            }
         };
-        if weights.len() == 1 || at.count() == 1 {
-            let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
-            return one(x_td, recursion);
-        }
-        let part =
-            |(at, range): (LayerUse, Range<usize>)| one(ops::rows_of(&x_td, range), at.recursion);
-        ops::stack(at.runs().map(part).collect())
-    }
-
-    /// Under sharing, only the first recursion projects keys and values at all; rows that are there
-    /// come first.
-    fn keys_and_values(
-        &self,
-        h_td: Tensor2,
-        rows: &Rows,
-        at: &DepthRuns,
-        ops: Ops,
-        kv: &mut dyn KvCache,
-    ) -> KvView {
-        let project = |h: Tensor2, rows: &Rows, at: &DepthRuns| {
-            ops.rotate(
-                self.key_value.apply(h, at, ops),
-                &self.rotary,
-                self.heads.kv_heads,
-                &rows.position,
-            )
-        };
-        let fresh = if self.mode == KvMode::RecursionWise { rows.len() } else { at.fresh() };
-        if fresh == rows.len() {
-            return kv.append(at, rows, project(h_td, rows, at));
-        }
-        let later = |h: Tensor2, rows: &Rows, at: &DepthRuns, kv: &mut dyn KvCache| match self.mode
-        {
-            KvMode::Shared => kv.reuse(at, rows),
-            _ => kv.overwrite(ops, at, rows, project(h, rows, at)),
-        };
-        if fresh == 0 {
-            return later(h_td, rows, at, kv);
-        }
-        let (first, rest) = at.split(fresh);
-        let (first_rows, rest_rows) =
-            (rows.stretch_of(0..fresh), rows.stretch_of(fresh..rows.len()));
-        let h_first = ops::rows_of(&h_td, 0..fresh);
-        let seen = kv.append(&first, &first_rows, project(h_first, &first_rows, &first));
-        seen.join(later(ops::rows_of(&h_td, fresh..rows.len()), &rest_rows, &rest, kv))
+        let y_td = pass.ops.recompute(x_td, Arc::new(piece));
+        let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+        told.tell(pass.probe);
+        y_td
     }
 }

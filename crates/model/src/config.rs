@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapters::Relaxation;
 use crate::layout::LayerPlan;
 pub use crate::layout::Sharing;
+use crate::mlp::MlpConfig;
 use crate::routers::RouterConfig;
 
 /// An impossible recipe: which field, what it holds, what it should.
@@ -79,6 +80,8 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// Standard deviation of fresh weights.
     pub init_std: f64,
+    /// What a layer does to each row on its own, behind attention.
+    pub mlp: MlpConfig,
     /// How layers share weights.
     pub sharing: Sharing,
     /// How often shared layers are used.
@@ -109,6 +112,7 @@ impl Default for ModelConfig {
             norm_eps: 1e-5,
             tie_embeddings: true,
             init_std: 0.02,
+            mlp: MlpConfig::default(),
             sharing: Sharing::MiddleCycle,
             recursions: 3,
             share_norms: true,
@@ -127,7 +131,7 @@ impl ModelConfig {
     pub fn check(&self) -> Result<LayerPlan, ConfigError> {
         self.check_sizes()?;
         let plan = self.sharing.plan(self.layers, self.recursions)?;
-        let routed = !matches!(self.router, RouterConfig::Fixed);
+        let routed = self.router.settings().chooses();
         if routed && (plan.recursions.is_empty() || self.recursions < 2) {
             let expected = format!(
                 "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \"{}\"",
@@ -146,15 +150,9 @@ impl ModelConfig {
                 "recursion_wise where no layer is shared".into(),
             );
         }
-        if self.kv == KvMode::SharedUpdate && matches!(self.router, RouterConfig::TokenChoice(_)) {
-            return refuse(
-                "kv",
-                "shared_update",
-                "recursion_wise or shared with router \"token_choice\"".into(),
-            );
-        }
+        self.mlp.settings().check(self)?;
         self.relax.check(self, &plan)?;
-        self.router.check(self.recursions)?;
+        self.router.settings().check(self)?;
         Ok(plan)
     }
 

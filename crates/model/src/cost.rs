@@ -4,10 +4,11 @@
 
 use serde::Serialize;
 
+use crate::attention;
 use crate::config::{KvMode, ModelConfig};
 use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Group, specs};
-use crate::routers::{RouterConfig, default_capacities};
+use crate::params::{Group, ParamPlace, ParamSpec, RouterSite, specs};
+use crate::routers::RouterConfig;
 
 /// Parameter counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +17,8 @@ pub struct Parameters {
     pub unique: u64,
     /// What the layers would have if nothing were shared, likewise without embedding and head.
     pub unrolled: u64,
+    /// Of `unique`: those that one token of full depth meets, each counted once.
+    pub active: u64,
     /// Embedding, and head if untied.
     pub embedding: u64,
     /// Of `unique`: the routers.
@@ -24,39 +27,52 @@ pub struct Parameters {
 
 /// Counts parameters. The config must have passed its check with this plan.
 pub fn parameters(config: &ModelConfig, plan: &LayerPlan) -> Parameters {
-    let table = specs(config, plan);
-    let sum = |wanted: &dyn Fn(Group) -> bool| -> u64 {
-        table.iter().filter(|s| wanted(s.group)).map(|s| s.count() as u64).sum()
-    };
-    let embedding = sum(&|g| g == Group::Embedding);
-    let router = sum(&|g| matches!(g, Group::Router | Group::AuxiliaryRouter));
-    let unique = sum(&|g| g != Group::Embedding);
-    let per_layer = config.width as u64
-        * (2 * (config.heads * config.head_dim) as u64
-            + config.kv_width() as u64
-            + 3 * config.ffn as u64
-            + 2);
-    Parameters {
-        unique,
-        unrolled: config.layers as u64 * per_layer + config.width as u64,
-        embedding,
-        router,
+    let mut count = Parameters { unique: 0, unrolled: 0, active: 0, embedding: 0, router: 0 };
+    for spec in specs(config, plan) {
+        let numbers = spec.count() as u64;
+        match spec.group {
+            Group::Embedding => count.embedding += numbers,
+            Group::Router | Group::AuxiliaryRouter => count.router += numbers,
+            _ => {}
+        }
+        if spec.group != Group::Embedding {
+            count.unique += numbers;
+            let met = if spec.group == Group::Norm { 1.0 } else { spec.active };
+            count.active += (numbers as f64 * met).round() as u64;
+        }
+        count.unrolled += numbers * copies(&spec, plan);
+    }
+    count
+}
+
+/// How often a weight would be stored if no layer were shared: once for each use of its layer.
+/// What only sharing calls for (routers of depth, adapters of uses, norms of further uses) is left
+/// out.
+fn copies(spec: &ParamSpec, plan: &LayerPlan) -> u64 {
+    match spec.place {
+        ParamPlace::FinalNorm => 1,
+        ParamPlace::Layer { stored, .. } => plan.uses_of(stored).len() as u64,
+        ParamPlace::LayerNorm { stored, recursion: 0, .. } => plan.uses_of(stored).len() as u64,
+        _ => 0,
     }
 }
 
 /// How FLOPs are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
-    /// As the paper's tables: `2 (4 d^2 + 3 d f)` a layer whatever the number of key/value heads,
-    /// `2 n d` for attention, no head, no router. Reproduces its step counts.
+    /// As the paper's tables: attention's matrices are `4 d^2` whatever the number of key/value
+    /// heads, `2 n d` for attention, no head, no router, no adapter. Reproduces its step counts.
     Paper,
-    /// Grouped keys and values as they are, causal attention `2 (n + 1) H K` a token, routers, and
-    /// the output head.
+    /// Every matrix as it is stored, causal attention `2 (n + 1) H K` a token, routers, adapters,
+    /// and the output head.
     Full,
 }
 
 /// Forward FLOPs per token at sequence length `n`, with each recursion `r` run by the share
 /// `capacities[r]` of the rows. Backward costs twice as much.
+///
+/// A matrix costs two operations for each of its numbers that a row meets, times the rows that come
+/// by: all, those of a recursion, or for a router those that were left before it.
 pub fn forward_flops(
     config: &ModelConfig,
     plan: &LayerPlan,
@@ -64,94 +80,115 @@ pub fn forward_flops(
     capacities: &[f64],
     convention: Convention,
 ) -> f64 {
-    let shares = |recursion: usize| capacities.get(recursion).copied().unwrap_or(1.0);
-    let once = plan.before.len() + plan.after.len();
-    let mut total = once as f64 * layer_flops(config, n, 1.0, KeyValue::Own, convention);
-    // Layers shared in a sequence are all in `before`, where later uses may do without keys and
-    // values of their own.
-    if config.kv == KvMode::Shared {
-        let later = plan.before.iter().filter(|u| u.recursion > 0).count() as f64;
-        let own = layer_flops(config, n, 1.0, KeyValue::Own, convention);
-        total += later * (layer_flops(config, n, 1.0, KeyValue::First, convention) - own);
+    let table = specs(config, plan);
+    let shares = Shares { plan, capacities };
+    let mut total = 0.0;
+    for at in plan.unrolled() {
+        total += attention_flops(config, n, shares.of(at), reads(config, at), convention);
     }
-    for (r, block) in plan.recursions.iter().enumerate() {
-        let kind = match config.kv {
-            KvMode::RecursionWise => KeyValue::Own,
-            _ if r == 0 => KeyValue::Own,
-            KvMode::Shared => KeyValue::First,
-            KvMode::SharedUpdate => KeyValue::Overlaid,
-        };
-        total += block.len() as f64 * layer_flops(config, n, shares(r), kind, convention);
+    for spec in &table {
+        total += product_flops(config, spec, &shares, convention);
     }
     if convention == Convention::Full {
-        total += 2.0 * (config.width * config.vocab_size) as f64;
-        total += router_flops(config, capacities);
-        total += adapter_flops(config, plan, &shares);
+        // The head is a product also where it is the embedding.
+        let tied = config.tie_embeddings;
+        let embed = table.iter().filter(|spec| tied && spec.place == ParamPlace::Embed);
+        total += embed.map(|spec| 2.0 * spec.count() as f64).sum::<f64>();
     }
     total
 }
 
-/// Two products with each adapter's matrices for every row of its use.
-fn adapter_flops(config: &ModelConfig, plan: &LayerPlan, shares: &dyn Fn(usize) -> f64) -> f64 {
-    let recursions = plan.recursions.iter().flatten().map(|u| (*u, shares(u.recursion)));
-    let once = plan.before.iter().chain(&plan.after).map(|u| (*u, 1.0));
-    let of = |(at, share): (LayerUse, f64)| {
-        let adapters = config.relax.of_use(config, plan, at);
-        share
-            * adapters
-                .iter()
-                .filter(|s| s.group == Group::Adapter)
-                .map(|s| 2.0 * s.count() as f64)
-                .sum::<f64>()
-    };
-    recursions.chain(once).map(of).sum()
+/// Which share of the rows takes each use of a layer.
+struct Shares<'a> {
+    plan: &'a LayerPlan,
+    capacities: &'a [f64],
+}
+
+impl Shares<'_> {
+    fn recursion(&self, recursion: usize) -> f64 {
+        self.capacities.get(recursion).copied().unwrap_or(1.0)
+    }
+
+    fn of(&self, at: LayerUse) -> f64 {
+        let recurs = self.plan.recursions.get(at.recursion).is_some_and(|uses| uses.contains(&at));
+        if recurs { self.recursion(at.recursion) } else { 1.0 }
+    }
+
+    /// Rows that are candidates at a recursion: those that took the one before.
+    fn candidates(&self, recursion: Option<usize>) -> f64 {
+        match recursion {
+            None | Some(0) => 1.0,
+            Some(r) => self.recursion(r - 1),
+        }
+    }
+}
+
+/// The products of one weight of the table, per token of the sequence.
+fn product_flops(
+    config: &ModelConfig,
+    spec: &ParamSpec,
+    shares: &Shares<'_>,
+    convention: Convention,
+) -> f64 {
+    let full = convention == Convention::Full;
+    match spec.place {
+        ParamPlace::Layer { stored, part } => {
+            let d = config.width as f64;
+            let flops = match (convention, attention::PARTS.contains(&part)) {
+                (Convention::Paper, true) if part == attention::KEY_VALUE => 4.0 * d * d,
+                (Convention::Paper, true) => 2.0 * d * d,
+                _ => spec.flops(),
+            };
+            let uses = shares.plan.uses_of(stored).into_iter();
+            let run = uses.filter(|&at| attention::runs(config, at, part));
+            flops * run.map(|at| shares.of(at)).sum::<f64>()
+        }
+        ParamPlace::Adapter { stored, recursion, .. } if full => {
+            let uses = shares.plan.uses_of(stored).into_iter();
+            let own = uses.filter(|at| at.recursion == recursion);
+            spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
+        }
+        ParamPlace::Router { recursion, site: RouterSite::Depth, .. } if full => {
+            spec.flops() * shares.candidates(recursion)
+        }
+        ParamPlace::Router { site: RouterSite::Layer(stored), recursion, .. } if full => {
+            let uses = shares.plan.uses_of(stored).into_iter();
+            let own = uses.filter(|at| recursion.is_none_or(|r| r == at.recursion));
+            spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
+        }
+        ParamPlace::Head if full => spec.flops(),
+        _ => 0.0,
+    }
 }
 
 /// Whose keys and values a layer reads.
 #[derive(Clone, Copy, PartialEq)]
-enum KeyValue {
-    /// Its own rows'.
+enum Reads {
+    /// Those of the rows that take it.
     Own,
-    /// The first recursion's, of all rows.
+    /// Those of the first recursion, of all rows.
     First,
-    /// The first recursion's with its own written over.
-    Overlaid,
 }
 
-/// One layer, per token of the sequence, if a share `c` of the rows is active.
-fn layer_flops(
+fn reads(config: &ModelConfig, at: LayerUse) -> Reads {
+    let first = config.kv != KvMode::RecursionWise && at.recursion > 0;
+    if first { Reads::First } else { Reads::Own }
+}
+
+/// Attention of one layer over its keys, per token of the sequence, if a share `c` of the rows
+/// takes it.
+fn attention_flops(
     config: &ModelConfig,
     n: usize,
     c: f64,
-    kv: KeyValue,
+    reads: Reads,
     convention: Convention,
 ) -> f64 {
-    let (d, f) = (config.width as f64, config.ffn as f64);
+    let keys = if reads == Reads::Own { c } else { 1.0 };
     let heads = (config.heads * config.head_dim) as f64;
-    let keys = if kv == KeyValue::Own { c } else { 1.0 };
-    let (queries, projected, attention) = match convention {
-        Convention::Paper => (2.0 * d * d, 2.0 * d * d, 2.0 * n as f64 * d),
-        Convention::Full => (
-            2.0 * d * heads,
-            d * config.kv_width() as f64,
-            2.0 * (n as f64 * keys + 1.0) / keys * heads,
-        ),
-    };
-    let projected = if kv == KeyValue::First { 0.0 } else { projected };
-    c * 2.0 * (queries + projected + 3.0 * d * f) + c * keys * attention
-}
-
-fn router_flops(config: &ModelConfig, capacities: &[f64]) -> f64 {
-    let routers = config.router.specs(config);
-    let per_router: f64 = routers.iter().map(|s| 2.0 * s.count() as f64).sum();
-    match config.router {
-        RouterConfig::ExpertChoice(_) => {
-            // Router r scores the rows that survived r - 1.
-            let candidates =
-                std::iter::once(1.0).chain(capacities.iter().copied()).take(config.recursions);
-            per_router / config.recursions as f64 * candidates.sum::<f64>()
-        }
-        _ => per_router,
+    match convention {
+        Convention::Paper => c * keys * 2.0 * n as f64 * config.width as f64,
+        Convention::Full => c * 2.0 * (n as f64 * keys + 1.0) * heads,
     }
 }
 
@@ -196,10 +233,7 @@ pub fn mean_depth(depths: &[u64]) -> f64 {
 
 /// The shares that the paper's tables assume.
 pub fn nominal_capacities(config: &ModelConfig) -> Vec<f64> {
-    match &config.router {
-        RouterConfig::TokenChoice(_) => default_capacities(config.recursions),
-        router => router.capacities(config.recursions, u64::MAX),
-    }
+    config.router.capacities(config.recursions, u64::MAX)
 }
 
 /// The dense model of the same unrolled depth, for comparison.
@@ -208,15 +242,10 @@ pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
         sharing: crate::Sharing::None,
         recursions: 1,
         relax: crate::adapters::Relaxation::None,
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         ..config.clone()
     }
-}
-
-/// The non-recursive model of the same unique parameters: each stored layer once.
-pub fn reduced_dense(config: &ModelConfig, plan: &LayerPlan) -> ModelConfig {
-    ModelConfig { layers: plan.stored, ..unrolled_dense(config) }
 }
 
 #[cfg(test)]

@@ -97,6 +97,13 @@ pub struct LayerPlan {
 }
 
 impl LayerPlan {
+    /// The uses of stored layer `stored`, first to last.
+    pub fn uses_of(&self, stored: usize) -> Vec<LayerUse> {
+        let mut uses: Vec<LayerUse> = self.unrolled().filter(|at| at.stored == stored).collect();
+        uses.sort_by_key(|at| at.recursion);
+        uses
+    }
+
     /// Every layer in order.
     pub fn unrolled(&self) -> impl Iterator<Item = LayerUse> {
         self.before.iter().chain(self.recursions.iter().flatten()).chain(&self.after).copied()

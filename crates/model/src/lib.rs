@@ -7,11 +7,15 @@
 //! only. Read `recursion.rs` first, then `model.rs`.
 
 pub mod adapters;
+pub mod attention;
 mod block;
 pub mod config;
+mod context;
 pub mod cost;
 pub mod kv;
 pub mod layout;
+mod list;
+pub mod mlp;
 mod model;
 pub mod params;
 mod pass;
@@ -23,9 +27,11 @@ pub mod routers;
 mod rows;
 
 pub use config::{ConfigError, KvMode, ModelConfig, Sharing};
+pub use context::{Carry, LayerContext};
 pub use kv::{KvCache, PassCache, SequenceCache};
+pub use mlp::MlpConfig;
 pub use model::{ForwardOutput, Model};
-pub use pass::{Address, NoProbe, Pass, Probe, Routed};
+pub use pass::{Address, Choice, NoProbe, Pass, Probe, RoutingEvent};
 pub use recursion_state::{RecursionState, RowState};
-pub use routers::{AuxLosses, CausalThresholds, RouterConfig, RouterState, Rule};
+pub use routers::{CausalThresholds, Causality, RouterConfig, RouterState, Rule};
 pub use rows::{DepthLimits, Rows};

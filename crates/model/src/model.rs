@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use ops::{Format, Rotary, Tensor2, Weight};
 
-use crate::adapters::{Part, Projection, encoding};
+use crate::adapters::{LinearBuilder, encoding};
+use crate::attention::{self, Attention, Norm};
 use crate::block::Block;
 use crate::config::{ConfigError, ModelConfig};
+use crate::context::{Carry, LayerContext};
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::params::{self, ParamSpec};
+use crate::mlp;
+use crate::params::{self, ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
 use crate::recursion_state::RecursionState;
-use crate::routers::{AuxLosses, Router};
 use crate::rows::Rows;
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between
@@ -34,8 +36,6 @@ pub struct Model {
 pub struct ForwardOutput {
     /// Rows after the final norm, ready for the head.
     pub x_td: Tensor2,
-    /// Router losses.
-    pub terms: AuxLosses,
     /// How many recursions each row had.
     pub depth_t: Vec<u32>,
 }
@@ -68,17 +68,25 @@ impl Model {
             assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
             weights.push((spec, Arc::new(weight)));
         }
-        let by_name: BTreeMap<&str, &Arc<Weight>> =
-            weights.iter().map(|(s, w)| (s.name.as_str(), w)).collect();
-        let mut take = |name: &str| by_name[name].clone();
-        let rotary = Rotary::new(config.rope_theta, config.head_dim);
+        let mut take = Take::new(&weights);
+        let encodings = encoding::vectors(config, &mut take);
         let blocks = (0..plan.stored)
-            .map(|i| Arc::new(block(config, i, &plan, &rotary, &mut take)))
+            .map(|stored| Arc::new(block(config, &plan, stored, &encodings, &mut take)))
             .collect();
-        let router = Router::build(config, &mut take);
-        let (embed, norm) = (take("embed"), take("norm"));
-        let head = if config.tie_embeddings { embed.clone() } else { take("head") };
-        let recursion = Recursion { router, blocks, uses: plan.recursions.clone() };
+        let router = config.router.settings();
+        let recursion = Recursion {
+            router: router.build(config, RouterSite::Depth, &mut take),
+            chooses: router.chooses(),
+            blocks,
+            uses: plan.recursions.clone(),
+        };
+        let embed = take.take(&ParamPlace::Embed);
+        let norm = take.take(&ParamPlace::FinalNorm);
+        let head = match config.tie_embeddings {
+            true => embed.clone(),
+            false => take.take(&ParamPlace::Head),
+        };
+        take.finish()?;
         Ok(Self { config: config.clone(), plan, weights, embed, head, norm, recursion })
     }
 
@@ -141,11 +149,11 @@ impl Model {
     /// who takes in ids checks them.
     pub fn forward(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> ForwardOutput {
         let mut state = self.prelude(ids, rows, pass);
-        while state.is_going() {
+        while state.is_active() {
             self.recur(&mut state, pass);
         }
-        let RecursionState { x_td, depth_t, terms, rows, .. } = state;
-        ForwardOutput { x_td: self.coda(x_td, &rows, pass), terms, depth_t }
+        let RecursionState { x_td, depth_t, rows, .. } = state;
+        ForwardOutput { x_td: self.coda(x_td, &rows, pass), depth_t }
     }
 
     /// The first part of a pass: embedding and first layers.
@@ -153,13 +161,14 @@ impl Model {
         let rows = &rows.with_tokens(ids);
         let anchor = pass.ops.anchor(pass.record);
         let x_td = pass.ops.embed(&anchor, &self.embed, ids);
-        let x_td = self.layers(&self.plan.before, x_td, rows, pass);
+        let mut carry = Carry::default();
+        let x_td = self.layers(&self.plan.before, x_td, rows, &mut carry, pass);
         if self.plan.recursions.is_empty() {
             let mut state = RecursionState::new(x_td, rows.clone(), BTreeMap::default());
             state.depth_t.fill(1);
             return state;
         }
-        self.recursion.begin(x_td, rows, pass)
+        self.recursion.begin(x_td, rows, carry, pass)
     }
 
     /// The middle part, again and again: one recursion for every row that may still go on.
@@ -169,7 +178,8 @@ impl Model {
 
     /// The last part: last layers and norm, for rows that are done with recursions.
     pub fn coda(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
-        let x_td = self.layers(&self.plan.after, x_td, rows, pass);
+        let carry = &mut Carry::default();
+        let x_td = self.layers(&self.plan.after, x_td, rows, carry, pass);
         let x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
         pass.probe.stream(&x_td);
         x_td
@@ -180,61 +190,64 @@ impl Model {
         pass.ops.linear(x_td, &self.head)
     }
 
-    /// The weight of each named router loss term.
-    pub fn term_weight(&self, term: &str) -> f32 {
-        match &self.config.router {
-            crate::RouterConfig::ExpertChoice(c) => c.term_weight(term),
-            crate::RouterConfig::TokenChoice(c) => c.term_weight(term),
-            crate::RouterConfig::Fixed | crate::RouterConfig::Random(_) => 0.0,
-        }
-    }
-
     fn layers(
         &self,
         uses: &[LayerUse],
         mut x_td: Tensor2,
         rows: &Rows,
+        carry: &mut Carry,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         for &at in uses {
             pass.probe.stream(&x_td);
-            x_td = self.recursion.blocks[at.stored].forward(
-                x_td,
-                rows,
-                &DepthRuns::one(at, rows.len()),
-                pass,
-            );
+            let runs = DepthRuns::one(at, rows.len());
+            let mut context =
+                LayerContext { pass: &mut *pass, rows, at: &runs, carry: &mut *carry };
+            x_td = self.recursion.blocks[at.stored].forward(x_td, &mut context);
         }
         x_td
     }
 }
 
+/// Stored layer `stored` over its weights.
 fn block(
     config: &ModelConfig,
-    stored: usize,
     plan: &LayerPlan,
-    rotary: &Rotary,
-    take: &mut dyn FnMut(&str) -> Arc<Weight>,
+    stored: usize,
+    encodings: &[Arc<Weight>],
+    take: &mut Take,
 ) -> Block {
-    let uses = plan.unrolled().filter(|u| u.stored == stored).count();
-    let norms = if config.share_norms { 1 } else { uses };
-    let mut norm =
-        |part: &str| (0..norms).map(|r| take(&format!("layers.{stored}.{part}.{r}"))).collect();
-    let (attention_norm, ffn_norm) = (norm("attention_norm"), norm("ffn_norm"));
-    let encoding = encoding::behind(config, plan, stored, take);
-    let mut projection = |part| Projection::build(config, plan, stored, part, take);
+    let linears = LinearBuilder { model: config, plan, stored };
+    let encoding = match encoding::is_behind(config, plan, stored) {
+        true => encodings.to_vec(),
+        false => Vec::new(),
+    };
     Block {
-        attention_norm,
-        ffn_norm,
-        query: projection(Part::Query),
-        key_value: projection(Part::KeyValue),
-        output: projection(Part::Output),
-        gate_up: projection(Part::GateUp),
-        down: projection(Part::Down),
+        attention: Attention {
+            norm: norm(config, plan, stored, attention::NORM, take),
+            query: linears.build(attention::QUERY, take),
+            key_value: linears.build(attention::KEY_VALUE, take),
+            output: linears.build(attention::OUTPUT, take),
+            heads: config.heads(),
+            rotary: Rotary::new(config.rope_theta, config.head_dim),
+            mode: config.kv,
+        },
+        mlp_norm: norm(config, plan, stored, mlp::NORM, take),
+        mlp: config.mlp.settings().build(&linears, take),
         encoding,
-        heads: config.heads(),
-        rotary: rotary.clone(),
-        eps: config.norm_eps as f32,
-        mode: config.kv,
     }
+}
+
+/// One of a layer's norms, with a scale for all uses or one for each.
+fn norm(
+    config: &ModelConfig,
+    plan: &LayerPlan,
+    stored: usize,
+    part: Part,
+    take: &mut Take,
+) -> Norm {
+    let count = if config.share_norms { 1 } else { plan.uses_of(stored).len() };
+    let place = |recursion| ParamPlace::LayerNorm { stored, part, recursion };
+    let scales = (0..count).map(|recursion| take.take(&place(recursion))).collect();
+    Norm { scales, eps: config.norm_eps as f32 }
 }

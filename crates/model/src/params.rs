@@ -1,11 +1,166 @@
-//! Every weight of a model as one table: name, shape, start, optimizer group. Building, counting,
-//! saving, loading and the optimizer all read it; shapes are written nowhere else.
+//! Every number that a model stores, as one table: its place, shape, start, optimizer group, and
+//! how often a token meets it. Building, counting, costs, saving, loading, conversion and the
+//! optimizer read this table; shapes are written nowhere else. Buffers, which routers learn outside
+//! of gradients, have a table of the same kind.
 
-use ops::Format;
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::sync::Arc;
 
-use crate::config::ModelConfig;
+use ops::{Format, Weight};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::config::{ConfigError, ModelConfig, refuse};
 use crate::layout::LayerPlan;
 use crate::rng::{Purpose, Stream, name_place};
+use crate::{attention, mlp};
+
+/// One matrix of a layer (or a bank of them), by its name in the table and in recipes. Attention
+/// and each MLP list theirs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Part(&'static str);
+
+impl Part {
+    /// A part of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+
+    /// Those of attention, then those of every MLP in the list, each once.
+    pub fn all() -> Vec<Self> {
+        let mut all = attention::PARTS.to_vec();
+        for part in mlp::MlpConfig::all().iter().flat_map(|mlp| mlp.settings().parts()) {
+            if !all.contains(&part) {
+                all.push(part);
+            }
+        }
+        all
+    }
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let all = Self::all();
+        all.iter().copied().find(|part| part.0 == name).ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|part| part.0).collect();
+            de::Error::custom(format!(
+                "unknown part `{name}`, expected one of `{}`",
+                known.join("`, `")
+            ))
+        })
+    }
+}
+
+/// Whose rows a router decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouterSite {
+    /// The recursions of the model: who goes on.
+    Depth,
+    /// The MLP of one stored layer: which experts.
+    Layer(usize),
+}
+
+/// Where a parameter stands in the model. Its text form is the name of the tensor in checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ParamPlace {
+    /// `embed`: the token embedding, and the head where the two are tied.
+    Embed,
+    /// `layers.S.PART`: a matrix of stored layer S.
+    Layer {
+        /// Number of the stored layer.
+        stored: usize,
+        /// Which matrix.
+        part: Part,
+    },
+    /// `layers.S.NORM.U`: a norm of stored layer S for its use U; 0 where all uses share it.
+    LayerNorm {
+        /// Number of the stored layer.
+        stored: usize,
+        /// Which norm.
+        part: Part,
+        /// Which use of the layer, from 0.
+        recursion: usize,
+    },
+    /// `relax.S.PART.R.FACTOR`: what use R of stored layer S adds to a matrix.
+    Adapter {
+        /// Number of the stored layer.
+        stored: usize,
+        /// The matrix adapted.
+        part: Part,
+        /// Which use of the layer, from 0.
+        recursion: usize,
+        /// Which of the adapter's tensors.
+        factor: &'static str,
+    },
+    /// `encoding.R`: factors of the stream behind recursion R.
+    Encoding {
+        /// From 0.
+        recursion: usize,
+    },
+    /// `router.FACTOR`, `router.R.FACTOR` (one router for each recursion), with
+    /// `auxiliary_router` for one that is trained on its own, and `layers.S.` ahead for the
+    /// router of a layer.
+    Router {
+        /// Whose rows it decides about.
+        site: RouterSite,
+        /// Whether it is the auxiliary one.
+        auxiliary: bool,
+        /// The recursion it decides about; `None` where one router serves all.
+        recursion: Option<usize>,
+        /// Which of its tensors.
+        factor: &'static str,
+    },
+    /// `norm`: the last norm.
+    FinalNorm,
+    /// `head`: the output head, where it is not the embedding.
+    Head,
+}
+
+impl Display for ParamPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embed => f.write_str("embed"),
+            Self::FinalNorm => f.write_str("norm"),
+            Self::Head => f.write_str("head"),
+            Self::Layer { stored, part } => write!(f, "layers.{stored}.{}", part.0),
+            Self::LayerNorm { stored, part, recursion } => {
+                write!(f, "layers.{stored}.{}.{recursion}", part.0)
+            }
+            Self::Adapter { stored, part, recursion, factor } => {
+                write!(f, "relax.{stored}.{}.{recursion}.{factor}", part.0)
+            }
+            Self::Encoding { recursion } => write!(f, "encoding.{recursion}"),
+            Self::Router { site, auxiliary, recursion, factor } => {
+                if let RouterSite::Layer(stored) = site {
+                    write!(f, "layers.{stored}.")?;
+                }
+                f.write_str(if *auxiliary { "auxiliary_router." } else { "router." })?;
+                if let Some(recursion) = recursion {
+                    write!(f, "{recursion}.")?;
+                }
+                f.write_str(factor)
+            }
+        }
+    }
+}
 
 /// How a weight starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +180,7 @@ pub enum Group {
     Embedding,
     /// Attention and feed-forward matrices.
     Block,
-    /// What a use of a shared layer adds to its matrices.
+    /// What a use of a layer adds to its matrices.
     Adapter,
     /// Norm scales and other factors that start at one: never decayed.
     Norm,
@@ -35,10 +190,12 @@ pub enum Group {
     AuxiliaryRouter,
 }
 
-/// One weight.
+/// One weight of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamSpec {
-    /// Its name in checkpoints.
+    /// Where it stands.
+    pub place: ParamPlace,
+    /// Its name in checkpoints: the text of the place.
     pub name: String,
     /// (rows, columns); a vector is one row.
     pub shape: (usize, usize),
@@ -46,21 +203,38 @@ pub struct ParamSpec {
     pub init: Init,
     /// Its kind.
     pub group: Group,
+    /// The share of its numbers that a row which comes by is multiplied with: 1 for a matrix, `k/E`
+    /// for a bank of E experts of which a row takes k, 0 for what is looked up or scales a row.
+    pub active: f64,
 }
 
 impl ParamSpec {
-    pub(crate) fn new(
-        name: impl Into<String>,
-        shape: (usize, usize),
-        init: Init,
-        group: Group,
-    ) -> Self {
-        Self { name: name.into(), shape, init, group }
+    pub(crate) fn new(place: ParamPlace, shape: (usize, usize), init: Init, group: Group) -> Self {
+        let looked_up = matches!(place, ParamPlace::Embed) || group == Group::Norm;
+        let active = if looked_up { 0.0 } else { 1.0 };
+        Self { name: place.to_string(), place, shape, init, group, active }
     }
 
-    /// How many numbers.
+    /// A matrix of stored layer `stored`, with normal numbers of the model's deviation.
+    pub(crate) fn matrix(
+        config: &ModelConfig,
+        stored: usize,
+        part: Part,
+        shape: (usize, usize),
+    ) -> Self {
+        let place = ParamPlace::Layer { stored, part };
+        Self::new(place, shape, Init::Normal(config.init_std), Group::Block)
+    }
+
+    /// Numbers in it.
     pub fn count(&self) -> usize {
         self.shape.0 * self.shape.1
+    }
+
+    /// Floating-point operations of one row that comes by: a multiply and an add for each number
+    /// that it meets.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.count() as f64 * self.active
     }
 
     /// The format in which this weight is kept when a model is rounded to `format`; `None` if it
@@ -90,43 +264,205 @@ impl ParamSpec {
 
 /// The table of `config`, which must have passed its check with this `plan`.
 pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
-    let (d, normal) = (config.width, Init::Normal(config.init_std));
-    let mut table = vec![ParamSpec::new("embed", (config.vocab_size, d), normal, Group::Embedding)];
+    let d = config.width;
+    let vocabulary = |place| {
+        let init = Init::Normal(config.init_std);
+        ParamSpec::new(place, (config.vocab_size, d), init, Group::Embedding)
+    };
+    let mut table = vec![vocabulary(ParamPlace::Embed)];
     for stored in 0..plan.stored {
-        let uses = plan.unrolled().filter(|u| u.stored == stored).count();
-        table.extend(layer(config, stored, if config.share_norms { 1 } else { uses }));
+        table.extend(norms(config, stored, plan.uses_of(stored).len()));
+        table.extend(linears(config, stored));
+        table.extend(config.mlp.settings().routers(config, stored));
     }
     table.extend(config.relax.specs(config, plan));
-    table.extend(config.router.specs(config));
-    table.push(ParamSpec::new("norm", (1, d), Init::Ones, Group::Norm));
+    table.extend(config.router.settings().specs(config, RouterSite::Depth));
+    table.push(ParamSpec::new(ParamPlace::FinalNorm, (1, d), Init::Ones, Group::Norm));
     if !config.tie_embeddings {
-        table.push(ParamSpec::new("head", (config.vocab_size, d), normal, Group::Embedding));
+        table.push(vocabulary(ParamPlace::Head));
     }
     table
 }
 
-/// `norms` is how many pairs of norm scales the layer has: one, or one a use.
-fn layer(config: &ModelConfig, stored: usize, norms: usize) -> Vec<ParamSpec> {
-    let (d, f, n) = (config.width, config.ffn, config.heads * config.head_dim);
-    let matrix = |name: &str, shape| {
-        ParamSpec::new(
-            format!("layers.{stored}.{name}"),
-            shape,
-            Init::Normal(config.init_std),
-            Group::Block,
-        )
-    };
+/// The matrices of stored layer `stored`: attention's, then the MLP's.
+pub fn linears(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
+    let mut table = attention::specs(config, stored);
+    table.extend(config.mlp.settings().specs(config, stored));
+    table
+}
+
+/// The two norms of a layer, for each of its uses or for all.
+fn norms(config: &ModelConfig, stored: usize, uses: usize) -> Vec<ParamSpec> {
+    let count = if config.share_norms { 1 } else { uses };
     let mut table = Vec::new();
-    for part in ["attention_norm", "ffn_norm"] {
-        for use_ in 0..norms {
-            let name = format!("layers.{stored}.{part}.{use_}");
-            table.push(ParamSpec::new(name, (1, d), Init::Ones, Group::Norm));
+    for part in [attention::NORM, mlp::NORM] {
+        for recursion in 0..count {
+            let place = ParamPlace::LayerNorm { stored, part, recursion };
+            table.push(ParamSpec::new(place, (1, config.width), Init::Ones, Group::Norm));
         }
     }
-    table.push(matrix("query", (n, d)));
-    table.push(matrix("key_value", (config.kv_width(), d)));
-    table.push(matrix("output", (d, n)));
-    table.push(matrix("gate_up", (2 * f, d)));
-    table.push(matrix("down", (d, f)));
     table
+}
+
+/// One buffer: numbers that a router learns outside of gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BufferSpec {
+    /// Its name in checkpoints.
+    pub name: String,
+    /// Numbers in it; all start at zero.
+    pub length: usize,
+    /// The least and the largest value that it may hold.
+    pub range: (f64, f64),
+}
+
+/// The buffers of `config`.
+pub fn buffers(config: &ModelConfig) -> Vec<BufferSpec> {
+    let mut table = config.router.settings().buffers(config, RouterSite::Depth);
+    table.extend(config.mlp.settings().buffers(config));
+    table
+}
+
+/// The weights of a model while it is built: each must be taken once.
+pub struct Take {
+    left: BTreeMap<ParamPlace, Arc<Weight>>,
+    wrong: Option<String>,
+}
+
+impl Take {
+    pub(crate) fn new(weights: &[(ParamSpec, Arc<Weight>)]) -> Self {
+        let left = weights.iter().map(|(spec, weight)| (spec.place.clone(), weight.clone()));
+        Self { left: left.collect(), wrong: None }
+    }
+
+    /// The weight at `place`. One that is not in the table, or was taken before, is an error of
+    /// [`Take::finish`], and an empty weight stands in for it.
+    pub(crate) fn take(&mut self, place: &ParamPlace) -> Arc<Weight> {
+        self.left.remove(place).unwrap_or_else(|| {
+            let what = format!("{place}, which the table has not, or which is taken twice");
+            self.wrong.get_or_insert(what);
+            Arc::new(Weight::new(Vec::new(), 0, 0))
+        })
+    }
+
+    /// # Errors
+    /// A weight that nobody took, that was taken twice, or that the table does not have.
+    pub(crate) fn finish(self) -> Result<(), ConfigError> {
+        let unused = self.left.keys().next().map(|place| format!("{place}, which nothing uses"));
+        match self.wrong.or(unused) {
+            None => Ok(()),
+            Some(found) => {
+                let expected = "a table whose every weight has one user: mend the part of the \
+                                model that lists it";
+                refuse("parameters", found, expected.into())
+            }
+        }
+    }
+}
+
+impl ParamPlace {
+    /// Whether it belongs to what single uses add to the layers: adapters and encodings.
+    pub fn is_relaxation(&self) -> bool {
+        matches!(self, Self::Adapter { .. } | Self::Encoding { .. })
+    }
+
+    /// Whether it belongs to a router.
+    pub fn is_router(&self) -> bool {
+        matches!(self, Self::Router { .. })
+    }
+
+    /// The stored layer that it belongs to, but for what single uses add.
+    pub fn layer(&self) -> Option<usize> {
+        match self {
+            Self::Layer { stored, .. } | Self::LayerNorm { stored, .. } => Some(*stored),
+            Self::Router { site: RouterSite::Layer(stored), .. } => Some(*stored),
+            _ => None,
+        }
+    }
+
+    /// The same place in stored layer `at`; a norm's is that of its use `norm`. Other places stay.
+    pub fn in_layer(&self, at: usize, norm: usize) -> Self {
+        match self.clone() {
+            Self::Layer { part, .. } => Self::Layer { stored: at, part },
+            Self::LayerNorm { part, .. } => Self::LayerNorm { stored: at, part, recursion: norm },
+            Self::Router { site: RouterSite::Layer(_), auxiliary, recursion, factor } => {
+                Self::Router { site: RouterSite::Layer(at), auxiliary, recursion, factor }
+            }
+            other => other,
+        }
+    }
+
+    /// The place of the adapter tensor `factor` of a use.
+    pub fn adapter(at: crate::layout::LayerUse, part: Part, factor: &'static str) -> Self {
+        Self::Adapter { stored: at.stored, part, recursion: at.recursion, factor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets::preset;
+
+    fn table(config: &ModelConfig) -> Vec<ParamSpec> {
+        specs(config, &config.check().expect("legal"))
+    }
+
+    #[test]
+    fn names_are_those_of_stored_checkpoints() {
+        let config = ModelConfig { vocab_size: 10, ..preset("cpu-1m-mor3").expect("a preset") };
+        let names: Vec<String> = table(&config).into_iter().map(|spec| spec.name).collect();
+        for name in
+            ["embed", "layers.0.attention_norm.0", "layers.2.gate_up", "router.1.score", "norm"]
+        {
+            assert!(names.iter().any(|known| known == name), "{name} is not in {names:?}");
+        }
+        let place = ParamPlace::Router {
+            site: RouterSite::Layer(4),
+            auxiliary: true,
+            recursion: Some(2),
+            factor: "up",
+        };
+        assert_eq!(place.to_string(), "layers.4.auxiliary_router.2.up");
+    }
+
+    #[test]
+    fn no_name_stands_twice() {
+        for name in crate::presets::names() {
+            let config = ModelConfig { vocab_size: 10, ..preset(&name).expect("listed") };
+            let table = table(&config);
+            let names: std::collections::BTreeSet<&str> =
+                table.iter().map(|spec| spec.name.as_str()).collect();
+            assert_eq!(names.len(), table.len(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_weight_without_a_user_or_with_two_does_not_build() {
+        let weight = || Arc::new(Weight::new(vec![0.0], 1, 1));
+        let spec = |place| ParamSpec::new(place, (1, 1), Init::Zeros, Group::Block);
+        let weights =
+            [(spec(ParamPlace::Embed), weight()), (spec(ParamPlace::FinalNorm), weight())];
+        let mut take = Take::new(&weights);
+        take.take(&ParamPlace::Embed);
+        let error = take.finish().expect_err("the norm is left").to_string();
+        assert!(error.contains("norm, which nothing uses"), "{error}");
+        let mut take = Take::new(&weights);
+        take.take(&ParamPlace::FinalNorm);
+        take.take(&ParamPlace::Embed);
+        take.take(&ParamPlace::Embed);
+        let error = take.finish().expect_err("embed is taken twice").to_string();
+        assert!(error.contains("embed") && error.contains("twice"), "{error}");
+        let mut take = Take::new(&weights);
+        take.take(&ParamPlace::Embed);
+        take.take(&ParamPlace::FinalNorm);
+        assert!(take.finish().is_ok());
+    }
+
+    #[test]
+    fn parts_are_read_by_name() {
+        let read = |text: &str| serde_json::from_str::<Part>(text);
+        assert_eq!(read("\"key_value\"").expect("known"), attention::KEY_VALUE);
+        let error = read("\"keys\"").expect_err("unknown").to_string();
+        assert!(error.contains("keys") && error.contains("gate_up"), "{error}");
+        assert_eq!(Part::all().len(), 5);
+    }
 }

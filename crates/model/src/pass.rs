@@ -1,10 +1,11 @@
 //! What a pass carries besides the rows: which operations, which cache, which rule, who watches.
 //! Explicit, no globals.
 
-use ops::{Ops, Tensor2};
+use ops::{Ops, Tensor2, scalar};
 
 use crate::kv::KvCache;
-use crate::routers::{RouterState, Rule};
+use crate::params::RouterSite;
+use crate::routers::{AuxLoss, RouterState, RoutingPlan, Rule};
 
 /// Where the random numbers of a pass live.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,27 +38,56 @@ pub struct Pass<'a> {
     pub max_depth: Option<usize>,
     /// For random numbers and schedules.
     pub address: Address,
-    /// How many sequences the whole step has, over all its passes: router losses are means over
+    /// How many sequences the whole step has, over all its passes: losses of routers are means over
     /// these.
     pub sequences: usize,
 }
 
-/// What an expert-choice router did at one recursion.
+impl Pass<'_> {
+    /// `x` itself, whose backward pass adds the gradient of `weight * loss`. So losses made anywhere
+    /// in the model join the backward pass without being handed through its layers; their values
+    /// reach the probe. `x` must go on to the output of the pass.
+    pub fn attach(&mut self, x: Tensor2, loss: AuxLoss) -> Tensor2 {
+        let AuxLoss { name, value_11, weight } = loss;
+        self.probe.loss(name, scalar(&value_11), weight);
+        self.ops.attach_loss(x, value_11, weight)
+    }
+}
+
+/// What a router decided about some rows, for whoever watches.
 #[derive(Clone, Debug)]
-pub struct Routed<'a> {
-    /// From 0.
+pub struct RoutingEvent<'a> {
+    /// Which router.
+    pub site: RouterSite,
+    /// The recursion that the rows are at, from 0.
     pub recursion: usize,
-    /// Row numbers (in the whole pass) that could go on.
+    /// Row numbers (in the whole pass) that it decided about.
     pub candidates: &'a [u32],
-    /// The score of each that decides (a logit).
+    /// The scores that decide, before any function: `[candidates, targets]`, row by row.
     pub logits: &'a [f32],
-    /// Logits of the auxiliary router, if there is one.
-    pub auxiliary: Option<&'a [f32]>,
-    /// Whether each is among the best of its sequence, as training would choose; absent under a
-    /// causal rule.
-    pub best: Option<&'a [bool]>,
-    /// Whether each went on.
-    pub kept: &'a [bool],
+    /// The same after the router's function; empty where nothing follows from them.
+    pub scores: &'a [f32],
+    /// What was decided.
+    pub choice: Choice<'a>,
+}
+
+/// What a router decided.
+#[derive(Clone, Copy, Debug)]
+pub enum Choice<'a> {
+    /// Whether each candidate goes on to this recursion.
+    GoOn {
+        /// The decision.
+        kept: &'a [bool],
+        /// Whether each is among the best of its sequence, as training would choose; absent where
+        /// rows are not compared.
+        best: Option<&'a [bool]>,
+        /// Logits of the auxiliary router, if there is one.
+        auxiliary: Option<&'a [f32]>,
+    },
+    /// The target of each candidate: its last recursion, from 0.
+    Target(&'a [u32]),
+    /// Rows by target, several targets a row.
+    Plan(&'a RoutingPlan),
 }
 
 /// Watches a pass. Metrics are probes, not outputs of the model.
@@ -68,19 +98,99 @@ pub trait Probe {
         let _ = x_td;
     }
 
-    /// An expert-choice decision.
-    fn routed(&mut self, routed: &Routed<'_>) {
-        let _ = routed;
+    /// A decision of a router.
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        let _ = event;
     }
 
-    /// A token-choice decision: raw scores `[t, r]` and the chosen depth of each row, from 0.
-    fn assigned(&mut self, logits: &[f32], probabilities: &[f32], depth: &[u32]) {
-        let _ = (logits, probabilities, depth);
+    /// A loss beside the cross-entropy: its share of the step's mean, before its weight.
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        let _ = (name, value, weight);
     }
 }
 
-/// Nobody watches.
+/// A probe that does nothing.
 #[derive(Debug)]
 pub struct NoProbe;
 
 impl Probe for NoProbe {}
+
+/// A probe that keeps what it is told, to tell another one later.
+#[derive(Debug, Default)]
+pub(crate) struct Recorded {
+    told: Vec<Told>,
+}
+
+#[derive(Debug)]
+enum Told {
+    Routed {
+        site: RouterSite,
+        recursion: usize,
+        candidates: Vec<u32>,
+        logits: Vec<f32>,
+        scores: Vec<f32>,
+        choice: Chosen,
+    },
+    Loss(&'static str, f32, f32),
+}
+
+#[derive(Debug)]
+enum Chosen {
+    GoOn { kept: Vec<bool>, best: Option<Vec<bool>>, auxiliary: Option<Vec<f32>> },
+    Target(Vec<u32>),
+    Plan(RoutingPlan),
+}
+
+impl Recorded {
+    /// Tells `probe` everything, in order.
+    pub(crate) fn tell(&self, probe: &mut dyn Probe) {
+        for told in &self.told {
+            match told {
+                Told::Loss(name, value, weight) => probe.loss(name, *value, *weight),
+                Told::Routed { site, recursion, candidates, logits, scores, choice } => {
+                    probe.routed(&RoutingEvent {
+                        site: *site,
+                        recursion: *recursion,
+                        candidates,
+                        logits,
+                        scores,
+                        choice: match choice {
+                            Chosen::Target(target) => Choice::Target(target),
+                            Chosen::Plan(plan) => Choice::Plan(plan),
+                            Chosen::GoOn { kept, best, auxiliary } => Choice::GoOn {
+                                kept,
+                                best: best.as_deref(),
+                                auxiliary: auxiliary.as_deref(),
+                            },
+                        },
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Probe for Recorded {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        self.told.push(Told::Routed {
+            site: event.site,
+            recursion: event.recursion,
+            candidates: event.candidates.to_vec(),
+            logits: event.logits.to_vec(),
+            scores: event.scores.to_vec(),
+            choice: match event.choice {
+                Choice::Target(target) => Chosen::Target(target.to_vec()),
+                Choice::Plan(plan) => Chosen::Plan(plan.clone()),
+                Choice::GoOn { kept, best, auxiliary } => Chosen::GoOn {
+                    kept: kept.to_vec(),
+                    best: best.map(<[bool]>::to_vec),
+                    auxiliary: auxiliary.map(<[f32]>::to_vec),
+                },
+            },
+        });
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        self.told.push(Told::Loss(name, value, weight));
+    }
+}

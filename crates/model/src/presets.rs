@@ -89,7 +89,7 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
         context: shape.context,
         sharing: Sharing::None,
         recursions: 1,
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         kv,
         ..ModelConfig::default()
     };
@@ -99,7 +99,7 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
     let digits = kind.trim_start_matches(|c: char| c.is_ascii_alphabetic());
     let recursions: usize = digits.parse().ok()?;
     let router = match &kind[..kind.len() - digits.len()] {
-        "rec" => RouterConfig::Fixed,
+        "rec" => RouterConfig::FIXED,
         "mor" => RouterConfig::ExpertChoice(Default::default()),
         "token" => RouterConfig::TokenChoice(Default::default()),
         "random" => RouterConfig::Random(Default::default()),

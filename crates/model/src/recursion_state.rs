@@ -1,13 +1,15 @@
-//! Rows between two recursions, as part of a running pass or set aside one by one.
+//! Rows between two recursions, as part of a running pass or suspended one by one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ops::{Tensor2, from_rows, read_rows};
 
-use crate::routers::AuxLosses;
-use crate::routers::token_choice::Assigned;
+use crate::context::Carry;
 use crate::rows::Rows;
+
+/// What a suspended row carries as the next input of the block, where that is not its state.
+const BLOCK_INPUT: &str = "block input";
 
 /// Rows on their way through the recursions, each at a depth of its own.
 #[derive(Clone, Debug)]
@@ -18,92 +20,79 @@ pub struct RecursionState {
     pub rows: Rows,
     /// How many recursions each has had.
     pub depth_t: Vec<u32>,
-    /// Rows that go on.
-    pub(crate) active: Arc<[u32]>,
-    /// Of the active rows, what their next recursion needs; not under token-choice.
-    pub(crate) going: Option<ActiveRows>,
-    /// What only token-choice has.
-    pub(crate) inner: Option<Inner>,
+    /// Those that take their next recursion.
+    pub(crate) active: ActiveRows,
     /// Rows of each sequence, by sequence number.
     pub(crate) lengths: BTreeMap<u32, usize>,
-    /// Router losses so far.
-    pub(crate) terms: AuxLosses,
+    /// Whether the block's next input is another than the row's state.
+    pub(crate) chained: bool,
 }
 
-/// Rows that take the same turn: those of several depths one after the other, shallower ones first.
+/// Rows that take their next recursion together: those of several depths one after the other,
+/// shallower ones first.
 #[derive(Clone, Debug)]
 pub(crate) struct ActiveRows {
     /// Depth and number of rows of each run.
     pub(crate) runs: Vec<(usize, usize)>,
-    /// Their numbers among the rows in flight.
+    /// Their numbers among the rows of the state.
     pub(crate) numbers: Arc<[u32]>,
     pub(crate) rows: Rows,
+    /// What the block is given.
     pub(crate) x_ad: Tensor2,
-    /// How much of the block's output joins the stream; `None` where it replaces the row.
-    pub(crate) weight_a1: Option<Tensor2>,
+    /// What they keep from step to step, the weights of their router's plan included.
+    pub(crate) carry: Carry,
 }
 
 impl ActiveRows {
-    /// All parts as one.
-    pub(crate) fn join(mut parts: Vec<Self>) -> Option<Self> {
-        if parts.len() < 2 {
-            return parts.pop();
+    /// No rows.
+    pub(crate) fn none() -> Self {
+        Self {
+            runs: Vec::new(),
+            numbers: Arc::from([]),
+            rows: Rows::batch(0, 1),
+            x_ad: from_rows(Vec::new(), 0, 0),
+            carry: Carry::default(),
         }
-        let weights: Option<Vec<Tensor2>> =
-            parts.iter().map(|part| part.weight_a1.clone()).collect();
-        Some(Self {
+    }
+
+    /// All parts as one.
+    pub(crate) fn stack(mut parts: Vec<Self>) -> Self {
+        if parts.len() < 2 {
+            return parts.pop().unwrap_or_else(Self::none);
+        }
+        Self {
             runs: parts.iter().flat_map(|part| part.runs.iter().copied()).collect(),
             numbers: parts.iter().flat_map(|part| part.numbers.iter().copied()).collect(),
             rows: Rows::stack(parts.iter().map(|part| &part.rows)),
-            weight_a1: weights.map(ops::stack),
+            carry: Carry::stack(&parts.iter().map(|part| &part.carry).collect::<Vec<_>>()),
             x_ad: ops::stack(parts.into_iter().map(|part| part.x_ad).collect()),
-        })
+        }
     }
 }
 
-/// Token-choice: the block's own rows, which join the stream at the end of each row's depth.
-#[derive(Clone, Debug)]
-pub(crate) struct Inner {
-    /// One row for each active one, in their order.
-    pub(crate) x_ad: Tensor2,
-    pub(crate) assigned: Assigned,
-}
-
-/// One row set aside between two turns.
+/// One row suspended between two recursions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowState {
     /// Its state `[d]`.
     pub x_d: Vec<f32>,
-    /// Token-choice, while under way: the block's own row `[d]`.
-    pub inner_d: Option<Vec<f32>>,
-    /// Token-choice: its depth, counted from 0, and gate.
-    pub assigned: Option<(u32, f32)>,
-    /// How much of its next recursion will join the stream; `None` where that replaces the row.
-    pub weight: Option<f32>,
+    /// What it carries for its next recursion, by name.
+    pub carry: BTreeMap<&'static str, Vec<f32>>,
     /// Recursions it has had.
     pub depth: u32,
     /// Whether it goes on.
-    pub going: bool,
+    pub active: bool,
 }
 
 impl RecursionState {
+    /// Rows of which none is active.
     pub(crate) fn new(x_td: Tensor2, rows: Rows, lengths: BTreeMap<u32, usize>) -> Self {
-        let (depth_t, active) = (vec![0; rows.len()], Arc::from([]));
-        Self {
-            x_td,
-            rows,
-            depth_t,
-            active,
-            going: None,
-            inner: None,
-            lengths,
-            terms: AuxLosses::default(),
-        }
+        let depth_t = vec![0; rows.len()];
+        Self { x_td, rows, depth_t, active: ActiveRows::none(), lengths, chained: false }
     }
 
     /// Whether a row goes on.
-    pub fn is_going(&self) -> bool {
-        !self.active.is_empty()
+    pub fn is_active(&self) -> bool {
+        !self.active.numbers.is_empty()
     }
 
     /// Takes the stream out, so that an operation that is its only owner can write in place; the
@@ -112,84 +101,76 @@ impl RecursionState {
         std::mem::replace(&mut self.x_td, from_rows(Vec::new(), 0, 0))
     }
 
-    /// Takes up rows that were set aside, possibly in different passes.
-    pub fn resume(asides: &[&RowState], rows: Rows, width: usize) -> Self {
-        let matrix = |lines: &mut dyn Iterator<Item = &Vec<f32>>, count: usize| {
-            let mut values = Vec::with_capacity(count * width);
-            lines.for_each(|line| values.extend_from_slice(line));
-            from_rows(values, count, width)
+    /// Resumes rows that were suspended, possibly in different passes. `rows` say who they are,
+    /// with their tokens.
+    pub fn resume(states: &[&RowState], rows: Rows, width: usize) -> Self {
+        assert!(rows.token.is_some(), "resumed rows carry their tokens");
+        let x_td = matrix(states.iter().map(|state| &state.x_d), states.len(), width);
+        let mut resumed = Self::new(x_td, rows, BTreeMap::default());
+        resumed.depth_t = states.iter().map(|state| state.depth).collect();
+        let going: Vec<u32> =
+            (0..states.len() as u32).filter(|&i| states[i as usize].active).collect();
+        let groups = by_depth(&going, &resumed.depth_t);
+        let numbers: Arc<[u32]> =
+            groups.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+        let active: Vec<&RowState> = numbers.iter().map(|&i| states[i as usize]).collect();
+        let Some(first) = active.first() else { return resumed };
+        let (mut carry, mut input) = (Carry::default(), None);
+        for (&name, value) in &first.carry {
+            let lines = active.iter().map(|state| &state.carry[name]);
+            let value_aw = matrix(lines, active.len(), value.len());
+            if name == BLOCK_INPUT {
+                input = Some(value_aw);
+                resumed.chained = true;
+            } else {
+                carry.set(name, value_aw);
+            }
+        }
+        let states = || active.iter().map(|state| &state.x_d);
+        resumed.active = ActiveRows {
+            runs: groups.iter().map(|(depth, numbers)| (*depth, numbers.len())).collect(),
+            rows: resumed.rows.only(&numbers),
+            x_ad: input.unwrap_or_else(|| matrix(states(), active.len(), width)),
+            numbers,
+            carry,
         };
-        let mut state = Self::new(
-            matrix(&mut asides.iter().map(|a| &a.x_d), asides.len()),
-            rows,
-            BTreeMap::default(),
-        );
-        state.depth_t = asides.iter().map(|a| a.depth).collect();
-        let groups = by_depth(
-            &(0..asides.len() as u32).filter(|&i| asides[i as usize].going).collect::<Vec<_>>(),
-            &state.depth_t,
-        );
-        state.active = groups.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
-        let active: Vec<&RowState> = state.active.iter().map(|&i| asides[i as usize]).collect();
-        let inner: Vec<&Vec<f32>> = active.iter().filter_map(|a| a.inner_d.as_ref()).collect();
-        if inner.is_empty() && !active.is_empty() {
-            let weights: Option<Vec<f32>> = active.iter().map(|a| a.weight).collect();
-            state.going = Some(ActiveRows {
-                runs: groups.iter().map(|(depth, numbers)| (*depth, numbers.len())).collect(),
-                numbers: state.active.clone(),
-                rows: state.rows.only(&state.active),
-                x_ad: matrix(&mut active.iter().map(|a| &a.x_d), active.len()),
-                weight_a1: weights.map(ops::column),
-            });
-        }
-        if !inner.is_empty() {
-            let assigned = |a: &&RowState| a.assigned.unwrap_or_default();
-            state.inner = Some(Inner {
-                x_ad: matrix(&mut inner.iter().copied(), inner.len()),
-                assigned: Assigned {
-                    depth_t: asides.iter().map(|a| assigned(a).0).collect(),
-                    gate_t1: ops::column(asides.iter().map(|a| assigned(a).1).collect()),
-                },
-            });
-        }
-        state
+        resumed
     }
 
-    /// Sets every row aside.
+    /// Suspends every row.
     pub fn suspend(self) -> Vec<RowState> {
         let width = self.x_td.dims()[1];
         let x_td = read_rows(&self.x_td);
-        let mut asides: Vec<RowState> = x_td
-            .chunks_exact(width)
-            .zip(&self.depth_t)
-            .map(|(x, &depth)| RowState {
-                x_d: x.to_vec(),
-                inner_d: None,
-                assigned: None,
-                weight: None,
-                depth,
-                going: false,
-            })
-            .collect();
-        self.active.iter().for_each(|&row| asides[row as usize].going = true);
-        if let Some(ActiveRows { numbers, weight_a1: Some(weights), .. }) = self.going {
-            for (&row, weight) in numbers.iter().zip(read_rows(&weights)) {
-                asides[row as usize].weight = Some(weight);
+        let state = |(x_d, &depth): (&[f32], &u32)| RowState {
+            x_d: x_d.to_vec(),
+            carry: BTreeMap::new(),
+            depth,
+            active: false,
+        };
+        let mut states: Vec<RowState> =
+            x_td.chunks_exact(width).zip(&self.depth_t).map(state).collect();
+        let ActiveRows { numbers, mut carry, x_ad, .. } = self.active;
+        if self.chained && !numbers.is_empty() {
+            carry.set(BLOCK_INPUT, x_ad);
+        }
+        for &row in numbers.iter() {
+            states[row as usize].active = true;
+        }
+        for (name, value_aw) in carry.iter() {
+            let values = read_rows(value_aw);
+            let lines = values.chunks_exact(value_aw.dims()[1]);
+            for (&row, line) in numbers.iter().zip(lines) {
+                states[row as usize].carry.insert(name, line.to_vec());
             }
         }
-        if let Some(inner) = self.inner {
-            let gates = read_rows(&inner.assigned.gate_t1);
-            for (aside, (&depth, &gate)) in
-                asides.iter_mut().zip(inner.assigned.depth_t.iter().zip(&gates))
-            {
-                aside.assigned = Some((depth, gate));
-            }
-            for (&row, x) in self.active.iter().zip(read_rows(&inner.x_ad).chunks_exact(width)) {
-                asides[row as usize].inner_d = Some(x.to_vec());
-            }
-        }
-        asides
+        states
     }
+}
+
+fn matrix<'a>(lines: impl Iterator<Item = &'a Vec<f32>>, count: usize, width: usize) -> Tensor2 {
+    let mut values = Vec::with_capacity(count * width);
+    lines.for_each(|line| values.extend_from_slice(line));
+    from_rows(values, count, width)
 }
 
 /// The rows `active` grouped by depth, shallower groups first; each group keeps the order.

@@ -3,13 +3,14 @@
 mod common;
 
 use common::{How, SHARINGS, at_once, close, fresh, ids, tiny};
-use model::adapters::{Part, Relaxation, lora};
+use model::adapters::Relaxation;
+use model::adapters::lora::{self, AdaptedLayers};
 use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
 use model::params::{Group, specs};
-use model::{KvMode, ModelConfig, RouterConfig, Rows, Rule, Sharing};
+use model::{KvMode, ModelConfig, RouterConfig, Rows, Rule, Sharing, attention, mlp};
 
 fn with(relax: Relaxation, sharing: Sharing) -> ModelConfig {
-    ModelConfig { relax, ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing) }
+    ModelConfig { relax, ..tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing) }
 }
 
 fn added(config: &ModelConfig) -> Vec<(String, (usize, usize))> {
@@ -20,8 +21,11 @@ fn added(config: &ModelConfig) -> Vec<(String, (usize, usize))> {
 
 #[test]
 fn the_table_has_one_adapter_a_use() {
-    let settings =
-        lora::Config { rank: 4, parts: vec![Part::Query, Part::Down], ..lora::Config::default() };
+    let settings = lora::Config {
+        rank: 4,
+        parts: vec![attention::QUERY, mlp::DOWN],
+        ..lora::Config::default()
+    };
     let config = with(Relaxation::Lora(settings.clone()), Sharing::MiddleCycle);
     let expected: Vec<(String, (usize, usize))> = (0..3)
         .flat_map(|r| {
@@ -114,10 +118,36 @@ fn impossible_relaxations_are_refused() {
         (lora(&|c| c.alpha = f64::NAN), "relax.alpha"),
         (lora(&|c| c.alpha = 0.0), "relax.alpha"),
         (lora(&|c| c.parts.clear()), "relax.parts"),
-        (lora(&|c| c.parts = vec![Part::Query, Part::Query]), "relax.parts"),
+        (lora(&|c| c.parts = vec![attention::QUERY, attention::QUERY]), "relax.parts"),
         (with(Relaxation::Encoding(Default::default()), Sharing::None), "relax.kind"),
-        (with(Relaxation::Dora(Default::default()), Sharing::None), "relax.kind"),
+        (with(Relaxation::Dora(Default::default()), Sharing::None), "relax.layers"),
     ] {
         assert_eq!(config.check().expect_err("refused").field, field);
+    }
+}
+
+#[test]
+fn adapters_reach_every_layer_of_any_model_where_they_are_asked_to() {
+    let parts = model::params::Part::all();
+    let settings =
+        lora::Config { rank: 3, parts, layers: AdaptedLayers::All, ..lora::Config::default() };
+    let (tokens, rows) = (ids(4, 12), Rows::batch(1, 12));
+    let run = |model| at_once(&model, &tokens, &rows, &How::by(&Rule::NonCausal)).logits;
+    for sharing in SHARINGS {
+        let plain = with(Relaxation::None, sharing);
+        let expected = run(fresh(&plain));
+        for relax in [Relaxation::Lora(settings.clone()), Relaxation::Dora(settings.clone())] {
+            let config = with(relax, sharing);
+            let plan = config.check().expect("legal");
+            let adapters = specs(&config, &plan)
+                .into_iter()
+                .filter(|spec| spec.name.ends_with(".up") && spec.name.starts_with("relax."));
+            assert_eq!(adapters.count(), 5 * plan.unrolled().count(), "{sharing:?}");
+            let neutral = model::Model::fresh(&config, 7).expect("legal");
+            close(&run(neutral), &expected, 1e-5, &format!("{config:?}"));
+            let apart =
+                run(fresh(&config)).iter().zip(&expected).any(|(a, b)| (a - b).abs() > 0.01);
+            assert!(apart, "{config:?}");
+        }
     }
 }

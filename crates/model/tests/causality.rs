@@ -49,7 +49,7 @@ fn no_row_sees_the_future() {
         for max_depth in depths(&config) {
             let how = How { max_depth, ..How::by(&rule) };
             let base = at_once(&model, &tokens, &rows, &how);
-            if config.router != RouterConfig::Fixed && max_depth.is_none() {
+            if config.router != RouterConfig::FIXED && max_depth.is_none() {
                 let deep = base.depth.iter().max();
                 assert!(
                     base.depth.iter().min() < deep,

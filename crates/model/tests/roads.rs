@@ -145,7 +145,7 @@ fn full_capacity_and_a_gate_of_one_is_the_recursive_model() {
     let rows = Rows::batch(1, LENGTH);
     for kv in MODES {
         for sharing in [Sharing::Cycle, Sharing::MiddleCycle] {
-            let fixed = fresh(&tiny(RouterConfig::Fixed, kv, sharing));
+            let fixed = fresh(&tiny(RouterConfig::FIXED, kv, sharing));
             let expected = at_once(&fixed, &tokens, &rows, &How::by(&Rule::NonCausal));
             let router = Expert {
                 gating: Gating::Blend,
@@ -183,7 +183,7 @@ fn sharing_is_copying() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
     for (sharing, share_norms) in SHARINGS.into_iter().flat_map(|s| [(s, true), (s, false)]) {
-        let base = tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing);
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing);
         let shared = with_uneven_norms(&ModelConfig { share_norms, ..base });
         let uses: Vec<(usize, usize)> =
             shared.plan().unrolled().map(|u| (u.stored, u.recursion)).collect();
@@ -226,7 +226,7 @@ fn one_recursion_is_the_dense_model() {
         let config = ModelConfig {
             layers: 4,
             recursions: 1,
-            ..tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing)
+            ..tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing)
         };
         at_once(&fresh(&config), &tokens, &rows, &How::by(&Rule::NonCausal))
     };
@@ -356,7 +356,7 @@ fn fresh_weights_depend_on_seed_and_name_only() {
         (tiny(RouterConfig::default(), KvMode::RecursionWise, Sharing::Cycle), Vec::new());
     large.push(ModelConfig { layers: 12, ..small.clone() });
     large.push(ModelConfig {
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         tie_embeddings: false,
         share_norms: false,
         ..small.clone()

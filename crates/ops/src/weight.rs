@@ -156,6 +156,11 @@ impl Weight {
         *self.sink.write().expect("weight lock") = yes.then(fresh);
     }
 
+    /// Whether gradients are being collected.
+    pub fn collects_gradient(&self) -> bool {
+        self.sink.read().expect("weight lock").is_some()
+    }
+
     /// Keeps a panel-ordered copy for [`crate::Ops::linear`] from now on: same bits, streams at
     /// memory speed for few rows. Any update drops it.
     pub fn pack(&self) {

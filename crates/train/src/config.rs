@@ -114,12 +114,22 @@ pub struct TrainConfig {
     pub recompute: bool,
     /// What to do about a step that is not finite.
     pub non_finite: NonFinite,
+    /// Weights that stay as they are, by patterns of their names: `layers.*.query`. They get no
+    /// gradient and take no memory for one, nor for moments.
+    pub freeze: Vec<String>,
 }
 
 impl Default for TrainConfig {
     fn default() -> Self {
-        let non_finite = NonFinite::Stop;
-        Self { steps: 1000, batch: 16, micro_batch: 16, seed: 1, recompute: false, non_finite }
+        Self {
+            steps: 1000,
+            batch: 16,
+            micro_batch: 16,
+            seed: 1,
+            recompute: false,
+            non_finite: NonFinite::Stop,
+            freeze: Vec::new(),
+        }
     }
 }
 
@@ -269,6 +279,7 @@ impl Recipe {
             let expected = "false where later recursions read keys of the first (model.kv is not recursion_wise)";
             return refuse("train.recompute", "true".into(), expected.into());
         }
+        crate::freeze::check(&self.train.freeze, &self.model)?;
         self.check_optimizer()
     }
 

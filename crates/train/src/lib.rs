@@ -3,6 +3,7 @@
 
 mod config;
 mod error;
+mod freeze;
 mod optimizer;
 mod resume;
 mod rounded;

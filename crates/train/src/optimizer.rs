@@ -2,7 +2,7 @@
 
 use model::Model;
 use model::params::{Group, ParamSpec};
-use ops::{AdamW, Moments};
+use ops::{AdamW, Moments, Weight};
 
 use crate::OptimizerConfig;
 
@@ -10,7 +10,8 @@ use crate::OptimizerConfig;
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
-    moments: Vec<Moments>,
+    /// In the order of the parameter table; `None` for weights that collect no gradient.
+    moments: Vec<Option<Moments>>,
     updates: u64,
 }
 
@@ -24,9 +25,10 @@ pub struct Norms {
 }
 
 impl Optimizer {
-    /// Zero moments for `model`.
+    /// Zero moments for the weights of `model` that collect gradients.
     pub fn new(model: &Model, config: &OptimizerConfig) -> Self {
-        let moments = model.weights().iter().map(|(_, w)| Moments::of(w)).collect();
+        let of = |weight: &Weight| weight.collects_gradient().then(|| Moments::of(weight));
+        let moments = model.weights().iter().map(|(_, weight)| of(weight)).collect();
         Self { config: config.clone(), moments, updates: 0 }
     }
 
@@ -35,13 +37,13 @@ impl Optimizer {
         self.updates
     }
 
-    /// The moments, in the order of the parameter table.
-    pub fn moments(&self) -> &[Moments] {
+    /// The moments, in the order of the parameter table; `None` for weights that are not trained.
+    pub fn moments(&self) -> &[Option<Moments>] {
         &self.moments
     }
 
     /// Puts back what [`Optimizer::moments`] and [`Optimizer::updates`] gave.
-    pub fn restore(&mut self, moments: Vec<Moments>, updates: u64) {
+    pub fn restore(&mut self, moments: Vec<Option<Moments>>, updates: u64) {
         (self.moments, self.updates) = (moments, updates);
     }
 
@@ -60,6 +62,7 @@ impl Optimizer {
     pub fn update(&mut self, model: &Model, rate: f64, norms: Norms) {
         self.updates += 1;
         for ((spec, weight), moments) in model.weights().iter().zip(&mut self.moments) {
+            let Some(moments) = moments else { continue };
             let apart = spec.group == Group::AuxiliaryRouter;
             let norm = if apart { norms.auxiliary } else { norms.model };
             let lr = if apart { rate * self.config.auxiliary_router_scale } else { rate };

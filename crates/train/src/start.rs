@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::ModelConfig;
-use model::params::Group;
 use serde::Deserialize;
 
 use crate::rounded;
@@ -100,11 +99,7 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
             .find(|(known, _)| known.name == spec.name && known.shape == spec.shape)
         {
             Some((_, known)) => weight.write(known.read()),
-            None if matches!(
-                spec.group,
-                Group::Router | Group::AuxiliaryRouter | Group::Adapter
-            ) => {}
-            None if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") => {}
+            None if spec.place.is_router() || spec.place.is_relaxation() => {}
             None => {
                 return refuse(
                     path,

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use data::{Window, Windows};
 use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
-use model::routers::token_choice::Balance;
-use model::{
-    Address, CausalThresholds, Model, NoProbe, Pass, PassCache, RouterConfig, RouterState, Rule,
-};
+use model::routers::{StepRouting, expert_choice};
+use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rule};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
 
+use crate::freeze::is_frozen;
 use crate::optimizer::Norms;
 use crate::{NonFinite, Optimizer, Recipe, SpecialTokens, Stored, TrainError, learning_rate};
 
@@ -102,7 +101,9 @@ impl Trainer {
 
     /// A start from given weights.
     pub fn over(recipe: &Recipe, model: Model) -> Self {
-        model.collect_gradients(true);
+        for (spec, weight) in model.weights() {
+            weight.collect_gradient(!is_frozen(&recipe.train.freeze, &spec.name));
+        }
         let optimizer = Optimizer::new(&model, &recipe.optimizer);
         Self {
             recipe: recipe.clone(),
@@ -145,7 +146,7 @@ impl Trainer {
     pub fn step_on(&mut self, batches: &[Batch]) -> Result<StepReport, TrainError> {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
-        self.release_gates();
+        self.schedule_router();
         let mut stats = RoutingStats {
             keeps_logits: true,
             sequence_length: longest(batches),
@@ -154,7 +155,7 @@ impl Trainer {
         let sums = self.accumulate(batches, &mut stats);
         let norms = Optimizer::norms(&self.model);
         self.step += 1;
-        self.release_gates();
+        self.schedule_router();
         let report = self.report(&sums, norms, rate, &stats);
         if let Some((what, value)) = not_finite(&report, norms) {
             return self.refuse(what, value, report);
@@ -163,7 +164,7 @@ impl Trainer {
         self.optimizer.update(&self.model, rate, norms);
         self.learn_outside_of_gradients(&stats);
         self.tokens += report.tokens;
-        Ok(StepReport { thresholds: self.router.running.clone(), ..report })
+        Ok(StepReport { thresholds: self.thresholds(), ..report })
     }
 
     /// FLOPs of a step (full convention, backward counted twice) whose rows had these depths.
@@ -203,21 +204,23 @@ impl Trainer {
             let (mut ce, _) =
                 self.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
             let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
-            sums.add(scalar(&ce), 1.0 - share, &passed.terms, &passed.depth_t, &self.model);
+            sums.add(scalar(&ce), 1.0 - share, &passed.depth_t, &self.model);
             if share > 0.0 {
                 ce = scale(ce, 1.0 - share);
             }
             let mut terms = vec![ce];
             if let Some(apart) = distilled {
-                sums.part("distillation", scalar(&apart), share);
+                sums.part("distillation", f64::from(scalar(&apart)), share);
                 terms.push(scale(apart, share));
             }
-            terms.extend(passed.terms.total(&|name| self.model.term_weight(name)));
             let gradients = backward(&add_scalars(terms));
             if self.ops == Ops::Plain {
                 self.model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
             }
             place += batch.rows.sequences().len() as u64;
+        }
+        for loss in &stats.losses {
+            sums.part(loss.name, loss.value, loss.weight);
         }
         sums
     }
@@ -246,43 +249,27 @@ impl Trainer {
         Some(self.ops.distill_loss(x_td.clone(), self.model.head(), known, tau, weights))
     }
 
-    /// How much of the learned gates counts is a function of the step.
-    fn release_gates(&mut self) {
-        if let RouterConfig::ExpertChoice(c) = &self.model.config().router
-            && c.gate_release_steps > 0
-        {
-            self.router.released = Some(c.released(self.step));
-        }
+    /// Buffers that are functions of the step.
+    fn schedule_router(&mut self) {
+        let settings = self.model.config().router.settings();
+        settings.schedule(self.step, &mut self.router);
     }
 
-    /// Training compares rows, or from a given step on decides as generation will.
+    /// The rule by which this step's rows are routed.
     fn rule(&self) -> Rule {
-        let RouterConfig::ExpertChoice(c) = &self.model.config().router else {
-            return Rule::NonCausal;
-        };
-        if c.train_causal_from == 0
-            || self.step < c.train_causal_from
-            || self.router.running_steps == 0
-        {
-            return Rule::NonCausal;
-        }
-        let n = self.model.config().recursions;
-        let capacities = self.model.config().router.capacities(n, self.step);
-        Rule::Causal(CausalThresholds::by_thresholds("running", &capacities, |r| {
-            self.router.running[r]
-        }))
+        let config = self.model.config();
+        config.router.settings().training_rule(config.recursions, self.step, &self.router)
     }
 
     fn learn_outside_of_gradients(&mut self, stats: &RoutingStats) {
-        match &self.model.config().router {
-            RouterConfig::ExpertChoice(c) => {
-                self.router.track(&stats.needed_thresholds(), c.running_decay)
-            }
-            RouterConfig::TokenChoice(c) if c.balance == Balance::LossFree => {
-                self.router.balance(&stats.depths, c.balance_weight);
-            }
-            _ => {}
-        }
+        let needed = stats.needed_thresholds();
+        let routed = StepRouting { needed: &needed, loads: &stats.depths };
+        self.model.config().router.settings().after_step(&routed, &mut self.router);
+    }
+
+    /// The running thresholds of expert-choice; none for other routers.
+    fn thresholds(&self) -> Vec<f32> {
+        self.router.get(expert_choice::RUNNING).to_vec()
     }
 
     fn report(&self, sums: &Sums, norms: Norms, rate: f64, stats: &RoutingStats) -> StepReport {
@@ -316,7 +303,7 @@ impl Trainer {
         if self.recipe.train.non_finite == NonFinite::Stop || self.skipped_in_a_row >= 10 {
             return Err(TrainError::NonFinite { step: self.step, what, value });
         }
-        Ok(StepReport { skipped: true, thresholds: self.router.running.clone(), ..report })
+        Ok(StepReport { skipped: true, thresholds: self.thresholds(), ..report })
     }
 }
 
@@ -346,25 +333,14 @@ struct Sums {
 
 impl Sums {
     /// `share` is the weight of the cross-entropy.
-    fn add(
-        &mut self,
-        ce: f32,
-        share: f32,
-        terms: &model::AuxLosses,
-        depth_t: &[u32],
-        model: &Model,
-    ) {
+    fn add(&mut self, ce: f32, share: f32, depth_t: &[u32], model: &Model) {
         self.loss += f64::from(ce);
         self.total += f64::from(ce) * f64::from(share);
-        for (name, term) in terms.named() {
-            self.part(name, scalar(&term), model.term_weight(name));
-        }
         self.depths.resize(self.depths.len().max(model.config().recursions + 1), 0);
         depth_t.iter().for_each(|&d| self.depths[d as usize] += 1);
     }
 
-    fn part(&mut self, name: &str, value: f32, weight: f32) {
-        let value = f64::from(value);
+    fn part(&mut self, name: &str, value: f64, weight: f32) {
         self.total += value * f64::from(weight);
         match self.parts.iter_mut().find(|(known, _)| known == name) {
             Some((_, sum)) => *sum += value,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
+use model::params::Group;
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule};
 use ops::{Format, Moments};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use serde_json::Value;
 
 use crate::rounded::{self, Rounded};
 use crate::{Recipe, SpecialTokens, TrainError, Trainer};
+
+/// Buffers that checkpoints of version 0.1 hold whatever the router.
+const EARLIER: [&str; 3] = ["running", "running_steps", "bias"];
 
 /// The counters of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +92,7 @@ pub(crate) fn snapshot<'a>(
     for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
     {
         weights.push(tensor(&spec.name, spec.shape, weight.read()));
+        let Some(moments) = moments else { continue };
         optimizer.push(tensor(&format!("first.{}", spec.name), spec.shape, moments.first.clone()));
         optimizer.push(tensor(
             &format!("second.{}", spec.name),
@@ -265,24 +270,28 @@ pub(crate) fn restore(
             format!("{data}, the fingerprint of data.dir"),
         );
     }
-    check_router(loaded, &state.router, config.recursions)?;
+    check_router(loaded, &state.router, &config)?;
     trainer.text = text(loaded, &config)?;
     let weights = loaded.tensors("weights")?;
     let optimizer = loaded.tensors("optimizer")?;
     let mut expected = Vec::new();
-    for (spec, _) in trainer.model.weights() {
-        for part in ["first", "second"] {
+    for ((spec, _), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments()) {
+        for part in ["first", "second"].into_iter().filter(|_| moments.is_some()) {
             expected.push((format!("{part}.{}", spec.name), vec![spec.shape.0, spec.shape.1]));
         }
     }
     optimizer.expect(&expected)?;
     expect_weights(&trainer.model, &weights)?;
     let mut moments = Vec::new();
-    for (spec, weight) in trainer.model.weights() {
+    for ((spec, weight), trained) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
+    {
         weight.write(weights.read_f32(&spec.name)?);
-        moments.push(Moments {
-            first: optimizer.read_f32(&format!("first.{}", spec.name))?,
-            second: optimizer.read_f32(&format!("second.{}", spec.name))?,
+        moments.push(match trained {
+            None => None,
+            Some(_) => Some(Moments {
+                first: optimizer.read_f32(&format!("first.{}", spec.name))?,
+                second: optimizer.read_f32(&format!("second.{}", spec.name))?,
+            }),
         });
     }
     trainer.optimizer.restore(moments, state.updates);
@@ -372,7 +381,7 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         Some(counters) => counters.router,
         None => optional(loaded, "router")?.unwrap_or_default(),
     };
-    check_router(loaded, &state, config.recursions)?;
+    check_router(loaded, &state, &config)?;
     let (text, origin) = (text(loaded, &config)?, loaded.json.get("origin").cloned());
     Ok(Stored {
         model: Arc::new(model),
@@ -405,8 +414,8 @@ fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<SpecialTokens>, 
 
 fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, TrainError> {
     let decision: CausalThresholds = document(loaded, "routing")?;
-    let auxiliary = matches!(&config.router, model::RouterConfig::ExpertChoice(c)
-        if c.sampling == model::routers::expert_choice::SamplingLoss::AuxRouter);
+    let table = model::params::specs(config, &config.check()?);
+    let auxiliary = table.iter().any(|spec| spec.group == Group::AuxiliaryRouter);
     if decision.thresholds.len() != config.recursions {
         let found = decision.thresholds.len().to_string();
         return refuse(
@@ -430,30 +439,37 @@ fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, T
     Ok(decision)
 }
 
-/// A list that was never written to is empty, any other has an entry for each recursion.
-fn check_router(loaded: &Loaded, state: &RouterState, recursions: usize) -> Result<(), TrainError> {
-    for (field, list) in
-        [("state.router.running", &state.running), ("state.router.bias", &state.bias)]
-    {
-        if !list.is_empty() && list.len() != recursions {
-            return refuse(
-                loaded,
-                field,
-                format!("{} numbers", list.len()),
-                format!("none or {recursions}"),
-            );
+/// Refuses buffers that the model does not have, of another length than it says, or out of range.
+fn check_router(
+    loaded: &Loaded,
+    state: &RouterState,
+    config: &ModelConfig,
+) -> Result<(), TrainError> {
+    let table = model::params::buffers(config);
+    for (name, value) in state.iter() {
+        let field = format!("state.router.{name}");
+        // Every kind of router left these empty or unused in earlier checkpoints.
+        let Some(spec) = table.iter().find(|spec| spec.name == name) else {
+            if EARLIER.contains(&name) {
+                continue;
+            }
+            let known: Vec<&str> = table.iter().map(|spec| spec.name.as_str()).collect();
+            let expected = format!("one of this model's buffers: {}", known.join(", "));
+            return refuse(loaded, &field, "a buffer".into(), expected);
+        };
+        if value.len() != spec.length {
+            let found = format!("{} numbers", value.len());
+            return refuse(loaded, &field, found, format!("none or {}", spec.length));
         }
-        if let Some(found) = list.iter().find(|x| !x.is_finite()) {
-            return refuse(loaded, field, found.to_string(), "finite numbers".into());
+        let (least, most) = spec.range;
+        let fits = |x: &&f32| x.is_finite() && (least..=most).contains(&f64::from(**x));
+        if let Some(found) = value.iter().find(|x| !fits(x)) {
+            let expected = match spec.range {
+                (f64::NEG_INFINITY, f64::INFINITY) => "finite numbers".into(),
+                (least, most) => format!("between {least} and {most}"),
+            };
+            return refuse(loaded, &field, found.to_string(), expected);
         }
-    }
-    if let Some(found) = state.released.filter(|share| !(0.0..=1.0).contains(share)) {
-        return refuse(
-            loaded,
-            "state.router.released",
-            found.to_string(),
-            "between 0 and 1".into(),
-        );
     }
     Ok(())
 }

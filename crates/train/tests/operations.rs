@@ -67,7 +67,7 @@ fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
 
 #[test]
 fn a_step_does_what_the_formula_says_and_no_more() {
-    let mut combinations = vec![wide(RouterConfig::Fixed, KvMode::RecursionWise, Sharing::None)];
+    let mut combinations = vec![wide(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::None)];
     for kv in [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate] {
         combinations.extend(
             RouterConfig::all().into_iter().map(|router| wide(router, kv, Sharing::MiddleCycle)),

@@ -46,7 +46,7 @@ fn gates_are_released_along_half_a_cosine() {
     let mut shares = Vec::new();
     for _ in 0..6 {
         trainer.step_on(&batches).expect("finite");
-        shares.push(trainer.router.released.expect("a share"));
+        shares.push(trainer.router.number("released").expect("a share"));
     }
     for (found, expected) in shares.iter().zip([0.146_446_6, 0.5, 0.853_553_4, 1.0, 1.0, 1.0]) {
         assert!((found - expected).abs() < 1e-6, "{shares:?}");
@@ -59,7 +59,7 @@ fn gates_are_released_along_half_a_cosine() {
 fn the_first_step_is_the_recursive_models() {
     let batches = batches(1, 4, 4);
     let mut fixed =
-        Trainer::new(&recipe(RouterConfig::Fixed, KvMode::RecursionWise)).expect("legal");
+        Trainer::new(&recipe(RouterConfig::FIXED, KvMode::RecursionWise)).expect("legal");
     let mut mor = Trainer::new(&released(4)).expect("legal");
     let (a, b) = (fixed.step_on(&batches).expect("finite"), mor.step_on(&batches).expect("finite"));
     assert_eq!(a.loss, b.loss);
@@ -89,7 +89,7 @@ fn a_neutral_gate_needs_a_blend() {
 #[test]
 fn a_student_comes_closer_to_its_teacher() {
     let batches = batches(1, 4, 2);
-    let base = recipe(RouterConfig::Fixed, KvMode::RecursionWise);
+    let base = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
     let dense =
         ModelConfig { sharing: Sharing::None, recursions: 1, init_std: 0.3, ..base.model.clone() };
     for weight in [0.5, 1.0] {
@@ -113,7 +113,7 @@ fn a_student_comes_closer_to_its_teacher() {
 #[test]
 fn a_teacher_like_the_student_changes_nothing() {
     let batches = batches(1, 4, 4);
-    let base = recipe(RouterConfig::Fixed, KvMode::RecursionWise);
+    let base = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
     let distill = DistillConfig { weight: 1.0, temperature: 2.0, ..DistillConfig::default() };
     let mut trainer = Trainer::new(&Recipe { distill, ..base.clone() }).expect("legal");
     trainer.teacher = Some(teacher(&base.model, base.train.seed));

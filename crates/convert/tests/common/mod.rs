@@ -28,7 +28,7 @@ pub(crate) fn tiny(sharing: Sharing, layers: usize, recursions: usize) -> ModelC
         init_std: 0.2,
         sharing,
         recursions,
-        router: RouterConfig::Fixed,
+        router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         ..ModelConfig::default()
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
+use crate::attention::by_runs;
 use crate::config::ModelConfig;
-use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::params::{Group, Init, ParamSpec};
+use crate::layout::{DepthRuns, LayerPlan};
+use crate::params::{Group, Init, ParamPlace, ParamSpec, Take};
 
 /// `relax = { kind = "encoding" }`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,26 +18,28 @@ use crate::params::{Group, Init, ParamSpec};
 pub struct Config {}
 
 pub(super) fn specs(model: &ModelConfig) -> Vec<ParamSpec> {
-    let vector =
-        |r| ParamSpec::new(format!("encoding.{r}"), (1, model.width), Init::Ones, Group::Norm);
-    (0..model.recursions).map(vector).collect()
+    let mut table = Vec::new();
+    for recursion in 0..model.recursions {
+        let place = ParamPlace::Encoding { recursion };
+        table.push(ParamSpec::new(place, (1, model.width), Init::Ones, Group::Norm));
+    }
+    table
 }
 
-/// The vectors that multiply the stream behind a stored layer, by recursion; none behind most.
-pub(crate) fn behind(
-    model: &ModelConfig,
-    plan: &LayerPlan,
-    stored: usize,
-    take: &mut dyn FnMut(&str) -> Arc<Weight>,
-) -> Vec<Arc<Weight>> {
+/// Every vector, by recursion; none if the model has no encodings.
+pub(crate) fn vectors(model: &ModelConfig, take: &mut Take) -> Vec<Arc<Weight>> {
+    if !matches!(model.relax, super::Relaxation::Encoding(_)) {
+        return Vec::new();
+    }
+    (0..model.recursions).map(|recursion| take.take(&ParamPlace::Encoding { recursion })).collect()
+}
+
+/// Whether the stream is multiplied behind stored layer `stored`.
+pub(crate) fn is_behind(model: &ModelConfig, plan: &LayerPlan, stored: usize) -> bool {
     let ends = usize::from(model.sharing.keeps_ends());
     let last = plan.stored - 1 - ends;
     let is_shared = stored >= ends && stored <= last;
-    let is_behind = is_shared && (!model.sharing.is_cycle() || stored == last);
-    if !is_behind || !matches!(model.relax, super::Relaxation::Encoding(_)) {
-        return Vec::new();
-    }
-    (0..model.recursions).map(|r| take(&format!("encoding.{r}"))).collect()
+    is_shared && (!model.sharing.is_cycle() || stored == last)
 }
 
 /// Each row of the stream times the vector of its recursion.
@@ -44,12 +47,5 @@ pub(crate) fn encode(vectors: &[Arc<Weight>], x_td: Tensor2, at: &DepthRuns, ops
     if vectors.is_empty() {
         return x_td;
     }
-    if at.count() <= 1 {
-        let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
-        return ops.scale_columns(x_td, &vectors[recursion], None);
-    }
-    let part = |(at, range): (LayerUse, std::ops::Range<usize>)| {
-        ops.scale_columns(ops::rows_of(&x_td, range), &vectors[at.recursion], None)
-    };
-    ops::stack(at.runs().map(part).collect())
+    by_runs(x_td, at, |x, recursion| ops.scale_columns(x, &vectors[recursion], None))
 }

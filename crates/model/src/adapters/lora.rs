@@ -1,17 +1,37 @@
-//! Low-rank adapters for each use of a shared matrix: LoRA (Hu et al., 2021, arXiv 2106.09685), `W
-//! + s B A` with `s = alpha / rank`, and DoRA (Liu et al., 2024, arXiv 2402.09353), which learns
-//! the length of each output's weights apart. Fresh ones change nothing: B is zero, lengths are
-//! those of W.
+//! Low-rank adapters for each use of a matrix: LoRA (Hu et al., 2021, arXiv 2106.09685),
+//! `W + s B A` with `s = alpha / rank`, and DoRA (Liu et al., 2024, arXiv 2402.09353), which learns
+//! the magnitude of each output's weights apart. Fresh ones change nothing: B is zero, magnitudes
+//! are those of W.
 
 use std::sync::Arc;
 
-use ops::{Ops, Tensor2, Weight};
+use ops::{Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::Part;
+use super::{Adapter, AdapterSettings, runs};
+use crate::attention;
 use crate::config::{ConfigError, ModelConfig, at_least, refuse};
-use crate::layout::LayerUse;
-use crate::params::{Group, Init, ParamSpec};
+use crate::layout::{LayerPlan, LayerUse};
+use crate::params::{Group, Init, ParamPlace, ParamSpec, Part, linears};
+use crate::pass::Pass;
+
+/// `[rank, d]`: A.
+pub const DOWN: &str = "down";
+/// `[n, rank]`: B.
+pub const UP: &str = "up";
+/// `[1, n]`: DoRA's magnitudes, relative to those of the adapted matrix.
+pub const MAGNITUDE: &str = "length";
+
+/// Which layers get adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdaptedLayers {
+    /// Those that are used more than once, so that each use may differ.
+    #[default]
+    Shared,
+    /// Every layer of any model.
+    All,
+}
 
 /// `relax = { kind = "lora", ... }`, and the same for `dora`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,107 +43,137 @@ pub struct Config {
     pub alpha: f64,
     /// Which matrices of a layer.
     pub parts: Vec<Part>,
+    /// Which layers.
+    pub layers: AdaptedLayers,
     /// Whether the first use is the shared layer as it is.
     pub skip_first: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, parts: vec![Part::Query, Part::KeyValue], skip_first: false }
+        let parts = vec![attention::QUERY, attention::KEY_VALUE];
+        Self { rank: 16, alpha: 32.0, parts, layers: AdaptedLayers::Shared, skip_first: false }
     }
 }
 
 impl Config {
-    /// `s`.
+    /// `s`, the factor of `B A`.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.rank as f64) as f32
     }
 
-    pub(super) fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
-        at_least("relax.alpha", self.alpha, 1e-6)?;
-        if self.parts.is_empty() {
+    /// Whether use `at` has an adapter for `part`.
+    pub fn adapts(&self, model: &ModelConfig, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
+        let reached = self.layers == AdaptedLayers::All || plan.uses_of(at.stored).len() > 1;
+        reached
+            && self.parts.contains(&part)
+            && runs(model, at, part)
+            && !(self.skip_first && at.recursion == 0)
+    }
+}
+
+/// LoRA, and DoRA where magnitudes are learned apart.
+pub(super) struct LowRank<'a> {
+    pub(super) config: &'a Config,
+    pub(super) magnitudes: bool,
+}
+
+impl AdapterSettings for LowRank<'_> {
+    fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError> {
+        let config = self.config;
+        at_least("relax.alpha", config.alpha, 1e-6)?;
+        if config.layers == AdaptedLayers::Shared && plan.stored == model.layers {
+            let expected = "\"all\" where every layer has weights of its own: \"shared\" adapts \
+                            layers that are used more than once";
+            return refuse("relax.layers", "\"shared\"", expected.into());
+        }
+        if config.parts.is_empty() {
             return refuse("relax.parts", "[]", "at least one of a layer's matrices".into());
         }
-        for (i, part) in self.parts.iter().enumerate() {
-            if self.parts[..i].contains(part) {
-                return refuse("relax.parts", part.name(), "each matrix once".into());
+        let bases = linears(model, 0);
+        for (i, part) in config.parts.iter().enumerate() {
+            let name = part.name();
+            if config.parts[..i].contains(part) {
+                return refuse("relax.parts", name, "each matrix once".into());
             }
-            let (n, d) = part.shape(model);
-            if self.rank == 0 || self.rank > n.min(d) {
-                let expected =
-                    format!("between 1 and {}, the smaller side of {}", n.min(d), part.name());
-                return refuse("relax.rank", self.rank, expected);
+            let of_part = |base: &&ParamSpec| matches!(base.place, ParamPlace::Layer { part: p, .. } if p == *part);
+            let adaptable = model.mlp.settings().adaptable();
+            let Some(base) = bases.iter().find(of_part) else {
+                let known = adaptable.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
+                return refuse("relax.parts", name, format!("matrices of this model: {known}"));
+            };
+            if !adaptable.contains(part) {
+                let expected = "a matrix that every row meets whole: banks take no adapters";
+                return refuse("relax.parts", name, expected.into());
+            }
+            let most = base.shape.0.min(base.shape.1);
+            if config.rank == 0 || config.rank > most {
+                let expected = format!("between 1 and {most}, the smaller side of {name}");
+                return refuse("relax.rank", config.rank, expected);
             }
         }
         Ok(())
     }
 
-    /// Whether a use of a shared layer has an adapter for `part`.
-    pub fn adapts(&self, model: &ModelConfig, at: LayerUse, part: Part) -> bool {
-        self.parts.contains(&part)
-            && part.runs(model, at)
-            && !(self.skip_first && at.recursion == 0)
-    }
-
-    pub(super) fn specs(&self, model: &ModelConfig, at: LayerUse, apart: bool) -> Vec<ParamSpec> {
-        let mut table = Vec::new();
-        for part in Part::ALL.into_iter().filter(|&part| self.adapts(model, at, part)) {
-            let ((n, d), rank) = (part.shape(model), self.rank);
-            let name = |what| name(at, part, what);
-            table.push(ParamSpec::new(
-                name("down"),
-                (rank, d),
-                Init::Normal(model.init_std),
+    fn specs(
+        &self,
+        model: &ModelConfig,
+        plan: &LayerPlan,
+        at: LayerUse,
+        base: &ParamSpec,
+    ) -> Vec<ParamSpec> {
+        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
+        if !self.config.adapts(model, plan, at, part) {
+            return Vec::new();
+        }
+        let ((n, d), rank) = (base.shape, self.config.rank);
+        let normal = Init::Normal(model.init_std);
+        let mut table = vec![
+            ParamSpec::new(ParamPlace::adapter(at, part, DOWN), (rank, d), normal, Group::Adapter),
+            ParamSpec::new(
+                ParamPlace::adapter(at, part, UP),
+                (n, rank),
+                Init::Zeros,
                 Group::Adapter,
-            ));
-            table.push(ParamSpec::new(name("up"), (n, rank), Init::Zeros, Group::Adapter));
-            if apart {
-                table.push(ParamSpec::new(name("length"), (1, n), Init::Ones, Group::Norm));
-            }
+            ),
+        ];
+        if self.magnitudes {
+            let place = ParamPlace::adapter(at, part, MAGNITUDE);
+            table.push(ParamSpec::new(place, (1, n), Init::Ones, Group::Norm));
         }
         table
     }
 
-    pub(super) fn build(
-        &self,
-        at: LayerUse,
-        part: Part,
-        apart: bool,
-        take: &mut dyn FnMut(&str) -> Arc<Weight>,
-    ) -> Adapter {
-        let mut named = |what| take(&name(at, part, what));
-        let (down, up) = (named("down"), named("up"));
-        Adapter { down, up, scale: self.scale(), length: apart.then(|| named("length")) }
+    fn build(&self, take: &mut dyn FnMut(&'static str) -> Arc<Weight>) -> Box<dyn Adapter> {
+        let (down, up) = (take(DOWN), take(UP));
+        let magnitude = self.magnitudes.then(|| take(MAGNITUDE));
+        Box::new(Pair { down, up, scale: self.config.scale(), magnitude })
     }
-}
-
-/// The weight `what` (`down`, `up` or `length`) of the adapter that a use has for `part`.
-pub fn name(at: LayerUse, part: Part, what: &str) -> String {
-    format!("relax.{}.{}.{}.{what}", at.stored, part.name(), at.recursion)
 }
 
 /// The adapter of one use.
 #[derive(Debug)]
-pub struct Adapter {
+struct Pair {
     down: Arc<Weight>,
     up: Arc<Weight>,
     scale: f32,
-    /// DoRA: how long each output's weights are, relative to those of the shared matrix.
-    length: Option<Arc<Weight>>,
+    /// DoRA: how long each output's weights are, relative to those of the adapted matrix.
+    magnitude: Option<Arc<Weight>>,
 }
 
-impl Adapter {
-    /// `h (W + s B A)^T`, with lengths if they are learned, added to `residual` if there is one.
-    /// The length of `W + s B A` counts as a constant in gradients, as its authors propose.
-    pub(super) fn run(
+impl Adapter for Pair {
+    /// `h (W + s B A)^T`, with magnitudes if they are learned, added to `residual` if there is one.
+    /// The magnitude of `W + s B A` counts as a constant in gradients, as its authors propose.
+    fn run(
         &self,
         weight: &Weight,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
-        ops: Ops,
+        pass: &mut Pass<'_>,
     ) -> Tensor2 {
+        let ops = pass.ops;
         let low_tr = ops::scale(ops.linear(h_td.clone(), &self.down), self.scale);
-        let Some(length) = &self.length else {
+        let Some(magnitude) = &self.magnitude else {
             let y_tn = match residual_tn {
                 Some(residual) => ops.linear_add(h_td, weight, residual),
                 None => ops.linear(h_td, weight),
@@ -132,7 +182,7 @@ impl Adapter {
         };
         let y_tn = ops.linear_add(low_tr, &self.up, ops.linear(h_td, weight));
         let factors = ops::length_ratios(weight, &self.up, &self.down, self.scale);
-        let y_tn = ops.scale_columns(y_tn, length, Some(factors.into()));
+        let y_tn = ops.scale_columns(y_tn, magnitude, Some(factors.into()));
         match residual_tn {
             Some(residual) => ops::add(residual, y_tn),
             None => y_tn,

@@ -1,22 +1,26 @@
-//! Relaxation: what a use of shared weights may do differently from the others (Relaxed Recursive
-//! Transformers, arXiv 2410.20672; Mixture-of-Recursions, arXiv 2507.10524, appendix). Low-rank
-//! adapters can be merged into a dense copy of the layer; a recursion encoding cannot.
+//! What a use of a layer may add to the layer's weights. On shared layers this relaxes the tying
+//! (Relaxed Recursive Transformers, arXiv 2410.20672; Mixture-of-Recursions, arXiv 2507.10524,
+//! appendix); on any model it is how a few numbers are trained while the rest stays as it is.
+//! Low-rank adapters can be merged into a copy of the layer; a recursion encoding cannot.
 
 pub mod encoding;
 pub mod lora;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
-use ops::{Ops, Tensor2, Weight};
+use ops::{Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, KvMode, ModelConfig, refuse};
+use crate::attention;
+use crate::config::{ConfigError, ModelConfig, refuse};
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::params::ParamSpec;
+use crate::params::{ParamPlace, ParamSpec, Part, Take, linears};
+use crate::pass::Pass;
 
-pub use lora::{Adapter, merge};
+pub use lora::merge;
 
-/// The list of relaxations. Being on it brings recipe schema, tests and documentation.
+/// The list of adapters. Being on it brings recipe schema, tests and documentation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Relaxation {
@@ -25,10 +29,42 @@ pub enum Relaxation {
     None,
     /// `y = x W^T + s (x A^T) B^T` with a pair A, B for each use.
     Lora(lora::Config),
-    /// As `lora`, with the length of each output's weights learned apart (arXiv 2402.09353).
+    /// As `lora`, with the magnitude of each output's weights learned apart (arXiv 2402.09353).
     Dora(lora::Config),
     /// The stream is multiplied by a learned vector of the recursion.
     Encoding(encoding::Config),
+}
+
+/// What a kind of adapter answers about the matrices of layers.
+pub(crate) trait AdapterSettings {
+    /// # Errors
+    /// The first impossible setting.
+    fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError>;
+
+    /// The weights of the adapter that use `at` has for the matrix `base`; none if it has none.
+    fn specs(
+        &self,
+        model: &ModelConfig,
+        plan: &LayerPlan,
+        at: LayerUse,
+        base: &ParamSpec,
+    ) -> Vec<ParamSpec>;
+
+    /// That adapter over its weights: one for each of [`AdapterSettings::specs`], by factor.
+    fn build(&self, take: &mut dyn FnMut(&'static str) -> Arc<Weight>) -> Box<dyn Adapter>;
+}
+
+/// What a use adds to a matrix `W`.
+pub(crate) trait Adapter: Debug + Send + Sync {
+    /// The adapted product of `h`, added to `residual` if there is one. Gets the pass, so that an
+    /// adapter may route among several, attach losses, and tell the probe.
+    fn run(
+        &self,
+        weight: &Weight,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2;
 }
 
 impl Relaxation {
@@ -52,7 +88,7 @@ impl Relaxation {
         }
     }
 
-    /// The adapters' settings, and whether lengths are learned apart.
+    /// The settings of low-rank adapters, and whether magnitudes are learned apart.
     pub fn adapters(&self) -> Option<(&lora::Config, bool)> {
         match self {
             Relaxation::Lora(c) => Some((c, false)),
@@ -61,139 +97,97 @@ impl Relaxation {
         }
     }
 
-    pub(crate) fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError> {
-        if *self != Relaxation::None && plan.stored == model.layers {
-            let expected = "none where every layer has weights of its own".into();
-            return refuse("relax.kind", self.kind(), expected);
-        }
-        self.adapters().map_or(Ok(()), |(c, _)| c.check(model))
+    /// What adapts matrices, if this does.
+    fn settings(&self) -> Option<Box<dyn AdapterSettings + '_>> {
+        let (config, magnitudes) = self.adapters()?;
+        Some(Box::new(lora::LowRank { config, magnitudes }))
     }
 
-    /// The weights that belong to one use.
-    pub(crate) fn of_use(
-        &self,
-        model: &ModelConfig,
-        plan: &LayerPlan,
-        at: LayerUse,
-    ) -> Vec<ParamSpec> {
-        let shared = plan.unrolled().filter(|u| u.stored == at.stored).count() > 1;
-        match self.adapters() {
-            Some((c, apart)) if shared => c.specs(model, at, apart),
-            _ => Vec::new(),
+    pub(crate) fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError> {
+        if matches!(self, Relaxation::Encoding(_)) && plan.stored == model.layers {
+            let expected = "a layout with shared layers: nothing else is used more than once";
+            return refuse("relax.kind", self.kind(), expected.into());
         }
+        self.settings().map_or(Ok(()), |settings| settings.check(model, plan))
     }
 
     /// Every weight, in the order of the parameter table.
     pub(crate) fn specs(&self, model: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
-        match self {
-            Relaxation::None => Vec::new(),
-            Relaxation::Lora(_) | Relaxation::Dora(_) => {
-                let mut uses: Vec<LayerUse> = plan.unrolled().collect();
-                uses.sort_by_key(|u| (u.stored, u.recursion));
-                uses.into_iter().flat_map(|at| self.of_use(model, plan, at)).collect()
+        if let Relaxation::Encoding(_) = self {
+            return encoding::specs(model);
+        }
+        let Some(settings) = self.settings() else { return Vec::new() };
+        let mut table = Vec::new();
+        for stored in 0..plan.stored {
+            let bases = linears(model, stored);
+            for at in plan.uses_of(stored) {
+                for base in &bases {
+                    table.extend(settings.specs(model, plan, at, base));
+                }
             }
-            Relaxation::Encoding(_) => encoding::specs(model),
         }
+        table
     }
 }
 
-/// One of a layer's matrices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// Queries.
-    Query,
-    /// Keys and values.
-    KeyValue,
-    /// What attention writes to the stream.
-    Output,
-    /// Gate and up of the feed-forward layer.
-    GateUp,
-    /// What the feed-forward layer writes to the stream.
-    Down,
+/// Builds the matrices of one stored layer, each with what its uses add.
+pub struct LinearBuilder<'a> {
+    pub(crate) model: &'a ModelConfig,
+    pub(crate) plan: &'a LayerPlan,
+    pub(crate) stored: usize,
 }
 
-impl Part {
-    /// All of a layer, in the order of computation.
-    pub const ALL: [Part; 5] =
-        [Part::Query, Part::KeyValue, Part::Output, Part::GateUp, Part::Down];
-
-    /// Its name in the parameter table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Query => "query",
-            Part::KeyValue => "key_value",
-            Part::Output => "output",
-            Part::GateUp => "gate_up",
-            Part::Down => "down",
-        }
-    }
-
-    /// (outputs, inputs)
-    pub fn shape(self, model: &ModelConfig) -> (usize, usize) {
-        let (d, f, n) = (model.width, model.ffn, model.heads * model.head_dim);
-        match self {
-            Part::Query => (n, d),
-            Part::KeyValue => (model.kv_width(), d),
-            Part::Output => (d, n),
-            Part::GateUp => (2 * f, d),
-            Part::Down => (d, f),
-        }
-    }
-
-    /// Whether a use computes it: later ones read the first one's keys and values under sharing.
-    fn runs(self, model: &ModelConfig, at: LayerUse) -> bool {
-        !(self == Part::KeyValue && model.kv == KvMode::Shared && at.recursion > 0)
-    }
-}
-
-/// A matrix of a shared layer with what each use adds to it.
-#[derive(Debug)]
-pub(crate) struct Projection {
-    weight: Arc<Weight>,
-    /// By recursion; empty if no use adds anything.
-    adapters: Vec<Option<Adapter>>,
-}
-
-impl Projection {
-    pub(crate) fn build(
-        model: &ModelConfig,
-        plan: &LayerPlan,
-        stored: usize,
-        part: Part,
-        take: &mut dyn FnMut(&str) -> Arc<Weight>,
-    ) -> Self {
-        let weight = take(&format!("layers.{stored}.{}", part.name()));
-        let Some((config, apart)) = model.relax.adapters() else {
-            return Self { weight, adapters: Vec::new() };
+impl LinearBuilder<'_> {
+    /// The matrix `part` of the layer.
+    pub fn build(&self, part: Part, take: &mut Take) -> Linear {
+        let place = ParamPlace::Layer { stored: self.stored, part };
+        let weight = take.take(&place);
+        let base = linears(self.model, self.stored).into_iter().find(|spec| spec.place == place);
+        let (Some(settings), Some(base)) = (self.model.relax.settings(), base) else {
+            return Linear { weight, adapters: Vec::new() };
         };
-        let mut uses: Vec<LayerUse> = plan.unrolled().filter(|u| u.stored == stored).collect();
-        uses.sort_by_key(|u| u.recursion);
-        let shared = uses.len() > 1;
-        let adapter = |at: LayerUse| {
-            (shared && config.adapts(model, at, part)).then(|| config.build(at, part, apart, take))
-        };
-        let mut adapters: Vec<Option<Adapter>> = uses.into_iter().map(adapter).collect();
+        let mut adapters = Vec::new();
+        for at in self.plan.uses_of(self.stored) {
+            let table = settings.specs(self.model, self.plan, at, &base);
+            adapters.push((!table.is_empty()).then(|| {
+                settings.build(&mut |factor| take.take(&ParamPlace::adapter(at, part, factor)))
+            }));
+        }
         if adapters.iter().all(Option::is_none) {
             adapters.clear();
         }
-        Self { weight, adapters }
+        Linear { weight, adapters }
     }
 
+    /// The weights of a bank of matrices, which takes no adapters.
+    pub fn bank(&self, part: Part, take: &mut Take) -> Arc<Weight> {
+        take.take(&ParamPlace::Layer { stored: self.stored, part })
+    }
+}
+
+/// A matrix of a layer with what each use adds to it.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Arc<Weight>,
+    /// By recursion; empty if no use adds anything.
+    adapters: Vec<Option<Box<dyn Adapter>>>,
+}
+
+impl Linear {
     /// `h W^T`, each row with what its use adds.
-    pub(crate) fn apply(&self, h_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
-        self.by_runs(h_td, None, at, ops)
+    pub fn apply(&self, h_td: Tensor2, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
+        self.by_runs(h_td, None, at, pass)
     }
 
     /// The same added to `residual`.
-    pub(crate) fn add(
+    pub fn add(
         &self,
         h_td: Tensor2,
         residual_tn: Tensor2,
         at: &DepthRuns,
-        ops: Ops,
+        pass: &mut Pass<'_>,
     ) -> Tensor2 {
-        self.by_runs(h_td, Some(residual_tn), at, ops)
+        self.by_runs(h_td, Some(residual_tn), at, pass)
     }
 
     fn by_runs(
@@ -201,24 +195,37 @@ impl Projection {
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,
         at: &DepthRuns,
-        ops: Ops,
+        pass: &mut Pass<'_>,
     ) -> Tensor2 {
-        let one = |h: Tensor2, residual: Option<Tensor2>, recursion: usize| match (
-            self.adapters.get(recursion).and_then(Option::as_ref),
-            residual,
-        ) {
-            (Some(adapter), residual) => adapter.run(&self.weight, h, residual, ops),
-            (None, Some(residual)) => ops.linear_add(h, &self.weight, residual),
-            (None, None) => ops.linear(h, &self.weight),
-        };
         if self.adapters.is_empty() || at.count() <= 1 {
             let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
-            return one(h_td, residual_tn, recursion);
+            return self.one(h_td, residual_tn, recursion, pass);
         }
-        let part = |(at, range): (LayerUse, std::ops::Range<usize>)| {
+        let mut parts = Vec::new();
+        for (at, range) in at.runs() {
             let residual = residual_tn.as_ref().map(|x| ops::rows_of(x, range.clone()));
-            one(ops::rows_of(&h_td, range), residual, at.recursion)
-        };
-        ops::stack(at.runs().map(part).collect())
+            parts.push(self.one(ops::rows_of(&h_td, range), residual, at.recursion, pass));
+        }
+        ops::stack(parts)
     }
+
+    /// The product of rows that are all at one use.
+    fn one(
+        &self,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        recursion: usize,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        match (self.adapters.get(recursion).and_then(Option::as_ref), residual_tn) {
+            (Some(adapter), residual_tn) => adapter.run(&self.weight, h_td, residual_tn, pass),
+            (None, Some(residual_tn)) => pass.ops.linear_add(h_td, &self.weight, residual_tn),
+            (None, None) => pass.ops.linear(h_td, &self.weight),
+        }
+    }
+}
+
+/// Whether use `at` computes the matrix `part` at all.
+pub(crate) fn runs(model: &ModelConfig, at: LayerUse, part: Part) -> bool {
+    attention::runs(model, at, part)
 }

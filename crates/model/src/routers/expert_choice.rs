@@ -3,19 +3,26 @@
 //! the block; only these compete at the next. Looking at the whole sequence is not causal, so a
 //! trained router comes with a threshold per recursion for generation.
 
-use std::sync::Arc;
-
-use ops::{Activation, Tensor2, Weight, read_rows};
+use ops::{Activation, Combine, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
+use super::capacity::{self, best, warmed};
+use super::scorer::{Network, Scorer, ScorerPlace};
 use super::{
-    AuxLosses, Candidates, Network, RouterState, Rule, Scorer, Selection, best, check_capacities,
-    kept_rows, places, warmed,
+    AuxLoss, CausalThresholds, Causality, Joins, Router, RouterCall, RouterConfig, RouterSettings,
+    RouterState, RoutingPlan, Rule, StepRouting, ThresholdsFrom,
 };
 use crate::config::{ConfigError, ModelConfig, at_least, refuse};
-use crate::params::{Group, ParamSpec};
-use crate::pass::{Pass, Routed};
-use crate::rows::Rows;
+use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
+use crate::pass::{Choice, Pass, RoutingEvent};
+
+/// Buffer: running mean of the logit at which each recursion's capacity is met.
+pub const RUNNING: &str = "running";
+/// Buffer: optimizer steps that went into [`RUNNING`].
+pub const RUNNING_STEPS: &str = "running_steps";
+/// Buffer: where gates are released over time, the share of the router's own gate: the gate is
+/// `1 - released + released * p`.
+pub const RELEASED: &str = "released";
 
 /// From logit to gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,49 +136,6 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(super) fn check(&self, recursions: usize) -> Result<(), ConfigError> {
-        check_capacities(&self.capacities, recursions)?;
-        at_least("router.alpha", self.alpha, 1e-6)?;
-        at_least("router.temperature", self.temperature, 1e-6)?;
-        at_least("router.sampling_weight", self.sampling_weight, 0.0)?;
-        at_least("router.z_weight", self.z_weight, 0.0)?;
-        if !(0.0..1.0).contains(&self.running_decay) {
-            return refuse(
-                "router.running_decay",
-                self.running_decay,
-                "at least 0 and below 1".into(),
-            );
-        }
-        if self.gate_release_steps > 0 && self.gating != Gating::Blend {
-            let expected = "0 unless gating is \"blend\", whose neutral gate is 1".into();
-            return refuse("router.gate_release_steps", self.gate_release_steps, expected);
-        }
-        if self.causal == Causal::Auxiliary && self.sampling != SamplingLoss::AuxRouter {
-            return refuse(
-                "router.causal",
-                "auxiliary",
-                "a rule that has its router: sampling = \"aux_router\"".into(),
-            );
-        }
-        Ok(())
-    }
-
-    pub(super) fn specs(&self, model: &ModelConfig) -> Vec<ParamSpec> {
-        let routers = (0..model.recursions)
-            .flat_map(|r| self.network.specs(&format!("router.{r}"), model, 1, Group::Router));
-        let auxiliary = (0..model.recursions)
-            .filter(|_| self.sampling == SamplingLoss::AuxRouter)
-            .flat_map(|r| {
-                self.network.specs(
-                    &format!("auxiliary_router.{r}"),
-                    model,
-                    1,
-                    Group::AuxiliaryRouter,
-                )
-            });
-        routers.chain(auxiliary).collect()
-    }
-
     /// The share of the router's own gate in the gate at optimizer step `step`: `(1 - cos(pi min(1,
     /// t/W))) / 2`.
     pub fn released(&self, step: u64) -> f32 {
@@ -182,203 +146,280 @@ impl Config {
         (0.5 * (1.0 - (std::f64::consts::PI * into).cos())) as f32
     }
 
-    /// The weight of a named loss term.
-    pub(crate) fn term_weight(&self, term: &str) -> f32 {
-        (if term == "z" { self.z_weight } else { self.sampling_weight }) as f32
+    /// Where the networks of this router stand: the main ones, then the auxiliary ones.
+    fn places(&self, recursions: usize, site: RouterSite) -> Vec<ScorerPlace> {
+        let mut places = Vec::new();
+        for auxiliary in [false, true] {
+            if auxiliary && self.sampling != SamplingLoss::AuxRouter {
+                continue;
+            }
+            places.extend((0..recursions).map(|r| {
+                let recursion = Some(r);
+                ScorerPlace { site, auxiliary, recursion }
+            }));
+        }
+        places
+    }
+
+    /// Moves the running threshold of each recursion towards what a step needed. `needed[r]` is
+    /// `None` where every candidate was best.
+    fn track(&self, needed: &[Option<f32>], state: &mut RouterState) {
+        let mut running = state.get(RUNNING).to_vec();
+        running.resize(needed.len(), 0.0);
+        let steps = state.number(RUNNING_STEPS).unwrap_or(0.0);
+        let keep = if steps == 0.0 { 0.0 } else { self.running_decay };
+        for (running, needed) in running.iter_mut().zip(needed) {
+            if let Some(needed) = needed {
+                let mean = keep * f64::from(*running) + (1.0 - keep) * f64::from(*needed);
+                *running = mean as f32;
+            }
+        }
+        state.set(RUNNING, running);
+        state.set(RUNNING_STEPS, vec![steps + 1.0]);
+    }
+}
+
+impl RouterSettings for Config {
+    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        capacity::check(&self.capacities, model.recursions)?;
+        at_least("router.alpha", self.alpha, 1e-6)?;
+        at_least("router.temperature", self.temperature, 1e-6)?;
+        at_least("router.sampling_weight", self.sampling_weight, 0.0)?;
+        at_least("router.z_weight", self.z_weight, 0.0)?;
+        if !(0.0..1.0).contains(&self.running_decay) {
+            let expected = "at least 0 and below 1".into();
+            return refuse("router.running_decay", self.running_decay, expected);
+        }
+        if self.gate_release_steps > 0 && self.gating != Gating::Blend {
+            let expected = "0 unless gating is \"blend\", whose neutral gate is 1".into();
+            return refuse("router.gate_release_steps", self.gate_release_steps, expected);
+        }
+        if self.causal == Causal::Auxiliary && self.sampling != SamplingLoss::AuxRouter {
+            let expected = "a rule that has its router: sampling = \"aux_router\"".into();
+            return refuse("router.causal", "auxiliary", expected);
+        }
+        Ok(())
+    }
+
+    fn specs(&self, model: &ModelConfig, site: RouterSite) -> Vec<ParamSpec> {
+        let places = self.places(model.recursions, site).into_iter();
+        places.flat_map(|place| self.network.specs(place, model, 1)).collect()
+    }
+
+    fn buffers(&self, model: &ModelConfig, _: RouterSite) -> Vec<BufferSpec> {
+        let any = (f64::NEG_INFINITY, f64::INFINITY);
+        let buffer = |name: &str, length, range| BufferSpec { name: name.into(), length, range };
+        vec![
+            buffer(RUNNING, model.recursions, any),
+            buffer(RUNNING_STEPS, 1, (0.0, f64::INFINITY)),
+            buffer(RELEASED, 1, (0.0, 1.0)),
+        ]
+    }
+
+    fn build(&self, model: &ModelConfig, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
+        let (mut scorers, mut auxiliary) = (Vec::new(), Vec::new());
+        for place in self.places(model.recursions, site) {
+            let list = if place.auxiliary { &mut auxiliary } else { &mut scorers };
+            list.push(self.network.build(place, take));
+        }
+        let capacities = capacity::nominal(&self.capacities, model.recursions);
+        Box::new(ExpertChoice { config: self.clone(), capacities, scorers, auxiliary })
+    }
+
+    fn capacities(&self, recursions: usize, step: u64) -> Vec<f64> {
+        let nominal = capacity::nominal(&self.capacities, recursions);
+        warmed(nominal, self.capacity_warmup_steps, step)
+    }
+
+    fn causality(&self) -> Causality {
+        Causality::Thresholds(match self.causal {
+            Causal::Half => ThresholdsFrom::Constant { made_by: "half", value: 0.0 },
+            Causal::Running => ThresholdsFrom::Buffer { name: RUNNING },
+            Causal::Calibrated => {
+                ThresholdsFrom::Calibration { made_by: "calibrated", auxiliary: false }
+            }
+            Causal::Auxiliary => {
+                ThresholdsFrom::Calibration { made_by: "auxiliary", auxiliary: true }
+            }
+        })
+    }
+
+    /// Training compares rows, or from a given step on decides as generation will.
+    fn training_rule(&self, recursions: usize, step: u64, state: &RouterState) -> Rule {
+        let from = self.train_causal_from;
+        let tracked = state.number(RUNNING_STEPS).is_some_and(|steps| steps > 0.0);
+        if from == 0 || step < from || !tracked {
+            return Rule::NonCausal;
+        }
+        let capacities = self.capacities(recursions, step);
+        let running = state.get(RUNNING);
+        let rule = CausalThresholds::by_thresholds(RUNNING, &capacities, |r| running[r]);
+        Rule::Causal(rule)
+    }
+
+    fn schedule(&self, step: u64, state: &mut RouterState) {
+        if self.gate_release_steps > 0 {
+            state.set(RELEASED, vec![self.released(step)]);
+        }
+    }
+
+    fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
+        self.track(routed.needed, state);
+    }
+
+    fn neutral(&self, recursions: usize) -> Option<RouterConfig> {
+        Some(RouterConfig::ExpertChoice(Self {
+            capacities: Some(vec![1.0; recursions]),
+            capacity_warmup_steps: 0,
+            gating: Gating::Replace,
+            gate_release_steps: 0,
+            ..self.clone()
+        }))
+    }
+
+    fn is_neutral(&self) -> bool {
+        let open = |list: &Vec<f64>| list.iter().all(|&share| share >= 1.0);
+        self.gating == Gating::Replace && self.capacities.as_ref().is_some_and(open)
     }
 }
 
 /// The router over its weights.
 #[derive(Debug)]
-pub(crate) struct ExpertChoice {
+struct ExpertChoice {
     config: Config,
     capacities: Vec<f64>,
     scorers: Vec<Scorer>,
     auxiliary: Vec<Scorer>,
 }
 
-impl ExpertChoice {
-    pub(super) fn build(
-        config: &Config,
-        model: &ModelConfig,
-        take: &mut dyn FnMut(&str) -> Arc<Weight>,
-    ) -> Self {
-        let mut all = |prefix: &str| -> Vec<Scorer> {
-            (0..model.recursions)
-                .map(|r| config.network.build(&format!("{prefix}.{r}"), take))
-                .collect()
-        };
-        let scorers = all("router");
-        let auxiliary = if config.sampling == SamplingLoss::AuxRouter {
-            all("auxiliary_router")
-        } else {
-            Vec::new()
-        };
-        let capacities = config
-            .capacities
-            .clone()
-            .unwrap_or_else(|| super::default_capacities(model.recursions));
-        Self { config: config.clone(), capacities, scorers, auxiliary }
+impl Router for ExpertChoice {
+    fn joins(&self) -> Joins {
+        let blends = self.config.gating == Gating::Blend;
+        Joins::EachRecursion(if blends { Combine::Blend } else { Combine::Add })
     }
 
-    pub(crate) fn gating(&self) -> Gating {
-        self.config.gating
-    }
-
-    pub(crate) fn select(
-        &self,
-        r: usize,
-        candidates: &Candidates<'_>,
-        pass: &mut Pass<'_>,
-    ) -> (Selection, AuxLosses) {
-        let temperature = self.config.temperature as f32;
-        let z_c1 = self.scorers[r].forward(pass.ops, candidates.x_ad.clone(), temperature);
-        let aux_c1 = self
-            .auxiliary
-            .get(r)
-            .map(|scorer| scorer.forward(pass.ops, ops::cut(candidates.x_ad), temperature));
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let (r, temperature) = (call.recursion, self.config.temperature as f32);
+        let z_c1 = self.scorers[r].forward(pass.ops, call.x_cd.clone(), temperature);
+        let auxiliary = self.auxiliary.get(r);
+        let aux_c1 =
+            auxiliary.map(|scorer| scorer.forward(pass.ops, ops::cut(call.x_cd), temperature));
         let logits = read_rows(&z_c1);
         let auxiliary = aux_c1.as_ref().map(read_rows);
-        let capacity =
-            warmed(self.capacities.clone(), self.config.capacity_warmup_steps, pass.address.step)
-                [r];
+        let warmup = self.config.capacity_warmup_steps;
+        let capacity = warmed(self.capacities.clone(), warmup, pass.address.step)[r];
         // Training compares rows even when it decides by threshold: the comparison is what the
         // threshold tracks.
         let compares = pass.record || *pass.rule == Rule::NonCausal;
         // Rows are compared by their gates, as published: where gates saturate, rows tie.
         let gate_c1 = self.gate(z_c1.clone(), pass);
-        let best = compares.then(|| best(&read_rows(&gate_c1), candidates, capacity));
-        let kept =
-            self.decide(r, &logits, auxiliary.as_deref(), best.as_deref(), candidates.rows, pass);
-        pass.probe.routed(&Routed {
+        let best = compares.then(|| best(&read_rows(&gate_c1), call, capacity));
+        let kept = decide(call, &logits, auxiliary.as_deref(), best.as_deref(), pass.rule);
+        pass.probe.routed(&RoutingEvent {
+            site: RouterSite::Depth,
             recursion: r,
-            candidates: candidates.numbers,
+            candidates: call.numbers,
             logits: &logits,
-            auxiliary: auxiliary.as_deref(),
-            best: best.as_deref(),
-            kept: &kept,
+            scores: &[],
+            choice: Choice::GoOn {
+                kept: &kept,
+                best: best.as_deref(),
+                auxiliary: auxiliary.as_deref(),
+            },
         });
-        let terms = best.map_or_else(AuxLosses::default, |best| {
-            self.terms(&z_c1, aux_c1, &best, candidates, pass)
-        });
-        let kept = places(&kept);
-        let released = if self.config.gate_release_steps > 0 {
-            pass.state.released.unwrap_or(1.0)
-        } else {
-            1.0
-        };
-        let weight_a1 = match self.config.gating {
-            Gating::Replace => None,
-            Gating::Blend if released == 0.0 => None,
-            Gating::Additive => {
-                Some(ops::column(vec![1.0; kept.as_ref().map_or(logits.len(), |k| k.len())]))
-            }
-            Gating::Weighted | Gating::Blend => {
-                let gate_a1 = kept_rows(pass, gate_c1, &kept);
-                Some(if released < 1.0 {
-                    ops::shift(ops::scale(gate_a1, released), 1.0 - released)
-                } else {
-                    gate_a1
-                })
-            }
-        };
-        (Selection { kept, weight_a1 }, terms)
+        let mut plan = RoutingPlan::keep(&kept, None);
+        plan.weights = self.weights(gate_c1, &plan, pass);
+        if let Some(best) = best.filter(|_| pass.record) {
+            plan.losses = self.losses(&z_c1, aux_c1, &best, call, pass);
+        }
+        plan
     }
+}
 
-    fn gate(&self, z_a1: Tensor2, pass: &Pass<'_>) -> Tensor2 {
+impl ExpertChoice {
+    fn gate(&self, z_c1: Tensor2, pass: &Pass<'_>) -> Tensor2 {
         let function = match self.config.function {
             Function::Sigmoid => Activation::Sigmoid,
             Function::Tanh => Activation::Tanh,
             Function::None => Activation::None,
         };
-        pass.ops.gate(z_a1, function, self.config.alpha as f32)
+        pass.ops.gate(z_c1, function, self.config.alpha as f32)
     }
 
-    fn decide(
-        &self,
-        r: usize,
-        logits: &[f32],
-        auxiliary: Option<&[f32]>,
-        best: Option<&[bool]>,
-        rows: &Rows,
-        pass: &Pass<'_>,
-    ) -> Vec<bool> {
-        let passes = |i: usize, z: f32, threshold: f32| {
-            let limits = rows.limits(i);
-            z >= threshold + limits.threshold || (r as u32) < limits.min
-        };
-        let by = |scores: &[f32], threshold: Option<f32>| -> Vec<bool> {
-            scores
-                .iter()
-                .enumerate()
-                .map(|(i, &z)| threshold.is_none_or(|t| passes(i, z, t)))
-                .collect()
-        };
-        match (pass.rule, best) {
-            (Rule::Causal(decision), _) => {
-                let scores = if decision.auxiliary { auxiliary.unwrap_or(logits) } else { logits };
-                by(scores, decision.thresholds[r])
+    /// How much of each kept row's result joins the stream.
+    fn weights(&self, gate_c1: Tensor2, plan: &RoutingPlan, pass: &Pass<'_>) -> Option<Tensor2> {
+        let releases = self.config.gate_release_steps > 0;
+        let released = pass.state.number(RELEASED).filter(|_| releases).unwrap_or(1.0);
+        match self.config.gating {
+            Gating::Replace => None,
+            Gating::Blend if released == 0.0 => None,
+            Gating::Additive => Some(ops::column(vec![1.0; plan.rows.len()])),
+            Gating::Weighted | Gating::Blend => {
+                let gate_a1 = plan.entries_of(gate_c1, pass.ops);
+                if released == 1.0 {
+                    return Some(gate_a1);
+                }
+                Some(ops::shift(ops::scale(gate_a1, released), 1.0 - released))
             }
-            (Rule::NonCausal, Some(best)) => best.to_vec(),
-            (Rule::NonCausal, None) => unreachable!("comparing rows was asked for"),
         }
     }
 
     /// Binary cross-entropy against the comparison, as mean over a sequence's candidates and over
     /// the step's sequences.
-    fn terms(
+    fn losses(
         &self,
         z_c1: &Tensor2,
         aux_c1: Option<Tensor2>,
         best: &[bool],
-        candidates: &Candidates<'_>,
+        call: &RouterCall<'_>,
         pass: &Pass<'_>,
-    ) -> AuxLosses {
-        let mut terms = AuxLosses::default();
-        if !pass.record {
-            return terms;
-        }
+    ) -> Vec<AuxLoss> {
         let mut weights = vec![0.0; best.len()];
-        for run in candidates.rows.sequences() {
+        for run in call.rows.sequences() {
             let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
             weights[run].fill(weight as f32);
         }
         let targets: Vec<f32> = best.iter().map(|&b| f32::from(u8::from(b))).collect();
+        let (sampling, z) = (self.config.sampling_weight as f32, self.config.z_weight as f32);
+        let mut losses = Vec::new();
         match (self.config.sampling, aux_c1) {
             (SamplingLoss::AuxLoss, _) => {
-                terms.auxiliary.push(pass.ops.bce_with_logits(
-                    z_c1.clone(),
-                    targets,
-                    weights.clone(),
-                ));
+                let value_11 = pass.ops.bce_with_logits(z_c1.clone(), targets, weights.clone());
+                losses.push(AuxLoss { name: "auxiliary", value_11, weight: sampling });
             }
-            (SamplingLoss::AuxRouter, Some(aux)) => {
-                terms.auxiliary_router.push(pass.ops.bce_with_logits(
-                    aux,
-                    targets,
-                    weights.clone(),
-                ));
+            (SamplingLoss::AuxRouter, Some(aux_c1)) => {
+                let value_11 = pass.ops.bce_with_logits(aux_c1, targets, weights.clone());
+                losses.push(AuxLoss { name: "auxiliary_router", value_11, weight: sampling });
             }
             _ => {}
         }
-        if self.config.z_weight > 0.0 {
-            terms.z.push(pass.ops.z_loss(z_c1.clone(), weights));
+        if z > 0.0 {
+            let value_11 = pass.ops.z_loss(z_c1.clone(), weights);
+            losses.push(AuxLoss { name: "z", value_11, weight: z });
         }
-        terms
+        losses
     }
 }
 
-impl RouterState {
-    /// Moves the running threshold of each recursion towards what this step needed. `needed[r]` is
-    /// `None` where every candidate was best.
-    pub fn track(&mut self, needed: &[Option<f32>], decay: f64) {
-        self.running.resize(needed.len(), 0.0);
-        for (running, needed) in self.running.iter_mut().zip(needed) {
-            if let Some(needed) = needed {
-                let keep = if self.running_steps == 0 { 0.0 } else { decay };
-                *running = (keep * f64::from(*running) + (1.0 - keep) * f64::from(*needed)) as f32;
-            }
-        }
-        self.running_steps += 1;
-    }
+/// Whether each candidate goes on: by comparison, or by its logit and the rule's threshold.
+fn decide(
+    call: &RouterCall<'_>,
+    logits: &[f32],
+    auxiliary: Option<&[f32]>,
+    best: Option<&[bool]>,
+    rule: &Rule,
+) -> Vec<bool> {
+    let r = call.recursion;
+    let rule = match (rule, best) {
+        (Rule::Causal(rule), _) => rule,
+        (Rule::NonCausal, Some(best)) => return best.to_vec(),
+        (Rule::NonCausal, None) => unreachable!("comparing rows was asked for"),
+    };
+    let scores = if rule.auxiliary { auxiliary.unwrap_or(logits) } else { logits };
+    let Some(threshold) = rule.thresholds[r] else { return vec![true; scores.len()] };
+    let passes = |(i, &z): (usize, &f32)| {
+        let limits = call.rows.limits(i);
+        z >= threshold + limits.threshold || (r as u32) < limits.min
+    };
+    scores.iter().enumerate().map(passes).collect()
 }

@@ -4,9 +4,11 @@
 use ops::column;
 use serde::{Deserialize, Serialize};
 
-use super::{Candidates, Rule, Selection, best, check_capacities, places};
+use super::capacity::{self, best};
+use super::{Causality, Router, RouterCall, RouterSettings, RoutingPlan, Rule};
 use crate::config::{ConfigError, ModelConfig, refuse};
-use crate::pass::{Pass, Routed};
+use crate::params::{RouterSite, Take};
+use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rng::{Purpose, Stream};
 
 /// `router = { kind = "random", ... }`
@@ -25,76 +27,81 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    pub(super) fn check(&self, recursions: usize) -> Result<(), ConfigError> {
-        check_capacities(&self.capacities, recursions)?;
+impl RouterSettings for Config {
+    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        capacity::check(&self.capacities, model.recursions)?;
         if self.alpha > 0.0 && self.alpha.is_finite() {
             return Ok(());
         }
         refuse("router.alpha", self.alpha, "a positive number".into())
     }
+
+    fn build(&self, model: &ModelConfig, _: RouterSite, _: &mut Take) -> Box<dyn Router> {
+        let capacities = self.capacities(model.recursions, 0);
+        Box::new(Random { alpha: self.alpha, capacities })
+    }
+
+    fn capacities(&self, recursions: usize, _: u64) -> Vec<f64> {
+        capacity::nominal(&self.capacities, recursions)
+    }
+
+    fn causality(&self) -> Causality {
+        Causality::ByPosition
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
 }
 
 /// Dice instead of weights.
 #[derive(Debug)]
-pub(crate) struct Random {
+struct Random {
     alpha: f64,
     capacities: Vec<f64>,
 }
 
 impl Random {
-    pub(super) fn build(config: &Config, model: &ModelConfig) -> Self {
-        let capacities = config
-            .capacities
-            .clone()
-            .unwrap_or_else(|| super::default_capacities(model.recursions));
-        Self { alpha: config.alpha, capacities }
+    /// The die of each candidate, uniform in [0, 1). A causal draw depends on the position alone: a
+    /// sequence must not notice what runs beside it.
+    fn dice(&self, call: &RouterCall<'_>, causal: bool, pass: &Pass<'_>) -> Vec<f32> {
+        let mut dice = Vec::with_capacity(call.rows.len());
+        for i in 0..call.rows.len() {
+            let sequence = pass.address.place + u64::from(call.rows.sequence[i]);
+            let sequence = if causal { 0 } else { sequence };
+            let step = if causal { u64::MAX } else { pass.address.step };
+            let place = sequence << 32 | u64::from(call.rows.position[i]);
+            let seed = call.rows.seed(i, pass.address.seed).wrapping_add(call.recursion as u64);
+            dice.push(Stream::at(seed, Purpose::Router, step, place).uniform() as f32);
+        }
+        dice
     }
+}
 
-    pub(crate) fn select(
-        &self,
-        r: usize,
-        candidates: &Candidates<'_>,
-        pass: &mut Pass<'_>,
-    ) -> Selection {
+impl Router for Random {
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let (r, rows) = (call.recursion, call.rows);
         let causal = *pass.rule != Rule::NonCausal;
-        let rows = candidates.rows;
-        // A causal draw depends on the position alone: a sequence must not notice what runs beside
-        // it.
-        let draws: Vec<f32> = (0..rows.len())
-            .map(|i| {
-                let sequence =
-                    if causal { 0 } else { pass.address.place + u64::from(rows.sequence[i]) };
-                let step = if causal { u64::MAX } else { pass.address.step };
-                let place = sequence << 32 | u64::from(rows.position[i]);
-                let seed = rows.seed(i, pass.address.seed).wrapping_add(r as u64);
-                Stream::at(seed, Purpose::Router, step, place).uniform() as f32
-            })
-            .collect();
-        let kept = if causal {
+        let dice = self.dice(call, causal, pass);
+        let kept: Vec<bool> = if causal {
             let before = if r == 0 { 1.0 } else { self.capacities[r - 1] };
             let share = self.capacities[r] / before;
-            let passes = |(i, &u): (usize, &f32)| {
-                f64::from(u) >= 1.0 - share || (r as u32) < rows.limits(i).min
-            };
-            draws.iter().enumerate().map(passes).collect()
+            let limit = 1.0 - share;
+            let passes = |i: usize| f64::from(dice[i]) >= limit || (r as u32) < rows.limits(i).min;
+            (0..rows.len()).map(passes).collect()
         } else {
-            best(&draws, candidates, self.capacities[r])
+            best(&dice, call, self.capacities[r])
         };
-        pass.probe.routed(&Routed {
+        pass.probe.routed(&RoutingEvent {
+            site: RouterSite::Depth,
             recursion: r,
-            candidates: candidates.numbers,
-            logits: &draws,
-            auxiliary: None,
-            best: None,
-            kept: &kept,
+            candidates: call.numbers,
+            logits: &dice,
+            scores: &[],
+            choice: Choice::GoOn { kept: &kept, best: None, auxiliary: None },
         });
-        let gates = draws
-            .iter()
-            .zip(&kept)
-            .filter(|(_, k)| **k)
-            .map(|(&u, _)| (self.alpha * f64::from(u)) as f32);
-        let weight_a1 = Some(column(gates.collect()));
-        Selection { kept: places(&kept), weight_a1 }
+        let on = dice.iter().zip(&kept).filter(|(_, kept)| **kept);
+        let gates = on.map(|(&u, _)| (self.alpha * f64::from(u)) as f32).collect();
+        RoutingPlan::keep(&kept, Some(column(gates)))
     }
 }

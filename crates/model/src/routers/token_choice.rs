@@ -2,16 +2,25 @@
 //! its depth by the largest score of one router. Causal by construction; balanced by a loss or by a
 //! bias on the selection (loss-free balancing, arXiv 2408.15664).
 
-use std::sync::Arc;
-
-use ops::{Activation, Tensor2, Weight, read_rows};
+use ops::{Activation, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::{AuxLosses, Network, RouterState, Scorer};
-use crate::config::{ConfigError, ModelConfig, at_least};
-use crate::params::{Group, ParamSpec};
-use crate::pass::Pass;
+use super::WEIGHT;
+use super::capacity::default_capacities;
+use super::scorer::{Network, Scorer, ScorerPlace};
+use super::{
+    AuxLoss, Causality, Joins, Router, RouterCall, RouterSettings, RouterState, RoutingPlan,
+    StepRouting,
+};
+use crate::config::{ConfigError, KvMode, ModelConfig, at_least, refuse};
+use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
+use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rows::Rows;
+
+/// Buffer: added to scores for selection only, where balance is `loss_free`.
+pub const BIAS: &str = "bias";
+/// What a row carries: its last recursion, from 0.
+const TARGET: &str = "target";
 
 /// From logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,126 +96,172 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    fn place(site: RouterSite) -> ScorerPlace {
+        ScorerPlace { site, auxiliary: false, recursion: None }
+    }
+
+    /// Moves the selection bias of each depth against its load over the whole step.
+    fn balance(&self, loads: &[u64], state: &mut RouterState) {
+        let mut bias = state.get(BIAS).to_vec();
+        bias.resize(loads.len(), 0.0);
+        let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
+        for (bias, &load) in bias.iter_mut().zip(loads) {
+            let difference = mean - load as f64;
+            if difference != 0.0 {
+                *bias += (self.balance_weight * difference.signum()) as f32;
+            }
+        }
+        state.set(BIAS, bias);
+    }
+}
+
+impl RouterSettings for Config {
+    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        if model.kv == KvMode::SharedUpdate {
+            let expected = "recursion_wise or shared with router \"token_choice\"";
+            return refuse("kv", "shared_update", expected.into());
+        }
         at_least("router.alpha", self.alpha, 1e-6)?;
         at_least("router.temperature", self.temperature, 1e-6)?;
         at_least("router.balance_weight", self.balance_weight, 0.0)?;
         at_least("router.z_weight", self.z_weight, 0.0)
     }
 
-    pub(super) fn specs(&self, model: &ModelConfig) -> Vec<ParamSpec> {
-        self.network.specs("router", model, model.recursions, Group::Router)
+    fn specs(&self, model: &ModelConfig, site: RouterSite) -> Vec<ParamSpec> {
+        self.network.specs(Self::place(site), model, model.recursions)
     }
 
-    /// The weight of a named loss term.
-    pub(crate) fn term_weight(&self, term: &str) -> f32 {
-        (if term == "z" { self.z_weight } else { self.balance_weight }) as f32
+    fn buffers(&self, model: &ModelConfig, _: RouterSite) -> Vec<BufferSpec> {
+        let range = (f64::NEG_INFINITY, f64::INFINITY);
+        vec![BufferSpec { name: BIAS.into(), length: model.recursions, range }]
+    }
+
+    fn build(&self, model: &ModelConfig, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
+        let scorer = self.network.build(Self::place(site), take);
+        Box::new(TokenChoice { config: self.clone(), recursions: model.recursions, scorer })
+    }
+
+    fn capacities(&self, recursions: usize, _: u64) -> Vec<f64> {
+        default_capacities(recursions)
+    }
+
+    fn causality(&self) -> Causality {
+        Causality::Always
+    }
+
+    fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
+        if self.balance == Balance::LossFree {
+            self.balance(routed.loads, state);
+        }
     }
 }
 
 /// The router over its weights.
 #[derive(Debug)]
-pub(crate) struct TokenChoice {
+struct TokenChoice {
     config: Config,
     recursions: usize,
     scorer: Scorer,
 }
 
-/// The depth of every row, from 0, and the gate that goes with it.
-#[derive(Clone, Debug)]
-pub(crate) struct Assigned {
-    pub(crate) depth_t: Vec<u32>,
-    pub(crate) gate_t1: Tensor2,
+impl Router for TokenChoice {
+    fn joins(&self) -> Joins {
+        Joins::AtEnd { every_pass: self.config.gate_on == GateOn::EveryPass }
+    }
+
+    /// Before the first recursion every row gets its depth and gate, which it carries; afterwards
+    /// those go on whose depth is not reached.
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let Some(target) = call.carry.get(TARGET) else { return self.assign(call, pass) };
+        let kept: Vec<bool> =
+            read_rows(target).into_iter().map(|last| last as usize >= call.recursion).collect();
+        let gate_c1 = call.carry.get(WEIGHT).cloned();
+        let mut plan = RoutingPlan::keep(&kept, None);
+        plan.weights = gate_c1.map(|gate_c1| plan.entries_of(gate_c1, pass.ops));
+        plan
+    }
 }
 
 impl TokenChoice {
-    pub(super) fn build(
-        config: &Config,
-        model: &ModelConfig,
-        take: &mut dyn FnMut(&str) -> Arc<Weight>,
-    ) -> Self {
-        let scorer = config.network.build("router", take);
-        Self { config: config.clone(), recursions: model.recursions, scorer }
-    }
-
-    pub(crate) fn gate_on(&self) -> GateOn {
-        self.config.gate_on
-    }
-
-    pub(crate) fn assign(
-        &self,
-        x_td: &Tensor2,
-        rows: &Rows,
-        pass: &mut Pass<'_>,
-    ) -> (Assigned, AuxLosses) {
-        let n = self.recursions;
-        let z_tr = self.scorer.forward(pass.ops, x_td.clone(), self.config.temperature as f32);
+    fn assign(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let (n, rows) = (self.recursions, call.rows);
+        let (alpha, temperature) = (self.config.alpha as f32, self.config.temperature as f32);
+        let z_tr = self.scorer.forward(pass.ops, call.x_cd.clone(), temperature);
         let scores_tr = match self.config.function {
-            Function::Softmax => pass.ops.softmax_rows(z_tr.clone(), self.config.alpha as f32),
-            Function::Sigmoid => {
-                pass.ops.gate(z_tr.clone(), Activation::Sigmoid, self.config.alpha as f32)
-            }
+            Function::Softmax => pass.ops.softmax_rows(z_tr.clone(), alpha),
+            Function::Sigmoid => pass.ops.gate(z_tr.clone(), Activation::Sigmoid, alpha),
         };
         let scores = read_rows(&scores_tr);
         let warming = pass.record && pass.address.step < self.config.balance_warmup_steps;
         let bias = self.bias(pass.state, warming);
         let cap = pass.max_depth.unwrap_or(n).clamp(1, n) as u32 - 1;
-        let within = |row: usize, depth: u32| {
-            let limits = rows.limits(row);
-            depth.max(limits.min.saturating_sub(1)).min(limits.max.saturating_sub(1)).min(cap)
-        };
-        let chosen = |(row, s): (usize, &[f32])| {
-            if warming { n as u32 - 1 } else { within(row, largest(s, &bias)) }
-        };
-        let depth_t: Vec<u32> = scores.chunks_exact(n).enumerate().map(chosen).collect();
-        pass.probe.assigned(&read_rows(&z_tr), &scores, &depth_t);
+        let mut depth_t = vec![n as u32 - 1; rows.len()];
+        if !warming {
+            for (row, scores) in scores.chunks_exact(n).enumerate() {
+                let limits = rows.limits(row);
+                let wanted = largest(scores, &bias).max(limits.min.saturating_sub(1));
+                depth_t[row] = wanted.min(limits.max.saturating_sub(1)).min(cap);
+            }
+        }
+        pass.probe.routed(&RoutingEvent {
+            site: RouterSite::Depth,
+            recursion: 0,
+            candidates: call.numbers,
+            logits: &read_rows(&z_tr),
+            scores: &scores,
+            choice: Choice::Target(&depth_t),
+        });
         let gate_t1 = pass.ops.pick_columns(scores_tr.clone(), &depth_t);
-        let terms = if pass.record {
-            self.terms(z_tr, scores_tr, &depth_t, rows, pass)
-        } else {
-            AuxLosses::default()
-        };
-        (Assigned { depth_t, gate_t1 }, terms)
+        let mut plan = RoutingPlan::all(rows.len(), Some(gate_t1));
+        plan.carry.set(TARGET, ops::column(depth_t.iter().map(|&depth| depth as f32).collect()));
+        if pass.record {
+            plan.losses = self.losses(z_tr, scores_tr, &depth_t, rows, pass);
+        }
+        plan
     }
 
     fn bias(&self, state: &RouterState, warming: bool) -> Vec<f32> {
-        let applies = self.config.balance == Balance::LossFree
-            && !warming
-            && state.bias.len() == self.recursions;
-        if applies { state.bias.clone() } else { vec![0.0; self.recursions] }
+        let bias = state.get(BIAS);
+        let known = bias.len() == self.recursions;
+        let applies = self.config.balance == Balance::LossFree && !warming && known;
+        if applies { bias.to_vec() } else { vec![0.0; self.recursions] }
     }
 
     /// Means over each sequence, then over the step's sequences: the same however a step is cut
     /// into passes.
-    fn terms(
+    fn losses(
         &self,
         z_tr: Tensor2,
         scores_tr: Tensor2,
         depth_t: &[u32],
         rows: &Rows,
         pass: &Pass<'_>,
-    ) -> AuxLosses {
+    ) -> Vec<AuxLoss> {
         let n = self.recursions;
-        let mut terms = AuxLosses::default();
         let (mut each, mut factors) = (vec![0.0; rows.len()], vec![0.0; rows.len() * n]);
         for run in rows.sequences() {
             let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
             let mut load = vec![0usize; n];
             depth_t[run.clone()].iter().for_each(|&d| load[d as usize] += 1);
-            let f: Vec<f64> =
-                load.iter().map(|&l| n as f64 * l as f64 / run.len() as f64).collect();
-            for t in run {
+            for t in run.clone() {
                 each[t] = weight as f32;
-                (0..n).for_each(|j| factors[t * n + j] = (f[j] * weight) as f32);
+                for (j, &load) in load.iter().enumerate() {
+                    let f = n as f64 * load as f64 / run.len() as f64;
+                    factors[t * n + j] = (f * weight) as f32;
+                }
             }
         }
+        let (balance, z) = (self.config.balance_weight as f32, self.config.z_weight as f32);
+        let mut losses = Vec::new();
         if self.config.balance == Balance::Loss {
-            terms.balance.push(pass.ops.weighted_sum(scores_tr, factors));
+            let value_11 = pass.ops.weighted_sum(scores_tr, factors);
+            losses.push(AuxLoss { name: "balance", value_11, weight: balance });
         }
-        if self.config.z_weight > 0.0 {
-            terms.z.push(pass.ops.z_loss(z_tr, each));
+        if z > 0.0 {
+            let value_11 = pass.ops.z_loss(z_tr, each);
+            losses.push(AuxLoss { name: "z", value_11, weight: z });
         }
-        terms
+        losses
     }
 }
 
@@ -219,18 +274,4 @@ fn largest(scores: &[f32], bias: &[f32]) -> u32 {
         }
     }
     at as u32
-}
-
-impl RouterState {
-    /// Moves the selection bias of each depth by `step` against its load over the whole batch.
-    pub fn balance(&mut self, loads: &[u64], step: f64) {
-        self.bias.resize(loads.len(), 0.0);
-        let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
-        for (bias, &load) in self.bias.iter_mut().zip(loads) {
-            let difference = mean - load as f64;
-            if difference != 0.0 {
-                *bias += (step * difference.signum()) as f32;
-            }
-        }
-    }
 }

@@ -5,14 +5,15 @@
 
 use std::sync::Arc;
 
-use model::adapters::{Part, Relaxation, lora};
+use model::adapters::{Relaxation, lora};
+use model::params::Part;
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, CausalThresholds, KvCache, KvMode, Model, ModelConfig, Pass, PassCache, Probe, Routed,
-    RouterConfig, RouterState, Rows, Rule, SequenceCache, Sharing,
+    Address, CausalThresholds, KvCache, KvMode, Model, ModelConfig, Pass, PassCache, Probe,
+    RouterConfig, RouterState, RoutingEvent, Rows, Rule, SequenceCache, Sharing,
 };
 use ops::{Ops, read_rows};
 
@@ -104,13 +105,13 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
 /// router.
 fn relaxed() -> impl Iterator<Item = ModelConfig> {
     let all = || Relaxation::all().into_iter().filter(|relax| *relax != Relaxation::None);
-    let parts = Part::ALL.to_vec();
+    let parts = Part::all();
     let everywhere = lora::Config { rank: 3, parts, skip_first: true, ..lora::Config::default() };
     let kinds = all().chain([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
     kinds.flat_map(|relax| {
         let fixed = SHARINGS
             .into_iter()
-            .map(|sharing| tiny(RouterConfig::Fixed, KvMode::RecursionWise, sharing));
+            .map(|sharing| tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing));
         let routed =
             MODES.into_iter().map(|kv| tiny(RouterConfig::default(), kv, Sharing::MiddleCycle));
         let all: Vec<ModelConfig> = fixed.chain(routed).collect();
@@ -144,7 +145,7 @@ pub(crate) fn ids(seed: u64, count: usize) -> Vec<u32> {
 
 /// A state in which selection biases matter.
 pub(crate) fn state() -> RouterState {
-    RouterState { bias: vec![0.05, 0.0, -0.05], ..RouterState::default() }
+    RouterState::default().with("bias", &[0.05, 0.0, -0.05])
 }
 
 /// How to run a pass.
@@ -188,16 +189,21 @@ impl Out {
     }
 }
 
-/// Deciding logits of each recursion.
+/// Deciding logits of each recursion, and losses beside the cross-entropy.
 #[derive(Default)]
 pub(crate) struct Watch {
     pub(crate) logits: Vec<Vec<f32>>,
+    pub(crate) losses: Vec<(&'static str, f32)>,
 }
 
 impl Probe for Watch {
-    fn routed(&mut self, routed: &Routed<'_>) {
-        self.logits.resize(self.logits.len().max(routed.recursion + 1), Vec::new());
-        self.logits[routed.recursion].extend_from_slice(routed.logits);
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        self.logits.resize(self.logits.len().max(event.recursion + 1), Vec::new());
+        self.logits[event.recursion].extend_from_slice(event.logits);
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, _: f32) {
+        self.losses.push((name, value));
     }
 }
 

@@ -1,0 +1,61 @@
+//! The dense MLP: SwiGLU (Shazeer, 2020, arXiv 2002.05202), `down(silu(gate(h)) * up(h))`.
+
+use ops::Tensor2;
+use serde::{Deserialize, Serialize};
+
+use super::{Mlp, MlpSettings};
+use crate::adapters::{Linear, LinearBuilder};
+use crate::config::{ConfigError, ModelConfig};
+use crate::context::LayerContext;
+use crate::params::{ParamSpec, Part, Take};
+
+/// `[2 f, d]`: gate, then up.
+pub const GATE_UP: Part = Part::new("gate_up");
+/// `[d, f]`: what the MLP writes to the stream.
+pub const DOWN: Part = Part::new("down");
+
+/// `mlp = { kind = "dense" }`; its width is `ffn`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {}
+
+impl MlpSettings for Config {
+    fn check(&self, _: &ModelConfig) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![GATE_UP, DOWN]
+    }
+
+    fn specs(&self, model: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
+        let (d, f) = (model.width, model.ffn);
+        vec![
+            ParamSpec::matrix(model, stored, GATE_UP, (2 * f, d)),
+            ParamSpec::matrix(model, stored, DOWN, (d, f)),
+        ]
+    }
+
+    fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp> {
+        Box::new(Dense { gate_up: linears.build(GATE_UP, take), down: linears.build(DOWN, take) })
+    }
+}
+
+#[derive(Debug)]
+struct Dense {
+    gate_up: Linear,
+    down: Linear,
+}
+
+impl Mlp for Dense {
+    fn forward(
+        &self,
+        h_td: Tensor2,
+        residual_td: Tensor2,
+        context: &mut LayerContext<'_, '_>,
+    ) -> Tensor2 {
+        let y_tf = self.gate_up.apply(h_td, context.at, context.pass);
+        let y_tf = context.pass.ops.swiglu(y_tf);
+        self.down.add(y_tf, residual_td, context.at, context.pass)
+    }
+}

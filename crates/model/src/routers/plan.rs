@@ -1,0 +1,106 @@
+//! What a router is asked and what it answers: rows in, a ragged plan out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ops::{Combine, Ops, Tensor2};
+
+use crate::context::Carry;
+use crate::rows::Rows;
+
+/// The rows that a router decides about, its candidates.
+pub struct RouterCall<'a> {
+    /// The recursion that they are at, from 0.
+    pub recursion: usize,
+    /// Their states `[c, d]`.
+    pub x_cd: &'a Tensor2,
+    /// Who they are.
+    pub rows: &'a Rows,
+    /// Their numbers among the rows of the pass.
+    pub numbers: &'a [u32],
+    /// How many rows each sequence of the pass has, by sequence number.
+    pub lengths: &'a BTreeMap<u32, usize>,
+    /// What they keep from earlier steps.
+    pub carry: &'a Carry,
+}
+
+/// The rows of each target: a ragged list, with the weight of each entry. A depth router has one
+/// target, the next recursion; an expert router has one for each expert.
+#[derive(Clone, Debug)]
+pub struct RoutingPlan {
+    /// Entries `offsets[t]..offsets[t + 1]` are those of target `t`.
+    pub offsets: Vec<u32>,
+    /// For each entry its row, as a place in the list of candidates, ascending within a target.
+    pub rows: Arc<[u32]>,
+    /// `[entries, 1]`: how much of the target's result joins the row; `None` where the result
+    /// replaces it.
+    pub weights: Option<Tensor2>,
+    /// Candidates that a target had no room for.
+    pub dropped: Vec<u32>,
+    /// What the candidates keep for later steps beside what they carry already, one line for each.
+    pub carry: Carry,
+    /// Losses that training adds.
+    pub losses: Vec<AuxLoss>,
+}
+
+/// What rows carry from a plan to the moment when their results join the stream: its weights.
+pub(crate) const WEIGHT: &str = "weight";
+
+/// A loss beside the cross-entropy.
+#[derive(Clone, Debug)]
+pub struct AuxLoss {
+    /// Its name in logs.
+    pub name: &'static str,
+    /// The loss `[1, 1]`: this pass's share of the step's mean.
+    pub value_11: Tensor2,
+    /// Its weight in what is minimised.
+    pub weight: f32,
+}
+
+impl RoutingPlan {
+    /// One target that takes `count` candidates, all of them.
+    pub fn all(count: usize, weights: Option<Tensor2>) -> Self {
+        Self {
+            offsets: vec![0, count as u32],
+            rows: (0..count as u32).collect(),
+            weights,
+            dropped: Vec::new(),
+            carry: Carry::default(),
+            losses: Vec::new(),
+        }
+    }
+
+    /// One target that takes the candidates where `kept` is true; a weight for each of these.
+    pub fn keep(kept: &[bool], weights: Option<Tensor2>) -> Self {
+        let rows = (0..kept.len() as u32).filter(|&i| kept[i as usize]);
+        let rows: Arc<[u32]> = rows.collect();
+        Self { offsets: vec![0, rows.len() as u32], rows, ..Self::all(0, weights) }
+    }
+
+    /// The lines of `x` `[candidates, w]` that belong to the entries of a plan of one target.
+    pub(crate) fn entries_of(&self, x_cw: Tensor2, ops: Ops) -> Tensor2 {
+        if self.rows.len() == x_cw.dims()[0] { x_cw } else { ops.gather_rows(x_cw, &self.rows) }
+    }
+
+    /// How many targets there are.
+    pub fn targets(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// The rows of target `t`.
+    pub fn of(&self, t: usize) -> &[u32] {
+        &self.rows[self.offsets[t] as usize..self.offsets[t + 1] as usize]
+    }
+}
+
+/// How the results of recursions join the stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Joins {
+    /// After each recursion, and the next recursion starts from the stream.
+    EachRecursion(Combine),
+    /// After a row's last recursion; until then the block's output goes on as its next input.
+    AtEnd {
+        /// Whether the weight multiplies the output of each recursion, and not only the last one's.
+        every_pass: bool,
+    },
+}

@@ -1,0 +1,90 @@
+//! The networks by which routers score rows.
+
+use std::sync::Arc;
+
+use ops::{Ops, Tensor2, Weight};
+use serde::{Deserialize, Serialize};
+
+use crate::config::ModelConfig;
+use crate::params::{Group, Init, ParamPlace, ParamSpec, RouterSite, Take};
+
+/// The shape of a scoring network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// `d -> out`
+    Linear,
+    /// `d -> 2d -> GELU -> out`
+    Mlp,
+    /// `d -> 4d -> GELU -> out`: what the paper calls a wide MLP. (The reference code's `wide_mlp`
+    /// is its `mlp`.)
+    WideMlp,
+}
+
+/// Where a scoring network stands in the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScorerPlace {
+    pub(crate) site: RouterSite,
+    pub(crate) auxiliary: bool,
+    pub(crate) recursion: Option<usize>,
+}
+
+impl ScorerPlace {
+    fn of(self, factor: &'static str) -> ParamPlace {
+        let Self { site, auxiliary, recursion } = self;
+        ParamPlace::Router { site, auxiliary, recursion, factor }
+    }
+}
+
+impl Network {
+    fn hidden(self, width: usize) -> Option<usize> {
+        match self {
+            Network::Linear => None,
+            Network::Mlp => Some(2 * width),
+            Network::WideMlp => Some(4 * width),
+        }
+    }
+
+    /// Its weights: `score` `[outputs, d]`, or `up` `[hidden, d]` and `down` `[outputs, hidden]`.
+    pub(crate) fn specs(
+        self,
+        place: ScorerPlace,
+        model: &ModelConfig,
+        outputs: usize,
+    ) -> Vec<ParamSpec> {
+        let (d, normal) = (model.width, Init::Normal(model.init_std));
+        let group = if place.auxiliary { Group::AuxiliaryRouter } else { Group::Router };
+        match self.hidden(d) {
+            None => vec![ParamSpec::new(place.of("score"), (outputs, d), normal, group)],
+            Some(hidden) => vec![
+                ParamSpec::new(place.of("up"), (hidden, d), normal, group),
+                ParamSpec::new(place.of("down"), (outputs, hidden), normal, group),
+            ],
+        }
+    }
+
+    pub(crate) fn build(self, place: ScorerPlace, take: &mut Take) -> Scorer {
+        match self {
+            Network::Linear => Scorer { up: None, out: take.take(&place.of("score")) },
+            _ => Scorer { up: Some(take.take(&place.of("up"))), out: take.take(&place.of("down")) },
+        }
+    }
+}
+
+/// A built scoring network.
+#[derive(Debug)]
+pub(crate) struct Scorer {
+    up: Option<Arc<Weight>>,
+    out: Arc<Weight>,
+}
+
+impl Scorer {
+    /// `[t, d] -> [t, outputs]` logits of `x / temperature`.
+    pub(crate) fn forward(&self, ops: Ops, x_td: Tensor2, temperature: f32) -> Tensor2 {
+        let x_td = if temperature == 1.0 { x_td } else { ops::scale(x_td, 1.0 / temperature) };
+        match &self.up {
+            None => ops.linear(x_td, &self.out),
+            Some(up) => ops.linear(ops.gelu(ops.linear(x_td, up)), &self.out),
+        }
+    }
+}
