@@ -20,7 +20,7 @@ pub struct Batch {
 /// One sequence of a batch.
 #[derive(Clone, Debug)]
 pub struct BatchSequence<'a> {
-    /// Input tokens.
+    /// The token of each row.
     pub ids: &'a [u32],
     /// The next token of each.
     pub targets: &'a [u32],
@@ -38,7 +38,8 @@ impl Batch {
         let total: usize = sequences.iter().map(|s| s.ids.len()).sum();
         let mut ids = Vec::with_capacity(total);
         let (mut targets, mut counts) = (Vec::with_capacity(total), Vec::with_capacity(total));
-        let (mut sequence, mut position, mut document) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sequence, mut position) = (Vec::new(), Vec::new());
+        let mut document = Vec::new();
         for (number, s) in sequences.iter().enumerate() {
             ids.extend_from_slice(s.ids);
             targets.extend_from_slice(s.targets);

@@ -60,29 +60,24 @@ fn penalise(logits: &mut [f32], request: &Request, generated: &[u32]) {
     }
 }
 
-/// A token with its numbers.
-pub(crate) struct Drawn {
-    pub(crate) scored: Scored,
-}
-
-impl Drawn {
-    /// Log-probabilities under the raw logits; the most likely tokens if `top` asks for some.
-    pub(crate) fn scored(logits: &[f32], id: u32, top: Option<usize>) -> Self {
-        let mut log = logits.to_vec();
-        ops::log_softmax_rows(&mut log, logits.len());
-        let best = top.map_or_else(Vec::new, |k| most_likely(&log, k));
-        Self { scored: Scored { id, log_probability: Some(log[id as usize]), top: best } }
-    }
+/// Token `id` with its log-probability under the raw logits, and with the most likely tokens if
+/// `top` asks for some.
+pub(crate) fn scored(logits: &[f32], id: u32, top: Option<usize>) -> Scored {
+    let mut log = logits.to_vec();
+    ops::log_softmax_rows(&mut log, logits.len());
+    let top = top.map_or_else(Vec::new, |k| most_likely(&log, k));
+    Scored { id, log_probability: Some(log[id as usize]), top }
 }
 
 /// The `k` most likely tokens, best first, equal ones by id.
 fn most_likely(log: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut ids: Vec<u32> = (0..log.len() as u32).collect();
     let order = |a: &u32, b: &u32| log[*b as usize].total_cmp(&log[*a as usize]).then(a.cmp(b));
-    let k = k.min(ids.len());
-    if k == 0 {
-        return Vec::new();
+    let k = k.min(log.len());
+    if k < 2 {
+        let best = (0..log.len() as u32).min_by(order).filter(|_| k == 1);
+        return best.map(|id| (id, log[id as usize])).into_iter().collect();
     }
+    let mut ids: Vec<u32> = (0..log.len() as u32).collect();
     ids.select_nth_unstable_by(k - 1, order);
     ids.truncate(k);
     ids.sort_unstable_by(order);

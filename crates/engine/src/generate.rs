@@ -1,11 +1,15 @@
-//! Generation: the prompt in one pass, then token by token with a cache.
+//! Generation: one request through an engine of its own, and what makes no sense to ask.
 
 use std::sync::Arc;
 
-use model::{Address, Causality, Model, NoProbe, Pass, RouterState, Rows, Rule, SequenceCache};
-use ops::{Ops, read_rows};
+use model::{Model, RouterState, Rule};
+use ops::{KvFormat, KvStore};
+use scheduler::{DepthOptions, Event, PAGE, Request, SamplingParams, SchedulerLimits, TokenOut};
 
-use crate::{Sampler, SamplerError};
+use crate::draw::DefaultDraw;
+use crate::driver::{RunError, run_requests};
+use crate::engine::{Engine, EngineError, EngineOptions, is_causal};
+use crate::sampler::{Sampler, SamplerError};
 
 /// What to generate and how.
 pub struct Generation<'a> {
@@ -21,16 +25,16 @@ pub struct Generation<'a> {
     pub rule: &'a Rule,
     /// What routers learned outside of gradients.
     pub state: &'a RouterState,
-    /// Deepest recursion allowed.
+    /// At most this many recursions for any row, from 1; `None` for all that the model has.
     pub max_depth: Option<usize>,
     /// Number of this continuation among several of one prompt.
     pub choice: u64,
 }
 
-/// One new token.
+/// A token that was drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// Its id in the vocabulary.
     pub id: u32,
     /// Recursions spent on the row that predicted it.
     pub depth: u32,
@@ -38,21 +42,21 @@ pub struct Token {
     pub log_probability: f32,
 }
 
-/// A finished generation.
+/// What a generation gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
     /// All new tokens, a stop token included.
     pub tokens: Vec<Token>,
     /// Recursions of each prompt row.
     pub prompt_depths: Vec<u32>,
-    /// Bytes of keys and values held at the end.
+    /// Bytes of keys and values held at the end, at the depths that the rows had.
     pub kv_bytes: usize,
 }
 
 /// Why generation did not start.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GenerateError {
-    /// Nothing to continue.
+    /// A prompt without tokens: there is nothing to continue.
     #[error(
         "the prompt is empty; expected at least one token: give some text, or the end-of-text token to start afresh"
     )]
@@ -64,23 +68,23 @@ pub enum GenerateError {
     UnknownId {
         /// Where in the prompt.
         index: usize,
-        /// The id.
+        /// The id that no token has.
         id: u32,
-        /// The vocabulary size.
+        /// The vocabulary size, above every id.
         vocab: usize,
     },
-    /// Too long.
+    /// Prompt and new tokens go beyond the positions that the model was made for.
     #[error(
         "prompt of {prompt} and {new} new tokens make {total} positions, the model was made for {context}: ask for less"
     )]
     TooLong {
-        /// Prompt tokens.
+        /// Tokens of the prompt.
         prompt: usize,
         /// New tokens asked for.
         new: usize,
-        /// Their sum.
+        /// The positions that they take.
         total: usize,
-        /// The model's context.
+        /// The positions that the model was made for.
         context: usize,
     },
     /// The training-time rule looks into the future.
@@ -91,9 +95,12 @@ pub enum GenerateError {
     /// A depth cap of 0.
     #[error("max_depth is 0, expected at least 1")]
     NoDepth,
-    /// An unusable sampler.
+    /// A sampler with a setting out of its range.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// What went wrong after the request was found to make sense.
+    #[error(transparent)]
+    Run(#[from] RunError),
 }
 
 /// Generates; `each` gets every new token as it comes and may stop by returning `false`.
@@ -101,32 +108,77 @@ pub enum GenerateError {
 /// # Errors
 /// Before anything runs, if the request makes no sense.
 pub fn generate(
-    model: &Model,
+    model: &Arc<Model>,
     what: &Generation<'_>,
     each: &mut dyn FnMut(&Token) -> bool,
 ) -> Result<Generated, GenerateError> {
     check(model, what)?;
-    let mut cache = SequenceCache::new(1);
-    let (mut logits, prompt_depths) = advance(model, what, &mut cache, what.prompt, 0);
-    let mut depth = prompt_depths.last().copied().unwrap_or(0);
-    let mut tokens = Vec::new();
-    while tokens.len() < what.max_tokens {
-        let position = what.prompt.len() + tokens.len();
-        let id = what.sampler.draw(&logits, what.choice, position as u64);
-        ops::log_softmax_rows(&mut logits, model.config().vocab_size);
-        let token = Token { id, depth, log_probability: logits[id as usize] };
-        tokens.push(token);
-        if !each(&token) || what.stop.contains(&id) || tokens.len() == what.max_tokens {
-            break;
-        }
-        let depths;
-        (logits, depths) = advance(model, what, &mut cache, &[id], position as u32);
-        depth = depths[0];
-    }
-    Ok(Generated { tokens, prompt_depths, kv_bytes: cache.bytes() })
+    let engine = engine_for(model, what).map_err(RunError::from)?;
+    let request = request(what);
+    let mut finished = run_requests(engine, vec![request], &mut |_, event| match event {
+        Event::Token(token) => each(&Token::from(token)),
+        Event::Prompt(_) | Event::Done(_) => true,
+    })?;
+    let found = finished.pop().ok_or_else(|| RunError::Failed("it gave no end".into()))?;
+    let tokens: Vec<Token> = found.tokens.iter().map(Token::from).collect();
+    let mut prompt_depths = found.depths;
+    prompt_depths.truncate(what.prompt.len());
+    let token_bytes = KvStore::token_bytes(KvFormat::F32, model.config().heads());
+    let kv_bytes = found.done.usage.kv_tokens as usize * token_bytes;
+    Ok(Generated { tokens, prompt_depths, kv_bytes })
 }
 
-fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
+/// An engine with room for this request alone, which takes its prompt in one pass.
+fn engine_for(model: &Arc<Model>, what: &Generation<'_>) -> Result<Engine, EngineError> {
+    let positions = what.prompt.len() + what.max_tokens;
+    let context = model.config().context;
+    let limits = SchedulerLimits {
+        max_seqs: 1,
+        max_batch_tokens: context,
+        prefill_chunk: context,
+        pages: model.plan().unrolled().count() * positions.div_ceil(PAGE),
+        context,
+        ..SchedulerLimits::default()
+    };
+    let options = EngineOptions { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
+    Engine::new(model.clone(), what.rule.clone(), what.state.clone(), options)
+}
+
+fn request(what: &Generation<'_>) -> Request {
+    let Sampler { temperature, top_k, top_p, min_p, seed } = *what.sampler;
+    let choice = what.choice;
+    let max_depth = what.max_depth.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
+    Request {
+        id: 0,
+        prompt: what.prompt.to_vec(),
+        max_tokens: what.max_tokens,
+        min_tokens: 0,
+        stop_ids: what.stop.to_vec(),
+        sampling: SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            choice,
+            ..SamplingParams::default()
+        },
+        depth_options: DepthOptions { max_depth, ..DepthOptions::default() },
+        top: None,
+        prompt_scores: None,
+        priority: 0,
+        deadline: None,
+    }
+}
+
+impl From<&TokenOut> for Token {
+    fn from(out: &TokenOut) -> Self {
+        let log_probability = out.scored.log_probability.unwrap_or(f32::NAN);
+        Self { id: out.scored.id, depth: out.depth, log_probability }
+    }
+}
+
+pub(crate) fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
     let (vocab, context) = (model.config().vocab_size, model.config().context);
     if what.prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
@@ -141,40 +193,11 @@ fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
     if total > context {
         return Err(GenerateError::TooLong { prompt, new, total, context });
     }
-    if *what.rule == Rule::NonCausal
-        && model.config().router.settings().causality() != Causality::Always
-    {
+    if !is_causal(&model.config().router, what.rule) {
         return Err(GenerateError::NotCausal);
     }
     if what.max_depth == Some(0) {
         return Err(GenerateError::NoDepth);
     }
     Ok(what.sampler.check()?)
-}
-
-/// Runs `ids` from position `first` on; gives the last row's logits and every row's depth.
-fn advance(
-    model: &Model,
-    what: &Generation<'_>,
-    cache: &mut SequenceCache,
-    ids: &[u32],
-    first: u32,
-) -> (Vec<f32>, Vec<u32>) {
-    let rows = Rows::stretch(0, first, ids.len());
-    let mut probe = NoProbe;
-    let mut pass = Pass {
-        ops: Ops::Fast,
-        kv: cache,
-        rule: what.rule,
-        state: what.state,
-        probe: &mut probe,
-        record: false,
-        recompute: false,
-        max_depth: what.max_depth,
-        address: Address { seed: what.sampler.seed, step: u64::MAX, place: 0 },
-        sequences: 1,
-    };
-    let passed = model.forward(&Arc::from(ids), &rows, &mut pass);
-    let last = passed.x_td.narrow(0, ids.len() - 1, 1);
-    (read_rows(&model.logits(last, &pass)), passed.depth_t)
 }

@@ -104,7 +104,7 @@ impl EngineHandle {
         self.scheduler().is_idle() && locked(&self.sinks).is_empty()
     }
 
-    /// Numbers for metrics.
+    /// What the scheduler and the clock count, for metrics.
     pub fn gauges(&self) -> Gauges {
         let times = *locked(&self.times);
         let scheduler = self.scheduler();
@@ -127,11 +127,13 @@ impl EngineHandle {
         self.scheduler().has_work()
     }
 
-    pub(crate) fn ticked(&self, from_us: u64, to_us: u64, operations_us: u64) {
+    /// Counts a tick and, of its time, what was spent in passes of the model.
+    pub(crate) fn ticked(&self, from_us: u64, to_us: u64, in_passes_us: u64) {
         let mut times = locked(&self.times);
         times.ticks += 1;
         times.tick_us += to_us - from_us;
-        times.operation_us += operations_us;
+        // Each is rounded down to a microsecond by itself.
+        times.operation_us += in_passes_us.min(to_us - from_us);
         times.last_tick_us = to_us;
     }
 

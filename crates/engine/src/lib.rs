@@ -3,12 +3,15 @@
 
 mod batch;
 mod calibrate;
+mod coda;
 mod draw;
+mod driver;
 mod engine;
 mod generate;
 mod handle;
 mod in_flight;
 mod likelihood;
+pub mod oracle;
 mod paged_cache;
 mod sampler;
 mod score;
@@ -18,7 +21,8 @@ mod thread;
 pub use batch::{Batch, BatchSequence};
 pub use calibrate::{calibrate, causal_rule, disagreement};
 pub use draw::{DefaultDraw, Draw};
-pub use engine::{Engine, EngineError, EngineOptions};
+pub use driver::{Driver, Finished, RunError, run_requests};
+pub use engine::{CompletedRows, Engine, EngineError, EngineOptions};
 pub use generate::{GenerateError, Generated, Generation, Token, generate};
 pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};

@@ -2,25 +2,29 @@
 
 use std::sync::Arc;
 
-use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rows, Rule};
-use ops::{Ops, read_rows};
-use rayon::prelude::*;
+use model::{Model, RouterState, Rule};
+use ops::KvFormat;
+use scheduler::{DepthOptions, Event, PAGE, Request, SamplingParams, SchedulerLimits, TokenOut};
 
-/// Rows that a pass takes at most (one sequence may have more).
-const PASS_ROWS: usize = 2048;
-/// Rows whose logits are held at a time.
-const LOGIT_ROWS: usize = 64;
+use crate::draw::DefaultDraw;
+use crate::driver::{RunError, run_requests};
+use crate::engine::{Engine, EngineOptions};
+
+/// Rows that a tick takes at most.
+const TICK_ROWS: usize = 2048;
+/// Sequences under way at a time.
+const SEQUENCES: usize = 64;
 
 /// A sequence of which the tokens from `from` on are scored, each given all tokens before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch<'a> {
-    /// All tokens.
+    /// All tokens, those before the scored ones too.
     pub ids: &'a [u32],
     /// First scored one, at least 1.
     pub from: usize,
 }
 
-/// What a stretch got.
+/// The score of a stretch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Likelihood {
     /// Sum of natural log-probabilities; each term is the f32 number that the server reports.
@@ -29,83 +33,66 @@ pub struct Likelihood {
     pub greedy: bool,
 }
 
-/// Scores `stretches` under a causal `rule`; `done` hears how many are through.
+/// Scores `stretches` under a causal `rule`; `done` hears how many are through. Routers that draw do
+/// so with seed 0.
+///
+/// # Errors
+/// What the engine says to a rule or to a stretch: an unknown id, or more tokens than the model's
+/// context.
 pub fn likelihoods(
-    model: &Model,
+    model: &Arc<Model>,
     rule: &Rule,
     state: &RouterState,
     stretches: &[Stretch<'_>],
     done: &mut dyn FnMut(usize),
-) -> Vec<Likelihood> {
-    let mut found = Vec::with_capacity(stretches.len());
-    while found.len() < stretches.len() {
-        let (mut rows, mut count) = (0, 0);
-        for stretch in &stretches[found.len()..] {
-            if count > 0 && rows + stretch.ids.len() > PASS_ROWS {
-                break;
-            }
-            (rows, count) = (rows + stretch.ids.len(), count + 1);
+) -> Result<Vec<Likelihood>, RunError> {
+    let longest = stretches.iter().map(|stretch| stretch.ids.len()).max().unwrap_or(1);
+    let (context, layers) = (model.config().context, model.plan().unrolled().count());
+    let limits = SchedulerLimits {
+        max_seqs: SEQUENCES,
+        max_batch_tokens: TICK_ROWS,
+        prefill_chunk: TICK_ROWS,
+        // The longest stretch fits beside two ticks of others.
+        pages: layers * ((longest + 2 * TICK_ROWS).div_ceil(PAGE) + SEQUENCES),
+        context,
+        ..SchedulerLimits::default()
+    };
+    let options = EngineOptions { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };
+    let engine = Engine::new(model.clone(), rule.clone(), state.clone(), options)?;
+    let requests = stretches.iter().enumerate().map(|(i, stretch)| request(i as u64, stretch));
+    let mut through = 0;
+    let finished = run_requests(engine, requests.collect(), &mut |_, event| {
+        if let Event::Done(_) = event {
+            through += 1;
+            done(through);
         }
-        found.extend(together(model, rule, state, &stretches[found.len()..found.len() + count]));
-        done(found.len());
-    }
-    found
+        true
+    })?;
+    Ok(finished.iter().map(|found| likelihood(&found.prompt)).collect())
 }
 
-/// Stretches in one pass. The last token of each predicts nothing and stays out.
-fn together(
-    model: &Model,
-    rule: &Rule,
-    state: &RouterState,
-    stretches: &[Stretch<'_>],
-) -> Vec<Likelihood> {
-    let mut parts = Vec::new();
-    // Row, its target, and whose it is.
-    let mut asked: Vec<(u32, u32, usize)> = Vec::new();
-    let mut ids = Vec::new();
-    for (number, stretch) in stretches.iter().enumerate() {
-        let length = stretch.ids.len() - 1;
-        let first = ids.len();
-        ids.extend_from_slice(&stretch.ids[..length]);
-        asked.extend(
-            (stretch.from..=length).map(|t| ((first + t - 1) as u32, stretch.ids[t], number)),
-        );
-        parts.push(Rows::stretch(number as u32, 0, length));
+fn request(id: u64, stretch: &Stretch<'_>) -> Request {
+    Request {
+        id,
+        prompt: stretch.ids.to_vec(),
+        max_tokens: 0,
+        min_tokens: 0,
+        stop_ids: Vec::new(),
+        sampling: SamplingParams::default(),
+        depth_options: DepthOptions::default(),
+        top: Some(1),
+        prompt_scores: (stretch.from < stretch.ids.len()).then_some(stretch.from),
+        priority: 0,
+        deadline: None,
     }
-    let rows = Rows::stack(parts.iter());
-    let mut kv = PassCache::new(model.config().kv != model::KvMode::RecursionWise);
-    let mut pass = Pass {
-        ops: Ops::Fast,
-        kv: &mut kv,
-        rule,
-        state,
-        probe: &mut NoProbe,
-        record: false,
-        recompute: false,
-        max_depth: None,
-        address: Address { seed: 0, step: u64::MAX, place: 0 },
-        sequences: stretches.len(),
-    };
-    let passed = model.forward(&ids.into(), &rows, &mut pass);
-    let mut found = vec![Likelihood { log_likelihood: 0.0, greedy: true }; stretches.len()];
-    let vocab = model.config().vocab_size;
-    for chunk in asked.chunks(LOGIT_ROWS) {
-        let numbers: Arc<[u32]> = chunk.iter().map(|(row, _, _)| *row).collect();
-        let mut log =
-            read_rows(&model.logits(Ops::Fast.gather_rows(passed.x_td.clone(), &numbers), &pass));
-        let scores: Vec<(f32, bool)> = log
-            .par_chunks_exact_mut(vocab)
-            .zip(chunk)
-            .map(|(row, (_, target, _))| {
-                ops::log_softmax_rows(row, vocab);
-                let own = row[*target as usize];
-                (own, row.iter().all(|&other| other <= own))
-            })
-            .collect();
-        for ((score, best), (_, _, number)) in scores.into_iter().zip(chunk) {
-            found[*number].log_likelihood += f64::from(score);
-            found[*number].greedy &= best;
-        }
+}
+
+fn likelihood(scores: &[TokenOut]) -> Likelihood {
+    let mut found = Likelihood { log_likelihood: 0.0, greedy: true };
+    for TokenOut { scored, .. } in scores {
+        let Some(own) = scored.log_probability else { continue };
+        found.log_likelihood += f64::from(own);
+        found.greedy &= scored.top.iter().all(|&(_, best)| best <= own);
     }
     found
 }

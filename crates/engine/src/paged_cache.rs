@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use model::kv::KvView;
 use model::layout::{DepthRuns, LayerPlan, LayerUse};
@@ -11,59 +11,58 @@ use model::{KvCache, Rows};
 use ops::{KvStore, Ops, PAGE, PageView, Tensor2};
 use scheduler::{PageCopy, Scheduler, SlotId};
 
-use crate::in_flight::InFlightRows;
+use crate::in_flight::{InFlightRows, occupied};
 
 /// Where the keys and values of each unrolled layer are: a tier of the scheduler and a layer of
 /// that tier.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiers {
-    /// By unrolled layer.
+    /// Tier and layer, by unrolled layer.
     place: Vec<(usize, usize)>,
     /// Layers of each tier that hold something.
     pub(crate) layers: Vec<usize>,
 }
 
 impl Tiers {
-    /// Tier 0 has the layers outside the recursions, tier `1 + r` those of recursion `r`; where
-    /// `held` is false for a recursion, its layers look at those of the first one.
-    pub(crate) fn new(plan: &LayerPlan, held: impl Fn(usize) -> bool) -> Self {
+    /// Tier 0 has the layers outside the recursions, tier `1 + r` those of recursion `r`. A layer
+    /// that does not hold keys and values of its own looks at those of the first use of its weights.
+    pub(crate) fn new(plan: &LayerPlan, holds: impl Fn(&LayerUse) -> bool) -> Self {
         let mut layers = vec![0; 1 + plan.recursions.len().max(1)];
         let mut place = vec![(0, 0); plan.unrolled().count()];
-        let mut put = |at: &LayerUse, tier: usize| {
+        let outside = plan.before.iter().chain(&plan.after).map(|at| (0, at));
+        let inside = plan.recursions.iter().enumerate();
+        let inside = inside.flat_map(|(r, uses)| uses.iter().map(move |at| (1 + r, at)));
+        for (tier, at) in outside.chain(inside).filter(|(_, at)| holds(at)) {
             place[at.layer] = (tier, layers[tier]);
             layers[tier] += 1;
-        };
-        plan.before.iter().chain(&plan.after).for_each(|at| put(at, 0));
-        for (r, uses) in plan.recursions.iter().enumerate().filter(|(r, _)| held(*r)) {
-            uses.iter().for_each(|at| put(at, 1 + r));
         }
         Self { place, layers }
     }
 }
 
-/// The memory of one tick. Rows carry their slot as sequence number.
+/// The keys and values of one tick. Rows carry their slot as sequence number.
 pub(crate) struct PagedCache<'a> {
-    pub(crate) scheduler: &'a Mutex<Scheduler>,
-    pub(crate) store: &'a KvStore,
-    pub(crate) tiers: &'a Tiers,
-    pub(crate) flights: &'a mut BTreeMap<SlotId, InFlightRows>,
+    scheduler: &'a Mutex<Scheduler>,
+    store: &'a KvStore,
+    tiers: &'a Tiers,
+    in_flight: &'a mut BTreeMap<SlotId, InFlightRows>,
     /// Index of the first token that each slot added to the tier of its recursion in this tick.
     pub(crate) added: BTreeMap<SlotId, usize>,
 }
 
 /// Rows of one slot within a pass.
-struct Stretch {
+struct SlotRows {
     slot: SlotId,
     rows: Range<usize>,
 }
 
-fn stretches(rows: &Rows, within: Range<usize>) -> Vec<Stretch> {
-    let mut found: Vec<Stretch> = Vec::new();
+fn by_slot(rows: &Rows, within: Range<usize>) -> Vec<SlotRows> {
+    let mut found: Vec<SlotRows> = Vec::new();
     for i in within {
         let slot = rows.sequence[i] as SlotId;
         match found.last_mut() {
             Some(last) if last.slot == slot => last.rows.end = i + 1,
-            _ => found.push(Stretch { slot, rows: i..i + 1 }),
+            _ => found.push(SlotRows { slot, rows: i..i + 1 }),
         }
     }
     found
@@ -71,56 +70,68 @@ fn stretches(rows: &Rows, within: Range<usize>) -> Vec<Stretch> {
 
 /// Carries out the copies that appending asked for.
 pub(crate) fn copy_pages(store: &KvStore, copies: &[PageCopy]) {
-    let places = |page: fn(&PageCopy) -> u32| -> Vec<u32> {
-        copies
-            .iter()
-            .flat_map(|c| (0..c.tokens as u32).map(move |t| page(c) * PAGE as u32 + t))
-            .collect()
-    };
     if !copies.is_empty() {
-        store.copy(&places(|c| c.from_page), &places(|c| c.to_page));
+        let from = places_of(copies, |copy| copy.from_page);
+        store.copy(&from, &places_of(copies, |copy| copy.to_page));
     }
 }
 
-impl PagedCache<'_> {
-    fn scheduler(&self) -> std::sync::MutexGuard<'_, Scheduler> {
-        self.scheduler.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// The copied places in the page that `page` names.
+fn places_of(copies: &[PageCopy], page: fn(&PageCopy) -> u32) -> Vec<u32> {
+    let mut places = Vec::new();
+    for copy in copies {
+        let first = page(copy) * PAGE as u32;
+        places.extend(first..first + copy.tokens as u32);
+    }
+    places
+}
+
+impl<'a> PagedCache<'a> {
+    pub(crate) fn new(
+        scheduler: &'a Mutex<Scheduler>,
+        store: &'a KvStore,
+        tiers: &'a Tiers,
+        in_flight: &'a mut BTreeMap<SlotId, InFlightRows>,
+    ) -> Self {
+        Self { scheduler, store, tiers, in_flight, added: BTreeMap::new() }
+    }
+
+    fn scheduler(&self) -> MutexGuard<'a, Scheduler> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes room for `count` tokens of a slot in a tier; the index of the first of them.
-    fn append(&mut self, slot: SlotId, tier: usize, count: usize) -> usize {
+    fn make_room(&mut self, slot: SlotId, tier: usize, count: usize) -> usize {
         let mut scheduler = self.scheduler();
         let copies =
             scheduler.append(slot, tier, count).unwrap_or_else(|misuse| panic!("{misuse}"));
-        let running = scheduler.running(slot).unwrap_or_else(|| panic!("slot {slot} is empty"));
-        let first = scheduler.pages().count(running.table(), tier) - count;
+        let first = scheduler.pages().count(occupied(&scheduler, slot).table(), tier) - count;
         drop(scheduler);
         copy_pages(self.store, &copies);
         self.added.insert(slot, first);
         first
     }
 
-    /// The index of each row's own token in the tier of its layer; room is made when the first
-    /// layer of a recursion asks.
-    fn indices(&mut self, at: &DepthRuns, rows: &Rows) -> Vec<u32> {
-        let mut indices = vec![0; rows.len()];
+    /// The index of each row's own token in the tier of its layer. Tier 0 has a token for every
+    /// row, so the index is the position, and room was made before the pass; in a recursion room is
+    /// made when its first layer asks.
+    fn own_indices(&mut self, at: &DepthRuns, rows: &Rows) -> Vec<u32> {
+        let mut indices = rows.position.to_vec();
         for (used, range) in at.runs() {
             let (tier, layer) = self.tiers.place[used.layer];
-            for stretch in stretches(rows, range) {
-                let Stretch { slot, rows: range } = stretch;
-                if tier == 0 {
-                    range.for_each(|i| indices[i] = rows.position[i]);
-                    continue;
-                }
+            if tier == 0 {
+                continue;
+            }
+            for SlotRows { slot, rows: range } in by_slot(rows, range) {
                 let first = if layer == 0 {
-                    self.append(slot, tier, range.len())
+                    self.make_room(slot, tier, range.len())
                 } else {
                     self.added[&slot]
                 };
                 for (rank, i) in range.enumerate() {
                     indices[i] = (first + rank) as u32;
                     if tier == 1 {
-                        self.flight(slot).first_index(rows.position[i], indices[i]);
+                        self.in_flight_of(slot).set_index(rows.position[i], indices[i]);
                     }
                 }
             }
@@ -128,45 +139,43 @@ impl PagedCache<'_> {
         indices
     }
 
-    fn flight(&mut self, slot: SlotId) -> &mut InFlightRows {
-        self.flights.get_mut(&slot).unwrap_or_else(|| panic!("slot {slot} has no flight"))
+    fn in_flight_of(&mut self, slot: SlotId) -> &mut InFlightRows {
+        self.in_flight.get_mut(&slot).unwrap_or_else(|| panic!("slot {slot} has no rows under way"))
     }
 
-    /// The index that each row's token has in the first recursion.
-    fn first_indices(&mut self, rows: &Rows) -> Vec<u32> {
-        (0..rows.len())
-            .map(|i| self.flight(rows.sequence[i] as SlotId).index_of(rows.position[i]))
-            .collect()
+    /// The index of each row's token in the tier of the first use of its layer's weights.
+    fn first_indices(&mut self, at: &DepthRuns, rows: &Rows) -> Vec<u32> {
+        let mut indices = rows.position.to_vec();
+        for (used, range) in at.runs() {
+            if self.tiers.place[used.first].0 == 0 {
+                continue;
+            }
+            for i in range {
+                let in_flight = self.in_flight_of(rows.sequence[i] as SlotId);
+                indices[i] = in_flight.index_of(rows.position[i]);
+            }
+        }
+        indices
     }
 
-    /// Places of tokens, one a row, in the layer that `layer_of` names for the use a row is at.
-    fn places(
-        &self,
-        at: &DepthRuns,
-        rows: &Rows,
-        indices: &[u32],
-        layer_of: fn(&LayerUse) -> usize,
-    ) -> Vec<u32> {
+    /// Writes keys and values to the tokens `indices`, one a row, of each row's layer.
+    fn write(&self, at: &DepthRuns, rows: &Rows, indices: &[u32], kv_tn: &Tensor2) {
         let scheduler = self.scheduler();
         let mut places = Vec::with_capacity(rows.len());
         for (used, range) in at.runs() {
-            let (tier, layer) = self.tiers.place[layer_of(&used)];
+            let (tier, layer) = self.tiers.place[used.layer];
             for i in range {
-                let running = scheduler
-                    .running(rows.sequence[i] as SlotId)
-                    .unwrap_or_else(|| panic!("an empty slot"));
-                places.push(scheduler.pages().place(
-                    running.table(),
-                    tier,
-                    layer,
-                    indices[i] as usize,
-                ));
+                let table = occupied(&scheduler, rows.sequence[i] as SlotId).table();
+                let index = indices[i] as usize;
+                places.push(scheduler.pages().place(table, tier, layer, index));
             }
         }
-        places
+        drop(scheduler);
+        self.store.write(&places, kv_tn);
     }
 
-    /// Each row sees its slot's tokens up to and including `indices`.
+    /// Each row sees its slot's tokens up to and including `indices`, in the layer that `layer_of`
+    /// names for the use it is at.
     fn view(
         &self,
         at: &DepthRuns,
@@ -178,12 +187,11 @@ impl PagedCache<'_> {
         let (mut pages, mut first) = (Vec::new(), Vec::with_capacity(rows.len()));
         for (used, range) in at.runs() {
             let (tier, layer) = self.tiers.place[layer_of(&used)];
-            for stretch in stretches(rows, range) {
-                let running =
-                    scheduler.running(stretch.slot).unwrap_or_else(|| panic!("an empty slot"));
+            for SlotRows { slot, rows } in by_slot(rows, range) {
                 let start = pages.len() as u32;
-                pages.extend_from_slice(scheduler.pages().list(running.table(), tier, layer));
-                stretch.rows.for_each(|_| first.push(start));
+                let table = occupied(&scheduler, slot).table();
+                pages.extend_from_slice(scheduler.pages().list(table, tier, layer));
+                first.extend(rows.map(|_| start));
             }
         }
         let count = indices.iter().map(|i| i + 1).collect();
@@ -196,19 +204,16 @@ impl PagedCache<'_> {
     }
 
     /// Where every row leaves a token in every recursion: makes room in `tier` for all rows of the
-    /// slot's flight that took the first recursion and fills it with what they left there.
+    /// slot that are under way and took the first recursion, and fills it with what they left there.
     pub(crate) fn fill(&mut self, slot: SlotId, tier: usize) {
-        let indices = self.flight(slot).all_first_indices();
-        self.append(slot, tier, indices.len());
+        let indices = self.in_flight_of(slot).indices();
+        self.make_room(slot, tier, indices.len());
         let scheduler = self.scheduler();
-        let table =
-            scheduler.running(slot).unwrap_or_else(|| panic!("slot {slot} is empty")).table();
+        let table = occupied(&scheduler, slot).table();
         for layer in 0..self.tiers.layers[tier] {
             let places = |tier: usize| -> Vec<u32> {
-                indices
-                    .iter()
-                    .map(|&i| scheduler.pages().place(table, tier, layer, i as usize))
-                    .collect()
+                let place = |&i: &u32| scheduler.pages().place(table, tier, layer, i as usize);
+                indices.iter().map(place).collect()
             };
             self.store.copy(&places(1), &places(tier));
         }
@@ -217,25 +222,26 @@ impl PagedCache<'_> {
 
 impl KvCache for PagedCache<'_> {
     fn append(&mut self, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
-        let indices = self.indices(at, rows);
-        self.store.write(&self.places(at, rows, &indices, |used| used.layer), &kv_tn);
+        let indices = self.own_indices(at, rows);
+        self.write(at, rows, &indices, &kv_tn);
         self.view(at, rows, &indices, |used| used.layer)
     }
 
     fn reuse(&mut self, at: &DepthRuns, rows: &Rows) -> KvView {
-        let indices = self.first_indices(rows);
+        let indices = self.first_indices(at, rows);
         self.view(at, rows, &indices, |used| used.first)
     }
 
+    /// In tier 0 every row passes every layer, so nothing of the first use is left to be seen.
     fn overwrite(&mut self, _: Ops, at: &DepthRuns, rows: &Rows, kv_tn: Tensor2) -> KvView {
         for (used, range) in at.runs() {
             let (tier, layer) = self.tiers.place[used.layer];
-            if layer == 0 {
-                stretches(rows, range).iter().for_each(|stretch| self.fill(stretch.slot, tier));
+            if tier > 0 && layer == 0 {
+                by_slot(rows, range).iter().for_each(|part| self.fill(part.slot, tier));
             }
         }
-        let indices = self.first_indices(rows);
-        self.store.write(&self.places(at, rows, &indices, |used| used.layer), &kv_tn);
+        let indices = self.first_indices(at, rows);
+        self.write(at, rows, &indices, &kv_tn);
         self.view(at, rows, &indices, |used| used.layer)
     }
 }

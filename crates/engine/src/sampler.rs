@@ -24,15 +24,15 @@ impl Default for Sampler {
     }
 }
 
-/// An unusable setting.
+/// A setting out of its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{field} is {found}, expected {expected}")]
 pub struct SamplerError {
-    /// Which.
+    /// The field of [`Sampler`].
     pub field: &'static str,
-    /// Its value.
+    /// The value that it has.
     pub found: String,
-    /// What would do.
+    /// The range that it must be in.
     pub expected: &'static str,
 }
 
@@ -47,9 +47,6 @@ impl Sampler {
     /// # Errors
     /// The first one.
     pub fn check(&self) -> Result<(), SamplerError> {
-        let refuse = |field, found: f32, expected| {
-            Err(SamplerError { field, found: found.to_string(), expected })
-        };
         if !(self.temperature >= 0.0 && self.temperature <= 100.0) {
             return refuse("temperature", self.temperature, "0 (greedy) to 100");
         }
@@ -94,6 +91,10 @@ impl Sampler {
         }
         kept.last().map_or(top, |(_, i)| *i) as u32
     }
+}
+
+fn refuse(field: &'static str, found: f32, expected: &'static str) -> Result<(), SamplerError> {
+    Err(SamplerError { field, found: found.to_string(), expected })
 }
 
 /// Likelier first; ties go to the smaller id, so that cuts are the same everywhere.

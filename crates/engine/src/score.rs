@@ -1,21 +1,23 @@
 //! The loss of every row under a routing rule.
 
-use model::{Model, NoProbe, Pass, PassCache, Probe, RouterState, Rule};
+use std::sync::Arc;
+
+use model::{DepthLimits, Model, NoProbe, Pass, PassCache, Probe, RouterState, Rows, Rule};
 use ops::{Ops, read_rows};
 
-use crate::Batch;
+use crate::batch::Batch;
 
-/// How to score.
+/// The setting of a scoring pass.
 pub struct Scoring<'a> {
     /// How routers decide.
     pub rule: &'a Rule,
     /// What routers learned outside of gradients.
     pub state: &'a RouterState,
-    /// Deepest recursion allowed.
+    /// At most this many recursions for any row, from 1; `None` for all that the model has.
     pub max_depth: Option<usize>,
     /// Seed of the random router.
     pub seed: u64,
-    /// Which operations.
+    /// Fast or plain operations.
     pub ops: Ops,
 }
 
@@ -45,7 +47,7 @@ pub fn score(
     let shares = model.config().kv != model::KvMode::RecursionWise;
     let mut kv = PassCache::new(shares);
     let mut pass = pass(how, &mut kv, probe, batch.rows.sequences().len());
-    let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
+    let passed = model.forward(&batch.ids, &rows_of(batch, how), &mut pass);
     let weights = batch.weights(0.0);
     let (_, losses) = pass.ops.head_loss(passed.x_td, model.head(), &batch.targets, &weights);
     losses.into_iter().zip(passed.depth_t).map(|(nll, depth)| RowScore { nll, depth }).collect()
@@ -56,10 +58,21 @@ pub fn log_probabilities(model: &Model, batch: &Batch, how: &Scoring<'_>) -> Vec
     let shares = model.config().kv != model::KvMode::RecursionWise;
     let (mut kv, mut probe) = (PassCache::new(shares), NoProbe);
     let mut pass = pass(how, &mut kv, &mut probe, batch.rows.sequences().len());
-    let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
+    let passed = model.forward(&batch.ids, &rows_of(batch, how), &mut pass);
     let mut logits = read_rows(&model.logits(passed.x_td, &pass));
     ops::log_softmax_rows(&mut logits, model.config().vocab_size);
     logits
+}
+
+/// The rows of a batch within the depth that `how` allows.
+fn rows_of(batch: &Batch, how: &Scoring<'_>) -> Rows {
+    Rows { limits: limits(how.max_depth, batch.rows.len()), ..batch.rows.clone() }
+}
+
+/// The same most recursions for each of `rows` rows; `None` without a bound.
+pub(crate) fn limits(max_depth: Option<usize>, rows: usize) -> Option<Arc<[DepthLimits]>> {
+    let max = u32::try_from(max_depth?).unwrap_or(u32::MAX);
+    Some(vec![DepthLimits { max, ..DepthLimits::default() }; rows].into())
 }
 
 fn pass<'a>(
@@ -76,7 +89,7 @@ fn pass<'a>(
         probe,
         record: false,
         recompute: false,
-        max_depth: how.max_depth,
+        max_depth: None,
         address: model::Address { seed: how.seed, step: u64::MAX, place: 0 },
         sequences,
     }

@@ -10,7 +10,7 @@ use model::{Choice, Probe, RoutingEvent};
 pub struct RecursionStats {
     /// Rows that could go on.
     pub candidates: u64,
-    /// Rows that did.
+    /// Rows that went on.
     pub kept: u64,
     /// Rows that a comparison within their sequence would have kept.
     pub best: u64,
@@ -20,7 +20,7 @@ pub struct RecursionStats {
     pub half_agrees: u64,
     /// Rows that were compared at all.
     pub compared: u64,
-    /// Sum of logits.
+    /// Sum of the deciding logits of the candidates.
     pub logit_sum: f64,
     /// Deciding logits of the candidates, if asked for.
     pub logits: Vec<f32>,

@@ -28,8 +28,8 @@ impl EngineThread {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(mut engine: Engine, pool: Arc<rayon::ThreadPool>) -> std::io::Result<Self> {
-        let (handle, clock, stop) =
-            (engine.handle().clone(), Instant::now(), Arc::new(AtomicBool::new(false)));
+        let (handle, clock) = (engine.handle().clone(), Instant::now());
+        let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let run = move || pool.install(|| work(&mut engine, clock, &stopping));
         let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
@@ -91,13 +91,13 @@ fn work(engine: &mut Engine, clock: Instant, stop: &AtomicBool) {
                 continue;
             }
         }
-        let from = now();
+        let (from, before) = (now(), engine.in_passes_us());
         if catch_unwind(AssertUnwindSafe(|| engine.tick(from))).is_err() {
             engine.fail_all(
                 "a step of the engine panicked; its requests cannot be told apart",
                 now(),
             );
         }
-        handle.ticked(from, now(), 0);
+        handle.ticked(from, now(), engine.in_passes_us() - before);
     }
 }

@@ -1,180 +1,19 @@
 //! A request never notices its neighbours: alone or in a batch, in chunks of any size, with a cold
-//! or a warm prefix cache, and with its pages taken away in between, it gets the bits that token by
-//! token generation gives.
+//! or a warm prefix cache, and with its pages taken away in between, it gets the bits that the plain
+//! loop gives. Every request has a seed of its own.
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use common::serving::{Inbox, alone, engine, limits, request, requests, run, same, uneven};
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
-use engine::{
-    DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Generation, Sampler, Scoring, Token,
-    generate, log_probabilities,
-};
+use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
 use model::adapters::{Relaxation, lora};
 use model::params::Part;
-use model::rng::{Purpose, Stream, name_place};
-use model::{KvMode, Model, RouterConfig, RouterState, Rule, Sharing};
+use model::{KvMode, Model, ModelConfig, RouterConfig, RouterState, Sharing};
 use ops::KvFormat;
-use scheduler::{
-    DepthOptions, Done, Event, EventSink, Finish, Offer, Refusal, Request, SchedulerLimits,
-    TokenOut, Usage,
-};
-
-/// Collects events; can be told to be slow or to go away.
-#[derive(Clone, Default)]
-struct Inbox {
-    events: Arc<Mutex<Vec<Event>>>,
-    /// Events it takes before it is full.
-    room: Arc<Mutex<Option<usize>>>,
-    gone: Arc<Mutex<bool>>,
-}
-
-impl EventSink for Inbox {
-    fn offer(&mut self, event: &Event) -> Offer {
-        if *self.gone.lock().unwrap() {
-            return Offer::Gone;
-        }
-        let mut events = self.events.lock().unwrap();
-        if self.room.lock().unwrap().is_some_and(|room| events.len() >= room) {
-            return Offer::Full;
-        }
-        events.push(event.clone());
-        Offer::Taken
-    }
-}
-
-impl Inbox {
-    fn tokens(&self) -> Vec<TokenOut> {
-        let events = self.events.lock().unwrap();
-        events
-            .iter()
-            .filter_map(|e| if let Event::Token(t) = e { Some(t.clone()) } else { None })
-            .collect()
-    }
-
-    fn prompt(&self) -> Vec<TokenOut> {
-        let events = self.events.lock().unwrap();
-        events
-            .iter()
-            .find_map(|e| if let Event::Prompt(t) = e { Some(t.clone()) } else { None })
-            .unwrap_or_default()
-    }
-
-    fn done(&self) -> Option<Done> {
-        match self.events.lock().unwrap().last() {
-            Some(Event::Done(done)) => Some(done.clone()),
-            _ => None,
-        }
-    }
-
-    fn usage(&self) -> Usage {
-        self.done().expect("an end").usage
-    }
-}
-
-fn limits() -> SchedulerLimits {
-    SchedulerLimits {
-        context: 64,
-        pages: 4000,
-        max_seqs: 8,
-        max_batch_tokens: 64,
-        prefill_chunk: 64,
-        ..SchedulerLimits::default()
-    }
-}
-
-fn engine(model: &Arc<Model>, rule: &Rule, limits: SchedulerLimits, kv: KvFormat) -> Engine {
-    let options = EngineOptions { limits, kv, draw: Arc::new(DefaultDraw) };
-    Engine::new(model.clone(), rule.clone(), RouterState::default(), options)
-        .expect("a legal engine")
-}
-
-fn request(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
-    Request {
-        id,
-        prompt,
-        max_tokens,
-        min_tokens: 0,
-        stop_ids: Vec::new(),
-        sampling: scheduler::SamplingParams { seed: 0, choice: id, ..Default::default() },
-        depth_options: DepthOptions::default(),
-        top: None,
-        prompt_scores: None,
-        priority: 0,
-        deadline: None,
-    }
-}
-
-/// Six requests of different lengths; two share a long beginning.
-fn requests() -> Vec<Request> {
-    let shared = ids(77, 35);
-    let prompt = |i: u64| match i {
-        0 => shared.clone(),
-        1 => [&shared[..33], &ids(5, 4)].concat(),
-        _ => ids(10 + i, [0, 0, 1, 17, 30, 9][i as usize]),
-    };
-    (0..6).map(|i| request(i, prompt(i), 8 + 3 * i as usize)).collect()
-}
-
-/// Hands request `i` in at tick `at[i]` and runs until everything has ended.
-fn run(engine: &mut Engine, requests: &[Request], at: &[u64]) -> Vec<Inbox> {
-    let inboxes: Vec<Inbox> = requests.iter().map(|_| Inbox::default()).collect();
-    let mut tick = 0;
-    loop {
-        for (i, request) in requests.iter().enumerate().filter(|(i, _)| at[*i] == tick) {
-            engine
-                .handle()
-                .submit(request.clone(), Box::new(inboxes[i].clone()), tick)
-                .expect("accepted");
-        }
-        engine.tick(tick);
-        tick += 1;
-        assert!(tick < 5000, "no end");
-        if inboxes.iter().all(|inbox| inbox.done().is_some()) {
-            return inboxes;
-        }
-    }
-}
-
-/// What token by token generation gives.
-fn alone(model: &Model, rule: &Rule, request: &Request) -> Vec<Token> {
-    let sampler = Sampler { seed: request.sampling.seed, ..Sampler::default() };
-    let what = Generation {
-        prompt: &request.prompt,
-        max_tokens: request.max_tokens,
-        stop: &[],
-        sampler: &sampler,
-        rule,
-        state: &RouterState::default(),
-        max_depth: request.depth_options.max_depth.map(|d| d as usize),
-        choice: request.sampling.choice,
-    };
-    generate(model, &what, &mut |_| true).expect("a fair request").tokens
-}
-
-fn same(found: &[TokenOut], expected: &[Token], what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        let log = f.scored.log_probability.expect("every drawn token has one");
-        let bits = (f.scored.id, log.to_bits(), f.depth);
-        assert_eq!(bits, (e.id, e.log_probability.to_bits(), e.depth), "{what}, token {i}");
-    }
-}
-
-/// DepthRuns that may differ do.
-fn uneven(model: Model) -> Model {
-    for (spec, weight) in model.weights() {
-        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
-            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
-            let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
-            weight.write(
-                (0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect(),
-            );
-        }
-    }
-    model
-}
+use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
 
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
@@ -194,12 +33,14 @@ fn everyone() -> Vec<Arc<Model>> {
         plain(Sharing::None, 1),
         plain(Sharing::Cycle, 3),
         plain(Sharing::Sequence, 2),
+        ModelConfig { kv: KvMode::Shared, ..plain(Sharing::Sequence, 3) },
+        ModelConfig { kv: KvMode::SharedUpdate, ..plain(Sharing::Sequence, 3) },
         norms,
         adapted,
         encoded,
     ];
     all.extend(more.iter().map(|config| uneven(fresh(config))));
-    all.into_iter().map(Arc::new).collect()
+    all
 }
 
 #[test]
@@ -251,9 +92,10 @@ fn a_warm_cache_changes_no_bit() {
                 );
             }
             let cached: Vec<u64> = inboxes.iter().map(|inbox| inbox.usage().cached).collect();
-            // The second request finds what the first one left; in the second round all long
-            // prompts are known.
-            assert_eq!(cached[1], 32, "{}", name(&model));
+            // The second request finds what the first one left, unless rows depend on the seed; in
+            // the second round all long prompts are known.
+            let by_seed = model.config().router.settings().draws();
+            assert_eq!(cached[1], if by_seed && round == 0 { 0 } else { 32 }, "{}", name(&model));
             assert_eq!(cached[0], if round == 0 { 0 } else { 32 });
             assert_eq!(cached[4], if round == 0 { 0 } else { 16 });
         }
@@ -329,7 +171,7 @@ fn prompts_are_scored_as_in_one_pass() {
             let logs = log_probabilities(
                 &model,
                 &batch(&ask.prompt, ask.prompt.len()),
-                &Scoring::by(&rule, &state),
+                &Scoring { seed: ask.sampling.seed, ..Scoring::by(&rule, &state) },
             );
             let scores = inbox.prompt();
             assert_eq!((scores.len(), inbox.tokens().len()), (ask.prompt.len(), ask.max_tokens));
@@ -351,10 +193,10 @@ fn prompts_are_scored_as_in_one_pass() {
 }
 
 #[test]
-fn dials_hold_and_steps_add_up() {
+fn depth_limits_hold_and_steps_add_up() {
     for model in everyone().into_iter().filter(|m| !m.plan().recursions.is_empty()) {
         let rule = rule(&model);
-        let dials = [
+        let options = [
             DepthOptions { max_depth: Some(1), ..DepthOptions::default() },
             DepthOptions { max_depth: Some(2), ..DepthOptions::default() },
             DepthOptions { min_depth: 3, ..DepthOptions::default() },
@@ -366,7 +208,7 @@ fn dials_hold_and_steps_add_up() {
             depth_options: *depth_options,
             ..request(i as u64, ids(50 + i as u64, 9), 20)
         };
-        let asks: Vec<Request> = dials.iter().enumerate().map(ask).collect();
+        let asks: Vec<Request> = options.iter().enumerate().map(ask).collect();
         let mut engine = engine(&model, &rule, limits(), KvFormat::F32);
         let inboxes = run(&mut engine, &asks, &[0; 6]);
         let depths = |i: usize| inboxes[i].tokens().iter().map(|t| t.depth).collect::<Vec<u32>>();
@@ -410,7 +252,7 @@ fn keys_and_values_are_what_the_depths_say() {
             name(&model)
         );
         let state = RouterState::default();
-        let how = Scoring::by(&rule, &state);
+        let how = Scoring { seed: ask.sampling.seed, ..Scoring::by(&rule, &state) };
         let scored = engine::score(&model, &batch(&ask.prompt, 40), &how, &mut model::NoProbe);
         let config = model.config();
         for (tier, &used) in gauges.pages_used.iter().enumerate() {
@@ -420,8 +262,9 @@ fn keys_and_values_are_what_the_depths_say() {
                 _ => depth as usize >= tier,
             };
             let tokens = scored[..32].iter().filter(|row| reached(row.depth)).count();
+            let outside = model.plan().before.iter().chain(&model.plan().after);
             let layers = match tier {
-                0 => model.plan().before.len() + model.plan().after.len(),
+                0 => outside.filter(|at| config.kv != KvMode::Shared || at.recursion == 0).count(),
                 t if config.kv == KvMode::Shared && t > 1 => 0,
                 t => model.plan().recursions.get(t - 1).map_or(0, Vec::len),
             };
@@ -441,7 +284,7 @@ impl Draw for Trap {
 
 #[test]
 fn a_panic_ends_its_own_request_only() {
-    let model = Arc::new(fresh(&config(RouterConfig::default(), KvMode::RecursionWise)));
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
     let (rule, requests) = (rule(&model), requests());
     let options = EngineOptions { limits: limits(), kv: KvFormat::F32, draw: Arc::new(Trap) };
     let mut engine = Engine::new(model.clone(), rule.clone(), RouterState::default(), options)
@@ -461,7 +304,7 @@ fn a_panic_ends_its_own_request_only() {
 
 #[test]
 fn cancelled_and_slow_ones_leave_the_others_alone() {
-    let model = Arc::new(fresh(&config(RouterConfig::default(), KvMode::RecursionWise)));
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
     let (rule, requests) = (rule(&model), requests());
     let mut engine = engine(&model, &rule, limits(), KvFormat::F32);
     let inboxes: Vec<Inbox> = requests.iter().map(|_| Inbox::default()).collect();
@@ -499,7 +342,7 @@ fn cancelled_and_slow_ones_leave_the_others_alone() {
 
 #[test]
 fn strange_ids_are_refused() {
-    let model = Arc::new(fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise)));
+    let model = fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise));
     let engine = engine(&model, &rule(&model), limits(), KvFormat::F32);
     let refusal =
         engine.handle().submit(request(1, vec![1, VOCAB as u32], 2), Box::new(Inbox::default()), 0);
@@ -509,4 +352,24 @@ fn strange_ids_are_refused() {
     assert!(engine.handle().submit(biased, Box::new(Inbox::default()), 0).is_err());
     let long = engine.handle().submit(request(1, vec![1; 60], 5), Box::new(Inbox::default()), 0);
     assert!(matches!(long, Err(Refusal::Invalid { .. })), "{long:?}");
+}
+
+#[test]
+fn a_router_that_draws_follows_the_seed_of_each_request() {
+    let model = fresh(&config(RouterConfig::Random(Default::default()), KvMode::RecursionWise));
+    let rule = rule(&model);
+    let ask = |(id, seed): (usize, u64)| {
+        let mut ask = request(id as u64, ids(1, 8), 20);
+        (ask.sampling.seed, ask.sampling.choice) = (seed, 0);
+        ask
+    };
+    let asks: Vec<Request> = [5, 6, 5].into_iter().enumerate().map(ask).collect();
+    let mut engine = engine(&model, &rule, limits(), KvFormat::F32);
+    let inboxes = run(&mut engine, &asks, &[0; 3]);
+    let depths = |i: usize| inboxes[i].tokens().iter().map(|t| t.depth).collect::<Vec<u32>>();
+    assert_eq!(depths(0), depths(2));
+    assert_ne!(depths(0), depths(1));
+    for (ask, inbox) in asks.iter().zip(&inboxes) {
+        same(&inbox.tokens(), &alone(&model, &rule, ask), &format!("request {}", ask.id));
+    }
 }

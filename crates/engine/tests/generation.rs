@@ -1,11 +1,14 @@
-//! Generation with a cache gives what a full pass over all tokens gives, token by token, bit by
+//! Generation gives what the plain loop and what a full pass over all tokens gives, token by token, bit by
 //! bit; and requests that make no sense are refused before anything runs.
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{VOCAB, auxiliary, batch, config, fresh, ids, models, name, rule};
 use engine::{
-    GenerateError, Generated, Generation, Sampler, Scoring, generate, log_probabilities, score,
+    GenerateError, Generated, Generation, Sampler, Scoring, generate, log_probabilities, oracle,
+    score,
 };
 use model::{KvMode, Model, NoProbe, RouterConfig, RouterState, Rule};
 
@@ -24,7 +27,7 @@ impl<'a> Ask<'a> {
         Self { prompt, max_tokens: 12, stop: &[], sampler, max_depth: None, choice: 0 }
     }
 
-    fn run(&self, model: &Model, rule: &Rule) -> Result<Generated, GenerateError> {
+    fn run(&self, model: &Arc<Model>, rule: &Rule) -> Result<Generated, GenerateError> {
         let state = RouterState::default();
         let what = Generation {
             prompt: self.prompt,
@@ -36,7 +39,17 @@ impl<'a> Ask<'a> {
             max_depth: self.max_depth,
             choice: self.choice,
         };
-        generate(model, &what, &mut |_| true)
+        let found = generate(model, &what, &mut |_| true);
+        let mut plain = oracle::generate(model, &what, &mut |_| true);
+        if let (Ok(found), Ok(plain), KvMode::SharedUpdate) =
+            (&found, &mut plain, model.config().kv)
+        {
+            // Pages hold every row in every recursion at once, the loop when a later row asks.
+            assert!(found.kv_bytes >= plain.kv_bytes, "{}", name(model));
+            plain.kv_bytes = found.kv_bytes;
+        }
+        assert_eq!(found, plain, "{}", name(model));
+        found
     }
 }
 

@@ -83,7 +83,7 @@ fn each_causal_rule_is_made_as_asked() {
 }
 
 #[test]
-fn a_census_by_hand() {
+fn stats_by_hand() {
     let mut stats =
         RoutingStats { keeps_logits: true, sequence_length: 3, ..RoutingStats::default() };
     // Two sequences of three rows; row 4 stops at once.
@@ -145,7 +145,7 @@ fn chosen(stats: &mut RoutingStats, scores: &[f32], targets: &[u32]) {
 }
 
 #[test]
-fn a_census_of_depths_by_hand() {
+fn stats_of_depths_by_hand() {
     let mut stats = RoutingStats::default();
     chosen(&mut stats, &[0.5, 0.25, 0.25, 0.5, 0.5, 0.0], &[0, 1]);
     chosen(
@@ -162,7 +162,7 @@ fn a_census_of_depths_by_hand() {
 }
 
 #[test]
-fn a_census_of_a_model_counts_its_depths() {
+fn stats_of_a_model_counts_its_depths() {
     let (batch, state) = (batch(&ids(2, 3 * 20), 20), RouterState::default());
     for model in models() {
         for rule in [rule(&model), Rule::NonCausal] {

@@ -21,7 +21,7 @@ impl EventSink for Nobody {
 
 /// Operations of the ticks that decode 10 tokens of each of `batch` sequences, and these ticks.
 fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
-    let model = Arc::new(fresh(&config(router, KvMode::RecursionWise)));
+    let model = fresh(&config(router, KvMode::RecursionWise));
     let limits =
         SchedulerLimits { context: 64, pages: 4000, max_seqs: 32, ..SchedulerLimits::default() };
     let options = EngineOptions { limits, kv: KvFormat::F32, draw: Arc::new(DefaultDraw) };

@@ -66,7 +66,7 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Repor
     }
     let found = likelihoods(&stored.model, &rule, &stored.state, &stretches, &mut |n| {
         bar.set_position(n as u64)
-    });
+    })?;
     bar.finish_and_clear();
     let answer =
         |l: &engine::Likelihood| Answer { log_likelihood: l.log_likelihood, greedy: l.greedy };

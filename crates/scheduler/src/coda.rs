@@ -1,4 +1,4 @@
-//! What an executor reports: pages taken, recursions turned, rows left, tokens drawn; and what
+//! What an executor reports: pages taken, recursions run, rows completed, tokens drawn; and what
 //! follows from it.
 
 use crate::sequence::Cached;
@@ -9,8 +9,8 @@ use crate::{
 
 impl Scheduler {
     /// Room for `n` more tokens of `tier` in the view of a slot; see [`crate::Pages::append`].
-    /// Never fails for the rows that the plan lists: tier 0 for all of an `enter`, tier `1 +
-    /// recursion` for at most the rows of a `turn`.
+    /// Never fails for the rows that the plan lists: tier 0 for all of a `prelude`, tier `1 +
+    /// recursion` for at most the rows of a `recur`.
     ///
     /// # Errors
     /// [`Misuse`] with nothing changed.
@@ -31,7 +31,7 @@ impl Scheduler {
         self.pages.append(&running.table, tier, n).map_err(|full| Misuse::Pages { slot, full })
     }
 
-    /// A planned turn ran: `took` rows went through the block, `going` of these may come to the
+    /// A planned recursion ran: `took` rows went through the block, `going` of these may come to the
     /// next recursion. A chunk with nobody going, or after the last recursion, is ready.
     ///
     /// # Errors
@@ -41,10 +41,10 @@ impl Scheduler {
         let chunk =
             self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|r| r.chunk.as_mut());
         let Some(chunk) = chunk.filter(|f| f.due) else {
-            return Err(Misuse::NotDue { slot, report: "a turn" });
+            return Err(Misuse::NotDue { slot, report: "a recursion" });
         };
         let ChunkStage::Recurring { recursion, rows } = chunk.stage else {
-            return Err(Misuse::NotDue { slot, report: "a turn" });
+            return Err(Misuse::NotDue { slot, report: "a recursion" });
         };
         wrong(slot, "rows that took the recursion", took, 0..=rows)?;
         wrong(slot, "rows that go on", going, 0..=took)?;
@@ -62,7 +62,8 @@ impl Scheduler {
     /// ready, unless their rows are fewer than [`crate::SchedulerLimits::coda_batch`], others are still
     /// recurring, and none has waited [`crate::SchedulerLimits::coda_wait`] ticks.
     pub fn ready_for_coda(&mut self) -> Vec<CodaChunk> {
-        let (mut ready, mut rows, mut turning, mut waited) = (Vec::new(), 0, false, false);
+        let (mut ready, mut rows) = (Vec::new(), 0);
+        let (mut recurring, mut waited) = (false, false);
         for (slot, running) in
             self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?)))
         {
@@ -71,7 +72,7 @@ impl Scheduler {
             };
             let Chunk { first, count, draws, .. } = chunk;
             match chunk.stage {
-                ChunkStage::Recurring { .. } => turning = true,
+                ChunkStage::Recurring { .. } => recurring = true,
                 ChunkStage::Ready { since } => {
                     rows += count;
                     waited |= self.tick - since >= self.limits.coda_wait;
@@ -79,19 +80,19 @@ impl Scheduler {
                 }
             }
         }
-        if rows < self.limits.coda_batch && turning && !waited {
+        if rows < self.limits.coda_batch && recurring && !waited {
             return Vec::new();
         }
         ready.sort_unstable_by_key(|&(rank, _)| rank);
-        for (_, leave) in &ready {
-            if let Some(chunk) = self.slots[leave.slot].as_mut().and_then(|r| r.chunk.as_mut()) {
+        for (_, due) in &ready {
+            if let Some(chunk) = self.slots[due.slot].as_mut().and_then(|r| r.chunk.as_mut()) {
                 chunk.due = true;
             }
         }
-        ready.into_iter().map(|(_, leave)| leave).collect()
+        ready.into_iter().map(|(_, chunk)| chunk).collect()
     }
 
-    /// Rows left the last layers: the recursions each of them had, in order, and the token drawn if
+    /// Rows went through the last layers: the recursions each of them had, in order, and the token drawn if
     /// one was due. The token counts unless the sequence turns out to be cancelled.
     ///
     /// # Errors
@@ -104,9 +105,9 @@ impl Scheduler {
         now_us: u64,
     ) -> Result<After, Misuse> {
         let Some(mut running) = self.slots.get_mut(slot).and_then(Option::take) else {
-            return Err(Misuse::NotDue { slot, report: "rows that left" });
+            return Err(Misuse::NotDue { slot, report: "rows completed" });
         };
-        let counts = match self.check_left(slot, &running, depths, drawn) {
+        let counts = match self.check_completed(slot, &running, depths, drawn) {
             Ok(counts) => counts,
             Err(misuse) => {
                 self.slots[slot] = Some(running);
@@ -136,18 +137,17 @@ impl Scheduler {
     }
 
     /// Tokens of each tier after these rows, if the report fits the chunk and the pages.
-    fn check_left(
+    fn check_completed(
         &self,
         slot: SlotId,
         running: &Running,
         depths: &[u32],
         drawn: Option<u32>,
     ) -> Result<Vec<usize>, Misuse> {
-        let ready = |f: &Chunk| f.due && matches!(f.stage, ChunkStage::Ready { .. });
-        let Some(chunk) = running.chunk.filter(ready) else {
-            return Err(Misuse::NotDue { slot, report: "rows that left" });
+        let Some(chunk) = running.chunk.filter(is_ready) else {
+            return Err(Misuse::NotDue { slot, report: "rows completed" });
         };
-        wrong(slot, "rows that left", depths.len(), chunk.count..=chunk.count)?;
+        wrong(slot, "rows completed", depths.len(), chunk.count..=chunk.count)?;
         let draws = usize::from(chunk.draws);
         wrong(slot, "tokens drawn", usize::from(drawn.is_some()), draws..=draws)?;
         let mut counts = running.counts.clone();
@@ -220,6 +220,11 @@ impl Scheduler {
         };
         node.map(|node| Cached { node, counts: counts.to_vec() })
     }
+}
+
+/// Whether rows are due to be reported as complete.
+fn is_ready(chunk: &Chunk) -> bool {
+    chunk.due && matches!(chunk.stage, ChunkStage::Ready { .. })
 }
 
 /// Why a sequence of which `done` rows are complete goes no further, if so.

@@ -3,7 +3,7 @@
 
 use crate::KvShape;
 
-/// Bounds of a scheduler.
+/// How much may wait, how much may run, and how large a tick may be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerLimits {
     /// Requests that may wait.
@@ -13,10 +13,10 @@ pub struct SchedulerLimits {
     /// Sequences under way at most; also the number of slots.
     pub max_seqs: usize,
     /// Rows that a tick takes through a recursion at most. Rows in the recursions go on in any
-    /// case, then rows of newest tokens enter, prompts get what is left; the most important prompt
+    /// case, then come rows of newest tokens, prompts get what is left; the most important prompt
     /// gets [`crate::PAGE`] rows at least.
     pub max_batch_tokens: usize,
-    /// Prompt rows of one sequence that enter in one tick at most.
+    /// Prompt rows of one sequence that a tick takes up at most.
     pub prefill_chunk: usize,
     /// Unit pages of the pool.
     pub pages: usize,
@@ -81,23 +81,16 @@ impl Default for Brownout {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limit {field} is {found}, expected {expected}: change it")]
 pub struct LimitError {
-    /// Which bound.
+    /// The field of [`SchedulerLimits`].
     pub field: &'static str,
-    /// What it is.
+    /// The value that it has.
     pub found: usize,
-    /// What would do.
+    /// Values that can be kept.
     pub expected: String,
 }
 
 impl SchedulerLimits {
     pub(crate) fn check(&self, shape: &KvShape, recursions: usize) -> Result<(), LimitError> {
-        let at_least = |field, found: usize, least: usize| {
-            if found >= least {
-                Ok(())
-            } else {
-                Err(LimitError { field, found, expected: format!("at least {least}") })
-            }
-        };
         at_least("queue_requests", self.queue_requests, 1)?;
         at_least("max_seqs", self.max_seqs, 1)?;
         at_least("max_batch_tokens", self.max_batch_tokens, 1)?;
@@ -117,4 +110,11 @@ impl SchedulerLimits {
         }
         Ok(())
     }
+}
+
+fn at_least(field: &'static str, found: usize, least: usize) -> Result<(), LimitError> {
+    if found >= least {
+        return Ok(());
+    }
+    Err(LimitError { field, found, expected: format!("at least {least}") })
 }

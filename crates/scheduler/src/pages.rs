@@ -15,6 +15,9 @@ pub struct KvShape {
     /// however deep it goes (keys and values of the first recursion stand in for those it does not
     /// make).
     pub every_row: bool,
+    /// Whether keys and values depend on the seed of a request, as under a router that draws. Then
+    /// only requests of the same seed share a prefix.
+    pub by_seed: bool,
 }
 
 impl KvShape {
@@ -41,9 +44,9 @@ pub struct TableId(u32);
 pub struct PageCopy {
     /// Page that others go on reading.
     pub from_page: u32,
-    /// Fresh page.
+    /// The page that is written from now on.
     pub to_page: u32,
-    /// Slots to copy.
+    /// How many slots, from the first.
     pub tokens: usize,
 }
 
@@ -53,11 +56,11 @@ pub struct PageCopy {
     "tier {tier} needs {needed} fresh unit pages, {free} are free: release, evict or preempt first"
 )]
 pub struct Full {
-    /// Where.
+    /// The tier that wanted to grow.
     pub tier: usize,
-    /// Pages wanted.
+    /// Unit pages that it wanted.
     pub needed: usize,
-    /// Pages there.
+    /// Unit pages that nobody holds.
     pub free: usize,
 }
 
@@ -67,11 +70,11 @@ pub struct Full {
     "page accounting: {what} is {found}, recounted {expected}; report it with the steps that led here"
 )]
 pub struct Imbalance {
-    /// Which number.
+    /// The number that is wrong.
     pub what: &'static str,
-    /// As kept.
+    /// Its value in the books.
     pub found: usize,
-    /// As counted anew.
+    /// Its value when counted again.
     pub expected: usize,
 }
 
@@ -163,7 +166,7 @@ impl Pages {
         self.cached
     }
 
-    /// An empty view.
+    /// A view of no token yet.
     pub fn table(&mut self) -> TableId {
         let table = Table {
             counts: vec![0; self.shape.layers.len()],
@@ -323,7 +326,7 @@ impl Pages {
         self.free.push(page);
     }
 
-    /// Ends a view.
+    /// Ends a view; pages that nobody else holds become free.
     pub fn release(&mut self, table: TableId) {
         let Some(owned) = self.tables[table.0 as usize].take() else { return };
         self.vacant.push(table.0);

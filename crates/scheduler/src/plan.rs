@@ -1,4 +1,4 @@
-//! The plan of a tick: who gets a slot, which rows enter and turn, and whose pages are taken when
+//! The plan of a tick: who gets a slot, which rows run, and whose pages are taken when
 //! they do not suffice.
 
 use crate::queue::Rank;
@@ -34,13 +34,8 @@ impl Scheduler {
 
     /// Ends what was cancelled or is out of time.
     fn sweep(&mut self, now_us: u64, tick: &mut Tick) {
-        let over = |s: &Sequence| match s.request.deadline {
-            _ if s.cancelled => Some(Finish::Cancelled),
-            Some(deadline) if deadline <= now_us => Some(Finish::Deadline),
-            _ => None,
-        };
         for slot in 0..self.slots.len() {
-            let finish = self.slots[slot].as_ref().and_then(|r| over(&r.sequence));
+            let finish = self.slots[slot].as_ref().and_then(|r| over(&r.sequence, now_us));
             if let Some((finish, running)) =
                 finish.and_then(|f| Some((f, self.slots[slot].take()?)))
             {
@@ -48,7 +43,7 @@ impl Scheduler {
             }
         }
         let waiting: Vec<_> =
-            self.queue.iter().filter_map(|s| Some((s.rank(), over(s)?))).collect();
+            self.queue.iter().filter_map(|s| Some((s.rank(), over(s, now_us)?))).collect();
         for (rank, finish) in waiting {
             if let Some(sequence) = self.queue.remove(rank) {
                 tick.ended.push(self.end(None, sequence, finish, now_us));
@@ -103,7 +98,7 @@ impl Scheduler {
         true
     }
 
-    /// Prompt rows that sequences before `rank` could enter now.
+    /// Prompt rows that sequences before `rank` could run now.
     fn prompt_rows_before(&self, rank: Rank) -> usize {
         let before = self
             .slots
@@ -121,8 +116,8 @@ impl Scheduler {
         // One more than the plain rows, as the search leaves the last one out.
         let end = plain.count();
         let beyond = usize::from(end < ids);
-        let (_, node) =
-            self.prefix.find(sequence.class(), (0..end + beyond).map(|p| sequence.token(p)));
+        let class = sequence.class(self.pages.shape().by_seed);
+        let (_, node) = self.prefix.find(class, (0..end + beyond).map(|p| sequence.token(p)));
         let table = self.pages.resume_chain(&self.prefix.chain(node));
         let counts = self.pages.counts(&table).to_vec();
         (table, Some(Cached { node, counts }))
@@ -218,7 +213,7 @@ impl Scheduler {
     /// Plans the rows of all running sequences, most important first.
     fn schedule(&mut self, now_us: u64, tick: &mut Tick) {
         let mut order: Vec<(Rank, SlotId)> = Vec::new();
-        let (mut turning, mut newest) = (0, 0);
+        let (mut recurring, mut newest) = (0, 0);
         for (slot, running) in
             self.slots.iter().enumerate().filter_map(|(s, r)| Some((s, r.as_ref()?)))
         {
@@ -227,14 +222,15 @@ impl Scheduler {
             }
             order.push((running.sequence.rank(), slot));
             match running.chunk.map(|f| f.stage) {
-                Some(ChunkStage::Recurring { rows, .. }) => turning += rows,
+                Some(ChunkStage::Recurring { rows, .. }) => recurring += rows,
                 Some(ChunkStage::Ready { .. }) => {}
                 None => newest += usize::from(is_newest(running)),
             }
         }
         order.sort_unstable();
-        let mut budget = self.limits.max_batch_tokens.saturating_sub(turning + newest);
-        let (mut reserved, mut planned, mut fed) = (0, Vec::new(), false);
+        let mut budget = self.limits.max_batch_tokens.saturating_sub(recurring + newest);
+        let (mut reserved, mut planned) = (0, Vec::new());
+        let mut fed = false;
         for (_, slot) in order {
             let Some((step, prompt)) = self.step(slot, budget, fed) else { continue };
             let Some(pages) = self.reserve(slot, step, reserved, &planned, tick) else {
@@ -345,8 +341,17 @@ impl Scheduler {
     }
 }
 
-/// Whether the row to come is that of the newest token; a prompt's row waits for its turn among
+/// Whether the row to come is that of the newest token; a prompt's row is planned among
 /// prompts.
 fn is_newest(running: &Running) -> bool {
     running.sequence.len() == running.done + 1 && !running.sequence.generated.is_empty()
+}
+
+/// Why a sequence is to be ended before it runs any further, if so.
+fn over(sequence: &Sequence, now_us: u64) -> Option<Finish> {
+    match sequence.request.deadline {
+        _ if sequence.cancelled => Some(Finish::Cancelled),
+        Some(deadline) if deadline <= now_us => Some(Finish::Deadline),
+        _ => None,
+    }
 }

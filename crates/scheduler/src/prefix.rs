@@ -6,12 +6,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{PAGE, Pages, Shared};
 
+/// What changes the keys and values of a row besides the ids up to it. Texts of different classes
+/// never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PrefixClass {
+    /// Most recursions that a row may have.
+    pub(crate) cap: u32,
+    /// Fewest recursions that a row must have.
+    pub(crate) min_depth: u32,
+    /// Bits of what is added to the router's thresholds.
+    pub(crate) threshold: u32,
+    /// The request's seed, where rows depend on it.
+    pub(crate) seed: Option<u64>,
+}
+
 /// A place in the tree: a text of whole blocks that begins at the root of its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
-    /// The empty text of a class. Texts of different classes never meet: the class stands for
-    /// everything besides the ids that changes what a page holds.
-    Root(u64),
+    /// The empty text of a class.
+    Root(PrefixClass),
     /// A text that ends with this entry's block.
     Block(u64),
 }
@@ -43,7 +56,11 @@ pub(crate) struct Prefix {
 impl Prefix {
     /// The longest known beginning of `ids`, in tokens. Never all of `ids`: the last token at least
     /// is left to compute.
-    pub(crate) fn find(&mut self, class: u64, ids: impl IntoIterator<Item = u32>) -> (usize, Node) {
+    pub(crate) fn find(
+        &mut self,
+        class: PrefixClass,
+        ids: impl IntoIterator<Item = u32>,
+    ) -> (usize, Node) {
         let (mut node, mut blocks) = (Node::Root(class), 0);
         let mut ids = ids.into_iter().peekable();
         let mut block = [0; PAGE];
@@ -136,7 +153,7 @@ impl Prefix {
         true
     }
 
-    /// All stretches kept.
+    /// The stretches of all blocks, for recounting pages.
     pub(crate) fn shared(&self) -> impl Iterator<Item = &Shared> {
         self.entries.values().map(|entry| &entry.shared)
     }
@@ -147,14 +164,17 @@ mod tests {
     use super::*;
     use crate::KvShape;
 
+    const CLASS: PrefixClass = PrefixClass { cap: 3, min_depth: 0, threshold: 0, seed: None };
+
     /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of
     /// depth 1).
     fn known(texts: &[&[u32]]) -> (Pages, Prefix) {
-        let mut pages = Pages::new(KvShape { layers: vec![1, 1], every_row: false }, 64);
+        let mut pages =
+            Pages::new(KvShape { layers: vec![1, 1], every_row: false, by_seed: false }, 64);
         let mut prefix = Prefix::default();
         for text in texts {
             let table = pages.table();
-            let mut node = Node::Root(7);
+            let mut node = Node::Root(CLASS);
             for (i, block) in text.chunks(PAGE).enumerate() {
                 (0..2).for_each(|tier| drop(pages.append(&table, tier, PAGE).unwrap()));
                 let block: [u32; PAGE] = block.try_into().unwrap();
@@ -176,14 +196,18 @@ mod tests {
     fn the_longest_beginning_but_never_all() {
         let (mut pages, mut prefix) = known(&[&ids(&[1, 2, 3]), &ids(&[1, 4])]);
         let mut find = |class, text: &[u32]| prefix.find(class, text.iter().copied()).0;
-        assert_eq!(find(7, &[ids(&[1, 2, 3]), vec![9]].concat()), 48);
-        assert_eq!(find(7, &ids(&[1, 2, 3])), 32, "the last token is left to compute");
-        assert_eq!(find(7, &ids(&[1, 4, 3])), 32);
-        assert_eq!(find(7, &ids(&[2, 3])), 0, "a block counts only after its parent");
-        assert_eq!(find(8, &ids(&[1, 2, 3])), 0, "another class");
-        assert_eq!(find(7, &ids(&[1])[..15]), 0);
-        assert_eq!(find(7, &[]), 0);
-        let (tokens, node) = prefix.find(7, ids(&[1, 4, 4]));
+        assert_eq!(find(CLASS, &[ids(&[1, 2, 3]), vec![9]].concat()), 48);
+        assert_eq!(find(CLASS, &ids(&[1, 2, 3])), 32, "the last token is left to compute");
+        assert_eq!(find(CLASS, &ids(&[1, 4, 3])), 32);
+        assert_eq!(find(CLASS, &ids(&[2, 3])), 0, "a block counts only after its parent");
+        assert_eq!(
+            find(PrefixClass { seed: Some(1), ..CLASS }, &ids(&[1, 2, 3])),
+            0,
+            "another class"
+        );
+        assert_eq!(find(CLASS, &ids(&[1])[..15]), 0);
+        assert_eq!(find(CLASS, &[]), 0);
+        let (tokens, node) = prefix.find(CLASS, ids(&[1, 4, 4]));
         let table = pages.resume_chain(&prefix.chain(node));
         assert_eq!((tokens, pages.counts(&table)), (32, [32, 32].as_slice()));
         assert_eq!(prefix.counts(node), Some([32, 32].as_slice()));
@@ -194,11 +218,11 @@ mod tests {
     #[test]
     fn the_least_recently_used_leaf_goes_first() {
         let (mut pages, mut prefix) = known(&[&ids(&[1, 2]), &ids(&[1, 3]), &ids(&[5, 6])]);
-        prefix.find(7, ids(&[1, 2, 0]));
+        prefix.find(CLASS, ids(&[1, 2, 0]));
         let mut left = Vec::new();
         loop {
             let has = |blocks: &[u32]| {
-                let mut node = Some(Node::Root(7));
+                let mut node = Some(Node::Root(CLASS));
                 for block in ids(blocks).chunks(PAGE) {
                     node = node.and_then(|n| prefix.child(n, block.try_into().unwrap()));
                 }
@@ -227,7 +251,7 @@ mod tests {
     #[test]
     fn a_stretch_without_a_place_comes_back() {
         let (mut pages, mut prefix) = known(&[&ids(&[1])]);
-        let (_, node) = prefix.find(7, ids(&[1, 2]));
+        let (_, node) = prefix.find(CLASS, ids(&[1, 2]));
         let block: [u32; PAGE] = ids(&[1]).try_into().unwrap();
         let stretch = |pages: &mut Pages| {
             let table = pages.table();
@@ -235,7 +259,10 @@ mod tests {
             pages.release(table);
             shared
         };
-        assert!(prefix.insert(Node::Root(7), block, stretch(&mut pages)).is_err(), "there already");
+        assert!(
+            prefix.insert(Node::Root(CLASS), block, stretch(&mut pages)).is_err(),
+            "there already"
+        );
         while prefix.evict_one(&mut pages) {}
         assert!(prefix.insert(node, block, stretch(&mut pages)).is_err(), "its parent is gone");
         assert_eq!(prefix.counts(node), None);

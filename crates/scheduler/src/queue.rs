@@ -10,7 +10,7 @@ pub(crate) type Rank = (Reverse<Priority>, u64);
 
 /// Completions that the guess at a waiting time looks back on.
 const MEMORY: usize = 32;
-/// Longest guess, seconds.
+/// The longest waiting time that is told to anybody, in seconds.
 const LONGEST: u64 = 600;
 
 #[derive(Debug)]

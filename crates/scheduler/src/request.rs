@@ -47,7 +47,7 @@ impl Default for SamplingParams {
     }
 }
 
-/// The quality depth_options of a request: how many recursions its tokens may and must have.
+/// What a request asks of depth: how many recursions its tokens may and must have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DepthOptions {
     /// No token gets more recursions than this.
@@ -70,7 +70,7 @@ impl Default for DepthOptions {
 /// One sequence to continue or to score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Unique among the requests in chunk.
+    /// Unique among the requests that wait or run.
     pub id: u64,
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
@@ -99,7 +99,7 @@ pub struct Request {
 /// The log-probability of one token, with the most likely ones beside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// The token.
+    /// The id of the token.
     pub id: u32,
     /// Natural logarithm of its probability under the raw logits; `None` for the first token of a
     /// prompt.
@@ -108,7 +108,7 @@ pub struct Scored {
     pub top: Vec<(u32, f32)>,
 }
 
-/// A new token.
+/// A token that was drawn or scored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenOut {
     /// The token with its log-probability.
@@ -139,7 +139,7 @@ pub struct Usage {
     pub prompt: u64,
     /// Of these, found in the prefix cache.
     pub cached: u64,
-    /// New tokens.
+    /// Tokens drawn for it.
     pub generated: u64,
     /// Block applications of all rows that ran for this request and count (recomputed ones count
     /// once).
@@ -152,14 +152,16 @@ pub struct Usage {
     pub prefill_us: u64,
     /// How often its pages were taken away and computed again.
     pub preemptions: u32,
+    /// Keys and values that it held at its end: tokens, summed over the layers that hold them.
+    pub kv_tokens: u64,
 }
 
 /// The end of a sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// Why.
+    /// Why it goes no further.
     pub finish: Finish,
-    /// At what cost.
+    /// Rows, tokens and time that it took.
     pub usage: Usage,
 }
 
@@ -168,9 +170,9 @@ pub struct Done {
 pub enum Event {
     /// Scores and depths of the prompt tokens that [`Request::prompt_scores`] asks for.
     Prompt(Vec<TokenOut>),
-    /// The next token.
+    /// A token was drawn.
     Token(TokenOut),
-    /// The last event.
+    /// The request has ended; no event follows.
     Done(Done),
 }
 
@@ -199,24 +201,24 @@ pub enum Refusal {
         "the queue holds {waiting} requests and {tokens} tokens, its bound; try again in {retry_after_s} s"
     )]
     Overloaded {
-        /// Requests waiting.
+        /// Requests in the queue.
         waiting: usize,
-        /// Their prompt tokens.
+        /// Prompt tokens in the queue.
         tokens: usize,
         /// A guess at when there is room.
         retry_after_s: u64,
     },
-    /// Shutting down.
+    /// The engine finishes what it has accepted and takes no more.
     #[error("the engine is draining and takes no new requests")]
     Draining,
     /// The request makes no sense for this model.
     #[error("{field} is {found}, expected {expected}")]
     Invalid {
-        /// Which part.
+        /// The part of the request that makes no sense.
         field: &'static str,
-        /// What it is.
+        /// The value that it has.
         found: String,
-        /// What would do.
+        /// Values that make sense.
         expected: String,
     },
 }
@@ -224,9 +226,9 @@ pub enum Refusal {
 /// What the engine is doing, for metrics. Counters only grow.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
-    /// Sequences in chunk.
+    /// Sequences that have a slot.
     pub running: usize,
-    /// Requests waiting.
+    /// Requests in the queue.
     pub waiting: usize,
     /// Unit pages in all (one layer of 16 tokens).
     pub pages: usize,
@@ -247,17 +249,18 @@ pub struct Gauges {
     pub depths: Vec<u64>,
     /// Block applications done, and what full depth would have cost for the same rows.
     pub recursion_steps: (u64, u64),
-    /// Ticks, microseconds inside them, and of these inside operations.
+    /// Ticks since the start.
     pub ticks: u64,
-    /// Microseconds inside ticks.
+    /// Microseconds from the beginning to the end of each tick, summed.
     pub tick_us: u64,
-    /// Microseconds inside operations.
+    /// Microseconds of these inside passes of the model: embedding, layers, routers and head, with
+    /// the writes to pages that layers make. What is left of a tick is planning and drawing.
     pub operation_us: u64,
     /// Rows that went through each recursion.
     pub rows_by_recursion: Vec<u64>,
     /// The depth cap in force under brown-out; the model's recursions when there is none.
     pub depth_cap: u32,
-    /// Requests cancelled, failed inside.
+    /// Requests that were cancelled.
     pub cancelled: u64,
     /// Requests that failed inside.
     pub failed: u64,

@@ -2,27 +2,28 @@
 //! numbers to look at.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use crate::brownout::DepthCap;
 use crate::prefix::Prefix;
 use crate::queue::{Queue, Rank};
 use crate::{
-    Done, Ended, Finish, Gauges, Imbalance, KvShape, LimitError, Pages, Refusal, Request, Running,
-    SchedulerLimits, Sequence, SlotId,
+    DepthOptions, Done, Ended, Finish, Gauges, Imbalance, KvShape, LimitError, Pages, Refusal,
+    Request, Running, SchedulerLimits, Sequence, SlotId,
 };
 
 /// Depth-wise continuous batching, as bookkeeping. One tick:
 ///
 /// 1. [`Scheduler::plan`]; forget what `ended` and `preempted` name.
-/// 2. For each `enter`: [`Scheduler::append`] tier 0, carry out the copies, run embedding and first
+/// 2. For each chunk of `prelude`: [`Scheduler::append`] tier 0, carry out the copies, run embedding and first
 ///    layers.
-/// 3. For each `turn`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that
+/// 3. For each chunk of `recur`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that
 ///    take it, carry out the copies, run the block, then [`Scheduler::recurred`].
-/// 4. [`Scheduler::leaving`]: run last layers and head, draw where `draws`, then
+/// 4. [`Scheduler::ready_for_coda`]: run last layers and head, draw where `draws`, then
 ///    [`Scheduler::completed`].
 ///
 /// Copies of one `append` are carried out before the next call that takes `&mut self`. Every
-/// planned turn and every leave is reported before the next plan; what cannot be reported is ended
+/// planned recursion and every coda is reported before the next plan; what cannot be reported is ended
 /// by [`Scheduler::fail`].
 ///
 /// What is promised: the most important sequence (highest priority, then first arrived, not paused)
@@ -109,24 +110,16 @@ impl Scheduler {
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Refusal> {
-        let invalid = |field, found: String, expected: String| {
-            Err(Refusal::Invalid { field, found, expected })
-        };
-        let (prompt, new, depth_options) =
-            (request.prompt.len(), request.max_tokens, &request.depth_options);
+        let (prompt, new) = (request.prompt.len(), request.max_tokens);
         if prompt == 0 {
-            return invalid("prompt", "empty".into(), "at least one token".into());
+            return invalid("prompt", "empty", "at least one token".into());
         }
         if self.places.contains_key(&request.id) {
-            return invalid(
-                "id",
-                request.id.to_string(),
-                "one that no request in chunk has".into(),
-            );
+            let expected = "one that no request has that waits or runs";
+            return invalid("id", request.id, expected.into());
         }
         if let Some(from) = request.prompt_scores.filter(|&from| from >= prompt) {
-            let expected = format!("below {prompt}, the prompt's tokens");
-            return invalid("prompt_scores", from.to_string(), expected);
+            return invalid("prompt_scores", from, format!("below {prompt}, the prompt's tokens"));
         }
         let total = prompt.saturating_add(new);
         if total > self.limits.context {
@@ -138,31 +131,27 @@ impl Scheduler {
         if worst > self.pages.pages() {
             let expected =
                 format!("at most {}, the pool: ask for fewer tokens", self.pages.pages());
-            return invalid("pages of prompt and max_tokens", worst.to_string(), expected);
+            return invalid("pages of prompt and max_tokens", worst, expected);
         }
-        if depth_options.max_depth == Some(0) {
-            return invalid("max_depth", "0".into(), "at least 1".into());
+        self.check_depths(&request.depth_options)
+    }
+
+    fn check_depths(&self, options: &DepthOptions) -> Result<(), Refusal> {
+        if options.max_depth == Some(0) {
+            return invalid("max_depth", 0, "at least 1".into());
         }
-        let most = depth_options
-            .max_depth
-            .map_or(self.recursions, |most| self.recursions.min(most as usize));
-        if depth_options.min_depth as usize > most {
-            return invalid(
-                "min_depth",
-                depth_options.min_depth.to_string(),
-                format!("at most {most}, the deepest allowed"),
-            );
+        let most =
+            options.max_depth.map_or(self.recursions, |most| self.recursions.min(most as usize));
+        if options.min_depth as usize > most {
+            let expected = format!("at most {most}, the deepest allowed");
+            return invalid("min_depth", options.min_depth, expected);
         }
-        if !depth_options.threshold.is_finite() {
-            return invalid(
-                "threshold",
-                depth_options.threshold.to_string(),
-                "a finite number".into(),
-            );
+        if !options.threshold.is_finite() {
+            return invalid("threshold", options.threshold, "a finite number".into());
         }
-        match depth_options.mean_depth {
+        match options.mean_depth {
             Some(mean) if !(mean.is_finite() && mean > 0.0) => {
-                invalid("mean_depth", mean.to_string(), "a finite number above 0".into())
+                invalid("mean_depth", mean, "a finite number above 0".into())
             }
             _ => Ok(()),
         }
@@ -206,10 +195,13 @@ impl Scheduler {
     pub(crate) fn end_running(
         &mut self,
         slot: SlotId,
-        running: Running,
+        mut running: Running,
         finish: Finish,
         now_us: u64,
     ) -> Ended {
+        let held = running.counts.iter().zip(&self.pages.shape().layers);
+        running.sequence.usage.kv_tokens =
+            held.map(|(tokens, layers)| tokens * layers).sum::<usize>() as u64;
         self.pages.release(running.table);
         self.end(Some(slot), running.sequence, finish, now_us)
     }
@@ -243,8 +235,8 @@ impl Scheduler {
     /// to be ended. If not, an engine may sleep until the next submission, cancellation or end of a
     /// pause (deadlines aside).
     pub fn has_work(&self) -> bool {
-        let works = |s: &Sequence| s.paused.is_none() || s.cancelled;
-        self.slots.iter().flatten().any(|r| works(&r.sequence)) || self.queue.iter().any(works)
+        self.slots.iter().flatten().any(|r| has_work(&r.sequence))
+            || self.queue.iter().any(has_work)
     }
 
     /// Slots, taken or not.
@@ -257,14 +249,6 @@ impl Scheduler {
         self.slots.get(slot)?.as_ref()
     }
 
-    /// The slot in which a request runs; `None` if it waits or is unknown.
-    pub fn slot_of(&self, id: u64) -> Option<SlotId> {
-        match self.places.get(&id)? {
-            Place::Running(slot) => Some(*slot),
-            Place::Waiting(_) => None,
-        }
-    }
-
     /// What waits, most important first.
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
         self.queue.iter()
@@ -273,15 +257,6 @@ impl Scheduler {
     /// The pool, for page lists and places.
     pub fn pages(&self) -> &Pages {
         &self.pages
-    }
-
-    /// Empties the prefix cache; returns how many blocks it held.
-    pub fn forget_prefixes(&mut self) -> usize {
-        let mut blocks = 0;
-        while self.prefix.evict_one(&mut self.pages) {
-            blocks += 1;
-        }
-        blocks
     }
 
     /// The numbers that a scheduler knows; bytes and times stay 0 for the engine to fill in.
@@ -305,4 +280,14 @@ impl Scheduler {
     pub fn check(&self) -> Result<(), Imbalance> {
         self.pages.check(self.prefix.shared())
     }
+}
+
+/// The refusal of a request of which `field` makes no sense.
+fn invalid(field: &'static str, found: impl Display, expected: String) -> Result<(), Refusal> {
+    Err(Refusal::Invalid { field, found: found.to_string(), expected })
+}
+
+/// Whether a plan could let a sequence run, or end it.
+fn has_work(sequence: &Sequence) -> bool {
+    sequence.paused.is_none() || sequence.cancelled
 }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use crate::prefix::Node;
+use crate::prefix::{Node, PrefixClass};
 use crate::queue::Rank;
 use crate::{Request, TableId, Usage};
 
@@ -25,7 +25,7 @@ pub struct Sequence {
     pub(crate) caps: Vec<u32>,
     /// Recursions spent on the generated tokens, by the rows that predicted them.
     pub(crate) spent: u64,
-    /// Rows below this position have left at least once.
+    /// Rows below this position have been completed at least once.
     pub(crate) computed: usize,
     pub(crate) paused: Option<u64>,
     pub(crate) cancelled: bool,
@@ -56,12 +56,15 @@ impl Sequence {
         (Reverse(self.request.priority), self.arrival)
     }
 
-    /// What changes the keys and values of a row besides its ids: cap, least depth, threshold.
-    pub(crate) fn class(&self) -> u64 {
+    /// Whose keys and values this sequence can share; `by_seed` as in [`crate::KvShape`].
+    pub(crate) fn class(&self, by_seed: bool) -> PrefixClass {
         let depth_options = &self.request.depth_options;
-        u64::from(self.cap.min(0xffff)) << 48
-            | u64::from(depth_options.min_depth.min(0xffff)) << 32
-            | u64::from(depth_options.threshold.to_bits())
+        PrefixClass {
+            cap: self.cap,
+            min_depth: depth_options.min_depth,
+            threshold: depth_options.threshold.to_bits(),
+            seed: by_seed.then_some(self.request.sampling.seed),
+        }
     }
 
     /// Tokens that are looked up in the prefix cache, from the first one; the row of the last of
@@ -132,25 +135,10 @@ impl Sequence {
         if position < prompt { self.cap } else { self.caps[position - prompt] }
     }
 
-    /// Rows below this position have left the last layers before: after a preemption they are
+    /// Rows below this position have been completed before: after a preemption they are
     /// computed again, and what they tell must not be told again.
     pub fn computed(&self) -> usize {
         self.computed
-    }
-
-    /// Arrival number: equal priorities run in this order.
-    pub fn arrival(&self) -> u64 {
-        self.arrival
-    }
-
-    /// What it cost so far.
-    pub fn usage(&self) -> &Usage {
-        &self.usage
-    }
-
-    /// Whether it takes no part at present.
-    pub fn is_paused(&self) -> bool {
-        self.paused.is_some()
     }
 }
 
@@ -176,11 +164,11 @@ pub enum ChunkStage {
 pub struct Chunk {
     /// Position of the first row.
     pub first: usize,
-    /// Rows.
+    /// How many consecutive rows.
     pub count: usize,
-    /// Where they stand.
+    /// How far they have come.
     pub stage: ChunkStage,
-    /// Whether a token is drawn from the last row when they leave.
+    /// Whether a token is drawn from the last row at their end.
     pub draws: bool,
     /// Whether a report is due: [`crate::Scheduler::recurred`] or [`crate::Scheduler::completed`].
     pub(crate) due: bool,
@@ -209,7 +197,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// The sequence.
+    /// The sequence that runs here.
     pub fn sequence(&self) -> &Sequence {
         &self.sequence
     }

@@ -4,37 +4,37 @@ use std::sync::Arc;
 
 use crate::{Done, Request, SlotId};
 
-/// Rows that go through embedding and first layers.
+/// Rows that go through the prelude: embedding and first layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PreludeChunk {
-    /// Whose.
+    /// The slot of their sequence.
     pub slot: SlotId,
     /// Position of the first row.
     pub first: usize,
-    /// Rows.
+    /// How many consecutive rows.
     pub count: usize,
 }
 
 /// Rows that come to a recursion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecurChunk {
-    /// Whose.
+    /// The slot of their sequence.
     pub slot: SlotId,
-    /// Which recursion, from 0.
+    /// The recursion, from 0.
     pub recursion: usize,
     /// Rows that may take it: all of the chunk in recursion 0, then what
     /// [`crate::Scheduler::recurred`] said.
     pub rows: usize,
 }
 
-/// Rows that go through the last layers.
+/// Rows that go through the coda: the last layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodaChunk {
-    /// Whose.
+    /// The slot of their sequence.
     pub slot: SlotId,
     /// Position of the first row.
     pub first: usize,
-    /// Rows.
+    /// How many consecutive rows.
     pub count: usize,
     /// Whether a token is to be drawn from the last row.
     pub draws: bool,
@@ -45,9 +45,9 @@ pub struct CodaChunk {
 pub struct Ended {
     /// The slot it had; `None` if it waited.
     pub slot: Option<SlotId>,
-    /// What was asked.
+    /// The request as it came.
     pub request: Arc<Request>,
-    /// Why and at what cost.
+    /// Why it ended, and at what cost.
     pub done: Done,
 }
 
@@ -61,15 +61,15 @@ pub struct Tick {
     pub preempted: Vec<(SlotId, u64)>,
     /// Slots that got a sequence.
     pub admitted: Vec<SlotId>,
-    /// Rows that enter, most important first.
+    /// New rows for embedding and first layers, most important first.
     pub prelude: Vec<PreludeChunk>,
-    /// Rows that come to a recursion, the entering ones included, most important first.
+    /// Rows that come to a recursion, those of `prelude` included, most important first.
     pub recur: Vec<RecurChunk>,
-    /// Slots that have a chunk or rows to enter but no pages: they keep what they have and wait.
+    /// Slots with rows that could run but find no pages: they keep what they have and wait.
     pub stalled: Vec<SlotId>,
 }
 
-/// What follows after rows left.
+/// What follows when rows are complete.
 #[derive(Clone, Debug, PartialEq)]
 pub enum After {
     /// More of the text is to be computed, or the drawn token goes on as a row of the next ticks.
@@ -81,26 +81,26 @@ pub enum After {
 /// A report that does not fit the plan: a mistake of the executor. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misuse {
-    /// Nobody there, or nothing due.
+    /// The slot is empty, or nothing is due from it.
     #[error(
         "slot {slot} reports {report}, expected a chunk of this tick's plan: report each planned chunk once"
     )]
     NotDue {
-        /// The slot named.
+        /// The slot that the report is about.
         slot: SlotId,
-        /// The report made.
+        /// The kind of report.
         report: &'static str,
     },
     /// A number that cannot be.
     #[error("slot {slot} reports {what} {found}, expected {expected}: report what ran")]
     Wrong {
-        /// The slot named.
+        /// The slot that the report is about.
         slot: SlotId,
-        /// Which number.
+        /// The number that cannot be.
         what: &'static str,
-        /// As reported.
+        /// Its value in the report.
         found: usize,
-        /// What would do.
+        /// Values that fit the plan.
         expected: String,
     },
     /// The page pool said no, although the plan had reserved for the rows it listed.
@@ -108,9 +108,9 @@ pub enum Misuse {
         "slot {slot} wants more pages than its rows take at most: append no more rows than the plan lists"
     )]
     Pages {
-        /// The slot named.
+        /// The slot that the report is about.
         slot: SlotId,
-        /// What the pool said.
+        /// The refusal of the page pool.
         #[source]
         full: crate::Full,
     },

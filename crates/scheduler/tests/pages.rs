@@ -3,7 +3,7 @@
 use scheduler::{KvShape, PAGE, PageCopy, Pages};
 
 fn pool(layers: &[usize], pages: usize) -> Pages {
-    Pages::new(KvShape { layers: layers.to_vec(), every_row: false }, pages)
+    Pages::new(KvShape { layers: layers.to_vec(), every_row: false, by_seed: false }, pages)
 }
 
 #[test]
@@ -114,13 +114,13 @@ fn the_recount_notices_a_forgotten_stretch() {
 
 #[test]
 fn a_shape_knows_its_worst_case() {
-    let shape = KvShape { layers: vec![4, 2, 2, 0], every_row: false };
+    let shape = KvShape { layers: vec![4, 2, 2, 0], every_row: false, by_seed: false };
     assert_eq!([0, 1, 16, 17].map(|tokens| shape.pages_for(tokens)), [0, 8, 8, 16]);
     assert_eq!(
-        KvShape { layers: vec![usize::MAX, 2], every_row: false }.pages_for(100),
+        KvShape { layers: vec![usize::MAX, 2], every_row: false, by_seed: false }.pages_for(100),
         usize::MAX
     );
-    let each = |every_row| KvShape { layers: vec![1; 4], every_row };
+    let each = |every_row| KvShape { layers: vec![1; 4], every_row, by_seed: false };
     assert_eq!([0, 1, 3].map(|depth| each(false).tiers_of(depth)), [1, 2, 4]);
     assert_eq!([0, 1, 3].map(|depth| each(true).tiers_of(depth)), [1, 4, 4]);
 }

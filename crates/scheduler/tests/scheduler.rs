@@ -7,7 +7,8 @@ use scheduler::{
 
 /// A model of two recursions, with one layer in each tier.
 fn scheduler(limits: SchedulerLimits) -> Scheduler {
-    Scheduler::new(limits, KvShape { layers: vec![1, 1, 1], every_row: false }, 2).unwrap()
+    Scheduler::new(limits, KvShape { layers: vec![1, 1, 1], every_row: false, by_seed: false }, 2)
+        .unwrap()
 }
 
 fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request {
@@ -26,14 +27,19 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
     }
 }
 
+/// The request in a slot.
+fn in_slot(s: &Scheduler, slot: SlotId) -> u64 {
+    s.running(slot).unwrap().sequence().request().id
+}
+
 /// Takes all due rows through their recursion, each to its cap.
-fn turn(s: &mut Scheduler, tick: &Tick) {
-    for enter in &tick.prelude {
-        s.append(enter.slot, 0, enter.count).unwrap();
+fn recur(s: &mut Scheduler, tick: &Tick) {
+    for chunk in &tick.prelude {
+        s.append(chunk.slot, 0, chunk.count).unwrap();
     }
-    for turn in &tick.recur {
+    for due in &tick.recur {
         let (sequence, chunk) = {
-            let running = s.running(turn.slot).unwrap();
+            let running = s.running(due.slot).unwrap();
             (running.sequence(), *running.chunk().unwrap())
         };
         let deep = |least: usize| {
@@ -41,26 +47,26 @@ fn turn(s: &mut Scheduler, tick: &Tick) {
                 .filter(|&p| sequence.cap_of(p) as usize >= least)
                 .count()
         };
-        let (took, going) = (deep(turn.recursion + 1), deep(turn.recursion + 2));
-        s.append(turn.slot, 1 + turn.recursion, took).unwrap();
-        s.recurred(turn.slot, took, going).unwrap();
+        let (took, going) = (deep(due.recursion + 1), deep(due.recursion + 2));
+        s.append(due.slot, 1 + due.recursion, took).unwrap();
+        s.recurred(due.slot, took, going).unwrap();
     }
 }
 
-fn leave(s: &mut Scheduler, leave: CodaChunk, token: u32, now_us: u64) -> After {
-    let sequence = s.running(leave.slot).unwrap().sequence();
+fn complete(s: &mut Scheduler, chunk: CodaChunk, token: u32, now_us: u64) -> After {
+    let sequence = s.running(chunk.slot).unwrap().sequence();
     let depths: Vec<u32> =
-        (leave.first..leave.first + leave.count).map(|p| sequence.cap_of(p)).collect();
-    s.completed(leave.slot, &depths, leave.draws.then_some(token), now_us).unwrap()
+        (chunk.first..chunk.first + chunk.count).map(|p| sequence.cap_of(p)).collect();
+    s.completed(chunk.slot, &depths, chunk.draws.then_some(token), now_us).unwrap()
 }
 
 /// One tick in which everybody who draws draws `token`.
 fn tick(s: &mut Scheduler, token: u32, now_us: u64) -> (Tick, Vec<Ended>) {
     let tick = s.plan(now_us);
-    turn(s, &tick);
+    recur(s, &tick);
     let mut ended = tick.ended.clone();
     for l in s.ready_for_coda() {
-        if let After::Ended(end) = leave(s, l, token, now_us) {
+        if let After::Ended(end) = complete(s, l, token, now_us) {
             ended.push(end);
         }
     }
@@ -134,7 +140,7 @@ fn what_can_never_run_is_refused_by_field() {
     s.submit(request(1, 0..40, 9), 0).unwrap();
     assert_eq!(
         refusal(&mut s, request(1, 0..4, 1)),
-        "id is 1, expected one that no request in chunk has"
+        "id is 1, expected one that no request has that waits or runs"
     );
     let full = "the queue holds 1 requests and 40 tokens, its bound; try again in 1 s";
     assert_eq!(refusal(&mut s, request(2, 0..4, 1)), full);
@@ -147,13 +153,13 @@ fn what_can_never_run_is_refused_by_field() {
 #[test]
 fn limits_that_cannot_be_kept() {
     let error = |limits, layers: &[usize]| {
-        let shape = KvShape { layers: layers.to_vec(), every_row: false };
+        let shape = KvShape { layers: layers.to_vec(), every_row: false, by_seed: false };
         Scheduler::new(limits, shape, 2).unwrap_err().to_string()
     };
     let base = SchedulerLimits::default;
     assert_eq!(
         error(SchedulerLimits { max_batch_tokens: 0, ..base() }, &[1, 1, 1]),
-        "limit rows is 0, expected at least 1: change it"
+        "limit max_batch_tokens is 0, expected at least 1: change it"
     );
     assert_eq!(
         error(SchedulerLimits { pages: 2, ..base() }, &[1, 1, 1]),
@@ -194,7 +200,7 @@ fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
     });
     s.submit(request(1, 0..50, 1), 0).unwrap();
     s.submit(request(2, 100..190, 1), 0).unwrap();
-    let entered: Vec<Vec<(SlotId, usize, usize)>> = ticks(&mut s, 5)
+    let first_rows: Vec<Vec<(SlotId, usize, usize)>> = ticks(&mut s, 5)
         .iter()
         .map(|(tick, _)| tick.prelude.iter().map(|e| (e.slot, e.first, e.count)).collect())
         .collect();
@@ -206,7 +212,7 @@ fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
         vec![],
         vec![(0, 32, 18), (1, 32, 16)],
     ];
-    assert_eq!(entered, expected);
+    assert_eq!(first_rows, expected);
 }
 
 #[test]
@@ -217,10 +223,10 @@ fn ready_rows_wait_for_company_but_not_long() {
     s.submit(Request { depth_options: shallow, ..request(1, 0..1, 9) }, 0).unwrap();
     s.submit(request(2, 5..6, 9), 0).unwrap();
     let first = s.plan(0);
-    turn(&mut s, &first);
+    recur(&mut s, &first);
     assert_eq!(s.ready_for_coda(), [], "one row is ready, another is still recurring");
     let second = s.plan(0);
-    turn(&mut s, &second);
+    recur(&mut s, &second);
     let both: Vec<SlotId> = s.ready_for_coda().iter().map(|l| l.slot).collect();
     assert_eq!(both, [0, 1], "two rows are enough");
     for slot in both {
@@ -229,7 +235,7 @@ fn ready_rows_wait_for_company_but_not_long() {
     // The second one pauses on its way: nobody turns, the first need not wait.
     s.pause(2);
     let third = s.plan(0);
-    turn(&mut s, &third);
+    recur(&mut s, &third);
     assert_eq!(s.ready_for_coda().len(), 1);
 }
 
@@ -248,10 +254,10 @@ fn nobody_waits_for_company_longer_than_allowed() {
         for id in 2..5 {
             s.submit(request(id, 5..6, 9), 0).unwrap();
             let tick = s.plan(0);
-            turn(&mut s, &tick);
-            let leaving = s.ready_for_coda();
-            left.push(leaving.iter().map(|l| l.slot).collect::<Vec<_>>());
-            leaving.into_iter().for_each(|l| drop(leave(&mut s, l, 9, 0)));
+            recur(&mut s, &tick);
+            let ready = s.ready_for_coda();
+            left.push(ready.iter().map(|l| l.slot).collect::<Vec<_>>());
+            ready.into_iter().for_each(|l| drop(complete(&mut s, l, 9, 0)));
         }
         assert_eq!(left, expected, "wait {coda_wait}");
     }
@@ -267,11 +273,14 @@ fn a_known_beginning_is_not_computed_again() {
     let other = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
     s.submit(Request { depth_options: other, ..request(3, 0..40, 3) }, 0).unwrap();
     s.submit(Request { prompt_scores: Some(0), ..request(4, 0..40, 3) }, 0).unwrap();
+    // The token at 17 is scored by the row before it, the one at 16 by a row of the first block.
+    s.submit(Request { prompt_scores: Some(17), ..request(5, 0..40, 3) }, 0).unwrap();
+    s.submit(Request { prompt_scores: Some(16), ..request(6, 0..40, 3) }, 0).unwrap();
     let done = until_idle(&mut s, 9);
     let cached = |id| done.iter().find(|(i, _)| *i == id).unwrap().1.usage;
     assert_eq!(
-        [2, 3, 4].map(|id| cached(id).cached),
-        [32, 0, 0],
+        [2, 3, 4, 5, 6].map(|id| cached(id).cached),
+        [32, 0, 0, 16, 0],
         "not for another depth_options, not where scores are asked for"
     );
     // 8 rows of the prompt and 2 of the text.
@@ -280,7 +289,7 @@ fn a_known_beginning_is_not_computed_again() {
         (20, 20, 3)
     );
     assert_eq!((cached(3).recursion_steps, cached(3).dense_steps), (42, 84));
-    assert_eq!(s.gauges().prefix_tokens, (120, 32));
+    assert_eq!(s.gauges().prefix_tokens, (120 + 17 + 16, 32 + 16));
     // The answer is known too, for the next turn of the talk.
     let text = [(0..40).collect(), vec![9; 8], vec![1; 9]].concat();
     let talk =
@@ -289,8 +298,22 @@ fn a_known_beginning_is_not_computed_again() {
     until_idle(&mut s, 9);
     s.submit(Request { prompt: text, ..request(6, 0..1, 1) }, 0).unwrap();
     assert_eq!(until_idle(&mut s, 9)[0].1.usage.cached, 48);
-    assert_eq!(s.forget_prefixes(), 5);
-    assert_eq!(s.pages().free(), s.pages().pages());
+    // Three blocks at depth 2 and two at depth 1 are kept, a page a tier.
+    assert_eq!(s.gauges().pages_cached, 3 * 3 + 2 * 2);
+    assert_eq!(s.pages().free() + 13, s.pages().pages());
+}
+
+#[test]
+fn where_rows_depend_on_the_seed_only_equal_seeds_share() {
+    let shape = KvShape { layers: vec![1, 1, 1], every_row: false, by_seed: true };
+    let mut s = Scheduler::new(SchedulerLimits::default(), shape, 2).unwrap();
+    let mut cached = Vec::new();
+    for (id, seed) in [(1, 4), (2, 5), (3, 4), (4, 5)] {
+        let sampling = SamplingParams { seed, ..SamplingParams::default() };
+        s.submit(Request { sampling, ..request(id, 0..40, 1) }, 0).unwrap();
+        cached.push(until_idle(&mut s, 9)[0].1.usage.cached);
+    }
+    assert_eq!(cached, [0, 0, 32, 32]);
 }
 
 #[test]
@@ -304,12 +327,12 @@ fn rows_with_a_cap_of_their_own_are_not_taken_from_others() {
     // Another asks for the same text at full depth, and takes the slot.
     let prompt = [(0..20).collect(), vec![9; 30]].concat();
     s.submit(Request { prompt, priority: 1, ..request(2, 0..1, 1) }, 0).unwrap();
-    let entered: Vec<usize> =
+    let first_rows: Vec<usize> =
         (0..8).flat_map(|_| tick(&mut s, 9, 0).0.prelude).map(|e| e.first).collect();
-    assert_eq!(s.slot_of(1), Some(0));
+    assert_eq!(in_slot(&s, 0), 1);
     // Both find the block of the prompt; the first computes its text again although another one's
     // is there.
-    assert_eq!(entered[..2], [16, 16]);
+    assert_eq!(first_rows[..2], [16, 16]);
 }
 
 #[test]
@@ -394,7 +417,7 @@ fn a_pause_keeps_a_slot_for_a_while() {
     s.pause(1);
     let lost = ticks(&mut s, 9).iter().position(|(tick, _)| tick.preempted == [(0, 1)]);
     assert_eq!(lost, Some(5));
-    assert_eq!(s.slot_of(2), Some(0));
+    assert_eq!(in_slot(&s, 0), 2);
 }
 
 #[test]
@@ -456,8 +479,7 @@ fn ends_by_stop_length_deadline_and_cancel() {
     ];
     assert_eq!(ended, expected);
     assert!(s.is_idle() && s.gauges().cancelled == 2);
-    s.forget_prefixes();
-    assert_eq!(s.pages().free(), s.pages().pages());
+    assert_eq!(s.pages().free() + s.gauges().pages_cached, s.pages().pages());
 }
 
 #[test]
@@ -474,12 +496,12 @@ fn a_cancel_between_drawing_and_reporting_drops_the_token() {
     let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..4, 9), 0).unwrap();
     let first = s.plan(0);
-    turn(&mut s, &first);
+    recur(&mut s, &first);
     let second = s.plan(0);
-    turn(&mut s, &second);
-    let leaving = s.ready_for_coda();
+    recur(&mut s, &second);
+    let ready = s.ready_for_coda();
     s.cancel(1);
-    let After::Ended(ended) = leave(&mut s, leaving[0], 9, 0) else { panic!("cancelled") };
+    let After::Ended(ended) = complete(&mut s, ready[0], 9, 0) else { panic!("cancelled") };
     assert_eq!((ended.done.finish, ended.done.usage.generated), (Finish::Cancelled, 0));
 }
 

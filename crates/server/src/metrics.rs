@@ -279,7 +279,7 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     page.single(
         "operation_seconds_total",
         "counter",
-        "Time inside operations.",
+        "Time of scheduler steps inside passes of the model.",
         seconds(gauges.operation_us),
     );
     page.head("recursion_rows_total", "counter", "Rows that went through each recursion.");

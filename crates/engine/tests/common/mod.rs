@@ -3,6 +3,10 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod serving;
+
+use std::sync::Arc;
+
 use engine::{Batch, BatchSequence, causal_rule};
 use model::rng::{Purpose, Stream};
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
@@ -34,14 +38,14 @@ pub(crate) fn auxiliary() -> RouterConfig {
     RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
 }
 
-pub(crate) fn fresh(config: &ModelConfig) -> Model {
+pub(crate) fn fresh(config: &ModelConfig) -> Arc<Model> {
     // An element that an operation forgets to write shows up as NaN.
     ops::poison_buffers();
-    Model::fresh(config, 5).expect("a legal model")
+    Arc::new(Model::fresh(config, 5).expect("a legal model"))
 }
 
 /// A model of every router and mode.
-pub(crate) fn models() -> Vec<Model> {
+pub(crate) fn models() -> Vec<Arc<Model>> {
     let modes = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
     let mut routers = RouterConfig::all();
     routers.push(auxiliary());

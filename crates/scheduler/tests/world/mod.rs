@@ -37,19 +37,18 @@ pub(crate) struct World {
     pub(crate) rows: u64,
     pub(crate) copies: u64,
     pub(crate) resumed: u64,
-    layers: Vec<usize>,
-    every_row: bool,
+    pub(crate) shape: KvShape,
     kv: Vec<u64>,
-    in_slot: BTreeMap<SlotId, u64>,
+    pub(crate) in_slot: BTreeMap<SlotId, u64>,
     pub(crate) brownout: bool,
 }
 
 impl World {
-    pub(crate) fn new(limits: SchedulerLimits, layers: &[usize], every_row: bool) -> Self {
-        let (recursions, shape) =
-            (layers.len() - 1, KvShape { layers: layers.to_vec(), every_row });
+    pub(crate) fn new(limits: SchedulerLimits, shape: KvShape) -> Self {
+        let recursions = shape.layers.len() - 1;
         let (pages, brownout) = (limits.pages, limits.brownout.is_some());
         Self {
+            shape: shape.clone(),
             scheduler: Scheduler::new(limits, shape, recursions).unwrap(),
             lives: BTreeMap::new(),
             recursions,
@@ -57,8 +56,6 @@ impl World {
             rows: 0,
             copies: 0,
             resumed: 0,
-            layers: layers.to_vec(),
-            every_row,
             kv: vec![0; pages * PAGE],
             in_slot: BTreeMap::new(),
             brownout,
@@ -66,7 +63,7 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, request: Request) -> Result<(), Refusal> {
-        let text = Text::new(request.clone(), self.recursions as u32, self.every_row);
+        let text = Text::new(request.clone(), &self.shape);
         self.scheduler.submit(request, self.now_us)?;
         let arrival = self.lives.len() as u64;
         let life = Life {
@@ -101,7 +98,7 @@ impl World {
         self.lives.get_mut(&id).unwrap()
     }
 
-    /// One tick: plan, enter, turn, leave.
+    /// One tick: plan, prelude, recursion, coda.
     pub(crate) fn tick(&mut self) -> Tick {
         self.now_us += 1000;
         let tick = self.scheduler.plan(self.now_us);
@@ -109,33 +106,33 @@ impl World {
         for &slot in &tick.admitted {
             self.admitted(slot);
         }
-        for enter in &tick.prelude {
-            let id = self.in_slot[&enter.slot];
+        for chunk in &tick.prelude {
+            let id = self.in_slot[&chunk.slot];
             self.started(id);
-            self.rows += enter.count as u64;
-            assert_eq!(self.scheduler.pages().count(self.table(enter.slot), 0), enter.first);
-            self.write(enter.slot, 0, (enter.first..enter.first + enter.count).collect());
+            self.rows += chunk.count as u64;
+            assert_eq!(self.scheduler.pages().count(self.table(chunk.slot), 0), chunk.first);
+            self.write(chunk.slot, 0, (chunk.first..chunk.first + chunk.count).collect());
         }
-        for turn in &tick.recur {
-            let chunk = *self.scheduler.running(turn.slot).unwrap().chunk().unwrap();
-            let id = self.in_slot[&turn.slot];
+        for due in &tick.recur {
+            let chunk = *self.scheduler.running(due.slot).unwrap().chunk().unwrap();
+            let id = self.in_slot[&due.slot];
             let text = &self.lives[&id].text;
             let end = chunk.first + chunk.count;
             let there = |tier: usize| {
                 text.positions(tier, end).skip_while(|&p| p < chunk.first).collect::<Vec<_>>()
             };
-            let took = there(turn.recursion + 1);
+            let took = there(due.recursion + 1);
             // Some routers know beforehand who goes on, others find out.
-            let knows = !id.is_multiple_of(2) && turn.recursion + 1 < self.recursions;
-            let going = if knows { there(turn.recursion + 2).len() } else { took.len() };
+            let knows = !id.is_multiple_of(2) && due.recursion + 1 < self.recursions;
+            let going = if knows { there(due.recursion + 2).len() } else { took.len() };
             let count = took.len();
-            self.write(turn.slot, turn.recursion + 1, took);
-            self.read(turn.slot, turn.recursion + 1, end);
-            self.scheduler.recurred(turn.slot, count, going).unwrap();
+            self.write(due.slot, due.recursion + 1, took);
+            self.read(due.slot, due.recursion + 1, end);
+            self.scheduler.recurred(due.slot, count, going).unwrap();
         }
-        for leave in self.scheduler.ready_for_coda() {
-            self.read(leave.slot, 0, leave.first + leave.count);
-            self.leave(leave.slot, leave.first, leave.count, leave.draws);
+        for chunk in self.scheduler.ready_for_coda() {
+            self.read(chunk.slot, 0, chunk.first + chunk.count);
+            self.complete(chunk.slot, chunk.first, chunk.count, chunk.draws);
         }
         tick
     }
@@ -214,7 +211,7 @@ impl World {
         let table = self.scheduler.running(slot).unwrap().table();
         let pages = self.scheduler.pages();
         let first = pages.count(table, tier) - positions.len();
-        for layer in 0..self.layers[tier] {
+        for layer in 0..self.shape.layers[tier] {
             for (i, &position) in positions.iter().enumerate() {
                 self.kv[pages.place(table, tier, layer, first + i) as usize] =
                     text.content(position, tier, layer);
@@ -228,7 +225,7 @@ impl World {
         let (pages, table) = (self.scheduler.pages(), self.table(slot));
         let count = text.positions(tier, end).count();
         assert_eq!(pages.count(table, tier), count);
-        for layer in 0..self.layers[tier] {
+        for layer in 0..self.shape.layers[tier] {
             let list = pages.list(table, tier, layer);
             for (i, position) in text.positions(tier, end).enumerate() {
                 let found = self.kv[list[i / PAGE] as usize * PAGE + i % PAGE];
@@ -241,7 +238,7 @@ impl World {
         }
     }
 
-    fn leave(&mut self, slot: SlotId, first: usize, count: usize, draws: bool) {
+    fn complete(&mut self, slot: SlotId, first: usize, count: usize, draws: bool) {
         let id = self.in_slot[&slot];
         let life = self.life(id);
         let fresh = first.max(life.known).min(first + count)..first + count;
@@ -300,6 +297,9 @@ impl World {
         assert_eq!(usage.generated, text.generated() as u64);
         if matches!(ended.done.finish, Finish::Stop(_) | Finish::Length) {
             let rows = text.tokens.len() - usize::from(text.generated() > 0);
+            let held = |tier: usize| text.positions(tier, rows).count() * self.shape.layers[tier];
+            let kv_tokens = (0..=self.recursions).map(held).sum::<usize>() as u64;
+            assert_eq!(usage.kv_tokens, kv_tokens);
             assert_eq!(usage.cached, life.cached);
             assert_eq!(usage.recursion_steps, life.steps, "recomputed rows count once");
             assert_eq!(usage.dense_steps, (rows as u64 - life.cached) * self.recursions as u64);

@@ -2,7 +2,7 @@
 //! values, depths and draws are functions of the text so far, as in a model whose bits do not
 //! depend on company.
 
-use scheduler::Request;
+use scheduler::{KvShape, Request};
 
 /// SplitMix64's mixing of a state.
 pub(crate) fn mix(mut x: u64) -> u64 {
@@ -17,6 +17,8 @@ pub(crate) struct Text {
     pub(crate) request: Request,
     pub(crate) recursions: u32,
     pub(crate) every_row: bool,
+    /// The request's seed, where contents depend on it.
+    seed: u64,
     pub(crate) tokens: Vec<u32>,
     pub(crate) caps: Vec<u32>,
     pub(crate) depths: Vec<u32>,
@@ -26,10 +28,11 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    pub(crate) fn new(request: Request, recursions: u32, every_row: bool) -> Self {
+    pub(crate) fn new(request: Request, shape: &KvShape) -> Self {
         let mut text = Self {
-            recursions,
-            every_row,
+            recursions: shape.layers.len() as u32 - 1,
+            every_row: shape.every_row,
+            seed: if shape.by_seed { request.sampling.seed } else { 0 },
             tokens: Vec::new(),
             caps: Vec::new(),
             depths: Vec::new(),
@@ -53,7 +56,8 @@ impl Text {
         let depth_options = &self.request.depth_options;
         let root = mix(u64::from(depth_options.min_depth)
             ^ (u64::from(depth_options.threshold.to_bits()) << 8)
-            ^ u64::from(self.cap()) << 50);
+            ^ u64::from(self.cap()) << 50
+            ^ self.seed << 60);
         let above = self.hashes.last().copied().unwrap_or(root);
         let hash = mix(above ^ mix(u64::from(token) ^ u64::from(cap) << 40));
         let depth = (mix(hash ^ 1) % u64::from(self.recursions + 1)) as u32;

@@ -434,6 +434,7 @@ fn end(sequence: &mut Sequence, finish: Finish) -> (bool, bool) {
         queued_us: 10,
         prefill_us: 20,
         preemptions: 0,
+        kv_tokens: 0,
     };
     sequence.sink.offer(&Event::Done(Done { finish, usage }));
     (true, true)

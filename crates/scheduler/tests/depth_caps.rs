@@ -22,7 +22,12 @@ fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
 }
 
 fn scheduler(limits: SchedulerLimits) -> Scheduler {
-    Scheduler::new(limits, KvShape { layers: vec![1, 1, 1, 1], every_row: false }, 3).unwrap()
+    Scheduler::new(
+        limits,
+        KvShape { layers: vec![1, 1, 1, 1], every_row: false, by_seed: false },
+        3,
+    )
+    .unwrap()
 }
 
 /// Ticks in which every row goes as deep as it may, until `slot` has drawn `tokens` tokens; gives
@@ -34,26 +39,26 @@ fn caps(s: &mut Scheduler, slot: usize, tokens: usize) -> Vec<u32> {
             return (4..sequence.len()).map(|p| sequence.cap_of(p)).collect();
         }
         let tick = s.plan(0);
-        for enter in &tick.prelude {
-            s.append(enter.slot, 0, enter.count).unwrap();
+        for chunk in &tick.prelude {
+            s.append(chunk.slot, 0, chunk.count).unwrap();
         }
-        for turn in &tick.recur {
-            let running = s.running(turn.slot).unwrap();
+        for due in &tick.recur {
+            let running = s.running(due.slot).unwrap();
             let first = running.chunk().unwrap().first;
             let cap = running.sequence().cap_of(first) as usize;
-            s.append(turn.slot, 1 + turn.recursion, turn.rows).unwrap();
-            s.recurred(turn.slot, turn.rows, if turn.recursion + 1 < cap { turn.rows } else { 0 })
+            s.append(due.slot, 1 + due.recursion, due.rows).unwrap();
+            s.recurred(due.slot, due.rows, if due.recursion + 1 < cap { due.rows } else { 0 })
                 .unwrap();
         }
-        for leave in s.ready_for_coda() {
-            let cap = s.running(leave.slot).unwrap().sequence().cap_of(leave.first);
-            s.completed(leave.slot, &vec![cap; leave.count], leave.draws.then_some(1), 0).unwrap();
+        for chunk in s.ready_for_coda() {
+            let cap = s.running(chunk.slot).unwrap().sequence().cap_of(chunk.first);
+            s.completed(chunk.slot, &vec![cap; chunk.count], chunk.draws.then_some(1), 0).unwrap();
         }
     }
 }
 
 #[test]
-fn the_mean_over_the_text_stays_at_the_dial() {
+fn the_mean_over_the_text_stays_within_its_bound() {
     for (mean, expected) in [
         // The first token costs the prompt's last row, 3; then floor(2 * 2 - 3) = 1, floor(2 * 3 -
         // 4) = 2, ...
@@ -109,8 +114,8 @@ fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
     s.submit(request(1, 9, DepthOptions::default()), 0).unwrap();
     let message = |r: Result<(), Misuse>| r.unwrap_err().to_string();
     let due = "expected a chunk of this tick's plan: report each planned chunk once";
-    assert_eq!(message(s.recurred(0, 1, 1)), format!("slot 0 reports a turn, {due}"));
-    assert_eq!(message(s.recurred(99, 1, 1)), format!("slot 99 reports a turn, {due}"));
+    assert_eq!(message(s.recurred(0, 1, 1)), format!("slot 0 reports a recursion, {due}"));
+    assert_eq!(message(s.recurred(99, 1, 1)), format!("slot 99 reports a recursion, {due}"));
     s.plan(0);
     let append = |s: &mut Scheduler, tier, n| message(s.append(0, tier, n).map(drop));
     let ran = "report what ran";
@@ -137,13 +142,13 @@ fn a_report_that_does_not_fit_is_refused_and_changes_nothing() {
     let left = |s: &mut Scheduler, depths: &[u32], drawn| {
         message(s.completed(0, depths, drawn, 0).map(drop))
     };
-    assert_eq!(left(&mut s, &[1; 4], Some(1)), format!("slot 0 reports rows that left, {due}"));
+    assert_eq!(left(&mut s, &[1; 4], Some(1)), format!("slot 0 reports rows completed, {due}"));
     s.recurred(0, 2, 0).unwrap();
-    assert_eq!(message(s.recurred(0, 2, 0)), format!("slot 0 reports a turn, {due}"));
+    assert_eq!(message(s.recurred(0, 2, 0)), format!("slot 0 reports a recursion, {due}"));
     assert_eq!(s.ready_for_coda().len(), 1);
     assert_eq!(
         left(&mut s, &[1; 3], Some(1)),
-        format!("slot 0 reports rows that left 3, expected 4: {ran}")
+        format!("slot 0 reports rows completed 3, expected 4: {ran}")
     );
     assert_eq!(
         left(&mut s, &[0, 0, 1, 1], None),

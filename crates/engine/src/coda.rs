@@ -1,0 +1,173 @@
+//! The end of a tick: rows that are done go through the last layers, and where somebody wants
+//! logits, tokens are drawn and scored.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use model::Rows;
+use ops::{Ops, Tensor2, from_rows, read_rows};
+use rayon::prelude::*;
+use scheduler::{After, CodaChunk, Event, Finish, Request, Scored, SlotId, TokenOut};
+
+use crate::draw::{Draw, prompt_scores, scored};
+use crate::engine::{CompletedRows, Engine};
+use crate::in_flight::occupied;
+
+/// Rows whose logits are held at a time.
+const LOGIT_ROWS: usize = 64;
+
+/// What the rows of each slot drew, or why drawing failed.
+type DrawnTokens = BTreeMap<SlotId, Result<Scored, String>>;
+
+/// A row whose logits somebody wants.
+struct AskedRow {
+    slot: SlotId,
+    /// Its number among the rows of the coda.
+    row: u32,
+    depth: u32,
+    /// Whether the next token is drawn here; else the next token of the prompt is scored.
+    draws: bool,
+    position: usize,
+    request: Arc<Request>,
+    generated: Vec<u32>,
+}
+
+impl Engine {
+    pub(crate) fn run_coda(&mut self, now_us: u64) {
+        let chunks = self.handle.scheduler().ready_for_coda();
+        if chunks.is_empty() {
+            return;
+        }
+        let (mut lines, mut parts) = (Vec::new(), Vec::new());
+        for chunk in &chunks {
+            for state in &self.in_flight[&chunk.slot].states {
+                lines.extend_from_slice(&state.x_d);
+            }
+            parts.push(self.rows(chunk.slot, chunk.first..chunk.first + chunk.count));
+        }
+        let rows = Rows::stack(parts.iter());
+        let x_td = from_rows(lines, rows.len(), self.model.config().width);
+        let (x_td, _) = self.pass(|model, pass| model.coda(x_td, &rows, pass));
+        let (mut start, mut asked) = (0, Vec::new());
+        for chunk in &chunks {
+            asked.extend(self.asked(chunk, start));
+            start += chunk.count;
+        }
+        let mut drawn = BTreeMap::new();
+        for part in asked.chunks(LOGIT_ROWS) {
+            self.heads(&x_td, part, &mut drawn);
+        }
+        for chunk in chunks {
+            match drawn.remove(&chunk.slot).transpose() {
+                Ok(token) => self.completed(&chunk, token, now_us),
+                Err(why) => self.fail(chunk.slot, why, now_us),
+            }
+        }
+    }
+
+    /// The rows of a chunk whose logits somebody wants; its first row is number `start`.
+    fn asked(&self, chunk: &CodaChunk, start: usize) -> Vec<AskedRow> {
+        let scheduler = self.handle.scheduler();
+        let sequence = occupied(&scheduler, chunk.slot).sequence();
+        let request = sequence.request();
+        let states = &self.in_flight[&chunk.slot].states;
+        let scored: Range<usize> = match request.prompt_scores {
+            Some(from) => {
+                let first = chunk.first.max(sequence.computed()).max(from.max(1) - 1);
+                first..(chunk.first + chunk.count).min(request.prompt.len() - 1)
+            }
+            None => 0..0,
+        };
+        let row = |position: usize, draws: bool| AskedRow {
+            slot: chunk.slot,
+            row: (start + position - chunk.first) as u32,
+            depth: states[position - chunk.first].depth,
+            draws,
+            position,
+            request: request.clone(),
+            generated: if draws { sequence.generated().to_vec() } else { Vec::new() },
+        };
+        let last = chunk.first + chunk.count - 1;
+        scored.map(|p| row(p, false)).chain(chunk.draws.then(|| row(last, true))).collect()
+    }
+
+    /// Logits of some rows, and what follows from them.
+    fn heads(&mut self, x_td: &Tensor2, asked: &[AskedRow], drawn: &mut DrawnTokens) {
+        let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
+        let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
+        let (logits, _) = self.pass(|model, pass| read_rows(&model.logits(x_ad, pass)));
+        let (vocab, draw) = (self.model.config().vocab_size, self.draw.as_ref());
+        let results: Vec<Result<Scored, String>> = asked
+            .par_iter()
+            .zip(logits.par_chunks_exact(vocab))
+            .map(|(asked, logits)| {
+                catch_unwind(AssertUnwindSafe(|| asked.answer(logits, draw)))
+                    .unwrap_or_else(|panic| Err(panic_text(&*panic)))
+            })
+            .collect();
+        for (asked, result) in asked.iter().zip(results) {
+            match result {
+                Ok(scored) if !asked.draws => {
+                    let out = TokenOut { scored, depth: asked.depth };
+                    self.scores.entry(asked.request.id).or_default().push(out);
+                }
+                result => drop(drawn.insert(asked.slot, result)),
+            }
+        }
+    }
+
+    /// The rows of a chunk are complete; `token` was drawn from the last of them.
+    fn completed(&mut self, chunk: &CodaChunk, token: Option<Scored>, now_us: u64) {
+        let Some(rows) = self.in_flight.remove(&chunk.slot) else { return };
+        let depths: Vec<u32> = rows.states.iter().map(|row| row.depth).collect();
+        let (request, known) = {
+            let scheduler = self.handle.scheduler();
+            let sequence = occupied(&scheduler, chunk.slot).sequence();
+            (sequence.request().clone(), sequence.computed())
+        };
+        let drawn = token.as_ref().map(|scored| scored.id);
+        let after = self.handle.scheduler().completed(chunk.slot, &depths, drawn, now_us);
+        let after = after.unwrap_or_else(|misuse| panic!("{misuse}"));
+        let (end, prompt) = (chunk.first + chunk.count, request.prompt.len());
+        if request.prompt_scores.is_some() && known < prompt && end >= prompt {
+            let scores = self.scores.remove(&request.id).unwrap_or_default();
+            self.handle.emit(request.id, Event::Prompt(prompt_scores(&request, scores)));
+        }
+        let cancelled =
+            matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);
+        if let Some(scored) = token.filter(|_| !cancelled) {
+            let depth = depths.last().copied().unwrap_or(0);
+            self.handle.emit(request.id, Event::Token(TokenOut { scored, depth }));
+        }
+        let (request, first) = (request.id, chunk.first);
+        self.completed_rows.push(CompletedRows { request, first, depths });
+        if let After::Ended(ended) = after {
+            self.end(ended);
+        }
+    }
+}
+
+impl AskedRow {
+    fn answer(&self, logits: &[f32], draw: &dyn Draw) -> Result<Scored, String> {
+        if let Some(at) = logits.iter().position(|z| z.is_nan()) {
+            return Err(format!(
+                "the logit of token {at} at position {} is not a number",
+                self.position
+            ));
+        }
+        let id = if self.draws {
+            draw.draw(logits, &self.request, &self.generated)
+        } else {
+            self.request.prompt[self.position + 1]
+        };
+        Ok(scored(logits, id, self.request.top))
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("drawing a token panicked: {}", text.unwrap_or_else(|| "no message".into()))
+}

@@ -1,0 +1,127 @@
+//! Who drives an engine: its thread with a clock, and callers who wait for the end.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::serving::{Inbox, alone, engine, limits, request, requests, run, same};
+use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
+use engine::{
+    EngineThread, RunError, Scoring, Stretch, likelihoods, log_probabilities, run_requests,
+};
+use model::{KvMode, RouterConfig, RouterState};
+use ops::KvFormat;
+use scheduler::{Backend, Event, Finish, Refusal, Request, SchedulerLimits};
+
+#[test]
+fn time_in_passes_grows_and_is_part_of_the_time_of_ticks() {
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
+    let engine = engine(&model, &rule(&model), limits(), KvFormat::F32);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    let thread = EngineThread::start(engine, Arc::new(pool)).expect("a thread");
+    let mut before = 0;
+    for id in 0..3 {
+        let inbox = Inbox::default();
+        thread.submit(request(id, ids(id, 9), 20), Box::new(inbox.clone())).expect("accepted");
+        let begun = Instant::now();
+        // The last tick is counted a moment after its events are handed out.
+        while inbox.done().is_none() || thread.gauges().operation_us == before {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let gauges = thread.gauges();
+        assert!(gauges.operation_us > before);
+        assert!(gauges.operation_us <= gauges.tick_us, "{gauges:?}");
+        before = gauges.operation_us;
+    }
+}
+
+#[test]
+fn a_list_of_requests_runs_to_its_end_whatever_the_bounds() {
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
+    let (rule, requests) = (rule(&model), requests());
+    let few = SchedulerLimits { max_seqs: 2, queue_requests: 1, prefill_chunk: 7, ..limits() };
+    let mut heard: Vec<Vec<u32>> = requests.iter().map(|_| Vec::new()).collect();
+    let finished = run_requests(
+        engine(&model, &rule, few, KvFormat::F32),
+        requests.clone(),
+        &mut |i, event| {
+            if let Event::Token(token) = event {
+                heard[i].push(token.scored.id);
+            }
+            i != 3 || heard[i].len() < 4
+        },
+    );
+    let finished = finished.expect("fair requests");
+    let single = SchedulerLimits { max_seqs: 1, ..limits() };
+    for (i, (request, found)) in requests.iter().zip(&finished).enumerate() {
+        let mut expected = alone(&model, &rule, request);
+        if i == 3 {
+            expected.truncate(4);
+            assert_eq!(found.done.finish, Finish::Cancelled);
+        }
+        same(&found.tokens, &expected, &format!("request {i}"));
+        assert_eq!(heard[i], expected.iter().map(|token| token.id).collect::<Vec<_>>());
+        let mut engine = engine(&model, &rule, single.clone(), KvFormat::F32);
+        let one = run(&mut engine, std::slice::from_ref(request), &[0]);
+        if i != 3 {
+            let (cached, rows) = (found.done.usage.cached as usize, found.depths.len());
+            assert_eq!(cached + rows, request.prompt.len() + request.max_tokens - 1);
+            let steps: u32 = found.depths.iter().sum();
+            assert_eq!(u64::from(steps), found.done.usage.recursion_steps);
+            let held = found.done.usage.kv_tokens;
+            assert_eq!(held, one[0].usage().kv_tokens);
+        }
+    }
+}
+
+#[test]
+fn a_list_with_a_foul_request_is_refused() {
+    let model = fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise));
+    let engine = engine(&model, &rule(&model), limits(), KvFormat::F32);
+    let asks: Vec<Request> = vec![request(0, vec![1], 3), request(1, vec![VOCAB as u32], 3)];
+    let refused = run_requests(engine, asks, &mut |_, _| true).expect_err("an unknown id");
+    assert!(matches!(refused, RunError::Refused(Refusal::Invalid { field: "prompt", .. })));
+}
+
+#[test]
+fn likelihoods_are_sums_of_log_probabilities() {
+    for model in models() {
+        let (rule, state) = (rule(&model), RouterState::default());
+        let shared = ids(40, 40);
+        let texts: Vec<Vec<u32>> = (0..6)
+            .map(|i| [&shared[..34], &ids(i, 3 + 2 * i as usize)].concat())
+            .chain([ids(50, 2), ids(51, 64)])
+            .collect();
+        let from = |i: usize| if i < 6 { 34 } else { 1 };
+        let stretches: Vec<Stretch<'_>> =
+            texts.iter().enumerate().map(|(i, ids)| Stretch { ids, from: from(i) }).collect();
+        let mut through = Vec::new();
+        let found = likelihoods(&model, &rule, &state, &stretches, &mut |n| through.push(n));
+        let found = found.expect("fair stretches");
+        assert_eq!(through, (1..=8).collect::<Vec<_>>());
+        for (i, (text, found)) in texts.iter().zip(found).enumerate() {
+            let scoring = Scoring::by(&rule, &state);
+            let logs = log_probabilities(&model, &batch(text, text.len()), &scoring);
+            let (mut sum, mut greedy) = (0.0, true);
+            for t in from(i)..text.len() {
+                let row = &logs[(t - 1) * VOCAB..t * VOCAB];
+                let own = row[text[t] as usize];
+                sum += f64::from(own);
+                greedy &= row.iter().all(|&other| other <= own);
+            }
+            let expected = (sum.to_bits(), greedy);
+            assert_eq!(
+                (found.log_likelihood.to_bits(), found.greedy),
+                expected,
+                "{}",
+                name(&model)
+            );
+        }
+        let long = ids(1, 65);
+        let refused =
+            likelihoods(&model, &rule, &state, &[Stretch { ids: &long, from: 1 }], &mut |_| {});
+        assert!(matches!(refused, Err(RunError::Refused(_))), "{refused:?}");
+    }
+}
