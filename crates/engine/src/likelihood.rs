@@ -33,8 +33,8 @@ pub struct Likelihood {
     pub greedy: bool,
 }
 
-/// Scores `stretches` under a causal `rule`; `done` hears how many are through. Routers that draw do
-/// so with seed 0.
+/// Scores `stretches` under a causal `rule`; `done` hears how many are through. Routers that draw
+/// do so with seed 0.
 ///
 /// # Errors
 /// What the engine says to a rule or to a stretch: an unknown id, or more tokens than the model's

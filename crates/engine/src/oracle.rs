@@ -1,5 +1,5 @@
-//! The plain loop: the prompt in one pass, then token by token with a cache that grows. No scheduler,
-//! no pages, no mixed depths. Tests hold the engine against it; nothing else runs it.
+//! The plain loop: the prompt in one pass, then token by token with a cache that grows. No
+//! scheduler, no pages, no mixed depths. Tests hold the engine against it; nothing else runs it.
 
 use std::sync::Arc;
 

@@ -25,7 +25,8 @@ pub(crate) struct Tiers {
 
 impl Tiers {
     /// Tier 0 has the layers outside the recursions, tier `1 + r` those of recursion `r`. A layer
-    /// that does not hold keys and values of its own looks at those of the first use of its weights.
+    /// that does not hold keys and values of its own looks at those of the first use of its
+    /// weights.
     pub(crate) fn new(plan: &LayerPlan, holds: impl Fn(&LayerUse) -> bool) -> Self {
         let mut layers = vec![0; 1 + plan.recursions.len().max(1)];
         let mut place = vec![(0, 0); plan.unrolled().count()];
@@ -204,7 +205,8 @@ impl<'a> PagedCache<'a> {
     }
 
     /// Where every row leaves a token in every recursion: makes room in `tier` for all rows of the
-    /// slot that are under way and took the first recursion, and fills it with what they left there.
+    /// slot that are under way and took the first recursion, and fills it with what they left
+    /// there.
     pub(crate) fn fill(&mut self, slot: SlotId, tier: usize) {
         let indices = self.in_flight_of(slot).indices();
         self.make_room(slot, tier, indices.len());

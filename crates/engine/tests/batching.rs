@@ -1,6 +1,6 @@
 //! A request never notices its neighbours: alone or in a batch, in chunks of any size, with a cold
-//! or a warm prefix cache, and with its pages taken away in between, it gets the bits that the plain
-//! loop gives. Every request has a seed of its own.
+//! or a warm prefix cache, and with its pages taken away in between, it gets the bits that the
+//! plain loop gives. Every request has a seed of its own.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Generation gives what the plain loop and what a full pass over all tokens gives, token by token, bit by
-//! bit; and requests that make no sense are refused before anything runs.
+//! Generation gives what the plain loop and what a full pass over all tokens gives, token by token,
+//! bit by bit; and requests that make no sense are refused before anything runs.
 
 mod common;
 

@@ -31,8 +31,8 @@ impl Scheduler {
         self.pages.append(&running.table, tier, n).map_err(|full| Misuse::Pages { slot, full })
     }
 
-    /// A planned recursion ran: `took` rows went through the block, `going` of these may come to the
-    /// next recursion. A chunk with nobody going, or after the last recursion, is ready.
+    /// A planned recursion ran: `took` rows went through the block, `going` of these may come to
+    /// the next recursion. A chunk with nobody going, or after the last recursion, is ready.
     ///
     /// # Errors
     /// [`Misuse`] with nothing changed.
@@ -59,8 +59,8 @@ impl Scheduler {
     }
 
     /// The chunks that go through the last layers in this tick, most important first: all that are
-    /// ready, unless their rows are fewer than [`crate::SchedulerLimits::coda_batch`], others are still
-    /// recurring, and none has waited [`crate::SchedulerLimits::coda_wait`] ticks.
+    /// ready, unless their rows are fewer than [`crate::SchedulerLimits::coda_batch`], others are
+    /// still recurring, and none has waited [`crate::SchedulerLimits::coda_wait`] ticks.
     pub fn ready_for_coda(&mut self) -> Vec<CodaChunk> {
         let (mut ready, mut rows) = (Vec::new(), 0);
         let (mut recurring, mut waited) = (false, false);
@@ -92,8 +92,8 @@ impl Scheduler {
         ready.into_iter().map(|(_, chunk)| chunk).collect()
     }
 
-    /// Rows went through the last layers: the recursions each of them had, in order, and the token drawn if
-    /// one was due. The token counts unless the sequence turns out to be cancelled.
+    /// Rows went through the last layers: the recursions each of them had, in order, and the token
+    /// drawn if one was due. The token counts unless the sequence turns out to be cancelled.
     ///
     /// # Errors
     /// [`Misuse`] with nothing changed.

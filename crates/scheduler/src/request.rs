@@ -87,8 +87,9 @@ pub struct Request {
     /// Report this many most likely tokens beside each generated (and scored) one; `None` for none
     /// at all.
     pub top: Option<usize>,
-    /// Report log-probabilities of the prompt's tokens from this index on (0 for all of them), which
-    /// must be below the prompt's length. Rows that they need do not come from the prefix cache.
+    /// Report log-probabilities of the prompt's tokens from this index on (0 for all of them),
+    /// which must be below the prompt's length. Rows that they need do not come from the prefix
+    /// cache.
     pub prompt_scores: Option<usize>,
     /// Runs before requests of lower priority.
     pub priority: Priority,

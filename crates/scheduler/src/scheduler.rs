@@ -15,16 +15,16 @@ use crate::{
 /// Depth-wise continuous batching, as bookkeeping. One tick:
 ///
 /// 1. [`Scheduler::plan`]; forget what `ended` and `preempted` name.
-/// 2. For each chunk of `prelude`: [`Scheduler::append`] tier 0, carry out the copies, run embedding and first
-///    layers.
-/// 3. For each chunk of `recur`: route the rows, [`Scheduler::append`] tier `1 + recursion` for those that
-///    take it, carry out the copies, run the block, then [`Scheduler::recurred`].
+/// 2. For each chunk of `prelude`: [`Scheduler::append`] tier 0, carry out the copies, run
+///    embedding and first layers.
+/// 3. For each chunk of `recur`: route the rows, [`Scheduler::append`] tier `1 + recursion` for
+///    those that take it, carry out the copies, run the block, then [`Scheduler::recurred`].
 /// 4. [`Scheduler::ready_for_coda`]: run last layers and head, draw where `draws`, then
 ///    [`Scheduler::completed`].
 ///
 /// Copies of one `append` are carried out before the next call that takes `&mut self`. Every
-/// planned recursion and every coda is reported before the next plan; what cannot be reported is ended
-/// by [`Scheduler::fail`].
+/// planned recursion and every coda is reported before the next plan; what cannot be reported is
+/// ended by [`Scheduler::fail`].
 ///
 /// What is promised: the most important sequence (highest priority, then first arrived, not paused)
 /// is never preempted by an equal or lower one and has work in every tick, so every accepted

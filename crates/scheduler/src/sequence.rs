@@ -8,8 +8,8 @@ use crate::prefix::{Node, PrefixClass};
 use crate::queue::Rank;
 use crate::{Request, TableId, Usage};
 
-/// A place among the running sequences, `0..SchedulerLimits::max_seqs`. Stays the same from admission to end
-/// or preemption.
+/// A place among the running sequences, `0..SchedulerLimits::max_seqs`. Stays the same from
+/// admission to end or preemption.
 pub type SlotId = usize;
 
 /// A sequence that waits or runs.
