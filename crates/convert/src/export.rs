@@ -138,7 +138,7 @@ impl TensorSource for Dense<'_> {
 #[cfg(test)]
 mod tests {
     use model::ModelConfig;
-    use model::params::specs;
+    use model::params::{ParamPlace, Part, specs};
 
     use super::*;
 
@@ -156,10 +156,11 @@ mod tests {
         for spec in &table {
             must_have_role(spec).unwrap_or_else(|error| panic!("{error}"));
         }
-        for name in ["layers.0.experts", "layers.1.experts.0.up", "memory"] {
-            let spec = ParamSpec { name: name.into(), ..table[0].clone() };
+        for name in ["experts", "memory"] {
+            let place = ParamPlace::Layer { stored: 1, part: Part::new(name) };
+            let spec = ParamSpec { name: place.to_string(), place, ..table[0].clone() };
             let error = must_have_role(&spec).expect_err(name).to_string();
-            assert!(error.contains(&format!("\"{name}\"")), "{error}");
+            assert!(error.contains(&format!("\"layers.1.{name}\"")), "{error}");
         }
     }
 }

@@ -225,7 +225,7 @@ impl<'a> Conversion<'a> {
         for base in linears(self.config, stored) {
             let ParamPlace::Layer { part, .. } = base.place else { continue };
             let Some(shared) = self.source.mean(&self.from[stored], &base.place) else { continue };
-            for (sum, at) in sums.iter_mut().zip(&uses) {
+            for (sum, at) in sums.iter_mut().zip(uses) {
                 let own = self.source.of_layer(self.keep[at.layer], &base.place);
                 let merged = self.fitted.merged.get(&(at.layer, part));
                 sum.add(&own.unwrap_or_default(), &shared, merged.unwrap_or(&shared));

@@ -110,7 +110,9 @@ impl Shares<'_> {
     }
 
     fn of(&self, at: LayerUse) -> f64 {
-        let recurs = self.plan.recursions.get(at.recursion).is_some_and(|uses| uses.contains(&at));
+        let block = self.plan.recursions.first().map_or(0, Vec::len);
+        let first = self.plan.before.len();
+        let recurs = (first..first + block * self.plan.recursions.len()).contains(&at.layer);
         if recurs { self.recursion(at.recursion) } else { 1.0 }
     }
 
@@ -139,12 +141,12 @@ fn product_flops(
                 (Convention::Paper, true) => 2.0 * d * d,
                 _ => spec.flops(),
             };
-            let uses = shares.plan.uses_of(stored).into_iter();
+            let uses = shares.plan.uses_of(stored).iter().copied();
             let run = uses.filter(|&at| attention::runs(config, at, part));
             flops * run.map(|at| shares.of(at)).sum::<f64>()
         }
         ParamPlace::Adapter { stored, recursion, .. } if full => {
-            let uses = shares.plan.uses_of(stored).into_iter();
+            let uses = shares.plan.uses_of(stored).iter().copied();
             let own = uses.filter(|at| at.recursion == recursion);
             spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
         }
@@ -152,7 +154,7 @@ fn product_flops(
             spec.flops() * shares.candidates(recursion)
         }
         ParamPlace::Router { site: RouterSite::Layer(stored), recursion, .. } if full => {
-            let uses = shares.plan.uses_of(stored).into_iter();
+            let uses = shares.plan.uses_of(stored).iter().copied();
             let own = uses.filter(|at| recursion.is_none_or(|r| r == at.recursion));
             spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
         }

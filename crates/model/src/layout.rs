@@ -94,14 +94,28 @@ pub struct LayerPlan {
     pub after: Vec<LayerUse>,
     /// How many layers' weights are stored.
     pub stored: usize,
+    /// The uses of each stored layer, first to last.
+    uses: Vec<Vec<LayerUse>>,
 }
 
 impl LayerPlan {
+    fn new(
+        before: Vec<LayerUse>,
+        recursions: Vec<Vec<LayerUse>>,
+        after: Vec<LayerUse>,
+        stored: usize,
+    ) -> Self {
+        let mut plan = Self { before, recursions, after, stored, uses: vec![Vec::new(); stored] };
+        let all: Vec<LayerUse> = plan.unrolled().collect();
+        for at in all {
+            plan.uses[at.stored].push(at);
+        }
+        plan
+    }
+
     /// The uses of stored layer `stored`, first to last.
-    pub fn uses_of(&self, stored: usize) -> Vec<LayerUse> {
-        let mut uses: Vec<LayerUse> = self.unrolled().filter(|at| at.stored == stored).collect();
-        uses.sort_by_key(|at| at.recursion);
-        uses
+    pub fn uses_of(&self, stored: usize) -> &[LayerUse] {
+        &self.uses[stored]
     }
 
     /// Every layer in order.
@@ -145,12 +159,7 @@ impl Sharing {
             let before = (0..layers)
                 .map(|l| LayerUse { layer: l, stored: l, recursion: 0, first: l })
                 .collect();
-            return Ok(LayerPlan {
-                before,
-                recursions: Vec::new(),
-                after: Vec::new(),
-                stored: layers,
-            });
+            return Ok(LayerPlan::new(before, Vec::new(), Vec::new(), layers));
         }
         let shared = layers - ends;
         if recursions == 0 || recursions > shared || !shared.is_multiple_of(recursions) {
@@ -181,7 +190,7 @@ impl Sharing {
         } else {
             before.extend(middle);
         }
-        Ok(LayerPlan { before, recursions: blocks, after, stored: b + ends })
+        Ok(LayerPlan::new(before, blocks, after, b + ends))
     }
 }
 

@@ -182,6 +182,7 @@ impl Trainer {
         let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
         let rule = self.rule();
         let mut sums = Sums { tokens: counted as u64, ..Sums::default() };
+        let mut distance = 0.0;
         let mut place = 0;
         for batch in batches {
             let shares = self.model.config().kv != model::KvMode::RecursionWise;
@@ -210,7 +211,7 @@ impl Trainer {
             }
             let mut terms = vec![ce];
             if let Some(apart) = distilled {
-                sums.part("distillation", f64::from(scalar(&apart)), share);
+                distance += f64::from(scalar(&apart));
                 terms.push(scale(apart, share));
             }
             let gradients = backward(&add_scalars(terms));
@@ -221,6 +222,9 @@ impl Trainer {
         }
         for loss in &stats.losses {
             sums.part(loss.name, loss.value, loss.weight);
+        }
+        if self.teacher.is_some() {
+            sums.part("distillation", distance, self.recipe.distill.weight as f32);
         }
         sums
     }

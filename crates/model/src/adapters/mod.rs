@@ -120,7 +120,7 @@ impl Relaxation {
         let mut table = Vec::new();
         for stored in 0..plan.stored {
             let bases = linears(model, stored);
-            for at in plan.uses_of(stored) {
+            for &at in plan.uses_of(stored) {
                 for base in &bases {
                     table.extend(settings.specs(model, plan, at, base));
                 }
@@ -147,7 +147,7 @@ impl LinearBuilder<'_> {
             return Linear { weight, adapters: Vec::new() };
         };
         let mut adapters = Vec::new();
-        for at in self.plan.uses_of(self.stored) {
+        for &at in self.plan.uses_of(self.stored) {
             let table = settings.specs(self.model, self.plan, at, &base);
             adapters.push((!table.is_empty()).then(|| {
                 settings.build(&mut |factor| take.take(&ParamPlace::adapter(at, part, factor)))
