@@ -27,7 +27,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         probe: &mut probe,
         record: false,
         recompute: false,
-        max_depth: None,
         address: Address { seed: 0, step: u64::MAX, place: 0 },
         sequences: 1,
     };

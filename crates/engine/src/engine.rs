@@ -226,7 +226,6 @@ impl Engine {
             probe: &mut NoProbe,
             record: false,
             recompute: false,
-            max_depth: None,
             address: Address { seed: 0, step: u64::MAX, place: 0 },
             sequences: 1,
         };

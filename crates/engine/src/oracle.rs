@@ -58,7 +58,6 @@ fn advance(
         probe: &mut probe,
         record: false,
         recompute: false,
-        max_depth: None,
         address: Address { seed: what.sampler.seed, step: u64::MAX, place: 0 },
         sequences: 1,
     };

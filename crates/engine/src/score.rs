@@ -89,7 +89,6 @@ fn pass<'a>(
         probe,
         record: false,
         recompute: false,
-        max_depth: None,
         address: model::Address { seed: how.seed, step: u64::MAX, place: 0 },
         sequences,
     }

@@ -457,7 +457,6 @@ impl Reference {
             probe: &mut seen,
             record: true,
             recompute: false,
-            max_depth: None,
             address: Address::default(),
             sequences: sequences.len(),
         };

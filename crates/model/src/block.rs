@@ -63,7 +63,6 @@ impl Block {
                     probe: if again { &mut NoProbe } else { &mut recorded },
                     record,
                     recompute: false,
-                    max_depth: None,
                     address,
                     sequences,
                 };

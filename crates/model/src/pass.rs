@@ -34,8 +34,6 @@ pub struct Pass<'a> {
     pub record: bool,
     /// Whether to run layers again in the backward pass instead of keeping their insides.
     pub recompute: bool,
-    /// Deepest recursion allowed, from 1.
-    pub max_depth: Option<usize>,
     /// For random numbers and schedules.
     pub address: Address,
     /// How many sequences the whole step has, over all its passes: losses of routers are means over

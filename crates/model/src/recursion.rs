@@ -95,7 +95,7 @@ impl Recursion {
     /// The router says who of the rows takes its next recursion. It is asked as soon as a row's
     /// state is known, so that a row that stops can leave at once.
     fn decide(&self, state: &mut RecursionState, ran: Ran, pass: &mut Pass<'_>) {
-        let most = self.uses.len().min(pass.max_depth.unwrap_or(usize::MAX)) as u32;
+        let most = self.uses.len() as u32;
         let is_open = |row: &u32| {
             let limit = most.min(state.rows.limits(*row as usize).max);
             state.depth_t[*row as usize] < limit

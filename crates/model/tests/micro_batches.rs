@@ -62,7 +62,6 @@ fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found 
             probe: &mut watch,
             record: true,
             recompute: false,
-            max_depth: None,
             address: Address { seed: 3, step: 5, place: first as u64 },
             sequences,
         };
@@ -180,7 +179,6 @@ fn recompute_changes_no_loss() {
                     probe: &mut Watch::default(),
                     record: true,
                     recompute,
-                    max_depth: None,
                     address: Address::default(),
                     sequences: 2,
                 };

@@ -195,7 +195,6 @@ impl Trainer {
                 probe: stats,
                 record: true,
                 recompute: self.recipe.train.recompute,
-                max_depth: None,
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
             };
@@ -243,7 +242,6 @@ impl Trainer {
             probe: &mut probe,
             record: false,
             recompute: false,
-            max_depth: None,
             address: Address { seed: self.recipe.train.seed, step: u64::MAX, place: 0 },
             sequences: batch.rows.sequences().len(),
         };

@@ -71,7 +71,6 @@ pub(crate) fn logits(model: &Model, rule: &Rule, ids: &[u32]) -> Vec<f32> {
         probe: &mut probe,
         record: false,
         recompute: false,
-        max_depth: None,
         address: Address { seed: 0, step: u64::MAX, place: 0 },
         sequences: 1,
     };

@@ -194,13 +194,12 @@ impl TokenChoice {
         let scores = read_rows(&scores_tr);
         let warming = pass.record && pass.address.step < self.config.balance_warmup_steps;
         let bias = self.bias(pass.state, warming);
-        let cap = pass.max_depth.unwrap_or(n).clamp(1, n) as u32 - 1;
         let mut depth_t = vec![n as u32 - 1; rows.len()];
         if !warming {
             for (row, scores) in scores.chunks_exact(n).enumerate() {
                 let limits = rows.limits(row);
                 let wanted = largest(scores, &bias).max(limits.min.saturating_sub(1));
-                depth_t[row] = wanted.min(limits.max.saturating_sub(1)).min(cap);
+                depth_t[row] = wanted.min(limits.max.saturating_sub(1)).min(n as u32 - 1);
             }
         }
         pass.probe.routed(&RoutingEvent {

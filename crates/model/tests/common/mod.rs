@@ -12,8 +12,8 @@ use model::routers::expert_choice::{Config as Expert, Function, Gating, Sampling
 use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, CausalThresholds, KvCache, KvMode, Model, ModelConfig, Pass, PassCache, Probe,
-    RouterConfig, RouterState, RoutingEvent, Rows, Rule, SequenceCache, Sharing,
+    Address, CausalThresholds, DepthLimits, KvCache, KvMode, Model, ModelConfig, Pass, PassCache,
+    Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule, SequenceCache, Sharing,
 };
 use ops::{Ops, read_rows};
 
@@ -224,11 +224,13 @@ pub(crate) fn run(
         probe,
         record: how.record,
         recompute: false,
-        max_depth: how.max_depth,
         address: how.address,
         sequences: rows.sequences().len(),
     };
-    let passed = model.forward(&Arc::from(ids), rows, &mut pass);
+    let most = how.max_depth.map(|max| DepthLimits { max: max as u32, ..Default::default() });
+    let limits = most.map(|limits| vec![limits; rows.len()].into());
+    let rows = Rows { limits: limits.or_else(|| rows.limits.clone()), ..rows.clone() };
+    let passed = model.forward(&Arc::from(ids), &rows, &mut pass);
     Out { logits: read_rows(&model.logits(passed.x_td, &pass)), depth: passed.depth_t }
 }
 
