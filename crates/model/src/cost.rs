@@ -53,7 +53,15 @@ fn copies(spec: &ParamSpec, plan: &LayerPlan) -> u64 {
         ParamPlace::FinalNorm => 1,
         ParamPlace::Layer { stored, .. } => plan.uses_of(stored).len() as u64,
         ParamPlace::LayerNorm { stored, recursion: 0, .. } => plan.uses_of(stored).len() as u64,
-        _ => 0,
+        ParamPlace::Router { site: RouterSite::Layer(stored), .. } => {
+            plan.uses_of(stored).len() as u64
+        }
+        ParamPlace::Embed
+        | ParamPlace::Head
+        | ParamPlace::LayerNorm { .. }
+        | ParamPlace::Adapter { .. }
+        | ParamPlace::Encoding { .. }
+        | ParamPlace::Router { .. } => 0,
     }
 }
 
@@ -159,7 +167,12 @@ fn product_flops(
             spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
         }
         ParamPlace::Head if full => spec.flops(),
-        _ => 0.0,
+        ParamPlace::Adapter { .. } | ParamPlace::Router { .. } | ParamPlace::Head => 0.0,
+        // Looked up, or a scale of rows: no product.
+        ParamPlace::Embed
+        | ParamPlace::LayerNorm { .. }
+        | ParamPlace::Encoding { .. }
+        | ParamPlace::FinalNorm => 0.0,
     }
 }
 

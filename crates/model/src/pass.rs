@@ -121,22 +121,26 @@ pub(crate) struct Recorded {
 
 #[derive(Debug)]
 enum Told {
-    Routed {
-        site: RouterSite,
-        recursion: usize,
-        candidates: Vec<u32>,
-        logits: Vec<f32>,
-        scores: Vec<f32>,
-        choice: Chosen,
-    },
+    Routed(Box<ToldRouting>),
     Loss(&'static str, f32, f32),
+}
+
+/// A [`RoutingEvent`] that owns what it tells.
+#[derive(Debug)]
+struct ToldRouting {
+    site: RouterSite,
+    recursion: usize,
+    candidates: Vec<u32>,
+    logits: Vec<f32>,
+    scores: Vec<f32>,
+    choice: Chosen,
 }
 
 #[derive(Debug)]
 enum Chosen {
     GoOn { kept: Vec<bool>, best: Option<Vec<bool>>, auxiliary: Option<Vec<f32>> },
     Target(Vec<u32>),
-    Plan(RoutingPlan),
+    Plan(Box<RoutingPlan>),
 }
 
 impl Recorded {
@@ -145,14 +149,14 @@ impl Recorded {
         for told in &self.told {
             match told {
                 Told::Loss(name, value, weight) => probe.loss(name, *value, *weight),
-                Told::Routed { site, recursion, candidates, logits, scores, choice } => {
+                Told::Routed(told) => {
                     probe.routed(&RoutingEvent {
-                        site: *site,
-                        recursion: *recursion,
-                        candidates,
-                        logits,
-                        scores,
-                        choice: match choice {
+                        site: told.site,
+                        recursion: told.recursion,
+                        candidates: &told.candidates,
+                        logits: &told.logits,
+                        scores: &told.scores,
+                        choice: match &told.choice {
                             Chosen::Target(target) => Choice::Target(target),
                             Chosen::Plan(plan) => Choice::Plan(plan),
                             Chosen::GoOn { kept, best, auxiliary } => Choice::GoOn {
@@ -170,7 +174,7 @@ impl Recorded {
 
 impl Probe for Recorded {
     fn routed(&mut self, event: &RoutingEvent<'_>) {
-        self.told.push(Told::Routed {
+        self.told.push(Told::Routed(Box::new(ToldRouting {
             site: event.site,
             recursion: event.recursion,
             candidates: event.candidates.to_vec(),
@@ -178,14 +182,14 @@ impl Probe for Recorded {
             scores: event.scores.to_vec(),
             choice: match event.choice {
                 Choice::Target(target) => Chosen::Target(target.to_vec()),
-                Choice::Plan(plan) => Chosen::Plan(plan.clone()),
+                Choice::Plan(plan) => Chosen::Plan(Box::new(plan.clone())),
                 Choice::GoOn { kept, best, auxiliary } => Chosen::GoOn {
                     kept: kept.to_vec(),
                     best: best.map(<[bool]>::to_vec),
                     auxiliary: auxiliary.map(<[f32]>::to_vec),
                 },
             },
-        });
+        })));
     }
 
     fn loss(&mut self, name: &'static str, value: f32, weight: f32) {

@@ -1,7 +1,7 @@
 //! The HTTP contract over any engine. Knows no tensor.
 //!
 //! [`serve`] answers on a listening socket until its shutdown signal, with an engine behind the
-//! [`Backend`] trait. It speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where
+//! [`scheduler::Backend`] trait. It speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where
 //! recursion depth and token ids are concerned.
 //!
 //! # Routes

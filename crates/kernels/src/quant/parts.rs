@@ -136,7 +136,7 @@ impl Quantized {
         }
         Self::build(layout, unit, |i, row| {
             for (spec, part) in specs.iter().zip(parts) {
-                let size = if n == 0 { 0 } else { part.len() / n };
+                let size = part.len().checked_div(n).unwrap_or(0);
                 let of_row = part.get(i * size..(i + 1) * size).unwrap_or(&[]);
                 match spec.kind {
                     PartKind::Codes => format.0.codes.load(of_row, &mut row.codes[..d]).map_err(

@@ -184,10 +184,7 @@ async fn offsets_count_code_points_and_names_tell_bytes() {
             Some(_) => fragments += 1,
             None if token == "<|endoftext|>"
                 || token.starts_with("token_id:")
-                || token.starts_with("<|im") =>
-            {
-                ()
-            }
+                || token.starts_with("<|im") => {}
             None => {
                 let here: String = text[offset..].iter().take(token.chars().count() + 1).collect();
                 assert!(here.contains(token), "{token:?} at {offset}: {here:?}");
