@@ -16,7 +16,7 @@ use crate::routers::RouterConfig;
 pub struct ConfigError {
     /// Path of the field below `model`.
     pub field: String,
-    /// Its value.
+    /// The value found there.
     pub found: String,
     /// What would be legal.
     pub expected: String,
@@ -60,9 +60,9 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Unrolled layers.
+    /// Layers that a row of full depth goes through.
     pub layers: usize,
-    /// Query heads.
+    /// Heads of the queries; `head_dim` columns each.
     pub heads: usize,
     /// Key/value heads; `heads` must be a multiple.
     pub kv_heads: usize,

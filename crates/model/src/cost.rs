@@ -10,7 +10,7 @@ use crate::layout::{LayerPlan, LayerUse};
 use crate::params::{Group, ParamPlace, ParamSpec, RouterSite, specs};
 use crate::routers::RouterConfig;
 
-/// Parameter counts.
+/// How many numbers a model has, counted in several ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Parameters {
     /// Stored numbers of layers, final norm and routers, without embedding and head.

@@ -21,7 +21,7 @@ pub enum Sharing {
     MiddleSequence,
 }
 
-/// One unrolled layer.
+/// One layer of the unrolled model: a use of a stored one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerUse {
     /// Its number in the unrolled model.
@@ -65,7 +65,7 @@ impl DepthRuns {
         })
     }
 
-    /// How many runs.
+    /// How many depths the rows are at.
     pub fn count(&self) -> usize {
         self.0.len()
     }

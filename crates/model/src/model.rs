@@ -98,12 +98,12 @@ impl Model {
         Self::build(config, |spec| Ok(spec.fresh(seed)))
     }
 
-    /// Its recipe.
+    /// The settings that it was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Its unrolled layout.
+    /// Which stored layer each unrolled one uses.
     pub fn plan(&self) -> &LayerPlan {
         &self.plan
     }

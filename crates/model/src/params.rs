@@ -26,7 +26,7 @@ impl Part {
         Self(name)
     }
 
-    /// The name.
+    /// Its name in the table and in recipes.
     pub fn name(self) -> &'static str {
         self.0
     }
@@ -87,14 +87,14 @@ pub enum ParamPlace {
     Layer {
         /// Number of the stored layer.
         stored: usize,
-        /// Which matrix.
+        /// Which of its matrices.
         part: Part,
     },
     /// `layers.S.NORM.U`: a norm of stored layer S for its use U; 0 where all uses share it.
     LayerNorm {
         /// Number of the stored layer.
         stored: usize,
-        /// Which norm.
+        /// Which of its norms.
         part: Part,
         /// Which use of the layer, from 0.
         recursion: usize,
@@ -103,7 +103,7 @@ pub enum ParamPlace {
     Adapter {
         /// Number of the stored layer.
         stored: usize,
-        /// The matrix adapted.
+        /// The matrix that it adds to.
         part: Part,
         /// Which use of the layer, from 0.
         recursion: usize,
@@ -112,7 +112,7 @@ pub enum ParamPlace {
     },
     /// `encoding.R`: factors of the stream behind recursion R.
     Encoding {
-        /// From 0.
+        /// The recursion, from 0.
         recursion: usize,
     },
     /// `router.FACTOR`, `router.R.FACTOR` (one router for each recursion), with
@@ -167,9 +167,9 @@ impl Display for ParamPlace {
 pub enum Init {
     /// Independent normal numbers with this standard deviation.
     Normal(f64),
-    /// All ones.
+    /// Ones, which scale nothing.
     Ones,
-    /// All zeros.
+    /// Zeros, which add nothing.
     Zeros,
 }
 
@@ -193,15 +193,15 @@ pub enum Group {
 /// One weight of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamSpec {
-    /// Where it stands.
+    /// Where it stands in the model.
     pub place: ParamPlace,
     /// Its name in checkpoints: the text of the place.
     pub name: String,
     /// (rows, columns); a vector is one row.
     pub shape: (usize, usize),
-    /// How it starts.
+    /// What fresh values are.
     pub init: Init,
-    /// Its kind.
+    /// How it is counted and trained.
     pub group: Group,
     /// The share of its numbers that a row which comes by is multiplied with: 1 for a matrix, `k/E`
     /// for a bank of E experts of which a row takes k, 0 for what is looked up or scales a row.
@@ -226,7 +226,7 @@ impl ParamSpec {
         Self::new(place, shape, Init::Normal(config.init_std), Group::Block)
     }
 
-    /// Numbers in it.
+    /// How many numbers it has.
     pub fn count(&self) -> usize {
         self.shape.0 * self.shape.1
     }

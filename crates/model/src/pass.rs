@@ -10,9 +10,9 @@ use crate::routers::{AuxLoss, RouterState, RoutingPlan, Rule};
 /// Where the random numbers of a pass live.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Address {
-    /// The run's seed.
+    /// The seed of the run or, where rows carry none of their own, of the request.
     pub seed: u64,
-    /// The optimizer step.
+    /// The optimizer step, from 0; `u64::MAX` outside of training.
     pub step: u64,
     /// Number of the first sequence of this pass within the step.
     pub place: u64,
@@ -24,11 +24,11 @@ pub struct Pass<'a> {
     pub ops: Ops,
     /// What rows may look at.
     pub kv: &'a mut dyn KvCache,
-    /// How routers decide.
+    /// Whether routers may compare rows of a sequence, or decide by thresholds.
     pub rule: &'a Rule,
     /// What routers learned outside of gradients: running thresholds, balance biases.
     pub state: &'a RouterState,
-    /// Who watches.
+    /// What is told of streams, decisions and losses.
     pub probe: &'a mut dyn Probe,
     /// Whether gradients will be asked for.
     pub record: bool,
@@ -42,9 +42,9 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// `x` itself, whose backward pass adds the gradient of `weight * loss`. So losses made anywhere
-    /// in the model join the backward pass without being handed through its layers; their values
-    /// reach the probe. `x` must go on to the output of the pass.
+    /// `x` itself, whose backward pass adds the gradient of `weight * loss`. So losses made
+    /// anywhere in the model join the backward pass without being handed through its layers; their
+    /// values reach the probe. `x` must go on to the output of the pass.
     pub fn attach(&mut self, x: Tensor2, loss: AuxLoss) -> Tensor2 {
         let AuxLoss { name, value_11, weight } = loss;
         self.probe.loss(name, scalar(&value_11), weight);
@@ -55,7 +55,7 @@ impl Pass<'_> {
 /// What a router decided about some rows, for whoever watches.
 #[derive(Clone, Debug)]
 pub struct RoutingEvent<'a> {
-    /// Which router.
+    /// Which router of the model decided.
     pub site: RouterSite,
     /// The recursion that the rows are at, from 0.
     pub recursion: usize,
@@ -65,7 +65,7 @@ pub struct RoutingEvent<'a> {
     pub logits: &'a [f32],
     /// The same after the router's function; empty where nothing follows from them.
     pub scores: &'a [f32],
-    /// What was decided.
+    /// The decision, in the form that the router makes it.
     pub choice: Choice<'a>,
 }
 
@@ -74,7 +74,7 @@ pub struct RoutingEvent<'a> {
 pub enum Choice<'a> {
     /// Whether each candidate goes on to this recursion.
     GoOn {
-        /// The decision.
+        /// Whether each goes on.
         kept: &'a [bool],
         /// Whether each is among the best of its sequence, as training would choose; absent where
         /// rows are not compared.

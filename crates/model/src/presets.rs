@@ -46,7 +46,7 @@ const fn cpu(
     Shape { name, width, layers, heads, kv_heads, head_dim, ffn, context, exceptions }
 }
 
-/// Every preset's name.
+/// The names of all presets that are legal with a vocabulary of 4096.
 pub fn names() -> Vec<String> {
     let mut names = Vec::new();
     for shape in SHAPES {

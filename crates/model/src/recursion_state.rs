@@ -16,7 +16,7 @@ const BLOCK_INPUT: &str = "block input";
 pub struct RecursionState {
     /// What each row has become so far.
     pub x_td: Tensor2,
-    /// Who they are.
+    /// Sequence, position, token and limits of each row.
     pub rows: Rows,
     /// How many recursions each has had.
     pub depth_t: Vec<u32>,
@@ -44,7 +44,7 @@ pub(crate) struct ActiveRows {
 }
 
 impl ActiveRows {
-    /// No rows.
+    /// Not a single row: nobody goes on.
     pub(crate) fn none() -> Self {
         Self {
             runs: Vec::new(),
@@ -73,7 +73,7 @@ impl ActiveRows {
 /// One row suspended between two recursions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowState {
-    /// Its state `[d]`.
+    /// What the stream holds of it, `[d]`.
     pub x_d: Vec<f32>,
     /// What it carries for its next recursion, by name.
     pub carry: BTreeMap<&'static str, Vec<f32>>,
@@ -137,7 +137,7 @@ impl RecursionState {
         resumed
     }
 
-    /// Suspends every row.
+    /// Takes the rows apart, each with what its next recursion needs.
     pub fn suspend(self) -> Vec<RowState> {
         let width = self.x_td.dims()[1];
         let x_td = read_rows(&self.x_td);

@@ -11,7 +11,7 @@ pub enum Purpose {
     Router = 2,
     /// Drawing tokens; place = position.
     Sample = 3,
-    /// Shuffling data.
+    /// The order of windows in an epoch, lengths and arrival times of benches.
     Shuffle = 4,
 }
 

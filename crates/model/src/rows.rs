@@ -34,7 +34,7 @@ pub struct DepthLimits {
 }
 
 impl Default for DepthLimits {
-    /// No limits.
+    /// Any depth, thresholds as they are.
     fn default() -> Self {
         Self { max: u32::MAX, min: 0, threshold: 0.0 }
     }
@@ -83,12 +83,12 @@ impl Rows {
         self.seed.as_ref().map_or(otherwise, |seed| seed[i])
     }
 
-    /// How many.
+    /// Rows in it.
     pub fn len(&self) -> usize {
         self.position.len()
     }
 
-    /// None at all.
+    /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.position.is_empty()
     }

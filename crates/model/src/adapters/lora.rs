@@ -96,9 +96,9 @@ impl AdapterSettings for LowRank<'_> {
             if config.parts[..i].contains(part) {
                 return refuse("relax.parts", name, "each matrix once".into());
             }
-            let of_part = |base: &&ParamSpec| matches!(base.place, ParamPlace::Layer { part: p, .. } if p == *part);
             let adaptable = model.mlp.settings().adaptable();
-            let Some(base) = bases.iter().find(of_part) else {
+            let of_part = ParamPlace::Layer { stored: 0, part: *part };
+            let Some(base) = bases.iter().find(|base| base.place == of_part) else {
                 let known = adaptable.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
                 return refuse("relax.parts", name, format!("matrices of this model: {known}"));
             };

@@ -80,7 +80,7 @@ pub enum Causal {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// The scoring network.
+    /// The network that scores rows.
     pub network: Network,
     /// From logit to gate.
     pub function: Function,

@@ -40,7 +40,7 @@ pub enum Balance {
     Loss,
     /// A bias on the selection, moved after each step against the load.
     LossFree,
-    /// Nothing.
+    /// Loads are left to themselves.
     None,
 }
 
@@ -58,7 +58,7 @@ pub enum GateOn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// The scoring network.
+    /// The network that scores rows.
     pub network: Network,
     /// From logits to scores.
     pub function: Function,
