@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         other => {
             let found = other.unwrap_or("nothing");
             Err(anyhow::anyhow!(
-                "cargo xtask got {found}, expected `tidy` (seconds) or `check` (format, lints, tidy, tests)"
+                "cargo xtask got {found}, expected `tidy` (seconds) or `check` (tidy, format, lints, docs, tests)"
             ))
         }
     };
@@ -43,9 +43,16 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-/// Runs `program` in `root` and fails with the whole command if it does.
-fn command(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
-    let status = std::process::Command::new(program).args(arguments).current_dir(root).status()?;
+/// Runs `program` in `root` with `variables` set, and fails with the whole command if it does.
+fn command(
+    root: &Path,
+    program: &str,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> Result<()> {
+    let mut run = std::process::Command::new(program);
+    run.args(arguments).envs(variables.iter().copied()).current_dir(root);
+    let status = run.status()?;
     if !status.success() {
         bail!(
             "`{program} {}` failed with {status}; its output above names the cause",

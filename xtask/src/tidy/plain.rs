@@ -49,7 +49,6 @@ const LIMITS: &[Limit] = &[
     ("scheduler", 8, 48, 8),
     ("server", 68, 39, 7),
     ("tasks", 13, 22, 7),
-    ("testkit", 0, 0, 4),
     ("train", 7, 69, 7),
     ("xtask", 14, 3, 9),
 ];
