@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Bool, Tensor, TensorData, activation};
+use burn_tensor::{Bool, Tensor, TensorData, activation};
 pub use kernels::attend::{Heads, Spans};
 use kernels::attend::{attend_backward, attend_forward};
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::activation;
+use burn_tensor::activation;
 use kernels::divergence::divergence_rows;
 use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 use rayon::prelude::*;

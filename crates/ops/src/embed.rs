@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn_tensor::{Int, Tensor, TensorData};
 use kernels::rows::{gather_rows, scatter_add_rows};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
@@ -24,7 +24,7 @@ impl Ops {
 }
 
 /// Row numbers as an integer tensor of plain operations.
-pub(crate) fn index(rows: &[u32], device: &burn::tensor::Device) -> Tensor<1, Int> {
+pub(crate) fn index(rows: &[u32], device: &burn_tensor::Device) -> Tensor<1, Int> {
     let rows: Vec<i64> = rows.iter().map(|&row| i64::from(row)).collect();
     let count = rows.len();
     Tensor::from_data(TensorData::new(rows, [count]), device)

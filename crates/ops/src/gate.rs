@@ -1,7 +1,7 @@
 //! What routers do with their logits: gates, probabilities, and the losses that train them. Logits
 //! are `[a, 1]` for expert-choice and `[t, r]` for token-choice; all of this is small.
 
-use burn::tensor::activation;
+use burn_tensor::activation;
 use kernels::exp::{exp, sigmoid};
 
 use crate::seam::{FastOp, Raw, apply, dims, make, values, values_mut};

@@ -1,6 +1,6 @@
 //! GELU with the exact error function, for router MLPs (Hendrycks and Gimpel, 2016).
 
-use burn::tensor::activation;
+use burn_tensor::activation;
 use kernels::gelu::{gelu_backward, gelu_forward};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::activation;
+use burn_tensor::activation;
 use kernels::cross_entropy::linear_cross_entropy;
 
 use crate::embed::index;

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData};
 use kernels::rotary::{RotaryTable, rotate};
 
 use crate::seam::{FastOp, Raw, apply, dims, values_mut};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::IndexingUpdateOp;
+use burn_tensor::IndexingUpdateOp;
 use kernels::rows::{gather_rows, row_dots, scatter_add_rows, scatter_add_scaled_rows};
 
 use crate::embed::index;

@@ -5,16 +5,16 @@
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
-use burn::backend::autodiff::{
+use burn_autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{DispatchAutodiffContext, DispatchKindConversion, DispatchTensor, Flex};
-use burn::tensor::{Bytes, DType, Shape, Tensor};
-use burn_flex::{FlexTensor, Layout};
+use burn_backend::tensor::FloatTensor;
+use burn_dispatch::{DispatchAutodiffContext, DispatchKindConversion, DispatchTensor};
+use burn_flex::{Flex, FlexTensor, Layout};
+use burn_tensor::{Bytes, DType, Shape, Tensor};
 
 use crate::{Tensor2, timing};
 

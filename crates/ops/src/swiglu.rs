@@ -1,6 +1,6 @@
 //! SwiGLU: `y = silu(gate) * up` with gate and up side by side in one row (Shazeer, 2020).
 
-use burn::tensor::activation;
+use burn_tensor::activation;
 use kernels::swiglu::{swiglu_backward, swiglu_forward};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};

@@ -1,7 +1,7 @@
 //! The few things the rooms above do with a tensor besides the operations: make one, read one, add
 //! scalars, go backward.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn_tensor::{Device, Gradients, Tensor, TensorData};
 
 /// A matrix of f32: rows by columns.
 pub type Tensor2 = Tensor<2>;

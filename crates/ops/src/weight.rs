@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use burn::tensor::Gradients;
+use burn_tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
 use kernels::quant::Quantized;
 pub use kernels::quant::{Element, Format, QuantError, StoredPart};
