@@ -11,8 +11,8 @@ const TASK_VALUES: usize = 1 << 14;
 const DENSITY_AT_ZERO: f32 = 0.398_942_3;
 
 /// The standard normal distribution's upper tail over its bell, `(1 - Phi(x)) e^(x^2 / 2)` from
-/// `x = 0` on, as a polynomial in `1 / (1 + 0.3 x)` fitted at Chebyshev nodes of `[0, 13.5]` (1.3e-7
-/// relative).
+/// `x = 0` on, as a polynomial in `1 / (1 + 0.3 x)` fitted at Chebyshev nodes of `[0, 13.5]`
+/// (1.3e-7 relative).
 #[inline(always)]
 fn tail_over_bell(x: f32) -> f32 {
     let t = 1.0 / 0.3f32.mul_add(x, 1.0);
