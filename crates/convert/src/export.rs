@@ -6,7 +6,7 @@ use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
 use model::params::ParamSpec;
-use model::{Model, RouterConfig, Sharing};
+use model::{MlpConfig, Model, RouterConfig, Sharing};
 use train::Stored;
 
 use crate::ConvertError;
@@ -94,6 +94,12 @@ impl<'a> Dense<'a> {
         }
         for (spec, _) in stored.model.weights() {
             must_have_role(spec)?;
+        }
+        // An MLP whose matrices have known names may still compute something else with them.
+        if config.mlp != MlpConfig::default() {
+            let next = "export the model in the form of its own (--format lathe)";
+            let found = format!("\"{}\"", config.mlp.kind());
+            return refused("the checkpoint: mlp", "\"dense\", a Llama model's", found, next);
         }
         let settings = settings_of(config);
         match Architecture::that_holds(&settings) {

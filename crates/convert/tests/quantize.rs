@@ -7,7 +7,7 @@ use common::{ids, logits, same, stored, tiny};
 use convert::quantize;
 use model::adapters::{Relaxation, lora};
 use model::routers::{expert_choice, token_choice};
-use model::{ModelConfig, RouterConfig, Rule, Sharing};
+use model::{MlpConfig, ModelConfig, RouterConfig, Rule, Sharing};
 use ops::Format;
 use train::{load_for_use, load_model};
 
@@ -30,7 +30,11 @@ fn configs() -> Vec<ModelConfig> {
         parts: vec![model::attention::QUERY, model::mlp::DOWN],
         ..lora::Config::default()
     };
-    vec![dense, routed, chosen, ModelConfig { relax: Relaxation::Lora(adapters), ..mor }]
+    let mlps = MlpConfig::all().into_iter().filter(|mlp| *mlp != MlpConfig::default());
+    let adapted = ModelConfig { relax: Relaxation::Lora(adapters), ..mor.clone() };
+    let mut all = vec![dense, routed, chosen, adapted];
+    all.extend(mlps.map(|mlp| ModelConfig { mlp, ..mor.clone() }));
+    all
 }
 
 #[test]

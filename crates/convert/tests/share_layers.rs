@@ -9,8 +9,13 @@ use convert::{ConversionTarget, Start, convert};
 use model::adapters::{Relaxation, encoding, lora};
 use model::params::Part;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
-use model::{KvMode, ModelConfig, RouterConfig, Rule, Sharing, attention};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, attention};
 use train::{Stored, load_model};
+
+/// All matrices of a layer that take adapters.
+fn everywhere() -> Vec<Part> {
+    MlpConfig::default().settings().adaptable()
+}
 
 const SHARINGS: [Sharing; 4] =
     [Sharing::Cycle, Sharing::Sequence, Sharing::MiddleCycle, Sharing::MiddleSequence];
@@ -80,11 +85,12 @@ fn a_converted_mor_model_is_the_recursive_one_bit_for_bit() {
 fn unrolled_copies_come_back_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: String| folder.path().join(name);
-    for sharing in SHARINGS {
+    let variants = MlpConfig::all().into_iter().flat_map(|mlp| SHARINGS.map(|s| (mlp.clone(), s)));
+    for (mlp, sharing) in variants {
         for share_norms in [true, false] {
-            let name = format!("{sharing:?}-{share_norms}");
-            let config =
-                ModelConfig { share_norms, tie_embeddings: share_norms, ..tiny(sharing, 8, 2) };
+            let name = format!("{}-{sharing:?}-{share_norms}", mlp.kind());
+            let (mlp, tie_embeddings) = (mlp.clone(), share_norms);
+            let config = ModelConfig { share_norms, tie_embeddings, mlp, ..tiny(sharing, 8, 2) };
             let recursive = stored(&at(name.clone()), &config, 2);
             let unroll = target(Sharing::None, 1, Start::Stepwise);
             let dense = converted(&recursive, &unroll, &at(format!("{name}-dense")));
@@ -284,7 +290,7 @@ fn adapters_of_full_rank_undo_sharing() {
     for (i, make) in [Relaxation::Lora, Relaxation::Dora].into_iter().enumerate() {
         for sharing in SHARINGS {
             // The smallest side of any matrix is 24.
-            let relax = make(adapters(&Part::all(), 24));
+            let relax = make(adapters(&everywhere(), 24));
             let full = ConversionTarget {
                 relax,
                 share_norms: false,
@@ -316,7 +322,7 @@ fn merged_adapters_compute_the_same() {
     for make in [Relaxation::Lora, Relaxation::Dora] {
         for sharing in SHARINGS {
             for (kv, parts, skip_first) in [
-                (KvMode::RecursionWise, &Part::all()[..], false),
+                (KvMode::RecursionWise, &everywhere()[..], false),
                 (KvMode::RecursionWise, &[attention::QUERY, attention::KEY_VALUE][..], true),
             ] {
                 number += 1;
@@ -350,8 +356,8 @@ fn fresh_relaxations_change_nothing() {
         let plain = converted(&dense, &plain, &folder.path().join(format!("plain{sharing:?}")));
         let expected = logits(&plain.model, &Rule::NonCausal, &ids());
         for relax in [
-            Relaxation::Lora(adapters(&Part::all(), 4)),
-            Relaxation::Dora(adapters(&Part::all(), 4)),
+            Relaxation::Lora(adapters(&everywhere(), 4)),
+            Relaxation::Dora(adapters(&everywhere(), 4)),
             Relaxation::Encoding(encoding::Config::default()),
         ] {
             number += 1;

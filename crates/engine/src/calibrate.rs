@@ -24,7 +24,7 @@ pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rul
                     values.get(r).copied().unwrap_or(0.0)
                 })
             }
-            ThresholdsFrom::Calibration { auxiliary, .. } => {
+            ThresholdsFrom::Calibration { auxiliary } => {
                 calibrate(model, state, batches, &capacities, auxiliary)
             }
         },

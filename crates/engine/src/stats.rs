@@ -149,6 +149,12 @@ impl RoutingStats {
             self.score_sums.iter_mut().zip(scores).for_each(|(sum, &s)| *sum += f64::from(s));
         }
     }
+
+    fn load(&mut self, site: RouterSite, rows: &[u64]) {
+        let loads = self.loads.entry(site).or_default();
+        loads.resize(rows.len().max(loads.len()), 0);
+        loads.iter_mut().zip(rows).for_each(|(load, rows)| *load += rows);
+    }
 }
 
 fn count(flags: &[bool]) -> u64 {
@@ -158,6 +164,15 @@ fn count(flags: &[bool]) -> u64 {
 impl Probe for RoutingStats {
     fn routed(&mut self, event: &RoutingEvent<'_>) {
         match event.choice {
+            // What a layer's router decides says nothing of depths.
+            Choice::GoOn { kept, .. } if event.site != RouterSite::Depth => {
+                self.load(event.site, &[count(kept)]);
+            }
+            Choice::Target(targets) if event.site != RouterSite::Depth => {
+                let mut loads = vec![0; event.logits.len() / targets.len().max(1)];
+                targets.iter().for_each(|&target| loads[target as usize] += 1);
+                self.load(event.site, &loads);
+            }
             Choice::GoOn { kept, best, auxiliary } => {
                 self.go_on(event, kept, best);
                 let r = &mut self.recursions[event.recursion];
@@ -172,18 +187,18 @@ impl Probe for RoutingStats {
             }
             Choice::Target(targets) => self.targets(event.scores, targets),
             Choice::Plan(plan) => {
-                let loads = self.loads.entry(event.site).or_default();
-                loads.resize(plan.targets().max(loads.len()), 0);
-                for (target, load) in loads.iter_mut().enumerate().take(plan.targets()) {
-                    *load += plan.of(target).len() as u64;
-                }
+                let loads: Vec<u64> =
+                    (0..plan.targets()).map(|target| plan.of(target).len() as u64).collect();
+                self.load(event.site, &loads);
             }
         }
     }
 
     fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
         let value = f64::from(value);
-        match self.losses.iter_mut().find(|loss| loss.name == name) {
+        // The same name may stand for losses of other weights: depth and experts.
+        let known = |loss: &&mut LossSum| loss.name == name && loss.weight == weight;
+        match self.losses.iter_mut().find(known) {
             Some(loss) => loss.value += value,
             None => self.losses.push(LossSum { name, value, weight }),
         }

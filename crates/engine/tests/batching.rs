@@ -10,8 +10,7 @@ use common::serving::{Inbox, alone, engine, limits, request, requests, run, same
 use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
 use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
 use model::adapters::{Relaxation, lora};
-use model::params::Part;
-use model::{KvMode, Model, ModelConfig, RouterConfig, RouterState, Sharing};
+use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Sharing};
 use ops::KvFormat;
 use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
 
@@ -25,8 +24,11 @@ fn everyone() -> Vec<Arc<Model>> {
     let mut norms = config(RouterConfig::default(), KvMode::RecursionWise);
     norms.share_norms = false;
     let mut adapted = config(RouterConfig::default(), KvMode::SharedUpdate);
-    adapted.relax =
-        Relaxation::Dora(lora::Config { rank: 3, parts: Part::all(), ..lora::Config::default() });
+    adapted.relax = Relaxation::Dora(lora::Config {
+        rank: 3,
+        parts: MlpConfig::default().settings().adaptable(),
+        ..lora::Config::default()
+    });
     let mut encoded = config(RouterConfig::default(), KvMode::RecursionWise);
     encoded.relax = Relaxation::Encoding(Default::default());
     let more = [

@@ -9,8 +9,7 @@ use std::collections::BTreeSet;
 use common::serving::{alone, engine, limits, request, run, same, uneven};
 use common::{auxiliary, config, fresh, ids, rule};
 use model::adapters::{Relaxation, lora};
-use model::params::Part;
-use model::{KvMode, ModelConfig, RouterConfig, Sharing};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing};
 use ops::KvFormat;
 use scheduler::{Request, SchedulerLimits};
 
@@ -23,8 +22,8 @@ const SHARINGS: [Sharing; 5] = [
     Sharing::MiddleSequence,
 ];
 
-/// Which option of each axis: router, keys and values, sharing, adapters, norms.
-type Choice = [usize; 5];
+/// Which option of each axis: router, keys and values, sharing, adapters, norms, MLP.
+type Choice = [usize; 6];
 
 fn routers() -> Vec<RouterConfig> {
     let mut all = RouterConfig::all();
@@ -34,12 +33,13 @@ fn routers() -> Vec<RouterConfig> {
 
 fn adapters() -> Vec<Relaxation> {
     let mut all = Relaxation::all();
-    let everywhere = lora::Config { rank: 3, parts: Part::all(), ..lora::Config::default() };
+    let parts = MlpConfig::default().settings().adaptable();
+    let everywhere = lora::Config { rank: 3, parts, ..lora::Config::default() };
     all.extend([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
     all
 }
 
-fn config_of([router, kv, sharing, adapter, norms]: Choice) -> ModelConfig {
+fn config_of([router, kv, sharing, adapter, norms, mlp]: Choice) -> ModelConfig {
     let sharing = SHARINGS[sharing];
     ModelConfig {
         sharing,
@@ -47,14 +47,16 @@ fn config_of([router, kv, sharing, adapter, norms]: Choice) -> ModelConfig {
         recursions: if sharing == Sharing::None { 1 } else { 3 },
         relax: adapters()[adapter].clone(),
         share_norms: norms == 0,
+        mlp: MlpConfig::all()[mlp].clone(),
         ..config(routers()[router].clone(), MODES[kv])
     }
 }
 
 /// Every combination that a recipe may ask for.
 fn legal() -> Vec<Choice> {
-    let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters().len(), 2];
-    let mut all = vec![[0; 5]];
+    let sizes =
+        [routers().len(), MODES.len(), SHARINGS.len(), adapters().len(), 2, MlpConfig::all().len()];
+    let mut all = vec![[0; 6]];
     for (axis, &size) in sizes.iter().enumerate() {
         let options = |choice: &Choice| {
             let mut choice = *choice;
@@ -112,8 +114,14 @@ fn check(choice: Choice) {
     let inboxes = run(&mut together, &requests, &[0, 2, 1, 4]);
     for (request, inbox) in requests.iter().zip(&inboxes) {
         let what = format!(
-            "{:?} {:?} {:?} {:?} shared norms {} request {}",
-            config.router, config.kv, config.sharing, config.relax, config.share_norms, request.id
+            "{:?} {:?} {:?} {:?} shared norms {} {:?} request {}",
+            config.router,
+            config.kv,
+            config.sharing,
+            config.relax,
+            config.share_norms,
+            config.mlp,
+            request.id
         );
         let mut single = engine(&model, &rule, limits(), KvFormat::F32);
         let one = run(&mut single, std::slice::from_ref(request), &[0]);
@@ -133,7 +141,8 @@ fn every_pair_of_options_is_served() {
 
 #[test]
 fn every_sharing_keeps_keys_and_values_in_every_way() {
-    let all: Vec<Choice> = legal().into_iter().filter(|c| c[0] == 0 && c[3..] == [0, 0]).collect();
+    let all: Vec<Choice> =
+        legal().into_iter().filter(|c| c[0] == 0 && c[3..] == [0, 0, 0]).collect();
     // Nothing is shared between layers that are all their own; the others know three ways.
     assert_eq!(all.len(), 1 + 4 * 3);
     all.into_iter().for_each(check);

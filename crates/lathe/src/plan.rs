@@ -111,13 +111,12 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
     let shares = nominal_capacities(&recipe.model);
     let flops = 3.0 * tokens * forward_flops(&recipe.model, &plan, n, &shares, Convention::Full);
     let rate = 0.5 * ops::peak_flops();
-    let p = parameters(&recipe.model, &plan);
-    let state = 16.0 * (p.unique + p.embedding) as f64;
+    let state = recipe.state_bytes()?;
     let mut rows = vec![
         ["steps".to_owned(), recipe.train.steps.to_string()].to_vec(),
         ["tokens".to_owned(), human_count(tokens)].to_vec(),
         ["training FLOPs, full count".to_owned(), human_count(flops)].to_vec(),
-        ["weights, gradients, moments".to_owned(), human_bytes(state as u64)].to_vec(),
+        ["weights, gradients, moments".to_owned(), human_bytes(state)].to_vec(),
         ["activations of one pass, about".to_owned(), human_bytes(activation_bytes(recipe) as u64)]
             .to_vec(),
         ["time here at half of the measured peak".to_owned(), human_duration(flops / rate)]
@@ -137,13 +136,12 @@ pub(crate) fn fits(recipe: &Recipe) -> Result<()> {
     let Some(memory) = memory_bytes() else { return Ok(()) };
     let mut filled = recipe.clone();
     filled.model.vocab_size = recipe.model.vocab_size.max(1);
-    let p = parameters(&filled.model, &filled.model.check()?);
-    let (state, activations) = (16.0 * (p.unique + p.embedding) as f64, activation_bytes(&filled));
+    let (state, activations) = (filled.state_bytes()?, activation_bytes(&filled));
     ensure!(
-        state + activations <= memory,
+        state as f64 + activations <= memory,
         "recipe: weights, gradients and moments take {}, activations of one pass about {}, expected at most this \
          machine's memory of {}: choose a smaller model, train.micro_batch or data.sequence_length, or train.recompute",
-        human_bytes(state as u64),
+        human_bytes(state),
         human_bytes(activations as u64),
         human_bytes(memory as u64)
     );

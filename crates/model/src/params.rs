@@ -463,6 +463,9 @@ mod tests {
         assert_eq!(read("\"key_value\"").expect("known"), attention::KEY_VALUE);
         let error = read("\"keys\"").expect_err("unknown").to_string();
         assert!(error.contains("keys") && error.contains("gate_up"), "{error}");
-        assert_eq!(Part::all().len(), 5);
+        let all: Vec<&str> = Part::all().into_iter().map(Part::name).collect();
+        assert_eq!(all[..5], ["query", "key_value", "output", "gate_up", "down"]);
+        let apart: std::collections::BTreeSet<&&str> = all.iter().collect();
+        assert_eq!(apart.len(), all.len(), "{all:?}");
     }
 }

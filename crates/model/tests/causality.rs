@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{How, Out, at_once, causal, fresh, ids, name, same, variants};
+use common::{How, Out, at_once, by_thresholds, causal, fresh, ids, name, same, variants};
 use model::{Model, ModelConfig, RouterConfig, Rows, Rule};
 
 const LENGTH: usize = 24;
@@ -81,9 +81,7 @@ fn no_row_sees_the_future() {
 fn a_recorded_causal_pass_sees_no_future() {
     let tokens = ids(2, LENGTH);
     let rows = Rows::batch(1, LENGTH);
-    for config in
-        variants().into_iter().filter(|c| matches!(c.router, RouterConfig::ExpertChoice(_)))
-    {
+    for config in variants().into_iter().filter(by_thresholds) {
         let model = fresh(&config);
         let rule = causal(&model, &tokens);
         let how = How { record: true, ..How::by(&rule) };
@@ -117,7 +115,7 @@ fn leaks(model: &Model) -> usize {
 fn only_the_comparing_rule_of_expert_choice_leaks() {
     for config in variants() {
         let found = leaks(&fresh(&config));
-        let compares = matches!(config.router, RouterConfig::ExpertChoice(_));
+        let compares = by_thresholds(&config);
         assert_eq!(found > 0, compares, "{}: {found} leaks", name(&config));
     }
 }

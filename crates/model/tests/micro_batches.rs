@@ -7,19 +7,32 @@ use std::sync::Arc;
 
 use common::{Watch, close, fresh, ids, name, state, tiny, transient, variants};
 use model::routers::expert_choice::SamplingLoss;
-use model::{Address, KvMode, Model, ModelConfig, Pass, RouterConfig, Rows, Rule, Sharing};
+use model::{
+    Address, KvMode, MlpConfig, Model, ModelConfig, Pass, RouterConfig, Rows, Rule, Sharing,
+};
 use ops::{Ops, backward, scalar};
 
 const LENGTH: usize = 13;
 
-/// A model whose router losses weigh as much as the cross-entropy.
-fn weighted(mut config: ModelConfig) -> ModelConfig {
-    match &mut config.router {
-        RouterConfig::ExpertChoice(c) => (c.sampling_weight, c.z_weight) = (1.0, 0.5),
-        RouterConfig::TokenChoice(c) => (c.balance_weight, c.z_weight) = (1.0, 0.5),
-        RouterConfig::Fixed(_) | RouterConfig::Random(_) => {}
+/// A model whose router losses weigh as much as the cross-entropy: every setting of router and MLP
+/// whose name ends in `_weight`.
+fn weighted(config: ModelConfig) -> ModelConfig {
+    let mut json = serde_json::to_value(config).expect("plain data");
+    for room in ["router", "mlp"] {
+        for (name, value) in json[room].as_object_mut().expect("settings") {
+            if name.ends_with("_weight") {
+                *value = if name == "z_weight" { 0.5 } else { 1.0 }.into();
+            }
+        }
     }
-    config
+    serde_json::from_value(json).expect("the same fields")
+}
+
+/// Whether a setting gives a loss its weight.
+fn has_losses(config: &ModelConfig) -> bool {
+    let json = serde_json::to_value(config).expect("plain data");
+    let rooms = ["router", "mlp"].into_iter().filter_map(|room| json[room].as_object());
+    rooms.flat_map(|settings| settings.keys()).any(|name| name.ends_with("_weight"))
 }
 
 /// Loss terms by name, cross-entropy first, and the gradient of every weight.
@@ -105,14 +118,21 @@ fn a_step_in_one_pass_or_in_several() {
     for config in variants().into_iter().map(weighted) {
         let whole = step(&config, Ops::Fast, 4, 4);
         let terms: Vec<&str> = whole.terms.iter().map(|(name, _)| name.as_str()).collect();
-        match &config.router {
-            RouterConfig::ExpertChoice(c) if c.sampling == SamplingLoss::AuxRouter => {
-                assert_eq!(terms, ["cross-entropy", "auxiliary_router", "z"]);
-            }
-            RouterConfig::ExpertChoice(_) => assert_eq!(terms, ["cross-entropy", "auxiliary", "z"]),
-            RouterConfig::TokenChoice(_) => assert!(terms.contains(&"z")),
-            RouterConfig::Fixed(_) | RouterConfig::Random(_) => {
-                assert_eq!(terms, ["cross-entropy"])
+        assert_eq!(terms[0], "cross-entropy", "{}", name(&config));
+        assert_eq!(terms.len() > 1, has_losses(&config), "{}: {terms:?}", name(&config));
+        // Layers without losses of their own add none.
+        if config.mlp == MlpConfig::default() {
+            let auxiliary = matches!(&config.router, RouterConfig::ExpertChoice(c)
+                if c.sampling == SamplingLoss::AuxRouter);
+            match config.router.kind() {
+                "expert_choice" if auxiliary => {
+                    assert_eq!(terms, ["cross-entropy", "auxiliary_router", "z"]);
+                }
+                "expert_choice" => assert_eq!(terms, ["cross-entropy", "auxiliary", "z"]),
+                "token_choice" => assert!(terms.contains(&"z")),
+                "fixed" | "random" => assert_eq!(terms, ["cross-entropy"]),
+                // A further member of the list is held to its settings above.
+                _ => {}
             }
         }
         for each in [1, 2] {
@@ -165,8 +185,11 @@ fn the_same_bits_on_any_number_of_threads() {
 #[test]
 fn recompute_changes_no_loss() {
     for sharing in [Sharing::Cycle, Sharing::MiddleCycle] {
-        for router in RouterConfig::all() {
-            let config = tiny(router, KvMode::RecursionWise, sharing);
+        let routers = RouterConfig::all().into_iter();
+        let pairs = routers
+            .flat_map(|router| MlpConfig::all().into_iter().map(move |mlp| (router.clone(), mlp)));
+        for (router, mlp) in pairs {
+            let config = ModelConfig { mlp, ..tiny(router, KvMode::RecursionWise, sharing) };
             let run = |recompute: bool| {
                 let model = Model::fresh(&config, 7).expect("legal");
                 model.collect_gradients(true);

@@ -2,9 +2,11 @@
 //! read.
 
 use model::ModelConfig;
+use model::params::specs;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::freeze::is_frozen;
 
 /// One run, completely.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -281,6 +283,19 @@ impl Recipe {
         }
         crate::freeze::check(&self.train.freeze, &self.model)?;
         self.check_optimizer()
+    }
+
+    /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its own.
+    ///
+    /// # Errors
+    /// An impossible model.
+    pub fn state_bytes(&self) -> Result<u64, TrainError> {
+        let mut bytes = 0;
+        for spec in specs(&self.model, &self.model.check()?) {
+            let copies = if is_frozen(&self.train.freeze, &spec.name) { 1 } else { 4 };
+            bytes += 4 * copies * spec.count() as u64;
+        }
+        Ok(bytes)
     }
 
     fn check_optimizer(&self) -> Result<(), TrainError> {

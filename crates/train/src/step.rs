@@ -5,7 +5,7 @@ use std::sync::Arc;
 use data::{Window, Windows};
 use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
-use model::routers::{StepRouting, expert_choice};
+use model::routers::StepRouting;
 use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rule};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
@@ -253,8 +253,9 @@ impl Trainer {
 
     /// Buffers that are functions of the step.
     fn schedule_router(&mut self) {
-        let settings = self.model.config().router.settings();
-        settings.schedule(self.step, &mut self.router);
+        let config = self.model.config();
+        config.router.settings().schedule(self.step, &mut self.router);
+        config.mlp.settings().schedule(self.step, &mut self.router);
     }
 
     /// The rule by which this step's rows are routed.
@@ -265,13 +266,16 @@ impl Trainer {
 
     fn learn_outside_of_gradients(&mut self, stats: &RoutingStats) {
         let needed = stats.needed_thresholds();
-        let routed = StepRouting { needed: &needed, loads: &stats.depths };
-        self.model.config().router.settings().after_step(&routed, &mut self.router);
+        let (loads, experts) = (&stats.depths, &stats.loads);
+        let routed = StepRouting { needed: &needed, loads, experts };
+        let config = self.model.config();
+        config.router.settings().after_step(&routed, &mut self.router);
+        config.mlp.settings().after_step(&routed, &mut self.router);
     }
 
-    /// The running thresholds of expert-choice; none for other routers.
+    /// The running thresholds of the router, if it has some.
     fn thresholds(&self) -> Vec<f32> {
-        self.router.get(expert_choice::RUNNING).to_vec()
+        self.model.config().router.settings().thresholds(&self.router)
     }
 
     fn report(&self, sums: &Sums, norms: Norms, rate: f64, stats: &RoutingStats) -> StepReport {

@@ -211,13 +211,11 @@ fn first_moments(clip_norm: f64, router: RouterConfig) -> (Trainer, StepReport) 
 
 /// The weight that a recipe gives a loss.
 fn loss_weight(router: &RouterConfig, name: &str) -> f64 {
-    let weight = match (router, name) {
-        (RouterConfig::ExpertChoice(c), "z") => c.z_weight,
-        (RouterConfig::ExpertChoice(c), _) => c.sampling_weight,
-        (RouterConfig::TokenChoice(c), "z") => c.z_weight,
-        (RouterConfig::TokenChoice(c), _) => c.balance_weight,
-        _ => panic!("{name} of {router:?}"),
-    };
+    let json = serde_json::to_value(router).expect("plain data");
+    let mut weights = json.as_object().expect("settings").iter().filter(|(setting, _)| {
+        setting.ends_with("_weight") && (*setting == "z_weight") == (name == "z")
+    });
+    let weight = weights.next().and_then(|(_, weight)| weight.as_f64()).expect(name);
     f64::from(weight as f32)
 }
 

@@ -11,8 +11,6 @@ const FEATURES: &str = "features";
 /// Names of the tensor library's crates, as code spells them.
 const BURN: [&str; 6] =
     ["burn", "burn_autodiff", "burn_backend", "burn_dispatch", "burn_flex", "burn_tensor"];
-/// The room that tests of every room may use; no row of the table allows it to anybody else.
-const TESTKIT: &str = "testkit";
 
 /// Allowed edges, from the table below `## Allowed edges`: a room, then the rooms that it uses.
 fn allowed(tree: &Tree) -> BTreeMap<String, BTreeSet<String>> {
@@ -56,8 +54,7 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
                 package.name
             ));
         }
-        let mut below = below(&allowed, &package.name);
-        below.insert(TESTKIT.to_owned());
+        let below = below(&allowed, &package.name);
         for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room))
         {
             found.push(format!(
@@ -194,17 +191,6 @@ mod tests {
                 && found[1].contains("not below")
                 && found[2].contains("remove it")
         );
-    }
-
-    #[test]
-    fn the_testkit_is_for_tests_alone() {
-        let found = |train: Package| {
-            let mut tree = tree(vec![train, package(TESTKIT, "", &[], &[])]);
-            tree.files.insert("crates/testkit/src/lib.rs".to_owned(), Default::default());
-            edges(&tree).iter().filter(|line| line.contains("crates/train")).count()
-        };
-        assert_eq!(found(package("train", "", &["ops"], &["testkit"])), 0);
-        assert_eq!(found(package("train", "", &["ops", "testkit"], &[])), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::context::LayerContext;
 use crate::list::members;
 use crate::params::{BufferSpec, ParamSpec, Part, Take};
+use crate::routers::{RouterState, StepRouting};
 
 pub use dense::{DOWN, GATE_UP};
 
@@ -59,6 +60,12 @@ pub trait MlpSettings {
     fn buffers(&self, _model: &ModelConfig) -> Vec<BufferSpec> {
         Vec::new()
     }
+
+    /// Brings buffers that are functions of the step up to date, before and after each step.
+    fn schedule(&self, _step: u64, _state: &mut RouterState) {}
+
+    /// Its routers learn from what the step's rows did, in all layers.
+    fn after_step(&self, _routed: &StepRouting<'_>, _state: &mut RouterState) {}
 
     /// The MLP of one stored layer over its weights. Everything in its tables must be taken.
     fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp>;

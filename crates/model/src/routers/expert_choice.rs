@@ -235,12 +235,8 @@ impl RouterSettings for Config {
         Causality::Thresholds(match self.causal {
             Causal::Half => ThresholdsFrom::Constant { made_by: "half", value: 0.0 },
             Causal::Running => ThresholdsFrom::Buffer { name: RUNNING },
-            Causal::Calibrated => {
-                ThresholdsFrom::Calibration { made_by: "calibrated", auxiliary: false }
-            }
-            Causal::Auxiliary => {
-                ThresholdsFrom::Calibration { made_by: "auxiliary", auxiliary: true }
-            }
+            Causal::Calibrated => ThresholdsFrom::Calibration { auxiliary: false },
+            Causal::Auxiliary => ThresholdsFrom::Calibration { auxiliary: true },
         })
     }
 
@@ -265,6 +261,10 @@ impl RouterSettings for Config {
 
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
         self.track(routed.needed, state);
+    }
+
+    fn thresholds(&self, state: &RouterState) -> Vec<f32> {
+        state.get(RUNNING).to_vec()
     }
 
     fn neutral(&self, recursions: usize) -> Option<RouterConfig> {

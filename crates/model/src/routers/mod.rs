@@ -8,10 +8,12 @@ pub mod fixed;
 mod plan;
 pub mod random;
 mod rule;
-mod scorer;
+pub(crate) mod scorer;
 mod state;
 pub mod token_choice;
-mod top_k;
+pub(crate) mod top_k;
+
+use std::collections::BTreeMap;
 
 use ops::Combine;
 use serde::{Deserialize, Serialize};
@@ -106,6 +108,11 @@ pub trait RouterSettings {
     /// Learns from what the step's rows did.
     fn after_step(&self, _routed: &StepRouting<'_>, _state: &mut RouterState) {}
 
+    /// Running thresholds, for logs.
+    fn thresholds(&self, _state: &RouterState) -> Vec<f32> {
+        Vec::new()
+    }
+
     /// The settings of this kind under which every row takes every recursion with a gate of 1, if
     /// it has such settings.
     fn neutral(&self, _recursions: usize) -> Option<RouterConfig> {
@@ -126,6 +133,8 @@ pub struct StepRouting<'a> {
     pub needed: &'a [Option<f32>],
     /// Rows by the target that they chose.
     pub loads: &'a [u64],
+    /// Rows by target for the routers of layers.
+    pub experts: &'a BTreeMap<RouterSite, Vec<u64>>,
 }
 
 /// A router over its weights.

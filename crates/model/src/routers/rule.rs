@@ -73,8 +73,6 @@ pub enum ThresholdsFrom {
     },
     /// They are found on held-out text, so that each capacity is met.
     Calibration {
-        /// The name of the rule.
-        made_by: &'static str,
         /// Whether on the auxiliary router's logits.
         auxiliary: bool,
     },

@@ -4,7 +4,7 @@
 
 /// For each score whether it is among the `k` largest (`k` from 1 to their number). NaN counts as
 /// largest.
-pub(super) fn top_k(scores: &[f32], k: usize) -> Vec<bool> {
+pub(crate) fn top_k(scores: &[f32], k: usize) -> Vec<bool> {
     let mut queue: Vec<(f32, usize)> = scores.iter().copied().zip(0..).collect();
     select(&mut queue, k - 1);
     let mut chosen = vec![false; scores.len()];

@@ -6,14 +6,15 @@
 use std::sync::Arc;
 
 use model::adapters::{Relaxation, lora};
-use model::params::Part;
+use model::params::RouterSite;
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, CausalThresholds, DepthLimits, KvCache, KvMode, Model, ModelConfig, Pass, PassCache,
-    Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule, SequenceCache, Sharing,
+    Address, CausalThresholds, Causality, DepthLimits, KvCache, KvMode, MlpConfig, Model,
+    ModelConfig, Pass, PassCache, Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule,
+    SequenceCache, Sharing,
 };
 use ops::{Ops, read_rows};
 
@@ -95,7 +96,7 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
             SHARINGS.into_iter().map(move |sharing| tiny(router.clone(), kv, sharing))
         })
     });
-    let all = all.chain(relaxed());
+    let all = all.chain(relaxed()).chain(mlps());
     let legal: Vec<ModelConfig> = all.filter(|config| config.check().is_ok()).collect();
     assert!(legal.len() >= 40, "{} legal combinations", legal.len());
     legal
@@ -105,7 +106,7 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
 /// router.
 fn relaxed() -> impl Iterator<Item = ModelConfig> {
     let all = || Relaxation::all().into_iter().filter(|relax| *relax != Relaxation::None);
-    let parts = Part::all();
+    let parts = MlpConfig::default().settings().adaptable();
     let everywhere = lora::Config { rank: 3, parts, skip_first: true, ..lora::Config::default() };
     let kinds = all().chain([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
     kinds.flat_map(|relax| {
@@ -119,8 +120,26 @@ fn relaxed() -> impl Iterator<Item = ModelConfig> {
     })
 }
 
+/// Every MLP but the default one, in every layout, under every router, and with adapters on
+/// everything that takes them.
+fn mlps() -> impl Iterator<Item = ModelConfig> {
+    let others = MlpConfig::all().into_iter().filter(|mlp| *mlp != MlpConfig::default());
+    others.flat_map(|mlp| {
+        let parts = mlp.settings().adaptable();
+        let everywhere = lora::Config { rank: 3, parts, ..lora::Config::default() };
+        let fixed = SHARINGS.map(|sharing| tiny(RouterConfig::FIXED, MODES[0], sharing));
+        let all = RouterConfig::all().into_iter();
+        let routed = all.map(|router| tiny(router, MODES[0], Sharing::MiddleCycle));
+        let mut all: Vec<ModelConfig> = fixed.into_iter().chain(routed).collect();
+        let relax = Relaxation::Lora(everywhere);
+        all.push(ModelConfig { relax, ..tiny(RouterConfig::default(), MODES[0], Sharing::Cycle) });
+        all.into_iter().map(move |config| ModelConfig { mlp: mlp.clone(), ..config })
+    })
+}
+
 pub(crate) fn name(config: &ModelConfig) -> String {
-    format!("{:?} {:?} {:?} {:?}", config.router, config.kv, config.sharing, config.relax)
+    let ModelConfig { router, kv, sharing, relax, mlp, .. } = config;
+    format!("{router:?} {kv:?} {sharing:?} {relax:?} {mlp:?}")
 }
 
 /// A fresh model whose uses differ, if they may.
@@ -198,6 +217,9 @@ pub(crate) struct Watch {
 
 impl Probe for Watch {
     fn routed(&mut self, event: &RoutingEvent<'_>) {
+        if event.site != RouterSite::Depth {
+            return;
+        }
         self.logits.resize(self.logits.len().max(event.recursion + 1), Vec::new());
         self.logits[event.recursion].extend_from_slice(event.logits);
     }
@@ -255,13 +277,18 @@ pub(crate) fn cached(model: &Model, ids: &[u32], chunk: usize, how: &How) -> Out
     all
 }
 
+/// Whether the router compares rows in training and has thresholds in generation.
+pub(crate) fn by_thresholds(config: &ModelConfig) -> bool {
+    matches!(config.router.settings().causality(), Causality::Thresholds(_))
+}
+
 /// A causal rule under which, at every recursion that is not free, half of the candidates in `ids`
 /// stop.
 pub(crate) fn causal(model: &Model, ids: &[u32]) -> Rule {
     let n = model.config().recursions;
     let mut decision =
         CausalThresholds { made_by: "test".into(), auxiliary: false, thresholds: vec![None; n] };
-    if let RouterConfig::ExpertChoice(_) = model.config().router {
+    if by_thresholds(model.config()) {
         for r in 1..n {
             let mut watch = Watch::default();
             let how = How::by(&Rule::Causal(decision.clone()));
