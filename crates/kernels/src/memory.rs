@@ -3,6 +3,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The allocator of every program that has this room in it. It stands here, in an optimized crate,
+/// because each allocation runs a function that is compiled where the static is.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 static POISON: AtomicBool = AtomicBool::new(false);
 
 /// A buffer of `len` arbitrary numbers: zeroing it first would cost as much as a cheap operation.

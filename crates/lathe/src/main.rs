@@ -34,11 +34,6 @@ use clap::error::{ContextKind, ErrorKind};
 
 use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 
-/// Keeps freed pages: training allocates the same sizes every step, and page faults are the price
-/// of giving them back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     ops::keep_freed_pages();
     let arguments = match Arguments::try_parse() {

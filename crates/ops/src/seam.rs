@@ -93,7 +93,7 @@ pub(crate) fn apply<const N: usize, O: FastOp<N>>(op: O, inputs: [Tensor2; N]) -
         };
         let (raw, node) = tracked.into_parts();
         nodes.push(node);
-        raw
+        contiguous(raw)
     });
     let nodes: [_; N] = nodes.try_into().unwrap_or_else(|_| unreachable!("one node per input"));
     let output = match Step::<O, N>(PhantomData)
@@ -115,14 +115,21 @@ fn untracked(x: DispatchTensor) -> Raw {
     contiguous(tensor.expect("fast operations need tensors of the CPU backend").float())
 }
 
-/// The values of any tensor, tracked or not, without a copy.
+/// The values of any tensor, tracked or not, without a copy if they lie row after row.
 pub(crate) fn raw(x: &Tensor2) -> Raw {
+    raw_on_cpu(x).expect("fast operations need tensors of the CPU backend")
+}
+
+/// Like [`raw`]; nothing for a tensor of another backend.
+pub(crate) fn raw_on_cpu(x: &Tensor2) -> Option<Raw> {
     let x = x.clone().into_dispatch();
-    if x.autodiff == DispatchAutodiffContext::Disabled {
-        return untracked(x);
-    }
-    let tensor = <DispatchTensor as DispatchKindConversion<Recording>>::try_into_backend(x);
-    contiguous(tensor.expect("recording tensors live on the CPU backend").float().into_primitive())
+    let raw = if x.autodiff == DispatchAutodiffContext::Disabled {
+        <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(x).ok()?.float()
+    } else {
+        let tracked = <DispatchTensor as DispatchKindConversion<Recording>>::try_into_backend(x);
+        tracked.ok()?.float().into_primitive()
+    };
+    Some(contiguous(raw))
 }
 
 /// Like [`raw`], giving up the tensor, so that a sole owner stays a sole owner.
@@ -136,22 +143,31 @@ pub(crate) fn wrap(raw: Raw) -> Tensor2 {
 }
 
 fn contiguous(x: Raw) -> Raw {
-    if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
+    if is_row_after_row(&x) { x } else { x.to_contiguous() }
+}
+
+/// Whether the values of a matrix lie row after row from the start of its storage. Asked of every
+/// input of every operation, so it does without the general answer, which walks all dimensions.
+fn is_row_after_row(x: &Raw) -> bool {
+    let layout = x.layout();
+    match (layout.shape().as_slice(), layout.strides()) {
+        (&[_, columns], &[row, 1]) => row == columns as isize && layout.start_offset() == 0,
+        _ => false,
+    }
 }
 
 /// A CPU tensor that takes over `values`.
 pub(crate) fn make(values: Vec<f32>, rows: usize, columns: usize) -> Raw {
     debug_assert_eq!(values.len(), rows * columns);
-    FlexTensor::new(
-        Bytes::from_elems(values),
-        Layout::contiguous(Shape::from(vec![rows, columns])),
-        DType::F32,
-    )
+    let layout = Layout::new(Shape::from([rows, columns]), vec![columns as isize, 1], 0);
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
 }
 
 /// The values of a contiguous f32 tensor.
 pub(crate) fn values(x: &Raw) -> &[f32] {
-    x.as_slice::<f32>().expect("operations hold contiguous f32 tensors")
+    assert!(is_row_after_row(x), "operations hold matrices that lie row after row");
+    let (rows, columns) = dims(x);
+    &x.storage::<f32>()[..rows * columns]
 }
 
 /// The values for writing; copies first if somebody else holds them too.
@@ -161,7 +177,7 @@ pub(crate) fn values_mut(x: &mut Raw) -> &mut [f32] {
 
 /// (rows, columns)
 pub(crate) fn dims(x: &Raw) -> (usize, usize) {
-    let shape = x.layout().shape();
+    let shape = x.layout().shape().as_slice();
     (shape[0], shape[1])
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn anchor(record: bool) -> Tensor2 {
 /// A constant matrix of `rows` x `columns` values, row after row. Panics if the count is wrong.
 pub fn from_rows(values: Vec<f32>, rows: usize, columns: usize) -> Tensor2 {
     assert_eq!(values.len(), rows * columns, "a {rows} x {columns} matrix needs that many values");
-    Tensor::from_data(TensorData::new(values, [rows, columns]), &device(false))
+    crate::seam::wrap(crate::seam::make(values, rows, columns))
 }
 
 /// A constant matrix on the device of the plain operations around it.
@@ -45,8 +45,13 @@ pub fn cut(x: &Tensor2) -> Tensor2 {
 
 /// All values, row after row.
 pub fn read_rows(x: &Tensor2) -> Vec<f32> {
-    let data = x.clone().into_data();
-    data.try_into_vec::<f32>().expect("every tensor of this crate is f32")
+    match crate::seam::raw_on_cpu(x) {
+        Some(raw) => crate::seam::values(&raw).to_vec(),
+        None => {
+            let data = x.clone().into_data();
+            data.try_into_vec::<f32>().expect("every tensor of this crate is f32")
+        }
+    }
 }
 
 /// The value of a 1 x 1 tensor.
