@@ -146,14 +146,16 @@ fn contiguous(x: Raw) -> Raw {
     if is_row_after_row(&x) { x } else { x.to_contiguous() }
 }
 
-/// Whether the values of a matrix lie row after row from the start of its storage. Asked of every
-/// input of every operation, so it does without the general answer, which walks all dimensions.
+/// Whether the values of a matrix lie row after row from the start of its storage; the step along
+/// an axis of one entry, or of none, may be any. Asked of every input of every operation, so it
+/// does without the general answer, which walks all dimensions.
 fn is_row_after_row(x: &Raw) -> bool {
     let layout = x.layout();
-    match (layout.shape().as_slice(), layout.strides()) {
-        (&[_, columns], &[row, 1]) => row == columns as isize && layout.start_offset() == 0,
-        _ => false,
-    }
+    let (&[rows, columns], &[down, along]) = (layout.shape().as_slice(), layout.strides()) else {
+        return false;
+    };
+    let follows = (rows <= 1 || down == columns as isize) && (columns <= 1 || along == 1);
+    (follows || rows * columns == 0) && layout.start_offset() == 0
 }
 
 /// A CPU tensor that takes over `values`.

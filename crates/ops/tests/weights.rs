@@ -342,3 +342,12 @@ fn plain_operations_see_the_values_of_now() {
     let found = read_rows(&Ops::Plain.linear(x.tensor(), &weight));
     close(&found, &read_rows(&Ops::Fast.linear(x.tensor(), &weight)), 1e-6, "after an update");
 }
+
+#[test]
+fn a_row_turned_into_a_column_is_read_like_any_matrix() {
+    let column = from_rows(vec![1.0, 2.0, 3.0], 1, 3).transpose();
+    assert_eq!(read_rows(&column), [1.0, 2.0, 3.0]);
+    let row = from_rows(vec![1.0, 2.0, 3.0], 3, 1).transpose();
+    assert_eq!(read_rows(&row), [1.0, 2.0, 3.0]);
+    assert!(read_rows(&from_rows(Vec::new(), 0, 3).transpose()).is_empty());
+}
