@@ -8,27 +8,27 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::freeze::is_frozen;
 
-/// One run, completely.
+/// Everything that decides a run: the same recipe on the same data gives the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Recipe {
-    /// What is trained.
+    /// Sizes, sharing and routing of the model that is trained.
     pub model: ModelConfig,
-    /// From which weights.
+    /// The checkpoint whose weights training starts from, if not from fresh ones.
     pub start: StartConfig,
-    /// On what.
+    /// The data folder, and how sequences are cut from it.
     pub data: DataConfig,
     /// How long, from which seed.
     pub train: TrainConfig,
-    /// With which update.
+    /// Settings of AdamW and of clipping.
     pub optimizer: OptimizerConfig,
     /// With which learning rate.
     pub schedule: ScheduleConfig,
-    /// With which teacher.
+    /// The teacher whose distributions are learned beside the text, if any.
     pub distill: DistillConfig,
-    /// What is kept.
+    /// How often checkpoints are written, and which stay.
     pub checkpoint: CheckpointConfig,
-    /// What is told.
+    /// How often the run is validated, on how much text.
     pub log: LogConfig,
 }
 
@@ -104,7 +104,7 @@ pub enum NonFinite {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainConfig {
-    /// Optimizer steps.
+    /// Optimizer steps of the whole run, 1 to 2^40.
     pub steps: u64,
     /// Sequences of one step.
     pub batch: usize,
@@ -139,7 +139,7 @@ impl Default for TrainConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizerConfig {
-    /// Peak learning rate.
+    /// Learning rate at the schedule's peak, 0 to 10.
     pub learning_rate: f64,
     /// Memory of the mean gradient.
     pub beta1: f64,
@@ -147,7 +147,8 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     /// Added to the root of the mean square.
     pub eps: f64,
-    /// Decoupled decay.
+    /// Decay that does not pass through the moments: a step subtracts `learning_rate * weight_decay
+    /// * w`.
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for no limit.
     pub clip_norm: f64,
@@ -175,7 +176,7 @@ impl Default for OptimizerConfig {
 pub enum ScheduleConfig {
     /// Linear warm-up, constant, linear to 0.
     Trapezoid {
-        /// Steps of warm-up.
+        /// Steps over which the rate rises from 0 to the peak.
         #[serde(default)]
         warmup_steps: u64,
         /// Share of all steps that the fall takes.
@@ -184,7 +185,7 @@ pub enum ScheduleConfig {
     },
     /// Linear warm-up, then half a cosine down to a share of the peak.
     Cosine {
-        /// Steps of warm-up.
+        /// Steps over which the rate rises from 0 to the peak.
         #[serde(default)]
         warmup_steps: u64,
         /// Final learning rate relative to the peak.
@@ -193,7 +194,7 @@ pub enum ScheduleConfig {
     },
     /// Linear warm-up, then constant.
     Constant {
-        /// Steps of warm-up.
+        /// Steps over which the rate rises from 0 to the peak.
         #[serde(default)]
         warmup_steps: u64,
     },
@@ -257,19 +258,13 @@ impl Recipe {
     /// The first impossible field.
     pub fn check(&self) -> Result<(), TrainError> {
         self.model.check()?;
-        let refuse = |field: &str, found: String, expected: String| {
-            Err(TrainError::Recipe { field: field.into(), found, expected })
-        };
         if self.data.sequence_length == 0 || self.data.sequence_length > self.model.context {
             let expected = format!("between 1 and model.context = {}", self.model.context);
             return refuse("data.sequence_length", self.data.sequence_length.to_string(), expected);
         }
         if self.train.steps == 0 || self.train.steps > 1 << 40 {
-            return refuse(
-                "train.steps",
-                self.train.steps.to_string(),
-                "between 1 and 2^40".into(),
-            );
+            let expected = "between 1 and 2^40";
+            return refuse("train.steps", self.train.steps.to_string(), expected.into());
         }
         let (batch, micro) = (self.train.batch, self.train.micro_batch);
         if micro == 0 || batch == 0 || batch > 1 << 20 || batch % micro != 0 {
@@ -278,7 +273,8 @@ impl Recipe {
             return refuse("train.micro_batch", micro.to_string(), expected);
         }
         if self.train.recompute && self.model.kv != model::KvMode::RecursionWise {
-            let expected = "false where later recursions read keys of the first (model.kv is not recursion_wise)";
+            let expected = "false where later recursions read keys of the first \
+                            (model.kv is not recursion_wise)";
             return refuse("train.recompute", "true".into(), expected.into());
         }
         crate::freeze::check(&self.train.freeze, &self.model)?;
@@ -321,13 +317,14 @@ impl Recipe {
         for (field, found, least, most) in ranges.into_iter().chain([share]) {
             if !(found >= least && found <= most) {
                 let expected = format!("between {least} and {most}");
-                return Err(TrainError::Recipe {
-                    field: field.into(),
-                    found: found.to_string(),
-                    expected,
-                });
+                return refuse(field, found.to_string(), expected);
             }
         }
         Ok(())
     }
+}
+
+/// The refusal of a field of a recipe.
+pub(crate) fn refuse<T>(field: &str, found: String, expected: String) -> Result<T, TrainError> {
+    Err(TrainError::Recipe { field: field.into(), found, expected })
 }

@@ -5,20 +5,20 @@ use std::path::PathBuf;
 /// Why a run did not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// An impossible model.
+    /// A model whose settings contradict each other.
     #[error(transparent)]
     Model(#[from] model::ConfigError),
-    /// An impossible recipe.
+    /// A field of the recipe that is out of its range or does not fit the data.
     #[error("{field} is {found}, expected {expected}")]
     Recipe {
         /// Path of the field.
         field: String,
-        /// Its value.
+        /// The value that the recipe gives.
         found: String,
-        /// What would do.
+        /// The range or the kind of value that would be accepted.
         expected: String,
     },
-    /// The data folder.
+    /// A data folder that is missing, damaged or of another version.
     #[error(transparent)]
     Data(#[from] data::DataError),
     /// A checkpoint that cannot be read.
@@ -27,20 +27,20 @@ pub enum TrainError {
     /// A checkpoint that cannot be written.
     #[error(transparent)]
     Save(#[from] checkpoint::SaveError),
-    /// The log.
+    /// A run log that cannot be read or written.
     #[error(transparent)]
     Log(#[from] report::LogError),
-    /// The event file.
+    /// A TensorBoard event file that cannot be written.
     #[error(transparent)]
     Events(#[from] report::EventError),
     /// A checkpoint whose contents do not fit.
     #[error("checkpoint {path}: {field} is {found}, expected {expected}")]
     Checkpoint {
-        /// Which.
+        /// The checkpoint's folder, or a path in it.
         path: PathBuf,
-        /// What in it.
+        /// The file, field or tensor that does not fit.
         field: String,
-        /// What it says.
+        /// What the checkpoint holds there.
         found: String,
         /// What it should say.
         expected: String,
@@ -48,41 +48,46 @@ pub enum TrainError {
     /// Rounded weights that are not what their format asks for.
     #[error("{path}: weight \"{name}\": {source}")]
     Rounded {
-        /// The file.
+        /// Path of the file that holds the weights.
         path: PathBuf,
-        /// The weight.
+        /// Name of the weight in the parameter table.
         name: String,
-        /// What about it.
+        /// The size, element or number that the format refuses.
         source: ops::QuantError,
     },
     /// A folder of the run.
     #[error("{action} {path}: {source}")]
     Folder {
-        /// What was tried.
+        /// The attempt, as a participle: `reading`.
         action: &'static str,
-        /// On what.
+        /// The file or folder of the attempt.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
     /// The run's folder already holds a run.
     #[error(
-        "{path} holds a run at step {step}: continue it with --resume auto, or choose another folder"
+        "{path} holds a run at step {step}: \
+         continue it with --resume auto, or choose another folder"
     )]
     Occupied {
-        /// The folder.
+        /// The folder of its checkpoints.
         path: PathBuf,
-        /// Its newest step.
+        /// The largest step of its checkpoints.
         step: u64,
     },
     /// Loss or gradient not finite.
-    #[error("step {step}: {what} is {value}; weights are as after step {last}. Lower optimizer.learning_rate, or set train.non_finite = \"skip\"", last = step - 1)]
+    #[error(
+        "step {step}: {what} is {value}; weights are as after step {last}. \
+         Lower optimizer.learning_rate, or set train.non_finite = \"skip\"",
+        last = step - 1
+    )]
     NonFinite {
-        /// Which step.
+        /// Number of the step, from 1.
         step: u64,
         /// The loss or the gradient norm.
         what: &'static str,
-        /// What it was.
+        /// That number: infinite, or not a number.
         value: f64,
     },
 }

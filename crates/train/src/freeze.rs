@@ -5,6 +5,10 @@ use model::ModelConfig;
 use model::params::specs;
 
 use crate::TrainError;
+use crate::config::refuse;
+
+/// The recipe's list of patterns.
+const FIELD: &str = "train.freeze";
 
 /// Whether `name` fits `pattern`, in which `*` stands for any characters, none included.
 pub(crate) fn fits(pattern: &str, name: &str) -> bool {
@@ -25,21 +29,20 @@ pub(crate) fn check(patterns: &[String], config: &ModelConfig) -> Result<(), Tra
         return Ok(());
     }
     let table = specs(config, &config.check()?);
-    let refuse = |found: String, expected: String| {
-        Err(TrainError::Recipe { field: "train.freeze".into(), found, expected })
-    };
     for pattern in patterns {
         if pattern.matches('*').count() > 8 {
-            return refuse(format!("\"{pattern}\""), "at most 8 stars in a pattern".into());
+            let expected = "at most 8 stars in a pattern";
+            return refuse(FIELD, format!("\"{pattern}\""), expected.into());
         }
         if !table.iter().any(|spec| fits(pattern, &spec.name)) {
             let some: Vec<&str> = table.iter().take(6).map(|spec| spec.name.as_str()).collect();
             let expected = format!("a pattern that fits a weight, as in {}", some.join(", "));
-            return refuse(format!("\"{pattern}\""), expected);
+            return refuse(FIELD, format!("\"{pattern}\""), expected);
         }
     }
     if table.iter().all(|spec| is_frozen(patterns, &spec.name)) {
-        return refuse(format!("{patterns:?}"), "patterns that leave a weight to train".into());
+        let expected = "patterns that leave a weight to train";
+        return refuse(FIELD, format!("{patterns:?}"), expected.into());
     }
     Ok(())
 }

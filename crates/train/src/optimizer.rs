@@ -27,8 +27,7 @@ pub struct Norms {
 impl Optimizer {
     /// Zero moments for the weights of `model` that collect gradients.
     pub fn new(model: &Model, config: &OptimizerConfig) -> Self {
-        let of = |weight: &Weight| weight.collects_gradient().then(|| Moments::of(weight));
-        let moments = model.weights().iter().map(|(_, weight)| of(weight)).collect();
+        let moments = model.weights().iter().map(|(_, weight)| moments_of(weight)).collect();
         Self { config: config.clone(), moments, updates: 0 }
     }
 
@@ -77,6 +76,10 @@ impl Optimizer {
             weight.adamw(&hyper, clip(norm, self.config.clip_norm), moments);
         }
     }
+}
+
+fn moments_of(weight: &Weight) -> Option<Moments> {
+    weight.collects_gradient().then(|| Moments::of(weight))
 }
 
 /// Everything decays but norm scales.

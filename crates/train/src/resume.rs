@@ -7,7 +7,7 @@ use checkpoint::Damaged;
 use crate::stored::restore;
 use crate::{Resume, TrainError, Trainer};
 
-/// What was found.
+/// What the checkpoints of a run's folder had to offer.
 #[derive(Debug, Default)]
 pub struct Resumed {
     /// The step that the run continues from, if it does.

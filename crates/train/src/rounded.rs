@@ -20,7 +20,7 @@ pub(crate) const DOCUMENT: &str = "quantized";
 pub struct Rounded {
     /// What its weights were rounded to, by [`ParamSpec::rounded`]: the name of a format.
     pub weights: String,
-    /// Steps done before.
+    /// Optimizer steps that made the weights before they were rounded.
     pub step: u64,
     /// Predictions trained on before.
     pub tokens: u64,
@@ -37,7 +37,6 @@ impl Rounded {
 }
 
 /// A tensor of the weights file.
-#[derive(Clone)]
 pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
@@ -51,8 +50,10 @@ pub(crate) struct Slot {
 /// # Errors
 /// A matrix that does not fit the format.
 pub(crate) fn slots(table: &[ParamSpec], format: Option<Format>) -> Result<Vec<Slot>, QuantError> {
-    let of = |spec: &ParamSpec| slots_of(spec, format.and_then(|format| spec.rounded(format)));
-    let mut all = table.iter().map(of).collect::<Result<Vec<_>, _>>()?.concat();
+    let mut all = Vec::new();
+    for spec in table {
+        all.extend(slots_of(spec, format.and_then(|format| spec.rounded(format)))?);
+    }
     all.sort_by_key(Slot::place);
     Ok(all)
 }
@@ -62,6 +63,10 @@ impl Slot {
     /// of the format ask for.
     fn place(&self) -> Reverse<u64> {
         Reverse(self.dtype.bytes())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes()
     }
 }
 
@@ -99,8 +104,8 @@ fn dtype_of(element: Element) -> Dtype {
 /// # Errors
 /// A matrix that does not fit the format.
 pub fn stored_bytes(spec: &ParamSpec, format: Option<Format>) -> Result<u64, QuantError> {
-    let bytes = |slot: &Slot| slot.shape.iter().product::<usize>() as u64 * slot.dtype.bytes();
-    Ok(slots_of(spec, format.and_then(|format| spec.rounded(format)))?.iter().map(bytes).sum())
+    let slots = slots_of(spec, format.and_then(|format| spec.rounded(format)))?;
+    Ok(slots.iter().map(Slot::bytes).sum())
 }
 
 /// The weights of a model as they are kept now, rounded or not, as the tensors of a file.

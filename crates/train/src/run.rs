@@ -25,35 +25,35 @@ pub enum Resume {
 /// What the watcher wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Go on.
+    /// Take the next step.
     No,
-    /// Save and end.
+    /// Save a checkpoint and end the run, which can be resumed.
     Save,
 }
 
-/// What happened.
+/// News of a run for whoever watches it.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A step, with what the clock says: predictions per second and FLOP/s (full convention,
     /// backward counted twice).
     Step {
-        /// The numbers.
+        /// Losses, norms and depths of the step.
         report: &'a StepReport,
         /// Predictions per second of this step.
         tokens_per_second: f64,
         /// Floating-point operations per second.
         flops_per_second: f64,
     },
-    /// A validation.
+    /// The model was scored on held-out text.
     Validated {
-        /// After this step.
+        /// Steps done when it was scored.
         step: u64,
-        /// Both rules.
+        /// Loss under the rule of training and under the causal rule.
         validation: &'a Validation,
     },
-    /// A checkpoint.
+    /// A checkpoint is on disk, complete.
     Saved {
-        /// Where.
+        /// The folder `checkpoints/step-N` of the run.
         path: &'a Path,
     },
 }
@@ -63,7 +63,7 @@ pub enum Event<'a> {
 pub struct Run {
     /// The state of training.
     pub trainer: Trainer,
-    /// Where it started.
+    /// The step that the run continued from, and damaged checkpoints that it passed over.
     pub resumed: Resumed,
     dir: PathBuf,
     windows: Windows,
@@ -86,15 +86,15 @@ impl Run {
         how: Resume,
         wall_time: f64,
     ) -> Result<Self, TrainError> {
-        let (recipe, windows, valid) = open_data(recipe)?;
+        let Opened { recipe, windows, valid } = open_data(recipe)?;
         if dir.join("manifest.json").is_file() {
             return Err(TrainError::Checkpoint {
                 path: dir.to_path_buf(),
                 field: "folder".into(),
                 found: "a checkpoint".into(),
-                expected:
-                    "the folder of a run; to train on from it, name it as start.checkpoint and choose another --out"
-                        .into(),
+                expected: "the folder of a run; to train on from it, name it as start.checkpoint \
+                           and choose another --out"
+                    .into(),
             });
         }
         let path = windows.corpus().tokenizer_path();
@@ -105,19 +105,14 @@ impl Run {
         })?;
         let mut trainer = Trainer::new(&recipe)?;
         let fingerprint = windows.corpus().fingerprint().to_owned();
-        let make = |path: &Path| {
-            let fail =
-                |source| TrainError::Folder { action: "making", path: path.to_path_buf(), source };
-            std::fs::create_dir_all(path).map_err(fail)
-        };
-        make(dir)?;
+        make_folder(dir)?;
         let resumed = resume(&mut trainer, &dir.join("checkpoints"), how, &fingerprint)?;
         if resumed.step.is_none() {
             begin(&mut trainer, &tokenizer)?;
         }
         teach(&mut trainer, &tokenizer)?;
-        make(&dir.join("checkpoints"))?;
-        make(&dir.join("events"))?;
+        make_folder(&dir.join("checkpoints"))?;
+        make_folder(&dir.join("events"))?;
         let keep = Some(trainer.step);
         let log = Log::open(&dir.join("log.jsonl"), keep)?;
         let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
@@ -137,12 +132,12 @@ impl Run {
         })
     }
 
-    /// The training windows.
+    /// Windows of the training text, in the shuffled order of the recipe's seed.
     pub fn windows(&self) -> &Windows {
         &self.windows
     }
 
-    /// The validation windows.
+    /// Windows of the held-out text, read in their own order.
     pub fn valid(&self) -> &Windows {
         &self.valid
     }
@@ -167,12 +162,12 @@ impl Run {
             let seconds = started.elapsed().as_secs_f64();
             stop = self.tell_step(&report, seconds, wall_time(), watch)?;
             let step = self.trainer.step;
-            let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let last = step == steps;
-            if due(self.trainer.recipe.log.validate_every) || last {
+            if last || is_due(step, self.trainer.recipe.log.validate_every) {
                 self.validate(wall_time(), watch)?;
             }
-            if due(self.trainer.recipe.checkpoint.every) || last || stop == Stop::Save {
+            let due = is_due(step, self.trainer.recipe.checkpoint.every);
+            if due || last || stop == Stop::Save {
                 self.save(disk, watch)?;
                 saved = Some(self.trainer.step);
             }
@@ -197,8 +192,10 @@ impl Run {
         self.log.write(&record(serde_json::to_value(report)))?;
         let tokens_per_second = report.tokens as f64 / seconds;
         let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
-        let timing = json!({ "step": report.step, "seconds": seconds, "tokens_per_second": tokens_per_second,
-            "flops_per_second": flops_per_second });
+        let timing = json!({
+            "step": report.step, "seconds": seconds,
+            "tokens_per_second": tokens_per_second, "flops_per_second": flops_per_second,
+        });
         self.timing.write(&record(Ok(timing)))?;
         self.events.scalars(
             report.step,
@@ -282,8 +279,28 @@ impl Run {
     }
 }
 
+/// Whether something is done after `step` that is done every so many steps; 0 is never.
+fn is_due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn make_folder(path: &Path) -> Result<(), TrainError> {
+    std::fs::create_dir_all(path).map_err(|source| TrainError::Folder {
+        action: "making",
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// A complete recipe with its texts.
+struct Opened {
+    recipe: Recipe,
+    windows: Windows,
+    valid: Windows,
+}
+
 /// Opens the data of a recipe and fills in what the recipe leaves to it.
-fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> {
+fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
     let mut recipe = recipe.clone();
     let dir = PathBuf::from(&recipe.data.dir);
     let corpus = Corpus::open(&dir, Split::Train)?;
@@ -324,7 +341,7 @@ fn open_data(recipe: &Recipe) -> Result<(Recipe, Windows, Windows), TrainError> 
             });
         }
     }
-    Ok((recipe, windows, valid))
+    Ok(Opened { recipe, windows, valid })
 }
 
 fn record(value: Result<Value, serde_json::Error>) -> Map<String, Value> {

@@ -88,25 +88,18 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
         ..trainer.recipe.model.clone()
     };
     if wanted != *given {
-        let expected = "that of the recipe, but for routing, relax, kv and context: leave the rest of [model] out, or convert";
+        let expected = "that of the recipe, but for routing, relax, kv and context: \
+                        leave the rest of [model] out, or convert";
         return refuse(path, "config.json", "another model".into(), expected.into());
     }
     for (spec, weight) in trainer.model.weights() {
-        match stored
-            .model
-            .weights()
-            .iter()
-            .find(|(known, _)| known.name == spec.name && known.shape == spec.shape)
-        {
+        let mut known = stored.model.weights().iter();
+        match known.find(|(known, _)| known.name == spec.name && known.shape == spec.shape) {
             Some((_, known)) => weight.write(known.read()),
             None if spec.place.is_router() || spec.place.is_relaxation() => {}
             None => {
-                return refuse(
-                    path,
-                    "weights",
-                    format!("no {} of {:?}", spec.name, spec.shape),
-                    "it".into(),
-                );
+                let found = format!("no {} of {:?}", spec.name, spec.shape);
+                return refuse(path, "weights", found, "it".into());
             }
         }
     }

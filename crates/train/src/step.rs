@@ -16,11 +16,11 @@ use crate::{NonFinite, Optimizer, Recipe, SpecialTokens, Stored, TrainError, lea
 
 /// What a run carries from step to step; all of it goes into checkpoints.
 pub struct Trainer {
-    /// The recipe.
+    /// The recipe, with what the data and the start filled in.
     pub recipe: Recipe,
-    /// The weights.
+    /// The weights; each collects its own gradient unless the recipe freezes it.
     pub model: Arc<Model>,
-    /// Their moments.
+    /// AdamW's two moments of every weight that is trained.
     pub optimizer: Optimizer,
     /// What routers learned outside of gradients.
     pub router: RouterState,
@@ -28,13 +28,13 @@ pub struct Trainer {
     pub step: u64,
     /// Windows seen since the start.
     pub position: u64,
-    /// Predictions trained on.
+    /// Predictions of all steps that moved the weights.
     pub tokens: u64,
     /// Steps that were not finite and skipped.
     pub skipped: u64,
     /// How many of the last steps in a row were.
     pub skipped_in_a_row: u64,
-    /// Which operations.
+    /// Fast kernels, or the plain operations that they are compared with.
     pub ops: Ops,
     /// Special ids and chat template of the checkpoint that the run started from.
     pub text: Option<SpecialTokens>,

@@ -33,7 +33,7 @@ pub(crate) struct State {
 pub struct Stored {
     /// The model; gradients are not collected.
     pub model: Arc<Model>,
-    /// Router state.
+    /// What routers learned outside of gradients, such as biases and running thresholds.
     pub state: RouterState,
     /// The causal rule, if the checkpoint has one.
     pub rule: Option<Rule>,
@@ -45,9 +45,9 @@ pub struct Stored {
     pub origin: Option<Value>,
     /// The recipe that made it.
     pub recipe: Option<Recipe>,
-    /// Steps done.
+    /// Optimizer steps that made these weights; 0 for an import.
     pub step: u64,
-    /// Predictions trained on.
+    /// Predictions that the weights were trained on in all those steps.
     pub tokens: u64,
     /// What the stored weights were rounded to, if they were: such a model runs, but nothing is
     /// made from it.
@@ -80,22 +80,13 @@ pub(crate) fn snapshot<'a>(
     rule: Option<&Rule>,
     tokenizer: &[u8],
 ) -> Result<Snapshot<'a>, TrainError> {
-    let tensor = |name: &str, shape: (usize, usize), data: Vec<f32>| NamedTensor {
-        name: name.to_owned(),
-        shape: vec![shape.0, shape.1],
-        data: data.into(),
-    };
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
     for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
     {
-        weights.push(tensor(&spec.name, spec.shape, weight.read()));
-        let Some(moments) = moments else { continue };
-        optimizer.push(tensor(&format!("first.{}", spec.name), spec.shape, moments.first.clone()));
-        optimizer.push(tensor(
-            &format!("second.{}", spec.name),
-            spec.shape,
-            moments.second.clone(),
-        ));
+        weights.push(matrix(spec.name.clone(), spec.shape, weight.read()));
+        let Some(Moments { first, second }) = moments else { continue };
+        optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first.clone()));
+        optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second.clone()));
     }
     let state = State {
         step: trainer.step,
@@ -128,13 +119,17 @@ pub(crate) fn snapshot<'a>(
     })
 }
 
+fn matrix<'a>(name: String, (rows, columns): (usize, usize), data: Vec<f32>) -> NamedTensor<'a> {
+    NamedTensor { name, shape: vec![rows, columns], data: data.into() }
+}
+
 fn json(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("our own types have string keys and finite numbers")
 }
 
 /// A model that no run of ours made, to be written as a checkpoint.
 pub struct Made<'a> {
-    /// Its recipe.
+    /// Sizes, sharing and routing, from which the parameter table follows.
     pub config: &'a ModelConfig,
     /// Its weights: the parameter table's names and shapes, in its order, or what
     /// [`tensors`](crate::tensors) gave.
@@ -145,9 +140,9 @@ pub struct Made<'a> {
     pub recipe: Option<&'a Recipe>,
     /// The causal rule, for routers that need one.
     pub rule: Option<&'a Rule>,
-    /// Router state.
+    /// What routers learned outside of gradients; left out of the checkpoint where it is empty.
     pub state: &'a RouterState,
-    /// The tokenizer.json.
+    /// The text of its tokenizer.json, copied as it is.
     pub tokenizer: Option<&'a [u8]>,
     /// Special ids and chat template.
     pub text: Option<&'a SpecialTokens>,
@@ -161,42 +156,23 @@ pub struct Made<'a> {
 /// # Errors
 /// A `path` that is taken, weights that are not the table's, or what the disk refuses.
 pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathBuf, TrainError> {
-    let fail = |field: &str, found: String, expected: String| {
-        Err(TrainError::Checkpoint {
-            path: path.to_path_buf(),
-            field: field.into(),
-            found,
-            expected,
-        })
-    };
-    if std::fs::read_dir(path)
-        .map_or_else(|_| path.exists(), |mut entries| entries.next().is_some())
-    {
-        return fail(
-            "folder",
-            "taken".into(),
-            "a path where nothing is; remove it or choose another".into(),
-        );
+    if is_taken(path) {
+        let expected = "a path where nothing is; remove it or choose another";
+        return refuse(path, "folder", "taken".into(), expected.into());
     }
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        return fail("folder", "no name in UTF-8".into(), "a path that ends in a name".into());
+        let expected = "a path that ends in a name";
+        return refuse(path, "folder", "no name in UTF-8".into(), expected.into());
     };
     let table = model::params::specs(made.config, &made.config.check()?);
     let refused =
         |source| TrainError::Rounded { path: path.to_path_buf(), name: "weights".into(), source };
     let format = made.rounded.as_ref().map(Rounded::format).transpose().map_err(refused)?;
     let slots = rounded::slots(&table, format).map_err(refused)?;
-    if !made
-        .weights
-        .iter()
-        .map(|t| (&t.name, &t.shape))
-        .eq(slots.iter().map(|s| (&s.name, &s.shape)))
-    {
-        return fail(
-            "weights",
-            "other tensors".into(),
-            "those of the model's parameter table, in its order".into(),
-        );
+    let given = made.weights.iter().map(|tensor| (&tensor.name, &tensor.shape));
+    if !given.eq(slots.iter().map(|slot| (&slot.name, &slot.shape))) {
+        let expected = "those of the model's parameter table, in its order";
+        return refuse(path, "weights", "other tensors".into(), expected.into());
     }
     let mut documents = BTreeMap::from([
         ("config".to_owned(), json(made.config)),
@@ -228,6 +204,14 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
     Ok(checkpoint::save(parent, name, &snapshot, disk)?)
 }
 
+/// Whether `path` is a file, or a folder with something in it.
+fn is_taken(path: &Path) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => path.exists(),
+    }
+}
+
 /// Puts a checkpoint back into a trainer made from the same recipe.
 pub(crate) fn restore(
     trainer: &mut Trainer,
@@ -238,30 +222,37 @@ pub(crate) fn restore(
         return only_runs(&loaded.path, &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights);
     }
     if !loaded.json.contains_key("state") {
-        let expected = "that of a run; a model that was imported or converted is where a run starts: name it in the \
-                        recipe as start.checkpoint, and choose another --out";
-        return refuse(loaded, "state.json", "missing".into(), expected.into());
+        let expected = "that of a run; a model that was imported or converted is where a run \
+                        starts: name it in the recipe as start.checkpoint, \
+                        and choose another --out";
+        return refuse(&loaded.path, "state.json", "missing".into(), expected.into());
     }
     let state: State = document(loaded, "state")?;
     let config: ModelConfig = document(loaded, "config")?;
     if config != trainer.recipe.model {
         return refuse(
-            loaded,
+            &loaded.path,
             "config.json",
             "another model".into(),
             "the model of the recipe; choose another --out".into(),
         );
     }
     let made_by: Recipe = document(loaded, "recipe")?;
-    let pins =
-        |recipe: &Recipe| (recipe.start.fingerprint.clone(), recipe.distill.fingerprint.clone());
-    if pins(&made_by) != pins(&trainer.recipe) {
+    let wanted = &trainer.recipe;
+    if made_by.start.fingerprint != wanted.start.fingerprint
+        || made_by.distill.fingerprint != wanted.distill.fingerprint
+    {
         let expected = "those of the recipe (start and distill); choose another --out";
-        return refuse(loaded, "recipe.json", "another start or teacher".into(), expected.into());
+        return refuse(
+            &loaded.path,
+            "recipe.json",
+            "another start or teacher".into(),
+            expected.into(),
+        );
     }
     if state.data != data {
         return refuse(
-            loaded,
+            &loaded.path,
             "state.data",
             state.data,
             format!("{data}, the fingerprint of data.dir"),
@@ -292,9 +283,12 @@ pub(crate) fn restore(
         });
     }
     trainer.optimizer.restore(moments, state.updates);
-    (trainer.step, trainer.position, trainer.tokens) = (state.step, state.position, state.tokens);
-    (trainer.skipped, trainer.skipped_in_a_row, trainer.router) =
-        (state.skipped, state.skipped_in_a_row, state.router);
+    trainer.step = state.step;
+    trainer.position = state.position;
+    trainer.tokens = state.tokens;
+    trainer.skipped = state.skipped;
+    trainer.skipped_in_a_row = state.skipped_in_a_row;
+    trainer.router = state.router;
     Ok(())
 }
 
@@ -357,11 +351,12 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     // Shapes are compared with the table before anything of the model is allocated.
     let rounded: Option<Rounded> = optional(loaded, rounded::DOCUMENT)?;
     let format = rounded.as_ref().map(Rounded::format).transpose();
-    let format = format
-        .or_else(|e| refuse(loaded, "quantized.weights", e.to_string(), "a known format".into()))?;
+    let format = format.or_else(|e| {
+        refuse(&loaded.path, "quantized.weights", e.to_string(), "a known format".into())
+    })?;
     let slots = rounded::slots(&model::params::specs(&config, &plan), format);
     let slots = slots.or_else(|e| {
-        refuse(loaded, "config.json", e.to_string(), "matrices that fit the format".into())
+        refuse(&loaded.path, "config.json", e.to_string(), "matrices that fit the format".into())
     })?;
     weights.expect(&slots.into_iter().map(|slot| (slot.name, slot.shape)).collect::<Vec<_>>())?;
     let model = Model::over(&config, |spec| rounded::read(&weights, spec, format))?;
@@ -401,10 +396,15 @@ fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<SpecialTokens>, 
     let text: SpecialTokens = document(loaded, "text")?;
     if let Some((field, id)) = text.outside(config.vocab_size) {
         let expected = format!("below the vocabulary's {}", config.vocab_size);
-        return refuse(loaded, &format!("text.{field}"), id.to_string(), expected);
+        return refuse(&loaded.path, &format!("text.{field}"), id.to_string(), expected);
     }
     if text.add_bos && text.bos.is_none() {
-        return refuse(loaded, "text.bos", "null".into(), "an id, as add_bos asks for it".into());
+        return refuse(
+            &loaded.path,
+            "text.bos",
+            "null".into(),
+            "an id, as add_bos asks for it".into(),
+        );
     }
     Ok(Some(text))
 }
@@ -416,18 +416,23 @@ fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, T
     if decision.thresholds.len() != config.recursions {
         let found = decision.thresholds.len().to_string();
         return refuse(
-            loaded,
+            &loaded.path,
             "routing.thresholds",
             found,
             format!("{} entries", config.recursions),
         );
     }
     if let Some(found) = decision.thresholds.iter().flatten().find(|t| !t.is_finite()) {
-        return refuse(loaded, "routing.thresholds", found.to_string(), "finite numbers".into());
+        return refuse(
+            &loaded.path,
+            "routing.thresholds",
+            found.to_string(),
+            "finite numbers".into(),
+        );
     }
     if decision.auxiliary && !auxiliary {
         return refuse(
-            loaded,
+            &loaded.path,
             "routing.auxiliary",
             "true".into(),
             "false in a model without auxiliary router".into(),
@@ -452,20 +457,20 @@ fn check_router(
             }
             let known: Vec<&str> = table.iter().map(|spec| spec.name.as_str()).collect();
             let expected = format!("one of this model's buffers: {}", known.join(", "));
-            return refuse(loaded, &field, "a buffer".into(), expected);
+            return refuse(&loaded.path, &field, "a buffer".into(), expected);
         };
         if value.len() != spec.length {
             let found = format!("{} numbers", value.len());
-            return refuse(loaded, &field, found, format!("none or {}", spec.length));
+            return refuse(&loaded.path, &field, found, format!("none or {}", spec.length));
         }
         let (least, most) = spec.range;
-        let fits = |x: &&f32| x.is_finite() && (least..=most).contains(&f64::from(**x));
-        if let Some(found) = value.iter().find(|x| !fits(x)) {
+        let range = least..=most;
+        if let Some(x) = value.iter().find(|x| !x.is_finite() || !range.contains(&f64::from(**x))) {
             let expected = match spec.range {
                 (f64::NEG_INFINITY, f64::INFINITY) => "finite numbers".into(),
                 (least, most) => format!("between {least} and {most}"),
             };
-            return refuse(loaded, &field, found.to_string(), expected);
+            return refuse(&loaded.path, &field, x.to_string(), expected);
         }
     }
     Ok(())
@@ -480,11 +485,11 @@ fn optional<T: serde::de::DeserializeOwned>(
 
 fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T, TrainError> {
     let Some(value) = loaded.json.get(name) else {
-        return refuse(loaded, &format!("{name}.json"), "missing".into(), "there".into());
+        return refuse(&loaded.path, &format!("{name}.json"), "missing".into(), "there".into());
     };
     T::deserialize(value).or_else(|error| {
         refuse(
-            loaded,
+            &loaded.path,
             &format!("{name}.json"),
             error.to_string(),
             "what this version of Lathe writes".into(),
@@ -492,11 +497,6 @@ fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Resu
     })
 }
 
-fn refuse<T>(
-    loaded: &Loaded,
-    field: &str,
-    found: String,
-    expected: String,
-) -> Result<T, TrainError> {
-    Err(TrainError::Checkpoint { path: loaded.path.clone(), field: field.into(), found, expected })
+fn refuse<T>(path: &Path, field: &str, found: String, expected: String) -> Result<T, TrainError> {
+    Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
 }

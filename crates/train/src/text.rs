@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SpecialTokens {
-    /// Begins a text.
+    /// The id that begins a text, where the tokenizer has one.
     pub bos: Option<u32>,
     /// Each of them ends generation; the first is the main one.
     pub eos: Vec<u32>,
-    /// Fills batches.
+    /// The id that pads the rows of a batch, carried from an import to an export.
     pub pad: Option<u32>,
     /// The model expects `bos` before every text.
     pub add_bos: bool,

@@ -13,18 +13,18 @@ use crate::{TrainError, pack};
 /// Sums over some predictions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct SourceScore {
-    /// How many.
+    /// Predictions that count, each of one token from those before it.
     pub predictions: u64,
     /// Bytes of text that the predicted tokens stand for.
     pub bytes: u64,
-    /// Nats per prediction.
+    /// Mean negative log-likelihood, nats per prediction.
     pub nll: f64,
     /// Bits per byte of text.
     pub bits_per_byte: f64,
 }
 
 impl SourceScore {
-    /// `exp(nll)`.
+    /// `exp(nll)`: the number of equally likely tokens that would be as hard to predict.
     pub fn perplexity(&self) -> f64 {
         self.nll.exp()
     }
@@ -46,12 +46,12 @@ impl SourceScore {
     }
 }
 
-/// One rule's result.
+/// Loss and depths of the windows under one routing rule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RuleScore {
-    /// All text.
+    /// Over the text of every source.
     pub all: SourceScore,
-    /// By source.
+    /// The same, apart for each source of the data, by its name.
     pub sources: BTreeMap<String, SourceScore>,
     /// Rows by number of recursions, from 0.
     pub depths: Vec<u64>,
@@ -64,10 +64,10 @@ impl RuleScore {
     }
 }
 
-/// Both rules' results.
+/// The same windows under the rule of training and under the causal rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Validation {
-    /// Windows scored.
+    /// Windows scored, the same ones for both rules.
     pub windows: u64,
     /// With the rule of training (rows of a sequence compared).
     pub training: RuleScore,
@@ -75,7 +75,7 @@ pub struct Validation {
     pub causal: RuleScore,
     /// Share of rows that get another depth.
     pub disagreement: f64,
-    /// The causal rule.
+    /// The causal rule that was calibrated and scored, which a checkpoint keeps.
     #[serde(skip)]
     pub rule: Option<Rule>,
 }
@@ -147,10 +147,10 @@ pub fn validate(
     let rule = causal_rule(model, state, &aside);
     // Spread over the whole text, so that every source is met.
     let chunks = spread(windows, windows.len() - held, count)?;
-    let by =
-        |rule: &Rule| score_rule(model, windows, &chunks, document_mask, &Scoring::by(rule, state));
-    let (training, a) = by(&Rule::NonCausal);
-    let (causal, b) = by(&rule);
+    let how = Scoring::by(&Rule::NonCausal, state);
+    let (training, a) = score_rule(model, windows, &chunks, document_mask, &how);
+    let how = Scoring::by(&rule, state);
+    let (causal, b) = score_rule(model, windows, &chunks, document_mask, &how);
     Ok(Validation {
         windows: count,
         training,
