@@ -7,8 +7,10 @@
 //! Prompts, cuts and metrics are those of lm-evaluation-harness 0.4.13 with its `local-completions`
 //! model, so that both programs can be compared item by item. [`reference()`] describes the files.
 
+mod ask;
 mod error;
 mod items;
+mod kind;
 mod kinds;
 mod report;
 mod settings;
@@ -17,7 +19,8 @@ mod split;
 mod task;
 mod template;
 
+pub use ask::{Answer, Ask};
 pub use error::{Result, TaskError};
 pub use kinds::{kind_names, reference};
 pub use report::{Metric, Record, Report};
-pub use task::{Answer, Ask, Encode, Task};
+pub use task::{Encode, Task};

@@ -5,8 +5,6 @@ use std::io::Write;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::kinds::Measure;
-
 /// What a task says about a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
@@ -114,6 +112,14 @@ impl Shape {
             Self::Bits => 1.0 / std::f64::consts::LN_2,
         }
     }
+}
+
+/// A metric of a kind.
+#[derive(Debug)]
+pub(crate) struct Measure {
+    pub(crate) name: &'static str,
+    pub(crate) shape: Shape,
+    pub(crate) about: &'static str,
 }
 
 /// One metric over all items. Its standard error is that of a ratio estimator over n items drawn at

@@ -6,7 +6,6 @@ use toml::de::DeTable;
 use toml::{Table, Value};
 
 use crate::error::{Result, TaskError, excerpt, hint};
-use crate::kinds::{self, COMMON, Kind};
 use crate::template::Template;
 
 const MAX_BYTES: u64 = 1 << 20;
@@ -48,26 +47,16 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The kind of the task, after which every key is checked to be one of that kind's.
-    pub(crate) fn kind(&self) -> Result<&'static Kind> {
-        let name = self.text("kind")?;
-        let Some(kind) = kinds::find(&name) else {
-            let names = kinds::kind_names();
-            let near = hint(&name, names.iter().copied());
-            return Err(self.wrong(
-                "kind",
-                format!("one of {}", names.join(", ")),
-                format!("{}{near}", excerpt(&name)),
-            ));
-        };
-        let known = || COMMON.iter().chain(kind.keys).map(|key| key.name);
-        let mut unknown: Vec<&(String, usize)> =
-            self.lines.iter().filter(|(k, _)| known().all(|n| n != k)).collect();
-        unknown.sort_by_key(|(_, line)| *line);
-        let Some((key, line)) = unknown.first() else { return Ok(kind) };
-        let expected =
-            format!("a key of the kind {}: {}", kind.name, known().collect::<Vec<_>>().join(", "));
-        Err(self.at(*line, key, expected, format!("an unknown one{}", hint(key, known()))))
+    /// Refuses the first key of the file that is none of `known`, the keys of the kind `kind`.
+    ///
+    /// # Errors
+    /// That key by its line, with the known ones.
+    pub(crate) fn check_keys(&self, kind: &str, known: &[&str]) -> Result<()> {
+        let unknown = self.lines.iter().filter(|(key, _)| !known.contains(&key.as_str()));
+        let Some((key, line)) = unknown.min_by_key(|(_, line)| *line) else { return Ok(()) };
+        let expected = format!("a key of the kind {kind}: {}", known.join(", "));
+        let near = hint(key, known.iter().copied());
+        Err(self.at(*line, key, expected, format!("an unknown one{near}")))
     }
 
     /// The name of the task: the one it gives itself, or that of its file.

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::items::{self, Row};
-use crate::kinds::Key;
+use crate::kind::Key;
 use crate::settings::Settings;
 
 /// The keys that give a kind its shots.

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::ask::{Answer, Ask};
 use crate::error::{Result, TaskError, excerpt};
 use crate::items;
-use crate::kinds::{Item, Kind, Text};
+use crate::kind::{Item, Kind, Text};
+use crate::kinds;
 use crate::report::{self, Record, Report, Score};
 use crate::settings::Settings;
 use crate::split::{self, Cut};
@@ -23,29 +25,6 @@ pub struct Task {
     items: Vec<Item>,
 }
 
-/// A sequence to score: `ids[from..]`, each given all ids before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
-    /// The item, from 0.
-    pub item: usize,
-    /// Its choice, from 0. A document takes several asks of the same item and choice where it is
-    /// longer than a window.
-    pub choice: usize,
-    /// Token ids of the context and of what is scored after it.
-    pub ids: Vec<u32>,
-    /// First place that is scored, at least 1.
-    pub from: usize,
-}
-
-/// The score of one [`Ask`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Answer {
-    /// Sum over the scored ids of the natural logarithm of their probability.
-    pub log_likelihood: f64,
-    /// Whether each scored id has the highest probability of its place.
-    pub greedy: bool,
-}
-
 impl Task {
     /// Reads a task file and the items beside it, all of them checked.
     ///
@@ -54,7 +33,7 @@ impl Task {
     /// and line.
     pub fn open(path: &Path) -> Result<Self> {
         let settings = Settings::read(path)?;
-        let kind = settings.kind()?;
+        let kind = kinds::of(&settings)?;
         let (name, about) = (settings.name()?, settings.optional_text("about")?);
         let form = (kind.read)(&settings)?;
         let file = settings.items()?;

@@ -1,10 +1,10 @@
 //! The last word of a passage: LAMBADA (Paperno et al. 2016).
 
-use super::{Form, Item, Judged, Key, Kind, Measure, REQUIRED, after};
+use crate::ask::Answer;
 use crate::error::{Result, excerpt};
-use crate::report::{Score, Shape};
+use crate::kind::{Form, Item, Judged, Key, Kind, REQUIRED, after};
+use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
-use crate::task::Answer;
 
 pub(crate) const KIND: Kind = Kind {
     name: "last_word",

@@ -1,16 +1,15 @@
 //! One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ,
 //! MMLU.
 
-use super::{
-    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
-    label,
-};
+use crate::ask::Answer;
 use crate::error::Result;
 use crate::items::Row;
-use crate::report::{Score, Shape};
+use crate::kind::{
+    DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
+};
+use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
 use crate::shots;
-use crate::task::Answer;
 use crate::template::Template;
 
 pub(crate) const KIND: Kind = Kind {

@@ -1,12 +1,12 @@
 //! Two sentences that differ in little, one of them acceptable: BLiMP (Warstadt et al. 2020).
 
-use super::{
-    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
-};
+use crate::ask::Answer;
 use crate::error::Result;
-use crate::report::{Score, Shape};
+use crate::kind::{
+    DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest,
+};
+use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
-use crate::task::Answer;
 
 pub(crate) const KIND: Kind = Kind {
     name: "pairs",

@@ -1,11 +1,11 @@
 //! How well documents are predicted from their first token on: WikiText, or any text.
 
-use super::{Form, Item, Judged, Key, Kind, Measure, REQUIRED, Text};
+use crate::ask::Answer;
 use crate::error::Result;
-use crate::report::{Score, Shape};
+use crate::kind::{Form, Item, Judged, Key, Kind, REQUIRED, Text};
+use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
 use crate::split::is_space;
-use crate::task::Answer;
 
 pub(crate) const KIND: Kind = Kind {
     name: "rolling",

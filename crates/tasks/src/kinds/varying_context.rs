@@ -1,13 +1,12 @@
 //! Several contexts, one continuation that fits one of them: WinoGrande (Sakaguchi et al. 2019).
 
-use super::{
-    DELIMITER, Form, Item, Judged, Key, Kind, Measure, REQUIRED, after, delimiter, first_highest,
-    label,
-};
+use crate::ask::Answer;
 use crate::error::Result;
-use crate::report::{Score, Shape};
+use crate::kind::{
+    DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
+};
+use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
-use crate::task::Answer;
 
 pub(crate) const KIND: Kind = Kind {
     name: "varying_context",

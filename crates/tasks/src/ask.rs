@@ -1,0 +1,24 @@
+//! What a task asks of a model, and what the model answers.
+
+/// A sequence to score: `ids[from..]`, each given all ids before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The item, from 0.
+    pub item: usize,
+    /// Its choice, from 0. A document takes several asks of the same item and choice where it is
+    /// longer than a window.
+    pub choice: usize,
+    /// Token ids of the context and of what is scored after it.
+    pub ids: Vec<u32>,
+    /// First place that is scored, at least 1.
+    pub from: usize,
+}
+
+/// The score of one [`Ask`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    /// Sum over the scored ids of the natural logarithm of their probability.
+    pub log_likelihood: f64,
+    /// Whether each scored id has the highest probability of its place.
+    pub greedy: bool,
+}
