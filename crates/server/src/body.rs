@@ -1,8 +1,8 @@
 //! Request bodies: type, size and time limits, and the threads that read prompts.
 
+use crate::call::Call;
 use crate::connection::ConnStage;
 use crate::error::ApiError;
-use crate::routes::Call;
 use crate::state::AppState;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};

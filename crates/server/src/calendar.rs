@@ -1,4 +1,6 @@
-//! Dates for chat templates, in UTC.
+//! The clock, and dates for chat templates, in UTC.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] =
     ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -16,6 +18,11 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
+
+/// Whole seconds since the beginning of 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
 
 /// A moment as `strftime` writes it, `seconds` after 1970.
 ///

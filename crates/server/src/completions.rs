@@ -2,13 +2,13 @@
 
 use crate::answer::{AnswerHead, UsageTotals};
 use crate::body;
+use crate::calendar;
+use crate::call::Call;
 use crate::error::ApiError;
-use crate::handlers::now;
 use crate::metrics::Shed;
 use crate::pending::PendingRequest;
 use crate::request::{self, Dialect};
-use crate::response::{Body, whole};
-use crate::routes::Call;
+use crate::response::{Body, whole, with_ignored};
 use crate::stream::EventStream;
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
@@ -41,7 +41,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     let head = AnswerHead::new(
         &parsed,
         state.random.name(),
-        now(),
+        calendar::now(),
         &state.info.id,
         &state.info.fingerprint,
     );
@@ -66,19 +66,5 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
         response
     };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(value) = ignored(&parsed.ignored) {
-        response.headers_mut().insert("x-lathe-ignored", value);
-    }
-    Ok(response)
-}
-
-/// The names of fields without effect, as a header can hold them.
-pub(crate) fn ignored(names: &[String]) -> Option<HeaderValue> {
-    if names.is_empty() {
-        return None;
-    }
-    let plain = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-    let names: Vec<String> =
-        names.iter().take(32).map(|n| crate::json::cut(n).chars().map(plain).collect()).collect();
-    HeaderValue::from_str(&names.join(", ")).ok()
+    Ok(with_ignored(response, &parsed.ignored))
 }

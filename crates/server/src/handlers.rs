@@ -1,14 +1,13 @@
 //! Everything that needs no engine run: models, tokens, health, metrics, the description, the page.
 
 use crate::body;
+use crate::call::Call;
 use crate::chat;
-use crate::completions::ignored;
 use crate::error::ApiError;
 use crate::openapi;
 use crate::request::{check_model, encode, parse, unknown_model};
 use crate::request_fields;
-use crate::response::{Body, whole};
-use crate::routes::Call;
+use crate::response::{Body, whole, with_ignored};
 use crate::schema::check;
 use crate::state::AppState;
 use crate::token_text::TokenDecoder;
@@ -16,14 +15,8 @@ use hyper::Response;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use serde_json::{Value, json};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const PAGE: &str = include_str!("page.html");
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
 
 fn with_type(body: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
     let mut response = Response::new(whole(body));
@@ -152,7 +145,7 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
         if request.flag("return_token_strs", false) {
             answer["token_strs"] = ids.iter().map(|&id| state.token_text.name(id, false)).collect();
         }
-        Ok(noting(reply(&answer), &request.ignored))
+        Ok(with_ignored(reply(&answer), &request.ignored))
     })
     .await
 }
@@ -168,14 +161,7 @@ pub(crate) async fn detokenize(mut call: Call) -> Result<Response<Body>, ApiErro
         let mut pieces = TokenDecoder::new(&state.token_text, true);
         let mut text: String = ids.iter().map(|&id| pieces.push(id)).collect();
         text.push_str(&pieces.finish());
-        Ok(noting(reply(&json!({ "prompt": text, "content": text })), &request.ignored))
+        Ok(with_ignored(reply(&json!({ "prompt": text, "content": text })), &request.ignored))
     })
     .await
-}
-
-fn noting(mut response: Response<Body>, names: &[String]) -> Response<Body> {
-    if let Some(value) = ignored(names) {
-        response.headers_mut().insert("x-lathe-ignored", value);
-    }
-    response
 }

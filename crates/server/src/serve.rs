@@ -1,7 +1,8 @@
 //! The server from its first connection to its last.
 
 use crate::backend::ModelInfo;
-use crate::connection::{Registry, converse};
+use crate::connection::Registry;
+use crate::converse::converse;
 use crate::settings::{ServeError, ServerSettings};
 use crate::state::{AppState, Phase};
 use crate::token_text::ModelText;

@@ -5,7 +5,6 @@ use crate::json::Json;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde::Serialize;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A compiled template.
 pub(crate) struct ChatTemplate {
@@ -41,8 +40,8 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-            calendar::format(now, &format).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+            calendar::format(calendar::now(), &format)
+                .map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
         });
         environment.add_filter("tojson", tojson);
         environment.add_template_owned("chat", source.to_owned()).map_err(|e| format!("{e:#}"))?;

@@ -16,8 +16,6 @@ const CIRCLE: usize = 3;
 /// Rooms whose largest circle is larger for a time: the number of its files, and the reason.
 const LARGER: &[(&str, usize, &str)] = &[
     ("model", 11, "settings name what they choose, and the chosen read the settings"),
-    ("server", 6, "routes name handlers, and handlers answer in terms of routes"),
-    ("tasks", 4, "kinds of tasks read a task's settings, which name the kinds"),
 ];
 
 /// Modules of one room by path (`a::b`; the root is empty), each with what its file imports.
