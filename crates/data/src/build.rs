@@ -7,7 +7,7 @@ use crate::manifest::{
 };
 use crate::shard::ShardWriter;
 use crate::tokenizer::{Tokenizer, hex};
-use crate::{DataError, Result, files};
+use crate::{DataError, files};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -81,7 +81,7 @@ pub fn build(
     tokenizer: &Tokenizer,
     dir: &Path,
     options: &BuildOptions<'_>,
-) -> Result<Manifest> {
+) -> Result<Manifest, DataError> {
     let mut documents = Documents::new(list_files(inputs, &options.read)?, options.read.clone());
     let mut builder = Builder::new(dir, tokenizer, options)?;
     builder.progress.files_total = documents.files().len();
@@ -109,7 +109,7 @@ pub fn build_documents(
     tokenizer: &Tokenizer,
     dir: &Path,
     options: &BuildOptions<'_>,
-) -> Result<Manifest> {
+) -> Result<Manifest, DataError> {
     let mut builder = Builder::new(dir, tokenizer, options)?;
     for (document, split) in documents {
         builder.push(document, split)?;
@@ -132,7 +132,11 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(dir: &Path, tokenizer: &'a Tokenizer, options: &'a BuildOptions<'a>) -> Result<Self> {
+    fn new(
+        dir: &Path,
+        tokenizer: &'a Tokenizer,
+        options: &'a BuildOptions<'a>,
+    ) -> Result<Self, DataError> {
         if options.valid_per_mille > 1000 {
             return Err(DataError::argument(
                 "valid_per_mille",
@@ -192,18 +196,18 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn push(&mut self, document: Document, split: Split) -> Result<()> {
+    fn push(&mut self, document: Document, split: Split) -> Result<(), DataError> {
         self.batch_bytes += document.text.len();
         self.batch.push((document, split));
         if self.batch_bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Tokenizes the batch in parallel and writes it in order.
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<(), DataError> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let tokenizer = self.tokenizer;
-        let encoded: Vec<Result<Vec<u32>>> = batch
+        let encoded: Vec<Result<Vec<u32>, DataError>> = batch
             .par_iter()
             .map(|(document, _)| tokenizer.encode_ordinary(&document.text))
             .collect();
@@ -218,7 +222,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn write(&mut self, document: &Document, split: Split, ids: &[u32]) -> Result<()> {
+    fn write(&mut self, document: &Document, split: Split, ids: &[u32]) -> Result<(), DataError> {
         let source = self.source_number(&document.source)?;
         let totals =
             Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
@@ -252,7 +256,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn source_number(&mut self, source: &str) -> Result<usize> {
+    fn source_number(&mut self, source: &str) -> Result<usize, DataError> {
         if let Some(&number) = self.source_numbers.get(source) {
             return Ok(number);
         }
@@ -268,7 +272,7 @@ impl<'a> Builder<'a> {
         Ok(number)
     }
 
-    fn close(&mut self, split: Split) -> Result<()> {
+    fn close(&mut self, split: Split) -> Result<(), DataError> {
         if let Some((file, writer)) = self.open[split as usize].take() {
             let done = writer.finish()?;
             let (tokens, documents, crc32c, sha256) =
@@ -284,7 +288,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Manifest> {
+    fn finish(mut self) -> Result<Manifest, DataError> {
         self.flush()?;
         self.close(Split::Train)?;
         self.close(Split::Validation)?;

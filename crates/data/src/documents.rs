@@ -5,8 +5,8 @@ mod jsonl;
 mod parquet;
 mod text;
 
+use crate::DataError;
 use crate::manifest::Split;
-use crate::{DataError, Result};
 use std::path::{Path, PathBuf};
 
 /// A text with where it comes from.
@@ -120,7 +120,7 @@ fn kind_and_stem(path: &Path, options: &ReadOptions) -> Option<(Kind, String)> {
 /// # Errors
 /// An input that does not exist, a file of an unknown kind named directly, a folder without a
 /// readable file.
-pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>> {
+pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>, DataError> {
     if options.document_bytes < 16 {
         return Err(DataError::argument("document_bytes", "at least 16", options.document_bytes));
     }
@@ -178,7 +178,7 @@ fn unknown(path: &Path, options: &ReadOptions) -> DataError {
 }
 
 /// All files below `dir`, by relative path.
-pub(crate) fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn walk(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -235,7 +235,7 @@ struct Row {
     text: String,
 }
 
-type Rows = Box<dyn Iterator<Item = std::result::Result<Row, Bad>> + Send>;
+type Rows = Box<dyn Iterator<Item = Result<Row, Bad>> + Send>;
 
 /// The documents of many files, one after another; gives the file's place in the list with each.
 ///
@@ -278,7 +278,7 @@ impl Documents {
         &self.examples
     }
 
-    fn open_next(&mut self) -> Option<Result<()>> {
+    fn open_next(&mut self) -> Option<Result<(), DataError>> {
         let file = self.files.get(self.next_file)?;
         self.next_file += 1;
         let rows = match file.kind {
@@ -308,7 +308,7 @@ impl Documents {
 }
 
 impl Iterator for Documents {
-    type Item = Result<(usize, Document)>;
+    type Item = Result<(usize, Document), DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

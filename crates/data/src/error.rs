@@ -3,15 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-/// Result of everything in this room.
-pub type Result<T> = std::result::Result<T, DataError>;
-
 /// What can go wrong between text and windows.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// The operating system refused a file operation.
-    #[error("cannot {action} {path}: {source}; check that the path exists and that this user may use it", path = path.display())]
+    #[error(
+        "cannot {action} {path}: {source}; \
+         check that the path exists and that this user may use it",
+        path = path.display()
+    )]
     Io {
         /// What was tried: "read", "create", "rename".
         action: &'static str,
@@ -35,7 +36,11 @@ pub enum DataError {
         next: &'static str,
     },
     /// One row (document) of an input is unusable.
-    #[error("{path}: row {row}: {field}: expected {expected}, found {found}; repair the row, or skip such rows with skip_bad", path = path.display())]
+    #[error(
+        "{path}: row {row}: {field}: expected {expected}, found {found}; \
+         repair the row, or skip such rows with skip_bad",
+        path = path.display()
+    )]
     Row {
         /// The input file that cannot be read as documents.
         path: PathBuf,

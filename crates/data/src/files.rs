@@ -1,6 +1,6 @@
 //! Files that appear whole or not at all: written beside, flushed to the disk, renamed.
 
-use crate::{DataError, Result};
+use crate::DataError;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub(crate) fn partial(path: &Path) -> PathBuf {
 }
 
 /// Writes `bytes` beside `path` and renames.
-pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let beside = partial(path);
     let mut file = File::create(&beside).map_err(DataError::io("create", &beside))?;
     file.write_all(bytes).map_err(DataError::io("write", &beside))?;
@@ -21,7 +21,7 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Flushes `file`, which lies at `beside`, and renames it to `path`.
-pub(crate) fn finish(file: File, beside: &Path, path: &Path) -> Result<()> {
+pub(crate) fn finish(file: File, beside: &Path, path: &Path) -> Result<(), DataError> {
     file.sync_all().map_err(DataError::io("flush", beside))?;
     std::fs::rename(beside, path).map_err(DataError::io("rename", beside))
 }

@@ -13,7 +13,7 @@ pub mod shard;
 pub mod tokenizer;
 mod words;
 
-pub use error::{DataError, Result};
+pub use error::DataError;
 pub use manifest::{Manifest, Split};
 pub use reader::{Corpus, Window, Windows};
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions};

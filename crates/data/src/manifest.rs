@@ -1,6 +1,6 @@
 //! `manifest.json`: what a data folder holds; written last, so that a folder with one is complete.
 
-use crate::{DataError, Result, files};
+use crate::{DataError, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -115,7 +115,7 @@ impl Manifest {
     ///
     /// # Errors
     /// A missing or damaged manifest, with file and field.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: &Path) -> Result<Self, DataError> {
         let path = &dir.join(MANIFEST);
         let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
         if length > MAX_BYTES {
@@ -140,7 +140,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    pub(crate) fn save(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn save(&self, dir: &Path) -> Result<(), DataError> {
         let mut json = serde_json::to_vec_pretty(self).map_err(|e| {
             wrong(&dir.join(MANIFEST), "JSON", "plain values".into(), e.to_string())
         })?;
@@ -156,7 +156,7 @@ impl Manifest {
         }
     }
 
-    fn check(&self, path: &Path) -> Result<()> {
+    fn check(&self, path: &Path) -> Result<(), DataError> {
         if self.vocab_size == 0 || self.vocab_size > 1 << 32 {
             return Err(wrong(
                 path,
@@ -187,7 +187,7 @@ impl Manifest {
         Ok(())
     }
 
-    fn check_split(&self, path: &Path, split: Split) -> Result<()> {
+    fn check_split(&self, path: &Path, split: Split) -> Result<(), DataError> {
         let entry = self.split(split);
         if entry.by_source.len() != self.sources.len() {
             let (expected, found) =

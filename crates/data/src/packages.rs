@@ -5,7 +5,7 @@ use crate::build::split_of;
 use crate::documents::{Document, relative, walk};
 use crate::manifest::Split;
 use crate::tokenizer::hex;
-use crate::{DataError, Result, files};
+use crate::{DataError, files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -73,7 +73,7 @@ impl PackageCorpus {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub fn save(&self, dir: &Path) -> Result<()> {
+    pub fn save(&self, dir: &Path) -> Result<(), DataError> {
         let path = dir.join("packages.json");
         let json = serde_json::to_vec_pretty(&self.files).map_err(|e| {
             DataError::format(&path, "JSON", "plain values", e.to_string(), "report this")
@@ -109,7 +109,7 @@ struct Candidate {
 ///
 /// # Errors
 /// No checkout there, cargo missing or failing, a file that cannot be read.
-pub fn collect(manifest_dir: &Path, cap_bytes: u64) -> Result<PackageCorpus> {
+pub fn collect(manifest_dir: &Path, cap_bytes: u64) -> Result<PackageCorpus, DataError> {
     let manifest = manifest_dir.join("Cargo.toml");
     if !manifest.is_file() {
         let next = "run inside a checkout, or name a folder of text instead";
@@ -120,7 +120,7 @@ pub fn collect(manifest_dir: &Path, cap_bytes: u64) -> Result<PackageCorpus> {
     take(&packages, cap_bytes)
 }
 
-fn cargo_metadata(manifest: &Path) -> Result<Vec<u8>> {
+fn cargo_metadata(manifest: &Path) -> Result<Vec<u8>, DataError> {
     let host = host_triple()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -137,7 +137,7 @@ fn cargo_metadata(manifest: &Path) -> Result<Vec<u8>> {
     run(command, "run `cargo fetch --locked` in the checkout once, then try again")
 }
 
-fn host_triple() -> Result<String> {
+fn host_triple() -> Result<String, DataError> {
     let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     command.arg("-vV");
     let next = "install the Rust toolchain, or name a folder of text instead";
@@ -151,7 +151,7 @@ fn host_triple() -> Result<String> {
     })
 }
 
-fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>> {
+fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>, DataError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let first = command.get_args().next().unwrap_or_default().to_string_lossy().into_owned();
     let failed =
@@ -167,7 +167,7 @@ fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>> {
 }
 
 /// The packages that come from a registry, by name and version.
-fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>> {
+fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>, DataError> {
     let wrong = |field: &str, found: String| {
         DataError::format(
             manifest,
@@ -212,7 +212,7 @@ fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>> {
     Ok(packages)
 }
 
-fn take(packages: &[Package], cap_bytes: u64) -> Result<PackageCorpus> {
+fn take(packages: &[Package], cap_bytes: u64) -> Result<PackageCorpus, DataError> {
     let mut candidates = Vec::new();
     for (number, package) in packages.iter().enumerate() {
         for path in walk(&package.dir)? {
@@ -264,7 +264,7 @@ fn entry(candidate: &Candidate, package: &Package, text: &str, digest: &[u8; 32]
     }
 }
 
-fn read_usable(candidate: &Candidate) -> Result<Option<String>> {
+fn read_usable(candidate: &Candidate) -> Result<Option<String>, DataError> {
     let path = &candidate.path;
     if std::fs::metadata(path).map_err(DataError::io("read", path))?.len() > MAX_FILE_BYTES {
         return Ok(None);

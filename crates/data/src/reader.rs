@@ -1,10 +1,10 @@
 //! A built data folder as a stream of tokens, and the windows a model trains on.
 
+use crate::DataError;
 use crate::manifest::{MANIFEST, Manifest, Split, TOKEN_BYTES, TOKENIZER};
 use crate::permutation::permute;
 use crate::shard::Shard;
 use crate::tokenizer::hex;
-use crate::{DataError, Result};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Corpus {
     ///
     /// # Errors
     /// A missing file or any contradiction, with file and field.
-    pub fn open(dir: &Path, split: Split) -> Result<Self> {
+    pub fn open(dir: &Path, split: Split) -> Result<Self, DataError> {
         Self::open_with(dir, split, true)
     }
 
@@ -43,7 +43,7 @@ impl Corpus {
     ///
     /// # Errors
     /// As [`Corpus::open`].
-    pub fn open_with(dir: &Path, split: Split, verify: bool) -> Result<Self> {
+    pub fn open_with(dir: &Path, split: Split, verify: bool) -> Result<Self, DataError> {
         let manifest = Manifest::load(dir)?;
         let token_bytes = read_token_bytes(dir, &manifest)?;
         check_tokenizer(dir, &manifest)?;
@@ -179,7 +179,7 @@ fn open_shard(
     split: Split,
     i: usize,
     verify: bool,
-) -> Result<Shard> {
+) -> Result<Shard, DataError> {
     let entry = &manifest.split(split).shards[i];
     let path = dir.join(&entry.file);
     let shard = Shard::open(&path, manifest.sources.len(), verify)?;
@@ -212,7 +212,7 @@ fn open_shard(
     Ok(shard)
 }
 
-fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>> {
+fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>, DataError> {
     let path = dir.join(TOKEN_BYTES);
     let length = std::fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
     if length != 4 * manifest.vocab_size {
@@ -233,7 +233,7 @@ fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>> {
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-fn check_tokenizer(dir: &Path, manifest: &Manifest) -> Result<()> {
+fn check_tokenizer(dir: &Path, manifest: &Manifest) -> Result<(), DataError> {
     let path = dir.join(TOKENIZER);
     let length = std::fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
     if length > 1 << 30 {
@@ -311,7 +311,7 @@ impl Windows {
     ///
     /// # Errors
     /// A length of 0, or a corpus with fewer than `seq_len + 1` tokens.
-    pub fn new(corpus: &Corpus, seq_len: usize, seed: u64) -> Result<Self> {
+    pub fn new(corpus: &Corpus, seq_len: usize, seed: u64) -> Result<Self, DataError> {
         let tokens = corpus.tokens();
         if seq_len == 0 || seq_len as u64 >= tokens {
             let at_most = tokens.saturating_sub(1);
@@ -357,7 +357,7 @@ impl Windows {
     ///
     /// # Errors
     /// An index that is not below [`Windows::len`].
-    pub fn unshuffled(&self, index: u64) -> Result<Window> {
+    pub fn unshuffled(&self, index: u64) -> Result<Window, DataError> {
         if index >= self.len {
             return Err(DataError::argument("window index", format!("below {}", self.len), index));
         }

@@ -19,7 +19,7 @@
 //! The file ends there. A document runs to the start of the next one and ends with the end-of-text
 //! token.
 
-use crate::{DataError, Result, files};
+use crate::{DataError, files};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -70,7 +70,7 @@ impl ShardWriter {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
+    pub fn create(path: &Path, vocab_size: usize) -> Result<Self, DataError> {
         let beside = files::partial(path);
         let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
         let mut writer = ShardWriter {
@@ -98,7 +98,7 @@ impl ShardWriter {
     ///
     /// # Errors
     /// An empty document, an id outside the vocabulary, a full disk.
-    pub fn push(&mut self, ids: &[u32], source: u32) -> Result<()> {
+    pub fn push(&mut self, ids: &[u32], source: u32) -> Result<(), DataError> {
         if ids.is_empty() {
             return Err(DataError::argument("document", "at least one token", "none"));
         }
@@ -118,7 +118,7 @@ impl ShardWriter {
         self.write_payload()
     }
 
-    fn write_payload(&mut self) -> Result<()> {
+    fn write_payload(&mut self) -> Result<(), DataError> {
         self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
         self.sha.update(&self.buffer);
         self.file.write_all(&self.buffer).map_err(DataError::io("write", &self.beside))
@@ -128,7 +128,7 @@ impl ShardWriter {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub fn finish(mut self) -> Result<ShardSummary> {
+    pub fn finish(mut self) -> Result<ShardSummary, DataError> {
         self.buffer.clear();
         for &(start, source) in &self.documents {
             self.buffer.extend_from_slice(&start.to_le_bytes());
@@ -201,7 +201,7 @@ impl Shard {
     ///
     /// # Errors
     /// Any contradiction, with the file and the field.
-    pub fn open(path: &Path, sources: usize, verify: bool) -> Result<Self> {
+    pub fn open(path: &Path, sources: usize, verify: bool) -> Result<Self, DataError> {
         let file = File::open(path).map_err(DataError::io("read", path))?;
         let meta = file.metadata().map_err(DataError::io("read", path))?;
         if !meta.is_file() {
@@ -226,7 +226,7 @@ impl Shard {
         Ok(shard)
     }
 
-    fn parse(path: &Path, map: Mmap) -> Result<Self> {
+    fn parse(path: &Path, map: Mmap) -> Result<Self, DataError> {
         let wrong = |field: &str, expected: String, found: String| {
             DataError::format(path, field, expected, found, NEXT)
         };
@@ -286,7 +286,7 @@ impl Shard {
         })
     }
 
-    fn check_documents(&self, sources: usize) -> Result<()> {
+    fn check_documents(&self, sources: usize) -> Result<(), DataError> {
         let wrong = |i: usize, expected: String, found: String| {
             Err(DataError::format(
                 &self.path,
@@ -328,7 +328,7 @@ impl Shard {
     ///
     /// # Errors
     /// The first field that does not hold.
-    pub fn verify(&self) -> Result<()> {
+    pub fn verify(&self) -> Result<(), DataError> {
         let crc = crc32c::crc32c(&self.map[HEADER..]);
         if crc != self.crc32c {
             let (expected, found) = (format!("{:08x}", self.crc32c), format!("{crc:08x}"));

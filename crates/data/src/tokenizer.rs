@@ -10,8 +10,8 @@ mod train;
 pub use stream::DecodeStream;
 pub use train::TrainOptions;
 
+use crate::DataError;
 use crate::words::bytes_of_token;
-use crate::{DataError, Result};
 use quick::Quick;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -65,7 +65,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read, is larger than 1 GiB, or is no consistent tokenizer; the message
     /// names the file.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: &Path) -> Result<Self, DataError> {
         let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
         if length > MAX_JSON_BYTES {
             let next = "name a tokenizer.json";
@@ -87,11 +87,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::load`]; messages name `tokenizer.json`.
-    pub fn from_json(json: &str) -> Result<Self> {
+    pub fn from_json(json: &str) -> Result<Self, DataError> {
         Self::parse(json.to_owned(), Path::new("tokenizer.json"))
     }
 
-    fn parse(json: String, path: &Path) -> Result<Self> {
+    fn parse(json: String, path: &Path) -> Result<Self, DataError> {
         check::check_json(&json, path)?;
         // The parser indexes by what the file claims; a claim that slips past the checks must not
         // end the program.
@@ -105,7 +105,7 @@ impl Tokenizer {
         Self::wrap(inner, json, path)
     }
 
-    fn wrap(mut inner: Inner, json: String, path: &Path) -> Result<Self> {
+    fn wrap(mut inner: Inner, json: String, path: &Path) -> Result<Self, DataError> {
         inner
             .with_truncation(None)
             .map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
@@ -147,7 +147,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: &Path) -> Result<(), DataError> {
         crate::files::write_renamed(path, self.shared.json.as_bytes())
     }
 
@@ -155,7 +155,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A vocabulary without a way to spell the text (never for byte-level ones).
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         self.encode_with(&self.shared.inner, text)
     }
 
@@ -164,7 +164,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>, DataError> {
         self.encode_with(&self.shared.ordinary, text)
     }
 
@@ -172,11 +172,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], for the first text that fails.
-    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, DataError> {
         texts.par_iter().map(|text| self.encode(text)).collect()
     }
 
-    fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>> {
+    fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>, DataError> {
         if let Some(quick) = &self.shared.quick
             && let ModelWrapper::BPE(bpe) = inner.get_model()
             && quick
@@ -199,7 +199,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// An id that names no token.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+    pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         if self.shared.byte_level {
             let mut bytes = Vec::new();
             for &id in ids {
@@ -218,7 +218,7 @@ impl Tokenizer {
         DecodeStream::new(self.clone())
     }
 
-    fn info(&self, id: u32) -> Result<&TokenInfo> {
+    fn info(&self, id: u32) -> Result<&TokenInfo, DataError> {
         self.shared.tokens.get(id as usize).and_then(Option::as_ref).ok_or_else(|| {
             let expected = format!("the id of a token, below {}", self.shared.vocab_size);
             DataError::argument("token id", expected, id)

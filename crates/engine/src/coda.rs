@@ -9,7 +9,7 @@ use std::sync::Arc;
 use model::Rows;
 use ops::{Ops, Tensor2, from_rows, read_rows};
 use rayon::prelude::*;
-use scheduler::{After, CodaChunk, Event, Finish, Request, Scored, SlotId, TokenOut};
+use scheduler::{After, CodaChunk, Finish, Request, Scored, SequenceEvent, SlotId, TokenOut};
 
 use crate::draw::{Draw, prompt_scores, scored};
 use crate::engine::{CompletedRows, Engine};
@@ -133,13 +133,13 @@ impl Engine {
         let (end, prompt) = (chunk.first + chunk.count, request.prompt.len());
         if request.prompt_scores.is_some() && known < prompt && end >= prompt {
             let scores = self.scores.remove(&request.id).unwrap_or_default();
-            self.handle.emit(request.id, Event::Prompt(prompt_scores(&request, scores)));
+            self.handle.emit(request.id, SequenceEvent::Prompt(prompt_scores(&request, scores)));
         }
         let cancelled =
             matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);
         if let Some(scored) = token.filter(|_| !cancelled) {
             let depth = depths.last().copied().unwrap_or(0);
-            self.handle.emit(request.id, Event::Token(TokenOut { scored, depth }));
+            self.handle.emit(request.id, SequenceEvent::Token(TokenOut { scored, depth }));
         }
         let (request, first) = (request.id, chunk.first);
         self.completed_rows.push(CompletedRows { request, first, depths });

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use scheduler::{Done, Event, EventSink, Finish, Offer, Refusal, Request, TokenOut};
+use scheduler::{Done, EventSink, Finish, Offer, Refusal, Request, SequenceEvent, TokenOut};
 
 use crate::engine::{Engine, EngineError};
 
 /// Events with the id of their request, in the order in which they happened.
-type Events = Arc<Mutex<Vec<(u64, Event)>>>;
+type Events = Arc<Mutex<Vec<(u64, SequenceEvent)>>>;
 
 /// Takes every event of one request.
 struct Inbox {
@@ -18,7 +18,7 @@ struct Inbox {
 }
 
 impl EventSink for Inbox {
-    fn offer(&mut self, event: &Event) -> Offer {
+    fn offer(&mut self, event: &SequenceEvent) -> Offer {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.push((self.id, event.clone()));
         Offer::Taken
@@ -53,7 +53,7 @@ impl Driver {
     }
 
     /// One tick; gives what happened in it.
-    pub fn tick(&mut self) -> Vec<(u64, Event)> {
+    pub fn tick(&mut self) -> Vec<(u64, SequenceEvent)> {
         let (from, before) = (self.now_us(), self.engine.in_passes_us());
         self.engine.tick(from);
         let in_passes = self.engine.in_passes_us() - before;
@@ -116,7 +116,7 @@ struct Progress {
 pub fn run_requests(
     engine: Engine,
     requests: Vec<Request>,
-    each: &mut dyn FnMut(usize, &Event) -> bool,
+    each: &mut dyn FnMut(usize, &SequenceEvent) -> bool,
 ) -> Result<Vec<Finished>, RunError> {
     let mut driver = Driver::new(engine);
     let mut finished: Vec<Option<Finished>> = requests.iter().map(|_| None).collect();
@@ -146,12 +146,12 @@ pub fn run_requests(
                 driver.engine().handle().cancel(id);
             }
             match event {
-                Event::Prompt(scores) => progress.prompt = scores,
-                Event::Token(token) => progress.tokens.push(token),
-                Event::Done(Done { finish: Finish::Failed(why), .. }) => {
+                SequenceEvent::Prompt(scores) => progress.prompt = scores,
+                SequenceEvent::Token(token) => progress.tokens.push(token),
+                SequenceEvent::Done(Done { finish: Finish::Failed(why), .. }) => {
                     return Err(RunError::Failed(why));
                 }
-                Event::Done(done) => {
+                SequenceEvent::Done(done) => {
                     let progress = running.remove(&id).unwrap_or_default();
                     let place = progress.index;
                     finished[place] = Some(progress.finish(done));

@@ -17,7 +17,8 @@ use model::{
 };
 use ops::{KvFormat, KvStore, Ops};
 use scheduler::{
-    Ended, Event, KvShape, PreludeChunk, RecurChunk, Scheduler, SchedulerLimits, SlotId, TokenOut,
+    Ended, KvShape, PreludeChunk, RecurChunk, Scheduler, SchedulerLimits, SequenceEvent, SlotId,
+    TokenOut,
 };
 
 use crate::draw::Draw;
@@ -186,7 +187,7 @@ impl Engine {
             self.in_flight.remove(&slot);
         }
         self.scores.remove(&ended.request.id);
-        self.handle.emit(ended.request.id, Event::Done(ended.done));
+        self.handle.emit(ended.request.id, SequenceEvent::Done(ended.done));
     }
 
     /// Rows of a slot, with the seed and the depths of their request.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use model::{Model, RouterState, Rule};
 use ops::{KvFormat, KvStore};
-use scheduler::{DepthOptions, Event, PAGE, Request, SamplingParams, SchedulerLimits, TokenOut};
+use scheduler::{
+    DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent, TokenOut,
+};
 
 use crate::draw::DefaultDraw;
 use crate::driver::{RunError, run_requests};
@@ -116,8 +118,8 @@ pub fn generate(
     let engine = engine_for(model, what).map_err(RunError::from)?;
     let request = request(what);
     let mut finished = run_requests(engine, vec![request], &mut |_, event| match event {
-        Event::Token(token) => each(&Token::from(token)),
-        Event::Prompt(_) | Event::Done(_) => true,
+        SequenceEvent::Token(token) => each(&Token::from(token)),
+        SequenceEvent::Prompt(_) | SequenceEvent::Done(_) => true,
     })?;
     let found = finished.pop().ok_or_else(|| RunError::Failed("it gave no end".into()))?;
     let tokens: Vec<Token> = found.tokens.iter().map(Token::from).collect();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use scheduler::{Event, EventSink, Gauges, Offer, Refusal, Request, Scheduler};
+use scheduler::{EventSink, Gauges, Offer, Refusal, Request, Scheduler, SequenceEvent};
 
 /// The handle of an engine: the scheduler's books, and who waits for events.
 pub struct EngineHandle {
@@ -21,7 +21,7 @@ pub struct EngineHandle {
 /// Somebody who waits, with events that could not be handed over yet.
 struct Waiting {
     sink: Box<dyn EventSink>,
-    late: VecDeque<Event>,
+    late: VecDeque<SequenceEvent>,
     gone: bool,
 }
 
@@ -153,7 +153,7 @@ impl EngineHandle {
     }
 
     /// Hands an event over, or keeps it for later and pauses the request.
-    pub(crate) fn emit(&self, id: u64, event: Event) {
+    pub(crate) fn emit(&self, id: u64, event: SequenceEvent) {
         let mut sinks = locked(&self.sinks);
         let Some(waiting) = sinks.get_mut(&id) else { return };
         waiting.late.push_back(event);
@@ -178,7 +178,7 @@ impl EngineHandle {
     fn hand_over(&self, sinks: &mut BTreeMap<u64, Waiting>, id: u64) {
         let Some(waiting) = sinks.get_mut(&id) else { return };
         while let Some(event) = waiting.late.front() {
-            let done = matches!(event, Event::Done(_));
+            let done = matches!(event, SequenceEvent::Done(_));
             let offer = if waiting.gone { Offer::Gone } else { waiting.sink.offer(event) };
             match offer {
                 Offer::Taken => {}

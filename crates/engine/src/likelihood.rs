@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use model::{Model, RouterState, Rule};
 use ops::KvFormat;
-use scheduler::{DepthOptions, Event, PAGE, Request, SamplingParams, SchedulerLimits, TokenOut};
+use scheduler::{
+    DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent, TokenOut,
+};
 
 use crate::draw::DefaultDraw;
 use crate::driver::{RunError, run_requests};
@@ -62,7 +64,7 @@ pub fn likelihoods(
     let requests = stretches.iter().enumerate().map(|(i, stretch)| request(i as u64, stretch));
     let mut through = 0;
     let finished = run_requests(engine, requests.collect(), &mut |_, event| {
-        if let Event::Done(_) = event {
+        if let SequenceEvent::Done(_) = event {
             through += 1;
             done(through);
         }

@@ -12,7 +12,7 @@ use engine::{
 };
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
-use scheduler::{Backend, Event, Finish, Refusal, Request, SchedulerLimits};
+use scheduler::{Backend, Finish, Refusal, Request, SchedulerLimits, SequenceEvent};
 
 #[test]
 fn time_in_passes_grows_and_is_part_of_the_time_of_ticks() {
@@ -47,7 +47,7 @@ fn a_list_of_requests_runs_to_its_end_whatever_the_bounds() {
         engine(&model, &rule, few, KvFormat::F32),
         requests.clone(),
         &mut |i, event| {
-            if let Event::Token(token) = event {
+            if let SequenceEvent::Token(token) = event {
                 heard[i].push(token.scored.id);
             }
             i != 3 || heard[i].len() < 4

@@ -9,12 +9,12 @@ use common::{config, fresh, ids, rule};
 use engine::{DefaultDraw, Engine, EngineOptions};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
-use scheduler::{DepthOptions, Event, EventSink, Offer, Request, SchedulerLimits};
+use scheduler::{DepthOptions, EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
 
 struct Nobody;
 
 impl EventSink for Nobody {
-    fn offer(&mut self, _: &Event) -> Offer {
+    fn offer(&mut self, _: &SequenceEvent) -> Offer {
         Offer::Taken
     }
 }

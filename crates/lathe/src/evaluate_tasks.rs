@@ -11,7 +11,7 @@ use engine::{Stretch, likelihoods};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Table;
 use serde_json::json;
-use tasks::{Answer, Report, Task};
+use tasks::{SequenceScore, Task, TaskReport};
 use train::Stored;
 
 use crate::arguments::Eval;
@@ -54,7 +54,7 @@ pub(crate) fn run(
     print(options, weights, &reports)
 }
 
-fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Report> {
+fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
     let encode = |text: &str| Ok(tokenizer.encode(text)?);
     let asks = task.requests(&encode, stored.model.config().context, tokenizer.eos_id())?;
     let rule = open::causal(stored)?;
@@ -68,15 +68,17 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<Repor
         bar.set_position(n as u64)
     })?;
     bar.finish_and_clear();
-    let answer =
-        |l: &engine::Likelihood| Answer { log_likelihood: l.log_likelihood, greedy: l.greedy };
+    let answer = |l: &engine::Likelihood| SequenceScore {
+        log_likelihood: l.log_likelihood,
+        greedy: l.greedy,
+    };
     Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
 }
 
-fn print(options: &Eval, weights: Weights, reports: &[(usize, Report)]) -> Result<ExitCode> {
+fn print(options: &Eval, weights: Weights, reports: &[(usize, TaskReport)]) -> Result<ExitCode> {
     if options.json {
         let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
-        let of = |(items, r): &(usize, Report)| {
+        let of = |(items, r): &(usize, TaskReport)| {
             let metrics: Vec<_> = r.metrics.iter().map(metric).collect();
             json!({ "task": r.task, "kind": r.kind, "items": items, "metrics": metrics })
         };

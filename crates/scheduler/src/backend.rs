@@ -6,7 +6,7 @@ use crate::{EventSink, Gauges, Refusal, Request};
 /// at the sink.
 pub trait Backend: Send + Sync + 'static {
     /// Takes a request into the queue. Every event goes to `sink`, the last one is
-    /// [`crate::Event::Done`]; a sink that is dropped without it tells the client of an
+    /// [`crate::SequenceEvent::Done`]; a sink that is dropped without it tells the client of an
     /// internal error (or, after [`Backend::cancel`], nothing).
     ///
     /// # Errors

@@ -168,7 +168,7 @@ pub struct Done {
 
 /// What comes back, in this order: prompt scores if asked for, tokens, the end.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum SequenceEvent {
     /// Scores and depths of the prompt tokens that [`Request::prompt_scores`] asks for.
     Prompt(Vec<TokenOut>),
     /// A token was drawn.
@@ -190,8 +190,8 @@ pub enum Offer {
 
 /// Where the events of one request go. Called on the engine's thread: must not block.
 pub trait EventSink: Send {
-    /// Takes the event, or says why not. Must take [`Event::Done`] or be gone.
-    fn offer(&mut self, event: &Event) -> Offer;
+    /// Takes the event, or says why not. Must take [`SequenceEvent::Done`] or be gone.
+    fn offer(&mut self, event: &SequenceEvent) -> Offer;
 }
 
 /// Why a request was not accepted.

@@ -1,6 +1,6 @@
 //! The JSON of answers, whole and in chunks.
 
-use crate::choice::{Choice, Delta, End, TokenEntry};
+use crate::choice::{ChoiceState, Delta, End, TokenEntry};
 use crate::request::{Dialect, OutputOptions, ParsedRequest};
 use crate::token_text::TokenText;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -166,7 +166,7 @@ struct StepCounts {
 
 impl UsageTotals {
     /// Sums over the sequences; a prompt counts once, however many continuations it has.
-    pub(crate) fn of(choices: &[Choice], n: usize) -> Self {
+    pub(crate) fn of(choices: &[ChoiceState], n: usize) -> Self {
         let mut totals = UsageTotals::default();
         for choice in choices {
             if choice.index.is_multiple_of(n) {
@@ -205,10 +205,10 @@ impl AnswerHead {
     pub(crate) fn whole(
         &self,
         token_text: &TokenText,
-        choices: &mut [Choice],
+        choices: &mut [ChoiceState],
         totals: UsageTotals,
     ) -> Vec<u8> {
-        let deltas: Vec<Delta> = choices.iter_mut().map(Choice::take).collect();
+        let deltas: Vec<Delta> = choices.iter_mut().map(ChoiceState::take).collect();
         let pairs = || choices.iter().zip(&deltas);
         let usage = Some(Some(totals));
         match self.shape.dialect {
@@ -235,7 +235,7 @@ impl AnswerHead {
     pub(crate) fn chunks(
         &self,
         token_text: &TokenText,
-        choice: &Choice,
+        choice: &ChoiceState,
         delta: &Delta,
         first: bool,
         to: &mut Vec<u8>,
@@ -276,7 +276,7 @@ impl AnswerHead {
     }
 
     /// The chunk that opens an assistant's message.
-    pub(crate) fn role(&self, token_text: &TokenText, choice: &Choice, to: &mut Vec<u8>) {
+    pub(crate) fn role(&self, token_text: &TokenText, choice: &ChoiceState, to: &mut Vec<u8>) {
         let nothing = Delta::default();
         let message = Some(Message { role: Some("assistant"), content: Some("") });
         let mut chunk =
@@ -318,7 +318,7 @@ impl AnswerHead {
     fn completion<'d>(
         &self,
         token_text: &TokenText,
-        choice: &'d Choice,
+        choice: &'d ChoiceState,
         delta: &'d Delta,
         first: bool,
     ) -> CompletionChoice<'d> {
@@ -336,7 +336,7 @@ impl AnswerHead {
     fn chat<'d>(
         &self,
         token_text: &TokenText,
-        choice: &'d Choice,
+        choice: &'d ChoiceState,
         delta: &'d Delta,
         first: bool,
         last: bool,
@@ -357,7 +357,7 @@ impl AnswerHead {
 
     fn more<'d>(
         &self,
-        choice: &'d Choice,
+        choice: &'d ChoiceState,
         delta: &'d Delta,
         first: bool,
         last: bool,

@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use crate::request::{OutputOptions, Prompt};
 use crate::stops::StopMatcher;
 use crate::token_text::{TokenDecoder, TokenText};
-use scheduler::{Done, Event, Finish, Scored, TokenOut, Usage};
+use scheduler::{Done, Finish, Scored, SequenceEvent, TokenOut, Usage};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -50,8 +50,8 @@ pub(crate) enum Next {
     Cancel,
 }
 
-/// One sequence.
-pub(crate) struct Choice {
+/// One sequence of a request, from its prompt to the end of its text: one entry of `choices`.
+pub(crate) struct ChoiceState {
     pub(crate) index: usize,
     pub(crate) prompt: Arc<Prompt>,
     pub(crate) generated: usize,
@@ -81,7 +81,7 @@ pub(crate) struct Choice {
     withheld: Option<u32>,
 }
 
-impl Choice {
+impl ChoiceState {
     pub(crate) fn new(
         index: usize,
         prompt: Arc<Prompt>,
@@ -159,20 +159,20 @@ impl Choice {
 
     /// # Errors
     /// 500 for what must not happen inside, 408 and 503 for sequences that were ended early.
-    pub(crate) fn event(&mut self, event: Event) -> Result<Next, ApiError> {
+    pub(crate) fn event(&mut self, event: SequenceEvent) -> Result<Next, ApiError> {
         match event {
             _ if self.over => Ok(Next::GoOn),
-            Event::Done(done) => self.done(done),
-            Event::Token(token) if self.end.is_some() => {
+            SequenceEvent::Done(done) => self.done(done),
+            SequenceEvent::Token(token) if self.end.is_some() => {
                 self.beyond.0 += 1;
                 self.beyond.1 += u64::from(token.depth);
                 Ok(Next::GoOn)
             }
-            Event::Prompt(scores) => self.scores(scores),
-            Event::Token(_) if self.scores_due => {
+            SequenceEvent::Prompt(scores) => self.scores(scores),
+            SequenceEvent::Token(_) if self.scores_due => {
                 Err(ApiError::internal("the engine left out the prompt's scores"))
             }
-            Event::Token(token) => self.token(token),
+            SequenceEvent::Token(token) => self.token(token),
         }
     }
 
@@ -410,20 +410,20 @@ mod tests {
         }
     }
 
-    fn choice(shape: OutputOptions) -> Choice {
+    fn choice(shape: OutputOptions) -> ChoiceState {
         let prompt = Prompt { ids: vec![1, 8, 9], added_bos: true, max_tokens: 9 };
-        Choice::new(0, Arc::new(prompt), Arc::new(shape), &token_text(), 3)
+        ChoiceState::new(0, Arc::new(prompt), Arc::new(shape), &token_text(), 3)
     }
 
-    fn run(choice: &mut Choice, ids: &[u32], finish: Finish) -> (Vec<String>, Option<End>) {
+    fn run(choice: &mut ChoiceState, ids: &[u32], finish: Finish) -> (Vec<String>, Option<End>) {
         let mut texts = Vec::new();
         for &id in ids {
             let scored = Scored { id, log_probability: None, top: Vec::new() };
-            choice.event(Event::Token(TokenOut { scored, depth: 2 })).unwrap();
+            choice.event(SequenceEvent::Token(TokenOut { scored, depth: 2 })).unwrap();
             texts.push(choice.take().text);
         }
         let usage = Usage { recursion_steps: 20, dense_steps: 30, ..Usage::default() };
-        choice.event(Event::Done(Done { finish, usage })).unwrap();
+        choice.event(SequenceEvent::Done(Done { finish, usage })).unwrap();
         let last = choice.take();
         texts.push(last.text);
         (texts, last.end)
@@ -471,18 +471,19 @@ mod tests {
     #[test]
     fn an_engine_that_breaks_its_word_is_an_error() {
         let scored = |p| Scored { id: 8, log_probability: p, top: vec![(8, -1.0)] };
-        let token = |p| Event::Token(TokenOut { scored: scored(p), depth: 1 });
+        let token = |p| SequenceEvent::Token(TokenOut { scored: scored(p), depth: 1 });
         let wishing = || OutputOptions { top: Some(1), ..shape(true, &[]) };
         assert_eq!(choice(wishing()).event(token(None)).unwrap_err().status, 500);
         assert!(choice(wishing()).event(token(Some(f32::NAN))).unwrap_err().has_code("nan"));
         assert!(choice(wishing()).event(token(Some(f32::INFINITY))).unwrap_err().has_code("nan"));
         let due = || OutputOptions { prompt_scores: true, ..wishing() };
         assert_eq!(choice(due()).event(token(Some(-1.0))).unwrap_err().status, 500);
-        let short = Event::Prompt(vec![TokenOut { scored: scored(None), depth: 0 }]);
+        let short = SequenceEvent::Prompt(vec![TokenOut { scored: scored(None), depth: 0 }]);
         assert_eq!(choice(due()).event(short).unwrap_err().status, 500);
         assert!(choice(due()).lost().is_err());
         let mut over = choice(wishing());
-        over.event(Event::Done(Done { finish: Finish::Length, usage: Usage::default() })).unwrap();
+        over.event(SequenceEvent::Done(Done { finish: Finish::Length, usage: Usage::default() }))
+            .unwrap();
         assert!(over.lost().is_ok());
     }
 }

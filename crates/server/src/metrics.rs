@@ -262,7 +262,7 @@ fn engine(page: &mut Page, gauges: &Gauges) {
             "Block applications at full depth.",
             gauges.recursion_steps.1,
         ),
-        ("ticks_total", "StepCounts of the scheduler.", gauges.ticks),
+        ("ticks_total", "Steps of the scheduler.", gauges.ticks),
         ("engine_cancelled_total", "Sequences that the engine ended on request.", gauges.cancelled),
         ("engine_failed_total", "Sequences that failed inside the engine.", gauges.failed),
         ("engine_refused_total", "Requests that found the queue full.", gauges.refused),

@@ -1,12 +1,12 @@
 //! A request in the engine: submitted as a whole, heard until its end, cancelled when nobody waits
 //! for it.
 
-use crate::choice::{Choice, Next};
+use crate::choice::{ChoiceState, Next};
 use crate::error::ApiError;
 use crate::metrics::Shed;
 use crate::request::ParsedRequest;
 use crate::state::{ActiveRequest, AppState, Phase, reached};
-use scheduler::{Event, EventSink, Finish, Offer, Refusal, Request, SamplingParams};
+use scheduler::{EventSink, Finish, Offer, Refusal, Request, SamplingParams, SequenceEvent};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 const AT_ONCE: usize = 64;
 
 enum Message {
-    Event(usize, Event),
+    Event(usize, SequenceEvent),
     /// The engine let go without a last event.
     Lost(usize),
     /// The client did not read for too long.
@@ -54,8 +54,8 @@ impl ResponseSink {
         Offer::Gone
     }
 
-    fn clock(&mut self, event: &Event) {
-        if let Event::Token(_) = event {
+    fn clock(&mut self, event: &SequenceEvent) {
+        if let SequenceEvent::Token(_) = event {
             let now = Instant::now();
             match self.last.replace(now) {
                 None => self.state.metrics.first_token.observe(now - self.begun),
@@ -66,11 +66,11 @@ impl ResponseSink {
 }
 
 impl EventSink for ResponseSink {
-    fn offer(&mut self, event: &Event) -> Offer {
+    fn offer(&mut self, event: &SequenceEvent) -> Offer {
         if self.over || self.to.is_closed() {
             return Offer::Gone;
         }
-        if let Event::Done(_) = event {
+        if let SequenceEvent::Done(_) = event {
             self.over = true;
             self.state.metrics.whole.observe(self.begun.elapsed());
             return self.send(Message::Event(self.index, event.clone()));
@@ -115,7 +115,7 @@ impl Drop for CancelGuard {
 
 /// A request in the engine.
 pub(crate) struct PendingRequest {
-    pub(crate) choices: Vec<Choice>,
+    pub(crate) choices: Vec<ChoiceState>,
     pub(crate) n: usize,
     from: mpsc::UnboundedReceiver<Message>,
     held: Arc<AtomicUsize>,
@@ -161,7 +161,7 @@ impl PendingRequest {
                 let index = pending.choices.len();
                 let shape = Arc::clone(&parsed.shape);
                 let recursions = state.info.recursions;
-                pending.choices.push(Choice::new(
+                pending.choices.push(ChoiceState::new(
                     index,
                     Arc::clone(prompt),
                     shape,
@@ -192,7 +192,7 @@ impl PendingRequest {
 
     /// Whether every sequence is over.
     pub(crate) fn over(&self) -> bool {
-        self.choices.iter().all(Choice::over)
+        self.choices.iter().all(ChoiceState::over)
     }
 
     /// Waits for news and hands them to the choices. May be dropped while waiting.
@@ -245,7 +245,7 @@ impl PendingRequest {
                 self.choices[index].lost()
             }
             Message::Event(index, event) => {
-                if let Event::Done(done) = &event {
+                if let SequenceEvent::Done(done) = &event {
                     self.guard.live[index] = None;
                     if !matches!(done.finish, Finish::Failed(_)) {
                         self.state

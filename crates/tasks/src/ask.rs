@@ -16,7 +16,7 @@ pub struct Ask {
 
 /// The score of one [`Ask`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Answer {
+pub struct SequenceScore {
     /// Sum over the scored ids of the natural logarithm of their probability.
     pub log_likelihood: f64,
     /// Whether each scored id has the highest probability of its place.

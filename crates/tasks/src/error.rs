@@ -3,15 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-/// Result of everything in this room.
-pub type Result<T> = std::result::Result<T, TaskError>;
-
 /// What can go wrong between a task file and its report.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
     /// The operating system refused a file operation.
-    #[error("cannot {action} {path}: {source}; check that the path exists and that this user may read it", path = path.display())]
+    #[error(
+        "cannot {action} {path}: {source}; \
+         check that the path exists and that this user may read it",
+        path = path.display()
+    )]
     Io {
         /// What was tried: "read", "list".
         action: &'static str,
@@ -21,7 +22,10 @@ pub enum TaskError {
         source: std::io::Error,
     },
     /// A task file says something that a task of its kind cannot mean.
-    #[error("{path}: line {line}: {key}: expected {expected}, found {found}", path = path.display())]
+    #[error(
+        "{path}: line {line}: {key}: expected {expected}, found {found}",
+        path = path.display()
+    )]
     Setting {
         /// The task file that has the key.
         path: PathBuf,
@@ -35,7 +39,11 @@ pub enum TaskError {
         found: String,
     },
     /// One line of a JSONL file is no item of its task.
-    #[error("{path}: line {line}: {field}: expected {expected}, found {found}; repair the line, or leave it out", path = path.display())]
+    #[error(
+        "{path}: line {line}: {field}: expected {expected}, found {found}; \
+         repair the line, or leave it out",
+        path = path.display()
+    )]
     Item {
         /// The file of items.
         path: PathBuf,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{Result, TaskError, excerpt, hint};
+use crate::error::{TaskError, excerpt, hint};
 
 /// A longer line is refused before it is held: no benchmark has one, a file that is no JSONL may.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -21,7 +21,7 @@ pub(crate) struct Row {
 
 impl Row {
     /// The value of `field`, which `origin` asks for.
-    fn value(&self, field: &str, origin: &str) -> Result<&Value> {
+    fn value(&self, field: &str, origin: &str) -> Result<&Value, TaskError> {
         self.fields.get(field).ok_or_else(|| {
             let names: Vec<&str> = self.fields.keys().map(String::as_str).collect();
             let near = hint(field, names.iter().copied());
@@ -31,7 +31,7 @@ impl Row {
     }
 
     /// A field as text: a string as it is, a whole number as it is written.
-    pub(crate) fn text(&self, field: &str, origin: &str) -> Result<String> {
+    pub(crate) fn text(&self, field: &str, origin: &str) -> Result<String, TaskError> {
         match self.value(field, origin)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
@@ -44,30 +44,27 @@ impl Row {
     }
 
     /// A field that lists texts.
-    pub(crate) fn list(&self, field: &str, origin: &str) -> Result<Vec<String>> {
-        let wrong = |found| {
+    pub(crate) fn list(&self, field: &str, origin: &str) -> Result<Vec<String>, TaskError> {
+        let texts = match self.value(field, origin)? {
+            Value::Array(entries) => texts(entries),
+            other => Err(kind(other)),
+        };
+        texts.map_err(|found| {
             self.wrong(format!("`{field}`"), format!("a list of strings ({origin})"), found)
-        };
-        let Value::Array(entries) = self.value(field, origin)? else {
-            return Err(wrong(kind(self.value(field, origin)?)));
-        };
-        let text = |(at, entry): (usize, &Value)| match entry {
-            Value::String(text) => Ok(text.clone()),
-            other => Err(wrong(format!("{} at place {at}", kind(other)))),
-        };
-        entries.iter().enumerate().map(text).collect()
+        })
     }
 
     /// Which of `choices` a field names: by its place from 0, or by its text.
-    pub(crate) fn label(&self, field: &str, origin: &str, choices: &[String]) -> Result<usize> {
-        let expected = || {
-            format!("a place from 0 to {}, or the text of one choice ({origin})", choices.len() - 1)
-        };
-        let wrong = |found| Err(self.wrong(format!("`{field}`"), expected(), found));
-        match self.value(field, origin)? {
+    pub(crate) fn label(
+        &self,
+        field: &str,
+        origin: &str,
+        choices: &[String],
+    ) -> Result<usize, TaskError> {
+        let found = match self.value(field, origin)? {
             Value::Number(number) => match number.as_u64() {
-                Some(place) if place < choices.len() as u64 => Ok(place as usize),
-                _ => wrong(number.to_string()),
+                Some(place) if place < choices.len() as u64 => return Ok(place as usize),
+                _ => number.to_string(),
             },
             Value::String(text) => {
                 let mut places = choices
@@ -76,15 +73,18 @@ impl Row {
                     .filter(|(_, choice)| *choice == text)
                     .map(|(at, _)| at);
                 match (places.next(), places.next()) {
-                    (Some(place), None) => Ok(place),
+                    (Some(place), None) => return Ok(place),
                     (Some(_), Some(_)) => {
-                        wrong(format!("{}, which several choices say", excerpt(text)))
+                        format!("{}, which several choices say", excerpt(text))
                     }
-                    _ => wrong(format!("{}, which no choice says", excerpt(text))),
+                    _ => format!("{}, which no choice says", excerpt(text)),
                 }
             }
-            other => wrong(kind(other)),
-        }
+            other => kind(other),
+        };
+        let last = choices.len() - 1;
+        let expected = format!("a place from 0 to {last}, or the text of one choice ({origin})");
+        Err(self.wrong(format!("`{field}`"), expected, found))
     }
 
     /// An error about this line.
@@ -105,8 +105,25 @@ fn item_error(
     expected: impl Into<String>,
     found: impl Into<String>,
 ) -> TaskError {
-    let (field, expected, found) = (field.into(), expected.into(), found.into());
-    TaskError::Item { path: path.to_path_buf(), line, field, expected, found }
+    TaskError::Item {
+        path: path.to_path_buf(),
+        line,
+        field: field.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}
+
+/// The entries as texts, or else what the first one is that is none, and its place.
+fn texts(entries: &[Value]) -> Result<Vec<String>, String> {
+    let mut texts = Vec::with_capacity(entries.len());
+    for (at, entry) in entries.iter().enumerate() {
+        match entry {
+            Value::String(text) => texts.push(text.clone()),
+            other => return Err(format!("{} at place {at}", kind(other))),
+        }
+    }
+    Ok(texts)
 }
 
 fn quoted(names: &[&str]) -> String {
@@ -128,7 +145,7 @@ fn kind(value: &Value) -> String {
 }
 
 /// The items of `path`, at most `limit`; blank lines are passed over.
-pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Row>> {
+pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Row>, TaskError> {
     let file = std::fs::File::open(path).map_err(TaskError::io("read", path))?;
     let mut file = BufReader::new(file);
     let mut rows = Vec::new();

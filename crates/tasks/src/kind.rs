@@ -1,7 +1,7 @@
 //! What a kind of tasks is made of, and what several kinds do alike.
 
-use crate::ask::Answer;
-use crate::error::Result;
+use crate::ask::SequenceScore;
+use crate::error::TaskError;
 use crate::items::Row;
 use crate::report::{Measure, Score};
 use crate::settings::Settings;
@@ -29,13 +29,13 @@ pub(crate) struct Kind {
     /// The first one is what the kind is known for.
     pub(crate) measures: &'static [Measure],
     /// From the keys to what makes items of rows.
-    pub(crate) read: fn(&Settings) -> Result<Form>,
+    pub(crate) read: fn(&Settings) -> Result<Form, TaskError>,
     /// One item, with one answer for each of its texts.
-    pub(crate) judge: fn(&Item, &[Answer]) -> Judged,
+    pub(crate) judge: fn(&Item, &[SequenceScore]) -> Judged,
 }
 
 /// Makes an item of a row.
-pub(crate) type Form = Box<dyn Fn(&Row) -> Result<Item>>;
+pub(crate) type Form = Box<dyn Fn(&Row) -> Result<Item, TaskError>>;
 
 /// A key of a task file.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub(crate) fn first_highest(values: impl IntoIterator<Item = f64>) -> usize {
 }
 
 /// A continuation of a context, refused where one of them says nothing that could be scored.
-pub(crate) fn after(row: &Row, context: String, continuation: String) -> Result<Text> {
+pub(crate) fn after(row: &Row, context: String, continuation: String) -> Result<Text, TaskError> {
     if continuation.chars().all(split::is_space) {
         return Err(row.wrong("continuation", "a text", format!("{continuation:?}")));
     }
@@ -100,12 +100,16 @@ pub(crate) fn after(row: &Row, context: String, continuation: String) -> Result<
 }
 
 /// The delimiter of a task.
-pub(crate) fn delimiter(settings: &Settings) -> Result<String> {
+pub(crate) fn delimiter(settings: &Settings) -> Result<String, TaskError> {
     Ok(settings.optional_text(DELIMITER.name)?.unwrap_or_else(|| " ".to_owned()))
 }
 
 /// The answer of a row by the key `answer`, which is one field.
-pub(crate) fn label(template: &Template, row: &Row, choices: &[String]) -> Result<usize> {
+pub(crate) fn label(
+    template: &Template,
+    row: &Row,
+    choices: &[String],
+) -> Result<usize, TaskError> {
     let (field, origin) = template.only_field().expect("`Settings::field` admits nothing else");
     row.label(field, origin, choices)
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// What a task says about a model.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct TaskReport {
     /// Name of the task.
     pub task: String,
     /// Name of the kind of task, as task files spell it.
@@ -15,7 +15,7 @@ pub struct Report {
     /// In the order of the kind, the first one is what the kind is known for.
     pub metrics: Vec<Metric>,
     /// One an item, in the order of the file.
-    pub records: Vec<Record>,
+    pub records: Vec<ItemRecord>,
 }
 
 /// One number of a report.
@@ -33,7 +33,7 @@ pub struct Metric {
 
 /// One item of a report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Record {
+pub struct ItemRecord {
     /// Name of the task.
     pub task: String,
     /// Place among the items, from 0.
@@ -55,7 +55,7 @@ pub struct Record {
     pub metrics: Map<String, Value>,
 }
 
-impl Report {
+impl TaskReport {
     /// Writes the records as JSONL.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use crate::error::{Result, TaskError, excerpt, hint};
+use crate::error::{TaskError, excerpt, hint};
 use crate::template::Template;
 
 const MAX_BYTES: u64 = 1 << 20;
@@ -20,7 +20,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads a task file and checks its keys against those of its kind.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self, TaskError> {
         let bytes = std::fs::metadata(path).map_err(TaskError::io("read", path))?.len();
         let mut settings =
             Self { path: path.to_path_buf(), values: Table::new(), lines: Vec::new() };
@@ -51,7 +51,7 @@ impl Settings {
     ///
     /// # Errors
     /// That key by its line, with the known ones.
-    pub(crate) fn check_keys(&self, kind: &str, known: &[&str]) -> Result<()> {
+    pub(crate) fn check_keys(&self, kind: &str, known: &[&str]) -> Result<(), TaskError> {
         let unknown = self.lines.iter().filter(|(key, _)| !known.contains(&key.as_str()));
         let Some((key, line)) = unknown.min_by_key(|(_, line)| *line) else { return Ok(()) };
         let expected = format!("a key of the kind {kind}: {}", known.join(", "));
@@ -60,7 +60,7 @@ impl Settings {
     }
 
     /// The name of the task: the one it gives itself, or that of its file.
-    pub(crate) fn name(&self) -> Result<String> {
+    pub(crate) fn name(&self) -> Result<String, TaskError> {
         let name = match self.optional_text("name")? {
             Some(name) => name,
             None => self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -72,13 +72,13 @@ impl Settings {
     }
 
     /// The file of items.
-    pub(crate) fn items(&self) -> Result<PathBuf> {
+    pub(crate) fn items(&self) -> Result<PathBuf, TaskError> {
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
         self.beside("items", Some(format!("{stem}.jsonl")))
     }
 
     /// A string that must be there.
-    pub(crate) fn text(&self, key: &str) -> Result<String> {
+    pub(crate) fn text(&self, key: &str) -> Result<String, TaskError> {
         match self.optional_text(key)? {
             Some(text) => Ok(text),
             None => Err(self.at(1, key, "this key, which the task needs", "none")),
@@ -86,7 +86,7 @@ impl Settings {
     }
 
     /// A string that may be there.
-    pub(crate) fn optional_text(&self, key: &str) -> Result<Option<String>> {
+    pub(crate) fn optional_text(&self, key: &str) -> Result<Option<String>, TaskError> {
         match self.values.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -95,7 +95,7 @@ impl Settings {
     }
 
     /// A whole number from 0 that may be there.
-    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, TaskError> {
         match self.values.get(key) {
             None => Ok(None),
             Some(Value::Integer(number)) => match usize::try_from(*number) {
@@ -107,12 +107,12 @@ impl Settings {
     }
 
     /// A template that must be there.
-    pub(crate) fn template(&self, key: &str) -> Result<Template> {
+    pub(crate) fn template(&self, key: &str) -> Result<Template, TaskError> {
         self.parse(key, &self.text(key)?)
     }
 
     /// A template that is one field, such as `{label}`, and must be there.
-    pub(crate) fn field(&self, key: &str) -> Result<Template> {
+    pub(crate) fn field(&self, key: &str) -> Result<Template, TaskError> {
         let template = self.template(key)?;
         match template.only_field() {
             Some(_) => Ok(template),
@@ -125,7 +125,7 @@ impl Settings {
     }
 
     /// At least two templates, or `None` where the key holds a string.
-    pub(crate) fn templates(&self, key: &str) -> Result<Option<Vec<Template>>> {
+    pub(crate) fn templates(&self, key: &str) -> Result<Option<Vec<Template>>, TaskError> {
         let entries = match self.values.get(key) {
             None => return Err(self.at(1, key, "this key, which the task needs", "none")),
             Some(Value::String(_)) => return Ok(None),
@@ -136,7 +136,7 @@ impl Settings {
             Value::String(text) => self.parse(key, text),
             other => Err(self.wrong(key, "a list of strings", format!("{} in it", kind_of(other)))),
         });
-        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        let parsed = parsed.collect::<Result<Vec<_>, TaskError>>()?;
         match parsed.len() {
             0 | 1 => Err(self.wrong(key, "at least two entries", parsed.len().to_string())),
             _ => Ok(Some(parsed)),
@@ -144,7 +144,7 @@ impl Settings {
     }
 
     /// The path of a file beside the task file, named by `key` or else `default`.
-    pub(crate) fn beside(&self, key: &str, default: Option<String>) -> Result<PathBuf> {
+    pub(crate) fn beside(&self, key: &str, default: Option<String>) -> Result<PathBuf, TaskError> {
         let name = match (self.optional_text(key)?, default) {
             (Some(name), _) | (None, Some(name)) => name,
             (None, None) => self.text(key)?,
@@ -155,7 +155,7 @@ impl Settings {
         Ok(self.path.with_file_name(name))
     }
 
-    fn parse(&self, key: &str, text: &str) -> Result<Template> {
+    fn parse(&self, key: &str, text: &str) -> Result<Template, TaskError> {
         let file = self.path.file_name().unwrap_or_default().to_string_lossy();
         let origin = format!("`{key}` in {file}, line {}", self.line(key));
         Template::parse(text, origin)

@@ -1,6 +1,6 @@
 //! Worked examples before each prompt: the first items of a file, the same ones for every item.
 
-use crate::error::Result;
+use crate::error::TaskError;
 use crate::items::{self, Row};
 use crate::kind::Key;
 use crate::settings::Settings;
@@ -27,8 +27,8 @@ pub(crate) const BETWEEN: Key =
 /// A file that is the one of the items themselves, is not there, or has too few items.
 pub(crate) fn before(
     settings: &Settings,
-    render: impl Fn(&Row) -> Result<String>,
-) -> Result<String> {
+    render: impl Fn(&Row) -> Result<String, TaskError>,
+) -> Result<String, TaskError> {
     let count = settings.count(COUNT.name)?.unwrap_or(0);
     if count == 0 {
         for key in [FILE.name, BETWEEN.name] {

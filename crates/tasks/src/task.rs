@@ -4,18 +4,18 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::ask::{Answer, Ask};
-use crate::error::{Result, TaskError, excerpt};
+use crate::ask::{Ask, SequenceScore};
+use crate::error::{TaskError, excerpt};
 use crate::items;
 use crate::kind::{Item, Kind, Text};
 use crate::kinds;
-use crate::report::{self, Record, Report, Score};
+use crate::report::{self, ItemRecord, Score, TaskReport};
 use crate::settings::Settings;
 use crate::split::{self, Cut};
 
 /// Turns text into ids without adding any, as [`Task::requests`] needs it.
 pub type Encode<'a> =
-    dyn Fn(&str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + 'a;
+    dyn Fn(&str) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// An evaluation task with its items.
 pub struct Task {
@@ -31,7 +31,7 @@ impl Task {
     /// # Errors
     /// A file that cannot be read; a key, a template or an item that the kind cannot use, by file
     /// and line.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, TaskError> {
         let settings = Settings::read(path)?;
         let kind = kinds::of(&settings)?;
         let (name, about) = (settings.name()?, settings.optional_text("about")?);
@@ -45,7 +45,7 @@ impl Task {
                 format!("none in {}", file.display()),
             ));
         }
-        let items = rows.iter().map(form).collect::<Result<Vec<_>>>()?;
+        let items = rows.iter().map(form).collect::<Result<Vec<_>, TaskError>>()?;
         Ok(Self { name, about, kind, items })
     }
 
@@ -53,14 +53,15 @@ impl Task {
     ///
     /// # Errors
     /// As [`Task::open`]; a folder without tasks, or with two of the same name.
-    pub fn open_folder(folder: &Path) -> Result<Vec<Self>> {
+    pub fn open_folder(folder: &Path) -> Result<Vec<Self>, TaskError> {
         let entries = std::fs::read_dir(folder).map_err(TaskError::io("list", folder))?;
         let paths =
             entries.map(|entry| entry.map(|e| e.path()).map_err(TaskError::io("list", folder)));
-        let mut paths = paths.collect::<Result<Vec<_>>>()?;
+        let mut paths = paths.collect::<Result<Vec<_>, TaskError>>()?;
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
         paths.sort();
-        let tasks = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>>>()?;
+        let tasks =
+            paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>, TaskError>>()?;
         let all = folder.display().to_string();
         if tasks.is_empty() {
             return Err(TaskError::argument(
@@ -123,7 +124,7 @@ impl Task {
         encode: &Encode<'_>,
         context_limit: usize,
         prefix_token: Option<u32>,
-    ) -> Result<Vec<Ask>> {
+    ) -> Result<Vec<Ask>, TaskError> {
         if context_limit < 3 {
             return Err(TaskError::argument(
                 &self.name,
@@ -160,7 +161,7 @@ impl Task {
     /// # Errors
     /// Another number of answers than of asks, asks of another task, a log-likelihood that is not
     /// finite.
-    pub fn judge(&self, asks: &[Ask], answers: &[Answer]) -> Result<Report> {
+    pub fn judge(&self, asks: &[Ask], answers: &[SequenceScore]) -> Result<TaskReport, TaskError> {
         if asks.len() != answers.len() {
             let expected = format!("one for each of {} asks", asks.len());
             return Err(TaskError::argument(&self.name, "answers", expected, answers.len()));
@@ -179,7 +180,7 @@ impl Task {
                 metrics.insert(measure.name.to_owned(), Value::from(value));
                 all.push(*score);
             }
-            records.push(Record {
+            records.push(ItemRecord {
                 task: self.name.clone(),
                 item,
                 line: entry.line,
@@ -198,17 +199,21 @@ impl Task {
             .zip(&scores)
             .map(|(m, scores)| report::metric(m, scores))
             .collect();
-        Ok(Report { task: self.name.clone(), kind: self.kind.name, metrics, records })
+        Ok(TaskReport { task: self.name.clone(), kind: self.kind.name, metrics, records })
     }
 
     /// One answer for each choice of each item.
-    fn sums(&self, asks: &[Ask], answers: &[Answer]) -> Result<Vec<Vec<Answer>>> {
+    fn sums(
+        &self,
+        asks: &[Ask],
+        answers: &[SequenceScore],
+    ) -> Result<Vec<Vec<SequenceScore>>, TaskError> {
         let mut pairs = asks.iter().zip(answers).peekable();
         let mut sums = Vec::with_capacity(self.items.len());
         for (item, entry) in self.items.iter().enumerate() {
             let mut choices = Vec::with_capacity(entry.texts.len());
             for choice in 0..entry.texts.len() {
-                let mut sum: Option<Answer> = None;
+                let mut sum: Option<SequenceScore> = None;
                 while let Some((_, answer)) =
                     pairs.next_if(|(ask, _)| (ask.item, ask.choice) == (item, choice))
                 {
@@ -222,19 +227,15 @@ impl Task {
                             found,
                         ));
                     }
-                    let old = sum.unwrap_or(Answer { log_likelihood: 0.0, greedy: true });
+                    let old = sum.unwrap_or(SequenceScore { log_likelihood: 0.0, greedy: true });
                     let log_likelihood = old.log_likelihood + answer.log_likelihood;
-                    sum = Some(Answer { log_likelihood, greedy: old.greedy && answer.greedy });
+                    sum =
+                        Some(SequenceScore { log_likelihood, greedy: old.greedy && answer.greedy });
                 }
-                let found = || format!("none for item {item}, choice {choice}");
-                choices.push(sum.ok_or_else(|| {
-                    TaskError::argument(
-                        &self.name,
-                        "asks",
-                        "what `requests` gave, in its order",
-                        found(),
-                    )
-                })?);
+                let Some(sum) = sum else {
+                    return Err(self.other_asks(format!("none for item {item}, choice {choice}")));
+                };
+                choices.push(sum);
             }
             sums.push(choices);
         }
@@ -242,14 +243,14 @@ impl Task {
             None => Ok(sums),
             Some((ask, _)) => {
                 let found = format!("one more, of item {}, choice {}", ask.item, ask.choice);
-                Err(TaskError::argument(
-                    &self.name,
-                    "asks",
-                    "what `requests` gave, in its order",
-                    found,
-                ))
+                Err(self.other_asks(found))
             }
         }
+    }
+
+    /// Asks that are not those of this task.
+    fn other_asks(&self, found: String) -> TaskError {
+        TaskError::argument(&self.name, "asks", "what `requests` gave, in its order", found)
     }
 }
 
@@ -282,7 +283,7 @@ impl Place<'_> {
         context: &'t str,
         continuation: &str,
         before: &mut Before<'t>,
-    ) -> Result<Cut> {
+    ) -> Result<Cut, TaskError> {
         let cut = if context.is_empty() {
             split::after_prefix(self.ids(continuation)?, self.prefix()?)
         } else {
@@ -294,7 +295,8 @@ impl Place<'_> {
         };
         let scored = cut.ids.len().saturating_sub(cut.from);
         if scored == 0 {
-            let expected = "a continuation with a token of its own after its context; separate them by a delimiter";
+            let expected = "a continuation with a token of its own after its context; \
+                            separate them by a delimiter";
             return Err(self.wrong(expected, format!("no token for {}", excerpt(continuation))));
         }
         split::truncate(cut, self.context_limit).ok_or_else(|| {
@@ -306,7 +308,7 @@ impl Place<'_> {
         })
     }
 
-    fn rolling(&self, text: &str) -> Result<Vec<Cut>> {
+    fn rolling(&self, text: &str) -> Result<Vec<Cut>, TaskError> {
         let ids = self.ids(text)?;
         if ids.is_empty() {
             return Err(self
@@ -315,13 +317,13 @@ impl Place<'_> {
         Ok(split::windows(&ids, self.prefix()?, self.context_limit))
     }
 
-    fn ids(&self, text: &str) -> Result<Vec<u32>> {
+    fn ids(&self, text: &str) -> Result<Vec<u32>, TaskError> {
         (self.encode)(text).map_err(|e| {
             self.wrong("a text that the tokenizer can spell", format!("{}: {e}", excerpt(text)))
         })
     }
 
-    fn prefix(&self) -> Result<u32> {
+    fn prefix(&self) -> Result<u32, TaskError> {
         let expected = "a begin-of-text or end-of-text token to score the first token after";
         self.prefix_token.ok_or_else(|| {
             self.wrong(expected, "a tokenizer without either; this task cannot run on it")

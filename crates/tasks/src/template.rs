@@ -1,6 +1,6 @@
 //! Texts with `{field}` in them, filled from the fields of an item. `{{` and `}}` stand for braces.
 
-use crate::error::Result;
+use crate::error::TaskError;
 use crate::items::Row;
 
 /// A text with places for fields.
@@ -19,7 +19,7 @@ enum Piece {
 
 impl Template {
     /// Takes `text` apart; the error says what is wrong with it.
-    pub(crate) fn parse(text: &str, origin: String) -> std::result::Result<Self, String> {
+    pub(crate) fn parse(text: &str, origin: String) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut plain = String::new();
         let mut rest = text;
@@ -53,7 +53,7 @@ impl Template {
     }
 
     /// The text with the fields of `row` in it.
-    pub(crate) fn render(&self, row: &Row) -> Result<String> {
+    pub(crate) fn render(&self, row: &Row) -> Result<String, TaskError> {
         let mut text = String::new();
         for piece in &self.pieces {
             match piece {
@@ -73,19 +73,22 @@ impl Template {
     }
 }
 
-fn check_name(name: &str) -> std::result::Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !name.is_empty() && name.chars().all(plain) {
+fn check_name(name: &str) -> Result<(), String> {
+    if !name.is_empty() && name.chars().all(is_name_char) {
         return Ok(());
     }
     Err(format!("`{{{name}}}`, where a field's name has letters, digits, `_` and `-` only"))
+}
+
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pieces(text: &str) -> std::result::Result<Vec<Piece>, String> {
+    fn pieces(text: &str) -> Result<Vec<Piece>, String> {
         Template::parse(text, String::new()).map(|t| t.pieces)
     }
 

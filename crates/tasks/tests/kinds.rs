@@ -4,13 +4,13 @@
 mod common;
 
 use common::{Folder, answers, encode, examples, open};
-use tasks::{Answer, Report, Task};
+use tasks::{SequenceScore, Task, TaskReport};
 
-fn metric(report: &Report, name: &str) -> f64 {
+fn metric(report: &TaskReport, name: &str) -> f64 {
     report.metrics.iter().find(|m| m.name == name).unwrap_or_else(|| panic!("{name}")).value
 }
 
-fn error_of(report: &Report, name: &str) -> Option<f64> {
+fn error_of(report: &TaskReport, name: &str) -> Option<f64> {
     report.metrics.iter().find(|m| m.name == name).unwrap().standard_error
 }
 
@@ -19,10 +19,12 @@ fn near(a: f64, b: f64) {
 }
 
 /// Judges with one (log-likelihood, greedy) for each ask.
-fn judge(task: &Task, scores: &[(f64, bool)]) -> Report {
+fn judge(task: &Task, scores: &[(f64, bool)]) -> TaskReport {
     let asks = task.requests(&encode, 1000, Some(0)).unwrap();
-    let answers: Vec<Answer> =
-        scores.iter().map(|&(log_likelihood, greedy)| Answer { log_likelihood, greedy }).collect();
+    let answers: Vec<SequenceScore> = scores
+        .iter()
+        .map(|&(log_likelihood, greedy)| SequenceScore { log_likelihood, greedy })
+        .collect();
     task.judge(&asks, &answers).unwrap()
 }
 
@@ -136,7 +138,7 @@ fn documents_add_up_over_their_windows() {
     let asks = task.requests(&encode, 6, Some(0)).unwrap();
     assert_eq!(asks.iter().map(|ask| ask.item).collect::<Vec<_>>(), [0, 0, 0, 1]);
     assert_eq!(asks.iter().map(|ask| ask.ids.len() - ask.from).collect::<Vec<_>>(), [4, 4, 1, 1]);
-    let answer = |log_likelihood| Answer { log_likelihood, greedy: false };
+    let answer = |log_likelihood| SequenceScore { log_likelihood, greedy: false };
     let report = task.judge(&asks, &[-1.0, -2.0, -3.0, -4.0].map(answer)).unwrap();
     // -10 over 9 + 2 bytes, over 4 + 1 words.
     near(metric(&report, "bits_per_byte"), 10.0 / 11.0 / std::f64::consts::LN_2);
@@ -220,8 +222,9 @@ fn every_kind_refuses_answers_that_are_not_its_own() {
     for task in Task::open_folder(&examples()).unwrap() {
         let asks = task.requests(&encode, 400, Some(0)).unwrap();
         let good = answers(&asks);
-        let said =
-            |asks: &[_], answers: &[Answer]| task.judge(asks, answers).unwrap_err().to_string();
+        let said = |asks: &[_], answers: &[SequenceScore]| {
+            task.judge(asks, answers).unwrap_err().to_string()
+        };
         assert!(said(&asks, &good[1..]).contains("expected one for each of"));
         assert!(said(&asks[1..], &good[1..]).contains("none for item 0, choice 0"));
         let twice = [&asks[..], &asks[asks.len() - 1..]].concat();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Folder, encode, text};
-use tasks::{Ask, Result, Task};
+use tasks::{Ask, Task, TaskError};
 
 fn choice(context: &str, choices: [&str; 2], delimiter: &str) -> Task {
     let toml = "kind = 'multiple_choice'\ncontext = '{q}'\nchoices = '{c}'\nanswer = '{a}'\n";
@@ -11,12 +11,12 @@ fn choice(context: &str, choices: [&str; 2], delimiter: &str) -> Task {
     Folder::with(&format!("{toml}delimiter = '{delimiter}'\n"), &row).open().unwrap()
 }
 
-fn said(result: Result<Vec<Ask>>) -> String {
+fn said(result: Result<Vec<Ask>, TaskError>) -> String {
     result.unwrap_err().to_string()
 }
 
 /// Characters, but two equal letters in a row are one token, and `e:` is one.
-fn merging(text: &str) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
+fn merging(text: &str) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
     let characters: Vec<char> = text.chars().collect();
     let mut ids = Vec::new();
     let mut at = 0;

@@ -6,12 +6,8 @@ use crate::source::Source;
 use crate::tree::{Tree, room_of};
 
 /// Names that several rooms define, with the reason.
-const SHARED: &[(&str, &str)] = &[
-    ("Event", "what a request meets and what a training run meets; each is used in its room alone"),
-    ("Record", "a line of a log, and an item's outcome"),
-    ("Result", "each room's alias with its own error"),
-    ("Start", "where a conversion starts, and where a product starts from"),
-];
+const SHARED: &[(&str, &str)] =
+    &[("Start", "where a conversion starts, and where a product starts from")];
 
 /// No public type has a name that another room's public type has, but for [`SHARED`].
 pub(super) fn types(tree: &Tree) -> Vec<String> {

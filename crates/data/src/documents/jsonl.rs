@@ -1,7 +1,7 @@
 //! JSON Lines, plain or packed with gzip or zstd: one object per line with the text in one field.
 
 use super::{Bad, Packing, Row, Rows};
-use crate::{DataError, Result};
+use crate::DataError;
 use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::path::Path;
 /// A longer line is refused: it would have to be held in memory whole.
 const MAX_LINE: u64 = 64 << 20;
 
-pub(super) fn open(path: &Path, packing: Packing, text_field: &str) -> Result<Rows> {
+pub(super) fn open(path: &Path, packing: Packing, text_field: &str) -> Result<Rows, DataError> {
     let file =
         BufReader::with_capacity(1 << 18, File::open(path).map_err(DataError::io("read", path))?);
     let lines: Box<dyn BufRead + Send> = match packing {
@@ -34,7 +34,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn line(&mut self) -> std::result::Result<Option<Vec<u8>>, Bad> {
+    fn line(&mut self) -> Result<Option<Vec<u8>>, Bad> {
         loop {
             self.row += 1;
             let mut line = Vec::new();
@@ -56,7 +56,7 @@ impl Lines {
         }
     }
 
-    fn parse(&self, line: &[u8]) -> std::result::Result<Row, Bad> {
+    fn parse(&self, line: &[u8]) -> Result<Row, Bad> {
         let text = std::str::from_utf8(line).map_err(|e| {
             let found = format!("a broken sequence at byte {} of the line", e.valid_up_to());
             Bad::new(self.row, "line", "UTF-8", found)
@@ -92,7 +92,7 @@ fn shorten(text: &str) -> String {
 }
 
 impl Iterator for Lines {
-    type Item = std::result::Result<Row, Bad>;
+    type Item = Result<Row, Bad>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {

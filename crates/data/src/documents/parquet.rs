@@ -2,7 +2,7 @@
 //! strings.
 
 use super::{Bad, Row, Rows};
-use crate::{DataError, Result};
+use crate::DataError;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -13,7 +13,7 @@ use std::path::Path;
 const BATCH: usize = 256;
 const NEXT: &str = "check that the file is complete Parquet and name its text column";
 
-pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows> {
+pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows, DataError> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
     let damaged =
         |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);
@@ -45,7 +45,7 @@ pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows> {
 }
 
 /// The parser trusts what a file says in places; a file that lies must not end the program.
-fn guard<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::Result<T, String> {
+fn guard<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("contents that the parser cannot hold".to_owned()),
@@ -76,7 +76,7 @@ struct Table {
 }
 
 impl Table {
-    fn fill(&mut self) -> std::result::Result<bool, String> {
+    fn fill(&mut self) -> Result<bool, String> {
         loop {
             if self.columns.is_none() {
                 if self.group == self.reader.num_row_groups() {
@@ -113,7 +113,7 @@ impl Table {
         }
     }
 
-    fn open_group(&self) -> std::result::Result<[Option<(ColumnReader, i16)>; 3], String> {
+    fn open_group(&self) -> Result<[Option<(ColumnReader, i16)>; 3], String> {
         let mut columns = [None, None, None];
         for (column, wanted) in columns.iter_mut().zip(self.wanted) {
             let Some(number) = wanted else { continue };
@@ -131,10 +131,7 @@ impl Table {
         Ok(columns)
     }
 
-    fn row(
-        &self,
-        [text, source, license]: [Option<ByteArray>; 3],
-    ) -> std::result::Result<Row, Bad> {
+    fn row(&self, [text, source, license]: [Option<ByteArray>; 3]) -> Result<Row, Bad> {
         let text = text.ok_or_else(|| Bad::new(self.row, &self.field, "a string", "null"))?;
         let text = String::from_utf8(text.data().to_vec()).map_err(|e| {
             let found = format!("a broken sequence at byte {}", e.utf8_error().valid_up_to());
@@ -175,7 +172,7 @@ fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Resul
 }
 
 impl Iterator for Table {
-    type Item = std::result::Result<Row, Bad>;
+    type Item = Result<Row, Bad>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

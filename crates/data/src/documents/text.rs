@@ -2,13 +2,13 @@
 //! only `<|endoftext|>`.
 
 use super::{Bad, Row, Rows};
+use crate::DataError;
 use crate::tokenizer::END_OF_TEXT;
-use crate::{DataError, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-pub(super) fn open(path: &Path, document_bytes: usize) -> Result<Rows> {
+pub(super) fn open(path: &Path, document_bytes: usize) -> Result<Rows, DataError> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
     Ok(Box::new(Pieces {
         file: BufReader::new(file),
@@ -64,7 +64,7 @@ impl Pieces {
 }
 
 impl Iterator for Pieces {
-    type Item = std::result::Result<Row, Bad>;
+    type Item = Result<Row, Bad>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {

@@ -2,12 +2,12 @@
 //! file claims, sees it.
 
 use super::damaged;
-use crate::Result;
+use crate::DataError;
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Checks that the file is JSON with a model, and that its vocabulary and merges agree.
-pub(super) fn check_json(json: &str, path: &Path) -> Result<()> {
+pub(super) fn check_json(json: &str, path: &Path) -> Result<(), DataError> {
     let root: Value = serde_json::from_str(json)
         .map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
     let model = root.get("model").and_then(Value::as_object);
@@ -33,7 +33,11 @@ pub(super) fn check_json(json: &str, path: &Path) -> Result<()> {
     check_merges(model, vocab, path)
 }
 
-fn check_merges(model: &Map<String, Value>, vocab: &Map<String, Value>, path: &Path) -> Result<()> {
+fn check_merges(
+    model: &Map<String, Value>,
+    vocab: &Map<String, Value>,
+    path: &Path,
+) -> Result<(), DataError> {
     let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).unwrap_or_default();
     let merges = match model.get("merges") {
         None | Some(Value::Null) => return Ok(()),

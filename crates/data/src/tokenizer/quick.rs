@@ -2,7 +2,7 @@
 //! to it id for id.
 
 use super::unspellable;
-use crate::Result;
+use crate::DataError;
 use crate::words::{for_each_word, to_alphabet};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -59,7 +59,7 @@ impl Quick {
         added_are_plain || !self.added.iter().any(|token| text.contains(token.as_str()))
     }
 
-    pub(super) fn encode(&self, bpe: &BPE, text: &str) -> Result<Vec<u32>> {
+    pub(super) fn encode(&self, bpe: &BPE, text: &str) -> Result<Vec<u32>, DataError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         let mut failed = None;
         for_each_word(text, self.digits, |word| {
@@ -70,7 +70,7 @@ impl Quick {
         failed.map_or(Ok(ids), Err)
     }
 
-    fn encode_word(&self, bpe: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode_word(&self, bpe: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<(), DataError> {
         let shard = &self.cache[crc32c::crc32c(word.as_bytes()) as usize % CACHE_SHARDS];
         // A panic elsewhere cannot leave a half-written entry: take the map as it is.
         let mut cache = shard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! Decoding id by id, giving out whole characters only.
 
 use super::Tokenizer;
-use crate::Result;
+use crate::DataError;
 
 /// Turns ids into text as they come: only whole characters are given out, and all pieces together
 /// equal [`Tokenizer::decode`] of all ids (for byte-level vocabularies always; for others as far as
@@ -26,7 +26,7 @@ impl DecodeStream {
     ///
     /// # Errors
     /// An id that names no token.
-    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+    pub fn push(&mut self, id: u32) -> Result<Option<String>, DataError> {
         let info = self.tokenizer.info(id)?;
         if self.tokenizer.shared.byte_level {
             self.pending.extend_from_slice(&info.bytes);

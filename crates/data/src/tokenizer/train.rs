@@ -1,7 +1,7 @@
 //! Training of a byte-level BPE vocabulary, and the deterministic sample it may learn from.
 
 use super::{END_OF_TEXT, MESSAGE_END, MESSAGE_START, Tokenizer, damaged};
-use crate::{DataError, Result, bpe};
+use crate::{DataError, bpe};
 use sha2::{Digest, Sha256};
 use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
@@ -33,7 +33,7 @@ impl TrainOptions {
         TrainOptions { vocab_size, special_tokens, max_bytes: None }
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<(), DataError> {
         let least = self.special_tokens.len() + 256;
         if self.vocab_size < least || self.vocab_size > 1 << 24 {
             let expected = format!("{least} (specials and bytes) to {}", 1 << 24);
@@ -61,7 +61,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A vocabulary that cannot hold specials and bytes, repeated or one-character specials.
-    pub fn train(texts: impl Iterator<Item = String>, options: &TrainOptions) -> Result<Self> {
+    pub fn train(
+        texts: impl Iterator<Item = String>,
+        options: &TrainOptions,
+    ) -> Result<Self, DataError> {
         options.check()?;
         let mut counts = HashMap::new();
         match options.max_bytes {
@@ -88,7 +91,7 @@ impl Tokenizer {
     }
 }
 
-fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer> {
+fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer, DataError> {
     let path = Path::new("tokenizer.json");
     let failed = |e: tokenizers::Error| {
         damaged(path, "trained model", "a consistent vocabulary", e.to_string())

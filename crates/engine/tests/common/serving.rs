@@ -7,7 +7,7 @@ use model::rng::{Purpose, Stream, name_place};
 use model::{Model, RouterState, Rule};
 use ops::KvFormat;
 use scheduler::{
-    DepthOptions, Done, Event, EventSink, Offer, Request, SchedulerLimits, TokenOut, Usage,
+    DepthOptions, Done, EventSink, Offer, Request, SchedulerLimits, SequenceEvent, TokenOut, Usage,
 };
 
 use super::ids;
@@ -15,14 +15,14 @@ use super::ids;
 /// Collects events; can be told to be slow or to go away.
 #[derive(Clone, Default)]
 pub(crate) struct Inbox {
-    pub(crate) events: Arc<Mutex<Vec<Event>>>,
+    pub(crate) events: Arc<Mutex<Vec<SequenceEvent>>>,
     /// Events it takes before it is full.
     pub(crate) room: Arc<Mutex<Option<usize>>>,
     pub(crate) gone: Arc<Mutex<bool>>,
 }
 
 impl EventSink for Inbox {
-    fn offer(&mut self, event: &Event) -> Offer {
+    fn offer(&mut self, event: &SequenceEvent) -> Offer {
         if *self.gone.lock().unwrap() {
             return Offer::Gone;
         }
@@ -40,7 +40,7 @@ impl Inbox {
         let events = self.events.lock().unwrap();
         events
             .iter()
-            .filter_map(|e| if let Event::Token(t) = e { Some(t.clone()) } else { None })
+            .filter_map(|e| if let SequenceEvent::Token(t) = e { Some(t.clone()) } else { None })
             .collect()
     }
 
@@ -48,13 +48,13 @@ impl Inbox {
         let events = self.events.lock().unwrap();
         events
             .iter()
-            .find_map(|e| if let Event::Prompt(t) = e { Some(t.clone()) } else { None })
+            .find_map(|e| if let SequenceEvent::Prompt(t) = e { Some(t.clone()) } else { None })
             .unwrap_or_default()
     }
 
     pub(crate) fn done(&self) -> Option<Done> {
         match self.events.lock().unwrap().last() {
-            Some(Event::Done(done)) => Some(done.clone()),
+            Some(SequenceEvent::Done(done)) => Some(done.clone()),
             _ => None,
         }
     }

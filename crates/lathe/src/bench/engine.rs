@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use engine::{DefaultDraw, Engine, EngineOptions, Generation, Sampler};
 use model::cost::{self, Convention};
 use report::{Table, human_bytes, human_count};
-use scheduler::{DepthOptions, Event, EventSink, Offer, Request, SchedulerLimits};
+use scheduler::{DepthOptions, EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
 use serde_json::{Value, json};
 
 use super::arguments::BenchRun;
@@ -214,9 +214,9 @@ struct Tally {
 }
 
 impl EventSink for Tally {
-    fn offer(&mut self, event: &Event) -> Offer {
+    fn offer(&mut self, event: &SequenceEvent) -> Offer {
         match event {
-            Event::Token(token) => {
+            SequenceEvent::Token(token) => {
                 self.tokens.fetch_add(1, Ordering::Relaxed);
                 self.depth.fetch_add(u64::from(token.depth), Ordering::Relaxed);
                 if self.keeps {
@@ -226,8 +226,8 @@ impl EventSink for Tally {
                         .push(token.scored.id);
                 }
             }
-            Event::Done(_) => drop(self.ended.fetch_add(1, Ordering::Relaxed)),
-            Event::Prompt(_) => {}
+            SequenceEvent::Done(_) => drop(self.ended.fetch_add(1, Ordering::Relaxed)),
+            SequenceEvent::Prompt(_) => {}
         }
         Offer::Taken
     }

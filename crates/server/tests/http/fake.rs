@@ -3,8 +3,8 @@
 
 use data::{Tokenizer, TrainOptions};
 use scheduler::{
-    Backend, Done, Event, EventSink, Finish, Gauges, Offer, Refusal, Request, Scored, TokenOut,
-    Usage,
+    Backend, Done, EventSink, Finish, Gauges, Offer, Refusal, Request, Scored, SequenceEvent,
+    TokenOut, Usage,
 };
 use server::{ModelInfo, ModelText};
 use std::collections::VecDeque;
@@ -137,7 +137,7 @@ struct Sequence {
     text: Vec<u32>,
     prefill: usize,
     prompt_told: bool,
-    offer: Option<Event>,
+    offer: Option<SequenceEvent>,
     steps: u64,
     cancelled: bool,
 }
@@ -369,7 +369,7 @@ impl Shared {
         }
     }
 
-    fn next(&self, sequence: &mut Sequence, gauges: &mut Gauges) -> Result<Event, Finish> {
+    fn next(&self, sequence: &mut Sequence, gauges: &mut Gauges) -> Result<SequenceEvent, Finish> {
         let request = &sequence.request;
         if !sequence.prompt_told {
             sequence.prompt_told = true;
@@ -378,7 +378,7 @@ impl Shared {
                 let scored = (0..request.prompt.len())
                     .map(|at| self.scored(request, &request.prompt[..at], request.prompt[at]))
                     .collect();
-                return Ok(Event::Prompt(scored));
+                return Ok(SequenceEvent::Prompt(scored));
             }
         }
         if let Some(&last) = sequence.text.last()
@@ -401,7 +401,7 @@ impl Shared {
         gauges.rows_by_recursion.iter_mut().take(token.depth as usize).for_each(|rows| *rows += 1);
         sequence.steps += u64::from(token.depth);
         sequence.text.push(id);
-        Ok(Event::Token(token))
+        Ok(SequenceEvent::Token(token))
     }
 
     fn scored(&self, request: &Request, history: &[u32], id: u32) -> TokenOut {
@@ -436,7 +436,7 @@ fn end(sequence: &mut Sequence, finish: Finish) -> (bool, bool) {
         preemptions: 0,
         kv_tokens: 0,
     };
-    sequence.sink.offer(&Event::Done(Done { finish, usage }));
+    sequence.sink.offer(&SequenceEvent::Done(Done { finish, usage }));
     (true, true)
 }
 

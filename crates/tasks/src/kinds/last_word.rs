@@ -1,7 +1,7 @@
 //! The last word of a passage: LAMBADA (Paperno et al. 2016).
 
-use crate::ask::Answer;
-use crate::error::{Result, excerpt};
+use crate::ask::SequenceScore;
+use crate::error::{TaskError, excerpt};
 use crate::kind::{Form, Item, Judged, Key, Kind, REQUIRED, after};
 use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
@@ -30,7 +30,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form> {
+fn read(settings: &Settings) -> Result<Form, TaskError> {
     let text = settings.template("text")?;
     Ok(Box::new(move |row| {
         let text = text.render(row)?;
@@ -44,7 +44,7 @@ fn read(settings: &Settings) -> Result<Form> {
     }))
 }
 
-fn judge(_: &Item, answers: &[Answer]) -> Judged {
+fn judge(_: &Item, answers: &[SequenceScore]) -> Judged {
     let right = answers.iter().all(|answer| answer.greedy);
     let amount = answers.iter().map(|answer| answer.log_likelihood).sum();
     Judged {

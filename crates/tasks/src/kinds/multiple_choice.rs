@@ -1,8 +1,8 @@
 //! One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ,
 //! MMLU.
 
-use crate::ask::Answer;
-use crate::error::Result;
+use crate::ask::SequenceScore;
+use crate::error::TaskError;
 use crate::items::Row;
 use crate::kind::{
     DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
@@ -14,7 +14,8 @@ use crate::template::Template;
 
 pub(crate) const KIND: Kind = Kind {
     name: "multiple_choice",
-    about: "One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, HellaSwag, BoolQ, MMLU.",
+    about: "One context, several continuations, one of them right: PIQA, ARC, OpenBookQA, \
+            HellaSwag, BoolQ, MMLU.",
     keys: &[
         Key {
             name: "context",
@@ -64,10 +65,10 @@ enum Choices {
 }
 
 impl Choices {
-    fn of(&self, row: &Row) -> Result<Vec<String>> {
+    fn of(&self, row: &Row) -> Result<Vec<String>, TaskError> {
         let choices = match self {
             Self::Each(templates) => {
-                templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>>>()?
+                templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>, TaskError>>()?
             }
             Self::Field(template) => {
                 let (field, origin) =
@@ -85,7 +86,7 @@ impl Choices {
     }
 }
 
-fn read(settings: &Settings) -> Result<Form> {
+fn read(settings: &Settings) -> Result<Form, TaskError> {
     let context = settings.template("context")?;
     let choices = match settings.templates("choices")? {
         Some(templates) => Choices::Each(templates),
@@ -104,21 +105,24 @@ fn read(settings: &Settings) -> Result<Form> {
             texts.iter().map(|text| after(row, context.clone(), format!("{delimiter}{text}")));
         Ok(Item {
             line: row.line,
-            texts: scored.collect::<Result<Vec<_>>>()?,
+            texts: scored.collect::<Result<Vec<_>, TaskError>>()?,
             answer: Some(label(&answer, row, &texts)?),
             choices: texts,
         })
     }))
 }
 
-fn judge(item: &Item, answers: &[Answer]) -> Judged {
-    let by = |length: fn(&str) -> usize| {
-        let each = answers.iter().zip(&item.choices);
-        first_highest(each.map(|(answer, choice)| answer.log_likelihood / length(choice) as f64))
-    };
+/// The choice of the highest `log_likelihood / length`.
+fn likeliest_per(item: &Item, answers: &[SequenceScore], length: fn(&str) -> usize) -> usize {
+    let pairs = answers.iter().zip(&item.choices);
+    first_highest(pairs.map(|(answer, choice)| answer.log_likelihood / length(choice) as f64))
+}
+
+fn judge(item: &Item, answers: &[SequenceScore]) -> Judged {
     let prediction = first_highest(answers.iter().map(|answer| answer.log_likelihood));
-    let right = [prediction, by(|choice| choice.chars().count()), by(str::len)]
-        .map(|at| Some(at) == item.answer);
+    let by_char = likeliest_per(item, answers, |choice| choice.chars().count());
+    let by_byte = likeliest_per(item, answers, str::len);
+    let right = [prediction, by_char, by_byte].map(|at| Some(at) == item.answer);
     Judged {
         prediction: Some(prediction),
         correct: Some(right[0]),

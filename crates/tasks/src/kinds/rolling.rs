@@ -1,7 +1,7 @@
 //! How well documents are predicted from their first token on: WikiText, or any text.
 
-use crate::ask::Answer;
-use crate::error::Result;
+use crate::ask::SequenceScore;
+use crate::error::TaskError;
 use crate::kind::{Form, Item, Judged, Key, Kind, REQUIRED, Text};
 use crate::report::{Measure, Score, Shape};
 use crate::settings::Settings;
@@ -9,7 +9,8 @@ use crate::split::is_space;
 
 pub(crate) const KIND: Kind = Kind {
     name: "rolling",
-    about: "How well documents are predicted from their first token on, in windows that do not overlap: WikiText, or any text.",
+    about: "How well documents are predicted from their first token on, in windows that do not \
+            overlap: WikiText, or any text.",
     keys: &[Key { name: "text", without: REQUIRED, about: "template of the document" }],
     measures: &[
         Measure {
@@ -32,7 +33,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form> {
+fn read(settings: &Settings) -> Result<Form, TaskError> {
     let text = settings.template("text")?;
     Ok(Box::new(move |row| {
         let text = text.render(row)?;
@@ -60,7 +61,7 @@ fn words(text: &str) -> usize {
     starts.count() + 1
 }
 
-fn judge(item: &Item, answers: &[Answer]) -> Judged {
+fn judge(item: &Item, answers: &[SequenceScore]) -> Judged {
     let (mut length, mut count) = (0, 0);
     for text in &item.texts {
         if let Text::Whole(text) = text {
@@ -69,12 +70,9 @@ fn judge(item: &Item, answers: &[Answer]) -> Judged {
         }
     }
     let amount = answers.iter().map(|answer| answer.log_likelihood).sum();
-    let over = |weight: usize| Score { amount, weight: weight as f64 };
-    Judged {
-        prediction: None,
-        correct: None,
-        scores: vec![over(length), over(length), over(count)],
-    }
+    let by_byte = Score { amount, weight: length as f64 };
+    let by_word = Score { amount, weight: count as f64 };
+    Judged { prediction: None, correct: None, scores: vec![by_byte, by_byte, by_word] }
 }
 
 #[cfg(test)]

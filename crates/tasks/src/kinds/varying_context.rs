@@ -1,7 +1,7 @@
 //! Several contexts, one continuation that fits one of them: WinoGrande (Sakaguchi et al. 2019).
 
-use crate::ask::Answer;
-use crate::error::Result;
+use crate::ask::SequenceScore;
+use crate::error::TaskError;
 use crate::kind::{
     DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
 };
@@ -38,7 +38,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form> {
+fn read(settings: &Settings) -> Result<Form, TaskError> {
     let Some(contexts) = settings.templates("contexts")? else {
         return Err(settings.wrong("contexts", "a list of at least two templates", "a string"));
     };
@@ -46,8 +46,10 @@ fn read(settings: &Settings) -> Result<Form> {
     let answer = settings.field("answer")?;
     let delimiter = delimiter(settings)?;
     Ok(Box::new(move |row| {
-        let contexts =
-            contexts.iter().map(|context| context.render(row)).collect::<Result<Vec<_>>>()?;
+        let contexts = contexts
+            .iter()
+            .map(|context| context.render(row))
+            .collect::<Result<Vec<_>, TaskError>>()?;
         if contexts.iter().any(String::is_empty) {
             return Err(row.wrong("contexts", "texts", "an empty one"));
         }
@@ -61,14 +63,14 @@ fn read(settings: &Settings) -> Result<Form> {
             .map(|context| after(row, context, format!("{delimiter}{continuation}")));
         Ok(Item {
             line: row.line,
-            texts: texts.collect::<Result<Vec<_>>>()?,
+            texts: texts.collect::<Result<Vec<_>, TaskError>>()?,
             choices: Vec::new(),
             answer: Some(place),
         })
     }))
 }
 
-fn judge(item: &Item, answers: &[Answer]) -> Judged {
+fn judge(item: &Item, answers: &[SequenceScore]) -> Judged {
     let prediction = first_highest(answers.iter().map(|answer| answer.log_likelihood));
     let right = Some(prediction) == item.answer;
     Judged { prediction: Some(prediction), correct: Some(right), scores: vec![Score::of(right)] }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tasks::{Answer, Ask, Result, Task};
+use tasks::{Ask, SequenceScore, Task, TaskError};
 use tempfile::TempDir;
 
 /// A folder with the task `t.toml` and its items `t.jsonl`.
@@ -26,7 +26,7 @@ impl Folder {
         self.0.path()
     }
 
-    pub(crate) fn open(&self) -> Result<Task> {
+    pub(crate) fn open(&self) -> Result<Task, TaskError> {
         Task::open(&self.0.path().join("t.toml"))
     }
 }
@@ -40,9 +40,7 @@ pub(crate) fn open(path: &Path) -> Task {
 }
 
 /// One id a character: its code point.
-pub(crate) fn encode(
-    text: &str,
-) -> std::result::Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn encode(text: &str) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
     Ok(text.chars().map(u32::from).collect())
 }
 
@@ -52,11 +50,11 @@ pub(crate) fn text(ids: &[u32]) -> String {
 }
 
 /// Scores by the ids, different for different asks.
-pub(crate) fn answers(asks: &[Ask]) -> Vec<Answer> {
+pub(crate) fn answers(asks: &[Ask]) -> Vec<SequenceScore> {
     let score = |ask: &Ask| {
         let mixed = ask.ids.iter().fold(7u32, |sum, &id| sum.wrapping_mul(31).wrapping_add(id));
         let log_likelihood = -f64::from(mixed % 1000) / 97.0 - (ask.ids.len() - ask.from) as f64;
-        Answer { log_likelihood, greedy: mixed.is_multiple_of(2) }
+        SequenceScore { log_likelihood, greedy: mixed.is_multiple_of(2) }
     };
     asks.iter().map(score).collect()
 }
