@@ -31,6 +31,9 @@ pub enum ConvertError {
         /// What about the weight does not fit the format.
         source: ops::QuantError,
     },
+    /// Formats of weights that cannot be had.
+    #[error(transparent)]
+    Formats(#[from] model::WeightFormatError),
     /// A file, an option or a model that does not fit what it is asked to become.
     #[error(transparent)]
     Refused(#[from] Misfit),

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::RealDisk;
-use model::params::ParamSpec;
+use model::WeightFormats;
+use model::params::{ParamSpec, specs};
 use ops::{Format, Weight};
 use serde::Serialize;
 use serde_json::json;
 use train::{Made, Rounded, Stored, stored_bytes, write_model};
 
 use crate::ConvertError;
+use crate::error::refused;
 
 /// What rounding did to the weights of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,7 +38,7 @@ pub struct RoundedKind {
 /// What rounding did to a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Quantization {
-    /// The name of the format asked for.
+    /// The formats asked for.
     pub weights: String,
     /// Each kind of weight, in the order of the parameter table.
     pub kinds: Vec<RoundedKind>,
@@ -46,22 +48,32 @@ pub struct Quantization {
     pub bytes_after: u64,
 }
 
-/// Rounds the weights of `stored` to `format`, exactly as loading it in that format does, and
+/// Rounds the weights of `stored` to `formats`, exactly as loading it with them does, and
 /// writes them as the checkpoint folder `out`, with everything that evaluation and generation read.
 ///
 /// # Errors
-/// A matrix that does not fit the format, a path that is taken, or what the disk refuses.
+/// Formats that round nothing, a pattern that fits no weight, a matrix that does not fit its
+/// format, a path that is taken, or what the disk refuses.
 pub fn quantize(
     stored: Stored,
-    format: Format,
+    formats: &WeightFormats,
     out: &Path,
 ) -> Result<(PathBuf, Quantization), ConvertError> {
+    if formats.is_f32() {
+        let expected = format!("a format of fewer bits: {}", Format::names());
+        return refused("--weights", expected, formats, "choose one");
+    }
+    let config = stored.model.config();
+    formats.check(&specs(config, &config.check()?))?;
     let mut kinds: Vec<RoundedKind> = Vec::new();
     for (spec, weight) in stored.model.weights() {
-        let name = kind_of(&spec.name);
-        let at = kinds.iter().position(|kind| kind.kind == name).unwrap_or(kinds.len());
-        if at == kinds.len() {
-            kinds.push(RoundedKind::empty(name, spec.rounded(format)));
+        let format = formats.of(spec);
+        let new = RoundedKind::empty(kind_of(&spec.name), format);
+        let known =
+            kinds.iter().position(|kind| (&kind.kind, &kind.format) == (&new.kind, &new.format));
+        let at = known.unwrap_or(kinds.len());
+        if known.is_none() {
+            kinds.push(new);
         }
         kinds[at]
             .add(spec, weight, format)
@@ -70,7 +82,7 @@ pub fn quantize(
     for kind in &mut kinds {
         kind.mean_error /= kind.weights.max(1) as f64;
     }
-    let weights = format.to_string();
+    let weights = formats.to_string();
     let tensors = train::tensors(&stored.model)
         .map_err(|source| ConvertError::Quantize { weight: "weights".into(), source })?;
     let made = Made {
@@ -118,13 +130,13 @@ impl RoundedKind {
         &mut self,
         spec: &ParamSpec,
         weight: &Weight,
-        format: Format,
+        format: Option<Format>,
     ) -> Result<(), ops::QuantError> {
         self.tensors += 1;
         self.weights += spec.count();
         self.bytes_before += stored_bytes(spec, None)?;
-        self.bytes_after += stored_bytes(spec, Some(format))?;
-        let Some(format) = spec.rounded(format) else { return Ok(()) };
+        self.bytes_after += stored_bytes(spec, format)?;
+        let Some(format) = format else { return Ok(()) };
         let before = weight.read();
         weight.quantize(format)?;
         let square: f64 = before.iter().map(|&w| f64::from(w).powi(2)).sum();

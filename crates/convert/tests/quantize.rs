@@ -7,7 +7,7 @@ use common::{ids, logits, same, stored, tiny};
 use convert::quantize;
 use model::adapters::{Relaxation, lora};
 use model::routers::{expert_choice, token_choice};
-use model::{MlpConfig, ModelConfig, RouterConfig, Rule, Sharing};
+use model::{MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, WeightFormats};
 use ops::Format;
 use train::{load_for_use, load_model};
 
@@ -37,21 +37,28 @@ fn configs() -> Vec<ModelConfig> {
     all
 }
 
+/// Each format for all weights, and mixtures of them.
+fn formats() -> Vec<WeightFormats> {
+    let mixtures = ["int4,embed=bf16,*.down=int8-row", "f32,layers.0.*=int4,*.query=f32"];
+    let mixtures = mixtures.iter().map(|text| text.parse().expect("legal formats"));
+    Format::ALL.iter().map(|&format| format.into()).chain(mixtures).collect()
+}
+
 #[test]
 fn stored_weights_are_those_that_loading_rounds() {
     let folder = tempfile::tempdir().expect("a folder");
     for (number, config) in configs().iter().enumerate() {
         let source = folder.path().join(format!("source{number}"));
         drop(stored(&source, config, 7));
-        for &format in Format::ALL {
+        for (turn, format) in formats().into_iter().enumerate() {
             let what = format!("config {number}, {format}");
             let at_load = load_model(&source).expect("opens");
-            at_load.model.quantize(format).expect("rounds");
-            let out = folder.path().join(format!("{number}-{format}"));
+            at_load.model.quantize(&format).expect("rounds");
+            let out = folder.path().join(format!("{number}-{turn}"));
             let (path, done) =
-                quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
+                quantize(load_model(&source).expect("opens"), &format, &out).expect("writes");
             let found = load_for_use(&path).expect("opens");
-            assert_eq!(found.rounded, Some(format), "{what}");
+            assert_eq!(found.rounded.as_ref(), Some(&format), "{what}");
             for ((spec, expected), (_, found)) in
                 at_load.model.weights().iter().zip(found.model.weights())
             {
@@ -89,17 +96,19 @@ fn errors_are_those_of_the_stored_weights() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = folder.path().join("source");
     let before = stored(&source, &configs()[0], 3).model;
-    for &format in Format::ALL {
-        let out = folder.path().join(format.to_string());
+    for (turn, format) in formats().into_iter().enumerate() {
+        let out = folder.path().join(turn.to_string());
         let (path, done) =
-            quantize(load_model(&source).expect("opens"), format, &out).expect("writes");
+            quantize(load_model(&source).expect("opens"), &format, &out).expect("writes");
         let after = load_for_use(&path).expect("opens").model;
         for kind in &done.kinds {
             let (mut largest, mut sum, mut count) = (0.0_f64, 0.0_f64, 0);
             let pairs = before.weights().iter().zip(after.weights());
-            for ((_, before), (_, after)) in
-                pairs.filter(|((spec, _), _)| spec.name.split('.').any(|p| p == kind.kind))
-            {
+            let of_kind = pairs.filter(|((spec, _), (_, after))| {
+                let format = after.format().map_or("f32".to_owned(), |format| format.to_string());
+                spec.name.split('.').any(|part| part == kind.kind) && format == kind.format
+            });
+            for ((_, before), (_, after)) in of_kind {
                 let (before, after) = (before.read(), after.read());
                 let square: f64 = before.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
                 let rms = (square / before.len() as f64).sqrt();

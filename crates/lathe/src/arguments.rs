@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use ops::Format;
+use model::WeightFormats;
 
 use crate::bench::arguments::BenchCommand;
-use crate::serving_arguments::{
-    Serve, Weights, format_help, format_long_help, weights, weights_help,
-};
+use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
 
 const ABOUT: &str =
     "Lathe trains, evaluates and serves language models that spend compute per token";
@@ -203,8 +201,8 @@ pub(crate) struct Eval {
     /// Let tokens attend to other documents of the same window (the published behaviour)
     #[arg(long)]
     pub(crate) no_document_mask: bool,
-    #[arg(long, value_parser = weights, help = weights_help())]
-    pub(crate) weights: Option<Weights>,
+    #[arg(long, value_name = "FORMATS", help = weights_help())]
+    pub(crate) weights: Option<WeightFormats>,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -244,8 +242,8 @@ pub(crate) struct Generate {
     /// Continue past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    #[arg(long, value_parser = weights, help = weights_help())]
-    pub(crate) weights: Option<Weights>,
+    #[arg(long, value_name = "FORMATS", help = weights_help())]
+    pub(crate) weights: Option<WeightFormats>,
 }
 
 #[derive(Debug, Args)]
@@ -329,8 +327,8 @@ pub(crate) struct Quantize {
     /// Checkpoint folder to make
     #[arg(long)]
     pub(crate) out: PathBuf,
-    #[arg(long, help = format_help(), long_help = format_long_help())]
-    pub(crate) weights: Format,
+    #[arg(long, value_name = "FORMATS", help = format_help(), long_help = format_long_help())]
+    pub(crate) weights: WeightFormats,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

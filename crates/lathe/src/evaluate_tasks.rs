@@ -15,13 +15,13 @@ use tasks::{SequenceScore, Task, TaskReport};
 use train::Stored;
 
 use crate::arguments::Eval;
-use crate::serving_arguments::Weights;
 use crate::{open, output};
+use model::WeightFormats;
 
 /// Runs the command.
 pub(crate) fn run(
     options: &Eval,
-    weights: Weights,
+    weights: WeightFormats,
     stored: &Stored,
     tokenizer: &Tokenizer,
 ) -> Result<ExitCode> {
@@ -33,9 +33,7 @@ pub(crate) fn run(
         )),
         None => None,
     };
-    if weights.0.is_none() {
-        stored.model.pack();
-    }
+    stored.model.pack();
     let mut reports = Vec::new();
     for task in &mut tasks {
         if let Some(limit) = options.limit {
@@ -51,7 +49,7 @@ pub(crate) fn run(
     if let Some(mut items) = items {
         items.flush().context("writing --items")?;
     }
-    print(options, weights, &reports)
+    print(options, &weights, &reports)
 }
 
 fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
@@ -75,7 +73,11 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskR
     Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
 }
 
-fn print(options: &Eval, weights: Weights, reports: &[(usize, TaskReport)]) -> Result<ExitCode> {
+fn print(
+    options: &Eval,
+    weights: &WeightFormats,
+    reports: &[(usize, TaskReport)],
+) -> Result<ExitCode> {
     if options.json {
         let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
         let of = |(items, r): &(usize, TaskReport)| {

@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         min_p: options.min_p,
         seed: options.seed,
     };
-    open::prepare(&stored.model, stored.rounded, options.weights)?;
+    open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let started = Instant::now();
     let wanted = Wanted {
         prompt: &prompt,

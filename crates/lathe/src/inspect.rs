@@ -24,7 +24,8 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     let costs = plan::model_table(config, length)?;
     let text =
         options.text.as_deref().map(|path| read_text(&stored, &tokenizer, path)).transpose()?;
-    let weights = stored.rounded.map_or_else(|| "f32".to_owned(), |format| format.to_string());
+    let weights =
+        stored.rounded.as_ref().map_or_else(|| "f32".to_owned(), |format| format.to_string());
     if options.json {
         let p = parameters(config, stored.model.plan());
         let routing = match &stored.rule {

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use data::Tokenizer;
-use model::{Causality, Model, Rule};
-use ops::Format;
+use model::{Causality, Model, Rule, WeightFormats};
 use train::Stored;
-
-use crate::serving_arguments::Weights;
 
 /// A checkpoint and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
@@ -65,35 +62,34 @@ pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
     }
 }
 
-/// Rounds weights that are `stored` in f32 (none) or a format to the `wanted` one; says what they
-/// are in then.
+/// Rounds weights that are `stored` in f32 (none) or in formats to the `wanted` ones; says what
+/// they are in then.
 pub(crate) fn round(
     model: &Model,
-    stored: Option<Format>,
-    wanted: Option<Weights>,
-) -> Result<Weights> {
-    match (stored, wanted.unwrap_or(Weights(stored))) {
-        (None, Weights(Some(format))) => {
-            model.quantize(format).with_context(|| format!("rounding the weights to {format}"))?;
-        }
-        (Some(stored), wanted) if wanted != Weights(Some(stored)) => anyhow::bail!(
-            "--weights is {wanted}, but the checkpoint's weights are stored as {stored}: leave --weights out, or name \
-             the f32 checkpoint that it was made from"
-        ),
-        _ => {}
+    stored: Option<&WeightFormats>,
+    wanted: Option<&WeightFormats>,
+) -> Result<WeightFormats> {
+    let Some(stored) = stored else {
+        let wanted = wanted.cloned().unwrap_or_default();
+        model.quantize(&wanted).with_context(|| format!("rounding the weights to {wanted}"))?;
+        return Ok(wanted);
+    };
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != stored) {
+        anyhow::bail!(
+            "--weights is {wanted}, but the checkpoint's weights are stored as {stored}: leave \
+             --weights out, or name the f32 checkpoint that it was made from"
+        );
     }
-    Ok(wanted.unwrap_or(Weights(stored)))
+    Ok(stored.clone())
 }
 
 /// The same for generation, for which weights that stay in f32 are kept in panel order too.
 pub(crate) fn prepare(
     model: &Model,
-    stored: Option<Format>,
-    wanted: Option<Weights>,
-) -> Result<Weights> {
-    let weights = round(model, stored, wanted)?;
-    if weights.0.is_none() {
-        model.pack();
-    }
-    Ok(weights)
+    stored: Option<&WeightFormats>,
+    wanted: Option<&WeightFormats>,
+) -> Result<WeightFormats> {
+    let formats = round(model, stored, wanted)?;
+    model.pack();
+    Ok(formats)
 }

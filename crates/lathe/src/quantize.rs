@@ -14,7 +14,7 @@ use crate::output;
 pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     let stored = train::load_model(&options.checkpoint)
         .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
-    let (_, done) = convert::quantize(stored, options.weights, &options.out)
+    let (_, done) = convert::quantize(stored, &options.weights, &options.out)
         .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
     if options.json {
         output::line(serde_json::to_string_pretty(

@@ -50,7 +50,7 @@ impl Ready {
 /// Runs the command.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    open::prepare(&stored.model, stored.rounded, options.formats.weights)?;
+    open::prepare(&stored.model, stored.rounded.as_ref(), options.formats.weights.as_ref())?;
     let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
     let mut info = info(&stored.model, name);
     info.aliases = options.alias.clone();

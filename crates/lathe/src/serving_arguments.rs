@@ -3,56 +3,45 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use model::WeightFormats;
 use ops::{Format, KvFormat};
 
 /// The number formats of weights and KV cache.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Number formats")]
 pub(crate) struct NumberFormats {
-    #[arg(long, value_parser = weights, help = weights_help())]
-    pub(crate) weights: Option<Weights>,
+    #[arg(long, value_name = "FORMATS", help = weights_help())]
+    pub(crate) weights: Option<WeightFormats>,
     /// Format of the KV cache: f32, bf16 or int8
     #[arg(long, default_value = "f32", value_parser = kv_format)]
     pub(crate) kv_format: KvFormat,
 }
 
-/// A weight format; `None` leaves them as they are.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Weights(pub(crate) Option<Format>);
-
-impl std::fmt::Display for Weights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
-            None => f.write_str("f32"),
-            Some(format) => format.fmt(f),
-        }
-    }
-}
-
-pub(crate) fn weights(name: &str) -> Result<Weights, String> {
-    match name {
-        "f32" => Ok(Weights(None)),
-        name => name.parse().map(|format| Weights(Some(format))).map_err(|error| error.to_string()),
-    }
-}
-
 /// The help of `--weights` where a checkpoint is opened.
 pub(crate) fn weights_help() -> String {
     format!(
-        "Round the weights to this format when loading: {} [default: as stored]",
+        "Round the weights to this format when loading: {}; exceptions by name follow, as in \
+         int4,head=bf16 [default: as stored]",
         Format::names()
     )
 }
 
 /// The help of `--weights` where a rounded checkpoint is made.
 pub(crate) fn format_help() -> String {
-    format!("Format to round the weights to: {}", Format::names())
+    format!(
+        "Format to round the weights to: {}; exceptions by name follow, as in int4,head=bf16",
+        Format::names()
+    )
 }
 
 /// The same with what each format is.
 pub(crate) fn format_long_help() -> String {
     let lines = Format::ALL.iter().map(|format| format!("\n  {format:<8}  {}", format.about()));
-    format!("Format to round the weights to:{}", lines.collect::<String>())
+    format!(
+        "Format to round the weights to:{}\n\nExceptions by name follow after commas, the last one \
+         that fits counts: int4,head=bf16,layers.0.*=f32",
+        lines.collect::<String>()
+    )
 }
 
 fn kv_format(name: &str) -> Result<KvFormat, String> {

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 /// The name of a format, and the folder of the run's weights in it.
 fn names() -> Vec<(String, String)> {
-    Format::ALL.iter().map(|format| (format.to_string(), format!("in-{format}"))).collect()
+    let all = Format::ALL.iter().map(|format| (format.to_string(), format!("in-{format}")));
+    all.chain([("int8,*.down=bf16,layers.0.*=f32".to_owned(), "mixed".to_owned())]).collect()
 }
 
 fn quantize(place: &Place, format: &str, out: &str) -> Value {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Format, Rotary, Tensor2, Weight};
+use ops::{Rotary, Tensor2, Weight};
 
 use crate::adapters::{LinearBuilder, encoding};
 use crate::attention::{self, Attention, Norm};
@@ -17,6 +17,7 @@ use crate::pass::Pass;
 use crate::recursion::Recursion;
 use crate::recursion_state::RecursionState;
 use crate::rows::Rows;
+use crate::weight_formats::{WeightFormatError, WeightFormats};
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between
 /// passes.
@@ -129,15 +130,18 @@ impl Model {
         self.weights.iter().filter(|(s, _)| s.shape.0 > 1).for_each(|(_, w)| w.pack());
     }
 
-    /// Rounds each weight as [`ParamSpec::rounded`] says, for inference.
+    /// Rounds each weight as `formats` says, for inference.
     ///
     /// # Errors
-    /// A format that does not fit a matrix.
-    pub fn quantize(&self, format: Format) -> Result<(), ops::QuantError> {
-        self.weights.iter().try_for_each(|(spec, weight)| match spec.rounded(format) {
-            Some(format) => weight.quantize(format),
-            None => Ok(()),
-        })
+    /// A format that does not fit a matrix, or a pattern that fits no weight.
+    pub fn quantize(&self, formats: &WeightFormats) -> Result<(), WeightFormatError> {
+        formats.check(&params::specs(&self.config, &self.plan))?;
+        for (spec, weight) in &self.weights {
+            if let Some(format) = formats.of(spec) {
+                weight.quantize(format)?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of all weights as they are kept now.

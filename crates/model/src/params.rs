@@ -237,6 +237,11 @@ impl ParamSpec {
         2.0 * self.count() as f64 * self.active
     }
 
+    /// Whether a number format can be asked for this weight.
+    pub fn can_be_rounded(&self) -> bool {
+        matches!(self.group, Group::Embedding | Group::Block)
+    }
+
     /// The format in which this weight is kept when a model is rounded to `format`; `None` if it
     /// stays as it is. Matrices of embedding, layers and head are rounded, norms, routers and
     /// adapters are not; with 4-bit codes embedding and head get 8 bits, as errors there reach

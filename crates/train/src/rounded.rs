@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 
 use checkpoint::{Dtype, NamedTensor, TensorData, TensorFile};
-use model::Model;
 use model::params::ParamSpec;
+use model::{Model, WeightFormatError, WeightFormats};
 use ops::{Element, Format, QuantError, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub(crate) const DOCUMENT: &str = "quantized";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rounded {
-    /// What its weights were rounded to, by [`ParamSpec::rounded`]: the name of a format.
+    /// What its weights were rounded to: the text of [`WeightFormats`].
     pub weights: String,
     /// Optimizer steps that made the weights before they were rounded.
     pub step: u64,
@@ -27,11 +27,11 @@ pub struct Rounded {
 }
 
 impl Rounded {
-    /// The format that `weights` names.
+    /// The formats that `weights` names.
     ///
     /// # Errors
-    /// Another name.
-    pub fn format(&self) -> Result<Format, QuantError> {
+    /// Another text.
+    pub fn formats(&self) -> Result<WeightFormats, WeightFormatError> {
         self.weights.parse()
     }
 }
@@ -45,14 +45,18 @@ pub(crate) struct Slot {
     part: usize,
 }
 
-/// The tensors of a weights file, in its order, for a model that was rounded to `format`.
+/// The tensors of a weights file, in its order, for a model that was rounded to `formats`.
 ///
 /// # Errors
-/// A matrix that does not fit the format.
-pub(crate) fn slots(table: &[ParamSpec], format: Option<Format>) -> Result<Vec<Slot>, QuantError> {
+/// A pattern that fits no weight, or a matrix that does not fit its format.
+pub(crate) fn slots(
+    table: &[ParamSpec],
+    formats: &WeightFormats,
+) -> Result<Vec<Slot>, WeightFormatError> {
+    formats.check(table)?;
     let mut all = Vec::new();
     for spec in table {
-        all.extend(slots_of(spec, format.and_then(|format| spec.rounded(format)))?);
+        all.extend(slots_of(spec, formats.of(spec))?);
     }
     all.sort_by_key(Slot::place);
     Ok(all)
@@ -99,13 +103,12 @@ fn dtype_of(element: Element) -> Dtype {
     }
 }
 
-/// Bytes that a weight takes in the file of a model that was rounded to `format`.
+/// Bytes that a weight takes in a file that keeps it in `format`; none is f32.
 ///
 /// # Errors
 /// A matrix that does not fit the format.
 pub fn stored_bytes(spec: &ParamSpec, format: Option<Format>) -> Result<u64, QuantError> {
-    let slots = slots_of(spec, format.and_then(|format| spec.rounded(format)))?;
-    Ok(slots.iter().map(Slot::bytes).sum())
+    Ok(slots_of(spec, format)?.iter().map(Slot::bytes).sum())
 }
 
 /// The weights of a model as they are kept now, rounded or not, as the tensors of a file.
@@ -134,7 +137,7 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
         .collect())
 }
 
-/// Reads a weight of a model that was rounded to `format` from a file that has the [`slots`] of
+/// Reads a weight of a model that was rounded to `formats` from a file that has the [`slots`] of
 /// that model.
 ///
 /// # Errors
@@ -142,10 +145,10 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
 pub(crate) fn read(
     file: &TensorFile,
     spec: &ParamSpec,
-    format: Option<Format>,
+    formats: &WeightFormats,
 ) -> Result<Weight, TrainError> {
     let (rows, columns) = spec.shape;
-    let Some(format) = format.and_then(|format| spec.rounded(format)) else {
+    let Some(format) = formats.of(spec) else {
         let bytes = file.read_bytes(&spec.name, Dtype::F32)?;
         let values = bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
         return Ok(Weight::new(values, rows, columns));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::params::Group;
-use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule};
-use ops::{Format, Moments};
+use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
+use ops::Moments;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -51,13 +51,13 @@ pub struct Stored {
     pub tokens: u64,
     /// What the stored weights were rounded to, if they were: such a model runs, but nothing is
     /// made from it.
-    pub rounded: Option<Format>,
+    pub rounded: Option<WeightFormats>,
 }
 
 impl Stored {
     /// Refuses a checkpoint of rounded weights.
     fn whole(self, path: &Path) -> Result<Self, TrainError> {
-        match self.rounded {
+        match &self.rounded {
             None => Ok(self),
             Some(format) => only_runs(path, &format.to_string()),
         }
@@ -165,10 +165,14 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         return refuse(path, "folder", "no name in UTF-8".into(), expected.into());
     };
     let table = model::params::specs(made.config, &made.config.check()?);
-    let refused =
-        |source| TrainError::Rounded { path: path.to_path_buf(), name: "weights".into(), source };
-    let format = made.rounded.as_ref().map(Rounded::format).transpose().map_err(refused)?;
-    let slots = rounded::slots(&table, format).map_err(refused)?;
+    let slots = match made.rounded.as_ref().map(Rounded::formats).transpose() {
+        Ok(formats) => rounded::slots(&table, &formats.unwrap_or_default()),
+        Err(error) => Err(error),
+    };
+    let slots = match slots {
+        Ok(slots) => slots,
+        Err(error) => return refuse(path, "weights", error.to_string(), "formats that fit".into()),
+    };
     let given = made.weights.iter().map(|tensor| (&tensor.name, &tensor.shape));
     if !given.eq(slots.iter().map(|slot| (&slot.name, &slot.shape))) {
         let expected = "those of the model's parameter table, in its order";
@@ -350,16 +354,21 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     let weights = loaded.tensors("weights")?;
     // Shapes are compared with the table before anything of the model is allocated.
     let rounded: Option<Rounded> = optional(loaded, rounded::DOCUMENT)?;
-    let format = rounded.as_ref().map(Rounded::format).transpose();
-    let format = format.or_else(|e| {
-        refuse(&loaded.path, "quantized.weights", e.to_string(), "a known format".into())
+    let formats = rounded.as_ref().map(Rounded::formats).transpose();
+    let formats = formats.or_else(|e| {
+        refuse(&loaded.path, "quantized.weights", e.to_string(), "known formats".into())
     })?;
-    let slots = rounded::slots(&model::params::specs(&config, &plan), format);
+    if let Some(formats) = formats.as_ref().filter(|formats| formats.is_f32()) {
+        let expected = "a format of fewer bits than f32".into();
+        return refuse(&loaded.path, "quantized.weights", formats.to_string(), expected);
+    }
+    let kept = formats.clone().unwrap_or_default();
+    let slots = rounded::slots(&model::params::specs(&config, &plan), &kept);
     let slots = slots.or_else(|e| {
-        refuse(&loaded.path, "config.json", e.to_string(), "matrices that fit the format".into())
+        refuse(&loaded.path, "config.json", e.to_string(), "matrices that fit the formats".into())
     })?;
     weights.expect(&slots.into_iter().map(|slot| (slot.name, slot.shape)).collect::<Vec<_>>())?;
-    let model = Model::over(&config, |spec| rounded::read(&weights, spec, format))?;
+    let model = Model::over(&config, |spec| rounded::read(&weights, spec, &kept))?;
     let rule = match loaded.json.contains_key("routing") {
         true => Some(Rule::Causal(decision(loaded, &config)?)),
         false => None,
@@ -385,7 +394,7 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         recipe,
         step,
         tokens,
-        rounded: format,
+        rounded: formats,
     })
 }
 

@@ -48,7 +48,7 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
     let subjects: Vec<Subject> = options
         .model
         .iter()
-        .map(|name| subject(name, &options.set, options.formats.weights))
+        .map(|name| subject(name, &options.set, options.formats.weights.as_ref()))
         .collect::<Result<_>>()?;
     let machine = Machine { peak: ops::peak_flops(), bandwidth: ops::read_bandwidth() };
     let mut found = Found::default();

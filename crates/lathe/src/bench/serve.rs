@@ -374,7 +374,7 @@ struct Local {
 
 impl Local {
     fn start(name: &str, options: &BenchServe) -> Result<Self> {
-        let subject = subject(name, &options.set, options.formats.weights)?;
+        let subject = subject(name, &options.set, options.formats.weights.as_ref())?;
         let engine = serve::engine(
             subject.model.clone(),
             subject.rule,

@@ -9,8 +9,8 @@ use engine::causal_rule;
 use model::rng::{Purpose, Stream};
 use model::{Model, RouterState, Rule};
 
-use crate::serving_arguments::Weights;
 use crate::{open, recipe};
+use model::WeightFormats;
 
 /// A model that a bench runs, with what it needs for that.
 pub(crate) struct Subject {
@@ -18,18 +18,22 @@ pub(crate) struct Subject {
     pub(crate) model: Arc<Model>,
     pub(crate) rule: Rule,
     pub(crate) state: RouterState,
-    pub(crate) weights: Weights,
+    pub(crate) weights: WeightFormats,
     /// That of a checkpoint; fresh weights have none.
     pub(crate) tokenizer: Option<Tokenizer>,
 }
 
 /// A checkpoint, or a fresh model with a causal rule calibrated on random tokens.
-pub(crate) fn subject(name: &str, set: &[String], wanted: Option<Weights>) -> Result<Subject> {
+pub(crate) fn subject(
+    name: &str,
+    set: &[String],
+    wanted: Option<&WeightFormats>,
+) -> Result<Subject> {
     let path = Path::new(name);
     if path.is_dir() {
         let (stored, tokenizer) = open::checkpoint(path)?;
         let rule = open::causal(&stored)?;
-        let weights = open::prepare(&stored.model, stored.rounded, wanted)?;
+        let weights = open::prepare(&stored.model, stored.rounded.as_ref(), wanted)?;
         return Ok(Subject {
             name: name.to_owned(),
             model: stored.model,
