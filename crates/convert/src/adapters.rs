@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use model::ModelConfig;
 use model::adapters::{lora, merge};
 use model::layout::{LayerPlan, LayerUse};
-use model::params::{ParamPlace, Part, linears};
+use model::params::{ParamPlace, Part};
 use model::rng::{Purpose, Stream, name_place};
+use model::table::linears;
 
 use crate::svd::truncated;
 
@@ -35,7 +36,7 @@ pub(crate) fn fit(
     for at in plan.unrolled() {
         for base in linears(config, at.stored) {
             let ParamPlace::Layer { part, .. } = base.place else { continue };
-            if !settings.adapts(config, plan, at, part) {
+            if !settings.adapts(config.kv, plan, at, part) {
                 continue;
             }
             let Some((own, shared)) = matrices(at, &base.place) else { continue };

@@ -144,7 +144,8 @@ impl TensorSource for Dense<'_> {
 #[cfg(test)]
 mod tests {
     use model::ModelConfig;
-    use model::params::{ParamPlace, Part, specs};
+    use model::params::{ParamPlace, Part};
+    use model::table::specs;
 
     use super::*;
 

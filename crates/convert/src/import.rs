@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{NamedTensor, RealDisk};
 use formats::{ModelFile, SpecialIds, TensorSource};
-use model::params::{ParamSpec, specs};
+use model::params::ParamSpec;
+use model::table::specs;
 use model::{ModelConfig, RouterState};
 use serde_json::json;
 use train::{Made, SpecialTokens, write_model};

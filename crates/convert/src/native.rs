@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{FileError, NamedTensor, RealDisk, Snapshot, TensorFile, open_safetensors};
-use model::params::specs;
+use model::table::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::RealDisk;
 use model::WeightFormats;
-use model::params::{ParamSpec, specs};
+use model::params::ParamSpec;
+use model::table::specs;
 use ops::{Format, Weight};
 use serde::Serialize;
 use serde_json::json;

@@ -103,7 +103,7 @@ mod tests {
             let config = ModelConfig { vocab_size: 10, tie_embeddings, ..dense() };
             let settings = settings_of(&config);
             let mut seen = BTreeSet::new();
-            for spec in model::params::specs(&config, &config.check().expect("legal")) {
+            for spec in model::table::specs(&config, &config.check().expect("legal")) {
                 let parts = roles(&spec).unwrap_or_else(|| panic!("{}", spec.name));
                 let count: usize =
                     parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn other_parameters_have_no_role() {
         let config = ModelConfig { vocab_size: 10, ..dense() };
-        let table = model::params::specs(&config, &config.check().expect("legal"));
+        let table = model::table::specs(&config, &config.check().expect("legal"));
         let (stored, part) = (0, attention::QUERY);
         for place in [
             ParamPlace::LayerNorm { stored, part: attention::NORM, recursion: 1 },

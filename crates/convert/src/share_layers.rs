@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use checkpoint::{NamedTensor, RealDisk};
 use model::adapters::Relaxation;
 use model::layout::{LayerPlan, LayerUse};
-use model::params::{ParamPlace, ParamSpec, linears, specs};
+use model::params::{ParamPlace, ParamSpec};
+use model::table::{linears, specs};
 use model::{
     CausalThresholds, Causality, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
 };
@@ -130,10 +131,10 @@ fn kept_layers(
 
 /// The router with every row at full depth and a gate of 1.
 fn neutral(router: &RouterConfig, recursions: usize) -> Result<RouterConfig, ConvertError> {
-    if let Some(neutral) = router.settings().neutral(recursions) {
+    if let Some(neutral) = router.neutral(recursions) {
         return Ok(neutral);
     }
-    let has_one = |router: &RouterConfig| router.settings().neutral(recursions).is_some();
+    let has_one = |router: &RouterConfig| router.neutral(recursions).is_some();
     let all = RouterConfig::all();
     let known: Vec<&str> =
         all.iter().filter(|router| has_one(router)).map(RouterConfig::kind).collect();

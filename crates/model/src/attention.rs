@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use ops::{Heads, Ops, Rotary, Tensor2, Weight};
 
-use crate::adapters::Linear;
-use crate::config::{KvMode, ModelConfig};
 use crate::context::LayerContext;
-use crate::kv::KvView;
+use crate::kv::{KvMode, KvView};
 use crate::layout::{DepthRuns, LayerUse};
+use crate::linear::Linear;
 use crate::params::{ParamSpec, Part};
 use crate::pass::Pass;
 use crate::rows::Rows;
+use crate::sizes::Sizes;
 
 /// The norm ahead of attention.
 pub const NORM: Part = Part::new("attention_norm");
@@ -27,19 +27,19 @@ pub const OUTPUT: Part = Part::new("output");
 pub(crate) const PARTS: [Part; 3] = [QUERY, KEY_VALUE, OUTPUT];
 
 /// Its matrices in stored layer `stored`.
-pub(crate) fn specs(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
-    let (d, n) = (config.width, config.heads * config.head_dim);
+pub(crate) fn specs(sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+    let (d, n) = (sizes.width, sizes.heads * sizes.head_dim);
     vec![
-        ParamSpec::matrix(config, stored, QUERY, (n, d)),
-        ParamSpec::matrix(config, stored, KEY_VALUE, (config.kv_width(), d)),
-        ParamSpec::matrix(config, stored, OUTPUT, (d, n)),
+        ParamSpec::matrix(sizes, stored, QUERY, (n, d)),
+        ParamSpec::matrix(sizes, stored, KEY_VALUE, (sizes.kv_width(), d)),
+        ParamSpec::matrix(sizes, stored, OUTPUT, (d, n)),
     ]
 }
 
-/// Whether a use of a layer computes `part`: under sharing, later uses read the first one's keys
-/// and values.
-pub fn runs(config: &ModelConfig, at: LayerUse, part: Part) -> bool {
-    !(part == KEY_VALUE && config.kv == KvMode::Shared && at.recursion > 0)
+/// Whether use `at` computes `part`: where keys and values are shared, later uses read those of the
+/// first one.
+pub fn runs(kv: KvMode, at: LayerUse, part: Part) -> bool {
+    !(part == KEY_VALUE && kv == KvMode::Shared && at.recursion > 0)
 }
 
 /// Attention over its weights.

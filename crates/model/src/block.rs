@@ -8,7 +8,8 @@ use ops::{Tensor2, Weight};
 
 use crate::adapters::encoding::encode;
 use crate::attention::{Attention, Norm};
-use crate::context::{Carry, LayerContext};
+use crate::carry::Carry;
+use crate::context::LayerContext;
 use crate::kv::PassCache;
 use crate::mlp::Mlp;
 use crate::pass::{NoProbe, Pass, Recorded};
@@ -48,9 +49,12 @@ impl Block {
         let pass = &mut *context.pass;
         let told = Arc::new(Mutex::new(Recorded::default()));
         let piece = {
-            let (block, told, first) = (self.clone(), told.clone(), AtomicBool::new(true));
-            let (rows, at, ops) = (context.rows.clone(), context.at.clone(), pass.ops);
-            let (rule, state, address) = (pass.rule.clone(), pass.state.clone(), pass.address);
+            let block = self.clone();
+            let told = told.clone();
+            let first = AtomicBool::new(true);
+            let (rows, at) = (context.rows.clone(), context.at.clone());
+            let (rule, state) = (pass.rule.clone(), pass.state.clone());
+            let (ops, address) = (pass.ops, pass.address);
             let (record, sequences) = (pass.record, pass.sequences);
             move |x_td| {
                 let mut recorded = Recorded::default();

@@ -1,56 +1,14 @@
 //! The recipe of a model, and every reason why one can be impossible.
 
-use std::fmt::Display;
-
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::Relaxation;
-use crate::layout::LayerPlan;
-pub use crate::layout::Sharing;
+use crate::error::{ConfigError, refuse};
+use crate::kv::KvMode;
+use crate::layout::{LayerPlan, Sharing};
 use crate::mlp::MlpConfig;
 use crate::routers::RouterConfig;
-
-/// An impossible recipe: which field, what it holds, what it should.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("model.{field} is {found}, expected {expected}")]
-pub struct ConfigError {
-    /// Path of the field below `model`.
-    pub field: String,
-    /// The value found there.
-    pub found: String,
-    /// What would be legal.
-    pub expected: String,
-}
-
-pub(crate) fn refuse<T>(
-    field: &str,
-    found: impl Display,
-    expected: String,
-) -> Result<T, ConfigError> {
-    Err(ConfigError { field: field.into(), found: found.to_string(), expected })
-}
-
-/// Refuses a number that is below `least`, or none.
-pub(crate) fn at_least(field: &str, x: f64, least: f64) -> Result<(), ConfigError> {
-    if x.is_finite() && x >= least {
-        Ok(())
-    } else {
-        refuse(field, x, format!("a number from {least}"))
-    }
-}
-
-/// What later recursions attend to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvMode {
-    /// Each recursion keeps keys and values of the rows active in it, and sees only these.
-    RecursionWise,
-    /// Later recursions see the first one's keys and values of all rows; only queries are computed.
-    Shared,
-    /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's,
-    /// for that recursion only.
-    SharedUpdate,
-}
+use crate::sizes::Sizes;
 
 /// A decoder of the Llama family, with or without shared layers and a depth router.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,7 +92,8 @@ impl ModelConfig {
         let routed = self.router.settings().chooses();
         if routed && (plan.recursions.is_empty() || self.recursions < 2) {
             let expected = format!(
-                "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \"{}\"",
+                "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \
+                 \"{}\"",
                 self.router.kind()
             );
             return refuse(
@@ -150,9 +109,10 @@ impl ModelConfig {
                 "recursion_wise where no layer is shared".into(),
             );
         }
-        self.mlp.settings().check(self)?;
-        self.relax.check(self, &plan)?;
-        self.router.settings().check(self)?;
+        let sizes = self.sizes();
+        self.mlp.settings().check(&sizes)?;
+        self.relax.check(&sizes, &plan, &self.mlp)?;
+        self.router.settings().check(&sizes)?;
         Ok(plan)
     }
 
@@ -181,16 +141,25 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return refuse("head_dim", self.head_dim, "an even number (rotary pairs)".into());
         }
-        let positive = |field, x: f64, most: f64| {
-            if x > 0.0 && x <= most {
-                Ok(())
-            } else {
-                refuse(field, x, format!("above 0 and at most {most}"))
-            }
-        };
         positive("rope_theta", self.rope_theta, 1e12)?;
         positive("norm_eps", self.norm_eps, 1.0)?;
         positive("init_std", self.init_std, 10.0)
+    }
+
+    /// What routers, MLPs and adapters may read of it.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            width: self.width,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            ffn: self.ffn,
+            init_std: self.init_std,
+            sharing: self.sharing,
+            recursions: self.recursions,
+            kv: self.kv,
+        }
     }
 
     /// The heads as the attention operation wants them.
@@ -200,6 +169,15 @@ impl ModelConfig {
 
     /// Columns of the key and value rows: `2 * kv_heads * head_dim`.
     pub fn kv_width(&self) -> usize {
-        2 * self.kv_heads * self.head_dim
+        self.sizes().kv_width()
+    }
+}
+
+/// Refuses a number that is not above 0, or is above `most`.
+fn positive(field: &str, x: f64, most: f64) -> Result<(), ConfigError> {
+    if x > 0.0 && x <= most {
+        Ok(())
+    } else {
+        refuse(field, x, format!("above 0 and at most {most}"))
     }
 }

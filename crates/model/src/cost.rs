@@ -4,11 +4,14 @@
 
 use serde::Serialize;
 
+use crate::adapters::Relaxation;
 use crate::attention;
-use crate::config::{KvMode, ModelConfig};
-use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Group, ParamPlace, ParamSpec, RouterSite, specs};
+use crate::config::ModelConfig;
+use crate::kv::KvMode;
+use crate::layout::{LayerPlan, LayerUse, Sharing};
+use crate::params::{Group, ParamPlace, ParamSpec, RouterSite};
 use crate::routers::RouterConfig;
+use crate::table::specs;
 
 /// How many numbers a model has, counted in several ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -150,7 +153,7 @@ fn product_flops(
                 _ => spec.flops(),
             };
             let uses = shares.plan.uses_of(stored).iter().copied();
-            let run = uses.filter(|&at| attention::runs(config, at, part));
+            let run = uses.filter(|&at| attention::runs(config.kv, at, part));
             flops * run.map(|at| shares.of(at)).sum::<f64>()
         }
         ParamPlace::Adapter { stored, recursion, .. } if full => {
@@ -215,28 +218,39 @@ pub fn kv_bytes_per_token(
     bytes: usize,
 ) -> f64 {
     let layer = (config.kv_width() * bytes) as f64;
-    let held = |recursion: usize| match (config.kv, recursion) {
-        (KvMode::RecursionWise, r) => capacities.get(r).copied().unwrap_or(1.0),
+    let mut once = 0.0;
+    for at in plan.before.iter().chain(&plan.after) {
+        // Every row takes these layers, whatever the capacity of a recursion.
+        once += held(config.kv, at.recursion, 1.0);
+    }
+    let mut recursions = 0.0;
+    for (r, block) in plan.recursions.iter().enumerate() {
+        let capacity = capacities.get(r).copied().unwrap_or(1.0);
+        recursions += block.len() as f64 * held(config.kv, r, capacity);
+    }
+    layer * (once + recursions)
+}
+
+/// The share of the rows whose keys and values use `recursion` of a layer holds, if it is taken by
+/// the share `capacity`.
+fn held(kv: KvMode, recursion: usize, capacity: f64) -> f64 {
+    match (kv, recursion) {
+        (KvMode::RecursionWise, _) => capacity,
         (_, 0) => 1.0,
         (KvMode::Shared, _) => 0.0,
         (KvMode::SharedUpdate, _) => 1.0,
-    };
-    let once: f64 = plan
-        .before
-        .iter()
-        .chain(&plan.after)
-        .map(|u| if config.kv == KvMode::RecursionWise { 1.0 } else { held(u.recursion) })
-        .sum();
-    let recursions: f64 =
-        plan.recursions.iter().enumerate().map(|(r, block)| block.len() as f64 * held(r)).sum();
-    layer * (once + recursions)
+    }
 }
 
 /// Share of the rows in each recursion, from counts of rows by number of recursions (from 0).
 pub fn shares_of(depths: &[u64], recursions: usize) -> Vec<f64> {
     let rows: u64 = depths.iter().sum();
-    let reached = |r: usize| depths[r.min(depths.len())..].iter().sum::<u64>();
-    (1..=recursions).map(|r| reached(r) as f64 / rows.max(1) as f64).collect()
+    let mut shares = Vec::with_capacity(recursions);
+    for r in 1..=recursions {
+        let reached: u64 = depths.iter().skip(r).sum();
+        shares.push(reached as f64 / rows.max(1) as f64);
+    }
+    shares
 }
 
 /// Mean number of recursions, from counts of rows by number of recursions (from 0).
@@ -254,9 +268,9 @@ pub fn nominal_capacities(config: &ModelConfig) -> Vec<f64> {
 /// The dense model of the same unrolled depth, for comparison.
 pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
-        sharing: crate::Sharing::None,
+        sharing: Sharing::None,
         recursions: 1,
-        relax: crate::adapters::Relaxation::None,
+        relax: Relaxation::None,
         router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         ..config.clone()

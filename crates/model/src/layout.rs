@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, refuse};
+use crate::error::{ConfigError, refuse};
 
 /// How unrolled layers share weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,13 @@ pub struct LayerUse {
     pub recursion: usize,
     /// The unrolled layer that used these weights first.
     pub first: usize,
+}
+
+impl LayerUse {
+    /// The only use of stored layer `stored`.
+    fn single(layer: usize, stored: usize) -> Self {
+        Self { layer, stored, recursion: 0, first: layer }
+    }
 }
 
 /// Which use of its weights a layer is to each row: runs of rows in row order, shallower recursions
@@ -156,9 +163,7 @@ impl Sharing {
                     "1 where nothing is shared (sharing = \"none\")".into(),
                 );
             }
-            let before = (0..layers)
-                .map(|l| LayerUse { layer: l, stored: l, recursion: 0, first: l })
-                .collect();
+            let before = (0..layers).map(|layer| LayerUse::single(layer, layer)).collect();
             return Ok(LayerPlan::new(before, Vec::new(), Vec::new(), layers));
         }
         let shared = layers - ends;
@@ -181,9 +186,8 @@ impl Sharing {
                 }
             })
             .collect();
-        let end = |layer, stored| LayerUse { layer, stored, recursion: 0, first: layer };
-        let mut before: Vec<LayerUse> = (0..offset).map(|_| end(0, 0)).collect();
-        let after = (0..offset).map(|_| end(layers - 1, b + 1)).collect();
+        let mut before = vec![LayerUse::single(0, 0); offset];
+        let after = vec![LayerUse::single(layers - 1, b + 1); offset];
         let mut blocks = Vec::new();
         if self.is_cycle() {
             blocks = middle.chunks(b).map(<[LayerUse]>::to_vec).collect();

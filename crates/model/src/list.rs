@@ -34,6 +34,11 @@ macro_rules! members {
             pub fn settings(&self) -> &dyn $settings {
                 match self { $(Self::$variant(settings) => settings,)+ }
             }
+
+            /// The settings of any member, to be changed.
+            pub fn settings_mut(&mut self) -> &mut dyn $settings {
+                match self { $(Self::$variant(settings) => settings,)+ }
+            }
         }
     };
 }

@@ -5,19 +5,22 @@ use std::sync::Arc;
 
 use ops::{Rotary, Tensor2, Weight};
 
-use crate::adapters::{LinearBuilder, encoding};
+use crate::adapters::encoding;
 use crate::attention::{self, Attention, Norm};
 use crate::block::Block;
-use crate::config::{ConfigError, ModelConfig};
-use crate::context::{Carry, LayerContext};
+use crate::carry::Carry;
+use crate::config::ModelConfig;
+use crate::context::LayerContext;
+use crate::error::ConfigError;
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::mlp;
-use crate::params::{self, ParamPlace, ParamSpec, Part, RouterSite, Take};
+use crate::linear::LinearBuilder;
+use crate::params::{ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
 use crate::recursion_state::RecursionState;
 use crate::rows::Rows;
 use crate::weight_formats::{WeightFormatError, WeightFormats};
+use crate::{mlp, table};
 
 /// A decoder over its weights. Cheap to share between threads; weights change in place between
 /// passes.
@@ -63,20 +66,21 @@ impl Model {
         mut source: impl FnMut(&ParamSpec) -> Result<Weight, E>,
     ) -> Result<Self, E> {
         let plan = config.check()?;
+        let sizes = config.sizes();
         let mut weights = Vec::new();
-        for spec in params::specs(config, &plan) {
+        for spec in table::specs(config, &plan) {
             let weight = source(&spec)?;
             assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
             weights.push((spec, Arc::new(weight)));
         }
         let mut take = Take::new(&weights);
-        let encodings = encoding::vectors(config, &mut take);
+        let encodings = config.relax.encodings(&sizes, &mut take);
         let blocks = (0..plan.stored)
             .map(|stored| Arc::new(block(config, &plan, stored, &encodings, &mut take)))
             .collect();
         let router = config.router.settings();
         let recursion = Recursion {
-            router: router.build(config, RouterSite::Depth, &mut take),
+            router: router.build(&sizes, RouterSite::Depth, &mut take),
             chooses: router.chooses(),
             blocks,
             uses: plan.recursions.clone(),
@@ -135,7 +139,7 @@ impl Model {
     /// # Errors
     /// A format that does not fit a matrix, or a pattern that fits no weight.
     pub fn quantize(&self, formats: &WeightFormats) -> Result<(), WeightFormatError> {
-        formats.check(&params::specs(&self.config, &self.plan))?;
+        formats.check(&table::specs(&self.config, &self.plan))?;
         for (spec, weight) in &self.weights {
             if let Some(format) = formats.of(spec) {
                 weight.quantize(format)?;
@@ -221,8 +225,10 @@ fn block(
     encodings: &[Arc<Weight>],
     take: &mut Take,
 ) -> Block {
-    let linears = LinearBuilder { model: config, plan, stored };
-    let encoding = match encoding::is_behind(config, plan, stored) {
+    let sizes = &config.sizes();
+    let table = table::linears(config, stored);
+    let linears = LinearBuilder { sizes, plan, stored, table, adapters: config.relax.settings() };
+    let encoding = match encoding::is_behind(sizes, plan, stored) {
         true => encodings.to_vec(),
         false => Vec::new(),
     };
@@ -251,7 +257,9 @@ fn norm(
     take: &mut Take,
 ) -> Norm {
     let count = if config.share_norms { 1 } else { plan.uses_of(stored).len() };
-    let place = |recursion| ParamPlace::LayerNorm { stored, part, recursion };
-    let scales = (0..count).map(|recursion| take.take(&place(recursion))).collect();
+    let mut scales = Vec::with_capacity(count);
+    for recursion in 0..count {
+        scales.push(take.take(&ParamPlace::LayerNorm { stored, part, recursion }));
+    }
     Norm { scales, eps: config.norm_eps as f32 }
 }

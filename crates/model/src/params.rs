@@ -1,19 +1,18 @@
-//! Every number that a model stores, as one table: its place, shape, start, optimizer group, and
-//! how often a token meets it. Building, counting, costs, saving, loading, conversion and the
-//! optimizer read this table; shapes are written nowhere else. Buffers, which routers learn outside
-//! of gradients, have a table of the same kind.
+//! What the table of a model says of each number that is stored: its place, shape, start, optimizer
+//! group, and how often a token meets it; and of buffers, which routers learn outside of gradients,
+//! their name, length and range. The table itself is made in `table.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use ops::{Format, Weight};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Serialize, Serializer};
 
-use crate::config::{ConfigError, ModelConfig, refuse};
-use crate::layout::LayerPlan;
+use crate::error::{ConfigError, refuse};
+use crate::layout::LayerUse;
 use crate::rng::{Purpose, Stream, name_place};
-use crate::{attention, mlp};
+use crate::sizes::Sizes;
 
 /// One matrix of a layer (or a bank of them), by its name in the table and in recipes. Attention
 /// and each MLP list theirs.
@@ -30,17 +29,6 @@ impl Part {
     pub fn name(self) -> &'static str {
         self.0
     }
-
-    /// Those of attention, then those of every MLP in the list, each once.
-    pub fn all() -> Vec<Self> {
-        let mut all = attention::PARTS.to_vec();
-        for part in mlp::MlpConfig::all().iter().flat_map(|mlp| mlp.settings().parts()) {
-            if !all.contains(&part) {
-                all.push(part);
-            }
-        }
-        all
-    }
 }
 
 impl fmt::Debug for Part {
@@ -52,20 +40,6 @@ impl fmt::Debug for Part {
 impl Serialize for Part {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Part {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let all = Self::all();
-        all.iter().copied().find(|part| part.0 == name).ok_or_else(|| {
-            let known: Vec<&str> = all.iter().map(|part| part.0).collect();
-            de::Error::custom(format!(
-                "unknown part `{name}`, expected one of `{}`",
-                known.join("`, `")
-            ))
-        })
     }
 }
 
@@ -216,14 +190,9 @@ impl ParamSpec {
     }
 
     /// A matrix of stored layer `stored`, with normal numbers of the model's deviation.
-    pub(crate) fn matrix(
-        config: &ModelConfig,
-        stored: usize,
-        part: Part,
-        shape: (usize, usize),
-    ) -> Self {
+    pub(crate) fn matrix(sizes: &Sizes, stored: usize, part: Part, shape: (usize, usize)) -> Self {
         let place = ParamPlace::Layer { stored, part };
-        Self::new(place, shape, Init::Normal(config.init_std), Group::Block)
+        Self::new(place, shape, Init::Normal(sizes.init_std), Group::Block)
     }
 
     /// How many numbers it has.
@@ -267,48 +236,6 @@ impl ParamSpec {
     }
 }
 
-/// The table of `config`, which must have passed its check with this `plan`.
-pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
-    let d = config.width;
-    let vocabulary = |place| {
-        let init = Init::Normal(config.init_std);
-        ParamSpec::new(place, (config.vocab_size, d), init, Group::Embedding)
-    };
-    let mut table = vec![vocabulary(ParamPlace::Embed)];
-    for stored in 0..plan.stored {
-        table.extend(norms(config, stored, plan.uses_of(stored).len()));
-        table.extend(linears(config, stored));
-        table.extend(config.mlp.settings().routers(config, stored));
-    }
-    table.extend(config.relax.specs(config, plan));
-    table.extend(config.router.settings().specs(config, RouterSite::Depth));
-    table.push(ParamSpec::new(ParamPlace::FinalNorm, (1, d), Init::Ones, Group::Norm));
-    if !config.tie_embeddings {
-        table.push(vocabulary(ParamPlace::Head));
-    }
-    table
-}
-
-/// The matrices of stored layer `stored`: attention's, then the MLP's.
-pub fn linears(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
-    let mut table = attention::specs(config, stored);
-    table.extend(config.mlp.settings().specs(config, stored));
-    table
-}
-
-/// The two norms of a layer, for each of its uses or for all.
-fn norms(config: &ModelConfig, stored: usize, uses: usize) -> Vec<ParamSpec> {
-    let count = if config.share_norms { 1 } else { uses };
-    let mut table = Vec::new();
-    for part in [attention::NORM, mlp::NORM] {
-        for recursion in 0..count {
-            let place = ParamPlace::LayerNorm { stored, part, recursion };
-            table.push(ParamSpec::new(place, (1, config.width), Init::Ones, Group::Norm));
-        }
-    }
-    table
-}
-
 /// One buffer: numbers that a router learns outside of gradients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BufferSpec {
@@ -318,13 +245,6 @@ pub struct BufferSpec {
     pub length: usize,
     /// The least and the largest value that it may hold.
     pub range: (f64, f64),
-}
-
-/// The buffers of `config`.
-pub fn buffers(config: &ModelConfig) -> Vec<BufferSpec> {
-    let mut table = config.router.settings().buffers(config, RouterSite::Depth);
-    table.extend(config.mlp.settings().buffers(config));
-    table
 }
 
 /// The weights of a model while it is built: each must be taken once.
@@ -397,7 +317,7 @@ impl ParamPlace {
     }
 
     /// The place of the adapter tensor `factor` of a use.
-    pub fn adapter(at: crate::layout::LayerUse, part: Part, factor: &'static str) -> Self {
+    pub fn adapter(at: LayerUse, part: Part, factor: &'static str) -> Self {
         Self::Adapter { stored: at.stored, part, recursion: at.recursion, factor }
     }
 }
@@ -405,40 +325,6 @@ impl ParamPlace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presets::preset;
-
-    fn table(config: &ModelConfig) -> Vec<ParamSpec> {
-        specs(config, &config.check().expect("legal"))
-    }
-
-    #[test]
-    fn names_are_those_of_stored_checkpoints() {
-        let config = ModelConfig { vocab_size: 10, ..preset("cpu-1m-mor3").expect("a preset") };
-        let names: Vec<String> = table(&config).into_iter().map(|spec| spec.name).collect();
-        for name in
-            ["embed", "layers.0.attention_norm.0", "layers.2.gate_up", "router.1.score", "norm"]
-        {
-            assert!(names.iter().any(|known| known == name), "{name} is not in {names:?}");
-        }
-        let place = ParamPlace::Router {
-            site: RouterSite::Layer(4),
-            auxiliary: true,
-            recursion: Some(2),
-            factor: "up",
-        };
-        assert_eq!(place.to_string(), "layers.4.auxiliary_router.2.up");
-    }
-
-    #[test]
-    fn no_name_stands_twice() {
-        for name in crate::presets::names() {
-            let config = ModelConfig { vocab_size: 10, ..preset(&name).expect("listed") };
-            let table = table(&config);
-            let names: std::collections::BTreeSet<&str> =
-                table.iter().map(|spec| spec.name.as_str()).collect();
-            assert_eq!(names.len(), table.len(), "{name}");
-        }
-    }
 
     #[test]
     fn a_weight_without_a_user_or_with_two_does_not_build() {
@@ -460,17 +346,5 @@ mod tests {
         take.take(&ParamPlace::Embed);
         take.take(&ParamPlace::FinalNorm);
         assert!(take.finish().is_ok());
-    }
-
-    #[test]
-    fn parts_are_read_by_name() {
-        let read = |text: &str| serde_json::from_str::<Part>(text);
-        assert_eq!(read("\"key_value\"").expect("known"), attention::KEY_VALUE);
-        let error = read("\"keys\"").expect_err("unknown").to_string();
-        assert!(error.contains("keys") && error.contains("gate_up"), "{error}");
-        let all: Vec<&str> = Part::all().into_iter().map(Part::name).collect();
-        assert_eq!(all[..5], ["query", "key_value", "output", "gate_up", "down"]);
-        let apart: std::collections::BTreeSet<&&str> = all.iter().collect();
-        assert_eq!(apart.len(), all.len(), "{all:?}");
     }
 }

@@ -5,7 +5,9 @@ use ops::{Ops, Tensor2, scalar};
 
 use crate::kv::KvCache;
 use crate::params::RouterSite;
-use crate::routers::{AuxLoss, RouterState, RoutingPlan, Rule};
+use crate::routers::plan::{AuxLoss, RoutingPlan};
+use crate::routers::rule::Rule;
+use crate::routers::state::RouterState;
 
 /// Where the random numbers of a pass live.
 #[derive(Clone, Copy, Debug, Default)]

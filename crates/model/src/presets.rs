@@ -1,7 +1,9 @@
 //! Named models: the SmolLM shapes that the paper uses and small ones for CPUs, each dense,
 //! recursive, and as Mixture-of-Recursions.
 
-use crate::config::{KvMode, ModelConfig, Sharing};
+use crate::config::ModelConfig;
+use crate::kv::KvMode;
+use crate::layout::Sharing;
 use crate::routers::RouterConfig;
 
 /// A shape before any sharing. `layers` for each number of recursions, where it is not the same.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use ops::{Combine, Tensor2};
 
 use crate::block::Block;
-use crate::context::{Carry, LayerContext};
+use crate::carry::Carry;
+use crate::context::LayerContext;
 use crate::layout::{DepthRuns, LayerUse};
 use crate::pass::Pass;
 use crate::recursion_state::{ActiveRows, RecursionState, by_depth};
-use crate::routers::{Joins, Router, RouterCall, WEIGHT};
+use crate::routers::member::Router;
+use crate::routers::plan::{Joins, RouterCall, WEIGHT};
 use crate::rows::Rows;
 
 /// The shared block with its router.
@@ -96,11 +98,13 @@ impl Recursion {
     /// state is known, so that a row that stops can leave at once.
     fn decide(&self, state: &mut RecursionState, ran: Ran, pass: &mut Pass<'_>) {
         let most = self.uses.len() as u32;
-        let is_open = |row: &u32| {
-            let limit = most.min(state.rows.limits(*row as usize).max);
-            state.depth_t[*row as usize] < limit
-        };
-        let open: Vec<u32> = ran.numbers.iter().copied().filter(is_open).collect();
+        let mut open = Vec::new();
+        for &row in ran.numbers.iter() {
+            let limit = most.min(state.rows.limits(row as usize).max);
+            if state.depth_t[row as usize] < limit {
+                open.push(row);
+            }
+        }
         let mut parts = Vec::new();
         for (recursion, numbers) in by_depth(&open, &state.depth_t) {
             parts.extend(self.selected(recursion, numbers, &ran, state, pass));
@@ -115,7 +119,7 @@ impl Recursion {
     fn selected(
         &self,
         recursion: usize,
-        numbers: Arc<[u32]>,
+        mut numbers: Arc<[u32]>,
         ran: &Ran,
         state: &mut RecursionState,
         pass: &mut Pass<'_>,
@@ -128,7 +132,7 @@ impl Recursion {
             (None, _) if all => state.x_td.clone(),
             (None, _) => pass.ops.gather_rows(state.x_td.clone(), &numbers),
         };
-        let rows = if all { state.rows.clone() } else { state.rows.only(&numbers) };
+        let mut rows = if all { state.rows.clone() } else { state.rows.only(&numbers) };
         let carry = ran.carry.gather(pass.ops, places.as_ref());
         // With a router that decides once, the recursions are one element of the model.
         if self.chooses && (recursion == 0 || ran.y_ad.is_none()) {
@@ -144,14 +148,12 @@ impl Recursion {
         };
         let plan = self.router.route(&call, pass);
         let kept = (plan.rows.len() < numbers.len()).then(|| plan.rows.clone());
-        let (numbers, rows, mut x_ad) = match &kept {
-            None => (numbers, rows, x_cd),
-            Some(kept) => (
-                kept.iter().map(|&i| numbers[i as usize]).collect(),
-                rows.only(kept),
-                pass.ops.gather_rows(x_cd, kept),
-            ),
-        };
+        let mut x_ad = x_cd;
+        if let Some(kept) = &kept {
+            numbers = kept.iter().map(|&i| numbers[i as usize]).collect();
+            rows = rows.only(kept);
+            x_ad = pass.ops.gather_rows(x_ad, kept);
+        }
         for loss in plan.losses {
             // What goes into the block reaches the output for certain; the stream may be replaced.
             if numbers.is_empty() {
@@ -180,14 +182,19 @@ impl Recursion {
     fn finish(&self, state: &mut RecursionState, ran: Ran, every_pass: bool, pass: &mut Pass<'_>) {
         let Some(y_ad) = ran.y_ad else { return };
         let going: std::collections::BTreeSet<u32> = state.active.numbers.iter().copied().collect();
-        let is_done = |row: u32| state.depth_t[row as usize] > 0 && !going.contains(&row);
-        let done: Arc<[u32]> = (0..ran.numbers.len() as u32)
-            .filter(|&place| is_done(ran.numbers[place as usize]))
-            .collect();
+        let mut done = Vec::new();
+        let mut numbers = Vec::new();
+        for (place, &row) in ran.numbers.iter().enumerate() {
+            if state.depth_t[row as usize] > 0 && !going.contains(&row) {
+                done.push(place as u32);
+                numbers.push(row);
+            }
+        }
         if done.is_empty() {
             return;
         }
-        let numbers: Arc<[u32]> = done.iter().map(|&i| ran.numbers[i as usize]).collect();
+        let done: Arc<[u32]> = done.into();
+        let numbers: Arc<[u32]> = numbers.into();
         let weight_a1 = match ran.carry.get(WEIGHT).filter(|_| !every_pass) {
             Some(weight_a1) => pass.ops.gather_rows(weight_a1.clone(), &done),
             None => ops::column(vec![1.0; done.len()]),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ops::{Tensor2, from_rows, read_rows};
 
-use crate::context::Carry;
+use crate::carry::Carry;
 use crate::rows::Rows;
 
 /// What a suspended row carries as the next input of the block, where that is not its state.
@@ -126,11 +126,12 @@ impl RecursionState {
                 carry.set(name, value_aw);
             }
         }
-        let states = || active.iter().map(|state| &state.x_d);
+        let x_ad = input
+            .unwrap_or_else(|| matrix(active.iter().map(|state| &state.x_d), active.len(), width));
         resumed.active = ActiveRows {
             runs: groups.iter().map(|(depth, numbers)| (*depth, numbers.len())).collect(),
             rows: resumed.rows.only(&numbers),
-            x_ad: input.unwrap_or_else(|| matrix(states(), active.len(), width)),
+            x_ad,
             numbers,
             carry,
         };
@@ -141,14 +142,11 @@ impl RecursionState {
     pub fn suspend(self) -> Vec<RowState> {
         let width = self.x_td.dims()[1];
         let x_td = read_rows(&self.x_td);
-        let state = |(x_d, &depth): (&[f32], &u32)| RowState {
-            x_d: x_d.to_vec(),
-            carry: BTreeMap::new(),
-            depth,
-            active: false,
-        };
-        let mut states: Vec<RowState> =
-            x_td.chunks_exact(width).zip(&self.depth_t).map(state).collect();
+        let mut states = Vec::with_capacity(self.depth_t.len());
+        for (x_d, &depth) in x_td.chunks_exact(width).zip(&self.depth_t) {
+            let carry = BTreeMap::new();
+            states.push(RowState { x_d: x_d.to_vec(), carry, depth, active: false });
+        }
         let ActiveRows { numbers, mut carry, x_ad, .. } = self.active;
         if self.chained && !numbers.is_empty() {
             carry.set(BLOCK_INPUT, x_ad);

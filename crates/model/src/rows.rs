@@ -83,7 +83,7 @@ impl Rows {
         self.seed.as_ref().map_or(otherwise, |seed| seed[i])
     }
 
-    /// Rows in it.
+    /// How many rows these are.
     pub fn len(&self) -> usize {
         self.position.len()
     }
@@ -108,20 +108,17 @@ impl Rows {
     /// Rows of several passes one after the other. What only some of them carry is lost, but for
     /// limits: rows without get none. Panics if only some carry seeds.
     pub fn stack<'a>(parts: impl Iterator<Item = &'a Rows> + Clone) -> Self {
-        let all = |of: fn(&Rows) -> &Arc<[u32]>| -> Arc<[u32]> {
-            parts.clone().flat_map(|rows| of(rows).iter().copied()).collect()
-        };
         let seeded = parts.clone().filter(|rows| rows.seed.is_some()).count();
         assert!(seeded == 0 || seeded == parts.clone().count(), "all rows carry seeds, or none");
         let limited = parts.clone().any(|rows| rows.limits.is_some());
         Self {
-            sequence: all(|rows| &rows.sequence),
-            position: all(|rows| &rows.position),
-            document: all(|rows| &rows.document),
+            sequence: joined(parts.clone().map(|rows| &*rows.sequence)),
+            position: joined(parts.clone().map(|rows| &*rows.position)),
+            document: joined(parts.clone().map(|rows| &*rows.document)),
             token: parts
                 .clone()
                 .all(|rows| rows.token.is_some())
-                .then(|| parts.clone().flat_map(|rows| rows.tokens().iter().copied()).collect()),
+                .then(|| joined(parts.clone().map(Rows::tokens))),
             limits: limited.then(|| {
                 parts.clone().flat_map(|rows| (0..rows.len()).map(|i| rows.limits(i))).collect()
             }),
@@ -154,9 +151,19 @@ impl Rows {
         Arc::ptr_eq(&self.position, &other.position) && Arc::ptr_eq(&self.sequence, &other.sequence)
     }
 
+    /// What row `i` belongs to: its sequence, and its document there.
+    fn whole(&self, i: usize) -> (u32, u32) {
+        (self.sequence[i], self.document[i])
+    }
+
+    /// What rows are ordered by.
     fn key(&self, i: usize) -> (u32, u32) {
         (self.sequence[i], self.position[i])
     }
+}
+
+fn joined<'a>(lists: impl Iterator<Item = &'a [u32]>) -> Arc<[u32]> {
+    lists.flatten().copied().collect()
 }
 
 fn pick<T: Copy>(from: &[T], numbers: &[u32]) -> Arc<[T]> {
@@ -173,10 +180,7 @@ pub(crate) fn visible(queries: &Rows, keys: &Rows) -> Spans {
         while past < keys.len() && keys.key(past) <= queries.key(i) {
             past += 1;
         }
-        let same = |k: usize| {
-            keys.sequence[k] == queries.sequence[i] && keys.document[k] == queries.document[i]
-        };
-        while first < past && !same(first) {
+        while first < past && keys.whole(first) != queries.whole(i) {
             first += 1;
         }
         start.push(first as u32);

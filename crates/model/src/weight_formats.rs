@@ -124,7 +124,7 @@ fn write_name(f: &mut fmt::Formatter<'_>, format: Option<Format>) -> fmt::Result
 mod tests {
     use super::*;
     use crate::ModelConfig;
-    use crate::params::specs;
+    use crate::table::specs;
 
     fn table() -> Vec<ParamSpec> {
         let config =

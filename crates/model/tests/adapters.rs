@@ -6,7 +6,8 @@ use common::{How, SHARINGS, at_once, close, fresh, ids, tiny};
 use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
 use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
-use model::params::{Group, specs};
+use model::params::Group;
+use model::table::specs;
 use model::{KvMode, ModelConfig, RouterConfig, Rows, Rule, Sharing, attention, mlp};
 
 fn with(relax: Relaxation, sharing: Sharing) -> ModelConfig {

@@ -2,7 +2,7 @@
 //! read.
 
 use model::ModelConfig;
-use model::params::specs;
+use model::table::specs;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;

@@ -2,8 +2,8 @@
 //! no gradient and no moments.
 
 use model::ModelConfig;
-use model::params::specs;
 use model::pattern;
+use model::table::specs;
 
 use crate::TrainError;
 use crate::config::refuse;

@@ -164,7 +164,7 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         let expected = "a path that ends in a name";
         return refuse(path, "folder", "no name in UTF-8".into(), expected.into());
     };
-    let table = model::params::specs(made.config, &made.config.check()?);
+    let table = model::table::specs(made.config, &made.config.check()?);
     let slots = match made.rounded.as_ref().map(Rounded::formats).transpose() {
         Ok(formats) => rounded::slots(&table, &formats.unwrap_or_default()),
         Err(error) => Err(error),
@@ -363,7 +363,7 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         return refuse(&loaded.path, "quantized.weights", formats.to_string(), expected);
     }
     let kept = formats.clone().unwrap_or_default();
-    let slots = rounded::slots(&model::params::specs(&config, &plan), &kept);
+    let slots = rounded::slots(&model::table::specs(&config, &plan), &kept);
     let slots = slots.or_else(|e| {
         refuse(&loaded.path, "config.json", e.to_string(), "matrices that fit the formats".into())
     })?;
@@ -420,7 +420,7 @@ fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<SpecialTokens>, 
 
 fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, TrainError> {
     let decision: CausalThresholds = document(loaded, "routing")?;
-    let table = model::params::specs(config, &config.check()?);
+    let table = model::table::specs(config, &config.check()?);
     let auxiliary = table.iter().any(|spec| spec.group == Group::AuxiliaryRouter);
     if decision.thresholds.len() != config.recursions {
         let found = decision.thresholds.len().to_string();
@@ -456,7 +456,7 @@ fn check_router(
     state: &RouterState,
     config: &ModelConfig,
 ) -> Result<(), TrainError> {
-    let table = model::params::buffers(config);
+    let table = model::table::buffers(config);
     for (name, value) in state.iter() {
         let field = format!("state.router.{name}");
         let Some(spec) = table.iter().find(|spec| spec.name == name) else {

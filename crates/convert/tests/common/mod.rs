@@ -37,7 +37,7 @@ pub(crate) fn tiny(sharing: Sharing, layers: usize, recursions: usize) -> ModelC
 /// Writes a fresh model with uneven norms as a checkpoint and opens it.
 pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
     let plan = config.check().expect("legal");
-    let weights = model::params::specs(config, &plan).into_iter().map(|spec| {
+    let weights = model::table::specs(config, &plan).into_iter().map(|spec| {
         let mut data = spec.fresh(seed);
         if spec.name.contains("norm") {
             let mut dice = Stream::at(seed, Purpose::Init, 1, name_place(&spec.name));

@@ -8,38 +8,35 @@ use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::attention::by_runs;
-use crate::config::ModelConfig;
 use crate::layout::{DepthRuns, LayerPlan};
 use crate::params::{Group, Init, ParamPlace, ParamSpec, Take};
+use crate::sizes::Sizes;
 
 /// `relax = { kind = "encoding" }`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {}
 
-pub(super) fn specs(model: &ModelConfig) -> Vec<ParamSpec> {
+pub(super) fn specs(sizes: &Sizes) -> Vec<ParamSpec> {
     let mut table = Vec::new();
-    for recursion in 0..model.recursions {
+    for recursion in 0..sizes.recursions {
         let place = ParamPlace::Encoding { recursion };
-        table.push(ParamSpec::new(place, (1, model.width), Init::Ones, Group::Norm));
+        table.push(ParamSpec::new(place, (1, sizes.width), Init::Ones, Group::Norm));
     }
     table
 }
 
-/// Every vector, by recursion; none if the model has no encodings.
-pub(crate) fn vectors(model: &ModelConfig, take: &mut Take) -> Vec<Arc<Weight>> {
-    if !matches!(model.relax, super::Relaxation::Encoding(_)) {
-        return Vec::new();
-    }
-    (0..model.recursions).map(|recursion| take.take(&ParamPlace::Encoding { recursion })).collect()
+/// Every vector, by recursion.
+pub(super) fn vectors(sizes: &Sizes, take: &mut Take) -> Vec<Arc<Weight>> {
+    (0..sizes.recursions).map(|recursion| take.take(&ParamPlace::Encoding { recursion })).collect()
 }
 
 /// Whether the stream is multiplied behind stored layer `stored`.
-pub(crate) fn is_behind(model: &ModelConfig, plan: &LayerPlan, stored: usize) -> bool {
-    let ends = usize::from(model.sharing.keeps_ends());
+pub(crate) fn is_behind(sizes: &Sizes, plan: &LayerPlan, stored: usize) -> bool {
+    let ends = usize::from(sizes.sharing.keeps_ends());
     let last = plan.stored - 1 - ends;
     let is_shared = stored >= ends && stored <= last;
-    is_shared && (!model.sharing.is_cycle() || stored == last)
+    is_shared && (!sizes.sharing.is_cycle() || stored == last)
 }
 
 /// Each row of the stream times the vector of its recursion.

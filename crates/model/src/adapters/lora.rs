@@ -8,16 +8,19 @@ use std::sync::Arc;
 use ops::{Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, AdapterSettings, runs};
+use super::member::{Adapter, AdapterSettings, Matrices};
 use crate::attention;
-use crate::config::{ConfigError, ModelConfig, at_least, refuse};
+use crate::error::{ConfigError, at_least, refuse};
+use crate::kv::KvMode;
 use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{Group, Init, ParamPlace, ParamSpec, Part, linears};
+use crate::matrices::read_parts;
+use crate::params::{Group, Init, ParamPlace, ParamSpec, Part};
 use crate::pass::Pass;
+use crate::sizes::Sizes;
 
-/// `[rank, d]`: A.
+/// The tensor A, `[rank, d]`.
 pub const DOWN: &str = "down";
-/// `[n, rank]`: B.
+/// The tensor B, `[n, rank]`.
 pub const UP: &str = "up";
 /// `[1, n]`: DoRA's magnitudes, relative to those of the adapted matrix.
 pub const MAGNITUDE: &str = "length";
@@ -39,11 +42,12 @@ pub enum AdaptedLayers {
 pub struct Config {
     /// Rows of A, columns of B.
     pub rank: usize,
-    /// `s * rank`.
+    /// Scale of what is added: `s = alpha / rank`.
     pub alpha: f64,
     /// Which matrices of a layer.
+    #[serde(deserialize_with = "read_parts")]
     pub parts: Vec<Part>,
-    /// Which layers.
+    /// Which layers get adapters.
     pub layers: AdaptedLayers,
     /// Whether the first use is the shared layer as it is.
     pub skip_first: bool,
@@ -62,12 +66,12 @@ impl Config {
         (self.alpha / self.rank as f64) as f32
     }
 
-    /// Whether use `at` has an adapter for `part`.
-    pub fn adapts(&self, model: &ModelConfig, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
+    /// Whether use `at` has an adapter for `part` in a model of this `plan` and `kv`.
+    pub fn adapts(&self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
         let reached = self.layers == AdaptedLayers::All || plan.uses_of(at.stored).len() > 1;
         reached
             && self.parts.contains(&part)
-            && runs(model, at, part)
+            && attention::runs(kv, at, part)
             && !(self.skip_first && at.recursion == 0)
     }
 }
@@ -79,10 +83,15 @@ pub(super) struct LowRank<'a> {
 }
 
 impl AdapterSettings for LowRank<'_> {
-    fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError> {
+    fn check(
+        &self,
+        sizes: &Sizes,
+        plan: &LayerPlan,
+        matrices: &Matrices,
+    ) -> Result<(), ConfigError> {
         let config = self.config;
         at_least("relax.alpha", config.alpha, 1e-6)?;
-        if config.layers == AdaptedLayers::Shared && plan.stored == model.layers {
+        if config.layers == AdaptedLayers::Shared && plan.stored == sizes.layers {
             let expected = "\"all\" where every layer has weights of its own: \"shared\" adapts \
                             layers that are used more than once";
             return refuse("relax.layers", "\"shared\"", expected.into());
@@ -90,15 +99,14 @@ impl AdapterSettings for LowRank<'_> {
         if config.parts.is_empty() {
             return refuse("relax.parts", "[]", "at least one of a layer's matrices".into());
         }
-        let bases = linears(model, 0);
+        let Matrices { table, adaptable } = matrices;
         for (i, part) in config.parts.iter().enumerate() {
             let name = part.name();
             if config.parts[..i].contains(part) {
                 return refuse("relax.parts", name, "each matrix once".into());
             }
-            let adaptable = model.mlp.settings().adaptable();
             let of_part = ParamPlace::Layer { stored: 0, part: *part };
-            let Some(base) = bases.iter().find(|base| base.place == of_part) else {
+            let Some(base) = table.iter().find(|base| base.place == of_part) else {
                 let known = adaptable.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
                 return refuse("relax.parts", name, format!("matrices of this model: {known}"));
             };
@@ -117,17 +125,17 @@ impl AdapterSettings for LowRank<'_> {
 
     fn specs(
         &self,
-        model: &ModelConfig,
+        sizes: &Sizes,
         plan: &LayerPlan,
         at: LayerUse,
         base: &ParamSpec,
     ) -> Vec<ParamSpec> {
         let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        if !self.config.adapts(model, plan, at, part) {
+        if !self.config.adapts(sizes.kv, plan, at, part) {
             return Vec::new();
         }
         let ((n, d), rank) = (base.shape, self.config.rank);
-        let normal = Init::Normal(model.init_std);
+        let normal = Init::Normal(sizes.init_std);
         let mut table = vec![
             ParamSpec::new(ParamPlace::adapter(at, part, DOWN), (rank, d), normal, Group::Adapter),
             ParamSpec::new(
@@ -200,8 +208,7 @@ pub fn merge(
     scale: f32,
     length: Option<&[f32]>,
 ) -> Vec<f32> {
-    let (rank, size) =
-        (down.len() / d, |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt());
+    let rank = down.len() / d;
     let mut merged = Vec::with_capacity(w.len());
     for (n, row) in w.chunks_exact(d).enumerate() {
         let own: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
@@ -211,9 +218,14 @@ pub fn merge(
             sum.iter_mut().zip(a).for_each(|(s, &a)| *s += b * f64::from(a));
         }
         let factor = length.map_or(1.0, |length| {
-            f64::from(length[n]) * size(&own) / size(&sum).max(f64::MIN_POSITIVE)
+            f64::from(length[n]) * norm(&own) / norm(&sum).max(f64::MIN_POSITIVE)
         });
         merged.extend(sum.into_iter().map(|x| (factor * x) as f32));
     }
     merged
+}
+
+/// The Euclidean length of a row.
+fn norm(row: &[f64]) -> f64 {
+    row.iter().map(|x| x * x).sum::<f64>().sqrt()
 }

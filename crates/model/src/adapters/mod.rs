@@ -5,18 +5,20 @@
 
 pub mod encoding;
 pub mod lora;
+pub(crate) mod member;
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use ops::{Tensor2, Weight};
+use ops::Weight;
 use serde::{Deserialize, Serialize};
 
-use crate::attention;
-use crate::config::{ConfigError, ModelConfig, refuse};
-use crate::layout::{DepthRuns, LayerPlan, LayerUse};
-use crate::params::{ParamPlace, ParamSpec, Part, Take, linears};
-use crate::pass::Pass;
+use crate::error::{ConfigError, refuse};
+use crate::layout::LayerPlan;
+use crate::matrices;
+use crate::mlp::MlpConfig;
+use crate::params::{ParamSpec, Take};
+use crate::sizes::Sizes;
+use member::{AdapterSettings, Matrices};
 
 pub use lora::merge;
 
@@ -33,38 +35,6 @@ pub enum Relaxation {
     Dora(lora::Config),
     /// The stream is multiplied by a learned vector of the recursion.
     Encoding(encoding::Config),
-}
-
-/// What a kind of adapter answers about the matrices of layers.
-pub(crate) trait AdapterSettings {
-    /// # Errors
-    /// The first impossible setting.
-    fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError>;
-
-    /// The weights of the adapter that use `at` has for the matrix `base`; none if it has none.
-    fn specs(
-        &self,
-        model: &ModelConfig,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec>;
-
-    /// That adapter over its weights: one for each of [`AdapterSettings::specs`], by factor.
-    fn build(&self, take: &mut dyn FnMut(&'static str) -> Arc<Weight>) -> Box<dyn Adapter>;
-}
-
-/// What a use adds to a matrix `W`.
-pub(crate) trait Adapter: Debug + Send + Sync {
-    /// The adapted product of `h`, added to `residual` if there is one. Gets the pass, so that an
-    /// adapter may route among several, attach losses, and tell the probe.
-    fn run(
-        &self,
-        weight: &Weight,
-        h_td: Tensor2,
-        residual_tn: Option<Tensor2>,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2;
 }
 
 impl Relaxation {
@@ -98,134 +68,50 @@ impl Relaxation {
     }
 
     /// What adapts matrices, if this does.
-    fn settings(&self) -> Option<Box<dyn AdapterSettings + '_>> {
+    pub(crate) fn settings(&self) -> Option<Box<dyn AdapterSettings + '_>> {
         let (config, magnitudes) = self.adapters()?;
         Some(Box::new(lora::LowRank { config, magnitudes }))
     }
 
-    pub(crate) fn check(&self, model: &ModelConfig, plan: &LayerPlan) -> Result<(), ConfigError> {
-        if matches!(self, Relaxation::Encoding(_)) && plan.stored == model.layers {
+    pub(crate) fn check(
+        &self,
+        sizes: &Sizes,
+        plan: &LayerPlan,
+        mlp: &MlpConfig,
+    ) -> Result<(), ConfigError> {
+        if matches!(self, Relaxation::Encoding(_)) && plan.stored == sizes.layers {
             let expected = "a layout with shared layers: nothing else is used more than once";
             return refuse("relax.kind", self.kind(), expected.into());
         }
-        self.settings().map_or(Ok(()), |settings| settings.check(model, plan))
+        let Some(settings) = self.settings() else { return Ok(()) };
+        let table = matrices::of_layer(sizes, mlp, 0);
+        let adaptable = mlp.settings().adaptable();
+        settings.check(sizes, plan, &Matrices { table, adaptable })
     }
 
     /// Every weight, in the order of the parameter table.
-    pub(crate) fn specs(&self, model: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
+    pub(crate) fn specs(&self, sizes: &Sizes, plan: &LayerPlan, mlp: &MlpConfig) -> Vec<ParamSpec> {
         if let Relaxation::Encoding(_) = self {
-            return encoding::specs(model);
+            return encoding::specs(sizes);
         }
         let Some(settings) = self.settings() else { return Vec::new() };
         let mut table = Vec::new();
         for stored in 0..plan.stored {
-            let bases = linears(model, stored);
+            let bases = matrices::of_layer(sizes, mlp, stored);
             for &at in plan.uses_of(stored) {
                 for base in &bases {
-                    table.extend(settings.specs(model, plan, at, base));
+                    table.extend(settings.specs(sizes, plan, at, base));
                 }
             }
         }
         table
     }
-}
 
-/// Builds the matrices of one stored layer, each with what its uses add.
-pub struct LinearBuilder<'a> {
-    pub(crate) model: &'a ModelConfig,
-    pub(crate) plan: &'a LayerPlan,
-    pub(crate) stored: usize,
-}
-
-impl LinearBuilder<'_> {
-    /// The matrix `part` of the layer.
-    pub fn build(&self, part: Part, take: &mut Take) -> Linear {
-        let place = ParamPlace::Layer { stored: self.stored, part };
-        let weight = take.take(&place);
-        let base = linears(self.model, self.stored).into_iter().find(|spec| spec.place == place);
-        let (Some(settings), Some(base)) = (self.model.relax.settings(), base) else {
-            return Linear { weight, adapters: Vec::new() };
-        };
-        let mut adapters = Vec::new();
-        for &at in self.plan.uses_of(self.stored) {
-            let table = settings.specs(self.model, self.plan, at, &base);
-            adapters.push((!table.is_empty()).then(|| {
-                settings.build(&mut |factor| take.take(&ParamPlace::adapter(at, part, factor)))
-            }));
-        }
-        if adapters.iter().all(Option::is_none) {
-            adapters.clear();
-        }
-        Linear { weight, adapters }
-    }
-
-    /// The weights of a bank of matrices, which takes no adapters.
-    pub fn bank(&self, part: Part, take: &mut Take) -> Arc<Weight> {
-        take.take(&ParamPlace::Layer { stored: self.stored, part })
-    }
-}
-
-/// A matrix of a layer with what each use adds to it.
-#[derive(Debug)]
-pub struct Linear {
-    weight: Arc<Weight>,
-    /// By recursion; empty if no use adds anything.
-    adapters: Vec<Option<Box<dyn Adapter>>>,
-}
-
-impl Linear {
-    /// `h W^T`, each row with what its use adds.
-    pub fn apply(&self, h_td: Tensor2, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
-        self.by_runs(h_td, None, at, pass)
-    }
-
-    /// The same added to `residual`.
-    pub fn add(
-        &self,
-        h_td: Tensor2,
-        residual_tn: Tensor2,
-        at: &DepthRuns,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2 {
-        self.by_runs(h_td, Some(residual_tn), at, pass)
-    }
-
-    fn by_runs(
-        &self,
-        h_td: Tensor2,
-        residual_tn: Option<Tensor2>,
-        at: &DepthRuns,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2 {
-        if self.adapters.is_empty() || at.count() <= 1 {
-            let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
-            return self.one(h_td, residual_tn, recursion, pass);
-        }
-        let mut parts = Vec::new();
-        for (at, range) in at.runs() {
-            let residual = residual_tn.as_ref().map(|x| ops::rows_of(x, range.clone()));
-            parts.push(self.one(ops::rows_of(&h_td, range), residual, at.recursion, pass));
-        }
-        ops::stack(parts)
-    }
-
-    /// The product of rows that are all at one use.
-    fn one(
-        &self,
-        h_td: Tensor2,
-        residual_tn: Option<Tensor2>,
-        recursion: usize,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2 {
-        match (self.adapters.get(recursion).and_then(Option::as_ref), residual_tn) {
-            (Some(adapter), residual_tn) => adapter.run(&self.weight, h_td, residual_tn, pass),
-            (None, Some(residual_tn)) => pass.ops.linear_add(h_td, &self.weight, residual_tn),
-            (None, None) => pass.ops.linear(h_td, &self.weight),
+    /// The vectors of a recursion encoding, by recursion; none if this is something else.
+    pub(crate) fn encodings(&self, sizes: &Sizes, take: &mut Take) -> Vec<Arc<Weight>> {
+        match self {
+            Relaxation::Encoding(_) => encoding::vectors(sizes, take),
+            _ => Vec::new(),
         }
     }
-}
-
-/// Whether use `at` computes the matrix `part` at all.
-pub(crate) fn runs(model: &ModelConfig, at: LayerUse, part: Part) -> bool {
-    attention::runs(model, at, part)
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ops::{Ops, Spans, Tensor2, from_rows, read_rows, write_rows};
 
 use super::{KvCache, KvView};
-use crate::Rows;
 use crate::layout::DepthRuns;
+use crate::rows::Rows;
 
 /// Keys and values of several growing sequences, one document each. Positions of a sequence must
 /// arrive in order.

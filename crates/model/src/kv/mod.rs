@@ -8,12 +8,26 @@ mod transient;
 use std::sync::Arc;
 
 use ops::{Heads, Ops, PageView, Spans, Tensor2};
+use serde::{Deserialize, Serialize};
 
-use crate::Rows;
 use crate::layout::DepthRuns;
+use crate::rows::Rows;
 
 pub use cache::SequenceCache;
 pub use transient::PassCache;
+
+/// What later recursions attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvMode {
+    /// Each recursion keeps keys and values of the rows active in it, and sees only these.
+    RecursionWise,
+    /// Later recursions see the first one's keys and values of all rows; only queries are computed.
+    Shared,
+    /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's,
+    /// for that recursion only.
+    SharedUpdate,
+}
 
 /// Keys and values, and for each asking row what it sees of them.
 #[derive(Clone, Debug)]
@@ -21,7 +35,7 @@ pub enum KvView {
     /// A matrix of keys and values `[s, 2*G*K]` (key heads, then value heads), of which each row
     /// sees a stretch.
     Lines {
-        /// The matrix.
+        /// Keys and values of one layer, a line for each row or free place.
         kv_sn: Tensor2,
         /// One span a row.
         spans: Arc<Spans>,

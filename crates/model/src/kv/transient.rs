@@ -6,9 +6,8 @@ use std::sync::Arc;
 use ops::{Ops, Spans, Tensor2};
 
 use super::{KvCache, KvView};
-use crate::Rows;
 use crate::layout::DepthRuns;
-use crate::rows::visible;
+use crate::rows::{Rows, visible};
 
 /// Keys and values of the running pass only. Differentiable: gradients flow back to whoever made
 /// them.

@@ -3,11 +3,12 @@
 use ops::Tensor2;
 use serde::{Deserialize, Serialize};
 
-use super::{Mlp, MlpSettings};
-use crate::adapters::{Linear, LinearBuilder};
-use crate::config::{ConfigError, ModelConfig};
+use super::member::{Mlp, MlpSettings};
 use crate::context::LayerContext;
+use crate::error::ConfigError;
+use crate::linear::{Linear, LinearBuilder};
 use crate::params::{ParamSpec, Part, Take};
+use crate::sizes::Sizes;
 
 /// `[2 f, d]`: gate, then up.
 pub const GATE_UP: Part = Part::new("gate_up");
@@ -20,7 +21,7 @@ pub const DOWN: Part = Part::new("down");
 pub struct Config {}
 
 impl MlpSettings for Config {
-    fn check(&self, _: &ModelConfig) -> Result<(), ConfigError> {
+    fn check(&self, _: &Sizes) -> Result<(), ConfigError> {
         Ok(())
     }
 
@@ -28,11 +29,11 @@ impl MlpSettings for Config {
         vec![GATE_UP, DOWN]
     }
 
-    fn specs(&self, model: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
-        let (d, f) = (model.width, model.ffn);
+    fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+        let (d, f) = (sizes.width, sizes.ffn);
         vec![
-            ParamSpec::matrix(model, stored, GATE_UP, (2 * f, d)),
-            ParamSpec::matrix(model, stored, DOWN, (d, f)),
+            ParamSpec::matrix(sizes, stored, GATE_UP, (2 * f, d)),
+            ParamSpec::matrix(sizes, stored, DOWN, (d, f)),
         ]
     }
 

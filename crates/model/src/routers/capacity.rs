@@ -2,7 +2,7 @@
 
 use super::plan::RouterCall;
 use super::top_k::top_k;
-use crate::config::{ConfigError, refuse};
+use crate::error::{ConfigError, refuse};
 
 /// `1, (n-1)/n, ..., 1/n`: the load of a perfectly balanced token-choice router.
 pub fn default_capacities(recursions: usize) -> Vec<f64> {

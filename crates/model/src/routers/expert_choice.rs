@@ -7,14 +7,15 @@ use ops::{Activation, Combine, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::capacity::{self, best, warmed};
+use super::member::{Router, RouterSettings, StepRouting};
+use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan};
+use super::rule::{CausalThresholds, Causality, Rule, ThresholdsFrom};
 use super::scorer::{Network, Scorer, ScorerPlace};
-use super::{
-    AuxLoss, CausalThresholds, Causality, Joins, Router, RouterCall, RouterConfig, RouterSettings,
-    RouterState, RoutingPlan, Rule, StepRouting, ThresholdsFrom,
-};
-use crate::config::{ConfigError, ModelConfig, at_least, refuse};
+use super::state::RouterState;
+use crate::error::{ConfigError, at_least, refuse};
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::sizes::Sizes;
 
 /// Buffer: running mean of the logit at which each recursion's capacity is met.
 pub const RUNNING: &str = "running";
@@ -28,11 +29,11 @@ pub const RELEASED: &str = "released";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Function {
-    /// `alpha * sigmoid(z)`
+    /// `alpha * sigmoid(z)`: between 0 and alpha.
     Sigmoid,
-    /// `alpha * tanh(z)`
+    /// `alpha * tanh(z)`: between -alpha and alpha.
     Tanh,
-    /// `z`
+    /// `z` itself, without bounds; alpha is not used.
     None,
 }
 
@@ -42,7 +43,7 @@ pub enum Function {
 pub enum Gating {
     /// `x += p * block(x)`, as published.
     Weighted,
-    /// `x += block(x)`.
+    /// `x += block(x)`, whatever the gate is.
     Additive,
     /// `x += p * (block(x) - x)`: with p = 1 the recursive model.
     Blend,
@@ -66,7 +67,7 @@ pub enum SamplingLoss {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Causal {
-    /// `sigmoid(z) >= 0.5`.
+    /// `sigmoid(z) >= 0.5`, which is `z >= 0`, at each recursion.
     Half,
     /// The logit at which each capacity is met on held-out text, found at the end of training.
     Calibrated,
@@ -180,8 +181,8 @@ impl Config {
 }
 
 impl RouterSettings for Config {
-    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
-        capacity::check(&self.capacities, model.recursions)?;
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        capacity::check(&self.capacities, sizes.recursions)?;
         at_least("router.alpha", self.alpha, 1e-6)?;
         at_least("router.temperature", self.temperature, 1e-6)?;
         at_least("router.sampling_weight", self.sampling_weight, 0.0)?;
@@ -201,28 +202,27 @@ impl RouterSettings for Config {
         Ok(())
     }
 
-    fn specs(&self, model: &ModelConfig, site: RouterSite) -> Vec<ParamSpec> {
-        let places = self.places(model.recursions, site).into_iter();
-        places.flat_map(|place| self.network.specs(place, model, 1)).collect()
+    fn specs(&self, sizes: &Sizes, site: RouterSite) -> Vec<ParamSpec> {
+        let places = self.places(sizes.recursions, site).into_iter();
+        places.flat_map(|place| self.network.specs(place, sizes, 1)).collect()
     }
 
-    fn buffers(&self, model: &ModelConfig, _: RouterSite) -> Vec<BufferSpec> {
+    fn buffers(&self, sizes: &Sizes, _: RouterSite) -> Vec<BufferSpec> {
         let any = (f64::NEG_INFINITY, f64::INFINITY);
-        let buffer = |name: &str, length, range| BufferSpec { name: name.into(), length, range };
         vec![
-            buffer(RUNNING, model.recursions, any),
-            buffer(RUNNING_STEPS, 1, (0.0, f64::INFINITY)),
-            buffer(RELEASED, 1, (0.0, 1.0)),
+            BufferSpec { name: RUNNING.into(), length: sizes.recursions, range: any },
+            BufferSpec { name: RUNNING_STEPS.into(), length: 1, range: (0.0, f64::INFINITY) },
+            BufferSpec { name: RELEASED.into(), length: 1, range: (0.0, 1.0) },
         ]
     }
 
-    fn build(&self, model: &ModelConfig, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
+    fn build(&self, sizes: &Sizes, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
         let (mut scorers, mut auxiliary) = (Vec::new(), Vec::new());
-        for place in self.places(model.recursions, site) {
+        for place in self.places(sizes.recursions, site) {
             let list = if place.auxiliary { &mut auxiliary } else { &mut scorers };
             list.push(self.network.build(place, take));
         }
-        let capacities = capacity::nominal(&self.capacities, model.recursions);
+        let capacities = capacity::nominal(&self.capacities, sizes.recursions);
         Box::new(ExpertChoice { config: self.clone(), capacities, scorers, auxiliary })
     }
 
@@ -267,19 +267,17 @@ impl RouterSettings for Config {
         state.get(RUNNING).to_vec()
     }
 
-    fn neutral(&self, recursions: usize) -> Option<RouterConfig> {
-        Some(RouterConfig::ExpertChoice(Self {
-            capacities: Some(vec![1.0; recursions]),
-            capacity_warmup_steps: 0,
-            gating: Gating::Replace,
-            gate_release_steps: 0,
-            ..self.clone()
-        }))
+    fn make_neutral(&mut self, recursions: usize) -> bool {
+        self.capacities = Some(vec![1.0; recursions]);
+        self.capacity_warmup_steps = 0;
+        self.gating = Gating::Replace;
+        self.gate_release_steps = 0;
+        true
     }
 
     fn is_neutral(&self) -> bool {
-        let open = |list: &Vec<f64>| list.iter().all(|&share| share >= 1.0);
-        self.gating == Gating::Replace && self.capacities.as_ref().is_some_and(open)
+        let Some(capacities) = &self.capacities else { return false };
+        self.gating == Gating::Replace && capacities.iter().all(|&share| share >= 1.0)
     }
 }
 
@@ -417,9 +415,10 @@ fn decide(
     };
     let scores = if rule.auxiliary { auxiliary.unwrap_or(logits) } else { logits };
     let Some(threshold) = rule.thresholds[r] else { return vec![true; scores.len()] };
-    let passes = |(i, &z): (usize, &f32)| {
+    let mut kept = Vec::with_capacity(scores.len());
+    for (i, &z) in scores.iter().enumerate() {
         let limits = call.rows.limits(i);
-        z >= threshold + limits.threshold || (r as u32) < limits.min
-    };
-    scores.iter().enumerate().map(passes).collect()
+        kept.push(z >= threshold + limits.threshold || (r as u32) < limits.min);
+    }
+    kept
 }

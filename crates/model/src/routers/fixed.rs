@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Causality, Router, RouterCall, RouterConfig, RouterSettings, RoutingPlan};
-use crate::config::{ConfigError, ModelConfig};
+use super::member::{Router, RouterSettings};
+use super::plan::{RouterCall, RoutingPlan};
+use super::rule::Causality;
+use crate::error::ConfigError;
 use crate::params::{RouterSite, Take};
 use crate::pass::Pass;
+use crate::sizes::Sizes;
 
 /// `router = { kind = "fixed" }`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,11 +16,11 @@ use crate::pass::Pass;
 pub struct Config {}
 
 impl RouterSettings for Config {
-    fn check(&self, _: &ModelConfig) -> Result<(), ConfigError> {
+    fn check(&self, _: &Sizes) -> Result<(), ConfigError> {
         Ok(())
     }
 
-    fn build(&self, _: &ModelConfig, _: RouterSite, _: &mut Take) -> Box<dyn Router> {
+    fn build(&self, _: &Sizes, _: RouterSite, _: &mut Take) -> Box<dyn Router> {
         Box::new(Fixed)
     }
 
@@ -33,8 +36,8 @@ impl RouterSettings for Config {
         Causality::Always
     }
 
-    fn neutral(&self, _: usize) -> Option<RouterConfig> {
-        Some(RouterConfig::FIXED)
+    fn make_neutral(&mut self, _: usize) -> bool {
+        true
     }
 
     fn is_neutral(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ops::{Combine, Ops, Tensor2};
 
-use crate::context::Carry;
+use crate::carry::Carry;
 use crate::rows::Rows;
 
 /// The rows that a router decides about, its candidates.
@@ -14,7 +14,7 @@ pub struct RouterCall<'a> {
     pub recursion: usize,
     /// Their states `[c, d]`.
     pub x_cd: &'a Tensor2,
-    /// Who they are.
+    /// Their sequences, positions, tokens and limits.
     pub rows: &'a Rows,
     /// Their numbers among the rows of the pass.
     pub numbers: &'a [u32],

@@ -5,11 +5,14 @@ use ops::column;
 use serde::{Deserialize, Serialize};
 
 use super::capacity::{self, best};
-use super::{Causality, Router, RouterCall, RouterSettings, RoutingPlan, Rule};
-use crate::config::{ConfigError, ModelConfig, refuse};
+use super::member::{Router, RouterSettings};
+use super::plan::{RouterCall, RoutingPlan};
+use super::rule::{Causality, Rule};
+use crate::error::{ConfigError, refuse};
 use crate::params::{RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rng::{Purpose, Stream};
+use crate::sizes::Sizes;
 
 /// `router = { kind = "random", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,7 +20,7 @@ use crate::rng::{Purpose, Stream};
 pub struct Config {
     /// Scale of the gate `alpha * u`, u uniform in [0, 1).
     pub alpha: f64,
-    /// As for expert-choice.
+    /// Share of a sequence's rows in each recursion, as for expert-choice.
     pub capacities: Option<Vec<f64>>,
 }
 
@@ -28,16 +31,16 @@ impl Default for Config {
 }
 
 impl RouterSettings for Config {
-    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
-        capacity::check(&self.capacities, model.recursions)?;
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        capacity::check(&self.capacities, sizes.recursions)?;
         if self.alpha > 0.0 && self.alpha.is_finite() {
             return Ok(());
         }
         refuse("router.alpha", self.alpha, "a positive number".into())
     }
 
-    fn build(&self, model: &ModelConfig, _: RouterSite, _: &mut Take) -> Box<dyn Router> {
-        let capacities = self.capacities(model.recursions, 0);
+    fn build(&self, sizes: &Sizes, _: RouterSite, _: &mut Take) -> Box<dyn Router> {
+        let capacities = self.capacities(sizes.recursions, 0);
         Box::new(Random { alpha: self.alpha, capacities })
     }
 
@@ -83,12 +86,14 @@ impl Router for Random {
         let (r, rows) = (call.recursion, call.rows);
         let causal = *pass.rule != Rule::NonCausal;
         let dice = self.dice(call, causal, pass);
-        let kept: Vec<bool> = if causal {
+        let kept = if causal {
             let before = if r == 0 { 1.0 } else { self.capacities[r - 1] };
-            let share = self.capacities[r] / before;
-            let limit = 1.0 - share;
-            let passes = |i: usize| f64::from(dice[i]) >= limit || (r as u32) < rows.limits(i).min;
-            (0..rows.len()).map(passes).collect()
+            let limit = 1.0 - self.capacities[r] / before;
+            let mut kept = Vec::with_capacity(rows.len());
+            for (i, &u) in dice.iter().enumerate() {
+                kept.push(f64::from(u) >= limit || (r as u32) < rows.limits(i).min);
+            }
+            kept
         } else {
             best(&dice, call, self.capacities[r])
         };

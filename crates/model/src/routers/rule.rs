@@ -63,7 +63,7 @@ pub enum ThresholdsFrom {
     Constant {
         /// The name of the rule.
         made_by: &'static str,
-        /// The logit.
+        /// The logit that a row must reach.
         value: f32,
     },
     /// A buffer of the router holds them.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
 use crate::params::{Group, Init, ParamPlace, ParamSpec, RouterSite, Take};
+use crate::sizes::Sizes;
 
 /// The shape of a scoring network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
-    /// `d -> out`
+    /// `d -> out`: one matrix.
     Linear,
     /// `d -> 2d -> GELU -> out`
     Mlp,
@@ -46,13 +46,8 @@ impl Network {
     }
 
     /// Its weights: `score` `[outputs, d]`, or `up` `[hidden, d]` and `down` `[outputs, hidden]`.
-    pub(crate) fn specs(
-        self,
-        place: ScorerPlace,
-        model: &ModelConfig,
-        outputs: usize,
-    ) -> Vec<ParamSpec> {
-        let (d, normal) = (model.width, Init::Normal(model.init_std));
+    pub(crate) fn specs(self, place: ScorerPlace, sizes: &Sizes, outputs: usize) -> Vec<ParamSpec> {
+        let (d, normal) = (sizes.width, Init::Normal(sizes.init_std));
         let group = if place.auxiliary { Group::AuxiliaryRouter } else { Group::Router };
         match self.hidden(d) {
             None => vec![ParamSpec::new(place.of("score"), (outputs, d), normal, group)],

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The buffers of a model's routers by name, as [`crate::params::buffers`] lists them; part of
+/// The buffers of a model's routers by name, as [`crate::table::buffers`] lists them; part of
 /// every checkpoint. One that is absent has not been written yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, Stored>", into = "BTreeMap<String, Vec<f32>>")]

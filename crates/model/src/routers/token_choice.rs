@@ -5,17 +5,18 @@
 use ops::{Activation, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::WEIGHT;
 use super::capacity::default_capacities;
+use super::member::{Router, RouterSettings, StepRouting};
+use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan, WEIGHT};
+use super::rule::Causality;
 use super::scorer::{Network, Scorer, ScorerPlace};
-use super::{
-    AuxLoss, Causality, Joins, Router, RouterCall, RouterSettings, RouterState, RoutingPlan,
-    StepRouting,
-};
-use crate::config::{ConfigError, KvMode, ModelConfig, at_least, refuse};
+use super::state::RouterState;
+use crate::error::{ConfigError, at_least, refuse};
+use crate::kv::KvMode;
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rows::Rows;
+use crate::sizes::Sizes;
 
 /// Buffer: added to scores for selection only, where balance is `loss_free`.
 pub const BIAS: &str = "bias";
@@ -116,8 +117,8 @@ impl Config {
 }
 
 impl RouterSettings for Config {
-    fn check(&self, model: &ModelConfig) -> Result<(), ConfigError> {
-        if model.kv == KvMode::SharedUpdate {
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        if sizes.kv == KvMode::SharedUpdate {
             let expected = "recursion_wise or shared with router \"token_choice\"";
             return refuse("kv", "shared_update", expected.into());
         }
@@ -127,18 +128,18 @@ impl RouterSettings for Config {
         at_least("router.z_weight", self.z_weight, 0.0)
     }
 
-    fn specs(&self, model: &ModelConfig, site: RouterSite) -> Vec<ParamSpec> {
-        self.network.specs(Self::place(site), model, model.recursions)
+    fn specs(&self, sizes: &Sizes, site: RouterSite) -> Vec<ParamSpec> {
+        self.network.specs(Self::place(site), sizes, sizes.recursions)
     }
 
-    fn buffers(&self, model: &ModelConfig, _: RouterSite) -> Vec<BufferSpec> {
+    fn buffers(&self, sizes: &Sizes, _: RouterSite) -> Vec<BufferSpec> {
         let range = (f64::NEG_INFINITY, f64::INFINITY);
-        vec![BufferSpec { name: BIAS.into(), length: model.recursions, range }]
+        vec![BufferSpec { name: BIAS.into(), length: sizes.recursions, range }]
     }
 
-    fn build(&self, model: &ModelConfig, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
+    fn build(&self, sizes: &Sizes, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
         let scorer = self.network.build(Self::place(site), take);
-        Box::new(TokenChoice { config: self.clone(), recursions: model.recursions, scorer })
+        Box::new(TokenChoice { config: self.clone(), recursions: sizes.recursions, scorer })
     }
 
     fn capacities(&self, recursions: usize, _: u64) -> Vec<f64> {

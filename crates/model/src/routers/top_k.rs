@@ -40,7 +40,9 @@ fn select(queue: &mut [Scored], nth: usize) {
 
 /// Splits by the median of three; returns where the second part begins.
 fn partition(queue: &mut [Scored]) -> usize {
-    let (a, b, c) = (1, queue.len() / 2, queue.len() - 1);
+    let a = 1;
+    let b = queue.len() / 2;
+    let c = queue.len() - 1;
     let median = if before(&queue[a], &queue[b]) {
         if before(&queue[b], &queue[c]) {
             b

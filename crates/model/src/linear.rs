@@ -1,0 +1,110 @@
+//! A matrix of a layer as attention and MLPs use it: the stored weight with what each use adds.
+
+use std::sync::Arc;
+
+use ops::{Tensor2, Weight};
+
+use crate::adapters::member::{Adapter, AdapterSettings};
+use crate::layout::{DepthRuns, LayerPlan};
+use crate::params::{ParamPlace, ParamSpec, Part, Take};
+use crate::pass::Pass;
+use crate::sizes::Sizes;
+
+/// Builds the matrices of one stored layer, each with what its uses add.
+pub struct LinearBuilder<'a> {
+    pub(crate) sizes: &'a Sizes,
+    pub(crate) plan: &'a LayerPlan,
+    pub(crate) stored: usize,
+    /// The layer's matrices in the table.
+    pub(crate) table: Vec<ParamSpec>,
+    /// What adapts matrices, if anything does.
+    pub(crate) adapters: Option<Box<dyn AdapterSettings + 'a>>,
+}
+
+impl LinearBuilder<'_> {
+    /// The matrix `part` of the layer.
+    pub fn build(&self, part: Part, take: &mut Take) -> Linear {
+        let place = ParamPlace::Layer { stored: self.stored, part };
+        let weight = take.take(&place);
+        let base = self.table.iter().find(|spec| spec.place == place);
+        let (Some(settings), Some(base)) = (&self.adapters, base) else {
+            return Linear { weight, adapters: Vec::new() };
+        };
+        let mut adapters = Vec::new();
+        for &at in self.plan.uses_of(self.stored) {
+            let table = settings.specs(self.sizes, self.plan, at, base);
+            adapters.push((!table.is_empty()).then(|| {
+                settings.build(&mut |factor| take.take(&ParamPlace::adapter(at, part, factor)))
+            }));
+        }
+        if adapters.iter().all(Option::is_none) {
+            adapters.clear();
+        }
+        Linear { weight, adapters }
+    }
+
+    /// The weights of a bank of matrices, which takes no adapters.
+    pub fn bank(&self, part: Part, take: &mut Take) -> Arc<Weight> {
+        take.take(&ParamPlace::Layer { stored: self.stored, part })
+    }
+}
+
+/// A matrix of a layer with what each use adds to it.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Arc<Weight>,
+    /// By recursion; empty if no use adds anything.
+    adapters: Vec<Option<Box<dyn Adapter>>>,
+}
+
+impl Linear {
+    /// `h W^T`, each row with what its use adds.
+    pub fn apply(&self, h_td: Tensor2, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
+        self.by_runs(h_td, None, at, pass)
+    }
+
+    /// The same added to `residual`.
+    pub fn add(
+        &self,
+        h_td: Tensor2,
+        residual_tn: Tensor2,
+        at: &DepthRuns,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        self.by_runs(h_td, Some(residual_tn), at, pass)
+    }
+
+    fn by_runs(
+        &self,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        at: &DepthRuns,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        if self.adapters.is_empty() || at.count() <= 1 {
+            let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
+            return self.one(h_td, residual_tn, recursion, pass);
+        }
+        let mut parts = Vec::new();
+        for (at, range) in at.runs() {
+            let residual = residual_tn.as_ref().map(|x| ops::rows_of(x, range.clone()));
+            parts.push(self.one(ops::rows_of(&h_td, range), residual, at.recursion, pass));
+        }
+        ops::stack(parts)
+    }
+
+    /// The product of rows that are all at one use.
+    fn one(
+        &self,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        recursion: usize,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        match (self.adapters.get(recursion).and_then(Option::as_ref), residual_tn) {
+            (Some(adapter), residual_tn) => adapter.run(&self.weight, h_td, residual_tn, pass),
+            (None, Some(residual_tn)) => pass.ops.linear_add(h_td, &self.weight, residual_tn),
+            (None, None) => pass.ops.linear(h_td, &self.weight),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What an MLP is: what its settings answer, and what runs.
+
+use crate::attention;
+use crate::context::LayerContext;
+use crate::error::ConfigError;
+use crate::linear::LinearBuilder;
+use crate::params::{BufferSpec, ParamSpec, Part, Take};
+use crate::routers::member::StepRouting;
+use crate::routers::state::RouterState;
+use crate::sizes::Sizes;
+
+/// What the settings of an MLP answer: what it stores and costs, and how it is built.
+pub trait MlpSettings {
+    /// # Errors
+    /// The first impossible setting.
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError>;
+
+    /// The names of its matrices, in the order of computation.
+    fn parts(&self) -> Vec<Part>;
+
+    /// Its matrices in stored layer `stored`, one for each of [`MlpSettings::parts`].
+    fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec>;
+
+    /// Those of the layer's matrices, attention's included, that may take adapters.
+    fn adaptable(&self) -> Vec<Part> {
+        let mut parts = attention::PARTS.to_vec();
+        parts.extend(self.parts());
+        parts
+    }
+
+    /// The weights of its router, if it has one.
+    fn routers(&self, _sizes: &Sizes, _stored: usize) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
+    /// What its routers learn outside of gradients, over all layers.
+    fn buffers(&self, _sizes: &Sizes) -> Vec<BufferSpec> {
+        Vec::new()
+    }
+
+    /// Brings buffers that are functions of the step up to date, before and after each step.
+    fn schedule(&self, _step: u64, _state: &mut RouterState) {}
+
+    /// Its routers learn from what the step's rows did, in all layers.
+    fn after_step(&self, _routed: &StepRouting<'_>, _state: &mut RouterState) {}
+
+    /// The MLP of one stored layer over its weights. Everything in its tables must be taken.
+    fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp>;
+}
+
+/// An MLP over its weights.
+pub trait Mlp: std::fmt::Debug + Send + Sync {
+    /// Whether it reads or leaves something in what rows carry.
+    fn carries(&self) -> bool {
+        false
+    }
+
+    /// `residual + mlp(h)` for normed rows `h`. Losses go to
+    /// [`Pass::attach`](crate::Pass::attach), routing events to the probe.
+    fn forward(
+        &self,
+        h_td: ops::Tensor2,
+        residual_td: ops::Tensor2,
+        context: &mut LayerContext<'_, '_>,
+    ) -> ops::Tensor2;
+}

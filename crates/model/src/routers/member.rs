@@ -1,0 +1,101 @@
+//! What a router is: what its settings answer, and what runs.
+
+use std::collections::BTreeMap;
+
+use ops::Combine;
+
+use super::plan::{Joins, RouterCall, RoutingPlan};
+use super::rule::{Causality, Rule};
+use super::state::RouterState;
+use crate::error::ConfigError;
+use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
+use crate::pass::Pass;
+use crate::sizes::Sizes;
+
+/// What the settings of a router answer: what it stores, costs and learns, by which rule it is
+/// causal, and how it is built.
+pub trait RouterSettings {
+    /// # Errors
+    /// The first impossible setting.
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError>;
+
+    /// The weights that it has at `site`, in the order of the parameter table.
+    fn specs(&self, _sizes: &Sizes, _site: RouterSite) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
+    /// What it learns outside of gradients.
+    fn buffers(&self, _sizes: &Sizes, _site: RouterSite) -> Vec<BufferSpec> {
+        Vec::new()
+    }
+
+    /// The router over its weights. Everything in [`RouterSettings::specs`] must be taken.
+    fn build(&self, sizes: &Sizes, site: RouterSite, take: &mut Take) -> Box<dyn Router>;
+
+    /// Whether it chooses at all; one that does needs at least two recursions.
+    fn chooses(&self) -> bool {
+        true
+    }
+
+    /// Share of the rows of a sequence in each recursion at optimizer step `step`; where there are
+    /// no capacities, the shares of a perfectly balanced router.
+    fn capacities(&self, recursions: usize, step: u64) -> Vec<f64>;
+
+    /// Whether it decides from a row alone, or by which rule it can.
+    fn causality(&self) -> Causality;
+
+    /// Whether its decisions depend on the seed of a request when a model generates.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// The rule of training at optimizer step `step`.
+    fn training_rule(&self, _recursions: usize, _step: u64, _state: &RouterState) -> Rule {
+        Rule::NonCausal
+    }
+
+    /// Brings buffers that are functions of the step up to date, before and after each step.
+    fn schedule(&self, _step: u64, _state: &mut RouterState) {}
+
+    /// Learns from what the step's rows did.
+    fn after_step(&self, _routed: &StepRouting<'_>, _state: &mut RouterState) {}
+
+    /// Running thresholds, for logs.
+    fn thresholds(&self, _state: &RouterState) -> Vec<f32> {
+        Vec::new()
+    }
+
+    /// Becomes those settings of this kind under which every row takes every recursion with a gate
+    /// of 1. False, and nothing changed, if there are none.
+    fn make_neutral(&mut self, _recursions: usize) -> bool {
+        false
+    }
+
+    /// Whether these are such settings.
+    fn is_neutral(&self) -> bool {
+        false
+    }
+}
+
+/// What the rows of an optimizer step did, for routers that learn from it.
+#[derive(Clone, Debug)]
+pub struct StepRouting<'a> {
+    /// For each recursion the logit at which its capacity would have been met; `None` where every
+    /// candidate was best.
+    pub needed: &'a [Option<f32>],
+    /// Rows by the target that they chose.
+    pub loads: &'a [u64],
+    /// Rows by target for the routers of layers.
+    pub experts: &'a BTreeMap<RouterSite, Vec<u64>>,
+}
+
+/// A router over its weights.
+pub trait Router: std::fmt::Debug + Send + Sync {
+    /// The plan for some rows. What it decided goes to the probe of the pass.
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan;
+
+    /// How results join the stream, for a depth router.
+    fn joins(&self) -> Joins {
+        Joins::EachRecursion(Combine::Add)
+    }
+}

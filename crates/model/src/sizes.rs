@@ -1,0 +1,37 @@
+//! The numbers of a model that routers, MLPs and adapters read. The recipe names all of these, so
+//! they are given its numbers and not the recipe: a member knows nothing of the other members.
+
+use crate::kv::KvMode;
+use crate::layout::Sharing;
+
+/// What members may read of a recipe: its fields of the same names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sizes {
+    /// Width `d` of the residual stream.
+    pub width: usize,
+    /// Layers that a row of full depth goes through.
+    pub layers: usize,
+    /// Heads of the queries; `head_dim` columns each.
+    pub heads: usize,
+    /// Key/value heads; `heads` is a multiple.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Standard deviation of fresh weights.
+    pub init_std: f64,
+    /// How layers share weights.
+    pub sharing: Sharing,
+    /// How often shared layers are used.
+    pub recursions: usize,
+    /// What later recursions attend to.
+    pub kv: KvMode,
+}
+
+impl Sizes {
+    /// Columns of the key and value rows: `2 * kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        2 * self.kv_heads * self.head_dim
+    }
+}

@@ -1,0 +1,100 @@
+//! The table of a model: every weight that it stores and every buffer of its routers. Building,
+//! counting, costs, saving, loading, conversion and the optimizer read it; shapes are written
+//! nowhere else. What an entry says is in `params.rs`.
+
+use crate::attention;
+use crate::config::ModelConfig;
+use crate::layout::LayerPlan;
+use crate::matrices;
+use crate::mlp;
+use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, RouterSite};
+use crate::sizes::Sizes;
+
+/// The table of `config`, which must have passed its check with this `plan`.
+pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
+    let sizes = config.sizes();
+    let mut table = vec![vocabulary(config, ParamPlace::Embed)];
+    for stored in 0..plan.stored {
+        let norms_of = if config.share_norms { 1 } else { plan.uses_of(stored).len() };
+        table.extend(norms(&sizes, stored, norms_of));
+        table.extend(linears(config, stored));
+        table.extend(config.mlp.settings().routers(&sizes, stored));
+    }
+    table.extend(config.relax.specs(&sizes, plan, &config.mlp));
+    table.extend(config.router.settings().specs(&sizes, RouterSite::Depth));
+    table.push(ParamSpec::new(ParamPlace::FinalNorm, (1, config.width), Init::Ones, Group::Norm));
+    if !config.tie_embeddings {
+        table.push(vocabulary(config, ParamPlace::Head));
+    }
+    table
+}
+
+/// A matrix `[vocabulary, d]`: the embedding or the head.
+fn vocabulary(config: &ModelConfig, place: ParamPlace) -> ParamSpec {
+    let shape = (config.vocab_size, config.width);
+    ParamSpec::new(place, shape, Init::Normal(config.init_std), Group::Embedding)
+}
+
+/// The matrices of stored layer `stored`: attention's, then the MLP's.
+pub fn linears(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
+    matrices::of_layer(&config.sizes(), &config.mlp, stored)
+}
+
+/// The two norms of a layer, `count` of each: one for all its uses, or one for each use.
+fn norms(sizes: &Sizes, stored: usize, count: usize) -> Vec<ParamSpec> {
+    let mut table = Vec::new();
+    for part in [attention::NORM, mlp::NORM] {
+        for recursion in 0..count {
+            let place = ParamPlace::LayerNorm { stored, part, recursion };
+            table.push(ParamSpec::new(place, (1, sizes.width), Init::Ones, Group::Norm));
+        }
+    }
+    table
+}
+
+/// The buffers of `config`.
+pub fn buffers(config: &ModelConfig) -> Vec<BufferSpec> {
+    let sizes = config.sizes();
+    let mut table = config.router.settings().buffers(&sizes, RouterSite::Depth);
+    table.extend(config.mlp.settings().buffers(&sizes));
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets::preset;
+
+    fn table(config: &ModelConfig) -> Vec<ParamSpec> {
+        specs(config, &config.check().expect("legal"))
+    }
+
+    #[test]
+    fn names_are_those_of_stored_checkpoints() {
+        let config = ModelConfig { vocab_size: 10, ..preset("cpu-1m-mor3").expect("a preset") };
+        let names: Vec<String> = table(&config).into_iter().map(|spec| spec.name).collect();
+        for name in
+            ["embed", "layers.0.attention_norm.0", "layers.2.gate_up", "router.1.score", "norm"]
+        {
+            assert!(names.iter().any(|known| known == name), "{name} is not in {names:?}");
+        }
+        let place = ParamPlace::Router {
+            site: RouterSite::Layer(4),
+            auxiliary: true,
+            recursion: Some(2),
+            factor: "up",
+        };
+        assert_eq!(place.to_string(), "layers.4.auxiliary_router.2.up");
+    }
+
+    #[test]
+    fn no_name_stands_twice() {
+        for name in crate::presets::names() {
+            let config = ModelConfig { vocab_size: 10, ..preset(&name).expect("listed") };
+            let table = table(&config);
+            let names: std::collections::BTreeSet<&str> =
+                table.iter().map(|spec| spec.name.as_str()).collect();
+            assert_eq!(names.len(), table.len(), "{name}");
+        }
+    }
+}
