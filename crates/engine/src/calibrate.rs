@@ -6,7 +6,9 @@ use model::{CausalThresholds, Causality, Model, RouterState, Rule};
 use crate::stats::{RoutingStats, threshold_for};
 use crate::{Batch, Scoring, score};
 
-/// The causal rule that the recipe of `model` asks for, made on held-out `batches`.
+/// The causal rule that the recipe of `model` asks for, made on held-out `batches`. Thresholds from
+/// a buffer that no step has written yet are calibrated, and the rule says so. Panics if the buffer
+/// has not one number for each recursion, which loading a checkpoint refuses.
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
     let config = model.config();
     let capacities = config.router.capacities(config.recursions, u64::MAX);
@@ -18,12 +20,11 @@ pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rul
             ThresholdsFrom::Constant { made_by, value } => {
                 CausalThresholds::by_thresholds(made_by, &capacities, |_| value)
             }
-            ThresholdsFrom::Buffer { name } => {
-                let values = state.get(name);
-                CausalThresholds::by_thresholds(name, &capacities, |r| {
-                    values.get(r).copied().unwrap_or(0.0)
-                })
-            }
+            ThresholdsFrom::Buffer { name } => match state.get(name) {
+                Some(values) => CausalThresholds::by_thresholds(name, &capacities, |r| values[r]),
+                // Not a step has been measured: the same logits are found on these batches.
+                None => calibrate(model, state, batches, &capacities, false),
+            },
             ThresholdsFrom::Calibration { auxiliary } => {
                 calibrate(model, state, batches, &capacities, auxiliary)
             }

@@ -83,6 +83,18 @@ fn each_causal_rule_is_made_as_asked() {
 }
 
 #[test]
+fn thresholds_that_no_step_has_measured_are_calibrated() {
+    let batches = [batch(&ids(1, 4 * 24), 24)];
+    let state = RouterState::default();
+    let expert = Expert { causal: Causal::Running, ..Expert::default() };
+    let model = fresh(&config(RouterConfig::ExpertChoice(expert), KvMode::RecursionWise));
+    let capacities = model.config().router.capacities(3, u64::MAX);
+    let calibrated = calibrate(&model, &state, &batches, &capacities, false);
+    assert!(calibrated.thresholds[1].is_some_and(|threshold| threshold != 0.0));
+    assert_eq!(causal_rule(&model, &state, &batches), Rule::Causal(calibrated));
+}
+
+#[test]
 fn stats_by_hand() {
     let mut stats =
         RoutingStats { keeps_logits: true, sequence_length: 3, ..RoutingStats::default() };

@@ -163,16 +163,18 @@ impl Config {
     }
 
     /// Moves the running threshold of each recursion towards what a step needed. `needed[r]` is
-    /// `None` where every candidate was best.
+    /// `None` where every candidate was best. The first step sets the thresholds; a step in which
+    /// no row came to the later recursions leaves theirs.
     fn track(&self, needed: &[Option<f32>], state: &mut RouterState) {
-        let mut running = state.get(RUNNING).to_vec();
-        running.resize(needed.len(), 0.0);
         let steps = state.number(RUNNING_STEPS).unwrap_or(0.0);
-        let keep = if steps == 0.0 { 0.0 } else { self.running_decay };
-        for (running, needed) in running.iter_mut().zip(needed) {
+        let before = state.get(RUNNING).filter(|_| steps > 0.0).unwrap_or_default();
+        let mut running = before.to_vec();
+        running.resize(before.len().max(needed.len()), 0.0);
+        for (r, needed) in needed.iter().enumerate() {
             if let Some(needed) = needed {
-                let mean = keep * f64::from(*running) + (1.0 - keep) * f64::from(*needed);
-                *running = mean as f32;
+                let keep = if r < before.len() { self.running_decay } else { 0.0 };
+                let mean = keep * f64::from(running[r]) + (1.0 - keep) * f64::from(*needed);
+                running[r] = mean as f32;
             }
         }
         state.set(RUNNING, running);
@@ -243,12 +245,11 @@ impl RouterSettings for Config {
     /// Training compares rows, or from a given step on decides as generation will.
     fn training_rule(&self, recursions: usize, step: u64, state: &RouterState) -> Rule {
         let from = self.train_causal_from;
-        let tracked = state.number(RUNNING_STEPS).is_some_and(|steps| steps > 0.0);
-        if from == 0 || step < from || !tracked {
+        if from == 0 || step < from {
             return Rule::NonCausal;
         }
+        let Some(running) = measured(state, recursions) else { return Rule::NonCausal };
         let capacities = self.capacities(recursions, step);
-        let running = state.get(RUNNING);
         let rule = CausalThresholds::by_thresholds(RUNNING, &capacities, |r| running[r]);
         Rule::Causal(rule)
     }
@@ -264,7 +265,7 @@ impl RouterSettings for Config {
     }
 
     fn thresholds(&self, state: &RouterState) -> Vec<f32> {
-        state.get(RUNNING).to_vec()
+        state.get(RUNNING).unwrap_or_default().to_vec()
     }
 
     fn make_neutral(&mut self, recursions: usize) -> bool {
@@ -279,6 +280,12 @@ impl RouterSettings for Config {
         let Some(capacities) = &self.capacities else { return false };
         self.gating == Gating::Replace && capacities.iter().all(|&share| share >= 1.0)
     }
+}
+
+/// The running thresholds of `recursions` recursions, if a step has gone into them.
+fn measured(state: &RouterState, recursions: usize) -> Option<&[f32]> {
+    let steps = state.number(RUNNING_STEPS)?;
+    state.get(RUNNING).filter(|running| steps > 0.0 && running.len() == recursions)
 }
 
 /// The router over its weights.
@@ -421,4 +428,39 @@ fn decide(
         kept.push(z >= threshold + limits.threshold || (r as u32) < limits.min);
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_begin_with_what_the_first_step_needed() {
+        let config = Config { train_causal_from: 1, running_decay: 0.5, ..Config::default() };
+        let mut state = RouterState::default();
+        assert!(config.thresholds(&state).is_empty(), "nothing was measured");
+        config.track(&[None, Some(-2.0), Some(3.0)], &mut state);
+        assert_eq!(config.thresholds(&state), [0.0, -2.0, 3.0]);
+        config.track(&[None, Some(-4.0)], &mut state);
+        assert_eq!(config.thresholds(&state), [0.0, -3.0, 3.0], "no row came to the last one");
+        let expected = vec![None, Some(-3.0), Some(3.0)];
+        match config.training_rule(3, 1, &state) {
+            Rule::Causal(rule) => assert_eq!(rule.thresholds, expected),
+            Rule::NonCausal => panic!("thresholds are there"),
+        }
+    }
+
+    #[test]
+    fn training_compares_rows_until_thresholds_are_measured() {
+        let config = Config { train_causal_from: 1, ..Config::default() };
+        let counted = RouterState::default().with(RUNNING_STEPS, &[5.0]);
+        let unmeasured =
+            RouterState::default().with(RUNNING, &[0.0; 3]).with(RUNNING_STEPS, &[0.0]);
+        for mut state in [RouterState::default(), counted, unmeasured] {
+            assert_eq!(config.training_rule(3, 9, &state), Rule::NonCausal, "{state:?}");
+            config.track(&[None, Some(1.0), Some(2.0)], &mut state);
+            assert_eq!(config.thresholds(&state), [0.0, 1.0, 2.0]);
+            assert_ne!(config.training_rule(3, 9, &state), Rule::NonCausal);
+        }
+    }
 }

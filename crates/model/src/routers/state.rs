@@ -39,14 +39,15 @@ impl From<RouterState> for BTreeMap<String, Vec<f32>> {
 }
 
 impl RouterState {
-    /// The buffer `name`; empty before it is first written.
-    pub fn get(&self, name: &str) -> &[f32] {
-        self.0.get(name).map_or(&[], Vec::as_slice)
+    /// The buffer `name`, if it has been written. Who reads it says what an absent one means: no
+    /// number stands in for it.
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        self.0.get(name).map(Vec::as_slice)
     }
 
     /// The first number of the buffer `name`, if it has been written.
     pub fn number(&self, name: &str) -> Option<f32> {
-        self.get(name).first().copied()
+        self.get(name)?.first().copied()
     }
 
     /// Writes a buffer; an empty value removes it.
@@ -67,5 +68,24 @@ impl RouterState {
     /// Every buffer that has been written, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[f32])> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_written_is_absent() {
+        let state: RouterState =
+            serde_json::from_str(r#"{"bias": [], "running": [0.0, 0.5], "running_steps": 2}"#)
+                .expect("buffers");
+        assert_eq!((state.get("bias"), state.number("bias")), (None, None));
+        assert_eq!(state.get("running"), Some(&[0.0, 0.5][..]));
+        assert_eq!(
+            (state.number("running"), state.number("running_steps")),
+            (Some(0.0), Some(2.0))
+        );
+        assert_eq!(state.with("running", &[]).get("running"), None);
     }
 }

@@ -103,7 +103,8 @@ impl Config {
 
     /// Moves the selection bias of each depth against its load over the whole step.
     fn balance(&self, loads: &[u64], state: &mut RouterState) {
-        let mut bias = state.get(BIAS).to_vec();
+        // Fresh biases favour no depth.
+        let mut bias = state.get(BIAS).unwrap_or_default().to_vec();
         bias.resize(loads.len(), 0.0);
         let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
         for (bias, &load) in bias.iter_mut().zip(loads) {
@@ -220,11 +221,13 @@ impl TokenChoice {
         plan
     }
 
+    /// What is added to the scores of each depth before the largest is chosen.
     fn bias(&self, state: &RouterState, warming: bool) -> Vec<f32> {
-        let bias = state.get(BIAS);
-        let known = bias.len() == self.recursions;
-        let applies = self.config.balance == Balance::LossFree && !warming && known;
-        if applies { bias.to_vec() } else { vec![0.0; self.recursions] }
+        let applies = self.config.balance == Balance::LossFree && !warming;
+        match state.get(BIAS) {
+            Some(bias) if applies && bias.len() == self.recursions => bias.to_vec(),
+            _ => vec![0.0; self.recursions],
+        }
     }
 
     /// Means over each sequence, then over the step's sequences: the same however a step is cut
