@@ -345,7 +345,8 @@ fn the_balance_bias_moves_against_the_load() {
     for step in 0..30 {
         let report = steps(&mut trainer, 1, 4).remove(0);
         let mean = 48.0 / 3.0;
-        for (j, (now, then)) in trainer.router.get("bias").iter().zip(&before).enumerate() {
+        let bias = trainer.router.get("bias").expect("a bias after a step").to_vec();
+        for (j, (now, then)) in bias.iter().zip(&before).enumerate() {
             let load = report.depths[j + 1] as f64;
             let expected =
                 f64::from(*then) + if load == mean { 0.0 } else { 0.01 * (mean - load).signum() };
@@ -354,7 +355,7 @@ fn the_balance_bias_moves_against_the_load() {
                 "step {step} depth {j}: load {load}, {then} to {now}"
             );
         }
-        before = trainer.router.get("bias").to_vec();
+        before = bias;
         let violation = report.max_violation.expect("tokens chose");
         assert!(
             (violation - (*report.depths[1..].iter().max().expect("three") as f64 / mean - 1.0))
@@ -364,7 +365,7 @@ fn the_balance_bias_moves_against_the_load() {
         if step == 0 { first = violation } else { last = violation }
     }
     assert!(last < first, "max violation from {first} to {last}");
-    assert!(trainer.router.get("running").is_empty(), "thresholds belong to expert-choice");
+    assert_eq!(trainer.router.get("running"), None, "thresholds belong to expert-choice");
 }
 
 #[test]
@@ -372,10 +373,11 @@ fn running_thresholds_follow_what_steps_need() {
     let router = Expert { running_decay: 0.5, train_causal_from: 3, ..Expert::default() };
     let mut trainer = trainer(&recipe(RouterConfig::ExpertChoice(router), KvMode::RecursionWise));
     let reports = steps(&mut trainer, 6, 4);
-    assert_eq!(trainer.router.get("running_steps"), [6.0]);
-    assert_eq!(reports[5].thresholds, trainer.router.get("running"));
-    assert_eq!(trainer.router.get("running")[0], 0.0, "the first recursion takes all");
-    assert!(trainer.router.get("running")[1..].iter().all(|t| *t != 0.0 && t.is_finite()));
+    assert_eq!(trainer.router.number("running_steps"), Some(6.0));
+    let running = trainer.router.get("running").expect("thresholds after a step");
+    assert_eq!(reports[5].thresholds, running);
+    assert_eq!(running[0], 0.0, "the first recursion takes all");
+    assert!(running[1..].iter().all(|t| *t != 0.0 && t.is_finite()));
     // Comparing gives exact counts: 12, 8 and 4 of 12 rows in each of four sequences.
     for report in &reports[..3] {
         assert_eq!(report.depths, [0, 16, 16, 16]);
