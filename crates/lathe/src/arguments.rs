@@ -20,7 +20,8 @@ applied again and again (recursions), and a router decides for every token how o
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "lathe", version, about = ABOUT, long_about = LONG_ABOUT, propagate_version = true)]
+#[command(name = "lathe", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(propagate_version = true)]
 pub(crate) struct Arguments {
     /// Log more (repeat for more still)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -33,7 +34,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Train a small model from nothing in five minutes, on text that is already on this disk
     Quickstart(Quickstart),
-    /// Train a tokenizer
+    /// Train a tokenizer on text
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
     /// Turn text into token shards for training
@@ -135,10 +136,10 @@ pub(crate) struct DataBuild {
     /// Files or folders that are used for validation only
     #[arg(long, num_args = 1..)]
     pub(crate) validation: Vec<PathBuf>,
-    /// Tokenizer file (tokenizer.json)
+    /// Tokenizer file that `lathe tokenizer train` wrote (tokenizer.json)
     #[arg(long)]
     pub(crate) tokenizer: PathBuf,
-    /// Folder to make
+    /// Folder to make for the shards
     #[arg(long)]
     pub(crate) out: PathBuf,
     /// Field of JSONL and Parquet rows that holds the text
@@ -230,7 +231,7 @@ pub(crate) struct Generate {
     /// Sample only tokens whose probability is at least this share of the largest one
     #[arg(long, default_value_t = 0.0)]
     pub(crate) min_p: f32,
-    /// Seed of sampling
+    /// Seed of the random draws
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Limit every token to this many recursions
@@ -353,7 +354,7 @@ pub(crate) struct Inspect {
 pub(crate) struct Report {
     /// Folder of a training run
     pub(crate) run: PathBuf,
-    /// Page to write
+    /// HTML page to write
     #[arg(long)]
     pub(crate) html: PathBuf,
 }

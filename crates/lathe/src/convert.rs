@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::arguments::Convert;
 use crate::output;
 
-/// Runs the command.
+/// `lathe convert`: writes the converted model, then tells what came from where.
 #[allow(clippy::result_large_err, reason = "an error of one call")]
 pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
     let stored = train::load_model(&options.checkpoint)
@@ -81,21 +81,14 @@ fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T>
 }
 
 fn show(report: &ConversionReport) {
-    let list = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
     let rows = report.layers.iter().map(|layer| {
-        let apart =
-            |list: &[f64]| list.iter().map(|d| format!("{d:.3}")).collect::<Vec<_>>().join(" ");
-        let from = if layer.from.len() > 1 {
-            format!("mean of {}", list(&layer.from))
-        } else {
-            list(&layer.from)
-        };
+        let mean = if layer.from.len() > 1 { "mean of " } else { "" };
         vec![
             layer.stored.to_string(),
-            from,
-            list(&layer.instead_of),
-            apart(&layer.difference),
-            apart(&layer.remaining),
+            format!("{mean}{}", numbers(&layer.from)),
+            numbers(&layer.instead_of),
+            distances(&layer.difference),
+            distances(&layer.remaining),
         ]
     });
     let columns = ["stored layer", "from", "instead of", "difference", "with adapters"]
@@ -106,7 +99,7 @@ fn show(report: &ConversionReport) {
             .to_owned();
     output::piece(Table { columns, rows: rows.collect(), caption, best: None }.to_text());
     if !report.dropped.is_empty() {
-        output::line(format!("left out: layers {}", list(&report.dropped)));
+        output::line(format!("left out: layers {}", numbers(&report.dropped)));
     }
     if !report.fresh.is_empty() {
         output::line(format!("fresh: {}", report.fresh.join(" ")));
@@ -115,40 +108,40 @@ fn show(report: &ConversionReport) {
     output::piece(costs(report).to_text());
 }
 
+fn numbers(layers: &[usize]) -> String {
+    layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn distances(list: &[f64]) -> String {
+    list.iter().map(|d| format!("{d:.3}")).collect::<Vec<_>>().join(" ")
+}
+
 fn costs(report: &ConversionReport) -> Table {
     let (a, b) = (&report.before, &report.after);
-    let row = |what: &str, before: f64, after: f64, show: &dyn Fn(f64) -> String| {
-        vec![what.to_owned(), show(before), show(after), format!("{:.3}", after / before)]
-    };
-    let count = |x: f64| human_count(x);
-    let whole = |x: f64| format!("{x:.0}");
-    let bytes = |x: f64| human_bytes(x as u64);
+    let layers = [a.layers, b.layers].map(|n| n as f64);
+    let stored = [a.stored_layers, b.stored_layers].map(|n| n as f64);
+    let unique = [a.unique_parameters, b.unique_parameters].map(|n| n as f64);
+    let unrolled = [a.unrolled_parameters, b.unrolled_parameters].map(|n| n as f64);
+    let bytes = [a.weight_bytes, b.weight_bytes].map(|n| n as f64);
+    let paper = [a.forward_flops_paper, b.forward_flops_paper];
+    let full = [a.forward_flops_full, b.forward_flops_full];
+    let kv = [a.kv_bytes, b.kv_bytes];
     let rows = vec![
-        row("unrolled layers", a.layers as f64, b.layers as f64, &whole),
-        row("stored layers", a.stored_layers as f64, b.stored_layers as f64, &whole),
-        row(
-            "unique parameters (no embedding)",
-            a.unique_parameters as f64,
-            b.unique_parameters as f64,
-            &count,
-        ),
-        row(
-            "unrolled parameters",
-            a.unrolled_parameters as f64,
-            b.unrolled_parameters as f64,
-            &count,
-        ),
-        row("weight bytes, f32", a.weight_bytes as f64, b.weight_bytes as f64, &bytes),
-        row(
-            "forward FLOPs/token, paper's count",
-            a.forward_flops_paper,
-            b.forward_flops_paper,
-            &count,
-        ),
-        row("forward FLOPs/token, full count", a.forward_flops_full, b.forward_flops_full, &count),
-        row("KV bytes/token, f32", a.kv_bytes, b.kv_bytes, &bytes),
+        compare("unrolled layers", layers, |n| format!("{n:.0}")),
+        compare("stored layers", stored, |n| format!("{n:.0}")),
+        compare("unique parameters (no embedding)", unique, human_count),
+        compare("unrolled parameters", unrolled, human_count),
+        compare("weight bytes, f32", bytes, |n| human_bytes(n as u64)),
+        compare("forward FLOPs/token, paper's count", paper, human_count),
+        compare("forward FLOPs/token, full count", full, human_count),
+        compare("KV bytes/token, f32", kv, |n| human_bytes(n as u64)),
     ];
     let columns = ["model", "before", "after", "ratio"].map(str::to_owned).to_vec();
     let caption = format!("at sequence length {}", b.sequence_length);
     Table { columns, rows, caption, best: None }
+}
+
+/// A row of two quantities and the second over the first.
+fn compare(what: &str, [before, after]: [f64; 2], show: fn(f64) -> String) -> Vec<String> {
+    vec![what.to_owned(), show(before), show(after), format!("{:.3}", after / before)]
 }

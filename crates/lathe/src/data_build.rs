@@ -49,20 +49,15 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
 pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     let tokenizer = Tokenizer::load(&options.tokenizer)?;
     let mut inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
-    let whole =
-        |path: &std::path::PathBuf| Input { path: path.clone(), split: Some(Split::Validation) };
-    inputs.extend(options.validation.iter().map(whole));
+    for path in &options.validation {
+        inputs.push(Input { path: path.clone(), split: Some(Split::Validation) });
+    }
     let read = ReadOptions {
         text_field: options.text_field.clone(),
         skip_bad: options.skip_bad,
         ..Default::default()
     };
     let bar = bar(0, "files");
-    let progress = |p: Progress| {
-        bar.set_length(p.files_total as u64);
-        bar.set_position(p.files as u64);
-        bar.set_message(format!("{} tokens", human_count(p.done.tokens as f64)));
-    };
     let manifest = build_shards(
         &inputs,
         &tokenizer,
@@ -71,7 +66,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
             read,
             valid_per_mille: options.valid_per_mille,
             split_by: if options.split_by_file { SplitBy::File } else { SplitBy::Content },
-            progress: Some(&progress),
+            progress: Some(&|progress| advance(&bar, &progress)),
             ..BuildOptions::default()
         },
     );
@@ -97,6 +92,12 @@ pub(crate) fn summary(manifest: &Manifest, dir: &Path) -> Table {
     }
     let columns = ["split", "source", "documents", "tokens", "text"].map(str::to_owned).to_vec();
     Table { columns, rows, caption: dir.display().to_string(), best: None }
+}
+
+fn advance(bar: &ProgressBar, progress: &Progress) {
+    bar.set_length(progress.files_total as u64);
+    bar.set_position(progress.files as u64);
+    bar.set_message(format!("{} tokens", human_count(progress.done.tokens as f64)));
 }
 
 fn skipped(count: u64, examples: &[String]) {

@@ -14,7 +14,7 @@ use crate::arguments::Eval;
 use crate::train_run::score_row;
 use crate::{evaluate_tasks, open, output};
 
-/// Runs the command.
+/// `lathe eval --data`, and `lathe eval --tasks` where no data is given.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     let weights = open::round(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
@@ -26,7 +26,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         Corpus::open(data, split).with_context(|| format!("opening {}", data.display()))?;
     ensure!(
         corpus.tokenizer_sha256() == tokenizer.sha256(),
-        "{} was tokenized with another tokenizer (sha256 {}) than the checkpoint's ({}): build the data with the checkpoint's",
+        "{} was tokenized with another tokenizer (sha256 {}) than the checkpoint's ({}): \
+         build the data with the checkpoint's",
         data.display(),
         corpus.tokenizer_sha256(),
         tokenizer.sha256()
@@ -49,26 +50,19 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     );
     let chunks = spread(&windows, windows.len(), options.windows.max(1))?;
     let causal = open::causal(&stored)?;
-    let score = |rule: &Rule, cap: Option<usize>| {
-        let how = Scoring { max_depth: cap, ..Scoring::by(rule, &stored.state) };
-        score_rule(&stored.model, &windows, &chunks, mask, &how)
-    };
-    let (training, a) = score(&Rule::NonCausal, None);
-    let (by_row, b) = score(&causal, None);
-    let has_caps = !stored.model.plan().recursions.is_empty();
-    let caps: Vec<(usize, RuleScore)> = (1..=stored.model.config().recursions)
-        .filter(|_| has_caps)
-        .map(|cap| {
-            (
-                cap,
-                if cap == stored.model.config().recursions {
-                    by_row.clone()
-                } else {
-                    score(&causal, Some(cap)).0
-                },
-            )
-        })
-        .collect();
+    let whole = Scoring::by(&Rule::NonCausal, &stored.state);
+    let (training, a) = score_rule(&stored.model, &windows, &chunks, mask, &whole);
+    let whole = Scoring::by(&causal, &stored.state);
+    let (by_row, b) = score_rule(&stored.model, &windows, &chunks, mask, &whole);
+    let mut caps: Vec<(usize, RuleScore)> = Vec::new();
+    if !stored.model.plan().recursions.is_empty() {
+        let most = stored.model.config().recursions;
+        for cap in 1..most {
+            let capped = Scoring { max_depth: Some(cap), ..Scoring::by(&causal, &stored.state) };
+            caps.push((cap, score_rule(&stored.model, &windows, &chunks, mask, &capped).0));
+        }
+        caps.push((most, by_row.clone()));
+    }
     let disagreement = disagreement(&a, &b);
     if options.json {
         let caps: Vec<_> =
@@ -76,8 +70,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         output::line(serde_json::to_string_pretty(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
             "sequence_length": length, "document_mask": mask,
-            "training_time_routing": training, "causal_routing": by_row, "disagreement": disagreement,
-            "by_depth_cap": caps,
+            "training_time_routing": training, "causal_routing": by_row,
+            "disagreement": disagreement, "by_depth_cap": caps,
         }))?);
         return Ok(ExitCode::SUCCESS);
     }

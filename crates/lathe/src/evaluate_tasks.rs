@@ -10,7 +10,7 @@ use data::Tokenizer;
 use engine::{Stretch, likelihoods};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Table;
-use serde_json::json;
+use serde_json::{Value, json};
 use tasks::{SequenceScore, Task, TaskReport};
 use train::Stored;
 
@@ -18,7 +18,7 @@ use crate::arguments::Eval;
 use crate::{open, output};
 use model::WeightFormats;
 
-/// Runs the command.
+/// `lathe eval --tasks`: every task file, then the table or the JSON of all.
 pub(crate) fn run(
     options: &Eval,
     weights: WeightFormats,
@@ -53,8 +53,8 @@ pub(crate) fn run(
 }
 
 fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
-    let encode = |text: &str| Ok(tokenizer.encode(text)?);
-    let asks = task.requests(&encode, stored.model.config().context, tokenizer.eos_id())?;
+    let context = stored.model.config().context;
+    let asks = task.requests(&|text| Ok(tokenizer.encode(text)?), context, tokenizer.eos_id())?;
     let rule = open::causal(stored)?;
     let stretches: Vec<Stretch<'_>> =
         asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();
@@ -66,11 +66,11 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskR
         bar.set_position(n as u64)
     })?;
     bar.finish_and_clear();
-    let answer = |l: &engine::Likelihood| SequenceScore {
-        log_likelihood: l.log_likelihood,
-        greedy: l.greedy,
-    };
-    Ok(task.judge(&asks, &found.iter().map(answer).collect::<Vec<_>>())?)
+    let scores: Vec<SequenceScore> = found
+        .iter()
+        .map(|found| SequenceScore { log_likelihood: found.log_likelihood, greedy: found.greedy })
+        .collect();
+    Ok(task.judge(&asks, &scores)?)
 }
 
 fn print(
@@ -79,12 +79,7 @@ fn print(
     reports: &[(usize, TaskReport)],
 ) -> Result<ExitCode> {
     if options.json {
-        let metric = |m: &tasks::Metric| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error });
-        let of = |(items, r): &(usize, TaskReport)| {
-            let metrics: Vec<_> = r.metrics.iter().map(metric).collect();
-            json!({ "task": r.task, "kind": r.kind, "items": items, "metrics": metrics })
-        };
-        let tasks: Vec<_> = reports.iter().map(of).collect();
+        let tasks: Vec<Value> = reports.iter().map(|(items, r)| in_json(*items, r)).collect();
         output::line(serde_json::to_string_pretty(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "routing": "causal",
             "tasks": tasks,
@@ -110,4 +105,13 @@ fn print(
     let caption = format!("causal routing, weights {weights}");
     output::piece(Table { columns, rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
+}
+
+fn in_json(items: usize, report: &TaskReport) -> Value {
+    let metrics: Vec<Value> = report
+        .metrics
+        .iter()
+        .map(|m| json!({ "name": m.name, "value": m.value, "standard_error": m.standard_error }))
+        .collect();
+    json!({ "task": report.task, "kind": report.kind, "items": items, "metrics": metrics })
 }

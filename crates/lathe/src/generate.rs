@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use data::Tokenizer;
-use engine::{Generated, Generation, Sampler, Token};
+use engine::{Generated, Generation, Sampler};
 use report::DepthColors;
 use train::Stored;
 
 use crate::arguments::Generate;
 use crate::{open, output};
 
-/// Runs the command.
+/// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     let prompt = match &options.prompt {
@@ -98,17 +98,6 @@ pub(crate) fn continue_text(
     let mut stream = tokenizer.decode_stream();
     output::piece(report::sanitize(wanted.prompt));
     let mut bad = None;
-    let mut each = |token: &Token| {
-        if stop.contains(&token.id) {
-            return true;
-        }
-        match stream.push(token.id) {
-            Ok(Some(text)) => output::piece(colors.paint(&text, token.depth as f32)),
-            Ok(None) => {}
-            Err(error) => bad = Some(error),
-        }
-        bad.is_none()
-    };
     let generated = engine::generate(
         &stored.model,
         &Generation {
@@ -121,7 +110,17 @@ pub(crate) fn continue_text(
             max_depth: wanted.max_depth,
             choice: wanted.choice,
         },
-        &mut each,
+        &mut |token| {
+            if stop.contains(&token.id) {
+                return true;
+            }
+            match stream.push(token.id) {
+                Ok(Some(text)) => output::piece(colors.paint(&text, token.depth as f32)),
+                Ok(None) => {}
+                Err(error) => bad = Some(error),
+            }
+            bad.is_none()
+        },
     )?;
     if let Some(error) = bad {
         return Err(error.into());

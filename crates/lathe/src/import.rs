@@ -10,12 +10,14 @@ use serde_json::json;
 use crate::arguments::{Export, Import};
 use crate::output;
 
-/// `lathe import`
+/// `lathe import`: a Hugging Face folder or a GGUF file into a checkpoint.
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     let made = convert::import(&options.source, &options.out)
         .with_context(|| format!("importing {}", options.source.display()))?;
     if options.json {
-        let value = json!({ "path": options.out, "config": made.config, "text": made.text, "costs": made.costs });
+        let value = json!({
+            "path": options.out, "config": made.config, "text": made.text, "costs": made.costs,
+        });
         output::line(serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -39,18 +41,16 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     ));
     let template =
         if made.text.chat_template.is_some() { "a chat template" } else { "no chat template" };
-    let id = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
+    let begin = made.text.bos.map_or_else(|| "none".to_owned(), |id| id.to_string());
     output::line(format!(
-        "{} tokens, begin {}, end {:?}, {template}",
-        config.vocab_size,
-        id(made.text.bos),
-        made.text.eos
+        "{} tokens, begin {begin}, end {:?}, {template}",
+        config.vocab_size, made.text.eos
     ));
     output::line(format!("wrote {}", options.out.display()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// `lathe export`
+/// `lathe export`: a checkpoint into the format that others read.
 pub(crate) fn export(options: &Export) -> Result<ExitCode> {
     let stored = train::load_model(&options.checkpoint)
         .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;

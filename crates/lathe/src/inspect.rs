@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Batch, BatchSequence, RoutingStats, Scoring, score};
 use model::cost::parameters;
+use model::layout::LayerUse;
 use model::{Rule, Sharing};
 use report::{HeatText, HeatToken, Page, Table};
 use serde_json::json;
@@ -16,7 +17,7 @@ use train::Stored;
 use crate::arguments::Inspect;
 use crate::{open, output, plan};
 
-/// Runs the command.
+/// `lathe inspect`, with a page where `--html` asks for one.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     let config = stored.model.config();
@@ -33,7 +34,9 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             _ => serde_json::Value::Null,
         };
         output::line(serde_json::to_string_pretty(&json!({
-            "step": stored.step, "tokens": stored.tokens, "weights": weights, "weight_bytes": stored.model.bytes(), "config": config, "parameters": p, "routing": routing,
+            "step": stored.step, "tokens": stored.tokens,
+            "weights": weights, "weight_bytes": stored.model.bytes(),
+            "config": config, "parameters": p, "routing": routing,
             "router_state": stored.state, "sharing": sharing_map(&stored),
             "text": text.as_ref().map(|t| t.statistics.rows.clone()),
         }))?);
@@ -76,20 +79,21 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
 /// `0 | 1 2 | 1 2 | 1 2 | 3`: which stored layer each unrolled layer uses.
 fn sharing_map(stored: &Stored) -> String {
     let plan = stored.model.plan();
-    let run = |uses: &[model::layout::LayerUse]| {
-        uses.iter().map(|u| u.stored.to_string()).collect::<Vec<_>>().join(" ")
-    };
-    let mut parts = vec![run(&plan.before)];
-    parts.extend(plan.recursions.iter().map(|block| run(block)));
-    parts.push(run(&plan.after));
+    let mut parts = vec![stored_numbers(&plan.before)];
+    parts.extend(plan.recursions.iter().map(|block| stored_numbers(block)));
+    parts.push(stored_numbers(&plan.after));
     parts.retain(|part| !part.is_empty());
     let separator = if stored.model.config().sharing == Sharing::None { " " } else { " | " };
     parts.join(separator)
 }
 
+fn stored_numbers(uses: &[LayerUse]) -> String {
+    uses.iter().map(|u| u.stored.to_string()).collect::<Vec<_>>().join(" ")
+}
+
 /// A text seen through a model.
 pub(crate) struct Looked {
-    /// What routers did.
+    /// Tokens and mean loss by number of recursions, and what each router let pass.
     pub(crate) statistics: Table,
     /// Every token with its depth.
     pub(crate) heat: HeatText,

@@ -21,7 +21,8 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     let (found, expected) = (tokenizer.vocab_size(), stored.model.config().vocab_size);
     anyhow::ensure!(
         found <= expected,
-        "tokenizer.json of {} has {found} ids, the model's vocabulary {expected}: they do not belong together",
+        "tokenizer.json of {} has {found} ids, the model's vocabulary {expected}: \
+         they do not belong together",
         path.display()
     );
     Ok((stored, tokenizer))

@@ -14,7 +14,7 @@ use train::Recipe;
 
 use crate::{output, recipe};
 
-/// `lathe presets`
+/// `lathe presets`: the sizes that recipes can name, as a table.
 pub(crate) fn presets() -> Result<ExitCode> {
     let mut rows = Vec::new();
     for name in model::presets::names() {
@@ -37,7 +37,7 @@ pub(crate) fn presets() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `lathe train --dry-run`
+/// `lathe train --dry-run`: the complete recipe, and what the model and the run cost.
 pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
     let mut recipe = given.clone();
     let corpus = Path::new(&recipe.data.dir);
@@ -70,37 +70,38 @@ pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
     let dense = unrolled_dense(config);
     let (plan, dense_plan) = (config.check()?, dense.check()?);
     let (p, q) = (parameters(config, &plan), parameters(&dense, &dense_plan));
-    let flops = |config: &ModelConfig, plan, convention| {
-        forward_flops(config, plan, n, &nominal_capacities(config), convention)
-    };
-    let row = |what: &str, here: f64, there: f64, show: &dyn Fn(f64) -> String| {
-        vec![what.to_owned(), show(here), show(there), format!("{:.3}", here / there)]
-    };
-    let count = |x: f64| human_count(x);
-    let bytes = |x: f64| human_bytes(x as u64);
-    let pair =
-        |convention| (flops(config, &plan, convention), flops(&dense, &dense_plan, convention));
-    let (paper, full) = (pair(Convention::Paper), pair(Convention::Full));
-    let kv = |config: &ModelConfig, plan| {
-        kv_bytes_per_token(config, plan, &nominal_capacities(config), 4)
-    };
+    let capacities = [nominal_capacities(config), nominal_capacities(&dense)];
+    let [paper, full] = [Convention::Paper, Convention::Full].map(|convention| {
+        [
+            forward_flops(config, &plan, n, &capacities[0], convention),
+            forward_flops(&dense, &dense_plan, n, &capacities[1], convention),
+        ]
+    });
+    let kv = [
+        kv_bytes_per_token(config, &plan, &capacities[0], 4),
+        kv_bytes_per_token(&dense, &dense_plan, &capacities[1], 4),
+    ];
+    let unique = [p.unique as f64, q.unique as f64];
+    let unrolled = [p.unrolled as f64, q.unrolled as f64];
+    let embedding = [p.embedding as f64, q.embedding as f64];
+    let bytes = [p.unique + p.embedding, q.unique + q.embedding].map(|count| 4.0 * count as f64);
     let rows = vec![
-        row("unique parameters (no embedding)", p.unique as f64, q.unique as f64, &count),
-        row("unrolled parameters", p.unrolled as f64, q.unrolled as f64, &count),
-        row("embedding and head", p.embedding as f64, q.embedding as f64, &count),
-        row("forward FLOPs/token, paper's count", paper.0, paper.1, &count),
-        row("forward FLOPs/token, full count", full.0, full.1, &count),
-        row("KV bytes/token, f32", kv(config, &plan), kv(&dense, &dense_plan), &bytes),
-        row(
-            "weight bytes, f32",
-            4.0 * (p.unique + p.embedding) as f64,
-            4.0 * (q.unique + q.embedding) as f64,
-            &bytes,
-        ),
+        compare("unique parameters (no embedding)", unique, human_count),
+        compare("unrolled parameters", unrolled, human_count),
+        compare("embedding and head", embedding, human_count),
+        compare("forward FLOPs/token, paper's count", paper, human_count),
+        compare("forward FLOPs/token, full count", full, human_count),
+        compare("KV bytes/token, f32", kv, |x| human_bytes(x as u64)),
+        compare("weight bytes, f32", bytes, |x| human_bytes(x as u64)),
     ];
     let columns = ["model", "this one", "dense, same depth", "ratio"].map(str::to_owned).to_vec();
     let caption = format!("at sequence length {n} and nominal capacities");
     Ok(Table { columns, rows, caption, best: None })
+}
+
+/// A row of two quantities and the first over the second.
+fn compare(what: &str, [here, there]: [f64; 2], show: fn(f64) -> String) -> Vec<String> {
+    vec![what.to_owned(), show(here), show(there), format!("{:.3}", here / there)]
 }
 
 fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
@@ -139,8 +140,9 @@ pub(crate) fn fits(recipe: &Recipe) -> Result<()> {
     let (state, activations) = (filled.state_bytes()?, activation_bytes(&filled));
     ensure!(
         state as f64 + activations <= memory,
-        "recipe: weights, gradients and moments take {}, activations of one pass about {}, expected at most this \
-         machine's memory of {}: choose a smaller model, train.micro_batch or data.sequence_length, or train.recompute",
+        "recipe: weights, gradients and moments take {}, activations of one pass about {}, \
+         expected at most this machine's memory of {}: choose a smaller model, \
+         train.micro_batch or data.sequence_length, or train.recompute",
         human_bytes(state),
         human_bytes(activations as u64),
         human_bytes(memory as u64)
@@ -160,19 +162,26 @@ fn memory_bytes() -> Option<f64> {
 fn activation_bytes(recipe: &Recipe) -> f64 {
     let c = &recipe.model;
     let heads = c.heads * c.head_dim;
-    let per_layer = if recipe.train.recompute {
-        c.width
-    } else {
-        4 * c.width + 2 * heads + c.kv_width() + c.heads + 3 * c.ffn
-    };
+    let attention = (4 * c.width + 2 * heads + c.kv_width() + c.heads) as f64;
     let shares = nominal_capacities(c);
-    let layers: f64 = match c.check() {
-        Ok(plan) => plan
-            .unrolled()
-            .map(|u| if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] })
-            .sum(),
-        Err(_) => 0.0,
-    };
+    let mut layers = 0.0;
+    if let Ok(plan) = c.check() {
+        for u in plan.unrolled() {
+            let share = if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] };
+            layers += share
+                * match recipe.train.recompute {
+                    true => c.width as f64,
+                    false => attention + mlp_values(c, u.stored),
+                };
+        }
+    }
     let rows = (recipe.train.micro_batch * recipe.data.sequence_length) as f64;
-    4.0 * (rows * (layers * per_layer as f64 + 2.0 * c.width as f64) + 256.0 * c.vocab_size as f64)
+    4.0 * (rows * (layers + 2.0 * c.width as f64) + 256.0 * c.vocab_size as f64)
+}
+
+/// Values that the MLP of stored layer `stored` keeps for a row. Each of its matrices has the
+/// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for SwiGLU.
+fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
+    let table = config.mlp.settings().specs(config, stored);
+    table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
 }

@@ -43,7 +43,7 @@ impl Live {
         }
     }
 
-    /// Shows one event.
+    /// Takes in one event: a step moves the bar, a validation changes what stands beside it.
     pub(crate) fn show(&mut self, event: &Event<'_>) {
         match event {
             Event::Step { report, tokens_per_second, flops_per_second } => {
@@ -74,7 +74,7 @@ impl Live {
         }
     }
 
-    /// Ends the display.
+    /// Takes the bar off the terminal.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }

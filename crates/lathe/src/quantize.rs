@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::arguments::Quantize;
 use crate::output;
 
-/// Runs the command.
+/// `lathe quantize`: writes the rounded weights, then tells sizes and errors.
 pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     let stored = train::load_model(&options.checkpoint)
         .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
@@ -27,15 +27,21 @@ pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A row from kind and format, tensors and weights, bytes before and after, largest and mean error.
+fn row(
+    names: [&str; 2],
+    counts: [usize; 2],
+    bytes: [u64; 2],
+    [largest, mean]: [String; 2],
+) -> Vec<String> {
+    let [kind, format] = names.map(str::to_owned);
+    let [before, after] = bytes.map(human_bytes);
+    let ratio = format!("{:.3}", bytes[1] as f64 / bytes[0].max(1) as f64);
+    let count = human_count(counts[1] as f64);
+    vec![kind, format, counts[0].to_string(), count, before, after, ratio, largest, mean]
+}
+
 fn table(done: &Quantization) -> Table {
-    let row = |names: [&str; 2], counts: [usize; 2], bytes: [u64; 2], errors: [String; 2]| {
-        let [kind, format] = names.map(str::to_owned);
-        let [before, after] = bytes.map(human_bytes);
-        let ratio = format!("{:.3}", bytes[1] as f64 / bytes[0].max(1) as f64);
-        let [largest, mean] = errors;
-        let count = human_count(counts[1] as f64);
-        vec![kind, format, counts[0].to_string(), count, before, after, ratio, largest, mean]
-    };
     let mut rows: Vec<_> = done
         .kinds
         .iter()

@@ -23,7 +23,7 @@ use crate::{inspect, output, plan, quickstart_text, recipe, run_page, train_run}
 const PROMPTS: [&str; 3] =
     ["# Getting started\n\nThis crate", "/// Returns the number of", "The most common error is"];
 
-/// Runs `lathe quickstart`.
+/// `lathe quickstart`: text, tokenizer, training, sample and page within the minutes given.
 pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     ensure!(
         options.minutes > 0.0 && options.minutes <= 1e5,
@@ -186,7 +186,10 @@ fn page_of(
     page.section("Learning");
     page.chart(run_page::loss_chart(&run_page::read(run_dir)?));
     page.section("Where it thinks longer");
-    page.paragraph("Validation text, token by token. The colour is the number of recursions the token took under causal routing; hover for the loss of the next token.");
+    page.paragraph(
+        "Validation text, token by token. The colour is the number of recursions the token took \
+         under causal routing; hover for the loss of the next token.",
+    );
     let text = validation_text(recipe, tokenizer)?;
     let looked = inspect::look(stored, tokenizer, &text, "validation text")?;
     page.heat(looked.heat);
@@ -195,7 +198,10 @@ fn page_of(
     page.section("What it costs");
     page.table(plan::model_table(config, recipe.data.sequence_length)?);
     page.table(train_run::results(validation));
-    page.paragraph("The recipe of this run is recipe.toml in the same folder; lathe train continues or repeats it.");
+    page.paragraph(
+        "The recipe of this run is recipe.toml in the same folder; \
+         lathe train continues or repeats it.",
+    );
     Ok(page.render())
 }
 

@@ -43,7 +43,8 @@ pub(crate) fn prepare(options: &Quickstart, sequence_length: usize) -> Result<Pa
 fn from_packages(options: &Quickstart, dir: &Path) -> Result<data::Manifest> {
     let here = std::env::current_dir().context("finding the current folder")?;
     let found = packages::collect(&here, 24 << 20).context(
-        "collecting the text of the packages in Cargo.lock; outside a checkout of Lathe, give --input FOLDER with text",
+        "collecting the text of the packages in Cargo.lock; \
+         outside a checkout of Lathe, give --input FOLDER with text",
     )?;
     found.save(&options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();

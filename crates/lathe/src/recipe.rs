@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn presets_and_sets() {
-        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\n[model.router]\nkind = \"expert_choice\"\nalpha = 0.2\n";
+        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\n\
+                    [model.router]\nkind = \"expert_choice\"\nalpha = 0.2\n";
         let recipe =
             parse(text, &["train.steps=7".into(), "data.dir=some/where".into()]).expect("legal");
         assert_eq!(
@@ -279,7 +280,8 @@ mod tests {
 
     #[test]
     fn another_kind_replaces_the_table() {
-        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\nrouter = { kind = \"token_choice\" }\n[schedule]\nkind = \"cosine\"\n";
+        let text = "[model]\npreset = \"cpu-1m-mor3\"\nvocab_size = 500\n\
+                    router = { kind = \"token_choice\" }\n[schedule]\nkind = \"cosine\"\n";
         let recipe = parse(text, &[]).expect("legal");
         assert_eq!(recipe.model.router.kind(), "token_choice");
         assert!(matches!(recipe.schedule, train::ScheduleConfig::Cosine { .. }));
@@ -295,7 +297,8 @@ mod tests {
             "{found}"
         );
         let found = error(
-            "[model]\nvocab_size = 10\n[model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n",
+            "[model]\nvocab_size = 10\n\
+             [model.router]\nkind = \"token_choice\"\ncapacities = [1.0]\n",
             &[],
         );
         assert!(found.contains("line 5") && found.contains("capacities"), "{found}");
@@ -316,17 +319,20 @@ mod tests {
             ("[model]\nvocab_size = 10\nnorm_eps = nan\n", &[], "norm_eps"),
             ("[model]\nvocab_size = 10\nrope_theta = inf\n", &[], "rope_theta"),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = nan\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\ncapacities = nan\n",
                 &[],
                 "model.router.capacities",
             ),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\nalpha = \"x\"\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\nalpha = \"x\"\n",
                 &[],
                 "model.router.alpha: ",
             ),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\nz_weight = 0.1\ngating = \"x\"\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\nz_weight = 0.1\ngating = \"x\"\n",
                 &[],
                 "model.router.gating: ",
             ),
@@ -338,27 +344,32 @@ mod tests {
             ),
             ("[model]\nvocab_size = 10\n[model.router]\nkind = \"oracle\"\n", &[], "oracle"),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\ncapacities = [0.5, 0.6, 0.1]\n",
                 &[],
                 "capacities",
             ),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5]\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5]\n",
                 &[],
                 "capacities",
             ),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5, 0.0]\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\ncapacities = [1.0, 0.5, 0.0]\n",
                 &[],
                 "capacities",
             ),
             (
-                "[model]\nvocab_size = 10\n[model.router]\nkind = \"expert_choice\"\ncausal = \"auxiliary\"\n",
+                "[model]\nvocab_size = 10\n\
+                 [model.router]\nkind = \"expert_choice\"\ncausal = \"auxiliary\"\n",
                 &[],
                 "causal",
             ),
             (
-                "[model]\nvocab_size = 10\nkv = \"shared_update\"\nrouter = { kind = \"token_choice\" }\n",
+                "[model]\nvocab_size = 10\n\
+                 kv = \"shared_update\"\nrouter = { kind = \"token_choice\" }\n",
                 &[],
                 "model.kv",
             ),

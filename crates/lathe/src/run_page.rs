@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::arguments::Report;
 use crate::output;
 
-/// Runs the command.
+/// `lathe report`: reads the run's log and writes the page.
 pub(crate) fn run(options: &Report) -> Result<ExitCode> {
     let records = read(&options.run)?;
     let mut page = Page::new("Training run", &options.run.display().to_string());
@@ -44,8 +44,7 @@ pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
 
 /// `(step, value)` of every record that `value` finds something in.
 fn points(records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Vec<(f64, f64)> {
-    let point = |r: &Record| Some((r.get("step")?.as_f64()?, value(r)?));
-    records.iter().filter_map(point).collect()
+    records.iter().filter_map(|r| Some((r.get("step")?.as_f64()?, value(r)?))).collect()
 }
 
 fn field(name: &'static str) -> impl Fn(&Record) -> Option<f64> {
@@ -109,18 +108,14 @@ fn bits_chart(records: &[Record]) -> Option<Chart> {
 
 /// Share of the rows that had each number of recursions.
 fn depth_chart(records: &[Record]) -> Chart {
-    let depths = |r: &Record| -> Option<Vec<f64>> {
-        r.get("depths")?.as_array()?.iter().map(Value::as_f64).collect()
-    };
     let most = records.iter().filter_map(depths).map(|d| d.len()).max().unwrap_or(0);
-    let share = |depth: usize| {
-        move |r: &Record| {
-            let counts = depths(r)?;
+    let all = (0..most).map(|depth| {
+        let shares = points(records, |record| {
+            let counts = depths(record)?;
             Some(counts.get(depth)? / counts.iter().sum::<f64>().max(1.0))
-        }
-    };
-    let all =
-        (0..most).map(|d| series(format!("{d} recursions"), points(records, share(d)), false));
+        });
+        series(format!("{depth} recursions"), shares, false)
+    });
     Chart {
         title: "Rows by recursions taken in training".into(),
         x_label: "step".into(),
@@ -128,6 +123,11 @@ fn depth_chart(records: &[Record]) -> Chart {
         log_x: false,
         series: all.filter(|s| s.points.iter().any(|p| p.1 > 0.0)).collect(),
     }
+}
+
+/// Rows of a step by number of recursions, from 0.
+fn depths(record: &Record) -> Option<Vec<f64>> {
+    record.get("depths")?.as_array()?.iter().map(Value::as_f64).collect()
 }
 
 fn one(records: &[Record], title: &str, y_label: &str, name: &'static str) -> Chart {
@@ -144,15 +144,16 @@ fn one(records: &[Record], title: &str, y_label: &str, name: &'static str) -> Ch
 /// The last validation by source.
 fn sources(records: &[Record]) -> Option<Table> {
     let last = records.iter().rev().find(|r| r.contains_key("validation"))?;
-    let of = |rule: &str| last["validation"][rule]["sources"].as_object();
-    let (training, causal) = (of("training")?, of("causal")?);
+    let training = last["validation"]["training"]["sources"].as_object()?;
+    let causal = last["validation"]["causal"]["sources"].as_object()?;
     let rows = training.iter().map(|(name, score)| {
-        let bits = |v: Option<&Value>| {
-            v.and_then(|v| v["bits_per_byte"].as_f64())
-                .map_or_else(String::new, |b| format!("{b:.4}"))
-        };
         let predictions = score["predictions"].as_f64().unwrap_or(0.0);
-        vec![name.clone(), human_count(predictions), bits(Some(score)), bits(causal.get(name))]
+        vec![
+            name.clone(),
+            human_count(predictions),
+            bits_per_byte(Some(score)),
+            bits_per_byte(causal.get(name)),
+        ]
     });
     let columns =
         ["source", "predictions", "bits/byte, training-time routing", "bits/byte, causal routing"];
@@ -163,4 +164,10 @@ fn sources(records: &[Record]) -> Option<Table> {
         caption,
         best: None,
     })
+}
+
+/// Empty where there is no score.
+fn bits_per_byte(score: Option<&Value>) -> String {
+    let bits = score.and_then(|score| score["bits_per_byte"].as_f64());
+    bits.map_or_else(String::new, |bits| format!("{bits:.4}"))
 }

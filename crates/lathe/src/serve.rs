@@ -47,7 +47,7 @@ impl Ready {
     }
 }
 
-/// Runs the command.
+/// `lathe serve`: opens the checkpoint, listens, and answers until a signal.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     open::prepare(&stored.model, stored.rounded.as_ref(), options.formats.weights.as_ref())?;
@@ -73,12 +73,13 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         if !address.ip().is_loopback() && settings.api_keys.is_empty() {
             tracing::warn!("{address} can be reached from other machines and no --api-key is set");
         }
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listening at {address}: choose another --port, or stop what listens there"))?;
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
+            format!("listening at {address}: choose another --port, or stop what listens there")
+        })?;
         let at = listener.local_addr()?;
         output::line(format!(
-            "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); Ctrl-C drains and stops",
+            "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); \
+             Ctrl-C drains and stops",
             ready.info.id,
             report::human_bytes(model_bytes as u64)
         ));
@@ -198,11 +199,18 @@ fn created(path: &Path) -> u64 {
 
 /// A number that differs when a weight does.
 fn fingerprint(model: &Model) -> u64 {
-    let mix =
-        |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    let of =
-        |values: Vec<f32>| values.iter().fold(0u64, |hash, v| mix(hash, u64::from(v.to_bits())));
-    model.weights().iter().fold(0, |hash, (_, weight)| mix(hash, of(weight.read())))
+    let mut all = 0;
+    for (_, weight) in model.weights() {
+        let values = weight.read();
+        let one = values.iter().fold(0, |hash, value| mix(hash, u64::from(value.to_bits())));
+        all = mix(all, one);
+    }
+    all
+}
+
+/// One step of a hash: the multiplier is 2^64 over the golden ratio.
+fn mix(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
 /// What the model came with; a template from a file goes before its own.
@@ -212,15 +220,18 @@ pub(crate) fn text(
     tokenizer: Tokenizer,
     chat_template: Option<&Path>,
 ) -> Result<ModelText> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    let template = match chat_template {
+        Some(path) => Some(
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+        ),
+        None => known.chat_template,
     };
     Ok(ModelText {
         bos: known.bos,
         eos,
         pad: known.pad,
         add_bos: known.add_bos,
-        chat_template: chat_template.map(read).transpose()?.or(known.chat_template),
+        chat_template: template,
         tokenizer,
     })
 }

@@ -146,7 +146,7 @@ pub(crate) struct HttpLimits {
     /// Entries of `logit_bias` in one request
     #[arg(long, default_value_t = 1024)]
     pub(crate) max_logit_bias: usize,
-    /// Open connections
+    /// Connections that may be open at once
     #[arg(long, default_value_t = 1024)]
     pub(crate) max_connections: usize,
     /// Seconds until a request is ended with an error

@@ -12,7 +12,7 @@ use signal_hook::flag;
 pub(crate) struct Asked(Arc<AtomicBool>);
 
 impl Asked {
-    /// Starts listening.
+    /// Takes over both signals of this process from here on.
     pub(crate) fn listen() -> Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {

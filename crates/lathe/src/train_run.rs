@@ -14,7 +14,7 @@ use crate::progress::Live;
 use crate::signals::Asked;
 use crate::{output, plan, recipe};
 
-/// Runs the command.
+/// `lathe train`, with the live display, until the last step or a signal.
 pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     let recipe = recipe::load(&options.recipe, &options.set)?;
     if options.dry_run {

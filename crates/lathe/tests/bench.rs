@@ -134,7 +134,8 @@ fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Opt
 
 #[test]
 fn wrong_answers_fail_the_run() {
-    let whole = r#"{"choices":[{"text":"ab","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+    let whole = "{\"choices\":[{\"text\":\"ab\",\"finish_reason\":\"length\"}],\
+                 \"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
     let (url, asked) = liar(whole);
     let run = |tokens: &str| {
         lathe(&[

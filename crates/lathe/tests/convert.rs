@@ -16,9 +16,9 @@ fn dense(steps: u64) -> String {
 /// What follows the model in a recipe that starts from a checkpoint.
 fn uptraining(start: &str, more: &str, steps: u64) -> String {
     format!(
-        "[start]\ncheckpoint = \"{start}\"\n{more}\n[data]\ndir = \"data\"\nsequence_length = 32\n[train]\n\
-         steps = {steps}\nbatch = 2\nmicro_batch = 2\n[checkpoint]\nevery = 2\n[log]\nvalidate_windows = 4\n\
-         calibrate_windows = 4\n"
+        "[start]\ncheckpoint = \"{start}\"\n{more}\n[data]\ndir = \"data\"\nsequence_length = 32\n\
+         [train]\nsteps = {steps}\nbatch = 2\nmicro_batch = 2\n[checkpoint]\nevery = 2\n\
+         [log]\nvalidate_windows = 4\ncalibrate_windows = 4\n"
     )
 }
 

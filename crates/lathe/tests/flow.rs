@@ -10,7 +10,8 @@ use std::process::Stdio;
 use common::{EXPERT, Place, end, recipe};
 use serde_json::Value;
 
-const AUXILIARY: &str = r#"{ kind = "expert_choice", network = "mlp", function = "tanh", sampling = "aux_router", causal = "auxiliary" }"#;
+const AUXILIARY: &str = "{ kind = \"expert_choice\", network = \"mlp\", function = \"tanh\", \
+                         sampling = \"aux_router\", causal = \"auxiliary\" }";
 const LOSS_FREE: &str = r#"{ kind = "token_choice", balance = "loss_free", function = "sigmoid" }"#;
 
 fn log(place: &Place, run: &str) -> Vec<Value> {

@@ -168,8 +168,8 @@ fn a_quantised_folder_runs_and_nothing_else() {
     let place = Place::with_run();
     let from = |start: &str| {
         format!(
-            "[start]\ncheckpoint = \"{start}\"\n[data]\ndir = \"data\"\nsequence_length = 32\n[train]\nsteps = 2\nbatch = 2\n\
-             micro_batch = 2\n"
+            "[start]\ncheckpoint = \"{start}\"\n[data]\ndir = \"data\"\nsequence_length = 32\n\
+             [train]\nsteps = 2\nbatch = 2\nmicro_batch = 2\n"
         )
     };
     place.write("up.toml", from("in-int8"));

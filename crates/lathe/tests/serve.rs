@@ -52,7 +52,8 @@ impl Server {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\ncontent-type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\n\
+             content-type: application/json\r\n\
              content-length: {length}\r\n{headers}\r\n"
         );
         stream
@@ -170,8 +171,10 @@ fn a_quantised_folder_is_served_as_weights_that_are_rounded_at_load() {
     for format in ops::Format::ALL.iter().map(ToString::to_string) {
         let folder = format!("in-{format}");
         place.run(&["quantize", "run", "--out", &folder, "--weights", &format]).good();
-        let ask = json!({ "prompt": "The tok", "max_tokens": 12, "temperature": 0.7, "seed": 3, "ignore_eos": true,
-            "logprobs": 2, "lathe": { "return_depths": true } });
+        let ask = json!({
+            "prompt": "The tok", "max_tokens": 12, "temperature": 0.7, "seed": 3,
+            "ignore_eos": true, "logprobs": 2, "lathe": { "return_depths": true },
+        });
         let answer = |server: &Server| {
             let (status, answer) = server.complete(&ask);
             assert_eq!(status, 200, "{answer}");
@@ -192,7 +195,8 @@ fn a_quantised_folder_is_served_as_weights_that_are_rounded_at_load() {
 #[test]
 fn scores_are_those_of_eval() {
     let place = Place::with_run();
-    let toml = "kind = \"multiple_choice\"\ncontext = \"{question}\"\nchoices = \"{choices}\"\nanswer = \"{label}\"\n";
+    let toml = "kind = \"multiple_choice\"\ncontext = \"{question}\"\n\
+                choices = \"{choices}\"\nanswer = \"{label}\"\n";
     std::fs::create_dir(place.path("tasks")).expect("makes a folder");
     place.write("tasks/t.toml", toml);
     let questions = ["The token of", "A model is", "It was the"];

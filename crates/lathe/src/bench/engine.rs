@@ -66,7 +66,7 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
 
 /// The most that this machine can do.
 struct Machine {
-    /// FLOPs a second.
+    /// FLOPs a second of a large f32 product.
     peak: f64,
     /// Bytes a second read from memory.
     bandwidth: f64,
@@ -269,7 +269,7 @@ impl Setting<'_> {
         if self.prefill { 1 } else { self.options.tokens }
     }
 
-    /// Sequences in all.
+    /// Sequences of the whole bench, at least one batch.
     fn requests(&self) -> usize {
         self.options.requests.unwrap_or(self.batch).max(self.batch)
     }

@@ -217,7 +217,8 @@ fn table(curves: &[(String, Axis, Vec<Found>)]) -> Table {
     let columns =
         ["model", "what grows", "x", "seconds", "memory", "time ~ x^", "FLOPs ~ x^", "memory ~ x^"];
     let caption = format!(
-        "{}; seconds of a step, or of one token of every sequence; memory: peak of the process, or weights, keys and values",
+        "{}; seconds of a step, or of one token of every sequence; \
+         memory: peak of the process, or weights, keys and values",
         ops::machine()
     );
     Table {

@@ -41,6 +41,22 @@ struct Case {
     tolerance: f64,
 }
 
+impl Case {
+    /// In the units of the table: microseconds, Gop/s, percent, GB/s.
+    fn row(&self) -> Vec<String> {
+        vec![
+            self.kernel.clone(),
+            self.size.clone(),
+            format!("{:.1}", self.seconds * 1e6),
+            format!("{:.1}", self.flops_per_second / 1e9),
+            format!("{:.0}", 100.0 * self.share_of_peak),
+            format!("{:.2}", self.bytes_per_second / 1e9),
+            format!("{:.0}", 100.0 * self.share_of_bandwidth),
+            format!("{:.1e}", self.error),
+        ]
+    }
+}
+
 struct Bench<'a> {
     options: &'a BenchKernels,
     peak: f64,
@@ -55,7 +71,7 @@ struct Work {
     bytes: f64,
 }
 
-/// Runs the command.
+/// `lathe bench kernels`: fails where a kernel is further from its formula than allowed.
 pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
     let threads = rayon::current_num_threads();
     let (peak, bandwidth) = (machine::peak_flops(threads), machine::read_bandwidth(threads));
@@ -75,7 +91,8 @@ pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
     {
         let Case { kernel, size, error, tolerance, .. } = case;
         output::note(format!(
-            "wrong: {kernel} {size} is {error:.2e} from the formula, expected at most {tolerance:.0e}"
+            "wrong: {kernel} {size} is {error:.2e} from the formula, \
+             expected at most {tolerance:.0e}"
         ));
     }
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -84,23 +101,12 @@ pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
 fn print(bench: &Bench<'_>) -> Result<()> {
     if bench.options.json {
         output::line(serde_json::to_string_pretty(&json!({
-            "bench": "kernels", "machine": ops::machine(), "peak_flops": bench.peak, "read_bandwidth": bench.bandwidth,
+            "bench": "kernels", "machine": ops::machine(),
+            "peak_flops": bench.peak, "read_bandwidth": bench.bandwidth,
             "results": bench.cases,
         }))?);
         return Ok(());
     }
-    let row = |case: &Case| {
-        vec![
-            case.kernel.clone(),
-            case.size.clone(),
-            format!("{:.1}", case.seconds * 1e6),
-            format!("{:.1}", case.flops_per_second / 1e9),
-            format!("{:.0}", 100.0 * case.share_of_peak),
-            format!("{:.2}", case.bytes_per_second / 1e9),
-            format!("{:.0}", 100.0 * case.share_of_bandwidth),
-            format!("{:.1e}", case.error),
-        ]
-    };
     let columns =
         ["kernel", "size", "us", "Gop/s", "% of f32 peak", "GB/s", "% of bandwidth", "error"];
     let caption = format!(
@@ -109,7 +115,7 @@ fn print(bench: &Bench<'_>) -> Result<()> {
         bench.peak / 1e9,
         bench.bandwidth / 1e9
     );
-    let rows = bench.cases.iter().map(row).collect();
+    let rows = bench.cases.iter().map(Case::row).collect();
     output::piece(
         Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text(),
     );
@@ -130,14 +136,14 @@ impl Bench<'_> {
         tolerance: f64,
         mut call: impl FnMut(usize),
     ) {
-        let (begin, mut times, mut number) = (Instant::now(), Vec::new(), 0);
+        let begin = Instant::now();
+        let mut times = Vec::new();
         while times.len() < 5
             || (begin.elapsed().as_secs_f64() < self.options.seconds && times.len() < 10_000)
         {
             let clock = Instant::now();
-            call(number);
+            call(times.len());
             times.push(clock.elapsed().as_secs_f64());
-            number += 1;
         }
         times.sort_by(f64::total_cmp);
         let seconds = times[times.len() / 2];
@@ -284,7 +290,8 @@ impl Bench<'_> {
         let rows = sequences * length;
         let start = (0..rows).map(|i| (i / length * length) as u32).collect();
         let spans = Spans { start, end: (1..=rows as u32).collect() };
-        let (q, kv, g) = (values(1, rows * QUERY), values(2, rows * KV), values(3, rows * QUERY));
+        let (q, kv) = (values(1, rows * QUERY), values(2, rows * KV));
+        let g = values(3, rows * QUERY);
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * HEADS.heads]);
         attend_forward(&q, &kv, &spans, HEADS, &mut out, &mut lse);
         let pairs = (sequences * length * (length + 1) / 2 * HEADS.heads) as f64;
@@ -369,24 +376,25 @@ fn weights_work(rows: usize, n: usize, d: usize, bytes: usize) -> Work {
 fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut stream = Stream::at(seed, Purpose::Shuffle, 3, 0);
     // Four uniform numbers make a bell that is close enough, and quickly.
-    let mut next = || (0..4).map(|_| stream.uniform() as f32 - 0.5).sum::<f32>() * 3f32.sqrt();
-    (0..count).map(|_| next()).collect()
+    (0..count)
+        .map(|_| (0..4).map(|_| stream.uniform() as f32 - 0.5).sum::<f32>() * 3f32.sqrt())
+        .collect()
 }
 
 /// Largest distance of some elements from the product in double precision, relative to the size of
 /// a typical element.
 fn product_error(c: &[f32], a: Mat<'_>, b: Mat<'_>) -> f64 {
     let n = b.cols();
-    let exact = |i: usize, j: usize| {
-        (0..a.cols()).map(|l| f64::from(a.at(i, l)) * f64::from(b.at(l, j))).sum::<f64>()
-    };
     // For values of deviation 1 a sum of k products has the deviation sqrt(k).
     let typical = (a.cols() as f64).sqrt();
-    let distance = |s: usize| {
+    let mut largest = 0.0;
+    for s in 0..300 {
         let (i, j) = (s * 7919 % a.rows(), s * 104_729 % n);
-        (f64::from(c[i * n + j]) - exact(i, j)).abs() / typical
-    };
-    (0..300).map(distance).fold(0.0, worse)
+        let products = (0..a.cols()).map(|l| f64::from(a.at(i, l)) * f64::from(b.at(l, j)));
+        let exact: f64 = products.sum();
+        largest = worse(largest, (f64::from(c[i * n + j]) - exact).abs() / typical);
+    }
+    largest
 }
 
 /// The larger one; NaN stays.
@@ -398,10 +406,11 @@ fn worse(a: f64, b: f64) -> f64 {
 fn softmax(q: &[f32], kv: &[f32], spans: &Spans, row: usize, head: usize) -> (usize, Vec<f64>) {
     let (from, to) = (spans.start[row] as usize, spans.end[row] as usize);
     let (at, key) = (row * QUERY + head * 64, head / 3 * 64);
-    let dot = |j: usize| {
-        (0..64).map(|t| f64::from(q[at + t]) * f64::from(kv[j * KV + key + t])).sum::<f64>() / 8.0
-    };
-    let scores: Vec<f64> = (from..to).map(dot).collect();
+    let mut scores = Vec::new();
+    for row in kv[from * KV..to * KV].chunks_exact(KV) {
+        let products = (0..64).map(|t| f64::from(q[at + t]) * f64::from(row[key + t]));
+        scores.push(products.sum::<f64>() / 8.0);
+    }
     let most = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
     let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
     (from, scores.iter().map(|s| (s - most).exp() / total).collect())
@@ -410,15 +419,17 @@ fn softmax(q: &[f32], kv: &[f32], spans: &Spans, row: usize, head: usize) -> (us
 /// Largest distance of some outputs from attention in double precision.
 fn attention_error(q: &[f32], kv: &[f32], spans: &Spans, out: &[f32]) -> f64 {
     let rows = spans.start.len();
-    let distance = |s: usize| {
-        let (row, head, t) = (s * 7919 % rows, s % HEADS.heads, s * 31 % 64);
+    let mut largest = 0.0;
+    for s in 0..60 {
+        let (row, head) = (s * 7919 % rows, s % HEADS.heads);
+        let t = s * 31 % 64;
         let (from, weights) = softmax(q, kv, spans, row, head);
-        let value =
-            |(j, p): (usize, &f64)| p * f64::from(kv[(from + j) * KV + KV / 2 + head / 3 * 64 + t]);
-        let exact: f64 = weights.iter().enumerate().map(value).sum();
-        (f64::from(out[row * QUERY + head * 64 + t]) - exact).abs()
-    };
-    (0..60).map(distance).fold(0.0, worse)
+        let values = kv[from * KV..].chunks_exact(KV).map(|row| row[KV / 2 + head / 3 * 64 + t]);
+        let exact: f64 = weights.iter().zip(values).map(|(p, value)| p * f64::from(value)).sum();
+        let error = (f64::from(out[row * QUERY + head * 64 + t]) - exact).abs();
+        largest = worse(largest, error);
+    }
+    largest
 }
 
 /// Distance of the gradient's slope along one direction from a central difference in double
@@ -430,36 +441,56 @@ fn gradient_error(q: &[f32], kv: &[f32], spans: &Spans, g: &[f32], dq: &[f32], d
     // The last key of a sequence is seen by one row alone: the last. So its gradient is that of one
     // row.
     let row = spans.start.len() - 1;
-    let loss = |step: f64| {
-        let moved = |data: &[f32], at: usize, width: usize| -> Vec<f64> {
-            (0..width).map(|t| f64::from(data[at + t]) + step * direction(at + t)).collect()
-        };
-        let (q_row, kv_row) = (moved(q, row * QUERY, QUERY), moved(kv, row * KV, KV));
-        let from = spans.start[row] as usize;
-        let cell =
-            |j: usize, t: usize| if j == row { kv_row[t] } else { f64::from(kv[j * KV + t]) };
+    let from = spans.start[row] as usize;
+    let last = LastRow { q, kv, g, from, row };
+    let slope = along(dq, row * QUERY, QUERY) + along(dkv, row * KV, KV);
+    let exact = (last.loss(1e-4) - last.loss(-1e-4)) / 2e-4;
+    (slope - exact).abs() / exact.abs().max(1.0)
+}
+
+/// The gradient's slope along the direction, over `width` entries from `at` on.
+fn along(gradient: &[f32], at: usize, width: usize) -> f64 {
+    (0..width).map(|t| f64::from(gradient[at + t]) * direction(at + t)).sum()
+}
+
+/// `width` entries from `at` on, moved by `step` along the direction.
+fn moved(data: &[f32], at: usize, width: usize, step: f64) -> Vec<f64> {
+    (0..width).map(|t| f64::from(data[at + t]) + step * direction(at + t)).collect()
+}
+
+/// The last row of a batch, which sees the keys `from..=row`, and its loss `sum(g * out)`.
+struct LastRow<'a> {
+    q: &'a [f32],
+    kv: &'a [f32],
+    g: &'a [f32],
+    from: usize,
+    row: usize,
+}
+
+impl LastRow<'_> {
+    /// The loss when its query, key and value are moved by `step` along the direction.
+    fn loss(&self, step: f64) -> f64 {
+        let q_row = moved(self.q, self.row * QUERY, QUERY, step);
+        let seen = self.kv[self.from * KV..self.row * KV].chunks_exact(KV);
+        let mut kv: Vec<Vec<f64>> =
+            seen.map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
+        kv.push(moved(self.kv, self.row * KV, KV, step));
         let mut sum = 0.0;
         for head in 0..HEADS.heads {
-            let key = head / 3 * 64;
-            let score = |j: usize| {
-                (0..64).map(|t| q_row[head * 64 + t] * cell(j, key + t)).sum::<f64>() / 8.0
-            };
-            let weights: Vec<f64> = (from..=row).map(|j| score(j).exp()).collect();
+            let (key, value) = (head / 3 * 64, KV / 2 + head / 3 * 64);
+            let mut weights = Vec::new();
+            for row in &kv {
+                let score: f64 = (0..64).map(|t| q_row[head * 64 + t] * row[key + t]).sum();
+                weights.push((score / 8.0).exp());
+            }
             let total: f64 = weights.iter().sum();
             for t in 0..64 {
-                let value = |(i, w): (usize, &f64)| w * cell(from + i, KV / 2 + key + t);
-                let out = weights.iter().enumerate().map(value).sum::<f64>() / total;
-                sum += f64::from(g[row * QUERY + head * 64 + t]) * out;
+                let out: f64 = weights.iter().zip(&kv).map(|(w, row)| w * row[value + t]).sum();
+                sum += f64::from(self.g[self.row * QUERY + head * 64 + t]) * (out / total);
             }
         }
         sum
-    };
-    let along = |gradient: &[f32], at: usize, width: usize| {
-        (0..width).map(|t| f64::from(gradient[at + t]) * direction(at + t)).sum::<f64>()
-    };
-    let slope = along(dq, row * QUERY, QUERY) + along(dkv, row * KV, KV);
-    let exact = (loss(1e-4) - loss(-1e-4)) / 2e-4;
-    (slope - exact).abs() / exact.abs().max(1.0)
+    }
 }
 
 /// An arbitrary direction of entries around 1.

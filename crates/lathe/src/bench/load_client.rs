@@ -36,8 +36,8 @@ pub(crate) struct RequestStyle {
 impl RequestStyle {
     fn body(&self, request: &LoadRequest) -> Vec<u8> {
         let mut body = json!({
-            "model": self.model, "prompt": request.prompt, "max_tokens": request.max_tokens, "temperature": 0.0,
-            "stream": self.stream,
+            "model": self.model, "prompt": request.prompt, "max_tokens": request.max_tokens,
+            "temperature": 0.0, "stream": self.stream,
         });
         if self.stream {
             body["stream_options"] = json!({ "include_usage": true });
@@ -168,7 +168,7 @@ type Line = SendRequest<Full<Bytes>>;
 pub(crate) struct CompletionServer {
     host: String,
     port: u16,
-    /// Path before `/v1`.
+    /// Path before `/v1`, empty in most servers.
     base: String,
     key: Option<String>,
     timeout: Duration,
@@ -181,7 +181,8 @@ impl CompletionServer {
             url.parse().with_context(|| format!("--url {url}: expected http://HOST:PORT"))?;
         ensure!(
             uri.scheme_str() == Some("http"),
-            "--url {url}: expected it to begin with http:// (for https put a proxy that decrypts before it)"
+            "--url {url}: expected it to begin with http:// \
+             (for https put a proxy that decrypts before it)"
         );
         let host = uri.host().with_context(|| format!("--url {url} names no host"))?;
         let path = uri.path().trim_end_matches('/');
@@ -231,8 +232,7 @@ impl CompletionServer {
         path: &str,
         body: Vec<u8>,
     ) -> Result<(Response<Incoming>, Line)> {
-        let waiting = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        while let Some(mut line) = waiting() {
+        while let Some(mut line) = self.take_waiting() {
             // The server may have closed it meanwhile.
             if line.ready().await.is_ok()
                 && let Ok(response) =
@@ -244,6 +244,10 @@ impl CompletionServer {
         let mut line = self.connect().await?;
         let response = line.send_request(self.request(method, path, body)?).await?;
         Ok((response, line))
+    }
+
+    fn take_waiting(&self) -> Option<Line> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     fn keep(&self, line: Line) {
@@ -395,8 +399,10 @@ mod tests {
         ": ping",
         r#"data: {"choices":[{"text":"","token_ids":[7],"lathe":{"depths":[3]}}],"usage":null}"#,
         "",
-        r#"data: {"choices":[{"text":"b","token_ids":[8],"finish_reason":"length","lathe":{"depths":[1]}}]}"#,
-        r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}"#,
+        "data: {\"choices\":[{\"text\":\"b\",\"token_ids\":[8],\"finish_reason\":\"length\",\
+         \"lathe\":{\"depths\":[1]}}]}",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\
+         \"prompt_tokens_details\":{\"cached_tokens\":1}}}",
         "data: [DONE]",
     ];
 

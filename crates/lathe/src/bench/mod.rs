@@ -15,7 +15,7 @@ use anyhow::Result;
 
 use arguments::BenchCommand;
 
-/// Runs one bench.
+/// Runs the bench that the command line names.
 pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {
     match command {
         BenchCommand::Train(options) => train::run(options),

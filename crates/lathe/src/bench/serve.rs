@@ -34,7 +34,7 @@ struct Sent {
     fault: Option<String>,
 }
 
-/// Runs the command.
+/// `lathe bench serve`, against `--url` or a server of its own in this process.
 pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
     ensure!(
         options.requests > 0 && options.concurrency != Some(0),
@@ -74,15 +74,14 @@ pub(crate) fn run(options: &BenchServe) -> Result<ExitCode> {
         }
         let answers =
             drive(&target, &Arc::new(style), &Arc::new(requests.clone()), options).await?;
-        let judged = |(request, (due, answer)): (&LoadRequest, (f64, Answer))| {
-            let fault = if answer.status == 200 {
-                fault(request, &answer, options.ignore_eos, known.vocab)
-            } else {
-                None
+        let mut sent = Vec::new();
+        for (request, (due, answer)) in requests.iter().zip(answers) {
+            let fault = match answer.status {
+                200 => fault(request, &answer, options.ignore_eos, known.vocab),
+                _ => None,
             };
-            Sent { due, answer, fault }
-        };
-        let sent: Vec<Sent> = requests.iter().zip(answers).map(judged).collect();
+            sent.push(Sent { due, answer, fault });
+        }
         anyhow::Ok((known, sent))
     });
     let stopped = local.map_or(Ok(()), Local::stop);
@@ -106,8 +105,7 @@ async fn known(target: &CompletionServer, options: &BenchServe) -> Result<Known>
             names.join(", ")
         )
     })?;
-    let number = |value: &Value| value.as_u64().map(|n| n as usize);
-    let vocab = options.vocab.or_else(|| number(&found["lathe"]["vocab_size"]));
+    let vocab = options.vocab.or_else(|| count_in(&found["lathe"]["vocab_size"]));
     let vocab =
         vocab.context("the server does not tell the size of its vocabulary: give --vocab")?;
     ensure!(vocab > 0, "--vocab is 0, expected at least 1");
@@ -115,8 +113,12 @@ async fn known(target: &CompletionServer, options: &BenchServe) -> Result<Known>
         model: found["id"].as_str().unwrap_or_default().to_owned(),
         is_lathe: found["lathe"].is_object(),
         vocab,
-        context: number(&found["max_model_len"]),
+        context: count_in(&found["max_model_len"]),
     })
+}
+
+fn count_in(value: &Value) -> Option<usize> {
+    value.as_u64().map(|n| n as usize)
 }
 
 /// The requests of a run: the same for the same seed, whatever the server.
@@ -129,20 +131,22 @@ fn requests(
         options.max_depth.is_none() || known.is_lathe,
         "--max-depth is understood by lathe alone"
     );
-    let one = |i: usize| {
+    let mut requests = Vec::new();
+    for i in numbers {
         let mut dice = Stream::at(options.seed, Purpose::Shuffle, 1, i as u64);
         let (length, max_tokens) =
             (draw(options.prompt_tokens, &mut dice), draw(options.output_tokens, &mut dice));
         if let Some(context) = known.context.filter(|&context| length + max_tokens > context) {
             anyhow::bail!(
-                "request {i} has {length} prompt tokens and {max_tokens} new ones, the model's context is {context}: \
+                "request {i} has {length} prompt tokens and {max_tokens} new ones, \
+                 the model's context is {context}: \
                  choose smaller --prompt-tokens or --output-tokens"
             );
         }
         let prompt = (0..length).map(|_| (dice.next_u64() % known.vocab as u64) as u32).collect();
-        Ok(LoadRequest { prompt, max_tokens })
-    };
-    numbers.map(one).collect()
+        requests.push(LoadRequest { prompt, max_tokens });
+    }
+    Ok(requests)
 }
 
 fn draw(lengths: Lengths, dice: &mut Stream) -> usize {
@@ -158,15 +162,15 @@ fn draw(lengths: Lengths, dice: &mut Stream) -> usize {
 /// Seconds at which requests are due: a Poisson process.
 fn due_times(options: &BenchServe, rate: f64) -> Vec<f64> {
     let mut now = 0.0;
-    let gap = |i: usize| {
-        -(1.0 - Stream::at(options.seed, Purpose::Shuffle, 2, i as u64).uniform()).ln() / rate
-    };
-    (0..options.requests)
-        .map(|i| {
-            now += if i == 0 { 0.0 } else { gap(i) };
-            now
-        })
-        .collect()
+    let mut times = Vec::new();
+    for i in 0..options.requests {
+        if i > 0 {
+            let dice = Stream::at(options.seed, Purpose::Shuffle, 2, i as u64).uniform();
+            now += -(1.0 - dice).ln() / rate;
+        }
+        times.push(now);
+    }
+    times
 }
 
 /// Sends every request; answers in the order of `requests`, each with the time it was due.
@@ -181,7 +185,8 @@ async fn drive(
     if let Some(rate) = options.rate {
         // Open loop: latencies count from when a request was due, however late it left.
         for (i, seconds) in due_times(options, rate).into_iter().enumerate() {
-            let (target, style, requests) = (target.clone(), style.clone(), requests.clone());
+            let (target, style) = (target.clone(), style.clone());
+            let requests = requests.clone();
             tasks.push(tokio::spawn(async move {
                 let due = start + Duration::from_secs_f64(seconds);
                 tokio::time::sleep_until(due.into()).await;
@@ -191,8 +196,8 @@ async fn drive(
     } else {
         let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         for _ in 0..options.concurrency.unwrap_or(8).min(requests.len()) {
-            let (target, style, requests, next) =
-                (target.clone(), style.clone(), requests.clone(), next.clone());
+            let (target, style) = (target.clone(), style.clone());
+            let (requests, next) = (requests.clone(), next.clone());
             tasks.push(tokio::spawn(async move {
                 let mut answers = Vec::new();
                 loop {
@@ -283,9 +288,8 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         })
         .collect();
     let seconds = sent.iter().map(|s| s.due + s.answer.end).fold(0.0, f64::max);
-    let sum = |of: fn(&Answer) -> usize| good.iter().map(|s| of(&s.answer)).sum::<usize>() as f64;
-    let new = sum(|a| a.new_tokens.or(a.ids.as_ref().map(Vec::len)).unwrap_or(0));
-    let prompts = sum(|a| a.prompt_tokens.unwrap_or(0));
+    let new = sum(&good, |a| a.new_tokens.or(a.ids.as_ref().map(Vec::len)).unwrap_or(0));
+    let prompts = sum(&good, |a| a.prompt_tokens.unwrap_or(0));
     let depths =
         good.iter().fold((0, 0), |all, s| (all.0 + s.answer.depths.0, all.1 + s.answer.depths.1));
     let mean_depth = (depths.1 > 0).then(|| depths.0 as f64 / depths.1 as f64);
@@ -298,20 +302,25 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
     let within = good.iter().filter(|s| keeps(options, &s.answer)).count();
     let has_slo = options.slo_ttft.is_some() || options.slo_tpot.is_some();
     let summary = json!({
-        "bench": "serve", "url": url, "model": known.model, "machine": ops::machine(), "seed": options.seed,
+        "bench": "serve", "url": url, "model": known.model, "machine": ops::machine(),
+        "seed": options.seed,
         "load": match options.rate {
             Some(rate) => json!({ "rate": rate }),
             None => json!({ "concurrency": options.concurrency.unwrap_or(8) }),
         },
-        "prompt_tokens": options.prompt_tokens.to_string(), "output_tokens": options.output_tokens.to_string(),
-        "requests": sent.len(), "good": good.len(), "shed": shed, "wrong": wrong, "statuses": statuses,
+        "prompt_tokens": options.prompt_tokens.to_string(),
+        "output_tokens": options.output_tokens.to_string(),
+        "requests": sent.len(), "good": good.len(), "shed": shed,
+        "wrong": wrong, "statuses": statuses,
         "seconds": seconds, "requests_per_second": good.len() as f64 / seconds,
         "output_tokens_per_second": new / seconds, "prompt_tokens_per_second": prompts / seconds,
-        "cached_prompt_tokens": sum(|a| a.cached_tokens), "mean_depth": mean_depth,
-        "ttft_ms": ttft.json(), "tpot_ms": tpot.json(), "itl_ms": itl.json(), "end_to_end_ms": whole.json(),
+        "cached_prompt_tokens": sum(&good, |a| a.cached_tokens), "mean_depth": mean_depth,
+        "ttft_ms": ttft.json(), "tpot_ms": tpot.json(), "itl_ms": itl.json(),
+        "end_to_end_ms": whole.json(),
         "goodput": has_slo.then(|| json!({
             "slo_ttft_ms": options.slo_ttft, "slo_tpot_ms": options.slo_tpot, "requests": within,
-            "share": within as f64 / sent.len() as f64, "requests_per_second": within as f64 / seconds,
+            "share": within as f64 / sent.len() as f64,
+            "requests_per_second": within as f64 / seconds,
         })),
     });
     if options.json {
@@ -324,7 +333,10 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
             whole.row("end to end"),
         ];
         let columns = ["milliseconds", "mean", "p50", "p90", "p99"].map(str::to_owned).to_vec();
-        let caption = caption(&summary, (new / seconds, prompts / seconds, within, has_slo));
+        let mut caption = caption(&summary, new / seconds, prompts / seconds);
+        if has_slo {
+            caption.push_str(&format!(", goodput {:.2} requests/s", within as f64 / seconds));
+        }
         output::piece(Table { columns, rows, caption, best: None }.to_text());
     }
     for line in wrong.iter().take(10) {
@@ -333,36 +345,39 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn caption(summary: &Value, (new, prompts, within, has_slo): (f64, f64, usize, bool)) -> String {
-    let number = |name: &str| summary[name].as_f64().unwrap_or(f64::NAN);
+fn sum(good: &[&Sent], of: fn(&Answer) -> usize) -> f64 {
+    good.iter().map(|sent| of(&sent.answer)).sum::<usize>() as f64
+}
+
+/// The load and what came of it; `new` and `prompts` are tokens a second.
+fn caption(summary: &Value, new: f64, prompts: f64) -> String {
     let mut text = format!(
-        "{}, {} at {}: {} of {} answers good, {} shed (429), {:.2} s, {:.2} requests/s, {new:.1} new and {prompts:.1} \
-         prompt tokens/s",
+        "{}, {} at {}: {} of {} answers good, {} shed (429), {:.2} s, {:.2} requests/s, \
+         {new:.1} new and {prompts:.1} prompt tokens/s",
         summary["model"].as_str().unwrap_or_default(),
         summary["load"].to_string().trim_matches(['{', '}']).replace(['"'], ""),
         summary["url"].as_str().unwrap_or_default(),
         summary["good"],
         summary["requests"],
         summary["shed"],
-        number("seconds"),
-        number("requests_per_second"),
+        summary["seconds"].as_f64().unwrap_or(f64::NAN),
+        summary["requests_per_second"].as_f64().unwrap_or(f64::NAN),
     );
     if let Some(depth) = summary["mean_depth"].as_f64() {
         text.push_str(&format!(", mean depth {depth:.2}"));
-    }
-    if has_slo {
-        text.push_str(&format!(", goodput {:.2} requests/s", within as f64 / number("seconds")));
     }
     text
 }
 
 /// Whether an answer came within the limits that were given.
 fn keeps(options: &BenchServe, answer: &Answer) -> bool {
-    let within = |limit: Option<f64>, seconds: Option<f64>| {
-        limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms))
-    };
-    within(options.slo_ttft, answer.arrivals.first().copied())
-        && within(options.slo_tpot, time_per_token(answer))
+    is_within(options.slo_ttft, answer.arrivals.first().copied())
+        && is_within(options.slo_tpot, time_per_token(answer))
+}
+
+/// Whether `seconds` are at most a limit in milliseconds; what is unknown keeps every limit.
+fn is_within(limit: Option<f64>, seconds: Option<f64>) -> bool {
+    limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms))
 }
 
 /// A server in this process.

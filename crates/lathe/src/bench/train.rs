@@ -29,7 +29,7 @@ struct Contestant {
     flops: f64,
 }
 
-/// Runs the command.
+/// `lathe bench train`: each contestant's seconds for a step, taken in turns.
 pub(crate) fn run(options: &BenchTrain) -> Result<ExitCode> {
     ensure!(options.steps > 0, "--steps is 0, expected at least 1");
     let mut contestants = Vec::new();
@@ -160,19 +160,11 @@ fn profile(contestant: &mut Contestant) -> Result<Table> {
     let spent = ops::timing::spent();
     ops::timing::measure(false);
     let inside: f64 = spent.values().map(|s| s.forward + s.backward).sum();
-    let row = |name: &str, calls: String, forward: f64, backward: f64| {
-        let share = 100.0 * (forward + backward) / whole;
-        vec![
-            name.to_owned(),
-            calls,
-            format!("{forward:.4}"),
-            format!("{backward:.4}"),
-            format!("{share:.1}"),
-        ]
-    };
-    let mut rows: Vec<_> =
-        spent.iter().map(|(n, s)| row(n, s.calls.to_string(), s.forward, s.backward)).collect();
-    rows.push(row("outside of operations", String::new(), whole - inside, 0.0));
+    let mut rows = Vec::new();
+    for (name, s) in &spent {
+        rows.push(profile_row(name, s.calls.to_string(), [s.forward, s.backward], whole));
+    }
+    rows.push(profile_row("outside of operations", String::new(), [whole - inside, 0.0], whole));
     let columns =
         ["operation", "calls", "forward s", "backward s", "% of step"].map(str::to_owned).to_vec();
     Ok(Table {
@@ -181,6 +173,22 @@ fn profile(contestant: &mut Contestant) -> Result<Table> {
         caption: format!("one step of {}, {whole:.3} s", contestant.name),
         best: None,
     })
+}
+
+/// Seconds forward and backward, and their share of the `whole` step.
+fn profile_row(
+    name: &str,
+    calls: String,
+    [forward, backward]: [f64; 2],
+    whole: f64,
+) -> Vec<String> {
+    vec![
+        name.to_owned(),
+        calls,
+        format!("{forward:.4}"),
+        format!("{backward:.4}"),
+        format!("{:.1}", 100.0 * (forward + backward) / whole),
+    ]
 }
 
 fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {

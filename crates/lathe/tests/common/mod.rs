@@ -21,7 +21,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Insists on success.
+    /// Insists on exit code 0; otherwise shows what the process said.
     pub(crate) fn good(self) -> Self {
         assert_eq!(self.code, Some(0), "{self:?}");
         self
@@ -150,7 +150,7 @@ pub(crate) const EXPERT: &str = r#"{ kind = "expert_choice" }"#;
 pub(crate) struct Place(TempDir);
 
 impl Place {
-    /// An empty one.
+    /// One with nothing in it.
     pub(crate) fn empty() -> Self {
         Self(TempDir::new().expect("a temporary folder"))
     }
