@@ -5,9 +5,11 @@ use std::error::Error;
 
 use report::{BarSeries, Bars, Best, Chart, HeatText, HeatToken, Page, Series, Table, human_count};
 
-const TEXT: &str = "Once upon a time, in a small house by the river, there lived a clockmaker named Ada. Every \
+const TEXT: &str = "Once upon a time, in a small house by the river, there lived a clockmaker \
+    named Ada. Every \
     morning she wound 27 clocks and listened: one of them always answered a moment too late.\n\n\
-    \"If each clock loses 3 seconds a day,\" she asked, \"how long until the last one is a whole hour behind?\"\n\
+    \"If each clock loses 3 seconds a day,\" she asked, \
+    \"how long until the last one is a whole hour behind?\"\n\
     def drift(days, per_day=3):\n    return days * per_day / 3600\n";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,7 +22,8 @@ fn gallery() -> Page {
     let mut noise = Noise(1);
     let mut page = Page::new(
         "Recursive sharing at equal compute",
-        "A gallery of every page element, drawn from synthetic numbers with the shape of a real run.",
+        "A gallery of every page element, \
+         drawn from synthetic numbers with the shape of a real run.",
     );
     page.cards(&[
         ("Validation loss", "3.214", "nats per token"),
@@ -29,9 +32,9 @@ fn gallery() -> Page {
         ("Tokens seen", &human_count(410e6), "one epoch"),
     ]);
     page.paragraph(
-        "Each token takes its own number of passes through one shared block. A router decides after each pass which \
-         tokens go on. The figures below ask two things: whether that saves compute at equal loss, and which tokens \
-         the router thinks are hard.",
+        "Each token takes its own number of passes through one shared block. A router decides \
+         after each pass which tokens go on. The figures below ask two things: whether that saves \
+         compute at equal loss, and which tokens the router thinks are hard.",
     );
     page.section("Loss").chart(loss_chart(&mut noise)).chart(frontier_chart()).table(runs_table());
     page.section("Depth")
@@ -39,7 +42,10 @@ fn gallery() -> Page {
         .bars(histogram(&mut noise))
         .heat(heat_text(&mut noise));
     page.section("Edge cases");
-    page.paragraph("Text from a model may hold anything: </script><b>\"quotes\" & 'apostrophes', \u{1b}[31m escapes.");
+    page.paragraph(
+        "Text from a model may hold anything: \
+         </script><b>\"quotes\" & 'apostrophes', \u{1b}[31m escapes.",
+    );
     page.heat(HeatText {
         title: "Unknown depths, tabs and runs of spaces".into(),
         max_depth: 16,
@@ -66,39 +72,39 @@ impl Noise {
 }
 
 fn loss_chart(noise: &mut Noise) -> Chart {
-    let mut curve = |name: &str, floor: f64, dashed: bool, every: usize, spread: f64| Series {
-        name: name.into(),
-        points: (every as i32..=20_000)
-            .step_by(every)
-            .map(|step| {
-                let loss = floor + 7.4 * (1.0 + f64::from(step) / 60.0).powf(-0.52);
-                (f64::from(step), loss + spread * noise.next())
-            })
-            .collect(),
-        dashed,
-    };
     Chart {
         title: "Training loss against steps; the dashed lines are validation.".into(),
         x_label: "step".into(),
         y_label: "loss (nats per token)".into(),
         log_x: true,
         series: vec![
-            curve("recursive, 4 x 3 layers", 2.72, false, 1, 0.22),
-            curve("plain, 12 layers", 2.80, false, 1, 0.22),
-            curve("recursive, validation", 2.80, true, 500, 0.01),
-            curve("plain, validation", 2.92, true, 500, 0.01),
+            training(noise, "recursive, 4 x 3 layers", 2.72),
+            training(noise, "plain, 12 layers", 2.80),
+            validation(noise, "recursive, validation", 2.80),
+            validation(noise, "plain, validation", 2.92),
         ],
     }
 }
 
+fn training(noise: &mut Noise, name: &str, floor: f64) -> Series {
+    Series { name: name.into(), points: curve(noise, floor, 1, 0.22), dashed: false }
+}
+
+fn validation(noise: &mut Noise, name: &str, floor: f64) -> Series {
+    Series { name: name.into(), points: curve(noise, floor, 500, 0.01), dashed: true }
+}
+
+/// A loss that falls to `floor` by a power of the step, with noise, once in `every` steps.
+fn curve(noise: &mut Noise, floor: f64, every: usize, spread: f64) -> Vec<(f64, f64)> {
+    let mut points = Vec::new();
+    for step in (every as i32..=20_000).step_by(every) {
+        let loss = floor + 7.4 * (1.0 + f64::from(step) / 60.0).powf(-0.52);
+        points.push((f64::from(step), loss + spread * noise.next()));
+    }
+    points
+}
+
 fn frontier_chart() -> Chart {
-    let frontier = |name: &str, gain: f64| Series {
-        name: name.into(),
-        points: (0..7)
-            .map(|i| (f64::from(i) * 2.0e6 + 4e6, 3.9 - gain * f64::from(i + 1).ln()))
-            .collect(),
-        dashed: false,
-    };
     Chart {
         title: "Validation loss against floating-point operations per token.".into(),
         x_label: "FLOPs per token".into(),
@@ -112,8 +118,17 @@ fn frontier_chart() -> Chart {
     }
 }
 
+fn frontier(name: &str, gain: f64) -> Series {
+    let points = (0..7).map(f64::from);
+    let points = points.map(|i| (i * 2.0e6 + 4e6, 3.9 - gain * (i + 1.0).ln())).collect();
+    Series { name: name.into(), points, dashed: false }
+}
+
+fn row(cells: [&str; 5]) -> Vec<String> {
+    cells.map(str::to_string).to_vec()
+}
+
 fn runs_table() -> Table {
-    let row = |cells: [&str; 5]| cells.map(str::to_string).to_vec();
     Table {
         columns: row(["Model", "Parameters", "FLOPs per token", "Tokens/s", "Validation loss"]),
         rows: vec![

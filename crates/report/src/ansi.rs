@@ -82,11 +82,17 @@ fn ink_on(color: u8) -> u8 {
 /// Relative luminance (WCAG 2) of an entry 16..=231 of the xterm colour cube.
 fn luminance(color: u8) -> f64 {
     let cell = u32::from(color.saturating_sub(16));
-    let channel = |step: u32| {
-        let level = if step == 0 { 0.0 } else { f64::from(55 + 40 * step) / 255.0 };
-        if level <= 0.04045 { level / 12.92 } else { ((level + 0.055) / 1.055).powf(2.4) }
-    };
-    0.2126 * channel(cell / 36) + 0.7152 * channel(cell / 6 % 6) + 0.0722 * channel(cell % 6)
+    0.2126 * of_step(cell / 36) + 0.7152 * of_step(cell / 6 % 6) + 0.0722 * of_step(cell % 6)
+}
+
+/// Linear light of one of the six levels of a channel in the colour cube.
+fn of_step(step: u32) -> f64 {
+    linear(if step == 0 { 0.0 } else { f64::from(55 + 40 * step) / 255.0 })
+}
+
+/// Linear light of an sRGB channel, both in `0..=1`.
+pub(crate) fn linear(level: f64) -> f64 {
+    if level <= 0.04045 { level / 12.92 } else { ((level + 0.055) / 1.055).powf(2.4) }
 }
 
 /// Makes control characters of model output harmless in a terminal, keeping newlines and tabs.

@@ -1,6 +1,6 @@
 //! Text as a heat map: each token on a background that tells how deep it was computed.
 
-use crate::ansi::spread;
+use crate::ansi::{linear, spread};
 use crate::html::{escape, push_escaped};
 use crate::scale::exact;
 
@@ -97,7 +97,6 @@ impl HeatText {
             }
         }
         let total = self.tokens.len().max(1) as f64;
-        let share = |count: usize| format!("{:.0}\u{2009}%", 100.0 * count as f64 / total);
         let mut html = String::from(
             "<ul class=\"depths\" aria-label=\"Depth of each colour and its share of the tokens\">",
         );
@@ -108,12 +107,15 @@ impl HeatText {
             let word = if index == 0 { "depth " } else { "" };
             html.push_str(&format!("<li class=\"h{shade}\"><b>{word}{depth}</b>"));
             if max_depth <= LEGEND_DEPTHS {
-                html.push_str(&share(*count));
+                html.push_str(&percent(*count, total));
             }
             html.push_str("</li>");
         }
         if unknown > 0 {
-            html.push_str(&format!("<li class=\"none\"><b>no depth</b>{}</li>", share(unknown)));
+            html.push_str(&format!(
+                "<li class=\"none\"><b>no depth</b>{}</li>",
+                percent(unknown, total)
+            ));
         }
         html.push_str("</ul>\n");
         html
@@ -177,17 +179,24 @@ fn push_marked(html: &mut String, text: &str) {
 
 /// The style rules of both scales.
 pub(crate) fn style() -> String {
-    let rules = |shades: &[&str; SHADES]| -> String {
-        let rule = |(index, color): (usize, &&str)| {
-            format!(".h{index}{{background:{color};color:{}}}\n", ink_on(color))
-        };
-        shades.iter().enumerate().map(rule).collect()
-    };
     format!(
         "{}@media screen and (prefers-color-scheme: dark) {{\n{}}}\n",
         rules(&LIGHT),
         rules(&DARK)
     )
+}
+
+fn rules(shades: &[&str; SHADES]) -> String {
+    let mut rules = String::new();
+    for (index, color) in shades.iter().enumerate() {
+        let ink = ink_on(color);
+        rules.push_str(&format!(".h{index}{{background:{color};color:{ink}}}\n"));
+    }
+    rules
+}
+
+fn percent(count: usize, total: f64) -> String {
+    format!("{:.0}\u{2009}%", 100.0 * count as f64 / total)
 }
 
 fn ink_on(color: &str) -> &'static str {
@@ -201,15 +210,14 @@ fn contrast(one: &str, other: &str) -> f64 {
 }
 
 fn luminance(color: &str) -> f64 {
-    let channel = |start: usize| {
-        let level = color
-            .get(start..start + 2)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-            .unwrap_or(0);
-        let level = f64::from(level) / 255.0;
-        if level <= 0.04045 { level / 12.92 } else { ((level + 0.055) / 1.055).powf(2.4) }
-    };
-    0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+    0.2126 * channel(color, 1) + 0.7152 * channel(color, 3) + 0.0722 * channel(color, 5)
+}
+
+/// Linear light of the channel whose two hexadecimal digits begin at `start`.
+fn channel(color: &str, start: usize) -> f64 {
+    let digits = color.get(start..start + 2);
+    let level = digits.and_then(|hex| u8::from_str_radix(hex, 16).ok()).unwrap_or(0);
+    linear(f64::from(level) / 255.0)
 }
 
 #[cfg(test)]
@@ -249,9 +257,10 @@ mod tests {
             ],
         };
         let body = heat.body();
-        assert!(
-            body.contains("<span class=\"h0\" title=\"\u{201c}\u{2423}the\u{201d}\ndepth 1\nNLL 0.31\"> the</span>")
-        );
+        assert!(body.contains(
+            "<span class=\"h0\" \
+                 title=\"\u{201c}\u{2423}the\u{201d}\ndepth 1\nNLL 0.31\"> the</span>"
+        ));
         assert!(body.contains("<i class=\"nl\"></i>\n</span>"));
         assert!(body.contains("<span title=\"\u{201c}?\u{201d}\nno depth\">?</span>"));
         assert_eq!(body.matches("<li").count(), 5);

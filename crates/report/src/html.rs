@@ -67,31 +67,24 @@ impl Page {
     /// best cells are bold.
     pub fn table(&mut self, table: Table) -> &mut Self {
         self.tables += 1;
-        let class = |column: usize, best: bool| match (table.is_numeric(column), best) {
-            (true, true) => " class=\"num best\"",
-            (true, false) => " class=\"num\"",
-            (false, true) => " class=\"best\"",
-            (false, false) => "",
-        };
+        let numeric: Vec<bool> =
+            (0..table.columns.len()).map(|column| table.is_numeric(column)).collect();
         let mut html = format!(
-            "<figure class=\"scroll\"><table>\n<caption><span class=\"number\">Table {}.</span>{}</caption>\n\
-             <thead><tr>",
+            "<figure class=\"scroll\"><table>\n\
+             <caption><span class=\"number\">Table {}.</span>{}</caption>\n<thead><tr>",
             self.tables,
             escape(&table.caption)
         );
-        for (column, heading) in table.columns.iter().enumerate() {
-            html.push_str(&format!(
-                "<th scope=\"col\"{}>{}</th>",
-                class(column, false),
-                escape(heading)
-            ));
+        for (heading, &numeric) in table.columns.iter().zip(&numeric) {
+            let class = cell_class(numeric, false);
+            html.push_str(&format!("<th scope=\"col\"{class}>{}</th>", escape(heading)));
         }
         html.push_str("</tr></thead>\n<tbody>\n");
         let best = table.best_cells();
         for row in 0..table.rows.len() {
             html.push_str("<tr>");
-            for column in 0..table.columns.len() {
-                let class = class(column, best.contains(&(row, column)));
+            for (column, &numeric) in numeric.iter().enumerate() {
+                let class = cell_class(numeric, best.contains(&(row, column)));
                 html.push_str(&format!("<td{class}>{}</td>", escape(table.cell(row, column))));
             }
             html.push_str("</tr>\n");
@@ -126,11 +119,14 @@ impl Page {
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <meta name=\"color-scheme\" content=\"light dark\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+             style-src 'unsafe-inline'; \
              script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'\">\n\
-             <link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n<style>\n{STYLE}{}</style>\n</head>\n<body>\n\
+             <link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n\
+             <style>\n{STYLE}{}</style>\n</head>\n<body>\n\
              <main>\n<header>\n<h1>{title}</h1>\n{subtitle}</header>\n{}</main>\n\
-             <div id=\"tip\" role=\"status\" hidden></div>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
+             <div id=\"tip\" role=\"status\" hidden></div>\n\
+             <script>\n{SCRIPT}</script>\n</body>\n</html>\n",
             heat::style(),
             self.body
         )
@@ -151,6 +147,16 @@ impl Page {
     fn push(&mut self, html: &str) -> &mut Self {
         self.body.push_str(html);
         self
+    }
+}
+
+/// Numbers are aligned to the right, the best cells are bold.
+fn cell_class(numeric: bool, best: bool) -> &'static str {
+    match (numeric, best) {
+        (true, true) => " class=\"num best\"",
+        (true, false) => " class=\"num\"",
+        (false, true) => " class=\"best\"",
+        (false, false) => "",
     }
 }
 

@@ -19,7 +19,8 @@ const EXPECTED: &str = "a JSON object with a whole number \"step\" or a string \
 pub enum LogError {
     /// The file system refused.
     #[error(
-        "run log {path}: could not {action}: {source}; check that the directory exists, is writable and has space"
+        "run log {path}: could not {action}: {source}; \
+         check that the directory exists, is writable and has space"
     )]
     Io {
         /// Path of the log.
@@ -31,7 +32,8 @@ pub enum LogError {
     },
     /// A line before the last is not a record.
     #[error(
-        "run log {path}, line {line}: expected {EXPECTED}, found {found}; repair or delete that line"
+        "run log {path}, line {line}: expected {EXPECTED}, found {found}; \
+         repair or delete that line"
     )]
     BadLine {
         /// Path of the log.

@@ -164,7 +164,8 @@ fn push_curve(
     let dense = if points.len() > 300 { " dense" } else { "" };
     let dash = dash(index, series.dashed);
     svg.push_str(&format!(
-        "<path class=\"line{dense}{dash}\" stroke=\"{color}\" d=\"{path}\" data-name=\"{name}\" data-v=\"{values}\">\
+        "<path class=\"line{dense}{dash}\" stroke=\"{color}\" d=\"{path}\" \
+         data-name=\"{name}\" data-v=\"{values}\">\
          <title>{name}</title></path>\n"
     ));
     if points.len() > MARKED {
@@ -172,7 +173,8 @@ fn push_curve(
     }
     for point in points {
         svg.push_str(&format!(
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.8\" fill=\"{color}\"><title>{name}: {}, {}</title></circle>",
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.8\" fill=\"{color}\">\
+             <title>{name}: {}, {}</title></circle>",
             x_axis.pixel(point.x),
             y_axis.pixel(point.y),
             exact(point.x, 6),
@@ -242,8 +244,8 @@ impl Bars {
                     format!("{}\n", series.name)
                 };
                 svg.push_str(&format!(
-                    "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"1.5\" \
-                     fill=\"{}\"><title>{}{}: {}{unit}</title></rect>\n",
+                    "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
+                     rx=\"1.5\" fill=\"{}\"><title>{}{}: {}{unit}</title></rect>\n",
                     x + bar * 0.03,
                     end.min(zero),
                     bar * 0.94,
@@ -267,11 +269,13 @@ impl Bars {
 fn round_up((low, high): (f64, f64)) -> (f64, f64) {
     let (low, high) = if low == high { (0.0, 1.0) } else { (low, high) };
     let (_, step) = nice_ticks(low, high, 6);
-    let out = |end: f64| {
-        let rounded = (end / step).abs().ceil() * step * end.signum();
-        if (rounded - end).abs() <= step * 0.6 { rounded } else { end }
-    };
-    (out(low), out(high))
+    (moved_out(low, step), moved_out(high, step))
+}
+
+/// The next multiple of `step` away from 0, unless it is more than 0.6 steps further.
+fn moved_out(end: f64, step: f64) -> f64 {
+    let rounded = (end / step).abs().ceil() * step * end.signum();
+    if (rounded - end).abs() <= step * 0.6 { rounded } else { end }
 }
 
 fn color(index: usize) -> String {
@@ -319,8 +323,9 @@ fn open(class: &str, title: &str, x_label: &str, names: &[(&str, bool)]) -> Stri
     let described =
         if names.is_empty() { title.to_string() } else { format!("{title}: {}", names.join(", ")) };
     format!(
-        "<div class=\"plot scroll\"><svg class=\"{class}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
-         aria-label=\"{}\" data-x=\"{}\" data-top=\"{TOP}\" data-bottom=\"{BOTTOM}\">\n",
+        "<div class=\"plot scroll\"><svg class=\"{class}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+         role=\"img\" aria-label=\"{}\" data-x=\"{}\" \
+         data-top=\"{TOP}\" data-bottom=\"{BOTTOM}\">\n",
         escape(&described),
         escape(x_label)
     )

@@ -93,29 +93,22 @@ pub(crate) fn nice_ticks(low: f64, high: f64, target: usize) -> (Vec<f64>, f64) 
         f if f <= 5.000_000_1 => (5.0, exponent),
         _ => (1.0, exponent + 1),
     };
-    // Dividing by a positive power keeps 0.3 at 3 / 10 rather than 3 * 0.1.
-    let at = |multiple: f64| match exponent {
-        ..0 => multiple * mantissa / 10f64.powi(-exponent),
-        _ => multiple * mantissa * 10f64.powi(exponent),
-    };
-    let step = at(1.0);
+    let step = decimal(mantissa, exponent);
     let first = (low / step - 1e-9).ceil();
     let count = ((high / step + 1e-9).floor() - first).clamp(0.0, 4.0 * target as f64) as usize;
-    ((0..=count).map(|index| at(first + index as f64) + 0.0).collect(), step)
+    let multiples = (0..=count).map(|index| (first + index as f64) * mantissa);
+    (multiples.map(|multiple| decimal(multiple, exponent) + 0.0).collect(), step)
+}
+
+/// `x * 10^exponent`. Dividing by a positive power keeps 0.3 at 3 / 10 rather than 3 * 0.1.
+fn decimal(x: f64, exponent: i32) -> f64 {
+    if exponent < 0 { x / 10f64.powi(-exponent) } else { x * 10f64.powi(exponent) }
 }
 
 /// Ticks for a logarithmic axis: 1, 2 and 5 in each decade where they fit, else whole decades,
 /// thinned to `target`; a range of less than three such ticks falls back to [`nice_ticks`].
 pub(crate) fn log_ticks(low: f64, high: f64, target: usize) -> Vec<f64> {
-    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
-    let inside = |mantissas: &[f64]| -> Vec<f64> {
-        decades
-            .clone()
-            .flat_map(|decade| mantissas.iter().map(move |mantissa| mantissa * 10f64.powi(decade)))
-            .filter(|tick| *tick >= low * (1.0 - 1e-9) && *tick <= high * (1.0 + 1e-9))
-            .collect()
-    };
-    let dense = inside(&[1.0, 2.0, 5.0]);
+    let dense = in_decades(low, high, &[1.0, 2.0, 5.0]);
     if dense.len() < 3 {
         let (ticks, _) = nice_ticks(low, high, target);
         return ticks.into_iter().filter(|tick| *tick > 0.0).collect();
@@ -123,9 +116,19 @@ pub(crate) fn log_ticks(low: f64, high: f64, target: usize) -> Vec<f64> {
     if dense.len() <= target + 2 {
         return dense;
     }
-    let whole = inside(&[1.0]);
+    let whole = in_decades(low, high, &[1.0]);
     let stride = whole.len().div_ceil(target.max(1)).max(1);
     whole.into_iter().step_by(stride).collect()
+}
+
+/// Every `mantissa * 10^decade` from `low` to `high`.
+fn in_decades(low: f64, high: f64, mantissas: &[f64]) -> Vec<f64> {
+    let mut ticks = Vec::new();
+    for decade in low.log10().floor() as i32..=high.log10().ceil() as i32 {
+        ticks.extend(mantissas.iter().map(|mantissa| mantissa * 10f64.powi(decade)));
+    }
+    ticks.retain(|tick| *tick >= low * (1.0 - 1e-9) && *tick <= high * (1.0 + 1e-9));
+    ticks
 }
 
 /// The label of a linear tick, with the decimals its step needs; large axes count in k, M, B and T.
@@ -200,10 +203,12 @@ pub(crate) fn decimate<P: Copy>(
         return points.to_vec();
     }
     let buckets = (limit - 2) / 2;
-    let by_share = |index: usize| {
-        (share(points[index]) * buckets as f64).clamp(0.0, buckets as f64 - 1.0) as usize
-    };
-    let thinned = min_max(points, by_share, &height);
+    let most = buckets as f64 - 1.0;
+    let thinned = min_max(
+        points,
+        |index| (share(points[index]) * buckets as f64).clamp(0.0, most) as usize,
+        &height,
+    );
     if thinned.len() <= limit {
         return thinned;
     }
@@ -226,7 +231,8 @@ fn min_max<P: Copy>(
     let mut start = 1;
     while start < last {
         let number = bucket(start);
-        let (mut low, mut high, mut end) = (start, start, start + 1);
+        let (mut low, mut high) = (start, start);
+        let mut end = start + 1;
         while end < last && bucket(end) == number {
             if height(points[end]) < height(points[low]) {
                 low = end;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 /// What can go wrong with an event file.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "TensorBoard events {path}: could not {action}: {source}; check that the directory is writable and has space"
+    "TensorBoard events {path}: could not {action}: {source}; \
+     check that the directory is writable and has space"
 )]
 pub struct EventError {
     /// The file or directory.

@@ -4,8 +4,8 @@ use report::{
     BarSeries, Bars, Best, Chart, HeatText, HeatToken, Page, Series, Table, plot::MAX_POINTS,
 };
 
-const HOSTILE: &str = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'`&amp;\0\u{1b}[2J\u{7f}\
-    \u{85}\u{202e}\u{2066}\u{fffd}\u{feff}--><!-- ]]> \r\n\t";
+const HOSTILE: &str = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\
+    \"'`&amp;\0\u{1b}[2J\u{7f}\u{85}\u{202e}\u{2066}\u{fffd}\u{feff}--><!-- ]]> \r\n\t";
 
 fn series(name: &str, points: Vec<(f64, f64)>) -> Series {
     Series { name: name.into(), points, dashed: false }
