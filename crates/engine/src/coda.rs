@@ -80,17 +80,21 @@ impl Engine {
             }
             None => 0..0,
         };
-        let row = |position: usize, draws: bool| AskedRow {
-            slot: chunk.slot,
-            row: (start + position - chunk.first) as u32,
-            depth: states[position - chunk.first].depth,
-            draws,
-            position,
-            request: request.clone(),
-            generated: if draws { sequence.generated().to_vec() } else { Vec::new() },
-        };
         let last = chunk.first + chunk.count - 1;
-        scored.map(|p| row(p, false)).chain(chunk.draws.then(|| row(last, true))).collect()
+        let positions = scored.map(|position| (position, false));
+        let mut rows = Vec::new();
+        for (position, draws) in positions.chain(chunk.draws.then_some((last, true))) {
+            rows.push(AskedRow {
+                slot: chunk.slot,
+                row: (start + position - chunk.first) as u32,
+                depth: states[position - chunk.first].depth,
+                draws,
+                position,
+                request: request.clone(),
+                generated: if draws { sequence.generated().to_vec() } else { Vec::new() },
+            });
+        }
+        rows
     }
 
     /// Logits of some rows, and what follows from them.

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::layout::LayerUse;
 use model::{
     Address, Causality, DepthLimits, KvMode, Model, NoProbe, Pass, RecursionState, RouterConfig,
     RouterState, RowState, Rows, Rule,
@@ -41,7 +40,8 @@ pub struct EngineOptions {
 pub enum EngineError {
     /// The rule of training looks into the future.
     #[error(
-        "the routing rule compares rows of the whole sequence, which serving cannot: calibrate the checkpoint"
+        "the routing rule compares rows of the whole sequence, which serving cannot: \
+         calibrate the checkpoint"
     )]
     NotCausal,
     /// A bound that cannot be kept.
@@ -96,8 +96,8 @@ impl Engine {
         if !is_causal(&config.router, &rule) {
             return Err(EngineError::NotCausal);
         }
-        let holds = |at: &LayerUse| config.kv != KvMode::Shared || at.recursion == 0;
-        let tiers = Tiers::new(model.plan(), holds);
+        let own_in_each = config.kv != KvMode::Shared;
+        let tiers = Tiers::new(model.plan(), |at| own_in_each || at.recursion == 0);
         let fills = config.kv == KvMode::SharedUpdate;
         let recursions = model.plan().recursions.len().max(1);
         let shape = KvShape {

@@ -60,12 +60,14 @@ pub struct Generated {
 pub enum GenerateError {
     /// A prompt without tokens: there is nothing to continue.
     #[error(
-        "the prompt is empty; expected at least one token: give some text, or the end-of-text token to start afresh"
+        "the prompt is empty; expected at least one token: \
+         give some text, or the end-of-text token to start afresh"
     )]
     EmptyPrompt,
     /// Not a token of this model.
     #[error(
-        "prompt token {index} is {id}, expected an id below the vocabulary size {vocab}: use the model's tokenizer"
+        "prompt token {index} is {id}, expected an id below the vocabulary size {vocab}: \
+         use the model's tokenizer"
     )]
     UnknownId {
         /// Where in the prompt.
@@ -77,7 +79,8 @@ pub enum GenerateError {
     },
     /// Prompt and new tokens go beyond the positions that the model was made for.
     #[error(
-        "prompt of {prompt} and {new} new tokens make {total} positions, the model was made for {context}: ask for less"
+        "prompt of {prompt} and {new} new tokens make {total} positions, \
+         the model was made for {context}: ask for less"
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -91,7 +94,8 @@ pub enum GenerateError {
     },
     /// The training-time rule looks into the future.
     #[error(
-        "the routing rule compares rows of the whole sequence, which generation cannot: calibrate the checkpoint"
+        "the routing rule compares rows of the whole sequence, which generation cannot: \
+         calibrate the checkpoint"
     )]
     NotCausal,
     /// A depth cap of 0.

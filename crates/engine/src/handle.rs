@@ -72,8 +72,8 @@ impl EngineHandle {
             let expected = format!("token ids below the vocabulary size {}", self.vocab);
             return Err(Refusal::Invalid { field: "prompt", found: id.to_string(), expected });
         }
-        let strange = |id: &&(u32, f32)| id.0 as usize >= self.vocab;
-        if let Some((id, _)) = request.sampling.logit_bias.iter().find(strange) {
+        let mut biased = request.sampling.logit_bias.iter().map(|(id, _)| *id);
+        if let Some(id) = biased.find(|&id| id as usize >= self.vocab) {
             let expected = format!("token ids below the vocabulary size {}", self.vocab);
             return Err(Refusal::Invalid { field: "logit_bias", found: id.to_string(), expected });
         }

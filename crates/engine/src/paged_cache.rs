@@ -213,11 +213,11 @@ impl<'a> PagedCache<'a> {
         let scheduler = self.scheduler();
         let table = occupied(&scheduler, slot).table();
         for layer in 0..self.tiers.layers[tier] {
-            let places = |tier: usize| -> Vec<u32> {
-                let place = |&i: &u32| scheduler.pages().place(table, tier, layer, i as usize);
-                indices.iter().map(place).collect()
-            };
-            self.store.copy(&places(1), &places(tier));
+            let [from, to] = [1, tier].map(|tier| -> Vec<u32> {
+                let pages = scheduler.pages();
+                indices.iter().map(|&i| pages.place(table, tier, layer, i as usize)).collect()
+            });
+            self.store.copy(&from, &to);
         }
     }
 }

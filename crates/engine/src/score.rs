@@ -9,7 +9,7 @@ use crate::batch::Batch;
 
 /// The setting of a scoring pass.
 pub struct Scoring<'a> {
-    /// How routers decide.
+    /// How routers decide which rows go on: the rule of training or a causal one.
     pub rule: &'a Rule,
     /// What routers learned outside of gradients.
     pub state: &'a RouterState,

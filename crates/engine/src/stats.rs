@@ -54,7 +54,7 @@ pub struct RoutingStats {
 pub struct LossSum {
     /// Its name in logs.
     pub name: &'static str,
-    /// Before its weight.
+    /// The sum of the loss itself, before its weight.
     pub value: f64,
     /// Its weight in what is minimised.
     pub weight: f32,
@@ -91,8 +91,8 @@ impl RoutingStats {
     /// Entropy in nats of the mean score distribution over depths of token-choice.
     pub fn entropy(&self) -> Option<f64> {
         let total: f64 = self.score_sums.iter().sum();
-        let term = |s: &f64| if *s > 0.0 { -(s / total) * (s / total).ln() } else { 0.0 };
-        (total > 0.0).then(|| self.score_sums.iter().map(term).sum())
+        let shares = self.score_sums.iter().map(|sum| sum / total);
+        (total > 0.0).then(|| shares.map(|p| if p > 0.0 { -p * p.ln() } else { 0.0 }).sum())
     }
 
     /// The logit that each recursion's comparison needed: midway between the lowest kept and the
@@ -197,8 +197,8 @@ impl Probe for RoutingStats {
     fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
         let value = f64::from(value);
         // The same name may stand for losses of other weights: depth and experts.
-        let known = |loss: &&mut LossSum| loss.name == name && loss.weight == weight;
-        match self.losses.iter_mut().find(known) {
+        let mut losses = self.losses.iter_mut();
+        match losses.find(|loss| loss.name == name && loss.weight == weight) {
             Some(loss) => loss.value += value,
             None => self.losses.push(LossSum { name, value, weight }),
         }

@@ -31,8 +31,9 @@ impl EngineThread {
         let (handle, clock) = (engine.handle().clone(), Instant::now());
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
-        let run = move || pool.install(|| work(&mut engine, clock, &stopping));
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(run)?;
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || pool.install(|| work(&mut engine, clock, &stopping)))?;
         Ok(Self { handle, clock, stop, thread: Some(thread) })
     }
 }
@@ -51,7 +52,7 @@ impl Backend for EngineThread {
     }
 
     fn now_us(&self) -> u64 {
-        self.clock.elapsed().as_micros() as u64
+        now_us(self.clock)
     }
 
     fn idle_for_us(&self) -> u64 {
@@ -78,7 +79,6 @@ impl Drop for EngineThread {
 }
 
 fn work(engine: &mut Engine, clock: Instant, stop: &AtomicBool) {
-    let now = || clock.elapsed().as_micros() as u64;
     let handle = engine.handle().clone();
     while !stop.load(Ordering::Relaxed) {
         if !handle.has_work() {
@@ -91,13 +91,18 @@ fn work(engine: &mut Engine, clock: Instant, stop: &AtomicBool) {
                 continue;
             }
         }
-        let (from, before) = (now(), engine.in_passes_us());
+        let (from, before) = (now_us(clock), engine.in_passes_us());
         if catch_unwind(AssertUnwindSafe(|| engine.tick(from))).is_err() {
             engine.fail_all(
                 "a step of the engine panicked; its requests cannot be told apart",
-                now(),
+                now_us(clock),
             );
         }
-        handle.ticked(from, now(), engine.in_passes_us() - before);
+        handle.ticked(from, now_us(clock), engine.in_passes_us() - before);
     }
+}
+
+/// Microseconds since the thread was started.
+fn now_us(clock: Instant) -> u64 {
+    clock.elapsed().as_micros() as u64
 }

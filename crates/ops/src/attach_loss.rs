@@ -7,12 +7,12 @@ use crate::{Ops, Tensor2};
 impl Ops {
     /// `x_td` as it is, bit for bit; a backward pass that comes through it also starts from the
     /// 1 x 1 tensor `loss` with the gradient `weight`. Then all gradients are those of `main +
-    /// weight * loss`, whatever gradient arrives at `x_td`. If `main` is scaled before its backward,
-    /// `weight` must contain that factor.
+    /// weight * loss`, whatever gradient arrives at `x_td`. If `main` is scaled before its
+    /// backward, `weight` must contain that factor.
     ///
-    /// Inside the piece of [`Ops::recompute`], `loss` must be made by the same piece: then it counts
-    /// once, in the run of the backward pass. A loss is lost where no gradient comes through: attach
-    /// it to rows that the main loss depends on, in front of any [`crate::cut`].
+    /// Inside the piece of [`Ops::recompute`], `loss` must be made by the same piece: then it
+    /// counts once, in the run of the backward pass. A loss is lost where no gradient comes
+    /// through: attach it to rows that the main loss depends on, in front of any [`crate::cut`].
     ///
     /// # Panics
     /// If `loss` is not 1 x 1.

@@ -41,15 +41,16 @@ fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 
         Tensor::<2, Bool>::from_data(TensorData::new(hidden, [t, s]), &device).unsqueeze::<3>();
     let nonempty = Tensor::<3>::from_data(TensorData::new(empty, [1, t, 1]), &device);
     let queries: Tensor<3> = q_tn.reshape([t, h, k]).swap_dims(0, 1);
-    let spread = |first: usize| -> Tensor<3> {
+    // Each key-value head stands once for every query head that shares it.
+    let [keys, values] = [0, g * k].map(|first| -> Tensor<3> {
         let heads_gsk: Tensor<3> =
             kv_sn.clone().narrow(1, first, g * k).reshape([s, g, k]).swap_dims(0, 1);
         heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, k])
-    };
-    let scores = queries.matmul(spread(0).swap_dims(1, 2)).mul_scalar(1.0 / (k as f32).sqrt());
+    });
+    let scores = queries.matmul(keys.swap_dims(1, 2)).mul_scalar(1.0 / (k as f32).sqrt());
     // A finite floor keeps rows that see nothing free of NaN; their result is zeroed below.
     let weights = activation::softmax(scores.mask_fill(hidden, -1e30), 2) * nonempty;
-    weights.matmul(spread(g * k)).swap_dims(0, 1).reshape([t, h * k])
+    weights.matmul(values).swap_dims(0, 1).reshape([t, h * k])
 }
 
 #[derive(Clone)]
@@ -93,13 +94,12 @@ impl FastOp<2> for Attend {
     fn backward(&self, kept: Kept, g_tn: Raw, _: [bool; 2], _: Option<Raw>) -> [Option<Raw>; 2] {
         let ((t, n), (s, m)) = (dims(&kept.q_tn), dims(&kept.kv_sn));
         let (mut dq, mut dkv) = (buffer(t * n), buffer(s * m));
-        let (q, kv, out) = (values(&kept.q_tn), values(&kept.kv_sn), values(&kept.out_tn));
         attend_backward(
-            q,
-            kv,
+            values(&kept.q_tn),
+            values(&kept.kv_sn),
             &self.spans,
             self.heads,
-            out,
+            values(&kept.out_tn),
             &kept.lse_th,
             values(&g_tn),
             &mut dq,

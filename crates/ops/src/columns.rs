@@ -39,17 +39,24 @@ impl Ops {
 /// d]`.
 pub fn length_ratios(w_nd: &Weight, up_nr: &Weight, down_rd: &Weight, s: f32) -> Vec<f32> {
     let ((_, d), rank) = (w_nd.shape(), up_nr.shape().1);
-    let (w, up, down) = (w_nd.read(), up_nr.read(), down_rd.read());
-    let length = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-    let ratio = |(row, up): (&[f32], &[f32])| {
-        let mut sum = row.to_vec();
-        for (&b, a) in up.iter().zip(down.chunks_exact(d)) {
-            let b = s * b;
-            sum.iter_mut().zip(a).for_each(|(x, &a)| *x += b * a);
-        }
-        (length(row) / length(&sum).max(f64::MIN_POSITIVE)) as f32
-    };
-    w.par_chunks_exact(d).zip(up.par_chunks_exact(rank)).map(ratio).collect()
+    let (w, up) = (w_nd.read(), up_nr.read());
+    let down = down_rd.read();
+    w.par_chunks_exact(d)
+        .zip(up.par_chunks_exact(rank))
+        .map(|(row, up)| {
+            let mut sum = row.to_vec();
+            for (&b, a) in up.iter().zip(down.chunks_exact(d)) {
+                let b = s * b;
+                sum.iter_mut().zip(a).for_each(|(x, &a)| *x += b * a);
+            }
+            (length(row) / length(&sum).max(f64::MIN_POSITIVE)) as f32
+        })
+        .collect()
+}
+
+/// Euclidean length.
+fn length(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
 
 #[derive(Clone, Debug)]

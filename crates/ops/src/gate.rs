@@ -13,7 +13,7 @@ use crate::{Ops, Tensor2};
 pub enum Activation {
     /// `alpha / (1 + exp(-z))`
     Sigmoid,
-    /// `alpha * tanh(z)`
+    /// `alpha * tanh(z)`, from `-alpha` to `alpha`
     Tanh,
     /// `z` itself, without alpha
     None,

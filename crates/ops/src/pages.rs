@@ -72,7 +72,7 @@ impl KvStore {
 /// begins at `pages[first[t]]`.
 #[derive(Clone, Debug)]
 pub struct PageView {
-    /// The store.
+    /// The store that the pages belong to; a handle, not a copy.
     pub store: KvStore,
     /// Page lists, one after the other.
     pub pages: Arc<[u32]>,
@@ -82,13 +82,15 @@ pub struct PageView {
     pub count: Arc<[u32]>,
 }
 
+/// `a`, then `b + add`.
+fn chain(a: &[u32], b: &[u32], add: u32) -> Arc<[u32]> {
+    a.iter().copied().chain(b.iter().map(|&x| x + add)).collect()
+}
+
 impl PageView {
     /// What the rows of `self`, then those of `other`, see of the same store.
     pub fn join(self, other: Self) -> Self {
         let offset = self.pages.len() as u32;
-        let chain = |a: &[u32], b: &[u32], add: u32| -> Arc<[u32]> {
-            a.iter().copied().chain(b.iter().map(|&x| x + add)).collect()
-        };
         Self {
             pages: chain(&self.pages, &other.pages, 0),
             first: chain(&self.first, &other.first, offset),
@@ -99,13 +101,14 @@ impl PageView {
 
     /// Every token of every row's view, as a matrix with spans: what the plain operation works on.
     fn lines(&self) -> (Tensor2, Spans) {
-        let (mut places, mut start, mut end) = (Vec::new(), Vec::new(), Vec::new());
+        let mut places = Vec::new();
+        let (mut start, mut end) = (Vec::new(), Vec::new());
         for (&first, &count) in self.first.iter().zip(self.count.iter()) {
             start.push(places.len() as u32);
-            let place = |i: u32| {
-                self.pages[first as usize + i as usize / PAGE] * PAGE as u32 + i % PAGE as u32
-            };
-            places.extend((0..count).map(place));
+            for i in 0..count {
+                let page = self.pages[first as usize + i as usize / PAGE];
+                places.push(page * PAGE as u32 + i % PAGE as u32);
+            }
             end.push(places.len() as u32);
         }
         (self.store.read(&places), Spans { start, end })

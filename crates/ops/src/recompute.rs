@@ -11,9 +11,9 @@ type Piece = Arc<dyn Fn(Tensor2) -> Tensor2 + Send + Sync>;
 
 impl Ops {
     /// `piece(x)`; `Fast` remembers only `x` and runs the piece again in the backward pass, `Plain`
-    /// keeps everything. `piece` must give the same result each time it is called on the same input;
-    /// weights and attached losses inside it count once. Whatever else the piece reports, it reports
-    /// in each run: the first does not record, the second does.
+    /// keeps everything. `piece` must give the same result each time it is called on the same
+    /// input; weights and attached losses inside it count once. Whatever else the piece reports, it
+    /// reports in each run: the first does not record, the second does.
     pub fn recompute(self, x: Tensor2, piece: Piece) -> Tensor2 {
         match self {
             Ops::Fast => apply(Recompute { piece }, [x]),

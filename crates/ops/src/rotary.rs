@@ -70,15 +70,16 @@ impl Ops {
 fn plain(x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &[u32]) -> Tensor2 {
     let [t, n] = x_tn.dims();
     let (k, half) = (rotary.head_dim, rotary.head_dim / 2);
-    let angle = |position: u32, j: usize| {
-        f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64)
-    };
-    let table = |f: fn(f64) -> f64| {
-        let values: Vec<f32> =
-            positions.iter().flat_map(|&p| (0..half).map(move |j| f(angle(p, j)) as f32)).collect();
+    let mut angles = Vec::with_capacity(t * half);
+    for &position in positions {
+        for j in 0..half {
+            angles.push(f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64));
+        }
+    }
+    let [cos, sin] = [f64::cos, f64::sin].map(|f| {
+        let values: Vec<f32> = angles.iter().map(|&angle| f(angle) as f32).collect();
         Tensor::<3>::from_data(TensorData::new(values, [t, 1, half]), &x_tn.device())
-    };
-    let (cos, sin) = (table(f64::cos), table(f64::sin));
+    });
     let turned: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
     let (low, high) = (turned.clone().narrow(2, 0, half), turned.narrow(2, half, half));
     let turned = Tensor::cat(

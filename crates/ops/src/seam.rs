@@ -177,7 +177,7 @@ pub(crate) fn values_mut(x: &mut Raw) -> &mut [f32] {
     x.storage_mut::<f32>()
 }
 
-/// (rows, columns)
+/// Rows, then columns, of a matrix.
 pub(crate) fn dims(x: &Raw) -> (usize, usize) {
     let shape = x.layout().shape().as_slice();
     (shape[0], shape[1])

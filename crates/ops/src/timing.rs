@@ -12,11 +12,11 @@ static SPENT: Mutex<BTreeMap<&'static str, Spent>> = Mutex::new(BTreeMap::new())
 /// Time in one kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spent {
-    /// Forward calls.
+    /// How often its forward was called.
     pub calls: u64,
-    /// Seconds forward.
+    /// Seconds in its forward, in the thread that called.
     pub forward: f64,
-    /// Seconds backward.
+    /// Seconds in its backward, in the thread that called.
     pub backward: f64,
 }
 

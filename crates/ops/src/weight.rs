@@ -67,9 +67,14 @@ impl std::fmt::Debug for Codes {
 impl Weight {
     /// Takes over `values`, `rows` x `columns`, row after row. Panics if the count is wrong.
     pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {
-        let value = RwLock::new(tensor::from_rows(values, rows, columns));
-        let (sink, leaf, packed) = (RwLock::new(None), Mutex::new(None), RwLock::new(None));
-        Self { shape: (rows, columns), value, sink, leaf, packed, quantized: RwLock::new(None) }
+        Self {
+            shape: (rows, columns),
+            value: RwLock::new(tensor::from_rows(values, rows, columns)),
+            sink: RwLock::new(None),
+            leaf: Mutex::new(None),
+            packed: RwLock::new(None),
+            quantized: RwLock::new(None),
+        }
     }
 
     /// Rounds the values to `format` and gives up the f32 ones: for inference only. Until the next
@@ -126,7 +131,7 @@ impl Weight {
         self.quantized.read().expect("weight lock").clone()
     }
 
-    /// (rows, columns)
+    /// Rows, then columns, as [`Weight::new`] was given them.
     pub fn shape(&self) -> (usize, usize) {
         self.shape
     }
@@ -147,13 +152,10 @@ impl Weight {
 
     /// Starts collecting gradients (training), or stops (frozen, inference).
     pub fn collect_gradient(&self, yes: bool) {
-        let fresh = || {
-            Sink(Arc::new(Mutex::new(Sum {
-                values: vec![0.0; self.shape.0 * self.shape.1],
-                touched: false,
-            })))
-        };
-        *self.sink.write().expect("weight lock") = yes.then(fresh);
+        *self.sink.write().expect("weight lock") = yes.then(|| {
+            let values = vec![0.0; self.shape.0 * self.shape.1];
+            Sink(Arc::new(Mutex::new(Sum { values, touched: false })))
+        });
     }
 
     /// Whether gradients are being collected.
@@ -201,7 +203,7 @@ impl Weight {
         })
     }
 
-    /// Forgets the gradient.
+    /// Forgets the gradient; a step that is left out must not leak into the next.
     pub fn clear_gradient(&self) {
         if let Some(sink) = self.sink() {
             sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).touched = false;
