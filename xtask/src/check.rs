@@ -89,8 +89,8 @@ mod tests {
     #[test]
     fn crates_built_again_are_found() {
         let line = |package: &str, fresh: bool| {
-            serde_json::json!({"reason": "compiler-artifact", "package_id": package, "fresh": fresh})
-                .to_string()
+            let reason = "compiler-artifact";
+            serde_json::json!({"reason": reason, "package_id": package, "fresh": fresh}).to_string()
         };
         let messages = [
             line("registry+https://github.com/x#serde@1.0.0", true),

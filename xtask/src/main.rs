@@ -19,7 +19,8 @@ fn main() -> ExitCode {
         other => {
             let found = other.unwrap_or("nothing");
             Err(anyhow::anyhow!(
-                "cargo xtask got {found}, expected `tidy` (seconds) or `check` (tidy, format, lints, docs, tests)"
+                "cargo xtask got {found}, expected `tidy` (seconds) \
+                 or `check` (tidy, format, lints, docs, tests)"
             ))
         }
     };

@@ -30,8 +30,8 @@ impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let code = blank(text);
         let tests = test_parts(&code);
-        let in_folder = |folder: &str| path.split('/').any(|part| part == folder);
-        let all_tests = in_folder("tests") || in_folder("examples") || in_folder("benches");
+        let all_tests =
+            path.split('/').any(|part| ["tests", "examples", "benches"].contains(&part));
         Self { path: path.to_owned(), text: text.to_owned(), code, all_tests, tests }
     }
 
@@ -230,7 +230,9 @@ mod tests {
 
     #[test]
     fn words_and_code_are_told_apart() {
-        let text = "let a = \"x { \\\" y\"; // {\nlet b = r#\"{ \" {\"#; /* { /* { */ */ let c = '{'; let d: &'a str = br\"{\"; let e = '\\'';";
+        let text = "let a = \"x { \\\" y\"; // {\n\
+                    let b = r#\"{ \" {\"#; /* { /* { */ */ let c = '{'; \
+                    let d: &'a str = br\"{\"; let e = '\\'';";
         let code = blank(text);
         assert_eq!(code.len(), text.len());
         assert_eq!(code.matches('\n').count(), 1);
@@ -245,7 +247,8 @@ mod tests {
 
     #[test]
     fn functions_have_their_lengths() {
-        let text = "fn one() {}\ntrait T {\n    fn none(&self);\n}\nfn two(x: [u8; 3]) -> u8 {\n    fn inner() {\n    }\n    3\n}\n";
+        let text = "fn one() {}\ntrait T {\n    fn none(&self);\n}\n\
+                    fn two(x: [u8; 3]) -> u8 {\n    fn inner() {\n    }\n    3\n}\n";
         let found = Source::new("src/a.rs", text).functions();
         let found: Vec<_> = found.iter().map(|f| (f.name.as_str(), f.lines)).collect();
         assert_eq!(found, [("one", 1), ("two", 5), ("inner", 2)]);
@@ -262,7 +265,8 @@ mod tests {
 
     #[test]
     fn test_parts_are_known() {
-        let text = "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n#[cfg(all(test, unix))]\nstatic C: u8 = 1;\nfn d() {}\n";
+        let text = "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n\
+                    #[cfg(all(test, unix))]\nstatic C: u8 = 1;\nfn d() {}\n";
         let source = Source::new("src/x.rs", text);
         let at = |word: &str| source.words(word).next().expect("is there");
         assert!(

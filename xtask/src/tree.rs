@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn a_package_is_read_from_metadata() {
         let metadata = serde_json::json!({
-            "name": "train", "description": "Learns.", "manifest_path": "/here/crates/train/Cargo.toml",
+            "name": "train", "description": "Learns.",
+            "manifest_path": "/here/crates/train/Cargo.toml",
             "dependencies": [{"name": "ops", "kind": null}, {"name": "tempfile", "kind": "dev"}],
         });
         let package = describe(&metadata, "/here");

@@ -66,7 +66,8 @@ pub(super) fn functions(tree: &Tree) -> Vec<String> {
         for function in source.functions() {
             let tested = source.is_test(function.range.start);
             let limit = if tested { TEST_LINES } else { FUNCTION_LINES };
-            let (path, name, lines) = (&source.path, &function.name, function.lines);
+            let (path, name) = (&source.path, &function.name);
+            let lines = function.lines;
             if lines > limit && !is_exception(&format!("{path}::{name}")) {
                 let line = source.line(function.range.start);
                 found.push(format!("{path}:{line}: {name} has {lines} lines, at most {limit}"));

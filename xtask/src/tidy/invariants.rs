@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn missing_witnesses_are_found() {
-        let page = "## Invariants\n| a | b |\n|---|---|\n| x | `is_there` and `is_not`, `crates/a/tests`, `T::f` |\n";
+        let page = "## Invariants\n| a | b |\n|---|---|\n\
+                    | x | `is_there` and `is_not`, `crates/a/tests`, `T::f` |\n";
         let code = "fn is_not() {}\n#[cfg(test)]\nmod tests {\n    fn is_there() {}\n}\n";
         let found =
             witnesses(&Tree::of(&[("ARCHITECTURE.md", page), ("crates/a/src/lib.rs", code)]));

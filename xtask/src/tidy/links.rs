@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn good_links_pass() {
-        let text = "# A\n[b](docs/b.md) [c](docs/) [d](docs/b.md#two-words) [e](https://x.y) [f](#a)\n```\n[x](no)\n```\n";
+        let text = "# A\n[b](docs/b.md) [c](docs/) [d](docs/b.md#two-words) [e](https://x.y) \
+                    [f](#a)\n```\n[x](no)\n```\n";
         let tree = Tree::of(&[
             ("README.md", text),
             ("docs/b.md", "## Two `words`\n[up](../README.md) [same](./b.md)\n"),

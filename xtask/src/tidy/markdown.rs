@@ -22,12 +22,13 @@ pub(super) fn code_words(text: &str) -> Vec<&str> {
 /// `text` without the contents of fenced blocks, same number of lines.
 pub(super) fn without_fences(text: &str) -> String {
     let mut inside = false;
-    let keep = |line: &str| {
-        let fence = line.trim_start().starts_with("```");
-        inside ^= fence;
-        if fence || inside { String::new() } else { line.to_owned() }
-    };
-    text.lines().map(keep).collect::<Vec<_>>().join("\n")
+    let mut kept = Vec::new();
+    for line in text.lines() {
+        let is_fence = line.trim_start().starts_with("```");
+        inside ^= is_fence;
+        kept.push(if is_fence || inside { "" } else { line });
+    }
+    kept.join("\n")
 }
 
 #[cfg(test)]

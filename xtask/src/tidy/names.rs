@@ -39,8 +39,8 @@ fn public_types(source: &Source) -> Vec<String> {
         if let (Some("struct" | "enum" | "trait" | "type"), Some(rest)) =
             (words.next(), words.next())
         {
-            let name = |c: &char| c.is_alphanumeric() || *c == '_';
-            found.push(rest.chars().take_while(name).collect());
+            let name = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_');
+            found.push(name.collect());
         }
     }
     found

@@ -52,18 +52,17 @@ const LIMITS: &[Limit] = &[
     ("train", 7, 69, 7),
     ("xtask", 14, 3, 9),
 ];
-const OTHERS: (usize, usize, usize) = (0, 0, 3);
+const OTHERS: Limit = ("", 0, 0, 3);
 
 /// No room is less plain than [`LIMITS`] says.
 pub(super) fn ratchet(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (room, counts) in count(tree) {
-        let limit = LIMITS.iter().find(|limit| limit.0 == room);
-        let (long, thin, closures) = limit.map_or(OTHERS, |l| (l.1, l.2, l.3));
-        found.extend(judge(&room, "lines over 100 characters", counts.long, long));
-        found.extend(judge(&room, "doc comments of three words or less", counts.thin, thin));
+        let limit = LIMITS.iter().find(|limit| limit.0 == room).unwrap_or(&OTHERS);
+        found.extend(judge(&room, "lines over 100 characters", counts.long, limit.1));
+        found.extend(judge(&room, "doc comments of three words or less", counts.thin, limit.2));
         let what = "named closures in 1000 lines";
-        found.extend(judge(&room, what, counts.closure_rate(), closures));
+        found.extend(judge(&room, what, counts.closure_rate(), limit.3));
     }
     found
 }
@@ -111,10 +110,13 @@ fn names_a_closure(code: &str) -> bool {
 
 /// Whether the line is a doc comment alone between its neighbours and has at most [`THIN`] words.
 fn is_thin(above: &str, line: &str, below: &str) -> bool {
-    let doc = |line: &str| line.trim_start().starts_with("///");
-    let alone = doc(line) && !doc(above) && !doc(below);
+    let alone = is_doc(line) && !is_doc(above) && !is_doc(below);
     let words = line.trim_start().trim_start_matches('/');
     alone && !words.trim_start().starts_with('#') && words.split_whitespace().count() <= THIN
+}
+
+fn is_doc(line: &str) -> bool {
+    line.trim_start().starts_with("///")
 }
 
 #[cfg(test)]

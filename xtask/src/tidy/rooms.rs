@@ -15,11 +15,17 @@ const BURN: [&str; 6] =
 /// Allowed edges, from the table below `## Allowed edges`: a room, then the rooms that it uses.
 fn allowed(tree: &Tree) -> BTreeMap<String, BTreeSet<String>> {
     let rows = section(tree.text(ARCHITECTURE), "Allowed edges").map(table).unwrap_or_default();
-    let row = |cells: &Vec<&str>| {
-        let room = code_words(cells.first()?).first().map(|word| (*word).to_owned())?;
-        Some((room, code_words(cells.get(1)?).into_iter().map(str::to_owned).collect()))
-    };
-    rows.iter().filter_map(row).collect()
+    let mut edges = BTreeMap::new();
+    for cells in &rows {
+        let words: Vec<Vec<&str>> = cells.iter().map(|cell| code_words(cell)).collect();
+        if let [room, uses, ..] = words.as_slice()
+            && let Some(room) = room.first()
+        {
+            let uses = uses.iter().map(|word| (*word).to_owned()).collect();
+            edges.insert((*room).to_owned(), uses);
+        }
+    }
+    edges
 }
 
 /// The folders below `crates/`.
@@ -151,7 +157,8 @@ mod tests {
     use super::*;
     use crate::tree::Package;
 
-    const TEXT: &str = "## Map\n```text\ncrates/\n  ops/    operations.\n  train/  the loop, and\n          what it needs.\nxtask/  checks\n```\n\
+    const TEXT: &str = "## Map\n```text\ncrates/\n  ops/    operations.\n\
+        \x20 train/  the loop, and\n          what it needs.\nxtask/  checks\n```\n\
         ## Allowed edges\n| room | uses |\n|---|---|\n| `ops` | nothing |\n| `train` | `ops` |\n";
 
     fn package(name: &str, description: &str, uses: &[&str], uses_in_tests: &[&str]) -> Package {

@@ -37,7 +37,8 @@ fn names(list: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const CODE: &str = "members! {\n    pub enum RouterConfig: RouterSettings {\n        /// Everyone.\n        \
+    const CODE: &str = "members! {\n    pub enum RouterConfig: RouterSettings {\n\
+        \x20       /// Everyone.\n        \
         Fixed(fixed::Config) = \"fixed\",\n        ByDice(dice::Config) = \"by_dice\",\n    }\n}\n";
 
     fn found(code: &str, page: &str) -> Vec<String> {

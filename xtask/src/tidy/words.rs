@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn shortcuts_are_found_outside_of_tests_only() {
-        let text = "fn f() {\n    x.unwrap();\n    eprintln!(\"println!\"); // dbg!(1)\n}\n#[cfg(test)]\nmod tests {\n    fn g() { x.unwrap() }\n}\n";
+        let text = "fn f() {\n    x.unwrap();\n    eprintln!(\"println!\"); // dbg!(1)\n}\n\
+                    #[cfg(test)]\nmod tests {\n    fn g() { x.unwrap() }\n}\n";
         let tree = Tree::of(&[
             ("crates/a/src/x.rs", text),
             ("crates/a/tests/x.rs", "fn f() { todo!() }"),
