@@ -54,7 +54,7 @@ pub fn length_ratios(w_nd: &Weight, up_nr: &Weight, down_rd: &Weight, s: f32) ->
         .collect()
 }
 
-/// Euclidean length.
+/// Euclidean length, summed in f64.
 fn length(row: &[f32]) -> f64 {
     row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
