@@ -182,6 +182,6 @@ fn activation_bytes(recipe: &Recipe) -> f64 {
 /// Values that the MLP of stored layer `stored` keeps for a row. Each of its matrices has the
 /// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for SwiGLU.
 fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
-    let table = config.mlp.settings().specs(config, stored);
+    let table = config.mlp.settings().specs(&config.sizes(), stored);
     table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
 }
