@@ -23,16 +23,17 @@ const MAX_TOKEN_BYTES: usize = 32;
 
 /// How often each word occurs in `texts`, counted in parallel.
 pub(crate) fn count_words(texts: &[String]) -> HashMap<Box<str>, u64> {
-    let count = |text: &String| {
-        let mut words: HashMap<&str, u64> = HashMap::new();
-        for_each_word(text, true, |word| *words.entry(word).or_default() += 1);
-        words.into_iter().map(|(w, n)| (Box::from(w), n)).collect::<HashMap<Box<str>, u64>>()
-    };
-    texts.par_iter().map(count).reduce(HashMap::new, |a, b| {
+    texts.par_iter().map(|text| count_words_of(text)).reduce(HashMap::new, |a, b| {
         let (mut large, small) = if a.len() >= b.len() { (a, b) } else { (b, a) };
         add_counts(&mut large, small);
         large
     })
+}
+
+fn count_words_of(text: &str) -> HashMap<Box<str>, u64> {
+    let mut words: HashMap<&str, u64> = HashMap::new();
+    for_each_word(text, true, |word| *words.entry(word).or_default() += 1);
+    words.into_iter().map(|(word, n)| (Box::from(word), n)).collect()
 }
 
 /// Adds `more` to `counts`.

@@ -275,14 +275,12 @@ impl<'a> Builder<'a> {
     fn close(&mut self, split: Split) -> Result<(), DataError> {
         if let Some((file, writer)) = self.open[split as usize].take() {
             let done = writer.finish()?;
-            let (tokens, documents, crc32c, sha256) =
-                (done.tokens, done.documents, done.crc32c, done.sha256);
             entry_of(&mut self.manifest, split).shards.push(ShardEntry {
                 file,
-                tokens,
-                documents,
-                crc32c,
-                sha256,
+                tokens: done.tokens,
+                documents: done.documents,
+                crc32c: done.crc32c,
+                sha256: done.sha256,
             });
         }
         Ok(())

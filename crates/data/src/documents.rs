@@ -101,16 +101,20 @@ const ENDINGS: [(&str, Kind); 7] = [
 fn kind_and_stem(path: &Path, options: &ReadOptions) -> Option<(Kind, String)> {
     let name = path.file_name()?.to_str()?;
     let lower = name.to_ascii_lowercase();
-    let known =
-        ENDINGS.iter().find(|(ending, _)| lower.ends_with(ending)).map(|&(e, k)| (e.len(), k));
-    let text = || {
-        let ends = |e: &&String| {
-            lower.len() > e.len() && lower.ends_with(&format!(".{}", e.to_ascii_lowercase()))
-        };
-        options.extensions.iter().find(ends).map(|e| (e.len() + 1, Kind::Text))
+    let (length, kind) = match ENDINGS.iter().find(|(ending, _)| lower.ends_with(ending)) {
+        Some((ending, kind)) => (ending.len(), *kind),
+        None => {
+            let extension = options.extensions.iter().find(|e| has_extension(&lower, e))?;
+            (extension.len() + 1, Kind::Text)
+        }
     };
-    let (length, kind) = known.or_else(text)?;
     Some((kind, name[..name.len() - length].to_owned()))
+}
+
+/// Whether a name in lower case ends with a dot and `extension`, in whatever case that is given.
+fn has_extension(lower: &str, extension: &str) -> bool {
+    let ending = format!(".{}", extension.to_ascii_lowercase());
+    lower.len() > extension.len() && lower.ends_with(&ending)
 }
 
 /// The readable files of `inputs`, in the order of inputs and, inside a folder, of relative paths.

@@ -203,11 +203,7 @@ impl Manifest {
         }
         let mut sums = Totals { bytes: entry.total.bytes, ..Totals::default() };
         for (i, shard) in entry.shards.iter().enumerate() {
-            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if shard.file.is_empty()
-                || shard.file.starts_with('.')
-                || !shard.file.chars().all(plain)
-            {
+            if !is_plain_name(&shard.file) {
                 let field = format!("{split}.shards[{i}].file");
                 return Err(wrong(
                     path,
@@ -225,6 +221,13 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Letters, digits and `-_.` of ASCII, the first one no dot: the name leads out of no folder.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 fn wrong(path: &Path, field: &str, expected: String, found: String) -> DataError {

@@ -65,8 +65,8 @@ impl PackageCorpus {
 
     /// The texts of the training split, for training a vocabulary.
     pub fn train_texts(&self) -> impl Iterator<Item = String> + '_ {
-        let train = |(file, _): &(&PackageFile, &String)| file.split == Split::Train;
-        self.files.iter().zip(&self.texts).filter(train).map(|(_, text)| text.clone())
+        let files = self.files.iter().zip(&self.texts);
+        files.filter(|(file, _)| file.split == Split::Train).map(|(_, text)| text.clone())
     }
 
     /// Writes the list of files (not their texts) as `packages.json` into a folder.
@@ -166,41 +166,41 @@ fn run(mut command: Command, next: &'static str) -> Result<Vec<u8>, DataError> {
     Ok(output.stdout)
 }
 
+fn wrong_metadata(manifest: &Path, field: &str, found: impl Into<String>) -> DataError {
+    let expected = "the output of cargo metadata, version 1";
+    DataError::format(manifest, field, expected, found, "update cargo")
+}
+
+fn text<'v>(package: &'v Value, name: &str) -> Option<&'v str> {
+    package.get(name).and_then(Value::as_str)
+}
+
 /// The packages that come from a registry, by name and version.
 fn parse_metadata(json: &[u8], manifest: &Path) -> Result<Vec<Package>, DataError> {
-    let wrong = |field: &str, found: String| {
-        DataError::format(
-            manifest,
-            field,
-            "the output of cargo metadata, version 1",
-            found,
-            "update cargo",
-        )
-    };
-    let root: Value =
-        serde_json::from_slice(json).map_err(|e| wrong("cargo metadata", e.to_string()))?;
+    let root: Value = serde_json::from_slice(json)
+        .map_err(|e| wrong_metadata(manifest, "cargo metadata", e.to_string()))?;
     let list = root
         .get("packages")
         .and_then(Value::as_array)
-        .ok_or_else(|| wrong("packages", "no list".into()))?;
+        .ok_or_else(|| wrong_metadata(manifest, "packages", "no list"))?;
     // With a platform filter, cargo still lists every package it knows; the resolved graph names
     // those in use.
     let nodes = root.pointer("/resolve/nodes").and_then(Value::as_array);
-    let nodes = nodes.ok_or_else(|| wrong("resolve.nodes", "no list".into()))?;
+    let nodes = nodes.ok_or_else(|| wrong_metadata(manifest, "resolve.nodes", "no list"))?;
     let used: HashSet<&str> = nodes.iter().filter_map(|n| n.get("id")?.as_str()).collect();
     let mut packages = Vec::new();
     for package in list {
-        let string = |name: &str| package.get(name).and_then(Value::as_str);
-        let from_registry = string("source").is_some_and(|s| s.starts_with("registry+"));
-        if !from_registry || string("id").is_none_or(|id| !used.contains(id)) {
+        let from_registry = text(package, "source").is_some_and(|s| s.starts_with("registry+"));
+        if !from_registry || text(package, "id").is_none_or(|id| !used.contains(id)) {
             continue;
         }
         let need = |name: &str| {
-            string(name).ok_or_else(|| wrong(&format!("packages[].{name}"), "no string".into()))
+            let field = format!("packages[].{name}");
+            text(package, name).ok_or_else(|| wrong_metadata(manifest, &field, "no string"))
         };
         let dir =
             Path::new(need("manifest_path")?).parent().unwrap_or(Path::new(".")).to_path_buf();
-        let license = string("license").map(str::to_owned);
+        let license = text(package, "license").map(str::to_owned);
         packages.push(Package {
             name: need("name")?.to_owned(),
             version: need("version")?.to_owned(),

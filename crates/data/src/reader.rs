@@ -6,6 +6,7 @@ use crate::permutation::permute;
 use crate::shard::Shard;
 use crate::tokenizer::hex;
 use sha2::{Digest, Sha256};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -183,33 +184,37 @@ fn open_shard(
     let entry = &manifest.split(split).shards[i];
     let path = dir.join(&entry.file);
     let shard = Shard::open(&path, manifest.sources.len(), verify)?;
-    let wrong = |field: &str, expected: String, found: String| {
-        Err(DataError::format(&path, field, format!("{expected} as in {MANIFEST}"), found, NEXT))
-    };
     if shard.tokens() as u64 != entry.tokens {
-        return wrong("token count", entry.tokens.to_string(), shard.tokens().to_string());
+        return Err(contradiction(&path, "token count", entry.tokens, shard.tokens()));
     }
     if shard.documents() as u64 != entry.documents {
-        return wrong("document count", entry.documents.to_string(), shard.documents().to_string());
+        return Err(contradiction(&path, "document count", entry.documents, shard.documents()));
     }
     if shard.vocab_size() as u64 != manifest.vocab_size {
-        return wrong(
-            "vocabulary size",
-            manifest.vocab_size.to_string(),
-            shard.vocab_size().to_string(),
-        );
+        let expected = manifest.vocab_size;
+        return Err(contradiction(&path, "vocabulary size", expected, shard.vocab_size()));
     }
     if shard.crc32c() != entry.crc32c {
-        return wrong(
-            "payload checksum",
-            format!("{:08x}", entry.crc32c),
-            format!("{:08x}", shard.crc32c()),
-        );
+        let expected = format!("{:08x}", entry.crc32c);
+        let found = format!("{:08x}", shard.crc32c());
+        return Err(contradiction(&path, "payload checksum", expected, found));
     }
     if verify && shard.payload_sha256() != entry.sha256 {
-        return wrong("payload SHA-256", entry.sha256.clone(), shard.payload_sha256());
+        let found = shard.payload_sha256();
+        return Err(contradiction(&path, "payload SHA-256", &entry.sha256, found));
     }
     Ok(shard)
+}
+
+/// A shard that says something else than the manifest.
+fn contradiction(
+    path: &Path,
+    field: &str,
+    expected: impl Display,
+    found: impl Display,
+) -> DataError {
+    let expected = format!("{expected} as in {MANIFEST}");
+    DataError::format(path, field, expected, found.to_string(), NEXT)
 }
 
 fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>, DataError> {

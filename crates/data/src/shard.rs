@@ -22,8 +22,9 @@
 use crate::{DataError, files};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, IntoInnerError, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -138,10 +139,10 @@ impl ShardWriter {
         let documents = self.documents.len() as u64;
         let header = header(self.width, self.vocab_size as u64, self.tokens, documents, self.crc);
         let beside = self.beside;
-        let failed = || DataError::io("write", &beside);
-        self.file.seek(SeekFrom::Start(0)).map_err(failed())?;
-        self.file.write_all(&header).map_err(failed())?;
-        let file = self.file.into_inner().map_err(|e| failed()(e.into_error()))?;
+        self.file.seek(SeekFrom::Start(0)).map_err(DataError::io("write", &beside))?;
+        self.file.write_all(&header).map_err(DataError::io("write", &beside))?;
+        let file = self.file.into_inner().map_err(IntoInnerError::into_error);
+        let file = file.map_err(DataError::io("write", &beside))?;
         files::finish(file, &beside, &self.path)?;
         let sha256 = crate::tokenizer::hex(&self.sha.finalize());
         Ok(ShardSummary { tokens: self.tokens, documents, crc32c: self.crc, sha256 })
@@ -195,6 +196,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+fn wrong(path: &Path, field: &str, expected: impl Display, found: impl Display) -> DataError {
+    DataError::format(path, field, expected.to_string(), found.to_string(), NEXT)
+}
+
 impl Shard {
     /// Maps a shard and checks header, size and document table; with `verify` also the checksum and
     /// every id.
@@ -227,39 +232,31 @@ impl Shard {
     }
 
     fn parse(path: &Path, map: Mmap) -> Result<Self, DataError> {
-        let wrong = |field: &str, expected: String, found: String| {
-            DataError::format(path, field, expected, found, NEXT)
-        };
         if &map[..8] != MAGIC {
-            return Err(wrong(
-                "magic",
-                "LATHEDAT".into(),
-                format!("{:?}", String::from_utf8_lossy(&map[..8])),
-            ));
+            let found = format!("{:?}", String::from_utf8_lossy(&map[..8]));
+            return Err(wrong(path, "magic", "LATHEDAT", found));
         }
         let version = u32_at(&map, 8);
         if version != VERSION {
-            return Err(wrong("version", VERSION.to_string(), version.to_string()));
+            return Err(wrong(path, "version", VERSION, version));
         }
         let crc = crc32c::crc32c(&map[..60]);
         if u32_at(&map, 60) != crc {
-            return Err(wrong(
-                "header checksum",
-                format!("{crc:08x}"),
-                format!("{:08x}", u32_at(&map, 60)),
-            ));
+            let found = format!("{:08x}", u32_at(&map, 60));
+            return Err(wrong(path, "header checksum", format!("{crc:08x}"), found));
         }
         if map[44..60].iter().any(|&b| b != 0) {
-            return Err(wrong("reserved bytes", "zero".into(), "something else".into()));
+            return Err(wrong(path, "reserved bytes", "zero", "something else"));
         }
-        let (vocab_size, tokens, documents) =
-            (u64_at(&map, 16), u64_at(&map, 24), u64_at(&map, 32));
+        let vocab_size = u64_at(&map, 16);
+        let tokens = u64_at(&map, 24);
+        let documents = u64_at(&map, 32);
         if vocab_size == 0 || vocab_size > 1 << 32 {
-            return Err(wrong("vocabulary size", "1 to 4294967296".into(), vocab_size.to_string()));
+            return Err(wrong(path, "vocabulary size", "1 to 4294967296", vocab_size));
         }
         let width = token_width(vocab_size as usize);
         if u32_at(&map, 12) as usize != width {
-            return Err(wrong("token width", width.to_string(), u32_at(&map, 12).to_string()));
+            return Err(wrong(path, "token width", width, u32_at(&map, 12)));
         }
         let size = tokens.checked_mul(width as u64).and_then(|t| {
             documents.checked_mul(ENTRY as u64)?.checked_add(t)?.checked_add(HEADER as u64)
@@ -267,11 +264,8 @@ impl Shard {
         if size != Some(map.len() as u64) {
             let expected = format!("the file's {} bytes", map.len());
             let found = size.map_or("more than 2^64".into(), |s| s.to_string());
-            return Err(wrong(
-                "token count and document count",
-                expected,
-                format!("{tokens} and {documents}, {found} bytes"),
-            ));
+            let found = format!("{tokens} and {documents}, {found} bytes");
+            return Err(wrong(path, "token count and document count", expected, found));
         }
         let crc32c = u32_at(&map, 40);
         let (tokens, documents) = (tokens as usize, documents as usize);
@@ -287,17 +281,8 @@ impl Shard {
     }
 
     fn check_documents(&self, sources: usize) -> Result<(), DataError> {
-        let wrong = |i: usize, expected: String, found: String| {
-            Err(DataError::format(
-                &self.path,
-                format!("document table, entry {i}"),
-                expected,
-                found,
-                NEXT,
-            ))
-        };
         if self.documents == 0 && self.tokens > 0 {
-            return wrong(0, "a first document at token 0".into(), "no document".into());
+            return Err(self.wrong_entry(0, "a first document at token 0", "no document"));
         }
         let mut previous = None;
         for i in 0..self.documents {
@@ -307,21 +292,23 @@ impl Shard {
                 Some(p) => format!("a start above {p}"),
             };
             if previous.map_or(start != 0, |p| start <= p) {
-                return wrong(i, expected, format!("start {start}"));
+                return Err(self.wrong_entry(i, expected, format!("start {start}")));
             }
             if start >= self.tokens as u64 {
-                return wrong(
-                    i,
-                    format!("a start below the token count {}", self.tokens),
-                    format!("start {start}"),
-                );
+                let expected = format!("a start below the token count {}", self.tokens);
+                return Err(self.wrong_entry(i, expected, format!("start {start}")));
             }
             if source as usize >= sources {
-                return wrong(i, format!("a source below {sources}"), format!("source {source}"));
+                let expected = format!("a source below {sources}");
+                return Err(self.wrong_entry(i, expected, format!("source {source}")));
             }
             previous = Some(start);
         }
         Ok(())
+    }
+
+    fn wrong_entry(&self, i: usize, expected: impl Display, found: impl Display) -> DataError {
+        wrong(&self.path, &format!("document table, entry {i}"), expected, found)
     }
 
     /// Checks the payload's checksum and that every id is in the vocabulary.

@@ -17,11 +17,10 @@ static WORD: LazyLock<SysRegex> = LazyLock::new(|| {
 /// The printable character that stands for each byte: itself where printable in Latin-1, else 256,
 /// 257, ... in order.
 pub(crate) static BYTE_CHAR: LazyLock<[char; 256]> = LazyLock::new(|| {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 256u32;
     let mut map = ['\0'; 256];
     for byte in 0..=255u8 {
-        map[usize::from(byte)] = if printable(byte) {
+        map[usize::from(byte)] = if is_printable(byte) {
             char::from(byte)
         } else {
             next += 1;
@@ -30,6 +29,11 @@ pub(crate) static BYTE_CHAR: LazyLock<[char; 256]> = LazyLock::new(|| {
     }
     map
 });
+
+/// Whether the character of this number in Latin-1 is visible.
+fn is_printable(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
+}
 
 static CHAR_BYTE: LazyLock<HashMap<char, u8>> =
     LazyLock::new(|| (0..=255u8).map(|b| (BYTE_CHAR[usize::from(b)], b)).collect());
@@ -115,17 +119,19 @@ fn ascii_word(rest: &[u8]) -> usize {
         [b'\'', b'r' | b'v', b'e', ..] | [b'\'', b'l', b'l', ..] => return 3,
         _ => {}
     }
-    let run_of = |from: usize| {
-        let kind = class(rest[from]);
-        rest[from..].iter().position(|&b| class(b) != kind).map_or(rest.len(), |n| from + n)
-    };
     let first = usize::from(rest[0] == b' ');
     if rest.get(first).is_some_and(|&b| class(b) != Class::Space) {
-        return run_of(first);
+        return run_end(rest, first);
     }
     // White space leaves its last character to the word that follows, unless it is the only one.
-    let end = run_of(0);
+    let end = run_end(rest, 0);
     if end == rest.len() || end == 1 { end } else { end - 1 }
+}
+
+/// Where the bytes of one class end that begin at `from`.
+fn run_end(rest: &[u8], from: usize) -> usize {
+    let kind = class(rest[from]);
+    rest[from..].iter().position(|&b| class(b) != kind).map_or(rest.len(), |n| from + n)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Pages of keys and values: which unit page holds which token of which layer, who shares it, and
 //! when it is copied.
 
+use std::ops::Range;
+
 /// Tokens that a unit page holds.
 pub const PAGE: usize = 16;
 
@@ -345,16 +347,12 @@ impl Pages {
     /// view sees.
     pub(crate) fn share(&mut self, table: &TableId, from: Vec<usize>, to: Vec<usize>) -> Shared {
         let own = self.get(table);
-        let stretch = |tier: usize, list: &Vec<u32>| {
-            if from[tier] == to[tier] {
-                Vec::new()
-            } else {
-                list[from[tier] / PAGE..to[tier].div_ceil(PAGE)].to_vec()
-            }
-        };
         let by_tier = own.lists.iter().enumerate();
         let pages: Vec<Vec<Vec<u32>>> = by_tier
-            .map(|(tier, lists)| lists.iter().map(|list| stretch(tier, list)).collect())
+            .map(|(tier, lists)| {
+                let tokens = from[tier]..to[tier];
+                lists.iter().map(|list| pages_of(list, tokens.clone())).collect()
+            })
             .collect();
         for &page in pages.iter().flatten().flatten() {
             self.pages[page as usize].shared += 1;
@@ -446,6 +444,14 @@ impl Pages {
         self.free.iter().for_each(|&p| listed[p as usize] = true);
         same("distinct free pages", listed.iter().filter(|&&l| l).count(), free)
     }
+}
+
+/// The pages of a list that hold the tokens of a range; none for no tokens.
+fn pages_of(list: &[u32], tokens: Range<usize>) -> Vec<u32> {
+    if tokens.is_empty() {
+        return Vec::new();
+    }
+    list[tokens.start / PAGE..tokens.end.div_ceil(PAGE)].to_vec()
 }
 
 /// Whether slot `slot` of a page cannot be written in place: somebody else sees the page, and the

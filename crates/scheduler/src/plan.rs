@@ -60,31 +60,29 @@ impl Scheduler {
             return false;
         }
         let (now, grace) = (self.tick, self.limits.pause_grace);
-        let idle = |r: &Running| r.sequence.paused.is_some_and(|since| now - since > grace);
-        let lower = |r: &Running| r.sequence.rank().0 > rank.0;
-        let weaker = |r: &Running| r.sequence.paused.is_some() || lower(r);
-        if self.slots.iter().flatten().filter(|r| !idle(r) && !lower(r)).count() == self.slots.len()
-        {
+        let staying = self.slots.iter().flatten();
+        let staying = staying.filter(|r| !r.is_idle(now, grace) && !r.is_less_urgent(rank));
+        if staying.count() == self.slots.len() {
             return false;
         }
         let Some(sequence) = self.queue.remove(rank) else { return false };
         let (table, cached) = self.open(&sequence);
         let counts = self.pages.counts(&table).to_vec();
         let mut running = Running { done: counts[0], counts, sequence, table, cached, chunk: None };
-        if !self.fits(&running) && !self.would_fit(&running, weaker) {
+        if !self.fits(&running) && !self.would_fit(&running, rank) {
             self.pages.release(running.table);
             self.queue.push(running.sequence);
             return false;
         }
         while !self.fits(&running) {
-            let Some(victim) = self.weakest(weaker) else { break };
+            let Some(victim) = self.weakest(|r| r.gives_way(rank)) else { break };
             self.preempt(victim, tick);
         }
         let slot = match self.slots.iter().position(Option::is_none) {
             Some(slot) => slot,
             None => {
-                let victim = self.weakest(idle).or_else(|| self.weakest(lower));
-                let victim = victim.expect(
+                let idle = self.weakest(|r| r.is_idle(now, grace));
+                let victim = idle.or_else(|| self.weakest(|r| r.is_less_urgent(rank))).expect(
                     "a slot was found to be empty, idle or lower, and slots only became empty",
                 );
                 self.preempt(victim, tick);
@@ -151,13 +149,19 @@ impl Scheduler {
                     + others.map(|r| self.expected_rest(r)).sum::<usize>()
     }
 
-    /// Whether it would find them without the `weaker` ones; shared pages count for each that
-    /// stays, so rather no.
-    fn would_fit(&self, newcomer: &Running, weaker: impl Fn(&Running) -> bool) -> bool {
-        let mut staying = self.slots.iter().flatten().filter(|r| !weaker(r)).peekable();
-        let whole = |r: &Running| self.pages.held(&r.table) + self.expected_rest(r);
+    /// Whether it would find them without those that give way to its rank; shared pages count for
+    /// each that stays, so rather no.
+    fn would_fit(&self, newcomer: &Running, rank: Rank) -> bool {
+        let mut staying = self.slots.iter().flatten().filter(|r| !r.gives_way(rank)).peekable();
         staying.peek().is_none()
-            || self.pages.pages() >= whole(newcomer) + staying.map(whole).sum::<usize>()
+            || self.pages.pages()
+                >= self.expected_whole(newcomer)
+                    + staying.map(|r| self.expected_whole(r)).sum::<usize>()
+    }
+
+    /// Unit pages that a sequence is expected to hold at its end.
+    fn expected_whole(&self, running: &Running) -> usize {
+        self.pages.held(&running.table) + self.expected_rest(running)
     }
 
     fn expected_rest(&self, running: &Running) -> usize {
@@ -169,19 +173,22 @@ impl Scheduler {
     /// Unit pages that `tokens` tokens will take if as large a share of them goes deep as of the
     /// rows so far.
     fn expected_pages(&self, tokens: usize) -> usize {
-        let believed = self.rows_in >= BELIEVED;
-        let share = |tier: usize| match tier {
-            1.. if believed => (tokens as u64 * self.counters.rows_by_recursion[tier - 1])
-                .div_ceil(self.rows_in) as usize,
-            _ => tokens,
-        };
         self.pages
             .shape()
             .layers
             .iter()
             .enumerate()
-            .map(|(tier, l)| l * share(tier).div_ceil(PAGE))
+            .map(|(tier, l)| l * self.expected_rows(tier, tokens).div_ceil(PAGE))
             .sum()
+    }
+
+    /// Rows of a tier that `tokens` tokens will take: all of them until enough rows were seen.
+    fn expected_rows(&self, tier: usize, tokens: usize) -> usize {
+        if tier == 0 || self.rows_in < BELIEVED {
+            return tokens;
+        }
+        let deep = self.counters.rows_by_recursion[tier - 1];
+        (tokens as u64 * deep).div_ceil(self.rows_in) as usize
     }
 
     /// The least important running sequence among those that may be taken; paused ones first.
@@ -270,10 +277,12 @@ impl Scheduler {
     /// Fresh unit pages that a step takes at most.
     fn pages_of(&self, slot: SlotId, step: Step) -> usize {
         let Some(running) = &self.slots[slot] else { return 0 };
-        let needed = |tier, rows| self.pages.needed(&running.table, tier, rows);
+        let table = &running.table;
         match step {
-            Step::PreludeChunk { count, .. } => needed(0, count) + needed(1, count),
-            Step::RecurChunk { recursion, rows } => needed(1 + recursion, rows),
+            Step::PreludeChunk { count, .. } => {
+                self.pages.needed(table, 0, count) + self.pages.needed(table, 1, count)
+            }
+            Step::RecurChunk { recursion, rows } => self.pages.needed(table, 1 + recursion, rows),
         }
     }
 
@@ -300,9 +309,9 @@ impl Scheduler {
             }
             let lent =
                 self.slots.iter().enumerate().filter(|(s, _)| *s != slot && !planned.contains(s));
-            let weaker = |r: &Running| r.sequence.paused.is_some() || r.sequence.rank() > rank;
-            let lent = lent.filter_map(|(s, r)| Some((s, r.as_ref()?))).filter(|(_, r)| weaker(r));
             let victim = lent
+                .filter_map(|(s, r)| Some((s, r.as_ref()?)))
+                .filter(|(_, r)| r.sequence.paused.is_some() || r.sequence.rank() > rank)
                 .max_by_key(|(_, r)| (r.sequence.paused.is_some(), r.sequence.rank()))
                 .map(|(s, _)| s);
             match victim {

@@ -97,11 +97,15 @@ impl Prefix {
     }
 
     fn ancestors(&self, node: Node) -> impl Iterator<Item = (u64, &Entry)> {
-        let up = move |node: Node| match node {
+        std::iter::successors(self.block(node), |(_, entry)| self.block(entry.parent))
+    }
+
+    /// The number and the entry of a node that is a block and still kept.
+    fn block(&self, node: Node) -> Option<(u64, &Entry)> {
+        match node {
             Node::Root(_) => None,
             Node::Block(number) => self.entries.get(&number).map(|entry| (number, entry)),
-        };
-        std::iter::successors(up(node), move |(_, entry)| up(entry.parent))
+        }
     }
 
     /// Marks a node and its ancestors as used now.

@@ -197,6 +197,21 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether its client has taken nothing for more than `grace` ticks before tick `now`.
+    pub(crate) fn is_idle(&self, now: u64, grace: u64) -> bool {
+        self.sequence.paused.is_some_and(|since| now - since > grace)
+    }
+
+    /// Whether it is of lower priority than a newcomer of `rank`, whenever it came.
+    pub(crate) fn is_less_urgent(&self, rank: Rank) -> bool {
+        self.sequence.rank().0 > rank.0
+    }
+
+    /// Whether a newcomer of `rank` may take its pages: it is paused or less urgent.
+    pub(crate) fn gives_way(&self, rank: Rank) -> bool {
+        self.sequence.paused.is_some() || self.is_less_urgent(rank)
+    }
+
     /// The sequence that runs here.
     pub fn sequence(&self) -> &Sequence {
         &self.sequence

@@ -201,7 +201,7 @@ impl AnswerHead {
         }
     }
 
-    /// The whole answer.
+    /// The JSON of an answer that is no stream: every choice with all its text, and the usage.
     pub(crate) fn whole(
         &self,
         token_text: &TokenText,
@@ -209,24 +209,19 @@ impl AnswerHead {
         totals: UsageTotals,
     ) -> Vec<u8> {
         let deltas: Vec<Delta> = choices.iter_mut().map(ChoiceState::take).collect();
-        let pairs = || choices.iter().zip(&deltas);
+        let pairs = choices.iter().zip(&deltas);
         let usage = Some(Some(totals));
         match self.shape.dialect {
             Dialect::Completion => {
-                let choices = pairs()
+                let choices = pairs
                     .map(|(choice, delta)| self.completion(token_text, choice, delta, true))
                     .collect();
                 self.bytes("text_completion", choices, usage)
             }
             Dialect::Chat => {
-                let message = |delta| {
-                    Some(Message { role: Some("assistant"), content: Some(text_of(delta)) })
-                };
-                let one = |(choice, delta)| ChatChoice {
-                    message: message(delta),
-                    ..self.chat(token_text, choice, delta, true, true)
-                };
-                self.bytes("chat.completion", pairs().map(one).collect(), usage)
+                let choices =
+                    pairs.map(|(choice, delta)| self.message(token_text, choice, delta)).collect();
+                self.bytes("chat.completion", choices, usage)
             }
         }
     }
@@ -243,22 +238,21 @@ impl AnswerHead {
         let shape = &self.shape;
         let reported = shape.top.is_some() || shape.token_ids || shape.depths;
         let news = !delta.text.is_empty() || (reported && !delta.entries.is_empty());
-        let usage = || self.include_usage.then_some(None);
         match shape.dialect {
             Dialect::Completion if news || delta.end.is_some() => {
                 let chunk = self.completion(token_text, choice, delta, first);
-                line(to, &self.bytes("text_completion", vec![chunk], usage()));
+                line(to, &self.bytes("text_completion", vec![chunk], self.usage_to_come()));
             }
             Dialect::Completion => (),
             Dialect::Chat => {
                 let object = "chat.completion.chunk";
                 if news {
-                    let content = Some(Message { role: None, content: Some(text_of(delta)) });
+                    let content = Some(Message { role: None, content: Some(&delta.text) });
                     let chunk = ChatChoice {
                         delta: content,
                         ..self.chat(token_text, choice, delta, false, false)
                     };
-                    line(to, &self.bytes(object, vec![chunk], usage()));
+                    line(to, &self.bytes(object, vec![chunk], self.usage_to_come()));
                 }
                 if delta.end.is_some() {
                     let nothing = Delta { end: delta.end.clone(), ..Delta::default() };
@@ -269,7 +263,7 @@ impl AnswerHead {
                     };
                     chunk.logprobs = None;
                     chunk.more.token_ids = None;
-                    line(to, &self.bytes(object, vec![chunk], usage()));
+                    line(to, &self.bytes(object, vec![chunk], self.usage_to_come()));
                 }
             }
         }
@@ -282,10 +276,7 @@ impl AnswerHead {
         let mut chunk =
             ChatChoice { delta: message, ..self.chat(token_text, choice, &nothing, true, false) };
         (chunk.logprobs, chunk.more.token_ids, chunk.more.lathe) = (None, None, None);
-        line(
-            to,
-            &self.bytes("chat.completion.chunk", vec![chunk], self.include_usage.then_some(None)),
-        );
+        line(to, &self.bytes("chat.completion.chunk", vec![chunk], self.usage_to_come()));
     }
 
     /// The chunk with the usage and no choice.
@@ -315,6 +306,11 @@ impl AnswerHead {
         serde_json::to_vec(&envelope).unwrap_or_default()
     }
 
+    /// `usage` of a chunk with a choice: null where the last chunk brings it, else left out.
+    fn usage_to_come(&self) -> Option<Option<UsageTotals>> {
+        self.include_usage.then_some(None)
+    }
+
     fn completion<'d>(
         &self,
         token_text: &TokenText,
@@ -331,6 +327,17 @@ impl AnswerHead {
             stop_reason,
             more: self.more(choice, delta, first, delta.end.is_some()),
         }
+    }
+
+    /// A choice of a whole chat answer.
+    fn message<'d>(
+        &self,
+        token_text: &TokenText,
+        choice: &'d ChoiceState,
+        delta: &'d Delta,
+    ) -> ChatChoice<'d> {
+        let message = Message { role: Some("assistant"), content: Some(&delta.text) };
+        ChatChoice { message: Some(message), ..self.chat(token_text, choice, delta, true, true) }
     }
 
     fn chat<'d>(
@@ -362,52 +369,64 @@ impl AnswerHead {
         first: bool,
         last: bool,
     ) -> Extensions<'d> {
-        let generated = || delta.entries.iter().filter(|entry| !entry.of_prompt);
+        let generated = delta.entries.iter().filter(|entry| !entry.of_prompt);
         let depths = delta.entries.iter().map(|entry| entry.depth).collect();
         let mean = (last && choice.generated > 0)
             .then(|| choice.depth_sum as f64 / choice.generated as f64);
         Extensions {
             prompt_token_ids: (self.shape.token_ids && first).then_some(&choice.prompt.ids),
-            token_ids: self.shape.token_ids.then(|| generated().map(|entry| entry.id).collect()),
+            token_ids: self.shape.token_ids.then(|| generated.map(|entry| entry.id).collect()),
             lathe: self.shape.depths.then_some(Depths { depths, mean_depth: mean }),
         }
     }
 
     fn columns(&self, token_text: &TokenText, entries: &[TokenEntry]) -> Columns {
-        let name = |id: u32| token_text.name(id, self.shape.names_as_ids);
-        let likely = |entry: &TokenEntry| {
-            let score = entry.score?;
-            let mut likely = TopLogprobs(Vec::with_capacity(entry.top.len() + 1));
-            for &(id, value) in &entry.top {
-                likely.add(name(id), if id == entry.id { score } else { value });
-            }
-            likely.add(name(entry.id), score);
-            Some(likely)
-        };
         Columns {
-            tokens: entries.iter().map(|entry| name(entry.id)).collect(),
+            tokens: entries.iter().map(|entry| self.name(token_text, entry.id)).collect(),
             token_logprobs: entries.iter().map(|entry| entry.score.map(Score)).collect(),
-            top_logprobs: entries.iter().map(likely).collect(),
+            top_logprobs: entries.iter().map(|entry| self.likely(token_text, entry)).collect(),
             text_offset: entries.iter().map(|entry| entry.offset).collect(),
         }
     }
 
     fn content(&self, token_text: &TokenText, entries: &[TokenEntry], k: usize) -> Content {
-        let named = |id: u32, value: f32| NamedScore {
-            token: token_text.name(id, self.shape.names_as_ids),
+        let content = entries.iter().map(|entry| self.content_token(token_text, entry, k));
+        Content { content: content.collect() }
+    }
+
+    fn content_token(&self, token_text: &TokenText, entry: &TokenEntry, k: usize) -> ContentToken {
+        let score = entry.score.unwrap_or(f32::NEG_INFINITY);
+        let top = entry.top.iter().take(k);
+        ContentToken {
+            token: self.named(token_text, entry.id, score),
+            top_logprobs: top.map(|&(id, value)| self.named(token_text, id, value)).collect(),
+        }
+    }
+
+    fn named(&self, token_text: &TokenText, id: u32, value: f32) -> NamedScore {
+        NamedScore {
+            token: self.name(token_text, id),
             logprob: Score(value),
             bytes: token_text.bytes(id),
-        };
-        let one = |entry: &TokenEntry| ContentToken {
-            token: named(entry.id, entry.score.unwrap_or(f32::NEG_INFINITY)),
-            top_logprobs: entry.top.iter().take(k).map(|&(id, value)| named(id, value)).collect(),
-        };
-        Content { content: entries.iter().map(one).collect() }
+        }
     }
-}
 
-fn text_of(delta: &Delta) -> &str {
-    &delta.text
+    /// What may stand at a token's place, the token itself included; none for a first token, which
+    /// has no score.
+    fn likely(&self, token_text: &TokenText, entry: &TokenEntry) -> Option<TopLogprobs> {
+        let score = entry.score?;
+        let mut likely = TopLogprobs(Vec::with_capacity(entry.top.len() + 1));
+        for &(id, value) in &entry.top {
+            let value = if id == entry.id { score } else { value };
+            likely.add(self.name(token_text, id), value);
+        }
+        likely.add(self.name(token_text, entry.id), score);
+        Some(likely)
+    }
+
+    fn name(&self, token_text: &TokenText, id: u32) -> String {
+        token_text.name(id, self.shape.names_as_ids)
+    }
 }
 
 fn reasons(end: Option<&End>) -> (Option<&'static str>, Option<StopReason<'_>>) {

@@ -17,7 +17,7 @@ pub struct ModelInfo {
     pub kv_mode: String,
     /// Layers a token of full depth goes through.
     pub layers: usize,
-    /// Number of weights.
+    /// Trained numbers in all weights, each counted once where recursions share it.
     pub parameters: u64,
     /// Longest sequence, prompt and new tokens together.
     pub context: usize,

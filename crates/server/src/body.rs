@@ -87,6 +87,11 @@ async fn discard(body: &mut Incoming) {
     }
 }
 
+fn read_too_long() -> ApiError {
+    let message = "reading the prompt took too long; send a shorter one, or again later";
+    ApiError::new(408, message).code("reading")
+}
+
 /// Runs `work` on the body where it does not hold up others.
 ///
 /// # Errors
@@ -104,20 +109,16 @@ where
     if body.len() <= SMALL && !always {
         return work(state, &body);
     }
-    let late = || {
-        let message = "reading the prompt took too long; send a shorter one, or again later";
-        ApiError::new(408, message).code("reading")
-    };
     let until = tokio::time::Instant::now() + state.settings.reading;
     let permit = tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned())
         .await
-        .map_err(|_| late())?;
+        .map_err(|_| read_too_long())?;
     let own = Arc::clone(state);
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         work(&own, &body)
     });
-    match tokio::time::timeout_at(until, task).await.map_err(|_| late())? {
+    match tokio::time::timeout_at(until, task).await.map_err(|_| read_too_long())? {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ApiError::draining()),

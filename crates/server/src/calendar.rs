@@ -36,8 +36,10 @@ pub(crate) fn format(seconds: u64, pattern: &str) -> Result<String, String> {
         ));
     }
     let days = seconds / 86_400;
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let Date { year, month, day } = Date::of(days);
+    let hour = seconds / 3600 % 24;
+    let minute = seconds / 60 % 60;
+    let second = seconds % 60;
     let weekday = DAYS[((days + 4) % 7) as usize];
     let month_name = MONTHS[(month - 1) as usize];
     let year_day = days - days_before(year) + 1;
@@ -90,23 +92,33 @@ fn days_before(year: u64) -> u64 {
     y * 365 + y / 4 - y / 100 + y / 400 - 719_162
 }
 
-fn civil(days: u64) -> (u64, u64, u64) {
-    let mut year = 1970 + days / 366;
-    while days_before(year + 1) <= days {
-        year += 1;
-    }
-    let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut rest = days - days_before(year);
-    let mut month = 1;
-    for length in lengths {
-        if rest < length {
-            break;
+/// A date of the Gregorian calendar; month and day count from 1.
+struct Date {
+    year: u64,
+    month: u64,
+    day: u64,
+}
+
+impl Date {
+    /// The date `days` days after the first of January 1970.
+    fn of(days: u64) -> Self {
+        let mut year = 1970 + days / 366;
+        while days_before(year + 1) <= days {
+            year += 1;
         }
-        rest -= length;
-        month += 1;
+        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+        let mut rest = days - days_before(year);
+        let mut month = 1;
+        for length in lengths {
+            if rest < length {
+                break;
+            }
+            rest -= length;
+            month += 1;
+        }
+        Self { year, month, day: rest + 1 }
     }
-    (year, month, rest + 1)
 }
 
 #[cfg(test)]

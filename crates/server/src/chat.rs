@@ -6,7 +6,7 @@ use crate::schema::Checked;
 use crate::state::AppState;
 use crate::template::TemplateInput;
 
-/// Who may speak.
+/// The values of a message's `role` that are taken; what one means is up to the model's template.
 pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// The prompt that the template makes of the request's messages.
@@ -25,8 +25,9 @@ pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, 
             return Err(ApiError::field("messages", message).code("no_chat_template"));
         }
         None => {
-            let message = "the model has no chat template, so messages cannot become a prompt; start the server with \
-                           one (--chat-template FILE), or send a prompt to /v1/completions";
+            let message = "the model has no chat template, so messages cannot become a prompt; \
+                           start the server with one (--chat-template FILE), or send a prompt to \
+                           /v1/completions";
             return Err(ApiError::field("messages", message).code("no_chat_template"));
         }
     };
@@ -49,7 +50,8 @@ pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, 
     // Who continues a message cannot open a new one; only an explicit wish for both is a
     // contradiction.
     if continues && request.get("add_generation_prompt") == Some(&Json::Bool(true)) {
-        let message = "`continue_final_message` and `add_generation_prompt` exclude each other; set one of them";
+        let message = "`continue_final_message` and `add_generation_prompt` exclude each other; \
+                       set one of them";
         return Err(ApiError::field("continue_final_message", message));
     }
     let token_text = &state.token_text;
@@ -123,7 +125,6 @@ fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
 }
 
 fn content(at: usize, content: &Json) -> Result<String, ApiError> {
-    let name = || format!("messages[{at}].content");
     match content {
         Json::Text(text) => Ok(text.clone()),
         Json::List(parts) => {
@@ -141,6 +142,9 @@ fn content(at: usize, content: &Json) -> Result<String, ApiError> {
             });
             Ok(texts.collect::<Result<Vec<&str>, _>>()?.join("\n"))
         }
-        other => Err(ApiError::value(&name(), other, "a string or a list of text parts")),
+        other => {
+            let name = format!("messages[{at}].content");
+            Err(ApiError::value(&name, other, "a string or a list of text parts"))
+        }
     }
 }

@@ -13,12 +13,12 @@ use crate::stream::EventStream;
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
 
-/// `POST /v1/completions`.
+/// Continues each prompt `n` times; with `echo` the answer begins with the prompt.
 pub(crate) async fn completions(call: Call) -> Result<Response<Body>, ApiError> {
     generate(call, Dialect::Completion).await
 }
 
-/// `POST /v1/chat/completions`.
+/// Continues the prompt that the model's template makes of the messages.
 pub(crate) async fn chat(call: Call) -> Result<Response<Body>, ApiError> {
     generate(call, Dialect::Chat).await
 }

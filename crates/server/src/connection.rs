@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnStage {
-    /// Between requests.
+    /// No byte of a request has come since the last answer; [`ServerSettings::keep_alive`] counts.
     Idle,
     /// The head of a request is arriving.
     Head,
@@ -86,6 +86,12 @@ impl Connection {
         (now.since.elapsed() > allowed).then_some(Expiry::Silence)
     }
 
+    /// Whether it may be closed for another one: it has no whole request, and is not closing yet.
+    fn waits(&self) -> bool {
+        let now = self.now();
+        !now.doomed && now.stage != ConnStage::Busy
+    }
+
     pub(crate) fn busy(&self) -> bool {
         self.now().stage == ConnStage::Busy
     }
@@ -96,7 +102,7 @@ pub(crate) enum Expiry {
     Reader,
 }
 
-/// All open connections.
+/// The open connections by id, at most [`ServerSettings::connections`] that are not closing.
 #[derive(Default)]
 pub(crate) struct Registry {
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,
@@ -111,14 +117,9 @@ impl Registry {
     /// whole request.
     pub(crate) fn admit(&self, most: usize, id: u64, conn: &Arc<Connection>) -> bool {
         let mut open = self.open();
-        let doomed = |conn: &Connection| conn.now().doomed;
-        if open.len() >= most && open.values().filter(|conn| !doomed(conn)).count() >= most {
-            let waits = |conn: &&Arc<Connection>| {
-                let now = conn.now();
-                !now.doomed && now.stage != ConnStage::Busy
-            };
-            let Some(oldest) = open.values().filter(waits).min_by_key(|conn| conn.now().since)
-            else {
+        if open.len() >= most && open.values().filter(|conn| !conn.now().doomed).count() >= most {
+            let waiting = open.values().filter(|conn| conn.waits());
+            let Some(oldest) = waiting.min_by_key(|conn| conn.now().since) else {
                 return false;
             };
             oldest.now().doomed = true;

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-/// Answers one request.
+/// Answers one request; an error becomes a response, and a panic one of status 500.
 pub(crate) async fn answer(
     state: Arc<AppState>,
     conn: Arc<Connection>,
@@ -119,15 +119,16 @@ async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiErr
 
 /// The client's own id if it is short printable ASCII, else a fresh one.
 fn request_id(state: &AppState, headers: &HeaderMap) -> HeaderValue {
-    let fine = |value: &&HeaderValue| {
-        let bytes = value.as_bytes();
-        (1..=128).contains(&bytes.len()) && bytes.iter().all(|b| (0x20..0x7f).contains(b))
-    };
-    match headers.get("x-request-id").filter(fine) {
+    match headers.get("x-request-id").filter(|value| is_fine_id(value.as_bytes())) {
         Some(value) => value.clone(),
         None => HeaderValue::from_str(&format!("req-{}", state.random.name()))
             .unwrap_or_else(|_| HeaderValue::from_static("req")),
     }
+}
+
+/// 1 to 128 bytes of printable ASCII.
+fn is_fine_id(bytes: &[u8]) -> bool {
+    (1..=128).contains(&bytes.len()) && bytes.iter().all(|b| (0x20..0x7f).contains(b))
 }
 
 /// Counts a request when it is over, however it ends.

@@ -97,9 +97,9 @@ impl ApiError {
     }
 
     pub(crate) fn draining() -> Self {
-        Self::new(503, "the server is shutting down and takes no new requests; ask another one, or again later")
-            .code("draining")
-            .retry(5)
+        let message = "the server is shutting down and takes no new requests; \
+                       ask another one, or again later";
+        Self::new(503, message).code("draining").retry(5)
     }
 
     pub(crate) fn panicked() -> Self {
@@ -107,8 +107,9 @@ impl ApiError {
     }
 
     pub(crate) fn deadline() -> Self {
-        Self::new(408, "the request was not finished within the server's deadline; ask for less, or again later")
-            .code("deadline")
+        let message = "the request was not finished within the server's deadline; \
+                       ask for less, or again later";
+        Self::new(408, message).code("deadline")
     }
 
     pub(crate) fn kind(&self) -> &'static str {
@@ -118,7 +119,7 @@ impl ApiError {
             .map_or("internal_error", |(_, kind)| kind)
     }
 
-    /// The body.
+    /// The body: `{"error":{"message","type","param","code"}}`, where the last two may be null.
     pub(crate) fn json(&self) -> String {
         let inner = Inner {
             message: &self.message,

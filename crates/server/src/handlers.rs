@@ -53,9 +53,8 @@ fn described(state: &AppState, name: &str) -> Value {
 
 pub(crate) fn models(state: &AppState) -> Response<Body> {
     let names = std::iter::once(&state.info.id).chain(&state.info.aliases);
-    reply(
-        &json!({ "object": "list", "data": names.map(|name| described(state, name)).collect::<Vec<_>>() }),
-    )
+    let list: Vec<Value> = names.map(|name| described(state, name)).collect();
+    reply(&json!({ "object": "list", "data": list }))
 }
 
 pub(crate) fn model(state: &AppState, name: &str) -> Result<Response<Body>, ApiError> {
@@ -109,8 +108,9 @@ pub(crate) fn openapi(state: &AppState) -> Response<Body> {
 pub(crate) fn page() -> Response<Body> {
     let mut response = with_type(PAGE, "text/html; charset=utf-8");
     // The page brings all it needs, and nothing else may run in it or frame it.
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                  img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                  connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                  frame-ancestors 'none'";
     response
         .headers_mut()
         .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));

@@ -9,7 +9,7 @@ use std::fmt;
 /// Values in one body that are not token ids; a body with more is an attack on memory.
 const MOST_VALUES: usize = 100_000;
 
-/// A JSON value.
+/// A value of a request: integers apart from other numbers, lists of token ids apart from others.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
     Null,
@@ -20,7 +20,7 @@ pub(crate) enum Json {
     Text(String),
     /// A list of integers that fit 32 bits, or an empty list.
     Ids(Vec<u32>),
-    /// Any other list.
+    /// A list with anything else in it; it is not empty.
     List(Vec<Json>),
     /// Keys are unique, in the order of the text.
     Map(Vec<(String, Json)>),

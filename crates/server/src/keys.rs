@@ -42,20 +42,10 @@ fn password(text: &str) -> Option<Vec<u8>> {
 }
 
 fn base64(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| {
-        Some(match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        })
-    };
     let mut out = Vec::new();
     let (mut held, mut bits) = (0u32, 0);
     for byte in text.trim_end_matches('=').bytes() {
-        held = (held << 6 | u32::from(digit(byte)?)) & 0xffff;
+        held = (held << 6 | u32::from(base64_digit(byte)?)) & 0xffff;
         bits += 6;
         if bits >= 8 {
             bits -= 8;
@@ -63,6 +53,18 @@ fn base64(text: &str) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// The six bits that a character of base64 stands for.
+fn base64_digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'A'..=b'Z' => Some(byte - b'A'),
+        b'a'..=b'z' => Some(byte - b'a' + 26),
+        b'0'..=b'9' => Some(byte - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

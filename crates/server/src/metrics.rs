@@ -230,6 +230,10 @@ impl Page {
     }
 }
 
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
 fn engine(page: &mut Page, gauges: &Gauges) {
     page.single("running", "gauge", "Sequences in flight.", gauges.running);
     page.single("waiting", "gauge", "Requests in the queue.", gauges.waiting);
@@ -249,7 +253,6 @@ fn engine(page: &mut Page, gauges: &Gauges) {
         gauges.pages_cached,
     );
     page.single("kv_page_bytes", "gauge", "Bytes of a page.", gauges.page_bytes);
-    let seconds = |us: u64| us as f64 / 1e6;
     let counters = [
         ("prefix_cache_lookup_tokens_total", "Prompt tokens looked up.", gauges.prefix_tokens.0),
         ("prefix_cache_hit_tokens_total", "Prompt tokens found.", gauges.prefix_tokens.1),

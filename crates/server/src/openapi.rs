@@ -5,7 +5,7 @@ use crate::routes::{ROUTES, Route};
 use crate::schema::{Field, FieldKind, RequestBounds, Support, expected};
 use serde_json::{Map, Value, json};
 
-/// The whole description.
+/// OpenAPI 3.1: every route under each of its paths; `keys` says whether one is needed.
 pub(crate) fn document(bounds: &RequestBounds, keys: bool) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in ROUTES {
@@ -106,12 +106,14 @@ fn property(field: &Field, bounds: &RequestBounds) -> Value {
     schema
 }
 
+fn list(items: &Value, most: usize) -> Value {
+    json!({ "type": "array", "items": items, "maxItems": most })
+}
+
 fn kind(kind: FieldKind, bounds: &RequestBounds) -> Value {
     let limits = &bounds.limits;
     let id = json!({ "type": "integer", "minimum": 0, "maximum": bounds.vocab.saturating_sub(1) });
     let text = json!({ "type": "string" });
-    let list =
-        |items: &Value, most: usize| json!({ "type": "array", "items": items, "maxItems": most });
     match kind {
         FieldKind::Bool => json!({ "type": "boolean" }),
         FieldKind::Int(low, high) => {
@@ -135,14 +137,17 @@ fn kind(kind: FieldKind, bounds: &RequestBounds) -> Value {
         }
         FieldKind::Bias => {
             let value = json!({ "type": "number", "minimum": -100, "maximum": 100 });
-            json!({ "type": "object", "additionalProperties": value, "maxProperties": limits.logit_bias })
+            let most = limits.logit_bias;
+            json!({ "type": "object", "additionalProperties": value, "maxProperties": most })
         }
         FieldKind::Messages => {
-            let part = json!({ "type": "object", "properties": { "type": { "const": "text" }, "text": text } });
+            let fields = json!({ "type": { "const": "text" }, "text": text });
+            let part = json!({ "type": "object", "properties": fields });
             let content = json!({ "oneOf": [text, { "type": "array", "items": part }] });
             let roles = json!({ "enum": crate::chat::ROLES });
-            let properties = json!({ "role": roles, "content": content });
-            json!({ "type": "array", "items": { "type": "object", "required": ["role"], "properties": properties } })
+            let fields = json!({ "role": roles, "content": content });
+            let message = json!({ "type": "object", "required": ["role"], "properties": fields });
+            json!({ "type": "array", "items": message })
         }
         FieldKind::Object(fields) => object(fields, bounds),
         FieldKind::Open => json!({ "type": "object" }),

@@ -206,7 +206,7 @@ impl PendingRequest {
             () = reached(&mut self.phase, Phase::Ending) => Err(ApiError::draining()),
             () = tokio::time::sleep_until(self.until) => Err(ApiError::deadline()),
             message = self.from.recv() => {
-                message.ok_or_else(|| ApiError::internal("the engine dropped the request").code("engine"))
+                message.ok_or_else(dropped)
             }
         };
         let first = first.map_err(|error| self.fail(error))?;
@@ -269,6 +269,10 @@ impl PendingRequest {
             }
         }
     }
+}
+
+fn dropped() -> ApiError {
+    ApiError::internal("the engine dropped the request").code("engine")
 }
 
 fn refused(state: &AppState, refusal: Refusal) -> ApiError {

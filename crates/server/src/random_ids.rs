@@ -18,7 +18,7 @@ impl RandomIds {
         self.key.hash_one(self.count.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// 32 hexadecimal digits.
+    /// 128 bits as 32 hexadecimal digits, for ids of requests and answers.
     pub(crate) fn name(&self) -> String {
         format!("{:016x}{:016x}", self.next(), self.next())
     }

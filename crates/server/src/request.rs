@@ -16,7 +16,7 @@ pub(crate) enum Dialect {
     Chat,
 }
 
-/// One prompt.
+/// A prompt as ids, which fits the model's context together with its new tokens.
 #[derive(Debug)]
 pub(crate) struct Prompt {
     pub(crate) ids: Vec<u32>,
@@ -47,7 +47,7 @@ pub(crate) struct OutputOptions {
     pub(crate) prompt_scores: bool,
 }
 
-/// A whole request.
+/// A request for completions or chat after all its checks: `prompts.len() * n` sequences.
 #[derive(Debug)]
 pub(crate) struct ParsedRequest {
     pub(crate) prompts: Vec<Arc<Prompt>>,
@@ -204,7 +204,6 @@ fn shape(
 }
 
 fn sampling(state: &AppState, request: &Checked<'_>) -> SamplingParams {
-    let number = |name: &str, default: f32| request.number(name).map_or(default, |v| v as f32);
     let bias = match request.get("logit_bias") {
         Some(Json::Map(entries)) => {
             entries.iter().filter_map(|entry| bias(entry, &state.bounds)).collect()
@@ -212,17 +211,21 @@ fn sampling(state: &AppState, request: &Checked<'_>) -> SamplingParams {
         _ => Vec::new(),
     };
     SamplingParams {
-        temperature: number("temperature", 1.0),
+        temperature: number(request, "temperature", 1.0),
         top_k: request.count("top_k").unwrap_or(0),
-        top_p: number("top_p", 1.0),
-        min_p: number("min_p", 0.0),
+        top_p: number(request, "top_p", 1.0),
+        min_p: number(request, "min_p", 0.0),
         seed: request.int("seed").map_or_else(|| state.random.next(), |seed| seed as u64),
         choice: 0,
-        presence_penalty: number("presence_penalty", 0.0),
-        frequency_penalty: number("frequency_penalty", 0.0),
-        repetition_penalty: number("repetition_penalty", 1.0),
+        presence_penalty: number(request, "presence_penalty", 0.0),
+        frequency_penalty: number(request, "frequency_penalty", 0.0),
+        repetition_penalty: number(request, "repetition_penalty", 1.0),
         logit_bias: bias,
     }
+}
+
+fn number(request: &Checked<'_>, name: &str, default: f32) -> f32 {
+    request.number(name).map_or(default, |value| value as f32)
 }
 
 /// Clients say that a lower number is earlier, as vLLM's do; the scheduler runs larger ones first.
@@ -235,8 +238,8 @@ fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
     let Some(lathe) = request.object("lathe") else {
         return Ok(DepthOptions::default());
     };
-    let depth = |name: &str| lathe.int(name).and_then(|v| u32::try_from(v).ok());
-    let (max_depth, min_depth) = (depth("max_depth"), depth("min_depth").unwrap_or(0));
+    let max_depth = depth(&lathe, "max_depth");
+    let min_depth = depth(&lathe, "min_depth").unwrap_or(0);
     if let Some(most) = max_depth.filter(|&most| most < min_depth) {
         let message =
             format!("`lathe.min_depth` is {min_depth}, expected at most `lathe.max_depth`, {most}");
@@ -249,6 +252,10 @@ fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
         threshold: lathe.number("threshold").unwrap_or(0.0) as f32,
         mean_depth,
     })
+}
+
+fn depth(lathe: &Checked<'_>, name: &str) -> Option<u32> {
+    lathe.int(name).and_then(|value| u32::try_from(value).ok())
 }
 
 fn prompts(
@@ -269,7 +276,29 @@ fn prompts(
         let message = "`max_tokens` is 0, expected at least 1, or `echo` to score the prompt";
         return Err(ApiError::field("max_tokens", message));
     }
-    let one = |item: &Json| match item {
+    match request.get("prompt") {
+        Some(Json::Ids(ids)) if ids.is_empty() => Err(ApiError::field(
+            "prompt",
+            "`prompt` is an empty list, expected at least one prompt",
+        )),
+        Some(Json::List(items)) => {
+            items.iter().map(|item| prompt(state, request, item, add, most)).collect()
+        }
+        Some(item) => Ok(vec![prompt(state, request, item, add, most)?]),
+        None => Err(ApiError::field("prompt", "`prompt` is missing")),
+    }
+}
+
+/// One entry of `prompt`, which asks for `most` new tokens; a text gets the model's begin token if
+/// `add` says so.
+fn prompt(
+    state: &AppState,
+    request: &Checked<'_>,
+    item: &Json,
+    add: bool,
+    most: usize,
+) -> Result<Prompt, ApiError> {
+    match item {
         Json::Text(text) => {
             let ids = encode(state, text, add, state.info.context, "prompt")?;
             fit(state, request, ids, add && state.token_text.text.add_bos, Some(most), "prompt")
@@ -279,15 +308,6 @@ fn prompts(
             fit(state, request, ids.clone(), false, Some(most), "prompt")
         }
         other => Err(ApiError::value("prompt", other, "a string or token ids")),
-    };
-    match request.get("prompt") {
-        Some(Json::Ids(ids)) if ids.is_empty() => Err(ApiError::field(
-            "prompt",
-            "`prompt` is an empty list, expected at least one prompt",
-        )),
-        Some(Json::List(items)) => items.iter().map(one).collect(),
-        Some(item) => Ok(vec![one(item)?]),
-        None => Err(ApiError::field("prompt", "`prompt` is missing")),
     }
 }
 
@@ -336,8 +356,8 @@ fn fit(
     let max_tokens = most.unwrap_or_else(|| context.saturating_sub(ids.len()).max(1));
     if ids.len().saturating_add(max_tokens) > context {
         let message = format!(
-            "`{field}` has {} tokens and {max_tokens} new ones are asked for, together above the model's context of \
-             {context} tokens; shorten one, or set `truncate_prompt_tokens`",
+            "`{field}` has {} tokens and {max_tokens} new ones are asked for, together above the \
+             model's context of {context} tokens; shorten one, or set `truncate_prompt_tokens`",
             ids.len()
         );
         return Err(ApiError::field(field, message).code("context_length_exceeded"));

@@ -67,7 +67,8 @@ const DIAL: &[Field] = &[
         "mean_depth_budget",
         Number(0.0, 1024.0, true),
         "null",
-        "The mean depth that the new tokens may have at most; when the text has spent more, its cap falls.",
+        "The mean depth that the new tokens may have at most; \
+         when the text has spent more, its cap falls.",
     ),
     field(
         "threshold",
@@ -307,13 +308,13 @@ static COMPLETION_FIELDS: [Field; 59] =
 static CHAT_FIELDS: [Field; 76] =
     join(&[&OWN_CHAT, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
-/// Fields of `/v1/completions`.
+/// Every field of a body to `/v1/completions`, those without effect included.
 pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
 
-/// Fields of `/v1/chat/completions`.
+/// Every field of a body to `/v1/chat/completions`, those without effect included.
 pub(crate) static CHAT: &[Field] = &CHAT_FIELDS;
 
-/// Fields of `/tokenize`.
+/// Fields of a body to `/tokenize`, which takes a text or a conversation.
 pub(crate) static TOKENIZE: &[Field] = &[
     MODEL,
     field("prompt", Text, "null", "Text to tokenize."),
@@ -338,7 +339,7 @@ pub(crate) static TOKENIZE: &[Field] = &[
     only("tools", &["[]"]),
 ];
 
-/// Fields of `/detokenize`.
+/// Fields of a body to `/detokenize`; its ids are bounded by the size of the body alone.
 pub(crate) static DETOKENIZE: &[Field] =
     &[MODEL, required("tokens", Ids(Limit::Of(|b| b.limits.body_bytes as i64)), "Token ids.")];
 

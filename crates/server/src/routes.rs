@@ -4,7 +4,8 @@ use crate::error::ApiError;
 use crate::request_fields;
 use crate::schema::Field;
 
-/// What answers.
+/// The function of `handlers.rs` or `completions.rs` that answers, by name: a route that named the
+/// function itself would import the files that import it.
 #[derive(Clone, Copy)]
 pub(crate) enum Handler {
     Completions,
@@ -21,14 +22,16 @@ pub(crate) enum Handler {
     Page,
 }
 
-/// A route.
+/// What one method does on a path and its other names, and what `/openapi.json` says of it.
 pub(crate) struct Route {
     /// Its name in metrics.
     pub(crate) name: &'static str,
     pub(crate) method: &'static str,
     /// One ending with a slash (and not only that) takes the rest as an argument.
     pub(crate) paths: &'static [&'static str],
-    /// Needs no key.
+    /// Whether it answers without a key, although [`api_keys`] are set.
+    ///
+    /// [`api_keys`]: crate::ServerSettings::api_keys
     pub(crate) open: bool,
     /// Fields of its body.
     pub(crate) fields: Option<&'static [Field]>,
@@ -38,6 +41,16 @@ pub(crate) struct Route {
     pub(crate) errors: &'static [u16],
     pub(crate) summary: &'static str,
     pub(crate) handler: Handler,
+}
+
+impl Route {
+    /// What is left of a path that is one of this route's; nothing for another path.
+    fn takes(&self, path: &str) -> Option<String> {
+        self.paths.iter().find_map(|known| match known.len() > 1 && known.ends_with('/') {
+            true => path.strip_prefix(known).filter(|rest| !rest.is_empty()).map(unescape),
+            false => (*known == path).then(String::new),
+        })
+    }
 }
 
 const BODY: &[u16] = &[400, 404, 408, 413, 415];
@@ -80,7 +93,7 @@ const fn post(
 
 const STREAMED: &str = "application/json text/event-stream";
 
-/// All routes.
+/// Every route; no two of them take the same path by the same method.
 pub(crate) static ROUTES: &[Route] = &[
     Route {
         answers: STREAMED,
@@ -148,15 +161,9 @@ pub(crate) static ROUTES: &[Route] = &[
 
 /// The route of a path, with the rest that it takes as an argument.
 pub(crate) fn find(method: &str, path: &str) -> Result<(&'static Route, String), ApiError> {
-    let takes = |route: &Route| {
-        route.paths.iter().find_map(|known| match known.len() > 1 && known.ends_with('/') {
-            true => path.strip_prefix(known).filter(|rest| !rest.is_empty()).map(unescape),
-            false => (*known == path).then(String::new),
-        })
-    };
     let mut other = None;
     for route in ROUTES {
-        if let Some(rest) = takes(route) {
+        if let Some(rest) = route.takes(path) {
             if route.method == method {
                 return Ok((route, rest));
             }

@@ -47,7 +47,7 @@ pub(crate) enum FieldKind {
     Stop,
     /// Token ids to numbers from -100 to 100.
     Bias,
-    /// Chat messages.
+    /// A list of objects; `chat.rs` checks what each of them holds.
     Messages,
     /// An object with these fields.
     Object(&'static [Field]),
@@ -170,10 +170,9 @@ fn check_object(
             Some(field) => check_field(&name, value, field, bounds, ignored)?,
         }
     }
-    let required = |field: &&Field| matches!(field.support, Support::Required);
     match fields
         .iter()
-        .filter(required)
+        .filter(|field| matches!(field.support, Support::Required))
         .find(|f| object.get(f.name).is_none_or(|value| *value == Json::Null))
     {
         Some(field) => {
@@ -229,26 +228,23 @@ fn fits(value: &Json, kind: FieldKind, bounds: &RequestBounds) -> bool {
         FieldKind::Prompt => match value {
             Json::Text(_) | Json::Ids(_) => true,
             Json::List(items) => {
-                let all = |same: fn(&Json) -> bool| items.iter().all(same);
                 items.len() <= bounds.limits.prompts
-                    && (all(|item| matches!(item, Json::Text(_)))
-                        || all(|item| matches!(item, Json::Ids(_))))
+                    && (items.iter().all(|item| matches!(item, Json::Text(_)))
+                        || items.iter().all(|item| matches!(item, Json::Ids(_))))
             }
             _ => false,
         },
         FieldKind::Ids(most) => {
             matches!(value, Json::Ids(ids) if ids.len() as i64 <= most.get(bounds))
         }
-        FieldKind::Stop => {
-            let fine = |item: &Json| {
-                item.as_text().is_some_and(|s| (1..=bounds.limits.stop_bytes).contains(&s.len()))
-            };
-            match value {
-                Json::Ids(ids) => ids.is_empty(),
-                Json::List(items) => items.len() <= bounds.limits.stops && items.iter().all(fine),
-                item => fine(item),
+        FieldKind::Stop => match value {
+            Json::Ids(ids) => ids.is_empty(),
+            Json::List(items) => {
+                items.len() <= bounds.limits.stops
+                    && items.iter().all(|item| is_stop(item, &bounds.limits))
             }
-        }
+            item => is_stop(item, &bounds.limits),
+        },
         FieldKind::Bias => match value {
             Json::Map(entries) => {
                 entries.len() <= bounds.limits.logit_bias
@@ -257,11 +253,17 @@ fn fits(value: &Json, kind: FieldKind, bounds: &RequestBounds) -> bool {
             _ => false,
         },
         FieldKind::Messages => {
-            matches!(value, Json::List(items) if items.iter().all(|item| matches!(item, Json::Map(_))))
+            let Json::List(items) = value else { return false };
+            items.iter().all(|item| matches!(item, Json::Map(_)))
         }
         FieldKind::Open | FieldKind::Object(_) => matches!(value, Json::Map(_)),
         FieldKind::Any => true,
     }
+}
+
+/// A stop string: not empty, and no longer than allowed.
+fn is_stop(item: &Json, limits: &ServerLimits) -> bool {
+    item.as_text().is_some_and(|text| (1..=limits.stop_bytes).contains(&text.len()))
 }
 
 /// One entry of `logit_bias` as numbers.
@@ -304,7 +306,8 @@ pub(crate) fn expected(kind: FieldKind, bounds: &RequestBounds) -> String {
         FieldKind::Bias => {
             let most = limits.logit_bias;
             format!(
-                "an object of at most {most} token ids from 0 to {last}, with numbers from -100 to 100"
+                "an object of at most {most} token ids from 0 to {last}, \
+                 with numbers from -100 to 100"
             )
         }
         FieldKind::Messages => "a list of messages".to_owned(),

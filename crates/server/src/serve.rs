@@ -19,7 +19,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at
-/// most [`ServerSettings::drain`], and returns. Must run on a runtime with timers and sockets enabled.
+/// most [`ServerSettings::drain`], and returns. Must run on a runtime with timers and sockets
+/// enabled.
 ///
 /// # Errors
 /// Settings or a model that cannot be served. Errors of single connections end only them.

@@ -11,17 +11,17 @@ pub struct ServerLimits {
     pub prompts: usize,
     /// Continuations of one prompt.
     pub n: usize,
-    /// Prompts times continuations.
+    /// Sequences of one request: its prompts times its continuations of each.
     pub sequences: usize,
-    /// Stop strings.
+    /// Strings in the `stop` of one request.
     pub stops: usize,
     /// Bytes of one stop string.
     pub stop_bytes: usize,
-    /// Stop tokens.
+    /// Ids in the `stop_token_ids` of one request.
     pub stop_ids: usize,
     /// Most likely tokens reported beside each token.
     pub logprobs: usize,
-    /// Entries of `logit_bias`.
+    /// Token ids that the `logit_bias` of one request may name.
     pub logit_bias: usize,
     /// Bytes of text that a chat template may produce.
     pub template_bytes: usize,
@@ -116,28 +116,34 @@ pub enum ServeError {
         "setting `{name}` is {found}, expected {expected}; change it or leave it at its default"
     )]
     Setting {
-        /// Which one.
+        /// The field of [`ServerSettings`] or [`ServerLimits`].
         name: &'static str,
-        /// What it is.
+        /// Its value, or what is wrong with it where that is secret.
         found: String,
-        /// What would do.
+        /// The values with which serving works.
         expected: &'static str,
     },
     /// Something about the model that cannot be served.
     #[error("the model's {name} is {found}, expected {expected}; check the files of the model")]
     Model {
-        /// Which part.
+        /// The part: a number of [`ModelInfo`](crate::ModelInfo), its id, a token, the tokenizer.
         name: &'static str,
-        /// What it is.
+        /// What the model has there.
         found: String,
-        /// What would do.
+        /// What a model that can be served has there.
         expected: String,
     },
     /// The listening socket failed.
     #[error(
-        "the listening socket failed: {0}; check that the address is free and belongs to this machine"
+        "the listening socket failed: {0}; \
+         check that the address is free and belongs to this machine"
     )]
     Socket(#[from] std::io::Error),
+}
+
+/// Printable ASCII without spaces, so that a header can carry it.
+fn is_sound_key(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 impl ServerSettings {
@@ -170,8 +176,7 @@ impl ServerSettings {
                 expected: "at least 8192",
             });
         }
-        let sound = |key: &String| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
-        if !self.api_keys.iter().all(sound) {
+        if !self.api_keys.iter().all(|key| is_sound_key(key)) {
             let found = "a key that is empty or holds spaces or other characters".to_owned();
             return Err(ServeError::Setting {
                 name: "api_keys",

@@ -123,32 +123,35 @@ impl Drop for ActiveRequest {
 }
 
 fn check_model(info: &ModelInfo, text: &ModelText) -> Result<(), ServeError> {
-    let problem = |name, found: String, expected: &str| {
-        Err(ServeError::Model { name, found, expected: expected.to_owned() })
-    };
     if info.context == 0 {
-        return problem("context", "0".to_owned(), "at least 1");
+        return Err(wrong_model("context", "0", "at least 1"));
     }
     if info.vocab == 0 {
-        return problem("vocabulary", "empty".to_owned(), "at least 1 token");
+        return Err(wrong_model("vocabulary", "empty", "at least 1 token"));
     }
     if info.recursions == 0 {
-        return problem("number of recursions", "0".to_owned(), "at least 1");
+        return Err(wrong_model("number of recursions", "0", "at least 1"));
     }
     if info.id.is_empty() {
-        return problem("id", "empty".to_owned(), "a name");
+        return Err(wrong_model("id", "empty", "a name"));
     }
     let specials = text.bos.iter().chain(&text.eos);
     if let Some(id) = specials.into_iter().find(|&&id| id as usize >= info.vocab) {
-        return problem(
-            "begin or end token",
-            id.to_string(),
-            &format!("an id below {}", info.vocab),
-        );
+        let expected = format!("an id below {}", info.vocab);
+        return Err(wrong_model("begin or end token", id.to_string(), expected));
     }
     if text.tokenizer.vocab_size() > info.vocab {
         let found = format!("{} tokens", text.tokenizer.vocab_size());
-        return problem("tokenizer", found, &format!("at most the model's {} tokens", info.vocab));
+        let expected = format!("at most the model's {} tokens", info.vocab);
+        return Err(wrong_model("tokenizer", found, expected));
     }
     Ok(())
+}
+
+fn wrong_model(
+    name: &'static str,
+    found: impl Into<String>,
+    expected: impl Into<String>,
+) -> ServeError {
+    ServeError::Model { name, found: found.into(), expected: expected.into() }
 }

@@ -11,7 +11,7 @@ pub(crate) struct StopMatcher {
 /// A stop string was found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StopHit {
-    /// Which string.
+    /// The stop string as the request gave it: `stop_reason` of the answer.
     pub(crate) string: String,
 }
 
@@ -51,16 +51,18 @@ impl StopMatcher {
 
     /// Length of the longest end of the held text that begins a stop string.
     fn longest_open(&self) -> usize {
-        let open = |string: &String| {
-            let most = self.held.len().min(string.len().saturating_sub(1));
-            let from = self.held.len() - most;
-            (from..self.held.len())
-                .filter(|&at| self.held.is_char_boundary(at))
-                .find(|&at| string.starts_with(&self.held[at..]))
-                .map_or(0, |at| self.held.len() - at)
-        };
-        self.strings.iter().map(open).max().unwrap_or(0)
+        self.strings.iter().map(|string| open_bytes(&self.held, string)).max().unwrap_or(0)
     }
+}
+
+/// Bytes of the longest end of `held` that begins `string` without completing it.
+fn open_bytes(held: &str, string: &str) -> usize {
+    let most = held.len().min(string.len().saturating_sub(1));
+    let from = held.len() - most;
+    (from..held.len())
+        .filter(|&at| held.is_char_boundary(at))
+        .find(|&at| string.starts_with(&held[at..]))
+        .map_or(0, |at| held.len() - at)
 }
 
 #[cfg(test)]

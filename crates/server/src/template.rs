@@ -6,7 +6,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde::Serialize;
 
-/// A compiled template.
+/// A template, compiled once, with the bounds of every rendering.
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     most_bytes: usize,
@@ -95,7 +95,6 @@ impl std::io::Write for Bounded {
 fn tojson(_: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
-    let broken = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
     let mut out = Vec::new();
     match indent {
         Some(width) if width <= 16 => {
@@ -103,16 +102,20 @@ fn tojson(_: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Er
             let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
             value
                 .serialize(&mut serde_json::Serializer::with_formatter(&mut out, style))
-                .map_err(broken)?;
+                .map_err(broken_json)?;
         }
         Some(_) => {
             return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is at most 16"));
         }
         None => value
             .serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))
-            .map_err(broken)?,
+            .map_err(broken_json)?,
     }
     String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+fn broken_json(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::BadSerialization, error.to_string())
 }
 
 struct Spaced;
@@ -147,7 +150,8 @@ mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
-    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n\
+    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n\
+        {{ m['content'] | trim }}<|im_end|>\n\
         {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
     fn render(source: &str) -> Result<String, String> {
@@ -179,7 +183,8 @@ mod tests {
             ("{{ messages | tojson }}", "[{\"role\": \"user\", \"content\": \" Hi <b> \"}]"),
             ("{{ mood }}{{ tools is none }}", "calmTrue"),
             (
-                "{% set ns = namespace(a=1) %}{% for m in messages %}{% set ns.a = 2 %}{% endfor %}{{ ns.a }}",
+                "{% set ns = namespace(a=1) %}{% for m in messages %}{% set ns.a = 2 %}{% endfor %}\
+                 {{ ns.a }}",
                 "2",
             ),
             ("{% for m in messages if m.role == 'system' %}x{% else %}none{% endfor %}", "none"),
@@ -203,7 +208,8 @@ mod tests {
             ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than"),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
             (
-                "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+                "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}\
+                 {{ f() }}",
                 "",
             ),
             ("{{ 'x' * 99999999999 }}", "too large"),

@@ -13,7 +13,7 @@ pub struct ModelText {
     pub tokenizer: Tokenizer,
     /// Stands before every text, where the model was trained so; also what an empty prompt becomes.
     pub bos: Option<u32>,
-    /// End a text.
+    /// Ids of which any ends a text; the first one is what templates call `eos_token`.
     pub eos: Vec<u32>,
     /// Named by `/tokenizer_info`; never used here.
     pub pad: Option<u32>,
@@ -105,7 +105,8 @@ impl TokenText {
         if text.len() / self.longest / slack > most {
             let at_least = text.len() / self.longest / slack;
             let message = format!(
-                "`{field}` has {} bytes, at least {at_least} tokens; the model's context is {most} tokens",
+                "`{field}` has {} bytes, at least {at_least} tokens; \
+                 the model's context is {most} tokens",
                 text.len()
             );
             return Err(ApiError::field(field, message).code("context_length_exceeded"));
@@ -137,12 +138,16 @@ fn cut_message(message: String) -> String {
 /// The byte that a printable character of byte-level vocabularies stands for (the reverse of
 /// GPT-2's table).
 fn byte_of(c: char) -> Option<u8> {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if let Ok(byte) = u8::try_from(u32::from(c)) {
-        return printable(byte).then_some(byte);
+        return is_printable(byte).then_some(byte);
     }
     let at = u32::from(c).checked_sub(256)? as usize;
-    (0..=255u8).filter(|&b| !printable(b)).nth(at)
+    (0..=255u8).filter(|&b| !is_printable(b)).nth(at)
+}
+
+/// Whether the character of this number in Latin-1 is visible; such bytes stand for themselves.
+fn is_printable(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
 /// Ids to text as they come: whole characters only.

@@ -3,7 +3,7 @@
 use super::{Bad, Packing, Row, Rows};
 use crate::DataError;
 use flate2::bufread::MultiGzDecoder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -78,12 +78,17 @@ impl Lines {
                 ));
             }
         };
-        let mut string = |name: &str| match object.remove(name) {
-            Some(Value::String(s)) if !s.is_empty() => Some(s),
-            _ => None,
-        };
-        let license = string("license").or_else(|| string("licence"));
-        Ok(Row { source: string("source"), license, text })
+        let license =
+            take_text(&mut object, "license").or_else(|| take_text(&mut object, "licence"));
+        Ok(Row { source: take_text(&mut object, "source"), license, text })
+    }
+}
+
+/// The value of a field that holds a string which is not empty.
+fn take_text(object: &mut Map<String, Value>, name: &str) -> Option<String> {
+    match object.remove(name) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text),
+        _ => None,
     }
 }
 

@@ -137,11 +137,14 @@ impl Table {
             let found = format!("a broken sequence at byte {}", e.utf8_error().valid_up_to());
             Bad::new(self.row, &self.field, "UTF-8", found)
         })?;
-        let string = |cell: Option<ByteArray>| {
-            cell.and_then(|c| String::from_utf8(c.data().to_vec()).ok()).filter(|s| !s.is_empty())
-        };
-        Ok(Row { source: string(source), license: string(license), text })
+        Ok(Row { source: text_of(source), license: text_of(license), text })
     }
+}
+
+/// The text of a cell; none where it is null, empty or no UTF-8.
+fn text_of(cell: Option<ByteArray>) -> Option<String> {
+    let text = String::from_utf8(cell?.data().to_vec()).ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 /// Up to `BATCH` cells, nulls included; none at the end of the row group.
@@ -154,9 +157,9 @@ fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Resul
     let mut cells = Vec::with_capacity(BATCH);
     while cells.len() < BATCH {
         let (mut levels, mut values) = (Vec::new(), Vec::new());
-        let (records, _, _) =
+        let read =
             reader.read_records(BATCH - cells.len(), Some(&mut levels), None, &mut values)?;
-        if records == 0 {
+        if read.0 == 0 {
             break;
         }
         let mut values = values.into_iter();

@@ -45,31 +45,27 @@ fn check_merges(
         other => return Err(damaged(path, "model.merges", "a list", kind(other))),
     };
     for (rank, merge) in merges.iter().enumerate() {
-        let field = || format!("model.merges[{rank}]");
-        let (left, right) =
-            pair(merge).ok_or_else(|| damaged(path, &field(), "two tokens", merge.to_string()))?;
+        let Some((left, right)) = pair(merge) else {
+            return Err(damaged(path, &field_of(rank), "two tokens", merge.to_string()));
+        };
         let tail = right.strip_prefix(prefix).unwrap_or(right);
         let joined = format!("{left}{tail}");
         for token in [left, right, &joined] {
             if !vocab.contains_key(token) {
-                return Err(damaged(
-                    path,
-                    &field(),
-                    "tokens of the vocabulary",
-                    format!("{token:?}"),
-                ));
+                let expected = "tokens of the vocabulary";
+                return Err(damaged(path, &field_of(rank), expected, format!("{token:?}")));
             }
         }
         if !right.starts_with(prefix) {
-            return Err(damaged(
-                path,
-                &field(),
-                &format!("a right part that starts with {prefix:?}"),
-                format!("{right:?}"),
-            ));
+            let expected = format!("a right part that starts with {prefix:?}");
+            return Err(damaged(path, &field_of(rank), &expected, format!("{right:?}")));
         }
     }
     Ok(())
+}
+
+fn field_of(rank: usize) -> String {
+    format!("model.merges[{rank}]")
 }
 
 fn pair(merge: &Value) -> Option<(&str, &str)> {

@@ -91,14 +91,13 @@ impl Tokenizer {
     }
 }
 
+/// What messages call a tokenizer that is in no file yet.
+const TRAINED: &str = "tokenizer.json";
+
 fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer, DataError> {
-    let path = Path::new("tokenizer.json");
-    let failed = |e: tokenizers::Error| {
-        damaged(path, "trained model", "a consistent vocabulary", e.to_string())
-    };
     let vocab: Vocab = learned.tokens.into_iter().zip(0..).collect();
     let model = BPE::builder().vocab_and_merges(vocab, learned.merges);
-    let mut inner = Inner::new(model.build().map_err(failed)?);
+    let mut inner = Inner::new(model.build().map_err(inconsistent)?);
     inner.with_pre_tokenizer(Some(Sequence::new(vec![
         Digits::new(true).into(),
         ByteLevel::new(false, true, true).into(),
@@ -106,9 +105,14 @@ fn assemble(learned: bpe::Merges, specials: &[String]) -> Result<Tokenizer, Data
     inner.with_decoder(Some(ByteLevel::new(false, true, true)));
     inner
         .add_special_tokens(specials.iter().map(|s| AddedToken::from(s.as_str(), true)))
-        .map_err(failed)?;
-    let json = inner.to_string(true).map_err(failed)?;
-    Tokenizer::wrap(inner, json, path)
+        .map_err(inconsistent)?;
+    let json = inner.to_string(true).map_err(inconsistent)?;
+    Tokenizer::wrap(inner, json, Path::new(TRAINED))
+}
+
+fn inconsistent(error: tokenizers::Error) -> DataError {
+    let expected = "a consistent vocabulary";
+    damaged(Path::new(TRAINED), "trained model", expected, error.to_string())
 }
 
 /// The texts with the smallest digests, in digest order until one does not fit into `max_bytes`; at

@@ -161,7 +161,7 @@ struct Shared {
     begun: Instant,
 }
 
-/// The engine.
+/// An engine without a model: a thread of its own draws tokens by a rule from seed and place.
 pub(crate) struct Fake {
     shared: Arc<Shared>,
 }
@@ -191,7 +191,7 @@ impl Fake {
         inner.running.len() + inner.waiting.len()
     }
 
-    /// Whether ticks happen.
+    /// Stops the engine between two ticks, or lets it go on.
     pub(crate) fn stall(&self, stalled: bool) {
         self.shared.inner.lock().unwrap().stalled = stalled;
         self.shared.wake.notify_all();
