@@ -7,7 +7,7 @@ const STARS: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found \"{found}\"")]
 pub struct PatternError {
-    /// The pattern.
+    /// The pattern as it was written.
     pub found: String,
     /// What it should be.
     pub expected: String,

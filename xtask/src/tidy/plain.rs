@@ -43,7 +43,6 @@ const LIMITS: &[Limit] = &[
     ("formats", 13, 35, 11),
     ("kernels", 32, 33, 5),
     ("lathe", 50, 36, 11),
-    ("model", 1, 49, 12),
     ("ops", 6, 8, 5),
     ("report", 19, 10, 8),
     ("scheduler", 8, 48, 8),
