@@ -6,13 +6,14 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{FIXTURES, fixture, logits, same};
+use common::{FIXTURES, fixture, logits};
 use convert::{
     ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
     export_hugging_face, export_own, import,
 };
 use model::{KvMode, RouterConfig, Rule, Sharing};
 use serde_json::{Value, json};
+use testkit::same_bits;
 use train::{Stored, load_model};
 
 fn imported(from: &Path, out: &Path) -> Stored {
@@ -77,7 +78,7 @@ fn dense_models_go_out_and_come_back() {
             );
             assert_eq!(back.model.config().norm_eps as f32, stored.model.config().norm_eps as f32);
             for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&stored)) {
-                same(found, &expected, &format!("{what} {name}"));
+                same_bits(found, &expected, &format!("{what} {name}"));
             }
         };
         export_hugging_face(&stored, &at("hf"), HfWeightType::F32).expect("writes");
@@ -136,7 +137,7 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
     assert_eq!((&back.rule, &back.text, &back.tokenizer), (&mor.rule, &mor.text, &mor.tokenizer));
     assert_eq!(back.model.config(), mor.model.config());
     for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&mor)) {
-        same(found, &expected, name);
+        same_bits(found, &expected, name);
     }
     assert!(export_own(&mor, &at("own")).expect_err("taken").to_string().contains("taken"));
     let change = |pointer: &str, value: Value, needle: &str| {

@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{ids, logits, same, stored, tiny};
+use common::{ids, logits, stored, tiny};
 use convert::quantize;
 use model::adapters::{Relaxation, lora};
 use model::routers::{expert_choice, token_choice};
 use model::{MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, WeightFormats};
 use ops::Format;
+use testkit::same_bits;
 use train::{load_for_use, load_model};
 
 /// Dense and untied, routed by two networks, with adapters. Rows of 24 and 40 values are no whole
@@ -68,10 +69,10 @@ fn stored_weights_are_those_that_loading_rounds() {
                     "{what}: {}",
                     spec.name
                 );
-                same(&found.read(), &expected.read(), &format!("{what}: {}", spec.name));
+                same_bits(&found.read(), &expected.read(), &format!("{what}: {}", spec.name));
             }
             let rule = at_load.rule.clone().unwrap_or(Rule::NonCausal);
-            same(
+            same_bits(
                 &logits(&found.model, &rule, &ids()),
                 &logits(&at_load.model, &rule, &ids()),
                 &what,

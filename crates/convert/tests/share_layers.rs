@@ -4,12 +4,13 @@ mod common;
 
 use std::path::Path;
 
-use common::{ids, logits, same, stored, tiny};
+use common::{ids, logits, stored, tiny};
 use convert::{ConversionTarget, Start, convert};
 use model::adapters::{Relaxation, encoding, lora};
 use model::params::Part;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, attention};
+use testkit::same_bits;
 use train::{Stored, load_model};
 
 /// All matrices of a layer that take adapters.
@@ -70,7 +71,7 @@ fn a_converted_mor_model_is_the_recursive_one_bit_for_bit() {
                 let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
                 let rule = mor.rule.clone().expect("a rule");
                 for rule in [Rule::NonCausal, rule] {
-                    same(
+                    same_bits(
                         &logits(&mor.model, &rule, &ids()),
                         &expected,
                         &format!("{routed:?} {rule:?}"),
@@ -95,7 +96,7 @@ fn unrolled_copies_come_back_bit_for_bit() {
             let unroll = target(Sharing::None, 1, Start::Stepwise);
             let dense = converted(&recursive, &unroll, &at(format!("{name}-dense")));
             let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
-            same(&logits(&dense.model, &Rule::NonCausal, &ids()), &expected, "unrolled");
+            same_bits(&logits(&dense.model, &Rule::NonCausal, &ids()), &expected, "unrolled");
             for start in STARTS {
                 // These choose sources by other groups than those that are tied.
                 let meets = match start {
@@ -108,11 +109,11 @@ fn unrolled_copies_come_back_bit_for_bit() {
                 let back = converted(&dense, &back, &at(format!("{name}-{start:?}")));
                 let found = logits(&back.model, &Rule::NonCausal, &ids());
                 if meets {
-                    same(&found, &expected, &format!("{name} {start:?}"));
+                    same_bits(&found, &expected, &format!("{name} {start:?}"));
                     for ((spec, a), (_, b)) in
                         back.model.weights().iter().zip(recursive.model.weights())
                     {
-                        same(&a.read(), &b.read(), &spec.name);
+                        same_bits(&a.read(), &b.read(), &spec.name);
                     }
                 } else {
                     assert!(found.iter().all(|x| x.is_finite()));
@@ -176,7 +177,7 @@ fn each_start_copies_what_it_says() {
                 }
             }
             for name in ["embed", "norm"] {
-                same(&part(&result, name), &part(&dense, name), name);
+                same_bits(&part(&result, name), &part(&dense, name), name);
             }
             assert!(report.fresh.is_empty());
             let (before, after) = (&report.before, &report.after);

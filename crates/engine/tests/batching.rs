@@ -6,13 +6,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::serving::{Inbox, alone, engine, limits, request, requests, run, same, uneven};
-use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
+use common::serving::{Inbox, alone, engine, limits, request, requests, run, same};
+use common::{batch, config, fresh, models, name, rule, uneven};
 use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
 use model::adapters::{Relaxation, lora};
 use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Sharing};
 use ops::KvFormat;
 use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
+use testkit::{VOCAB, ids};
 
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
@@ -41,7 +42,7 @@ fn everyone() -> Vec<Arc<Model>> {
         adapted,
         encoded,
     ];
-    all.extend(more.iter().map(|config| uneven(fresh(config))));
+    all.extend(more.iter().map(uneven));
     all
 }
 

@@ -4,96 +4,32 @@
 
 mod common;
 
-use std::collections::BTreeSet;
-
-use common::serving::{alone, engine, limits, request, run, same, uneven};
-use common::{auxiliary, config, fresh, ids, rule};
-use model::adapters::{Relaxation, lora};
-use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing};
+use common::serving::{alone, engine, limits, request, run, same};
+use common::{config, rule, uneven};
+use model::{MlpConfig, ModelConfig, Sharing};
 use ops::KvFormat;
 use scheduler::{Request, SchedulerLimits};
+use testkit::{MODES, SHARINGS, adapters, combinations, ids, pairwise, routers};
 
-const MODES: [KvMode; 3] = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
-const SHARINGS: [Sharing; 5] = [
-    Sharing::None,
-    Sharing::Cycle,
-    Sharing::Sequence,
-    Sharing::MiddleCycle,
-    Sharing::MiddleSequence,
-];
-
-/// Which option of each axis: router, keys and values, sharing, adapters, norms, MLP.
-type Choice = [usize; 6];
-
-fn routers() -> Vec<RouterConfig> {
-    let mut all = RouterConfig::all();
-    all.push(auxiliary());
-    all
-}
-
-fn adapters() -> Vec<Relaxation> {
-    let mut all = Relaxation::all();
-    let parts = MlpConfig::default().settings().adaptable();
-    let everywhere = lora::Config { rank: 3, parts, ..lora::Config::default() };
-    all.extend([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
-    all
-}
-
-fn config_of([router, kv, sharing, adapter, norms, mlp]: Choice) -> ModelConfig {
-    let sharing = SHARINGS[sharing];
+/// The combination with these values of router, keys and values, sharing, adapters, norms, MLP.
+fn config_of(values: &[usize]) -> ModelConfig {
+    let (sharing, mlp) = (SHARINGS[values[2]], MlpConfig::all()[values[5]].clone());
     ModelConfig {
         sharing,
         layers: if sharing.keeps_ends() { 8 } else { 6 },
         recursions: if sharing == Sharing::None { 1 } else { 3 },
-        relax: adapters()[adapter].clone(),
-        share_norms: norms == 0,
-        mlp: MlpConfig::all()[mlp].clone(),
-        ..config(routers()[router].clone(), MODES[kv])
+        relax: adapters(&mlp)[values[3]].clone(),
+        share_norms: values[4] == 0,
+        mlp,
+        ..config(routers()[values[0]].clone(), MODES[values[1]])
     }
 }
 
 /// Every combination that a recipe may ask for.
-fn legal() -> Vec<Choice> {
-    let sizes =
-        [routers().len(), MODES.len(), SHARINGS.len(), adapters().len(), 2, MlpConfig::all().len()];
-    let mut all = vec![[0; 6]];
-    for (axis, &size) in sizes.iter().enumerate() {
-        let options = |choice: &Choice| {
-            let mut choice = *choice;
-            (0..size).map(move |option| {
-                choice[axis] = option;
-                choice
-            })
-        };
-        all = all.iter().flat_map(options).collect();
-    }
-    all.retain(|&choice| config_of(choice).check().is_ok());
-    all
-}
-
-/// Pairs of an axis and an option that a choice brings together.
-fn pairs(choice: &Choice) -> Vec<[(usize, usize); 2]> {
-    let axes = 0..choice.len();
-    let pair = |a: usize, b: usize| [(a, choice[a]), (b, choice[b])];
-    axes.clone()
-        .flat_map(|a| axes.clone().filter(move |&b| b > a).map(move |b| pair(a, b)))
-        .collect()
-}
-
-/// A few of the choices, which have every pair that any of them has.
-fn pairwise(all: &[Choice]) -> Vec<Choice> {
-    let mut open: BTreeSet<_> = all.iter().flat_map(pairs).collect();
-    let mut taken = Vec::new();
-    while !open.is_empty() {
-        let gain =
-            |choice: &&Choice| pairs(choice).iter().filter(|pair| open.contains(*pair)).count();
-        let best = *all.iter().max_by_key(gain).expect("an open pair belongs to a choice");
-        for pair in pairs(&best) {
-            open.remove(&pair);
-        }
-        taken.push(best);
-    }
-    taken
+fn legal() -> Vec<Vec<usize>> {
+    let (mlps, adapters) = (MlpConfig::all().len(), adapters(&MlpConfig::default()).len());
+    let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps];
+    combinations(&sizes, |values| config_of(values).check().is_ok())
 }
 
 /// Four requests with seeds of their own; two begin alike.
@@ -105,9 +41,9 @@ fn requests() -> Vec<Request> {
 }
 
 /// Holds a model alone and in a batch against the plain loop.
-fn check(choice: Choice) {
-    let config = config_of(choice);
-    let model = uneven(fresh(&config));
+fn check(values: &[usize]) {
+    let config = config_of(values);
+    let model = uneven(&config);
     let (rule, requests) = (rule(&model), requests());
     let small = SchedulerLimits { max_batch_tokens: 11, prefill_chunk: 5, ..limits() };
     let mut together = engine(&model, &rule, small, KvFormat::F32);
@@ -136,14 +72,14 @@ fn every_pair_of_options_is_served() {
     assert!(all.len() >= 200, "{} combinations", all.len());
     let some = pairwise(&all);
     assert!(some.len() * 4 < all.len(), "{} of {}", some.len(), all.len());
-    some.into_iter().for_each(check);
+    some.iter().for_each(|values| check(values));
 }
 
 #[test]
 fn every_sharing_keeps_keys_and_values_in_every_way() {
-    let all: Vec<Choice> =
-        legal().into_iter().filter(|c| c[0] == 0 && c[3..] == [0, 0, 0]).collect();
+    let mut all = legal();
+    all.retain(|values| values[0] == 0 && values[3..] == [0, 0, 0]);
     // Nothing is shared between layers that are all their own; the others know three ways.
     assert_eq!(all.len(), 1 + 4 * 3);
-    all.into_iter().for_each(check);
+    all.iter().for_each(|values| check(values));
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::serving::{Inbox, alone, engine, limits, request, requests, run, same};
-use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
+use common::{batch, config, fresh, models, name, rule};
 use engine::{
     EngineThread, RunError, Scoring, Stretch, likelihoods, log_probabilities, run_requests,
 };
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
 use scheduler::{Backend, Finish, Refusal, Request, SchedulerLimits, SequenceEvent};
+use testkit::{VOCAB, ids};
 
 #[test]
 fn time_in_passes_grows_and_is_part_of_the_time_of_ticks() {

@@ -5,12 +5,13 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{VOCAB, auxiliary, batch, config, fresh, ids, models, name, rule};
+use common::{batch, config, fresh, models, name, rule};
 use engine::{
     GenerateError, Generated, Generation, Sampler, Scoring, generate, log_probabilities, oracle,
     score,
 };
 use model::{KvMode, Model, NoProbe, RouterConfig, RouterState, Rule};
+use testkit::{VOCAB, ids, with_auxiliary_router};
 
 struct Ask<'a> {
     prompt: &'a [u32],
@@ -187,7 +188,7 @@ fn nonsense_is_refused() {
             GenerateError::Sampler(_)
         ));
     }
-    for router in [auxiliary(), RouterConfig::Random(Default::default())] {
+    for router in [with_auxiliary_router(), RouterConfig::Random(Default::default())] {
         let model = fresh(&config(router, KvMode::Shared));
         assert_eq!(Ask::of(&prompt).run(&model, &Rule::NonCausal), Err(GenerateError::NotCausal));
     }

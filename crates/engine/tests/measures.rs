@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{VOCAB, batch, config, fresh, ids, models, name, rule};
+use common::{batch, config, fresh, models, name, rule};
 use engine::{
     Batch, BatchSequence, RoutingStats, RowScore, Scoring, calibrate, causal_rule, disagreement,
     log_probabilities, score,
@@ -16,6 +16,7 @@ use model::{
     CausalThresholds, Choice, KvMode, NoProbe, Probe, RouterConfig, RouterState, RoutingEvent, Rule,
 };
 use ops::Ops;
+use testkit::{VOCAB, ids};
 
 #[test]
 fn calibration_meets_each_capacity() {

@@ -5,11 +5,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{config, fresh, ids, rule};
+use common::{config, fresh, rule};
 use engine::{DefaultDraw, Engine, EngineOptions};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
 use scheduler::{DepthOptions, EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
+use testkit::ids;
 
 struct Nobody;
 

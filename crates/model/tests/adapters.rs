@@ -2,16 +2,17 @@
 
 mod common;
 
-use common::{How, SHARINGS, at_once, close, fresh, ids, tiny};
+use common::{fixed, fresh};
 use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
 use model::cost::{Convention, forward_flops, nominal_capacities, parameters};
 use model::params::Group;
 use model::table::specs;
-use model::{KvMode, ModelConfig, RouterConfig, Rows, Rule, Sharing, attention, mlp};
+use model::{KvMode, ModelConfig, Rows, Rule, Sharing, attention, mlp};
+use testkit::{How, SHARINGS, at_once, close, ids};
 
 fn with(relax: Relaxation, sharing: Sharing) -> ModelConfig {
-    ModelConfig { relax, ..tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing) }
+    ModelConfig { relax, ..fixed(sharing) }
 }
 
 fn added(config: &ModelConfig) -> Vec<(String, (usize, usize))> {

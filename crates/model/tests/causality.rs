@@ -4,8 +4,9 @@
 
 mod common;
 
-use common::{How, Out, at_once, by_thresholds, causal, fresh, ids, name, same, variants};
+use common::{by_thresholds, fresh, name, variants};
 use model::{Model, ModelConfig, RouterConfig, Rows, Rule};
+use testkit::{How, Out, VOCAB, at_once, causal, ids, same};
 
 const LENGTH: usize = 24;
 const PLACES: [usize; 4] = [1, 9, 17, 23];
@@ -13,7 +14,7 @@ const PLACES: [usize; 4] = [1, 9, 17, 23];
 /// `tokens` with another one at `place`.
 fn changed(tokens: &[u32], place: usize) -> Vec<u32> {
     let mut tokens = tokens.to_vec();
-    tokens[place] = (tokens[place] + 13) % common::VOCAB as u32;
+    tokens[place] = (tokens[place] + 13) % VOCAB as u32;
     tokens
 }
 

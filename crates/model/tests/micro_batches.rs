@@ -5,12 +5,13 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Watch, close, fresh, ids, name, state, tiny, transient, variants};
+use common::{fresh, name, variants};
 use model::routers::expert_choice::SamplingLoss;
 use model::{
     Address, KvMode, MlpConfig, Model, ModelConfig, Pass, RouterConfig, Rows, Rule, Sharing,
 };
 use ops::{Ops, backward, scalar};
+use testkit::{Watch, close, ids, state, tiny, transient};
 
 const LENGTH: usize = 13;
 

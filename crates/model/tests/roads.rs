@@ -3,15 +3,16 @@
 
 mod common;
 
-use common::{
-    How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, fresh, ids, name, run, same,
-    tiny, transient, variants,
-};
+use common::{fixed, fresh, name, variants};
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Gating};
 use model::{
     Address, ConfigError, KvMode, Model, ModelConfig, RouterConfig, Rows, Rule, SequenceCache,
     Sharing,
+};
+use testkit::{
+    How, MODES, Out, SHARINGS, VOCAB, at_once, cached, causal, close, ids, run, same, tiny,
+    transient,
 };
 
 const LENGTH: usize = 24;
@@ -82,7 +83,7 @@ fn decoding_side_by_side() {
         let model = fresh(&config);
         let how = How::by(&causal(&model, &tokens[..17]));
         let mut cache = SequenceCache::new(3);
-        let mut found = vec![Out { logits: Vec::new(), depth: Vec::new() }; 3];
+        let mut found = vec![Out::default(); 3];
         for t in 0..17 {
             let alive: Vec<usize> = (0..3).filter(|&q| t < ranges[q].len()).collect();
             let rows = Rows::new(
@@ -183,8 +184,7 @@ fn sharing_is_copying() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
     for (sharing, share_norms) in SHARINGS.into_iter().flat_map(|s| [(s, true), (s, false)]) {
-        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing);
-        let shared = with_uneven_norms(&ModelConfig { share_norms, ..base });
+        let shared = with_uneven_norms(&ModelConfig { share_norms, ..fixed(sharing) });
         let uses: Vec<(usize, usize)> =
             shared.plan().unrolled().map(|u| (u.stored, u.recursion)).collect();
         let config = ModelConfig {
@@ -223,11 +223,7 @@ fn one_recursion_is_the_dense_model() {
     let tokens = ids(3, LENGTH);
     let rows = Rows::batch(1, LENGTH);
     let of = |sharing| {
-        let config = ModelConfig {
-            layers: 4,
-            recursions: 1,
-            ..tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing)
-        };
+        let config = ModelConfig { layers: 4, recursions: 1, ..fixed(sharing) };
         at_once(&fresh(&config), &tokens, &rows, &How::by(&Rule::NonCausal))
     };
     let dense = of(Sharing::None);

@@ -5,8 +5,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Dice, Matrix, close, same_bits};
+use common::{Dice, Matrix};
 use ops::{Ops, Tensor2, Weight, add, backward, gradient, leaf, read_rows, scalar, scale};
+use testkit::{close, same_bits};
 
 /// How much the loss of one layer counts.
 const WEIGHT: f32 = 0.3;

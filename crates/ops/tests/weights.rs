@@ -5,11 +5,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Dice, Matrix, close, same_bits};
+use common::{Dice, Matrix};
 use ops::{
     AdamW, Heads, Moments, Ops, Rotary, Spans, Tensor2, Weight, backward, cut, from_rows, gradient,
     leaf, read_rows, scale,
 };
+use testkit::{close, same_bits};
 
 /// A 1 x 1 loss: the outputs times fixed coefficients.
 fn functional(y: Tensor2) -> Tensor2 {

@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::{batches, recipe, routers};
+use common::{batches, recipe};
 use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
 use model::{KvMode, ModelConfig, RouterConfig};
 use ops::Ops;
+use testkit::routers;
 use train::{Recipe, TrainConfig, Trainer};
 
 fn trainer(recipe: &Recipe) -> Trainer {

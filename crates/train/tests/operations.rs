@@ -3,10 +3,9 @@
 
 mod common;
 
-use common::recipe;
-use engine::{Batch, BatchSequence};
-use model::rng::{Purpose, Stream};
+use common::{batch, recipe};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
+use testkit::MODES;
 use train::{DataConfig, Recipe, Trainer};
 
 const LENGTH: usize = 128;
@@ -33,28 +32,12 @@ fn wide(router: RouterConfig, kv: KvMode, sharing: Sharing) -> Recipe {
     Recipe { model, data, ..base }
 }
 
-fn batch(sequences: usize) -> Batch {
-    let (document, same) = ([0u32; LENGTH], [true; LENGTH]);
-    let mut stream = Stream::at(5, Purpose::Shuffle, 0, 0);
-    let texts: Vec<Vec<u32>> = (0..sequences)
-        .map(|_| (0..=LENGTH).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect())
-        .collect();
-    let parts: Vec<BatchSequence<'_>> = texts
-        .iter()
-        .map(|t| BatchSequence {
-            ids: &t[..LENGTH],
-            targets: &t[1..],
-            document: &document,
-            same_document: &same,
-        })
-        .collect();
-    Batch::pack(&parts, true)
-}
-
 /// Calls of one step on `sequences` sequences, its multiply-adds, and what the formula says.
 fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
     let mut trainer = Trainer::new(recipe).expect("a legal recipe");
-    let batches = [batch(sequences)];
+    let ids = testkit::tokens(5, 0, VOCAB, sequences * (LENGTH + 1));
+    let texts: Vec<Vec<u32>> = ids.chunks(LENGTH + 1).map(<[u32]>::to_vec).collect();
+    let batches = [batch(&texts)];
     trainer.step_on(&batches).expect("finite");
     ops::timing::measure(true);
     let before = ops::timing::multiply_adds();
@@ -68,7 +51,7 @@ fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
 #[test]
 fn a_step_does_what_the_formula_says_and_no_more() {
     let mut combinations = vec![wide(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::None)];
-    for kv in [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate] {
+    for kv in MODES {
         combinations.extend(
             RouterConfig::all().into_iter().map(|router| wide(router, kv, Sharing::MiddleCycle)),
         );

@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{VOCAB, batches, close, recipe, routers, weights, with_auxiliary};
+use common::{VOCAB, batches, recipe, weights};
 use model::params::Group;
 use model::routers::expert_choice::Config as Expert;
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, RouterConfig};
 use ops::Ops;
+use testkit::{MODES, close, routers, with_auxiliary_router};
 use train::{
     NonFinite, OptimizerConfig, Recipe, ScheduleConfig, StepReport, TrainError, Trainer,
     learning_rate,
@@ -27,7 +28,7 @@ fn steps(trainer: &mut Trainer, count: usize, each: usize) -> Vec<StepReport> {
 #[test]
 fn the_loss_of_a_repeated_batch_falls() {
     for router in routers() {
-        for kv in [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate] {
+        for kv in MODES {
             let recipe = recipe(router.clone(), kv);
             if recipe.model.check().is_err() {
                 continue;
@@ -253,18 +254,18 @@ fn gradients_are_clipped_to_the_norm() {
 
 #[test]
 fn an_auxiliary_router_is_clipped_apart_and_learns_faster() {
-    let (free, report) = first_moments(0.0, with_auxiliary());
+    let (free, report) = first_moments(0.0, with_auxiliary_router());
     let (model, auxiliary) = (norm_of(&free, false), norm_of(&free, true));
     assert!((model / report.gradient_norm - 1.0).abs() < 1e-5, "the reported norm is the model's");
     assert!(auxiliary > 0.0 && auxiliary < model / 2.0, "{auxiliary} beside {model}");
     // A limit between the two clips one and leaves the other.
-    let (between, _) = first_moments(f64::sqrt(model * auxiliary), with_auxiliary());
+    let (between, _) = first_moments(f64::sqrt(model * auxiliary), with_auxiliary_router());
     assert!(
         (norm_of(&between, true) / auxiliary - 1.0).abs() < 1e-5,
         "the auxiliary router is below the limit"
     );
     assert!(norm_of(&between, false) < 0.99 * model);
-    let (low, _) = first_moments(auxiliary / 2.0, with_auxiliary());
+    let (low, _) = first_moments(auxiliary / 2.0, with_auxiliary_router());
     // Scaled by limit / (norm + 1e-6), which shows in so small a norm.
     let expected = auxiliary / 2.0 * auxiliary / (auxiliary + 1e-6);
     assert!((norm_of(&low, true) / expected - 1.0).abs() < 1e-3);

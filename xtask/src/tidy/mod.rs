@@ -24,8 +24,9 @@ use crate::tree::Tree;
 /// A name and what finds violations, one line each, place first.
 type Rule = (&'static str, fn(&Tree) -> Vec<String>);
 
-const RULES: [Rule; 16] = [
+const RULES: [Rule; 17] = [
     ("rooms depend on each other as ARCHITECTURE.md allows", rooms::edges),
+    ("only tests use testkit", rooms::testkit),
     ("only ops knows the tensor library", rooms::tensor_library),
     ("the map shows the rooms that exist", rooms::map),
     ("unsafe code is in its place and explained", safety::unsafe_code),

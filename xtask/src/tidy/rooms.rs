@@ -8,6 +8,8 @@ use crate::tree::Tree;
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// The room that every room uses for the features of registry crates; it holds no code.
 const FEATURES: &str = "features";
+/// What tests share: `[dev-dependencies]` alone may name it.
+const TESTKIT: &str = "testkit";
 /// Names of the tensor library's crates, as code spells them.
 const BURN: [&str; 6] =
     ["burn", "burn_autodiff", "burn_backend", "burn_dispatch", "burn_flex", "burn_tensor"];
@@ -61,8 +63,8 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
             ));
         }
         let below = below(&allowed, &package.name);
-        for room in package.uses_in_tests.intersection(&rooms).filter(|room| !below.contains(*room))
-        {
+        let in_tests = package.uses_in_tests.intersection(&rooms).filter(|room| *room != TESTKIT);
+        for room in in_tests.filter(|room| !below.contains(*room)) {
             found.push(format!(
                 "{}: tests use `{room}`, which is not below `{}`",
                 package.manifest, package.name
@@ -73,6 +75,28 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
         found.push(format!(
             "{ARCHITECTURE}: the table of allowed edges names `{room}`, which is not in crates/"
         ));
+    }
+    found
+}
+
+/// Only tests use the testkit, and only those of rooms that know a tensor: of the rooms it uses,
+/// and of rooms above these. The tests of the others would compile the model.
+pub(super) fn testkit(tree: &Tree) -> Vec<String> {
+    let allowed = allowed(tree);
+    let uses = allowed.get(TESTKIT).cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for (room, _) in allowed.iter().filter(|(_, uses)| uses.contains(TESTKIT)) {
+        found.push(format!("{ARCHITECTURE}: allows `{room}` to use `{TESTKIT}`; only tests may"));
+    }
+    for package in &tree.packages {
+        let (name, manifest) = (&package.name, &package.manifest);
+        if package.uses.contains(TESTKIT) {
+            found.push(format!("{manifest}: names `{TESTKIT}` outside of [dev-dependencies]"));
+        }
+        let knows = uses.contains(name) || !below(&allowed, name).is_disjoint(&uses);
+        if package.uses_in_tests.contains(TESTKIT) && !knows {
+            found.push(format!("{manifest}: tests use `{TESTKIT}`, which brings them the model"));
+        }
     }
     found
 }
@@ -198,6 +222,35 @@ mod tests {
                 && found[1].contains("not below")
                 && found[2].contains("remove it")
         );
+    }
+
+    #[test]
+    fn the_testkit_is_for_tests_alone() {
+        let rows = "| `kernels` | nothing |\n| `testkit` | `ops` |\n";
+        let found = |package: Package, more: &str| {
+            let mut tree = tree(vec![package]);
+            let text = format!("{TEXT}{rows}{more}");
+            for (path, text) in [(ARCHITECTURE, text.as_str()), ("crates/testkit/src/lib.rs", "")] {
+                let file = crate::tree::File { bytes: 0, text: Some(text.to_owned()) };
+                tree.files.insert(path.to_owned(), file);
+            }
+            let edges = edges(&tree).into_iter().filter(|line| line.contains("Cargo.toml"));
+            edges.chain(testkit(&tree)).collect::<Vec<_>>()
+        };
+        for room in ["ops", "train"] {
+            let uses: &[&str] = if room == "train" { &["ops"] } else { &[] };
+            assert!(found(package(room, "", uses, &["testkit"]), "").is_empty(), "{room}");
+        }
+        let outside = found(package("train", "", &["ops", "testkit"], &[]), "");
+        assert!(outside.iter().any(|line| line.contains("does not allow")), "{outside:?}");
+        assert!(outside.iter().any(|line| line.contains("outside of [dev")), "{outside:?}");
+        // A row that allows it does not help.
+        let listed = found(package("new", "", &["testkit"], &[]), "| `new` | `testkit` |\n");
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        let check = found(package("xtask", "", &["testkit"], &[]), "");
+        assert!(check.len() == 1 && check[0].contains("outside of [dev"), "{check:?}");
+        let low = found(package("kernels", "", &[], &["testkit"]), "");
+        assert!(low.len() == 1 && low[0].contains("brings them the model"), "{low:?}");
     }
 
     #[test]

@@ -2,16 +2,12 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use checkpoint::{NamedTensor, RealDisk};
 use model::rng::{Purpose, Stream, name_place};
-use model::{
-    Address, KvMode, Model, ModelConfig, NoProbe, Pass, PassCache, RouterConfig, RouterState, Rows,
-    Rule, Sharing,
-};
-use ops::{Ops, read_rows};
+use model::{Address, KvMode, Model, ModelConfig, RouterConfig, RouterState, Rows, Rule, Sharing};
 use serde_json::Value;
+use testkit::{How, at_once};
 use train::{Made, Stored, load_model, write_model};
 
 /// A model of width 24; dense unless told.
@@ -59,36 +55,16 @@ pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
     load_model(&write_model(at, made, &RealDisk).expect("writes")).expect("opens")
 }
 
-/// Logits `[t, v]` of one sequence.
+/// Logits `[t, v]` of one sequence, with buffers that learned nothing.
 pub(crate) fn logits(model: &Model, rule: &Rule, ids: &[u32]) -> Vec<f32> {
-    let ids: Arc<[u32]> = ids.into();
-    let (mut kv, mut probe, state) = (PassCache::new(true), NoProbe, RouterState::default());
-    let mut pass = Pass {
-        ops: Ops::Fast,
-        kv: &mut kv,
-        rule,
-        state: &state,
-        probe: &mut probe,
-        record: false,
-        recompute: false,
-        address: Address { seed: 0, step: u64::MAX, place: 0 },
-        sequences: 1,
-    };
-    let passed = model.forward(&ids, &Rows::batch(1, ids.len()), &mut pass);
-    read_rows(&model.logits(passed.x_td, &pass))
+    let address = Address { seed: 0, step: u64::MAX, place: 0 };
+    let how = How { state: RouterState::default(), address, ..How::by(rule) };
+    at_once(model, ids, &Rows::batch(1, ids.len()), &how).logits
 }
 
 /// Fifteen ids of the tiny vocabulary.
 pub(crate) fn ids() -> Vec<u32> {
-    let mut dice = Stream::at(5, Purpose::Shuffle, 0, 0);
-    (0..15).map(|_| (dice.uniform() * 40.0) as u32).collect()
-}
-
-/// The same numbers, bit for bit.
-pub(crate) fn same(found: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let apart = found.iter().zip(expected).position(|(f, e)| f.to_bits() != e.to_bits());
-    assert_eq!(apart, None, "{what}");
+    testkit::tokens(5, 0, 40, 15)
 }
 
 pub(crate) fn fixture(name: &str) -> PathBuf {

@@ -8,58 +8,33 @@ pub(crate) mod serving;
 use std::sync::Arc;
 
 use engine::{Batch, BatchSequence, causal_rule};
-use model::rng::{Purpose, Stream};
-use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
+use testkit::{MODES, VOCAB, ids, routers, tiny};
 
-pub(crate) const VOCAB: usize = 50;
-
+/// First and last layers of their own, the middle ones in three recursions.
 pub(crate) fn config(router: RouterConfig, kv: KvMode) -> ModelConfig {
-    ModelConfig {
-        vocab_size: VOCAB,
-        width: 32,
-        layers: 5,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 8,
-        ffn: 40,
-        context: 64,
-        init_std: 0.2,
-        sharing: Sharing::MiddleCycle,
-        recursions: 3,
-        router,
-        kv,
-        ..ModelConfig::default()
-    }
-}
-
-/// An expert-choice router with an auxiliary one.
-pub(crate) fn auxiliary() -> RouterConfig {
-    RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
+    tiny(router, kv, Sharing::MiddleCycle)
 }
 
 pub(crate) fn fresh(config: &ModelConfig) -> Arc<Model> {
-    // An element that an operation forgets to write shows up as NaN.
-    ops::poison_buffers();
-    Arc::new(Model::fresh(config, 5).expect("a legal model"))
+    Arc::new(testkit::fresh(config, 5))
+}
+
+/// A fresh model whose uses of shared layers differ, if they may.
+pub(crate) fn uneven(config: &ModelConfig) -> Arc<Model> {
+    let model = fresh(config);
+    testkit::uneven_uses(&model);
+    model
 }
 
 /// A model of every router and mode.
 pub(crate) fn models() -> Vec<Arc<Model>> {
-    let modes = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
-    let mut routers = RouterConfig::all();
-    routers.push(auxiliary());
-    let all = routers.into_iter().flat_map(|router| modes.map(|kv| config(router.clone(), kv)));
+    let all = routers().into_iter().flat_map(|router| MODES.map(|kv| config(router.clone(), kv)));
     all.filter(|config| config.check().is_ok()).map(|config| fresh(&config)).collect()
 }
 
 pub(crate) fn name(model: &Model) -> String {
     format!("{:?} {:?}", model.config().router, model.config().kv)
-}
-
-pub(crate) fn ids(seed: u64, count: usize) -> Vec<u32> {
-    let mut stream = Stream::at(seed, Purpose::Shuffle, 0, 0);
-    (0..count).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()
 }
 
 /// `tokens` as sequences of `length` rows that predict the next token.

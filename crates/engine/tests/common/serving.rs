@@ -3,14 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use engine::{DefaultDraw, Engine, EngineOptions, Generation, Sampler, Token, oracle};
-use model::rng::{Purpose, Stream, name_place};
 use model::{Model, RouterState, Rule};
 use ops::KvFormat;
 use scheduler::{
     DepthOptions, Done, EventSink, Offer, Request, SchedulerLimits, SequenceEvent, TokenOut, Usage,
 };
-
-use super::ids;
+use testkit::ids;
 
 /// Collects events; can be told to be slow or to go away.
 #[derive(Clone, Default)]
@@ -156,18 +154,4 @@ pub(crate) fn same(found: &[TokenOut], expected: &[Token], what: &str) {
         let bits = (f.scored.id, log.to_bits(), f.depth);
         assert_eq!(bits, (e.id, e.log_probability.to_bits(), e.depth), "{what}, token {i}");
     }
-}
-
-/// DepthRuns that may differ do.
-pub(crate) fn uneven(model: Arc<Model>) -> Arc<Model> {
-    for (spec, weight) in model.weights() {
-        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
-            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
-            let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
-            weight.write(
-                (0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32).collect(),
-            );
-        }
-    }
-    model
 }

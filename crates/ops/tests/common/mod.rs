@@ -1,5 +1,4 @@
-//! What the tests of the operations share: random matrices, comparison, and running one case with
-//! one body.
+//! What the tests of the operations share: random matrices, and running one case with one body.
 
 // Every test file uses a part of this.
 #![allow(dead_code)]
@@ -105,25 +104,5 @@ impl Case {
             weights.iter().map(|m| Weight::new(m.values.clone(), m.rows, m.columns)).collect();
         let y = read_rows(&(self.body)(ops, &inputs, &weights));
         y.iter().zip(coefficients(y.len())).map(|(&y, c)| f64::from(y) * f64::from(c)).sum()
-    }
-}
-
-/// Fails unless all of `found` is within `tolerance` times the largest entry of `expected`.
-pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}: number of entries");
-    let largest = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!(
-            (f - e).abs() <= tolerance * largest,
-            "{what}: entry {i} is {f}, expected {e} (largest {largest})"
-        );
-    }
-}
-
-/// Fails unless the two have the same bits.
-pub(crate) fn same_bits(found: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}: number of entries");
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(f.to_bits(), e.to_bits(), "{what}: entry {i} is {f:e}, expected {e:e}");
     }
 }

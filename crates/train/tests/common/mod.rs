@@ -4,8 +4,6 @@
 #![allow(dead_code)]
 
 use engine::{Batch, BatchSequence};
-use model::rng::{Purpose, Stream};
-use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 use train::{DataConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig, Trainer};
 
@@ -40,50 +38,26 @@ pub(crate) fn recipe(router: RouterConfig, kv: KvMode) -> Recipe {
     }
 }
 
-/// Every router, an auxiliary one too.
-pub(crate) fn routers() -> Vec<RouterConfig> {
-    let mut all = RouterConfig::all();
-    all.push(with_auxiliary());
-    all
-}
-
-pub(crate) fn with_auxiliary() -> RouterConfig {
-    RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
-}
-
 /// `count` sequences of 12 rows, cut into batches of `each`; the same for the same `seed`.
 pub(crate) fn batches(seed: u64, count: usize, each: usize) -> Vec<Batch> {
-    let (document, same) = ([0u32; 12], [true; 12]);
-    let texts: Vec<Vec<u32>> = (0..count)
-        .map(|q| {
-            let mut stream = Stream::at(seed, Purpose::Shuffle, 0, q as u64);
-            (0..13).map(|_| (stream.uniform() * VOCAB as f64) as u32).collect()
-        })
-        .collect();
-    let sequences: Vec<BatchSequence<'_>> = texts
-        .iter()
-        .map(|t| BatchSequence {
-            ids: &t[..12],
-            targets: &t[1..],
-            document: &document,
-            same_document: &same,
-        })
-        .collect();
-    sequences.chunks(each).map(|some| Batch::pack(some, true)).collect()
+    let texts: Vec<Vec<u32>> =
+        (0..count).map(|q| testkit::tokens(seed, q as u64, VOCAB, 13)).collect();
+    texts.chunks(each).map(batch).collect()
+}
+
+/// Sequences in which each token of a text but the last one predicts the next.
+pub(crate) fn batch(texts: &[Vec<u32>]) -> Batch {
+    let length = texts[0].len() - 1;
+    let (document, same) = (vec![0; length], vec![true; length]);
+    let sequences = texts.iter().map(|text| BatchSequence {
+        ids: &text[..length],
+        targets: &text[1..],
+        document: &document,
+        same_document: &same,
+    });
+    Batch::pack(&sequences.collect::<Vec<_>>(), true)
 }
 
 pub(crate) fn weights(trainer: &Trainer) -> Vec<Vec<f32>> {
     trainer.model.weights().iter().map(|(_, w)| w.read()).collect()
-}
-
-/// Fails unless all of `found` is within `tolerance` times the largest entry of `expected`.
-pub(crate) fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}: number of entries");
-    let largest = expected.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!(
-            (f - e).abs() <= tolerance * largest,
-            "{what}: entry {i} is {f}, expected {e} (largest {largest})"
-        );
-    }
 }

@@ -1,0 +1,18 @@
+//! What tests of several rooms share: small models of every kind, one way to run a pass,
+//! combinations of options, and comparisons that name the first difference.
+//!
+//! Other rooms name this one in `[dev-dependencies]` alone; `cargo xtask tidy` checks that. It uses
+//! `expect` and panics as tests do.
+
+mod compare;
+mod models;
+mod pairwise;
+mod passes;
+
+pub use compare::{close, close_above, same_bits};
+pub use models::{
+    MODES, SHARINGS, VOCAB, adapters, fresh, ids, routers, tiny, tokens, uneven_uses,
+    with_auxiliary_router,
+};
+pub use pairwise::{combinations, pairwise};
+pub use passes::{How, Out, Watch, at_once, cached, causal, run, same, state, transient};

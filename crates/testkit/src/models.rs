@@ -1,0 +1,174 @@
+//! Small models: every router, layout, way of keeping keys and values, and adapter.
+
+use model::adapters::{Relaxation, lora};
+use model::rng::{Purpose, Stream, name_place};
+use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
+use model::routers::random::Config as Random;
+use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
+use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, Sharing};
+
+/// Tokens in the vocabulary of [`tiny`] models.
+pub const VOCAB: usize = 50;
+
+/// Every way of keeping keys and values.
+pub const MODES: [KvMode; 3] = [KvMode::RecursionWise, KvMode::Shared, KvMode::SharedUpdate];
+
+/// Every layout of shared layers, and none.
+pub const SHARINGS: [Sharing; 5] = [
+    Sharing::None,
+    Sharing::Cycle,
+    Sharing::Sequence,
+    Sharing::MiddleCycle,
+    Sharing::MiddleSequence,
+];
+
+/// Expert-choice with a second router that learns which rows the first one chose.
+pub fn with_auxiliary_router() -> RouterConfig {
+    RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::AuxRouter, ..Expert::default() })
+}
+
+/// Every router with its default settings, then settings that take other ways through the code.
+pub fn routers() -> Vec<RouterConfig> {
+    let mut all = RouterConfig::all();
+    let expert = Expert { alpha: 1.0, ..Expert::default() };
+    all.extend([
+        with_auxiliary_router(),
+        RouterConfig::ExpertChoice(Expert {
+            gating: Gating::Blend,
+            sampling: SamplingLoss::AuxRouter,
+            capacities: Some(vec![0.8, 0.5, 0.3]),
+            temperature: 2.0,
+            ..expert.clone()
+        }),
+        RouterConfig::ExpertChoice(Expert {
+            gating: Gating::Additive,
+            function: Function::Tanh,
+            network: model::routers::Network::Mlp,
+            ..expert
+        }),
+        RouterConfig::TokenChoice(Token {
+            gate_on: GateOn::EveryPass,
+            function: TokenFunction::Sigmoid,
+            balance: Balance::LossFree,
+            ..Token::default()
+        }),
+        RouterConfig::Random(Random { alpha: 0.5, capacities: Some(vec![0.9, 0.5, 0.2]) }),
+    ]);
+    all
+}
+
+/// Every adapter with its default settings (none is the first), then those with factors on all
+/// matrices that take them, in every use of a layer or in all but the first. There are as many for
+/// every `mlp`.
+pub fn adapters(mlp: &MlpConfig) -> Vec<Relaxation> {
+    let mut all = Relaxation::all();
+    for skip_first in [false, true] {
+        let parts = mlp.settings().adaptable();
+        // About as large as the matrices; much larger ones amplify rounding beyond comparison.
+        let everywhere =
+            lora::Config { rank: 3, alpha: 12.0, parts, skip_first, ..lora::Config::default() };
+        all.extend([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
+    }
+    all
+}
+
+/// A model of width 32 with three recursions (one where nothing is shared).
+pub fn tiny(router: RouterConfig, kv: KvMode, sharing: Sharing) -> ModelConfig {
+    let layers = match sharing {
+        Sharing::None => 3,
+        Sharing::Cycle | Sharing::Sequence => 6,
+        Sharing::MiddleCycle | Sharing::MiddleSequence => 5,
+    };
+    ModelConfig {
+        vocab_size: VOCAB,
+        width: 32,
+        layers,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 40,
+        context: 64,
+        // Large enough for logits that differ visibly.
+        init_std: 0.2,
+        sharing,
+        recursions: if sharing == Sharing::None { 1 } else { 3 },
+        router,
+        kv,
+        ..ModelConfig::default()
+    }
+}
+
+/// A fresh model. From here on, an element that an operation forgets to write shows up as NaN.
+///
+/// # Panics
+/// If `config` is not legal.
+pub fn fresh(config: &ModelConfig, seed: u64) -> Model {
+    ops::poison_buffers();
+    Model::fresh(config, seed).expect("a legal model")
+}
+
+/// Draws adapters and encodings anew, so that each use of a shared layer computes something else:
+/// fresh ones change nothing.
+pub fn uneven_uses(model: &Model) {
+    for (spec, weight) in model.weights() {
+        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
+            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
+            let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
+            let numbers = (0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32);
+            weight.write(numbers.collect());
+        }
+    }
+}
+
+/// `count` ids below [`VOCAB`], the same for the same `seed`.
+pub fn ids(seed: u64, count: usize) -> Vec<u32> {
+    tokens(seed, 0, VOCAB, count)
+}
+
+/// `count` ids below `vocab`, the same for the same `seed` and `place`.
+pub fn tokens(seed: u64, place: u64, vocab: usize, count: usize) -> Vec<u32> {
+    let mut stream = Stream::at(seed, Purpose::Shuffle, 0, place);
+    (0..count).map(|_| (stream.uniform() * vocab as f64) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiny_models_of_every_kind_are_legal_somewhere() {
+        for mlp in MlpConfig::all() {
+            for relax in adapters(&mlp) {
+                let base = tiny(RouterConfig::default(), MODES[0], Sharing::MiddleCycle);
+                let config = ModelConfig { mlp: mlp.clone(), relax, ..base };
+                assert!(config.check().is_ok(), "{config:?}: {:?}", config.check());
+            }
+        }
+        for router in routers() {
+            let config = tiny(router, MODES[0], Sharing::Cycle);
+            assert!(config.check().is_ok(), "{config:?}: {:?}", config.check());
+        }
+        for sharing in SHARINGS {
+            assert!(tiny(RouterConfig::FIXED, MODES[0], sharing).check().is_ok(), "{sharing:?}");
+        }
+    }
+
+    #[test]
+    fn uses_differ_after_they_were_drawn() {
+        let relax = adapters(&MlpConfig::default()).remove(1);
+        let base = tiny(RouterConfig::FIXED, MODES[0], Sharing::Cycle);
+        let model = fresh(&ModelConfig { relax, ..base }, 1);
+        uneven_uses(&model);
+        let ups = model.weights().iter().filter(|(spec, _)| spec.name.ends_with(".up"));
+        let drawn: Vec<Vec<f32>> = ups.map(|(_, weight)| weight.read()).collect();
+        assert!(drawn.len() > 2 && drawn.iter().flatten().all(|x| *x != 0.0));
+        assert_ne!(drawn[0], drawn[1]);
+    }
+
+    #[test]
+    fn ids_are_below_their_limit_and_repeat() {
+        let some = tokens(1, 2, 10, 100);
+        assert!(some.iter().all(|id| *id < 10) && some == tokens(1, 2, 10, 100));
+        assert_ne!(some, tokens(1, 3, 10, 100));
+    }
+}
