@@ -5,11 +5,12 @@ mod common;
 
 use std::sync::Arc;
 
+use common::serving::request;
 use common::{config, fresh, rule};
 use engine::{DefaultDraw, Engine, EngineOptions};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::KvFormat;
-use scheduler::{DepthOptions, EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
+use scheduler::{EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
 use testkit::ids;
 
 struct Nobody;
@@ -30,19 +31,7 @@ fn calls(router: RouterConfig, batch: u64) -> (u64, u64) {
     let mut engine = Engine::new(model, rule, RouterState::default(), options).expect("an engine");
     for id in 0..batch {
         let sampling = scheduler::SamplingParams { seed: 1, choice: id, ..Default::default() };
-        let request = Request {
-            id,
-            prompt: ids(id, 4),
-            max_tokens: 11,
-            min_tokens: 0,
-            stop_ids: Vec::new(),
-            sampling,
-            depth_options: DepthOptions::default(),
-            top: None,
-            prompt_scores: None,
-            priority: 0,
-            deadline: None,
-        };
+        let request = Request { sampling, ..request(id, ids(id, 4), 11) };
         engine.handle().submit(request, Box::new(Nobody), 0).expect("accepted");
     }
     let mut ticks = 0;

@@ -132,32 +132,21 @@ fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Opt
         .ok()
 }
 
+/// `lathe bench serve` at once, without requests to warm up.
+fn load(url: &str, arguments: &[&str]) -> Ended {
+    let begin = ["bench", "serve", "--url", url, "--vocab", "50", "--warm-up", "0"];
+    lathe(&[&begin[..], arguments].concat())
+}
+
 #[test]
 fn wrong_answers_fail_the_run() {
     let whole = "{\"choices\":[{\"text\":\"ab\",\"finish_reason\":\"length\"}],\
                  \"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
     let (url, asked) = liar(whole);
     let run = |tokens: &str| {
-        lathe(&[
-            "bench",
-            "serve",
-            "--url",
-            &url,
-            "--vocab",
-            "50",
-            "--requests",
-            "4",
-            "--concurrency",
-            "2",
-            "--warm-up",
-            "0",
-            "--prompt-tokens",
-            "3",
-            "--output-tokens",
-            tokens,
-            "--no-stream",
-            "--json",
-        ])
+        let asked = ["--requests", "4", "--concurrency", "2", "--prompt-tokens", "3"];
+        let told = ["--output-tokens", tokens, "--no-stream", "--json"];
+        load(&url, &[&asked[..], &told].concat())
     };
     let good = run("2").good().json();
     assert_eq!((&good["good"], &good["model"]), (&json!(4), &json!("other")));
@@ -189,20 +178,7 @@ fn wrong_answers_fail_the_run() {
 #[test]
 fn broken_streams_fail_the_run() {
     let (url, _) = liar("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
-    let found = lathe(&[
-        "bench",
-        "serve",
-        "--url",
-        &url,
-        "--vocab",
-        "50",
-        "--requests",
-        "1",
-        "--warm-up",
-        "0",
-        "--output-tokens",
-        "2",
-    ]);
+    let found = load(&url, &["--requests", "1", "--output-tokens", "2"]);
     assert_eq!(found.code, Some(1), "{found:?}");
     assert!(found.err.contains("[DONE]"), "{found:?}");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Place, recipe};
+use common::{Ended, Place, recipe};
 use serde_json::Value;
 
 /// A recipe for a dense model of five layers.
@@ -79,18 +79,7 @@ fn the_whole_way() {
     {
         assert!(shown.contains(needle), "{needle}: {shown}");
     }
-    place
-        .run(&[
-            "generate",
-            "mor",
-            "--prompt",
-            "the model",
-            "--max-tokens",
-            "4",
-            "--temperature",
-            "0",
-        ])
-        .good();
+    generate(&place, "mor");
 
     let teacher = "[distill]\ncheckpoint = \"dense\"\nweight = 0.5\n";
     place.write("up.toml", uptraining("mor", &format!("{teacher}{RELEASED}"), 6));
@@ -117,21 +106,16 @@ fn the_whole_way() {
         serde_json::from_str(&place.text("whole/checkpoints/step-00000006/recipe.json"))
             .expect("JSON");
     assert_eq!(recipe["start"]["fingerprint"].as_str().map(str::len), Some(64), "{recipe}");
-    place
-        .run(&[
-            "generate",
-            "whole",
-            "--prompt",
-            "the model",
-            "--max-tokens",
-            "4",
-            "--temperature",
-            "0",
-        ])
-        .good();
+    generate(&place, "whole");
 
     exports(&place);
     refusals(&place);
+}
+
+/// Four tokens, the likeliest each time.
+fn generate(place: &Place, checkpoint: &str) -> Ended {
+    let greedy = ["--prompt", "the model", "--max-tokens", "4", "--temperature", "0"];
+    place.run(&[&["generate", checkpoint][..], &greedy].concat()).good()
 }
 
 fn exports(place: &Place) {
@@ -195,19 +179,7 @@ fn refusals(place: &Place) {
     common::copy_folder(&place.path("mor"), &place.path("fake/checkpoints/step-00000001"));
     place.refuses(&["train", "up.toml", "--out", "fake"], &["state.json", "start.checkpoint"]);
     // Another tokenizer.
-    place
-        .run(&["tokenizer", "train", "--input", "text", "--vocab", "290", "--out", "other.json"])
-        .good();
-    let arguments = [
-        "data",
-        "build",
-        "--input",
-        "text",
-        "--tokenizer",
-        "other.json",
-        "--valid-per-mille",
-        "200",
-    ];
-    place.run(&[&arguments[..], &["--out", "other"]].concat()).good();
+    place.train_tokenizer("290", "other.json");
+    place.build_data("other.json", "other");
     place.refuses(&["train", "up.toml", "--out", "y", "--set", "data.dir=other"], &["tokenizer"]);
 }

@@ -267,9 +267,7 @@ fn damaged_tokenizers() {
         fixture.refuses("tokenizer.json", Some(bytes), &["tokenizer.json"]);
     }
     let place = &fixture.place;
-    place
-        .run(&["tokenizer", "train", "--input", "text", "--vocab", "420", "--out", "large.json"])
-        .good();
+    place.train_tokenizer("420", "large.json");
     fixture.refuses(
         "tokenizer.json",
         Some(&place.read("large.json")),
@@ -353,19 +351,8 @@ fn damaged_data() {
 #[test]
 fn data_and_model_that_do_not_belong_together() {
     let place = Place::with_run();
-    place
-        .run(&[
-            "tokenizer",
-            "train",
-            "--input",
-            "text",
-            "--vocab",
-            "310",
-            "--out",
-            "tokenizer.json",
-        ])
-        .good();
-    place.build_data("other");
+    place.train_tokenizer("310", "tokenizer.json");
+    place.build_data("tokenizer.json", "other");
     place.refuses(&["eval", "run", "--data", "other"], &["other", "another tokenizer"]);
     place.refuses(&["train", "tiny.toml", "--out", "run", "--set", "data.dir=other"], &["run"]);
     place.refuses(

@@ -310,7 +310,7 @@ fn another_recipe_or_other_data_does_not_continue_a_run() {
         .run(&["train", "kill.toml", "--out", "whole", "--set", "model.ffn=96"])
         .bad(&["config.json", "--out"]);
     place.write("text/more.md", common::document(99, 40));
-    place.build_data("other");
+    place.build_data("tokenizer.json", "other");
     place
         .run(&["train", "kill.toml", "--out", "whole", "--set", "data.dir=other"])
         .bad(&["state.data", "data.dir"]);

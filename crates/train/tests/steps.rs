@@ -8,7 +8,7 @@ use model::params::Group;
 use model::routers::expert_choice::Config as Expert;
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, RouterConfig};
-use ops::Ops;
+use ops::{Ops, Weight};
 use testkit::{MODES, close, routers, with_auxiliary_router};
 use train::{
     NonFinite, OptimizerConfig, Recipe, ScheduleConfig, StepReport, TrainError, Trainer,
@@ -134,18 +134,19 @@ fn plain_operations_train_the_same() {
     }
 }
 
+/// The scales behind the last layer.
+fn final_norm(trainer: &Trainer) -> &Weight {
+    let (_, norm) = trainer.model.weights().iter().find(|(s, _)| s.name == "norm").expect("one");
+    norm
+}
+
 /// A trainer whose final norm makes infinite logits; with the healthy scales.
 fn poisoned(policy: NonFinite) -> (Trainer, Vec<f32>) {
     let mut recipe = recipe(RouterConfig::default(), KvMode::RecursionWise);
     recipe.train.non_finite = policy;
     recipe.model.init_std = 0.5;
     let trainer = trainer(&recipe);
-    let (_, norm) = trainer
-        .model
-        .weights()
-        .iter()
-        .find(|(s, _)| s.name == "norm")
-        .expect("every model has one");
+    let norm = final_norm(&trainer);
     let healthy = norm.read();
     norm.write(vec![f32::MAX; healthy.len()]);
     (trainer, healthy)
@@ -177,12 +178,7 @@ fn a_step_that_is_not_finite_is_skipped() {
     assert_eq!(weights(&trainer), before);
     assert_eq!((trainer.optimizer.updates(), trainer.tokens), (0, 0));
     // With the poison gone, the next step is as good as the first: no gradient stayed behind.
-    let (_, norm) = trainer
-        .model
-        .weights()
-        .iter()
-        .find(|(s, _)| s.name == "norm")
-        .expect("every model has one");
+    let norm = final_norm(&trainer);
     norm.write(healthy);
     let report = trainer.step_on(&batches(1, 4, 4)).expect("finite");
     assert!(!report.skipped && report.gradient_norm.is_finite());

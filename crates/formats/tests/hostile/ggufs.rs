@@ -39,7 +39,25 @@ fn lie(change: impl Fn(&mut Raw) + 'static) -> Lie {
     Box::new(change)
 }
 
-fn check(cases: Vec<(&str, Lie, &str)>) {
+/// A lie by name, and what the message must name.
+type Case = (&'static str, Lie, &'static str);
+
+/// A setting that is the wrong whole number.
+fn number(what: &'static str, key: &'static str, value: u32, field: &'static str) -> Case {
+    (what, set(key, 4, u32_of(value)), field)
+}
+
+/// A setting that is the wrong number of 32 bits.
+fn real(what: &'static str, key: &'static str, value: f32, field: &'static str) -> Case {
+    (what, set(key, 6, value.to_le_bytes().to_vec()), field)
+}
+
+/// A setting that is the wrong text.
+fn text(what: &'static str, key: &'static str, value: &str, field: &'static str) -> Case {
+    (what, set(key, 8, string(value)), field)
+}
+
+fn check(cases: Vec<Case>) {
     let meter = Meter::start();
     let folder = scratch();
     let path = folder.path().join("lie.gguf");
@@ -104,14 +122,10 @@ fn lies_of_the_header_are_refused() {
         ),
         ("arrays too deep", set("x.y", 9, deep(5)), "x.y"),
         ("arrays far too deep", set("x.y", 9, deep(2000)), "x.y"),
-        ("an alignment of 0", set("general.alignment", 4, u32_of(0)), "general.alignment"),
-        ("an alignment of 24", set("general.alignment", 4, u32_of(24)), "general.alignment"),
-        ("an alignment of 2^31", set("general.alignment", 4, u32_of(1 << 31)), "token_embd.weight"),
-        (
-            "an alignment that is a string",
-            set("general.alignment", 8, string("32")),
-            "general.alignment",
-        ),
+        number("an alignment of 0", "general.alignment", 0, "general.alignment"),
+        number("an alignment of 24", "general.alignment", 24, "general.alignment"),
+        number("an alignment of 2^31", "general.alignment", 1 << 31, "token_embd.weight"),
+        text("an alignment that is a string", "general.alignment", "32", "general.alignment"),
     ]);
 }
 
@@ -251,14 +265,11 @@ fn value(at: usize, value: f32) -> Lie {
 fn settings_of_other_models_are_refused() {
     check(vec![
         ("no architecture", remove("general.architecture"), "general.architecture"),
-        (
-            "another architecture",
-            set("general.architecture", 8, string("qwen2")),
-            "general.architecture",
-        ),
-        (
+        text("another architecture", "general.architecture", "qwen2", "general.architecture"),
+        number(
             "an architecture that is a number",
-            set("general.architecture", 4, u32_of(1)),
+            "general.architecture",
+            1,
             "general.architecture",
         ),
         (
@@ -266,11 +277,11 @@ fn settings_of_other_models_are_refused() {
             set("general.architecture", 8, [vec![1, 0, 0, 0, 0, 0, 0, 0], vec![0xff]].concat()),
             "general.architecture",
         ),
-        ("no layers", set("llama.block_count", 4, u32_of(0)), "layers"),
-        ("a billion layers", set("llama.block_count", 4, u32_of(1_000_000_000)), "layers"),
-        ("a thousand layers", set("llama.block_count", 4, u32_of(1000)), "blk.1.attn_norm.weight"),
+        number("no layers", "llama.block_count", 0, "layers"),
+        number("a billion layers", "llama.block_count", 1_000_000_000, "layers"),
+        number("a thousand layers", "llama.block_count", 1000, "blk.1.attn_norm.weight"),
         ("layers missing", remove("llama.block_count"), "llama.block_count"),
-        ("layers as a string", set("llama.block_count", 8, string("1")), "llama.block_count"),
+        text("layers as a string", "llama.block_count", "1", "llama.block_count"),
         (
             "layers below zero",
             set("llama.block_count", 5, (-1_i32).to_le_bytes().to_vec()),
@@ -287,23 +298,15 @@ fn settings_of_other_models_are_refused() {
 #[test]
 fn shapes_of_other_models_are_refused() {
     check(vec![
-        ("no heads", set("llama.attention.head_count", 4, u32_of(0)), "head_count"),
-        (
-            "heads that do not divide the width",
-            set("llama.attention.head_count", 4, u32_of(3)),
-            "head_count",
-        ),
+        number("no heads", "llama.attention.head_count", 0, "head_count"),
+        number("heads that do not divide the width", "llama.attention.head_count", 3, "head_count"),
         (
             "heads of each layer",
             set("llama.attention.head_count", 9, array(5, &[u32_of(2)])),
             "head_count",
         ),
-        (
-            "key heads that do not divide",
-            set("llama.attention.head_count_kv", 4, u32_of(5)),
-            "kv_heads",
-        ),
-        ("no key heads", set("llama.attention.head_count_kv", 4, u32_of(0)), "kv_heads"),
+        number("key heads that do not divide", "llama.attention.head_count_kv", 5, "kv_heads"),
+        number("no key heads", "llama.attention.head_count_kv", 0, "kv_heads"),
         (
             "an odd head width",
             lie(|raw| {
@@ -312,67 +315,36 @@ fn shapes_of_other_models_are_refused() {
             }),
             "head_dim",
         ),
-        (
-            "values of another width",
-            set("llama.attention.value_length", 4, u32_of(4)),
-            "value_length",
-        ),
-        (
-            "half of the head turned",
-            set("llama.rope.dimension_count", 4, u32_of(1)),
-            "dimension_count",
-        ),
-        ("a width of 0", set("llama.embedding_length", 4, u32_of(0)), "llama.rope.dimension_count"),
-        (
-            "another width",
-            set("llama.embedding_length", 4, u32_of(8)),
-            "llama.rope.dimension_count",
-        ),
-        (
-            "another inner width",
-            set("llama.feed_forward_length", 4, u32_of(7)),
-            "blk.0.ffn_gate.weight",
-        ),
-        ("another vocabulary", set("llama.vocab_size", 4, u32_of(9)), "llama.vocab_size"),
-        ("no context", set("llama.context_length", 4, u32_of(0)), "context"),
+        number("values of another width", "llama.attention.value_length", 4, "value_length"),
+        number("half of the head turned", "llama.rope.dimension_count", 1, "dimension_count"),
+        number("a width of 0", "llama.embedding_length", 0, "llama.rope.dimension_count"),
+        number("another width", "llama.embedding_length", 8, "llama.rope.dimension_count"),
+        number("another inner width", "llama.feed_forward_length", 7, "blk.0.ffn_gate.weight"),
+        number("another vocabulary", "llama.vocab_size", 9, "llama.vocab_size"),
+        number("no context", "llama.context_length", 0, "context"),
     ]);
 }
 
 #[test]
 fn arithmetic_of_other_models_is_refused() {
-    let f32_of = |x: f32| x.to_le_bytes().to_vec();
     check(vec![
         ("no epsilon", remove("llama.attention.layer_norm_rms_epsilon"), "layer_norm_rms_epsilon"),
-        (
-            "an epsilon of NaN",
-            set("llama.attention.layer_norm_rms_epsilon", 6, f32_of(f32::NAN)),
-            "norm_eps",
-        ),
-        (
-            "an epsilon of 2",
-            set("llama.attention.layer_norm_rms_epsilon", 6, f32_of(2.0)),
-            "norm_eps",
-        ),
-        ("a rotary base of 0", set("llama.rope.freq_base", 6, f32_of(0.0)), "rope_theta"),
-        (
-            "an infinite rotary base",
-            set("llama.rope.freq_base", 6, f32_of(f32::INFINITY)),
-            "rope_theta",
-        ),
-        (
-            "an integer rotary base",
-            set("llama.rope.freq_base", 4, u32_of(10_000)),
-            "llama.rope.freq_base",
-        ),
-        ("yarn", set("llama.rope.scaling.type", 8, string("yarn")), "llama.rope.scaling.type"),
-        (
+        real("an epsilon of NaN", "llama.attention.layer_norm_rms_epsilon", f32::NAN, "norm_eps"),
+        real("an epsilon of 2", "llama.attention.layer_norm_rms_epsilon", 2.0, "norm_eps"),
+        real("a rotary base of 0", "llama.rope.freq_base", 0.0, "rope_theta"),
+        real("an infinite rotary base", "llama.rope.freq_base", f32::INFINITY, "rope_theta"),
+        number("an integer rotary base", "llama.rope.freq_base", 10_000, "llama.rope.freq_base"),
+        text("yarn", "llama.rope.scaling.type", "yarn", "llama.rope.scaling.type"),
+        text(
             "linear without a factor",
-            set("llama.rope.scaling.type", 8, string("linear")),
+            "llama.rope.scaling.type",
+            "linear",
             "llama.rope.scaling.factor",
         ),
-        (
+        real(
             "a factor without a type",
-            set("llama.rope.scaling.factor", 6, f32_of(2.0)),
+            "llama.rope.scaling.factor",
+            2.0,
             "llama.rope.scaling.factor",
         ),
         (
@@ -383,12 +355,8 @@ fn arithmetic_of_other_models_is_refused() {
             }),
             "rope_scaling.factor",
         ),
-        ("experts", set("llama.expert_count", 4, u32_of(8)), "llama.expert_count"),
-        (
-            "a setting that is not known",
-            set("llama.logit_scale", 6, f32_of(2.0)),
-            "llama.logit_scale",
-        ),
+        number("experts", "llama.expert_count", 8, "llama.expert_count"),
+        real("a setting that is not known", "llama.logit_scale", 2.0, "llama.logit_scale"),
     ]);
 }
 
@@ -448,14 +416,10 @@ fn tokenizers_that_contradict_themselves_are_refused() {
 #[test]
 fn tokenizers_of_other_kinds_are_refused() {
     check(vec![
-        ("another kind", set("tokenizer.ggml.model", 8, string("bert")), "tokenizer.ggml.model"),
+        text("another kind", "tokenizer.ggml.model", "bert", "tokenizer.ggml.model"),
         ("no kind", remove("tokenizer.ggml.model"), "tokenizer.ggml.model"),
-        (
-            "an unknown pre-tokenizer",
-            set("tokenizer.ggml.pre", 8, string("tekken")),
-            "tokenizer.ggml.pre",
-        ),
-        ("no scores", set("tokenizer.ggml.model", 8, string("llama")), "tokenizer.ggml.scores"),
+        text("an unknown pre-tokenizer", "tokenizer.ggml.pre", "tekken", "tokenizer.ggml.pre"),
+        text("no scores", "tokenizer.ggml.model", "llama", "tokenizer.ggml.scores"),
         (
             "a score of NaN",
             lie(|raw| {
@@ -468,14 +432,11 @@ fn tokenizers_of_other_kinds_are_refused() {
             }),
             "scores[0]",
         ),
-        (
-            "a begin beyond the vocabulary",
-            set("tokenizer.ggml.bos_token_id", 4, u32_of(8)),
-            "bos token id",
-        ),
-        (
+        number("a begin beyond the vocabulary", "tokenizer.ggml.bos_token_id", 8, "bos token id"),
+        number(
             "an end beyond the vocabulary",
-            set("tokenizer.ggml.eot_token_id", 4, u32_of(u32::MAX)),
+            "tokenizer.ggml.eot_token_id",
+            u32::MAX,
             "eos token id",
         ),
         (
@@ -501,11 +462,7 @@ fn tokenizers_of_other_kinds_are_refused() {
             }),
             "bos token id",
         ),
-        (
-            "a template that is a number",
-            set("tokenizer.chat_template", 4, u32_of(1)),
-            "chat_template",
-        ),
+        number("a template that is a number", "tokenizer.chat_template", 1, "chat_template"),
     ]);
 }
 

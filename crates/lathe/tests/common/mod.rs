@@ -159,19 +159,8 @@ impl Place {
     pub(crate) fn with_data() -> Self {
         let place = Self::empty();
         place.write_text("text");
-        place
-            .run(&[
-                "tokenizer",
-                "train",
-                "--input",
-                "text",
-                "--vocab",
-                "300",
-                "--out",
-                "tokenizer.json",
-            ])
-            .good();
-        place.build_data("data");
+        place.train_tokenizer("300", "tokenizer.json");
+        place.build_data("tokenizer.json", "data");
         place
     }
 
@@ -193,18 +182,16 @@ impl Place {
         }
     }
 
-    pub(crate) fn build_data(&self, out: &str) -> Ended {
-        let arguments = [
-            "data",
-            "build",
-            "--input",
-            "text",
-            "--tokenizer",
-            "tokenizer.json",
-            "--valid-per-mille",
-            "200",
-        ];
-        self.run(&[&arguments[..], &["--out", out]].concat()).good()
+    /// Learns a tokenizer of `vocab` tokens from `text/`.
+    pub(crate) fn train_tokenizer(&self, vocab: &str, out: &str) -> Ended {
+        let arguments = ["tokenizer", "train", "--input", "text", "--vocab", vocab, "--out", out];
+        self.run(&arguments).good()
+    }
+
+    /// Makes a data folder of `text/`, one document in five for validation.
+    pub(crate) fn build_data(&self, tokenizer: &str, out: &str) -> Ended {
+        let text = ["data", "build", "--input", "text", "--valid-per-mille", "200"];
+        self.run(&[&text[..], &["--tokenizer", tokenizer, "--out", out]].concat()).good()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
