@@ -41,7 +41,7 @@ impl fmt::Display for Split {
 /// Sums over the documents of a shard or split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Number of documents.
+    /// Documents that are not blank.
     pub documents: u64,
     /// Token ids, one end-of-text token per document included.
     pub tokens: u64,
@@ -64,7 +64,7 @@ pub struct ShardEntry {
     pub file: String,
     /// Number of token ids.
     pub tokens: u64,
-    /// Number of documents.
+    /// Documents, as the shard's own header counts them.
     pub documents: u64,
     /// CRC-32C of the payload.
     pub crc32c: u32,

@@ -367,10 +367,14 @@ mod tests {
     #[test]
     fn metadata_keeps_used_registry_packages_only() {
         let json = br#"{"packages":[
-            {"id":"r#b@1","name":"b","version":"1.0.0","source":"registry+x","manifest_path":"/p/b/Cargo.toml","license":null},
-            {"id":"r#a@1","name":"a","version":"1.0.0","source":"registry+x","manifest_path":"/p/a/Cargo.toml","license":"MIT"},
-            {"id":"r#unused@1","name":"u","version":"1.0.0","source":"registry+x","manifest_path":"/p/u/Cargo.toml"},
-            {"id":"path#own","name":"own","version":"0.1.0","source":null,"manifest_path":"/p/own/Cargo.toml"}],
+            {"id":"r#b@1","name":"b","version":"1.0.0","source":"registry+x",
+             "manifest_path":"/p/b/Cargo.toml","license":null},
+            {"id":"r#a@1","name":"a","version":"1.0.0","source":"registry+x",
+             "manifest_path":"/p/a/Cargo.toml","license":"MIT"},
+            {"id":"r#unused@1","name":"u","version":"1.0.0","source":"registry+x",
+             "manifest_path":"/p/u/Cargo.toml"},
+            {"id":"path#own","name":"own","version":"0.1.0","source":null,
+             "manifest_path":"/p/own/Cargo.toml"}],
             "resolve":{"nodes":[{"id":"r#a@1"},{"id":"r#b@1"},{"id":"path#own"}]}}"#;
         let packages = parse_metadata(json, Path::new("Cargo.toml")).unwrap();
         let names: Vec<_> = packages

@@ -321,7 +321,8 @@ impl Windows {
         if seq_len == 0 || seq_len as u64 >= tokens {
             let at_most = tokens.saturating_sub(1);
             let expected = format!(
-                "1 to {at_most}, one less than the {tokens} tokens of split {} (give more data, a shorter length, or a larger share of validation)",
+                "1 to {at_most}, one less than the {tokens} tokens of split {} \
+                 (give more data, a shorter length, or a larger share of validation)",
                 corpus.split()
             );
             return Err(DataError::argument("sequence length", expected, seq_len));

@@ -44,7 +44,7 @@ pub fn token_width(vocab_size: usize) -> usize {
 pub struct ShardSummary {
     /// Number of token ids.
     pub tokens: u64,
-    /// Number of documents.
+    /// Documents, each with an end-of-text token among `tokens`.
     pub documents: u64,
     /// Checksum of the payload, as in the header.
     pub crc32c: u32,

@@ -500,7 +500,8 @@ fn parquet_files_read() {
     let (read_texts, skipped, error) = read(&path, false);
     assert_eq!((skipped, error), (0, None));
     assert_eq!(read_texts, [texts.clone(), texts].concat());
-    let both = "message m { required binary text (UTF8); required binary source (UTF8); required binary license (UTF8); }";
+    let both = "message m { required binary text (UTF8); required binary source (UTF8); \
+                required binary license (UTF8); }";
     write_parquet(&path, both, &[b"one", b"two"], None);
     let files = list_files(&[Input::from(&path)], &ReadOptions::default()).unwrap();
     let documents: Vec<_> =

@@ -35,7 +35,8 @@ fn speed_on_the_packages_of_this_checkout() {
         let seconds = start.elapsed().as_secs_f64();
         let tokens = manifest.train.total.tokens + manifest.validation.total.tokens;
         println!(
-            "build: {tokens} tokens in {seconds:.2} s, {:.2} M tokens/s, {:.1} MB/s, {:.2} bytes per token, {} validation tokens",
+            "build: {tokens} tokens in {seconds:.2} s, {:.2} M tokens/s, {:.1} MB/s, \
+             {:.2} bytes per token, {} validation tokens",
             tokens as f64 / seconds / 1e6,
             bytes as f64 / seconds / 1e6,
             bytes as f64 / tokens as f64,

@@ -69,7 +69,8 @@ pub struct Full {
 /// The books do not balance: a mistake in this room, or a table that was leaked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "page accounting: {what} is {found}, recounted {expected}; report it with the steps that led here"
+    "page accounting: {what} is {found}, recounted {expected}; \
+     report it with the steps that led here"
 )]
 pub struct Imbalance {
     /// The number that is wrong.

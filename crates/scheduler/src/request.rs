@@ -199,7 +199,8 @@ pub trait EventSink: Send {
 pub enum Refusal {
     /// The queue is full.
     #[error(
-        "the queue holds {waiting} requests and {tokens} tokens, its bound; try again in {retry_after_s} s"
+        "the queue holds {waiting} requests and {tokens} tokens, its bound; \
+         try again in {retry_after_s} s"
     )]
     Overloaded {
         /// Requests in the queue.

@@ -83,7 +83,8 @@ pub enum After {
 pub enum Misuse {
     /// The slot is empty, or nothing is due from it.
     #[error(
-        "slot {slot} reports {report}, expected a chunk of this tick's plan: report each planned chunk once"
+        "slot {slot} reports {report}, expected a chunk of this tick's plan: \
+         report each planned chunk once"
     )]
     NotDue {
         /// The slot that the report is about.
@@ -105,7 +106,8 @@ pub enum Misuse {
     },
     /// The page pool said no, although the plan had reserved for the rows it listed.
     #[error(
-        "slot {slot} wants more pages than its rows take at most: append no more rows than the plan lists"
+        "slot {slot} wants more pages than its rows take at most: \
+         append no more rows than the plan lists"
     )]
     Pages {
         /// The slot that the report is about.

@@ -110,7 +110,8 @@ fn what_can_never_run_is_refused_by_field() {
         ),
         (
             request(1, 0..40, 10),
-            "pages of prompt and max_tokens is 12, expected at most 9, the pool: ask for fewer tokens",
+            "pages of prompt and max_tokens is 12, expected at most 9, the pool: \
+             ask for fewer tokens",
         ),
         (
             with(DepthOptions { max_depth: Some(0), ..DepthOptions::default() }),

@@ -367,8 +367,8 @@ mod tests {
             .zip(0u32..)
             .for_each(|(word, id)| drop(vocab.insert((*word).to_owned(), id.into())));
         let special = |id: u32, content: &str| {
-            serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false })
+            serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
         };
         let json = serde_json::json!({
             "version": "1.0",
@@ -379,7 +379,8 @@ mod tests {
                 { "type": "ByteFallback" }, { "type": "Fuse" },
                 { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
             ] },
-            "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
+            "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>",
+                "byte_fallback": true },
         });
         let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
         TokenText::new(ModelText {

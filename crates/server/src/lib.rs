@@ -1,26 +1,26 @@
 //! The HTTP contract over any engine. Knows no tensor.
 //!
 //! [`serve`] answers on a listening socket until its shutdown signal, with an engine behind the
-//! [`scheduler::Backend`] trait. It speaks HTTP/1.1 and the JSON of the OpenAI interface, extended where
-//! recursion depth and token ids are concerned.
+//! [`scheduler::Backend`] trait. It speaks HTTP/1.1 and the JSON of the OpenAI interface, extended
+//! where recursion depth and token ids are concerned.
 //!
 //! # Routes
 //!
 //! | route | what it does |
 //! |---|---|
-//! | `POST /v1/completions` | continues and scores prompts; with `echo` also the prompt's log-probabilities |
+//! | `POST /v1/completions` | continues and scores prompts; with `echo` also the prompt |
 //! | `POST /v1/chat/completions` | the same for a conversation, through the model's chat template |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | what is served |
-//! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer, for clients that have none |
-//! | `GET /health` | 200 when requests are welcome; 503 when draining, or when the engine stands still |
+//! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer |
+//! | `GET /health` | 200 when requests are welcome; 503 when draining or stuck |
 //! | `GET /live` | 200 as long as the program runs |
 //! | `GET /metrics` | counters and histograms for Prometheus, prefix `lathe_` |
 //! | `GET /openapi.json` | all fields of all requests, from the table that checks them |
 //! | `GET /` | a page to try the model; it needs nothing from elsewhere |
 //!
 //! The routes under `/v1` also answer without it, the tokenizer's also with it. With
-//! [`ServerSettings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer KEY`;
-//! a browser may send the key as a password.
+//! [`ServerSettings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer
+//! KEY`; a browser may send the key as a password.
 //!
 //! # Settings
 //!
@@ -34,8 +34,8 @@
 //! | `api_keys` | none | 401 |
 //! | `strict` | false | unknown fields: 400 instead of the header `x-lathe-ignored` |
 //! | `deadline` | 600 s | 408, or an error event in a stream |
-//! | `header_read`, `body_read`, `keep_alive` | 10 s, 30 s, 60 s | the connection closes; 408 for a body |
-//! | `connections` | 1024 | the one waiting longest without a whole request gives way; 503 if all are at work |
+//! | `header_read`, `body_read`, `keep_alive` | 10 s, 30 s, 60 s | it closes; 408 for a body |
+//! | `connections` | 1024 | the longest idle one gives way; 503 if all are at work |
 //! | `head_bytes` | 32 KiB | 431 |
 //! | `events`, `slow_reader` | 256, 30 s | the sequence pauses, then is cancelled |
 //! | `ping` | 10 s | a comment line in a silent stream |

@@ -96,7 +96,8 @@ fn task_files() {
             "line 2: contexts",
         ),
         (
-            "kind = 'varying_context'\ncontexts = ['{q}', ' ']\ncontinuation = ''\nanswer = '{a}'\n",
+            "kind = 'varying_context'\ncontexts = ['{q}', ' ']\n\
+             continuation = ''\nanswer = '{a}'\n",
             "continuation",
         ),
     ];
@@ -157,7 +158,8 @@ fn items() {
         (deep.as_str(), "recursion limit"),
         (
             "{}",
-            "`c`: expected a field of this name (`choices` in t.toml, line 3), found only an empty object",
+            "`c`: expected a field of this name (`choices` in t.toml, line 3), \
+             found only an empty object",
         ),
         (
             r#"{"qu":"x","c":["1","2"],"a":0}"#,
@@ -199,7 +201,8 @@ fn items_of_the_other_kinds() {
     let pairs = "kind = 'pairs'\ngood = '{g}'\nbad = '{b}'\n";
     let rolling = "kind = 'rolling'\ntext = '{t}'\n";
     let last = "kind = 'last_word'\ntext = '{t}'\n";
-    let varying = "kind = 'varying_context'\ncontexts = ['{x}', '{y}']\ncontinuation = '{r}'\nanswer = '{a}'\n";
+    let varying = "kind = 'varying_context'\ncontexts = ['{x}', '{y}']\n\
+                   continuation = '{r}'\nanswer = '{a}'\n";
     let spaces = "kind = 'multiple_choice'\ncontext = '{q}'\nchoices = '{c}'\nanswer = '{a}'\n";
     let pair = r#"{"g":"a","b":"b"}"#;
     let text = r#"{"t":"a b"}"#;

@@ -81,7 +81,8 @@ fn ties_go_to_the_first_choice() {
 
 #[test]
 fn answers_by_text_and_choices_by_templates() {
-    let toml = "kind = 'multiple_choice'\ncontext = 'Q {q}?'\nchoices = ['no', 'yes', '{other}']\nanswer = '{a}'\n";
+    let toml = "kind = 'multiple_choice'\ncontext = 'Q {q}?'\n\
+                choices = ['no', 'yes', '{other}']\nanswer = '{a}'\n";
     let folder = Folder::with(toml, r#"{"q":7,"other":"perhaps","a":"perhaps"}"#);
     let task = folder.open().unwrap();
     let asks = task.requests(&encode, 1000, None).unwrap();
@@ -171,7 +172,8 @@ fn the_last_word_counts_when_all_of_it_is_greedy() {
 
 #[test]
 fn one_continuation_after_several_contexts() {
-    let toml = "kind = 'varying_context'\ncontexts = ['{b}{x}', '{b}{y}']\ncontinuation = '{r}'\nanswer = '{a}'\n";
+    let toml = "kind = 'varying_context'\ncontexts = ['{b}{x}', '{b}{y}']\n\
+                continuation = '{r}'\nanswer = '{a}'\n";
     let folder = Folder::with(toml, r#"{"b":"As the ","x":"cup","y":"box","r":"fell.","a":1}"#);
     let task = folder.open().unwrap();
     let asks = task.requests(&encode, 1000, None).unwrap();

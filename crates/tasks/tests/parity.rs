@@ -95,7 +95,8 @@ fn what_the_tokenizer_says_is_passed_on() {
     let message = said(choice("abc", ["y", "x"], "").requests(&refuses, 100, None));
     assert_eq!(
         message,
-        "task t: item 0, choice 1: expected a text that the tokenizer can spell, found \"abcx\": no such letter"
+        "task t: item 0, choice 1: expected a text that the tokenizer can spell, \
+         found \"abcx\": no such letter"
     );
 }
 

@@ -2,8 +2,10 @@
 
 use super::*;
 
-const TEXT: &str = "The quick brown fox jumps over 13 lazy dogs. It's the dogs' 2nd day;\n\tlet x = foo(bar, 1234);\n\n\
-    Caf\u{e9} na\u{ef}ve \u{1F600} \u{4f60}\u{597d} aaaa aaaaaaa aab baaab abab baba  the the the there then\r\n";
+const TEXT: &str = "The quick brown fox jumps over 13 lazy dogs. It's the dogs' 2nd day;\n\t\
+    let x = foo(bar, 1234);\n\n\
+    Caf\u{e9} na\u{ef}ve \u{1F600} \u{4f60}\u{597d} aaaa aaaaaaa aab baaab abab baba  \
+    the the the there then\r\n";
 
 struct Random(u64);
 
@@ -138,7 +140,15 @@ fn merges_make_ids_fewer_and_digits_stay_single() {
 #[test]
 fn quick_path_equals_the_general_pipeline() {
     let tokenizer = trained();
-    let plain = "\"pre_tokenizer\": {\n    \"type\": \"ByteLevel\",\n    \"add_prefix_space\": false,\n    \"trim_offsets\": true,\n    \"use_regex\": true\n  }";
+    let plain = [
+        "\"pre_tokenizer\": {",
+        "    \"type\": \"ByteLevel\",",
+        "    \"add_prefix_space\": false,",
+        "    \"trim_offsets\": true,",
+        "    \"use_regex\": true",
+        "  }",
+    ]
+    .join("\n");
     let json = tokenizer.to_json();
     let (start, end) =
         (json.find("\"pre_tokenizer\"").unwrap(), json.find(",\n  \"post_processor\"").unwrap());
@@ -201,7 +211,8 @@ fn saving_and_loading_keep_every_byte() {
 fn truncation_padding_and_dropout_of_a_file_are_switched_off() {
     let json = trained().to_json().replacen(
         "\"truncation\": null",
-        r#""truncation": {"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0}"#,
+        "\"truncation\": {\"direction\":\"Right\",\"max_length\":4,\
+         \"strategy\":\"LongestFirst\",\"stride\":0}",
         1,
     );
     let json = json.replacen("\"dropout\": null", "\"dropout\": 0.5", 1);
@@ -270,13 +281,20 @@ fn stream_never_gives_half_a_character() {
 }
 
 const SPACED: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[
-    {"id":0,"content":"<unk>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},
-    {"id":1,"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
-    "normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"\u2581"},{"type":"Replace","pattern":{"String":" "},"content":"\u2581"}]},
+    {"id":0,"content":"<unk>","single_word":false,"lstrip":false,
+     "rstrip":false,"normalized":false,"special":true},
+    {"id":1,"content":"</s>","single_word":false,"lstrip":false,
+     "rstrip":false,"normalized":false,"special":true}],
+    "normalizer":{"type":"Sequence","normalizers":[
+     {"type":"Prepend","prepend":"\u2581"},{"type":"Replace","pattern":{"String":" "},"content":"\u2581"}]},
     "pre_tokenizer":null,"post_processor":null,
-    "decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"\u2581"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},
-    "model":{"type":"BPE","dropout":null,"unk_token":"<unk>","continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":true,"byte_fallback":true,
-    "vocab":{"<unk>":0,"</s>":1,"<0xC3>":2,"<0xA9>":3,"\u2581":4,"a":5,"b":6,"\u2581a":7,"ab":8},"merges":["\u2581 a","a b"]}}"#;
+    "decoder":{"type":"Sequence","decoders":[
+     {"type":"Replace","pattern":{"String":"\u2581"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},
+     {"type":"Strip","content":" ","start":1,"stop":0}]},
+    "model":{"type":"BPE","dropout":null,"unk_token":"<unk>",
+     "continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":true,"byte_fallback":true,
+    "vocab":{"<unk>":0,"</s>":1,"<0xC3>":2,"<0xA9>":3,"\u2581":4,"a":5,"b":6,"\u2581a":7,"ab":8},
+    "merges":["\u2581 a","a b"]}}"#;
 
 #[test]
 fn other_decoders_stream_too() {

@@ -23,7 +23,7 @@ pub(crate) fn sentence(i: usize) -> String {
         .collect()
 }
 
-/// 320 ids.
+/// A vocabulary of 320 ids, learned from the first 100 sentences.
 pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::train((0..100).map(sentence), &TrainOptions::new(320)).unwrap()
 }

@@ -90,7 +90,7 @@ impl Text {
         self.push(token, cap);
     }
 
-    /// Tokens drawn.
+    /// Tokens drawn so far, which is where the next draw stands.
     pub(crate) fn generated(&self) -> usize {
         self.drawn
     }
