@@ -4,7 +4,7 @@ use crate::ask::SequenceScore;
 use crate::error::TaskError;
 use crate::items::Row;
 use crate::report::{Measure, Score};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 use crate::split;
 use crate::template::Template;
 
@@ -29,7 +29,7 @@ pub(crate) struct Kind {
     /// The first one is what the kind is known for.
     pub(crate) measures: &'static [Measure],
     /// From the keys to what makes items of rows.
-    pub(crate) read: fn(&Settings) -> Result<Form, TaskError>,
+    pub(crate) read: fn(&TaskSettings) -> Result<Form, TaskError>,
     /// One item, with one answer for each of its texts.
     pub(crate) judge: fn(&Item, &[SequenceScore]) -> Judged,
 }
@@ -100,7 +100,7 @@ pub(crate) fn after(row: &Row, context: String, continuation: String) -> Result<
 }
 
 /// The delimiter of a task.
-pub(crate) fn delimiter(settings: &Settings) -> Result<String, TaskError> {
+pub(crate) fn delimiter(settings: &TaskSettings) -> Result<String, TaskError> {
     Ok(settings.optional_text(DELIMITER.name)?.unwrap_or_else(|| " ".to_owned()))
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn label(
     row: &Row,
     choices: &[String],
 ) -> Result<usize, TaskError> {
-    let (field, origin) = template.only_field().expect("`Settings::field` admits nothing else");
+    let (field, origin) = template.only_field().expect("`TaskSettings::field` admits nothing else");
     row.label(field, origin, choices)
 }
 

@@ -12,13 +12,13 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// A task file, parsed.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct TaskSettings {
     path: PathBuf,
     values: Table,
     lines: Vec<(String, usize)>,
 }
 
-impl Settings {
+impl TaskSettings {
     /// Reads a task file and checks its keys against those of its kind.
     pub(crate) fn read(path: &Path) -> Result<Self, TaskError> {
         let bytes = std::fs::metadata(path).map_err(TaskError::io("read", path))?.len();

@@ -3,7 +3,7 @@
 use crate::error::TaskError;
 use crate::items::{self, Row};
 use crate::kind::Key;
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 
 /// The keys that give a kind its shots.
 pub(crate) const FILE: Key = Key {
@@ -26,7 +26,7 @@ pub(crate) const BETWEEN: Key =
 /// # Errors
 /// A file that is the one of the items themselves, is not there, or has too few items.
 pub(crate) fn before(
-    settings: &Settings,
+    settings: &TaskSettings,
     render: impl Fn(&Row) -> Result<String, TaskError>,
 ) -> Result<String, TaskError> {
     let count = settings.count(COUNT.name)?.unwrap_or(0);

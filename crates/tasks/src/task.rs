@@ -10,7 +10,7 @@ use crate::items;
 use crate::kind::{Item, Kind, Text};
 use crate::kinds;
 use crate::report::{self, ItemRecord, Score, TaskReport};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 use crate::split::{self, Cut};
 
 /// Turns text into ids without adding any, as [`Task::requests`] needs it.
@@ -32,7 +32,7 @@ impl Task {
     /// A file that cannot be read; a key, a template or an item that the kind cannot use, by file
     /// and line.
     pub fn open(path: &Path) -> Result<Self, TaskError> {
-        let settings = Settings::read(path)?;
+        let settings = TaskSettings::read(path)?;
         let kind = kinds::of(&settings)?;
         let (name, about) = (settings.name()?, settings.optional_text("about")?);
         let form = (kind.read)(&settings)?;

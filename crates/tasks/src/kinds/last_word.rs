@@ -4,7 +4,7 @@ use crate::ask::SequenceScore;
 use crate::error::{TaskError, excerpt};
 use crate::kind::{Form, Item, Judged, Key, Kind, REQUIRED, after};
 use crate::report::{Measure, Score, Shape};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 
 pub(crate) const KIND: Kind = Kind {
     name: "last_word",
@@ -30,7 +30,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form, TaskError> {
+fn read(settings: &TaskSettings) -> Result<Form, TaskError> {
     let text = settings.template("text")?;
     Ok(Box::new(move |row| {
         let text = text.render(row)?;

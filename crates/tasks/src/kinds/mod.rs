@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use crate::error::{TaskError, excerpt, hint};
 use crate::kind::{Key, Kind, REQUIRED};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 
 /// Every kind of task; a new one is added here.
 const KINDS: [&Kind; 5] = [
@@ -42,7 +42,7 @@ const COMMON: [Key; 4] = [
 ///
 /// # Errors
 /// A kind or a key that is not known, by its line.
-pub(crate) fn of(settings: &Settings) -> Result<&'static Kind, TaskError> {
+pub(crate) fn of(settings: &TaskSettings) -> Result<&'static Kind, TaskError> {
     let name = settings.text("kind")?;
     let Some(kind) = KINDS.into_iter().find(|kind| kind.name == name) else {
         let names = kind_names();

@@ -8,7 +8,7 @@ use crate::kind::{
     DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
 };
 use crate::report::{Measure, Score, Shape};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 use crate::shots;
 use crate::template::Template;
 
@@ -72,7 +72,7 @@ impl Choices {
             }
             Self::Field(template) => {
                 let (field, origin) =
-                    template.only_field().expect("`Settings::field` admits nothing else");
+                    template.only_field().expect("`TaskSettings::field` admits nothing else");
                 row.list(field, origin)?
             }
         };
@@ -86,7 +86,7 @@ impl Choices {
     }
 }
 
-fn read(settings: &Settings) -> Result<Form, TaskError> {
+fn read(settings: &TaskSettings) -> Result<Form, TaskError> {
     let context = settings.template("context")?;
     let choices = match settings.templates("choices")? {
         Some(templates) => Choices::Each(templates),

@@ -6,7 +6,7 @@ use crate::kind::{
     DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest,
 };
 use crate::report::{Measure, Score, Shape};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 
 pub(crate) const KIND: Kind = Kind {
     name: "pairs",
@@ -30,7 +30,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form, TaskError> {
+fn read(settings: &TaskSettings) -> Result<Form, TaskError> {
     let sentences = [settings.template("good")?, settings.template("bad")?];
     let delimiter = delimiter(settings)?;
     Ok(Box::new(move |row| {

@@ -6,7 +6,7 @@ use crate::kind::{
     DELIMITER, Form, Item, Judged, Key, Kind, REQUIRED, after, delimiter, first_highest, label,
 };
 use crate::report::{Measure, Score, Shape};
-use crate::settings::Settings;
+use crate::settings::TaskSettings;
 
 pub(crate) const KIND: Kind = Kind {
     name: "varying_context",
@@ -38,7 +38,7 @@ pub(crate) const KIND: Kind = Kind {
     judge,
 };
 
-fn read(settings: &Settings) -> Result<Form, TaskError> {
+fn read(settings: &TaskSettings) -> Result<Form, TaskError> {
     let Some(contexts) = settings.templates("contexts")? else {
         return Err(settings.wrong("contexts", "a list of at least two templates", "a string"));
     };
