@@ -16,13 +16,14 @@ const ADAMW: AdamW =
 
 fn values(len: usize) -> Vec<f32> {
     let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
 }
 
 /// Prints the median time of several runs and `amount / 1e9` a second in `unit`.
@@ -51,9 +52,8 @@ fn check(name: &str, found: f32, expected: f64) {
 }
 
 fn causal(sequences: usize, length: usize) -> Spans {
-    let row = |i: usize| (i / length * length) as u32;
     Spans {
-        start: (0..sequences * length).map(row).collect(),
+        start: (0..sequences * length).map(|i| (i / length * length) as u32).collect(),
         end: (1..=sequences * length).map(|end| end as u32).collect(),
     }
 }
@@ -62,7 +62,8 @@ fn attention() {
     let (sequences, length) = (4, 512);
     let rows = sequences * length;
     let spans = causal(sequences, length);
-    let (q, kv, g) = (values(rows * 576), values(rows * 384), values(rows * 576));
+    let (q, kv) = (values(rows * 576), values(rows * 384));
+    let g = values(rows * 576);
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; rows * 9]);
     attend_forward(&q, &kv, &spans, HEADS, &mut out, &mut lse);
     let (row, head) = (700, 4);
@@ -95,8 +96,10 @@ fn attention() {
 
 fn rms_norm() {
     let (rows, d) = (2048, 576);
-    let (x, w, g) = (values(rows * d), values(d), values(rows * d));
-    let (mut out, mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; d]);
+    let (x, w) = (values(rows * d), values(d));
+    let g = values(rows * d);
+    let (mut out, mut dx) = (vec![0.0; rows * d], vec![0.0; rows * d]);
+    let mut dw = vec![0.0; d];
     rms_norm_forward(&x, &w, 1e-5, &mut out);
     let mean = x[5 * d..6 * d].iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / d as f64;
     check(
@@ -124,11 +127,13 @@ fn swiglu() {
 }
 
 fn cross_entropy() {
-    let (rows, d, v) = (2048, 576, 16_384);
+    let (rows, d) = (2048, 576);
+    let v = 16_384;
     let (x, e) = (values(rows * d), values(v * d));
     let targets: Vec<u32> = (0..rows as u32).map(|i| i * 7 % v as u32).collect();
     let weights = vec![1.0 / rows as f32; rows];
-    let (mut losses, mut dx, mut de) = (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; v * d]);
+    let (mut losses, mut dx) = (vec![0.0; rows], vec![0.0; rows * d]);
+    let mut de = vec![0.0; v * d];
     linear_cross_entropy(&x, &e, d, &targets, &weights, &mut losses, None);
     let logit =
         |j: usize| (0..d).map(|t| f64::from(x[300 * d + t]) * f64::from(e[j * d + t])).sum::<f64>();

@@ -29,7 +29,7 @@ fn processor_seconds() -> f64 {
 
 /// Medians of one product.
 struct Measured {
-    /// Seconds.
+    /// Seconds of one call.
     time: f64,
     /// Operations per processor second, as a share of the peak per processor second measured right
     /// before and after: on a shared machine both the peak and the processor time granted vary.
@@ -44,10 +44,12 @@ fn peak_now() -> f64 {
 }
 
 fn measure(flop: f64, mut work: impl FnMut()) -> Measured {
-    let (mut times, mut shares, mut before) = (Vec::new(), Vec::new(), peak_now());
+    let (mut times, mut shares) = (Vec::new(), Vec::new());
+    let mut before = peak_now();
     let begin = Instant::now();
     while times.len() < 9 || (begin.elapsed().as_millis() < 500 && times.len() < 100) {
-        let (start, processor, mut calls) = (Instant::now(), processor_seconds(), 0.0);
+        let (start, processor) = (Instant::now(), processor_seconds());
+        let mut calls = 0.0;
         while start.elapsed().as_micros() < 3000 {
             work();
             calls += 1.0;
@@ -137,8 +139,10 @@ fn main() {
         machine::read_bandwidth(1) / 1e9,
         machine::read_bandwidth(threads) / 1e9
     );
-    let (zero, from_c, one, all) = (Start::Zero, Start::FromC, Threads::One, Threads::All);
-    let (plain, a_t, b_t) = ([false, false], [true, false], [false, true]);
+    let (zero, from_c) = (Start::Zero, Start::FromC);
+    let (one, all) = (Threads::One, Threads::All);
+    let (plain, a_t) = ([false, false], [true, false]);
+    let b_t = [false, true];
     for (n, k) in [(576, 576), (384, 576), (3072, 576), (576, 1536)] {
         bench.product("train Y = X W^T", [2048, n, k], b_t, zero, all, false);
         bench.product("train dX = dY W", [2048, k, n], plain, zero, all, false);

@@ -13,13 +13,14 @@ const QUERY: usize = 9 * 64;
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
     let mut state = 0x2545_f491_4f6c_dd1du64 ^ seed;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
 }
 
 /// A pool that is several times larger than what one call reads, so that calls in turn read from
@@ -41,19 +42,19 @@ impl Layers {
         let layers = (bytes / call).clamp(2, 64);
         let total = layers * batch * need;
         let mut pool = KvPool::new(format, 3, 64, total);
-        // Neighbouring pages of a sequence are `batch` apart, as when sequences grow side by side.
-        let page = |layer: usize, sequence: usize, at: usize| {
-            ((layer * need + at) * batch + sequence) as u32
-        };
         let mut pages = Vec::new();
         let kv = values(context * ROW, 7);
         for layer in 0..layers {
             for sequence in 0..batch {
+                // Neighbouring pages of a sequence are `batch` apart, as when sequences grow side
+                // by side.
+                let list: Vec<u32> =
+                    (0..need).map(|at| ((layer * need + at) * batch + sequence) as u32).collect();
                 let places: Vec<u32> = (0..context)
-                    .map(|j| page(layer, sequence, j / PAGE) * PAGE as u32 + (j % PAGE) as u32)
+                    .map(|j| list[j / PAGE] * PAGE as u32 + (j % PAGE) as u32)
                     .collect();
                 pool.write(&places, &kv);
-                pages.extend((0..need).map(|at| page(layer, sequence, at)));
+                pages.extend(list);
             }
         }
         Self { pool, pages, layers, batch, context, kv }
@@ -110,7 +111,8 @@ fn decode(format: KvFormat, batch: usize, context: usize, bandwidth: f64) {
     let (best, time) = (times[0], times[times.len() / 2]);
     let bytes = (batch * context * KvPool::token_bytes(format, 3, 64)) as f64;
     println!(
-        "decode {format:<5} batch {batch:>3} context {context:>5}  {:>9.1} us (best {:>9.1})  {:>7.2} GB/s  {:>5.1} % of memory's rate",
+        "decode {format:<5} batch {batch:>3} context {context:>5}  \
+         {:>9.1} us (best {:>9.1})  {:>7.2} GB/s  {:>5.1} % of memory's rate",
         time * 1e6,
         best * 1e6,
         bytes / time / 1e9,
@@ -134,7 +136,8 @@ fn chunk(format: KvFormat, context: usize, peak: f64) {
     }
     let flop = 4.0 * QUERY as f64 * count.iter().map(|&c| f64::from(c)).sum::<f64>();
     println!(
-        "chunk  {format:<5} rows {rows} context {context:>5}  best {:>9.1} us  {:>6.1} GFLOP/s  {:>5.1} % of the peak",
+        "chunk  {format:<5} rows {rows} context {context:>5}  \
+         best {:>9.1} us  {:>6.1} GFLOP/s  {:>5.1} % of the peak",
         best * 1e6,
         flop / best / 1e9,
         100.0 * flop / best / peak

@@ -19,13 +19,18 @@ const CYCLE: usize = 400 << 20;
 /// Values of roughly normal distribution and deviation 1.
 fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / (1u64 << 32) as f32 - 0.5
-    };
-    (0..len).map(|_| (0..12).map(|_| next()).sum()).collect()
+    let mut values = Vec::with_capacity(len);
+    for _ in 0..len {
+        let mut sum = 0.0;
+        for _ in 0..12 {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            sum += state as f32 / (1u64 << 32) as f32 - 0.5;
+        }
+        values.push(sum);
+    }
+    values
 }
 
 enum Weights {
@@ -101,6 +106,16 @@ fn measure(copies: &[Weights], y: &mut [f32], x: Mat<'_>, n: usize) -> f64 {
     times[times.len() / 2]
 }
 
+/// Whether the arguments of a kind, if there are any, name `name`.
+fn is_wanted(wanted: &[String], name: &str, kind: fn(&str) -> bool) -> bool {
+    let mut of_kind = wanted.iter().filter(|want| kind(want)).peekable();
+    of_kind.peek().is_none() || of_kind.any(|want| want == name)
+}
+
+fn is_shape(want: &str) -> bool {
+    want.split_once('x').is_some_and(|(n, _)| n.parse::<usize>().is_ok())
+}
+
 fn run() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let threads = rayon::current_num_threads();
@@ -111,26 +126,23 @@ fn run() {
         peak / 1e9,
         memory / 1e9
     );
-    let is_wanted = |name: &str, kind: fn(&str) -> bool| {
-        let mut of_kind = wanted.iter().filter(|want| kind(want)).peekable();
-        of_kind.peek().is_none() || of_kind.any(|want| want == name)
-    };
-    let is_shape =
-        |want: &str| want.split_once('x').is_some_and(|(n, _)| n.parse::<usize>().is_ok());
-    for (n, d) in SHAPES.into_iter().filter(|(n, d)| is_wanted(&format!("{n}x{d}"), is_shape)) {
+    for (n, d) in SHAPES {
+        if !is_wanted(&wanted, &format!("{n}x{d}"), is_shape) {
+            continue;
+        }
         let w_nd = values(n * d, 5);
         for format in [None].into_iter().chain(Format::ALL.iter().copied().map(Some)) {
             let name = format.map_or("f32".to_string(), |format| format.to_string());
-            if !is_wanted(&name, |want| want == "f32" || want.parse::<Format>().is_ok()) {
+            if !is_wanted(&wanted, &name, |want| want == "f32" || want.parse::<Format>().is_ok()) {
                 continue;
             }
             let first = Weights::new(format, &w_nd, n, d);
             let copies: Vec<Weights> =
                 (0..(CYCLE / first.bytes()).max(2)).map(|_| first.copy()).collect();
-            for rows in ROWS
-                .into_iter()
-                .filter(|r| is_wanted(&format!("rows={r}"), |want| want.starts_with("rows=")))
-            {
+            for rows in ROWS {
+                if !is_wanted(&wanted, &format!("rows={rows}"), |want| want.starts_with("rows=")) {
+                    continue;
+                }
                 let x_data = values(rows * d, 3);
                 let x = Mat::rows_major(&x_data, rows, d);
                 let mut y = vec![0.0; rows * n];
@@ -140,7 +152,8 @@ fn run() {
                 let (operations, bytes) =
                     ((2 * rows * n * d) as f64 / time, first.bytes() as f64 / time);
                 println!(
-                    "{n:>5}x{d:<4} {name:<8} rows {rows:>3} {:>9.1} us {:>6.2} GB/s {:>5.1} % {:>7.1} Gop/s {:>6.1} %  error {error:.4}",
+                    "{n:>5}x{d:<4} {name:<8} rows {rows:>3} {:>9.1} us {:>6.2} GB/s {:>5.1} % \
+                     {:>7.1} Gop/s {:>6.1} %  error {error:.4}",
                     time * 1e6,
                     bytes / 1e9,
                     100.0 * bytes / memory,

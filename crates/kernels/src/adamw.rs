@@ -18,7 +18,7 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Decay that stays out of the moments: `p *= 1 - lr * weight_decay`.
     pub weight_decay: f64,
     /// Number of this step, the first being 1.
     pub step: u64,
@@ -104,7 +104,8 @@ mod tests {
         let n = 37;
         let mut p = values(1, n);
         let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
-        let (mut p64, mut m64, mut v64) = (wide(&p), vec![0.0f64; n], vec![0.0f64; n]);
+        let (mut p64, mut m64) = (wide(&p), vec![0.0f64; n]);
+        let mut v64 = vec![0.0f64; n];
         for step in 1..=20u64 {
             let g = values(step + 7, n);
             adamw_step(&AdamW { step, ..HYPER }, 0.5, &mut p, &g, &mut m, &mut v);
@@ -124,7 +125,8 @@ mod tests {
 
     #[test]
     fn the_first_step_moves_by_the_learning_rate() {
-        let (mut p, mut m, mut v) = ([1.0], [0.0], [0.0]);
+        let (mut p, mut m) = ([1.0], [0.0]);
+        let mut v = [0.0];
         adamw_step(&AdamW { weight_decay: 0.0, ..HYPER }, 1.0, &mut p, &[-3.0], &mut m, &mut v);
         assert!((p[0] - 1.01).abs() < 1e-6, "{}", p[0]);
     }
@@ -134,11 +136,8 @@ mod tests {
         let n = 50_003;
         let g = values(2, n);
         let step = |from: usize| {
-            let (mut p, mut m, mut v) = (
-                values(1, n),
-                values(3, n),
-                values(4, n).iter().map(|v| v * v).collect::<Vec<_>>(),
-            );
+            let (mut p, mut m) = (values(1, n), values(3, n));
+            let mut v = values(4, n).iter().map(|v| v * v).collect::<Vec<_>>();
             adamw_step(&HYPER, 0.7, &mut p[from..], &g[from..], &mut m[from..], &mut v[from..]);
             [bits(&p[n - 5..]), bits(&m[n - 5..]), bits(&v[n - 5..]), bits(&p[from..from + 2])]
         };

@@ -172,19 +172,20 @@ pub fn log_softmax_rows(logits: &mut [f32], v: usize) {
         return;
     }
     check_len("log_softmax_rows", "logits (whole rows)", logits.len(), logits.len() / v.max(1) * v);
-    let row = |row: &mut [f32]| {
-        let mut scratch = Scratch::take(v);
-        let [copy] = scratch.split([v]);
-        copy.copy_from_slice(row);
-        let max = row_max(copy);
-        let lse = exp_shifted_sum(copy, max).ln();
-        subtract(row, max);
-        subtract(row, lse);
-    };
     if logits.len() <= 1 << 13 {
-        return logits.chunks_exact_mut(v).for_each(row);
+        return logits.chunks_exact_mut(v).for_each(log_softmax);
     }
-    logits.par_chunks_mut(v).for_each(row);
+    logits.par_chunks_mut(v).for_each(log_softmax);
+}
+
+fn log_softmax(row: &mut [f32]) {
+    let mut scratch = Scratch::take(row.len());
+    let [copy] = scratch.split([row.len()]);
+    copy.copy_from_slice(row);
+    let max = row_max(copy);
+    let lse = exp_shifted_sum(copy, max).ln();
+    subtract(row, max);
+    subtract(row, lse);
 }
 
 #[cfg(test)]
@@ -271,8 +272,8 @@ mod tests {
                 targets: &case.targets,
                 weights: &case.weights,
             };
-            let (mut losses, mut dx, mut de) =
-                (vec![0.0; 600], vec![0.0; 600 * 9], vec![0.0; 70 * 9]);
+            let (mut losses, mut dx) = (vec![0.0; 600], vec![0.0; 600 * 9]);
+            let mut de = vec![0.0; 70 * 9];
             by_chunks(inputs, rows, &mut losses, Some((&mut dx, &mut de)));
             assert!(runs[0] == [losses, dx, de].map(|x| bits(&x)), "chunks of {rows} rows");
         }

@@ -17,18 +17,11 @@ use std::sync::atomic::Ordering;
 /// Forward and backward results of the kernels that work element by element or row by row.
 fn pointwise() -> Vec<Vec<f32>> {
     let (t, d) = (5, 38);
-    let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
-    let buffer = || vec![0.0f32; t * d];
-    let mut r = vec![
-        buffer(),
-        buffer(),
-        vec![0.0; d],
-        buffer(),
-        buffer(),
-        vec![0.0; t * d / 2],
-        buffer(),
-        x.clone(),
-    ];
+    let (x, w) = (values(1, t * d), values(2, d));
+    let g = values(3, t * d);
+    let lengths = [t * d, t * d, d, t * d, t * d, t * d / 2, t * d];
+    let mut r: Vec<Vec<f32>> = lengths.iter().map(|&length| vec![0.0; length]).collect();
+    r.push(x.clone());
     rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
     let mut dw = vec![0.0; d];
     rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);
@@ -45,7 +38,8 @@ fn pointwise() -> Vec<Vec<f32>> {
     axpy(&mut dots, 0.3, &w[..t]);
     let squares = sum_of_squares(&x);
     r.extend([dots, vec![squares as f32, (squares - f64::from(squares as f32)) as f32]]);
-    let (mut p, mut m, mut v) = (x, vec![0.1; t * d], vec![0.2; t * d]);
+    let (mut p, mut m) = (x, vec![0.1; t * d]);
+    let mut v = vec![0.2; t * d];
     let hyper = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
     adamw_step(&hyper, 0.5, &mut p, &g, &mut m, &mut v);
     r.extend([p, m, v]);
@@ -56,12 +50,14 @@ fn pointwise() -> Vec<Vec<f32>> {
 fn products() -> Vec<Vec<f32>> {
     let heads = Heads { heads: 4, kv_heads: 2, head_dim: 10 };
     let spans = Spans { start: vec![0, 0, 1, 4, 4], end: vec![1, 2, 3, 23, 24] };
-    let (q, kv, g) = (values(1, 200), values(2, 24 * 40), values(3, 200));
-    let (mut out, mut lse, mut dq, mut dkv) =
-        (vec![0.0; 200], vec![0.0; 20], vec![0.0; 200], vec![0.0; 960]);
+    let (q, kv) = (values(1, 200), values(2, 24 * 40));
+    let g = values(3, 200);
+    let (mut out, mut lse) = (vec![0.0; 200], vec![0.0; 20]);
+    let (mut dq, mut dkv) = (vec![0.0; 200], vec![0.0; 960]);
     attend_forward(&q, &kv, &spans, heads, &mut out, &mut lse);
     attend_backward(&q, &kv, &spans, heads, &out, &lse, &g, &mut dq, &mut dkv);
-    let (mut losses, mut dx, mut de) = (vec![0.0; 5], vec![0.0; 200], vec![0.0; 960]);
+    let (mut losses, mut dx) = (vec![0.0; 5], vec![0.0; 200]);
+    let mut de = vec![0.0; 960];
     linear_cross_entropy(
         &q,
         &kv,
@@ -88,30 +84,24 @@ fn paged() -> Vec<Vec<f32>> {
     let places: Vec<u32> = (0..96).collect();
     let (q, kv) = (values(1, 9 * 520), values(2, 96 * 208));
     let (first, count) = ([0, 0, 0, 0, 0, 1, 0, 2, 0], [80, 81, 82, 83, 84, 80, 3, 64, 96]);
-    let one = |format| {
+    let tables = Tables { pages: &pages, first: &first, count: &count };
+    let mut results = Vec::new();
+    for format in KvFormat::ALL {
         let mut pool = KvPool::new(format, 1, 104, 6);
         pool.write(&places, &kv);
         let mut out = vec![0.0; q.len()];
-        attend_pages(
-            &q,
-            &pool,
-            Tables { pages: &pages, first: &first, count: &count },
-            heads,
-            &mut out,
-        );
-        out
-    };
-    KvFormat::ALL.map(one).to_vec()
+        attend_pages(&q, &pool, tables, heads, &mut out);
+        results.push(out);
+    }
+    results
 }
 
 #[test]
 fn every_width_gives_the_same_bits() {
-    let all = || -> Vec<Vec<u32>> {
-        pointwise().iter().chain(&products()).chain(&paged()).map(|x| bits(x)).collect()
-    };
     let [base, middle, wide] = [0, 1, 2].map(|widest| {
         WIDEST.store(widest, Ordering::Relaxed);
-        all()
+        let results = [pointwise(), products(), paged()].concat();
+        results.iter().map(|x| bits(x)).collect::<Vec<_>>()
     });
     assert!(base == middle && middle == wide);
 }

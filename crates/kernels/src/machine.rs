@@ -53,16 +53,18 @@ pub fn flops_for(threads: usize, time: Duration) -> f64 {
 
 /// Size in bytes of the last-level cache, or 32 MiB where the system does not tell.
 pub fn last_level_cache() -> usize {
-    let size = |index: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
-        let text = std::fs::read_to_string(path).ok()?;
-        let text = text.trim();
-        match text.strip_suffix('K') {
-            Some(kib) => Some(kib.parse::<usize>().ok()? << 10),
-            None => Some(text.strip_suffix('M')?.parse::<usize>().ok()? << 20),
-        }
-    };
-    (0..5).filter_map(size).max().unwrap_or(32 << 20)
+    (0..5).filter_map(cache_size).max().unwrap_or(32 << 20)
+}
+
+/// Bytes of cache number `index` of the first processor, if there is one.
+fn cache_size(index: usize) -> Option<usize> {
+    let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+    let text = std::fs::read_to_string(path).ok()?;
+    let text = text.trim();
+    match text.strip_suffix('K') {
+        Some(kib) => Some(kib.parse::<usize>().ok()? << 10),
+        None => Some(text.strip_suffix('M')?.parse::<usize>().ok()? << 20),
+    }
 }
 
 /// Streams in which [`read_bandwidth`] reads on each thread: one alone does not keep a core's share
@@ -77,24 +79,27 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     // Ones, not zeros: pages that were never written may all be one page.
     let data = vec![1u64; bytes / 8];
     let share = data.len().div_ceil(threads.max(1));
-    let pass = |id: usize| {
-        let part = data.chunks(share).nth(id).unwrap_or(&[]);
-        let each = part.len() / STREAMS / 16;
-        let (lines, _) = part.as_chunks::<16>();
-        let streams: [&[[u64; 16]]; STREAMS] =
-            std::array::from_fn(|i| &lines[i * each..(i + 1) * each]);
-        let mut sums = [0u64; 16];
-        for at in 0..each {
-            for stream in streams {
-                for (sum, x) in sums.iter_mut().zip(&stream[at]) {
-                    *sum = sum.wrapping_add(*x);
-                }
+    (0..3)
+        .map(|_| rate(threads, |id| read_streams(data.chunks(share).nth(id).unwrap_or(&[]))))
+        .fold(0.0, f64::max)
+}
+
+/// Reads `part` in [`STREAMS`] places at once; returns the bytes read.
+fn read_streams(part: &[u64]) -> f64 {
+    let each = part.len() / STREAMS / 16;
+    let (lines, _) = part.as_chunks::<16>();
+    let streams: [&[[u64; 16]]; STREAMS] =
+        std::array::from_fn(|i| &lines[i * each..(i + 1) * each]);
+    let mut sums = [0u64; 16];
+    for at in 0..each {
+        for stream in streams {
+            for (sum, x) in sums.iter_mut().zip(&stream[at]) {
+                *sum = sum.wrapping_add(*x);
             }
         }
-        std::hint::black_box(sums);
-        (STREAMS * each * size_of::<[u64; 16]>()) as f64
-    };
-    (0..3).map(|_| rate(threads, pass)).fold(0.0, f64::max)
+    }
+    std::hint::black_box(sums);
+    (STREAMS * each * size_of::<[u64; 16]>()) as f64
 }
 
 #[cfg(test)]

@@ -45,14 +45,23 @@ fn weighted_dot(g: &[f32], w: &[f32], x: &[f32]) -> f32 {
 }
 
 multiversion! {
-    fn backward_rows(x: &[f32], w: &[f32], g: &[f32], eps: f32, dx: &mut [f32], add_to_dx: bool, dw: &mut [f32]) {
+    fn backward_rows(
+        x: &[f32],
+        w: &[f32],
+        g: &[f32],
+        eps: f32,
+        dx: &mut [f32],
+        add_to_dx: bool,
+        dw: &mut [f32],
+    ) {
         let d = w.len();
         let keep = if add_to_dx { 1.0f32 } else { 0.0 };
         dw.fill(0.0);
         for ((x, g), dx) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
             let scale = inverse_rms(x, eps);
             let pull = scale * scale * (weighted_dot(g, w, x) / d as f32);
-            for ((((dx, &x), &g), &w), dw) in dx.iter_mut().zip(x).zip(g).zip(w).zip(dw.iter_mut()) {
+            let row = dx.iter_mut().zip(x).zip(g).zip(w).zip(dw.iter_mut());
+            for ((((dx, &x), &g), &w), dw) in row {
                 let old = if keep == 0.0 { 0.0 } else { *dx };
                 *dx = scale.mul_add((-pull).mul_add(x, g * w), old);
                 *dw = (x * scale).mul_add(g, *dw);
@@ -142,9 +151,10 @@ mod tests {
     #[test]
     fn agrees_with_the_reference_and_with_differences() {
         for (t, d) in [(1, 1), (3, 7), (5, 50)] {
-            let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
-            let (mut out, mut dx, mut dw) =
-                (vec![f32::NAN; t * d], vec![f32::NAN; t * d], vec![0.5; d]);
+            let (x, w) = (values(1, t * d), values(2, d));
+            let g = values(3, t * d);
+            let (mut out, mut dx) = (vec![f32::NAN; t * d], vec![f32::NAN; t * d]);
+            let mut dw = vec![0.5; d];
             rms_norm_forward(&x, &w, EPS, &mut out);
             rms_norm_backward(&x, &w, &g, EPS, &mut dx, false, &mut dw);
             let (x64, w64) = (wide(&x), wide(&w));
@@ -165,9 +175,11 @@ mod tests {
     #[test]
     fn rows_and_threads_do_not_change_a_bit() {
         let (t, d) = (200, 97);
-        let (x, w, g) = (values(1, t * d), values(2, d), values(3, t * d));
+        let (x, w) = (values(1, t * d), values(2, d));
+        let g = values(3, t * d);
         let runs = in_pools(1..=3, || {
-            let (mut out, mut dx, mut dw) = (vec![0.0; t * d], vec![0.0; t * d], vec![0.0; d]);
+            let (mut out, mut dx) = (vec![0.0; t * d], vec![0.0; t * d]);
+            let mut dw = vec![0.0; d];
             rms_norm_forward(&x, &w, EPS, &mut out);
             rms_norm_backward(&x, &w, &g, EPS, &mut dx, false, &mut dw);
             [bits(&out), bits(&dx), bits(&dw)]

@@ -58,7 +58,14 @@ impl RotaryTable {
 }
 
 multiversion! {
-    fn rotate_rows(x: &mut [f32], stride: usize, heads: usize, positions: &[u32], table: &RotaryTable, sign: f32) {
+    fn rotate_rows(
+        x: &mut [f32],
+        stride: usize,
+        heads: usize,
+        positions: &[u32],
+        table: &RotaryTable,
+        sign: f32,
+    ) {
         let half = table.half;
         for (row, &position) in x.chunks_mut(stride).zip(positions) {
             let angles = &table.values[position as usize * 2 * half..][..2 * half];
@@ -135,7 +142,8 @@ mod tests {
 
     #[test]
     fn agrees_with_the_formula_and_leaves_the_rest() {
-        let (hd, heads, stride) = (10, 2, 27);
+        let (hd, heads) = (10, 2);
+        let stride = 27;
         let positions = [0, 7, 3, 1000];
         let x = values(1, positions.len() * stride);
         let mut expected = wide(&x);

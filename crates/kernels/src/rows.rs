@@ -27,15 +27,18 @@ pub fn gather_rows(src: &[f32], d: usize, idx: &[u32], out: &mut [f32]) {
         return;
     }
     let rows = TASK_VALUES.div_ceil(d);
-    let copy = |(idx, out): (&[u32], &mut [f32])| {
-        for (&row, out) in idx.iter().zip(out.chunks_exact_mut(d)) {
-            out.copy_from_slice(&src[row as usize * d..][..d]);
-        }
-    };
     if idx.len() <= rows {
-        return copy((idx, out));
+        return copy_rows(src, d, idx, out);
     }
-    idx.par_chunks(rows).zip(out.par_chunks_mut(rows * d)).for_each(copy);
+    idx.par_chunks(rows)
+        .zip(out.par_chunks_mut(rows * d))
+        .for_each(|(idx, out)| copy_rows(src, d, idx, out));
+}
+
+fn copy_rows(src: &[f32], d: usize, idx: &[u32], out: &mut [f32]) {
+    for (&row, out) in idx.iter().zip(out.chunks_exact_mut(d)) {
+        out.copy_from_slice(&src[row as usize * d..][..d]);
+    }
 }
 
 /// `dst[idx[i]] += src[i]` for rows of `d` values, in ascending `i`; indices may repeat.
@@ -165,7 +168,7 @@ pub fn axpy(dst: &mut [f32], alpha: f32, src: &[f32]) {
     pairs(dst, src, |dst, src| axpy_values(alpha, dst, src));
 }
 
-/// `x *= alpha`.
+/// `x *= alpha`, element by element.
 pub fn scale(x: &mut [f32], alpha: f32) {
     if x.len() <= TASK_VALUES {
         return scale_values(x, alpha);
@@ -224,7 +227,8 @@ mod tests {
     #[test]
     fn scatter_adds_in_ascending_order_for_any_thread_count() {
         for (rows, d, count) in [(1, 1, 4), (7, 5, 20), (300, 97, 900)] {
-            let (src, idx, scale) = (values(1, count * d), indices(count, rows), values(2, count));
+            let (src, idx) = (values(1, count * d), indices(count, rows));
+            let scale = values(2, count);
             let (mut plain, mut scaled) = (values(3, rows * d), values(3, rows * d));
             for (i, &row) in idx.iter().enumerate() {
                 for t in 0..d {

@@ -21,11 +21,12 @@ multiversion! {
 
 multiversion! {
     fn backward_rows(gate_up: &[f32], f: usize, g: &[f32], d_gate_up: &mut [f32]) {
-        let rows = gate_up.chunks_exact(2 * f).zip(g.chunks_exact(f)).zip(d_gate_up.chunks_exact_mut(2 * f));
-        for ((pair, g), d_pair) in rows {
+        let rows = gate_up.chunks_exact(2 * f).zip(g.chunks_exact(f));
+        for ((pair, g), d_pair) in rows.zip(d_gate_up.chunks_exact_mut(2 * f)) {
             let (gate, up) = pair.split_at(f);
             let (d_gate, d_up) = d_pair.split_at_mut(f);
-            for ((((&gate, &up), &g), d_gate), d_up) in gate.iter().zip(up).zip(g).zip(d_gate).zip(d_up) {
+            let row = gate.iter().zip(up).zip(g).zip(d_gate).zip(d_up);
+            for ((((&gate, &up), &g), d_gate), d_up) in row {
                 let s = sigmoid(gate);
                 let silu = gate * s;
                 *d_up = g * silu;

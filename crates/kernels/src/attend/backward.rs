@@ -106,7 +106,8 @@ fn backward_block(
     outputs: &Outputs<'_>,
 ) {
     let Inputs { kv, heads, .. } = inputs;
-    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let keys = block.keys.len();
     let rows = block.rows.len() * shared;
     let mut scratch = Scratch::take(rows * (2 * keys + 3 * hd));
     let [scores, products, q, g, dq] =
@@ -142,7 +143,8 @@ fn differentiate(
     products: &mut [f32],
 ) {
     let Inputs { spans, heads, out, lse, g, .. } = inputs;
-    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let keys = block.keys.len();
     if keys == 0 {
         return;
     }

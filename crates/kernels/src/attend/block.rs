@@ -110,7 +110,13 @@ pub(crate) fn settle(sums: &[f32], sum: f32, out: &mut [f32]) -> bool {
 multiversion! {
     /// Turns raw scores into probabilities, and products `g . v` into score gradients, of one row's
     /// span.
-    pub(super) fn score_gradients(scores: &mut [f32], products: &mut [f32], scale: f32, lse: f32, pull: f32) {
+    pub(super) fn score_gradients(
+        scores: &mut [f32],
+        products: &mut [f32],
+        scale: f32,
+        lse: f32,
+        pull: f32,
+    ) {
         for (score, product) in scores.iter_mut().zip(products) {
             let p = exp(score.mul_add(scale, -lse));
             *score = p;

@@ -90,7 +90,8 @@ pub fn attend_forward(
 
 fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outputs<'_>) {
     let Inputs { q, kv, spans, heads } = inputs;
-    let (shared, hd, keys) = (heads.shared(), heads.head_dim, block.keys.len());
+    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let keys = block.keys.len();
     let rows = block.rows.len() * shared;
     let mut scratch = Scratch::take(rows * (keys + hd));
     let [scores, dense] = scratch.split([rows * keys, rows * hd]);

@@ -40,7 +40,8 @@ impl Spans {
         }
         match self.end.iter().position(|&end| end as usize > keys) {
             Some(row) => Err(format!(
-                "span of row {row} is {}..{} where there are {keys} keys; end it at {keys} or before",
+                "span of row {row} is {}..{} where there are {keys} keys; \
+                 end it at {keys} or before",
                 self.start[row], self.end[row]
             )),
             None => Ok(()),

@@ -122,7 +122,8 @@ fn reference_gradients(
     heads: Heads,
     g: &[f32],
 ) -> (Vec<f64>, Vec<f64>) {
-    let (hd, width, root) = (heads.head_dim, heads.kv_width(), (heads.head_dim as f64).sqrt());
+    let (hd, width) = (heads.head_dim, heads.kv_width());
+    let root = (heads.head_dim as f64).sqrt();
     let (out, lse) = reference(q, kv, spans, heads);
     let (mut dq, mut dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

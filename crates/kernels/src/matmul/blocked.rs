@@ -113,10 +113,13 @@ impl Operands {
         steps: Range<usize>,
         room: *mut f32,
     ) {
-        let part = |tile: usize| even_part(self.a.rows, count, tile);
-        let (first, end) = (part(tiles.start).start, part(tiles.end - 1).end);
+        let rows = self.a.rows;
+        let first = even_part(rows, count, tiles.start).start;
+        let end = even_part(rows, count, tiles.end - 1).end;
         let mut heights = [0; LUMP];
-        heights.iter_mut().zip(tiles.clone()).for_each(|(height, tile)| *height = part(tile).len());
+        for (height, tile) in heights.iter_mut().zip(tiles.clone()) {
+            *height = even_part(rows, count, tile).len();
+        }
         // SAFETY: the rows and steps are inside A, and `room` has the size of all tiles.
         unsafe {
             let src = self.a.src.add(first * self.a.row_stride + steps.start * self.a.col_stride);
@@ -148,24 +151,41 @@ impl Operands {
     }
 }
 
-/// How B is cut: steps of `k` in a layer, panels in a block, and layers in a block.
-///
+/// How B is cut.
+struct Cut {
+    /// Steps of `k` in a layer.
+    depth: usize,
+    /// Panels in a block.
+    width: usize,
+    /// Layers in a block.
+    span: usize,
+}
+
 /// Narrow blocks copy A more often, flat ones pass over C more often; the cheaper cut is taken, and
 /// then as many layers as there is room.
-fn cut(panels: usize, k: usize, by_col: bool) -> (usize, usize, usize) {
+fn cut(panels: usize, k: usize, by_col: bool) -> Cut {
     let (room, copy) = (BLOCK / PANEL, if by_col { COLUMN_COST } else { ROW_COST });
-    let depth = |width: usize| {
-        let most = (room / width / 4 * 4).clamp(4, DEPTH);
-        k.div_ceil(k.div_ceil(most)).next_multiple_of(4).min(DEPTH)
-    };
-    let cost = |width: usize| {
-        panels.div_ceil(width) * k * copy + k.div_ceil(depth(width)) * panels * PASS_COST
-    };
     let narrowest = (room / k.clamp(4, DEPTH)).min(panels);
     let widths = (panels.div_ceil(room / 4)..=panels.div_ceil(narrowest))
         .map(|aside| panels.div_ceil(aside));
-    let width = widths.min_by_key(|&width| cost(width)).unwrap_or(narrowest);
-    (depth(width), width, (room / (depth(width) * width)).clamp(1, k.div_ceil(depth(width))))
+    let cheapest = widths.min_by_key(|&width| {
+        panels.div_ceil(width) * k * copy + k.div_ceil(depth_beside(width, k)) * panels * PASS_COST
+    });
+    let width = cheapest.unwrap_or(narrowest);
+    let depth = depth_beside(width, k);
+    Cut { depth, width, span: (room / (depth * width)).clamp(1, k.div_ceil(depth)) }
+}
+
+/// Steps in a layer of a block that is `width` panels wide: as many as there is room, in layers of
+/// equal depth.
+fn depth_beside(width: usize, k: usize) -> usize {
+    let most = (BLOCK / PANEL / width / 4 * 4).clamp(4, DEPTH);
+    k.div_ceil(k.div_ceil(most)).next_multiple_of(4).min(DEPTH)
+}
+
+/// Tasks that a counter says are taken, if its upper half is the block's `stamp`; else none.
+fn used(value: u64, stamp: u64) -> usize {
+    if value & !0xFFFF_FFFF == stamp { (value - stamp) as usize } else { 0 }
 }
 
 /// One product's plan. B is cut into blocks of `span` layers of `depth` rows and `width` panels,
@@ -182,7 +202,7 @@ struct Job {
     lumps: usize,
     depth: usize,
     span: usize,
-    /// Blocks over `k`.
+    /// Blocks one below the other, until `k` is covered.
     stack: usize,
     panels: usize,
     is_narrow: bool,
@@ -213,13 +233,14 @@ pub(super) fn run(
     start: Start,
     threads: Threads,
 ) {
-    let (m, n, k) = (a.rows(), b.cols(), a.cols());
+    let (m, n) = (a.rows(), b.cols());
+    let k = a.cols();
     let threads = share::count(threads, m, n, k);
     let (panels, by_col) = (n.div_ceil(PANEL), block_of(&a).lies_in_columns());
     let is_narrow = panels <= NARROW && (!by_col || m * k <= CLOSE);
     let tiles =
         m.div_ceil(if is_narrow && !by_col { kernels.few_rows() } else { kernels.tile_rows() });
-    let (depth, width, span) = cut(panels, k, by_col);
+    let Cut { depth, width, span } = cut(panels, k, by_col);
     let groups = if threads == 1 {
         1
     } else {
@@ -325,15 +346,12 @@ impl Job {
         for i in 0..self.parts {
             let part = (worker + i) % self.parts;
             let (start, end) = (part * computes / self.parts, (part + 1) * computes / self.parts);
-            let used = |value: u64| {
-                if value & !0xFFFF_FFFF == stamp { (value - stamp) as usize } else { 0 }
-            };
-            let step =
-                |value: u64| (start + used(value) < end).then(|| stamp + used(value) as u64 + 1);
-            if let Ok(value) =
-                self.taken[part].fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
-            {
-                return start + used(value);
+            let taken = &self.taken[part];
+            if let Ok(value) = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
+                let used = used(value, stamp);
+                (start + used < end).then(|| stamp + used as u64 + 1)
+            }) {
+                return start + used(value, stamp);
             }
         }
         unreachable!("a turn for which no task is left")

@@ -103,7 +103,11 @@ impl Kernels {
 }
 
 macro_rules! kernels_for {
-    ($module:ident, $vector:ty, [$($attr:meta)?], rows: [$($m:literal)*], columns: [$($c:literal)*], panels: $p:literal, registers: $nv:literal) => {
+    (
+        $module:ident, $vector:ty, [$($attr:meta)?],
+        rows: [$($m:literal)*], columns: [$($c:literal)*],
+        panels: $p:literal, registers: $nv:literal
+    ) => {
         mod $module {
             use super::{Block, Kernels, Tile, kernel, vector};
             use vector::Vector;
@@ -165,8 +169,10 @@ macro_rules! kernels_for {
 #[cfg(target_arch = "x86_64")]
 kernels_for!(avx512, vector::Avx512, [target_feature(enable = "avx512f")],
     rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
-    columns: [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28], panels: 4, registers: 2);
+    columns: [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28],
+    panels: 4, registers: 2);
 #[cfg(target_arch = "x86_64")]
 kernels_for!(avx2, vector::Avx2, [target_feature(enable = "avx2,fma")],
     rows: [1 2 3 4 5 6], columns: [1 2 3 4 5 6], panels: 2, registers: 4);
-kernels_for!(plain, vector::Plain, [], rows: [1 2 3 4 5 6], columns: [1 2 3 4 5 6], panels: 1, registers: 4);
+kernels_for!(plain, vector::Plain, [],
+    rows: [1 2 3 4 5 6], columns: [1 2 3 4 5 6], panels: 1, registers: 4);

@@ -31,7 +31,8 @@ fn check_shapes(c: &MatMut<'_>, a: &Mat<'_>, b: (usize, usize)) {
     let (m, n) = (c.rows(), c.cols());
     assert!(
         a.cols() == b.0 && m == a.rows() && n == b.1,
-        "matmul: C {m} x {n} is not A {} x {} times B {} x {}; the inner sizes must agree and the outer ones be C's",
+        "matmul: C {m} x {n} is not A {} x {} times B {} x {}; \
+         the inner sizes must agree and the outer ones be C's",
         a.rows(),
         a.cols(),
         b.0,

@@ -116,7 +116,8 @@ struct Job {
 unsafe impl Sync for Job {}
 
 fn run(x: Operands, source: Source, threads: Threads) {
-    let (m, n, k) = (x.a.rows, x.n, x.a.cols);
+    let (m, n) = (x.a.rows, x.n);
+    let k = x.a.cols;
     let threads = share::count(threads, m, n, k);
     let is_flat = m <= FLAT_TILES * x.kernels.few_rows();
     let tiles = m.div_ceil(if is_flat { x.kernels.few_rows() } else { x.kernels.tile_rows() });
@@ -161,16 +162,22 @@ impl Job {
         let mut room = TileRoom::<1>::new();
         let least = if self.x.a.rows == 1 { self.x.kernels.row_panels } else { 1 };
         let most = if self.tiles == 1 { usize::MAX } else { FLAT_PANELS };
-        let after = |first: usize| {
-            let share =
-                (self.panels - first).div_ceil(2 * self.threads).min(most).next_multiple_of(least);
-            (first + share).min(self.panels)
-        };
-        let take = |first: usize| (first < self.panels).then(|| after(first));
-        while let Ok(first) = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+        while let Ok(first) =
+            self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
+                (first < self.panels).then(|| self.share_end(first, least, most))
+            })
+        {
+            let share = first..self.share_end(first, least, most);
             // SAFETY: the counter gave these panels to this thread alone.
-            unsafe { self.region(0..self.tiles, first..after(first), &mut room) }
+            unsafe { self.region(0..self.tiles, share, &mut room) }
         }
+    }
+
+    /// Where the share that begins at panel `first` ends: half of what is left for each thread, at
+    /// most `most` panels, a multiple of `least` but for the last.
+    fn share_end(&self, first: usize, least: usize, most: usize) -> usize {
+        let share = (self.panels - first).div_ceil(2 * self.threads).min(most);
+        (first + share.next_multiple_of(least)).min(self.panels)
     }
 
     /// Tasks of one row tile and as many panels as the second-level cache keeps for the next tile.

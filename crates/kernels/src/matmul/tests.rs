@@ -75,7 +75,8 @@ fn check(m: usize, n: usize, k: usize, lies: (Lie, Lie), start: Start, isas: &[I
                     assert_eq!(
                         x.to_bits(),
                         y.to_bits(),
-                        "{m}x{n}x{k} {lies:?} {start:?} {isa:?} {threads:?} packed={with_packed}: value {at} is {x}, not {y}"
+                        "{m}x{n}x{k} {lies:?} {start:?} {isa:?} {threads:?} \
+                         packed={with_packed}: value {at} is {x}, not {y}"
                     );
                 }
             }
@@ -149,7 +150,8 @@ fn several_blocks_over_every_size_match() {
 
 #[test]
 fn one_row_equals_the_same_row_among_many() {
-    let (m, n, k) = (2048, 100, 300);
+    let (m, n) = (2048, 100);
+    let k = 300;
     let (x, w) = (values(m * k, 11), values(n * k, 12));
     let (x, w) = (Mat::rows_major(&x, m, k), Mat::rows_major(&w, n, k).t());
     let packed = Packed::new(w);
@@ -172,7 +174,8 @@ fn one_row_equals_the_same_row_among_many() {
 
 #[test]
 fn sums_cut_anywhere_continue_the_same_chain() {
-    let (m, n, k, cut) = (19, 45, 90, 37);
+    let (m, n) = (19, 45);
+    let (k, cut) = (90, 37);
     let (a, b) = (values(m * k, 21), values(k * n, 22));
     let (a, b) = (Mat::rows_major(&a, m, k), Mat::rows_major(&b, k, n));
     let (mut whole, mut parts) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
@@ -186,7 +189,8 @@ fn sums_cut_anywhere_continue_the_same_chain() {
 
 #[test]
 fn pools_of_any_size_give_the_same_bits() {
-    let (m, n, k) = (150, 200, 600);
+    let (m, n) = (150, 200);
+    let k = 600;
     let (a, b) = (values(m * k, 31), values(k * n, 32));
     let (a, b) = (Mat::rows_major(&a, k, m).t(), Mat::rows_major(&b, k, n));
     let mut want = vec![0.0; m * n];
@@ -270,9 +274,12 @@ fn special_values_follow_the_chain() {
     }
 }
 
+fn fails(work: fn()) -> bool {
+    std::panic::catch_unwind(work).is_err()
+}
+
 #[test]
 fn views_refuse_what_they_cannot_hold() {
-    let fails = |work: fn()| std::panic::catch_unwind(work).is_err();
     assert!(fails(|| _ = Mat::rows_major(&[0.0; 5], 2, 3)));
     assert!(fails(|| _ = Mat::strided(&[0.0; 5], 2, 2, usize::MAX, usize::MAX)));
     assert!(fails(|| _ = MatMut::strided(&mut [0.0; 9], 2, 3, 2)));

@@ -23,7 +23,8 @@ fn check_extent(
     let need = extent(rows, cols, row_stride, col_stride);
     assert!(
         need.is_some_and(|n| n <= len),
-        "{what}: a {rows} x {cols} view with strides ({row_stride}, {col_stride}) reaches past its slice of {len} values; pass a longer slice or smaller sizes"
+        "{what}: a {rows} x {cols} view with strides ({row_stride}, {col_stride}) reaches past its \
+         slice of {len} values; pass a longer slice or smaller sizes"
     );
 }
 
@@ -88,12 +89,12 @@ impl<'a> Mat<'a> {
         }
     }
 
-    /// Number of rows.
+    /// Rows of the view, not of what it was cut from.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns.
+    /// Columns of the view, not of what it was cut from.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -195,17 +196,18 @@ impl<'a> MatMut<'a> {
         check_extent("MatMut", data.len(), rows, cols, row_stride, 1);
         assert!(
             rows <= 1 || row_stride >= cols,
-            "MatMut: rows of {cols} values overlap at a row stride of {row_stride}; use a stride of at least {cols}"
+            "MatMut: rows of {cols} values overlap at a row stride of {row_stride}; \
+             use a stride of at least {cols}"
         );
         Self { data, rows, cols, row_stride }
     }
 
-    /// Number of rows.
+    /// Rows of the view, not of what it was cut from.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns.
+    /// Columns of the view, not of what it was cut from.
     pub fn cols(&self) -> usize {
         self.cols
     }

@@ -144,7 +144,8 @@ fn attend_block<T: Stored>(
     head: usize,
     out: &Parts<'_>,
 ) {
-    let (shared, hd, pages) = (heads.shared(), heads.head_dim, block.tokens.div_ceil(PAGE));
+    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let pages = block.tokens.div_ceil(PAGE);
     let lines = block.rows.len() * shared;
     // The odd page spreads the lines over the sets of the first-level cache.
     let stride = (pages | 1) * PAGE;

@@ -25,7 +25,7 @@ pub(super) struct Pass<'a, T> {
     /// Tokens that each row sees.
     pub(super) counts: &'a [u32],
     pub(super) shared: usize,
-    /// `[lines, head_dim]`.
+    /// The queries, `[lines, head_dim]`.
     pub(super) q: &'a [f32],
     /// Scores of a line, at least `PAGE` a page.
     pub(super) stride: usize,

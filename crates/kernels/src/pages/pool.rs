@@ -83,7 +83,7 @@ impl KvPool {
         self.head_dim
     }
 
-    /// Number of pages.
+    /// Pages that the pool holds, free ones included.
     pub fn pages(&self) -> usize {
         self.pages
     }
@@ -269,13 +269,20 @@ struct Cells<T> {
 // SAFETY: the users of `write` and `copy` keep threads to different heads.
 unsafe impl<T> Sync for Cells<T> {}
 
+/// Where a token's head stands.
+struct Cell<T> {
+    /// The first number of the head.
+    numbers: *mut T,
+    /// Distance from one number to the next.
+    step: usize,
+    /// Its scale, if the format has any.
+    scale: Option<*mut f32>,
+}
+
 impl<T: Stored> Cells<T> {
-    /// First number of a token's head, the distance to the next, and the place of its scale if
-    /// there is one.
-    ///
     /// # Safety
     /// The place and the head are inside the pool.
-    unsafe fn at(&self, place: usize, head: usize) -> (*mut T, usize, Option<*mut f32>) {
+    unsafe fn at(&self, place: usize, head: usize) -> Cell<T> {
         let (page, slot) = (place / PAGE, place % PAGE);
         let (within, step) =
             if head < self.kv_heads { (slot, PAGE) } else { (slot * self.head_dim, 1) };
@@ -284,7 +291,8 @@ impl<T: Stored> Cells<T> {
             let page = self.base.add(page * self.page_bytes);
             let numbers =
                 page.add(self.numbers).cast::<T>().add(head * PAGE * self.head_dim + within);
-            (numbers, step, (self.numbers > 0).then(|| page.cast::<f32>().add(head * PAGE + slot)))
+            let scale = (self.numbers > 0).then(|| page.cast::<f32>().add(head * PAGE + slot));
+            Cell { numbers, step, scale }
         }
     }
 
@@ -294,7 +302,7 @@ impl<T: Stored> Cells<T> {
         let factor = T::scale_of(x);
         // SAFETY: the caller's promise.
         unsafe {
-            let (to, step, scale) = self.at(place, head);
+            let Cell { numbers: to, step, scale } = self.at(place, head);
             if let Some(scale) = scale {
                 scale.write(factor);
             }
@@ -309,13 +317,12 @@ impl<T: Stored> Cells<T> {
     unsafe fn copy(&self, from: usize, to: usize, head: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let ((from, step, from_scale), (to, _, to_scale)) =
-                (self.at(from, head), self.at(to, head));
-            if let (Some(from), Some(to)) = (from_scale, to_scale) {
+            let (from, to) = (self.at(from, head), self.at(to, head));
+            if let (Some(from), Some(to)) = (from.scale, to.scale) {
                 to.write(from.read());
             }
             for d in 0..self.head_dim {
-                to.add(d * step).write(from.add(d * step).read());
+                to.numbers.add(d * to.step).write(from.numbers.add(d * to.step).read());
             }
         }
     }

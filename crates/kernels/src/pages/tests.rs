@@ -37,7 +37,8 @@ impl World {
         // What was left in a page must not be seen.
         let all: Vec<u32> = (0..(total * PAGE) as u32).collect();
         pool.write(&all, &vec![f32::NAN; all.len() * heads.kv_width()]);
-        let (mut pages, mut lists, mut kv, mut next) = (vec![], vec![], vec![], 1);
+        let (mut pages, mut lists) = (vec![], vec![]);
+        let (mut kv, mut next) = (vec![], 1);
         for (i, (&length, &need)) in lengths.iter().zip(&needs).enumerate() {
             lists.push(pages.len() as u32);
             let own: Vec<u32> = (0..need).map(|at| ((next + at) * step % total) as u32).collect();

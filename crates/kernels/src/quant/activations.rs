@@ -54,30 +54,41 @@ pub(super) struct Activations {
 // SAFETY: rows are written by one thread each, and read only after all have been written.
 unsafe impl Sync for Activations {}
 
+/// Lengths of the parts of the buffer, in values of `f32`.
+struct Lengths {
+    /// Activations, of whatever type.
+    base: usize,
+    /// Scales, of which there are as many as starts and as offsets.
+    scales: usize,
+    /// Groups of a row that have a scale.
+    groups: usize,
+}
+
 /// Values of `f32` that a cache line holds.
 const LINE: usize = 16;
 
 impl Activations {
-    fn lens(form: ActivationForm, rows: usize, depth: usize) -> (usize, usize, usize) {
+    fn lengths(form: ActivationForm, rows: usize, depth: usize) -> Lengths {
         let tiles = rows.div_ceil(16);
         match form {
             ActivationForm::Bytes { group, .. } => {
-                (tiles * 4 * depth, tiles * 16 * (depth / group), depth / group)
+                let groups = depth / group;
+                Lengths { base: tiles * 4 * depth, scales: tiles * 16 * groups, groups }
             }
-            ActivationForm::Halves => (tiles * 8 * depth, 0, 0),
-            ActivationForm::Wide => (rows * depth, 0, 0),
+            ActivationForm::Halves => Lengths { base: tiles * 8 * depth, scales: 0, groups: 0 },
+            ActivationForm::Wide => Lengths { base: rows * depth, scales: 0, groups: 0 },
         }
     }
 
     /// Length of the buffer that [`Activations::new`] needs.
     pub(super) fn len(form: ActivationForm, rows: usize, depth: usize) -> usize {
-        let (base, scales, _) = Self::lens(form, rows, depth);
+        let Lengths { base, scales, .. } = Self::lengths(form, rows, depth);
         base + 3 * scales + LINE
     }
 
     /// Lays the parts out in `buffer`, which they borrow without saying so.
     pub(super) fn new(form: ActivationForm, rows: usize, depth: usize, buffer: &mut [f32]) -> Self {
-        let (base, scales, groups) = Self::lens(form, rows, depth);
+        let Lengths { base, scales, groups } = Self::lengths(form, rows, depth);
         let skip = buffer.as_ptr().align_offset(64).min(LINE);
         let buffer = &mut buffer[skip..skip + base + 3 * scales];
         let start = buffer.as_mut_ptr();

@@ -32,7 +32,8 @@ fn permitted() -> bool {
     let mut result = ARCH_PRCTL;
     // SAFETY: the call takes two numbers and touches no memory of this process.
     unsafe {
-        asm!("syscall", inlateout("rax") result, in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
+        asm!("syscall", inlateout("rax") result,
+            in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
             lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     result == 0
@@ -91,7 +92,7 @@ pub(super) struct Operands {
     pub(super) a: [*const i8; 2],
     /// Whether the second tile of rows takes part.
     pub(super) is_tall: bool,
-    /// Lines of weights.
+    /// Lines of weights, of the two panels that a step takes.
     pub(super) b: [*const u8; 2],
     /// Tiles of 64 bytes of k.
     pub(super) steps: usize,

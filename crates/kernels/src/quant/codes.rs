@@ -23,15 +23,15 @@ pub(super) enum Codes {
 /// The type of the elements of a stored part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// bfloat16.
+    /// bfloat16: the upper half of an `f32`.
     Bf16,
-    /// Two's complement bytes.
+    /// Bytes in two's complement, -128 to 127.
     I8,
-    /// Unsigned bytes.
+    /// Unsigned bytes: two codes of 4 bits each, or one.
     U8,
-    /// IEEE half precision.
+    /// Half precision of IEEE 754: 5 bits of exponent, 10 of fraction.
     F16,
-    /// IEEE single precision.
+    /// Single precision of IEEE 754, `f32`.
     F32,
 }
 

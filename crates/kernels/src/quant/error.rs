@@ -15,7 +15,8 @@ pub enum QuantError {
     },
     /// Sizes that the address space or the format cannot hold.
     #[error(
-        "a matrix [{n}, {d}] is too large for {format}; split it, or check where the sizes come from"
+        "a matrix [{n}, {d}] is too large for {format}; \
+         split it, or check where the sizes come from"
     )]
     Size {
         /// The format asked for.
@@ -27,7 +28,8 @@ pub enum QuantError {
     },
     /// A slice that does not fit the sizes.
     #[error(
-        "{what} of a matrix [{n}, {d}]: expected {expected}, found {found}; check that data and sizes belong together"
+        "{what} of a matrix [{n}, {d}]: expected {expected}, found {found}; \
+         check that data and sizes belong together"
     )]
     Length {
         /// What the slice holds.
@@ -43,7 +45,8 @@ pub enum QuantError {
     },
     /// A weight that is NaN or infinite, or that overflows the format.
     #[error(
-        "weight ({row}, {col}) is {value}, not a finite number that {format} can hold; the weights are damaged"
+        "weight ({row}, {col}) is {value}, not a finite number that {format} can hold; \
+         the weights are damaged"
     )]
     Weight {
         /// The format asked for.
@@ -52,12 +55,13 @@ pub enum QuantError {
         row: usize,
         /// Column of the weight.
         col: usize,
-        /// The weight itself.
+        /// The weight itself: infinite, not a number, or beyond the format.
         value: f32,
     },
     /// A stored scale or minimum that is NaN, infinite, or too large to be multiplied with a code.
     #[error(
-        "the scale or minimum of row {row}, group {group} is not finite, or too large for codes; the stored matrix is damaged"
+        "the scale or minimum of row {row}, group {group} is not finite, or too large for codes; \
+         the stored matrix is damaged"
     )]
     Scale {
         /// Row of the group.
@@ -67,7 +71,8 @@ pub enum QuantError {
     },
     /// A stored unit that is no power of two.
     #[error(
-        "the unit of a stored {format} matrix is {found}, expected a power of two; the matrix is damaged"
+        "the unit of a stored {format} matrix is {found}, expected a power of two; \
+         the matrix is damaged"
     )]
     Unit {
         /// Format of the matrix.

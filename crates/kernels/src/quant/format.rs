@@ -37,9 +37,9 @@ pub(super) enum Groups {
     None,
     /// 32 values; the last group of a row may be shorter.
     Of32,
-    /// 64 values, likewise.
+    /// 64 values; the last group of a row may be shorter.
     Of64,
-    /// A whole row.
+    /// The whole row is one group.
     Row,
 }
 

@@ -10,9 +10,9 @@ use super::half::f16_to_f32;
 /// All methods: the running processor has the implementation's instructions. Pointers: valid for
 /// what the method says, with no demand on alignment.
 pub(super) trait Lanes {
-    /// Sixteen `f32`.
+    /// Sixteen `f32`, one in each lane.
     type F: Copy;
-    /// Sixteen `i32`.
+    /// Sixteen `i32`, one in each lane.
     type I: Copy;
     /// A line of weights, four bytes in each lane.
     type W: Copy;
@@ -28,11 +28,11 @@ pub(super) trait Lanes {
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c` with one rounding.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Sixteen half-precision numbers.
+    /// Sixteen half-precision numbers, each widened to an `f32`.
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn store(x: Self::F, p: *mut f32);
-    /// 64 signed codes.
+    /// 64 signed codes, a whole line.
     unsafe fn bytes(p: *const u8) -> Self::W;
     /// The 64 low and the 64 high nibbles of a line, not biased.
     unsafe fn nibbles(p: *const u8) -> (Self::W, Self::W);

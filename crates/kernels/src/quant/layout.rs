@@ -28,7 +28,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Checks the sizes.
+    /// Checks that the address space holds codes, scales and the f32 values.
     pub(super) fn new(format: Format, n: usize, d: usize) -> Result<Self, QuantError> {
         let too_large = QuantError::Size { format, n, d };
         let depth = d.checked_next_multiple_of(64).ok_or(too_large.clone())?;

@@ -71,15 +71,6 @@ impl Quantized {
         if layout.d == 0 {
             return Ok(made);
         }
-        let fill_panel = |(panel, mut parts): (usize, PanelParts<'_>)| {
-            let first = panel * PANEL;
-            for lane in 0..PANEL.min(layout.n - first) {
-                let mut row = RowCodes::new(&layout);
-                fill(first + lane, &mut row)?;
-                row.scatter(&layout, lane, &mut parts);
-            }
-            Ok(())
-        };
         let mut parts: Vec<(usize, PanelParts<'_>)> = Vec::with_capacity(panels);
         let (mut scales, mut mins) = (made.scales.as_mut_slice(), made.mins.as_mut_slice());
         for (panel, lines) in made.lines.chunks_mut(layout.panel_bytes() / LINE).enumerate() {
@@ -88,7 +79,18 @@ impl Quantized {
             parts.push((panel, PanelParts { codes: bytes_mut(lines), scales, mins }));
         }
         // The first damaged row is the one reported, whichever thread found its own first.
-        let results: Vec<Result<(), QuantError>> = parts.into_par_iter().map(fill_panel).collect();
+        let results: Vec<Result<(), QuantError>> = parts
+            .into_par_iter()
+            .map(|(panel, mut parts)| {
+                let first = panel * PANEL;
+                for lane in 0..PANEL.min(layout.n - first) {
+                    let mut row = RowCodes::new(&layout);
+                    fill(first + lane, &mut row)?;
+                    row.scatter(&layout, lane, &mut parts);
+                }
+                Ok(())
+            })
+            .collect();
         results.into_iter().collect::<Result<(), QuantError>>()?;
         Ok(made)
     }

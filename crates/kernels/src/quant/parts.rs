@@ -24,11 +24,11 @@ pub struct StoredPart {
 enum PartKind {
     /// Codes row after row, as `Codes::store` writes them.
     Codes,
-    /// One a group.
+    /// One number for each group of each row.
     Scales,
     /// The power of two that all scales and minima are multiples of.
     Unit,
-    /// One a group.
+    /// One number for each group of each row.
     Minima,
 }
 

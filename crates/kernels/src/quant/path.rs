@@ -11,7 +11,7 @@ pub enum ProductPath {
     Amx,
     /// AVX-512 with byte products (VNNI).
     Avx512,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA, eight lanes at once.
     Avx2,
     /// What the build's target has by itself.
     Plain,
@@ -75,7 +75,8 @@ pub(super) struct Kernel<T> {
 }
 
 /// The kernels compiled for one instruction set; number `i` of a list takes `2^i` rows. A reference
-/// is proof that the processor has the instructions, since [`ProductPath::kernels`] is the only source.
+/// is proof that the processor has the instructions, since [`ProductPath::kernels`] is the only
+/// source.
 pub(super) struct Kernels {
     pub(super) bytes: &'static [Kernel<IntTask>],
     pub(super) nibbles: &'static [Kernel<IntTask>],
@@ -95,7 +96,10 @@ macro_rules! kernels_for {
 
             $(#[$attr])?
             unsafe fn int_rows<const R: usize, const P: usize, const NIBBLES: bool>(t: &IntTask) {
-                const { assert!(R * P <= <lanes::$lanes as lanes::Lanes>::SUMS && TOGETHER.is_multiple_of(P)) };
+                const {
+                    assert!(R * P <= <lanes::$lanes as lanes::Lanes>::SUMS);
+                    assert!(TOGETHER.is_multiple_of(P));
+                };
                 // SAFETY: the caller keeps the contract of the body.
                 unsafe { kernel::int_rows::<lanes::$lanes, R, P, NIBBLES>(t) }
             }
@@ -113,8 +117,16 @@ macro_rules! kernels_for {
             }
 
             pub(super) static KERNELS: Kernels = Kernels {
-                bytes: &[$(Kernel { one: int_rows::<$r, 1, false>, panels: $p, many: int_rows::<$r, $p, false> }),*],
-                nibbles: &[$(Kernel { one: int_rows::<$r, 1, true>, panels: $p, many: int_rows::<$r, $p, true> }),*],
+                bytes: &[$(Kernel {
+                    one: int_rows::<$r, 1, false>,
+                    panels: $p,
+                    many: int_rows::<$r, $p, false>,
+                }),*],
+                nibbles: &[$(Kernel {
+                    one: int_rows::<$r, 1, true>,
+                    panels: $p,
+                    many: int_rows::<$r, $p, true>,
+                }),*],
                 bf16: &[$(Kernel { one: bf_rows::<$r, 1>, panels: $p, many: bf_rows::<$r, $p> }),*],
                 round_row,
                 byte_bias: <lanes::$lanes as lanes::Lanes>::BYTE_BIAS,
@@ -131,5 +143,10 @@ kernels_for!(
     [1 rows 4 panels, 2 rows 4 panels, 4 rows 2 panels, 8 rows 1 panels]
 );
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, Avx2, [target_feature(enable = "avx2,fma,f16c")], [1 rows 2 panels, 2 rows 1 panels]);
+kernels_for!(
+    avx2,
+    Avx2,
+    [target_feature(enable = "avx2,fma,f16c")],
+    [1 rows 2 panels, 2 rows 1 panels]
+);
 kernels_for!(plain, Plain, [], [1 rows 1 panels, 2 rows 1 panels]);

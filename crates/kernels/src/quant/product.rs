@@ -52,17 +52,20 @@ pub fn matmul_quantized_with(
     start: Start,
     threads: Threads,
 ) {
-    let (rows, (n, d)) = (x.rows(), w.shape());
+    let rows = x.rows();
+    let (n, d) = w.shape();
     assert!(
         y.rows() == rows && y.cols() == n && x.cols() == d,
-        "matmul_quantized: Y {} x {} is not X {rows} x {} times the transpose of W {n} x {d}; the inner sizes must agree and the outer ones be Y's",
+        "matmul_quantized: Y {} x {} is not X {rows} x {} times the transpose of W {n} x {d}; \
+         the inner sizes must agree and the outer ones be Y's",
         y.rows(),
         y.cols(),
         x.cols()
     );
     let Some(kernels) = path.kernels() else {
         panic!(
-            "matmul_quantized: this processor lacks what {path:?} needs; choose from ProductPath::available()"
+            "matmul_quantized: this processor lacks what {path:?} needs; \
+             choose from ProductPath::available()"
         )
     };
     if d == 0 && start == Start::Zero {
@@ -97,7 +100,8 @@ struct Call {
 
 impl Call {
     fn run(&self, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, threads: Threads) {
-        let (rows, (n, d)) = (x.rows(), w.shape());
+        let rows = x.rows();
+        let (n, d) = w.shape();
         let threads = match threads {
             Threads::All if rows.saturating_mul(n).saturating_mul(d) >= WORTH_SHARING => {
                 rayon::current_num_threads()
@@ -165,19 +169,21 @@ impl Job<'_> {
     fn work(&self) {
         self.round_rows();
         let panels = self.w.layout.panels();
-        // Pairs, as the tiles take two panels at once.
-        let after = |first: usize| {
-            let share = (panels - first).div_ceil(2 * self.threads).next_multiple_of(2);
-            (first + share).min(panels)
-        };
-        let take = |first: usize| (first < panels).then(|| after(first));
-        while let Ok(first) =
-            self.next_panel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-        {
+        let next = &self.next_panel;
+        while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
+            (first < panels).then(|| self.share_end(first, panels))
+        }) {
             // SAFETY: the counter gave these panels to this thread alone; all activations are
             // there.
-            unsafe { self.panels(first..after(first)) }
+            unsafe { self.panels(first..self.share_end(first, panels)) }
         }
+    }
+
+    /// Where the share of panels that begins at `first` ends: half of what is left for each thread,
+    /// in pairs, as the tiles take two panels at once.
+    fn share_end(&self, first: usize, panels: usize) -> usize {
+        let share = (panels - first).div_ceil(2 * self.threads).next_multiple_of(2);
+        (first + share).min(panels)
     }
 
     /// Takes part in rounding the activations, and returns when all rows are done.

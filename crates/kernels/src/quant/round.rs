@@ -11,15 +11,18 @@ use rayon::prelude::*;
 /// # Errors
 /// Names the first weight that is not finite.
 pub(super) fn largest(layout: &Layout, w_nd: &[f32]) -> Result<f32, QuantError> {
-    let of_row = |(row, w): (usize, &[f32])| {
-        let bad = w.iter().position(|w| !w.is_finite() || f32_to_bf16(*w) & 0x7fff == 0x7f80);
-        match bad {
-            Some(col) => Err(QuantError::Weight { format: layout.format, row, col, value: w[col] }),
-            None => Ok(w.iter().fold(0.0, |most: f32, w| most.max(w.abs()))),
-        }
-    };
-    let rows: Vec<Result<f32, QuantError>> =
-        w_nd.par_chunks(layout.d).enumerate().map(of_row).collect();
+    let rows: Vec<Result<f32, QuantError>> = w_nd
+        .par_chunks(layout.d)
+        .enumerate()
+        .map(|(row, w)| {
+            let bad = w.iter().position(|w| !w.is_finite() || f32_to_bf16(*w) & 0x7fff == 0x7f80);
+            let format = layout.format;
+            match bad {
+                Some(col) => Err(QuantError::Weight { format, row, col, value: w[col] }),
+                None => Ok(w.iter().fold(0.0, |most: f32, w| most.max(w.abs()))),
+            }
+        })
+        .collect();
     rows.into_iter().try_fold(0.0, |most: f32, row| Ok(most.max(row?)))
 }
 

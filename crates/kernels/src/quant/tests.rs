@@ -157,7 +157,8 @@ fn every_path_follows_the_formula() {
 
 #[test]
 fn a_row_alone_is_the_row_among_many_in_any_pool() {
-    let (t, n, d) = (70, 52, 4096);
+    let (t, n) = (70, 52);
+    let d = 4096;
     let x_td = values(13, t * d);
     for format in ["bf16", "int8", "int8-row", "int4-g64"].map(named) {
         let w = Quantized::new(format, &values(17, n * d), n, d).unwrap();
@@ -191,7 +192,8 @@ fn a_row_alone_is_the_row_among_many_in_any_pool() {
 
 #[test]
 fn rows_of_y_may_lie_apart() {
-    let (t, n, d, stride) = (21, 37, 64, 43);
+    let (t, n) = (21, 37);
+    let (d, stride) = (64, 43);
     let (x_td, before) = (values(1, t * d), values(2, 1 + t * stride));
     for (w, path) in matrices(n, d)
         .iter()
@@ -213,7 +215,8 @@ fn rows_of_y_may_lie_apart() {
 
 #[test]
 fn products_are_near_those_of_the_stored_values() {
-    let (t, n, d) = (4, 48, 600);
+    let (t, n) = (4, 48);
+    let d = 600;
     let x_td = values(23, t * d);
     for w in matrices(n, d) {
         let w_nd = w.dequantize();
@@ -290,7 +293,8 @@ fn constant_and_tiny_weights_survive() {
 
 #[test]
 fn values_that_are_not_finite_stay_in_their_row() {
-    let (t, n, d) = (20, 18, 64);
+    let (t, n) = (20, 18);
+    let d = 64;
     let mut x_td = values(31, t * d);
     x_td[2 * d + 5] = f32::NAN;
     x_td[3 * d + 40] = f32::NEG_INFINITY;
