@@ -8,7 +8,7 @@ use engine::{Scoring, disagreement};
 use model::Rule;
 use report::Table;
 use serde_json::json;
-use train::{RuleScore, score_rule, spread};
+use train::{RuleScore, Stored, score_rule, spread};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
@@ -48,48 +48,79 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         data.display(),
         corpus.tokens()
     );
-    let chunks = spread(&windows, windows.len(), options.windows.max(1))?;
-    let causal = open::causal(&stored)?;
+    let scores = score_all(&stored, &windows, options.windows.max(1), mask)?;
+    if options.json {
+        let caps: Vec<_> =
+            scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
+        output::line(serde_json::to_string_pretty(&json!({
+            "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
+            "sequence_length": length, "document_mask": mask,
+            "training_time_routing": scores.training, "causal_routing": scores.causal,
+            "disagreement": scores.disagreement, "by_depth_cap": caps,
+        }))?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let caption = format!(
+        "{split}, {} windows of {length}, weights {weights}; depths differ on {:.1} % of rows",
+        scores.rows / length,
+        100.0 * scores.disagreement
+    );
+    output::piece(rule_table(&scores, caption).to_text());
+    output::line("");
+    output::piece(source_table(&scores).to_text());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the same windows cost under each rule.
+struct Scores {
+    training: RuleScore,
+    causal: RuleScore,
+    /// The causal rule with at most so many recursions, from 1 to all of them; none for a model
+    /// without recursions.
+    caps: Vec<(usize, RuleScore)>,
+    /// Share of rows that the two rules give another depth.
+    disagreement: f64,
+    rows: usize,
+}
+
+/// Scores `count` windows, spread over all, with both rules and with every cap.
+fn score_all(stored: &Stored, windows: &Windows, count: u64, mask: bool) -> Result<Scores> {
+    let chunks = spread(windows, windows.len(), count)?;
+    let rule = open::causal(stored)?;
     let whole = Scoring::by(&Rule::NonCausal, &stored.state);
-    let (training, a) = score_rule(&stored.model, &windows, &chunks, mask, &whole);
-    let whole = Scoring::by(&causal, &stored.state);
-    let (by_row, b) = score_rule(&stored.model, &windows, &chunks, mask, &whole);
+    let (training, a) = score_rule(&stored.model, windows, &chunks, mask, &whole);
+    let whole = Scoring::by(&rule, &stored.state);
+    let (causal, b) = score_rule(&stored.model, windows, &chunks, mask, &whole);
     let mut caps: Vec<(usize, RuleScore)> = Vec::new();
     if !stored.model.plan().recursions.is_empty() {
         let most = stored.model.config().recursions;
         for cap in 1..most {
-            let capped = Scoring { max_depth: Some(cap), ..Scoring::by(&causal, &stored.state) };
-            caps.push((cap, score_rule(&stored.model, &windows, &chunks, mask, &capped).0));
+            let capped = Scoring { max_depth: Some(cap), ..Scoring::by(&rule, &stored.state) };
+            caps.push((cap, score_rule(&stored.model, windows, &chunks, mask, &capped).0));
         }
-        caps.push((most, by_row.clone()));
+        caps.push((most, causal.clone()));
     }
-    let disagreement = disagreement(&a, &b);
-    if options.json {
-        let caps: Vec<_> =
-            caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
-        output::line(serde_json::to_string_pretty(&json!({
-            "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
-            "sequence_length": length, "document_mask": mask,
-            "training_time_routing": training, "causal_routing": by_row,
-            "disagreement": disagreement, "by_depth_cap": caps,
-        }))?);
-        return Ok(ExitCode::SUCCESS);
+    Ok(Scores { training, causal, caps, disagreement: disagreement(&a, &b), rows: a.len() })
+}
+
+/// One row for each rule and each cap.
+fn rule_table(scores: &Scores, caption: String) -> Table {
+    let mut rows = vec![
+        score_row("training-time routing", &scores.training),
+        score_row("causal routing", &scores.causal),
+    ];
+    for (cap, score) in &scores.caps {
+        rows.push(score_row(&format!("causal, at most {cap} recursions"), score));
     }
-    let mut rows =
-        vec![score_row("training-time routing", &training), score_row("causal routing", &by_row)];
-    rows.extend(
-        caps.iter().map(|(cap, s)| score_row(&format!("causal, at most {cap} recursions"), s)),
-    );
     let columns =
         ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();
-    let caption = format!(
-        "{split}, {} windows of {length}, weights {weights}; depths differ on {:.1} % of rows",
-        a.len() / length,
-        100.0 * disagreement
-    );
-    output::piece(Table { columns, rows, caption, best: None }.to_text());
-    let rows = training.sources.iter().map(|(name, score)| {
-        let causal = by_row.sources.get(name).map_or(f64::NAN, |s| s.bits_per_byte);
+    Table { columns, rows, caption, best: None }
+}
+
+/// One row for each source of the data.
+fn source_table(scores: &Scores) -> Table {
+    let rows = scores.training.sources.iter().map(|(name, score)| {
+        let causal = scores.causal.sources.get(name).map_or(f64::NAN, |s| s.bits_per_byte);
         vec![
             name.clone(),
             score.predictions.to_string(),
@@ -100,9 +131,5 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let columns = ["source", "predictions", "bits/byte, training-time", "bits/byte, causal"]
         .map(str::to_owned)
         .to_vec();
-    output::line("");
-    output::piece(
-        Table { columns, rows: rows.collect(), caption: String::new(), best: None }.to_text(),
-    );
-    Ok(ExitCode::SUCCESS)
+    Table { columns, rows: rows.collect(), caption: String::new(), best: None }
 }

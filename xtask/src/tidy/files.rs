@@ -1,6 +1,5 @@
 //! Limits that keep files readable and the repository small.
 
-use crate::source::Source;
 use crate::tree::Tree;
 
 /// Lines of a source file, its tests included.
@@ -12,51 +11,16 @@ const TEST_LINES: usize = 140;
 /// Bytes of any file in git.
 const FILE_BYTES: u64 = 2_000_000;
 
-/// Files and functions above their limits, with the reason.
-const LONG: [(&str, &str); 2] = [
-    (
-        "crates/lathe/src/verify.rs",
-        "the names and settings of another program in one place, so that no other file learns them",
-    ),
-    ("crates/lathe/src/evaluate.rs::run", "one report with many optional parts"),
-];
-
-fn is_exception(place: &str) -> bool {
-    LONG.iter().any(|(path, _)| *path == place)
-}
-
-/// Exceptions that nothing needs any more.
-fn idle_exceptions(tree: &Tree) -> Vec<String> {
-    let idle = LONG.iter().filter(|(place, _)| {
-        let file = place.split("::").next().unwrap_or(place);
-        tree.files.contains_key(file) && !is_long(tree, place)
-    });
-    idle.map(|(place, reason)| format!("{place} fits the limit: remove its exception ({reason})"))
-        .collect()
-}
-
-/// Whether the file, or the function `file::name`, is above its limit.
-fn is_long(tree: &Tree, place: &str) -> bool {
-    match place.split_once("::") {
-        None => tree.text(place).lines().count() > FILE_LINES,
-        Some((file, name)) => {
-            let functions = Source::new(file, tree.text(file)).functions();
-            functions.iter().any(|f| f.name == name && f.lines > FUNCTION_LINES)
-        }
-    }
-}
-
 /// Files below `src/` stay within [`FILE_LINES`].
 pub(super) fn lengths(tree: &Tree) -> Vec<String> {
-    let sources =
-        tree.ending(".rs").filter(|(path, _)| path.contains("src/") && !is_exception(path));
+    let sources = tree.ending(".rs").filter(|(path, _)| path.contains("src/"));
     let long = sources
         .map(|(path, text)| (path, text.lines().count()))
         .filter(|(_, lines)| *lines > FILE_LINES);
-    let long = long.map(|(path, lines)| {
+    long.map(|(path, lines)| {
         format!("{path}: {lines} lines, at most {FILE_LINES}; split it by duty")
-    });
-    long.chain(idle_exceptions(tree)).collect()
+    })
+    .collect()
 }
 
 /// Functions stay within [`FUNCTION_LINES`], those of tests within [`TEST_LINES`].
@@ -68,7 +32,7 @@ pub(super) fn functions(tree: &Tree) -> Vec<String> {
             let limit = if tested { TEST_LINES } else { FUNCTION_LINES };
             let (path, name) = (&source.path, &function.name);
             let lines = function.lines;
-            if lines > limit && !is_exception(&format!("{path}::{name}")) {
+            if lines > limit {
                 let line = source.line(function.range.start);
                 found.push(format!("{path}:{line}: {name} has {lines} lines, at most {limit}"));
             }
@@ -110,13 +74,6 @@ mod tests {
         let found = lengths(&tree);
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("crates/a/src/x.rs: 601"), "{found:?}");
-    }
-
-    #[test]
-    fn exceptions_end_with_their_need() {
-        let found = |lines: usize| lengths(&Tree::of(&[(LONG[0].0, &"\n".repeat(lines))]));
-        assert!(found(FILE_LINES + 1).is_empty());
-        assert!(found(FILE_LINES)[0].contains("remove its exception"));
     }
 
     #[test]

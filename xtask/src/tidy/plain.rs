@@ -39,17 +39,11 @@ const LIMITS: &[Limit] = &[
     ("checkpoint", 7, 24, 8),
     ("convert", 1, 1, 3),
     ("data", 4, 0, 2),
-    ("engine", 5, 29, 9),
     ("formats", 13, 35, 11),
-    ("kernels", 32, 33, 5),
-    ("lathe", 50, 36, 11),
-    ("ops", 6, 8, 5),
-    ("report", 19, 10, 8),
+    ("kernels", 1, 0, 3),
     ("scheduler", 0, 0, 0),
     ("server", 39, 0, 1),
     ("tasks", 0, 0, 0),
-    ("train", 7, 69, 7),
-    ("xtask", 14, 3, 9),
 ];
 const OTHERS: Limit = ("", 0, 0, 3);
 
