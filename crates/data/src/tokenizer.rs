@@ -15,6 +15,7 @@ use crate::words::bytes_of_token;
 use quick::Quick;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::ModelWrapper;
@@ -95,10 +96,9 @@ impl Tokenizer {
         check::check_json(&json, path)?;
         // The parser indexes by what the file claims; a claim that slips past the checks must not
         // end the program.
-        let parsed =
-            std::panic::catch_unwind(|| Inner::from_bytes(json.as_bytes())).map_err(|_| {
-                damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold")
-            })?;
+        let parsed = catch_unwind(|| Inner::from_bytes(json.as_bytes())).map_err(|_| {
+            damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold")
+        })?;
         let inner = parsed.map_err(|e| {
             damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string())
         })?;
@@ -184,8 +184,13 @@ impl Tokenizer {
         {
             return quick.encode(bpe, text);
         }
-        let encoding = inner.encode_fast(text, false).map_err(|e| unspellable("text", e))?;
-        Ok(encoding.get_ids().to_vec())
+        // The engine of patterns panics where one takes too many steps.
+        let encoding = catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, false)));
+        let Ok(encoding) = encoding else {
+            let why = "a pattern of tokenizer.json takes too many steps on it";
+            return Err(unspellable("text", why.into()));
+        };
+        Ok(encoding.map_err(|e| unspellable("text", e))?.get_ids().to_vec())
     }
 
     fn added_are_special(&self) -> bool {

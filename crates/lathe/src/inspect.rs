@@ -56,7 +56,8 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
         if let Some(Rule::Causal(decision)) = &stored.rule {
             output::line(format!(
                 "causal rule: {}, thresholds {:?}",
-                decision.made_by, decision.thresholds
+                output::harmless(&decision.made_by),
+                decision.thresholds
             ));
         }
         output::line("");

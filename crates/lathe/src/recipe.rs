@@ -138,6 +138,9 @@ fn overlay(base: &mut Value, top: Value) {
     }
 }
 
+/// The most parts of a key of `--set`.
+const DEEPEST: usize = 16;
+
 fn set(given: &mut Value, entry: &str) -> Result<()> {
     let Some((path, text)) = entry.split_once('=') else {
         bail!("--set {entry}: expected KEY=VALUE, like train.steps=100")
@@ -146,6 +149,9 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
         Ok(mut table) => table.remove("x").unwrap_or(Value::Null),
         Err(_) => Value::String(text.to_owned()),
     };
+    if path.split('.').count() > DEEPEST {
+        bail!("--set KEY=VALUE: the key has more than {DEEPEST} parts; recipes have up to 4");
+    }
     let mut at = given;
     for key in path.split('.') {
         if key.is_empty() {

@@ -1,5 +1,9 @@
 //! Flags that have another name than they had: who uses the old one is told the new one.
 
+use clap::CommandFactory;
+
+use crate::arguments::Arguments;
+
 /// A flag of a command and its present name.
 struct Renamed {
     /// The command's words, or their beginning; empty for all commands.
@@ -27,15 +31,29 @@ static FLAGS: [Renamed; 8] = [
 static FIELDS: [(&str, &str); 0] = [];
 
 /// The present name of `old`, a flag that the command line `arguments` (without the program) does
-/// not know.
+/// not know; nothing if its command does not take the present name either.
 pub(crate) fn flag_of(arguments: &[String], old: &str) -> Option<&'static str> {
     let words: Vec<&str> =
         arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
     let line = words.join(" ");
+    let command = command_of(&words);
     FLAGS
         .iter()
-        .find(|renamed| renamed.old == old && line.starts_with(renamed.command))
+        .filter(|renamed| renamed.old == old && line.starts_with(renamed.command))
         .map(|renamed| renamed.new)
+        .find(|new| command.get_arguments().any(|a| a.get_long() == new.strip_prefix("--")))
+}
+
+/// The command that the `words` of a command line name.
+fn command_of(words: &[&str]) -> clap::Command {
+    let mut command = Arguments::command();
+    for word in words {
+        match command.find_subcommand(word) {
+            Some(inner) => command = inner.clone(),
+            None => break,
+        }
+    }
+    command
 }
 
 /// The present path of a recipe's field.
@@ -50,8 +68,6 @@ fn present(fields: &[(&'static str, &'static str)], old: &str) -> Option<&'stati
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Arguments;
-    use clap::CommandFactory;
 
     fn new_name(line: &str, old: &str) -> Option<&'static str> {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
@@ -66,6 +82,21 @@ mod tests {
         assert_eq!(new_name("train recipe.toml --kv shared", "--kv"), None);
         assert_eq!(new_name("serve run --rows 8", "--rows"), Some("--max-batch-tokens"));
         assert_eq!(new_name("serve run --rowz 8", "--rowz"), None);
+        assert_eq!(new_name("bench serve run --rows 8", "--rows"), Some("--max-batch-tokens"));
+    }
+
+    #[test]
+    fn a_command_without_the_new_flag_is_not_told_of_it() {
+        for (line, old) in [
+            ("inspect run --running 1", "--running"),
+            ("data build --rows 1", "--rows"),
+            ("generate run --rows 1", "--rows"),
+            ("bench kernels --kv bf16", "--kv"),
+            ("bench growth run --kv bf16", "--kv"),
+            ("bench decode run --rows 1", "--rows"),
+        ] {
+            assert_eq!(new_name(line, old), None, "{line}");
+        }
     }
 
     /// A new name that no command takes would send people in circles, an old one that a command

@@ -217,6 +217,9 @@ fn recipes_that_are_no_recipes() {
         place.write("r.toml", text);
         place.refuses(&["train", "r.toml", "--out", "run"], needles);
     }
+    place.write("r.toml", recipe(2, 2, EXPERT, "recursion_wise"));
+    let deep = format!("{}b=1", "a.".repeat(50_000));
+    place.refuses(&["train", "r.toml", "--out", "run", "--set", &deep], &["--set", "16 parts"]);
     place.refuses(&["train", "nowhere.toml", "--out", "run"], &["nowhere.toml"]);
     place.refuses(&["train", "text", "--out", "run"], &["recipe text"]);
     place.refuses(&["train", "tokenizer.json", "--out", "run"], &["tokenizer.json", "line 1"]);

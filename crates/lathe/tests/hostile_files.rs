@@ -21,7 +21,7 @@ fn damaged_configurations() {
     fixture.refuses("config.json", Some(b"{}"), &["model.vocab_size", STEP]);
     let deep = "[".repeat(100_000);
     fixture.refuses("config.json", Some(deep.as_bytes()), &["config.json"]);
-    let cases: [(&str, Value, &[&str]); 19] = [
+    let cases: [(&str, Value, &[&str]); 22] = [
         ("/vocab_size", json!(0), &["model.vocab_size", STEP]),
         ("/vocab_size", json!(301), &["weights.safetensors", "embed"]),
         ("/vocab_size", json!(10_000_000), &["weights.safetensors", "embed"]),
@@ -41,6 +41,9 @@ fn damaged_configurations() {
         ("/router/capacities", json!([0.1, 0.2, 0.3]), &["model.router.capacities"]),
         ("/router", json!({ "kind": "token_choice" }), &["weights.safetensors", "router"]),
         ("/tie_embeddings", json!(false), &["weights.safetensors", "head"]),
+        ("/sliding_window", json!(4), &["config.json", "sliding_window"]),
+        ("/router/surprise", json!(4), &["config.json", "surprise"]),
+        ("/mlp/surprise", json!(4), &["config.json", "surprise"]),
     ];
     for (field, value, needles) in cases {
         fixture.refuses_field("config.json", field, value, needles);
@@ -55,13 +58,17 @@ fn damaged_counters_rules_and_recipes() {
             fixture.refuses(file, Some(text.as_bytes()), &[file]);
         }
     }
-    let cases: [(&str, &str, Value, &[&str]); 15] = [
+    let cases: [(&str, &str, Value, &[&str]); 19] = [
         ("state.json", "/step", json!("four"), &["state.json"]),
         ("state.json", "/step", json!(-4), &["state.json"]),
         ("state.json", "/tokens", json!(1e300), &["state.json"]),
         ("state.json", "/position", json!(null), &["state.json", "position"]),
         ("state.json", "/surprise", json!(1), &["state.json", "surprise"]),
+        ("state.json", "/updates", json!(u64::MAX), &["state.updates", "4"]),
+        ("state.json", "/router", json!({}), &["state.router.running", "missing"]),
         ("state.json", "/router/running", json!(["low"]), &["state.json"]),
+        ("state.json", "/router/running", json!(null), &["state.router.running", "missing"]),
+        ("state.json", "/router/\u{1b}[2J\r", json!(1.0), &["state.router.\\u{1b}[2J\\u{d}"]),
         ("routing.json", "/thresholds", json!([null, 0.5]), &["routing.thresholds", "3"]),
         ("routing.json", "/thresholds", json!([]), &["routing.thresholds"]),
         (
@@ -451,6 +458,31 @@ fn control_characters_do_not_reach_the_terminal() {
             && !page.contains('\u{1b}')
             && page.matches("</body>").count() == 1
     );
+}
+
+#[test]
+fn a_run_goes_on_with_the_weights_frozen_that_were() {
+    let place = Place::with_data();
+    let frozen = "[train]\nfreeze = [\"embed\"]\n";
+    let plain = recipe(4, 2, EXPERT, "recursion_wise");
+    place.write("frozen.toml", plain.replacen("[train]\n", frozen, 1));
+    place.write("plain.toml", plain);
+    place.run(&["train", "frozen.toml", "--out", "run"]).good();
+    let longer = ["train", "plain.toml", "--out", "run", "--set", "train.steps=6"];
+    place.refuses(&longer, &["train.freeze", "[\"embed\"]", "[]", "start.checkpoint"]);
+    place.write("deeper.toml", place.text("frozen.toml").replace("width = 32", "width = 64"));
+    place.refuses(&["train", "deeper.toml", "--out", "run"], &["config.json", "width"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_start_without_an_end_is_not_read() {
+    let place = Place::with_run();
+    fs::create_dir(place.path("endless")).expect("makes");
+    std::os::unix::fs::symlink("/dev/zero", place.path("endless/config.json")).expect("links");
+    place.write("endless/manifest.json", "{}");
+    let start = ["train", "tiny.toml", "--out", "new", "--set", "start.checkpoint=endless"];
+    place.refuses(&start, &["endless", "config.json"]);
 }
 
 #[test]

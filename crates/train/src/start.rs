@@ -31,6 +31,9 @@ fn folder(path: &Path) -> Result<PathBuf, TrainError> {
     }
 }
 
+/// The most bytes of a config.json.
+const LONGEST_CONFIG: u64 = 16 << 20;
+
 /// The model of the checkpoint at `path`, for recipes that start from it; nothing else of it is
 /// read or verified.
 ///
@@ -42,11 +45,15 @@ pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
         return only_runs(path, "rounded");
     }
     let file = folder.join("config.json");
-    let bytes = std::fs::read(&file).map_err(|source| TrainError::Folder {
-        action: "reading",
-        path: file.clone(),
-        source,
-    })?;
+    let failed = |source| TrainError::Folder { action: "reading", path: file.clone(), source };
+    // A device or a pipe has no end.
+    let about = std::fs::metadata(&file).map_err(failed)?;
+    if !about.is_file() || about.len() > LONGEST_CONFIG {
+        let found =
+            if about.is_file() { format!("{} bytes", about.len()) } else { "no file".into() };
+        return refuse(&file, "size", found, format!("a file of at most {LONGEST_CONFIG} bytes"));
+    }
+    let bytes = std::fs::read(&file).map_err(failed)?;
     let parsed = serde_json::from_slice::<serde_json::Value>(&bytes)
         .and_then(|value| ModelConfig::deserialize(&value));
     parsed.or_else(|error| refuse(&file, "JSON", error.to_string(), "a model's config".into()))

@@ -265,7 +265,9 @@ impl Trainer {
     }
 
     fn learn_outside_of_gradients(&mut self, stats: &RoutingStats) {
-        let needed = stats.needed_thresholds();
+        // Where no row came to the last recursions, nothing was needed there.
+        let mut needed = stats.needed_thresholds();
+        needed.resize(self.model.config().recursions, None);
         let (loads, experts) = (&stats.depths, &stats.loads);
         let routed = StepRouting { needed: &needed, loads, experts };
         let config = self.model.config();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::params::Group;
+use model::routers::StepRouting;
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
 use ops::Moments;
 use serde::{Deserialize, Serialize};
@@ -232,28 +233,8 @@ pub(crate) fn restore(
         return refuse(&loaded.path, "state.json", "missing".into(), expected.into());
     }
     let state: State = document(loaded, "state")?;
-    let config: ModelConfig = document(loaded, "config")?;
-    if config != trainer.recipe.model {
-        return refuse(
-            &loaded.path,
-            "config.json",
-            "another model".into(),
-            "the model of the recipe; choose another --out".into(),
-        );
-    }
-    let made_by: Recipe = document(loaded, "recipe")?;
-    let wanted = &trainer.recipe;
-    if made_by.start.fingerprint != wanted.start.fingerprint
-        || made_by.distill.fingerprint != wanted.distill.fingerprint
-    {
-        let expected = "those of the recipe (start and distill); choose another --out";
-        return refuse(
-            &loaded.path,
-            "recipe.json",
-            "another start or teacher".into(),
-            expected.into(),
-        );
-    }
+    let config = model_of(loaded)?;
+    same_run(loaded, &config, &trainer.recipe)?;
     if state.data != data {
         return refuse(
             &loaded.path,
@@ -263,6 +244,7 @@ pub(crate) fn restore(
         );
     }
     check_router(loaded, &state.router, &config)?;
+    check_learned(loaded, &state, &config)?;
     trainer.text = text(loaded, &config)?;
     let weights = loaded.tensors("weights")?;
     let optimizer = loaded.tensors("optimizer")?;
@@ -294,6 +276,71 @@ pub(crate) fn restore(
     trainer.skipped_in_a_row = state.skipped_in_a_row;
     trainer.router = state.router;
     Ok(())
+}
+
+/// Refuses a checkpoint whose run is not the one of the recipe `wanted`: another model, other
+/// frozen weights, another start or teacher.
+fn same_run(loaded: &Loaded, config: &ModelConfig, wanted: &Recipe) -> Result<(), TrainError> {
+    if *config != wanted.model {
+        let fields = differing(&json(config), &json(&wanted.model)).join(", ");
+        let found = format!("another model: its {fields} is not the recipe's");
+        let expected = "the model of the recipe; choose another --out".into();
+        return refuse(&loaded.path, "config.json", found, expected);
+    }
+    let made_by: Recipe = document(loaded, "recipe")?;
+    if made_by.train.freeze != wanted.train.freeze {
+        let found = format!("{:?}", made_by.train.freeze);
+        let expected = format!(
+            "{:?}, the recipe's: which weights have moments is fixed when a run begins; go on \
+             with these patterns, or choose another --out and name this run as start.checkpoint",
+            wanted.train.freeze
+        );
+        return refuse(&loaded.path, "train.freeze", found, expected);
+    }
+    if made_by.start.fingerprint != wanted.start.fingerprint
+        || made_by.distill.fingerprint != wanted.distill.fingerprint
+    {
+        let expected = "those of the recipe (start and distill); choose another --out";
+        return refuse(
+            &loaded.path,
+            "recipe.json",
+            "another start or teacher".into(),
+            expected.into(),
+        );
+    }
+    Ok(())
+}
+
+/// The model of a checkpoint. A field that this program does not know may change what the model
+/// computes, so that it is refused.
+fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
+    let config: ModelConfig = document(loaded, "config")?;
+    let given = loaded.json.get("config").unwrap_or(&Value::Null);
+    match unknown(given, &json(&config)) {
+        None => Ok(config),
+        Some(field) => {
+            let expected = "fields of a model that this version of lathe knows";
+            refuse(&loaded.path, "config.json", format!("the field {field:?}"), expected.into())
+        }
+    }
+}
+
+/// A key of `given`, at any depth, that `known` does not have.
+fn unknown(given: &Value, known: &Value) -> Option<String> {
+    let (given, known) = (given.as_object()?, known.as_object()?);
+    given.iter().find_map(|(key, value)| match known.get(key) {
+        None => Some(key.clone()),
+        Some(known) => unknown(value, known),
+    })
+}
+
+/// The fields in which two tables differ.
+fn differing(one: &Value, other: &Value) -> Vec<String> {
+    let (Some(one), Some(other)) = (one.as_object(), other.as_object()) else { return Vec::new() };
+    one.iter()
+        .filter(|(key, value)| other.get(*key) != Some(value))
+        .map(|(k, _)| k.clone())
+        .collect()
 }
 
 fn expect_weights(model: &Model, file: &TensorFile) -> Result<(), TrainError> {
@@ -349,7 +396,7 @@ pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
 /// # Errors
 /// Contents that do not fit together.
 pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
-    let config: ModelConfig = document(loaded, "config")?;
+    let config = model_of(loaded)?;
     let plan = config.check()?;
     let weights = loaded.tensors("weights")?;
     // Shapes are compared with the table before anything of the model is allocated.
@@ -378,6 +425,9 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     let tokenizer = loaded.files.get("tokenizer.json").cloned();
     let before = rounded.map_or((0, 0), |r| (r.step, r.tokens));
     let (step, tokens) = counters.as_ref().map_or(before, |s| (s.step, s.tokens));
+    if let Some(counters) = &counters {
+        check_learned(loaded, counters, &config)?;
+    }
     let state = match counters {
         Some(counters) => counters.router,
         None => optional(loaded, "router")?.unwrap_or_default(),
@@ -448,6 +498,32 @@ fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, T
         );
     }
     Ok(decision)
+}
+
+/// Refuses more updates than steps, and a run that has done steps without the buffers that a step
+/// writes: the router would begin from another state than it had.
+fn check_learned(loaded: &Loaded, state: &State, config: &ModelConfig) -> Result<(), TrainError> {
+    if state.updates > state.step {
+        let expected = format!("at most {}, the steps done", state.step);
+        return refuse(&loaded.path, "state.updates", state.updates.to_string(), expected);
+    }
+    if state.updates == 0 {
+        return Ok(());
+    }
+    let needed = vec![None; config.recursions];
+    let loads = vec![1; config.recursions];
+    let routed = StepRouting { needed: &needed, loads: &loads, experts: &BTreeMap::new() };
+    let mut left = RouterState::default();
+    config.router.settings().schedule(state.step, &mut left);
+    config.router.settings().after_step(&routed, &mut left);
+    for (name, value) in left.iter() {
+        if state.router.get(name).is_none() {
+            let (field, count) = (format!("state.router.{name}"), value.len());
+            let expected = format!("{count} numbers, as after every step");
+            return refuse(&loaded.path, &field, "missing".into(), expected);
+        }
+    }
+    Ok(())
 }
 
 /// Refuses buffers that the model does not have, of another length than it says, or out of range.

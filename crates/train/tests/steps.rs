@@ -7,7 +7,7 @@ use common::{VOCAB, batches, recipe, weights};
 use model::params::Group;
 use model::routers::expert_choice::Config as Expert;
 use model::routers::token_choice::{Balance, Config as Token};
-use model::{KvMode, RouterConfig};
+use model::{KvMode, RouterConfig, RouterState};
 use ops::{Ops, Weight};
 use testkit::{MODES, close, routers, with_auxiliary_router};
 use train::{
@@ -363,6 +363,19 @@ fn the_balance_bias_moves_against_the_load() {
     }
     assert!(last < first, "max violation from {first} to {last}");
     assert_eq!(trainer.router.get("running"), None, "thresholds belong to expert-choice");
+}
+
+#[test]
+fn a_step_that_reaches_no_later_recursion_keeps_their_thresholds() {
+    let router = Expert { train_causal_from: 1, ..Expert::default() };
+    let mut trainer = trainer(&recipe(RouterConfig::ExpertChoice(router), KvMode::RecursionWise));
+    trainer.router =
+        RouterState::default().with("running", &[0.0, 1e9, 1e9]).with("running_steps", &[5.0]);
+    let reports = steps(&mut trainer, 2, 4);
+    assert_eq!(reports[1].depths, [0, 48, 0, 0], "nobody reaches such a threshold");
+    // The first step compares rows and moves every threshold by a hundredth; the second moves none
+    // that it did not reach.
+    assert_eq!(trainer.router.get("running").map(|t| (t.len(), t[2])), Some((3, 9.9e8)));
 }
 
 #[test]

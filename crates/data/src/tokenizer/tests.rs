@@ -359,3 +359,15 @@ fn little_text_gives_a_smaller_vocabulary() {
     let empty = Tokenizer::train(std::iter::empty(), &TrainOptions::new(5000)).unwrap();
     assert_eq!(empty.decode(&empty.encode("x y").unwrap()).unwrap(), "x y");
 }
+
+#[test]
+fn a_pattern_without_an_end_is_an_error() {
+    let slow = r#""pre_tokenizer":{"type":"Split","pattern":{"Regex":"(a+)+$b"},
+        "behavior":"Isolated","invert":false}"#;
+    let tokenizer =
+        Tokenizer::from_json(&SPACED.replace("\"pre_tokenizer\":null", slow)).expect("a tokenizer");
+    let text = format!("{}!", "a".repeat(60));
+    let error = tokenizer.encode(&text).expect_err("too many steps").to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("too many steps"), "{error}");
+    tokenizer.encode("ab").expect("the tokenizer goes on");
+}
