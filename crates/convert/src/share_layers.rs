@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use checkpoint::{NamedTensor, RealDisk};
 use model::adapters::Relaxation;
 use model::layout::{LayerPlan, LayerUse};
-use model::params::{ParamPlace, ParamSpec};
+use model::params::{Group, ParamPlace, ParamSpec};
 use model::table::{linears, specs};
 use model::{
     CausalThresholds, Causality, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
@@ -73,6 +73,7 @@ pub fn convert(
     };
     let plan = config.check()?;
     let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
+    no_mean_of_choices(&specs(&config, &plan), &conversion.from)?;
     if target.fit_adapters {
         conversion.fitted =
             fit(&config, &plan, target.seed, &|at, place| conversion.own_and_shared(at, place));
@@ -109,6 +110,19 @@ pub fn convert(
         origin: json!({ "made_by": "convert", "report": report, "source": stored.origin }),
     };
     Ok((write_model(out, made, &RealDisk)?, report))
+}
+
+/// Refuses means over several layers where rows choose among a layer's weights: the choices of two
+/// layers come in no common order, so that their mean is none of them.
+fn no_mean_of_choices(table: &[ParamSpec], from: &[Vec<usize>]) -> Result<(), ConvertError> {
+    let chosen = table.iter().find(|spec| {
+        let choice = spec.place.is_router() || (spec.group == Group::Block && spec.active < 1.0);
+        choice && spec.place.layer().is_some_and(|stored| from[stored].len() > 1)
+    });
+    let Some(spec) = chosen else { return Ok(()) };
+    let expected = "a start that copies one layer for each: stepwise, lower, upper or random";
+    let found = format!("average, with \"{}\", of which a row meets a part", spec.name);
+    refused("--init", expected, found, "choose one of these")
 }
 
 /// The layers of the source to build on.
@@ -305,6 +319,23 @@ mod tests {
             fit_adapters: true,
             seed: 3,
         }
+    }
+
+    /// Weights among which rows choose have no mean over layers.
+    #[test]
+    fn no_choices_are_averaged() {
+        let config = ModelConfig { sharing: Sharing::Cycle, recursions: 2, ..dense() };
+        let mut table = specs(&config, &config.check().expect("legal"));
+        let (means, copies) = ([vec![0, 2], vec![1]], [vec![0], vec![1]]);
+        no_mean_of_choices(&table, &means).expect("a row meets every weight");
+        let chosen = table
+            .iter_mut()
+            .find(|spec| spec.place.layer() == Some(0) && spec.can_be_rounded())
+            .expect("a matrix of the layer");
+        (chosen.active, chosen.name) = (0.25, "layers.0.experts".into());
+        let error = no_mean_of_choices(&table, &means).expect_err("a mean").to_string();
+        assert!(error.contains("--init") && error.contains("layers.0.experts"), "{error}");
+        no_mean_of_choices(&table, &copies).expect("copies are what they were");
     }
 
     /// A matrix of a layer that the source does not have is not drawn afresh.

@@ -82,11 +82,13 @@ pub(crate) fn model_table(config: &ModelConfig, n: usize) -> Result<Table> {
         kv_bytes_per_token(&dense, &dense_plan, &capacities[1], 4),
     ];
     let unique = [p.unique as f64, q.unique as f64];
+    let active = [p.active as f64, q.active as f64];
     let unrolled = [p.unrolled as f64, q.unrolled as f64];
     let embedding = [p.embedding as f64, q.embedding as f64];
     let bytes = [p.unique + p.embedding, q.unique + q.embedding].map(|count| 4.0 * count as f64);
     let rows = vec![
         compare("unique parameters (no embedding)", unique, human_count),
+        compare("of them, met by a token", active, human_count),
         compare("unrolled parameters", unrolled, human_count),
         compare("embedding and head", embedding, human_count),
         compare("forward FLOPs/token, paper's count", paper, human_count),
