@@ -87,7 +87,12 @@ pub(crate) fn is_own(path: &Path) -> bool {
 }
 
 fn read_json(path: &Path) -> Result<Value, ConvertError> {
-    let bytes = std::fs::metadata(path).map_err(|e| FileError::new(path, "read", e))?.len();
+    let about = std::fs::metadata(path).map_err(|e| FileError::new(path, "read", e))?;
+    if !about.is_file() {
+        // A device or a pipe has no end.
+        return refused_in(path, "kind", "a file", "something else", EXPORT_AGAIN);
+    }
+    let bytes = about.len();
     if bytes > MAX_JSON_BYTES {
         let found = format!("{bytes} bytes");
         return refused_in(path, "size", "at most 64 MiB", found, EXPORT_AGAIN);
@@ -140,8 +145,12 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
         origin: json!({ "made_by": "import", "form": "lathe", "from": name_of(path) }),
     };
     let path = write_model(out, made, &RealDisk)?;
-    // What the loader refuses (thresholds, ids) is refused now, not at the first use.
-    train::load_model(&path)?;
+    // What the loader refuses (thresholds, ids) is refused now, not at the first use, and does not
+    // stand in the way of a second try.
+    if let Err(error) = train::load_model(&path) {
+        std::fs::remove_dir_all(&path).map_err(|e| FileError::new(&path, "remove", e))?;
+        return Err(error.into());
+    }
     Ok(Imported { path, costs: Costs::of(&found.model)?, config: found.model, text: found.text })
 }
 
