@@ -77,6 +77,12 @@ fn mean(layers: &[usize], read: impl Fn(usize) -> Option<Vec<f32>>) -> Option<Ve
 }
 
 fn check(config: &ModelConfig) -> Result<(), ConvertError> {
+    if let Some(buffer) = config.mlp.settings().buffers(&config.sizes()).first() {
+        let expected = "an MLP that learns nothing outside of gradients: layers are copied and \
+                        averaged, and its buffers cannot be";
+        let found = format!("\"{}\" with \"{}\"", config.mlp.kind(), buffer.name);
+        return refused("the source: mlp", expected, found, "train it in the layout that it has");
+    }
     if !config.router.settings().is_neutral() {
         let expected = "one with which every token takes every layer: dense, recursive, or \
                         converted and not yet trained";

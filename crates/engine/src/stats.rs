@@ -97,9 +97,10 @@ impl RoutingStats {
 
     /// The logit that each recursion's comparison needed: midway between the lowest kept and the
     /// highest not kept score when both are cut at the kept count. `None` where every candidate was
-    /// kept.
+    /// kept, or nothing was compared.
     pub fn needed_thresholds(&self) -> Vec<Option<f32>> {
-        self.recursions.iter().map(|r| threshold_for(&r.logits, r.best as usize)).collect()
+        let needed = |r: &RecursionStats| threshold_for(&r.logits, r.best as usize);
+        self.recursions.iter().map(|r| (r.compared > 0).then(|| needed(r)).flatten()).collect()
     }
 }
 
@@ -110,7 +111,8 @@ pub(crate) fn threshold_for(scores: &[f32], count: usize) -> Option<f32> {
     }
     let mut sorted = scores.to_vec();
     sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-    let (above, below) = (sorted[count.max(1) - 1], sorted[count.max(1)]);
+    let &below = sorted.get(count.max(1))?;
+    let above = sorted[count.max(1) - 1];
     Some(below + (above - below) / 2.0)
 }
 

@@ -145,6 +145,22 @@ fn stats_by_hand() {
     assert!(stats.max_violation().is_none() && stats.entropy().is_none());
 }
 
+#[test]
+fn rows_that_nobody_compared_need_no_threshold() {
+    for (logits, kept) in [(&[0.5][..], &[true][..]), (&[0.5, 1.0, -1.0], &[true, false, false])] {
+        let mut stats = RoutingStats { keeps_logits: true, ..RoutingStats::default() };
+        stats.routed(&RoutingEvent {
+            site: RouterSite::Depth,
+            recursion: 0,
+            candidates: &[0, 1, 2][..logits.len()],
+            logits,
+            scores: &[],
+            choice: Choice::GoOn { kept, best: None, auxiliary: None },
+        });
+        assert_eq!(stats.needed_thresholds(), [None], "{logits:?}");
+    }
+}
+
 /// Tells `stats` that rows with these scores got these targets.
 fn chosen(stats: &mut RoutingStats, scores: &[f32], targets: &[u32]) {
     stats.routed(&RoutingEvent {

@@ -33,8 +33,10 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         tokenizer.sha256()
     );
     let trained = stored.recipe.as_ref().map(|r| r.data.clone());
-    let length =
-        options.sequence_length.or(trained.as_ref().map(|d| d.sequence_length)).unwrap_or(256);
+    let length = options
+        .sequence_length
+        .or(trained.as_ref().map(|d| d.sequence_length))
+        .unwrap_or(256.min(stored.model.config().context));
     ensure!(
         length >= 1 && length <= stored.model.config().context,
         "--sequence-length is {length}, expected between 1 and the model's context {}",

@@ -55,9 +55,9 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
         output::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
         if let Some(Rule::Causal(decision)) = &stored.rule {
             output::line(format!(
-                "causal rule: {}, thresholds {:?}",
+                "causal rule: {}, thresholds {}",
                 output::harmless(&decision.made_by),
-                decision.thresholds
+                thresholds(&decision.thresholds)
             ));
         }
         output::line("");
@@ -140,7 +140,7 @@ pub(crate) fn look(
         tokens.push(HeatToken { text, depth: score.depth as f32, note: Some(note) });
     }
     let mut rows = Vec::new();
-    for (depth, name) in (1..=config.recursions).map(|d| (d as u32, format!("{d} recursions"))) {
+    for (depth, name) in (1..=config.recursions).map(|d| (d as u32, output::recursions(d))) {
         let some: Vec<f32> = scores.iter().filter(|s| s.depth == depth).map(|s| s.nll).collect();
         let mean = some.iter().map(|&n| f64::from(n)).sum::<f64>() / some.len().max(1) as f64;
         let share = 100.0 * some.len() as f64 / scores.len() as f64;
@@ -159,4 +159,10 @@ pub(crate) fn look(
         statistics,
         heat: HeatText { title: title.to_owned(), max_depth: config.recursions, tokens },
     })
+}
+
+/// The thresholds of each recursion, in words where every row passes.
+fn thresholds(all: &[Option<f32>]) -> String {
+    let one = |threshold: &Option<f32>| threshold.map_or("none".into(), |t| format!("{t:.4}"));
+    all.iter().map(one).collect::<Vec<_>>().join(", ")
 }

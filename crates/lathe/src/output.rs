@@ -20,6 +20,14 @@ pub(crate) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", harmless(text.as_ref()));
 }
 
+/// A number of recursions.
+pub(crate) fn recursions(count: usize) -> String {
+    match count {
+        1 => "1 recursion".to_owned(),
+        count => format!("{count} recursions"),
+    }
+}
+
 /// The most characters of a note.
 const LONGEST_NOTE: usize = 8000;
 

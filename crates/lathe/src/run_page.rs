@@ -32,6 +32,9 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
 
 /// The records of the run in `dir`.
 pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
+    // What `lathe quickstart` makes has the run in a folder of its own.
+    let inner = dir.join("run");
+    let dir = if inner.join("log.jsonl").is_file() { &inner } else { dir };
     let path = dir.join("log.jsonl");
     ensure!(
         path.is_file(),
@@ -114,7 +117,7 @@ fn depth_chart(records: &[Record]) -> Chart {
             let counts = depths(record)?;
             Some(counts.get(depth)? / counts.iter().sum::<f64>().max(1.0))
         });
-        series(format!("{depth} recursions"), shares, false)
+        series(crate::output::recursions(depth), shares, false)
     });
     Chart {
         title: "Rows by recursions taken in training".into(),

@@ -21,7 +21,7 @@ pub(crate) struct NumberFormats {
 pub(crate) fn weights_help() -> String {
     format!(
         "Round the weights to this format when loading: {}; exceptions by name follow, as in \
-         int4,head=bf16 [default: as stored]",
+         int4,embed=bf16 [default: as stored]",
         Format::names()
     )
 }
@@ -29,7 +29,7 @@ pub(crate) fn weights_help() -> String {
 /// The help of `--weights` where a rounded checkpoint is made.
 pub(crate) fn format_help() -> String {
     format!(
-        "Format to round the weights to: {}; exceptions by name follow, as in int4,head=bf16",
+        "Format to round the weights to: {}; exceptions by name follow, as in int4,embed=bf16",
         Format::names()
     )
 }
@@ -39,7 +39,7 @@ pub(crate) fn format_long_help() -> String {
     let lines = Format::ALL.iter().map(|format| format!("\n  {format:<8}  {}", format.about()));
     format!(
         "Format to round the weights to:{}\n\nExceptions by name follow after commas, the last one \
-         that fits counts: int4,head=bf16,layers.0.*=f32",
+         that fits counts: int4,embed=bf16,layers.0.*=f32",
         lines.collect::<String>()
     )
 }

@@ -406,6 +406,10 @@ fn quickstart_ends_with_a_report() {
         assert!(!page.contains(foreign), "{foreign}");
     }
     assert_eq!(losses(&place, "q/run").len(), 8);
+    // Wherever a run is asked for, the folder of the quickstart is taken for it.
+    place.run(&["generate", "q", "--prompt", "the", "--max-tokens", "2"]).good();
+    place.run(&["inspect", "q", "--json"]).good().json();
+    place.run(&["report", "q", "--html", "again.html"]).good();
     place.run(&["eval", "q/run", "--data", "q/data", "--windows", "2", "--json"]).good().json();
     // A second call finds everything done and says the same.
     let again = place.run(&arguments).good();

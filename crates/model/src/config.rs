@@ -7,6 +7,7 @@ use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, Sharing};
 use crate::mlp::MlpConfig;
+use crate::params::RouterSite;
 use crate::routers::RouterConfig;
 use crate::sizes::Sizes;
 
@@ -113,7 +114,21 @@ impl ModelConfig {
         self.mlp.settings().check(&sizes)?;
         self.relax.check(&sizes, &plan, &self.mlp)?;
         self.router.settings().check(&sizes)?;
+        self.check_buffers(&sizes)?;
         Ok(plan)
+    }
+
+    /// Refuses buffers of the router and of MLPs under one name: each would write the other's.
+    fn check_buffers(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        let of_router = self.router.settings().buffers(sizes, RouterSite::Depth);
+        let of_mlp = self.mlp.settings().buffers(sizes);
+        match of_mlp.iter().find(|one| of_router.iter().any(|other| other.name == one.name)) {
+            None => Ok(()),
+            Some(both) => {
+                let expected = format!("another router: both keep a buffer \"{}\"", both.name);
+                refuse("mlp.kind", format!("\"{}\"", self.mlp.kind()), expected)
+            }
+        }
     }
 
     fn check_sizes(&self) -> Result<(), ConfigError> {

@@ -241,7 +241,7 @@ impl ParamSpec {
 pub struct BufferSpec {
     /// Its name in checkpoints.
     pub name: String,
-    /// Numbers in it; all start at zero.
+    /// Numbers in it. A buffer is absent until its router first writes it.
     pub length: usize,
     /// The least and the largest value that it may hold.
     pub range: (f64, f64),

@@ -1,4 +1,5 @@
-//! Rows between two recursions, as part of a running pass or suspended one by one.
+//! Rows between two recursions, as part of a running pass or suspended one by one. Tensors here
+//! and wherever they live long carry a shape suffix: `x_td` is rows by width.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,6 +116,9 @@ impl RecursionState {
             groups.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
         let active: Vec<&RowState> = numbers.iter().map(|&i| states[i as usize]).collect();
         let Some(first) = active.first() else { return resumed };
+        // Values that some rows lack would depend on who is in the batch.
+        let alike = active.iter().all(|state| state.carry.keys().eq(first.carry.keys()));
+        assert!(alike, "rows that go on carry the same values at every depth");
         let (mut carry, mut input) = (Carry::default(), None);
         for (&name, value) in &first.carry {
             let lines = active.iter().map(|state| &state.carry[name]);

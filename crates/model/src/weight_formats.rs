@@ -14,7 +14,7 @@ const F32: &str = "f32";
 /// One format for every weight that can be rounded, and others by name.
 ///
 /// As text: a format, then `PATTERN=FORMAT` for names of the parameter table, separated by commas,
-/// as in `int4,head=bf16,layers.0.*=f32`. In a pattern `*` stands for any characters. Of patterns
+/// as in `int4,embed=bf16,layers.0.*=f32`. In a pattern `*` stands for any characters. Of patterns
 /// that fit the same weight the last one counts. Which weights can be rounded, and that embedding
 /// and head keep 8 bits in the formats of 4, is the business of [`ParamSpec::rounded`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub enum WeightFormatError {
     /// A part of the text that is neither.
     #[error(
         "weight formats: expected one format, then PATTERN=FORMAT for each exception, found \
-         \"{found}\"; write it like int4,head=bf16"
+         \"{found}\"; write it like int4,embed=bf16"
     )]
     Text {
         /// The beginning of the part.
@@ -64,12 +64,21 @@ impl WeightFormats {
     }
 
     /// # Errors
-    /// A pattern that fits no weight of the `table` that can be rounded.
+    /// A pattern that fits no weight of the `table` that can be rounded, or a name whose weight is
+    /// not kept in so few bits.
     pub fn check(&self, table: &[ParamSpec]) -> Result<(), WeightFormatError> {
         let can_be_rounded = table.iter().filter(|spec| spec.can_be_rounded());
         let names: Vec<&str> = can_be_rounded.map(|spec| spec.name.as_str()).collect();
         for rule in &self.by_name {
             pattern::check(&rule.pattern, &names)?;
+            let named = table.iter().find(|spec| spec.name == rule.pattern);
+            if let (Some(spec), Some(format)) = (named, rule.format)
+                && spec.rounded(format) != Some(format)
+            {
+                let expected = format!("8 bits or more for {}, which every token meets", spec.name);
+                let found = format!("{}={format}", rule.pattern);
+                return Err(PatternError { found, expected }.into());
+            }
         }
         Ok(())
     }
@@ -182,6 +191,7 @@ mod tests {
         for (text, needle) in [
             ("int8,layer.*=bf16", "layer.*"),
             ("int8,norm=bf16", "norm"),
+            ("int8,embed=int4", "embed=int4"),
             ("int8,*a*b*c*d*e*f*g*h*i*=bf16", "8 stars"),
         ] {
             let formats: WeightFormats = text.parse().expect("a text of the right form");

@@ -10,17 +10,19 @@ use crate::rounded;
 use crate::stored::only_runs;
 use crate::{Stored, TrainError, Trainer, load_model};
 
+/// Where the checkpoints of a run are: in its folder, in `run` of what `lathe quickstart` makes, or
+/// in `path` itself.
+pub(crate) fn steps_of(path: &Path) -> PathBuf {
+    let inner = ["checkpoints", "run/checkpoints"].map(|inner| path.join(inner));
+    inner.into_iter().find(|inner| inner.is_dir()).unwrap_or_else(|| path.to_path_buf())
+}
+
 /// The folder of the checkpoint at `path`: itself, or the newest one of a run's folder.
 fn folder(path: &Path) -> Result<PathBuf, TrainError> {
     if path.join("manifest.json").is_file() {
         return Ok(path.to_path_buf());
     }
-    let parent = if path.join("checkpoints").is_dir() {
-        path.join("checkpoints")
-    } else {
-        path.to_path_buf()
-    };
-    match checkpoint::try_list(&parent)?.into_iter().rfind(|entry| entry.step.is_some()) {
+    match checkpoint::try_list(&steps_of(path))?.into_iter().rfind(|entry| entry.step.is_some()) {
         Some(entry) => Ok(entry.path),
         None => refuse(
             path,

@@ -162,7 +162,7 @@ impl Trainer {
         }
         self.skipped_in_a_row = 0;
         self.optimizer.update(&self.model, rate, norms);
-        self.learn_outside_of_gradients(&stats);
+        self.learn_outside_of_gradients(&sums.depths, &stats);
         self.tokens += report.tokens;
         Ok(StepReport { thresholds: self.thresholds(), ..report })
     }
@@ -264,12 +264,12 @@ impl Trainer {
         config.router.settings().training_rule(config.recursions, self.step, &self.router)
     }
 
-    fn learn_outside_of_gradients(&mut self, stats: &RoutingStats) {
+    fn learn_outside_of_gradients(&mut self, depths: &[u64], stats: &RoutingStats) {
         // Where no row came to the last recursions, nothing was needed there.
         let mut needed = stats.needed_thresholds();
         needed.resize(self.model.config().recursions, None);
-        let (loads, experts) = (&stats.depths, &stats.loads);
-        let routed = StepRouting { needed: &needed, loads, experts };
+        let (chosen, experts) = (&stats.depths, &stats.loads);
+        let routed = StepRouting { needed: &needed, depths, chosen, experts };
         let config = self.model.config();
         config.router.settings().after_step(&routed, &mut self.router);
         config.mlp.settings().after_step(&routed, &mut self.router);

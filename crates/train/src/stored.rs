@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::rounded::{self, Rounded};
+use crate::start::steps_of;
 use crate::{Recipe, SpecialTokens, TrainError, Trainer};
 
 /// The counters of a run.
@@ -366,12 +367,7 @@ pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
     let loaded = if path.join("manifest.json").is_file() {
         checkpoint::load(path)?
     } else {
-        let parent = if path.join("checkpoints").is_dir() {
-            path.join("checkpoints")
-        } else {
-            path.to_path_buf()
-        };
-        match checkpoint::newest_valid(&parent)? {
+        match checkpoint::newest_valid(&steps_of(path))? {
             (Some(loaded), _) => loaded,
             (None, damaged) => {
                 let found = damaged
@@ -512,7 +508,8 @@ fn check_learned(loaded: &Loaded, state: &State, config: &ModelConfig) -> Result
     }
     let needed = vec![None; config.recursions];
     let loads = vec![1; config.recursions];
-    let routed = StepRouting { needed: &needed, loads: &loads, experts: &BTreeMap::new() };
+    let routed =
+        StepRouting { needed: &needed, depths: &[], chosen: &loads, experts: &BTreeMap::new() };
     let mut left = RouterState::default();
     config.router.settings().schedule(state.step, &mut left);
     config.router.settings().after_step(&routed, &mut left);

@@ -81,10 +81,13 @@ pub trait RouterSettings {
 #[derive(Clone, Debug)]
 pub struct StepRouting<'a> {
     /// For each recursion the logit at which its capacity would have been met; `None` where every
-    /// candidate was best.
+    /// candidate was best, or none was compared.
     pub needed: &'a [Option<f32>],
-    /// Rows by the target that they chose.
-    pub loads: &'a [u64],
+    /// Rows by the number of recursions that they had, from 0.
+    pub depths: &'a [u64],
+    /// Rows by the recursion that they chose as their last; empty for routers that decide from
+    /// recursion to recursion.
+    pub chosen: &'a [u64],
     /// Rows by target for the routers of layers.
     pub experts: &'a BTreeMap<RouterSite, Vec<u64>>,
 }

@@ -153,7 +153,7 @@ impl RouterSettings for Config {
 
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
         if self.balance == Balance::LossFree {
-            self.balance(routed.loads, state);
+            self.balance(routed.chosen, state);
         }
     }
 }
