@@ -24,7 +24,7 @@ const ALONE: [&str; 7] =
 
 /// Crates that may be compiled again, as they take a second: the compiler of build scripts has more
 /// features where a C library is built in parallel, and what it builds follows it.
-const GRANTED: [&str; 2] = ["cc", "libmimalloc-sys"];
+const GRANTED: [&str; 3] = ["cc", "libmimalloc-sys", "mimalloc"];
 
 /// Runs all steps; the first failure ends it.
 pub(crate) fn run(root: &Path) -> Result<()> {
