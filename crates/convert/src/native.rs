@@ -104,7 +104,12 @@ fn read_json(path: &Path) -> Result<Value, ConvertError> {
 /// The way back: a checkpoint `out` from such a folder.
 pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
     let file = path.join("config.json");
-    let found = match Config::deserialize(read_json(&file)?) {
+    let given = read_json(&file)?;
+    if let Err(found) = train::model_config(&given["model"]) {
+        let expected = "a model that this version of lathe knows";
+        return refused_in(&file, "model", expected, found, EXPORT_AGAIN);
+    }
+    let found = match Config::deserialize(given) {
         Ok(config) => config,
         Err(error) => {
             let expected = "what `lathe export` writes";

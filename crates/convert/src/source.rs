@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use model::adapters::{Relaxation, lora, merge};
 use model::layout::LayerUse;
-use model::params::ParamPlace;
+use model::params::{BufferSpec, ParamPlace};
 use model::{KvMode, Model, ModelConfig};
 use ops::Weight;
 
@@ -76,13 +76,17 @@ fn mean(layers: &[usize], read: impl Fn(usize) -> Option<Vec<f32>>) -> Option<Ve
     Some(sum.into_iter().map(|s| (s / layers.len() as f64) as f32).collect())
 }
 
+/// Refuses an MLP that keeps something beside its weights: layers are copied and averaged, and its
+/// buffers would be left behind.
+fn no_buffers(kind: &str, buffers: &[BufferSpec]) -> Result<(), ConvertError> {
+    let Some(buffer) = buffers.first() else { return Ok(()) };
+    let expected = "an MLP that learns nothing outside of gradients";
+    let found = format!("\"{kind}\" with \"{}\"", buffer.name);
+    refused("the source: mlp", expected, found, "train it in the layout that it has")
+}
+
 fn check(config: &ModelConfig) -> Result<(), ConvertError> {
-    if let Some(buffer) = config.mlp.settings().buffers(&config.sizes()).first() {
-        let expected = "an MLP that learns nothing outside of gradients: layers are copied and \
-                        averaged, and its buffers cannot be";
-        let found = format!("\"{}\" with \"{}\"", config.mlp.kind(), buffer.name);
-        return refused("the source: mlp", expected, found, "train it in the layout that it has");
-    }
+    no_buffers(config.mlp.kind(), &config.mlp.settings().buffers(&config.sizes()))?;
     if !config.router.settings().is_neutral() {
         let expected = "one with which every token takes every layer: dense, recursive, or \
                         converted and not yet trained";
@@ -100,4 +104,18 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
         return refused("the source: relax", expected, config.relax.kind(), next);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_an_mlp_are_not_left_behind() {
+        no_buffers("dense", &[]).expect("nothing to lose");
+        let (name, range) = ("load".to_owned(), (0.0, 1.0));
+        let bias = BufferSpec { name, length: 4, range, every_step: true };
+        let error = no_buffers("experts", &[bias]).expect_err("a buffer").to_string();
+        assert!(error.contains("experts") && error.contains("load"), "{error}");
+    }
 }

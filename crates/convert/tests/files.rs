@@ -149,6 +149,9 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         assert!(!at("refused").exists(), "{pointer}: a second try finds the place free");
     };
     change("/sharing_map", json!([0, 1]), "sharing_map");
+    let mut newer = config["model"].clone();
+    newer["sliding_window"] = json!(4);
+    change("/model", newer, "sliding_window");
     change("/sharing_map", json!("x"), "config.json");
     change("/model/heads", json!(3), "kv_heads");
     change("/model/layers", json!(1_000_000_000_000_u64), "layers");

@@ -32,10 +32,7 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
 
 /// The records of the run in `dir`.
 pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
-    // What `lathe quickstart` makes has the run in a folder of its own.
-    let inner = dir.join("run");
-    let dir = if inner.join("log.jsonl").is_file() { &inner } else { dir };
-    let path = dir.join("log.jsonl");
+    let path = train::run_folder(dir).join("log.jsonl");
     ensure!(
         path.is_file(),
         "{} is missing: {} is not the folder of a run",

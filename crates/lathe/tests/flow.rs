@@ -410,6 +410,10 @@ fn quickstart_ends_with_a_report() {
     place.run(&["generate", "q", "--prompt", "the", "--max-tokens", "2"]).good();
     place.run(&["inspect", "q", "--json"]).good().json();
     place.run(&["report", "q", "--html", "again.html"]).good();
+    // A run is its own, whatever lies beside its checkpoints.
+    place.write("q/run/run/log.jsonl", "");
+    place.run(&["report", "q/run", "--html", "own.html"]).good();
+    assert!(place.text("own.html").contains("bits per byte"), "the page of the run itself");
     place.run(&["eval", "q/run", "--data", "q/data", "--windows", "2", "--json"]).good().json();
     // A second call finds everything done and says the same.
     let again = place.run(&arguments).good();

@@ -7,7 +7,7 @@ use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, Sharing};
 use crate::mlp::MlpConfig;
-use crate::params::RouterSite;
+use crate::params::{BufferSpec, RouterSite};
 use crate::routers::RouterConfig;
 use crate::sizes::Sizes;
 
@@ -122,13 +122,9 @@ impl ModelConfig {
     fn check_buffers(&self, sizes: &Sizes) -> Result<(), ConfigError> {
         let of_router = self.router.settings().buffers(sizes, RouterSite::Depth);
         let of_mlp = self.mlp.settings().buffers(sizes);
-        match of_mlp.iter().find(|one| of_router.iter().any(|other| other.name == one.name)) {
-            None => Ok(()),
-            Some(both) => {
-                let expected = format!("another router: both keep a buffer \"{}\"", both.name);
-                refuse("mlp.kind", format!("\"{}\"", self.mlp.kind()), expected)
-            }
-        }
+        let Some(name) = name_in_both(&of_router, &of_mlp) else { return Ok(()) };
+        let expected = format!("another router: both keep a buffer \"{name}\"");
+        refuse("mlp.kind", format!("\"{}\"", self.mlp.kind()), expected)
     }
 
     fn check_sizes(&self) -> Result<(), ConfigError> {
@@ -194,5 +190,34 @@ fn positive(field: &str, x: f64, most: f64) -> Result<(), ConfigError> {
         Ok(())
     } else {
         refuse(field, x, format!("above 0 and at most {most}"))
+    }
+}
+
+/// A name that two lists of buffers share.
+fn name_in_both<'a>(one: &'a [BufferSpec], other: &[BufferSpec]) -> Option<&'a str> {
+    let taken = |buffer: &&BufferSpec| other.iter().any(|spec| spec.name == buffer.name);
+    one.iter().find(taken).map(|buffer| buffer.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_two_buffers_is_found() {
+        let buffers = |names: &[&str]| -> Vec<BufferSpec> {
+            let range = (0.0, 1.0);
+            let of = |name: &&str| BufferSpec {
+                name: (*name).to_owned(),
+                length: 1,
+                range,
+                every_step: false,
+            };
+            names.iter().map(of).collect()
+        };
+        let router = buffers(&["running", "bias"]);
+        assert_eq!(name_in_both(&router, &buffers(&["load", "bias"])), Some("bias"));
+        assert_eq!(name_in_both(&router, &buffers(&["load"])), None);
+        assert_eq!(name_in_both(&router, &[]), None);
     }
 }

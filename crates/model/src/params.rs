@@ -245,6 +245,8 @@ pub struct BufferSpec {
     pub length: usize,
     /// The least and the largest value that it may hold.
     pub range: (f64, f64),
+    /// Whether every step of training writes it, so that a run that has done steps has it.
+    pub every_step: bool,
 }
 
 /// The weights of a model while it is built: each must be taken once.

@@ -1,6 +1,6 @@
 //! Patterns of names in the parameter table, in which `*` stands for any characters.
 
-/// The most stars of a pattern: the time to compare grows with the length of a name to this power.
+/// The most stars of a pattern: no name has more parts.
 const STARS: usize = 8;
 
 /// A pattern that cannot be meant.
@@ -16,8 +16,18 @@ pub struct PatternError {
 /// Whether `name` fits `pattern`, in which `*` stands for any characters, none included.
 pub fn fits(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(name) = name.strip_prefix(first) else { return false };
-    name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| fits(rest, &name[at..]))
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut inner) = name.strip_prefix(first).and_then(|name| name.strip_suffix(last)) else {
+        return false;
+    };
+    // The earliest place of each piece leaves most to those behind it.
+    for piece in middle.split('*') {
+        match inner.find(piece) {
+            None => return false,
+            Some(at) => inner = &inner[at + piece.len()..],
+        }
+    }
+    true
 }
 
 /// # Errors
@@ -53,6 +63,12 @@ mod tests {
             ("l*s.*y", "layers.3.query", true),
             ("l*s.*y", "layers.3.queries", false),
             ("", "norm", false),
+            ("a*a", "a", false),
+            ("*b*b*", "abc", false),
+            ("a*a", "aa", true),
+            ("*b*a*", "ab", false),
+            ("a*b*c*c", "abbc", false),
+            ("a*b*c*c", "abcbcc", true),
         ] {
             assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
         }

@@ -8,6 +8,9 @@ use ops::{Format, QuantError};
 use crate::params::ParamSpec;
 use crate::pattern::{self, PatternError};
 
+/// The most exceptions by name: each is compared with each weight.
+const EXCEPTIONS: usize = 256;
+
 /// The name of weights that are not rounded.
 const F32: &str = "f32";
 
@@ -39,6 +42,11 @@ pub enum WeightFormatError {
     /// A rule whose pattern cannot be used.
     #[error("weight formats: {0}")]
     Pattern(#[from] PatternError),
+    /// More exceptions than there may be.
+    #[error(
+        "weight formats: expected at most {EXCEPTIONS} exceptions by name; use patterns with *"
+    )]
+    Many,
     /// A part of the text that is neither.
     #[error(
         "weight formats: expected one format, then PATTERN=FORMAT for each exception, found \
@@ -97,6 +105,9 @@ impl FromStr for WeightFormats {
         let mut parts = text.split(',').map(str::trim);
         let mut formats = Self { all: parse(parts.next().unwrap_or_default())?, by_name: vec![] };
         for part in parts {
+            if formats.by_name.len() == EXCEPTIONS {
+                return Err(WeightFormatError::Many);
+            }
             let Some((pattern, format)) = part.split_once('=') else {
                 let found = part.chars().take(40).collect();
                 return Err(WeightFormatError::Text { found });
@@ -184,6 +195,7 @@ mod tests {
             ("int8,head=", "unknown"),
             ("int8,head=int9", "int9"),
             ("head=int8", "head=int8"),
+            (&format!("int8{}", ",embed=bf16".repeat(EXCEPTIONS + 1)), "at most 256"),
         ] {
             let error = text.parse::<WeightFormats>().expect_err(text).to_string();
             assert!(error.contains(needle), "{text}: {error}");

@@ -352,3 +352,19 @@ fn a_row_turned_into_a_column_is_read_like_any_matrix() {
     assert_eq!(read_rows(&row), [1.0, 2.0, 3.0]);
     assert!(read_rows(&from_rows(Vec::new(), 0, 3).transpose()).is_empty());
 }
+
+#[test]
+fn columns_of_a_tracked_matrix_are_an_input_like_any_other() {
+    let d = &mut Dice(13);
+    let (x, w) = (d.matrix(3, 4), d.matrix(2, 2));
+    let run = |o: Ops| {
+        let (x, weight) = (leaf(&x.tensor()), w.weight());
+        let y = o.linear(x.clone().narrow(1, 1, 2), &weight);
+        let values = read_rows(&y);
+        let gradients = backward(&functional(y));
+        (values, read_rows(&gradient(&x, &gradients).expect("reached")))
+    };
+    let (fast, plain) = (run(Ops::Fast), run(Ops::Plain));
+    close(&fast.0, &plain.0, 1e-6, "values");
+    close(&fast.1, &plain.1, 1e-6, "gradients");
+}

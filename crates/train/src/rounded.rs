@@ -30,7 +30,7 @@ impl Rounded {
     /// The formats that `weights` names.
     ///
     /// # Errors
-    /// Another text.
+    /// A name that is no format, or a part that is no exception.
     pub fn formats(&self) -> Result<WeightFormats, WeightFormatError> {
         self.weights.parse()
     }

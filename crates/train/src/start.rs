@@ -4,17 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::ModelConfig;
-use serde::Deserialize;
 
 use crate::rounded;
-use crate::stored::only_runs;
+use crate::stored::{model_config, only_runs};
 use crate::{Stored, TrainError, Trainer, load_model};
 
-/// Where the checkpoints of a run are: in its folder, in `run` of what `lathe quickstart` makes, or
-/// in `path` itself.
+/// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.
+pub fn run_folder(path: &Path) -> PathBuf {
+    let is_run =
+        |path: &Path| path.join("checkpoints").is_dir() || path.join("log.jsonl").is_file();
+    let inner = path.join("run");
+    if !is_run(path) && is_run(&inner) { inner } else { path.to_path_buf() }
+}
+
+/// Where the checkpoints of the run at `path` are; `path` itself if it is no run.
 pub(crate) fn steps_of(path: &Path) -> PathBuf {
-    let inner = ["checkpoints", "run/checkpoints"].map(|inner| path.join(inner));
-    inner.into_iter().find(|inner| inner.is_dir()).unwrap_or_else(|| path.to_path_buf())
+    let steps = run_folder(path).join("checkpoints");
+    if steps.is_dir() { steps } else { path.to_path_buf() }
 }
 
 /// The folder of the checkpoint at `path`: itself, or the newest one of a run's folder.
@@ -56,9 +62,9 @@ pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
         return refuse(&file, "size", found, format!("a file of at most {LONGEST_CONFIG} bytes"));
     }
     let bytes = std::fs::read(&file).map_err(failed)?;
-    let parsed = serde_json::from_slice::<serde_json::Value>(&bytes)
-        .and_then(|value| ModelConfig::deserialize(&value));
-    parsed.or_else(|error| refuse(&file, "JSON", error.to_string(), "a model's config".into()))
+    let parsed = serde_json::from_slice(&bytes).map_err(|error| error.to_string());
+    let config = parsed.and_then(|value| model_config(&value));
+    config.or_else(|found| refuse(&file, "JSON", found, "a model's config".into()))
 }
 
 /// What identifies the checkpoint at `path`: the SHA-256 of its manifest, which holds those of its

@@ -265,9 +265,7 @@ impl Trainer {
     }
 
     fn learn_outside_of_gradients(&mut self, depths: &[u64], stats: &RoutingStats) {
-        // Where no row came to the last recursions, nothing was needed there.
-        let mut needed = stats.needed_thresholds();
-        needed.resize(self.model.config().recursions, None);
+        let needed = stats.needed_thresholds();
         let (chosen, experts) = (&stats.depths, &stats.loads);
         let routed = StepRouting { needed: &needed, depths, chosen, experts };
         let config = self.model.config();

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
-use model::params::Group;
-use model::routers::StepRouting;
+use model::params::{BufferSpec, Group};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
 use ops::Moments;
 use serde::{Deserialize, Serialize};
@@ -312,17 +311,24 @@ fn same_run(loaded: &Loaded, config: &ModelConfig, wanted: &Recipe) -> Result<()
     Ok(())
 }
 
-/// The model of a checkpoint. A field that this program does not know may change what the model
-/// computes, so that it is refused.
 fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
-    let config: ModelConfig = document(loaded, "config")?;
-    let given = loaded.json.get("config").unwrap_or(&Value::Null);
+    let given: Value = document(loaded, "config")?;
+    model_config(&given).or_else(|found| {
+        let expected = "what this version of Lathe writes".into();
+        refuse(&loaded.path, "config.json", found, expected)
+    })
+}
+
+/// The model that `given` describes. A field that this program does not know may change what the
+/// model computes, so that it is refused.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn model_config(given: &Value) -> Result<ModelConfig, String> {
+    let config = ModelConfig::deserialize(given).map_err(|error| error.to_string())?;
     match unknown(given, &json(&config)) {
         None => Ok(config),
-        Some(field) => {
-            let expected = "fields of a model that this version of lathe knows";
-            refuse(&loaded.path, "config.json", format!("the field {field:?}"), expected.into())
-        }
+        Some(field) => Err(format!("the unknown field {field:?}")),
     }
 }
 
@@ -506,21 +512,16 @@ fn check_learned(loaded: &Loaded, state: &State, config: &ModelConfig) -> Result
     if state.updates == 0 {
         return Ok(());
     }
-    let needed = vec![None; config.recursions];
-    let loads = vec![1; config.recursions];
-    let routed =
-        StepRouting { needed: &needed, depths: &[], chosen: &loads, experts: &BTreeMap::new() };
-    let mut left = RouterState::default();
-    config.router.settings().schedule(state.step, &mut left);
-    config.router.settings().after_step(&routed, &mut left);
-    for (name, value) in left.iter() {
-        if state.router.get(name).is_none() {
-            let (field, count) = (format!("state.router.{name}"), value.len());
-            let expected = format!("{count} numbers, as after every step");
-            return refuse(&loaded.path, &field, "missing".into(), expected);
+    let table = model::table::buffers(config);
+    let missing = |spec: &&BufferSpec| spec.every_step && state.router.get(&spec.name).is_none();
+    match table.iter().find(missing) {
+        None => Ok(()),
+        Some(spec) => {
+            let expected = format!("{} numbers, as after every step", spec.length);
+            let field = format!("state.router.{}", spec.name);
+            refuse(&loaded.path, &field, "missing".into(), expected)
         }
     }
-    Ok(())
 }
 
 /// Refuses buffers that the model does not have, of another length than it says, or out of range.

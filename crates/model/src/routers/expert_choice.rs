@@ -210,11 +210,15 @@ impl RouterSettings for Config {
     }
 
     fn buffers(&self, sizes: &Sizes, _: RouterSite) -> Vec<BufferSpec> {
-        let any = (f64::NEG_INFINITY, f64::INFINITY);
+        let (any, positive) = ((f64::NEG_INFINITY, f64::INFINITY), (0.0, f64::INFINITY));
+        let buffer = |name: &str, length, range, every_step| {
+            let name = name.into();
+            BufferSpec { name, length, range, every_step }
+        };
         vec![
-            BufferSpec { name: RUNNING.into(), length: sizes.recursions, range: any },
-            BufferSpec { name: RUNNING_STEPS.into(), length: 1, range: (0.0, f64::INFINITY) },
-            BufferSpec { name: RELEASED.into(), length: 1, range: (0.0, 1.0) },
+            buffer(RUNNING, sizes.recursions, any, true),
+            buffer(RUNNING_STEPS, 1, positive, true),
+            buffer(RELEASED, 1, (0.0, 1.0), self.gate_release_steps > 0),
         ]
     }
 

@@ -81,7 +81,7 @@ pub trait RouterSettings {
 #[derive(Clone, Debug)]
 pub struct StepRouting<'a> {
     /// For each recursion the logit at which its capacity would have been met; `None` where every
-    /// candidate was best, or none was compared.
+    /// candidate was best, or none was compared; shorter where no row came to the last ones.
     pub needed: &'a [Option<f32>],
     /// Rows by the number of recursions that they had, from 0.
     pub depths: &'a [u64],

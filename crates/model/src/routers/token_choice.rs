@@ -135,7 +135,8 @@ impl RouterSettings for Config {
 
     fn buffers(&self, sizes: &Sizes, _: RouterSite) -> Vec<BufferSpec> {
         let range = (f64::NEG_INFINITY, f64::INFINITY);
-        vec![BufferSpec { name: BIAS.into(), length: sizes.recursions, range }]
+        let every_step = self.balance == Balance::LossFree;
+        vec![BufferSpec { name: BIAS.into(), length: sizes.recursions, range, every_step }]
     }
 
     fn build(&self, sizes: &Sizes, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
