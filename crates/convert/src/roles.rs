@@ -95,6 +95,8 @@ pub(crate) fn settings_of(config: &ModelConfig) -> ArchConfig {
 mod tests {
     use std::collections::BTreeSet;
 
+    use model::params::Factor;
+
     use super::*;
 
     #[test]
@@ -125,7 +127,7 @@ mod tests {
         for place in [
             ParamPlace::LayerNorm { stored, part: attention::NORM, recursion: 1 },
             ParamPlace::Layer { stored, part: Part::new("experts") },
-            ParamPlace::Adapter { stored, part, recursion: 0, factor: "up" },
+            ParamPlace::Adapter { stored, part, recursion: 0, factor: Factor::new("up") },
             ParamPlace::Encoding { recursion: 0 },
         ] {
             let name = place.to_string();

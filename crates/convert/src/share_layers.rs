@@ -315,7 +315,7 @@ mod tests {
             kv: KvMode::RecursionWise,
             share_norms: true,
             keep: None,
-            relax: Relaxation::None,
+            relax: Relaxation::NONE,
             fit_adapters: true,
             seed: 3,
         }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::adapters::{Relaxation, lora, merge};
-use model::layout::LayerUse;
-use model::params::{BufferSpec, ParamPlace};
-use model::{KvMode, Model, ModelConfig};
+use model::adapters::Relaxation;
+use model::layout::{LayerPlan, LayerUse};
+use model::params::{BufferSpec, ParamPlace, ParamSpec};
+use model::{KvMode, Model, ModelConfig, Sizes};
 use ops::Weight;
 
 use crate::ConvertError;
@@ -14,9 +14,11 @@ use crate::error::refused;
 
 /// The weights of a model by unrolled layer.
 pub(crate) struct SourceModel<'a> {
-    weights: BTreeMap<&'a ParamPlace, &'a Arc<Weight>>,
+    weights: BTreeMap<&'a ParamPlace, &'a (ParamSpec, Arc<Weight>)>,
     uses: Vec<LayerUse>,
+    plan: &'a LayerPlan,
     config: &'a ModelConfig,
+    sizes: Sizes,
 }
 
 impl<'a> SourceModel<'a> {
@@ -25,9 +27,11 @@ impl<'a> SourceModel<'a> {
         let config = model.config();
         check(config)?;
         Ok(Self {
-            weights: model.weights().iter().map(|(spec, weight)| (&spec.place, weight)).collect(),
+            weights: model.weights().iter().map(|entry| (&entry.0.place, entry)).collect(),
             uses: model.plan().unrolled().collect(),
+            plan: model.plan(),
             config,
+            sizes: config.sizes(),
         })
     }
 
@@ -38,23 +42,22 @@ impl<'a> SourceModel<'a> {
 
     /// The weight at a place of the source's own table.
     pub(crate) fn kept(&self, place: &ParamPlace) -> Option<Vec<f32>> {
-        self.weights.get(place).map(|weight| weight.read())
+        self.weights.get(place).map(|(_, weight)| weight.read())
     }
 
     /// What stands at `place` in an unrolled layer, with what its use adds.
     pub(crate) fn of_layer(&self, layer: usize, place: &ParamPlace) -> Option<Vec<f32>> {
         let at = self.uses[layer];
         let norm = if self.config.share_norms { 0 } else { at.recursion };
-        let shared = self.kept(&place.in_layer(at.stored, norm))?;
-        let ParamPlace::Layer { part, .. } = *place else { return Some(shared) };
-        let adapter = |factor| self.kept(&ParamPlace::adapter(at, part, factor));
-        let (Some(down), Some(up)) = (adapter(lora::DOWN), adapter(lora::UP)) else {
+        let place = place.in_layer(at.stored, norm);
+        let (base, shared) = self.weights.get(&place)?;
+        let (shared, settings) = (shared.read(), self.config.relax.settings());
+        let ParamPlace::Layer { part, .. } = place else { return Some(shared) };
+        if settings.specs(&self.sizes, self.plan, at, base).is_empty() {
             return Some(shared);
-        };
-        let (settings, _) = self.config.relax.adapters()?;
-        let columns = down.len() / settings.rank;
-        let magnitude = adapter(lora::MAGNITUDE);
-        Some(merge(&shared, columns, &down, &up, settings.scale(), magnitude.as_deref()))
+        }
+        let factors = |factor| self.kept(&ParamPlace::adapter(at, part, factor));
+        settings.merged(&shared, base.shape.1, &factors)
     }
 
     /// Its mean over some layers; a copy if it is one.
@@ -98,8 +101,11 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
         let found = format!("{:?}", config.kv);
         return refused("the source: kv", expected, found, "convert what it was made of");
     }
-    if matches!(config.relax, Relaxation::Encoding(_)) {
-        let expected = "none, lora or dora: a factor of the stream is no part of any layer";
+    if !config.relax.settings().merges() {
+        let all = Relaxation::all();
+        let merging = all.iter().filter(|relax| relax.settings().merges());
+        let known = merging.map(Relaxation::kind).collect::<Vec<_>>().join(", ");
+        let expected = format!("one that can be merged into the layers: {known}");
         let next = "convert what it was made of";
         return refused("the source: relax", expected, config.relax.kind(), next);
     }

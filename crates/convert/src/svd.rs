@@ -1,6 +1,7 @@
 //! The best approximation of a matrix by one of low rank: randomised subspace iteration (Halko,
 //! Martinsson and Tropp, 2011, arXiv 0909.4061), products in f32, everything small in f64.
 
+use model::adapters::Truncated;
 use model::rng::Stream;
 use ops::{Ops, Tensor2, Weight, from_rows, read_rows};
 
@@ -8,15 +9,6 @@ use ops::{Ops, Tensor2, Weight, from_rows, read_rows};
 const MORE: usize = 8;
 const ROUNDS: usize = 6;
 const SWEEPS: usize = 40;
-
-/// `a ~ sum_i sigma_i u_i v_i^T`, the largest first.
-pub(crate) struct Truncated {
-    pub(crate) sigma: Vec<f64>,
-    /// Each of length n.
-    pub(crate) u: Vec<Vec<f64>>,
-    /// Each of length d.
-    pub(crate) v: Vec<Vec<f64>>,
-}
 
 /// The `rank` largest singular values of `a`, `[n, d]`, and their directions.
 pub(crate) fn truncated(

@@ -116,7 +116,7 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         kv: KvMode::Shared,
         share_norms: true,
         keep: None,
-        relax: model::adapters::Relaxation::None,
+        relax: model::adapters::Relaxation::NONE,
         fit_adapters: false,
         seed: 1,
     };

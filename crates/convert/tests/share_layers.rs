@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{ids, logits, stored, tiny};
 use convert::{ConversionTarget, Start, convert};
-use model::adapters::{Relaxation, encoding, lora};
+use model::adapters::{Relaxation, dora, encoding, lora};
 use model::params::Part;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, attention};
@@ -32,7 +32,7 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> ConversionTarget
         kv: KvMode::RecursionWise,
         share_norms: true,
         keep: None,
-        relax: Relaxation::None,
+        relax: Relaxation::NONE,
         fit_adapters: true,
         seed: 3,
     }
@@ -276,6 +276,10 @@ fn what_does_not_fit_is_refused() {
     refuses(&stored(&folder.path().join("shared"), &shared, 1), &base, "x", &["kv"]);
 }
 
+fn dora(settings: lora::Config) -> Relaxation {
+    Relaxation::Dora(dora::Config(settings))
+}
+
 fn adapters(parts: &[Part], rank: usize) -> lora::Config {
     lora::Config { rank, alpha: 3.0 * rank as f64, parts: parts.to_vec(), ..Default::default() }
 }
@@ -288,7 +292,7 @@ fn adapters_of_full_rank_undo_sharing() {
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
     let expected = logits(&dense.model, &Rule::NonCausal, &ids());
     let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    for (i, make) in [Relaxation::Lora, Relaxation::Dora].into_iter().enumerate() {
+    for (i, make) in [Relaxation::Lora, dora].into_iter().enumerate() {
         for sharing in SHARINGS {
             // The smallest side of any matrix is 24.
             let relax = make(adapters(&everywhere(), 24));
@@ -320,7 +324,7 @@ fn merged_adapters_compute_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
     let mut number = 0;
-    for make in [Relaxation::Lora, Relaxation::Dora] {
+    for make in [Relaxation::Lora, dora] {
         for sharing in SHARINGS {
             for (kv, parts, skip_first) in [
                 (KvMode::RecursionWise, &everywhere()[..], false),
@@ -358,7 +362,7 @@ fn fresh_relaxations_change_nothing() {
         let expected = logits(&plain.model, &Rule::NonCausal, &ids());
         for relax in [
             Relaxation::Lora(adapters(&everywhere(), 4)),
-            Relaxation::Dora(adapters(&everywhere(), 4)),
+            dora(adapters(&everywhere(), 4)),
             Relaxation::Encoding(encoding::Config::default()),
         ] {
             number += 1;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::serving::{Inbox, alone, engine, limits, request, requests, run, same};
 use common::{batch, config, fresh, models, name, rule, uneven};
 use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
-use model::adapters::{Relaxation, lora};
+use model::adapters::{Relaxation, dora, lora};
 use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Sharing};
 use ops::KvFormat;
 use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
@@ -25,11 +25,11 @@ fn everyone() -> Vec<Arc<Model>> {
     let mut norms = config(RouterConfig::default(), KvMode::RecursionWise);
     norms.share_norms = false;
     let mut adapted = config(RouterConfig::default(), KvMode::SharedUpdate);
-    adapted.relax = Relaxation::Dora(lora::Config {
+    adapted.relax = Relaxation::Dora(dora::Config(lora::Config {
         rank: 3,
         parts: MlpConfig::default().settings().adaptable(),
         ..lora::Config::default()
-    });
+    }));
     let mut encoded = config(RouterConfig::default(), KvMode::RecursionWise);
     encoded.relax = Relaxation::Encoding(Default::default());
     let more = [

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use model::WeightFormats;
+use model::adapters::Relaxation;
+use model::{RouterConfig, WeightFormats};
 
 use crate::bench::arguments::BenchCommand;
 use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
@@ -292,9 +293,7 @@ pub(crate) struct Convert {
     /// Where shared layers take their weights from: stepwise, average, lower, upper or random
     #[arg(long, default_value = "stepwise")]
     pub(crate) init: String,
-    /// Router that decides on the depth of a token: fixed, expert_choice, or its table, like
-    /// '{ kind = "expert_choice", network = "mlp" }'
-    #[arg(long, default_value = "fixed")]
+    #[arg(long, default_value = "fixed", help = router_help())]
     pub(crate) router: String,
     /// How recursions share the KV cache: recursion_wise, shared or shared_update
     #[arg(long, default_value = "recursion_wise")]
@@ -302,9 +301,7 @@ pub(crate) struct Convert {
     /// Give every use of a shared layer its own norms, taken from the layer that it replaces
     #[arg(long)]
     pub(crate) own_norms: bool,
-    /// Adapters that let the uses of a shared layer differ: none, lora, dora, encoding, or a table,
-    /// like '{ kind = "lora", rank = 32, parts = ["query", "down"] }'
-    #[arg(long, default_value = "none")]
+    #[arg(long, default_value = "none", help = relax_help())]
     pub(crate) relax: String,
     /// Start adapters at zero instead of fitting them (by singular values) to what sharing loses
     #[arg(long)]
@@ -369,4 +366,29 @@ pub(crate) struct Verify {
     /// Run the plain reference operations instead of the fast ones
     #[arg(long)]
     pub(crate) plain: bool,
+}
+
+/// The help of `--router`: routers with a setting under which a converted model computes what the
+/// recursive one does.
+fn router_help() -> String {
+    let mut known = Vec::new();
+    for router in RouterConfig::all() {
+        if router.neutral(2).is_some() {
+            known.push(router.kind());
+        }
+    }
+    format!(
+        "Router that decides on the depth of a token: {}, or its table, like \
+         '{{ kind = \"expert_choice\", network = \"mlp\" }}'",
+        known.join(", ")
+    )
+}
+
+fn relax_help() -> String {
+    let known: Vec<&str> = Relaxation::all().iter().map(Relaxation::kind).collect();
+    format!(
+        "Adapters that let the uses of a shared layer differ: {}, or a table, like \
+         '{{ kind = \"lora\", rank = 32, parts = [\"query\", \"down\"] }}'",
+        known.join(", ")
+    )
 }

@@ -1,12 +1,12 @@
-//! One decoder layer: attention, then an MLP, each with its norm and its residual sum, and the
-//! factors of the stream behind the layer where the model has some.
+//! One decoder layer: attention, then an MLP, each with its norm and its residual sum, and what
+//! changes the stream behind the layer where the model has such a thing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ops::{Tensor2, Weight};
+use ops::Tensor2;
 
-use crate::adapters::encoding::encode;
+use crate::adapters::member::StreamAdapter;
 use crate::attention::{Attention, Norm};
 use crate::carry::Carry;
 use crate::context::LayerContext;
@@ -20,8 +20,8 @@ pub(crate) struct Block {
     pub(crate) attention: Attention,
     pub(crate) mlp_norm: Norm,
     pub(crate) mlp: Box<dyn Mlp>,
-    /// Factors of the stream behind this layer, by recursion; mostly none.
-    pub(crate) encoding: Vec<Arc<Weight>>,
+    /// What changes the stream behind this layer; mostly nothing.
+    pub(crate) behind: Option<Arc<dyn StreamAdapter>>,
 }
 
 impl Block {
@@ -40,7 +40,10 @@ impl Block {
         let x_td = self.attention.forward(x_td, context);
         let h_td = self.mlp_norm.forward(x_td.clone(), context.at, context.pass.ops);
         let x_td = self.mlp.forward(h_td, x_td, context);
-        encode(&self.encoding, x_td, context.at, context.pass.ops)
+        match &self.behind {
+            Some(behind) => behind.run(x_td, context.at, context.pass.ops),
+            None => x_td,
+        }
     }
 
     /// The layer with only its input kept, to be run again in the backward pass. What the first run

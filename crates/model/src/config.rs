@@ -75,7 +75,7 @@ impl Default for ModelConfig {
             sharing: Sharing::MiddleCycle,
             recursions: 3,
             share_norms: true,
-            relax: Relaxation::None,
+            relax: Relaxation::NONE,
             router: RouterConfig::default(),
             kv: KvMode::RecursionWise,
         }

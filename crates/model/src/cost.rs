@@ -270,7 +270,7 @@ pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
         sharing: Sharing::None,
         recursions: 1,
-        relax: Relaxation::None,
+        relax: Relaxation::NONE,
         router: RouterConfig::FIXED,
         kv: KvMode::RecursionWise,
         ..config.clone()

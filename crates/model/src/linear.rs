@@ -17,8 +17,8 @@ pub struct LinearBuilder<'a> {
     pub(crate) stored: usize,
     /// The layer's matrices in the table.
     pub(crate) table: Vec<ParamSpec>,
-    /// What adapts matrices, if anything does.
-    pub(crate) adapters: Option<Box<dyn AdapterSettings + 'a>>,
+    /// What says which matrices get adapters, and builds these.
+    pub(crate) adapters: &'a dyn AdapterSettings,
 }
 
 impl LinearBuilder<'_> {
@@ -27,15 +27,14 @@ impl LinearBuilder<'_> {
         let place = ParamPlace::Layer { stored: self.stored, part };
         let weight = take.take(&place);
         let base = self.table.iter().find(|spec| spec.place == place);
-        let (Some(settings), Some(base)) = (&self.adapters, base) else {
-            return Linear { weight, adapters: Vec::new() };
-        };
+        let Some(base) = base else { return Linear { weight, adapters: Vec::new() } };
         let mut adapters = Vec::new();
         for &at in self.plan.uses_of(self.stored) {
-            let table = settings.specs(self.sizes, self.plan, at, base);
-            adapters.push((!table.is_empty()).then(|| {
-                settings.build(&mut |factor| take.take(&ParamPlace::adapter(at, part, factor)))
-            }));
+            let specs = self.adapters.specs(self.sizes, self.plan, at, base);
+            let mut take = |factor| take.take(&ParamPlace::adapter(at, part, factor));
+            let adapter =
+                if specs.is_empty() { None } else { self.adapters.build(&specs, &mut take) };
+            adapters.push(adapter);
         }
         if adapters.iter().all(Option::is_none) {
             adapters.clear();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ops::{Rotary, Tensor2, Weight};
 
-use crate::adapters::encoding;
+use crate::adapters::member::StreamAdapter;
 use crate::attention::{self, Attention, Norm};
 use crate::block::Block;
 use crate::carry::Carry;
@@ -74,9 +74,9 @@ impl Model {
             weights.push((spec, Arc::new(weight)));
         }
         let mut take = Take::new(&weights);
-        let encodings = config.relax.encodings(&sizes, &mut take);
+        let stream = config.relax.settings().build_stream(&sizes, &plan, &mut take);
         let blocks = (0..plan.stored)
-            .map(|stored| Arc::new(block(config, &plan, stored, &encodings, &mut take)))
+            .map(|stored| Arc::new(block(config, &plan, stored, stream.as_ref(), &mut take)))
             .collect();
         let router = config.router.settings();
         let recursion = Recursion {
@@ -222,16 +222,13 @@ fn block(
     config: &ModelConfig,
     plan: &LayerPlan,
     stored: usize,
-    encodings: &[Arc<Weight>],
+    stream: Option<&Arc<dyn StreamAdapter>>,
     take: &mut Take,
 ) -> Block {
     let sizes = &config.sizes();
     let table = table::linears(config, stored);
     let linears = LinearBuilder { sizes, plan, stored, table, adapters: config.relax.settings() };
-    let encoding = match encoding::is_behind(sizes, plan, stored) {
-        true => encodings.to_vec(),
-        false => Vec::new(),
-    };
+    let behind = stream.filter(|stream| stream.is_behind(stored)).cloned();
     Block {
         attention: Attention {
             norm: norm(config, plan, stored, attention::NORM, take),
@@ -244,7 +241,7 @@ fn block(
         },
         mlp_norm: norm(config, plan, stored, mlp::NORM, take),
         mlp: config.mlp.settings().build(&linears, take),
-        encoding,
+        behind,
     }
 }
 

@@ -43,6 +43,32 @@ impl Serialize for Part {
     }
 }
 
+/// One tensor of an adapter: its name, and a number where the adapter has several of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Factor {
+    name: &'static str,
+    number: Option<usize>,
+}
+
+impl Factor {
+    /// The only tensor of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, number: None }
+    }
+
+    /// Tensor `number` of this name, from 0.
+    pub const fn numbered(name: &'static str, number: usize) -> Self {
+        Self { name, number: Some(number) }
+    }
+}
+
+impl Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)?;
+        self.number.map_or(Ok(()), |number| write!(f, ".{number}"))
+    }
+}
+
 /// Whose rows a router decides about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouterSite {
@@ -73,7 +99,8 @@ pub enum ParamPlace {
         /// Which use of the layer, from 0.
         recursion: usize,
     },
-    /// `relax.S.PART.R.FACTOR`: what use R of stored layer S adds to a matrix.
+    /// `relax.S.PART.R.FACTOR`: what use R of stored layer S adds to a matrix; `.K` behind it where
+    /// the adapter has several tensors of that name.
     Adapter {
         /// Number of the stored layer.
         stored: usize,
@@ -82,7 +109,7 @@ pub enum ParamPlace {
         /// Which use of the layer, from 0.
         recursion: usize,
         /// Which of the adapter's tensors.
-        factor: &'static str,
+        factor: Factor,
     },
     /// `encoding.R`: factors of the stream behind recursion R.
     Encoding {
@@ -319,7 +346,7 @@ impl ParamPlace {
     }
 
     /// The place of the adapter tensor `factor` of a use.
-    pub fn adapter(at: LayerUse, part: Part, factor: &'static str) -> Self {
+    pub fn adapter(at: LayerUse, part: Part, factor: Factor) -> Self {
         Self::Adapter { stored: at.stored, part, recursion: at.recursion, factor }
     }
 }

@@ -1,6 +1,6 @@
 //! Small models: every router, layout, way of keeping keys and values, and adapter.
 
-use model::adapters::{Relaxation, lora};
+use model::adapters::{Relaxation, dora, lora, mola};
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::random::Config as Random;
@@ -67,7 +67,12 @@ pub fn adapters(mlp: &MlpConfig) -> Vec<Relaxation> {
         // About as large as the matrices; much larger ones amplify rounding beyond comparison.
         let everywhere =
             lora::Config { rank: 3, alpha: 12.0, parts, skip_first, ..lora::Config::default() };
-        all.extend([Relaxation::Lora(everywhere.clone()), Relaxation::Dora(everywhere)]);
+        let several = mola::Config { adapter: everywhere.clone(), experts: vec![3], top_k: 2 };
+        all.extend([
+            Relaxation::Lora(everywhere.clone()),
+            Relaxation::Dora(dora::Config(everywhere)),
+            Relaxation::Mola(several),
+        ]);
     }
     all
 }

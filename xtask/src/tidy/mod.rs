@@ -6,11 +6,11 @@ mod glossary;
 mod imports;
 mod invariants;
 mod links;
+mod lists;
 mod markdown;
 mod names;
 mod plain;
 mod rooms;
-mod routers;
 mod safety;
 mod words;
 
@@ -36,7 +36,7 @@ const RULES: [Rule; 17] = [
     ("nothing large is kept", files::sizes),
     ("no shortcuts outside tests", words::forbidden),
     ("links lead somewhere", links::relative),
-    ("every router is documented", routers::documented),
+    ("every member of a list is documented", lists::documented),
     ("the witnesses of invariants exist", invariants::witnesses),
     ("the glossary names terms where they live", glossary::glossary),
     ("a public type has a name of its own", names::types),

@@ -93,7 +93,7 @@ impl Reference {
             sharing,
             recursions: if sharing == Sharing::None { 1 } else { s.recursions },
             share_norms: true,
-            relax: Relaxation::None,
+            relax: Relaxation::NONE,
             router: self.router()?,
             kv: if sharing == Sharing::None { KvMode::RecursionWise } else { kv },
         };

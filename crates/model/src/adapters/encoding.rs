@@ -7,7 +7,9 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
+use super::member::{AdapterSettings, Matrices, StreamAdapter};
 use crate::attention::by_runs;
+use crate::error::{ConfigError, refuse};
 use crate::layout::{DepthRuns, LayerPlan};
 use crate::params::{Group, Init, ParamPlace, ParamSpec, Take};
 use crate::sizes::Sizes;
@@ -17,32 +19,55 @@ use crate::sizes::Sizes;
 #[serde(default)]
 pub struct Config {}
 
-pub(super) fn specs(sizes: &Sizes) -> Vec<ParamSpec> {
-    let mut table = Vec::new();
-    for recursion in 0..sizes.recursions {
-        let place = ParamPlace::Encoding { recursion };
-        table.push(ParamSpec::new(place, (1, sizes.width), Init::Ones, Group::Norm));
+impl AdapterSettings for Config {
+    fn check(&self, sizes: &Sizes, plan: &LayerPlan, _: &Matrices) -> Result<(), ConfigError> {
+        if plan.stored == sizes.layers {
+            let expected = "a layout with shared layers: nothing else is used more than once";
+            return refuse("relax.kind", "encoding", expected.into());
+        }
+        Ok(())
     }
-    table
-}
 
-/// Every vector, by recursion.
-pub(super) fn vectors(sizes: &Sizes, take: &mut Take) -> Vec<Arc<Weight>> {
-    (0..sizes.recursions).map(|recursion| take.take(&ParamPlace::Encoding { recursion })).collect()
-}
-
-/// Whether the stream is multiplied behind stored layer `stored`.
-pub(crate) fn is_behind(sizes: &Sizes, plan: &LayerPlan, stored: usize) -> bool {
-    let ends = usize::from(sizes.sharing.keeps_ends());
-    let last = plan.stored - 1 - ends;
-    let is_shared = stored >= ends && stored <= last;
-    is_shared && (!sizes.sharing.is_cycle() || stored == last)
-}
-
-/// Each row of the stream times the vector of its recursion.
-pub(crate) fn encode(vectors: &[Arc<Weight>], x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
-    if vectors.is_empty() {
-        return x_td;
+    fn stream_specs(&self, sizes: &Sizes) -> Vec<ParamSpec> {
+        let mut table = Vec::new();
+        for recursion in 0..sizes.recursions {
+            let place = ParamPlace::Encoding { recursion };
+            table.push(ParamSpec::new(place, (1, sizes.width), Init::Ones, Group::Norm));
+        }
+        table
     }
-    by_runs(x_td, at, |x, recursion| ops.scale_columns(x, &vectors[recursion], None))
+
+    fn build_stream(
+        &self,
+        sizes: &Sizes,
+        plan: &LayerPlan,
+        take: &mut Take,
+    ) -> Option<Arc<dyn StreamAdapter>> {
+        let vectors = (0..sizes.recursions)
+            .map(|recursion| take.take(&ParamPlace::Encoding { recursion }))
+            .collect();
+        let ends = usize::from(sizes.sharing.keeps_ends());
+        let last = plan.stored - 1 - ends;
+        let first = if sizes.sharing.is_cycle() { last } else { ends };
+        Some(Arc::new(Vectors { vectors, first, last }))
+    }
+}
+
+/// The vectors by recursion, and the first and last stored layer that they stand behind.
+#[derive(Debug)]
+struct Vectors {
+    vectors: Vec<Arc<Weight>>,
+    first: usize,
+    last: usize,
+}
+
+impl StreamAdapter for Vectors {
+    fn is_behind(&self, stored: usize) -> bool {
+        (self.first..=self.last).contains(&stored)
+    }
+
+    /// Each row of the stream times the vector of its recursion.
+    fn run(&self, x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
+        by_runs(x_td, at, |x, recursion| ops.scale_columns(x, &self.vectors[recursion], None))
+    }
 }

@@ -1,29 +1,25 @@
 //! Low-rank adapters for each use of a matrix: LoRA (Hu et al., 2021, arXiv 2106.09685),
-//! `W + s B A` with `s = alpha / rank`, and DoRA (Liu et al., 2024, arXiv 2402.09353), which learns
-//! the magnitude of each output's weights apart. Fresh ones change nothing: B is zero, magnitudes
-//! are those of W.
+//! `W + s B A` with `s = alpha / rank`. Fresh ones change nothing, as B is zero.
 
 use std::sync::Arc;
 
-use ops::{Tensor2, Weight};
+use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::member::{Adapter, AdapterSettings, Matrices};
+use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced};
 use crate::attention;
 use crate::error::{ConfigError, at_least, refuse};
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, LayerUse};
 use crate::matrices::read_parts;
-use crate::params::{Group, Init, ParamPlace, ParamSpec, Part};
+use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec, Part};
 use crate::pass::Pass;
 use crate::sizes::Sizes;
 
 /// The tensor A, `[rank, d]`.
-pub const DOWN: &str = "down";
+pub(super) const DOWN: Factor = Factor::new("down");
 /// The tensor B, `[n, rank]`.
-pub const UP: &str = "up";
-/// `[1, n]`: DoRA's magnitudes, relative to those of the adapted matrix.
-pub const MAGNITUDE: &str = "length";
+pub(super) const UP: Factor = Factor::new("up");
 
 /// Which layers get adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +32,7 @@ pub enum AdaptedLayers {
     All,
 }
 
-/// `relax = { kind = "lora", ... }`, and the same for `dora`.
+/// `relax = { kind = "lora", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -76,33 +72,26 @@ impl Config {
     }
 }
 
-/// LoRA, and DoRA where magnitudes are learned apart.
-pub(super) struct LowRank<'a> {
-    pub(super) config: &'a Config,
-    pub(super) magnitudes: bool,
-}
-
-impl AdapterSettings for LowRank<'_> {
+impl AdapterSettings for Config {
     fn check(
         &self,
         sizes: &Sizes,
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        let config = self.config;
-        at_least("relax.alpha", config.alpha, 1e-6)?;
-        if config.layers == AdaptedLayers::Shared && plan.stored == sizes.layers {
+        at_least("relax.alpha", self.alpha, 1e-6)?;
+        if self.layers == AdaptedLayers::Shared && plan.stored == sizes.layers {
             let expected = "\"all\" where every layer has weights of its own: \"shared\" adapts \
                             layers that are used more than once";
             return refuse("relax.layers", "\"shared\"", expected.into());
         }
-        if config.parts.is_empty() {
+        if self.parts.is_empty() {
             return refuse("relax.parts", "[]", "at least one of a layer's matrices".into());
         }
         let Matrices { table, adaptable } = matrices;
-        for (i, part) in config.parts.iter().enumerate() {
+        for (i, part) in self.parts.iter().enumerate() {
             let name = part.name();
-            if config.parts[..i].contains(part) {
+            if self.parts[..i].contains(part) {
                 return refuse("relax.parts", name, "each matrix once".into());
             }
             let of_part = ParamPlace::Layer { stored: 0, part: *part };
@@ -115,9 +104,9 @@ impl AdapterSettings for LowRank<'_> {
                 return refuse("relax.parts", name, expected.into());
             }
             let most = base.shape.0.min(base.shape.1);
-            if config.rank == 0 || config.rank > most {
+            if self.rank == 0 || self.rank > most {
                 let expected = format!("between 1 and {most}, the smaller side of {name}");
-                return refuse("relax.rank", config.rank, expected);
+                return refuse("relax.rank", self.rank, expected);
             }
         }
         Ok(())
@@ -131,47 +120,96 @@ impl AdapterSettings for LowRank<'_> {
         base: &ParamSpec,
     ) -> Vec<ParamSpec> {
         let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        if !self.config.adapts(sizes.kv, plan, at, part) {
+        if !self.adapts(sizes.kv, plan, at, part) {
             return Vec::new();
         }
-        let ((n, d), rank) = (base.shape, self.config.rank);
-        let normal = Init::Normal(sizes.init_std);
-        let mut table = vec![
-            ParamSpec::new(ParamPlace::adapter(at, part, DOWN), (rank, d), normal, Group::Adapter),
-            ParamSpec::new(
-                ParamPlace::adapter(at, part, UP),
-                (n, rank),
-                Init::Zeros,
-                Group::Adapter,
-            ),
-        ];
-        if self.magnitudes {
-            let place = ParamPlace::adapter(at, part, MAGNITUDE);
-            table.push(ParamSpec::new(place, (1, n), Init::Ones, Group::Norm));
-        }
-        table
+        self.pair(sizes, at, base, DOWN, UP)
     }
 
-    fn build(&self, take: &mut dyn FnMut(&'static str) -> Arc<Weight>) -> Box<dyn Adapter> {
-        let (down, up) = (take(DOWN), take(UP));
-        let magnitude = self.magnitudes.then(|| take(MAGNITUDE));
-        Box::new(Pair { down, up, scale: self.config.scale(), magnitude })
+    fn build(
+        &self,
+        _: &[ParamSpec],
+        take: &mut dyn FnMut(Factor) -> Arc<Weight>,
+    ) -> Option<Box<dyn Adapter>> {
+        Some(Box::new(Pair::take(self.scale(), DOWN, UP, take)))
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merged(&self, w: &[f32], columns: usize, factors: &Factors<'_>) -> Option<Vec<f32>> {
+        let merged = sum(w, columns, self.scale(), factors)?;
+        Some(merged.into_iter().map(|x| x as f32).collect())
+    }
+
+    /// `own - shared ~ s B A`, each factor with the square roots of the singular values.
+    fn approximate(&self, replaced: &mut Replaced<'_>) -> Vec<(Factor, Vec<f32>)> {
+        let ((n, d), rank) = (replaced.shape, self.rank);
+        let pairs = replaced.own.iter().zip(replaced.shared);
+        let difference: Vec<f32> = pairs.map(|(own, shared)| own - shared).collect();
+        let found = (replaced.truncated)(&difference, rank);
+        let scale = f64::from(self.scale());
+        let roots: Vec<f64> = found.sigma.iter().map(|sigma| (sigma / scale).sqrt()).collect();
+        let down = (0..rank * d).map(|p| (roots[p / d] * found.v[p / d][p % d]) as f32);
+        let up = (0..n * rank).map(|p| (roots[p % rank] * found.u[p % rank][p / rank]) as f32);
+        vec![(DOWN, down.collect()), (UP, up.collect())]
     }
 }
 
-/// The adapter of one use.
+impl Config {
+    /// The two factors of a pair that use `at` has for the matrix `base`.
+    pub(super) fn pair(
+        &self,
+        sizes: &Sizes,
+        at: LayerUse,
+        base: &ParamSpec,
+        down: Factor,
+        up: Factor,
+    ) -> Vec<ParamSpec> {
+        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
+        let ((n, d), rank) = (base.shape, self.rank);
+        let normal = Init::Normal(sizes.init_std);
+        let (down, up) = (ParamPlace::adapter(at, part, down), ParamPlace::adapter(at, part, up));
+        vec![
+            ParamSpec::new(down, (rank, d), normal, Group::Adapter),
+            ParamSpec::new(up, (n, rank), Init::Zeros, Group::Adapter),
+        ]
+    }
+}
+
+/// The factors of one adapter.
 #[derive(Debug)]
-struct Pair {
-    down: Arc<Weight>,
-    up: Arc<Weight>,
-    scale: f32,
-    /// DoRA: how long each output's weights are, relative to those of the adapted matrix.
-    magnitude: Option<Arc<Weight>>,
+pub(super) struct Pair {
+    pub(super) down: Arc<Weight>,
+    pub(super) up: Arc<Weight>,
+    pub(super) scale: f32,
+}
+
+impl Pair {
+    pub(super) fn take(
+        scale: f32,
+        down: Factor,
+        up: Factor,
+        take: &mut dyn FnMut(Factor) -> Arc<Weight>,
+    ) -> Self {
+        Self { down: take(down), up: take(up), scale }
+    }
+
+    /// `s B A h`, added to `y`.
+    pub(super) fn add(&self, h_td: Tensor2, y_tn: Tensor2, ops: Ops) -> Tensor2 {
+        let low_tr = ops::scale(ops.linear(h_td, &self.down), self.scale);
+        ops.linear_add(low_tr, &self.up, y_tn)
+    }
+
+    /// `s B A h`.
+    pub(super) fn apply(&self, h_td: Tensor2, ops: Ops) -> Tensor2 {
+        let low_tr = ops::scale(ops.linear(h_td, &self.down), self.scale);
+        ops.linear(low_tr, &self.up)
+    }
 }
 
 impl Adapter for Pair {
-    /// `h (W + s B A)^T`, with magnitudes if they are learned, added to `residual` if there is one.
-    /// The magnitude of `W + s B A` counts as a constant in gradients, as its authors propose.
     fn run(
         &self,
         weight: &Weight,
@@ -180,52 +218,29 @@ impl Adapter for Pair {
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;
-        let low_tr = ops::scale(ops.linear(h_td.clone(), &self.down), self.scale);
-        let Some(magnitude) = &self.magnitude else {
-            let y_tn = match residual_tn {
-                Some(residual) => ops.linear_add(h_td, weight, residual),
-                None => ops.linear(h_td, weight),
-            };
-            return ops.linear_add(low_tr, &self.up, y_tn);
+        let y_tn = match residual_tn {
+            Some(residual) => ops.linear_add(h_td.clone(), weight, residual),
+            None => ops.linear(h_td.clone(), weight),
         };
-        let y_tn = ops.linear_add(low_tr, &self.up, ops.linear(h_td, weight));
-        let factors = ops::length_ratios(weight, &self.up, &self.down, self.scale);
-        let y_tn = ops.scale_columns(y_tn, magnitude, Some(factors.into()));
-        match residual_tn {
-            Some(residual) => ops::add(residual, y_tn),
-            None => y_tn,
-        }
+        self.add(h_td, y_tn, ops)
     }
 }
 
-/// The matrix `[n, d]` that a use computes with: `w + s up down`, row by row of the length that
-/// `length` says.
-pub fn merge(
+/// `w + s B A`, `[n, d]` with `d = columns`.
+pub(super) fn sum(
     w: &[f32],
-    d: usize,
-    down: &[f32],
-    up: &[f32],
+    columns: usize,
     scale: f32,
-    length: Option<&[f32]>,
-) -> Vec<f32> {
-    let rank = down.len() / d;
-    let mut merged = Vec::with_capacity(w.len());
-    for (n, row) in w.chunks_exact(d).enumerate() {
-        let own: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
-        let mut sum = own.clone();
-        for (k, a) in down.chunks_exact(d).enumerate() {
+    factors: &Factors<'_>,
+) -> Option<Vec<f64>> {
+    let (down, up) = (factors(DOWN)?, factors(UP)?);
+    let rank = down.len() / columns;
+    let mut sum: Vec<f64> = w.iter().map(|&x| f64::from(x)).collect();
+    for (n, row) in sum.chunks_exact_mut(columns).enumerate() {
+        for (k, a) in down.chunks_exact(columns).enumerate() {
             let b = f64::from(scale) * f64::from(up[n * rank + k]);
-            sum.iter_mut().zip(a).for_each(|(s, &a)| *s += b * f64::from(a));
+            row.iter_mut().zip(a).for_each(|(s, &a)| *s += b * f64::from(a));
         }
-        let factor = length.map_or(1.0, |length| {
-            f64::from(length[n]) * norm(&own) / norm(&sum).max(f64::MIN_POSITIVE)
-        });
-        merged.extend(sum.into_iter().map(|x| (factor * x) as f32));
     }
-    merged
-}
-
-/// The Euclidean length of a row.
-fn norm(row: &[f64]) -> f64 {
-    row.iter().map(|x| x * x).sum::<f64>().sqrt()
+    Some(sum)
 }

@@ -3,24 +3,51 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use ops::{Tensor2, Weight};
+use ops::{Ops, Tensor2, Weight};
 
 use crate::error::ConfigError;
-use crate::layout::{LayerPlan, LayerUse};
-use crate::params::{ParamSpec, Part};
+use crate::layout::{DepthRuns, LayerPlan, LayerUse};
+use crate::params::{Factor, ParamSpec, Part, Take};
 use crate::pass::Pass;
 use crate::sizes::Sizes;
 
 /// The matrices of a layer that adapters are checked against.
-pub(crate) struct Matrices {
+pub struct Matrices {
     /// All of them, as the table has them for stored layer 0.
-    pub(crate) table: Vec<ParamSpec>,
+    pub table: Vec<ParamSpec>,
     /// Those that may take adapters.
-    pub(crate) adaptable: Vec<Part>,
+    pub adaptable: Vec<Part>,
 }
 
-/// What a kind of adapter answers about the matrices of layers.
-pub(crate) trait AdapterSettings {
+/// The numbers of an adapter's tensors, by factor; `None` for one that it does not have.
+pub type Factors<'a> = dyn Fn(Factor) -> Option<Vec<f32>> + 'a;
+
+/// The largest singular values of a matrix `[n, d]` and their directions: it is about
+/// `sum_i sigma_i u_i v_i^T`.
+pub struct Truncated {
+    /// The singular values sigma, the largest first.
+    pub sigma: Vec<f64>,
+    /// For each of them a vector of length n.
+    pub u: Vec<Vec<f64>>,
+    /// For each of them a vector of length d.
+    pub v: Vec<Vec<f64>>,
+}
+
+/// A matrix `[n, d]` that a use of a layer should compute with, and the one that the layer stores.
+pub struct Replaced<'a> {
+    /// The wanted matrix, row by row.
+    pub own: &'a [f32],
+    /// The stored matrix, which all uses share.
+    pub shared: &'a [f32],
+    /// Its shape, (n, d).
+    pub shape: (usize, usize),
+    /// The best approximation of a matrix of this shape by one of some rank.
+    pub truncated: &'a mut dyn FnMut(&[f32], usize) -> Truncated,
+}
+
+/// What a kind of adapter answers: what it stores for matrices and for the stream, whether it can
+/// be merged, and how it is built. Fresh adapters must change nothing.
+pub trait AdapterSettings {
     /// # Errors
     /// The first impossible setting.
     fn check(
@@ -33,18 +60,59 @@ pub(crate) trait AdapterSettings {
     /// The weights of the adapter that use `at` has for the matrix `base`; none if it has none.
     fn specs(
         &self,
-        sizes: &Sizes,
-        plan: &LayerPlan,
-        at: LayerUse,
-        base: &ParamSpec,
-    ) -> Vec<ParamSpec>;
+        _sizes: &Sizes,
+        _plan: &LayerPlan,
+        _at: LayerUse,
+        _base: &ParamSpec,
+    ) -> Vec<ParamSpec> {
+        Vec::new()
+    }
 
-    /// That adapter over its weights: one for each of [`AdapterSettings::specs`], by factor.
-    fn build(&self, take: &mut dyn FnMut(&'static str) -> Arc<Weight>) -> Box<dyn Adapter>;
+    /// That adapter over its weights; `take` gives each of [`AdapterSettings::specs`] once, by
+    /// factor. Asked only where there are some.
+    fn build(
+        &self,
+        _specs: &[ParamSpec],
+        _take: &mut dyn FnMut(Factor) -> Arc<Weight>,
+    ) -> Option<Box<dyn Adapter>> {
+        None
+    }
+
+    /// The weights that change the stream between layers.
+    fn stream_specs(&self, _sizes: &Sizes) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
+    /// What changes the stream, over those weights.
+    fn build_stream(
+        &self,
+        _sizes: &Sizes,
+        _plan: &LayerPlan,
+        _take: &mut Take,
+    ) -> Option<Arc<dyn StreamAdapter>> {
+        None
+    }
+
+    /// Whether each use computes with one matrix in place of the stored one, so that adapters can
+    /// be merged.
+    fn merges(&self) -> bool {
+        false
+    }
+
+    /// That matrix, for the stored `w` with rows of `columns` numbers; `None` if there is none.
+    fn merged(&self, _w: &[f32], _columns: usize, _factors: &Factors<'_>) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Values of [`AdapterSettings::specs`] with which a use comes near to what it replaces; empty
+    /// for adapters that start fresh.
+    fn approximate(&self, _replaced: &mut Replaced<'_>) -> Vec<(Factor, Vec<f32>)> {
+        Vec::new()
+    }
 }
 
 /// What a use adds to a matrix `W`.
-pub(crate) trait Adapter: Debug + Send + Sync {
+pub trait Adapter: Debug + Send + Sync {
     /// The adapted product of `h`, added to `residual` if there is one. Gets the pass, so that an
     /// adapter may route among several, attach losses, and tell the probe.
     fn run(
@@ -54,4 +122,13 @@ pub(crate) trait Adapter: Debug + Send + Sync {
         residual_tn: Option<Tensor2>,
         pass: &mut Pass<'_>,
     ) -> Tensor2;
+}
+
+/// What changes the stream behind layers.
+pub trait StreamAdapter: Debug + Send + Sync {
+    /// Whether it does so behind stored layer `stored`.
+    fn is_behind(&self, stored: usize) -> bool;
+
+    /// The stream behind such a layer.
+    fn run(&self, x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2;
 }
