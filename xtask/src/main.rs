@@ -1,7 +1,9 @@
 //! `cargo xtask tidy` holds the tree to ARCHITECTURE.md and to the house rules; `cargo xtask check`
-//! runs everything that a push must pass.
+//! runs everything that a push must pass; `cargo xtask mutants` asks whether tests notice a broken
+//! line.
 
 mod check;
+mod mutants;
 mod source;
 mod tidy;
 mod tree;
@@ -13,14 +15,17 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
     let done = match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy::run(&root()),
         Some("check") => check::run(&root()),
+        Some("mutants") => mutants::run(&root(), &arguments),
         other => {
             let found = other.unwrap_or("nothing");
             Err(anyhow::anyhow!(
-                "cargo xtask got {found}, expected `tidy` (seconds) \
-                 or `check` (tidy, format, lints, docs, tests)"
+                "cargo xtask got {found}, expected `tidy` (seconds), \
+                 `check` (tidy, format, lints, docs, tests), \
+                 or `mutants ROOM` (do its tests notice a broken line)"
             ))
         }
     };
