@@ -35,7 +35,7 @@ struct AskedRow {
 }
 
 impl Engine {
-    pub(crate) fn run_coda(&mut self, now_us: u64) {
+    pub(crate) fn run_coda(&mut self, clock: &dyn Fn() -> u64) {
         let chunks = self.handle.scheduler().ready_for_coda();
         if chunks.is_empty() {
             return;
@@ -59,6 +59,7 @@ impl Engine {
         for part in asked.chunks(LOGIT_ROWS) {
             self.heads(&x_td, part, &mut drawn);
         }
+        let now_us = clock();
         for chunk in chunks {
             match drawn.remove(&chunk.slot).transpose() {
                 Ok(token) => self.completed(&chunk, token, now_us),

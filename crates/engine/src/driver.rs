@@ -55,7 +55,8 @@ impl Driver {
     /// One tick; gives what happened in it.
     pub fn tick(&mut self) -> Vec<(u64, SequenceEvent)> {
         let (from, before) = (self.now_us(), self.engine.in_passes_us());
-        self.engine.tick(from);
+        let clock = self.clock;
+        self.engine.tick_by(&|| clock.elapsed().as_micros() as u64);
         let in_passes = self.engine.in_passes_us() - before;
         self.engine.handle().ticked(from, self.now_us(), in_passes);
         std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))

@@ -21,7 +21,7 @@ use scheduler::{
 };
 
 use crate::draw::Draw;
-use crate::handle::EngineHandle;
+use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 
@@ -56,7 +56,7 @@ pub struct CompletedRows {
     pub request: u64,
     /// Position of the first row.
     pub first: usize,
-    /// Recursions that each row had.
+    /// Recursions that each row had; in layouts by sequence all that the model has.
     pub depths: Vec<u32>,
 }
 
@@ -68,6 +68,7 @@ pub struct Engine {
     state: RouterState,
     store: KvStore,
     tiers: Tiers,
+    /// Recursions that run one by one; those of a layout by sequence run as one.
     recursions: usize,
     /// Whether every row leaves a token in every recursion.
     fills: bool,
@@ -107,8 +108,16 @@ impl Engine {
         };
         let store = KvStore::new(options.kv, config.heads(), options.limits.pages);
         let page_bytes = KvStore::page_bytes(options.kv, config.heads());
-        let scheduler = Scheduler::new(options.limits, shape, recursions)?;
-        let handle = Arc::new(EngineHandle::new(scheduler, config.vocab_size, page_bytes));
+        let scheduler = match model.plan().recursions.is_empty() {
+            true => Scheduler::at_once(options.limits, shape, config.recursions)?,
+            false => Scheduler::new(options.limits, shape, recursions)?,
+        };
+        let known = KnownModel {
+            vocab: config.vocab_size,
+            page_bytes,
+            has_thresholds: has_thresholds(&config.router, &rule),
+        };
+        let handle = Arc::new(EngineHandle::new(scheduler, known));
         Ok(Self {
             model,
             rule,
@@ -148,11 +157,17 @@ impl Engine {
         self.in_passes.as_micros() as u64
     }
 
-    /// One step of everybody. `now_us` must not go back.
+    /// One step of everybody, at one moment. `now_us` must not go back.
     pub fn tick(&mut self, now_us: u64) {
+        self.tick_by(&|| now_us);
+    }
+
+    /// One step of everybody. The clock, in microseconds, is read at its beginning, and again when
+    /// its passes and draws are done: what ends in a tick ends with it.
+    pub fn tick_by(&mut self, clock: &dyn Fn() -> u64) {
         self.completed_rows.clear();
         self.handle.offer_again();
-        let plan = self.handle.scheduler().plan(now_us);
+        let plan = self.handle.scheduler().plan(clock());
         for ended in plan.ended {
             self.end(ended);
         }
@@ -161,7 +176,7 @@ impl Engine {
         }
         self.run_prelude(&plan.prelude);
         self.run_recursion(&plan.recur);
-        self.run_coda(now_us);
+        self.run_coda(clock);
     }
 
     /// Fails everything that runs, after an error that cannot be told to belong to one request.
@@ -318,6 +333,13 @@ impl Engine {
         let states = rows.states.iter().enumerate();
         states.filter(|(i, row)| row.active && row.depth < sequence.cap_of(rows.first + i)).count()
     }
+}
+
+/// Whether a logit is compared with a threshold somewhere, which a request can move.
+fn has_thresholds(router: &RouterConfig, rule: &Rule) -> bool {
+    let Rule::Causal(rule) = rule else { return false };
+    let compares = matches!(router.settings().causality(), Causality::Thresholds(_));
+    compares && rule.thresholds.iter().any(Option::is_some)
 }
 
 /// Whether decisions under `rule` need nothing but the row itself and its past.

@@ -14,8 +14,17 @@ pub struct EngineHandle {
     rung: Mutex<bool>,
     bell: Condvar,
     times: Mutex<Times>,
-    vocab: usize,
-    page_bytes: usize,
+    known: KnownModel,
+}
+
+/// What a handle knows of the model.
+pub(crate) struct KnownModel {
+    /// Every token id is below it.
+    pub(crate) vocab: usize,
+    /// Bytes of one layer's keys and values of a page.
+    pub(crate) page_bytes: usize,
+    /// Whether the causal rule has thresholds that a request can move.
+    pub(crate) has_thresholds: bool,
 }
 
 /// Somebody who waits, with events that could not be handed over yet.
@@ -38,15 +47,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl EngineHandle {
-    pub(crate) fn new(scheduler: Scheduler, vocab: usize, page_bytes: usize) -> Self {
+    pub(crate) fn new(scheduler: Scheduler, known: KnownModel) -> Self {
         Self {
             scheduler: Mutex::new(scheduler),
             sinks: Mutex::default(),
             rung: Mutex::new(false),
             bell: Condvar::new(),
             times: Mutex::default(),
-            vocab,
-            page_bytes,
+            known,
         }
     }
 
@@ -68,14 +76,21 @@ impl EngineHandle {
         sink: Box<dyn EventSink>,
         now_us: u64,
     ) -> Result<(), Refusal> {
-        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= self.vocab) {
-            let expected = format!("token ids below the vocabulary size {}", self.vocab);
+        let vocab = self.known.vocab;
+        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            let expected = format!("token ids below the vocabulary size {vocab}");
             return Err(Refusal::Invalid { field: "prompt", found: id.to_string(), expected });
         }
         let mut biased = request.sampling.logit_bias.iter().map(|(id, _)| *id);
-        if let Some(id) = biased.find(|&id| id as usize >= self.vocab) {
-            let expected = format!("token ids below the vocabulary size {}", self.vocab);
+        if let Some(id) = biased.find(|&id| id as usize >= vocab) {
+            let expected = format!("token ids below the vocabulary size {vocab}");
             return Err(Refusal::Invalid { field: "logit_bias", found: id.to_string(), expected });
+        }
+        let threshold = request.depth_options.threshold;
+        if threshold != 0.0 && !self.known.has_thresholds {
+            let expected = "0: this model's router compares no logit with a threshold".into();
+            let found = threshold.to_string();
+            return Err(Refusal::Invalid { field: "threshold", found, expected });
         }
         let id = request.id;
         locked(&self.sinks).insert(id, Waiting { sink, late: VecDeque::new(), gone: false });
@@ -109,7 +124,7 @@ impl EngineHandle {
         let times = *locked(&self.times);
         let scheduler = self.scheduler();
         Gauges {
-            page_bytes: self.page_bytes,
+            page_bytes: self.known.page_bytes,
             ticks: times.ticks,
             tick_us: times.tick_us,
             operation_us: times.operation_us,
@@ -179,7 +194,8 @@ impl EngineHandle {
         let Some(waiting) = sinks.get_mut(&id) else { return };
         while let Some(event) = waiting.late.front() {
             let done = matches!(event, SequenceEvent::Done(_));
-            let offer = if waiting.gone { Offer::Gone } else { waiting.sink.offer(event) };
+            // The end is told in any case: whoever is gone may still count it.
+            let offer = if waiting.gone && !done { Offer::Gone } else { waiting.sink.offer(event) };
             match offer {
                 Offer::Taken => {}
                 Offer::Full if !done => {

@@ -1,5 +1,5 @@
-//! From logits to a token: temperature, top-k, top-p, min-p, with random numbers addressed by
-//! (seed, position).
+//! From logits to a token: temperature, cuts, and a random number addressed by (seed, choice,
+//! position). The order of the steps is that of the table in `docs/serving.md`.
 
 use model::rng::{Purpose, Stream};
 
@@ -73,6 +73,8 @@ impl Sampler {
             kept.select_nth_unstable_by(self.top_k - 1, likelier);
             kept.truncate(self.top_k);
         }
+        // Top-k and min-p leave beginnings of one order, so they may come in any; top-p is a share
+        // of what they leave.
         if self.min_p > 0.0 {
             kept.retain(|(w, _)| *w >= f64::from(self.min_p));
         }

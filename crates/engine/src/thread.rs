@@ -92,7 +92,7 @@ fn work(engine: &mut Engine, clock: Instant, stop: &AtomicBool) {
             }
         }
         let (from, before) = (now_us(clock), engine.in_passes_us());
-        if catch_unwind(AssertUnwindSafe(|| engine.tick(from))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| engine.tick_by(&|| now_us(clock)))).is_err() {
             engine.fail_all(
                 "a step of the engine panicked; its requests cannot be told apart",
                 now_us(clock),

@@ -10,7 +10,7 @@ use common::serving::{Inbox, alone, engine, limits, request, requests, run, same
 use common::{batch, config, fresh, models, name, rule, uneven};
 use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
 use model::adapters::{Relaxation, dora, lora};
-use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Sharing};
+use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvFormat;
 use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
 use testkit::{VOCAB, ids};
@@ -199,6 +199,7 @@ fn prompts_are_scored_as_in_one_pass() {
 fn depth_limits_hold_and_steps_add_up() {
     for model in everyone().into_iter().filter(|m| !m.plan().recursions.is_empty()) {
         let rule = rule(&model);
+        let compares = matches!(&rule, Rule::Causal(rule) if rule.thresholds[1].is_some());
         let options = [
             DepthOptions { max_depth: Some(1), ..DepthOptions::default() },
             DepthOptions { max_depth: Some(2), ..DepthOptions::default() },
@@ -207,11 +208,10 @@ fn depth_limits_hold_and_steps_add_up() {
             DepthOptions { threshold: 1e9, ..DepthOptions::default() },
             DepthOptions { threshold: -1e9, ..DepthOptions::default() },
         ];
-        let ask = |(i, depth_options): (usize, &DepthOptions)| Request {
-            depth_options: *depth_options,
-            ..request(i as u64, ids(50 + i as u64, 9), 20)
-        };
-        let asks: Vec<Request> = options.iter().enumerate().map(ask).collect();
+        let mut asks = Vec::new();
+        for (i, &depth_options) in options[..if compares { 6 } else { 4 }].iter().enumerate() {
+            asks.push(Request { depth_options, ..request(i as u64, ids(50 + i as u64, 9), 20) });
+        }
         let mut engine = engine(&model, &rule, limits(), KvFormat::F32);
         let inboxes = run(&mut engine, &asks, &[0; 6]);
         let depths = |i: usize| inboxes[i].tokens().iter().map(|t| t.depth).collect::<Vec<u32>>();
@@ -219,9 +219,15 @@ fn depth_limits_hold_and_steps_add_up() {
         let deepest = model.plan().recursions.len() as u32;
         assert!(depths(0).iter().all(|&d| d <= 1) && depths(1).iter().all(|&d| d <= 2), "{what}");
         assert!(depths(2).iter().all(|&d| d == deepest.min(3)), "{what}: {:?}", depths(2));
-        // The row of the last prompt token is not under the budget; all others are.
-        let mean = depths(3).iter().sum::<u32>() as f32 / 20.0;
-        assert!(mean <= 1.5 + deepest as f32 / 20.0, "{what}: mean depth {mean}");
+        for tokens in 1..=20 {
+            let mean = depths(3)[..tokens].iter().sum::<u32>() as f32 / tokens as f32;
+            assert!(mean <= 1.5, "{what}: mean depth {mean} after {tokens} tokens");
+        }
+        if compares {
+            let first = depths(4)[0];
+            assert!(first < deepest && depths(4).iter().all(|&d| d == first), "{what}");
+            assert!(depths(5).iter().all(|&d| d == deepest), "{what}");
+        }
         for (i, inbox) in inboxes.iter().enumerate().take(2) {
             same(
                 &inbox.tokens(),
@@ -233,9 +239,71 @@ fn depth_limits_hold_and_steps_add_up() {
         let gauges = engine.handle().gauges();
         let rows: u64 = gauges.depths.iter().sum();
         assert_eq!(gauges.recursion_steps.0, steps, "{what}");
-        assert_eq!(rows, 6 * (9 + 19), "{what}: every row but the last token's");
+        let sequences = asks.len() as u64;
+        assert_eq!(rows, sequences * (9 + 19), "{what}: every row but the last token's");
         let by_depth: u64 = gauges.depths.iter().enumerate().map(|(d, n)| d as u64 * n).sum();
         assert_eq!(by_depth, steps, "{what}");
+    }
+}
+
+#[test]
+fn bounds_without_effect_are_refused() {
+    let mut refused = (0, 0);
+    for model in everyone() {
+        let rule = rule(&model);
+        let engine = engine(&model, &rule, limits(), KvFormat::F32);
+        let told = |depth_options: DepthOptions| {
+            let ask = Request { depth_options, ..request(1, ids(1, 3), 2) };
+            match engine.handle().submit(ask, Box::new(Inbox::default()), 0) {
+                Ok(()) => {
+                    engine.handle().cancel(1);
+                    String::new()
+                }
+                Err(refusal) => refusal.to_string(),
+            }
+        };
+        let threshold = told(DepthOptions { threshold: 0.5, ..DepthOptions::default() });
+        let expert = matches!(model.config().router, RouterConfig::ExpertChoice(_));
+        let expected = "threshold is 0.5, expected 0: \
+                        this model's router compares no logit with a threshold";
+        assert_eq!(threshold, if expert { "" } else { expected }, "{}", name(&model));
+        refused.0 += usize::from(!expert);
+        if model.config().sharing == Sharing::Sequence {
+            // Every row takes every recursion.
+            let shallow = DepthOptions { max_depth: Some(1), ..DepthOptions::default() };
+            assert!(told(shallow).starts_with("max_depth is 1, expected at least"));
+            refused.1 += 1;
+        }
+    }
+    assert!(refused.0 > 8 && refused.1 == 3, "{refused:?}");
+}
+
+#[test]
+fn layouts_by_sequence_report_the_recursions_that_ran() {
+    let plain = config(RouterConfig::FIXED, KvMode::RecursionWise);
+    let sequence = ModelConfig { sharing: Sharing::Sequence, recursions: 3, layers: 6, ..plain };
+    let middle = ModelConfig { sharing: Sharing::MiddleSequence, layers: 8, ..sequence.clone() };
+    let dense =
+        ModelConfig { sharing: Sharing::None, recursions: 1, layers: 6, ..sequence.clone() };
+    for (config, depth) in [(sequence, 3), (middle, 3), (dense, 1)] {
+        let model = uneven(&config);
+        let rule = rule(&model);
+        let mut engine = engine(&model, &rule, limits(), KvFormat::F32);
+        let ask = Request { prompt_scores: Some(0), ..request(1, ids(3, 5), 4) };
+        let inbox = &run(&mut engine, std::slice::from_ref(&ask), &[0])[0];
+        assert!(inbox.tokens().iter().all(|token| token.depth == depth), "{depth}");
+        assert!(inbox.prompt()[1..].iter().all(|token| token.depth == depth), "{depth}");
+        assert_eq!(inbox.prompt()[0].depth, 0, "no row predicts the first token");
+        // Five rows of the prompt, three of drawn tokens.
+        let usage = inbox.usage();
+        assert_eq!(
+            (usage.recursion_steps, usage.dense_steps),
+            (8 * u64::from(depth), 8 * u64::from(depth))
+        );
+        let mut depths = vec![0; depth as usize];
+        depths.push(8);
+        let gauges = engine.handle().gauges();
+        assert_eq!((gauges.depths, gauges.rows_by_recursion), (depths, vec![8; depth as usize]));
     }
 }
 

@@ -178,7 +178,7 @@ pub(crate) fn info(model: &Model, id: String) -> ModelInfo {
         id,
         aliases: Vec::new(),
         family: family(config).into(),
-        recursions: model.plan().recursions.len().max(1) as u32,
+        recursions: config.recursions as u32,
         routing: config.router.kind().into(),
         kv_mode: kv.unwrap_or_default(),
         layers: model.plan().unrolled().count(),

@@ -173,7 +173,7 @@ impl Model {
         let x_td = self.layers(&self.plan.before, x_td, rows, &mut carry, pass);
         if self.plan.recursions.is_empty() {
             let mut state = RecursionState::new(x_td, rows.clone(), BTreeMap::default());
-            state.depth_t.fill(1);
+            state.depth_t.fill(self.config.recursions as u32);
             return state;
         }
         self.recursion.begin(x_td, rows, carry, pass)

@@ -37,7 +37,7 @@ impl Scheduler {
     /// # Errors
     /// [`Misuse`] with nothing changed.
     pub fn recurred(&mut self, slot: SlotId, took: usize, going: usize) -> Result<(), Misuse> {
-        let last = self.recursions - 1;
+        let last = self.planned - 1;
         let chunk =
             self.slots.get_mut(slot).and_then(Option::as_mut).and_then(|r| r.chunk.as_mut());
         let Some(chunk) = chunk.filter(|f| f.due) else {
@@ -54,7 +54,11 @@ impl Scheduler {
         } else {
             ChunkStage::Recurring { recursion: recursion + 1, rows: going }
         };
-        self.counters.rows_by_recursion[recursion] += took as u64;
+        // One that is planned for all counts for all.
+        let end = if recursion == last { self.recursions } else { recursion + 1 };
+        for rows in &mut self.counters.rows_by_recursion[recursion..end] {
+            *rows += took as u64;
+        }
         Ok(())
     }
 
@@ -119,11 +123,11 @@ impl Scheduler {
         (running.done, running.counts, running.chunk) = (running.done + depths.len(), counts, None);
         let sequence = &mut running.sequence;
         sequence.computed = sequence.computed.max(running.done);
+        if running.done >= sequence.request.prompt.len() && sequence.usage.prefill_us.is_none() {
+            let started = sequence.started_us.unwrap_or(now_us);
+            sequence.usage.prefill_us = Some(now_us.saturating_sub(started));
+        }
         if let Some(token) = drawn.filter(|_| !sequence.cancelled) {
-            if sequence.generated.is_empty() {
-                let started = sequence.started_us.unwrap_or(now_us);
-                sequence.usage.prefill_us = now_us.saturating_sub(started);
-            }
             sequence.draw(token, depths.last().copied().unwrap_or(0), self.depth_cap.cap());
             self.counters.tokens.1 += 1;
         }
@@ -151,8 +155,9 @@ impl Scheduler {
         let draws = usize::from(chunk.draws);
         wrong(slot, "tokens drawn", usize::from(drawn.is_some()), draws..=draws)?;
         let mut counts = running.counts.clone();
+        let least = if self.planned < self.recursions { self.recursions } else { 0 };
         for &depth in depths {
-            wrong(slot, "a depth of", depth as usize, 0..=self.recursions)?;
+            wrong(slot, "a depth of", depth as usize, least..=self.recursions)?;
             counts[..self.pages.shape().tiers_of(depth)].iter_mut().for_each(|count| *count += 1);
         }
         for (tier, &count) in counts.iter().enumerate() {
@@ -169,10 +174,14 @@ impl Scheduler {
             self.counters.depths[depth as usize] += 1;
             self.counters.recursion_steps.0 += u64::from(depth);
             self.counters.recursion_steps.1 += recursions;
-            if position >= running.sequence.computed {
+            if position < running.sequence.computed {
+                continue;
+            }
+            self.counters.tokens.0 += u64::from(position < prompt);
+            // How far it ran before somebody said that it is enough is chance, and brings nothing.
+            if !running.sequence.cancelled {
                 running.sequence.usage.recursion_steps += u64::from(depth);
                 running.sequence.usage.dense_steps += recursions;
-                self.counters.tokens.0 += u64::from(position < prompt);
             }
         }
     }

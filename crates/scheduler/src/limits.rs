@@ -90,7 +90,13 @@ pub struct LimitError {
 }
 
 impl SchedulerLimits {
-    pub(crate) fn check(&self, shape: &KvShape, recursions: usize) -> Result<(), LimitError> {
+    /// Of `recursions` recursions, `planned` are planned one by one.
+    pub(crate) fn check(
+        &self,
+        shape: &KvShape,
+        planned: usize,
+        recursions: usize,
+    ) -> Result<(), LimitError> {
         at_least("queue_requests", self.queue_requests, 1)?;
         at_least("max_seqs", self.max_seqs, 1)?;
         at_least("max_batch_tokens", self.max_batch_tokens, 1)?;
@@ -98,8 +104,8 @@ impl SchedulerLimits {
         at_least("context", self.context, 1)?;
         at_least("recursions", recursions, 1)?;
         at_least("pages", self.pages, shape.pages_for(1))?;
-        if shape.layers.len() != recursions + 1 {
-            let expected = format!("{} tiers, one more than recursions", recursions + 1);
+        if shape.layers.len() != planned + 1 {
+            let expected = format!("{} tiers, one more than recursions", planned + 1);
             return Err(LimitError { field: "shape", found: shape.layers.len(), expected });
         }
         if let Some(b) = &self.brownout {
@@ -107,6 +113,10 @@ impl SchedulerLimits {
             at_least("brownout.fall", b.fall as usize, 1)?;
             at_least("brownout.rise", b.rise as usize, 1)?;
             at_least("brownout.waiting", b.waiting, b.ease)?;
+            if planned < recursions {
+                // Every row takes every recursion: there is no depth to give up.
+                at_least("brownout.floor", b.floor as usize, recursions)?;
+            }
         }
         Ok(())
     }

@@ -23,9 +23,11 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Tiers in which a row of this depth leaves a token.
+    /// Tiers in which a row of this depth leaves a token. Depths beyond the last tier are those of
+    /// layouts that run several recursions in one.
     pub fn tiers_of(&self, depth: u32) -> usize {
-        if self.every_row && depth > 0 { self.layers.len() } else { 1 + depth as usize }
+        let all = self.layers.len();
+        if self.every_row && depth > 0 { all } else { all.min(1 + depth as usize) }
     }
 
     /// Unit pages of one view alone if all of `tokens` tokens go through every tier.

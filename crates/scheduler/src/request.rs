@@ -4,7 +4,7 @@
 /// Higher runs first; equal ones in the order of arrival.
 pub type Priority = i32;
 
-/// How tokens are drawn. The order of the steps: penalties, bias, temperature, top-k, top-p, min-p.
+/// How tokens are drawn. The order of the steps is that of the table in `docs/serving.md`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits, 0 to 100; 0 takes the largest.
@@ -19,7 +19,7 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Number of this continuation among several of one prompt.
     pub choice: u64,
-    /// Subtracted once from the logit of each token generated so far, -2 to 2.
+    /// Subtracted once from the logit of each distinct token generated so far, -2 to 2.
     pub presence_penalty: f32,
     /// Subtracted for each time the token was generated so far, -2 to 2.
     pub frequency_penalty: f32,
@@ -54,10 +54,12 @@ pub struct DepthOptions {
     pub max_depth: Option<u32>,
     /// Every token gets at least this many.
     pub min_depth: u32,
-    /// Added to the router's thresholds (a logit): above 0 fewer tokens go deep, below 0 more.
+    /// Added to the router's thresholds (a logit): above 0 fewer tokens go deep, below 0 more. An
+    /// engine without thresholds refuses all but 0.
     pub threshold: f32,
-    /// The mean depth that the generated tokens may have at most; a token's cap falls when the text
-    /// has spent more.
+    /// The mean depth that the generated tokens may have at most, at least 1 and at least
+    /// `min_depth`: a row's cap falls when the text has spent more. The depth of a token is that of
+    /// the row that predicted it, for the first one the prompt's last row.
     pub mean_depth: Option<f32>,
 }
 
@@ -114,7 +116,8 @@ pub struct Scored {
 pub struct TokenOut {
     /// The token with its log-probability.
     pub scored: Scored,
-    /// Recursions spent on the row that predicted it.
+    /// Recursions of the row whose logits it was drawn from or scored by, the row of the token
+    /// before it; 0 for the first token of a prompt, which no row predicts.
     pub depth: u32,
 }
 
@@ -147,10 +150,12 @@ pub struct Usage {
     pub recursion_steps: u64,
     /// What a model that gives every row every recursion would have spent on the same rows.
     pub dense_steps: u64,
-    /// Microseconds from submission to the first row that ran.
+    /// Microseconds from submission to the first row that ran, or to the end if none did.
     pub queued_us: u64,
-    /// Microseconds from the first row that ran to the first new token.
-    pub prefill_us: u64,
+    /// Microseconds from the beginning of the tick of its first row to the end of the tick that
+    /// completed its prompt, which is the one that draws the first token; `None` if the prompt was
+    /// never complete.
+    pub prefill_us: Option<u64>,
     /// How often its pages were taken away and computed again.
     pub preemptions: u32,
     /// Keys and values that it held at its end: tokens, summed over the layers that hold them.

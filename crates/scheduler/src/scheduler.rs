@@ -33,6 +33,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) limits: SchedulerLimits,
+    /// Recursions that are planned one by one, each with a tier of its own.
+    pub(crate) planned: usize,
+    /// Recursions that a row takes at most.
     pub(crate) recursions: usize,
     pub(crate) pages: Pages,
     pub(crate) prefix: Prefix,
@@ -66,13 +69,36 @@ impl Scheduler {
         shape: KvShape,
         recursions: usize,
     ) -> Result<Self, LimitError> {
-        limits.check(&shape, recursions)?;
+        Self::planning(limits, shape, recursions, recursions)
+    }
+
+    /// One for a model in which every row takes all `recursions` recursions at once: they are
+    /// planned as one, which has the shape's second tier.
+    ///
+    /// # Errors
+    /// If a limit is 0 or does not fit the shape.
+    pub fn at_once(
+        limits: SchedulerLimits,
+        shape: KvShape,
+        recursions: usize,
+    ) -> Result<Self, LimitError> {
+        Self::planning(limits, shape, 1, recursions)
+    }
+
+    fn planning(
+        limits: SchedulerLimits,
+        shape: KvShape,
+        planned: usize,
+        recursions: usize,
+    ) -> Result<Self, LimitError> {
+        limits.check(&shape, planned, recursions)?;
         let counters = Gauges {
             depths: vec![0; recursions + 1],
             rows_by_recursion: vec![0; recursions],
             ..Gauges::default()
         };
         Ok(Self {
+            planned,
             recursions,
             pages: Pages::new(shape, limits.pages),
             prefix: Prefix::default(),
@@ -142,6 +168,9 @@ impl Scheduler {
         }
         let most =
             options.max_depth.map_or(self.recursions, |most| self.recursions.min(most as usize));
+        if most < self.least_depth() {
+            return invalid("max_depth", most, self.at_least_all());
+        }
         if options.min_depth as usize > most {
             let expected = format!("at most {most}, the deepest allowed");
             return invalid("min_depth", options.min_depth, expected);
@@ -149,12 +178,25 @@ impl Scheduler {
         if !options.threshold.is_finite() {
             return invalid("threshold", options.threshold, "a finite number".into());
         }
-        match options.mean_depth {
-            Some(mean) if !(mean.is_finite() && mean > 0.0) => {
-                invalid("mean_depth", mean, "a finite number above 0".into())
-            }
-            _ => Ok(()),
+        let Some(mean) = options.mean_depth else { return Ok(()) };
+        let least = options.min_depth.max(1);
+        if !(mean.is_finite() && mean >= least as f32) {
+            let expected = format!("at least {least}, which a token may always take");
+            return invalid("mean_depth", mean, expected);
         }
+        if mean < self.least_depth() as f32 {
+            return invalid("mean_depth", mean, self.at_least_all());
+        }
+        Ok(())
+    }
+
+    /// Recursions that no bound can take from a row: all, in a layout that runs them at once.
+    fn least_depth(&self) -> usize {
+        if self.planned < self.recursions { self.recursions } else { 1 }
+    }
+
+    fn at_least_all(&self) -> String {
+        format!("at least {}, which every token of this model takes", self.recursions)
     }
 
     /// Ends a request at the next [`Scheduler::plan`] or its next [`Scheduler::completed`],
@@ -213,7 +255,10 @@ impl Scheduler {
         finish: Finish,
         now_us: u64,
     ) -> Ended {
-        let Sequence { request, usage, .. } = sequence;
+        let Sequence { request, mut usage, started_us, submitted_us, .. } = sequence;
+        if started_us.is_none() {
+            usage.queued_us = now_us.saturating_sub(submitted_us);
+        }
         self.places.remove(&request.id);
         self.queue.completed(request.prompt.len(), now_us);
         self.counters.cancelled += u64::from(finish == Finish::Cancelled);

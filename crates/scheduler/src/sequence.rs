@@ -1,7 +1,7 @@
 //! One sequence: what was asked, what was drawn, how deep each row may go, and where it stands in
 //! its tick.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
 
 use crate::prefix::{Node, PrefixClass};
@@ -21,6 +21,8 @@ pub struct Sequence {
     pub(crate) generated: Vec<u32>,
     /// Depth cap of the request's own rows.
     pub(crate) cap: u32,
+    /// That of the prompt's last row, which predicts the first token.
+    pub(crate) first_cap: u32,
     /// Depth cap of the row of each generated token.
     pub(crate) caps: Vec<u32>,
     /// Recursions spent on the generated tokens, by the rows that predicted them.
@@ -35,7 +37,12 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: u64, now_us: u64, recursions: u32) -> Self {
-        let cap = request.depth_options.max_depth.map_or(recursions, |most| most.min(recursions));
+        let options = &request.depth_options;
+        let cap = options.max_depth.map_or(recursions, |most| most.min(recursions));
+        let first_cap = match options.mean_depth.filter(|_| request.max_tokens > 0) {
+            Some(mean) => within_budget(mean, 0, 0).max(options.min_depth.max(1)).min(cap),
+            None => cap,
+        };
         Self {
             usage: Usage { prompt: request.prompt.len() as u64, ..Usage::default() },
             request: Arc::new(request),
@@ -43,6 +50,7 @@ impl Sequence {
             submitted_us: now_us,
             generated: Vec::new(),
             cap,
+            first_cap,
             caps: Vec::new(),
             spent: 0,
             computed: 0,
@@ -76,7 +84,7 @@ impl Sequence {
     /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own
     /// row: under [`crate::DepthOptions::mean_depth`] `b`, after `n` tokens on which `spent`
     /// recursions were spent, `clamp(floor(b (n + 1) - spent), max(1, min_depth), cap)`, lowered to
-    /// `brownout` but not below `min_depth`.
+    /// `brownout` but not below `min_depth`. The prompt's last row has the cap of `n = 0`.
     pub(crate) fn draw(&mut self, token: u32, depth: u32, brownout: u32) {
         self.generated.push(token);
         self.usage.generated += 1;
@@ -85,8 +93,7 @@ impl Sequence {
         let least = depth_options.min_depth.clamp(1, self.cap);
         let mut cap = self.cap.min(brownout.max(least));
         if let Some(mean) = depth_options.mean_depth {
-            let left = f64::from(mean) * (self.generated.len() + 1) as f64 - self.spent as f64;
-            cap = cap.min((left.floor().max(0.0) as u32).max(least));
+            cap = cap.min(within_budget(mean, self.generated.len(), self.spent).max(least));
         }
         self.caps.push(cap);
     }
@@ -131,8 +138,11 @@ impl Sequence {
     /// # Panics
     /// If `position` is not below [`Sequence::len`].
     pub fn cap_of(&self, position: usize) -> u32 {
-        let prompt = self.request.prompt.len();
-        if position < prompt { self.cap } else { self.caps[position - prompt] }
+        match (position + 1).cmp(&self.request.prompt.len()) {
+            Ordering::Less => self.cap,
+            Ordering::Equal => self.first_cap,
+            Ordering::Greater => self.caps[position - self.request.prompt.len()],
+        }
     }
 
     /// Rows below this position have been completed before: after a preemption they are
@@ -140,6 +150,12 @@ impl Sequence {
     pub fn computed(&self) -> usize {
         self.computed
     }
+}
+
+/// Recursions that a budget of `mean` a token leaves for the next token, after `tokens` on which
+/// `spent` recursions were spent.
+fn within_budget(mean: f32, tokens: usize, spent: u64) -> u32 {
+    (f64::from(mean) * (tokens + 1) as f64 - spent as f64).floor().max(0.0) as u32
 }
 
 /// Where a chunk stands between two calls.

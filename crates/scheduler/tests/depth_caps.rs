@@ -1,8 +1,8 @@
 //! Depth caps: what the depth_options of a request and the load make of them, and that they stay.
 
 use scheduler::{
-    Brownout, DepthOptions, KvShape, Misuse, PAGE, Request, SamplingParams, Scheduler,
-    SchedulerLimits,
+    After, Brownout, DepthOptions, KvShape, Misuse, PAGE, PreludeChunk, Request, SamplingParams,
+    Scheduler, SchedulerLimits,
 };
 
 fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
@@ -44,29 +44,33 @@ fn caps(s: &mut Scheduler, slot: usize, tokens: usize) -> Vec<u32> {
         }
         for due in &tick.recur {
             let running = s.running(due.slot).unwrap();
-            let first = running.chunk().unwrap().first;
-            let cap = running.sequence().cap_of(first) as usize;
+            let chunk = running.chunk().unwrap();
+            let own = caps_of(s, due.slot, chunk.first, chunk.count);
+            let going = own.iter().filter(|&&cap| cap as usize > due.recursion + 1).count();
             s.append(due.slot, 1 + due.recursion, due.rows).unwrap();
-            s.recurred(due.slot, due.rows, if due.recursion + 1 < cap { due.rows } else { 0 })
-                .unwrap();
+            s.recurred(due.slot, due.rows, going).unwrap();
         }
         for chunk in s.ready_for_coda() {
-            let cap = s.running(chunk.slot).unwrap().sequence().cap_of(chunk.first);
-            s.completed(chunk.slot, &vec![cap; chunk.count], chunk.draws.then_some(1), 0).unwrap();
+            let own = caps_of(s, chunk.slot, chunk.first, chunk.count);
+            s.completed(chunk.slot, &own, chunk.draws.then_some(1), 0).unwrap();
         }
     }
+}
+
+fn caps_of(s: &Scheduler, slot: usize, first: usize, count: usize) -> Vec<u32> {
+    let sequence = s.running(slot).unwrap().sequence();
+    (first..first + count).map(|position| sequence.cap_of(position)).collect()
 }
 
 #[test]
 fn the_mean_over_the_text_stays_within_its_bound() {
     for (mean, expected) in [
-        // The first token costs the prompt's last row, 3; then floor(2 * 2 - 3) = 1, floor(2 * 3 -
-        // 4) = 2, ...
-        (2.0, vec![1, 2, 2, 2, 2, 2]),
-        (2.5, vec![2, 2, 3, 2, 3, 2]),
-        (1.0, vec![1, 1, 1, 1, 1, 1]),
-        (0.5, vec![1, 1, 1, 1, 1, 1]),
-        (9.0, vec![3, 3, 3, 3, 3, 3]),
+        // The first token costs the prompt's last row, floor(2.5) = 2; then floor(2.5 * 2 - 2) = 3,
+        // floor(2.5 * 3 - 5) = 2, ...
+        (2.5, [2, 3, 2, 3, 2, 3, 2]),
+        (2.0, [2, 2, 2, 2, 2, 2, 2]),
+        (1.0, [1, 1, 1, 1, 1, 1, 1]),
+        (9.0, [3, 3, 3, 3, 3, 3, 3]),
     ] {
         let mut s = scheduler(SchedulerLimits::default());
         s.submit(
@@ -74,18 +78,81 @@ fn the_mean_over_the_text_stays_within_its_bound() {
             0,
         )
         .unwrap();
-        assert_eq!(caps(&mut s, 0, 6), expected, "mean {mean}");
+        assert_eq!(caps(&mut s, 0, 6), expected[1..], "mean {mean}");
+        let sequence = s.running(0).unwrap().sequence();
+        assert_eq!((sequence.cap_of(2), sequence.cap_of(3)), (3, expected[0]), "mean {mean}");
     }
     let mut s = scheduler(SchedulerLimits::default());
     let depth_options = DepthOptions {
-        mean_depth: Some(1.0),
+        mean_depth: Some(2.5),
         min_depth: 2,
         max_depth: Some(2),
         ..DepthOptions::default()
     };
     s.submit(request(1, 9, depth_options), 0).unwrap();
-    assert_eq!(caps(&mut s, 0, 3), [2, 2, 2], "never below the least depth");
+    assert_eq!(caps(&mut s, 0, 3), [2, 2, 2], "never above the largest depth");
     assert_eq!(s.running(0).unwrap().sequence().cap_of(0), 2);
+}
+
+#[test]
+fn a_prompt_that_is_only_scored_is_under_no_budget() {
+    let mut s = scheduler(SchedulerLimits::default());
+    let depth_options = DepthOptions { mean_depth: Some(1.0), ..DepthOptions::default() };
+    s.submit(request(1, 0, depth_options), 0).unwrap();
+    s.plan(0);
+    assert!((0..4).all(|p| s.running(0).unwrap().sequence().cap_of(p) == 3));
+}
+
+/// A layout by sequence: three recursions of every row, planned as one.
+#[test]
+fn recursions_that_run_at_once_count_each() {
+    let shape = KvShape { layers: vec![6, 0], every_row: false, by_seed: false };
+    let mut s = Scheduler::at_once(SchedulerLimits::default(), shape, 3).unwrap();
+    s.submit(request(1, 3, DepthOptions::default()), 0).unwrap();
+    let mut ended = None;
+    for tick in 0..3 {
+        let plan = s.plan(tick);
+        let PreludeChunk { slot, count, .. } = plan.prelude[0];
+        s.append(slot, 0, count).unwrap();
+        s.append(slot, 1, count).unwrap();
+        s.recurred(slot, count, 0).unwrap();
+        assert_eq!(s.ready_for_coda().len(), 1);
+        if tick == 0 {
+            let shallow = s.completed(slot, &[3, 3, 1, 3], Some(1), tick).unwrap_err().to_string();
+            assert!(shallow.contains("a depth of 1, expected 3"), "{shallow}");
+        }
+        ended = Some(s.completed(slot, &vec![3; count], Some(1), tick).unwrap());
+    }
+    let Some(After::Ended(ended)) = ended else { panic!("three tokens were asked for") };
+    // Four rows of the prompt, two of drawn tokens.
+    assert_eq!((ended.done.usage.recursion_steps, ended.done.usage.dense_steps), (18, 18));
+    assert_eq!(ended.done.usage.kv_tokens, 6 * 6);
+    let gauges = s.gauges();
+    assert_eq!((gauges.depths, gauges.rows_by_recursion), (vec![0, 0, 0, 6], vec![6; 3]));
+    assert_eq!((gauges.recursion_steps, gauges.depth_cap), ((18, 18), 3));
+}
+
+#[test]
+fn bounds_that_no_row_of_a_layout_keeps_are_refused() {
+    let shape = || KvShape { layers: vec![6, 0], every_row: false, by_seed: false };
+    let mut s = Scheduler::at_once(SchedulerLimits::default(), shape(), 3).unwrap();
+    let none = DepthOptions::default();
+    let all = "expected at least 3, which every token of this model takes";
+    for (depth_options, message) in [
+        (DepthOptions { max_depth: Some(2), ..none }, format!("max_depth is 2, {all}")),
+        (DepthOptions { mean_depth: Some(2.5), ..none }, format!("mean_depth is 2.5, {all}")),
+    ] {
+        let refused = s.submit(request(1, 3, depth_options), 0).unwrap_err();
+        assert_eq!(refused.to_string(), message);
+    }
+    let kept = DepthOptions { max_depth: Some(3), min_depth: 3, mean_depth: Some(3.0), ..none };
+    s.submit(request(1, 3, kept), 0).unwrap();
+    let brownout = Some(Brownout { floor: 2, ..Brownout::default() });
+    let limits = SchedulerLimits { brownout, ..SchedulerLimits::default() };
+    assert_eq!(
+        Scheduler::at_once(limits, shape(), 3).unwrap_err().to_string(),
+        "limit brownout.floor is 2, expected at least 3: change it"
+    );
 }
 
 #[test]

@@ -81,6 +81,42 @@ fn the_last_holder_writes_over_what_others_left() {
 }
 
 #[test]
+fn two_holders_are_enough_for_a_copy() {
+    // Two views, and nobody else.
+    let mut pages = pool(&[1], 8);
+    let first = pages.table();
+    pages.append(&first, 0, 5).unwrap();
+    let shared = pages.snapshot(&first);
+    let second = pages.resume(&shared);
+    pages.drop_shared(shared);
+    let page = pages.list(&first, 0, 0)[0];
+    assert_eq!(pages.append(&second, 0, 1).unwrap(), []);
+    let copies = pages.append(&first, 0, 1).unwrap();
+    assert_eq!(
+        copies,
+        [PageCopy { from_page: page, to_page: pages.list(&first, 0, 0)[0], tokens: 5 }]
+    );
+    assert_eq!(pages.list(&second, 0, 0), [page]);
+    // A view and a stretch, whose rows somebody went on from.
+    let mut pages = pool(&[1], 8);
+    let first = pages.table();
+    pages.append(&first, 0, 3).unwrap();
+    let shared = pages.snapshot(&first);
+    pages.append(&first, 0, 4).unwrap();
+    let longer = pages.snapshot(&first);
+    pages.release(first);
+    let second = pages.resume(&shared);
+    pages.drop_shared(shared);
+    let page = pages.list(&second, 0, 0)[0];
+    let copies = pages.append(&second, 0, 1).unwrap();
+    assert_eq!(
+        copies,
+        [PageCopy { from_page: page, to_page: pages.list(&second, 0, 0)[0], tokens: 3 }]
+    );
+    pages.check([&longer]).unwrap();
+}
+
+#[test]
 fn a_full_pool_changes_nothing_and_says_so() {
     let mut pages = pool(&[2, 0], 3);
     let table = pages.table();
@@ -123,4 +159,6 @@ fn a_shape_knows_its_worst_case() {
     let each = |every_row| KvShape { layers: vec![1; 4], every_row, by_seed: false };
     assert_eq!([0, 1, 3].map(|depth| each(false).tiers_of(depth)), [1, 2, 4]);
     assert_eq!([0, 1, 3].map(|depth| each(true).tiers_of(depth)), [1, 4, 4]);
+    let at_once = KvShape { layers: vec![6, 0], every_row: false, by_seed: false };
+    assert_eq!([0, 1, 3].map(|depth| at_once.tiers_of(depth)), [1, 2, 2]);
 }

@@ -130,8 +130,16 @@ fn what_can_never_run_is_refused_by_field() {
             "threshold is NaN, expected a finite number",
         ),
         (
-            with(DepthOptions { mean_depth: Some(0.0), ..DepthOptions::default() }),
-            "mean_depth is 0, expected a finite number above 0",
+            with(DepthOptions { mean_depth: Some(0.9), ..DepthOptions::default() }),
+            "mean_depth is 0.9, expected at least 1, which a token may always take",
+        ),
+        (
+            with(DepthOptions { mean_depth: Some(1.9), min_depth: 2, ..DepthOptions::default() }),
+            "mean_depth is 1.9, expected at least 2, which a token may always take",
+        ),
+        (
+            with(DepthOptions { mean_depth: Some(f32::NAN), ..DepthOptions::default() }),
+            "mean_depth is NaN, expected at least 1, which a token may always take",
         ),
     ];
     for (request, message) in cases {
@@ -487,9 +495,38 @@ fn ends_by_stop_length_deadline_and_cancel() {
 fn times_are_measured_on_the_callers_clock() {
     let mut s = scheduler(SchedulerLimits::default());
     s.submit(request(1, 0..4, 2), 100).unwrap();
-    let ended: Vec<Ended> =
-        [130, 140, 170, 200].into_iter().flat_map(|now| tick(&mut s, 9, now).1).collect();
-    assert_eq!((ended[0].done.usage.queued_us, ended[0].done.usage.prefill_us), (30, 10));
+    // A prompt that is only scored has its time, too.
+    s.submit(request(2, 0..4, 0), 110).unwrap();
+    let mut ended = Vec::new();
+    for (begin, end) in [(130, 138), (140, 151), (170, 175), (200, 210)] {
+        let plan = s.plan(begin);
+        recur(&mut s, &plan);
+        for chunk in s.ready_for_coda() {
+            if let After::Ended(one) = complete(&mut s, chunk, 9, end) {
+                ended.push((one.request.id, one.done.usage));
+            }
+        }
+    }
+    ended.sort_by_key(|(id, _)| *id);
+    let times: Vec<_> = ended.iter().map(|(_, u)| (u.queued_us, u.prefill_us)).collect();
+    // Two recursions, so that prompts are complete at the end of the second tick.
+    assert_eq!(times, [(30, Some(151 - 130)), (20, Some(151 - 130))]);
+}
+
+#[test]
+fn who_never_ran_has_waited_until_its_end() {
+    let mut s = scheduler(SchedulerLimits { max_seqs: 1, ..SchedulerLimits::default() });
+    s.submit(request(1, 0..4, 90), 0).unwrap();
+    s.submit(Request { deadline: Some(70), ..request(2, 0..4, 2) }, 10).unwrap();
+    s.submit(request(3, 0..4, 2), 25).unwrap();
+    tick(&mut s, 9, 30);
+    s.cancel(3);
+    let waited = |ended: &[Ended]| {
+        let usage = ended[0].done.usage;
+        (ended[0].request.id, usage.queued_us, usage.prefill_us)
+    };
+    assert_eq!(waited(&tick(&mut s, 9, 60).1), (3, 60 - 25, None));
+    assert_eq!(waited(&tick(&mut s, 9, 80).1), (2, 80 - 10, None));
 }
 
 #[test]
@@ -504,6 +541,9 @@ fn a_cancel_between_drawing_and_reporting_drops_the_token() {
     s.cancel(1);
     let After::Ended(ended) = complete(&mut s, ready[0], 9, 0) else { panic!("cancelled") };
     assert_eq!((ended.done.finish, ended.done.usage.generated), (Finish::Cancelled, 0));
+    // Its rows brought nothing that is told, so how far they came does not show.
+    assert_eq!((ended.done.usage.recursion_steps, ended.done.usage.dense_steps), (0, 0));
+    assert_eq!(s.gauges().recursion_steps, (8, 8), "the work was done");
 }
 
 #[test]

@@ -164,8 +164,7 @@ impl ChoiceState {
             _ if self.over => Ok(Next::GoOn),
             SequenceEvent::Done(done) => self.done(done),
             SequenceEvent::Token(token) if self.end.is_some() => {
-                self.beyond.0 += 1;
-                self.beyond.1 += u64::from(token.depth);
+                self.drawn_in_vain(&token);
                 Ok(Next::GoOn)
             }
             SequenceEvent::Prompt(scores) => self.scores(scores),
@@ -219,10 +218,17 @@ impl ChoiceState {
         Ok(Next::GoOn)
     }
 
+    /// Counts a token that came after the end of the text.
+    fn drawn_in_vain(&mut self, token: &TokenOut) {
+        self.beyond.0 += 1;
+        self.beyond.1 += u64::from(token.depth);
+    }
+
     fn token(&mut self, token: TokenOut) -> Result<Next, ApiError> {
         if let Some(id) = self.withheld.take() {
             self.read(id);
             if self.end.is_some() {
+                self.drawn_in_vain(&token);
                 return Ok(Next::Cancel);
             }
         }

@@ -153,7 +153,21 @@ impl From<Refusal> for ApiError {
                 Self::new(429, refusal.to_string()).code("queue_full").retry(*retry_after_s)
             }
             Refusal::Draining => Self::draining(),
-            Refusal::Invalid { field, .. } => Self::field(field, refusal.to_string()),
+            Refusal::Invalid { field, found, expected } => {
+                let field = asked(field);
+                Self::field(field, format!("`{field}` is {found}, expected {expected}"))
+            }
         }
+    }
+}
+
+/// What a field of the engine's is called in a request.
+fn asked(field: &'static str) -> &'static str {
+    match field {
+        "max_depth" => "lathe.max_depth",
+        "min_depth" => "lathe.min_depth",
+        "mean_depth" => "lathe.mean_depth_budget",
+        "threshold" => "lathe.threshold",
+        other => other,
     }
 }

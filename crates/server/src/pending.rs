@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use crate::metrics::Shed;
 use crate::request::ParsedRequest;
 use crate::state::{ActiveRequest, AppState, Phase, reached};
-use scheduler::{EventSink, Finish, Offer, Refusal, Request, SamplingParams, SequenceEvent};
+use scheduler::{Done, EventSink, Finish, Offer, Refusal, Request, SamplingParams, SequenceEvent};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -54,6 +54,22 @@ impl ResponseSink {
         Offer::Gone
     }
 
+    /// The last event: its times count whether or not the client is still there.
+    fn end(&mut self, done: &Done) -> Offer {
+        let metrics = &self.state.metrics;
+        metrics.whole.observe(self.begun.elapsed());
+        if !matches!(done.finish, Finish::Failed(_)) {
+            metrics.queued.observe(Duration::from_micros(done.usage.queued_us));
+            if let Some(prefill) = done.usage.prefill_us {
+                metrics.prefill.observe(Duration::from_micros(prefill));
+            }
+        }
+        if std::mem::replace(&mut self.over, true) {
+            return Offer::Gone;
+        }
+        self.send(Message::Event(self.index, SequenceEvent::Done(done.clone())))
+    }
+
     fn clock(&mut self, event: &SequenceEvent) {
         if let SequenceEvent::Token(_) = event {
             let now = Instant::now();
@@ -67,13 +83,11 @@ impl ResponseSink {
 
 impl EventSink for ResponseSink {
     fn offer(&mut self, event: &SequenceEvent) -> Offer {
+        if let SequenceEvent::Done(done) = event {
+            return self.end(done);
+        }
         if self.over || self.to.is_closed() {
             return Offer::Gone;
-        }
-        if let SequenceEvent::Done(_) = event {
-            self.over = true;
-            self.state.metrics.whole.observe(self.begun.elapsed());
-            return self.send(Message::Event(self.index, event.clone()));
         }
         if self.held.fetch_add(1, Ordering::AcqRel) >= self.state.settings.events {
             self.held.fetch_sub(1, Ordering::AcqRel);
@@ -245,18 +259,8 @@ impl PendingRequest {
                 self.choices[index].lost()
             }
             Message::Event(index, event) => {
-                if let SequenceEvent::Done(done) = &event {
+                if let SequenceEvent::Done(_) = &event {
                     self.guard.live[index] = None;
-                    if !matches!(done.finish, Finish::Failed(_)) {
-                        self.state
-                            .metrics
-                            .queued
-                            .observe(Duration::from_micros(done.usage.queued_us));
-                        self.state
-                            .metrics
-                            .prefill
-                            .observe(Duration::from_micros(done.usage.prefill_us));
-                    }
                 } else {
                     self.held.fetch_sub(1, Ordering::AcqRel);
                 }

@@ -65,16 +65,16 @@ const DIAL: &[Field] = &[
     ),
     field(
         "mean_depth_budget",
-        Number(0.0, 1024.0, true),
+        Number(1.0, 1024.0, false),
         "null",
-        "The mean depth that the new tokens may have at most; \
-         when the text has spent more, its cap falls.",
+        "The mean depth that the new tokens may have at most; at least `min_depth`.",
     ),
     field(
         "threshold",
         Number(-100.0, 100.0, false),
         "0",
-        "Added to the router's thresholds: above 0 fewer tokens go deep, below 0 more.",
+        "Added to the router's thresholds: above 0 fewer tokens go deep, below 0 more; \
+         only for models whose router has thresholds.",
     ),
     field("return_depths", Bool, "false", "Report the depth of every token."),
 ];
@@ -121,7 +121,7 @@ const SHARED: [Field; 20] = [
         "min_tokens",
         upto(ZERO, context),
         "0",
-        "Nothing ends the text before this many new tokens.",
+        "Nothing ends the text before this many new tokens; stop strings count after them.",
     ),
     field("ignore_eos", Bool, "false", "The end-of-text token does not end the text."),
     field("include_stop_str_in_output", Bool, "false", "What ended the text is part of it."),

@@ -41,10 +41,12 @@ impl Text {
             drawn: 0,
             request,
         };
-        let cap = text.cap();
-        for token in text.request.prompt.clone() {
-            text.push(token, cap);
-        }
+        let (prompt, cap) = (text.request.prompt.clone(), text.cap());
+        let (last, rest) = prompt.split_last().unwrap();
+        rest.iter().for_each(|&token| text.push(token, cap));
+        // The prompt's last row predicts the first token, which is in the budget.
+        let cap = if text.request.max_tokens > 0 { text.budget(0, 0) } else { cap };
+        text.push(*last, cap);
         text
     }
 
@@ -75,12 +77,28 @@ impl Text {
     /// The cap of the row of the token to come without brown-out, by the definition of the
     /// depth_options.
     pub(crate) fn next_cap(&self) -> u32 {
+        self.budget(self.drawn + 1, self.spent + u64::from(self.depths[self.depths.len() - 1]))
+    }
+
+    /// The cap of the row that predicts the token after `tokens` tokens, which cost `spent`.
+    fn budget(&self, tokens: usize, spent: u64) -> u32 {
         let depth_options = &self.request.depth_options;
-        let least = depth_options.min_depth.max(1);
         let Some(mean) = depth_options.mean_depth else { return self.cap() };
-        let spent = self.spent + u64::from(self.depths[self.depths.len() - 1]);
-        let left = (f64::from(mean) * (self.drawn + 2) as f64 - spent as f64).floor();
+        let left = (f64::from(mean) * (tokens + 1) as f64 - spent as f64).floor();
+        let least = depth_options.min_depth.max(1);
         left.clamp(f64::from(least), f64::from(self.cap())) as u32
+    }
+
+    /// A budget is kept from the first token on, whatever the text: the depth of a token is that of
+    /// the row that predicted it.
+    pub(crate) fn within_budget(&self) {
+        let Some(mean) = self.request.depth_options.mean_depth else { return };
+        let mut spent = 0;
+        for (token, depth) in self.depths[self.request.prompt.len() - 1..].iter().enumerate() {
+            spent += depth;
+            let all = f64::from(mean) * (token + 1) as f64;
+            assert!(token >= self.drawn || f64::from(spent) <= all, "{spent} after {token}");
+        }
     }
 
     /// Goes on with the drawn token.

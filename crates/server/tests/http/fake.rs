@@ -383,7 +383,7 @@ impl Shared {
         }
         if let Some(&last) = sequence.text.last()
             && request.stop_ids.contains(&last)
-            && sequence.text.len() > request.min_tokens
+            && sequence.text.len() >= request.min_tokens
         {
             return Err(Finish::Stop(last));
         }
@@ -432,7 +432,7 @@ fn end(sequence: &mut Sequence, finish: Finish) -> (bool, bool) {
         recursion_steps: sequence.steps,
         dense_steps: generated * u64::from(RECURSIONS),
         queued_us: 10,
-        prefill_us: 20,
+        prefill_us: Some(20),
         preemptions: 0,
         kv_tokens: 0,
     };
