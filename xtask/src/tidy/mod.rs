@@ -26,7 +26,7 @@ type Rule = (&'static str, fn(&Tree) -> Vec<String>);
 
 const RULES: [Rule; 17] = [
     ("rooms depend on each other as ARCHITECTURE.md allows", rooms::edges),
-    ("only tests use testkit", rooms::testkit),
+    ("only tests use the rooms for tests", rooms::for_tests),
     ("only ops knows the tensor library", rooms::tensor_library),
     ("the map shows the rooms that exist", rooms::map),
     ("unsafe code is in its place and explained", safety::unsafe_code),

@@ -8,8 +8,8 @@ use crate::tree::Tree;
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// The room that every room uses for the features of registry crates; it holds no code.
 const FEATURES: &str = "features";
-/// What tests share: `[dev-dependencies]` alone may name it.
-const TESTKIT: &str = "testkit";
+/// What tests share: `[dev-dependencies]` alone may name these.
+const FOR_TESTS: [&str; 2] = ["reference", "testkit"];
 /// Names of the tensor library's crates, as code spells them.
 const BURN: [&str; 6] =
     ["burn", "burn_autodiff", "burn_backend", "burn_dispatch", "burn_flex", "burn_tensor"];
@@ -63,7 +63,10 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
             ));
         }
         let below = below(&allowed, &package.name);
-        let in_tests = package.uses_in_tests.intersection(&rooms).filter(|room| *room != TESTKIT);
+        let in_tests = package
+            .uses_in_tests
+            .intersection(&rooms)
+            .filter(|room| !FOR_TESTS.contains(&room.as_str()));
         for room in in_tests.filter(|room| !below.contains(*room)) {
             found.push(format!(
                 "{}: tests use `{room}`, which is not below `{}`",
@@ -79,23 +82,28 @@ pub(super) fn edges(tree: &Tree) -> Vec<String> {
     found
 }
 
-/// Only tests use the testkit, and only those of rooms that know a tensor: of the rooms it uses,
-/// and of rooms above these. The tests of the others would compile the model.
-pub(super) fn testkit(tree: &Tree) -> Vec<String> {
+/// Only tests use the rooms that are for tests, and only those of rooms that know what such a room
+/// uses: a room that it uses, or one above these. The tests of others would compile it.
+pub(super) fn for_tests(tree: &Tree) -> Vec<String> {
+    FOR_TESTS.iter().flat_map(|room| for_tests_alone(tree, room)).collect()
+}
+
+fn for_tests_alone(tree: &Tree, kit: &str) -> Vec<String> {
     let allowed = allowed(tree);
-    let uses = allowed.get(TESTKIT).cloned().unwrap_or_default();
+    let uses = allowed.get(kit).cloned().unwrap_or_default();
     let mut found = Vec::new();
-    for (room, _) in allowed.iter().filter(|(_, uses)| uses.contains(TESTKIT)) {
-        found.push(format!("{ARCHITECTURE}: allows `{room}` to use `{TESTKIT}`; only tests may"));
+    for (room, _) in allowed.iter().filter(|(_, uses)| uses.contains(kit)) {
+        found.push(format!("{ARCHITECTURE}: allows `{room}` to use `{kit}`; only tests may"));
     }
     for package in &tree.packages {
         let (name, manifest) = (&package.name, &package.manifest);
-        if package.uses.contains(TESTKIT) {
-            found.push(format!("{manifest}: names `{TESTKIT}` outside of [dev-dependencies]"));
+        if package.uses.contains(kit) {
+            found.push(format!("{manifest}: names `{kit}` outside of [dev-dependencies]"));
         }
-        let knows = uses.contains(name) || !below(&allowed, name).is_disjoint(&uses);
-        if package.uses_in_tests.contains(TESTKIT) && !knows {
-            found.push(format!("{manifest}: tests use `{TESTKIT}`, which brings them the model"));
+        let below = below(&allowed, name);
+        let knows = uses.is_empty() || uses.contains(name) || !below.is_disjoint(&uses);
+        if package.uses_in_tests.contains(kit) && !knows {
+            found.push(format!("{manifest}: tests use `{kit}`, which brings them the model"));
         }
     }
     found
@@ -235,7 +243,7 @@ mod tests {
                 tree.files.insert(path.to_owned(), file);
             }
             let edges = edges(&tree).into_iter().filter(|line| line.contains("Cargo.toml"));
-            edges.chain(testkit(&tree)).collect::<Vec<_>>()
+            edges.chain(for_tests(&tree)).collect::<Vec<_>>()
         };
         for room in ["ops", "train"] {
             let uses: &[&str] = if room == "train" { &["ops"] } else { &[] };

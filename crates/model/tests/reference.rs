@@ -1,0 +1,366 @@
+//! The model beside a second one: `reference`, in f64 from the formulas alone.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{fresh, name, variants};
+use model::cost::{Convention, forward_flops};
+use model::params::RouterSite;
+use model::routers::Network;
+use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
+use model::routers::token_choice::{Config as Token, Function as TokenFunction, GateOn};
+use model::{
+    Address, Choice, KvMode, Model, ModelConfig, Pass, Probe, RouterConfig, RouterState,
+    RoutingEvent, Rows, Rule, Sharing,
+};
+use ops::{Ops, backward};
+use reference::{Decide, Decision, Found, Matrix, Settings, forward};
+use testkit::{How, ids, run, tiny, transient};
+
+const LENGTH: usize = 12;
+const STEP: u64 = 5;
+
+/// What a pass tells, as the reference needs it or gives it.
+#[derive(Default)]
+struct Told {
+    /// Of the random router, by recursion and position.
+    dice: BTreeMap<(usize, usize), f64>,
+    /// Sums over the recursions, by name.
+    losses: BTreeMap<&'static str, f64>,
+}
+
+impl Probe for Told {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        if event.site == RouterSite::Depth && matches!(event.choice, Choice::GoOn { .. }) {
+            for (&row, &die) in event.candidates.iter().zip(event.logits) {
+                self.dice.insert((event.recursion, row as usize), f64::from(die));
+            }
+        }
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, _: f32) {
+        *self.losses.entry(name).or_default() += f64::from(value);
+    }
+}
+
+fn matrices(model: &Model) -> BTreeMap<String, Matrix> {
+    let of = |(spec, weight): &(model::params::ParamSpec, std::sync::Arc<ops::Weight>)| {
+        (spec.name.clone(), Matrix::of(&weight.read(), spec.shape.0, spec.shape.1))
+    };
+    model.weights().iter().map(of).collect()
+}
+
+fn config_of(config: &ModelConfig) -> Settings {
+    Settings::of(serde_json::to_value(config).expect("plain data"))
+}
+
+/// The same sequence through the model and through the reference.
+fn both(config: &ModelConfig, rule: &Rule, tokens: &[u32]) -> (testkit::Out, Told, Found) {
+    let model = fresh(config);
+    let mut how = How::by(rule);
+    how.address.step = STEP;
+    how.state = state_of(config);
+    how.record = *rule == Rule::NonCausal;
+    let (rows, mut told) = (Rows::batch(1, tokens.len()), Told::default());
+    let out = run(&model, tokens, &rows, &mut transient(&model), &how, &mut told);
+    let bias = bias_of(&serde_json::to_value(config).expect("plain data"));
+    let thresholds = thresholds(rule);
+    let decide = match rule {
+        Rule::NonCausal => Decide::Training,
+        Rule::Causal(rule) => {
+            Decide::ByThresholds { thresholds: &thresholds, auxiliary: rule.auxiliary }
+        }
+    };
+    let die = |recursion, position| told.dice[&(recursion, position)];
+    let decision = Decision { decide, step: STEP, die: &die, bias: &bias };
+    let expected = forward(&config_of(config), &matrices(&model), tokens, decision);
+    (out, told, expected)
+}
+
+fn thresholds(rule: &Rule) -> Vec<Option<f64>> {
+    match rule {
+        Rule::NonCausal => Vec::new(),
+        Rule::Causal(rule) => rule.thresholds.iter().map(|t| t.map(f64::from)).collect(),
+    }
+}
+
+/// The largest difference as a share of the largest logit.
+fn apart(found: &[f32], expected: &Found) -> f64 {
+    let expected = expected.logits.iter().flatten();
+    let (mut most, mut largest) = (0.0f64, 0.0f64);
+    for (found, expected) in found.iter().zip(expected) {
+        most = most.max((f64::from(*found) - expected).abs());
+        largest = largest.max(expected.abs());
+    }
+    most / largest
+}
+
+/// Settings of routers and models that the pairs leave out.
+fn further() -> Vec<ModelConfig> {
+    let expert = Expert { alpha: 0.7, z_weight: 0.3, ..Expert::default() };
+    let token = Token { z_weight: 0.3, alpha: 0.8, ..Token::default() };
+    let mut routers: Vec<RouterConfig> = vec![
+        RouterConfig::ExpertChoice(Expert { function: Function::None, ..expert.clone() }),
+        RouterConfig::ExpertChoice(Expert { gating: Gating::Replace, ..expert.clone() }),
+        RouterConfig::ExpertChoice(Expert { capacity_warmup_steps: 14, ..expert.clone() }),
+        RouterConfig::ExpertChoice(Expert { capacity_warmup_steps: STEP, ..expert.clone() }),
+        RouterConfig::ExpertChoice(Expert {
+            gating: Gating::Blend,
+            gate_release_steps: 13,
+            ..expert.clone()
+        }),
+        RouterConfig::ExpertChoice(Expert {
+            function: Function::Tanh,
+            network: Network::WideMlp,
+            sampling: SamplingLoss::AuxRouter,
+            temperature: 0.6,
+            ..expert.clone()
+        }),
+        RouterConfig::ExpertChoice(Expert { sampling: SamplingLoss::None, ..expert }),
+    ];
+    for network in [Network::Linear, Network::Mlp] {
+        for function in [TokenFunction::Softmax, TokenFunction::Sigmoid] {
+            for gate_on in [GateOn::LastPass, GateOn::EveryPass] {
+                let token = Token { network, function, gate_on, temperature: 1.7, ..token.clone() };
+                routers.push(RouterConfig::TokenChoice(token));
+            }
+        }
+    }
+    let warming = Token { balance_warmup_steps: STEP + 1, ..token.clone() };
+    let warm = Token { balance_warmup_steps: STEP, ..token };
+    routers.extend([warming, warm].map(RouterConfig::TokenChoice));
+    let mut all = Vec::new();
+    for (i, router) in routers.into_iter().enumerate() {
+        let sharing = [Sharing::MiddleCycle, Sharing::Cycle][i % 2];
+        let base = tiny(router, KvMode::RecursionWise, sharing);
+        // Norms of each use, and a head of its own, in every combination.
+        let (share_norms, tie_embeddings) = (i % 4 < 2, i % 3 == 0);
+        all.push(ModelConfig { share_norms, tie_embeddings, norm_eps: 1e-2, ..base });
+    }
+    all
+}
+
+#[test]
+fn every_pair_of_options_is_what_the_formulas_say() {
+    let tokens = ids(4, LENGTH);
+    let mut variants = variants();
+    variants.extend(further());
+    let (mut close_calls, count) = (0, 2 * variants.len());
+    for config in variants {
+        let what = name(&config);
+        let causal = causal(&config, &tokens);
+        for rule in [Rule::NonCausal, causal] {
+            let (found, told, expected) = both(&config, &rule, &tokens);
+            if expected.margin < 1e-5 {
+                close_calls += 1;
+                continue;
+            }
+            let depths: Vec<usize> = found.depth.iter().map(|&d| d as usize).collect();
+            let counted = config.sharing.is_cycle();
+            assert!(!counted || depths == expected.depths, "{what}: {rule:?} {}", expected.margin);
+            let apart = apart(&found.logits, &expected);
+            // Adapters as large as their matrices amplify rounding.
+            let adapts = config.relax != model::adapters::Relaxation::NONE;
+            let limit = if adapts { 5e-5 } else { 1e-5 };
+            assert!(apart < limit, "{what}: {rule:?}: {apart:e}, margin {:e}", expected.margin);
+            for (name, value) in told.losses {
+                let wanted = match name {
+                    "balance" => reference::pooled_balance(&[&expected.losses]),
+                    name => expected.losses.means[name],
+                };
+                let close = (value - wanted).abs() < 1e-5 * wanted.abs().max(1.0);
+                assert!(close, "{what}: {name} is {value}, by the formula {wanted}");
+            }
+        }
+    }
+    assert!(close_calls * 20 < count, "{close_calls} of {count} hung on a rounding");
+}
+
+/// A rule under which about half of the candidates stop wherever some may. A threshold is the logit
+/// of a row, so it is moved a little: f64 would decide otherwise about that row.
+fn causal(config: &ModelConfig, tokens: &[u32]) -> Rule {
+    let Rule::Causal(mut rule) = testkit::causal(&fresh(config), tokens) else {
+        return Rule::NonCausal;
+    };
+    rule.thresholds.iter_mut().flatten().for_each(|threshold| *threshold -= 1e-4);
+    Rule::Causal(rule)
+}
+
+/// What is counted for a model is what the formulas multiply, with the rows that took each
+/// recursion: exactly, where rows see only the rows of their own recursion.
+#[test]
+fn costs_are_the_products_of_the_formulas() {
+    let tokens = ids(4, LENGTH);
+    let mut variants = variants();
+    variants.extend(further());
+    let mut count = 0;
+    for config in variants {
+        let json = serde_json::to_value(&config).expect("plain data");
+        // The second network of a recursion runs in training alone, and is no part of a model's
+        // cost; which keys rows see under sharing depends on where they stand.
+        let sees_others = config.kv != KvMode::RecursionWise && config.router.kind() != "fixed";
+        if json["router"]["sampling"] == "aux_router" || sees_others {
+            continue;
+        }
+        let (_, _, expected) = both(&config, &Rule::NonCausal, &tokens);
+        let mut shares = Vec::new();
+        for r in 0..config.recursions {
+            let rows = expected.depths.iter().filter(|&&depth| depth > r).count();
+            shares.push(rows as f64 / LENGTH as f64);
+        }
+        let plan = config.check().expect("legal");
+        let flops = forward_flops(&config, &plan, LENGTH, &shares, Convention::Full);
+        let (found, wanted) = (flops * LENGTH as f64, 2.0 * expected.products as f64);
+        assert!((found - wanted).abs() < 1e-6 * wanted, "{}: {found} {wanted}", name(&config));
+        count += 1;
+    }
+    assert!(count > 60, "{count} models");
+}
+
+/// Weights moved along a random direction, each against its size.
+fn moved(
+    weights: &BTreeMap<String, Matrix>,
+    direction: &BTreeMap<String, Vec<f64>>,
+    by: f64,
+) -> BTreeMap<String, Matrix> {
+    let mut moved = weights.clone();
+    for (name, matrix) in &mut moved {
+        if let Some(direction) = direction.get(name) {
+            for (x, d) in matrix.values.iter_mut().zip(direction) {
+                *x += by * d;
+            }
+        }
+    }
+    moved
+}
+
+/// The gradient of everything that training minimises, along random directions, is the slope of
+/// the formulas: cross-entropy and the losses of routers with their weights.
+#[test]
+fn gradients_are_slopes_of_the_formulas() {
+    let mut variants = variants();
+    variants.extend(further());
+    let mut compared = 0;
+    for config in variants {
+        let what = name(&config);
+        // DoRA takes the length of a row for a constant; the random router's gates are no function
+        // of weights, but the rest is.
+        if config.relax.kind() == "dora" {
+            continue;
+        }
+        let tokens = ids(5, LENGTH + 1);
+        let (ids, targets) = (&tokens[..LENGTH], &tokens[1..]);
+        let json = serde_json::to_value(&config).expect("plain data");
+        let weight = |name: &str| json["router"][name].as_f64().unwrap_or(0.0);
+        let (_, told, at) = both(&config, &Rule::NonCausal, ids);
+        if at.margin < 1e-4 {
+            continue;
+        }
+        let (model, gradients) = learned(&config, ids, targets);
+        let weights = matrices(&model);
+        let die = |recursion, position| told.dice[&(recursion, position)];
+        let bias = bias_of(&json);
+        // The auxiliary router is taught apart, from a copy of the rows.
+        for apart in [false, true] {
+            let mut direction = BTreeMap::new();
+            let (mut found, mut length) = (0.0, 0.0);
+            for (place, (name, gradient)) in gradients.iter().enumerate() {
+                if name.starts_with("auxiliary") == apart {
+                    let d = random(place as u64, gradient.len());
+                    found += gradient.iter().zip(&d).map(|(g, d)| f64::from(*g) * d).sum::<f64>();
+                    length += gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+                    direction.insert(name.clone(), d);
+                }
+            }
+            if direction.is_empty() {
+                continue;
+            }
+            let loss = |by: f64| {
+                let decide = Decide::Training;
+                let decision = Decision { decide, step: STEP, die: &die, bias: &bias };
+                let found =
+                    forward(&config_of(&config), &moved(&weights, &direction, by), ids, decision);
+                let mean = |name: &str| found.losses.means.get(name).copied().unwrap_or(0.0);
+                if apart {
+                    return weight("sampling_weight") * mean("auxiliary_router");
+                }
+                let mut loss = cross_entropy(&found.logits, targets);
+                loss += weight("sampling_weight") * mean("auxiliary");
+                loss += weight("z_weight") * mean("z");
+                if json["router"]["balance"] == "loss" {
+                    // The shares of rows are constants.
+                    let scores = reference::RouterLosses {
+                        depths: at.losses.depths.clone(),
+                        ..found.losses.clone()
+                    };
+                    loss += weight("balance_weight") * reference::pooled_balance(&[&scores]);
+                }
+                loss
+            };
+            let step = 1e-6;
+            let slope = (loss(step) - loss(-step)) / (2.0 * step);
+            let difference = (found - slope).abs();
+            assert!(difference < 2e-4 * length.sqrt(), "{what}: {found} {slope}, {length}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared} slopes");
+}
+
+/// Biases that matter, and what the router keeps as a function of the step.
+fn state_of(config: &ModelConfig) -> RouterState {
+    let mut state = testkit::state();
+    config.router.settings().schedule(STEP, &mut state);
+    state
+}
+
+fn bias_of(config: &serde_json::Value) -> Vec<f64> {
+    let is_biased = config["router"]["balance"] == "loss_free";
+    if is_biased { vec![f64::from(0.05f32), 0.0, -f64::from(0.05f32)] } else { Vec::new() }
+}
+
+fn cross_entropy(logits: &[Vec<f64>], targets: &[u32]) -> f64 {
+    let mut sum = 0.0;
+    for (logits, &target) in logits.iter().zip(targets) {
+        let all: f64 = logits.iter().map(|z| z.exp()).sum();
+        sum += all.ln() - logits[target as usize];
+    }
+    sum / targets.len() as f64
+}
+
+/// Independent numbers in [-1, 1).
+fn random(place: u64, count: usize) -> Vec<f64> {
+    let mut stream = model::rng::Stream::at(11, model::rng::Purpose::Init, 9, place);
+    (0..count).map(|_| 2.0 * stream.uniform() - 1.0).collect()
+}
+
+type Gradients = Vec<(String, Vec<f32>)>;
+
+/// A model and its gradients for one sequence.
+fn learned(config: &ModelConfig, ids: &[u32], targets: &[u32]) -> (Model, Gradients) {
+    let model = fresh(config);
+    model.collect_gradients(true);
+    let mut pass = Pass {
+        ops: Ops::Fast,
+        kv: &mut transient(&model),
+        rule: &Rule::NonCausal,
+        state: &state_of(config),
+        probe: &mut Told::default(),
+        record: true,
+        recompute: false,
+        address: Address { seed: 3, step: STEP, place: 0 },
+        sequences: 1,
+    };
+    let passed = model.forward(&ids.into(), &Rows::batch(1, ids.len()), &mut pass);
+    let weights = vec![1.0 / ids.len() as f32; ids.len()];
+    let (loss, _) =
+        Ops::Fast.head_loss(passed.x_td, model.head(), &targets.into(), &weights.into());
+    drop(backward(&loss));
+    let named = |(spec, weight): &(model::params::ParamSpec, std::sync::Arc<ops::Weight>)| {
+        let gradient = weight.read_gradient().unwrap_or_else(|| vec![0.0; spec.count()]);
+        (spec.name.clone(), gradient)
+    };
+    let gradients = model.weights().iter().map(named).collect();
+    (model, gradients)
+}

@@ -1,0 +1,217 @@
+//! One layer of a Llama decoder for one sequence, with what its uses add.
+
+use std::collections::BTreeMap;
+
+use crate::matrix::{Matrix, add, dot, largest, sigmoid, softmax};
+use crate::settings::Settings;
+
+/// A row on its way: its position and its state.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) position: usize,
+    pub(crate) x: Vec<f64>,
+}
+
+/// Keys and values of one layer, by position.
+type Memory = BTreeMap<usize, (Vec<f64>, Vec<f64>)>;
+
+/// A model and what one pass over a sequence has left so far.
+pub(crate) struct Layers<'a> {
+    pub(crate) config: &'a Settings,
+    pub(crate) weights: &'a BTreeMap<String, Matrix>,
+    uses: Vec<(usize, usize)>,
+    /// What the first use of each stored layer left, where later ones share it.
+    first: BTreeMap<usize, Memory>,
+    /// Multiply-adds of products, attention's among them.
+    pub(crate) products: u64,
+    /// How far any decision was from the other one.
+    pub(crate) margin: f64,
+}
+
+impl<'a> Layers<'a> {
+    pub(crate) fn new(config: &'a Settings, weights: &'a BTreeMap<String, Matrix>) -> Self {
+        let (uses, first) = (config.uses(), BTreeMap::new());
+        Self { config, weights, uses, first, products: 0, margin: f64::INFINITY }
+    }
+
+    pub(crate) fn weight(&self, name: &str) -> &'a Matrix {
+        self.weights.get(name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// `M x` with its multiply-adds counted.
+    pub(crate) fn times(&mut self, name: &str, x: &[f64]) -> Vec<f64> {
+        let matrix = self.weight(name);
+        self.products += (matrix.rows * matrix.columns) as u64;
+        matrix.times(x)
+    }
+
+    pub(crate) fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let mean = dot(x, x) / x.len() as f64;
+        let factor = 1.0 / (mean + self.config.number("norm_eps")).sqrt();
+        x.iter().zip(self.weight(name).row(0)).map(|(x, w)| x * factor * w).collect()
+    }
+
+    /// The unrolled layer `layer` on `rows`.
+    pub(crate) fn run(&mut self, layer: usize, rows: &mut [Row]) {
+        let (stored, recursion) = self.uses[layer];
+        let of_use = if self.config.flag("share_norms") { 0 } else { recursion };
+        let own = self.memory(stored, recursion, of_use, rows);
+        for row in rows.iter_mut() {
+            let h = self.norm(&format!("layers.{stored}.attention_norm.{of_use}"), &row.x);
+            let y = self.attend(stored, recursion, &h, row.position, &own);
+            let y = self.linear(stored, "output", recursion, &y);
+            add(&mut row.x, &y);
+            let h = self.norm(&format!("layers.{stored}.ffn_norm.{of_use}"), &row.x);
+            let both = self.linear(stored, "gate_up", recursion, &h);
+            let (gate, up) = both.split_at(both.len() / 2);
+            let y: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g * sigmoid(*g) * u).collect();
+            let y = self.linear(stored, "down", recursion, &y);
+            add(&mut row.x, &y);
+            self.encode(layer, recursion, &mut row.x);
+        }
+    }
+
+    /// The keys and values that rows may see at this use.
+    fn memory(&mut self, stored: usize, recursion: usize, of_use: usize, rows: &[Row]) -> Memory {
+        let mode = self.config.text("kv").to_owned();
+        let mut memory = match mode.as_str() {
+            "recursion_wise" => Memory::new(),
+            _ => self.first.get(&stored).cloned().unwrap_or_default(),
+        };
+        if mode == "shared" && recursion > 0 {
+            return memory;
+        }
+        for row in rows {
+            let h = self.norm(&format!("layers.{stored}.attention_norm.{of_use}"), &row.x);
+            let both = self.linear(stored, "key_value", recursion, &h);
+            let (keys, values) = both.split_at(both.len() / 2);
+            let keys = self.rotated(keys, row.position);
+            memory.insert(row.position, (keys, values.to_vec()));
+        }
+        if recursion == 0 {
+            self.first.insert(stored, memory.clone());
+        }
+        memory
+    }
+
+    /// Attention's result for a row before the output matrix.
+    fn attend(
+        &mut self,
+        stored: usize,
+        recursion: usize,
+        h: &[f64],
+        position: usize,
+        memory: &Memory,
+    ) -> Vec<f64> {
+        let (d, heads) = (self.config.count("head_dim"), self.config.count("heads"));
+        let group = heads / self.config.count("kv_heads");
+        let query = self.linear(stored, "query", recursion, h);
+        let query = self.rotated(&query, position);
+        let seen: Vec<&(Vec<f64>, Vec<f64>)> =
+            memory.range(..=position).map(|(_, kept)| kept).collect();
+        let mut y = vec![0.0; heads * d];
+        for head in 0..heads {
+            let from = head / group * d;
+            let q = &query[head * d..][..d];
+            let scores: Vec<f64> = seen
+                .iter()
+                .map(|(keys, _)| dot(q, &keys[from..from + d]) / (d as f64).sqrt())
+                .collect();
+            for (p, (_, values)) in softmax(&scores).into_iter().zip(&seen) {
+                for (y, v) in y[head * d..][..d].iter_mut().zip(&values[from..from + d]) {
+                    *y += p * v;
+                }
+            }
+            self.products += (2 * d * seen.len()) as u64;
+        }
+        y
+    }
+
+    /// Each head turned by its position; entries i of its first and its second half are a pair.
+    fn rotated(&self, x: &[f64], position: usize) -> Vec<f64> {
+        let (d, theta) = (self.config.count("head_dim"), self.config.number("rope_theta"));
+        let mut y = x.to_vec();
+        for head in y.chunks_mut(d) {
+            for i in 0..d / 2 {
+                let angle = position as f64 * theta.powf(-2.0 * i as f64 / d as f64);
+                let (a, b) = (head[i], head[i + d / 2]);
+                head[i] = a * angle.cos() - b * angle.sin();
+                head[i + d / 2] = b * angle.cos() + a * angle.sin();
+            }
+        }
+        y
+    }
+
+    /// The matrix `part` of a stored layer with what its use adds.
+    fn linear(&mut self, stored: usize, part: &str, recursion: usize, x: &[f64]) -> Vec<f64> {
+        let mut y = self.times(&format!("layers.{stored}.{part}"), x);
+        let relax = self.config.table("relax");
+        let use_of = format!("relax.{stored}.{part}.{recursion}");
+        match relax.text("kind") {
+            "lora" | "dora" if self.weights.contains_key(&format!("{use_of}.up")) => {
+                let scale = relax.number("alpha") / relax.number("rank");
+                self.add_pair(&format!("{use_of}.down"), &format!("{use_of}.up"), scale, x, &mut y);
+                if relax.text("kind") == "dora" {
+                    self.stretch(&format!("layers.{stored}.{part}"), &use_of, scale, &mut y);
+                }
+            }
+            "mola" if self.weights.contains_key(&format!("{use_of}.score")) => {
+                let scale = relax.number("alpha") / relax.number("rank");
+                let z = self.times(&format!("{use_of}.score"), x);
+                let chosen = largest(&z, relax.count("top_k"), &mut self.margin);
+                let of_chosen: Vec<f64> = chosen.iter().map(|&k| z[k]).collect();
+                for (&k, w) in chosen.iter().zip(softmax(&of_chosen)) {
+                    let (down, up) = (format!("{use_of}.down.{k}"), format!("{use_of}.up.{k}"));
+                    self.add_pair(&down, &up, w * scale, x, &mut y);
+                }
+            }
+            _ => {}
+        }
+        y
+    }
+
+    fn add_pair(&mut self, down: &str, up: &str, scale: f64, x: &[f64], y: &mut [f64]) {
+        let low = self.times(down, x);
+        let mut added = self.times(up, &low);
+        added.iter_mut().for_each(|a| *a *= scale);
+        add(y, &added);
+    }
+
+    /// DoRA: each output times its magnitude and `|W| / |W + s B A|` of its row.
+    fn stretch(&self, name: &str, use_of: &str, scale: f64, y: &mut [f64]) {
+        let w = self.weight(name);
+        let down = self.weight(&format!("{use_of}.down"));
+        let up = self.weight(&format!("{use_of}.up"));
+        let magnitudes = self.weight(&format!("{use_of}.length")).row(0);
+        for (n, y) in y.iter_mut().enumerate() {
+            let mut merged = w.row(n).to_vec();
+            for (k, b) in up.row(n).iter().enumerate() {
+                merged.iter_mut().zip(down.row(k)).for_each(|(m, a)| *m += scale * b * a);
+            }
+            *y *= magnitudes[n] * length(w.row(n)) / length(&merged);
+        }
+    }
+
+    /// The factors of a recursion encoding, behind the last layer of a block that is applied again
+    /// and again, or behind every shared layer.
+    fn encode(&self, layer: usize, recursion: usize, x: &mut [f64]) {
+        if self.config.table("relax").text("kind") != "encoding" {
+            return;
+        }
+        let ends = usize::from(self.config.text("sharing").starts_with("middle"));
+        let shared = layer >= ends && layer < self.config.count("layers") - ends;
+        let behind = match self.config.blocks() {
+            Some(blocks) => blocks.iter().any(|block| block.last() == Some(&layer)),
+            None => shared,
+        };
+        if behind {
+            let factors = self.weight(&format!("encoding.{recursion}")).row(0);
+            x.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+        }
+    }
+}
+
+/// The Euclidean length of a row of numbers.
+fn length(row: &[f64]) -> f64 {
+    dot(row, row).sqrt()
+}
