@@ -95,7 +95,7 @@ pub fn forward_flops(
     let shares = Shares { plan, capacities };
     let mut total = 0.0;
     for at in plan.unrolled() {
-        total += attention_flops(config, n, shares.of(at), reads(config, at), convention);
+        total += attention_flops(config, n, shares.of(at), shares.keys(config.kv, at), convention);
     }
     for spec in &table {
         total += product_flops(config, spec, &shares, convention);
@@ -125,6 +125,13 @@ impl Shares<'_> {
         let first = self.plan.before.len();
         let recurs = (first..first + block * self.plan.recursions.len()).contains(&at.layer);
         if recurs { self.recursion(at.recursion) } else { 1.0 }
+    }
+
+    /// Rows whose keys and values a use of a layer sees: those that take it, or under sharing those
+    /// that took the first use.
+    fn keys(&self, kv: KvMode, at: LayerUse) -> f64 {
+        let first = LayerUse { layer: at.first, recursion: 0, ..at };
+        if kv == KvMode::RecursionWise { self.of(at) } else { self.of(first) }
     }
 
     /// Rows that are candidates at a recursion: those that took the one before.
@@ -179,30 +186,15 @@ fn product_flops(
     }
 }
 
-/// Whose keys and values a layer reads.
-#[derive(Clone, Copy, PartialEq)]
-enum Reads {
-    /// Those of the rows that take it.
-    Own,
-    /// Those of the first recursion, of all rows.
-    First,
-}
-
-fn reads(config: &ModelConfig, at: LayerUse) -> Reads {
-    let first = config.kv != KvMode::RecursionWise && at.recursion > 0;
-    if first { Reads::First } else { Reads::Own }
-}
-
-/// Attention of one layer over its keys, per token of the sequence, if a share `c` of the rows
-/// takes it.
+/// Attention of one layer, per token of the sequence, if a share `c` of the rows takes it and sees
+/// keys of the share `keys`.
 fn attention_flops(
     config: &ModelConfig,
     n: usize,
     c: f64,
-    reads: Reads,
+    keys: f64,
     convention: Convention,
 ) -> f64 {
-    let keys = if reads == Reads::Own { c } else { 1.0 };
     let heads = (config.heads * config.head_dim) as f64;
     match convention {
         Convention::Paper => c * keys * 2.0 * n as f64 * config.width as f64,
@@ -221,24 +213,24 @@ pub fn kv_bytes_per_token(
     let mut once = 0.0;
     for at in plan.before.iter().chain(&plan.after) {
         // Every row takes these layers, whatever the capacity of a recursion.
-        once += held(config.kv, at.recursion, 1.0);
+        once += held(config.kv, at.recursion, 1.0, 1.0);
     }
     let mut recursions = 0.0;
+    let first = capacities.first().copied().unwrap_or(1.0);
     for (r, block) in plan.recursions.iter().enumerate() {
         let capacity = capacities.get(r).copied().unwrap_or(1.0);
-        recursions += block.len() as f64 * held(config.kv, r, capacity);
+        recursions += block.len() as f64 * held(config.kv, r, capacity, first);
     }
     layer * (once + recursions)
 }
 
 /// The share of the rows whose keys and values use `recursion` of a layer holds, if it is taken by
-/// the share `capacity`.
-fn held(kv: KvMode, recursion: usize, capacity: f64) -> f64 {
+/// the share `capacity` and the first use of the layer by the share `first`.
+fn held(kv: KvMode, recursion: usize, capacity: f64, first: f64) -> f64 {
     match (kv, recursion) {
-        (KvMode::RecursionWise, _) => capacity,
-        (_, 0) => 1.0,
+        (KvMode::RecursionWise, _) | (_, 0) => capacity,
         (KvMode::Shared, _) => 0.0,
-        (KvMode::SharedUpdate, _) => 1.0,
+        (KvMode::SharedUpdate, _) => first,
     }
 }
 
