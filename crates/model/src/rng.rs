@@ -7,7 +7,7 @@
 pub enum Purpose {
     /// Initial weights; place = hash of the parameter's name.
     Init = 1,
-    /// The random router; place = row.
+    /// The random router; place = sequence and position, part = recursion.
     Router = 2,
     /// Drawing tokens; place = position.
     Sample = 3,
@@ -26,6 +26,11 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// The address `state` with a further word.
+fn absorb(state: u64, word: u64) -> u64 {
+    mix(state.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ mix(word.wrapping_add(0x2545_f491_4f6c_dd1d)))
+}
+
 /// A stable 64-bit hash of a name (FNV-1a), for use as a place.
 pub fn name_place(name: &str) -> u64 {
     name.bytes()
@@ -37,10 +42,14 @@ impl Stream {
     pub fn at(seed: u64, purpose: Purpose, step: u64, place: u64) -> Self {
         let mut state = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
         for word in [purpose as u64, step, place] {
-            state = mix(state.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                ^ mix(word.wrapping_add(0x2545_f491_4f6c_dd1d)));
+            state = absorb(state, word);
         }
         Self(state)
+    }
+
+    /// The stream at number `part` of this address, for what is numbered once more.
+    pub fn part(self, part: u64) -> Self {
+        Self(absorb(self.0, part))
     }
 
     /// The next 64 random bits.
@@ -78,6 +87,20 @@ mod tests {
             Stream::at(1, Purpose::Init, 0, 0).next_u64(),
             Stream::at(1, Purpose::Sample, 0, 0).next_u64()
         );
+    }
+
+    /// Streams of seeds and parts that are neighbours share no number: neither the same one at the
+    /// sum of both, nor any other.
+    #[test]
+    fn parts_of_neighbouring_seeds_do_not_overlap() {
+        let mut all = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            for part in 0..20 {
+                let mut stream = Stream::at(seed, Purpose::Router, 5, 7).part(part);
+                all.extend([stream.next_u64(), stream.next_u64()]);
+            }
+        }
+        assert_eq!(all.len(), 800);
     }
 
     #[test]

@@ -74,8 +74,9 @@ impl Random {
             let sequence = if causal { 0 } else { sequence };
             let step = if causal { u64::MAX } else { pass.address.step };
             let place = sequence << 32 | u64::from(call.rows.position[i]);
-            let seed = call.rows.seed(i, pass.address.seed).wrapping_add(call.recursion as u64);
-            dice.push(Stream::at(seed, Purpose::Router, step, place).uniform() as f32);
+            let seed = call.rows.seed(i, pass.address.seed);
+            let stream = Stream::at(seed, Purpose::Router, step, place);
+            dice.push(stream.part(call.recursion as u64).uniform() as f32);
         }
         dice
     }
