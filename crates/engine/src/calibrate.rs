@@ -6,9 +6,8 @@ use model::{CausalThresholds, Causality, Model, RouterState, Rule};
 use crate::stats::{RoutingStats, threshold_for};
 use crate::{Batch, Scoring, score};
 
-/// The causal rule that the recipe of `model` asks for, made on held-out `batches`. Thresholds from
-/// a buffer that no step has written yet are calibrated, and the rule says so. Panics if the buffer
-/// has not one number for each recursion, which loading a checkpoint refuses.
+/// The causal rule that the recipe of `model` asks for, made on held-out `batches`. Thresholds that
+/// steps of training should have left, but have not yet, are calibrated, and the rule says so.
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
     let config = model.config();
     let capacities = config.router.capacities(config.recursions, u64::MAX);
@@ -20,11 +19,11 @@ pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rul
             ThresholdsFrom::Constant { made_by, value } => {
                 CausalThresholds::by_thresholds(made_by, &capacities, |_| value)
             }
-            ThresholdsFrom::Buffer { name } => match state.get(name) {
-                Some(values) => CausalThresholds::by_thresholds(name, &capacities, |r| values[r]),
-                // Not a step has been measured: the same logits are found on these batches.
-                None => calibrate(model, state, batches, &capacities, false),
-            },
+            // Where a threshold has not been measured yet, the logits are found on these batches.
+            ThresholdsFrom::Learned => {
+                let learned = config.router.settings().learned_rule(&capacities, state);
+                learned.unwrap_or_else(|| calibrate(model, state, batches, &capacities, false))
+            }
             ThresholdsFrom::Calibration { auxiliary } => {
                 calibrate(model, state, batches, &capacities, auxiliary)
             }

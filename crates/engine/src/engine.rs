@@ -244,6 +244,7 @@ impl Engine {
             recompute: false,
             address: Address { seed: 0, step: u64::MAX, place: 0 },
             sequences: 1,
+            loads: &[],
         };
         let result = work(model, &mut pass);
         let added = kv.added;

@@ -91,5 +91,6 @@ fn pass<'a>(
         recompute: false,
         address: model::Address { seed: how.seed, step: u64::MAX, place: 0 },
         sequences,
+        loads: &[],
     }
 }

@@ -57,6 +57,12 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     let mut filled = recipe.clone();
     filled.model.vocab_size = recipe.model.vocab_size.max(1);
     filled.check()?;
+    // A start may bring along what changes nothing; what the recipe itself says must not.
+    if let Err(idle) = filled.model.check_effects()
+        && given.pointer(&format!("/model/{}", idle.field.replace('.', "/"))).is_some()
+    {
+        bail!(idle);
+    }
     Ok(recipe)
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Optio
             damaged.reason
         ));
     }
+    run.remarks.iter().for_each(output::note);
     if let Some(step) = run.resumed.step {
         output::note(format!("continuing from step {step}"));
     }

@@ -59,6 +59,7 @@ impl Block {
             let (rule, state) = (pass.rule.clone(), pass.state.clone());
             let (ops, address) = (pass.ops, pass.address);
             let (record, sequences) = (pass.record, pass.sequences);
+            let loads = pass.loads.to_vec();
             move |x_td| {
                 let mut recorded = Recorded::default();
                 let again = !first.swap(false, Ordering::Relaxed);
@@ -72,6 +73,7 @@ impl Block {
                     recompute: false,
                     address,
                     sequences,
+                    loads: &loads,
                 };
                 let mut context = LayerContext {
                     pass: &mut inner,

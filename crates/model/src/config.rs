@@ -118,6 +118,41 @@ impl ModelConfig {
         Ok(plan)
     }
 
+    /// Refuses settings that no run may train with, although a checkpoint of an earlier version may
+    /// hold them.
+    ///
+    /// # Errors
+    /// The first such setting.
+    pub fn check_training(&self) -> Result<(), ConfigError> {
+        self.router.settings().check_training()
+    }
+
+    /// Refuses settings that change nothing beside the others, and are not left at their defaults.
+    /// It is for recipes: checkpoints may hold such settings.
+    ///
+    /// # Errors
+    /// The first such setting, or an impossible config.
+    pub fn check_effects(&self) -> Result<(), ConfigError> {
+        let plan = self.check()?;
+        let shares = plan.stored < self.layers;
+        if !shares && self.kv != KvMode::RecursionWise {
+            let expected = "recursion_wise where no layer is used twice".into();
+            return refuse("kv", format!("{:?}", self.kv), expected);
+        }
+        if !shares && !self.share_norms {
+            return refuse("share_norms", "false", "true where no layer is used twice".into());
+        }
+        if self.relax != Relaxation::NONE
+            && self.relax.specs(&self.sizes(), &plan, &self.mlp).is_empty()
+        {
+            let expected = "settings under which a use of a layer has an adapter: skip_first \
+                            leaves out first uses, and later ones compute no key_value where kv \
+                            is shared";
+            return refuse("relax", format!("{:?}", self.relax), expected.into());
+        }
+        self.router.settings().check_effects()
+    }
+
     /// Refuses buffers of the router and of MLPs under one name: each would write the other's.
     fn check_buffers(&self, sizes: &Sizes) -> Result<(), ConfigError> {
         let of_router = self.router.settings().buffers(sizes, RouterSite::Depth);

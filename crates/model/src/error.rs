@@ -30,3 +30,8 @@ pub(crate) fn at_least(field: &str, x: f64, least: f64) -> Result<(), ConfigErro
         refuse(field, x, format!("a number from {least}"))
     }
 }
+
+/// Refuses a number that changes nothing, `without` saying why, unless it is its default.
+pub(crate) fn same(field: &str, x: f64, default: f64, without: &str) -> Result<(), ConfigError> {
+    if x == default { Ok(()) } else { refuse(field, x, format!("{default} {without}")) }
+}

@@ -41,6 +41,10 @@ pub struct Pass<'a> {
     /// How many sequences the whole step has, over all its passes: losses of routers are means over
     /// these.
     pub sequences: usize,
+    /// Rows of the whole step by the recursion that they choose as their last, where the step has
+    /// several passes and [`RouterSettings::wants_loads`](crate::routers::RouterSettings); empty
+    /// where this pass is the whole step.
+    pub loads: &'a [u64],
 }
 
 impl Pass<'_> {

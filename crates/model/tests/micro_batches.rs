@@ -13,7 +13,7 @@ use model::{
     Address, KvMode, MlpConfig, Model, ModelConfig, Pass, RouterConfig, Rows, Rule, Sharing,
 };
 use ops::{Ops, backward, scalar};
-use testkit::{Watch, close, ids, state, tiny, transient};
+use testkit::{How, Watch, close, ids, run, state, tiny, transient};
 
 const LENGTH: usize = 13;
 
@@ -53,6 +53,21 @@ impl Found {
     }
 }
 
+/// How many rows of a step choose each recursion as their last, for a router that asks for it.
+fn loads(model: &Model, ops: Ops, tokens: &[u32], sequences: usize) -> Vec<u64> {
+    if !model.config().router.settings().wants_loads() {
+        return Vec::new();
+    }
+    let ids: Vec<u32> =
+        tokens.chunks(LENGTH + 1).flat_map(|text| text[..LENGTH].to_vec()).collect();
+    let (rows, how) = (Rows::batch(sequences, LENGTH), How::by(&Rule::NonCausal));
+    let mut watch = Watch::default();
+    run(model, &ids, &rows, &mut transient(model), &How { ops, ..how }, &mut watch);
+    let mut loads = vec![0; model.config().recursions];
+    watch.chosen.iter().for_each(|&depth| loads[depth as usize] += 1);
+    loads
+}
+
 /// A step on `sequences` sequences, cut into passes of `each`.
 ///
 /// Not from the very start of an adapter, where one of its two factors is zero and the other learns
@@ -63,6 +78,7 @@ fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found 
     let tokens = ids(1, sequences * (LENGTH + 1));
     let mut found = Found { terms: Vec::new(), gradients: Vec::new() };
     let state = state();
+    let loads = loads(&model, ops, &tokens, sequences);
     for first in (0..sequences).step_by(each) {
         let stretch = |shift: usize| -> Arc<[u32]> {
             (first..first + each)
@@ -80,6 +96,7 @@ fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found 
             recompute: false,
             address: Address { seed: 3, step: 5, place: first as u64 },
             sequences,
+            loads: &loads,
         };
         let passed = model.forward(&stretch(0), &Rows::batch(each, LENGTH), &mut pass);
         let weights: Arc<[f32]> = vec![1.0 / (sequences * LENGTH) as f32; each * LENGTH].into();
@@ -215,6 +232,7 @@ fn recompute_changes_no_loss() {
                     recompute,
                     address: Address::default(),
                     sequences: 2,
+                    loads: &[],
                 };
                 let passed = model.forward(&tokens, &Rows::batch(2, LENGTH), &mut pass);
                 let weights: Arc<[f32]> = vec![1.0; 2 * LENGTH].into();

@@ -8,6 +8,7 @@ mod compare;
 mod models;
 mod pairwise;
 mod passes;
+mod plain;
 
 pub use compare::{close, close_above, same_bits};
 pub use models::{
@@ -16,3 +17,4 @@ pub use models::{
 };
 pub use pairwise::{combinations, pairwise};
 pub use passes::{How, Out, Watch, at_once, cached, causal, run, same, state, transient};
+pub use plain::{Plain, PlainHow, PlainOut};

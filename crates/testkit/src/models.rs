@@ -36,15 +36,15 @@ pub fn routers() -> Vec<RouterConfig> {
         RouterConfig::ExpertChoice(Expert {
             gating: Gating::Blend,
             sampling: SamplingLoss::AuxRouter,
+            function: Function::Tanh,
             capacities: Some(vec![0.8, 0.5, 0.3]),
             temperature: 2.0,
-            ..expert.clone()
+            ..expert
         }),
         RouterConfig::ExpertChoice(Expert {
             gating: Gating::Additive,
-            function: Function::Tanh,
             network: model::routers::Network::Mlp,
-            ..expert
+            ..Expert::default()
         }),
         RouterConfig::TokenChoice(Token {
             gate_on: GateOn::EveryPass,

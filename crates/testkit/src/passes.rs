@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use model::params::RouterSite;
 use model::{
-    Address, CausalThresholds, Causality, DepthLimits, KvCache, KvMode, Model, Pass, PassCache,
-    Probe, RouterState, RoutingEvent, Rows, Rule, SequenceCache,
+    Address, CausalThresholds, Causality, Choice, DepthLimits, KvCache, KvMode, Model, Pass,
+    PassCache, Probe, RouterState, RoutingEvent, Rows, Rule, SequenceCache,
 };
 use ops::{Ops, read_rows};
 
@@ -76,6 +76,8 @@ impl Out {
 pub struct Watch {
     /// Deciding logits by recursion, then by candidate.
     pub logits: Vec<Vec<f32>>,
+    /// The last recursion of each row, from 0, where rows choose it before the first one.
+    pub chosen: Vec<u32>,
     /// Names and values in the order in which they were attached.
     pub losses: Vec<(&'static str, f32)>,
 }
@@ -87,6 +89,9 @@ impl Probe for Watch {
         }
         self.logits.resize(self.logits.len().max(event.recursion + 1), Vec::new());
         self.logits[event.recursion].extend_from_slice(event.logits);
+        if let Choice::Target(chosen) = event.choice {
+            self.chosen.extend_from_slice(chosen);
+        }
     }
 
     fn loss(&mut self, name: &'static str, value: f32, _: f32) {
@@ -113,6 +118,7 @@ pub fn run(
         recompute: false,
         address: how.address,
         sequences: rows.sequences().len(),
+        loads: &[],
     };
     let most = how.max_depth.map(|max| DepthLimits { max: max as u32, ..Default::default() });
     let limits = most.map(|limits| vec![limits; rows.len()].into());

@@ -2,6 +2,7 @@
 //! read.
 
 use model::ModelConfig;
+use model::params::Group;
 use model::table::specs;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub struct Recipe {
 pub struct StartConfig {
     /// A checkpoint, or the folder of a run, whose weights training starts from; empty for fresh
     /// ones. The model is its own but for what `[model]` changes in routing; routers that it does
-    /// not have are fresh.
+    /// not have are fresh, and the run says so.
     pub checkpoint: String,
     /// What the checkpoint must be; filled in when the run starts.
     pub fingerprint: String,
@@ -278,7 +279,34 @@ impl Recipe {
             return refuse("train.recompute", "true".into(), expected.into());
         }
         crate::freeze::check(&self.train.freeze, &self.model)?;
-        self.check_optimizer()
+        self.check_optimizer()?;
+        self.model.check_training()?;
+        self.check_effects()
+    }
+
+    /// Refuses what changes nothing beside the other settings. The model of a start may bring such
+    /// settings along.
+    fn check_effects(&self) -> Result<(), TrainError> {
+        if self.start.checkpoint.is_empty() {
+            self.model.check_effects()?;
+        }
+        let (given, default) = (&self.distill, DistillConfig::default());
+        let weighs = given.weight != default.weight || given.temperature != default.temperature;
+        if given.checkpoint.is_empty() && weighs {
+            let found = format!("{} at temperature {}", given.weight, given.temperature);
+            let expected = "a teacher beside it: name one as distill.checkpoint, or leave \
+                            [distill] out";
+            return refuse("distill.weight", found, expected.into());
+        }
+        let scale = self.optimizer.auxiliary_router_scale;
+        let table = specs(&self.model, &self.model.check()?);
+        let auxiliary = table.iter().any(|spec| spec.group == Group::AuxiliaryRouter);
+        if !auxiliary && scale != OptimizerConfig::default().auxiliary_router_scale {
+            let expected = "10 where there is no auxiliary router (router.sampling is not \
+                            \"aux_router\")";
+            return refuse("optimizer.auxiliary_router_scale", scale.to_string(), expected.into());
+        }
+        Ok(())
     }
 
     /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its own.

@@ -65,6 +65,8 @@ pub struct Run {
     pub trainer: Trainer,
     /// The step that the run continued from, and damaged checkpoints that it passed over.
     pub resumed: Resumed,
+    /// What a start from a checkpoint could not take over, in words.
+    pub remarks: Vec<String>,
     dir: PathBuf,
     windows: Windows,
     valid: Windows,
@@ -107,9 +109,10 @@ impl Run {
         let fingerprint = windows.corpus().fingerprint().to_owned();
         make_folder(dir)?;
         let resumed = resume(&mut trainer, &dir.join("checkpoints"), how, &fingerprint)?;
-        if resumed.step.is_none() {
-            begin(&mut trainer, &tokenizer)?;
-        }
+        let remarks = match resumed.step {
+            None => begin(&mut trainer, &tokenizer)?,
+            Some(_) => Vec::new(),
+        };
         teach(&mut trainer, &tokenizer)?;
         make_folder(&dir.join("checkpoints"))?;
         make_folder(&dir.join("events"))?;
@@ -121,6 +124,7 @@ impl Run {
         Ok(Self {
             trainer,
             resumed,
+            remarks,
             dir,
             windows,
             valid,

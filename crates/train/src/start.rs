@@ -84,11 +84,12 @@ pub(crate) fn pin(field: &str, path: &str, known: &str) -> Result<String, TrainE
     })
 }
 
-/// Gives a trainer the weights that its recipe starts from, if it names any.
-pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), TrainError> {
+/// Gives a trainer the weights that its recipe starts from, if it names any, and what routers
+/// learned beside them. Returns what begins fresh, as remarks for whoever watches.
+pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<String>, TrainError> {
     let name = trainer.recipe.start.checkpoint.clone();
     if name.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let path = Path::new(&name);
     let stored = load_model(path)?;
@@ -107,19 +108,56 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
                         leave the rest of [model] out, or convert";
         return refuse(path, "config.json", "another model".into(), expected.into());
     }
+    let mut fresh = Vec::new();
     for (spec, weight) in trainer.model.weights() {
         let mut known = stored.model.weights().iter();
         match known.find(|(known, _)| known.name == spec.name && known.shape == spec.shape) {
             Some((_, known)) => weight.write(known.read()),
-            None if spec.place.is_router() || spec.place.is_relaxation() => {}
+            None if spec.place.is_router() || spec.place.is_relaxation() => fresh.push(spec),
             None => {
                 let found = format!("no {} of {:?}", spec.name, spec.shape);
                 return refuse(path, "weights", found, "it".into());
             }
         }
     }
+    let mut remarks = Vec::new();
+    if !fresh.is_empty() {
+        let names: Vec<&str> = fresh.iter().map(|spec| spec.name.as_str()).collect();
+        remarks.push(format!(
+            "{} begin fresh: {name} has no weights of these names and shapes",
+            names.join(", ")
+        ));
+    }
+    if fresh.iter().any(|spec| spec.place.is_router()) || !knows_state(trainer, &stored) {
+        let names: Vec<&str> = stored.state.iter().map(|(name, _)| name).collect();
+        if !names.is_empty() {
+            remarks.push(format!(
+                "what the router of {name} learned beside its weights ({}) is left behind: it is \
+                 that of a router of another kind, shape or capacity",
+                names.join(", ")
+            ));
+        }
+    } else {
+        trainer.router = stored.state;
+    }
     trainer.text = stored.text;
-    Ok(())
+    Ok(remarks)
+}
+
+/// Whether what the router of `stored` learned means the same to the trainer's: of the same kind,
+/// at the same capacities, in buffers of the same lengths.
+fn knows_state(trainer: &Trainer, stored: &Stored) -> bool {
+    let (given, wanted) = (stored.model.config(), trainer.model.config());
+    let table = model::table::buffers(wanted);
+    let mut buffers = stored.state.iter();
+    given.router.kind() == wanted.router.kind()
+        && given.router.capacities(given.recursions, u64::MAX)
+            == wanted.router.capacities(wanted.recursions, u64::MAX)
+        && buffers.all(|(name, value)| {
+            // Checkpoints of version 0.1 hold this counter at zero whatever the router.
+            (name == "running_steps" && value == [0.0])
+                || table.iter().any(|spec| spec.name == name && spec.length == value.len())
+        })
 }
 
 /// Opens the teacher that the recipe names, if any.
@@ -139,6 +177,15 @@ pub(crate) fn teach(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
             found.to_string(),
             format!("{expected}, as the student has"),
         );
+    }
+    let length = trainer.recipe.data.sequence_length;
+    if stored.model.config().context < length {
+        let found = stored.model.config().context.to_string();
+        let expected = format!(
+            "at least data.sequence_length = {length}: the teacher has not learned positions \
+             beyond its context; shorten the sequences, or choose another teacher"
+        );
+        return refuse(path, "context", found, expected);
     }
     trainer.teacher = Some(Arc::new(stored));
     Ok(())

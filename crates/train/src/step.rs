@@ -181,6 +181,7 @@ impl Trainer {
         let counted: usize = batches.iter().map(Batch::counted).sum();
         let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
         let rule = self.rule();
+        let loads = self.loads(batches, &rule);
         let mut sums = Sums { tokens: counted as u64, ..Sums::default() };
         let mut distance = 0.0;
         let mut place = 0;
@@ -197,6 +198,7 @@ impl Trainer {
                 recompute: self.recipe.train.recompute,
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
+                loads: &loads,
             };
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
@@ -228,6 +230,35 @@ impl Trainer {
         sums
     }
 
+    /// Rows of the step by the recursion that they choose as their last, where a router's loss is
+    /// over the whole step and the step has several passes. Such a router chooses before the first
+    /// recursion, so only the layers before it are run, without gradients.
+    fn loads(&self, batches: &[Batch], rule: &Rule) -> Vec<u64> {
+        if batches.len() < 2 || !self.model.config().router.settings().wants_loads() {
+            return Vec::new();
+        }
+        let mut stats = RoutingStats::default();
+        let mut place = 0;
+        for batch in batches {
+            let sequences = batch.rows.sequences().len();
+            let mut pass = Pass {
+                ops: self.ops,
+                kv: &mut PassCache::new(false),
+                rule,
+                state: &self.router,
+                probe: &mut stats,
+                record: false,
+                recompute: false,
+                address: Address { seed: self.recipe.train.seed, step: self.step, place },
+                sequences,
+                loads: &[],
+            };
+            self.model.prelude(&batch.ids, &batch.rows, &mut pass);
+            place += sequences as u64;
+        }
+        stats.depths
+    }
+
     /// The teacher's distance on the rows of `batch`, if there is a teacher.
     fn distilled(&self, x_td: &Tensor2, batch: &Batch, weights: &Arc<[f32]>) -> Option<Tensor2> {
         let teacher = self.teacher.as_ref()?;
@@ -244,6 +275,7 @@ impl Trainer {
             recompute: false,
             address: Address { seed: self.recipe.train.seed, step: u64::MAX, place: 0 },
             sequences: batch.rows.sequences().len(),
+            loads: &[],
         };
         let passed = teacher.model.forward(&batch.ids, &batch.rows, &mut pass);
         let tau = self.recipe.distill.temperature as f32;
@@ -267,7 +299,9 @@ impl Trainer {
     fn learn_outside_of_gradients(&mut self, depths: &[u64], stats: &RoutingStats) {
         let needed = stats.needed_thresholds();
         let (chosen, experts) = (&stats.depths, &stats.loads);
-        let routed = StepRouting { needed: &needed, depths, chosen, experts };
+        // The step that is being finished has been counted already.
+        let step = self.step - 1;
+        let routed = StepRouting { step, needed: &needed, depths, chosen, experts };
         let config = self.model.config();
         config.router.settings().after_step(&routed, &mut self.router);
         config.mlp.settings().after_step(&routed, &mut self.router);

@@ -5,7 +5,7 @@ mod common;
 
 use common::{VOCAB, batches, recipe, weights};
 use model::params::Group;
-use model::routers::expert_choice::Config as Expert;
+use model::routers::expert_choice::{Causal, Config as Expert};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, RouterConfig, RouterState};
 use ops::{Ops, Weight};
@@ -367,7 +367,7 @@ fn the_balance_bias_moves_against_the_load() {
 
 #[test]
 fn a_step_that_reaches_no_later_recursion_keeps_their_thresholds() {
-    let router = Expert { train_causal_from: 1, ..Expert::default() };
+    let router = Expert { train_causal_from: 1, causal: Causal::Running, ..Expert::default() };
     let mut trainer = trainer(&recipe(RouterConfig::ExpertChoice(router), KvMode::RecursionWise));
     trainer.router =
         RouterState::default().with("running", &[0.0, 1e9, 1e9]).with("running_steps", &[5.0]);
@@ -380,7 +380,8 @@ fn a_step_that_reaches_no_later_recursion_keeps_their_thresholds() {
 
 #[test]
 fn running_thresholds_follow_what_steps_need() {
-    let router = Expert { running_decay: 0.5, train_causal_from: 3, ..Expert::default() };
+    let (running_decay, causal) = (0.5, Causal::Running);
+    let router = Expert { running_decay, train_causal_from: 3, causal, ..Expert::default() };
     let mut trainer = trainer(&recipe(RouterConfig::ExpertChoice(router), KvMode::RecursionWise));
     let reports = steps(&mut trainer, 6, 4);
     assert_eq!(trainer.router.number("running_steps"), Some(6.0));

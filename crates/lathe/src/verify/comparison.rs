@@ -30,6 +30,7 @@ impl Reference {
             recompute: false,
             address: Address::default(),
             sequences: sequences.len(),
+            loads: &[],
         };
         let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
         let logits = read_rows(&model.logits(passed.x_td.clone(), &pass));

@@ -264,6 +264,7 @@ mod tests {
                 recompute: false,
                 address: Address::default(),
                 sequences: 1,
+                loads: &[],
             };
             let (h_td, residual_tn) =
                 (from_rows(h.clone(), ROWS, D), from_rows(residual.clone(), ROWS, N));

@@ -12,15 +12,18 @@ use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan};
 use super::rule::{CausalThresholds, Causality, Rule, ThresholdsFrom};
 use super::scorer::{Network, Scorer, ScorerPlace};
 use super::state::RouterState;
-use crate::error::{ConfigError, at_least, refuse};
+use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::sizes::Sizes;
 
 /// Buffer: running mean of the logit at which each recursion's capacity is met.
 pub const RUNNING: &str = "running";
-/// Buffer: optimizer steps that went into [`RUNNING`].
+/// Buffer: optimizer steps after which [`RUNNING`] was brought up to date.
 pub const RUNNING_STEPS: &str = "running_steps";
+/// Buffer: for each recursion how many of these steps had a threshold for it. The others compared
+/// no rows there, or kept them all.
+pub const RUNNING_COUNTS: &str = "running_counts";
 /// Buffer: where gates are released over time, the share of the router's own gate: the gate is
 /// `1 - released + released * p`.
 pub const RELEASED: &str = "released";
@@ -147,6 +150,16 @@ impl Config {
         (0.5 * (1.0 - (std::f64::consts::PI * into).cos())) as f32
     }
 
+    /// Whether results join the stream whatever the gate is.
+    fn is_ungated(&self) -> bool {
+        matches!(self.gating, Gating::Additive | Gating::Replace)
+    }
+
+    /// The gating as recipes write it.
+    fn gating(&self) -> String {
+        format!("\"{}\"", format!("{:?}", self.gating).to_lowercase())
+    }
+
     /// Where the networks of this router stand: the main ones, then the auxiliary ones.
     fn places(&self, recursions: usize, site: RouterSite) -> Vec<ScorerPlace> {
         let mut places = Vec::new();
@@ -163,23 +176,37 @@ impl Config {
     }
 
     /// Moves the running threshold of each recursion towards what a step needed. `needed[r]` is
-    /// `None` where every candidate was best. The first step sets the thresholds; a step in which
-    /// no row came to the later recursions leaves theirs.
+    /// `None` where every candidate was best, as while capacities are still 1. Each mean begins
+    /// with its recursion's first value; a step without one leaves it.
     fn track(&self, needed: &[Option<f32>], state: &mut RouterState) {
-        let steps = state.number(RUNNING_STEPS).unwrap_or(0.0);
-        let before = state.get(RUNNING).filter(|_| steps > 0.0).unwrap_or_default();
-        let mut running = before.to_vec();
-        running.resize(before.len().max(needed.len()), 0.0);
+        let mut running = state.get(RUNNING).unwrap_or_default().to_vec();
+        let mut counts = counts(state);
+        let length = running.len().max(needed.len());
+        running.resize(length, 0.0);
+        counts.resize(length, 0.0);
         for (r, needed) in needed.iter().enumerate() {
-            if let Some(needed) = needed {
-                let keep = if r < before.len() { self.running_decay } else { 0.0 };
-                let mean = keep * f64::from(running[r]) + (1.0 - keep) * f64::from(*needed);
-                running[r] = mean as f32;
-            }
+            let Some(needed) = needed else { continue };
+            let keep = if counts[r] > 0.0 { self.running_decay } else { 0.0 };
+            let mean = keep * f64::from(running[r]) + (1.0 - keep) * f64::from(*needed);
+            running[r] = mean as f32;
+            counts[r] += 1.0;
         }
+        let steps = state.number(RUNNING_STEPS).unwrap_or(0.0);
         state.set(RUNNING, running);
+        state.set(RUNNING_COUNTS, counts);
         state.set(RUNNING_STEPS, vec![steps + 1.0]);
     }
+}
+
+/// For each recursion the steps that went into its running threshold. Checkpoints of version 0.1 do
+/// not say: there, one of exactly 0 was never measured.
+fn counts(state: &RouterState) -> Vec<f32> {
+    if let Some(counts) = state.get(RUNNING_COUNTS) {
+        return counts.to_vec();
+    }
+    let steps = state.number(RUNNING_STEPS).unwrap_or(0.0);
+    let running = state.get(RUNNING).unwrap_or_default().iter();
+    running.map(|&threshold| if threshold == 0.0 { 0.0 } else { steps }).collect()
 }
 
 impl RouterSettings for Config {
@@ -204,6 +231,52 @@ impl RouterSettings for Config {
         Ok(())
     }
 
+    /// Generation decides by the rule that `causal` names, so training must decide by that one too.
+    fn check_training(&self) -> Result<(), ConfigError> {
+        if self.train_causal_from == 0 || self.causal == Causal::Running {
+            return Ok(());
+        }
+        let expected = "0 unless router.causal is \"running\": from that step on training decides \
+                        by the running thresholds, and generation would decide by others";
+        refuse("router.train_causal_from", self.train_causal_from, expected.into())
+    }
+
+    fn check_effects(&self) -> Result<(), ConfigError> {
+        let default = Self::default();
+        if self.is_ungated() {
+            let without = format!("where router.gating is {}, which uses no gate", self.gating());
+            same("router.alpha", self.alpha, default.alpha, &without)?;
+            if self.function != default.function {
+                let found = format!("{:?}", self.function).to_lowercase();
+                return refuse("router.function", found, format!("\"sigmoid\" {without}"));
+            }
+        }
+        if self.function == Function::None {
+            let without = "where router.function is \"none\", which has no scale";
+            same("router.alpha", self.alpha, default.alpha, without)?;
+        }
+        if self.sampling == SamplingLoss::None {
+            let without = "where router.sampling is \"none\"";
+            same("router.sampling_weight", self.sampling_weight, default.sampling_weight, without)?;
+        }
+        if self.sampling == SamplingLoss::AuxRouter && self.sampling_weight == 0.0 {
+            let expected = "above 0: nothing else trains the auxiliary router".into();
+            return refuse("router.sampling_weight", self.sampling_weight, expected);
+        }
+        let has_loss = self.sampling == SamplingLoss::AuxLoss && self.sampling_weight > 0.0;
+        if self.is_ungated() && !has_loss && self.z_weight == 0.0 {
+            let expected = "\"weighted\" or \"blend\", or router.sampling = \"aux_loss\" with a \
+                            weight above 0: nothing trains the router otherwise";
+            return refuse("router.gating", self.gating(), expected.into());
+        }
+        let full = |capacities: &Vec<f64>| capacities.iter().all(|&share| share >= 1.0);
+        if self.capacity_warmup_steps > 0 && self.capacities.as_ref().is_some_and(full) {
+            let expected = "0 where every capacity is 1".into();
+            return refuse("router.capacity_warmup_steps", self.capacity_warmup_steps, expected);
+        }
+        Ok(())
+    }
+
     fn specs(&self, sizes: &Sizes, site: RouterSite) -> Vec<ParamSpec> {
         let places = self.places(sizes.recursions, site).into_iter();
         places.flat_map(|place| self.network.specs(place, sizes, 1)).collect()
@@ -218,6 +291,8 @@ impl RouterSettings for Config {
         vec![
             buffer(RUNNING, sizes.recursions, any, true),
             buffer(RUNNING_STEPS, 1, positive, true),
+            // Checkpoints of version 0.1 are without.
+            buffer(RUNNING_COUNTS, sizes.recursions, positive, false),
             buffer(RELEASED, 1, (0.0, 1.0), self.gate_release_steps > 0),
         ]
     }
@@ -240,7 +315,7 @@ impl RouterSettings for Config {
     fn causality(&self) -> Causality {
         Causality::Thresholds(match self.causal {
             Causal::Half => ThresholdsFrom::Constant { made_by: "half", value: 0.0 },
-            Causal::Running => ThresholdsFrom::Buffer { name: RUNNING },
+            Causal::Running => ThresholdsFrom::Learned,
             Causal::Calibrated => ThresholdsFrom::Calibration { auxiliary: false },
             Causal::Auxiliary => ThresholdsFrom::Calibration { auxiliary: true },
         })
@@ -252,10 +327,16 @@ impl RouterSettings for Config {
         if from == 0 || step < from {
             return Rule::NonCausal;
         }
-        let Some(running) = measured(state, recursions) else { return Rule::NonCausal };
         let capacities = self.capacities(recursions, step);
-        let rule = CausalThresholds::by_thresholds(RUNNING, &capacities, |r| running[r]);
-        Rule::Causal(rule)
+        self.learned_rule(&capacities, state).map_or(Rule::NonCausal, Rule::Causal)
+    }
+
+    fn learned_rule(&self, capacities: &[f64], state: &RouterState) -> Option<CausalThresholds> {
+        let running = state.get(RUNNING).filter(|running| running.len() == capacities.len())?;
+        let counts = counts(state);
+        let rule = CausalThresholds::by_thresholds(RUNNING, capacities, |r| running[r]);
+        let mut needed = rule.thresholds.iter().zip(&counts).filter(|(t, _)| t.is_some());
+        needed.all(|(_, &count)| count > 0.0).then_some(rule)
     }
 
     fn schedule(&self, step: u64, state: &mut RouterState) {
@@ -284,12 +365,6 @@ impl RouterSettings for Config {
         let Some(capacities) = &self.capacities else { return false };
         self.gating == Gating::Replace && capacities.iter().all(|&share| share >= 1.0)
     }
-}
-
-/// The running thresholds of `recursions` recursions, if a step has gone into them.
-fn measured(state: &RouterState, recursions: usize) -> Option<&[f32]> {
-    let steps = state.number(RUNNING_STEPS)?;
-    state.get(RUNNING).filter(|running| steps > 0.0 && running.len() == recursions)
 }
 
 /// The router over its weights.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ops::Combine;
 
 use super::plan::{Joins, RouterCall, RoutingPlan};
-use super::rule::{Causality, Rule};
+use super::rule::{CausalThresholds, Causality, Rule};
 use super::state::RouterState;
 use crate::error::ConfigError;
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
@@ -18,6 +18,22 @@ pub trait RouterSettings {
     /// # Errors
     /// The first impossible setting.
     fn check(&self, sizes: &Sizes) -> Result<(), ConfigError>;
+
+    /// What no run may train with, although a checkpoint may hold it.
+    ///
+    /// # Errors
+    /// The first such setting.
+    fn check_training(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
+    /// What changes nothing beside the other settings, and is not left at its default.
+    ///
+    /// # Errors
+    /// The first such setting.
+    fn check_effects(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
 
     /// The weights that it has at `site`, in the order of the parameter table.
     fn specs(&self, _sizes: &Sizes, _site: RouterSite) -> Vec<ParamSpec> {
@@ -54,6 +70,18 @@ pub trait RouterSettings {
         Rule::NonCausal
     }
 
+    /// The causal rule that steps of training have left in `state` for these capacities; `None`
+    /// while a recursion that takes fewer rows than the one before it has no threshold yet.
+    fn learned_rule(&self, _capacities: &[f64], _state: &RouterState) -> Option<CausalThresholds> {
+        None
+    }
+
+    /// Whether a loss of it needs the rows of the whole step by target before the step's passes, as
+    /// [`Pass::loads`].
+    fn wants_loads(&self) -> bool {
+        false
+    }
+
     /// Brings buffers that are functions of the step up to date, before and after each step.
     fn schedule(&self, _step: u64, _state: &mut RouterState) {}
 
@@ -80,6 +108,8 @@ pub trait RouterSettings {
 /// What the rows of an optimizer step did, for routers that learn from it.
 #[derive(Clone, Debug)]
 pub struct StepRouting<'a> {
+    /// The optimizer step that they belong to, from 0.
+    pub step: u64,
     /// For each recursion the logit at which its capacity would have been met; `None` where every
     /// candidate was best, or none was compared; shorter where no row came to the last ones.
     pub needed: &'a [Option<f32>],

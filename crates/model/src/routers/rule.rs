@@ -66,11 +66,10 @@ pub enum ThresholdsFrom {
         /// The logit that a row must reach.
         value: f32,
     },
-    /// A buffer of the router holds them.
-    Buffer {
-        /// The name of the rule and of the buffer.
-        name: &'static str,
-    },
+    /// Steps of training leave them in buffers: [`RouterSettings::learned_rule`].
+    ///
+    /// [`RouterSettings::learned_rule`]: super::RouterSettings::learned_rule
+    Learned,
     /// They are found on held-out text, so that each capacity is met.
     Calibration {
         /// Whether on the auxiliary router's logits.

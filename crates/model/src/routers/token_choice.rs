@@ -11,7 +11,7 @@ use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan, WEIGHT};
 use super::rule::Causality;
 use super::scorer::{Network, Scorer, ScorerPlace};
 use super::state::RouterState;
-use crate::error::{ConfigError, at_least, refuse};
+use crate::error::{ConfigError, at_least, refuse, same};
 use crate::kv::KvMode;
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
@@ -20,6 +20,9 @@ use crate::sizes::Sizes;
 
 /// Buffer: added to scores for selection only, where balance is `loss_free`.
 pub const BIAS: &str = "bias";
+/// Buffer: 1 while every row takes full depth, 0 afterwards; absent where
+/// [`Config::balance_warmup_steps`] is 0.
+pub const WARMING: &str = "warming";
 /// What a row carries: its last recursion, from 0.
 const TARGET: &str = "target";
 
@@ -37,7 +40,8 @@ pub enum Function {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// `sum_j f_j P_j` per sequence, `f_j = n * share of rows at depth j`, `P_j` = mean score.
+    /// `sum_j f_j P_j` over all rows of a step: `f_j = n * share of rows at depth j`, `P_j` = mean
+    /// score of depth j. Gradients reach `P_j` alone.
     Loss,
     /// A bias on the selection, moved after each step against the load.
     LossFree,
@@ -71,7 +75,8 @@ pub struct Config {
     pub balance: Balance,
     /// Weight of the balance loss, or step of the bias.
     pub balance_weight: f64,
-    /// Optimizer steps during which every row goes to full depth.
+    /// Optimizer steps during which every row goes to full depth, whoever runs the model, and the
+    /// bias stays zero.
     pub balance_warmup_steps: u64,
     /// Weight of the squared log-sum-exp of the logits; 0 for none.
     pub z_weight: f64,
@@ -129,14 +134,29 @@ impl RouterSettings for Config {
         at_least("router.z_weight", self.z_weight, 0.0)
     }
 
+    fn check_effects(&self) -> Result<(), ConfigError> {
+        if self.balance == Balance::None {
+            let (without, default) = ("where router.balance is \"none\"", Self::default());
+            same("router.balance_weight", self.balance_weight, default.balance_weight, without)?;
+        }
+        Ok(())
+    }
+
     fn specs(&self, sizes: &Sizes, site: RouterSite) -> Vec<ParamSpec> {
         self.network.specs(Self::place(site), sizes, sizes.recursions)
     }
 
     fn buffers(&self, sizes: &Sizes, _: RouterSite) -> Vec<BufferSpec> {
-        let range = (f64::NEG_INFINITY, f64::INFINITY);
-        let every_step = self.balance == Balance::LossFree;
-        vec![BufferSpec { name: BIAS.into(), length: sizes.recursions, range, every_step }]
+        let (any, flag) = ((f64::NEG_INFINITY, f64::INFINITY), (0.0, 1.0));
+        let buffer = |name: &str, length, range, every_step| {
+            let name = name.into();
+            BufferSpec { name, length, range, every_step }
+        };
+        vec![
+            buffer(BIAS, sizes.recursions, any, self.balance == Balance::LossFree),
+            // Checkpoints of version 0.1 are without.
+            buffer(WARMING, 1, flag, false),
+        ]
     }
 
     fn build(&self, sizes: &Sizes, site: RouterSite, take: &mut Take) -> Box<dyn Router> {
@@ -152,8 +172,25 @@ impl RouterSettings for Config {
         Causality::Always
     }
 
+    fn wants_loads(&self) -> bool {
+        self.balance == Balance::Loss
+    }
+
+    fn schedule(&self, step: u64, state: &mut RouterState) {
+        if self.balance_warmup_steps > 0 {
+            let warms = step < self.balance_warmup_steps;
+            state.set(WARMING, vec![f32::from(u8::from(warms))]);
+        }
+    }
+
+    /// A depth that was forced on the rows says nothing of what they would choose.
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
-        if self.balance == Balance::LossFree {
+        if self.balance != Balance::LossFree {
+            return;
+        }
+        if routed.step < self.balance_warmup_steps {
+            state.set(BIAS, vec![0.0; routed.chosen.len()]);
+        } else {
             self.balance(routed.chosen, state);
         }
     }
@@ -195,15 +232,13 @@ impl TokenChoice {
             Function::Sigmoid => pass.ops.gate(z_tr.clone(), Activation::Sigmoid, alpha),
         };
         let scores = read_rows(&scores_tr);
-        let warming = pass.record && pass.address.step < self.config.balance_warmup_steps;
-        let bias = self.bias(pass.state, warming);
-        let mut depth_t = vec![n as u32 - 1; rows.len()];
-        if !warming {
-            for (row, scores) in scores.chunks_exact(n).enumerate() {
-                let limits = rows.limits(row);
-                let wanted = largest(scores, &bias).max(limits.min.saturating_sub(1));
-                depth_t[row] = wanted.min(limits.max.saturating_sub(1)).min(n as u32 - 1);
-            }
+        let (warming, bias) = (self.warming(pass.state), self.bias(pass.state));
+        let mut depth_t = Vec::with_capacity(rows.len());
+        for (row, scores) in scores.chunks_exact(n).enumerate() {
+            let limits = rows.limits(row);
+            let chosen = if warming { n as u32 - 1 } else { largest(scores, &bias) };
+            let wanted = chosen.max(limits.min.saturating_sub(1));
+            depth_t.push(wanted.min(limits.max.saturating_sub(1)).min(n as u32 - 1));
         }
         pass.probe.routed(&RoutingEvent {
             site: RouterSite::Depth,
@@ -222,17 +257,22 @@ impl TokenChoice {
         plan
     }
 
+    /// Whether every row takes full depth, in training and wherever else the model runs.
+    fn warming(&self, state: &RouterState) -> bool {
+        self.config.balance_warmup_steps > 0 && state.number(WARMING) == Some(1.0)
+    }
+
     /// What is added to the scores of each depth before the largest is chosen.
-    fn bias(&self, state: &RouterState, warming: bool) -> Vec<f32> {
-        let applies = self.config.balance == Balance::LossFree && !warming;
+    fn bias(&self, state: &RouterState) -> Vec<f32> {
+        let applies = self.config.balance == Balance::LossFree;
         match state.get(BIAS) {
             Some(bias) if applies && bias.len() == self.recursions => bias.to_vec(),
             _ => vec![0.0; self.recursions],
         }
     }
 
-    /// Means over each sequence, then over the step's sequences: the same however a step is cut
-    /// into passes.
+    /// This pass's shares of the losses of the whole step: the same sum however the step is cut
+    /// into passes. The z-loss is a mean over the rows of a sequence, then over sequences.
     fn losses(
         &self,
         z_tr: Tensor2,
@@ -241,20 +281,12 @@ impl TokenChoice {
         rows: &Rows,
         pass: &Pass<'_>,
     ) -> Vec<AuxLoss> {
-        let n = self.recursions;
-        let (mut each, mut factors) = (vec![0.0; rows.len()], vec![0.0; rows.len() * n]);
+        let mut each = vec![0.0; rows.len()];
         for run in rows.sequences() {
             let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
-            let mut load = vec![0usize; n];
-            depth_t[run.clone()].iter().for_each(|&d| load[d as usize] += 1);
-            for t in run.clone() {
-                each[t] = weight as f32;
-                for (j, &load) in load.iter().enumerate() {
-                    let f = n as f64 * load as f64 / run.len() as f64;
-                    factors[t * n + j] = (f * weight) as f32;
-                }
-            }
+            each[run].fill(weight as f32);
         }
+        let factors = self.balance_factors(depth_t, pass.loads).repeat(rows.len());
         let (balance, z) = (self.config.balance_weight as f32, self.config.z_weight as f32);
         let mut losses = Vec::new();
         if self.config.balance == Balance::Loss {
@@ -266,6 +298,22 @@ impl TokenChoice {
             losses.push(AuxLoss { name: "z", value_11, weight: z });
         }
         losses
+    }
+}
+
+impl TokenChoice {
+    /// `f_j / T` for each depth: what a row's score of depth j counts in the balance loss. `T` rows
+    /// are the step's, and `loads` says how many of them are at each depth; if it is empty, they
+    /// are those of `depth_t`.
+    fn balance_factors(&self, depth_t: &[u32], loads: &[u64]) -> Vec<f32> {
+        let n = self.recursions;
+        let mut loads = loads.to_vec();
+        if loads.is_empty() {
+            loads.resize(n, 0);
+            depth_t.iter().for_each(|&depth| loads[depth as usize] += 1);
+        }
+        let rows = loads.iter().sum::<u64>() as f64;
+        loads.iter().map(|&load| (n as f64 * load as f64 / (rows * rows)) as f32).collect()
     }
 }
 

@@ -1,0 +1,173 @@
+//! Recipes that are refused: settings that change nothing, and rules that contradict each other.
+//! What a checkpoint may hold is another question: it loads.
+
+mod common;
+
+use common::recipe;
+use model::adapters::Relaxation;
+use model::adapters::lora::{self, AdaptedLayers};
+use model::routers::expert_choice::{Causal, Config as Expert, Function, Gating, SamplingLoss};
+use model::routers::token_choice::{Balance, Config as Token};
+use model::{KvMode, ModelConfig, RouterConfig, Sharing, attention};
+use train::{DistillConfig, OptimizerConfig, Recipe};
+
+fn expert(change: impl Fn(&mut Expert)) -> Recipe {
+    let mut settings = Expert::default();
+    change(&mut settings);
+    recipe(RouterConfig::ExpertChoice(settings), KvMode::RecursionWise)
+}
+
+fn token(change: impl Fn(&mut Token)) -> Recipe {
+    let mut settings = Token::default();
+    change(&mut settings);
+    recipe(RouterConfig::TokenChoice(settings), KvMode::RecursionWise)
+}
+
+fn model(change: impl Fn(&mut ModelConfig)) -> Recipe {
+    let mut all = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+    change(&mut all.model);
+    all
+}
+
+/// Adapters of the first uses alone, of which there is none.
+fn on_nothing(kv: KvMode, sharing: Sharing, layers: AdaptedLayers) -> Recipe {
+    let parts = vec![attention::KEY_VALUE];
+    let settings = lora::Config { rank: 2, parts, layers, skip_first: true, ..Default::default() };
+    model(|model| {
+        model.relax = Relaxation::Lora(settings.clone());
+        (model.kv, model.sharing) = (kv, sharing);
+        model.recursions = if sharing == Sharing::None { 1 } else { 3 };
+    })
+}
+
+fn distill(change: impl Fn(&mut DistillConfig)) -> Recipe {
+    let mut all = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+    change(&mut all.distill);
+    all
+}
+
+fn single(model: &mut ModelConfig) {
+    (model.sharing, model.recursions) = (Sharing::None, 1);
+}
+
+#[test]
+fn settings_that_change_nothing_are_refused_by_name() {
+    let none = SamplingLoss::None;
+    let second = SamplingLoss::AuxRouter;
+    for (recipe, field) in [
+        (expert(|e| (e.gating, e.alpha) = (Gating::Additive, 0.2)), "model.router.alpha"),
+        (expert(|e| (e.gating, e.alpha) = (Gating::Replace, 0.2)), "model.router.alpha"),
+        (
+            expert(|e| (e.gating, e.function) = (Gating::Additive, Function::Tanh)),
+            "model.router.function",
+        ),
+        (
+            expert(|e| (e.gating, e.function) = (Gating::Replace, Function::None)),
+            "model.router.function",
+        ),
+        (expert(|e| (e.function, e.alpha) = (Function::None, 0.2)), "model.router.alpha"),
+        (expert(|e| (e.sampling, e.sampling_weight) = (none, 0.1)), "model.router.sampling_weight"),
+        (
+            expert(|e| (e.sampling, e.sampling_weight) = (second, 0.0)),
+            "model.router.sampling_weight",
+        ),
+        (expert(|e| (e.gating, e.sampling) = (Gating::Additive, none)), "model.router.gating"),
+        (expert(|e| (e.gating, e.sampling) = (Gating::Additive, second)), "model.router.gating"),
+        (expert(|e| (e.gating, e.sampling_weight) = (Gating::Replace, 0.0)), "model.router.gating"),
+        (
+            expert(|e| (e.capacities, e.capacity_warmup_steps) = (Some(vec![1.0; 3]), 5)),
+            "model.router.capacity_warmup_steps",
+        ),
+        (token(|t| (t.balance, t.balance_weight) = (Balance::None, 0.2)), "router.balance_weight"),
+        (on_nothing(KvMode::Shared, Sharing::MiddleCycle, AdaptedLayers::Shared), "model.relax"),
+        (on_nothing(KvMode::RecursionWise, Sharing::None, AdaptedLayers::All), "model.relax"),
+        (
+            model(|m| (m.kv, m.sharing, m.recursions) = (KvMode::Shared, Sharing::Cycle, 1)),
+            "model.kv",
+        ),
+        (
+            model(|m| {
+                single(m);
+                m.share_norms = false;
+            }),
+            "model.share_norms",
+        ),
+        (distill(|d| d.weight = 0.4), "distill.weight"),
+        (distill(|d| d.temperature = 1.0), "distill.weight"),
+        (
+            Recipe {
+                optimizer: OptimizerConfig {
+                    auxiliary_router_scale: 5.0,
+                    ..OptimizerConfig::default()
+                },
+                ..expert(|_| {})
+            },
+            "optimizer.auxiliary_router_scale",
+        ),
+    ] {
+        let error = recipe.check().expect_err(field).to_string();
+        assert!(error.contains(field), "{field}: {error}");
+        assert!(recipe.model.check().is_ok(), "{field}: a checkpoint may hold it");
+    }
+}
+
+#[test]
+fn a_start_may_bring_along_what_changes_nothing() {
+    let mut brought = expert(|e| (e.gating, e.alpha) = (Gating::Replace, 1.0));
+    brought.start.checkpoint = "somewhere".into();
+    assert!(brought.check().is_ok(), "{:?}", brought.check());
+}
+
+#[test]
+fn settings_that_do_something_are_accepted() {
+    let second = SamplingLoss::AuxRouter;
+    for recipe in [
+        expert(|_| {}),
+        expert(|e| (e.gating, e.alpha, e.function) = (Gating::Blend, 0.2, Function::Tanh)),
+        expert(|e| e.gating = Gating::Additive),
+        expert(|e| e.gating = Gating::Replace),
+        expert(|e| e.function = Function::None),
+        expert(|e| e.sampling = SamplingLoss::None),
+        expert(|e| {
+            (e.gating, e.sampling, e.z_weight) = (Gating::Additive, SamplingLoss::None, 0.1);
+        }),
+        expert(|e| (e.sampling, e.sampling_weight) = (second, 0.1)),
+        expert(|e| e.capacity_warmup_steps = 5),
+        expert(|e| e.running_decay = 0.5),
+        token(|t| (t.balance, t.balance_weight) = (Balance::LossFree, 0.2)),
+        token(|t| t.balance = Balance::None),
+        on_nothing(KvMode::RecursionWise, Sharing::MiddleCycle, AdaptedLayers::Shared),
+        model(|m| m.share_norms = false),
+        model(single),
+        Recipe {
+            optimizer: OptimizerConfig {
+                auxiliary_router_scale: 5.0,
+                ..OptimizerConfig::default()
+            },
+            ..expert(|e| e.sampling = second)
+        },
+        distill(|d| (d.weight, d.checkpoint) = (0.4, "somewhere".into())),
+    ] {
+        assert!(recipe.check().is_ok(), "{:?}: {recipe:?}", recipe.check());
+    }
+}
+
+/// From that step on training decides by the running thresholds; with any other causal rule
+/// generation would decide by others.
+#[test]
+fn training_by_thresholds_goes_with_the_running_rule_alone() {
+    for causal in [Causal::Half, Causal::Calibrated, Causal::Auxiliary, Causal::Running] {
+        let mut recipe = expert(|e| {
+            (e.causal, e.train_causal_from, e.sampling) = (causal, 5, SamplingLoss::AuxRouter);
+        });
+        for start in ["", "somewhere"] {
+            recipe.start.checkpoint = start.into();
+            let checked = recipe.check();
+            assert_eq!(checked.is_ok(), causal == Causal::Running, "{causal:?}: {checked:?}");
+            if let Err(error) = checked {
+                assert!(error.to_string().contains("router.train_causal_from"), "{error}");
+            }
+        }
+        assert!(recipe.model.check().is_ok(), "a checkpoint may hold it");
+    }
+}

@@ -1,0 +1,295 @@
+//! Runs in folders: what a start takes over and refuses, what a run is pinned to, what validation
+//! counts, and what is on the disk before a checkpoint is.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use checkpoint::RealDisk;
+use data::build::{BuildOptions, build_documents};
+use data::documents::Document;
+use data::{Corpus, Split, Tokenizer, TrainOptions, Windows};
+use engine::Scoring;
+use model::routers::expert_choice::{Causal, Config as Expert};
+use model::routers::token_choice::{Balance, Config as Token};
+use model::{KvMode, Model, RouterConfig, RouterState, Rule};
+use testkit::{Plain, PlainHow};
+use train::{
+    CheckpointConfig, DistillConfig, LogConfig, Recipe, Resume, Run, StartConfig, Stop,
+    TrainConfig, Trainer, score_rule,
+};
+
+/// A text that differs with `i`; every third one is written in letters of several bytes.
+fn text(i: usize) -> String {
+    let names = ["fox", "dog", "cat", "owl", "crab"];
+    let wide = ["\u{e4}\u{f6}\u{fc}", "\u{4e16}\u{754c}", "\u{3b1}\u{3b2}"];
+    let mut text = String::new();
+    for k in 0..4 + i % 5 {
+        let word = if i.is_multiple_of(3) { wide[(i + k) % 3] } else { names[(i + 2 * k) % 5] };
+        text += &format!("{word} {} ", i * k % 17);
+    }
+    text
+}
+
+/// A data folder of two sources; another one for another `shift`.
+fn data(dir: &Path, shift: usize) -> PathBuf {
+    let tokenizer = Tokenizer::train((0..60).map(text), &TrainOptions::new(300)).expect("trained");
+    let documents = (0..80).map(|i| {
+        let split = if i % 2 == 0 { Split::Train } else { Split::Validation };
+        let source = if i % 3 == 0 { "wide" } else { "plain" }.to_owned();
+        (Document { source, license: None, text: text(i + shift) }, split)
+    });
+    let out = dir.join(format!("data{shift}"));
+    build_documents(documents, &tokenizer, &out, &BuildOptions::default()).expect("built");
+    out
+}
+
+/// A run of four steps that saves every second one.
+fn small(data: &Path, router: RouterConfig) -> Recipe {
+    let base = common::recipe(router, KvMode::RecursionWise);
+    let train = TrainConfig { steps: 4, batch: 2, micro_batch: 2, ..base.train };
+    let mut recipe = Recipe { train, ..base };
+    recipe.model.vocab_size = 0;
+    recipe.data.dir = data.display().to_string();
+    recipe.checkpoint = CheckpointConfig { every: 2, keep_last: 5, keep_every: 0 };
+    recipe.log = LogConfig { validate_every: 0, validate_windows: 4, calibrate_windows: 2 };
+    recipe
+}
+
+fn open(recipe: &Recipe, out: &Path) -> Result<Run, train::TrainError> {
+    Run::open(recipe, out, Resume::Auto, 0.0)
+}
+
+/// Opens a run and takes it to its end.
+fn finish(recipe: &Recipe, out: &Path) -> Run {
+    let mut run = open(recipe, out).expect("opens");
+    run.go(&RealDisk, &|| 0.0, &mut |_| Stop::No).expect("runs");
+    run
+}
+
+fn refusal(recipe: &Recipe, out: &Path) -> String {
+    open(recipe, out).err().expect("refused").to_string()
+}
+
+fn from(recipe: &Recipe, checkpoint: &Path) -> Recipe {
+    let checkpoint = checkpoint.display().to_string();
+    Recipe { start: StartConfig { checkpoint, ..StartConfig::default() }, ..recipe.clone() }
+}
+
+fn loss_free() -> RouterConfig {
+    let balance = Balance::LossFree;
+    RouterConfig::TokenChoice(Token { balance, balance_weight: 0.01, ..Token::default() })
+}
+
+fn running(capacities: Option<Vec<f64>>) -> RouterConfig {
+    let causal = Causal::Running;
+    RouterConfig::ExpertChoice(Expert { causal, capacities, ..Expert::default() })
+}
+
+fn known_vocabulary(recipe: &Recipe, run: &Run) -> Recipe {
+    let mut recipe = recipe.clone();
+    recipe.model.vocab_size = run.trainer.recipe.model.vocab_size;
+    recipe
+}
+
+#[test]
+fn a_start_takes_over_what_the_router_learned() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    for (name, router) in [("bias", loss_free()), ("running", running(None))] {
+        let mut recipe = small(&data, router);
+        // An odd number of steps of a bias does not come back to 0.
+        recipe.train.steps = 3;
+        let first = dir.path().join(name);
+        let old = finish(&recipe, &first);
+        assert!(
+            old.trainer.router.get(name).is_some_and(|b| b.iter().any(|x| *x != 0.0)),
+            "{name}"
+        );
+        let recipe = from(&known_vocabulary(&recipe, &old), &first);
+        let new = open(&recipe, &dir.path().join(format!("{name}-again"))).expect("starts");
+        assert_eq!(new.trainer.router, old.trainer.router, "{name}");
+        assert_eq!(common::weights(&new.trainer), common::weights(&old.trainer), "{name}");
+        assert!(new.remarks.is_empty() && new.trainer.step == 0, "{:?}", new.remarks);
+    }
+}
+
+/// Thresholds of other capacities, or buffers and weights of another router, begin fresh, and that
+/// is said.
+#[test]
+fn what_a_start_cannot_take_over_is_said() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), running(None));
+    let first = dir.path().join("first");
+    let old = finish(&recipe, &first);
+    let recipe = from(&known_vocabulary(&recipe, &old), &first);
+    let others = [running(Some(vec![1.0, 0.5, 0.2])), loss_free(), RouterConfig::FIXED];
+    for (i, router) in others.into_iter().enumerate() {
+        let mut recipe = recipe.clone();
+        recipe.model.router = router;
+        let new = open(&recipe, &dir.path().join(format!("other{i}"))).expect("starts");
+        assert_eq!(new.trainer.router, RouterState::default(), "{i}");
+        let said = new.remarks.join("; ");
+        assert!(said.contains("running") && said.contains("left behind"), "{i}: {said}");
+        assert_eq!(said.contains("router.score begin fresh"), i == 1, "{i}: {said}");
+    }
+}
+
+#[test]
+fn start_and_teacher_are_pinned() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    let first = dir.path().join("first");
+    let recipe = known_vocabulary(&recipe, &finish(&recipe, &first));
+    let mut start = from(&recipe, &first);
+    let known = open(&start, &dir.path().join("known")).expect("starts").trainer.recipe.start;
+    assert_eq!(known.fingerprint.len(), 64);
+    start.start = known;
+    assert!(open(&start, &dir.path().join("same")).is_ok());
+    start.start.fingerprint = "0".repeat(64);
+    let said = refusal(&start, &dir.path().join("changed"));
+    assert!(said.contains("start.checkpoint") && said.contains("has changed"), "{said}");
+    let checkpoint = first.display().to_string();
+    let fingerprint = "0".repeat(64);
+    let distill = DistillConfig { checkpoint, fingerprint, ..DistillConfig::default() };
+    let said = refusal(&Recipe { distill, ..recipe }, &dir.path().join("taught"));
+    assert!(said.contains("distill.checkpoint") && said.contains("has changed"), "{said}");
+}
+
+#[test]
+fn a_teacher_of_a_shorter_context_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    recipe.model.context = 12;
+    let first = dir.path().join("first");
+    finish(&recipe, &first);
+    let checkpoint = first.display().to_string();
+    recipe.distill = DistillConfig { checkpoint, ..DistillConfig::default() };
+    recipe.model.context = 16;
+    assert!(open(&recipe, &dir.path().join("fits")).is_ok(), "12 rows fit");
+    recipe.data.sequence_length = 13;
+    let said = refusal(&recipe, &dir.path().join("long"));
+    assert!(said.contains("context") && said.contains("13"), "{said}");
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_data_and_model_only() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), RouterConfig::default());
+    let out = dir.path().join("run");
+    finish(&recipe, &out);
+    assert_eq!(open(&recipe, &out).expect("resumes").resumed.step, Some(4));
+    let other = small(&data(dir.path(), 100), RouterConfig::default());
+    let said = refusal(&other, &out);
+    assert!(said.contains("state.data"), "{said}");
+    let mut other = recipe.clone();
+    other.model.router = loss_free();
+    let said = refusal(&other, &out);
+    assert!(said.contains("another model") && said.contains("router"), "{said}");
+    let mut other = recipe.clone();
+    other.train.freeze = vec!["embed".into()];
+    let said = refusal(&other, &out);
+    assert!(said.contains("train.freeze"), "{said}");
+    let said = Run::open(&recipe, &out, Resume::Never, 0.0).err().expect("refused").to_string();
+    assert!(said.contains("step 4"), "{said}");
+}
+
+/// Both moments of every weight that is trained.
+fn moments(trainer: &Trainer) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let all = trainer.optimizer.moments().iter().flatten();
+    all.map(|moments| (moments.first.clone(), moments.second.clone())).collect()
+}
+
+/// A run that is stopped and continued ends as one that was not: everything of its state comes
+/// back.
+#[test]
+fn a_continued_run_ends_as_an_unbroken_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, router) in [("running", running(None)), ("bias", loss_free())] {
+        let recipe = small(&data(&dir.path().join(name), 0), router);
+        let whole = finish(&recipe, &dir.path().join(name).join("whole"));
+        let out = dir.path().join(name).join("broken");
+        let mut run = open(&recipe, &out).expect("opens");
+        let mut steps = 0;
+        run.go(&RealDisk, &|| 0.0, &mut |event| {
+            steps += u64::from(matches!(event, train::Event::Step { .. }));
+            if steps == 3 { Stop::Save } else { Stop::No }
+        })
+        .expect("stops");
+        drop(run);
+        let continued = finish(&recipe, &out);
+        assert_eq!(continued.resumed.step, Some(3));
+        let (a, b) = (&whole.trainer, &continued.trainer);
+        assert_eq!(common::weights(a), common::weights(b));
+        assert_eq!(a.router, b.router);
+        assert_eq!((a.step, a.position, a.tokens), (b.step, b.position, b.tokens));
+        assert_eq!(moments(a), moments(b));
+        let log = |folder: &str| {
+            std::fs::read(dir.path().join(name).join(folder).join("log.jsonl")).expect("a log")
+        };
+        assert!(log("whole") == log("broken"), "{name}: logs");
+    }
+}
+
+/// Predictions, bytes and losses of each source, counted once more: the bytes are those of the
+/// token that is predicted, and the source is the one that it stands in.
+#[test]
+fn validation_counts_what_is_predicted() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    let corpus = Corpus::open(&data, Split::Validation).expect("opens");
+    let windows = Windows::new(&corpus, 12, 1).expect("windows");
+    let mut config = common::recipe(RouterConfig::FIXED, KvMode::RecursionWise).model;
+    (config.vocab_size, config.init_std) = (corpus.vocab_size(), 0.2);
+    let model = Model::fresh(&config, 3).expect("legal");
+    let chosen: Vec<_> = (0..6).map(|i| windows.unshuffled(i).expect("reads")).collect();
+    let texts: Vec<Vec<u32>> = chosen.iter().map(|window| window.ids.to_vec()).collect();
+    let logits = Plain::of(&model).run(&texts, &PlainHow::default()).logits;
+    let mut sums: BTreeMap<&str, (u64, u64, f64)> = BTreeMap::new();
+    for (i, logits) in logits.iter().enumerate() {
+        let (window, t) = (&chosen[i / 12], i % 12);
+        let target = window.targets[t] as usize;
+        let bytes = u64::from(corpus.token_bytes()[target]);
+        let sum = logits.iter().map(|z| z.exp()).sum::<f64>().ln();
+        for name in ["all", &corpus.sources()[window.source[t] as usize]] {
+            let of = sums.entry(name).or_default();
+            *of = (of.0 + 1, of.1 + bytes, of.2 + sum - logits[target]);
+        }
+    }
+    let (state, rule) = (RouterState::default(), Rule::NonCausal);
+    let how = Scoring::by(&rule, &state);
+    // Without a mask every prediction counts, and rows see the whole window.
+    let chunks: Vec<_> = chosen.chunks(2).map(<[_]>::to_vec).collect();
+    let (found, _) = score_rule(&model, &windows, &chunks, false, &how);
+    assert!(found.sources.len() == 2, "{:?}", found.sources);
+    for (name, (predictions, bytes, nll)) in sums {
+        let of = if name == "all" { found.all } else { found.sources[name] };
+        assert_eq!((of.predictions, of.bytes), (predictions, bytes), "{name}");
+        let mean = nll / predictions as f64;
+        assert!((of.nll - mean).abs() < 1e-4 * mean, "{name}: {} {mean}", of.nll);
+        let bits = nll / std::f64::consts::LN_2 / bytes as f64;
+        assert!((of.bits_per_byte - bits).abs() < 1e-4 * bits, "{name}: {bits}");
+    }
+    assert_eq!(found.depths, [0, 0, 0, 72]);
+    let (masked, _) = score_rule(&model, &windows, &chunks, true, &how);
+    let same = chosen.iter().flat_map(|w| w.target_same_document.iter());
+    let within = same.filter(|same| **same).count() as u64;
+    assert!(within < 72 && masked.all.predictions == within, "{within}");
+}
+
+/// A checkpoint says that its log is there, so the log is on the disk first. The log here is a
+/// device that takes every line and cannot be synced.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_checkpoint_is_written_before_the_log_is_on_the_disk() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    let out = dir.path().join("run");
+    std::fs::create_dir(&out).expect("a folder");
+    std::os::unix::fs::symlink("/dev/null", out.join("log.jsonl")).expect("a link");
+    let mut run = open(&recipe, &out).expect("opens");
+    let error = run.go(&RealDisk, &|| 0.0, &mut |_| Stop::No).expect_err("cannot sync");
+    assert!(error.to_string().contains("sync"), "{error}");
+    assert!(checkpoint::list(&out.join("checkpoints")).is_empty(), "no checkpoint");
+}
