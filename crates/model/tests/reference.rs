@@ -351,6 +351,7 @@ fn learned(config: &ModelConfig, ids: &[u32], targets: &[u32]) -> (Model, Gradie
         recompute: false,
         address: Address { seed: 3, step: STEP, place: 0 },
         sequences: 1,
+        loads: &[],
     };
     let passed = model.forward(&ids.into(), &Rows::batch(1, ids.len()), &mut pass);
     let weights = vec![1.0 / ids.len() as f32; ids.len()];
