@@ -11,8 +11,8 @@ use model::routers::Network;
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::token_choice::{Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, Choice, KvMode, Model, ModelConfig, Pass, Probe, RouterConfig, RouterState,
-    RoutingEvent, Rows, Rule, Sharing,
+    Address, CausalThresholds, Choice, KvMode, Model, ModelConfig, Pass, Probe, RouterConfig,
+    RouterState, RoutingEvent, Rows, Rule, Sharing,
 };
 use ops::{Ops, backward};
 use reference::{Decide, Decision, Found, Matrix, Settings, forward};
@@ -69,7 +69,8 @@ fn both(config: &ModelConfig, rule: &Rule, tokens: &[u32]) -> (testkit::Out, Tol
     let decide = match rule {
         Rule::NonCausal => Decide::Training,
         Rule::Causal(rule) => {
-            Decide::ByThresholds { thresholds: &thresholds, auxiliary: rule.auxiliary }
+            let (thresholds, auxiliary) = (thresholds.as_slice(), rule.auxiliary);
+            Decide::ByThresholds { thresholds, auxiliary, taught: false }
         }
     };
     let die = |recursion, position| told.dice[&(recursion, position)];
@@ -150,7 +151,11 @@ fn every_pair_of_options_is_what_the_formulas_say() {
     for config in variants {
         let what = name(&config);
         let causal = causal(&config, &tokens);
-        for rule in [Rule::NonCausal, causal] {
+        let mut rules = vec![Rule::NonCausal, causal.clone()];
+        if serde_json::to_value(&config.router).expect("plain data")["sampling"] == "aux_router" {
+            rules.push(by_the_auxiliary(causal));
+        }
+        for rule in rules {
             let (found, told, expected) = both(&config, &rule, &tokens);
             if expected.margin < 1e-5 {
                 close_calls += 1;
@@ -185,6 +190,14 @@ fn causal(config: &ModelConfig, tokens: &[u32]) -> Rule {
     };
     rule.thresholds.iter_mut().flatten().for_each(|threshold| *threshold -= 1e-4);
     Rule::Causal(rule)
+}
+
+/// The same thresholds for the second network's logits.
+fn by_the_auxiliary(rule: Rule) -> Rule {
+    match rule {
+        Rule::Causal(rule) => Rule::Causal(CausalThresholds { auxiliary: true, ..rule }),
+        Rule::NonCausal => Rule::NonCausal,
+    }
 }
 
 /// What is counted for a model is what the formulas multiply, with the rows that took each

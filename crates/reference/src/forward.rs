@@ -18,7 +18,16 @@ pub enum Decide<'a> {
         thresholds: &'a [Option<f64>],
         /// Whether the logit of the auxiliary router is compared.
         auxiliary: bool,
+        /// Whether it is training that decides so: the router is taught by the comparison all the
+        /// same.
+        taught: bool,
     },
+}
+
+impl Decide<'_> {
+    pub(crate) fn trains(self) -> bool {
+        matches!(self, Self::Training | Self::ByThresholds { taught: true, .. })
+    }
 }
 
 /// What decides beside weights.

@@ -14,5 +14,5 @@ mod settings;
 
 pub use forward::{Decide, Decision, Found, forward};
 pub use matrix::Matrix;
-pub use routing::{RouterLosses, pooled_balance};
+pub use routing::{RouterLosses, needed_thresholds, pooled_balance};
 pub use settings::Settings;

@@ -14,6 +14,9 @@ use crate::settings::Settings;
 pub struct RouterLosses {
     /// Means over the sequence's rows, by name.
     pub means: BTreeMap<&'static str, f64>,
+    /// Expert-choice in training: for each recursion the logits of its candidates, and how many of
+    /// them the comparison keeps.
+    pub compared: Vec<(Vec<f64>, usize)>,
     /// Token-choice: for each row its depth, from 0.
     pub depths: Vec<usize>,
     /// Token-choice: for each row its scores.
@@ -39,6 +42,20 @@ pub fn pooled_balance(all: &[&RouterLosses]) -> f64 {
         sum += depths as f64 * load as f64 / rows as f64 * score / rows as f64;
     }
     sum
+}
+
+/// For each recursion the logit that the comparisons of some sequences needed: midway between the
+/// lowest of as many as they kept and the highest left out. `None` where they kept all.
+pub fn needed_thresholds(all: &[&RouterLosses]) -> Vec<Option<f64>> {
+    let mut needed = Vec::new();
+    for r in 0..all[0].compared.len() {
+        let kept: usize = all.iter().map(|one| one.compared[r].1).sum();
+        let mut sorted: Vec<f64> =
+            all.iter().flat_map(|one| one.compared[r].0.iter().copied()).collect();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        needed.push(sorted.get(kept).map(|left_out| (sorted[kept - 1] + left_out) / 2.0));
+    }
+    needed
 }
 
 /// The rows that a router decides about at a recursion.
@@ -114,7 +131,7 @@ pub(crate) fn choose(
 ) -> Chosen {
     let Candidates { recursion: r, rows, length } = candidates;
     let n = layers.config.recursions();
-    let training = matches!(decision.decide, Decide::Training);
+    let training = decision.decide.trains();
     let step = training.then_some(decision.step);
     let most = (capacity(router, n, r, step) * length as f64).floor().max(1.0) as usize;
     if router.text("kind") == "random" {
@@ -134,16 +151,18 @@ pub(crate) fn choose(
     let auxiliary = router.text("sampling") == "aux_router";
     // At inference the second network runs where it decides.
     let asked = match decision.decide {
+        Decide::ByThresholds { auxiliary: asked, .. } => asked || (training && auxiliary),
         Decide::Training => auxiliary,
-        Decide::ByThresholds { auxiliary: asked, .. } => asked,
     };
     let second = asked.then(|| score(layers, router, &format!("auxiliary_router.{r}"), rows));
+    let most = most.min(rows.len());
+    let best = if training { largest(&gates, most, &mut layers.margin) } else { Vec::new() };
     let kept: Vec<usize> = match decision.decide {
-        Decide::Training => largest(&gates, most.min(rows.len()), &mut layers.margin),
-        Decide::ByThresholds { thresholds, .. } => {
+        Decide::Training => best.clone(),
+        Decide::ByThresholds { thresholds, auxiliary, .. } => {
             let asked = match &second {
-                Some(second) => second.iter().map(|z| z[0]).collect(),
-                None => z.clone(),
+                Some(second) if auxiliary => second.iter().map(|z| z[0]).collect(),
+                _ => z.clone(),
             };
             let least = thresholds[r].unwrap_or(f64::NEG_INFINITY);
             for logit in &asked {
@@ -153,13 +172,16 @@ pub(crate) fn choose(
         }
     };
     if training {
+        losses.compared.push((z.clone(), most));
+    }
+    if training && !rows.is_empty() {
         let count = rows.len() as f64;
         if router.text("sampling") == "aux_loss" {
-            let sum: f64 = (0..rows.len()).map(|i| bce(z[i], kept.contains(&i))).sum();
+            let sum: f64 = (0..rows.len()).map(|i| bce(z[i], best.contains(&i))).sum();
             losses.add("auxiliary", sum / count);
         }
         if let Some(second) = &second {
-            let sum: f64 = (0..rows.len()).map(|i| bce(second[i][0], kept.contains(&i))).sum();
+            let sum: f64 = (0..rows.len()).map(|i| bce(second[i][0], best.contains(&i))).sum();
             losses.add("auxiliary_router", sum / count);
         }
         losses.add("z", z.iter().map(|z| z * z).sum::<f64>() / count);
@@ -207,8 +229,9 @@ pub(crate) fn assign(
 ) -> Vec<(usize, f64)> {
     let n = layers.config.recursions();
     let (logits, alpha) = (score(layers, router, "router", rows), router.number("alpha"));
-    let training = matches!(decision.decide, Decide::Training);
-    let warming = training && decision.step < router.count("balance_warmup_steps") as u64;
+    let training = decision.decide.trains();
+    // Whoever runs a model from among these steps sends every row to full depth.
+    let warming = decision.step < router.count("balance_warmup_steps") as u64;
     let mut choices = Vec::new();
     for z in &logits {
         let scores: Vec<f64> = match router.text("function") {

@@ -8,7 +8,6 @@ mod compare;
 mod models;
 mod pairwise;
 mod passes;
-mod plain;
 
 pub use compare::{close, close_above, same_bits};
 pub use models::{
@@ -17,4 +16,3 @@ pub use models::{
 };
 pub use pairwise::{combinations, pairwise};
 pub use passes::{How, Out, Watch, at_once, cached, causal, run, same, state, transient};
-pub use plain::{Plain, PlainHow, PlainOut};

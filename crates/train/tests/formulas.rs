@@ -5,14 +5,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{VOCAB, batches, recipe};
+use common::{Asked, Plain, VOCAB, batches, recipe};
 use engine::{Batch, BatchSequence, Scoring, score};
 use model::routers::expert_choice::{Causal, Config as Expert};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{
     CausalThresholds, KvMode, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
 };
-use testkit::{MODES, Plain, PlainHow, PlainOut, close};
+use testkit::{MODES, close};
 use train::{DistillConfig, OptimizerConfig, Recipe, Stored, Trainer};
 
 fn trainer(router: RouterConfig, kv: KvMode) -> Trainer {
@@ -28,17 +28,13 @@ fn texts(seed: u64) -> Vec<Vec<u32>> {
     (0..4).map(|q| testkit::tokens(seed, q, VOCAB, 13)).collect()
 }
 
-fn inputs(texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    texts.iter().map(|text| text[..12].to_vec()).collect()
-}
-
 fn targets(texts: &[Vec<u32>]) -> Vec<u32> {
     texts.iter().flat_map(|text| text[1..].to_vec()).collect()
 }
 
-/// Rows by number of recursions.
-fn depths(out: &PlainOut) -> Vec<u64> {
-    (0..=3).map(|d| out.depth.iter().filter(|&&depth| depth == d).count() as u64).collect()
+/// Comparing at optimizer step `step`.
+fn at(step: u64) -> Asked {
+    Asked { step, ..Asked::default() }
 }
 
 fn running(decay: f64, warmup: u64, from: u64) -> RouterConfig {
@@ -59,8 +55,7 @@ fn running_thresholds_are_moving_averages_from_their_first_values() {
         let mut trainer = trainer(running(decay, warmup, 0), KvMode::RecursionWise);
         let mut means = [None; 3];
         for step in 0..12 {
-            let how = PlainHow { step, ..PlainHow::default() };
-            let needed = Plain::of(&trainer.model).run(&inputs(&texts(step)), &how).needed();
+            let needed = Plain::of(&trainer.model, &texts(step), &at(step)).needed();
             assert_eq!(needed[1].is_none(), warmup > 0 && step == 0, "while capacities are 1");
             for (mean, needed) in means.iter_mut().zip(needed) {
                 let Some(needed) = needed else { continue };
@@ -85,19 +80,18 @@ fn training_by_running_thresholds_is_what_the_formulas_say() {
         let mut means: Vec<Option<f64>> = vec![None; 3];
         let mut differ = 0;
         for step in 0..10 {
-            let plain = Plain::of(&trainer.model);
-            let compared = plain.run(&inputs(&texts(step)), &PlainHow::default());
+            let compared = Plain::of(&trainer.model, &texts(step), &at(step)).depths;
             let thresholds = (step >= from).then(|| means.clone());
-            let how = PlainHow { thresholds, ..PlainHow::default() };
-            let out = plain.run(&inputs(&texts(step)), &how);
+            let asked = Asked { thresholds, ..at(step) };
+            let out = Plain::of(&trainer.model, &texts(step), &asked);
             let report = trainer.step_on(&batches(step, 4, 4)).expect("finite");
             let what = format!("{kv:?} step {step}");
-            assert_eq!(report.depths, depths(&out), "{what}");
-            differ += u64::from(depths(&out) != depths(&compared));
-            let loss = out.cross_entropy(&targets(&texts(step)));
+            assert_eq!(report.depths, out.depths, "{what}");
+            differ += u64::from(out.depths != compared);
+            let loss = out.cross_entropy(&texts(step));
             assert!((report.loss - loss).abs() < 1e-4 * loss, "{what}: {} {loss}", report.loss);
             let auxiliary = report.parts.iter().find(|(name, _)| name == "auxiliary");
-            let (found, wanted) = (auxiliary.expect("a part").1, out.losses["auxiliary"]);
+            let (found, wanted) = (auxiliary.expect("a part").1, out.loss("auxiliary"));
             assert!((found - wanted).abs() < 1e-4 * wanted, "{what}: {found} {wanted}");
             for (mean, needed) in means.iter_mut().zip(out.needed()) {
                 let Some(needed) = needed else { continue };
@@ -113,11 +107,10 @@ fn training_by_running_thresholds_is_what_the_formulas_say() {
 fn training_compares_while_a_threshold_is_missing() {
     let mut trainer = trainer(running(0.9, 6, 1), KvMode::RecursionWise);
     for step in 0..3 {
-        let how = PlainHow { step, ..PlainHow::default() };
-        let plain = Plain::of(&trainer.model).run(&inputs(&texts(step)), &how);
+        let plain = Plain::of(&trainer.model, &texts(step), &at(step));
         let report = trainer.step_on(&batches(step, 4, 4)).expect("finite");
         if step < 2 {
-            assert_eq!(report.depths, depths(&plain), "step {step}");
+            assert_eq!(report.depths, plain.depths, "step {step}");
         }
     }
     let counts = trainer.router.get("running_counts").expect("counted");
@@ -134,12 +127,15 @@ fn loss_free(warmup: u64) -> RouterConfig {
     })
 }
 
-/// Depths of a pass without gradients, as validation, calibration and tasks make it.
-fn scored(trainer: &Trainer, seed: u64) -> Vec<u32> {
+/// Rows by depth in a pass without gradients, as validation, calibration and tasks make it.
+fn scored(trainer: &Trainer, seed: u64) -> Vec<u64> {
     let rule = Rule::Causal(CausalThresholds::open("router", 3));
     let how = Scoring::by(&rule, &trainer.router);
     let batch = &batches(seed, 4, 4)[0];
-    score(&trainer.model, batch, &how, &mut model::NoProbe).iter().map(|row| row.depth).collect()
+    let mut depths = vec![0; 4];
+    let rows = score(&trainer.model, batch, &how, &mut model::NoProbe);
+    rows.iter().for_each(|row| depths[row.depth as usize] += 1);
+    depths
 }
 
 /// While depths are forced, the bias is zero, and whoever runs the model forces them; afterwards
@@ -151,10 +147,10 @@ fn a_balance_warm_up_is_the_same_everywhere() {
     let mut bias = vec![0.0f64; 3];
     for step in 0..9 {
         let warming = step < warmup;
-        let how = PlainHow { warming, bias: bias.clone(), ..PlainHow::default() };
-        let plain = Plain::of(&trainer.model).run(&inputs(&texts(step)), &how);
+        let asked = Asked { bias: bias.clone(), ..at(step) };
+        let plain = Plain::of(&trainer.model, &texts(step), &asked);
         let report = trainer.step_on(&batches(step, 4, 4)).expect("finite");
-        assert_eq!(report.depths, depths(&plain), "step {step}");
+        assert_eq!(report.depths, plain.depths, "step {step}");
         if !warming {
             for (j, bias) in bias.iter_mut().enumerate() {
                 let excess = report.depths[j + 1] as f64 - 16.0;
@@ -168,10 +164,10 @@ fn a_balance_warm_up_is_the_same_everywhere() {
         }
         // The weights after this step are those that the next one will train.
         let warming = step + 1 < warmup;
-        let how = PlainHow { warming, bias: bias.clone(), ..PlainHow::default() };
-        let plain = Plain::of(&trainer.model).run(&inputs(&texts(50)), &how);
-        assert_eq!(scored(&trainer, 50), plain.depth, "after step {step}");
-        assert_eq!(plain.depth.iter().all(|&d| d == 3), warming, "after step {step}");
+        let asked = Asked { bias: bias.clone(), ..at(step + 1) };
+        let plain = Plain::of(&trainer.model, &texts(50), &asked);
+        assert_eq!(scored(&trainer, 50), plain.depths, "after step {step}");
+        assert_eq!(plain.depths == [0, 0, 0, 48], warming, "after step {step}");
     }
 }
 
@@ -192,12 +188,9 @@ fn the_balance_loss_is_over_the_whole_step() {
     let token = Token { balance_weight: 3.0, ..Token::default() };
     let router = RouterConfig::TokenChoice(token);
     let fresh = trainer(router.clone(), KvMode::RecursionWise);
-    let plain = Plain::of(&fresh.model);
-    let all = inputs(&texts(1));
-    let expected = plain.run(&all, &PlainHow::default()).losses["balance"];
-    let apart = all
-        .iter()
-        .map(|text| plain.run(std::slice::from_ref(text), &PlainHow::default()).losses["balance"]);
+    let plain = Plain::of(&fresh.model, &texts(1), &at(0));
+    let expected = plain.balance();
+    let apart = plain.losses.iter().map(|one| reference::pooled_balance(&[one]));
     let apart = apart.sum::<f64>() / 4.0;
     assert!((expected - apart).abs() > 1e-2, "sequences differ in load: {expected} {apart}");
     let (whole, report) = gradients(&router, 4);
@@ -241,8 +234,8 @@ fn a_teacher_is_learned_from_where_predictions_count() {
     let texts = texts(3);
     let counts: Vec<bool> = (0..48).map(|i| i % 3 != 1 && i < 40).collect();
     let batch = masked(&texts, &counts);
-    let student = Plain::of(&trainer.model).run(&inputs(&texts), &PlainHow::default()).logits;
-    let known = Plain::of(&teacher).run(&inputs(&texts), &PlainHow::default()).logits;
+    let student = Plain::of(&trainer.model, &texts, &at(0)).logits;
+    let known = Plain::of(&teacher, &texts, &at(0)).logits;
     let (mut ce, mut kl) = (0.0, 0.0);
     for (i, &target) in targets(&texts).iter().enumerate().filter(|(i, _)| counts[*i]) {
         ce -= log_softmax(&student[i], 1.0)[target as usize];

@@ -3,8 +3,13 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
+
 use engine::{Batch, BatchSequence};
-use model::{KvMode, ModelConfig, RouterConfig, Sharing};
+use model::{KvMode, Model, ModelConfig, RouterConfig, Sharing};
+use reference::{
+    Decide, Decision, Matrix, RouterLosses, Settings, forward, needed_thresholds, pooled_balance,
+};
 use train::{DataConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainConfig, Trainer};
 
 pub(crate) const VOCAB: usize = 30;
@@ -60,4 +65,84 @@ pub(crate) fn batch(texts: &[Vec<u32>]) -> Batch {
 
 pub(crate) fn weights(trainer: &Trainer) -> Vec<Vec<f32>> {
     trainer.model.weights().iter().map(|(_, w)| w.read()).collect()
+}
+
+/// What the formulas say of some sequences that are a whole step.
+pub(crate) struct Plain {
+    /// For each row the logits of all tokens.
+    pub(crate) logits: Vec<Vec<f64>>,
+    /// Rows by number of recursions.
+    pub(crate) depths: Vec<u64>,
+    /// Of each sequence.
+    pub(crate) losses: Vec<RouterLosses>,
+}
+
+/// What the formulas are told beside weights and tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asked {
+    /// The optimizer step, from 0.
+    pub(crate) step: u64,
+    /// What training decides by in place of comparing.
+    pub(crate) thresholds: Option<Vec<Option<f64>>>,
+    /// The bias of token-choice.
+    pub(crate) bias: Vec<f64>,
+}
+
+impl Plain {
+    /// Runs `model` over `texts`, of which each token but the last is a row.
+    pub(crate) fn of(model: &Model, texts: &[Vec<u32>], asked: &Asked) -> Self {
+        let config = serde_json::to_value(model.config()).expect("plain data");
+        let mut weights = BTreeMap::new();
+        for (spec, weight) in model.weights() {
+            let (rows, columns) = spec.shape;
+            weights.insert(spec.name.clone(), Matrix::of(&weight.read(), rows, columns));
+        }
+        let decide = match &asked.thresholds {
+            None => Decide::Training,
+            Some(thresholds) => Decide::ByThresholds { thresholds, auxiliary: false, taught: true },
+        };
+        let die = |_, _| panic!("no dice");
+        let decision = Decision { decide, step: asked.step, die: &die, bias: &asked.bias };
+        let mut all = Self {
+            logits: Vec::new(),
+            depths: vec![0; model.config().recursions + 1],
+            losses: Vec::new(),
+        };
+        for text in texts {
+            let ids = &text[..text.len() - 1];
+            let found = forward(&Settings::of(config.clone()), &weights, ids, decision);
+            // Rows that begin with the same tokens are equal but for f64 rounding.
+            let is_sure = found.margin < 1e-12 || found.margin > 1e-6;
+            assert!(is_sure, "a decision hangs on a rounding: {}", found.margin);
+            all.logits.extend(found.logits);
+            found.depths.into_iter().for_each(|depth| all.depths[depth] += 1);
+            all.losses.push(found.losses);
+        }
+        all
+    }
+
+    /// A loss of the router: the mean over sequences.
+    pub(crate) fn loss(&self, name: &str) -> f64 {
+        self.losses.iter().map(|losses| losses.means[name]).sum::<f64>() / self.losses.len() as f64
+    }
+
+    /// The balance loss of all rows together.
+    pub(crate) fn balance(&self) -> f64 {
+        pooled_balance(&self.losses.iter().collect::<Vec<_>>())
+    }
+
+    /// For each recursion the logit that the step's comparison needed.
+    pub(crate) fn needed(&self) -> Vec<Option<f64>> {
+        needed_thresholds(&self.losses.iter().collect::<Vec<_>>())
+    }
+
+    /// Mean negative log-likelihood of each row's next token.
+    pub(crate) fn cross_entropy(&self, texts: &[Vec<u32>]) -> f64 {
+        let targets = texts.iter().flat_map(|text| &text[1..]);
+        let mut sum = 0.0;
+        for (logits, &target) in self.logits.iter().zip(targets) {
+            sum += logits.iter().map(|z| z.exp()).sum::<f64>().ln() - logits[target as usize];
+        }
+        sum / self.logits.len() as f64
+    }
 }
