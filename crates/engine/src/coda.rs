@@ -49,6 +49,7 @@ impl Engine {
         }
         let rows = Rows::stack(parts.iter());
         let x_td = from_rows(lines, rows.len(), self.model.config().width);
+        self.runs.coda += 1;
         let (x_td, _) = self.pass(|model, pass| model.coda(x_td, &rows, pass));
         let (mut start, mut asked) = (0, Vec::new());
         for chunk in &chunks {
@@ -102,6 +103,7 @@ impl Engine {
     fn heads(&mut self, x_td: &Tensor2, asked: &[AskedRow], drawn: &mut DrawnTokens) {
         let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
         let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
+        self.runs.head += 1;
         let (logits, _) = self.pass(|model, pass| read_rows(&model.logits(x_ad, pass)));
         let (vocab, draw) = (self.model.config().vocab_size, self.draw.as_ref());
         let results: Vec<Result<Scored, String>> = asked

@@ -60,6 +60,19 @@ pub struct CompletedRows {
     pub depths: Vec<u32>,
 }
 
+/// How often each part of the model ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartRuns {
+    /// Embedding and first layers.
+    pub prelude: u64,
+    /// The shared block, for rows of any depth.
+    pub recursion: u64,
+    /// Last layers and final norm.
+    pub coda: u64,
+    /// The output head, at most 64 rows at a time.
+    pub head: u64,
+}
+
 /// A model with its scheduler and pages. Driven by calls of [`Engine::tick`]; whoever asks has the
 /// [`EngineHandle`].
 pub struct Engine {
@@ -80,6 +93,7 @@ pub struct Engine {
     /// Rows that the last tick completed.
     pub(crate) completed_rows: Vec<CompletedRows>,
     in_passes: Duration,
+    pub(crate) runs: PartRuns,
 }
 
 impl Engine {
@@ -132,6 +146,7 @@ impl Engine {
             scores: BTreeMap::new(),
             completed_rows: Vec::new(),
             in_passes: Duration::ZERO,
+            runs: PartRuns::default(),
         })
     }
 
@@ -155,6 +170,11 @@ impl Engine {
     /// with the writes to pages that layers make.
     pub fn in_passes_us(&self) -> u64 {
         self.in_passes.as_micros() as u64
+    }
+
+    /// How often each part of the model ran so far.
+    pub fn part_runs(&self) -> PartRuns {
+        self.runs
     }
 
     /// One step of everybody, at one moment. `now_us` must not go back.
@@ -264,6 +284,7 @@ impl Engine {
         }
         let rows = Rows::stack(parts.iter());
         let ids: Arc<[u32]> = rows.tokens().into();
+        self.runs.prelude += 1;
         let (state, _) = self.pass(|model, pass| model.prelude(&ids, &rows, pass));
         let mut suspended = state.suspend().into_iter();
         for &PreludeChunk { slot, first, count } in chunks {
@@ -290,6 +311,7 @@ impl Engine {
                 places.iter().map(|(slot, i)| &self.in_flight[slot].states[*i]).collect();
             let (rows, width) = (Rows::stack(parts.iter()), self.model.config().width);
             let mut state = RecursionState::resume(&suspended, rows, width);
+            self.runs.recursion += 1;
             ((), added) = self.pass(|model, pass| model.recur(&mut state, pass));
             for ((slot, i), state) in places.iter().zip(state.suspend()) {
                 if let Some(rows) = self.in_flight.get_mut(slot) {

@@ -22,7 +22,7 @@ pub use batch::{Batch, BatchSequence};
 pub use calibrate::{calibrate, causal_rule, disagreement};
 pub use draw::{DefaultDraw, Draw};
 pub use driver::{Driver, Finished, RunError, run_requests};
-pub use engine::{CompletedRows, Engine, EngineError, EngineOptions};
+pub use engine::{CompletedRows, Engine, EngineError, EngineOptions, PartRuns};
 pub use generate::{GenerateError, Generated, Generation, Token, generate};
 pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};

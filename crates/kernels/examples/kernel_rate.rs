@@ -37,7 +37,7 @@ fn rate(name: &str, amount: f64, unit: &str, mut work: impl FnMut()) {
         })
         .collect();
     seconds.sort_by(f64::total_cmp);
-    let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
+    let (best, median) = (seconds[0], kernels::machine::median(&seconds));
     println!(
         "{name:<28} {:>9.3} ms (best {:>9.3}) {:>8.1} {unit}",
         median * 1e3,

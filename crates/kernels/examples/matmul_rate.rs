@@ -2,7 +2,7 @@
 //! its rate and its share of the measured peak, per processor second.
 #![allow(clippy::print_stdout, reason = "a table is what this example is for")]
 
-use kernels::machine;
+use kernels::machine::{self, median};
 use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
 use std::time::{Duration, Instant};
 
@@ -60,12 +60,7 @@ fn measure(flop: f64, mut work: impl FnMut()) -> Measured {
         shares.push(2.0 * flop * calls / used / (before + after));
         before = after;
     }
-    Measured { time: median(&mut times), share: median(&mut shares) }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    Measured { time: median(&times), share: median(&shares) }
 }
 
 /// Compares about 500 elements with the scalar chain; ends the program on the first difference.

@@ -108,7 +108,7 @@ fn decode(format: KvFormat, batch: usize, context: usize, bandwidth: f64) {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    let (best, time) = (times[0], times[times.len() / 2]);
+    let (best, time) = (times[0], kernels::machine::median(&times));
     let bytes = (batch * context * KvPool::token_bytes(format, 3, 64)) as f64;
     println!(
         "decode {format:<5} batch {batch:>3} context {context:>5}  \

@@ -102,8 +102,7 @@ fn measure(copies: &[Weights], y: &mut [f32], x: Mat<'_>, n: usize) -> f64 {
         }
         times.push(pass.elapsed().as_secs_f64() / used as f64);
     }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    kernels::machine::median(&times)
 }
 
 /// Whether the arguments of a kind, if there are any, name `name`.

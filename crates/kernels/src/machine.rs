@@ -75,13 +75,47 @@ const STREAMS: usize = 8;
 /// of its own part of a buffer twice the size of the last-level cache (at least 64 MiB, at most 1
 /// GiB). The best of three passes.
 pub fn read_bandwidth(threads: usize) -> f64 {
-    let bytes = (2 * last_level_cache()).clamp(64 << 20, 1 << 30);
-    // Ones, not zeros: pages that were never written may all be one page.
-    let data = vec![1u64; bytes / 8];
-    let share = data.len().div_ceil(threads.max(1));
-    (0..3)
-        .map(|_| rate(threads, |id| read_streams(data.chunks(share).nth(id).unwrap_or(&[]))))
-        .fold(0.0, f64::max)
+    MemoryProbe::default().read_bandwidth(threads)
+}
+
+/// Memory to measure [`read_bandwidth`] on again and again, before and after other work.
+#[derive(Debug)]
+pub struct MemoryProbe {
+    data: Vec<u64>,
+}
+
+impl Default for MemoryProbe {
+    fn default() -> Self {
+        let bytes = (2 * last_level_cache()).clamp(64 << 20, 1 << 30);
+        // Ones, not zeros: pages that were never written may all be one page.
+        Self { data: vec![1u64; bytes / 8] }
+    }
+}
+
+impl MemoryProbe {
+    /// The rate of `threads` threads together, in bytes per second: the best of three passes.
+    pub fn read_bandwidth(&self, threads: usize) -> f64 {
+        let share = self.data.len().div_ceil(threads.max(1));
+        let mut best: f64 = 0.0;
+        for _ in 0..3 {
+            let found =
+                rate(threads, |id| read_streams(self.data.chunks(share).nth(id).unwrap_or(&[])));
+            best = best.max(found);
+        }
+        best
+    }
+}
+
+/// The median of measurements: of an even number the mean of the two middle ones. NaN for none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n.is_multiple_of(2) => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        _ => sorted[middle],
+    }
 }
 
 /// Reads `part` in [`STREAMS`] places at once; returns the bytes read.
@@ -112,6 +146,15 @@ mod tests {
         assert!(peak_flops(1) > 1e8);
         assert!(last_level_cache() >= 1 << 17);
         assert!(["avx512f", "avx2+fma", "neon", "plain"].contains(&simd()));
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_middle_ones() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 8.0]), 3.0);
+        assert_eq!(median(&[5.0, 9.0]), 7.0);
+        assert_eq!(median(&[5.0]), 5.0);
+        assert!(median(&[]).is_nan());
     }
 
     #[test]

@@ -100,13 +100,29 @@ pub fn forward_flops(
     for spec in &table {
         total += product_flops(config, spec, &shares, convention);
     }
-    if convention == Convention::Full {
+    if convention == Convention::Full && config.tie_embeddings {
         // The head is a product also where it is the embedding.
-        let tied = config.tie_embeddings;
-        let embed = table.iter().filter(|spec| tied && spec.place == ParamPlace::Embed);
-        total += embed.map(|spec| 2.0 * spec.count() as f64).sum::<f64>();
+        total += head_flops(config, plan);
     }
     total
+}
+
+/// Forward FLOPs of the output head for one row.
+pub fn head_flops(config: &ModelConfig, plan: &LayerPlan) -> f64 {
+    let head = if config.tie_embeddings { ParamPlace::Embed } else { ParamPlace::Head };
+    let table = specs(config, plan);
+    table.iter().filter(|spec| spec.place == head).map(|spec| 2.0 * spec.count() as f64).sum()
+}
+
+/// Forward FLOPs of one row that takes `depth` recursions, in the full convention: all products but
+/// the head's, and no attention. A row is a candidate once more than it recurs, if it can.
+pub fn row_flops(config: &ModelConfig, plan: &LayerPlan, depth: usize) -> f64 {
+    let mut taken = vec![1.0; depth.min(plan.recursions.len())];
+    taken.resize(plan.recursions.len(), 0.0);
+    let shares = Shares { plan, capacities: &taken };
+    let table = specs(config, plan);
+    let products = table.iter().filter(|spec| spec.place != ParamPlace::Head);
+    products.map(|spec| product_flops(config, spec, &shares, Convention::Full)).sum()
 }
 
 /// Which share of the rows takes each use of a layer.

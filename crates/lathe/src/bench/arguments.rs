@@ -76,8 +76,9 @@ pub(crate) struct BenchRun {
     /// Tokens in each prompt (a list measures each)
     #[arg(long, value_delimiter = ',', default_values_t = [32])]
     pub(crate) context: Vec<usize>,
-    /// Total number of sequences; beyond the batch, a sequence that ends makes room for the next,
-    /// and the time runs from the first prompt to the last token
+    /// Total number of sequences, at least the batch: one that ends makes room for the next, the
+    /// time runs from the first prompt to the last token, and all tokens count. Without it, in
+    /// decode, all prompts run first, and time and tokens count from each first token on
     #[arg(long)]
     pub(crate) requests: Option<usize>,
     /// Memory for the KV cache in MiB, shared by the running sequences [default: enough for all]
@@ -86,7 +87,7 @@ pub(crate) struct BenchRun {
     /// New tokens for each sequence
     #[arg(long, default_value_t = 64)]
     pub(crate) tokens: usize,
-    /// Number of rounds; the median counts
+    /// Number of rounds after one to warm up; the median counts
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,
     /// Limit every token to this many recursions

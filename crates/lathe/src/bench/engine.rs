@@ -2,32 +2,43 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use engine::{DefaultDraw, Engine, EngineOptions, Generation, Sampler};
-use model::cost::{self, Convention};
+use engine::{CompletedRows, DefaultDraw, Engine, EngineOptions, Generation, PartRuns, Sampler};
+use kernels::machine::median;
 use report::{Table, human_bytes, human_count};
-use scheduler::{DepthOptions, EventSink, Offer, Request, SchedulerLimits, SequenceEvent};
+use scheduler::{DepthOptions, Request, SchedulerLimits};
 use serde_json::{Value, json};
 
 use super::arguments::BenchRun;
+use super::machine_rates::{Machine, Rates};
+use super::row_work::{RowWork, WorkSums, weight_bytes};
 use super::subject::{Subject, peak_memory, random_ids, subject};
+use super::tally::Tally;
 use crate::output;
 
-/// What one round at one setting gave.
+/// What one round at one setting gave, from the start of its clock on.
 struct Measured {
     seconds: f64,
     spent: BTreeMap<&'static str, ops::timing::Spent>,
+    /// New tokens, or in prefill prompt tokens.
     tokens: usize,
+    /// What the rows took that were completed.
+    work: WorkSums,
     ticks: u64,
     mean_depth: f64,
     /// Most bytes of keys and values that sequences under way held at a time.
     kv_bytes: usize,
-    /// FLOPs of a row at the depths that the rows had, full convention.
+    /// FLOPs for each of the tokens, full convention.
     flops: f64,
+    /// Bytes of weights that were read.
+    weight_bytes: f64,
+    /// Times that a sequence lost its pages.
+    preemptions: u64,
+    /// What the machine did just before and after.
+    machine: Option<Rates>,
 }
 
 /// Runs `lathe bench decode`.
@@ -50,7 +61,7 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
         .iter()
         .map(|name| subject(name, &options.set, options.formats.weights.as_ref()))
         .collect::<Result<_>>()?;
-    let machine = Machine { peak: ops::peak_flops(), bandwidth: ops::read_bandwidth() };
+    let machine = Machine::new();
     let mut found = Found::default();
     for &context in &options.context {
         for &batch in &options.batch {
@@ -64,19 +75,14 @@ fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
     print(options, prefill, &weights.join(" "), found, &machine)
 }
 
-/// The most that this machine can do.
-struct Machine {
-    /// FLOPs a second of a large f32 product.
-    peak: f64,
-    /// Bytes a second read from memory.
-    bandwidth: f64,
-}
-
 /// The results so far, for the table and as JSON.
 #[derive(Default)]
 struct Found {
     rows: Vec<Vec<String>>,
     results: Vec<Value>,
+    /// What the machine did around each round.
+    bandwidths: Vec<f64>,
+    peaks: Vec<f64>,
 }
 
 impl Found {
@@ -89,51 +95,85 @@ impl Found {
         machine: &Machine,
     ) -> Result<()> {
         let mut measured: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::new()).collect();
-        for _ in 0..setting.options.rounds {
+        let mut before = machine.measure();
+        for round in 0..=setting.options.rounds {
             for (subject, rounds) in subjects.iter().zip(&mut measured) {
-                rounds.push(setting.measure(subject)?);
+                let mut one = setting.measure(subject)?;
+                let after = machine.measure();
+                one.machine = Some(before.mean(&after));
+                before = after;
+                // The first round fills buffers and caches.
+                if round > 0 {
+                    rounds.push(one);
+                }
             }
         }
         if setting.options.profile {
             output::piece(profile(&subjects[0], setting)?.to_text());
         }
         let mut first = None;
-        for (subject, rounds) in subjects.iter().zip(&mut measured) {
-            rounds.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-            let middle = &rounds[rounds.len() / 2];
-            let rate = middle.rate();
-            let (first_rate, first_flops) = *first.get_or_insert((rate, middle.flops));
-            let all: Vec<f64> = rounds.iter().map(Measured::rate).collect();
-            let streamed = subject.model.bytes() as f64 * middle.ticks as f64 / middle.seconds;
-            let ratio = rate / first_rate;
-            let allowed = first_flops / middle.flops;
-            self.rows.push(vec![
-                subject.name.clone(),
-                setting.batch.to_string(),
-                setting.context.to_string(),
-                format!("{rate:.1}"),
-                format!("{:.1}-{:.1}", all[all.len() - 1], all[0]),
-                format!("{ratio:.2}"),
-                format!("{allowed:.2}"),
-                format!("{:.2}", middle.mean_depth),
-                format!("{:.0}", 100.0 * streamed / machine.bandwidth),
-                human_bytes(middle.kv_bytes as u64),
-            ]);
-            self.results.push(json!({
-                "model": subject.name, "batch": setting.batch, "context": setting.context,
-                "tokens_per_second": all, "median": rate, "ratio": ratio, "flop_ratio": allowed,
-                "flops_per_row": middle.flops, "mean_depth": middle.mean_depth,
-                "ticks": middle.ticks, "weight_bytes": subject.model.bytes(),
-                "kv_bytes": middle.kv_bytes,
-            }));
+        for (subject, rounds) in subjects.iter().zip(&measured) {
+            let rate = middle(rounds, Measured::rate);
+            let flops = middle(rounds, |one| one.flops);
+            let (first_rate, first_flops) = *first.get_or_insert((rate, flops));
+            self.row(subject, setting, rounds, rate / first_rate, first_flops / flops);
         }
         Ok(())
     }
+
+    /// Notes what the rounds of a subject gave: `ratio` is its rate over the first subject's,
+    /// `allowed` the first one's FLOPs over its.
+    fn row(
+        &mut self,
+        subject: &Subject,
+        setting: &Setting<'_>,
+        rounds: &[Measured],
+        ratio: f64,
+        allowed: f64,
+    ) {
+        let (rate, one) = (middle(rounds, Measured::rate), &rounds[0]);
+        let mut all: Vec<f64> = rounds.iter().map(Measured::rate).collect();
+        all.sort_by(|a, b| b.total_cmp(a));
+        let share = middle(rounds, Measured::share_of_bandwidth);
+        self.bandwidths.extend(rounds.iter().filter_map(|one| Some(one.machine?.bandwidth)));
+        self.peaks.extend(rounds.iter().filter_map(|one| Some(one.machine?.flops)));
+        self.rows.push(vec![
+            subject.name.clone(),
+            setting.batch.to_string(),
+            setting.context.to_string(),
+            format!("{rate:.1}"),
+            format!("{:.1}-{:.1}", all[all.len() - 1], all[0]),
+            format!("{ratio:.2}"),
+            format!("{allowed:.2}"),
+            format!("{:.2}", one.mean_depth),
+            format!("{:.0}", 100.0 * share),
+            human_bytes(one.kv_bytes as u64),
+        ]);
+        self.results.push(json!({
+            "model": subject.name, "batch": setting.batch, "context": setting.context,
+            "tokens_per_second": all, "median": rate, "ratio": ratio, "flop_ratio": allowed,
+            "flops_per_token": middle(rounds, |one| one.flops), "mean_depth": one.mean_depth,
+            "ticks": one.ticks, "tokens": one.tokens, "rows": one.work.rows,
+            "weight_bytes": subject.model.bytes(), "kv_bytes": one.kv_bytes,
+            "share_of_bandwidth": share, "preemptions": one.preemptions,
+        }));
+    }
+}
+
+/// The median of a number of each round.
+fn middle(rounds: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
+    median(&rounds.iter().map(of).collect::<Vec<_>>())
 }
 
 impl Measured {
     fn rate(&self) -> f64 {
         self.tokens as f64 / self.seconds
+    }
+
+    /// Weights read in a second, over what the machine reads from memory around the round.
+    fn share_of_bandwidth(&self) -> f64 {
+        let bandwidth = self.machine.map_or(f64::NAN, |rates| rates.bandwidth);
+        self.weight_bytes / self.seconds / bandwidth
     }
 
     /// A row of the profile: calls, seconds, and their share of the round.
@@ -173,7 +213,8 @@ fn print(
     if options.json {
         output::line(serde_json::to_string_pretty(&json!({
             "bench": if prefill { "prefill" } else { "decode" }, "machine": ops::machine(),
-            "peak_flops": machine.peak, "read_bandwidth": machine.bandwidth,
+            "threads": machine.threads(),
+            "peak_flops": median(&found.peaks), "read_bandwidth": median(&found.bandwidths),
             "peak_memory": peak_memory(), "weights": weights, "kv": kv, "results": found.results,
         }))?);
         return Ok(ExitCode::SUCCESS);
@@ -191,46 +232,18 @@ fn print(
         "KV held",
     ];
     let caption = format!(
-        "{}, weights {weights}, KV cache {kv}; {}FLOP/s of arithmetic, {}/s of memory; ratio and \
-         by FLOPs: to the first model, measured and as the FLOPs of the rows allow; % of \
-         bandwidth: all weights once a tick",
+        "{}, weights {weights}, KV cache {kv}; {} threads did {}FLOP/s of arithmetic and {}/s of \
+         memory around the rounds; ratio and by FLOPs: to the first model, measured and as the \
+         FLOPs of the rows allow; % of bandwidth: the weights that ran, of what was read just \
+         before and after",
         ops::machine(),
-        human_count(machine.peak),
-        human_bytes(machine.bandwidth as u64)
+        machine.threads(),
+        human_count(median(&found.peaks)),
+        human_bytes(median(&found.bandwidths) as u64)
     );
     let columns = columns.map(str::to_owned).to_vec();
     output::piece(Table { columns, rows: found.rows, caption, best: None }.to_text());
     Ok(ExitCode::SUCCESS)
-}
-
-/// The sink of every sequence: counts tokens, depths and ends.
-#[derive(Clone, Default)]
-struct Tally {
-    tokens: Arc<AtomicUsize>,
-    depth: Arc<AtomicU64>,
-    ended: Arc<AtomicUsize>,
-    first: Arc<Mutex<Vec<u32>>>,
-    keeps: bool,
-}
-
-impl EventSink for Tally {
-    fn offer(&mut self, event: &SequenceEvent) -> Offer {
-        match event {
-            SequenceEvent::Token(token) => {
-                self.tokens.fetch_add(1, Ordering::Relaxed);
-                self.depth.fetch_add(u64::from(token.depth), Ordering::Relaxed);
-                if self.keeps {
-                    self.first
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .push(token.scored.id);
-                }
-            }
-            SequenceEvent::Done(_) => drop(self.ended.fetch_add(1, Ordering::Relaxed)),
-            SequenceEvent::Prompt(_) => {}
-        }
-        Offer::Taken
-    }
 }
 
 /// What is measured: so many sequences at a time with prompts of one length.
@@ -242,31 +255,24 @@ struct Setting<'o> {
     prefill: bool,
 }
 
-/// Between two ticks of the engine: what was counted when the clock started.
+/// What was counted when the clock started.
 struct Clock {
     start: Instant,
-    running: bool,
     ticks: u64,
-    tokens: usize,
-    depth: u64,
-}
-
-impl Clock {
-    fn start(running: bool, tally: &Tally) -> Self {
-        Self {
-            start: Instant::now(),
-            running,
-            ticks: 0,
-            tokens: tally.tokens.load(Ordering::Relaxed),
-            depth: tally.depth.load(Ordering::Relaxed),
-        }
-    }
+    runs: PartRuns,
+    /// Entries of the list of completed rows.
+    rows: usize,
 }
 
 impl Setting<'_> {
     /// New tokens of each sequence.
     fn new_tokens(&self) -> usize {
         if self.prefill { 1 } else { self.options.tokens }
+    }
+
+    /// Whether decoding is measured apart from prompts, from the moment when all of them are done.
+    fn is_apart(&self) -> bool {
+        !self.prefill && self.options.requests.is_none()
     }
 
     /// Sequences of the whole bench, at least one batch.
@@ -312,7 +318,7 @@ impl Setting<'_> {
         let vocab = subject.model.config().vocab_size;
         for i in 0..self.requests() {
             let prompt = random_ids(100 + i as u64, self.context, vocab);
-            let sink = Tally { keeps: i == 0, ..tally.clone() };
+            let sink = tally.sink(i == 0);
             let request = request(i as u64, prompt, self.new_tokens(), self.options.max_depth);
             engine.handle().submit(request, Box::new(sink), 0)?;
         }
@@ -321,55 +327,70 @@ impl Setting<'_> {
 
     fn measure(&self, subject: &Subject) -> Result<Measured> {
         let mut engine = self.engine(subject)?;
-        let tally = Tally::default();
-        let first = self.submit(subject, &engine, &tally)?;
-        let requests = self.requests();
-        let is_continuous = requests > self.batch;
-        let mut clock = Clock::start(self.prefill || is_continuous, &tally);
-        let mut held = 0;
-        let mut now = 0;
-        while tally.ended.load(Ordering::Relaxed) < requests {
-            engine.tick(now);
-            let gauges = engine.handle().gauges();
-            held = held.max(gauges.pages_used.iter().sum::<usize>() - gauges.pages_cached);
-            now += 1;
-            clock.ticks += 1;
-            // Decoding counts from the moment when every prompt is done.
-            if !clock.running && tally.tokens.load(Ordering::Relaxed) >= self.batch {
-                clock = Clock::start(true, &tally);
+        let tally = Tally::new(self.is_apart());
+        let prompt = self.submit(subject, &engine, &tally)?;
+        let (mut held, mut now) = (0, 0);
+        let mut rows: Vec<CompletedRows> = Vec::new();
+        let mut waits = self.is_apart();
+        let mut clock =
+            Clock { start: Instant::now(), ticks: 0, runs: PartRuns::default(), rows: 0 };
+        while tally.ended() < self.requests() {
+            if waits && tally.begun() == self.requests() {
+                waits = false;
+                tally.open();
                 if self.options.profile {
                     ops::timing::measure(true);
                 }
+                let runs = engine.part_runs();
+                clock = Clock { start: Instant::now(), ticks: now, runs, rows: rows.len() };
             }
+            engine.tick(now);
+            rows.extend_from_slice(engine.completed_rows());
+            let gauges = engine.handle().gauges();
+            held = held.max(gauges.pages_used.iter().sum::<usize>() - gauges.pages_cached);
+            now += 1;
         }
         let seconds = clock.start.elapsed().as_secs_f64();
         let spent = ops::timing::spent();
-        check(subject, self.options, &first, &tally, self.new_tokens())?;
-        let drawn = tally.tokens.load(Ordering::Relaxed) - clock.tokens;
-        let depth = tally.depth.load(Ordering::Relaxed) - clock.depth;
+        check(subject, self.options, &prompt, &tally.kept(), self.new_tokens())?;
+        let mut work = RowWork::new(&subject.model);
+        for (i, rows) in rows.iter().enumerate() {
+            if i == clock.rows {
+                work.sums = WorkSums::default();
+            }
+            work.add(rows);
+        }
         let gauges = engine.handle().gauges();
-        let plan = subject.model.plan();
-        let shares = cost::shares_of(&gauges.depths, plan.recursions.len());
-        let longest = self.context + self.new_tokens();
+        let (drawn, depth) = tally.counted();
+        let tokens = if self.prefill { self.requests() * self.context } else { drawn };
+        let mean_depth = match self.prefill {
+            true => work.sums.recursions as f64 / work.sums.rows as f64,
+            false => depth as f64 / drawn as f64,
+        };
         Ok(Measured {
             seconds,
             spent,
-            tokens: if self.prefill { requests * self.context } else { drawn },
-            ticks: clock.ticks,
-            mean_depth: if self.prefill {
-                gauges.recursion_steps.0 as f64 / gauges.depths.iter().sum::<u64>().max(1) as f64
-            } else {
-                depth as f64 / drawn.max(1) as f64
-            },
+            tokens,
+            ticks: now - clock.ticks,
+            mean_depth,
             kv_bytes: gauges.page_bytes * held,
-            flops: cost::forward_flops(
-                subject.model.config(),
-                plan,
-                longest,
-                &shares,
-                Convention::Full,
-            ),
+            // A token is drawn from each row whose logits somebody wants.
+            flops: (work.sums.flops + drawn as f64 * work.head_flops()) / tokens as f64,
+            work: work.sums,
+            weight_bytes: weight_bytes(&subject.model, since(engine.part_runs(), clock.runs)),
+            preemptions: gauges.preemptions,
+            machine: None,
         })
+    }
+}
+
+/// Runs of each part from `before` on.
+fn since(all: PartRuns, before: PartRuns) -> PartRuns {
+    PartRuns {
+        prelude: all.prelude - before.prelude,
+        recursion: all.recursion - before.recursion,
+        coda: all.coda - before.coda,
+        head: all.head - before.head,
     }
 }
 
@@ -394,7 +415,7 @@ fn check(
     subject: &Subject,
     options: &BenchRun,
     prompt: &[u32],
-    tally: &Tally,
+    found: &[u32],
     new: usize,
 ) -> Result<()> {
     if options.formats.kv_format != ops::KvFormat::F32 {
@@ -416,7 +437,6 @@ fn check(
         .iter()
         .map(|t| t.id)
         .collect();
-    let found = tally.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     ensure!(
         found[..max_tokens] == alone[..],
         "{}: the batch gave {found:?}, alone {alone:?}",
@@ -424,3 +444,6 @@ fn check(
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,7 +174,7 @@ fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
     }
     let batch = number(result, "batch")?;
     let rate = number(result, "median")?;
-    let flops = batch * number(result, "flops_per_row")?;
+    let flops = batch * number(result, "flops_per_token")?;
     // The peak of the process would be that of measuring the memory's speed.
     let memory = number(result, "weight_bytes")? + number(result, "kv_bytes")?;
     Ok(Found { x: point.x, seconds: batch / rate, memory, flops })

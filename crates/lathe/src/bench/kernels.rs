@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kernels::attend::{Heads, Spans, attend_backward, attend_forward};
-use kernels::machine;
+use kernels::machine::{self, median};
 use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
 use kernels::pages::{KvFormat, KvPool, PAGE, Tables, attend_pages};
 use kernels::quant::{Format, Quantized, matmul_quantized};
@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::arguments::BenchKernels;
+use super::machine_rates::{Machine, Rates};
 use crate::output;
 
 /// Heads of the 135M model and of its small relatives.
@@ -35,6 +36,9 @@ struct Case {
     share_of_peak: f64,
     bytes_per_second: f64,
     share_of_bandwidth: f64,
+    /// What the machine did in f32 and read from memory, just before and after.
+    peak_flops: f64,
+    read_bandwidth: f64,
     /// Largest relative distance from the formula in double precision among the elements looked at.
     error: f64,
     /// What the distance may be.
@@ -59,8 +63,9 @@ impl Case {
 
 struct Bench<'a> {
     options: &'a BenchKernels,
-    peak: f64,
-    bandwidth: f64,
+    machine: Machine,
+    /// What the machine could do at the end of the last case.
+    before: Rates,
     cases: Vec<Case>,
 }
 
@@ -73,9 +78,9 @@ struct Work {
 
 /// `lathe bench kernels`: fails where a kernel is further from its formula than allowed.
 pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
-    let threads = rayon::current_num_threads();
-    let (peak, bandwidth) = (machine::peak_flops(threads), machine::read_bandwidth(threads));
-    let mut bench = Bench { options, peak, bandwidth, cases: Vec::new() };
+    let machine = Machine::new();
+    let before = machine.measure();
+    let mut bench = Bench { options, machine, before, cases: Vec::new() };
     bench.products();
     bench.skinny();
     bench.quantised()?;
@@ -102,7 +107,9 @@ fn print(bench: &Bench<'_>) -> Result<()> {
     if bench.options.json {
         output::line(serde_json::to_string_pretty(&json!({
             "bench": "kernels", "machine": ops::machine(),
-            "peak_flops": bench.peak, "read_bandwidth": bench.bandwidth,
+            "threads": bench.machine.threads(),
+            "peak_flops": bench.middle(|case| case.peak_flops),
+            "read_bandwidth": bench.middle(|case| case.read_bandwidth),
             "results": bench.cases,
         }))?);
         return Ok(());
@@ -110,10 +117,12 @@ fn print(bench: &Bench<'_>) -> Result<()> {
     let columns =
         ["kernel", "size", "us", "Gop/s", "% of f32 peak", "GB/s", "% of bandwidth", "error"];
     let caption = format!(
-        "{}; {:.0} GFLOP/s in f32, {:.1} GB/s read; bytes: what a call cannot have in a cache",
+        "{}; shares are of what {} threads did around each case, in the middle {:.0} GFLOP/s \
+         in f32 and {:.1} GB/s read; bytes: what a call cannot have in a cache",
         ops::machine(),
-        bench.peak / 1e9,
-        bench.bandwidth / 1e9
+        bench.machine.threads(),
+        bench.middle(|case| case.peak_flops) / 1e9,
+        bench.middle(|case| case.read_bandwidth) / 1e9
     );
     let rows = bench.cases.iter().map(Case::row).collect();
     output::piece(
@@ -125,6 +134,11 @@ fn print(bench: &Bench<'_>) -> Result<()> {
 impl Bench<'_> {
     fn wants(&self, kernel: &str) -> bool {
         self.options.only.as_ref().is_none_or(|part| kernel.contains(part.as_str()))
+    }
+
+    /// The median of a number of every case.
+    fn middle(&self, of: fn(&Case) -> f64) -> f64 {
+        median(&self.cases.iter().map(of).collect::<Vec<_>>())
     }
 
     /// Times `call`, which gets the number of the call, by the median of repetitions.
@@ -145,16 +159,20 @@ impl Bench<'_> {
             call(times.len());
             times.push(clock.elapsed().as_secs_f64());
         }
-        times.sort_by(f64::total_cmp);
-        let seconds = times[times.len() / 2];
+        let seconds = median(&times);
+        let after = self.machine.measure();
+        let Rates { flops, bandwidth } = self.before.mean(&after);
+        self.before = after;
         self.cases.push(Case {
             kernel: kernel.to_owned(),
             size,
             seconds,
             flops_per_second: work.flops / seconds,
-            share_of_peak: work.flops / seconds / self.peak,
+            share_of_peak: work.flops / seconds / flops,
             bytes_per_second: work.bytes / seconds,
-            share_of_bandwidth: work.bytes / seconds / self.bandwidth,
+            share_of_bandwidth: work.bytes / seconds / bandwidth,
+            peak_flops: flops,
+            read_bandwidth: bandwidth,
             error,
             tolerance,
         });

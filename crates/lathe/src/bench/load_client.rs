@@ -63,6 +63,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// When each piece with tokens arrived; empty without streaming.
     pub(crate) arrivals: Vec<f64>,
+    /// How many tokens each of these pieces brought, where the server tells them.
+    pub(crate) brought: Vec<Option<usize>>,
     pub(crate) end: f64,
     /// By the server's own count.
     pub(crate) prompt_tokens: Option<usize>,
@@ -115,9 +117,28 @@ struct Cached {
     cached_tokens: Option<usize>,
 }
 
+/// What one JSON text of an answer brought.
+enum News {
+    Nothing,
+    /// Tokens, or text that no token is told for.
+    Tokens(Option<usize>),
+}
+
 impl Answer {
-    /// Takes one JSON text of the answer; returns whether it brought tokens.
-    fn take(&mut self, text: &[u8]) -> Result<bool> {
+    /// Seconds at which each token arrived: those of one piece together. `None` without streaming,
+    /// and where pieces of several tokens do not tell how many.
+    pub(crate) fn token_arrivals(&self) -> Option<Vec<f64>> {
+        let mut times = Vec::new();
+        for (&at, brought) in self.arrivals.iter().zip(&self.brought) {
+            times.extend(std::iter::repeat_n(at, brought.unwrap_or(1)));
+        }
+        let told = self.brought.iter().all(Option::is_some);
+        let counts = told || self.new_tokens == Some(times.len());
+        (counts && !times.is_empty()).then_some(times)
+    }
+
+    /// Takes one JSON text of the answer.
+    fn take(&mut self, text: &[u8]) -> Result<News> {
         let chunk: Chunk = serde_json::from_slice(text)
             .context("a piece of the answer is no JSON of a completion")?;
         if let Some(error) = chunk.error {
@@ -125,11 +146,11 @@ impl Answer {
                 .as_str()
                 .map_or_else(|| error.to_string(), str::to_owned)));
         }
-        let mut news = false;
+        let (mut has_text, mut told) = (false, None);
         for part in chunk.choices {
-            news |=
-                !part.text.is_empty() || part.token_ids.as_ref().is_some_and(|ids| !ids.is_empty());
+            has_text |= !part.text.is_empty();
             if let Some(ids) = part.token_ids {
+                *told.get_or_insert_default() += ids.len();
                 self.ids.get_or_insert_default().extend(ids);
             }
             if let Some(lathe) = part.lathe {
@@ -144,7 +165,11 @@ impl Answer {
             self.cached_tokens =
                 usage.prompt_tokens_details.and_then(|d| d.cached_tokens).unwrap_or(0);
         }
-        Ok(news)
+        Ok(match told {
+            Some(0) => News::Nothing,
+            None if !has_text => News::Nothing,
+            told => News::Tokens(told),
+        })
     }
 
     /// Takes one line of a stream.
@@ -154,8 +179,9 @@ impl Answer {
         let data = data.trim_ascii();
         if data == b"[DONE]" {
             self.closed = true;
-        } else if self.take(data)? {
+        } else if let News::Tokens(told) = self.take(data)? {
             self.arrivals.push(now);
+            self.brought.push(told);
         }
         Ok(())
     }
@@ -411,7 +437,24 @@ mod tests {
         let answer = streamed(&GOOD).unwrap();
         assert_eq!(fault(&request(), &answer, true, 9), None);
         assert_eq!(answer.arrivals, [1.0, 3.0]);
+        assert_eq!(answer.brought, [Some(1), Some(1)]);
         assert_eq!((answer.depths, answer.cached_tokens), ((4, 2), 1));
+    }
+
+    #[test]
+    fn tokens_are_counted_and_not_pieces() {
+        let piece = |ids: &str| format!("data: {{\"choices\":[{{\"token_ids\":{ids}}}]}}");
+        let lines = ["[4,5]", "[]", "[6]", "[7,8,9]"].map(piece);
+        let mut answer = streamed(&lines.each_ref().map(String::as_str)).unwrap();
+        assert_eq!(answer.arrivals, [0.0, 2.0, 3.0]);
+        let each = [0.0, 0.0, 2.0, 3.0, 3.0, 3.0];
+        assert_eq!(answer.token_arrivals().unwrap(), each);
+        // A server that tells no ids: its pieces are tokens if there are as many.
+        answer.brought.fill(None);
+        assert_eq!(answer.token_arrivals(), None);
+        answer.new_tokens = Some(3);
+        assert_eq!(answer.token_arrivals().unwrap(), [0.0, 2.0, 3.0]);
+        assert_eq!(Answer::default().token_arrivals(), None, "no stream");
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! `lathe bench`: what measures speed stands here, apart from the verbs that do work.
 
+mod answer_times;
 pub(crate) mod arguments;
 mod engine;
 mod growth;
 mod kernels;
 mod load_client;
+mod machine_rates;
+mod row_work;
 mod serve;
 mod subject;
+mod tally;
 mod train;
 
 use std::process::ExitCode;

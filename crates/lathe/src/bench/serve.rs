@@ -13,6 +13,7 @@ use model::rng::{Purpose, Stream};
 use report::Table;
 use serde_json::{Value, json};
 
+use super::answer_times::{Goodput, gaps, time_per_token};
 use super::arguments::{BenchServe, Lengths};
 use super::load_client::{Answer, CompletionServer, LoadRequest, RequestStyle, fault};
 use super::subject::subject;
@@ -260,16 +261,6 @@ impl Spread {
     }
 }
 
-/// Seconds from the first piece with tokens to the last, over the tokens after the first; unknown
-/// when all came at once.
-fn time_per_token(answer: &Answer) -> Option<f64> {
-    let new = answer.new_tokens.or(answer.ids.as_ref().map(Vec::len))?;
-    match answer.arrivals.as_slice() {
-        [first, .., last] if new > 1 => Some((last - first) / (new - 1) as f64),
-        _ => None,
-    }
-}
-
 fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Result<ExitCode> {
     let good: Vec<&Sent> =
         sent.iter().filter(|s| s.answer.status == 200 && s.fault.is_none()).collect();
@@ -295,12 +286,9 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
     let mean_depth = (depths.1 > 0).then(|| depths.0 as f64 / depths.1 as f64);
     let ttft = Spread::of(good.iter().filter_map(|s| s.answer.arrivals.first().copied()));
     let tpot = Spread::of(good.iter().filter_map(|s| time_per_token(&s.answer)));
-    let itl = Spread::of(
-        good.iter().flat_map(|s| s.answer.arrivals.windows(2).map(|pair| pair[1] - pair[0])),
-    );
+    let itl = Spread::of(good.iter().flat_map(|s| gaps(&s.answer)));
     let whole = Spread::of(good.iter().map(|s| s.answer.end));
-    let within = good.iter().filter(|s| keeps(options, &s.answer)).count();
-    let has_slo = options.slo_ttft.is_some() || options.slo_tpot.is_some();
+    let goodput = Goodput::of(options, good.iter().map(|sent| &sent.answer));
     let summary = json!({
         "bench": "serve", "url": url, "model": known.model, "machine": ops::machine(),
         "seed": options.seed,
@@ -317,11 +305,7 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         "cached_prompt_tokens": sum(&good, |a| a.cached_tokens), "mean_depth": mean_depth,
         "ttft_ms": ttft.json(), "tpot_ms": tpot.json(), "itl_ms": itl.json(),
         "end_to_end_ms": whole.json(),
-        "goodput": has_slo.then(|| json!({
-            "slo_ttft_ms": options.slo_ttft, "slo_tpot_ms": options.slo_tpot, "requests": within,
-            "share": within as f64 / sent.len() as f64,
-            "requests_per_second": within as f64 / seconds,
-        })),
+        "goodput": goodput.as_ref().map(|goodput| goodput.json(options, sent.len(), seconds)),
     });
     if options.json {
         output::line(serde_json::to_string_pretty(&summary)?);
@@ -334,8 +318,8 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         ];
         let columns = ["milliseconds", "mean", "p50", "p90", "p99"].map(str::to_owned).to_vec();
         let mut caption = caption(&summary, new / seconds, prompts / seconds);
-        if has_slo {
-            caption.push_str(&format!(", goodput {:.2} requests/s", within as f64 / seconds));
+        if let Some(goodput) = &goodput {
+            caption.push_str(&goodput.words(seconds));
         }
         output::piece(Table { columns, rows, caption, best: None }.to_text());
     }
@@ -367,17 +351,6 @@ fn caption(summary: &Value, new: f64, prompts: f64) -> String {
         text.push_str(&format!(", mean depth {depth:.2}"));
     }
     text
-}
-
-/// Whether an answer came within the limits that were given.
-fn keeps(options: &BenchServe, answer: &Answer) -> bool {
-    is_within(options.slo_ttft, answer.arrivals.first().copied())
-        && is_within(options.slo_tpot, time_per_token(answer))
-}
-
-/// Whether `seconds` are at most a limit in milliseconds; what is unknown keeps every limit.
-fn is_within(limit: Option<f64>, seconds: Option<f64>) -> bool {
-    limit.is_none_or(|ms| seconds.is_none_or(|s| s * 1e3 <= ms))
 }
 
 /// A server in this process.
@@ -475,14 +448,5 @@ mod tests {
         for wrong in ["0", "", "5-3", "0-3", "64:", "64:-1", "nan:1", "x"] {
             assert!(wrong.parse::<Lengths>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_time_per_token_needs_two_tokens() {
-        let mut answer =
-            Answer { arrivals: vec![0.5, 0.6, 0.9], new_tokens: Some(5), ..Answer::default() };
-        assert!((time_per_token(&answer).unwrap() - 0.1).abs() < 1e-12);
-        answer.arrivals.truncate(1);
-        assert_eq!(time_per_token(&answer), None);
     }
 }

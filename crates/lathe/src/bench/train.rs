@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use engine::{Batch, BatchSequence};
+use kernels::machine::median;
 use model::rng::{Purpose, Stream};
 use report::{Table, human_bytes, human_count};
 use serde_json::json;
@@ -220,10 +221,4 @@ fn contestant(name: &str, recipe: &Recipe) -> Result<Contestant> {
         shares: Vec::new(),
         flops: 0.0,
     })
-}
-
-fn median(seconds: &[f64]) -> f64 {
-    let mut sorted = seconds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
