@@ -17,11 +17,11 @@ use testkit::{How, Watch, close, ids, run, state, tiny, transient};
 
 const LENGTH: usize = 13;
 
-/// A model whose router losses weigh as much as the cross-entropy: every setting of router and MLP
-/// whose name ends in `_weight`.
+/// A model whose router losses weigh as much as the cross-entropy: every setting of router, MLP
+/// and adapters whose name ends in `_weight`.
 fn weighted(config: ModelConfig) -> ModelConfig {
     let mut json = serde_json::to_value(config).expect("plain data");
-    for room in ["router", "mlp"] {
+    for room in ["router", "mlp", "relax"] {
         for (name, value) in json[room].as_object_mut().expect("settings") {
             if name.ends_with("_weight") {
                 *value = if name == "z_weight" { 0.5 } else { 1.0 }.into();
@@ -34,7 +34,7 @@ fn weighted(config: ModelConfig) -> ModelConfig {
 /// Whether a setting gives a loss its weight.
 fn has_losses(config: &ModelConfig) -> bool {
     let json = serde_json::to_value(config).expect("plain data");
-    let rooms = ["router", "mlp"].into_iter().filter_map(|room| json[room].as_object());
+    let rooms = ["router", "mlp", "relax"].into_iter().filter_map(|room| json[room].as_object());
     rooms.flat_map(|settings| settings.keys()).any(|name| name.ends_with("_weight"))
 }
 

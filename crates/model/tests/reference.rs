@@ -162,8 +162,7 @@ fn every_pair_of_options_is_what_the_formulas_say() {
                 continue;
             }
             let depths: Vec<usize> = found.depth.iter().map(|&d| d as usize).collect();
-            let counted = config.sharing.is_cycle();
-            assert!(!counted || depths == expected.depths, "{what}: {rule:?} {}", expected.margin);
+            assert!(depths == expected.depths, "{what}: {rule:?} {}", expected.margin);
             let apart = apart(&found.logits, &expected);
             // Adapters as large as their matrices amplify rounding.
             let adapts = config.relax != model::adapters::Relaxation::NONE;

@@ -1,6 +1,7 @@
 //! A trainable matrix: its value, the buffer its gradient accumulates in, and a packed copy for
 //! inference.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use burn_tensor::Gradients;
@@ -52,6 +53,8 @@ pub struct Weight {
     packed: RwLock<Option<Arc<OnceLock<Packed>>>>,
     /// Rounded values in place of the f32 ones, which are then gone.
     quantized: RwLock<Option<Codes>>,
+    /// How often the values have become others.
+    changes: AtomicU64,
 }
 
 /// Shared handle to rounded values.
@@ -74,6 +77,7 @@ impl Weight {
             leaf: Mutex::new(None),
             packed: RwLock::new(None),
             quantized: RwLock::new(None),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -136,6 +140,11 @@ impl Weight {
         self.shape
     }
 
+    /// How often the values have become others: what is made of them holds while this stays.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
     /// A copy of the values, row after row.
     pub fn read(&self) -> Vec<f32> {
         self.codes()
@@ -174,6 +183,7 @@ impl Weight {
 
     /// Drops every copy of the values, which are about to be others.
     fn forget_copies(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         *self.packed.write().expect("weight lock") = None;
         *self.leaf.lock().expect("weight lock") = None;
     }

@@ -1,7 +1,7 @@
 //! DoRA (Liu et al., 2024, arXiv 2402.09353): a low-rank adapter that learns the magnitude of each
 //! output's weights apart, `m |W| / |W + s B A| (W + s B A)`, row by row. Fresh magnitudes are 1.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ops::{Tensor2, Weight};
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl AdapterSettings for Config {
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
         let pair = Pair::take(self.0.scale(), lora::DOWN, lora::UP, take);
-        Some(Box::new(Dora { pair, magnitude: take(MAGNITUDE) }))
+        Some(Box::new(Dora { pair, magnitude: take(MAGNITUDE), ratios: Mutex::default() }))
     }
 
     fn merges(&self) -> bool {
@@ -63,11 +63,10 @@ impl AdapterSettings for Config {
     fn merged(&self, w: &[f32], columns: usize, factors: &Factors<'_>) -> Option<Vec<f32>> {
         let magnitude = factors(MAGNITUDE)?;
         let mut merged = lora::sum(w, columns, self.0.scale(), factors)?;
-        for (row, (w, m)) in
-            merged.chunks_exact_mut(columns).zip(w.chunks_exact(columns).zip(magnitude))
-        {
-            let w: Vec<f64> = w.iter().map(|&x| f64::from(x)).collect();
-            let factor = f64::from(m) * length(&w) / length(row).max(f64::MIN_POSITIVE);
+        let own = lengths(w, columns);
+        for (n, row) in merged.chunks_exact_mut(columns).enumerate() {
+            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+            let factor = f64::from(magnitude[n]) * own[n] / length;
             row.iter_mut().for_each(|x| *x *= factor);
         }
         Some(merged.into_iter().map(|x| x as f32).collect())
@@ -76,18 +75,22 @@ impl AdapterSettings for Config {
     fn approximate(&self, replaced: &mut Replaced<'_>) -> Vec<(Factor, Vec<f32>)> {
         let mut factors = self.0.approximate(replaced);
         let columns = replaced.shape.1;
-        let rows = replaced.own.chunks_exact(columns).zip(replaced.shared.chunks_exact(columns));
-        let length = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let magnitudes =
-            rows.map(|(own, shared)| (length(own) / length(shared).max(f64::MIN_POSITIVE)) as f32);
-        factors.push((MAGNITUDE, magnitudes.collect()));
+        let own = lengths(replaced.own, columns);
+        let shared = lengths(replaced.shared, columns);
+        let magnitudes = own.iter().zip(&shared).map(|(own, shared)| own / shared);
+        factors.push((MAGNITUDE, magnitudes.map(|m| m as f32).collect()));
         factors
     }
 }
 
-/// The Euclidean length of a row.
-fn length(row: &[f64]) -> f64 {
-    row.iter().map(|x| x * x).sum::<f64>().sqrt()
+/// The Euclidean length of each row of `columns` numbers, above zero.
+fn lengths(matrix: &[f32], columns: usize) -> Vec<f64> {
+    let mut lengths = Vec::new();
+    for row in matrix.chunks_exact(columns) {
+        let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+        lengths.push(square.sqrt().max(f64::MIN_POSITIVE));
+    }
+    lengths
 }
 
 /// The adapter of one use.
@@ -96,6 +99,31 @@ struct Dora {
     pair: Pair,
     /// How long each output's weights are, relative to those of the adapted matrix.
     magnitude: Arc<Weight>,
+    ratios: Mutex<Option<Ratios>>,
+}
+
+/// `|W| / |W + s B A|` of each row.
+#[derive(Debug)]
+struct Ratios {
+    /// Changes of W, A and B until these were made.
+    made_at: [u64; 3],
+    of_row: Arc<[f32]>,
+}
+
+impl Dora {
+    /// Made anew only where a matrix has changed: between the steps of a training, and once in
+    /// generation.
+    fn ratios(&self, weight: &Weight) -> Arc<[f32]> {
+        let Pair { down, up, scale } = &self.pair;
+        let made_at = [weight.changes(), down.changes(), up.changes()];
+        let mut kept = self.ratios.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.made_at == made_at) {
+            return kept.of_row.clone();
+        }
+        let of_row: Arc<[f32]> = ops::length_ratios(weight, up, down, *scale).into();
+        *kept = Some(Ratios { made_at, of_row: of_row.clone() });
+        of_row
+    }
 }
 
 impl Adapter for Dora {
@@ -110,9 +138,7 @@ impl Adapter for Dora {
         let ops = pass.ops;
         let y_tn = ops.linear(h_td.clone(), weight);
         let y_tn = self.pair.add(h_td, y_tn, ops);
-        let Pair { down, up, scale } = &self.pair;
-        let factors = ops::length_ratios(weight, up, down, *scale);
-        let y_tn = ops.scale_columns(y_tn, &self.magnitude, Some(factors.into()));
+        let y_tn = ops.scale_columns(y_tn, &self.magnitude, Some(self.ratios(weight)));
         match residual_tn {
             Some(residual) => ops::add(residual, y_tn),
             None => y_tn,

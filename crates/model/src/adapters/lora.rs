@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced};
 use crate::attention;
-use crate::error::{ConfigError, at_least, refuse};
+use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, LayerUse};
 use crate::matrices::read_parts;
@@ -62,10 +62,14 @@ impl Config {
         (self.alpha / self.rank as f64) as f32
     }
 
+    /// Whether stored layer `stored` may have adapters.
+    pub(super) fn reaches(&self, plan: &LayerPlan, stored: usize) -> bool {
+        self.layers == AdaptedLayers::All || plan.uses_of(stored).len() > 1
+    }
+
     /// Whether use `at` has an adapter for `part` in a model of this `plan` and `kv`.
     pub fn adapts(&self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
-        let reached = self.layers == AdaptedLayers::All || plan.uses_of(at.stored).len() > 1;
-        reached
+        self.reaches(plan, at.stored)
             && self.parts.contains(&part)
             && attention::runs(kv, at, part)
             && !(self.skip_first && at.recursion == 0)
@@ -79,7 +83,9 @@ impl AdapterSettings for Config {
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        at_least("relax.alpha", self.alpha, 1e-6)?;
+        if !(1e-6..=1e6).contains(&self.alpha) {
+            return refuse("relax.alpha", self.alpha, "between 1e-6 and 1e6".into());
+        }
         if self.layers == AdaptedLayers::Shared && plan.stored == sizes.layers {
             let expected = "\"all\" where every layer has weights of its own: \"shared\" adapts \
                             layers that are used more than once";
@@ -123,7 +129,12 @@ impl AdapterSettings for Config {
         if !self.adapts(sizes.kv, plan, at, part) {
             return Vec::new();
         }
-        self.pair(sizes, at, base, DOWN, UP)
+        self.pair(
+            sizes,
+            base.shape,
+            ParamPlace::adapter(at, part, DOWN),
+            ParamPlace::adapter(at, part, UP),
+        )
     }
 
     fn build(
@@ -158,19 +169,15 @@ impl AdapterSettings for Config {
 }
 
 impl Config {
-    /// The two factors of a pair that use `at` has for the matrix `base`.
+    /// The two factors of a pair at these places, for a matrix of this shape.
     pub(super) fn pair(
         &self,
         sizes: &Sizes,
-        at: LayerUse,
-        base: &ParamSpec,
-        down: Factor,
-        up: Factor,
+        (n, d): (usize, usize),
+        down: ParamPlace,
+        up: ParamPlace,
     ) -> Vec<ParamSpec> {
-        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
-        let ((n, d), rank) = (base.shape, self.rank);
-        let normal = Init::Normal(sizes.init_std);
-        let (down, up) = (ParamPlace::adapter(at, part, down), ParamPlace::adapter(at, part, up));
+        let (rank, normal) = (self.rank, Init::Normal(sizes.init_std));
         vec![
             ParamSpec::new(down, (rank, d), normal, Group::Adapter),
             ParamSpec::new(up, (n, rank), Init::Zeros, Group::Adapter),

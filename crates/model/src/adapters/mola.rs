@@ -29,7 +29,7 @@ pub struct Config {
     #[serde(flatten)]
     pub adapter: lora::Config,
     /// Adapters of each matrix: one number for all layers, or one for each of as many equal groups
-    /// of stored layers.
+    /// of the stored layers that get adapters.
     pub experts: Vec<usize>,
     /// How many of them a row takes.
     pub top_k: usize,
@@ -46,8 +46,9 @@ impl Default for Config {
 impl Config {
     /// How many adapters the matrices of stored layer `stored` have.
     fn experts_of(&self, plan: &LayerPlan, stored: usize) -> usize {
-        let group = stored * self.experts.len() / plan.stored.max(1);
-        self.experts.get(group).copied().unwrap_or_default()
+        let before = (0..stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
+        let all = (0..plan.stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
+        self.experts.get(before * self.experts.len() / all.max(1)).copied().unwrap_or_default()
     }
 }
 
@@ -58,20 +59,28 @@ impl AdapterSettings for Config {
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        if self.experts.is_empty() || self.experts.len() > plan.stored {
-            let expected = format!("1 to {} numbers, at most one a stored layer", plan.stored);
-            return refuse("relax.experts", self.experts.len(), expected);
+        self.adapter.check(sizes, plan, matrices)?;
+        let adapted = (0..plan.stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
+        let groups = self.experts.len();
+        if groups == 0 || !adapted.is_multiple_of(groups) {
+            let expected = format!(
+                "one number, or as many as divide the {adapted} stored layers with adapters"
+            );
+            return refuse("relax.experts", format!("{:?}", self.experts), expected);
         }
-        // With one adapter taken its weight is 1 whatever the router says, which learns nothing.
+        if let Some(wrong) = self.experts.iter().find(|&&experts| !(2..=256).contains(&experts)) {
+            let expected = "between 2 and 256: of fewer there is nothing to choose";
+            return refuse("relax.experts", wrong, expected.into());
+        }
         let least = self.experts.iter().copied().min().unwrap_or_default();
         if self.top_k < 2 || self.top_k > least {
-            let expected = format!("between 2 and {least}, the fewest adapters of a matrix");
+            let expected = format!(
+                "between 2 and {least}, the fewest adapters of a matrix: the weight of a single \
+                 one would be 1 whatever the router says, which then learns nothing"
+            );
             return refuse("relax.top_k", self.top_k, expected);
         }
-        if let Some(most) = self.experts.iter().find(|&&experts| experts > 256) {
-            return refuse("relax.experts", most, "at most 256".into());
-        }
-        self.adapter.check(sizes, plan, matrices)
+        Ok(())
     }
 
     fn specs(
@@ -90,7 +99,9 @@ impl AdapterSettings for Config {
         let normal = Init::Normal(sizes.init_std);
         let mut table = vec![ParamSpec::new(score, shape, normal, Group::Adapter)];
         for expert in 0..experts {
-            let mut pair = self.adapter.pair(sizes, at, base, down(expert), up(expert));
+            let down = ParamPlace::adapter(at, part, down(expert));
+            let up = ParamPlace::adapter(at, part, up(expert));
+            let mut pair = self.adapter.pair(sizes, base.shape, down, up);
             pair.iter_mut().for_each(|spec| spec.active = self.top_k as f64 / experts as f64);
             table.extend(pair);
         }
