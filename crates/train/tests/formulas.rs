@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{Asked, Plain, VOCAB, batches, recipe};
 use engine::{Batch, BatchSequence, Scoring, score};
-use model::routers::expert_choice::{Causal, Config as Expert};
+use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{
     CausalThresholds, KvMode, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
@@ -205,6 +205,38 @@ fn the_balance_loss_is_over_the_whole_step() {
         for ((a, b), (spec, _)) in moments.zip(whole.model.weights()) {
             let (a, b) = (a.as_ref().expect("trained"), b.as_ref().expect("trained"));
             close(&b.first, &a.first, 1e-5, &format!("{} in passes of {each}", spec.name));
+        }
+    }
+}
+
+/// Losses of routers are means over the rows of a sequence and the sequences of the step, whatever
+/// passes it is cut into, and count in the total with their weights.
+#[test]
+fn router_losses_are_means_over_the_step() {
+    let expert = |sampling| {
+        let (sampling_weight, z_weight) = (0.7, 0.3);
+        let settings = Expert { sampling, sampling_weight, z_weight, ..Expert::default() };
+        RouterConfig::ExpertChoice(settings)
+    };
+    let token = Token { z_weight: 0.3, balance_weight: 0.7, ..Token::default() };
+    for (router, first) in [
+        (expert(SamplingLoss::AuxLoss), "auxiliary"),
+        (expert(SamplingLoss::AuxRouter), "auxiliary_router"),
+        (RouterConfig::TokenChoice(token), "balance"),
+    ] {
+        let fresh = trainer(router.clone(), KvMode::RecursionWise);
+        let plain = Plain::of(&fresh.model, &texts(1), &at(0));
+        let wanted = if first == "balance" { plain.balance() } else { plain.loss(first) };
+        for each in [4, 1] {
+            let (_, report) = gradients(&router, each);
+            let names: Vec<&str> = report.parts.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, [first, "z"]);
+            let (found, z) = (report.parts[0].1, report.parts[1].1);
+            assert!((found - wanted).abs() < 1e-4 * wanted, "{first}: {found}, not {wanted}");
+            let wanted = plain.loss("z");
+            assert!((z - wanted).abs() < 1e-4 * wanted, "{first}: z is {z}, not {wanted}");
+            let total = report.loss + 0.7 * found + 0.3 * z;
+            assert!((report.total - total).abs() < 1e-6, "{first}: {} {total}", report.total);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The k largest of some scores. Among equal scores the choice is that of `std::nth_element` in the
-//! GNU C++ library, which PyTorch's `topk` runs on a CPU: saturated gates tie often, and published
-//! models were trained with these choices.
+//! GNU C++ library, which PyTorch's `topk` runs on a CPU where k is more than a 64th of the scores:
+//! saturated gates tie often, and the reference cases were computed with these choices.
 
 /// For each score whether it is among the `k` largest (`k` from 1 to their number). NaN counts as
 /// largest.
