@@ -125,7 +125,15 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<Strin
         let names: Vec<&str> = fresh.iter().map(|spec| spec.name.as_str()).collect();
         remarks.push(format!(
             "{} begin fresh: {name} has no weights of these names and shapes",
-            names.join(", ")
+            some_of(&names)
+        ));
+    }
+    let left = left_behind(trainer, &stored);
+    if !left.is_empty() {
+        remarks.push(format!(
+            "{} of {name} are left behind: the recipe's model has no weights of these names and \
+             shapes",
+            some_of(&left)
         ));
     }
     if fresh.iter().any(|spec| spec.place.is_router()) || !knows_state(trainer, &stored) {
@@ -142,6 +150,27 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<Strin
     }
     trainer.text = stored.text;
     Ok(remarks)
+}
+
+/// Weights that the trainer's model has no place for: of routers and adapters that it does not have.
+fn left_behind<'a>(trainer: &Trainer, stored: &'a Stored) -> Vec<&'a str> {
+    let mut left = Vec::new();
+    for (spec, _) in stored.model.weights() {
+        let mut taken = trainer.model.weights().iter();
+        if !taken.any(|(known, _)| known.name == spec.name && known.shape == spec.shape) {
+            left.push(spec.name.as_str());
+        }
+    }
+    left
+}
+
+/// The first few of some names, and how many more there are.
+fn some_of(names: &[&str]) -> String {
+    const SHOWN: usize = 6;
+    match names.len().checked_sub(SHOWN) {
+        Some(more) if more > 1 => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        _ => names.join(", "),
+    }
 }
 
 /// Whether what the router of `stored` learned means the same to the trainer's: of the same kind,

@@ -11,6 +11,7 @@ use data::build::{BuildOptions, build_documents};
 use data::documents::Document;
 use data::{Corpus, Split, Tokenizer, TrainOptions, Windows};
 use engine::Scoring;
+use model::adapters::{Relaxation, lora};
 use model::routers::expert_choice::{Causal, Config as Expert};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule};
@@ -132,7 +133,26 @@ fn what_a_start_cannot_take_over_is_said() {
         let said = new.remarks.join("; ");
         assert!(said.contains("running") && said.contains("left behind"), "{i}: {said}");
         assert_eq!(said.contains("router.score begin fresh"), i == 1, "{i}: {said}");
+        assert_eq!(said.contains("router.0.score"), i > 0, "{i}: {said}");
     }
+}
+
+/// Trained adapters that the recipe's model has no place for do not vanish without a word.
+#[test]
+fn adapters_that_a_start_leaves_behind_are_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    recipe.model.relax = Relaxation::Lora(lora::Config { rank: 2, ..lora::Config::default() });
+    let first = dir.path().join("first");
+    let old = finish(&recipe, &first);
+    let mut recipe = from(&known_vocabulary(&recipe, &old), &first);
+    let new = open(&recipe, &dir.path().join("same")).expect("starts");
+    assert!(new.remarks.is_empty(), "{:?}", new.remarks);
+    recipe.model.relax = Relaxation::NONE;
+    let new = open(&recipe, &dir.path().join("without")).expect("starts");
+    let said = new.remarks.join("; ");
+    assert!(said.contains("relax.") && said.contains("left behind"), "{said}");
+    assert!(said.contains("more of"), "a long list is cut: {said}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub mod none;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ConfigError, refuse};
+use crate::error::ConfigError;
 use crate::layout::LayerPlan;
 use crate::list::members;
 use crate::matrices;
@@ -56,14 +56,7 @@ impl Relaxation {
     ) -> Result<(), ConfigError> {
         let table = matrices::of_layer(sizes, mlp, 0);
         let adaptable = mlp.settings().adaptable();
-        self.settings().check(sizes, plan, &Matrices { table, adaptable })?;
-        if *self != Self::NONE && self.specs(sizes, plan, mlp).is_empty() {
-            let expected = "settings with which some use of a layer gets an adapter: skip_first \
-                            leaves out the first use of every layer, and shared keys and values \
-                            are made in that one alone";
-            return refuse("relax", self.kind(), expected.into());
-        }
-        Ok(())
+        self.settings().check(sizes, plan, &Matrices { table, adaptable })
     }
 
     /// Every weight, in the order of the parameter table.
