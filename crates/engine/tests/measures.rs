@@ -146,6 +146,41 @@ fn stats_by_hand() {
 }
 
 #[test]
+fn a_logit_of_0_or_more_predicts_that_a_row_goes_on() {
+    let mut stats = RoutingStats::default();
+    let logits = [0.25, 0.0, -0.25, 0.75, 0.49, -0.0];
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Depth,
+        recursion: 0,
+        candidates: &[0, 1, 2, 3, 4, 5],
+        logits: &logits,
+        scores: &[],
+        choice: Choice::GoOn {
+            kept: &[true; 6],
+            best: Some(&[true, true, true, true, false, false]),
+            auxiliary: None,
+        },
+    });
+    // sigmoid(z) >= 0.5 for all but the third: right about the first, second and fourth.
+    assert_eq!((stats.recursions[0].half_agrees, stats.recursions[0].compared), (3, 6));
+    assert_eq!(stats.sampling_accuracy(), Some(0.5));
+    // An auxiliary router's logits count in place of the deciding ones.
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Depth,
+        recursion: 0,
+        candidates: &[0, 1],
+        logits: &[5.0, 5.0],
+        scores: &[],
+        choice: Choice::GoOn {
+            kept: &[true, true],
+            best: Some(&[false, false]),
+            auxiliary: Some(&[0.1, -0.1]),
+        },
+    });
+    assert_eq!((stats.recursions[0].half_agrees, stats.recursions[0].agree), (4, 4));
+}
+
+#[test]
 fn rows_that_nobody_compared_need_no_threshold() {
     for (logits, kept) in [(&[0.5][..], &[true][..]), (&[0.5, 1.0, -1.0], &[true, false, false])] {
         let mut stats = RoutingStats { keeps_logits: true, ..RoutingStats::default() };

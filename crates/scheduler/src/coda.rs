@@ -54,11 +54,7 @@ impl Scheduler {
         } else {
             ChunkStage::Recurring { recursion: recursion + 1, rows: going }
         };
-        // One that is planned for all counts for all.
-        let end = if recursion == last { self.recursions } else { recursion + 1 };
-        for rows in &mut self.counters.rows_by_recursion[recursion..end] {
-            *rows += took as u64;
-        }
+        self.tier_rows[recursion] += took as u64;
         Ok(())
     }
 

@@ -187,7 +187,7 @@ impl Scheduler {
         if tier == 0 || self.rows_in < BELIEVED {
             return tokens;
         }
-        let deep = self.counters.rows_by_recursion[tier - 1];
+        let deep = self.tier_rows[tier - 1];
         (tokens as u64 * deep).div_ceil(self.rows_in) as usize
     }
 

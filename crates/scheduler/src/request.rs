@@ -263,7 +263,7 @@ pub struct Gauges {
     /// Microseconds of these inside passes of the model: embedding, layers, routers and head, with
     /// the writes to pages that layers make. What is left of a tick is planning and drawing.
     pub operation_us: u64,
-    /// Rows that went through each recursion.
+    /// Rows that took each recursion, of those that were completed.
     pub rows_by_recursion: Vec<u64>,
     /// The depth cap in force under brown-out; the model's recursions when there is none.
     pub depth_cap: u32,

@@ -46,8 +46,11 @@ pub struct Scheduler {
     pub(crate) tick: u64,
     pub(crate) arrivals: u64,
     pub(crate) draining: bool,
-    /// Rows that came to recursion 0, the whole of which [`Gauges::rows_by_recursion`] are parts.
+    /// Rows that came to recursion 0, of which `tier_rows` are parts.
     pub(crate) rows_in: u64,
+    /// Rows that left a token in the tier of each planned recursion. Where every row leaves one in
+    /// every recursion, these are more than took it.
+    pub(crate) tier_rows: Vec<u64>,
     /// The counters; what can be looked up is filled in by [`Scheduler::gauges`].
     pub(crate) counters: Gauges,
 }
@@ -92,11 +95,7 @@ impl Scheduler {
         recursions: usize,
     ) -> Result<Self, LimitError> {
         limits.check(&shape, planned, recursions)?;
-        let counters = Gauges {
-            depths: vec![0; recursions + 1],
-            rows_by_recursion: vec![0; recursions],
-            ..Gauges::default()
-        };
+        let counters = Gauges { depths: vec![0; recursions + 1], ..Gauges::default() };
         Ok(Self {
             planned,
             recursions,
@@ -110,6 +109,7 @@ impl Scheduler {
             arrivals: 0,
             draining: false,
             rows_in: 0,
+            tier_rows: vec![0; planned],
             counters,
             limits,
         })
@@ -306,7 +306,9 @@ impl Scheduler {
 
     /// The numbers that a scheduler knows; bytes and times stay 0 for the engine to fill in.
     pub fn gauges(&self) -> Gauges {
+        let deeper = |recursion: usize| self.counters.depths[recursion..].iter().sum();
         Gauges {
+            rows_by_recursion: (1..=self.recursions).map(deeper).collect(),
             running: self.slots.iter().flatten().count(),
             waiting: self.queue.len(),
             pages: self.pages.pages(),
