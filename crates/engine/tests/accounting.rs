@@ -177,9 +177,17 @@ fn check_gauges(gauges: &Gauges, scripts: &[Script], what: &str) {
     assert_eq!((gauges.running, gauges.waiting, gauges.refused), (0, 0, 0), "{what}");
 }
 
-/// Runs a script tick by tick; gives the ticks of each request's first token and of its end, with
-/// the rows that were completed.
-fn observe(engine: &mut Engine, scripts: &[Script]) -> (Vec<Inbox>, Vec<(Option<u64>, u64)>, u64) {
+/// What was seen of a script.
+struct Observed {
+    inboxes: Vec<Inbox>,
+    /// The ticks of each request's first token and of its end.
+    seen: Vec<(Option<u64>, u64)>,
+    /// Rows that were completed.
+    rows: u64,
+}
+
+/// Runs a script tick by tick.
+fn observe(engine: &mut Engine, scripts: &[Script]) -> Observed {
     let inboxes: Vec<Inbox> = scripts.iter().map(|_| Inbox::default()).collect();
     let mut seen = vec![(None, 0); scripts.len()];
     let (mut tick, mut rows) = (0u64, 0);
@@ -203,7 +211,7 @@ fn observe(engine: &mut Engine, scripts: &[Script]) -> (Vec<Inbox>, Vec<(Option<
         tick += 1;
         assert!(tick < 2000, "no end");
     }
-    (inboxes, seen, rows)
+    Observed { inboxes, seen, rows }
 }
 
 #[test]
@@ -214,7 +222,7 @@ fn a_script_is_counted_as_with_a_pencil() {
         let expected = counts(&model, &scripts);
         let two = SchedulerLimits { max_seqs: 2, prefill_chunk: CHUNK, ..limits() };
         let mut engine = engine(&model, &rule, two, KvFormat::F32);
-        let (inboxes, seen, rows) = observe(&mut engine, &scripts);
+        let Observed { inboxes, seen, rows } = observe(&mut engine, &scripts);
         for (i, (script, expected)) in scripts.iter().zip(&expected).enumerate() {
             let usage = inboxes[i].usage();
             let found = Counts {

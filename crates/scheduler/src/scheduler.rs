@@ -306,9 +306,8 @@ impl Scheduler {
 
     /// The numbers that a scheduler knows; bytes and times stay 0 for the engine to fill in.
     pub fn gauges(&self) -> Gauges {
-        let deeper = |recursion: usize| self.counters.depths[recursion..].iter().sum();
         Gauges {
-            rows_by_recursion: (1..=self.recursions).map(deeper).collect(),
+            rows_by_recursion: at_least(&self.counters.depths),
             running: self.slots.iter().flatten().count(),
             waiting: self.queue.len(),
             pages: self.pages.pages(),
@@ -332,6 +331,11 @@ impl Scheduler {
 /// The refusal of a request of which `field` makes no sense.
 fn invalid(field: &'static str, found: impl Display, expected: String) -> Result<(), Refusal> {
     Err(Refusal::Invalid { field, found: found.to_string(), expected })
+}
+
+/// Rows that took each recursion, from rows by their depth.
+fn at_least(depths: &[u64]) -> Vec<u64> {
+    (1..depths.len()).map(|depth| depths[depth..].iter().sum()).collect()
 }
 
 /// Whether a plan could let a sequence run, or end it.

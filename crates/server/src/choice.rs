@@ -469,6 +469,32 @@ mod tests {
     }
 
     #[test]
+    fn stop_strings_are_looked_for_behind_the_first_tokens() {
+        let least = |min_tokens| OutputOptions { min_tokens, ..shape(false, &["cats"]) };
+        // "cats" twice; a part of it among the first tokens is no part of a stop string.
+        for (min_tokens, text, tokens) in [(0, " ", 2), (1, " cats ", 4), (2, " cats ", 4)] {
+            let mut choice = choice(least(min_tokens));
+            let (texts, end) = run(&mut choice, &[9, 10, 9, 10, 8], Finish::Length);
+            assert_eq!((texts.concat().as_str(), choice.generated), (text, tokens), "{min_tokens}");
+            assert_eq!(end, Some(End::StopText("cats".to_owned())));
+        }
+        let mut choice = choice(least(3));
+        let (texts, end) = run(&mut choice, &[9, 10, 9, 10, 8], Finish::Length);
+        assert_eq!((texts.concat().as_str(), end), (" cats cats the", Some(End::Length)));
+    }
+
+    #[test]
+    fn the_likeliest_token_is_told_whatever_is_asked_for() {
+        for (top, told) in [(0, 1), (1, 1), (2, 2), (5, 3)] {
+            let mut choice = choice(OutputOptions { top: Some(top), ..shape(false, &[]) });
+            let likely = vec![(9, -0.5), (8, -1.0), (10, -2.0)];
+            let scored = Scored { id: 8, log_probability: Some(-1.0), top: likely.clone() };
+            choice.event(SequenceEvent::Token(TokenOut { scored, depth: 1 })).unwrap();
+            assert_eq!(choice.take().entries[0].top, likely[..told], "{top}");
+        }
+    }
+
+    #[test]
     fn unfinished_characters_come_out_at_the_end() {
         let (texts, _) = run(&mut choice(shape(false, &[])), &[10, 3, 4], Finish::Length);
         assert_eq!(texts[..3], ["s", "", ""]);

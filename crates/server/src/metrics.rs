@@ -182,8 +182,16 @@ impl Metrics {
                 "From a token to the next of its sequence.",
                 &self.between_tokens,
             ),
-            ("queue_seconds", "From submission to the first row that ran.", &self.queued),
-            ("prefill_seconds", "From the first row that ran to the first token.", &self.prefill),
+            (
+                "queue_seconds",
+                "From submission to the tick of the first row, or to the end of who never ran.",
+                &self.queued,
+            ),
+            (
+                "prefill_seconds",
+                "From the tick of the first row to the end of the tick that completed the prompt.",
+                &self.prefill,
+            ),
             ("request_seconds", "From the request to the end of its sequence.", &self.whole),
         ];
         for (name, help, histogram) in histograms {
@@ -241,7 +249,7 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     page.head(
         "kv_pages_used",
         "gauge",
-        "Pages in use; tier 0 is outside the recursions, then one for each.",
+        "Pages in use, cached ones too; tier 0 is outside the recursions, then one for each.",
     );
     for (tier, pages) in gauges.pages_used.iter().enumerate() {
         page.line("kv_pages_used", &[("tier", &tier.to_string())], pages);
@@ -254,21 +262,29 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     );
     page.single("kv_page_bytes", "gauge", "Bytes of a page.", gauges.page_bytes);
     let counters = [
-        ("prefix_cache_lookup_tokens_total", "Prompt tokens looked up.", gauges.prefix_tokens.0),
-        ("prefix_cache_hit_tokens_total", "Prompt tokens found.", gauges.prefix_tokens.1),
+        (
+            "prefix_cache_lookup_tokens_total",
+            "Tokens looked up by sequences that got a place.",
+            gauges.prefix_tokens.0,
+        ),
+        ("prefix_cache_hit_tokens_total", "Of these, tokens found.", gauges.prefix_tokens.1),
         ("preemptions_total", "Times a sequence lost its pages.", gauges.preemptions),
-        ("prompt_tokens_total", "Prompt tokens computed.", gauges.tokens.0),
+        ("prompt_tokens_total", "Prompt tokens computed, each once.", gauges.tokens.0),
         ("generated_tokens_total", "Tokens drawn.", gauges.tokens.1),
-        ("recursion_steps_total", "Block applications done.", gauges.recursion_steps.0),
+        (
+            "recursion_steps_total",
+            "Recursions of all rows, of those computed again too.",
+            gauges.recursion_steps.0,
+        ),
         (
             "dense_equivalent_steps_total",
-            "Block applications at full depth.",
+            "Recursions of the same rows at full depth.",
             gauges.recursion_steps.1,
         ),
         ("ticks_total", "Steps of the scheduler.", gauges.ticks),
         ("engine_cancelled_total", "Sequences that the engine ended on request.", gauges.cancelled),
         ("engine_failed_total", "Sequences that failed inside the engine.", gauges.failed),
-        ("engine_refused_total", "Requests that found the queue full.", gauges.refused),
+        ("engine_refused_total", "Sequences that found the queue full.", gauges.refused),
     ];
     for (name, help, value) in counters {
         page.single(name, "counter", help, value);
@@ -285,17 +301,17 @@ fn engine(page: &mut Page, gauges: &Gauges) {
         "Time of scheduler steps inside passes of the model.",
         seconds(gauges.operation_us),
     );
-    page.head("recursion_rows_total", "counter", "Rows that went through each recursion.");
+    page.head("recursion_rows_total", "counter", "Rows that took each recursion, from 1.");
     for (recursion, rows) in gauges.rows_by_recursion.iter().enumerate() {
         page.line("recursion_rows_total", &[("recursion", &(recursion + 1).to_string())], rows);
     }
     page.single(
         "depth_cap",
         "gauge",
-        "Largest depth allowed now; lower in a brown-out.",
+        "Largest depth of new tokens now; lower in a brown-out.",
         gauges.depth_cap,
     );
-    page.head("token_depth", "histogram", "Rows by their depth.");
+    page.head("token_depth", "histogram", "Rows by their depth, those computed again too.");
     let mut below = 0;
     for (depth, rows) in gauges.depths.iter().enumerate() {
         below += rows;

@@ -123,11 +123,14 @@ pub(crate) struct Options {
     pub(crate) tick: Duration,
     /// Ticks before a sequence gives anything.
     pub(crate) prefill: usize,
+    /// Whether requests that move thresholds are refused.
+    pub(crate) without_thresholds: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { slots: 64, queue: 128, tick: Duration::ZERO, prefill: 0 }
+        let (tick, prefill, without_thresholds) = (Duration::ZERO, 0, false);
+        Self { slots: 64, queue: 128, tick, prefill, without_thresholds }
     }
 }
 
@@ -147,6 +150,8 @@ struct Inner {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     gauges: Gauges,
+    /// All that were handed in since they were last asked for.
+    requests: Vec<Request>,
     draining: bool,
     stopped: bool,
     stalled: bool,
@@ -191,6 +196,11 @@ impl Fake {
         inner.running.len() + inner.waiting.len()
     }
 
+    /// The requests that were handed in since the last call.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        std::mem::take(&mut self.shared.inner.lock().unwrap().requests)
+    }
+
     /// Stops the engine between two ticks, or lets it go on.
     pub(crate) fn stall(&self, stalled: bool) {
         self.shared.inner.lock().unwrap().stalled = stalled;
@@ -218,6 +228,12 @@ impl Backend for Fake {
             let (found, expected) = (format!("{:?}", request.prompt), "token ids".to_owned());
             return Err(Refusal::Invalid { field: "prompt", found, expected });
         }
+        let threshold = request.depth_options.threshold;
+        if self.shared.options.without_thresholds && threshold != 0.0 {
+            let (found, expected) = (threshold.to_string(), "0: no thresholds".to_owned());
+            return Err(Refusal::Invalid { field: "threshold", found, expected });
+        }
+        inner.requests.push(request.clone());
         if inner.waiting.len() >= self.shared.options.queue {
             inner.gauges.refused += 1;
             let tokens = inner.waiting.iter().map(|s| s.request.prompt.len()).sum();

@@ -24,7 +24,13 @@ fn pause(seed: u64, most_us: u64) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_leave_leave_nothing() {
-    let options = Options { slots: 48, queue: 4096, tick: Duration::from_micros(200), prefill: 5 };
+    let options = Options {
+        slots: 48,
+        queue: 4096,
+        tick: Duration::from_micros(200),
+        prefill: 5,
+        ..Options::default()
+    };
     let server = Server::with(ServerSettings::default(), options).await;
     for stream in [true, false] {
         let raw = request(COMPLETIONS, long(stream).to_string().as_bytes(), "");
@@ -85,7 +91,8 @@ async fn a_client_that_leaves_after_pipelining_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_refuses_whole_requests_and_loses_none() {
-    let options = Options { slots: 4, queue: 8, tick: Duration::from_millis(1), prefill: 0 };
+    let options =
+        Options { slots: 4, queue: 8, tick: Duration::from_millis(1), ..Options::default() };
     let server = Server::with(ServerSettings::default(), options).await;
     let mut tasks = tokio::task::JoinSet::new();
     for at in 0..60usize {

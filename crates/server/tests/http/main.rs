@@ -5,5 +5,7 @@ mod contract;
 mod fake;
 mod hostile;
 mod lifecycle;
+mod metrics;
+mod options;
 mod scores;
 mod streams;
