@@ -152,7 +152,7 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<Strin
     Ok(remarks)
 }
 
-/// Weights that the trainer's model has no place for: of routers and adapters that it does not have.
+/// Weights that the trainer's model has no place for: those of other routers and adapters.
 fn left_behind<'a>(trainer: &Trainer, stored: &'a Stored) -> Vec<&'a str> {
     let mut left = Vec::new();
     for (spec, _) in stored.model.weights() {
