@@ -1,0 +1,229 @@
+//! What a model cannot be: every limit at its edge, by the name of the field; and the defaults that
+//! recipes and documents rely on.
+
+use model::{ConfigError, ModelConfig};
+use serde_json::{Value, json};
+
+/// A legal model, small and with words.
+fn base() -> Value {
+    let config = ModelConfig { vocab_size: 10, ..ModelConfig::default() };
+    serde_json::to_value(config).expect("plain data")
+}
+
+/// The legal model with some fields changed, named by their path.
+fn with(changes: &[(&str, Value)]) -> ModelConfig {
+    let mut json = base();
+    for (path, value) in changes {
+        if let Some((table, kind)) = path.split_once(':') {
+            // A table begins anew with this kind.
+            json[table] = json!({ "kind": kind });
+            continue;
+        }
+        let mut at = &mut json;
+        for name in path.split('.') {
+            at = &mut at[name];
+        }
+        *at = value.clone();
+    }
+    serde_json::from_value(json).expect("of the right types")
+}
+
+fn field(found: Result<impl Sized, ConfigError>) -> String {
+    found.err().map_or("nothing".into(), |error| error.field)
+}
+
+/// Fails unless `path` may be the first values and is refused by name at the second ones.
+fn edges(more: &[(&str, Value)], path: &str, may: &[Value], may_not: &[Value]) {
+    for (values, expected) in [(may, "nothing"), (may_not, path)] {
+        for value in values {
+            let mut changes = more.to_vec();
+            changes.push((path, value.clone()));
+            assert_eq!(field(with(&changes).check()), expected, "{path} = {value}");
+        }
+    }
+}
+
+#[test]
+fn sizes_end_where_they_should() {
+    for (path, most) in [("vocab_size", 1 << 24), ("ffn", 1 << 19), ("context", 1 << 24)] {
+        edges(&[], path, &[json!(1), json!(most)], &[json!(0), json!(most + 1)]);
+    }
+    edges(&[], "width", &[json!(1 << 17)], &[json!(0), json!((1 << 17) + 1)]);
+    let one = [("kv_heads", json!(1))];
+    edges(&one, "heads", &[json!(1), json!(4096)], &[json!(0), json!(4097)]);
+    let same = [("heads", json!(4096))];
+    edges(&same, "kv_heads", &[json!(1), json!(4096)], &[json!(0), json!(3), json!(4097)]);
+    edges(&[], "head_dim", &[json!(2), json!(4096)], &[json!(0), json!(3), json!(4098)]);
+    edges(&[], "rope_theta", &[json!(1e12)], &[json!(0.0), json!(1.1e12), json!(-1.0)]);
+    edges(&[], "norm_eps", &[json!(1.0)], &[json!(0.0), json!(1.1)]);
+    edges(&[], "init_std", &[json!(10.0)], &[json!(0.0), json!(10.1)]);
+}
+
+#[test]
+fn settings_of_routers_end_where_they_should() {
+    let small = [("router:expert_choice", Value::Null)];
+    for path in ["router.alpha", "router.temperature"] {
+        edges(&small, path, &[json!(1e-6)], &[json!(0.9e-6), json!(-1.0)]);
+    }
+    for path in ["router.sampling_weight", "router.z_weight"] {
+        edges(&small, path, &[json!(0.0)], &[json!(-1e-9)]);
+    }
+    edges(&small, "router.running_decay", &[json!(0.0), json!(0.999)], &[json!(1.0), json!(-0.1)]);
+    edges(&small, "router.gate_release_steps", &[json!(0)], &[json!(1)]);
+    edges(
+        &small,
+        "router.capacities",
+        &[json!([1.0, 1.0, 0.1]), json!([0.5, 0.5, 0.5])],
+        &[
+            json!([1.0, 0.5]),
+            json!([1.0, 0.5, 0.6]),
+            json!([1.1, 1.0, 1.0]),
+            json!([1.0, 0.5, 0.0]),
+        ],
+    );
+    edges(&small, "router.causal", &[json!("running"), json!("half")], &[json!("auxiliary")]);
+    let second = [small[0].clone(), ("router.sampling", json!("aux_router"))];
+    edges(&second, "router.causal", &[json!("auxiliary")], &[]);
+    let token = [("router:token_choice", Value::Null)];
+    for path in ["router.alpha", "router.temperature"] {
+        edges(&token, path, &[json!(1e-6)], &[json!(0.9e-6)]);
+    }
+    for path in ["router.balance_weight", "router.z_weight"] {
+        edges(&token, path, &[json!(0.0)], &[json!(-1e-9)]);
+    }
+    edges(&token, "kv", &[json!("shared")], &[json!("shared_update")]);
+    let random = [("router:random", Value::Null)];
+    edges(&random, "router.alpha", &[json!(1e-9)], &[json!(0.0), json!(-1.0)]);
+    edges(&random, "router.capacities", &[json!([1.0, 0.5, 0.5])], &[json!([1.0, 0.5])]);
+}
+
+/// Recipes alone are held to this: settings that change nothing beside the others.
+#[test]
+fn settings_without_effect_are_refused_in_recipes() {
+    let expert = ("router:expert_choice", Value::Null);
+    let token = ("router:token_choice", Value::Null);
+    let gating = |kind: &str| ("router.gating", json!(kind));
+    let sampling = |kind: &str| ("router.sampling", json!(kind));
+    let fixed = ("router:fixed", Value::Null);
+    let none = [fixed.clone(), ("sharing", json!("none")), ("recursions", json!(1))];
+    let cases: Vec<(Vec<(&str, Value)>, &str)> = vec![
+        (vec![expert.clone()], "nothing"),
+        (vec![expert.clone(), gating("additive")], "nothing"),
+        (vec![expert.clone(), gating("additive"), ("router.alpha", json!(0.2))], "router.alpha"),
+        (
+            vec![expert.clone(), gating("replace"), ("router.function", json!("tanh"))],
+            "router.function",
+        ),
+        (
+            vec![expert.clone(), ("router.function", json!("none")), ("router.alpha", json!(0.3))],
+            "router.alpha",
+        ),
+        (
+            vec![expert.clone(), sampling("none"), ("router.sampling_weight", json!(0.1))],
+            "router.sampling_weight",
+        ),
+        (
+            vec![expert.clone(), sampling("aux_router"), ("router.sampling_weight", json!(0.0))],
+            "router.sampling_weight",
+        ),
+        (vec![expert.clone(), sampling("none")], "nothing"),
+        (vec![expert.clone(), sampling("none"), gating("additive")], "router.gating"),
+        (vec![expert.clone(), sampling("aux_router"), gating("replace")], "router.gating"),
+        (
+            vec![
+                expert.clone(),
+                sampling("none"),
+                gating("additive"),
+                ("router.z_weight", json!(0.1)),
+            ],
+            "nothing",
+        ),
+        (
+            vec![expert.clone(), gating("replace"), ("router.sampling_weight", json!(0.0))],
+            "router.gating",
+        ),
+        (
+            vec![
+                expert.clone(),
+                ("router.capacities", json!([1.0, 1.0, 1.0])),
+                ("router.capacity_warmup_steps", json!(5)),
+            ],
+            "router.capacity_warmup_steps",
+        ),
+        (
+            vec![
+                expert,
+                ("router.capacities", json!([1.0, 1.0, 0.9])),
+                ("router.capacity_warmup_steps", json!(5)),
+            ],
+            "nothing",
+        ),
+        (
+            vec![
+                token.clone(),
+                ("router.balance", json!("none")),
+                ("router.balance_weight", json!(0.2)),
+            ],
+            "router.balance_weight",
+        ),
+        (vec![token, ("router.balance", json!("none"))], "nothing"),
+        (none.to_vec(), "nothing"),
+        ([&none[..], &[("share_norms", json!(false))]].concat(), "share_norms"),
+        (vec![fixed.clone(), ("share_norms", json!(false))], "nothing"),
+        (vec![fixed, ("recursions", json!(1)), ("kv", json!("shared"))], "kv"),
+    ];
+    for (changes, expected) in cases {
+        let config = with(&changes);
+        config.check().expect("a checkpoint may be so");
+        assert_eq!(field(config.check_effects()), expected, "{changes:?}");
+    }
+}
+
+/// A recipe that leaves a field out means these.
+#[test]
+fn defaults_are_what_recipes_rely_on() {
+    let mut found = serde_json::to_value(ModelConfig::default()).expect("plain data");
+    let router = found["router"].take();
+    assert_eq!(
+        found,
+        json!({
+            "vocab_size": 0, "width": 128, "layers": 8, "heads": 4, "kv_heads": 2, "head_dim": 32,
+            "ffn": 384, "context": 256, "rope_theta": 10000.0, "norm_eps": 1e-5,
+            "tie_embeddings": true, "init_std": 0.02, "mlp": { "kind": "dense" },
+            "sharing": "middle_cycle", "recursions": 3, "share_norms": true,
+            "relax": { "kind": "none" }, "router": null, "kv": "recursion_wise",
+        })
+    );
+    assert_eq!(router["kind"], "expert_choice");
+}
+
+/// Each row of a settings table in docs/routers.md, `| name | default | ...`, says the default that
+/// the code has, and no setting is left out.
+#[test]
+fn documented_defaults_of_routers_are_those_of_the_code() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/routers.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    for router in model::RouterConfig::all() {
+        let heading = format!("\n## `{}`\n", router.kind());
+        let section = page.split(&heading).nth(1).expect("a section");
+        let section = section.split("\n## ").next().expect("text");
+        let json = serde_json::to_value(&router).expect("plain data");
+        for (name, value) in json.as_object().expect("settings") {
+            if name == "kind" {
+                continue;
+            }
+            let start = format!("| `{name}` | ");
+            let row = section.lines().find_map(|line| line.strip_prefix(&start));
+            let row = row.unwrap_or_else(|| panic!("{}: no row for {name}", router.kind()));
+            let said = row.split(" |").next().expect("a cell").trim_matches('`');
+            let same = match value {
+                Value::Number(number) => said.parse().ok() == number.as_f64(),
+                Value::String(text) => said == text,
+                // Without a list of their own, capacities follow from the number of recursions.
+                Value::Null => said.contains("1/n") || said.contains("as for"),
+                other => panic!("{name} is {other}"),
+            };
+            assert!(same, "{}: {name} is {value}, the page says {said}", router.kind());
+        }
+    }
+}
