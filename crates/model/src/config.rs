@@ -142,14 +142,6 @@ impl ModelConfig {
         if !shares && !self.share_norms {
             return refuse("share_norms", "false", "true where no layer is used twice".into());
         }
-        if self.relax != Relaxation::NONE
-            && self.relax.specs(&self.sizes(), &plan, &self.mlp).is_empty()
-        {
-            let expected = "settings under which a use of a layer has an adapter: skip_first \
-                            leaves out first uses, and later ones compute no key_value where kv \
-                            is shared";
-            return refuse("relax", format!("{:?}", self.relax), expected.into());
-        }
         self.router.settings().check_effects()
     }
 

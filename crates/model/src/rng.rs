@@ -89,8 +89,17 @@ mod tests {
         );
     }
 
-    /// Streams of seeds and parts that are neighbours share no number: neither the same one at the
-    /// sum of both, nor any other.
+    /// Weights, dice and tokens of a seed are the same in every version: numbers worked out apart.
+    #[test]
+    fn addresses_stay() {
+        let mut plain = Stream::at(1, Purpose::Init, 2, 3);
+        assert_eq!(plain.next_u64(), 0x5293_0718_1e18_6c6f);
+        let mut part = Stream::at(1, Purpose::Router, 2, 3).part(4);
+        assert_eq!(part.next_u64(), 0x6768_d381_ae6a_c446);
+        assert_eq!(name_place("embed"), 0x0b0e_48b4_160d_ca6e);
+    }
+
+    /// Streams of seeds and parts that are neighbours share no number.
     #[test]
     fn parts_of_neighbouring_seeds_do_not_overlap() {
         let mut all = std::collections::BTreeSet::new();

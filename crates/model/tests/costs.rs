@@ -3,8 +3,11 @@
 mod common;
 
 use common::fixed;
-use model::adapters::{Relaxation, lora};
-use model::cost::{Convention, forward_flops, kv_bytes_per_token};
+use model::adapters::{Relaxation, lora, mola};
+use model::attention::QUERY;
+use model::cost::{
+    Convention, Parameters, forward_flops, kv_bytes_per_token, mean_depth, parameters, shares_of,
+};
 use model::routers::Network;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::routers::token_choice::Config as Token;
@@ -153,4 +156,51 @@ fn adapters_cost_the_rows_of_their_use() {
         let added = flops(&config) - flops(&plain);
         assert!((added - (pairs * rows) as f64).abs() < 1e-3, "{added} of {rows} rows");
     }
+}
+
+/// Unique, unrolled and active numbers, the embedding's and the routers', counted part by part.
+#[test]
+fn parameters_are_those_of_a_plain_count() {
+    for sampling in [SamplingLoss::None, SamplingLoss::AuxRouter] {
+        for share_norms in [true, false] {
+            let router = RouterConfig::ExpertChoice(Expert { sampling, ..Expert::default() });
+            let adapter = lora::Config { rank: 2, parts: vec![QUERY], ..lora::Config::default() };
+            let relax = mola::Config { adapter, experts: vec![4], top_k: 2 };
+            let base = tiny(router, KvMode::RecursionWise, Sharing::MiddleCycle);
+            let config = ModelConfig {
+                share_norms,
+                tie_embeddings: false,
+                relax: Relaxation::Mola(relax),
+                ..base
+            };
+            let plan = config.check().expect("legal");
+            let d = config.width;
+            let layer = matrices(&config, true) as usize / 2;
+            let networks = if sampling == SamplingLoss::AuxRouter { 6 } else { 3 };
+            // Three stored layers, of which one is used three times, each with two norms.
+            let norms = if share_norms { 3 * 2 } else { 5 * 2 };
+            // In each of its uses four pairs and their scores, of which a row meets two pairs.
+            let (scores, pair) = (4 * d, 2 * (d + config.heads * config.head_dim));
+            let others = 3 * layer + (norms + 1) * d + networks * d;
+            let expected = Parameters {
+                unique: (others + 3 * (scores + 4 * pair)) as u64,
+                unrolled: (5 * layer + (5 * 2 + 1) * d) as u64,
+                active: (others + 3 * (scores + 2 * pair)) as u64,
+                embedding: (2 * d * config.vocab_size) as u64,
+                router: (networks * d) as u64,
+            };
+            assert_eq!(parameters(&config, &plan), expected, "{sampling:?} {share_norms}");
+        }
+    }
+}
+
+/// Of ten rows one took none, two took one, three two and four three recursions.
+#[test]
+fn depths_have_their_mean_and_shares() {
+    let depths = [1, 2, 3, 4];
+    assert!((mean_depth(&depths) - 2.0).abs() < 1e-12);
+    for (found, expected) in shares_of(&depths, 3).iter().zip([0.9, 0.7, 0.4]) {
+        assert!((found - expected).abs() < 1e-12, "{found}");
+    }
+    assert_eq!((mean_depth(&[0, 0]), shares_of(&[], 2)), (0.0, vec![0.0; 2]));
 }

@@ -251,18 +251,7 @@ fn a_teacher_is_learned_from_where_predictions_count() {
     let (weight, tau) = (0.3, 1.5);
     let distill = DistillConfig { weight, temperature: tau, ..DistillConfig::default() };
     let mut trainer = Trainer::new(&Recipe { distill, ..base }).expect("legal");
-    trainer.teacher = Some(Arc::new(Stored {
-        model: teacher.clone(),
-        state: RouterState::default(),
-        rule: None,
-        tokenizer: None,
-        text: None,
-        origin: None,
-        recipe: None,
-        step: 0,
-        tokens: 0,
-        rounded: None,
-    }));
+    trainer.teacher = Some(stored(&teacher, RouterState::default(), None));
     let texts = texts(3);
     let counts: Vec<bool> = (0..48).map(|i| i % 3 != 1 && i < 40).collect();
     let batch = masked(&texts, &counts);
@@ -271,8 +260,7 @@ fn a_teacher_is_learned_from_where_predictions_count() {
     let (mut ce, mut kl) = (0.0, 0.0);
     for (i, &target) in targets(&texts).iter().enumerate().filter(|(i, _)| counts[*i]) {
         ce -= log_softmax(&student[i], 1.0)[target as usize];
-        let (p, q) = (log_softmax(&known[i], tau), log_softmax(&student[i], tau));
-        kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() * tau * tau;
+        kl += apart(&known[i], &student[i], tau);
     }
     let counted = counts.iter().filter(|&&c| c).count() as f64;
     let (ce, kl) = (ce / counted, kl / counted);
@@ -283,6 +271,59 @@ fn a_teacher_is_learned_from_where_predictions_count() {
     let total = (1.0 - weight) * ce + weight * kl;
     assert!((report.total - total).abs() < 1e-4 * total, "{} {total}", report.total);
     assert_eq!(report.tokens, counted as u64);
+}
+
+/// A teacher decides by its own rule and what its own router learned.
+#[test]
+fn a_teacher_decides_by_its_own_rule_and_state() {
+    let (rule, bias) = ([None, Some(0.03f32), Some(-0.02)], [0.0, 0.0, 0.1f32]);
+    let causal = CausalThresholds { thresholds: rule.to_vec(), ..CausalThresholds::open("x", 3) };
+    let thresholds = Some(rule.map(|t| t.map(f64::from)).to_vec());
+    let by_rule = Asked { thresholds, ..Asked::default() };
+    let by_bias = Asked { bias: bias.map(f64::from).to_vec(), ..Asked::default() };
+    let biased = RouterState::default().with("bias", &bias);
+    for (router, state, rule, asked) in [
+        (RouterConfig::default(), RouterState::default(), Some(Rule::Causal(causal)), by_rule),
+        (loss_free(0), biased, None, by_bias),
+    ] {
+        let base = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+        let config = ModelConfig { router, init_std: 0.3, ..base.model.clone() };
+        let teacher = Arc::new(Model::fresh(&config, 9).expect("legal"));
+        let distill = DistillConfig { temperature: 1.5, ..DistillConfig::default() };
+        let mut trainer = Trainer::new(&Recipe { distill, ..base }).expect("legal");
+        trainer.teacher = Some(stored(&teacher, state, rule));
+        let student = Plain::of(&trainer.model, &texts(3), &at(0)).logits;
+        let known = Plain::of(&teacher, &texts(3), &asked);
+        let pairs = known.logits.iter().zip(&student);
+        let wanted = pairs.map(|(known, student)| apart(known, student, 1.5)).sum::<f64>() / 48.0;
+        let plain = Plain::of(&teacher, &texts(3), &at(0));
+        assert_ne!(plain.depths, known.depths, "the rule or the bias matters");
+        let report = trainer.step_on(&batches(3, 4, 2)).expect("finite");
+        let found = report.parts.iter().find(|(name, _)| name == "distillation").expect("a part").1;
+        assert!((found - wanted).abs() < 1e-4 * wanted, "{found}, expected {wanted}");
+    }
+}
+
+/// A teacher of this model.
+fn stored(model: &Arc<Model>, state: RouterState, rule: Option<Rule>) -> Arc<Stored> {
+    Arc::new(Stored {
+        model: model.clone(),
+        state,
+        rule,
+        tokenizer: None,
+        text: None,
+        origin: None,
+        recipe: None,
+        step: 0,
+        tokens: 0,
+        rounded: None,
+    })
+}
+
+/// `tau^2 KL(known || student)` of one row's logits.
+fn apart(known: &[f64], student: &[f64], tau: f64) -> f64 {
+    let (p, q) = (log_softmax(known, tau), log_softmax(student, tau));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() * tau * tau
 }
 
 /// One pass in which only some predictions count, all in one document.

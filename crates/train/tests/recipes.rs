@@ -9,7 +9,7 @@ use model::adapters::lora::{self, AdaptedLayers};
 use model::routers::expert_choice::{Causal, Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, ModelConfig, RouterConfig, Sharing, attention};
-use train::{DistillConfig, OptimizerConfig, Recipe};
+use train::{DistillConfig, OptimizerConfig, Recipe, ScheduleConfig};
 
 fn expert(change: impl Fn(&mut Expert)) -> Recipe {
     let mut settings = Expert::default();
@@ -107,7 +107,47 @@ fn settings_that_change_nothing_are_refused_by_name() {
     ] {
         let error = recipe.check().expect_err(field).to_string();
         assert!(error.contains(field), "{field}: {error}");
-        assert!(recipe.model.check().is_ok(), "{field}: a checkpoint may hold it");
+        // Adapters that no use gets are no model at all.
+        let may_be_held = field != "model.relax";
+        assert_eq!(recipe.model.check().is_ok(), may_be_held, "{field}: in a checkpoint");
+    }
+}
+
+#[test]
+fn impossible_recipes_are_refused_by_name() {
+    type Change = fn(&mut Recipe);
+    let changes: [(&str, Change); 16] = [
+        ("train.micro_batch", |r| r.train.micro_batch = 3),
+        ("train.micro_batch", |r| r.train.micro_batch = 0),
+        ("train.micro_batch", |r| r.train.batch = 0),
+        ("train.steps", |r| r.train.steps = 0),
+        ("train.recompute", |r| (r.train.recompute, r.model.kv) = (true, KvMode::Shared)),
+        ("data.sequence_length", |r| r.data.sequence_length = 17),
+        ("data.sequence_length", |r| r.data.sequence_length = 0),
+        ("optimizer.learning_rate", |r| r.optimizer.learning_rate = 11.0),
+        ("optimizer.beta1", |r| r.optimizer.beta1 = 1.0),
+        ("optimizer.beta2", |r| r.optimizer.beta2 = -0.1),
+        ("optimizer.weight_decay", |r| r.optimizer.weight_decay = f64::NAN),
+        ("optimizer.clip_norm", |r| r.optimizer.clip_norm = -1.0),
+        ("distill.weight", |r| (r.distill.weight, r.distill.checkpoint) = (1.1, "x".into())),
+        ("schedule.decay_fraction", |r| {
+            r.schedule = ScheduleConfig::Trapezoid { warmup_steps: 0, decay_fraction: 1.1 };
+        }),
+        ("schedule.floor", |r| {
+            r.schedule = ScheduleConfig::Cosine { warmup_steps: 0, floor: -0.1 };
+        }),
+        ("train.freeze", |r| r.train.freeze = vec!["nothing".into()]),
+    ];
+    for (field, change) in changes {
+        let mut recipe = expert(|_| {});
+        change(&mut recipe);
+        let error = recipe.check().expect_err(field).to_string();
+        assert!(error.contains(field), "{field}: {error}");
+    }
+    for (batch, micro_batch) in [(4, 1), (4, 2), (4, 4), (6, 3)] {
+        let mut recipe = expert(|_| {});
+        (recipe.train.batch, recipe.train.micro_batch) = (batch, micro_batch);
+        assert!(recipe.check().is_ok());
     }
 }
 

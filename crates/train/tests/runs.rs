@@ -16,8 +16,8 @@ use model::routers::expert_choice::{Causal, Config as Expert};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule};
 use train::{
-    CheckpointConfig, DistillConfig, LogConfig, Recipe, Resume, Run, StartConfig, Stop,
-    TrainConfig, Trainer, score_rule,
+    CheckpointConfig, DistillConfig, LogConfig, Made, Recipe, Resume, Run, SpecialTokens,
+    StartConfig, Stop, TrainConfig, Trainer, score_rule,
 };
 
 /// A text that differs with `i`; every third one is written in letters of several bytes.
@@ -243,6 +243,7 @@ fn a_continued_run_ends_as_an_unbroken_one() {
         assert_eq!(common::weights(a), common::weights(b));
         assert_eq!(a.router, b.router);
         assert_eq!((a.step, a.position, a.tokens), (b.step, b.position, b.tokens));
+        assert_eq!(a.position, 4 * 2, "windows of four steps");
         assert_eq!(moments(a), moments(b));
         let log = |folder: &str| {
             std::fs::read(dir.path().join(name).join(folder).join("log.jsonl")).expect("a log")
@@ -312,4 +313,147 @@ fn no_checkpoint_is_written_before_the_log_is_on_the_disk() {
     let error = run.go(&RealDisk, &|| 0.0, &mut |_| Stop::No).expect_err("cannot sync");
     assert!(error.to_string().contains("sync"), "{error}");
     assert!(checkpoint::list(&out.join("checkpoints")).is_empty(), "no checkpoint");
+}
+
+/// Saved are every second step and the last; kept are the two newest and multiples of four.
+/// Validated is after every third step and after the last.
+#[test]
+fn checkpoints_and_validations_come_as_the_recipe_says() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    recipe.train.steps = 11;
+    recipe.checkpoint = CheckpointConfig { every: 2, keep_last: 2, keep_every: 4 };
+    recipe.log.validate_every = 3;
+    let out = dir.path().join("run");
+    let mut run = open(&recipe, &out).expect("opens");
+    let (mut saved, mut validated) = (Vec::new(), Vec::new());
+    run.go(&RealDisk, &|| 0.0, &mut |event| {
+        match event {
+            train::Event::Saved { path } => saved.push(path.to_path_buf()),
+            train::Event::Validated { step, .. } => validated.push(step),
+            train::Event::Step { .. } => {}
+        }
+        Stop::No
+    })
+    .expect("runs");
+    let named = |steps: &[u64]| -> Vec<PathBuf> {
+        steps.iter().map(|&s| out.join("checkpoints").join(checkpoint::step_name(s))).collect()
+    };
+    assert_eq!(saved, named(&[2, 4, 6, 8, 10, 11]));
+    let kept: Vec<PathBuf> =
+        checkpoint::list(&out.join("checkpoints")).into_iter().map(|entry| entry.path).collect();
+    assert_eq!(kept, named(&[4, 8, 10, 11]));
+    assert_eq!(validated, [3, 6, 9, 11]);
+}
+
+/// Counters that no finished step changes back come from the checkpoint.
+#[test]
+fn skipped_steps_are_remembered() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    let out = dir.path().join("run");
+    let mut run = open(&recipe, &out).expect("opens");
+    // All steps of the recipe were skipped, the last two one after the other.
+    (run.trainer.step, run.trainer.skipped, run.trainer.skipped_in_a_row) = (4, 4, 2);
+    run.go(&RealDisk, &|| 0.0, &mut |_| Stop::No).expect("saves");
+    let again = open(&recipe, &out).expect("resumes").trainer;
+    assert_eq!((again.step, again.skipped, again.skipped_in_a_row), (4, 4, 2));
+}
+
+/// A checkpoint whose state cannot be one that steps left.
+#[test]
+fn states_that_no_steps_leave_are_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = small(&data(dir.path(), 0), running(None));
+    let out = dir.path().join("run");
+    finish(&recipe, &out);
+    let folder = out.join("checkpoints").join(checkpoint::step_name(4));
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, Change); 6] = [
+        ("state.updates", |state| state["updates"] = 5.into()),
+        ("state.router.running", |state| {
+            state["router"].as_object_mut().expect("buffers").remove("running");
+        }),
+        ("state.router.bias", |state| state["router"]["bias"] = vec![0.0; 3].into()),
+        ("state.router.running", |state| state["router"]["running"] = vec![0.0; 2].into()),
+        ("state.router.running_steps", |state| {
+            state["router"]["running_steps"] = vec![-1.0].into();
+        }),
+        ("state", |state| state["further"] = 1.into()),
+    ];
+    for (field, change) in changes {
+        let mut loaded = checkpoint::load(&folder).expect("whole");
+        change(loaded.json.get_mut("state").expect("a state"));
+        let error = train::load(&loaded).err().expect(field).to_string();
+        assert!(error.contains(field), "{field}: {error}");
+    }
+    // Checkpoints of version 0.1 say nothing of counts.
+    let mut loaded = checkpoint::load(&folder).expect("whole");
+    let state = loaded.json.get_mut("state").expect("a state");
+    state["router"].as_object_mut().expect("buffers").remove("running_counts");
+    assert!(train::load(&loaded).is_ok());
+}
+
+/// A checkpoint that no run made, with special ids and, if given, a tokenizer.
+fn made(path: &Path, recipe: &Recipe, tokenizer: Option<&[u8]>) -> SpecialTokens {
+    let model = Model::fresh(&recipe.model, 5).expect("legal");
+    let text = SpecialTokens { bos: Some(1), eos: vec![0, 2], ..SpecialTokens::default() };
+    let made = Made {
+        config: &recipe.model,
+        weights: train::tensors(&model).expect("whole"),
+        rounded: None,
+        recipe: None,
+        rule: None,
+        state: &RouterState::default(),
+        tokenizer,
+        text: Some(&text),
+        origin: serde_json::Value::Null,
+    };
+    train::write_model(path, made, &RealDisk).expect("written");
+    text
+}
+
+/// Special ids and chat template go with the weights, from a start and through every checkpoint.
+#[test]
+fn special_ids_go_with_the_weights() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    let mut recipe = small(&data, RouterConfig::FIXED);
+    let corpus = Corpus::open(&data, Split::Train).expect("opens");
+    recipe.model.vocab_size = corpus.vocab_size();
+    let start = dir.path().join("start");
+    let tokenizer = std::fs::read(corpus.tokenizer_path()).expect("reads");
+    let text = Some(made(&start, &recipe, Some(&tokenizer)));
+    let recipe = from(&recipe, &start);
+    let out = dir.path().join("run");
+    assert_eq!(open(&recipe, &out).expect("starts").trainer.text, text);
+    finish(&recipe, &out);
+    assert_eq!(open(&recipe, &out).expect("resumes").trainer.text, text);
+    assert_eq!(train::load_model(&out).expect("loads").text, text);
+}
+
+/// Ids mean nothing under another tokenizer, nor a teacher's logits over another vocabulary.
+#[test]
+fn starts_and_teachers_read_the_same_tokens() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    let mut recipe = small(&data, RouterConfig::FIXED);
+    recipe.model.vocab_size = Corpus::open(&data, Split::Train).expect("opens").vocab_size();
+    let taught = |path: &Path| {
+        let checkpoint = path.display().to_string();
+        let distill = DistillConfig { checkpoint, ..DistillConfig::default() };
+        Recipe { distill, ..recipe.clone() }
+    };
+    let other = dir.path().join("other");
+    made(&other, &recipe, Some(b"{}"));
+    for (i, recipe) in [from(&recipe, &other), taught(&other)].iter().enumerate() {
+        let said = refusal(recipe, &dir.path().join(format!("out{i}")));
+        assert!(said.contains("another tokenizer"), "{said}");
+    }
+    let mut larger = recipe.clone();
+    larger.model.vocab_size += 1;
+    let wide = dir.path().join("wide");
+    made(&wide, &larger, None);
+    let said = refusal(&taught(&wide), &dir.path().join("out"));
+    assert!(said.contains("vocab_size"), "{said}");
 }

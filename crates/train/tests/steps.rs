@@ -279,6 +279,27 @@ fn an_auxiliary_router_is_clipped_apart_and_learns_faster() {
     assert!((slow - 0.01).abs() < 0.002 && (fast - 0.1).abs() < 0.02, "{slow} and {fast}");
 }
 
+/// The first step of Adam moves a weight by its learning rate, whatever the gradient.
+#[test]
+fn an_auxiliary_routers_rate_is_the_recipes() {
+    for scale in [1.0, 3.0] {
+        let mut recipe = recipe(with_auxiliary_router(), KvMode::RecursionWise);
+        recipe.optimizer.auxiliary_router_scale = scale;
+        recipe.optimizer.weight_decay = 0.0;
+        let (fresh, mut trained) = (trainer(&recipe), trainer(&recipe));
+        steps(&mut trained, 1, 4);
+        let mut most = 0.0f32;
+        for ((spec, a), (_, b)) in fresh.model.weights().iter().zip(trained.model.weights()) {
+            if spec.group == Group::AuxiliaryRouter {
+                let moves = a.read().into_iter().zip(b.read()).map(|(a, b)| (a - b).abs());
+                most = moves.fold(most, f32::max);
+            }
+        }
+        let rate = 0.01 * scale as f32;
+        assert!((most / rate - 1.0).abs() < 0.02, "{most} at a rate of {rate}");
+    }
+}
+
 #[test]
 fn norms_do_not_decay() {
     let mut recipe = recipe(RouterConfig::default(), KvMode::RecursionWise);

@@ -51,3 +51,27 @@ pub(super) fn best(scores: &[f32], call: &RouterCall<'_>, capacity: f64) -> Vec<
     }
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half a cosine from 1: at a quarter of the way (1 + cos 45 degrees) / 2 of the fall is left.
+    #[test]
+    fn capacities_fall_along_half_a_cosine() {
+        let left = [1.0, 0.853_553_390_593, 0.5, 0.146_446_609_407, 0.0, 0.0];
+        for (step, left) in [0, 2, 4, 6, 8, 100].into_iter().zip(left) {
+            for (c, found) in [1.0, 0.6, 0.2].into_iter().zip(warmed(vec![1.0, 0.6, 0.2], 8, step))
+            {
+                assert!((found - (c + (1.0 - c) * left)).abs() < 1e-9, "step {step}: {found}");
+            }
+        }
+        assert_eq!(warmed(vec![0.5], 0, 0), [0.5], "no warm-up");
+    }
+
+    #[test]
+    fn shares_that_are_left_out_are_even() {
+        assert_eq!(nominal(&None, 4), [1.0, 0.75, 0.5, 0.25]);
+        assert_eq!(nominal(&Some(vec![0.9, 0.1]), 2), [0.9, 0.1]);
+    }
+}

@@ -76,3 +76,19 @@ pub enum ThresholdsFrom {
         auxiliary: bool,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a recursion has the capacity of the one before it, whoever took that one passes.
+    #[test]
+    fn a_capacity_that_stays_needs_no_threshold() {
+        let made = |capacities: &[f64]| {
+            CausalThresholds::by_thresholds("x", capacities, |r| r as f32).thresholds
+        };
+        assert_eq!(made(&[1.0, 0.5, 0.5]), [None, Some(1.0), None]);
+        assert_eq!(made(&[0.8, 0.8, 0.2]), [Some(0.0), None, Some(2.0)]);
+        assert_eq!(made(&[1.0, 1.0]), [None, None]);
+    }
+}
