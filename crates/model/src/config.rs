@@ -142,6 +142,13 @@ impl ModelConfig {
         if !shares && !self.share_norms {
             return refuse("share_norms", "false", "true where no layer is used twice".into());
         }
+        let has_adapters = !self.relax.specs(&self.sizes(), &plan, &self.mlp).is_empty();
+        if self.relax != Relaxation::NONE && !has_adapters {
+            let expected = "settings with which some use of a layer gets an adapter: skip_first \
+                            leaves out the first use of every layer, and shared keys and values \
+                            are made in that one alone";
+            return refuse("relax", self.relax.kind(), expected.into());
+        }
         self.router.settings().check_effects()
     }
 

@@ -107,9 +107,7 @@ fn settings_that_change_nothing_are_refused_by_name() {
     ] {
         let error = recipe.check().expect_err(field).to_string();
         assert!(error.contains(field), "{field}: {error}");
-        // Adapters that no use gets are no model at all.
-        let may_be_held = field != "model.relax";
-        assert_eq!(recipe.model.check().is_ok(), may_be_held, "{field}: in a checkpoint");
+        assert!(recipe.model.check().is_ok(), "{field}: a checkpoint may hold it");
     }
 }
 
