@@ -106,11 +106,16 @@ fn attention_of_a_recursion_counts_the_keys_that_it_has() {
 fn with_requests_all_tokens_count() {
     for requests in ["3", "5"] {
         let more = ["--tokens", "6", "--requests", requests];
-        let (_, found) = measured("cpu-1m-dense", &more, 3, 30);
+        let (subject, found) = measured("cpu-1m-dense", &more, 3, 30);
         let sequences: usize = requests.parse().unwrap();
         assert_eq!(found.tokens, 6 * sequences);
         // Prompts, and five rows of new tokens.
         assert_eq!(found.work.rows as usize, sequences * 35);
+        // Six of the 35 rows of a sequence go through the head.
+        let config = subject.model.config();
+        let head = (2 * config.vocab_size * config.width) as f64;
+        let by_hand = (flops_by_hand(&subject.model, 0, 0..35) - 29.0 * head) / 6.0;
+        assert!((found.flops / by_hand - 1.0).abs() < 1e-9, "{} {by_hand}", found.flops);
     }
 }
 
