@@ -6,6 +6,7 @@ use crate::manifest::{
     MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
 };
 use crate::shard::ShardWriter;
+use crate::text_bytes::TextBytesWriter;
 use crate::tokenizer::{Tokenizer, hex};
 use crate::{DataError, files};
 use rayon::prelude::*;
@@ -117,6 +118,48 @@ pub fn build_documents(
     builder.finish()
 }
 
+/// A shard that is being written.
+struct OpenShard {
+    /// Its name in the folder.
+    file: String,
+    ids: ShardWriter,
+    /// Bytes of text of each token, where the tokenizer's ids do not say them.
+    bytes: Option<TextBytesWriter>,
+}
+
+impl OpenShard {
+    fn create(dir: &Path, file: String, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+        let path = dir.join(&file);
+        let ids = ShardWriter::create(&path, tokenizer.vocab_size())?;
+        let counts = !tokenizer.spells_its_text();
+        let bytes = counts.then(|| TextBytesWriter::create(&path)).transpose()?;
+        Ok(Self { file, ids, bytes })
+    }
+}
+
+/// A document as ids, the end of text among them.
+struct Encoded {
+    ids: Vec<u32>,
+    /// Bytes of its text that each id stands for; empty where the ids say so themselves.
+    bytes: Vec<u32>,
+}
+
+impl Encoded {
+    fn new(tokenizer: &Tokenizer, text: &str, eos_id: u32) -> Result<Self, DataError> {
+        if tokenizer.spells_its_text() {
+            let mut ids = tokenizer.encode_ordinary(text)?;
+            ids.push(eos_id);
+            return Ok(Self { ids, bytes: Vec::new() });
+        }
+        let (mut ids, mut bytes) = tokenizer.encode_counting(text)?;
+        // What no token stands for is predicted with the end.
+        let counted: u64 = bytes.iter().copied().map(u64::from).sum();
+        bytes.push(u32::try_from(text.len() as u64 - counted).unwrap_or(u32::MAX));
+        ids.push(eos_id);
+        Ok(Self { ids, bytes })
+    }
+}
+
 struct Builder<'a> {
     tokenizer: &'a Tokenizer,
     dir: PathBuf,
@@ -125,7 +168,7 @@ struct Builder<'a> {
     source_numbers: HashMap<String, usize>,
     manifest: Manifest,
     /// The open shards of train and validation.
-    open: [Option<(String, ShardWriter)>; 2],
+    open: [Option<OpenShard>; 2],
     batch: Vec<(Document, Split)>,
     batch_bytes: usize,
     progress: Progress,
@@ -207,14 +250,13 @@ impl<'a> Builder<'a> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let tokenizer = self.tokenizer;
-        let encoded: Vec<Result<Vec<u32>, DataError>> = batch
+        let eos_id = self.eos_id;
+        let encoded: Vec<Result<Encoded, DataError>> = batch
             .par_iter()
-            .map(|(document, _)| tokenizer.encode_ordinary(&document.text))
+            .map(|(document, _)| Encoded::new(tokenizer, &document.text, eos_id))
             .collect();
-        for ((document, split), ids) in batch.iter().zip(encoded) {
-            let mut ids = ids?;
-            ids.push(self.eos_id);
-            self.write(document, *split, &ids)?;
+        for ((document, split), encoded) in batch.iter().zip(encoded) {
+            self.write(document, *split, &encoded?)?;
         }
         if let Some(progress) = self.options.progress {
             progress(self.progress);
@@ -222,7 +264,13 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn write(&mut self, document: &Document, split: Split, ids: &[u32]) -> Result<(), DataError> {
+    fn write(
+        &mut self,
+        document: &Document,
+        split: Split,
+        encoded: &Encoded,
+    ) -> Result<(), DataError> {
+        let Encoded { ids, bytes } = encoded;
         let source = self.source_number(&document.source)?;
         let totals =
             Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
@@ -242,14 +290,14 @@ impl<'a> Builder<'a> {
         let open = &mut self.open[split as usize];
         if open.is_none() {
             let file = format!("{split}-{number:05}.shard");
-            *open = Some((
-                file.clone(),
-                ShardWriter::create(&self.dir.join(file), self.tokenizer.vocab_size())?,
-            ));
+            *open = Some(OpenShard::create(&self.dir, file, self.tokenizer)?);
         }
-        if let Some((_, writer)) = open {
-            writer.push(ids, source as u32)?;
-            if writer.tokens() >= self.options.shard_tokens {
+        if let Some(open) = open {
+            open.ids.push(ids, source as u32)?;
+            if let Some(writer) = &mut open.bytes {
+                writer.push(bytes)?;
+            }
+            if open.ids.tokens() >= self.options.shard_tokens {
                 self.close(split)?;
             }
         }
@@ -273,14 +321,16 @@ impl<'a> Builder<'a> {
     }
 
     fn close(&mut self, split: Split) -> Result<(), DataError> {
-        if let Some((file, writer)) = self.open[split as usize].take() {
-            let done = writer.finish()?;
+        if let Some(OpenShard { file, ids, bytes }) = self.open[split as usize].take() {
+            let done = ids.finish()?;
+            let text_bytes = bytes.map(TextBytesWriter::finish).transpose()?;
             entry_of(&mut self.manifest, split).shards.push(ShardEntry {
                 file,
                 tokens: done.tokens,
                 documents: done.documents,
                 crc32c: done.crc32c,
                 sha256: done.sha256,
+                text_bytes,
             });
         }
         Ok(())

@@ -10,10 +10,12 @@ pub mod packages;
 mod permutation;
 pub mod reader;
 pub mod shard;
+mod text_bytes;
 pub mod tokenizer;
 mod words;
 
 pub use error::DataError;
 pub use manifest::{Manifest, Split};
 pub use reader::{Corpus, Window, Windows};
+pub use text_bytes::TextBytesEntry;
 pub use tokenizer::{DecodeStream, Tokenizer, TrainOptions};

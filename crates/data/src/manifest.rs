@@ -1,6 +1,6 @@
 //! `manifest.json`: what a data folder holds; written last, so that a folder with one is complete.
 
-use crate::{DataError, files};
+use crate::{DataError, TextBytesEntry, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -70,6 +70,9 @@ pub struct ShardEntry {
     pub crc32c: u32,
     /// SHA-256 of the payload.
     pub sha256: String,
+    /// The file of bytes of text for each token, where ids alone do not say them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_bytes: Option<TextBytesEntry>,
 }
 
 /// The shards of one split, with their sum.

@@ -4,6 +4,7 @@ use crate::DataError;
 use crate::manifest::{MANIFEST, Manifest, Split, TOKEN_BYTES, TOKENIZER};
 use crate::permutation::permute;
 use crate::shard::Shard;
+use crate::text_bytes::TextBytes;
 use crate::tokenizer::hex;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
@@ -23,6 +24,8 @@ struct Shared {
     split: Split,
     manifest: Manifest,
     shards: Vec<Shard>,
+    /// Bytes of text of each shard's tokens, for shards that have a file of them.
+    text_bytes: Vec<Option<TextBytes>>,
     /// First token of each shard in the stream.
     starts: Vec<u64>,
     token_bytes: Vec<u32>,
@@ -48,13 +51,14 @@ impl Corpus {
         let manifest = Manifest::load(dir)?;
         let token_bytes = read_token_bytes(dir, &manifest)?;
         check_tokenizer(dir, &manifest)?;
-        let mut shards = Vec::new();
+        let (mut shards, mut text_bytes) = (Vec::new(), Vec::new());
         let mut starts = Vec::new();
         let mut tokens = 0;
         for i in 0..manifest.split(split).shards.len() {
             let shard = open_shard(dir, &manifest, split, i, verify)?;
             starts.push(tokens);
             tokens += shard.tokens() as u64;
+            text_bytes.push(open_text_bytes(dir, &manifest, split, i, verify)?);
             shards.push(shard);
         }
         let fingerprint = fingerprint(&manifest, split);
@@ -65,6 +69,7 @@ impl Corpus {
                 split,
                 manifest,
                 shards,
+                text_bytes,
                 starts,
                 token_bytes,
                 fingerprint,
@@ -97,9 +102,15 @@ impl Corpus {
         self.manifest().eos_id
     }
 
-    /// Bytes of text each id stands for, `vocab_size` entries.
+    /// Bytes of text each id stands for, `vocab_size` entries. [`Window::bytes`] counts what stands
+    /// in the text, which is another number where the tokenizer changes it.
     pub fn token_bytes(&self) -> &[u32] {
         &self.shared.token_bytes
+    }
+
+    /// Whether the folder knows the bytes of text of each token apart from its id.
+    pub fn counts_text_bytes(&self) -> bool {
+        self.shared.text_bytes.iter().any(Option::is_some)
     }
 
     /// SHA-256 of the tokenizer.json that made the ids.
@@ -139,6 +150,14 @@ impl Corpus {
             let first = (at - self.shared.starts[number]) as usize;
             let end = shard.tokens().min(first + count - stream.ids.len());
             stream.append(number, shard, first, end);
+            match &self.shared.text_bytes[number] {
+                Some(bytes) => bytes.read(first..end, &mut stream.bytes),
+                None => {
+                    let fresh = stream.ids.len() - (end - first);
+                    let ids = stream.ids[fresh..].iter();
+                    stream.bytes.extend(ids.map(|&id| self.shared.token_bytes[id as usize]));
+                }
+            }
             at += (end - first) as u64;
         }
         stream
@@ -151,6 +170,8 @@ struct Stream {
     ids: Vec<u32>,
     documents: Vec<(usize, usize)>,
     sources: Vec<u16>,
+    /// Bytes of text of each id.
+    bytes: Vec<u32>,
 }
 
 impl Stream {
@@ -204,6 +225,19 @@ fn open_shard(
         return Err(contradiction(&path, "payload SHA-256", &entry.sha256, found));
     }
     Ok(shard)
+}
+
+fn open_text_bytes(
+    dir: &Path,
+    manifest: &Manifest,
+    split: Split,
+    i: usize,
+    verify: bool,
+) -> Result<Option<TextBytes>, DataError> {
+    let shard = &manifest.split(split).shards[i];
+    let entry = shard.text_bytes.as_ref();
+    let path = dir.join(&shard.file);
+    entry.map(|entry| TextBytes::open(&path, entry, shard.tokens as usize, verify)).transpose()
 }
 
 /// A shard that says something else than the manifest.
@@ -305,6 +339,8 @@ pub struct Window {
     pub target_same_document: Vec<bool>,
     /// Source of the target token, per row.
     pub source: Vec<u16>,
+    /// Bytes of the original text that are complete with each target and were not before it.
+    pub bytes: Vec<u32>,
     /// The window's place in the stream.
     pub index: u64,
     /// How many times all windows were seen before.
@@ -380,8 +416,9 @@ impl Windows {
         }
         let targets = stream.ids[1..].to_vec();
         let source = stream.sources[1..].to_vec();
+        let bytes = stream.bytes[1..].to_vec();
         let mut ids = stream.ids;
         ids.truncate(seq_len);
-        Window { ids, targets, document, target_same_document: same, source, index, epoch }
+        Window { ids, targets, document, target_same_document: same, source, bytes, index, epoch }
     }
 }

@@ -181,7 +181,7 @@ pub struct Shard {
 }
 
 #[allow(unsafe_code)]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
+pub(crate) fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the mapping is read-only, and data files are written beside, renamed into place and
     // never modified in place afterwards, so the bytes behind the mapping do not change while it
     // lives.

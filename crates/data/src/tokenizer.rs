@@ -19,7 +19,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::ModelWrapper;
-use tokenizers::{DecoderWrapper, Tokenizer as Inner};
+use tokenizers::{
+    DecoderWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    Tokenizer as Inner,
+};
 
 /// End of text: separates documents, id 0 in the vocabularies trained here.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -30,6 +33,8 @@ pub const MESSAGE_END: &str = "<|im_end|>";
 
 /// Names under which published vocabularies keep their end-of-text token, in order of preference.
 const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+
+const TOO_HARD: &str = "a pattern of tokenizer.json takes too many steps on it";
 
 const MAX_JSON_BYTES: u64 = 1 << 30;
 
@@ -49,6 +54,7 @@ struct Shared {
     eos_id: Option<u32>,
     tokens: Vec<Option<TokenInfo>>,
     byte_level: bool,
+    spells_its_text: bool,
     quick: Option<Quick>,
 }
 
@@ -128,6 +134,11 @@ impl Tokenizer {
         let tokens = token_infos(&inner, vocab_size, byte_level);
         let mut ordinary = inner.clone();
         ordinary.set_encode_special_tokens(true);
+        let spells_its_text = spells_its_text(&inner);
+        if !spells_its_text {
+            // It adds no id to a text alone, but moves the places of tokens away from blanks.
+            ordinary.with_post_processor(None::<PostProcessorWrapper>);
+        }
         Ok(Tokenizer {
             shared: Arc::new(Shared {
                 eos_id: END_NAMES.iter().find_map(|name| inner.token_to_id(name)),
@@ -139,6 +150,7 @@ impl Tokenizer {
                 vocab_size,
                 tokens,
                 byte_level,
+                spells_its_text,
             }),
         })
     }
@@ -168,6 +180,34 @@ impl Tokenizer {
         self.encode_with(&self.shared.ordinary, text)
     }
 
+    /// Whether the ids of every text spell exactly its bytes, so that [`Tokenizer::token_bytes`]
+    /// says how many bytes of text an id stands for wherever it stands.
+    pub fn spells_its_text(&self) -> bool {
+        self.shared.spells_its_text
+    }
+
+    /// [`Tokenizer::encode_ordinary`], and for each id how many bytes of `text` are complete with
+    /// it and were not before: a character that several tokens spell counts with the last of them,
+    /// and what no token stands for counts with the next, or with none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_counting(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), DataError> {
+        let ordinary = &self.shared.ordinary;
+        let encoding = catch_unwind(AssertUnwindSafe(|| ordinary.encode(text, false)));
+        let Ok(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
+        let encoding = encoding.map_err(|e| unspellable("text", e))?;
+        let places = encoding.get_offsets();
+        let mut bytes = Vec::with_capacity(places.len());
+        let mut reached = 0;
+        for (i, &(_, end)) in places.iter().enumerate() {
+            let complete = places.get(i + 1).map_or(end, |&(start, _)| start.min(end));
+            bytes.push(u32::try_from(complete.saturating_sub(reached)).unwrap_or(u32::MAX));
+            reached = reached.max(complete);
+        }
+        Ok((encoding.get_ids().to_vec(), bytes))
+    }
+
     /// [`Tokenizer::encode`] of many texts in parallel, in their order.
     ///
     /// # Errors
@@ -186,10 +226,7 @@ impl Tokenizer {
         }
         // The engine of patterns panics where one takes too many steps.
         let encoding = catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, false)));
-        let Ok(encoding) = encoding else {
-            let why = "a pattern of tokenizer.json takes too many steps on it";
-            return Err(unspellable("text", why.into()));
-        };
+        let Ok(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
         Ok(encoding.map_err(|e| unspellable("text", e))?.get_ids().to_vec())
     }
 
@@ -257,8 +294,8 @@ impl Tokenizer {
 
     /// Bytes of text each id stands for, `vocab_size` entries; 0 for specials and unused ids.
     ///
-    /// Exact for byte-level vocabularies; for others the length of the token's spelling, with
-    /// U+2581 as one space.
+    /// Exact where [`Tokenizer::spells_its_text`]; otherwise the length of the token's spelling,
+    /// with U+2581 as one space.
     pub fn token_bytes(&self) -> Vec<u32> {
         self.shared.tokens.iter().map(|t| t.as_ref().map_or(0, |t| t.bytes.len() as u32)).collect()
     }
@@ -278,6 +315,26 @@ impl Tokenizer {
     pub(crate) fn encode_slowly(&self, text: &str, ordinary: bool) -> Vec<u32> {
         let inner = if ordinary { &self.shared.ordinary } else { &self.shared.inner };
         inner.encode(text, false).unwrap().get_ids().to_vec()
+    }
+}
+
+/// Whether every byte of a text comes back in the spelling of its ids: a byte-level vocabulary, and
+/// nothing before it that changes, adds or leaves out characters.
+fn spells_its_text(inner: &Inner) -> bool {
+    let keeps = inner.get_pre_tokenizer().is_some_and(keeps_text);
+    let strips = |token: &tokenizers::AddedToken| token.lstrip || token.rstrip;
+    let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+    let added = inner.get_added_tokens_decoder();
+    byte_level && inner.get_normalizer().is_none() && keeps && !added.values().any(strips)
+}
+
+fn keeps_text(step: &PreTokenizerWrapper) -> bool {
+    match step {
+        PreTokenizerWrapper::ByteLevel(bytes) => !bytes.add_prefix_space,
+        PreTokenizerWrapper::Digits(_) => true,
+        PreTokenizerWrapper::Split(split) => split.behavior != SplitDelimiterBehavior::Removed,
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().all(keeps_text),
+        _ => false,
     }
 }
 

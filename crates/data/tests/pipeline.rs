@@ -95,8 +95,9 @@ fn stream_is_the_documents_in_order_with_their_ends() {
         assert_eq!(windows.len(), ((expected.len() - 1) / seq_len) as u64);
         assert_eq!(windows.dropped_tokens(), ((expected.len() - 1) % seq_len) as u64);
         for i in 0..windows.len() {
-            let Window { ids, targets, document, target_same_document, source, index, epoch } =
-                windows.unshuffled(i).unwrap();
+            let Window {
+                ids, targets, document, target_same_document, source, index, epoch, ..
+            } = windows.unshuffled(i).unwrap();
             let at = i as usize * seq_len;
             assert_eq!((index, epoch), (i, 0));
             assert_eq!(ids, expected[at..at + seq_len]);

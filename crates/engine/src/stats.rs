@@ -1,6 +1,7 @@
 //! Counts what routers do, for logs, calibration and reports.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use model::params::RouterSite;
 use model::{Choice, Probe, RoutingEvent};
@@ -16,7 +17,9 @@ pub struct RecursionStats {
     pub best: u64,
     /// Rows on which decision and comparison agree.
     pub agree: u64,
-    /// Rows on which `sigmoid(z) >= 0.5` and the comparison agree.
+    /// Rows of which the comparison left some out of their sequence, so that it decided something.
+    pub decided: u64,
+    /// Of these, rows on which `sigmoid(z) >= 0.5` and the comparison agree.
     pub half_agrees: u64,
     /// Rows that were compared at all.
     pub compared: u64,
@@ -66,12 +69,13 @@ impl RoutingStats {
         Self { keeps_logits: true, ..Self::default() }
     }
 
-    /// Mean over recursions of the share of rows on which `sigmoid(z) >= 0.5` repeats the
-    /// comparison.
+    /// Share of the rows on which `sigmoid(z) >= 0.5` repeats the comparison, over all recursions
+    /// and sequences in which the comparison leaves a row out. `None` where it never does: a
+    /// recursion that takes every row decides nothing.
     pub fn sampling_accuracy(&self) -> Option<f64> {
-        let compared: u64 = self.recursions.iter().map(|r| r.compared).sum();
+        let decided: u64 = self.recursions.iter().map(|r| r.decided).sum();
         let agree: u64 = self.recursions.iter().map(|r| r.half_agrees).sum();
-        (compared > 0).then(|| agree as f64 / compared as f64)
+        (decided > 0).then(|| agree as f64 / decided as f64)
     }
 
     /// Share of the positions that never reached the last recursion (needs `sequence_length`).
@@ -159,6 +163,26 @@ impl RoutingStats {
     }
 }
 
+/// The stretches of candidates, one for each sequence of `length` rows, of which the comparison
+/// `best` leaves a row out; all candidates are one stretch where `length` is 0.
+fn decided(event: &RoutingEvent<'_>, best: &[bool], length: usize) -> Vec<Range<usize>> {
+    let mut stretches = Vec::new();
+    let mut start = 0;
+    for end in 1..=best.len() {
+        let ends = end == best.len()
+            || (length > 0
+                && event.candidates[end] as usize / length
+                    != event.candidates[start] as usize / length);
+        if ends {
+            if best[start..end].contains(&false) {
+                stretches.push(start..end);
+            }
+            start = end;
+        }
+    }
+    stretches
+}
+
 fn count(flags: &[bool]) -> u64 {
     flags.iter().filter(|flag| **flag).count() as u64
 }
@@ -177,10 +201,14 @@ impl Probe for RoutingStats {
             }
             Choice::GoOn { kept, best, auxiliary } => {
                 self.go_on(event, kept, best);
+                let length = self.sequence_length;
                 let r = &mut self.recursions[event.recursion];
                 let predicted = auxiliary.unwrap_or(event.logits);
-                if let Some(best) = best {
-                    let right = best.iter().zip(predicted).filter(|(b, z)| **b == (**z >= 0.0));
+                for stretch in best.map_or(Vec::new(), |best| decided(event, best, length)) {
+                    let decided = best.unwrap_or(&[])[stretch.clone()].iter();
+                    r.decided += stretch.len() as u64;
+                    let right =
+                        decided.zip(&predicted[stretch]).filter(|(b, z)| **b == (**z >= 0.0));
                     r.half_agrees += right.count() as u64;
                 }
                 if self.keeps_logits {

@@ -30,8 +30,8 @@ multiversion! {
     }
 }
 
-/// Rows whose logits exist together.
-fn chunk_rows(v: usize) -> usize {
+/// Rows whose logits over a vocabulary of `v` exist together.
+pub fn chunk_rows(v: usize) -> usize {
     (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS)
 }
 

@@ -194,7 +194,8 @@ pub(crate) struct Eval {
     /// Part of the data to score
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
     pub(crate) split: String,
-    /// Score at most this many windows, spread over the text
+    /// Score at most this many windows, spread over the text; those of the validation text that
+    /// training calibrates the causal rule on are left out
     #[arg(long, default_value_t = 256)]
     pub(crate) windows: u64,
     /// Tokens in a window [default: as in training]

@@ -8,7 +8,7 @@ use engine::{Scoring, disagreement};
 use model::Rule;
 use report::Table;
 use serde_json::json;
-use train::{RuleScore, Stored, score_rule, spread};
+use train::{RuleScore, Stored, WindowChoice, in_chunks, score_rule};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
@@ -42,6 +42,14 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         "--sequence-length is {length}, expected between 1 and the model's context {}",
         stored.model.config().context
     );
+    if !tokenizer.spells_its_text() && !corpus.counts_text_bytes() {
+        output::note(format!(
+            "{} does not say how many bytes of text its tokens stand for, and this tokenizer \
+             changes text: bits per byte count the tokens' spelling; build the data again for \
+             those of the text",
+            data.display()
+        ));
+    }
     let mask = !options.no_document_mask && trained.is_none_or(|d| d.document_mask);
     let windows = Windows::new(&corpus, length, 0)?;
     ensure!(
@@ -50,21 +58,31 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         data.display(),
         corpus.tokens()
     );
-    let scores = score_all(&stored, &windows, options.windows.max(1), mask)?;
+    // What the rule was calibrated on is not scored with it.
+    let held = stored.recipe.as_ref().filter(|r| r.data.sequence_length == length);
+    let held = held.filter(|_| split == Split::Validation);
+    let held = held.map_or(0, |recipe| recipe.log.calibrate_windows.max(1));
+    let choice = WindowChoice::new(windows.len(), options.windows.max(1), held);
+    let scores = score_all(&stored, &windows, &choice, mask)?;
     if options.json {
         let caps: Vec<_> =
             scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
         output::line(serde_json::to_string_pretty(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
             "sequence_length": length, "document_mask": mask,
+            "windows_set_aside": choice.calibrated.len(),
             "training_time_routing": scores.training, "causal_routing": scores.causal,
             "disagreement": scores.disagreement, "by_depth_cap": caps,
         }))?);
         return Ok(ExitCode::SUCCESS);
     }
     let caption = format!(
-        "{split}, {} windows of {length}, weights {weights}; depths differ on {:.1} % of rows",
+        "{split}, {} windows of {length}{}, weights {weights}; depths differ on {:.1} % of rows",
         scores.rows / length,
+        match choice.calibrated.len() {
+            0 => String::new(),
+            held => format!(" beside the {held} that the causal rule is made on"),
+        },
         100.0 * scores.disagreement
     );
     output::piece(rule_table(&scores, caption).to_text());
@@ -85,9 +103,14 @@ struct Scores {
     rows: usize,
 }
 
-/// Scores `count` windows, spread over all, with both rules and with every cap.
-fn score_all(stored: &Stored, windows: &Windows, count: u64, mask: bool) -> Result<Scores> {
-    let chunks = spread(windows, windows.len(), count)?;
+/// Scores the windows chosen with both rules and with every cap.
+fn score_all(
+    stored: &Stored,
+    windows: &Windows,
+    choice: &WindowChoice,
+    mask: bool,
+) -> Result<Scores> {
+    let chunks = in_chunks(windows, &choice.scored)?;
     let rule = open::causal(stored)?;
     let whole = Scoring::by(&Rule::NonCausal, &stored.state);
     let (training, a) = score_rule(&stored.model, windows, &chunks, mask, &whole);

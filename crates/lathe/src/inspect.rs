@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{Batch, BatchSequence, RoutingStats, Scoring, score};
+use engine::{Batch, BatchSequence, RoutingStats, RowScore, Scoring, score};
 use model::cost::parameters;
 use model::layout::LayerUse;
 use model::{Rule, Sharing};
@@ -119,32 +119,27 @@ pub(crate) fn look(
     let config = stored.model.config();
     let mut stats = RoutingStats::default();
     let mut scores = Vec::new();
-    for start in (0..ids.len() - 1).step_by(config.context) {
-        let end = (start + config.context).min(ids.len() - 1);
-        let documents = vec![0; end - start];
-        let same = vec![true; end - start];
+    for start in (0..ids.len()).step_by(config.context) {
+        let end = (start + config.context).min(ids.len());
+        // The last token predicts nothing, but takes its recursions.
+        let targets: Vec<u32> = (start + 1..=end).map(|i| ids.get(i).map_or(0, |&id| id)).collect();
         let sequence = BatchSequence {
             ids: &ids[start..end],
-            targets: &ids[start + 1..end + 1],
-            document: &documents,
-            same_document: &same,
+            targets: &targets,
+            document: &vec![0; end - start],
+            same_document: &vec![true; end - start],
         };
         let batch = Batch::pack(&[sequence], true);
         scores.extend(score(&stored.model, &batch, &Scoring::by(&rule, &stored.state), &mut stats));
     }
-    let mut stream = tokenizer.decode_stream();
-    let mut tokens = Vec::new();
-    for (i, score) in scores.iter().enumerate() {
-        let text = stream.push(ids[i])?.unwrap_or_default();
-        let note = format!("next token: {:.2} nats", score.nll);
-        tokens.push(HeatToken { text, depth: score.depth as f32, note: Some(note) });
-    }
+    let heat = HeatText {
+        title: title.to_owned(),
+        max_depth: config.recursions,
+        tokens: heat_tokens(tokenizer, &ids, &scores)?,
+    };
     let mut rows = Vec::new();
-    for (depth, name) in (1..=config.recursions).map(|d| (d as u32, output::recursions(d))) {
-        let some: Vec<f32> = scores.iter().filter(|s| s.depth == depth).map(|s| s.nll).collect();
-        let mean = some.iter().map(|&n| f64::from(n)).sum::<f64>() / some.len().max(1) as f64;
-        let share = 100.0 * some.len() as f64 / scores.len() as f64;
-        rows.push(vec![name, some.len().to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
+    for depth in 0..=config.recursions {
+        rows.push(depth_row(depth, &scores));
     }
     for (r, seen) in stats.recursions.iter().enumerate() {
         let share = 100.0 * seen.kept as f64 / seen.candidates.max(1) as f64;
@@ -155,14 +150,145 @@ pub(crate) fn look(
     let columns = ["", "tokens", "%", "nats of the next token"].map(str::to_owned).to_vec();
     let statistics =
         Table { columns, rows, caption: format!("causal routing on {title}"), best: None };
-    Ok(Looked {
-        statistics,
-        heat: HeatText { title: title.to_owned(), max_depth: config.recursions, tokens },
-    })
+    Ok(Looked { statistics, heat })
+}
+
+/// Every token with the number of recursions that its row took.
+fn heat_tokens(tokenizer: &Tokenizer, ids: &[u32], scores: &[RowScore]) -> Result<Vec<HeatToken>> {
+    let mut stream = tokenizer.decode_stream();
+    let mut tokens = Vec::new();
+    for (i, (&id, score)) in ids.iter().zip(scores).enumerate() {
+        let text = stream.push(id)?.unwrap_or_default();
+        let note = (i + 1 < ids.len()).then(|| format!("next token: {:.2} nats", score.nll));
+        tokens.push(HeatToken { text, depth: score.depth as f32, note });
+    }
+    if let (Some(last), Some(rest)) = (tokens.last_mut(), stream.finish()) {
+        last.text.push_str(&rest);
+    }
+    Ok(tokens)
+}
+
+/// Name, tokens, share of all tokens and mean nats of the next token, of the rows that took `depth`
+/// recursions. The last row has no next token.
+fn depth_row(depth: usize, scores: &[RowScore]) -> Vec<String> {
+    let (mut tokens, mut predicted) = (0, 0);
+    let mut nats = 0.0;
+    for (i, score) in scores.iter().enumerate().filter(|(_, s)| s.depth as usize == depth) {
+        tokens += 1;
+        if i + 1 < scores.len() {
+            predicted += 1;
+            nats += f64::from(score.nll);
+        }
+    }
+    let share = 100.0 * f64::from(tokens) / scores.len().max(1) as f64;
+    let mean = nats / f64::from(predicted.max(1));
+    vec![output::recursions(depth), tokens.to_string(), format!("{share:.1}"), format!("{mean:.3}")]
 }
 
 /// The thresholds of each recursion, in words where every row passes.
 fn thresholds(all: &[Option<f32>]) -> String {
     let one = |threshold: &Option<f32>| threshold.map_or("none".into(), |t| format!("{t:.4}"));
     all.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data::TrainOptions;
+    use engine::{Generation, Sampler, oracle};
+    use model::{CausalThresholds, Model, ModelConfig, RouterConfig, RouterState};
+
+    const TEXT: &str = "the model reads a token, and a token reads the model; na\u{ef}ve \u{4e2d}";
+
+    fn tokenizer() -> Tokenizer {
+        let texts = (0..40).map(|i| format!("{TEXT} {i}"));
+        Tokenizer::train(texts, &TrainOptions::new(280)).expect("learns")
+    }
+
+    /// A fresh model of two recursions under `sharing`, whose rule lets rows by their logits.
+    fn stored(vocab_size: usize, sharing: Sharing, context: usize) -> Stored {
+        let routed = sharing != Sharing::Sequence;
+        let config = ModelConfig {
+            vocab_size,
+            width: 16,
+            layers: 6,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            ffn: 24,
+            context,
+            recursions: 2,
+            init_std: 0.3,
+            sharing,
+            router: if routed { RouterConfig::default() } else { RouterConfig::FIXED },
+            ..ModelConfig::default()
+        };
+        let thresholds = vec![Some(0.0), Some(0.1)];
+        let rule = CausalThresholds { thresholds, ..CausalThresholds::open("hand", 2) };
+        Stored {
+            model: Model::fresh(&config, 3).expect("legal").into(),
+            state: RouterState::default(),
+            rule: Some(Rule::Causal(rule)),
+            tokenizer: None,
+            text: None,
+            origin: None,
+            recipe: None,
+            step: 0,
+            tokens: 0,
+            rounded: None,
+        }
+    }
+
+    /// How many recursions each row of the text takes in the plain loop, in stretches of 12.
+    fn depths(stored: &Stored, ids: &[u32]) -> Vec<u32> {
+        let (sampler, rule) = (Sampler::greedy(), stored.rule.as_ref().expect("made above"));
+        let mut depths = Vec::new();
+        for prompt in ids.chunks(12) {
+            let what = Generation {
+                prompt,
+                max_tokens: 1,
+                stop: &[],
+                sampler: &sampler,
+                rule,
+                state: &stored.state,
+                max_depth: None,
+                choice: 0,
+            };
+            let seen = oracle::generate(&stored.model, &what, &mut |_| true).expect("runs");
+            depths.extend(seen.prompt_depths);
+        }
+        depths
+    }
+
+    #[test]
+    fn every_token_has_the_recursions_that_its_row_took() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode_ordinary(TEXT).expect("spells it");
+        assert!(ids.len() > 20 && ids.len() % 12 != 1, "{} tokens", ids.len());
+        let mut met = [0; 3];
+        for sharing in [Sharing::MiddleCycle, Sharing::Cycle, Sharing::Sequence] {
+            let looked = look(&stored(tokenizer.vocab_size(), sharing, 12), &tokenizer, TEXT, "t");
+            let Looked { statistics, heat } = looked.expect("a legal text");
+            let expected = depths(&stored(tokenizer.vocab_size(), sharing, 16), &ids);
+            let found: Vec<u32> = heat.tokens.iter().map(|token| token.depth as u32).collect();
+            assert_eq!(found, expected, "{sharing:?}");
+            let text: String = heat.tokens.iter().map(|token| token.text.as_str()).collect();
+            assert_eq!(text, TEXT);
+            let last = heat.tokens.last().expect("tokens");
+            assert!(last.note.is_none() && heat.tokens[0].note.is_some());
+            for depth in 0..3 {
+                let tokens = expected.iter().filter(|&&d| d == depth).count();
+                met[depth as usize] += tokens;
+                let row = &statistics.rows[depth as usize];
+                assert_eq!(row[0], output::recursions(depth as usize));
+                assert_eq!(row[1], tokens.to_string(), "{sharing:?} at depth {depth}");
+                let share = format!("{:.1}", 100.0 * tokens as f64 / ids.len() as f64);
+                assert_eq!(row[2], share);
+            }
+            if sharing == Sharing::Sequence {
+                assert!(found.iter().all(|&depth| depth == 2), "each layer is used twice");
+            }
+        }
+        assert!(met.iter().all(|&tokens| tokens > 0), "{met:?}");
+    }
 }

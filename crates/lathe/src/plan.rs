@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
-use data::{Corpus, Split, Windows};
+use anyhow::{Context, Result, ensure};
+use data::{Corpus, Manifest, Split, Windows};
 use model::ModelConfig;
 use model::cost::{
     Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense,
 };
 use report::{Table, human_bytes, human_count, human_duration};
-use train::Recipe;
+use train::{Forecast, Recipe, Work};
 
 use crate::{output, recipe};
 
@@ -41,7 +41,13 @@ pub(crate) fn presets() -> Result<ExitCode> {
 pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
     let mut recipe = given.clone();
     let corpus = Path::new(&recipe.data.dir);
-    let windows = if recipe.data.dir.is_empty() || !corpus.join("manifest.json").is_file() {
+    let windows = if corpus.join("manifest.json").is_file() {
+        let corpus = Corpus::open(corpus, Split::Train)?;
+        if recipe.model.vocab_size == 0 {
+            recipe.model.vocab_size = corpus.vocab_size();
+        }
+        Some(Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?)
+    } else {
         output::note(format!(
             "data.dir \"{}\" holds no data yet: sizes that depend on it are left out",
             recipe.data.dir
@@ -51,12 +57,6 @@ pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
             output::note("model.vocab_size is open: counting with 4096");
         }
         None
-    } else {
-        let corpus = Corpus::open(corpus, Split::Train)?;
-        if recipe.model.vocab_size == 0 {
-            recipe.model.vocab_size = corpus.vocab_size();
-        }
-        Some(Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?)
     };
     recipe.check()?;
     output::line(recipe::show(&recipe)?);
@@ -106,84 +106,120 @@ fn compare(what: &str, [here, there]: [f64; 2], show: fn(f64) -> String) -> Vec<
     vec![what.to_owned(), show(here), show(there), format!("{:.3}", here / there)]
 }
 
+/// Bytes a second at which a checkpoint is hashed and written: a guess, since disks differ.
+const SAVED_PER_SECOND: f64 = 3e8;
+
 fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
-    let plan = recipe.model.check()?;
-    let n = recipe.data.sequence_length;
-    let rows_per_step = (recipe.train.batch * n) as f64;
-    let tokens = rows_per_step * recipe.train.steps as f64;
-    let shares = nominal_capacities(&recipe.model);
-    let flops = 3.0 * tokens * forward_flops(&recipe.model, &plan, n, &shares, Convention::Full);
-    let rate = 0.5 * ops::peak_flops();
-    let state = recipe.state_bytes()?;
-    let mut rows = vec![
-        ["steps".to_owned(), recipe.train.steps.to_string()].to_vec(),
-        ["tokens".to_owned(), human_count(tokens)].to_vec(),
-        ["training FLOPs, full count".to_owned(), human_count(flops)].to_vec(),
-        ["weights, gradients, moments".to_owned(), human_bytes(state)].to_vec(),
-        ["activations of one pass, about".to_owned(), human_bytes(activation_bytes(recipe) as u64)]
-            .to_vec(),
-        ["time here at half of the measured peak".to_owned(), human_duration(flops / rate)]
-            .to_vec(),
-    ];
+    let teacher = teacher(recipe)?;
+    let forecast = Forecast {
+        recipe,
+        teacher: teacher.as_ref(),
+        valid_windows: windows.map(|windows| valid_windows(recipe, windows)),
+        data_bytes: windows.map_or(0, |windows| shard_bytes(windows.corpus().manifest())),
+    };
+    let (memory, work) = (forecast.memory()?, forecast.work()?);
+    let tokens = (recipe.train.batch * recipe.data.sequence_length) as f64;
+    let tokens = tokens * recipe.train.steps as f64;
+    let mut rows = Vec::new();
+    for (name, value) in [
+        ("steps", recipe.train.steps.to_string()),
+        ("tokens", human_count(tokens)),
+        ("training FLOPs, full count", human_count(work.steps)),
+        ("of them, layers run again (train.recompute)", human_count(work.again)),
+        ("teacher FLOPs", human_count(work.teacher)),
+        ("validation FLOPs", human_count(work.validation)),
+        ("validations, checkpoints", format!("{}, {}", work.validations, work.saves)),
+        ("weights, gradients, moments", human_bytes(memory.state)),
+        ("the teacher's weights", human_bytes(memory.teacher)),
+        ("activations of one pass, about", human_bytes(memory.activations)),
+        ("logits and their gradient, about", human_bytes(memory.head)),
+        ("data, mapped", human_bytes(memory.mapped)),
+        ("memory at the peak, about", human_bytes(memory.peak())),
+    ] {
+        rows.push(vec![name.to_owned(), value]);
+    }
+    rows.push(time_row(&forecast, &work)?);
     if let Some(windows) = windows {
         let epochs =
             recipe.train.steps as f64 * recipe.train.batch as f64 / windows.len().max(1) as f64;
-        rows.push(["epochs".to_owned(), format!("{epochs:.2}")].to_vec());
+        rows.push(vec!["epochs".to_owned(), format!("{epochs:.2}")]);
     }
     let columns = ["run", ""].map(str::to_owned).to_vec();
     Ok(Table { columns, rows, caption: String::new(), best: None })
 }
 
-/// Refuses a run that this machine's memory cannot hold: the system would end it without a word.
-pub(crate) fn fits(recipe: &Recipe) -> Result<()> {
-    let Some(memory) = memory_bytes() else { return Ok(()) };
-    let mut filled = recipe.clone();
-    filled.model.vocab_size = recipe.model.vocab_size.max(1);
-    let (state, activations) = (filled.state_bytes()?, activation_bytes(&filled));
+/// How long the run takes here: from steps that are timed now where memory and patience allow,
+/// otherwise at half of the measured peak.
+fn time_row(forecast: &Forecast<'_>, work: &Work) -> Result<Vec<String>> {
+    let (peak, memory) = (ops::peak_flops(), forecast.memory()?);
+    let there = memory_bytes().is_none_or(|bytes| memory.needed() as f64 <= 0.8 * bytes);
+    let timed = if there { forecast.time(0.3 * peak)? } else { None };
+    let saves = work.saves as f64 * 0.75 * memory.state as f64 / SAVED_PER_SECOND;
+    let (name, seconds) = match timed {
+        Some(timing) => ("time here, by steps timed now", timing.run(forecast.recipe, work)),
+        None => ("time here, at half of the measured peak", work.total() / (0.5 * peak)),
+    };
+    Ok(vec![name.to_owned(), human_duration(seconds + saves)])
+}
+
+/// The model that the recipe learns from, if any.
+fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
+    let distill = &recipe.distill;
+    if distill.checkpoint.is_empty() || distill.weight == 0.0 {
+        return Ok(None);
+    }
+    Ok(Some(train::config_of(Path::new(&distill.checkpoint)).context("distill.checkpoint")?))
+}
+
+/// Windows of the validation text beside `windows` of the training text.
+fn valid_windows(recipe: &Recipe, windows: &Windows) -> u64 {
+    let tokens = windows.corpus().manifest().split(Split::Validation).total.tokens;
+    tokens.saturating_sub(1) / recipe.data.sequence_length.max(1) as u64
+}
+
+/// Bytes of both splits' token ids, which a run maps.
+fn shard_bytes(manifest: &Manifest) -> u64 {
+    let tokens = manifest.train.total.tokens + manifest.validation.total.tokens;
+    tokens * data::shard::token_width(manifest.vocab_size as usize) as u64
+}
+
+/// Refuses a run whose peak this machine's free memory cannot hold: the system would end it without
+/// a word.
+pub(crate) fn fits(given: &Recipe) -> Result<()> {
+    let Some(free) = memory_bytes() else { return Ok(()) };
+    let mut recipe = given.clone();
+    if recipe.model.vocab_size == 0 {
+        // Data that cannot be read is refused where it is opened, with its reason.
+        let manifest = Manifest::load(Path::new(&recipe.data.dir));
+        recipe.model.vocab_size = manifest.map_or(1, |found| found.vocab_size as usize);
+    }
+    let teacher = teacher(&recipe)?;
+    let forecast =
+        Forecast { recipe: &recipe, teacher: teacher.as_ref(), valid_windows: None, data_bytes: 0 };
+    let memory = forecast.memory()?;
     ensure!(
-        state as f64 + activations <= memory,
-        "recipe: weights, gradients and moments take {}, activations of one pass about {}, \
-         expected at most this machine's memory of {}: choose a smaller model, \
-         train.micro_batch or data.sequence_length, or train.recompute",
-        human_bytes(state),
-        human_bytes(activations as u64),
-        human_bytes(memory as u64)
+        memory.needed() as f64 <= free,
+        "recipe: at its peak the run takes about {} of memory (weights, gradients and moments {}, \
+         activations of one pass {}, logits {}, a teacher {}), expected at most the {} that are \
+         free here: choose a smaller model, train.micro_batch or data.sequence_length, or \
+         train.recompute",
+        human_bytes(memory.needed()),
+        human_bytes(memory.state),
+        human_bytes(memory.activations),
+        human_bytes(memory.head),
+        human_bytes(memory.teacher),
+        human_bytes(free as u64)
     );
     Ok(())
 }
 
-/// Physical memory, where the system tells.
+/// Memory that programs can still have, where the system tells.
 fn memory_bytes() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?)
-}
-
-/// What the backward pass keeps: per active row and layer the inputs of each operation, or only the
-/// layer's input.
-fn activation_bytes(recipe: &Recipe) -> f64 {
-    let c = &recipe.model;
-    let heads = c.heads * c.head_dim;
-    let attention = (4 * c.width + 2 * heads + c.kv_width() + c.heads) as f64;
-    let shares = nominal_capacities(c);
-    let mut layers = 0.0;
-    if let Ok(plan) = c.check() {
-        for u in plan.unrolled() {
-            let share = if plan.recursions.is_empty() { 1.0 } else { shares[u.recursion] };
-            layers += share
-                * match recipe.train.recompute {
-                    true => c.width as f64,
-                    false => attention + mlp_values(c, u.stored),
-                };
-        }
-    }
-    let rows = (recipe.train.micro_batch * recipe.data.sequence_length) as f64;
-    4.0 * (rows * (layers + 2.0 * c.width as f64) + 256.0 * c.vocab_size as f64)
-}
-
-/// Values that the MLP of stored layer `stored` keeps for a row. Each of its matrices has the
-/// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for SwiGLU.
-fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
-    let table = config.mlp.settings().specs(&config.sizes(), stored);
-    table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let free = 1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?;
+    // A container may allow less; "max" is no number.
+    let allowed = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let allowed = allowed.and_then(|text| text.trim().parse::<f64>().ok());
+    Some(allowed.map_or(free, |most| most.min(free)))
 }

@@ -17,6 +17,11 @@ use crate::{Ops, Tensor2, Weight};
 const CHUNK_VALUES: usize = 8 << 20;
 const LEAST_ROWS: usize = 128;
 
+/// How many rows' logits over a vocabulary of `v`, of both models, distillation holds at a time.
+pub fn distill_rows(v: usize) -> usize {
+    (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS)
+}
+
 impl Ops {
     /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1
     /// tensor, in nats; the teacher's rows `y` and head `F` are constants. The factor keeps
@@ -99,7 +104,7 @@ impl FastOp<1> for Distill {
             (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
         let mut dx = self.records.then(|| buffer(t * d));
         let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
-        let chunk = (CHUNK_VALUES / v.max(1)).max(LEAST_ROWS);
+        let chunk = distill_rows(v);
         let most = chunk.min(t);
         let (mut student, mut teacher) = (vec![0.0; most * v], vec![0.0; most * v]);
         let mut total = 0.0;

@@ -140,3 +140,8 @@ impl FastOp<1> for HeadLoss {
 pub fn log_softmax_rows(logits: &mut [f32], v: usize) {
     kernels::cross_entropy::log_softmax_rows(logits, v);
 }
+
+/// How many rows' logits over a vocabulary of `v` the head holds at a time.
+pub fn head_rows(v: usize) -> usize {
+    kernels::cross_entropy::chunk_rows(v)
+}

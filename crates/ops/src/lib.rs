@@ -34,8 +34,9 @@ mod weight;
 pub use adamw::{AdamW, Moments};
 pub use attend::{Heads, Spans};
 pub use columns::length_ratios;
+pub use distill::distill_rows;
 pub use gate::Activation;
-pub use head::log_softmax_rows;
+pub use head::{head_rows, log_softmax_rows};
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
 pub use rotary::Rotary;
 pub use rows::Combine;
@@ -43,7 +44,7 @@ pub use tensor::{
     Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows,
     rows_of, scalar, scale, shift, stack, write_rows,
 };
-pub use weight::{Element, Format, QuantError, StoredPart, Weight};
+pub use weight::{Element, Format, QuantError, StoredPart, Values, Weight};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

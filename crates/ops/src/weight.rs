@@ -67,6 +67,26 @@ impl std::fmt::Debug for Codes {
     }
 }
 
+/// The values of a weight as they were at one time, row after row. Holds no copy of values that are
+/// kept in f32.
+pub struct Values(Kept);
+
+enum Kept {
+    Shared(Raw),
+    Own(Vec<f32>),
+}
+
+impl std::ops::Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &self.0 {
+            Kept::Shared(raw) => seam::values(raw),
+            Kept::Own(values) => values,
+        }
+    }
+}
+
 impl Weight {
     /// Takes over `values`, `rows` x `columns`, row after row. Panics if the count is wrong.
     pub fn new(values: Vec<f32>, rows: usize, columns: usize) -> Self {
@@ -147,8 +167,18 @@ impl Weight {
 
     /// A copy of the values, row after row.
     pub fn read(&self) -> Vec<f32> {
-        self.codes()
-            .map_or_else(|| seam::values(&self.raw()).to_vec(), |codes| codes.0.dequantize())
+        match self.values().0 {
+            Kept::Shared(raw) => seam::values(&raw).to_vec(),
+            Kept::Own(values) => values,
+        }
+    }
+
+    /// A look at the values without a copy. While it is held, an update copies them first.
+    pub fn values(&self) -> Values {
+        Values(match self.codes() {
+            Some(codes) => Kept::Own(codes.0.dequantize()),
+            None => Kept::Shared(self.raw()),
+        })
     }
 
     /// Replaces the values. Panics if the count is wrong.

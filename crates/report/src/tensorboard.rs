@@ -43,6 +43,10 @@ const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
 const FIXED32: u8 = 5;
 
+/// How names of event files begin, and what stands behind the time in those of this program.
+const PREFIX: &str = "events.out.tfevents.";
+const OURS: &str = ".lathe.";
+
 /// Names tried within one second before giving up.
 const NAME_ATTEMPTS: usize = 1000;
 
@@ -64,6 +68,17 @@ impl EventWriter {
         push_bytes(&mut event, EVENT_FILE_VERSION, b"brain.Event:2");
         writer.append(&event)?;
         Ok(writer)
+    }
+
+    /// Like [`EventWriter::create`], for a run that goes on after step `last`: events of later
+    /// steps are first taken out of the files that earlier parts of the run left in `dir`, so that
+    /// each step stands once. A shorter file is written beside the old one and renamed over it.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn resume(dir: &Path, wall_time: f64, last: u64) -> Result<Self, EventError> {
+        cut_back(dir, last)?;
+        Self::create(dir, wall_time)
     }
 
     /// Appends one event at `step` with a scalar for each `(tag, value)`; an empty list writes
@@ -106,10 +121,81 @@ impl EventWriter {
     }
 }
 
+/// Takes what is after step `last`, and what a crash left incomplete, out of the event files that
+/// this program wrote into `dir`.
+fn cut_back(dir: &Path, last: u64) -> Result<(), EventError> {
+    let failed = |path: &Path, action, source| EventError { path: path.into(), action, source };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed(dir, "list the directory", source)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|source| failed(dir, "list the directory", source))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.starts_with(PREFIX) || !name.contains(OURS) {
+            continue;
+        }
+        let old = fs::read(&path).map_err(|source| failed(&path, "read the file", source))?;
+        let kept = frames_through(&old, last);
+        if kept.len() == old.len() {
+            continue;
+        }
+        // Readers of the folder do not take this name for one of event files.
+        let beside = dir.join(format!(".{name}.tmp"));
+        let written = File::create(&beside)
+            .and_then(|mut file| file.write_all(&kept).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&beside, &path));
+        written.map_err(|source| failed(&path, "shorten the file", source))?;
+    }
+    Ok(())
+}
+
+/// The whole frames of `bytes` but those of steps after `last`.
+fn frames_through(bytes: &[u8], last: u64) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(length) = frame_length(rest) {
+        let (frame, after) = rest.split_at(length);
+        if step_of(&frame[12..length - 4]).unwrap_or(0) <= last {
+            kept.extend_from_slice(frame);
+        }
+        rest = after;
+    }
+    kept
+}
+
+/// The bytes of the frame that `bytes` begins with, if it is whole.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let (head, after) = bytes.split_at_checked(12)?;
+    let (length, sum) = head.split_at(8);
+    let payload = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
+    let all = payload.checked_add(16)?;
+    let (payload, end) = after.get(..all - 12)?.split_at(payload);
+    let whole = sum == masked_crc(length).to_le_bytes() && end == masked_crc(payload).to_le_bytes();
+    whole.then_some(all)
+}
+
+/// The step of an event as [`event_head`] begins it: wall time, then the step.
+fn step_of(event: &[u8]) -> Option<u64> {
+    let (key, varint) = event.get(9..)?.split_first()?;
+    if *key != EVENT_STEP {
+        return None;
+    }
+    let mut step = 0;
+    for (i, byte) in varint.iter().take(9).enumerate() {
+        step |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Some(step);
+        }
+    }
+    None
+}
+
 fn create_fresh(dir: &Path, seconds: u64) -> Result<(File, PathBuf), EventError> {
     let mut attempt = 0;
     loop {
-        let path = dir.join(format!("events.out.tfevents.{seconds:010}.lathe.{attempt}"));
+        let path = dir.join(format!("{PREFIX}{seconds:010}{OURS}{attempt}"));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => return Ok((file, path)),
             Err(error)

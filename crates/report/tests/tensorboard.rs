@@ -153,3 +153,51 @@ fn a_directory_that_is_a_file_is_named() {
     let error = EventWriter::create(&file, 0.0).unwrap_err().to_string();
     assert!(error.contains("plain") && error.contains("create"), "{error}");
 }
+
+/// Tag and step of every scalar in the event files of `dir`.
+fn points(dir: &std::path::Path) -> Vec<(String, u64)> {
+    let mut points = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        for frame in frames(&fs::read(entry.unwrap().path()).unwrap()) {
+            let event = message(&frame);
+            let Field::Varint(step) = event[1].1 else { panic!("step") };
+            let (5, Field::Bytes(summary)) = &event[2] else { continue };
+            for (_, value) in message(summary) {
+                let Field::Bytes(value) = value else { panic!("value") };
+                let (1, Field::Bytes(tag)) = &message(&value)[0] else { panic!("tag") };
+                points.push((String::from_utf8(tag.clone()).unwrap(), step));
+            }
+        }
+    }
+    points.sort();
+    points
+}
+
+#[test]
+fn each_step_stands_once_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = |last| (1..=last).map(|step| ("loss".to_owned(), step)).collect::<Vec<_>>();
+    let mut writer = EventWriter::resume(dir.path(), 5.0, 0).unwrap();
+    (1..=300).for_each(|step| writer.scalars(step, 5.0, &[("loss", 1.0)]).unwrap());
+    // The last write stopped in the middle.
+    let first = writer.path().to_path_buf();
+    let whole = fs::read(&first).unwrap();
+    fs::write(&first, &whole[..whole.len() - 3]).unwrap();
+    for last in [297, 200, 3] {
+        let mut writer = EventWriter::resume(dir.path(), 6.0, last).unwrap();
+        assert_eq!(points(dir.path()), expected(last), "resumed after step {last}");
+        (last + 1..=last + 5).for_each(|step| writer.scalars(step, 6.0, &[("loss", 2.0)]).unwrap());
+        assert_eq!(points(dir.path()), expected(last + 5), "went on after step {last}");
+    }
+    let foreign = dir.path().join("events.out.tfevents.1.elsewhere");
+    fs::write(&foreign, b"of another program").unwrap();
+    drop(EventWriter::resume(dir.path(), 7.0, 0).unwrap());
+    assert_eq!(fs::read(&foreign).unwrap(), b"of another program");
+    fs::remove_file(&foreign).unwrap();
+    assert!(points(dir.path()).is_empty());
+    assert!(
+        fs::read_dir(dir.path())
+            .unwrap()
+            .all(|entry| { !entry.unwrap().file_name().to_string_lossy().ends_with(".tmp") })
+    );
+}

@@ -241,8 +241,9 @@ pub struct LogConfig {
     pub validate_every: u64,
     /// Windows of one validation.
     pub validate_windows: u64,
-    /// Windows that the causal rule is calibrated on (from the end of the validation text; at least
-    /// one, and none of them is scored unless the text has only one).
+    /// Windows that the causal rule is calibrated on, at equal distances from the whole validation
+    /// text; at least one and at most half of them. None of them is scored unless the text has only
+    /// one.
     pub calibrate_windows: u64,
 }
 

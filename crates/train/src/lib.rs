@@ -3,6 +3,7 @@
 
 mod config;
 mod error;
+mod forecast;
 mod freeze;
 mod optimizer;
 mod resume;
@@ -20,6 +21,7 @@ pub use config::{
     ScheduleConfig, StartConfig, TrainConfig,
 };
 pub use error::TrainError;
+pub use forecast::{Forecast, Memory, Timing, Work};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use rounded::{Rounded, stored_bytes, tensors};
@@ -29,4 +31,6 @@ pub use start::{config_of, run_folder};
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Made, Stored, load, load_for_use, load_model, model_config, write_model};
 pub use text::SpecialTokens;
-pub use validate::{RuleScore, SourceScore, Validation, score_rule, spread, validate};
+pub use validate::{
+    RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, validate,
+};

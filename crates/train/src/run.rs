@@ -119,7 +119,7 @@ impl Run {
         let keep = Some(trainer.step);
         let log = Log::open(&dir.join("log.jsonl"), keep)?;
         let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
-        let events = EventWriter::create(&dir.join("events"), wall_time)?;
+        let events = EventWriter::resume(&dir.join("events"), wall_time, trainer.step)?;
         let dir = dir.to_path_buf();
         Ok(Self {
             trainer,
@@ -268,7 +268,10 @@ impl Run {
         self.log.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
-        let snapshot = snapshot(&self.trainer, fingerprint, rule.as_ref(), &self.tokenizer)?;
+        let values: Vec<_> =
+            self.trainer.model.weights().iter().map(|(_, weight)| weight.values()).collect();
+        let snapshot =
+            snapshot(&self.trainer, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;
         let parent = self.dir.join("checkpoints");
         let path =
             checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::params::{BufferSpec, Group};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
-use ops::Moments;
+use ops::{Moments, Values};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -75,19 +75,22 @@ pub(crate) fn only_runs<T>(path: &Path, format: &str) -> Result<T, TrainError> {
     })
 }
 
+/// A checkpoint of `trainer`, over its own moments and the `values` of its weights in the order of
+/// the parameter table: nothing of either is copied.
 pub(crate) fn snapshot<'a>(
-    trainer: &Trainer,
+    trainer: &'a Trainer,
+    values: &'a [Values],
     data: &str,
     rule: Option<&Rule>,
     tokenizer: &[u8],
 ) -> Result<Snapshot<'a>, TrainError> {
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
-    for ((spec, weight), moments) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
-    {
-        weights.push(matrix(spec.name.clone(), spec.shape, weight.read()));
+    let table = trainer.model.weights().iter().map(|(spec, _)| spec);
+    for ((spec, values), moments) in table.zip(values).zip(trainer.optimizer.moments()) {
+        weights.push(matrix(spec.name.clone(), spec.shape, values));
         let Some(Moments { first, second }) = moments else { continue };
-        optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first.clone()));
-        optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second.clone()));
+        optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first));
+        optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second));
     }
     let state = State {
         step: trainer.step,
@@ -120,7 +123,7 @@ pub(crate) fn snapshot<'a>(
     })
 }
 
-fn matrix<'a>(name: String, (rows, columns): (usize, usize), data: Vec<f32>) -> NamedTensor<'a> {
+fn matrix(name: String, (rows, columns): (usize, usize), data: &[f32]) -> NamedTensor<'_> {
     NamedTensor { name, shape: vec![rows, columns], data: data.into() }
 }
 

@@ -10,12 +10,15 @@ use serde::Serialize;
 
 use crate::{TrainError, pack};
 
+/// Rows that a pass of validation has at most, unless one window is longer.
+pub(crate) const ROWS_OF_A_PASS: usize = 4096;
+
 /// Sums over some predictions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct SourceScore {
     /// Predictions that count, each of one token from those before it.
     pub predictions: u64,
-    /// Bytes of text that the predicted tokens stand for.
+    /// Bytes of the original text that the predicted tokens stand for.
     pub bytes: u64,
     /// Mean negative log-likelihood, nats per prediction.
     pub nll: f64,
@@ -89,20 +92,18 @@ pub fn score_rule(
     how: &Scoring<'_>,
 ) -> (RuleScore, Vec<RowScore>) {
     let corpus = windows.corpus();
-    let (bytes, names) = (corpus.token_bytes(), corpus.sources());
+    let names = corpus.sources();
     let mut result =
         RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
     let mut all = Vec::new();
     for chunk in chunks {
         let batch = pack(chunk, document_mask);
         let scores = score(model, &batch, how, &mut NoProbe);
-        let sources = chunk.iter().flat_map(|w| w.source.iter());
-        for (((row, &counts), &target), &source) in
-            scores.iter().zip(&batch.counts).zip(batch.targets.iter()).zip(sources)
-        {
+        let sources = chunk.iter().flat_map(|w| w.source.iter().zip(&w.bytes));
+        for ((row, &counts), (&source, &bytes)) in scores.iter().zip(&batch.counts).zip(sources) {
             result.depths[row.depth as usize] += 1;
             if counts {
-                let (nll, bytes) = (f64::from(row.nll), u64::from(bytes[target as usize]));
+                let (nll, bytes) = (f64::from(row.nll), u64::from(bytes));
                 result.all.add(nll, bytes);
                 let name = names.get(source as usize).map_or("unknown", String::as_str);
                 result.sources.entry(name.to_owned()).or_default().add(nll, bytes);
@@ -115,18 +116,48 @@ pub fn score_rule(
     (result, all)
 }
 
-/// The windows with these numbers, in chunks of about 4096 rows.
-fn in_chunks(
-    windows: &Windows,
-    numbers: impl Iterator<Item = u64>,
-) -> Result<Vec<Vec<Window>>, TrainError> {
-    let each = (4096 / windows.seq_len().max(1)).max(1);
-    let all: Result<Vec<Window>, _> = numbers.map(|i| windows.unshuffled(i)).collect();
+/// The windows with these numbers, in chunks of at most 4096 rows or one window.
+///
+/// # Errors
+/// A number that is not below the count of windows.
+pub fn in_chunks(windows: &Windows, numbers: &[u64]) -> Result<Vec<Vec<Window>>, TrainError> {
+    let each = (ROWS_OF_A_PASS / windows.seq_len().max(1)).max(1);
+    let all: Result<Vec<Window>, _> = numbers.iter().map(|&i| windows.unshuffled(i)).collect();
     Ok(all?.chunks(each).map(<[Window]>::to_vec).collect())
 }
 
-/// Calibrates the causal rule on the last `calibrate` windows and scores both rules on up to
-/// `count` windows before them.
+/// Which windows of a held-out text make the causal rule and which ones are scored.
+///
+/// A text is its sources one after the other, so both kinds are taken at equal distances from all
+/// of it. No window is of both kinds, unless the text has only one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowChoice {
+    /// Numbers of the windows that the rule is calibrated on, ascending.
+    pub calibrated: Vec<u64>,
+    /// Numbers of the windows that are scored, ascending.
+    pub scored: Vec<u64>,
+}
+
+impl WindowChoice {
+    /// Of `windows` windows, those in the middle of `calibrate` equal stretches calibrate, at most
+    /// half of all; of the others `score` at equal distances are scored, at least one.
+    pub fn new(windows: u64, score: u64, calibrate: u64) -> Self {
+        let held = calibrate.min(windows / 2).max(calibrate.min(1)).min(windows);
+        let calibrated: Vec<u64> = (0..held).map(|i| (2 * i + 1) * windows / (2 * held)).collect();
+        let mut rest: Vec<u64> =
+            (0..windows).filter(|i| calibrated.binary_search(i).is_err()).collect();
+        if rest.is_empty() {
+            rest.clone_from(&calibrated);
+        }
+        let others = rest.len() as u64;
+        let count = score.min(others).max(1);
+        let scored = (0..count).map(|i| rest[(i * others / count) as usize]).collect();
+        Self { calibrated, scored }
+    }
+}
+
+/// Calibrates the causal rule on `calibrate` windows and scores both rules on up to `count` others,
+/// as [`WindowChoice`] says.
 ///
 /// # Errors
 /// Windows that cannot be read.
@@ -138,34 +169,22 @@ pub fn validate(
     calibrate: u64,
     document_mask: bool,
 ) -> Result<Validation, TrainError> {
-    let held = calibrate.min(windows.len() / 2).max(1).min(windows.len());
-    let count = count.min(windows.len() - held).max(1).min(windows.len());
-    let aside: Vec<Batch> = in_chunks(windows, windows.len() - held..windows.len())?
+    let choice = WindowChoice::new(windows.len(), count, calibrate.max(1));
+    let aside: Vec<Batch> = in_chunks(windows, &choice.calibrated)?
         .iter()
         .map(|chunk| pack(chunk, document_mask))
         .collect();
     let rule = causal_rule(model, state, &aside);
-    // Spread over the whole text, so that every source is met.
-    let chunks = spread(windows, windows.len() - held, count)?;
+    let chunks = in_chunks(windows, &choice.scored)?;
     let how = Scoring::by(&Rule::NonCausal, state);
     let (training, a) = score_rule(model, windows, &chunks, document_mask, &how);
     let how = Scoring::by(&rule, state);
     let (causal, b) = score_rule(model, windows, &chunks, document_mask, &how);
     Ok(Validation {
-        windows: count,
+        windows: choice.scored.len() as u64,
         training,
         causal,
         disagreement: disagreement(&a, &b),
         rule: Some(rule),
     })
-}
-
-/// `count` of the first `of` windows at equal distances, in chunks.
-///
-/// # Errors
-/// A window that cannot be read.
-pub fn spread(windows: &Windows, of: u64, count: u64) -> Result<Vec<Vec<Window>>, TrainError> {
-    let of = of.max(1);
-    let count = count.min(of);
-    in_chunks(windows, (0..count).map(|i| i * of / count))
 }

@@ -1,0 +1,424 @@
+//! What a run will take, before it takes it: memory at its peak, and operations.
+//!
+//! Memory is counted in the numbers that the operations keep for the backward pass (`ops`), the
+//! buffers they fill on the way, and what stays from step to step. The allocator keeps what it has,
+//! so buffers of one size are used again, and those of another size come on top. A save copies
+//! nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Batch, BatchSequence};
+use model::cost::{Convention, forward_flops, nominal_capacities};
+use model::layout::LayerUse;
+use model::params::{ParamPlace, ParamSpec};
+use model::routers::ThresholdsFrom;
+use model::table::specs;
+use model::{Causality, KvMode, Model, ModelConfig, RouterConfig, RouterState};
+
+use crate::validate::ROWS_OF_A_PASS;
+use crate::{Recipe, Stored, TrainConfig, TrainError, Trainer, WindowChoice};
+
+/// Bytes that a process of this program holds without a model: code, threads, tables.
+const PROGRAM: u64 = 20 << 20;
+
+/// What the allocator takes for a buffer, over what was asked for: measured, since large blocks
+/// share segments of 32 MiB (`measurements/2026-11-29-xeon-2c/forecasts.md`).
+const ALLOCATED: f64 = 1.2;
+
+/// Memory of a run at its peak, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights, gradients and moments; of frozen weights only the weights.
+    pub state: u64,
+    /// Weights of the model that is learned from.
+    pub teacher: u64,
+    /// What the backward pass of one micro-batch keeps and fills.
+    pub activations: u64,
+    /// Logits of the head and, beside a teacher, of both models, with the gradient of the head.
+    pub head: u64,
+    /// The program without a model.
+    pub program: u64,
+    /// Files of the data folder that are mapped; the system drops them where memory is short.
+    pub mapped: u64,
+}
+
+impl Memory {
+    /// What the machine must have free.
+    pub fn needed(&self) -> u64 {
+        self.state + self.teacher + self.activations + self.head + self.program
+    }
+
+    /// All that the system counts for the process at its peak.
+    pub fn peak(&self) -> u64 {
+        self.needed() + self.mapped
+    }
+}
+
+/// Operations of a run, full count: two for a multiply-add.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Forward and backward of all steps.
+    pub steps: f64,
+    /// Of `steps`: layers that run again in the backward pass.
+    pub again: f64,
+    /// The teacher's forward passes, and the student's logits that are compared with its.
+    pub teacher: f64,
+    /// Calibration and scoring, at every validation and before every save.
+    pub validation: f64,
+    /// Validations, those before saves among them.
+    pub validations: u64,
+    /// Checkpoints that are written.
+    pub saves: u64,
+}
+
+impl Work {
+    /// All operations of the run.
+    pub fn total(&self) -> f64 {
+        self.steps + self.teacher + self.validation
+    }
+}
+
+/// What a run of a recipe takes. The vocabulary must be known.
+#[derive(Clone, Copy, Debug)]
+pub struct Forecast<'a> {
+    /// The recipe with its vocabulary filled in.
+    pub recipe: &'a Recipe,
+    /// The model that is learned from, if any.
+    pub teacher: Option<&'a ModelConfig>,
+    /// Windows of the validation text; as many as the recipe asks for where it is not known.
+    pub valid_windows: Option<u64>,
+    /// Bytes of the data folder's shards.
+    pub data_bytes: u64,
+}
+
+impl Forecast<'_> {
+    /// Memory at the peak.
+    ///
+    /// # Errors
+    /// An impossible model.
+    pub fn memory(&self) -> Result<Memory, TrainError> {
+        let (recipe, config) = (self.recipe, &self.recipe.model);
+        let rows = recipe.train.micro_batch * recipe.data.sequence_length;
+        let scored = self.scored_rows();
+        let (v, d) = (config.vocab_size, config.width);
+        // Logits of as many rows as the head takes at a time, with rows and gradients beside them.
+        // Where a validation has more, it takes a second buffer.
+        let [taken, larger] = [rows, scored].map(|rows| ops::head_rows(v).min(rows));
+        let both = taken + if larger > taken { larger } else { 0 };
+        let logits = 4 * both * (v + 2 * d + 1);
+        let (mut head, mut teacher) = (logits + 4 * v * d, 0);
+        let mut backward = self.kept_values(rows)? + rows as f64 * in_flight(config);
+        if let Some(taught) = self.teacher {
+            let table = specs(taught, &taught.check()?);
+            teacher = 4 * table.iter().map(|spec| spec.count()).sum::<usize>();
+            head += 4 * (2 * ops::distill_rows(v).min(rows) * v + v * d);
+            backward += (rows * (taught.width + d)) as f64;
+            backward += rows as f64 * in_flight(taught);
+        }
+        // Passes of validation have other sizes than those of training, unless by chance.
+        if scored != rows {
+            let shares = nominal_capacities(config);
+            let sizes = 1.0 + shares.iter().filter(|share| **share < 1.0).sum::<f64>();
+            backward += scored as f64 * in_flight(config) * sizes;
+        }
+        Ok(Memory {
+            state: recipe.state_bytes()?,
+            teacher: teacher as u64,
+            activations: (ALLOCATED * 4.0 * backward) as u64,
+            head: head as u64,
+            program: PROGRAM,
+            mapped: self.data_bytes,
+        })
+    }
+
+    /// Rows of the largest pass of a validation.
+    fn scored_rows(&self) -> usize {
+        let log = &self.recipe.log;
+        let windows = log.validate_windows.max(log.calibrate_windows).max(1);
+        let windows = windows.min(self.valid_windows.unwrap_or(windows)).max(1) as usize;
+        let length = self.recipe.data.sequence_length;
+        (windows * length).min((ROWS_OF_A_PASS / length.max(1)).max(1) * length)
+    }
+
+    /// Numbers that one pass keeps for its backward pass.
+    fn kept_values(&self, rows: usize) -> Result<f64, TrainError> {
+        let config = &self.recipe.model;
+        let plan = config.check()?;
+        let table = specs(config, &plan);
+        // The widest pass counts, which is the first where capacities fall.
+        let shares = config.router.capacities(config.recursions, 0);
+        let recurs = plan.recursions.len();
+        let d = config.width as f64;
+        let mut values = 0.0;
+        for at in plan.unrolled() {
+            let inner = plan.recursions.iter().flatten().any(|u| u.layer == at.layer);
+            let share = if inner { shares[at.recursion] } else { 1.0 };
+            values += share
+                * match self.recipe.train.recompute {
+                    true => d,
+                    false => layer_values(config, at.stored) + adapter_values(&table, at),
+                };
+        }
+        if self.recipe.train.recompute {
+            // One layer at a time runs again and keeps everything.
+            values += layer_values(config, 0);
+        }
+        for (r, share) in shares.iter().enumerate().take(recurs) {
+            // The rows that the router scores, and the results that it weighs.
+            let candidates = if r == 0 { 1.0 } else { shares[r - 1] };
+            if config.router != RouterConfig::FIXED {
+                values += d * (candidates + share);
+            }
+        }
+        // The last norm's rows, and the gradient that the head leaves for them.
+        Ok(rows as f64 * (values + 2.0 * d))
+    }
+
+    /// Operations of the whole run.
+    ///
+    /// # Errors
+    /// An impossible model.
+    pub fn work(&self) -> Result<Work, TrainError> {
+        let recipe = self.recipe;
+        let (config, train) = (&recipe.model, &recipe.train);
+        let plan = config.check()?;
+        let n = recipe.data.sequence_length;
+        let rows = (train.batch * n) as f64;
+        let forward = |shares: &[f64]| forward_flops(config, &plan, n, shares, Convention::Full);
+        let head = 2.0 * (config.vocab_size * config.width) as f64;
+        let (mut ahead, mut steps) = (0.0, 0);
+        // Shares change until the capacities have fallen, then stay.
+        let last = nominal_capacities(config);
+        while steps < train.steps {
+            let shares = config.router.capacities(config.recursions, steps);
+            if shares == last {
+                break;
+            }
+            ahead += forward(&shares);
+            steps += 1;
+        }
+        ahead += (train.steps - steps) as f64 * forward(&last);
+        let all = train.steps as f64;
+        let again = if train.recompute { rows * (ahead - all * head) } else { 0.0 };
+        let frozen = frozen_share(recipe)?;
+        let mut teacher = 0.0;
+        if let Some(taught) = self.teacher {
+            let shares = nominal_capacities(taught);
+            let there = forward_flops(taught, &taught.check()?, n, &shares, Convention::Full);
+            teacher = rows * all * (there + 3.0 * head);
+        }
+        let (validations, saves) = moments(recipe);
+        let one = self.validation_rows(config) * forward(&last);
+        Ok(Work {
+            steps: rows * ahead * (3.0 - frozen) + again,
+            again,
+            teacher,
+            validation: validations as f64 * one,
+            validations,
+            saves,
+        })
+    }
+
+    /// Rows that run in one validation: each scored one twice, each calibrating one once for every
+    /// recursion whose capacity is below 1, as far as that recursion.
+    fn validation_rows(&self, config: &ModelConfig) -> f64 {
+        let log = &self.recipe.log;
+        let asked = log.validate_windows + log.calibrate_windows.max(1);
+        let windows = self.valid_windows.unwrap_or(2 * asked);
+        let choice = WindowChoice::new(windows, log.validate_windows, log.calibrate_windows.max(1));
+        let calibrates = matches!(
+            config.router.settings().causality(),
+            Causality::Thresholds(ThresholdsFrom::Calibration { .. })
+        );
+        let below = nominal_capacities(config).iter().filter(|c| **c < 1.0).count();
+        let passes = if calibrates { below } else { 0 };
+        let scored = 2 * choice.scored.len() + passes * choice.calibrated.len();
+        (scored * self.recipe.data.sequence_length) as f64
+    }
+}
+
+/// Seconds of a step here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// One micro-batch, forward and backward.
+    pub pass: f64,
+    /// What a step does once: norms and the update.
+    pub once: f64,
+    /// Operations of that micro-batch, the teacher's among them.
+    pub pass_flops: f64,
+}
+
+impl Timing {
+    /// Seconds of a whole run of `recipe` that does `work`, without its saves.
+    pub fn run(&self, recipe: &Recipe, work: &Work) -> f64 {
+        recipe.train.steps as f64 * self.once + work.total() / self.pass_flops * self.pass
+    }
+}
+
+/// The longest that a pass may take by the forecast to be timed at all.
+const LONGEST_PASS: f64 = 6.0;
+/// How long steps are timed.
+const TIMED: Duration = Duration::from_millis(1500);
+
+impl Forecast<'_> {
+    /// Times steps of the recipe on random tokens; `rate` is a guess of this machine's FLOP/s, by
+    /// which long passes are timed on fewer sequences. `None` where one sequence takes too long.
+    ///
+    /// # Errors
+    /// An impossible recipe, or a step that is not finite.
+    pub fn time(&self, rate: f64) -> Result<Option<Timing>, TrainError> {
+        let recipe = self.recipe;
+        let whole = Recipe {
+            train: TrainConfig {
+                steps: 1,
+                batch: recipe.train.micro_batch,
+                ..recipe.train.clone()
+            },
+            ..recipe.clone()
+        };
+        let pass = Forecast { recipe: &whole, ..*self }.work()?;
+        let pass_flops = pass.steps + pass.teacher;
+        let seconds = pass_flops / rate / recipe.train.micro_batch as f64;
+        let sequences = ((1.0 / seconds) as usize).clamp(1, recipe.train.micro_batch);
+        if seconds > LONGEST_PASS {
+            return Ok(None);
+        }
+        let mut trainer = Trainer::new(recipe)?;
+        if let Some(taught) = self.teacher {
+            trainer.teacher = Some(Arc::new(untrained(taught)?));
+        }
+        let batch = noise(&recipe.model, sequences, recipe.data.sequence_length);
+        let one = median_step(&mut trainer, std::slice::from_ref(&batch))?;
+        let two = median_step(&mut trainer, &[batch.clone(), batch])?;
+        let pass = (two - one).max(0.2 * one);
+        let shrunk = recipe.train.micro_batch as f64 / sequences as f64;
+        Ok(Some(Timing { pass: pass * shrunk, once: (one - pass).max(0.0), pass_flops }))
+    }
+}
+
+/// Seconds of a step on `batches`, the median of some.
+fn median_step(trainer: &mut Trainer, batches: &[Batch]) -> Result<f64, TrainError> {
+    trainer.step_on(batches)?;
+    // Every step is the first one, whose capacities the operations are counted with.
+    trainer.step = 0;
+    let (begin, mut seconds) = (Instant::now(), Vec::new());
+    while seconds.len() < 3 || (begin.elapsed() < TIMED && seconds.len() < 25) {
+        let clock = Instant::now();
+        trainer.step_on(batches)?;
+        seconds.push(clock.elapsed().as_secs_f64());
+        trainer.step = 0;
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// Sequences of random tokens.
+fn noise(config: &ModelConfig, sequences: usize, length: usize) -> Batch {
+    let all = sequences * length;
+    let ids: Vec<u32> = (0..=all as u64)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u32 % config.vocab_size as u32)
+        .collect();
+    let (document, same) = (vec![0; length], vec![true; length]);
+    let sequences: Vec<BatchSequence<'_>> = (0..all)
+        .step_by(length)
+        .map(|first| BatchSequence {
+            ids: &ids[first..first + length],
+            targets: &ids[first + 1..first + length + 1],
+            document: &document,
+            same_document: &same,
+        })
+        .collect();
+    Batch::pack(&sequences, true)
+}
+
+/// A teacher of these sizes with fresh weights.
+fn untrained(config: &ModelConfig) -> Result<Stored, TrainError> {
+    Ok(Stored {
+        model: Arc::new(Model::fresh(config, 0)?),
+        state: RouterState::default(),
+        rule: None,
+        tokenizer: None,
+        text: None,
+        origin: None,
+        recipe: None,
+        step: 0,
+        tokens: 0,
+        rounded: None,
+    })
+}
+
+/// Numbers that a layer keeps for each row: the stream before both norms, both normed rows,
+/// queries, keys and values, the result of attention with a sum for each head, and what the MLP
+/// keeps.
+fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
+    let heads = config.heads * config.head_dim;
+    let attention = 4 * config.width + 2 * heads + config.kv_width() + config.heads;
+    let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };
+    (attention + again) as f64 + mlp_values(config, stored)
+}
+
+/// Values that the MLP of stored layer `stored` keeps for a row. Each of its matrices has the
+/// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for SwiGLU.
+fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
+    let table = config.mlp.settings().specs(&config.sizes(), stored);
+    table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
+}
+
+/// Values that the adapters of one use of a layer keep for a row: the narrow side of each pair,
+/// before and after its scale.
+fn adapter_values(table: &[ParamSpec], at: LayerUse) -> f64 {
+    let mut values = 0.0;
+    for spec in table {
+        if let ParamPlace::Adapter { stored, recursion, .. } = spec.place
+            && (stored, recursion) == (at.stored, at.recursion)
+        {
+            values += spec.shape.0.min(spec.shape.1) as f64;
+        }
+    }
+    values
+}
+
+/// Numbers a row that are in flight between two operations: the widest of them, which is the MLP's,
+/// twice over, and the stream.
+fn in_flight(config: &ModelConfig) -> f64 {
+    (2 * config.width) as f64 + mlp_values(config, 0)
+}
+
+/// The share of a forward pass that the backward pass saves on weights that collect no gradient.
+fn frozen_share(recipe: &Recipe) -> Result<f64, TrainError> {
+    let config = &recipe.model;
+    let plan = config.check()?;
+    let (mut all, mut frozen) = (0.0, 0.0);
+    for spec in specs(config, &plan) {
+        if spec.place == ParamPlace::Embed && !config.tie_embeddings {
+            continue;
+        }
+        let uses = spec.place.layer().map_or(1, |stored| plan.uses_of(stored).len());
+        let used = spec.flops() * uses as f64;
+        all += used;
+        if crate::freeze::is_frozen(&recipe.train.freeze, &spec.name) {
+            frozen += used;
+        }
+    }
+    Ok(if all > 0.0 { frozen / all } else { 0.0 })
+}
+
+/// Validations and saves of a run that nobody stops: a save validates what is not validated yet.
+fn moments(recipe: &Recipe) -> (u64, u64) {
+    let (steps, checks) = (recipe.train.steps, recipe.log.validate_every);
+    let saves = recipe.checkpoint.every;
+    if checks == 0 && saves == 0 {
+        return (1, 1);
+    }
+    let count = |every: u64| (steps - 1).checked_div(every).unwrap_or(0);
+    let both = match (checks, saves) {
+        (0, _) | (_, 0) => 0,
+        _ => count(checks / gcd(checks, saves) * saves),
+    };
+    (count(checks) + count(saves) - both + 1, count(saves) + 1)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
