@@ -5,12 +5,12 @@
 //! so buffers of one size are used again, and those of another size come on top. A save copies
 //! nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Batch, BatchSequence};
 use model::cost::{Convention, forward_flops, nominal_capacities};
-use model::layout::LayerUse;
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
@@ -149,15 +149,17 @@ impl Forecast<'_> {
         // The widest pass counts, which is the first where capacities fall.
         let shares = config.router.capacities(config.recursions, 0);
         let recurs = plan.recursions.len();
+        let inner: BTreeSet<usize> = plan.recursions.iter().flatten().map(|at| at.layer).collect();
+        let adapters = adapter_values(&table);
         let d = config.width as f64;
         let mut values = 0.0;
         for at in plan.unrolled() {
-            let inner = plan.recursions.iter().flatten().any(|u| u.layer == at.layer);
-            let share = if inner { shares[at.recursion] } else { 1.0 };
+            let share = if inner.contains(&at.layer) { shares[at.recursion] } else { 1.0 };
+            let adapted = adapters.get(&(at.stored, at.recursion)).copied().unwrap_or(0.0);
             values += share
                 * match self.recipe.train.recompute {
                     true => d,
-                    false => layer_values(config, at.stored) + adapter_values(&table, at),
+                    false => layer_values(config, at.stored) + adapted,
                 };
         }
         if self.recipe.train.recompute {
@@ -187,18 +189,16 @@ impl Forecast<'_> {
         let rows = (train.batch * n) as f64;
         let forward = |shares: &[f64]| forward_flops(config, &plan, n, shares, Convention::Full);
         let head = 2.0 * (config.vocab_size * config.width) as f64;
-        let (mut ahead, mut steps) = (0.0, 0);
         // Shares change until the capacities have fallen, then stay.
         let last = nominal_capacities(config);
-        while steps < train.steps {
-            let shares = config.router.capacities(config.recursions, steps);
-            if shares == last {
-                break;
-            }
-            ahead += forward(&shares);
-            steps += 1;
+        let falling = first_at(config, &last, train.steps);
+        let sampled = falling.min(SAMPLED_STEPS);
+        let mut ahead = (train.steps - falling) as f64 * forward(&last);
+        for i in 0..sampled {
+            let step = (u128::from(i) * u128::from(falling) / u128::from(sampled)) as u64;
+            let shares = config.router.capacities(config.recursions, step);
+            ahead += falling as f64 / sampled as f64 * forward(&shares);
         }
-        ahead += (train.steps - steps) as f64 * forward(&last);
         let all = train.steps as f64;
         let again = if train.recompute { rows * (ahead - all * head) } else { 0.0 };
         let frozen = frozen_share(recipe)?;
@@ -365,18 +365,31 @@ fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
     table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
 }
 
-/// Values that the adapters of one use of a layer keep for a row: the narrow side of each pair,
-/// before and after its scale.
-fn adapter_values(table: &[ParamSpec], at: LayerUse) -> f64 {
-    let mut values = 0.0;
+/// Values that the adapters of a use of a layer keep for a row, by stored layer and recursion: the
+/// narrow side of each pair, before and after its scale.
+fn adapter_values(table: &[ParamSpec]) -> BTreeMap<(usize, usize), f64> {
+    let mut values = BTreeMap::new();
     for spec in table {
-        if let ParamPlace::Adapter { stored, recursion, .. } = spec.place
-            && (stored, recursion) == (at.stored, at.recursion)
-        {
-            values += spec.shape.0.min(spec.shape.1) as f64;
+        if let ParamPlace::Adapter { stored, recursion, .. } = spec.place {
+            let narrow = spec.shape.0.min(spec.shape.1) as f64;
+            *values.entry((stored, recursion)).or_insert(0.0) += narrow;
         }
     }
     values
+}
+
+/// Steps of falling capacities that are counted one by one; of more, as many at equal distances.
+const SAMPLED_STEPS: u64 = 256;
+
+/// The first step at which capacities have fallen to `last`; `steps` if none has.
+fn first_at(config: &ModelConfig, last: &[f64], steps: u64) -> u64 {
+    let (mut low, mut high) = (0, steps);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let fallen = config.router.capacities(config.recursions, middle) == last;
+        if fallen { high = middle } else { low = middle + 1 }
+    }
+    low
 }
 
 /// Numbers a row that are in flight between two operations: the widest of them, which is the MLP's,
@@ -421,4 +434,33 @@ fn moments(recipe: &Recipe) -> (u64, u64) {
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::routers::expert_choice;
+
+    use super::*;
+
+    fn work(steps: u64, capacity_warmup_steps: u64) -> Work {
+        let router = expert_choice::Config { capacity_warmup_steps, ..Default::default() };
+        let mut recipe = Recipe::default();
+        recipe.model.vocab_size = 50;
+        recipe.model.router = RouterConfig::ExpertChoice(router);
+        recipe.train.steps = steps;
+        let (teacher, valid_windows) = (None, None);
+        Forecast { recipe: &recipe, teacher, valid_windows, data_bytes: 0 }.work().expect("legal")
+    }
+
+    /// A long fall of the capacities is counted by samples, and comes to what a short one of the
+    /// same share of the run comes to.
+    #[test]
+    fn falling_capacities_of_any_length_are_counted() {
+        let (none, short) = (work(400, 0).steps, work(400, 200).steps);
+        assert!(short > 1.02 * none, "{short} {none}");
+        for times in [10, 1 << 30] {
+            let long = work(400 * times, 200 * times).steps / times as f64;
+            assert!((long / short - 1.0).abs() < 1e-3, "{times}: {long} {short}");
+        }
+    }
 }
