@@ -190,8 +190,8 @@ pub(crate) fn fits(given: &Recipe) -> Result<()> {
     let mut recipe = given.clone();
     if recipe.model.vocab_size == 0 {
         // Data that cannot be read is refused where it is opened, with its reason.
-        let manifest = Manifest::load(Path::new(&recipe.data.dir));
-        recipe.model.vocab_size = manifest.map_or(1, |found| found.vocab_size as usize);
+        let corpus = Corpus::open(Path::new(&recipe.data.dir), Split::Train);
+        recipe.model.vocab_size = corpus.map_or(1, |corpus| corpus.vocab_size());
     }
     let teacher = teacher(&recipe)?;
     let forecast =
