@@ -23,8 +23,8 @@ const ALONE: [&str; 7] =
     ["build", "--release", "-p", "model", "--tests", "--message-format", "json"];
 
 /// Crates that may be compiled again, as they take seconds: the compiler of build scripts has more
-/// features where a C library is built in parallel, and what it builds follows it; and `xtask` reads
-/// Rust with the crates that procedural macros read it with, and needs more of them.
+/// features where a C library is built in parallel, and what it builds follows it. `xtask` reads
+/// Rust with the crates that procedural macros use, and asks for more of their features.
 const GRANTED: [&str; 6] = ["cc", "libmimalloc-sys", "mimalloc", "proc-macro2", "quote", "syn"];
 
 /// Runs all steps; the first failure ends it.
