@@ -7,11 +7,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::serving::{Inbox, alone, engine, limits, request, run, same};
+use common::serving::{Inbox, alone, by_plain_loop, engine, limits, request, run, same};
 use common::{batch, config, fresh, models, name, rule};
-use engine::{
-    DefaultDraw, Engine, EngineOptions, Generation, Sampler, Scoring, log_probabilities, oracle,
-};
+use engine::{DefaultDraw, Engine, EngineOptions, Scoring, log_probabilities};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule};
 use ops::KvFormat;
@@ -49,18 +47,7 @@ struct Counts {
 /// The recursions of each row of a request: those of its prompt, then those of all new tokens but
 /// the last.
 fn depths(model: &Model, rule: &Rule, request: &Request) -> Vec<u32> {
-    let sampler = Sampler { seed: request.sampling.seed, ..Sampler::default() };
-    let what = Generation {
-        prompt: &request.prompt,
-        max_tokens: request.max_tokens,
-        stop: &[],
-        sampler: &sampler,
-        rule,
-        state: &RouterState::default(),
-        max_depth: None,
-        choice: request.sampling.choice,
-    };
-    let found = oracle::generate(model, &what, &mut |_| true).expect("a fair request");
+    let found = by_plain_loop(model, rule, request);
     let mut depths = found.prompt_depths;
     depths.extend(found.tokens.iter().skip(1).map(|token| token.depth));
     depths

@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use data::TrainOptions;
     use engine::{Generation, Sampler, oracle};
-    use model::{CausalThresholds, Model, ModelConfig, RouterConfig, RouterState};
+    use model::{CausalThresholds, Model, ModelConfig, RouterConfig};
 
     const TEXT: &str = "the model reads a token, and a token reads the model; na\u{ef}ve \u{4e2d}";
 
@@ -225,18 +225,8 @@ mod tests {
         };
         let thresholds = vec![Some(0.0), Some(0.1)];
         let rule = CausalThresholds { thresholds, ..CausalThresholds::open("hand", 2) };
-        Stored {
-            model: Model::fresh(&config, 3).expect("legal").into(),
-            state: RouterState::default(),
-            rule: Some(Rule::Causal(rule)),
-            tokenizer: None,
-            text: None,
-            origin: None,
-            recipe: None,
-            step: 0,
-            tokens: 0,
-            rounded: None,
-        }
+        let model = Model::fresh(&config, 3).expect("legal");
+        Stored { rule: Some(Rule::Causal(rule)), ..Stored::of(model.into()) }
     }
 
     /// How many recursions each row of the text takes in the plain loop, in stretches of 12.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
-use model::{Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
+use model::{Model, ModelConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, SchedulerLimits};
 use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
@@ -163,10 +163,10 @@ fn folder_name(path: &Path) -> String {
 
 /// Which family of models a config belongs to.
 pub(crate) fn family(config: &ModelConfig) -> &'static str {
-    match (&config.router, config.sharing) {
-        (_, Sharing::None) => "dense",
-        (RouterConfig::Fixed(_), _) => "recursive",
-        _ => "mor",
+    match (config.sharing, config.router.settings().chooses()) {
+        (Sharing::None, _) => "dense",
+        (_, false) => "recursive",
+        (_, true) => "mor",
     }
 }
 

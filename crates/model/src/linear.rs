@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ops::{Tensor2, Weight};
 
-use crate::adapters::member::{Adapter, AdapterSettings};
+use crate::adapters::member::{Adapter, AdapterSettings, stored_product};
 use crate::layout::{DepthRuns, LayerPlan};
 use crate::params::{ParamPlace, ParamSpec, Part, Take};
 use crate::pass::Pass;
@@ -100,10 +100,9 @@ impl Linear {
         recursion: usize,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
-        match (self.adapters.get(recursion).and_then(Option::as_ref), residual_tn) {
-            (Some(adapter), residual_tn) => adapter.run(&self.weight, h_td, residual_tn, pass),
-            (None, Some(residual_tn)) => pass.ops.linear_add(h_td, &self.weight, residual_tn),
-            (None, None) => pass.ops.linear(h_td, &self.weight),
+        match self.adapters.get(recursion).and_then(Option::as_ref) {
+            Some(adapter) => adapter.run(&self.weight, h_td, residual_tn, pass),
+            None => stored_product(pass.ops, &self.weight, h_td, residual_tn),
         }
     }
 }

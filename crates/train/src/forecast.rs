@@ -14,7 +14,7 @@ use model::cost::{Convention, forward_flops, nominal_capacities};
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
-use model::{Causality, KvMode, Model, ModelConfig, RouterConfig, RouterState};
+use model::{Causality, KvMode, Model, ModelConfig};
 
 use crate::validate::ROWS_OF_A_PASS;
 use crate::{Recipe, Stored, TrainConfig, TrainError, Trainer, WindowChoice};
@@ -169,7 +169,7 @@ impl Forecast<'_> {
         for (r, share) in shares.iter().enumerate().take(recurs) {
             // The rows that the router scores, and the results that it weighs.
             let candidates = if r == 0 { 1.0 } else { shares[r - 1] };
-            if config.router != RouterConfig::FIXED {
+            if config.router.settings().chooses() {
                 values += d * (candidates + share);
             }
         }
@@ -286,7 +286,8 @@ impl Forecast<'_> {
         }
         let mut trainer = Trainer::new(recipe)?;
         if let Some(taught) = self.teacher {
-            trainer.teacher = Some(Arc::new(untrained(taught)?));
+            let fresh = Model::fresh(taught, 0)?;
+            trainer.teacher = Some(Arc::new(Stored::of(Arc::new(fresh))));
         }
         let batch = noise(&recipe.model, sequences, recipe.data.sequence_length);
         let one = median_step(&mut trainer, std::slice::from_ref(&batch))?;
@@ -330,22 +331,6 @@ fn noise(config: &ModelConfig, sequences: usize, length: usize) -> Batch {
         })
         .collect();
     Batch::pack(&sequences, true)
-}
-
-/// A teacher of these sizes with fresh weights.
-fn untrained(config: &ModelConfig) -> Result<Stored, TrainError> {
-    Ok(Stored {
-        model: Arc::new(Model::fresh(config, 0)?),
-        state: RouterState::default(),
-        rule: None,
-        tokenizer: None,
-        text: None,
-        origin: None,
-        recipe: None,
-        step: 0,
-        tokens: 0,
-        rounded: None,
-    })
 }
 
 /// Numbers that a layer keeps for each row: the stream before both norms, both normed rows,
@@ -438,6 +423,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use model::RouterConfig;
     use model::routers::expert_choice;
 
     use super::*;

@@ -2,6 +2,7 @@
 //! types and shapes.
 
 use std::cmp::Reverse;
+use std::path::Path;
 
 use checkpoint::{Dtype, NamedTensor, TensorData, TensorFile};
 use model::params::ParamSpec;
@@ -13,6 +14,16 @@ use crate::TrainError;
 
 /// Stem of the document that says what a checkpoint's weights were rounded to.
 pub(crate) const DOCUMENT: &str = "quantized";
+
+/// The refusal of rounded weights where others are needed.
+pub(crate) fn only_runs<T>(path: &Path, format: &str) -> Result<T, TrainError> {
+    Err(TrainError::Checkpoint {
+        path: path.to_path_buf(),
+        field: "the format of its weights".into(),
+        found: format!("{format}, written by `lathe quantize` for use only"),
+        expected: "f32: start from the f32 checkpoint that it was made from".into(),
+    })
+}
 
 /// What a checkpoint that only runs says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

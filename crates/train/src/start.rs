@@ -6,7 +6,8 @@ use std::sync::Arc;
 use model::ModelConfig;
 
 use crate::rounded;
-use crate::stored::{model_config, only_runs};
+use crate::rounded::only_runs;
+use crate::stored::model_config;
 use crate::{Stored, TrainError, Trainer, load_model};
 
 /// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.

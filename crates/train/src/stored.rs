@@ -56,23 +56,29 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// A model that no checkpoint holds: without rule, tokenizer and history.
+    pub fn of(model: Arc<Model>) -> Self {
+        Self {
+            model,
+            state: RouterState::default(),
+            rule: None,
+            tokenizer: None,
+            text: None,
+            origin: None,
+            recipe: None,
+            step: 0,
+            tokens: 0,
+            rounded: None,
+        }
+    }
+
     /// Refuses a checkpoint of rounded weights.
     fn whole(self, path: &Path) -> Result<Self, TrainError> {
         match &self.rounded {
             None => Ok(self),
-            Some(format) => only_runs(path, &format.to_string()),
+            Some(format) => rounded::only_runs(path, &format.to_string()),
         }
     }
-}
-
-/// The refusal of rounded weights where others are needed.
-pub(crate) fn only_runs<T>(path: &Path, format: &str) -> Result<T, TrainError> {
-    Err(TrainError::Checkpoint {
-        path: path.to_path_buf(),
-        field: "the format of its weights".into(),
-        found: format!("{format}, written by `lathe quantize` for use only"),
-        expected: "f32: start from the f32 checkpoint that it was made from".into(),
-    })
 }
 
 /// A checkpoint of `trainer`, over its own moments and the `values` of its weights in the order of
@@ -227,7 +233,10 @@ pub(crate) fn restore(
     data: &str,
 ) -> Result<(), TrainError> {
     if loaded.json.contains_key(rounded::DOCUMENT) {
-        return only_runs(&loaded.path, &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights);
+        return rounded::only_runs(
+            &loaded.path,
+            &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights,
+        );
     }
     if !loaded.json.contains_key("state") {
         let expected = "that of a run; a model that was imported or converted is where a run \

@@ -306,18 +306,7 @@ fn a_teacher_decides_by_its_own_rule_and_state() {
 
 /// A teacher of this model.
 fn stored(model: &Arc<Model>, state: RouterState, rule: Option<Rule>) -> Arc<Stored> {
-    Arc::new(Stored {
-        model: model.clone(),
-        state,
-        rule,
-        tokenizer: None,
-        text: None,
-        origin: None,
-        recipe: None,
-        step: 0,
-        tokens: 0,
-        rounded: None,
-    })
+    Arc::new(Stored { state, rule, ..Stored::of(model.clone()) })
 }
 
 /// `tau^2 KL(known || student)` of one row's logits.

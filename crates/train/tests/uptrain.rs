@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{batches, recipe, weights};
 use model::routers::expert_choice::{Config as Expert, Gating};
-use model::{KvMode, ModelConfig, RouterConfig, RouterState, Sharing};
+use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 use train::{DistillConfig, Recipe, Stored, Trainer};
 
 fn released(gate_release_steps: u64) -> Recipe {
@@ -23,20 +23,7 @@ fn released(gate_release_steps: u64) -> Recipe {
 
 fn teacher(config: &ModelConfig, seed: u64) -> Arc<Stored> {
     let model = model::Model::fresh(config, seed).expect("legal");
-    let (state, rule, tokenizer, text, origin, recipe) =
-        (RouterState::default(), None, None, None, None, None);
-    Arc::new(Stored {
-        model: Arc::new(model),
-        state,
-        rule,
-        tokenizer,
-        text,
-        origin,
-        recipe,
-        step: 0,
-        tokens: 0,
-        rounded: None,
-    })
+    Arc::new(Stored::of(Arc::new(model)))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use engine::{DefaultDraw, Engine, EngineOptions, Generation, Sampler, Token, oracle};
+use engine::{DefaultDraw, Engine, EngineOptions, Generated, Generation, Sampler, Token, oracle};
 use model::{Model, RouterState, Rule};
 use ops::KvFormat;
 use scheduler::{
@@ -131,8 +131,13 @@ pub(crate) fn run(engine: &mut Engine, requests: &[Request], at: &[u64]) -> Vec<
     }
 }
 
-/// What the plain loop gives.
+/// The tokens that the plain loop gives.
 pub(crate) fn alone(model: &Model, rule: &Rule, request: &Request) -> Vec<Token> {
+    by_plain_loop(model, rule, request).tokens
+}
+
+/// What the plain loop gives.
+pub(crate) fn by_plain_loop(model: &Model, rule: &Rule, request: &Request) -> Generated {
     let sampler = Sampler { seed: request.sampling.seed, ..Sampler::default() };
     let what = Generation {
         prompt: &request.prompt,
@@ -144,7 +149,7 @@ pub(crate) fn alone(model: &Model, rule: &Rule, request: &Request) -> Vec<Token>
         max_depth: request.depth_options.max_depth.map(|d| d as usize),
         choice: request.sampling.choice,
     };
-    oracle::generate(model, &what, &mut |_| true).expect("a fair request").tokens
+    oracle::generate(model, &what, &mut |_| true).expect("a fair request")
 }
 
 pub(crate) fn same(found: &[TokenOut], expected: &[Token], what: &str) {

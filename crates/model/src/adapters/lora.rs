@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced};
+use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, stored_product};
 use crate::attention;
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
@@ -225,10 +225,7 @@ impl Adapter for Pair {
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;
-        let y_tn = match residual_tn {
-            Some(residual) => ops.linear_add(h_td.clone(), weight, residual),
-            None => ops.linear(h_td.clone(), weight),
-        };
+        let y_tn = stored_product(ops, weight, h_td.clone(), residual_tn);
         self.add(h_td, y_tn, ops)
     }
 }

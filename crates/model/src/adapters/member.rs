@@ -124,6 +124,19 @@ pub trait Adapter: Debug + Send + Sync {
     ) -> Tensor2;
 }
 
+/// `h W^T`, added to `residual` if there is one: a matrix as it is stored.
+pub(crate) fn stored_product(
+    ops: Ops,
+    weight: &Weight,
+    h_td: Tensor2,
+    residual_tn: Option<Tensor2>,
+) -> Tensor2 {
+    match residual_tn {
+        Some(residual_tn) => ops.linear_add(h_td, weight, residual_tn),
+        None => ops.linear(h_td, weight),
+    }
+}
+
 /// What changes the stream behind layers.
 pub trait StreamAdapter: Debug + Send + Sync {
     /// Whether it does so behind stored layer `stored`.

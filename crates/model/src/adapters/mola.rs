@@ -9,7 +9,7 @@ use ops::{Combine, Ops, Tensor2, Weight, from_rows, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::lora::{self, Pair};
-use super::member::{Adapter, AdapterSettings, Matrices};
+use super::member::{Adapter, AdapterSettings, Matrices, stored_product};
 use crate::error::{ConfigError, refuse};
 use crate::layout::{LayerPlan, LayerUse};
 use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec};
@@ -46,9 +46,13 @@ impl Default for Config {
 impl Config {
     /// How many adapters the matrices of stored layer `stored` have.
     fn experts_of(&self, plan: &LayerPlan, stored: usize) -> usize {
-        let before = (0..stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
-        let all = (0..plan.stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
+        let (before, all) = (self.adapted(plan, stored), self.adapted(plan, plan.stored));
         self.experts.get(before * self.experts.len() / all.max(1)).copied().unwrap_or_default()
+    }
+
+    /// How many of the first `layers` stored layers get adapters.
+    fn adapted(&self, plan: &LayerPlan, layers: usize) -> usize {
+        (0..layers).filter(|&layer| self.adapter.reaches(plan, layer)).count()
     }
 }
 
@@ -60,7 +64,7 @@ impl AdapterSettings for Config {
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
         self.adapter.check(sizes, plan, matrices)?;
-        let adapted = (0..plan.stored).filter(|&layer| self.adapter.reaches(plan, layer)).count();
+        let adapted = self.adapted(plan, plan.stored);
         let groups = self.experts.len();
         if groups == 0 || !adapted.is_multiple_of(groups) {
             let expected = format!(
@@ -181,10 +185,7 @@ impl Adapter for Mola {
     ) -> Tensor2 {
         let ops = pass.ops;
         let plan = self.route(h_td.clone(), ops);
-        let mut y_tn = match residual_tn {
-            Some(residual) => ops.linear_add(h_td.clone(), weight, residual),
-            None => ops.linear(h_td.clone(), weight),
-        };
+        let mut y_tn = stored_product(ops, weight, h_td.clone(), residual_tn);
         let Some(weights) = &plan.weights else { return y_tn };
         for (expert, pair) in self.pairs.iter().enumerate() {
             let rows: Arc<[u32]> = plan.of(expert).into();

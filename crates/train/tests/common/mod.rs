@@ -73,7 +73,7 @@ pub(crate) struct Plain {
     pub(crate) logits: Vec<Vec<f64>>,
     /// Rows by number of recursions.
     pub(crate) depths: Vec<u64>,
-    /// Of each sequence.
+    /// For each sequence what the router is taught, as means over its rows.
     pub(crate) losses: Vec<RouterLosses>,
 }
 
