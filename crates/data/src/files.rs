@@ -20,6 +20,20 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<(), DataError> 
     finish(file, &beside, path)
 }
 
+/// A file of a data folder, opened for reading. What it is comes first: opening a pipe would wait
+/// for somebody to write into it.
+///
+/// # Errors
+/// One that cannot be read, or is no plain file (a folder, a pipe, a device).
+pub(crate) fn open(path: &Path, next: &'static str) -> Result<File, DataError> {
+    let meta = std::fs::metadata(path).map_err(DataError::io("read", path))?;
+    if !meta.is_file() {
+        let found = "something else, such as a folder or a pipe";
+        return Err(DataError::format(path, "file type", "a file", found, next));
+    }
+    File::open(path).map_err(DataError::io("read", path))
+}
+
 /// Flushes `file`, which lies at `beside`, and renames it to `path`.
 pub(crate) fn finish(file: File, beside: &Path, path: &Path) -> Result<(), DataError> {
     file.sync_all().map_err(DataError::io("flush", beside))?;

@@ -207,17 +207,8 @@ impl Shard {
     /// # Errors
     /// Any contradiction, with the file and the field.
     pub fn open(path: &Path, sources: usize, verify: bool) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(DataError::io("read", path))?;
+        let file = files::open(path, NEXT)?;
         let meta = file.metadata().map_err(DataError::io("read", path))?;
-        if !meta.is_file() {
-            return Err(DataError::format(
-                path,
-                "file type",
-                "a file",
-                "something else, such as a folder",
-                NEXT,
-            ));
-        }
         if meta.len() < HEADER as u64 {
             let found = format!("{} bytes", meta.len());
             return Err(DataError::format(path, "header", format!("{HEADER} bytes"), found, NEXT));

@@ -78,7 +78,7 @@ impl TextBytes {
         verify: bool,
     ) -> Result<Self, DataError> {
         let path = path_of(shard);
-        let file = File::open(&path).map_err(DataError::io("read", &path))?;
+        let file = files::open(&path, NEXT)?;
         let length = file.metadata().map_err(DataError::io("read", &path))?.len();
         if length != 4 * tokens as u64 {
             let expected = format!("{} bytes, four a token", 4 * tokens as u64);

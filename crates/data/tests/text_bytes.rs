@@ -100,6 +100,16 @@ fn a_file_of_bytes_that_is_another_is_refused() {
     refused("four a token");
     std::fs::remove_file(&path).unwrap();
     refused("read");
+    // Nobody writes into this one: opening it would wait for ever.
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    refused("a pipe");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, &whole).unwrap();
+    let shard = dir.path().join("validation-00000.shard");
+    std::fs::rename(&shard, dir.path().join("other")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&shard).status().unwrap().success());
+    let error = Corpus::open(dir.path(), Split::Validation).err().expect("refused").to_string();
+    assert!(error.contains("shard") && error.contains("a pipe"), "{error}");
 }
 
 #[test]
