@@ -181,8 +181,12 @@ fn depth_row(depth: usize, scores: &[RowScore]) -> Vec<String> {
         }
     }
     let share = 100.0 * f64::from(tokens) / scores.len().max(1) as f64;
-    let mean = nats / f64::from(predicted.max(1));
-    vec![output::recursions(depth), tokens.to_string(), format!("{share:.1}"), format!("{mean:.3}")]
+    // A mean of nothing is no number, and 0 nats would be the best there is.
+    let mean = match predicted {
+        0 => "-".to_owned(),
+        _ => format!("{:.3}", nats / f64::from(predicted)),
+    };
+    vec![output::recursions(depth), tokens.to_string(), format!("{share:.1}"), mean]
 }
 
 /// The thresholds of each recursion, in words where every row passes.
@@ -248,6 +252,17 @@ mod tests {
             depths.extend(seen.prompt_depths);
         }
         depths
+    }
+
+    #[test]
+    fn nats_are_means_over_rows_with_a_next_token() {
+        let scores = [(1.0, 1), (2.5, 2), (4.0, 1), (9.0, 2), (9.0, 0)];
+        let scores = scores.map(|(nll, depth)| RowScore { nll, depth });
+        assert_eq!(depth_row(1, &scores)[1..], ["2", "40.0", "2.500"]);
+        assert_eq!(depth_row(2, &scores)[1..], ["2", "40.0", "5.750"]);
+        // Its only row is the last, which predicts nothing.
+        assert_eq!(depth_row(0, &scores)[1..], ["1", "20.0", "-"]);
+        assert_eq!(depth_row(3, &scores)[1..], ["0", "0.0", "-"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `cargo xtask mutants ROOM --sample N`: breaks a room in one place after another and asks whether
 //! its tests, or those of the rooms that use it, notice. All mutants of a sample are built at once
 //! and one is woken at a time, so that each costs only the tests up to the first that fails.
-//! What has run is kept under target/mutants/ and not run again.
+//! What was noticed is kept under target/mutants/ and not run again; what was not is asked anew, as
+//! a test may have come.
 
 mod build;
 mod find;
@@ -48,6 +49,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     }
     let folder = root.join("target/mutants");
     fs::create_dir_all(&folder)?;
+    let _lock = lock(&folder)?;
     let tree = folder.join("tree");
     say(&format!("building {} mutants with the tests of {}", drawn.len(), packages.join(", ")));
     let (programs, refused) = build::build(root, &tree, &packages, &drawn)?;
@@ -57,7 +59,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let sample = &viable[..viable.len().min(options.sample)];
     for (done, (number, mutant)) in sample.iter().enumerate() {
         let name = mutant.name();
-        if results.known.contains_key(&name) {
+        if results.is_noticed(&name) {
             continue;
         }
         let by = run::noticed(&programs, **number)?;
@@ -67,6 +69,16 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     }
     summary(sample.iter().map(|(_, mutant)| mutant.name()), &results);
     Ok(())
+}
+
+/// Held while a run lasts: two would build over each other's test programs.
+fn lock(folder: &Path) -> Result<fs::File> {
+    let path = folder.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    if file.try_lock().is_err() {
+        bail!("another run is at work in {}: wait for its end", folder.display());
+    }
+    Ok(file)
 }
 
 fn options(arguments: &[String]) -> Result<Options> {
@@ -164,6 +176,10 @@ impl Results {
         Ok(Self { path, known })
     }
 
+    fn is_noticed(&self, name: &str) -> bool {
+        self.known.get(name).is_some_and(Option::is_some)
+    }
+
     fn keep(&mut self, name: String, by: Option<String>) -> Result<()> {
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
         writeln!(file, "{}", json!({ "mutant": name, "noticed_by": by }))?;
@@ -175,9 +191,10 @@ impl Results {
 fn summary(names: impl Iterator<Item = String>, results: &Results) {
     let (mut noticed, mut left) = (0, Vec::new());
     for name in names {
-        match results.known.get(&name) {
-            Some(Some(_)) => noticed += 1,
-            _ => left.push(name),
+        if results.is_noticed(&name) {
+            noticed += 1;
+        } else {
+            left.push(name);
         }
     }
     let count = noticed + left.len();
@@ -200,6 +217,28 @@ mod tests {
         for (i, a) in &drawn {
             assert!(drawn.iter().all(|(j, b)| i == j || plant::apart(a, b)), "{}", a.name());
         }
+    }
+
+    #[test]
+    fn what_was_not_noticed_is_asked_again_and_two_runs_do_not_meet() {
+        let folder = std::env::temp_dir().join(format!("mutants-test-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("room.jsonl");
+        let mut results = Results::open(path.clone()).expect("nothing yet");
+        results.keep("a".into(), None).expect("writes");
+        results.keep("b".into(), Some("room tests fail".into())).expect("writes");
+        let mut results = Results::open(path.clone()).expect("two lines");
+        assert!(!results.is_noticed("a") && results.is_noticed("b") && !results.is_noticed("c"));
+        results.keep("a".into(), Some("room tests fail".into())).expect("writes");
+        assert!(Results::open(path.clone()).expect("three lines").is_noticed("a"));
+        fs::write(&path, "{\"mutant\": ").expect("writes");
+        let error = format!("{:#}", Results::open(path).err().expect("cut off"));
+        assert!(error.contains("remove it"), "{error}");
+        let first = lock(&folder).expect("alone");
+        assert!(lock(&folder).is_err());
+        drop(first);
+        assert!(lock(&folder).is_ok());
+        fs::remove_dir_all(&folder).expect("removes");
     }
 
     #[test]
