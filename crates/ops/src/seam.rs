@@ -2,11 +2,13 @@
 //! CPU tensors, and [`apply`] records it if any input is tracked. Burn is pinned; nothing else in
 //! the workspace touches these types.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use burn_autodiff::{
-    Autodiff,
+    Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
@@ -58,6 +60,7 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
 
     fn backward(self, step: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let g = contiguous(gradients.consume::<Flex>(&step.node));
+        leaves(step.node.id);
         let (op, saved) = step.state;
         // A leaf's gradient stays in the container when read, so only inner nodes can be continued
         // in place.
@@ -65,15 +68,45 @@ impl<const N: usize, O: FastOp<N>> Backward<Flex, N> for Step<O, N> {
             .continues()
             .and_then(|i| step.parents[i].clone())
             .filter(|parent| !parent.parents.is_empty())
-            .map(|parent| contiguous(gradients.consume::<Flex>(&parent)));
+            .map(|parent| {
+                leaves(parent.id);
+                contiguous(gradients.consume::<Flex>(&parent))
+            });
         let wanted = step.parents.each_ref().map(Option::is_some);
         let found = timing::of::<O, _>(false, || op.backward(saved, g, wanted, earlier));
         for (parent, gradient) in step.parents.into_iter().zip(found) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                gradients.register::<Flex>(parent.id, gradient);
-            }
+            let (Some(parent), Some(gradient)) = (parent, gradient) else { continue };
+            // What the tape would do in a new buffer, with the backend's addition, which is slow.
+            let sum = if parent.parents.is_empty() || arrives(parent.id) {
+                gradient
+            } else {
+                let mut sum = contiguous(gradients.consume::<Flex>(&parent));
+                kernels::rows::add_into(values_mut(&mut sum), values(&contiguous(gradient)));
+                sum
+            };
+            gradients.register::<Flex>(parent.id, sum);
         }
     }
+}
+
+thread_local! {
+    /// Inner nodes with a gradient from one of our operations that waits for its own backward.
+    static ARRIVED: RefCell<HashSet<NodeId>> = RefCell::default();
+}
+
+/// Whether `node` now has a gradient for the first time.
+fn arrives(node: NodeId) -> bool {
+    ARRIVED.with_borrow_mut(|arrived| arrived.insert(node))
+}
+
+/// To be called for each gradient that is read.
+fn leaves(node: NodeId) {
+    ARRIVED.with_borrow_mut(|arrived| arrived.remove(&node));
+}
+
+/// Forgets gradients that nothing read: they belong to a tape that ended.
+pub(crate) fn forget_arrived() {
+    ARRIVED.with_borrow_mut(HashSet::clear);
 }
 
 /// Runs `op`; if an input is tracked, the backward joins the tape.
