@@ -44,6 +44,9 @@ struct Inputs<'a> {
     v: usize,
     targets: &'a [u32],
     weights: &'a [f32],
+    /// Most rows of a chunk. Each takes a buffer for as many, so that passes whose rows of weight 0
+    /// differ in number share one buffer.
+    most: usize,
 }
 
 /// The negative log-likelihood of `target` under the softmax of `logits`; leaves the exponentials
@@ -64,7 +67,7 @@ fn chunk(
 ) {
     let Inputs { d, v, .. } = inputs;
     let (n, with_grads) = (rows.len(), grads.is_some());
-    let mut scratch = Scratch::take(n * (v + 2 * d + 1));
+    let mut scratch = Scratch::take(inputs.most * (v + 2 * d + 1));
     let [logits, x, dx, loss] = scratch.split([n * v, n * d, n * d, n]);
     gather_rows(inputs.x_td, d, rows, x);
     let e = Mat::rows_major(inputs.e_vd, v, d);
@@ -130,32 +133,28 @@ pub fn linear_cross_entropy(
     if let Some(bad) = targets.iter().find(|&&target| target as usize >= v) {
         panic!("{name}: target {bad}, but the vocabulary has {v} entries");
     }
-    by_chunks(Inputs { x_td, e_vd, d, v, targets, weights }, chunk_rows(v), losses, grads);
+    let most = chunk_rows(v).min(t.max(1));
+    by_chunks(Inputs { x_td, e_vd, d, v, targets, weights, most }, losses, grads);
 }
 
-fn by_chunks(
-    inputs: Inputs<'_>,
-    rows: usize,
-    losses: &mut [f32],
-    grads: Option<(&mut [f32], &mut [f32])>,
-) {
-    let Inputs { d, weights, .. } = inputs;
+fn by_chunks(inputs: Inputs<'_>, losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32])>) {
+    let Inputs { d, weights, most, .. } = inputs;
     let all = 0..inputs.targets.len() as u32;
     let Some((dx_td, de_vd)) = grads else {
         let all: Vec<u32> = all.collect();
-        return all.chunks(rows).for_each(|rows| chunk(inputs, rows, losses, None));
+        return all.chunks(most).for_each(|rows| chunk(inputs, rows, losses, None));
     };
     let (weighted, silent): (Vec<u32>, Vec<u32>) =
         all.partition(|&row| weights[row as usize] != 0.0);
     let mut start = Start::Zero;
-    for rows in weighted.chunks(rows) {
+    for rows in weighted.chunks(most) {
         chunk(inputs, rows, losses, Some((&mut *dx_td, &mut *de_vd, start)));
         start = Start::FromC;
     }
     if weighted.is_empty() {
         de_vd.fill(0.0);
     }
-    for rows in silent.chunks(rows) {
+    for rows in silent.chunks(most) {
         chunk(inputs, rows, losses, None);
         for &row in rows {
             dx_td[row as usize * d..][..d].fill(0.0);
@@ -263,7 +262,7 @@ mod tests {
         let case = case(600, 9, 70);
         let runs = in_pools(1..=3, || run(&case).map(|x| bits(&x)));
         assert!(runs[0] == runs[1] && runs[1] == runs[2]);
-        for rows in [1, 7, 599] {
+        for most in [1, 7, 599] {
             let inputs = Inputs {
                 x_td: &case.x,
                 e_vd: &case.e,
@@ -271,11 +270,12 @@ mod tests {
                 v: 70,
                 targets: &case.targets,
                 weights: &case.weights,
+                most,
             };
             let (mut losses, mut dx) = (vec![0.0; 600], vec![0.0; 600 * 9]);
             let mut de = vec![0.0; 70 * 9];
-            by_chunks(inputs, rows, &mut losses, Some((&mut dx, &mut de)));
-            assert!(runs[0] == [losses, dx, de].map(|x| bits(&x)), "chunks of {rows} rows");
+            by_chunks(inputs, &mut losses, Some((&mut dx, &mut de)));
+            assert!(runs[0] == [losses, dx, de].map(|x| bits(&x)), "chunks of {most} rows");
         }
         assert_close(
             &run(&case)[0],

@@ -24,6 +24,8 @@ impl Scratch {
             fitting.or(kept.len().checked_sub(1)).map(|i| kept.swap_remove(i)).unwrap_or_default()
         });
         if values.len() < len {
+            // The old one goes first, so that both never exist.
+            drop(values);
             values = vec![0.0; len];
         }
         Self { values, len }
