@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::seam::{FastOp, Raw, apply, raw, wrap};
+use crate::seam::{FastOp, Raw, apply, make, raw, wrap};
 use crate::{Ops, Tensor2, tensor};
 
 /// A piece of the model, from rows to rows of the same count.
@@ -42,10 +42,27 @@ impl FastOp<1> for Recompute {
 
     fn backward(&self, x: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
         let leaf = tensor::leaf(&wrap(x));
-        let y = (self.piece)(leaf.clone());
-        // The tape of the piece is its own graph; a product with the arriving gradient starts it.
-        let loss = (y * Tensor2::from_inner(wrap(g))).sum();
+        // The tape of the piece is its own graph.
+        let loss = apply(Arrive { g }, [(self.piece)(leaf.clone())]);
         let gradients = loss.backward();
         [leaf.grad(&gradients).map(|dx| raw(&dx))]
+    }
+}
+
+/// Begins a tape whose last gradient is known: a scalar whose gradient is `g`.
+#[derive(Clone, Debug)]
+struct Arrive {
+    g: Raw,
+}
+
+impl FastOp<1> for Arrive {
+    type Saved = ();
+
+    fn forward(&self, _: [Raw; 1]) -> (Raw, ()) {
+        (make(vec![0.0], 1, 1), ())
+    }
+
+    fn backward(&self, (): (), _: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        [Some(self.g.clone())]
     }
 }
