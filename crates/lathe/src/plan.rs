@@ -125,7 +125,7 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
         ("steps", recipe.train.steps.to_string()),
         ("tokens", human_count(tokens)),
         ("training FLOPs, full count", human_count(work.steps)),
-        ("of them, layers run again (train.recompute)", human_count(work.again)),
+        ("of them, layers that run once more", human_count(work.again)),
         ("teacher FLOPs", human_count(work.teacher)),
         ("validation FLOPs", human_count(work.validation)),
         ("validations, checkpoints", format!("{}, {}", work.validations, work.saves)),

@@ -91,13 +91,12 @@ pub fn forward_flops(
     capacities: &[f64],
     convention: Convention,
 ) -> f64 {
-    let table = specs(config, plan);
-    let shares = Shares { plan, capacities };
+    let shares = Shares { plan, capacities, coda: 1.0 };
     let mut total = 0.0;
     for at in plan.unrolled() {
         total += attention_flops(config, n, shares.of(at), shares.keys(config.kv, at), convention);
     }
-    for spec in &table {
+    for spec in &specs(config, plan) {
         total += product_flops(config, spec, &shares, convention);
     }
     if convention == Convention::Full && config.tie_embeddings {
@@ -105,6 +104,21 @@ pub fn forward_flops(
         total += head_flops(config, plan);
     }
     total
+}
+
+/// Forward FLOPs per token of the layers ahead of the recursion, at sequence length `n`, and of the
+/// router that is asked behind them, in the full convention.
+pub fn prelude_flops(config: &ModelConfig, plan: &LayerPlan, n: usize) -> f64 {
+    let none = vec![0.0; plan.recursions.len()];
+    let shares = Shares { plan, capacities: &none, coda: 0.0 };
+    let mut total = 0.0;
+    for at in plan.unrolled() {
+        let (share, keys) = (shares.of(at), shares.keys(config.kv, at));
+        total += attention_flops(config, n, share, keys, Convention::Full);
+    }
+    let table = specs(config, plan);
+    let products = table.iter().filter(|spec| spec.place != ParamPlace::Head);
+    total + products.map(|s| product_flops(config, s, &shares, Convention::Full)).sum::<f64>()
 }
 
 /// Forward FLOPs of the output head for one row.
@@ -119,7 +133,7 @@ pub fn head_flops(config: &ModelConfig, plan: &LayerPlan) -> f64 {
 pub fn row_flops(config: &ModelConfig, plan: &LayerPlan, depth: usize) -> f64 {
     let mut taken = vec![1.0; depth.min(plan.recursions.len())];
     taken.resize(plan.recursions.len(), 0.0);
-    let shares = Shares { plan, capacities: &taken };
+    let shares = Shares { plan, capacities: &taken, coda: 1.0 };
     let table = specs(config, plan);
     let products = table.iter().filter(|spec| spec.place != ParamPlace::Head);
     products.map(|spec| product_flops(config, spec, &shares, Convention::Full)).sum()
@@ -129,6 +143,8 @@ pub fn row_flops(config: &ModelConfig, plan: &LayerPlan, depth: usize) -> f64 {
 struct Shares<'a> {
     plan: &'a LayerPlan,
     capacities: &'a [f64],
+    /// Of the layers behind the recursion.
+    coda: f64,
 }
 
 impl Shares<'_> {
@@ -139,8 +155,12 @@ impl Shares<'_> {
     fn of(&self, at: LayerUse) -> f64 {
         let block = self.plan.recursions.first().map_or(0, Vec::len);
         let first = self.plan.before.len();
-        let recurs = (first..first + block * self.plan.recursions.len()).contains(&at.layer);
-        if recurs { self.recursion(at.recursion) } else { 1.0 }
+        let last = first + block * self.plan.recursions.len();
+        match at.layer {
+            layer if layer < first => 1.0,
+            layer if layer < last => self.recursion(at.recursion),
+            _ => self.coda,
+        }
     }
 
     /// Rows whose keys and values a use of a layer sees: those that take it, or under sharing those

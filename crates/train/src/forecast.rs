@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Batch, BatchSequence};
-use model::cost::{Convention, forward_flops, nominal_capacities};
+use model::cost::{Convention, forward_flops, nominal_capacities, prelude_flops};
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
 use model::{Causality, KvMode, Model, ModelConfig};
 
 use crate::validate::ROWS_OF_A_PASS;
-use crate::{Recipe, Stored, TrainConfig, TrainError, Trainer, WindowChoice};
+use crate::{Recipe, Stored, TrainError, Trainer, WindowChoice};
 
 /// Bytes that a process of this program holds without a model: code, threads, tables.
 const PROGRAM: u64 = 20 << 20;
@@ -60,7 +60,8 @@ impl Memory {
 pub struct Work {
     /// Forward and backward of all steps.
     pub steps: f64,
-    /// Of `steps`: layers that run again in the backward pass.
+    /// Of `steps`: layers that run once more, in the backward pass, or to count the loads of a
+    /// router whose loss is over several passes.
     pub again: f64,
     /// The teacher's forward passes, and the student's logits that are compared with its.
     pub teacher: f64,
@@ -76,6 +77,22 @@ impl Work {
     /// All operations of the run.
     pub fn total(&self) -> f64 {
         self.steps + self.teacher + self.validation
+    }
+}
+
+/// Operations of one row of a step, as in [`Work`].
+#[derive(Default)]
+struct RowWork {
+    step: f64,
+    again: f64,
+    teacher: f64,
+}
+
+impl RowWork {
+    fn add(&mut self, other: &Self, times: f64) {
+        self.step += times * other.step;
+        self.again += times * other.again;
+        self.teacher += times * other.teacher;
     }
 }
 
@@ -119,8 +136,7 @@ impl Forecast<'_> {
         // Passes of validation have other sizes than those of training, unless by chance.
         if scored != rows {
             let shares = nominal_capacities(config);
-            let sizes = 1.0 + shares.iter().filter(|share| **share < 1.0).sum::<f64>();
-            backward += scored as f64 * in_flight(config) * sizes;
+            backward += scored as f64 * in_flight(config) * sizes_of(&shares);
         }
         Ok(Memory {
             state: recipe.state_bytes()?,
@@ -187,37 +203,49 @@ impl Forecast<'_> {
         let plan = config.check()?;
         let n = recipe.data.sequence_length;
         let rows = (train.batch * n) as f64;
-        let forward = |shares: &[f64]| forward_flops(config, &plan, n, shares, Convention::Full);
-        let head = 2.0 * (config.vocab_size * config.width) as f64;
         // Shares change until the capacities have fallen, then stay.
         let last = nominal_capacities(config);
         let falling = first_at(config, &last, train.steps);
         let sampled = falling.min(SAMPLED_STEPS);
-        let mut ahead = (train.steps - falling) as f64 * forward(&last);
+        let mut sum = RowWork::default();
+        sum.add(&self.row_work(&last)?, (train.steps - falling) as f64);
         for i in 0..sampled {
             let step = (u128::from(i) * u128::from(falling) / u128::from(sampled)) as u64;
             let shares = config.router.capacities(config.recursions, step);
-            ahead += falling as f64 / sampled as f64 * forward(&shares);
+            sum.add(&self.row_work(&shares)?, falling as f64 / sampled as f64);
         }
-        let all = train.steps as f64;
-        let again = if train.recompute { rows * (ahead - all * head) } else { 0.0 };
-        let frozen = frozen_share(recipe)?;
+        let (validations, saves) = moments(recipe);
+        let scored = forward_flops(config, &plan, n, &last, Convention::Full);
+        Ok(Work {
+            steps: rows * sum.step,
+            again: rows * sum.again,
+            teacher: rows * sum.teacher,
+            validation: validations as f64 * self.validation_rows(config) * scored,
+            validations,
+            saves,
+        })
+    }
+
+    /// Operations of a row of a step whose recursions take these shares.
+    fn row_work(&self, shares: &[f64]) -> Result<RowWork, TrainError> {
+        let recipe = self.recipe;
+        let (config, train) = (&recipe.model, &recipe.train);
+        let plan = config.check()?;
+        let n = recipe.data.sequence_length;
+        let head = 2.0 * (config.vocab_size * config.width) as f64;
+        let forward = forward_flops(config, &plan, n, shares, Convention::Full);
+        let mut again = if train.recompute { forward - head } else { 0.0 };
+        if train.batch > train.micro_batch && config.router.settings().wants_loads() {
+            again += prelude_flops(config, &plan, n);
+        }
         let mut teacher = 0.0;
         if let Some(taught) = self.teacher {
             let shares = nominal_capacities(taught);
             let there = forward_flops(taught, &taught.check()?, n, &shares, Convention::Full);
-            teacher = rows * all * (there + 3.0 * head);
+            teacher = there + 3.0 * head;
         }
-        let (validations, saves) = moments(recipe);
-        let one = self.validation_rows(config) * forward(&last);
-        Ok(Work {
-            steps: rows * ahead * (3.0 - frozen) + again,
-            again,
-            teacher,
-            validation: validations as f64 * one,
-            validations,
-            saves,
-        })
+        let step = forward * (3.0 - frozen_share(recipe)?) + again;
+        Ok(RowWork { step, again, teacher })
     }
 
     /// Rows that run in one validation: each scored one twice, each calibrating one once for every
@@ -269,18 +297,15 @@ impl Forecast<'_> {
     /// An impossible recipe, or a step that is not finite.
     pub fn time(&self, rate: f64) -> Result<Option<Timing>, TrainError> {
         let recipe = self.recipe;
-        let whole = Recipe {
-            train: TrainConfig {
-                steps: 1,
-                batch: recipe.train.micro_batch,
-                ..recipe.train.clone()
-            },
-            ..recipe.clone()
-        };
-        let pass = Forecast { recipe: &whole, ..*self }.work()?;
-        let pass_flops = pass.steps + pass.teacher;
-        let seconds = pass_flops / rate / recipe.train.micro_batch as f64;
-        let sequences = ((1.0 / seconds) as usize).clamp(1, recipe.train.micro_batch);
+        let (model, train) = (&recipe.model, &recipe.train);
+        // Where capacities fall, the middle of the run has shares between the first and the last,
+        // and gathers rows as most steps do.
+        let step = train.steps / 2;
+        let row = self.row_work(&model.router.capacities(model.recursions, step))?;
+        let rows = (train.micro_batch * recipe.data.sequence_length) as f64;
+        let pass_flops = rows * (row.step + row.teacher);
+        let seconds = pass_flops / rate / train.micro_batch as f64;
+        let sequences = ((1.0 / seconds) as usize).clamp(1, train.micro_batch);
         if seconds > LONGEST_PASS {
             return Ok(None);
         }
@@ -289,29 +314,28 @@ impl Forecast<'_> {
             let fresh = Model::fresh(taught, 0)?;
             trainer.teacher = Some(Arc::new(Stored::of(Arc::new(fresh))));
         }
-        let batch = noise(&recipe.model, sequences, recipe.data.sequence_length);
-        let one = median_step(&mut trainer, std::slice::from_ref(&batch))?;
-        let two = median_step(&mut trainer, &[batch.clone(), batch])?;
+        let batch = noise(model, sequences, recipe.data.sequence_length);
+        let one = median_step(&mut trainer, step, std::slice::from_ref(&batch))?;
+        let two = median_step(&mut trainer, step, &[batch.clone(), batch])?;
         let pass = (two - one).max(0.2 * one);
-        let shrunk = recipe.train.micro_batch as f64 / sequences as f64;
+        let shrunk = train.micro_batch as f64 / sequences as f64;
         Ok(Some(Timing { pass: pass * shrunk, once: (one - pass).max(0.0), pass_flops }))
     }
 }
 
-/// Seconds of a step on `batches`, the median of some.
-fn median_step(trainer: &mut Trainer, batches: &[Batch]) -> Result<f64, TrainError> {
-    trainer.step_on(batches)?;
-    // Every step is the first one, whose capacities the operations are counted with.
-    trainer.step = 0;
+/// Seconds of step `at` on `batches`, the median of some.
+fn median_step(trainer: &mut Trainer, at: u64, batches: &[Batch]) -> Result<f64, TrainError> {
     let (begin, mut seconds) = (Instant::now(), Vec::new());
-    while seconds.len() < 3 || (begin.elapsed() < TIMED && seconds.len() < 25) {
+    // The first is not counted: it makes buffers.
+    while seconds.len() < 4 || (begin.elapsed() < TIMED && seconds.len() < 26) {
+        trainer.step = at;
         let clock = Instant::now();
         trainer.step_on(batches)?;
         seconds.push(clock.elapsed().as_secs_f64());
-        trainer.step = 0;
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    let counted = &mut seconds[1..];
+    counted.sort_by(f64::total_cmp);
+    Ok(counted[counted.len() / 2])
 }
 
 /// Sequences of random tokens.
@@ -377,6 +401,11 @@ fn first_at(config: &ModelConfig, last: &[f64], steps: u64) -> u64 {
     low
 }
 
+/// Buffers of all sizes that passes of these shares fill, over the largest.
+fn sizes_of(shares: &[f64]) -> f64 {
+    1.0 + shares.iter().filter(|share| **share < 1.0).sum::<f64>()
+}
+
 /// Numbers a row that are in flight between two operations: the widest of them, which is the MLP's,
 /// twice over, and the stream.
 fn in_flight(config: &ModelConfig) -> f64 {
@@ -425,8 +454,10 @@ fn gcd(a: u64, b: u64) -> u64 {
 mod tests {
     use model::RouterConfig;
     use model::routers::expert_choice;
+    use model::routers::token_choice::{self, Balance};
 
     use super::*;
+    use crate::TrainConfig;
 
     fn work(steps: u64, capacity_warmup_steps: u64) -> Work {
         let router = expert_choice::Config { capacity_warmup_steps, ..Default::default() };
@@ -436,6 +467,29 @@ mod tests {
         recipe.train.steps = steps;
         let (teacher, valid_windows) = (None, None);
         Forecast { recipe: &recipe, teacher, valid_windows, data_bytes: 0 }.work().expect("legal")
+    }
+
+    /// A balance loss over several passes of a step runs the layers ahead of the recursion once
+    /// more; in one pass, and without that loss, nothing runs again.
+    #[test]
+    fn loads_of_several_passes_are_counted() {
+        for (balance, passes, runs) in
+            [(Balance::Loss, 1, 0), (Balance::Loss, 2, 1), (Balance::LossFree, 2, 0)]
+        {
+            let mut recipe = Recipe::default();
+            recipe.model.vocab_size = 50;
+            let router = token_choice::Config { balance, ..Default::default() };
+            recipe.model.router = RouterConfig::TokenChoice(router);
+            recipe.train = TrainConfig { batch: 4, micro_batch: 4 / passes, ..recipe.train };
+            let (teacher, valid_windows) = (None, None);
+            let forecast = Forecast { recipe: &recipe, teacher, valid_windows, data_bytes: 0 };
+            let plan = recipe.model.check().expect("legal");
+            let n = recipe.data.sequence_length;
+            let rows = (recipe.train.steps as usize * 4 * n * runs) as f64;
+            let expected = rows * prelude_flops(&recipe.model, &plan, n);
+            let again = forecast.work().expect("legal").again;
+            assert!((again - expected).abs() <= 1e-9 * expected, "{again} {expected}");
+        }
     }
 
     /// A long fall of the capacities is counted by samples, and comes to what a short one of the

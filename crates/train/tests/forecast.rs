@@ -104,6 +104,7 @@ fn cases(dir: &Path) -> Vec<(&'static str, usize, Recipe)> {
         ("dense", 1000, Recipe { train: wide.clone(), ..dense.clone() }),
         ("a routed model", 1000, mor(&wide, Expert::default())),
         ("capacities that fall", 1000, mor(&dense.train, warm)),
+        ("routed layers run again", 1000, mor(&again, Expert::default())),
         ("layers run again", 1000, Recipe { train: again, ..dense.clone() }),
         ("a large vocabulary", 25_000, dense.clone()),
         (

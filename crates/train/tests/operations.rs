@@ -4,6 +4,7 @@
 mod common;
 
 use common::{batch, recipe};
+use model::cost::prelude_flops;
 use model::{KvMode, ModelConfig, RouterConfig, Sharing};
 use testkit::MODES;
 use train::{DataConfig, Recipe, Trainer};
@@ -32,12 +33,18 @@ fn wide(router: RouterConfig, kv: KvMode, sharing: Sharing) -> Recipe {
     Recipe { model, data, ..base }
 }
 
-/// Calls of one step on `sequences` sequences, its multiply-adds, and what the formula says.
+/// Calls of one step on `sequences` sequences in one pass, its multiply-adds, and what the formula
+/// says.
 fn count(recipe: &Recipe, sequences: usize) -> (u64, f64, f64) {
+    count_passes(recipe, sequences, 1)
+}
+
+/// The same in `passes` passes.
+fn count_passes(recipe: &Recipe, sequences: usize, passes: usize) -> (u64, f64, f64) {
     let mut trainer = Trainer::new(recipe).expect("a legal recipe");
     let ids = testkit::tokens(5, 0, VOCAB, sequences * (LENGTH + 1));
     let texts: Vec<Vec<u32>> = ids.chunks(LENGTH + 1).map(<[u32]>::to_vec).collect();
-    let batches = [batch(&texts)];
+    let batches: Vec<_> = texts.chunks(sequences / passes).map(batch).collect();
     trainer.step_on(&batches).expect("finite");
     ops::timing::measure(true);
     let before = ops::timing::multiply_adds();
@@ -109,4 +116,16 @@ fn a_step_does_what_the_formula_says_and_no_more() {
         seen += 1;
     }
     assert!(seen >= 8 && exact >= 5, "{seen} legal combinations, {exact} counted");
+    loads_cost_the_layers_ahead_of_the_recursion();
+}
+
+/// A balance loss over several passes runs the layers ahead of the recursion once more.
+fn loads_cost_the_layers_ahead_of_the_recursion() {
+    let router = RouterConfig::TokenChoice(model::routers::token_choice::Config::default());
+    let recipe = wide(router, KvMode::RecursionWise, Sharing::MiddleCycle);
+    let ((_, at_once, _), (_, cut, _)) = (count_passes(&recipe, 2, 1), count_passes(&recipe, 2, 2));
+    let plan = recipe.model.check().expect("legal");
+    let formula = prelude_flops(&recipe.model, &plan, LENGTH) / 2.0 * (2 * LENGTH) as f64;
+    let more = cut - at_once;
+    assert!((1.0..1.08).contains(&(more / formula)), "{more} more, the formula says {formula}");
 }
