@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{command, say, tidy};
+use crate::{command, packages, say, tidy};
 
 /// What cargo runs before the tests. All of it uses the release profile, so that build scripts and
 /// procedural macros are compiled once.
@@ -31,6 +31,8 @@ const GRANTED: [&str; 6] = ["cc", "libmimalloc-sys", "mimalloc", "proc-macro2", 
 pub(crate) fn run(root: &Path) -> Result<()> {
     say("== tidy");
     tidy::run(root)?;
+    say("== packages");
+    packages::check(root)?;
     for (name, arguments) in STEPS {
         say(&format!("== {name}: cargo {}", arguments.join(" ")));
         let deny = [("RUSTDOCFLAGS", "-D warnings")];

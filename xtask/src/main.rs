@@ -4,6 +4,7 @@
 
 mod check;
 mod mutants;
+mod packages;
 mod source;
 mod tidy;
 mod tree;
