@@ -1,10 +1,11 @@
 //! `cargo xtask tidy` holds the tree to ARCHITECTURE.md and to the house rules; `cargo xtask check`
 //! runs everything that a push must pass; `cargo xtask mutants` asks whether tests notice a broken
-//! line.
+//! line; `cargo xtask siege` attacks the program for as long as one likes.
 
 mod check;
 mod mutants;
 mod packages;
+mod siege;
 mod source;
 mod tidy;
 mod tree;
@@ -21,12 +22,14 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::run(&root()),
         Some("check") => check::run(&root()),
         Some("mutants") => mutants::run(&root(), &arguments),
+        Some("siege") => siege::run(&root(), &arguments),
         other => {
             let found = other.unwrap_or("nothing");
             Err(anyhow::anyhow!(
                 "cargo xtask got {found}, expected `tidy` (seconds), \
                  `check` (tidy, format, lints, docs, tests), \
-                 or `mutants ROOM` (do its tests notice a broken line)"
+                 `mutants ROOM` (do its tests notice a broken line) \
+                 or `siege` (kills, faults, damaged files, hostile requests for minutes)"
             ))
         }
     };

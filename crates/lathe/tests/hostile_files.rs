@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 
 use common::fixture::Fixture;
+use common::siege::{Siege, mutate, mutate_json};
 use common::{EXPERT, Place, Tensors, recipe};
 use serde_json::{Value, json};
 
@@ -543,4 +544,45 @@ fn a_run_whose_gradients_explode_stops_with_its_last_checkpoint() {
     assert_eq!(ended.code, Some(1), "{last:?}");
     last.iter()
         .for_each(|name| drop(place.run(&["inspect", &format!("run/checkpoints/{name}")]).good()));
+}
+
+/// Files of a checkpoint, changed anywhere, under a manifest that agrees: every verb that reads
+/// them ends in order.
+#[test]
+#[ignore = "for `cargo xtask siege`"]
+fn siege_of_files() {
+    const FILES: [&str; 7] = [
+        "config.json",
+        "state.json",
+        "routing.json",
+        "recipe.json",
+        "tokenizer.json",
+        "weights.safetensors",
+        "optimizer.safetensors",
+    ];
+    let mut siege = Siege::begin("files of a checkpoint");
+    let fixture = Fixture::new(Place::with_run(), STEP);
+    while siege.goes_on() {
+        let file = siege.choose(&FILES);
+        let whole = fixture.file(file);
+        let parsed = serde_json::from_slice::<Value>(&whole).ok();
+        let changed = match parsed.filter(|_| siege.dice.below(4) > 0) {
+            Some(json) => mutate_json(&json, &mut siege.dice).to_string().into_bytes(),
+            None => mutate(&whole, &mut siege.dice),
+        };
+        fixture.put(file, Some(&changed));
+        let step = fixture.folder();
+        let verbs: [&[&str]; 3] = [
+            &["generate", step, "--prompt", "the model \u{4e2d}", "--max-tokens", "5"],
+            &["inspect", step, "--json"],
+            &["eval", step, "--data", "data", "--windows", "1"],
+        ];
+        let verb = siege.choose(&verbs);
+        match fixture.place.endures_with(verb, "").code {
+            Some(0) => siege.count("accepted"),
+            _ => siege.count("refused"),
+        }
+        fixture.heal();
+    }
+    siege.end();
 }

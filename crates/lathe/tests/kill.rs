@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::siege::Siege;
 use common::{Dice, EXPERT, Ended, Place, copy_folder, end, recipe};
 
 const KILL: i32 = 9;
@@ -113,6 +114,64 @@ fn killed_at_random_moments() {
         }
         resume(&place, &run, &expected, &run);
     }
+}
+
+#[test]
+#[ignore = "for `cargo xtask siege`"]
+fn siege_of_kills() {
+    let mut siege = Siege::begin("kills");
+    let (place, expected) = reference(12, 3);
+    let begin = Instant::now();
+    resume(&place, "timed", &expected, "another whole run");
+    let whole = begin.elapsed().as_micros() as u64;
+    while siege.goes_on() {
+        loop {
+            let mut child = quiet(&mut train(&place, "run"));
+            sleep(Duration::from_micros(siege.dice.below(whole * 5 / 4)));
+            child.kill().expect("kills");
+            if child.wait().expect("ends").signal() != Some(KILL) {
+                break;
+            }
+            siege.count("kills");
+        }
+        resume(&place, "run", &expected, "killed");
+        siege.count("runs that ended in the same bytes");
+        fs::remove_dir_all(place.path("run")).expect("removes");
+    }
+    siege.end();
+}
+
+#[test]
+#[ignore = "for `cargo xtask siege`"]
+fn siege_of_faults() {
+    const FAULTS: [&str; 8] = [
+        "kill",
+        "kill-half:write-chunk",
+        "enospc",
+        "enospc-half:write-chunk",
+        "enospc-from",
+        "enospc:rename",
+        "enospc:sync-file",
+        "kill:rename",
+    ];
+    let mut siege = Siege::begin("disk faults");
+    let (place, expected) = reference(6, 3);
+    while siege.goes_on() {
+        // Once or twice, then without fault.
+        for _ in 0..=siege.dice.below(2) {
+            let at = 1 + siege.dice.below(60);
+            let plan = format!("{}:{at}", siege.choose(&FAULTS));
+            let mut command = train(&place, "run");
+            let ended = end(command.env("LATHE_FAULT", &plan));
+            assert!(matches!(ended.code, None | Some(0 | 1)), "{plan}: {ended:?}");
+            assert!(!ended.err.contains("panicked"), "{plan}: {ended:?}");
+            siege.count("faults");
+        }
+        resume(&place, "run", &expected, "after faults");
+        siege.count("runs that ended in the same bytes");
+        fs::remove_dir_all(place.path("run")).expect("removes");
+    }
+    siege.end();
 }
 
 /// Every disk operation of two checkpoints, one run each: the first that is survived tells how many

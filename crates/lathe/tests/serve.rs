@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::Place;
+use common::siege::{Siege, mutate, mutate_json};
 use serde_json::{Value, json};
 
 /// A server over the run of a [`Place`].
@@ -360,4 +361,98 @@ fn rounded_weights_serve() {
             "{weights} {kv}"
         );
     }
+}
+
+/// Memory that the process holds, in kB.
+fn resident(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
+    let status = status.expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("listed");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// What a client got, if the server kept to HTTP: a status, or none where it closed the connection.
+fn status_of(mut stream: TcpStream) -> Option<u16> {
+    let mut bytes = Vec::new();
+    // A server that refuses early may close before all was sent.
+    let _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes);
+    text.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
+}
+
+/// Requests of every kind, changed anywhere: each is answered or closed, none brings the server to
+/// an error of its own, and afterwards it says the same as before in the memory that it had.
+#[test]
+#[ignore = "for `cargo xtask siege`"]
+fn siege_of_requests() {
+    let mut siege = Siege::begin("requests");
+    let place = Place::with_run();
+    let server = Server::start(&place, &["--queue", "8"]);
+    let plain = json!({ "prompt": "The tok", "max_tokens": 12, "temperature": 0 });
+    let (status, before) = server.complete(&plain);
+    assert_eq!(status, 200, "{before}");
+    let bodies = [
+        (
+            "/v1/completions",
+            json!({ "prompt": ["the", "model"], "max_tokens": 8, "n": 2, "logprobs": 3,
+                "stop": ["a"], "seed": 3, "stream": true, "stream_options": { "include_usage": true },
+                "logit_bias": { "5": -3.0 }, "lathe": { "max_depth": 2, "return_depths": true } }),
+        ),
+        (
+            "/v1/completions",
+            json!({ "prompt": [1, 2, 3], "max_tokens": 4, "echo": true, "logprobs": 1, "top_p": 0.5 }),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": [{ "role": "user", "content": "the model" }], "max_tokens": 8,
+                "logprobs": true, "top_logprobs": 2, "frequency_penalty": 0.5 }),
+        ),
+        ("/tokenize", json!({ "prompt": "the model", "add_special_tokens": true })),
+        ("/detokenize", json!({ "tokens": [1, 2, 3] })),
+    ];
+    let mut settled = None;
+    let mut tried = 0u64;
+    while siege.goes_on() {
+        let (path, body) = &bodies[siege.dice.below(bodies.len() as u64) as usize];
+        let mut body = body.clone();
+        for _ in 0..=siege.dice.below(3) {
+            body = mutate_json(&body, &mut siege.dice);
+        }
+        let mut raw = format!(
+            "POST {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\ncontent-type: \
+             application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.to_string().len()
+        )
+        .into_bytes();
+        let torn = siege.dice.below(4) == 0;
+        if torn {
+            raw = mutate(&raw, &mut siege.dice);
+        }
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let _ = stream.write_all(&raw);
+        if torn {
+            // Nothing more will come, whatever length the head promised.
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        match status_of(stream) {
+            Some(200..=299) => siege.count("answered"),
+            Some(400..=499) => siege.count("refused"),
+            Some(501 | 503 | 505) => siege.count("not served"),
+            None if torn => siege.count("closed"),
+            other => panic!("{other:?} for {}", String::from_utf8_lossy(&raw)),
+        }
+        tried += 1;
+        if tried == 500 {
+            settled = Some(resident(&server));
+        }
+    }
+    let (status, after) = server.complete(&plain);
+    assert_eq!((status, &after["choices"]), (200, &before["choices"]));
+    if let Some(settled) = settled {
+        let now = resident(&server);
+        assert!(now < settled + settled / 5 + (32 << 10), "{settled} kB, then {now} kB");
+    }
+    assert_eq!(server.ask("GET", "/health", "", "").0, 200);
+    siege.end();
 }

@@ -29,6 +29,10 @@ impl Fixture {
         self.whole.iter().find(|(found, _)| found == name).expect("in the checkpoint").1.clone()
     }
 
+    pub(crate) fn folder(&self) -> &str {
+        &self.folder
+    }
+
     pub(crate) fn heal(&self) {
         for (name, bytes) in &self.whole {
             self.place.write(&format!("{}/{name}", self.folder), bytes);

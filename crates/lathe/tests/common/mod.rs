@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub(crate) mod fixture;
+pub(crate) mod siege;
 
 use std::fs;
 use std::io::Write;
@@ -244,6 +245,19 @@ impl Place {
         input: impl AsRef<[u8]>,
         needles: &[&str],
     ) {
+        let ended = self.endures_with(arguments, input);
+        assert!(
+            matches!(ended.code, Some(1 | 2)) && ended.err.contains("error: "),
+            "{arguments:?}: {ended:?}"
+        );
+        for needle in needles {
+            assert!(ended.err.contains(needle), "{arguments:?}: no {needle:?} in {ended:?}");
+        }
+    }
+
+    /// Runs with four gigabytes of address space, for input of any kind: it ends in time and in
+    /// order, whatever it thinks of the input, and says what fits a screen or some.
+    pub(crate) fn endures_with(&self, arguments: &[&str], input: impl AsRef<[u8]>) -> Ended {
         let begin = Instant::now();
         let mut command = Command::new("sh");
         command
@@ -258,23 +272,20 @@ impl Place {
         // A command that refuses before it reads its input closes the pipe.
         let _ = child.stdin.take().expect("a pipe").write_all(input.as_ref());
         let output = child.wait_with_output().expect("ends");
-        let (out, err) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "{arguments:?} took {:?}",
-            begin.elapsed()
-        );
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(10), "{arguments:?} took {took:?}");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let ended = Ended {
+            code: output.status.code(),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        };
         // 1 from the program, 2 from the parser of its command line; 101 would be a panic, none a
         // signal.
-        let is_orderly = matches!(output.status.code(), Some(1 | 2))
-            && err.contains("error: ")
-            && !err.contains("panicked");
-        assert!(is_orderly, "{arguments:?}: {}\n{out}\n{err}", output.status);
-        for needle in needles {
-            assert!(err.contains(needle), "{arguments:?}: {needle:?} is missing in\n{err}");
-        }
-        assert!(err.len() < 50_000, "{arguments:?}: a message of {} bytes", err.len());
+        let is_orderly = matches!(ended.code, Some(0..=2)) && !ended.err.contains("panicked");
+        assert!(is_orderly, "{arguments:?}: {}: {ended:?}", output.status);
+        assert!(ended.err.len() < 50_000, "{arguments:?}: {} bytes of message", ended.err.len());
+        ended
     }
 
     /// Names of the finished checkpoints of a run, ascending.
