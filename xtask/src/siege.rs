@@ -20,9 +20,9 @@ const ATTACKS: [(&str, &str); 4] = [
 
 /// Processors that are emulated: one with AVX2 and no AVX-512, one with neither.
 const PROCESSORS: [&str; 2] = ["Haswell", "Nehalem"];
-/// Who emulates them.
+/// The program that emulates them.
 const EMULATOR: &str = "qemu-x86_64";
-/// The reference cases.
+/// Where the reference cases are.
 const CASES: &str = "crates/lathe/tests/golden";
 
 /// `cargo xtask siege [--minutes N] [--seed S]`: all attacks share the minutes; a table at the end.

@@ -395,12 +395,14 @@ fn siege_of_requests() {
         (
             "/v1/completions",
             json!({ "prompt": ["the", "model"], "max_tokens": 8, "n": 2, "logprobs": 3,
-                "stop": ["a"], "seed": 3, "stream": true, "stream_options": { "include_usage": true },
-                "logit_bias": { "5": -3.0 }, "lathe": { "max_depth": 2, "return_depths": true } }),
+                "stop": ["a"], "seed": 3, "stream": true,
+                "stream_options": { "include_usage": true }, "logit_bias": { "5": -3.0 },
+                "lathe": { "max_depth": 2, "return_depths": true } }),
         ),
         (
             "/v1/completions",
-            json!({ "prompt": [1, 2, 3], "max_tokens": 4, "echo": true, "logprobs": 1, "top_p": 0.5 }),
+            json!({ "prompt": [1, 2, 3], "max_tokens": 4, "echo": true, "logprobs": 1,
+                "top_p": 0.5 }),
         ),
         (
             "/v1/chat/completions",
