@@ -185,7 +185,12 @@ impl Place {
 
     /// Learns a tokenizer of `vocab` tokens from `text/`.
     pub(crate) fn train_tokenizer(&self, vocab: &str, out: &str) -> Ended {
-        let arguments = ["tokenizer", "train", "--input", "text", "--vocab", vocab, "--out", out];
+        self.train_tokenizer_of("text", vocab, out)
+    }
+
+    /// The same from another folder.
+    pub(crate) fn train_tokenizer_of(&self, text: &str, vocab: &str, out: &str) -> Ended {
+        let arguments = ["tokenizer", "train", "--input", text, "--vocab", vocab, "--out", out];
         self.run(&arguments).good()
     }
 
