@@ -35,6 +35,10 @@ const TINY: &str = "--set train.steps=2 --set train.batch=2 --set train.micro_ba
                     --set data.sequence_length=32 --set log.validate_windows=2 \
                     --set log.calibrate_windows=1";
 
+/// What the snippet of the `openai` package sends, which may be absent.
+const OPENAI: &str = r#"{"model":"quickstart","prompt":"The history of","max_tokens":24,
+    "stream":true}"#;
+
 /// The beginning of a command, and what is done with it. The first that fits counts.
 const RULES: &[(&str, How)] = &[
     (
@@ -55,7 +59,10 @@ const RULES: &[(&str, How)] = &[
     ("lathe serve", Serves),
     ("curl -s http://127.0.0.1:8080/v1/completions", Asks),
     // The package may be absent; this is what it sends.
-    ("python3", Sends(r#"{"model":"quickstart","prompt":"The history of","max_tokens":24,"stream":true}"#)),
+    (
+        "python3",
+        Sends(r#"{"model":"quickstart","prompt":"The history of","max_tokens":24,"stream":true}"#),
+    ),
     ("lathe bench decode", With("--tokens 4 --rounds 1")),
     ("lathe bench prefill", With("--batch 1 --rounds 1")),
     ("lathe bench serve", With("--requests 16 --output-tokens 4")),

@@ -2,6 +2,7 @@
 //! test beside its short brothers.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -59,7 +60,7 @@ impl Siege {
         let seconds = self.begin.elapsed().as_secs();
         let line = json!({ "name": self.name, "seed": self.seed, "seconds": seconds,
             "counts": self.counts });
-        println!("siege: {line}");
+        writeln!(std::io::stdout(), "siege: {line}").expect("says it");
     }
 }
 
