@@ -58,11 +58,7 @@ const RULES: &[(&str, How)] = &[
     ("lathe inspect", With("")),
     ("lathe serve", Serves),
     ("curl -s http://127.0.0.1:8080/v1/completions", Asks),
-    // The package may be absent; this is what it sends.
-    (
-        "python3",
-        Sends(r#"{"model":"quickstart","prompt":"The history of","max_tokens":24,"stream":true}"#),
-    ),
+    ("python3", Sends(OPENAI)),
     ("lathe bench decode", With("--tokens 4 --rounds 1")),
     ("lathe bench prefill", With("--batch 1 --rounds 1")),
     ("lathe bench serve", With("--requests 16 --output-tokens 4")),
