@@ -5,6 +5,8 @@
 use kernels::adamw::{AdamW, adamw_step};
 use kernels::attend::{Heads, Spans, attend_backward, attend_forward};
 use kernels::cross_entropy::linear_cross_entropy;
+use kernels::grouped::{Bank, grouped_forward, grouped_input_gradient, grouped_weight_gradient};
+use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 use kernels::rms_norm::{rms_norm_backward, rms_norm_forward};
 use kernels::rows::{gather_rows, scatter_add_rows, sum_of_squares};
 use kernels::swiglu::{swiglu_backward, swiglu_forward};
@@ -149,6 +151,53 @@ fn cross_entropy() {
     });
 }
 
+/// Rows of each of `groups` groups: even, or falling as `1 / rank^0.65`.
+fn loads(rows: usize, groups: usize, even: bool) -> Vec<usize> {
+    let weight = |i: usize| if even { 1.0 } else { (i as f64 + 1.0).powf(-0.65) };
+    let all: f64 = (0..groups).map(weight).sum();
+    let mut sizes: Vec<usize> =
+        (0..groups).map(|i| (rows as f64 * weight(i) / all) as usize).collect();
+    sizes[0] += rows - sizes.iter().sum::<usize>();
+    sizes
+}
+
+/// Products in groups beside one product of the same operations.
+fn grouped() {
+    let (rows, n, k) = (2048, 1024, 512);
+    let (x, g) = (values(rows * k), values(rows * n));
+    let (mut y, mut dx) = (vec![0.0; rows * n], vec![0.0; rows * k]);
+    let one = values(n * k);
+    let work = (2 * rows * n * k) as f64;
+    rate("one product", work, "GFLOP/s", || {
+        let c = MatMut::rows_major(&mut y, rows, n);
+        let b = Mat::rows_major(&one, n, k).t();
+        matmul(c, Mat::rows_major(&x, rows, k), b, Start::Zero, Threads::All);
+    });
+    for groups in [8, 64] {
+        let bank = values(groups * n * k);
+        let bank = Bank { values: &bank, n, k };
+        let mut dbank = vec![0.0; groups * n * k];
+        for even in [true, false] {
+            let sizes = loads(rows, groups, even);
+            let name = format!("{groups} groups, {}", if even { "even" } else { "skewed" });
+            grouped_forward(&x, &sizes, bank, &mut y);
+            let row = sizes[0];
+            let expected: f64 =
+                (0..k).map(|j| f64::from(x[row * k + j] * bank.values[n * k + 3 * k + j])).sum();
+            check("grouped", y[row * n + 3], expected);
+            rate(&format!("{name}, forward"), work, "GFLOP/s", || {
+                grouped_forward(&x, &sizes, bank, &mut y);
+            });
+            rate(&format!("{name}, rows"), work, "GFLOP/s", || {
+                grouped_input_gradient(&g, &sizes, bank, &mut dx);
+            });
+            rate(&format!("{name}, weights"), work, "GFLOP/s", || {
+                grouped_weight_gradient((&g, n), (&x, k), &sizes, &mut dbank, Start::Zero);
+            });
+        }
+    }
+}
+
 fn optimizer() {
     let n = 37_800_000;
     let (mut p, g) = (values(n), values(n));
@@ -183,6 +232,7 @@ fn main() {
     rms_norm();
     swiglu();
     cross_entropy();
+    grouped();
     moves();
     optimizer();
 }

@@ -6,6 +6,7 @@ pub mod cross_entropy;
 pub mod divergence;
 pub mod exp;
 pub mod gelu;
+pub mod grouped;
 pub mod machine;
 pub mod matmul;
 pub mod memory;
