@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{
-    DecoderWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    DecoderWrapper, Model as _, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
     Tokenizer as Inner,
 };
 
@@ -56,6 +56,8 @@ struct Shared {
     byte_level: bool,
     spells_its_text: bool,
     quick: Option<Quick>,
+    /// A token of plain letters, behind which others are decoded as they are within a text.
+    anchor: Option<u32>,
 }
 
 struct TokenInfo {
@@ -63,6 +65,8 @@ struct TokenInfo {
     /// spelling.
     bytes: Box<[u8]>,
     special: bool,
+    /// Beside the model's own vocabulary: it stands for its spelling, letter for letter.
+    added: bool,
 }
 
 impl Tokenizer {
@@ -130,7 +134,7 @@ impl Tokenizer {
                 format!("{} tokens with a largest id of {}", vocab.len(), vocab_size as i64 - 1);
             return Err(damaged(path, "vocab", "ids without large gaps", found));
         }
-        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let byte_level = inner.get_decoder().is_some_and(is_byte_level);
         let tokens = token_infos(&inner, vocab_size, byte_level);
         let mut ordinary = inner.clone();
         ordinary.set_encode_special_tokens(true);
@@ -148,6 +152,9 @@ impl Tokenizer {
                 ordinary,
                 json,
                 vocab_size,
+                anchor: tokens.iter().zip(0..).find_map(|(token, id)| {
+                    token.as_ref().filter(|token| is_word(token)).map(|_| id)
+                }),
                 tokens,
                 byte_level,
                 spells_its_text,
@@ -287,6 +294,42 @@ impl Tokenizer {
         self.shared.inner.id_to_token(id)
     }
 
+    /// The bytes of text that a token stands for within a text: the spelling of special and other
+    /// added tokens, what the decoder makes of all others. Nothing for an unused id.
+    pub fn bytes_of(&self, id: u32) -> Vec<u8> {
+        let (Ok(info), Some(spelling)) = (self.info(id), self.id_to_token(id)) else {
+            return Vec::new();
+        };
+        if info.special || info.added {
+            return spelling.into_bytes();
+        }
+        if self.shared.byte_level {
+            return info.bytes.to_vec();
+        }
+        if self.shared.inner.get_decoder().is_some_and(holds_byte_level) {
+            return bytes_of_token(&spelling);
+        }
+        if let Some(byte) = lone_byte(&spelling) {
+            return vec![byte];
+        }
+        self.behind_anchor(id).unwrap_or_else(|| info.bytes.to_vec())
+    }
+
+    /// What the decoder adds for `id` to the text of a token before it: alone at the beginning of a
+    /// text, decoders drop blanks.
+    fn behind_anchor(&self, id: u32) -> Option<Vec<u8>> {
+        let decode = |ids: &[u32]| self.shared.inner.decode(ids, false).ok();
+        let anchor = self.shared.anchor?;
+        let (before, both) = (decode(&[anchor])?, decode(&[anchor, id])?);
+        both.strip_prefix(before.as_str()).map(|text| text.as_bytes().to_vec())
+    }
+
+    /// The spellings of special tokens, with their ids.
+    pub fn specials(&self) -> Vec<(String, u32)> {
+        let ids = (0..self.shared.vocab_size as u32).filter(|&id| self.is_special(id));
+        ids.filter_map(|id| Some((self.id_to_token(id)?, id))).collect()
+    }
+
     /// Whether `id` is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.info(id).is_ok_and(|info| info.special)
@@ -323,7 +366,7 @@ impl Tokenizer {
 fn spells_its_text(inner: &Inner) -> bool {
     let keeps = inner.get_pre_tokenizer().is_some_and(keeps_text);
     let strips = |token: &tokenizers::AddedToken| token.lstrip || token.rstrip;
-    let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+    let byte_level = inner.get_decoder().is_some_and(is_byte_level);
     let added = inner.get_added_tokens_decoder();
     byte_level && inner.get_normalizer().is_none() && keeps && !added.values().any(strips)
 }
@@ -342,16 +385,53 @@ fn token_infos(inner: &Inner, vocab_size: usize, byte_level: bool) -> Vec<Option
     let added = inner.get_added_tokens_decoder();
     let info = |id: u32| {
         let token = inner.id_to_token(id)?;
-        let special = added.get(&id).is_some_and(|t| t.special);
-        let bytes = match (special, byte_level) {
-            (true, _) => Vec::new(),
-            (_, true) => bytes_of_token(&token),
-            _ if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') => vec![0],
-            _ => token.replace('\u{2581}', " ").into_bytes(),
+        let known = added.get(&id);
+        let special = known.is_some_and(|t| t.special);
+        // One that the model's vocabulary has too is spelled as its other tokens are.
+        let added = known.is_some() && inner.get_model().token_to_id(&token).is_none();
+        let bytes = match lone_byte(&token) {
+            _ if special => Vec::new(),
+            _ if added => token.into_bytes(),
+            _ if byte_level => bytes_of_token(&token),
+            Some(byte) => vec![byte],
+            None => token.replace('\u{2581}', " ").into_bytes(),
         };
-        Some(TokenInfo { bytes: bytes.into(), special })
+        Some(TokenInfo { bytes: bytes.into(), special, added })
     };
     (0..vocab_size as u32).map(info).collect()
+}
+
+/// Whether texts are the bytes that the tokens spell in the printable alphabet, and nothing else.
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(steps) => {
+            let plain = |step: &DecoderWrapper| {
+                is_byte_level(step) || matches!(step, DecoderWrapper::Fuse(_))
+            };
+            holds_byte_level(decoder) && steps.get_decoders().iter().all(plain)
+        }
+        _ => false,
+    }
+}
+
+fn holds_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(steps) => steps.get_decoders().iter().any(holds_byte_level),
+        _ => false,
+    }
+}
+
+/// The byte that a token such as `<0xE2>` stands for.
+fn lone_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|rest| rest.len() == 2)?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// Whether a token is a few plain letters.
+fn is_word(token: &TokenInfo) -> bool {
+    !token.added && !token.bytes.is_empty() && token.bytes.iter().all(u8::is_ascii_alphanumeric)
 }
 
 fn damaged(path: &Path, field: &str, expected: &str, found: impl Into<String>) -> DataError {

@@ -306,6 +306,69 @@ fn other_decoders_stream_too() {
     assert_eq!(tokenizer.token_bytes(), [0, 0, 1, 1, 1, 1, 1, 2, 2]);
 }
 
+fn added(id: u32, content: &str) -> serde_json::Value {
+    serde_json::json!({ "id": id, "content": content, "special": false, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false })
+}
+
+#[test]
+fn added_tokens_stand_for_their_own_bytes() {
+    let plain = Tokenizer::train(
+        std::iter::repeat_n("caf\u{e9} a b".to_owned(), 9),
+        &TrainOptions::new(270),
+    )
+    .unwrap();
+    let first = plain.vocab_size() as u32;
+    // The first character of the first is a byte in the alphabet of byte-level tokens, that of the
+    // second a blank.
+    let own = ["\u{e9}!", "\u{120}!", "  ", "<|\u{ff5c}|>", "<0x41>"];
+    let mut json: serde_json::Value = serde_json::from_str(plain.to_json()).unwrap();
+    for (content, id) in own.iter().zip(first..) {
+        json["added_tokens"].as_array_mut().unwrap().push(added(id, content));
+    }
+    let whole = Tokenizer::from_json(&json.to_string()).unwrap();
+    // Some files name the decoder in a list of one.
+    json["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [json["decoder"]] });
+    let listed = Tokenizer::from_json(&json.to_string()).unwrap();
+    for tokenizer in [whole, listed] {
+        for (content, id) in own.iter().zip(first..) {
+            assert_eq!(tokenizer.decode(&[id]).unwrap(), *content);
+            assert_eq!(tokenizer.bytes_of(id), content.as_bytes());
+            assert_eq!(streamed(&tokenizer, &[id]), *content);
+            assert_eq!(tokenizer.token_bytes()[id as usize], content.len() as u32);
+        }
+        let text = "a caf\u{e9}!  b\u{120}! \u{e9}";
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes_of(id)).collect();
+        assert_eq!(bytes, text.as_bytes());
+    }
+}
+
+#[test]
+fn tokens_have_the_bytes_that_their_decoder_gives_them() {
+    let spaced = Tokenizer::from_json(SPACED).unwrap();
+    let names: Vec<Vec<u8>> = (0..9).map(|id| spaced.bytes_of(id)).collect();
+    let expected: [&[u8]; 9] =
+        [b"<unk>", b"</s>", &[0xC3], &[0xA9], b" ", b"a", b"b", b" a", b"ab"];
+    assert_eq!(names, expected);
+    let pieces = Tokenizer::from_json(
+        &serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null,
+            "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": false },
+            "model": { "type": "WordPiece", "unk_token": "[U]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100,
+                "vocab": { "[U]": 0, "cat": 1, "##s": 2, "dog": 3 } },
+        })
+        .to_string(),
+    )
+    .unwrap();
+    let names: Vec<Vec<u8>> = (1..4).map(|id| pieces.bytes_of(id)).collect();
+    assert_eq!(names, [&b" cat"[..], b"s", b" dog"]);
+    assert_eq!(pieces.bytes_of(99), b"");
+}
+
 #[test]
 fn unknown_ids_are_errors() {
     let tokenizer = trained();
