@@ -10,8 +10,8 @@ pub trait Draw: Send + Sync {
     fn draw(&self, logits: &[f32], request: &Request, generated: &[u32]) -> u32;
 }
 
-/// Penalties, bias, then the [`Sampler`], with random numbers addressed by (seed, choice,
-/// position).
+/// Penalties, bias, no stop token before [`Request::min_tokens`], then the [`Sampler`], with random
+/// numbers addressed by (seed, choice, position).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultDraw;
 
@@ -28,13 +28,19 @@ impl Draw for DefaultDraw {
         let position = (request.prompt.len() + generated.len()) as u64;
         let penalised =
             s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
-        if !penalised && s.logit_bias.is_empty() {
+        let too_early = generated.len() < request.min_tokens && !request.stop_ids.is_empty();
+        if !penalised && !too_early && s.logit_bias.is_empty() {
             return sampler.draw(logits, s.choice, position);
         }
         let mut logits = logits.to_vec();
         penalise(&mut logits, request, generated);
         for &(id, bias) in &s.logit_bias {
             logits[id as usize] += bias;
+        }
+        for &id in request.stop_ids.iter().filter(|_| too_early) {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
         }
         sampler.draw(&logits, s.choice, position)
     }
@@ -91,4 +97,41 @@ pub(crate) fn prompt_scores(request: &Request, rest: Vec<TokenOut>) -> Vec<Token
     }
     let first = Scored { id: request.prompt[0], log_probability: None, top: Vec::new() };
     std::iter::once(TokenOut { scored: first, depth: 0 }).chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scheduler::{DepthOptions, SamplingParams};
+
+    #[test]
+    fn nothing_ends_the_text_before_its_least_length() {
+        let mut request = Request {
+            id: 1,
+            prompt: vec![0],
+            max_tokens: 9,
+            min_tokens: 2,
+            stop_ids: vec![3, 1],
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            depth_options: DepthOptions::default(),
+            top: None,
+            prompt_scores: None,
+            priority: 0,
+            deadline: None,
+        };
+        let logits = [1.0, 8.0, 2.0, 9.0];
+        let drawn = |request: &Request, before: &[u32]| DefaultDraw.draw(&logits, request, before);
+        assert_eq!(drawn(&request, &[]), 2);
+        assert_eq!(drawn(&request, &[2]), 2);
+        assert_eq!(drawn(&request, &[2, 2]), 3);
+        // No chance is too small, and no bias too large.
+        request.sampling.temperature = 100.0;
+        request.sampling.logit_bias = vec![(3, 100.0)];
+        for seed in 0..200 {
+            request.sampling.seed = seed;
+            assert!([0, 2].contains(&drawn(&request, &[])));
+        }
+        (request.min_tokens, request.sampling.temperature) = (0, 1.0);
+        assert_eq!(drawn(&request, &[]), 3);
+    }
 }

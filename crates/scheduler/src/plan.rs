@@ -28,6 +28,7 @@ impl Scheduler {
         self.sweep(now_us, &mut tick);
         self.depth_cap.observe(self.queue.len(), self.pages.free() + self.pages.cached());
         while self.admit(&mut tick) {}
+        self.passed_over = self.queue.first().is_some();
         self.schedule(now_us, &mut tick);
         tick
     }

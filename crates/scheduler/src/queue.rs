@@ -35,17 +35,20 @@ impl Queue {
         }
     }
 
-    /// Whether a new request with a prompt of `prompt` tokens may wait.
-    pub(crate) fn check(&self, prompt: usize, now_us: u64) -> Result<(), Refusal> {
-        let waiting = self.entries.len();
-        let over = (self.tokens + prompt).saturating_sub(self.bound);
+    /// Whether there is room for a new request with a prompt of `prompt` tokens, where the first
+    /// `ready` entries do not wait but for the tick that takes them.
+    pub(crate) fn check(&self, prompt: usize, ready: usize, now_us: u64) -> Result<(), Refusal> {
+        let waiting = self.entries.len().saturating_sub(ready);
+        let soon = self.entries.values().take(ready);
+        let tokens = self.tokens - soon.map(|s| s.request.prompt.len()).sum::<usize>();
+        let over = (tokens + prompt).saturating_sub(self.bound);
         if waiting == 0 || (waiting < self.requests && over == 0) {
             return Ok(());
         }
         let excess = if waiting < self.requests { over } else { 0 };
         Err(Refusal::Overloaded {
             waiting,
-            tokens: self.tokens,
+            tokens,
             retry_after_s: self.retry_after(excess, now_us),
         })
     }
@@ -149,29 +152,33 @@ mod tests {
     #[test]
     fn bounds_of_requests_and_tokens() {
         let mut queue = Queue::new(2, 10);
-        assert_eq!(queue.check(1000, 0), Ok(()), "alone it may be longer than the bound");
+        assert_eq!(queue.check(1000, 0, 0), Ok(()), "alone it may be longer than the bound");
         queue.push(sequence(0, 0, 6));
-        assert_eq!(queue.check(4, 0), Ok(()));
-        let refusal = queue.check(5, 0).unwrap_err();
+        assert_eq!(queue.check(4, 0, 0), Ok(()));
+        let refusal = queue.check(5, 0, 0).unwrap_err();
         assert_eq!(
             refusal.to_string(),
             "the queue holds 1 requests and 6 tokens, its bound; try again in 1 s"
         );
         queue.push(sequence(1, 0, 1));
         assert_eq!(
-            queue.check(1, 0),
+            queue.check(1, 0, 0),
             Err(Refusal::Overloaded { waiting: 2, tokens: 7, retry_after_s: 1 })
         );
+        // Who is taken by the next tick does not count, nor do its tokens.
+        assert_eq!(queue.check(9, 1, 0), Ok(()));
+        assert!(queue.check(10, 1, 0).is_err());
+        assert_eq!(queue.check(1000, 2, 0), Ok(()));
         let rank = queue.first().unwrap().rank();
         queue.remove(rank);
-        assert_eq!(queue.check(9, 0), Ok(()));
+        assert_eq!(queue.check(9, 0, 0), Ok(()));
     }
 
     #[test]
     fn the_guess_follows_the_rate_of_completions() {
         let mut queue = Queue::new(1, 100);
         queue.push(sequence(0, 0, 90));
-        let guess = |queue: &Queue, prompt, now| match queue.check(prompt, now) {
+        let guess = |queue: &Queue, prompt, now| match queue.check(prompt, 0, now) {
             Err(Refusal::Overloaded { retry_after_s, .. }) => retry_after_s,
             other => panic!("{other:?}"),
         };

@@ -78,7 +78,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// At most this many new tokens; 0 only scores (with [`Request::prompt_scores`]).
     pub max_tokens: usize,
-    /// Stop tokens do not count before this many new tokens.
+    /// Stop tokens are not drawn before this many new tokens, and do not count if they are.
     pub min_tokens: usize,
     /// Tokens that end the text; the one drawn is still reported.
     pub stop_ids: Vec<u32>,
@@ -239,6 +239,8 @@ pub struct Gauges {
     pub waiting: usize,
     /// Unit pages in all (one layer of 16 tokens).
     pub pages: usize,
+    /// Blocks of [`crate::PAGE`] tokens of full depth that these can hold.
+    pub blocks: usize,
     /// Pages held by sequences or the prefix cache, by tier: first the layers outside the
     /// recursions, then each recursion.
     pub pages_used: Vec<usize>,
@@ -273,4 +275,13 @@ pub struct Gauges {
     pub failed: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
+}
+
+impl Gauges {
+    /// Share of the pages that sequences hold, 0 to 1: what the prefix cache alone holds is free
+    /// for them.
+    pub fn kv_usage(&self) -> f64 {
+        let used: usize = self.pages_used.iter().sum();
+        used.saturating_sub(self.pages_cached) as f64 / self.pages.max(1) as f64
+    }
 }

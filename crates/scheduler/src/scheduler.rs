@@ -8,8 +8,8 @@ use crate::brownout::DepthCap;
 use crate::prefix::Prefix;
 use crate::queue::{Queue, Rank};
 use crate::{
-    DepthOptions, Done, Ended, Finish, Gauges, Imbalance, KvShape, LimitError, Pages, Refusal,
-    Request, Running, SchedulerLimits, Sequence, SlotId,
+    DepthOptions, Done, Ended, Finish, Gauges, Imbalance, KvShape, LimitError, PAGE, Pages,
+    Refusal, Request, Running, SchedulerLimits, Sequence, SlotId,
 };
 
 /// Depth-wise continuous batching, as bookkeeping. One tick:
@@ -46,6 +46,8 @@ pub struct Scheduler {
     pub(crate) tick: u64,
     pub(crate) arrivals: u64,
     pub(crate) draining: bool,
+    /// Whether the last plan left somebody in the queue who could have run.
+    pub(crate) passed_over: bool,
     /// Rows that came to recursion 0, of which `tier_rows` are parts.
     pub(crate) rows_in: u64,
     /// Rows that left a token in the tier of each planned recursion. Where every row leaves one in
@@ -108,6 +110,7 @@ impl Scheduler {
             tick: 0,
             arrivals: 0,
             draining: false,
+            passed_over: false,
             rows_in: 0,
             tier_rows: vec![0; planned],
             counters,
@@ -126,13 +129,20 @@ impl Scheduler {
         }
         self.check_request(&request)?;
         self.queue
-            .check(request.prompt.len(), now_us)
+            .check(request.prompt.len(), self.ready_slots(), now_us)
             .inspect_err(|_| self.counters.refused += 1)?;
         let sequence = Sequence::new(request, self.arrivals, now_us, self.recursions as u32);
         self.arrivals += 1;
         self.places.insert(sequence.request.id, Place::Waiting(sequence.rank()));
         self.queue.push(sequence);
         Ok(())
+    }
+
+    /// Slots that the next plan is expected to give to those who are in the queue: they do not wait
+    /// but for the end of a tick.
+    fn ready_slots(&self) -> usize {
+        let empty = self.slots.iter().filter(|slot| slot.is_none()).count();
+        if self.passed_over { 0 } else { empty }
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Refusal> {
@@ -311,6 +321,7 @@ impl Scheduler {
             running: self.slots.iter().flatten().count(),
             waiting: self.queue.len(),
             pages: self.pages.pages(),
+            blocks: self.pages.pages() / self.pages.shape().pages_for(PAGE).max(1),
             pages_used: self.pages.used_by_tier().to_vec(),
             pages_cached: self.pages.cached(),
             depth_cap: self.depth_cap.cap(),

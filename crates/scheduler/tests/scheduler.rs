@@ -99,6 +99,7 @@ fn what_can_never_run_is_refused_by_field() {
         pages: 9,
         context: 100,
         queue_requests: 1,
+        max_seqs: 1,
         ..SchedulerLimits::default()
     });
     let with = |depth_options| Request { depth_options, ..request(1, 0..4, 4) };
@@ -151,12 +152,16 @@ fn what_can_never_run_is_refused_by_field() {
         refusal(&mut s, request(1, 0..4, 1)),
         "id is 1, expected one that no request has that waits or runs"
     );
-    let full = "the queue holds 1 requests and 40 tokens, its bound; try again in 1 s";
-    assert_eq!(refusal(&mut s, request(2, 0..4, 1)), full);
-    assert_eq!(s.gauges().refused, 1);
+    // The first has the slot as soon as a tick begins; the second waits, and the third may not.
+    s.submit(request(2, 0..30, 1), 0).unwrap();
+    let full = "the queue holds 1 requests and 30 tokens, its bound; try again in 1 s";
+    assert_eq!(refusal(&mut s, request(3, 0..4, 1)), full);
+    tick(&mut s, 9, 0);
+    assert_eq!(refusal(&mut s, request(3, 0..4, 1)), full);
+    assert_eq!(s.gauges().refused, 2);
     s.drain();
     assert_eq!(s.submit(request(3, 0..4, 1), 0), Err(Refusal::Draining));
-    assert_eq!(until_idle(&mut s, 9).len(), 1, "what was accepted runs to its end");
+    assert_eq!(until_idle(&mut s, 9).len(), 2, "what was accepted runs to its end");
 }
 
 #[test]
