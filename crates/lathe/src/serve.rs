@@ -6,17 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use data::Tokenizer;
 use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
 use model::{Model, ModelConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, SchedulerLimits};
-use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
+use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits, ServerSettings};
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
-use crate::{open, output};
+use crate::{open, output, signals};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -59,9 +59,16 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let eos = open::stops(&stored, &tokenizer);
     let known = stored.text.clone().unwrap_or_default();
     let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
-    let settings = settings(&options.http, options.strict, keys(options)?);
+    let settings = ServerSettings {
+        api_keys: keys(options)?,
+        strict: options.strict,
+        allow_hosts: options.allow_host.clone(),
+        cors_origins: options.cors_origin.clone(),
+        ..settings(&options.http)
+    };
     let model_bytes = stored.model.bytes();
     let ready = Ready::start(engine_of(stored, &options.formats, &options.limits)?, info, text)?;
+    let asked = signals::Asked::listen()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -79,23 +86,19 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         let at = listener.local_addr()?;
         output::line(format!(
             "serving {} ({} of weights) at http://{at}/ (API under /v1, metrics at /metrics); \
-             Ctrl-C drains and stops",
+             Ctrl-C drains and stops, twice at once",
             ready.info.id,
             report::human_bytes(model_bytes as u64)
         ));
-        ready.serve(listener, settings, asked_to_stop()).await
+        ready.serve(listener, settings, asked_to_stop(asked)).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn asked_to_stop() {
-    let interrupt = tokio::signal::ctrl_c();
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(mut terminate) => tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
-        },
-        Err(_) => drop(interrupt.await),
+/// Ready after the first signal; the second one ends the process by itself.
+async fn asked_to_stop(asked: signals::Asked) {
+    while !asked.stop() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -213,19 +216,39 @@ fn mix(hash: u64, value: u64) -> u64 {
     (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
-/// What the model came with; a template from a file goes before its own.
+/// What the model came with; a template by name or from a file goes before its own.
 pub(crate) fn text(
     known: train::SpecialTokens,
-    eos: Vec<u32>,
+    mut eos: Vec<u32>,
     tokenizer: Tokenizer,
-    chat_template: Option<&Path>,
+    chat_template: Option<&str>,
 ) -> Result<ModelText> {
-    let template = match chat_template {
-        Some(path) => Some(
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
-        ),
-        None => known.chat_template,
+    let named = chat_template.and_then(NamedTemplate::find);
+    let template = match (named, chat_template) {
+        (_, Some("none")) => None,
+        (Some(named), _) => Some(named.jinja(known.add_bos && known.bos.is_some())),
+        (None, Some(path)) => Some(std::fs::read_to_string(path).with_context(|| {
+            let names: Vec<&str> = NAMED_TEMPLATES.iter().map(|template| template.name).collect();
+            let names = names.join(" or ");
+            format!("reading the chat template {path}: give a file, {names}, or none for no chat")
+        })?),
+        (None, None) => known.chat_template,
     };
+    if let Some(Err(what)) = template.as_deref().map(server::check_chat_template) {
+        bail!(
+            "the chat template cannot be rendered as transformers does it: {what}; give another \
+             one by --chat-template, or none to serve without chat"
+        );
+    }
+    if let Some(named) = named {
+        for name in named.tokens.iter().filter(|name| tokenizer.token_to_id(name).is_none()) {
+            output::note(format!(
+                "the vocabulary has no token {name}: the template's are ordinary text for it"
+            ));
+        }
+        let end = named.end.and_then(|end| tokenizer.token_to_id(end));
+        eos.extend(end.filter(|end| !eos.contains(end)));
+    }
     Ok(ModelText {
         bos: known.bos,
         eos,
@@ -247,7 +270,7 @@ fn keys(options: &Serve) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-fn settings(http: &HttpLimits, strict: bool, api_keys: Vec<String>) -> ServerSettings {
+fn settings(http: &HttpLimits) -> ServerSettings {
     let seconds = Duration::from_secs;
     let limits = ServerLimits {
         body_bytes: http.max_body,
@@ -261,14 +284,13 @@ fn settings(http: &HttpLimits, strict: bool, api_keys: Vec<String>) -> ServerSet
     };
     ServerSettings {
         limits,
-        api_keys,
-        strict,
         deadline: seconds(http.deadline),
         header_read: seconds(http.header_seconds),
         body_read: seconds(http.body_seconds),
         keep_alive: seconds(http.keep_alive),
         connections: http.max_connections,
         slow_reader: seconds(http.slow_reader),
+        lame_duck: seconds(http.lame_duck),
         drain: seconds(http.drain),
         ..ServerSettings::default()
     }

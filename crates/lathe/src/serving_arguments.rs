@@ -107,9 +107,16 @@ pub(crate) struct Serve {
     /// File with API keys, one per line
     #[arg(long)]
     pub(crate) api_key_file: Option<PathBuf>,
-    /// File with a Jinja chat template, instead of the checkpoint's
-    #[arg(long)]
-    pub(crate) chat_template: Option<PathBuf>,
+    /// Name under which clients may ask, beside addresses and localhost (repeatable); * for any. A
+    /// proxy may pass on a name of its own
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_host: Vec<String>,
+    /// Site whose pages may ask and read answers, as https://chat.example (repeatable); * for any
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) cors_origin: Vec<String>,
+    /// Jinja chat template instead of the checkpoint's: a file, a name (chatml, plain), or none
+    #[arg(long, value_name = "FILE or NAME")]
+    pub(crate) chat_template: Option<String>,
     /// Refuse requests with unknown fields, instead of naming the fields in a response header
     #[arg(long)]
     pub(crate) strict: bool,
@@ -164,7 +171,11 @@ pub(crate) struct HttpLimits {
     /// Seconds until a client that does not read its stream is dropped
     #[arg(long, default_value_t = 30)]
     pub(crate) slow_reader: u64,
-    /// Seconds that running requests may go on after a signal to stop
+    /// Seconds after a signal to stop in which requests are still welcome, while /health says 503:
+    /// the time that balancers take to notice
+    #[arg(long, default_value_t = 0)]
+    pub(crate) lame_duck: u64,
+    /// Seconds that running requests may go on after that; a second signal ends at once
     #[arg(long, default_value_t = 30)]
     pub(crate) drain: u64,
 }

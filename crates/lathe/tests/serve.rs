@@ -1,6 +1,8 @@
 //! `lathe serve` as a process: answers, streams, refuses, drains; and agrees with the other verbs.
 
 mod common;
+#[path = "serve/operation.rs"]
+mod operation;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -32,12 +34,24 @@ impl Server {
     fn over(place: &Place, checkpoint: &str, more: &[&str]) -> Self {
         let arguments: Vec<&str> =
             ["serve", checkpoint, "--port", "0"].iter().chain(more).copied().collect();
-        let mut child = place
-            .command(&arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
+        Self::of(place.command(&arguments))
+    }
+
+    /// One that may hold so many descriptors.
+    fn with_descriptors(place: &Place, count: u32, more: &[&str]) -> Self {
+        let arguments: Vec<&str> =
+            ["serve", "run", "--port", "0"].iter().chain(more).copied().collect();
+        let plain = place.command(&arguments);
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(script).arg(plain.get_program()).args(plain.get_args());
+        shell.current_dir(plain.get_current_dir().expect("a folder"));
+        Self::of(shell)
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next());
@@ -53,7 +67,7 @@ impl Server {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              content-type: application/json\r\n\
              content-length: {length}\r\n{headers}\r\n"
         );
@@ -421,7 +435,7 @@ fn siege_of_requests() {
             body = mutate_json(&body, &mut siege.dice);
         }
         let mut raw = format!(
-            "POST {path} HTTP/1.1\r\nhost: lathe\r\nconnection: close\r\ncontent-type: \
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: \
              application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.to_string().len()
         )

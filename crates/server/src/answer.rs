@@ -1,7 +1,7 @@
 //! The JSON of answers, whole and in chunks.
 
 use crate::choice::{ChoiceState, Delta, End, TokenEntry};
-use crate::request::{Dialect, OutputOptions, ParsedRequest};
+use crate::request::{Dialect, OutputOptions, ParsedRequest, StreamUsage};
 use crate::token_text::TokenText;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub(crate) struct AnswerHead {
     pub(crate) model: String,
     pub(crate) fingerprint: String,
     pub(crate) shape: Arc<OutputOptions>,
-    pub(crate) include_usage: bool,
+    pub(crate) usage: StreamUsage,
 }
 
 #[derive(serde::Serialize)]
@@ -149,6 +149,13 @@ pub(crate) struct UsageTotals {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
     total_tokens: u64,
+    /// What is known at the end alone.
+    #[serde(flatten)]
+    rest: Option<UsageRest>,
+}
+
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+struct UsageRest {
     prompt_tokens_details: Cached,
     lathe: StepCounts,
 }
@@ -167,15 +174,25 @@ struct StepCounts {
 impl UsageTotals {
     /// Sums over the sequences; a prompt counts once, however many continuations it has.
     pub(crate) fn of(choices: &[ChoiceState], n: usize) -> Self {
+        let mut rest = UsageRest::default();
+        for choice in choices {
+            if choice.index.is_multiple_of(n) {
+                rest.prompt_tokens_details.cached_tokens += choice.usage.cached;
+            }
+            rest.lathe.recursion_steps += choice.usage.recursion_steps;
+            rest.lathe.dense_equivalent_steps += choice.usage.dense_steps;
+        }
+        Self { rest: Some(rest), ..Self::so_far(choices, n) }
+    }
+
+    /// The tokens of an answer that is not finished.
+    pub(crate) fn so_far(choices: &[ChoiceState], n: usize) -> Self {
         let mut totals = UsageTotals::default();
         for choice in choices {
             if choice.index.is_multiple_of(n) {
                 totals.prompt_tokens += choice.prompt.ids.len() as u64;
-                totals.prompt_tokens_details.cached_tokens += choice.usage.cached;
             }
             totals.completion_tokens += choice.generated as u64;
-            totals.lathe.recursion_steps += choice.usage.recursion_steps;
-            totals.lathe.dense_equivalent_steps += choice.usage.dense_steps;
         }
         totals.total_tokens = totals.prompt_tokens + totals.completion_tokens;
         totals
@@ -197,7 +214,7 @@ impl AnswerHead {
             model: model.to_owned(),
             fingerprint: fingerprint.to_owned(),
             shape: Arc::clone(&parsed.shape),
-            include_usage: parsed.include_usage,
+            usage: parsed.usage,
         }
     }
 
@@ -233,15 +250,17 @@ impl AnswerHead {
         choice: &ChoiceState,
         delta: &Delta,
         first: bool,
+        so_far: UsageTotals,
         to: &mut Vec<u8>,
     ) {
+        let usage = self.usage_beside(so_far);
         let shape = &self.shape;
         let reported = shape.top.is_some() || shape.token_ids || shape.depths;
         let news = !delta.text.is_empty() || (reported && !delta.entries.is_empty());
         match shape.dialect {
             Dialect::Completion if news || delta.end.is_some() => {
                 let chunk = self.completion(token_text, choice, delta, first);
-                line(to, &self.bytes("text_completion", vec![chunk], self.usage_to_come()));
+                line(to, &self.bytes("text_completion", vec![chunk], usage));
             }
             Dialect::Completion => (),
             Dialect::Chat => {
@@ -252,7 +271,7 @@ impl AnswerHead {
                         delta: content,
                         ..self.chat(token_text, choice, delta, false, false)
                     };
-                    line(to, &self.bytes(object, vec![chunk], self.usage_to_come()));
+                    line(to, &self.bytes(object, vec![chunk], usage));
                 }
                 if delta.end.is_some() {
                     let nothing = Delta { end: delta.end.clone(), ..Delta::default() };
@@ -263,20 +282,27 @@ impl AnswerHead {
                     };
                     chunk.logprobs = None;
                     chunk.more.token_ids = None;
-                    line(to, &self.bytes(object, vec![chunk], self.usage_to_come()));
+                    line(to, &self.bytes(object, vec![chunk], usage));
                 }
             }
         }
     }
 
     /// The chunk that opens an assistant's message.
-    pub(crate) fn role(&self, token_text: &TokenText, choice: &ChoiceState, to: &mut Vec<u8>) {
+    pub(crate) fn role(
+        &self,
+        token_text: &TokenText,
+        choice: &ChoiceState,
+        so_far: UsageTotals,
+        to: &mut Vec<u8>,
+    ) {
         let nothing = Delta::default();
         let message = Some(Message { role: Some("assistant"), content: Some("") });
         let mut chunk =
             ChatChoice { delta: message, ..self.chat(token_text, choice, &nothing, true, false) };
         (chunk.logprobs, chunk.more.token_ids, chunk.more.lathe) = (None, None, None);
-        line(to, &self.bytes("chat.completion.chunk", vec![chunk], self.usage_to_come()));
+        let usage = self.usage_beside(so_far);
+        line(to, &self.bytes("chat.completion.chunk", vec![chunk], usage));
     }
 
     /// The chunk with the usage and no choice.
@@ -306,9 +332,13 @@ impl AnswerHead {
         serde_json::to_vec(&envelope).unwrap_or_default()
     }
 
-    /// `usage` of a chunk with a choice: null where the last chunk brings it, else left out.
-    fn usage_to_come(&self) -> Option<Option<UsageTotals>> {
-        self.include_usage.then_some(None)
+    /// `usage` of a chunk with a choice: what it is so far where every chunk tells it, null where
+    /// the last chunk alone brings it, else left out.
+    fn usage_beside(&self, so_far: UsageTotals) -> Option<Option<UsageTotals>> {
+        match self.usage {
+            StreamUsage { each: true, .. } => Some(Some(so_far)),
+            StreamUsage { last, .. } => last.then_some(None),
+        }
     }
 
     fn completion<'d>(
@@ -383,7 +413,7 @@ impl AnswerHead {
     fn columns(&self, token_text: &TokenText, entries: &[TokenEntry]) -> Columns {
         Columns {
             tokens: entries.iter().map(|entry| self.name(token_text, entry.id)).collect(),
-            token_logprobs: entries.iter().map(|entry| entry.score.map(Score)).collect(),
+            token_logprobs: entries.iter().map(|entry| self.score(entry).map(Score)).collect(),
             top_logprobs: entries.iter().map(|entry| self.likely(token_text, entry)).collect(),
             text_offset: entries.iter().map(|entry| entry.offset).collect(),
         }
@@ -411,10 +441,15 @@ impl AnswerHead {
         }
     }
 
-    /// What may stand at a token's place, the token itself included; none for a first token, which
-    /// has no score.
+    /// Nothing is known of the first token of a prompt. Who asks for the numbers alone, as typed
+    /// clients do, gets one for it too: it is given, so that sums stay right.
+    fn score(&self, entry: &TokenEntry) -> Option<f32> {
+        entry.score.or((self.shape.top == Some(0)).then_some(0.0))
+    }
+
+    /// What may stand at a token's place, the token itself included; none where it has no score.
     fn likely(&self, token_text: &TokenText, entry: &TokenEntry) -> Option<TopLogprobs> {
-        let score = entry.score?;
+        let score = self.score(entry)?;
         let mut likely = TopLogprobs(Vec::with_capacity(entry.top.len() + 1));
         for &(id, value) in &entry.top {
             let value = if id == entry.id { score } else { value };

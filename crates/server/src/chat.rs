@@ -2,19 +2,32 @@
 
 use crate::error::ApiError;
 use crate::json::Json;
+use crate::request::{self, EncodedText};
 use crate::schema::Checked;
 use crate::state::AppState;
 use crate::template::TemplateInput;
+use crate::token_text::Controls;
 
 /// The values of a message's `role` that are taken; what one means is up to the model's template.
 pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// The prompt that the template makes of the request's messages.
+/// Ids of the prompt that the template makes of the request's messages, at most `most`.
 ///
 /// # Errors
-/// 400 for messages that are no conversation, for a model without a template, and for what the
-/// template refuses.
-pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, ApiError> {
+/// 400 for messages that are no conversation, for a model without a template, for what the template
+/// refuses, and for a prompt that does not fit.
+pub(crate) fn encode(
+    state: &AppState,
+    request: &Checked<'_>,
+    add: bool,
+    most: usize,
+) -> Result<EncodedText, ApiError> {
+    let (text, controls) = prompt(state, request)?;
+    request::encode(state, &text, controls, add, most, "messages")
+}
+
+/// The prompt as text, and what its control tokens are.
+fn prompt(state: &AppState, request: &Checked<'_>) -> Result<(String, Controls), ApiError> {
     let template = match &state.template {
         Some(Ok(template)) => template,
         Some(Err(error)) => {
@@ -41,11 +54,20 @@ pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, 
             "`messages` is empty, expected at least one message",
         ));
     }
-    let messages = items
+    let mut messages = items
         .iter()
         .enumerate()
         .map(|(at, item)| message(at, item))
         .collect::<Result<Vec<_>, _>>()?;
+    let controls = match request.flag("parse_special", false) {
+        true => Controls::Read,
+        false => {
+            let mark = state.token_text.controls.mark(&mut messages);
+            let mark = mark
+                .map_err(|found| ApiError::field("messages", format!("`messages` hold {found}")))?;
+            mark.map_or(Controls::Read, Controls::Marked)
+        }
+    };
     let continues = request.flag("continue_final_message", false);
     // Who continues a message cannot open a new one; only an explicit wish for both is a
     // contradiction.
@@ -65,11 +87,41 @@ pub(crate) fn prompt(state: &AppState, request: &Checked<'_>) -> Result<String, 
         tools: None,
         documents: None,
     };
-    let text = template.render(&scene, request.get("chat_template_kwargs")).map_err(|e| {
+    let more = variables(state, request);
+    let text = template.render(&scene, more.as_ref()).map_err(|e| {
         ApiError::field("messages", format!("the model's chat template refused the messages: {e}"))
             .code("template")
     })?;
-    if continues { open(text, &messages) } else { Ok(text) }
+    let text = if continues { open(text, &messages)? } else { text };
+    Ok((text, controls))
+}
+
+/// Fields of a request that are variables of templates that know them.
+const HINTS: [&str; 2] = ["reasoning_effort", "verbosity"];
+
+/// Whether the model's template speaks of a variable.
+fn knows(state: &AppState, name: &str) -> bool {
+    state.token_text.text.chat_template.as_deref().is_some_and(|source| source.contains(name))
+}
+
+/// Fields that only a template could make something of, which this one does not.
+pub(crate) fn without_meaning(state: &AppState, request: &Checked<'_>) -> Vec<String> {
+    let lost = HINTS.iter().filter(|name| request.get(name).is_some() && !knows(state, name));
+    lost.map(|&name| name.to_owned()).collect()
+}
+
+/// Variables for the template beside messages and tokens.
+fn variables(state: &AppState, request: &Checked<'_>) -> Option<Json> {
+    let mut entries = match request.get("chat_template_kwargs") {
+        Some(Json::Map(entries)) => entries.clone(),
+        _ => Vec::new(),
+    };
+    for name in HINTS.into_iter().filter(|name| knows(state, name)) {
+        if let Some(value) = request.get(name).filter(|_| entries.iter().all(|(k, _)| k != name)) {
+            entries.push((name.to_owned(), value.clone()));
+        }
+    }
+    (!entries.is_empty()).then_some(Json::Map(entries))
 }
 
 /// `text` up to the end of the last message's content.
@@ -116,7 +168,13 @@ fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
                 .code("unsupported"));
         }
     }
-    let text = content(at, item.get("content").unwrap_or(&Json::Null))?;
+    let found = item.get("content").unwrap_or(&Json::Null);
+    let nothing = *found == Json::Null || *found == Json::Ids(Vec::new());
+    // Clients send back the assistant's turns as they got them, also those that said nothing.
+    let text = match role.as_text() {
+        Some("assistant") if nothing => String::new(),
+        _ => content(at, found)?,
+    };
     match entries.iter_mut().find(|(key, _)| key == "content") {
         Some((_, value)) => *value = Json::Text(text),
         None => entries.push(("content".to_owned(), Json::Text(text))),

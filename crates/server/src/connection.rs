@@ -102,7 +102,7 @@ pub(crate) enum Expiry {
     Reader,
 }
 
-/// The open connections by id, at most [`ServerSettings::connections`] that are not closing.
+/// The open connections by id, at most as many as `admit` is told that are not closing.
 #[derive(Default)]
 pub(crate) struct Registry {
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,

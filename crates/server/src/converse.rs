@@ -23,9 +23,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 pub(crate) async fn converse(state: Arc<AppState>, registry: Arc<Registry>, stream: TcpStream) {
     let conn = Arc::new(Connection::new());
     let id = state.id();
-    if !registry.admit(state.settings.connections, id, &conn) {
+    if !registry.admit(state.connections, id, &conn) {
         state.metrics.shed(Shed::Connections);
-        refuse(stream).await;
+        if let Ok(_permit) = Arc::clone(&state.refusals).try_acquire_owned() {
+            refuse(stream).await;
+        }
         return;
     }
     state.metrics.opened.add(1);

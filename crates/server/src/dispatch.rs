@@ -6,12 +6,14 @@ use crate::connection::{ConnStage, Connection};
 use crate::error::ApiError;
 use crate::handlers;
 use crate::keys;
+use crate::origin;
 use crate::response::Body;
-use crate::routes::{self, Handler};
+use crate::routes::{self, Handler, Route};
 use crate::state::AppState;
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Request, Response};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response};
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,7 +32,9 @@ pub(crate) async fn answer(
     conn.enter(ConnStage::Body);
     let id = request_id(&state, request.headers());
     let (parts, body) = request.into_parts();
-    let found = routes::find(parts.method.as_str(), parts.uri.path());
+    let method = parts.method.as_str();
+    let asked = preflighted(method, &parts.headers).unwrap_or(method);
+    let found = routes::find(asked, parts.uri.path());
     let name = found.as_ref().map_or("none", |(route, _)| route.name);
     let status = Arc::new(AtomicU16::new(0));
     let mut ticket = Ticket {
@@ -40,34 +44,85 @@ pub(crate) async fn answer(
         begun: Instant::now(),
         status: Arc::clone(&status),
         answered: 0,
-        finished: false,
+        // Who asks for the head alone has all with it.
+        finished: method == "HEAD",
     };
-    let open = found.as_ref().is_ok_and(|(route, _)| route.open);
-    let result = if !open && !keys::allowed(&state.settings.api_keys, &parts.headers) {
-        Err(keys::refusal())
-    } else {
-        match found {
-            Err(error) => Err(error),
-            Ok((route, rest)) => {
-                let begun = ticket.begun;
-                let call = Call {
-                    state: Arc::clone(&state),
-                    conn,
-                    headers: parts.headers,
-                    body,
-                    begun,
-                    rest,
-                    status,
-                };
-                guarded(&state, dispatch(route.handler, call)).await
-            }
+    let origin = origin::welcome(&state.settings.cors_origins, &parts.headers);
+    let begun = ticket.begun;
+    let result = match gate(&state, &parts, found, origin.is_some()) {
+        Err(error) => Err(error),
+        Ok(Passed::Preflight(response)) => Ok(response),
+        Ok(Passed::Request(route, rest)) => {
+            let call = Call {
+                state: Arc::clone(&state),
+                conn,
+                headers: parts.headers,
+                body,
+                begun,
+                rest,
+                status,
+            };
+            guarded(&state, dispatch(route.handler, call)).await
         }
     };
     let mut response = result.unwrap_or_else(|error| refuse(&error, name == "page"));
     response.headers_mut().insert("x-request-id", id);
+    if state.leaving() {
+        // Balancers keep connections, and would send the next request here too.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(origin) = origin {
+        origin::open_to(origin, response.headers_mut());
+    }
     ticket.answered = response.status().as_u16();
     ticket.conn.enter(ConnStage::Busy);
     response.map(|body| TrackedBody { body, ticket })
+}
+
+/// The method of which a browser asks beforehand.
+fn preflighted<'h>(method: &str, headers: &'h HeaderMap) -> Option<&'h str> {
+    let asked = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
+    asked.filter(|_| origin::is_preflight(method, headers)).and_then(|value| value.to_str().ok())
+}
+
+/// What came through the gate.
+enum Passed {
+    Request(&'static Route, String),
+    /// It is answered already, without a handler.
+    Preflight(Response<Body>),
+}
+
+/// Whether the server is meant, by whom, and with which right.
+fn gate(
+    state: &AppState,
+    parts: &Parts,
+    found: Result<(&'static Route, String), ApiError>,
+    welcome: bool,
+) -> Result<Passed, ApiError> {
+    state.hosts.check(parts.version, &parts.uri, &parts.headers)?;
+    // A browser asks beforehand without the key.
+    if !state.settings.cors_origins.is_empty()
+        && origin::is_preflight(parts.method.as_str(), &parts.headers)
+    {
+        let (route, _) = found?;
+        return match welcome {
+            true => Ok(Passed::Preflight(origin::preflight(route.method, &parts.headers))),
+            false => {
+                let message = "pages of this origin may not ask; start the server with \
+                               --cors-origin and its name if they shall";
+                Err(ApiError::new(403, message).code("origin"))
+            }
+        };
+    }
+    let open = found.as_ref().is_ok_and(|(route, _)| route.open);
+    if !open && !keys::allowed(&state.settings.api_keys, &parts.headers) {
+        return Err(keys::refusal());
+    }
+    let (route, rest) = found?;
+    if parts.method == Method::OPTIONS {
+        return Err(ApiError::method(route.method));
+    }
+    Ok(Passed::Request(route, rest))
 }
 
 fn refuse(error: &ApiError, page: bool) -> Response<Body> {
@@ -109,6 +164,9 @@ async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiErr
         Handler::Models => Ok(handlers::models(&call.state)),
         Handler::Model => handlers::model(&call.state, &call.rest),
         Handler::TokenizerInfo => Ok(handlers::tokenizer_info(&call.state)),
+        Handler::ModelInfo => Ok(handlers::model_info(&call.state)),
+        Handler::ServerInfo => Ok(handlers::server_info(&call.state)),
+        Handler::Load => Ok(handlers::load(&call.state)),
         Handler::Health => handlers::health(&call.state),
         Handler::Live => Ok(handlers::live()),
         Handler::Metrics => Ok(handlers::metrics(&call.state)),

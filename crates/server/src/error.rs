@@ -15,7 +15,7 @@ pub(crate) struct ApiError {
     param: Option<String>,
     code: Option<&'static str>,
     pub(crate) retry_after_s: Option<u64>,
-    /// The method that would do, for 405.
+    /// The methods that would do, for 405.
     allow: Option<&'static str>,
 }
 
@@ -34,9 +34,10 @@ struct Inner<'e> {
 }
 
 /// Statuses that the server may answer, with the type named in the body.
-pub(crate) const TYPES: [(u16, &str); 11] = [
+pub(crate) const TYPES: [(u16, &str); 12] = [
     (400, "invalid_request_error"),
     (401, "authentication_error"),
+    (403, "permission_error"),
     (404, "not_found_error"),
     (405, "method_not_allowed"),
     (408, "request_timeout"),
@@ -77,9 +78,12 @@ impl ApiError {
 
     /// 405 for a path that answers another method.
     pub(crate) fn method(allowed: &'static str) -> Self {
-        let error =
-            Self::new(405, format!("this path answers {allowed} only")).code("method_not_allowed");
-        Self { allow: Some(allowed), ..error }
+        let (rest, allow) = match allowed {
+            "GET" => (", and HEAD as GET", "GET, HEAD"),
+            other => ("", other),
+        };
+        let error = Self::new(405, format!("this path answers {allowed} only{rest}"));
+        Self { allow: Some(allow), ..error.code("method_not_allowed") }
     }
 
     pub(crate) fn code(mut self, code: &'static str) -> Self {

@@ -5,7 +5,7 @@ use crate::call::Call;
 use crate::chat;
 use crate::error::ApiError;
 use crate::openapi;
-use crate::request::{check_model, encode, parse, unknown_model};
+use crate::request::{check_model, encode, parse, text_controls, unknown_model};
 use crate::request_fields;
 use crate::response::{Body, whole, with_ignored};
 use crate::schema::check;
@@ -78,10 +78,57 @@ pub(crate) fn tokenizer_info(state: &AppState) -> Response<Body> {
     }))
 }
 
+/// The names are those under which SGLang's servers tell the same.
+pub(crate) fn model_info(state: &AppState) -> Response<Body> {
+    let (info, text) = (&state.info, &state.token_text.text);
+    reply(&json!({
+        "model_path": info.id,
+        "served_model_name": info.id,
+        "is_generation": true,
+        "model_type": info.family,
+        "weight_version": info.fingerprint,
+        "max_context_length": info.context,
+        "vocab_size": info.vocab,
+        "bos_token_id": text.bos,
+        "eos_token_ids": text.eos,
+        "pad_token_id": text.pad,
+        "supports_vision": false,
+        "has_image_understanding": false,
+        "has_audio_understanding": false,
+        "preferred_sampling_params": null,
+    }))
+}
+
+/// One process on one machine: there is nothing to be parallel with.
+pub(crate) fn server_info(state: &AppState) -> Response<Body> {
+    reply(&json!({
+        "model_path": state.info.id,
+        "served_model_name": state.info.id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "tp_size": 1,
+        "dp_size": 1,
+        "disaggregation_mode": "null",
+        "context_length": state.info.context,
+        "max_total_num_tokens": state.backend.gauges().blocks * scheduler::PAGE,
+    }))
+}
+
+/// What each of the server's replicas, of which there is one, has to do.
+pub(crate) fn load(state: &AppState) -> Response<Body> {
+    let gauges = state.backend.gauges();
+    let tokens = gauges.kv_usage() * (gauges.blocks * scheduler::PAGE) as f64;
+    reply(&json!([{
+        "dp_rank": 0,
+        "num_reqs": gauges.running + gauges.waiting,
+        "num_waiting_reqs": gauges.waiting,
+        "num_tokens": tokens.round() as u64,
+    }]))
+}
+
 /// 200 while requests are welcome; 503 when draining, or when work waits and the engine does not
 /// move.
 pub(crate) fn health(state: &AppState) -> Result<Response<Body>, ApiError> {
-    if state.draining() {
+    if state.leaving() {
         return Err(ApiError::draining());
     }
     let idle_s = state.backend.idle_for_us() as f64 / 1e6;
@@ -97,7 +144,7 @@ pub(crate) fn live() -> Response<Body> {
 }
 
 pub(crate) fn metrics(state: &AppState) -> Response<Body> {
-    let text = state.metrics.text(&state.backend.gauges(), &state.info);
+    let text = state.metrics.text(&state.backend.gauges(), &state.info, state.connections);
     with_type(text, "text/plain; version=0.0.4; charset=utf-8")
 }
 
@@ -124,14 +171,15 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
         let request = check(&json, request_fields::TOKENIZE, &state.bounds)?;
         check_model(state, &request)?;
         let text = request.text("prompt").or_else(|| request.text("content"));
-        let ids = match (text, request.get("messages")) {
+        let encoded = match (text, request.get("messages")) {
             // A text to be cut into pieces need not fit the context: the body's bound is enough.
             (Some(text), None) => {
-                encode(state, text, request.flag("add_special_tokens", true), usize::MAX, "prompt")?
+                let add = request.flag("add_special_tokens", true);
+                encode(state, text, text_controls(&request), add, usize::MAX, "prompt")?
             }
             (None, Some(_)) => {
-                let text = chat::prompt(state, &request)?;
-                encode(state, &text, false, usize::MAX, "messages")?
+                let add = request.flag("add_special_tokens", false);
+                chat::encode(state, &request, add, usize::MAX)?
             }
             _ => {
                 return Err(ApiError::field(
@@ -140,6 +188,7 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
                 ));
             }
         };
+        let ids = encoded.ids;
         let mut answer =
             json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.info.context });
         if request.flag("return_token_strs", false) {

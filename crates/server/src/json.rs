@@ -61,7 +61,7 @@ impl Json {
     pub(crate) fn as_int(&self) -> Option<i64> {
         match *self {
             Json::Int(value) => Some(value),
-            Json::Number(value) if value.fract() == 0.0 && value.abs() < 9.0e15 => {
+            Json::Number(value) if value.fract() == 0.0 && value.abs() < 9.2e18 => {
                 Some(value as i64)
             }
             _ => None,
@@ -73,6 +73,28 @@ impl Json {
             Json::Int(value) => Some(value as f64),
             Json::Number(value) => Some(value),
             _ => None,
+        }
+    }
+
+    /// Calls `each` with every string in it that is no key.
+    pub(crate) fn each_text(&self, each: &mut dyn FnMut(&str)) {
+        match self {
+            Json::Text(text) => each(text),
+            Json::List(items) => items.iter().for_each(|item| item.each_text(each)),
+            Json::Map(entries) => entries.iter().for_each(|(_, value)| value.each_text(each)),
+            _ => (),
+        }
+    }
+
+    /// Puts what `change` makes of it in the place of every string that is no key.
+    pub(crate) fn change_texts(&mut self, change: &dyn Fn(&str) -> String) {
+        match self {
+            Json::Text(text) => *text = change(text),
+            Json::List(items) => items.iter_mut().for_each(|item| item.change_texts(change)),
+            Json::Map(entries) => {
+                entries.iter_mut().for_each(|(_, value)| value.change_texts(change));
+            }
+            _ => (),
         }
     }
 
@@ -194,11 +216,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut ids: Vec<u32> = Vec::new();
         let mut items: Vec<Json> = Vec::new();
         while let Some(item) = from.next_element_seed(Seed(self.0))? {
-            match item {
-                Json::Int(id) if items.is_empty() && u32::try_from(id).is_ok() => {
-                    ids.push(id as u32)
-                }
-                item => {
+            // 322.0 is the integer 322, as JSON schemas have it.
+            let id = item.as_int().and_then(|id| u32::try_from(id).ok());
+            match (id, item) {
+                (Some(id), _) if items.is_empty() => ids.push(id),
+                (_, item) => {
                     self.charge(1 + ids.len())?;
                     items.extend(ids.drain(..).map(|id| Json::Int(i64::from(id))));
                     items.push(item);

@@ -12,6 +12,7 @@
 //! | `POST /v1/chat/completions` | the same for a conversation, through the model's chat template |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | what is served |
 //! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer |
+//! | `GET /model_info`, `GET /server_info`, `GET /get_load` | what gateways of SGLang ask |
 //! | `GET /health` | 200 when requests are welcome; 503 when draining or stuck |
 //! | `GET /live` | 200 as long as the program runs |
 //! | `GET /metrics` | counters and histograms for Prometheus, prefix `lathe_` |
@@ -20,7 +21,12 @@
 //!
 //! The routes under `/v1` also answer without it, the tokenizer's also with it. With
 //! [`ServerSettings::api_keys`] every route but `/health` and `/live` needs `Authorization: Bearer
-//! KEY`; a browser may send the key as a password.
+//! KEY`; a browser may send the key as a password. HEAD is answered as GET, without the body.
+//!
+//! Who listens at a loopback address without keys is asked by an address, by `localhost` or by a
+//! name of [`ServerSettings::allow_hosts`], so that no page of a foreign site can reach it under a
+//! name of its own. Pages of other sites may read answers only if these are among
+//! [`ServerSettings::cors_origins`].
 //!
 //! # Settings
 //!
@@ -32,13 +38,16 @@
 //! | `limits.logprobs`, `limits.logit_bias` | 20, 1024 | 400 |
 //! | `limits.template_bytes`, `limits.template_fuel` | 16 MiB, 300000 | 400 |
 //! | `api_keys` | none | 401 |
+//! | `allow_hosts` | see above | 403 |
+//! | `cors_origins` | none | no header, 403 for a preflight |
 //! | `strict` | false | unknown fields: 400 instead of the header `x-lathe-ignored` |
 //! | `deadline` | 600 s | 408, or an error event in a stream |
 //! | `header_read`, `body_read`, `keep_alive` | 10 s, 30 s, 60 s | it closes; 408 for a body |
-//! | `connections` | 1024 | the longest idle one gives way; 503 if all are at work |
+//! | `connections` | 1024, or `ulimit -n` | the longest idle one gives way; 503 if all work |
 //! | `head_bytes` | 32 KiB | 431 |
 //! | `events`, `slow_reader` | 256, 30 s | the sequence pauses, then is cancelled |
 //! | `ping` | 10 s | a comment line in a silent stream |
+//! | `lame_duck` | 0 s | new requests get 503; until then `/health` alone does |
 //! | `drain` | 30 s | requests in flight end with an error |
 //! | `stuck` | 30 s | `/health` answers 503 |
 //! | `readers`, `reading` | 4, 30 s | prompts wait to be read; 408 |
@@ -46,7 +55,8 @@
 //! # Errors
 //!
 //! Every refusal has the body `{"error":{"message","type","param","code"}}`: 400
-//! `invalid_request_error`, 401 `authentication_error`, 404 `not_found_error`, 405
+//! `invalid_request_error`, 401 `authentication_error`, 403
+//! `permission_error`, 404 `not_found_error`, 405
 //! `method_not_allowed`, 408 `request_timeout`, 413 `payload_too_large`, 415
 //! `unsupported_media_type`, 429 `overloaded_error` and 503 `unavailable_error` (both with
 //! `Retry-After`), 500 `internal_error`. What is no HTTP at all gets a bare 400 or 431. A panic
@@ -62,14 +72,18 @@ mod chat;
 mod choice;
 mod completions;
 mod connection;
+mod controls;
 mod converse;
+mod descriptors;
 mod dispatch;
 mod error;
 mod handlers;
 mod json;
 mod keys;
 mod metrics;
+mod named_templates;
 mod openapi;
+mod origin;
 mod pending;
 mod random_ids;
 mod request;
@@ -83,9 +97,15 @@ mod state;
 mod stops;
 mod stream;
 mod template;
+mod template_filters;
+mod template_methods;
+mod template_source;
+mod template_values;
 mod token_text;
 
 pub use backend::ModelInfo;
+pub use named_templates::{NAMED_TEMPLATES, NamedTemplate};
 pub use serve::serve;
 pub use settings::{ServeError, ServerLimits, ServerSettings};
+pub use template_source::check_chat_template;
 pub use token_text::ModelText;

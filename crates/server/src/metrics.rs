@@ -104,9 +104,11 @@ impl Metrics {
     }
 
     /// The text that `/metrics` answers.
-    pub(crate) fn text(&self, gauges: &Gauges, info: &ModelInfo) -> String {
+    pub(crate) fn text(&self, gauges: &Gauges, info: &ModelInfo, connections: usize) -> String {
         let mut page = Page(String::new());
         self.own(&mut page);
+        let help = "Connections that may be open, as the system's limit of descriptors allows.";
+        page.single("connections_limit", "gauge", help, connections);
         engine(&mut page, gauges);
         page.head("build_info", "gauge", "What runs here; always 1.");
         let version = env!("CARGO_PKG_VERSION");
@@ -242,9 +244,8 @@ fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
-fn engine(page: &mut Page, gauges: &Gauges) {
-    page.single("running", "gauge", "Sequences in flight.", gauges.running);
-    page.single("waiting", "gauge", "Requests in the queue.", gauges.waiting);
+/// What holds keys and values, and how much of it is free.
+fn pages(page: &mut Page, gauges: &Gauges) {
     page.single("kv_pages", "gauge", "Pages for keys and values.", gauges.pages);
     page.head(
         "kv_pages_used",
@@ -260,7 +261,26 @@ fn engine(page: &mut Page, gauges: &Gauges) {
         "Pages held by the prefix cache alone.",
         gauges.pages_cached,
     );
+    page.single(
+        "kv_usage",
+        "gauge",
+        "Share of the pages that sequences hold, 0 to 1; those of the prefix cache alone are free.",
+        gauges.kv_usage(),
+    );
+    page.head(
+        "cache_config_info",
+        "gauge",
+        "Tokens of a block, and blocks of full depth that the pages hold; always 1.",
+    );
+    let (size, blocks) = (scheduler::PAGE.to_string(), gauges.blocks.to_string());
+    page.line("cache_config_info", &[("block_size", &size), ("num_gpu_blocks", &blocks)], 1);
     page.single("kv_page_bytes", "gauge", "Bytes of a page.", gauges.page_bytes);
+}
+
+fn engine(page: &mut Page, gauges: &Gauges) {
+    page.single("running", "gauge", "Sequences in flight.", gauges.running);
+    page.single("waiting", "gauge", "Requests in the queue.", gauges.waiting);
+    pages(page, gauges);
     let counters = [
         (
             "prefix_cache_lookup_tokens_total",
@@ -269,7 +289,11 @@ fn engine(page: &mut Page, gauges: &Gauges) {
         ),
         ("prefix_cache_hit_tokens_total", "Of these, tokens found.", gauges.prefix_tokens.1),
         ("preemptions_total", "Times a sequence lost its pages.", gauges.preemptions),
-        ("prompt_tokens_total", "Prompt tokens computed, each once.", gauges.tokens.0),
+        (
+            "prompt_tokens_total",
+            "Prompt tokens computed, each once; what the prefix cache had is not among them.",
+            gauges.tokens.0,
+        ),
         ("generated_tokens_total", "Tokens drawn.", gauges.tokens.1),
         (
             "recursion_steps_total",

@@ -6,6 +6,7 @@ use crate::json::Json;
 use crate::request_fields;
 use crate::schema::{Checked, bias, check};
 use crate::state::AppState;
+use crate::token_text::Controls;
 use scheduler::{DepthOptions, Priority, SamplingParams};
 use std::sync::Arc;
 
@@ -47,6 +48,15 @@ pub(crate) struct OutputOptions {
     pub(crate) prompt_scores: bool,
 }
 
+/// What a stream tells of its usage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StreamUsage {
+    /// One more chunk brings it at the end.
+    pub(crate) last: bool,
+    /// Every chunk brings it as far as it has come.
+    pub(crate) each: bool,
+}
+
 /// A request for completions or chat after all its checks: `prompts.len() * n` sequences.
 #[derive(Debug)]
 pub(crate) struct ParsedRequest {
@@ -58,7 +68,7 @@ pub(crate) struct ParsedRequest {
     /// As the scheduler counts: larger runs earlier.
     pub(crate) priority: Priority,
     pub(crate) stream: bool,
-    pub(crate) include_usage: bool,
+    pub(crate) usage: StreamUsage,
     pub(crate) ignored: Vec<String>,
 }
 
@@ -74,7 +84,9 @@ pub(crate) fn read(
     let json = parse(body)?;
     let fields =
         if dialect == Dialect::Chat { request_fields::CHAT } else { request_fields::COMPLETION };
-    let request = check(&json, fields, &state.bounds)?;
+    let mut request = check(&json, fields, &state.bounds)?;
+    let lost = chat::without_meaning(state, &request);
+    request.ignore(lost, &state.bounds)?;
     check_model(state, &request)?;
     let shape = shape(state, dialect, &request)?;
     let n = request.count("n").unwrap_or(1);
@@ -96,11 +108,16 @@ pub(crate) fn read(
         shape: Arc::new(shape),
         priority: priority(&request),
         stream: request.flag("stream", false),
-        include_usage: request
-            .object("stream_options")
-            .is_some_and(|o| o.flag("include_usage", false)),
+        usage: stream_usage(&request),
         ignored: request.ignored,
         prompts: prompts.into_iter().map(Arc::new).collect(),
+    })
+}
+
+fn stream_usage(request: &Checked<'_>) -> StreamUsage {
+    request.object("stream_options").map_or_else(StreamUsage::default, |options| StreamUsage {
+        last: options.flag("include_usage", false),
+        each: options.flag("continuous_usage_stats", false),
     })
 }
 
@@ -112,11 +129,15 @@ pub(crate) fn parse(body: &[u8]) -> Result<Json, ApiError> {
     })
 }
 
+/// An empty name asks for what is served, as none does.
+///
 /// # Errors
 /// 404 for the name of another model.
 pub(crate) fn check_model(state: &AppState, request: &Checked<'_>) -> Result<(), ApiError> {
     match request.text("model") {
-        Some(name) if !state.knows_model(name) => Err(unknown_model(state, name)),
+        Some(name) if !name.is_empty() && !state.knows_model(name) => {
+            Err(unknown_model(state, name))
+        }
         _ => Ok(()),
     }
 }
@@ -131,15 +152,18 @@ pub(crate) fn unknown_model(state: &AppState, name: &str) -> ApiError {
 }
 
 fn check_relations(dialect: Dialect, request: &Checked<'_>, n: usize) -> Result<(), ApiError> {
+    // 0 is what clients send for a field that they leave alone.
     if let (Dialect::Completion, Some(best)) = (dialect, request.count("best_of"))
         && best != n
+        && best != 0
     {
         let message = format!(
             "`best_of` is {best}, expected the same as `n`, {n}: this server ranks no answers"
         );
         return Err(ApiError::field("best_of", message).code("unsupported"));
     }
-    if request.get("stream_options").is_some() && !request.flag("stream", false) {
+    // Who says that there is no stream has not forgotten it: the options then concern nothing.
+    if request.get("stream_options").is_some() && request.get("stream").is_none() {
         return Err(ApiError::field(
             "stream_options",
             "`stream_options` is set without `stream`; set both or none",
@@ -168,13 +192,16 @@ fn shape(
             request.flag("logprobs", false).then(|| request.count("top_logprobs").unwrap_or(0))
         }
     };
-    let stops = match request.get("stop") {
+    let mut stops = match request.get("stop") {
         Some(Json::Text(text)) => vec![text.clone()],
         Some(Json::List(items)) => {
             items.iter().filter_map(Json::as_text).map(str::to_owned).collect()
         }
         _ => Vec::new(),
     };
+    if let (Some(suffix), None) = (suffix(request), state.token_text.infill) {
+        stops.push(suffix.to_owned());
+    }
     let eos = match request.flag("ignore_eos", false) {
         true => Vec::new(),
         false => state.token_text.text.eos.clone(),
@@ -185,7 +212,7 @@ fn shape(
     stop_ids.extend(own.iter().filter(|id| !eos.contains(id)));
     let echo = dialect == Dialect::Completion && request.flag("echo", false);
     let depths = request.object("lathe").is_some_and(|l| l.flag("return_depths", false));
-    let nothing_else = dialect == Dialect::Completion && request.int("max_tokens") == Some(0);
+    let nothing_else = echo && request.int("max_tokens") == Some(0);
     Ok(OutputOptions {
         dialect,
         echo,
@@ -264,80 +291,140 @@ fn prompts(
     request: &Checked<'_>,
 ) -> Result<Vec<Prompt>, ApiError> {
     if dialect == Dialect::Chat {
-        let text = chat::prompt(state, request)?;
         let add = request.flag("add_special_tokens", false);
         let most = request.count("max_completion_tokens").or_else(|| request.count("max_tokens"));
-        let ids = encode(state, &text, add, state.info.context, "messages")?;
-        return Ok(vec![fit(state, request, ids, add, most, "messages")?]);
+        let encoded = chat::encode(state, request, add, state.info.context)?;
+        return Ok(vec![fit(state, request, encoded, most, "messages")?]);
     }
-    let add = request.flag("add_special_tokens", true);
     let most = request.count("max_tokens").unwrap_or(16);
     if most == 0 && !request.flag("echo", false) {
         let message = "`max_tokens` is 0, expected at least 1, or `echo` to score the prompt";
         return Err(ApiError::field("max_tokens", message));
     }
+    check_infill(state, request)?;
     match request.get("prompt") {
         Some(Json::Ids(ids)) if ids.is_empty() => Err(ApiError::field(
             "prompt",
             "`prompt` is an empty list, expected at least one prompt",
         )),
         Some(Json::List(items)) => {
-            items.iter().map(|item| prompt(state, request, item, add, most)).collect()
+            items.iter().map(|item| prompt(state, request, item, most)).collect()
         }
-        Some(item) => Ok(vec![prompt(state, request, item, add, most)?]),
+        Some(item) => Ok(vec![prompt(state, request, item, most)?]),
         None => Err(ApiError::field("prompt", "`prompt` is missing")),
     }
 }
 
-/// One entry of `prompt`, which asks for `most` new tokens; a text gets the model's begin token if
-/// `add` says so.
+/// The text that is to follow the continuation.
+fn suffix<'j>(request: &Checked<'j>) -> Option<&'j str> {
+    request.text("suffix").filter(|suffix| !suffix.is_empty())
+}
+
+/// # Errors
+/// 400 for what cannot be done with a prompt that has a gap.
+fn check_infill(state: &AppState, request: &Checked<'_>) -> Result<(), ApiError> {
+    if suffix(request).is_none() || state.token_text.infill.is_none() {
+        return Ok(());
+    }
+    for (field, asked) in [
+        ("echo", request.flag("echo", false)),
+        ("truncate_prompt_tokens", request.get("truncate_prompt_tokens").is_some()),
+    ] {
+        if asked {
+            let message = format!(
+                "`{field}` is set together with `suffix`; set one: this model reads the suffix \
+                 before it writes, so the prompt is not the beginning of the text"
+            );
+            return Err(ApiError::field(field, message));
+        }
+    }
+    Ok(())
+}
+
+/// One entry of `prompt`, which asks for `most` new tokens.
 fn prompt(
     state: &AppState,
     request: &Checked<'_>,
     item: &Json,
-    add: bool,
     most: usize,
 ) -> Result<Prompt, ApiError> {
-    match item {
+    let encoded = match item {
         Json::Text(text) => {
-            let ids = encode(state, text, add, state.info.context, "prompt")?;
-            fit(state, request, ids, add && state.token_text.text.add_bos, Some(most), "prompt")
+            let add = request.flag("add_special_tokens", true);
+            encode(state, text, text_controls(request), add, state.info.context, "prompt")?
         }
         Json::Ids(ids) => {
             state.token_text.check_ids(ids, state.info.vocab, "prompt")?;
-            fit(state, request, ids.clone(), false, Some(most), "prompt")
+            EncodedText { ids: ids.clone(), added_bos: false }
         }
-        other => Err(ApiError::value("prompt", other, "a string or token ids")),
-    }
+        other => return Err(ApiError::value("prompt", other, "a string or token ids")),
+    };
+    let encoded = match (suffix(request), state.token_text.infill) {
+        (Some(suffix), Some(tokens)) => with_gap(state, encoded, suffix, tokens)?,
+        _ => encoded,
+    };
+    fit(state, request, encoded, Some(most), "prompt")
 }
 
-/// Ids of a text of at most `most` tokens, with the begin token where wanted.
+/// Control tokens in a text whose author writes the whole prompt: they are read unless the request
+/// says otherwise.
+pub(crate) fn text_controls(request: &Checked<'_>) -> Controls {
+    if request.flag("parse_special", true) { Controls::Read } else { Controls::Plain }
+}
+
+/// The prompt, then what follows the gap, then the token at which the model fills it.
+fn with_gap(
+    state: &AppState,
+    mut encoded: EncodedText,
+    suffix: &str,
+    [before, after, gap]: [u32; 3],
+) -> Result<EncodedText, ApiError> {
+    let rest = state.token_text.encode(suffix, Controls::Plain, state.info.context, "suffix")?;
+    encoded.ids.insert(usize::from(encoded.added_bos), before);
+    encoded.ids.push(after);
+    encoded.ids.extend(rest);
+    encoded.ids.push(gap);
+    Ok(encoded)
+}
+
+/// A prompt's text as ids.
+pub(crate) struct EncodedText {
+    pub(crate) ids: Vec<u32>,
+    /// The first id is a begin token that the text does not spell.
+    pub(crate) added_bos: bool,
+}
+
+/// Ids of a text of at most `most` tokens. Where `add` says so, a model that was trained with a
+/// begin token before every text gets one, unless the text spells it already.
 ///
 /// # Errors
 /// 400 for a text that cannot fit, or that the vocabulary cannot spell.
 pub(crate) fn encode(
     state: &AppState,
     text: &str,
+    controls: Controls,
     add: bool,
     most: usize,
     field: &str,
-) -> Result<Vec<u32>, ApiError> {
-    let mut ids = Vec::new();
-    ids.extend(state.token_text.text.bos.filter(|_| add && state.token_text.text.add_bos));
-    ids.extend(state.token_text.encode(text, most, field)?);
-    Ok(ids)
+) -> Result<EncodedText, ApiError> {
+    let mut ids = state.token_text.encode(text, controls, most, field)?;
+    let model = &state.token_text.text;
+    let bos = model.bos.filter(|bos| add && model.add_bos && ids.first() != Some(bos));
+    if let Some(bos) = bos {
+        ids.insert(0, bos);
+    }
+    Ok(EncodedText { ids, added_bos: bos.is_some() })
 }
 
 /// A prompt that fits the context together with its new tokens.
 fn fit(
     state: &AppState,
     request: &Checked<'_>,
-    mut ids: Vec<u32>,
-    mut added_bos: bool,
+    encoded: EncodedText,
     most: Option<usize>,
     field: &str,
 ) -> Result<Prompt, ApiError> {
-    added_bos &= state.token_text.text.bos.is_some() && state.token_text.text.add_bos;
+    let EncodedText { mut ids, mut added_bos } = encoded;
     if let Some(keep) = request.count("truncate_prompt_tokens").filter(|&keep| keep < ids.len()) {
         ids.drain(..ids.len() - keep);
         added_bos = false;

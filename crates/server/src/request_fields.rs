@@ -2,7 +2,7 @@
 
 use crate::schema::{Field, FieldKind, Limit, RequestBounds, Support};
 use FieldKind::{Any, Bias, Bool, Ids, Int, Messages, Number, Object, Open, Prompt, Stop, Text};
-use Support::{Full, NoEffect, Only, Required};
+use Support::{Full, Moot, NoEffect, Only, Required};
 
 const fn field(
     name: &'static str,
@@ -31,6 +31,18 @@ const fn only(name: &'static str, texts: &'static [&'static str]) -> Field {
     }
 }
 
+/// Tools and what speaks of them: welcome where the request says that none may be called.
+const fn tools(name: &'static str, texts: &'static [&'static str], choice: &'static str) -> Field {
+    let support = Moot { texts, field: choice, says: "\"none\"" };
+    Field {
+        name,
+        kind: Any,
+        default: "null",
+        support,
+        help: "Not supported beyond what is listed.",
+    }
+}
+
 /// The largest `priority`, and the smallest with its sign turned.
 const MOST_PRIORITY: i64 = 1000;
 
@@ -51,7 +63,7 @@ fn recursions(bounds: &RequestBounds) -> i64 {
 
 const STREAM_OPTIONS: &[Field] = &[
     field("include_usage", Bool, "false", "Send one more chunk with the usage before the end."),
-    only("continuous_usage_stats", &["false"]),
+    field("continuous_usage_stats", Bool, "false", "Every chunk tells the usage so far."),
     without_effect("include_obfuscation", "There is none."),
 ];
 
@@ -171,16 +183,25 @@ const STREAM: [Field; 2] = [
     field("stream_options", Object(STREAM_OPTIONS), "null", "Only together with `stream`."),
 ];
 
-const NO_EFFECT: [Field; 6] = [
+const PARSE: Field = field(
+    "parse_special",
+    Bool,
+    "true",
+    "Control tokens that the text spells are read as such; else they are text.",
+);
+
+const NO_EFFECT: [Field; 8] = [
     without_effect("user", "Accepted; no effect on the answer."),
     without_effect("metadata", "Accepted; no effect on the answer."),
     without_effect("safety_identifier", "Accepted; no effect on the answer."),
     without_effect("prompt_cache_key", "Accepted; prefixes are found by their tokens."),
+    without_effect("prompt_cache_options", "Accepted; prefixes are found by their tokens."),
+    without_effect("store", "Accepted; nothing is stored."),
     without_effect("prompt_cache_retention", "Accepted; prefixes stay as long as there is room."),
     without_effect("request_id", "Accepted; use the header x-request-id."),
 ];
 
-const UNSUPPORTED: [Field; 22] = [
+const UNSUPPORTED: [Field; 21] = [
     only("use_beam_search", &["false"]),
     only("length_penalty", &["1", "1.0"]),
     only("early_stopping", &["false"]),
@@ -201,11 +222,10 @@ const UNSUPPORTED: [Field; 22] = [
     only("lora", &["[]"]),
     only("logit_bias_type", &[]),
     only("kv_transfer_params", &[]),
-    only("store", &["false"]),
     only("service_tier", &["\"auto\"", "\"default\""]),
 ];
 
-const OWN_COMPLETION: [Field; 9] = [
+const OWN_COMPLETION: [Field; 10] = [
     MODEL,
     required("prompt", Prompt, "Text or token ids; token ids are taken as they are."),
     field(
@@ -227,21 +247,28 @@ const OWN_COMPLETION: [Field; 9] = [
         "true",
         "Begin prompts that are text as the model was trained.",
     ),
-    field("best_of", upto(ONE, |b| b.limits.n as i64), "null", "Must equal `n`."),
+    PARSE,
+    field("best_of", upto(ZERO, |b| b.limits.n as i64), "null", "Must equal `n`, or be 0."),
     LATHE,
-    only("suffix", &["\"\""]),
+    field(
+        "suffix",
+        Text,
+        "null",
+        "What follows the text. A model with tokens for text with a gap reads it first; the text \
+         of another ends before it, as before a stop string.",
+    ),
 ];
 
-const OWN_CHAT: [Field; 23] = [
+const OWN_CHAT: [Field; 24] = [
     MODEL,
     required("messages", Messages, "The conversation so far; content is text."),
     field(
         "max_completion_tokens",
-        upto(ONE, context),
+        upto(ZERO, context),
         "null",
         "At most this many new tokens; default: what fits.",
     ),
-    field("max_tokens", upto(ONE, context), "null", "Older name of `max_completion_tokens`."),
+    field("max_tokens", upto(ZERO, context), "null", "Older name of `max_completion_tokens`."),
     field("logprobs", Bool, "false", "Log-probabilities of the new tokens."),
     field(
         "top_logprobs",
@@ -260,28 +287,34 @@ const OWN_CHAT: [Field; 23] = [
         "add_special_tokens",
         Bool,
         "false",
-        "Add a begin token beside what the template writes.",
+        "Begin as the model was trained, where the template does not.",
     ),
-    field("chat_template_kwargs", Open, "null", "Extensions variables for the template."),
+    field(
+        "parse_special",
+        Bool,
+        "false",
+        "Control tokens that messages spell are read as such; else they are text.",
+    ),
+    field("chat_template_kwargs", Open, "null", "More variables for the template."),
     LATHE,
     only("echo", &["false"]),
-    only("best_of", &["1"]),
-    only("tools", &["[]"]),
+    only("best_of", &["0", "1"]),
+    tools("tools", &["[]"], "tool_choice"),
     only("tool_choice", &["\"none\"", "\"auto\""]),
     only("parallel_tool_calls", &["true", "false"]),
-    only("functions", &["[]"]),
+    tools("functions", &["[]"], "function_call"),
     only("function_call", &["\"none\"", "\"auto\""]),
     only("modalities", &["[\"text\"]"]),
-    only("audio", &[]),
-    only("prediction", &[]),
+    without_effect("audio", "Accepted; `modalities` would have to ask for sound."),
+    without_effect("prediction", "Accepted; it could make the same answer faster."),
     only("chat_template", &[]),
     only("documents", &["[]"]),
 ];
 
 const REASONING: [Field; 3] = [
-    only("reasoning_effort", &["\"none\""]),
-    only("web_search_options", &[]),
-    only("verbosity", &["\"medium\""]),
+    field("reasoning_effort", Text, "null", "A variable for the template, if it knows it."),
+    tools("web_search_options", &[], "tool_choice"),
+    field("verbosity", Text, "null", "A variable for the template, if it knows it."),
 ];
 
 const NOTHING: Field = field("", Any, "null", "");
@@ -303,9 +336,9 @@ const fn join<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
     all
 }
 
-static COMPLETION_FIELDS: [Field; 59] =
+static COMPLETION_FIELDS: [Field; 61] =
     join(&[&OWN_COMPLETION, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
-static CHAT_FIELDS: [Field; 76] =
+static CHAT_FIELDS: [Field; 78] =
     join(&[&OWN_CHAT, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
 /// Every field of a body to `/v1/completions`, those without effect included.
@@ -324,7 +357,14 @@ pub(crate) static TOKENIZE: &[Field] = &[
         "add_special_tokens",
         Bool,
         "true",
-        "Begin as the model was trained; for messages the template decides.",
+        "Begin as the model was trained; for messages only if it is set, as the template decides.",
+    ),
+    field(
+        "parse_special",
+        Bool,
+        "null",
+        "Control tokens that the text spells are read as such; default: those of a text are, those \
+         of messages not.",
     ),
     field("return_token_strs", Bool, "false", "Report the text of every token."),
     field(
@@ -355,7 +395,7 @@ mod tests {
                 assert!(!field.name.is_empty() && !field.help.is_empty());
                 assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);
                 Json::parse(field.default.as_bytes()).unwrap();
-                if let Only(texts) = field.support {
+                if let Only(texts) | Moot { texts, .. } = field.support {
                     assert!(
                         texts
                             .iter()

@@ -15,6 +15,9 @@ pub(crate) enum Handler {
     Tokenize,
     Detokenize,
     TokenizerInfo,
+    ModelInfo,
+    ServerInfo,
+    Load,
     Health,
     Live,
     Metrics,
@@ -142,6 +145,19 @@ pub(crate) static ROUTES: &[Route] = &[
         Handler::TokenizerInfo,
         "The tokenizer.",
     ),
+    get(
+        "model_info",
+        &["/model_info", "/get_model_info"],
+        Handler::ModelInfo,
+        "The model, as gateways of SGLang ask for it.",
+    ),
+    get(
+        "server_info",
+        &["/server_info", "/get_server_info"],
+        Handler::ServerInfo,
+        "The server, as gateways of SGLang ask for it.",
+    ),
+    get("load", &["/get_load"], Handler::Load, "Requests and tokens held, for gateways."),
     Route {
         open: true,
         errors: &[503],
@@ -159,8 +175,9 @@ pub(crate) static ROUTES: &[Route] = &[
     },
 ];
 
-/// The route of a path, with the rest that it takes as an argument.
+/// The route of a path, with the rest that it takes as an argument. HEAD is answered as GET.
 pub(crate) fn find(method: &str, path: &str) -> Result<(&'static Route, String), ApiError> {
+    let method = if method == "HEAD" { "GET" } else { method };
     let mut other = None;
     for route in ROUTES {
         if let Some(rest) = route.takes(path) {
@@ -219,6 +236,8 @@ mod tests {
         assert_eq!(name("GET", "/v1/models/%zz%"), Ok(("model", "%zz%".to_owned())));
         assert_eq!(name("GET", "/"), Ok(("page", String::new())));
         assert_eq!(name("GET", "/v1/completions"), Err(405));
+        assert_eq!(name("HEAD", "/health"), Ok(("health", String::new())));
+        assert_eq!(name("HEAD", "/v1/completions"), Err(405));
         assert_eq!(name("GET", "/v1/models/"), Err(404));
         assert_eq!(name("GET", "/nothing"), Err(404));
     }

@@ -12,6 +12,8 @@ pub(crate) struct RequestBounds {
     pub(crate) context: usize,
     pub(crate) vocab: usize,
     pub(crate) recursions: u32,
+    /// Whether the model has a begin token, which an empty prompt becomes.
+    pub(crate) begins: bool,
     pub(crate) strict: bool,
 }
 
@@ -67,6 +69,8 @@ pub(crate) enum Support {
     NoEffect,
     /// Only `null` and these JSON texts are accepted: what the server does anyway.
     Only(&'static [&'static str]),
+    /// The same, and anything where `field` is the JSON text `says`: then it concerns nothing.
+    Moot { texts: &'static [&'static str], field: &'static str, says: &'static str },
 }
 
 /// A field of a request.
@@ -89,6 +93,26 @@ pub(crate) struct Checked<'j> {
 }
 
 impl<'j> Checked<'j> {
+    /// Notes fields that have no effect.
+    ///
+    /// # Errors
+    /// The first one, where the server is strict.
+    pub(crate) fn ignore(
+        &mut self,
+        names: Vec<String>,
+        bounds: &RequestBounds,
+    ) -> Result<(), ApiError> {
+        if let (true, Some(name)) = (bounds.strict, names.first()) {
+            let message = format!(
+                "`{}` means nothing in this request, and this server is strict about it",
+                cut(name)
+            );
+            return Err(ApiError::field(name, message).code("unknown_field"));
+        }
+        self.ignored.extend(names);
+        Ok(())
+    }
+
     /// The field, unless absent or null.
     pub(crate) fn get(&self, name: &str) -> Option<&'j Json> {
         self.object.get(name).filter(|value| **value != Json::Null)
@@ -141,14 +165,9 @@ pub(crate) fn check<'j>(
 ) -> Result<Checked<'j>, ApiError> {
     let mut ignored = Vec::new();
     check_object(object, fields, bounds, "", &mut ignored)?;
-    if let (true, Some(name)) = (bounds.strict, ignored.first()) {
-        let message = format!(
-            "`{}` is no field of this request, and this server is strict about it",
-            cut(name)
-        );
-        return Err(ApiError::field(name, message).code("unknown_field"));
-    }
-    Ok(Checked { object, ignored })
+    let mut checked = Checked { object, ignored: Vec::new() };
+    checked.ignore(ignored, bounds)?;
+    Ok(checked)
 }
 
 fn check_object(
@@ -167,6 +186,7 @@ fn check_object(
         match fields.iter().find(|field| field.name == key) {
             None => ignored.push(name),
             Some(_) if *value == Json::Null => (),
+            Some(field) if is_moot(field, object) => (),
             Some(field) => check_field(&name, value, field, bounds, ignored)?,
         }
     }
@@ -186,6 +206,11 @@ fn check_object(
     }
 }
 
+fn is_moot(field: &Field, object: &Json) -> bool {
+    let Support::Moot { field, says, .. } = field.support else { return false };
+    object.get(field).is_some_and(|value| value.short() == says)
+}
+
 fn check_field(
     name: &str,
     value: &Json,
@@ -193,7 +218,7 @@ fn check_field(
     bounds: &RequestBounds,
     ignored: &mut Vec<String>,
 ) -> Result<(), ApiError> {
-    if let Support::Only(texts) = field.support {
+    if let Support::Only(texts) | Support::Moot { texts, .. } = field.support {
         let text = value.short();
         if texts.contains(&text.as_str()) {
             return Ok(());
@@ -248,7 +273,9 @@ fn fits(value: &Json, kind: FieldKind, bounds: &RequestBounds) -> bool {
         FieldKind::Bias => match value {
             Json::Map(entries) => {
                 entries.len() <= bounds.limits.logit_bias
-                    && entries.iter().all(|entry| bias(entry, bounds).is_some())
+                    && entries
+                        .iter()
+                        .all(|entry| is_no_bias(entry) || bias(entry, bounds).is_some())
             }
             _ => false,
         },
@@ -264,6 +291,11 @@ fn fits(value: &Json, kind: FieldKind, bounds: &RequestBounds) -> bool {
 /// A stop string: not empty, and no longer than allowed.
 fn is_stop(item: &Json, limits: &ServerLimits) -> bool {
     item.as_text().is_some_and(|text| (1..=limits.stop_bytes).contains(&text.len()))
+}
+
+/// Whether an entry of `logit_bias` adds nothing to whatever it names.
+fn is_no_bias((_, value): &(String, Json)) -> bool {
+    value.as_number() == Some(0.0)
 }
 
 /// One entry of `logit_bias` as numbers.

@@ -18,8 +18,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// Time for errors and last bytes to leave after the last request has ended.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown` is ready; then refuses new work, lets requests in flight go on for at
-/// most [`ServerSettings::drain`], and returns. Must run on a runtime with timers and sockets
+/// Serves until `shutdown` is ready. Then `/health` says so; after [`ServerSettings::lame_duck`] it
+/// refuses new work, lets requests in flight go on for at most [`ServerSettings::drain`], and
+/// returns. Must run on a runtime with timers and sockets
 /// enabled.
 ///
 /// # Errors
@@ -32,12 +33,15 @@ pub async fn serve(
     backend: Arc<dyn Backend>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let state = Arc::new(AppState::new(settings, info, text, backend)?);
+    let at = listener.local_addr()?.ip();
+    let state = Arc::new(AppState::new(settings, info, text, backend, at)?);
     let registry = Arc::new(Registry::default());
     let mut tasks = JoinSet::new();
     {
         let end = async {
             shutdown.await;
+            state.phase.send_replace(Phase::LameDuck);
+            tokio::time::sleep(state.settings.lame_duck).await;
             drain(&state).await;
         };
         let mut end = pin!(end);

@@ -1,5 +1,7 @@
 //! Limits and timeouts of the server, all with defaults that are safe to expose.
 
+use crate::json::cut;
+use crate::origin;
 use std::time::Duration;
 
 /// How large a single request may be.
@@ -54,6 +56,11 @@ pub struct ServerSettings {
     pub limits: ServerLimits,
     /// Keys of which one must come as `Authorization: Bearer`; empty for no check.
     pub api_keys: Vec<String>,
+    /// Names under which the server may be asked, beside addresses and `localhost`; `*` for all. If
+    /// empty, names are checked only at a loopback address without keys.
+    pub allow_hosts: Vec<String>,
+    /// Sites whose pages may read answers, such as `https://chat.example`; `*` for all.
+    pub cors_origins: Vec<String>,
     /// Refuse unknown fields instead of naming them in `x-lathe-ignored`.
     pub strict: bool,
     /// A request ends with an error when it has taken this long.
@@ -75,7 +82,10 @@ pub struct ServerSettings {
     pub slow_reader: Duration,
     /// A stream that has been silent for this long gets a comment line.
     pub ping: Duration,
-    /// How long requests in flight may go on after the shutdown signal.
+    /// How long requests are still welcome after the shutdown signal, while `/health` answers 503
+    /// and every answer closes its connection: the time that balancers take to notice.
+    pub lame_duck: Duration,
+    /// How long requests in flight may go on after that.
     pub drain: Duration,
     /// `/health` reports trouble when work waits and the engine has not moved for this long.
     pub stuck: Duration,
@@ -90,6 +100,8 @@ impl Default for ServerSettings {
         Self {
             limits: ServerLimits::default(),
             api_keys: Vec::new(),
+            allow_hosts: Vec::new(),
+            cors_origins: Vec::new(),
             strict: false,
             deadline: Duration::from_secs(600),
             header_read: Duration::from_secs(10),
@@ -100,6 +112,7 @@ impl Default for ServerSettings {
             events: 256,
             slow_reader: Duration::from_secs(30),
             ping: Duration::from_secs(10),
+            lame_duck: Duration::ZERO,
             drain: Duration::from_secs(30),
             stuck: Duration::from_secs(30),
             readers: 4,
@@ -184,6 +197,7 @@ impl ServerSettings {
                 expected: "printable ASCII without spaces",
             });
         }
+        self.check_names()?;
         let times = [
             ("deadline", self.deadline),
             ("header_read", self.header_read),
@@ -207,5 +221,17 @@ impl ServerSettings {
             }
             None => Ok(()),
         }
+    }
+
+    fn check_names(&self) -> Result<(), ServeError> {
+        if let Some(name) = self.allow_hosts.iter().find(|name| !origin::is_host(name)) {
+            let expected = "a name without port, or *";
+            return Err(ServeError::Setting { name: "allow_hosts", found: cut(name), expected });
+        }
+        if let Some(name) = self.cors_origins.iter().find(|name| !origin::is_origin(name)) {
+            let expected = "http://NAME or https://NAME, with a port if it has one, or *";
+            return Err(ServeError::Setting { name: "cors_origins", found: cut(name), expected });
+        }
+        Ok(())
     }
 }

@@ -1,14 +1,17 @@
 //! What all requests share.
 
 use crate::backend::ModelInfo;
+use crate::descriptors;
 use crate::error::ApiError;
 use crate::metrics::{Metrics, Shed};
+use crate::origin::HostRule;
 use crate::random_ids::RandomIds;
 use crate::schema::RequestBounds;
 use crate::settings::{ServeError, ServerSettings};
 use crate::template::ChatTemplate;
 use crate::token_text::{ModelText, TokenText};
 use scheduler::Backend;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};
@@ -17,6 +20,8 @@ use tokio::sync::{Semaphore, watch};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
+    /// Work is welcome still, but `/health` and every answer send clients away.
+    LameDuck,
     /// No new work; what is in flight goes on.
     Draining,
     /// What is in flight ends with an error.
@@ -27,6 +32,11 @@ pub(crate) enum Phase {
 
 pub(crate) struct AppState {
     pub(crate) settings: ServerSettings,
+    pub(crate) hosts: HostRule,
+    /// Connections that may be open.
+    pub(crate) connections: usize,
+    /// One permit for each connection that is told that there is no room.
+    pub(crate) refusals: Arc<Semaphore>,
     pub(crate) bounds: RequestBounds,
     pub(crate) info: ModelInfo,
     pub(crate) token_text: TokenText,
@@ -48,6 +58,7 @@ impl AppState {
         info: ModelInfo,
         text: ModelText,
         backend: Arc<dyn Backend>,
+        at: IpAddr,
     ) -> Result<Self, ServeError> {
         settings.check()?;
         check_model(&info, &text)?;
@@ -60,10 +71,14 @@ impl AppState {
             context: info.context,
             vocab: info.vocab,
             recursions: info.recursions,
+            begins: text.bos.is_some(),
             strict: settings.strict,
             limits,
         };
         Ok(Self {
+            connections: descriptors::connections(settings.connections),
+            refusals: Arc::new(Semaphore::new(descriptors::REFUSALS)),
+            hosts: HostRule::new(&settings.allow_hosts, at, !settings.api_keys.is_empty()),
             bounds,
             template,
             token_text: TokenText::new(text),
@@ -88,7 +103,13 @@ impl AppState {
         self.info.id == name || self.info.aliases.iter().any(|alias| alias == name)
     }
 
+    /// Whether new requests are refused.
     pub(crate) fn draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
+    /// Whether clients should ask another server.
+    pub(crate) fn leaving(&self) -> bool {
         *self.phase.borrow() > Phase::Serving
     }
 

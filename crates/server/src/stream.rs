@@ -76,8 +76,9 @@ impl EventStream {
 
     fn open(&mut self, out: &mut Vec<u8>) {
         if self.head.shape.dialect == Dialect::Chat {
+            let so_far = UsageTotals::so_far(&self.pending.choices, self.pending.n);
             for choice in &self.pending.choices {
-                self.head.role(&self.state.token_text, choice, out);
+                self.head.role(&self.state.token_text, choice, so_far, out);
             }
             self.begun.fill(true);
         }
@@ -85,11 +86,12 @@ impl EventStream {
     }
 
     fn deltas(&mut self, out: &mut Vec<u8>) {
+        let so_far = UsageTotals::so_far(&self.pending.choices, self.pending.n);
         for choice in &mut self.pending.choices {
             let delta = choice.take();
             let before = out.len();
             let first = !self.begun[choice.index];
-            self.head.chunks(&self.state.token_text, choice, &delta, first, out);
+            self.head.chunks(&self.state.token_text, choice, &delta, first, so_far, out);
             self.begun[choice.index] |= out.len() > before;
         }
     }
@@ -100,7 +102,7 @@ impl EventStream {
             let totals = UsageTotals::of(&self.pending.choices, self.pending.n);
             self.state.metrics.usage_prompt.add(totals.prompt_tokens);
             self.state.metrics.usage_completion.add(totals.completion_tokens);
-            if self.head.include_usage {
+            if self.head.usage.last {
                 self.head.usage(totals, out);
             }
             self.close(out);

@@ -1,9 +1,9 @@
 //! Chat templates: Jinja as published models use it, bounded in instructions and output.
 
-use crate::calendar;
 use crate::json::Json;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind, State};
+use crate::{calendar, template_filters, template_methods, template_source, template_values};
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde::Serialize;
 
 /// A template, compiled once, with the bounds of every rendering.
@@ -25,26 +25,35 @@ pub(crate) struct TemplateInput<'s> {
 
 impl ChatTemplate {
     /// # Errors
-    /// What the template's author wrote wrong.
+    /// What the template's author wrote wrong, or what cannot be rendered as transformers does.
     pub(crate) fn new(source: &str, fuel: u64, most_bytes: usize) -> Result<Self, String> {
+        Self::with_clock(source, fuel, most_bytes, calendar::now)
+    }
+
+    /// The same where `now` tells the time.
+    fn with_clock(
+        source: &str,
+        fuel: u64,
+        most_bytes: usize,
+        now: fn() -> u64,
+    ) -> Result<Self, String> {
+        let source = template_source::prepare(source)?;
         let mut environment = Environment::new();
         environment.set_fuel(Some(fuel));
         environment.set_recursion_limit(64);
-        environment.set_keep_trailing_newline(true);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(template_methods::call);
+        environment.set_formatter(print);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
-            calendar::format(calendar::now(), &format)
-                .map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+        environment.add_function("strftime_now", move |format: String| -> Result<String, Error> {
+            calendar::format(now(), &format).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
         });
-        environment.add_filter("tojson", tojson);
-        environment.add_template_owned("chat", source.to_owned()).map_err(|e| format!("{e:#}"))?;
+        template_filters::install(&mut environment);
+        environment.add_template_owned("chat", source).map_err(|e| format!("{e:#}"))?;
         Ok(Self { environment, most_bytes })
     }
 
@@ -70,6 +79,15 @@ impl ChatTemplate {
     }
 }
 
+/// Prints a value as Python does.
+fn print(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    if !template_values::differs(value) {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    let text = template_values::text(value).map_err(template_methods::wrong)?;
+    Ok(out.write_str(&text)?)
+}
+
 struct Bounded {
     bytes: Vec<u8>,
     most: usize,
@@ -88,60 +106,6 @@ impl std::io::Write for Bounded {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-/// JSON without escapes for HTML, as published templates expect; spaces after commas and colons.
-fn tojson(_: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let mut out = Vec::new();
-    match indent {
-        Some(width) if width <= 16 => {
-            let spaces = " ".repeat(width);
-            let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, style))
-                .map_err(broken_json)?;
-        }
-        Some(_) => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is at most 16"));
-        }
-        None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))
-            .map_err(broken_json)?,
-    }
-    String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
-}
-
-fn broken_json(error: serde_json::Error) -> Error {
-    Error::new(ErrorKind::BadSerialization, error.to_string())
-}
-
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        to: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        to.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        to: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        to.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        to: &mut W,
-    ) -> std::io::Result<()> {
-        to.write_all(b": ")
     }
 }
 
@@ -226,5 +190,89 @@ mod tests {
             assert!(error.contains(part), "{source}: {error}");
             assert!(begun.elapsed() < Duration::from_secs(2), "{source}: {:?}", begun.elapsed());
         }
+    }
+
+    const TABLE: &str = include_str!("../tests/data/templates.json");
+
+    /// Templates that are refused, with the construct that is named.
+    const REFUSED: [(&str, &str); 15] = [
+        ("{{ '%s-%d' % ('a', 3) }}", "operator `%`"),
+        ("{{ '%.2f' % 1.005 }}", "operator `%`"),
+        ("{{ '%05d|%-4s|' % (42, 'x') }}", "operator `%`"),
+        ("{{ word.encode('utf-8') }}", "method `encode`"),
+        ("{{ word | truncate(7) }}", "filter `truncate`"),
+        ("{{ word | truncate(7, true) }}", "filter `truncate`"),
+        ("{{ word | truncate(8, false, '.') }}", "filter `truncate`"),
+        ("{{ lines | wordwrap(5) }}", "filter `wordwrap`"),
+        ("{{ '<b>x</b> y' | striptags }}", "filter `striptags`"),
+        ("{{ n | filesizeformat }}", "filter `filesizeformat`"),
+        ("{{ big | filesizeformat }}", "filter `filesizeformat`"),
+        ("{{ 1000 | filesizeformat(true) }}", "filter `filesizeformat`"),
+        ("{{ map | pprint }}", "filter `pprint`"),
+        ("{{ map | attr('a') }}", "filter `attr`"),
+        ("{{ {'id': 'a', 'n': none} | xmlattr }}", "filter `xmlattr`"),
+    ];
+
+    /// Templates that come out otherwise: tuples are lists here, a list or a very small or large
+    /// fraction behind `~` is written by the engine, and a number has no parts.
+    const OTHERWISE: [&str; 17] = [
+        "{{ '[' ~ tiny ~ ']' }}",
+        "{{ '[' ~ huge ~ ']' }}",
+        "{{ '[' ~ mixed ~ ']' }}",
+        "{{ '[' ~ map ~ ']' }}",
+        "{{ () }}",
+        "{{ (1,) }}",
+        "{{ (1, 'a') }}",
+        "{{ 2 ** -1 }}",
+        "{{ word.partition(' ') }}",
+        "{{ word.rpartition('o') }}",
+        "{{ word.partition('zz') }}",
+        "{{ map.items() | list }}",
+        "{{ rows | groupby('k') | list }}",
+        "{{ map | dictsort }}",
+        "{{ map | items | list }}",
+        "{{ {'b': 1, 'a': 2} | dictsort(by='value') }}",
+        "{{ n.real }}",
+    ];
+
+    /// Renders as the table was made: 2024-07-26 09:05:03.
+    fn of_table(table: &Json, source: &str) -> Result<String, String> {
+        let Some(Json::List(messages)) = table.get("messages") else { panic!("no messages") };
+        let scene = TemplateInput {
+            messages,
+            add_generation_prompt: true,
+            bos_token: "<s>",
+            eos_token: "</s>",
+            tools: None,
+            documents: None,
+        };
+        ChatTemplate::with_clock(source, 300_000, 16 << 20, || 1_721_984_703)?
+            .render(&scene, table.get("variables"))
+    }
+
+    #[test]
+    fn templates_render_as_transformers_does() {
+        let table = Json::parse(TABLE.as_bytes()).unwrap();
+        let Some(Json::List(cases)) = table.get("cases") else { panic!("no cases") };
+        let (mut same, mut wrong, mut otherwise) = (0, Vec::new(), Vec::new());
+        for case in cases {
+            let Json::List(case) = case else { panic!("no case: {case:?}") };
+            let source = case[0].as_text().unwrap();
+            let found = of_table(&table, source);
+            match (&found, case[1].as_text()) {
+                (Ok(found), Some(expected)) if found == expected => same += 1,
+                (Err(_), None) => same += 1,
+                (Err(error), _) if REFUSED.iter().any(|(refused, _)| *refused == source) => {
+                    let (_, name) = REFUSED.iter().find(|(refused, _)| *refused == source).unwrap();
+                    assert!(error.contains(name), "{source}: {error}");
+                    otherwise.push(source);
+                }
+                _ if OTHERWISE.contains(&source) => otherwise.push(source),
+                (found, expected) => wrong.push(format!("{source}: {found:?}, not {expected:?}")),
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(same >= 550, "{same}");
+        assert_eq!(otherwise.len(), REFUSED.len() + OTHERWISE.len(), "{otherwise:?}");
     }
 }

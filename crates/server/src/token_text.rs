@@ -1,10 +1,10 @@
 //! Text and tokens as clients see them: names and bytes of tokens, prompts to ids, ids to pieces of
 //! text.
 
+use crate::controls::ControlTokens;
 use crate::error::ApiError;
 use crate::json::cut;
 use data::{DecodeStream, Tokenizer};
-use serde::Deserialize;
 
 /// What belongs to the text side of a model.
 #[derive(Clone)]
@@ -26,50 +26,54 @@ pub struct ModelText {
 /// A [`ModelText`] with what is derived from it.
 pub(crate) struct TokenText {
     pub(crate) text: ModelText,
-    byte_level: bool,
     /// Most bytes of text that one token can stand for.
     longest: usize,
+    /// Control tokens within texts of users.
+    pub(crate) controls: ControlTokens,
+    /// Tokens around the two sides of a gap, where the vocabulary has them: before the text, before
+    /// what follows the gap, before what fills it.
+    pub(crate) infill: Option<[u32; 3]>,
 }
 
-#[derive(Deserialize)]
-struct Described {
-    decoder: Option<DecoderKind>,
+/// Names of the tokens for text with a gap, as published vocabularies have them.
+const INFILL_NAMES: [[&str; 3]; 4] = [
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ["<fim-prefix>", "<fim-suffix>", "<fim-middle>"],
+    ["\u{2581}<PRE>", "\u{2581}<SUF>", "\u{2581}<MID>"],
+];
+
+fn infill_tokens(tokenizer: &Tokenizer) -> Option<[u32; 3]> {
+    INFILL_NAMES.iter().find_map(|names| {
+        let [before, after, gap] = names.map(|name| tokenizer.token_to_id(name));
+        Some([before?, after?, gap?])
+    })
 }
 
-#[derive(Deserialize)]
-struct DecoderKind {
-    #[serde(rename = "type")]
-    kind: String,
+/// What becomes of the spellings of control tokens in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Controls {
+    /// They become the tokens.
+    Read,
+    /// They are text like any other.
+    Plain,
+    /// They become the tokens, but for those that [`ControlTokens::mark`] has marked.
+    Marked(char),
 }
 
 impl TokenText {
     pub(crate) fn new(text: ModelText) -> Self {
-        let described: Option<Described> = serde_json::from_str(text.tokenizer.to_json()).ok();
-        let kind = described.and_then(|d| d.decoder).map(|k| k.kind);
         let names =
             (0..text.tokenizer.vocab_size() as u32).filter_map(|id| text.tokenizer.id_to_token(id));
         let longest = names.map(|name| name.len()).max().unwrap_or(1).max(1);
-        Self { byte_level: kind.as_deref() == Some("ByteLevel"), longest, text }
+        let controls = ControlTokens::new(text.tokenizer.specials());
+        Self { longest, controls, infill: infill_tokens(&text.tokenizer), text }
     }
 
     /// The bytes of text a token stands for; the spelling of a special token, nothing for an unused
     /// id.
     pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
-        let Some(spelling) = self.text.tokenizer.id_to_token(id) else {
-            return Vec::new();
-        };
-        if self.text.tokenizer.is_special(id) {
-            return spelling.into_bytes();
-        }
-        if self.byte_level {
-            let bytes: Option<Vec<u8>> = spelling.chars().map(byte_of).collect();
-            return bytes.unwrap_or_else(|| spelling.into_bytes());
-        }
-        let hex = spelling.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        match hex.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => vec![byte],
-            None => spelling.replace('\u{2581}', " ").into_bytes(),
-        }
+        self.text.tokenizer.bytes_of(id)
     }
 
     /// The name of a token in log-probabilities: its text, or `bytes:\x..` where that is no text of
@@ -96,12 +100,13 @@ impl TokenText {
     pub(crate) fn encode(
         &self,
         text: &str,
+        controls: Controls,
         most: usize,
         field: &str,
     ) -> Result<Vec<u32>, ApiError> {
         // Normalizers of other vocabularies may drop characters; the slack keeps the bound a bound
         // in practice.
-        let slack = if self.byte_level { 1 } else { 4 };
+        let slack = if self.text.tokenizer.spells_its_text() { 1 } else { 4 };
         if text.len() / self.longest / slack > most {
             let at_least = text.len() / self.longest / slack;
             let message = format!(
@@ -111,10 +116,15 @@ impl TokenText {
             );
             return Err(ApiError::field(field, message).code("context_length_exceeded"));
         }
-        self.text
-            .tokenizer
-            .encode(text)
-            .map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))
+        let tokenizer = &self.text.tokenizer;
+        let ids = match controls {
+            Controls::Read => tokenizer.encode(text),
+            Controls::Plain => tokenizer.encode_ordinary(text),
+            Controls::Marked(mark) => {
+                self.controls.encode(text, mark, |piece| tokenizer.encode_ordinary(piece))
+            }
+        };
+        ids.map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))
     }
 
     /// # Errors
@@ -133,21 +143,6 @@ impl TokenText {
 
 fn cut_message(message: String) -> String {
     if message.len() > 512 { cut(&message) } else { message }
-}
-
-/// The byte that a printable character of byte-level vocabularies stands for (the reverse of
-/// GPT-2's table).
-fn byte_of(c: char) -> Option<u8> {
-    if let Ok(byte) = u8::try_from(u32::from(c)) {
-        return is_printable(byte).then_some(byte);
-    }
-    let at = u32::from(c).checked_sub(256)? as usize;
-    (0..=255u8).filter(|&b| !is_printable(b)).nth(at)
-}
-
-/// Whether the character of this number in Latin-1 is visible; such bytes stand for themselves.
-fn is_printable(byte: u8) -> bool {
-    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
 /// Ids to text as they come: whole characters only.
@@ -235,7 +230,8 @@ mod tests {
     #[test]
     fn long_texts_are_refused_before_they_are_read() {
         let token_text = token_text();
-        let error = token_text.encode(&"a".repeat(10_000_000), 64, "prompt").unwrap_err();
+        let error =
+            token_text.encode(&"a".repeat(10_000_000), Controls::Read, 64, "prompt").unwrap_err();
         assert_eq!(error.status, 400);
         assert!(error.json().contains("10000000 bytes"), "{}", error.json());
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod fixture;
 pub(crate) mod siege;
+pub(crate) mod yaml;
 
 use std::fs;
 use std::io::Write;

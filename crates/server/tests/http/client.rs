@@ -46,7 +46,8 @@ impl Server {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+            .await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
@@ -100,7 +101,8 @@ impl Server {
 /// A POST that closes the connection afterwards.
 pub(crate) fn request(path: &str, body: &[u8], more: &str) -> Vec<u8> {
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n{more}"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\n{more}"
     );
     let mut raw = format!("{head}content-length: {}\r\n\r\n", body.len()).into_bytes();
     raw.extend_from_slice(body);

@@ -146,7 +146,7 @@ fn refused_completions() -> Vec<(Value, u16, &'static str)> {
             400,
             "`stream_options.include_usage`",
         ),
-        (json!({ "suffix": "end" }), 400, "does not support"),
+        (json!({ "suffix": 5 }), 400, "`suffix`"),
         (json!({ "best_of": 2 }), 400, "same as `n`"),
         (json!({ "use_beam_search": true }), 400, "does not support"),
         (json!({ "response_format": { "type": "json_object" } }), 400, "does not support"),
@@ -217,7 +217,7 @@ async fn chat_refuses_what_it_does_not_do() {
         ),
         (json!({ "messages": user, "top_logprobs": 3 }), "without `logprobs`"),
         (json!({ "messages": user, "logprobs": 3 }), "`logprobs`"),
-        (json!({ "messages": user, "max_tokens": 0 }), "`max_tokens`"),
+        (json!({ "messages": user, "max_tokens": -1 }), "`max_tokens`"),
         (
             json!({ "messages": user, "continue_final_message": true, "add_generation_prompt": true }),
             "exclude",
@@ -291,14 +291,14 @@ async fn bodies_types_and_paths() {
         (request(COMPLETIONS, "[".repeat(100_000).as_bytes(), ""), 400, "recursion limit"),
         (request("/v1/nothing", b"{}", ""), 404, "no route"),
         (request("/metrics", b"{}", ""), 405, "GET only"),
-        (b"GET /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_vec(), 405, "POST only"),
+        (b"GET /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_vec(), 405, "POST only"),
         (
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}".to_vec(),
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}".to_vec(),
             415,
             "application/json",
         ),
         (
-            b"POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n{}"
+            b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n{}"
                 .to_vec(),
             415,
             "`text/plain`",
@@ -310,9 +310,8 @@ async fn bodies_types_and_paths() {
         assert!(reply.message().contains(part), "{}", reply.message());
     }
     let reply = server.send_bytes(&request("/metrics", b"", "")).await;
-    assert_eq!(reply.header("allow"), Some("GET"));
-    let named =
-        "GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: my id 7\r\n\r\n";
+    assert_eq!(reply.header("allow"), Some("GET, HEAD"));
+    let named = "GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: my id 7\r\n\r\n";
     assert_eq!(server.send(named).await.header("x-request-id"), Some("my id 7"));
     let long = named.replace("my id 7", &"a".repeat(129));
     assert!(server.send(&long).await.header("x-request-id").unwrap().starts_with("req-"));
@@ -375,6 +374,24 @@ async fn helper_routes() {
         info["chat_template"].as_str().unwrap().contains("im_start")
             && info["tokenizer_class"].is_string()
     );
+
+    for path in ["/model_info", "/get_model_info"] {
+        let model = server.get(path).await.ok();
+        assert_eq!(model["model_path"], "fake/tiny");
+        assert_eq!(
+            (&model["is_generation"], &model["max_context_length"]),
+            (&json!(true), &json!(CONTEXT))
+        );
+    }
+    for path in ["/server_info", "/get_server_info"] {
+        let about = server.get(path).await.ok();
+        assert_eq!(
+            (&about["served_model_name"], &about["dp_size"]),
+            (&json!("fake/tiny"), &json!(1))
+        );
+    }
+    let load = server.get("/get_load").await.ok();
+    assert_eq!((&load[0]["num_reqs"], &load[0]["num_tokens"]), (&json!(0), &json!(0)));
 
     assert_eq!(server.get("/health").await.ok()["status"], "ok");
     assert_eq!(server.get("/live").await.ok()["status"], "ok");
@@ -442,7 +459,7 @@ async fn every_route_but_two_needs_a_key() {
     };
     let server = Server::with(settings, Options::default()).await;
     let api =
-        server.send("GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
+        server.send("GET /openapi.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer one\r\n\r\n");
     let api = api.await.ok();
     let mut routes: Vec<(String, String)> =
         vec![("get".into(), "/nothing".into()), ("post".into(), "/live".into())];
@@ -465,7 +482,7 @@ async fn every_route_but_two_needs_a_key() {
             ("Basic eDpvbmU=", true),
         ] {
             let head = format!(
-                "{} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n",
+                "{} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n",
                 method.to_uppercase()
             );
             let head =

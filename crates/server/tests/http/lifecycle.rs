@@ -267,6 +267,77 @@ async fn draining_finishes_what_runs() {
     assert!(TcpStream::connect(at).await.is_err());
 }
 
+/// The status of a request on an open connection, and whether the answer closes it.
+async fn asked(socket: &mut TcpStream, raw: &str) -> (u16, bool) {
+    socket.write_all(raw.as_bytes()).await.unwrap();
+    let (mut seen, mut bytes) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = socket.read(&mut bytes).await.unwrap();
+        seen.extend_from_slice(&bytes[..count]);
+        let reply = Reply::parse(&seen);
+        let length = reply.header("content-length").and_then(|text| text.parse().ok());
+        if count == 0 || length == Some(reply.body.len()) {
+            return (reply.status, reply.header("connection") == Some("close"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lame_duck_still_works_and_sends_everybody_away() {
+    let settings =
+        ServerSettings { lame_duck: Duration::from_millis(700), ..ServerSettings::default() };
+    let mut server = Server::with(settings, Options::default()).await;
+    let health = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let body = json!({ "prompt": "x", "max_tokens": 2 }).to_string();
+    let raw = request(COMPLETIONS, body.as_bytes(), "");
+    let kept = String::from_utf8(raw).unwrap().replace("connection: close\r\n", "");
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        let mut socket = TcpStream::connect(server.at).await.unwrap();
+        assert_eq!(asked(&mut socket, &kept).await, (200, false));
+        sockets.push(socket);
+    }
+    let (begun, at) = (Instant::now(), server.at);
+    server.stop();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert_eq!(asked(&mut sockets[0], health).await, (503, true));
+    // Kept connections and new ones are served, and closed behind each answer.
+    assert_eq!(asked(&mut sockets[1], &kept).await, (200, true));
+    let mut fresh = TcpStream::connect(at).await.unwrap();
+    assert_eq!(asked(&mut fresh, &kept).await, (200, true));
+    assert_eq!(asked(&mut fresh, "").await, (0, false), "it is closed");
+    let mut fresh = TcpStream::connect(at).await.unwrap();
+    assert_eq!(asked(&mut fresh, health).await, (503, true));
+    assert!(begun.elapsed() < Duration::from_millis(600), "{:?}", begun.elapsed());
+    server.ended().await;
+    assert!(begun.elapsed() > Duration::from_millis(690), "{:?}", begun.elapsed());
+    assert!(TcpStream::connect(at).await.is_err());
+}
+
+#[tokio::test]
+async fn a_draining_server_closes_behind_every_answer() {
+    let options = Options { tick: Duration::from_millis(5), ..Options::default() };
+    let mut server = Server::with(ServerSettings::default(), options).await;
+    let raw = request(COMPLETIONS, long(true).to_string().as_bytes(), "");
+    let mut busy = TcpStream::connect(server.at).await.unwrap();
+    busy.write_all(&raw).await.unwrap();
+    while server.fake.live() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut kept = TcpStream::connect(server.at).await.unwrap();
+    let live = "GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    assert_eq!(asked(&mut kept, live).await, (200, false));
+    server.stop();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let refused = String::from_utf8(request(COMPLETIONS, b"{\"prompt\":\"x\"}", "")).unwrap();
+    let refused = refused.replace("connection: close\r\n", "");
+    assert_eq!(asked(&mut kept, &refused).await, (503, true));
+    let mut seen = Vec::new();
+    busy.read_to_end(&mut seen).await.unwrap();
+    assert_eq!(Reply::parse(&seen).status, 200);
+    server.ended().await;
+}
+
 #[tokio::test]
 async fn draining_ends_what_does_not_finish() {
     let settings =

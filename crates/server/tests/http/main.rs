@@ -1,11 +1,13 @@
 //! The HTTP contract against a fake engine.
 
 mod client;
+mod clients;
 mod contract;
 mod fake;
 mod hostile;
 mod lifecycle;
 mod metrics;
 mod options;
+mod origins;
 mod scores;
 mod streams;

@@ -78,6 +78,7 @@ impl Backend for Script {
             running: 11,
             waiting: 12,
             pages: 130,
+            blocks: 26,
             pages_used: vec![14, 15, 16, 17],
             pages_cached: 18,
             page_bytes: 1900,
@@ -119,6 +120,9 @@ fn expected() -> BTreeMap<String, f64> {
         ("kv_pages_used{tier=\"2\"}", 16.0),
         ("kv_pages_used{tier=\"3\"}", 17.0),
         ("kv_pages_cached", 18.0),
+        ("kv_usage", 44.0 / 130.0),
+        ("cache_config_info{block_size=\"16\",num_gpu_blocks=\"26\"}", 1.0),
+        ("connections_limit", 100.0),
         ("kv_page_bytes", 1900.0),
         ("prefix_cache_lookup_tokens_total", 210.0),
         ("prefix_cache_hit_tokens_total", 20.0),
@@ -204,7 +208,7 @@ async fn every_line_is_what_the_script_comes_to() {
     let end = async {
         let _ = stopped.await;
     };
-    let settings = server::ServerSettings::default();
+    let settings = server::ServerSettings { connections: 100, ..Default::default() };
     let serving =
         server::serve(listener, settings, fake::info(), fake::text(), Arc::new(Script), end);
     let task = tokio::spawn(serving);
@@ -226,7 +230,7 @@ async fn every_line_is_what_the_script_comes_to() {
     ] {
         assert_eq!(answer(at, &body).await, status, "{body}");
     }
-    let raw = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let raw = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     // The closing of the last connection is counted a moment after its answer.
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     let page = exchange(TcpStream::connect(at).await.unwrap(), raw.as_bytes()).await.text();

@@ -1,0 +1,160 @@
+//! What operators rely on: signals, limits, flags, and the configurations of the documents.
+
+use super::*;
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let place = Place::with_run();
+    let mut server = Server::start(&place, &["--lame-duck", "600"]);
+    server.signal();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.ask("GET", "/health", "", "").0, 503);
+    let (status, head, _) = server.ask("POST", "/v1/completions", "", "{\"prompt\":\"a\"}");
+    assert!(status == 200 && head.to_lowercase().contains("connection: close"), "{head}");
+    assert!(server.child.try_wait().expect("a child").is_none(), "it is a lame duck");
+    server.signal();
+    let clock = Instant::now();
+    let status = loop {
+        match server.child.try_wait().expect("a child") {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+        assert!(clock.elapsed() < Duration::from_secs(5), "still there");
+    };
+    assert_eq!(status.code(), Some(128 + 15), "{status}");
+}
+
+#[test]
+fn connections_stay_below_the_limit_of_descriptors() {
+    let place = Place::with_run();
+    let server = Server::with_descriptors(&place, 128, &[]);
+    let most = server.metric("lathe_connections_limit");
+    assert!((1.0..128.0).contains(&most), "{most}");
+    // More idle ones than there are descriptors: the oldest give way, and whoever asks is answered.
+    let idle: Vec<TcpStream> = (0..300)
+        .map(|_| TcpStream::connect(("127.0.0.1", server.port)).expect("connects"))
+        .collect();
+    let clock = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(server.ask("GET", "/live", "", "").0, 200);
+    }
+    assert!(clock.elapsed() < Duration::from_secs(5), "{:?}", clock.elapsed());
+    assert!(server.metric("lathe_connections ") <= most);
+    drop(idle);
+}
+
+#[test]
+fn a_request_waits_only_behind_one_that_runs() {
+    let place = Place::with_run();
+    let server = Server::start(&place, &["--max-seqs", "1", "--queue", "1"]);
+    let body = json!({ "prompt": "a", "max_tokens": 50, "ignore_eos": true }).to_string();
+    for _ in 0..5 {
+        let first = server.open("POST", "/v1/completions", "", &body);
+        let second = server.open("POST", "/v1/completions", "", &body);
+        let (first, second) = (read_all(first), read_all(second));
+        assert_eq!((first.0, second.0), (200, 200), "{} {}", first.2, second.2);
+    }
+}
+
+#[test]
+fn a_template_has_a_name() {
+    let place = Place::with_run();
+    let chat = json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 1,
+        "return_token_ids": true });
+    for (name, text) in [
+        ("chatml", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        ("plain", "user: Hi\nassistant:"),
+    ] {
+        let server = Server::start(&place, &["--chat-template", name]);
+        let post = |path: &str, body: &Value| {
+            let (status, _, text) = server.ask("POST", path, "", &body.to_string());
+            assert_eq!(status, 200, "{text}");
+            serde_json::from_str::<Value>(&text).expect("JSON")
+        };
+        let answer = post("/v1/chat/completions", &chat);
+        let ids = &answer["choices"][0]["prompt_token_ids"];
+        assert_eq!(post("/detokenize", &json!({ "tokens": ids }))["prompt"], text);
+    }
+    place.refuses(&["serve", "run", "--chat-template", "chatm"], &["chatm", "chatml or plain"]);
+    place.write("wrong.jinja", "{{ messages | pprint }}");
+    let wrong = ["serve", "run", "--chat-template", "wrong.jinja"];
+    place.refuses(&wrong, &["filter `pprint`", "none to serve without chat"]);
+    place.refuses(&["serve", "run", "--allow-host", "a:80"], &["allow_hosts", "a:80"]);
+    place.refuses(&["serve", "run", "--cors-origin", "a"], &["cors_origins", "https://NAME"]);
+}
+
+fn deploy(file: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/deploy/");
+    std::fs::read_to_string(format!("{folder}{file}")).expect("a file of the documents")
+}
+
+#[test]
+fn deployments_say_what_the_server_knows() {
+    let place = Place::with_run();
+    place.write("keys", "secret\n");
+    let server = Server::start(&place, &["--api-key-file", "keys"]);
+    let manifest = common::yaml::documents(&deploy("kubernetes.yaml"));
+    let kinds: Vec<&Value> = manifest.iter().map(|document| &document["kind"]).collect();
+    assert_eq!(kinds, ["Deployment", "Service", "PodDisruptionBudget"]);
+    let spec = &manifest[0]["spec"];
+    let (pod, labels) = (&spec["template"]["spec"], &spec["template"]["metadata"]["labels"]);
+    for selector in [
+        &spec["selector"]["matchLabels"],
+        &manifest[1]["spec"]["selector"],
+        &manifest[2]["spec"]["selector"]["matchLabels"],
+    ] {
+        for (name, value) in selector.as_object().expect("a selector") {
+            assert_eq!(&labels[name], value, "{name}");
+        }
+    }
+    let container = &pod["containers"][0];
+    let port = &container["ports"][0];
+    assert_eq!(manifest[1]["spec"]["ports"][0]["targetPort"], port["name"]);
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!(get["port"], port["name"]);
+        let path = get["path"].as_str().expect("a path");
+        assert_eq!(server.ask("GET", path, "", "").0, 200, "{probe} has no key");
+    }
+    let names = |list: &Value| -> Vec<Value> {
+        list.as_array().expect("a list").iter().map(|entry| entry["name"].clone()).collect()
+    };
+    assert_eq!(names(&container["volumeMounts"]), names(&pod["volumes"]));
+    let arguments: Vec<&str> =
+        container["args"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let value = |flag: &str| {
+        let at = arguments.iter().position(|argument| *argument == flag).expect("the flag");
+        arguments[at + 1]
+    };
+    assert_eq!(value("--port"), port["containerPort"].to_string());
+    let seconds = |flag: &str| value(flag).parse::<u64>().expect("seconds");
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
+    assert!(grace > seconds("--lame-duck") + seconds("--drain"));
+    assert_eq!(spec["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+
+    let picker = common::yaml::documents(&deploy("endpoint-picker.yaml"));
+    let plugins = picker[0]["plugins"].as_array().expect("a list");
+    let open = Server::start(&place, &[]);
+    let engine = plugins.iter().find_map(|plugin| plugin["parameters"]["engineConfigs"].get(0));
+    for (name, metric) in engine.expect("an engine").as_object().expect("a mapping") {
+        if name != "name" {
+            assert!(open.metric(metric.as_str().expect("a name")).is_finite(), "{name}");
+        }
+    }
+    // Every flag that a configuration or its page names is one of the server's.
+    let help = place.run(&["serve", "--help"]).good().out;
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/deployment.md");
+    let mut texts = std::fs::read_to_string(page).expect("the page");
+    for file in ["kubernetes.yaml", "nginx.conf", "haproxy.cfg"] {
+        texts.push_str(&deploy(file));
+    }
+    let mut flags = 0;
+    for word in texts.split(|c: char| !c.is_ascii_alphanumeric() && c != '-') {
+        let others = ["--worker-urls", "--policy", "--host", "--port"];
+        if word.starts_with("--") && word.len() > 3 && !others.contains(&word) {
+            flags += 1;
+            assert!(help.contains(&format!("{word} ")), "{word} is no flag of lathe serve");
+        }
+    }
+    assert!(flags > 10, "{flags} flags");
+}
