@@ -52,7 +52,10 @@ pub(super) fn room_and_users(root: &Path, room: &str) -> Result<Vec<String>> {
 fn copy(root: &Path, tree: &Path, room: &str, planted: &BTreeMap<String, String>) -> Result<()> {
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output()?;
     let listed = String::from_utf8(listed.stdout).context("names of files")?;
-    let library = format!("crates/{room}/src/lib.rs");
+    let mut library = format!("crates/{room}/src/lib.rs");
+    if !root.join(&library).is_file() {
+        library = format!("crates/{room}/src/main.rs");
+    }
     let mut kept = BTreeSet::new();
     for name in listed.split('\0').filter(|name| !name.is_empty()) {
         let Ok(mut wanted) = fs::read(root.join(name)) else { continue };

@@ -54,6 +54,20 @@ pub(super) fn in_file(file: &str, text: &str) -> syn::Result<Vec<Mutant>> {
     Ok(finder.found)
 }
 
+/// Modules of a file that are for tests alone and stand in files of their own.
+pub(super) fn test_modules(text: &str) -> syn::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for item in syn::parse_file(text)?.items {
+        if let syn::Item::Mod(module) = item
+            && module.content.is_none()
+            && is_for_tests(&module.attrs)
+        {
+            found.push(module.ident.to_string());
+        }
+    }
+    Ok(found)
+}
+
 struct Finder<'a> {
     file: &'a str,
     text: &'a str,
@@ -345,6 +359,12 @@ mod tests {
         let all = found("fn f(v: &mut Vec<u8>) { v.clear(); let n = v.len().min(4); }");
         assert!(all.contains(&("v.clear();".into(), Kind::Statement)), "{all:?}");
         assert!(all.contains(&expression("v.len().min(4)", "v.len().max(4)")), "{all:?}");
+    }
+
+    #[test]
+    fn modules_of_tests_in_files_of_their_own_are_known() {
+        let text = "#[cfg(test)] mod tests; mod a; #[cfg(test)] mod b { fn f() {} }";
+        assert_eq!(test_modules(text).expect("Rust"), ["tests"]);
     }
 
     #[test]

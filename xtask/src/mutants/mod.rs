@@ -1,10 +1,13 @@
 //! `cargo xtask mutants ROOM --sample N`: breaks a room in one place after another and asks whether
 //! its tests, or those of the rooms that use it, notice. All mutants of a sample are built at once
 //! and one is woken at a time, so that each costs only the tests up to the first that fails.
+//! With `--from FILE` the changes are those of a list in place of a sample.
+//!
 //! What was noticed is kept under target/mutants/ and not run again; what was not is asked anew, as
 //! a test may have come.
 
 mod build;
+mod by_hand;
 mod find;
 mod plant;
 mod run;
@@ -20,7 +23,8 @@ use serde_json::{Value, json};
 use crate::say;
 use find::Mutant;
 
-const USAGE: &str = "cargo xtask mutants ROOM [--sample N] [--seed S] [--own] [--list]";
+const USAGE: &str =
+    "cargo xtask mutants ROOM [--sample N] [--seed S] [--from FILE] [--own] [--list]";
 
 /// What the command line asks for.
 struct Options {
@@ -28,6 +32,8 @@ struct Options {
     /// How many mutants, of those that compile.
     sample: usize,
     seed: u64,
+    /// Changes made by hand in place of a sample.
+    from: Option<PathBuf>,
     /// Only the room's own tests, not those of its users.
     own: bool,
     /// Only names the mutants of the sample.
@@ -37,8 +43,14 @@ struct Options {
 /// # Errors
 /// A flag that is not known, a room that is not there, tests that fail without mutants.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
-    let options = options(arguments)?;
-    let drawn = draw(all(root, &options.room)?, options.sample, options.seed);
+    let mut options = options(arguments)?;
+    let drawn = match &options.from {
+        None => draw(all(root, &options.room)?, options.sample, options.seed),
+        Some(path) => by_hand::read(root, &options.room, path)?,
+    };
+    if options.from.is_some() {
+        options.sample = drawn.len();
+    }
     if options.list {
         drawn.values().for_each(|mutant| say(&mutant.name()));
         return Ok(());
@@ -82,12 +94,17 @@ fn lock(folder: &Path) -> Result<fs::File> {
 }
 
 fn options(arguments: &[String]) -> Result<Options> {
-    let mut options = Options { room: String::new(), sample: 40, seed: 1, own: false, list: false };
+    let mut options =
+        Options { room: String::new(), sample: 40, seed: 1, from: None, own: false, list: false };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--sample" => options.sample = number(argument, rest.next())?,
             "--seed" => options.seed = number(argument, rest.next())? as u64,
+            "--from" => {
+                let path = rest.next().context("--from needs a file of changes")?;
+                options.from = Some(path.into());
+            }
             "--own" => options.own = true,
             "--list" => options.list = true,
             room if !room.starts_with('-') && options.room.is_empty() => {
@@ -109,7 +126,7 @@ fn number(flag: &str, value: Option<&String>) -> Result<usize> {
 
 /// Every mutant of a room.
 fn all(root: &Path, room: &str) -> Result<Vec<Mutant>> {
-    let mut found = Vec::new();
+    let (mut found, mut for_tests) = (Vec::new(), Vec::new());
     let mut folders = vec![root.join("crates").join(room).join("src")];
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder)
@@ -122,11 +139,23 @@ fn all(root: &Path, room: &str) -> Result<Vec<Mutant>> {
                 let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
                 let text = fs::read_to_string(&path)?;
                 found.extend(find::in_file(&name, &text).with_context(|| name.clone())?);
+                let modules = find::test_modules(&text).with_context(|| name.clone())?;
+                for_tests.extend(modules.iter().map(|module| file_of(&name, module)));
             }
         }
     }
+    found.retain(|mutant| !for_tests.contains(&mutant.file));
     found.sort_by(|a, b| (&a.file, a.range.start).cmp(&(&b.file, b.range.start)));
     Ok(found)
+}
+
+/// The file of a module that the file `of` declares.
+fn file_of(of: &str, module: &str) -> String {
+    let (folder, file) = of.rsplit_once('/').unwrap_or(("", of));
+    match file.strip_suffix(".rs") {
+        Some("mod" | "lib" | "main") | None => format!("{folder}/{module}.rs"),
+        Some(own) => format!("{folder}/{own}/{module}.rs"),
+    }
 }
 
 /// Mutants by number from 1, drawn at random; more than `sample`, as some do not compile, and none
@@ -239,6 +268,13 @@ mod tests {
         drop(first);
         assert!(lock(&folder).is_ok());
         fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn modules_lie_beside_their_parent_or_below_it() {
+        assert_eq!(file_of("crates/a/src/lib.rs", "tests"), "crates/a/src/tests.rs");
+        assert_eq!(file_of("crates/a/src/b.rs", "tests"), "crates/a/src/b/tests.rs");
+        assert_eq!(file_of("crates/a/src/b/mod.rs", "tests"), "crates/a/src/b/tests.rs");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Runs test programs with one mutant awake.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ pub(super) fn timed(programs: Vec<Program>, packages: &[String]) -> Result<Vec<T
     for program in programs {
         let start = Instant::now();
         if let Some(how) = failure(&program, 0, Duration::from_secs(900))? {
-            bail!("{} {how} without any mutant; mend it first", program.path.display());
+            bail!("{}: {how} without any mutant; mend it first", program.path.display());
         }
         found.push(Timed { program, usual: start.elapsed() });
     }
@@ -49,37 +50,69 @@ pub(super) fn noticed(programs: &[Timed], number: usize) -> Result<Option<String
     Ok(None)
 }
 
-fn failure(program: &Program, number: usize, most: Duration) -> Result<Option<&'static str>> {
+/// How a program fails with mutant `number` awake: the first test that does, or that none came to
+/// its end.
+fn failure(program: &Program, number: usize, most: Duration) -> Result<Option<String>> {
     let Program { path, folder, .. } = program;
     let scratch = std::env::temp_dir().join(format!("lathe-mutants-{}", std::process::id()));
-    std::fs::create_dir_all(&scratch)?;
-    let mut child = start(path, folder, number, &scratch)?;
+    fs::create_dir_all(&scratch)?;
+    let said = scratch.join("said");
+    let mut child = start(path, folder, number, &scratch, fs::File::create(&said)?)?;
     let end = Instant::now() + most;
     let ended = loop {
         if let Some(status) = child.try_wait()? {
-            break (!status.success()).then_some("fails");
+            if status.success() {
+                break None;
+            }
+            let said = fs::read(&said)?;
+            break Some(format!("fails ({})", first_failed(&String::from_utf8_lossy(&said))));
         }
         if Instant::now() > end {
             child.kill()?;
             child.wait()?;
-            break Some("takes too long");
+            break Some("takes too long".to_owned());
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    std::fs::remove_dir_all(&scratch)?;
+    fs::remove_dir_all(&scratch)?;
     Ok(ended)
 }
 
-/// What tests leave behind goes to `scratch`, which is removed.
-fn start(path: &Path, folder: &Path, number: usize, scratch: &Path) -> Result<Child> {
+/// The name of the first test that failed, by what its program said.
+fn first_failed(said: &str) -> &str {
+    let results = said.lines().filter_map(|line| line.strip_prefix("test "));
+    let mut failed = results.filter_map(|line| line.strip_suffix(" ... FAILED"));
+    failed.next().unwrap_or("before any test ended")
+}
+
+/// What tests leave behind goes to `scratch`, which is removed, and what they say to `said`.
+fn start(
+    path: &Path,
+    folder: &Path,
+    number: usize,
+    scratch: &Path,
+    said: fs::File,
+) -> Result<Child> {
     Command::new(path)
         .current_dir(folder)
         .env(VARIABLE, number.to_string())
         .env("CARGO_MANIFEST_DIR", folder)
         .env("TMPDIR", scratch)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(said)
         .stderr(Stdio::null())
         .spawn()
         .with_context(|| format!("starting {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_that_failed_is_named() {
+        let said = "running 2 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d ... FAILED\n";
+        assert_eq!(first_failed(said), "c");
+        assert_eq!(first_failed("running 2 tests\n"), "before any test ended");
+    }
 }
