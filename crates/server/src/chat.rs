@@ -1,5 +1,6 @@
 //! Messages to a prompt: checks, the model's template, and the ways to open the answer.
 
+use crate::controls;
 use crate::error::ApiError;
 use crate::json::Json;
 use crate::request::{self, EncodedText};
@@ -59,22 +60,18 @@ fn prompt(state: &AppState, request: &Checked<'_>) -> Result<(String, Controls),
         .enumerate()
         .map(|(at, item)| message(at, item))
         .collect::<Result<Vec<_>, _>>()?;
-    let controls = match request.flag("parse_special", false) {
-        true => Controls::Read,
-        false => {
-            let mark = state.token_text.controls.mark(&mut messages);
-            let mark = mark
-                .map_err(|found| ApiError::field("messages", format!("`messages` hold {found}")))?;
-            mark.map_or(Controls::Read, Controls::Marked)
-        }
+    let Some([mark, end]) = controls::free_marks(&messages) else {
+        let message = "`messages` hold all characters from U+FDD0 to U+FDEF, expected two to be \
+                       free: no text has them";
+        return Err(ApiError::field("messages", message));
     };
+    let read = request.flag("parse_special", false);
+    let marked = !read && state.token_text.controls.mark(&mut messages, mark);
+    let controls = if marked { Controls::Marked(mark) } else { Controls::Read };
+    check_opening(request)?;
     let continues = request.flag("continue_final_message", false);
-    // Who continues a message cannot open a new one; only an explicit wish for both is a
-    // contradiction.
-    if continues && request.get("add_generation_prompt") == Some(&Json::Bool(true)) {
-        let message = "`continue_final_message` and `add_generation_prompt` exclude each other; \
-                       set one of them";
-        return Err(ApiError::field("continue_final_message", message));
+    if let (true, Some(last)) = (continues, messages.last_mut()) {
+        leave_open(last, end);
     }
     let token_text = &state.token_text;
     let bos_token = token_text.special(token_text.text.bos).unwrap_or_default();
@@ -92,7 +89,7 @@ fn prompt(state: &AppState, request: &Checked<'_>) -> Result<(String, Controls),
         ApiError::field("messages", format!("the model's chat template refused the messages: {e}"))
             .code("template")
     })?;
-    let text = if continues { open(text, &messages)? } else { text };
+    let text = if continues { up_to(&text, end)? } else { text };
     Ok((text, controls))
 }
 
@@ -124,26 +121,36 @@ fn variables(state: &AppState, request: &Checked<'_>) -> Option<Json> {
     (!entries.is_empty()).then_some(Json::Map(entries))
 }
 
-/// `text` up to the end of the last message's content.
-fn open(mut text: String, messages: &[Json]) -> Result<String, ApiError> {
-    let content =
-        messages.last().and_then(|m| m.get("content")).and_then(Json::as_text).unwrap_or_default();
-    let trimmed = content.trim();
-    let end = text
-        .rfind(content)
-        .map(|at| at + content.len())
-        .or_else(|| text.rfind(trimmed).map(|at| at + trimmed.len()));
-    match end {
-        Some(end) if !trimmed.is_empty() => {
-            text.truncate(end);
-            Ok(text)
-        }
-        _ => {
-            let message =
-                "the last message is empty or the template changes it, so it cannot be continued";
-            Err(ApiError::field("continue_final_message", message))
-        }
+/// Who continues a message cannot open a new one; only an explicit wish for both contradicts.
+///
+/// # Errors
+/// 400 for such a wish.
+pub(crate) fn check_opening(request: &Checked<'_>) -> Result<(), ApiError> {
+    if request.flag("continue_final_message", false) && request.flag("add_generation_prompt", false)
+    {
+        let message = "`continue_final_message` and `add_generation_prompt` exclude each other; \
+                       set one of them";
+        return Err(ApiError::field("continue_final_message", message));
     }
+    Ok(())
+}
+
+/// Puts `end` behind the content of a message, and a blank by which a template that trims is known.
+fn leave_open(message: &mut Json, end: char) {
+    let Json::Map(entries) = message else { return };
+    if let Some((_, Json::Text(content))) = entries.iter_mut().find(|(key, _)| key == "content") {
+        content.push(end);
+        content.push(' ');
+    }
+}
+
+/// `text` up to `end`, where the last message's content ends.
+fn up_to(text: &str, end: char) -> Result<String, ApiError> {
+    let Some((text, rest)) = text.rsplit_once(end) else {
+        let message = "the template does not show the last message, so it cannot be continued";
+        return Err(ApiError::field("continue_final_message", message));
+    };
+    Ok(if rest.starts_with(' ') { text } else { text.trim_end() }.to_owned())
 }
 
 /// A message as templates expect it: content is one string.

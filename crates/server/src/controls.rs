@@ -11,6 +11,16 @@ use std::collections::BTreeSet;
 /// Characters that stand for nothing in any text; one of them is the mark.
 const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
+/// Two characters that stand in none of the messages.
+pub(crate) fn free_marks(messages: &[Json]) -> Option<[char; 2]> {
+    let mut seen = BTreeSet::new();
+    for message in messages {
+        message.each_text(&mut |text| seen.extend(text.chars().filter(|c| MARKS.contains(c))));
+    }
+    let mut free = MARKS.filter(|c| !seen.contains(c));
+    Some([free.next()?, free.next()?])
+}
+
 /// The control tokens of a vocabulary.
 pub(crate) struct ControlTokens {
     /// Their spellings, the longest first, with their ids.
@@ -39,29 +49,19 @@ impl ControlTokens {
         text.char_indices().any(|(at, _)| self.begins(&text[at..]).is_some())
     }
 
-    /// Marks the control tokens that `messages` spell, with a character that they do not hold;
-    /// `None` where they spell none.
-    ///
-    /// # Errors
-    /// Every such character stands in the messages.
-    pub(crate) fn mark(&self, messages: &mut [Json]) -> Result<Option<char>, String> {
-        let (mut spelled, mut seen) = (false, BTreeSet::new());
+    /// Marks the control tokens that `messages` spell with `mark`, a character that they do not
+    /// hold. False where they spell none.
+    pub(crate) fn mark(&self, messages: &mut [Json], mark: char) -> bool {
+        let mut spelled = false;
         for message in messages.iter() {
-            message.each_text(&mut |text| {
-                spelled |= self.within(text);
-                seen.extend(text.chars().filter(|c| MARKS.contains(c)));
-            });
+            message.each_text(&mut |text| spelled |= self.within(text));
         }
-        if !spelled {
-            return Ok(None);
+        if spelled {
+            for message in messages {
+                message.change_texts(&|text| self.marked(text, mark));
+            }
         }
-        let Some(mark) = MARKS.into_iter().find(|c| !seen.contains(c)) else {
-            return Err("every character from U+FDD0 to U+FDEF, expected one to be free".into());
-        };
-        for message in messages {
-            message.change_texts(&|text| self.marked(text, mark));
-        }
-        Ok(Some(mark))
+        spelled
     }
 
     fn marked(&self, text: &str, mark: char) -> String {
@@ -141,7 +141,8 @@ mod tests {
         let said = "a<|end|>b\u{1F}<s><<|end|>";
         let mut messages =
             [Json::parse(serde_json::json!({ "content": [said] }).to_string().as_bytes()).unwrap()];
-        let mark = controls().mark(&mut messages).unwrap().unwrap();
+        let [mark, _] = free_marks(&messages).unwrap();
+        assert!(controls().mark(&mut messages, mark));
         let mut content = String::new();
         messages[0].each_text(&mut |text| content.push_str(text));
         assert_ne!(content, said);
@@ -150,13 +151,16 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_is_in_no_message() {
+    fn marks_are_in_no_message() {
         let text = |text: &str| Json::Text(text.to_owned());
-        assert_eq!(controls().mark(&mut [text("plain < text |")]), Ok(None));
+        let mut plain = [text("plain < text |")];
+        assert!(!controls().mark(&mut plain, '\u{FDD0}'));
+        assert_eq!(plain[0], text("plain < text |"));
         let mut taken = [text("\u{FDD0}<s>")];
-        assert_eq!(controls().mark(&mut taken), Ok(Some('\u{FDD1}')));
+        assert_eq!(free_marks(&taken), Some(['\u{FDD1}', '\u{FDD2}']));
+        assert!(controls().mark(&mut taken, '\u{FDD1}'));
         assert_eq!(taken[0], text("\u{FDD0}<\u{FDD1}s>"));
-        let all: String = MARKS.collect();
-        assert!(controls().mark(&mut [text(&(all + "<s>"))]).is_err());
+        let all: String = MARKS.skip(1).collect();
+        assert_eq!(free_marks(&[text(&all)]), None);
     }
 }

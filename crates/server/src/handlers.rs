@@ -171,6 +171,7 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
         let request = check(&json, request_fields::TOKENIZE, &state.bounds)?;
         check_model(state, &request)?;
         let text = request.text("prompt").or_else(|| request.text("content"));
+        chat::check_opening(&request)?;
         let encoded = match (text, request.get("messages")) {
             // A text to be cut into pieces need not fit the context: the body's bound is enough.
             (Some(text), None) => {

@@ -210,6 +210,36 @@ async fn what_users_say_is_text() {
 }
 
 #[tokio::test]
+async fn the_last_message_goes_on_where_it_ends() {
+    let of = |content: &str| {
+        json!({ "messages": [user("a")[0], { "role": "assistant", "content": content }],
+            "continue_final_message": true })
+    };
+    let ends = async |server: &Server, content: &str, end: &str| {
+        let ids = prompt_ids(server, CHAT, of(content)).await;
+        let text = server.post("/detokenize", &json!({ "tokens": ids })).await.ok();
+        assert!(text["prompt"].as_str().unwrap().ends_with(end), "{text}");
+    };
+    let server = Server::new().await;
+    ends(&server, "", "<|im_start|>assistant\n").await;
+    ends(&server, "The cat ", "assistant\nThe cat ").await;
+    // It is found where it stands, also if the same is said elsewhere.
+    ends(&server, "a", "<|im_start|>assistant\na").await;
+    let mut text = fake::text();
+    text.chat_template =
+        Some("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}".to_owned());
+    let server = over(text.clone()).await;
+    ends(&server, " The cat ", "[a][The cat").await;
+    text.chat_template = Some("{{ messages[0].content }}".to_owned());
+    let server = over(text).await;
+    let reply = server.post(CHAT, &of("b")).await;
+    assert_eq!(reply.json()["error"]["param"], "continue_final_message");
+    let both = json!({ "prompt": "x", "continue_final_message": true,
+        "add_generation_prompt": true });
+    assert_eq!(server.post("/tokenize", &both).await.status, 400);
+}
+
+#[tokio::test]
 async fn one_begin_token_stands_before_a_text() {
     let begin = id("<|im_start|>");
     let mut text = fake::text();
