@@ -1,6 +1,7 @@
 //! Learns byte-pair merges (Sennrich et al. 2016) from word counts; the same counts give the same
 //! merges, in any order and on any number of threads.
 
+use crate::stretches::stretches;
 use crate::words::{BYTE_CHAR, for_each_word};
 use rayon::prelude::*;
 use std::cmp::Reverse;
@@ -32,7 +33,9 @@ pub(crate) fn count_words(texts: &[String]) -> HashMap<Box<str>, u64> {
 
 fn count_words_of(text: &str) -> HashMap<Box<str>, u64> {
     let mut words: HashMap<&str, u64> = HashMap::new();
-    for_each_word(text, true, |word| *words.entry(word).or_default() += 1);
+    for stretch in stretches(text, true) {
+        for_each_word(stretch, true, |word| *words.entry(word).or_default() += 1);
+    }
     words.into_iter().map(|(word, n)| (Box::from(word), n)).collect()
 }
 

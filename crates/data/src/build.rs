@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -94,7 +95,13 @@ pub fn build(
             SplitBy::File => split_of(file.relative.as_bytes(), options.valid_per_mille),
         });
         builder.progress.files = documents.files_opened();
-        builder.push(document, split)?;
+        let origin = Origin { path: Arc::from(file.path.as_path()), row: documents.row() };
+        for error in builder.push(document, split, Some(origin))? {
+            documents.left_out(error).map_or(Ok(()), Err)?;
+        }
+    }
+    for error in builder.flush()? {
+        documents.left_out(error).map_or(Ok(()), Err)?;
     }
     builder.manifest.skipped_rows = documents.skipped();
     builder.manifest.skipped_examples = documents.skipped_examples().to_vec();
@@ -113,9 +120,21 @@ pub fn build_documents(
 ) -> Result<Manifest, DataError> {
     let mut builder = Builder::new(dir, tokenizer, options)?;
     for (document, split) in documents {
-        builder.push(document, split)?;
+        only_bad(builder.push(document, split, None)?)?;
     }
+    only_bad(builder.flush()?)?;
     builder.finish()
+}
+
+/// The first of the documents that cannot be encoded, where none may be left out.
+fn only_bad(errors: Vec<DataError>) -> Result<(), DataError> {
+    errors.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Where a document comes from, for errors about it.
+struct Origin {
+    path: Arc<Path>,
+    row: u64,
 }
 
 /// A shard that is being written.
@@ -169,7 +188,7 @@ struct Builder<'a> {
     manifest: Manifest,
     /// The open shards of train and validation.
     open: [Option<OpenShard>; 2],
-    batch: Vec<(Document, Split)>,
+    batch: Vec<(Document, Split, Option<Origin>)>,
     batch_bytes: usize,
     progress: Progress,
 }
@@ -239,29 +258,40 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn push(&mut self, document: Document, split: Split) -> Result<(), DataError> {
+    /// Takes a document; gives the errors of those that could not be encoded and are left out.
+    fn push(
+        &mut self,
+        document: Document,
+        split: Split,
+        origin: Option<Origin>,
+    ) -> Result<Vec<DataError>, DataError> {
         self.batch_bytes += document.text.len();
-        self.batch.push((document, split));
-        if self.batch_bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
+        self.batch.push((document, split, origin));
+        if self.batch_bytes >= BATCH_BYTES { self.flush() } else { Ok(Vec::new()) }
     }
 
-    /// Tokenizes the batch in parallel and writes it in order.
-    fn flush(&mut self) -> Result<(), DataError> {
+    /// Tokenizes the batch in parallel and writes it in order; gives the errors of documents that
+    /// are left out.
+    fn flush(&mut self) -> Result<Vec<DataError>, DataError> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let tokenizer = self.tokenizer;
         let eos_id = self.eos_id;
         let encoded: Vec<Result<Encoded, DataError>> = batch
             .par_iter()
-            .map(|(document, _)| Encoded::new(tokenizer, &document.text, eos_id))
+            .map(|(document, ..)| Encoded::new(tokenizer, &document.text, eos_id))
             .collect();
-        for ((document, split), encoded) in batch.iter().zip(encoded) {
-            self.write(document, *split, &encoded?)?;
+        let mut errors = Vec::new();
+        for ((document, split, origin), encoded) in batch.iter().zip(encoded) {
+            match encoded {
+                Ok(encoded) => self.write(document, *split, &encoded)?,
+                Err(error) => errors.push(of_row(error, origin.as_ref())),
+            }
         }
         if let Some(progress) = self.options.progress {
             progress(self.progress);
         }
-        Ok(())
+        Ok(errors)
     }
 
     fn write(
@@ -337,7 +367,6 @@ impl<'a> Builder<'a> {
     }
 
     fn finish(mut self) -> Result<Manifest, DataError> {
-        self.flush()?;
         self.close(Split::Train)?;
         self.close(Split::Validation)?;
         if self.progress.done.documents == 0 {
@@ -349,6 +378,16 @@ impl<'a> Builder<'a> {
         }
         self.manifest.save(&self.dir)?;
         Ok(self.manifest)
+    }
+}
+
+/// An error about a text, with the row that the text was.
+fn of_row(error: DataError, origin: Option<&Origin>) -> DataError {
+    match (error, origin) {
+        (DataError::Argument { name, expected, found }, Some(Origin { path, row })) => {
+            DataError::row(path, *row, name, expected, found)
+        }
+        (error, _) => error,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod jsonl;
 mod parquet;
+mod parquet_pages;
 mod text;
 
 use crate::DataError;
@@ -47,7 +48,13 @@ pub struct ReadOptions {
     pub extensions: Vec<String>,
     /// Plain text above this length is cut at a line end into several documents.
     pub document_bytes: usize,
+    /// A line of JSONL or a cell of Parquet with more bytes is a bad row, and a page of Parquet
+    /// with more than four times as many: either is held in memory whole.
+    pub max_row: usize,
 }
+
+/// The default of [`ReadOptions::max_row`].
+pub const MAX_ROW: usize = 64 << 20;
 
 impl Default for ReadOptions {
     fn default() -> Self {
@@ -56,6 +63,7 @@ impl Default for ReadOptions {
             skip_bad: false,
             extensions: ["txt", "md"].map(str::to_owned).to_vec(),
             document_bytes: 64 << 10,
+            max_row: MAX_ROW,
         }
     }
 }
@@ -127,6 +135,9 @@ fn has_extension(lower: &str, extension: &str) -> bool {
 pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>, DataError> {
     if options.document_bytes < 16 {
         return Err(DataError::argument("document_bytes", "at least 16", options.document_bytes));
+    }
+    if options.max_row == 0 {
+        return Err(DataError::argument("max_row", "at least 1", 0));
     }
     let mut files = Vec::new();
     for input in inputs {
@@ -232,8 +243,15 @@ impl Bad {
     }
 }
 
+/// A row that would have to be held in memory whole, and is too long for it.
+fn too_long(row: u64, field: &str, most: usize) -> Bad {
+    let expected = format!("at most {most} bytes (max_row)");
+    Bad::new(row, field, &expected, "more")
+}
+
 /// What a reader of one file gives: a document, with the source only where the row states it.
 struct Row {
+    number: u64,
     source: Option<String>,
     license: Option<String>,
     text: String,
@@ -250,6 +268,8 @@ pub struct Documents {
     options: ReadOptions,
     next_file: usize,
     rows: Option<Rows>,
+    /// Number of the row given last, from 1.
+    row: u64,
     skipped: u64,
     examples: Vec<String>,
 }
@@ -259,7 +279,15 @@ const MAX_EXAMPLES: usize = 20;
 impl Documents {
     /// Reads `files` in order.
     pub fn new(files: Vec<InputFile>, options: ReadOptions) -> Self {
-        Documents { files, options, next_file: 0, rows: None, skipped: 0, examples: Vec::new() }
+        Documents {
+            files,
+            options,
+            next_file: 0,
+            rows: None,
+            row: 0,
+            skipped: 0,
+            examples: Vec::new(),
+        }
     }
 
     /// The files, in order.
@@ -270,6 +298,11 @@ impl Documents {
     /// How many files were opened so far.
     pub fn files_opened(&self) -> usize {
         self.next_file
+    }
+
+    /// Line (JSONL), row (Parquet) or piece (text) of its file that the last document was, from 1.
+    pub fn row(&self) -> u64 {
+        self.row
     }
 
     /// Rows left out so far.
@@ -287,8 +320,8 @@ impl Documents {
         self.next_file += 1;
         let rows = match file.kind {
             Kind::Text => text::open(&file.path, self.options.document_bytes),
-            Kind::Jsonl(packing) => jsonl::open(&file.path, packing, &self.options.text_field),
-            Kind::Parquet => parquet::open(&file.path, &self.options.text_field),
+            Kind::Jsonl(packing) => jsonl::open(&file.path, packing, &self.options),
+            Kind::Parquet => parquet::open(&file.path, &self.options),
         };
         Some(rows.map(|rows| self.rows = Some(rows)))
     }
@@ -300,6 +333,11 @@ impl Documents {
         }
         let path = &self.files[self.next_file - 1].path;
         let error = DataError::row(path, bad.row, bad.field, bad.expected, bad.found);
+        self.left_out(error)
+    }
+
+    /// Counts the row of `error` as skipped, or gives the error back where none may be.
+    pub(crate) fn left_out(&mut self, error: DataError) -> Option<DataError> {
         if !self.options.skip_bad {
             return Some(error);
         }
@@ -326,6 +364,7 @@ impl Iterator for Documents {
                 None => self.rows = None,
                 Some(Ok(row)) if row.text.trim().is_empty() => {}
                 Some(Ok(row)) => {
+                    self.row = row.number;
                     let file = self.next_file - 1;
                     let source = row.source.unwrap_or_else(|| self.files[file].source.clone());
                     return Some(Ok((

@@ -1,5 +1,6 @@
 //! Byte-level BPE: training, loading, encoding and decoding of Hugging Face tokenizer.json files.
 
+mod bounds;
 mod check;
 mod quick;
 mod stream;
@@ -11,13 +12,15 @@ pub use stream::DecodeStream;
 pub use train::TrainOptions;
 
 use crate::DataError;
+use crate::guard::guarded;
+use crate::stretches::{Part, are_lines_apart, stretches};
 use crate::words::bytes_of_token;
 use quick::Quick;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{
     DecoderWrapper, Model as _, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
@@ -34,7 +37,7 @@ pub const MESSAGE_END: &str = "<|im_end|>";
 /// Names under which published vocabularies keep their end-of-text token, in order of preference.
 const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
-const TOO_HARD: &str = "a pattern of tokenizer.json takes too many steps on it";
+const TOO_HARD: &str = "a part of tokenizer.json breaks on it, as a pattern of too many steps does";
 
 const MAX_JSON_BYTES: u64 = 1 << 30;
 
@@ -55,6 +58,8 @@ struct Shared {
     tokens: Vec<Option<TokenInfo>>,
     byte_level: bool,
     spells_its_text: bool,
+    /// Whether long texts may be cut at line ends without a change of any id.
+    lines_apart: bool,
     quick: Option<Quick>,
     /// A token of plain letters, behind which others are decoded as they are within a text.
     anchor: Option<u32>,
@@ -106,12 +111,13 @@ impl Tokenizer {
         check::check_json(&json, path)?;
         // The parser indexes by what the file claims; a claim that slips past the checks must not
         // end the program.
-        let parsed = catch_unwind(|| Inner::from_bytes(json.as_bytes())).map_err(|_| {
+        let parsed = guarded(|| Inner::from_bytes(json.as_bytes())).ok_or_else(|| {
             damaged(path, "model", "a consistent vocabulary", "one the parser cannot hold")
         })?;
         let inner = parsed.map_err(|e| {
             damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string())
         })?;
+        bounds::check_time(&inner, path)?;
         Self::wrap(inner, json, path)
     }
 
@@ -143,8 +149,10 @@ impl Tokenizer {
             // It adds no id to a text alone, but moves the places of tokens away from blanks.
             ordinary.with_post_processor(None::<PostProcessorWrapper>);
         }
+        let added = added_tokens(&inner);
         Ok(Tokenizer {
             shared: Arc::new(Shared {
+                lines_apart: are_lines_apart(|text| parts_of(&inner, text), &added),
                 eos_id: END_NAMES.iter().find_map(|name| inner.token_to_id(name)),
                 quick: Quick::for_tokenizer(&inner),
                 sha256: hex(&Sha256::digest(json.as_bytes())),
@@ -201,18 +209,19 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_counting(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), DataError> {
         let ordinary = &self.shared.ordinary;
-        let encoding = catch_unwind(AssertUnwindSafe(|| ordinary.encode(text, false)));
-        let Ok(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
-        let encoding = encoding.map_err(|e| unspellable("text", e))?;
-        let places = encoding.get_offsets();
-        let mut bytes = Vec::with_capacity(places.len());
-        let mut reached = 0;
-        for (i, &(_, end)) in places.iter().enumerate() {
-            let complete = places.get(i + 1).map_or(end, |&(start, _)| start.min(end));
-            bytes.push(u32::try_from(complete.saturating_sub(reached)).unwrap_or(u32::MAX));
-            reached = reached.max(complete);
+        let (mut ids, mut counts) = (Vec::new(), Counts::default());
+        let mut before = 0;
+        for stretch in stretches(text, self.shared.lines_apart) {
+            let encoding = guarded(|| ordinary.encode(stretch, false));
+            let Some(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
+            let encoding = encoding.map_err(|e| unspellable("text", e))?;
+            ids.extend_from_slice(encoding.get_ids());
+            for &(start, end) in encoding.get_offsets() {
+                counts.token(before + start, before + end);
+            }
+            before += stretch.len();
         }
-        Ok((encoding.get_ids().to_vec(), bytes))
+        Ok((ids, counts.finish()))
     }
 
     /// [`Tokenizer::encode`] of many texts in parallel, in their order.
@@ -224,17 +233,55 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>, DataError> {
+        let mut ids = Vec::new();
+        for stretch in stretches(text, self.shared.lines_apart) {
+            self.encode_stretch(inner, stretch, &mut ids)?;
+        }
+        Ok(ids)
+    }
+
+    /// [`Tokenizer::encode`], or with `ordinary` [`Tokenizer::encode_ordinary`], given up when
+    /// `until` has passed; a stretch of up to 1 MiB is not divided.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_until(
+        &self,
+        text: &str,
+        ordinary: bool,
+        until: Instant,
+    ) -> Result<Option<Vec<u32>>, DataError> {
+        let inner = if ordinary { &self.shared.ordinary } else { &self.shared.inner };
+        let mut ids = Vec::new();
+        for stretch in stretches(text, self.shared.lines_apart) {
+            if Instant::now() >= until {
+                return Ok(None);
+            }
+            self.encode_stretch(inner, stretch, &mut ids)?;
+        }
+        Ok(Some(ids))
+    }
+
+    fn encode_stretch(
+        &self,
+        inner: &Inner,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
         if let Some(quick) = &self.shared.quick
             && let ModelWrapper::BPE(bpe) = inner.get_model()
             && quick
                 .holds_no_added(text, inner.get_encode_special_tokens() && self.added_are_special())
         {
-            return quick.encode(bpe, text);
+            return match guarded(|| quick.encode(bpe, text, ids)) {
+                Some(result) => result,
+                None => Err(unspellable("text", TOO_HARD.into())),
+            };
         }
-        // The engine of patterns panics where one takes too many steps.
-        let encoding = catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, false)));
-        let Ok(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
-        Ok(encoding.map_err(|e| unspellable("text", e))?.get_ids().to_vec())
+        let encoding = guarded(|| inner.encode_fast(text, false));
+        let Some(encoding) = encoding else { return Err(unspellable("text", TOO_HARD.into())) };
+        ids.extend_from_slice(encoding.map_err(|e| unspellable("text", e))?.get_ids());
+        Ok(())
     }
 
     fn added_are_special(&self) -> bool {
@@ -259,7 +306,10 @@ impl Tokenizer {
         for &id in ids {
             self.info(id)?;
         }
-        self.shared.inner.decode(ids, true).map_err(|e| unspellable("ids", e))
+        match guarded(|| self.shared.inner.decode(ids, true)) {
+            Some(text) => text.map_err(|e| unspellable("ids", e)),
+            None => Err(unspellable("ids", TOO_HARD.into())),
+        }
     }
 
     /// Decodes ids one at a time.
@@ -318,7 +368,8 @@ impl Tokenizer {
     /// What the decoder adds for `id` to the text of a token before it: alone at the beginning of a
     /// text, decoders drop blanks.
     fn behind_anchor(&self, id: u32) -> Option<Vec<u8>> {
-        let decode = |ids: &[u32]| self.shared.inner.decode(ids, false).ok();
+        let inner = &self.shared.inner;
+        let decode = |ids: &[u32]| guarded(|| inner.decode(ids, false))?.ok();
         let anchor = self.shared.anchor?;
         let (before, both) = (decode(&[anchor])?, decode(&[anchor, id])?);
         both.strip_prefix(before.as_str()).map(|text| text.as_bytes().to_vec())
@@ -378,6 +429,47 @@ fn keeps_text(step: &PreTokenizerWrapper) -> bool {
         PreTokenizerWrapper::Split(split) => split.behavior != SplitDelimiterBehavior::Removed,
         PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().all(keeps_text),
         _ => false,
+    }
+}
+
+/// The tokens of a short text; nothing where it cannot be encoded.
+fn parts_of(inner: &Inner, text: &str) -> Option<Vec<Part>> {
+    let encoding = guarded(|| inner.encode(text, false))?.ok()?;
+    let ids = encoding.get_ids().iter().copied();
+    Some(ids.zip(encoding.get_word_ids().iter().copied()).collect())
+}
+
+fn added_tokens(inner: &Inner) -> Vec<String> {
+    inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect()
+}
+
+/// How many bytes of a text are complete with each of its tokens.
+#[derive(Default)]
+struct Counts {
+    bytes: Vec<u32>,
+    reached: usize,
+    /// Where the token ends that is not counted yet: the next one may begin before.
+    open: Option<usize>,
+}
+
+impl Counts {
+    fn token(&mut self, start: usize, end: usize) {
+        if let Some(last) = self.open.replace(end) {
+            self.count(start.min(last));
+        }
+    }
+
+    fn count(&mut self, complete: usize) {
+        let new = complete.saturating_sub(self.reached);
+        self.bytes.push(u32::try_from(new).unwrap_or(u32::MAX));
+        self.reached = self.reached.max(complete);
+    }
+
+    fn finish(mut self) -> Vec<u32> {
+        if let Some(last) = self.open {
+            self.count(last);
+        }
+        self.bytes
     }
 }
 

@@ -2,25 +2,19 @@
 //! none panics.
 
 mod common;
+#[path = "common/names.rs"]
+mod names;
+#[path = "common/parquet_files.rs"]
+mod parquet_files;
 
 use common::{build_small, sentence, tokenizer, write_inputs};
 use data::build::{BuildOptions, build};
 use data::documents::{Documents, Input, ReadOptions, list_files};
 use data::shard::{Shard, ShardWriter};
 use data::{Corpus, Split, Tokenizer};
-use parquet::data_type::ByteArray;
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::parser::parse_message_type;
+use names::assert_names;
+use parquet_files::{TEXTS, write_parquet};
 use std::path::Path;
-use std::sync::Arc;
-
-fn assert_names(case: &str, error: impl ToString, words: &[&str]) {
-    let message = error.to_string();
-    for word in words {
-        assert!(message.contains(word), "{case}: {word:?} is missing in: {message}");
-    }
-}
 
 /// 100 ids in two-byte form: documents at 0, 40 and 70.
 fn good_shard(path: &Path) -> Vec<u8> {
@@ -458,37 +452,6 @@ fn plain_text_and_folders() {
         assert!(build(&[Input::from(&path)], &tokenizer(), &out, &options).is_err());
     }
 }
-
-fn write_parquet(path: &Path, schema: &str, texts: &[&[u8]], levels: Option<&[i16]>) {
-    let schema = Arc::new(parse_message_type(schema).unwrap());
-    let file = std::fs::File::create(path).unwrap();
-    let properties =
-        WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
-    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
-    for _ in 0..2 {
-        let mut group = writer.next_row_group().unwrap();
-        while let Some(mut column) = group.next_column().unwrap() {
-            match &mut column.untyped() {
-                parquet::column::writer::ColumnWriter::ByteArrayColumnWriter(c) => {
-                    let values: Vec<ByteArray> =
-                        texts.iter().map(|t| ByteArray::from(t.to_vec())).collect();
-                    c.write_batch(&values, levels, None).unwrap();
-                }
-                parquet::column::writer::ColumnWriter::Int64ColumnWriter(c) => {
-                    let values: Vec<i64> =
-                        (0..levels.map_or(texts.len(), <[i16]>::len) as i64).collect();
-                    c.write_batch(&values, None, None).unwrap();
-                }
-                _ => unreachable!("the schemas hold strings and integers"),
-            }
-            column.close().unwrap();
-        }
-        group.close().unwrap();
-    }
-    writer.close().unwrap();
-}
-
-const TEXTS: &str = "message m { required int64 n; required binary text (UTF8); }";
 
 #[test]
 fn parquet_files_read() {

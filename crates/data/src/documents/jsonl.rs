@@ -1,17 +1,21 @@
 //! JSON Lines, plain or packed with gzip or zstd: one object per line with the text in one field.
 
-use super::{Bad, Packing, Row, Rows};
+use super::{Bad, Packing, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
 use flate2::bufread::MultiGzDecoder;
-use serde_json::{Map, Value};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// A longer line is refused: it would have to be held in memory whole.
-const MAX_LINE: u64 = 64 << 20;
-
-pub(super) fn open(path: &Path, packing: Packing, text_field: &str) -> Result<Rows, DataError> {
+pub(super) fn open(
+    path: &Path,
+    packing: Packing,
+    options: &ReadOptions,
+) -> Result<Rows, DataError> {
     let file =
         BufReader::with_capacity(1 << 18, File::open(path).map_err(DataError::io("read", path))?);
     let lines: Box<dyn BufRead + Send> = match packing {
@@ -23,12 +27,14 @@ pub(super) fn open(path: &Path, packing: Packing, text_field: &str) -> Result<Ro
             Box::new(BufReader::with_capacity(1 << 18, decoder))
         }
     };
-    Ok(Box::new(Lines { lines, text_field: text_field.to_owned(), row: 0, ended: false }))
+    let text_field = options.text_field.clone();
+    Ok(Box::new(Lines { lines, text_field, max_row: options.max_row, row: 0, ended: false }))
 }
 
 struct Lines {
     lines: Box<dyn BufRead + Send>,
     text_field: String,
+    max_row: usize,
     row: u64,
     ended: bool,
 }
@@ -38,14 +44,15 @@ impl Lines {
         loop {
             self.row += 1;
             let mut line = Vec::new();
-            (&mut self.lines).take(MAX_LINE + 1).read_until(b'\n', &mut line).map_err(|e| {
+            let most = self.max_row as u64 + 1;
+            (&mut self.lines).take(most).read_until(b'\n', &mut line).map_err(|e| {
                 Bad::new(self.row, "line", "a readable, complete file", e.to_string()).fatal()
             })?;
             if line.is_empty() {
                 return Ok(None);
             }
-            if line.len() as u64 > MAX_LINE {
-                return Err(Bad::new(self.row, "line", "at most 64 MiB", "more").fatal());
+            if line.len() > self.max_row {
+                return Err(too_long(self.row, "line", self.max_row).fatal());
             }
             if self.row == 1 && line.starts_with(b"\xEF\xBB\xBF") {
                 line.drain(..3);
@@ -61,15 +68,17 @@ impl Lines {
             let found = format!("a broken sequence at byte {} of the line", e.valid_up_to());
             Bad::new(self.row, "line", "UTF-8", found)
         })?;
-        let value: Value = serde_json::from_str(text)
+        let wanted = Wanted(&self.text_field);
+        let mut from = serde_json::Deserializer::from_str(text);
+        let fields = wanted
+            .deserialize(&mut from)
+            .and_then(|fields| from.end().map(|()| fields))
             .map_err(|e| Bad::new(self.row, "line", "one JSON object", e.to_string()))?;
-        let Value::Object(mut object) = value else {
-            return Err(Bad::new(self.row, "line", "one JSON object", "another JSON value"));
-        };
-        let text = match object.remove(&self.text_field) {
-            Some(Value::String(text)) => text,
+        let Fields { text, source, license, licence } = fields;
+        let text = match text {
+            Some(Field::Text(text)) => text,
             other => {
-                let found = other.map_or("no such field".to_owned(), |v| shorten(&v.to_string()));
+                let found = other.map_or("no such field", |field| field.kind());
                 return Err(Bad::new(
                     self.row,
                     &format!("field {:?}", self.text_field),
@@ -78,22 +87,129 @@ impl Lines {
                 ));
             }
         };
-        let license =
-            take_text(&mut object, "license").or_else(|| take_text(&mut object, "licence"));
-        Ok(Row { source: take_text(&mut object, "source"), license, text })
+        let license = license.and_then(Field::text).or(licence.and_then(Field::text));
+        Ok(Row { number: self.row, source: source.and_then(Field::text), license, text })
     }
 }
 
-/// The value of a field that holds a string which is not empty.
-fn take_text(object: &mut Map<String, Value>, name: &str) -> Option<String> {
-    match object.remove(name) {
-        Some(Value::String(text)) if !text.is_empty() => Some(text),
-        _ => None,
+/// What a row's fields hold: the texts, and of anything else what it is.
+enum Field {
+    Text(String),
+    Other(&'static str),
+}
+
+impl Field {
+    /// A text that is not empty.
+    fn text(self) -> Option<String> {
+        match self {
+            Field::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Field::Text(_) => "a string",
+            Field::Other(kind) => kind,
+        }
     }
 }
 
-fn shorten(text: &str) -> String {
-    text.chars().take(40).collect()
+/// The fields of a row that are wanted. The others are read over: a value of many small ones takes
+/// many times the bytes of its line.
+#[derive(Default)]
+struct Fields {
+    text: Option<Field>,
+    source: Option<Field>,
+    license: Option<Field>,
+    licence: Option<Field>,
+}
+
+/// Reads [`Fields`], given the name of the text's.
+struct Wanted<'n>(&'n str);
+
+impl<'de> DeserializeSeed<'de> for Wanted<'_> {
+    type Value = Fields;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Fields, D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Wanted<'_> {
+    type Value = Fields;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("one JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Fields, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(name) = from.next_key::<Cow<'_, str>>()? {
+            let place = match name.as_ref() {
+                name if name == self.0 => &mut fields.text,
+                "source" => &mut fields.source,
+                "license" => &mut fields.license,
+                "licence" => &mut fields.licence,
+                _ => {
+                    from.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *place = Some(from.next_value()?);
+        }
+        Ok(fields)
+    }
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(FieldVisitor)
+    }
+}
+
+struct FieldVisitor;
+
+impl<'de> Visitor<'de> for FieldVisitor {
+    type Value = Field;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("a JSON value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Field, E> {
+        Ok(Field::Text(text.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Field, E> {
+        Ok(Field::Other("null"))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Field, E> {
+        Ok(Field::Other("a truth value"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Field, A::Error> {
+        while from.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Field::Other("a list"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Field, A::Error> {
+        while from.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Field::Other("an object"))
+    }
 }
 
 impl Iterator for Lines {

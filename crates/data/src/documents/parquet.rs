@@ -1,20 +1,25 @@
 //! Parquet: the text column, and the columns `source`, `license` or `licence` where they hold
 //! strings.
 
-use super::{Bad, Row, Rows};
+use super::parquet_pages::{Pages, check};
+use super::{Bad, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
+use crate::guard::guarded;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+/// Cells read at a time. They share the memory of their page, but where each is written as what it
+/// adds to the one before: there every cell may be as long as a page.
 const BATCH: usize = 256;
 const NEXT: &str = "check that the file is complete Parquet and name its text column";
 
-pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows, DataError> {
+pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError> {
+    let text_field = options.text_field.as_str();
     let file = File::open(path).map_err(DataError::io("read", path))?;
+    let pages = file.try_clone().map_err(DataError::io("read", path))?;
     let damaged =
         |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);
     let reader = guard(|| SerializedFileReader::new(file)).map_err(damaged)?;
@@ -35,7 +40,10 @@ pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows, DataError> {
     Ok(Box::new(Table {
         field: format!("column {text_field:?}"),
         reader,
+        pages,
+        max_row: options.max_row,
         wanted,
+        batch_rows: 1,
         group: 0,
         columns: None,
         batch: Vec::new().into_iter(),
@@ -46,9 +54,9 @@ pub(super) fn open(path: &Path, text_field: &str) -> Result<Rows, DataError> {
 
 /// The parser trusts what a file says in places; a file that lies must not end the program.
 fn guard<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("contents that the parser cannot hold".to_owned()),
+    match guarded(read) {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err("contents that the parser cannot hold".to_owned()),
     }
 }
 
@@ -65,9 +73,14 @@ type Cells = Vec<Option<ByteArray>>;
 
 struct Table {
     reader: SerializedFileReader<File>,
+    /// The same file, to look at its pages before they are read.
+    pages: File,
+    max_row: usize,
     field: String,
     /// Column numbers of text, source and licence.
     wanted: [Option<usize>; 3],
+    /// Rows of the open group that are read at a time.
+    batch_rows: usize,
     group: usize,
     columns: Option<[Option<(ColumnReader, i16)>; 3]>,
     batch: std::vec::IntoIter<[Option<ByteArray>; 3]>,
@@ -89,7 +102,8 @@ impl Table {
             let mut cells: [Cells; 3] = Default::default();
             for (column, cells) in columns.iter_mut().zip(&mut cells) {
                 if let Some((reader, max_def)) = column {
-                    *cells = guard(|| read_cells(reader, *max_def))?;
+                    let rows = self.batch_rows;
+                    *cells = guard(|| read_cells(reader, *max_def, rows))?;
                 }
             }
             let [text, source, license] = cells;
@@ -113,10 +127,16 @@ impl Table {
         }
     }
 
-    fn open_group(&self) -> Result<[Option<(ColumnReader, i16)>; 3], String> {
+    fn open_group(&mut self) -> Result<[Option<(ColumnReader, i16)>; 3], String> {
         let mut columns = [None, None, None];
+        self.batch_rows = BATCH;
         for (column, wanted) in columns.iter_mut().zip(self.wanted) {
             let Some(number) = wanted else { continue };
+            let chunk = self.reader.metadata().row_group(self.group).column(number);
+            let pages = Pages::of(chunk, self.max_row)?;
+            let longest = check(&self.pages, &pages)?;
+            let rows = pages.most_bytes / longest.max(1);
+            self.batch_rows = self.batch_rows.min(rows).max(1);
             let max_def = self
                 .reader
                 .metadata()
@@ -133,11 +153,15 @@ impl Table {
 
     fn row(&self, [text, source, license]: [Option<ByteArray>; 3]) -> Result<Row, Bad> {
         let text = text.ok_or_else(|| Bad::new(self.row, &self.field, "a string", "null"))?;
+        if text.data().len() > self.max_row {
+            return Err(too_long(self.row, &self.field, self.max_row));
+        }
         let text = String::from_utf8(text.data().to_vec()).map_err(|e| {
             let found = format!("a broken sequence at byte {}", e.utf8_error().valid_up_to());
             Bad::new(self.row, &self.field, "UTF-8", found)
         })?;
-        Ok(Row { source: text_of(source), license: text_of(license), text })
+        let (source, license) = (text_of(source), text_of(license));
+        Ok(Row { number: self.row, source, license, text })
     }
 }
 
@@ -147,18 +171,21 @@ fn text_of(cell: Option<ByteArray>) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Up to `BATCH` cells, nulls included; none at the end of the row group.
-fn read_cells(reader: &mut ColumnReader, max_def: i16) -> parquet::errors::Result<Cells> {
+/// Up to `most` cells, nulls included; none at the end of the row group.
+fn read_cells(
+    reader: &mut ColumnReader,
+    max_def: i16,
+    most: usize,
+) -> parquet::errors::Result<Cells> {
     let ColumnReader::ByteArrayColumnReader(reader) = reader else {
         return Err(parquet::errors::ParquetError::General(
             "a column that holds no strings".to_owned(),
         ));
     };
-    let mut cells = Vec::with_capacity(BATCH);
-    while cells.len() < BATCH {
+    let mut cells = Vec::with_capacity(most);
+    while cells.len() < most {
         let (mut levels, mut values) = (Vec::new(), Vec::new());
-        let read =
-            reader.read_records(BATCH - cells.len(), Some(&mut levels), None, &mut values)?;
+        let read = reader.read_records(most - cells.len(), Some(&mut levels), None, &mut values)?;
         if read.0 == 0 {
             break;
         }

@@ -84,7 +84,7 @@ impl Iterator for Pieces {
             piece.drain(..3);
         }
         Some(match String::from_utf8(piece) {
-            Ok(text) => Ok(Row { source: None, license: None, text }),
+            Ok(text) => Ok(Row { number: self.row, source: None, license: None, text }),
             Err(e) => {
                 let at = e.utf8_error().valid_up_to();
                 Err(Bad::new(

@@ -1,6 +1,7 @@
 //! Refuses a tokenizer.json that contradicts itself before the parser, which indexes by what the
 //! file claims, sees it.
 
+use super::bounds::check_parts;
 use super::damaged;
 use crate::DataError;
 use serde_json::{Map, Value};
@@ -10,6 +11,7 @@ use std::path::Path;
 pub(super) fn check_json(json: &str, path: &Path) -> Result<(), DataError> {
     let root: Value = serde_json::from_str(json)
         .map_err(|e| damaged(path, "JSON", "one JSON object", e.to_string()))?;
+    check_parts(&root, path)?;
     let model = root.get("model").and_then(Value::as_object);
     let model =
         model.ok_or_else(|| damaged(path, "model", "an object", kind(root.get("model"))))?;

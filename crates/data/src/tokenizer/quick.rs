@@ -1,7 +1,7 @@
 //! Encoding without the general pipeline, for vocabularies of the form that training writes; equal
 //! to it id for id.
 
-use super::unspellable;
+use super::{added_tokens, unspellable};
 use crate::DataError;
 use crate::words::{for_each_word, to_alphabet};
 use std::collections::HashMap;
@@ -43,8 +43,7 @@ impl Quick {
             },
             _ => return None,
         };
-        let added: Vec<String> =
-            inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
+        let added = added_tokens(inner);
         let general = inner.get_normalizer().is_some()
             || added.len() > MAX_QUICK_ADDED
             || added.iter().any(String::is_empty);
@@ -59,15 +58,21 @@ impl Quick {
         added_are_plain || !self.added.iter().any(|token| text.contains(token.as_str()))
     }
 
-    pub(super) fn encode(&self, bpe: &BPE, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
+    /// Appends the ids of `text` to `ids`.
+    pub(super) fn encode(
+        &self,
+        bpe: &BPE,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        ids.reserve(text.len() / 3);
         let mut failed = None;
         for_each_word(text, self.digits, |word| {
             if failed.is_none() {
-                failed = self.encode_word(bpe, word, &mut ids).err();
+                failed = self.encode_word(bpe, word, ids).err();
             }
         });
-        failed.map_or(Ok(ids), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     fn encode_word(&self, bpe: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<(), DataError> {

@@ -434,3 +434,118 @@ fn a_pattern_without_an_end_is_an_error() {
     assert!(error.contains("tokenizer.json") && error.contains("too many steps"), "{error}");
     tokenizer.encode("ab").expect("the tokenizer goes on");
 }
+
+/// Word patterns as they are published, each with a name.
+const PUBLISHED: [(&str, &str); 4] = [
+    ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    (
+        "llama-3",
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+    ),
+    (
+        "qwen-2",
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+    ),
+    (
+        "o200k",
+        concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+    ),
+];
+
+/// The trained vocabulary under another word pattern.
+fn under(pattern: &str) -> Tokenizer {
+    let mut json: serde_json::Value = serde_json::from_str(trained().to_json()).unwrap();
+    json["pre_tokenizer"] = serde_json::json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
+            "invert": false },
+        { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": false }] });
+    Tokenizer::from_json(&json.to_string()).unwrap()
+}
+
+/// Lines of odd words, longer than several stretches.
+fn long_text() -> String {
+    let mut random = Random(5);
+    let mut texts = odd_texts();
+    texts.extend(texts_of_lines());
+    (0..9000).map(|_| texts[random.below(texts.len())].clone() + "\n").collect()
+}
+
+fn texts_of_lines() -> Vec<String> {
+    let lines = ["A line of words", "and one more.", "x1", "", " indented", "It's 12", "END\r"];
+    lines.iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[test]
+fn long_texts_have_the_ids_of_the_whole_under_published_patterns() {
+    let text = long_text();
+    assert!(text.len() > 200_000, "{}", text.len());
+    for (name, pattern) in PUBLISHED {
+        let tokenizer = under(pattern);
+        assert!(tokenizer.shared.lines_apart, "{name}");
+        assert!(stretches(&text, true).count() > 2);
+        assert_eq!(
+            tokenizer.encode(&text).unwrap(),
+            tokenizer.encode_slowly(&text, false),
+            "{name}"
+        );
+        let (ids, bytes) = tokenizer.encode_counting(&text).unwrap();
+        assert_eq!(ids, tokenizer.encode_ordinary(&text).unwrap(), "{name}");
+        assert_eq!(bytes.iter().sum::<u32>() as usize, text.len(), "{name}");
+    }
+    assert!(trained().shared.lines_apart);
+    // One whose words reach over line ends is not cut there.
+    assert!(!under(r"\s?\p{L}+|\s+|[^\s\p{L}]+").shared.lines_apart);
+}
+
+#[test]
+fn a_run_that_is_too_long_for_a_pattern_is_cut() {
+    let tokenizer = under(PUBLISHED[1].1);
+    let text = " ".repeat(11 << 20);
+    let ids = tokenizer.encode_ordinary(&text).unwrap();
+    let bytes = tokenizer.token_bytes();
+    assert_eq!(ids.iter().map(|&id| bytes[id as usize] as usize).sum::<usize>(), text.len());
+}
+
+#[test]
+fn what_makes_a_text_longer_without_end_is_refused() {
+    let twice = r#"{"type":"Replace","pattern":{"Regex":"."},"content":"xxxx"}"#;
+    let step = |pattern: &str, content: &str| {
+        format!(r#"{{"type":"Replace","pattern":{pattern},"content":"{content}"}}"#)
+    };
+    let cases = [
+        (step(r#"{"String":""}"#, "0123456789abcdef"), "17 times"),
+        (step(r#"{"Regex":"x*"}"#, "0123456789abcdef"), "17 times"),
+        (format!(r#"{{"type":"Sequence","normalizers":[{}]}}"#, [twice; 3].join(",")), "64 times"),
+        (format!(r#"{{"type":"Prepend","prepend":"{}"}}"#, "x".repeat(1025)), "1025"),
+        (
+            format!(
+                "{}{twice}{}",
+                r#"{"type":"Sequence","normalizers":["#.repeat(9),
+                "]}".repeat(9)
+            ),
+            "levels",
+        ),
+    ];
+    for (part, found) in cases {
+        for field in ["normalizer", "decoder"] {
+            let part = part.replace("normalizers", &format!("{field}s"));
+            let mut json: serde_json::Value = serde_json::from_str(SPACED).unwrap();
+            json[field] = serde_json::from_str(&part).unwrap();
+            let error = Tokenizer::from_json(&json.to_string()).err().expect(&part).to_string();
+            assert!(error.contains(field) && error.contains(found), "{error}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Rows that are too long to be held in memory, and texts that a tokenizer cannot encode: refused
+//! with file and row.
+
+#[path = "common/names.rs"]
+mod names;
+#[path = "common/parquet_files.rs"]
+mod parquet_files;
+
+use data::Tokenizer;
+use data::build::{BuildOptions, build};
+use data::documents::{Documents, Input, ReadOptions, list_files};
+use names::assert_names;
+use parquet_files::{TEXTS, write_parquet};
+use std::path::Path;
+
+/// The texts, how many rows were skipped, and the error that ended it, with `most` bytes a row.
+fn read_bounded(path: &Path, skip_bad: bool, most: usize) -> (Vec<String>, u64, Option<String>) {
+    let options = ReadOptions { skip_bad, max_row: most, ..ReadOptions::default() };
+    let files = list_files(&[Input::from(path)], &options).unwrap();
+    let mut documents = Documents::new(files, options);
+    let mut texts = Vec::new();
+    while let Some(next) = documents.next() {
+        match next {
+            Ok((_, document)) => texts.push(document.text),
+            Err(e) => return (texts, documents.skipped(), Some(e.to_string())),
+        }
+    }
+    (texts, documents.skipped(), None)
+}
+
+#[test]
+fn rows_that_are_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(&path, format!("{{\"text\":\"one\"}}\n{{\"text\":\"{}\"}}\n", "x".repeat(990)))
+        .unwrap();
+    assert_eq!(read_bounded(&path, false, 1002).0.len(), 2);
+    let (texts, _, error) = read_bounded(&path, false, 1001);
+    assert_eq!(texts, ["one"]);
+    assert_names("line", error.unwrap(), &["rows.jsonl", "row 2", "1001 bytes", "max_row"]);
+    assert_eq!(read_bounded(&path, true, 1001), (vec!["one".to_owned()], 1, None));
+    // Values that nobody wants take no memory of their own; here they are only read over.
+    let many = format!("{{\"x\":[{}0],\"text\":\"two\"}}\n", "0,".repeat(100_000));
+    std::fs::write(&path, many).unwrap();
+    assert_eq!(read_bounded(&path, false, 1 << 20).0, ["two"]);
+
+    let path = dir.path().join("rows.parquet");
+    let long = "y".repeat(2000);
+    write_parquet(&path, TEXTS, &[b"one", long.as_bytes(), b"three"], None);
+    assert_eq!(read_bounded(&path, false, 2000).0.len(), 6);
+    let (texts, _, error) = read_bounded(&path, false, 1999);
+    assert_eq!(texts, ["one"]);
+    assert_names("cell", error.unwrap(), &["rows.parquet", "row 2", "1999 bytes", "max_row"]);
+    let (texts, skipped, error) = read_bounded(&path, true, 1999);
+    assert_eq!((texts.len(), skipped, error), (4, 2, None));
+    // The page of the dictionary has more than four times as much.
+    let (texts, _, error) = read_bounded(&path, false, 400);
+    assert!(texts.is_empty());
+    assert_names("page", error.unwrap(), &["rows.parquet", "row 1", "1600", "max_row"]);
+    assert!(
+        list_files(&[Input::from(&path)], &ReadOptions { max_row: 0, ..Default::default() })
+            .is_err()
+    );
+}
+
+#[test]
+fn rows_that_cannot_be_encoded_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(&path, "{\"text\":\"a a\"}\n\n{\"text\":\"b\"}\n{\"text\":\"a\"}\n").unwrap();
+    // Words without an unknown one: only "a" can be spelled.
+    let json = r#"{"version":"1.0","added_tokens":[{"id":0,"content":"<|endoftext|>",
+        "single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+        "pre_tokenizer":{"type":"Whitespace"},
+        "model":{"type":"WordLevel","unk_token":"nothing","vocab":{"<|endoftext|>":0,"a":1}}}"#;
+    let tokenizer = Tokenizer::from_json(json).unwrap();
+    let out = dir.path().join("out");
+    let inputs = [Input::from(&path)];
+    let error = build(&inputs, &tokenizer, &out, &BuildOptions::default()).unwrap_err();
+    assert_names("row", error, &["rows.jsonl", "row 3", "text", "skip_bad"]);
+    let read = ReadOptions { skip_bad: true, ..ReadOptions::default() };
+    let options = BuildOptions { read, ..BuildOptions::default() };
+    let manifest = build(&inputs, &tokenizer, &out, &options).unwrap();
+    assert_eq!((manifest.skipped_rows, manifest.train.total.documents), (1, 2));
+    assert!(manifest.skipped_examples[0].contains("row 3"), "{:?}", manifest.skipped_examples);
+}
