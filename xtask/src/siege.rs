@@ -11,11 +11,13 @@ use serde_json::Value;
 use crate::{command, say};
 
 /// Attacks: a file of `lathe`'s tests, and the ignored test in it.
-const ATTACKS: [(&str, &str); 4] = [
+const ATTACKS: [(&str, &str); 6] = [
     ("kill", "siege_of_kills"),
     ("kill", "siege_of_faults"),
     ("hostile_files", "siege_of_files"),
     ("serve", "siege_of_requests"),
+    ("bombs", "siege_of_templates"),
+    ("bombs", "siege_of_tokenizers"),
 ];
 
 /// Processors that are emulated: one with AVX2 and no AVX-512, one with neither.

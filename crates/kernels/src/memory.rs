@@ -35,11 +35,59 @@ pub fn poison() {
 /// Tells the allocator to keep freed pages: training takes and frees the same sizes every step, and
 /// giving pages back costs a fault for each when they return.
 pub fn keep_freed_pages() {
+    purge_after(-1);
+}
+
+/// Tells the allocator to give pages back that have been free for a while: a server has peaks, and
+/// other programs are on its machine. [`collect`] sees to it where nothing is allocated any more.
+pub fn give_back_freed_pages() {
+    purge_after(1000);
+}
+
+fn purge_after(ms: std::ffi::c_long) {
     /// `mi_option_purge_delay` in the order of `mimalloc.h`: milliseconds until freed pages are
     /// given back, -1 for never.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: sets one integer option of the allocator; any value is accepted at any time.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, ms) }
+}
+
+/// Gives back what this thread and those that have ended freed.
+pub fn collect() {
+    // SAFETY: touches nothing but free pages of the allocator, from any thread at any time.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
+/// Bounds the address space of this process to `bytes`, or leaves it where it is smaller already: a
+/// larger allocation then fails. A process that ends for want of memory leaves no core file.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn bound_address_space(bytes: u64) -> std::io::Result<()> {
+    lower_limit(libc::RLIMIT_CORE, 0)?;
+    lower_limit(libc::RLIMIT_AS, bytes)
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+type Resource = libc::c_int;
+
+fn lower_limit(resource: Resource, most: u64) -> std::io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a value of the right type that lives through the call.
+    let read = unsafe { libc::getrlimit(resource, &raw mut limit) };
+    if read != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // Both, so that nothing in the process can raise it again.
+    limit.rlim_cur = limit.rlim_cur.min(most);
+    limit.rlim_max = limit.rlim_max.min(most);
+    // SAFETY: as above; a lower limit is an allocation that fails later, never a wrong one.
+    match unsafe { libc::setrlimit(resource, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +105,8 @@ mod tests {
             assert!(a.iter().all(|x| *x == 1.0) && b.iter().all(|x| *x == 2.0));
         }
         keep_freed_pages();
+        give_back_freed_pages();
+        collect();
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Evaluate a checkpoint: loss, perplexity and bits per byte of a text, or evaluation tasks
     Eval(Eval),
     /// Continue a text with a checkpoint
+    ///
+    /// The text goes out as the model writes it where a program or a file reads it. On a terminal,
+    /// characters that would steer it are shown as their pictures; ends of lines and tabs stay.
     Generate(Generate),
     /// Make a checkpoint from a Hugging Face folder, a GGUF file, or a folder that export wrote
     Import(Import),
@@ -68,6 +71,9 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// List the model presets that recipes can name
     Presets,
+    /// Render chat templates for the server that started this process
+    #[command(hide = true)]
+    RenderTemplates,
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,6 +133,9 @@ pub(crate) struct TokenizerTrain {
     /// Skip rows that cannot be read, and count them
     #[arg(long)]
     pub(crate) skip_bad: bool,
+    /// Longest line of JSONL and cell of Parquet, in bytes; a longer one is refused
+    #[arg(long, default_value_t = data::documents::MAX_ROW)]
+    pub(crate) max_row: usize,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +164,9 @@ pub(crate) struct DataBuild {
     /// Skip rows that cannot be read, and count them
     #[arg(long)]
     pub(crate) skip_bad: bool,
+    /// Longest line of JSONL and cell of Parquet, in bytes; a longer one is refused
+    #[arg(long, default_value_t = data::documents::MAX_ROW)]
+    pub(crate) max_row: usize,
 }
 
 #[derive(Debug, Args)]

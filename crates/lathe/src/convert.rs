@@ -39,9 +39,7 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
     let (_, report) = convert::convert(&stored, &target, &options.out)
         .with_context(|| format!("converting {}", options.checkpoint.display()))?;
     if options.json {
-        output::line(serde_json::to_string_pretty(
-            &json!({ "path": options.out, "report": report }),
-        )?);
+        output::json(&json!({ "path": options.out, "report": report }))?;
     } else {
         show(&report);
         output::line(format!("wrote {}", options.out.display()));
@@ -97,7 +95,7 @@ fn show(report: &ConversionReport) {
     let caption =
         "layers of the source; difference: |W - shared| / |W| for each layer that it replaces"
             .to_owned();
-    output::piece(Table { columns, rows: rows.collect(), caption, best: None }.to_text());
+    output::table(&Table { columns, rows: rows.collect(), caption, best: None });
     if !report.dropped.is_empty() {
         output::line(format!("left out: layers {}", numbers(&report.dropped)));
     }
@@ -105,7 +103,7 @@ fn show(report: &ConversionReport) {
         output::line(format!("fresh: {}", report.fresh.join(" ")));
     }
     output::line("");
-    output::piece(costs(report).to_text());
+    output::table(&costs(report));
 }
 
 fn numbers(layers: &[usize]) -> String {

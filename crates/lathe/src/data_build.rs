@@ -18,6 +18,7 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
     let read = ReadOptions {
         text_field: options.text_field.clone(),
         skip_bad: options.skip_bad,
+        max_row: options.max_row,
         ..Default::default()
     };
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
@@ -55,6 +56,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     let read = ReadOptions {
         text_field: options.text_field.clone(),
         skip_bad: options.skip_bad,
+        max_row: options.max_row,
         ..Default::default()
     };
     let bar = bar(0, "files");
@@ -72,7 +74,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     );
     bar.finish_and_clear();
     let manifest = manifest?;
-    output::piece(summary(&manifest, &options.out).to_text());
+    output::table(&summary(&manifest, &options.out));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -67,13 +67,13 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     if options.json {
         let caps: Vec<_> =
             scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
-        output::line(serde_json::to_string_pretty(&json!({
+        output::json(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
             "sequence_length": length, "document_mask": mask,
             "windows_set_aside": choice.calibrated.len(),
             "training_time_routing": scores.training, "causal_routing": scores.causal,
             "disagreement": scores.disagreement, "by_depth_cap": caps,
-        }))?);
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let caption = format!(
@@ -85,9 +85,9 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         },
         100.0 * scores.disagreement
     );
-    output::piece(rule_table(&scores, caption).to_text());
+    output::table(&rule_table(&scores, caption));
     output::line("");
-    output::piece(source_table(&scores).to_text());
+    output::table(&source_table(&scores));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -58,7 +58,7 @@ fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskR
     let rule = open::causal(stored)?;
     let stretches: Vec<Stretch<'_>> =
         asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();
-    let bar = ProgressBar::new(stretches.len() as u64).with_message(task.name().to_owned());
+    let bar = ProgressBar::new(stretches.len() as u64).with_message(output::harmless(task.name()));
     if let Ok(style) = ProgressStyle::with_template("{msg:>20} {bar:30} {pos}/{len} {eta}") {
         bar.set_style(style);
     }
@@ -80,10 +80,10 @@ fn print(
 ) -> Result<ExitCode> {
     if options.json {
         let tasks: Vec<Value> = reports.iter().map(|(items, r)| in_json(*items, r)).collect();
-        output::line(serde_json::to_string_pretty(&json!({
+        output::json(&json!({
             "checkpoint": options.checkpoint, "weights": weights.to_string(), "routing": "causal",
             "tasks": tasks,
-        }))?);
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = Vec::new();
@@ -103,7 +103,7 @@ fn print(
         .map(str::to_owned)
         .to_vec();
     let caption = format!("causal routing, weights {weights}");
-    output::piece(Table { columns, rows, caption, best: None }.to_text());
+    output::table(&Table { columns, rows, caption, best: None });
     Ok(ExitCode::SUCCESS)
 }
 

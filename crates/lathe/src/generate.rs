@@ -93,10 +93,10 @@ pub(crate) fn continue_text(
     let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
     let rule = open::causal(stored)?;
     let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
-    let colors =
-        DepthColors::new(stored.model.config().recursions, wanted.show_depth && output::colors());
+    let painted = wanted.show_depth && output::colors();
+    let colors = DepthColors::new(stored.model.config().recursions, painted);
     let mut stream = tokenizer.decode_stream();
-    output::piece(report::sanitize(wanted.prompt));
+    output::text(wanted.prompt);
     let mut bad = None;
     let generated = engine::generate(
         &stored.model,
@@ -115,7 +115,10 @@ pub(crate) fn continue_text(
                 return true;
             }
             match stream.push(token.id) {
-                Ok(Some(text)) => output::piece(colors.paint(&text, token.depth as f32)),
+                Ok(Some(text)) if painted => {
+                    output::piece(&colors.paint(&text, token.depth as f32))
+                }
+                Ok(Some(text)) => output::text(&text),
                 Ok(None) => {}
                 Err(error) => bad = Some(error),
             }
@@ -126,7 +129,7 @@ pub(crate) fn continue_text(
         return Err(error.into());
     }
     if let Some(rest) = stream.finish() {
-        output::piece(report::sanitize(&rest));
+        output::text(&rest);
     }
     Ok(generated)
 }

@@ -18,7 +18,7 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
         let value = json!({
             "path": options.out, "config": made.config, "text": made.text, "costs": made.costs,
         });
-        output::line(serde_json::to_string_pretty(&value)?);
+        output::json(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (config, costs) = (&made.config, &made.costs);

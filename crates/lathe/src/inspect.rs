@@ -33,13 +33,13 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             Some(Rule::Causal(decision)) => serde_json::to_value(decision)?,
             _ => serde_json::Value::Null,
         };
-        output::line(serde_json::to_string_pretty(&json!({
+        output::json(&json!({
             "step": stored.step, "tokens": stored.tokens,
             "weights": weights, "weight_bytes": stored.model.bytes(),
             "config": config, "parameters": p, "routing": routing,
             "router_state": stored.state, "sharing": sharing_map(&stored),
             "text": text.as_ref().map(|t| t.statistics.rows.clone()),
-        }))?);
+        }))?;
     } else {
         output::line(format!(
             "step {}, {} predictions trained on",
@@ -56,15 +56,15 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
         if let Some(Rule::Causal(decision)) = &stored.rule {
             output::line(format!(
                 "causal rule: {}, thresholds {}",
-                output::harmless(&decision.made_by),
+                decision.made_by,
                 thresholds(&decision.thresholds)
             ));
         }
         output::line("");
-        output::piece(costs.to_text());
+        output::table(&costs);
         if let Some(text) = &text {
             output::line("");
-            output::piece(text.statistics.to_text());
+            output::table(&text.statistics);
         }
     }
     if let (Some(path), Some(text)) = (&options.html, text) {

@@ -20,6 +20,7 @@ mod quickstart;
 mod quickstart_text;
 mod recipe;
 mod renamed;
+mod render_templates;
 mod run_page;
 mod serve;
 mod serving_arguments;
@@ -41,19 +42,24 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     output::logging(arguments.verbose);
+    if matches!(arguments.command, Command::RenderTemplates) {
+        // Without the pool, whose threads would take the memory that this process may have.
+        return code(render_templates::run());
+    }
     // Inside the pool, an operation starts its share of the work at once instead of waking a worker
     // for it first.
     let done = match rayon::ThreadPoolBuilder::new().build() {
         Ok(pool) => pool.install(|| dispatch(arguments.command)),
         Err(error) => Err(anyhow::Error::from(error).context("starting the worker threads")),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            output::note(format!("error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    code(done)
+}
+
+fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        output::note(format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 /// Help, the version, or what is wrong with the command line.
@@ -67,6 +73,11 @@ fn refuse(error: &clap::Error) -> ExitCode {
         && let Some(new) = renamed::flag_of(&given, &old)
     {
         output::note(format!("error: {old} was renamed: use {new}, with the same values"));
+        return ExitCode::from(2);
+    }
+    if error.use_stderr() && error.render().to_string().chars().any(report::steers) {
+        // The message quotes what was typed, which may be the name of a file.
+        output::note(error.render().to_string().trim_end());
         return ExitCode::from(2);
     }
     error.exit()
@@ -92,6 +103,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(options) => serve::run(&options),
         Command::Bench(bench) => bench::run(&bench),
         Command::Presets => plan::presets(),
+        Command::RenderTemplates => render_templates::run(),
     }
 }
 
@@ -99,9 +111,9 @@ fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {
     let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
     let cases = verify::verify(&options.dir, ops)?;
     if options.json {
-        output::line(serde_json::to_string_pretty(&cases)?);
+        output::json(&cases)?;
     } else {
-        output::piece(verify::table(&cases).to_text());
+        output::table(&verify::table(&cases));
         let passed = cases.iter().filter(|c| c.passed).count();
         output::line(format!("{passed} of {} cases within their tolerances", cases.len()));
     }

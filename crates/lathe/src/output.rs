@@ -2,20 +2,48 @@
 
 use std::io::{IsTerminal, Write};
 
-/// One line to standard output.
+use report::{Table, sanitize, steers};
+use serde::Serialize;
+
+/// One line to standard output. Lines quote what files say, so that characters that steer a
+/// terminal are written out and what is very long is cut; [`json`] is for what programs read.
 pub(crate) fn line(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+    raw_line(&harmless(text.as_ref()));
 }
 
-/// Text without a line end, at once.
-pub(crate) fn piece(text: impl AsRef<str>) {
+fn raw_line(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A value as JSON to standard output, whole.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    raw_line(&harmless_json(&serde_json::to_string_pretty(value)?));
+    Ok(())
+}
+
+/// A table to standard output; its own cells are harmless and of one line.
+pub(crate) fn table(table: &Table) {
+    piece(&table.to_text());
+}
+
+/// Text that a model or a user wrote, without a line end, at once: as it is where a program reads
+/// it, and harmless on a terminal.
+pub(crate) fn text(text: &str) {
+    piece(&as_read(text, std::io::stdout().is_terminal()));
+}
+
+fn as_read(text: &str, by_terminal: bool) -> String {
+    if by_terminal { sanitize(text) } else { text.to_owned() }
+}
+
+/// Text that is harmless, without a line end, at once.
+pub(crate) fn piece(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_ref().as_bytes());
+    let _ = out.write_all(text.as_bytes());
     let _ = out.flush();
 }
 
-/// One line to standard error: what is not the result. Notes quote what files say, so that control
-/// characters in them are written out and what is very long is cut.
+/// One line to standard error: what is not the result. As harmless as [`line`].
 pub(crate) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", harmless(text.as_ref()));
 }
@@ -28,30 +56,37 @@ pub(crate) fn recursions(count: usize) -> String {
     }
 }
 
-/// The most characters of a note.
-const LONGEST_NOTE: usize = 8000;
+/// The most characters of a line or a note.
+const LONGEST: usize = 8000;
 
-/// `text` with control characters written out, but for ends of lines and tabs, and cut where it is
-/// longer than a note may be.
+/// `text` with the characters written out that steer a terminal, and cut where it is longer than a
+/// line may be.
 pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::new();
     for (count, character) in text.chars().enumerate() {
-        if count == LONGEST_NOTE {
+        if count == LONGEST {
             shown.push_str(" ... (cut)");
             break;
         }
-        match character {
-            '\n' | '\t' => shown.push(character),
-            _ if is_hidden(character) => shown.extend(character.escape_unicode()),
-            _ => shown.push(character),
+        match steers(character) {
+            true => shown.extend(character.escape_unicode()),
+            false => shown.push(character),
         }
     }
     shown
 }
 
-/// Whether a character moves the cursor, changes the terminal or the direction of text.
-fn is_hidden(character: char) -> bool {
-    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// JSON with the characters escaped that steer a terminal; the same value to who parses it.
+fn harmless_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for character in json.chars() {
+        match steers(character) {
+            // Outside of strings there is none, and all of them have four digits.
+            true => shown.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// Whether colours make sense on standard output.
@@ -67,9 +102,25 @@ pub(crate) fn logging(verbose: u8) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Harmless)
+        .with_ansi(false)
         .with_target(false)
         .init();
+}
+
+/// Standard error for log lines, which quote what clients and files say.
+struct Harmless;
+
+impl Write for Harmless {
+    /// Log lines come whole.
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let shown = harmless(&String::from_utf8_lossy(bytes));
+        std::io::stderr().lock().write_all(shown.as_bytes()).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -82,7 +133,23 @@ mod tests {
         assert_eq!(harmless("\u{1b}[31mred\r\u{9b}2J"), "\\u{1b}[31mred\\u{d}\\u{9b}2J");
         assert_eq!(harmless("left\u{202e}right"), "left\\u{202e}right");
         let cut = harmless(&"x".repeat(1_000_000));
-        assert!(cut.len() < LONGEST_NOTE + 20 && cut.ends_with("(cut)"));
-        assert_eq!(harmless(&"x".repeat(LONGEST_NOTE)).len(), LONGEST_NOTE);
+        assert!(cut.len() < LONGEST + 20 && cut.ends_with("(cut)"));
+        assert_eq!(harmless(&"x".repeat(LONGEST)).len(), LONGEST);
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_steers_nothing() {
+        let value = serde_json::json!({ "a\u{9b}": "x\u{1b}[2J\u{202e}\u{7f}\n\u{e9}" });
+        let shown = harmless_json(&serde_json::to_string_pretty(&value).expect("JSON"));
+        assert!(!shown.chars().any(steers), "{shown:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
+    }
+
+    #[test]
+    fn programs_read_what_was_written_and_terminals_do_not() {
+        let text = "one\n\ttwo \u{1b}]0;title\u{7}";
+        assert_eq!(as_read(text, false), text);
+        assert!(!as_read(text, true).chars().any(steers));
+        assert!(as_read(text, true).starts_with("one\n\ttwo "));
     }
 }

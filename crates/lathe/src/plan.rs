@@ -33,7 +33,7 @@ pub(crate) fn presets() -> Result<ExitCode> {
         .map(str::to_owned)
         .to_vec();
     let caption = "parameters without embedding and head".to_owned();
-    output::piece(Table { columns, rows, caption, best: None }.to_text());
+    output::table(&Table { columns, rows, caption, best: None });
     Ok(ExitCode::SUCCESS)
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
     };
     recipe.check()?;
     output::line(recipe::show(&recipe)?);
-    output::piece(model_table(&recipe.model, recipe.data.sequence_length)?.to_text());
-    output::piece(run_table(&recipe, windows.as_ref())?.to_text());
+    output::table(&model_table(&recipe.model, recipe.data.sequence_length)?);
+    output::table(&run_table(&recipe, windows.as_ref())?);
     Ok(())
 }
 

@@ -17,11 +17,9 @@ pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
     let (_, done) = convert::quantize(stored, &options.weights, &options.out)
         .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
     if options.json {
-        output::line(serde_json::to_string_pretty(
-            &json!({ "path": options.out, "quantization": done }),
-        )?);
+        output::json(&json!({ "path": options.out, "quantization": done }))?;
     } else {
-        output::piece(table(&done).to_text());
+        output::table(&table(&done));
         output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)

@@ -57,7 +57,7 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     };
-    output::piece(train_run::results(&validation).to_text());
+    output::table(&train_run::results(&validation));
     let (stored, tokenizer) = crate::open::checkpoint(&run_dir)?;
     stored.model.pack();
     speak(&stored, &tokenizer, options.seed)?;

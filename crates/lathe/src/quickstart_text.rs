@@ -36,7 +36,7 @@ pub(crate) fn prepare(options: &Quickstart, sequence_length: usize) -> Result<Pa
     } else {
         from_files(options, &dir, sequence_length)?
     };
-    output::piece(data_build::summary(&manifest, &dir).to_text());
+    output::table(&data_build::summary(&manifest, &dir));
     Ok(dir)
 }
 

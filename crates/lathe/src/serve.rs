@@ -16,7 +16,7 @@ use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits,
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
-use crate::{open, output, signals};
+use crate::{open, output, render_templates, signals};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -67,6 +67,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         ..settings(&options.http)
     };
     let model_bytes = stored.model.bytes();
+    ops::give_back_freed_pages();
     let ready = Ready::start(engine_of(stored, &options.formats, &options.limits)?, info, text)?;
     let asked = signals::Asked::listen()?;
     let runtime =
@@ -90,9 +91,21 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
             ready.info.id,
             report::human_bytes(model_bytes as u64)
         ));
-        ready.serve(listener, settings, asked_to_stop(asked)).await
+        tokio::select! {
+            served = ready.serve(listener, settings, asked_to_stop(asked)) => served,
+            () = give_back() => Ok(()),
+        }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives memory back after peaks, also where nobody asks for anything any more. Never ends.
+async fn give_back() {
+    let mut ticks = tokio::time::interval(Duration::from_secs(3));
+    loop {
+        ticks.tick().await;
+        ops::collect_freed_pages();
+    }
 }
 
 /// Ready after the first signal; the second one ends the process by itself.
@@ -278,6 +291,8 @@ fn settings(http: &HttpLimits) -> ServerSettings {
         n: http.max_n,
         sequences: http.max_sequences,
         stops: http.max_stops,
+        tokenize_bytes: http.max_tokenize,
+        template_time: seconds(http.template_seconds),
         logprobs: http.max_logprobs,
         logit_bias: http.max_logit_bias,
         ..ServerLimits::default()
@@ -292,6 +307,7 @@ fn settings(http: &HttpLimits) -> ServerSettings {
         slow_reader: seconds(http.slow_reader),
         lame_duck: seconds(http.lame_duck),
         drain: seconds(http.drain),
+        template_program: render_templates::program(),
         ..ServerSettings::default()
     }
 }

@@ -147,12 +147,18 @@ pub(crate) struct HttpLimits {
     /// Stop strings in one request
     #[arg(long, default_value_t = 16)]
     pub(crate) max_stops: usize,
+    /// Text in one request to /tokenize, in bytes
+    #[arg(long, default_value_t = 1 << 20)]
+    pub(crate) max_tokenize: usize,
     /// Alternatives reported beside each token (`logprobs`)
     #[arg(long, default_value_t = 20)]
     pub(crate) max_logprobs: usize,
     /// Entries of `logit_bias` in one request
     #[arg(long, default_value_t = 1024)]
     pub(crate) max_logit_bias: usize,
+    /// Seconds that a chat template may run for one request
+    #[arg(long, default_value_t = 5)]
+    pub(crate) template_seconds: u64,
     /// Connections that may be open at once
     #[arg(long, default_value_t = 1024)]
     pub(crate) max_connections: usize,

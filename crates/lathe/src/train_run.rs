@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
     let resume = if options.resume == "never" { Resume::Never } else { Resume::Auto };
     let validation = train(&recipe, &options.out, resume)?;
     match validation {
-        Some(validation) => output::piece(results(&validation).to_text()),
+        Some(validation) => output::table(&results(&validation)),
         None => output::line(format!(
             "stopped and saved; the same command continues in {}",
             options.out.display()

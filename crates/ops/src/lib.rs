@@ -85,9 +85,27 @@ pub fn poison_buffers() {
     kernels::memory::poison();
 }
 
-/// Tells the allocator to keep freed pages for the next step; for a process that trains or serves.
+/// Tells the allocator to keep freed pages for the next step; for a process that trains.
 pub fn keep_freed_pages() {
     kernels::memory::keep_freed_pages();
+}
+
+/// Tells the allocator to give back what is not needed for a while; for a process that serves.
+pub fn give_back_freed_pages() {
+    kernels::memory::give_back_freed_pages();
+}
+
+/// Gives back now what this thread and those that have ended freed.
+pub fn collect_freed_pages() {
+    kernels::memory::collect();
+}
+
+/// Bounds the memory of this process; for one that runs what somebody else wrote.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn bound_address_space(bytes: u64) -> std::io::Result<()> {
+    kernels::memory::bound_address_space(bytes)
 }
 
 /// The number formats and instruction set in use, for reports.

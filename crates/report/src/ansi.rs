@@ -104,22 +104,28 @@ pub fn sanitize(text: &str) -> String {
     text.chars().map(harmless).collect()
 }
 
+/// Whether a character moves the cursor, changes the terminal or turns the direction of text. Ends
+/// of lines and tabs do not count.
+pub fn steers(character: char) -> bool {
+    match character {
+        '\n' | '\t' => false,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            true
+        }
+        _ => character.is_control(),
+    }
+}
+
 /// The visible stand-in for a character that could steer a terminal or a page; others are returned
 /// as they are.
 pub(crate) fn harmless(character: char) -> char {
     match character {
-        '\n' | '\t' => character,
+        _ if !steers(character) => character,
         '\0'..='\u{1f}' => {
             char::from_u32(0x2400 + character as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
         }
         '\u{7f}' => '\u{2421}',
-        '\u{80}'..='\u{9f}'
-        | '\u{61c}'
-        | '\u{200e}'
-        | '\u{200f}'
-        | '\u{202a}'..='\u{202e}'
-        | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-        _ => character,
+        _ => char::REPLACEMENT_CHARACTER,
     }
 }
 

@@ -11,7 +11,7 @@ pub mod sparkline;
 pub mod table;
 pub mod tensorboard;
 
-pub use ansi::{DepthColors, sanitize};
+pub use ansi::{DepthColors, sanitize, steers};
 pub use heat::{HeatText, HeatToken};
 pub use html::Page;
 pub use jsonl::{Contents, Log, LogError, Record, TornLine};

@@ -139,8 +139,16 @@ fn push_line(text: &mut String, cells: &[String], widths: &[usize], numeric: &[b
     text.push('\n');
 }
 
+/// The most characters of a cell or a caption: names in files may be of any length.
+const LONGEST: usize = 400;
+
 fn one_line(text: &str) -> String {
-    sanitize(text).replace(['\n', '\t'], " ")
+    let mut line = sanitize(text).replace(['\n', '\t'], " ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line
 }
 
 fn width(text: &str) -> usize {

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    if std::env::args().nth(1).as_deref() == Some("render-templates") {
+        return Ok(server::render_templates()?);
+    }
     let port: u16 = std::env::args().nth(1).map_or(Ok(8089), |text| text.parse())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let engine = fake::Fake::start(fake::Options {

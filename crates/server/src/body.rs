@@ -87,9 +87,15 @@ async fn discard(body: &mut Incoming) {
     }
 }
 
-fn read_too_long() -> ApiError {
-    let message = "reading the prompt took too long; send a shorter one, or again later";
-    ApiError::new(408, message).code("reading")
+/// What a body is read for, which decides where it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A prompt; short ones are read where they arrive.
+    Prompt,
+    /// A conversation: a template may run for long on few bytes.
+    Chat,
+    /// Text for `/tokenize`, of which one asks for much where others chat.
+    Tokenize,
 }
 
 /// Runs `work` on the body where it does not hold up others.
@@ -99,26 +105,31 @@ fn read_too_long() -> ApiError {
 pub(crate) async fn understand<T, F>(
     state: &Arc<AppState>,
     body: Vec<u8>,
-    always: bool,
+    purpose: Purpose,
     work: F,
 ) -> Result<T, ApiError>
 where
     T: Send + 'static,
     F: FnOnce(&AppState, &[u8]) -> Result<T, ApiError> + Send + 'static,
 {
-    if body.len() <= SMALL && !always {
+    if body.len() <= SMALL && purpose == Purpose::Prompt {
         return work(state, &body);
     }
+    let queue = match purpose {
+        Purpose::Prompt => &state.readers.prompts,
+        Purpose::Chat => &state.readers.chats,
+        Purpose::Tokenize => &state.readers.tokenizing,
+    };
     let until = tokio::time::Instant::now() + state.settings.reading;
-    let permit = tokio::time::timeout_at(until, Arc::clone(&state.readers).acquire_owned())
+    let permit = tokio::time::timeout_at(until, Arc::clone(queue).acquire_owned())
         .await
-        .map_err(|_| read_too_long())?;
+        .map_err(|_| ApiError::reading())?;
     let own = Arc::clone(state);
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         work(&own, &body)
     });
-    match tokio::time::timeout_at(until, task).await.map_err(|_| read_too_long())? {
+    match tokio::time::timeout_at(until, task).await.map_err(|_| ApiError::reading())? {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ApiError::draining()),

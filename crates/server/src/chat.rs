@@ -7,6 +7,8 @@ use crate::request::{self, EncodedText};
 use crate::schema::Checked;
 use crate::state::AppState;
 use crate::template::TemplateInput;
+use crate::template_host::{Failure, TemplateHost};
+use crate::template_worker::Rendering;
 use crate::token_text::Controls;
 
 /// The values of a message's `role` that are taken; what one means is up to the model's template.
@@ -28,23 +30,11 @@ pub(crate) fn encode(
 }
 
 /// The prompt as text, and what its control tokens are.
-fn prompt(state: &AppState, request: &Checked<'_>) -> Result<(String, Controls), ApiError> {
-    let template = match &state.template {
-        Some(Ok(template)) => template,
-        Some(Err(error)) => {
-            let message = format!(
-                "the model's chat template is broken: {error}; start the server with another one \
-                 (--chat-template FILE), or send a prompt to /v1/completions"
-            );
-            return Err(ApiError::field("messages", message).code("no_chat_template"));
-        }
-        None => {
-            let message = "the model has no chat template, so messages cannot become a prompt; \
-                           start the server with one (--chat-template FILE), or send a prompt to \
-                           /v1/completions";
-            return Err(ApiError::field("messages", message).code("no_chat_template"));
-        }
-    };
+pub(crate) fn prompt(
+    state: &AppState,
+    request: &Checked<'_>,
+) -> Result<(String, Controls), ApiError> {
+    let template = template(state)?;
     let items = match request.get("messages") {
         Some(Json::List(items)) => items.as_slice(),
         _ => &[],
@@ -76,21 +66,45 @@ fn prompt(state: &AppState, request: &Checked<'_>) -> Result<(String, Controls),
     let token_text = &state.token_text;
     let bos_token = token_text.special(token_text.text.bos).unwrap_or_default();
     let eos_token = token_text.special(token_text.text.eos.first().copied()).unwrap_or_default();
-    let scene = TemplateInput {
-        messages: &messages,
+    let input = TemplateInput {
+        messages,
         add_generation_prompt: !continues && request.flag("add_generation_prompt", true),
-        bos_token: &bos_token,
-        eos_token: &eos_token,
+        bos_token,
+        eos_token,
         tools: None,
         documents: None,
     };
-    let more = variables(state, request);
-    let text = template.render(&scene, more.as_ref()).map_err(|e| {
-        ApiError::field("messages", format!("the model's chat template refused the messages: {e}"))
-            .code("template")
+    let rendering = Rendering { input, more: variables(state, request) };
+    let text = template.render(&rendering).map_err(|failure| match failure {
+        Failure::Template(error) => {
+            let message = format!("the model's chat template refused the messages: {error}");
+            ApiError::field("messages", message).code("template")
+        }
+        Failure::Program(error) => no_program(&error),
     })?;
     let text = if continues { up_to(&text, end)? } else { text };
     Ok((text, controls))
+}
+
+fn template(state: &AppState) -> Result<&TemplateHost, ApiError> {
+    let message = match &state.template {
+        Some(Ok(template)) => return Ok(template),
+        Some(Err(Failure::Program(error))) => return Err(no_program(error)),
+        Some(Err(Failure::Template(error))) => format!(
+            "the model's chat template is broken: {error}; start the server with another one \
+             (--chat-template FILE), or send a prompt to /v1/completions"
+        ),
+        None => "the model has no chat template, so messages cannot become a prompt; \
+                 start the server with one (--chat-template FILE), or send a prompt to \
+                 /v1/completions"
+            .to_owned(),
+    };
+    Err(ApiError::field("messages", message).code("no_chat_template"))
+}
+
+fn no_program(error: &str) -> ApiError {
+    let message = format!("{error}; send a prompt to /v1/completions");
+    ApiError::internal(message).code("template_process")
 }
 
 /// Fields of a request that are variables of templates that know them.

@@ -1,7 +1,7 @@
 //! Completions and chat: from the body to the answer.
 
 use crate::answer::{AnswerHead, UsageTotals};
-use crate::body;
+use crate::body::{self, Purpose};
 use crate::calendar;
 use crate::call::Call;
 use crate::error::ApiError;
@@ -31,9 +31,11 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     let body = body::read(&mut call).await?;
     let Call { state, begun, status, .. } = call;
     let active = state.enter()?;
-    // A template may run for long on few bytes, so that conversations never run here.
-    let always = dialect == Dialect::Chat;
-    let parsed = body::understand(&state, body, always, move |state, body| {
+    let purpose = match dialect {
+        Dialect::Completion => Purpose::Prompt,
+        Dialect::Chat => Purpose::Chat,
+    };
+    let parsed = body::understand(&state, body, purpose, move |state, body| {
         request::read(state, dialect, body)
     })
     .await?;

@@ -116,6 +116,12 @@ impl ApiError {
         Self::new(408, message).code("deadline")
     }
 
+    /// 408 for a request whose text takes too long to become tokens.
+    pub(crate) fn reading() -> Self {
+        let message = "reading the prompt took too long; send a shorter one, or again later";
+        Self::new(408, message).code("reading")
+    }
+
     pub(crate) fn kind(&self) -> &'static str {
         TYPES
             .iter()

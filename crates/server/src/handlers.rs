@@ -1,6 +1,6 @@
 //! Everything that needs no engine run: models, tokens, health, metrics, the description, the page.
 
-use crate::body;
+use crate::body::{self, Purpose};
 use crate::call::Call;
 use crate::chat;
 use crate::error::ApiError;
@@ -166,21 +166,24 @@ pub(crate) fn page() -> Response<Body> {
 
 pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError> {
     let body = body::read(&mut call).await?;
-    body::understand(&call.state, body, true, |state, body| {
+    body::understand(&call.state, body, Purpose::Tokenize, |state, body| {
         let json = parse(body)?;
         let request = check(&json, request_fields::TOKENIZE, &state.bounds)?;
         check_model(state, &request)?;
         let text = request.text("prompt").or_else(|| request.text("content"));
         chat::check_opening(&request)?;
         let encoded = match (text, request.get("messages")) {
-            // A text to be cut into pieces need not fit the context: the body's bound is enough.
+            // A text to be cut into pieces need not fit the context.
             (Some(text), None) => {
+                check_size(state, text, "prompt")?;
                 let add = request.flag("add_special_tokens", true);
                 encode(state, text, text_controls(&request), add, usize::MAX, "prompt")?
             }
             (None, Some(_)) => {
+                let (text, controls) = chat::prompt(state, &request)?;
+                check_size(state, &text, "messages")?;
                 let add = request.flag("add_special_tokens", false);
-                chat::encode(state, &request, add, usize::MAX)?
+                encode(state, &text, controls, add, usize::MAX, "messages")?
             }
             _ => {
                 return Err(ApiError::field(
@@ -200,9 +203,19 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
     .await
 }
 
+fn check_size(state: &AppState, text: &str, field: &str) -> Result<(), ApiError> {
+    let most = state.settings.limits.tokenize_bytes;
+    if text.len() <= most {
+        return Ok(());
+    }
+    let message =
+        format!("`{field}` has {} bytes, expected at most {most}; send it in pieces", text.len());
+    Err(ApiError::field(field, message))
+}
+
 pub(crate) async fn detokenize(mut call: Call) -> Result<Response<Body>, ApiError> {
     let body = body::read(&mut call).await?;
-    body::understand(&call.state, body, false, |state, body| {
+    body::understand(&call.state, body, Purpose::Prompt, |state, body| {
         let json = parse(body)?;
         let request = check(&json, request_fields::DETOKENIZE, &state.bounds)?;
         check_model(state, &request)?;

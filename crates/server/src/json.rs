@@ -1,7 +1,8 @@
 //! Request bodies as values: duplicate keys refused, depth and number of values bounded, token
 //! lists kept compact.
 
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::cell::Cell;
 use std::fmt;
@@ -155,6 +156,13 @@ impl Serialize for Json {
     }
 }
 
+/// Of values that this program wrote itself, any number is read.
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Seed(&Cell::new(usize::MAX)).deserialize(from)
+    }
+}
+
 struct Seed<'b>(&'b Cell<usize>);
 
 impl Seed<'_> {
@@ -172,7 +180,7 @@ impl Seed<'_> {
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
     type Value = Json;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<Json, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Json, D::Error> {
         from.deserialize_any(self)
     }
 }

@@ -36,7 +36,9 @@
 //! | `limits.prompts`, `limits.n`, `limits.sequences` | 64, 16, 128 | 400 |
 //! | `limits.stops`, `limits.stop_bytes`, `limits.stop_ids` | 16, 256, 128 | 400 |
 //! | `limits.logprobs`, `limits.logit_bias` | 20, 1024 | 400 |
+//! | `limits.tokenize_bytes` | 1 MiB | 400 |
 //! | `limits.template_bytes`, `limits.template_fuel` | 16 MiB, 300000 | 400 |
+//! | `limits.template_time` | 5 s | 400, and its process ends |
 //! | `api_keys` | none | 401 |
 //! | `allow_hosts` | see above | 403 |
 //! | `cors_origins` | none | no header, 403 for a preflight |
@@ -50,7 +52,12 @@
 //! | `lame_duck` | 0 s | new requests get 503; until then `/health` alone does |
 //! | `drain` | 30 s | requests in flight end with an error |
 //! | `stuck` | 30 s | `/health` answers 503 |
-//! | `readers`, `reading` | 4, 30 s | prompts wait to be read; 408 |
+//! | `readers`, `tokenizing`, `reading` | 4, 2, 30 s | they wait to be read; 408 |
+//!
+//! # Chat templates
+//!
+//! They come with models and run in a process of their own (`template_program`), which may end
+//! without harm: [`render_templates`] is all that it does.
 //!
 //! # Errors
 //!
@@ -98,14 +105,18 @@ mod stops;
 mod stream;
 mod template;
 mod template_filters;
+mod template_frames;
+mod template_host;
 mod template_methods;
 mod template_source;
 mod template_values;
+mod template_worker;
 mod token_text;
 
 pub use backend::ModelInfo;
 pub use named_templates::{NAMED_TEMPLATES, NamedTemplate};
 pub use serve::serve;
-pub use settings::{ServeError, ServerLimits, ServerSettings};
+pub use settings::{ServeError, ServerLimits, ServerSettings, TemplateProgram};
 pub use template_source::check_chat_template;
+pub use template_worker::render_templates;
 pub use token_text::ModelText;

@@ -379,7 +379,8 @@ fn with_gap(
     suffix: &str,
     [before, after, gap]: [u32; 3],
 ) -> Result<EncodedText, ApiError> {
-    let rest = state.token_text.encode(suffix, Controls::Plain, state.info.context, "suffix")?;
+    let (most, time) = (state.info.context, state.settings.reading);
+    let rest = state.token_text.encode(suffix, Controls::Plain, most, "suffix", time)?;
     encoded.ids.insert(usize::from(encoded.added_bos), before);
     encoded.ids.push(after);
     encoded.ids.extend(rest);
@@ -407,7 +408,7 @@ pub(crate) fn encode(
     most: usize,
     field: &str,
 ) -> Result<EncodedText, ApiError> {
-    let mut ids = state.token_text.encode(text, controls, most, field)?;
+    let mut ids = state.token_text.encode(text, controls, most, field, state.settings.reading)?;
     let model = &state.token_text.text;
     let bos = model.bos.filter(|bos| add && model.add_bos && ids.first() != Some(bos));
     if let Some(bos) = bos {

@@ -2,6 +2,8 @@
 
 use crate::json::cut;
 use crate::origin;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How large a single request may be.
@@ -25,10 +27,14 @@ pub struct ServerLimits {
     pub logprobs: usize,
     /// Token ids that the `logit_bias` of one request may name.
     pub logit_bias: usize,
+    /// Bytes of text that one request to `/tokenize` may hold.
+    pub tokenize_bytes: usize,
     /// Bytes of text that a chat template may produce.
     pub template_bytes: usize,
     /// Template instructions one rendering may run.
     pub template_fuel: u64,
+    /// How long one rendering may take.
+    pub template_time: Duration,
 }
 
 impl Default for ServerLimits {
@@ -43,9 +49,36 @@ impl Default for ServerLimits {
             stop_ids: 128,
             logprobs: 20,
             logit_bias: 1024,
+            tokenize_bytes: 1 << 20,
             template_bytes: 16 << 20,
             template_fuel: 300_000,
+            template_time: Duration::from_secs(5),
         }
+    }
+}
+
+/// The program that renders chat templates: it bounds its own memory and calls
+/// [`render_templates`](crate::render_templates).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateProgram {
+    /// Its path, or its name where it is to be searched for.
+    pub program: PathBuf,
+    /// Its arguments, without its name.
+    pub arguments: Vec<OsString>,
+    /// Variables of its environment, beside those of the server.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for TemplateProgram {
+    /// This program once more, with the argument `render-templates`.
+    fn default() -> Self {
+        // On Linux this name means the file that runs here, also when another one took its place.
+        let running = PathBuf::from("/proc/self/exe");
+        let program = match running.exists() {
+            true => running,
+            false => std::env::current_exe().unwrap_or(running),
+        };
+        Self { program, arguments: vec!["render-templates".into()], environment: Vec::new() }
     }
 }
 
@@ -89,10 +122,14 @@ pub struct ServerSettings {
     pub drain: Duration,
     /// `/health` reports trouble when work waits and the engine has not moved for this long.
     pub stuck: Duration,
-    /// Threads that read prompts (tokenizing, templates) at a time.
+    /// Threads that read prompts at a time, and as many that read conversations.
     pub readers: usize,
+    /// Requests to `/tokenize` that are read at a time.
+    pub tokenizing: usize,
     /// A prompt that is not read within this time is refused.
     pub reading: Duration,
+    /// What renders chat templates.
+    pub template_program: TemplateProgram,
 }
 
 impl Default for ServerSettings {
@@ -116,7 +153,9 @@ impl Default for ServerSettings {
             drain: Duration::from_secs(30),
             stuck: Duration::from_secs(30),
             readers: 4,
+            tokenizing: 2,
             reading: Duration::from_secs(30),
+            template_program: TemplateProgram::default(),
         }
     }
 }
@@ -173,6 +212,7 @@ impl ServerSettings {
             ("connections", self.connections),
             ("events", self.events),
             ("readers", self.readers),
+            ("tokenizing", self.tokenizing),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(ServeError::Setting {
@@ -206,6 +246,7 @@ impl ServerSettings {
             ("slow_reader", self.slow_reader),
             ("ping", self.ping),
             ("reading", self.reading),
+            ("template_time", self.limits.template_time),
         ];
         match times
             .iter()

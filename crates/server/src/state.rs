@@ -8,13 +8,32 @@ use crate::origin::HostRule;
 use crate::random_ids::RandomIds;
 use crate::schema::RequestBounds;
 use crate::settings::{ServeError, ServerSettings};
-use crate::template::ChatTemplate;
+use crate::template_host::{Failure, TemplateHost};
 use crate::token_text::{ModelText, TokenText};
 use scheduler::Backend;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};
+
+/// One permit for each thread that may read a request. Kinds of requests do not wait for each
+/// other: what is slow in one of them may be what somebody wrote to be slow.
+pub(crate) struct Readers {
+    pub(crate) prompts: Arc<Semaphore>,
+    pub(crate) chats: Arc<Semaphore>,
+    pub(crate) tokenizing: Arc<Semaphore>,
+}
+
+impl Readers {
+    fn new(settings: &ServerSettings) -> Self {
+        let queue = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            prompts: queue(settings.readers),
+            chats: queue(settings.readers),
+            tokenizing: queue(settings.tokenizing),
+        }
+    }
+}
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +59,14 @@ pub(crate) struct AppState {
     pub(crate) bounds: RequestBounds,
     pub(crate) info: ModelInfo,
     pub(crate) token_text: TokenText,
-    pub(crate) template: Option<Result<ChatTemplate, String>>,
+    pub(crate) template: Option<Result<TemplateHost, Failure>>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Metrics,
     pub(crate) random: RandomIds,
     pub(crate) phase: watch::Sender<Phase>,
     /// Requests accepted and not yet over.
     pub(crate) active: watch::Sender<usize>,
-    /// One permit for each thread that may read a prompt.
-    pub(crate) readers: Arc<Semaphore>,
+    pub(crate) readers: Readers,
     ids: AtomicU64,
 }
 
@@ -66,7 +84,10 @@ impl AppState {
         let template = text
             .chat_template
             .as_deref()
-            .map(|t| ChatTemplate::new(t, limits.template_fuel, limits.template_bytes));
+            .map(|source| TemplateHost::start(source, &settings.template_program, &limits));
+        if let Some(Err(error)) = &template {
+            tracing::warn!(%error, "the chat template cannot be used");
+        }
         let bounds = RequestBounds {
             context: info.context,
             vocab: info.vocab,
@@ -87,7 +108,7 @@ impl AppState {
             random: RandomIds::new(),
             phase: watch::Sender::new(Phase::Serving),
             active: watch::Sender::new(0),
-            readers: Arc::new(Semaphore::new(settings.readers)),
+            readers: Readers::new(&settings),
             ids: AtomicU64::new(1),
             settings,
             info,

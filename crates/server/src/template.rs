@@ -4,21 +4,23 @@ use crate::json::Json;
 use crate::{calendar, template_filters, template_methods, template_source, template_values};
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, Output, State};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// A template, compiled once, with the bounds of every rendering.
+/// A template, compiled once, with the bounds of every rendering. What these do not bound (how deep
+/// values nest, how much a filter allocates) ends the process that renders: see
+/// [`crate::template_worker`].
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     most_bytes: usize,
 }
 
 /// What a template sees.
-#[derive(Serialize)]
-pub(crate) struct TemplateInput<'s> {
-    pub(crate) messages: &'s [Json],
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TemplateInput {
+    pub(crate) messages: Vec<Json>,
     pub(crate) add_generation_prompt: bool,
-    pub(crate) bos_token: &'s str,
-    pub(crate) eos_token: &'s str,
+    pub(crate) bos_token: String,
+    pub(crate) eos_token: String,
     pub(crate) tools: Option<()>,
     pub(crate) documents: Option<()>,
 }
@@ -61,7 +63,7 @@ impl ChatTemplate {
     /// What the template refused, or the bound that it broke.
     pub(crate) fn render(
         &self,
-        scene: &TemplateInput<'_>,
+        scene: &TemplateInput,
         more: Option<&Json>,
     ) -> Result<String, String> {
         let template = self.environment.get_template("chat").map_err(|e| e.to_string())?;
@@ -121,10 +123,10 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let messages = [Json::parse(br#"{"role":"user","content":" Hi <b> "}"#).unwrap()];
         let scene = TemplateInput {
-            messages: &messages,
+            messages: messages.to_vec(),
             add_generation_prompt: true,
-            bos_token: "<s>",
-            eos_token: "</s>",
+            bos_token: "<s>".to_owned(),
+            eos_token: "</s>".to_owned(),
             tools: None,
             documents: None,
         };
@@ -239,10 +241,10 @@ mod tests {
     fn of_table(table: &Json, source: &str) -> Result<String, String> {
         let Some(Json::List(messages)) = table.get("messages") else { panic!("no messages") };
         let scene = TemplateInput {
-            messages,
+            messages: messages.clone(),
             add_generation_prompt: true,
-            bos_token: "<s>",
-            eos_token: "</s>",
+            bos_token: "<s>".to_owned(),
+            eos_token: "</s>".to_owned(),
             tools: None,
             documents: None,
         };

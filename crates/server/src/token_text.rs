@@ -5,6 +5,7 @@ use crate::controls::ControlTokens;
 use crate::error::ApiError;
 use crate::json::cut;
 use data::{DecodeStream, Tokenizer};
+use std::time::{Duration, Instant};
 
 /// What belongs to the text side of a model.
 #[derive(Clone)]
@@ -96,13 +97,14 @@ impl TokenText {
     ///
     /// # Errors
     /// 400 for a text that cannot fit `most` tokens (known before tokenizing) or that the
-    /// vocabulary cannot spell.
+    /// vocabulary cannot spell; 408 for one that takes longer than `time`.
     pub(crate) fn encode(
         &self,
         text: &str,
         controls: Controls,
         most: usize,
         field: &str,
+        time: Duration,
     ) -> Result<Vec<u32>, ApiError> {
         // Normalizers of other vocabularies may drop characters; the slack keeps the bound a bound
         // in practice.
@@ -116,15 +118,29 @@ impl TokenText {
             );
             return Err(ApiError::field(field, message).code("context_length_exceeded"));
         }
-        let tokenizer = &self.text.tokenizer;
-        let ids = match controls {
-            Controls::Read => tokenizer.encode(text),
-            Controls::Plain => tokenizer.encode_ordinary(text),
+        let until = Instant::now() + time;
+        match controls {
+            Controls::Read => self.pieces(text, false, field, until),
+            Controls::Plain => self.pieces(text, true, field, until),
             Controls::Marked(mark) => {
-                self.controls.encode(text, mark, |piece| tokenizer.encode_ordinary(piece))
+                self.controls.encode(text, mark, |piece| self.pieces(piece, true, field, until))
             }
-        };
-        ids.map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))
+        }
+    }
+
+    /// Ids of a text until a moment; with `ordinary` its control tokens are text.
+    fn pieces(
+        &self,
+        text: &str,
+        ordinary: bool,
+        field: &str,
+        until: Instant,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.text
+            .tokenizer
+            .encode_until(text, ordinary, until)
+            .map_err(|e| ApiError::field(field, format!("`{field}`: {e}")))?
+            .ok_or_else(ApiError::reading)
     }
 
     /// # Errors
@@ -227,11 +243,24 @@ mod tests {
         assert_eq!(pieces.finish(), "");
     }
 
+    const TIME: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn the_time_for_a_text_is_bounded() {
+        let token_text = token_text();
+        let text = "some words ".repeat(1 << 20);
+        let most = usize::MAX;
+        let error =
+            token_text.encode(&text, Controls::Read, most, "prompt", Duration::ZERO).unwrap_err();
+        assert_eq!(error.status, 408);
+        assert!(token_text.encode("some words", Controls::Read, most, "prompt", TIME).is_ok());
+    }
+
     #[test]
     fn long_texts_are_refused_before_they_are_read() {
         let token_text = token_text();
-        let error =
-            token_text.encode(&"a".repeat(10_000_000), Controls::Read, 64, "prompt").unwrap_err();
+        let text = "a".repeat(10_000_000);
+        let error = token_text.encode(&text, Controls::Read, 64, "prompt", TIME).unwrap_err();
         assert_eq!(error.status, 400);
         assert!(error.json().contains("10000000 bytes"), "{}", error.json());
     }

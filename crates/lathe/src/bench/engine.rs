@@ -109,7 +109,7 @@ impl Found {
             }
         }
         if setting.options.profile {
-            output::piece(profile(&subjects[0], setting)?.to_text());
+            output::table(&profile(&subjects[0], setting)?);
         }
         let mut first = None;
         for (subject, rounds) in subjects.iter().zip(&measured) {
@@ -211,12 +211,12 @@ fn print(
 ) -> Result<ExitCode> {
     let kv = options.formats.kv_format.to_string();
     if options.json {
-        output::line(serde_json::to_string_pretty(&json!({
+        output::json(&json!({
             "bench": if prefill { "prefill" } else { "decode" }, "machine": ops::machine(),
             "threads": machine.threads(),
             "peak_flops": median(&found.peaks), "read_bandwidth": median(&found.bandwidths),
             "peak_memory": peak_memory(), "weights": weights, "kv": kv, "results": found.results,
-        }))?);
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let columns = [
@@ -242,7 +242,7 @@ fn print(
         human_bytes(median(&found.bandwidths) as u64)
     );
     let columns = columns.map(str::to_owned).to_vec();
-    output::piece(Table { columns, rows: found.rows, caption, best: None }.to_text());
+    output::table(&Table { columns, rows: found.rows, caption, best: None });
     Ok(ExitCode::SUCCESS)
 }
 

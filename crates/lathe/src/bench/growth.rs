@@ -70,8 +70,8 @@ pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
         std::fs::write(out, page(&curves)).with_context(|| format!("writing {}", out.display()))?;
     }
     match options.json {
-        true => output::line(serde_json::to_string_pretty(&record(&curves))?),
-        false => output::piece(table(&curves).to_text()),
+        true => output::json(&record(&curves))?,
+        false => output::table(&table(&curves)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -105,13 +105,13 @@ pub(crate) fn run(options: &BenchKernels) -> Result<ExitCode> {
 
 fn print(bench: &Bench<'_>) -> Result<()> {
     if bench.options.json {
-        output::line(serde_json::to_string_pretty(&json!({
+        output::json(&json!({
             "bench": "kernels", "machine": ops::machine(),
             "threads": bench.machine.threads(),
             "peak_flops": bench.middle(|case| case.peak_flops),
             "read_bandwidth": bench.middle(|case| case.read_bandwidth),
             "results": bench.cases,
-        }))?);
+        }))?;
         return Ok(());
     }
     let columns =
@@ -125,9 +125,8 @@ fn print(bench: &Bench<'_>) -> Result<()> {
         bench.middle(|case| case.read_bandwidth) / 1e9
     );
     let rows = bench.cases.iter().map(Case::row).collect();
-    output::piece(
-        Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }.to_text(),
-    );
+    let columns = columns.map(str::to_owned).to_vec();
+    output::table(&Table { columns, rows, caption, best: None });
     Ok(())
 }
 

@@ -308,7 +308,7 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         "goodput": goodput.as_ref().map(|goodput| goodput.json(options, sent.len(), seconds)),
     });
     if options.json {
-        output::line(serde_json::to_string_pretty(&summary)?);
+        output::json(&summary)?;
     } else {
         let rows = vec![
             ttft.row("time to first token"),
@@ -321,7 +321,7 @@ fn print(options: &BenchServe, url: &str, known: &Known, sent: &[Sent]) -> Resul
         if let Some(goodput) = &goodput {
             caption.push_str(&goodput.words(seconds));
         }
-        output::piece(Table { columns, rows, caption, best: None }.to_text());
+        output::table(&Table { columns, rows, caption, best: None });
     }
     for line in wrong.iter().take(10) {
         output::note(format!("wrong: {line}"));

@@ -53,11 +53,11 @@ pub(crate) fn run(options: &BenchTrain) -> Result<ExitCode> {
         }
     }
     if options.profile {
-        output::piece(profile(&mut contestants[0])?.to_text());
+        output::table(&profile(&mut contestants[0])?);
     }
     match options.json {
-        true => output::line(serde_json::to_string_pretty(&record(&contestants, peak))?),
-        false => output::piece(table(&contestants, peak).to_text()),
+        true => output::json(&record(&contestants, peak))?,
+        false => output::table(&table(&contestants, peak)),
     }
     Ok(ExitCode::SUCCESS)
 }

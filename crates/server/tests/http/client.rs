@@ -1,6 +1,7 @@
 //! A server with a fake engine, and a client that sees every byte.
 
 use crate::fake::{self, Fake, Options};
+use crate::templates;
 use serde_json::Value;
 use server::{ModelInfo, ModelText, ServerSettings};
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ impl Server {
         info: ModelInfo,
         text: ModelText,
     ) -> Server {
+        let settings = ServerSettings { template_program: templates::program(), ..settings };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let fake = Fake::start(options);

@@ -11,3 +11,4 @@ mod options;
 mod origins;
 mod scores;
 mod streams;
+mod templates;
