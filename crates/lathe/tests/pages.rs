@@ -36,7 +36,7 @@ const TINY: &str = "--set train.steps=2 --set train.batch=2 --set train.micro_ba
                     --set log.calibrate_windows=1";
 
 /// What the snippet of the `openai` package sends, which may be absent.
-const OPENAI: &str = r#"{"model":"quickstart","prompt":"The history of","max_tokens":24,
+const OPENAI: &str = r#"{"model":"","prompt":"The history of","max_tokens":24,
     "stream":true}"#;
 
 /// The beginning of a command, and what is done with it. The first that fits counts.
