@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::names;
+
 /// A file being written, with the path it was created under.
 #[derive(Debug)]
 pub struct OpenFile {
@@ -52,7 +54,14 @@ pub trait Disk: Send + Sync {
     /// Any failure of the system call.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a folder and all it holds.
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Any failure of the system call.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a folder and all it holds, the manifest last: what an interruption leaves can be
+    /// told by it.
     ///
     /// # Errors
     /// Any failure of the system call; a part of the contents may then be gone.
@@ -63,6 +72,11 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// Any failure of the system call, among them that the folder already exists.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+}
+
+/// Whether anything of that name is there, a broken link included.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 /// The operations of the operating system, unaltered.
@@ -91,7 +105,17 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_name() != names::MANIFEST && !entry.file_type()?.is_dir() {
+                fs::remove_file(entry.path())?;
+            }
+        }
         fs::remove_dir_all(path)
     }
 

@@ -41,6 +41,15 @@ pub enum LoadError {
     Invalid(#[from] Misfit),
 }
 
+/// A checkpoint that was skipped, or a remainder of one that could not be cleaned up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// The folder that it is.
+    pub path: PathBuf,
+    /// Why it was skipped.
+    pub reason: String,
+}
+
 pub(crate) const NEXT_DAMAGED: &str = "the checkpoint is damaged: use an older one";
 pub(crate) const NEXT_FOREIGN: &str = "fetch or write the file again";
 pub(crate) const NEXT_UNDAMAGED: &str = "use an undamaged copy";

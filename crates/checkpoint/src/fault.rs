@@ -24,18 +24,21 @@ pub enum OpKind {
     SyncDir,
     /// [`Disk::rename`], `rename` in a plan.
     Rename,
+    /// [`Disk::remove_file`], `remove-file` in a plan.
+    RemoveFile,
     /// [`Disk::remove_dir_all`], `remove-dir-all` in a plan.
     RemoveDirAll,
     /// [`Disk::create_dir`], `create-dir` in a plan.
     CreateDir,
 }
 
-const KINDS: [(&str, OpKind); 7] = [
+const KINDS: [(&str, OpKind); 8] = [
     ("create-file", OpKind::CreateFile),
     ("write-chunk", OpKind::WriteChunk),
     ("sync-file", OpKind::SyncFile),
     ("sync-dir", OpKind::SyncDir),
     ("rename", OpKind::Rename),
+    ("remove-file", OpKind::RemoveFile),
     ("remove-dir-all", OpKind::RemoveDirAll),
     ("create-dir", OpKind::CreateDir),
 ];
@@ -251,6 +254,11 @@ impl Disk for FaultyDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.guard(OpKind::Rename, from)?;
         RealDisk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.guard(OpKind::RemoveFile, path)?;
+        RealDisk.remove_file(path)
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {

@@ -25,7 +25,7 @@ pub(crate) fn sha256_bytes(bytes: &[u8]) -> String {
 /// # Errors
 /// [`LoadError::Io`] if the file cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String, LoadError> {
-    let mut file = File::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    let mut file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
     sha256_open(&mut file, path)
 }
 

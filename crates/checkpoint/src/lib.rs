@@ -7,13 +7,13 @@
 //! the folder, and renames it into place; [`load`] and [`newest_valid`] trust nothing that the
 //! manifest does not confirm.
 
+mod building;
 mod disk;
 mod error;
 mod fault;
 mod hash;
 mod header;
 mod load;
-mod lock;
 mod manifest;
 mod misfit;
 mod names;
@@ -23,15 +23,17 @@ mod snapshot;
 mod store;
 mod tensor_file;
 
+pub use building::{FileWriter, FolderWriter, write_folder};
 pub use disk::{Disk, OpenFile, RealDisk};
-pub use error::{LoadError, SaveError};
+pub use error::{Damaged, LoadError, SaveError};
 pub use fault::{Fault, FaultPlan, FaultSpecError, FaultyDisk, Op, OpKind};
 pub use hash::sha256_file;
 pub use header::Dtype;
-pub use load::{Loaded, load};
+pub use load::{Loaded, load, load_json};
 pub use misfit::{FileError, Misfit, quote};
 pub use names::step_name;
-pub use save::save;
+pub use recover::recover;
+pub use save::{save, save_new};
 pub use snapshot::{NamedTensor, Snapshot, TensorData};
-pub use store::{CheckpointEntry, Damaged, list, newest_valid, prune, try_list};
+pub use store::{CheckpointEntry, list, newest_json, newest_valid, prune, try_list};
 pub use tensor_file::{TensorFile, open_safetensors};

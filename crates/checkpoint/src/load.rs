@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::disk::exists;
 use crate::error::{LoadError, NEXT_DAMAGED};
 use crate::hash::{sha256_bytes, sha256_open};
 use crate::manifest::{self, FileEntry, FileKind};
 use crate::misfit::quote;
-use crate::recover;
-use crate::tensor_file::{TensorFile, map_tensors, open_regular};
+use crate::names;
+use crate::tensor_file::{TensorFile, map_tensors};
 
 /// A checkpoint whose files all have the size and checksum of the manifest.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Loaded {
     pub json: BTreeMap<String, Value>,
     /// The further files, by name.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// SHA-256 of the manifest, which holds those of all files: it says which checkpoint this is.
+    pub fingerprint: String,
     tensors: BTreeMap<String, TensorFile>,
 }
 
@@ -57,24 +60,49 @@ impl Loaded {
 /// does not list are ignored.
 ///
 /// If the folder is missing because a save that was to replace it was interrupted, the previous
-/// checkpoint is put back first. If another process replaces the checkpoint while it is read, the
+/// checkpoint is opened where that save set it aside. Nothing on the disk is changed. If another process replaces the checkpoint while it is read, the
 /// result is either of the two or an error, never a mixture.
 ///
 /// # Errors
 /// [`LoadError::Io`] or [`LoadError::Invalid`], naming the file and the field.
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
-    recover::restore_missing(path);
+    if !exists(path)
+        && let Some(parent) = path.parent()
+        && let Some(name) = path.file_name().and_then(|name| name.to_str())
+        && let Ok(loaded) = load_in_place(&names::aside_path(parent, name))
+    {
+        return Ok(loaded);
+    }
     load_in_place(path)
 }
 
+/// The value of `<key>.json` of the checkpoint folder `path`. Only this file is verified.
+///
+/// # Errors
+/// As [`load`]; the manifest does not list the file.
+pub fn load_json(path: &Path, key: &str) -> Result<Value, LoadError> {
+    let name = format!("{key}{}", FileKind::Json.suffix());
+    let (entries, _) = manifest::read(path)?;
+    let listed = entries.iter().find(|entry| entry.kind == FileKind::Json && entry.name == name);
+    let Some(entry) = listed else {
+        let next = "choose a checkpoint that holds it";
+        let found = "a manifest without it";
+        return Err(LoadError::invalid(path, "files", format!("a file {name}"), found, next));
+    };
+    let file = path.join(&name);
+    parse_json(&file, &read_checked(&file, entry)?)
+}
+
 pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
+    let (entries, fingerprint) = manifest::read(path)?;
     let mut loaded = Loaded {
         path: path.to_path_buf(),
+        fingerprint,
         json: BTreeMap::new(),
         files: BTreeMap::new(),
         tensors: BTreeMap::new(),
     };
-    for entry in manifest::read(path)? {
+    for entry in entries {
         let file = path.join(&entry.name);
         let key = entry.name.strip_suffix(entry.kind.suffix()).unwrap_or(&entry.name).to_owned();
         match entry.kind {
@@ -111,7 +139,7 @@ fn read_checked(path: &Path, entry: &FileEntry) -> Result<Vec<u8>, LoadError> {
 
 /// Opens a file whose size on disk is that of the manifest, so that the latter can be relied on.
 fn open_sized(path: &Path, entry: &FileEntry) -> Result<File, LoadError> {
-    let file = open_regular(path)?;
+    let file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
     let size = file.metadata().map_err(|e| LoadError::io(path, "read the size of", e))?.len();
     if size == entry.bytes {
         return Ok(file);

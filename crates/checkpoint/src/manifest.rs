@@ -1,7 +1,6 @@
 //! `manifest.json`: which files a checkpoint has, their sizes and SHA-256 sums.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::Path;
 
 use serde::de::Error as _;
@@ -9,9 +8,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::error::{LoadError, NEXT_DAMAGED};
+use crate::hash::sha256_bytes;
 use crate::misfit::quote;
 use crate::names;
-use crate::tensor_file::open_regular;
 
 const FORMAT: &str = "lathe-checkpoint";
 const VERSION: u64 = 1;
@@ -87,21 +86,85 @@ fn named_files<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<RawFile>, D::Er
     Vec::deserialize(json).map_err(|e| D::Error::custom(format!("files: {e}")))
 }
 
-pub(crate) fn read(folder: &Path) -> Result<Vec<FileEntry>, LoadError> {
+/// The files of a checkpoint, and the SHA-256 of the manifest that lists them.
+pub(crate) fn read(folder: &Path) -> Result<(Vec<FileEntry>, String), LoadError> {
     let path = &folder.join(names::MANIFEST);
-    let file = open_regular(path)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| LoadError::io(path, "read", e))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(LoadError::invalid(
-            path,
-            "size",
-            format!("at most {MAX_BYTES} bytes"),
-            "more",
-            NEXT_DAMAGED,
-        ));
+    let file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    let length = file.metadata().map_err(|e| LoadError::io(path, "read the size of", e))?.len();
+    if length > MAX_BYTES {
+        let (expected, found) = (format!("at most {MAX_BYTES} bytes"), format!("{length} bytes"));
+        return Err(LoadError::invalid(path, "size", expected, found, NEXT_DAMAGED));
     }
-    parse(path, &bytes)
+    let bytes = files::read_open(file, MAX_BYTES).map_err(|e| LoadError::io(path, "read", e))?;
+    Ok((parse(path, &bytes)?, sha256_bytes(&bytes)))
+}
+
+/// How the manifest of a folder begins that is being written.
+const MARK: &str = "{\"format\": \"lathe-checkpoint\", \"version\": 1, \"unfinished\": ";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mark {
+    format: String,
+    #[serde(rename = "version")]
+    _version: u64,
+    unfinished: BTreeSet<String>,
+}
+
+/// The manifest of a folder that is being written, with the names of the files to come.
+pub(crate) fn mark(names: &[&str]) -> Vec<u8> {
+    format!("{MARK}{}}}\n", json!(names)).into_bytes()
+}
+
+/// Whether `folder` was written by this crate and holds nothing else: it has a manifest, or the mark
+/// of one that is being written, that names every file in it.
+pub(crate) fn is_ours(folder: &Path) -> bool {
+    let Some(found) = contents(folder) else { return false };
+    let named = match read(folder) {
+        Ok((entries, _)) => entries.into_iter().map(|entry| entry.name).collect(),
+        Err(_) => match marked(folder) {
+            Some(named) => named,
+            None => return false,
+        },
+    };
+    found.iter().all(|name| named.contains(name))
+}
+
+/// Whether `folder` holds nothing, or only the beginning of a mark.
+pub(crate) fn is_barely_begun(folder: &Path) -> bool {
+    let bytes = files::read(&folder.join(names::MANIFEST), MAX_BYTES);
+    let begun = match &bytes {
+        Ok(bytes) => {
+            let common = bytes.len().min(MARK.len());
+            bytes[..common] == MARK.as_bytes()[..common]
+        }
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    begun && contents(folder).is_some_and(|found| found.is_empty())
+}
+
+/// Names of the files in a folder but for its manifest; none if it is no folder, or holds something
+/// else than files.
+fn contents(folder: &Path) -> Option<Vec<String>> {
+    if !folder.symlink_metadata().ok()?.is_dir() {
+        return None;
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).ok()? {
+        let entry = entry.ok()?;
+        if !entry.file_type().ok()?.is_file() {
+            return None;
+        }
+        found.push(entry.file_name().into_string().ok()?);
+    }
+    found.retain(|name| name != names::MANIFEST && name != names::NEW_MANIFEST);
+    Some(found)
+}
+
+fn marked(folder: &Path) -> Option<BTreeSet<String>> {
+    let bytes = files::read(&folder.join(names::MANIFEST), MAX_BYTES).ok()?;
+    let mark: Mark = serde_json::from_slice(&bytes).ok()?;
+    (mark.format == FORMAT).then_some(mark.unfinished)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
@@ -127,14 +190,14 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
             next,
         ));
     }
-    let files = raw
+    let entries = raw
         .files
         .iter()
         .enumerate()
         .map(|(i, file)| entry(path, i, file))
         .collect::<Result<Vec<_>, _>>()?;
     let mut seen = BTreeSet::new();
-    for (i, file) in files.iter().enumerate() {
+    for (i, file) in entries.iter().enumerate() {
         if !seen.insert(&file.name) {
             let field = format!("files[{i}].name");
             return Err(LoadError::invalid(
@@ -146,7 +209,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<FileEntry>, LoadError> {
             ));
         }
     }
-    Ok(files)
+    Ok(entries)
 }
 
 fn entry(path: &Path, index: usize, raw: &RawFile) -> Result<FileEntry, LoadError> {

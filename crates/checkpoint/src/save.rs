@@ -1,29 +1,27 @@
 //! Writing a checkpoint beside the others and renaming it into place once it is durable.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use crate::disk::{Disk, OpenFile};
+use crate::building::{FileWriter, FolderWriter, Place, bad_name, split};
+use crate::disk::Disk;
 use crate::error::SaveError;
-use crate::hash::{CHUNK_BYTES, hex};
+use crate::hash::CHUNK_BYTES;
 use crate::header;
 use crate::manifest::{self, FileEntry, FileKind};
 use crate::misfit::quote;
-use crate::recover::{self, Failure, attempt, exists};
-use crate::{Misfit, NamedTensor, Snapshot, TensorData, lock, names};
-
-const UNTOUCHED: &str = "nothing was written";
+use crate::recover::Failure;
+use crate::{Misfit, NamedTensor, Snapshot, TensorData, names};
 
 /// Writes `snapshot` as the folder `parent/<name>/` and returns its path.
 ///
 /// The folder is built as `parent/.tmp-<name>/`, each file and the folder synced, then renamed to
 /// its name and the parent synced. A checkpoint of the same name is first renamed to `.old-<name>`
-/// and removed at the end; if the process dies in between, the next [`load`](crate::load),
-/// [`newest_valid`](crate::newest_valid) or `save` puts back whichever of the two is complete.
-/// Missing parents are created. Waits while another process saves into `parent`.
+/// and removed at the end; if the process dies in between, [`load`](crate::load) and
+/// [`newest_valid`](crate::newest_valid) find it there, and the next `save` or
+/// [`recover`](crate::recover) puts back whichever of the two is complete. Something else of that
+/// name is kept as `.bad-<name>`. Missing parents are created. Waits while another process saves
+/// into `parent`.
 ///
 /// # Errors
 /// Names, shapes and values are checked before anything is written. When the disk refuses an
@@ -35,48 +33,39 @@ pub fn save(
     snapshot: &Snapshot<'_>,
     disk: &dyn Disk,
 ) -> Result<PathBuf, SaveError> {
+    write(parent, name, snapshot, Place::Replaced, disk)
+}
+
+/// As [`save`], for the folder `place`, which must be free or empty.
+///
+/// # Errors
+/// As [`save`]; a `place` that is taken, or whose name no checkpoint has.
+pub fn save_new(
+    place: &Path,
+    snapshot: &Snapshot<'_>,
+    disk: &dyn Disk,
+) -> Result<PathBuf, SaveError> {
+    let (parent, name) = split(place)?;
+    write(parent, name, snapshot, Place::Free, disk)
+}
+
+fn write(
+    parent: &Path,
+    name: &str,
+    snapshot: &Snapshot<'_>,
+    place: Place,
+    disk: &dyn Disk,
+) -> Result<PathBuf, SaveError> {
     if !names::is_plain(name) {
         return Err(bad_name("checkpoint", name, names::NAME_RULE));
     }
     let parts = prepare(snapshot)?;
-    let fail = |failure: Failure, aftermath: String| io_error(name, failure, aftermath);
-    create_parents(parent, disk).map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
-    let _lock = attempt("lock", parent, lock::acquire(parent))
-        .map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
-    recover::settle(parent, name, disk).map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
-    let (place, temp) = (parent.join(name), names::temp_path(parent, name));
-    if exists(&place) && !place.is_dir() {
-        let source =
-            io::Error::new(io::ErrorKind::NotADirectory, "there is something else of that name");
-        return Err(fail(Failure { action: "replace", path: place, source }, UNTOUCHED.to_owned()));
+    let names: Vec<&str> = parts.keys().map(String::as_str).collect();
+    let folder = FolderWriter::begin(parent, name, &names, place, disk)?;
+    match fill(&folder, &parts).and_then(|()| folder.publish()) {
+        Ok(()) => Ok(parent.join(name)),
+        Err(failure) => Err(folder.give_up(failure)),
     }
-    if exists(&temp) {
-        attempt("remove", &temp, disk.remove_dir_all(&temp))
-            .map_err(|e| fail(e, UNTOUCHED.to_owned()))?;
-    }
-    let written = write_folder(&temp, &parts, disk).and_then(|()| publish(parent, name, disk));
-    written.map_err(|failure| {
-        let aftermath = undo(parent, name, disk);
-        fail(failure, aftermath)
-    })?;
-    Ok(place)
-}
-
-fn bad_name(what: &str, name: &str, expected: &str) -> SaveError {
-    let next = "rename it and save again";
-    Misfit::new(format!("name of the {what}"), expected, quote(name), next).into()
-}
-
-fn io_error(name: &str, failure: Failure, aftermath: String) -> SaveError {
-    let Failure { action, path, source } = failure;
-    let next = match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free disk space and save again"
-        }
-        io::ErrorKind::PermissionDenied => "check the permissions and save again",
-        _ => "check the disk and save again",
-    };
-    SaveError::Io { name: name.to_owned(), action, path, source, aftermath, next }
 }
 
 enum Content<'s> {
@@ -178,168 +167,57 @@ fn check_tensors(file: &str, tensors: &[NamedTensor<'_>]) -> Result<(), SaveErro
     Ok(())
 }
 
-/// Creates the missing folders down to `parent`, each made durable in the one above it.
-fn create_parents(parent: &Path, disk: &dyn Disk) -> Result<(), Failure> {
-    let missing: Vec<_> = parent
-        .ancestors()
-        .take_while(|path| !path.as_os_str().is_empty() && !exists(path))
-        .collect();
-    for path in missing.into_iter().rev() {
-        match disk.create_dir(path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return attempt("create folder", path, Err(e));
-            }
-            _ => {}
-        }
-        let above =
-            path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        attempt("sync the folder", above, disk.sync_dir(above))?;
-    }
-    Ok(())
-}
-
-fn write_folder(
-    temp: &Path,
-    parts: &BTreeMap<String, Part<'_>>,
-    disk: &dyn Disk,
-) -> Result<(), Failure> {
-    attempt("create folder", temp, disk.create_dir(temp))?;
+fn fill(folder: &FolderWriter<'_>, parts: &BTreeMap<String, Part<'_>>) -> Result<(), Failure> {
     let mut entries = Vec::new();
     for (name, part) in parts {
-        let mut writer = Writer::create(&temp.join(name), disk)?;
+        let mut file = folder.start_file(name)?;
         match &part.content {
-            Content::Tensors { header, tensors } => writer.tensors(header, tensors)?,
-            Content::Owned(bytes) => writer.bytes(bytes)?,
-            Content::Borrowed(bytes) => writer.bytes(bytes)?,
+            Content::Tensors { header, tensors } => append_tensors(&mut file, header, tensors)?,
+            Content::Owned(bytes) => file.append(bytes)?,
+            Content::Borrowed(bytes) => file.append(bytes)?,
         }
-        let (bytes, sha256) = writer.finish()?;
+        let (bytes, sha256) = file.close()?;
         entries.push(FileEntry { name: name.clone(), kind: part.kind, bytes, sha256 });
     }
-    let mut writer = Writer::create(&temp.join(names::MANIFEST), disk)?;
-    writer.bytes(&manifest::to_bytes(&entries))?;
-    writer.finish()?;
-    attempt("sync the folder", temp, disk.sync_dir(temp))
+    folder.put_manifest(&manifest::to_bytes(&entries))
 }
 
-/// Writes one file in chunks, summing what it writes.
-struct Writer<'d> {
-    disk: &'d dyn Disk,
-    file: OpenFile,
-    hasher: Sha256,
-    bytes: u64,
-}
-
-impl<'d> Writer<'d> {
-    fn create(path: &Path, disk: &'d dyn Disk) -> Result<Self, Failure> {
-        let file = attempt("create", path, disk.create_file(path))?;
-        Ok(Self { disk, file, hasher: Sha256::new(), bytes: 0 })
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        for chunk in bytes.chunks(CHUNK_BYTES) {
-            let result = self.disk.write_chunk(&mut self.file, chunk);
-            attempt("write", self.file.path(), result)?;
-            self.hasher.update(chunk);
-            self.bytes += chunk.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn tensors(&mut self, header: &[u8], tensors: &[NamedTensor<'_>]) -> Result<(), Failure> {
-        self.bytes(header)?;
-        let mut buffer = Vec::with_capacity(CHUNK_BYTES);
-        for tensor in tensors {
-            match &tensor.data {
-                TensorData::F32(values) => {
-                    for part in values.chunks(CHUNK_BYTES / 4) {
-                        let start = self.room(&mut buffer, 4 * part.len())?;
-                        buffer.resize(start + 4 * part.len(), 0);
-                        for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part)
-                        {
-                            *bytes = value.to_le_bytes();
-                        }
-                    }
-                }
-                TensorData::Stored { bytes, .. } => {
-                    for part in bytes.chunks(CHUNK_BYTES) {
-                        self.room(&mut buffer, part.len())?;
-                        buffer.extend_from_slice(part);
+/// Appends tensors in chunks, as little-endian bytes.
+fn append_tensors(
+    file: &mut FileWriter<'_>,
+    header: &[u8],
+    tensors: &[NamedTensor<'_>],
+) -> Result<(), Failure> {
+    file.append(header)?;
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
+    for tensor in tensors {
+        match &tensor.data {
+            TensorData::F32(values) => {
+                for part in values.chunks(CHUNK_BYTES / 4) {
+                    let start = room(file, &mut buffer, 4 * part.len())?;
+                    buffer.resize(start + 4 * part.len(), 0);
+                    for (bytes, value) in buffer[start..].as_chunks_mut().0.iter_mut().zip(part) {
+                        *bytes = value.to_le_bytes();
                     }
                 }
             }
+            TensorData::Stored { bytes, .. } => {
+                for part in bytes.chunks(CHUNK_BYTES) {
+                    room(file, &mut buffer, part.len())?;
+                    buffer.extend_from_slice(part);
+                }
+            }
         }
-        self.bytes(&buffer)
     }
-
-    /// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it
-    /// holds then.
-    fn room(&mut self, buffer: &mut Vec<u8>, more: usize) -> Result<usize, Failure> {
-        if buffer.len() + more > CHUNK_BYTES {
-            self.bytes(buffer)?;
-            buffer.clear();
-        }
-        Ok(buffer.len())
-    }
-
-    fn finish(self) -> Result<(u64, String), Failure> {
-        attempt("sync", self.file.path(), self.disk.sync_file(&self.file))?;
-        Ok((self.bytes, hex(&self.hasher.finalize())))
-    }
+    file.append(&buffer)
 }
 
-/// Gives the finished folder its name; what was there before is set aside and removed at the end.
-fn publish(parent: &Path, name: &str, disk: &dyn Disk) -> Result<(), Failure> {
-    let place = parent.join(name);
-    let temp = names::temp_path(parent, name);
-    let aside = names::aside_path(parent, name);
-    let replaces = exists(&place);
-    if replaces {
-        attempt("rename", &place, disk.rename(&place, &aside))?;
+/// Writes the buffer out if `more` bytes do not fit beside what it holds; returns how much it holds
+/// then.
+fn room(file: &mut FileWriter<'_>, buffer: &mut Vec<u8>, more: usize) -> Result<usize, Failure> {
+    if buffer.len() + more > CHUNK_BYTES {
+        file.append(buffer)?;
+        buffer.clear();
     }
-    attempt("rename", &temp, disk.rename(&temp, &place))?;
-    if let Err(e) = disk.sync_dir(parent) {
-        // Not durable, so not saved: take the name back. If even that fails, `undo` reports it.
-        let _ = disk.rename(&place, &temp);
-        return attempt("sync the folder", parent, Err(e));
-    }
-    if replaces {
-        // The new checkpoint is durable; a remainder of the old one is removed by the next save.
-        let _ = disk.remove_dir_all(&aside);
-    }
-    Ok(())
-}
-
-/// After a failure: puts a checkpoint set aside back, removes the unfinished folder, and says how
-/// things stand.
-fn undo(parent: &Path, name: &str, disk: &dyn Disk) -> String {
-    let place = parent.join(name);
-    let temp = names::temp_path(parent, name);
-    let aside = names::aside_path(parent, name);
-    if exists(&aside)
-        && !exists(&place)
-        && let Err(e) = disk.rename(&aside, &place)
-    {
-        let aside = aside.display();
-        return format!(
-            "the previous checkpoint is kept in {aside} ({e}) and goes back to its place when next \
-             opened"
-        );
-    }
-    if exists(&aside) {
-        return format!(
-            "the new checkpoint could not be taken back and may not survive a power cut; the \
-             previous one is kept in {}",
-            aside.display()
-        );
-    }
-    if exists(&temp)
-        && let Err(e) = disk.remove_dir_all(&temp)
-    {
-        let temp = temp.display();
-        return format!(
-            "the unfinished copy {temp} could not be removed ({e}) and is ignored; older \
-             checkpoints are untouched"
-        );
-    }
-    "the unfinished copy was removed; older checkpoints are untouched".to_owned()
+    Ok(buffer.len())
 }

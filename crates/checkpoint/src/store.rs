@@ -1,13 +1,13 @@
 //! The checkpoints of one folder: which there are, which is the newest that loads, which may go.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::Disk;
-use crate::error::LoadError;
-use crate::load::{Loaded, load_in_place};
-use crate::recover::{self, Failure, attempt, exists};
-use crate::{RealDisk, lock, names};
+use crate::disk::{Disk, exists};
+use crate::error::{Damaged, LoadError};
+use crate::load::{Loaded, load_in_place, load_json};
+use crate::names::folder_names;
+use crate::recover::{self, Failure, attempt};
+use crate::{RealDisk, manifest, names};
 
 /// A checkpoint folder, as listed: nothing in it was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,15 +18,6 @@ pub struct CheckpointEntry {
     pub step: Option<u64>,
     /// The whole path, parent and name.
     pub path: PathBuf,
-}
-
-/// A checkpoint that was skipped, or a remainder of one that could not be cleaned up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damaged {
-    /// The folder that it is.
-    pub path: PathBuf,
-    /// Why it was skipped.
-    pub reason: String,
 }
 
 /// The checkpoints in `parent`, ascending by step: folders named `step-00001234`, preceded by
@@ -55,31 +46,12 @@ pub fn try_list(parent: &Path) -> Result<Vec<CheckpointEntry>, LoadError> {
     Ok(entries)
 }
 
-/// Names in a folder, ascending; none if the folder does not exist. Names that are not UTF-8 are
-/// left out, as no checkpoint has one.
-fn folder_names(parent: &Path) -> Result<Vec<String>, LoadError> {
-    const ACTION: &str = "read the folder";
-    let entries = match std::fs::read_dir(parent) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|e| LoadError::io(parent, ACTION, e))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| LoadError::io(parent, ACTION, e))?;
-        names.extend(entry.file_name().into_string().ok());
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// Opens the checkpoint of the highest step that verifies in full (see [`load`](crate::load)), and
 /// returns with it those that did not, newest first. Checkpoints whose name is not that of a step
 /// are not considered.
 ///
-/// What an interrupted save left behind is put right first: the previous checkpoint of a name goes
-/// back to its place, temporary folders are removed. Temporary folders stay while another process
-/// is saving into `parent`; where `parent` cannot be written to, a checkpoint that cannot go back
-/// is returned among the damaged.
+/// Nothing on the disk is changed. A checkpoint that an interrupted save has set aside is opened
+/// where it is; [`recover`](crate::recover) puts it back.
 ///
 /// # Errors
 /// [`LoadError::Io`] if `parent` cannot be read. A damaged checkpoint is no error.
@@ -87,32 +59,42 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
     let mut looks = 0;
     loop {
         looks += 1;
-        let failures = recover::clean(parent, &folder_names(parent)?, &RealDisk);
-        let entries = try_list(parent)?;
-        let (loaded, mut damaged) = newest(&entries);
+        let entries = candidates(parent)?;
+        let (loaded, damaged) = newest(&entries);
         // Another process may have saved, replaced or pruned checkpoints since they were listed.
-        let is_changed = try_list(parent)?.last() != entries.last()
+        let is_changed = candidates(parent)?.last() != entries.last()
             || damaged.iter().any(|skipped| !exists(&skipped.path));
-        let is_misplaced =
-            folder_names(parent)?.iter().any(|folder| recover::is_misplaced(parent, folder));
         // A checkpoint that is being replaced has no name for a moment; whoever replaces it puts
         // one there at once.
         let is_nameless = loaded.is_none()
             && damaged.is_empty()
             && !folder_names(parent)?.is_empty()
             && looks < 20;
-        if is_changed || is_nameless || (is_misplaced && failures.is_empty()) {
-            if is_nameless {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            continue;
+        if !is_changed && !is_nameless {
+            return Ok((loaded, damaged));
         }
-        damaged.extend(failures.into_iter().map(|Failure { action, path, source }| Damaged {
-            path,
-            reason: format!("left by an interrupted save, could not {action} it: {source}"),
-        }));
-        return Ok((loaded, damaged));
+        if is_nameless {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
+}
+
+/// What may be the checkpoint of a step, ascending: under its own name, and before that what a save
+/// has set aside.
+fn candidates(parent: &Path) -> Result<Vec<CheckpointEntry>, LoadError> {
+    let mut entries = Vec::new();
+    for folder in folder_names(parent)? {
+        let name = names::of_aside(&folder).unwrap_or(&folder);
+        let path = parent.join(&folder);
+        if let Some(step) = names::parse_step(name)
+            && path.is_dir()
+        {
+            entries.push(CheckpointEntry { name: folder, step: Some(step), path });
+        }
+    }
+    // `.old-step-1` comes before `step-1`.
+    entries.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
+    Ok(entries)
 }
 
 fn newest(entries: &[CheckpointEntry]) -> (Option<Loaded>, Vec<Damaged>) {
@@ -126,9 +108,29 @@ fn newest(entries: &[CheckpointEntry]) -> (Option<Loaded>, Vec<Damaged>) {
     (None, damaged)
 }
 
+/// The value of `<key>.json` of the newest checkpoint of a step in which this file verifies;
+/// nothing else of it is looked at.
+///
+/// # Errors
+/// There is none; the reason of the newest, if there is any.
+pub fn newest_json(parent: &Path, key: &str) -> Result<serde_json::Value, LoadError> {
+    let mut first = None;
+    for entry in candidates(parent)?.iter().rev() {
+        match load_json(&entry.path, key) {
+            Ok(value) => return Ok(value),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    let next = "name a checkpoint, or the folder of a run";
+    Err(first.unwrap_or_else(|| {
+        LoadError::invalid(parent, "folder", "a checkpoint", "no checkpoint", next)
+    }))
+}
+
 /// Removes checkpoints of steps, except the `keep_last` of the highest steps, those whose step is a
 /// multiple of `keep_every` (`Some(0)` keeps none), and the newest that verifies in full; when none
-/// does, nothing is removed. Returns the removed folders, ascending by step. Each is renamed before
+/// does, nothing is removed. Folders that hold something else than what their manifest names are
+/// neither counted nor removed. Returns the removed folders, ascending by step. Each is renamed before
 /// it is emptied, so that an interruption leaves no half a checkpoint. Waits while another process
 /// saves into `parent`.
 ///
@@ -156,7 +158,8 @@ pub(crate) fn prune_on(
     if surplus(parent, keep_last, keep_every)?.is_empty() {
         return Ok(Vec::new());
     }
-    let _lock = attempt("lock", parent, lock::acquire(parent)).map_err(load_error)?;
+    let turn = files::FolderTurn::wait(parent);
+    let _turn = attempt("lock", parent, turn).map_err(load_error)?;
     for folder in folder_names(parent)? {
         if let Some(name) = names::of_aside(&folder) {
             recover::settle(parent, name, disk).map_err(load_error)?;
@@ -180,6 +183,7 @@ fn surplus(
 ) -> Result<Vec<CheckpointEntry>, LoadError> {
     let mut entries: Vec<_> =
         try_list(parent)?.into_iter().filter(|entry| entry.step.is_some()).collect();
+    entries.retain(|entry| manifest::is_ours(&entry.path));
     entries.truncate(entries.len().saturating_sub(keep_last));
     let is_kept =
         |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
@@ -188,10 +192,7 @@ fn surplus(
 }
 
 fn remove(parent: &Path, entry: &CheckpointEntry, disk: &dyn Disk) -> Result<(), Failure> {
-    let temp = names::temp_path(parent, &entry.name);
-    if exists(&temp) {
-        attempt("remove", &temp, disk.remove_dir_all(&temp))?;
-    }
+    let temp = recover::free_temp(parent, &entry.name, disk)?;
     attempt("rename", &entry.path, disk.rename(&entry.path, &temp))?;
     attempt("sync the folder", parent, disk.sync_dir(parent))?;
     attempt("remove", &temp, disk.remove_dir_all(&temp))
@@ -200,7 +201,7 @@ fn remove(parent: &Path, entry: &CheckpointEntry, disk: &dyn Disk) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Fault, FaultPlan, FaultyDisk, Snapshot, save, step_name};
+    use crate::{Fault, FaultPlan, FaultyDisk, Snapshot, recover, save, step_name};
 
     /// A disk that refuses everything from an operation on leaves what a kill there leaves.
     #[test]
@@ -225,6 +226,7 @@ mod tests {
                 for entry in list(parent) {
                     load_in_place(&entry.path).unwrap();
                 }
+                assert_eq!(recover(parent).unwrap(), []);
                 prune(parent, 2, None).unwrap();
                 let steps: Vec<_> =
                     list(parent).into_iter().filter_map(|entry| entry.step).collect();

@@ -35,7 +35,8 @@ pub struct TensorFile {
 /// # Errors
 /// [`LoadError::Io`] or [`LoadError::Invalid`].
 pub fn open_safetensors(path: &Path) -> Result<TensorFile, LoadError> {
-    map_tensors(&open_regular(path)?, path, NEXT_FOREIGN)
+    let file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    map_tensors(&file, path, NEXT_FOREIGN)
 }
 
 pub(crate) fn map_tensors(
@@ -52,16 +53,6 @@ pub(crate) fn map_tensors(
         tensors: tensors.into(),
         index: Arc::new(index),
     })
-}
-
-/// Opens a regular file for reading; anything else (a folder, a pipe that would block) is refused.
-pub(crate) fn open_regular(path: &Path) -> Result<File, LoadError> {
-    let is_file = std::fs::metadata(path).map_err(|e| LoadError::io(path, "open", e))?.is_file();
-    if !is_file {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(LoadError::io(path, "open", source));
-    }
-    File::open(path).map_err(|e| LoadError::io(path, "open", e))
 }
 
 #[allow(unsafe_code)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use checkpoint::Disk;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
@@ -22,11 +23,12 @@ pub fn export_hugging_face(
     stored: &Stored,
     out: &Path,
     weights: HfWeightType,
+    disk: &dyn Disk,
 ) -> Result<(), ConvertError> {
     let dense = Dense::of(stored)?;
     let special = special_of(stored);
     let options = FolderOptions { architecture: dense.architecture, weights, special: &special };
-    Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options)?)
+    Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options, disk)?)
 }
 
 /// Writes the GGUF file `out` that llama.cpp loads, under the model's `name`.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{NamedTensor, RealDisk};
+use checkpoint::{Disk, NamedTensor};
 use formats::{ModelFile, SpecialIds, TensorSource};
 use model::params::ParamSpec;
 use model::table::specs;
@@ -35,9 +35,9 @@ pub struct Imported {
 /// # Errors
 /// A file that is damaged, lies or asks for what the model family does not compute; no tokenizer;
 /// `out` is taken.
-pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
+pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, ConvertError> {
     if native::is_own(path) {
-        return native::import(path, out);
+        return native::import(path, out, disk);
     }
     let source = ModelFile::open(path)?;
     let config = config_of(source.settings(), path)?;
@@ -63,7 +63,7 @@ pub fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
         text: Some(&text),
         origin: json!({ "made_by": "import", "form": form, "from": name_of(path) }),
     };
-    let path = write_model(out, made, &RealDisk)?;
+    let path = write_model(out, made, disk)?;
     Ok(Imported { path, config, text, costs })
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{FileError, NamedTensor, RealDisk, Snapshot, TensorFile, open_safetensors};
+use checkpoint::{Disk, FileError, NamedTensor, Snapshot, TensorFile, open_safetensors};
 use model::table::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use crate::{ConvertError, Costs, Imported};
 /// `model_type` of a config.json in this form.
 const KIND: &str = "lathe";
 const MAX_JSON_BYTES: u64 = 1 << 26;
+const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 const EXPORT_AGAIN: &str = "export the model again";
 
 /// What stands in config.json beside the recipe's own fields.
@@ -39,12 +40,8 @@ struct Config {
 ///
 /// # Errors
 /// A checkpoint without tokenizer, a path that is taken, or what the file system refuses.
-pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> {
+pub fn export_own(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<PathBuf, ConvertError> {
     must_be_free(out)?;
-    let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
-        let expected = "a path that ends in a name";
-        return refused_in(out, "path", expected, "no name in UTF-8", "choose another path");
-    };
     let model = &stored.model;
     let config = Config {
         model_type: KIND.into(),
@@ -72,13 +69,11 @@ pub fn export_own(stored: &Stored, out: &Path) -> Result<PathBuf, ConvertError> 
         )]),
         files: BTreeMap::from([("tokenizer.json".to_owned(), tokenizer_of(stored)?.to_vec())]),
     };
-    let parent =
-        out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(checkpoint::save(parent, name, &snapshot, &RealDisk)?)
+    Ok(checkpoint::save_new(out, &snapshot, disk)?)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ConvertError> {
-    std::fs::read(path).map_err(|e| FileError::new(path, "read", e).into())
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, ConvertError> {
+    files::read(path, most).map_err(|e| FileError::new(path, "read", e).into())
 }
 
 /// Whether `path` is a folder whose config.json says that it is of this form.
@@ -87,22 +82,12 @@ pub(crate) fn is_own(path: &Path) -> bool {
 }
 
 fn read_json(path: &Path) -> Result<Value, ConvertError> {
-    let about = std::fs::metadata(path).map_err(|e| FileError::new(path, "read", e))?;
-    if !about.is_file() {
-        // A device or a pipe has no end.
-        return refused_in(path, "kind", "a file", "something else", EXPORT_AGAIN);
-    }
-    let bytes = about.len();
-    if bytes > MAX_JSON_BYTES {
-        let found = format!("{bytes} bytes");
-        return refused_in(path, "size", "at most 64 MiB", found, EXPORT_AGAIN);
-    }
-    serde_json::from_slice(&read(path)?)
+    serde_json::from_slice(&read(path, MAX_JSON_BYTES)?)
         .or_else(|e| refused_in(path, "JSON", "a JSON value", e, EXPORT_AGAIN))
 }
 
 /// The way back: a checkpoint `out` from such a folder.
-pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> {
+pub(crate) fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, ConvertError> {
     let file = path.join("config.json");
     let given = read_json(&file)?;
     if let Err(found) = train::model_config(&given["model"]) {
@@ -134,7 +119,7 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
     weights.expect(
         &table.iter().map(|s| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect::<Vec<_>>(),
     )?;
-    let tokenizer = read(&path.join("tokenizer.json"))?;
+    let tokenizer = read(&path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
     let tensors: Result<Vec<_>, ConvertError> =
         table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
     let rule = found.routing.map(Rule::Causal);
@@ -149,7 +134,7 @@ pub(crate) fn import(path: &Path, out: &Path) -> Result<Imported, ConvertError> 
         text: Some(&found.text),
         origin: json!({ "made_by": "import", "form": "lathe", "from": name_of(path) }),
     };
-    let path = write_model(out, made, &RealDisk)?;
+    let path = write_model(out, made, disk)?;
     // What the loader refuses (thresholds, ids) is refused now, not at the first use, and does not
     // stand in the way of a second try.
     if let Err(error) = train::load_model(&path) {

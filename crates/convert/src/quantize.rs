@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::RealDisk;
+use checkpoint::Disk;
 use model::WeightFormats;
 use model::params::ParamSpec;
 use model::table::specs;
@@ -59,6 +59,7 @@ pub fn quantize(
     stored: Stored,
     formats: &WeightFormats,
     out: &Path,
+    disk: &dyn Disk,
 ) -> Result<(PathBuf, Quantization), ConvertError> {
     if formats.is_f32() {
         let expected = format!("a format of fewer bits: {}", Format::names());
@@ -101,7 +102,7 @@ pub fn quantize(
         text: stored.text.as_ref(),
         origin: json!({ "made_by": "quantize", "weights": weights, "source": stored.origin }),
     };
-    let path = write_model(out, made, &RealDisk)?;
+    let path = write_model(out, made, disk)?;
     let done = Quantization {
         weights,
         bytes_before: kinds.iter().map(|kind| kind.bytes_before).sum(),

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{NamedTensor, RealDisk};
+use checkpoint::{Disk, NamedTensor};
 use model::adapters::Relaxation;
 use model::layout::{LayerPlan, LayerUse};
 use model::params::{Group, ParamPlace, ParamSpec};
@@ -58,6 +58,7 @@ pub fn convert(
     stored: &Stored,
     target: &ConversionTarget,
     out: &Path,
+    disk: &dyn Disk,
 ) -> Result<(PathBuf, ConversionReport), ConvertError> {
     let source = SourceModel::of(&stored.model)?;
     let keep = kept_layers(&source, target)?;
@@ -109,7 +110,7 @@ pub fn convert(
         text: stored.text.as_ref(),
         origin: json!({ "made_by": "convert", "report": report, "source": stored.origin }),
     };
-    Ok((write_model(out, made, &RealDisk)?, report))
+    Ok((write_model(out, made, disk)?, report))
 }
 
 /// Refuses means over several layers where rows choose among a layer's weights: the choices of two

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use checkpoint::RealDisk;
 use common::{FIXTURES, fixture, logits};
 use convert::{
     ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
@@ -17,7 +18,8 @@ use testkit::same_bits;
 use train::{Stored, load_model};
 
 fn imported(from: &Path, out: &Path) -> Stored {
-    let made = import(from, out).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    let made =
+        import(from, out, &RealDisk).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
     load_model(&made.path).expect("opens")
 }
 
@@ -81,7 +83,7 @@ fn dense_models_go_out_and_come_back() {
                 same_bits(found, &expected, &format!("{what} {name}"));
             }
         };
-        export_hugging_face(&stored, &at("hf"), HfWeightType::F32).expect("writes");
+        export_hugging_face(&stored, &at("hf"), HfWeightType::F32, &RealDisk).expect("writes");
         let back = imported(&at("hf"), &at("hf-back"));
         assert_eq!((&back.text, &back.tokenizer), (&stored.text, &stored.tokenizer));
         again("hf", back);
@@ -89,7 +91,7 @@ fn dense_models_go_out_and_come_back() {
         let back = imported(&at("x.gguf"), &at("gguf-back"));
         assert_eq!(back.text.as_ref().map(|t| (t.bos, t.eos.clone())), Some((Some(1), vec![2])));
         again("gguf", back);
-        export_hugging_face(&stored, &at("hf16"), HfWeightType::Bf16).expect("writes");
+        export_hugging_face(&stored, &at("hf16"), HfWeightType::Bf16, &RealDisk).expect("writes");
         let rounded = imported(&at("hf16"), &at("hf16-back"));
         for ((_, found), (name_, expected)) in weights(&rounded).iter().zip(weights(&stored)) {
             for (f, e) in found.iter().zip(&expected) {
@@ -120,16 +122,16 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         fit_adapters: false,
         seed: 1,
     };
-    let (path, _) = convert(&dense, &target, &at("mor")).expect("fits");
+    let (path, _) = convert(&dense, &target, &at("mor"), &RealDisk).expect("fits");
     let mor = load_model(&path).expect("opens");
     assert_eq!(mor.text, dense.text);
     for refused in [
-        export_hugging_face(&mor, &at("x"), HfWeightType::F32).expect_err("not dense"),
+        export_hugging_face(&mor, &at("x"), HfWeightType::F32, &RealDisk).expect_err("not dense"),
         export_gguf(&mor, &at("x"), GgufWeightType::F32, "x").expect_err("not dense"),
     ] {
         assert!(refused.to_string().contains("--sharing none"), "{refused}");
     }
-    export_own(&mor, &at("own")).expect("writes");
+    export_own(&mor, &at("own"), &RealDisk).expect("writes");
     let config: Value =
         serde_json::from_slice(&fs::read(at("own/config.json")).expect("there")).expect("JSON");
     assert_eq!(config["sharing_map"], json!([0, 0]));
@@ -139,12 +141,14 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
     for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&mor)) {
         same_bits(found, &expected, name);
     }
-    assert!(export_own(&mor, &at("own")).expect_err("taken").to_string().contains("taken"));
+    assert!(
+        export_own(&mor, &at("own"), &RealDisk).expect_err("taken").to_string().contains("taken")
+    );
     let change = |pointer: &str, value: Value, needle: &str| {
         let mut changed = config.clone();
         *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value;
         fs::write(at("own/config.json"), changed.to_string()).expect("writes");
-        let error = import(&at("own"), &at("refused")).expect_err(pointer).to_string();
+        let error = import(&at("own"), &at("refused"), &RealDisk).expect_err(pointer).to_string();
         assert!(error.contains(needle), "{pointer}: {error}");
         assert!(!at("refused").exists(), "{pointer}: a second try finds the place free");
     };
@@ -173,7 +177,7 @@ fn refusal(change: &dyn Fn(&Path)) -> String {
         fs::copy(entry.path(), copy.join(entry.file_name())).expect("copies");
     }
     change(&copy);
-    let Err(error) = import(&copy, &out) else { return "accepted".into() };
+    let Err(error) = import(&copy, &out, &RealDisk) else { return "accepted".into() };
     let error = error.to_string();
     assert!(!out.exists(), "nothing is written: {error}");
     error
@@ -247,7 +251,7 @@ fn models_of_others_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let stored = imported(&fixture("tied"), &folder.path().join("a"));
     assert!(
-        import(&fixture("tied"), &folder.path().join("a"))
+        import(&fixture("tied"), &folder.path().join("a"), &RealDisk)
             .expect_err("taken")
             .to_string()
             .contains("taken")
@@ -255,7 +259,8 @@ fn models_of_others_that_do_not_fit_are_refused() {
     fs::write(folder.path().join("a/notes"), "x").expect("writes");
     drop(stored);
     let without = common::stored(&folder.path().join("b"), &common::tiny(Sharing::None, 3, 1), 1);
-    let error = export_hugging_face(&without, &folder.path().join("c"), HfWeightType::F32)
-        .expect_err("no tokenizer");
+    let error =
+        export_hugging_face(&without, &folder.path().join("c"), HfWeightType::F32, &RealDisk)
+            .expect_err("no tokenizer");
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use checkpoint::RealDisk;
 use common::{ids, logits, stored, tiny};
 use convert::quantize;
 use model::adapters::{Relaxation, lora};
@@ -57,7 +58,8 @@ fn stored_weights_are_those_that_loading_rounds() {
             at_load.model.quantize(&format).expect("rounds");
             let out = folder.path().join(format!("{number}-{turn}"));
             let (path, done) =
-                quantize(load_model(&source).expect("opens"), &format, &out).expect("writes");
+                quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
+                    .expect("writes");
             let found = load_for_use(&path).expect("opens");
             assert_eq!(found.rounded.as_ref(), Some(&format), "{what}");
             for ((spec, expected), (_, found)) in
@@ -99,8 +101,8 @@ fn errors_are_those_of_the_stored_weights() {
     let before = stored(&source, &configs()[0], 3).model;
     for (turn, format) in formats().into_iter().enumerate() {
         let out = folder.path().join(turn.to_string());
-        let (path, done) =
-            quantize(load_model(&source).expect("opens"), &format, &out).expect("writes");
+        let (path, done) = quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
+            .expect("writes");
         let after = load_for_use(&path).expect("opens").model;
         for kind in &done.kinds {
             let (mut largest, mut sum, mut count) = (0.0_f64, 0.0_f64, 0);

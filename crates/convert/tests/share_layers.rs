@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 
+use checkpoint::RealDisk;
 use common::{ids, logits, stored, tiny};
 use convert::{ConversionTarget, Start, convert};
 use model::adapters::{Relaxation, dora, encoding, lora};
@@ -39,7 +40,8 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> ConversionTarget
 }
 
 fn converted(from: &Stored, target: &ConversionTarget, at: &Path) -> Stored {
-    let (path, _) = convert(from, target, at).unwrap_or_else(|error| panic!("{target:?}: {error}"));
+    let (path, _) =
+        convert(from, target, at, &RealDisk).unwrap_or_else(|error| panic!("{target:?}: {error}"));
     load_model(&path).expect("opens")
 }
 
@@ -140,7 +142,8 @@ fn each_start_copies_what_it_says() {
     for sharing in SHARINGS {
         for start in STARTS {
             let out = folder.path().join(format!("{sharing:?}{start:?}"));
-            let (path, report) = convert(&dense, &target(sharing, 3, start), &out).expect("fits");
+            let (path, report) =
+                convert(&dense, &target(sharing, 3, start), &out, &RealDisk).expect("fits");
             let result = load_model(&path).expect("opens");
             let layers = if sharing.keeps_ends() { 8 } else { 9 };
             assert_eq!((report.kept.len(), report.dropped.len()), (layers, 9 - layers));
@@ -199,14 +202,15 @@ fn layers_can_be_chosen() {
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 6, 1), 1);
     let keep = Some(vec![0, 1, 1, 2, 3, 4, 4, 5]);
     let chosen = ConversionTarget { keep, ..target(Sharing::MiddleCycle, 3, Start::Lower) };
-    let (_, report) = convert(&dense, &chosen, &folder.path().join("a")).expect("fits");
+    let (_, report) = convert(&dense, &chosen, &folder.path().join("a"), &RealDisk).expect("fits");
     assert_eq!(
         report.layers.iter().map(|l| l.from.clone()).collect::<Vec<_>>(),
         [[0], [1], [1], [5]]
     );
     let short =
         ConversionTarget { keep: Some(vec![0, 2, 5]), ..target(Sharing::None, 1, Start::Lower) };
-    let (path, report) = convert(&dense, &short, &folder.path().join("b")).expect("fits");
+    let (path, report) =
+        convert(&dense, &short, &folder.path().join("b"), &RealDisk).expect("fits");
     assert_eq!(
         (report.dropped, load_model(&path).expect("opens").model.config().layers),
         (vec![1, 3, 4], 3)
@@ -219,8 +223,9 @@ fn what_does_not_fit_is_refused() {
     let dense = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
     let base = target(Sharing::MiddleCycle, 3, Start::Stepwise);
     let refuses = |from: &Stored, target: &ConversionTarget, out: &str, needles: &[&str]| {
-        let error =
-            convert(from, target, &folder.path().join(out)).expect_err("refused").to_string();
+        let error = convert(from, target, &folder.path().join(out), &RealDisk)
+            .expect_err("refused")
+            .to_string();
         needles.iter().for_each(|n| assert!(error.contains(n), "{n} is missing: {error}"));
     };
     for (changed, needles) in [
@@ -302,7 +307,7 @@ fn adapters_of_full_rank_undo_sharing() {
                 ..target(sharing, 2, Start::Average)
             };
             let (path, report) =
-                convert(&dense, &full, &folder.path().join(format!("{i}{sharing:?}")))
+                convert(&dense, &full, &folder.path().join(format!("{i}{sharing:?}")), &RealDisk)
                     .expect("fits");
             let found = logits(&load_model(&path).expect("opens").model, &Rule::NonCausal, &ids());
             for (f, e) in found.iter().zip(&expected) {
@@ -381,7 +386,7 @@ fn fresh_relaxations_change_nothing() {
     };
     let encoded = converted(&dense, &encoded, &folder.path().join("encoded"));
     let unroll = target(Sharing::None, 1, Start::Lower);
-    let error = convert(&encoded, &unroll, &folder.path().join("x"))
+    let error = convert(&encoded, &unroll, &folder.path().join("x"), &RealDisk)
         .expect_err("no part of a layer")
         .to_string();
     assert!(error.contains("relax") && error.contains("encoding"), "{error}");

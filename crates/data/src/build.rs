@@ -3,12 +3,13 @@
 
 use crate::documents::{Document, Documents, Input, ReadOptions, list_files};
 use crate::manifest::{
-    MANIFEST, MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
+    MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
 };
 use crate::shard::ShardWriter;
 use crate::text_bytes::TextBytesWriter;
 use crate::tokenizer::{Tokenizer, hex};
-use crate::{DataError, files};
+use crate::{DataError, folder};
+use files::FolderLock;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -76,8 +77,8 @@ pub fn split_of(bytes: &[u8], valid_per_mille: u32) -> Split {
 /// of threads.
 ///
 /// # Errors
-/// Unreadable inputs or rows, a tokenizer without an end-of-text token, a folder that already holds
-/// data.
+/// Unreadable inputs or rows, a tokenizer without an end-of-text token, a folder that holds
+/// anything but an unfinished build, another process that builds there.
 pub fn build(
     inputs: &[Input],
     tokenizer: &Tokenizer,
@@ -191,6 +192,7 @@ struct Builder<'a> {
     batch: Vec<(Document, Split, Option<Origin>)>,
     batch_bytes: usize,
     progress: Progress,
+    _lock: FolderLock,
 }
 
 impl<'a> Builder<'a> {
@@ -216,21 +218,11 @@ impl<'a> Builder<'a> {
                 "a vocabulary without one",
             )
         })?;
-        let manifest_path = dir.join(MANIFEST);
-        if manifest_path.exists() {
-            let next = "name another folder, or remove this one first";
-            return Err(DataError::format(
-                &manifest_path,
-                "data folder",
-                "no data yet",
-                "a manifest",
-                next,
-            ));
-        }
-        std::fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
+        let lock = folder::begin(dir)?;
         let token_bytes: Vec<u8> =
             tokenizer.token_bytes().into_iter().flat_map(u32::to_le_bytes).collect();
-        files::write_renamed(&dir.join(TOKEN_BYTES), &token_bytes)?;
+        let path = dir.join(TOKEN_BYTES);
+        files::write_whole(&path, &token_bytes).map_err(DataError::io("write", &path))?;
         tokenizer.save(&dir.join(TOKENIZER))?;
         Ok(Builder {
             tokenizer,
@@ -255,6 +247,7 @@ impl<'a> Builder<'a> {
             batch: Vec::new(),
             batch_bytes: 0,
             progress: Progress::default(),
+            _lock: lock,
         })
     }
 
@@ -377,6 +370,7 @@ impl<'a> Builder<'a> {
             ));
         }
         self.manifest.save(&self.dir)?;
+        folder::finish(&self.dir)?;
         Ok(self.manifest)
     }
 }

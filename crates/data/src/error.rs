@@ -63,6 +63,9 @@ pub enum DataError {
         /// The value that was given instead.
         found: String,
     },
+    /// Another process writes into the folder.
+    #[error(transparent)]
+    Locked(#[from] files::LockError),
     /// A program that had to be run failed.
     #[error("`{command}` failed: {reason}; {next}")]
     Command {

@@ -4,7 +4,7 @@ mod bpe;
 pub mod build;
 pub mod documents;
 mod error;
-mod files;
+mod folder;
 mod guard;
 pub mod manifest;
 pub mod packages;

@@ -1,6 +1,6 @@
 //! `manifest.json`: what a data folder holds; written last, so that a folder with one is complete.
 
-use crate::{DataError, TextBytesEntry, files};
+use crate::{DataError, TextBytesEntry};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -120,7 +120,8 @@ impl Manifest {
     /// A missing or damaged manifest, with file and field.
     pub fn load(dir: &Path) -> Result<Self, DataError> {
         let path = &dir.join(MANIFEST);
-        let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
+        let file = files::open(path).map_err(DataError::io("read", path))?;
+        let length = file.metadata().map_err(DataError::io("read", path))?.len();
         if length > MAX_BYTES {
             return Err(wrong(
                 path,
@@ -129,7 +130,7 @@ impl Manifest {
                 format!("{length}"),
             ));
         }
-        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let bytes = files::read_open(file, MAX_BYTES).map_err(DataError::io("read", path))?;
         let value: serde_json::Value = serde_json::from_slice(&bytes)
             .map_err(|e| wrong(path, "JSON", "one object".to_owned(), e.to_string()))?;
         let version = value.get("version");
@@ -148,7 +149,8 @@ impl Manifest {
             wrong(&dir.join(MANIFEST), "JSON", "plain values".into(), e.to_string())
         })?;
         json.push(b'\n');
-        files::write_renamed(&dir.join(MANIFEST), &json)
+        let path = dir.join(MANIFEST);
+        files::write_whole(&path, &json).map_err(DataError::io("write", &path))
     }
 
     /// The entry of a split.

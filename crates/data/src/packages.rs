@@ -1,11 +1,11 @@
 //! The quickstart corpus: prose and code of the packages that a checkout was built from, taken from
 //! cargo's own store.
 
+use crate::DataError;
 use crate::build::split_of;
 use crate::documents::{Document, relative, walk};
 use crate::manifest::Split;
 use crate::tokenizer::hex;
-use crate::{DataError, files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -79,7 +79,7 @@ impl PackageCorpus {
             DataError::format(&path, "JSON", "plain values", e.to_string(), "report this")
         })?;
         std::fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
-        files::write_renamed(&path, &json)
+        files::write_whole(&path, &json).map_err(DataError::io("write", &path))
     }
 }
 
@@ -266,10 +266,11 @@ fn entry(candidate: &Candidate, package: &Package, text: &str, digest: &[u8; 32]
 
 fn read_usable(candidate: &Candidate) -> Result<Option<String>, DataError> {
     let path = &candidate.path;
-    if std::fs::metadata(path).map_err(DataError::io("read", path))?.len() > MAX_FILE_BYTES {
+    let file = files::open(path).map_err(DataError::io("read", path))?;
+    if file.metadata().map_err(DataError::io("read", path))?.len() > MAX_FILE_BYTES {
         return Ok(None);
     }
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    let bytes = files::read_open(file, MAX_FILE_BYTES).map_err(DataError::io("read", path))?;
     let longest = if candidate.prose { MAX_PROSE_LINE } else { MAX_CODE_LINE };
     Ok(String::from_utf8(bytes).ok().filter(|text| is_written(text, longest)))
 }

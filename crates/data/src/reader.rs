@@ -253,12 +253,13 @@ fn contradiction(
 
 fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>, DataError> {
     let path = dir.join(TOKEN_BYTES);
-    let length = std::fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
+    let file = files::open(&path).map_err(DataError::io("read", &path))?;
+    let length = file.metadata().map_err(DataError::io("read", &path))?.len();
     if length != 4 * manifest.vocab_size {
         let expected = format!("{} bytes, four per id", 4 * manifest.vocab_size);
         return Err(DataError::format(&path, "file size", expected, length.to_string(), NEXT));
     }
-    let bytes = std::fs::read(&path).map_err(DataError::io("read", &path))?;
+    let bytes = files::read_open(file, length).map_err(DataError::io("read", &path))?;
     let found = hex(&Sha256::digest(&bytes));
     if found != manifest.token_bytes_sha256 {
         return Err(DataError::format(
@@ -274,7 +275,8 @@ fn read_token_bytes(dir: &Path, manifest: &Manifest) -> Result<Vec<u32>, DataErr
 
 fn check_tokenizer(dir: &Path, manifest: &Manifest) -> Result<(), DataError> {
     let path = dir.join(TOKENIZER);
-    let length = std::fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
+    let file = files::open(&path).map_err(DataError::io("read", &path))?;
+    let length = file.metadata().map_err(DataError::io("read", &path))?.len();
     if length > 1 << 30 {
         return Err(DataError::format(
             &path,
@@ -284,7 +286,8 @@ fn check_tokenizer(dir: &Path, manifest: &Manifest) -> Result<(), DataError> {
             NEXT,
         ));
     }
-    let found = hex(&Sha256::digest(std::fs::read(&path).map_err(DataError::io("read", &path))?));
+    let bytes = files::read_open(file, 1 << 30).map_err(DataError::io("read", &path))?;
+    let found = hex(&Sha256::digest(bytes));
     if found != manifest.tokenizer_sha256 {
         return Err(DataError::format(
             &path,

@@ -19,7 +19,8 @@
 //! The file ends there. A document runs to the start of the next one and ends with the end-of-text
 //! token.
 
-use crate::{DataError, files};
+use crate::DataError;
+use files::NewFile;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
@@ -55,8 +56,7 @@ pub struct ShardSummary {
 /// Writes a shard beside its place and renames it when finished.
 pub struct ShardWriter {
     path: PathBuf,
-    beside: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<NewFile>,
     vocab_size: usize,
     width: usize,
     tokens: u64,
@@ -72,8 +72,7 @@ impl ShardWriter {
     /// # Errors
     /// What the file system refuses.
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self, DataError> {
-        let beside = files::partial(path);
-        let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
+        let file = NewFile::create(path).map_err(DataError::io("create", path))?;
         let mut writer = ShardWriter {
             path: path.to_path_buf(),
             file: BufWriter::with_capacity(1 << 20, file),
@@ -84,9 +83,8 @@ impl ShardWriter {
             crc: 0,
             sha: Sha256::new(),
             buffer: Vec::new(),
-            beside,
         };
-        writer.file.write_all(&[0; HEADER]).map_err(DataError::io("write", &writer.beside))?;
+        writer.file.write_all(&[0; HEADER]).map_err(DataError::io("write", path))?;
         Ok(writer)
     }
 
@@ -122,7 +120,7 @@ impl ShardWriter {
     fn write_payload(&mut self) -> Result<(), DataError> {
         self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
         self.sha.update(&self.buffer);
-        self.file.write_all(&self.buffer).map_err(DataError::io("write", &self.beside))
+        self.file.write_all(&self.buffer).map_err(DataError::io("write", &self.path))
     }
 
     /// Writes table and header, flushes to the disk and renames.
@@ -138,12 +136,12 @@ impl ShardWriter {
         self.write_payload()?;
         let documents = self.documents.len() as u64;
         let header = header(self.width, self.vocab_size as u64, self.tokens, documents, self.crc);
-        let beside = self.beside;
-        self.file.seek(SeekFrom::Start(0)).map_err(DataError::io("write", &beside))?;
-        self.file.write_all(&header).map_err(DataError::io("write", &beside))?;
+        let path = self.path;
+        self.file.seek(SeekFrom::Start(0)).map_err(DataError::io("write", &path))?;
+        self.file.write_all(&header).map_err(DataError::io("write", &path))?;
         let file = self.file.into_inner().map_err(IntoInnerError::into_error);
-        let file = file.map_err(DataError::io("write", &beside))?;
-        files::finish(file, &beside, &self.path)?;
+        let file = file.map_err(DataError::io("write", &path))?;
+        file.finish().map_err(DataError::io("write", &path))?;
         let sha256 = crate::tokenizer::hex(&self.sha.finalize());
         Ok(ShardSummary { tokens: self.tokens, documents, crc32c: self.crc, sha256 })
     }
@@ -207,7 +205,7 @@ impl Shard {
     /// # Errors
     /// Any contradiction, with the file and the field.
     pub fn open(path: &Path, sources: usize, verify: bool) -> Result<Self, DataError> {
-        let file = files::open(path, NEXT)?;
+        let file = files::open(path).map_err(DataError::io("read", path))?;
         let meta = file.metadata().map_err(DataError::io("read", path))?;
         if meta.len() < HEADER as u64 {
             let found = format!("{} bytes", meta.len());

@@ -3,12 +3,12 @@
 //!
 //! The file `<shard>.bytes` holds one little-endian u32 for each token of the shard.
 
+use crate::DataError;
 use crate::tokenizer::hex;
-use crate::{DataError, files};
+use files::NewFile;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -34,8 +34,7 @@ fn path_of(shard: &Path) -> PathBuf {
 /// Writes the file beside its place and renames it when finished.
 pub(crate) struct TextBytesWriter {
     path: PathBuf,
-    beside: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<NewFile>,
     sha: Sha256,
 }
 
@@ -43,22 +42,22 @@ impl TextBytesWriter {
     /// Starts the file of the shard at `shard`.
     pub(crate) fn create(shard: &Path) -> Result<Self, DataError> {
         let path = path_of(shard);
-        let beside = files::partial(&path);
-        let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
-        Ok(Self { path, file: BufWriter::new(file), sha: Sha256::new(), beside })
+        let file = NewFile::create(&path).map_err(DataError::io("create", &path))?;
+        Ok(Self { path, file: BufWriter::new(file), sha: Sha256::new() })
     }
 
     /// Appends the tokens of one document.
     pub(crate) fn push(&mut self, bytes: &[u32]) -> Result<(), DataError> {
         let raw: Vec<u8> = bytes.iter().flat_map(|bytes| bytes.to_le_bytes()).collect();
         self.sha.update(&raw);
-        self.file.write_all(&raw).map_err(DataError::io("write", &self.beside))
+        self.file.write_all(&raw).map_err(DataError::io("write", &self.path))
     }
 
     pub(crate) fn finish(self) -> Result<TextBytesEntry, DataError> {
-        let beside = self.beside;
+        let path = self.path;
         let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        files::finish(file.map_err(DataError::io("write", &beside))?, &beside, &self.path)?;
+        let file = file.map_err(DataError::io("write", &path))?;
+        file.finish().map_err(DataError::io("write", &path))?;
         Ok(TextBytesEntry { sha256: hex(&self.sha.finalize()) })
     }
 }
@@ -78,7 +77,7 @@ impl TextBytes {
         verify: bool,
     ) -> Result<Self, DataError> {
         let path = path_of(shard);
-        let file = files::open(&path, NEXT)?;
+        let file = files::open(&path).map_err(DataError::io("read", &path))?;
         let length = file.metadata().map_err(DataError::io("read", &path))?.len();
         if length != 4 * tokens as u64 {
             let expected = format!("{} bytes, four a token", 4 * tokens as u64);

@@ -82,7 +82,8 @@ impl Tokenizer {
     /// A file that cannot be read, is larger than 1 GiB, or is no consistent tokenizer; the message
     /// names the file.
     pub fn load(path: &Path) -> Result<Self, DataError> {
-        let length = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
+        let file = files::open(path).map_err(DataError::io("read", path))?;
+        let length = file.metadata().map_err(DataError::io("read", path))?.len();
         if length > MAX_JSON_BYTES {
             let next = "name a tokenizer.json";
             return Err(DataError::format(
@@ -93,7 +94,7 @@ impl Tokenizer {
                 next,
             ));
         }
-        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let bytes = files::read_open(file, MAX_JSON_BYTES).map_err(DataError::io("read", path))?;
         let json = String::from_utf8(bytes)
             .map_err(|e| damaged(path, "encoding", "UTF-8", e.to_string()))?;
         Self::parse(json, path)
@@ -175,7 +176,7 @@ impl Tokenizer {
     /// # Errors
     /// What the file system refuses.
     pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        crate::files::write_renamed(path, self.shared.json.as_bytes())
+        files::write_whole(path, self.shared.json.as_bytes()).map_err(DataError::io("write", path))
     }
 
     /// Ids of `text`. Special tokens written out in the text become their ids; none is added.

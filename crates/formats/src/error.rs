@@ -25,6 +25,9 @@ pub enum FormatError {
     /// A safetensors file was refused.
     #[error(transparent)]
     Tensors(#[from] checkpoint::LoadError),
+    /// A folder that could not be written.
+    #[error(transparent)]
+    Save(#[from] checkpoint::SaveError),
     /// The giver of weights to be written failed.
     #[error("weights of {role}: {source}")]
     Weights {

@@ -29,22 +29,14 @@ pub(crate) struct JsonFile {
 
 /// The bytes of a regular file of at most `max` bytes.
 pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path).map_err(io_at(path, "open"))?;
-    if !metadata.is_file() {
-        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(FormatError::io(path, "open", source));
-    }
-    if metadata.len() > max {
-        let (expected, found) =
-            (format!("at most {max} bytes"), format!("{} bytes", metadata.len()));
+    let file = files::open(path).map_err(io_at(path, "open"))?;
+    let length = file.metadata().map_err(io_at(path, "open"))?.len();
+    if length > max {
+        let (expected, found) = (format!("at most {max} bytes"), format!("{length} bytes"));
         return Err(FormatError::damaged(path, "file size", expected, found));
     }
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    std::fs::File::open(path)
-        .map_err(io_at(path, "open"))?
-        .take(max)
-        .read_to_end(&mut bytes)
-        .map_err(io_at(path, "read"))?;
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(max).read_to_end(&mut bytes).map_err(io_at(path, "read"))?;
     Ok(bytes)
 }
 

@@ -28,7 +28,7 @@ impl ModelFile {
         if metadata.is_dir() {
             return Folder::open(path).map(Self::HuggingFace);
         }
-        if metadata.is_file() && has_magic(path)? {
+        if has_magic(path)? {
             return GgufModel::new(Gguf::open(path)?).map(Self::Gguf);
         }
         let expected = "a Hugging Face folder with a config.json, or a GGUF file";
@@ -93,7 +93,7 @@ impl TensorSource for ModelFile {
 
 fn has_magic(path: &Path) -> Result<bool> {
     let mut magic = Vec::new();
-    let file = std::fs::File::open(path).map_err(io_at(path, "open"))?;
+    let file = files::open(path).map_err(io_at(path, "open"))?;
     file.take(4).read_to_end(&mut magic).map_err(io_at(path, "read"))?;
     Ok(magic == b"GGUF")
 }

@@ -1,19 +1,9 @@
 //! What writers of every form of file do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::quote;
 use crate::{FormatError, Result};
-
-/// The name under which a file is written until it is complete.
-pub(crate) fn beside(path: &Path) -> Result<PathBuf> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| FormatError::unwritable(path, "path", "the name of a file", "none"))?;
-    let mut hidden = std::ffi::OsString::from(".tmp-");
-    hidden.push(name);
-    Ok(path.with_file_name(hidden))
-}
 
 /// Refuses a giver whose weights do not fill their shape.
 pub(crate) fn check_count(path: &Path, tensor: &str, found: usize, shape: &[usize]) -> Result<()> {

@@ -7,6 +7,7 @@ use model::adapters::Relaxation;
 use model::{RouterConfig, WeightFormats};
 
 use crate::bench::arguments::BenchCommand;
+use crate::numbers;
 use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
 
 const ABOUT: &str =
@@ -94,10 +95,10 @@ pub(crate) struct Quickstart {
     #[arg(long, default_value = "runs/quickstart")]
     pub(crate) out: PathBuf,
     /// About how many minutes the whole may take
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = numbers::real(0.0, 1e5))]
     pub(crate) minutes: f64,
     /// Train for this many optimizer steps instead of by time (for a repeatable run)
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<u64>(1 << 40))]
     pub(crate) steps: Option<u64>,
     /// Files or folders of text to train on, instead of the text of the packages in Cargo.lock
     #[arg(long, num_args = 1..)]
@@ -106,7 +107,7 @@ pub(crate) struct Quickstart {
     #[arg(long, default_value = "cpu-1m-mor3")]
     pub(crate) preset: String,
     /// Size of the vocabulary
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) vocab: usize,
     /// Seed of weights, of the order of the text, and of every draw
     #[arg(long, default_value_t = 1)]
@@ -119,7 +120,7 @@ pub(crate) struct TokenizerTrain {
     #[arg(long, required = true, num_args = 1..)]
     pub(crate) input: Vec<PathBuf>,
     /// Size of the vocabulary, special tokens included
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) vocab: usize,
     /// Tokenizer file to write (tokenizer.json)
     #[arg(long)]
@@ -128,13 +129,14 @@ pub(crate) struct TokenizerTrain {
     #[arg(long, default_value = "text")]
     pub(crate) text_field: String,
     /// Learn from at most this many bytes, spread over the input
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<u64>(1 << 50))]
     pub(crate) max_bytes: Option<u64>,
     /// Skip rows that cannot be read, and count them
     #[arg(long)]
     pub(crate) skip_bad: bool,
     /// Longest line of JSONL and cell of Parquet, in bytes; a longer one is refused
     #[arg(long, default_value_t = data::documents::MAX_ROW)]
+    #[arg(value_parser = numbers::upto::<usize>(1 << 40))]
     pub(crate) max_row: usize,
 }
 
@@ -156,7 +158,7 @@ pub(crate) struct DataBuild {
     #[arg(long, default_value = "text")]
     pub(crate) text_field: String,
     /// Documents out of a thousand that are used for validation
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = numbers::upto::<u32>(1000))]
     pub(crate) valid_per_mille: u32,
     /// Choose validation by whole files instead of by documents
     #[arg(long)]
@@ -166,6 +168,7 @@ pub(crate) struct DataBuild {
     pub(crate) skip_bad: bool,
     /// Longest line of JSONL and cell of Parquet, in bytes; a longer one is refused
     #[arg(long, default_value_t = data::documents::MAX_ROW)]
+    #[arg(value_parser = numbers::upto::<usize>(1 << 40))]
     pub(crate) max_row: usize,
 }
 
@@ -182,6 +185,9 @@ pub(crate) struct Train {
     /// Continue from the newest undamaged checkpoint in the folder, or never
     #[arg(long, default_value = "auto", value_parser = ["auto", "never"])]
     pub(crate) resume: String,
+    /// Continue although the recipe's optimizer, schedule or teacher is not the run's
+    #[arg(long)]
+    pub(crate) accept_changes: bool,
     /// Show the complete recipe and what it would cost, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -198,7 +204,7 @@ pub(crate) struct Eval {
     #[arg(long, conflicts_with = "data")]
     pub(crate) tasks: Option<PathBuf>,
     /// Use at most this many items of each task
-    #[arg(long, requires = "tasks")]
+    #[arg(long, requires = "tasks", value_parser = numbers::upto::<usize>(1 << 40))]
     pub(crate) limit: Option<usize>,
     /// Write the result of every item to this file, one JSON object per line
     #[arg(long, requires = "tasks")]
@@ -208,10 +214,10 @@ pub(crate) struct Eval {
     pub(crate) split: String,
     /// Score at most this many windows, spread over the text; those of the validation text that
     /// training calibrates the causal rule on are left out
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = numbers::upto::<u64>(1 << 40))]
     pub(crate) windows: u64,
     /// Tokens in a window [default: as in training]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) sequence_length: Option<usize>,
     /// Let tokens attend to other documents of the same window (the published behaviour)
     #[arg(long)]
@@ -231,25 +237,25 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) prompt: Option<String>,
     /// Generate at most this many tokens [default: 128, or what the context leaves]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_tokens: Option<usize>,
     /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, value_parser = numbers::short_real(0.0, 1e6))]
     pub(crate) temperature: f32,
     /// Sample from the k most likely tokens only; 0 for all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) top_k: usize,
     /// Sample from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = numbers::short_real(0.0, 1.0))]
     pub(crate) top_p: f32,
     /// Sample only tokens whose probability is at least this share of the largest one
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = numbers::short_real(0.0, 1.0))]
     pub(crate) min_p: f32,
     /// Seed of the random draws
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Limit every token to this many recursions
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_depth: Option<usize>,
     /// Colour each token by the number of recursions it took, and print the mean
     #[arg(long)]
@@ -301,7 +307,7 @@ pub(crate) struct Convert {
     #[arg(long, default_value = "middle_cycle")]
     pub(crate) sharing: String,
     /// Number of recursions [default: 3, or 1 without shared layers]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) recursions: Option<usize>,
     /// Where shared layers take their weights from: stepwise, average, lower, upper or random
     #[arg(long, default_value = "stepwise")]

@@ -11,13 +11,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::arguments::Convert;
-use crate::output;
+use crate::{open, output};
 
 /// `lathe convert`: writes the converted model, then tells what came from where.
 #[allow(clippy::result_large_err, reason = "an error of one call")]
 pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
-    let stored = train::load_model(&options.checkpoint)
-        .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
+    let stored = open::source(&options.checkpoint)?;
     let layers = stored.model.config().layers;
     let sharing: Sharing = word("--sharing", &options.sharing)?;
     let target = ConversionTarget {
@@ -36,7 +35,7 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         fit_adapters: !options.fresh_adapters,
         seed: options.seed,
     };
-    let (_, report) = convert::convert(&stored, &target, &options.out)
+    let (_, report) = convert::convert(&stored, &target, &options.out, open::disk()?.as_ref())
         .with_context(|| format!("converting {}", options.checkpoint.display()))?;
     if options.json {
         output::json(&json!({ "path": options.out, "report": report }))?;

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Generated, Generation, Sampler};
 use report::DepthColors;
@@ -21,8 +21,14 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         None => {
             let mut text = String::new();
             std::io::stdin()
+                .take(open::LONGEST_TEXT + 1)
                 .read_to_string(&mut text)
                 .context("reading the prompt from standard input")?;
+            ensure!(
+                text.len() as u64 <= open::LONGEST_TEXT,
+                "standard input: expected a prompt of at most {} bytes, found more",
+                open::LONGEST_TEXT
+            );
             text
         }
     };
@@ -122,7 +128,7 @@ pub(crate) fn continue_text(
                 Ok(None) => {}
                 Err(error) => bad = Some(error),
             }
-            bad.is_none()
+            bad.is_none() && !output::is_lost()
         },
     )?;
     if let Some(error) = bad {

@@ -8,11 +8,12 @@ use report::{human_bytes, human_count};
 use serde_json::json;
 
 use crate::arguments::{Export, Import};
-use crate::output;
+use crate::{open, output};
 
 /// `lathe import`: a Hugging Face folder or a GGUF file into a checkpoint.
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
-    let made = convert::import(&options.source, &options.out)
+    let disk = open::disk()?;
+    let made = convert::import(&options.source, &options.out, disk.as_ref())
         .with_context(|| format!("importing {}", options.source.display()))?;
     if options.json {
         let value = json!({
@@ -52,8 +53,7 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
 
 /// `lathe export`: a checkpoint into the format that others read.
 pub(crate) fn export(options: &Export) -> Result<ExitCode> {
-    let stored = train::load_model(&options.checkpoint)
-        .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
+    let stored = open::source(&options.checkpoint)?;
     let dense = stored.model.config().sharing == model::Sharing::None;
     let format = match options.format.as_deref() {
         Some(format) => format,
@@ -62,6 +62,7 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
         None => "hf",
     };
     let dtype = options.dtype.as_str();
+    let disk = open::disk()?;
     match format {
         "hf" => {
             let dtype = match dtype {
@@ -71,7 +72,7 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                     "--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"
                 ),
             };
-            convert::export_hugging_face(&stored, &options.out, dtype)?;
+            convert::export_hugging_face(&stored, &options.out, dtype, disk.as_ref())?;
         }
         "gguf" => {
             let weights = match dtype {
@@ -90,7 +91,7 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                 dtype == "f32",
                 "--dtype is {dtype}, expected f32 for a model that is not dense"
             );
-            convert::export_own(&stored, &options.out)?;
+            convert::export_own(&stored, &options.out, disk.as_ref())?;
         }
     }
     output::line(format!("wrote {} ({format}, {dtype})", options.out.display()));

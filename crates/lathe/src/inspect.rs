@@ -70,7 +70,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     if let (Some(path), Some(text)) = (&options.html, text) {
         let mut page = Page::new("Depth by token", &options.checkpoint.display().to_string());
         page.table(costs).table(text.statistics).heat(text.heat);
-        std::fs::write(path, page.render())
+        files::write_whole(path, page.render().as_bytes())
             .with_context(|| format!("writing {}", path.display()))?;
         output::note(format!("wrote {}", path.display()));
     }
@@ -101,8 +101,7 @@ pub(crate) struct Looked {
 }
 
 fn read_text(stored: &Stored, tokenizer: &Tokenizer, path: &Path) -> Result<Looked> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = open::text_file(path)?;
     look(stored, tokenizer, &text, &path.display().to_string())
 }
 

@@ -11,6 +11,7 @@ mod evaluate_tasks;
 mod generate;
 mod import;
 mod inspect;
+mod numbers;
 mod open;
 mod output;
 mod plan;
@@ -37,6 +38,7 @@ use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 
 fn main() -> ExitCode {
     ops::keep_freed_pages();
+    signals::outlive_full_files();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         Ok(pool) => pool.install(|| dispatch(arguments.command)),
         Err(error) => Err(anyhow::Error::from(error).context("starting the worker threads")),
     };
-    code(done)
+    written(code(done))
 }
 
 fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
@@ -60,6 +62,20 @@ fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
         output::note(format!("error: {error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// `code`, unless results were lost on the way out.
+fn written(code: ExitCode) -> ExitCode {
+    match output::finish() {
+        Ok(()) => code,
+        Err(error) => {
+            output::note(format!(
+                "error: standard output: expected to take the results, found {error}; what is \
+                 missing there is lost, other files are written"
+            ));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Help, the version, or what is wrong with the command line.
@@ -80,7 +96,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         output::note(error.render().to_string().trim_end());
         return ExitCode::from(2);
     }
-    error.exit()
+    if error.use_stderr() {
+        error.exit()
+    }
+    let text = error.render();
+    output::piece(&if output::colors() { text.ansi().to_string() } else { text.to_string() });
+    written(ExitCode::SUCCESS)
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

@@ -3,14 +3,44 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use checkpoint::{Disk, FaultyDisk, RealDisk};
 use data::Tokenizer;
 use model::{Causality, Model, Rule, WeightFormats};
-use train::Stored;
+use train::{Stored, TrainError};
 
-/// A checkpoint and its tokenizer.
+use crate::output;
+
+/// The most bytes of a text that an option names, such as a prompt or a template.
+pub(crate) const LONGEST_TEXT: u64 = 64 << 20;
+
+/// The text of a file that an option names.
+pub(crate) fn text_file(path: &Path) -> Result<String> {
+    files::read_text(path, LONGEST_TEXT).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The disk that everything is written to, or the one that tests ask for.
+pub(crate) fn disk() -> Result<Box<dyn Disk>> {
+    Ok(match FaultyDisk::from_env()? {
+        Some(faulty) => Box::new(faulty),
+        None => Box::new(RealDisk),
+    })
+}
+
+/// A checkpoint in f32, from which something is made.
+pub(crate) fn source(path: &Path) -> Result<Stored> {
+    told(path, train::load_model(path))
+}
+
+/// Says aloud where an older checkpoint was taken than the one that was meant.
+fn told(path: &Path, stored: Result<Stored, TrainError>) -> Result<Stored> {
+    let stored = stored.with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    train::older(&stored.passed_over, &stored.folder).iter().for_each(output::note);
+    Ok(stored)
+}
+
+/// A checkpoint for use and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
-    let stored = train::load_for_use(path)
-        .with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    let stored = told(path, train::load_for_use(path))?;
     let json = stored.tokenizer.as_deref().with_context(|| {
         format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
     })?;

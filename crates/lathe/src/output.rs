@@ -1,9 +1,14 @@
-//! What goes to the terminal. A closed pipe ends output quietly.
+//! What goes to the terminal. A closed pipe ends output quietly; a result that is lost otherwise,
+//! as on a full disk, makes the command fail.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use report::{Table, sanitize, steers};
 use serde::Serialize;
+
+/// The first failure of standard output.
+static LOST: Mutex<Option<std::io::Error>> = Mutex::new(None);
 
 /// One line to standard output. Lines quote what files say, so that characters that steer a
 /// terminal are written out and what is very long is cut; [`json`] is for what programs read.
@@ -12,7 +17,7 @@ pub(crate) fn line(text: impl AsRef<str>) {
 }
 
 fn raw_line(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    remember(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
 /// A value as JSON to standard output, whole.
@@ -39,8 +44,30 @@ fn as_read(text: &str, by_terminal: bool) -> String {
 /// Text that is harmless, without a line end, at once.
 pub(crate) fn piece(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
+    remember(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+fn remember(done: std::io::Result<()>) {
+    if let Err(error) = done {
+        LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Whether nobody gets what is written from now on.
+pub(crate) fn is_lost() -> bool {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// Whether everything that was written to standard output got there, or nobody wanted more of it.
+///
+/// # Errors
+/// What the system said to the first part that was lost.
+pub(crate) fn finish() -> std::io::Result<()> {
+    remember(std::io::stdout().lock().flush());
+    match LOST.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// One line to standard error: what is not the result. As harmless as [`line`].

@@ -213,10 +213,28 @@ pub(crate) fn fits(given: &Recipe) -> Result<()> {
     Ok(())
 }
 
+/// Refuses `bytes` of memory, asked for as `what`, where this machine has less in all: the system
+/// would end the program without a word.
+pub(crate) fn has_memory(what: &str, bytes: f64) -> Result<()> {
+    let Some(all) = meminfo("MemTotal:") else { return Ok(()) };
+    ensure!(
+        bytes <= all,
+        "{what} takes {} of memory, expected at most the {} of this machine",
+        human_bytes(bytes as u64),
+        human_bytes(all as u64)
+    );
+    Ok(())
+}
+
 /// Memory that programs can still have, where the system tells.
 fn memory_bytes() -> Option<f64> {
+    meminfo("MemAvailable:")
+}
+
+/// A line of what the system tells of its memory, within what a container may have of it.
+fn meminfo(name: &str) -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let free = 1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?;
     // A container may allow less; "max" is no number.
     let allowed = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();

@@ -8,13 +8,13 @@ use report::{Table, human_bytes, human_count};
 use serde_json::json;
 
 use crate::arguments::Quantize;
-use crate::output;
+use crate::{open, output};
 
 /// `lathe quantize`: writes the rounded weights, then tells sizes and errors.
 pub(crate) fn run(options: &Quantize) -> Result<ExitCode> {
-    let stored = train::load_model(&options.checkpoint)
-        .with_context(|| format!("opening the checkpoint {}", options.checkpoint.display()))?;
-    let (_, done) = convert::quantize(stored, &options.weights, &options.out)
+    let stored = open::source(&options.checkpoint)?;
+    let disk = open::disk()?;
+    let (_, done) = convert::quantize(stored, &options.weights, &options.out, disk.as_ref())
         .with_context(|| format!("quantising {}", options.checkpoint.display()))?;
     if options.json {
         output::json(&json!({ "path": options.out, "quantization": done }))?;

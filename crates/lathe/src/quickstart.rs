@@ -36,11 +36,12 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     })?;
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("making {}", options.out.display()))?;
+    let _lock = files::FolderLock::take(&options.out, "quickstart")?;
     let sequence_length = sequence_length(&config);
     let data = quickstart_text::prepare(options, sequence_length)?;
     let recipe = make_recipe(options, config, &data, started)?;
     let path = options.out.join("recipe.toml");
-    std::fs::write(&path, recipe::show(&recipe)?)
+    files::write_whole(&path, recipe::show(&recipe)?.as_bytes())
         .with_context(|| format!("writing {}", path.display()))?;
     output::line(format!(
         "training {} for {} steps ({})",
@@ -63,7 +64,8 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     speak(&stored, &tokenizer, options.seed)?;
     let page = options.out.join("report.html");
     let text = page_of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
-    std::fs::write(&page, text).with_context(|| format!("writing {}", page.display()))?;
+    files::write_whole(&page, text.as_bytes())
+        .with_context(|| format!("writing {}", page.display()))?;
     output::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
     output::line(format!("  open {}", page.display()));
     output::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));
@@ -85,7 +87,9 @@ fn make_recipe(
     let earlier = options.out.join("recipe.toml");
     if options.out.join("run").is_dir() && earlier.is_file() {
         output::line(format!("continuing with {}", earlier.display()));
-        return recipe::load(&earlier, &[]);
+        let recipe = recipe::load(&earlier, &[])?;
+        same_run(options, &config, &recipe)?;
+        return Ok(recipe);
     }
     let sequence_length = sequence_length(&config);
     let mut recipe = Recipe {
@@ -126,6 +130,24 @@ fn make_recipe(
     recipe.checkpoint.every = (steps / 4).max(1);
     recipe.check()?;
     Ok(recipe)
+}
+
+/// Refuses options that ask for another run than the one that is continued.
+fn same_run(options: &Quickstart, config: &ModelConfig, earlier: &Recipe) -> Result<()> {
+    let model = ModelConfig { vocab_size: options.vocab, ..config.clone() };
+    for (option, differs) in [
+        ("--preset", model != earlier.model),
+        ("--seed", options.seed != earlier.train.seed),
+        ("--steps", options.steps.is_some_and(|steps| steps != earlier.train.steps)),
+    ] {
+        ensure!(
+            !differs,
+            "{option} is not that of the run in {}, which would be continued: leave the option \
+             out, or choose another --out",
+            options.out.display()
+        );
+    }
+    Ok(())
 }
 
 fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {

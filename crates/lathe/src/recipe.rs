@@ -10,9 +10,12 @@ use train::Recipe;
 
 use crate::renamed;
 
+/// The most bytes of a recipe.
+const LONGEST: u64 = 1 << 20;
+
 /// Reads the recipe at `path` and applies `--set a.b=c` entries in order.
 pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
-    let text = std::fs::read_to_string(path)
+    let text = files::read_text(path, LONGEST)
         .with_context(|| format!("reading the recipe {}", path.display()))?;
     parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
 }

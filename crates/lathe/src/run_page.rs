@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
     if let Some(table) = sources(&records) {
         page.table(table);
     }
-    std::fs::write(&options.html, page.render())
+    files::write_whole(&options.html, page.render().as_bytes())
         .with_context(|| format!("writing {}", options.html.display()))?;
     output::note(format!("wrote {}", options.html.display()));
     Ok(ExitCode::SUCCESS)
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
 pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
     let path = train::run_folder(dir).join("log.jsonl");
     ensure!(
-        path.is_file(),
+        path.symlink_metadata().is_ok(),
         "{} is missing: {} is not the folder of a run",
         path.display(),
         dir.display()

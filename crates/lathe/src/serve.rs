@@ -16,7 +16,7 @@ use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits,
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
-use crate::{open, output, render_templates, signals};
+use crate::{open, output, plan, render_templates, signals};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -155,6 +155,7 @@ pub(crate) fn limits(
         config.context
     );
     let page = KvStore::page_bytes(formats.kv_format, config.heads());
+    plan::has_memory("--kv-memory", bounds.kv_memory as f64 * 1048576.0)?;
     let pages = (bounds.kv_memory << 20) / page;
     let brownout = bounds.brownout.map(|floor| Brownout { floor, ..Brownout::default() });
     Ok(SchedulerLimits {
@@ -240,10 +241,10 @@ pub(crate) fn text(
     let template = match (named, chat_template) {
         (_, Some("none")) => None,
         (Some(named), _) => Some(named.jinja(known.add_bos && known.bos.is_some())),
-        (None, Some(path)) => Some(std::fs::read_to_string(path).with_context(|| {
+        (None, Some(path)) => Some(open::text_file(Path::new(path)).with_context(|| {
             let names: Vec<&str> = NAMED_TEMPLATES.iter().map(|template| template.name).collect();
             let names = names.join(" or ");
-            format!("reading the chat template {path}: give a file, {names}, or none for no chat")
+            format!("the chat template {path}: give a file, {names}, or none for no chat")
         })?),
         (None, None) => known.chat_template,
     };
@@ -275,8 +276,7 @@ pub(crate) fn text(
 fn keys(options: &Serve) -> Result<Vec<String>> {
     let mut keys = options.api_key.clone();
     if let Some(path) = &options.api_key_file {
-        let file =
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let file = open::text_file(path)?;
         keys.extend(file.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
         ensure!(!keys.is_empty(), "{} holds no key, expected one a line", path.display());
     }

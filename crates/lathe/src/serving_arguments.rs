@@ -6,6 +6,8 @@ use clap::Args;
 use model::WeightFormats;
 use ops::{Format, KvFormat};
 
+use crate::numbers;
+
 /// The number formats of weights and KV cache.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Number formats")]
@@ -53,34 +55,34 @@ fn kv_format(name: &str) -> Result<KvFormat, String> {
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineLimits {
     /// Memory for the KV cache, in MiB
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) kv_memory: usize,
     /// Sequences that may run at the same time
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_seqs: usize,
     /// Tokens (of prompts and of running sequences) in one step of the model
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_batch_tokens: usize,
     /// Prompt tokens of one sequence in one step; longer prompts are split into chunks
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) prefill_chunk: usize,
     /// Rows that the coda (the last layers) waits for while others still recur; 1 never waits
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) coda_batch: usize,
     /// Steps that the coda waits at most
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = numbers::upto::<u64>(1 << 32))]
     pub(crate) coda_wait: u64,
     /// Requests that may wait; further ones are refused with status 429
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) queue: usize,
     /// Prompt tokens that may wait [default: four times the context]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(1 << 40))]
     pub(crate) queue_tokens: Option<usize>,
     /// Longest sequence in tokens, prompt included [default: the model's context]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) context: Option<usize>,
     /// When the queue grows, reduce the recursion depth down to this before refusing requests
-    #[arg(long, value_name = "DEPTH")]
+    #[arg(long, value_name = "DEPTH", value_parser = numbers::upto::<u32>(numbers::SIDE_BY_SIDE))]
     pub(crate) brownout: Option<u32>,
 }
 
@@ -133,55 +135,56 @@ pub(crate) struct Serve {
 #[command(next_help_heading = "Request and connection limits")]
 pub(crate) struct HttpLimits {
     /// Size of a request body, in bytes
-    #[arg(long, default_value_t = 4 << 20)]
+    #[arg(long, default_value_t = 4 << 20, value_parser = numbers::upto::<usize>(1 << 32))]
     pub(crate) max_body: usize,
     /// Prompts in one request
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_prompts: usize,
     /// Continuations of one prompt (`n`)
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_n: usize,
     /// Sequences in one request: prompts times continuations
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_sequences: usize,
     /// Stop strings in one request
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_stops: usize,
     /// Text in one request to /tokenize, in bytes
-    #[arg(long, default_value_t = 1 << 20)]
+    #[arg(long, default_value_t = 1 << 20, value_parser = numbers::upto::<usize>(1 << 32))]
     pub(crate) max_tokenize: usize,
     /// Alternatives reported beside each token (`logprobs`)
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_logprobs: usize,
     /// Entries of `logit_bias` in one request
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_logit_bias: usize,
     /// Seconds that a chat template may run for one request
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) template_seconds: u64,
     /// Connections that may be open at once
     #[arg(long, default_value_t = 1024)]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_connections: usize,
     /// Seconds until a request is ended with an error
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) deadline: u64,
     /// Seconds that the head of a request may take to arrive
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) header_seconds: u64,
     /// Seconds that the body of a request may take to arrive
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) body_seconds: u64,
     /// Seconds until an idle connection is closed
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) keep_alive: u64,
     /// Seconds until a client that does not read its stream is dropped
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) slow_reader: u64,
     /// Seconds after a signal to stop in which requests are still welcome, while /health says 503:
     /// the time that balancers take to notice
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) lame_duck: u64,
     /// Seconds that running requests may go on after that; a second signal ends at once
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) drain: u64,
 }

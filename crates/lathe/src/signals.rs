@@ -1,11 +1,19 @@
-//! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once.
+//! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once. A file that
+//! may not grow is an error and no signal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
+
+/// Lets a write beyond the largest size of a file fail, as one on a full disk does, instead of
+/// ending the process in the middle of it.
+pub(crate) fn outlive_full_files() {
+    // Where the signal cannot be taken over, it ends the process as before.
+    let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
 
 /// Whether somebody asked to stop.
 #[derive(Clone)]

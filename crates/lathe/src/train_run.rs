@@ -5,14 +5,13 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use checkpoint::{Disk, FaultyDisk, RealDisk};
 use report::human_count;
 use train::{Recipe, Resume, Run, Stop, Validation};
 
 use crate::arguments::Train;
 use crate::progress::Live;
 use crate::signals::Asked;
-use crate::{output, plan, recipe};
+use crate::{open, output, plan, recipe};
 
 /// `lathe train`, with the live display, until the last step or a signal.
 pub(crate) fn run(options: &Train) -> Result<ExitCode> {
@@ -22,7 +21,11 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     plan::fits(&recipe)?;
-    let resume = if options.resume == "never" { Resume::Never } else { Resume::Auto };
+    let resume = match (options.resume.as_str(), options.accept_changes) {
+        ("never", _) => Resume::Never,
+        (_, true) => Resume::Changed,
+        (_, false) => Resume::Auto,
+    };
     let validation = train(&recipe, &options.out, resume)?;
     match validation {
         Some(validation) => output::table(&results(&validation)),
@@ -50,10 +53,10 @@ pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Optio
     if let Some(step) = run.resumed.step {
         output::note(format!("continuing from step {step}"));
     }
-    let disk: Box<dyn Disk> = match FaultyDisk::from_env()? {
-        Some(faulty) => Box::new(faulty),
-        None => Box::new(RealDisk),
-    };
+    for change in &run.resumed.changes {
+        output::note(format!("the recipe has changed: {change}"));
+    }
+    let disk = open::disk()?;
     let steps = run.trainer.recipe.train.steps;
     let mut live = Live::new(run.trainer.step, steps);
     let result = run.go(disk.as_ref(), &unix_time, &mut |event| {

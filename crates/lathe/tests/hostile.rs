@@ -290,7 +290,7 @@ fn text_and_tokenizers_that_make_no_sense() {
     build(&["--tokenizer", "nowhere.json"], &["nowhere.json"]);
     build(&["--tokenizer", "text"], &["text"]);
     build(&["--tokenizer", "rows.jsonl"], &["rows.jsonl"]);
-    build(&["--tokenizer", "tokenizer.json", "--valid-per-mille", "2000"], &["valid_per_mille"]);
+    build(&["--tokenizer", "tokenizer.json", "--valid-per-mille", "2000"], &["1000"]);
     let whole = place.read("tokenizer.json");
     for length in [0, 1, whole.len() / 2, whole.len() - 2] {
         place.write("cut.json", &whole[..length]);

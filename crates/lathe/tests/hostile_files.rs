@@ -22,7 +22,7 @@ fn damaged_configurations() {
     fixture.refuses("config.json", Some(b"{}"), &["model.vocab_size", STEP]);
     let deep = "[".repeat(100_000);
     fixture.refuses("config.json", Some(deep.as_bytes()), &["config.json"]);
-    let cases: [(&str, Value, &[&str]); 22] = [
+    let cases: [(&str, Value, &[&str]); 27] = [
         ("/vocab_size", json!(0), &["model.vocab_size", STEP]),
         ("/vocab_size", json!(301), &["weights.safetensors", "embed"]),
         ("/vocab_size", json!(10_000_000), &["weights.safetensors", "embed"]),
@@ -30,7 +30,12 @@ fn damaged_configurations() {
         ("/width", json!(48), &["weights.safetensors"]),
         ("/width", json!(-32), &["config.json"]),
         ("/width", json!("32"), &["config.json"]),
-        ("/width", json!(null), &["weights.safetensors"]),
+        ("/width", json!(null), &["config.json", "without the field model.width"]),
+        ("/rope_theta", json!(null), &["config.json", "without the field model.rope_theta"]),
+        ("/norm_eps", json!(null), &["config.json", "without the field model.norm_eps"]),
+        ("/kv", json!(null), &["config.json", "without the field model.kv"]),
+        ("/router/alpha", json!(null), &["config.json", "without the field model.router.alpha"]),
+        ("/router/gating", json!(null), &["config.json", "without the field model.router.gating"]),
         ("/heads", json!(0), &["model.heads"]),
         ("/kv_heads", json!(2), &["weights.safetensors"]),
         ("/head_dim", json!(7), &["model.head_dim"]),
@@ -40,7 +45,7 @@ fn damaged_configurations() {
         ("/sharing", json!("spiral"), &["config.json", "spiral"]),
         ("/router/kind", json!("oracle"), &["config.json", "oracle"]),
         ("/router/capacities", json!([0.1, 0.2, 0.3]), &["model.router.capacities"]),
-        ("/router", json!({ "kind": "token_choice" }), &["weights.safetensors", "router"]),
+        ("/router", json!({ "kind": "token_choice" }), &["config.json", "model.router.network"]),
         ("/tie_embeddings", json!(false), &["weights.safetensors", "head"]),
         ("/sliding_window", json!(4), &["config.json", "sliding_window"]),
         ("/router/surprise", json!(4), &["config.json", "surprise"]),
@@ -59,13 +64,18 @@ fn damaged_counters_rules_and_recipes() {
             fixture.refuses(file, Some(text.as_bytes()), &[file]);
         }
     }
-    let cases: [(&str, &str, Value, &[&str]); 19] = [
+    let cases: [(&str, &str, Value, &[&str]); 27] = [
         ("state.json", "/step", json!("four"), &["state.json"]),
         ("state.json", "/step", json!(-4), &["state.json"]),
         ("state.json", "/tokens", json!(1e300), &["state.json"]),
         ("state.json", "/position", json!(null), &["state.json", "position"]),
         ("state.json", "/surprise", json!(1), &["state.json", "surprise"]),
         ("state.json", "/updates", json!(u64::MAX), &["state.updates", "4"]),
+        ("state.json", "/step", json!(u64::MAX), &["state.step", "1099511627776"]),
+        ("state.json", "/position", json!(u64::MAX), &["state.position", "1152921504606846976"]),
+        ("state.json", "/tokens", json!(u64::MAX), &["state.tokens", "1152921504606846976"]),
+        ("state.json", "/skipped", json!(5), &["state.skipped", "at most 4"]),
+        ("state.json", "/skipped_in_a_row", json!(1), &["state.skipped_in_a_row", "at most 0"]),
         ("state.json", "/router", json!({}), &["state.router.running", "missing"]),
         ("state.json", "/router/running", json!(["low"]), &["state.json"]),
         ("state.json", "/router/running", json!(null), &["state.router.running", "missing"]),
@@ -84,6 +94,14 @@ fn damaged_counters_rules_and_recipes() {
         ("routing.json", "/surprise", json!(1), &["routing.json", "surprise"]),
         ("recipe.json", "/train/steps", json!("many"), &["recipe.json"]),
         ("recipe.json", "/data/sequence_length", json!(-1), &["recipe.json"]),
+        ("recipe.json", "/data/sequence_length", json!(0), &["recipe.data.sequence_length"]),
+        ("recipe.json", "/data/sequence_length", json!(65), &["recipe.data.sequence_length"]),
+        (
+            "recipe.json",
+            "/data/sequence_length",
+            json!(u64::MAX),
+            &["recipe.data.sequence_length", "64"],
+        ),
     ];
     for (file, field, value, needles) in cases {
         fixture.refuses_field(file, field, value, needles);
@@ -405,16 +423,16 @@ fn prompts_and_samplers_that_make_no_sense() {
     let cases: [(&[&str], &[&str]); 14] = [
         (&["--prompt", &long], &["64", "positions"]),
         (&["--prompt", "the", "--max-tokens", "64"], &["64", "positions"]),
-        (&["--prompt", "the", "--max-tokens", "18446744073709551615"], &["positions"]),
+        (&["--prompt", "the", "--max-tokens", "18446744073709551615"], &["--max-tokens"]),
         (&["--prompt", "the", "--max-tokens=-1"], &["--max-tokens"]),
         (&["--prompt", "the", "--max-tokens", "5", "--max-depth", "0"], &["max_depth"]),
         (&["--prompt", "the", "--max-tokens", "5", "--temperature=-1"], &["temperature"]),
         (&["--prompt", "the", "--max-tokens", "5", "--temperature", "nan"], &["temperature"]),
         (&["--prompt", "the", "--max-tokens", "5", "--temperature", "1e9"], &["temperature"]),
         (&["--prompt", "the", "--max-tokens", "5", "--top-p", "0"], &["top_p"]),
-        (&["--prompt", "the", "--max-tokens", "5", "--top-p", "1.01"], &["top_p"]),
-        (&["--prompt", "the", "--max-tokens", "5", "--min-p", "2"], &["min_p"]),
-        (&["--prompt", "the", "--max-tokens", "5", "--min-p", "nan"], &["min_p"]),
+        (&["--prompt", "the", "--max-tokens", "5", "--top-p", "1.01"], &["--top-p"]),
+        (&["--prompt", "the", "--max-tokens", "5", "--min-p", "2"], &["--min-p"]),
+        (&["--prompt", "the", "--max-tokens", "5", "--min-p", "nan"], &["--min-p"]),
         (&["--prompt", "the", "--max-tokens", "5", "--top-k=-3"], &["--top-k"]),
         (&["--prompt", "the", "--seed", "x"], &["--seed"]),
     ];
@@ -479,9 +497,9 @@ fn a_run_goes_on_with_the_weights_frozen_that_were() {
 #[test]
 fn a_start_without_an_end_is_not_read() {
     let place = Place::with_run();
-    fs::create_dir(place.path("endless")).expect("makes");
+    common::copy_folder(&place.path(STEP), &place.path("endless"));
+    fs::remove_file(place.path("endless/config.json")).expect("removes");
     std::os::unix::fs::symlink("/dev/zero", place.path("endless/config.json")).expect("links");
-    place.write("endless/manifest.json", "{}");
     let start = ["train", "tiny.toml", "--out", "new", "--set", "start.checkpoint=endless"];
     place.refuses(&start, &["endless", "config.json"]);
 }

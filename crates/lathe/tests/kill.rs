@@ -266,11 +266,11 @@ fn a_full_disk_is_an_error_and_the_older_checkpoint_stays() {
     let (place, expected) = reference(6, 3);
     for plan in [
         "enospc:1",
-        "enospc:40",
-        "enospc-half:write-chunk:12",
-        "enospc:rename:2",
-        "enospc:sync-file:9",
-        "enospc-from:45",
+        "enospc:44",
+        "enospc-half:write-chunk:13",
+        "enospc:rename:4",
+        "enospc:sync-file:11",
+        "enospc-from:49",
     ] {
         let run = plan.replace(':', "-");
         let ended = end(train(&place, &run).env("LATHE_FAULT", plan))
@@ -326,17 +326,25 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
 }
 
 #[test]
-fn without_any_undamaged_checkpoint_a_run_starts_afresh() {
+fn without_any_undamaged_checkpoint_a_run_is_refused() {
     let (place, expected) = reference(6, 3);
-    for name in place.checkpoints("whole") {
-        fs::write(place.path("whole/checkpoints").join(name).join("manifest.json"), "{}")
-            .expect("writes");
+    let steps = place.checkpoints("whole");
+    let manifests: Vec<_> = steps
+        .iter()
+        .map(|name| place.path("whole/checkpoints").join(name).join("manifest.json"))
+        .collect();
+    let whole: Vec<_> = manifests.iter().map(|path| fs::read(path).expect("reads")).collect();
+    for path in &manifests {
+        fs::write(path, "{}").expect("writes");
     }
-    let ended = resume(&place, "whole", &expected, "both damaged");
-    assert!(
-        ended.err.matches("passing over").count() == 2 && !ended.err.contains("continuing"),
-        "{ended:?}"
-    );
+    end(&mut train(&place, "whole")).bad(&["step-00000003", "step-00000006", "not begun again"]);
+    for (path, bytes) in manifests.iter().zip(&whole) {
+        fs::write(path, bytes).expect("writes");
+    }
+    assert_same(&result(&place, "whole"), &expected, "refused");
+    // Moved away, it is begun again.
+    fs::rename(place.path("whole"), place.path("moved")).expect("renames");
+    resume(&place, "whole", &expected, "moved away");
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The append-only JSONL log of a run: its source of truth, cut back to a step on resume.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -90,7 +89,7 @@ impl Log {
     /// [`LogError::Io`], or [`LogError::BadLine`] when a line before the last is not a record; the
     /// file is then left as it was.
     pub fn open(path: &Path, keep_through_step: Option<u64>) -> Result<Self, LogError> {
-        let old = match fs::read(path) {
+        let old = match files::read(path, u64::MAX) {
             Ok(old) => old,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(io_error(path, "read", source)),
@@ -157,7 +156,7 @@ impl Log {
 /// [`LogError::Io`], or [`LogError::BadLine`] with the number of the first line that is not a
 /// record.
 pub fn read(path: &Path) -> Result<Contents, LogError> {
-    let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
+    let bytes = files::read(path, u64::MAX).map_err(|source| io_error(path, "read", source))?;
     let lines = parse(path, &bytes)?;
     Ok(Contents {
         records: lines.whole.into_iter().map(|line| line.record).collect(),
@@ -226,31 +225,8 @@ fn step_of(record: &Record) -> Option<u64> {
 }
 
 fn replace(path: &Path, contents: &[u8]) -> Result<(), LogError> {
-    let mut name = OsString::from(path.as_os_str());
-    name.push(".tmp");
-    let beside = PathBuf::from(name);
-    let mut file = File::create(&beside).map_err(|source| io_error(&beside, "create", source))?;
-    file.write_all(contents).map_err(|source| io_error(&beside, "write", source))?;
-    file.sync_all().map_err(|source| io_error(&beside, "sync", source))?;
-    fs::rename(&beside, path)
-        .map_err(|source| io_error(path, "rename the shortened copy over", source))?;
-    sync_directory(path)
-}
-
-#[cfg(unix)]
-fn sync_directory(path: &Path) -> Result<(), LogError> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| io_error(parent, "sync the directory", source))
-}
-
-#[cfg(not(unix))]
-fn sync_directory(_path: &Path) -> Result<(), LogError> {
-    Ok(())
+    files::write_whole(path, contents)
+        .map_err(|source| io_error(path, "replace it by the shortened copy", source))
 }
 
 fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> LogError {

@@ -136,16 +136,14 @@ fn cut_back(dir: &Path, last: u64) -> Result<(), EventError> {
         if !name.starts_with(PREFIX) || !name.contains(OURS) {
             continue;
         }
-        let old = fs::read(&path).map_err(|source| failed(&path, "read the file", source))?;
+        let old = files::read(&path, u64::MAX)
+            .map_err(|source| failed(&path, "read the file", source))?;
         let kept = frames_through(&old, last);
         if kept.len() == old.len() {
             continue;
         }
-        // Readers of the folder do not take this name for one of event files.
-        let beside = dir.join(format!(".{name}.tmp"));
-        let written = File::create(&beside)
-            .and_then(|mut file| file.write_all(&kept).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&beside, &path));
+        // Readers of the folder do not take the name of the copy for one of event files.
+        let written = files::write_whole(&path, &kept);
         written.map_err(|source| failed(&path, "shorten the file", source))?;
     }
     Ok(())

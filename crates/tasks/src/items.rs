@@ -146,7 +146,7 @@ fn kind(value: &Value) -> String {
 
 /// The items of `path`, at most `limit`; blank lines are passed over.
 pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Row>, TaskError> {
-    let file = std::fs::File::open(path).map_err(TaskError::io("read", path))?;
+    let file = files::open(path).map_err(TaskError::io("read", path))?;
     let mut file = BufReader::new(file);
     let mut rows = Vec::new();
     let mut bytes = Vec::new();

@@ -21,7 +21,8 @@ pub(crate) struct TaskSettings {
 impl TaskSettings {
     /// Reads a task file and checks its keys against those of its kind.
     pub(crate) fn read(path: &Path) -> Result<Self, TaskError> {
-        let bytes = std::fs::metadata(path).map_err(TaskError::io("read", path))?.len();
+        let file = files::open(path).map_err(TaskError::io("read", path))?;
+        let bytes = file.metadata().map_err(TaskError::io("read", path))?.len();
         let mut settings =
             Self { path: path.to_path_buf(), values: Table::new(), lines: Vec::new() };
         if bytes > MAX_BYTES {
@@ -32,7 +33,9 @@ impl TaskSettings {
                 format!("{bytes} bytes"),
             ));
         }
-        let text = std::fs::read_to_string(path).map_err(TaskError::io("read", path))?;
+        let bytes = files::read_open(file, MAX_BYTES).map_err(TaskError::io("read", path))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|e| settings.at(1, "encoding", "UTF-8", e.utf8_error().to_string()))?;
         let parsed = DeTable::parse(&text).and_then(|keys| Ok((keys, toml::from_str(&text)?)));
         let (keys, values) = parsed.map_err(|e| {
             let line = e.span().map_or(1, |span| line_of(&text, span.start));

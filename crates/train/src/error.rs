@@ -1,6 +1,6 @@
 //! What can end a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a run did not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,35 @@ pub enum TrainError {
         /// The largest step of its checkpoints.
         step: u64,
     },
+    /// The run's folder holds checkpoints, and none of them can be read.
+    #[error(
+        "{path}: none of the checkpoints of this run can be read, and a run is not begun again \
+         over them:{reasons}\nrestore one of them (from a copy, with the version of Lathe that \
+         wrote it, or by its permissions), move the folder of the run away to begin again, or \
+         choose another --out",
+        reasons = reasons(damaged)
+    )]
+    Unreadable {
+        /// The folder of its checkpoints.
+        path: PathBuf,
+        /// Each of them with the reason, newest first.
+        damaged: Vec<checkpoint::Damaged>,
+    },
+    /// The run's folder holds a log of more steps than a run without checkpoints can have done.
+    #[error(
+        "{path} has {steps} steps, but the run has no checkpoint, and a log is not cut for a run \
+         that begins again: put the checkpoints back into the folder of the run, move the log \
+         away, or choose another --out"
+    )]
+    NoCheckpoints {
+        /// The log of the run.
+        path: PathBuf,
+        /// The last step in it.
+        steps: u64,
+    },
+    /// Another process writes into the run's folder.
+    #[error(transparent)]
+    Locked(#[from] files::LockError),
     /// Loss or gradient not finite.
     #[error(
         "step {step}: {what} is {value}; weights are as after step {last}. \
@@ -90,4 +119,21 @@ pub enum TrainError {
         /// That number: infinite, or not a number.
         value: f64,
     },
+}
+
+fn reasons(damaged: &[checkpoint::Damaged]) -> String {
+    damaged
+        .iter()
+        .map(|damaged| format!("\n  {}: {}", damaged.path.display(), damaged.reason))
+        .collect()
+}
+
+/// The refusal of a checkpoint whose `field` does not fit.
+pub(crate) fn refuse<T>(
+    path: &Path,
+    field: &str,
+    found: String,
+    expected: String,
+) -> Result<T, TrainError> {
+    Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
 }

@@ -1,10 +1,13 @@
 //! Windows to steps to checkpoints: the recipe, the schedule, the optimizer, the loop. Knows no
 //! command line and no terminal: whoever runs it sees every step's report and decides when to stop.
 
+mod changes;
 mod config;
 mod error;
 mod forecast;
 mod freeze;
+mod given_config;
+mod opening;
 mod optimizer;
 mod resume;
 mod rounded;
@@ -16,20 +19,23 @@ mod stored;
 mod text;
 mod validate;
 
+pub use changes::Change;
 pub use config::{
     CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe,
     ScheduleConfig, StartConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use forecast::{Forecast, Memory, Timing, Work};
+pub use given_config::model_config;
+pub use opening::{config_of, load_for_use, load_model, run_folder};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use rounded::{Rounded, stored_bytes, tensors};
 pub use run::{Event, Resume, Run, Stop};
 pub use schedule::learning_rate;
-pub use start::{config_of, run_folder};
+pub use start::older;
 pub use step::{StepReport, Trainer, pack};
-pub use stored::{Made, Stored, load, load_for_use, load_model, model_config, write_model};
+pub use stored::{Made, Stored, load, write_model};
 pub use text::SpecialTokens;
 pub use validate::{
     RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, validate,

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use checkpoint::Damaged;
+use checkpoint::{Damaged, Loaded};
 
-use crate::stored::restore;
-use crate::{Resume, TrainError, Trainer};
+use crate::{Change, Resume, TrainError};
 
 /// What the checkpoints of a run's folder had to offer.
 #[derive(Debug, Default)]
@@ -14,24 +13,43 @@ pub struct Resumed {
     pub step: Option<u64>,
     /// Checkpoints that were passed over, newest first.
     pub damaged: Vec<Damaged>,
+    /// What the recipe says differently from the one that the checkpoint was saved with.
+    pub changes: Vec<Change>,
 }
 
-/// Puts `trainer` where `checkpoints` and `how` say.
-pub(crate) fn resume(
-    trainer: &mut Trainer,
-    checkpoints: &Path,
-    how: Resume,
-    data: &str,
-) -> Result<Resumed, TrainError> {
-    if !checkpoints.is_dir() {
-        return Ok(Resumed::default());
+/// Where a run can be continued.
+pub(crate) struct Point {
+    /// The newest checkpoint that verifies; none if the run has none at all.
+    pub(crate) loaded: Option<Loaded>,
+    /// Checkpoints that were passed over, newest first.
+    pub(crate) damaged: Vec<Damaged>,
+}
+
+/// Finds where the run in `dir` can be continued. A run with checkpoints of which none can be read
+/// is refused: to begin again would write over it.
+pub(crate) fn find(dir: &Path, how: Resume) -> Result<Point, TrainError> {
+    let checkpoints = &dir.join("checkpoints");
+    if checkpoints.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(Point { loaded: None, damaged: Vec::new() });
     }
-    let (loaded, damaged) = checkpoint::newest_valid(checkpoints)?;
-    let Some(loaded) = loaded else { return Ok(Resumed { step: None, damaged }) };
-    if how == Resume::Never {
-        let step = checkpoint::list(checkpoints).iter().filter_map(|e| e.step).max().unwrap_or(0);
-        return Err(TrainError::Occupied { path: checkpoints.to_path_buf(), step });
+    // A link to a disk that is not there is no empty folder.
+    let there = std::fs::metadata(checkpoints);
+    if let Err(source) = there {
+        let (action, path) = ("opening", checkpoints.clone());
+        return Err(TrainError::Folder { action, path, source });
     }
-    restore(trainer, &loaded, data)?;
-    Ok(Resumed { step: Some(trainer.step), damaged })
+    let (loaded, mut damaged) = checkpoint::newest_valid(checkpoints)?;
+    match &loaded {
+        None if !damaged.is_empty() => {
+            return Err(TrainError::Unreadable { path: checkpoints.clone(), damaged });
+        }
+        Some(_) if how == Resume::Never => {
+            let known = checkpoint::list(checkpoints);
+            let step = known.iter().filter_map(|entry| entry.step).max().unwrap_or(0);
+            return Err(TrainError::Occupied { path: checkpoints.clone(), step });
+        }
+        _ => {}
+    }
+    damaged.extend(checkpoint::recover(checkpoints)?);
+    Ok(Point { loaded, damaged })
 }

@@ -1,23 +1,29 @@
 //! The loop: step, log, validate, save, until the recipe's end or until whoever watches says stop.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use checkpoint::Disk;
 use data::{Corpus, Split, Windows};
-use report::{EventWriter, Log};
-use serde_json::{Map, Value, json};
+use files::FolderLock;
+use report::{EventWriter, Log, Record};
+use serde_json::{Value, json};
 
-use crate::resume::{Resumed, resume};
-use crate::start::{begin, pin, teach};
-use crate::stored::snapshot;
+use crate::opening::is_checkpoint;
+use crate::resume::{self, Resumed};
+use crate::start::{begin, pin, remember, teach};
+use crate::stored::{document, restore, snapshot};
 use crate::{Recipe, StepReport, TrainError, Trainer, Validation, validate};
 
 /// Whether a folder's checkpoints are continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// From the newest undamaged checkpoint, if there is one.
+    /// From the newest undamaged checkpoint, if there is one. Changes of the recipe that later
+    /// steps would notice are refused.
     Auto,
+    /// The same with such changes accepted.
+    Changed,
     /// A folder with checkpoints is refused.
     Never,
 }
@@ -30,6 +36,9 @@ pub enum Stop {
     /// Save a checkpoint and end the run, which can be resumed.
     Save,
 }
+
+/// The most bytes of a tokenizer.
+const LONGEST_TOKENIZER: u64 = 1 << 30;
 
 /// News of a run for whoever watches it.
 #[derive(Debug)]
@@ -75,21 +84,24 @@ pub struct Run {
     events: EventWriter,
     tokenizer: Vec<u8>,
     validated: Option<(u64, Validation)>,
+    /// Held as long as the run may write.
+    _lock: FolderLock,
 }
 
 impl Run {
     /// Opens or starts a run in `dir`. `wall_time` is the Unix time for the event file.
     ///
     /// # Errors
-    /// An impossible recipe, data that does not fit, a folder that holds another run, damage.
+    /// An impossible recipe, data that does not fit, a folder that holds another run or checkpoints
+    /// that cannot be read, another process that writes there.
     pub fn open(
         recipe: &Recipe,
         dir: &Path,
         how: Resume,
         wall_time: f64,
     ) -> Result<Self, TrainError> {
-        let Opened { recipe, windows, valid } = open_data(recipe)?;
-        if dir.join("manifest.json").is_file() {
+        let Opened { mut recipe, windows, valid } = open_data(recipe)?;
+        if is_checkpoint(dir) {
             return Err(TrainError::Checkpoint {
                 path: dir.to_path_buf(),
                 field: "folder".into(),
@@ -100,24 +112,45 @@ impl Run {
             });
         }
         let path = windows.corpus().tokenizer_path();
-        let tokenizer = std::fs::read(&path).map_err(|source| TrainError::Folder {
-            action: "reading",
-            path,
-            source,
-        })?;
-        let mut trainer = Trainer::new(&recipe)?;
-        let fingerprint = windows.corpus().fingerprint().to_owned();
+        let read = files::read(&path, LONGEST_TOKENIZER);
+        let tokenizer =
+            read.map_err(|source| TrainError::Folder { action: "reading", path, source })?;
         make_folder(dir)?;
-        let resumed = resume(&mut trainer, &dir.join("checkpoints"), how, &fingerprint)?;
-        let remarks = match resumed.step {
-            None => begin(&mut trainer, &tokenizer)?,
-            Some(_) => Vec::new(),
+        let lock = FolderLock::take(dir, "train")?;
+        let fingerprint = windows.corpus().fingerprint().to_owned();
+        let point = resume::find(dir, how)?;
+        let teacher = pin("distill", &recipe.distill.checkpoint, &mut recipe.distill.fingerprint)?;
+        let start = match &point.loaded {
+            None => pin("start", &recipe.start.checkpoint, &mut recipe.start.fingerprint)?,
+            Some(loaded) => {
+                // A checkpoint without a recipe is refused below, with its reason.
+                if loaded.json.contains_key("recipe") {
+                    remember(&mut recipe, &document(loaded, "recipe")?)?;
+                }
+                None
+            }
         };
-        teach(&mut trainer, &tokenizer)?;
+        let mut trainer = Trainer::new(&recipe)?;
+        let mut resumed = Resumed { damaged: point.damaged, ..Resumed::default() };
+        let mut remarks = match &point.loaded {
+            None => begin(&mut trainer, start, &tokenizer)?,
+            Some(loaded) => {
+                let accepted = how == Resume::Changed;
+                resumed.changes = restore(&mut trainer, loaded, &fingerprint, accepted)?;
+                resumed.step = Some(trainer.step);
+                Vec::new()
+            }
+        };
+        remarks.extend(teach(&mut trainer, teacher, &tokenizer)?);
+        let path = dir.join("log.jsonl");
+        let written = read_log(&path, &resumed, recipe.checkpoint.every)?;
         make_folder(&dir.join("checkpoints"))?;
         make_folder(&dir.join("events"))?;
         let keep = Some(trainer.step);
-        let log = Log::open(&dir.join("log.jsonl"), keep)?;
+        let mut log = Log::open(&path, keep)?;
+        if let Some(change) = change_record(&resumed).filter(|record| !written.contains(record)) {
+            log.write(&change)?;
+        }
         let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
         let events = EventWriter::resume(&dir.join("events"), wall_time, trainer.step)?;
         let dir = dir.to_path_buf();
@@ -133,6 +166,7 @@ impl Run {
             events,
             tokenizer,
             validated: None,
+            _lock: lock,
         })
     }
 
@@ -160,6 +194,10 @@ impl Run {
         let steps = self.trainer.recipe.train.steps;
         let mut stop = Stop::No;
         let mut saved = self.resumed.step;
+        if saved.is_some() {
+            // A process that ended in the middle may have left more than the recipe keeps.
+            self.prune()?;
+        }
         while self.trainer.step < steps && stop == Stop::No {
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
@@ -275,15 +313,51 @@ impl Run {
         let parent = self.dir.join("checkpoints");
         let path =
             checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
-        let keep = &self.trainer.recipe.checkpoint;
-        checkpoint::prune(
-            &parent,
-            keep.keep_last.max(1),
-            (keep.keep_every > 0).then_some(keep.keep_every),
-        )?;
+        self.prune()?;
         watch(Event::Saved { path: &path });
         Ok(())
     }
+
+    /// Removes the checkpoints that the recipe does not keep.
+    fn prune(&self) -> Result<(), TrainError> {
+        let keep = &self.trainer.recipe.checkpoint;
+        let every = (keep.keep_every > 0).then_some(keep.keep_every);
+        checkpoint::prune(&self.dir.join("checkpoints"), keep.keep_last.max(1), every)?;
+        Ok(())
+    }
+}
+
+/// The records of the log so far. Refuses one of more steps than a run can have done before its
+/// first checkpoint, where there is no checkpoint.
+fn read_log(path: &Path, resumed: &Resumed, every: u64) -> Result<Vec<Record>, TrainError> {
+    if path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Ok(Vec::new());
+    }
+    let records = report::jsonl::read(path)?.records;
+    if resumed.step.is_none() && !records.iter().all(is_of_a_run) {
+        let message = "it holds records that no run of Lathe wrote; choose another --out";
+        let source = std::io::Error::new(ErrorKind::AlreadyExists, message);
+        return Err(TrainError::Folder { action: "beginning", path: path.to_path_buf(), source });
+    }
+    let last = records.iter().filter_map(|record| record.get("step")?.as_u64()).max();
+    match last {
+        Some(steps) if resumed.step.is_none() && every > 0 && steps > every => {
+            Err(TrainError::NoCheckpoints { path: path.to_path_buf(), steps })
+        }
+        _ => Ok(records),
+    }
+}
+
+/// Whether a run writes such a record before its first checkpoint.
+fn is_of_a_run(record: &Record) -> bool {
+    let step = ["loss", "total", "gradient_norm", "learning_rate", "depths"];
+    record.contains_key("validation") || step.iter().all(|field| record.contains_key(*field))
+}
+
+/// The record of what the recipe says differently from now on, if anything.
+fn change_record(resumed: &Resumed) -> Option<Record> {
+    let step = resumed.step.filter(|_| !resumed.changes.is_empty())?;
+    Some(record(Ok(json!({ "step": step, "event": "changed", "changes": resumed.changes }))))
 }
 
 /// Whether something is done after `step` that is done every so many steps; 0 is never.
@@ -327,9 +401,6 @@ fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
         });
     }
     recipe.check()?;
-    recipe.start.fingerprint = pin("start", &recipe.start.checkpoint, &recipe.start.fingerprint)?;
-    recipe.distill.fingerprint =
-        pin("distill", &recipe.distill.checkpoint, &recipe.distill.fingerprint)?;
     let windows = Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?;
     let valid = Windows::new(
         &Corpus::open(&dir, Split::Validation)?,
@@ -351,7 +422,7 @@ fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
     Ok(Opened { recipe, windows, valid })
 }
 
-fn record(value: Result<Value, serde_json::Error>) -> Map<String, Value> {
+fn record(value: Result<Value, serde_json::Error>) -> Record {
     match value {
         Ok(Value::Object(map)) => map,
         _ => unreachable!("records are objects made of our own types"),

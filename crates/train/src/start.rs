@@ -1,99 +1,97 @@
 //! Starting from a checkpoint, and learning from one: what must fit, and how both are pinned.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use checkpoint::Damaged;
 use model::ModelConfig;
 
-use crate::rounded;
-use crate::rounded::only_runs;
-use crate::stored::model_config;
-use crate::{Stored, TrainError, Trainer, load_model};
+use crate::error::refuse;
+use crate::opening::{Found, find};
+use crate::{Recipe, Stored, TrainError, Trainer};
 
-/// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.
-pub fn run_folder(path: &Path) -> PathBuf {
-    let is_run =
-        |path: &Path| path.join("checkpoints").is_dir() || path.join("log.jsonl").is_file();
-    let inner = path.join("run");
-    if !is_run(path) && is_run(&inner) { inner } else { path.to_path_buf() }
+/// A checkpoint that a recipe names, opened once: what is loaded is what the run remembers.
+pub(crate) struct Pinned {
+    /// The text of the recipe.
+    name: String,
+    /// The one that was opened.
+    found: Found,
 }
 
-/// Where the checkpoints of the run at `path` are; `path` itself if it is no run.
-pub(crate) fn steps_of(path: &Path) -> PathBuf {
-    let steps = run_folder(path).join("checkpoints");
-    if steps.is_dir() { steps } else { path.to_path_buf() }
+/// Opens the checkpoint that the recipe names as `field.checkpoint`, if any, and notes which one it
+/// is: the SHA-256 of its manifest, which holds those of its files. Refuses another one than
+/// `known`, unless that is empty.
+pub(crate) fn pin(
+    field: &str,
+    name: &str,
+    known: &mut String,
+) -> Result<Option<Pinned>, TrainError> {
+    if name.is_empty() {
+        known.clear();
+        return Ok(None);
+    }
+    let found = find(Path::new(name))?;
+    let fingerprint = &found.loaded.fingerprint;
+    if !known.is_empty() && known != fingerprint {
+        return Err(TrainError::Recipe {
+            field: format!("{field}.checkpoint"),
+            found: format!("{name}, which has changed: fingerprint {fingerprint}"),
+            expected: format!("the checkpoint of fingerprint {known}"),
+        });
+    }
+    known.clone_from(fingerprint);
+    Ok(Some(Pinned { name: name.to_owned(), found }))
 }
 
-/// The folder of the checkpoint at `path`: itself, or the newest one of a run's folder.
-fn folder(path: &Path) -> Result<PathBuf, TrainError> {
-    if path.join("manifest.json").is_file() {
-        return Ok(path.to_path_buf());
+/// The start of a run that is continued: it was read when the run began and is not read again. What
+/// the run remembers of it counts, if the recipe still names it.
+pub(crate) fn remember(recipe: &mut Recipe, run: &Recipe) -> Result<(), TrainError> {
+    let (wanted, begun) = (&mut recipe.start, &run.start);
+    if wanted.checkpoint == begun.checkpoint && wanted.fingerprint.is_empty() {
+        wanted.fingerprint.clone_from(&begun.fingerprint);
+        return Ok(());
     }
-    match checkpoint::try_list(&steps_of(path))?.into_iter().rfind(|entry| entry.step.is_some()) {
-        Some(entry) => Ok(entry.path),
-        None => refuse(
-            path,
-            "folder",
-            "no checkpoint".into(),
-            "what `lathe import`, `convert` or `train` wrote".into(),
-        ),
+    let name = wanted.checkpoint.clone();
+    pin("start", &name, &mut wanted.fingerprint).map(|_| ())
+}
+
+impl Pinned {
+    /// The model, without rounded weights, and what to tell of how it was found.
+    fn open(self, remarks: &mut Vec<String>) -> Result<Stored, TrainError> {
+        let path = Path::new(&self.name);
+        let folder = self.found.loaded.path.clone();
+        remarks.extend(older(&self.found.passed_over, &folder));
+        self.found.model()?.whole(path)
     }
 }
 
-/// The most bytes of a config.json.
-const LONGEST_CONFIG: u64 = 16 << 20;
-
-/// The model of the checkpoint at `path`, for recipes that start from it; nothing else of it is
-/// read or verified.
-///
-/// # Errors
-/// Nothing there, or a config that is none.
-pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
-    let folder = folder(path)?;
-    if folder.join(format!("{}.json", rounded::DOCUMENT)).is_file() {
-        return only_runs(path, "rounded");
+/// What to tell where newer checkpoints than the one in `folder` could not be read.
+pub fn older(passed_over: &[Damaged], folder: &Path) -> Vec<String> {
+    let mut remarks: Vec<String> = passed_over
+        .iter()
+        .map(|damaged| {
+            let path = damaged.path.display();
+            format!("passing over the damaged checkpoint {path}: {}", damaged.reason)
+        })
+        .collect();
+    if !remarks.is_empty() {
+        remarks.push(format!("taking the older checkpoint {}", folder.display()));
     }
-    let file = folder.join("config.json");
-    let failed = |source| TrainError::Folder { action: "reading", path: file.clone(), source };
-    // A device or a pipe has no end.
-    let about = std::fs::metadata(&file).map_err(failed)?;
-    if !about.is_file() || about.len() > LONGEST_CONFIG {
-        let found =
-            if about.is_file() { format!("{} bytes", about.len()) } else { "no file".into() };
-        return refuse(&file, "size", found, format!("a file of at most {LONGEST_CONFIG} bytes"));
-    }
-    let bytes = std::fs::read(&file).map_err(failed)?;
-    let parsed = serde_json::from_slice(&bytes).map_err(|error| error.to_string());
-    let config = parsed.and_then(|value| model_config(&value));
-    config.or_else(|found| refuse(&file, "JSON", found, "a model's config".into()))
-}
-
-/// What identifies the checkpoint at `path`: the SHA-256 of its manifest, which holds those of its
-/// files. Refuses another one than `known`, unless that is empty.
-pub(crate) fn pin(field: &str, path: &str, known: &str) -> Result<String, TrainError> {
-    if path.is_empty() {
-        return Ok(String::new());
-    }
-    let found = checkpoint::sha256_file(&folder(Path::new(path))?.join("manifest.json"))?;
-    if known.is_empty() || known == found {
-        return Ok(found);
-    }
-    Err(TrainError::Recipe {
-        field: format!("{field}.checkpoint"),
-        found: format!("{path}, which has changed: fingerprint {found}"),
-        expected: format!("the checkpoint of fingerprint {known}"),
-    })
+    remarks
 }
 
 /// Gives a trainer the weights that its recipe starts from, if it names any, and what routers
 /// learned beside them. Returns what begins fresh, as remarks for whoever watches.
-pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<String>, TrainError> {
-    let name = trainer.recipe.start.checkpoint.clone();
-    if name.is_empty() {
-        return Ok(Vec::new());
-    }
+pub(crate) fn begin(
+    trainer: &mut Trainer,
+    start: Option<Pinned>,
+    tokenizer: &[u8],
+) -> Result<Vec<String>, TrainError> {
+    let mut remarks = Vec::new();
+    let Some(start) = start else { return Ok(remarks) };
+    let name = start.name.clone();
     let path = Path::new(&name);
-    let stored = load_model(path)?;
+    let stored = start.open(&mut remarks)?;
     same_tokenizer(path, &stored, tokenizer)?;
     let given = stored.model.config();
     let wanted = ModelConfig {
@@ -121,7 +119,6 @@ pub(crate) fn begin(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<Vec<Strin
             }
         }
     }
-    let mut remarks = Vec::new();
     if !fresh.is_empty() {
         let names: Vec<&str> = fresh.iter().map(|spec| spec.name.as_str()).collect();
         remarks.push(format!(
@@ -190,14 +187,20 @@ fn knows_state(trainer: &Trainer, stored: &Stored) -> bool {
         })
 }
 
-/// Opens the teacher that the recipe names, if any.
-pub(crate) fn teach(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), TrainError> {
-    let name = &trainer.recipe.distill.checkpoint;
-    if name.is_empty() || trainer.recipe.distill.weight == 0.0 {
-        return Ok(());
-    }
-    let path = Path::new(name);
-    let stored = load_model(path)?;
+/// Gives a trainer the teacher that its recipe names, if any. Returns what to tell of how it was
+/// found.
+pub(crate) fn teach(
+    trainer: &mut Trainer,
+    teacher: Option<Pinned>,
+    tokenizer: &[u8],
+) -> Result<Vec<String>, TrainError> {
+    let mut remarks = Vec::new();
+    let Some(teacher) = teacher.filter(|_| trainer.recipe.distill.weight != 0.0) else {
+        return Ok(remarks);
+    };
+    let name = teacher.name.clone();
+    let path = Path::new(&name);
+    let stored = teacher.open(&mut remarks)?;
     same_tokenizer(path, &stored, tokenizer)?;
     let (found, expected) = (stored.model.config().vocab_size, trainer.recipe.model.vocab_size);
     if found != expected {
@@ -218,7 +221,7 @@ pub(crate) fn teach(trainer: &mut Trainer, tokenizer: &[u8]) -> Result<(), Train
         return refuse(path, "context", found, expected);
     }
     trainer.teacher = Some(Arc::new(stored));
-    Ok(())
+    Ok(remarks)
 }
 
 fn same_tokenizer(path: &Path, stored: &Stored, tokenizer: &[u8]) -> Result<(), TrainError> {
@@ -230,8 +233,4 @@ fn same_tokenizer(path: &Path, stored: &Stored, tokenizer: &[u8]) -> Result<(), 
         }
         _ => Ok(()),
     }
-}
-
-fn refuse<T>(path: &Path, field: &str, found: String, expected: String) -> Result<T, TrainError> {
-    Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
 }

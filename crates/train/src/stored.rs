@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::{Disk, Loaded, NamedTensor, Snapshot, TensorFile};
+use checkpoint::{Damaged, Disk, Loaded, NamedTensor, Snapshot, TensorFile};
 use model::params::{BufferSpec, Group};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
 use ops::{Moments, Values};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::changes::{Change, changes, same_model};
+use crate::error::refuse;
+use crate::given_config::{json, model_config};
 use crate::rounded::{self, Rounded};
-use crate::start::steps_of;
 use crate::{Recipe, SpecialTokens, TrainError, Trainer};
 
 /// The counters of a run.
@@ -50,6 +52,10 @@ pub struct Stored {
     pub step: u64,
     /// Predictions that the weights were trained on in all those steps.
     pub tokens: u64,
+    /// The folder that was opened; empty for a model that no checkpoint holds.
+    pub folder: PathBuf,
+    /// Newer checkpoints of the same run that could not be read, newest first.
+    pub passed_over: Vec<Damaged>,
     /// What the stored weights were rounded to, if they were: such a model runs, but nothing is
     /// made from it.
     pub rounded: Option<WeightFormats>,
@@ -68,12 +74,14 @@ impl Stored {
             recipe: None,
             step: 0,
             tokens: 0,
+            folder: PathBuf::new(),
+            passed_over: Vec::new(),
             rounded: None,
         }
     }
 
     /// Refuses a checkpoint of rounded weights.
-    fn whole(self, path: &Path) -> Result<Self, TrainError> {
+    pub(crate) fn whole(self, path: &Path) -> Result<Self, TrainError> {
         match &self.rounded {
             None => Ok(self),
             Some(format) => rounded::only_runs(path, &format.to_string()),
@@ -133,10 +141,6 @@ fn matrix(name: String, (rows, columns): (usize, usize), data: &[f32]) -> NamedT
     NamedTensor { name, shape: vec![rows, columns], data: data.into() }
 }
 
-fn json(value: &impl Serialize) -> Value {
-    serde_json::to_value(value).expect("our own types have string keys and finite numbers")
-}
-
 /// A model that no run of ours made, to be written as a checkpoint.
 pub struct Made<'a> {
     /// Sizes, sharing and routing, from which the parameter table follows.
@@ -170,10 +174,6 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         let expected = "a path where nothing is; remove it or choose another";
         return refuse(path, "folder", "taken".into(), expected.into());
     }
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        let expected = "a path that ends in a name";
-        return refuse(path, "folder", "no name in UTF-8".into(), expected.into());
-    };
     let table = model::table::specs(made.config, &made.config.check()?);
     let slots = match made.rounded.as_ref().map(Rounded::formats).transpose() {
         Ok(formats) => rounded::slots(&table, &formats.unwrap_or_default()),
@@ -213,9 +213,7 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         json: documents,
         files: tokenizer.into_iter().collect(),
     };
-    let parent =
-        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(checkpoint::save(parent, name, &snapshot, disk)?)
+    Ok(checkpoint::save_new(path, &snapshot, disk)?)
 }
 
 /// Whether `path` is a file, or a folder with something in it.
@@ -226,12 +224,14 @@ fn is_taken(path: &Path) -> bool {
     }
 }
 
-/// Puts a checkpoint back into a trainer made from the same recipe.
+/// Puts a checkpoint back into a trainer made from the same recipe, or from one with changes that a
+/// run may have, or that are `accepted`. Returns the changes.
 pub(crate) fn restore(
     trainer: &mut Trainer,
     loaded: &Loaded,
     data: &str,
-) -> Result<(), TrainError> {
+    accepted: bool,
+) -> Result<Vec<Change>, TrainError> {
     if loaded.json.contains_key(rounded::DOCUMENT) {
         return rounded::only_runs(
             &loaded.path,
@@ -246,7 +246,9 @@ pub(crate) fn restore(
     }
     let state: State = document(loaded, "state")?;
     let config = model_of(loaded)?;
-    same_run(loaded, &config, &trainer.recipe)?;
+    same_model(&loaded.path, &config, &trainer.recipe.model)?;
+    let made_by: Recipe = document(loaded, "recipe")?;
+    let changes = changes(&loaded.path, state.step, &made_by, &trainer.recipe, accepted)?;
     if state.data != data {
         return refuse(
             &loaded.path,
@@ -287,43 +289,10 @@ pub(crate) fn restore(
     trainer.skipped = state.skipped;
     trainer.skipped_in_a_row = state.skipped_in_a_row;
     trainer.router = state.router;
-    Ok(())
+    Ok(changes)
 }
 
-/// Refuses a checkpoint whose run is not the one of the recipe `wanted`: another model, other
-/// frozen weights, another start or teacher.
-fn same_run(loaded: &Loaded, config: &ModelConfig, wanted: &Recipe) -> Result<(), TrainError> {
-    if *config != wanted.model {
-        let fields = differing(&json(config), &json(&wanted.model)).join(", ");
-        let found = format!("another model: its {fields} is not the recipe's");
-        let expected = "the model of the recipe; choose another --out".into();
-        return refuse(&loaded.path, "config.json", found, expected);
-    }
-    let made_by: Recipe = document(loaded, "recipe")?;
-    if made_by.train.freeze != wanted.train.freeze {
-        let found = format!("{:?}", made_by.train.freeze);
-        let expected = format!(
-            "{:?}, the recipe's: which weights have moments is fixed when a run begins; go on \
-             with these patterns, or choose another --out and name this run as start.checkpoint",
-            wanted.train.freeze
-        );
-        return refuse(&loaded.path, "train.freeze", found, expected);
-    }
-    if made_by.start.fingerprint != wanted.start.fingerprint
-        || made_by.distill.fingerprint != wanted.distill.fingerprint
-    {
-        let expected = "those of the recipe (start and distill); choose another --out";
-        return refuse(
-            &loaded.path,
-            "recipe.json",
-            "another start or teacher".into(),
-            expected.into(),
-        );
-    }
-    Ok(())
-}
-
-fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
+pub(crate) fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
     let given: Value = document(loaded, "config")?;
     model_config(&given).or_else(|found| {
         let expected = "what this version of Lathe writes".into();
@@ -331,78 +300,10 @@ fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
     })
 }
 
-/// The model that `given` describes. A field that this program does not know may change what the
-/// model computes, so that it is refused.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn model_config(given: &Value) -> Result<ModelConfig, String> {
-    let config = ModelConfig::deserialize(given).map_err(|error| error.to_string())?;
-    match unknown(given, &json(&config)) {
-        None => Ok(config),
-        Some(field) => Err(format!("the unknown field {field:?}")),
-    }
-}
-
-/// A key of `given`, at any depth, that `known` does not have.
-fn unknown(given: &Value, known: &Value) -> Option<String> {
-    let (given, known) = (given.as_object()?, known.as_object()?);
-    given.iter().find_map(|(key, value)| match known.get(key) {
-        None => Some(key.clone()),
-        Some(known) => unknown(value, known),
-    })
-}
-
-/// The fields in which two tables differ.
-fn differing(one: &Value, other: &Value) -> Vec<String> {
-    let (Some(one), Some(other)) = (one.as_object(), other.as_object()) else { return Vec::new() };
-    one.iter()
-        .filter(|(key, value)| other.get(*key) != Some(value))
-        .map(|(k, _)| k.clone())
-        .collect()
-}
-
 fn expect_weights(model: &Model, file: &TensorFile) -> Result<(), TrainError> {
     let expected: Vec<_> =
         model.weights().iter().map(|(s, _)| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect();
     Ok(file.expect(&expected)?)
-}
-
-/// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest
-/// undamaged one is taken.
-///
-/// # Errors
-/// Nothing there, damage, contents that do not fit, or rounded weights, from which nothing is made.
-pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
-    load_for_use(path)?.whole(path)
-}
-
-/// The same for a model that is only to run: its weights may be rounded.
-///
-/// # Errors
-/// Nothing there, damage, or contents that do not fit.
-pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
-    let loaded = if path.join("manifest.json").is_file() {
-        checkpoint::load(path)?
-    } else {
-        match checkpoint::newest_valid(&steps_of(path))? {
-            (Some(loaded), _) => loaded,
-            (None, damaged) => {
-                let found = damaged
-                    .first()
-                    .map_or("no checkpoint".into(), |d| format!("only damaged ones: {}", d.reason));
-                return Err(TrainError::Checkpoint {
-                    path: path.to_path_buf(),
-                    field: "folder".into(),
-                    found,
-                    expected:
-                        "a folder written by `lathe train`, `lathe import` or `lathe convert`"
-                            .into(),
-                });
-            }
-        }
-    };
-    load(&loaded)
 }
 
 /// Builds the model of an opened checkpoint.
@@ -434,10 +335,20 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         true => Some(Rule::Causal(decision(loaded, &config)?)),
         false => None,
     };
-    let recipe = optional(loaded, "recipe")?;
+    let recipe: Option<Recipe> = optional(loaded, "recipe")?;
+    if let Some(recipe) = &recipe {
+        let length = recipe.data.sequence_length;
+        if length == 0 || length > config.context {
+            let expected = format!("between 1 and the model's context {}", config.context);
+            let field = "recipe.data.sequence_length";
+            return refuse(&loaded.path, field, length.to_string(), expected);
+        }
+    }
     let counters: Option<State> = optional(loaded, "state")?;
     let tokenizer = loaded.files.get("tokenizer.json").cloned();
     let before = rounded.map_or((0, 0), |r| (r.step, r.tokens));
+    at_most(loaded, "quantized.step", before.0, MOST_STEPS)?;
+    at_most(loaded, "quantized.tokens", before.1, MOST_TOKENS)?;
     let (step, tokens) = counters.as_ref().map_or(before, |s| (s.step, s.tokens));
     if let Some(counters) = &counters {
         check_learned(loaded, counters, &config)?;
@@ -458,6 +369,8 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
         recipe,
         step,
         tokens,
+        folder: loaded.path.clone(),
+        passed_over: Vec::new(),
         rounded: formats,
     })
 }
@@ -514,12 +427,18 @@ fn decision(loaded: &Loaded, config: &ModelConfig) -> Result<CausalThresholds, T
     Ok(decision)
 }
 
-/// Refuses more updates than steps, and a run that has done steps without the buffers that a step
-/// writes: the router would begin from another state than it had.
+/// Refuses counters that no run reaches, and a run that has done steps without the buffers that a
+/// step writes: the router would begin from another state than it had.
 fn check_learned(loaded: &Loaded, state: &State, config: &ModelConfig) -> Result<(), TrainError> {
-    if state.updates > state.step {
-        let expected = format!("at most {}, the steps done", state.step);
-        return refuse(&loaded.path, "state.updates", state.updates.to_string(), expected);
+    for (field, found, most) in [
+        ("state.step", state.step, MOST_STEPS),
+        ("state.position", state.position, MOST_TOKENS),
+        ("state.tokens", state.tokens, MOST_TOKENS),
+        ("state.updates", state.updates, state.step),
+        ("state.skipped", state.skipped, state.step),
+        ("state.skipped_in_a_row", state.skipped_in_a_row, state.skipped),
+    ] {
+        at_most(loaded, field, found, most)?;
     }
     if state.updates == 0 {
         return Ok(());
@@ -534,6 +453,18 @@ fn check_learned(loaded: &Loaded, state: &State, config: &ModelConfig) -> Result
             refuse(&loaded.path, &field, "missing".into(), expected)
         }
     }
+}
+
+/// The most steps of a run, which recipes may ask for.
+const MOST_STEPS: u64 = 1 << 40;
+/// The most tokens of a run: every sum of two such counters is a number.
+const MOST_TOKENS: u64 = 1 << 60;
+
+fn at_most(loaded: &Loaded, field: &str, found: u64, most: u64) -> Result<(), TrainError> {
+    if found <= most {
+        return Ok(());
+    }
+    refuse(&loaded.path, field, found.to_string(), format!("at most {most}"))
 }
 
 /// Refuses buffers that the model does not have, of another length than it says, or out of range.
@@ -578,7 +509,10 @@ fn optional<T: serde::de::DeserializeOwned>(
     loaded.json.contains_key(name).then(|| document(loaded, name)).transpose()
 }
 
-fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T, TrainError> {
+pub(crate) fn document<T: serde::de::DeserializeOwned>(
+    loaded: &Loaded,
+    name: &str,
+) -> Result<T, TrainError> {
     let Some(value) = loaded.json.get(name) else {
         return refuse(&loaded.path, &format!("{name}.json"), "missing".into(), "there".into());
     };
@@ -590,8 +524,4 @@ fn document<T: serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Resu
             "what this version of Lathe writes".into(),
         )
     })
-}
-
-fn refuse<T>(path: &Path, field: &str, found: String, expected: String) -> Result<T, TrainError> {
-    Err(TrainError::Checkpoint { path: path.to_path_buf(), field: field.into(), found, expected })
 }

@@ -1,6 +1,8 @@
 //! Snapshots made from a seed, and the comparison of a loaded checkpoint with one of them.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use checkpoint::{Dtype, Loaded, NamedTensor, Snapshot, TensorData};
 use serde_json::json;
@@ -108,5 +110,27 @@ pub(crate) fn which(loaded: &Loaded, snapshots: &[&Snapshot<'_>]) -> usize {
 pub(crate) fn hidden(parent: &Path) -> Vec<String> {
     let names =
         std::fs::read_dir(parent).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with('.') && name != ".lock").collect()
+    let mut names: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+/// What is below a folder: paths, times of change, and the bytes of files.
+pub(crate) fn everything(folder: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let about = path.symlink_metadata().unwrap();
+            let mut bytes = Vec::new();
+            if about.is_dir() {
+                folders.push(path.clone());
+            } else {
+                bytes = std::fs::read(&path).unwrap();
+            }
+            found.insert(path, (about.modified().unwrap(), bytes));
+        }
+    }
+    found
 }

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 
 use checkpoint::{
     Disk, Fault, FaultPlan, FaultyDisk, Op, OpKind, OpenFile, RealDisk, SaveError, load,
-    newest_valid, save, step_name,
+    newest_valid, recover, save, step_name,
 };
 
-use crate::common::{folder, hidden, large, same, small, which};
+use crate::common::{everything, folder, hidden, large, same, small, which};
 
 const CHILD_FOLDER: &str = "CHECKPOINT_TEST_FOLDER";
 const CHILD_NAME: &str = "CHECKPOINT_TEST_NAME";
@@ -37,11 +37,18 @@ fn operations(target: u64) -> Vec<Op> {
 }
 
 /// What must hold on opening the folder after whatever happened: nothing damaged, step 1 as it was,
-/// and the newest is the state before the save or the state after it. Returns whether it is after.
+/// and the newest is the state before the save or the state after it. Reading changes nothing, and
+/// what was left behind is put right for the next writer. Returns whether it is after.
 fn check_reopened(parent: &Path, target: u64, case: &str) -> bool {
+    let before = everything(parent);
+    let (read, damaged) = newest_valid(parent).unwrap();
+    assert_eq!(damaged, [], "{case}");
+    assert_eq!(everything(parent), before, "{case}");
+    assert_eq!(recover(parent).unwrap(), [], "{case}");
     let (loaded, damaged) = newest_valid(parent).unwrap();
     assert_eq!(damaged, [], "{case}");
     let loaded = loaded.expect(case);
+    assert_eq!(read.expect(case).fingerprint, loaded.fingerprint, "{case}");
     same(&load(&parent.join(step_name(1))).expect(case), &small(1)).expect(case);
     let is_new = which(&loaded, &[&small(2), &large(9)]) == 1;
     let step = if is_new { target } else { 2 };
@@ -100,13 +107,13 @@ fn every_kind_of_operation_is_struck() {
     let kinds: BTreeSet<_> =
         TARGETS.iter().flat_map(|&target| operations(target)).map(|op| op.kind).collect();
     assert_eq!(kinds.len(), 7, "{kinds:?}");
-    let plan: FaultPlan = "enospc:rename:2".parse().unwrap();
+    let plan: FaultPlan = "enospc:rename:3".parse().unwrap();
     let (parent, disk) = (folder(), FaultyDisk::new(Some(plan)));
     prepared(parent.path());
     save(parent.path(), &step_name(2), &large(9), &disk).unwrap_err();
-    // The third rename is the one that puts the old checkpoint back.
-    assert_eq!(disk.log().iter().filter(|op| op.kind == OpKind::Rename).count(), 3);
-    check_reopened(parent.path(), 2, "second rename");
+    // The first rename is that of the manifest, the fourth puts the old checkpoint back.
+    assert_eq!(disk.log().iter().filter(|op| op.kind == OpKind::Rename).count(), 4);
+    check_reopened(parent.path(), 2, "third rename");
 }
 
 #[test]
@@ -189,14 +196,20 @@ fn a_kill_at_any_operation_leaves_the_older_checkpoints() {
 }
 
 #[test]
-fn a_checkpoint_opened_by_path_comes_back_after_a_kill_between_the_renames() {
+fn a_checkpoint_opened_by_path_is_found_after_a_kill_between_the_renames() {
     let parent = folder();
     prepared(parent.path());
-    let plan = "kill:rename:2".parse().unwrap();
+    // The first rename is that of the manifest.
+    let plan = "kill:rename:3".parse().unwrap();
     assert_eq!(run_child(parent.path(), 2, plan), Some(SIGKILL));
     let path = parent.path().join(step_name(2));
     assert!(!path.exists());
+    let before = everything(parent.path());
     same(&load(&path).unwrap(), &small(2)).unwrap();
+    assert_eq!(everything(parent.path()), before);
+    assert_eq!(recover(parent.path()).unwrap(), []);
+    same(&load(&path).unwrap(), &small(2)).unwrap();
+    assert!(path.exists());
 }
 
 /// A disk refusing everything from operation n on leaves what a kill at n leaves, without a process
@@ -217,6 +230,7 @@ fn a_second_crash_while_recovering_from_the_first_loses_nothing() {
             save(parent.path(), &step_name(5), &first, &RealDisk).unwrap();
             is_past_the_end = crash_at(parent.path(), &second, n).1 < n;
             let (is_saved, count) = crash_at(parent.path(), &third, m);
+            assert_eq!(recover(parent.path()).unwrap(), []);
             let (loaded, damaged) = newest_valid(parent.path()).unwrap();
             let found = which(&loaded.unwrap(), &[&first, &second, &third]);
             assert!(damaged.is_empty() && (!is_saved || found == 2), "{n}, {m}: {found}");
@@ -322,6 +336,10 @@ impl Disk for PowerCut {
             cache.moved(from, to);
         };
         self.run(note, || RealDisk.rename(from, to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.run(|_| (), || RealDisk.remove_file(path))
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {

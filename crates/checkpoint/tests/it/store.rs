@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use checkpoint::{RealDisk, list, load, newest_valid, prune, save, step_name, try_list};
+use checkpoint::{
+    RealDisk, list, load, newest_valid, prune, recover, save, save_new, step_name, try_list,
+};
 
-use crate::common::{folder, hidden, same, small, which};
+use crate::common::{everything, folder, hidden, same, small, which};
 
 fn steps(parent: &Path) -> Vec<u64> {
     list(parent).iter().filter_map(|entry| entry.step).collect()
@@ -114,8 +116,15 @@ fn a_damaged_replacement_gives_way_to_the_checkpoint_set_aside() {
     save(parent.path(), "other", &small(1), &RealDisk).unwrap();
     fs::rename(parent.path().join("other"), &path).unwrap();
     spoil(parent.path(), 100);
-    let (loaded, _) = newest_valid(parent.path()).unwrap();
+    let before = everything(parent.path());
+    let (loaded, damaged) = newest_valid(parent.path()).unwrap();
     assert_eq!(which(&loaded.unwrap(), &[&small(2)]), 0);
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(everything(parent.path()), before);
+    assert_eq!(recover(parent.path()).unwrap(), []);
+    let (loaded, damaged) = newest_valid(parent.path()).unwrap();
+    assert_eq!(which(&loaded.unwrap(), &[&small(2)]), 0);
+    assert_eq!(damaged, []);
     assert_eq!(hidden(parent.path()), [".bad-step-00000100"]);
 }
 
@@ -173,4 +182,75 @@ fn an_open_checkpoint_outlives_its_removal() {
     same(loaded.as_ref().unwrap(), &small(1)).unwrap();
     fs::remove_dir_all(parent.path().join(step_name(100))).unwrap();
     same(&loaded.unwrap(), &small(1)).unwrap();
+}
+
+/// Names that this crate uses, in folders that somebody else made.
+fn foreign(parent: &Path) {
+    for name in [".tmp-mywork", ".old-photos", ".bad-habits", ".tmp-step-00000300"] {
+        fs::create_dir(parent.join(name)).unwrap();
+    }
+    for name in [".tmp-step-00000100", ".old-step-00000100", ".bad-step-00000100", ".tmp-x"] {
+        fs::create_dir(parent.join(name)).unwrap();
+        fs::write(parent.join(name).join("notes.txt"), name).unwrap();
+    }
+    fs::write(parent.join(".lock"), "mine").unwrap();
+    // Beside a mark that does not name it, and beside a checkpoint that does not.
+    let copy = save(parent, "x", &small(1), &RealDisk).unwrap();
+    fs::write(copy.join("notes.txt"), "mine").unwrap();
+    fs::rename(&copy, parent.join(".old-x")).unwrap();
+}
+
+#[test]
+fn what_no_manifest_proves_to_be_ours_stays() {
+    let parent = folder();
+    foreign(parent.path());
+    let before = everything(parent.path());
+    assert!(newest_valid(parent.path()).unwrap().0.is_none());
+    load(&parent.path().join("photos")).unwrap_err();
+    assert_eq!(everything(parent.path()), before);
+    for step in [100, 200, 100] {
+        save(parent.path(), &step_name(step), &small(step), &RealDisk).unwrap();
+        prune(parent.path(), 1, None).unwrap();
+        assert_eq!(recover(parent.path()).unwrap(), []);
+    }
+    save(parent.path(), "x", &small(3), &RealDisk).unwrap();
+    let after = everything(parent.path());
+    for (path, what) in &before {
+        // An empty folder under the name of a step is what a kill leaves of a save.
+        let is_begun = path.ends_with(".tmp-step-00000300");
+        assert!(is_begun || after.get(path) == Some(what), "{}", path.display());
+    }
+    assert_eq!(steps(parent.path()), [200]);
+}
+
+#[test]
+fn a_step_that_is_no_checkpoint_of_ours_is_neither_pruned_nor_written_over() {
+    let parent = filled(3);
+    fs::create_dir(parent.path().join(step_name(50))).unwrap();
+    fs::write(parent.path().join(step_name(100)).join("notes.txt"), "mine").unwrap();
+    fs::write(parent.path().join(step_name(300)).join("manifest.json"), "{}").unwrap();
+    prune(parent.path(), 1, None).unwrap();
+    assert_eq!(steps(parent.path()), [50, 100, 200, 300]);
+    save(parent.path(), &step_name(300), &small(9), &RealDisk).unwrap();
+    save(parent.path(), &step_name(100), &small(9), &RealDisk).unwrap();
+    assert_eq!(hidden(parent.path()), [".bad-step-00000100", ".bad-step-00000300"]);
+    assert_eq!(fs::read(parent.path().join(".bad-step-00000100/notes.txt")).unwrap(), b"mine");
+    prune(parent.path(), 1, None).unwrap();
+    assert_eq!(steps(parent.path()), [50, 300]);
+}
+
+#[test]
+fn a_new_folder_replaces_nothing() {
+    let parent = folder();
+    let place = parent.path().join("model");
+    save_new(&place, &small(1), &RealDisk).unwrap();
+    let before = everything(parent.path());
+    let error = save_new(&place, &small(2), &RealDisk).unwrap_err().to_string();
+    assert!(error.contains("model") && error.contains("choose another"), "{error}");
+    assert_eq!(everything(parent.path()), before);
+    fs::create_dir(parent.path().join("empty")).unwrap();
+    let made = save_new(&parent.path().join("empty"), &small(2), &RealDisk).unwrap();
+    same(&load(&made).unwrap(), &small(2)).unwrap();
+    assert_eq!(hidden(parent.path()), [""; 0]);
+    assert!(!parent.path().join(".lock").exists());
 }

@@ -7,7 +7,6 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -17,7 +16,7 @@ pub(super) fn open(
     options: &ReadOptions,
 ) -> Result<Rows, DataError> {
     let file =
-        BufReader::with_capacity(1 << 18, File::open(path).map_err(DataError::io("read", path))?);
+        BufReader::with_capacity(1 << 18, files::open(path).map_err(DataError::io("read", path))?);
     let lines: Box<dyn BufRead + Send> = match packing {
         Packing::Plain => Box::new(file),
         Packing::Gzip => Box::new(BufReader::with_capacity(1 << 18, MultiGzDecoder::new(file))),

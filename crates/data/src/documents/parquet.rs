@@ -18,7 +18,7 @@ const NEXT: &str = "check that the file is complete Parquet and name its text co
 
 pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError> {
     let text_field = options.text_field.as_str();
-    let file = File::open(path).map_err(DataError::io("read", path))?;
+    let file = files::open(path).map_err(DataError::io("read", path))?;
     let pages = file.try_clone().map_err(DataError::io("read", path))?;
     let damaged =
         |found: String| DataError::format(path, "Parquet footer", "a Parquet file", found, NEXT);

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 pub(super) fn open(path: &Path, document_bytes: usize) -> Result<Rows, DataError> {
-    let file = File::open(path).map_err(DataError::io("read", path))?;
+    let file = files::open(path).map_err(DataError::io("read", path))?;
     Ok(Box::new(Pieces {
         file: BufReader::new(file),
         held: Vec::new(),

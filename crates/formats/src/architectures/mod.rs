@@ -124,7 +124,8 @@ mod tests {
                 special: &special,
             };
             let path = folder.join("hugging_face");
-            hf::write(&path, config, &source, &tokenizer(), &options).expect(member.name);
+            hf::write(&path, config, &source, &tokenizer(), &options, &checkpoint::RealDisk)
+                .expect(member.name);
         }
         if member.gguf.is_some() {
             let options = GgufOptions {

@@ -53,12 +53,7 @@ impl Gguf {
     /// # Errors
     /// [`FormatError::Io`], or [`FormatError::Invalid`] with the field.
     pub fn open(path: &Path) -> Result<Self> {
-        let is_file = std::fs::metadata(path).map_err(io_at(path, "open"))?.is_file();
-        if !is_file {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(FormatError::io(path, "open", source));
-        }
-        let file = File::open(path).map_err(io_at(path, "open"))?;
+        let file = files::open(path).map_err(io_at(path, "open"))?;
         let map = map_file(&file).map_err(io_at(path, "map into memory"))?;
         let header = parse::parse(path, &map)?;
         let index =

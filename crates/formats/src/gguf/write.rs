@@ -1,14 +1,14 @@
 //! Writes GGUF files: settings, tensor entries, aligned data, streamed tensor by tensor.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+
+use files::NewFile;
 
 use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
 use super::types::{GgmlType, ValueType};
 use crate::error::{io_at, quote};
-use crate::writing::beside;
 use crate::{FormatError, Result};
 
 const VERSION: u32 = 3;
@@ -81,27 +81,20 @@ pub fn write(
     mut data: impl FnMut(usize) -> Result<Vec<u8>>,
 ) -> Result<()> {
     let header = header(path, settings, tensors)?;
-    let beside = beside(path)?;
-    let written = write_file(path, &beside, &header, tensors, &mut data);
-    let renamed = written.and_then(|()| {
-        std::fs::rename(&beside, path).map_err(|e| FormatError::io(path, "rename", e))
-    });
-    if renamed.is_err() {
-        // The first failure is the one to report.
-        let _ = std::fs::remove_file(&beside);
-    }
-    renamed
+    let mut file = NewFile::create(path).map_err(io_at(path, "create"))?;
+    write_file(path, &mut file, &header, tensors, &mut data)?;
+    file.finish().map_err(io_at(path, "write"))
 }
 
 fn write_file(
     path: &Path,
-    beside: &Path,
+    file: &mut NewFile,
     header: &[u8],
     tensors: &[TensorToWrite],
     data: &mut impl FnMut(usize) -> Result<Vec<u8>>,
 ) -> Result<()> {
-    let mut file = BufWriter::new(File::create(beside).map_err(io_at(beside, "create"))?);
-    file.write_all(header).map_err(io_at(beside, "write"))?;
+    let mut file = BufWriter::new(file);
+    file.write_all(header).map_err(io_at(path, "write"))?;
     for (i, tensor) in tensors.iter().enumerate() {
         let bytes = data(i)?;
         let expected = tensor.size().unwrap_or(0);
@@ -118,10 +111,9 @@ fn write_file(
         }
         file.write_all(&bytes)
             .and_then(|()| pad(&mut file, expected))
-            .map_err(io_at(beside, "write"))?;
+            .map_err(io_at(path, "write"))?;
     }
-    let file = file.into_inner().map_err(|e| FormatError::io(beside, "write", e.into_error()))?;
-    file.sync_all().map_err(io_at(beside, "write"))
+    file.flush().map_err(io_at(path, "write"))
 }
 
 fn pad(file: &mut impl Write, len: u64) -> io::Result<()> {

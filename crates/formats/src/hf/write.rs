@@ -1,17 +1,16 @@
 //! Writes a Hugging Face folder that `transformers` loads.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use checkpoint::{Disk, FolderWriter};
 use half::bf16;
 use serde_json::{Value, json};
 
 use super::folder::CONFIG;
 use super::special::TOKENIZER;
 use crate::architectures::HuggingFaceForm;
-use crate::error::{check_finite, io_at, quote};
-use crate::writing::{beside, check_count, too_large};
+use crate::error::{check_finite, quote};
+use crate::writing::{check_count, too_large};
 use crate::{
     ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
 };
@@ -60,9 +59,10 @@ struct NamedRole {
     shape: Vec<usize>,
 }
 
+const WEIGHTS: &str = "model.safetensors";
+
 /// Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
-/// generation_config.json into a folder that is new or empty; config.json last, so that a folder
-/// that has one is complete.
+/// generation_config.json into a folder that is new or empty. It appears when it is complete.
 ///
 /// # Errors
 /// A folder with files in it, settings that no model has, special ids that are not in the
@@ -74,6 +74,7 @@ pub fn write(
     weights: &dyn TensorSource,
     tokenizer: &[u8],
     options: &FolderOptions<'_>,
+    disk: &dyn Disk,
 ) -> Result<()> {
     let architecture = options.architecture;
     let Some(form) = &architecture.hugging_face else {
@@ -88,28 +89,30 @@ pub fn write(
         let name = layout::name(folder, architecture.name, form.tensor, role)?;
         named.push(NamedRole { role, name, shape: role.shape(settings) });
     }
-    std::fs::create_dir_all(folder).map_err(|e| FormatError::io(folder, "create", e))?;
-    let mut entries = std::fs::read_dir(folder).map_err(|e| FormatError::io(folder, "list", e))?;
-    if entries.next().is_some() {
-        return Err(FormatError::unwritable(folder, "folder", "a new or empty one", "files in it"));
-    }
     let config = config(folder, form, settings, options)?;
-    write_weights(&folder.join("model.safetensors"), &named, weights, options.weights)?;
-    write_file(&folder.join(TOKENIZER), tokenizer)?;
-    write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(&folder.join("generation_config.json"), &generation_config(options.special))?;
-    write_json(&folder.join(CONFIG), &config)
+    let path = folder.join(WEIGHTS);
+    let header = header(&path, &named, options.weights)?;
+    let documents = [
+        (TOKENIZER, tokenizer.to_vec()),
+        ("tokenizer_config.json", json_bytes(&tokenizer_config)),
+        ("generation_config.json", json_bytes(&generation_config(options.special))),
+        (CONFIG, json_bytes(&config)),
+    ];
+    let mut files = vec![WEIGHTS];
+    files.extend(documents.iter().map(|(name, _)| *name));
+    checkpoint::write_folder(folder, &files, disk, |out| {
+        write_weights(out, &path, &header, &named, weights, options.weights)?;
+        for (name, bytes) in &documents {
+            let mut file = out.file(name)?;
+            out.append(&mut file, bytes)?;
+            out.close(file)?;
+        }
+        Ok(())
+    })
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).map_err(|e| FormatError::io(path, "create", e))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| FormatError::io(path, "write", e))
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_file(path, format!("{value:#}\n").as_bytes())
+fn json_bytes(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
 }
 
 /// The architecture's fields, and among them those that every architecture has.
@@ -197,16 +200,17 @@ fn tokenizer_config(
     Ok(out)
 }
 
-/// One safetensors file, a tensor at a time in memory, written beside its place.
+/// One safetensors file, a tensor at a time in memory.
 fn write_weights(
+    out: &FolderWriter<'_>,
     path: &Path,
+    header: &[u8],
     tensors: &[NamedRole],
     weights: &dyn TensorSource,
     dtype: HfWeightType,
 ) -> Result<()> {
-    let beside = beside(path)?;
-    let mut file = BufWriter::new(File::create(&beside).map_err(io_at(&beside, "create"))?);
-    file.write_all(&header(path, tensors, dtype)?).map_err(io_at(&beside, "write"))?;
+    let mut file = out.file(WEIGHTS)?;
+    out.append(&mut file, header)?;
     for NamedRole { role, name, shape } in tensors {
         let values = weights.tensor(*role)?;
         check_count(path, name, values.len(), shape)?;
@@ -224,11 +228,10 @@ fn write_weights(
                 }
             }
         }
-        file.write_all(&bytes).map_err(io_at(&beside, "write"))?;
+        out.append(&mut file, &bytes)?;
     }
-    let file = file.into_inner().map_err(|e| FormatError::io(&beside, "write", e.into_error()))?;
-    file.sync_all().map_err(io_at(&beside, "write"))?;
-    std::fs::rename(&beside, path).map_err(|e| FormatError::io(path, "rename", e))
+    out.close(file)?;
+    Ok(())
 }
 
 /// Length prefix and header, padded with blanks to a multiple of 8 bytes.

@@ -1,6 +1,7 @@
 //! Hugging Face folders written and read again, whole and in shards.
 
 use super::common::{byte_tokenizer, folder_options, medium, special, weights};
+use checkpoint::RealDisk;
 use formats::hf::{HfWeightType, write};
 use formats::{ArchConfig, ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ pub(crate) fn write_medium(
     special: &SpecialIds,
 ) {
     let extras = folder_options(dtype, special);
-    write(folder, settings, &weights(settings), &byte_tokenizer(), &extras).unwrap();
+    write(folder, settings, &weights(settings), &byte_tokenizer(), &extras, &RealDisk).unwrap();
 }
 
 #[test]
@@ -71,7 +72,8 @@ fn one_form_becomes_the_other() {
     let first = ModelFile::open(&gguf).unwrap();
     let special = first.special().unwrap();
     let extras = folder_options(HfWeightType::F32, &special);
-    write(&hf, first.settings(), &first, &first.tokenizer_json().unwrap(), &extras).unwrap();
+    write(&hf, first.settings(), &first, &first.tokenizer_json().unwrap(), &extras, &RealDisk)
+        .unwrap();
     let second = ModelFile::open(&hf).unwrap();
     assert_eq!(
         (first.settings(), first.special().unwrap()),
@@ -238,7 +240,7 @@ fn a_tied_copy_and_stored_frequencies_are_passed_over() {
     };
     let special = special();
     let extras = folder_options(HfWeightType::F32, &special);
-    write(folder.path(), &untied, &twin, &byte_tokenizer(), &extras).unwrap();
+    write(folder.path(), &untied, &twin, &byte_tokenizer(), &extras, &RealDisk).unwrap();
     edit(&folder.path().join("config.json"), &[("tie_word_embeddings", json!(true))]);
     assert!(ModelFile::open(folder.path()).unwrap().settings().tied);
     rename_tensor(
@@ -269,18 +271,22 @@ fn what_does_not_fit_is_not_written() {
     let extras = folder_options(HfWeightType::Bf16, &special);
     let huge =
         |role: TensorRole| weights(&medium())(role).map(|values| vec![f32::MAX; values.len()]);
-    let message =
-        write(&path, &medium(), &huge, &byte_tokenizer(), &extras).unwrap_err().to_string();
-    assert!(message.contains("model.embed_tokens.weight") && message.contains("BF16"), "{message}");
-    assert!(!path.join("config.json").exists(), "an incomplete folder has no config");
-    let again = write(&path, &medium(), &weights(&medium()), &byte_tokenizer(), &extras)
+    let message = write(&path, &medium(), &huge, &byte_tokenizer(), &extras, &RealDisk)
         .unwrap_err()
         .to_string();
-    assert!(again.contains("a new or empty one"), "{again}");
+    assert!(message.contains("model.embed_tokens.weight") && message.contains("BF16"), "{message}");
+    assert!(!path.exists(), "nothing stays that a second try would meet");
+    let try_again =
+        || write(&path, &medium(), &weights(&medium()), &byte_tokenizer(), &extras, &RealDisk);
+    try_again().unwrap();
+    let again = try_again().unwrap_err().to_string();
+    assert!(again.contains("there is a folder of that name"), "{again}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let far = SpecialIds { bos: Some(299), ..special.clone() };
     let extras = folder_options(HfWeightType::F32, &far);
-    let message = write(&folder.path().join("n"), &medium(), &huge, &byte_tokenizer(), &extras)
-        .unwrap_err()
-        .to_string();
+    let message =
+        write(&folder.path().join("n"), &medium(), &huge, &byte_tokenizer(), &extras, &RealDisk)
+            .unwrap_err()
+            .to_string();
     assert!(message.contains("bos_token") && message.contains("299"), "{message}");
 }

@@ -20,7 +20,7 @@ pub(crate) fn read_all(path: &Path) -> formats::Result<()> {
 pub(crate) fn honest(path: &Path, settings: &ArchConfig, tokenizer: &[u8]) {
     let special = special();
     let extras = folder_options(HfWeightType::F32, &special);
-    write(path, settings, &weights(settings), tokenizer, &extras).unwrap();
+    write(path, settings, &weights(settings), tokenizer, &extras, &checkpoint::RealDisk).unwrap();
 }
 
 fn untied() -> ArchConfig {

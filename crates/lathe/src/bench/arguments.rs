@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::numbers;
 use crate::serving_arguments::{EngineLimits, NumberFormats};
 
 #[derive(Debug, Subcommand)]
@@ -35,7 +36,7 @@ pub(crate) struct BenchTrain {
     #[arg(long)]
     pub(crate) profile: bool,
     /// Timed steps for each model
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) steps: usize,
     /// Print the results as JSON
     #[arg(long)]
@@ -51,7 +52,7 @@ pub(crate) struct BenchGrowth {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// Timed steps for each point of a curve
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) steps: usize,
     /// Also write a page with the curves to this file
     #[arg(long, value_name = "FILE.html")]
@@ -72,31 +73,33 @@ pub(crate) struct BenchRun {
     pub(crate) set: Vec<String>,
     /// Sequences that run at the same time (a list measures each)
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) batch: Vec<usize>,
     /// Tokens in each prompt (a list measures each)
     #[arg(long, value_delimiter = ',', default_values_t = [32])]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) context: Vec<usize>,
     /// Total number of sequences, at least the batch: one that ends makes room for the next, the
     /// time runs from the first prompt to the last token, and all tokens count. Without it, in
     /// decode, all prompts run first, and time and tokens count from each first token on
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) requests: Option<usize>,
     /// Memory for the KV cache in MiB, shared by the running sequences [default: enough for all]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::real(0.0, 16_777_216.0))]
     pub(crate) kv_memory: Option<f64>,
     /// New tokens for each sequence
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) tokens: usize,
     /// Number of rounds after one to warm up; the median counts
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) rounds: usize,
     /// Limit every token to this many recursions
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<u32>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_depth: Option<u32>,
     #[command(flatten)]
     pub(crate) formats: NumberFormats,
     /// Rows that the coda (the last layers) waits for while others still recur; 1 never waits
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) coda_batch: usize,
     /// Show the seconds of each operation in one further round of the first model
     #[arg(long)]
@@ -123,7 +126,10 @@ impl std::str::FromStr for Lengths {
     fn from_str(text: &str) -> Result<Self, String> {
         lengths(text).ok_or_else(|| {
             format!(
-                "{text:?} is no length, expected 64, 16-128 (a range) or 64:16 (mean and deviation)"
+                "{text:?} is no length, expected 64, 16-128 (a range) or 64:16 (mean and \
+                 deviation), \
+                 of 1 to {}",
+                numbers::MANY
             )
         })
     }
@@ -141,12 +147,12 @@ fn lengths(text: &str) -> Option<Lengths> {
 }
 
 fn count(text: &str) -> Option<usize> {
-    text.parse().ok().filter(|&n| n >= 1)
+    text.parse().ok().filter(|&n| n >= 1 && n as u64 <= numbers::MANY)
 }
 
-/// A finite number of at least `least`.
+/// A number of at least `least` that is no longer than a length may be.
 fn number(text: &str, least: f64) -> Option<f64> {
-    text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= least)
+    text.parse().ok().filter(|n: &f64| *n >= least && *n <= numbers::MANY as f64)
 }
 
 impl std::fmt::Display for Lengths {
@@ -176,23 +182,26 @@ pub(crate) struct BenchServe {
     #[arg(long)]
     pub(crate) model: Option<String>,
     /// Draw prompt tokens below this id [default: what the server reports]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::upto::<usize>(1 << 32))]
     pub(crate) vocab: Option<usize>,
     /// API key to send as a bearer token
     #[arg(long)]
     pub(crate) api_key: Option<String>,
     /// Closed loop: keep this many requests in flight [default: 8]
     #[arg(long, conflicts_with = "rate", help_heading = "Load")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) concurrency: Option<usize>,
     /// Open loop: send this many requests per second at random times (a Poisson process), whether
     /// or not earlier ones are done
-    #[arg(long, help_heading = "Load")]
+    #[arg(long, help_heading = "Load", value_parser = numbers::real(0.0, 1e6))]
     pub(crate) rate: Option<f64>,
     /// Total number of requests
     #[arg(long, default_value_t = 200, help_heading = "Load")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) requests: usize,
     /// Requests to send before the measurement, one after another
     #[arg(long, default_value_t = 2, help_heading = "Load")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) warm_up: usize,
     /// Tokens in a prompt: 64, 16-128 (a range) or 64:16 (mean and standard deviation)
     #[arg(long, default_value = "64", help_heading = "Load")]
@@ -207,16 +216,19 @@ pub(crate) struct BenchServe {
     #[arg(long, help_heading = "Load")]
     pub(crate) no_stream: bool,
     /// Limit every token to this many recursions (Lathe servers only)
-    #[arg(long, help_heading = "Load")]
+    #[arg(long, help_heading = "Load", value_parser = numbers::upto::<u32>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_depth: Option<u32>,
     /// Goodput counts answers whose first token came within this many milliseconds
     #[arg(long, value_name = "MS", help_heading = "Goodput")]
+    #[arg(value_parser = numbers::real(0.0, 1e9))]
     pub(crate) slo_ttft: Option<f64>,
     /// Goodput counts answers with at most this many milliseconds per further token
     #[arg(long, value_name = "MS", help_heading = "Goodput")]
+    #[arg(value_parser = numbers::real(0.0, 1e9))]
     pub(crate) slo_tpot: Option<f64>,
     /// Give up on an answer after this many seconds
     #[arg(long, default_value_t = 600, help_heading = "Load")]
+    #[arg(value_parser = numbers::upto::<u64>(numbers::YEAR))]
     pub(crate) timeout: u64,
     /// Seed of lengths, prompts and arrival times
     #[arg(long, default_value_t = 1, help_heading = "Load")]
@@ -237,7 +249,7 @@ pub(crate) struct BenchKernels {
     #[arg(long)]
     pub(crate) only: Option<String>,
     /// Seconds to spend on each size
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, value_parser = numbers::real(0.0, 1e5))]
     pub(crate) seconds: f64,
     /// Print the results as JSON
     #[arg(long)]

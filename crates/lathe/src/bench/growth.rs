@@ -67,7 +67,8 @@ pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     if let Some(out) = &options.out {
-        std::fs::write(out, page(&curves)).with_context(|| format!("writing {}", out.display()))?;
+        files::write_whole(out, page(&curves).as_bytes())
+            .with_context(|| format!("writing {}", out.display()))?;
     }
     match options.json {
         true => output::json(&record(&curves))?,

@@ -54,8 +54,7 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
 fn case(dir: &Path, name: &str, ops: Ops) -> Result<Case> {
     let file = open_safetensors(&dir.join(format!("{name}.safetensors")))?;
     let path = dir.join(format!("{name}.json"));
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text = crate::open::text_file(&path)?;
     let settings: Settings =
         serde_json::from_str(&text).with_context(|| format!("settings {}", path.display()))?;
     let ids = integers(&dir.join(format!("{name}.safetensors")))?;

@@ -14,9 +14,12 @@ use super::settings::Settings;
 /// Integer tensors of a case, which are positions and token ids.
 pub(super) type Integers = std::collections::BTreeMap<String, (Vec<usize>, Vec<i64>)>;
 
+/// The most bytes of a case's tensors.
+const LARGEST: u64 = 4 << 30;
+
 /// Reads the I64 tensors of a safetensors file (the model's own reader is for floats).
 pub(super) fn integers(path: &Path) -> Result<Integers> {
-    let bytes = std::fs::read(path)?;
+    let bytes = files::read(path, LARGEST)?;
     let length = bytes
         .first_chunk::<8>()
         .map(|b| u64::from_le_bytes(*b) as usize)

@@ -4,6 +4,7 @@
 pub(crate) mod fixture;
 pub(crate) mod server;
 pub(crate) mod siege;
+pub(crate) mod snapshot;
 pub(crate) mod yaml;
 
 use std::fs;

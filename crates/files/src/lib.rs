@@ -1,0 +1,11 @@
+//! Files that are opened, written and locked in one way, so that a pipe in the place of a file
+//! hangs no reader, a full disk leaves no half of a file, and two processes do not write into one
+//! folder. Knows no format.
+
+mod lock;
+mod new_file;
+mod open;
+
+pub use lock::{FolderLock, FolderTurn, LockError};
+pub use new_file::{NewFile, write_whole};
+pub use open::{open, read, read_open, read_text};

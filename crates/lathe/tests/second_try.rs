@@ -1,0 +1,261 @@
+//! What fails, fails aloud, and can be tried again: results that are lost on the way out, writers
+//! on a disk that refuses at any operation, runs whose recipe has changed.
+
+mod common;
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use common::{EXPERT, Place, end, recipe};
+use serde_json::Value;
+
+/// Commands that print results, plain and as JSON.
+const PRINTING: [&str; 17] = [
+    "--help",
+    "--version",
+    "help train",
+    "presets",
+    "inspect run",
+    "inspect run --json",
+    "eval run --data data --windows 4",
+    "eval run --data data --windows 4 --json",
+    "generate run --prompt the --max-tokens 4",
+    "train tiny.toml --out run",
+    "train tiny.toml --out run --dry-run",
+    "tokenizer train --input text --vocab 300 --out again.json",
+    "data build --input text --tokenizer tokenizer.json --out again",
+    "quantize run --out small --weights int8-row --json",
+    "export run --out own --format lathe",
+    "bench decode run --batch 1 --context 4 --tokens 2 --rounds 1 --json",
+    "bench kernels --only nothing-of-this-name --json",
+];
+
+#[test]
+fn lost_results_are_an_error() {
+    let place = Place::with_run();
+    let clean = || {
+        for made in ["again.json", "again", "small", "own"] {
+            let _ = fs::remove_dir_all(place.path(made));
+            let _ = fs::remove_file(place.path(made));
+        }
+    };
+    for line in PRINTING {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        clean();
+        let full = File::options().write(true).open("/dev/full").expect("a full device");
+        let ended = end(place.command(&arguments).stdout(full));
+        assert_eq!(ended.code, Some(1), "{line}: {ended:?}");
+        let said = ended.err.contains("error: standard output: ") && ended.err.contains("space");
+        assert!(said && !ended.err.contains("panicked"), "{line}: {ended:?}");
+        // Whoever closes the pipe has seen enough.
+        clean();
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = end(place.command(&arguments).stdout(writer));
+        assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
+        assert!(!ended.err.contains("error"), "{line}: {ended:?}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_written_are_an_error() {
+    let place = Place::with_run();
+    for line in [
+        "report run --html /dev/full",
+        "inspect run --text text/20.md --html /dev/full",
+        "tokenizer train --input text --vocab 300 --out /dev/full",
+        "report run --html text",
+        "report run --html absent/page.html",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let target = arguments.last().expect("words").trim_start_matches("/dev/");
+        place.run(&arguments).bad(&[target]);
+    }
+    assert!(!fs::metadata("/dev/full").expect("there").is_file());
+}
+
+/// A dense model, which goes into every form.
+fn dense(place: &Place) {
+    let text = recipe(2, 2, "{ kind = \"fixed\" }", "recursion_wise");
+    let text = text.replace("recursions = 3", "recursions = 1\nsharing = \"none\"");
+    place.write("dense.toml", text);
+    place.run(&["train", "dense.toml", "--out", "dense"]).good();
+    place.run(&["export", "dense", "--out", "theirs", "--format", "hf"]).good();
+    place.run(&["export", "dense", "--out", "ours", "--format", "lathe"]).good();
+}
+
+/// Names in a folder, ascending.
+fn names(place: &Place, folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(place.path(folder)).expect("lists");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn writers_that_failed_anywhere_can_be_tried_again() {
+    let place = Place::with_data();
+    dense(&place);
+    for line in [
+        "export dense --format hf --out made/x",
+        "export dense --format lathe --out made/x",
+        "convert dense --sharing none --out made/x",
+        "quantize dense --weights int8-row --out made/x",
+        "import theirs --out made/x",
+        "import ours --out made/x",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        for fault in ["enospc", "enospc-from", "kill"] {
+            // Many operations of the form that is written file by file, some of the others.
+            let by = if line.contains("hf") && fault == "enospc" { 2 } else { 13 };
+            for at in (1..).step_by(by) {
+                let plan = format!("{fault}:{at}");
+                let ended = end(place.command(&arguments).env("LATHE_FAULT", &plan));
+                if ended.code == Some(0) {
+                    assert!(at > 20, "{line}: only {at} operations");
+                    fs::remove_dir_all(place.path("made")).expect("removes");
+                    break;
+                }
+                assert!(!ended.err.contains("panicked"), "{line}, {plan}: {ended:?}");
+                if fault != "kill" {
+                    assert!(ended.err.contains("no space left"), "{line}, {plan}: {ended:?}");
+                    let is_whole = ended.err.contains("made/x is complete");
+                    assert!(is_whole || !place.has("made/x"), "{line}, {plan}: {ended:?}");
+                }
+                if fault == "enospc" && place.has("made") {
+                    let left = names(&place, "made");
+                    let is_removal = ended.err.contains("could not be removed");
+                    assert!(left.is_empty() || is_removal, "{line}, {plan}: {left:?}");
+                }
+                // A second try, at one point in three, as each takes a process.
+                if at % 4 == 1 && !place.has("made/x") {
+                    end(&mut place.command(&arguments)).good();
+                }
+                let _ = fs::remove_dir_all(place.path("made"));
+            }
+        }
+    }
+    place.run(&["export", "dense", "--format", "hf", "--out", "made/x"]).good();
+    let files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    let expected = [&files[..], &["tokenizer_config.json"]].concat();
+    assert_eq!(names(&place, "made/x"), expected);
+    assert_eq!(names(&place, "made"), ["x"]);
+}
+
+#[test]
+fn writers_of_one_file_leave_nothing_behind() {
+    let place = Place::with_data();
+    dense(&place);
+    for line in [
+        "export dense --out made/x.gguf",
+        "tokenizer train --input text --vocab 300 --out made/tokenizer.json",
+    ] {
+        fs::create_dir_all(place.path("made")).expect("makes");
+        let arguments: Vec<&str> = line.split(' ').collect();
+        for blocks in [1, 4, 16] {
+            let limit = format!("ulimit -f {blocks}; exec \"$@\"");
+            let mut command = Command::new("sh");
+            command.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_lathe")]);
+            command.args(&arguments).current_dir(place.path("")).stdout(Stdio::null());
+            let ended = end(&mut command);
+            let left = names(&place, "made");
+            assert!(
+                ended.code == Some(0) || left.is_empty(),
+                "{line}, {blocks}: {left:?} {ended:?}"
+            );
+            let _ = fs::remove_dir_all(place.path("made"));
+            fs::create_dir_all(place.path("made")).expect("makes");
+        }
+        place.run(&arguments).good();
+        fs::remove_dir_all(place.path("made")).expect("removes");
+    }
+}
+
+#[test]
+fn a_changed_recipe_is_told_and_logged_or_refused() {
+    let place = Place::with_run();
+    let train = |set: &[&str], flags: &[&str]| {
+        let mut arguments = vec!["train", "tiny.toml", "--out", "run"];
+        for change in set {
+            arguments.extend(["--set", change]);
+        }
+        arguments.extend(flags);
+        place.run(&arguments)
+    };
+    let log = place.read("run/log.jsonl");
+    let kept = place.checkpoints("run");
+    place.build_data("tokenizer.json", "same");
+    for (set, field) in [
+        ("train.seed=2", "train.seed"),
+        ("data.sequence_length=16", "data.sequence_length"),
+        ("train.batch=4", "train.batch"),
+        ("data.document_mask=false", "data.document_mask"),
+        ("train.freeze=[\"norm\"]", "train.freeze"),
+        ("model.rope_theta=5000.0", "model.rope_theta"),
+        ("train.steps=3", "train.steps = 3"),
+    ] {
+        for flags in [&[][..], &["--accept-changes"]] {
+            train(&["train.steps=8", set], flags).bad(&[field, "--out"]);
+        }
+    }
+    for (set, change) in [
+        ("optimizer.learning_rate=0.01", "optimizer.learning_rate 0.003 -> 0.01"),
+        ("train.micro_batch=1", "train.micro_batch 2 -> 1"),
+        ("schedule.warmup_steps=3", "schedule.warmup_steps 2 -> 3"),
+    ] {
+        train(&["train.steps=8", set], &[]).bad(&[change, "--accept-changes"]);
+    }
+    assert_eq!(place.read("run/log.jsonl"), log);
+    assert_eq!(place.checkpoints("run"), kept);
+    let free = ["train.steps=5", "data.dir=same", "log.validate_windows=2"];
+    let ended = train(&free, &[]).good();
+    for change in ["train.steps 4 -> 5", "data.dir \"data\" -> \"same\"", "validate_windows 4 -> 2"]
+    {
+        assert!(ended.err.contains("the recipe has changed: "), "{ended:?}");
+        assert!(ended.err.contains(change), "{change}: {ended:?}");
+    }
+    let set = ["train.steps=6", "optimizer.learning_rate=0.01"];
+    train(&set, &["--accept-changes"]).good();
+    let text = place.text("run/log.jsonl");
+    assert!(text.as_bytes().starts_with(&log));
+    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let told: Vec<Value> = records.filter(|record| record["event"] == "changed").collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!((&told[0]["step"], &told[1]["step"]), (&4.into(), &5.into()));
+    let rate = serde_json::json!({
+        "field": "optimizer.learning_rate", "old": 0.003, "new": 0.01,
+    });
+    assert!(told[1]["changes"].as_array().expect("a list").contains(&rate), "{told:?}");
+    // What has not changed is not told, and nothing that is over is told twice.
+    let ended = train(&set, &[]).good();
+    assert!(!ended.err.contains("has changed"), "{ended:?}");
+    assert_eq!(place.text("run/log.jsonl"), text);
+    place.run(&["report", "run", "--html", "page.html"]).good();
+}
+
+#[test]
+fn no_more_checkpoints_stay_than_the_recipe_keeps() {
+    let place = Place::with_data();
+    let text = recipe(6, 2, EXPERT, "recursion_wise")
+        .replace("every = 2\n\n", "every = 2\nkeep_last = 1\n\n");
+    place.write("keep.toml", text);
+    let train = ["train", "keep.toml", "--out", "run"];
+    // The third rename of a checkpoint is that of pruning, which no fault reaches: the last
+    // checkpoint is saved again beside the one before.
+    place.run(&train).good();
+    assert_eq!(place.checkpoints("run"), ["step-00000006"]);
+    common::copy_folder(
+        &place.path("run/checkpoints/step-00000006"),
+        &place.path("run/checkpoints/step-00000004"),
+    );
+    common::copy_folder(
+        &place.path("run/checkpoints/step-00000006"),
+        &place.path("run/checkpoints/.tmp-step-00000002"),
+    );
+    fs::remove_file(place.path("run/checkpoints/.tmp-step-00000002/weights.safetensors"))
+        .expect("removes");
+    place.run(&train).good();
+    assert_eq!(names(&place, "run/checkpoints"), ["step-00000006"]);
+}

@@ -1,0 +1,82 @@
+//! The model that a file's config describes: every field is known, and every field is there.
+
+use model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Fields that came after version 0.1. A checkpoint without them was written before, and their
+/// defaults are what that version computed. A new field of the model belongs here.
+const LATER: [&str; 2] = ["model.mlp", "model.relax.layers"];
+
+/// The model that `given` describes. A field that this program does not know may change what the
+/// model computes, and the default of one that is missing may be another model, so that both are
+/// refused.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn model_config(given: &Value) -> Result<ModelConfig, String> {
+    let config = ModelConfig::deserialize(given).map_err(|error| error.to_string())?;
+    let known = json(&config);
+    if let Some(field) = unknown(given, &known) {
+        return Err(format!("the unknown field {field:?}"));
+    }
+    let mut absent = Vec::new();
+    missing(given, &known, "model", &mut absent);
+    match absent.as_slice() {
+        [] => Ok(config),
+        fields => Err(format!("without the field {}", fields.join(", "))),
+    }
+}
+
+/// A value of our own as JSON.
+pub(crate) fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our own types have string keys and finite numbers")
+}
+
+/// A key of `given`, at any depth, that `known` does not have.
+fn unknown(given: &Value, known: &Value) -> Option<String> {
+    let (given, known) = (given.as_object()?, known.as_object()?);
+    given.iter().find_map(|(key, value)| match known.get(key) {
+        None => Some(key.clone()),
+        Some(known) => unknown(value, known),
+    })
+}
+
+/// The keys of `known`, at any depth, that `given` does not have.
+fn missing(given: &Value, known: &Value, path: &str, absent: &mut Vec<String>) {
+    let (Some(given), Some(known)) = (given.as_object(), known.as_object()) else { return };
+    for (key, known) in known {
+        let path = format!("{path}.{key}");
+        match given.get(key) {
+            Some(given) => missing(given, known, &path, absent),
+            None if LATER.contains(&path.as_str()) => {}
+            None => absent.push(path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_field_takes_no_default() {
+        let whole = json(&ModelConfig { vocab_size: 10, ..ModelConfig::default() });
+        assert!(model_config(&whole).is_ok());
+        for pointer in ["rope_theta", "kv", "tie_embeddings", "norm_eps"] {
+            let mut given = whole.clone();
+            given.as_object_mut().expect("a table").remove(pointer);
+            let error = model_config(&given).expect_err(pointer);
+            assert_eq!(error, format!("without the field model.{pointer}"));
+        }
+        let mut given = whole.clone();
+        given["router"].as_object_mut().expect("a table").remove("alpha");
+        assert_eq!(
+            model_config(&given).expect_err("alpha"),
+            "without the field model.router.alpha"
+        );
+        let mut old = whole;
+        old.as_object_mut().expect("a table").remove("mlp");
+        assert!(model_config(&old).is_ok());
+    }
+}

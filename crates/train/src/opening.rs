@@ -1,0 +1,114 @@
+//! Which checkpoint a path means: itself, or of a run the newest one that verifies.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Damaged, Loaded};
+use model::ModelConfig;
+
+use crate::error::refuse;
+use crate::given_config::model_config;
+use crate::rounded::{self, only_runs};
+use crate::stored::load;
+use crate::{Stored, TrainError};
+
+/// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.
+pub fn run_folder(path: &Path) -> PathBuf {
+    let inner = path.join("run");
+    if !is_run(path) && is_run(&inner) { inner } else { path.to_path_buf() }
+}
+
+fn is_run(path: &Path) -> bool {
+    path.join("checkpoints").is_dir() || path.join("log.jsonl").exists()
+}
+
+/// Where the checkpoints of the run at `path` are; `path` itself if it is no run.
+fn steps_of(path: &Path) -> PathBuf {
+    let steps = run_folder(path).join("checkpoints");
+    if steps.is_dir() { steps } else { path.to_path_buf() }
+}
+
+/// Whether `path` is the folder of one checkpoint, whatever is the matter with it.
+pub(crate) fn is_checkpoint(path: &Path) -> bool {
+    path.join("manifest.json").symlink_metadata().is_ok()
+}
+
+/// A checkpoint that was opened.
+pub(crate) struct Found {
+    /// All of it, verified.
+    pub(crate) loaded: Loaded,
+    /// Newer ones of the same run that could not be read, newest first.
+    pub(crate) passed_over: Vec<Damaged>,
+}
+
+impl Found {
+    /// The model of it.
+    pub(crate) fn model(self) -> Result<Stored, TrainError> {
+        let stored = load(&self.loaded)?;
+        Ok(Stored { passed_over: self.passed_over, ..stored })
+    }
+}
+
+/// Opens the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest one
+/// that verifies is taken.
+pub(crate) fn find(path: &Path) -> Result<Found, TrainError> {
+    if is_checkpoint(path) || path.symlink_metadata().is_err() {
+        match checkpoint::load(path) {
+            Ok(loaded) => return Ok(Found { loaded, passed_over: Vec::new() }),
+            Err(error) if is_checkpoint(path) => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    let (loaded, passed_over) = checkpoint::newest_valid(&steps_of(path))?;
+    match loaded {
+        Some(loaded) => Ok(Found { loaded, passed_over }),
+        None => refuse(path, "folder", reasons(&passed_over), WRITTEN.into()),
+    }
+}
+
+const WRITTEN: &str = "a folder written by `lathe train`, `lathe import` or `lathe convert`";
+
+fn reasons(damaged: &[Damaged]) -> String {
+    match damaged.first() {
+        None => "no checkpoint".into(),
+        Some(newest) => format!("only damaged ones: {}", newest.reason),
+    }
+}
+
+/// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest
+/// undamaged one is taken.
+///
+/// # Errors
+/// Nothing there, damage, contents that do not fit, or rounded weights, from which nothing is made.
+pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
+    load_for_use(path)?.whole(path)
+}
+
+/// The same for a model that is only to run: its weights may be rounded.
+///
+/// # Errors
+/// Nothing there, damage, or contents that do not fit.
+pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
+    find(path)?.model()
+}
+
+/// The model of the checkpoint at `path`, for recipes that start from it. Of a run it is that of
+/// the newest checkpoint whose config verifies; nothing else is read.
+///
+/// # Errors
+/// Nothing there, or a config that is none.
+pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
+    let value = if is_checkpoint(path) {
+        if path.join(format!("{}.json", rounded::DOCUMENT)).symlink_metadata().is_ok() {
+            return only_runs(path, "rounded");
+        }
+        checkpoint::load_json(path, "config")?
+    } else {
+        let steps = steps_of(path);
+        if checkpoint::try_list(&steps)?.is_empty() {
+            return refuse(path, "folder", "no checkpoint".into(), WRITTEN.into());
+        }
+        checkpoint::newest_json(&steps, "config")?
+    };
+    let file = path.join("config.json");
+    model_config(&value).or_else(|found| refuse(&file, "JSON", found, "a model's config".into()))
+}
