@@ -169,7 +169,7 @@ fn a_run_without_permission_is_not_begun_again() {
     let place = Place::with_run();
     for step in place.checkpoints("run") {
         let folder = place.path(&format!("run/checkpoints/{step}"));
-        fs::set_permissions(folder, fs::Permissions::from_mode(0)).expect("locks");
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o000)).expect("locks");
     }
     // Nothing is forbidden to root.
     let forbidden = fs::read_dir(place.path("run/checkpoints/step-00000004")).is_err();
