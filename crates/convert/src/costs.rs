@@ -58,3 +58,55 @@ impl Costs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::{KvMode, RouterConfig, Sharing};
+
+    use super::*;
+
+    fn tiny(sharing: Sharing, layers: usize, recursions: usize) -> Costs {
+        let config = ModelConfig {
+            vocab_size: 10,
+            width: 4,
+            layers,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 2,
+            ffn: 3,
+            context: 8,
+            sharing,
+            recursions,
+            kv: KvMode::RecursionWise,
+            router: RouterConfig::FIXED,
+            tie_embeddings: false,
+            ..ModelConfig::default()
+        };
+        Costs::of(&config).expect("legal")
+    }
+
+    /// Counted with a pencil. A layer: queries and results 4 by 4, keys and values 4 by 2, an MLP
+    /// of three matrices 4 by 3, two norms of 4.
+    #[test]
+    fn a_small_model_costs_what_a_pencil_says() {
+        let (matrices, norms) = (16 + 16 + 8 + 8 + 36, 8);
+        let costs = tiny(Sharing::None, 2, 1);
+        assert_eq!((costs.layers, costs.stored_layers, costs.sequence_length), (2, 2, 8));
+        assert_eq!(costs.unique_parameters, 2 * (matrices + norms) + 4);
+        assert_eq!(costs.unrolled_parameters, costs.unique_parameters);
+        assert_eq!((costs.embedding_parameters, costs.router_parameters), (80, 0));
+        assert_eq!(costs.weight_bytes, 4 * (2 * (matrices + norms) + 4 + 80));
+        // Two operations a number; attention 2 (8 + 1) operations for each of 4 columns; the head.
+        assert_eq!(costs.forward_flops_full, (2 * (2 * matrices + 72) + 80) as f64);
+        // Four matrices 4 by 4 whatever the heads, attention 2 * 8 * 4, no head.
+        assert_eq!(costs.forward_flops_paper, (2 * (2 * (64 + 36) + 64)) as f64);
+        // Keys and values of 2 numbers of 4 bytes in each layer.
+        assert_eq!(costs.kv_bytes, 32.0);
+        let shared = tiny(Sharing::MiddleCycle, 5, 3);
+        assert_eq!((shared.layers, shared.stored_layers), (5, 3));
+        assert_eq!(shared.unique_parameters, 3 * (matrices + norms) + 4);
+        assert_eq!(shared.unrolled_parameters, 5 * (matrices + norms) + 4);
+        assert_eq!(shared.weight_bytes, 4 * (3 * (matrices + norms) + 4 + 80));
+        assert_eq!(shared.kv_bytes, 5.0 * 16.0);
+    }
+}

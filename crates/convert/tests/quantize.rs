@@ -94,43 +94,58 @@ fn stored_weights_are_those_that_loading_rounds() {
     }
 }
 
+/// `layers.3.query` is a `query`, `router.1.score` a `router.score`.
+fn kind_of(name: &str) -> String {
+    let words = name.split('.').filter(|part| *part != "layers" && part.parse::<u32>().is_err());
+    words.collect::<Vec<_>>().join(".")
+}
+
+/// Every kind's errors are those of a plain count. Matrices of zeros, as fresh adapters have, round
+/// to themselves: their errors are nothing and not 0 / 0.
 #[test]
 fn errors_are_those_of_the_stored_weights() {
     let folder = tempfile::tempdir().expect("a folder");
-    let source = folder.path().join("source");
-    let before = stored(&source, &configs()[0], 3).model;
-    for (turn, format) in formats().into_iter().enumerate() {
-        let out = folder.path().join(turn.to_string());
-        let (path, done) = quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
-            .expect("writes");
-        let after = load_for_use(&path).expect("opens").model;
-        for kind in &done.kinds {
-            let (mut largest, mut sum, mut count) = (0.0_f64, 0.0_f64, 0);
-            let pairs = before.weights().iter().zip(after.weights());
-            let of_kind = pairs.filter(|((spec, _), (_, after))| {
-                let format = after.format().map_or("f32".to_owned(), |format| format.to_string());
-                spec.name.split('.').any(|part| part == kind.kind) && format == kind.format
-            });
-            for ((_, before), (_, after)) in of_kind {
-                let (before, after) = (before.read(), after.read());
-                let square: f64 = before.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
-                let rms = (square / before.len() as f64).sqrt();
-                let errors =
-                    before.iter().zip(&after).map(|(&a, &b)| f64::from((b - a).abs()) / rms);
-                (largest, sum) =
-                    errors.fold((largest, sum), |(most, sum), e| (most.max(e), sum + e));
-                count += before.len();
+    let mut zeros = 0;
+    for (number, config) in [&configs()[0], &configs()[3]].into_iter().enumerate() {
+        let source = folder.path().join(format!("source{number}"));
+        let before = stored(&source, config, 3).model;
+        for (turn, format) in formats().into_iter().enumerate() {
+            let out = folder.path().join(format!("{number}-{turn}"));
+            let (path, done) =
+                quantize(load_model(&source).expect("opens"), &format, &out, &RealDisk)
+                    .expect("writes");
+            let after = load_for_use(&path).expect("opens").model;
+            for kind in &done.kinds {
+                let (mut largest, mut sum, mut count, mut rounded) = (0.0_f64, 0.0_f64, 0, 0);
+                let pairs = before.weights().iter().zip(after.weights());
+                let of_kind = pairs.filter(|((spec, _), (_, after))| {
+                    let format = after.format().map_or("f32".into(), |format| format.to_string());
+                    kind_of(&spec.name) == kind.kind && format == kind.format
+                });
+                for ((_, before), (_, after)) in of_kind {
+                    let (before, after) = (before.read(), after.read());
+                    count += before.len();
+                    let square: f64 = before.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+                    let rms = (square / before.len() as f64).sqrt();
+                    if rms == 0.0 {
+                        zeros += 1;
+                        assert!(after.iter().all(|&w| w == 0.0), "{format} {}", kind.kind);
+                        continue;
+                    }
+                    rounded += 1;
+                    let errors = before.iter().zip(&after);
+                    let errors = errors.map(|(&a, &b)| f64::from((b - a).abs()) / rms);
+                    (largest, sum) =
+                        errors.fold((largest, sum), |(most, sum), e| (most.max(e), sum + e));
+                }
+                let mean = sum / count as f64;
+                let what = format!("{format} {kind:?}: {largest} {mean}");
+                assert_eq!(count, kind.weights, "{what}");
+                assert!((largest - kind.largest_error).abs() <= 1e-6 * largest, "{what}");
+                assert!((mean - kind.mean_error).abs() <= 1e-6 * mean, "{what}");
+                assert_eq!(kind.format == "f32" || rounded == 0, largest == 0.0, "{what}");
             }
-            assert_eq!(count, kind.weights, "{format} {}", kind.kind);
-            assert!(
-                (largest - kind.largest_error).abs() <= 1e-6 * largest,
-                "{format} {kind:?}: {largest}"
-            );
-            assert!(
-                (sum / count as f64 - kind.mean_error).abs() <= 1e-6 * kind.mean_error,
-                "{format} {kind:?}"
-            );
-            assert_eq!(kind.format == "f32", largest == 0.0, "{format} {kind:?}");
         }
     }
+    assert!(zeros > 0, "no matrix of zeros was met");
 }

@@ -101,23 +101,59 @@ pub(crate) fn prompt_scores(request: &Request, rest: Vec<TokenOut>) -> Vec<Token
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use scheduler::{DepthOptions, SamplingParams};
+
+    use super::*;
+
+    fn request(prompt_scores: Option<usize>) -> Request {
+        Request {
+            id: 0,
+            prompt: vec![3, 1],
+            max_tokens: 1,
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            sampling: SamplingParams::default(),
+            depth_options: DepthOptions::default(),
+            top: None,
+            prompt_scores,
+            priority: 0,
+            deadline: None,
+        }
+    }
+
+    #[test]
+    fn the_most_likely_tokens_come_best_first_and_equal_ones_by_id() {
+        let log = [-3.0, -1.0, -2.0, -1.0, -5.0, -0.5];
+        let ids = |k| most_likely(&log, k).iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        for k in 0..9 {
+            assert_eq!(ids(k), [5, 1, 3, 2, 0, 4][..k.min(6)], "{k}");
+        }
+        assert_eq!(most_likely(&log, 1), [(5, -0.5)]);
+    }
+
+    /// Nothing is known of a prompt's first token; later ones are as they were scored.
+    #[test]
+    fn only_scores_from_the_first_token_on_have_one_without_a_number() {
+        let token = |id| TokenOut {
+            scored: Scored { id, log_probability: Some(-1.0), top: Vec::new() },
+            depth: 2,
+        };
+        let first = Scored { id: 3, log_probability: None, top: Vec::new() };
+        let first = TokenOut { scored: first, depth: 0 };
+        assert_eq!(prompt_scores(&request(Some(0)), vec![token(1)]), [first, token(1)]);
+        assert_eq!(prompt_scores(&request(Some(1)), vec![token(1)]), [token(1)]);
+        assert_eq!(prompt_scores(&request(None), Vec::new()), []);
+    }
 
     #[test]
     fn nothing_ends_the_text_before_its_least_length() {
         let mut request = Request {
-            id: 1,
             prompt: vec![0],
             max_tokens: 9,
             min_tokens: 2,
             stop_ids: vec![3, 1],
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            depth_options: DepthOptions::default(),
-            top: None,
-            prompt_scores: None,
-            priority: 0,
-            deadline: None,
+            ..request(None)
         };
         let logits = [1.0, 8.0, 2.0, 9.0];
         let drawn = |request: &Request, before: &[u32]| DefaultDraw.draw(&logits, request, before);

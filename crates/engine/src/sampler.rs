@@ -155,6 +155,9 @@ mod tests {
     fn greedy_takes_the_first_largest() {
         assert_eq!(Sampler::greedy().draw(&[1.0, 3.0, 3.0], 0, 0), 1);
         assert_eq!(Sampler::greedy().draw(&[f32::NAN, -3.0], 0, 0), 1);
+        for position in 0..50 {
+            assert_eq!(Sampler::greedy().draw(&[0.0, 0.1, 0.0], 0, position), 1);
+        }
     }
 
     #[test]
@@ -195,11 +198,16 @@ mod tests {
         for bad in [
             Sampler { temperature: -1.0, ..Sampler::default() },
             Sampler { temperature: f32::NAN, ..Sampler::default() },
+            Sampler { temperature: 100.1, ..Sampler::default() },
             Sampler { top_p: 0.0, ..Sampler::default() },
             Sampler { top_p: 1.5, ..Sampler::default() },
             Sampler { min_p: -0.1, ..Sampler::default() },
+            Sampler { min_p: 1.1, ..Sampler::default() },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+        let last = Sampler { temperature: 100.0, top_p: 1.0, min_p: 1.0, ..Sampler::default() };
+        assert_eq!(last.check(), Ok(()), "the ends of the ranges");
+        assert_eq!(Sampler { min_p: 0.0, ..Sampler::greedy() }.check(), Ok(()));
     }
 }

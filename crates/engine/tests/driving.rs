@@ -77,6 +77,54 @@ fn a_list_of_requests_runs_to_its_end_whatever_the_bounds() {
     }
 }
 
+/// Rows that are computed again, since their pages were lost, are told once.
+#[test]
+fn lost_pages_change_no_depth() {
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
+    let rule = rule(&model);
+    let requests: Vec<Request> =
+        (0..5).map(|i| request(i, ids(20 + i, 4 + 3 * i as usize), 40)).collect();
+    let layers = model.plan().unrolled().count();
+    let few = SchedulerLimits { pages: layers * 5, prefill_chunk: 16, ..limits() };
+    let [ample, tight] = [limits(), few].map(|limits| {
+        let engine = engine(&model, &rule, limits, KvFormat::F32);
+        run_requests(engine, requests.clone(), &mut |_, _| true).expect("fair requests")
+    });
+    assert!(tight.iter().any(|found| found.done.usage.preemptions > 0), "no pages were lost");
+    for ((request, found), expected) in requests.iter().zip(&tight).zip(&ample) {
+        let (rows, all) = (found.depths.len(), request.prompt.len() + request.max_tokens - 1);
+        assert!(rows <= all && rows > 0, "{rows} of {all}");
+        assert_eq!(found.depths, expected.depths[expected.depths.len() - rows..]);
+    }
+}
+
+/// A receiver that had no room is offered the rest when it has, without a bell.
+#[test]
+fn a_receiver_that_was_full_gets_the_rest() {
+    let model = fresh(&config(RouterConfig::default(), KvMode::RecursionWise));
+    let (rule, asked) = (rule(&model), request(1, ids(1, 9), 12));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    let engine = engine(&model, &rule, limits(), KvFormat::F32);
+    let thread = EngineThread::start(engine, Arc::new(pool)).expect("a thread");
+    let inbox = Inbox::default();
+    *inbox.room.lock().unwrap() = Some(3);
+    thread.submit(asked.clone(), Box::new(inbox.clone())).expect("accepted");
+    let begun = Instant::now();
+    let wait = |until: &dyn Fn() -> bool| {
+        while !until() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", inbox.events);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    wait(&|| inbox.tokens().len() == 3);
+    // The engine has noticed that there is no room and naps.
+    std::thread::sleep(Duration::from_millis(60));
+    assert_eq!(inbox.tokens().len(), 3);
+    *inbox.room.lock().unwrap() = None;
+    wait(&|| inbox.done().is_some());
+    same(&inbox.tokens(), &alone(&model, &rule, &asked), "after a pause");
+}
+
 #[test]
 fn a_list_with_a_foul_request_is_refused() {
     let model = fresh(&config(RouterConfig::FIXED, KvMode::RecursionWise));

@@ -325,3 +325,41 @@ fn depths_are_compared() {
     assert_eq!(disagreement(&rows(&[1, 2, 3, 1]), &rows(&[1, 3, 3, 2])), 0.5);
     assert_eq!(disagreement(&[], &[]), 0.0);
 }
+
+/// What routers of layers decide are loads of their targets, and no depths.
+#[test]
+fn routers_of_layers_are_counted_by_their_site() {
+    let mut stats = RoutingStats::default();
+    let site = RouterSite::Layer(2);
+    let event = |choice| RoutingEvent {
+        site,
+        recursion: 0,
+        candidates: &[0, 1, 2],
+        logits: &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+        scores: &[],
+        choice,
+    };
+    let kept = [true, false, true];
+    stats.routed(&event(Choice::GoOn { kept: &kept, best: None, auxiliary: None }));
+    assert_eq!(stats.loads[&site], [2]);
+    stats.routed(&event(Choice::Target(&[1, 1, 0])));
+    assert_eq!(stats.loads[&site], [3, 2]);
+    assert!(stats.recursions.is_empty() && stats.depths.is_empty());
+}
+
+/// A sequence of one row has one position.
+#[test]
+fn positions_are_counted_in_sequences_of_any_length() {
+    for (length, expected) in [(1, [3].as_slice()), (2, &[2, 1]), (0, &[])] {
+        let mut stats = RoutingStats { sequence_length: length, ..RoutingStats::default() };
+        stats.routed(&RoutingEvent {
+            site: RouterSite::Depth,
+            recursion: 0,
+            candidates: &[0, 1, 2, 3],
+            logits: &[0.5; 4],
+            scores: &[],
+            choice: Choice::GoOn { kept: &[true, false, true, true], best: None, auxiliary: None },
+        });
+        assert_eq!(stats.recursions[0].kept_at, expected, "{length}");
+    }
+}

@@ -223,3 +223,20 @@ fn equal_tokens_are_cut_from_the_largest_id_on() {
         (0..200).map(|n| DefaultDraw.draw(&[0.5; VOCAB], &asked, &vec![0; n])).collect();
     assert_eq!(drawn, BTreeSet::from([0, 1]));
 }
+
+/// Each penalty counts by itself, at whatever value.
+#[test]
+fn a_single_penalty_is_not_forgotten() {
+    let mut logits = [0.0f32; VOCAB];
+    (logits[4], logits[5]) = (3.0, 2.9);
+    for (repetition, presence, frequency) in
+        [(2.0, 0.0, 0.0), (1.5, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 2.0, 0.0), (1.0, 0.0, 1.0)]
+    {
+        let mut asked = request(1, vec![1], 40);
+        asked.sampling.temperature = 0.0;
+        assert_eq!(DefaultDraw.draw(&logits, &asked, &[4]), 4);
+        asked.sampling.repetition_penalty = repetition;
+        (asked.sampling.presence_penalty, asked.sampling.frequency_penalty) = (presence, frequency);
+        assert_eq!(DefaultDraw.draw(&logits, &asked, &[4]), 5, "{:?}", asked.sampling);
+    }
+}

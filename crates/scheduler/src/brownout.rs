@@ -97,4 +97,17 @@ mod tests {
         let mut cap = DepthCap::new(Some(Brownout { floor: 9, ..RULE }), 4);
         assert_eq!(caps(&mut cap, usize::MAX, 0, 10), [4; 10]);
     }
+
+    /// The rule of `--brownout 1`: more than 16 waiting for 8 ticks is a step down, at most 2 for
+    /// 64 ticks a step up, and pages do not count.
+    #[test]
+    fn the_rule_that_nobody_changed() {
+        let mut cap = DepthCap::new(Some(Brownout::default()), 3);
+        assert_eq!(caps(&mut cap, 16, 0, 40), [3; 40]);
+        let falling: Vec<u32> = [[3; 7].as_slice(), &[2; 8], &[1; 20]].concat();
+        assert_eq!(caps(&mut cap, 17, 0, 35), falling);
+        assert_eq!(caps(&mut cap, 3, 0, 200), [1; 200]);
+        let rising: Vec<u32> = [[1; 63].as_slice(), &[2; 64], &[3; 10]].concat();
+        assert_eq!(caps(&mut cap, 2, 0, 137), rising);
+    }
 }
