@@ -411,3 +411,23 @@ fn relax_help() -> String {
         known.join(", ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The table of flags in tests/flags reads them from the help.
+    #[test]
+    fn no_verb_and_no_flag_is_hidden() {
+        let mut commands = vec![Arguments::command()];
+        while let Some(command) = commands.pop() {
+            assert!(!command.is_hide_set(), "{}", command.get_name());
+            for flag in command.get_arguments() {
+                assert!(!flag.is_hide_set(), "{} {flag}", command.get_name());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+}

@@ -118,9 +118,7 @@ fn make_recipe(
                 trial.step(&windows)?;
             }
             let each = clock.elapsed().as_secs_f64() / 4.0;
-            let tail = 0.12 * 60.0 * options.minutes + 4.0;
-            let left = 60.0 * options.minutes - started.elapsed().as_secs_f64() - tail;
-            (left / each).max(20.0) as u64
+            steps_within(options.minutes, started.elapsed().as_secs_f64(), each)
         }
     };
     recipe.train.steps = steps;
@@ -148,6 +146,14 @@ fn same_run(options: &Quickstart, config: &ModelConfig, earlier: &Recipe) -> Res
         );
     }
     Ok(())
+}
+
+/// Steps of `each` seconds that fit into `minutes` of which `spent` seconds are gone. Time is left
+/// for validation, the sample and the page; the least are 20 steps.
+fn steps_within(minutes: f64, spent: f64, each: f64) -> u64 {
+    let whole = 60.0 * minutes;
+    let tail = 0.12 * whole + 4.0;
+    ((whole - spent - tail) / each).max(20.0) as u64
 }
 
 fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
@@ -255,4 +261,17 @@ fn validation_text(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<String> {
         ids.extend(windows.unshuffled(index)?.ids);
     }
     Ok(tokenizer.decode(&ids)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_minutes_are_more_steps() {
+        // --minutes 5: of 300 seconds 36 and 4 are left for the end, and 10 are gone.
+        assert_eq!(steps_within(5.0, 10.0, 0.5), 500);
+        assert_eq!(steps_within(10.0, 10.0, 0.5), 1028);
+        assert_eq!(steps_within(0.1, 10.0, 0.5), 20);
+    }
 }

@@ -311,3 +311,125 @@ fn settings(http: &HttpLimits) -> ServerSettings {
         ..ServerSettings::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+    use model::RouterConfig;
+    use ops::KvFormat;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            vocab_size: 20,
+            width: 16,
+            layers: 2,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            ffn: 16,
+            context: 64,
+            sharing: Sharing::None,
+            recursions: 1,
+            router: RouterConfig::FIXED,
+            ..ModelConfig::default()
+        }
+    }
+
+    /// What the command line of `lathe serve` holds with `more`.
+    fn asked(more: &[&str]) -> Serve {
+        let words = [&["lathe", "serve", "run"], more].concat();
+        match Arguments::try_parse_from(&words).map(|arguments| arguments.command) {
+            Ok(Command::Serve(options)) => options,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    /// The flags of `lathe serve` under `heading`.
+    fn flags(heading: &str) -> Vec<String> {
+        let command = Arguments::command();
+        let serve = command.find_subcommand("serve").expect("a verb");
+        let under = serve.get_arguments().filter(|flag| flag.get_help_heading() == Some(heading));
+        under.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect()
+    }
+
+    #[test]
+    fn every_bound_of_the_engine_is_the_one_that_was_asked_for() {
+        let of =
+            |options: &Serve| limits(&config(), &options.formats, &options.limits).expect("fit");
+        let plain = of(&asked(&[]));
+        type Change = fn(&mut SchedulerLimits);
+        let table: [(&str, Change); 10] = [
+            // Keys and values of 16 tokens with one head of 8 numbers.
+            ("--kv-memory", |l| l.pages = (3 << 20) / (16 * 2 * 8 * 4)),
+            ("--max-seqs", |l| l.max_seqs = 3),
+            ("--max-batch-tokens", |l| l.max_batch_tokens = 3),
+            ("--prefill-chunk", |l| l.prefill_chunk = 3),
+            ("--coda-batch", |l| l.coda_batch = 3),
+            ("--coda-wait", |l| l.coda_wait = 3),
+            ("--queue", |l| l.queue_requests = 3),
+            ("--queue-tokens", |l| l.queue_tokens = 3),
+            ("--context", |l| (l.context, l.queue_tokens) = (3, 12)),
+            ("--brownout", |l| l.brownout = Some(Brownout { floor: 3, ..Brownout::default() })),
+        ];
+        assert_eq!(flags("Engine"), table.map(|(flag, _)| flag));
+        for (flag, change) in table {
+            let mut expected = plain.clone();
+            change(&mut expected);
+            assert_eq!(of(&asked(&[flag, "3"])), expected, "{flag}");
+            assert_ne!(expected, plain, "{flag}");
+        }
+    }
+
+    #[test]
+    fn every_limit_of_requests_is_the_one_that_was_asked_for() {
+        let of = |options: &Serve| settings(&options.http);
+        let plain = of(&asked(&[]));
+        const THREE: Duration = Duration::from_secs(3);
+        type Change = fn(&mut ServerSettings);
+        let table: [(&str, Change); 15] = [
+            ("--max-body", |s| s.limits.body_bytes = 3),
+            ("--max-prompts", |s| s.limits.prompts = 3),
+            ("--max-n", |s| s.limits.n = 3),
+            ("--max-sequences", |s| s.limits.sequences = 3),
+            ("--max-stops", |s| s.limits.stops = 3),
+            ("--max-logprobs", |s| s.limits.logprobs = 3),
+            ("--max-logit-bias", |s| s.limits.logit_bias = 3),
+            ("--max-connections", |s| s.connections = 3),
+            ("--deadline", |s| s.deadline = THREE),
+            ("--header-seconds", |s| s.header_read = THREE),
+            ("--body-seconds", |s| s.body_read = THREE),
+            ("--keep-alive", |s| s.keep_alive = THREE),
+            ("--slow-reader", |s| s.slow_reader = THREE),
+            ("--lame-duck", |s| s.lame_duck = THREE),
+            ("--drain", |s| s.drain = THREE),
+        ];
+        assert_eq!(flags("Request and connection limits"), table.map(|(flag, _)| flag));
+        let shown = |settings: &ServerSettings| format!("{settings:?}");
+        for (flag, change) in table {
+            let mut expected = plain.clone();
+            change(&mut expected);
+            assert_eq!(shown(&of(&asked(&[flag, "3"]))), shown(&expected), "{flag}");
+            assert_ne!(shown(&expected), shown(&plain), "{flag}");
+        }
+    }
+
+    /// `--kv-format` is that of the engine's pages.
+    #[test]
+    fn keys_and_values_are_kept_in_the_format_that_was_asked_for() {
+        let page = |format: &str| {
+            let options = asked(&["--kv-format", format]);
+            let model = Arc::new(Model::fresh(&config(), 1).expect("legal"));
+            let stored = Stored::of(model);
+            let engine = engine_of(stored, &options.formats, &options.limits).expect("fits");
+            engine.handle().gauges().page_bytes
+        };
+        let bytes = |format| KvStore::page_bytes(format, config().heads());
+        assert_eq!(page("f32"), bytes(KvFormat::F32));
+        assert_eq!(page("bf16"), bytes(KvFormat::Bf16));
+        assert_eq!(page("int8"), bytes(KvFormat::Int8));
+        assert_eq!(page("f32"), 2 * page("bf16"));
+    }
+}

@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 
-use common::{Ended, end};
-use serde_json::{Value, json};
+use common::liar::{Liar, TWO_TOKENS};
+use common::{EXPERT, Ended, Place, end, recipe};
+use serde_json::json;
 
 fn lathe(arguments: &[&str]) -> Ended {
     end(Command::new(env!("CARGO_BIN_EXE_lathe")).args(arguments))
@@ -89,49 +87,6 @@ fn what_an_open_loop_is_refused_counts_apart() {
     assert!(found["ttft_ms"].is_null() && found["end_to_end_ms"]["count"] == good, "{found}");
 }
 
-/// A server that gives every completion the same answer. Returns its address and the bodies it was
-/// sent.
-fn liar(answer: &'static str) -> (String, Arc<Mutex<Vec<Value>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let noted = asked.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, noted) = (stream.unwrap(), noted.clone());
-            std::thread::spawn(move || while reply(&mut stream, answer, &noted).is_some() {});
-        }
-    });
-    (url, asked)
-}
-
-/// Answers one request of a connection.
-fn reply(stream: &mut TcpStream, answer: &str, noted: &Mutex<Vec<Value>>) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let (mut line, mut length) = (String::new(), 0);
-    reader.read_line(&mut line).ok().filter(|&n| n > 0)?;
-    let is_get = line.starts_with("GET");
-    while line.trim() != "" {
-        line.clear();
-        reader.read_line(&mut line).ok()?;
-        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let models = r#"{"object":"list","data":[{"id":"other","object":"model"}]}"#;
-    let text = if is_get { models } else { answer };
-    if !is_get {
-        noted.lock().unwrap().push(serde_json::from_slice(&body).ok()?);
-    }
-    stream
-        .write_all(
-            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).as_bytes(),
-        )
-        .ok()
-}
-
 /// `lathe bench serve` at once, without requests to warm up.
 fn load(url: &str, arguments: &[&str]) -> Ended {
     let begin = ["bench", "serve", "--url", url, "--vocab", "50", "--warm-up", "0"];
@@ -140,13 +95,11 @@ fn load(url: &str, arguments: &[&str]) -> Ended {
 
 #[test]
 fn wrong_answers_fail_the_run() {
-    let whole = "{\"choices\":[{\"text\":\"ab\",\"finish_reason\":\"length\"}],\
-                 \"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}";
-    let (url, asked) = liar(whole);
+    let server = Liar::start(TWO_TOKENS);
     let run = |tokens: &str| {
         let asked = ["--requests", "4", "--concurrency", "2", "--prompt-tokens", "3"];
         let told = ["--output-tokens", tokens, "--no-stream", "--json"];
-        load(&url, &[&asked[..], &told].concat())
+        load(&server.url, &[&asked[..], &told].concat())
     };
     let good = run("2").good().json();
     assert_eq!((&good["good"], &good["model"]), (&json!(4), &json!("other")));
@@ -155,12 +108,11 @@ fn wrong_answers_fail_the_run() {
     assert_eq!(wrong.json()["wrong"].as_array().unwrap().len(), 4);
     assert!(wrong.err.contains("2 tokens and finish_reason length, asked for 3"), "{wrong:?}");
     // The same seed asks the same questions, in either run.
-    let mut prompts: Vec<Vec<u64>> = asked
-        .lock()
-        .unwrap()
+    let mut prompts: Vec<Vec<u64>> = server
+        .asked()
         .iter()
-        .map(|body| {
-            body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
+        .map(|asked| {
+            asked.body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
         })
         .collect();
     assert!(
@@ -170,15 +122,15 @@ fn wrong_answers_fail_the_run() {
     prompts.sort();
     assert_eq!(prompts.len(), 8);
     assert!(prompts.chunks(2).all(|pair| pair[0] == pair[1]), "{prompts:?}");
-    lathe(&["bench", "serve", "--url", &url, "--requests", "1"]).bad(&["--vocab"]);
-    lathe(&["bench", "serve", "--url", &url, "--vocab", "9", "--model", "mine"])
+    lathe(&["bench", "serve", "--url", &server.url, "--requests", "1"]).bad(&["--vocab"]);
+    lathe(&["bench", "serve", "--url", &server.url, "--vocab", "9", "--model", "mine"])
         .bad(&["--model mine", "other"]);
 }
 
 #[test]
 fn broken_streams_fail_the_run() {
-    let (url, _) = liar("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
-    let found = load(&url, &["--requests", "1", "--output-tokens", "2"]);
+    let server = Liar::start("data: {\"choices\":[{\"text\":\"a\"}]}\n\n");
+    let found = load(&server.url, &["--requests", "1", "--output-tokens", "2"]);
     assert_eq!(found.code, Some(1), "{found:?}");
     assert!(found.err.contains("[DONE]"), "{found:?}");
 }
@@ -199,5 +151,24 @@ fn kernels_are_checked_and_timed() {
             "{case}"
         );
         assert!(number("error") > 0.0 && number("error") <= number("tolerance"), "{case}");
+    }
+}
+
+#[test]
+fn growth_is_told_for_every_axis() {
+    let place = Place::empty();
+    let small = recipe(2, 2, EXPERT, "recursion_wise")
+        .replace("context = 64", "context = 256\nvocab_size = 300");
+    place.write("bench.toml", small);
+    let arguments = ["bench", "growth", "bench.toml", "--steps", "1", "--json"];
+    let found = place.run(&arguments).good().json();
+    let curves = found["curves"].as_array().expect("curves");
+    assert!(curves.len() >= 4, "{found}");
+    for curve in curves {
+        let points = curve["points"].as_array().expect("points");
+        assert!(points.len() >= 2, "{curve}");
+        let grows = points.windows(2).all(|pair| pair[0]["x"].as_f64() <= pair[1]["x"].as_f64());
+        let timed = points.iter().all(|point| point["seconds"].as_f64() > Some(0.0));
+        assert!(grows && timed, "{curve}");
     }
 }

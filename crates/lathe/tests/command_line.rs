@@ -26,6 +26,12 @@ fn help_opens_with_what_lathe_is() {
 }
 
 #[test]
+fn the_version_is_that_of_the_workspace() {
+    let expected = format!("lathe {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(lathe("--version").good().out, expected);
+}
+
+#[test]
 fn renamed_flags_are_refused_with_their_new_names() {
     for (line, new) in [
         ("convert run --out other --kv shared", "use --kv-sharing"),

@@ -251,6 +251,41 @@ fn eval_answers_with_the_windows_asked_for() {
     }
 }
 
+/// Rows of the windows that were scored.
+fn scored_rows(scores: &Value) -> f64 {
+    let depths = scores["causal_routing"]["depths"].as_array().expect("a list");
+    depths.iter().map(number).sum()
+}
+
+/// The windows that the causal rule was made on are not scored with it; those that are scored are
+/// the ones that the run itself scored.
+#[test]
+fn eval_leaves_out_the_windows_that_calibrated() {
+    let place = Place::with_run();
+    let eval = |more: &[&str]| {
+        let words = ["eval", "run", "--data", "data", "--json"];
+        place.run(&[&words[..], more].concat()).good().json()
+    };
+    let data: Value = serde_json::from_str(&place.text("data/manifest.json")).expect("JSON");
+    let tokens = number(&data["validation"]["total"]["tokens"]);
+    let windows = ((tokens - 1.0) / 32.0).floor();
+    // The recipe calibrates on four.
+    let all = eval(&["--windows", "100000"]);
+    assert_eq!(all["windows_set_aside"], 4, "{all}");
+    assert_eq!(scored_rows(&all), 32.0 * (windows - 4.0));
+    let validation = log(&place, "run").into_iter().rfind(|r| r["event"] == "validation");
+    let validation = validation.expect("a validation")["validation"].clone();
+    let four = eval(&["--windows", "4"]);
+    assert_eq!(four["causal_routing"], validation["causal"]);
+    assert_eq!(four["training_time_routing"], validation["training"]);
+    // Text that it was not calibrated on, and windows of another length, are scored whole.
+    let tokens = number(&data["train"]["total"]["tokens"]);
+    let train = eval(&["--windows", "100000", "--split", "train"]);
+    assert_eq!(train["windows_set_aside"], 0);
+    assert_eq!(scored_rows(&train), 32.0 * ((tokens - 1.0) / 32.0).floor());
+    assert_eq!(eval(&["--windows", "4", "--sequence-length", "16"])["windows_set_aside"], 0);
+}
+
 #[test]
 fn generate_does_what_it_is_told() {
     let place = Place::with_run();

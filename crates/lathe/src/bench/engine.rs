@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use engine::{CompletedRows, DefaultDraw, Engine, EngineOptions, Generation, PartRuns, Sampler};
 use kernels::machine::median;
 use report::{Table, human_bytes, human_count};
@@ -53,9 +53,15 @@ pub(crate) fn prefill(options: &BenchRun) -> Result<ExitCode> {
 
 fn run(options: &BenchRun, prefill: bool) -> Result<ExitCode> {
     ensure!(
-        options.rounds > 0 && options.tokens > 1,
+        options.rounds > 0 && options.tokens.is_none_or(|tokens| tokens > 1),
         "--rounds must be at least 1 and --tokens at least 2"
     );
+    if let Some(tokens) = options.tokens.filter(|_| prefill) {
+        bail!(
+            "--tokens is {tokens}, but prefill draws one token of each prompt: leave it out, or \
+             use `lathe bench decode`"
+        );
+    }
     let subjects: Vec<Subject> = options
         .model
         .iter()
@@ -267,7 +273,7 @@ struct Clock {
 impl Setting<'_> {
     /// New tokens of each sequence.
     fn new_tokens(&self) -> usize {
-        if self.prefill { 1 } else { self.options.tokens }
+        if self.prefill { 1 } else { self.options.tokens.unwrap_or(64) }
     }
 
     /// Whether decoding is measured apart from prompts, from the moment when all of them are done.

@@ -37,6 +37,13 @@ struct Point {
     arguments: Vec<String>,
 }
 
+impl Point {
+    /// Whether it times training steps, not decoding.
+    fn is_step(&self) -> bool {
+        self.arguments[0] == "train"
+    }
+}
+
 /// What a point's process reported.
 #[derive(Clone, Copy)]
 struct Found {
@@ -66,15 +73,21 @@ pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
         curves.push((model, axis, found));
     }
     bar.finish_and_clear();
+    tell(options, &curves)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the curves, and writes the page if one is asked for.
+fn tell(options: &BenchGrowth, curves: &[(String, Axis, Vec<Found>)]) -> Result<()> {
     if let Some(out) = &options.out {
-        files::write_whole(out, page(&curves).as_bytes())
+        files::write_whole(out, page(curves).as_bytes())
             .with_context(|| format!("writing {}", out.display()))?;
     }
     match options.json {
-        true => output::json(&record(&curves))?,
-        false => output::table(&table(&curves)),
+        true => output::json(&record(curves))?,
+        false => output::table(&table(curves)),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn set(pairs: &[(&str, usize)]) -> Vec<String> {
@@ -142,19 +155,22 @@ fn axes(model: &str, options: &BenchGrowth) -> Result<Vec<Axis>> {
     ])
 }
 
+/// What `lathe` is asked for at a point.
+fn words(model: &str, point: &Point, options: &BenchGrowth) -> Vec<String> {
+    let mut words = ["bench", &point.arguments[0], model, "--json"].map(str::to_owned).to_vec();
+    // The later of two settings of a field counts: the point's.
+    words.extend(options.set.iter().flat_map(|pair| ["--set".to_owned(), pair.clone()]));
+    words.extend_from_slice(&point.arguments[1..]);
+    if point.is_step() {
+        words.extend(["--steps".to_owned(), options.steps.to_string()]);
+    }
+    words
+}
+
 /// Runs a point in a process of its own.
 fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("bench").arg(&point.arguments[0]).arg(model).arg("--json");
-    // The later of two settings of a field counts: the point's.
-    options.set.iter().for_each(|pair| {
-        command.args(["--set", pair]);
-    });
-    command.args(&point.arguments[1..]);
-    let is_step = point.arguments[0] == "train";
-    if is_step {
-        command.args(["--steps", &options.steps.to_string()]);
-    }
+    command.args(words(model, point, options));
     let output = command.output().context("starting a process for a point")?;
     if !output.status.success() {
         bail!(
@@ -165,7 +181,7 @@ fn measure(model: &str, point: &Point, options: &BenchGrowth) -> Result<Found> {
     }
     let answer: Value = serde_json::from_slice(&output.stdout)?;
     let result = &answer["results"][0];
-    if is_step {
+    if point.is_step() {
         return Ok(Found {
             x: point.x,
             seconds: number(result, "median")?,
@@ -300,5 +316,45 @@ mod tests {
         assert!((exponent(&points, |p| p.seconds) - 1.5).abs() < 1e-12);
         assert!(exponent(&points, |p| p.memory).abs() < 1e-12);
         assert!((exponent(&points, |p| p.flops) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn points_are_asked_for_with_the_steps_and_settings_of_the_command_line() {
+        let set = vec!["model.layers=8".to_owned()];
+        let model = vec!["a.toml".to_owned()];
+        let options = BenchGrowth { model, set, steps: 7, out: None, json: true };
+        let asked = |point: &Point| words("a.toml", point, &options).join(" ");
+        assert_eq!(
+            asked(&train_point(64, 2, 32, &[])),
+            "bench train a.toml --json --set model.layers=8 --set train.batch=2 \
+             --set train.micro_batch=2 --set data.sequence_length=32 --steps 7"
+        );
+        assert_eq!(
+            asked(&decode_point(4, 4, 32)),
+            "bench decode a.toml --json --set model.layers=8 --tokens 33 --rounds 3 --batch 4 \
+             --context 32"
+        );
+    }
+
+    /// `--out` is a page with the curves; `--json` has each of their points.
+    #[test]
+    fn curves_go_to_the_page_and_the_terminal() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let out = dir.path().join("growth.html");
+        let found = [1.0, 2.0].map(|x| Found { x, seconds: x, memory: 7.0, flops: x }).to_vec();
+        let axis = Axis::of_training("depth", "unrolled layers", Vec::new());
+        let curves = [("a.toml".to_owned(), axis, found)];
+        let asked = |out| {
+            let (model, set) = (vec!["a.toml".to_owned()], Vec::new());
+            tell(&BenchGrowth { model, set, steps: 1, out, json: true }, &curves).expect("writes");
+        };
+        asked(None);
+        assert!(!out.exists());
+        asked(Some(out.clone()));
+        let page = std::fs::read_to_string(&out).expect("--out writes the page");
+        assert!(page.contains("seconds a step by unrolled layers") && page.contains("a.toml"));
+        let printed = record(&curves);
+        assert_eq!(printed["curves"][0]["axis"], "depth");
+        assert_eq!(printed["curves"][0]["points"][1]["seconds"], 2.0);
     }
 }

@@ -547,4 +547,23 @@ mod tests {
         dq.iter_mut().for_each(|x| *x *= 1.1);
         assert!(gradient_error(&q, &kv, &spans, &g, &dq, &dkv) > 1e-2);
     }
+
+    /// `--seconds` is how long each size is timed, but five calls are made in any case.
+    #[test]
+    fn a_size_is_timed_for_its_seconds() {
+        let calls = |seconds: f64| {
+            let options = BenchKernels { only: None, seconds, json: false };
+            let machine = Machine::new();
+            let before = machine.measure();
+            let mut bench = Bench { options: &options, machine, before, cases: Vec::new() };
+            let (mut calls, work) = (0, Work { flops: 1.0, bytes: 1.0 });
+            bench.time(("sleep", "1 ms".into()), work, 0.0, 0.0, |_| {
+                calls += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            });
+            calls
+        };
+        assert_eq!(calls(0.0), 5, "--seconds 0");
+        assert!(calls(0.4) > 10, "--seconds 0.4");
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub(crate) mod fixture;
+pub(crate) mod liar;
 pub(crate) mod server;
 pub(crate) mod siege;
 pub(crate) mod snapshot;

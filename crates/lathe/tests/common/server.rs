@@ -12,6 +12,7 @@ use super::Place;
 /// A server over the run of a [`Place`].
 pub(crate) struct Server {
     pub(crate) child: Child,
+    pub(crate) host: String,
     pub(crate) port: u16,
 }
 
@@ -51,16 +52,16 @@ impl Server {
             command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
-        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next());
-        let port = port
-            .and_then(|port| port.parse().ok())
-            .unwrap_or_else(|| panic!("no port in {line:?}"));
-        Self { child, port }
+        let at = line.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        let (host, port) = at
+            .and_then(|at| at.split_once(':'))
+            .unwrap_or_else(|| panic!("no address in {line:?}"));
+        Self { child, host: host.to_owned(), port: port.parse().expect("a port") }
     }
 
     /// Sends a request and leaves the connection open for reading.
     pub(crate) fn open(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
+        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).expect("connects");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let length = body.len();
         let head = format!(

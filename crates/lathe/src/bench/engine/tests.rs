@@ -149,3 +149,38 @@ fn weights_are_read_by_the_parts_that_run() {
     let twice = PartRuns { recursion: 2, ..none };
     assert_eq!(bytes(twice), 2.0 * bytes(PartRuns { recursion: 1, ..none }));
 }
+
+/// `--kv-memory` and `--kv-format` bound and shape the pages, `--coda-batch` fills the coda.
+#[test]
+fn pages_and_waits_are_those_that_were_asked_for() {
+    let plain = measured("cpu-1m-mor3", &["--tokens", "24"], 6, 40).1;
+    let with =
+        |more: &[&str]| measured("cpu-1m-mor3", &[&["--tokens", "24"], more].concat(), 6, 40).1;
+    let rounded = with(&["--kv-format", "bf16"]);
+    assert_eq!(2 * rounded.kv_bytes, plain.kv_bytes);
+    // A third of what all six need at once.
+    let tight = plain.kv_bytes as f64 / f64::from(1 << 20) / 3.0;
+    let tight = with(&["--kv-memory", &tight.to_string()]);
+    assert!(plain.preemptions == 0 && tight.preemptions > 0, "{}", tight.preemptions);
+    assert!(tight.kv_bytes < plain.kv_bytes / 2);
+    // Fewer runs of the last layers, for the same rows.
+    let waiting = with(&["--coda-batch", "6"]);
+    assert_eq!(waiting.tokens, plain.tokens);
+    assert!(waiting.weight_bytes < plain.weight_bytes, "{}", waiting.weight_bytes);
+}
+
+/// In prefill the tokens are those of the prompts of all `--requests`.
+#[test]
+fn prefill_counts_the_prompts_and_their_depth() {
+    let subject = subject("cpu-1m-mor3", &[], None).unwrap();
+    let with = |more: &[&str]| {
+        let options = options(more);
+        let setting = Setting { options: &options, batch: 2, context: 30, prefill: true };
+        setting.measure(&subject).unwrap()
+    };
+    let (plain, more) = (with(&[]), with(&["--requests", "5"]));
+    assert_eq!((plain.tokens, more.tokens), (60, 150));
+    let shallow = with(&["--max-depth", "1"]);
+    assert_eq!(shallow.mean_depth, 1.0);
+    assert!(plain.mean_depth > 1.2, "{}", plain.mean_depth);
+}
