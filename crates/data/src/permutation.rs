@@ -56,6 +56,12 @@ mod tests {
         }
     }
 
+    /// A run that continues on another version must meet the order that it began with.
+    #[test]
+    fn the_order_is_this_one() {
+        assert_eq!(order(10, 1, 0), [7, 8, 4, 9, 3, 0, 1, 5, 2, 6]);
+    }
+
     #[test]
     fn stays_in_range_for_huge_lengths() {
         for n in [(1u64 << 40) + 7, 1 << 62] {

@@ -15,6 +15,11 @@ fn the_packages_of_this_checkout_give_text() {
         assert!(!file.package.is_empty() && !file.version.is_empty(), "{file:?}");
         assert!(file.path.ends_with(".md") || file.path.ends_with(".rs"), "{file:?}");
     }
+    let dir = tempfile::tempdir().unwrap();
+    found.save(&dir.path().join("made")).unwrap();
+    let list = std::fs::read(dir.path().join("made/packages.json")).unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+    assert_eq!(list.as_array().map(Vec::len), Some(found.files.len()));
     let again = collect(&checkout, 300_000).unwrap();
     assert_eq!(again.texts, found.texts, "the same files each time");
 }

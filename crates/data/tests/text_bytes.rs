@@ -120,6 +120,7 @@ fn a_tokenizer_that_spells_its_text_needs_no_file() {
     let corpus = Corpus::open(&dir.path().join("out"), Split::Train).unwrap();
     assert!(common::tokenizer().spells_its_text() && !corpus.counts_text_bytes());
     let tokenizer = common::tokenizer();
+    assert_eq!(Some(corpus.eos_id()), tokenizer.eos_id());
     let windows = Windows::new(&corpus, 50, 3).unwrap();
     let mut all = 0;
     for i in 0..windows.len() {

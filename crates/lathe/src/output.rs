@@ -70,7 +70,7 @@ pub(crate) fn finish() -> std::io::Result<()> {
     }
 }
 
-/// One line to standard error: what is not the result. As harmless as [`line`].
+/// One line to standard error: what is not the result. As harmless as [`line()`].
 pub(crate) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", harmless(text.as_ref()));
 }

@@ -113,7 +113,7 @@ pub(crate) struct Serve {
     /// proxy may pass on a name of its own
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_host: Vec<String>,
-    /// Site whose pages may ask and read answers, as https://chat.example (repeatable); * for any
+    /// Site whose pages may ask and read answers, as `https://chat.example` (repeatable); * for any
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,
     /// Jinja chat template instead of the checkpoint's: a file, a name (chatml, plain), or none

@@ -552,3 +552,13 @@ fn what_makes_a_text_longer_without_end_is_refused() {
         }
     }
 }
+
+#[test]
+fn texts_that_fit_are_all_learned_from() {
+    let texts = ["a", "bc", "def"].map(str::to_owned);
+    let mut all = super::train::sample(texts.clone().into_iter(), 6);
+    all.sort();
+    assert_eq!(all, texts);
+    let some = super::train::sample(texts.into_iter(), 5);
+    assert!(some.iter().map(String::len).sum::<usize>() <= 5 && !some.is_empty(), "{some:?}");
+}
