@@ -389,14 +389,16 @@ mod tests {
         let plain = of(&asked(&[]));
         const THREE: Duration = Duration::from_secs(3);
         type Change = fn(&mut ServerSettings);
-        let table: [(&str, Change); 15] = [
+        let table: [(&str, Change); 17] = [
             ("--max-body", |s| s.limits.body_bytes = 3),
             ("--max-prompts", |s| s.limits.prompts = 3),
             ("--max-n", |s| s.limits.n = 3),
             ("--max-sequences", |s| s.limits.sequences = 3),
             ("--max-stops", |s| s.limits.stops = 3),
+            ("--max-tokenize", |s| s.limits.tokenize_bytes = 3),
             ("--max-logprobs", |s| s.limits.logprobs = 3),
             ("--max-logit-bias", |s| s.limits.logit_bias = 3),
+            ("--template-seconds", |s| s.limits.template_time = THREE),
             ("--max-connections", |s| s.connections = 3),
             ("--deadline", |s| s.deadline = THREE),
             ("--header-seconds", |s| s.header_read = THREE),
