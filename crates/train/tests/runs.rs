@@ -356,6 +356,7 @@ fn skipped_steps_are_remembered() {
     // All steps of the recipe were skipped, the last two one after the other.
     (run.trainer.step, run.trainer.skipped, run.trainer.skipped_in_a_row) = (4, 4, 2);
     run.go(&RealDisk, &|| 0.0, &mut |_| Stop::No).expect("saves");
+    drop(run);
     let again = open(&recipe, &out).expect("resumes").trainer;
     assert_eq!((again.step, again.skipped, again.skipped_in_a_row), (4, 4, 2));
 }
