@@ -466,9 +466,8 @@ fn control_characters_do_not_reach_the_terminal() {
     let ended = place
         .run(&["generate", "run", "--prompt", prompt, "--max-tokens", "6", "--ignore-eos"])
         .good();
-    for bad in ['\u{1b}', '\u{7}', '\u{8}', '\u{9b}', '\u{202e}'] {
-        assert!(!ended.out.contains(bad), "{bad:?} in {ended:?}");
-    }
+    // A pipe gets the text as it is; what a terminal gets is in terminal.rs.
+    assert!(ended.out.starts_with(prompt), "{ended:?}");
     place.write("hostile.md", format!("{prompt} <script>alert(1)</script> </body>"));
     place.run(&["inspect", "run", "--text", "hostile.md", "--html", "page.html"]).good();
     let page = place.text("page.html");
