@@ -74,30 +74,10 @@ fn files_that_cannot_be_written_are_an_error() {
     assert!(!fs::metadata("/dev/full").expect("there").is_file());
 }
 
-/// A dense model, which goes into every form.
-fn dense(place: &Place) {
-    let text = recipe(2, 2, "{ kind = \"fixed\" }", "recursion_wise");
-    let text = text.replace("recursions = 3", "recursions = 1\nsharing = \"none\"");
-    place.write("dense.toml", text);
-    place.run(&["train", "dense.toml", "--out", "dense"]).good();
-    place.run(&["export", "dense", "--out", "theirs", "--format", "hf"]).good();
-    place.run(&["export", "dense", "--out", "ours", "--format", "lathe"]).good();
-}
-
-/// Names in a folder, ascending.
-fn names(place: &Place, folder: &str) -> Vec<String> {
-    let entries = fs::read_dir(place.path(folder)).expect("lists");
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
-        .collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn writers_that_failed_anywhere_can_be_tried_again() {
     let place = Place::with_data();
-    dense(&place);
+    place.make_dense();
     for line in [
         "export dense --format hf --out made/x",
         "export dense --format lathe --out made/x",
@@ -125,7 +105,7 @@ fn writers_that_failed_anywhere_can_be_tried_again() {
                     assert!(is_whole || !place.has("made/x"), "{line}, {plan}: {ended:?}");
                 }
                 if fault == "enospc" && place.has("made") {
-                    let left = names(&place, "made");
+                    let left = place.names("made");
                     let is_removal = ended.err.contains("could not be removed");
                     assert!(left.is_empty() || is_removal, "{line}, {plan}: {left:?}");
                 }
@@ -140,14 +120,14 @@ fn writers_that_failed_anywhere_can_be_tried_again() {
     place.run(&["export", "dense", "--format", "hf", "--out", "made/x"]).good();
     let files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
     let expected = [&files[..], &["tokenizer_config.json"]].concat();
-    assert_eq!(names(&place, "made/x"), expected);
-    assert_eq!(names(&place, "made"), ["x"]);
+    assert_eq!(place.names("made/x"), expected);
+    assert_eq!(place.names("made"), ["x"]);
 }
 
 #[test]
 fn writers_of_one_file_leave_nothing_behind() {
     let place = Place::with_data();
-    dense(&place);
+    place.make_dense();
     for line in [
         "export dense --out made/x.gguf",
         "tokenizer train --input text --vocab 300 --out made/tokenizer.json",
@@ -160,7 +140,7 @@ fn writers_of_one_file_leave_nothing_behind() {
             command.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_lathe")]);
             command.args(&arguments).current_dir(place.path("")).stdout(Stdio::null());
             let ended = end(&mut command);
-            let left = names(&place, "made");
+            let left = place.names("made");
             assert!(
                 ended.code == Some(0) || left.is_empty(),
                 "{line}, {blocks}: {left:?} {ended:?}"
@@ -204,6 +184,8 @@ fn a_changed_recipe_is_told_and_logged_or_refused() {
         ("optimizer.learning_rate=0.01", "optimizer.learning_rate 0.003 -> 0.01"),
         ("train.micro_batch=1", "train.micro_batch 2 -> 1"),
         ("schedule.warmup_steps=3", "schedule.warmup_steps 2 -> 3"),
+        // Layers that run again round otherwise.
+        ("train.recompute=true", "train.recompute false -> true"),
     ] {
         train(&["train.steps=8", set], &[]).bad(&[change, "--accept-changes"]);
     }
@@ -257,5 +239,5 @@ fn no_more_checkpoints_stay_than_the_recipe_keeps() {
     fs::remove_file(place.path("run/checkpoints/.tmp-step-00000002/weights.safetensors"))
         .expect("removes");
     place.run(&train).good();
-    assert_eq!(names(&place, "run/checkpoints"), ["step-00000006"]);
+    assert_eq!(place.names("run/checkpoints"), ["step-00000006"]);
 }

@@ -39,7 +39,7 @@ enum May {
 }
 
 /// The first entry whose text the field begins with counts.
-const FIELDS: [(&str, May); 13] = [
+const FIELDS: [(&str, May); 12] = [
     ("train.seed", May::Stay),
     ("train.batch", May::Stay),
     ("train.freeze", May::Stay),
@@ -50,7 +50,6 @@ const FIELDS: [(&str, May); 13] = [
     ("distill.checkpoint", May::Change),
     ("data.dir", May::Change),
     ("train.steps", May::Change),
-    ("train.recompute", May::Change),
     ("train.non_finite", May::Change),
     ("checkpoint.", May::Change),
     ("log.", May::Change),

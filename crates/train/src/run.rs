@@ -10,6 +10,7 @@ use files::FolderLock;
 use report::{EventWriter, Log, Record};
 use serde_json::{Value, json};
 
+use crate::config::refuse;
 use crate::opening::is_checkpoint;
 use crate::resume::{self, Resumed};
 use crate::start::{begin, pin, remember, teach};
@@ -383,6 +384,10 @@ struct Opened {
 /// Opens the data of a recipe and fills in what the recipe leaves to it.
 fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
     let mut recipe = recipe.clone();
+    if recipe.data.dir.is_empty() {
+        let expected = "a folder made by `lathe data build`";
+        return refuse("data.dir", "\"\"".into(), expected.into());
+    }
     let dir = PathBuf::from(&recipe.data.dir);
     let corpus = Corpus::open(&dir, Split::Train)?;
     if recipe.model.vocab_size == 0 {
