@@ -245,7 +245,7 @@ impl Bad {
 
 /// A row that would have to be held in memory whole, and is too long for it.
 fn too_long(row: u64, field: &str, most: usize) -> Bad {
-    let expected = format!("at most {most} bytes (max_row)");
+    let expected = format!("at most {most} bytes (max_row, --max-row)");
     Bad::new(row, field, &expected, "more")
 }
 

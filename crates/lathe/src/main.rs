@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
-        output::note(format!("error: {error:#}"));
+        output::note(format!("error: {}", output::causes(&error)));
         ExitCode::FAILURE
     })
 }

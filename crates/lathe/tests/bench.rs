@@ -172,3 +172,13 @@ fn growth_is_told_for_every_axis() {
         assert!(grows && timed, "{curve}");
     }
 }
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", deaf.local_addr().expect("an address"));
+    let begin = std::time::Instant::now();
+    let needles = ["/v1/models", "no answer after 1s"];
+    lathe(&["bench", "serve", "--url", &url, "--timeout", "1"]).bad(&needles);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
+}

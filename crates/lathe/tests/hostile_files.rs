@@ -305,13 +305,22 @@ fn damaged_tokenizers() {
     fixture.refuses("tokenizer.json", Some(gaps.as_bytes()), &["tokenizer.json"]);
 }
 
+/// Each cause of an error is named once, and a recipe without data is told what it lacks.
+#[test]
+fn what_is_no_checkpoint_and_no_recipe() {
+    let place = Place::empty();
+    place.write("empty", "");
+    for arguments in [&["generate", "empty", "--prompt", "x"][..], &["inspect", "empty"]] {
+        let ended = place.run(arguments).bad(&["empty", "Not a directory"]);
+        assert_eq!(ended.err.matches("Not a directory").count(), 1, "{ended:?}");
+    }
+    place.run(&["train", "empty", "--out", "r"]).bad(&["data.dir", "lathe data build"]);
+}
+
 #[test]
 fn damaged_data() {
     let place = Place::with_run();
-    let names: Vec<String> = fs::read_dir(place.path("data"))
-        .expect("lists")
-        .map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"))
-        .collect();
+    let names = place.names("data");
     let whole: Vec<(String, Vec<u8>)> =
         names.iter().map(|n| (n.clone(), place.read(&format!("data/{n}")))).collect();
     let heal =

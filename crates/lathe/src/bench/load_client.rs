@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::output;
+
 /// Bytes of an answer, or of one of its lines, beyond which it counts as broken.
 const MOST: usize = 64 << 20;
 
@@ -282,6 +284,11 @@ impl CompletionServer {
 
     /// The JSON at a path, which must be there.
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+        let answer = tokio::time::timeout(self.timeout, self.get_at_last(path)).await;
+        answer.unwrap_or_else(|_| bail!("{path}: no answer after {:?}", self.timeout))
+    }
+
+    async fn get_at_last(&self, path: &str) -> Result<Value> {
         let (response, line) = self.send(Method::GET, path, Vec::new()).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
@@ -305,7 +312,7 @@ impl CompletionServer {
         let exchange = self.exchange(style, request, due, &mut answer);
         let fault = match tokio::time::timeout(self.timeout, exchange).await {
             Err(_) => Some(format!("no end after {:?}", self.timeout)),
-            Ok(Err(error)) => Some(cut(format!("{error:#}"))),
+            Ok(Err(error)) => Some(cut(output::causes(&error))),
             Ok(Ok(())) => None,
         };
         answer.error = answer.error.or(fault);
