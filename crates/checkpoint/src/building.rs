@@ -22,7 +22,7 @@ const UNTOUCHED: &str = "nothing was written";
 /// Whether a folder of the same name gives way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// It is replaced.
+    /// It is set aside, and removed once the new one has its name.
     Replaced,
     /// It must be free, or an empty folder.
     Free,
@@ -163,7 +163,7 @@ impl<'d> FolderWriter<'d> {
             return attempt("sync the folder", &self.parent, Err(e));
         }
         if replaces {
-            // The new checkpoint is durable; a remainder of the old one is removed by the next save.
+            // The new checkpoint is durable; the next save removes what is left of the old one.
             let _ = disk.remove_dir_all(&aside);
         }
         Ok(())
@@ -247,8 +247,7 @@ pub(crate) fn split(place: &Path) -> Result<(&Path, &str), SaveError> {
         let next = "choose another path";
         return Err(Misfit::new("path of the folder", expected, found, next).into());
     };
-    let parent = place.parent().filter(|above| !above.as_os_str().is_empty());
-    Ok((parent.unwrap_or(Path::new(".")), name))
+    Ok((files::folder_of(place), name))
 }
 
 pub(crate) fn bad_name(what: &str, name: &str, expected: &str) -> SaveError {
@@ -317,8 +316,7 @@ fn create_parents(parent: &Path, disk: &dyn Disk) -> Result<(), Failure> {
             }
             _ => {}
         }
-        let above =
-            path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above = files::folder_of(path);
         attempt("sync the folder", above, disk.sync_dir(above))?;
     }
     Ok(())

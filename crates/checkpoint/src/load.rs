@@ -60,8 +60,9 @@ impl Loaded {
 /// does not list are ignored.
 ///
 /// If the folder is missing because a save that was to replace it was interrupted, the previous
-/// checkpoint is opened where that save set it aside. Nothing on the disk is changed. If another process replaces the checkpoint while it is read, the
-/// result is either of the two or an error, never a mixture.
+/// checkpoint is opened where that save set it aside. Nothing on the disk is changed. If another
+/// process replaces the checkpoint while it is read, the result is either of the two or an error,
+/// never a mixture.
 ///
 /// # Errors
 /// [`LoadError::Io`] or [`LoadError::Invalid`], naming the file and the field.

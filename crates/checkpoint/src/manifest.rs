@@ -116,8 +116,8 @@ pub(crate) fn mark(names: &[&str]) -> Vec<u8> {
     format!("{MARK}{}}}\n", json!(names)).into_bytes()
 }
 
-/// Whether `folder` was written by this crate and holds nothing else: it has a manifest, or the mark
-/// of one that is being written, that names every file in it.
+/// Whether `folder` was written by this crate and holds nothing else: it has a manifest, or the
+/// mark of one that is being written, that names every file in it.
 pub(crate) fn is_ours(folder: &Path) -> bool {
     let Some(found) = contents(folder) else { return false };
     let named = match read(folder) {

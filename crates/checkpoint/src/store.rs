@@ -130,9 +130,9 @@ pub fn newest_json(parent: &Path, key: &str) -> Result<serde_json::Value, LoadEr
 /// Removes checkpoints of steps, except the `keep_last` of the highest steps, those whose step is a
 /// multiple of `keep_every` (`Some(0)` keeps none), and the newest that verifies in full; when none
 /// does, nothing is removed. Folders that hold something else than what their manifest names are
-/// neither counted nor removed. Returns the removed folders, ascending by step. Each is renamed before
-/// it is emptied, so that an interruption leaves no half a checkpoint. Waits while another process
-/// saves into `parent`.
+/// neither counted nor removed. Returns the removed folders, ascending by step. Each is renamed
+/// before it is emptied, so that an interruption leaves no half a checkpoint. Waits while another
+/// process saves into `parent`.
 ///
 /// # Errors
 /// [`LoadError::Io`] if the folder cannot be read or a checkpoint cannot be removed; those before

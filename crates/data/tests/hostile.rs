@@ -6,6 +6,8 @@ mod common;
 mod names;
 #[path = "common/parquet_files.rs"]
 mod parquet_files;
+#[path = "common/rows.rs"]
+mod rows;
 
 use common::{build_small, sentence, tokenizer, write_inputs};
 use data::build::{BuildOptions, build};
@@ -14,6 +16,7 @@ use data::shard::{Shard, ShardWriter};
 use data::{Corpus, Split, Tokenizer};
 use names::assert_names;
 use parquet_files::{TEXTS, write_parquet};
+use rows::{Read, read_rows};
 use std::path::Path;
 
 /// 100 ids in two-byte form: documents at 0, 40 and 70.
@@ -312,20 +315,8 @@ fn tokenizers() {
     );
 }
 
-fn read(path: &Path, skip_bad: bool) -> (Vec<String>, u64, Option<String>) {
-    let options = ReadOptions { skip_bad, ..ReadOptions::default() };
-    let mut documents = match list_files(&[Input::from(path)], &options) {
-        Ok(files) => Documents::new(files, options),
-        Err(e) => return (Vec::new(), 0, Some(e.to_string())),
-    };
-    let mut texts = Vec::new();
-    while let Some(next) = documents.next() {
-        match next {
-            Ok((_, document)) => texts.push(document.text),
-            Err(e) => return (texts, documents.skipped(), Some(e.to_string())),
-        }
-    }
-    (texts, documents.skipped(), None)
+fn read(path: &Path, skip_bad: bool) -> Read {
+    read_rows(path, ReadOptions { skip_bad, ..ReadOptions::default() })
 }
 
 /// One bad row between good ones: an error that names it, or one skipped row and all the others.

@@ -5,27 +5,20 @@
 mod names;
 #[path = "common/parquet_files.rs"]
 mod parquet_files;
+#[path = "common/rows.rs"]
+mod rows;
 
 use data::Tokenizer;
 use data::build::{BuildOptions, build};
-use data::documents::{Documents, Input, ReadOptions, list_files};
+use data::documents::{Input, ReadOptions, list_files};
 use names::assert_names;
 use parquet_files::{TEXTS, write_parquet};
+use rows::{Read, read_rows};
 use std::path::Path;
 
-/// The texts, how many rows were skipped, and the error that ended it, with `most` bytes a row.
-fn read_bounded(path: &Path, skip_bad: bool, most: usize) -> (Vec<String>, u64, Option<String>) {
-    let options = ReadOptions { skip_bad, max_row: most, ..ReadOptions::default() };
-    let files = list_files(&[Input::from(path)], &options).unwrap();
-    let mut documents = Documents::new(files, options);
-    let mut texts = Vec::new();
-    while let Some(next) = documents.next() {
-        match next {
-            Ok((_, document)) => texts.push(document.text),
-            Err(e) => return (texts, documents.skipped(), Some(e.to_string())),
-        }
-    }
-    (texts, documents.skipped(), None)
+/// What is read of `path` with `most` bytes a row.
+fn read_bounded(path: &Path, skip_bad: bool, most: usize) -> Read {
+    read_rows(path, ReadOptions { skip_bad, max_row: most, ..ReadOptions::default() })
 }
 
 #[test]

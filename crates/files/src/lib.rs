@@ -7,5 +7,5 @@ mod new_file;
 mod open;
 
 pub use lock::{FolderLock, FolderTurn, LockError};
-pub use new_file::{NewFile, write_whole};
+pub use new_file::{NewFile, folder_of, write_whole};
 pub use open::{open, read, read_open, read_text};

@@ -115,7 +115,8 @@ fn create_beside(place: &Path) -> io::Result<(File, PathBuf)> {
     Err(last.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()))
 }
 
-pub(crate) fn folder_of(path: &Path) -> &Path {
+/// The folder that `path` stands in; the current one for a name alone.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

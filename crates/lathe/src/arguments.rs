@@ -240,16 +240,16 @@ pub(crate) struct Generate {
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_tokens: Option<usize>,
     /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.8, value_parser = numbers::short_real(0.0, 1e6))]
+    #[arg(long, default_value_t = 0.8, value_parser = numbers::real::<f32>(0.0, 1e6))]
     pub(crate) temperature: f32,
     /// Sample from the k most likely tokens only; 0 for all
     #[arg(long, default_value_t = 0, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) top_k: usize,
     /// Sample from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_parser = numbers::short_real(0.0, 1.0))]
+    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
     pub(crate) top_p: f32,
     /// Sample only tokens whose probability is at least this share of the largest one
-    #[arg(long, default_value_t = 0.0, value_parser = numbers::short_real(0.0, 1.0))]
+    #[arg(long, default_value_t = 0.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
     pub(crate) min_p: f32,
     /// Seed of the random draws
     #[arg(long, default_value_t = 1)]

@@ -1,6 +1,9 @@
 //! Ranges of the numbers on the command line: what is outside is refused by its option, before
 //! anything is computed with it.
 
+use std::fmt::Display;
+use std::str::FromStr;
+
 use clap::builder::RangedU64ValueParser;
 
 /// Lengths and sizes of things that are held in memory one by one.
@@ -18,25 +21,15 @@ pub(crate) fn upto<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
 }
 
 /// A number of `least` to `most`.
-pub(crate) fn real(
-    least: f64,
-    most: f64,
-) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
+pub(crate) fn real<T>(
+    least: T,
+    most: T,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static,
+{
     move |text| {
-        let found: Option<f64> = text.trim().parse().ok();
-        found
-            .filter(|found| (least..=most).contains(found))
-            .ok_or_else(|| format!("expected a number of {least} to {most}"))
-    }
-}
-
-/// The same in 32 bits.
-pub(crate) fn short_real(
-    least: f32,
-    most: f32,
-) -> impl Fn(&str) -> Result<f32, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let found: Option<f32> = text.trim().parse().ok();
+        let found = text.trim().parse().ok();
         found
             .filter(|found| (least..=most).contains(found))
             .ok_or_else(|| format!("expected a number of {least} to {most}"))

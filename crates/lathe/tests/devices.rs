@@ -116,12 +116,7 @@ fn in_data_and_texts() {
 #[test]
 fn in_checkpoints_of_others() {
     let place = Place::with_data();
-    let text = recipe(2, 2, "{ kind = \"fixed\" }", "recursion_wise");
-    let text = text.replace("recursions = 3", "recursions = 1\nsharing = \"none\"");
-    place.write("dense.toml", text);
-    place.run(&["train", "dense.toml", "--out", "dense"]).good();
-    place.run(&["export", "dense", "--out", "theirs", "--format", "hf"]).good();
-    place.run(&["export", "dense", "--out", "ours", "--format", "lathe"]).good();
+    place.make_dense();
     for file in [
         "config.json",
         "model.safetensors",

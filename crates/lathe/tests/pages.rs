@@ -4,13 +4,11 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-use common::{Place, copy_folder, recipe};
+use common::server::Server;
+use common::{Place, copy_folder, dense_recipe};
 use serde_json::Value;
 
 /// What is done with a command.
@@ -119,19 +117,6 @@ fn commands(page: &str) -> Vec<String> {
     found
 }
 
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// The command as a shell would run it, in the place, with the binary on its path.
 fn shell(place: &Place, line: &str) -> Command {
     let binary = Path::new(env!("CARGO_BIN_EXE_lathe")).parent().expect("a folder");
@@ -148,32 +133,14 @@ fn shell(place: &Place, line: &str) -> Command {
 
 fn serve(place: &Place, line: &str) -> Server {
     let line = format!("{} --port 0", line.replace(" --port 8080", ""));
-    let mut command = shell(place, &line);
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
-    let mut said = String::new();
-    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut said).expect("a line");
-    let port =
-        said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next()?.parse().ok());
-    let port = port.unwrap_or_else(|| panic!("{line}: no port in {said:?}"));
-    Server { child, port }
+    Server::of(&mut shell(place, &line))
 }
 
 fn ask(server: Option<&Server>, body: &str) {
     let server = server.expect("a server stands before its requests");
     serde_json::from_str::<Value>(body).unwrap_or_else(|error| panic!("{error}: {body}"));
-    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("connects");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{}\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        server.port,
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).expect("sends");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    assert!(answer.starts_with("HTTP/1.1 200"), "{body}: {answer}");
-    assert!(answer.contains("\"text\""), "{body}: {answer}");
+    let (status, _, answer) = server.ask("POST", "/v1/completions", "", body);
+    assert!(status == 200 && answer.contains("\"text\""), "{body}: {status} {answer}");
 }
 
 /// A folder with what the pages take for granted: the recipes, a folder of texts, a text file, and
@@ -192,13 +159,8 @@ fn prepared() -> Place {
     }
     place.write("some.txt", common::document(3, 10));
     place.train_tokenizer_of("texts", "600", "small.json");
-    place.write(
-        "dense.toml",
-        recipe(2, 2, r#"{ kind = "fixed" }"#, "recursion_wise")
-            .replace("recursions = 3", "recursions = 1\nsharing = \"none\"")
-            .replace("layers = 5", "layers = 8")
-            .replace("dir = \"data\"", "dir = \"small\""),
-    );
+    let deeper = dense_recipe().replace("layers = 5", "layers = 8");
+    place.write("dense.toml", deeper.replace("dir = \"data\"", "dir = \"small\""));
     let build = ["data", "build", "--input", "texts", "--valid-per-mille", "100"];
     place.run(&[&build[..], &["--tokenizer", "small.json", "--out", "small"]].concat()).good();
     place.run(&["train", "dense.toml", "--out", "dense"]).good();

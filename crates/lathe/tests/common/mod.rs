@@ -149,6 +149,12 @@ calibrate_windows = 4
     )
 }
 
+/// A recipe of a dense model, 2 steps.
+pub(crate) fn dense_recipe() -> String {
+    let text = recipe(2, 2, r#"{ kind = "fixed" }"#, "recursion_wise");
+    text.replace("recursions = 3", "recursions = 1\nsharing = \"none\"")
+}
+
 pub(crate) const EXPERT: &str = r#"{ kind = "expert_choice" }"#;
 
 /// A folder that goes away with the test. Commands run inside of it.
@@ -175,6 +181,14 @@ impl Place {
         place.write("tiny.toml", recipe(4, 2, EXPERT, "recursion_wise"));
         place.run(&["train", "tiny.toml", "--out", "run"]).good();
         place
+    }
+
+    /// Trains `dense/` and exports it as `theirs/`, a Hugging Face folder, and as `ours/`.
+    pub(crate) fn make_dense(&self) {
+        self.write("dense.toml", dense_recipe());
+        self.run(&["train", "dense.toml", "--out", "dense"]).good();
+        self.run(&["export", "dense", "--out", "theirs", "--format", "hf"]).good();
+        self.run(&["export", "dense", "--out", "ours", "--format", "lathe"]).good();
     }
 
     /// Two sources: JSONL rows that name theirs, and loose files.
@@ -297,15 +311,20 @@ impl Place {
         ended
     }
 
+    /// Names in a folder, ascending; none where it does not exist.
+    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(folder)) else { return Vec::new() };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"))
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Names of the finished checkpoints of a run, ascending.
     pub(crate) fn checkpoints(&self, run: &str) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.path(run).join("checkpoints")) else {
-            return Vec::new();
-        };
-        let names =
-            entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8"));
-        let mut names: Vec<String> = names.filter(|name| name.starts_with("step-")).collect();
-        names.sort();
+        let mut names = self.names(&format!("{run}/checkpoints"));
+        names.retain(|name| name.starts_with("step-"));
         names
     }
 }

@@ -49,7 +49,7 @@ impl Siege {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// One of `all`.
+    /// One of `all`, each as likely as any other; there must be one.
     pub(crate) fn choose<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.dice.below(all.len() as u64) as usize]
     }

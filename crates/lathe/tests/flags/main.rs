@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Ended, Place, copy_folder, end, recipe};
+use common::{Ended, Place, copy_folder, dense_recipe, end, recipe};
 use serde_json::{Value, json};
 use table::TABLE;
 
@@ -138,9 +138,7 @@ fn tests_that_the_table_names_are_there_and_use_their_flag() {
 /// Folders and files that the lines of the table name.
 fn prepare() -> Place {
     let place = Place::with_run();
-    let dense = recipe(2, 2, "{ kind = \"fixed\" }", "recursion_wise")
-        .replace("recursions = 3", "recursions = 1\nsharing = \"none\"");
-    place.write("dense.toml", dense);
+    place.write("dense.toml", dense_recipe());
     place.run(&["train", "dense.toml", "--out", "dense"]).good();
     place.run(&["export", "dense", "--out", "exported"]).good();
     place.run(&["quantize", "run", "--weights", "int4", "--out", "rounded"]).good();
