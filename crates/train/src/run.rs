@@ -385,7 +385,7 @@ struct Opened {
 fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
     let mut recipe = recipe.clone();
     if recipe.data.dir.is_empty() {
-        let expected = "a folder made by `lathe data build`";
+        let expected = "a folder made by `lathe data build`, with its \"manifest.json\"";
         return refuse("data.dir", "\"\"".into(), expected.into());
     }
     let dir = PathBuf::from(&recipe.data.dir);
