@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Batch, BatchSequence};
-use model::cost::{Convention, forward_flops, nominal_capacities, prelude_flops};
+use model::cost::{Convention, forward_flops, head_flops, nominal_capacities, prelude_flops};
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
@@ -232,7 +232,7 @@ impl Forecast<'_> {
         let (config, train) = (&recipe.model, &recipe.train);
         let plan = config.check()?;
         let n = recipe.data.sequence_length;
-        let head = 2.0 * (config.vocab_size * config.width) as f64;
+        let head = head_flops(config, &plan);
         let forward = forward_flops(config, &plan, n, shares, Convention::Full);
         let mut again = if train.recompute { forward - head } else { 0.0 };
         if train.batch > train.micro_batch && config.router.settings().wants_loads() {
@@ -278,6 +278,14 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// From seconds of a step of one pass and of a step of two, both on a `shrunk`-th of a
+    /// micro-batch. Clocks are noisy: a pass is at least a fifth of the step, and nothing takes
+    /// less than no time.
+    fn of_steps(one: f64, two: f64, shrunk: f64, pass_flops: f64) -> Self {
+        let pass = (two - one).max(0.2 * one);
+        Self { pass: pass * shrunk, once: (one - pass).max(0.0), pass_flops }
+    }
+
     /// Seconds of a whole run of `recipe` that does `work`, without its saves.
     pub fn run(&self, recipe: &Recipe, work: &Work) -> f64 {
         recipe.train.steps as f64 * self.once + work.total() / self.pass_flops * self.pass
@@ -304,11 +312,9 @@ impl Forecast<'_> {
         let row = self.row_work(&model.router.capacities(model.recursions, step))?;
         let rows = (train.micro_batch * recipe.data.sequence_length) as f64;
         let pass_flops = rows * (row.step + row.teacher);
-        let seconds = pass_flops / rate / train.micro_batch as f64;
-        let sequences = ((1.0 / seconds) as usize).clamp(1, train.micro_batch);
-        if seconds > LONGEST_PASS {
+        let Some(sequences) = sequences_timed(pass_flops / rate, train.micro_batch) else {
             return Ok(None);
-        }
+        };
         let mut trainer = Trainer::new(recipe)?;
         if let Some(taught) = self.teacher {
             let fresh = Model::fresh(taught, 0)?;
@@ -317,10 +323,16 @@ impl Forecast<'_> {
         let batch = noise(model, sequences, recipe.data.sequence_length);
         let one = median_step(&mut trainer, step, std::slice::from_ref(&batch))?;
         let two = median_step(&mut trainer, step, &[batch.clone(), batch])?;
-        let pass = (two - one).max(0.2 * one);
         let shrunk = train.micro_batch as f64 / sequences as f64;
-        Ok(Some(Timing { pass: pass * shrunk, once: (one - pass).max(0.0), pass_flops }))
+        Ok(Some(Timing::of_steps(one, two, shrunk, pass_flops)))
     }
+}
+
+/// Sequences of a pass that is timed, of `micro_batch` that take `seconds` by the guess: as many as
+/// take a second, at least one. `None` where one alone takes too long.
+fn sequences_timed(seconds: f64, micro_batch: usize) -> Option<usize> {
+    let each = seconds / micro_batch as f64;
+    (each <= LONGEST_PASS).then(|| ((1.0 / each) as usize).clamp(1, micro_batch))
 }
 
 /// Seconds of step `at` on `batches`, the median of some.
@@ -418,11 +430,12 @@ fn frozen_share(recipe: &Recipe) -> Result<f64, TrainError> {
     let plan = config.check()?;
     let (mut all, mut frozen) = (0.0, 0.0);
     for spec in specs(config, &plan) {
-        if spec.place == ParamPlace::Embed && !config.tie_embeddings {
-            continue;
-        }
         let uses = spec.place.layer().map_or(1, |stored| plan.uses_of(stored).len());
-        let used = spec.flops() * uses as f64;
+        let used = match spec.place {
+            // Looked up, which is no product, and then the matrix of the head.
+            ParamPlace::Embed if config.tie_embeddings => head_flops(config, &plan),
+            _ => spec.flops() * uses as f64,
+        };
         all += used;
         if crate::freeze::is_frozen(&recipe.train.freeze, &spec.name) {
             frozen += used;
@@ -451,56 +464,4 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use model::RouterConfig;
-    use model::routers::expert_choice;
-    use model::routers::token_choice::{self, Balance};
-
-    use super::*;
-    use crate::TrainConfig;
-
-    fn work(steps: u64, capacity_warmup_steps: u64) -> Work {
-        let router = expert_choice::Config { capacity_warmup_steps, ..Default::default() };
-        let mut recipe = Recipe::default();
-        recipe.model.vocab_size = 50;
-        recipe.model.router = RouterConfig::ExpertChoice(router);
-        recipe.train.steps = steps;
-        let (teacher, valid_windows) = (None, None);
-        Forecast { recipe: &recipe, teacher, valid_windows, data_bytes: 0 }.work().expect("legal")
-    }
-
-    /// A balance loss over several passes of a step runs the layers ahead of the recursion once
-    /// more; in one pass, and without that loss, nothing runs again.
-    #[test]
-    fn loads_of_several_passes_are_counted() {
-        for (balance, passes, runs) in
-            [(Balance::Loss, 1, 0), (Balance::Loss, 2, 1), (Balance::LossFree, 2, 0)]
-        {
-            let mut recipe = Recipe::default();
-            recipe.model.vocab_size = 50;
-            let router = token_choice::Config { balance, ..Default::default() };
-            recipe.model.router = RouterConfig::TokenChoice(router);
-            recipe.train = TrainConfig { batch: 4, micro_batch: 4 / passes, ..recipe.train };
-            let (teacher, valid_windows) = (None, None);
-            let forecast = Forecast { recipe: &recipe, teacher, valid_windows, data_bytes: 0 };
-            let plan = recipe.model.check().expect("legal");
-            let n = recipe.data.sequence_length;
-            let rows = (recipe.train.steps as usize * 4 * n * runs) as f64;
-            let expected = rows * prelude_flops(&recipe.model, &plan, n);
-            let again = forecast.work().expect("legal").again;
-            assert!((again - expected).abs() <= 1e-9 * expected, "{again} {expected}");
-        }
-    }
-
-    /// A long fall of the capacities is counted by samples, and comes to what a short one of the
-    /// same share of the run comes to.
-    #[test]
-    fn falling_capacities_of_any_length_are_counted() {
-        let (none, short) = (work(400, 0).steps, work(400, 200).steps);
-        assert!(short > 1.02 * none, "{short} {none}");
-        for times in [10, 1 << 30] {
-            let long = work(400 * times, 200 * times).steps / times as f64;
-            assert!((long / short - 1.0).abs() < 1e-3, "{times}: {long} {short}");
-        }
-    }
-}
+mod tests;

@@ -205,12 +205,11 @@ impl Run {
             let seconds = started.elapsed().as_secs_f64();
             stop = self.tell_step(&report, seconds, wall_time(), watch)?;
             let step = self.trainer.step;
-            let last = step == steps;
-            if last || is_due(step, self.trainer.recipe.log.validate_every) {
+            if step == steps || is_due(step, self.trainer.recipe.log.validate_every) {
                 self.validate(wall_time(), watch)?;
             }
-            let due = is_due(step, self.trainer.recipe.checkpoint.every);
-            if due || last || stop == Stop::Save {
+            // The last step of this process is saved behind the loop.
+            if is_due(step, self.trainer.recipe.checkpoint.every) {
                 self.save(disk, watch)?;
                 saved = Some(self.trainer.step);
             }

@@ -149,6 +149,92 @@ fn impossible_recipes_are_refused_by_name() {
     }
 }
 
+/// The last value that is taken and the first that is not, on each side of every number.
+#[test]
+fn limits_of_a_recipe_are_the_last_values_that_are_taken() {
+    type Change = fn(&mut Recipe, f64);
+    let beyond = |limit: f64, sign: f64| limit + sign * (limit.abs() * 1e-9).max(1e-300);
+    let teacher: Change = |r, x| {
+        (r.distill.weight, r.distill.checkpoint) = (x, "somewhere".into());
+    };
+    let ranges: [(&str, Change, f64, f64); 11] = [
+        ("optimizer.learning_rate", |r, x| r.optimizer.learning_rate = x, 0.0, 10.0),
+        ("optimizer.beta1", |r, x| r.optimizer.beta1 = x, 0.0, 0.999_999_9),
+        ("optimizer.beta2", |r, x| r.optimizer.beta2 = x, 0.0, 0.999_999_9),
+        ("optimizer.eps", |r, x| r.optimizer.eps = x, 0.0, 1.0),
+        ("optimizer.weight_decay", |r, x| r.optimizer.weight_decay = x, 0.0, 10.0),
+        ("optimizer.clip_norm", |r, x| r.optimizer.clip_norm = x, 0.0, 1e9),
+        (
+            "optimizer.auxiliary_router_scale",
+            |r, x| r.optimizer.auxiliary_router_scale = x,
+            0.0,
+            1e4,
+        ),
+        ("distill.weight", teacher, 0.0, 1.0),
+        (
+            "distill.temperature",
+            |r, x| (r.distill.temperature, r.distill.checkpoint) = (x, "somewhere".into()),
+            1e-3,
+            1e3,
+        ),
+        (
+            "schedule.decay_fraction",
+            |r, x| r.schedule = ScheduleConfig::Trapezoid { warmup_steps: 0, decay_fraction: x },
+            0.0,
+            1.0,
+        ),
+        (
+            "schedule.floor",
+            |r, x| r.schedule = ScheduleConfig::Cosine { warmup_steps: 0, floor: x },
+            0.0,
+            1.0,
+        ),
+    ];
+    let checked = |change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = expert(|e| e.sampling = SamplingLoss::AuxRouter);
+        change(&mut recipe);
+        recipe.check().map_err(|error| error.to_string())
+    };
+    for (field, change, least, most) in ranges {
+        for taken in [least, most] {
+            let found = checked(&|r| change(r, taken));
+            assert!(found.is_ok(), "{field} = {taken}: {found:?}");
+        }
+        for refused in [beyond(least, -1.0), beyond(most, 1.0), f64::NAN] {
+            let said = checked(&|r| change(r, refused)).expect_err(field);
+            let range = format!("between {least} and {most}");
+            assert!(said.contains(field) && said.contains(&range), "{refused}: {said}");
+        }
+    }
+    type Count = fn(&mut Recipe, usize);
+    let counts: [(&str, Count, usize); 3] = [
+        ("train.steps", |r, n| r.train.steps = n as u64, 1 << 40),
+        ("train.micro_batch", |r, n| (r.train.batch, r.train.micro_batch) = (n, n), 1 << 20),
+        ("data.sequence_length", |r, n| r.data.sequence_length = n, 16),
+    ];
+    for (field, change, most) in counts {
+        for taken in [1, most] {
+            let found = checked(&|r| change(r, taken));
+            assert!(found.is_ok(), "{field} = {taken}: {found:?}");
+        }
+        for refused in [0, most + 1] {
+            let said = checked(&|r| change(r, refused)).expect_err(field);
+            assert!(said.contains(field), "{refused}: {said}");
+        }
+    }
+}
+
+/// What a schedule leaves out is what the page of recipes says.
+#[test]
+fn schedules_take_their_defaults() {
+    let read = |text: &str| serde_json::from_str::<ScheduleConfig>(text).expect(text);
+    let trapezoid = ScheduleConfig::Trapezoid { warmup_steps: 0, decay_fraction: 0.2 };
+    assert_eq!(read(r#"{"kind": "trapezoid"}"#), trapezoid);
+    let cosine = ScheduleConfig::Cosine { warmup_steps: 0, floor: 0.1 };
+    assert_eq!(read(r#"{"kind": "cosine"}"#), cosine);
+    assert_eq!(read(r#"{"kind": "constant"}"#), ScheduleConfig::Constant { warmup_steps: 0 });
+}
+
 #[test]
 fn a_start_may_bring_along_what_changes_nothing() {
     let mut brought = expert(|e| (e.gating, e.alpha) = (Gating::Replace, 1.0));

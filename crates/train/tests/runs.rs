@@ -370,8 +370,13 @@ fn states_that_no_steps_leave_are_refused() {
     finish(&recipe, &out);
     let folder = out.join("checkpoints").join(checkpoint::step_name(4));
     type Change = fn(&mut serde_json::Value);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 11] = [
+        ("state.step", |state| state["step"] = ((1u64 << 40) + 1).into()),
+        ("state.position", |state| state["position"] = ((1u64 << 60) + 1).into()),
+        ("state.tokens", |state| state["tokens"] = ((1u64 << 60) + 1).into()),
         ("state.updates", |state| state["updates"] = 5.into()),
+        ("state.skipped", |state| state["skipped"] = 5.into()),
+        ("state.skipped_in_a_row", |state| state["skipped_in_a_row"] = 1.into()),
         ("state.router.running", |state| {
             state["router"].as_object_mut().expect("buffers").remove("running");
         }),
@@ -388,6 +393,20 @@ fn states_that_no_steps_leave_are_refused() {
         let error = train::load(&loaded).err().expect(field).to_string();
         assert!(error.contains(field), "{field}: {error}");
     }
+    // The largest counters that a run may have.
+    let mut loaded = checkpoint::load(&folder).expect("whole");
+    let state = loaded.json.get_mut("state").expect("a state");
+    (state["step"], state["skipped"]) = ((1u64 << 40).into(), 7.into());
+    (state["position"], state["tokens"]) = ((1u64 << 60).into(), (1u64 << 60).into());
+    (state["updates"], state["skipped_in_a_row"]) = ((1u64 << 40).into(), 7.into());
+    let largest = train::load(&loaded).expect("what a run may have");
+    assert_eq!((largest.step, largest.tokens), (1 << 40, 1 << 60));
+    // A run whose steps all were skipped wrote no buffer.
+    let mut loaded = checkpoint::load(&folder).expect("whole");
+    let state = loaded.json.get_mut("state").expect("a state");
+    state["updates"] = 0.into();
+    state["router"].as_object_mut().expect("buffers").clear();
+    assert!(train::load(&loaded).is_ok());
     // Checkpoints of version 0.1 say nothing of counts.
     let mut loaded = checkpoint::load(&folder).expect("whole");
     let state = loaded.json.get_mut("state").expect("a state");
