@@ -140,6 +140,7 @@ fn cargo(root: &Path, tree: &Path, packages: &[String]) -> Result<Vec<Value>> {
     build.args(["test", "--release", "--no-run", "--message-format", "json", "--offline"]);
     // Crates of the registry are the same in the copy, so their builds are shared.
     build.arg("--target-dir").arg(root.join("target"));
+    build.args(beside(tree)?);
     for package in packages {
         build.args(["-p", package]);
     }
@@ -151,6 +152,19 @@ fn cargo(root: &Path, tree: &Path, packages: &[String]) -> Result<Vec<Value>> {
         bail!("cargo failed without an error of the compiler; run it in {}", tree.display());
     }
     Ok(messages)
+}
+
+/// Options under which the rooms of the copy are built beside those of the repository. Cargo names
+/// builds by package and profile, not by where the sources are: of one profile, the next build of
+/// the repository would take those with mutants for its own. What is stripped changes no code.
+fn beside(tree: &Path) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    let rooms = tree.join("crates");
+    for entry in fs::read_dir(&rooms).with_context(|| format!("reading {}", rooms.display()))? {
+        let room = entry?.file_name().to_string_lossy().into_owned();
+        options.extend(["--config".into(), format!("profile.release.package.{room}.strip='none'")]);
+    }
+    Ok(options)
 }
 
 /// Where the compiler's errors stand: files and bytes.
