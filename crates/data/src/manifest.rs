@@ -238,3 +238,98 @@ fn is_plain_name(name: &str) -> bool {
 fn wrong(path: &Path, field: &str, expected: String, found: String) -> DataError {
     DataError::format(path, field, expected, found, NEXT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of one source with one document of three tokens to learn from.
+    fn manifest() -> Manifest {
+        let total = Totals { documents: 1, tokens: 3, bytes: 2 };
+        let shard = ShardEntry {
+            file: "train-0.bin".into(),
+            tokens: 3,
+            documents: 1,
+            crc32c: 0,
+            sha256: String::new(),
+            text_bytes: None,
+        };
+        Manifest {
+            version: VERSION,
+            tokenizer_sha256: String::new(),
+            vocab_size: 10,
+            eos_id: 0,
+            token_bytes_sha256: String::new(),
+            sources: vec!["words".into()],
+            licenses: BTreeMap::new(),
+            skipped_rows: 0,
+            skipped_examples: Vec::new(),
+            train: SplitEntry { total, by_source: vec![total], shards: vec![shard] },
+            validation: SplitEntry { by_source: vec![Totals::default()], ..Default::default() },
+        }
+    }
+
+    fn checked(change: impl Fn(&mut Manifest)) -> Result<(), String> {
+        let mut changed = manifest();
+        change(&mut changed);
+        changed.check(Path::new(MANIFEST)).map_err(|error| error.to_string())
+    }
+
+    /// The last value that is taken and the first that is not.
+    #[test]
+    fn limits_are_the_last_values_that_are_taken() {
+        for (size, end) in [(1, 0), (10, 9), (1 << 32, u32::MAX)] {
+            assert_eq!(checked(|m| (m.vocab_size, m.eos_id) = (size, end)), Ok(()));
+        }
+        for size in [0, (1 << 32) + 1] {
+            let said = checked(|m| m.vocab_size = size).unwrap_err();
+            assert!(said.contains("vocab_size"), "{said}");
+        }
+        for end in [10, u32::MAX] {
+            let said = checked(|m| m.eos_id = end).unwrap_err();
+            assert!(said.contains("eos_id") && said.contains("below 10"), "{said}");
+        }
+        let of_sources = |count: usize| {
+            move |m: &mut Manifest| {
+                m.sources = vec!["words".into(); count];
+                m.train.by_source.resize(count, Totals::default());
+                m.validation.by_source.resize(count, Totals::default());
+            }
+        };
+        assert_eq!(checked(of_sources(MAX_SOURCES)), Ok(()));
+        let said = checked(of_sources(MAX_SOURCES + 1)).unwrap_err();
+        assert!(said.contains("sources") && said.contains("at most 65536"), "{said}");
+    }
+
+    #[test]
+    fn sums_that_do_not_hold_are_refused() {
+        type Change = fn(&mut Manifest);
+        let changes: [(&str, Change); 6] = [
+            ("train.by_source", |m| m.train.by_source.push(Totals::default())),
+            ("validation.by_source", |m| m.validation.by_source.clear()),
+            ("train.total", |m| m.train.by_source[0].bytes += 1),
+            ("train.total", |m| m.train.shards[0].tokens += 1),
+            ("train.total", |m| m.train.shards[0].documents += 1),
+            ("validation.total", |m| {
+                let shard = m.train.shards[0].clone();
+                m.validation.shards.push(shard);
+            }),
+        ];
+        for (field, change) in changes {
+            let said = checked(change).unwrap_err();
+            assert!(said.contains(field), "{field}: {said}");
+        }
+    }
+
+    /// A shard lies in the folder itself.
+    #[test]
+    fn names_of_shards_lead_out_of_no_folder() {
+        for name in ["a", "A-b_c.9", "train-00000.bin"] {
+            assert_eq!(checked(|m| m.train.shards[0].file = name.into()), Ok(()), "{name}");
+        }
+        for name in ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "\u{e4}", "c:d"] {
+            let said = checked(|m| m.train.shards[0].file = name.into()).unwrap_err();
+            assert!(said.contains("train.shards[0].file"), "{name:?}: {said}");
+        }
+    }
+}

@@ -365,6 +365,25 @@ mod tests {
         assert!((1850..=2000).contains(&(sum("prose") + sum("code"))));
     }
 
+    /// Half of what is visible are letters, and no line is longer than it may be.
+    #[test]
+    fn what_people_may_have_written_is_told_by_letters_and_lines() {
+        for (text, longest, written) in [
+            ("a1", 2, true),
+            ("a1 \t\n", 4, true),
+            ("a12", 3, false),
+            ("ab12", 4, true),
+            ("ab123", 5, false),
+            ("abcd", 4, true),
+            ("ab\nabcd", 4, true),
+            ("ab\nabcde", 4, false),
+            ("", 4, false),
+            (" \n ", 4, false),
+        ] {
+            assert_eq!(is_written(text, longest), written, "{text:?}");
+        }
+    }
+
     #[test]
     fn metadata_keeps_used_registry_packages_only() {
         let json = br#"{"packages":[

@@ -60,6 +60,7 @@ mod tests {
     #[test]
     fn the_order_is_this_one() {
         assert_eq!(order(10, 1, 0), [7, 8, 4, 9, 3, 0, 1, 5, 2, 6]);
+        assert_eq!(order(16, u64::MAX, 3), [8, 7, 11, 15, 0, 9, 3, 13, 4, 10, 12, 2, 1, 14, 5, 6]);
     }
 
     #[test]

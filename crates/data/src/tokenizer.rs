@@ -118,22 +118,12 @@ impl Tokenizer {
         let inner = parsed.map_err(|e| {
             damaged(path, "tokenizer", "a Hugging Face tokenizer.json", e.to_string())
         })?;
+        let inner = whole_and_alike(inner, path)?;
         bounds::check_time(&inner, path)?;
         Self::wrap(inner, json, path)
     }
 
-    fn wrap(mut inner: Inner, json: String, path: &Path) -> Result<Self, DataError> {
-        inner
-            .with_truncation(None)
-            .map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
-        inner.with_padding(None);
-        if let ModelWrapper::BPE(bpe) = inner.get_model()
-            && bpe.dropout.is_some()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            inner.with_model(bpe);
-        }
+    fn wrap(inner: Inner, json: String, path: &Path) -> Result<Self, DataError> {
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         if vocab.is_empty() || vocab_size > 2 * vocab.len() + 1024 {
@@ -411,6 +401,20 @@ impl Tokenizer {
         let inner = if ordinary { &self.shared.ordinary } else { &self.shared.inner };
         inner.encode(text, false).unwrap().get_ids().to_vec()
     }
+}
+
+/// Without what cuts a text, fills it up, or spells it by dice.
+fn whole_and_alike(mut inner: Inner, path: &Path) -> Result<Inner, DataError> {
+    inner.with_truncation(None).map_err(|e| damaged(path, "truncation", "none", e.to_string()))?;
+    inner.with_padding(None);
+    if let ModelWrapper::BPE(bpe) = inner.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        inner.with_model(bpe);
+    }
+    Ok(inner)
 }
 
 /// Whether every byte of a text comes back in the spelling of its ids: a byte-level vocabulary, and

@@ -273,6 +273,12 @@ fn plain_text_is_cut_at_lines_and_separators() {
         read(b"\xEF\xBB\xBFfirst line\nsecond line\nthird", 20),
         ["first line\n", "second line\nthird"]
     );
+    // A document may be just as long; the mark of the first one stays where it is text.
+    assert_eq!(read(b"0123456\n89abcde\nsecond\n", 16), ["0123456\n89abcde\n", "second\n"]);
+    assert_eq!(
+        read(b"\xEF\xBB\xBFone\n<|endoftext|>\n\xEF\xBB\xBFtwo", 100),
+        ["one\n", "\u{feff}two"]
+    );
     let long = "\u{e9}\u{1F600}x".repeat(40);
     for bytes in 16..40 {
         let pieces = read(long.as_bytes(), bytes);
@@ -307,6 +313,47 @@ fn files_are_found_in_the_order_of_names_with_their_sources() {
     assert_eq!(found, named(&[("a", "notes"), ("bx", "notes"), ("c", "notes"), ("z", "z")]));
     let direct = read_all(&[Input::from(root.join("b/x.md"))], &options);
     assert_eq!(direct[0].source, "x");
+}
+
+/// Files are opened one after another; a link to a file is one, a link to a folder leads nowhere.
+#[cfg(unix)]
+#[test]
+fn links_to_files_are_read_and_links_to_folders_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, other) = (dir.path().join("notes"), dir.path().join("other"));
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(root.join("a.txt"), "a").unwrap();
+    std::fs::write(other.join("b.txt"), "b").unwrap();
+    std::fs::write(other.join("c.txt"), "c").unwrap();
+    std::os::unix::fs::symlink(other.join("b.txt"), root.join("b.txt")).unwrap();
+    std::os::unix::fs::symlink(&other, root.join("folder")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nothing"), root.join("broken.txt")).unwrap();
+    let options = ReadOptions::default();
+    let mut documents =
+        Documents::new(list_files(&[Input::from(&root)], &options).unwrap(), options);
+    assert_eq!((documents.files().len(), documents.files_opened()), (2, 0));
+    for (i, text) in ["a", "b"].into_iter().enumerate() {
+        let (file, document) = documents.next().unwrap().unwrap();
+        assert_eq!((file, document.text.as_str(), document.source.as_str()), (i, text, "notes"));
+        assert_eq!((documents.files_opened(), documents.row()), (i + 1, 1));
+    }
+    assert!(documents.next().is_none());
+    assert_eq!(documents.files_opened(), 2);
+}
+
+#[test]
+fn the_least_sizes_of_reading_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = [Input::from(dir.path().join("a.txt"))];
+    std::fs::write(&input[0].path, "a").unwrap();
+    let sized =
+        |document_bytes, max_row| ReadOptions { document_bytes, max_row, ..Default::default() };
+    assert_eq!(list_files(&input, &sized(16, 1)).unwrap().len(), 1);
+    for (options, name) in [(sized(15, 1), "document_bytes"), (sized(16, 0), "max_row")] {
+        let said = list_files(&input, &options).unwrap_err().to_string();
+        assert!(said.contains(name), "{said}");
+    }
 }
 
 #[test]

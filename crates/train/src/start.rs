@@ -234,3 +234,18 @@ fn same_tokenizer(path: &Path, stored: &Stored, tokenizer: &[u8]) -> Result<(), 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "and 1 more" would take the place of the name.
+    #[test]
+    fn long_lists_are_cut_where_that_saves_something() {
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        assert_eq!(some_of(&names[..1]), "a");
+        assert_eq!(some_of(&names[..6]), "a, b, c, d, e, f");
+        assert_eq!(some_of(&names[..7]), "a, b, c, d, e, f, g");
+        assert_eq!(some_of(&names), "a, b, c, d, e, f and 2 more");
+    }
+}

@@ -216,9 +216,33 @@ fn truncation_padding_and_dropout_of_a_file_are_switched_off() {
         1,
     );
     let json = json.replacen("\"dropout\": null", "\"dropout\": 0.5", 1);
+    let json = json.replacen(
+        "\"padding\": null",
+        "\"padding\": {\"direction\":\"Right\",\"pad_id\":0,\"pad_to_multiple_of\":null,\
+         \"pad_token\":\"<|endoftext|>\",\"pad_type_id\":0,\"strategy\":{\"Fixed\":500}}",
+        1,
+    );
+    for switched_on in ["max_length", "0.5", "Fixed"] {
+        assert!(json.contains(switched_on), "{switched_on}");
+    }
     let loaded = Tokenizer::from_json(&json).unwrap();
     assert_eq!(loaded.encode(TEXT).unwrap(), trained().encode(TEXT).unwrap());
     assert_eq!(loaded.encode_slowly(TEXT, false), trained().encode(TEXT).unwrap());
+}
+
+#[test]
+fn encoding_is_given_up_when_its_time_has_passed() {
+    let tokenizer = trained();
+    let text = format!("{TEXT} <|endoftext|> {TEXT}");
+    let now = std::time::Instant::now();
+    let later = now + std::time::Duration::from_secs(3600);
+    for (ordinary, ids) in
+        [(false, tokenizer.encode(&text)), (true, tokenizer.encode_ordinary(&text))]
+    {
+        let ids = ids.unwrap();
+        assert_eq!(tokenizer.encode_until(&text, ordinary, later).unwrap(), Some(ids));
+        assert_eq!(tokenizer.encode_until(&text, ordinary, now).unwrap(), None);
+    }
 }
 
 fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
