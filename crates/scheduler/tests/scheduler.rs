@@ -205,6 +205,21 @@ fn a_prompt_gets_rows_although_newest_tokens_fill_the_tick() {
     assert_eq!(s.gauges().tokens.0, 33);
 }
 
+/// A newcomer waits while the prompts before it fill ticks, but not for rows that are under way.
+#[test]
+fn who_comes_gets_a_slot_when_those_before_leave_rows_for_it() {
+    let mut s = scheduler(SchedulerLimits {
+        max_batch_tokens: 16,
+        prefill_chunk: 16,
+        ..SchedulerLimits::default()
+    });
+    s.submit(request(1, 0..64, 4), 0).unwrap();
+    s.submit(request(2, 100..104, 4), 0).unwrap();
+    let admitted: Vec<Vec<SlotId>> =
+        ticks(&mut s, 2).into_iter().map(|(tick, _)| tick.admitted).collect();
+    assert_eq!(admitted, [vec![0], vec![1]], "the first chunk is in its second recursion");
+}
+
 #[test]
 fn chunks_end_on_pages_and_no_more_rows_than_allowed() {
     let mut s = scheduler(SchedulerLimits {
@@ -397,6 +412,7 @@ fn the_least_important_gives_its_pages() {
         );
     }
     assert_eq!(preempted, [3], "the last of the lowest");
+    assert_eq!(s.gauges().preemptions, 1);
     assert_eq!(ended, [(2, 0, 40), (1, 0, 40), (3, 1, 40)]);
 }
 

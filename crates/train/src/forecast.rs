@@ -345,9 +345,12 @@ fn median_step(trainer: &mut Trainer, at: u64, batches: &[Batch]) -> Result<f64,
         trainer.step_on(batches)?;
         seconds.push(clock.elapsed().as_secs_f64());
     }
-    let counted = &mut seconds[1..];
-    counted.sort_by(f64::total_cmp);
-    Ok(counted[counted.len() / 2])
+    Ok(median(seconds.split_off(1)))
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 /// Sequences of random tokens.

@@ -12,7 +12,7 @@ use data::documents::Document;
 use data::{Corpus, Split, Tokenizer, TrainOptions, Windows};
 use engine::Scoring;
 use model::adapters::{Relaxation, lora};
-use model::routers::expert_choice::{Causal, Config as Expert};
+use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule};
 use train::{
@@ -346,6 +346,35 @@ fn checkpoints_and_validations_come_as_the_recipe_says() {
     assert_eq!(validated, [3, 6, 9, 11]);
 }
 
+/// A log of more steps than a run does before its first checkpoint, and no checkpoint: somebody
+/// took them away, and beginning again would write over what the log tells.
+#[test]
+fn a_run_whose_checkpoints_are_gone_is_not_begun_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    for (every, refused) in [(2, true), (3, true), (4, false), (0, false)] {
+        let mut recipe = small(&data, RouterConfig::FIXED);
+        let out = dir.path().join(format!("run{every}"));
+        finish(&recipe, &out);
+        std::fs::remove_dir_all(out.join("checkpoints")).expect("removes");
+        recipe.checkpoint.every = every;
+        let log = std::fs::read(out.join("log.jsonl")).expect("a log");
+        match open(&recipe, &out) {
+            Err(error) if refused => {
+                let said = error.to_string();
+                assert!(said.contains("4 steps") && said.contains("checkpoint"), "{said}");
+                assert_eq!(std::fs::read(out.join("log.jsonl")).expect("a log"), log, "{every}");
+            }
+            opened => assert!(opened.is_ok() && !refused, "{every}"),
+        }
+    }
+    let out = dir.path().join("other");
+    std::fs::create_dir(&out).expect("a folder");
+    std::fs::write(out.join("log.jsonl"), "{\"step\":1,\"accuracy\":0.5}\n").expect("writes");
+    let said = refusal(&small(&data, RouterConfig::FIXED), &out);
+    assert!(said.contains("no run of Lathe wrote"), "{said}");
+}
+
 /// Counters that no finished step changes back come from the checkpoint.
 #[test]
 fn skipped_steps_are_remembered() {
@@ -412,6 +441,42 @@ fn states_that_no_steps_leave_are_refused() {
     let state = loaded.json.get_mut("state").expect("a state");
     state["router"].as_object_mut().expect("buffers").remove("running_counts");
     assert!(train::load(&loaded).is_ok());
+}
+
+/// A causal rule that is not one of its model: too short, not a number, or of a router that the
+/// model does not have.
+#[test]
+fn rules_of_another_model_are_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = data(dir.path(), 0);
+    let settings = Expert { causal: Causal::Auxiliary, ..Expert::default() };
+    let auxiliary = Expert { sampling: SamplingLoss::AuxRouter, ..settings };
+    let folder = |name: &str, router| {
+        let out = dir.path().join(name);
+        finish(&small(&data, router), &out);
+        out.join("checkpoints").join(checkpoint::step_name(4))
+    };
+    let plain = folder("plain", running(None));
+    let with_auxiliary = folder("auxiliary", RouterConfig::ExpertChoice(auxiliary));
+    assert!(train::load_model(&plain).is_ok() && train::load_model(&with_auxiliary).is_ok());
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, Change); 4] = [
+        ("routing.thresholds", |rule| rule["thresholds"] = vec![0.0; 2].into()),
+        ("routing.thresholds", |rule| rule["thresholds"] = vec![0.0; 4].into()),
+        ("routing.thresholds", |rule| rule["thresholds"] = vec![1e300; 3].into()),
+        ("routing.auxiliary", |rule| rule["auxiliary"] = true.into()),
+    ];
+    for (field, change) in changes {
+        let mut loaded = checkpoint::load(&plain).expect("whole");
+        change(loaded.json.get_mut("routing").expect("a rule"));
+        let error = train::load(&loaded).err().expect(field).to_string();
+        assert!(error.contains(field), "{field}: {error}");
+    }
+    let mut loaded = checkpoint::load(&with_auxiliary).expect("whole");
+    let rule = loaded.json.get_mut("routing").expect("a rule");
+    assert_eq!(rule["auxiliary"], true);
+    rule["auxiliary"] = false.into();
+    assert!(train::load(&loaded).is_ok(), "the router's own logit decides as well");
 }
 
 /// A checkpoint that no run made, with special ids and, if given, a tokenizer.

@@ -396,6 +396,14 @@ fn sequences_that_are_timed_take_about_a_second() {
 }
 
 #[test]
+fn the_median_is_the_middle_of_the_sorted_numbers() {
+    for (numbers, expected) in [(vec![5.0], 5.0), (vec![9.0, 1.0, 3.0], 3.0), (vec![4.0, 2.0], 4.0)]
+    {
+        assert_eq!(median(numbers), expected);
+    }
+}
+
+#[test]
 fn a_timing_is_parted_into_pass_and_update() {
     let timing = |one, two| Timing::of_steps(one, two, 4.0, 100.0);
     assert_eq!(timing(3.0, 5.0), Timing { pass: 8.0, once: 1.0, pass_flops: 100.0 });
