@@ -33,7 +33,8 @@ pub(super) struct Planted {
 /// `text` with `mutants`, given with their numbers; their ranges must not overlap.
 pub(super) fn plant(text: &str, mutants: &[(usize, &Mutant)]) -> Planted {
     let mut order: Vec<&(usize, &Mutant)> = mutants.iter().collect();
-    order.sort_by_key(|(_, mutant)| mutant.range.start);
+    // A body that returns at once may begin where an expression of it does.
+    order.sort_by_key(|(_, mutant)| (mutant.range.start, mutant.range.end));
     let (mut planted, mut at) = (Planted { text: String::new(), places: Vec::new() }, 0);
     for (number, mutant) in order {
         planted.text.push_str(&text[at..mutant.range.start]);
@@ -64,6 +65,20 @@ fn both(number: usize, mutant: &Mutant) -> String {
 mod tests {
     use super::super::find::in_file;
     use super::*;
+
+    #[test]
+    fn a_body_and_its_first_expression_stand_in_one_file() {
+        let text = "fn f(a: u32) -> bool {\n    a > 2\n}\n";
+        let all = in_file("x.rs", text).expect("Rust");
+        let body = all.iter().find(|m| matches!(m.kind, Kind::Body(_))).expect("a body");
+        let first = all.iter().find(|mutant| mutant.old == "a > 2").expect("a comparison");
+        assert!(apart(body, first) && body.range.start == first.range.start);
+        for order in [[(1, body), (2, first)], [(2, first), (1, body)]] {
+            let planted = plant(text, &order);
+            syn::parse_file(&planted.text).expect("Rust");
+            assert!(planted.text.find("wakes(1)") < planted.text.find("wakes(2)"));
+        }
+    }
 
     #[test]
     fn planted_files_are_rust_and_hold_both_forms() {
