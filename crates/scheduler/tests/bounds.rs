@@ -33,8 +33,6 @@ fn refused(limits: SchedulerLimits) -> Option<&'static str> {
 #[test]
 fn limits_are_kept_from_their_least_value_on() {
     type Set = fn(&mut SchedulerLimits, usize);
-    let brownout: fn(&mut SchedulerLimits) -> &mut Brownout =
-        |limits| limits.brownout.get_or_insert_default();
     let limits: [(&str, usize, Set); 6] = [
         ("queue_requests", 1, |l, n| l.queue_requests = n),
         ("max_seqs", 1, |l, n| l.max_seqs = n),
@@ -51,7 +49,8 @@ fn limits_are_kept_from_their_least_value_on() {
             assert_eq!(refused(limits), expected, "{field} = {value}");
         }
     }
-    let levels: [(&str, fn(&mut Brownout, u32)); 3] = [
+    type SetLevel = fn(&mut Brownout, u32);
+    let levels: [(&str, SetLevel); 3] = [
         ("brownout.floor", |b, n| b.floor = n),
         ("brownout.fall", |b, n| b.fall = n.into()),
         ("brownout.rise", |b, n| b.rise = n.into()),
@@ -59,13 +58,13 @@ fn limits_are_kept_from_their_least_value_on() {
     for (field, set) in levels {
         for (value, expected) in [(0, Some(field)), (1, None)] {
             let mut limits = SchedulerLimits::default();
-            set(brownout(&mut limits), value);
+            set(limits.brownout.get_or_insert_default(), value);
             assert_eq!(refused(limits), expected, "{field} = {value}");
         }
     }
     for (waiting, expected) in [(6, Some("brownout.waiting")), (7, None)] {
-        let mut limits = SchedulerLimits::default();
-        (brownout(&mut limits).waiting, brownout(&mut limits).ease) = (waiting, 7);
+        let brownout = Some(Brownout { waiting, ease: 7, ..Brownout::default() });
+        let limits = SchedulerLimits { brownout, ..SchedulerLimits::default() };
         assert_eq!(refused(limits), expected, "{waiting} may wait");
     }
 }
