@@ -9,15 +9,18 @@
 //! | `d` | model width | `k` | head width |
 //! | `f` | feed-forward width | `v` | vocabulary |
 //! | `r` | recursions | `n` | outputs of a projection |
+//! | `e` | experts, or entries of rows that go to them | | |
 
 mod adamw;
 mod attach_loss;
 mod attend;
+mod chosen;
 mod columns;
 mod distill;
 mod embed;
 mod gate;
 mod gelu;
+mod grouped;
 mod head;
 mod linear;
 mod norm;
@@ -33,6 +36,7 @@ mod weight;
 
 pub use adamw::{AdamW, Moments};
 pub use attend::{Heads, Spans};
+pub use chosen::ChosenWeights;
 pub use columns::length_ratios;
 pub use distill::distill_rows;
 pub use gate::Activation;

@@ -22,7 +22,7 @@ pub enum Combine {
 }
 
 impl Ops {
-    /// `x[rows[a], :] -> [a, d]`; `rows` must not repeat.
+    /// `x[rows[a], :] -> [a, d]`; a row that is named twice gets the sum of both gradients.
     pub fn gather_rows(self, x_td: Tensor2, rows: &Arc<[u32]>) -> Tensor2 {
         match self {
             Ops::Fast => apply(Gather { rows: rows.clone() }, [x_td]),
@@ -34,7 +34,8 @@ impl Ops {
     }
 
     /// `x` with `y[a] * weight[a]` combined into row `rows[a]`; rows not named stay bit for bit
-    /// what they were.
+    /// what they were. With [`Combine::Add`] a row may be named several times: its sum is taken in
+    /// ascending `a`.
     pub fn combine_rows(
         self,
         x_td: Tensor2,

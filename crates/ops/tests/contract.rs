@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use common::{Case, Dice, Matrix, Ran};
 use ops::{
-    Activation, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows, read_rows, scale,
+    Activation, ChosenWeights, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows,
+    read_rows, scale,
 };
 use testkit::{close, close_above, same_bits};
 
@@ -161,6 +162,58 @@ fn rowwise(t: usize) -> Vec<Case> {
     cases
 }
 
+/// Operations of experts, on `t` rows of which each goes to two of four experts; the second has none.
+fn grouped(t: usize) -> Vec<Case> {
+    let d = &mut Dice(400 + t as u64);
+    let of_row = |row: usize| [[0, 2], [2, 3], [0, 3]][row % 3];
+    let (mut rows, mut columns, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    for expert in 0..4 {
+        let takes: Vec<u32> =
+            (0..t as u32).filter(|row| of_row(*row as usize).contains(&expert)).collect();
+        columns.extend(vec![expert as u32; takes.len()]);
+        sizes.push(takes.len());
+        rows.extend(takes);
+    }
+    let (rows, columns): (Arc<[u32]>, Arc<[u32]>) = (rows.into(), columns.into());
+    let (sizes, entries): (Arc<[usize]>, usize) = (sizes.into(), rows.len());
+    let positive = |mut matrix: Matrix| {
+        matrix.values.iter_mut().for_each(|x| *x = 0.1 + x.abs());
+        matrix
+    };
+    let (named, of) = (rows.clone(), sizes.clone());
+    let mut cases = vec![
+        case("grouped_linear", vec![d.matrix(entries, 7)], vec![d.matrix(4 * 5, 7)], {
+            let sizes = sizes.clone();
+            move |o, x, w| o.grouped_linear(x[0].clone(), &w[0], &sizes)
+        }),
+        case("rows that are named twice", vec![d.matrix(t, 7)], vec![], {
+            let rows = rows.clone();
+            move |o, x, _| o.gather_rows(x[0].clone(), &rows)
+        }),
+        // The shape of a layer of experts: gathered from rows that their results join.
+        case(
+            "experts",
+            vec![d.matrix(t, 7), d.matrix(entries, 1)],
+            vec![d.matrix(4 * 7, 7)],
+            move |o, x, w| {
+                let y = o.grouped_linear(o.gather_rows(x[0].clone(), &named), &w[0], &of);
+                o.combine_rows(x[0].clone(), &named, y, x[1].clone(), Combine::Add)
+            },
+        ),
+    ];
+    for (normalize, least) in [(None, 0.0), (Some(0.1), 0.0), (Some(0.0), 1.0), (Some(0.0), 9.0)] {
+        let how = ChosenWeights { normalize, least, scale: 1.5 };
+        let (rows, columns) = (rows.clone(), columns.clone());
+        cases.push(case(
+            &format!("chosen_weights {normalize:?} from {least}"),
+            vec![positive(d.matrix(t, 4))],
+            vec![],
+            move |o, x, _| o.chosen_weights(x[0].clone(), &rows, &columns, how),
+        ));
+    }
+    cases
+}
+
 /// Operations of routers, on `t` rows.
 fn routing(t: usize) -> Vec<Case> {
     let d = &mut Dice(200 + t as u64);
@@ -204,7 +257,7 @@ fn routing(t: usize) -> Vec<Case> {
 }
 
 fn cases(t: usize) -> Vec<Case> {
-    weighted(t).into_iter().chain(rowwise(t)).chain(routing(t)).collect()
+    weighted(t).into_iter().chain(rowwise(t)).chain(grouped(t)).chain(routing(t)).collect()
 }
 
 #[test]

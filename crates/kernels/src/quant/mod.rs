@@ -35,6 +35,6 @@ pub use matrix::Quantized;
 pub use parts::StoredPart;
 #[doc(hidden)]
 pub use path::ProductPath;
-pub use product::matmul_quantized;
 #[doc(hidden)]
 pub use product::matmul_quantized_with;
+pub use product::{matmul_quantized, matmul_quantized_rows};

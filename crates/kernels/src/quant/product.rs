@@ -39,6 +39,44 @@ pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, 
     matmul_quantized_with(ProductPath::best(w.format().0.codes, x.rows()), y, x, w, start, threads);
 }
 
+/// [`matmul_quantized`] with the rows `w_rows` of W alone, as if they were the whole matrix: one of
+/// several that lie one after another. Where they begin or end within a panel, columns of the
+/// neighbours are computed too, and left out.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn matmul_quantized_rows(
+    mut y: MatMut<'_>,
+    x: Mat<'_>,
+    w: &Quantized,
+    w_rows: Range<usize>,
+    start: Start,
+    threads: Threads,
+) {
+    let path = ProductPath::best(w.format().0.codes, x.rows());
+    let (n, rows) = (w.shape().0, x.rows());
+    let whole = |row: usize| row.is_multiple_of(PANEL) || row == n;
+    if whole(w_rows.start) && whole(w_rows.end) {
+        return of_rows(path, y, x, (w, w_rows), start, threads);
+    }
+    let first = w_rows.start / PANEL * PANEL;
+    let wide = first..w_rows.end.next_multiple_of(PANEL).min(n);
+    let mut scratch = Scratch::take(rows * wide.len());
+    let [room] = scratch.split([rows * wide.len()]);
+    let own = w_rows.start - first..w_rows.end - first;
+    if start == Start::FromC {
+        room.fill(0.0);
+        for (i, room) in room.chunks_exact_mut(wide.len()).enumerate() {
+            room[own.clone()].copy_from_slice(y.row_mut(i));
+        }
+    }
+    let all = MatMut::rows_major(room, rows, wide.len());
+    of_rows(path, all, x, (w, wide.clone()), start, threads);
+    for (i, found) in room.chunks_exact(wide.len()).enumerate() {
+        y.row_mut(i).copy_from_slice(&found[own.clone()]);
+    }
+}
+
 /// [`matmul_quantized`] on a chosen path.
 ///
 /// # Panics
@@ -46,14 +84,26 @@ pub fn matmul_quantized(y: MatMut<'_>, x: Mat<'_>, w: &Quantized, start: Start, 
 #[doc(hidden)]
 pub fn matmul_quantized_with(
     path: ProductPath,
-    mut y: MatMut<'_>,
+    y: MatMut<'_>,
     x: Mat<'_>,
     w: &Quantized,
     start: Start,
     threads: Threads,
 ) {
+    of_rows(path, y, x, (w, 0..w.shape().0), start, threads);
+}
+
+/// The product with rows of W that begin and end with panels.
+fn of_rows(
+    path: ProductPath,
+    mut y: MatMut<'_>,
+    x: Mat<'_>,
+    (w, w_rows): (&Quantized, Range<usize>),
+    start: Start,
+    threads: Threads,
+) {
     let rows = x.rows();
-    let (n, d) = w.shape();
+    let (n, d) = (w_rows.len(), w.shape().1);
     assert!(
         y.rows() == rows && y.cols() == n && x.cols() == d,
         "matmul_quantized: Y {} x {} is not X {rows} x {} times the transpose of W {n} x {d}; \
@@ -85,7 +135,8 @@ pub fn matmul_quantized_with(
     let most = (KEPT / row_bytes / 32 * 32).max(64);
     for first in (0..rows).step_by(most) {
         let range = first..(first + most).min(rows);
-        let call = Call { path, kernels, form, start };
+        let panels = w_rows.start / PANEL..w_rows.end.div_ceil(PANEL);
+        let call = Call { path, kernels, form, start, panels };
         call.run(y.row_range(range.clone()), x.row_range(range), w, threads);
     }
 }
@@ -96,12 +147,14 @@ struct Call {
     kernels: &'static Kernels,
     form: ActivationForm,
     start: Start,
+    /// Panels of W whose rows are those of this product.
+    panels: Range<usize>,
 }
 
 impl Call {
     fn run(&self, mut y: MatMut<'_>, x: Mat<'_>, w: &Quantized, threads: Threads) {
         let rows = x.rows();
-        let (n, d) = w.shape();
+        let (n, d) = (y.cols(), w.shape().1);
         let threads = match threads {
             Threads::All if rows.saturating_mul(n).saturating_mul(d) >= WORTH_SHARING => {
                 rayon::current_num_threads()
@@ -121,13 +174,14 @@ impl Call {
             x,
             w,
             activations: Activations::new(self.form, rows, w.layout.depth, buffer),
-            y: y.row_mut(0).as_mut_ptr(),
+            y: y.row_mut(0).as_mut_ptr().wrapping_sub(self.panels.start * PANEL),
             stride,
             add: self.start == Start::FromC,
             threads,
             next_row: AtomicUsize::new(0),
             rows_done: AtomicUsize::new(0),
-            next_panel: AtomicUsize::new(0),
+            next_panel: AtomicUsize::new(self.panels.start),
+            last_panel: self.panels.end,
         };
         if threads == 1 {
             return job.work();
@@ -148,6 +202,7 @@ pub(super) struct Job<'a> {
     x: Mat<'a>,
     pub(super) w: &'a Quantized,
     pub(super) activations: Activations,
+    /// Where the first row of W would stand in the first row of Y.
     y: *mut f32,
     stride: usize,
     add: bool,
@@ -155,6 +210,7 @@ pub(super) struct Job<'a> {
     next_row: AtomicUsize,
     rows_done: AtomicUsize,
     next_panel: AtomicUsize,
+    last_panel: usize,
 }
 
 // SAFETY: the counters give each row of activations and each panel of Y to one thread; activations
@@ -168,7 +224,7 @@ impl Job<'_> {
 
     fn work(&self) {
         self.round_rows();
-        let panels = self.w.layout.panels();
+        let panels = self.last_panel;
         let next = &self.next_panel;
         while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
             (first < panels).then(|| self.share_end(first, panels))

@@ -389,3 +389,29 @@ fn shapes_that_do_not_fit_are_refused() {
         Threads::One,
     );
 }
+
+/// Some rows of W, whether they begin with a panel or within one, give the columns of the whole
+/// product, and nothing else of Y is touched.
+#[test]
+fn some_rows_of_a_matrix_are_columns_of_the_product() {
+    let (n, d) = (86, 70);
+    for w in matrices(n, d) {
+        for rows in [1, 5, 40] {
+            let (x, y) = (values(1, rows * d), values(2, rows * n));
+            let x = Mat::rows_major(&x, rows, d);
+            for start in [Start::Zero, Start::FromC] {
+                let mut all = y.clone();
+                let y_all = MatMut::rows_major(&mut all, rows, n);
+                matmul_quantized(y_all, x, &w, start, Threads::All);
+                for part in [0..n, 0..32, 32..64, 64..86, 10..30, 3..4, 40..86] {
+                    let of = |y: &[f32], i: usize| y[i * n..][part.clone()].to_vec();
+                    let mut found: Vec<f32> = (0..rows).flat_map(|i| of(&y, i)).collect();
+                    let y_part = MatMut::rows_major(&mut found, rows, part.len());
+                    matmul_quantized_rows(y_part, x, &w, part.clone(), start, Threads::All);
+                    let expected: Vec<f32> = (0..rows).flat_map(|i| of(&all, i)).collect();
+                    assert_eq!(bits(&found), bits(&expected), "{w:?} {rows} {part:?} {start:?}");
+                }
+            }
+        }
+    }
+}
