@@ -15,6 +15,17 @@ pub(crate) fn of_layer(sizes: &Sizes, mlp: &MlpConfig, stored: usize) -> Vec<Par
     table
 }
 
+/// The matrices of `stored` layers, of each part the first.
+pub(crate) fn of_any_layer(sizes: &Sizes, mlp: &MlpConfig, stored: usize) -> Vec<ParamSpec> {
+    let mut table: Vec<ParamSpec> = Vec::new();
+    for spec in (0..stored).flat_map(|stored| of_layer(sizes, mlp, stored)) {
+        if !table.iter().any(|known| known.place.part() == spec.place.part()) {
+            table.push(spec);
+        }
+    }
+    table
+}
+
 /// The parts of attention, then those of every MLP in the list, each once.
 pub(crate) fn all_parts() -> Vec<Part> {
     let mut all = attention::PARTS.to_vec();

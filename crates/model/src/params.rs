@@ -333,6 +333,14 @@ impl ParamPlace {
         }
     }
 
+    /// The part that it is of a layer, for a matrix.
+    pub fn part(&self) -> Option<Part> {
+        match self {
+            Self::Layer { part, .. } => Some(*part),
+            _ => None,
+        }
+    }
+
     /// The same place in stored layer `at`; a norm's is that of its use `norm`. Other places stay.
     pub fn in_layer(&self, at: usize, norm: usize) -> Self {
         match self.clone() {

@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 
 use common::{fresh, name, variants};
 use model::cost::{Convention, forward_flops};
+use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
+use model::mlp::experts::Config as Experts;
 use model::params::RouterSite;
 use model::routers::Network;
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::token_choice::{Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, CausalThresholds, Choice, KvMode, Model, ModelConfig, Pass, Probe, RouterConfig,
-    RouterState, RoutingEvent, Rows, Rule, Sharing,
+    Address, CausalThresholds, Choice, ExpertRouterConfig, KvMode, MlpConfig, Model, ModelConfig,
+    Pass, Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule, Sharing,
 };
 use ops::{Ops, backward};
 use reference::{Decide, Decision, Found, Matrix, Settings, forward};
@@ -64,7 +66,8 @@ fn both(config: &ModelConfig, rule: &Rule, tokens: &[u32]) -> (testkit::Out, Tol
     how.record = *rule == Rule::NonCausal;
     let (rows, mut told) = (Rows::batch(1, tokens.len()), Told::default());
     let out = run(&model, tokens, &rows, &mut transient(&model), &how, &mut told);
-    let bias = bias_of(&serde_json::to_value(config).expect("plain data"));
+    let json = serde_json::to_value(config).expect("plain data");
+    let (bias, expert_bias) = (bias_of(&json), expert_bias_of(&json));
     let thresholds = thresholds(rule);
     let decide = match rule {
         Rule::NonCausal => Decide::Training,
@@ -74,7 +77,8 @@ fn both(config: &ModelConfig, rule: &Rule, tokens: &[u32]) -> (testkit::Out, Tol
         }
     };
     let die = |recursion, position| told.dice[&(recursion, position)];
-    let decision = Decision { decide, step: STEP, die: &die, bias: &bias };
+    let decision =
+        Decision { decide, step: STEP, die: &die, bias: &bias, expert_bias: &expert_bias };
     let expected = forward(&config_of(config), &matrices(&model), tokens, decision);
     (out, told, expected)
 }
@@ -139,13 +143,22 @@ fn further() -> Vec<ModelConfig> {
         let (share_norms, tie_embeddings) = (i % 4 < 2, i % 3 == 0);
         all.push(ModelConfig { share_norms, tie_embeddings, norm_eps: 1e-2, ..base });
     }
+    for function in [ExpertFunction::Softmax, ExpertFunction::Sigmoid] {
+        for (top_k, normalize, z_weight) in [(1, true, 0.3), (3, false, 0.0), (4, true, 0.0)] {
+            let of = TopK { top_k, normalize, function, z_weight, scale: 0.7, ..TopK::default() };
+            let router = ExpertRouterConfig::TopK(of);
+            let mlp = Experts { count: 4, width: 12, router, ..Experts::default() };
+            let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+            all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+        }
+    }
     all
 }
 
 #[test]
 fn every_pair_of_options_is_what_the_formulas_say() {
     let tokens = ids(4, LENGTH);
-    let mut variants = variants();
+    let mut variants = by_formulas(variants());
     variants.extend(further());
     let (mut close_calls, count) = (0, 2 * variants.len());
     for config in variants {
@@ -204,7 +217,7 @@ fn by_the_auxiliary(rule: Rule) -> Rule {
 #[test]
 fn costs_are_the_products_of_the_formulas() {
     let tokens = ids(4, LENGTH);
-    let mut variants = variants();
+    let mut variants = by_formulas(variants());
     variants.extend(further());
     let mut count = 0;
     for config in variants {
@@ -251,7 +264,7 @@ fn moved(
 /// the formulas: cross-entropy and the losses of routers with their weights.
 #[test]
 fn gradients_are_slopes_of_the_formulas() {
-    let mut variants = variants();
+    let mut variants = by_formulas(variants());
     variants.extend(further());
     let mut compared = 0;
     for config in variants {
@@ -272,7 +285,7 @@ fn gradients_are_slopes_of_the_formulas() {
         let (model, gradients) = learned(&config, ids, targets);
         let weights = matrices(&model);
         let die = |recursion, position| told.dice[&(recursion, position)];
-        let bias = bias_of(&json);
+        let (bias, expert_bias) = (bias_of(&json), expert_bias_of(&json));
         // The auxiliary router is taught apart, from a copy of the rows.
         for apart in [false, true] {
             let mut direction = BTreeMap::new();
@@ -290,7 +303,13 @@ fn gradients_are_slopes_of_the_formulas() {
             }
             let loss = |by: f64| {
                 let decide = Decide::Training;
-                let decision = Decision { decide, step: STEP, die: &die, bias: &bias };
+                let decision = Decision {
+                    decide,
+                    step: STEP,
+                    die: &die,
+                    bias: &bias,
+                    expert_bias: &expert_bias,
+                };
                 let found =
                     forward(&config_of(&config), &moved(&weights, &direction, by), ids, decision);
                 let mean = |name: &str| found.losses.means.get(name).copied().unwrap_or(0.0);
@@ -300,6 +319,9 @@ fn gradients_are_slopes_of_the_formulas() {
                 let mut loss = cross_entropy(&found.logits, targets);
                 loss += weight("sampling_weight") * mean("auxiliary");
                 loss += weight("z_weight") * mean("z");
+                let of_experts = |name: &str| json["mlp"]["router"][name].as_f64().unwrap_or(0.0);
+                loss += of_experts("balance_weight") * mean("expert_balance");
+                loss += of_experts("z_weight") * mean("expert_z");
                 if json["router"]["balance"] == "loss" {
                     // The shares of rows are constants.
                     let scores = reference::RouterLosses {
@@ -324,7 +346,29 @@ fn gradients_are_slopes_of_the_formulas() {
 fn state_of(config: &ModelConfig) -> RouterState {
     let mut state = testkit::state();
     config.router.settings().schedule(STEP, &mut state);
+    let bias = expert_bias_of(&serde_json::to_value(config).expect("plain data"));
+    let bias: Vec<f32> = bias.into_iter().map(|bias| bias as f32).collect();
+    for buffer in config.mlp.settings().buffers(&config.sizes()) {
+        state.set(&buffer.name, bias.clone());
+    }
     state
+}
+
+/// Biases of the experts of every layer that matter.
+fn expert_bias_of(config: &serde_json::Value) -> Vec<f64> {
+    let is_biased = config["mlp"]["router"]["balance"] == "loss_free";
+    let count = config["mlp"]["count"].as_u64().unwrap_or(0);
+    let bias = |e| f64::from([0.05f32, 0.0, -0.1][e as usize % 3]);
+    if is_biased { (0..count).map(bias).collect() } else { Vec::new() }
+}
+
+/// Without the routers over experts that decide by a hash, which is no formula.
+fn by_formulas(all: Vec<ModelConfig>) -> Vec<ModelConfig> {
+    let is_hash = |mlp: &MlpConfig| match mlp {
+        MlpConfig::Experts(mlp) => matches!(mlp.router, ExpertRouterConfig::Hash(_)),
+        MlpConfig::Dense(_) => false,
+    };
+    all.into_iter().filter(|config| !is_hash(&config.mlp)).collect()
 }
 
 fn bias_of(config: &serde_json::Value) -> Vec<f64> {

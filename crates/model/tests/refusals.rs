@@ -227,3 +227,73 @@ fn documented_defaults_of_routers_are_those_of_the_code() {
         }
     }
 }
+
+/// A model with experts in every layer, and what is changed in `mlp`.
+fn experts(change: Value) -> Result<model::layout::LayerPlan, ConfigError> {
+    let mut json = base();
+    json["mlp"] = json!({ "kind": "experts" });
+    for (name, value) in change.as_object().expect("a table") {
+        json["mlp"][name] = value.clone();
+    }
+    let config: ModelConfig = serde_json::from_value(json).expect("of the right types");
+    config.check()
+}
+
+#[test]
+fn experts_that_cannot_be() {
+    assert_eq!(field(experts(json!({}))), "nothing");
+    let top_k = |change: Value| {
+        let mut router = json!({ "kind": "top_k" });
+        for (name, value) in change.as_object().expect("a table") {
+            router[name] = value.clone();
+        }
+        json!({ "router": router })
+    };
+    let most = 1 << 19;
+    for (change, refused) in [
+        (json!({ "count": 0 }), "mlp.count"),
+        (json!({ "count": 4097 }), "mlp.count"),
+        (json!({ "width": most + 1 }), "mlp.width"),
+        (json!({ "shared": most + 1 }), "mlp.shared"),
+        (json!({ "shared_gate": true }), "mlp.shared_gate"),
+        (json!({ "every": 0 }), "mlp.every"),
+        (json!({ "every": 9 }), "mlp.every"),
+        (json!({ "dense_first": 4 }), "mlp.every"),
+        (json!({ "count": 1 }), "mlp.router.top_k"),
+        (top_k(json!({ "top_k": 0 })), "mlp.router.top_k"),
+        (top_k(json!({ "top_k": 9 })), "mlp.router.top_k"),
+        (top_k(json!({ "groups": 0 })), "mlp.router.groups"),
+        (top_k(json!({ "groups": 3 })), "mlp.router.groups"),
+        (top_k(json!({ "groups": 4, "top_groups": 0 })), "mlp.router.top_groups"),
+        (top_k(json!({ "groups": 4, "top_groups": 5 })), "mlp.router.top_groups"),
+        (top_k(json!({ "groups": 4, "top_groups": 1, "top_k": 3 })), "mlp.router.top_groups"),
+        (top_k(json!({ "group_score": "best" })), "mlp.router.group_score"),
+        (top_k(json!({ "scale": 0.0 })), "mlp.router.scale"),
+        (top_k(json!({ "balance_weight": -0.1 })), "mlp.router.balance_weight"),
+        (top_k(json!({ "balance": "none", "balance_weight": 0.5 })), "mlp.router.balance_weight"),
+        (top_k(json!({ "z_weight": -1.0 })), "mlp.router.z_weight"),
+        (json!({ "router": { "kind": "hash", "top_k": 0 } }), "mlp.router.top_k"),
+        (json!({ "router": { "kind": "hash", "top_k": 9 } }), "mlp.router.top_k"),
+    ] {
+        assert_eq!(field(experts(change.clone())), refused, "{change}");
+    }
+    for change in [
+        json!({ "dense_first": 3 }),
+        json!({ "every": 4 }),
+        json!({ "own_routers": true }),
+        top_k(json!({ "groups": 4, "top_groups": 2, "top_k": 4 })),
+        top_k(json!({ "top_k": 8 })),
+    ] {
+        assert_eq!(field(experts(change.clone())), "nothing", "{change}");
+    }
+    let mut json = base();
+    json["sharing"] = json!("none");
+    json["recursions"] = json!(1);
+    json["router"] = json!({ "kind": "fixed" });
+    json["mlp"] = json!({ "kind": "experts", "own_routers": true });
+    let config: ModelConfig = serde_json::from_value(json).expect("of the right types");
+    assert_eq!(field(config.check()), "mlp.own_routers");
+    let unknown = json!({ "mlp": { "kind": "experts", "experts": 3 } });
+    let error = serde_json::from_value::<ModelConfig>(unknown).expect_err("unknown").to_string();
+    assert!(error.contains("experts") && error.contains("count"), "{error}");
+}

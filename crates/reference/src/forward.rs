@@ -41,6 +41,8 @@ pub struct Decision<'a> {
     pub die: &'a dyn Fn(usize, usize) -> f64,
     /// Token-choice's bias on the selection; empty for none.
     pub bias: &'a [f64],
+    /// The same of the experts of every layer.
+    pub expert_bias: &'a [f64],
 }
 
 /// What a pass gives.
@@ -67,6 +69,7 @@ pub fn forward(
     decision: Decision<'_>,
 ) -> Found {
     let mut layers = Layers::new(config, weights);
+    layers.expert_bias = decision.expert_bias.to_vec();
     let embed = layers.weight("embed");
     let mut rows = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
@@ -90,6 +93,7 @@ pub fn forward(
         let h = layers.norm("norm", &row.x);
         logits.push(layers.times(head, &h));
     }
+    losses.means.extend(std::mem::take(&mut layers.losses));
     Found { logits, depths, losses, products: layers.products, margin: layers.margin }
 }
 

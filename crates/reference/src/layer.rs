@@ -1,8 +1,9 @@
 //! One layer of a Llama decoder for one sequence, with what its uses add.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use crate::matrix::{Matrix, add, dot, largest, sigmoid, softmax};
+use crate::matrix::{Matrix, add, dot, largest, softmax};
 use crate::settings::Settings;
 
 /// A row on its way: its position and its state.
@@ -26,12 +27,24 @@ pub(crate) struct Layers<'a> {
     pub(crate) products: u64,
     /// How far any decision was from the other one.
     pub(crate) margin: f64,
+    /// Added to the scores of experts for the choice alone.
+    pub(crate) expert_bias: Vec<f64>,
+    /// Losses of the routers of layers, added up over the layers and their uses.
+    pub(crate) losses: BTreeMap<&'static str, f64>,
 }
 
 impl<'a> Layers<'a> {
     pub(crate) fn new(config: &'a Settings, weights: &'a BTreeMap<String, Matrix>) -> Self {
-        let (uses, first) = (config.uses(), BTreeMap::new());
-        Self { config, weights, uses, first, products: 0, margin: f64::INFINITY }
+        Self {
+            config,
+            weights,
+            uses: config.uses(),
+            first: BTreeMap::new(),
+            products: 0,
+            margin: f64::INFINITY,
+            expert_bias: Vec::new(),
+            losses: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn weight(&self, name: &str) -> &'a Matrix {
@@ -45,6 +58,13 @@ impl<'a> Layers<'a> {
         matrix.times(x)
     }
 
+    /// The same with some rows of the matrix.
+    pub(crate) fn times_rows(&mut self, name: &str, rows: Range<usize>, x: &[f64]) -> Vec<f64> {
+        let matrix = self.weight(name);
+        self.products += (rows.len() * matrix.columns) as u64;
+        rows.map(|i| dot(matrix.row(i), x)).collect()
+    }
+
     pub(crate) fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let mean = dot(x, x) / x.len() as f64;
         let factor = 1.0 / (mean + self.config.number("norm_eps")).sqrt();
@@ -56,17 +76,16 @@ impl<'a> Layers<'a> {
         let (stored, recursion) = self.uses[layer];
         let of_use = if self.config.flag("share_norms") { 0 } else { recursion };
         let own = self.memory(stored, recursion, of_use, rows);
+        let mut normed = Vec::new();
         for row in rows.iter_mut() {
             let h = self.norm(&format!("layers.{stored}.attention_norm.{of_use}"), &row.x);
             let y = self.attend(stored, recursion, &h, row.position, &own);
             let y = self.linear(stored, "output", recursion, &y);
             add(&mut row.x, &y);
-            let h = self.norm(&format!("layers.{stored}.ffn_norm.{of_use}"), &row.x);
-            let both = self.linear(stored, "gate_up", recursion, &h);
-            let (gate, up) = both.split_at(both.len() / 2);
-            let y: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g * sigmoid(*g) * u).collect();
-            let y = self.linear(stored, "down", recursion, &y);
-            add(&mut row.x, &y);
+            normed.push(self.norm(&format!("layers.{stored}.ffn_norm.{of_use}"), &row.x));
+        }
+        self.mlp(stored, recursion, &normed, rows);
+        for row in rows {
             self.encode(layer, recursion, &mut row.x);
         }
     }
@@ -143,7 +162,13 @@ impl<'a> Layers<'a> {
     }
 
     /// The matrix `part` of a stored layer with what its use adds.
-    fn linear(&mut self, stored: usize, part: &str, recursion: usize, x: &[f64]) -> Vec<f64> {
+    pub(crate) fn linear(
+        &mut self,
+        stored: usize,
+        part: &str,
+        recursion: usize,
+        x: &[f64],
+    ) -> Vec<f64> {
         let mut y = self.times(&format!("layers.{stored}.{part}"), x);
         let relax = self.config.table("relax");
         let use_of = format!("relax.{stored}.{part}.{recursion}");

@@ -11,7 +11,7 @@ mod passes;
 
 pub use compare::{close, close_above, same_bits};
 pub use models::{
-    MODES, SHARINGS, VOCAB, adapters, fresh, ids, routers, tiny, tokens, uneven_uses,
+    MODES, SHARINGS, VOCAB, adapters, fresh, ids, mlps, routers, tiny, tokens, uneven_uses,
     with_auxiliary_router,
 };
 pub use pairwise::{combinations, pairwise};

@@ -100,8 +100,7 @@ impl AdapterSettings for Config {
             if self.parts[..i].contains(part) {
                 return refuse("relax.parts", name, "each matrix once".into());
             }
-            let of_part = ParamPlace::Layer { stored: 0, part: *part };
-            let Some(base) = table.iter().find(|base| base.place == of_part) else {
+            let Some(base) = table.iter().find(|base| base.place.part() == Some(*part)) else {
                 let known = adaptable.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
                 return refuse("relax.parts", name, format!("matrices of this model: {known}"));
             };

@@ -13,7 +13,7 @@ use crate::sizes::Sizes;
 
 /// The matrices of a layer that adapters are checked against.
 pub struct Matrices {
-    /// All of them, as the table has them for stored layer 0.
+    /// One of each part, from the first stored layer that has it.
     pub table: Vec<ParamSpec>,
     /// Those that may take adapters.
     pub adaptable: Vec<Part>,

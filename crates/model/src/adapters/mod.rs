@@ -54,7 +54,7 @@ impl Relaxation {
         plan: &LayerPlan,
         mlp: &MlpConfig,
     ) -> Result<(), ConfigError> {
-        let table = matrices::of_layer(sizes, mlp, 0);
+        let table = matrices::of_any_layer(sizes, mlp, plan.stored);
         let adaptable = mlp.settings().adaptable();
         self.settings().check(sizes, plan, &Matrices { table, adaptable })
     }

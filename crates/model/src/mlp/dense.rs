@@ -42,10 +42,11 @@ impl MlpSettings for Config {
     }
 }
 
+/// SwiGLU over two matrices.
 #[derive(Debug)]
-struct Dense {
-    gate_up: Linear,
-    down: Linear,
+pub(super) struct Dense {
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
 }
 
 impl Mlp for Dense {

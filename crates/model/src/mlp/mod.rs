@@ -2,6 +2,7 @@
 //! file and a line here, and being on the list brings recipe schema, costs, tests and docs.
 
 mod dense;
+pub mod experts;
 mod member;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ members! {
     pub enum MlpConfig: MlpSettings {
         /// SwiGLU: `down(silu(gate(h)) * up(h))` of width `ffn`.
         Dense(dense::Config) = "dense",
+        /// Many of these, of which each row takes those that a router chooses for it.
+        Experts(experts::Config) = "experts",
     }
 }
 

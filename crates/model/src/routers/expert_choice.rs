@@ -10,7 +10,7 @@ use super::capacity::{self, best, warmed};
 use super::member::{Router, RouterSettings, StepRouting};
 use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan};
 use super::rule::{CausalThresholds, Causality, Rule, ThresholdsFrom};
-use super::scorer::{Network, Scorer, ScorerPlace};
+use super::scorer::{Network, RouterPlace, Scorer};
 use super::state::RouterState;
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
@@ -161,7 +161,7 @@ impl Config {
     }
 
     /// Where the networks of this router stand: the main ones, then the auxiliary ones.
-    fn places(&self, recursions: usize, site: RouterSite) -> Vec<ScorerPlace> {
+    fn places(&self, recursions: usize, site: RouterSite) -> Vec<RouterPlace> {
         let mut places = Vec::new();
         for auxiliary in [false, true] {
             if auxiliary && self.sampling != SamplingLoss::AuxRouter {
@@ -169,7 +169,7 @@ impl Config {
             }
             places.extend((0..recursions).map(|r| {
                 let recursion = Some(r);
-                ScorerPlace { site, auxiliary, recursion }
+                RouterPlace { site, auxiliary, recursion }
             }));
         }
         places

@@ -22,7 +22,7 @@ pub use capacity::default_capacities;
 pub use member::{Router, RouterSettings, StepRouting};
 pub use plan::{AuxLoss, Joins, RouterCall, RoutingPlan};
 pub use rule::{CausalThresholds, Causality, Rule, ThresholdsFrom};
-pub use scorer::Network;
+pub use scorer::{Network, RouterPlace};
 pub use state::RouterState;
 
 members! {

@@ -21,15 +21,18 @@ pub enum Network {
     WideMlp,
 }
 
-/// Where a scoring network stands in the table.
+/// Where a router and its scoring network stand in the table.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ScorerPlace {
-    pub(crate) site: RouterSite,
-    pub(crate) auxiliary: bool,
-    pub(crate) recursion: Option<usize>,
+pub struct RouterPlace {
+    /// Whose rows it decides about.
+    pub site: RouterSite,
+    /// Whether it is one that is trained on its own beside another.
+    pub auxiliary: bool,
+    /// The recursion that it decides about; `None` where one router serves all.
+    pub recursion: Option<usize>,
 }
 
-impl ScorerPlace {
+impl RouterPlace {
     fn of(self, factor: &'static str) -> ParamPlace {
         let Self { site, auxiliary, recursion } = self;
         ParamPlace::Router { site, auxiliary, recursion, factor }
@@ -46,7 +49,7 @@ impl Network {
     }
 
     /// Its weights: `score` `[outputs, d]`, or `up` `[hidden, d]` and `down` `[outputs, hidden]`.
-    pub(crate) fn specs(self, place: ScorerPlace, sizes: &Sizes, outputs: usize) -> Vec<ParamSpec> {
+    pub(crate) fn specs(self, place: RouterPlace, sizes: &Sizes, outputs: usize) -> Vec<ParamSpec> {
         let (d, normal) = (sizes.width, Init::Normal(sizes.init_std));
         let group = if place.auxiliary { Group::AuxiliaryRouter } else { Group::Router };
         match self.hidden(d) {
@@ -58,7 +61,7 @@ impl Network {
         }
     }
 
-    pub(crate) fn build(self, place: ScorerPlace, take: &mut Take) -> Scorer {
+    pub(crate) fn build(self, place: RouterPlace, take: &mut Take) -> Scorer {
         match self {
             Network::Linear => Scorer { up: None, out: take.take(&place.of("score")) },
             _ => Scorer { up: Some(take.take(&place.of("up"))), out: take.take(&place.of("down")) },

@@ -9,7 +9,7 @@ use super::capacity::default_capacities;
 use super::member::{Router, RouterSettings, StepRouting};
 use super::plan::{AuxLoss, Joins, RouterCall, RoutingPlan, WEIGHT};
 use super::rule::Causality;
-use super::scorer::{Network, Scorer, ScorerPlace};
+use super::scorer::{Network, RouterPlace, Scorer};
 use super::state::RouterState;
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::kv::KvMode;
@@ -102,8 +102,8 @@ impl Default for Config {
 }
 
 impl Config {
-    fn place(site: RouterSite) -> ScorerPlace {
-        ScorerPlace { site, auxiliary: false, recursion: None }
+    fn place(site: RouterSite) -> RouterPlace {
+        RouterPlace { site, auxiliary: false, recursion: None }
     }
 
     /// Moves the selection bias of each depth against its load over the whole step.

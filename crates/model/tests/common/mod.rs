@@ -3,13 +3,13 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
-use model::{Causality, KvMode, MlpConfig, Model, ModelConfig, RouterConfig, Sharing};
-use testkit::{MODES, SHARINGS, adapters, combinations, pairwise, routers, tiny};
+use model::{Causality, KvMode, Model, ModelConfig, RouterConfig, Sharing};
+use testkit::{MODES, SHARINGS, adapters, combinations, mlps, pairwise, routers, tiny};
 
 /// Every legal combination of router, way of keeping keys and values, and layout; then, with
 /// adapters and MLPs, a few combinations in which every two options meet.
 pub(crate) fn variants() -> Vec<ModelConfig> {
-    let (routers, mlps) = (routers(), MlpConfig::all());
+    let (routers, mlps) = (routers(), mlps());
     let sizes = [routers.len(), MODES.len(), SHARINGS.len(), adapters(&mlps[0]).len(), mlps.len()];
     let config_of = |values: &[usize]| {
         let mlp = mlps[values[4]].clone();

@@ -102,7 +102,8 @@ impl Plain {
             Some(thresholds) => Decide::ByThresholds { thresholds, auxiliary: false, taught: true },
         };
         let die = |_, _| panic!("no dice");
-        let decision = Decision { decide, step: asked.step, die: &die, bias: &asked.bias };
+        let decision =
+            Decision { decide, step: asked.step, die: &die, bias: &asked.bias, expert_bias: &[] };
         let mut all = Self {
             logits: Vec::new(),
             depths: vec![0; model.config().recursions + 1],

@@ -1,0 +1,103 @@
+//! What keeps experts balanced: a loss on their loads, or a bias on the choice.
+
+use std::sync::Arc;
+
+use ops::{ChosenWeights, Ops, Tensor2};
+use serde::{Deserialize, Serialize};
+
+use super::choice::Choices;
+use crate::params::{BufferSpec, RouterSite};
+use crate::pass::Pass;
+use crate::routers::{AuxLoss, RouterState};
+use crate::rows::Rows;
+
+/// What keeps the loads of experts balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// `sum_e f_e P_e` over the rows of each sequence, then the mean over sequences: `f_e = E / k *
+    /// share of the choices`, `P_e` = mean share of an expert in a row's scores. Gradients reach
+    /// `P_e` alone. 1 where loads are equal (DeepSeek-V3, 2024, arXiv 2412.19437, equation 17).
+    Sequence,
+    /// A bias on the choice, moved after each step against the load (Wang et al., 2024, arXiv
+    /// 2408.15664).
+    LossFree,
+    /// Loads are left to themselves.
+    None,
+}
+
+/// The bias of the experts of a layer, added to scores for the choice only.
+fn bias_name(site: RouterSite) -> String {
+    match site {
+        RouterSite::Depth => "experts.bias".into(),
+        RouterSite::Layer(stored) => format!("experts.{stored}.bias"),
+    }
+}
+
+impl Balance {
+    pub(super) fn buffers(self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
+        let range = (f64::NEG_INFINITY, f64::INFINITY);
+        let every_step = self == Self::LossFree;
+        vec![BufferSpec { name: bias_name(site), length: experts, range, every_step }]
+    }
+
+    /// What is added to the scores of each expert before the largest are chosen.
+    pub(super) fn bias(self, site: RouterSite, experts: usize, state: &RouterState) -> Vec<f32> {
+        match state.get(&bias_name(site)) {
+            Some(bias) if bias.len() == experts => bias.to_vec(),
+            _ => vec![0.0; experts],
+        }
+    }
+
+    /// Moves the bias of each expert by `by` against its load over the whole step.
+    pub(super) fn learn(self, site: RouterSite, loads: &[u64], by: f64, state: &mut RouterState) {
+        if self != Self::LossFree {
+            return;
+        }
+        let mut bias = self.bias(site, loads.len(), state);
+        let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
+        for (bias, &load) in bias.iter_mut().zip(loads) {
+            let difference = mean - load as f64;
+            if difference != 0.0 {
+                *bias += (by * difference.signum()) as f32;
+            }
+        }
+        state.set(&bias_name(site), bias);
+    }
+
+    /// This pass's share of the loss, the same sum however the step is cut into passes.
+    pub(super) fn loss(
+        self,
+        scores_te: &Tensor2,
+        choices: &Choices,
+        rows: &Rows,
+        weight: f32,
+        pass: &Pass<'_>,
+    ) -> Option<AuxLoss> {
+        if self != Self::Sequence || weight == 0.0 {
+            return None;
+        }
+        let experts = scores_te.dims()[1];
+        let mut factors = Vec::with_capacity(rows.len() * experts);
+        for run in rows.sequences() {
+            let loads = choices.loads_of(&run);
+            let entries = loads.iter().sum::<u64>().max(1) as f64;
+            let share = experts as f64 / (entries * run.len() as f64 * pass.sequences as f64);
+            let of_row = loads.iter().map(|&load| (share * load as f64) as f32);
+            let of_row: Vec<f32> = of_row.collect();
+            run.for_each(|_| factors.extend_from_slice(&of_row));
+        }
+        let shares = shares(pass.ops, scores_te.clone());
+        let value_11 = pass.ops.weighted_sum(shares, factors);
+        Some(AuxLoss { name: "expert_balance", value_11, weight })
+    }
+}
+
+/// Each score as a share of its row's sum, `[t e, 1]`, row by row.
+fn shares(ops: Ops, scores_te: Tensor2) -> Tensor2 {
+    let [rows, experts] = scores_te.dims();
+    let of_rows: Arc<[u32]> = (0..(rows * experts) as u32).map(|i| i / experts as u32).collect();
+    let columns: Arc<[u32]> = (0..(rows * experts) as u32).map(|i| i % experts as u32).collect();
+    let how = ChosenWeights { normalize: Some(0.0), least: f32::MIN_POSITIVE, scale: 1.0 };
+    ops.chosen_weights(scores_te, &of_rows, &columns, how)
+}

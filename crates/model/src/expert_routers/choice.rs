@@ -1,0 +1,80 @@
+//! From the experts that each row chose to the plan that runs them.
+
+use std::sync::Arc;
+
+use ops::{ChosenWeights, Ops, Tensor2};
+
+use crate::carry::Carry;
+use crate::routers::RoutingPlan;
+
+/// The experts of some rows: entries in the order of experts, within an expert of rows.
+pub(super) struct Choices {
+    /// Entries `offsets[e]..offsets[e + 1]` are those of expert `e`.
+    offsets: Vec<u32>,
+    rows: Arc<[u32]>,
+    experts: Arc<[u32]>,
+}
+
+impl Choices {
+    /// From whether each row takes each expert, `[rows, experts]`, row by row.
+    pub(super) fn of(taken: &[bool], experts: usize) -> Self {
+        let rows = taken.len() / experts.max(1);
+        let (mut offsets, mut of_rows, mut of_experts) = (vec![0], Vec::new(), Vec::new());
+        for expert in 0..experts {
+            let takes = (0..rows).filter(|row| taken[row * experts + expert]);
+            of_rows.extend(takes.map(|row| row as u32));
+            of_experts.resize(of_rows.len(), expert as u32);
+            offsets.push(of_rows.len() as u32);
+        }
+        Self { offsets, rows: of_rows.into(), experts: of_experts.into() }
+    }
+
+    /// How many rows each expert takes.
+    pub(super) fn loads(&self) -> Vec<u64> {
+        self.offsets.windows(2).map(|ends| u64::from(ends[1] - ends[0])).collect()
+    }
+
+    /// How many rows each expert takes of the rows `of`.
+    pub(super) fn loads_of(&self, of: &std::ops::Range<usize>) -> Vec<u64> {
+        let mut loads = vec![0; self.offsets.len() - 1];
+        for (&row, &expert) in self.rows.iter().zip(self.experts.iter()) {
+            loads[expert as usize] += u64::from(of.contains(&(row as usize)));
+        }
+        loads
+    }
+
+    /// The weight of each entry by its score.
+    pub(super) fn weights(&self, ops: Ops, scores_te: Tensor2, how: ChosenWeights) -> Tensor2 {
+        ops.chosen_weights(scores_te, &self.rows, &self.experts, how)
+    }
+
+    /// The plan with these weights.
+    pub(super) fn plan(self, weights: Option<Tensor2>) -> RoutingPlan {
+        RoutingPlan {
+            offsets: self.offsets,
+            rows: self.rows,
+            weights,
+            dropped: Vec::new(),
+            carry: Carry::default(),
+            losses: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_in_the_order_of_experts() {
+        let taken = [true, false, true, false, false, true, true, false, true];
+        let choices = Choices::of(&taken, 3);
+        assert_eq!(choices.offsets, [0, 2, 2, 5]);
+        assert_eq!(*choices.rows, [0, 2, 0, 1, 2]);
+        assert_eq!(*choices.experts, [0, 0, 2, 2, 2]);
+        assert_eq!(choices.loads(), [2, 0, 3]);
+        assert_eq!(choices.loads_of(&(1..3)), [1, 0, 2]);
+        let plan = choices.plan(None);
+        assert_eq!((plan.targets(), plan.of(2)), (3, &[0, 1, 2][..]));
+    }
+}

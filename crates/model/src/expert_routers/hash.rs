@@ -1,0 +1,112 @@
+//! Experts by a hash, without scores (Roller et al., 2021, arXiv 2106.04426): the control that a
+//! learned router must beat. All chosen experts weigh the same.
+
+use ops::column;
+use serde::{Deserialize, Serialize};
+
+use super::choice::Choices;
+use super::member::ExpertRouterSettings;
+use crate::error::{ConfigError, refuse};
+use crate::params::{RouterSite, Take};
+use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::rng::{Purpose, Stream};
+use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
+
+/// What is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Of {
+    /// The token id: the same experts wherever a token stands.
+    Token,
+    /// Token id and position: dice that every pass throws alike.
+    TokenAndPosition,
+}
+
+/// `router = { kind = "hash", ... }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How many experts a row takes.
+    pub top_k: usize,
+    /// What is hashed.
+    pub of: Of,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { top_k: 2, of: Of::Token }
+    }
+}
+
+impl ExpertRouterSettings for Config {
+    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+        if (1..=experts).contains(&self.top_k) {
+            return Ok(());
+        }
+        let expected = format!("between 1 and {experts}, the number of experts");
+        refuse("mlp.router.top_k", self.top_k, expected)
+    }
+
+    fn taken(&self, _: usize) -> f64 {
+        self.top_k as f64
+    }
+
+    fn build(&self, place: RouterPlace, experts: usize, _: &mut Take) -> Box<dyn Router> {
+        Box::new(Hash { config: self.clone(), place, experts })
+    }
+}
+
+/// Dice of one layer.
+#[derive(Debug)]
+struct Hash {
+    config: Config,
+    place: RouterPlace,
+    experts: usize,
+}
+
+impl Hash {
+    /// Draws without putting back, so that each set of experts is as likely as any other.
+    fn chosen(&self, token: u32, position: u32) -> Vec<bool> {
+        let position = match self.config.of {
+            Of::Token => 0,
+            Of::TokenAndPosition => 1 + u64::from(position),
+        };
+        let layer = match self.place.site {
+            RouterSite::Depth => 0,
+            RouterSite::Layer(stored) => 1 + stored as u64,
+        };
+        let recursion = self.place.recursion.map_or(0, |r| 1 + r as u64);
+        let place = u64::from(token) << 32 | position;
+        let mut stream = Stream::at(layer, Purpose::Router, u64::MAX, place).part(recursion);
+        let mut left: Vec<usize> = (0..self.experts).collect();
+        let mut chosen = vec![false; self.experts];
+        for _ in 0..self.config.top_k {
+            let at = (stream.uniform() * left.len() as f64) as usize;
+            chosen[left.swap_remove(at)] = true;
+        }
+        chosen
+    }
+}
+
+impl Router for Hash {
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let tokens = call.rows.tokens().iter().zip(call.rows.position.iter());
+        let taken: Vec<bool> =
+            tokens.flat_map(|(&token, &position)| self.chosen(token, position)).collect();
+        let choices = Choices::of(&taken, self.experts);
+        let entries = choices.loads().iter().sum::<u64>() as usize;
+        let weight = 1.0 / self.config.top_k as f32;
+        // The only expert's result is the layer's.
+        let weights = (self.experts > 1).then(|| column(vec![weight; entries]));
+        let plan = choices.plan(weights);
+        pass.probe.routed(&RoutingEvent {
+            site: self.place.site,
+            recursion: call.recursion,
+            candidates: call.numbers,
+            logits: &[],
+            scores: &[],
+            choice: Choice::Plan(&plan),
+        });
+        plan
+    }
+}

@@ -1,0 +1,31 @@
+//! Which experts a row goes to. The list of routers over experts: a new one is its file and a line
+//! here, and being on the list brings recipe schema, costs, tests and docs.
+
+mod balance;
+mod choice;
+pub mod hash;
+mod member;
+pub mod top_k;
+
+use serde::{Deserialize, Serialize};
+
+use crate::list::members;
+
+pub use balance::Balance;
+pub use member::ExpertRouterSettings;
+
+members! {
+    /// The list of routers over experts.
+    pub enum ExpertRouterConfig: ExpertRouterSettings {
+        /// The experts with the highest scores of each row.
+        TopK(top_k::Config) = "top_k",
+        /// The control: experts by a hash of the token or of its position, nothing learned.
+        Hash(hash::Config) = "hash",
+    }
+}
+
+impl Default for ExpertRouterConfig {
+    fn default() -> Self {
+        Self::TopK(top_k::Config::default())
+    }
+}

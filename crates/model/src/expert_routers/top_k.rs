@@ -1,0 +1,246 @@
+//! Each row takes the experts that score highest for it (Shazeer et al., 2017, arXiv 1701.06538;
+//! Switch, Mixtral, OLMoE, DeepSeekMoE and others are settings of it). With groups, only experts of
+//! the best groups are chosen among (DeepSeek-V2, V3).
+
+use ops::{Activation, ChosenWeights, Tensor2, read_rows};
+use serde::{Deserialize, Serialize};
+
+use super::balance::Balance;
+use super::choice::Choices;
+use super::member::ExpertRouterSettings;
+use crate::error::{ConfigError, at_least, refuse, same};
+use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
+use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::routers::scorer::Scorer;
+use crate::routers::top_k::top_k;
+use crate::routers::{AuxLoss, Network, Router, RouterCall, RouterPlace, RouterState, RoutingPlan};
+use crate::sizes::Sizes;
+
+/// From logits to scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Function {
+    /// `softmax(z)` over the experts.
+    Softmax,
+    /// `sigmoid(z)` of each.
+    Sigmoid,
+}
+
+/// What a group of experts counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScore {
+    /// Its best expert.
+    Best,
+    /// The sum of its two best.
+    BestTwo,
+}
+
+/// `router = { kind = "top_k", ... }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How many experts a row takes.
+    pub top_k: usize,
+    /// The network that scores rows.
+    pub network: Network,
+    /// From logits to scores.
+    pub function: Function,
+    /// Whether the scores of the chosen are divided by their sum.
+    pub normalize: bool,
+    /// Multiplies the weights.
+    pub scale: f64,
+    /// Equal groups of neighbouring experts.
+    pub groups: usize,
+    /// How many groups a row chooses among.
+    pub top_groups: usize,
+    /// What a group counts.
+    pub group_score: GroupScore,
+    /// What keeps loads balanced.
+    pub balance: Balance,
+    /// Weight of the balance loss, or step of the bias.
+    pub balance_weight: f64,
+    /// Weight of the squared log-sum-exp of the logits; 0 for none.
+    pub z_weight: f64,
+}
+
+impl Default for Config {
+    /// Two experts by softmax, their weights divided by their sum, as Mixtral has it.
+    fn default() -> Self {
+        Self {
+            top_k: 2,
+            network: Network::Linear,
+            function: Function::Softmax,
+            normalize: true,
+            scale: 1.0,
+            groups: 1,
+            top_groups: 1,
+            group_score: GroupScore::BestTwo,
+            balance: Balance::Sequence,
+            balance_weight: 0.01,
+            z_weight: 0.0,
+        }
+    }
+}
+
+impl ExpertRouterSettings for Config {
+    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+        if self.top_k == 0 || self.top_k > experts {
+            let expected = format!("between 1 and {experts}, the number of experts");
+            return refuse("mlp.router.top_k", self.top_k, expected);
+        }
+        if self.groups == 0 || !experts.is_multiple_of(self.groups) {
+            let expected = format!("a divisor of {experts}, the number of experts");
+            return refuse("mlp.router.groups", self.groups, expected);
+        }
+        let group = experts / self.groups;
+        let least = self.top_k.div_ceil(group);
+        if self.top_groups < least || self.top_groups > self.groups {
+            let expected = format!(
+                "between {least} and {}: top_k = {} experts out of groups of {group}",
+                self.groups, self.top_k
+            );
+            return refuse("mlp.router.top_groups", self.top_groups, expected);
+        }
+        at_least("mlp.router.scale", self.scale, 1e-6)?;
+        at_least("mlp.router.balance_weight", self.balance_weight, 0.0)?;
+        at_least("mlp.router.z_weight", self.z_weight, 0.0)?;
+        let default = Self::default();
+        if self.balance == Balance::None {
+            let without = "where mlp.router.balance is \"none\"";
+            let (field, found) = ("mlp.router.balance_weight", self.balance_weight);
+            same(field, found, default.balance_weight, without)?;
+        }
+        if self.groups == self.top_groups && self.group_score != default.group_score {
+            let expected = "best_two where every group is chosen".into();
+            return refuse("mlp.router.group_score", "best", expected);
+        }
+        Ok(())
+    }
+
+    fn taken(&self, _: usize) -> f64 {
+        self.top_k as f64
+    }
+
+    fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: usize) -> Vec<ParamSpec> {
+        self.network.specs(place, sizes, experts)
+    }
+
+    fn buffers(&self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
+        self.balance.buffers(site, experts)
+    }
+
+    fn after_step(&self, site: RouterSite, loads: &[u64], state: &mut RouterState) {
+        self.balance.learn(site, loads, self.balance_weight, state);
+    }
+
+    fn build(&self, place: RouterPlace, experts: usize, take: &mut Take) -> Box<dyn Router> {
+        let scorer = self.network.build(place, take);
+        Box::new(TopK { config: self.clone(), site: place.site, experts, scorer })
+    }
+}
+
+/// The router of one layer over its weights.
+#[derive(Debug)]
+struct TopK {
+    config: Config,
+    site: RouterSite,
+    experts: usize,
+    scorer: Scorer,
+}
+
+impl Router for TopK {
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let z_te = self.scorer.forward(pass.ops, call.x_cd.clone(), 1.0);
+        let scores_te = match self.config.function {
+            Function::Softmax => pass.ops.softmax_rows(z_te.clone(), 1.0),
+            Function::Sigmoid => pass.ops.gate(z_te.clone(), Activation::Sigmoid, 1.0),
+        };
+        let (logits, scores) = (read_rows(&z_te), read_rows(&scores_te));
+        let bias = self.config.balance.bias(self.site, self.experts, pass.state);
+        let taken: Vec<bool> =
+            scores.chunks_exact(self.experts).flat_map(|row| self.chosen(row, &bias)).collect();
+        let choices = Choices::of(&taken, self.experts);
+        let how = ChosenWeights {
+            normalize: self.config.normalize.then_some(EPSILON),
+            least: 0.0,
+            scale: self.config.scale as f32,
+        };
+        // The weight of the only expert is 1, whatever it scores: its result is the layer's.
+        let single = self.experts == 1 && self.config.normalize && self.config.scale == 1.0;
+        let weights = (!single).then(|| choices.weights(pass.ops, scores_te.clone(), how));
+        let losses = match pass.record {
+            true => self.losses(z_te, &scores_te, &choices, call, pass),
+            false => Vec::new(),
+        };
+        let plan = RoutingPlan { losses, ..choices.plan(weights) };
+        pass.probe.routed(&RoutingEvent {
+            site: self.site,
+            recursion: call.recursion,
+            candidates: call.numbers,
+            logits: &logits,
+            scores: &scores,
+            choice: Choice::Plan(&plan),
+        });
+        plan
+    }
+}
+
+/// Added to the sum of the chosen scores: it matters only where sigmoids vanish.
+const EPSILON: f32 = 1e-20;
+
+impl TopK {
+    /// Whether a row with these scores takes each expert.
+    fn chosen(&self, scores: &[f32], bias: &[f32]) -> Vec<bool> {
+        let mut biased: Vec<f32> = scores.iter().zip(bias).map(|(s, b)| s + b).collect();
+        if self.config.top_groups < self.config.groups {
+            let size = self.experts / self.config.groups;
+            let of_groups = biased.chunks_exact(size).map(|group| self.group_score(group));
+            let open = top_k(&of_groups.collect::<Vec<_>>(), self.config.top_groups);
+            for (group, open) in biased.chunks_exact_mut(size).zip(open) {
+                if !open {
+                    group.fill(f32::NEG_INFINITY);
+                }
+            }
+        }
+        top_k(&biased, self.config.top_k)
+    }
+
+    fn group_score(&self, group: &[f32]) -> f32 {
+        let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for &score in group {
+            if score > best {
+                (best, second) = (score, best);
+            } else {
+                second = second.max(score);
+            }
+        }
+        match self.config.group_score {
+            GroupScore::BestTwo if group.len() > 1 => best + second,
+            GroupScore::Best | GroupScore::BestTwo => best,
+        }
+    }
+
+    fn losses(
+        &self,
+        z_te: Tensor2,
+        scores_te: &Tensor2,
+        choices: &Choices,
+        call: &RouterCall<'_>,
+        pass: &Pass<'_>,
+    ) -> Vec<AuxLoss> {
+        let (balance, z) = (self.config.balance_weight as f32, self.config.z_weight as f32);
+        let loss = self.config.balance.loss(scores_te, choices, call.rows, balance, pass);
+        let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
+        if z > 0.0 {
+            let mut each = vec![0.0; call.rows.len()];
+            for run in call.rows.sequences() {
+                let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
+                each[run].fill(weight as f32);
+            }
+            let value_11 = pass.ops.z_loss(z_te, each);
+            losses.push(AuxLoss { name: "expert_z", value_11, weight: z });
+        }
+        losses
+    }
+}

@@ -1,0 +1,347 @@
+//! Mixture of experts: SwiGLU MLPs of which each row takes those that its router chooses,
+//! `y = sum over the chosen e of w_e down_e(silu(gate_e(h)) * up_e(h))`, beside a shared expert that
+//! every row takes (Shazeer et al., 2017, arXiv 1701.06538; shared experts: DeepSeekMoE, 2024, arXiv
+//! 2401.06066). No row is dropped, and no product is padded: rows lie in groups, one an expert.
+//!
+//! A row's result depends on its own values alone: its experts' products are chains of fixed order,
+//! and they join its stream in ascending order of experts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ops::{Activation, Combine, Tensor2, Weight, rows_of, stack};
+use serde::{Deserialize, Serialize};
+
+use super::dense::{self, DOWN, Dense, GATE_UP};
+use super::member::{Mlp, MlpSettings};
+use crate::attention;
+use crate::carry::Carry;
+use crate::context::LayerContext;
+use crate::error::{ConfigError, refuse};
+use crate::expert_routers::{ExpertRouterConfig, ExpertRouterSettings};
+use crate::linear::LinearBuilder;
+use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite, Take};
+use crate::pass::Pass;
+use crate::routers::{Router, RouterCall, RouterPlace, RouterState, StepRouting};
+use crate::rows::Rows;
+use crate::sizes::Sizes;
+
+/// `[E 2 f, d]`: gate, then up, of one expert after another.
+pub const EXPERTS_GATE_UP: Part = Part::new("experts_gate_up");
+/// `[E d, f]`: what each expert writes to the stream.
+pub const EXPERTS_DOWN: Part = Part::new("experts_down");
+/// `[2 f, d]`: gate, then up, of the shared expert.
+pub const SHARED_GATE_UP: Part = Part::new("shared_gate_up");
+/// `[d, f]`: what the shared expert writes to the stream.
+pub const SHARED_DOWN: Part = Part::new("shared_down");
+/// `[1, d]`: whose sigmoid multiplies the shared expert's result.
+const SHARED_GATE: &str = "shared_gate";
+
+/// `mlp = { kind = "experts", ... }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Hidden width of each; 0 for `ffn`.
+    pub width: usize,
+    /// Hidden width of the expert that every row takes; 0 for none.
+    pub shared: usize,
+    /// Whether the shared expert's result is multiplied by a sigmoid of the row.
+    pub shared_gate: bool,
+    /// Stored layers from the first that have a dense MLP of width `ffn` instead.
+    pub dense_first: usize,
+    /// Of the layers behind these, every how manieth has experts.
+    pub every: usize,
+    /// Whether each use of a shared layer has a router of its own.
+    pub own_routers: bool,
+    /// Who chooses the experts of a row.
+    pub router: ExpertRouterConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            count: 8,
+            width: 0,
+            shared: 0,
+            shared_gate: false,
+            dense_first: 0,
+            every: 1,
+            own_routers: false,
+            router: ExpertRouterConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Whether stored layer `stored` has experts.
+    pub fn reaches(&self, stored: usize) -> bool {
+        stored >= self.dense_first && (stored + 1 - self.dense_first).is_multiple_of(self.every)
+    }
+
+    /// Hidden width of an expert.
+    pub fn width(&self, sizes: &Sizes) -> usize {
+        if self.width == 0 { sizes.ffn } else { self.width }
+    }
+
+    fn router(&self) -> &dyn ExpertRouterSettings {
+        self.router.settings()
+    }
+
+    /// Where the routers of stored layer `stored` stand: one for all its uses, or one for each.
+    fn places(&self, stored: usize, uses: usize) -> Vec<RouterPlace> {
+        let site = RouterSite::Layer(stored);
+        let at = |recursion| RouterPlace { site, auxiliary: false, recursion };
+        if !self.reaches(stored) {
+            return Vec::new();
+        }
+        if self.own_routers { (0..uses).map(|r| at(Some(r))).collect() } else { vec![at(None)] }
+    }
+
+    fn shared_gate(stored: usize) -> ParamPlace {
+        ParamPlace::Router {
+            site: RouterSite::Layer(stored),
+            auxiliary: false,
+            recursion: None,
+            factor: SHARED_GATE,
+        }
+    }
+
+    fn has_shared_gate(&self, stored: usize) -> bool {
+        self.shared_gate && self.shared > 0 && self.reaches(stored)
+    }
+}
+
+/// How many stored layers a model of these sizes has, and how often each is used.
+fn uses(sizes: &Sizes) -> Vec<usize> {
+    let plan = sizes.sharing.plan(sizes.layers, sizes.recursions);
+    plan.map_or(Vec::new(), |plan| (0..plan.stored).map(|s| plan.uses_of(s).len()).collect())
+}
+
+impl MlpSettings for Config {
+    fn check(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        if self.count == 0 || self.count > MOST {
+            let expected = format!("between 1 and {MOST}");
+            return refuse("mlp.count", self.count, expected);
+        }
+        for (field, found) in [("mlp.width", self.width), ("mlp.shared", self.shared)] {
+            if found > 1 << 19 {
+                return refuse(field, found, format!("at most {}", 1 << 19));
+            }
+        }
+        let uses = uses(sizes);
+        if self.every == 0 || !(0..uses.len()).any(|stored| self.reaches(stored)) {
+            let found = format!("{} with dense_first = {}", self.every, self.dense_first);
+            let expected = format!(
+                "a number with which one of the {} stored layers has experts; kind \"dense\" is \
+                 without any",
+                uses.len()
+            );
+            return refuse("mlp.every", found, expected);
+        }
+        if self.shared_gate && self.shared == 0 {
+            return refuse("mlp.shared_gate", "true", "false without a shared expert".into());
+        }
+        if self.own_routers && uses.iter().all(|uses| *uses < 2) {
+            let expected = "false where no layer is used twice".into();
+            return refuse("mlp.own_routers", "true", expected);
+        }
+        self.router().check(self.count)
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![GATE_UP, DOWN, EXPERTS_GATE_UP, EXPERTS_DOWN, SHARED_GATE_UP, SHARED_DOWN]
+    }
+
+    fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+        if !self.reaches(stored) {
+            return dense::Config {}.specs(sizes, stored);
+        }
+        let (d, f, count) = (sizes.width, self.width(sizes), self.count);
+        let bank = |part, shape| ParamSpec {
+            active: self.router().taken(count) / count as f64,
+            ..ParamSpec::matrix(sizes, stored, part, shape)
+        };
+        let mut table =
+            vec![bank(EXPERTS_GATE_UP, (count * 2 * f, d)), bank(EXPERTS_DOWN, (count * d, f))];
+        if self.shared > 0 {
+            let matrix = |part, shape| ParamSpec::matrix(sizes, stored, part, shape);
+            table.push(matrix(SHARED_GATE_UP, (2 * self.shared, d)));
+            table.push(matrix(SHARED_DOWN, (d, self.shared)));
+        }
+        table
+    }
+
+    fn adaptable(&self) -> Vec<Part> {
+        let mut parts = attention::PARTS.to_vec();
+        if self.dense_first > 0 || self.every > 1 {
+            parts.extend([GATE_UP, DOWN]);
+        }
+        if self.shared > 0 {
+            parts.extend([SHARED_GATE_UP, SHARED_DOWN]);
+        }
+        parts
+    }
+
+    fn routers(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+        let uses = uses(sizes).get(stored).copied().unwrap_or(0);
+        let mut table = Vec::new();
+        for place in self.places(stored, uses) {
+            table.extend(self.router().specs(sizes, place, self.count));
+        }
+        if self.has_shared_gate(stored) {
+            let (place, normal) = (Self::shared_gate(stored), Init::Normal(sizes.init_std));
+            table.push(ParamSpec::new(place, (1, sizes.width), normal, Group::Router));
+        }
+        table
+    }
+
+    fn buffers(&self, sizes: &Sizes) -> Vec<BufferSpec> {
+        let stored = (0..uses(sizes).len()).filter(|&stored| self.reaches(stored));
+        let of = |stored| self.router().buffers(RouterSite::Layer(stored), self.count);
+        stored.flat_map(of).collect()
+    }
+
+    fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
+        for (&site, loads) in routed.experts {
+            self.router().after_step(site, loads, state);
+        }
+    }
+
+    fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp> {
+        let stored = linears.stored;
+        if !self.reaches(stored) {
+            return dense::Config {}.build(linears, take);
+        }
+        let shared = (self.shared > 0).then(|| Shared {
+            mlp: Dense {
+                gate_up: linears.build(SHARED_GATE_UP, take),
+                down: linears.build(SHARED_DOWN, take),
+            },
+            gate: self.has_shared_gate(stored).then(|| take.take(&Self::shared_gate(stored))),
+        });
+        let places = self.places(stored, linears.plan.uses_of(stored).len());
+        Box::new(Experts {
+            gate_up: linears.bank(EXPERTS_GATE_UP, take),
+            down: linears.bank(EXPERTS_DOWN, take),
+            shared,
+            routers: places
+                .into_iter()
+                .map(|place| self.router().build(place, self.count, take))
+                .collect(),
+        })
+    }
+}
+
+/// Most experts of a layer.
+const MOST: usize = 1 << 12;
+
+/// The expert that every row takes.
+#[derive(Debug)]
+struct Shared {
+    mlp: Dense,
+    gate: Option<Arc<Weight>>,
+}
+
+/// The experts of one stored layer over their weights.
+#[derive(Debug)]
+struct Experts {
+    gate_up: Arc<Weight>,
+    down: Arc<Weight>,
+    shared: Option<Shared>,
+    /// One for all uses of the layer, or one for each.
+    routers: Vec<Box<dyn Router>>,
+}
+
+impl Mlp for Experts {
+    fn forward(
+        &self,
+        h_td: Tensor2,
+        residual_td: Tensor2,
+        context: &mut LayerContext<'_, '_>,
+    ) -> Tensor2 {
+        let x_td = match &self.shared {
+            Some(shared) => shared.forward(h_td.clone(), residual_td, context),
+            None => residual_td,
+        };
+        let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
+        if self.routers.len() < 2 || context.at.count() < 2 {
+            let router = &self.routers[recursion.min(self.routers.len() - 1)];
+            let routed = Routed { router: &**router, recursion, rows: context.rows };
+            return self.routed(&routed, h_td, x_td, context.carry, context.pass);
+        }
+        let mut parts = Vec::new();
+        for (at, range) in context.at.runs() {
+            let rows = &context.rows.stretch_of(range.clone());
+            let router = &*self.routers[at.recursion];
+            let routed = Routed { router, recursion: at.recursion, rows };
+            let (h_td, x_td) = (rows_of(&h_td, range.clone()), rows_of(&x_td, range));
+            parts.push(self.routed(&routed, h_td, x_td, &Carry::default(), context.pass));
+        }
+        stack(parts)
+    }
+}
+
+/// Rows that one router decides about.
+struct Routed<'a> {
+    router: &'a dyn Router,
+    recursion: usize,
+    rows: &'a Rows,
+}
+
+impl Experts {
+    /// The stream with what the experts of each row write to it.
+    fn routed(
+        &self,
+        of: &Routed<'_>,
+        h_td: Tensor2,
+        x_td: Tensor2,
+        carry: &Carry,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        let numbers: Vec<u32> = (0..of.rows.len() as u32).collect();
+        let call = RouterCall {
+            recursion: of.recursion,
+            x_cd: &h_td,
+            rows: of.rows,
+            numbers: &numbers,
+            lengths: &BTreeMap::new(),
+            carry,
+        };
+        let plan = of.router.route(&call, pass);
+        let ops = pass.ops;
+        let sizes: Arc<[usize]> = (0..plan.targets()).map(|e| plan.of(e).len()).collect();
+        let single = plan.weights.is_none() && plan.targets() == 1;
+        let x_ed = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
+        let y_ef = ops.swiglu(ops.grouped_linear(x_ed, &self.gate_up, &sizes));
+        let mut x_td = match plan.weights {
+            // Written to the stream as a dense MLP does it.
+            None if single => ops.linear_add(y_ef, &self.down, x_td),
+            None => {
+                let ones = ops::column(vec![1.0; plan.rows.len()]);
+                let y_ed = ops.grouped_linear(y_ef, &self.down, &sizes);
+                ops.combine_rows(x_td, &plan.rows, y_ed, ones, Combine::Add)
+            }
+            Some(w_e1) => {
+                let y_ed = ops.grouped_linear(y_ef, &self.down, &sizes);
+                ops.combine_rows(x_td, &plan.rows, y_ed, w_e1, Combine::Add)
+            }
+        };
+        for loss in plan.losses {
+            x_td = pass.attach(x_td, loss);
+        }
+        x_td
+    }
+}
+
+impl Shared {
+    fn forward(&self, h_td: Tensor2, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
+        let Some(gate) = &self.gate else { return self.mlp.forward(h_td, x_td, context) };
+        let (at, ops) = (context.at, context.pass.ops);
+        let gate_t1 = ops.gate(ops.linear(h_td.clone(), gate), Activation::Sigmoid, 1.0);
+        let y_tf = ops.swiglu(self.mlp.gate_up.apply(h_td, at, context.pass));
+        let y_td = self.mlp.down.apply(y_tf, at, context.pass);
+        ops::add(x_td, ops.scale_rows(y_td, gate_t1))
+    }
+}

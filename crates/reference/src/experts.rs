@@ -1,0 +1,137 @@
+//! The MLP of a layer: one, or experts of which a row takes some.
+
+use crate::layer::{Layers, Row};
+use crate::matrix::{add, largest, sigmoid, softmax};
+use crate::settings::Settings;
+
+/// What the rows of one sequence chose at one use of a layer.
+#[derive(Default)]
+pub(crate) struct Chosen {
+    loads: Vec<f64>,
+    shares: Vec<f64>,
+    rows: f64,
+    z: f64,
+}
+
+/// `silu(gate) up` of the two halves of a product.
+fn swiglu(both: &[f64]) -> Vec<f64> {
+    let (gate, up) = both.split_at(both.len() / 2);
+    gate.iter().zip(up).map(|(g, u)| g * sigmoid(*g) * u).collect()
+}
+
+impl Layers<'_> {
+    /// The MLPs of all rows at a use of a stored layer.
+    pub(crate) fn mlp(
+        &mut self,
+        stored: usize,
+        recursion: usize,
+        h: &[Vec<f64>],
+        rows: &mut [Row],
+    ) {
+        let settings = self.config.table("mlp");
+        let dense = settings.text("kind") == "dense" || {
+            let first = settings.count("dense_first");
+            stored < first || !(stored + 1 - first).is_multiple_of(settings.count("every"))
+        };
+        let mut chosen = Chosen::default();
+        for (h, row) in h.iter().zip(rows) {
+            let y = if dense {
+                let both = self.linear(stored, "gate_up", recursion, h);
+                self.linear(stored, "down", recursion, &swiglu(&both))
+            } else {
+                self.experts(stored, recursion, &settings, h, &mut chosen)
+            };
+            add(&mut row.x, &y);
+        }
+        if !dense && chosen.rows > 0.0 {
+            self.expert_losses(&settings, &chosen);
+        }
+    }
+
+    fn experts(
+        &mut self,
+        stored: usize,
+        recursion: usize,
+        settings: &Settings,
+        h: &[f64],
+        chosen: &mut Chosen,
+    ) -> Vec<f64> {
+        let (count, router) = (settings.count("count"), settings.table("router"));
+        let mut y = vec![0.0; h.len()];
+        if settings.count("shared") > 0 {
+            let both = self.linear(stored, "shared_gate_up", recursion, h);
+            y = self.linear(stored, "shared_down", recursion, &swiglu(&both));
+            if settings.flag("shared_gate") {
+                let gate = self.times(&format!("layers.{stored}.router.shared_gate"), h)[0];
+                y.iter_mut().for_each(|y| *y *= sigmoid(gate));
+            }
+        }
+        let own =
+            if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
+        let z = self.times(&format!("layers.{stored}.router.{own}score"), h);
+        let scores: Vec<f64> = match router.text("function") {
+            "softmax" => softmax(&z),
+            _ => z.iter().map(|z| sigmoid(*z)).collect(),
+        };
+        let taken = self.taken(&router, &scores);
+        let sum: f64 = taken.iter().map(|&e| scores[e]).sum();
+        let f = match settings.count("width") {
+            0 => self.config.count("ffn"),
+            width => width,
+        };
+        for &e in &taken {
+            let weight = if router.flag("normalize") { scores[e] / sum } else { scores[e] };
+            let rows = e * 2 * f..(e + 1) * 2 * f;
+            let both = self.times_rows(&format!("layers.{stored}.experts_gate_up"), rows, h);
+            let rows = e * h.len()..(e + 1) * h.len();
+            let down = format!("layers.{stored}.experts_down");
+            let mut out = self.times_rows(&down, rows, &swiglu(&both));
+            out.iter_mut().for_each(|x| *x *= weight * router.number("scale"));
+            add(&mut y, &out);
+        }
+        chosen.loads.resize(count, 0.0);
+        chosen.shares.resize(count, 0.0);
+        taken.iter().for_each(|&e| chosen.loads[e] += 1.0);
+        let all: f64 = scores.iter().sum();
+        chosen.shares.iter_mut().zip(&scores).for_each(|(sum, s)| *sum += s / all);
+        let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = z.iter().map(|z| (z - most).exp()).sum();
+        chosen.z += (most + sum.ln()).powi(2);
+        chosen.rows += 1.0;
+        y
+    }
+
+    /// The experts of a row with these scores, ascending.
+    fn taken(&mut self, router: &Settings, scores: &[f64]) -> Vec<usize> {
+        let mut biased = scores.to_vec();
+        biased.iter_mut().zip(&self.expert_bias).for_each(|(s, b)| *s += b);
+        let groups = router.count("groups");
+        let size = scores.len() / groups;
+        let mut best = Vec::new();
+        for group in biased.chunks(size) {
+            let mut sorted = group.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let two = router.text("group_score") == "best_two";
+            best.push(sorted[..if two { 2.min(size) } else { 1 }].iter().sum::<f64>());
+        }
+        let open = largest(&best, router.count("top_groups"), &mut self.margin);
+        let among: Vec<usize> = open.into_iter().flat_map(|g| g * size..(g + 1) * size).collect();
+        let of_these: Vec<f64> = among.iter().map(|&e| biased[e]).collect();
+        let places = largest(&of_these, router.count("top_k"), &mut self.margin);
+        places.into_iter().map(|place| among[place]).collect()
+    }
+
+    /// `sum_e f_e P_e` with `f_e = E` times the share of the choices, `P_e` the mean share of the
+    /// scores; and the mean of `logsumexp(z)^2`.
+    fn expert_losses(&mut self, settings: &Settings, chosen: &Chosen) {
+        let router = settings.table("router");
+        let entries: f64 = chosen.loads.iter().sum();
+        let terms = chosen.loads.iter().zip(&chosen.shares);
+        let sum: f64 = terms.map(|(load, share)| load / entries * share / chosen.rows).sum();
+        if router.text("balance") == "sequence" {
+            *self.losses.entry("expert_balance").or_default() +=
+                settings.count("count") as f64 * sum;
+        }
+        *self.losses.entry("expert_z").or_default() += chosen.z / chosen.rows;
+    }
+}
