@@ -41,7 +41,7 @@ fn configs() -> Vec<ModelConfig> {
 
 /// Each format for all weights, and mixtures of them.
 fn formats() -> Vec<WeightFormats> {
-    let mixtures = ["int4,embed=bf16,*.down=int8-row", "f32,layers.0.*=int4,*.query=f32"];
+    let mixtures = ["int4,embed=bf16,*down=int8-row", "f32,layers.0.*=int4,*.query=f32"];
     let mixtures = mixtures.iter().map(|text| text.parse().expect("legal formats"));
     Format::ALL.iter().map(|&format| format.into()).chain(mixtures).collect()
 }

@@ -92,14 +92,17 @@ fn unrolled_copies_come_back_bit_for_bit() {
     for (mlp, sharing) in variants {
         for share_norms in [true, false] {
             let name = format!("{}-{sharing:?}-{share_norms}", mlp.kind());
-            let (mlp, tie_embeddings) = (mlp.clone(), share_norms);
-            let config = ModelConfig { share_norms, tie_embeddings, mlp, ..tiny(sharing, 8, 2) };
+            let tie_embeddings = share_norms;
+            let base = ModelConfig { mlp: mlp.clone(), ..tiny(sharing, 8, 2) };
+            let config = ModelConfig { share_norms, tie_embeddings, ..base };
             let recursive = stored(&at(name.clone()), &config, 2);
             let unroll = target(Sharing::None, 1, Start::Stepwise);
             let dense = converted(&recursive, &unroll, &at(format!("{name}-dense")));
             let expected = logits(&recursive.model, &Rule::NonCausal, &ids());
             same_bits(&logits(&dense.model, &Rule::NonCausal, &ids()), &expected, "unrolled");
-            for start in STARTS {
+            // Experts of two layers have nothing in common that a mean would keep: refused.
+            let averages = |start: &Start| *start != Start::Average || mlp.kind() == "dense";
+            for start in STARTS.into_iter().filter(averages) {
                 // These choose sources by other groups than those that are tied.
                 let meets = match start {
                     Start::Average => true,

@@ -13,7 +13,7 @@ use model::adapters::{Relaxation, dora, lora};
 use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
 use ops::KvFormat;
 use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
-use testkit::{VOCAB, ids};
+use testkit::{VOCAB, ids, mlps};
 
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
@@ -43,6 +43,11 @@ fn everyone() -> Vec<Arc<Model>> {
         encoded,
     ];
     all.extend(more.iter().map(uneven));
+    // Experts in the shared block of models whose rows are at mixed depths.
+    for mlp in mlps().into_iter().filter(|mlp| *mlp != MlpConfig::default()) {
+        let base = config(RouterConfig::default(), KvMode::RecursionWise);
+        all.push(uneven(&ModelConfig { mlp, ..base }));
+    }
     all
 }
 

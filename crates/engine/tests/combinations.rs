@@ -9,11 +9,11 @@ use common::{config, rule, uneven};
 use model::{MlpConfig, ModelConfig, Sharing};
 use ops::KvFormat;
 use scheduler::{Request, SchedulerLimits};
-use testkit::{MODES, SHARINGS, adapters, combinations, ids, pairwise, routers};
+use testkit::{MODES, SHARINGS, adapters, combinations, ids, mlps, pairwise, routers};
 
 /// The combination with these values of router, keys and values, sharing, adapters, norms, MLP.
 fn config_of(values: &[usize]) -> ModelConfig {
-    let (sharing, mlp) = (SHARINGS[values[2]], MlpConfig::all()[values[5]].clone());
+    let (sharing, mlp) = (SHARINGS[values[2]], mlps()[values[5]].clone());
     ModelConfig {
         sharing,
         layers: if sharing.keeps_ends() { 8 } else { 6 },
@@ -27,7 +27,7 @@ fn config_of(values: &[usize]) -> ModelConfig {
 
 /// Every combination that a recipe may ask for.
 fn legal() -> Vec<Vec<usize>> {
-    let (mlps, adapters) = (MlpConfig::all().len(), adapters(&MlpConfig::default()).len());
+    let (mlps, adapters) = (mlps().len(), adapters(&MlpConfig::default()).len());
     let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps];
     combinations(&sizes, |values| config_of(values).check().is_ok())
 }

@@ -382,7 +382,10 @@ fn presets_can_be_trained_by_name() {
     {
         assert!(listed.contains(name), "{listed}");
     }
-    for line in listed.lines().filter(|line| line.starts_with("cpu-1m")) {
+    // What differs only in numbers of the experts takes the same way.
+    let alike = ["switch", "mixtral", "olmoe", "qwen"];
+    let differ = |line: &&str| !alike.iter().any(|kind| line.contains(kind));
+    for line in listed.lines().filter(|line| line.starts_with("cpu-1m")).filter(differ) {
         let name = line.split_whitespace().next().expect("a name");
         place.write("r.toml", format!("[model]\npreset = \"{name}\"\n[data]\ndir = \"data\"\n"));
         place.run(&["train", "r.toml", "--out", "run", "--dry-run"]).good();

@@ -1,9 +1,13 @@
 //! Named models: the SmolLM shapes that the paper uses and small ones for CPUs, each dense,
-//! recursive, and as Mixture-of-Recursions.
+//! recursive, as Mixture-of-Recursions, and the small ones with experts.
 
 use crate::config::ModelConfig;
+use crate::expert_routers::top_k::{Config as TopK, Function};
+use crate::expert_routers::{Balance, ExpertRouterConfig};
 use crate::kv::KvMode;
 use crate::layout::Sharing;
+use crate::mlp::MlpConfig;
+use crate::mlp::experts::Config as Experts;
 use crate::routers::RouterConfig;
 
 /// A shape before any sharing. `layers` for each number of recursions, where it is not the same.
@@ -58,6 +62,10 @@ pub fn names() -> Vec<String> {
             names.extend((2..=4).map(|n| format!("{}-{kind}{n}", shape.name)));
         }
         names.extend((2..=4).map(|n| format!("{}-mor{n}-shared", shape.name)));
+        if cpu {
+            names.extend(EXPERTS.iter().map(|(kind, ..)| format!("{}-{kind}", shape.name)));
+            names.push(format!("{}-mor3-moe", shape.name));
+        }
     }
     names
         .into_iter()
@@ -69,9 +77,69 @@ fn with_vocabulary(config: ModelConfig) -> ModelConfig {
     ModelConfig { vocab_size: 4096, ..config }
 }
 
+/// The name of a kind of experts, and what makes them for a dense MLP of some width.
+type Kind = (&'static str, fn(usize) -> Experts);
+
+/// Kinds of experts: a row meets as many numbers as in the dense MLP.
+const EXPERTS: &[Kind] = &[
+    ("moe", |ffn| Experts { width: ffn / 2, ..top(8, TopK::default()) }),
+    // Switch Transformers (Fedus et al., 2021, arXiv 2101.03961), here without dropping rows.
+    ("switch", |_| {
+        let z_weight = 0.001;
+        top(8, TopK { top_k: 1, normalize: false, z_weight, ..TopK::default() })
+    }),
+    // Mixtral (2024, arXiv 2401.04088).
+    ("mixtral", |ffn| {
+        let balance_weight = 0.001;
+        Experts { width: ffn / 2, ..top(8, TopK { balance_weight, ..TopK::default() }) }
+    }),
+    // OLMoE (2024, arXiv 2409.02060).
+    ("olmoe", |ffn| Experts {
+        width: ffn / 8,
+        ..top(64, TopK { top_k: 8, normalize: false, z_weight: 0.001, ..TopK::default() })
+    }),
+    // DeepSeekMoE (2024, arXiv 2401.06066) with the router of DeepSeek-V3 (2412.19437).
+    ("deepseek", |ffn| Experts {
+        width: ffn / 8,
+        shared: ffn / 4,
+        dense_first: 1,
+        ..top(
+            32,
+            TopK {
+                top_k: 6,
+                function: Function::Sigmoid,
+                balance: Balance::LossFree,
+                balance_weight: 0.001,
+                ..TopK::default()
+            },
+        )
+    }),
+    // Qwen1.5-MoE and Qwen2-MoE (2024, arXiv 2407.10671).
+    ("qwen", |ffn| Experts {
+        width: ffn / 8,
+        shared: ffn / 2,
+        shared_gate: true,
+        ..top(32, TopK { top_k: 4, normalize: false, ..TopK::default() })
+    }),
+];
+
+fn top(count: usize, router: TopK) -> Experts {
+    Experts { count, router: ExpertRouterConfig::TopK(router), ..Experts::default() }
+}
+
 /// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`,
-/// `randomN` or `morN-shared` for N recursions. The vocabulary is left open.
+/// `randomN` or `morN-shared` for N recursions, or a kind of experts, which may also follow another
+/// kind. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
+    let (shape, last) = name.rsplit_once('-')?;
+    let Some((_, experts)) = EXPERTS.iter().find(|(kind, _)| *kind == last) else {
+        return without_experts(name);
+    };
+    let base = without_experts(shape)?;
+    Some(ModelConfig { mlp: MlpConfig::Experts(experts(base.ffn)), ..base })
+}
+
+fn without_experts(name: &str) -> Option<ModelConfig> {
     let shape = SHAPES.iter().find(|s| {
         name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     })?;
@@ -133,6 +201,28 @@ mod tests {
                 && preset("cpu-6m").is_none()
                 && preset("cpu-5m-mork3").is_none()
         );
+    }
+
+    /// A row meets as many numbers of a layer of experts as of the dense MLP that it replaces.
+    #[test]
+    fn experts_are_as_active_as_the_dense_mlp() {
+        for shape in ["cpu-1m", "cpu-40m"] {
+            let count = |name: &str| {
+                let config = with_vocabulary(preset(&format!("{shape}-{name}")).expect(name));
+                let plan = config.check().expect(name);
+                parameters(&config, &plan)
+            };
+            let dense = count("dense");
+            for (name, _) in EXPERTS {
+                let found = count(name);
+                let active = found.active - found.router;
+                assert_eq!(active, dense.active, "{name}");
+                assert!(found.unique > 2 * dense.unique, "{name}");
+            }
+            let (mor, both) = (count("mor3"), count("mor3-moe"));
+            assert_eq!(both.active - both.router, mor.active - mor.router);
+        }
+        assert!(preset("cpu-5m-moe2").is_none() && preset("moe").is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct ChosenWeights {
     pub normalize: Option<f32>,
     /// The least that this sum counts.
     pub least: f32,
-    /// Multiplies every weight.
+    /// What multiplies every weight.
     pub scale: f32,
 }
 

@@ -162,7 +162,8 @@ fn rowwise(t: usize) -> Vec<Case> {
     cases
 }
 
-/// Operations of experts, on `t` rows of which each goes to two of four experts; the second has none.
+/// Operations of experts, on `t` rows of which each goes to two of four experts; the second one has
+/// none.
 fn grouped(t: usize) -> Vec<Case> {
     let d = &mut Dice(400 + t as u64);
     let of_row = |row: usize| [[0, 2], [2, 3], [0, 3]][row % 3];

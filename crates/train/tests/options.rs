@@ -9,7 +9,7 @@ use data::build::{BuildOptions, build_documents};
 use data::documents::Document;
 use data::{Split, Tokenizer, TrainOptions};
 use model::adapters::Relaxation;
-use model::{MlpConfig, RouterConfig};
+use model::{ExpertRouterConfig, MlpConfig, RouterConfig};
 use serde_json::{Value, json};
 use train::{Recipe, Resume, Run, ScheduleConfig, Stop};
 
@@ -33,6 +33,8 @@ type Line = (&'static str, &'static [(&'static str, &'static str)], &'static str
 const BLEND: (&str, &str) = ("model.router.gating", r#""blend""#);
 const AUXILIARY: (&str, &str) = ("model.router.sampling", r#""aux_router""#);
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
+const SHARED: (&str, &str) = ("model.mlp.shared", "8");
+const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
 const EIGHT: (&str, &str) = ("model.layers", "8");
 const EVERY: (&str, &str) = ("checkpoint.every", "1");
 const ONE: (&str, &str) = ("checkpoint.keep_last", "1");
@@ -54,6 +56,28 @@ const TABLE: &[Line] = &[
     ("model.tie_embeddings", &[], "false", Changes),
     ("model.init_std", &[], "0.05", Changes),
     ("model.mlp.kind", &[], r#""unheard_of""#, Refused("unheard_of")),
+    ("model.mlp.kind", &[], r#""experts""#, Changes),
+    ("model.mlp(experts).count", &[], "4", Changes),
+    ("model.mlp(experts).width", &[], "12", Changes),
+    ("model.mlp(experts).shared", &[], "8", Changes),
+    ("model.mlp(experts).shared_gate", &[SHARED], "true", Changes),
+    ("model.mlp(experts).dense_first", &[], "1", Changes),
+    ("model.mlp(experts).every", &[], "2", Changes),
+    ("model.mlp(experts).own_routers", &[], "true", Changes),
+    ("model.mlp.router.kind", &[], r#""hash""#, Changes),
+    ("model.mlp.router(top_k).top_k", &[], "3", Changes),
+    ("model.mlp.router(top_k).network", &[], r#""mlp""#, Changes),
+    ("model.mlp.router(top_k).function", &[], r#""sigmoid""#, Changes),
+    ("model.mlp.router(top_k).normalize", &[], "false", Changes),
+    ("model.mlp.router(top_k).scale", &[], "2.0", Changes),
+    ("model.mlp.router(top_k).groups", &[], "4", Changes),
+    ("model.mlp.router(top_k).top_groups", &[GROUPS], "2", Changes),
+    ("model.mlp.router(top_k).group_score", &[GROUPS], r#""best""#, Changes),
+    ("model.mlp.router(top_k).balance", &[], r#""loss_free""#, Changes),
+    ("model.mlp.router(top_k).balance_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_k).z_weight", &[], "0.5", Changes),
+    ("model.mlp.router(hash).top_k", &[], "1", Changes),
+    ("model.mlp.router(hash).of", &[], r#""token_and_position""#, Changes),
     ("model.sharing", &[EIGHT, FIXED], r#""middle_sequence""#, Changes),
     ("model.recursions", &[EIGHT], "2", Changes),
     ("model.share_norms", &[], "false", Changes),
@@ -239,6 +263,7 @@ fn lists() -> BTreeMap<&'static str, Vec<Value>> {
         ("model.router", RouterConfig::all().iter().map(|x| json!(x)).collect()),
         ("model.relax", Relaxation::all().iter().map(|x| json!(x)).collect()),
         ("model.mlp", MlpConfig::all().iter().map(|x| json!(x)).collect()),
+        ("model.mlp.router", ExpertRouterConfig::all().iter().map(|x| json!(x)).collect()),
         ("schedule", schedules.iter().map(|x| json!(x)).collect()),
     ])
 }
@@ -251,8 +276,14 @@ fn options() -> BTreeSet<String> {
             all.insert(format!("{path}.kind"));
             for member in members {
                 let kind = member["kind"].as_str().expect("a name");
-                let fields = member.as_object().expect("a table").keys();
-                all.extend(fields.filter(|f| *f != "kind").map(|f| format!("{path}({kind}).{f}")));
+                let fields = member.as_object().expect("a table");
+                for (field, value) in fields.iter().filter(|(field, _)| *field != "kind") {
+                    let inner = format!("{path}.{field}");
+                    match lists.contains_key(inner.as_str()) {
+                        true => collect(value, &inner, all),
+                        false => drop(all.insert(format!("{path}({kind}).{field}"))),
+                    }
+                }
             }
             return;
         }
@@ -289,6 +320,10 @@ fn pair(line: &Line, place: &Path) -> [Value; 2] {
     let (option, beside, value, _) = line;
     let mut recipe = base(place);
     let mut path = (*option).to_owned();
+    if option.starts_with("model.mlp.router") {
+        set_list(&mut recipe, "model.mlp", json!({ "kind": "experts" }));
+        set_list(&mut recipe, "model.mlp.router", json!(ExpertRouterConfig::default()));
+    }
     if let Some((list, rest)) = option.split_once('(') {
         let (kind, field) = rest.split_once(").").expect("a member");
         let members = lists();
@@ -322,9 +357,9 @@ fn pair(line: &Line, place: &Path) -> [Value; 2] {
 }
 
 fn set_list(recipe: &mut Value, list: &str, value: Value) {
-    match list.split_once('.') {
-        Some((table, key)) => recipe[table][key] = value,
-        None => recipe[list] = value,
+    match list.contains('.') {
+        true => set(recipe, list, value),
+        false => recipe[list] = value,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::adapters::Relaxation;
-use model::{MlpConfig, RouterConfig};
+use model::{ExpertRouterConfig, MlpConfig, RouterConfig};
 use serde_json::{Value, json};
 use train::{Recipe, ScheduleConfig};
 
@@ -182,8 +182,15 @@ fn members(list: &str, at: &str, folder: &str, every: &[Value], all: &Items) -> 
             let inner = items(&source.join(format!("{other}.rs")));
             fields.splice(at..=at, inner["Config"].clone());
         }
+        let mut defaults = defaults.clone();
+        // Members of lists have tables of their own.
+        for field in fields.iter_mut().filter(|field| field.of.ends_with("RouterConfig")) {
+            let kind = defaults[&field.name]["kind"].clone();
+            field.name += ".kind";
+            defaults[&field.name] = kind;
+        }
         if !fields.is_empty() {
-            page += &format!("\n{}", table(&fields, defaults, &own, all));
+            page += &format!("\n{}", table(&fields, &defaults, &own, all));
         }
     }
     page
@@ -201,6 +208,8 @@ fn page() -> String {
         "routers/scorer.rs",
         "routers/mod.rs",
         "mlp/mod.rs",
+        "expert_routers/mod.rs",
+        "expert_routers/balance.rs",
         "adapters/mod.rs",
         "adapters/lora.rs",
     ] {
@@ -235,6 +244,10 @@ fn page() -> String {
             let relaxed: Vec<Value> = Relaxation::all().iter().map(|r| json(json!(r))).collect();
             page += &members("RouterConfig", "model.router", "routers", &routers, &all);
             page += &members("MlpConfig", "model.mlp", "mlp", &mlps, &all);
+            let of_experts: Vec<Value> =
+                ExpertRouterConfig::all().iter().map(|r| json!(r)).collect();
+            let (list, at) = ("ExpertRouterConfig", "model.mlp.router");
+            page += &members(list, at, "expert_routers", &of_experts, &all);
             page += &members("Relaxation", "model.relax", "adapters", &relaxed, &all);
         }
     }
@@ -288,6 +301,12 @@ fn no_field_is_forgotten() {
         wanted.extend(section.as_object().expect("fields").keys().cloned());
     }
     for member in RouterConfig::all() {
+        wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
+    }
+    for member in ExpertRouterConfig::all() {
+        wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
+    }
+    for member in MlpConfig::all() {
         wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
     }
     for member in Relaxation::all() {

@@ -15,13 +15,20 @@ struct List {
     line: &'static str,
 }
 
-const LISTS: [List; 2] = [
+const LISTS: [List; 3] = [
     List {
         code: "crates/model/src/routers/mod.rs",
         name: "RouterConfig",
         folder: "crates/model/src/routers",
         page: "docs/routers.md",
         line: "## `NAME`",
+    },
+    List {
+        code: "crates/model/src/expert_routers/mod.rs",
+        name: "ExpertRouterConfig",
+        folder: "crates/model/src/expert_routers",
+        page: "docs/experts.md",
+        line: "### `NAME`",
     },
     List {
         code: "crates/model/src/adapters/mod.rs",

@@ -36,15 +36,17 @@ fn bias_name(site: RouterSite) -> String {
 
 impl Balance {
     pub(super) fn buffers(self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
+        if self != Self::LossFree {
+            return Vec::new();
+        }
         let range = (f64::NEG_INFINITY, f64::INFINITY);
-        let every_step = self == Self::LossFree;
-        vec![BufferSpec { name: bias_name(site), length: experts, range, every_step }]
+        vec![BufferSpec { name: bias_name(site), length: experts, range, every_step: true }]
     }
 
     /// What is added to the scores of each expert before the largest are chosen.
     pub(super) fn bias(self, site: RouterSite, experts: usize, state: &RouterState) -> Vec<f32> {
         match state.get(&bias_name(site)) {
-            Some(bias) if bias.len() == experts => bias.to_vec(),
+            Some(bias) if self == Self::LossFree && bias.len() == experts => bias.to_vec(),
             _ => vec![0.0; experts],
         }
     }

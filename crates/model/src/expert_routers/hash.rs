@@ -12,7 +12,7 @@ use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
 
-/// What is hashed.
+/// What the dice of a row follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Of {
@@ -28,7 +28,7 @@ pub enum Of {
 pub struct Config {
     /// How many experts a row takes.
     pub top_k: usize,
-    /// What is hashed.
+    /// What the dice of a row follow.
     pub of: Of,
 }
 

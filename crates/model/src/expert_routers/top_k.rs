@@ -22,7 +22,7 @@ use crate::sizes::Sizes;
 pub enum Function {
     /// `softmax(z)` over the experts.
     Softmax,
-    /// `sigmoid(z)` of each.
+    /// `sigmoid(z)` of each expert by itself.
     Sigmoid,
 }
 
@@ -30,7 +30,7 @@ pub enum Function {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupScore {
-    /// Its best expert.
+    /// The score of its best expert.
     Best,
     /// The sum of its two best.
     BestTwo,
@@ -48,7 +48,7 @@ pub struct Config {
     pub function: Function,
     /// Whether the scores of the chosen are divided by their sum.
     pub normalize: bool,
-    /// Multiplies the weights.
+    /// What multiplies the weights of the chosen.
     pub scale: f64,
     /// Equal groups of neighbouring experts.
     pub groups: usize,

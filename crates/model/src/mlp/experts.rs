@@ -1,7 +1,8 @@
 //! Mixture of experts: SwiGLU MLPs of which each row takes those that its router chooses,
-//! `y = sum over the chosen e of w_e down_e(silu(gate_e(h)) * up_e(h))`, beside a shared expert that
-//! every row takes (Shazeer et al., 2017, arXiv 1701.06538; shared experts: DeepSeekMoE, 2024, arXiv
-//! 2401.06066). No row is dropped, and no product is padded: rows lie in groups, one an expert.
+//! `y = sum over the chosen e of w_e down_e(silu(gate_e(h)) * up_e(h))`, beside a shared expert
+//! that every row takes (Shazeer et al., 2017, arXiv 1701.06538; shared experts: DeepSeekMoE, 2024,
+//! arXiv 2401.06066). No row is dropped, and no product is padded: rows lie in groups, one an
+//! expert.
 //!
 //! A row's result depends on its own values alone: its experts' products are chains of fixed order,
 //! and they join its stream in ascending order of experts.
@@ -51,7 +52,7 @@ pub struct Config {
     pub shared_gate: bool,
     /// Stored layers from the first that have a dense MLP of width `ffn` instead.
     pub dense_first: usize,
-    /// Of the layers behind these, every how manieth has experts.
+    /// One in how many of the layers behind these has experts: the last of each such stretch.
     pub every: usize,
     /// Whether each use of a shared layer has a router of its own.
     pub own_routers: bool,
