@@ -1,7 +1,7 @@
 //! Builds a data folder: tokenizes documents in parallel, splits them and writes shards, with a
 //! manifest last.
 
-use crate::documents::{Document, Documents, Input, ReadOptions, list_files};
+use crate::documents::{Document, Documents, FoundFiles, Input, ReadOptions, list_files};
 use crate::manifest::{
     MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
 };
@@ -15,6 +15,10 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+mod ends;
+
+use ends::{Cut, cut, parts};
 
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -47,6 +51,10 @@ pub struct BuildOptions<'a> {
     pub valid_per_mille: u32,
     /// What decides the split.
     pub split_by: SplitBy,
+    /// Where documents that are drawn whole leave less than a window of so many tokens on a side,
+    /// and one to predict, validation is taken from the end of each document instead. `None`, and
+    /// a split by file, leave documents whole.
+    pub window: Option<usize>,
     /// A shard is closed once it holds this many tokens.
     pub shard_tokens: u64,
     /// Called after each batch.
@@ -59,6 +67,7 @@ impl Default for BuildOptions<'_> {
             read: ReadOptions::default(),
             valid_per_mille: 10,
             split_by: SplitBy::Content,
+            window: None,
             shard_tokens: 64 << 20,
             progress: None,
         }
@@ -85,20 +94,24 @@ pub fn build(
     dir: &Path,
     options: &BuildOptions<'_>,
 ) -> Result<Manifest, DataError> {
-    let mut documents = Documents::new(list_files(inputs, &options.read)?, options.read.clone());
+    let FoundFiles { files, others } = list_files(inputs, &options.read)?;
     let mut builder = Builder::new(dir, tokenizer, options)?;
+    let cut = cut(&files, tokenizer, options)?;
+    let mut documents = Documents::new(files, options.read.clone());
     builder.progress.files_total = documents.files().len();
     while let Some(next) = documents.next() {
         let (file, document) = next?;
         let file = &documents.files()[file];
-        let split = file.split.unwrap_or_else(|| match options.split_by {
-            SplitBy::Content => split_of(document.text.as_bytes(), options.valid_per_mille),
-            SplitBy::File => split_of(file.relative.as_bytes(), options.valid_per_mille),
-        });
+        let by_file = (options.split_by == SplitBy::File)
+            .then(|| split_of(file.relative.as_bytes(), options.valid_per_mille));
+        let given = file.split.or(by_file);
+        let path: Arc<Path> = Arc::from(file.path.as_path());
         builder.progress.files = documents.files_opened();
-        let origin = Origin { path: Arc::from(file.path.as_path()), row: documents.row() };
-        for error in builder.push(document, split, Some(origin))? {
-            documents.left_out(error).map_or(Ok(()), Err)?;
+        for (part, split) in parts(document, given, cut, options) {
+            let origin = Origin { path: path.clone(), row: documents.row() };
+            for error in builder.push(part, split, Some(origin))? {
+                documents.left_out(error).map_or(Ok(()), Err)?;
+            }
         }
     }
     for error in builder.flush()? {
@@ -106,6 +119,12 @@ pub fn build(
     }
     builder.manifest.skipped_rows = documents.skipped();
     builder.manifest.skipped_examples = documents.skipped_examples().to_vec();
+    builder.manifest.blank_rows = documents.blank();
+    builder.manifest.other_files = others;
+    builder.manifest.ends_per_mille = match cut {
+        Cut::Whole => None,
+        Cut::Ends(per_mille) => Some(per_mille),
+    };
     builder.finish()
 }
 
@@ -125,6 +144,17 @@ pub fn build_documents(
     }
     only_bad(builder.flush()?)?;
     builder.finish()
+}
+
+/// Refuses options that mean nothing.
+fn check(options: &BuildOptions<'_>) -> Result<(), DataError> {
+    if options.valid_per_mille > 1000 {
+        return Err(DataError::argument("valid_per_mille", "0 to 1000", options.valid_per_mille));
+    }
+    if options.shard_tokens == 0 {
+        return Err(DataError::argument("shard_tokens", "at least 1", 0));
+    }
+    Ok(())
 }
 
 /// The first of the documents that cannot be encoded, where none may be left out.
@@ -201,16 +231,7 @@ impl<'a> Builder<'a> {
         tokenizer: &'a Tokenizer,
         options: &'a BuildOptions<'a>,
     ) -> Result<Self, DataError> {
-        if options.valid_per_mille > 1000 {
-            return Err(DataError::argument(
-                "valid_per_mille",
-                "0 to 1000",
-                options.valid_per_mille,
-            ));
-        }
-        if options.shard_tokens == 0 {
-            return Err(DataError::argument("shard_tokens", "at least 1", 0));
-        }
+        check(options)?;
         let eos_id = tokenizer.eos_id().ok_or_else(|| {
             DataError::argument(
                 "tokenizer",
@@ -240,6 +261,9 @@ impl<'a> Builder<'a> {
                 licenses: BTreeMap::new(),
                 skipped_rows: 0,
                 skipped_examples: Vec::new(),
+                blank_rows: 0,
+                other_files: BTreeMap::new(),
+                ends_per_mille: None,
                 train: SplitEntry::default(),
                 validation: SplitEntry::default(),
             },

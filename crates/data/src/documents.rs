@@ -8,6 +8,7 @@ mod text;
 
 use crate::DataError;
 use crate::manifest::Split;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A text with where it comes from.
@@ -125,21 +126,32 @@ fn has_extension(lower: &str, extension: &str) -> bool {
     lower.len() > extension.len() && lower.ends_with(&ending)
 }
 
+/// Which files of the inputs are read, and which are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundFiles {
+    /// The files to read, in order.
+    pub files: Vec<InputFile>,
+    /// How many files of the folders are passed over, by the ending of their names (`.pdf`), which
+    /// is empty for a name without one.
+    pub others: BTreeMap<String, u64>,
+}
+
 /// The readable files of `inputs`, in the order of inputs and, inside a folder, of relative paths.
 ///
-/// Links to folders are not followed. Files of other kinds inside a folder are passed over.
+/// Links to folders are not followed. Files of other kinds inside a folder are passed over and
+/// counted.
 ///
 /// # Errors
 /// An input that does not exist, a file of an unknown kind named directly, a folder without a
 /// readable file.
-pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFile>, DataError> {
+pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<FoundFiles, DataError> {
     if options.document_bytes < 16 {
         return Err(DataError::argument("document_bytes", "at least 16", options.document_bytes));
     }
     if options.max_row == 0 {
         return Err(DataError::argument("max_row", "at least 1", 0));
     }
-    let mut files = Vec::new();
+    let (mut files, mut others) = (Vec::new(), BTreeMap::new());
     for input in inputs {
         let meta = std::fs::metadata(&input.path).map_err(DataError::io("read", &input.path))?;
         if !meta.is_dir() {
@@ -163,7 +175,10 @@ pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFi
             .file_name()
             .map_or_else(|| "root".to_owned(), |n| n.to_string_lossy().into_owned());
         for path in walk(&input.path)? {
-            let Some((kind, stem)) = kind_and_stem(&path, options) else { continue };
+            let Some((kind, stem)) = kind_and_stem(&path, options) else {
+                *others.entry(ending(&path)).or_default() += 1;
+                continue;
+            };
             let relative = relative(&path, &input.path);
             let source = if kind == Kind::Text { name.clone() } else { stem };
             files.push(InputFile { path, relative, source, split: input.split, kind });
@@ -172,7 +187,14 @@ pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<Vec<InputFi
             return Err(unknown(&input.path, options));
         }
     }
-    Ok(files)
+    Ok(FoundFiles { files, others })
+}
+
+/// The ending of a file's name in lower case, with its dot.
+fn ending(path: &Path) -> String {
+    path.extension().map_or_else(String::new, |ending| {
+        format!(".{}", ending.to_string_lossy().to_ascii_lowercase())
+    })
 }
 
 fn unknown(path: &Path, options: &ReadOptions) -> DataError {
@@ -261,8 +283,8 @@ type Rows = Box<dyn Iterator<Item = Result<Row, Bad>> + Send>;
 
 /// The documents of many files, one after another; gives the file's place in the list with each.
 ///
-/// Blank texts are passed over. A row that cannot be read is an error with file and row, or, with
-/// `skip_bad`, counted.
+/// Blank texts are passed over and counted. A row that cannot be read is an error with file and
+/// row, or, with `skip_bad`, counted.
 pub struct Documents {
     files: Vec<InputFile>,
     options: ReadOptions,
@@ -271,6 +293,7 @@ pub struct Documents {
     /// Number of the row given last, from 1.
     row: u64,
     skipped: u64,
+    blank: u64,
     examples: Vec<String>,
 }
 
@@ -286,6 +309,7 @@ impl Documents {
             rows: None,
             row: 0,
             skipped: 0,
+            blank: 0,
             examples: Vec::new(),
         }
     }
@@ -308,6 +332,11 @@ impl Documents {
     /// Rows left out so far.
     pub fn skipped(&self) -> u64 {
         self.skipped
+    }
+
+    /// Rows so far that hold nothing but blanks.
+    pub fn blank(&self) -> u64 {
+        self.blank
     }
 
     /// The first rows left out, each with file, row and reason.
@@ -362,7 +391,7 @@ impl Iterator for Documents {
             };
             match rows.next() {
                 None => self.rows = None,
-                Some(Ok(row)) if row.text.trim().is_empty() => {}
+                Some(Ok(row)) if row.text.trim().is_empty() => self.blank += 1,
                 Some(Ok(row)) => {
                     self.row = row.number;
                     let file = self.next_file - 1;

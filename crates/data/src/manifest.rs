@@ -107,6 +107,17 @@ pub struct Manifest {
     pub skipped_rows: u64,
     /// The first of them, each with file, row and reason.
     pub skipped_examples: Vec<String>,
+    /// Rows without anything but blanks, which were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blank_rows: u64,
+    /// Files in the folders that were read which are of no kind that is read, by the ending of
+    /// their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub other_files: BTreeMap<String, u64>,
+    /// Of every thousand bytes of a document, how many at its end are for validation, where whole
+    /// documents would have left too little; absent where each is on one side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_per_mille: Option<u32>,
     /// The part to learn from.
     pub train: SplitEntry,
     /// The part to measure on.
@@ -159,6 +170,11 @@ impl Manifest {
             Split::Train => &self.train,
             Split::Validation => &self.validation,
         }
+    }
+
+    /// How many windows of `length` inputs a split has.
+    pub fn windows(&self, split: Split, length: usize) -> u64 {
+        self.split(split).total.tokens.saturating_sub(1) / length.max(1) as u64
     }
 
     fn check(&self, path: &Path) -> Result<(), DataError> {
@@ -228,6 +244,11 @@ impl Manifest {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// Letters, digits and `-_.` of ASCII, the first one no dot: the name leads out of no folder.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
@@ -264,6 +285,9 @@ mod tests {
             licenses: BTreeMap::new(),
             skipped_rows: 0,
             skipped_examples: Vec::new(),
+            blank_rows: 0,
+            other_files: BTreeMap::new(),
+            ends_per_mille: None,
             train: SplitEntry { total, by_source: vec![total], shards: vec![shard] },
             validation: SplitEntry { by_source: vec![Totals::default()], ..Default::default() },
         }

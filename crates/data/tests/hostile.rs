@@ -457,7 +457,7 @@ fn parquet_files_read() {
     let both = "message m { required binary text (UTF8); required binary source (UTF8); \
                 required binary license (UTF8); }";
     write_parquet(&path, both, &[b"one", b"two"], None);
-    let files = list_files(&[Input::from(&path)], &ReadOptions::default()).unwrap();
+    let files = list_files(&[Input::from(&path)], &ReadOptions::default()).unwrap().files;
     let documents: Vec<_> =
         Documents::new(files, ReadOptions::default()).map(|d| d.unwrap().1).collect();
     assert_eq!(documents.len(), 4);

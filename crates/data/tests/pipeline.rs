@@ -18,7 +18,7 @@ fn folder(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn read_all(inputs: &[Input], options: &ReadOptions) -> Vec<Document> {
-    Documents::new(list_files(inputs, options).unwrap(), options.clone())
+    Documents::new(list_files(inputs, options).unwrap().files, options.clone())
         .map(|d| d.unwrap().1)
         .collect()
 }
@@ -331,7 +331,7 @@ fn links_to_files_are_read_and_links_to_folders_are_not() {
     std::os::unix::fs::symlink(dir.path().join("nothing"), root.join("broken.txt")).unwrap();
     let options = ReadOptions::default();
     let mut documents =
-        Documents::new(list_files(&[Input::from(&root)], &options).unwrap(), options);
+        Documents::new(list_files(&[Input::from(&root)], &options).unwrap().files, options);
     assert_eq!((documents.files().len(), documents.files_opened()), (2, 0));
     for (i, text) in ["a", "b"].into_iter().enumerate() {
         let (file, document) = documents.next().unwrap().unwrap();
@@ -349,7 +349,7 @@ fn the_least_sizes_of_reading_are_asked_for() {
     std::fs::write(&input[0].path, "a").unwrap();
     let sized =
         |document_bytes, max_row| ReadOptions { document_bytes, max_row, ..Default::default() };
-    assert_eq!(list_files(&input, &sized(16, 1)).unwrap().len(), 1);
+    assert_eq!(list_files(&input, &sized(16, 1)).unwrap().files.len(), 1);
     for (options, name) in [(sized(15, 1), "document_bytes"), (sized(16, 0), "max_row")] {
         let said = list_files(&input, &options).unwrap_err().to_string();
         assert!(said.contains(name), "{said}");
@@ -373,4 +373,81 @@ fn packed_and_plain_rows_read_alike() {
         assert_eq!(read[i].license.as_deref(), Some("CC0"));
         assert_eq!((read[i].source.as_str(), read[i + 500].source.as_str()), ("p", "q"));
     }
+}
+
+/// Documents that are drawn whole where that fills a window on both sides, and cut where not.
+#[test]
+fn few_documents_and_long_ones_give_both_sides_a_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (0..400).map(|i| sentence(i) + "\n").collect();
+    let build_with = |name: &str, files: &[&str], more: BuildOptions<'_>| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        for (i, text) in files.iter().enumerate() {
+            std::fs::write(folder.join(format!("{i}.txt")), text).unwrap();
+        }
+        let options = BuildOptions { window: Some(256), ..more };
+        let out = dir.path().join(format!("{name}-built"));
+        build(&[Input::from(folder)], &tokenizer(), &out, &options).unwrap()
+    };
+    let plain = BuildOptions::default;
+    // One file, which is one document.
+    let one = build_with("one", &[&text[..20_000]], plain());
+    assert_eq!(one.ends_per_mille, Some(100));
+    assert_eq!((one.train.total.documents, one.validation.total.documents), (1, 1));
+    assert!(one.windows(Split::Validation, 256) >= 1 && one.windows(Split::Train, 256) >= 1);
+    let bytes = one.train.total.bytes + one.validation.total.bytes;
+    assert_eq!(bytes, 20_000, "no byte is lost or read twice");
+    assert!((2000..=4000).contains(&one.validation.total.bytes), "{:?}", one.validation);
+    // Little text: more of it, so that a window is full.
+    let tail = one.validation.total;
+    let short = (10 * 300 * tail.bytes / tail.tokens / 3) as usize;
+    let little = build_with("little", &[&text[..short]], plain());
+    assert!(little.ends_per_mille > Some(100), "{:?}", little.ends_per_mille);
+    assert_eq!(
+        (little.windows(Split::Validation, 256) > 0, little.windows(Split::Train, 256) > 0),
+        (true, true)
+    );
+    // As much as was asked for, and on both sides, too, where all whole documents are on one.
+    let most = BuildOptions { valid_per_mille: 900, ..plain() };
+    let most = build_with("most", &[&text[..20_000]], most);
+    assert_eq!(most.ends_per_mille, Some(900));
+    assert!(most.windows(Split::Train, 256) > 0);
+    // Whole documents where they suffice, as without a window.
+    let documents: Vec<String> = (0..300).map(|i| (i..i + 9).map(sentence).collect()).collect();
+    let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+    let whole = build_with("whole", &documents, plain());
+    assert_eq!(whole.ends_per_mille, None);
+    let options = plain();
+    let folder = [Input::from(dir.path().join("whole"))];
+    let drawn = build(&folder, &tokenizer(), &dir.path().join("drawn"), &options).unwrap();
+    assert_eq!(whole, drawn);
+    // Who wants none or nothing else gets it, and a file of a split by file stays whole.
+    let none = build_with("none", &[&text], BuildOptions { valid_per_mille: 0, ..plain() });
+    assert_eq!((none.ends_per_mille, none.validation.total.tokens), (None, 0));
+    let all = build_with("all", &[&text], BuildOptions { valid_per_mille: 1000, ..plain() });
+    assert_eq!((all.ends_per_mille, all.train.total.tokens), (None, 0));
+    let by_file = BuildOptions { split_by: SplitBy::File, ..plain() };
+    assert_eq!(build_with("by-file", &[&text], by_file).ends_per_mille, None);
+}
+
+#[test]
+fn what_is_left_out_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("in");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("a.jsonl"), "{\"text\": \"one\"}\n{\"text\": \" \"}\n{}\n").unwrap();
+    std::fs::write(folder.join("b.txt"), "two\n<|endoftext|>\n").unwrap();
+    for name in ["x.pdf", "y.PDF", "z.html", "Makefile"] {
+        std::fs::write(folder.join(name), "other").unwrap();
+    }
+    let read = ReadOptions { skip_bad: true, ..Default::default() };
+    let options = BuildOptions { read, ..BuildOptions::default() };
+    let out = dir.path().join("out");
+    let manifest = build(&[Input::from(folder)], &tokenizer(), &out, &options).unwrap();
+    assert_eq!((manifest.skipped_rows, manifest.blank_rows), (1, 1));
+    let others: Vec<(&str, u64)> =
+        manifest.other_files.iter().map(|(ending, count)| (ending.as_str(), *count)).collect();
+    assert_eq!(others, [("", 1), (".html", 1), (".pdf", 2)]);
+    assert_eq!(data::Manifest::load(&out).unwrap(), manifest);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use model::adapters::Relaxation;
 use model::{RouterConfig, WeightFormats};
+use train::DataConfig;
 
 use crate::bench::arguments::BenchCommand;
 use crate::numbers;
@@ -160,7 +161,12 @@ pub(crate) struct DataBuild {
     /// Documents out of a thousand that are used for validation
     #[arg(long, default_value_t = 10, value_parser = numbers::upto::<u32>(1000))]
     pub(crate) valid_per_mille: u32,
-    /// Choose validation by whole files instead of by documents
+    /// Tokens in a window of training: where whole documents would leave less than one on a side,
+    /// validation takes the end of each document
+    #[arg(long, default_value_t = DataConfig::default().sequence_length)]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) sequence_length: usize,
+    /// Choose validation by whole files instead of by documents, and cut none
     #[arg(long)]
     pub(crate) split_by_file: bool,
     /// Skip rows that cannot be read, and count them

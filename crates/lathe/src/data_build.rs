@@ -1,11 +1,12 @@
 //! `lathe tokenizer train` and `lathe data build`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use data::build::{BuildOptions, Progress, SplitBy, build as build_shards};
-use data::documents::{Documents, Input, ReadOptions, list_files};
+use data::documents::{Documents, FoundFiles, Input, ReadOptions, list_files};
 use data::{Manifest, Split, Tokenizer, TrainOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Table, human_bytes, human_count};
@@ -22,7 +23,7 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
         ..Default::default()
     };
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
-    let files = list_files(&inputs, &read)?;
+    let FoundFiles { files, others } = list_files(&inputs, &read)?;
     ensure!(
         !files.is_empty(),
         "--input holds no file that can be read: give text, Markdown, JSONL or Parquet"
@@ -42,7 +43,7 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
         tokenizer.sha256(),
         options.out.display()
     ));
-    skipped(documents.skipped(), documents.skipped_examples());
+    passed_over(&others, documents.blank(), documents.skipped(), documents.skipped_examples());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
             read,
             valid_per_mille: options.valid_per_mille,
             split_by: if options.split_by_file { SplitBy::File } else { SplitBy::Content },
+            window: Some(options.sequence_length),
             progress: Some(&|progress| advance(&bar, &progress)),
             ..BuildOptions::default()
         },
@@ -75,7 +77,53 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     bar.finish_and_clear();
     let manifest = manifest?;
     output::table(&summary(&manifest, &options.out));
+    output::line(sides(&manifest, options));
+    told(&manifest);
+    for split in [Split::Train, Split::Validation] {
+        if manifest.windows(split, options.sequence_length) == 0 {
+            output::note(format!(
+                "{split} has {} tokens, expected more than {}, so that there is a window to {}: \
+                 give more text, a smaller --sequence-length, or another --valid-per-mille; \
+                 `lathe train` takes this folder with shorter windows only",
+                manifest.split(split).total.tokens,
+                options.sequence_length,
+                if split == Split::Train { "learn from" } else { "validate on" }
+            ));
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How much each side got, and how the documents came there.
+fn sides(manifest: &Manifest, options: &DataBuild) -> String {
+    let side = |split| {
+        let (total, length) = (manifest.split(split).total, options.sequence_length);
+        let windows = manifest.windows(split, length);
+        format!(
+            "{split} {} tokens, {windows} windows of {length}",
+            human_count(total.tokens as f64)
+        )
+    };
+    let how = match manifest.ends_per_mille {
+        Some(per_mille) => ends(per_mille),
+        None if options.split_by_file => "whole files, by their names".to_owned(),
+        None => "whole documents, by their text".to_owned(),
+    };
+    format!("{}; {}; split: {how}", side(Split::Train), side(Split::Validation))
+}
+
+/// That documents were cut, and why.
+pub(crate) fn ends(per_mille: u32) -> String {
+    format!(
+        "too few documents to set whole ones apart: validation takes the last {} % of each",
+        f64::from(per_mille) / 10.0
+    )
+}
+
+/// What was left out of a folder, aloud.
+pub(crate) fn told(manifest: &Manifest) {
+    let (rows, examples) = (manifest.skipped_rows, &manifest.skipped_examples);
+    passed_over(&manifest.other_files, manifest.blank_rows, rows, examples);
 }
 
 /// Documents, tokens and bytes by split and source.
@@ -102,9 +150,21 @@ fn advance(bar: &ProgressBar, progress: &Progress) {
     bar.set_message(format!("{} tokens", human_count(progress.done.tokens as f64)));
 }
 
-fn skipped(count: u64, examples: &[String]) {
-    if count > 0 {
-        output::note(format!("passed over {count} bad rows, such as: {}", examples.join("; ")));
+fn passed_over(files: &BTreeMap<String, u64>, blank: u64, rows: u64, examples: &[String]) {
+    if !files.is_empty() {
+        let kinds = files.iter().map(|(ending, count)| match ending.as_str() {
+            "" => format!("{count} without an ending"),
+            ending => format!("{count} {ending}"),
+        });
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        let count: u64 = files.values().sum();
+        output::note(format!("passed over {count} files of kinds that are not read: {kinds}"));
+    }
+    if blank > 0 {
+        output::note(format!("passed over {blank} blank documents"));
+    }
+    if rows > 0 {
+        output::note(format!("passed over {rows} bad rows, such as: {}", examples.join("; ")));
     }
 }
 
@@ -157,5 +217,5 @@ pub(crate) fn tokenizer_from(
 /// The quickstart's tokenizer from files.
 pub(crate) fn tokenizer_from_files(inputs: &[Input], vocab: usize) -> Result<Tokenizer> {
     let read = ReadOptions::default();
-    learn(&mut Documents::new(list_files(inputs, &read)?, read), &quick(vocab), |_| {})
+    learn(&mut Documents::new(list_files(inputs, &read)?.files, read), &quick(vocab), |_| {})
 }

@@ -10,7 +10,7 @@ use model::cost::{
     Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense,
 };
 use report::{Table, human_bytes, human_count, human_duration};
-use train::{Forecast, Recipe, Work};
+use train::{Forecast, Opened, Recipe, Work};
 
 use crate::{output, recipe};
 
@@ -39,15 +39,12 @@ pub(crate) fn presets() -> Result<ExitCode> {
 
 /// `lathe train --dry-run`: the complete recipe, and what the model and the run cost.
 pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
-    let mut recipe = given.clone();
-    let corpus = Path::new(&recipe.data.dir);
-    let windows = if corpus.join("manifest.json").is_file() {
-        let corpus = Corpus::open(corpus, Split::Train)?;
-        if recipe.model.vocab_size == 0 {
-            recipe.model.vocab_size = corpus.vocab_size();
-        }
-        Some(Windows::new(&corpus, recipe.data.sequence_length, recipe.train.seed)?)
+    let data = Path::new(&given.data.dir);
+    let (recipe, windows) = if data.join("manifest.json").symlink_metadata().is_ok() {
+        let Opened { recipe, windows, valid } = train::open_data(given)?;
+        (recipe, Some([windows, valid]))
     } else {
+        let mut recipe = given.clone();
         output::note(format!(
             "data.dir \"{}\" holds no data yet: sizes that depend on it are left out",
             recipe.data.dir
@@ -56,9 +53,9 @@ pub(crate) fn dry_run(given: &Recipe) -> Result<()> {
             recipe.model.vocab_size = 4096;
             output::note("model.vocab_size is open: counting with 4096");
         }
-        None
+        recipe.check()?;
+        (recipe, None)
     };
-    recipe.check()?;
     output::line(recipe::show(&recipe)?);
     output::table(&model_table(&recipe.model, recipe.data.sequence_length)?);
     output::table(&run_table(&recipe, windows.as_ref())?);
@@ -109,13 +106,14 @@ fn compare(what: &str, [here, there]: [f64; 2], show: fn(f64) -> String) -> Vec<
 /// Bytes a second at which a checkpoint is hashed and written: a guess, since disks differ.
 const SAVED_PER_SECOND: f64 = 3e8;
 
-fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
+/// `windows` are those of training and of validation.
+fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
     let teacher = teacher(recipe)?;
     let forecast = Forecast {
         recipe,
         teacher: teacher.as_ref(),
-        valid_windows: windows.map(|windows| valid_windows(recipe, windows)),
-        data_bytes: windows.map_or(0, |windows| shard_bytes(windows.corpus().manifest())),
+        valid_windows: windows.map(|[_, valid]| valid.len()),
+        data_bytes: windows.map_or(0, |[train, _]| shard_bytes(train.corpus().manifest())),
     };
     let (memory, work) = (forecast.memory()?, forecast.work()?);
     let tokens = (recipe.train.batch * recipe.data.sequence_length) as f64;
@@ -139,9 +137,11 @@ fn run_table(recipe: &Recipe, windows: Option<&Windows>) -> Result<Table> {
         rows.push(vec![name.to_owned(), value]);
     }
     rows.push(time_row(&forecast, &work)?);
-    if let Some(windows) = windows {
-        let epochs =
-            recipe.train.steps as f64 * recipe.train.batch as f64 / windows.len().max(1) as f64;
+    if let Some([train, valid]) = windows {
+        let seen = recipe.train.steps as f64 * recipe.train.batch as f64;
+        let epochs = seen / train.len().max(1) as f64;
+        let both = format!("{}, {}", train.len(), valid.len());
+        rows.push(vec!["windows of training, of validation".to_owned(), both]);
         rows.push(vec!["epochs".to_owned(), format!("{epochs:.2}")]);
     }
     let columns = ["run", ""].map(str::to_owned).to_vec();
@@ -169,12 +169,6 @@ fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
         return Ok(None);
     }
     Ok(Some(train::config_of(Path::new(&distill.checkpoint)).context("distill.checkpoint")?))
-}
-
-/// Windows of the validation text beside `windows` of the training text.
-fn valid_windows(recipe: &Recipe, windows: &Windows) -> u64 {
-    let tokens = windows.corpus().manifest().split(Split::Validation).total.tokens;
-    tokens.saturating_sub(1) / recipe.data.sequence_length.max(1) as u64
 }
 
 /// Bytes of both splits' token ids, which a run maps.

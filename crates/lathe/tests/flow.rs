@@ -473,7 +473,7 @@ fn quickstart_takes_few_documents() {
     let line = "quickstart --input notes --steps 2 --preset cpu-1m-mor3 --vocab 300 --out q";
     let arguments: Vec<&str> = line.split(' ').collect();
     let ended = place.run(&arguments).good();
-    assert!(ended.err.contains("validation takes the last tenth of each"), "{ended:?}");
+    assert!(ended.err.contains("validation takes the last 10 % of each"), "{ended:?}");
     assert!(ended.out.contains("report.html"), "{ended:?}");
     // Text that cannot fill a window is refused before anything is trained.
     place.write("little/a.md", common::document(1, 3));

@@ -31,7 +31,7 @@ pub use opening::{config_of, load_for_use, load_model, run_folder};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use rounded::{Rounded, stored_bytes, tensors};
-pub use run::{Event, Resume, Run, Stop};
+pub use run::{Event, Opened, Resume, Run, Stop, open_data};
 pub use schedule::learning_rate;
 pub use start::older;
 pub use step::{StepReport, Trainer, pack};

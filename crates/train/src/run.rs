@@ -374,14 +374,21 @@ fn make_folder(path: &Path) -> Result<(), TrainError> {
 }
 
 /// A complete recipe with its texts.
-struct Opened {
-    recipe: Recipe,
-    windows: Windows,
-    valid: Windows,
+pub struct Opened {
+    /// The recipe, with what it leaves to the data filled in.
+    pub recipe: Recipe,
+    /// The text that is learned from.
+    pub windows: Windows,
+    /// The text that is validated on.
+    pub valid: Windows,
 }
 
 /// Opens the data of a recipe and fills in what the recipe leaves to it.
-fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
+///
+/// # Errors
+/// Data that cannot be read, that has no window for training or validation, or that is of another
+/// vocabulary than the model.
+pub fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
     let mut recipe = recipe.clone();
     if recipe.data.dir.is_empty() {
         let expected = "a folder made by `lathe data build`, with its \"manifest.json\"";

@@ -80,6 +80,10 @@ impl Iterator for Pieces {
                 ));
             }
         };
+        if self.ended && self.row > 1 && piece.is_empty() {
+            // Nothing is behind the last separator.
+            return None;
+        }
         if self.row == 1 && piece.starts_with(b"\xEF\xBB\xBF") {
             piece.drain(..3);
         }

@@ -8,7 +8,7 @@ pub(crate) type Read = (Vec<String>, u64, Option<String>);
 
 pub(crate) fn read_rows(path: &Path, options: ReadOptions) -> Read {
     let mut documents = match list_files(&[Input::from(path)], &options) {
-        Ok(files) => Documents::new(files, options),
+        Ok(found) => Documents::new(found.files, options),
         Err(e) => return (Vec::new(), 0, Some(e.to_string())),
     };
     let mut texts = Vec::new();

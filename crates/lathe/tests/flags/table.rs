@@ -87,6 +87,15 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     (
         "data build",
+        "--sequence-length",
+        Differs(
+            "--input text --tokenizer tokenizer.json --valid-per-mille 100 --out @",
+            "--sequence-length 16",
+            "--sequence-length 2000",
+        ),
+    ),
+    (
+        "data build",
         "--split-by-file",
         Differs(
             "--input text --tokenizer tokenizer.json --valid-per-mille 300 --out @",
