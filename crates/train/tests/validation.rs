@@ -84,6 +84,25 @@ fn windows_that_calibrate_come_from_everywhere_and_are_not_scored() {
     assert_eq!(none.scored, (0..10).map(|i| i * 5).collect::<Vec<u64>>());
 }
 
+/// As many windows as have 4096 rows together, and at least one.
+#[test]
+fn passes_of_a_validation_have_a_bound() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (corpus, _) = corpus(dir.path());
+    for (length, count, expected) in [
+        (30, 300, vec![136, 136, 28]),
+        (1024, 5, vec![4, 1]),
+        (2048, 3, vec![2, 1]),
+        (2049, 3, vec![1, 1, 1]),
+    ] {
+        let windows = Windows::new(&corpus, length, 0).expect("long enough");
+        let chunks = in_chunks(&windows, &vec![0; count]).expect("readable windows");
+        assert_eq!(chunks.iter().map(Vec::len).collect::<Vec<_>>(), expected, "{length} rows");
+        let beyond = in_chunks(&windows, &[windows.len()]).expect_err("none").to_string();
+        assert!(beyond.contains("window index"), "{beyond}");
+    }
+}
+
 #[test]
 fn a_calibrated_rule_keeps_the_capacity_on_other_text() {
     let dir = tempfile::tempdir().expect("a folder");
