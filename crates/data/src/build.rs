@@ -2,8 +2,10 @@
 //! manifest last.
 
 use crate::documents::{Document, Documents, FoundFiles, Input, ReadOptions, list_files};
+use crate::loss_mask::LossMaskWriter;
 use crate::manifest::{
-    MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals,
+    MAX_SOURCES, Manifest, ShardEntry, Split, SplitEntry, TOKEN_BYTES, TOKENIZER, Totals, VERSION,
+    VERSION_WITH_MASKS,
 };
 use crate::shard::ShardWriter;
 use crate::text_bytes::TextBytesWriter;
@@ -16,8 +18,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod encoded;
 mod ends;
 
+use encoded::Encoded;
+pub use encoded::{ChatEncoder, LearnedText};
 use ends::{Cut, cut, parts};
 
 const BATCH_BYTES: usize = 8 << 20;
@@ -55,6 +60,8 @@ pub struct BuildOptions<'a> {
     /// and one to predict, validation is taken from the end of each document instead. `None`, and
     /// a split by file, leave documents whole.
     pub window: Option<usize>,
+    /// Where rows hold conversations: what makes ids of them. `None` for text.
+    pub chat: Option<&'a dyn ChatEncoder>,
     /// A shard is closed once it holds this many tokens.
     pub shard_tokens: u64,
     /// Called after each batch.
@@ -68,6 +75,7 @@ impl Default for BuildOptions<'_> {
             valid_per_mille: 10,
             split_by: SplitBy::Content,
             window: None,
+            chat: None,
             shard_tokens: 64 << 20,
             progress: None,
         }
@@ -107,7 +115,7 @@ pub fn build(
         let given = file.split.or(by_file);
         let path: Arc<Path> = Arc::from(file.path.as_path());
         builder.progress.files = documents.files_opened();
-        for (part, split) in parts(document, given, cut, options) {
+        for (part, split) in parts(document, given, cut) {
             let origin = Origin { path: path.clone(), row: documents.row() };
             for error in builder.push(part, split, Some(origin))? {
                 documents.left_out(error).map_or(Ok(()), Err)?;
@@ -122,8 +130,12 @@ pub fn build(
     builder.manifest.blank_rows = documents.blank();
     builder.manifest.other_files = others;
     builder.manifest.ends_per_mille = match cut {
-        Cut::Whole => None,
+        Cut::Whole(_) => None,
         Cut::Ends(per_mille) => Some(per_mille),
+    };
+    builder.manifest.raised_per_mille = match cut {
+        Cut::Whole(drawn) if drawn != options.valid_per_mille => Some(drawn),
+        _ => None,
     };
     builder.finish()
 }
@@ -175,38 +187,23 @@ struct OpenShard {
     ids: ShardWriter,
     /// Bytes of text of each token, where the tokenizer's ids do not say them.
     bytes: Option<TextBytesWriter>,
+    /// Which tokens are learned, where not all are.
+    mask: Option<LossMaskWriter>,
 }
 
 impl OpenShard {
-    fn create(dir: &Path, file: String, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+    fn create(
+        dir: &Path,
+        file: String,
+        tokenizer: &Tokenizer,
+        masked: bool,
+    ) -> Result<Self, DataError> {
         let path = dir.join(&file);
         let ids = ShardWriter::create(&path, tokenizer.vocab_size())?;
         let counts = !tokenizer.spells_its_text();
         let bytes = counts.then(|| TextBytesWriter::create(&path)).transpose()?;
-        Ok(Self { file, ids, bytes })
-    }
-}
-
-/// A document as ids, the end of text among them.
-struct Encoded {
-    ids: Vec<u32>,
-    /// Bytes of its text that each id stands for; empty where the ids say so themselves.
-    bytes: Vec<u32>,
-}
-
-impl Encoded {
-    fn new(tokenizer: &Tokenizer, text: &str, eos_id: u32) -> Result<Self, DataError> {
-        if tokenizer.spells_its_text() {
-            let mut ids = tokenizer.encode_ordinary(text)?;
-            ids.push(eos_id);
-            return Ok(Self { ids, bytes: Vec::new() });
-        }
-        let (mut ids, mut bytes) = tokenizer.encode_counting(text)?;
-        // What no token stands for is predicted with the end.
-        let counted: u64 = bytes.iter().copied().map(u64::from).sum();
-        bytes.push(u32::try_from(text.len() as u64 - counted).unwrap_or(u32::MAX));
-        ids.push(eos_id);
-        Ok(Self { ids, bytes })
+        let mask = masked.then(|| LossMaskWriter::create(&path)).transpose()?;
+        Ok(Self { file, ids, bytes, mask })
     }
 }
 
@@ -252,7 +249,7 @@ impl<'a> Builder<'a> {
             eos_id,
             source_numbers: HashMap::new(),
             manifest: Manifest {
-                version: 1,
+                version: if options.chat.is_some() { VERSION_WITH_MASKS } else { VERSION },
                 tokenizer_sha256: tokenizer.sha256().to_owned(),
                 vocab_size: tokenizer.vocab_size() as u64,
                 eos_id,
@@ -264,6 +261,7 @@ impl<'a> Builder<'a> {
                 blank_rows: 0,
                 other_files: BTreeMap::new(),
                 ends_per_mille: None,
+                raised_per_mille: None,
                 train: SplitEntry::default(),
                 validation: SplitEntry::default(),
             },
@@ -292,11 +290,10 @@ impl<'a> Builder<'a> {
     fn flush(&mut self) -> Result<Vec<DataError>, DataError> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
-        let tokenizer = self.tokenizer;
-        let eos_id = self.eos_id;
+        let (tokenizer, chat, eos_id) = (self.tokenizer, self.options.chat, self.eos_id);
         let encoded: Vec<Result<Encoded, DataError>> = batch
             .par_iter()
-            .map(|(document, ..)| Encoded::new(tokenizer, &document.text, eos_id))
+            .map(|(document, ..)| Encoded::new(tokenizer, chat, &document.text, eos_id))
             .collect();
         let mut errors = Vec::new();
         for ((document, split, origin), encoded) in batch.iter().zip(encoded) {
@@ -317,10 +314,10 @@ impl<'a> Builder<'a> {
         split: Split,
         encoded: &Encoded,
     ) -> Result<(), DataError> {
-        let Encoded { ids, bytes } = encoded;
+        let Encoded { ids, bytes, learned, text_bytes } = encoded;
+        let masked = self.options.chat.is_some();
         let source = self.source_number(&document.source)?;
-        let totals =
-            Totals { documents: 1, tokens: ids.len() as u64, bytes: document.text.len() as u64 };
+        let totals = Totals { documents: 1, tokens: ids.len() as u64, bytes: *text_bytes };
         self.progress.done.add(totals);
         let license = document.license.clone().unwrap_or_default();
         *self
@@ -337,12 +334,15 @@ impl<'a> Builder<'a> {
         let open = &mut self.open[split as usize];
         if open.is_none() {
             let file = format!("{split}-{number:05}.shard");
-            *open = Some(OpenShard::create(&self.dir, file, self.tokenizer)?);
+            *open = Some(OpenShard::create(&self.dir, file, self.tokenizer, masked)?);
         }
         if let Some(open) = open {
             open.ids.push(ids, source as u32)?;
             if let Some(writer) = &mut open.bytes {
                 writer.push(bytes)?;
+            }
+            if let Some(writer) = &mut open.mask {
+                writer.push(learned)?;
             }
             if open.ids.tokens() >= self.options.shard_tokens {
                 self.close(split)?;
@@ -368,9 +368,10 @@ impl<'a> Builder<'a> {
     }
 
     fn close(&mut self, split: Split) -> Result<(), DataError> {
-        if let Some(OpenShard { file, ids, bytes }) = self.open[split as usize].take() {
+        if let Some(OpenShard { file, ids, bytes, mask }) = self.open[split as usize].take() {
             let done = ids.finish()?;
             let text_bytes = bytes.map(TextBytesWriter::finish).transpose()?;
+            let loss_mask = mask.map(LossMaskWriter::finish).transpose()?;
             entry_of(&mut self.manifest, split).shards.push(ShardEntry {
                 file,
                 tokens: done.tokens,
@@ -378,6 +379,7 @@ impl<'a> Builder<'a> {
                 crc32c: done.crc32c,
                 sha256: done.sha256,
                 text_bytes,
+                loss_mask,
             });
         }
         Ok(())

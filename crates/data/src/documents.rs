@@ -1,6 +1,7 @@
 //! Finds input files and reads their documents one after another, without ever holding a whole file
 //! of rows.
 
+mod json_text;
 mod jsonl;
 mod parquet;
 mod parquet_pages;
@@ -43,6 +44,9 @@ impl<P: Into<PathBuf>> From<P> for Input {
 pub struct ReadOptions {
     /// Field or column that holds the text.
     pub text_field: String,
+    /// The field holds the messages of a conversation, whose JSON is the document's text; a text
+    /// there is taken for that JSON.
+    pub messages: bool,
     /// Count rows that cannot be read and go on, instead of stopping.
     pub skip_bad: bool,
     /// Extensions of files that are plain text, without the dot.
@@ -61,6 +65,7 @@ impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             text_field: "text".to_owned(),
+            messages: false,
             skip_bad: false,
             extensions: ["txt", "md"].map(str::to_owned).to_vec(),
             document_bytes: 64 << 10,

@@ -1,7 +1,7 @@
 //! A data folder while it is being built: a mark says that what is in it is ours to write over.
 
-use crate::DataError;
 use crate::manifest::{MANIFEST, TOKEN_BYTES, TOKENIZER};
+use crate::{DataError, loss_mask, text_bytes};
 use files::FolderLock;
 use std::path::Path;
 
@@ -86,9 +86,11 @@ fn is_copy_of(name: &str, whole: &str) -> bool {
     name.strip_prefix('.').is_some_and(|rest| rest.starts_with(whole) && rest.ends_with(".partial"))
 }
 
-/// `train-00000.shard`, or the bytes of its text.
+/// `train-00000.shard`, the bytes of its text, or what of it is learned.
 fn is_shard(name: &str) -> bool {
-    let stem = name.strip_suffix(".bytes").unwrap_or(name).strip_suffix(".shard");
+    let beside = [text_bytes::SUFFIX, loss_mask::SUFFIX];
+    let shard = beside.into_iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+    let stem = shard.strip_suffix(".shard");
     let number = stem.and_then(|stem| stem.split_once('-'));
     number.is_some_and(|(split, number)| {
         matches!(split, "train" | "validation")
@@ -127,6 +129,7 @@ mod tests {
         let ours = [
             "train-00000.shard",
             "validation-00012.shard.bytes",
+            "validation-00012.shard.learned",
             ".train-00003.shard.17-0.partial",
             TOKENIZER,
         ];

@@ -1,6 +1,6 @@
 //! `manifest.json`: what a data folder holds; written last, so that a folder with one is complete.
 
-use crate::{DataError, TextBytesEntry};
+use crate::{DataError, LossMaskEntry, TextBytesEntry};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,11 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// Bytes of text per token id: one little-endian u32 each.
 pub const TOKEN_BYTES: &str = "token_bytes.bin";
 
-const VERSION: u64 = 1;
+/// All tokens are learned.
+pub(crate) const VERSION: u64 = 1;
+/// Each shard says which of its tokens are learned. A program that knows version 1 alone would
+/// learn all of them.
+pub(crate) const VERSION_WITH_MASKS: u64 = 2;
 const MAX_BYTES: u64 = 256 << 20;
 /// Sources are numbered by u16 in windows.
 pub(crate) const MAX_SOURCES: usize = 1 << 16;
@@ -73,6 +77,9 @@ pub struct ShardEntry {
     /// The file of bytes of text for each token, where ids alone do not say them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_bytes: Option<TextBytesEntry>,
+    /// The file of which tokens are learned, in folders of version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_mask: Option<LossMaskEntry>,
 }
 
 /// The shards of one split, with their sum.
@@ -89,7 +96,7 @@ pub struct SplitEntry {
 /// What a data folder holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of the format; this program reads and writes 1.
+    /// Version of the format: 1, or 2 where each shard has a loss mask.
     pub version: u64,
     /// SHA-256 of the folder's tokenizer.json.
     pub tokenizer_sha256: String,
@@ -118,6 +125,10 @@ pub struct Manifest {
     /// documents would have left too little; absent where each is on one side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_per_mille: Option<u32>,
+    /// Of a thousand conversations, how many are for validation, where those that were asked for
+    /// would have been too few; conversations are never cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raised_per_mille: Option<u32>,
     /// The part to learn from.
     pub train: SplitEntry,
     /// The part to measure on.
@@ -145,12 +156,13 @@ impl Manifest {
         let value: serde_json::Value = serde_json::from_slice(&bytes)
             .map_err(|e| wrong(path, "JSON", "one object".to_owned(), e.to_string()))?;
         let version = value.get("version");
-        if version.and_then(serde_json::Value::as_u64) != Some(VERSION) {
+        let known = [VERSION, VERSION_WITH_MASKS];
+        if !version.and_then(serde_json::Value::as_u64).is_some_and(|v| known.contains(&v)) {
             let found = version.map_or("nothing".into(), ToString::to_string);
-            return Err(wrong(path, "version", VERSION.to_string(), found));
+            return Err(wrong(path, "version", known.map(|v| v.to_string()).join(" or "), found));
         }
         let manifest: Manifest = serde_json::from_value(value)
-            .map_err(|e| wrong(path, "fields", "those of version 1".into(), e.to_string()))?;
+            .map_err(|e| wrong(path, "fields", "those of its version".into(), e.to_string()))?;
         manifest.check(path)?;
         Ok(manifest)
     }
@@ -170,6 +182,12 @@ impl Manifest {
             Split::Train => &self.train,
             Split::Validation => &self.validation,
         }
+    }
+
+    /// How many tokens of a split are learned, and not only read.
+    pub fn learned(&self, split: Split) -> u64 {
+        let of = |shard: &ShardEntry| shard.loss_mask.as_ref().map_or(shard.tokens, |m| m.learned);
+        self.split(split).shards.iter().map(of).sum()
     }
 
     /// How many windows of `length` inputs a split has.
@@ -233,6 +251,13 @@ impl Manifest {
                     format!("{:?}", shard.file),
                 ));
             }
+            let masked = self.version == VERSION_WITH_MASKS;
+            if shard.loss_mask.is_some() != masked {
+                let expected = format!("one in version {VERSION_WITH_MASKS}, none before");
+                let found = if masked { "none" } else { "one" }.to_owned();
+                let field = format!("{split}.shards[{i}].loss_mask");
+                return Err(wrong(path, &field, expected, found));
+            }
             sums.add(Totals { documents: shard.documents, tokens: shard.tokens, bytes: 0 });
         }
         if sums != entry.total {
@@ -274,6 +299,7 @@ mod tests {
             crc32c: 0,
             sha256: String::new(),
             text_bytes: None,
+            loss_mask: None,
         };
         Manifest {
             version: VERSION,
@@ -288,6 +314,7 @@ mod tests {
             blank_rows: 0,
             other_files: BTreeMap::new(),
             ends_per_mille: None,
+            raised_per_mille: None,
             train: SplitEntry { total, by_source: vec![total], shards: vec![shard] },
             validation: SplitEntry { by_source: vec![Totals::default()], ..Default::default() },
         }
@@ -355,5 +382,26 @@ mod tests {
             let said = checked(|m| m.train.shards[0].file = name.into()).unwrap_err();
             assert!(said.contains("train.shards[0].file"), "{name:?}: {said}");
         }
+    }
+
+    /// A folder of version 1 without masks, or of version 2 with one for each shard.
+    #[test]
+    fn masks_and_version_go_together() {
+        let mask = || Some(LossMaskEntry { learned: 1, sha256: String::new() });
+        let with = |m: &mut Manifest| m.train.shards[0].loss_mask = mask();
+        for said in
+            [checked(with).unwrap_err(), checked(|m| m.version = VERSION_WITH_MASKS).unwrap_err()]
+        {
+            assert!(said.contains("train.shards[0].loss_mask"), "{said}");
+        }
+        let both = |m: &mut Manifest| {
+            with(m);
+            m.version = VERSION_WITH_MASKS;
+        };
+        assert_eq!(checked(both), Ok(()));
+        let mut folder = manifest();
+        assert_eq!(folder.learned(Split::Train), 3);
+        both(&mut folder);
+        assert_eq!(folder.learned(Split::Train), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! A built data folder as a stream of tokens, and the windows a model trains on.
 
 use crate::DataError;
+use crate::loss_mask::LossMask;
 use crate::manifest::{MANIFEST, Manifest, Split, TOKEN_BYTES, TOKENIZER};
 use crate::permutation::permute;
 use crate::shard::Shard;
@@ -26,6 +27,8 @@ struct Shared {
     shards: Vec<Shard>,
     /// Bytes of text of each shard's tokens, for shards that have a file of them.
     text_bytes: Vec<Option<TextBytes>>,
+    /// Which of each shard's tokens are learned, where not all are.
+    loss_masks: Vec<Option<LossMask>>,
     /// First token of each shard in the stream.
     starts: Vec<u64>,
     token_bytes: Vec<u32>,
@@ -51,7 +54,7 @@ impl Corpus {
         let manifest = Manifest::load(dir)?;
         let token_bytes = read_token_bytes(dir, &manifest)?;
         check_tokenizer(dir, &manifest)?;
-        let (mut shards, mut text_bytes) = (Vec::new(), Vec::new());
+        let (mut shards, mut text_bytes, mut loss_masks) = (Vec::new(), Vec::new(), Vec::new());
         let mut starts = Vec::new();
         let mut tokens = 0;
         for i in 0..manifest.split(split).shards.len() {
@@ -59,6 +62,7 @@ impl Corpus {
             starts.push(tokens);
             tokens += shard.tokens() as u64;
             text_bytes.push(open_text_bytes(dir, &manifest, split, i, verify)?);
+            loss_masks.push(open_loss_mask(dir, &manifest, split, i, verify)?);
             shards.push(shard);
         }
         let fingerprint = fingerprint(&manifest, split);
@@ -70,6 +74,7 @@ impl Corpus {
                 manifest,
                 shards,
                 text_bytes,
+                loss_masks,
                 starts,
                 token_bytes,
                 fingerprint,
@@ -158,6 +163,10 @@ impl Corpus {
                     stream.bytes.extend(ids.map(|&id| self.shared.token_bytes[id as usize]));
                 }
             }
+            match &self.shared.loss_masks[number] {
+                Some(mask) => mask.read(first..end, &mut stream.learned),
+                None => stream.learned.resize(stream.ids.len(), true),
+            }
             at += (end - first) as u64;
         }
         stream
@@ -172,6 +181,8 @@ struct Stream {
     sources: Vec<u16>,
     /// Bytes of text of each id.
     bytes: Vec<u32>,
+    /// Whether each id is to be learned.
+    learned: Vec<bool>,
 }
 
 impl Stream {
@@ -238,6 +249,19 @@ fn open_text_bytes(
     let entry = shard.text_bytes.as_ref();
     let path = dir.join(&shard.file);
     entry.map(|entry| TextBytes::open(&path, entry, shard.tokens as usize, verify)).transpose()
+}
+
+fn open_loss_mask(
+    dir: &Path,
+    manifest: &Manifest,
+    split: Split,
+    i: usize,
+    verify: bool,
+) -> Result<Option<LossMask>, DataError> {
+    let shard = &manifest.split(split).shards[i];
+    let entry = shard.loss_mask.as_ref();
+    let path = dir.join(&shard.file);
+    entry.map(|entry| LossMask::open(&path, entry, shard.tokens as usize, verify)).transpose()
 }
 
 /// A shard that says something else than the manifest.
@@ -308,6 +332,9 @@ fn fingerprint(manifest: &Manifest, split: Split) -> String {
     }
     for shard in &manifest.split(split).shards {
         sha.update(format!("shard {} {}\n", shard.tokens, shard.sha256));
+        if let Some(mask) = &shard.loss_mask {
+            sha.update(format!("learned {}\n", mask.sha256));
+        }
     }
     hex(&sha.finalize())
 }
@@ -340,6 +367,8 @@ pub struct Window {
     pub document: Vec<u32>,
     /// Whether the target belongs to its input's document.
     pub target_same_document: Vec<bool>,
+    /// Whether the target is to be learned; in text that is no conversation all are.
+    pub learned: Vec<bool>,
     /// Source of the target token, per row.
     pub source: Vec<u16>,
     /// Bytes of the original text that are complete with each target and were not before it.
@@ -420,8 +449,20 @@ impl Windows {
         let targets = stream.ids[1..].to_vec();
         let source = stream.sources[1..].to_vec();
         let bytes = stream.bytes[1..].to_vec();
+        let learned = stream.learned[1..].to_vec();
         let mut ids = stream.ids;
         ids.truncate(seq_len);
-        Window { ids, targets, document, target_same_document: same, source, bytes, index, epoch }
+        let target_same_document = same;
+        Window {
+            ids,
+            targets,
+            document,
+            target_same_document,
+            learned,
+            source,
+            bytes,
+            index,
+            epoch,
+        }
     }
 }

@@ -4,18 +4,13 @@
 //! The file `<shard>.bytes` holds one little-endian u32 for each token of the shard.
 
 use crate::DataError;
-use crate::tokenizer::hex;
-use files::NewFile;
-use memmap2::Mmap;
+use crate::side_file::{SideFile, SideFileWriter};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What the name of a shard's file is followed by.
-const SUFFIX: &str = ".bytes";
-const NEXT: &str = "build the data folder again";
+pub(crate) const SUFFIX: &str = ".bytes";
 
 /// The manifest's entry of such a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,48 +19,28 @@ pub struct TextBytesEntry {
     pub sha256: String,
 }
 
-/// The file beside `shard`.
-fn path_of(shard: &Path) -> PathBuf {
-    let mut name = shard.as_os_str().to_owned();
-    name.push(SUFFIX);
-    PathBuf::from(name)
-}
-
-/// Writes the file beside its place and renames it when finished.
-pub(crate) struct TextBytesWriter {
-    path: PathBuf,
-    file: BufWriter<NewFile>,
-    sha: Sha256,
-}
+/// Writes such a file.
+pub(crate) struct TextBytesWriter(SideFileWriter);
 
 impl TextBytesWriter {
     /// Starts the file of the shard at `shard`.
     pub(crate) fn create(shard: &Path) -> Result<Self, DataError> {
-        let path = path_of(shard);
-        let file = NewFile::create(&path).map_err(DataError::io("create", &path))?;
-        Ok(Self { path, file: BufWriter::new(file), sha: Sha256::new() })
+        Ok(Self(SideFileWriter::create(shard, SUFFIX)?))
     }
 
     /// Appends the tokens of one document.
     pub(crate) fn push(&mut self, bytes: &[u32]) -> Result<(), DataError> {
         let raw: Vec<u8> = bytes.iter().flat_map(|bytes| bytes.to_le_bytes()).collect();
-        self.sha.update(&raw);
-        self.file.write_all(&raw).map_err(DataError::io("write", &self.path))
+        self.0.write(&raw)
     }
 
     pub(crate) fn finish(self) -> Result<TextBytesEntry, DataError> {
-        let path = self.path;
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        let file = file.map_err(DataError::io("write", &path))?;
-        file.finish().map_err(DataError::io("write", &path))?;
-        Ok(TextBytesEntry { sha256: hex(&self.sha.finalize()) })
+        Ok(TextBytesEntry { sha256: self.0.finish()? })
     }
 }
 
 /// Such a file open for reading.
-pub(crate) struct TextBytes {
-    map: Mmap,
-}
+pub(crate) struct TextBytes(SideFile);
 
 impl TextBytes {
     /// Maps the file of the shard at `shard`, which has `tokens` tokens; with `verify` also checks
@@ -76,26 +51,13 @@ impl TextBytes {
         tokens: usize,
         verify: bool,
     ) -> Result<Self, DataError> {
-        let path = path_of(shard);
-        let file = files::open(&path).map_err(DataError::io("read", &path))?;
-        let length = file.metadata().map_err(DataError::io("read", &path))?.len();
-        if length != 4 * tokens as u64 {
-            let expected = format!("{} bytes, four a token", 4 * tokens as u64);
-            return Err(DataError::format(&path, "file size", expected, length.to_string(), NEXT));
-        }
-        let map = crate::shard::map_file(&file).map_err(DataError::io("map", &path))?;
-        if verify {
-            let found = hex(&Sha256::digest(&map[..]));
-            if found != entry.sha256 {
-                return Err(DataError::format(&path, "SHA-256", &entry.sha256, found, NEXT));
-            }
-        }
-        Ok(Self { map })
+        let sha256 = verify.then_some(entry.sha256.as_str());
+        Ok(Self(SideFile::open(shard, SUFFIX, (4 * tokens as u64, "four"), sha256)?))
     }
 
     /// Appends the bytes of the tokens in `range`.
     pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<u32>) {
-        let four = self.map.as_chunks::<4>().0;
+        let four = self.0.map.as_chunks::<4>().0;
         out.extend(four[range].iter().map(|&bytes| u32::from_le_bytes(bytes)));
     }
 }

@@ -9,7 +9,7 @@ use crate::state::AppState;
 use crate::template::TemplateInput;
 use crate::template_host::{Failure, TemplateHost};
 use crate::template_worker::Rendering;
-use crate::token_text::Controls;
+use crate::token_text::{Controls, TokenText};
 
 /// The values of a message's `role` that are taken; what one means is up to the model's template.
 pub(crate) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -51,7 +51,7 @@ pub(crate) fn prompt(
         .map(|(at, item)| message(at, item))
         .collect::<Result<Vec<_>, _>>()?;
     let Some([mark, end]) = controls::free_marks(&messages) else {
-        let message = "`messages` hold all characters from U+FDD0 to U+FDEF, expected two to be \
+        let message = "`messages` hold all characters from U+FDD0 to U+FDED, expected two to be \
                        free: no text has them";
         return Err(ApiError::field("messages", message));
     };
@@ -63,17 +63,8 @@ pub(crate) fn prompt(
     if let (true, Some(last)) = (continues, messages.last_mut()) {
         leave_open(last, end);
     }
-    let token_text = &state.token_text;
-    let bos_token = token_text.special(token_text.text.bos).unwrap_or_default();
-    let eos_token = token_text.special(token_text.text.eos.first().copied()).unwrap_or_default();
-    let input = TemplateInput {
-        messages,
-        add_generation_prompt: !continues && request.flag("add_generation_prompt", true),
-        bos_token,
-        eos_token,
-        tools: None,
-        documents: None,
-    };
+    let opens = !continues && request.flag("add_generation_prompt", true);
+    let input = input(&state.token_text, messages, opens);
     let rendering = Rendering { input, more: variables(state, request) };
     let text = template.render(&rendering).map_err(|failure| match failure {
         Failure::Template(error) => {
@@ -84,6 +75,23 @@ pub(crate) fn prompt(
     })?;
     let text = if continues { up_to(&text, end)? } else { text };
     Ok((text, controls))
+}
+
+/// What a template sees of `messages`, with or without the beginning of an answer.
+pub(crate) fn input(
+    token_text: &TokenText,
+    messages: Vec<Json>,
+    add_generation_prompt: bool,
+) -> TemplateInput {
+    let special = |id| token_text.special(id).unwrap_or_default();
+    TemplateInput {
+        messages,
+        add_generation_prompt,
+        bos_token: special(token_text.text.bos),
+        eos_token: special(token_text.text.eos.first().copied()),
+        tools: None,
+        documents: None,
+    }
 }
 
 fn template(state: &AppState) -> Result<&TemplateHost, ApiError> {
@@ -168,7 +176,10 @@ fn up_to(text: &str, end: char) -> Result<String, ApiError> {
 }
 
 /// A message as templates expect it: content is one string.
-fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
+///
+/// # Errors
+/// 400 for what is no message, by its field.
+pub(crate) fn message(at: usize, item: &Json) -> Result<Json, ApiError> {
     let Json::Map(entries) = item else {
         return Err(ApiError::value(&format!("messages[{at}]"), item, "an object"));
     };

@@ -8,8 +8,9 @@
 use crate::json::Json;
 use std::collections::BTreeSet;
 
-/// Characters that stand for nothing in any text; one of them is the mark.
-const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+/// Characters that stand for nothing in any text; one of them is the mark. The two behind them are
+/// [`LEARNED`](crate::template::LEARNED).
+const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDED}';
 
 /// Two characters that stand in none of the messages.
 pub(crate) fn free_marks(messages: &[Json]) -> Option<[char; 2]> {
@@ -90,21 +91,41 @@ impl ControlTokens {
         plain: impl Fn(&str) -> Result<Vec<u32>, E>,
     ) -> Result<Vec<u32>, E> {
         let mut ids = Vec::new();
+        for piece in self.pieces(text, mark) {
+            match piece {
+                Piece::Control(id, _) => ids.push(id),
+                Piece::Text(range) => ids.extend(between(&text[range], mark, &plain)?),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// A prompt in which the control tokens of messages are marked, cut at the others.
+    pub(crate) fn pieces(&self, text: &str, mark: char) -> Vec<Piece> {
+        let mut pieces = Vec::new();
         let (mut begun, mut at) = (0, 0);
         while let Some(c) = text[at..].chars().next() {
             match self.begins(&text[at..]) {
                 Some((spelling, id)) if !text[..at].ends_with(mark) => {
-                    ids.extend(between(&text[begun..at], mark, &plain)?);
-                    ids.push(*id);
+                    pieces.extend((begun < at).then_some(Piece::Text(begun..at)));
+                    pieces.push(Piece::Control(*id, at));
                     at += spelling.len();
                     begun = at;
                 }
                 _ => at += c.len_utf8(),
             }
         }
-        ids.extend(between(&text[begun..], mark, &plain)?);
-        Ok(ids)
+        pieces.extend((begun < at).then_some(Piece::Text(begun..at)));
+        pieces
     }
+}
+
+/// A part of a prompt.
+pub(crate) enum Piece {
+    /// A control token and where it stands.
+    Control(u32, usize),
+    /// Text between two of them.
+    Text(std::ops::Range<usize>),
 }
 
 /// Ids of the text between two control tokens, from which the marks go.

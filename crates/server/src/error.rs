@@ -61,6 +61,11 @@ impl ApiError {
         }
     }
 
+    /// What went wrong, as a sentence.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// 400 about a field.
     pub(crate) fn field(name: &str, message: impl Into<String>) -> Self {
         Self { param: Some(cut(name)), ..Self::new(400, message) }

@@ -80,6 +80,7 @@ mod choice;
 mod completions;
 mod connection;
 mod controls;
+mod conversation;
 mod converse;
 mod descriptors;
 mod dispatch;
@@ -114,6 +115,7 @@ mod template_worker;
 mod token_text;
 
 pub use backend::ModelInfo;
+pub use conversation::Conversations;
 pub use named_templates::{NAMED_TEMPLATES, NamedTemplate};
 pub use serve::serve;
 pub use settings::{ServeError, ServerLimits, ServerSettings, TemplateProgram};

@@ -84,7 +84,7 @@ impl AppState {
         let template = text
             .chat_template
             .as_deref()
-            .map(|source| TemplateHost::start(source, &settings.template_program, &limits));
+            .map(|source| TemplateHost::start(source, &settings.template_program, &limits, false));
         if let Some(Err(error)) = &template {
             tracing::warn!(%error, "the chat template cannot be used");
         }

@@ -6,6 +6,10 @@ use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde::{Deserialize, Serialize};
 
+/// Characters around what is to be learned in the renderings of [`ChatTemplate::marking`]; no text
+/// has them.
+pub(crate) const LEARNED: [char; 2] = ['\u{FDEE}', '\u{FDEF}'];
+
 /// A template, compiled once, with the bounds of every rendering. What these do not bound (how deep
 /// values nest, how much a filter allocates) ends the process that renders: see
 /// [`crate::template_worker`].
@@ -29,17 +33,25 @@ impl ChatTemplate {
     /// # Errors
     /// What the template's author wrote wrong, or what cannot be rendered as transformers does.
     pub(crate) fn new(source: &str, fuel: u64, most_bytes: usize) -> Result<Self, String> {
+        Self::with_clock(template_source::prepare(source)?, fuel, most_bytes, calendar::now)
+    }
+
+    /// The same with [`LEARNED`] around what `{% generation %}` holds.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub(crate) fn marking(source: &str, fuel: u64, most_bytes: usize) -> Result<Self, String> {
+        let source = template_source::prepare_marking(source)?;
         Self::with_clock(source, fuel, most_bytes, calendar::now)
     }
 
-    /// The same where `now` tells the time.
+    /// A template that is prepared, where `now` tells the time.
     fn with_clock(
-        source: &str,
+        source: String,
         fuel: u64,
         most_bytes: usize,
         now: fn() -> u64,
     ) -> Result<Self, String> {
-        let source = template_source::prepare(source)?;
         let mut environment = Environment::new();
         environment.set_fuel(Some(fuel));
         environment.set_recursion_limit(64);
@@ -55,6 +67,10 @@ impl ChatTemplate {
             calendar::format(now(), &format).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
         });
         template_filters::install(&mut environment);
+        environment.add_filter(template_source::MARK_ANSWERS, |text: String| {
+            let [begin, end] = LEARNED;
+            format!("{begin}{text}{end}")
+        });
         environment.add_template_owned("chat", source).map_err(|e| format!("{e:#}"))?;
         Ok(Self { environment, most_bytes })
     }
@@ -120,18 +136,21 @@ mod tests {
         {{ m['content'] | trim }}<|im_end|>\n\
         {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-    fn render(source: &str) -> Result<String, String> {
+    fn scene() -> TemplateInput {
         let messages = [Json::parse(br#"{"role":"user","content":" Hi <b> "}"#).unwrap()];
-        let scene = TemplateInput {
+        TemplateInput {
             messages: messages.to_vec(),
             add_generation_prompt: true,
             bos_token: "<s>".to_owned(),
             eos_token: "</s>".to_owned(),
             tools: None,
             documents: None,
-        };
+        }
+    }
+
+    fn render(source: &str) -> Result<String, String> {
         ChatTemplate::new(source, 300_000, 16 << 20)?
-            .render(&scene, Some(&Json::parse(br#"{"mood":"calm"}"#).unwrap()))
+            .render(&scene(), Some(&Json::parse(br#"{"mood":"calm"}"#).unwrap()))
     }
 
     #[test]
@@ -160,6 +179,20 @@ mod tests {
         for (source, expected) in cases {
             assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
         }
+    }
+
+    /// Marked or not, blanks go as transformers lets them go.
+    #[test]
+    fn what_the_assistant_wrote_is_marked() {
+        let source = "{% for m in messages %}[\n  {%- generation -%}\n  {% set x = 1 %}\
+                      {{ m.content }}\n  \
+                      {%- endgeneration -%}  \n]{% endfor %}";
+        assert_eq!(render(source).unwrap(), "[ Hi <b> ]");
+        let scene = scene();
+        let marked = ChatTemplate::marking(source, 300_000, 16 << 20).unwrap();
+        assert_eq!(marked.render(&scene, None).unwrap(), "[\u{FDEE} Hi <b> \u{FDEF}]");
+        assert!(template_source::marks_answers(source));
+        assert!(!template_source::marks_answers("{% raw %}{% generation %}{% endraw %}"));
     }
 
     #[test]
@@ -248,6 +281,7 @@ mod tests {
             tools: None,
             documents: None,
         };
+        let source = template_source::prepare(source)?;
         ChatTemplate::with_clock(source, 300_000, 16 << 20, || 1_721_984_703)?
             .render(&scene, table.get("variables"))
     }

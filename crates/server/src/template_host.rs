@@ -57,7 +57,8 @@ impl Drop for Worker {
 }
 
 impl TemplateHost {
-    /// Starts a process and has it compile the template.
+    /// Starts a process and has it compile the template, whose renderings have marks around what
+    /// `{% generation %}` holds, or none.
     ///
     /// # Errors
     /// What the template's author wrote wrong, or why there is no process.
@@ -65,6 +66,7 @@ impl TemplateHost {
         source: &str,
         program: &TemplateProgram,
         limits: &ServerLimits,
+        marking: bool,
     ) -> Result<Self, Failure> {
         let time = limits.template_time;
         let setup = Setup {
@@ -73,6 +75,7 @@ impl TemplateHost {
             most_bytes: limits.template_bytes,
             // The server's own clock comes first.
             most_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(2),
+            marking,
         };
         let host = Self {
             program: program.clone(),

@@ -3,6 +3,9 @@
 
 use std::collections::BTreeSet;
 
+/// The filter that marks what the assistant wrote; no template can name it itself.
+pub(crate) const MARK_ANSWERS: &str = "lathe_mark_answers";
+
 /// Statements that exist here; `generation` marks what the assistant wrote, and shows it.
 const STATEMENTS: [&str; 26] = [
     "if",
@@ -202,6 +205,25 @@ const METHODS: [&str; 51] = [
 /// # Errors
 /// The first construct that cannot be rendered as transformers does it, by its name.
 pub(crate) fn prepare(source: &str) -> Result<String, String> {
+    prepared(source, "with", "endwith")
+}
+
+/// The same where what `generation` holds goes through the filter [`MARK_ANSWERS`].
+///
+/// # Errors
+/// As [`prepare`].
+pub(crate) fn prepare_marking(source: &str) -> Result<String, String> {
+    let begin = format!("with %}}{{% filter {MARK_ANSWERS}");
+    prepared(source, &begin, "endfilter %}{% endwith")
+}
+
+/// Whether a template says by `generation` what the assistant wrote.
+pub(crate) fn marks_answers(source: &str) -> bool {
+    prepare(source) != prepare_marking(source)
+}
+
+/// With `begin` and `end` in the place of `generation` and its end.
+fn prepared(source: &str, begin: &str, end: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut known: BTreeSet<String> = FUNCTIONS.iter().map(|&name| name.to_owned()).collect();
@@ -222,8 +244,8 @@ pub(crate) fn prepare(source: &str) -> Result<String, String> {
                     out.push_str(&after[..end]);
                     rest = &after[end..];
                 }
-                Some("generation") => out.push_str(&tag.replacen("generation", "with", 1)),
-                Some("endgeneration") => out.push_str(&tag.replacen("endgeneration", "endwith", 1)),
+                Some("generation") => out.push_str(&tag.replacen("generation", begin, 1)),
+                Some("endgeneration") => out.push_str(&tag.replacen("endgeneration", end, 1)),
                 found if pass == 0 => collect(tag, found, &mut known),
                 found => {
                     check(tag, found, &known)?;

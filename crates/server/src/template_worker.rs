@@ -23,6 +23,8 @@ pub(crate) struct Setup {
     pub(crate) fuel: u64,
     pub(crate) most_bytes: usize,
     pub(crate) most_ms: u64,
+    /// Whether what `{% generation %}` holds is marked.
+    pub(crate) marking: bool,
 }
 
 /// Every further message: one rendering.
@@ -47,7 +49,8 @@ pub fn render_templates() -> io::Result<()> {
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let setup: Setup = serde_json::from_slice(&frames::read(&mut socket, usize::MAX)?)?;
     let watch = Watch::start(Duration::from_millis(setup.most_ms));
-    let template = watch.over(|| ChatTemplate::new(&setup.source, setup.fuel, setup.most_bytes));
+    let new = if setup.marking { ChatTemplate::marking } else { ChatTemplate::new };
+    let template = watch.over(|| new(&setup.source, setup.fuel, setup.most_bytes));
     answer(&mut socket, template.as_ref().map(|_| "").map_err(String::as_str))?;
     let Ok(template) = template else { return Ok(()) };
     loop {

@@ -8,8 +8,8 @@ use model::ModelConfig;
 use crate::error::refuse;
 use crate::given_config::model_config;
 use crate::rounded::{self, only_runs};
-use crate::stored::load;
-use crate::{Stored, TrainError};
+use crate::stored::{load, model_of, text};
+use crate::{SpecialTokens, Stored, TrainError};
 
 /// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.
 pub fn run_folder(path: &Path) -> PathBuf {
@@ -38,6 +38,18 @@ pub(crate) struct Found {
     pub(crate) loaded: Loaded,
     /// Newer ones of the same run that could not be read, newest first.
     pub(crate) passed_over: Vec<Damaged>,
+}
+
+/// The text side of a checkpoint.
+pub struct StoredText {
+    /// The text of its tokenizer.json.
+    pub tokenizer: Option<Vec<u8>>,
+    /// Special ids and chat template, where the model came with them.
+    pub special: Option<SpecialTokens>,
+    /// The folder that was opened.
+    pub folder: PathBuf,
+    /// Newer checkpoints of the same run that could not be read, newest first.
+    pub passed_over: Vec<Damaged>,
 }
 
 impl Found {
@@ -89,6 +101,17 @@ pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
 /// Nothing there, damage, or contents that do not fit.
 pub fn load_for_use(path: &Path) -> Result<Stored, TrainError> {
     find(path)?.model()
+}
+
+/// What the checkpoint at `path` says about text, without its model.
+///
+/// # Errors
+/// Nothing there, damage, or contents that do not fit, as for [`load_for_use`].
+pub fn load_text(path: &Path) -> Result<StoredText, TrainError> {
+    let Found { mut loaded, passed_over } = find(path)?;
+    let special = text(&loaded, &model_of(&loaded)?)?;
+    let tokenizer = loaded.files.remove("tokenizer.json");
+    Ok(StoredText { tokenizer, special, folder: loaded.path, passed_over })
 }
 
 /// The model of the checkpoint at `path`, for recipes that start from it. Of a run it is that of

@@ -75,7 +75,7 @@ pub struct StepReport {
     pub skipped: bool,
 }
 
-/// Packs windows into the rows of one pass.
+/// Packs windows into the rows of one pass. What is not to be learned does not count.
 pub fn pack(windows: &[Window], document_mask: bool) -> Batch {
     let sequences: Vec<BatchSequence<'_>> = windows
         .iter()
@@ -86,7 +86,10 @@ pub fn pack(windows: &[Window], document_mask: bool) -> Batch {
             same_document: &w.target_same_document,
         })
         .collect();
-    Batch::pack(&sequences, document_mask)
+    let mut batch = Batch::pack(&sequences, document_mask);
+    let learned = windows.iter().flat_map(|w| &w.learned);
+    batch.counts.iter_mut().zip(learned).for_each(|(counts, learned)| *counts &= learned);
+    batch
 }
 
 impl Trainer {

@@ -375,7 +375,10 @@ pub fn load(loaded: &Loaded) -> Result<Stored, TrainError> {
     })
 }
 
-fn text(loaded: &Loaded, config: &ModelConfig) -> Result<Option<SpecialTokens>, TrainError> {
+pub(crate) fn text(
+    loaded: &Loaded,
+    config: &ModelConfig,
+) -> Result<Option<SpecialTokens>, TrainError> {
     if !loaded.json.contains_key("text") {
         return Ok(None);
     }

@@ -1,6 +1,6 @@
 //! Validation from the ends of documents, where whole documents would leave too little of it.
 
-use super::{BuildOptions, SplitBy, split_of};
+use super::{BuildOptions, Encoded, SplitBy, split_of};
 use crate::DataError;
 use crate::documents::{Document, Documents, InputFile};
 use crate::manifest::Split;
@@ -13,35 +13,34 @@ const SHARES: [u32; 5] = [100, 200, 300, 400, 500];
 /// What decides the split of a document that its input leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// It goes to one side, by its hash.
-    Whole,
+    /// It goes to one side, by its hash: so many of a thousand are for validation.
+    Whole(u32),
     /// Of every thousand bytes so many, at its end, are for validation.
     Ends(u32),
 }
 
-/// Whole documents where these fill a window on both sides, or where nothing else was left open;
-/// otherwise the smallest share that does, and the smallest of all where none does.
+/// Whole documents where these fill a window on both sides, or where nothing was left open.
+/// Otherwise the smallest share that does, of each document or, since half a conversation is none,
+/// of all conversations; and the smallest of all where none does.
 pub(super) fn cut(
     files: &[InputFile],
     tokenizer: &Tokenizer,
     options: &BuildOptions<'_>,
 ) -> Result<Cut, DataError> {
-    let drawn =
-        (1..1000).contains(&options.valid_per_mille) && options.split_by == SplitBy::Content;
-    let open = files.iter().any(|file| file.split.is_none());
-    let Some(window) = options.window.filter(|_| drawn && open) else { return Ok(Cut::Whole) };
-    let fills = |cut| fills_both(files, tokenizer, options, window, cut);
-    if fills(Cut::Whole)? {
-        return Ok(Cut::Whole);
-    }
     let asked = options.valid_per_mille;
-    let shares = SHARES.into_iter().map(|share| share.max(asked));
-    for share in shares {
-        if fills(Cut::Ends(share))? {
-            return Ok(Cut::Ends(share));
+    let drawn = (1..1000).contains(&asked) && options.split_by == SplitBy::Content;
+    let open = files.iter().any(|file| file.split.is_none());
+    let Some(window) = options.window.filter(|_| drawn && open) else {
+        return Ok(Cut::Whole(asked));
+    };
+    let larger = if options.chat.is_some() { Cut::Whole } else { Cut::Ends };
+    let tries = SHARES.map(|share| larger(share.max(asked)));
+    for cut in std::iter::once(Cut::Whole(asked)).chain(tries) {
+        if fills_both(files, tokenizer, options, window, cut)? {
+            return Ok(cut);
         }
     }
-    Ok(Cut::Ends(SHARES[0].max(asked)))
+    Ok(tries[0])
 }
 
 /// Whether both sides have more than `window` tokens, so that there is something to predict in each
@@ -56,12 +55,12 @@ fn fills_both(
     let mut tokens = [0; 2];
     for next in Documents::new(files.to_vec(), options.read.clone()) {
         let (file, document) = next?;
-        for (part, split) in parts(document, files[file].split, cut, options) {
+        for (part, split) in parts(document, files[file].split, cut) {
             let side: &mut usize = &mut tokens[split as usize];
             if *side <= window {
-                // A text that cannot be encoded is told, or left out, when the folder is built.
-                // Each document ends with one token more.
-                *side += tokenizer.encode_ordinary(&part.text).map_or(0, |ids| ids.len() + 1);
+                // What cannot be encoded is told, or left out, when the folder is built.
+                *side += Encoded::new(tokenizer, options.chat, &part.text, 0)
+                    .map_or(0, |encoded| encoded.ids.len());
             }
         }
         if tokens.iter().all(|&tokens| tokens > window) {
@@ -72,17 +71,12 @@ fn fills_both(
 }
 
 /// A document with its split, or its beginning and its end with theirs.
-pub(super) fn parts(
-    document: Document,
-    given: Option<Split>,
-    cut: Cut,
-    options: &BuildOptions<'_>,
-) -> Vec<(Document, Split)> {
+pub(super) fn parts(document: Document, given: Option<Split>, cut: Cut) -> Vec<(Document, Split)> {
     match (given, cut) {
         (Some(split), _) => vec![(document, split)],
         (None, Cut::Ends(per_mille)) => ends_apart(document, per_mille),
-        (None, Cut::Whole) => {
-            let split = split_of(document.text.as_bytes(), options.valid_per_mille);
+        (None, Cut::Whole(per_mille)) => {
+            let split = split_of(document.text.as_bytes(), per_mille);
             vec![(document, split)]
         }
     }

@@ -1,5 +1,6 @@
 //! JSON Lines, plain or packed with gzip or zstd: one object per line with the text in one field.
 
+use super::json_text::JsonText;
 use super::{Bad, Packing, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
 use flate2::bufread::MultiGzDecoder;
@@ -26,13 +27,21 @@ pub(super) fn open(
             Box::new(BufReader::with_capacity(1 << 18, decoder))
         }
     };
-    let text_field = options.text_field.clone();
-    Ok(Box::new(Lines { lines, text_field, max_row: options.max_row, row: 0, ended: false }))
+    Ok(Box::new(Lines {
+        lines,
+        text_field: options.text_field.clone(),
+        messages: options.messages,
+        max_row: options.max_row,
+        row: 0,
+        ended: false,
+    }))
 }
 
 struct Lines {
     lines: Box<dyn BufRead + Send>,
     text_field: String,
+    /// Whether that field may hold any JSON, which is the text then.
+    messages: bool,
     max_row: usize,
     row: u64,
     ended: bool,
@@ -67,7 +76,7 @@ impl Lines {
             let found = format!("a broken sequence at byte {} of the line", e.valid_up_to());
             Bad::new(self.row, "line", "UTF-8", found)
         })?;
-        let wanted = Wanted(&self.text_field);
+        let wanted = Wanted { text_field: &self.text_field, whole: self.messages };
         let mut from = serde_json::Deserializer::from_str(text);
         let fields = wanted
             .deserialize(&mut from)
@@ -124,8 +133,11 @@ struct Fields {
     licence: Option<Field>,
 }
 
-/// Reads [`Fields`], given the name of the text's.
-struct Wanted<'n>(&'n str);
+/// Reads [`Fields`], given the name of the text's, which may be `whole` JSON.
+struct Wanted<'n> {
+    text_field: &'n str,
+    whole: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for Wanted<'_> {
     type Value = Fields;
@@ -146,7 +158,11 @@ impl<'de> Visitor<'de> for Wanted<'_> {
         let mut fields = Fields::default();
         while let Some(name) = from.next_key::<Cow<'_, str>>()? {
             let place = match name.as_ref() {
-                name if name == self.0 => &mut fields.text,
+                name if name == self.text_field && self.whole => {
+                    fields.text = Some(Field::Text(from.next_value::<JsonText>()?.0));
+                    continue;
+                }
+                name if name == self.text_field => &mut fields.text,
                 "source" => &mut fields.source,
                 "license" => &mut fields.license,
                 "licence" => &mut fields.licence,
