@@ -52,6 +52,12 @@ pub(crate) enum Command {
     /// The text goes out as the model writes it where a program or a file reads it. On a terminal,
     /// characters that would steer it are shown as their pictures; ends of lines and tabs stay.
     Generate(Generate),
+    /// Talk with a checkpoint in the terminal, through its chat template
+    ///
+    /// Each line is a message. Ctrl-C stops an answer; at the prompt it ends the program. Lines
+    /// that begin with a slash are commands: /save FILE, /clear, /quit; two slashes begin a message
+    /// that begins with one. From a pipe each line is a message, too.
+    Chat(Chat),
     /// Make a checkpoint from a Hugging Face folder, a GGUF file, or a folder that export wrote
     Import(Import),
     /// Write a checkpoint as a Hugging Face folder, a GGUF file, or a folder in Lathe's own format
@@ -149,15 +155,24 @@ pub(crate) struct DataBuild {
     /// Files or folders that are used for validation only
     #[arg(long, num_args = 1..)]
     pub(crate) validation: Vec<PathBuf>,
-    /// Tokenizer file that `lathe tokenizer train` wrote (tokenizer.json)
-    #[arg(long)]
+    /// Tokenizer file that `lathe tokenizer train` wrote (tokenizer.json), or a checkpoint: its
+    /// tokenizer, and with --chat its template
+    #[arg(long, value_name = "CHECKPOINT_OR_FILE")]
     pub(crate) tokenizer: PathBuf,
     /// Folder to make for the shards
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Field of JSONL and Parquet rows that holds the text
-    #[arg(long, default_value = "text")]
-    pub(crate) text_field: String,
+    /// Rows are conversations, a list of messages with role and content: the checkpoint's chat
+    /// template makes text of them, of which training learns what the assistant says
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Use this chat template (a Jinja file, or by name: chatml, plain) instead of the
+    /// checkpoint's
+    #[arg(long, requires = "chat", value_name = "FILE_OR_NAME")]
+    pub(crate) chat_template: Option<String>,
+    /// Field of JSONL and Parquet rows that holds the text [default: text, or with --chat messages]
+    #[arg(long)]
+    pub(crate) text_field: Option<String>,
     /// Documents out of a thousand that are used for validation
     #[arg(long, default_value_t = 10, value_parser = numbers::upto::<u32>(1000))]
     pub(crate) valid_per_mille: u32,
@@ -245,6 +260,24 @@ pub(crate) struct Generate {
     /// Generate at most this many tokens [default: 128, or what the context leaves]
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) drawing: Drawing,
+    /// Limit every token to this many recursions
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
+    pub(crate) max_depth: Option<usize>,
+    /// Colour each token by the number of recursions it took, and print the mean
+    #[arg(long)]
+    pub(crate) show_depth: bool,
+    /// Continue past the end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    #[arg(long, value_name = "FORMATS", help = weights_help())]
+    pub(crate) weights: Option<WeightFormats>,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Args)]
+pub(crate) struct Drawing {
     /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.8, value_parser = numbers::real::<f32>(0.0, 1e6))]
     pub(crate) temperature: f32,
@@ -260,15 +293,30 @@ pub(crate) struct Generate {
     /// Seed of the random draws
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// Checkpoint, or folder of a training run
+    pub(crate) checkpoint: PathBuf,
+    /// Message of the system, which stands before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Use this chat template (a Jinja file, or by name: chatml, plain) instead of the
+    /// checkpoint's
+    #[arg(long, value_name = "FILE_OR_NAME")]
+    pub(crate) chat_template: Option<String>,
+    /// An answer has at most this many tokens [default: 1024, or what the context leaves]
+    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) drawing: Drawing,
     /// Limit every token to this many recursions
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) max_depth: Option<usize>,
     /// Colour each token by the number of recursions it took, and print the mean
     #[arg(long)]
     pub(crate) show_depth: bool,
-    /// Continue past the end-of-text token
-    #[arg(long)]
-    pub(crate) ignore_eos: bool,
     #[arg(long, value_name = "FORMATS", help = weights_help())]
     pub(crate) weights: Option<WeightFormats>,
 }

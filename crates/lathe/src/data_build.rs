@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
-use data::build::{BuildOptions, Progress, SplitBy, build as build_shards};
+use anyhow::{Context, Result, anyhow, ensure};
+use data::build::{BuildOptions, ChatEncoder, Progress, SplitBy, build as build_shards};
 use data::documents::{Documents, FoundFiles, Input, ReadOptions, list_files};
 use data::{Manifest, Split, Tokenizer, TrainOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Table, human_bytes, human_count};
+use server::Conversations;
+use train::SpecialTokens;
 
 use crate::arguments::{DataBuild, TokenizerTrain};
-use crate::output;
+use crate::{open, output, render_templates};
 
 /// Runs `lathe tokenizer train`.
 pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
@@ -49,17 +51,27 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
 
 /// Runs `lathe data build`.
 pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
-    let tokenizer = Tokenizer::load(&options.tokenizer)?;
+    let (tokenizer, known) = open::tokenizer(&options.tokenizer)?;
+    let conversations = match options.chat {
+        true => Some(conversations(options, tokenizer.clone(), known)?),
+        false => None,
+    };
     let mut inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
     for path in &options.validation {
         inputs.push(Input { path: path.clone(), split: Some(Split::Validation) });
     }
-    let read = ReadOptions {
-        text_field: options.text_field.clone(),
+    let usual = if options.chat { "messages" } else { "text" };
+    let mut read = ReadOptions {
+        text_field: options.text_field.clone().unwrap_or_else(|| usual.to_owned()),
+        messages: options.chat,
         skip_bad: options.skip_bad,
         max_row: options.max_row,
         ..Default::default()
     };
+    if options.chat {
+        // Plain text has no rows.
+        read.extensions.clear();
+    }
     let bar = bar(0, "files");
     let manifest = build_shards(
         &inputs,
@@ -70,6 +82,7 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
             valid_per_mille: options.valid_per_mille,
             split_by: if options.split_by_file { SplitBy::File } else { SplitBy::Content },
             window: Some(options.sequence_length),
+            chat: conversations.as_ref().map(|chat| chat as &dyn ChatEncoder),
             progress: Some(&|progress| advance(&bar, &progress)),
             ..BuildOptions::default()
         },
@@ -94,20 +107,38 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What makes text of conversations: the template that was named, or the checkpoint's.
+fn conversations(
+    options: &DataBuild,
+    tokenizer: Tokenizer,
+    known: SpecialTokens,
+) -> Result<Conversations> {
+    let template = options.chat_template.as_deref();
+    let text = open::chat_text(&options.tokenizer, known, tokenizer, template)?;
+    Conversations::to_learn(text, &render_templates::program()).map_err(|error| anyhow!(error))
+}
+
 /// How much each side got, and how the documents came there.
 fn sides(manifest: &Manifest, options: &DataBuild) -> String {
     let side = |split| {
         let (total, length) = (manifest.split(split).total, options.sequence_length);
         let windows = manifest.windows(split, length);
-        format!(
-            "{split} {} tokens, {windows} windows of {length}",
-            human_count(total.tokens as f64)
-        )
+        let learned = match options.chat {
+            true => format!(" ({} learned)", human_count(manifest.learned(split) as f64)),
+            false => String::new(),
+        };
+        let tokens = human_count(total.tokens as f64);
+        format!("{split} {tokens} tokens{learned}, {windows} windows of {length}")
     };
-    let how = match manifest.ends_per_mille {
-        Some(per_mille) => ends(per_mille),
-        None if options.split_by_file => "whole files, by their names".to_owned(),
-        None => "whole documents, by their text".to_owned(),
+    let how = match (manifest.ends_per_mille, manifest.raised_per_mille) {
+        (Some(per_mille), _) => ends(per_mille),
+        (None, Some(per_mille)) => format!(
+            "whole conversations, {} % for validation, since fewer would not fill a window",
+            f64::from(per_mille) / 10.0
+        ),
+        _ if options.split_by_file => "whole files, by their names".to_owned(),
+        _ if options.chat => "whole conversations, by their text".to_owned(),
+        _ => "whole documents, by their text".to_owned(),
     };
     format!("{}; {}; split: {how}", side(Split::Train), side(Split::Validation))
 }

@@ -10,7 +10,7 @@ use engine::{Generated, Generation, Sampler};
 use report::DepthColors;
 use train::Stored;
 
-use crate::arguments::Generate;
+use crate::arguments::{Drawing, Generate};
 use crate::{open, output};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
@@ -32,13 +32,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
             text
         }
     };
-    let sampler = Sampler {
-        temperature: options.temperature,
-        top_k: options.top_k,
-        top_p: options.top_p,
-        min_p: options.min_p,
-        seed: options.seed,
-    };
+    let sampler = options.drawing.sampler();
     open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let started = Instant::now();
     let wanted = Wanted {
@@ -54,22 +48,34 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     };
     let generated = continue_text(&stored, &tokenizer, &wanted)?;
     output::line("");
-    let seconds = started.elapsed().as_secs_f64();
-    let passes: u32 = generated.tokens.iter().map(|t| t.depth).sum();
-    let count = generated.tokens.len().max(1) as f64;
-    let summary = format!(
-        "{} tokens, {:.1} tokens/s with the prompt, mean depth {:.2}, {} of keys and values",
-        generated.tokens.len(),
-        count / seconds,
-        f64::from(passes) / count,
-        report::human_bytes(generated.kv_bytes as u64)
-    );
+    let summary = summary(&generated, started);
     if options.show_depth {
         output::note(summary)
     } else {
         tracing::info!("{summary}")
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Drawing {
+    pub(crate) fn sampler(&self) -> Sampler {
+        let Self { temperature, top_k, top_p, min_p, seed } = *self;
+        Sampler { temperature, top_k, top_p, min_p, seed }
+    }
+}
+
+/// What a text cost that was begun at `started`.
+pub(crate) fn summary(generated: &Generated, started: Instant) -> String {
+    let seconds = started.elapsed().as_secs_f64();
+    let passes: u32 = generated.tokens.iter().map(|t| t.depth).sum();
+    let count = generated.tokens.len().max(1) as f64;
+    format!(
+        "{} tokens, {:.1} tokens/s with the prompt, mean depth {:.2}, {} of keys and values",
+        generated.tokens.len(),
+        count / seconds,
+        f64::from(passes) / count,
+        report::human_bytes(generated.kv_bytes as u64)
+    )
 }
 
 /// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with
@@ -97,45 +103,57 @@ pub(crate) fn continue_text(
     wanted: &Wanted<'_>,
 ) -> Result<Generated> {
     let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
-    let rule = open::causal(stored)?;
     let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
-    let painted = wanted.show_depth && output::colors();
-    let colors = DepthColors::new(stored.model.config().recursions, painted);
-    let mut stream = tokenizer.decode_stream();
     output::text(wanted.prompt);
+    let rule = open::causal(stored)?;
+    let what = Generation {
+        prompt: &prompt,
+        max_tokens: wanted.max_tokens,
+        stop: &stop,
+        sampler: wanted.sampler,
+        rule: &rule,
+        state: &stored.state,
+        max_depth: wanted.max_depth,
+        choice: wanted.choice,
+    };
+    Ok(stream(stored, tokenizer, &what, wanted.show_depth, &|| false)?.0)
+}
+
+/// Streams what is generated, until its end or until `stopped`; gives its text, too.
+pub(crate) fn stream(
+    stored: &Stored,
+    tokenizer: &Tokenizer,
+    what: &Generation<'_>,
+    show_depth: bool,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(Generated, String)> {
+    let painted = show_depth && output::colors();
+    let colors = DepthColors::new(stored.model.config().recursions, painted);
+    let (mut decoded, mut whole) = (tokenizer.decode_stream(), String::new());
     let mut bad = None;
-    let generated = engine::generate(
-        &stored.model,
-        &Generation {
-            prompt: &prompt,
-            max_tokens: wanted.max_tokens,
-            stop: &stop,
-            sampler: wanted.sampler,
-            rule: &rule,
-            state: &stored.state,
-            max_depth: wanted.max_depth,
-            choice: wanted.choice,
-        },
-        &mut |token| {
-            if stop.contains(&token.id) {
-                return true;
-            }
-            match stream.push(token.id) {
-                Ok(Some(text)) if painted => {
-                    output::piece(&colors.paint(&text, token.depth as f32))
+    let generated = engine::generate(&stored.model, what, &mut |token| {
+        if what.stop.contains(&token.id) {
+            return true;
+        }
+        match decoded.push(token.id) {
+            Ok(Some(text)) => {
+                match painted {
+                    true => output::piece(&colors.paint(&text, token.depth as f32)),
+                    false => output::text(&text),
                 }
-                Ok(Some(text)) => output::text(&text),
-                Ok(None) => {}
-                Err(error) => bad = Some(error),
+                whole.push_str(&text);
             }
-            bad.is_none() && !output::is_lost()
-        },
-    )?;
+            Ok(None) => {}
+            Err(error) => bad = Some(error),
+        }
+        bad.is_none() && !output::is_lost() && !stopped()
+    })?;
     if let Some(error) = bad {
         return Err(error.into());
     }
-    if let Some(rest) = stream.finish() {
+    if let Some(rest) = decoded.finish() {
         output::text(&rest);
+        whole.push_str(&rest);
     }
-    Ok(generated)
+    Ok((generated, whole))
 }

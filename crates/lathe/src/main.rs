@@ -4,6 +4,7 @@
 
 mod arguments;
 mod bench;
+mod chat;
 mod convert;
 mod data_build;
 mod evaluate;
@@ -114,6 +115,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Train(options) => train_run::run(&options),
         Command::Eval(options) => evaluate::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Chat(options) => chat::run(&options),
         Command::Import(options) => import::import(&options),
         Command::Export(options) => import::export(&options),
         Command::Convert(options) => convert::run(&options),

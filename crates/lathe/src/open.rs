@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use checkpoint::{Disk, FaultyDisk, RealDisk};
 use data::Tokenizer;
 use model::{Causality, Model, Rule, WeightFormats};
-use train::{Stored, TrainError};
+use server::ModelText;
+use train::{SpecialTokens, Stored, TrainError};
 
-use crate::output;
+use crate::{output, serve};
 
 /// The most bytes of a text that an option names, such as a prompt or a template.
 pub(crate) const LONGEST_TEXT: u64 = 64 << 20;
@@ -49,7 +50,7 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     let tokenizer = Tokenizer::from_json(json)
         .with_context(|| format!("tokenizer.json of {}", path.display()))?;
     let (found, expected) = (tokenizer.vocab_size(), stored.model.config().vocab_size);
-    anyhow::ensure!(
+    ensure!(
         found <= expected,
         "tokenizer.json of {} has {found} ids, the model's vocabulary {expected}: \
          they do not belong together",
@@ -58,11 +59,53 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     Ok((stored, tokenizer))
 }
 
+/// A tokenizer with what is known about text beside it, from a checkpoint or, with nothing, from a
+/// tokenizer.json.
+pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
+    if !path.is_dir() {
+        return Ok((Tokenizer::load(path)?, SpecialTokens::default()));
+    }
+    let found = train::load_text(path)
+        .with_context(|| format!("opening the checkpoint {}", path.display()))?;
+    train::older(&found.passed_over, &found.folder).iter().for_each(output::note);
+    let json = found.tokenizer.with_context(|| {
+        format!("checkpoint {} has no tokenizer.json: name a tokenizer file", path.display())
+    })?;
+    let json = String::from_utf8(json);
+    let json = json.with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    let tokenizer = Tokenizer::from_json(&json)
+        .with_context(|| format!("tokenizer.json of {}", path.display()))?;
+    Ok((tokenizer, found.special.unwrap_or_default()))
+}
+
 /// The ids at which generation ends: those that the model came with, or the tokenizer's end of
 /// text.
 pub(crate) fn stops(stored: &Stored, tokenizer: &Tokenizer) -> Vec<u32> {
-    let known = stored.text.as_ref().map_or(&[][..], |text| &text.eos);
+    ends(stored.text.as_ref(), tokenizer)
+}
+
+fn ends(known: Option<&SpecialTokens>, tokenizer: &Tokenizer) -> Vec<u32> {
+    let known = known.map_or(&[][..], |text| &text.eos);
     if known.is_empty() { tokenizer.eos_id().into_iter().collect() } else { known.to_vec() }
+}
+
+/// The text side of the model at `path` for conversations, with its own chat template or the one
+/// that is named.
+pub(crate) fn chat_text(
+    path: &Path,
+    known: SpecialTokens,
+    tokenizer: Tokenizer,
+    template: Option<&str>,
+) -> Result<ModelText> {
+    let eos = ends(Some(&known), &tokenizer);
+    let text = serve::text(known, eos, tokenizer, template)?;
+    ensure!(
+        text.chat_template.is_some(),
+        "{} has no chat template: name a checkpoint that has one, or give --chat-template (a file, \
+         chatml or plain)",
+        path.display()
+    );
+    Ok(text)
 }
 
 /// The ids of a prompt, with the beginning that the model expects before every text.

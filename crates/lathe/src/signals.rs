@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once. A file that
+//! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once. In a chat
+//! SIGINT stops the answer. A file that
 //! may not grow is an error and no signal.
 
 use std::sync::Arc;
@@ -37,5 +38,37 @@ impl Asked {
     /// True after the first signal.
     pub(crate) fn stop(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// SIGINT where somebody types: it ends the process while a line is awaited, and otherwise stops
+/// what is going on.
+pub(crate) struct Interrupt {
+    waiting: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Takes over the signal of this process from here on.
+    pub(crate) fn listen() -> Result<Self> {
+        let (waiting, asked) = (Arc::default(), Arc::default());
+        flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&waiting))
+            .context("listening for signals")?;
+        flag::register(SIGINT, Arc::clone(&asked)).context("listening for signals")?;
+        Ok(Self { waiting, asked })
+    }
+
+    /// Does `read`, during which the signal ends the process.
+    pub(crate) fn waiting<T>(&self, read: impl FnOnce() -> T) -> T {
+        self.asked.store(false, Ordering::Relaxed);
+        self.waiting.store(true, Ordering::Relaxed);
+        let done = read();
+        self.waiting.store(false, Ordering::Relaxed);
+        done
+    }
+
+    /// Whether the signal came since the last line.
+    pub(crate) fn stop(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 }

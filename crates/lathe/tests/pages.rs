@@ -46,13 +46,16 @@ const RULES: &[(&str, How)] = &[
     ("cargo test", Not("it is what runs here")),
     ("export PATH", Not("the test has its own")),
     ("lathe tokenizer train", With("")),
+    ("lathe data build --chat", With("--chat-template chatml --sequence-length 32")),
     ("lathe data build", With("--valid-per-mille 100")),
     ("lathe train recipes/cpu-5m-mor3.toml", With(TINY)),
+    ("lathe train recipes/chat/lora.toml", With(TINY)),
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
     ("lathe eval runs/mor", With("--windows 1")),
     ("lathe eval runs/quickstart", With("--limit 2")),
     ("lathe quantize", With("")),
     ("lathe generate", With("")),
+    ("lathe chat", As("echo hi | lathe chat runs/chat --chat-template chatml --max-tokens 4")),
     ("lathe inspect", With("")),
     ("lathe serve", Serves),
     ("curl -s http://127.0.0.1:8080/v1/completions", Asks),
@@ -158,6 +161,11 @@ fn prepared() -> Place {
         }
     }
     place.write("some.txt", common::document(3, 10));
+    let said =
+        |role, seed| serde_json::json!({ "role": role, "content": common::document(seed, 2) });
+    let chat = |i| serde_json::json!({ "messages": [said("user", i), said("assistant", 9 * i)] });
+    let chats: String = (0..60).map(|i| format!("{}\n", chat(i))).collect();
+    place.write("chats/rows.jsonl", chats);
     place.train_tokenizer_of("texts", "600", "small.json");
     let deeper = dense_recipe().replace("layers = 5", "layers = 8");
     place.write("dense.toml", deeper.replace("dir = \"data\"", "dir = \"small\""));

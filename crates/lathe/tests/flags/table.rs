@@ -3,6 +3,8 @@
 use crate::Check::{Allows, As, Counts, Differs, Forbids, Json, Listed, Says, Test, Writes};
 use crate::Line;
 
+const CHAT: &str = "tests/chat.rs";
+const CHATS: &str = "tests/chats.rs";
 const CLI: &str = "tests/command_line.rs";
 const VERBS: &str = "tests/flags/verbs.rs";
 const SERVING: &str = "tests/flags/serving.rs";
@@ -71,6 +73,8 @@ pub(crate) const TABLE: &[Line] = &[
         Differs("--input text --out @", "--tokenizer tokenizer.json", "--tokenizer larger.json"),
     ),
     ("data build", "--out", Writes("--input text --tokenizer tokenizer.json --out @")),
+    ("data build", "--chat", Test(CHATS, "a_model_learns_to_answer")),
+    ("data build", "--chat-template", Test(CHATS, "a_model_learns_to_answer")),
     (
         "data build",
         "--text-field",
@@ -140,6 +144,17 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     ("eval", "--weights", Differs("run --data data --windows 2 --json", "", "--weights int4")),
     ("eval", "--json", Json("run --data data --windows 2")),
+    ("chat", "--system", Test(CHAT, "each_line_is_a_message_and_answers_are_remembered")),
+    ("chat", "--chat-template", Test(CHAT, "what_makes_no_sense_is_told")),
+    ("chat", "--max-tokens", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--temperature", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--top-k", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--top-p", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--min-p", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--seed", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--max-depth", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--show-depth", Test(CHAT, "options_are_those_of_generate")),
+    ("chat", "--weights", Test(CHAT, "options_are_those_of_generate")),
     (
         "generate",
         "--prompt",
