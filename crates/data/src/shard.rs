@@ -389,3 +389,31 @@ impl Shard {
         low
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each token belongs to the document that begins last at or before it.
+    #[test]
+    fn every_token_is_in_its_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.shard");
+        let mut writer = ShardWriter::create(&path, 10).unwrap();
+        let lengths = [3, 1, 1, 4, 2];
+        for (number, length) in lengths.into_iter().enumerate() {
+            writer.push(&vec![7; length], number as u32 % 2).unwrap();
+        }
+        writer.finish().unwrap();
+        let shard = Shard::open(&path, 2, true).unwrap();
+        let mut token = 0;
+        for (number, length) in lengths.into_iter().enumerate() {
+            assert_eq!(shard.document(number), (token as u64, number as u32 % 2));
+            for _ in 0..length {
+                assert_eq!(shard.document_at(token), number, "token {token}");
+                token += 1;
+            }
+        }
+        assert_eq!((shard.tokens(), shard.documents()), (11, 5));
+    }
+}

@@ -54,9 +54,9 @@ fn sizes_end_where_they_should() {
     let same = [("heads", json!(4096))];
     edges(&same, "kv_heads", &[json!(1), json!(4096)], &[json!(0), json!(3), json!(4097)]);
     edges(&[], "head_dim", &[json!(2), json!(4096)], &[json!(0), json!(3), json!(4098)]);
-    edges(&[], "rope_theta", &[json!(1e12)], &[json!(0.0), json!(1.1e12), json!(-1.0)]);
-    edges(&[], "norm_eps", &[json!(1.0)], &[json!(0.0), json!(1.1)]);
-    edges(&[], "init_std", &[json!(10.0)], &[json!(0.0), json!(10.1)]);
+    edges(&[], "rope_theta", &[json!(1e12)], &[json!(0.0), json!(1e12 + 1.0), json!(-1.0)]);
+    edges(&[], "norm_eps", &[json!(1.0)], &[json!(0.0), json!(1.0 + 1e-9)]);
+    edges(&[], "init_std", &[json!(10.0)], &[json!(0.0), json!(10.0 + 1e-9)]);
 }
 
 #[test]
@@ -296,4 +296,19 @@ fn experts_that_cannot_be() {
     let unknown = json!({ "mlp": { "kind": "experts", "experts": 3 } });
     let error = serde_json::from_value::<ModelConfig>(unknown).expect_err("unknown").to_string();
     assert!(error.contains("experts") && error.contains("count"), "{error}");
+}
+
+/// Patterns of weights: at most eight stars, and one that fits no name is told what there is.
+#[test]
+fn patterns_that_cannot_be_meant_are_refused() {
+    let names = ["embed", "a.a.a.a.a.a.a.a", "norm", "q", "r", "s", "beyond"];
+    for pattern in ["embed", "*", "a*a*a*a*a*a*a*a*", "nor*"] {
+        assert!(model::pattern::check(pattern, &names).is_ok(), "{pattern}");
+    }
+    let said = |pattern: &str| model::pattern::check(pattern, &names).expect_err(pattern).expected;
+    assert_eq!(said("a*a*a*a*a*a*a*a**"), "at most 8 stars in a pattern");
+    let some = "embed, a.a.a.a.a.a.a.a, norm, q, r, s";
+    assert_eq!(said("layers.*"), format!("a pattern that fits a weight, as in {some}"));
+    let few = model::pattern::check("x", &names[..1]).expect_err("no fit").expected;
+    assert!(few.ends_with("as in embed"), "{few}");
 }

@@ -375,6 +375,25 @@ fn a_run_whose_checkpoints_are_gone_is_not_begun_again() {
     assert!(said.contains("no run of Lathe wrote"), "{said}");
 }
 
+/// A process that ended between a save and what follows it left more than the recipe keeps.
+#[test]
+fn a_run_that_goes_on_keeps_no_more_than_its_recipe_says() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    let out = dir.path().join("run");
+    finish(&recipe, &out);
+    let steps = || -> Vec<u64> {
+        checkpoint::list(&out.join("checkpoints"))
+            .into_iter()
+            .filter_map(|entry| entry.step)
+            .collect()
+    };
+    assert_eq!(steps(), [2, 4]);
+    recipe.checkpoint.keep_last = 1;
+    finish(&recipe, &out);
+    assert_eq!(steps(), [4]);
+}
+
 /// Counters that no finished step changes back come from the checkpoint.
 #[test]
 fn skipped_steps_are_remembered() {
