@@ -78,7 +78,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     /// List the model presets that recipes can name
-    Presets,
+    Presets(Presets),
     /// Render chat templates for the server that started this process
     #[command(hide = true)]
     RenderTemplates,
@@ -403,6 +403,12 @@ pub(crate) struct Quantize {
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Presets {
+    /// List only those whose names hold this [default: all]
+    pub(crate) part: Option<String>,
 }
 
 #[derive(Debug, Args)]

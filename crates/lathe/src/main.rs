@@ -125,7 +125,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => verify(&options),
         Command::Serve(options) => serve::run(&options),
         Command::Bench(bench) => bench::run(&bench),
-        Command::Presets => plan::presets(),
+        Command::Presets(options) => plan::presets(&options),
         Command::RenderTemplates => render_templates::run(),
     }
 }

@@ -12,12 +12,14 @@ use model::cost::{
 use report::{Table, human_bytes, human_count, human_duration};
 use train::{Forecast, Opened, Recipe, Work};
 
+use crate::arguments::Presets;
 use crate::{output, recipe};
 
 /// `lathe presets`: the sizes that recipes can name, as a table.
-pub(crate) fn presets() -> Result<ExitCode> {
+pub(crate) fn presets(options: &Presets) -> Result<ExitCode> {
     let mut rows = Vec::new();
-    for name in model::presets::names() {
+    let part = options.part.as_deref().unwrap_or("");
+    for name in model::presets::names().into_iter().filter(|name| name.contains(part)) {
         let Some(config) = model::presets::preset(&name) else { continue };
         let config = ModelConfig { vocab_size: 4096, ..config };
         let p = parameters(&config, &config.check()?);
@@ -29,6 +31,10 @@ pub(crate) fn presets() -> Result<ExitCode> {
             human_count(p.unrolled as f64),
         ]);
     }
+    ensure!(
+        !rows.is_empty(),
+        "no preset has {part:?} in its name; `lathe presets` alone lists them all"
+    );
     let columns = ["preset", "unrolled layers", "width", "unique parameters", "unrolled"]
         .map(str::to_owned)
         .to_vec();

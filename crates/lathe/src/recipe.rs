@@ -82,8 +82,10 @@ fn resolve(mut given: Value) -> Result<Recipe> {
         let Some(model) = model::presets::preset(name) else {
             let names = model::presets::names();
             let near = nearest(name, names.iter().map(String::as_str));
-            let hint =
-                near.map_or_else(|| names.join(", "), |n| format!("a preset, such as \"{n}\""));
+            let hint = near.map_or_else(
+                || "a name that `lathe presets` lists".to_owned(),
+                |name| format!("a preset, such as \"{name}\""),
+            );
             bail!("model.preset is \"{name}\", expected {hint}");
         };
         base["model"] = serde_json::to_value(model)?;

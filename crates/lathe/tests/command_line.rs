@@ -50,3 +50,14 @@ fn renamed_flags_are_refused_with_their_new_names() {
     let unknown = lathe("serve run --rowz 8");
     assert!(unknown.code == Some(2) && unknown.err.contains("--rowz"), "{unknown:?}");
 }
+
+#[test]
+fn presets_are_found_by_a_part_of_their_name() {
+    let few = lathe("presets cpu-1m").good().out;
+    assert!(few.contains("cpu-1m-dense") && !few.contains("cpu-5m"), "{few}");
+    assert!(lathe("presets").good().out.contains("cpu-5m"));
+    lathe("presets nowhere").bad(&["\"nowhere\"", "`lathe presets`"]);
+    let none = lathe("bench decode nowhere").bad(&["\"nowhere\"", "`lathe presets`"]);
+    assert!(none.err.len() < 300, "it does not list them all: {none:?}");
+    lathe("bench decode cpu-1m-dens").bad(&["such as \"cpu-1m-dense\""]);
+}
