@@ -116,6 +116,14 @@ fn a_calibrated_rule_keeps_the_capacity_on_other_text() {
         // Capacities 1, 2/3 and 1/3.
         assert!((found_depth - 2.0).abs() < 0.1, "seed {seed}: mean depth {found_depth}");
         assert_eq!(found.causal.depths.iter().sum::<u64>(), 32 * found.windows);
+        // It is scored by the rule that a checkpoint keeps, which is not the rule of training.
+        let (rule, state) = (found.rule.as_ref().expect("calibrated"), RouterState::default());
+        let choice = WindowChoice::new(windows.len(), 60, 12);
+        let chunks = in_chunks(&windows, &choice.scored).expect("readable windows");
+        let how = Scoring::by(rule, &state);
+        let (alone, _) = score_rule(&model, &windows, &chunks, true, &how);
+        assert_eq!(alone, found.causal, "seed {seed}");
+        assert!(found.disagreement > 0.0 && found.causal != found.training, "seed {seed}");
     }
 }
 
