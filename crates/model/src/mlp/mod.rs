@@ -1,6 +1,8 @@
 //! What a layer does to each row on its own, behind attention. The list of MLPs: a new one is its
 //! file and a line here, and being on the list brings recipe schema, costs, tests and docs.
 
+#[cfg(test)]
+mod blocks;
 mod dense;
 pub mod experts;
 mod member;
