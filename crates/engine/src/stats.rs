@@ -92,6 +92,23 @@ impl RoutingStats {
         (total > 0).then(|| (*self.depths.iter().max().unwrap_or(&0) as f64 - mean) / mean)
     }
 
+    /// `(max load - mean load) / mean load` over the experts of a layer, of the layer where it is
+    /// largest. `None` without experts.
+    pub fn expert_violation(&self) -> Option<f64> {
+        let of_layer = |loads: &Vec<u64>| {
+            let total: u64 = loads.iter().sum();
+            let mean = total as f64 / loads.len().max(1) as f64;
+            (total > 0).then(|| (*loads.iter().max().unwrap_or(&0) as f64 - mean) / mean)
+        };
+        self.loads.values().filter_map(of_layer).max_by(f64::total_cmp)
+    }
+
+    /// Experts of all layers that took no row. `None` without experts.
+    pub fn dead_experts(&self) -> Option<u64> {
+        let dead = self.loads.values().flatten().filter(|load| **load == 0).count() as u64;
+        (!self.loads.is_empty()).then_some(dead)
+    }
+
     /// Entropy in nats of the mean score distribution over depths of token-choice.
     pub fn entropy(&self) -> Option<f64> {
         let total: f64 = self.score_sums.iter().sum();

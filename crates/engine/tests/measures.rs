@@ -226,6 +226,16 @@ fn stats_of_depths_by_hand() {
     let expected = -(2.0f64 / 3.0 * (2.0f64 / 3.0).ln() + 2.0 * (1.0 / 6.0 * (1.0f64 / 6.0).ln()));
     assert!((stats.entropy().expect("scores were given") - expected).abs() < 1e-12);
     assert!(stats.sampling_accuracy().is_none() && stats.dead_positions().is_none());
+    assert_eq!((stats.expert_violation(), stats.dead_experts()), (None, None));
+}
+
+#[test]
+fn stats_of_experts_by_hand() {
+    let mut stats = RoutingStats::default();
+    stats.loads.insert(RouterSite::Layer(0), vec![3, 1, 4, 0]);
+    stats.loads.insert(RouterSite::Layer(2), vec![0, 9, 0, 3]);
+    assert_eq!(stats.expert_violation(), Some(2.0));
+    assert_eq!(stats.dead_experts(), Some(3));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::attention;
 use crate::config::ModelConfig;
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, LayerUse, Sharing};
+use crate::mlp::MlpConfig;
 use crate::params::{Group, ParamPlace, ParamSpec, RouterSite};
 use crate::routers::RouterConfig;
 use crate::table::specs;
@@ -293,9 +294,10 @@ pub fn nominal_capacities(config: &ModelConfig) -> Vec<f64> {
     config.router.capacities(config.recursions, u64::MAX)
 }
 
-/// The dense model of the same unrolled depth, for comparison.
+/// The dense model of the same unrolled depth, with one MLP of width `ffn` a layer, for comparison.
 pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
+        mlp: MlpConfig::default(),
         sharing: Sharing::None,
         recursions: 1,
         relax: Relaxation::NONE,

@@ -69,6 +69,10 @@ pub struct StepReport {
     pub max_violation: Option<f64>,
     /// Entropy of its mean scores, nats.
     pub entropy: Option<f64>,
+    /// `(max - mean) / mean` of the loads of experts, of the layer where it is largest.
+    pub expert_violation: Option<f64>,
+    /// Experts of all layers that took no row of this step.
+    pub dead_experts: Option<u64>,
     /// Running thresholds after this step.
     pub thresholds: Vec<f32>,
     /// Whether the update was left out because something was not finite.
@@ -329,6 +333,8 @@ impl Trainer {
             dead_positions: stats.dead_positions(),
             max_violation: stats.max_violation(),
             entropy: stats.entropy(),
+            expert_violation: stats.expert_violation(),
+            dead_experts: stats.dead_experts(),
             thresholds: Vec::new(),
             skipped: false,
         }

@@ -225,8 +225,17 @@ fn moments(trainer: &Trainer) -> Vec<(Vec<f32>, Vec<f32>)> {
 #[test]
 fn a_continued_run_ends_as_an_unbroken_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    for (name, router) in [("running", running(None)), ("bias", loss_free())] {
-        let recipe = small(&data(&dir.path().join(name), 0), router);
+    for (name, router) in
+        [("running", running(None)), ("bias", loss_free()), ("experts", loss_free())]
+    {
+        let mut recipe = small(&data(&dir.path().join(name), 0), router);
+        if name == "experts" {
+            let balance = model::expert_routers::Balance::LossFree;
+            let router = model::expert_routers::top_k::Config { balance, ..Default::default() };
+            let router = model::ExpertRouterConfig::TopK(router);
+            let experts = model::mlp::experts::Config { router, ..Default::default() };
+            recipe.model.mlp = model::MlpConfig::Experts(experts);
+        }
         let whole = finish(&recipe, &dir.path().join(name).join("whole"));
         let out = dir.path().join(name).join("broken");
         let mut run = open(&recipe, &out).expect("opens");
