@@ -29,6 +29,10 @@ impl NewFile {
                 crate::open::must_be_plain(&found)?;
                 fs::canonicalize(place)?
             }
+            Err(_) if fs::symlink_metadata(place).is_ok_and(|found| found.is_symlink()) => {
+                let message = "a link that leads nowhere: remove it, or make what it names";
+                return Err(io::Error::new(io::ErrorKind::NotFound, message));
+            }
             Err(_) => place.to_path_buf(),
         };
         let (file, beside) = create_beside(&place)?;
@@ -43,7 +47,8 @@ impl NewFile {
     /// Waits until the contents are on the disk and gives the file its name.
     ///
     /// # Errors
-    /// What the file system refuses; nothing of the file stays then.
+    /// What the file system refuses; nothing of the file stays then, unless it was the folder that
+    /// could not be brought to the disk.
     pub fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if let Ok(old) = fs::metadata(&self.place) {

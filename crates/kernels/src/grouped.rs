@@ -16,7 +16,7 @@ const PIECE: usize = 1 << 24;
 /// Fewest rows of a piece: each piece brings its matrix into cache order anew.
 const LEAST_ROWS: usize = 128;
 /// Pieces a thread below which threads share each product instead of taking whole ones.
-const PIECES: usize = 4;
+const PIECES_A_THREAD: usize = 4;
 
 /// Matrices of one shape, one after another: `[groups, n, k]`, row after row.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ impl Piece<'_> {
 /// Largest first, so that what ends last is small.
 fn run(mut pieces: Vec<Piece<'_>>, start: Start) {
     let threads = rayon::current_num_threads();
-    if pieces.len() < PIECES * threads {
+    if pieces.len() < PIECES_A_THREAD * threads {
         for piece in pieces {
             matmul(piece.c, piece.a, piece.b, start, Threads::All);
         }
@@ -69,10 +69,23 @@ fn run(mut pieces: Vec<Piece<'_>>, start: Start) {
     });
 }
 
-/// Rows of a piece of a group whose rows cost `each` multiply-adds.
-fn rows_of_a_piece(rows: usize, each: usize) -> usize {
-    let pieces = (rows * each).div_ceil(PIECE).min(rows / LEAST_ROWS).max(1);
-    rows.div_ceil(pieces).max(1)
+/// How groups are cut into pieces.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Multiply-adds of a piece.
+    work: usize,
+    /// Fewest rows of a piece.
+    least_rows: usize,
+}
+
+const CUT: Cut = Cut { work: PIECE, least_rows: LEAST_ROWS };
+
+impl Cut {
+    /// Rows of a piece of a group whose rows cost `each` multiply-adds.
+    fn rows(self, rows: usize, each: usize) -> usize {
+        let pieces = (rows * each).div_ceil(self.work).min(rows / self.least_rows).max(1);
+        rows.div_ceil(pieces).max(1)
+    }
 }
 
 /// `y[t] = x[t] W_g^T` for the rows `t` of each group `g`; the groups lie one after another.
@@ -89,7 +102,7 @@ pub fn grouped_forward(x_tk: &[f32], sizes: &[usize], bank: Bank<'_>, y_tn: &mut
     check_len("grouped_forward", "x_tk", x_tk.len(), rows * bank.k);
     check_len("grouped_forward", "y_tn", y_tn.len(), rows * bank.n);
     let by_rows = |group| bank.matrix(group).t();
-    run(row_pieces((x_tk, bank.k), sizes, by_rows, (y_tn, bank.n)), Start::Zero);
+    run(row_pieces(CUT, (x_tk, bank.k), sizes, by_rows, (y_tn, bank.n)), Start::Zero);
 }
 
 /// `dx[t] = g[t] W_g` for the rows of each group: the gradient of [`grouped_forward`]'s rows.
@@ -105,11 +118,12 @@ pub fn grouped_input_gradient(g_tn: &[f32], sizes: &[usize], bank: Bank<'_>, dx_
     check_len("grouped_input_gradient", "g_tn", g_tn.len(), rows * bank.n);
     check_len("grouped_input_gradient", "dx_tk", dx_tk.len(), rows * bank.k);
     let by_rows = |group| bank.matrix(group);
-    run(row_pieces((g_tn, bank.n), sizes, by_rows, (dx_tk, bank.k)), Start::Zero);
+    run(row_pieces(CUT, (g_tn, bank.n), sizes, by_rows, (dx_tk, bank.k)), Start::Zero);
 }
 
 /// Pieces of products of the rows of each group with its matrix.
 fn row_pieces<'a>(
+    cut: Cut,
     (a, k): (&'a [f32], usize),
     sizes: &[usize],
     matrix: impl Fn(usize) -> Mat<'a>,
@@ -117,7 +131,7 @@ fn row_pieces<'a>(
 ) -> Vec<Piece<'a>> {
     let (mut pieces, mut a) = (Vec::new(), a);
     for (group, &size) in sizes.iter().enumerate() {
-        let most = rows_of_a_piece(size, n * k);
+        let most = cut.rows(size, n * k);
         let mut left = size;
         while left > 0 {
             let rows = most.min(left);
@@ -152,6 +166,18 @@ pub fn grouped_weight_gradient(
     check_len("grouped_weight_gradient", "dbank_gnk", dbank_gnk.len(), sizes.len() * n * k);
     check_len("grouped_weight_gradient", "g_tn", g_tn.len(), rows * n);
     check_len("grouped_weight_gradient", "x_tk", x_tk.len(), rows * k);
+    run(weight_pieces(CUT, (g_tn, n), (x_tk, k), sizes, dbank_gnk, start), start);
+}
+
+/// Pieces of the products that make the gradient of each matrix; those without rows are done here.
+fn weight_pieces<'a>(
+    cut: Cut,
+    (g_tn, n): (&'a [f32], usize),
+    (x_tk, k): (&'a [f32], usize),
+    sizes: &[usize],
+    dbank_gnk: &'a mut [f32],
+    start: Start,
+) -> Vec<Piece<'a>> {
     let (mut pieces, mut first, mut bank) = (Vec::new(), 0, dbank_gnk);
     for &size in sizes {
         let (matrix, rest) = std::mem::take(&mut bank).split_at_mut(n * k);
@@ -165,14 +191,14 @@ pub fn grouped_weight_gradient(
             }
             continue;
         }
-        let most = rows_of_a_piece(n, size * k);
+        let most = cut.rows(n, size * k);
         for (i, part) in matrix.chunks_mut((most * k).max(1)).enumerate() {
             let rows = part.len() / k;
             let a = g.row_range(i * most..i * most + rows);
             pieces.push(Piece { c: MatMut::rows_major(part, rows, k), a, b: x });
         }
     }
-    run(pieces, start);
+    pieces
 }
 
 #[cfg(test)]
@@ -252,10 +278,36 @@ mod tests {
 
     #[test]
     fn large_groups_are_cut_and_small_ones_are_not() {
-        assert_eq!(rows_of_a_piece(2048, 576 * 1536), 128);
-        assert_eq!(rows_of_a_piece(200, 576 * 1536), 200);
-        assert_eq!(rows_of_a_piece(4096, 16), 4096);
-        assert_eq!(rows_of_a_piece(0, 16), 1);
+        assert_eq!(CUT.rows(2048, 576 * 1536), 128);
+        assert_eq!(CUT.rows(200, 576 * 1536), 200);
+        assert_eq!(CUT.rows(4096, 16), 4096);
+        assert_eq!(CUT.rows(0, 16), 1);
+    }
+
+    /// However small the pieces, the results have the same bits.
+    #[test]
+    fn pieces_of_any_size_give_the_same_bits() {
+        let (n, k) = (48, 40);
+        for sizes in LOADS {
+            let [y, dx, dw] = run_all(sizes, n, k).map(|x| bits(&x));
+            let rows: usize = sizes.iter().sum();
+            let (x, g) = (values(1, rows * k), values(2, rows * n));
+            let bank = values(3, sizes.len() * n * k);
+            let bank = Bank { values: &bank, n, k };
+            for cut in [Cut { work: 1 << 12, least_rows: 3 }, Cut { work: 1, least_rows: 1 }] {
+                let (mut c, mut d) = (vec![9.0; rows * n], vec![9.0; rows * k]);
+                let by_rows = |group| bank.matrix(group).t();
+                let pieces = row_pieces(cut, (&x, k), sizes, by_rows, (&mut c, n));
+                assert!(rows < 40 || pieces.len() > sizes.len());
+                run(pieces, Start::Zero);
+                let of = |group| bank.matrix(group);
+                run(row_pieces(cut, (&g, n), sizes, of, (&mut d, k)), Start::Zero);
+                let mut e = values(4, sizes.len() * n * k);
+                let (g, x) = ((&g[..], n), (&x[..], k));
+                run(weight_pieces(cut, g, x, sizes, &mut e, Start::FromC), Start::FromC);
+                assert_eq!([bits(&c), bits(&d), bits(&e)], [y.clone(), dx.clone(), dw.clone()]);
+            }
+        }
     }
 
     #[test]

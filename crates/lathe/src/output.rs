@@ -152,7 +152,8 @@ struct Harmless;
 impl Write for Harmless {
     /// Log lines come whole.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let shown = harmless(&String::from_utf8_lossy(bytes));
+        let line = String::from_utf8_lossy(bytes);
+        let shown = harmless(line.trim_end_matches('\n')) + "\n";
         std::io::stderr().lock().write_all(shown.as_bytes()).map(|()| bytes.len())
     }
 

@@ -149,6 +149,7 @@ impl ModelConfig {
                             are made in that one alone";
             return refuse("relax", self.relax.kind(), expected.into());
         }
+        self.mlp.settings().check_effects(&self.sizes())?;
         self.router.settings().check_effects()
     }
 

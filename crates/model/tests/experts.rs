@@ -194,6 +194,7 @@ fn groups_limit_the_choice() {
     {
         let router = top_k::Config {
             function: top_k::Function::Sigmoid,
+            balance: Balance::LossFree,
             groups: 3,
             top_groups: 1,
             group_score,

@@ -229,18 +229,38 @@ fn documented_defaults_of_routers_are_those_of_the_code() {
 }
 
 /// A model with experts in every layer, and what is changed in `mlp`.
-fn experts(change: Value) -> Result<model::layout::LayerPlan, ConfigError> {
+fn of_experts(change: &Value) -> ModelConfig {
     let mut json = base();
     json["mlp"] = json!({ "kind": "experts" });
     for (name, value) in change.as_object().expect("a table") {
         json["mlp"][name] = value.clone();
     }
-    let config: ModelConfig = serde_json::from_value(json).expect("of the right types");
-    config.check()
+    serde_json::from_value(json).expect("of the right types")
+}
+
+/// What only a recipe may not say: it changes nothing, or the router learns nothing by it.
+#[test]
+fn experts_that_no_recipe_should_ask_for() {
+    for (router, refused) in [
+        (json!({ "group_score": "best" }), "mlp.router.group_score"),
+        (json!({ "balance": "none", "balance_weight": 0.5 }), "mlp.router.balance_weight"),
+        (json!({ "top_k": 1 }), "mlp.router.normalize"),
+        (json!({ "top_k": 1, "normalize": false }), "nothing"),
+        (json!({ "balance": "none" }), "nothing"),
+    ] {
+        let mut change = json!({ "router": router });
+        change["router"]["kind"] = json!("top_k");
+        let config = of_experts(&change);
+        assert_eq!(field(config.check()), "nothing", "{change}");
+        assert_eq!(field(config.check_effects()), refused, "{change}");
+    }
+    let one = json!({ "count": 1, "router": { "kind": "top_k", "top_k": 1 } });
+    assert_eq!(field(of_experts(&one).check_effects()), "nothing");
 }
 
 #[test]
 fn experts_that_cannot_be() {
+    let experts = |change: Value| of_experts(&change).check();
     assert_eq!(field(experts(json!({}))), "nothing");
     let top_k = |change: Value| {
         let mut router = json!({ "kind": "top_k" });
@@ -267,10 +287,8 @@ fn experts_that_cannot_be() {
         (top_k(json!({ "groups": 4, "top_groups": 0 })), "mlp.router.top_groups"),
         (top_k(json!({ "groups": 4, "top_groups": 5 })), "mlp.router.top_groups"),
         (top_k(json!({ "groups": 4, "top_groups": 1, "top_k": 3 })), "mlp.router.top_groups"),
-        (top_k(json!({ "group_score": "best" })), "mlp.router.group_score"),
         (top_k(json!({ "scale": 0.0 })), "mlp.router.scale"),
         (top_k(json!({ "balance_weight": -0.1 })), "mlp.router.balance_weight"),
-        (top_k(json!({ "balance": "none", "balance_weight": 0.5 })), "mlp.router.balance_weight"),
         (top_k(json!({ "z_weight": -1.0 })), "mlp.router.z_weight"),
         (json!({ "router": { "kind": "hash", "top_k": 0 } }), "mlp.router.top_k"),
         (json!({ "router": { "kind": "hash", "top_k": 9 } }), "mlp.router.top_k"),

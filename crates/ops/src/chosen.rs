@@ -20,7 +20,10 @@ pub struct ChosenWeights {
 impl Ops {
     /// `w[i] = c s[i] / max(sum of s[j] + epsilon, least)` over the entries `j` of the same row, or
     /// `w[i] = c s[i]` without `normalize`: `[t, e] -> [entries, 1]`, where entry `i` is column
-    /// `columns[i]` of row `rows[i]` of the scores.
+    /// `columns[i]` of row `rows[i]` of the scores; no two entries are the same.
+    ///
+    /// # Panics
+    /// When an entry is past the rows or columns.
     pub fn chosen_weights(
         self,
         scores_te: Tensor2,
@@ -102,7 +105,7 @@ impl FastOp<1> for Chosen {
     fn backward(
         &self,
         scores_te: Raw,
-        g_e1: Raw,
+        g_a1: Raw,
         _: [bool; 1],
         _: Option<Raw>,
     ) -> [Option<Raw>; 1] {
@@ -110,14 +113,14 @@ impl FastOp<1> for Chosen {
         let s = values(&scores_te);
         let (at, sums) = self.entries((t, e), s);
         let mut means = vec![0.0; t];
-        for ((&row, &at), g) in self.rows.iter().zip(&at).zip(values(&g_e1)) {
+        for ((&row, &at), g) in self.rows.iter().zip(&at).zip(values(&g_a1)) {
             means[row as usize] += g * s[at];
         }
         let mut ds = vec![0.0; t * e];
-        for ((&row, &at), g) in self.rows.iter().zip(&at).zip(values(&g_e1)) {
+        for ((&row, &at), g) in self.rows.iter().zip(&at).zip(values(&g_a1)) {
             let (sum, divisor) = (sums[row as usize], self.divisor(sums[row as usize]));
             let moves = self.how.normalize.is_some() && sum > self.how.least;
-            let through_sum = if moves { means[row as usize] / (divisor * divisor) } else { 0.0 };
+            let through_sum = if moves { means[row as usize] / divisor / divisor } else { 0.0 };
             ds[at] = self.how.scale * (g / divisor - through_sum);
         }
         [Some(make(ds, t, e))]

@@ -1,5 +1,5 @@
 //! Projection of rows in groups, each group with a matrix of its own out of a bank: what experts
-//! compute. `y[e,n] = sum_d x[e,d] w[g n + n,d]` for the rows `e` of group `g`.
+//! compute. `y[a,i] = sum_d x[a,d] w[g n + i,d]` for the rows `a` of group `g`.
 
 use std::sync::Arc;
 
@@ -9,31 +9,36 @@ use kernels::quant::matmul_quantized_rows;
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::weight::{Codes, Sink};
-use crate::{Ops, Tensor2, Weight, rows_of, stack};
+use crate::{Ops, Tensor2, Weight, from_rows, rows_of, stack};
 
 impl Ops {
-    /// `[e, d] -> [e, n]`: rows lie group after group, `sizes[g]` of them in group `g`, and `bank`
+    /// `[a, d] -> [a, n]`: rows lie group after group, `sizes[g]` of them in group `g`, and `bank`
     /// `[groups n, d]` holds a matrix `[n, d]` for each. A group without rows costs nothing.
     ///
     /// # Panics
     /// When the sizes do not add up to the rows, or the bank does not divide by their number.
-    pub fn grouped_linear(self, x_ed: Tensor2, bank: &Weight, sizes: &Arc<[usize]>) -> Tensor2 {
+    pub fn grouped_linear(self, x_ad: Tensor2, bank: &Weight, sizes: &Arc<[usize]>) -> Tensor2 {
         let rows = bank.shape().0;
         assert!(
             rows.is_multiple_of(sizes.len().max(1)),
             "a bank of {rows} rows has no {} matrices of one shape",
             sizes.len()
         );
+        let (found, wanted) = (x_ad.dims()[0], sizes.iter().sum::<usize>());
+        assert!(found == wanted, "groups of {wanted} rows together got {found} rows");
         match self {
-            Ops::Fast => apply(Grouped::new(bank, sizes), [x_ed]),
+            Ops::Fast => apply(Grouped::new(bank, sizes), [x_ad]),
             Ops::Plain => {
                 let (n, w) = (rows / sizes.len().max(1), bank.plain());
                 let (mut parts, mut first) = (Vec::new(), 0);
                 for (group, &size) in sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
-                    let x_ed = rows_of(&x_ed, first..first + size);
+                    let x_ad = rows_of(&x_ad, first..first + size);
                     let w_nd = rows_of(&w, group * n..(group + 1) * n);
-                    parts.push(x_ed.matmul(w_nd.transpose()));
+                    parts.push(x_ad.matmul(w_nd.transpose()));
                     first += size;
+                }
+                if parts.is_empty() {
+                    return from_rows(Vec::new(), 0, n);
                 }
                 stack(parts)
             }
@@ -68,12 +73,12 @@ impl Grouped {
     }
 
     /// The product with rounded matrices, group by group.
-    fn rounded(&self, x_ed: &[f32], Codes(codes): &Codes, y_en: &mut [f32]) {
+    fn rounded(&self, x_ad: &[f32], Codes(codes): &Codes, y_an: &mut [f32]) {
         let (n, d) = self.shape;
         let mut first = 0;
         for (group, &size) in self.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
-            let x = Mat::rows_major(&x_ed[first * d..], size, d);
-            let y = MatMut::rows_major(&mut y_en[first * n..(first + size) * n], size, n);
+            let x = Mat::rows_major(&x_ad[first * d..], size, d);
+            let y = MatMut::rows_major(&mut y_an[first * n..(first + size) * n], size, n);
             let rows = group * n..(group + 1) * n;
             matmul_quantized_rows(y, x, codes, rows, Start::Zero, Threads::All);
             first += size;
@@ -84,35 +89,35 @@ impl Grouped {
 impl FastOp<1> for Grouped {
     type Saved = Raw;
 
-    fn forward(&self, [x_ed]: [Raw; 1]) -> (Raw, Raw) {
-        let ((rows, _), n) = (dims(&x_ed), self.shape.0);
+    fn forward(&self, [x_ad]: [Raw; 1]) -> (Raw, Raw) {
+        let ((rows, _), n) = (dims(&x_ad), self.shape.0);
         let mut y = buffer(rows * n);
         match &self.codes {
-            Some(codes) => self.rounded(values(&x_ed), codes, &mut y),
-            None => grouped_forward(values(&x_ed), &self.sizes, self.bank(), &mut y),
+            Some(codes) => self.rounded(values(&x_ad), codes, &mut y),
+            None => grouped_forward(values(&x_ad), &self.sizes, self.bank(), &mut y),
         }
-        (make(y, rows, n), x_ed)
+        (make(y, rows, n), x_ad)
     }
 
     fn backward(
         &self,
-        x_ed: Raw,
-        g_en: Raw,
+        x_ad: Raw,
+        g_an: Raw,
         [wants_x]: [bool; 1],
         _: Option<Raw>,
     ) -> [Option<Raw>; 1] {
         assert!(self.codes.is_none(), "rounded weights are for inference");
-        let ((rows, d), n) = (dims(&x_ed), self.shape.0);
+        let ((rows, d), n) = (dims(&x_ad), self.shape.0);
         if let Some(sink) = &self.sink {
             sink.with(|dw, touched| {
                 let start = if touched { Start::FromC } else { Start::Zero };
-                let (g, x) = ((values(&g_en), n), (values(&x_ed), d));
+                let (g, x) = ((values(&g_an), n), (values(&x_ad), d));
                 grouped_weight_gradient(g, x, &self.sizes, dw, start);
             });
         }
         [wants_x.then(|| {
             let mut dx = buffer(rows * d);
-            grouped_input_gradient(values(&g_en), &self.sizes, self.bank(), &mut dx);
+            grouped_input_gradient(values(&g_an), &self.sizes, self.bank(), &mut dx);
             make(dx, rows, d)
         })]
     }

@@ -5,11 +5,11 @@
 //! | letter | axis | letter | axis |
 //! |---|---|---|---|
 //! | `t` | rows (tokens in flight) | `h` | query heads |
-//! | `a` | active rows, a subset of `t` | `g` | key/value heads |
+//! | `a` | active rows of `t`, or entries of experts | `g` | key/value heads |
 //! | `d` | model width | `k` | head width |
 //! | `f` | feed-forward width | `v` | vocabulary |
 //! | `r` | recursions | `n` | outputs of a projection |
-//! | `e` | experts, or entries of rows that go to them | | |
+//! | `e` | experts | | |
 
 mod adamw;
 mod attach_loss;

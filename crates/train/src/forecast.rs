@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Batch, BatchSequence};
 use model::cost::{Convention, forward_flops, head_flops, nominal_capacities, prelude_flops};
+use model::layout::LayerPlan;
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
@@ -180,7 +181,7 @@ impl Forecast<'_> {
         }
         if self.recipe.train.recompute {
             // One layer at a time runs again and keeps everything.
-            values += layer_values(config, 0);
+            values += widest(&plan, |stored| layer_values(config, stored));
         }
         for (r, share) in shares.iter().enumerate().take(recurs) {
             // The rows that the router scores, and the results that it weighs.
@@ -379,14 +380,7 @@ fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
     let heads = config.heads * config.head_dim;
     let attention = 4 * config.width + 2 * heads + config.kv_width() + config.heads;
     let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };
-    (attention + again) as f64 + mlp_values(config, stored)
-}
-
-/// Values that the MLP of stored layer `stored` keeps for a row. Each of its matrices has the
-/// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for SwiGLU.
-fn mlp_values(config: &ModelConfig, stored: usize) -> f64 {
-    let table = config.mlp.settings().specs(&config.sizes(), stored);
-    table.iter().map(|spec| spec.active * spec.count() as f64 / config.width as f64).sum()
+    (attention + again) as f64 + config.mlp.settings().kept_values(&config.sizes(), stored)
 }
 
 /// Values that the adapters of a use of a layer keep for a row, by stored layer and recursion: the
@@ -424,7 +418,15 @@ fn sizes_of(shares: &[f64]) -> f64 {
 /// Numbers a row that are in flight between two operations: the widest of them, which is the MLP's,
 /// twice over, and the stream.
 fn in_flight(config: &ModelConfig) -> f64 {
-    (2 * config.width) as f64 + mlp_values(config, 0)
+    let sizes = config.sizes();
+    let mlp =
+        |plan: LayerPlan| widest(&plan, |stored| config.mlp.settings().kept_values(&sizes, stored));
+    (2 * config.width) as f64 + config.check().map_or(0.0, mlp)
+}
+
+/// The most of `values` of any stored layer.
+fn widest(plan: &LayerPlan, values: impl Fn(usize) -> f64) -> f64 {
+    (0..plan.stored).map(values).fold(0.0, f64::max)
 }
 
 /// The share of a forward pass that the backward pass saves on weights that collect no gradient.

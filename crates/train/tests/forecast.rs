@@ -10,8 +10,10 @@ use data::documents::Document;
 use data::{Corpus, Split, Tokenizer, TrainOptions, Windows};
 use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
+use model::expert_routers::top_k;
+use model::mlp::experts;
 use model::routers::expert_choice::Config as Expert;
-use model::{ModelConfig, RouterConfig, Sharing};
+use model::{ExpertRouterConfig, MlpConfig, ModelConfig, RouterConfig, Sharing};
 use serde_json::json;
 use train::{
     CheckpointConfig, DataConfig, DistillConfig, Forecast, LogConfig, Recipe, Resume, Run, Stop,
@@ -105,6 +107,20 @@ fn cases(dir: &Path) -> Vec<(&'static str, usize, Recipe)> {
         ("a routed model", 1000, mor(&wide, Expert::default())),
         ("capacities that fall", 1000, mor(&dense.train, warm)),
         ("routed layers run again", 1000, mor(&again, Expert::default())),
+        ("experts", 1000, {
+            let router = top_k::Config { top_k: 6, ..top_k::Config::default() };
+            let mlp = experts::Config {
+                count: 24,
+                width: 128,
+                shared: 128,
+                dense_first: 1,
+                router: ExpertRouterConfig::TopK(router),
+                ..experts::Config::default()
+            };
+            let model =
+                ModelConfig { mlp: MlpConfig::Experts(mlp), layers: 4, ..dense.model.clone() };
+            Recipe { model, train: wide.clone(), ..dense.clone() }
+        }),
         ("layers run again", 1000, Recipe { train: again, ..dense.clone() }),
         ("a large vocabulary", 25_000, dense.clone()),
         (

@@ -55,6 +55,17 @@ pub fn matmul_quantized_rows(
 ) {
     let path = ProductPath::best(w.format().0.codes, x.rows());
     let (n, rows) = (w.shape().0, x.rows());
+    assert!(
+        w_rows.start <= w_rows.end
+            && w_rows.end <= n
+            && y.cols() == w_rows.len()
+            && y.rows() == rows,
+        "matmul_quantized_rows: Y {} x {} is not X {rows} x {} times the transpose of rows \
+         {w_rows:?} of the {n} of W",
+        y.rows(),
+        y.cols(),
+        x.cols()
+    );
     let whole = |row: usize| row.is_multiple_of(PANEL) || row == n;
     if whole(w_rows.start) && whole(w_rows.end) {
         return of_rows(path, y, x, (w, w_rows), start, threads);

@@ -415,3 +415,13 @@ fn some_rows_of_a_matrix_are_columns_of_the_product() {
         }
     }
 }
+
+#[test]
+#[should_panic(expected = "rows 0..32 of the 20 of W")]
+fn rows_that_a_matrix_does_not_have_are_refused() {
+    let w = &matrices(20, 64)[0];
+    let x = values(1, 64);
+    let mut y = vec![0.0; 32];
+    let y = MatMut::rows_major(&mut y, 1, 32);
+    matmul_quantized_rows(y, Mat::rows_major(&x, 1, 64), w, 0..32, Start::Zero, Threads::One);
+}

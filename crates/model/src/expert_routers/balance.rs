@@ -15,9 +15,10 @@ use crate::rows::Rows;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// `sum_e f_e P_e` over the rows of each sequence, then the mean over sequences: `f_e = E / k *
-    /// share of the choices`, `P_e` = mean share of an expert in a row's scores. Gradients reach
-    /// `P_e` alone. 1 where loads are equal (DeepSeek-V3, 2024, arXiv 2412.19437, equation 17).
+    /// `sum_e f_e P_e` over the rows of each sequence, then the mean over sequences: `f_e` = E
+    /// times the share of the choices, `P_e` = mean share of an expert in a row's scores. Gradients
+    /// reach `P_e` alone. 1 where loads are equal (DeepSeek-V3, 2024, arXiv 2412.19437, equation
+    /// 17).
     Sequence,
     /// A bias on the choice, moved after each step against the load (Wang et al., 2024, arXiv
     /// 2408.15664).
@@ -67,11 +68,12 @@ impl Balance {
         state.set(&bias_name(site), bias);
     }
 
-    /// This pass's share of the loss, the same sum however the step is cut into passes.
+    /// This pass's share of the loss, the same sum however the step is cut into passes. `shares`
+    /// gives each expert's share of a row's scores, row by row.
     pub(super) fn loss(
         self,
-        scores_te: &Tensor2,
-        choices: &Choices,
+        shares: impl FnOnce() -> Tensor2,
+        (experts, choices): (usize, &Choices),
         rows: &Rows,
         weight: f32,
         pass: &Pass<'_>,
@@ -79,7 +81,6 @@ impl Balance {
         if self != Self::Sequence || weight == 0.0 {
             return None;
         }
-        let experts = scores_te.dims()[1];
         let mut factors = Vec::with_capacity(rows.len() * experts);
         for run in rows.sequences() {
             let loads = choices.loads_of(&run);
@@ -89,14 +90,13 @@ impl Balance {
             let of_row: Vec<f32> = of_row.collect();
             run.for_each(|_| factors.extend_from_slice(&of_row));
         }
-        let shares = shares(pass.ops, scores_te.clone());
-        let value_11 = pass.ops.weighted_sum(shares, factors);
+        let value_11 = pass.ops.weighted_sum(shares(), factors);
         Some(AuxLoss { name: "expert_balance", value_11, weight })
     }
 }
 
 /// Each score as a share of its row's sum, `[t e, 1]`, row by row.
-fn shares(ops: Ops, scores_te: Tensor2) -> Tensor2 {
+pub(super) fn shares(ops: Ops, scores_te: Tensor2) -> Tensor2 {
     let [rows, experts] = scores_te.dims();
     let of_rows: Arc<[u32]> = (0..(rows * experts) as u32).map(|i| i / experts as u32).collect();
     let columns: Arc<[u32]> = (0..(rows * experts) as u32).map(|i| i % experts as u32).collect();

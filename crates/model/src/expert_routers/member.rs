@@ -13,6 +13,15 @@ pub trait ExpertRouterSettings {
     /// The first setting that is impossible over `experts` experts.
     fn check(&self, experts: usize) -> Result<(), ConfigError>;
 
+    /// What changes nothing over `experts` experts, or cannot learn. It is for recipes: checkpoints
+    /// may hold such settings.
+    ///
+    /// # Errors
+    /// The first such setting.
+    fn check_effects(&self, _experts: usize) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     /// How many of `experts` a row takes; the mean where rows take different numbers.
     fn taken(&self, experts: usize) -> f64;
 

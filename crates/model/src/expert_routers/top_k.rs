@@ -5,7 +5,7 @@
 use ops::{Activation, ChosenWeights, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::balance::Balance;
+use super::balance::{Balance, shares};
 use super::choice::Choices;
 use super::member::ExpertRouterSettings;
 use crate::error::{ConfigError, at_least, refuse, same};
@@ -104,7 +104,15 @@ impl ExpertRouterSettings for Config {
         }
         at_least("mlp.router.scale", self.scale, 1e-6)?;
         at_least("mlp.router.balance_weight", self.balance_weight, 0.0)?;
-        at_least("mlp.router.z_weight", self.z_weight, 0.0)?;
+        at_least("mlp.router.z_weight", self.z_weight, 0.0)
+    }
+
+    fn check_effects(&self, experts: usize) -> Result<(), ConfigError> {
+        if self.top_k == 1 && self.normalize && experts > 1 {
+            let expected = "false with top_k = 1: the weight of a single expert is its score by \
+                            its score, and the router would learn nothing from the text";
+            return refuse("mlp.router.normalize", "true", expected.into());
+        }
         let default = Self::default();
         if self.balance == Balance::None {
             let without = "where mlp.router.balance is \"none\"";
@@ -230,7 +238,13 @@ impl TopK {
         pass: &Pass<'_>,
     ) -> Vec<AuxLoss> {
         let (balance, z) = (self.config.balance_weight as f32, self.config.z_weight as f32);
-        let loss = self.config.balance.loss(scores_te, choices, call.rows, balance, pass);
+        // A softmax sums to 1 already.
+        let shares = || match self.config.function {
+            Function::Softmax => scores_te.clone(),
+            Function::Sigmoid => shares(pass.ops, scores_te.clone()),
+        };
+        let of = (self.experts, choices);
+        let loss = self.config.balance.loss(shares, of, call.rows, balance, pass);
         let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
         if z > 0.0 {
             let mut each = vec![0.0; call.rows.len()];

@@ -174,6 +174,22 @@ impl MlpSettings for Config {
         table
     }
 
+    /// Beside what matrices keep: each entry's row as it was gathered and as it joins the stream,
+    /// and logits, scores and their shares.
+    fn kept_values(&self, sizes: &Sizes, stored: usize) -> f64 {
+        if !self.reaches(stored) {
+            return dense::Config {}.kept_values(sizes, stored);
+        }
+        let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
+        let products: f64 = self.specs(sizes, stored).iter().map(met).sum();
+        let entries = 2.0 * self.router().taken(self.count) * sizes.width as f64;
+        products / sizes.width as f64 + entries + 3.0 * self.count as f64
+    }
+
+    fn check_effects(&self, _: &Sizes) -> Result<(), ConfigError> {
+        self.router().check_effects(self.count)
+    }
+
     fn adaptable(&self) -> Vec<Part> {
         let mut parts = attention::PARTS.to_vec();
         if self.dense_first > 0 || self.every > 1 {
@@ -314,19 +330,19 @@ impl Experts {
         let ops = pass.ops;
         let sizes: Arc<[usize]> = (0..plan.targets()).map(|e| plan.of(e).len()).collect();
         let single = plan.weights.is_none() && plan.targets() == 1;
-        let x_ed = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
-        let y_ef = ops.swiglu(ops.grouped_linear(x_ed, &self.gate_up, &sizes));
+        let x_ad = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
+        let y_af = ops.swiglu(ops.grouped_linear(x_ad, &self.gate_up, &sizes));
         let mut x_td = match plan.weights {
             // Written to the stream as a dense MLP does it.
-            None if single => ops.linear_add(y_ef, &self.down, x_td),
+            None if single => ops.linear_add(y_af, &self.down, x_td),
             None => {
                 let ones = ops::column(vec![1.0; plan.rows.len()]);
-                let y_ed = ops.grouped_linear(y_ef, &self.down, &sizes);
-                ops.combine_rows(x_td, &plan.rows, y_ed, ones, Combine::Add)
+                let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+                ops.combine_rows(x_td, &plan.rows, y_ad, ones, Combine::Add)
             }
-            Some(w_e1) => {
-                let y_ed = ops.grouped_linear(y_ef, &self.down, &sizes);
-                ops.combine_rows(x_td, &plan.rows, y_ed, w_e1, Combine::Add)
+            Some(w_a1) => {
+                let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+                ops.combine_rows(x_td, &plan.rows, y_ad, w_a1, Combine::Add)
             }
         };
         for loss in plan.losses {

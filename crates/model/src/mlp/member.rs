@@ -18,8 +18,24 @@ pub trait MlpSettings {
     /// The names of its matrices, in the order of computation.
     fn parts(&self) -> Vec<Part>;
 
-    /// Its matrices in stored layer `stored`, one for each of [`MlpSettings::parts`].
+    /// Its matrices in stored layer `stored`: some or all of [`MlpSettings::parts`].
     fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec>;
+
+    /// Numbers that a row leaves in stored layer `stored` for the backward pass. A matrix has the
+    /// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for
+    /// SwiGLU.
+    fn kept_values(&self, sizes: &Sizes, stored: usize) -> f64 {
+        let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
+        self.specs(sizes, stored).iter().map(met).sum::<f64>() / sizes.width as f64
+    }
+
+    /// What changes nothing beside the other settings, or cannot learn.
+    ///
+    /// # Errors
+    /// The first such setting.
+    fn check_effects(&self, _sizes: &Sizes) -> Result<(), ConfigError> {
+        Ok(())
+    }
 
     /// Those of the layer's matrices, attention's included, that may take adapters.
     fn adaptable(&self) -> Vec<Part> {

@@ -10,15 +10,18 @@ use crate::rows::Rows;
 
 /// The rows that a router decides about, its candidates.
 pub struct RouterCall<'a> {
-    /// The recursion that they are at, from 0.
+    /// The recursion that they are at, from 0. A router over experts that serves all uses of a
+    /// layer is asked about rows of several at once, and told the first.
     pub recursion: usize,
     /// Their states `[c, d]`.
     pub x_cd: &'a Tensor2,
     /// Their sequences, positions, tokens and limits.
     pub rows: &'a Rows,
-    /// Their numbers among the rows of the pass.
+    /// Their numbers among the rows of the pass; for a router over experts among those of the
+    /// layer.
     pub numbers: &'a [u32],
-    /// How many rows each sequence of the pass has, by sequence number.
+    /// How many rows each sequence of the pass has, by sequence number; a router over experts
+    /// decides from a row alone and is not told.
     pub lengths: &'a BTreeMap<u32, usize>,
     /// What they keep from earlier steps.
     pub carry: &'a Carry,
@@ -32,8 +35,8 @@ pub struct RoutingPlan {
     pub offsets: Vec<u32>,
     /// For each entry its row, as a place in the list of candidates, ascending within a target.
     pub rows: Arc<[u32]>,
-    /// `[entries, 1]`: how much of the target's result joins the row; `None` where the result
-    /// replaces it.
+    /// `[entries, 1]`: how much of the target's result joins the row. `None`: in a depth router's
+    /// plan the result replaces the row, in that of a router over experts it joins it whole.
     pub weights: Option<Tensor2>,
     /// Candidates that a target had no room for.
     pub dropped: Vec<u32>,
