@@ -18,6 +18,11 @@ use crate::{open, output, render_templates};
 
 /// Runs `lathe tokenizer train`.
 pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
+    let out = options.out.display();
+    ensure!(
+        !options.out.metadata().is_ok_and(|found| found.is_file()),
+        "{out} is there already: choose another --out, or remove it"
+    );
     let read = ReadOptions {
         text_field: options.text_field.clone(),
         skip_bad: options.skip_bad,

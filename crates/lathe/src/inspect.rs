@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use data::Tokenizer;
 use engine::{Batch, BatchSequence, RoutingStats, RowScore, Scoring, score};
 use model::cost::parameters;
@@ -70,8 +70,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     if let (Some(path), Some(text)) = (&options.html, text) {
         let mut page = Page::new("Depth by token", &options.checkpoint.display().to_string());
         page.table(costs).table(text.statistics).heat(text.heat);
-        files::write_whole(path, page.render().as_bytes())
-            .with_context(|| format!("writing {}", path.display()))?;
+        output::page(path, &page.render())?;
         output::note(format!("wrote {}", path.display()));
     }
     Ok(ExitCode::SUCCESS)

@@ -1,9 +1,11 @@
 //! What goes to the terminal. A closed pipe ends output quietly; a result that is lost otherwise,
 //! as on a full disk, makes the command fail.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::{Context, Result, ensure};
 use report::{Table, sanitize, steers};
 use serde::Serialize;
 
@@ -145,6 +147,27 @@ pub(crate) fn logging(verbose: u8) {
         .with_target(false)
         .init();
 }
+
+/// Writes a page. What is there already is replaced only if it is a page itself: the argument may
+/// be the name of a text, a log or a checkpoint's file by mistake.
+///
+/// # Errors
+/// Something else than a page there; what the file system refuses.
+pub(crate) fn page(path: &Path, html: &str) -> Result<()> {
+    if path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
+        let mut begin = Vec::new();
+        files::open(path)?.take(PAGE.len() as u64).read_to_end(&mut begin)?;
+        ensure!(
+            begin.eq_ignore_ascii_case(PAGE),
+            "{} is there and is no page: choose another name, or remove it",
+            path.display()
+        );
+    }
+    files::write_whole(path, html.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The first bytes of every page that this program writes.
+const PAGE: &[u8] = b"<!doctype html>";
 
 /// Standard error for log lines, which quote what clients and files say.
 struct Harmless;

@@ -64,8 +64,7 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     speak(&stored, &tokenizer, options.seed)?;
     let page = options.out.join("report.html");
     let text = page_of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
-    files::write_whole(&page, text.as_bytes())
-        .with_context(|| format!("writing {}", page.display()))?;
+    output::page(&page, &text)?;
     output::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
     output::line(format!("  open {}", page.display()));
     output::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));

@@ -157,7 +157,10 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
         bail!("--set {entry}: expected KEY=VALUE, like train.steps=100")
     };
     let value = match toml::from_str::<Map<String, Value>>(&format!("x = {text}")) {
-        Ok(mut table) => table.remove("x").unwrap_or(Value::Null),
+        Ok(mut table) if table.len() == 1 => table.remove("x").unwrap_or(Value::Null),
+        Ok(_) => {
+            bail!("--set {path}: expected one value, found several lines; give each its --set")
+        }
         Err(_) => Value::String(text.to_owned()),
     };
     if path.split('.').count() > DEEPEST {

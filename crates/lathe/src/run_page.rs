@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use report::{Chart, Page, Record, Series, Table, human_count};
 use serde_json::Value;
 
@@ -24,8 +24,7 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
     if let Some(table) = sources(&records) {
         page.table(table);
     }
-    files::write_whole(&options.html, page.render().as_bytes())
-        .with_context(|| format!("writing {}", options.html.display()))?;
+    output::page(&options.html, &page.render())?;
     output::note(format!("wrote {}", options.html.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -149,7 +149,7 @@ pub(crate) struct HttpLimits {
     /// Stop strings in one request
     #[arg(long, default_value_t = 16, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_stops: usize,
-    /// Text in one request to /tokenize, in bytes
+    /// Text in one request to /tokenize, in bytes, and token ids in one to /detokenize
     #[arg(long, default_value_t = 1 << 20, value_parser = numbers::upto::<usize>(1 << 32))]
     pub(crate) max_tokenize: usize,
     /// Alternatives reported beside each token (`logprobs`)

@@ -306,3 +306,48 @@ fn a_data_folder_is_written_over_nothing() {
     build("limited").good();
     assert_eq!(list("limited"), list("data"));
 }
+
+/// Which checkpoint is newest, and which may go, follows from names: one that is named as a later
+/// step would be taken for the newest, and the true ones removed.
+#[test]
+fn a_checkpoint_under_another_name_is_refused() {
+    let place = Place::with_run();
+    let steps = place.path("run/checkpoints");
+    copy_folder(&steps.join("step-00000002"), &steps.join("step-00000099"));
+    let before = everything(&steps);
+    let needles = ["step-00000099", "step-00000002", "rename"];
+    let more = ["train", "tiny.toml", "--out", "run", "--set", "train.steps=6"];
+    place.run(&more).bad(&needles);
+    place.run(&["inspect", "run"]).bad(&needles);
+    assert_eq!(everything(&steps), before);
+    fs::remove_dir_all(steps.join("step-00000099")).expect("removes");
+    place.run(&more).good();
+    assert!(place.checkpoints("run").contains(&"step-00000006".to_owned()));
+}
+
+/// What is there already may be the only copy of something.
+#[test]
+fn pages_and_tokenizers_replace_nothing_else() {
+    let place = Place::with_run();
+    let text = place.read("text/20.md");
+    place
+        .run(&["inspect", "run", "--text", "text/20.md", "--html", "text/20.md"])
+        .bad(&["no page"]);
+    let log = place.read("run/log.jsonl");
+    place.run(&["report", "run", "--html", "run/log.jsonl"]).bad(&["log.jsonl", "no page"]);
+    let train = ["tokenizer", "train", "--input", "text", "--vocab", "300", "--out", "text/20.md"];
+    place.run(&train).bad(&["text/20.md", "--out"]);
+    assert!(place.read("text/20.md") == text && place.read("run/log.jsonl") == log);
+    // A page is drawn again.
+    for _ in 0..2 {
+        place.run(&["report", "run", "--html", "page.html"]).good();
+    }
+}
+
+#[test]
+fn one_setting_is_one_value() {
+    let place = Place::with_data();
+    place.write("r.toml", recipe(2, 2, EXPERT, "recursion_wise"));
+    let set = "train.steps=1\nbatch=2";
+    place.run(&["train", "r.toml", "--out", "x", "--dry-run", "--set", set]).bad(&["train.steps"]);
+}

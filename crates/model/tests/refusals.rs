@@ -244,7 +244,7 @@ fn experts_that_no_recipe_should_ask_for() {
     for (router, refused) in [
         (json!({ "group_score": "best" }), "mlp.router.group_score"),
         (json!({ "balance": "none", "balance_weight": 0.5 }), "mlp.router.balance_weight"),
-        (json!({ "top_k": 1 }), "mlp.router.normalize"),
+        (json!({ "top_k": 1 }), "mlp.router.top_k"),
         (json!({ "top_k": 1, "normalize": false }), "nothing"),
         (json!({ "balance": "none" }), "nothing"),
     ] {

@@ -222,7 +222,18 @@ pub(crate) async fn detokenize(mut call: Call) -> Result<Response<Body>, ApiErro
         let ids = request.ids("tokens");
         state.token_text.check_ids(ids, state.info.vocab, "tokens")?;
         let mut pieces = TokenDecoder::new(&state.token_text, true);
-        let mut text: String = ids.iter().map(|&id| pieces.push(id)).collect();
+        let most = state.settings.limits.tokenize_bytes.saturating_mul(2);
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&pieces.push(id));
+            if text.len() > most {
+                let message = format!(
+                    "`tokens` are more than {most} bytes of text, twice what may be tokenized; \
+                     send them in pieces"
+                );
+                return Err(ApiError::field("tokens", message));
+            }
+        }
         text.push_str(&pieces.finish());
         Ok(with_ignored(reply(&json!({ "prompt": text, "content": text })), &request.ignored))
     })

@@ -379,9 +379,9 @@ pub(crate) static TOKENIZE: &[Field] = &[
     only("tools", &["[]"]),
 ];
 
-/// Fields of a body to `/detokenize`; its ids are bounded by the size of the body alone.
+/// Fields of a body to `/detokenize`. A text that may be tokenized has no more ids than bytes.
 pub(crate) static DETOKENIZE: &[Field] =
-    &[MODEL, required("tokens", Ids(Limit::Of(|b| b.limits.body_bytes as i64)), "Token ids.")];
+    &[MODEL, required("tokens", Ids(Limit::Of(|b| b.limits.tokenize_bytes as i64)), "Token ids.")];
 
 #[cfg(test)]
 mod tests {

@@ -72,8 +72,25 @@ pub(crate) fn find(path: &Path) -> Result<Found, TrainError> {
     }
     let (loaded, passed_over) = checkpoint::newest_valid(&steps_of(path))?;
     match loaded {
-        Some(loaded) => Ok(Found { loaded, passed_over }),
+        Some(loaded) => {
+            check_name(&loaded)?;
+            Ok(Found { loaded, passed_over })
+        }
         None => refuse(path, "folder", reasons(&passed_over), WRITTEN.into()),
+    }
+}
+
+/// Refuses the newest checkpoint of a run if its name is that of another step: which is newest, and
+/// which may go, follows from names.
+pub(crate) fn check_name(loaded: &Loaded) -> Result<(), TrainError> {
+    let name = loaded.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let step = loaded.json.get("state").and_then(|state| state["step"].as_u64());
+    match step.map(checkpoint::step_name) {
+        Some(known) if name.starts_with("step-") && name != known => {
+            let expected = format!("the name {known}; rename it, or move it out of the run");
+            refuse(&loaded.path, "folder", format!("the state of {known}"), expected)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use checkpoint::{Damaged, Loaded};
 
-use crate::{Change, Resume, TrainError};
+use crate::{Change, Resume, TrainError, opening};
 
 /// What the checkpoints of a run's folder had to offer.
 #[derive(Debug, Default)]
@@ -39,6 +39,9 @@ pub(crate) fn find(dir: &Path, how: Resume) -> Result<Point, TrainError> {
         return Err(TrainError::Folder { action, path, source });
     }
     let (loaded, mut damaged) = checkpoint::newest_valid(checkpoints)?;
+    if let Some(loaded) = &loaded {
+        opening::check_name(loaded)?;
+    }
     match &loaded {
         None if !damaged.is_empty() => {
             return Err(TrainError::Unreadable { path: checkpoints.clone(), damaged });

@@ -80,8 +80,7 @@ pub(crate) fn run(options: &BenchGrowth) -> Result<ExitCode> {
 /// Prints the curves, and writes the page if one is asked for.
 fn tell(options: &BenchGrowth, curves: &[(String, Axis, Vec<Found>)]) -> Result<()> {
     if let Some(out) = &options.out {
-        files::write_whole(out, page(curves).as_bytes())
-            .with_context(|| format!("writing {}", out.display()))?;
+        output::page(out, &page(curves))?;
     }
     match options.json {
         true => output::json(&record(curves))?,

@@ -109,9 +109,9 @@ impl ExpertRouterSettings for Config {
 
     fn check_effects(&self, experts: usize) -> Result<(), ConfigError> {
         if self.top_k == 1 && self.normalize && experts > 1 {
-            let expected = "false with top_k = 1: the weight of a single expert is its score by \
-                            its score, and the router would learn nothing from the text";
-            return refuse("mlp.router.normalize", "true", expected.into());
+            let expected = "2 or more, or normalize = false: divided by itself, the score of a \
+                            single expert is 1, and the router would learn nothing from the text";
+            return refuse("mlp.router.top_k", self.top_k, expected.into());
         }
         let default = Self::default();
         if self.balance == Balance::None {

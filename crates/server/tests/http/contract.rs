@@ -363,6 +363,11 @@ async fn helper_routes() {
     assert_eq!(server.post("/tokenize", &json!({})).await.status, 400);
     assert_eq!(server.post("/detokenize", &json!({ "tokens": [1_000_000] })).await.status, 400);
     assert_eq!(server.post("/detokenize", &json!({})).await.status, 400);
+    // As many as a text that may be tokenized can have, and no more.
+    let most = ServerLimits::default().tokenize_bytes;
+    let many = server.post("/detokenize", &json!({ "tokens": vec![1; most + 1] })).await;
+    assert_eq!(many.status, 400);
+    assert!(many.text().contains("tokens"), "{}", many.text());
     let one = server
         .post("/tokenize", &json!({ "prompt": "<|endoftext|>", "add_special_tokens": false }))
         .await
