@@ -386,8 +386,8 @@ fn damaged_data() {
 #[test]
 fn data_and_model_that_do_not_belong_together() {
     let place = Place::with_run();
-    place.train_tokenizer("310", "tokenizer.json");
-    place.build_data("tokenizer.json", "other");
+    place.train_tokenizer("310", "more.json");
+    place.build_data("more.json", "other");
     place.refuses(&["eval", "run", "--data", "other"], &["other", "another tokenizer"]);
     place.refuses(&["train", "tiny.toml", "--out", "run", "--set", "data.dir=other"], &["run"]);
     place.refuses(
