@@ -91,8 +91,10 @@ fn make_recipe(
         return Ok(recipe);
     }
     let sequence_length = sequence_length(&config);
+    // A short text may have fewer tokens than were asked for.
+    let vocab_size = Corpus::open(data, Split::Train)?.vocab_size();
     let mut recipe = Recipe {
-        model: ModelConfig { vocab_size: options.vocab, ..config },
+        model: ModelConfig { vocab_size, ..config },
         data: DataConfig { dir: data.display().to_string(), sequence_length, document_mask: true },
         train: TrainConfig {
             batch: 16,
@@ -131,7 +133,8 @@ fn make_recipe(
 
 /// Refuses options that ask for another run than the one that is continued.
 fn same_run(options: &Quickstart, config: &ModelConfig, earlier: &Recipe) -> Result<()> {
-    let model = ModelConfig { vocab_size: options.vocab, ..config.clone() };
+    // The vocabulary is that of the data, which is compared with --vocab where it is opened.
+    let model = ModelConfig { vocab_size: earlier.model.vocab_size, ..config.clone() };
     for (option, differs) in [
         ("--preset", model != earlier.model),
         ("--seed", options.seed != earlier.train.seed),

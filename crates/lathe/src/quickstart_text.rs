@@ -18,12 +18,20 @@ pub(crate) fn prepare(options: &Quickstart, sequence_length: usize) -> Result<Pa
     if dir.join("manifest.json").is_file() {
         let corpus = Corpus::open(&dir, Split::Train)?;
         ensure!(
-            corpus.vocab_size() == options.vocab,
+            corpus.vocab_size() <= options.vocab,
             "{} was made with a vocabulary of {}, --vocab is {}: choose another --out",
             dir.display(),
             corpus.vocab_size(),
             options.vocab
         );
+        if corpus.vocab_size() < options.vocab {
+            output::note(format!(
+                "the vocabulary of {} has {} tokens, --vocab is {}: a new --out learns another",
+                dir.display(),
+                corpus.vocab_size(),
+                options.vocab
+            ));
+        }
         output::line(format!(
             "text: {} tokens already in {}",
             human_count(corpus.tokens() as f64),

@@ -475,6 +475,12 @@ fn quickstart_takes_few_documents() {
     let ended = place.run(&arguments).good();
     assert!(ended.err.contains("validation takes the last 10 % of each"), "{ended:?}");
     assert!(ended.out.contains("report.html"), "{ended:?}");
+    // A text that has fewer tokens than are asked for trains with those, and goes on so.
+    let line = "quickstart --input notes --steps 2 --preset cpu-1m-mor3 --vocab 60000 --out s";
+    let arguments: Vec<&str> = line.split(' ').collect();
+    place.run(&arguments).good();
+    let again = place.run(&arguments).good();
+    assert!(again.err.contains("--vocab is 60000"), "{again:?}");
     // Text that cannot fill a window is refused before anything is trained.
     place.write("little/a.md", common::document(1, 3));
     let line = "quickstart --input little --steps 2 --vocab 300 --out r";
