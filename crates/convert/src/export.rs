@@ -7,12 +7,12 @@ use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
 use model::params::ParamSpec;
-use model::{MlpConfig, Model, RouterConfig, Sharing};
+use model::{Model, RouterConfig, Sharing};
 use train::Stored;
 
 use crate::ConvertError;
 use crate::error::{must_be_free, refused};
-use crate::roles::{roles, settings_of};
+use crate::roles::{experts_of, roles, settings_of};
 
 /// Writes the folder `out` that Hugging Face's library loads as a Llama model.
 ///
@@ -94,16 +94,18 @@ impl<'a> Dense<'a> {
                         in the form of its own (--format lathe)";
             return refused("the checkpoint: sharing", "a dense model", found, next);
         }
-        for (spec, _) in stored.model.weights() {
-            must_have_role(spec)?;
-        }
-        // An MLP whose matrices have known names may still compute something else with them.
-        if config.mlp != MlpConfig::default() {
-            let next = "export the model in the form of its own (--format lathe)";
-            let found = format!("\"{}\"", config.mlp.kind());
-            return refused("the checkpoint: mlp", "\"dense\", a Llama model's", found, next);
-        }
         let settings = settings_of(config);
+        // An MLP whose matrices have known names may still compute something else with them.
+        if experts_of(config) == Some(None) {
+            let next = "export the model in the form of its own (--format lathe)";
+            let found = format!("{:?}", config.mlp);
+            let expected = "a dense MLP, or experts as Mixtral has them: top_k by softmax, \
+                            normalised, in every layer, without a shared expert, groups or bias";
+            return refused("the checkpoint: mlp", expected, found, next);
+        }
+        for (spec, _) in stored.model.weights() {
+            must_have_role(spec, &settings)?;
+        }
         match Architecture::that_holds(&settings) {
             Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
             None => {
@@ -116,8 +118,8 @@ impl<'a> Dense<'a> {
 }
 
 /// Refuses a parameter that would be left out, as no tensor of the exported form is made of it.
-fn must_have_role(spec: &ParamSpec) -> Result<(), ConvertError> {
-    if roles(spec).is_some() {
+fn must_have_role(spec: &ParamSpec, settings: &ArchConfig) -> Result<(), ConvertError> {
+    if roles(spec, settings).is_some() {
         return Ok(());
     }
     let what = format!("the checkpoint: parameter \"{}\"", spec.name);
@@ -130,7 +132,7 @@ impl TensorSource for Dense<'_> {
     fn tensor(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
-            for role in roles(spec).unwrap_or_default() {
+            for role in roles(spec, &self.settings).unwrap_or_default() {
                 let count: usize = role.shape(&self.settings).iter().product();
                 if role == wanted {
                     return Ok(weight.read()[begin..begin + count].to_vec());
@@ -162,13 +164,14 @@ mod tests {
             ..ModelConfig::default()
         };
         let table = specs(&config, &config.check().expect("legal"));
+        let settings = settings_of(&config);
         for spec in &table {
-            must_have_role(spec).unwrap_or_else(|error| panic!("{error}"));
+            must_have_role(spec, &settings).unwrap_or_else(|error| panic!("{error}"));
         }
         for name in ["experts", "memory"] {
             let place = ParamPlace::Layer { stored: 1, part: Part::new(name) };
             let spec = ParamSpec { name: place.to_string(), place, ..table[0].clone() };
-            let error = must_have_role(&spec).expect_err(name).to_string();
+            let error = must_have_role(&spec, &settings).expect_err(name).to_string();
             assert!(error.contains(&format!("\"layers.1.{name}\"")), "{error}");
         }
     }

@@ -74,7 +74,7 @@ fn weight(
     spec: ParamSpec,
 ) -> Result<NamedTensor<'static>, ConvertError> {
     let mut data = Vec::with_capacity(spec.count());
-    for role in roles(&spec).unwrap_or_default() {
+    for role in roles(&spec, source.settings()).unwrap_or_default() {
         data.extend(source.tensor(role)?);
     }
     if data.len() != spec.count() {

@@ -3,9 +3,13 @@
 
 use std::path::Path;
 
-use formats::{ArchConfig, LayerRole, TensorRole};
-use model::params::{ParamPlace, ParamSpec, Part};
-use model::{KvMode, ModelConfig, RouterConfig, Sharing, attention, mlp};
+use formats::{ArchConfig, Experts, LayerRole, TensorRole};
+use model::expert_routers::{Balance, top_k};
+use model::mlp::experts::{self, EXPERTS_DOWN, EXPERTS_GATE_UP};
+use model::params::{ParamPlace, ParamSpec, Part, RouterSite};
+use model::{
+    ExpertRouterConfig, KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp,
+};
 
 use crate::ConvertError;
 use crate::error::refused_in;
@@ -23,17 +27,32 @@ const LAYER: [(Part, &[LayerRole]); 7] = [
     (mlp::DOWN, &[LayerRole::Down]),
 ];
 
-/// The weights of others that stand below each other in a parameter of a dense model; `None` for a
-/// parameter that a plain Llama model does not have.
-pub(crate) fn roles(spec: &ParamSpec) -> Option<Vec<TensorRole>> {
+/// The weights of others that stand below each other in a parameter of a dense model or of one with
+/// experts; `None` for a parameter that no model of `settings` has.
+pub(crate) fn roles(spec: &ParamSpec, settings: &ArchConfig) -> Option<Vec<TensorRole>> {
+    let experts = settings.experts.map_or(0, |experts| experts.count);
     let (layer, part) = match spec.place {
         ParamPlace::Embed => return Some(vec![TensorRole::Embed]),
         ParamPlace::FinalNorm => return Some(vec![TensorRole::Norm]),
         ParamPlace::Head => return Some(vec![TensorRole::Head]),
         ParamPlace::Layer { stored, part } => (stored, part),
         ParamPlace::LayerNorm { stored, part, recursion: 0 } => (stored, part),
+        ParamPlace::Router {
+            site: RouterSite::Layer(layer),
+            auxiliary: false,
+            recursion: None,
+            factor: "score",
+        } if experts > 0 => return Some(vec![TensorRole::Layer(layer, LayerRole::Router)]),
         _ => return None,
     };
+    if part == EXPERTS_GATE_UP && experts > 0 {
+        let both = |e| [LayerRole::ExpertGate(e), LayerRole::ExpertUp(e)];
+        return Some((0..experts).flat_map(both).map(|r| TensorRole::Layer(layer, r)).collect());
+    }
+    if part == EXPERTS_DOWN && experts > 0 {
+        let down = (0..experts).map(LayerRole::ExpertDown);
+        return Some(down.map(|role| TensorRole::Layer(layer, role)).collect());
+    }
     let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
     Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
 }
@@ -57,6 +76,11 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
         rope_theta: settings.rope_theta,
         norm_eps: settings.norm_eps,
         tie_embeddings: settings.tied,
+        mlp: settings.experts.map_or_else(MlpConfig::default, |Experts { count, top_k }| {
+            let router = top_k::Config { top_k, ..top_k::Config::default() };
+            let router = ExpertRouterConfig::TopK(router);
+            MlpConfig::Experts(experts::Config { count, router, ..experts::Config::default() })
+        }),
         sharing: Sharing::None,
         recursions: 1,
         share_norms: true,
@@ -73,16 +97,46 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
     }
 }
 
-/// The settings of a dense `config`.
+/// The experts of `config` as files of others know them. `None` where it has none; `Some(None)`
+/// where its MLPs compute what no such file says.
+pub(crate) fn experts_of(config: &ModelConfig) -> Option<Option<Experts>> {
+    let mlp = match &config.mlp {
+        MlpConfig::Dense(_) => return None,
+        MlpConfig::Experts(mlp) => mlp,
+    };
+    let ExpertRouterConfig::TopK(router) = &mlp.router else { return Some(None) };
+    // What is minimised beside the text is no part of what a model computes.
+    let known = experts::Config {
+        count: mlp.count,
+        width: mlp.width,
+        router: ExpertRouterConfig::TopK(top_k::Config {
+            top_k: router.top_k,
+            balance: router.balance,
+            balance_weight: router.balance_weight,
+            z_weight: router.z_weight,
+            ..top_k::Config::default()
+        }),
+        ..experts::Config::default()
+    };
+    let plain = *mlp == known && router.balance != Balance::LossFree;
+    Some(plain.then_some(Experts { count: mlp.count, top_k: router.top_k }))
+}
+
+/// The settings of a `config` that is dense or has experts as [`experts_of`] knows them.
 pub(crate) fn settings_of(config: &ModelConfig) -> ArchConfig {
+    let ffn = match &config.mlp {
+        MlpConfig::Experts(mlp) => mlp.width(&config.sizes()),
+        MlpConfig::Dense(_) => config.ffn,
+    };
     ArchConfig {
+        experts: experts_of(config).flatten(),
         vocab: config.vocab_size,
         width: config.width,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        ffn: config.ffn,
+        ffn,
         rope_theta: config.rope_theta,
         norm_eps: config.norm_eps,
         context: config.context,
@@ -106,7 +160,7 @@ mod tests {
             let settings = settings_of(&config);
             let mut seen = BTreeSet::new();
             for spec in model::table::specs(&config, &config.check().expect("legal")) {
-                let parts = roles(&spec).unwrap_or_else(|| panic!("{}", spec.name));
+                let parts = roles(&spec, &settings).unwrap_or_else(|| panic!("{}", spec.name));
                 let count: usize =
                     parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
                 assert_eq!(count, spec.count(), "{}", spec.name);
@@ -132,7 +186,7 @@ mod tests {
         ] {
             let name = place.to_string();
             let spec = ParamSpec { place, ..table[1].clone() };
-            assert_eq!(roles(&spec), None, "{name}");
+            assert_eq!(roles(&spec, &settings_of(&config)), None, "{name}");
         }
     }
 

@@ -7,14 +7,14 @@ use std::fs;
 use std::path::Path;
 
 use checkpoint::RealDisk;
-use common::{FIXTURES, fixture, logits};
+use common::{FIXTURES, fixture, logits, stored, tiny};
 use convert::{
     ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
     export_hugging_face, export_own, import,
 };
-use model::{KvMode, RouterConfig, Rule, Sharing};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing};
 use serde_json::{Value, json};
-use testkit::same_bits;
+use testkit::{mlps, same_bits};
 use train::{Stored, load_model};
 
 fn imported(from: &Path, out: &Path) -> Stored {
@@ -30,7 +30,7 @@ fn weights(stored: &Stored) -> Vec<(String, Vec<f32>)> {
 #[test]
 fn logits_of_hugging_face_models() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in FIXTURES {
+    for name in FIXTURES.into_iter().chain(["mixtral"]) {
         let stored = imported(&fixture(name), &folder.path().join(name));
         let text = stored.text.clone().expect("special ids");
         assert_eq!(
@@ -102,6 +102,95 @@ fn dense_models_go_out_and_come_back() {
             fs::remove_dir_all(at(made)).expect("removes");
         }
         fs::remove_file(at("x.gguf")).expect("removes");
+    }
+}
+
+#[test]
+fn experts_go_out_and_come_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let stored = imported(&fixture("mixtral"), &at("mixtral"));
+    let MlpConfig::Experts(experts) = &stored.model.config().mlp else { panic!("no experts") };
+    assert_eq!((experts.count, experts.router.kind()), (8, "top_k"));
+    export_hugging_face(&stored, &at("hf"), HfWeightType::F32, &RealDisk).expect("writes");
+    export_own(&stored, &at("own"), &RealDisk).expect("writes");
+    for form in ["hf", "own"] {
+        let back = imported(&at(form), &at(&format!("{form}-back")));
+        assert_eq!(back.model.config(), stored.model.config(), "{form}");
+        for ((name, found), (_, expected)) in weights(&back).iter().zip(weights(&stored)) {
+            same_bits(found, &expected, &format!("{form} {name}"));
+        }
+    }
+    // Its config.json is read as transformers writes it.
+    let read = |path: &Path| -> Value {
+        serde_json::from_slice(&fs::read(path.join("config.json")).expect("there")).expect("JSON")
+    };
+    let (theirs, ours) = (read(&fixture("mixtral")), read(&at("hf")));
+    for key in ["num_local_experts", "num_experts_per_tok", "intermediate_size", "model_type"] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+    let error = export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "x").expect_err("no form");
+    assert!(error.to_string().contains("Mixtral"), "{error}");
+}
+
+/// What a Mixtral folder says that is not computed, or cannot be.
+#[test]
+fn experts_that_are_not_known_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().join("changed");
+    for (key, value) in [
+        ("num_local_experts", json!(0)),
+        ("num_local_experts", json!(7)),
+        ("num_local_experts", json!(100_000)),
+        ("num_local_experts", Value::Null),
+        ("num_experts_per_tok", json!(0)),
+        ("num_experts_per_tok", json!(9)),
+        ("num_experts_per_tok", json!("two")),
+        ("router_jitter_noise", json!(0.1)),
+        ("sliding_window", json!(16)),
+        ("hidden_act", json!("gelu")),
+        ("intermediate_size", json!(20)),
+        ("quantization_config", json!({ "bits": 4 })),
+    ] {
+        fs::create_dir_all(&at).expect("makes");
+        for file in fs::read_dir(fixture("mixtral")).expect("lists") {
+            let file = file.expect("lists");
+            fs::copy(file.path(), at.join(file.file_name())).expect("copies");
+        }
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(at.join("config.json")).expect("there"))
+                .expect("JSON");
+        config[key] = value.clone();
+        fs::write(at.join("config.json"), config.to_string()).expect("writes");
+        let out = folder.path().join("out");
+        let error = import(&at, &out, &RealDisk).expect_err(key).to_string();
+        assert!(!out.exists() && error.len() > 20, "{key} = {value}: {error}");
+        let named = [key, "experts", "top_k", "w1"];
+        assert!(named.iter().any(|name| error.contains(name)), "{key} = {value}: {error}");
+        fs::remove_dir_all(&at).expect("removes");
+    }
+}
+
+/// Experts that Mixtral's form cannot hold are refused, with what it can.
+#[test]
+fn experts_of_other_kinds_stay_in_our_own_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, mlp) in mlps().into_iter().filter(|mlp| mlp.kind() == "experts").enumerate() {
+        let config = ModelConfig { mlp, vocab_size: 131, ..tiny(Sharing::None, 2, 1) };
+        if config.check().is_err() {
+            continue;
+        }
+        let mut made = stored(&folder.path().join(format!("{number}")), &config, 3);
+        made.tokenizer = fs::read(fixture("mixtral").join("tokenizer.json")).ok();
+        let out = folder.path().join(format!("out{number}"));
+        let result = export_hugging_face(&made, &out, HfWeightType::F32, &RealDisk);
+        match number {
+            0 => assert!(result.is_ok(), "Mixtral's own: {result:?}"),
+            _ => {
+                let error = result.expect_err("another kind").to_string();
+                assert!(error.contains("Mixtral") && error.contains("lathe"), "{error}");
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{FormatError, Result};
 /// The largest size accepted for any dimension; real models stay far below it.
 const MAX_SIZE: usize = 1 << 31;
 const MAX_LAYERS: usize = 1 << 16;
+const MAX_EXPERTS: usize = 1 << 12;
 
 /// The numbers that fix a model's arithmetic, which is Llama's (Touvron et al. 2023,
 /// arXiv:2302.13971; grouped-query attention as in arXiv:2307.09288): pre-norm blocks with RMSNorm,
@@ -38,6 +39,18 @@ pub struct ArchConfig {
     pub tied: bool,
     /// A change of the rotary frequencies; a model that does not compute it must refuse the file.
     pub rope_scaling: Option<RopeScaling>,
+    /// Experts of inner width `ffn` in place of the feed-forward network of every block.
+    pub experts: Option<Experts>,
+}
+
+/// Feed-forward networks of which a token takes those with the largest softmax scores, each
+/// weighted by its share of their sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a block.
+    pub count: usize,
+    /// How many of them a token takes.
+    pub top_k: usize,
 }
 
 /// A change of the rotary frequencies.
@@ -117,6 +130,14 @@ impl ArchConfig {
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             let found = self.norm_eps.to_string();
             return Err(FormatError::damaged(path, "norm_eps", "a number between 0 and 1", found));
+        }
+        if let Some(Experts { count, top_k }) = self.experts {
+            for (field, value, max) in [("experts", count, MAX_EXPERTS), ("top_k", top_k, count)] {
+                if value == 0 || value > max {
+                    let (expected, found) = (format!("1 to {max}"), value.to_string());
+                    return Err(FormatError::damaged(path, field, expected, found));
+                }
+            }
         }
         self.rope_scaling.map_or(Ok(()), |scaling| scaling.check(path))
     }

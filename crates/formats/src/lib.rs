@@ -21,7 +21,7 @@ mod special;
 mod tensors;
 mod writing;
 
-pub use arch_config::{ArchConfig, RopeScaling};
+pub use arch_config::{ArchConfig, Experts, RopeScaling};
 pub use architectures::Architecture;
 pub use error::{FormatError, Result};
 pub use open::ModelFile;

@@ -39,29 +39,48 @@ pub enum LayerRole {
     Up,
     /// `[width, ffn]`, back to the residual stream.
     Down,
+    /// `[experts, width]`: scores of the experts.
+    Router,
+    /// `[ffn, width]`: the gate of an expert.
+    ExpertGate(usize),
+    /// `[ffn, width]`: what an expert multiplies with its gate.
+    ExpertUp(usize),
+    /// `[width, ffn]`: what an expert writes to the residual stream.
+    ExpertDown(usize),
 }
 
 impl LayerRole {
     /// Every role of a block, in the order of computation.
-    pub const ALL: [LayerRole; 9] = [
-        LayerRole::AttentionNorm,
-        LayerRole::Query,
-        LayerRole::Key,
-        LayerRole::Value,
-        LayerRole::Output,
-        LayerRole::FfnNorm,
-        LayerRole::Gate,
-        LayerRole::Up,
-        LayerRole::Down,
-    ];
+    pub fn all(settings: &ArchConfig) -> Vec<LayerRole> {
+        let mut all = vec![
+            LayerRole::AttentionNorm,
+            LayerRole::Query,
+            LayerRole::Key,
+            LayerRole::Value,
+            LayerRole::Output,
+            LayerRole::FfnNorm,
+        ];
+        let Some(experts) = settings.experts else {
+            all.extend([LayerRole::Gate, LayerRole::Up, LayerRole::Down]);
+            return all;
+        };
+        all.push(LayerRole::Router);
+        for expert in 0..experts.count {
+            let [gate, up] = [LayerRole::ExpertGate(expert), LayerRole::ExpertUp(expert)];
+            all.extend([gate, up, LayerRole::ExpertDown(expert)]);
+        }
+        all
+    }
 }
 
 impl TensorRole {
     /// Every role of a model: embedding, blocks, last norm, and the output matrix where it is not
     /// tied.
     pub fn all(settings: &ArchConfig) -> impl Iterator<Item = TensorRole> + use<> {
-        let layers = (0..settings.layers)
-            .flat_map(|i| LayerRole::ALL.map(|role| TensorRole::Layer(i, role)));
+        let of_layer = LayerRole::all(settings);
+        let layers = (0..settings.layers).flat_map(move |i| {
+            of_layer.clone().into_iter().map(move |role| TensorRole::Layer(i, role))
+        });
         let head = (!settings.tied).then_some(TensorRole::Head);
         std::iter::once(TensorRole::Embed).chain(layers).chain([TensorRole::Norm]).chain(head)
     }
@@ -78,8 +97,12 @@ impl TensorRole {
                 LayerRole::Query => vec![q, d],
                 LayerRole::Key | LayerRole::Value => vec![k, d],
                 LayerRole::Output => vec![d, q],
-                LayerRole::Gate | LayerRole::Up => vec![f, d],
-                LayerRole::Down => vec![d, f],
+                LayerRole::Gate
+                | LayerRole::Up
+                | LayerRole::ExpertGate(_)
+                | LayerRole::ExpertUp(_) => vec![f, d],
+                LayerRole::Down | LayerRole::ExpertDown(_) => vec![d, f],
+                LayerRole::Router => vec![settings.experts.map_or(0, |experts| experts.count), d],
             },
         }
     }

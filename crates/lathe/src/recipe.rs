@@ -128,8 +128,23 @@ fn typed(base: Value) -> Result<Recipe> {
             })
         });
         let field = guilty.map_or_else(String::new, |field| format!(".{field}"));
-        anyhow::anyhow!("{path}{field}: {}", error.inner())
+        let kinds = kinds(&base, &format!("{path}{field}")).unwrap_or_default();
+        anyhow::anyhow!("{path}{field}: {}{kinds}", error.inner())
     })
+}
+
+/// For the table at `path` that lacks its `kind`: which kinds there are, by what is said to a kind
+/// that there is not.
+fn kinds(base: &Value, path: &str) -> Option<String> {
+    let mut with = base.clone();
+    let table = with.pointer_mut(&format!("/{}", path.replace('.', "/")))?.as_object_mut()?;
+    if table.contains_key("kind") {
+        return None;
+    }
+    table.insert("kind".into(), Value::String(String::new()));
+    let said = read(with).err()?.inner().to_string();
+    let (_, expected) = said.split_once("expected ")?;
+    Some(format!(", expected kind = {expected}"))
 }
 
 /// Writes `top` over `base`. A table that names another `kind` replaces the one below it.

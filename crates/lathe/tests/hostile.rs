@@ -217,6 +217,12 @@ fn recipes_that_are_no_recipes() {
         place.write("r.toml", text);
         place.refuses(&["train", "r.toml", "--out", "run"], needles);
     }
+    // What lacks its kind is told which there are.
+    place.write("r.toml", "[model.mlp]\nkind = \"experts\"\nrouter = { top_k = 1 }\n");
+    let needles = ["model.mlp.router", "missing", "kind", "`top_k`", "`hash`"];
+    place.refuses(&["train", "r.toml", "--out", "run"], &needles);
+    place.write("r.toml", "[model.mlp]\ncount = 8\n");
+    place.refuses(&["train", "r.toml", "--out", "run"], &["model.mlp", "count"]);
     place.write("r.toml", recipe(2, 2, EXPERT, "recursion_wise"));
     let deep = format!("{}b=1", "a.".repeat(50_000));
     place.refuses(&["train", "r.toml", "--out", "run", "--set", &deep], &["--set", "16 parts"]);

@@ -47,10 +47,12 @@ pub(super) fn room_and_users(root: &Path, room: &str) -> Result<Vec<String>> {
     Ok(users)
 }
 
-/// Copies every file that git knows to `tree`, with the mutants of `planted` in the room's files.
-/// A file that is right already is left alone, so that it is not compiled again.
+/// Copies every file that git knows or would take to `tree`, with the mutants of `planted` in the
+/// room's files, and removes others there. A file that is right already is left alone, so that it
+/// is not compiled again.
 fn copy(root: &Path, tree: &Path, room: &str, planted: &BTreeMap<String, String>) -> Result<()> {
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output()?;
+    let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let listed = Command::new("git").args(list).current_dir(root).output()?;
     let listed = String::from_utf8(listed.stdout).context("names of files")?;
     let mut library = format!("crates/{room}/src/lib.rs");
     if !root.join(&library).is_file() {
@@ -72,6 +74,21 @@ fn copy(root: &Path, tree: &Path, room: &str, planted: &BTreeMap<String, String>
         }
         fs::create_dir_all(at.parent().unwrap_or(tree))?;
         fs::write(&at, wanted).with_context(|| format!("writing {}", at.display()))?;
+    }
+    remove_others(tree, &kept)
+}
+
+/// Removes the files below `folder` that are not in `kept`, but for what builds have made.
+fn remove_others(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                remove_others(&path, kept)?;
+            }
+        } else if !kept.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
     }
     Ok(())
 }

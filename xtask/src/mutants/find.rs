@@ -35,16 +35,25 @@ pub(super) enum Kind {
 impl Mutant {
     /// What people read, and what a result is kept under.
     pub(super) fn name(&self) -> String {
-        let old = self.old.split_whitespace().collect::<Vec<_>>().join(" ");
-        let old: String = old.chars().take(90).collect();
+        let old = cut(&self.old.split_whitespace().collect::<Vec<_>>().join(" "));
         let new = match &self.kind {
             Kind::Expression(new) => new.split_whitespace().collect::<Vec<_>>().join(" "),
             Kind::Statement => "(left out)".into(),
             Kind::Body(value) => format!("return {value}"),
         };
-        let new: String = new.chars().take(90).collect();
+        let new = cut(&new);
         format!("{}:{}:{}: {old} => {new}", self.file, self.line, self.column)
     }
+}
+
+/// Both ends of a long text: two changes of one place differ in either.
+fn cut(text: &str) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    if characters.len() <= 90 {
+        return text.to_owned();
+    }
+    let [begin, end] = [&characters[..44], &characters[characters.len() - 44..]];
+    format!("{}..{}", begin.iter().collect::<String>(), end.iter().collect::<String>())
 }
 
 /// All mutants of a file with the text `text`; code of tests and constants has none.

@@ -16,7 +16,7 @@ use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 
 pub(super) static LLAMA: Architecture = Architecture {
     name: "Llama",
-    holds: |_| true,
+    holds: |config| config.experts.is_none(),
     hugging_face: Some(HuggingFaceForm {
         model_type: "llama",
         class: "LlamaForCausalLM",
@@ -77,6 +77,14 @@ pub(super) fn gguf_tensor(role: TensorRole) -> Option<String> {
 
 /// The library's defaults for absent keys are those of the first Llama.
 pub(super) fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
+    if config.get("num_local_experts").is_some() {
+        return Err(config.unsupported("num_local_experts", "no such setting"));
+    }
+    read_numbers(config)
+}
+
+/// The same for an architecture that may have experts.
+pub(super) fn read_numbers(config: &JsonObject<'_>) -> Result<ArchConfig> {
     refuse_extras(config)?;
     let width = must_size(config, "hidden_size")?;
     let heads = must_size(config, "num_attention_heads")?;
@@ -93,6 +101,7 @@ pub(super) fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
         context: config.size("max_position_embeddings")?.unwrap_or(2048),
         tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
         rope_scaling: rope::scaling(config)?,
+        experts: None,
     })
 }
 
@@ -126,10 +135,8 @@ fn refuse_extras(config: &JsonObject<'_>) -> Result<()> {
     if config.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
         return Err(config.unsupported("partial_rotary_factor", "1"));
     }
-    for key in ["quantization_config", "num_local_experts"] {
-        if config.get(key).is_some() {
-            return Err(config.unsupported(key, "no such setting"));
-        }
+    if config.get("quantization_config").is_some() {
+        return Err(config.unsupported("quantization_config", "no such setting"));
     }
     if config.get("sliding_window").is_some() {
         return Err(config.unsupported("sliding_window", "null"));
@@ -217,6 +224,7 @@ fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
         context: keys.must_size("context_length")?,
         tied: gguf.tensor("output.weight").is_err(),
         rope_scaling: gguf_rope_scaling(&keys)?,
+        experts: None,
     };
     keys.refuse_others(&GGUF_SETTINGS, &GGUF_ZERO_SETTINGS)?;
     Ok(config)

@@ -5,6 +5,7 @@
 mod architecture;
 mod llama;
 mod mistral;
+mod mixtral;
 #[cfg(test)]
 mod renamed;
 
@@ -20,6 +21,7 @@ use crate::{ArchConfig, FormatError, Result};
 pub static ALL: &[&Architecture] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
     #[cfg(test)]
     &renamed::RENAMED,
 ];
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
     use crate::gguf::{self, GgufOptions, GgufWeightType};
     use crate::hf::{self, FolderOptions, HfWeightType};
-    use crate::{ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
+    use crate::{Experts, ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
 
     /// Heads times head_dim is not the width, and no two sizes are equal.
     fn config() -> ArchConfig {
@@ -89,7 +91,17 @@ mod tests {
             context: 16,
             tied: false,
             rope_scaling: None,
+            experts: None,
         }
+    }
+
+    /// The same with experts, for an architecture that has some.
+    fn config_of(member: &Architecture) -> ArchConfig {
+        let experts = Some(Experts { count: 3, top_k: 2 });
+        if (member.holds)(&ArchConfig { experts, ..config() }) {
+            return ArchConfig { experts, ..config() };
+        }
+        config()
     }
 
     /// Numbers that say where they belong.
@@ -145,7 +157,7 @@ mod tests {
         for &member in ALL {
             for tied in [true, false] {
                 let folder = tempfile::tempdir().expect("a folder");
-                let config = ArchConfig { tied, ..config() };
+                let config = ArchConfig { tied, ..config_of(member) };
                 write(folder.path(), member, &config);
                 let mut forms = 0;
                 for form in ["hugging_face", "gguf"] {
@@ -178,7 +190,7 @@ mod tests {
             ];
             for tensor in forms.into_iter().flatten() {
                 let mut roles = BTreeMap::new();
-                for role in TensorRole::all(&config()) {
+                for role in TensorRole::all(&config_of(member)) {
                     let name = tensor(role).unwrap_or_else(|| panic!("{}: {role}", member.name));
                     let other = roles.insert(name, role);
                     assert_eq!(other, None, "{}: {role}", member.name);

@@ -68,6 +68,7 @@ fn empty() -> ArchConfig {
         context: 0,
         tied: false,
         rope_scaling: None,
+        experts: None,
     }
 }
 

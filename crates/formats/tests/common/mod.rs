@@ -22,6 +22,7 @@ pub(crate) fn small() -> ArchConfig {
         context: 16,
         tied: false,
         rope_scaling: None,
+        experts: None,
     }
 }
 
