@@ -104,8 +104,8 @@ pub(crate) fn continue_text(
 ) -> Result<Generated> {
     let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
     let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
-    output::text(wanted.prompt);
     let rule = open::causal(stored)?;
+    output::text(wanted.prompt);
     let what = Generation {
         prompt: &prompt,
         max_tokens: wanted.max_tokens,

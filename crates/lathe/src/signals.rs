@@ -1,6 +1,5 @@
 //! SIGINT and SIGTERM: the first asks the run to save and end, the second ends at once. In a chat
-//! SIGINT stops the answer. A file that
-//! may not grow is an error and no signal.
+//! SIGINT stops the answer. A file that may not grow is an error and no signal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

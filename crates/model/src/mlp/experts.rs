@@ -332,18 +332,14 @@ impl Experts {
         let single = plan.weights.is_none() && plan.targets() == 1;
         let x_ad = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
         let y_af = ops.swiglu(ops.grouped_linear(x_ad, &self.gate_up, &sizes));
-        let mut x_td = match plan.weights {
+        let mut x_td = if single {
             // Written to the stream as a dense MLP does it.
-            None if single => ops.linear_add(y_af, &self.down, x_td),
-            None => {
-                let ones = ops::column(vec![1.0; plan.rows.len()]);
-                let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
-                ops.combine_rows(x_td, &plan.rows, y_ad, ones, Combine::Add)
-            }
-            Some(w_a1) => {
-                let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
-                ops.combine_rows(x_td, &plan.rows, y_ad, w_a1, Combine::Add)
-            }
+            ops.linear_add(y_af, &self.down, x_td)
+        } else {
+            let whole = || ops::column(vec![1.0; plan.rows.len()]);
+            let w_a1 = plan.weights.unwrap_or_else(whole);
+            let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+            ops.combine_rows(x_td, &plan.rows, y_ad, w_a1, Combine::Add)
         };
         for loss in plan.losses {
             x_td = pass.attach(x_td, loss);
