@@ -345,6 +345,12 @@ fn pages_and_tokenizers_replace_nothing_else() {
 }
 
 #[test]
+fn a_name_that_nothing_has_is_told_as_such() {
+    let place = Place::empty();
+    place.run(&["generate", "nowhere", "--prompt", "x"]).bad(&["nowhere", "nothing has this name"]);
+}
+
+#[test]
 fn one_setting_is_one_value() {
     let place = Place::with_data();
     place.write("r.toml", recipe(2, 2, EXPERT, "recursion_wise"));

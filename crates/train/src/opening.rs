@@ -72,6 +72,9 @@ pub(crate) fn find(path: &Path) -> Result<Found, TrainError> {
     }
     let (loaded, passed_over) = checkpoint::newest_valid(&steps_of(path))?;
     match loaded {
+        None if path.symlink_metadata().is_err() => {
+            refuse(path, "folder", "no checkpoint: nothing has this name".into(), WRITTEN.into())
+        }
         Some(loaded) => {
             check_name(&loaded)?;
             Ok(Found { loaded, passed_over })
