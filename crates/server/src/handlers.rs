@@ -14,6 +14,7 @@ use crate::token_text::TokenDecoder;
 use hyper::Response;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
 const PAGE: &str = include_str!("page.html");
@@ -192,15 +193,49 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Response<Body>, ApiError>
                 ));
             }
         };
-        let ids = encoded.ids;
-        let mut answer =
-            json!({ "tokens": ids, "count": ids.len(), "max_model_len": state.info.context });
-        if request.flag("return_token_strs", false) {
-            answer["token_strs"] = ids.iter().map(|&id| state.token_text.name(id, false)).collect();
-        }
-        Ok(with_ignored(reply(&answer), &request.ignored))
+        let answer =
+            Tokenized { state, ids: encoded.ids, names: request.flag("return_token_strs", false) };
+        Ok(with_ignored(reply_written(&answer)?, &request.ignored))
     })
     .await
+}
+
+/// The answer of `/tokenize`, written from the ids: a tree of JSON values takes ten times their
+/// room, and a text may have millions.
+struct Tokenized<'s> {
+    state: &'s AppState,
+    ids: Vec<u32>,
+    names: bool,
+}
+
+impl Serialize for Tokenized<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("count", &self.ids.len())?;
+        map.serialize_entry("max_model_len", &self.state.info.context)?;
+        if self.names {
+            map.serialize_entry("token_strs", &Names(self))?;
+        }
+        map.serialize_entry("tokens", &self.ids)?;
+        map.end()
+    }
+}
+
+struct Names<'s>(&'s Tokenized<'s>);
+
+impl Serialize for Names<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(answer) = self;
+        let text = &answer.state.token_text;
+        serializer.collect_seq(answer.ids.iter().map(|&id| text.name(id, false)))
+    }
+}
+
+fn reply_written(value: &impl Serialize) -> Result<Response<Body>, ApiError> {
+    let mut text = serde_json::to_string(value)
+        .map_err(|e| ApiError::new(500, format!("the answer cannot be written: {e}")))?;
+    text.shrink_to_fit();
+    Ok(with_type(text, "application/json"))
 }
 
 fn check_size(state: &AppState, text: &str, field: &str) -> Result<(), ApiError> {
