@@ -128,6 +128,8 @@ pub struct Pages {
     vacant: Vec<u32>,
     used: Vec<usize>,
     cached: usize,
+    /// Most pages that views held at a time.
+    most_held: usize,
 }
 
 impl Pages {
@@ -143,6 +145,7 @@ impl Pages {
             vacant: Vec::new(),
             used,
             cached: 0,
+            most_held: 0,
         }
     }
 
@@ -169,6 +172,12 @@ impl Pages {
     /// Unit pages held by [`Shared`] stretches only.
     pub fn cached(&self) -> usize {
         self.cached
+    }
+
+    /// Most unit pages that views held at a time, each page counted once. What a sequence gives
+    /// back in the tick that took it is in it, and in no number that is read between ticks.
+    pub fn most_held(&self) -> usize {
+        self.most_held
     }
 
     /// A view of no token yet.
@@ -307,13 +316,20 @@ impl Pages {
         let page = self.free.pop().expect("append counted the pages it takes");
         self.pages[page as usize] = Page { tables: 1, shared: 0, tier: tier as u32, filled: 0 };
         self.used[tier] += 1;
+        self.note_held();
         page
+    }
+
+    fn note_held(&mut self) {
+        let held = self.used.iter().sum::<usize>() - self.cached;
+        self.most_held = self.most_held.max(held);
     }
 
     fn hold_table(&mut self, page: u32) {
         let state = &mut self.pages[page as usize];
         self.cached -= usize::from(state.tables == 0);
         state.tables += 1;
+        self.note_held();
     }
 
     fn drop_table(&mut self, page: u32) {

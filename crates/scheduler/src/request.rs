@@ -246,6 +246,8 @@ pub struct Gauges {
     pub pages_used: Vec<usize>,
     /// Pages held by nothing but the prefix cache.
     pub pages_cached: usize,
+    /// Most pages that sequences held at a time since the start.
+    pub pages_held_most: usize,
     /// Bytes of one unit page.
     pub page_bytes: usize,
     /// Prefix cache: tokens looked up, and found.

@@ -324,6 +324,7 @@ impl Scheduler {
             blocks: self.pages.pages() / self.pages.shape().pages_for(PAGE).max(1),
             pages_used: self.pages.used_by_tier().to_vec(),
             pages_cached: self.pages.cached(),
+            pages_held_most: self.pages.most_held(),
             depth_cap: self.depth_cap.cap(),
             ticks: self.tick,
             ..self.counters.clone()

@@ -56,6 +56,8 @@ fn a_shared_page_is_written_in_place_by_the_first_and_copied_by_the_others() {
     assert_eq!((pages.cached(), pages.free()), (2, 6));
     pages.drop_shared(shared);
     assert_eq!((pages.cached(), pages.free()), (0, 8));
+    // Two copies were made beside the two pages of the first.
+    assert_eq!(pages.most_held(), 4);
     pages.check([]).unwrap();
 }
 

@@ -262,6 +262,12 @@ fn pages(page: &mut Page, gauges: &Gauges) {
         gauges.pages_cached,
     );
     page.single(
+        "kv_pages_held_most",
+        "gauge",
+        "Most pages that sequences held at a time since the start.",
+        gauges.pages_held_most,
+    );
+    page.single(
         "kv_usage",
         "gauge",
         "Share of the pages that sequences hold, 0 to 1; those of the prefix cache alone are free.",

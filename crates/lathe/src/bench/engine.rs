@@ -337,7 +337,7 @@ impl Setting<'_> {
         let mut engine = self.engine(subject)?;
         let tally = Tally::new(self.is_apart());
         let prompt = self.submit(subject, &engine, &tally)?;
-        let (mut held, mut now) = (0, 0);
+        let mut now = 0;
         let mut rows: Vec<CompletedRows> = Vec::new();
         let mut waits = self.is_apart();
         let mut clock =
@@ -354,8 +354,6 @@ impl Setting<'_> {
             }
             engine.tick(now);
             rows.extend_from_slice(engine.completed_rows());
-            let gauges = engine.handle().gauges();
-            held = held.max(gauges.pages_used.iter().sum::<usize>() - gauges.pages_cached);
             now += 1;
         }
         let seconds = clock.start.elapsed().as_secs_f64();
@@ -381,7 +379,7 @@ impl Setting<'_> {
             tokens,
             ticks: now - clock.ticks,
             mean_depth,
-            kv_bytes: gauges.page_bytes * held,
+            kv_bytes: gauges.page_bytes * gauges.pages_held_most,
             // A token is drawn from each row whose logits somebody wants.
             flops: (work.sums.flops + drawn as f64 * work.head_flops()) / tokens as f64,
             work: work.sums,

@@ -184,3 +184,17 @@ fn prefill_counts_the_prompts_and_their_depth() {
     assert_eq!(shallow.mean_depth, 1.0);
     assert!(plain.mean_depth > 1.2, "{}", plain.mean_depth);
 }
+
+#[test]
+fn prefill_tells_what_its_prompts_held() {
+    // Pages are given back in the tick that ends a prompt, before anybody can count them.
+    let options = options(&[]);
+    let subject = subject("cpu-1m-dense", &[], None).unwrap();
+    let setting = Setting { options: &options, batch: 1, context: 40, prefill: true };
+    let found = setting.measure(&subject).unwrap();
+    assert_eq!(found.ticks, 1);
+    let layers = subject.model.plan().unrolled().count();
+    let page = ops::KvStore::page_bytes(ops::KvFormat::F32, subject.model.config().heads());
+    // 40 tokens take three pages of 16 in each layer.
+    assert_eq!(found.kv_bytes, 3 * layers * page);
+}
