@@ -237,6 +237,11 @@ pub(crate) struct Eval {
     /// training calibrates the causal rule on are left out
     #[arg(long, default_value_t = 256, value_parser = numbers::upto::<u64>(1 << 40))]
     pub(crate) windows: u64,
+    /// Windows of the validation text to leave out, those that a run with `log.calibrate_windows`
+    /// of this calibrates on: what is compared scores the same windows [default: as in training, 0
+    /// for a checkpoint without a recipe]
+    #[arg(long, value_parser = numbers::upto::<u64>(1 << 40))]
+    pub(crate) set_aside: Option<u64>,
     /// Tokens in a window [default: as in training]
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) sequence_length: Option<usize>,

@@ -58,10 +58,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         data.display(),
         corpus.tokens()
     );
-    // What the rule was calibrated on is not scored with it.
-    let held = stored.recipe.as_ref().filter(|r| r.data.sequence_length == length);
-    let held = held.filter(|_| split == Split::Validation);
-    let held = held.map_or(0, |recipe| recipe.log.calibrate_windows.max(1));
+    let held = set_aside(options, &stored, length, split)?;
     let choice = WindowChoice::new(windows.len(), options.windows.max(1), held);
     let scores = score_all(&stored, &windows, &choice, mask)?;
     if options.json {
@@ -81,7 +78,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         scores.rows / length,
         match choice.calibrated.len() {
             0 => String::new(),
-            held => format!(" beside the {held} that the causal rule is made on"),
+            held => format!(" without the {held} set aside for a causal rule"),
         },
         100.0 * scores.disagreement
     );
@@ -89,6 +86,22 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     output::line("");
     output::table(&source_table(&scores));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Windows that are not scored: what a rule was calibrated on is not scored with it, nor by the
+/// models beside it, such as a dense one of the same recipe.
+fn set_aside(options: &Eval, stored: &Stored, length: usize, split: Split) -> Result<u64> {
+    if let Some(asked) = options.set_aside {
+        ensure!(
+            split == Split::Validation,
+            "--set-aside is {asked} with --split train, of which no window calibrates: leave it \
+             out, or score the validation text"
+        );
+        return Ok(asked);
+    }
+    let recipe = stored.recipe.as_ref().filter(|_| split == Split::Validation);
+    let recipe = recipe.filter(|recipe| recipe.data.sequence_length == length);
+    Ok(recipe.map_or(0, |recipe| recipe.log.calibrate_windows.max(1)))
 }
 
 /// What the same windows cost under each rule.

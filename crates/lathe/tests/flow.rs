@@ -284,6 +284,18 @@ fn eval_leaves_out_the_windows_that_calibrated() {
     assert_eq!(train["windows_set_aside"], 0);
     assert_eq!(scored_rows(&train), 32.0 * ((tokens - 1.0) / 32.0).floor());
     assert_eq!(eval(&["--windows", "4", "--sequence-length", "16"])["windows_set_aside"], 0);
+    // What comes without a recipe scores the same windows when it is told to.
+    place.run(&["export", "run", "--format", "lathe", "--out", "away"]).good();
+    place.run(&["import", "away", "--out", "back"]).good();
+    let back = |more: &[&str]| {
+        let words = ["eval", "back", "--data", "data", "--json", "--windows", "100000"];
+        let words = [&words[..], &["--sequence-length", "32"], more].concat();
+        place.run(&words).good().json()
+    };
+    assert_eq!(back(&[])["windows_set_aside"], 0);
+    assert_eq!(back(&["--set-aside", "4"])["causal_routing"], all["causal_routing"]);
+    let words = ["eval", "back", "--data", "data", "--split", "train", "--set-aside", "4"];
+    place.run(&words).bad(&["--set-aside is 4", "--split train"]);
 }
 
 #[test]

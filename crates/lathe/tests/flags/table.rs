@@ -132,6 +132,7 @@ pub(crate) const TABLE: &[Line] = &[
     ("eval", "--items", Writes("run --tasks tasks --items @")),
     ("eval", "--split", Differs("run --data data --windows 2 --json", "", "--split train")),
     ("eval", "--windows", Differs("run --data data --json", "--windows 2", "--windows 3")),
+    ("eval", "--set-aside", Differs("run --data data --windows 4 --json", "", "--set-aside 7")),
     (
         "eval",
         "--sequence-length",
