@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         address: Address { seed: 0, step: u64::MAX, place: 0 },
         sequences: 1,
         loads: &[],
+        pool: Default::default(),
     };
     let passed = stored.model.forward(&ids, &Rows::batch(1, ids.len()), &mut pass);
     let logits = read_rows(&stored.model.logits(passed.x_td, &pass));

@@ -265,6 +265,7 @@ impl Engine {
             address: Address { seed: 0, step: u64::MAX, place: 0 },
             sequences: 1,
             loads: &[],
+            pool: Default::default(),
         };
         let result = work(model, &mut pass);
         let added = kv.added;

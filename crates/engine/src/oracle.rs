@@ -61,6 +61,7 @@ fn advance(
         address: Address { seed: what.sampler.seed, step: u64::MAX, place: 0 },
         sequences: 1,
         loads: &[],
+        pool: Default::default(),
     };
     let passed = model.forward(&Arc::from(ids), &rows, &mut pass);
     let last = passed.x_td.narrow(0, ids.len() - 1, 1);

@@ -92,5 +92,6 @@ fn pass<'a>(
         address: model::Address { seed: how.seed, step: u64::MAX, place: 0 },
         sequences,
         loads: &[],
+        pool: Default::default(),
     }
 }

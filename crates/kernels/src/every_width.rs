@@ -2,6 +2,7 @@
 
 use crate::adamw::{AdamW, adamw_step};
 use crate::attend::{Heads, Spans, attend_backward, attend_forward};
+use crate::clamped_swiglu::{Clamp, clamped_swiglu_backward, clamped_swiglu_forward};
 use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
 use crate::divergence::divergence_rows;
 use crate::gelu::{gelu_backward, gelu_forward};
@@ -30,6 +31,10 @@ fn pointwise() -> Vec<Vec<f32>> {
     gelu_backward(&x, &g, &mut r[4]);
     swiglu_forward(&x, d / 2, &mut r[5]);
     swiglu_backward(&x, d / 2, &g[..t * d / 2], &mut r[6]);
+    let clamp = Clamp { limit: 0.7, alpha: 1.702 };
+    let (mut y, mut dx) = (vec![0.0; t * d / 2], vec![0.0; t * d]);
+    clamped_swiglu_forward(&x, d / 2, clamp, &mut y);
+    clamped_swiglu_backward(&x, d / 2, clamp, &g[..t * d / 2], &mut dx);
     let mut table = RotaryTable::new(1e4, d);
     table.grow(t);
     rotate(&mut r[7], d, 1, d, &[0, 1, 2, 3, 4], &table, false);
@@ -42,7 +47,7 @@ fn pointwise() -> Vec<Vec<f32>> {
     let mut v = vec![0.2; t * d];
     let hyper = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 2 };
     adamw_step(&hyper, 0.5, &mut p, &g, &mut m, &mut v);
-    r.extend([p, m, v]);
+    r.extend([p, m, v, y, dx]);
     r
 }
 

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attend;
+pub mod clamped_swiglu;
 pub mod cross_entropy;
 pub mod divergence;
 pub mod exp;

@@ -59,7 +59,7 @@ impl Block {
             let (rule, state) = (pass.rule.clone(), pass.state.clone());
             let (ops, address) = (pass.ops, pass.address);
             let (record, sequences) = (pass.record, pass.sequences);
-            let loads = pass.loads.to_vec();
+            let (loads, pool) = (pass.loads.to_vec(), pass.pool.clone());
             move |x_td| {
                 let mut recorded = Recorded::default();
                 let again = !first.swap(false, Ordering::Relaxed);
@@ -74,6 +74,7 @@ impl Block {
                     address,
                     sequences,
                     loads: &loads,
+                    pool: pool.clone(),
                 };
                 let mut context = LayerContext {
                     pass: &mut inner,

@@ -1,7 +1,7 @@
 //! What a pass carries besides the rows: which operations, which cache, which rule, who watches.
 //! Explicit, no globals.
 
-use ops::{Ops, Tensor2, scalar};
+use ops::{BalancePool, Ops, Tensor2, scalar};
 
 use crate::kv::KvCache;
 use crate::params::RouterSite;
@@ -45,6 +45,8 @@ pub struct Pass<'a> {
     /// several passes and [`RouterSettings::wants_loads`](crate::routers::RouterSettings); empty
     /// where this pass is the whole step.
     pub loads: &'a [u64],
+    /// What the experts of all layers took, for losses over all of them; empty at first.
+    pub pool: BalancePool,
 }
 
 impl Pass<'_> {

@@ -322,6 +322,7 @@ fn gradients_are_slopes_of_the_formulas() {
                 let of_experts = |name: &str| json["mlp"]["router"][name].as_f64().unwrap_or(0.0);
                 loss += of_experts("balance_weight") * mean("expert_balance");
                 loss += of_experts("z_weight") * mean("expert_z");
+                loss += of_experts("pooled_weight") * mean("expert_pooled");
                 if json["router"]["balance"] == "loss" {
                     // The shares of rows are constants.
                     let scores = reference::RouterLosses {
@@ -408,6 +409,7 @@ fn learned(config: &ModelConfig, ids: &[u32], targets: &[u32]) -> (Model, Gradie
         address: Address { seed: 3, step: STEP, place: 0 },
         sequences: 1,
         loads: &[],
+        pool: Default::default(),
     };
     let passed = model.forward(&ids.into(), &Rows::batch(1, ids.len()), &mut pass);
     let weights = vec![1.0 / ids.len() as f32; ids.len()];

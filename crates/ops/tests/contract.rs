@@ -124,6 +124,9 @@ fn rowwise(t: usize) -> Vec<Case> {
             o.attend(x[0].clone(), x[1].clone(), &seen, heads)
         }),
         case("swiglu", vec![d.matrix(t, 10)], vec![], |o, x, _| o.swiglu(x[0].clone())),
+        case("clamped_swiglu", vec![d.matrix(t, 10)], vec![], |o, x, _| {
+            o.clamped_swiglu(x[0].clone(), 0.8, 1.7)
+        }),
         case("gelu", vec![d.matrix(t, 7)], vec![], |o, x, _| o.gelu(x[0].clone())),
         case("scale_rows", vec![d.matrix(t, 7), d.matrix(t, 1)], vec![], |o, x, _| {
             o.scale_rows(x[0].clone(), x[1].clone())

@@ -13,10 +13,51 @@ pub(crate) struct Chosen {
     z: f64,
 }
 
+/// What the rows of one sequence chose at all uses of all layers.
+#[derive(Default)]
+pub(crate) struct Pool {
+    loads: Vec<f64>,
+    shares: Vec<f64>,
+    rows: f64,
+}
+
+impl Pool {
+    /// `E sum_e f_e P_e`: `f_e` the share of rows that took expert `e`, `P_e` its mean softmax.
+    pub(crate) fn loss(&self) -> Option<f64> {
+        let terms = self.loads.iter().zip(&self.shares);
+        let sum: f64 = terms.map(|(load, share)| load / self.rows * share / self.rows).sum();
+        (self.rows > 0.0).then_some(self.loads.len() as f64 * sum)
+    }
+}
+
 /// `silu(gate) up` of the two halves of a product.
 fn swiglu(both: &[f64]) -> Vec<f64> {
     let (gate, up) = both.split_at(both.len() / 2);
     gate.iter().zip(up).map(|(g, u)| g * sigmoid(*g) * u).collect()
+}
+
+/// The softmax of `chosen` among the logits that are near it.
+fn among_near(z: &[f64], chosen: usize, jitter: f64, margin: &mut f64) -> f64 {
+    let mut sum = 0.0;
+    for z_e in z.iter().filter(|z_e| z_e.is_finite()) {
+        let distance = (z[chosen] - z_e) / z_e.abs().max(z[chosen]);
+        *margin = margin.min((distance - 2.0 * jitter).abs());
+        if distance <= 2.0 * jitter {
+            sum += (z_e - z[chosen]).exp();
+        }
+    }
+    1.0 / sum
+}
+
+/// The clamped product of the two halves.
+fn clamped(both: &[f64], limit: f64, alpha: f64) -> Vec<f64> {
+    let (gate, up) = both.split_at(both.len() / 2);
+    let mut y = Vec::new();
+    for (g, u) in gate.iter().zip(up) {
+        let (g, u) = (g.min(limit), u.clamp(-limit, limit));
+        y.push(g * sigmoid(alpha * g) * (u + 1.0));
+    }
+    y
 }
 
 impl Layers<'_> {
@@ -31,7 +72,10 @@ impl Layers<'_> {
         let settings = self.config.table("mlp");
         let dense = settings.text("kind") == "dense" || {
             let first = settings.count("dense_first");
-            stored < first || !(stored + 1 - first).is_multiple_of(settings.count("every"))
+            let listed = settings.counts("dense_layers").contains(&stored);
+            stored < first
+                || listed
+                || !(stored + 1 - first).is_multiple_of(settings.count("every"))
         };
         let mut chosen = Chosen::default();
         for (h, row) in h.iter().zip(rows) {
@@ -68,25 +112,49 @@ impl Layers<'_> {
         }
         let own =
             if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
-        let z = self.times(&format!("layers.{stored}.router.{own}score"), h);
-        let scores: Vec<f64> = match router.text("function") {
-            "softmax" => softmax(&z),
-            _ => z.iter().map(|z| sigmoid(*z)).collect(),
+        let mut z = self.times(&format!("layers.{stored}.router.{own}score"), h);
+        let mixes = router.text("kind") == "sparse_mixer";
+        if !mixes && router.flag("logit_bias") {
+            add(&mut z, self.weight(&format!("layers.{stored}.router.{own}bias")).row(0));
+        }
+        let cap = if mixes { 0.0 } else { router.number("soft_cap") };
+        if cap > 0.0 {
+            z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+        }
+        let scores: Vec<f64> = match mixes || router.text("function") == "softmax" {
+            true => softmax(&z),
+            false => z.iter().map(|z| sigmoid(*z)).collect(),
         };
-        let taken = self.taken(&router, &scores);
-        let sum: f64 = taken.iter().map(|&e| scores[e]).sum();
+        let (taken, weights) = match mixes {
+            true => self.mixed(router.number("jitter"), &z),
+            false => self.weighed(&router, &scores),
+        };
+        self.pooled(&router, if mixes { 2 } else { router.count("top_k") }, &z);
         let f = match settings.count("width") {
             0 => self.config.count("ffn"),
             width => width,
         };
-        for &e in &taken {
-            let weight = if router.flag("normalize") { scores[e] / sum } else { scores[e] };
+        let biases = settings.flag("biases");
+        for (&e, weight) in taken.iter().zip(weights) {
             let rows = e * 2 * f..(e + 1) * 2 * f;
-            let both = self.times_rows(&format!("layers.{stored}.experts_gate_up"), rows, h);
+            let mut both = self.times_rows(&format!("layers.{stored}.experts_gate_up"), rows, h);
+            if biases {
+                add(
+                    &mut both,
+                    self.weight(&format!("layers.{stored}.experts_gate_up_bias")).row(e),
+                );
+            }
+            let inner = match settings.number("limit") {
+                0.0 => swiglu(&both),
+                limit => clamped(&both, limit, settings.number("alpha")),
+            };
             let rows = e * h.len()..(e + 1) * h.len();
             let down = format!("layers.{stored}.experts_down");
-            let mut out = self.times_rows(&down, rows, &swiglu(&both));
-            out.iter_mut().for_each(|x| *x *= weight * router.number("scale"));
+            let mut out = self.times_rows(&down, rows, &inner);
+            if biases {
+                add(&mut out, self.weight(&format!("layers.{stored}.experts_down_bias")).row(e));
+            }
+            out.iter_mut().for_each(|x| *x *= weight);
             add(&mut y, &out);
         }
         chosen.loads.resize(count, 0.0);
@@ -99,6 +167,42 @@ impl Layers<'_> {
         chosen.z += (most + sum.ln()).powi(2);
         chosen.rows += 1.0;
         y
+    }
+
+    /// The experts of a row with these scores, and their weights.
+    fn weighed(&mut self, router: &Settings, scores: &[f64]) -> (Vec<usize>, Vec<f64>) {
+        let taken = self.taken(router, scores);
+        let sum: f64 = taken.iter().map(|&e| scores[e]).sum();
+        let divisor = if router.flag("normalize") { sum.max(router.number("least")) } else { 1.0 };
+        let weights = taken.iter().map(|&e| router.number("scale") * scores[e] / divisor);
+        let weights = weights.collect();
+        (taken, weights)
+    }
+
+    /// The two largest, each weighted among the others that are near it.
+    fn mixed(&mut self, jitter: f64, z: &[f64]) -> (Vec<usize>, Vec<f64>) {
+        let first = largest(z, 1, &mut self.margin)[0];
+        let mut left = z.to_vec();
+        left[first] = f64::NEG_INFINITY;
+        let second = largest(&left, 1, &mut self.margin)[0];
+        let weights = vec![
+            among_near(z, first, jitter, &mut self.margin),
+            among_near(&left, second, jitter, &mut self.margin),
+        ];
+        (vec![first, second], weights)
+    }
+
+    /// A row more in the pool of all layers.
+    fn pooled(&mut self, router: &Settings, top_k: usize, z: &[f64]) {
+        if router.number("pooled_weight") == 0.0 {
+            return;
+        }
+        let shares = softmax(z);
+        self.pool.loads.resize(z.len(), 0.0);
+        self.pool.shares.resize(z.len(), 0.0);
+        largest(&shares, top_k, &mut self.margin).iter().for_each(|&e| self.pool.loads[e] += 1.0);
+        add(&mut self.pool.shares, &shares);
+        self.pool.rows += 1.0;
     }
 
     /// The experts of a row with these scores, ascending.
@@ -125,6 +229,9 @@ impl Layers<'_> {
     /// scores; and the mean of `logsumexp(z)^2`.
     fn expert_losses(&mut self, settings: &Settings, chosen: &Chosen) {
         let router = settings.table("router");
+        if router.text("kind") != "top_k" {
+            return;
+        }
         let entries: f64 = chosen.loads.iter().sum();
         let terms = chosen.loads.iter().zip(&chosen.shares);
         let sum: f64 = terms.map(|(load, share)| load / entries * share / chosen.rows).sum();

@@ -93,6 +93,7 @@ pub fn forward(
         let h = layers.norm("norm", &row.x);
         logits.push(layers.times(head, &h));
     }
+    losses.means.extend(layers.pool.loss().map(|loss| ("expert_pooled", loss)));
     losses.means.extend(std::mem::take(&mut layers.losses));
     Found { logits, depths, losses, products: layers.products, margin: layers.margin }
 }

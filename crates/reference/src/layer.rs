@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::experts::Pool;
 use crate::matrix::{Matrix, add, dot, largest, softmax};
 use crate::settings::Settings;
 
@@ -31,6 +32,8 @@ pub(crate) struct Layers<'a> {
     pub(crate) expert_bias: Vec<f64>,
     /// Losses of the routers of layers, added up over the layers and their uses.
     pub(crate) losses: BTreeMap<&'static str, f64>,
+    /// What experts of all layers took.
+    pub(crate) pool: Pool,
 }
 
 impl<'a> Layers<'a> {
@@ -44,6 +47,7 @@ impl<'a> Layers<'a> {
             margin: f64::INFINITY,
             expert_bias: Vec::new(),
             losses: BTreeMap::new(),
+            pool: Pool::default(),
         }
     }
 

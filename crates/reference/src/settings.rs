@@ -40,6 +40,10 @@ impl Settings {
         Some(list.iter().filter_map(Value::as_f64).collect())
     }
 
+    pub(crate) fn counts(&self, name: &str) -> Vec<usize> {
+        self.numbers(name).unwrap_or_default().into_iter().map(|count| count as usize).collect()
+    }
+
     pub(crate) fn recursions(&self) -> usize {
         self.count("recursions")
     }

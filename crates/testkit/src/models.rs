@@ -1,7 +1,7 @@
 //! Small models: every router, layout, way of keeping keys and values, and adapter.
 
 use model::adapters::{Relaxation, dora, lora, mola};
-use model::expert_routers::{Balance as ExpertBalance, hash, top_k};
+use model::expert_routers::{Balance as ExpertBalance, hash, sparse_mixer, top_k};
 use model::mlp::experts;
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
@@ -94,7 +94,33 @@ pub fn mlps() -> Vec<MlpConfig> {
                 normalize: false,
                 groups: 2,
                 group_score: top_k::GroupScore::Best,
-                ..default
+                ..default.clone()
+            }),
+            ..experts::Config::default()
+        }),
+        MlpConfig::Experts(experts::Config {
+            count: 5,
+            width: 16,
+            dense_layers: vec![1],
+            biases: true,
+            limit: 0.4,
+            router: top_k(top_k::Config {
+                top_k: 2,
+                logit_bias: true,
+                soft_cap: 0.8,
+                least: 0.5,
+                balance: ExpertBalance::None,
+                pooled_weight: 0.01,
+                ..default.clone()
+            }),
+            ..experts::Config::default()
+        }),
+        MlpConfig::Experts(experts::Config {
+            count: 4,
+            width: 16,
+            router: ExpertRouterConfig::SparseMixer(sparse_mixer::Config {
+                jitter: 0.4,
+                ..sparse_mixer::Config::default()
             }),
             ..experts::Config::default()
         }),

@@ -119,6 +119,7 @@ pub fn run(
         address: how.address,
         sequences: rows.sequences().len(),
         loads: &[],
+        pool: Default::default(),
     };
     let most = how.max_depth.map(|max| DepthLimits { max: max as u32, ..Default::default() });
     let limits = most.map(|limits| vec![limits; rows.len()].into());

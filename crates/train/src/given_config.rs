@@ -6,7 +6,18 @@ use serde_json::Value;
 
 /// Fields that came after version 0.1. A checkpoint without them was written before, and their
 /// defaults are what that version computed. A new field of the model belongs here.
-const LATER: [&str; 2] = ["model.mlp", "model.relax.layers"];
+const LATER: [&str; 10] = [
+    "model.mlp",
+    "model.mlp.alpha",
+    "model.mlp.biases",
+    "model.mlp.dense_layers",
+    "model.mlp.limit",
+    "model.mlp.router.least",
+    "model.mlp.router.logit_bias",
+    "model.mlp.router.pooled_weight",
+    "model.mlp.router.soft_cap",
+    "model.relax.layers",
+];
 
 /// The model that `given` describes. A field that this program does not know may change what the
 /// model computes, and the default of one that is missing may be another model, so that both are

@@ -146,7 +146,7 @@ impl Trainer {
     }
 
     /// The next step on given rows; the result does not depend on how they are cut into batches,
-    /// but for rounding.
+    /// but for rounding and for a balance loss over all layers, which is one over a batch.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -206,6 +206,7 @@ impl Trainer {
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
                 loads: &loads,
+                pool: Default::default(),
             };
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
@@ -259,6 +260,7 @@ impl Trainer {
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
                 loads: &[],
+                pool: Default::default(),
             };
             self.model.prelude(&batch.ids, &batch.rows, &mut pass);
             place += sequences as u64;
@@ -283,6 +285,7 @@ impl Trainer {
             address: Address { seed: self.recipe.train.seed, step: u64::MAX, place: 0 },
             sequences: batch.rows.sequences().len(),
             loads: &[],
+            pool: Default::default(),
         };
         let passed = teacher.model.forward(&batch.ids, &batch.rows, &mut pass);
         let tau = self.recipe.distill.temperature as f32;

@@ -34,6 +34,7 @@ const BLEND: (&str, &str) = ("model.router.gating", r#""blend""#);
 const AUXILIARY: (&str, &str) = ("model.router.sampling", r#""aux_router""#);
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
+const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
 const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
 const EIGHT: (&str, &str) = ("model.layers", "8");
 const EVERY: (&str, &str) = ("checkpoint.every", "1");
@@ -63,19 +64,29 @@ const TABLE: &[Line] = &[
     ("model.mlp(experts).shared_gate", &[SHARED], "true", Changes),
     ("model.mlp(experts).dense_first", &[], "1", Changes),
     ("model.mlp(experts).every", &[], "2", Changes),
+    ("model.mlp(experts).dense_layers", &[], "[1]", Changes),
+    ("model.mlp(experts).biases", &[], "true", Changes),
+    ("model.mlp(experts).limit", &[], "0.5", Changes),
+    ("model.mlp(experts).alpha", &[LIMIT], "1.0", Changes),
     ("model.mlp(experts).own_routers", &[], "true", Changes),
     ("model.mlp.router.kind", &[], r#""hash""#, Changes),
     ("model.mlp.router(top_k).top_k", &[], "3", Changes),
     ("model.mlp.router(top_k).network", &[], r#""mlp""#, Changes),
+    ("model.mlp.router(top_k).logit_bias", &[], "true", Changes),
+    ("model.mlp.router(top_k).soft_cap", &[], "0.5", Changes),
     ("model.mlp.router(top_k).function", &[], r#""sigmoid""#, Changes),
     ("model.mlp.router(top_k).normalize", &[], "false", Changes),
+    ("model.mlp.router(top_k).least", &[], "0.9", Changes),
     ("model.mlp.router(top_k).scale", &[], "2.0", Changes),
     ("model.mlp.router(top_k).groups", &[], "4", Changes),
     ("model.mlp.router(top_k).top_groups", &[GROUPS], "2", Changes),
     ("model.mlp.router(top_k).group_score", &[GROUPS], r#""best""#, Changes),
     ("model.mlp.router(top_k).balance", &[], r#""loss_free""#, Changes),
     ("model.mlp.router(top_k).balance_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_k).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(top_k).z_weight", &[], "0.5", Changes),
+    ("model.mlp.router(sparse_mixer).jitter", &[], "0.5", Changes),
+    ("model.mlp.router(sparse_mixer).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(hash).top_k", &[], "1", Changes),
     ("model.mlp.router(hash).of", &[], r#""token_and_position""#, Changes),
     ("model.sharing", &[EIGHT, FIXED], r#""middle_sequence""#, Changes),

@@ -31,6 +31,7 @@ impl Reference {
             address: Address::default(),
             sequences: sequences.len(),
             loads: &[],
+            pool: Default::default(),
         };
         let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
         let logits = read_rows(&model.logits(passed.x_td.clone(), &pass));

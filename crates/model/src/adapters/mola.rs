@@ -277,6 +277,7 @@ mod tests {
                 address: Address::default(),
                 sequences: 1,
                 loads: &[],
+                pool: Default::default(),
             };
             let (h_td, residual_tn) =
                 (from_rows(h.clone(), ROWS, D), from_rows(residual.clone(), ROWS, N));

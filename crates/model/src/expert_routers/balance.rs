@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use ops::{ChosenWeights, Ops, Tensor2};
+use ops::{ChosenWeights, Ops, PoolShare, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::choice::Choices;
 use crate::params::{BufferSpec, RouterSite};
 use crate::pass::Pass;
-use crate::routers::{AuxLoss, RouterState};
+use crate::routers::top_k::top_k as largest;
+use crate::routers::{AuxLoss, RouterCall, RouterState};
 use crate::rows::Rows;
 
 /// What keeps the loads of experts balanced.
@@ -93,6 +94,35 @@ impl Balance {
         let value_11 = pass.ops.weighted_sum(shares(), factors);
         Some(AuxLoss { name: "expert_balance", value_11, weight })
     }
+}
+
+/// The loss of `weight` by which transformers balances experts: `E sum_e f_e P_e` over the rows of
+/// all layers together, `f_e` the share of rows whose `top_k` largest logits have expert `e`, `P_e`
+/// its mean softmax. It is `top_k` where loads are equal, and looks at logits alone, whatever the
+/// router does with them. Over the rows of a pass: a step of several passes has the mean of theirs.
+pub(super) fn pooled(
+    z_te: &Tensor2,
+    (site, top_k, weight): (RouterSite, usize, f32),
+    call: &RouterCall<'_>,
+    pass: &Pass<'_>,
+) -> Option<AuxLoss> {
+    if weight == 0.0 {
+        return None;
+    }
+    let (ops, experts) = (pass.ops, z_te.dims()[1]);
+    let p_te = ops.softmax_rows(z_te.clone(), 1.0);
+    let p = read_rows(&p_te);
+    let taken = p.chunks_exact(experts).flat_map(|row| largest(row, top_k));
+    let loads = Choices::of(&taken.collect::<Vec<_>>(), experts).loads();
+    let layer = match site {
+        RouterSite::Depth => 0,
+        RouterSite::Layer(stored) => stored,
+    };
+    let share = PoolShare { layer, recursion: call.recursion, loads };
+    let value_11 = ops.pooled_balance(p_te, share, &pass.pool);
+    let of_step = call.rows.sequences().len() as f32 / pass.sequences as f32;
+    let value_11 = if of_step == 1.0 { value_11 } else { ops::scale(value_11, of_step) };
+    Some(AuxLoss { name: "expert_pooled", value_11, weight })
 }
 
 /// Each score as a share of its row's sum, `[t e, 1]`, row by row.

@@ -29,6 +29,11 @@ impl Choices {
         Self { offsets, rows: of_rows.into(), experts: of_experts.into() }
     }
 
+    /// Row and expert of each entry.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.rows.iter().copied().zip(self.experts.iter().copied())
+    }
+
     /// How many rows each expert takes.
     pub(super) fn loads(&self) -> Vec<u64> {
         self.offsets.windows(2).map(|ends| u64::from(ends[1] - ends[0])).collect()

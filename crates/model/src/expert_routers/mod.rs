@@ -5,6 +5,7 @@ mod balance;
 mod choice;
 pub mod hash;
 mod member;
+pub mod sparse_mixer;
 pub mod top_k;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ members! {
     pub enum ExpertRouterConfig: ExpertRouterSettings {
         /// The experts with the highest scores of each row.
         TopK(top_k::Config) = "top_k",
+        /// The two experts with the highest logits, each weighted among its near rivals.
+        SparseMixer(sparse_mixer::Config) = "sparse_mixer",
         /// The control: experts by a hash of the token or of its position, nothing learned.
         Hash(hash::Config) = "hash",
     }

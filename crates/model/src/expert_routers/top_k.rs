@@ -2,14 +2,16 @@
 //! Switch, Mixtral, OLMoE, DeepSeekMoE and others are settings of it). With groups, only experts of
 //! the best groups are chosen among (DeepSeek-V2, V3).
 
-use ops::{Activation, ChosenWeights, Tensor2, read_rows};
+use std::sync::Arc;
+
+use ops::{Activation, ChosenWeights, Ops, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::balance::{Balance, shares};
+use super::balance::{self, Balance, shares};
 use super::choice::Choices;
 use super::member::ExpertRouterSettings;
 use crate::error::{ConfigError, at_least, refuse, same};
-use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
+use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::routers::scorer::Scorer;
 use crate::routers::top_k::top_k;
@@ -44,10 +46,16 @@ pub struct Config {
     pub top_k: usize,
     /// The network that scores rows.
     pub network: Network,
+    /// Whether a number is added to the logit of each expert.
+    pub logit_bias: bool,
+    /// Where above 0, logits `z` become `c tanh(z / c)` with this `c`.
+    pub soft_cap: f64,
     /// From logits to scores.
     pub function: Function,
     /// Whether the scores of the chosen are divided by their sum.
     pub normalize: bool,
+    /// The least that their sum counts then.
+    pub least: f64,
     /// What multiplies the weights of the chosen.
     pub scale: f64,
     /// Equal groups of neighbouring experts.
@@ -60,6 +68,8 @@ pub struct Config {
     pub balance: Balance,
     /// Weight of the balance loss, or step of the bias.
     pub balance_weight: f64,
+    /// Weight of a balance loss over all layers together; 0 for none.
+    pub pooled_weight: f64,
     /// Weight of the squared log-sum-exp of the logits; 0 for none.
     pub z_weight: f64,
 }
@@ -70,14 +80,18 @@ impl Default for Config {
         Self {
             top_k: 2,
             network: Network::Linear,
+            logit_bias: false,
+            soft_cap: 0.0,
             function: Function::Softmax,
             normalize: true,
+            least: 0.0,
             scale: 1.0,
             groups: 1,
             top_groups: 1,
             group_score: GroupScore::BestTwo,
             balance: Balance::Sequence,
             balance_weight: 0.01,
+            pooled_weight: 0.0,
             z_weight: 0.0,
         }
     }
@@ -103,6 +117,9 @@ impl ExpertRouterSettings for Config {
             return refuse("mlp.router.top_groups", self.top_groups, expected);
         }
         at_least("mlp.router.scale", self.scale, 1e-6)?;
+        at_least("mlp.router.least", self.least, 0.0)?;
+        at_least("mlp.router.soft_cap", self.soft_cap, 0.0)?;
+        at_least("mlp.router.pooled_weight", self.pooled_weight, 0.0)?;
         at_least("mlp.router.balance_weight", self.balance_weight, 0.0)?;
         at_least("mlp.router.z_weight", self.z_weight, 0.0)
     }
@@ -114,6 +131,9 @@ impl ExpertRouterSettings for Config {
             return refuse("mlp.router.top_k", self.top_k, expected.into());
         }
         let default = Self::default();
+        if !self.normalize {
+            same("mlp.router.least", self.least, 0.0, "without mlp.router.normalize")?;
+        }
         if self.balance == Balance::None {
             let without = "where mlp.router.balance is \"none\"";
             let (field, found) = ("mlp.router.balance_weight", self.balance_weight);
@@ -131,7 +151,12 @@ impl ExpertRouterSettings for Config {
     }
 
     fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: usize) -> Vec<ParamSpec> {
-        self.network.specs(place, sizes, experts)
+        let mut table = self.network.specs(place, sizes, experts);
+        if self.logit_bias {
+            let place = place.of(BIAS);
+            table.push(ParamSpec::new(place, (1, experts), Init::Zeros, Group::Norm));
+        }
+        table
     }
 
     fn buffers(&self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
@@ -144,9 +169,13 @@ impl ExpertRouterSettings for Config {
 
     fn build(&self, place: RouterPlace, experts: usize, take: &mut Take) -> Box<dyn Router> {
         let scorer = self.network.build(place, take);
-        Box::new(TopK { config: self.clone(), site: place.site, experts, scorer })
+        let bias = self.logit_bias.then(|| take.take(&place.of(BIAS)));
+        Box::new(TopK { config: self.clone(), site: place.site, experts, scorer, bias })
     }
 }
+
+/// `[1, E]`: what is added to the logits.
+const BIAS: &str = "bias";
 
 /// The router of one layer over its weights.
 #[derive(Debug)]
@@ -155,11 +184,12 @@ struct TopK {
     site: RouterSite,
     experts: usize,
     scorer: Scorer,
+    bias: Option<Arc<Weight>>,
 }
 
 impl Router for TopK {
     fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
-        let z_te = self.scorer.forward(pass.ops, call.x_cd.clone(), 1.0);
+        let z_te = self.logits(call.x_cd.clone(), pass.ops);
         let scores_te = match self.config.function {
             Function::Softmax => pass.ops.softmax_rows(z_te.clone(), 1.0),
             Function::Sigmoid => pass.ops.gate(z_te.clone(), Activation::Sigmoid, 1.0),
@@ -171,11 +201,13 @@ impl Router for TopK {
         let choices = Choices::of(&taken, self.experts);
         let how = ChosenWeights {
             normalize: self.config.normalize.then_some(EPSILON),
-            least: 0.0,
+            least: self.config.least as f32,
             scale: self.config.scale as f32,
         };
         // The weight of the only expert is 1, whatever it scores: its result is the layer's.
-        let single = self.experts == 1 && self.config.normalize && self.config.scale == 1.0;
+        let config = &self.config;
+        let whole = config.normalize && config.scale == 1.0 && config.least == 0.0;
+        let single = self.experts == 1 && whole;
         let weights = (!single).then(|| choices.weights(pass.ops, scores_te.clone(), how));
         let losses = match pass.record {
             true => self.losses(z_te, &scores_te, &choices, call, pass),
@@ -198,6 +230,17 @@ impl Router for TopK {
 const EPSILON: f32 = 1e-20;
 
 impl TopK {
+    fn logits(&self, x_td: Tensor2, ops: Ops) -> Tensor2 {
+        let mut z_te = self.scorer.forward(ops, x_td, 1.0);
+        if let Some(bias) = &self.bias {
+            let first: Arc<[u32]> = vec![0; z_te.dims()[0]].into();
+            let bias_te = ops.embed(&z_te, bias, &first);
+            z_te = ops::add(z_te, bias_te);
+        }
+        let cap = self.config.soft_cap as f32;
+        if cap > 0.0 { ops.gate(ops::scale(z_te, 1.0 / cap), Activation::Tanh, cap) } else { z_te }
+    }
+
     /// Whether a row with these scores takes each expert.
     fn chosen(&self, scores: &[f32], bias: &[f32]) -> Vec<bool> {
         let mut biased: Vec<f32> = scores.iter().zip(bias).map(|(s, b)| s + b).collect();
@@ -246,6 +289,8 @@ impl TopK {
         let of = (self.experts, choices);
         let loss = self.config.balance.loss(shares, of, call.rows, balance, pass);
         let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
+        let pooled = (self.site, self.config.top_k, self.config.pooled_weight as f32);
+        losses.extend(balance::pooled(&z_te, pooled, call, pass));
         if z > 0.0 {
             let mut each = vec![0.0; call.rows.len()];
             for run in call.rows.sequences() {

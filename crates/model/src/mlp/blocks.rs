@@ -8,12 +8,16 @@ use std::sync::Arc;
 use ops::{Ops, Tensor2, Weight, backward, from_rows, gradient, leaf, read_rows};
 use safetensors::{Dtype, SafeTensors};
 
-use super::experts::{Config, EXPERTS_DOWN, EXPERTS_GATE_UP, SHARED_DOWN, SHARED_GATE_UP};
+use super::experts::{
+    Config, EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, SHARED_DOWN,
+    SHARED_GATE_UP,
+};
 use super::member::MlpSettings;
 use crate::adapters::Relaxation;
 use crate::carry::Carry;
 use crate::config::ModelConfig;
 use crate::context::LayerContext;
+use crate::expert_routers::sparse_mixer::Config as SparseMixer;
 use crate::expert_routers::top_k::{Config as TopK, Function, GroupScore};
 use crate::expert_routers::{Balance, ExpertRouterConfig};
 use crate::kv::PassCache;
@@ -56,6 +60,7 @@ fn blocks() -> Vec<(&'static str, Config)> {
         Config { count, width: 10, shared, router, ..Config::default() }
     };
     let sigmoid = TopK { top_k: 3, function: Function::Sigmoid, ..free.clone() };
+    let top_2 = TopK { function: Function::Sigmoid, ..plain.clone() };
     let grouped = TopK { top_k: 3, groups: 4, top_groups: 2, ..plain.clone() };
     vec![
         (
@@ -83,12 +88,63 @@ fn blocks() -> Vec<(&'static str, Config)> {
                 },
             ),
         ),
-        ("hunyuan_v1", of(6, 10, plain)),
+        ("hunyuan_v1", of(6, 10, plain.clone())),
         ("minimax_m2", of(8, 0, sigmoid.clone())),
-        ("lfm2_bias", of(8, 0, TopK { scale: 1.4, ..sigmoid })),
+        ("lfm2_bias", of(8, 0, TopK { scale: 1.4, ..sigmoid.clone() })),
+        ("afmoe", of(8, 20, TopK { scale: 1.6, ..sigmoid.clone() })),
+        ("flint", of(6, 14, top_2)),
+        ("laguna_softcap", of(8, 14, TopK { scale: 1.3, soft_cap: 2.0, ..sigmoid })),
+        (
+            "gpt_oss",
+            Config {
+                biases: true,
+                limit: 1.5,
+                ..of(6, 0, TopK { logit_bias: true, ..plain.clone() })
+            },
+        ),
+        (
+            "phimoe_eval",
+            Config {
+                count: 6,
+                width: 10,
+                router: ExpertRouterConfig::SparseMixer(SparseMixer {
+                    jitter: 0.2,
+                    ..SparseMixer::default()
+                }),
+                ..Config::default()
+            },
+        ),
         ("ernie4_5", of(8, 10, TopK { top_k: 3, ..free })),
         ("mistral4", of(8, 10, TopK { scale: 1.2, ..grouped })),
     ]
+}
+
+/// What GPT-OSS stores, in the order of other modules: its banks are `[E, in, out]`, and gate and
+/// up alternate among the columns.
+fn in_order(name: &str, mut all: Tensors) -> Tensors {
+    if name != "gpt_oss" {
+        return all;
+    }
+    let (experts, f, d) = (6, 10, SHAPE.2);
+    for (name, values) in &mut all {
+        let (width, halves, bias) = match name.rsplit('.').next().unwrap_or("") {
+            "gate_up_proj" => (2 * f, true, false),
+            "gate_up_proj_bias" => (2 * f, true, true),
+            "down_proj" => (d, false, false),
+            _ => continue,
+        };
+        let old = values.clone();
+        let rows = old.len() / experts / width;
+        for (i, value) in values.iter_mut().enumerate() {
+            let (expert, out, row) = match bias {
+                true => (i / width, i % width, 0),
+                false => (i / width / rows, i / rows % width, i % rows),
+            };
+            let column = if halves { out % f * 2 + out / f } else { out };
+            *value = old[(expert * rows + row) * width + column];
+        }
+    }
+    all
 }
 
 /// A tensor of transformers by its name, or several below each other, for a place of the model.
@@ -103,15 +159,23 @@ fn theirs(place: &ParamPlace, tensors: &Tensors) -> Vec<(String, Vec<f32>)> {
             vec![find("experts.gate_up_proj")]
         }
         ParamPlace::Layer { part, .. } if *part == EXPERTS_DOWN => vec![find("experts.down_proj")],
+        ParamPlace::Layer { part, .. } if *part == EXPERTS_GATE_UP_BIAS => {
+            vec![find("experts.gate_up_proj_bias")]
+        }
+        ParamPlace::Layer { part, .. } if *part == EXPERTS_DOWN_BIAS => {
+            vec![find("experts.down_proj_bias")]
+        }
         ParamPlace::Layer { part, .. } if *part == SHARED_GATE_UP => {
             vec![find(".gate_proj.weight"), find(".up_proj.weight")]
         }
         ParamPlace::Layer { part, .. } if *part == SHARED_DOWN => vec![find(".down_proj.weight")],
         ParamPlace::Router { factor: "score", .. } => {
-            let end = if tensors.contains_key("gate.wg.weight") { "gate.wg" } else { "gate" };
-            let name = format!("{end}.weight");
-            vec![(name.clone(), tensors[&name].clone())]
+            let names = ["gate.wg.weight", "gate.weight", "router.gate.weight", "router.weight"];
+            let name = names.into_iter().find(|name| tensors.contains_key(*name));
+            let name = name.expect("a router");
+            vec![(name.to_owned(), tensors[name].clone())]
         }
+        ParamPlace::Router { factor: "bias", .. } => vec![find("router.bias")],
         ParamPlace::Router { factor: "shared_gate", .. } => vec![find("shared_expert_gate.weight")],
         other => panic!("a block has no {other}"),
     }
@@ -154,8 +218,8 @@ fn blocks_of_transformers() {
 
 fn block(name: &str, mlp: &Config, ops: Ops) {
     let (sequences, length, d) = SHAPE;
-    let tensors = read(&folder().join(format!("{name}.safetensors")));
-    let refs = read(&folder().join(format!("{name}.refs.safetensors")));
+    let tensors = in_order(name, read(&folder().join(format!("{name}.safetensors"))));
+    let refs = in_order(name, read(&folder().join(format!("{name}.refs.safetensors"))));
     let config = ModelConfig {
         width: d,
         layers: 1,
@@ -189,7 +253,10 @@ fn block(name: &str, mlp: &Config, ops: Ops) {
     take.finish().expect("every weight has a user");
 
     let mut state = RouterState::default();
-    if let Some((_, bias)) = tensors.iter().find(|(name, _)| name.ends_with("bias")) {
+    let bias = |(name, _): &(&String, &Vec<f32>)| {
+        name.ends_with("correction_bias") || name.ends_with("expert_bias")
+    };
+    if let Some((_, bias)) = tensors.iter().find(bias) {
         state.set("experts.0.bias", bias.clone());
     }
     let (rows, mut taken) = (Rows::batch(sequences, length), Taken::default());
@@ -204,6 +271,7 @@ fn block(name: &str, mlp: &Config, ops: Ops) {
         address: Address::default(),
         sequences,
         loads: &[],
+        pool: Default::default(),
     };
     let x_td: Tensor2 = leaf(&from_rows(refs["x"].clone(), sequences * length, d));
     let none_td = leaf(&from_rows(vec![0.0; sequences * length * d], sequences * length, d));
@@ -213,7 +281,9 @@ fn block(name: &str, mlp: &Config, ops: Ops) {
     let y_td = built.forward(x_td.clone(), none_td, &mut context);
     let what = format!("{name} {ops:?}");
     close(&read_rows(&y_td), &refs["y"], 1e-4, &format!("{what}: y"));
-    let experts = refs["router.gate.2"].chunks(refs["router.gate.2"].len() / rows.len());
+    let experts = refs.get("router.gate.2").or_else(|| refs.get("router.router.2"));
+    let experts = experts.expect("which experts rows take");
+    let experts = experts.chunks(experts.len() / rows.len());
     for (found, expected) in taken.0.iter().zip(experts) {
         let mut expected = expected.to_vec();
         expected.sort_by(f32::total_cmp);

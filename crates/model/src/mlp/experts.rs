@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Activation, Combine, Tensor2, Weight, rows_of, stack};
+use ops::{Activation, Combine, Ops, Tensor2, Weight, rows_of, stack};
 use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
@@ -18,7 +18,7 @@ use super::member::{Mlp, MlpSettings};
 use crate::attention;
 use crate::carry::Carry;
 use crate::context::LayerContext;
-use crate::error::{ConfigError, refuse};
+use crate::error::{ConfigError, at_least, refuse, same};
 use crate::expert_routers::{ExpertRouterConfig, ExpertRouterSettings};
 use crate::linear::LinearBuilder;
 use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite, Take};
@@ -31,6 +31,10 @@ use crate::sizes::Sizes;
 pub const EXPERTS_GATE_UP: Part = Part::new("experts_gate_up");
 /// `[E d, f]`: what each expert writes to the stream.
 pub const EXPERTS_DOWN: Part = Part::new("experts_down");
+/// `[E, 2 f]`: what is added to gate and up of each expert.
+pub const EXPERTS_GATE_UP_BIAS: Part = Part::new("experts_gate_up_bias");
+/// `[E, d]`: what is added to the result of each expert, and weighted with it.
+pub const EXPERTS_DOWN_BIAS: Part = Part::new("experts_down_bias");
 /// `[2 f, d]`: gate, then up, of the shared expert.
 pub const SHARED_GATE_UP: Part = Part::new("shared_gate_up");
 /// `[d, f]`: what the shared expert writes to the stream.
@@ -54,6 +58,15 @@ pub struct Config {
     pub dense_first: usize,
     /// One in how many of the layers behind these has experts: the last of each such stretch.
     pub every: usize,
+    /// Further stored layers with a dense MLP.
+    pub dense_layers: Vec<usize>,
+    /// Whether experts have biases.
+    pub biases: bool,
+    /// Where above 0, experts compute the gated product of GPT-OSS in place of SwiGLU: `gate
+    /// sigmoid(alpha gate) (up + 1)`, the gate at most this, and up at most this far from 0.
+    pub limit: f64,
+    /// The slope of that sigmoid.
+    pub alpha: f64,
     /// Whether each use of a shared layer has a router of its own.
     pub own_routers: bool,
     /// Who chooses the experts of a row.
@@ -69,6 +82,10 @@ impl Default for Config {
             shared_gate: false,
             dense_first: 0,
             every: 1,
+            dense_layers: Vec::new(),
+            biases: false,
+            limit: 0.0,
+            alpha: 1.702,
             own_routers: false,
             router: ExpertRouterConfig::default(),
         }
@@ -78,7 +95,9 @@ impl Default for Config {
 impl Config {
     /// Whether stored layer `stored` has experts.
     pub fn reaches(&self, stored: usize) -> bool {
-        stored >= self.dense_first && (stored + 1 - self.dense_first).is_multiple_of(self.every)
+        stored >= self.dense_first
+            && (stored + 1 - self.dense_first).is_multiple_of(self.every)
+            && !self.dense_layers.contains(&stored)
     }
 
     /// Hidden width of an expert.
@@ -141,6 +160,21 @@ impl MlpSettings for Config {
             );
             return refuse("mlp.every", found, expected);
         }
+        at_least("mlp.limit", self.limit, 0.0)?;
+        at_least("mlp.alpha", self.alpha, 0.0)?;
+        let others = Self { dense_layers: Vec::new(), ..self.clone() };
+        for (i, layer) in self.dense_layers.iter().enumerate() {
+            if *layer >= uses.len()
+                || !others.reaches(*layer)
+                || self.dense_layers[..i].contains(layer)
+            {
+                let expected = format!(
+                    "stored layers below {} that would have experts, each once",
+                    uses.len()
+                );
+                return refuse("mlp.dense_layers", layer, expected);
+            }
+        }
         if self.shared_gate && self.shared == 0 {
             return refuse("mlp.shared_gate", "true", "false without a shared expert".into());
         }
@@ -152,7 +186,16 @@ impl MlpSettings for Config {
     }
 
     fn parts(&self) -> Vec<Part> {
-        vec![GATE_UP, DOWN, EXPERTS_GATE_UP, EXPERTS_DOWN, SHARED_GATE_UP, SHARED_DOWN]
+        vec![
+            GATE_UP,
+            DOWN,
+            EXPERTS_GATE_UP,
+            EXPERTS_GATE_UP_BIAS,
+            EXPERTS_DOWN,
+            EXPERTS_DOWN_BIAS,
+            SHARED_GATE_UP,
+            SHARED_DOWN,
+        ]
     }
 
     fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
@@ -166,6 +209,14 @@ impl MlpSettings for Config {
         };
         let mut table =
             vec![bank(EXPERTS_GATE_UP, (count * 2 * f, d)), bank(EXPERTS_DOWN, (count * d, f))];
+        if self.biases {
+            let bias = |part, columns| {
+                let place = ParamPlace::Layer { stored, part };
+                ParamSpec::new(place, (count, columns), Init::Zeros, Group::Norm)
+            };
+            table.push(bias(EXPERTS_GATE_UP_BIAS, 2 * f));
+            table.push(bias(EXPERTS_DOWN_BIAS, d));
+        }
         if self.shared > 0 {
             let matrix = |part, shape| ParamSpec::matrix(sizes, stored, part, shape);
             table.push(matrix(SHARED_GATE_UP, (2 * self.shared, d)));
@@ -187,12 +238,15 @@ impl MlpSettings for Config {
     }
 
     fn check_effects(&self, _: &Sizes) -> Result<(), ConfigError> {
+        if self.limit == 0.0 {
+            same("mlp.alpha", self.alpha, Self::default().alpha, "where mlp.limit is 0")?;
+        }
         self.router().check_effects(self.count)
     }
 
     fn adaptable(&self) -> Vec<Part> {
         let mut parts = attention::PARTS.to_vec();
-        if self.dense_first > 0 || self.every > 1 {
+        if self.dense_first > 0 || self.every > 1 || !self.dense_layers.is_empty() {
             parts.extend([GATE_UP, DOWN]);
         }
         if self.shared > 0 {
@@ -242,6 +296,11 @@ impl MlpSettings for Config {
         Box::new(Experts {
             gate_up: linears.bank(EXPERTS_GATE_UP, take),
             down: linears.bank(EXPERTS_DOWN, take),
+            biases: self.biases.then(|| Biases {
+                gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
+                down: linears.bank(EXPERTS_DOWN_BIAS, take),
+            }),
+            clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
             shared,
             routers: places
                 .into_iter()
@@ -261,11 +320,21 @@ struct Shared {
     gate: Option<Arc<Weight>>,
 }
 
+/// What is added to the products of each expert.
+#[derive(Debug)]
+struct Biases {
+    gate_up: Arc<Weight>,
+    down: Arc<Weight>,
+}
+
 /// The experts of one stored layer over their weights.
 #[derive(Debug)]
 struct Experts {
     gate_up: Arc<Weight>,
     down: Arc<Weight>,
+    biases: Option<Biases>,
+    /// Limit and slope of the clamped product in place of SwiGLU.
+    clamp: Option<(f32, f32)>,
     shared: Option<Shared>,
     /// One for all uses of the layer, or one for each.
     routers: Vec<Box<dyn Router>>,
@@ -329,9 +398,15 @@ impl Experts {
         let plan = of.router.route(&call, pass);
         let ops = pass.ops;
         let sizes: Arc<[usize]> = (0..plan.targets()).map(|e| plan.of(e).len()).collect();
-        let single = plan.weights.is_none() && plan.targets() == 1;
+        let single = plan.weights.is_none() && plan.targets() == 1 && self.biases.is_none();
         let x_ad = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
-        let y_af = ops.swiglu(ops.grouped_linear(x_ad, &self.gate_up, &sizes));
+        let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
+        let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
+        let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
+        let y_af = match self.clamp {
+            Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
+            None => ops.swiglu(y_an),
+        };
         let mut x_td = if single {
             // Written to the stream as a dense MLP does it.
             ops.linear_add(y_af, &self.down, x_td)
@@ -339,6 +414,7 @@ impl Experts {
             let whole = || ops::column(vec![1.0; plan.rows.len()]);
             let w_a1 = plan.weights.unwrap_or_else(whole);
             let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+            let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
             ops.combine_rows(x_td, &plan.rows, y_ad, w_a1, Combine::Add)
         };
         for loss in plan.losses {
@@ -346,6 +422,15 @@ impl Experts {
         }
         x_td
     }
+}
+
+/// Rows in groups of these sizes, to each of which its group's row of `bias` is added.
+fn with_bias(ops: Ops, y_an: Tensor2, bias: Option<&Arc<Weight>>, sizes: &[usize]) -> Tensor2 {
+    let Some(bias) = bias else { return y_an };
+    let groups = sizes.iter().enumerate();
+    let of_rows: Arc<[u32]> = groups.flat_map(|(group, &n)| vec![group as u32; n]).collect();
+    let bias_an = ops.embed(&y_an, bias, &of_rows);
+    ops::add(y_an, bias_an)
 }
 
 impl Shared {

@@ -33,7 +33,7 @@ pub struct RouterPlace {
 }
 
 impl RouterPlace {
-    fn of(self, factor: &'static str) -> ParamPlace {
+    pub(crate) fn of(self, factor: &'static str) -> ParamPlace {
         let Self { site, auxiliary, recursion } = self;
         ParamPlace::Router { site, auxiliary, recursion, factor }
     }
