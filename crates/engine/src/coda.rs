@@ -164,12 +164,20 @@ impl AskedRow {
                 self.position
             ));
         }
-        let id = if self.draws {
-            draw.draw(logits, &self.request, &self.generated)
-        } else {
-            self.request.prompt[self.position + 1]
+        let id = match self.draws {
+            true => self.drawn(logits, draw)?,
+            false => self.request.prompt[self.position + 1],
         };
         Ok(scored(logits, id, self.request.top))
+    }
+
+    fn drawn(&self, logits: &[f32], draw: &dyn Draw) -> Result<u32, String> {
+        let Some(constraint) = &self.request.sampling.constraint else {
+            return Ok(draw.draw(logits, &self.request, &self.generated));
+        };
+        let mut logits = logits.to_vec();
+        constraint.0.restrict(&self.generated, &self.request.stop_ids, &mut logits)?;
+        Ok(draw.draw(&logits, &self.request, &self.generated))
     }
 }
 

@@ -11,7 +11,8 @@ pub trait Draw: Send + Sync {
 }
 
 /// Penalties, bias, no stop token before [`Request::min_tokens`], then the [`Sampler`], with random
-/// numbers addressed by (seed, choice, position).
+/// numbers addressed by (seed, choice, position). A
+/// [`Constraint`](scheduler::Constraint) has been applied to the logits before.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultDraw;
 

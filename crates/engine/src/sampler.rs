@@ -91,7 +91,8 @@ impl Sampler {
                 return *i as u32;
             }
         }
-        kept.last().map_or(top, |(_, i)| *i) as u32
+        // Rounding may leave the point behind the line; what has no weight is never drawn.
+        kept.iter().rfind(|(w, _)| *w > 0.0).map_or(top, |(_, i)| *i) as u32
     }
 }
 

@@ -134,6 +134,7 @@ fn with(values: &[usize], dice: &mut Stream) -> Request {
         },
         seed: 77,
         choice: 5,
+        constraint: None,
     };
     Request { sampling: s, ..request(1, prompt, 40) }
 }

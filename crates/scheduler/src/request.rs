@@ -1,6 +1,8 @@
 //! What is asked of an engine and what comes back: the words that scheduler, engine and server
 //! share.
 
+use std::sync::Arc;
+
 /// Higher runs first; equal ones in the order of arrival.
 pub type Priority = i32;
 
@@ -28,6 +30,8 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Added to the logits of these tokens, -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
+    /// What form the text has; `None` for any.
+    pub constraint: Option<Constrained>,
 }
 
 impl Default for SamplingParams {
@@ -43,7 +47,33 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
             logit_bias: Vec::new(),
+            constraint: None,
         }
+    }
+}
+
+/// Which tokens may follow, so that a text has a form.
+pub trait Constraint: Send + Sync + std::fmt::Debug {
+    /// Sets the logits of tokens that may not follow `generated` to minus infinity. A token of
+    /// `stop_ids` may follow where the text may end. Depends on the arguments alone.
+    ///
+    /// # Errors
+    /// No token may follow, or the text so far breaks the form.
+    fn restrict(
+        &self,
+        generated: &[u32],
+        stop_ids: &[u32],
+        logits: &mut [f32],
+    ) -> Result<(), String>;
+}
+
+/// The constraint of one sequence; equal to itself alone.
+#[derive(Clone, Debug)]
+pub struct Constrained(pub Arc<dyn Constraint>);
+
+impl PartialEq for Constrained {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

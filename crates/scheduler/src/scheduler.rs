@@ -157,6 +157,14 @@ impl Scheduler {
         if let Some(from) = request.prompt_scores.filter(|&from| from >= prompt) {
             return invalid("prompt_scores", from, format!("below {prompt}, the prompt's tokens"));
         }
+        if request.sampling.constraint.is_some() && request.min_tokens > 0 {
+            let expected = "0: the form of the text says where it ends";
+            return invalid("min_tokens", request.min_tokens, expected.into());
+        }
+        if request.sampling.constraint.is_some() && request.stop_ids.is_empty() {
+            let expected = "a token that ends the text, which a text of a form needs";
+            return invalid("stop_ids", "none", expected.into());
+        }
         let total = prompt.saturating_add(new);
         if total > self.limits.context {
             let expected = format!("at most {}, the context", self.limits.context);

@@ -3,6 +3,7 @@
 use crate::call::Call;
 use crate::connection::ConnStage;
 use crate::error::ApiError;
+use crate::form;
 use crate::state::AppState;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -112,7 +113,7 @@ where
     T: Send + 'static,
     F: FnOnce(&AppState, &[u8]) -> Result<T, ApiError> + Send + 'static,
 {
-    if body.len() <= SMALL && purpose == Purpose::Prompt {
+    if body.len() <= SMALL && purpose == Purpose::Prompt && !form::is_mentioned(&body) {
         return work(state, &body);
     }
     let queue = match purpose {

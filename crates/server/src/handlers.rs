@@ -145,7 +145,8 @@ pub(crate) fn live() -> Response<Body> {
 }
 
 pub(crate) fn metrics(state: &AppState) -> Response<Body> {
-    let text = state.metrics.text(&state.backend.gauges(), &state.info, state.connections);
+    let (gauges, grammars) = (state.backend.gauges(), state.token_text.grammars());
+    let text = state.metrics.text(&gauges, &state.info, state.connections, grammars);
     with_type(text, "text/plain; version=0.0.4; charset=utf-8")
 }
 
@@ -211,12 +212,12 @@ struct Tokenized<'s> {
 impl Serialize for Tokenized<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("tokens", &self.ids)?;
         map.serialize_entry("count", &self.ids.len())?;
         map.serialize_entry("max_model_len", &self.state.info.context)?;
         if self.names {
             map.serialize_entry("token_strs", &Names(self))?;
         }
-        map.serialize_entry("tokens", &self.ids)?;
         map.end()
     }
 }

@@ -85,6 +85,7 @@ mod converse;
 mod descriptors;
 mod dispatch;
 mod error;
+mod form;
 mod handlers;
 mod json;
 mod keys;

@@ -104,9 +104,16 @@ impl Metrics {
     }
 
     /// The text that `/metrics` answers.
-    pub(crate) fn text(&self, gauges: &Gauges, info: &ModelInfo, connections: usize) -> String {
+    pub(crate) fn text(
+        &self,
+        gauges: &Gauges,
+        info: &ModelInfo,
+        connections: usize,
+        grammars: grammar::GrammarTimes,
+    ) -> String {
         let mut page = Page(String::new());
         self.own(&mut page);
+        forms(&mut page, grammars);
         let help = "Connections that may be open, as the system's limit of descriptors allows.";
         page.single("connections_limit", "gauge", help, connections);
         engine(&mut page, gauges);
@@ -242,6 +249,18 @@ impl Page {
 
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
+}
+
+/// What it takes that texts have a form.
+fn forms(page: &mut Page, spent: grammar::GrammarTimes) {
+    let help = "Schemas, patterns and lists of choices that were made ready.";
+    page.single("grammars_total", "counter", help, spent.grammars);
+    let help = "Time to make them ready, summed.";
+    page.single("grammar_compile_seconds_total", "counter", help, seconds(spent.compile_us));
+    let help = "Tokens drawn under them.";
+    page.single("grammar_tokens_total", "counter", help, spent.tokens);
+    let help = "Time to find which tokens may come next, summed over those tokens.";
+    page.single("grammar_token_seconds_total", "counter", help, seconds(spent.token_us));
 }
 
 /// What holds keys and values, and how much of it is free.

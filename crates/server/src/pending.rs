@@ -302,7 +302,11 @@ fn request(
         max_tokens: prompt.max_tokens,
         min_tokens: parsed.shape.min_tokens,
         stop_ids: parsed.shape.stop_ids.clone(),
-        sampling: SamplingParams { choice: sample as u64, ..parsed.sampling.clone() },
+        sampling: SamplingParams {
+            choice: sample as u64,
+            constraint: parsed.form.as_ref().map(grammar::Compiled::sequence),
+            ..parsed.sampling.clone()
+        },
         depth_options: parsed.depth_options,
         top: parsed.shape.top.map(|k| k.max(1)),
         prompt_scores: parsed.shape.prompt_scores.then_some(0),

@@ -2,6 +2,7 @@
 
 use crate::chat;
 use crate::error::ApiError;
+use crate::form;
 use crate::json::Json;
 use crate::request_fields;
 use crate::schema::{Checked, bias, check};
@@ -63,6 +64,8 @@ pub(crate) struct ParsedRequest {
     pub(crate) prompts: Vec<Arc<Prompt>>,
     pub(crate) n: usize,
     pub(crate) sampling: SamplingParams,
+    /// What form the texts have; each sequence follows it on its own.
+    pub(crate) form: Option<grammar::Compiled>,
     pub(crate) depth_options: DepthOptions,
     pub(crate) shape: Arc<OutputOptions>,
     /// As the scheduler counts: larger runs earlier.
@@ -101,8 +104,10 @@ pub(crate) fn read(
         );
         return Err(ApiError::field("n", message));
     }
+    let form = form::read(state, &request, &shape.stop_ids)?;
     Ok(ParsedRequest {
         n,
+        form,
         sampling: sampling(state, &request),
         depth_options: depth_options(&request)?,
         shape: Arc::new(shape),
@@ -248,6 +253,7 @@ fn sampling(state: &AppState, request: &Checked<'_>) -> SamplingParams {
         frequency_penalty: number(request, "frequency_penalty", 0.0),
         repetition_penalty: number(request, "repetition_penalty", 1.0),
         logit_bias: bias,
+        constraint: None,
     }
 }
 

@@ -201,7 +201,43 @@ const NO_EFFECT: [Field; 8] = [
     without_effect("request_id", "Accepted; use the header x-request-id."),
 ];
 
-const UNSUPPORTED: [Field; 21] = [
+const NAMED_SCHEMA: &[Field] = &[
+    required("schema", Any, "JSON Schema of the text."),
+    without_effect("name", "Accepted; no effect on the answer."),
+    without_effect("description", "Accepted; no effect on the answer."),
+    without_effect("strict", "The text always fits the schema."),
+];
+
+const RESPONSE_FORMAT: &[Field] = &[
+    required("type", Text, "`text`, `json_object` or `json_schema`."),
+    field("json_schema", Object(NAMED_SCHEMA), "null", "With the type of that name."),
+    field("schema", Any, "null", "A JSON Schema beside the type `json_object`."),
+];
+
+const STRUCTURED: &[Field] = &[
+    field("json", Any, "null", "JSON Schema of the text, also as a string."),
+    field("json_object", Bool, "false", "The text is a JSON object."),
+    field("regex", Text, "null", "A regular expression that the text matches as a whole."),
+    field("choice", Any, "null", "The text is one of these strings."),
+    only("grammar", &[]),
+    only("structural_tag", &[]),
+    only("disable_fallback", &["false"]),
+    only("disable_any_whitespace", &["false"]),
+    only("disable_additional_properties", &["false"]),
+    only("whitespace_pattern", &[]),
+];
+
+/// What form the text has; one of them at most.
+const FORMS: [Field; 6] = [
+    field("response_format", Object(RESPONSE_FORMAT), "null", "What form the text has."),
+    field("structured_outputs", Object(STRUCTURED), "null", "What form the text has."),
+    field("guided_json", Any, "null", "As `structured_outputs.json`."),
+    field("guided_regex", Text, "null", "As `structured_outputs.regex`."),
+    field("guided_choice", Any, "null", "As `structured_outputs.choice`."),
+    field("json_schema", Any, "null", "As `structured_outputs.json`."),
+];
+
+const UNSUPPORTED: [Field; 15] = [
     only("use_beam_search", &["false"]),
     only("length_penalty", &["1", "1.0"]),
     only("early_stopping", &["false"]),
@@ -210,14 +246,8 @@ const UNSUPPORTED: [Field; 21] = [
     only("bad_words", &["[]"]),
     only("spaces_between_special_tokens", &["true"]),
     only("logits_processors", &["[]"]),
-    only("guided_json", &[]),
-    only("guided_regex", &[]),
-    only("guided_choice", &[]),
     only("guided_grammar", &[]),
-    only("structured_outputs", &[]),
-    only("response_format", &["{\"type\":\"text\"}"]),
     only("grammar", &["\"\""]),
-    only("json_schema", &[]),
     only("cache_salt", &[]),
     only("lora", &["[]"]),
     only("logit_bias_type", &[]),
@@ -337,9 +367,9 @@ const fn join<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
 }
 
 static COMPLETION_FIELDS: [Field; 61] =
-    join(&[&OWN_COMPLETION, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
+    join(&[&OWN_COMPLETION, &SHARED, &FORMS, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
 static CHAT_FIELDS: [Field; 78] =
-    join(&[&OWN_CHAT, &SHARED, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
+    join(&[&OWN_CHAT, &SHARED, &FORMS, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
 /// Every field of a body to `/v1/completions`, those without effect included.
 pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;

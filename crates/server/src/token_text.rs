@@ -5,6 +5,8 @@ use crate::controls::ControlTokens;
 use crate::error::ApiError;
 use crate::json::cut;
 use data::{DecodeStream, Tokenizer};
+use grammar::{GrammarError, Vocabulary};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What belongs to the text side of a model.
@@ -34,6 +36,8 @@ pub(crate) struct TokenText {
     /// Tokens around the two sides of a gap, where the vocabulary has them: before the text, before
     /// what follows the gap, before what fills it.
     pub(crate) infill: Option<[u32; 3]>,
+    /// The tokens that grammars choose from; made when the first request asks for a form.
+    vocabulary: OnceLock<Result<Vocabulary, GrammarError>>,
 }
 
 /// Names of the tokens for text with a gap, as published vocabularies have them.
@@ -68,7 +72,29 @@ impl TokenText {
             (0..text.tokenizer.vocab_size() as u32).filter_map(|id| text.tokenizer.id_to_token(id));
         let longest = names.map(|name| name.len()).max().unwrap_or(1).max(1);
         let controls = ControlTokens::new(text.tokenizer.specials());
-        Self { longest, controls, infill: infill_tokens(&text.tokenizer), text }
+        let infill = infill_tokens(&text.tokenizer);
+        Self { longest, controls, infill, vocabulary: OnceLock::new(), text }
+    }
+
+    /// The tokens that grammars choose from.
+    ///
+    /// # Errors
+    /// A tokenizer of which no token is text.
+    pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, &GrammarError> {
+        let made = self.vocabulary.get_or_init(|| {
+            let tokenizer = &self.text.tokenizer;
+            Vocabulary::new(
+                (0..tokenizer.vocab_size() as u32)
+                    .map(|id| (!tokenizer.is_special(id)).then(|| tokenizer.bytes_of(id))),
+            )
+        });
+        made.as_ref()
+    }
+
+    /// What grammars took so far.
+    pub(crate) fn grammars(&self) -> grammar::GrammarTimes {
+        let made = self.vocabulary.get().and_then(|made| made.as_ref().ok());
+        made.map(Vocabulary::spent).unwrap_or_default()
     }
 
     /// The bytes of text a token stands for; the spelling of a special token, nothing for an unused

@@ -158,3 +158,31 @@ fn deployments_say_what_the_server_knows() {
     }
     assert!(flags > 10, "{flags} flags");
 }
+
+#[test]
+fn answers_have_the_form_that_is_asked_for() {
+    let place = Place::with_run();
+    let server = Server::start(&place, &["--chat-template", "plain"]);
+    let plain = json!({ "prompt": "The tok", "max_tokens": 40, "temperature": 0,
+        "ignore_eos": true });
+    let alone = server.complete(&plain).1["choices"][0]["text"].clone();
+    let schema = json!({ "enum": ["red", "green", 12] });
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| server.complete(&plain).1["choices"][0]["text"].clone());
+        for seed in 0..6 {
+            let chat = json!({ "messages": [{ "role": "user", "content": "The tok" }],
+                "max_tokens": 40, "seed": seed, "temperature": 1.0, "response_format":
+                { "type": "json_schema", "json_schema": { "name": "n", "schema": schema } } });
+            let (status, _, text) =
+                server.ask("POST", "/v1/chat/completions", "", &chat.to_string());
+            assert_eq!(status, 200, "{text}");
+            let answer: Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+            let content = answer["choices"][0]["message"]["content"].as_str().expect("text");
+            let value: Value = serde_json::from_str(content).expect(content);
+            assert!([json!("red"), json!("green"), json!(12)].contains(&value), "{content}");
+        }
+        assert_eq!(beside.join().expect("an answer"), alone);
+    });
+    assert!(server.metric("lathe_grammar_tokens_total ") > 20.0);
+}

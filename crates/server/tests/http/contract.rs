@@ -149,8 +149,7 @@ fn refused_completions() -> Vec<(Value, u16, &'static str)> {
         (json!({ "suffix": 5 }), 400, "`suffix`"),
         (json!({ "best_of": 2 }), 400, "same as `n`"),
         (json!({ "use_beam_search": true }), 400, "does not support"),
-        (json!({ "response_format": { "type": "json_object" } }), 400, "does not support"),
-        (json!({ "guided_regex": "a*" }), 400, "does not support"),
+        (json!({ "guided_grammar": "start: \"a\"" }), 400, "does not support"),
         (json!({ "priority": 1001 }), 400, "`priority` is 1001, expected an integer from -1000"),
         (json!({ "priority": 0.5 }), 400, "`priority`"),
         (
@@ -212,8 +211,8 @@ async fn chat_refuses_what_it_does_not_do() {
         ),
         (json!({ "messages": user, "tools": [{ "type": "function" }] }), "`tools`"),
         (
-            json!({ "messages": user, "response_format": { "type": "json_object" } }),
-            "`response_format`",
+            json!({ "messages": user, "response_format": { "type": "json_schema" } }),
+            "`response_format.json_schema` is missing",
         ),
         (json!({ "messages": user, "top_logprobs": 3 }), "without `logprobs`"),
         (json!({ "messages": user, "logprobs": 3 }), "`logprobs`"),

@@ -80,14 +80,18 @@ impl Model {
             return best(scores, 1)[0].0;
         }
         let key = mix(sampling.seed ^ mix(sampling.choice + 1) ^ mix(at as u64 + 77));
-        let mut left = (key >> 11) as f32 / (1u64 << 53) as f32;
+        let total: f32 = match sampling.constraint {
+            Some(_) => scores.iter().map(|score| score.exp()).sum(),
+            None => 1.0,
+        };
+        let mut left = total * ((key >> 11) as f32 / (1u64 << 53) as f32);
         for (id, score) in scores.iter().enumerate() {
             left -= score.exp();
-            if left <= 0.0 {
+            if left <= 0.0 && *score > f32::NEG_INFINITY {
                 return id as u32;
             }
         }
-        scores.len() as u32 - 1
+        best(scores, 1)[0].0
     }
 
     pub(crate) fn depth(&self, request: &Request, history: &[u32]) -> u32 {
@@ -407,7 +411,11 @@ impl Shared {
             return Err(Finish::Length);
         }
         let history = [&request.prompt[..], &sequence.text].concat();
-        let scores = self.model.log_probabilities(&history);
+        let mut scores = self.model.log_probabilities(&history);
+        if let Some(constraint) = &request.sampling.constraint {
+            let restricted = constraint.0.restrict(&sequence.text, &request.stop_ids, &mut scores);
+            restricted.map_err(Finish::Failed)?;
+        }
         let id = self.model.draw(request, &scores, history.len());
         let token = self.scored(request, &history, id);
         gauges.tokens.1 += 1;

@@ -4,6 +4,7 @@ mod client;
 mod clients;
 mod contract;
 mod fake;
+mod forms;
 mod hostile;
 mod lifecycle;
 mod metrics;
