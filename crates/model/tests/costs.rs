@@ -195,6 +195,24 @@ fn parameters_are_those_of_a_plain_count() {
 }
 
 /// Of ten rows one took none, two took one, three two and four three recursions.
+/// The paper's convention counts the matrices of layers and nothing of routers, adapters and head.
+#[test]
+fn the_papers_count_knows_no_router() {
+    let plain = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+    let count = |config: &ModelConfig| {
+        let plan = config.check().unwrap();
+        forward_flops(config, &plan, LENGTH, &shares(), Convention::Paper)
+    };
+    for router in [RouterConfig::default(), RouterConfig::TokenChoice(Token::default())] {
+        let routed = ModelConfig { router, ..plain.clone() };
+        assert_eq!(count(&routed), count(&plain));
+        let adapted = ModelConfig { relax: Relaxation::Lora(lora::Config::default()), ..routed };
+        assert_eq!(count(&adapted), count(&plain));
+        let own = ModelConfig { tie_embeddings: !plain.tie_embeddings, ..plain.clone() };
+        assert_eq!(count(&own), count(&plain));
+    }
+}
+
 #[test]
 fn depths_have_their_mean_and_shares() {
     let depths = [1, 2, 3, 4];
@@ -203,4 +221,6 @@ fn depths_have_their_mean_and_shares() {
         assert!((found - expected).abs() < 1e-12, "{found}");
     }
     assert_eq!((mean_depth(&[0, 0]), shares_of(&[], 2)), (0.0, vec![0.0; 2]));
+    // One row, or none.
+    assert_eq!((mean_depth(&[0, 0, 1]), shares_of(&[0, 1], 2)), (2.0, vec![1.0, 0.0]));
 }
