@@ -89,6 +89,14 @@ fn no_buffers(kind: &str, buffers: &[BufferSpec]) -> Result<(), ConvertError> {
 }
 
 fn check(config: &ModelConfig) -> Result<(), ConvertError> {
+    if !config.has_equal_layers() {
+        let expected = "layers of one kind, of which one may stand in for another: \
+                        window_layers and rotary.layers \"all\"";
+        let (windows, turning) = (&config.attention.window_layers, &config.rotary.layers);
+        let found = format!("windows in {windows:?}, rotary positions in {turning:?}");
+        let next = "convert a model whose layers all attend in the same way";
+        return refused("the source: attention", expected, found, next);
+    }
     no_buffers(config.mlp.kind(), &config.mlp.settings().buffers(&config.sizes()))?;
     if !config.router.settings().is_neutral() {
         let expected = "one with which every token takes every layer: dense, recursive, or \

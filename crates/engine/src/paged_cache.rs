@@ -201,6 +201,7 @@ impl<'a> PagedCache<'a> {
             pages: pages.into(),
             first: first.into(),
             count,
+            skip: [].into(),
         })
     }
 

@@ -49,7 +49,7 @@ pub fn score(
     let mut pass = pass(how, &mut kv, probe, batch.rows.sequences().len());
     let passed = model.forward(&batch.ids, &rows_of(batch, how), &mut pass);
     let weights = batch.weights(0.0);
-    let (_, losses) = pass.ops.head_loss(passed.x_td, model.head(), &batch.targets, &weights);
+    let (_, losses) = model.head_loss(pass.ops, passed.x_td, &batch.targets, &weights);
     losses.into_iter().zip(passed.depth_t).map(|(nll, depth)| RowScore { nll, depth }).collect()
 }
 

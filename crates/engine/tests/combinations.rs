@@ -9,12 +9,13 @@ use common::{config, rule, uneven};
 use model::{MlpConfig, ModelConfig, Sharing};
 use ops::KvFormat;
 use scheduler::{Request, SchedulerLimits};
-use testkit::{MODES, SHARINGS, adapters, combinations, ids, mlps, pairwise, routers};
+use testkit::{MODES, SHARINGS, adapters, combinations, forms, ids, mlps, pairwise, routers};
 
-/// The combination with these values of router, keys and values, sharing, adapters, norms, MLP.
+/// The combination with these values of router, keys and values, sharing, adapters, norms, MLP,
+/// form.
 fn config_of(values: &[usize]) -> ModelConfig {
     let (sharing, mlp) = (SHARINGS[values[2]], mlps()[values[5]].clone());
-    ModelConfig {
+    forms()[values[6]].clone().of(ModelConfig {
         sharing,
         layers: if sharing.keeps_ends() { 8 } else { 6 },
         recursions: if sharing == Sharing::None { 1 } else { 3 },
@@ -22,13 +23,13 @@ fn config_of(values: &[usize]) -> ModelConfig {
         share_norms: values[4] == 0,
         mlp,
         ..config(routers()[values[0]].clone(), MODES[values[1]])
-    }
+    })
 }
 
 /// Every combination that a recipe may ask for.
 fn legal() -> Vec<Vec<usize>> {
     let (mlps, adapters) = (mlps().len(), adapters(&MlpConfig::default()).len());
-    let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps];
+    let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps, forms().len()];
     combinations(&sizes, |values| config_of(values).check().is_ok())
 }
 
@@ -50,13 +51,14 @@ fn check(values: &[usize]) {
     let inboxes = run(&mut together, &requests, &[0, 2, 1, 4]);
     for (request, inbox) in requests.iter().zip(&inboxes) {
         let what = format!(
-            "{:?} {:?} {:?} {:?} shared norms {} {:?} request {}",
+            "{:?} {:?} {:?} {:?} shared norms {} {:?} form {} request {}",
             config.router,
             config.kv,
             config.sharing,
             config.relax,
             config.share_norms,
             config.mlp,
+            values[6],
             request.id
         );
         let mut single = engine(&model, &rule, limits(), KvFormat::F32);
@@ -78,7 +80,7 @@ fn every_pair_of_options_is_served() {
 #[test]
 fn every_sharing_keeps_keys_and_values_in_every_way() {
     let mut all = legal();
-    all.retain(|values| values[0] == 0 && values[3..] == [0, 0, 0]);
+    all.retain(|values| values[0] == 0 && values[3..] == [0, 0, 0, 0]);
     // Nothing is shared between layers that are all their own; the others know three ways.
     assert_eq!(all.len(), 1 + 4 * 3);
     all.iter().for_each(|values| check(values));

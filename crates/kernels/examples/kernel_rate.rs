@@ -12,7 +12,7 @@ use kernels::rows::{gather_rows, scatter_add_rows, sum_of_squares};
 use kernels::swiglu::{swiglu_backward, swiglu_forward};
 use std::time::Instant;
 
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+const HEADS: Heads = Heads::new(9, 3, 64);
 const ADAMW: AdamW =
     AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3 };
 
@@ -136,7 +136,7 @@ fn cross_entropy() {
     let weights = vec![1.0 / rows as f32; rows];
     let (mut losses, mut dx) = (vec![0.0; rows], vec![0.0; rows * d]);
     let mut de = vec![0.0; v * d];
-    linear_cross_entropy(&x, &e, d, &targets, &weights, &mut losses, None);
+    linear_cross_entropy(&x, &e, d, None, &targets, &weights, &mut losses, None);
     let logit =
         |j: usize| (0..d).map(|t| f64::from(x[300 * d + t]) * f64::from(e[j * d + t])).sum::<f64>();
     let max = (0..v).map(logit).fold(f64::MIN, f64::max);
@@ -144,10 +144,19 @@ fn cross_entropy() {
     check("cross_entropy", losses[300], max + total.ln() - logit(2100));
     let work = (2 * rows * d * v) as f64;
     rate("cross_entropy losses", work, "GFLOP/s", || {
-        linear_cross_entropy(&x, &e, d, &targets, &weights, &mut losses, None);
+        linear_cross_entropy(&x, &e, d, None, &targets, &weights, &mut losses, None);
     });
     rate("cross_entropy with gradients", 3.0 * work, "GFLOP/s", || {
-        linear_cross_entropy(&x, &e, d, &targets, &weights, &mut losses, Some((&mut dx, &mut de)));
+        linear_cross_entropy(
+            &x,
+            &e,
+            d,
+            None,
+            &targets,
+            &weights,
+            &mut losses,
+            Some((&mut dx, &mut de)),
+        );
     });
 }
 

@@ -7,7 +7,7 @@ use kernels::machine;
 use kernels::pages::{KvFormat, KvPool, PAGE, Tables, attend_pages};
 use std::time::Instant;
 
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+const HEADS: Heads = Heads::new(9, 3, 64);
 const ROW: usize = 2 * 3 * 64;
 const QUERY: usize = 9 * 64;
 
@@ -68,7 +68,7 @@ impl Layers {
         attend_pages(
             q,
             &self.pool,
-            Tables { pages: &self.pages, first: &first, count: &count },
+            Tables { pages: &self.pages, first: &first, count: &count, skip: &[] },
             HEADS,
             out,
         );
@@ -130,7 +130,7 @@ fn chunk(format: KvFormat, context: usize, peak: f64) {
     let mut best = f64::INFINITY;
     for _ in 0..12 {
         let start = Instant::now();
-        let tables = Tables { pages: &layers.pages, first: &first, count: &count };
+        let tables = Tables { pages: &layers.pages, first: &first, count: &count, skip: &[] };
         attend_pages(&q, &layers.pool, tables, HEADS, &mut out);
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -1,6 +1,7 @@
 //! Cross-entropy of a linear output layer, a chunk of rows at a time, so that the logits of all
 //! rows never exist together.
 
+use crate::attend::{cap_slopes, cap_values};
 use crate::check::check_len;
 use crate::exp::exp_shifted_sum;
 use crate::matmul::{Mat, MatMut, Start, Threads, matmul};
@@ -44,6 +45,8 @@ struct Inputs<'a> {
     v: usize,
     targets: &'a [u32],
     weights: &'a [f32],
+    /// The cap of logits, above 0.
+    cap: Option<f32>,
     /// Most rows of a chunk. Each takes a buffer for as many, so that passes whose rows of weight 0
     /// differ in number share one buffer.
     most: usize,
@@ -65,10 +68,12 @@ fn chunk(
     losses: &mut [f32],
     grads: Option<(&mut [f32], &mut [f32], Start)>,
 ) {
-    let Inputs { d, v, .. } = inputs;
+    let Inputs { d, v, cap, .. } = inputs;
     let (n, with_grads) = (rows.len(), grads.is_some());
-    let mut scratch = Scratch::take(inputs.most * (v + 2 * d + 1));
-    let [logits, x, dx, loss] = scratch.split([n * v, n * d, n * d, n]);
+    // What a cap does to the gradient of each logit.
+    let bent = if cap.is_some() && with_grads { v } else { 0 };
+    let mut scratch = Scratch::take(inputs.most * (v + bent + 2 * d + 1));
+    let [logits, slopes, x, dx, loss] = scratch.split([n * v, n * bent, n * d, n * d, n]);
     gather_rows(inputs.x_td, d, rows, x);
     let e = Mat::rows_major(inputs.e_vd, v, d);
     matmul(
@@ -78,6 +83,11 @@ fn chunk(
         Start::Zero,
         Threads::All,
     );
+    if let Some(cap) = cap {
+        logits.par_chunks_mut(v).for_each(|logits| cap_values(logits, cap));
+        slopes.copy_from_slice(&logits[..slopes.len()]);
+        slopes.par_chunks_mut(v).for_each(|slopes| cap_slopes(slopes, cap));
+    }
     logits.par_chunks_mut(v).zip(&mut *loss).zip(rows).for_each(|((logits, loss), &row)| {
         let target = inputs.targets[row as usize];
         let (nll, sum) = row_loss(logits, target);
@@ -88,6 +98,11 @@ fn chunk(
             logits[target as usize] -= weight;
         }
     });
+    if !slopes.is_empty() {
+        logits.par_chunks_mut(v).zip(slopes.par_chunks(v)).for_each(|(g, slopes)| {
+            g.iter_mut().zip(slopes).for_each(|(g, slope)| *g *= slope);
+        });
+    }
     for (&row, &loss) in rows.iter().zip(&*loss) {
         losses[row as usize] = loss;
     }
@@ -100,11 +115,11 @@ fn chunk(
     }
 }
 
-/// Cross-entropy of `softmax(x e^T)` against one target a row, and its gradients, in chunks of at
-/// least 256 rows and about 16M logits.
+/// Cross-entropy of `softmax(z)`, `z = x e^T` or with a cap `z = c tanh(x e^T / c)`, against one
+/// target a row, and its gradients, in chunks of at least 256 rows and about 16M logits.
 ///
 /// `x_td` `[T, d]`, `e_vd` `[V, d]`, `targets`, `weights` and `losses` `[T]`. `losses[t]` is the
-/// unweighted `-ln softmax(x[t] e^T)[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both
+/// unweighted `-ln softmax(z[t])[targets[t]]` in nats. With `grads` = `(dx_td, de_vd)`, both
 /// are overwritten by the gradients of `sum over t of weights[t] losses[t]`; rows of weight 0 cost
 /// no gradient work and get a zero `dx`.
 ///
@@ -114,6 +129,7 @@ pub fn linear_cross_entropy(
     x_td: &[f32],
     e_vd: &[f32],
     d: usize,
+    cap: Option<f32>,
     targets: &[u32],
     weights: &[f32],
     losses: &mut [f32],
@@ -134,7 +150,7 @@ pub fn linear_cross_entropy(
         panic!("{name}: target {bad}, but the vocabulary has {v} entries");
     }
     let most = chunk_rows(v).min(t.max(1));
-    by_chunks(Inputs { x_td, e_vd, d, v, targets, weights, most }, losses, grads);
+    by_chunks(Inputs { x_td, e_vd, d, v, targets, weights, cap, most }, losses, grads);
 }
 
 fn by_chunks(inputs: Inputs<'_>, losses: &mut [f32], grads: Option<(&mut [f32], &mut [f32])>) {
@@ -192,10 +208,11 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
 
-    fn reference(x: &[f64], e: &[f64], d: usize, targets: &[u32]) -> Vec<f64> {
+    fn reference(x: &[f64], e: &[f64], d: usize, cap: Option<f32>, targets: &[u32]) -> Vec<f64> {
+        let bent = |z: f64| cap.map_or(z, |c| f64::from(c) * (z / f64::from(c)).tanh());
         let loss = |(x, &target): (&[f64], &u32)| {
             let logits: Vec<f64> =
-                e.chunks(d).map(|e| e.iter().zip(x).map(|(e, x)| e * x).sum()).collect();
+                e.chunks(d).map(|e| bent(e.iter().zip(x).map(|(e, x)| e * x).sum())).collect();
             logits.iter().map(|l| l.exp()).sum::<f64>().ln() - logits[target as usize]
         };
         x.chunks(d).zip(targets).map(loss).collect()
@@ -205,6 +222,7 @@ mod tests {
         x: Vec<f32>,
         e: Vec<f32>,
         d: usize,
+        cap: Option<f32>,
         targets: Vec<u32>,
         weights: Vec<f32>,
     }
@@ -214,6 +232,7 @@ mod tests {
             x: values(1, t * d),
             e: values(2, v * d).iter().map(|x| 2.0 * x).collect(),
             d,
+            cap: None,
             targets: (0..t).map(|i| ((i * 7 + 3) % v) as u32).collect(),
             weights: values(3, t)
                 .iter()
@@ -235,6 +254,7 @@ mod tests {
             &case.x,
             &case.e,
             case.d,
+            case.cap,
             &case.targets,
             &case.weights,
             losses,
@@ -245,14 +265,15 @@ mod tests {
 
     #[test]
     fn losses_and_gradients_agree_with_the_reference_and_with_differences() {
-        for (t, d, v) in [(1, 1, 1), (7, 5, 11), (4, 17, 3)] {
-            let case = case(t, d, v);
+        let sizes = [(1, 1, 1, None), (7, 5, 11, None), (4, 17, 3, None), (7, 5, 11, Some(1.5))];
+        for (t, d, v, cap) in sizes {
+            let case = Case { cap, ..case(t, d, v) };
             let [losses, dx, de] = run(&case);
             let (x64, e64) = (wide(&case.x), wide(&case.e));
-            assert_close(&losses, &reference(&x64, &e64, d, &case.targets), 2e-6);
-            let of_x = |x: &[f64]| inner(&reference(x, &e64, d, &case.targets), &case.weights);
+            assert_close(&losses, &reference(&x64, &e64, d, cap, &case.targets), 2e-6);
+            let of_x = |x: &[f64]| inner(&reference(x, &e64, d, cap, &case.targets), &case.weights);
             assert_close(&dx, &differences(&case.x, of_x), 4e-6);
-            let of_e = |e: &[f64]| inner(&reference(&x64, e, d, &case.targets), &case.weights);
+            let of_e = |e: &[f64]| inner(&reference(&x64, e, d, cap, &case.targets), &case.weights);
             assert_close(&de, &differences(&case.e, of_e), 4e-6);
         }
     }
@@ -270,6 +291,7 @@ mod tests {
                 v: 70,
                 targets: &case.targets,
                 weights: &case.weights,
+                cap: None,
                 most,
             };
             let (mut losses, mut dx) = (vec![0.0; 600], vec![0.0; 600 * 9]);
@@ -279,17 +301,19 @@ mod tests {
         }
         assert_close(
             &run(&case)[0],
-            &reference(&wide(&case.x), &wide(&case.e), 9, &case.targets),
+            &reference(&wide(&case.x), &wide(&case.e), 9, None, &case.targets),
             3e-6,
         );
         let mut without = vec![0.0; 600];
-        linear_cross_entropy(&case.x, &case.e, 9, &case.targets, &case.weights, &mut without, None);
+        let (x, e) = (&case.x, &case.e);
+        linear_cross_entropy(x, e, 9, None, &case.targets, &case.weights, &mut without, None);
         assert_eq!(bits(&without), runs[0][0]);
         let mut last = [0.0];
         linear_cross_entropy(
             &case.x[599 * 9..],
             &case.e,
             9,
+            None,
             &case.targets[599..],
             &[0.0],
             &mut last,
@@ -330,6 +354,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "target 4, but the vocabulary has 4 entries")]
     fn a_target_past_the_vocabulary_is_named() {
-        linear_cross_entropy(&[0.0], &[0.0; 4], 1, &[4], &[1.0], &mut [0.0], None);
+        linear_cross_entropy(&[0.0], &[0.0; 4], 1, None, &[4], &[1.0], &mut [0.0], None);
     }
 }

@@ -5,6 +5,7 @@ use crate::attend::{Heads, Spans, attend_backward, attend_forward};
 use crate::clamped_swiglu::{Clamp, clamped_swiglu_backward, clamped_swiglu_forward};
 use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
 use crate::divergence::divergence_rows;
+use crate::gated::{GateFunction, gated_backward, gated_forward};
 use crate::gelu::{gelu_backward, gelu_forward};
 use crate::multiversion::WIDEST;
 use crate::pages::{KvFormat, KvPool, Tables, attend_pages};
@@ -22,7 +23,6 @@ fn pointwise() -> Vec<Vec<f32>> {
     let g = values(3, t * d);
     let lengths = [t * d, t * d, d, t * d, t * d, t * d / 2, t * d];
     let mut r: Vec<Vec<f32>> = lengths.iter().map(|&length| vec![0.0; length]).collect();
-    r.push(x.clone());
     rms_norm_forward(&x, &w, 1e-5, &mut r[0]);
     let mut dw = vec![0.0; d];
     rms_norm_backward(&x, &w, &g, 1e-5, &mut r[1], false, &mut dw);
@@ -35,9 +35,17 @@ fn pointwise() -> Vec<Vec<f32>> {
     let (mut y, mut dx) = (vec![0.0; t * d / 2], vec![0.0; t * d]);
     clamped_swiglu_forward(&x, d / 2, clamp, &mut y);
     clamped_swiglu_backward(&x, d / 2, clamp, &g[..t * d / 2], &mut dx);
+    for function in [GateFunction::GeluTanh, GateFunction::Gelu] {
+        let (mut y, mut dx) = (vec![0.0; t * d / 2], vec![0.0; t * d]);
+        gated_forward(function, &x, d / 2, &mut y);
+        gated_backward(function, &x, d / 2, &g[..t * d / 2], &mut dx);
+        r.extend([y, dx]);
+    }
     let mut table = RotaryTable::new(1e4, d);
     table.grow(t);
-    rotate(&mut r[7], d, 1, d, &[0, 1, 2, 3, 4], &table, false);
+    let mut turned = x.clone();
+    rotate(&mut turned, d, 1, d, &[0, 1, 2, 3, 4], &table, false);
+    r.push(turned);
     let mut dots = vec![0.0; t];
     row_dots(&x, &g, d, &mut dots);
     axpy(&mut dots, 0.3, &w[..t]);
@@ -53,7 +61,7 @@ fn pointwise() -> Vec<Vec<f32>> {
 
 /// Results of attention and of the loss.
 fn products() -> Vec<Vec<f32>> {
-    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 10 };
+    let heads = Heads { cap: Some(1.5), ..Heads::new(4, 2, 10) };
     let spans = Spans { start: vec![0, 0, 1, 4, 4], end: vec![1, 2, 3, 23, 24] };
     let (q, kv) = (values(1, 200), values(2, 24 * 40));
     let g = values(3, 200);
@@ -67,6 +75,7 @@ fn products() -> Vec<Vec<f32>> {
         &q,
         &kv,
         40,
+        Some(2.0),
         &[1, 0, 9, 23, 4],
         &[0.5; 5],
         &mut losses,
@@ -84,12 +93,12 @@ fn products() -> Vec<Vec<f32>> {
 /// Attention over pages in every format: five lines that decode and a chunk, full and partial
 /// registers.
 fn paged() -> Vec<Vec<f32>> {
-    let heads = Heads { heads: 5, kv_heads: 1, head_dim: 104 };
+    let heads = Heads::new(5, 1, 104);
     let pages: Vec<u32> = (0..6).rev().collect();
     let places: Vec<u32> = (0..96).collect();
     let (q, kv) = (values(1, 9 * 520), values(2, 96 * 208));
     let (first, count) = ([0, 0, 0, 0, 0, 1, 0, 2, 0], [80, 81, 82, 83, 84, 80, 3, 64, 96]);
-    let tables = Tables { pages: &pages, first: &first, count: &count };
+    let tables = Tables { pages: &pages, first: &first, count: &count, skip: &[] };
     let mut results = Vec::new();
     for format in KvFormat::ALL {
         let mut pool = KvPool::new(format, 1, 104, 6);

@@ -40,6 +40,13 @@ fn normal(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, bell)
 }
 
+/// `x Phi(x)` and its slope `Phi(x) + x phi(x)`.
+#[inline(always)]
+pub(crate) fn value_and_slope(x: f32) -> (f32, f32) {
+    let (phi, bell) = normal(x);
+    (x * phi, (x * DENSITY_AT_ZERO).mul_add(bell, phi))
+}
+
 /// The error function to about 1e-7: `erf(x) = 2 Phi(x sqrt 2) - 1`.
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
@@ -59,8 +66,7 @@ multiversion! {
 multiversion! {
     fn backward(x: &[f32], g: &[f32], dx: &mut [f32]) {
         for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-            let (phi, bell) = normal(x);
-            *dx = g * (x * DENSITY_AT_ZERO).mul_add(bell, phi);
+            *dx = g * value_and_slope(x).1;
         }
     }
 }

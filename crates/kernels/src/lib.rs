@@ -6,6 +6,7 @@ pub mod clamped_swiglu;
 pub mod cross_entropy;
 pub mod divergence;
 pub mod exp;
+pub mod gated;
 pub mod gelu;
 pub mod grouped;
 pub mod machine;

@@ -7,18 +7,23 @@ use rayon::prelude::*;
 /// Rows handed to one task.
 const TASK_ROWS: usize = 32;
 
-/// Cosines and sines of `position * theta^(-2 j / head_dim)` for `j < head_dim / 2`, computed in
-/// `f64`.
+/// Cosines and sines of `position * rate[j]`, times a factor, computed in `f64`.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
-    theta: f64,
-    half: usize,
-    /// `[positions, 2, half]`: the cosines of a position, then its sines.
+    rates: Vec<f64>,
+    factor: f64,
+    head_dim: usize,
+    /// `[positions, 2, rates]`: the cosines of a position, then its sines.
     values: Vec<f32>,
 }
 
+/// The rates of plain rotary embeddings: `theta^(-2 j / turned)` for `j < turned / 2`.
+pub fn rates(theta: f64, turned: usize) -> Vec<f64> {
+    (0..turned / 2).map(|j| theta.powf(-((2 * j) as f64) / turned as f64)).collect()
+}
+
 impl RotaryTable {
-    /// An empty table.
+    /// An empty table of heads that turn whole: `rate[j] = theta^(-2 j / head_dim)`.
     ///
     /// # Panics
     /// When `head_dim` is odd.
@@ -27,17 +32,32 @@ impl RotaryTable {
             head_dim.is_multiple_of(2),
             "RotaryTable: head_dim {head_dim} is odd; pairs need an even one"
         );
-        Self { theta, half: head_dim / 2, values: Vec::new() }
+        Self::of(rates(theta, head_dim), 1.0, head_dim)
+    }
+
+    /// An empty table of heads of which the first `2 rates.len()` columns turn, and are multiplied
+    /// by `factor`.
+    ///
+    /// # Panics
+    /// When a head has fewer columns.
+    pub fn of(rates: Vec<f64>, factor: f64, head_dim: usize) -> Self {
+        assert!(
+            2 * rates.len() <= head_dim,
+            "RotaryTable: {} rates are too many for heads of {head_dim}",
+            rates.len()
+        );
+        Self { rates, factor, head_dim, values: Vec::new() }
     }
 
     /// Number of positions that the table holds.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { usize::MAX } else { self.values.len() / (2 * self.half) }
+        let pairs = self.rates.len();
+        if pairs == 0 { usize::MAX } else { self.values.len() / (2 * pairs) }
     }
 
     /// Width of the heads that the table is for.
     pub fn head_dim(&self) -> usize {
-        2 * self.half
+        self.head_dim
     }
 
     /// Extends the table to hold positions `0..positions`; values already there stay.
@@ -46,13 +66,13 @@ impl RotaryTable {
         if positions <= held {
             return;
         }
-        let rates: Vec<f64> = (0..self.half)
-            .map(|j| self.theta.powf(-((2 * j) as f64) / (2 * self.half) as f64))
-            .collect();
-        self.values.reserve((positions - held) * 2 * self.half);
+        let (rates, factor) = (&self.rates, self.factor);
+        self.values.reserve((positions - held) * 2 * rates.len());
         for position in held..positions {
-            self.values.extend(rates.iter().map(|rate| (position as f64 * rate).cos() as f32));
-            self.values.extend(rates.iter().map(|rate| (position as f64 * rate).sin() as f32));
+            for turn in [f64::cos, f64::sin] {
+                let turned = rates.iter().map(|rate| turn(position as f64 * rate) * factor);
+                self.values.extend(turned.map(|x| x as f32));
+            }
         }
     }
 }
@@ -66,12 +86,12 @@ multiversion! {
         table: &RotaryTable,
         sign: f32,
     ) {
-        let half = table.half;
+        let (half, width) = (table.rates.len(), table.head_dim);
         for (row, &position) in x.chunks_mut(stride).zip(positions) {
             let angles = &table.values[position as usize * 2 * half..][..2 * half];
             let (cosines, sines) = angles.split_at(half);
-            for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                let (low, high) = head.split_at_mut(half);
+            for head in row[..heads * width].chunks_exact_mut(width) {
+                let (low, high) = head[..2 * half].split_at_mut(half);
                 for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
                     let sin = sin * sign;
                     let (x, y) = (*a, *b);
@@ -84,10 +104,12 @@ multiversion! {
 }
 
 /// Rotates the first `heads` heads of every row by its position's angles, in place (Su et al. 2021;
-/// pairs `(j, j + head_dim / 2)`): `a' = a cos - b sin`, `b' = b cos + a sin`. `inverse` turns
-/// back, which is also the gradient.
+/// pairs `(j, j + n)` of a table of `n` rates): `a' = f (a cos - b sin)`, `b' = f (b cos + a sin)`
+/// with the table's factor `f`. `inverse` turns the other way, which is the gradient; with a factor
+/// of 1 it undoes the rotation.
 ///
-/// `x` `[T, stride]`, `positions` `[T]`; values of a row past `heads * head_dim` stay as they are.
+/// `x` `[T, stride]`, `positions` `[T]`; columns of a head past `2 n`, and values of a row past
+/// `heads * head_dim`, stay as they are.
 ///
 /// # Panics
 /// When the lengths do not fit or the table does not hold a position (see [`RotaryTable::grow`]).
@@ -166,6 +188,36 @@ mod tests {
         }
         rotate(&mut found, stride, heads, hd, &positions, &table, true);
         assert_close(&found, &wide(&x), 3e-7);
+    }
+
+    #[test]
+    fn a_share_of_a_head_turns_and_is_scaled() {
+        let (hd, positions) = (10, [0, 3, 40]);
+        let mut table = RotaryTable::of(vec![0.5, 0.01], 1.25, hd);
+        table.grow(41);
+        let x = values(1, positions.len() * 2 * hd);
+        let mut expected = wide(&x);
+        for (row, &position) in expected.chunks_mut(2 * hd).zip(&positions) {
+            for head in row.chunks_mut(hd) {
+                for (j, rate) in [0.5, 0.01].into_iter().enumerate() {
+                    let angle = f64::from(position) * rate;
+                    let (a, b) = (head[j], head[j + 2]);
+                    head[j] = 1.25 * (a * angle.cos() - b * angle.sin());
+                    head[j + 2] = 1.25 * (b * angle.cos() + a * angle.sin());
+                }
+            }
+        }
+        let mut found = x.clone();
+        rotate(&mut found, 2 * hd, 2, hd, &positions, &table, false);
+        assert_close(&found, &expected, 3e-7);
+        // The gradient is the transpose: <R x, y> = <x, R' y>.
+        let y = values(2, x.len());
+        let mut back = y.clone();
+        rotate(&mut back, 2 * hd, 2, hd, &positions, &table, true);
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        };
+        assert!((dot(&found, &y) - dot(&x, &back)).abs() < 1e-5);
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
         bail!("{path} is not finite, expected a number other than nan and inf");
     }
     let recipe = resolve(given.clone())?;
-    let known = serde_json::to_value(&recipe)?;
+    let mut known = serde_json::to_value(&recipe)?;
+    known["model"] = train::whole_config(&recipe.model);
     if let Some(unknown) = unknown_key(&given, &known, "") {
         let place = line_of(text, spans.get_ref(), &unknown.path)
             .map_or_else(|| "in --set".to_owned(), |line| format!("line {line}"));

@@ -1,14 +1,15 @@
-//! Attention with its norm, rotary positions and output: `x += O attend(norm(x))`.
+//! Attention with its norms, rotary positions and output: `x += O attend(norm(x))`.
 
-use std::ops::Range;
-use std::sync::Arc;
-
-use ops::{Heads, Ops, Rotary, Tensor2, Weight};
+use ops::{Heads, Rotary, Tensor2};
+use serde::{Deserialize, Serialize};
 
 use crate::context::LayerContext;
+use crate::error::{ConfigError, refuse};
 use crate::kv::{KvMode, KvView};
+use crate::layer_set::LayerSet;
 use crate::layout::{DepthRuns, LayerUse};
 use crate::linear::Linear;
+use crate::norm::{Join, Norm};
 use crate::params::{ParamSpec, Part};
 use crate::pass::Pass;
 use crate::rows::Rows;
@@ -16,6 +17,18 @@ use crate::sizes::Sizes;
 
 /// The norm ahead of attention.
 pub const NORM: Part = Part::new("attention_norm");
+/// The norm on what attention adds to the stream.
+pub const AFTER_NORM: Part = Part::new("attention_after_norm");
+/// The norm of queries.
+pub const QUERY_NORM: Part = Part::new("query_norm");
+/// The norm of keys.
+pub const KEY_NORM: Part = Part::new("key_norm");
+/// `[1, H K]`: added to queries.
+pub const QUERY_BIAS: Part = Part::new("query_bias");
+/// `[1, 2 G K]`: added to keys, then to values.
+pub const KEY_VALUE_BIAS: Part = Part::new("key_value_bias");
+/// `[1, d]`: added to what attention writes to the stream.
+pub const OUTPUT_BIAS: Part = Part::new("output_bias");
 /// `[H K, d]`: queries.
 pub const QUERY: Part = Part::new("query");
 /// `[2 G K, d]`: keys, then values.
@@ -36,39 +49,177 @@ pub(crate) fn specs(sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
     ]
 }
 
+/// Its biases in stored layer `stored`.
+pub(crate) fn vectors(
+    settings: &AttentionSettings,
+    sizes: &Sizes,
+    stored: usize,
+) -> Vec<ParamSpec> {
+    let mut table = Vec::new();
+    if settings.bias {
+        let n = sizes.heads * sizes.head_dim;
+        table.push(ParamSpec::bias(stored, QUERY_BIAS, n));
+        table.push(ParamSpec::bias(stored, KEY_VALUE_BIAS, sizes.kv_width()));
+    }
+    if settings.output_bias {
+        table.push(ParamSpec::bias(stored, OUTPUT_BIAS, sizes.width));
+    }
+    table
+}
+
 /// Whether use `at` computes `part`: where keys and values are shared, later uses read those of the
 /// first one.
 pub fn runs(kv: KvMode, at: LayerUse, part: Part) -> bool {
     !(part == KEY_VALUE && kv == KvMode::Shared && at.recursion > 0)
 }
 
+/// Biases, norms, windows and scores of attention: `[model.attention]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttentionSettings {
+    /// Whether queries, keys and values have biases.
+    pub bias: bool,
+    /// Whether what attention writes to the stream has a bias.
+    pub output_bias: bool,
+    /// RMSNorm of queries and keys, before they turn.
+    pub query_key_norm: QueryKeyNorm,
+    /// Keys that a row sees, its own and those before it, in layers with a window; 0 for all. Where
+    /// a router chooses, these are keys of rows that took the same recursion.
+    pub window: usize,
+    /// Stored layers with the window.
+    pub window_layers: LayerSet,
+    /// Factor of products of queries and keys; 0 for `1 / sqrt(head_dim)`.
+    pub scale: f64,
+    /// Soft cap c of scores s, `c tanh(s / c)`; 0 for none.
+    pub soft_cap: f64,
+}
+
+/// RMSNorm of queries and keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryKeyNorm {
+    /// Queries and keys as they are
+    #[default]
+    None,
+    /// Over each head, with one weight of `head_dim` for all heads (Qwen 3)
+    Head,
+    /// Over all heads together (OLMo 2)
+    Width,
+}
+
+impl AttentionSettings {
+    /// The window of stored layer `stored`.
+    pub fn window_of(&self, stored: usize) -> Option<usize> {
+        (self.window > 0 && self.window_layers.has(stored)).then_some(self.window)
+    }
+
+    /// Stretches that a row of `heads` heads of queries or keys is normed in, and their width;
+    /// `None` without a norm.
+    pub(crate) fn normed(&self, heads: usize, head_dim: usize) -> Option<(usize, usize)> {
+        match self.query_key_norm {
+            QueryKeyNorm::None => None,
+            QueryKeyNorm::Head => Some((heads, head_dim)),
+            QueryKeyNorm::Width => Some((1, heads * head_dim)),
+        }
+    }
+
+    pub(crate) fn check(&self, stored: usize) -> Result<(), ConfigError> {
+        self.window_layers.check("attention.window_layers", stored)?;
+        if self.window > 1 << 24 {
+            return refuse("attention.window", self.window, format!("at most {}", 1 << 24));
+        }
+        if !(self.scale == 0.0 || (self.scale >= 1e-6 && self.scale <= 1e6)) {
+            let expected = "0 for 1 / sqrt(head_dim), or a number from 1e-6 to 1e6".into();
+            return refuse("attention.scale", self.scale, expected);
+        }
+        if !(self.soft_cap == 0.0 || (self.soft_cap >= 1e-3 && self.soft_cap <= 1e6)) {
+            let expected = "0 for no cap, or a number from 1e-3 to 1e6".into();
+            return refuse("attention.soft_cap", self.soft_cap, expected);
+        }
+        Ok(())
+    }
+
+    /// Refuses layers of a window that there is not, and a window of no layer.
+    pub(crate) fn check_effects(&self) -> Result<(), ConfigError> {
+        let names_layers = self.window_layers != LayerSet::All;
+        if self.window == 0 && names_layers {
+            let expected = "\"all\" without a window".into();
+            return refuse("attention.window_layers", "a list", expected);
+        }
+        if self.window > 0 && self.window_layers == LayerSet::These(Vec::new()) {
+            return refuse("attention.window_layers", "[]", "the layers of the window".into());
+        }
+        Ok(())
+    }
+}
+
 /// Attention over its weights.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    pub(crate) norm: Norm,
+    /// Ahead of it, where there is one.
+    pub(crate) norm: Option<Norm>,
     pub(crate) query: Linear,
     pub(crate) key_value: Linear,
     pub(crate) output: Linear,
+    /// Of queries, and how many stretches of a row each is over.
+    pub(crate) query_norm: Option<(Norm, usize)>,
+    /// The same of keys.
+    pub(crate) key_norm: Option<(Norm, usize)>,
     pub(crate) heads: Heads,
-    pub(crate) rotary: Rotary,
+    /// None in layers without positions.
+    pub(crate) rotary: Option<Rotary>,
+    /// Keys that a row sees, where not all.
+    pub(crate) window: Option<usize>,
     pub(crate) mode: KvMode,
+    pub(crate) join: Join,
 }
 
 impl Attention {
     /// `x + O attend(norm(x))`.
     pub(crate) fn forward(&self, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
         let LayerContext { pass, rows, at, .. } = context;
-        let h_td = self.norm.forward(x_td.clone(), at, pass.ops);
+        let h_td = match &self.norm {
+            Some(norm) => norm.forward(x_td.clone(), at, pass.ops),
+            None => x_td.clone(),
+        };
         let q_tn = self.query.apply(h_td.clone(), at, pass);
-        let q_tn = pass.ops.rotate(q_tn, &self.rotary, self.heads.heads, &rows.position);
+        let q_tn = self.placed(q_tn, self.query_norm.as_ref(), self.heads.heads, rows, at, pass);
         let view = self.keys_and_values(h_td, rows, at, pass);
+        let view = match self.window {
+            Some(window) => view.within(window),
+            None => view,
+        };
         let y_tn = view.attend(pass.ops, q_tn, self.heads);
-        self.output.add(y_tn, x_td, at, pass)
+        if self.join.is_sum() {
+            return self.output.add(y_tn, x_td, at, pass);
+        }
+        let y_td = self.output.apply(y_tn, at, pass);
+        self.join.add(x_td, y_td, at, pass.ops)
+    }
+
+    /// Queries or keys, the first `heads` heads of each row, normed and turned.
+    fn placed(
+        &self,
+        x_tn: Tensor2,
+        norm: Option<&(Norm, usize)>,
+        heads: usize,
+        rows: &Rows,
+        at: &DepthRuns,
+        pass: &Pass<'_>,
+    ) -> Tensor2 {
+        let x_tn = match norm {
+            Some((norm, stretches)) => norm.of_heads(x_tn, *stretches, at, pass.ops),
+            None => x_tn,
+        };
+        match &self.rotary {
+            Some(rotary) => pass.ops.rotate(x_tn, rotary, heads, &rows.position),
+            None => x_tn,
+        }
     }
 
     fn project(&self, h_td: Tensor2, rows: &Rows, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
         let kv_tn = self.key_value.apply(h_td, at, pass);
-        pass.ops.rotate(kv_tn, &self.rotary, self.heads.kv_heads, &rows.position)
+        self.placed(kv_tn, self.key_norm.as_ref(), self.heads.kv_heads, rows, at, pass)
     }
 
     /// Under sharing, only the first recursion projects keys and values at all; rows that are there
@@ -108,41 +259,4 @@ impl Attention {
         let kv_tn = self.project(h_td, rows, at, pass);
         pass.kv.overwrite(pass.ops, at, rows, kv_tn)
     }
-}
-
-/// RMSNorm ahead of attention or MLP, with one scale for all uses of a layer or one for each.
-#[derive(Debug)]
-pub(crate) struct Norm {
-    pub(crate) scales: Vec<Arc<Weight>>,
-    pub(crate) eps: f32,
-}
-
-impl Norm {
-    /// The norm of each row's own use.
-    pub(crate) fn forward(&self, x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
-        if self.scales.len() == 1 {
-            return self.one(x_td, 0, ops);
-        }
-        by_runs(x_td, at, |x, recursion| self.one(x, recursion, ops))
-    }
-
-    fn one(&self, x_td: Tensor2, recursion: usize, ops: Ops) -> Tensor2 {
-        let scale = &self.scales[recursion.min(self.scales.len() - 1)];
-        ops.rms_norm(x_td, scale, self.eps, true)
-    }
-}
-
-/// `part` on the rows of each run, which gets the run's recursion.
-pub(crate) fn by_runs(
-    x_td: Tensor2,
-    at: &DepthRuns,
-    mut part: impl FnMut(Tensor2, usize) -> Tensor2,
-) -> Tensor2 {
-    if at.count() <= 1 {
-        let recursion = at.runs().next().map_or(0, |(at, _)| at.recursion);
-        return part(x_td, recursion);
-    }
-    let each =
-        |(at, range): (LayerUse, Range<usize>)| part(ops::rows_of(&x_td, range), at.recursion);
-    ops::stack(at.runs().map(each).collect())
 }

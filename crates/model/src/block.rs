@@ -1,4 +1,4 @@
-//! One decoder layer: attention, then an MLP, each with its norm and its residual sum, and what
+//! One decoder layer: attention, then an MLP, each with its norms and its residual sum, and what
 //! changes the stream behind the layer where the model has such a thing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,19 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ops::Tensor2;
 
 use crate::adapters::member::StreamAdapter;
-use crate::attention::{Attention, Norm};
+use crate::attention::Attention;
 use crate::carry::Carry;
 use crate::context::LayerContext;
 use crate::kv::PassCache;
 use crate::mlp::Mlp;
+use crate::norm::{Join, Norm};
 use crate::pass::{NoProbe, Pass, Recorded};
 
 /// The weights of one stored layer and what it takes to run them.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) attention: Attention,
-    pub(crate) mlp_norm: Norm,
+    /// Ahead of the MLP, where there is one.
+    pub(crate) mlp_norm: Option<Norm>,
     pub(crate) mlp: Box<dyn Mlp>,
+    pub(crate) mlp_join: Join,
     /// What changes the stream behind this layer; mostly nothing.
     pub(crate) behind: Option<Arc<dyn StreamAdapter>>,
 }
@@ -38,8 +41,16 @@ impl Block {
 
     fn run(&self, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
         let x_td = self.attention.forward(x_td, context);
-        let h_td = self.mlp_norm.forward(x_td.clone(), context.at, context.pass.ops);
-        let x_td = self.mlp.forward(h_td, x_td, context);
+        let h_td = match &self.mlp_norm {
+            Some(norm) => norm.forward(x_td.clone(), context.at, context.pass.ops),
+            None => x_td.clone(),
+        };
+        let x_td = if self.mlp_join.is_sum() {
+            self.mlp.forward(h_td, x_td, context)
+        } else {
+            let y_td = self.mlp.forward(h_td, ops::zeros_like(&x_td), context);
+            self.mlp_join.add(x_td, y_td, context.at, context.pass.ops)
+        };
         match &self.behind {
             Some(behind) => behind.run(x_td, context.at, context.pass.ops),
             None => x_td,

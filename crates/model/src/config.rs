@@ -3,11 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::Relaxation;
+use crate::attention::AttentionSettings;
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
+use crate::layer_set::LayerSet;
 use crate::layout::{LayerPlan, Sharing};
 use crate::mlp::MlpConfig;
+use crate::mlp::dense::is_default;
+use crate::multipliers::Multipliers;
+use crate::norm::NormSettings;
 use crate::params::{BufferSpec, RouterSite};
+use crate::rotary::RotarySettings;
 use crate::routers::RouterConfig;
 use crate::sizes::Sizes;
 
@@ -39,6 +45,18 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// Standard deviation of fresh weights.
     pub init_std: f64,
+    /// Biases, norms, windows and scores of attention.
+    #[serde(skip_serializing_if = "is_default")]
+    pub attention: AttentionSettings,
+    /// Where rotary positions are, and at which rates they turn.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rotary: RotarySettings,
+    /// Where norms stand, and what their weights are.
+    #[serde(skip_serializing_if = "is_default")]
+    pub norms: NormSettings,
+    /// Fixed factors of the stream and of logits.
+    #[serde(skip_serializing_if = "is_default")]
+    pub multipliers: Multipliers,
     /// What a layer does to each row on its own, behind attention.
     pub mlp: MlpConfig,
     /// How layers share weights.
@@ -71,6 +89,10 @@ impl Default for ModelConfig {
             norm_eps: 1e-5,
             tie_embeddings: true,
             init_std: 0.02,
+            attention: AttentionSettings::default(),
+            rotary: RotarySettings::default(),
+            norms: NormSettings::default(),
+            multipliers: Multipliers::default(),
             mlp: MlpConfig::default(),
             sharing: Sharing::MiddleCycle,
             recursions: 3,
@@ -111,6 +133,9 @@ impl ModelConfig {
             );
         }
         let sizes = self.sizes();
+        self.attention.check(plan.stored)?;
+        self.rotary.check(self.head_dim, plan.stored)?;
+        self.multipliers.check()?;
         self.mlp.settings().check(&sizes)?;
         self.relax.check(&sizes, &plan, &self.mlp)?;
         self.router.settings().check(&sizes)?;
@@ -148,6 +173,12 @@ impl ModelConfig {
                             leaves out the first use of every layer, and shared keys and values \
                             are made in that one alone";
             return refuse("relax", self.relax.kind(), expected.into());
+        }
+        self.attention.check_effects()?;
+        let has_windows = (0..plan.stored).any(|stored| self.attention.window_of(stored).is_some());
+        if self.rotary.window_theta > 0.0 && !has_windows {
+            let expected = "0 where no layer has a window".into();
+            return refuse("rotary.window_theta", self.rotary.window_theta, expected);
         }
         self.mlp.settings().check_effects(&self.sizes())?;
         self.router.settings().check_effects()
@@ -210,7 +241,19 @@ impl ModelConfig {
 
     /// The heads as the attention operation wants them.
     pub fn heads(&self) -> ops::Heads {
-        ops::Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+        let AttentionSettings { scale, soft_cap, .. } = self.attention;
+        ops::Heads {
+            scale: (scale > 0.0).then_some(scale as f32),
+            cap: (soft_cap > 0.0).then_some(soft_cap as f32),
+            ..ops::Heads::new(self.heads, self.kv_heads, self.head_dim)
+        }
+    }
+
+    /// Whether all layers attend in the same way, so that one may stand in for another.
+    pub fn has_equal_layers(&self) -> bool {
+        let has_one_window = self.attention.window == 0;
+        (has_one_window || self.attention.window_layers == LayerSet::All)
+            && self.rotary.layers == LayerSet::All
     }
 
     /// Columns of the key and value rows: `2 * kv_heads * head_dim`.

@@ -75,7 +75,8 @@ pub enum Convention {
     /// As the paper's tables: attention's matrices are `4 d^2` whatever the number of key/value
     /// heads, `2 n d` for attention, no head, no router, no adapter. Reproduces its step counts.
     Paper,
-    /// Every matrix as it is stored, causal attention `2 (n + 1) H K` a token, routers, adapters,
+    /// Every matrix as it is stored, causal attention `2 (n + 1) H K` a token (less with a window,
+    /// whose rows see fewer keys), routers, adapters,
     /// and the output head.
     Full,
 }
@@ -95,7 +96,8 @@ pub fn forward_flops(
     let shares = Shares { plan, capacities, coda: 1.0 };
     let mut total = 0.0;
     for at in plan.unrolled() {
-        total += attention_flops(config, n, shares.of(at), shares.keys(config.kv, at), convention);
+        let (share, keys) = (shares.of(at), shares.keys(config.kv, at));
+        total += attention_flops(config, at, n, (share, keys), convention);
     }
     for spec in &specs(config, plan) {
         total += product_flops(config, spec, &shares, convention);
@@ -115,7 +117,7 @@ pub fn prelude_flops(config: &ModelConfig, plan: &LayerPlan, n: usize) -> f64 {
     let mut total = 0.0;
     for at in plan.unrolled() {
         let (share, keys) = (shares.of(at), shares.keys(config.kv, at));
-        total += attention_flops(config, n, share, keys, Convention::Full);
+        total += attention_flops(config, at, n, (share, keys), Convention::Full);
     }
     let table = specs(config, plan);
     let products = table.iter().filter(|spec| spec.place != ParamPlace::Head);
@@ -223,19 +225,24 @@ fn product_flops(
     }
 }
 
-/// Attention of one layer, per token of the sequence, if a share `c` of the rows takes it and sees
-/// keys of the share `keys`.
+/// Attention of one use of a layer, per token of the sequence, if a share `c` of the rows takes it
+/// and sees keys of the share `keys`.
 fn attention_flops(
     config: &ModelConfig,
+    at: LayerUse,
     n: usize,
-    c: f64,
-    keys: f64,
+    (c, keys): (f64, f64),
     convention: Convention,
 ) -> f64 {
     let heads = (config.heads * config.head_dim) as f64;
+    let all = n as f64 * keys;
+    let window = config.attention.window_of(at.stored).map_or(all, |w| all.min(w as f64));
     match convention {
-        Convention::Paper => c * keys * 2.0 * n as f64 * config.width as f64,
-        Convention::Full => c * 2.0 * (n as f64 * keys + 1.0) * heads,
+        Convention::Paper if window == all => c * keys * 2.0 * n as f64 * config.width as f64,
+        Convention::Paper => c * 2.0 * window * config.width as f64,
+        Convention::Full if window == all => c * 2.0 * (all + 1.0) * heads,
+        // The first rows see 1, 2, ... keys, all further ones the whole window.
+        Convention::Full => c * 4.0 * (window - window * (window - 1.0) / (2.0 * all)) * heads,
     }
 }
 
@@ -296,7 +303,14 @@ pub fn nominal_capacities(config: &ModelConfig) -> Vec<f64> {
 
 /// The dense model of the same unrolled depth, with one MLP of width `ffn` a layer, for comparison.
 pub fn unrolled_dense(config: &ModelConfig) -> ModelConfig {
+    let (mut attention, mut rotary) = (config.attention.clone(), config.rotary.clone());
+    if let Ok(plan) = config.sharing.plan(config.layers, config.recursions) {
+        attention.window_layers = attention.window_layers.unrolled(&plan);
+        rotary.layers = rotary.layers.unrolled(&plan);
+    }
     ModelConfig {
+        attention,
+        rotary,
         mlp: MlpConfig::default(),
         sharing: Sharing::None,
         recursions: 1,

@@ -22,12 +22,21 @@ pub struct LinearBuilder<'a> {
 }
 
 impl LinearBuilder<'_> {
+    /// The matrix `part` of the layer, with the bias `bias` if there is one.
+    pub fn build_biased(&self, part: Part, bias: Option<Part>, take: &mut Take) -> Linear {
+        let stored = self.stored;
+        let bias = bias.map(|part| take.take(&ParamPlace::Layer { stored, part }));
+        Linear { bias, ..self.build(part, take) }
+    }
+
     /// The matrix `part` of the layer.
     pub fn build(&self, part: Part, take: &mut Take) -> Linear {
         let place = ParamPlace::Layer { stored: self.stored, part };
         let weight = take.take(&place);
         let base = self.table.iter().find(|spec| spec.place == place);
-        let Some(base) = base else { return Linear { weight, adapters: Vec::new() } };
+        let Some(base) = base else {
+            return Linear { weight, bias: None, adapters: Vec::new() };
+        };
         let mut adapters = Vec::new();
         for &at in self.plan.uses_of(self.stored) {
             let specs = self.adapters.specs(self.sizes, self.plan, at, base);
@@ -39,7 +48,7 @@ impl LinearBuilder<'_> {
         if adapters.iter().all(Option::is_none) {
             adapters.clear();
         }
-        Linear { weight, adapters }
+        Linear { weight, bias: None, adapters }
     }
 
     /// The weights of a bank of matrices, which takes no adapters.
@@ -52,14 +61,16 @@ impl LinearBuilder<'_> {
 #[derive(Debug)]
 pub struct Linear {
     weight: Arc<Weight>,
+    /// Added to every row, adapted or not.
+    bias: Option<Arc<Weight>>,
     /// By recursion; empty if no use adds anything.
     adapters: Vec<Option<Box<dyn Adapter>>>,
 }
 
 impl Linear {
-    /// `h W^T`, each row with what its use adds.
+    /// `h W^T + b`, each row with what its use adds.
     pub fn apply(&self, h_td: Tensor2, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
-        self.by_runs(h_td, None, at, pass)
+        self.biased(h_td, None, at, pass)
     }
 
     /// The same added to `residual`.
@@ -70,10 +81,24 @@ impl Linear {
         at: &DepthRuns,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
-        self.by_runs(h_td, Some(residual_tn), at, pass)
+        self.biased(h_td, Some(residual_tn), at, pass)
     }
 
-    fn by_runs(
+    fn biased(
+        &self,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        at: &DepthRuns,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        let y_tn = self.product(h_td, residual_tn, at, pass);
+        match &self.bias {
+            Some(bias) => pass.ops.add_bias(y_tn, bias),
+            None => y_tn,
+        }
+    }
+
+    fn product(
         &self,
         h_td: Tensor2,
         residual_tn: Option<Tensor2>,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Rotary, Tensor2, Weight};
+use ops::{Ops, RmsNorm, Tensor2, Weight};
 
 use crate::adapters::member::StreamAdapter;
-use crate::attention::{self, Attention, Norm};
+use crate::attention::{self, Attention};
 use crate::block::Block;
 use crate::carry::Carry;
 use crate::config::ModelConfig;
@@ -14,6 +14,7 @@ use crate::context::LayerContext;
 use crate::error::ConfigError;
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
 use crate::linear::LinearBuilder;
+use crate::norm::{Join, Norm};
 use crate::params::{ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
@@ -169,6 +170,7 @@ impl Model {
         let rows = &rows.with_tokens(ids);
         let anchor = pass.ops.anchor(pass.record);
         let x_td = pass.ops.embed(&anchor, &self.embed, ids);
+        let x_td = times(x_td, self.config.multipliers.embedding, pass.ops);
         let mut carry = Carry::default();
         let x_td = self.layers(&self.plan.before, x_td, rows, &mut carry, pass);
         if self.plan.recursions.is_empty() {
@@ -188,14 +190,30 @@ impl Model {
     pub fn coda(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
         let carry = &mut Carry::default();
         let x_td = self.layers(&self.plan.after, x_td, rows, carry, pass);
-        let x_td = pass.ops.rms_norm(x_td, &self.norm, self.config.norm_eps as f32, false);
+        let x_td = pass.ops.normalize(x_td, &self.norm, norm_options(&self.config, false));
         pass.probe.stream(&x_td);
-        x_td
+        times(x_td, 1.0 / self.config.multipliers.logits_divisor, pass.ops)
     }
 
-    /// Logits `[t, v]` of normed rows.
+    /// Logits `[t, v]` of what [`Model::coda`] gives.
     pub fn logits(&self, x_td: Tensor2, pass: &Pass<'_>) -> Tensor2 {
-        pass.ops.linear(x_td, &self.head)
+        let logits_tv = pass.ops.linear(x_td, &self.head);
+        match self.config.multipliers.cap() {
+            Some(cap) => pass.ops.soft_cap(logits_tv, cap),
+            None => logits_tv,
+        }
+    }
+
+    /// Cross-entropy of what [`Model::coda`] gives, as [`Ops::head_loss`] over the model's head.
+    pub fn head_loss(
+        &self,
+        ops: Ops,
+        x_td: Tensor2,
+        targets: &Arc<[u32]>,
+        weights: &Arc<[f32]>,
+    ) -> (Tensor2, Vec<f32>) {
+        let cap = self.config.multipliers.cap();
+        ops.capped_head_loss(x_td, &self.head, cap, targets, weights)
     }
 
     fn layers(
@@ -229,34 +247,77 @@ fn block(
     let table = table::linears(config, stored);
     let linears = LinearBuilder { sizes, plan, stored, table, adapters: config.relax.settings() };
     let behind = stream.filter(|stream| stream.is_behind(stored)).cloned();
+    let norms = NormBuilder { config, plan, stored };
+    let (settings, heads) = (&config.attention, config.heads());
+    let window = settings.window_of(stored);
+    let [query_bias, key_value_bias] =
+        [attention::QUERY_BIAS, attention::KEY_VALUE_BIAS].map(|b| settings.bias.then_some(b));
+    let output_bias = settings.output_bias.then_some(attention::OUTPUT_BIAS);
+    let rotary = (config.rope_theta, config.head_dim);
     Block {
         attention: Attention {
-            norm: norm(config, plan, stored, attention::NORM, take),
-            query: linears.build(attention::QUERY, take),
-            key_value: linears.build(attention::KEY_VALUE, take),
-            output: linears.build(attention::OUTPUT, take),
-            heads: config.heads(),
-            rotary: Rotary::new(config.rope_theta, config.head_dim),
+            norm: norms.before(attention::NORM, take),
+            query: linears.build_biased(attention::QUERY, query_bias, take),
+            key_value: linears.build_biased(attention::KEY_VALUE, key_value_bias, take),
+            output: linears.build_biased(attention::OUTPUT, output_bias, take),
+            query_norm: norms.of_heads(attention::QUERY_NORM, heads.heads, take),
+            key_norm: norms.of_heads(attention::KEY_NORM, heads.kv_heads, take),
+            heads,
+            rotary: config.rotary.of_layer(rotary, stored, window.is_some()),
+            window,
             mode: config.kv,
+            join: norms.join(attention::AFTER_NORM, take),
         },
-        mlp_norm: norm(config, plan, stored, mlp::NORM, take),
+        mlp_norm: norms.before(mlp::NORM, take),
         mlp: config.mlp.settings().build(&linears, take),
+        mlp_join: norms.join(mlp::AFTER_NORM, take),
         behind,
     }
 }
 
-/// One of a layer's norms, with a scale for all uses or one for each.
-fn norm(
-    config: &ModelConfig,
-    plan: &LayerPlan,
+/// Builds the norms of one stored layer.
+struct NormBuilder<'a> {
+    config: &'a ModelConfig,
+    plan: &'a LayerPlan,
     stored: usize,
-    part: Part,
-    take: &mut Take,
-) -> Norm {
-    let count = if config.share_norms { 1 } else { plan.uses_of(stored).len() };
-    let mut scales = Vec::with_capacity(count);
-    for recursion in 0..count {
-        scales.push(take.take(&ParamPlace::LayerNorm { stored, part, recursion }));
+}
+
+impl NormBuilder<'_> {
+    /// The norm ahead of attention or MLP, if the model has norms there.
+    fn before(&self, part: Part, take: &mut Take) -> Option<Norm> {
+        self.config.norms.before().then(|| self.norm(part, true, take))
     }
-    Norm { scales, eps: config.norm_eps as f32 }
+
+    /// How the result of attention or MLP joins the stream.
+    fn join(&self, part: Part, take: &mut Take) -> Join {
+        let after = self.config.norms.after().then(|| self.norm(part, false, take));
+        Join { after, factor: self.config.multipliers.residual as f32 }
+    }
+
+    /// The norm of queries or keys, if there is one, and of how many stretches of a row.
+    fn of_heads(&self, part: Part, heads: usize, take: &mut Take) -> Option<(Norm, usize)> {
+        let (stretches, _) = self.config.attention.normed(heads, self.config.head_dim)?;
+        Some((self.norm(part, false, take), stretches))
+    }
+
+    /// A norm with a scale for all uses or one for each; `residual` says whether what it norms goes
+    /// on in the stream too.
+    fn norm(&self, part: Part, residual: bool, take: &mut Take) -> Norm {
+        let stored = self.stored;
+        let count = table::norm_count(self.config, self.plan, stored, part);
+        let mut scales = Vec::with_capacity(count);
+        for recursion in 0..count {
+            scales.push(take.take(&ParamPlace::LayerNorm { stored, part, recursion }));
+        }
+        Norm { scales, options: norm_options(self.config, residual) }
+    }
+}
+
+/// `factor * x`, and `x` itself for 1.
+fn times(x_td: Tensor2, factor: f64, ops: Ops) -> Tensor2 {
+    if factor == 1.0 { x_td } else { ops.times(x_td, factor as f32) }
+}
+
+fn norm_options(config: &ModelConfig, residual: bool) -> RmsNorm {
+    RmsNorm { eps: config.norm_eps as f32, plus_one: config.norms.plus_one, residual }
 }

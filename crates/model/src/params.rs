@@ -83,11 +83,11 @@ pub enum RouterSite {
 pub enum ParamPlace {
     /// `embed`: the token embedding, and the head where the two are tied.
     Embed,
-    /// `layers.S.PART`: a matrix of stored layer S.
+    /// `layers.S.PART`: a matrix or a bias of stored layer S.
     Layer {
         /// Number of the stored layer.
         stored: usize,
-        /// Which of its matrices.
+        /// Which of its matrices or biases.
         part: Part,
     },
     /// `layers.S.NORM.U`: a norm of stored layer S for its use U; 0 where all uses share it.
@@ -183,7 +183,7 @@ pub enum Group {
     Block,
     /// What a use of a layer adds to its matrices.
     Adapter,
-    /// Norm scales and other factors that start at one: never decayed.
+    /// Norm scales, biases, and other vectors that change nothing at first: never decayed.
     Norm,
     /// The router that decides.
     Router,
@@ -220,6 +220,11 @@ impl ParamSpec {
     pub(crate) fn matrix(sizes: &Sizes, stored: usize, part: Part, shape: (usize, usize)) -> Self {
         let place = ParamPlace::Layer { stored, part };
         Self::new(place, shape, Init::Normal(sizes.init_std), Group::Block)
+    }
+
+    /// A bias of `length` in stored layer `stored`, which starts at zero.
+    pub(crate) fn bias(stored: usize, part: Part, length: usize) -> Self {
+        Self::new(ParamPlace::Layer { stored, part }, (1, length), Init::Zeros, Group::Norm)
     }
 
     /// How many numbers it has.

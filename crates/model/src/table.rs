@@ -4,25 +4,27 @@
 
 use crate::attention;
 use crate::config::ModelConfig;
+use crate::kv::KvMode;
 use crate::layout::LayerPlan;
 use crate::matrices;
 use crate::mlp;
-use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, RouterSite};
-use crate::sizes::Sizes;
+use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite};
 
 /// The table of `config`, which must have passed its check with this `plan`.
 pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
     let sizes = config.sizes();
     let mut table = vec![vocabulary(config, ParamPlace::Embed)];
     for stored in 0..plan.stored {
-        let norms_of = if config.share_norms { 1 } else { plan.uses_of(stored).len() };
-        table.extend(norms(&sizes, stored, norms_of));
+        table.extend(norms(config, plan, stored));
         table.extend(linears(config, stored));
+        table.extend(attention::vectors(&config.attention, &sizes, stored));
+        table.extend(config.mlp.settings().vectors(&sizes, stored));
         table.extend(config.mlp.settings().routers(&sizes, stored));
     }
     table.extend(config.relax.specs(&sizes, plan, &config.mlp));
     table.extend(config.router.settings().specs(&sizes, RouterSite::Depth));
-    table.push(ParamSpec::new(ParamPlace::FinalNorm, (1, config.width), Init::Ones, Group::Norm));
+    let (last, init) = (ParamPlace::FinalNorm, config.norms.init());
+    table.push(ParamSpec::new(last, (1, config.width), init, Group::Norm));
     if !config.tie_embeddings {
         table.push(vocabulary(config, ParamPlace::Head));
     }
@@ -40,16 +42,47 @@ pub fn linears(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
     matrices::of_layer(&config.sizes(), &config.mlp, stored)
 }
 
-/// The two norms of a layer, `count` of each: one for all its uses, or one for each use.
-fn norms(sizes: &Sizes, stored: usize, count: usize) -> Vec<ParamSpec> {
+/// The norms of a layer, each with one weight for all its uses or one for each use.
+fn norms(config: &ModelConfig, plan: &LayerPlan, stored: usize) -> Vec<ParamSpec> {
+    let init = config.norms.init();
     let mut table = Vec::new();
-    for part in [attention::NORM, mlp::NORM] {
-        for recursion in 0..count {
+    for (part, width) in norm_parts(config) {
+        for recursion in 0..norm_count(config, plan, stored, part) {
             let place = ParamPlace::LayerNorm { stored, part, recursion };
-            table.push(ParamSpec::new(place, (1, sizes.width), Init::Ones, Group::Norm));
+            table.push(ParamSpec::new(place, (1, width), init, Group::Norm));
         }
     }
     table
+}
+
+/// The norms of every layer and their widths.
+fn norm_parts(config: &ModelConfig) -> Vec<(Part, usize)> {
+    let mut parts = Vec::new();
+    let places = [
+        (config.norms.before(), [attention::NORM, mlp::NORM]),
+        (config.norms.after(), [attention::AFTER_NORM, mlp::AFTER_NORM]),
+    ];
+    for (_, two) in places.into_iter().filter(|(there, _)| *there) {
+        parts.extend(two.map(|part| (part, config.width)));
+    }
+    let of_heads = [(attention::QUERY_NORM, config.heads), (attention::KEY_NORM, config.kv_heads)];
+    for (part, heads) in of_heads {
+        let normed = config.attention.normed(heads, config.head_dim);
+        parts.extend(normed.map(|(_, width)| (part, width)));
+    }
+    parts
+}
+
+/// How many weights a norm of stored layer `stored` has: one for all uses, or one for each. Keys
+/// that only the first use makes are normed there alone.
+pub(crate) fn norm_count(
+    config: &ModelConfig,
+    plan: &LayerPlan,
+    stored: usize,
+    part: Part,
+) -> usize {
+    let first_alone = part == attention::KEY_NORM && config.kv == KvMode::Shared;
+    if config.share_norms || first_alone { 1 } else { plan.uses_of(stored).len() }
 }
 
 /// The buffers of `config`.

@@ -125,7 +125,7 @@ fn step(config: &ModelConfig, ops: Ops, sequences: usize, each: usize) -> Found 
         };
         let passed = model.forward(&stretch(0), &Rows::batch(each, LENGTH), &mut pass);
         let weights: Arc<[f32]> = vec![1.0 / (sequences * LENGTH) as f32; each * LENGTH].into();
-        let (ce, _) = ops.head_loss(passed.x_td, model.head(), &stretch(1), &weights);
+        let (ce, _) = model.head_loss(ops, passed.x_td, &stretch(1), &weights);
         found.add("cross-entropy", scalar(&ce));
         let gradients = backward(&ce);
         watch.losses.iter().for_each(|(name, value)| found.add(name, *value));
@@ -266,7 +266,7 @@ fn recompute_changes_no_loss() {
                 };
                 let passed = model.forward(&tokens, &Rows::batch(2, LENGTH), &mut pass);
                 let weights: Arc<[f32]> = vec![1.0; 2 * LENGTH].into();
-                let (ce, rows) = pass.ops.head_loss(passed.x_td, model.head(), &tokens, &weights);
+                let (ce, rows) = model.head_loss(pass.ops, passed.x_td, &tokens, &weights);
                 backward(&ce);
                 let gradients: Vec<_> =
                     model.weights().iter().map(|(_, w)| w.read_gradient()).collect();

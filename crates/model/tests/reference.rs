@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{fresh, name, variants};
+use common::{between_rows, fresh, name, variants};
 use model::cost::{Convention, forward_flops};
 use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
 use model::mlp::experts::Config as Experts;
@@ -194,14 +194,9 @@ fn every_pair_of_options_is_what_the_formulas_say() {
     assert!(close_calls * 20 < count, "{close_calls} of {count} hung on a rounding");
 }
 
-/// A rule under which about half of the candidates stop wherever some may. A threshold is the logit
-/// of a row, so it is moved a little: f64 would decide otherwise about that row.
+/// A rule under which about half of the candidates stop wherever some may.
 fn causal(config: &ModelConfig, tokens: &[u32]) -> Rule {
-    let Rule::Causal(mut rule) = testkit::causal(&fresh(config), tokens) else {
-        return Rule::NonCausal;
-    };
-    rule.thresholds.iter_mut().flatten().for_each(|threshold| *threshold -= 1e-4);
-    Rule::Causal(rule)
+    between_rows(testkit::causal(&fresh(config), tokens))
 }
 
 /// The same thresholds for the second network's logits.
@@ -413,8 +408,7 @@ fn learned(config: &ModelConfig, ids: &[u32], targets: &[u32]) -> (Model, Gradie
     };
     let passed = model.forward(&ids.into(), &Rows::batch(1, ids.len()), &mut pass);
     let weights = vec![1.0 / ids.len() as f32; ids.len()];
-    let (loss, _) =
-        Ops::Fast.head_loss(passed.x_td, model.head(), &targets.into(), &weights.into());
+    let (loss, _) = model.head_loss(Ops::Fast, passed.x_td, &targets.into(), &weights.into());
     drop(backward(&loss));
     let named = |(spec, weight): &(model::params::ParamSpec, std::sync::Arc<ops::Weight>)| {
         let gradient = weight.read_gradient().unwrap_or_else(|| vec![0.0; spec.count()]);

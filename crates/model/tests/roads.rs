@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{fixed, fresh, name, variants};
+use common::{between_rows, fixed, fresh, name, variants};
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Gating};
 use model::{
@@ -240,7 +240,7 @@ fn documents_of_a_window_do_not_meet() {
     let window = Rows { document: documents.into(), ..Rows::batch(1, LENGTH) };
     for config in variants() {
         let model = fresh(&config);
-        let how = How::by(&causal(&model, &tokens));
+        let how = How::by(&between_rows(causal(&model, &tokens)));
         let all = at_once(&model, &tokens, &window, &how);
         for (start, end) in [(0, first), (first, LENGTH)] {
             let rows = Rows::stretch(0, start as u32, end - start);

@@ -1,5 +1,6 @@
-//! Softmax attention over ragged rows with grouped query heads: `y[t,h] = sum_s softmax_s(q[t,h] .
-//! k[s,g(h)] / sqrt(K)) v[s,g(h)]`, the sum running over the keys that row `t` sees.
+//! Softmax attention over ragged rows with grouped query heads: `y[t,h] = sum_s softmax_s(a q[t,h]
+//! . k[s,g(h)]) v[s,g(h)]`, the sum running over the keys that row `t` sees. The factor `a` is
+//! `1 / sqrt(K)` or the heads' own, and scores may have a cap, `c tanh(s / c)`.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ impl Ops {
 }
 
 fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 {
-    let Heads { heads: h, kv_heads: g, head_dim: k } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim: k, .. } = heads;
     let (t, s) = (q_tn.dims()[0], kv_sn.dims()[0]);
     let sees =
         |row: usize, key: usize| spans.start[row] as usize <= key && key < spans.end[row] as usize;
@@ -47,7 +48,12 @@ fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 
             kv_sn.clone().narrow(1, first, g * k).reshape([s, g, k]).swap_dims(0, 1);
         heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, k])
     });
-    let scores = queries.matmul(keys.swap_dims(1, 2)).mul_scalar(1.0 / (k as f32).sqrt());
+    let scale = heads.scale.unwrap_or_else(|| 1.0 / (k as f32).sqrt());
+    let scores = queries.matmul(keys.swap_dims(1, 2)).mul_scalar(scale);
+    let scores = match heads.cap {
+        Some(cap) => activation::tanh(scores.div_scalar(cap)).mul_scalar(cap),
+        None => scores,
+    };
     // A finite floor keeps rows that see nothing free of NaN; their result is zeroed below.
     let weights = activation::softmax(scores.mask_fill(hidden, -1e30), 2) * nonempty;
     weights.matmul(values).swap_dims(0, 1).reshape([t, h * k])

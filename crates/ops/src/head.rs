@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn_tensor::activation;
+use kernels::attend::cap_values;
 use kernels::cross_entropy::linear_cross_entropy;
 
 use crate::embed::index;
@@ -21,13 +22,26 @@ impl Ops {
         targets: &Arc<[u32]>,
         weights: &Arc<[f32]>,
     ) -> (Tensor2, Vec<f32>) {
+        self.capped_head_loss(x_td, e_vd, None, targets, weights)
+    }
+
+    /// The same over logits with a soft cap `c` above 0: `c tanh(x E^T / c)`.
+    pub fn capped_head_loss(
+        self,
+        x_td: Tensor2,
+        e_vd: &Weight,
+        cap: Option<f32>,
+        targets: &Arc<[u32]>,
+        weights: &Arc<[f32]>,
+    ) -> (Tensor2, Vec<f32>) {
         match self {
-            Ops::Fast if e_vd.codes().is_some() => rounded(x_td, e_vd, targets, weights),
+            Ops::Fast if e_vd.codes().is_some() => rounded(x_td, e_vd, cap, targets, weights),
             Ops::Fast => {
                 let losses = Arc::new(std::sync::Mutex::new(Vec::new()));
                 let op = HeadLoss {
                     e_vd: e_vd.raw(),
                     sink: e_vd.sink(),
+                    cap,
                     targets: targets.clone(),
                     weights: weights.clone(),
                     records: is_recording(&x_td),
@@ -37,7 +51,7 @@ impl Ops {
                 let losses = std::mem::take(&mut *losses.lock().expect("loss lock"));
                 (total, losses)
             }
-            Ops::Plain => plain(x_td, e_vd, targets, weights),
+            Ops::Plain => plain(x_td, e_vd, cap, targets, weights),
         }
     }
 }
@@ -50,13 +64,22 @@ fn is_recording(x: &Tensor2) -> bool {
 const ROWS: usize = 64;
 
 /// The loss under a rounded head: no gradients, so logits come and go in chunks.
-fn rounded(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Tensor2, Vec<f32>) {
+fn rounded(
+    x_td: Tensor2,
+    e_vd: &Weight,
+    cap: Option<f32>,
+    targets: &[u32],
+    weights: &[f32],
+) -> (Tensor2, Vec<f32>) {
     let mut losses = Vec::with_capacity(targets.len());
     let v = e_vd.shape().0;
     for (chunk, targets) in targets.chunks(ROWS).enumerate() {
         let first = chunk * ROWS;
         let logits_tv = Ops::Fast.linear(crate::rows_of(&x_td, first..first + targets.len()), e_vd);
         let mut log = crate::read_rows(&logits_tv);
+        if let Some(cap) = cap {
+            cap_values(&mut log, cap);
+        }
         log_softmax_rows(&mut log, v);
         losses.extend(log.chunks_exact(v).zip(targets).map(|(log, &target)| -log[target as usize]));
     }
@@ -64,10 +87,21 @@ fn rounded(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (T
     (crate::from_rows(vec![total as f32], 1, 1), losses)
 }
 
-fn plain(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Tensor2, Vec<f32>) {
+fn plain(
+    x_td: Tensor2,
+    e_vd: &Weight,
+    cap: Option<f32>,
+    targets: &[u32],
+    weights: &[f32],
+) -> (Tensor2, Vec<f32>) {
     let t = targets.len();
     let device = x_td.device();
-    let log_probabilities = activation::log_softmax(x_td.matmul(e_vd.plain().transpose()), 1);
+    let logits_tv = x_td.matmul(e_vd.plain().transpose());
+    let logits_tv = match cap {
+        Some(cap) => Ops::Plain.soft_cap(logits_tv, cap),
+        None => logits_tv,
+    };
+    let log_probabilities = activation::log_softmax(logits_tv, 1);
     let nll_t1 = log_probabilities.gather(1, index(targets, &device).reshape([t, 1])).neg();
     let losses = crate::read_rows(&nll_t1);
     let weights_t1 = constant(weights.to_vec(), t, 1, &device);
@@ -78,6 +112,7 @@ fn plain(x_td: Tensor2, e_vd: &Weight, targets: &[u32], weights: &[f32]) -> (Ten
 struct HeadLoss {
     e_vd: Raw,
     sink: Option<Sink>,
+    cap: Option<f32>,
     targets: Arc<[u32]>,
     weights: Arc<[f32]>,
     records: bool,
@@ -98,14 +133,23 @@ impl FastOp<1> for HeadLoss {
     fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
         let (t, d) = dims(&x_td);
         let mut losses = buffer(t);
-        let (x, e) = (values(&x_td), values(&self.e_vd));
+        let (x, e, cap) = (values(&x_td), values(&self.e_vd), self.cap);
         let kept = if self.records {
             let (mut dx, mut de) = (buffer(t * d), buffer(e.len()));
             let gradients = Some((dx.as_mut_slice(), de.as_mut_slice()));
-            linear_cross_entropy(x, e, d, &self.targets, &self.weights, &mut losses, gradients);
+            linear_cross_entropy(
+                x,
+                e,
+                d,
+                cap,
+                &self.targets,
+                &self.weights,
+                &mut losses,
+                gradients,
+            );
             Kept { dx_td: Some(make(dx, t, d)), de_vd: self.sink.is_some().then(|| Arc::new(de)) }
         } else {
-            linear_cross_entropy(x, e, d, &self.targets, &self.weights, &mut losses, None);
+            linear_cross_entropy(x, e, d, cap, &self.targets, &self.weights, &mut losses, None);
             Kept { dx_td: None, de_vd: None }
         };
         let total: f64 = losses

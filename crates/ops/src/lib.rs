@@ -20,12 +20,14 @@ mod columns;
 mod distill;
 mod embed;
 mod gate;
+mod gated;
 mod gelu;
 mod grouped;
 mod head;
 mod linear;
 mod norm;
 mod pages;
+mod pointwise;
 mod pooled_balance;
 mod recompute;
 mod rotary;
@@ -42,14 +44,16 @@ pub use chosen::ChosenWeights;
 pub use columns::length_ratios;
 pub use distill::distill_rows;
 pub use gate::Activation;
+pub use gated::GateFunction;
 pub use head::{head_rows, log_softmax_rows};
+pub use norm::RmsNorm;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};
 pub use pooled_balance::{BalancePool, PoolShare};
-pub use rotary::Rotary;
+pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
     Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows,
-    rows_of, scalar, scale, shift, stack, write_rows,
+    rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
 pub use weight::{Element, Format, QuantError, StoredPart, Values, Weight};
 

@@ -68,7 +68,7 @@ impl KvStore {
     }
 }
 
-/// What some rows see of a store: row `t` sees the first `count[t]` tokens of the page list that
+/// What some rows see of a store: row `t` sees the tokens `skip[t]..count[t]` of the page list that
 /// begins at `pages[first[t]]`.
 #[derive(Clone, Debug)]
 pub struct PageView {
@@ -78,8 +78,10 @@ pub struct PageView {
     pub pages: Arc<[u32]>,
     /// Where each row's list begins.
     pub first: Arc<[u32]>,
-    /// How many tokens each row sees.
+    /// Where what each row sees ends.
     pub count: Arc<[u32]>,
+    /// Where it begins; empty where all rows see their lists from the beginning.
+    pub skip: Arc<[u32]>,
 }
 
 /// `a`, then `b + add`.
@@ -88,10 +90,28 @@ fn chain(a: &[u32], b: &[u32], add: u32) -> Arc<[u32]> {
 }
 
 impl PageView {
+    /// The same, but of what a row sees the last `window` tokens alone.
+    pub fn within(self, window: u32) -> Self {
+        let begins = self.begins();
+        let rows = begins.iter().zip(self.count.iter());
+        let skip = rows.map(|(&begin, count)| begin.max(count.saturating_sub(window))).collect();
+        Self { skip, ..self }
+    }
+
+    /// Where what each row sees begins.
+    fn begins(&self) -> Arc<[u32]> {
+        if self.skip.is_empty() { vec![0; self.count.len()].into() } else { self.skip.clone() }
+    }
+
     /// What the rows of `self`, then those of `other`, see of the same store.
     pub fn join(self, other: Self) -> Self {
         let offset = self.pages.len() as u32;
+        let skip = match self.skip.is_empty() && other.skip.is_empty() {
+            true => self.skip.clone(),
+            false => chain(&self.begins(), &other.begins(), 0),
+        };
         Self {
+            skip,
             pages: chain(&self.pages, &other.pages, 0),
             first: chain(&self.first, &other.first, offset),
             count: chain(&self.count, &other.count, 0),
@@ -103,9 +123,9 @@ impl PageView {
     fn lines(&self) -> (Tensor2, Spans) {
         let mut places = Vec::new();
         let (mut start, mut end) = (Vec::new(), Vec::new());
-        for (&first, &count) in self.first.iter().zip(self.count.iter()) {
+        for (t, (&first, &count)) in self.first.iter().zip(self.count.iter()).enumerate() {
             start.push(places.len() as u32);
-            for i in 0..count {
+            for i in self.skip.get(t).copied().unwrap_or(0)..count {
                 let page = self.pages[first as usize + i as usize / PAGE];
                 places.push(page * PAGE as u32 + i % PAGE as u32);
             }
@@ -142,8 +162,8 @@ impl FastOp<1> for AttendPages {
     fn forward(&self, [q_tn]: [Raw; 1]) -> (Raw, ()) {
         let (t, n) = dims(&q_tn);
         let mut out = buffer(t * n);
-        let PageView { store, pages, first, count } = &self.view;
-        let tables = Tables { pages, first, count };
+        let PageView { store, pages, first, count, skip } = &self.view;
+        let tables = Tables { pages, first, count, skip };
         attend_pages(
             values(&q_tn),
             &store.pool.read().expect("store lock"),

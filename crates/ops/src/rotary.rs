@@ -1,37 +1,43 @@
-//! Rotary position embedding in the half-rotation form (Su et al., 2021): pairs `(j, j + k/2)` of
-//! each head turn by `position * theta^(-2j/k)`.
+//! Rotary position embedding in the half-rotation form (Su et al., 2021): with `n` rates, pairs
+//! `(j, j + n)` of each head turn by `position * rate[j]`, and are multiplied by a factor. Columns
+//! of a head past `2 n` stay as they are.
 
 use std::sync::{Arc, RwLock};
 
 use burn_tensor::{Tensor, TensorData};
+pub use kernels::rotary::rates;
 use kernels::rotary::{RotaryTable, rotate};
 
 use crate::seam::{FastOp, Raw, apply, dims, values_mut};
 use crate::{Ops, Tensor2};
 
-/// Base and head width of the rotation, with its table of cosines and sines.
+/// Rates, factor and head width of the rotation, with its table of cosines and sines.
 #[derive(Clone)]
 pub struct Rotary {
-    theta: f64,
+    rates: Arc<[f64]>,
+    factor: f64,
     head_dim: usize,
     table: Arc<RwLock<Arc<RotaryTable>>>,
 }
 
 impl std::fmt::Debug for Rotary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Rotary(theta {}, head width {})", self.theta, self.head_dim)
+        write!(f, "Rotary({} rates, head width {})", self.rates.len(), self.head_dim)
     }
 }
 
 impl Rotary {
-    /// `head_dim` must be even.
+    /// Heads that turn whole, by `theta^(-2 j / head_dim)`; `head_dim` must be even.
     pub fn new(theta: f64, head_dim: usize) -> Self {
-        let table = Arc::new(RotaryTable::new(theta, head_dim));
-        Self { theta, head_dim, table: Arc::new(RwLock::new(table)) }
+        Self::of(rates(theta, head_dim), 1.0, head_dim)
     }
-}
 
-impl Rotary {
+    /// Heads of which the first `2 rates.len()` columns turn. Panics if a head has fewer.
+    pub fn of(rates: Vec<f64>, factor: f64, head_dim: usize) -> Self {
+        let table = Arc::new(RotaryTable::of(rates.clone(), factor, head_dim));
+        Self { rates: rates.into(), factor, head_dim, table: Arc::new(RwLock::new(table)) }
+    }
+
     /// The table, reaching at least `last`.
     fn reaching(&self, last: u32) -> Arc<RotaryTable> {
         let needed = last as usize + 1;
@@ -39,7 +45,7 @@ impl Rotary {
         if table.positions() >= needed {
             return table;
         }
-        let mut longer = RotaryTable::new(self.theta, self.head_dim);
+        let mut longer = RotaryTable::of(self.rates.to_vec(), self.factor, self.head_dim);
         longer.grow(needed.next_power_of_two().max(256));
         let longer = Arc::new(longer);
         *self.table.write().expect("rotary lock") = longer.clone();
@@ -69,23 +75,25 @@ impl Ops {
 
 fn plain(x_tn: Tensor2, rotary: &Rotary, heads: usize, positions: &[u32]) -> Tensor2 {
     let [t, n] = x_tn.dims();
-    let (k, half) = (rotary.head_dim, rotary.head_dim / 2);
+    let (k, half) = (rotary.head_dim, rotary.rates.len());
     let mut angles = Vec::with_capacity(t * half);
     for &position in positions {
-        for j in 0..half {
-            angles.push(f64::from(position) * rotary.theta.powf(-2.0 * j as f64 / k as f64));
-        }
+        angles.extend(rotary.rates.iter().map(|rate| f64::from(position) * rate));
     }
     let [cos, sin] = [f64::cos, f64::sin].map(|f| {
-        let values: Vec<f32> = angles.iter().map(|&angle| f(angle) as f32).collect();
+        let values = angles.iter().map(|&angle| (f(angle) * rotary.factor) as f32);
+        let values: Vec<f32> = values.collect();
         Tensor::<3>::from_data(TensorData::new(values, [t, 1, half]), &x_tn.device())
     });
-    let turned: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
-    let (low, high) = (turned.clone().narrow(2, 0, half), turned.narrow(2, half, half));
-    let turned = Tensor::cat(
-        vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos],
-        2,
-    );
+    let of_heads: Tensor<3> = x_tn.clone().narrow(1, 0, heads * k).reshape([t, heads, k]);
+    let low = of_heads.clone().narrow(2, 0, half);
+    let high = of_heads.clone().narrow(2, half, half);
+    let mut parts =
+        vec![low.clone() * cos.clone() - high.clone() * sin.clone(), low * sin + high * cos];
+    if 2 * half < k {
+        parts.push(of_heads.narrow(2, 2 * half, k - 2 * half));
+    }
+    let turned = Tensor::cat(parts, 2);
     let turned: Tensor2 = turned.reshape([t, heads * k]);
     if heads * k == n {
         turned

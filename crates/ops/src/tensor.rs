@@ -28,6 +28,12 @@ pub(crate) fn constant(values: Vec<f32>, rows: usize, columns: usize, device: &D
     Tensor::from_data(TensorData::new(values, [rows, columns]), device)
 }
 
+/// Zeros in the shape of `x`, on its device; nothing is recorded for them.
+pub fn zeros_like(x: &Tensor2) -> Tensor2 {
+    let [rows, columns] = x.dims();
+    constant(vec![0.0; rows * columns], rows, columns, &x.device())
+}
+
 /// A constant column vector.
 pub fn column(values: Vec<f32>) -> Tensor2 {
     let rows = values.len();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Case, Dice, Matrix, Ran};
 use ops::{
-    Activation, ChosenWeights, Combine, Heads, Ops, Rotary, Spans, Tensor2, Weight, from_rows,
-    read_rows, scale,
+    Activation, ChosenWeights, Combine, GateFunction, Heads, Ops, RmsNorm, Rotary, Spans, Tensor2,
+    Weight, from_rows, read_rows, scale,
 };
 use testkit::{close, close_above, same_bits};
 
@@ -89,11 +89,29 @@ fn weighted(t: usize) -> Vec<Case> {
                 x
             },
         ),
+        case("normalize by 1 + w", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.normalize(x[0].clone(), &w[0], PLUS_ONE)
+        }),
+        case("normalize some heads", vec![d.matrix(t, 11)], vec![d.matrix(1, 4)], |o, x, w| {
+            o.normalize_heads(x[0].clone(), &w[0], 2, RmsNorm { plus_one: false, ..PLUS_ONE })
+        }),
+        case("normalize all heads", vec![d.matrix(t, 8)], vec![d.matrix(1, 4)], |o, x, w| {
+            o.normalize_heads(x[0].clone(), &w[0], 2, PLUS_ONE)
+        }),
+        case("add_bias", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
+            o.add_bias(x[0].clone(), &w[0])
+        }),
+        case("capped_head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], {
+            let (targets, weights) = (targets.clone(), weights.clone());
+            move |o, x, w| o.capped_head_loss(x[0].clone(), &w[0], Some(0.8), &targets, &weights).0
+        }),
         case("head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
             o.head_loss(x[0].clone(), &w[0], &targets, &weights).0
         }),
     ]
 }
+
+const PLUS_ONE: RmsNorm = RmsNorm { eps: 1e-3, plus_one: true, residual: false };
 
 /// Spans of `t` rows over `t + 3` keys: a document boundary, a row that sees one key, one that sees
 /// none.
@@ -115,14 +133,33 @@ fn rowwise(t: usize) -> Vec<Case> {
     let chosen: Arc<[u32]> = (0..t as u32 + 2).filter(|i| i % 3 != 1).collect();
     let a = chosen.len();
     let seen = Arc::new(spans(t));
-    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 6 };
+    let heads = Heads::new(4, 2, 6);
     let mut cases = vec![
+        case("rotate a share of each head", vec![d.matrix(t, 17)], vec![], {
+            let (rotary, positions) = (Rotary::of(vec![0.3, 0.01], 1.3, 7), positions.clone());
+            move |o, x, _| o.rotate(x[0].clone(), &rotary, 2, &positions)
+        }),
+        case("attend with a cap", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], {
+            let (seen, heads) = (seen.clone(), Heads { scale: Some(0.7), cap: Some(0.5), ..heads });
+            move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &seen, heads)
+        }),
         case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| {
             o.rotate(x[0].clone(), &rotary, 2, &positions)
         }),
         case("attend", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], move |o, x, _| {
             o.attend(x[0].clone(), x[1].clone(), &seen, heads)
         }),
+        case("gated by gelu_tanh", vec![d.matrix(t, 10)], vec![], |o, x, _| {
+            o.gated(x[0].clone(), GateFunction::GeluTanh)
+        }),
+        case("gated by gelu", vec![d.matrix(t, 10)], vec![], |o, x, _| {
+            o.gated(x[0].clone(), GateFunction::Gelu)
+        }),
+        case("times", vec![d.matrix(t, 7)], vec![], |o, x, _| o.times(x[0].clone(), -1.7)),
+        case("add_times", vec![d.matrix(t, 7), d.matrix(t, 7)], vec![], |o, x, _| {
+            o.add_times(x[0].clone(), x[1].clone(), 0.4)
+        }),
+        case("soft_cap", vec![d.matrix(t, 7)], vec![], |o, x, _| o.soft_cap(x[0].clone(), 0.6)),
         case("swiglu", vec![d.matrix(t, 10)], vec![], |o, x, _| o.swiglu(x[0].clone())),
         case("clamped_swiglu", vec![d.matrix(t, 10)], vec![], |o, x, _| {
             o.clamped_swiglu(x[0].clone(), 0.8, 1.7)
@@ -346,7 +383,7 @@ fn empty_row_sets_change_nothing() {
     assert_eq!(o.linear(empty(7), &w.weight()).dims(), [0, 5]);
     assert_eq!(o.swiglu(empty(10)).dims(), [0, 5]);
     assert_eq!(o.rms_norm(empty(7), &d.matrix(1, 7).weight(), 1e-5, true).dims(), [0, 7]);
-    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
+    let heads = Heads::new(2, 1, 4);
     assert_eq!(o.attend(empty(8), empty(8), &Arc::new(Spans::default()), heads).dims(), [0, 8]);
     for how in [Combine::Add, Combine::Blend] {
         same_bits(

@@ -103,7 +103,7 @@ struct Layer {
     spans: Arc<Spans>,
 }
 
-const HEADS: Heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
+const HEADS: Heads = Heads::new(2, 1, 4);
 
 impl Layer {
     fn new(rows: usize) -> Self {
@@ -216,7 +216,7 @@ fn a_row_alone_is_the_row_among_many() {
     let rows = 21;
     let (x, w, norm) = (d.matrix(rows, 24), frozen(&d.matrix(35, 24)), frozen(&d.matrix(1, 24)));
     let kv = d.matrix(rows, 24);
-    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 6 };
+    let heads = Heads::new(4, 2, 6);
     let spans = |rows: std::ops::Range<u32>| {
         let start = rows.clone().map(|t| if t >= 13 { 13 } else { 0 }).collect();
         Arc::new(Spans { start, end: rows.map(|t| t + 1).collect() })

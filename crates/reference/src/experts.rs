@@ -60,12 +60,42 @@ fn clamped(both: &[f64], limit: f64, alpha: f64) -> Vec<f64> {
     y
 }
 
+/// `f(gate) up` of the two halves of a product.
+fn gated(both: &[f64], activation: &str) -> Vec<f64> {
+    let (gate, up) = both.split_at(both.len() / 2);
+    gate.iter().zip(up).map(|(g, u)| activated(*g, activation) * u).collect()
+}
+
+fn activated(z: f64, activation: &str) -> f64 {
+    match activation {
+        "silu" => z * sigmoid(z),
+        "gelu_tanh" => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044_715 * z.powi(3));
+            0.5 * z * (1.0 + u.tanh())
+        }
+        "gelu" => z * normal(z),
+        other => panic!("activation {other}"),
+    }
+}
+
+/// The standard normal distribution function, by its series around zero.
+fn normal(z: f64) -> f64 {
+    let (mut term, mut sum, mut n) = (z, z, 1.0);
+    while term.abs() > 1e-17 * sum.abs() {
+        n += 2.0;
+        term *= z * z / n;
+        sum += term;
+    }
+    0.5 + sum * (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
+}
+
 impl Layers<'_> {
     /// The MLPs of all rows at a use of a stored layer.
     pub(crate) fn mlp(
         &mut self,
         stored: usize,
         recursion: usize,
+        of_use: usize,
         h: &[Vec<f64>],
         rows: &mut [Row],
     ) {
@@ -81,11 +111,14 @@ impl Layers<'_> {
         for (h, row) in h.iter().zip(rows) {
             let y = if dense {
                 let both = self.linear(stored, "gate_up", recursion, h);
-                self.linear(stored, "down", recursion, &swiglu(&both))
+                let both = self.biased(stored, "gate_up", both);
+                let activation = settings.word("activation", "silu");
+                let y = self.linear(stored, "down", recursion, &gated(&both, activation));
+                self.biased(stored, "down", y)
             } else {
                 self.experts(stored, recursion, &settings, h, &mut chosen)
             };
-            add(&mut row.x, &y);
+            self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
         }
         if !dense && chosen.rows > 0.0 {
             self.expert_losses(&settings, &chosen);

@@ -71,9 +71,12 @@ pub fn forward(
     let mut layers = Layers::new(config, weights);
     layers.expert_bias = decision.expert_bias.to_vec();
     let embed = layers.weight("embed");
+    let multipliers = config.group("multipliers");
+    let entry = multipliers.value("embedding", 1.0);
     let mut rows = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
-        rows.push(Row { position, x: embed.row(id as usize).to_vec() });
+        let x = embed.row(id as usize).iter().map(|x| entry * x).collect();
+        rows.push(Row { position, x });
     }
     let (mut depths, mut losses) = (vec![config.recursions(); ids.len()], RouterLosses::default());
     let count = config.count("layers");
@@ -91,7 +94,10 @@ pub fn forward(
     let mut logits = Vec::new();
     for row in &rows {
         let h = layers.norm("norm", &row.x);
-        logits.push(layers.times(head, &h));
+        let (over, cap) =
+            (multipliers.value("logits_divisor", 1.0), multipliers.value("logit_cap", 0.0));
+        let z = layers.times(head, &h).into_iter().map(|z| z / over);
+        logits.push(z.map(|z| if cap > 0.0 { cap * (z / cap).tanh() } else { z }).collect());
     }
     losses.means.extend(layers.pool.loss().map(|loss| ("expert_pooled", loss)));
     losses.means.extend(std::mem::take(&mut layers.losses));

@@ -72,7 +72,48 @@ impl<'a> Layers<'a> {
     pub(crate) fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let mean = dot(x, x) / x.len() as f64;
         let factor = 1.0 / (mean + self.config.number("norm_eps")).sqrt();
-        x.iter().zip(self.weight(name).row(0)).map(|(x, w)| x * factor * w).collect()
+        let norms = self.config.group("norms");
+        let offset = if norms.has("plus_one", false) { 1.0 } else { 0.0 };
+        x.iter().zip(self.weight(name).row(0)).map(|(x, w)| x * factor * (offset + w)).collect()
+    }
+
+    /// The norm `part` of a use of a stored layer; `x` itself where the model has none there.
+    fn normed(&self, stored: usize, part: &str, of_use: usize, x: &[f64]) -> Vec<f64> {
+        let place = self.config.group("norms").word("place", "before").to_owned();
+        let is_after = part.contains("after");
+        if (is_after && place == "before") || (!is_after && place == "after") {
+            return x.to_vec();
+        }
+        self.norm(&format!("layers.{stored}.{part}.{of_use}"), x)
+    }
+
+    /// Adds the result of attention or of the MLP to the stream.
+    pub(crate) fn join(&self, stored: usize, part: &str, of_use: usize, y: &[f64], x: &mut [f64]) {
+        let factor = self.config.group("multipliers").value("residual", 1.0);
+        let y = self.normed(stored, part, of_use, y);
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * y);
+    }
+
+    /// Queries or keys with the norm that the model has over them.
+    fn heads_normed(&self, stored: usize, part: &str, of_use: usize, x: &[f64]) -> Vec<f64> {
+        let attention = self.config.group("attention");
+        let width = match attention.word("query_key_norm", "none") {
+            "none" => return x.to_vec(),
+            "head" => self.config.count("head_dim"),
+            _ => x.len(),
+        };
+        // Keys that only the first use makes have one norm.
+        let first = part == "key_norm" && self.config.text("kv") == "shared";
+        let name = format!("layers.{stored}.{part}.{}", if first { 0 } else { of_use });
+        x.chunks(width).flat_map(|head| self.norm(&name, head)).collect()
+    }
+
+    /// Adds a bias, where the model has it.
+    pub(crate) fn biased(&self, stored: usize, part: &str, mut y: Vec<f64>) -> Vec<f64> {
+        if let Some(bias) = self.weights.get(&format!("layers.{stored}.{part}_bias")) {
+            add(&mut y, bias.row(0));
+        }
+        y
     }
 
     /// The unrolled layer `layer` on `rows`.
@@ -82,13 +123,14 @@ impl<'a> Layers<'a> {
         let own = self.memory(stored, recursion, of_use, rows);
         let mut normed = Vec::new();
         for row in rows.iter_mut() {
-            let h = self.norm(&format!("layers.{stored}.attention_norm.{of_use}"), &row.x);
-            let y = self.attend(stored, recursion, &h, row.position, &own);
+            let h = self.normed(stored, "attention_norm", of_use, &row.x);
+            let y = self.attend((stored, recursion, of_use), &h, row.position, &own);
             let y = self.linear(stored, "output", recursion, &y);
-            add(&mut row.x, &y);
-            normed.push(self.norm(&format!("layers.{stored}.ffn_norm.{of_use}"), &row.x));
+            let y = self.biased(stored, "output", y);
+            self.join(stored, "attention_after_norm", of_use, &y, &mut row.x);
+            normed.push(self.normed(stored, "ffn_norm", of_use, &row.x));
         }
-        self.mlp(stored, recursion, &normed, rows);
+        self.mlp(stored, recursion, of_use, &normed, rows);
         for row in rows {
             self.encode(layer, recursion, &mut row.x);
         }
@@ -105,10 +147,12 @@ impl<'a> Layers<'a> {
             return memory;
         }
         for row in rows {
-            let h = self.norm(&format!("layers.{stored}.attention_norm.{of_use}"), &row.x);
+            let h = self.normed(stored, "attention_norm", of_use, &row.x);
             let both = self.linear(stored, "key_value", recursion, &h);
+            let both = self.biased(stored, "key_value", both);
             let (keys, values) = both.split_at(both.len() / 2);
-            let keys = self.rotated(keys, row.position);
+            let keys = self.heads_normed(stored, "key_norm", of_use, keys);
+            let keys = self.rotated(stored, &keys, row.position);
             memory.insert(row.position, (keys, values.to_vec()));
         }
         if recursion == 0 {
@@ -120,8 +164,7 @@ impl<'a> Layers<'a> {
     /// Attention's result for a row before the output matrix.
     fn attend(
         &mut self,
-        stored: usize,
-        recursion: usize,
+        (stored, recursion, of_use): (usize, usize, usize),
         h: &[f64],
         position: usize,
         memory: &Memory,
@@ -129,16 +172,28 @@ impl<'a> Layers<'a> {
         let (d, heads) = (self.config.count("head_dim"), self.config.count("heads"));
         let group = heads / self.config.count("kv_heads");
         let query = self.linear(stored, "query", recursion, h);
-        let query = self.rotated(&query, position);
-        let seen: Vec<&(Vec<f64>, Vec<f64>)> =
+        let query = self.biased(stored, "query", query);
+        let query = self.heads_normed(stored, "query_norm", of_use, &query);
+        let query = self.rotated(stored, &query, position);
+        let attention = self.config.group("attention");
+        let over = match attention.value("scale", 0.0) {
+            0.0 => (d as f64).sqrt(),
+            scale => 1.0 / scale,
+        };
+        let cap = attention.value("soft_cap", 0.0);
+        let mut seen: Vec<&(Vec<f64>, Vec<f64>)> =
             memory.range(..=position).map(|(_, kept)| kept).collect();
+        if let Some(window) = self.config.window(stored) {
+            seen.drain(..seen.len().saturating_sub(window));
+        }
         let mut y = vec![0.0; heads * d];
         for head in 0..heads {
             let from = head / group * d;
             let q = &query[head * d..][..d];
             let scores: Vec<f64> = seen
                 .iter()
-                .map(|(keys, _)| dot(q, &keys[from..from + d]) / (d as f64).sqrt())
+                .map(|(keys, _)| dot(q, &keys[from..from + d]) / over)
+                .map(|s| if cap > 0.0 { cap * (s / cap).tanh() } else { s })
                 .collect();
             for (p, (_, values)) in softmax(&scores).into_iter().zip(&seen) {
                 for (y, v) in y[head * d..][..d].iter_mut().zip(&values[from..from + d]) {
@@ -150,16 +205,18 @@ impl<'a> Layers<'a> {
         y
     }
 
-    /// Each head turned by its position; entries i of its first and its second half are a pair.
-    fn rotated(&self, x: &[f64], position: usize) -> Vec<f64> {
-        let (d, theta) = (self.config.count("head_dim"), self.config.number("rope_theta"));
+    /// Each head turned by its position; entries i of the two halves of the columns that turn are a
+    /// pair.
+    fn rotated(&self, stored: usize, x: &[f64], position: usize) -> Vec<f64> {
         let mut y = x.to_vec();
-        for head in y.chunks_mut(d) {
-            for i in 0..d / 2 {
-                let angle = position as f64 * theta.powf(-2.0 * i as f64 / d as f64);
-                let (a, b) = (head[i], head[i + d / 2]);
-                head[i] = a * angle.cos() - b * angle.sin();
-                head[i + d / 2] = b * angle.cos() + a * angle.sin();
+        let Some((rates, factor)) = self.config.rotation(stored) else { return y };
+        let half = rates.len();
+        for head in y.chunks_mut(self.config.count("head_dim")) {
+            for (i, rate) in rates.iter().enumerate() {
+                let angle = position as f64 * rate;
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = factor * (a * angle.cos() - b * angle.sin());
+                head[i + half] = factor * (b * angle.cos() + a * angle.sin());
             }
         }
         y

@@ -1,6 +1,8 @@
 //! What a `config.json` says, by the names of its fields.
 
-use serde_json::Value;
+use std::f64::consts::PI;
+
+use serde_json::{Map, Value};
 
 /// A model's config as it stands in a checkpoint.
 #[derive(Clone, Debug)]
@@ -33,6 +35,117 @@ impl Settings {
     /// The table `name`, like `router`.
     pub(crate) fn table(&self, name: &str) -> Self {
         Self::of(self.json[name].clone())
+    }
+
+    /// The table `name`, empty where the config leaves it out.
+    pub(crate) fn group(&self, name: &str) -> Self {
+        Self::of(self.json.get(name).cloned().unwrap_or_else(|| Value::Object(Map::new())))
+    }
+
+    /// The number `name`, or what stands for one that is left out.
+    pub(crate) fn value(&self, name: &str, otherwise: f64) -> f64 {
+        self.json[name].as_f64().unwrap_or(otherwise)
+    }
+
+    /// The flag `name`, or what stands for one that is left out.
+    pub(crate) fn has(&self, name: &str, otherwise: bool) -> bool {
+        self.json[name].as_bool().unwrap_or(otherwise)
+    }
+
+    /// The text `name`, or what stands for one that is left out.
+    pub(crate) fn word<'a>(&'a self, name: &str, otherwise: &'a str) -> &'a str {
+        self.json[name].as_str().unwrap_or(otherwise)
+    }
+
+    /// Whether the list `name` has a layer; a word stands for all.
+    fn lists(&self, name: &str, stored: usize) -> bool {
+        match self.json[name].as_array() {
+            Some(list) => list.iter().any(|layer| layer.as_u64() == Some(stored as u64)),
+            None => true,
+        }
+    }
+
+    /// How many keys a row of a stored layer sees, where not all.
+    pub(crate) fn window(&self, stored: usize) -> Option<usize> {
+        let attention = self.group("attention");
+        let window = attention.value("window", 0.0) as usize;
+        (window > 0 && attention.lists("window_layers", stored)).then_some(window)
+    }
+
+    /// The rates of the pairs of columns that turn in a stored layer, and the factor of what turns;
+    /// `None` without positions.
+    pub(crate) fn rotation(&self, stored: usize) -> Option<(Vec<f64>, f64)> {
+        let rotary = self.group("rotary");
+        if !rotary.lists("layers", stored) {
+            return None;
+        }
+        let n = (self.count("head_dim") as f64 * rotary.value("share", 1.0)) as usize;
+        let local = rotary.value("window_theta", 0.0);
+        if local > 0.0 && self.window(stored).is_some() {
+            return Some((plain_rates(local, n), 1.0));
+        }
+        let base = self.number("rope_theta");
+        Some(rotary.group("scaling").rescaled(plain_rates(base, n), base))
+    }
+
+    /// Rates rescaled as the `scaling` of rotary positions says, and the factor that goes with it.
+    fn rescaled(&self, mut rates: Vec<f64>, base: f64) -> (Vec<f64>, f64) {
+        let n = 2 * rates.len();
+        match self.word("kind", "none") {
+            "none" => return (rates, 1.0),
+            "linear" => rates.iter_mut().for_each(|rate| *rate /= self.number("factor")),
+            "llama3" => rates.iter_mut().for_each(|rate| *rate = self.by_turns(*rate)),
+            _ => {
+                let mut first = self.pair(self.number("beta_fast"), n, base);
+                let mut last = self.pair(self.number("beta_slow"), n, base);
+                if self.flag("truncate") {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                (first, last) = (first.max(0.0), last.min(n as f64 - 1.0));
+                let last = if first == last { last + 0.001 } else { last };
+                for (i, rate) in rates.iter_mut().enumerate() {
+                    let slow = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+                    *rate = *rate * (1.0 - slow) + *rate / self.number("factor") * slow;
+                }
+                return (rates, self.turned_factor());
+            }
+        }
+        (rates, 1.0)
+    }
+
+    /// YaRN's factor of what turns.
+    fn turned_factor(&self) -> f64 {
+        let log = 0.1 * self.number("factor").ln();
+        let (stated, above) = (self.number("attention_factor"), self.number("mscale"));
+        if stated > 0.0 {
+            stated
+        } else if above > 0.0 {
+            (above * log + 1.0) / (self.number("mscale_all_dim") * log + 1.0)
+        } else {
+            log + 1.0
+        }
+    }
+
+    /// Llama 3's: by how often a rate turns within the original context.
+    fn by_turns(&self, rate: f64) -> f64 {
+        let (low, high) = (self.number("low"), self.number("high"));
+        let (turns, factor) =
+            (self.number("original_context") * rate / (2.0 * PI), self.number("factor"));
+        if turns < low {
+            rate / factor
+        } else if turns > high {
+            rate
+        } else {
+            let kept = (turns - low) / (high - low);
+            (1.0 - kept) * rate / factor + kept * rate
+        }
+    }
+
+    /// The pair that turns `turns` times within the original context, from its rate, which is
+    /// `base^(-2 pair / n)`.
+    fn pair(&self, turns: f64, n: usize, base: f64) -> f64 {
+        let rate = 2.0 * PI * turns / self.number("original_context");
+        -(n as f64) * rate.ln() / (2.0 * base.ln())
     }
 
     pub(crate) fn numbers(&self, name: &str) -> Option<Vec<f64>> {
@@ -84,4 +197,9 @@ impl Settings {
         }
         Some(blocks)
     }
+}
+
+/// `base^(-2 i / n)` for pair i of n columns.
+fn plain_rates(base: f64, n: usize) -> Vec<f64> {
+    (0..n / 2).map(|i| base.powf(-2.0 * i as f64 / n as f64)).collect()
 }

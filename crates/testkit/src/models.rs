@@ -2,12 +2,17 @@
 
 use model::adapters::{Relaxation, dora, lora, mola};
 use model::expert_routers::{Balance as ExpertBalance, hash, sparse_mixer, top_k};
-use model::mlp::experts;
+use model::mlp::{dense, experts};
 use model::rng::{Purpose, Stream, name_place};
+use model::rotary::{Linear, Llama3, RotaryScaling, Yarn};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
-use model::{ExpertRouterConfig, KvMode, MlpConfig, Model, ModelConfig, RouterConfig, Sharing};
+use model::{
+    AttentionSettings, ExpertRouterConfig, KvMode, LayerSet, MlpActivation, MlpConfig, Model,
+    ModelConfig, Multipliers, NormPlace, NormSettings, QueryKeyNorm, RotarySettings, RouterConfig,
+    Sharing,
+};
 
 /// Tokens in the vocabulary of [`tiny`] models.
 pub const VOCAB: usize = 50;
@@ -63,6 +68,7 @@ pub fn routers() -> Vec<RouterConfig> {
 /// through the code.
 pub fn mlps() -> Vec<MlpConfig> {
     let mut all = MlpConfig::all();
+    all.extend(gelu_mlps());
     let top_k = |config: top_k::Config| ExpertRouterConfig::TopK(config);
     let default = top_k::Config::default();
     all.extend([
@@ -140,6 +146,95 @@ pub fn mlps() -> Vec<MlpConfig> {
     all
 }
 
+/// Dense MLPs with biases and both forms of GELU.
+fn gelu_mlps() -> [MlpConfig; 2] {
+    [MlpActivation::GeluTanh, MlpActivation::Gelu]
+        .map(|activation| MlpConfig::Dense(dense::Config { activation, bias: true }))
+}
+
+/// What attention, rotary positions, norms and multipliers of a model may be beside their defaults.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Form {
+    attention: AttentionSettings,
+    rotary: RotarySettings,
+    norms: NormSettings,
+    multipliers: Multipliers,
+}
+
+impl Form {
+    /// `config` in this form.
+    pub fn of(self, config: ModelConfig) -> ModelConfig {
+        let Self { attention, rotary, norms, multipliers } = self;
+        ModelConfig { attention, rotary, norms, multipliers, ..config }
+    }
+}
+
+/// The default form, then those that take other ways through the code, with numbers that matter in
+/// sequences of a dozen rows.
+pub fn forms() -> Vec<Form> {
+    let (layers, one) = (LayerSet::These(vec![1]), LayerSet::These(vec![0]));
+    vec![
+        Form::default(),
+        Form {
+            attention: AttentionSettings {
+                bias: true,
+                output_bias: true,
+                query_key_norm: QueryKeyNorm::Head,
+                window: 5,
+                scale: 0.6,
+                soft_cap: 1.5,
+                ..AttentionSettings::default()
+            },
+            rotary: RotarySettings {
+                scaling: RotaryScaling::Yarn(Yarn {
+                    original_context: 6,
+                    beta_fast: 1.0,
+                    beta_slow: 0.1,
+                    ..Yarn::default()
+                }),
+                ..RotarySettings::default()
+            },
+            norms: NormSettings { place: NormPlace::Both, plus_one: true },
+            multipliers: Multipliers {
+                embedding: 3.0,
+                residual: 0.5,
+                logits_divisor: 2.0,
+                logit_cap: 1.5,
+            },
+        },
+        Form {
+            attention: AttentionSettings {
+                query_key_norm: QueryKeyNorm::Width,
+                window: 3,
+                window_layers: one,
+                ..AttentionSettings::default()
+            },
+            rotary: RotarySettings {
+                share: 0.75,
+                scaling: RotaryScaling::Linear(Linear { factor: 3.0 }),
+                window_theta: 50.0,
+                ..RotarySettings::default()
+            },
+            norms: NormSettings { place: NormPlace::After, plus_one: false },
+            multipliers: Multipliers { residual: 0.7, ..Multipliers::default() },
+        },
+        Form {
+            attention: AttentionSettings { bias: true, ..AttentionSettings::default() },
+            rotary: RotarySettings {
+                layers,
+                scaling: RotaryScaling::Llama3(Llama3 {
+                    factor: 4.0,
+                    original_context: 12,
+                    ..Llama3::default()
+                }),
+                ..RotarySettings::default()
+            },
+            norms: NormSettings { place: NormPlace::Before, plus_one: true },
+            ..Form::default()
+        },
+    ]
+}
+
 /// Every adapter with its default settings (none is the first), then those with factors on all
 /// matrices that take them, in every use of a layer or in all but the first. There are as many for
 /// every `mlp`.
@@ -195,11 +290,14 @@ pub fn fresh(config: &ModelConfig, seed: u64) -> Model {
     Model::fresh(config, seed).expect("a legal model")
 }
 
-/// Draws adapters and encodings anew, so that each use of a shared layer computes something else:
-/// fresh ones change nothing.
+/// Draws adapters, encodings and biases anew, so that each use of a shared layer computes something
+/// else: fresh ones change nothing.
 pub fn uneven_uses(model: &Model) {
     for (spec, weight) in model.weights() {
-        if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
+        if spec.name.ends_with("_bias") {
+            let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
+            weight.write((0..spec.count()).map(|_| (0.3 * stream.normal()) as f32).collect());
+        } else if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {
             let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
             let middle = if spec.shape.0 == 1 { 1.0 } else { 0.0 };
             let numbers = (0..spec.count()).map(|_| (middle + 0.2 * stream.normal()) as f32);
@@ -238,6 +336,10 @@ mod tests {
         }
         for sharing in SHARINGS {
             assert!(tiny(RouterConfig::FIXED, MODES[0], sharing).check().is_ok(), "{sharing:?}");
+            for form in forms() {
+                let config = form.of(tiny(RouterConfig::FIXED, MODES[0], sharing));
+                assert_eq!(config.check_effects(), Ok(()), "{config:?}");
+            }
         }
     }
 

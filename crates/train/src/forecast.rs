@@ -15,7 +15,7 @@ use model::layout::LayerPlan;
 use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
-use model::{Causality, KvMode, Model, ModelConfig};
+use model::{Causality, KvMode, Model, ModelConfig, QueryKeyNorm};
 
 use crate::validate::ROWS_OF_A_PASS;
 use crate::{Recipe, Stored, TrainError, Trainer, WindowChoice};
@@ -373,12 +373,18 @@ fn noise(config: &ModelConfig, sequences: usize, length: usize) -> Batch {
     Batch::pack(&sequences, true)
 }
 
-/// Numbers that a layer keeps for each row: the stream before both norms, both normed rows,
-/// queries, keys and values, the result of attention with a sum for each head, and what the MLP
-/// keeps.
+/// Numbers that a layer keeps for each row: the stream ahead of attention and MLP, what each norm
+/// gives or takes beside it, queries, keys and values (again where they are normed), the result of
+/// attention with a sum for each head, and what the MLP keeps.
 fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
     let heads = config.heads * config.head_dim;
-    let attention = 4 * config.width + 2 * heads + config.kv_width() + config.heads;
+    let norms = usize::from(config.norms.before()) + usize::from(config.norms.after());
+    let normed = match config.attention.query_key_norm {
+        QueryKeyNorm::None => 0,
+        QueryKeyNorm::Head | QueryKeyNorm::Width => heads + config.kv_width() / 2,
+    };
+    let rows = 2 * (1 + norms) * config.width;
+    let attention = rows + 2 * heads + config.kv_width() + config.heads + normed;
     let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };
     (attention + again) as f64 + config.mlp.settings().kept_values(&config.sizes(), stored)
 }

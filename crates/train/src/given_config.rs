@@ -1,13 +1,19 @@
 //! The model that a file's config describes: every field is known, and every field is there.
 
-use model::ModelConfig;
+use model::{MlpConfig, ModelConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Fields that came after version 0.1. A checkpoint without them was written before, and their
 /// defaults are what that version computed. A new field of the model belongs here.
-const LATER: [&str; 10] = [
+const LATER: [&str; 16] = [
+    "model.attention",
+    "model.rotary",
+    "model.norms",
+    "model.multipliers",
     "model.mlp",
+    "model.mlp.activation",
+    "model.mlp.bias",
     "model.mlp.alpha",
     "model.mlp.biases",
     "model.mlp.dense_layers",
@@ -27,7 +33,7 @@ const LATER: [&str; 10] = [
 /// What is wrong with it.
 pub fn model_config(given: &Value) -> Result<ModelConfig, String> {
     let config = ModelConfig::deserialize(given).map_err(|error| error.to_string())?;
-    let known = json(&config);
+    let known = whole_config(&config);
     if let Some(field) = unknown(given, &known) {
         return Err(format!("the unknown field {field:?}"));
     }
@@ -37,6 +43,21 @@ pub fn model_config(given: &Value) -> Result<ModelConfig, String> {
         [] => Ok(config),
         fields => Err(format!("without the field {}", fields.join(", "))),
     }
+}
+
+/// Every field of a config as JSON, also those that are not written where they are at their
+/// defaults.
+pub fn whole_config(config: &ModelConfig) -> Value {
+    let mut whole = json(config);
+    whole["attention"] = json(&config.attention);
+    whole["rotary"] = json(&config.rotary);
+    whole["norms"] = json(&config.norms);
+    whole["multipliers"] = json(&config.multipliers);
+    if let MlpConfig::Dense(dense) = &config.mlp {
+        whole["mlp"]["activation"] = json(&dense.activation);
+        whole["mlp"]["bias"] = json(&dense.bias);
+    }
+    whole
 }
 
 /// A value of our own as JSON.
@@ -89,5 +110,31 @@ mod tests {
         let mut old = whole;
         old.as_object_mut().expect("a table").remove("mlp");
         assert!(model_config(&old).is_ok());
+    }
+
+    #[test]
+    fn fields_at_their_defaults_are_not_written_and_may_be_given() {
+        let plain = ModelConfig { vocab_size: 10, mlp: MlpConfig::default(), ..Default::default() };
+        let (written, whole) = (json(&plain), whole_config(&plain));
+        for group in ["attention", "rotary", "norms", "multipliers"] {
+            assert!(written.get(group).is_none() && whole.get(group).is_some(), "{group}");
+        }
+        assert_eq!(written["mlp"], serde_json::json!({ "kind": "dense" }));
+        assert_eq!(model_config(&whole), Ok(plain.clone()));
+        let mut other = whole.clone();
+        other["attention"]["window"] = 7.into();
+        let found = model_config(&other).expect("a window");
+        assert_eq!(
+            (found.attention.window, json(&found)["attention"]["window"].as_u64()),
+            (7, Some(7))
+        );
+        other["attention"]["windoww"] = 7.into();
+        assert!(model_config(&other).expect_err("unknown").contains("windoww"));
+        let mut partly = whole;
+        partly["rotary"].as_object_mut().expect("a table").remove("share");
+        assert_eq!(
+            model_config(&partly).expect_err("share"),
+            "without the field model.rotary.share"
+        );
     }
 }

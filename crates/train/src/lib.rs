@@ -26,7 +26,7 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use forecast::{Forecast, Memory, Timing, Work};
-pub use given_config::model_config;
+pub use given_config::{model_config, whole_config};
 pub use opening::{StoredText, config_of, load_for_use, load_model, load_text, run_folder};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;

@@ -220,6 +220,17 @@ pub(crate) fn teach(
         );
         return refuse(path, "context", found, expected);
     }
+    for (whose, model) in
+        [("the teacher", stored.model.config()), ("the student", &trainer.recipe.model)]
+    {
+        if model.multipliers.cap().is_some() {
+            let found = format!("{} of {whose}", model.multipliers.logit_cap);
+            let expected = "0 on both sides: distillation compares logits without a cap; leave \
+                            [distill] out"
+                .to_owned();
+            return refuse(path, "multipliers.logit_cap", found, expected);
+        }
+    }
     trainer.teacher = Some(Arc::new(stored));
     Ok(remarks)
 }

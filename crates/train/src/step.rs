@@ -211,8 +211,7 @@ impl Trainer {
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
             let distilled = self.distilled(&passed.x_td, batch, &weights);
-            let (mut ce, _) =
-                self.ops.head_loss(passed.x_td, self.model.head(), &batch.targets, &weights);
+            let (mut ce, _) = self.model.head_loss(self.ops, passed.x_td, &batch.targets, &weights);
             let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
             sums.add(scalar(&ce), 1.0 - share, &passed.depth_t, &self.model);
             if share > 0.0 {

@@ -13,7 +13,7 @@ use train::{Recipe, StepReport, Trainer};
 /// The recipes of depth routers that decide and do not, each with every kind of experts.
 fn recipes() -> Vec<Recipe> {
     let mut all = Vec::new();
-    for mlp in mlps().into_iter().filter(|mlp| *mlp != MlpConfig::default()) {
+    for mlp in mlps().into_iter().filter(|mlp| mlp.kind() == "experts") {
         for router in [RouterConfig::FIXED, RouterConfig::default()] {
             let mut one = recipe(router, KvMode::RecursionWise);
             one.model.mlp = mlp.clone();

@@ -9,7 +9,7 @@ use data::build::{BuildOptions, build_documents};
 use data::documents::Document;
 use data::{Split, Tokenizer, TrainOptions};
 use model::adapters::Relaxation;
-use model::{ExpertRouterConfig, MlpConfig, RouterConfig};
+use model::{ExpertRouterConfig, MlpConfig, ModelConfig, RotaryScaling, RouterConfig};
 use serde_json::{Value, json};
 use train::{Recipe, Resume, Run, ScheduleConfig, Stop};
 
@@ -33,6 +33,7 @@ type Line = (&'static str, &'static [(&'static str, &'static str)], &'static str
 const BLEND: (&str, &str) = ("model.router.gating", r#""blend""#);
 const AUXILIARY: (&str, &str) = ("model.router.sampling", r#""aux_router""#);
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
+const WINDOW: (&str, &str) = ("model.attention.window", "3");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
 const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
 const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
@@ -56,7 +57,41 @@ const TABLE: &[Line] = &[
     ("model.norm_eps", &[], "0.1", Changes),
     ("model.tie_embeddings", &[], "false", Changes),
     ("model.init_std", &[], "0.05", Changes),
+    ("model.attention.bias", &[], "true", Changes),
+    ("model.attention.output_bias", &[], "true", Changes),
+    ("model.attention.query_key_norm", &[], r#""head""#, Changes),
+    ("model.attention.window", &[], "3", Changes),
+    ("model.attention.window_layers", &[WINDOW], "[0]", Changes),
+    ("model.attention.scale", &[], "0.9", Changes),
+    ("model.attention.soft_cap", &[], "1.0", Changes),
+    ("model.rotary.share", &[], "0.5", Changes),
+    ("model.rotary.layers", &[], "[0]", Changes),
+    ("model.rotary.scaling.kind", &[], r#""linear""#, Changes),
+    ("model.rotary.scaling.kind", &[], r#""llama3""#, Changes),
+    ("model.rotary.scaling.kind", &[], r#""yarn""#, Changes),
+    ("model.rotary.scaling(linear).factor", &[], "4.0", Changes),
+    ("model.rotary.scaling(llama3).factor", &[], "2.0", Changes),
+    ("model.rotary.scaling(llama3).low", &[], "1.2", Changes),
+    ("model.rotary.scaling(llama3).high", &[], "8.0", Changes),
+    ("model.rotary.scaling(llama3).original_context", &[], "16", Changes),
+    ("model.rotary.scaling(yarn).factor", &[], "8.0", Changes),
+    ("model.rotary.scaling(yarn).beta_fast", &[], "4.0", Changes),
+    ("model.rotary.scaling(yarn).beta_slow", &[], "16.0", Changes),
+    ("model.rotary.scaling(yarn).original_context", &[], "16", Changes),
+    ("model.rotary.scaling(yarn).attention_factor", &[], "2.0", Changes),
+    ("model.rotary.scaling(yarn).mscale", &[], "2.0", Refused("mscale")),
+    ("model.rotary.scaling(yarn).mscale_all_dim", &[], "2.0", Refused("mscale")),
+    ("model.rotary.scaling(yarn).truncate", &[], "false", Changes),
+    ("model.rotary.window_theta", &[WINDOW], "10.0", Changes),
+    ("model.norms.place", &[], r#""after""#, Changes),
+    ("model.norms.plus_one", &[], "true", Changes),
+    ("model.multipliers.embedding", &[], "2.0", Changes),
+    ("model.multipliers.residual", &[], "0.5", Changes),
+    ("model.multipliers.logits_divisor", &[], "2.0", Changes),
+    ("model.multipliers.logit_cap", &[], "0.5", Changes),
     ("model.mlp.kind", &[], r#""unheard_of""#, Refused("unheard_of")),
+    ("model.mlp(dense).activation", &[], r#""gelu""#, Changes),
+    ("model.mlp(dense).bias", &[], "true", Changes),
     ("model.mlp.kind", &[], r#""experts""#, Changes),
     ("model.mlp(experts).count", &[], "4", Changes),
     ("model.mlp(experts).width", &[], "12", Changes),
@@ -273,10 +308,20 @@ fn lists() -> BTreeMap<&'static str, Vec<Value>> {
     BTreeMap::from([
         ("model.router", RouterConfig::all().iter().map(|x| json!(x)).collect()),
         ("model.relax", Relaxation::all().iter().map(|x| json!(x)).collect()),
-        ("model.mlp", MlpConfig::all().iter().map(|x| json!(x)).collect()),
+        ("model.mlp", mlps()),
+        ("model.rotary.scaling", RotaryScaling::all().iter().map(|x| json!(x)).collect()),
         ("model.mlp.router", ExpertRouterConfig::all().iter().map(|x| json!(x)).collect()),
         ("schedule", schedules.iter().map(|x| json!(x)).collect()),
     ])
+}
+
+/// Every MLP with all its fields, also those that are not written at their defaults.
+fn mlps() -> Vec<Value> {
+    let whole = |mlp: MlpConfig| {
+        let config = ModelConfig { mlp, ..ModelConfig::default() };
+        train::whole_config(&config)["mlp"].clone()
+    };
+    MlpConfig::all().into_iter().map(whole).collect()
 }
 
 /// All options of a recipe, as the table names them.
@@ -307,7 +352,9 @@ fn options() -> BTreeSet<String> {
         }
     }
     let mut all = BTreeSet::new();
-    collect(&json!(Recipe::default()), "", &mut all);
+    let mut recipe = json!(Recipe::default());
+    recipe["model"] = train::whole_config(&ModelConfig::default());
+    collect(&recipe, "", &mut all);
     all
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::adapters::Relaxation;
-use model::{ExpertRouterConfig, MlpConfig, RouterConfig};
+use model::{ExpertRouterConfig, MlpConfig, ModelConfig, RotaryScaling, RouterConfig};
 use serde_json::{Value, json};
 use train::{Recipe, ScheduleConfig};
 
@@ -125,6 +125,7 @@ fn kind(of: &str, own: &Items, all: &Items) -> String {
         "f64" | "f32" => "number".to_owned(),
         "bool" => "true, false".to_owned(),
         "String" | "Part" => "text".to_owned(),
+        "LayerSet" => "`\"all\"`, or list: whole number".to_owned(),
         name => {
             let variants = own.get(name).or_else(|| all.get(name));
             let variants = variants.unwrap_or_else(|| panic!("a type {of} that nobody lists"));
@@ -204,6 +205,11 @@ fn page() -> String {
     for file in [
         "config.rs",
         "layout.rs",
+        "attention.rs",
+        "norm.rs",
+        "multipliers.rs",
+        "rotary/mod.rs",
+        "mlp/activation.rs",
         "kv/mod.rs",
         "routers/scorer.rs",
         "routers/mod.rs",
@@ -215,7 +221,7 @@ fn page() -> String {
     ] {
         all.extend(items(&model.join(file)));
     }
-    let defaults = serde_json::to_value(Recipe::default()).expect("JSON");
+    let defaults = defaults();
     let mut page = String::new();
     for section in &config["Recipe"] {
         page += &format!("\n## `[{}]`\n\n{}\n", section.name, section.words);
@@ -226,6 +232,7 @@ fn page() -> String {
             continue;
         }
         let mut fields = all[name].clone();
+        let groups: Vec<Entry> = fields.extract_if(.., |field| is_group(field)).collect();
         // Members of lists have tables of their own below.
         for field in &mut fields {
             if field.of.ends_with("Config") || field.of == "Relaxation" {
@@ -237,13 +244,26 @@ fn page() -> String {
             flat[format!("{list}.kind")] = values[list]["kind"].clone();
         }
         page += &format!("\n{}", table_of_kinds(&fields, &flat, &all));
+        for group in groups {
+            let (name, mut fields) = (&group.name, all[&group.of].clone());
+            let mut given = values[name].clone();
+            for list in fields.iter_mut().filter(|field| field.of == "RotaryScaling") {
+                let kind = given[&list.name]["kind"].clone();
+                list.name += ".kind";
+                given[&list.name] = kind;
+            }
+            page += &format!("\n### `[model.{name}]`\n\n{}\n\n", group.words);
+            page += &table_of_kinds(&fields, &given, &all);
+        }
         if section.name == "model" {
+            let scalings: Vec<Value> = RotaryScaling::all().iter().map(|s| json!(s)).collect();
+            let (list, at) = ("RotaryScaling", "model.rotary.scaling");
+            page += &members(list, at, "rotary", &scalings, &all);
             let json = |value| serde_json::to_value(value).expect("JSON");
             let routers: Vec<Value> = RouterConfig::all().iter().map(|r| json!(r)).collect();
-            let mlps: Vec<Value> = MlpConfig::all().iter().map(|m| json!(m)).collect();
             let relaxed: Vec<Value> = Relaxation::all().iter().map(|r| json(json!(r))).collect();
             page += &members("RouterConfig", "model.router", "routers", &routers, &all);
-            page += &members("MlpConfig", "model.mlp", "mlp", &mlps, &all);
+            page += &members("MlpConfig", "model.mlp", "mlp", &mlps(), &all);
             let of_experts: Vec<Value> =
                 ExpertRouterConfig::all().iter().map(|r| json!(r)).collect();
             let (list, at) = ("ExpertRouterConfig", "model.mlp.router");
@@ -252,6 +272,27 @@ fn page() -> String {
         }
     }
     page
+}
+
+/// The recipe with every field, also those that are not written at their defaults.
+fn defaults() -> Value {
+    let mut defaults = serde_json::to_value(Recipe::default()).expect("JSON");
+    defaults["model"] = train::whole_config(&ModelConfig::default());
+    defaults
+}
+
+/// Every MLP with all its fields.
+fn mlps() -> Vec<Value> {
+    let whole = |mlp: MlpConfig| {
+        let config = ModelConfig { mlp, ..ModelConfig::default() };
+        train::whole_config(&config)["mlp"].clone()
+    };
+    MlpConfig::all().into_iter().map(whole).collect()
+}
+
+/// Whether a field is a table of its own.
+fn is_group(field: &Entry) -> bool {
+    field.of.ends_with("Settings") || field.of == "Multipliers"
 }
 
 /// As [`table`], with the names of lists as their members have them.
@@ -296,9 +337,16 @@ fn the_page_has_every_field_as_it_is() {
 fn no_field_is_forgotten() {
     let made = page();
     let mut wanted = Vec::new();
-    let defaults = serde_json::to_value(Recipe::default()).expect("JSON");
-    for (_, section) in defaults.as_object().expect("sections") {
-        wanted.extend(section.as_object().expect("fields").keys().cloned());
+    for (_, section) in defaults().as_object().expect("sections") {
+        for (name, field) in section.as_object().expect("fields") {
+            match field.as_object().filter(|group| !group.contains_key("kind")) {
+                Some(group) => wanted.extend(group.keys().cloned()),
+                None => wanted.push(name.clone()),
+            }
+        }
+    }
+    for member in RotaryScaling::all() {
+        wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
     }
     for member in RouterConfig::all() {
         wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
@@ -306,8 +354,8 @@ fn no_field_is_forgotten() {
     for member in ExpertRouterConfig::all() {
         wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
     }
-    for member in MlpConfig::all() {
-        wanted.extend(json!(member).as_object().expect("fields").keys().cloned());
+    for member in mlps() {
+        wanted.extend(member.as_object().expect("fields").keys().cloned());
     }
     for member in Relaxation::all() {
         wanted.extend(json!(member).as_object().expect("fields").keys().cloned());

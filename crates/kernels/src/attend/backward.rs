@@ -1,7 +1,9 @@
 //! The backward pass: one task a key-value head of each group of rows whose keys nobody else sees,
 //! so that every gradient is summed by one task in a fixed order.
 
-use super::block::{Parts, dot_product, gather, key_view, local, mask, score_gradients};
+use super::block::{
+    Parts, capped_score_gradients, dot_product, gather, key_view, local, mask, score_gradients,
+};
 use super::plan::{Block, Group, blocks, groups};
 use super::{Heads, Spans, check};
 use crate::check::check_len;
@@ -31,9 +33,9 @@ struct Outputs<'a> {
 /// head_dim]`.
 ///
 /// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, 2 G
-/// head_dim]` are overwritten. With `s` the scaled scores, `p = e^(s - lse)` worked out again (Dao
-/// et al. 2022) and `ds = p (g . v - g . out)`: `dq = ds k / sqrt(head_dim)`, `dk = ds^T q /
-/// sqrt(head_dim)`, `dv = p^T g`.
+/// head_dim]` are overwritten. With `s` the scores, `p = e^(s - lse)` worked out again (Dao et al.
+/// 2022), `a` the factor of products and `ds = p (g . v - g . out)`, times `1 - (s / c)^2` with a
+/// cap: `dq = a ds k`, `dk = a ds^T q`, `dv = p^T g`.
 ///
 /// # Panics
 /// When the lengths or the spans do not fit.
@@ -157,12 +159,11 @@ fn differentiate(
         let span = local(spans, row, block);
         mask(scores, &span);
         mask(products, &span);
-        score_gradients(
-            &mut scores[span.clone()],
-            &mut products[span],
-            heads.scale(),
-            lse[one],
-            pull,
-        );
+        let (scores, products) = (&mut scores[span.clone()], &mut products[span]);
+        let (scale, lse) = (heads.scale(), lse[one]);
+        match heads.cap {
+            None => score_gradients(scores, products, scale, lse, pull),
+            Some(cap) => capped_score_gradients(scores, products, scale, cap, lse, pull),
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::plan::Block;
 use super::{Heads, Spans};
-use crate::exp::exp;
+use crate::exp::{exp, tanh};
 use crate::matmul::Mat;
 use crate::multiversion::multiversion;
 use crate::reduce::{LANES, dot, max_value, tree_sum};
@@ -69,7 +69,7 @@ pub(super) fn local(spans: &Spans, row: usize, block: &Block) -> Range<usize> {
 
 multiversion! {
     /// Turns raw scores into `exp(scale s - max)`; returns the scaled maximum and the sum in lanes.
-    pub(crate) fn soften(scores: &mut [f32], scale: f32) -> (f32, f32) {
+    fn soften(scores: &mut [f32], scale: f32) -> (f32, f32) {
         let max = max_value(scores) * scale;
         let mut lanes = [0.0f32; LANES];
         let (blocks, tail) = scores.as_chunks_mut::<LANES>();
@@ -84,6 +84,44 @@ multiversion! {
             *lane += *score;
         }
         (max, tree_sum(lanes))
+    }
+}
+
+multiversion! {
+    /// Replaces each value `x` by `cap tanh(scale x / cap)`.
+    fn cap_scaled(x: &mut [f32], scale: f32, cap: f32) {
+        let inner = scale / cap;
+        for x in x {
+            *x = cap * tanh(inner * *x);
+        }
+    }
+}
+
+/// Turns the raw scores of one row's span into what the softmax weighs values with, before it
+/// divides: `exp(s - max)`; returns the largest `s` and the sum in lanes.
+pub(crate) fn weigh(scores: &mut [f32], heads: Heads) -> (f32, f32) {
+    match heads.cap {
+        None => soften(scores, heads.scale()),
+        Some(cap) => {
+            cap_scaled(scores, heads.scale(), cap);
+            soften(scores, 1.0)
+        }
+    }
+}
+
+/// Replaces each value `x` by `cap tanh(x / cap)`, `cap` above 0.
+pub fn cap_values(x: &mut [f32], cap: f32) {
+    cap_scaled(x, 1.0, cap);
+}
+
+multiversion! {
+    /// The slopes of [`cap_values`] where it gave `y`: `1 - (y / cap)^2`.
+    pub fn cap_slopes(y: &mut [f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        for y in y {
+            let t = *y * inverse;
+            *y = (-t).mul_add(t, 1.0);
+        }
     }
 }
 
@@ -121,6 +159,26 @@ multiversion! {
             let p = exp(score.mul_add(scale, -lse));
             *score = p;
             *product = p * (*product - pull) * scale;
+        }
+    }
+}
+
+multiversion! {
+    /// [`score_gradients`] where scores have a cap.
+    pub(super) fn capped_score_gradients(
+        scores: &mut [f32],
+        products: &mut [f32],
+        scale: f32,
+        cap: f32,
+        lse: f32,
+        pull: f32,
+    ) {
+        let inner = scale / cap;
+        for (score, product) in scores.iter_mut().zip(products) {
+            let t = tanh(inner * *score);
+            let p = exp(cap.mul_add(t, -lse));
+            *score = p;
+            *product = p * (*product - pull) * (-t).mul_add(t, 1.0) * scale;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The forward pass: scores, softmax and value sums of one block of query rows at a time.
 
-use super::block::{Parts, gather, key_view, local, mask, settle, soften};
+use super::block::{Parts, gather, key_view, local, mask, settle, weigh};
 use super::plan::{Block, blocks};
 use super::{Heads, Spans, check};
 use crate::check::check_len;
@@ -53,7 +53,7 @@ impl Outputs<'_> {
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over its own span of keys.
+/// `out = softmax(s) v` with the scores `s` of [`Heads`], each query row over its own span of keys.
 ///
 /// `q` and `out` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, 2 G head_dim]` (G key heads, then
 /// G value heads), `lse` `[Tq, H]`: natural logarithm of the softmax's denominator. A row that sees
@@ -109,7 +109,7 @@ fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outpu
         {
             let span = local(spans, block.rows.start + at / shared, block);
             mask(scores, &span);
-            *statistics = soften(&mut scores[span], heads.scale());
+            *statistics = weigh(&mut scores[span], heads);
         }
     }
     let p = Mat::rows_major(scores, rows, keys);

@@ -9,7 +9,8 @@ mod plan;
 mod tests;
 
 pub use backward::attend_backward;
-pub(crate) use block::{Parts, gather, settle, soften};
+pub(crate) use block::{Parts, gather, settle, weigh};
+pub use block::{cap_slopes, cap_values};
 pub use forward::attend_forward;
 pub(crate) use plan::fits;
 
@@ -56,7 +57,8 @@ impl Spans {
 }
 
 /// Sizes of grouped-query attention: query head `h` uses key-value head `h / (heads / kv_heads)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The score of a query and a key is `s = a q.k`, or `c tanh(a q.k / c)` with a cap.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Number of query heads, H.
     pub heads: usize,
@@ -64,11 +66,22 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// The factor `a` of products; `None` for `1 / sqrt(head_dim)`.
+    pub scale: Option<f32>,
+    /// The cap `c` of scores, above 0 (Gemma 2, 2024, arXiv 2408.00118).
+    pub cap: Option<f32>,
+}
+
+impl Heads {
+    /// Heads of these sizes, with products divided by `sqrt(head_dim)` and no cap.
+    pub const fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads, head_dim, scale: None, cap: None }
+    }
 }
 
 #[track_caller]
 fn check(name: &str, q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, lse: &[f32]) {
-    let Heads { heads: h, kv_heads: g, head_dim } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim, .. } = heads;
     assert!(
         g > 0 && h.is_multiple_of(g),
         "{name}: {h} heads are not a multiple of {g} key-value heads"
@@ -100,6 +113,6 @@ impl Heads {
     }
 
     pub(crate) fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
     }
 }

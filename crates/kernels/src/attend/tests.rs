@@ -4,12 +4,16 @@
 use super::*;
 use crate::testing::{assert_close, bits, differences, in_pools, inner, values, wide};
 
-const SIZES: [Heads; 5] = [
-    Heads { heads: 6, kv_heads: 2, head_dim: 16 },
-    Heads { heads: 3, kv_heads: 3, head_dim: 10 },
-    Heads { heads: 2, kv_heads: 1, head_dim: 64 },
-    Heads { heads: 1, kv_heads: 1, head_dim: 82 },
-    Heads { heads: 4, kv_heads: 1, head_dim: 2 },
+/// Heads whose scores have another factor and a cap that bends them.
+const CAPPED: Heads = Heads { scale: Some(0.4), cap: Some(1.5), ..Heads::new(4, 2, 6) };
+
+const SIZES: [Heads; 6] = [
+    CAPPED,
+    Heads::new(6, 2, 16),
+    Heads::new(3, 3, 10),
+    Heads::new(2, 1, 64),
+    Heads::new(1, 1, 82),
+    Heads::new(4, 1, 2),
 ];
 
 /// Causal segments of the given lengths, `gap` unseen keys before each and one blind row after
@@ -29,6 +33,18 @@ fn ragged(lengths: &[usize], gap: usize) -> (Spans, usize) {
     (spans, at + gap)
 }
 
+/// The score of a product of query and key, and its slope.
+fn score_of(heads: Heads, product: f64) -> (f64, f64) {
+    let scale = heads.scale.map_or(1.0 / (heads.head_dim as f64).sqrt(), f64::from);
+    match heads.cap.map(f64::from) {
+        None => (scale * product, scale),
+        Some(cap) => {
+            let t = (scale * product / cap).tanh();
+            (cap * t, scale * (1.0 - t * t))
+        }
+    }
+}
+
 fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, Vec<f64>) {
     let (hd, width) = (heads.head_dim, heads.kv_width());
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![]);
@@ -37,7 +53,8 @@ fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, V
             let at = (row * heads.heads + head) * hd;
             let key = |j: usize| j * width + head / heads.shared() * hd;
             let score = |j: usize| {
-                (0..hd).map(|t| q[at + t] * kv[key(j) + t]).sum::<f64>() / (hd as f64).sqrt()
+                let product = (0..hd).map(|t| q[at + t] * kv[key(j) + t]).sum::<f64>();
+                score_of(heads, product).0
             };
             let total: f64 = spans.range(row).map(|j| score(j).exp()).sum();
             for j in spans.range(row) {
@@ -93,10 +110,7 @@ fn forward_agrees_with_the_reference_on_ragged_spans() {
 fn gradients_agree_with_differences() {
     let (mut spans, keys) = ragged(&[4, 1, 9], 1);
     spans.start[9] = 8;
-    for heads in [
-        Heads { heads: 4, kv_heads: 2, head_dim: 6 },
-        Heads { heads: 3, kv_heads: 1, head_dim: 18 },
-    ] {
+    for heads in [Heads::new(4, 2, 6), Heads::new(3, 1, 18), CAPPED] {
         let (q, kv) = inputs(&spans, keys, heads);
         let g = values(3, q.len());
         let (dq, dkv) = backward(&q, &kv, &spans, heads, &g);
@@ -123,7 +137,6 @@ fn reference_gradients(
     g: &[f32],
 ) -> (Vec<f64>, Vec<f64>) {
     let (hd, width) = (heads.head_dim, heads.kv_width());
-    let root = (heads.head_dim as f64).sqrt();
     let (out, lse) = reference(q, kv, spans, heads);
     let (mut dq, mut dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -134,10 +147,9 @@ fn reference_gradients(
             for j in spans.range(row) {
                 let k = j * width + head / heads.shared() * hd;
                 let v = k + heads.kv_heads * hd;
-                let p = (dot(&q[at..at + hd], &kv[k..k + hd]) / root
-                    - lse[row * heads.heads + head])
-                    .exp();
-                let ds = p * (dot(&g, &kv[v..v + hd]) - dot(&g, &out[at..at + hd])) / root;
+                let (score, slope) = score_of(heads, dot(&q[at..at + hd], &kv[k..k + hd]));
+                let p = (score - lse[row * heads.heads + head]).exp();
+                let ds = p * (dot(&g, &kv[v..v + hd]) - dot(&g, &out[at..at + hd])) * slope;
                 for t in 0..hd {
                     dq[at + t] += ds * kv[k + t];
                     dkv[k + t] += ds * q[at + t];
@@ -229,7 +241,7 @@ fn no_rows_no_keys_and_blind_rows_are_fine() {
 
 #[test]
 fn extreme_scores_stay_finite() {
-    let heads = Heads { heads: 1, kv_heads: 1, head_dim: 4 };
+    let heads = Heads::new(1, 1, 4);
     let spans = Spans { start: vec![0, 0, 0], end: vec![3, 3, 3] };
     let q: Vec<f32> = values(1, 12).iter().map(|x| x * 1e4).collect();
     let kv: Vec<f32> = values(2, 24).iter().map(|x| x * 1e3).collect();
@@ -251,6 +263,6 @@ fn check_names_the_misfit() {
 #[test]
 #[should_panic(expected = "`q` holds 5 values where its shape needs 6")]
 fn a_wrong_length_is_named() {
-    let heads = Heads { heads: 1, kv_heads: 1, head_dim: 6 };
+    let heads = Heads::new(1, 1, 6);
     forward(&[0.0; 5], &[0.0; 12], &Spans { start: vec![0], end: vec![1] }, heads);
 }

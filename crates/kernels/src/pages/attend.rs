@@ -3,7 +3,7 @@
 use super::format::Stored;
 use super::kernel::{self, Pass};
 use super::{KvFormat, KvPool, PAGE};
-use crate::attend::{Heads, Parts, fits, gather, settle, soften};
+use crate::attend::{Heads, Parts, fits, gather, settle, weigh};
 use crate::check::check_len;
 use crate::scratch::Scratch;
 use rayon::prelude::*;
@@ -21,11 +21,20 @@ pub struct Tables<'a> {
     pub pages: &'a [u32],
     /// Where each row's list begins.
     pub first: &'a [u32],
-    /// Tokens that each row sees; a row that sees none gets zeros.
+    /// Where what each row sees ends; a row that sees no token gets zeros.
     pub count: &'a [u32],
+    /// Tokens at the beginning of the list that each row does not see; empty where all see them.
+    pub skip: &'a [u32],
 }
 
-/// Consecutive rows with the same list of pages, and the most tokens that one of them sees.
+impl Tables<'_> {
+    /// Tokens before the first that `row` sees.
+    fn skip(&self, row: usize) -> usize {
+        self.skip.get(row).map_or(0, |&skip| skip as usize)
+    }
+}
+
+/// Consecutive rows with the same list of pages, and the end of what they see of it.
 struct Block {
     rows: Range<usize>,
     tokens: usize,
@@ -60,7 +69,7 @@ fn check(
     out: &[f32],
     blocks: &[Block],
 ) {
-    let Heads { heads: h, kv_heads: g, head_dim } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim, .. } = heads;
     assert!(
         g > 0 && h.is_multiple_of(g),
         "attend_pages: {h} heads are not a multiple of {g} key-value heads"
@@ -90,8 +99,8 @@ fn check(
     }
 }
 
-/// `out = softmax(q k^T / sqrt(head_dim)) v`, each query row over the tokens that `tables` gives
-/// it.
+/// `out = softmax(s) v` with the scores `s` of [`Heads`], each query row over the tokens that
+/// `tables` gives it.
 ///
 /// `q` and `out` are `[rows, H head_dim]`, the queries already rotated. In [`KvFormat::F32`] the
 /// bits are those of [`attend_forward`](crate::attend::attend_forward) over the same keys and
@@ -103,6 +112,9 @@ fn check(
 /// When the lengths or sizes do not fit, or a list or a page is out of range.
 pub fn attend_pages(q: &[f32], pool: &KvPool, tables: Tables<'_>, heads: Heads, out: &mut [f32]) {
     check_len("attend_pages", "tables.count", tables.count.len(), tables.first.len());
+    if !tables.skip.is_empty() {
+        check_len("attend_pages", "tables.skip", tables.skip.len(), tables.first.len());
+    }
     let blocks = blocks(tables, heads.heads / heads.kv_heads.max(1));
     check(q, pool, tables, heads, out, &blocks);
     match pool.format() {
@@ -145,8 +157,15 @@ fn attend_block<T: Stored>(
     out: &Parts<'_>,
 ) {
     let (shared, hd) = (heads.shared(), heads.head_dim);
-    let pages = block.tokens.div_ceil(PAGE);
+    // Pages that no row of the block sees are not read: the list begins behind them.
+    let unseen = block.rows.clone().map(|row| tables.skip(row)).min().unwrap_or(0) / PAGE;
+    let pages = block.tokens.div_ceil(PAGE).saturating_sub(unseen);
     let lines = block.rows.len() * shared;
+    let counts = block
+        .rows
+        .clone()
+        .map(|row| (tables.count[row] as usize).saturating_sub(unseen * PAGE) as u32);
+    let counts: Vec<u32> = counts.collect();
     // The odd page spreads the lines over the sets of the first-level cache.
     let stride = (pages | 1) * PAGE;
     let mut scratch = Scratch::take(lines * (stride + 2 * hd));
@@ -154,9 +173,9 @@ fn attend_block<T: Stored>(
     gather(q, heads, head, &block.rows, dense);
     let pass = Pass::<T> {
         pool,
-        pages: &tables.pages[tables.first[block.rows.start] as usize..][..pages],
+        pages: &tables.pages[tables.first[block.rows.start] as usize + unseen..][..pages],
         head,
-        counts: &tables.count[block.rows.clone()],
+        counts: &counts,
         shared,
         q: dense,
         stride,
@@ -167,7 +186,12 @@ fn attend_block<T: Stored>(
     for (line, (scores, denominator)) in
         scores.chunks_exact_mut(stride).zip(&mut denominators).enumerate()
     {
-        *denominator = soften(&mut scores[..pass.counts[line / shared] as usize], heads.scale()).1;
+        let count = counts[line / shared] as usize;
+        let skip = tables.skip(block.rows.start + line / shared).saturating_sub(unseen * PAGE);
+        let skip = skip.min(count);
+        // What is not seen adds zeros to the sums of values, which changes no bit of them.
+        scores[..skip].fill(0.0);
+        *denominator = weigh(&mut scores[skip..count], heads).1;
     }
     sums.fill(0.0);
     kernel::value_pass(&pass, scores, sums);

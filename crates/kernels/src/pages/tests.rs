@@ -5,13 +5,14 @@ use super::*;
 use crate::attend::{Heads, Spans, attend_forward};
 use crate::testing::{bits, in_pools, values};
 
-const SIZES: [Heads; 6] = [
-    Heads { heads: 9, kv_heads: 3, head_dim: 64 },
-    Heads { heads: 6, kv_heads: 3, head_dim: 32 },
-    Heads { heads: 5, kv_heads: 1, head_dim: 40 },
-    Heads { heads: 2, kv_heads: 2, head_dim: 100 },
-    Heads { heads: 4, kv_heads: 1, head_dim: 6 },
-    Heads { heads: 7, kv_heads: 1, head_dim: 128 },
+const SIZES: [Heads; 7] = [
+    Heads { scale: Some(0.2), cap: Some(1.5), ..Heads::new(4, 2, 24) },
+    Heads::new(9, 3, 64),
+    Heads::new(6, 3, 32),
+    Heads::new(5, 1, 40),
+    Heads::new(2, 2, 100),
+    Heads::new(4, 1, 6),
+    Heads::new(7, 1, 128),
 ];
 
 /// Sequences whose keys lie in scattered pages of a pool, and rows that look at them.
@@ -55,16 +56,33 @@ impl World {
 
     /// Attention of rows `(sequence, count)`.
     fn attend(&self, q: &[f32], rows: &[(usize, u32)]) -> Vec<f32> {
+        self.attend_within(u32::MAX, q, rows)
+    }
+
+    /// The same where a row sees the last `window` of its tokens.
+    fn attend_within(&self, window: u32, q: &[f32], rows: &[(usize, u32)]) -> Vec<f32> {
         let first: Vec<u32> = rows.iter().map(|row| self.lists[row.0]).collect();
         let count: Vec<u32> = rows.iter().map(|row| row.1).collect();
         let mut out = vec![f32::NAN; q.len()];
-        let tables = Tables { pages: &self.pages, first: &first, count: &count };
+        let skip: Vec<u32> = count.iter().map(|count| count.saturating_sub(window)).collect();
+        let skip = if window == u32::MAX { &[] } else { skip.as_slice() };
+        let tables = Tables { pages: &self.pages, first: &first, count: &count, skip };
         attend_pages(q, &self.pool, tables, self.heads, &mut out);
         out
     }
 
     /// The same from keys in one piece.
     fn expected(&self, q: &[f32], rows: &[(usize, u32)], kv: &[Vec<f32>]) -> Vec<f32> {
+        self.expected_within(u32::MAX, q, rows, kv)
+    }
+
+    fn expected_within(
+        &self,
+        window: u32,
+        q: &[f32],
+        rows: &[(usize, u32)],
+        kv: &[Vec<f32>],
+    ) -> Vec<f32> {
         let (mut all, mut starts) = (vec![], vec![]);
         for kv in kv {
             starts.push((all.len() / self.heads.kv_width()) as u32);
@@ -72,7 +90,7 @@ impl World {
         }
         let mut spans = Spans::default();
         for row in rows {
-            spans.start.push(starts[row.0]);
+            spans.start.push(starts[row.0] + row.1.saturating_sub(window));
             spans.end.push(starts[row.0] + row.1);
         }
         let (mut out, mut lse) =
@@ -117,6 +135,25 @@ fn f32_has_the_bits_of_keys_in_one_piece() {
             bits(&world.expected(&q, &rows, &world.kv)),
             "{heads:?}"
         );
+    }
+}
+
+#[test]
+fn windows_have_the_bits_of_shorter_spans() {
+    let (lengths, rows) = ragged_rows();
+    for heads in SIZES {
+        let world = World::new(KvFormat::F32, heads, &lengths);
+        let q = queries(rows.len(), heads);
+        for window in [1, 5, 16, 40, 250] {
+            let expected = world.expected_within(window, &q, &rows, &world.kv);
+            assert_eq!(
+                bits(&world.attend_within(window, &q, &rows)),
+                bits(&expected),
+                "{heads:?} {window}"
+            );
+        }
+        let alone = world.attend_within(40, &q[..heads.q_width()], &[(4, 300)]);
+        assert_ne!(bits(&alone), bits(&world.attend(&q[..heads.q_width()], &[(4, 300)])));
     }
 }
 

@@ -20,7 +20,7 @@ use super::machine_rates::{Machine, Rates};
 use crate::output;
 
 /// Heads of the 135M model and of its small relatives.
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+const HEADS: Heads = Heads::new(9, 3, 64);
 const QUERY: usize = 9 * 64;
 const KV: usize = 2 * 3 * 64;
 /// Rows of the skinny products: one sequence, several, many, a piece of a prompt.
@@ -359,7 +359,7 @@ impl Bench<'_> {
                     attend_pages(
                         &q,
                         &pool,
-                        Tables { pages: &pages, first: &first, count: &count },
+                        Tables { pages: &pages, first: &first, count: &count, skip: &[] },
                         HEADS,
                         out,
                     );

@@ -6,7 +6,7 @@ use ops::{Ops, backward, read_rows, scalar};
 use train::{OptimizerConfig, Recipe, ScheduleConfig, Trainer};
 
 use super::Check;
-use super::reference::Reference;
+use super::reference::{Reference, next_tokens};
 use super::seen::Seen;
 use super::settings::TrainSettings;
 
@@ -16,7 +16,7 @@ impl Reference {
         let model = self.model(&config)?;
         model.collect_gradients(true);
         let sequences = self.sequences("input_ids")?;
-        let batch = self.batch(&sequences);
+        let batch = next_tokens(&sequences);
         let mut seen = Seen::default();
         let (rule, state) = (Rule::NonCausal, RouterState::default());
         let mut kv = PassCache::new(config.kv != KvMode::RecursionWise);
@@ -36,7 +36,7 @@ impl Reference {
         let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
         let logits = read_rows(&model.logits(passed.x_td.clone(), &pass));
         let weights = batch.weights(1.0 / batch.counted() as f32);
-        let (ce, _) = pass.ops.head_loss(passed.x_td, model.head(), &batch.targets, &weights);
+        let (ce, _) = model.head_loss(pass.ops, passed.x_td, &batch.targets, &weights);
         let mut losses = vec![("loss.ce", scalar(&ce))];
         losses.extend(seen.losses.iter().map(|loss| (loss.name, loss.value)));
         let weighted = seen.losses.iter().map(|loss| loss.weight * loss.value);
@@ -195,7 +195,7 @@ impl Reference {
         let mut loss = Check { what: "train loss".into(), tolerance: 1e-3, ..Check::default() };
         let mut norm = Check { what: "train norm".into(), tolerance: 1e-2, ..Check::default() };
         for (step, batch) in sequences.chunks(shape[1]).enumerate() {
-            let report = trainer.step_on(&[self.batch(batch)])?;
+            let report = trainer.step_on(&[next_tokens(batch)])?;
             let name = format!("step {step}");
             worst(&mut loss, relative_error(report.total, losses[step]), &name);
             worst(&mut norm, relative_error(report.gradient_norm, norms[step]), &name);
@@ -217,7 +217,8 @@ fn relative_error(found: f64, expected: f32) -> f64 {
     (found - f64::from(expected)).abs() / f64::from(expected.abs())
 }
 
-fn worst(check: &mut Check, error: f64, name: &str) {
+/// Keeps `error` if it is the largest so far.
+pub(super) fn worst(check: &mut Check, error: f64, name: &str) {
     // A NaN is never within a tolerance.
     let error = if error.is_nan() { f64::INFINITY } else { error };
     if error > check.error || check.worst.is_empty() {

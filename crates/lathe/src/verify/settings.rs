@@ -89,13 +89,13 @@ impl Reference {
             norm_eps: s.rms_norm_eps,
             tie_embeddings: self.file.shape("param.lm_head.weight").is_none(),
             init_std: 0.02,
-            mlp: Default::default(),
             sharing,
             recursions: if sharing == Sharing::None { 1 } else { s.recursions },
             share_norms: true,
             relax: Relaxation::NONE,
             router: self.router()?,
             kv: if sharing == Sharing::None { KvMode::RecursionWise } else { kv },
+            ..ModelConfig::default()
         };
         config.check()?;
         Ok(config)

@@ -8,9 +8,9 @@ use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::member::{AdapterSettings, Matrices, StreamAdapter};
-use crate::attention::by_runs;
 use crate::error::{ConfigError, refuse};
 use crate::layout::{DepthRuns, LayerPlan};
+use crate::norm::by_runs;
 use crate::params::{Group, Init, ParamPlace, ParamSpec, Take};
 use crate::sizes::Sizes;
 

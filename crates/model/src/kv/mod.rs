@@ -53,6 +53,20 @@ impl KvView {
         }
     }
 
+    /// Of what each row sees the last `window` keys, at least one.
+    pub(crate) fn within(self, window: usize) -> Self {
+        match self {
+            KvView::Lines { kv_sn, spans } => {
+                let mut within = (*spans).clone();
+                for (start, end) in within.start.iter_mut().zip(&spans.end) {
+                    *start = (*start).max((*end as usize).saturating_sub(window) as u32);
+                }
+                KvView::Lines { kv_sn, spans: Arc::new(within) }
+            }
+            KvView::Pages(view) => KvView::Pages(view.within(window as u32)),
+        }
+    }
+
     /// What the rows of `self` see, then what the rows of `other` see. Only pages can be joined: a
     /// cache that takes mixed depths is paged.
     pub(crate) fn join(self, other: Self) -> Self {

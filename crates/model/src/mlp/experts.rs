@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Activation, Combine, Ops, Tensor2, Weight, rows_of, stack};
+use ops::{Activation, Combine, GateFunction, Ops, Tensor2, Weight, rows_of, stack};
 use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
@@ -200,7 +200,7 @@ impl MlpSettings for Config {
 
     fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
         if !self.reaches(stored) {
-            return dense::Config {}.specs(sizes, stored);
+            return dense::Config::default().specs(sizes, stored);
         }
         let (d, f, count) = (sizes.width, self.width(sizes), self.count);
         let bank = |part, shape| ParamSpec {
@@ -229,7 +229,7 @@ impl MlpSettings for Config {
     /// and logits, scores and their shares.
     fn kept_values(&self, sizes: &Sizes, stored: usize) -> f64 {
         if !self.reaches(stored) {
-            return dense::Config {}.kept_values(sizes, stored);
+            return dense::Config::default().kept_values(sizes, stored);
         }
         let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
         let products: f64 = self.specs(sizes, stored).iter().map(met).sum();
@@ -283,12 +283,13 @@ impl MlpSettings for Config {
     fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp> {
         let stored = linears.stored;
         if !self.reaches(stored) {
-            return dense::Config {}.build(linears, take);
+            return dense::Config::default().build(linears, take);
         }
         let shared = (self.shared > 0).then(|| Shared {
             mlp: Dense {
                 gate_up: linears.build(SHARED_GATE_UP, take),
                 down: linears.build(SHARED_DOWN, take),
+                function: GateFunction::Silu,
             },
             gate: self.has_shared_gate(stored).then(|| take.take(&Self::shared_gate(stored))),
         });

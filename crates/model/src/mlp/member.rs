@@ -21,6 +21,11 @@ pub trait MlpSettings {
     /// Its matrices in stored layer `stored`: some or all of [`MlpSettings::parts`].
     fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec>;
 
+    /// Its biases in stored layer `stored`.
+    fn vectors(&self, _sizes: &Sizes, _stored: usize) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
     /// Numbers that a row leaves in stored layer `stored` for the backward pass. A matrix has the
     /// stream on one side; the other side is kept, as far as the row meets it: `2 f + f` for
     /// SwiGLU.

@@ -1,9 +1,10 @@
 //! What a layer does to each row on its own, behind attention. The list of MLPs: a new one is its
 //! file and a line here, and being on the list brings recipe schema, costs, tests and docs.
 
+mod activation;
 #[cfg(test)]
 mod blocks;
-mod dense;
+pub mod dense;
 pub mod experts;
 mod member;
 
@@ -12,16 +13,19 @@ use serde::{Deserialize, Serialize};
 use crate::list::members;
 use crate::params::Part;
 
-pub use dense::{DOWN, GATE_UP};
+pub use activation::MlpActivation;
+pub use dense::{DOWN, DOWN_BIAS, GATE_UP, GATE_UP_BIAS};
 pub use member::{Mlp, MlpSettings};
 
 /// The norm ahead of the MLP.
 pub const NORM: Part = Part::new("ffn_norm");
+/// The norm on what the MLP adds to the stream.
+pub const AFTER_NORM: Part = Part::new("ffn_after_norm");
 
 members! {
     /// The list of MLPs.
     pub enum MlpConfig: MlpSettings {
-        /// SwiGLU: `down(silu(gate(h)) * up(h))` of width `ffn`.
+        /// A gated MLP: `down(f(gate(h)) * up(h))` of width `ffn`, f mostly SiLU.
         Dense(dense::Config) = "dense",
         /// Many of these, of which each row takes those that a router chooses for it.
         Experts(experts::Config) = "experts",

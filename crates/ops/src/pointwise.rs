@@ -1,0 +1,143 @@
+//! Element by element: a bias, a factor, a scaled addition to the stream, a soft cap.
+
+use burn_tensor::activation;
+use kernels::attend::{cap_slopes, cap_values};
+
+use crate::seam::{FastOp, Raw, apply, dims, values, values_mut};
+use crate::weight::Sink;
+use crate::{Ops, Tensor2, Weight};
+
+impl Ops {
+    /// `y[t,n] = x[t,n] + b[n]`; `b_1n` is `[1, n]`.
+    pub fn add_bias(self, x_tn: Tensor2, b_1n: &Weight) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(AddBias { b_1n: b_1n.raw(), sink: b_1n.sink() }, [x_tn]),
+            Ops::Plain => x_tn + b_1n.plain(),
+        }
+    }
+
+    /// `factor * x`, element by element.
+    pub fn times(self, x: Tensor2, factor: f32) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(Times { factor }, [x]),
+            Ops::Plain => x.mul_scalar(factor),
+        }
+    }
+
+    /// `x + factor * y`, element by element: the write of a layer that does not add by its product.
+    pub fn add_times(self, x_td: Tensor2, y_td: Tensor2, factor: f32) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(AddTimes { factor }, [x_td, y_td]),
+            Ops::Plain => x_td + y_td.mul_scalar(factor),
+        }
+    }
+
+    /// `cap * tanh(x / cap)`, element by element, `cap` above 0 (Gemma 2, 2024, arXiv 2408.00118).
+    pub fn soft_cap(self, x: Tensor2, cap: f32) -> Tensor2 {
+        match self {
+            Ops::Fast => apply(SoftCap { cap }, [x]),
+            Ops::Plain => activation::tanh(x.div_scalar(cap)).mul_scalar(cap),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct AddBias {
+    b_1n: Raw,
+    sink: Option<Sink>,
+}
+
+impl FastOp<1> for AddBias {
+    type Saved = ();
+
+    fn forward(&self, [mut x_tn]: [Raw; 1]) -> (Raw, ()) {
+        let b = values(&self.b_1n);
+        for row in values_mut(&mut x_tn).chunks_exact_mut(b.len().max(1)) {
+            row.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+        }
+        (x_tn, ())
+    }
+
+    fn backward(&self, (): (), g_tn: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        if let Some(sink) = &self.sink {
+            let n = dims(&g_tn).1;
+            let mut db = vec![0.0f32; n];
+            for row in values(&g_tn).chunks_exact(n.max(1)) {
+                db.iter_mut().zip(row).for_each(|(db, g)| *db += g);
+            }
+            sink.add(&db);
+        }
+        [Some(g_tn)]
+    }
+}
+
+/// Multiplies every value by `factor`.
+fn times(x: &mut Raw, factor: f32) {
+    values_mut(x).iter_mut().for_each(|x| *x *= factor);
+}
+
+#[derive(Clone, Debug)]
+struct Times {
+    factor: f32,
+}
+
+impl FastOp<1> for Times {
+    type Saved = ();
+
+    fn forward(&self, [mut x]: [Raw; 1]) -> (Raw, ()) {
+        times(&mut x, self.factor);
+        (x, ())
+    }
+
+    fn backward(&self, (): (), mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        times(&mut g, self.factor);
+        [Some(g)]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct AddTimes {
+    factor: f32,
+}
+
+impl FastOp<2> for AddTimes {
+    type Saved = ();
+
+    fn forward(&self, [mut x_td, y_td]: [Raw; 2]) -> (Raw, ()) {
+        let pairs = values_mut(&mut x_td).iter_mut().zip(values(&y_td));
+        pairs.for_each(|(x, &y)| *x = self.factor.mul_add(y, *x));
+        (x_td, ())
+    }
+
+    fn backward(&self, (): (), g: Raw, wanted: [bool; 2], _: Option<Raw>) -> [Option<Raw>; 2] {
+        let dy = wanted[1].then(|| {
+            let mut dy = g.clone();
+            if self.factor != 1.0 {
+                times(&mut dy, self.factor);
+            }
+            dy
+        });
+        [wanted[0].then_some(g), dy]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SoftCap {
+    cap: f32,
+}
+
+impl FastOp<1> for SoftCap {
+    /// What the forward pass gave.
+    type Saved = Raw;
+
+    fn forward(&self, [mut x]: [Raw; 1]) -> (Raw, Raw) {
+        cap_values(values_mut(&mut x), self.cap);
+        (x.clone(), x)
+    }
+
+    fn backward(&self, mut y: Raw, mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        cap_slopes(values_mut(&mut y), self.cap);
+        values_mut(&mut g).iter_mut().zip(values(&y)).for_each(|(g, slope)| *g *= slope);
+        [Some(g)]
+    }
+}
