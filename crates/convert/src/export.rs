@@ -8,13 +8,15 @@ use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
 use model::params::ParamSpec;
 use model::{Model, RouterConfig, Sharing};
+use serde_json::Value;
 use train::Stored;
 
 use crate::ConvertError;
 use crate::error::{must_be_free, refused};
 use crate::roles::{experts_of, roles, settings_of};
 
-/// Writes the folder `out` that Hugging Face's library loads as a Llama model.
+/// Writes the folder `out` that Hugging Face's library loads: as a model of the class that it was
+/// imported from, or of the first known one that computes the same.
 ///
 /// # Errors
 /// A model that is not dense, a checkpoint without tokenizer, `out` holds files, or what the file
@@ -25,7 +27,7 @@ pub fn export_hugging_face(
     weights: HfWeightType,
     disk: &dyn Disk,
 ) -> Result<(), ConvertError> {
-    let dense = Dense::of(stored)?;
+    let dense = Dense::of(stored, false)?;
     let special = special_of(stored);
     let options = FolderOptions { architecture: dense.architecture, weights, special: &special };
     Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options, disk)?)
@@ -41,7 +43,7 @@ pub fn export_gguf(
     weights: GgufWeightType,
     name: &str,
 ) -> Result<(), ConvertError> {
-    let dense = Dense::of(stored)?;
+    let dense = Dense::of(stored, true)?;
     must_be_free(out)?;
     let special = special_of(stored);
     let options = GgufOptions {
@@ -78,6 +80,12 @@ fn special_of(stored: &Stored) -> SpecialIds {
     }
 }
 
+/// The architecture as which the model was imported, or that which it was converted from.
+fn read_as(origin: &Value) -> Option<&str> {
+    let own = origin.get("architecture").and_then(Value::as_str);
+    own.or_else(|| origin.get("source").and_then(read_as))
+}
+
 /// A dense model as weights by role.
 struct Dense<'a> {
     model: &'a Model,
@@ -86,7 +94,8 @@ struct Dense<'a> {
 }
 
 impl<'a> Dense<'a> {
-    fn of(stored: &'a Stored) -> Result<Self, ConvertError> {
+    /// The model in a form of file: GGUF or a Hugging Face folder.
+    fn of(stored: &'a Stored, gguf: bool) -> Result<Self, ConvertError> {
         let config = stored.model.config();
         if config.sharing != Sharing::None || config.router != RouterConfig::FIXED {
             let found = format!("{:?} with router \"{}\"", config.sharing, config.router.kind());
@@ -106,12 +115,19 @@ impl<'a> Dense<'a> {
         for (spec, _) in stored.model.weights() {
             must_have_role(spec, &settings)?;
         }
-        match Architecture::that_holds(&settings) {
+        let origin = stored.origin.as_ref().and_then(read_as);
+        match Architecture::that_holds(&settings, gguf, origin) {
             Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
             None => {
-                let expected = "a model that one of the known architectures holds";
+                let form = if gguf { "GGUF files" } else { "Hugging Face folders" };
+                let expected = format!("a model that one of the architectures of {form} holds");
+                let other = Architecture::that_holds(&settings, !gguf, origin);
+                let found = match settings.additions.beyond(&formats::Additions::default()) {
+                    Some(addition) => addition,
+                    None => other.map_or("a combination that none has", |other| other.name),
+                };
                 let next = "export it in the form of its own (--format lathe)";
-                refused("the checkpoint: architecture", expected, "none that does", next)
+                refused("the checkpoint: architecture", expected, found, next)
             }
         }
     }

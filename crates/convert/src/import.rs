@@ -1,13 +1,17 @@
 //! From a Hugging Face folder, a GGUF file or a folder written by [`crate::export_own`] to a
 //! checkpoint of ours.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use checkpoint::{Disk, NamedTensor};
-use formats::{ModelFile, SpecialIds, TensorSource};
+use formats::hf::Folder;
+use formats::{ArchConfig, ModelFile, SpecialIds, TensorSource};
 use model::params::ParamSpec;
 use model::table::specs;
-use model::{ModelConfig, RouterState};
+use model::{Model, ModelConfig, RouterState};
 use serde_json::json;
 use train::{Made, SpecialTokens, write_model};
 
@@ -28,8 +32,8 @@ pub struct Imported {
     pub costs: Costs,
 }
 
-/// Writes the checkpoint folder `out` from what is at `path`: a Hugging Face folder of a Llama
-/// model, a GGUF file of the llama architecture, or a folder in our own export form. Weights are
+/// Writes the checkpoint folder `out` from what is at `path`: a Hugging Face folder or a GGUF file
+/// of a known architecture, or a folder in our own export form. Weights are
 /// kept as f32, dequantised where they were not.
 ///
 /// # Errors
@@ -61,20 +65,83 @@ pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, Conv
         state: &RouterState::default(),
         tokenizer: Some(&tokenizer),
         text: Some(&text),
-        origin: json!({ "made_by": "import", "form": form, "from": name_of(path) }),
+        origin: json!({
+            "made_by": "import", "form": form, "from": name_of(path),
+            "architecture": source.architecture().name,
+        }),
     };
     let path = write_model(out, made, disk)?;
     Ok(Imported { path, config, text, costs })
 }
 
-/// A parameter of ours out of the tensors that stand in it, row after row.
+/// A model of others in memory, with the names that its own files give the weights.
+#[derive(Debug)]
+pub struct ImportedModel {
+    /// Its settings and weights as ours.
+    pub model: Arc<Model>,
+    /// What messages call its architecture.
+    pub architecture: &'static str,
+    names: BTreeMap<String, Vec<Piece>>,
+}
+
+/// Numbers of a parameter of ours that stand in a tensor of the file.
+#[derive(Debug)]
+pub struct Piece {
+    /// The name of the tensor.
+    pub tensor: String,
+    /// Which of its numbers.
+    pub range: Range<usize>,
+}
+
+impl ImportedModel {
+    /// Where the numbers of a parameter stand in the file, one stretch behind the other.
+    pub fn pieces(&self, parameter: &str) -> &[Piece] {
+        self.names.get(parameter).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Reads the Hugging Face folder at `path` into memory, without a tokenizer.
+///
+/// # Errors
+/// As [`import()`], but for the tokenizer.
+pub fn imported_model(path: &Path) -> Result<ImportedModel, ConvertError> {
+    let source = Folder::open(path)?;
+    let config = config_of(source.settings(), path)?;
+    let architecture = source.architecture();
+    let mut names = BTreeMap::new();
+    let model = Model::build(&config, |spec| {
+        let mut pieces = Vec::new();
+        for role in roles(spec, source.settings()).unwrap_or_default() {
+            if let Some((tensor, range)) = source.place(role) {
+                pieces.push(Piece { tensor, range });
+            }
+        }
+        names.insert(spec.name.clone(), pieces);
+        values(&source, source.settings(), path, spec)
+    })?;
+    Ok(ImportedModel { model: Arc::new(model), architecture: architecture.name, names })
+}
+
+/// A parameter of ours out of the tensors that stand in it.
 fn weight(
     source: &ModelFile,
     path: &Path,
     spec: ParamSpec,
 ) -> Result<NamedTensor<'static>, ConvertError> {
+    let data = values(source, source.settings(), path, &spec)?;
+    let shape = vec![spec.shape.0, spec.shape.1];
+    Ok(NamedTensor { name: spec.name, shape, data: data.into() })
+}
+
+/// Its numbers, row after row.
+fn values(
+    source: &dyn TensorSource,
+    settings: &ArchConfig,
+    path: &Path,
+    spec: &ParamSpec,
+) -> Result<Vec<f32>, ConvertError> {
     let mut data = Vec::with_capacity(spec.count());
-    for role in roles(&spec, source.settings()).unwrap_or_default() {
+    for role in roles(spec, settings).unwrap_or_default() {
         data.extend(source.tensor(role)?);
     }
     if data.len() != spec.count() {
@@ -82,8 +149,7 @@ fn weight(
         let next = "choose a model whose architecture has it";
         return refused_in(path, &spec.name, expected, format!("{} numbers", data.len()), next);
     }
-    let shape = vec![spec.shape.0, spec.shape.1];
-    Ok(NamedTensor { name: spec.name, shape, data: data.into() })
+    Ok(data)
 }
 
 fn text_of(special: SpecialIds) -> SpecialTokens {

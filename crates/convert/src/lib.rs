@@ -7,6 +7,7 @@
 //! `roles.rs`; shapes come from the parameter table.
 
 mod adapters;
+mod additions;
 mod costs;
 mod error;
 mod export;
@@ -25,7 +26,7 @@ pub use error::ConvertError;
 pub use export::{export_gguf, export_hugging_face};
 pub use formats::gguf::GgufWeightType;
 pub use formats::hf::HfWeightType;
-pub use import::{Imported, import};
+pub use import::{Imported, ImportedModel, Piece, import, imported_model};
 pub use layers::{Start, kept, parse_layers, sources};
 pub use native::export_own;
 pub use quantize::{Quantization, RoundedKind, quantize};

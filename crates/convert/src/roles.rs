@@ -12,14 +12,24 @@ use model::{
 };
 
 use crate::ConvertError;
+use crate::additions::{additions_of, rope_scaling_of, with_additions};
 use crate::error::refused_in;
 
 const OTHER_MODEL: &str = "choose a model that asks for no more";
 
-/// Matrices and norms of a layer and what stands in them, row after row.
-const LAYER: [(Part, &[LayerRole]); 7] = [
+/// Matrices, biases and norms of a layer and what stands in them, row after row.
+const LAYER: [(Part, &[LayerRole]); 16] = [
     (attention::NORM, &[LayerRole::AttentionNorm]),
+    (attention::AFTER_NORM, &[LayerRole::AttentionAfterNorm]),
+    (attention::QUERY_NORM, &[LayerRole::QueryNorm]),
+    (attention::KEY_NORM, &[LayerRole::KeyNorm]),
+    (attention::QUERY_BIAS, &[LayerRole::QueryBias]),
+    (attention::KEY_VALUE_BIAS, &[LayerRole::KeyBias, LayerRole::ValueBias]),
+    (attention::OUTPUT_BIAS, &[LayerRole::OutputBias]),
     (mlp::NORM, &[LayerRole::FfnNorm]),
+    (mlp::AFTER_NORM, &[LayerRole::FfnAfterNorm]),
+    (mlp::GATE_UP_BIAS, &[LayerRole::GateBias, LayerRole::UpBias]),
+    (mlp::DOWN_BIAS, &[LayerRole::DownBias]),
     (attention::QUERY, &[LayerRole::Query]),
     (attention::KEY_VALUE, &[LayerRole::Key, LayerRole::Value]),
     (attention::OUTPUT, &[LayerRole::Output]),
@@ -59,11 +69,6 @@ pub(crate) fn roles(spec: &ParamSpec, settings: &ArchConfig) -> Option<Vec<Tenso
 
 /// Our recipe of the model that `settings` of the file `path` describe.
 pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfig, ConvertError> {
-    if let Some(scaling) = settings.rope_scaling {
-        let expected = "none: rotary frequencies are not rescaled here";
-        let found = format!("{scaling:?}");
-        return refused_in(path, "rope_scaling", expected, found, OTHER_MODEL);
-    }
     let config = ModelConfig {
         vocab_size: settings.vocab,
         width: settings.width,
@@ -88,6 +93,7 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
         kv: KvMode::RecursionWise,
         ..ModelConfig::default()
     };
+    let config = with_additions(config, settings);
     match config.check() {
         Ok(_) => Ok(config),
         Err(error) => {
@@ -141,7 +147,8 @@ pub(crate) fn settings_of(config: &ModelConfig) -> ArchConfig {
         norm_eps: config.norm_eps,
         context: config.context,
         tied: config.tie_embeddings,
-        rope_scaling: None,
+        rope_scaling: rope_scaling_of(config),
+        additions: additions_of(config),
     }
 }
 
@@ -155,8 +162,13 @@ mod tests {
 
     #[test]
     fn every_parameter_is_made_of_every_role_once() {
-        for tie_embeddings in [true, false] {
-            let config = ModelConfig { vocab_size: 10, tie_embeddings, ..dense() };
+        for (tie_embeddings, form) in [true, false].into_iter().zip(testkit::forms()) {
+            let mlp = MlpConfig::Dense(mlp::dense::Config {
+                bias: !tie_embeddings,
+                ..Default::default()
+            });
+            let plain = ModelConfig { vocab_size: 10, tie_embeddings, mlp, ..dense() };
+            let config = form.of(plain);
             let settings = settings_of(&config);
             let mut seen = BTreeSet::new();
             for spec in model::table::specs(&config, &config.check().expect("legal")) {
@@ -165,7 +177,9 @@ mod tests {
                     parts.iter().map(|r| r.shape(&settings).iter().product::<usize>()).sum();
                 assert_eq!(count, spec.count(), "{}", spec.name);
                 for role in parts {
-                    assert_eq!(role.shape(&settings).last(), Some(&spec.shape.1), "{role}");
+                    let shape = role.shape(&settings);
+                    let is_row = spec.shape.0 == 1 && shape.len() == 1;
+                    assert!(is_row || shape.last() == Some(&spec.shape.1), "{role}");
                     assert!(seen.insert(role), "{role} twice");
                 }
             }
@@ -194,12 +208,9 @@ mod tests {
     fn settings_and_config_say_the_same() {
         let config = ModelConfig { vocab_size: 10, ..dense() };
         assert_eq!(config_of(&settings_of(&config), Path::new("x")).expect("plain"), config);
-        let scaled = ArchConfig {
-            rope_scaling: Some(formats::RopeScaling::Linear { factor: 2.0 }),
-            ..settings_of(&config)
-        };
-        let error = config_of(&scaled, Path::new("some/file")).expect_err("scaled").to_string();
-        assert!(error.contains("some/file") && error.contains("rope_scaling"), "{error}");
+        let wide = ArchConfig { vocab: 1 << 25, ..settings_of(&config) };
+        let error = config_of(&wide, Path::new("some/file")).expect_err("too wide").to_string();
+        assert!(error.contains("some/file") && error.contains("vocab_size"), "{error}");
     }
 
     fn dense() -> ModelConfig {

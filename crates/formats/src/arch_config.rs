@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{FormatError, Result};
+use crate::{Additions, FormatError, HiddenActivation, Result};
 
 /// The largest size accepted for any dimension; real models stay far below it.
 const MAX_SIZE: usize = 1 << 31;
@@ -10,8 +10,8 @@ const MAX_LAYERS: usize = 1 << 16;
 const MAX_EXPERTS: usize = 1 << 12;
 
 /// The numbers that fix a model's arithmetic, which is Llama's (Touvron et al. 2023,
-/// arXiv:2302.13971; grouped-query attention as in arXiv:2307.09288): pre-norm blocks with RMSNorm,
-/// rotary positions, SwiGLU, no biases.
+/// arXiv:2302.13971; grouped-query attention as in arXiv:2307.09288), pre-norm blocks with RMSNorm,
+/// rotary positions, SwiGLU and no biases, with what [`Additions`] has beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchConfig {
     /// Rows of the embedding; a tokenizer may use fewer.
@@ -39,6 +39,8 @@ pub struct ArchConfig {
     pub tied: bool,
     /// A change of the rotary frequencies; a model that does not compute it must refuse the file.
     pub rope_scaling: Option<RopeScaling>,
+    /// What the model computes beside plain Llama.
+    pub additions: Additions,
     /// Experts of inner width `ffn` in place of the feed-forward network of every block.
     pub experts: Option<Experts>,
 }
@@ -72,6 +74,27 @@ pub enum RopeScaling {
         high: f64,
         /// `original_max_position_embeddings`: the context before the change, in tokens.
         original_context: usize,
+    },
+    /// YaRN (arXiv:2309.00071): pairs that turn often within the original context keep their
+    /// frequency, those that turn seldom have it divided by `factor`, with a straight line between;
+    /// what turns is multiplied by a factor.
+    Yarn {
+        /// Division of the slow frequencies.
+        factor: f64,
+        /// Turns above which a pair is fast.
+        beta_fast: f64,
+        /// Turns below which a pair is slow.
+        beta_slow: f64,
+        /// The context before the change, in tokens.
+        original_context: usize,
+        /// The factor of what turns; where absent, by the next two, or `0.1 ln(factor) + 1`.
+        attention_factor: Option<f64>,
+        /// With `mscale_all_dim`: `m(mscale) / m(mscale_all_dim)`, `m(a) = 0.1 a ln(factor) + 1`.
+        mscale: Option<f64>,
+        /// See `mscale`.
+        mscale_all_dim: Option<f64>,
+        /// Whether the pairs between fast and slow are rounded outwards.
+        truncate: bool,
     },
 }
 
@@ -139,7 +162,68 @@ impl ArchConfig {
                 }
             }
         }
+        self.check_additions(path)?;
+        self.check_experts(path)?;
         self.rope_scaling.map_or(Ok(()), |scaling| scaling.check(path))
+    }
+
+    /// Refuses an MLP's additions beside experts, which have SiLU and no such biases.
+    fn check_experts(&self, path: &Path) -> Result<()> {
+        let Additions { activation, mlp_bias, .. } = self.additions;
+        if self.experts.is_none() {
+            return Ok(());
+        }
+        if activation != HiddenActivation::Silu {
+            let (expected, found) = ("\"silu\" for experts", format!("{activation:?}"));
+            return Err(FormatError::unsupported(path, "hidden_act", expected, found));
+        }
+        if mlp_bias {
+            return Err(FormatError::unsupported(path, "mlp_bias", "false for experts", "true"));
+        }
+        Ok(())
+    }
+
+    /// Refuses additions that no model of these blocks and heads has.
+    fn check_additions(&self, path: &Path) -> Result<()> {
+        let (layers, head_dim, additions) = (self.layers, self.head_dim, &self.additions);
+        for (field, found) in [
+            ("score_scale", additions.score_scale),
+            ("score_cap", additions.score_cap),
+            ("window_theta", additions.window_theta),
+            ("embedding_multiplier", additions.embedding_multiplier),
+            ("residual_multiplier", additions.residual_multiplier),
+            ("logits_divisor", additions.logits_divisor),
+            ("logit_cap", additions.logit_cap),
+        ] {
+            if let Some(found) = found.filter(|x| !(x.is_finite() && *x > 0.0)) {
+                let expected = "a positive number";
+                return Err(FormatError::damaged(path, field, expected, found.to_string()));
+            }
+        }
+        if let Some(share) = additions.rotary_share {
+            let turned = (head_dim as f64 * share) as usize;
+            if !(share > 0.0 && share <= 1.0 && turned > 0 && turned.is_multiple_of(2)) {
+                let expected = format!("a share with which an even number of {head_dim} turn");
+                return Err(FormatError::damaged(
+                    path,
+                    "partial_rotary_factor",
+                    expected,
+                    share.to_string(),
+                ));
+            }
+        }
+        let blocks = additions.window.iter().flat_map(|window| &window.blocks);
+        if let Some(block) = blocks.chain(&additions.without_rotary).find(|&&block| block >= layers)
+        {
+            let expected = format!("blocks below {layers}");
+            return Err(FormatError::damaged(path, "layer_types", expected, block.to_string()));
+        }
+        match &additions.window {
+            Some(window) if window.size == 0 => {
+                Err(FormatError::damaged(path, "sliding_window", "at least 1", "0"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Query rows: `heads * head_dim`.
@@ -155,7 +239,8 @@ impl ArchConfig {
 
 impl RopeScaling {
     fn check(self, path: &Path) -> Result<()> {
-        let (Self::Linear { factor } | Self::Llama3 { factor, .. }) = self;
+        let (Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. }) =
+            self;
         if !(factor.is_finite() && factor >= 1.0) {
             let expected = "a number of at least 1";
             return Err(FormatError::damaged(
@@ -165,22 +250,26 @@ impl RopeScaling {
                 factor.to_string(),
             ));
         }
-        if let Self::Llama3 { low, high, original_context, .. } = self {
-            if !(low > 0.0 && high.is_finite() && high > low) {
-                let field = "rope_scaling.high_freq_factor";
-                let expected = "0 < low_freq_factor < high_freq_factor";
-                return Err(FormatError::damaged(
-                    path,
-                    field,
-                    expected,
-                    format!("{low} and {high}"),
-                ));
-            }
-            if original_context == 0 || original_context > MAX_SIZE {
-                let field = "rope_scaling.original_max_position_embeddings";
-                let found = original_context.to_string();
-                return Err(FormatError::damaged(path, field, "1 to 2^31", found));
-            }
+        if let Self::Yarn { beta_fast, beta_slow, .. } = self
+            && !(beta_slow > 0.0 && beta_fast.is_finite() && beta_fast > beta_slow)
+        {
+            let expected = "0 < beta_slow < beta_fast";
+            let found = format!("{beta_slow} and {beta_fast}");
+            return Err(FormatError::damaged(path, "rope_scaling.beta_fast", expected, found));
+        }
+        if let Self::Llama3 { low, high, .. } = self
+            && !(low > 0.0 && high.is_finite() && high > low)
+        {
+            let field = "rope_scaling.high_freq_factor";
+            let expected = "0 < low_freq_factor < high_freq_factor";
+            return Err(FormatError::damaged(path, field, expected, format!("{low} and {high}")));
+        }
+        if let Self::Llama3 { original_context, .. } | Self::Yarn { original_context, .. } = self
+            && (original_context == 0 || original_context > MAX_SIZE)
+        {
+            let field = "rope_scaling.original_max_position_embeddings";
+            let found = original_context.to_string();
+            return Err(FormatError::damaged(path, field, "1 to 2^31", found));
         }
         Ok(())
     }

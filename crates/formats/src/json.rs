@@ -88,6 +88,14 @@ impl<'a> JsonObject<'a> {
         self.map.contains_key(key)
     }
 
+    /// The same file with other keys and values.
+    pub(crate) fn with<'b>(&self, map: &'b Map<String, Value>) -> JsonObject<'b>
+    where
+        'a: 'b,
+    {
+        JsonObject { path: self.path, prefix: self.prefix, map }
+    }
+
     /// Keys and values, in the order of the file.
     pub(crate) fn items(&self) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
         self.map.iter()
@@ -101,6 +109,16 @@ impl<'a> JsonObject<'a> {
     pub(crate) fn unsupported(&self, key: &str, expected: impl Into<String>) -> FormatError {
         let found = self.get(key).map_or("nothing".into(), describe);
         FormatError::unsupported(self.path, self.field(key), expected, found)
+    }
+
+    /// [`JsonObject::unsupported`] for `field`, an item under a key, that is `found`.
+    pub(crate) fn unsupported_item(
+        &self,
+        field: &str,
+        expected: impl Into<String>,
+        found: String,
+    ) -> FormatError {
+        FormatError::unsupported(self.path, self.field(field), expected, found)
     }
 
     fn typed<T>(

@@ -4,10 +4,11 @@
 //! [`ModelFile::open`] takes either form and gives [`ArchConfig`], the weights by [`TensorRole`] as
 //! row-major f32 matrices in Hugging Face's rotary order, a tokenizer.json and the [`SpecialIds`].
 //! What an architecture calls its settings and tensors is said by its member of
-//! [`architectures::ALL`]. Whatever the arithmetic of [`ArchConfig`] does not cover (biases,
-//! experts, other activations, sliding windows) is refused by name, never ignored. Nothing is sized
+//! [`architectures::ALL`]. Whatever the arithmetic of [`ArchConfig`] does not cover is refused by
+//! name, never ignored. Nothing is sized
 //! by a number from a file before that number was held against the file's length.
 
+mod additions;
 mod arch_config;
 pub mod architectures;
 mod error;
@@ -21,6 +22,7 @@ mod special;
 mod tensors;
 mod writing;
 
+pub use additions::{Additions, HeadNorm, HiddenActivation, NormPosition, SlidingWindow};
 pub use arch_config::{ArchConfig, Experts, RopeScaling};
 pub use architectures::Architecture;
 pub use error::{FormatError, Result};

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::{ArchConfig, Result};
+use crate::{ArchConfig, HeadNorm, NormPosition, Result};
 
 /// Which weights of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,8 +29,22 @@ pub enum LayerRole {
     Key,
     /// `[kv_heads * head_dim, width]`.
     Value,
+    /// `[heads * head_dim]`, added to queries.
+    QueryBias,
+    /// `[kv_heads * head_dim]`, added to keys.
+    KeyBias,
+    /// `[kv_heads * head_dim]`, added to values.
+    ValueBias,
+    /// Gain of queries, `[head_dim]` or `[heads * head_dim]`.
+    QueryNorm,
+    /// Gain of keys, `[head_dim]` or `[kv_heads * head_dim]`.
+    KeyNorm,
     /// `[width, heads * head_dim]`.
     Output,
+    /// `[width]`, added to what attention writes.
+    OutputBias,
+    /// Gain of what attention adds to the residual stream, `[width]`.
+    AttentionAfterNorm,
     /// Gain before the feed-forward network, `[width]`.
     FfnNorm,
     /// `[ffn, width]`, under the SiLU.
@@ -39,6 +53,14 @@ pub enum LayerRole {
     Up,
     /// `[width, ffn]`, back to the residual stream.
     Down,
+    /// `[ffn]`, added to the gate.
+    GateBias,
+    /// `[ffn]`, added to what the gate multiplies.
+    UpBias,
+    /// `[width]`, added to what the feed-forward network writes.
+    DownBias,
+    /// Gain of what the feed-forward network adds to the residual stream, `[width]`.
+    FfnAfterNorm,
     /// `[experts, width]`: scores of the experts.
     Router,
     /// `[ffn, width]`: the gate of an expert.
@@ -52,16 +74,28 @@ pub enum LayerRole {
 impl LayerRole {
     /// Every role of a block, in the order of computation.
     pub fn all(settings: &ArchConfig) -> Vec<LayerRole> {
-        let mut all = vec![
-            LayerRole::AttentionNorm,
-            LayerRole::Query,
-            LayerRole::Key,
-            LayerRole::Value,
-            LayerRole::Output,
-            LayerRole::FfnNorm,
-        ];
+        let there = |roles: &[LayerRole], there| if there { roles.to_vec() } else { Vec::new() };
+        let additions = &settings.additions;
+        let (before, after) = (
+            additions.norm_place != NormPosition::After,
+            additions.norm_place != NormPosition::Before,
+        );
+        let mut all = there(&[LayerRole::AttentionNorm], before);
+        all.extend([LayerRole::Query, LayerRole::Key, LayerRole::Value]);
+        let biases = [LayerRole::QueryBias, LayerRole::KeyBias, LayerRole::ValueBias];
+        all.extend(there(&biases, additions.qkv_bias));
+        let norms = [LayerRole::QueryNorm, LayerRole::KeyNorm];
+        all.extend(there(&norms, additions.query_key_norm != HeadNorm::None));
+        all.push(LayerRole::Output);
+        all.extend(there(&[LayerRole::OutputBias], additions.output_bias));
+        all.extend(there(&[LayerRole::AttentionAfterNorm], after));
+        all.extend(there(&[LayerRole::FfnNorm], before));
+        let after = there(&[LayerRole::FfnAfterNorm], after);
         let Some(experts) = settings.experts else {
             all.extend([LayerRole::Gate, LayerRole::Up, LayerRole::Down]);
+            let biases = [LayerRole::GateBias, LayerRole::UpBias, LayerRole::DownBias];
+            all.extend(there(&biases, additions.mlp_bias));
+            all.extend(after);
             return all;
         };
         all.push(LayerRole::Router);
@@ -69,6 +103,7 @@ impl LayerRole {
             let [gate, up] = [LayerRole::ExpertGate(expert), LayerRole::ExpertUp(expert)];
             all.extend([gate, up, LayerRole::ExpertDown(expert)]);
         }
+        all.extend(after);
         all
     }
 }
@@ -93,7 +128,22 @@ impl TensorRole {
             Self::Embed | Self::Head => vec![settings.vocab, d],
             Self::Norm => vec![d],
             Self::Layer(_, role) => match role {
-                LayerRole::AttentionNorm | LayerRole::FfnNorm => vec![d],
+                LayerRole::AttentionNorm
+                | LayerRole::FfnNorm
+                | LayerRole::AttentionAfterNorm
+                | LayerRole::FfnAfterNorm
+                | LayerRole::OutputBias
+                | LayerRole::DownBias => vec![d],
+                LayerRole::QueryBias => vec![q],
+                LayerRole::KeyBias | LayerRole::ValueBias => vec![k],
+                LayerRole::GateBias | LayerRole::UpBias => vec![f],
+                LayerRole::QueryNorm | LayerRole::KeyNorm
+                    if settings.additions.query_key_norm == HeadNorm::Head =>
+                {
+                    vec![settings.head_dim]
+                }
+                LayerRole::QueryNorm => vec![q],
+                LayerRole::KeyNorm => vec![k],
                 LayerRole::Query => vec![q, d],
                 LayerRole::Key | LayerRole::Value => vec![k, d],
                 LayerRole::Output => vec![d, q],

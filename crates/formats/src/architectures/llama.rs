@@ -1,4 +1,5 @@
-//! Llama (Touvron et al. 2023, arXiv:2302.13971): what [`ArchConfig`] describes and no more.
+//! Llama (Touvron et al. 2023, arXiv:2302.13971): what [`ArchConfig`] describes, with biases and
+//! other activations in Hugging Face folders, and nothing beside it in GGUF files.
 
 use std::path::Path;
 
@@ -8,21 +9,21 @@ use crate::error::quote;
 use crate::gguf::file::Gguf;
 use crate::gguf::keys::{SettingKeys, u32_setting};
 use crate::gguf::write::{GgufSettings, GgufValue};
-use crate::hf::rope;
 use crate::json::JsonObject;
-use crate::{ArchConfig, FormatError, LayerRole, Result, RopeScaling, TensorRole};
+use crate::{Additions, ArchConfig, FormatError, LayerRole, Result, RopeScaling, TensorRole};
 
 use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::dense::{self, Defaults};
 
 pub(super) static LLAMA: Architecture = Architecture {
     name: "Llama",
-    holds: |config| config.experts.is_none(),
+    holds: |config| dense::holds(config, held(config)),
     hugging_face: Some(HuggingFaceForm {
         model_type: "llama",
         class: "LlamaForCausalLM",
         read: read_hugging_face,
         write: write_hugging_face,
-        tensor: hugging_face_tensor,
+        tensor: dense::tensor,
     }),
     gguf: Some(GgufForm {
         architecture: "llama",
@@ -33,36 +34,20 @@ pub(super) static LLAMA: Architecture = Architecture {
     }),
 };
 
-type BlockTensor = (LayerRole, &'static str, &'static str);
+type BlockTensor = (LayerRole, &'static str);
 
-/// The tensors of a block: role, name below `model.layers.I` in a Hugging Face folder, name below
-/// `blk.I` in a GGUF file.
+/// The tensors of a block in a GGUF file: role, name below `blk.I`.
 const BLOCK: [BlockTensor; 9] = [
-    (LayerRole::AttentionNorm, "input_layernorm", "attn_norm"),
-    (LayerRole::Query, "self_attn.q_proj", "attn_q"),
-    (LayerRole::Key, "self_attn.k_proj", "attn_k"),
-    (LayerRole::Value, "self_attn.v_proj", "attn_v"),
-    (LayerRole::Output, "self_attn.o_proj", "attn_output"),
-    (LayerRole::FfnNorm, "post_attention_layernorm", "ffn_norm"),
-    (LayerRole::Gate, "mlp.gate_proj", "ffn_gate"),
-    (LayerRole::Up, "mlp.up_proj", "ffn_up"),
-    (LayerRole::Down, "mlp.down_proj", "ffn_down"),
+    (LayerRole::AttentionNorm, "attn_norm"),
+    (LayerRole::Query, "attn_q"),
+    (LayerRole::Key, "attn_k"),
+    (LayerRole::Value, "attn_v"),
+    (LayerRole::Output, "attn_output"),
+    (LayerRole::FfnNorm, "ffn_norm"),
+    (LayerRole::Gate, "ffn_gate"),
+    (LayerRole::Up, "ffn_up"),
+    (LayerRole::Down, "ffn_down"),
 ];
-
-fn of_block(role: LayerRole) -> Option<&'static BlockTensor> {
-    BLOCK.iter().find(|tensor| tensor.0 == role)
-}
-
-pub(super) fn hugging_face_tensor(role: TensorRole) -> Option<String> {
-    Some(match role {
-        TensorRole::Embed => "model.embed_tokens.weight".into(),
-        TensorRole::Norm => "model.norm.weight".into(),
-        TensorRole::Head => "lm_head.weight".into(),
-        TensorRole::Layer(layer, role) => {
-            format!("model.layers.{layer}.{}.weight", of_block(role)?.1)
-        }
-    })
-}
 
 pub(super) fn gguf_tensor(role: TensorRole) -> Option<String> {
     Some(match role {
@@ -70,9 +55,17 @@ pub(super) fn gguf_tensor(role: TensorRole) -> Option<String> {
         TensorRole::Norm => "output_norm.weight".into(),
         TensorRole::Head => "output.weight".into(),
         TensorRole::Layer(layer, role) => {
-            format!("blk.{layer}.{}.weight", of_block(role)?.2)
+            let (_, name) = BLOCK.iter().find(|(known, _)| *known == role)?;
+            format!("blk.{layer}.{name}.weight")
         }
     })
+}
+
+/// What Llama may have beside the plain one: biases of all four matrices of attention and of the
+/// MLP, another activation.
+fn held(config: &ArchConfig) -> Additions {
+    let Additions { qkv_bias, mlp_bias, activation, .. } = config.additions;
+    Additions { qkv_bias, output_bias: qkv_bias, mlp_bias, activation, ..Additions::default() }
 }
 
 /// The library's defaults for absent keys are those of the first Llama.
@@ -80,98 +73,27 @@ pub(super) fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     if config.get("num_local_experts").is_some() {
         return Err(config.unsupported("num_local_experts", "no such setting"));
     }
-    read_numbers(config)
+    dense::must_be_null(config, "sliding_window")?;
+    let mut found = read_numbers(config)?;
+    found.additions.qkv_bias = config.bool("attention_bias")?.unwrap_or(false);
+    found.additions.output_bias = found.additions.qkv_bias;
+    found.additions.mlp_bias = config.bool("mlp_bias")?.unwrap_or(false);
+    Ok(found)
 }
 
-/// The same for an architecture that may have experts.
+/// The numbers without biases and window, for an architecture that may have experts.
 pub(super) fn read_numbers(config: &JsonObject<'_>) -> Result<ArchConfig> {
-    refuse_extras(config)?;
-    let width = must_size(config, "hidden_size")?;
-    let heads = must_size(config, "num_attention_heads")?;
-    Ok(ArchConfig {
-        vocab: must_size(config, "vocab_size")?,
-        width,
-        layers: must_size(config, "num_hidden_layers")?,
-        heads,
-        kv_heads: config.size("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: head_dim(config, width, heads)?,
-        ffn: must_size(config, "intermediate_size")?,
-        rope_theta: rope::theta(config)?,
-        norm_eps: config.number("rms_norm_eps")?.unwrap_or(1e-6),
-        context: config.size("max_position_embeddings")?.unwrap_or(2048),
-        tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
-        rope_scaling: rope::scaling(config)?,
-        experts: None,
-    })
-}
-
-fn must_size(config: &JsonObject<'_>, key: &str) -> Result<usize> {
-    config.must(key, config.size(key)?)
-}
-
-/// `head_dim`, or the width divided among the heads.
-fn head_dim(config: &JsonObject<'_>, width: usize, heads: usize) -> Result<usize> {
-    if let Some(head_dim) = config.size("head_dim")? {
-        return Ok(head_dim);
-    }
-    match width.checked_div(heads).filter(|head_dim| head_dim * heads == width) {
-        Some(head_dim) => Ok(head_dim),
-        None => {
-            let expected = format!("a divisor of the hidden_size {width}, as no head_dim is given");
-            Err(config.wrong("num_attention_heads", expected))
-        }
-    }
-}
-
-fn refuse_extras(config: &JsonObject<'_>) -> Result<()> {
-    if config.string("hidden_act")?.is_some_and(|act| act != "silu") {
-        return Err(config.unsupported("hidden_act", "\"silu\""));
-    }
-    for key in ["attention_bias", "mlp_bias"] {
-        if config.bool(key)? == Some(true) {
-            return Err(config.unsupported(key, "false"));
-        }
-    }
-    if config.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(config.unsupported("partial_rotary_factor", "1"));
-    }
-    if config.get("quantization_config").is_some() {
-        return Err(config.unsupported("quantization_config", "no such setting"));
-    }
-    if config.get("sliding_window").is_some() {
-        return Err(config.unsupported("sliding_window", "null"));
-    }
-    Ok(())
+    dense::must_turn_whole(config)?;
+    dense::read(config, &Defaults::LLAMA, "hidden_act")
 }
 
 pub(super) fn write_hugging_face(_: &Path, config: &ArchConfig) -> Result<Map<String, Value>> {
-    let fields = [
-        ("architectures", Value::Null),
-        ("model_type", Value::Null),
-        ("attention_bias", false.into()),
-        ("attention_dropout", 0.0.into()),
-        ("bos_token_id", Value::Null),
-        ("eos_token_id", Value::Null),
-        ("pad_token_id", Value::Null),
-        ("head_dim", config.head_dim.into()),
-        ("hidden_act", "silu".into()),
-        ("hidden_size", config.width.into()),
-        ("initializer_range", 0.02.into()),
-        ("intermediate_size", config.ffn.into()),
-        ("max_position_embeddings", config.context.into()),
-        ("mlp_bias", false.into()),
-        ("num_attention_heads", config.heads.into()),
-        ("num_hidden_layers", config.layers.into()),
-        ("num_key_value_heads", config.kv_heads.into()),
-        ("rms_norm_eps", config.norm_eps.into()),
-        ("rope_scaling", rope::scaling_json(config.rope_scaling)),
-        ("rope_theta", config.rope_theta.into()),
-        ("tie_word_embeddings", config.tied.into()),
-        ("torch_dtype", Value::Null),
-        ("use_cache", true.into()),
-        ("vocab_size", config.vocab.into()),
+    let additions = &config.additions;
+    let own = vec![
+        ("attention_bias", additions.qkv_bias.into()),
+        ("mlp_bias", additions.mlp_bias.into()),
     ];
-    Ok(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    Ok(dense::fields(config, own))
 }
 
 /// Settings below `llama.` that are read here or change nothing. Others may change the arithmetic
@@ -224,6 +146,7 @@ fn read_gguf(gguf: &Gguf) -> Result<ArchConfig> {
         context: keys.must_size("context_length")?,
         tied: gguf.tensor("output.weight").is_err(),
         rope_scaling: gguf_rope_scaling(&keys)?,
+        additions: Additions::default(),
         experts: None,
     };
     keys.refuse_others(&GGUF_SETTINGS, &GGUF_ZERO_SETTINGS)?;
@@ -259,6 +182,10 @@ fn gguf_rope_scaling(keys: &SettingKeys<'_>) -> Result<Option<RopeScaling>> {
 }
 
 fn write_gguf(path: &Path, config: &ArchConfig) -> Result<GgufSettings> {
+    if let Some(addition) = config.additions.beyond(&Additions::default()) {
+        let expected = "a plain Llama model; a Hugging Face folder holds more";
+        return Err(FormatError::unwritable(path, "architecture", expected, addition));
+    }
     let sizes = [
         ("vocab_size", config.vocab),
         ("context_length", config.context),
@@ -287,6 +214,9 @@ fn write_gguf(path: &Path, config: &ArchConfig) -> Result<GgufSettings> {
         }
         Some(RopeScaling::Llama3 { .. }) => {
             return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "llama3"));
+        }
+        Some(RopeScaling::Yarn { .. }) => {
+            return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "yarn"));
         }
     }
     settings.extend(others.into_iter().map(|(key, value)| (format!("llama.{key}"), value)));

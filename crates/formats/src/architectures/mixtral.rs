@@ -8,14 +8,16 @@ use serde_json::{Map, Value};
 
 use crate::arch_config::Experts;
 use crate::json::JsonObject;
-use crate::{ArchConfig, LayerRole, Result, TensorRole};
+use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
 
 use super::architecture::{Architecture, HuggingFaceForm};
-use super::llama;
+use super::{dense, llama};
 
 pub(super) static MIXTRAL: Architecture = Architecture {
     name: "Mixtral",
-    holds: |config| config.experts.is_some(),
+    holds: |config| {
+        config.experts.is_some() && config.additions.beyond(&Additions::default()).is_none()
+    },
     hugging_face: Some(HuggingFaceForm {
         model_type: "mixtral",
         class: "MixtralForCausalLM",
@@ -29,7 +31,7 @@ pub(super) static MIXTRAL: Architecture = Architecture {
 
 fn hugging_face_tensor(role: TensorRole) -> Option<String> {
     let TensorRole::Layer(layer, of_layer) = role else {
-        return llama::hugging_face_tensor(role);
+        return dense::tensor(role);
     };
     let name = match of_layer {
         LayerRole::Gate | LayerRole::Up | LayerRole::Down => return None,
@@ -37,7 +39,7 @@ fn hugging_face_tensor(role: TensorRole) -> Option<String> {
         LayerRole::ExpertGate(expert) => format!("experts.{expert}.w1"),
         LayerRole::ExpertUp(expert) => format!("experts.{expert}.w3"),
         LayerRole::ExpertDown(expert) => format!("experts.{expert}.w2"),
-        _ => return llama::hugging_face_tensor(role),
+        _ => return dense::tensor(role),
     };
     Some(format!("model.layers.{layer}.block_sparse_moe.{name}.weight"))
 }
@@ -53,6 +55,10 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     }
     let count = config.must("num_local_experts", config.size("num_local_experts")?)?;
     let top_k = config.size("num_experts_per_tok")?.unwrap_or(2);
+    dense::must_be_null(config, "sliding_window")?;
+    for key in ["attention_bias", "mlp_bias"] {
+        dense::must_be_unset(config, key)?;
+    }
     let experts = Some(Experts { count, top_k });
     Ok(ArchConfig { experts, ..llama::read_numbers(config)? })
 }

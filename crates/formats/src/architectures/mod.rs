@@ -3,11 +3,21 @@
 //! member for everything else.
 
 mod architecture;
+mod dense;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
 #[cfg(test)]
 mod renamed;
+mod smollm3;
 
 pub use architecture::Architecture;
 pub(crate) use architecture::{GgufForm, HuggingFaceForm};
@@ -21,15 +31,34 @@ use crate::{ArchConfig, FormatError, Result};
 pub static ALL: &[&Architecture] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &smollm3::SMOLLM3,
+    &granite::GRANITE,
+    &olmo2::OLMO2,
+    &phi3::PHI3,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
     &mixtral::MIXTRAL,
     #[cfg(test)]
     &renamed::RENAMED,
 ];
 
 impl Architecture {
-    /// The first architecture of the list that a model of these numbers can be written as.
-    pub fn that_holds(config: &ArchConfig) -> Option<&'static Architecture> {
-        ALL.iter().copied().find(|member| (member.holds)(config))
+    /// The first architecture of the list that a model of these numbers can be written as, in a
+    /// Hugging Face folder, or in a GGUF file; that of the name `preferred` if it is one.
+    pub fn that_holds(
+        config: &ArchConfig,
+        gguf: bool,
+        preferred: Option<&str>,
+    ) -> Option<&'static Architecture> {
+        let has_form = |member: &Architecture| match gguf {
+            true => member.gguf.is_some(),
+            false => member.hugging_face.is_some(),
+        };
+        let hold = || ALL.iter().copied().filter(|m| has_form(m) && (m.holds)(config));
+        hold().find(|member| Some(member.name) == preferred).or_else(|| hold().next())
     }
 }
 
@@ -74,7 +103,11 @@ mod tests {
     use super::*;
     use crate::gguf::{self, GgufOptions, GgufWeightType};
     use crate::hf::{self, FolderOptions, HfWeightType};
-    use crate::{Experts, ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
+    use crate::layout;
+    use crate::{
+        Additions, Experts, HeadNorm, HiddenActivation, ModelFile, NormPosition, RopeScaling,
+        SlidingWindow, SpecialIds, TensorRole, TensorSource,
+    };
 
     /// Heads times head_dim is not the width, and no two sizes are equal.
     fn config() -> ArchConfig {
@@ -91,17 +124,75 @@ mod tests {
             context: 16,
             tied: false,
             rope_scaling: None,
+            additions: Additions::default(),
             experts: None,
         }
     }
 
-    /// The same with experts, for an architecture that has some.
+    /// The same with experts, for an architecture that has some, or with what else it has beside
+    /// plain Llama in a Hugging Face folder.
     fn config_of(member: &Architecture) -> ArchConfig {
         let experts = Some(Experts { count: 3, top_k: 2 });
         if (member.holds)(&ArchConfig { experts, ..config() }) {
             return ArchConfig { experts, ..config() };
         }
-        config()
+        let additions = additions_of(member);
+        let held = ArchConfig { additions, ..config() };
+        assert!((member.holds)(&held) || member.gguf.is_some(), "{}", member.name);
+        held
+    }
+
+    /// As much as the architecture has.
+    fn additions_of(member: &Architecture) -> Additions {
+        let (of, none) = (|blocks| Some(SlidingWindow { size: 5, blocks }), Additions::default());
+        let biased =
+            Additions { qkv_bias: true, output_bias: true, mlp_bias: true, ..none.clone() };
+        let gemma = Additions {
+            norm_plus_one: true,
+            activation: HiddenActivation::GeluTanh,
+            embedding_multiplier: Some(12f64.sqrt()),
+            ..none.clone()
+        };
+        let both = Additions {
+            score_scale: Some(1.0 / 20f64.sqrt()),
+            logit_cap: Some(30.0),
+            window: of(vec![0, 2]),
+            norm_place: NormPosition::Both,
+            ..gemma.clone()
+        };
+        match member.name {
+            "Mistral" => Additions { window: of(vec![0, 1, 2]), ..none },
+            "Qwen2" => Additions { qkv_bias: true, window: of(vec![1, 2]), ..none },
+            "Qwen3" => Additions {
+                query_key_norm: HeadNorm::Head,
+                window: of(vec![0, 2]),
+                mlp_bias: false,
+                ..biased
+            },
+            "SmolLM3" => Additions { without_rotary: vec![1], window: of(vec![0, 1]), ..biased },
+            "Granite" => Additions {
+                score_scale: Some(0.2),
+                embedding_multiplier: Some(3.0),
+                residual_multiplier: Some(0.4),
+                logits_divisor: Some(7.0),
+                ..biased
+            },
+            "OLMo 2" => Additions {
+                query_key_norm: HeadNorm::Width,
+                norm_place: NormPosition::After,
+                mlp_bias: false,
+                ..biased
+            },
+            "Phi-3" => {
+                Additions { rotary_share: Some(2.0 / 3.0), window: of(vec![0, 1, 2]), ..none }
+            }
+            "Gemma" => Additions { qkv_bias: true, output_bias: true, ..gemma },
+            "Gemma 2" => Additions { score_cap: Some(50.0), ..both },
+            "Gemma 3" => {
+                Additions { query_key_norm: HeadNorm::Head, window_theta: Some(100.0), ..both }
+            }
+            _ => none,
+        }
     }
 
     /// Numbers that say where they belong.
@@ -189,12 +280,22 @@ mod tests {
                 member.gguf.as_ref().map(|form| form.tensor),
             ];
             for tensor in forms.into_iter().flatten() {
-                let mut roles = BTreeMap::new();
-                for role in TensorRole::all(&config_of(member)) {
-                    let name = tensor(role).unwrap_or_else(|| panic!("{}: {role}", member.name));
-                    let other = roles.insert(name, role);
-                    assert_eq!(other, None, "{}: {role}", member.name);
+                let (config, path) = (config_of(member), Path::new("x"));
+                let (mut names, mut count) = (BTreeMap::new(), 0);
+                for stored in layout::tensors(path, member.name, &config, tensor) {
+                    let layout::StoredTensor { name, roles, .. } = stored.expect(member.name);
+                    // What stands in one tensor follows each other.
+                    let mut end = 0;
+                    for &role in &roles {
+                        let range = layout::range(&config, tensor, role);
+                        assert_eq!(range.start, end, "{}: {role}", member.name);
+                        end = range.end;
+                    }
+                    count += roles.len();
+                    let other = names.insert(name, roles[0]);
+                    assert_eq!(other, None, "{}: {:?}", member.name, roles[0]);
                 }
+                assert_eq!(count, TensorRole::all(&config).count(), "{}", member.name);
             }
         }
     }
@@ -216,13 +317,16 @@ mod tests {
     fn an_unknown_architecture_is_told_the_known_ones() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("config.json");
-        std::fs::write(&path, r#"{"model_type": "qwen2"}"#).expect("writes");
+        std::fs::write(&path, r#"{"model_type": "unheard_of"}"#).expect("writes");
         let message = ModelFile::open(folder.path()).expect_err("unknown").to_string();
         for member in ALL {
             let Some(form) = &member.hugging_face else { continue };
             assert!(message.contains(&format!("{:?}", form.model_type)), "{message}");
         }
-        assert!(message.contains("found \"qwen2\"") && message.contains("model_type"), "{message}");
+        assert!(
+            message.contains("found \"unheard_of\"") && message.contains("model_type"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -243,7 +347,27 @@ mod tests {
         assert!(message.contains("architecture") && message.contains("Mistral"), "{message}");
         let scaled =
             ArchConfig { rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }), ..config() };
-        let member = Architecture::that_holds(&scaled).expect("Llama");
+        let member = Architecture::that_holds(&scaled, true, None).expect("Llama");
         assert!(std::ptr::eq(member, &llama::LLAMA));
+        // A plain model is what it was read as, where that has the form, and Llama otherwise.
+        for (gguf, preferred, expected) in
+            [(false, "Phi-3", "Phi-3"), (true, "Phi-3", "Llama"), (false, "Qwen3", "Llama")]
+        {
+            let member = Architecture::that_holds(&config(), gguf, Some(preferred));
+            assert_eq!(member.expect("some").name, expected);
+        }
+    }
+
+    #[test]
+    fn a_model_with_additions_is_held_by_its_own_architecture_first() {
+        for &member in ALL.iter().filter(|member| member.hugging_face.is_some()) {
+            let config = config_of(member);
+            if config.additions == Additions::default() {
+                continue;
+            }
+            let found = Architecture::that_holds(&config, false, None).expect(member.name);
+            assert!(std::ptr::eq(found, member), "{} as {}", member.name, found.name);
+            assert!(Architecture::that_holds(&config, true, None).is_none(), "{}", member.name);
+        }
     }
 }

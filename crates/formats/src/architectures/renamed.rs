@@ -10,7 +10,7 @@ use crate::gguf::file::Gguf;
 use crate::gguf::keys::{SettingKeys, u32_setting};
 use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
-use crate::{ArchConfig, Result, TensorRole};
+use crate::{Additions, ArchConfig, Result, TensorRole};
 
 use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 
@@ -68,6 +68,7 @@ fn empty() -> ArchConfig {
         context: 0,
         tied: false,
         rope_scaling: None,
+        additions: Additions::default(),
         experts: None,
     }
 }

@@ -1,5 +1,6 @@
 //! A Hugging Face folder whose config and tensors agree.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::shards::Shards;
@@ -53,6 +54,13 @@ impl Folder {
         &self.settings
     }
 
+    /// The tensor in which the weights of a role stand, and which of its values they are; `None` for
+    /// a role that the architecture lacks.
+    pub fn place(&self, role: TensorRole) -> Option<(String, Range<usize>)> {
+        let name = (self.form.tensor)(role)?;
+        Some((name, layout::range(&self.settings, self.form.tensor, role)))
+    }
+
     /// Special ids and chat template.
     ///
     /// # Errors
@@ -73,7 +81,14 @@ impl Folder {
 
 impl TensorSource for Folder {
     fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
-        let name = layout::name(&self.path, self.architecture.name, self.form.tensor, role)?;
-        self.shards.read(&name)
+        let tensor = self.form.tensor;
+        let name = layout::name(&self.path, self.architecture.name, tensor, role)?;
+        let range = layout::range(&self.settings, tensor, role);
+        let mut values = self.shards.read(&name)?;
+        // Mostly the role is the whole tensor.
+        if range.len() < values.len() {
+            values = values.get(range).unwrap_or_default().to_vec();
+        }
+        Ok(values)
     }
 }

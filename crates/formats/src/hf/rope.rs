@@ -6,7 +6,8 @@ use crate::json::JsonObject;
 use crate::{Result, RopeScaling};
 
 /// The base stands at the top, or among the rope parameters; where both are, they must agree.
-pub(crate) fn theta(config: &JsonObject<'_>) -> Result<f64> {
+/// `otherwise` is the library's default of the architecture.
+pub(crate) fn theta(config: &JsonObject<'_>, otherwise: f64) -> Result<f64> {
     let top = config.number("rope_theta")?;
     let inner = match config.inner("rope_parameters")? {
         Some(parameters) => parameters.number("rope_theta")?,
@@ -16,16 +17,35 @@ pub(crate) fn theta(config: &JsonObject<'_>) -> Result<f64> {
         (Some(a), Some(b)) if a != b => {
             Err(config.wrong("rope_theta", format!("{b} as in rope_parameters")))
         }
-        (a, b) => Ok(a.or(b).unwrap_or(10_000.0)),
+        (a, b) => Ok(a.or(b).unwrap_or(otherwise)),
     }
 }
 
-/// A change of the frequencies, in `rope_scaling` or among the `rope_parameters`.
-pub(crate) fn scaling(config: &JsonObject<'_>) -> Result<Option<RopeScaling>> {
+/// The share of each head that turns, at the top or among the rope parameters; 1 where it is
+/// absent.
+pub(crate) fn share(config: &JsonObject<'_>) -> Result<f64> {
+    let mut share = config.number("partial_rotary_factor")?;
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(inner) = config.inner(key)? else { continue };
+        let found = inner.number("partial_rotary_factor")?;
+        if let (Some(a), Some(b)) = (share, found)
+            && a != b
+        {
+            return Err(config.wrong("partial_rotary_factor", format!("{b} as in {key}")));
+        }
+        share = share.or(found);
+    }
+    Ok(share.unwrap_or(1.0))
+}
+
+/// A change of the frequencies, in `rope_scaling` or among the `rope_parameters`; `context` stands
+/// in for an original context that is not stated.
+pub(crate) fn scaling(config: &JsonObject<'_>, context: usize) -> Result<Option<RopeScaling>> {
+    let outer = config.size("original_max_position_embeddings")?;
     let mut scaling = None;
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(inner) = config.inner(key)? else { continue };
-        let found = one_scaling(&inner)?;
+        let found = one_scaling(&inner, outer, context)?;
         if scaling.is_some_and(|other| other != found) {
             return Err(config.wrong(key, "the same as in rope_scaling"));
         }
@@ -34,27 +54,53 @@ pub(crate) fn scaling(config: &JsonObject<'_>) -> Result<Option<RopeScaling>> {
     Ok(scaling.flatten())
 }
 
-fn one_scaling(inner: &JsonObject<'_>) -> Result<Option<RopeScaling>> {
+/// The change that one object states; `outer` is an original context that stands beside it.
+pub(crate) fn one_scaling(
+    inner: &JsonObject<'_>,
+    outer: Option<usize>,
+    context: usize,
+) -> Result<Option<RopeScaling>> {
     let kind_key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
-    if inner.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(inner.unsupported("partial_rotary_factor", "1"));
-    }
+    let original = "original_max_position_embeddings";
+    let original_context = || match (inner.size(original)?, outer) {
+        (Some(a), Some(b)) if a != b => Err(inner.wrong(original, format!("{b} as beside it"))),
+        (a, b) => Ok(a.or(b).unwrap_or(context)),
+    };
     match inner.string(kind_key)? {
         None | Some("default") => match inner.get("factor") {
             None => Ok(None),
             Some(_) => Err(inner.unsupported("factor", "none without a rope_type")),
         },
         Some("linear") => Ok(Some(RopeScaling::Linear { factor: must_number(inner, "factor")? })),
-        Some("llama3") => {
-            let original = "original_max_position_embeddings";
-            Ok(Some(RopeScaling::Llama3 {
-                factor: must_number(inner, "factor")?,
-                low: must_number(inner, "low_freq_factor")?,
-                high: must_number(inner, "high_freq_factor")?,
-                original_context: inner.must(original, inner.size(original)?)?,
+        Some("llama3") => Ok(Some(RopeScaling::Llama3 {
+            factor: must_number(inner, "factor")?,
+            low: must_number(inner, "low_freq_factor")?,
+            high: must_number(inner, "high_freq_factor")?,
+            original_context: original_context()?,
+        })),
+        Some("yarn") => {
+            let original_context = original_context()?;
+            let stated = inner.number("factor")?;
+            // As the library does, a zero counts as absent.
+            let number = |key| inner.number(key).map(|x| x.filter(|x| *x != 0.0));
+            let attention_factor = inner.number("attention_factor")?;
+            // One without the other, or beside a stated factor, changes nothing.
+            let (mscale, all_dim) = (number("mscale")?, number("mscale_all_dim")?);
+            let used = attention_factor.is_none() && mscale.is_some() && all_dim.is_some();
+            Ok(Some(RopeScaling::Yarn {
+                factor: stated.unwrap_or(context as f64 / original_context as f64),
+                beta_fast: number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("beta_slow")?.unwrap_or(1.0),
+                original_context,
+                attention_factor,
+                mscale: mscale.filter(|_| used),
+                mscale_all_dim: all_dim.filter(|_| used),
+                truncate: inner.bool("truncate")?.unwrap_or(true),
             }))
         }
-        Some(_) => Err(inner.unsupported(kind_key, "\"default\", \"linear\" or \"llama3\"")),
+        Some(_) => {
+            Err(inner.unsupported(kind_key, "\"default\", \"linear\", \"llama3\" or \"yarn\""))
+        }
     }
 }
 
@@ -71,5 +117,31 @@ pub(crate) fn scaling_json(scaling: Option<RopeScaling>) -> Value {
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
             "high_freq_factor": high, "original_max_position_embeddings": original_context,
         }),
+        Some(RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_context,
+            attention_factor,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        }) => {
+            let mut json = json!({
+                "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast,
+                "beta_slow": beta_slow, "original_max_position_embeddings": original_context,
+                "truncate": truncate,
+            });
+            for (key, value) in [
+                ("attention_factor", attention_factor),
+                ("mscale", mscale),
+                ("mscale_all_dim", mscale_all_dim),
+            ] {
+                if let Some(value) = value {
+                    json[key] = value.into();
+                }
+            }
+            json
+        }
     }
 }

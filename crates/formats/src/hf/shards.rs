@@ -102,7 +102,7 @@ impl Shards {
         folder: &Path,
         architecture: &str,
         settings: &ArchConfig,
-        tensor: fn(TensorRole) -> Option<String>,
+        tensor: layout::Naming,
     ) -> Result<()> {
         let mut found: BTreeMap<&str, &[usize]> = BTreeMap::new();
         for (name, &shard) in &self.index {

@@ -10,10 +10,9 @@ use super::folder::CONFIG;
 use super::special::TOKENIZER;
 use crate::architectures::HuggingFaceForm;
 use crate::error::{check_finite, quote};
+use crate::layout::{self, StoredTensor};
 use crate::writing::{check_count, too_large};
-use crate::{
-    ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
-};
+use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorSource};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +51,6 @@ pub struct FolderOptions<'a> {
     pub special: &'a SpecialIds,
 }
 
-/// A tensor to be written: which weights, and their name and shape in the file.
-struct NamedRole {
-    role: TensorRole,
-    name: String,
-    shape: Vec<usize>,
-}
-
 const WEIGHTS: &str = "model.safetensors";
 
 /// Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
@@ -84,11 +76,8 @@ pub fn write(
     settings.check(folder)?;
     options.special.check(folder, settings.vocab)?;
     let tokenizer_config = tokenizer_config(folder, settings, tokenizer, options.special)?;
-    let mut named = Vec::new();
-    for role in TensorRole::all(settings) {
-        let name = layout::name(folder, architecture.name, form.tensor, role)?;
-        named.push(NamedRole { role, name, shape: role.shape(settings) });
-    }
+    let named: Vec<StoredTensor> =
+        layout::tensors(folder, architecture.name, settings, form.tensor).collect::<Result<_>>()?;
     let config = config(folder, form, settings, options)?;
     let path = folder.join(WEIGHTS);
     let header = header(&path, &named, options.weights)?;
@@ -205,14 +194,17 @@ fn write_weights(
     out: &FolderWriter<'_>,
     path: &Path,
     header: &[u8],
-    tensors: &[NamedRole],
+    tensors: &[StoredTensor],
     weights: &dyn TensorSource,
     dtype: HfWeightType,
 ) -> Result<()> {
     let mut file = out.file(WEIGHTS)?;
     out.append(&mut file, header)?;
-    for NamedRole { role, name, shape } in tensors {
-        let values = weights.tensor(*role)?;
+    for StoredTensor { roles, name, shape } in tensors {
+        let mut values = Vec::new();
+        for role in roles {
+            values.extend(weights.tensor(*role)?);
+        }
         check_count(path, name, values.len(), shape)?;
         check_finite(path, name, &values)?;
         let mut bytes = Vec::with_capacity(values.len() * dtype.bytes() as usize);
@@ -235,11 +227,11 @@ fn write_weights(
 }
 
 /// Length prefix and header, padded with blanks to a multiple of 8 bytes.
-fn header(path: &Path, tensors: &[NamedRole], dtype: HfWeightType) -> Result<Vec<u8>> {
+fn header(path: &Path, tensors: &[StoredTensor], dtype: HfWeightType) -> Result<Vec<u8>> {
     // Readers refuse a file whose metadata does not name the layout "pt".
     let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     let mut begin = 0_u64;
-    for NamedRole { name, shape, .. } in tensors {
+    for StoredTensor { name, shape, .. } in tensors {
         let size = shape.iter().try_fold(dtype.bytes(), |size, &n| size.checked_mul(n as u64));
         let Some(end) = size.and_then(|size| begin.checked_add(size)) else {
             let field = format!("tensor {}", quote(name));

@@ -3,7 +3,7 @@
 
 use formats::gguf::{GgufOptions, GgufWeightType, export};
 use formats::hf::{FolderOptions, HfWeightType};
-use formats::{ArchConfig, Architecture, Result, SpecialIds, TensorRole};
+use formats::{Additions, ArchConfig, Architecture, Result, SpecialIds, TensorRole};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,6 +22,7 @@ pub(crate) fn small() -> ArchConfig {
         context: 16,
         tied: false,
         rope_scaling: None,
+        additions: Additions::default(),
         experts: None,
     }
 }
@@ -145,7 +146,7 @@ pub(crate) fn export_to(
 
 /// The architecture of every file here.
 pub(crate) fn llama() -> &'static Architecture {
-    Architecture::that_holds(&small()).unwrap()
+    Architecture::that_holds(&small(), true, None).unwrap()
 }
 
 pub(crate) fn hf_name(role: TensorRole) -> String {

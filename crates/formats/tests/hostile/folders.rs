@@ -113,13 +113,14 @@ fn configs_that_ask_for_more_are_refused() {
             "num_attention_heads",
         ),
         (
-            "a Mistral with its usual window",
+            "a Mistral with a window of nothing",
             Box::new(|folder| {
                 edit(
                     &folder.join("config.json"),
                     &[
                         ("model_type", json!("mistral")),
                         ("architectures", json!(["MistralForCausalLM"])),
+                        ("sliding_window", json!(0)),
                     ],
                 );
             }),
@@ -133,10 +134,13 @@ fn configs_that_ask_for_more_are_refused() {
             "rope_theta",
         ),
         (
-            "yarn",
-            config("rope_scaling", json!({"rope_type": "yarn", "factor": 2})),
+            "yarn upside down",
+            config(
+                "rope_scaling",
+                json!({"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 32}),
+            ),
             c,
-            "rope_scaling.rope_type",
+            "rope_scaling.beta_fast",
         ),
         (
             "dynamic scaling",
@@ -182,15 +186,13 @@ fn settings_of_another_type_or_size_are_refused() {
     let c = "config.json";
     let one = |key, value| (key, config(key, value), c, key);
     let mut cases = vec![
-        one("model_type", json!("qwen2")),
+        one("model_type", json!("unheard_of")),
         one("model_type", json!(7)),
         one("architectures", json!(["LlamaForSequenceClassification"])),
         one("architectures", json!([])),
         one("architectures", json!("LlamaForCausalLM")),
-        one("hidden_act", json!("gelu")),
-        one("attention_bias", json!(true)),
+        one("hidden_act", json!("relu")),
         one("attention_bias", json!("no")),
-        one("mlp_bias", json!(true)),
         one("sliding_window", json!(4096)),
         one("quantization_config", json!({"bits": 4})),
         one("num_local_experts", json!(8)),

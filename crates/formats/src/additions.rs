@@ -1,0 +1,118 @@
+//! What a model computes beside plain Llama.
+
+/// What a model computes beside plain Llama; the default is nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Additions {
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// What attention writes to the residual stream has a bias.
+    pub output_bias: bool,
+    /// Gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// RMSNorm of queries and keys, before rotary positions.
+    pub query_key_norm: HeadNorm,
+    /// Rows of some blocks see their last keys alone.
+    pub window: Option<SlidingWindow>,
+    /// Factor of products of queries and keys, in place of `1 / sqrt(head_dim)`.
+    pub score_scale: Option<f64>,
+    /// Soft cap c of scores s: `c tanh(s / c)`.
+    pub score_cap: Option<f64>,
+    /// Share of a head's columns that turn, from the first, where not all do.
+    pub rotary_share: Option<f64>,
+    /// Blocks without rotary positions, ascending.
+    pub without_rotary: Vec<usize>,
+    /// Rotary base of blocks with a window, whose frequencies are not rescaled.
+    pub window_theta: Option<f64>,
+    /// Where norms stand.
+    pub norm_place: NormPosition,
+    /// Norms multiply by `1 + w` in place of `w`.
+    pub norm_plus_one: bool,
+    /// What the gate goes through.
+    pub activation: HiddenActivation,
+    /// Factor of embeddings as they enter the residual stream.
+    pub embedding_multiplier: Option<f64>,
+    /// Factor of what attention and MLP add to the residual stream.
+    pub residual_multiplier: Option<f64>,
+    /// What logits are divided by.
+    pub logits_divisor: Option<f64>,
+    /// Soft cap of logits.
+    pub logit_cap: Option<f64>,
+}
+
+/// RMSNorm of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeadNorm {
+    /// There is none.
+    #[default]
+    None,
+    /// Over each head, with one gain of `head_dim`.
+    Head,
+    /// Over all heads together.
+    Width,
+}
+
+/// Where attention and MLP of a block have their norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NormPosition {
+    /// Ahead of them.
+    #[default]
+    Before,
+    /// On what they add to the residual stream.
+    After,
+    /// Both.
+    Both,
+}
+
+/// What the gate of an MLP goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HiddenActivation {
+    /// `z / (1 + e^-z)`
+    #[default]
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+    /// GELU by the error function.
+    Gelu,
+}
+
+/// Rows that see their last keys alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Keys that a row sees, its own among them.
+    pub size: usize,
+    /// Blocks in which it is so, ascending; at least one.
+    pub blocks: Vec<usize>,
+}
+
+impl SlidingWindow {
+    /// Whether it is so in every one of `layers` blocks.
+    pub fn is_everywhere(&self, layers: usize) -> bool {
+        self.blocks.len() == layers
+    }
+}
+
+impl Additions {
+    /// The first addition by name that is here and not in `held`; `None` if `held` has all.
+    pub fn beyond(&self, held: &Self) -> Option<&'static str> {
+        let differ = [
+            ("biases of attention", self.qkv_bias != held.qkv_bias),
+            ("a bias of attention's output", self.output_bias != held.output_bias),
+            ("biases of the MLP", self.mlp_bias != held.mlp_bias),
+            ("norms of queries and keys", self.query_key_norm != held.query_key_norm),
+            ("a sliding window", self.window != held.window),
+            ("a scale of scores", self.score_scale != held.score_scale),
+            ("a soft cap of scores", self.score_cap != held.score_cap),
+            ("heads that turn in part", self.rotary_share != held.rotary_share),
+            ("blocks without rotary positions", self.without_rotary != held.without_rotary),
+            ("a rotary base of windows", self.window_theta != held.window_theta),
+            ("norms in other places", self.norm_place != held.norm_place),
+            ("norms by 1 + w", self.norm_plus_one != held.norm_plus_one),
+            ("another activation", self.activation != held.activation),
+            ("a multiplier of embeddings", self.embedding_multiplier != held.embedding_multiplier),
+            ("a multiplier of residuals", self.residual_multiplier != held.residual_multiplier),
+            ("a divisor of logits", self.logits_divisor != held.logits_divisor),
+            ("a soft cap of logits", self.logit_cap != held.logit_cap),
+        ];
+        differ.iter().find(|(_, differs)| *differs).map(|(name, _)| *name)
+    }
+}
