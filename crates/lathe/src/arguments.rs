@@ -442,8 +442,10 @@ pub(crate) struct Report {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Folder of reference cases (NAME.safetensors and NAME.json)
-    pub(crate) dir: PathBuf,
+    /// Folders of reference cases: NAME.safetensors with NAME.json, or Hugging Face folders with
+    /// refs.safetensors and refs.json beside their weights, or folders of these
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) dirs: Vec<PathBuf>,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

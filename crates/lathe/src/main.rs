@@ -132,14 +132,22 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {
     let ops = if options.plain { ops::Ops::Plain } else { ops::Ops::Fast };
-    let cases = verify::verify(&options.dir, ops)?;
+    let mut cases = Vec::new();
+    for dir in &options.dirs {
+        cases.extend(verify::verify(dir, ops)?);
+    }
     if options.json {
         output::json(&cases)?;
     } else {
         output::table(&verify::table(&cases));
+        for case in &cases {
+            if let Some(why) = &case.refused {
+                output::line(format!("{}: refused: {why}", case.name));
+            }
+        }
         let passed = cases.iter().filter(|c| c.passed).count();
         output::line(format!("{passed} of {} cases within their tolerances", cases.len()));
     }
-    let all = cases.iter().all(|c| c.passed);
-    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let failed = cases.iter().any(verify::Case::failed);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

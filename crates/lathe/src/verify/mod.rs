@@ -1,6 +1,8 @@
-//! `lathe verify`: runs reference cases of the model family and compares everything they record.
+//! `lathe verify`: runs reference cases of the model family, and Hugging Face folders with what
+//! the library computed of them, and compares everything they record.
 
 mod comparison;
+mod hugging_face;
 mod reference;
 mod seen;
 mod settings;
@@ -31,24 +33,68 @@ pub(crate) struct Check {
 /// What came of one case.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Case {
-    /// Name of its files, without their endings.
+    /// Name of its files without their endings, or of its folder.
     pub(crate) name: String,
     /// Whether everything is within its tolerance.
     pub(crate) passed: bool,
+    /// Why the model is not computed here; such a case neither passes nor fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<String>,
     /// One for each kind of quantity that the case records.
     pub(crate) checks: Vec<Check>,
 }
 
-/// Runs every case in `dir`.
+impl Case {
+    /// Whether something is out of its tolerance.
+    pub(crate) fn failed(&self) -> bool {
+        !self.passed && self.refused.is_none()
+    }
+
+    fn of(name: &str, checks: Vec<Check>) -> Self {
+        let passed = checks.iter().all(|c| c.error <= c.tolerance);
+        Self { name: name.to_owned(), passed, refused: None, checks }
+    }
+}
+
+/// Runs every case in `dir`: the folder itself or those in it that have references of Hugging
+/// Face's library beside their weights, or else files of the model family.
 pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
+    if is_folder_case(dir) {
+        return Ok(vec![folder_case(dir, ops)?]);
+    }
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .with_context(|| format!("reading the folder {}", dir.display()))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| name.strip_suffix(".safetensors").map(str::to_owned))
         .collect();
     names.sort();
-    ensure!(!names.is_empty(), "{} holds no case (NAME.safetensors with NAME.json)", dir.display());
-    names.iter().map(|name| case(dir, name, ops).with_context(|| format!("case {name}"))).collect()
+    let folders = names.iter().map(|name| dir.join(name)).filter(|path| is_folder_case(path));
+    let mut cases: Vec<Case> =
+        folders.map(|path| folder_case(&path, ops)).collect::<Result<_>>()?;
+    for name in names.iter().filter_map(|name| name.strip_suffix(".safetensors")) {
+        cases.push(case(dir, name, ops).with_context(|| format!("case {name}"))?);
+    }
+    ensure!(
+        !cases.is_empty(),
+        "{} holds no case (NAME.safetensors with NAME.json, or a folder with {})",
+        dir.display(),
+        hugging_face::REFERENCES
+    );
+    Ok(cases)
+}
+
+fn is_folder_case(path: &Path) -> bool {
+    path.join(hugging_face::REFERENCES).is_file()
+}
+
+fn folder_case(path: &Path, ops: Ops) -> Result<Case> {
+    let name = path
+        .file_name()
+        .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let found = hugging_face::checks(path, ops).with_context(|| format!("case {name}"))?;
+    Ok(match found {
+        Ok(checks) => Case::of(&name, checks),
+        Err(why) => Case { passed: false, refused: Some(why), ..Case::of(&name, Vec::new()) },
+    })
 }
 
 fn case(dir: &Path, name: &str, ops: Ops) -> Result<Case> {
@@ -63,20 +109,28 @@ fn case(dir: &Path, name: &str, ops: Ops) -> Result<Case> {
         Some(train) => reference.train(train, ops)?,
         None => reference.pass(ops)?,
     };
-    let passed = checks.iter().all(|c| c.error <= c.tolerance);
-    Ok(Case { name: name.to_owned(), passed, checks })
+    Ok(Case::of(name, checks))
 }
 
-/// The cases as a table: the largest error of each kind.
+/// The cases as a table: the largest error of each kind that any of them records.
 pub(crate) fn table(cases: &[Case]) -> report::Table {
-    let kinds = ["selections", "hidden", "logits", "loss", "gradients", "train loss", "train norm"];
+    let mut kinds: Vec<&str> = Vec::new();
+    for check in cases.iter().flat_map(|case| &case.checks) {
+        if !kinds.contains(&check.what.as_str()) {
+            kinds.push(&check.what);
+        }
+    }
     let mut columns = vec!["case".to_owned(), "result".to_owned()];
     columns.extend(kinds.iter().map(|k| (*k).to_owned()));
     let rows = cases
         .iter()
         .map(|case| {
-            let mut row =
-                vec![case.name.clone(), if case.passed { "pass" } else { "FAIL" }.to_owned()];
+            let result = match (&case.refused, case.passed) {
+                (Some(_), _) => "refused",
+                (None, true) => "pass",
+                (None, false) => "FAIL",
+            };
+            let mut row = vec![case.name.clone(), result.to_owned()];
             row.extend(kinds.iter().map(|kind| cell(case, kind)));
             row
         })
@@ -88,7 +142,9 @@ pub(crate) fn table(cases: &[Case]) -> report::Table {
 fn cell(case: &Case, kind: &str) -> String {
     match case.checks.iter().find(|check| check.what == kind) {
         None => String::new(),
-        Some(check) if kind == "selections" => format!("{} differ", check.error),
+        Some(check) if matches!(kind, "selections" | "greedy") => {
+            format!("{} differ", check.error)
+        }
         Some(check) => format!("{:.1e}", check.error),
     }
 }

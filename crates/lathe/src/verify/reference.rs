@@ -44,6 +44,39 @@ pub(super) fn integers(path: &Path) -> Result<Integers> {
     Ok(found)
 }
 
+/// A `[B, T]` integer tensor as rows.
+pub(super) fn sequences(ids: &Integers, name: &str) -> Result<Vec<Vec<u32>>> {
+    let (shape, values) = ids.get(name).with_context(|| format!("tensor {name} is missing"))?;
+    let t = *shape.last().with_context(|| format!("{name} has no axis"))?;
+    let checked: Result<Vec<u32>, _> = values.iter().map(|&v| u32::try_from(v)).collect();
+    let checked = checked.with_context(|| format!("{name} holds a negative number"))?;
+    ensure!(
+        t >= 2 && !checked.is_empty(),
+        "{name} is {shape:?}, expected sequences of at least 2 tokens"
+    );
+    Ok(checked.chunks(t).map(<[u32]>::to_vec).collect())
+}
+
+/// Inputs with the next token as target; the last row of a sequence predicts nothing.
+pub(super) fn next_tokens(sequences: &[Vec<u32>]) -> Batch {
+    let targets: Vec<Vec<u32>> = sequences
+        .iter()
+        .map(|s| s.iter().skip(1).chain(std::iter::once(&0)).copied().collect())
+        .collect();
+    let counts: Vec<Vec<bool>> =
+        sequences.iter().map(|s| (1..=s.len()).map(|i| i < s.len()).collect()).collect();
+    let documents: Vec<Vec<u32>> = sequences.iter().map(|s| vec![0; s.len()]).collect();
+    let parts: Vec<BatchSequence<'_>> = (0..sequences.len())
+        .map(|i| BatchSequence {
+            ids: &sequences[i],
+            targets: &targets[i],
+            document: &documents[i],
+            same_document: &counts[i],
+        })
+        .collect();
+    Batch::pack(&parts, true)
+}
+
 pub(super) struct Reference {
     pub(super) file: TensorFile,
     pub(super) ids: Integers,
@@ -51,22 +84,14 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    /// A `[B, T]` integer tensor as rows.
+    /// A `[B, T]` integer tensor as rows of ids.
     pub(super) fn sequences(&self, name: &str) -> Result<Vec<Vec<u32>>> {
-        let (shape, values) =
-            self.ids.get(name).with_context(|| format!("tensor {name} is missing"))?;
-        let t = *shape.last().with_context(|| format!("{name} has no axis"))?;
-        let checked: Result<Vec<u32>, _> = values.iter().map(|&v| u32::try_from(v)).collect();
-        let checked = checked.with_context(|| format!("{name} holds a negative number"))?;
+        let found = sequences(&self.ids, name)?;
         ensure!(
-            checked.iter().all(|&id| (id as usize) < self.settings.vocab_size),
+            found.iter().flatten().all(|&id| (id as usize) < self.settings.vocab_size),
             "{name} holds an id beyond vocab_size"
         );
-        ensure!(
-            t >= 2 && !checked.is_empty(),
-            "{name} is {shape:?}, expected sequences of at least 2 tokens"
-        );
-        Ok(checked.chunks(t).map(<[u32]>::to_vec).collect())
+        Ok(found)
     }
 
     /// Where the case keeps a weight: its tensor names, whose rows follow each other in ours.
@@ -162,26 +187,6 @@ impl Reference {
             "the case stores {stored} weights, {used} of them belong to this model"
         );
         Ok(model)
-    }
-
-    /// Inputs with the next token as target; the last row of a sequence predicts nothing.
-    pub(super) fn batch(&self, sequences: &[Vec<u32>]) -> Batch {
-        let targets: Vec<Vec<u32>> = sequences
-            .iter()
-            .map(|s| s.iter().skip(1).chain(std::iter::once(&0)).copied().collect())
-            .collect();
-        let counts: Vec<Vec<bool>> =
-            sequences.iter().map(|s| (1..=s.len()).map(|i| i < s.len()).collect()).collect();
-        let documents: Vec<Vec<u32>> = sequences.iter().map(|s| vec![0; s.len()]).collect();
-        let parts: Vec<BatchSequence<'_>> = (0..sequences.len())
-            .map(|i| BatchSequence {
-                ids: &sequences[i],
-                targets: &targets[i],
-                document: &documents[i],
-                same_document: &counts[i],
-            })
-            .collect();
-        Batch::pack(&parts, true)
     }
 }
 
