@@ -88,12 +88,18 @@ fn a_converted_mor_model_is_the_recursive_one_bit_for_bit() {
 fn unrolled_copies_come_back_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: String| folder.path().join(name);
-    let variants = MlpConfig::all().into_iter().flat_map(|mlp| SHARINGS.map(|s| (mlp.clone(), s)));
-    for (mlp, sharing) in variants {
+    // With the default form every MLP, and biases, norms and windows that all layers have.
+    let mut forms = testkit::forms();
+    let (full, plain) = (forms.swap_remove(1), forms.swap_remove(0));
+    let mut kinds: Vec<_> = MlpConfig::all().into_iter().map(|mlp| (mlp, plain.clone())).collect();
+    kinds.push((MlpConfig::default(), full));
+    let variants =
+        kinds.into_iter().flat_map(|kind| SHARINGS.map(|sharing| (kind.clone(), sharing)));
+    for (number, ((mlp, form), sharing)) in variants.enumerate() {
         for share_norms in [true, false] {
-            let name = format!("{}-{sharing:?}-{share_norms}", mlp.kind());
+            let name = format!("{}-{number}-{share_norms}", mlp.kind());
             let tie_embeddings = share_norms;
-            let base = ModelConfig { mlp: mlp.clone(), ..tiny(sharing, 8, 2) };
+            let base = form.clone().of(ModelConfig { mlp: mlp.clone(), ..tiny(sharing, 8, 2) });
             let config = ModelConfig { share_norms, tie_embeddings, ..base };
             let recursive = stored(&at(name.clone()), &config, 2);
             let unroll = target(Sharing::None, 1, Start::Stepwise);
@@ -125,6 +131,20 @@ fn unrolled_copies_come_back_bit_for_bit() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn layers_that_attend_in_different_ways_are_not_shared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, form) in testkit::forms().into_iter().enumerate().skip(2) {
+        let config = form.of(tiny(Sharing::None, 8, 1));
+        let dense = stored(&folder.path().join(format!("{number}")), &config, 2);
+        let out = folder.path().join(format!("{number}-shared"));
+        let target = target(Sharing::Cycle, 2, Start::Stepwise);
+        let error = convert(&dense, &target, &out, &RealDisk).expect_err("layers differ");
+        assert!(error.to_string().contains("the source: attention"), "{error}");
+        assert!(!out.exists());
     }
 }
 

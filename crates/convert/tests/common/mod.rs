@@ -30,12 +30,12 @@ pub(crate) fn tiny(sharing: Sharing, layers: usize, recursions: usize) -> ModelC
     }
 }
 
-/// Writes a fresh model with uneven norms as a checkpoint and opens it.
+/// Writes a fresh model with uneven norms and biases as a checkpoint and opens it.
 pub(crate) fn stored(at: &Path, config: &ModelConfig, seed: u64) -> Stored {
     let plan = config.check().expect("legal");
     let weights = model::table::specs(config, &plan).into_iter().map(|spec| {
         let mut data = spec.fresh(seed);
-        if spec.name.contains("norm") {
+        if spec.name.contains("norm") || spec.name.ends_with("_bias") {
             let mut dice = Stream::at(seed, Purpose::Init, 1, name_place(&spec.name));
             data.iter_mut().for_each(|x| *x = 0.5 + dice.uniform() as f32);
         }

@@ -127,6 +127,14 @@ pub(super) fn must_be_null(config: &JsonObject<'_>, key: &str) -> Result<()> {
     if config.get(key).is_some() { Err(config.unsupported(key, "null")) } else { Ok(()) }
 }
 
+/// A number above 0.
+pub(super) fn positive(config: &JsonObject<'_>, key: &str) -> Result<Option<f64>> {
+    match config.number(key)? {
+        Some(x) if x <= 0.0 => Err(config.wrong(key, "a positive number")),
+        found => Ok(found),
+    }
+}
+
 /// Refuses a flag that is set.
 pub(super) fn must_be_unset(config: &JsonObject<'_>, key: &str) -> Result<()> {
     if config.bool(key)? == Some(true) { Err(config.unsupported(key, "false")) } else { Ok(()) }

@@ -57,8 +57,7 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
 /// `query_pre_attn_scalar`, 256 where it is absent, to the power of -1/2.
 pub(super) fn score_scale(config: &JsonObject<'_>) -> Result<f64> {
     let key = "query_pre_attn_scalar";
-    let scalar = config.number(key)?.unwrap_or(256.0);
-    if scalar > 0.0 { Ok(1.0 / scalar.sqrt()) } else { Err(config.wrong(key, "a positive number")) }
+    Ok(1.0 / dense::positive(config, key)?.unwrap_or(256.0).sqrt())
 }
 
 /// A soft cap, which null removes.
@@ -67,7 +66,7 @@ pub(super) fn cap(
     key: &str,
     otherwise: Option<f64>,
 ) -> Result<Option<f64>> {
-    if config.has(key) { config.number(key) } else { Ok(otherwise) }
+    if config.has(key) { dense::positive(config, key) } else { Ok(otherwise) }
 }
 
 /// The window, 4096 where it is absent.

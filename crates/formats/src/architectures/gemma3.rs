@@ -61,7 +61,7 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     found.additions.query_key_norm = HeadNorm::Head;
     found.additions.norm_place = NormPosition::Both;
     found.additions.score_scale = Some(gemma2::score_scale(config)?);
-    found.additions.logit_cap = config.number("final_logit_softcapping")?;
+    found.additions.logit_cap = dense::positive(config, "final_logit_softcapping")?;
     let pattern = sliding_pattern(config)?;
     let size = gemma2::window_size(config)?;
     let slides = |block: usize| !(block + 1).is_multiple_of(pattern);

@@ -52,11 +52,15 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
 
 /// The four factors; each is 1 where it is absent, that of scores too.
 pub(super) fn multipliers(config: &JsonObject<'_>, additions: &mut Additions) -> Result<()> {
-    let other = |key| config.number(key).map(|x| x.filter(|x| *x != 1.0));
-    additions.embedding_multiplier = other("embedding_multiplier")?;
-    additions.residual_multiplier = other("residual_multiplier")?;
-    additions.logits_divisor = other("logits_scaling")?;
-    additions.score_scale = Some(config.number("attention_multiplier")?.unwrap_or(1.0));
+    for (key, factor) in [
+        ("embedding_multiplier", &mut additions.embedding_multiplier),
+        ("residual_multiplier", &mut additions.residual_multiplier),
+        ("logits_scaling", &mut additions.logits_divisor),
+    ] {
+        *factor = dense::positive(config, key)?.filter(|x| *x != 1.0);
+    }
+    let scale = dense::positive(config, "attention_multiplier")?;
+    additions.score_scale = Some(scale.unwrap_or(1.0));
     Ok(())
 }
 

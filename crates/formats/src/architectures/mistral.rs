@@ -33,6 +33,8 @@ fn held(config: &ArchConfig) -> Additions {
 /// window of 4096 tokens.
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     dense::must_turn_whole(config)?;
+    // The class has one window for all blocks.
+    dense::must_be_null(config, "layer_types")?;
     let defaults = Defaults { kv_heads: Some(8), context: 131_072, ..Defaults::LLAMA };
     let mut found = dense::read(config, &defaults, "hidden_act")?;
     let size = match config.has("sliding_window") {

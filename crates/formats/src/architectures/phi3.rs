@@ -51,6 +51,8 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
             return Err(inner.unsupported(kind_key, "\"default\""));
         }
     }
+    // The class has one window for all blocks.
+    dense::must_be_null(config, "layer_types")?;
     let share = rope::share(config)?;
     let defaults = Defaults { norm_eps: 1e-5, context: 4096, ..Defaults::LLAMA };
     let mut found = dense::read(config, &defaults, "hidden_act")?;

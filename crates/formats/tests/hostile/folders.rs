@@ -46,7 +46,7 @@ fn check(cases: Vec<(&str, Lie, &str, &str)>) {
 }
 
 /// Sets fields of a JSON file.
-fn edit(path: &Path, fields: &[(&str, Value)]) {
+pub(crate) fn edit(path: &Path, fields: &[(&str, Value)]) {
     let text = std::fs::read(path).unwrap_or(b"{}".to_vec());
     let mut root: serde_json::Map<String, Value> = serde_json::from_slice(&text).unwrap();
     root.extend(fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));

@@ -2,6 +2,7 @@
 //! without more memory than its size allows.
 
 mod changes;
+mod classes;
 #[path = "../common/mod.rs"]
 mod common;
 mod folders;
