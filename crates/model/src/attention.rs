@@ -83,8 +83,8 @@ pub struct AttentionSettings {
     pub output_bias: bool,
     /// RMSNorm of queries and keys, before they turn.
     pub query_key_norm: QueryKeyNorm,
-    /// Keys that a row sees, its own and those before it, in layers with a window; 0 for all. Where
-    /// a router chooses, these are keys of rows that took the same recursion.
+    /// Sliding window: the number of keys that a row sees, its own and those before it; 0 for all.
+    /// Where a router chooses, these are keys of rows that took the same recursion.
     pub window: usize,
     /// Stored layers with the window.
     pub window_layers: LayerSet,
