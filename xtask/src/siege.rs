@@ -144,16 +144,29 @@ mod tests {
         assert_eq!(row(&told), "| kills | 3 | 60 | 40 kills, 20 runs |");
     }
 
-    /// Each attack is an ignored test of the file that is named here.
+    /// Each attack is an ignored test of the file that is named here, and each ignored test that
+    /// is for a siege is an attack.
     #[test]
-    fn attacks_exist() {
+    fn attacks_are_the_ignored_tests_that_are_for_a_siege() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent");
-        for (file, test) in ATTACKS {
-            let text = std::fs::read_to_string(root.join(format!("crates/lathe/tests/{file}.rs")));
-            let text = text.expect("a file of tests");
-            let head = text.split_once(&format!("fn {test}()")).expect(test).0;
-            let last: Vec<&str> = head.lines().rev().take(3).collect();
-            assert!(last.iter().any(|line| line.starts_with("#[ignore")), "{test}: {last:?}");
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(root.join("crates/lathe/tests")).expect("lists") {
+            let path = entry.expect("an entry").path();
+            let main = if path.is_dir() { path.join("main.rs") } else { path.clone() };
+            let Ok(text) = std::fs::read_to_string(main) else { continue };
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            for (head, _) in text.match_indices("#[ignore = \"for `cargo xtask siege`\"]") {
+                let test = text[head..].split_once("fn ").expect("a test").1;
+                let test = test.split_once('(').expect("a test").0;
+                found.push((name.clone(), test.to_owned()));
+            }
+            let ignored = text.matches("#[ignore").count();
+            let for_a_siege = found.iter().filter(|(file, _)| *file == name).count();
+            assert_eq!(ignored, for_a_siege, "{name}: ignored tests that nobody runs");
         }
+        let mut known = ATTACKS.map(|(file, test)| (file.to_owned(), test.to_owned()));
+        found.sort();
+        known.sort();
+        assert_eq!(found, known);
     }
 }

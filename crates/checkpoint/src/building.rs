@@ -293,6 +293,7 @@ pub(crate) fn io_error(name: &str, failure: Failure, aftermath: String) -> SaveE
         }
         io::ErrorKind::PermissionDenied => "check the permissions and save again",
         io::ErrorKind::AlreadyExists => "choose another path, or move what is there",
+        io::ErrorKind::NotADirectory => "choose another path: something on this one is a file",
         _ => "check the disk and save again",
     };
     SaveError::Io { name: name.to_owned(), action, path, source, aftermath, next }

@@ -52,12 +52,22 @@ pub struct Damaged {
 
 pub(crate) const NEXT_DAMAGED: &str = "the checkpoint is damaged: use an older one";
 pub(crate) const NEXT_FOREIGN: &str = "fetch or write the file again";
+pub(crate) const NEXT_CHANGED: &str = "leave the file as it is while it is read, and start again";
 pub(crate) const NEXT_UNDAMAGED: &str = "use an undamaged copy";
 pub(crate) const NEXT_CONFIG: &str = "check the model's configuration";
 
 impl LoadError {
     pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self::Io(FileError::new(path, action, source))
+    }
+
+    /// What kept tensors from being read, as [`files::FixedFile`] tells it.
+    pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
+        if source.kind() != io::ErrorKind::InvalidData {
+            return Self::io(path, "read", source);
+        }
+        let expected = "the bytes that it was opened with";
+        Self::invalid(path, "contents", expected, source.to_string(), NEXT_CHANGED)
     }
 
     pub(crate) fn invalid(

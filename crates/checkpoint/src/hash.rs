@@ -1,9 +1,9 @@
 //! SHA-256 of files, in chunks.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
+use files::FixedFile;
 use sha2::{Digest, Sha256};
 
 use crate::LoadError;
@@ -25,20 +25,15 @@ pub(crate) fn sha256_bytes(bytes: &[u8]) -> String {
 /// # Errors
 /// [`LoadError::Io`] if the file cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String, LoadError> {
-    let mut file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
-    sha256_open(&mut file, path)
+    let file = FixedFile::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    sha256_fixed(&file).map_err(|e| LoadError::reading(path, e))
 }
 
-/// The SHA-256 of the rest of an open file.
-pub(crate) fn sha256_open(file: &mut File, path: &Path) -> Result<String, LoadError> {
+pub(crate) fn sha256_fixed(file: &FixedFile) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0_u8; CHUNK_BYTES];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&hasher.finalize())),
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(LoadError::io(path, "read", e)),
-        }
-    }
+    file.pieces((0, file.length()), |piece| {
+        hasher.update(piece);
+        io::Result::Ok(())
+    })?;
+    Ok(hex(&hasher.finalize()))
 }

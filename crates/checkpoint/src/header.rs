@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
 
+use files::FixedFile;
 use serde::de::{self, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::NamedTensor;
@@ -16,6 +17,9 @@ pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub(crate) const METADATA: &str = "__metadata__";
 pub(crate) const PREFIX_BYTES: usize = 8;
 pub(crate) const MAX_DIMENSIONS: usize = 32;
+
+/// The values that the bytes of elements stand for.
+pub(crate) type ToF32 = fn(&[u8]) -> Vec<f32>;
 
 /// A stored element type of the safetensors format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,29 +89,27 @@ impl Dtype {
         DTYPES.iter().find(|(_, dtype, _)| *dtype == self).map_or(1, |&(_, _, bytes)| bytes)
     }
 
-    /// The values that `bytes` stand for, `None` if they are of another type than F32, F16 and
-    /// BF16.
-    pub(crate) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
+    /// What gives the values that bytes stand for; `None` for other types than F32, F16 and BF16.
+    pub(crate) fn to_f32(self) -> Option<ToF32> {
+        fn halves(bytes: &[u8], value: fn(u16) -> f32) -> Vec<f32> {
+            bytes.as_chunks().0.iter().map(|&b| value(u16::from_le_bytes(b))).collect()
+        }
         match self {
             Dtype::F32 => {
-                Some(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+                Some(|bytes| bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
             }
-            Dtype::F16 => Some(
-                bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b))).collect(),
-            ),
-            Dtype::Bf16 => Some(
-                bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b))).collect(),
-            ),
+            Dtype::F16 => Some(|bytes| halves(bytes, f16_to_f32)),
+            Dtype::Bf16 => Some(|bytes| halves(bytes, bf16_to_f32)),
             _ => None,
         }
     }
 
     /// Place and value of the first of these elements that is NaN or infinite.
     pub(crate) fn not_finite(self, bytes: &[u8]) -> Option<(usize, f32)> {
-        let size = self.bytes() as usize;
+        let (size, to_f32) = (self.bytes() as usize, self.to_f32()?);
         let mut parts = bytes.chunks(size * 4096).enumerate();
         parts.find_map(|(i, part)| {
-            let values = self.to_f32(part)?;
+            let values = to_f32(part);
             let at = values.iter().position(|value| !value.is_finite())?;
             Some((i * 4096 + at, values[at]))
         })
@@ -177,32 +179,34 @@ pub(crate) fn build(tensors: &[NamedTensor<'_>]) -> Result<Vec<u8>, u64> {
 }
 
 /// Reads and checks the header of a whole file; the tensors come in the order of their data.
-pub(crate) fn parse(
+pub(crate) fn read(
     path: &Path,
-    file: &[u8],
+    file: &FixedFile,
     next: &'static str,
 ) -> Result<Vec<StoredTensor>, LoadError> {
     let invalid = |field: &str, expected: String, found: String| {
         LoadError::invalid(path, field, expected, found, next)
     };
-    let Some((prefix, rest)) = file.split_first_chunk::<PREFIX_BYTES>() else {
-        return Err(invalid(
-            "header length",
-            "8 bytes".into(),
-            format!("a file of {} bytes", file.len()),
-        ));
-    };
-    let len = u64::from_le_bytes(*prefix);
-    let limit = MAX_HEADER_BYTES.min(rest.len() as u64);
+    let length = file.length();
+    if length < PREFIX_BYTES as u64 {
+        let found = format!("a file of {length} bytes");
+        return Err(invalid("header length", "8 bytes".into(), found));
+    }
+    let mut prefix = [0; PREFIX_BYTES];
+    file.read_at(0, &mut prefix).map_err(|e| LoadError::reading(path, e))?;
+    let len = u64::from_le_bytes(prefix);
+    let limit = MAX_HEADER_BYTES.min(length - PREFIX_BYTES as u64);
     if len > limit {
         return Err(invalid(
             "header length",
-            format!("at most {limit} in a file of {} bytes", file.len()),
+            format!("at most {limit} in a file of {length} bytes"),
             len.to_string(),
         ));
     }
     // Below the limit, so it is within the address space.
-    let (header, data) = rest.split_at(len as usize);
+    let mut header = vec![0; len as usize];
+    file.read_at(PREFIX_BYTES as u64, &mut header).map_err(|e| LoadError::reading(path, e))?;
+    let header = header.as_slice();
     if header.first() != Some(&b'{') {
         let found =
             header.first().map_or("an empty header".into(), |byte| format!("byte 0x{byte:02x}"));
@@ -214,13 +218,14 @@ pub(crate) fn parse(
     let raw = raw.map_err(|e| {
         invalid(&context.borrow(), "the JSON of a safetensors header".into(), e.to_string())
     })?;
+    let base = PREFIX_BYTES + header.len();
     let mut tensors = raw
         .into_iter()
-        .map(|raw| check(path, raw, data.len() as u64, file.len() - data.len(), next))
+        .map(|raw| check(path, raw, length - base as u64, base, next))
         .collect::<Result<Vec<_>, _>>()?;
     check_names(path, &tensors, next)?;
     tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
-    check_layout(path, &tensors, file.len(), file.len() - data.len(), next)?;
+    check_layout(path, &tensors, length as usize, base, next)?;
     Ok(tensors)
 }
 

@@ -5,15 +5,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use files::FixedFile;
 use serde_json::Value;
 
 use crate::disk::exists;
 use crate::error::{LoadError, NEXT_DAMAGED};
-use crate::hash::{sha256_bytes, sha256_open};
+use crate::hash::{sha256_bytes, sha256_fixed};
 use crate::manifest::{self, FileEntry, FileKind};
 use crate::misfit::quote;
 use crate::names;
-use crate::tensor_file::{TensorFile, map_tensors};
+use crate::tensor_file::{TensorFile, open_tensors};
 
 /// A checkpoint whose files all have the size and checksum of the manifest.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Loaded {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The mapped `<stem>.safetensors`; it is the very file that was verified, even if the
+    /// The open `<stem>.safetensors`; it is the very file that was verified, even if the
     /// checkpoint was replaced or removed since.
     ///
     /// # Errors
@@ -56,7 +57,7 @@ impl Loaded {
 }
 
 /// Opens the checkpoint folder `path`, verifying the manifest and the size and SHA-256 of every
-/// file. JSON and further files are read into memory; tensors are mapped. Files that the manifest
+/// file. JSON and further files are read into memory; tensors when they are asked for. Files that the manifest
 /// does not list are ignored.
 ///
 /// If the folder is missing because a save that was to replace it was interrupted, the previous
@@ -108,7 +109,7 @@ pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
         let key = entry.name.strip_suffix(entry.kind.suffix()).unwrap_or(&entry.name).to_owned();
         match entry.kind {
             FileKind::Tensors => {
-                loaded.tensors.insert(key, map_checked(&file, &entry)?);
+                loaded.tensors.insert(key, open_checked(&file, &entry)?);
             }
             FileKind::Json => {
                 let value = parse_json(&file, &read_checked(&file, &entry)?)?;
@@ -122,12 +123,12 @@ pub(crate) fn load_in_place(path: &Path) -> Result<Loaded, LoadError> {
     Ok(loaded)
 }
 
-/// Sums the file by reading it, as a page of a mapping that the disk cannot deliver would end the
-/// process, and maps what the same handle refers to.
-fn map_checked(path: &Path, entry: &FileEntry) -> Result<TensorFile, LoadError> {
-    let mut file = open_sized(path, entry)?;
-    check_sum(path, entry, sha256_open(&mut file, path)?)?;
-    map_tensors(&file, path, NEXT_DAMAGED)
+/// Sums the file, and opens what the same handle refers to.
+fn open_checked(path: &Path, entry: &FileEntry) -> Result<TensorFile, LoadError> {
+    let file = FixedFile::of(open_sized(path, entry)?);
+    let file = file.map_err(|e| LoadError::io(path, "read the size of", e))?;
+    check_sum(path, entry, sha256_fixed(&file).map_err(|e| LoadError::reading(path, e))?)?;
+    open_tensors(file, path, NEXT_DAMAGED)
 }
 
 fn read_checked(path: &Path, entry: &FileEntry) -> Result<Vec<u8>, LoadError> {

@@ -76,11 +76,7 @@ pub struct FileError {
 impl FileError {
     /// With the next move that the kind of failure suggests.
     pub fn new(path: &Path, action: &'static str, source: io::Error) -> Self {
-        let next = match source.kind() {
-            io::ErrorKind::NotFound => "check the path",
-            io::ErrorKind::PermissionDenied => "check the permissions",
-            _ => "check the disk",
-        };
+        let next = files::next_move(&source);
         Self { path: path.to_path_buf(), action, source, next }
     }
 }

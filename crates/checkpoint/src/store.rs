@@ -70,10 +70,14 @@ pub fn newest_valid(parent: &Path) -> Result<(Option<Loaded>, Vec<Damaged>), Loa
             && damaged.is_empty()
             && !folder_names(parent)?.is_empty()
             && looks < 20;
-        if !is_changed && !is_nameless {
+        // It has two where it was caught in between, and neither may be whole for the reader then.
+        let is_replaced = loaded.is_none()
+            && looks < 20
+            && entries.windows(2).any(|pair| pair[0].step == pair[1].step);
+        if !is_changed && !is_nameless && !is_replaced {
             return Ok((loaded, damaged));
         }
-        if is_nameless {
+        if is_nameless || is_replaced {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }

@@ -1,12 +1,10 @@
-//! A memory-mapped safetensors file whose header was checked in full.
+//! A safetensors file whose header was checked in full.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use files::FixedFile;
 
 use crate::Misfit;
 use crate::error::{LoadError, NEXT_CONFIG, NEXT_DAMAGED, NEXT_FOREIGN, NEXT_UNDAMAGED};
@@ -16,51 +14,42 @@ use crate::misfit::quote;
 /// How many tensors of each kind [`TensorFile::expect`] names.
 const NAMED_AT_MOST: usize = 8;
 
-/// A memory-mapped safetensors file. The file must not be changed in place while it is open;
-/// [`save`](crate::save) never does so.
+/// An open safetensors file, from which tensors are read one by one. If it is changed in place
+/// while it is open, reading a tensor is an error; [`save`](crate::save) never does so.
 ///
-/// A clone shares the mapping.
+/// A clone shares the open file.
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    file: Arc<FixedFile>,
     tensors: Arc<[StoredTensor]>,
     index: Arc<BTreeMap<String, usize>>,
 }
 
-/// Maps any safetensors file and checks its header: size, field types, known element types, each
+/// Opens any safetensors file and checks its header: size, field types, known element types, each
 /// name once, and data that lies within the file, contiguous, without overlap and of the size that
 /// shape and element type give.
 ///
 /// # Errors
 /// [`LoadError::Io`] or [`LoadError::Invalid`].
 pub fn open_safetensors(path: &Path) -> Result<TensorFile, LoadError> {
-    let file = files::open(path).map_err(|e| LoadError::io(path, "open", e))?;
-    map_tensors(&file, path, NEXT_FOREIGN)
+    let file = FixedFile::open(path).map_err(|e| LoadError::io(path, "open", e))?;
+    open_tensors(file, path, NEXT_FOREIGN)
 }
 
-pub(crate) fn map_tensors(
-    file: &File,
+pub(crate) fn open_tensors(
+    file: FixedFile,
     path: &Path,
     next: &'static str,
 ) -> Result<TensorFile, LoadError> {
-    let map = map_file(file).map_err(|e| LoadError::io(path, "map into memory", e))?;
-    let tensors = header::parse(path, &map, next)?;
+    let tensors = header::read(path, &file, next)?;
     let index = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
     Ok(TensorFile {
         path: path.to_path_buf(),
-        map: Arc::new(map),
+        file: Arc::new(file),
         tensors: tensors.into(),
         index: Arc::new(index),
     })
-}
-
-#[allow(unsafe_code)]
-fn map_file(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the mapping is read-only and private. Files of a checkpoint are complete before they
-    // are renamed to their name and are never modified or truncated in place, only unlinked, which
-    // keeps the mapped pages; for other files the same is asked of the caller.
-    unsafe { Mmap::map(file) }
 }
 
 impl TensorFile {
@@ -91,11 +80,11 @@ impl TensorFile {
     /// A tensor's values in row-major order; stored F16 and BF16 convert without loss.
     ///
     /// # Errors
-    /// There is no such tensor, it is not stored as F32, F16 or BF16, or a value is NaN or
-    /// infinite.
+    /// There is no such tensor, it is not stored as F32, F16 or BF16, a value is NaN or infinite,
+    /// or the file was changed since it was opened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let tensor = self.require(name)?;
-        let Some(values) = tensor.dtype.to_f32(&self.map[tensor.begin..tensor.end]) else {
+        let Some(to_f32) = tensor.dtype.to_f32() else {
             let field = format!("tensor {}: dtype", quote(name));
             let next = "convert the tensor to one of these";
             return Err(LoadError::invalid(
@@ -106,6 +95,13 @@ impl TensorFile {
                 next,
             ));
         };
+        let (begin, end) = (tensor.begin as u64, tensor.end as u64);
+        let mut values = Vec::with_capacity(((end - begin) / tensor.dtype.bytes()) as usize);
+        let read = self.file.pieces((begin, end), |piece| {
+            values.extend(to_f32(piece));
+            Ok(())
+        });
+        read.map_err(|e| LoadError::reading(&self.path, e))?;
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(index) => Err(self.not_finite(name, index, values[index])),
@@ -115,9 +111,9 @@ impl TensorFile {
     /// A tensor's elements as the file holds them: little-endian, in row-major order.
     ///
     /// # Errors
-    /// There is no such tensor, it is not stored as `dtype`, or it holds floats of 32 or 16 bits of
-    /// which one is NaN or infinite.
-    pub fn read_bytes(&self, name: &str, dtype: Dtype) -> Result<&[u8], LoadError> {
+    /// There is no such tensor, it is not stored as `dtype`, it holds floats of 32 or 16 bits of
+    /// which one is NaN or infinite, or the file was changed since it was opened.
+    pub fn read_bytes(&self, name: &str, dtype: Dtype) -> Result<Vec<u8>, LoadError> {
         let tensor = self.require(name)?;
         if tensor.dtype != dtype {
             let field = format!("tensor {}: dtype", quote(name));
@@ -130,8 +126,10 @@ impl TensorFile {
                 NEXT_DAMAGED,
             ));
         }
-        let bytes = &self.map[tensor.begin..tensor.end];
-        match dtype.not_finite(bytes) {
+        let mut bytes = vec![0; tensor.end - tensor.begin];
+        let read = self.file.read_at(tensor.begin as u64, &mut bytes);
+        read.map_err(|e| LoadError::reading(&self.path, e))?;
+        match dtype.not_finite(&bytes) {
             None => Ok(bytes),
             Some((index, value)) => Err(self.not_finite(name, index, value)),
         }

@@ -72,7 +72,12 @@ pub fn convert(
         kv: target.kv,
         ..stored.model.config().clone()
     };
-    let plan = config.check()?;
+    let plan = match config.check() {
+        Err(error) if error.field.starts_with("mlp.") => {
+            return Err(of_layers(&config, error.to_string()).unwrap_or_else(|| error.into()));
+        }
+        checked => checked?,
+    };
     let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
     no_mean_of_choices(&specs(&config, &plan), &conversion.from)?;
     if target.fit_adapters {
@@ -111,6 +116,20 @@ pub fn convert(
         origin: json!({ "made_by": "convert", "report": report, "source": stored.origin }),
     };
     Ok((write_model(out, made, disk)?, report))
+}
+
+/// The error for a layout in which settings of layers mean something else than in the source; none
+/// where there are no such settings.
+fn of_layers(config: &ModelConfig, found: String) -> Option<ConvertError> {
+    let told = config.mlp.settings().by_layer();
+    if told.is_empty() {
+        return None;
+    }
+    let what = format!("the source: {}", told.join(", "));
+    let expected = "a layout of the result in which each stored layer is what it is made of";
+    let next = "choose another --sharing, --recursions, --init or --keep, or train the source in \
+                the layout that it has";
+    Some(checkpoint::Misfit::new(what, expected, found, next).into())
 }
 
 /// Refuses means over several layers where rows choose among a layer's weights: the choices of two
@@ -206,15 +225,21 @@ impl<'a> Conversion<'a> {
             None if place.is_router() => return Ok(None),
             None => self.source.kept(place),
         };
-        match found {
-            Some(data) if data.len() == spec.count() => Ok(Some(data)),
-            found => refused(
-                format!("the result: parameter \"{}\"", spec.name),
-                format!("{} numbers from the source", spec.count()),
-                found.map_or("none".into(), |data| format!("{} numbers", data.len())),
-                "convert a model that has it",
-            ),
+        if found.as_ref().is_some_and(|data| data.len() == spec.count()) {
+            return Ok(found);
         }
+        if place.layer().is_some()
+            && let Some(error) =
+                of_layers(self.config, format!("none of \"{}\" in the source", spec.name))
+        {
+            return Err(error);
+        }
+        refused(
+            format!("the result: parameter \"{}\"", spec.name),
+            format!("{} numbers from the source", spec.count()),
+            found.map_or("none".into(), |data| format!("{} numbers", data.len())),
+            "convert a model that has it",
+        )
     }
 
     /// A weight of stored layer `stored` of the result.

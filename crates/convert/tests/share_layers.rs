@@ -8,6 +8,7 @@ use checkpoint::RealDisk;
 use common::{ids, logits, stored, tiny};
 use convert::{ConversionTarget, Start, convert};
 use model::adapters::{Relaxation, dora, encoding, lora};
+use model::mlp::experts;
 use model::params::Part;
 use model::routers::expert_choice::{Config as Expert, SamplingLoss};
 use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing, attention};
@@ -302,6 +303,50 @@ fn what_does_not_fit_is_refused() {
     refuses(&stored(&folder.path().join("mor"), &mor, 1), &base, "x", &["router", "expert_choice"]);
     let shared = ModelConfig { kv: KvMode::Shared, ..tiny(Sharing::MiddleCycle, 8, 3) };
     refuses(&stored(&folder.path().join("shared"), &shared, 1), &base, "x", &["kv"]);
+}
+
+/// Settings that say which stored layers, or uses, have what: the error names them and the way out.
+#[test]
+fn settings_of_layers_are_named_where_a_layout_contradicts_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let with = |sharing, recursions, change: fn(&mut experts::Config)| {
+        let mut settings = experts::Config { count: 4, width: 8, ..experts::Config::default() };
+        change(&mut settings);
+        ModelConfig { mlp: MlpConfig::Experts(settings), ..tiny(sharing, 4, recursions) }
+    };
+    let every: fn(&mut experts::Config) = |mlp| mlp.every = 2;
+    let dense_first: fn(&mut experts::Config) = |mlp| mlp.dense_first = 1;
+    let some: fn(&mut experts::Config) = |mlp| mlp.dense_layers = vec![1];
+    let last: fn(&mut experts::Config) = |mlp| mlp.dense_first = 3;
+    let own_routers: fn(&mut experts::Config) = |mlp| mlp.own_routers = true;
+    let (none, cycle, sequence) = (Sharing::None, Sharing::Cycle, Sharing::Sequence);
+    let cases = [
+        // Each stored layer twice in a row, of which the second is to have experts.
+        (with(sequence, 2, every), target(none, 1, Start::Stepwise), "mlp.every = 2"),
+        // Layers 2 and 3 of the source, which both have experts.
+        (with(none, 1, dense_first), target(sequence, 2, Start::Upper), "mlp.dense_first = 1"),
+        // Layer 3 of the source has experts, and the second stored layer is to have none.
+        (with(none, 1, some), target(sequence, 2, Start::Upper), "mlp.dense_layers = [1]"),
+        // No stored layer of the result is behind the dense ones.
+        (with(none, 1, last), target(cycle, 2, Start::Lower), "mlp.dense_first = 3"),
+        // Both stored layers in turns, of which the first is dense.
+        (with(cycle, 2, dense_first), target(none, 1, Start::Stepwise), "mlp.dense_first = 1"),
+        (with(cycle, 2, own_routers), target(none, 1, Start::Stepwise), "mlp.own_routers = true"),
+        // A layer that is used twice has two routers, and each layer of the source one.
+        (with(cycle, 2, own_routers), target(sequence, 4, Start::Lower), "mlp.own_routers = true"),
+    ];
+    for (number, (config, target, setting)) in cases.into_iter().enumerate() {
+        let source = stored(&folder.path().join(format!("source-{number}")), &config, 1);
+        let out = folder.path().join(format!("out-{number}"));
+        let said = convert(&source, &target, &out, &RealDisk).expect_err(setting).to_string();
+        for part in [setting, "the source: ", "--sharing", "train the source in the layout"] {
+            assert!(said.contains(part), "{number}: {part}: {said}");
+        }
+        assert!(!out.exists(), "{said}");
+    }
+    // One that falls alike is converted.
+    let source = stored(&folder.path().join("alike"), &with(none, 1, every), 1);
+    converted(&source, &target(cycle, 2, Start::Lower), &folder.path().join("cycled"));
 }
 
 fn dora(settings: lora::Config) -> Relaxation {

@@ -54,7 +54,8 @@ pub struct ReadOptions {
     /// Plain text above this length is cut at a line end into several documents.
     pub document_bytes: usize,
     /// A line of JSONL or a cell of Parquet with more bytes is a bad row, and a page of Parquet
-    /// with more than four times as many: either is held in memory whole.
+    /// with more than four times as many: either is held in memory whole. Behind a line of more
+    /// than 16 times as many nothing is looked for.
     pub max_row: usize,
 }
 
@@ -192,7 +193,31 @@ pub fn list_files(inputs: &[Input], options: &ReadOptions) -> Result<FoundFiles,
             return Err(unknown(&input.path, options));
         }
     }
+    on_one_side(&files)?;
     Ok(FoundFiles { files, others })
+}
+
+/// Refuses a file that two inputs put on different sides: its texts would be learned, and then
+/// taken for unknown ones.
+fn on_one_side(files: &[InputFile]) -> Result<(), DataError> {
+    if files.iter().all(|file| file.split == files[0].split) {
+        return Ok(());
+    }
+    let mut sides = BTreeMap::new();
+    for file in files {
+        let place = std::fs::canonicalize(&file.path).map_err(DataError::io("read", &file.path))?;
+        if *sides.entry(place).or_insert(file.split) != file.split {
+            return Err(DataError::format(
+                &file.path,
+                "inputs",
+                "each file in one of --input and --validation",
+                "it in both",
+                "take it out of one of them; a folder gives all files in it, so that one for \
+                 validation needs a place of its own",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The ending of a file's name in lower case, with its dot.
@@ -250,8 +275,19 @@ struct Bad {
     field: String,
     expected: String,
     found: String,
-    /// Nothing can be read after it.
-    last: bool,
+    /// How much of the file cannot be read because of it.
+    lost: Lost,
+}
+
+/// What is behind a bad row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// More rows, which can be read.
+    Nothing,
+    /// So many rows, which cannot be read.
+    Rows(u64),
+    /// Nobody knows how much is there.
+    Unknown,
 }
 
 impl Bad {
@@ -261,12 +297,13 @@ impl Bad {
             field: field.to_owned(),
             expected: expected.to_owned(),
             found: found.into(),
-            last: false,
+            lost: Lost::Nothing,
         }
     }
 
+    /// Nothing can be read after it.
     fn fatal(self) -> Self {
-        Bad { last: true, ..self }
+        Bad { lost: Lost::Unknown, ..self }
     }
 }
 
@@ -300,8 +337,11 @@ pub struct Documents {
     skipped: u64,
     blank: u64,
     examples: Vec<String>,
+    /// How many of `examples` tell of the rest of a file.
+    rests: usize,
 }
 
+/// Bad rows that are told in words, and rests of files.
 const MAX_EXAMPLES: usize = 20;
 
 impl Documents {
@@ -316,6 +356,7 @@ impl Documents {
             skipped: 0,
             blank: 0,
             examples: Vec::new(),
+            rests: 0,
         }
     }
 
@@ -334,7 +375,8 @@ impl Documents {
         self.row
     }
 
-    /// Rows left out so far.
+    /// Rows left out so far. Where the rest of a file cannot be read, its rows count as far as the
+    /// file says how many there are.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -344,7 +386,7 @@ impl Documents {
         self.blank
     }
 
-    /// The first rows left out, each with file, row and reason.
+    /// The first rows left out, each with file, row and reason, and the first rests of files.
     pub fn skipped_examples(&self) -> &[String] {
         &self.examples
     }
@@ -362,12 +404,25 @@ impl Documents {
 
     /// The error for a bad row, or nothing where it is skipped.
     fn refuse(&mut self, bad: Bad) -> Option<DataError> {
-        if bad.last {
-            self.rows = None;
-        }
         let path = &self.files[self.next_file - 1].path;
         let error = DataError::row(path, bad.row, bad.field, bad.expected, bad.found);
-        self.left_out(error)
+        if bad.lost == Lost::Nothing || !self.options.skip_bad {
+            return self.left_out(error);
+        }
+        self.rows = None;
+        self.skipped += 1;
+        let rest = match bad.lost {
+            Lost::Rows(rows) => {
+                self.skipped = self.skipped.saturating_add(rows);
+                format!("the {rows} rows behind it")
+            }
+            _ => "what is behind it in the file".to_owned(),
+        };
+        if self.rests < MAX_EXAMPLES {
+            self.rests += 1;
+            self.examples.push(format!("{error}; {rest} could not be read either"));
+        }
+        None
     }
 
     /// Counts the row of `error` as skipped, or gives the error back where none may be.
@@ -376,7 +431,7 @@ impl Documents {
             return Some(error);
         }
         self.skipped += 1;
-        if self.examples.len() < MAX_EXAMPLES {
+        if self.examples.len() - self.rests < MAX_EXAMPLES {
             self.examples.push(error.to_string());
         }
         None

@@ -87,6 +87,20 @@ impl DataError {
         move |source| DataError::Io { action, path, source }
     }
 
+    /// What kept an input of training from being read, as [`files::FixedFile`] tells it.
+    pub(crate) fn reading(path: &Path) -> impl FnOnce(std::io::Error) -> DataError {
+        let path = path.to_path_buf();
+        move |source| {
+            if source.kind() != std::io::ErrorKind::InvalidData {
+                return DataError::Io { action: "read", path, source };
+            }
+            let expected = "the bytes that it was opened with";
+            let next = "leave files of a data folder as they are while they are read, \
+                        and build the folder again if they were changed";
+            DataError::format(&path, "contents", expected, source.to_string(), next)
+        }
+    }
+
     pub(crate) fn format(
         path: &Path,
         field: impl Into<String>,

@@ -8,8 +8,6 @@ use std::path::Path;
 /// The mark; the manifest takes its part when the folder is finished.
 const MARK: &str = "unfinished.json";
 const TEXT: &str = "{\"format\": \"lathe-data\", \"unfinished\": true}\n";
-/// The file of a lock, which comes and goes.
-const LOCK: &str = ".lathe.lock";
 
 /// Makes `dir` a data folder to build, alone. What an interrupted build left there is removed.
 ///
@@ -69,7 +67,7 @@ fn names(dir: &Path) -> Result<Vec<String>, DataError> {
         let entry = entry.map_err(DataError::io("read", dir))?;
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|name| name != LOCK);
+    names.retain(|name| name != FolderLock::NAME);
     names.sort();
     Ok(names)
 }

@@ -65,7 +65,7 @@ impl LossMaskWriter {
 pub(crate) struct LossMask(SideFile);
 
 impl LossMask {
-    /// Maps the file of the shard at `shard`, which has `tokens` tokens; with `verify` also checks
+    /// Opens the file of the shard at `shard`, which has `tokens` tokens; with `verify` also checks
     /// its checksum and count.
     pub(crate) fn open(
         shard: &Path,
@@ -77,7 +77,10 @@ impl LossMask {
         let length = tokens.div_ceil(8) as u64;
         let file = SideFile::open(shard, SUFFIX, (length, "a bit"), sha256)?;
         if verify {
-            let learned: u64 = file.map.iter().map(|byte| u64::from(byte.count_ones())).sum();
+            let mut learned = 0;
+            file.all(|piece| {
+                learned += piece.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+            })?;
             if learned != entry.learned {
                 let (expected, found) = (entry.learned.to_string(), learned.to_string());
                 return Err(DataError::format(&file.path, "learned tokens", expected, found, NEXT));
@@ -87,7 +90,10 @@ impl LossMask {
     }
 
     /// Appends whether each token of `range` is learned.
-    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<bool>) {
-        out.extend(range.map(|i| self.0.map[i / 8] >> (i % 8) & 1 == 1));
+    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<bool>) -> Result<(), DataError> {
+        let first = range.start / 8;
+        let bytes = self.0.read(first..range.end.div_ceil(8))?;
+        out.extend(range.map(|i| bytes[i / 8 - first] >> (i % 8) & 1 == 1));
+        Ok(())
     }
 }

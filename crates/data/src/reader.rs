@@ -144,9 +144,9 @@ impl Corpus {
         &self.shared.manifest
     }
 
-    /// Tokens `start .. start + ids.len()` of the stream with, for each, its document's number in
-    /// the split and source.
-    fn read(&self, start: u64, count: usize) -> Stream {
+    /// Tokens `start .. start + count` of the stream with, for each, its document's number in the
+    /// split and source.
+    fn read(&self, start: u64, count: usize) -> Result<Stream, DataError> {
         let mut stream = Stream::default();
         let mut at = start;
         while stream.ids.len() < count {
@@ -154,9 +154,9 @@ impl Corpus {
             let shard = &self.shared.shards[number];
             let first = (at - self.shared.starts[number]) as usize;
             let end = shard.tokens().min(first + count - stream.ids.len());
-            stream.append(number, shard, first, end);
+            stream.append(number, shard, first, end)?;
             match &self.shared.text_bytes[number] {
-                Some(bytes) => bytes.read(first..end, &mut stream.bytes),
+                Some(bytes) => bytes.read(first..end, &mut stream.bytes)?,
                 None => {
                     let fresh = stream.ids.len() - (end - first);
                     let ids = stream.ids[fresh..].iter();
@@ -164,12 +164,12 @@ impl Corpus {
                 }
             }
             match &self.shared.loss_masks[number] {
-                Some(mask) => mask.read(first..end, &mut stream.learned),
+                Some(mask) => mask.read(first..end, &mut stream.learned)?,
                 None => stream.learned.resize(stream.ids.len(), true),
             }
             at += (end - first) as u64;
         }
-        stream
+        Ok(stream)
     }
 }
 
@@ -186,23 +186,22 @@ struct Stream {
 }
 
 impl Stream {
-    fn append(&mut self, number: usize, shard: &Shard, first: usize, end: usize) {
-        shard.read(first..end, &mut self.ids);
-        let mut document = shard.document_at(first);
-        let mut at = first;
-        while at < end {
-            let next = if document + 1 < shard.documents() {
-                shard.document(document + 1).0 as usize
-            } else {
-                shard.tokens()
-            };
-            let rows = next.min(end) - at;
-            let source = shard.document(document).1 as u16;
-            self.documents.extend(std::iter::repeat_n((number, document), rows));
-            self.sources.extend(std::iter::repeat_n(source, rows));
-            at += rows;
-            document += 1;
+    fn append(
+        &mut self,
+        number: usize,
+        shard: &Shard,
+        first: usize,
+        end: usize,
+    ) -> Result<(), DataError> {
+        shard.read(first..end, &mut self.ids)?;
+        let documents = shard.documents_in(first..end)?;
+        for (i, document) in documents.iter().enumerate() {
+            let next = documents.get(i + 1).map_or(end, |next| next.start);
+            let rows = next - document.start.max(first);
+            self.documents.extend(std::iter::repeat_n((number, document.number), rows));
+            self.sources.extend(std::iter::repeat_n(document.source, rows));
         }
+        Ok(())
     }
 }
 
@@ -231,9 +230,11 @@ fn open_shard(
         let found = format!("{:08x}", shard.crc32c());
         return Err(contradiction(&path, "payload checksum", expected, found));
     }
-    if verify && shard.payload_sha256() != entry.sha256 {
-        let found = shard.payload_sha256();
-        return Err(contradiction(&path, "payload SHA-256", &entry.sha256, found));
+    if verify {
+        let found = shard.payload_sha256()?;
+        if found != entry.sha256 {
+            return Err(contradiction(&path, "payload SHA-256", &entry.sha256, found));
+        }
     }
     Ok(shard)
 }
@@ -421,7 +422,10 @@ impl Windows {
     }
 
     /// The window at `position`, counted in windows since the start of training.
-    pub fn at(&self, position: u64) -> Window {
+    ///
+    /// # Errors
+    /// A file of the data folder that was changed since it was opened, or cannot be read.
+    pub fn at(&self, position: u64) -> Result<Window, DataError> {
         let epoch = position / self.len;
         let index = permute(position % self.len, self.len, self.seed, epoch);
         self.window(index, epoch)
@@ -430,17 +434,17 @@ impl Windows {
     /// Window `index` in stream order, for evaluation; its epoch is 0.
     ///
     /// # Errors
-    /// An index that is not below [`Windows::len`].
+    /// An index that is not below [`Windows::len`], and as [`Windows::at`].
     pub fn unshuffled(&self, index: u64) -> Result<Window, DataError> {
         if index >= self.len {
             return Err(DataError::argument("window index", format!("below {}", self.len), index));
         }
-        Ok(self.window(index, 0))
+        self.window(index, 0)
     }
 
-    fn window(&self, index: u64, epoch: u64) -> Window {
+    fn window(&self, index: u64, epoch: u64) -> Result<Window, DataError> {
         let seq_len = self.seq_len;
-        let stream = self.corpus.read(index * seq_len as u64, seq_len + 1);
+        let stream = self.corpus.read(index * seq_len as u64, seq_len + 1)?;
         let same: Vec<bool> = stream.documents.windows(2).map(|d| d[0] == d[1]).collect();
         let mut document = vec![0; seq_len];
         for row in 1..seq_len {
@@ -453,7 +457,7 @@ impl Windows {
         let mut ids = stream.ids;
         ids.truncate(seq_len);
         let target_same_document = same;
-        Window {
+        Ok(Window {
             ids,
             targets,
             document,
@@ -463,6 +467,6 @@ impl Windows {
             bytes,
             index,
             epoch,
-        }
+        })
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::DataError;
 use crate::tokenizer::hex;
-use files::NewFile;
-use memmap2::Mmap;
+use files::{FixedFile, NewFile};
 use sha2::{Digest, Sha256};
 use std::io::{BufWriter, IntoInnerError, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const NEXT: &str = "build the data folder again";
@@ -46,15 +46,15 @@ impl SideFileWriter {
     }
 }
 
-/// A file beside a shard, open for reading.
+/// A file beside a shard, open for reading; one that is changed meanwhile is an error.
 pub(crate) struct SideFile {
     pub(crate) path: PathBuf,
-    pub(crate) map: Mmap,
+    file: FixedFile,
 }
 
 impl SideFile {
-    /// Maps the file, which must have `length` bytes, `each` of a token; with `sha256` it must have
-    /// that checksum.
+    /// Opens the file, which must have `length` bytes, `each` of a token; with `sha256` it must
+    /// have that checksum.
     pub(crate) fn open(
         shard: &Path,
         suffix: &str,
@@ -62,19 +62,38 @@ impl SideFile {
         sha256: Option<&str>,
     ) -> Result<Self, DataError> {
         let path = path_of(shard, suffix);
-        let file = files::open(&path).map_err(DataError::io("read", &path))?;
-        let found = file.metadata().map_err(DataError::io("read", &path))?.len();
+        let file = FixedFile::open(&path).map_err(DataError::reading(&path))?;
+        let found = file.length();
         if found != length {
             let expected = format!("{length} bytes, {each} a token");
             return Err(DataError::format(&path, "file size", expected, found.to_string(), NEXT));
         }
-        let map = crate::shard::map_file(&file).map_err(DataError::io("map", &path))?;
+        let opened = Self { path, file };
         if let Some(expected) = sha256 {
-            let found = hex(&Sha256::digest(&map[..]));
+            let mut sha = Sha256::new();
+            opened.all(|piece| sha.update(piece))?;
+            let found = hex(&sha.finalize());
             if found != expected {
-                return Err(DataError::format(&path, "SHA-256", expected, found, NEXT));
+                return Err(DataError::format(&opened.path, "SHA-256", expected, found, NEXT));
             }
         }
-        Ok(Self { path, map })
+        Ok(opened)
+    }
+
+    /// Hands over all bytes, piece by piece.
+    pub(crate) fn all(&self, mut each: impl FnMut(&[u8])) -> Result<(), DataError> {
+        let done = self.file.pieces((0, self.file.length()), |piece| {
+            each(piece);
+            Ok(())
+        });
+        done.map_err(DataError::reading(&self.path))
+    }
+
+    /// The bytes of a range, which must lie inside the file.
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<u8>, DataError> {
+        let mut bytes = vec![0; range.len()];
+        let done = self.file.read_at(range.start as u64, &mut bytes);
+        done.map_err(DataError::reading(&self.path))?;
+        Ok(bytes)
     }
 }

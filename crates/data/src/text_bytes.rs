@@ -43,7 +43,7 @@ impl TextBytesWriter {
 pub(crate) struct TextBytes(SideFile);
 
 impl TextBytes {
-    /// Maps the file of the shard at `shard`, which has `tokens` tokens; with `verify` also checks
+    /// Opens the file of the shard at `shard`, which has `tokens` tokens; with `verify` also checks
     /// its checksum.
     pub(crate) fn open(
         shard: &Path,
@@ -56,8 +56,9 @@ impl TextBytes {
     }
 
     /// Appends the bytes of the tokens in `range`.
-    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<u32>) {
-        let four = self.0.map.as_chunks::<4>().0;
-        out.extend(four[range].iter().map(|&bytes| u32::from_le_bytes(bytes)));
+    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<u32>) -> Result<(), DataError> {
+        let bytes = self.0.read(4 * range.start..4 * range.end)?;
+        out.extend(bytes.as_chunks().0.iter().map(|&four| u32::from_le_bytes(four)));
+        Ok(())
     }
 }

@@ -517,6 +517,33 @@ fn parquet_rows_and_files_that_are_bad() {
     }
 }
 
+/// The codec stands behind the column's name: a field with a number, which is twice the codec's.
+#[test]
+fn parquet_files_of_other_codecs_are_refused_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.parquet");
+    let both = "message m { required binary text (UTF8); required binary source (UTF8); }";
+    write_parquet(&path, both, &[b"one", b"two"], None);
+    let good = std::fs::read(&path).unwrap();
+    for (column, name) in [("text", "BROTLI"), ("text", "LZ4"), ("source", "LZ4_RAW")] {
+        let codec = [("BROTLI", 8), ("LZ4", 10), ("LZ4_RAW", 14)].iter().find(|c| c.0 == name);
+        let mut bytes = good.clone();
+        let mark = [column.as_bytes(), &[0x15, 2]].concat();
+        // In the second row group of two.
+        let at = bytes.windows(mark.len()).rposition(|found| found == mark).expect("the codec");
+        bytes[at + mark.len() - 1] = codec.unwrap().1;
+        std::fs::write(&path, bytes).unwrap();
+        for skip_bad in [false, true] {
+            let (texts, skipped, error) = read(&path, skip_bad);
+            assert!(texts.is_empty() && skipped == 0, "{name}: {texts:?} {skipped}");
+            let column = format!("column {column:?}, row group 1");
+            let words =
+                ["t.parquet", &column, name, "snappy, gzip or zstd", "write the file again"];
+            assert_names(name, error.expect(name), &words);
+        }
+    }
+}
+
 #[test]
 fn no_flipped_byte_of_a_parquet_file_ends_the_program() {
     let dir = tempfile::tempdir().unwrap();

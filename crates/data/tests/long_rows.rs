@@ -10,7 +10,7 @@ mod rows;
 
 use data::Tokenizer;
 use data::build::{BuildOptions, build};
-use data::documents::{Input, ReadOptions, list_files};
+use data::documents::{Documents, Input, ReadOptions, list_files};
 use names::assert_names;
 use parquet_files::{TEXTS, write_parquet};
 use rows::{Read, read_rows};
@@ -76,4 +76,51 @@ fn rows_that_cannot_be_encoded_are_named() {
     let manifest = build(&inputs, &tokenizer, &out, &options).unwrap();
     assert_eq!((manifest.skipped_rows, manifest.train.total.documents), (1, 2));
     assert!(manifest.skipped_examples[0].contains("row 3"), "{:?}", manifest.skipped_examples);
+}
+
+/// What is left out is counted row by row, and the rest of a file is always told.
+#[test]
+fn rests_of_files_are_counted_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = |path: &Path, options: ReadOptions| {
+        let options = ReadOptions { skip_bad: true, ..options };
+        let files = list_files(&[Input::from(path)], &options).unwrap().files;
+        let mut documents = Documents::new(files, options);
+        let mut texts = 0;
+        for document in documents.by_ref() {
+            document.unwrap();
+            texts += 1;
+        }
+        (texts, documents.skipped(), documents.skipped_examples().to_vec())
+    };
+    // Two groups of 300 rows; the pages of the second one are broken.
+    let path = dir.path().join("t.parquet");
+    let texts: Vec<String> = (0..300).map(|i| format!("text {i} {}", i * i)).collect();
+    let refs: Vec<&[u8]> = texts.iter().map(|t| t.as_bytes()).collect();
+    write_parquet(&path, "message m { required binary text (UTF8); }", &refs, None);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let within = bytes.len() * 5 / 8;
+    bytes[within..within + 300].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    let (read, skipped, examples) = told(&path, ReadOptions::default());
+    assert_eq!((read, skipped, examples.len()), (300, 300, 1), "{examples:?}");
+    assert!(examples[0].contains("row 301"), "{examples:?}");
+    assert!(examples[0].ends_with("; the 299 rows behind it could not be read either"));
+
+    // A line that is too long is one row; one that does not seem to end is the last.
+    let path = dir.path().join("rows.jsonl");
+    let line = |length: usize| format!("{{\"text\":\"{}\"}}\n", "x".repeat(length - 12));
+    let most = ReadOptions { max_row: 100, ..ReadOptions::default() };
+    for (long, read, skipped) in [(100, 4, 0), (101, 3, 1), (1700, 3, 1), (1701, 1, 1)] {
+        std::fs::write(&path, [line(50), line(long), line(50), line(50)].concat()).unwrap();
+        let (found_read, found_skipped, examples) = told(&path, most.clone());
+        assert_eq!((found_read, found_skipped), (read, skipped), "{long}: {examples:?}");
+        let rest = "; what is behind it in the file could not be read either";
+        assert_eq!(examples.iter().any(|told| told.ends_with(rest)), read == 1, "{examples:?}");
+    }
+    // However many rows were bad before it.
+    std::fs::write(&path, ["nothing\n".repeat(50), line(5000)].concat()).unwrap();
+    let (read, skipped, examples) = told(&path, most);
+    assert_eq!((read, skipped, examples.len()), (0, 51, 21));
+    assert!(examples[20].contains("row 51") && examples[20].contains("behind it"), "{examples:?}");
 }

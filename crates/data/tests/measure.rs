@@ -48,7 +48,7 @@ fn speed_on_the_packages_of_this_checkout() {
         let windows = Windows::new(&read, 512, 1).unwrap();
         let start = Instant::now();
         let count = windows.len().min(20_000);
-        let sum: u64 = (0..count).map(|p| u64::from(windows.at(p).targets[0])).sum();
+        let sum: u64 = (0..count).map(|p| u64::from(windows.at(p).unwrap().targets[0])).sum();
         println!("windows: {count} of 512 in {:.1?} (sum {sum})", start.elapsed());
     }
 }

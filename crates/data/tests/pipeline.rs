@@ -125,7 +125,7 @@ fn each_epoch_gives_each_window_once_and_any_position_restarts() {
     for seq_len in [3, 16, 33, 100, 1000] {
         for seed in [0, 1, 77] {
             let windows = Windows::new(&corpus, seq_len, seed).unwrap();
-            let run: Vec<Window> = (0..3 * windows.len()).map(|p| windows.at(p)).collect();
+            let run: Vec<Window> = (0..3 * windows.len()).map(|p| windows.at(p).unwrap()).collect();
             for (epoch, part) in run.chunks(windows.len() as usize).enumerate() {
                 let mut indices: Vec<u64> = part.iter().map(|w| w.index).collect();
                 if seq_len == 16 {
@@ -139,7 +139,7 @@ fn each_epoch_gives_each_window_once_and_any_position_restarts() {
                 Windows::new(&Corpus::open(out.path(), Split::Train).unwrap(), seq_len, seed)
                     .unwrap();
             for position in (0..3 * windows.len()).rev().step_by(5) {
-                assert_eq!(restarted.at(position), run[position as usize]);
+                assert_eq!(restarted.at(position).unwrap(), run[position as usize]);
             }
             let plain = windows.unshuffled(run[0].index).unwrap();
             assert_eq!((plain.ids, plain.targets), (run[0].ids.clone(), run[0].targets.clone()));
@@ -230,7 +230,7 @@ fn a_document_cannot_forge_an_end_of_text() {
         .unwrap();
     let corpus = Corpus::open(dir.path(), Split::Train).unwrap();
     let windows = Windows::new(&corpus, corpus.tokens() as usize - 1, 0).unwrap();
-    let window = windows.at(0);
+    let window = windows.at(0).unwrap();
     assert!(window.ids.iter().all(|&id| id >= 3));
     assert_eq!(*window.targets.last().unwrap(), 0);
     assert!(window.target_same_document.iter().all(|&same| same));

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 
 use crate::open::{must_be_plain, wait_for_nobody};
 
-/// The file in the folder that is locked; its text names the holder.
-const NAME: &str = ".lathe.lock";
 /// How the text of every such file begins.
 const MARK: &str = "lathe ";
 /// The longest text of a holder.
@@ -50,7 +48,8 @@ impl std::fmt::Display for LockError {
                 path.display()
             ),
             Self::Io { path, source } => {
-                write!(f, "cannot lock {}: {source}; check the permissions", path.display())
+                let next = crate::next_move(source);
+                write!(f, "cannot lock {}: {source}; {next}", path.display())
             }
         }
     }
@@ -66,13 +65,16 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
+    /// The file in a folder that is locked; its text names the holder.
+    pub const NAME: &str = ".lathe.lock";
+
     /// Takes the lock of `folder`, which must exist, for `verb`, such as `train`. Where the file
     /// system knows no locks, nobody is kept out.
     ///
     /// # Errors
     /// Another process has it, or the system refuses.
     pub fn take(folder: &Path, verb: &str) -> Result<Self, LockError> {
-        let path = folder.join(NAME);
+        let path = folder.join(Self::NAME);
         loop {
             let mut file = open(&path).map_err(LockError::at(&path))?;
             match file.try_lock() {
@@ -227,7 +229,7 @@ mod tests {
             assert!(error.contains(part), "{part}: {error}");
         }
         drop(held);
-        assert!(!folder.path().join(NAME).exists());
+        assert!(!folder.path().join(FolderLock::NAME).exists());
         let _again = FolderLock::take(folder.path(), "data build").expect("free again");
     }
 
@@ -235,7 +237,7 @@ mod tests {
     fn a_file_that_a_killed_process_left_locks_nobody_out() {
         let folder = tempfile::TempDir::new().expect("a folder");
         for left in ["lathe train, process 1 on elsewhere\n", "lat", ""] {
-            fs::write(folder.path().join(NAME), left).expect("writes");
+            fs::write(folder.path().join(FolderLock::NAME), left).expect("writes");
             drop(FolderLock::take(folder.path(), "train").expect("free"));
         }
     }
@@ -243,13 +245,17 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_left_alone() {
         let folder = tempfile::TempDir::new().expect("a folder");
-        let path = folder.path().join(NAME);
+        let path = folder.path().join(FolderLock::NAME);
         fs::write(&path, "my notes").expect("writes");
         let error = FolderLock::take(folder.path(), "train").expect_err("taken").to_string();
-        assert!(error.contains("not Lathe's"), "{error}");
+        assert!(error.contains("not Lathe's") && error.contains("move away"), "{error}");
         assert_eq!(fs::read(&path).expect("reads"), b"my notes");
         fs::remove_file(&path).expect("removes");
         fs::create_dir(&path).expect("makes");
-        FolderLock::take(folder.path(), "train").expect_err("a folder");
+        let error = FolderLock::take(folder.path(), "train").expect_err("a folder").to_string();
+        assert!(error.contains("a folder; put a plain file there"), "{error}");
+        let gone = folder.path().join("gone");
+        let error = FolderLock::take(&gone, "train").expect_err("no folder").to_string();
+        assert!(error.ends_with("check the path"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ pub struct NewFile {
 
 impl NewFile {
     /// Starts a file that is to appear at `place`. A link there stays, and what it leads to is
-    /// replaced.
+    /// replaced. The null device takes what is written, and stays what it is.
     ///
     /// # Errors
     /// What the file system refuses; something else than a plain file at `place`.
@@ -27,6 +27,11 @@ impl NewFile {
         let place = match fs::metadata(place) {
             Ok(found) => {
                 crate::open::must_be_plain(&found)?;
+                if !found.is_file() {
+                    let file = File::options().write(true).open(place)?;
+                    let place = place.to_path_buf();
+                    return Ok(Self { file, beside: place.clone(), place, is_done: true });
+                }
                 fs::canonicalize(place)?
             }
             Err(_) if fs::symlink_metadata(place).is_ok_and(|found| found.is_symlink()) => {
@@ -50,6 +55,9 @@ impl NewFile {
     /// What the file system refuses; nothing of the file stays then, unless it was the folder that
     /// could not be brought to the disk.
     pub fn finish(mut self) -> io::Result<()> {
+        if self.is_done {
+            return Ok(());
+        }
         self.file.sync_all()?;
         if let Ok(old) = fs::metadata(&self.place) {
             self.file.set_permissions(old.permissions())?;
@@ -171,9 +179,22 @@ mod tests {
         write_whole(&link, b"two").expect("writes");
         assert_eq!(fs::read(&place).expect("reads"), b"two");
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        let link_to_null = folder.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link_to_null).expect("links");
         write_whole(Path::new("/dev/null"), b"gone").expect("writes");
         assert!(!fs::metadata("/dev/null").expect("there").is_file());
         write_whole(Path::new("/dev/full"), b"lost").expect_err("full");
+        // Whoever may write into the folder of devices replaces none of them.
+        for device in ["/dev/null", link_to_null.to_str().expect("UTF-8")] {
+            let mut file = NewFile::create(Path::new(device)).expect("opens");
+            assert_eq!(file.beside(), Path::new(device));
+            file.write_all(b"gone").expect("writes");
+            file.finish().expect("finishes");
+            assert!(!fs::metadata(device).expect("there").is_file());
+        }
+        assert!(fs::symlink_metadata(&link_to_null).expect("there").is_symlink());
+        let error = NewFile::create(Path::new("/dev/full")).expect_err("a device").to_string();
+        assert!(error.contains("a device"), "{error}");
         let error = write_whole(folder.path(), b"x").expect_err("a folder");
         assert!(error.to_string().contains("a folder"), "{error}");
     }

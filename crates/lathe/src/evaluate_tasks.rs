@@ -1,13 +1,13 @@
 //! `lathe eval --tasks`: evaluation tasks by log-likelihood, with the causal routing that serving
 //! uses.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IntoInnerError};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use data::Tokenizer;
 use engine::{Stretch, likelihoods};
+use files::NewFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Table;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ pub(crate) fn run(
     let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
     let mut items = match &options.items {
         Some(path) => Some(BufWriter::new(
-            File::create(path).with_context(|| format!("creating {}", path.display()))?,
+            NewFile::create(path).with_context(|| format!("creating {}", path.display()))?,
         )),
         None => None,
     };
@@ -46,8 +46,9 @@ pub(crate) fn run(
         }
         reports.push((task.items(), report));
     }
-    if let Some(mut items) = items {
-        items.flush().context("writing --items")?;
+    if let Some(items) = items {
+        let file = items.into_inner().map_err(IntoInnerError::into_error);
+        file.and_then(NewFile::finish).context("writing --items")?;
     }
     print(options, &weights, &reports)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use data::{Corpus, Manifest, Split, Windows};
+use data::{Corpus, Split, Windows};
 use model::ModelConfig;
 use model::cost::{
     Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense,
@@ -119,7 +119,6 @@ fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
         recipe,
         teacher: teacher.as_ref(),
         valid_windows: windows.map(|[_, valid]| valid.len()),
-        data_bytes: windows.map_or(0, |[train, _]| shard_bytes(train.corpus().manifest())),
     };
     let (memory, work) = (forecast.memory()?, forecast.work()?);
     let tokens = (recipe.train.batch * recipe.data.sequence_length) as f64;
@@ -137,7 +136,6 @@ fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
         ("the teacher's weights", human_bytes(memory.teacher)),
         ("activations of one pass, about", human_bytes(memory.activations)),
         ("logits and their gradient, about", human_bytes(memory.head)),
-        ("data, mapped", human_bytes(memory.mapped)),
         ("memory at the peak, about", human_bytes(memory.peak())),
     ] {
         rows.push(vec![name.to_owned(), value]);
@@ -158,7 +156,7 @@ fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
 /// otherwise at half of the measured peak.
 fn time_row(forecast: &Forecast<'_>, work: &Work) -> Result<Vec<String>> {
     let (peak, memory) = (ops::peak_flops(), forecast.memory()?);
-    let there = memory_bytes().is_none_or(|bytes| memory.needed() as f64 <= 0.8 * bytes);
+    let there = memory_bytes().is_none_or(|bytes| memory.peak() as f64 <= 0.8 * bytes);
     let timed = if there { forecast.time(0.3 * peak)? } else { None };
     let saves = work.saves as f64 * 0.75 * memory.state as f64 / SAVED_PER_SECOND;
     let (name, seconds) = match timed {
@@ -177,12 +175,6 @@ fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
     Ok(Some(train::config_of(Path::new(&distill.checkpoint)).context("distill.checkpoint")?))
 }
 
-/// Bytes of both splits' token ids, which a run maps.
-fn shard_bytes(manifest: &Manifest) -> u64 {
-    let tokens = manifest.train.total.tokens + manifest.validation.total.tokens;
-    tokens * data::shard::token_width(manifest.vocab_size as usize) as u64
-}
-
 /// Refuses a run whose peak this machine's free memory cannot hold: the system would end it without
 /// a word.
 pub(crate) fn fits(given: &Recipe) -> Result<()> {
@@ -194,16 +186,15 @@ pub(crate) fn fits(given: &Recipe) -> Result<()> {
         recipe.model.vocab_size = corpus.map_or(1, |corpus| corpus.vocab_size());
     }
     let teacher = teacher(&recipe)?;
-    let forecast =
-        Forecast { recipe: &recipe, teacher: teacher.as_ref(), valid_windows: None, data_bytes: 0 };
+    let forecast = Forecast { recipe: &recipe, teacher: teacher.as_ref(), valid_windows: None };
     let memory = forecast.memory()?;
     ensure!(
-        memory.needed() as f64 <= free,
+        memory.peak() as f64 <= free,
         "recipe: at its peak the run takes about {} of memory (weights, gradients and moments {}, \
          activations of one pass {}, logits {}, a teacher {}), expected at most the {} that are \
          free here: choose a smaller model, train.micro_batch or data.sequence_length, or \
          train.recompute",
-        human_bytes(memory.needed()),
+        human_bytes(memory.peak()),
         human_bytes(memory.state),
         human_bytes(memory.activations),
         human_bytes(memory.head),

@@ -65,8 +65,6 @@ fn its_numbers_are_those_of_a_count() {
         recipe: &recipe,
         teacher: None,
         valid_windows: Some(valid_windows),
-        // Ids below 300 take two bytes.
-        data_bytes: 2 * (train + validation),
     };
     let memory = forecast(valid).memory().expect("legal");
     let work = forecast(valid).work().expect("legal");
@@ -79,7 +77,6 @@ fn its_numbers_are_those_of_a_count() {
         ("validation FLOPs", human_count(work.validation)),
         ("validations, checkpoints", "4, 4".to_owned()),
         ("weights, gradients, moments", human_bytes(16 * (p.unique + p.embedding))),
-        ("data, mapped", human_bytes(2 * (train + validation))),
         ("memory at the peak, about", human_bytes(memory.peak())),
         ("epochs", format!("{:.2}", 40.0 * 2.0 / windows as f64)),
     ] {
@@ -93,13 +90,12 @@ fn a_teacher_costs_where_its_weight_counts() {
     let text = format!("{}[distill]\ncheckpoint = \"run\"\nweight = 0.5\n", text());
     place.write("r.toml", &text);
     let told = place.run(&["train", "r.toml", "--out", "up", "--dry-run"]).good().out;
-    let (recipe, [train, validation]) = (parsed(&text), tokens(&place));
+    let (recipe, [_, validation]) = (parsed(&text), tokens(&place));
     let taught = parsed(&place.text("tiny.toml")).model;
     let forecast = Forecast {
         recipe: &recipe,
         teacher: Some(&taught),
         valid_windows: Some((validation - 1) / 32),
-        data_bytes: 2 * (train + validation),
     };
     let (memory, work) = (forecast.memory().expect("legal"), forecast.work().expect("legal"));
     assert!(work.teacher > 0.0 && memory.teacher > 0);

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -113,6 +114,33 @@ fn killed_at_random_moments() {
             kills += 1;
         }
         resume(&place, &run, &expected, &run);
+    }
+}
+
+/// Shortened or written over by another process, of either split.
+#[test]
+fn training_on_a_changed_shard_ends_with_its_name() {
+    type Change = fn(&mut fs::File);
+    let shorten: Change = |file| file.set_len(100).expect("shortens");
+    let write_over: Change = |file| file.write_all(&[0xff; 5000]).expect("writes");
+    for (split, change) in [("train", shorten), ("train", write_over), ("validation", shorten)] {
+        let place = Place::with_data();
+        place.write("long.toml", recipe(1_000_000, 3, EXPERT, "recursion_wise"));
+        let shards = place.names("data");
+        let is_wanted = |name: &&String| name.starts_with(split) && name.ends_with(".shard");
+        let shard = shards.iter().find(is_wanted).unwrap_or_else(|| panic!("{shards:?}"));
+        let mut command = place.command(&["train", "long.toml", "--out", "run"]);
+        command.env("RAYON_NUM_THREADS", "1").stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().expect("the binary starts");
+        wait_for("a checkpoint", || !place.checkpoints("run").is_empty());
+        let path = place.path("data").join(shard);
+        change(&mut fs::File::options().write(true).open(path).expect("opens"));
+        let output = child.wait_with_output().expect("ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{split}: {} {said}", output.status);
+        for part in [shard.as_str(), "contents: expected", "build the folder again"] {
+            assert!(said.contains(part), "{split}: {part}: {said}");
+        }
     }
 }
 

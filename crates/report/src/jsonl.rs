@@ -29,6 +29,18 @@ pub enum LogError {
         /// What the operating system answered.
         source: std::io::Error,
     },
+    /// A link in the place of the log, to a file that is not this run's.
+    #[error(
+        "run log {path}: expected a file of this run, found a link to {to}; what a run writes or \
+         cuts back would be there: remove the link, or choose another --out",
+        to = to.display()
+    )]
+    Link {
+        /// Path of the log.
+        path: PathBuf,
+        /// What the link says.
+        to: PathBuf,
+    },
     /// A line before the last is not a record.
     #[error(
         "run log {path}, line {line}: expected {EXPECTED}, found {found}; \
@@ -86,9 +98,10 @@ impl Log {
     /// old file or the new one.
     ///
     /// # Errors
-    /// [`LogError::Io`], or [`LogError::BadLine`] when a line before the last is not a record; the
-    /// file is then left as it was.
+    /// [`LogError::Io`], [`LogError::Link`], or [`LogError::BadLine`] when a line before the last
+    /// is not a record; the file is then left as it was.
     pub fn open(path: &Path, keep_through_step: Option<u64>) -> Result<Self, LogError> {
+        must_be_own(path)?;
         let old = match files::read(path, u64::MAX) {
             Ok(old) => old,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -147,6 +160,20 @@ impl Log {
     /// Where the log is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Refuses a log that is a link to a file, or to none: its run would write there.
+///
+/// # Errors
+/// [`LogError::Link`] with what the link says.
+pub fn must_be_own(path: &Path) -> Result<(), LogError> {
+    match std::fs::read_link(path) {
+        // In a device nothing stands that could be cut back.
+        Ok(to) if std::fs::metadata(path).map_or(true, |found| found.is_file()) => {
+            Err(LogError::Link { path: path.to_path_buf(), to })
+        }
+        _ => Ok(()),
     }
 }
 

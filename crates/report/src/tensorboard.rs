@@ -136,6 +136,13 @@ fn cut_back(dir: &Path, last: u64) -> Result<(), EventError> {
         if !name.starts_with(PREFIX) || !name.contains(OURS) {
             continue;
         }
+        if path.is_symlink() {
+            let source = std::io::Error::new(
+                ErrorKind::InvalidInput,
+                "a link, and what is cut back would be there: remove it",
+            );
+            return Err(failed(&path, "take the file for one of this run", source));
+        }
         let old = files::read(&path, u64::MAX)
             .map_err(|source| failed(&path, "read the file", source))?;
         let kept = frames_through(&old, last);

@@ -40,19 +40,12 @@ pub struct Memory {
     pub head: u64,
     /// The program without a model.
     pub program: u64,
-    /// Files of the data folder that are mapped; the system drops them where memory is short.
-    pub mapped: u64,
 }
 
 impl Memory {
-    /// What the machine must have free.
-    pub fn needed(&self) -> u64 {
-        self.state + self.teacher + self.activations + self.head + self.program
-    }
-
-    /// All that the system counts for the process at its peak.
+    /// What the machine must have free, and what the system counts for the process at its peak.
     pub fn peak(&self) -> u64 {
-        self.needed() + self.mapped
+        self.state + self.teacher + self.activations + self.head + self.program
     }
 }
 
@@ -106,8 +99,6 @@ pub struct Forecast<'a> {
     pub teacher: Option<&'a ModelConfig>,
     /// Windows of the validation text; as many as the recipe asks for where it is not known.
     pub valid_windows: Option<u64>,
-    /// Bytes of the data folder's shards.
-    pub data_bytes: u64,
 }
 
 impl Forecast<'_> {
@@ -145,7 +136,6 @@ impl Forecast<'_> {
             activations: (ALLOCATED * 4.0 * backward) as u64,
             head: head as u64,
             program: PROGRAM,
-            mapped: self.data_bytes,
         })
     }
 

@@ -72,15 +72,25 @@ pub(crate) fn find(path: &Path) -> Result<Found, TrainError> {
     }
     let (loaded, passed_over) = checkpoint::newest_valid(&steps_of(path))?;
     match loaded {
-        None if path.symlink_metadata().is_err() => {
-            refuse(path, "folder", "no checkpoint: nothing has this name".into(), WRITTEN.into())
-        }
+        None if path.symlink_metadata().is_err() => nothing(path),
         Some(loaded) => {
             check_name(&loaded)?;
             Ok(Found { loaded, passed_over })
         }
-        None => refuse(path, "folder", reasons(&passed_over), WRITTEN.into()),
+        None if passed_over.is_empty() => {
+            refuse(path, "folder", "no checkpoint".into(), WRITTEN.into())
+        }
+        None => {
+            let found = format!("only damaged ones: {}", passed_over[0].reason);
+            let expected = "one that can be read: restore it from a copy, or train again";
+            refuse(path, "checkpoints", found, expected.into())
+        }
     }
+}
+
+fn nothing<T>(path: &Path) -> Result<T, TrainError> {
+    let found = "no checkpoint: nothing has this name";
+    refuse(path, "folder", found.into(), format!("{WRITTEN}; check the path"))
 }
 
 /// Refuses the newest checkpoint of a run if its name is that of another step: which is newest, and
@@ -98,13 +108,6 @@ pub(crate) fn check_name(loaded: &Loaded) -> Result<(), TrainError> {
 }
 
 const WRITTEN: &str = "a folder written by `lathe train`, `lathe import` or `lathe convert`";
-
-fn reasons(damaged: &[Damaged]) -> String {
-    match damaged.first() {
-        None => "no checkpoint".into(),
-        Some(newest) => format!("only damaged ones: {}", newest.reason),
-    }
-}
 
 /// Reads the checkpoint at `path`: a step's folder, or the folder of a run, of which the newest
 /// undamaged one is taken.
@@ -147,6 +150,9 @@ pub fn config_of(path: &Path) -> Result<ModelConfig, TrainError> {
         checkpoint::load_json(path, "config")?
     } else {
         let steps = steps_of(path);
+        if path.symlink_metadata().is_err() {
+            return nothing(path);
+        }
         if checkpoint::try_list(&steps)?.is_empty() {
             return refuse(path, "folder", "no checkpoint".into(), WRITTEN.into());
         }

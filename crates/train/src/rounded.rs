@@ -173,6 +173,7 @@ pub(crate) fn read(
     let parts = slots
         .iter()
         .map(|slot| file.read_bytes(&slot.name, slot.dtype))
-        .collect::<Result<Vec<&[u8]>, _>>()?;
+        .collect::<Result<Vec<Vec<u8>>, _>>()?;
+    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
     Weight::from_parts(format, rows, columns, &parts).map_err(refused)
 }

@@ -145,6 +145,7 @@ impl Run {
         remarks.extend(teach(&mut trainer, teacher, &tokenizer)?);
         let path = dir.join("log.jsonl");
         let written = read_log(&path, &resumed, recipe.checkpoint.every)?;
+        remarks.extend(lost_records(&path, &written, &resumed));
         make_folder(&dir.join("checkpoints"))?;
         make_folder(&dir.join("events"))?;
         let keep = Some(trainer.step);
@@ -333,6 +334,7 @@ fn read_log(path: &Path, resumed: &Resumed, every: u64) -> Result<Vec<Record>, T
     if path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
         return Ok(Vec::new());
     }
+    report::jsonl::must_be_own(path)?;
     let records = report::jsonl::read(path)?.records;
     if resumed.step.is_none() && !records.iter().all(is_of_a_run) {
         let message = "it holds records that no run of Lathe wrote; choose another --out";
@@ -346,6 +348,21 @@ fn read_log(path: &Path, resumed: &Resumed, every: u64) -> Result<Vec<Record>, T
         }
         _ => Ok(records),
     }
+}
+
+/// That the log of a run which goes on does not reach to where the run is.
+fn lost_records(path: &Path, records: &[Record], resumed: &Resumed) -> Option<String> {
+    let last = records.iter().filter_map(|record| record.get("step")?.as_u64()).max();
+    let step = resumed.step.filter(|&step| step > last.unwrap_or(0))?;
+    let found = match last {
+        None => "none".to_owned(),
+        Some(last) => format!("those up to step {last}"),
+    };
+    Some(format!(
+        "{}: expected the records of {step} steps, found {found}; what was measured before is \
+         lost unless the log is put back, and it goes on from here",
+        path.display()
+    ))
 }
 
 /// Whether a run writes such a record before its first checkpoint.

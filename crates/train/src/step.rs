@@ -131,15 +131,13 @@ impl Trainer {
     /// The next step on the next windows.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite, if the recipe says stop.
+    /// A loss or gradient that is not finite, if the recipe says stop; windows that cannot be read.
     pub fn step(&mut self, windows: &Windows) -> Result<StepReport, TrainError> {
         let (count, micro) = (self.recipe.train.batch as u64, self.recipe.train.micro_batch);
         let positions: Vec<u64> = (0..count).map(|i| self.position + i).collect();
         let mask = self.recipe.data.document_mask;
-        let batches: Vec<Batch> = positions
-            .chunks(micro)
-            .map(|chunk| pack(&chunk.iter().map(|&p| windows.at(p)).collect::<Vec<_>>(), mask))
-            .collect();
+        let read = positions.iter().map(|&p| windows.at(p)).collect::<Result<Vec<_>, _>>()?;
+        let batches: Vec<Batch> = read.chunks(micro).map(|chunk| pack(chunk, mask)).collect();
         let report = self.step_on(&batches)?;
         self.position += count;
         Ok(report)

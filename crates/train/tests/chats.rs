@@ -107,7 +107,7 @@ fn windows_say_what_is_learned() {
 
 fn batch_of(windows: &Windows, change: impl Fn(&mut Window)) -> Vec<Batch> {
     let pair = |at: u64| {
-        let mut pair: Vec<Window> = (at..at + 2).map(|i| windows.at(i)).collect();
+        let mut pair: Vec<Window> = (at..at + 2).map(|i| windows.at(i).expect("reads")).collect();
         pair.iter_mut().for_each(&change);
         pack(&pair, true)
     };

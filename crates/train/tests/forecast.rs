@@ -188,12 +188,8 @@ fn one_run() {
     train(&recipe, &dir.join("run"));
     let done = 2.0 * (ops::timing::multiply_adds() - before) as f64;
     recipe.model.vocab_size = vocab;
-    let forecast = Forecast {
-        recipe: &recipe,
-        teacher: taught.as_ref(),
-        valid_windows: Some(windows),
-        data_bytes: 0,
-    };
+    let forecast =
+        Forecast { recipe: &recipe, teacher: taught.as_ref(), valid_windows: Some(windows) };
     let (work, memory) = (forecast.work().expect("legal"), forecast.memory().expect("legal"));
     let peak = peak_memory();
     let numbers = [done, work.total(), peak.map_or(0.0, |kb| 1024.0 * kb), memory.peak() as f64];

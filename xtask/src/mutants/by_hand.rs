@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::find::{Kind, Mutant};
-use super::plant::apart;
+use super::plant::{apart, plant};
 
 /// The changes that the file at `path` lists for a room, by number from 1. Each line is an object
 /// with `room`, `file` (below the room's `src`), `old` and `new`: whole expressions, or whole
-/// statements with their semicolon. `old` stands once in the file, or in the text `within`, which
-/// does.
+/// statements with their semicolon, which declare nothing. `old` stands once in the file, or in the
+/// text `within`, which does.
 ///
 /// # Errors
 /// A line that is no such object, or a change that the code does not have room for.
@@ -65,7 +65,23 @@ fn planned(
     let before = &code[..at];
     let line = before.matches('\n').count() + 1;
     let column = at - before.rfind('\n').map_or(0, |end| end + 1) + 1;
-    Ok(Mutant { file, line, column, range: at..at + old.len(), old, kind: Kind::Expression(new) })
+    let kind =
+        if old.trim_end().ends_with(';') { Kind::Statements(new) } else { Kind::Expression(new) };
+    let mutant = Mutant { file, line, column, range: at..at + old.len(), old, kind };
+    check(code, &mutant)?;
+    Ok(mutant)
+}
+
+/// Refuses a change with which the file would be no Rust, or without what a statement declares.
+fn check(code: &str, mutant: &Mutant) -> Result<()> {
+    if matches!(mutant.kind, Kind::Statements(_)) && mutant.old.trim_start().starts_with("let ") {
+        bail!("`{}` declares a name: list the expression in it", mutant.old);
+    }
+    let planted = plant(code, &[(1, mutant)]).text;
+    let file = &mutant.file;
+    syn::parse_file(&planted)
+        .with_context(|| format!("`{}` in {file}: no whole expression or statement", mutant.old))?;
+    Ok(())
 }
 
 /// Where `part` stands in `text`, which is (of) the file.
@@ -93,6 +109,26 @@ mod tests {
         for old in ["u32", "a + 3"] {
             let error = of(None, old).expect_err(old).to_string();
             assert!(error.contains(old) && error.contains("expected once"), "{error}");
+        }
+    }
+
+    /// A statement has its semicolon in the list, and the file that holds both forms is Rust.
+    #[test]
+    fn statements_are_planted_as_statements() {
+        let code = "fn f(v: &mut Vec<u8>) -> usize {\n    v.clear();\n    v.push(1);\n    \
+                    let n = v.len();\n    n\n}\n";
+        let of = |old: &str, new: &str| planned("x.rs".into(), code, None, old.into(), new.into());
+        for (old, new) in
+            [("v.clear();", "v.pop();"), ("    v.push(1);", "    "), ("v.len()", "v.len() + 1")]
+        {
+            let found = of(old, new).expect("stands once");
+            let planted = plant(code, &[(4, &found)]).text;
+            syn::parse_file(&planted).expect("Rust");
+            assert!(planted.contains("wakes(4)") && planted.contains(old.trim()), "{planted}");
+        }
+        for (old, reason) in [("let n = v.len();", "declares a name"), ("v.push(", "no whole")] {
+            let error = format!("{:#}", of(old, "v.pop();").expect_err(old));
+            assert!(error.contains(old) && error.contains(reason), "{error}");
         }
     }
 }

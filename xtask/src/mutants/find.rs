@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Expression(String),
     /// A statement left out.
     Statement,
+    /// Statements in place of statements.
+    Statements(String),
     /// This value returned in front of what stands at the range, a function's body.
     Body(String),
 }
@@ -37,7 +39,9 @@ impl Mutant {
     pub(super) fn name(&self) -> String {
         let old = cut(&self.old.split_whitespace().collect::<Vec<_>>().join(" "));
         let new = match &self.kind {
-            Kind::Expression(new) => new.split_whitespace().collect::<Vec<_>>().join(" "),
+            Kind::Expression(new) | Kind::Statements(new) => {
+                new.split_whitespace().collect::<Vec<_>>().join(" ")
+            }
             Kind::Statement => "(left out)".into(),
             Kind::Body(value) => format!("return {value}"),
         };

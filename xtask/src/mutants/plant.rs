@@ -57,6 +57,8 @@ fn both(number: usize, mutant: &Mutant) -> String {
     match &mutant.kind {
         Kind::Expression(new) => format!("(if {wakes} {{ {new} }} else {{ {old} }})"),
         Kind::Statement => format!("if !{wakes} {{ {old} }}"),
+        // Without brackets, behind which a semicolon would have to stand.
+        Kind::Statements(new) => format!("if {wakes} {{ {new} }} else {{ {old} }}"),
         Kind::Body(value) => format!("if {wakes} {{ return {value}; }} "),
     }
 }

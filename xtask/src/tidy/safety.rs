@@ -7,11 +7,11 @@ use crate::tree::Tree;
 /// How far above its code the reason may stand.
 const REASON_LINES: usize = 12;
 
-/// Outside of `kernels` only the functions listed below `## Mapped files` in ARCHITECTURE.md use
+/// Outside of `kernels` only the functions listed below `## Unsafe code` in ARCHITECTURE.md use
 /// `unsafe`; everywhere a `SAFETY:` comment (or a `# Safety` section) is near.
 pub(super) fn unsafe_code(tree: &Tree) -> Vec<String> {
     let listed =
-        section(tree.text("ARCHITECTURE.md"), "Mapped files").map(code_words).unwrap_or_default();
+        section(tree.text("ARCHITECTURE.md"), "Unsafe code").map(code_words).unwrap_or_default();
     let mut found = Vec::new();
     for source in tree.sources() {
         let functions = source.functions();
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     fn found(path: &str, text: &str) -> Vec<String> {
-        let architecture = "## Mapped files\n`crates/data/src/shard.rs::map` opens one.\n";
+        let architecture = "## Unsafe code\n`crates/data/src/shard.rs::map` opens one.\n";
         unsafe_code(&Tree::of(&[("ARCHITECTURE.md", architecture), (path, text)]))
     }
 

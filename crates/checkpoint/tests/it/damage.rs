@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{RealDisk, load, newest_valid, open_safetensors, save, step_name};
+use checkpoint::{Dtype, RealDisk, load, newest_valid, open_safetensors, save, step_name};
 
 use crate::common::{Random, folder, large, same, small, which};
 
@@ -126,4 +126,34 @@ fn random_damage_to_a_header_never_misleads_the_reader() {
         }
     }
     assert!(refused > 10_000 && accepted > 100, "{refused} refused, {accepted} accepted");
+}
+
+/// What was verified is not what is there any more: no tensor comes of it, and nothing ends.
+#[test]
+fn tensors_of_a_changed_file_are_not_read() {
+    let parent = folder();
+    let path = save(parent.path(), &step_name(1), &large(1), &RealDisk).unwrap();
+    let file = files(&path).into_iter().find(|file| file_name(file) == "weights.safetensors");
+    let file = file.unwrap();
+    type Change = fn(&fs::File);
+    let changes: [(&str, Change); 2] = [
+        ("now has 100", |file| file.set_len(100).unwrap()),
+        ("written into", |file| file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap()),
+    ];
+    let bytes = fs::read(&file).unwrap();
+    for (said, change) in changes {
+        fs::write(&file, &bytes).unwrap();
+        let loaded = load(&path).unwrap();
+        let tensors = loaded.tensors("weights").unwrap();
+        assert_eq!(tensors.read_f32("wide").unwrap().len(), 700 * 500);
+        change(&fs::File::options().write(true).open(&file).unwrap());
+        for error in [
+            tensors.read_f32("wide").unwrap_err(),
+            tensors.read_bytes("wide", Dtype::F32).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("weights.safetensors: contents: expected"), "{error}");
+            assert!(error.contains(said), "{error}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! JSON Lines, plain or packed with gzip or zstd: one object per line with the text in one field.
 
 use super::json_text::JsonText;
-use super::{Bad, Packing, ReadOptions, Row, Rows, too_long};
+use super::{Bad, Lost, Packing, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -10,6 +10,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+
+/// A line that is too long is read over up to this many times the longest row.
+const MOST_PASSED: u64 = 16;
 
 pub(super) fn open(
     path: &Path,
@@ -60,7 +63,8 @@ impl Lines {
                 return Ok(None);
             }
             if line.len() > self.max_row {
-                return Err(too_long(self.row, "line", self.max_row).fatal());
+                let bad = too_long(self.row, "line", self.max_row);
+                return Err(if self.pass_line(&line) { bad } else { bad.fatal() });
             }
             if self.row == 1 && line.starts_with(b"\xEF\xBB\xBF") {
                 line.drain(..3);
@@ -69,6 +73,14 @@ impl Lines {
                 return Ok(Some(line));
             }
         }
+    }
+
+    /// Reads over the rest of a line that begins with `line`; whether there is one behind it. A
+    /// packed line may be without an end.
+    fn pass_line(&mut self, line: &[u8]) -> bool {
+        let most = (self.max_row as u64).saturating_mul(MOST_PASSED);
+        let mut rest = (&mut self.lines).take(most);
+        line.ends_with(b"\n") || rest.skip_until(b'\n').is_ok() && rest.limit() > 0
     }
 
     fn parse(&self, line: &[u8]) -> Result<Row, Bad> {
@@ -241,7 +253,7 @@ impl Iterator for Lines {
             }
             Ok(Some(line)) => Some(self.parse(&line)),
             Err(bad) => {
-                self.ended = true;
+                self.ended = bad.lost != Lost::Nothing;
                 Some(Err(bad))
             }
         }

@@ -2,7 +2,7 @@
 //! strings.
 
 use super::parquet_pages::{Pages, check};
-use super::{Bad, ReadOptions, Row, Rows, too_long};
+use super::{Bad, Lost, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
 use crate::guard::guarded;
 use parquet::column::reader::ColumnReader;
@@ -37,6 +37,9 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError
     })?;
     let license = column(&reader, "license").or_else(|| column(&reader, "licence"));
     let wanted = [Some(text), column(&reader, "source"), license];
+    for column in wanted.into_iter().flatten() {
+        check_codecs(path, &reader, column)?;
+    }
     Ok(Box::new(Table {
         field: format!("column {text_field:?}"),
         reader,
@@ -50,6 +53,30 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError
         row: 0,
         ended: false,
     }))
+}
+
+/// Refuses a file of which a column is packed in a way that is not read: that is no matter of its
+/// rows.
+fn check_codecs(
+    path: &Path,
+    reader: &SerializedFileReader<File>,
+    column: usize,
+) -> Result<(), DataError> {
+    use parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED, ZSTD};
+    for (i, group) in reader.metadata().row_groups().iter().enumerate() {
+        let chunk = group.column(column);
+        let found = chunk.compression();
+        if !matches!(found, UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_)) {
+            return Err(DataError::format(
+                path,
+                format!("column {:?}, row group {i}: compression", chunk.column_path().string()),
+                "none, snappy, gzip or zstd",
+                found.to_string(),
+                "write the file again with one of these",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The parser trusts what a file says in places; a file that lies must not end the program.
@@ -218,9 +245,11 @@ impl Iterator for Table {
                 Ok(false) => self.ended = true,
                 Err(found) => {
                     self.ended = true;
-                    return Some(Err(
-                        Bad::new(self.row + 1, &self.field, "readable pages", found).fatal()
-                    ));
+                    let mut bad = Bad::new(self.row + 1, &self.field, "readable pages", found);
+                    let all = self.reader.metadata().file_metadata().num_rows();
+                    let read = self.row.saturating_add(1);
+                    bad.lost = Lost::Rows(u64::try_from(all).unwrap_or(0).saturating_sub(read));
+                    return Some(Err(bad));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! A position in a file's bytes that never reads past their end.
+//! A position in a file's bytes, or in the first of them, that never reads past their end.
 
 use std::path::Path;
 
@@ -25,23 +25,48 @@ impl Flaw {
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Bytes of the file, of which `bytes` may be the first.
+    whole: u64,
+    ran_out: bool,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at: at.min(bytes.len()) }
+        Self { bytes, at: at.min(bytes.len()), whole: bytes.len() as u64, ran_out: false }
+    }
+
+    /// At the beginning of a file of `whole` bytes, of which the first are in memory.
+    pub(super) fn of_file(bytes: &'a [u8], whole: u64) -> Self {
+        Self { bytes, at: 0, whole, ran_out: false }
     }
 
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    pub(super) fn left(&self) -> usize {
-        self.bytes.len() - self.at
+    /// Bytes of the file.
+    pub(super) fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// The bytes in memory.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether bytes were asked for that are in the file and not in memory.
+    pub(super) fn ran_out(&self) -> bool {
+        self.ran_out
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.whole - self.at as u64
     }
 
     pub(super) fn take(&mut self, len: u64) -> Result<&'a [u8], Flaw> {
-        if len > self.left() as u64 {
+        let here = (self.bytes.len() - self.at) as u64;
+        if len > here {
+            self.ran_out |= len <= self.left();
             return Err(Flaw::new(
                 format!("{len} bytes at {}", self.at),
                 format!("{} before the end", self.left()),
@@ -80,7 +105,7 @@ impl<'a> Cursor<'a> {
     /// A count of things that take at least `least_bytes` each, held against what is left.
     pub(super) fn count(&mut self, least_bytes: usize) -> Result<u64, Flaw> {
         let count = self.u64()?;
-        let most = (self.left() / least_bytes) as u64;
+        let most = self.left() / least_bytes as u64;
         if count > most {
             return Err(Flaw::new(
                 format!("at most {most} in what is left of the file"),

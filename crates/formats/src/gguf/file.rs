@@ -1,15 +1,15 @@
-//! A memory-mapped GGUF file whose header was checked in full.
+//! A GGUF file whose header was checked in full.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use files::FixedFile;
 
+use super::cursor::Cursor;
 use super::metadata::Metadata;
-use super::parse::{self, Setting};
+use super::parse::{self, Header, Setting};
 use super::quants::dequantise;
 use super::types::GgmlType;
 use crate::error::{check_finite, io_at, quote};
@@ -28,38 +28,44 @@ pub struct GgufTensor {
     pub bytes: Range<usize>,
 }
 
-/// A memory-mapped GGUF file of version 2 or 3. It must not be changed in place while it is open.
+/// Bytes of a file's beginning that are read at first; more where the header goes on.
+const BEGINNING: u64 = 1 << 20;
+/// More than any header has, with vocabulary and merges; it stays in memory.
+const LONGEST_HEADER: u64 = 1 << 28;
+
+/// An open GGUF file of version 2 or 3, whose header is in memory and whose tensors are read one by
+/// one. If it is changed in place while it is open, reading a tensor is an error.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    file: FixedFile,
+    header: Vec<u8>,
     entries: BTreeMap<String, Setting>,
     tensors: Vec<GgufTensor>,
     index: BTreeMap<String, usize>,
 }
 
-#[allow(unsafe_code)]
-fn map_file(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the mapping is read-only and private; nothing here writes to a file that is open, and
-    // the same is asked of the caller in the documentation of `Gguf`.
-    unsafe { Mmap::map(file) }
-}
-
 impl Gguf {
-    /// Maps the file and checks its header: magic, version, every count and length, value types,
+    /// Opens the file and checks its header: magic, version, every count and length, value types,
     /// each key and name once, known element types, and data that is aligned, within the file and
     /// without overlap.
     ///
     /// # Errors
     /// [`FormatError::Io`], or [`FormatError::Invalid`] with the field.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = files::open(path).map_err(io_at(path, "open"))?;
-        let map = map_file(&file).map_err(io_at(path, "map into memory"))?;
-        let header = parse::parse(path, &map)?;
+        let file = FixedFile::open(path).map_err(io_at(path, "open"))?;
+        let (bytes, header) = read_header(path, &file)?;
         let index =
             header.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
         let entries = header.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        Ok(Self { path: path.to_path_buf(), map, entries, tensors: header.tensors, index })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            header: bytes,
+            entries,
+            tensors: header.tensors,
+            index,
+        })
     }
 
     /// Where the file is.
@@ -69,7 +75,7 @@ impl Gguf {
 
     /// The settings, read by key and type.
     pub fn metadata(&self) -> Metadata<'_> {
-        Metadata::new(&self.path, &self.map, &self.entries)
+        Metadata::new(&self.path, &self.header, &self.entries)
     }
 
     /// The tensors in the order of the file.
@@ -96,20 +102,90 @@ impl Gguf {
     /// A tensor's stored blocks as they are; scales in them may be anything.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub fn raw(&self, name: &str) -> Result<(GgmlType, &[u8])> {
-        self.tensor(name).map(|tensor| (tensor.kind, &self.map[tensor.bytes.clone()]))
+    /// There is none of that name, or the file was changed since it was opened.
+    pub fn raw(&self, name: &str) -> Result<(GgmlType, Vec<u8>)> {
+        let tensor = self.tensor(name)?;
+        let mut bytes = vec![0; tensor.bytes.len()];
+        let read = self.file.read_at(tensor.bytes.start as u64, &mut bytes);
+        read.map_err(reading(&self.path))?;
+        Ok((tensor.kind, bytes))
     }
 
     /// A tensor's values in row-major order, dequantised by ggml's formulas.
     ///
     /// # Errors
-    /// There is none of that name, or a value is NaN or infinite.
+    /// As [`raw`](Self::raw); a value is NaN or infinite.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (kind, bytes) = self.raw(name)?;
         let mut values = Vec::new();
-        dequantise(kind, bytes, &mut values);
+        dequantise(kind, &bytes, &mut values);
         check_finite(&self.path, name, &values)?;
         Ok(values)
+    }
+}
+
+/// The header, and the beginning of the file that holds it.
+fn read_header(path: &Path, file: &FixedFile) -> Result<(Vec<u8>, Header)> {
+    let mut bytes = Vec::new();
+    let mut wanted = BEGINNING;
+    loop {
+        let had = bytes.len();
+        bytes.resize(usize::try_from(wanted.min(file.length())).unwrap_or(usize::MAX), 0);
+        file.read_at(had as u64, &mut bytes[had..]).map_err(reading(path))?;
+        let mut cursor = Cursor::of_file(&bytes, file.length());
+        match parse::parse(path, &mut cursor) {
+            Err(_) if cursor.ran_out() && wanted < LONGEST_HEADER => wanted *= 2,
+            Err(_) if cursor.ran_out() => {
+                let expected = format!("at most {LONGEST_HEADER} bytes");
+                return Err(FormatError::damaged(path, "header", expected, "more"));
+            }
+            parsed => {
+                let header = parsed?;
+                bytes.truncate(cursor.at());
+                bytes.shrink_to_fit();
+                return Ok((bytes, header));
+            }
+        }
+    }
+}
+
+/// What kept a part of the file from being read, as [`FixedFile`] tells it.
+fn reading(path: &Path) -> impl FnOnce(io::Error) -> FormatError {
+    move |source| {
+        if source.kind() != io::ErrorKind::InvalidData {
+            return io_at(path, "read")(source);
+        }
+        let expected = "the bytes that it was opened with";
+        FormatError::damaged(path, "contents", expected, source.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{GgufValue, TensorToWrite, write};
+
+    #[test]
+    fn a_long_header_is_read_whole_and_a_changed_file_is_an_error() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let path = folder.path().join("long.gguf");
+        // Strings over several of the sizes that are tried.
+        let words: Vec<String> = (0..40_000).map(|i| format!("{i:>100}")).collect();
+        let settings = [("words".to_owned(), GgufValue::Strings(words.clone()))];
+        let tensors = [TensorToWrite { name: "a".into(), kind: GgmlType::F32, shape: vec![2, 3] }];
+        let data: Vec<u8> = (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        write(&path, &settings, &tensors, |_| Ok(data.clone())).expect("writes");
+        let gguf = Gguf::open(&path).expect("opens");
+        let found = gguf.metadata().strings("words").expect("reads").expect("there");
+        assert!(found.iter().eq(words.iter()));
+        assert_eq!(gguf.raw("a").expect("reads"), (GgmlType::F32, data));
+        assert_eq!(gguf.read_f32("a").expect("reads"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let file = std::fs::File::options().write(true).open(&path).expect("opens");
+        file.set_len(1 << 20).expect("shortens");
+        let error = gguf.read_f32("a").expect_err("shorter").to_string();
+        assert!(error.contains("long.gguf: contents: expected"), "{error}");
+        assert!(error.contains("and now has 1048576"), "{error}");
+        let error = Gguf::open(&path).expect_err("cut").to_string();
+        assert!(error.contains("words"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! GGUF, the file form of llama.cpp: one memory-mapped file with settings, tokenizer and
+//! GGUF, the file form of llama.cpp: one file with settings, tokenizer and
 //! (quantised) weights.
 //!
 //! Layout, little-endian: magic `GGUF`, u32 version, u64 counts of tensors and settings; settings

@@ -36,8 +36,7 @@ pub(super) struct Header {
 
 /// Reads and checks the header; the tensors come in the file's order, their ranges counted from the
 /// file's start.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
-    let mut cursor = Cursor::new(bytes, 0);
+pub(super) fn parse(path: &Path, cursor: &mut Cursor<'_>) -> Result<Header> {
     let magic: [u8; 4] = cursor.array().map_err(|flaw| flaw.at(path, "magic"))?;
     if magic != MAGIC {
         let found = format!("{:?}", magic.escape_ascii().to_string());
@@ -52,16 +51,14 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         };
         return Err(FormatError::damaged(path, "version", "2 or 3, little-endian", found));
     }
-    let tensor_count =
-        small_count(&mut cursor, 24).map_err(|flaw| flaw.at(path, "tensor count"))?;
-    let entry_count =
-        small_count(&mut cursor, 13).map_err(|flaw| flaw.at(path, "count of settings"))?;
-    let entries = entries(path, &mut cursor, entry_count)?;
-    let alignment = alignment(path, bytes, &entries)?;
-    let claims = tensors(path, &mut cursor, tensor_count)?;
+    let tensor_count = small_count(cursor, 24).map_err(|flaw| flaw.at(path, "tensor count"))?;
+    let entry_count = small_count(cursor, 13).map_err(|flaw| flaw.at(path, "count of settings"))?;
+    let entries = entries(path, cursor, entry_count)?;
+    let alignment = alignment(path, cursor.bytes(), &entries)?;
+    let claims = tensors(path, cursor, tensor_count)?;
     let start = (cursor.at() as u64).next_multiple_of(alignment);
     let tensors =
-        claims.into_iter().map(|claim| claim.check(path, start, alignment, bytes.len() as u64));
+        claims.into_iter().map(|claim| claim.check(path, start, alignment, cursor.whole()));
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     check_overlap(path, &tensors)?;
     Ok(Header { entries, tensors })

@@ -122,7 +122,7 @@ fn every_stored_type_is_read_out_of_a_file() {
         let mut expected = Vec::new();
         dequantise(kind, &data(i), &mut expected);
         assert_eq!(gguf.tensor(&name).unwrap().shape, [3, 2, 256]);
-        assert_eq!(gguf.raw(&name).unwrap(), (kind, data(i).as_slice()));
+        assert_eq!(gguf.raw(&name).unwrap(), (kind, data(i)));
         assert_eq!(gguf.read_f32(&name).unwrap(), expected);
         assert_eq!(expected.len(), 3 * 2 * 256);
     }

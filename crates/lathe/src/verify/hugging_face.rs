@@ -190,8 +190,9 @@ impl Recorded {
     fn numbers(&self, name: &str) -> Result<Vec<f64>> {
         ensure!(self.file.shape(name).is_some(), "tensor {name} is missing");
         if self.file.dtype(name) == Some(Dtype::F64) {
-            let bytes = self.file.read_bytes(name, Dtype::F64)?.chunks_exact(8);
-            let numbers = bytes.map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")));
+            let bytes = self.file.read_bytes(name, Dtype::F64)?;
+            let numbers =
+                bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")));
             return Ok(numbers.collect());
         }
         Ok(self.file.read_f32(name)?.into_iter().map(f64::from).collect())

@@ -244,6 +244,22 @@ impl MlpSettings for Config {
         self.router().check_effects(self.count)
     }
 
+    fn by_layer(&self) -> Vec<String> {
+        let of_layers = [("every", self.every, 1), ("dense_first", self.dense_first, 0)];
+        let mut told: Vec<String> = of_layers
+            .iter()
+            .filter(|(_, value, usual)| value != usual)
+            .map(|(name, value, _)| format!("mlp.{name} = {value}"))
+            .collect();
+        if !self.dense_layers.is_empty() {
+            told.push(format!("mlp.dense_layers = {:?}", self.dense_layers));
+        }
+        if self.own_routers {
+            told.push("mlp.own_routers = true".to_owned());
+        }
+        told
+    }
+
     fn adaptable(&self) -> Vec<Part> {
         let mut parts = attention::PARTS.to_vec();
         if self.dense_first > 0 || self.every > 1 || !self.dense_layers.is_empty() {

@@ -42,6 +42,12 @@ pub trait MlpSettings {
         Ok(())
     }
 
+    /// Settings by which stored layers, or uses of one, differ: what they say of a model depends on
+    /// how its layers are shared. Written as in a recipe, below `model`.
+    fn by_layer(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Those of the layer's matrices, attention's included, that may take adapters.
     fn adaptable(&self) -> Vec<Part> {
         let mut parts = attention::PARTS.to_vec();
