@@ -2,7 +2,7 @@
 
 use crate::call::Call;
 use crate::connection::ConnStage;
-use crate::error::ApiError;
+use crate::error::{ApiError, PACKED};
 use crate::form;
 use crate::state::AppState;
 use http_body_util::BodyExt;
@@ -20,9 +20,11 @@ const DISCARD: usize = 16 << 20;
 /// The whole body.
 ///
 /// # Errors
-/// 415 for another type than JSON, 413 for a body above the limit, 408 for one that takes too long.
+/// 415 for another type than JSON and for packed bodies, 413 for a body above the limit, 408 for
+/// one that takes too long.
 pub(crate) async fn read(call: &mut Call) -> Result<Vec<u8>, ApiError> {
     check_type(call)?;
+    check_coding(call)?;
     let limit = call.state.settings.limits.body_bytes;
     let time = call.state.settings.body_read;
     // Who waits for permission to send need not send in vain.
@@ -53,6 +55,22 @@ fn check_type(call: &Call) -> Result<(), ApiError> {
         "the content type is `{found}`, expected the header `Content-Type: application/json`"
     );
     Err(ApiError::new(415, message).code("content_type"))
+}
+
+/// A body is read as it is: what unpacks to gigabytes is not unpacked here.
+fn check_coding(call: &Call) -> Result<(), ApiError> {
+    let codings = call.headers.get_all(header::CONTENT_ENCODING).iter();
+    let names = codings.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let mut packed = names.map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
+    let Some(found) = packed.find(|name| !name.eq_ignore_ascii_case(b"identity")) else {
+        return Ok(());
+    };
+    let found = crate::json::cut(&String::from_utf8_lossy(found));
+    let message = format!(
+        "the body is packed (`Content-Encoding: {found}`), expected it as it is: leave the header \
+         out, and send the JSON itself"
+    );
+    Err(ApiError::new(415, message).code(PACKED))
 }
 
 async fn collect(body: &mut Incoming, limit: usize) -> Result<Vec<u8>, ApiError> {

@@ -19,11 +19,40 @@ pub(crate) enum ConnStage {
     Busy,
 }
 
+/// What a client has of the answer to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// Nothing yet; the client understands interim answers (HTTP/1.1).
+    Nothing,
+    /// Nothing yet, and nothing can be sent before the answer (HTTP/1.0).
+    NothingPlain,
+    /// Its head at least is on the way.
+    Begun,
+}
+
+/// What is done about a client that has closed its side of the connection while it is owed an
+/// answer: it may wait for the answer, or be gone, which the network does not tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HalfClosed {
+    /// It is taken for gone.
+    Leave,
+    /// What is sent to it will tell.
+    Wait,
+    /// An interim answer is sent, to which the machine of one that is gone replies with a reset.
+    Ask,
+}
+
+/// An interim answer is sent again after this time.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 struct ConnStatus {
     stage: ConnStage,
     since: Instant,
     /// Since when the client takes no more bytes.
     blocked: Option<Instant>,
+    answered: Answered,
+    /// When an interim answer was sent last.
+    asked: Option<Instant>,
     doomed: bool,
 }
 
@@ -39,6 +68,8 @@ impl Connection {
             stage: ConnStage::Head,
             since: Instant::now(),
             blocked: None,
+            answered: Answered::Begun,
+            asked: None,
             doomed: false,
         };
         Self { now: Mutex::new(now), close: Notify::new() }
@@ -68,6 +99,28 @@ impl Connection {
     pub(crate) fn wrote(&self, taken: bool) {
         let mut now = self.now();
         now.blocked = if taken { None } else { now.blocked.or_else(|| Some(Instant::now())) };
+    }
+
+    pub(crate) fn has_answered(&self, answered: Answered) {
+        let mut now = self.now();
+        now.answered = answered;
+        now.asked = None;
+    }
+
+    /// What is to be done now about a client that has closed its side.
+    pub(crate) fn half_closed(&self) -> HalfClosed {
+        let mut now = self.now();
+        let asked = now.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
+        match now.answered {
+            Answered::NothingPlain => HalfClosed::Leave,
+            Answered::Begun => HalfClosed::Wait,
+            // The end of the answer before may still be on its way.
+            Answered::Nothing if asked || now.blocked.is_some() => HalfClosed::Wait,
+            Answered::Nothing => {
+                now.asked = Some(Instant::now());
+                HalfClosed::Ask
+            }
+        }
     }
 
     pub(crate) fn expired(&self, settings: &ServerSettings) -> Option<Expiry> {
@@ -131,5 +184,28 @@ impl Registry {
 
     pub(crate) fn remove(&self, id: u64) {
         self.open().remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_closed_its_side_is_asked_once_in_a_while_where_that_is_possible() {
+        let conn = Connection::new();
+        conn.has_answered(Answered::NothingPlain);
+        assert_eq!(conn.half_closed(), HalfClosed::Leave);
+        conn.has_answered(Answered::Nothing);
+        conn.wrote(false);
+        assert_eq!(conn.half_closed(), HalfClosed::Wait, "something is on its way");
+        conn.wrote(true);
+        assert_eq!(conn.half_closed(), HalfClosed::Ask);
+        assert_eq!(conn.half_closed(), HalfClosed::Wait, "it was asked a moment ago");
+        let asked = conn.now().asked.map(|asked| asked.checked_sub(ASK_AGAIN));
+        conn.now().asked = asked.flatten();
+        assert_eq!(conn.half_closed(), HalfClosed::Ask);
+        conn.has_answered(Answered::Begun);
+        assert_eq!(conn.half_closed(), HalfClosed::Wait);
     }
 }

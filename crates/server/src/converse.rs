@@ -1,6 +1,6 @@
 //! Connections served: accepted up to a bound, watched for silence, closed when their time is over.
 
-use crate::connection::{Connection, Expiry, Registry};
+use crate::connection::{Connection, Expiry, HalfClosed, Registry};
 use crate::dispatch;
 use crate::error::ApiError;
 use crate::metrics::Shed;
@@ -15,7 +15,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -44,7 +44,8 @@ pub(crate) async fn converse(state: Arc<AppState>, registry: Arc<Registry>, stre
     let mut builder = http1::Builder::new();
     // Times are kept here, because idle and reading connections have different ones.
     builder.header_read_timeout(None).max_buf_size(state.settings.head_bytes.max(64 << 10));
-    builder.max_header_size(state.settings.head_bytes).half_close(false);
+    // A client may close its side when it has asked all; whether it is gone is found out below.
+    builder.max_header_size(state.settings.head_bytes).half_close(true);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut phase = state.phase.subscribe();
     let mut ticker = tokio::time::interval(tick(&state.settings));
@@ -61,7 +62,7 @@ pub(crate) async fn converse(state: Arc<AppState>, registry: Arc<Registry>, stre
                 match conn.expired(&state.settings) {
                     Some(Expiry::Silence) => return state.metrics.timeouts.add(1),
                     Some(Expiry::Reader) => return state.metrics.slow_readers.add(1),
-                    None if conn.busy() && hung_up(&reader).await => return,
+                    None if conn.busy() && is_gone(&reader, &conn).await => return,
                     None => (),
                 }
             }
@@ -76,12 +77,30 @@ fn tick(settings: &ServerSettings) -> Duration {
     (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(500))
 }
 
-/// Whether the client has closed its side. The protocol's own check fails when more bytes follow
-/// the request.
-async fn hung_up(reader: &OwnedReadHalf) -> bool {
-    let mut byte = [0];
+/// Says that the request was taken; clients read over it and wait for the answer.
+const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Whether the client has left the connection. One that has closed its side may still read: where
+/// the answer has not begun, it is sent an interim one, and is gone when its machine refuses that.
+async fn is_gone(reader: &OwnedReadHalf, conn: &Connection) -> bool {
     let stream: &TcpStream = reader.as_ref();
-    matches!(tokio::time::timeout(Duration::ZERO, stream.peek(&mut byte)).await, Ok(Ok(0) | Err(_)))
+    if !matches!(stream.take_error(), Ok(None)) {
+        return true;
+    }
+    let ready = stream.ready(Interest::READABLE | Interest::WRITABLE);
+    let Ok(Ok(ready)) = tokio::time::timeout(Duration::ZERO, ready).await else { return false };
+    if ready.is_write_closed() {
+        return true;
+    }
+    ready.is_read_closed()
+        && match conn.half_closed() {
+            HalfClosed::Leave => true,
+            HalfClosed::Wait => false,
+            // Nothing else is on its way, so that it fits whole into what the system holds.
+            HalfClosed::Ask => {
+                !matches!(stream.try_write(INTERIM), Ok(count) if count == INTERIM.len())
+            }
+        }
 }
 
 struct ConnectionGuard {

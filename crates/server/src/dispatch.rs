@@ -2,7 +2,7 @@
 
 use crate::call::Call;
 use crate::completions;
-use crate::connection::{ConnStage, Connection};
+use crate::connection::{Answered, ConnStage, Connection};
 use crate::error::ApiError;
 use crate::handlers;
 use crate::keys;
@@ -13,7 +13,7 @@ use crate::state::AppState;
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, Version};
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +30,8 @@ pub(crate) async fn answer(
     request: Request<Incoming>,
 ) -> Response<TrackedBody> {
     conn.enter(ConnStage::Body);
+    let is_plain = request.version() < Version::HTTP_11;
+    conn.has_answered(if is_plain { Answered::NothingPlain } else { Answered::Nothing });
     let id = request_id(&state, request.headers());
     let (parts, body) = request.into_parts();
     let method = parts.method.as_str();
@@ -76,6 +78,7 @@ pub(crate) async fn answer(
     }
     ticket.answered = response.status().as_u16();
     ticket.conn.enter(ConnStage::Busy);
+    ticket.conn.has_answered(Answered::Begun);
     response.map(|body| TrackedBody { body, ticket })
 }
 

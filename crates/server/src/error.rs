@@ -33,6 +33,9 @@ struct Inner<'e> {
     code: Option<&'static str>,
 }
 
+/// The code of a refused `Content-Encoding`.
+pub(crate) const PACKED: &str = "content_encoding";
+
 /// Statuses that the server may answer, with the type named in the body.
 pub(crate) const TYPES: [(u16, &str); 12] = [
     (400, "invalid_request_error"),
@@ -156,6 +159,9 @@ impl ApiError {
         }
         if let Some(method) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(method));
+        }
+        if self.has_code(PACKED) {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         response
     }

@@ -77,6 +77,8 @@ async fn drain(state: &AppState) {
     state.backend.drain();
     let mut active = state.active.subscribe();
     if timeout_at(until, active.wait_for(|count| *count == 0)).await.is_err() {
+        let (count, seconds) = (*active.borrow(), state.settings.drain.as_secs_f64());
+        tracing::warn!("{count} requests did not end within {seconds} s and are ended (drain)");
         state.phase.send_replace(Phase::Ending);
         let _ = timeout(FAREWELL, active.wait_for(|count| *count == 0)).await;
     }

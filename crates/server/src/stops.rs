@@ -2,7 +2,8 @@
 
 /// Watches for the first stop string to be complete; of those complete at the same place the
 /// longest counts.
-pub(crate) struct StopMatcher {
+#[derive(Debug)]
+pub struct StopMatcher {
     strings: Vec<String>,
     keep: bool,
     held: String,
@@ -10,20 +11,20 @@ pub(crate) struct StopMatcher {
 
 /// A stop string was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct StopHit {
+pub struct StopHit {
     /// The stop string as the request gave it: `stop_reason` of the answer.
-    pub(crate) string: String,
+    pub string: String,
 }
 
 impl StopMatcher {
     /// With `keep`, the stop string itself is part of the text that comes out.
-    pub(crate) fn new(strings: &[String], keep: bool) -> Self {
+    pub fn new(strings: &[String], keep: bool) -> Self {
         Self { strings: strings.to_vec(), keep, held: String::new() }
     }
 
     /// Adds `piece`; appends to `out` what is certain to be text. After a hit nothing more must be
     /// added.
-    pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> Option<StopHit> {
+    pub fn push(&mut self, piece: &str, out: &mut String) -> Option<StopHit> {
         if self.strings.is_empty() {
             out.push_str(piece);
             return None;
@@ -45,7 +46,7 @@ impl StopMatcher {
     }
 
     /// Nothing more comes: what was held back is text.
-    pub(crate) fn finish(&mut self, out: &mut String) {
+    pub fn finish(&mut self, out: &mut String) {
         out.push_str(&std::mem::take(&mut self.held));
     }
 

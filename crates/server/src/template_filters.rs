@@ -1,6 +1,7 @@
 //! Filters and tests as Jinja in Python has them, where the template engine's differ or are absent.
 
 use crate::template_methods::{padded, wrong};
+use crate::template_tuples::tuples;
 use crate::template_values;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, State};
@@ -21,6 +22,13 @@ pub(crate) fn install(environment: &mut Environment<'_>) {
     environment.add_filter("max", |value: &Value| extreme(value, true));
     environment.add_filter("center", |text: &str, width: Option<usize>| {
         padded(text, "center", width.unwrap_or(80), ' ')
+    });
+    environment.add_filter("dictsort", |map: &Value, by: Kwargs| {
+        tuples(&minijinja::filters::dictsort(map, by)?)
+    });
+    environment.add_filter("items", |map: &Value| tuples(&minijinja::filters::items(map)?));
+    environment.add_filter("groupby", |rows: Value, by: Option<&str>, more: Kwargs| {
+        tuples(&minijinja::filters::groupby(rows, by, more)?)
     });
     environment.add_filter("wordcount", wordcount);
     environment.add_filter("urlencode", urlencode);

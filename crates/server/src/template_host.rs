@@ -21,6 +21,8 @@ pub(crate) struct TemplateHost {
     setup: Vec<u8>,
     most_bytes: usize,
     time: Duration,
+    /// Time for a process to start and to compile the template.
+    to_start: Duration,
     /// Processes that wait for work.
     idle: Mutex<Vec<Worker>>,
 }
@@ -82,6 +84,7 @@ impl TemplateHost {
             setup: serde_json::to_vec(&setup).map_err(|e| Failure::Program(e.to_string()))?,
             most_bytes: limits.template_bytes,
             time,
+            to_start: START + time,
             idle: Mutex::default(),
         };
         let worker = host.worker()?;
@@ -139,12 +142,20 @@ impl TemplateHost {
             Failure::Program(format!("{what} the process that renders templates ({path}): {error}"))
         };
         let worker = Worker::start(&self.program).map_err(|e| program("cannot start", e))?;
-        match worker.exchange(&self.setup, self.most_bytes, START + self.time) {
+        match worker.exchange(&self.setup, self.most_bytes, self.to_start) {
             Ok(Ok(_)) => Ok(worker),
             Ok(Err(refused)) => Err(refused),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(self.slow()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(self.not_ready()),
             Err(_) => Err(ended()),
         }
+    }
+
+    fn not_ready(&self) -> Failure {
+        let seconds = self.to_start.as_secs_f64();
+        Failure::Template(format!(
+            "a process to render it was not ready within {seconds} s, in which it starts and \
+             compiles the template: the machine is busy, or the template takes long to compile"
+        ))
     }
 }
 
@@ -183,5 +194,32 @@ impl Worker {
         let (kind, text) = answer.split_first().ok_or(io::ErrorKind::UnexpectedEof)?;
         let text = String::from_utf8_lossy(text).into_owned();
         Ok(if *kind == RENDERED { Ok(text) } else { Err(Failure::Template(text)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that never answers: what is slow is the start, not a rendering.
+    #[test]
+    fn a_process_that_does_not_come_up_is_told_as_such() {
+        let program = TemplateProgram {
+            program: "sleep".into(),
+            arguments: vec!["60".into()],
+            environment: Vec::new(),
+        };
+        let host = TemplateHost {
+            program,
+            setup: b"{}".to_vec(),
+            most_bytes: 1 << 10,
+            time: Duration::from_secs(3),
+            to_start: Duration::from_millis(50),
+            idle: Mutex::default(),
+        };
+        let Err(failure) = host.worker() else { panic!("nothing answers") };
+        let said = failure.to_string();
+        assert!(said.contains("not ready within 0.05 s") && said.contains("busy"), "{said}");
+        assert!(!said.contains("ran longer"), "{said}");
     }
 }

@@ -1,5 +1,6 @@
 //! Methods of Python's strings, lists and mappings that the template engine does not know.
 
+use crate::template_tuples::{tuple, tuples};
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -21,6 +22,10 @@ pub(crate) fn call(
         ValueKind::String => of_string(value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Seq | ValueKind::Map if method == "copy" && args.is_empty() => {
             Some(value.clone())
+        }
+        ValueKind::Map if method == "items" => {
+            let (): () = from_args(args)?;
+            Some(tuples(&minijinja::filters::items(value)?)?)
         }
         ValueKind::Seq if method == "index" => {
             let (wanted,): (Value,) = from_args(args)?;
@@ -63,7 +68,7 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
         "rsplit" => rsplit(text, args)?,
         "partition" | "rpartition" => {
             let (mark,): (&str,) = from_args(args)?;
-            Value::from(parts(text, mark, method == "rpartition"))
+            tuple(Value::from(parts(text, mark, method == "rpartition")))
         }
         "find" | "rfind" | "index" | "rindex" | "count" => search(text, method, args)?,
         "zfill" => {

@@ -222,6 +222,9 @@ pub(crate) fn marks_answers(source: &str) -> bool {
     prepare(source) != prepare_marking(source)
 }
 
+/// Parts of Python's numbers, which numbers do not have here.
+const PARTS: [&str; 4] = ["real", "imag", "numerator", "denominator"];
+
 /// With `begin` and `end` in the place of `generation` and its end.
 fn prepared(source: &str, begin: &str, end: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -375,8 +378,14 @@ fn check(tag: &str, found: Option<&str>, known: &BTreeSet<String>) -> Result<(),
         if token == "%" && before[0].starts_with(['\'', '"']) {
             return Err("unknown operator `%` behind a string; `format` does the same".into());
         }
+        if token == "-" && (before[0] == "**" || before == ["*"; 2]) {
+            return Err("unknown operator `**` with a negative exponent".into());
+        }
         if !word || token == "not" {
             continue;
+        }
+        if before[0] == "." && PARTS.contains(&token) && !called {
+            return Err(format!("unknown part `{token}` of a number"));
         }
         if filtered && !FILTERS.contains(&token) {
             return Err(format!("unknown filter `{token}`"));
@@ -429,6 +438,8 @@ mod tests {
             ("{{ 'a %s' % x }}", "operator `%`"),
             ("{{ x.encode() }}", "method `encode`"),
             ("{{ x.append(1) }}", "method `append`"),
+            ("{{ x.real }}", "part `real`"),
+            ("{{ 2 ** -x }}", "operator `**`"),
         ] {
             let error = prepare(source).unwrap_err();
             assert!(error.contains(name), "{source}: {error}");

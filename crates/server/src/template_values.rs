@@ -1,5 +1,6 @@
 //! Values as Python prints them.
 
+use crate::template_tuples::is_tuple;
 use minijinja::value::{Value, ValueKind};
 use std::fmt::Write;
 
@@ -39,12 +40,17 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), String> {
             Err(_) => write!(out, "{value}").map_err(|e| e.to_string())?,
         },
         ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            for (at, item) in value.try_iter().map_err(|e| e.to_string())?.enumerate() {
-                out.push_str(if at > 0 { ", " } else { "" });
+            let [open, close] = if is_tuple(value) { ['(', ')'] } else { ['[', ']'] };
+            out.push(open);
+            let mut count = 0;
+            for item in value.try_iter().map_err(|e| e.to_string())? {
+                out.push_str(if count > 0 { ", " } else { "" });
                 repr(&item, out, depth + 1)?;
+                count += 1;
             }
-            out.push(']');
+            // Brackets alone make no tuple of one item.
+            out.push_str(if count == 1 && close == ')' { "," } else { "" });
+            out.push(close);
         }
         ValueKind::Map => {
             out.push('{');
@@ -119,6 +125,20 @@ fn is_printable(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_and_tuples_as_python_writes_them() {
+        let tuple =
+            |items: &[&'static str]| crate::template_tuples::tuple(Value::from(items.to_vec()));
+        for (value, expected) in [
+            (tuple(&[]), "()"),
+            (tuple(&["a"]), "('a',)"),
+            (tuple(&["a", "b"]), "('a', 'b')"),
+            (Value::from(vec![tuple(&["a"]), Value::from(vec![1])]), "[('a',), [1]]"),
+        ] {
+            assert_eq!(text(&value).as_deref(), Ok(expected));
+        }
+    }
 
     #[test]
     fn numbers_and_strings_as_python_writes_them() {

@@ -24,6 +24,29 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(status.code(), Some(128 + 15), "{status}");
 }
 
+/// The operator reads at the signal how long the end may take, as the flags say it.
+#[test]
+fn a_signal_is_answered_with_the_times_of_the_end() {
+    let place = Place::with_run();
+    let flags = ["serve", "run", "--port", "0", "--lame-duck", "1", "--drain", "7"];
+    let plain = place.command(&flags);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec \"$0\" \"$@\" 2>said.txt"]).arg(plain.get_program());
+    shell.args(plain.get_args()).current_dir(place.path("."));
+    // A shell that replaces itself: the signal reaches the server.
+    let mut server = Server::of(&mut shell);
+    let clock = Instant::now();
+    server.signal();
+    let status = server.child.wait().expect("ends");
+    assert!(status.success(), "{status}");
+    // Nothing runs, so that it ends after the lame duck's time, and not before.
+    assert!((1.0..6.0).contains(&clock.elapsed().as_secs_f64()), "{:?}", clock.elapsed());
+    let said = place.text("said.txt");
+    for part in ["welcome for 1 s more (--lame-duck)", "have 7 s (--drain)", "second signal"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
 #[test]
 fn connections_stay_below_the_limit_of_descriptors() {
     let place = Place::with_run();
@@ -185,4 +208,53 @@ fn answers_have_the_form_that_is_asked_for() {
         assert_eq!(beside.join().expect("an answer"), alone);
     });
     assert!(server.metric("lathe_grammar_tokens_total ") > 20.0);
+}
+
+/// The default of a flag, by the help.
+fn default_of(help: &str, flag: &str) -> u64 {
+    let about = help.split_once(&format!("{flag} <")).unwrap_or_else(|| panic!("no {flag}")).1;
+    let value = about.split_once("[default: ").expect("a default").1;
+    value.split_once(']').expect("its end").0.parse().unwrap_or_else(|_| panic!("{flag}"))
+}
+
+/// The number behind a word of a configuration.
+fn number_behind(text: &str, word: &str) -> u64 {
+    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}")).1.trim_start();
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|_| panic!("{word} {rest:.20}"))
+}
+
+/// What docs/deployment.md says of numbers: those of the configurations hold for the defaults.
+#[test]
+fn numbers_of_deployments_fit_the_defaults() {
+    let help = Place::empty().run(&["serve", "--help"]).good().out;
+    let of = |flag: &str| default_of(&help, flag);
+    let nginx = deploy("nginx.conf");
+    assert!(number_behind(&nginx, "proxy_read_timeout ") > of("--deadline"));
+    assert_eq!(number_behind(&nginx, "client_max_body_size ") << 20, of("--max-body"));
+    assert!(number_behind(&nginx, "keepalive_timeout ") < of("--keep-alive"));
+    assert!(nginx.contains("proxy_set_header Host lathe;") && nginx.contains("--allow-host lathe"));
+    assert_eq!(nginx.matches("max_fails=0;").count(), nginx.matches("server 127.0.0.1:").count());
+    assert!(nginx.contains("http_429 http_503 non_idempotent;"));
+
+    let haproxy = deploy("haproxy.cfg");
+    let (interval, failures) =
+        (number_behind(&haproxy, "check inter "), number_behind(&haproxy, " fall "));
+    let lame_duck = number_behind(&haproxy, "--lame-duck ");
+    assert!(interval * failures < 1000 * lame_duck, "noticed in the lame duck's time");
+    assert_eq!(number_behind(&haproxy, "rise 1 maxconn "), of("--max-seqs") + of("--queue"));
+    assert!(number_behind(&haproxy, "timeout server ") > of("--deadline"));
+    assert!(number_behind(&haproxy, "timeout client ") > of("--deadline"));
+    assert!(haproxy.contains("option http-buffer-request"));
+
+    let manifest = common::yaml::documents(&deploy("kubernetes.yaml"));
+    let template = &manifest[0]["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"]["inference.networking.k8s.io/engine-type"], "lathe");
+    let container = &template["spec"]["containers"][0];
+    let probe = |field: &str| container["readinessProbe"][field].as_u64().expect("a number");
+    let arguments: Vec<&str> =
+        container["args"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let at = arguments.iter().position(|word| *word == "--lame-duck").expect("the flag");
+    let lame_duck: u64 = arguments[at + 1].parse().expect("seconds");
+    assert!(lame_duck > probe("periodSeconds") * probe("failureThreshold"));
 }

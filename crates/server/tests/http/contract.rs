@@ -308,6 +308,17 @@ async fn bodies_types_and_paths() {
         assert_eq!(reply.status, status, "{}", reply.text());
         assert!(reply.message().contains(part), "{}", reply.message());
     }
+    // A packed body is named as such, with the way out; one that says that it is none is read.
+    let body = b"{\"prompt\":\"x\",\"max_tokens\":1}";
+    for packed in ["gzip", "br", "identity, zstd"] {
+        let coding = format!("content-encoding: {packed}\r\n");
+        let reply = server.send_bytes(&request(COMPLETIONS, b"\x1f\x8b\x08", &coding)).await;
+        assert_eq!((reply.status, reply.header("accept-encoding")), (415, Some("identity")));
+        let name = packed.rsplit(' ').next().unwrap();
+        let said = reply.message();
+        assert!(said.contains(name) && said.contains("leave the header out"), "{said}");
+    }
+    server.send_bytes(&request(COMPLETIONS, body, "content-encoding: Identity\r\n")).await.ok();
     let reply = server.send_bytes(&request("/metrics", b"", "")).await;
     assert_eq!(reply.header("allow"), Some("GET, HEAD"));
     let named = "GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: my id 7\r\n\r\n";

@@ -89,6 +89,32 @@ async fn a_client_that_leaves_after_pipelining_is_noticed() {
     assert!(begun.elapsed() < Duration::from_secs(3));
 }
 
+/// A client that has asked all may close its side: it is asked whether it is there, and answered.
+#[tokio::test]
+async fn a_client_that_closed_its_side_gets_its_answer() {
+    let options = Options { tick: Duration::from_millis(20), ..Options::default() };
+    let server = Server::with(ServerSettings::default(), options).await;
+    for stream in [false, true] {
+        let body =
+            json!({ "prompt": "The cat", "max_tokens": 80, "ignore_eos": true, "stream": stream });
+        let mut socket = TcpStream::connect(server.at).await.unwrap();
+        let raw = request(COMPLETIONS, body.to_string().as_bytes(), "");
+        socket.write_all(&raw).await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut bytes = Vec::new();
+        socket.read_to_end(&mut bytes).await.unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        let answer = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n");
+        // The answer took longer than it takes to notice; of a stream the head came before that.
+        assert_eq!(answer.is_some(), !stream, "{text}");
+        let answer = answer.unwrap_or(&text);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(answer.contains("\"finish_reason\":\"length\""), "{text}");
+        assert_eq!(text.matches("HTTP/1.1").count(), 1 + usize::from(!stream), "{text}");
+    }
+    assert_eq!(server.metric("lathe_cancelled_total").await, 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_refuses_whole_requests_and_loses_none() {
     // Two of the nine may be taken by first halves of requests whose second halves find no room.

@@ -157,6 +157,7 @@ async fn text_equals_the_tokens_of_the_model() {
 
 #[tokio::test]
 async fn silence_is_filled_with_comments() {
+    assert_eq!(ServerSettings::default().ping, Duration::from_secs(10), "as the documents say");
     let settings = ServerSettings { ping: Duration::from_millis(40), ..ServerSettings::default() };
     let server = Server::with(
         settings,
