@@ -25,16 +25,17 @@ impl Draw for DefaultDraw {
             top_p: s.top_p,
             min_p: s.min_p,
             seed: s.seed,
+            presence_penalty: s.presence_penalty,
+            frequency_penalty: s.frequency_penalty,
+            repetition_penalty: s.repetition_penalty,
         };
         let position = (request.prompt.len() + generated.len()) as u64;
-        let penalised =
-            s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 || s.repetition_penalty != 1.0;
         let too_early = generated.len() < request.min_tokens && !request.stop_ids.is_empty();
-        if !penalised && !too_early && s.logit_bias.is_empty() {
+        if !sampler.penalises() && !too_early && s.logit_bias.is_empty() {
             return sampler.draw(logits, s.choice, position);
         }
         let mut logits = logits.to_vec();
-        penalise(&mut logits, request, generated);
+        sampler.penalise(&mut logits, &request.prompt, generated);
         for &(id, bias) in &s.logit_bias {
             logits[id as usize] += bias;
         }
@@ -44,26 +45,6 @@ impl Draw for DefaultDraw {
             }
         }
         sampler.draw(&logits, s.choice, position)
-    }
-}
-
-/// Repetition over prompt and text, presence and frequency over the text, as in the OpenAI
-/// interface.
-fn penalise(logits: &mut [f32], request: &Request, generated: &[u32]) {
-    let s = &request.sampling;
-    if s.repetition_penalty != 1.0 {
-        let mut seen: Vec<u32> = request.prompt.iter().chain(generated).copied().collect();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            let z = &mut logits[id as usize];
-            *z = if *z > 0.0 { *z / s.repetition_penalty } else { *z * s.repetition_penalty };
-        }
-    }
-    let mut counted = generated.to_vec();
-    counted.sort_unstable();
-    for run in counted.chunk_by(|a, b| a == b) {
-        logits[run[0] as usize] -= s.presence_penalty + s.frequency_penalty * run.len() as f32;
     }
 }
 

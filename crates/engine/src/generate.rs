@@ -151,7 +151,16 @@ fn engine_for(model: &Arc<Model>, what: &Generation<'_>) -> Result<Engine, Engin
 }
 
 fn request(what: &Generation<'_>) -> Request {
-    let Sampler { temperature, top_k, top_p, min_p, seed } = *what.sampler;
+    let Sampler {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        presence_penalty,
+        frequency_penalty,
+        repetition_penalty,
+    } = *what.sampler;
     let choice = what.choice;
     let max_depth = what.max_depth.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
     Request {
@@ -167,6 +176,9 @@ fn request(what: &Generation<'_>) -> Request {
             min_p,
             seed,
             choice,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
             ..SamplingParams::default()
         },
         depth_options: DepthOptions { max_depth, ..DepthOptions::default() },

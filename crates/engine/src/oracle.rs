@@ -25,7 +25,12 @@ pub fn generate(
     let mut tokens = Vec::new();
     while tokens.len() < what.max_tokens {
         let position = what.prompt.len() + tokens.len();
-        let id = what.sampler.draw(&logits, what.choice, position as u64);
+        let mut drawn_from = logits.clone();
+        if what.sampler.penalises() {
+            let text: Vec<u32> = tokens.iter().map(|token: &Token| token.id).collect();
+            what.sampler.penalise(&mut drawn_from, what.prompt, &text);
+        }
+        let id = what.sampler.draw(&drawn_from, what.choice, position as u64);
         ops::log_softmax_rows(&mut logits, model.config().vocab_size);
         let token = Token { id, depth, log_probability: logits[id as usize] };
         tokens.push(token);

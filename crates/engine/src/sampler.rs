@@ -1,5 +1,5 @@
-//! From logits to a token: temperature, cuts, and a random number addressed by (seed, choice,
-//! position). The order of the steps is that of the table in `docs/serving.md`.
+//! From logits to a token: penalties, temperature, cuts, and a random number addressed by (seed,
+//! choice, position). The order of the steps is that of the table in `docs/serving.md`.
 
 use model::rng::{Purpose, Stream};
 
@@ -16,11 +16,27 @@ pub struct Sampler {
     pub min_p: f32,
     /// Seed of the draws.
     pub seed: u64,
+    /// Taken once from the logit of each token that the text holds, -2 to 2.
+    pub presence_penalty: f32,
+    /// Taken from it for each time that the text holds the token, -2 to 2.
+    pub frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt and text, above 0 and at
+    /// most 100.
+    pub repetition_penalty: f32,
 }
 
 impl Default for Sampler {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+        }
     }
 }
 
@@ -56,7 +72,52 @@ impl Sampler {
         if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
             return refuse("min_p", self.min_p, "0 to 1");
         }
+        for (field, found) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
+            if !(-2.0..=2.0).contains(&found) {
+                return refuse(field, found, "-2 to 2");
+            }
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty <= 100.0) {
+            return refuse(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "above 0 and at most 100",
+            );
+        }
         Ok(())
+    }
+
+    /// Whether [`penalise`](Self::penalise) changes anything.
+    pub(crate) fn penalises(&self) -> bool {
+        let both = [self.presence_penalty, self.frequency_penalty];
+        both != [0.0; 2] || self.repetition_penalty != 1.0
+    }
+
+    /// Repetition over prompt and text, presence and frequency over the text, as in the OpenAI
+    /// interface.
+    pub(crate) fn penalise(&self, logits: &mut [f32], prompt: &[u32], text: &[u32]) {
+        if self.repetition_penalty != 1.0 {
+            let mut seen: Vec<u32> = prompt.iter().chain(text).copied().collect();
+            seen.sort_unstable();
+            seen.dedup();
+            for id in seen {
+                let z = &mut logits[id as usize];
+                *z = if *z > 0.0 {
+                    *z / self.repetition_penalty
+                } else {
+                    *z * self.repetition_penalty
+                };
+            }
+        }
+        let mut counted = text.to_vec();
+        counted.sort_unstable();
+        for run in counted.chunk_by(|a, b| a == b) {
+            let count = run.len() as f32;
+            logits[run[0] as usize] -= self.presence_penalty + self.frequency_penalty * count;
+        }
     }
 
     /// Draws from `logits` for the token at `position` of choice `choice`. The result depends on
@@ -204,6 +265,10 @@ mod tests {
             Sampler { top_p: 1.5, ..Sampler::default() },
             Sampler { min_p: -0.1, ..Sampler::default() },
             Sampler { min_p: 1.1, ..Sampler::default() },
+            Sampler { presence_penalty: 2.1, ..Sampler::default() },
+            Sampler { frequency_penalty: f32::NAN, ..Sampler::default() },
+            Sampler { repetition_penalty: 0.0, ..Sampler::default() },
+            Sampler { repetition_penalty: 101.0, ..Sampler::default() },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

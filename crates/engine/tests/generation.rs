@@ -96,6 +96,30 @@ fn the_cache_changes_no_bit() {
     }
 }
 
+/// Each of them alone, in the engine and in the plain loop; none is without effect.
+#[test]
+fn penalties_act_on_both_roads() {
+    let prompt = ids(9, 7);
+    let mut changed = [0; 3];
+    for model in models() {
+        let rule = rule(&model);
+        let ask = |sampler| Ask { sampler, max_tokens: 16, ..Ask::of(&prompt) };
+        let text = |sampler| {
+            let found = ask(sampler).run(&model, &rule).expect("a fair request");
+            found.tokens.iter().map(|token| token.id).collect::<Vec<_>>()
+        };
+        let plain = text(Sampler::greedy());
+        for (count, sampler) in changed.iter_mut().zip([
+            Sampler { presence_penalty: 2.0, ..Sampler::greedy() },
+            Sampler { frequency_penalty: -2.0, ..Sampler::greedy() },
+            Sampler { repetition_penalty: 2.0, ..Sampler::greedy() },
+        ]) {
+            *count += usize::from(text(sampler) != plain);
+        }
+    }
+    assert!(changed.iter().all(|count| *count > 0), "{changed:?}");
+}
+
 #[test]
 fn packed_weights_change_no_bit() {
     let prompt = ids(9, 7);

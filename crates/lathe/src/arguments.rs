@@ -29,6 +29,11 @@ pub(crate) struct Arguments {
     /// Log more (repeat for more still)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Threads that compute, of every verb; the number changes no result [default: one for each
+    /// processor]
+    #[arg(long, global = true, value_name = "N", env = "LATHE_THREADS")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::THREADS))]
+    pub(crate) threads: Option<usize>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -79,6 +84,12 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// List the model presets that recipes can name
     Presets(Presets),
+    /// Write what a shell needs to complete commands and flags
+    ///
+    /// For bash: `lathe completions bash > ~/.local/share/bash-completion/completions/lathe`; zsh
+    /// takes it as `_lathe` in a folder of its `fpath`, fish as `lathe.fish` in
+    /// `~/.config/fish/completions`.
+    Completions(Completions),
     /// Render chat templates for the server that started this process
     #[command(hide = true)]
     RenderTemplates,
@@ -99,7 +110,7 @@ pub(crate) enum DataCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Quickstart {
     /// Folder for everything that is made
-    #[arg(long, default_value = "runs/quickstart")]
+    #[arg(short, long, default_value = "runs/quickstart")]
     pub(crate) out: PathBuf,
     /// About how many minutes the whole may take
     #[arg(long, default_value_t = 5.0, value_parser = numbers::real(0.0, 1e5))]
@@ -130,7 +141,7 @@ pub(crate) struct TokenizerTrain {
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) vocab: usize,
     /// Tokenizer file to write (tokenizer.json)
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Field of JSONL and Parquet rows that holds the text
     #[arg(long, default_value = "text")]
@@ -160,7 +171,7 @@ pub(crate) struct DataBuild {
     #[arg(long, value_name = "CHECKPOINT_OR_FILE")]
     pub(crate) tokenizer: PathBuf,
     /// Folder to make for the shards
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Rows are conversations, a list of messages with role and content: the checkpoint's chat
     /// template makes text of them, of which training learns what the assistant says
@@ -198,7 +209,7 @@ pub(crate) struct Train {
     /// Recipe of the run (a TOML file)
     pub(crate) recipe: PathBuf,
     /// Folder of the run: log, checkpoints, recipe
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Change one field of the recipe, like --set train.steps=100 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -260,8 +271,18 @@ pub(crate) struct Generate {
     /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
     /// Text to continue [default: standard input]
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) prompt: Option<String>,
+    /// File with the text to continue
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Continue the text so many times, each time with draws of its own
+    #[arg(short = 'n', long = "n", default_value_t = 1, value_name = "COUNT")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
+    pub(crate) count: usize,
+    /// End where the model writes this, which is left out (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
     /// Generate at most this many tokens [default: 128, or what the context leaves]
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) max_tokens: Option<usize>,
@@ -298,6 +319,18 @@ pub(crate) struct Drawing {
     /// Seed of the random draws
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Lower the logit of every token that the text holds already by this
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
+    pub(crate) presence_penalty: f32,
+    /// Lower the logit of a token by this for each time that the text holds it
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
+    pub(crate) frequency_penalty: f32,
+    /// Divide the logits of tokens in prompt and text by this, or multiply negative ones; 1 for
+    /// neither
+    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 100.0))]
+    pub(crate) repetition_penalty: f32,
 }
 
 #[derive(Debug, Args)]
@@ -332,7 +365,7 @@ pub(crate) struct Import {
     /// export wrote
     pub(crate) source: PathBuf,
     /// Checkpoint folder to make
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Print the results as JSON
     #[arg(long)]
@@ -344,7 +377,7 @@ pub(crate) struct Export {
     /// Checkpoint, or folder of a training run
     pub(crate) checkpoint: PathBuf,
     /// Folder or file to make
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Form of the result [default: hf for dense models, or gguf if --out ends so; else lathe]
     #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
@@ -359,7 +392,7 @@ pub(crate) struct Convert {
     /// Checkpoint of a dense or recursive model, or folder of a training run
     pub(crate) checkpoint: PathBuf,
     /// Checkpoint folder to make
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Layout of shared layers: cycle, sequence, middle_cycle, middle_sequence, or none (which
     /// unrolls a recursive model)
@@ -401,13 +434,19 @@ pub(crate) struct Quantize {
     /// Checkpoint in f32, or folder of a training run
     pub(crate) checkpoint: PathBuf,
     /// Checkpoint folder to make
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) out: PathBuf,
     #[arg(long, value_name = "FORMATS", help = format_help(), long_help = format_long_help())]
     pub(crate) weights: WeightFormats,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// Shell that reads them
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]

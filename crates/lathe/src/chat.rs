@@ -184,12 +184,13 @@ impl Talk<'_> {
         };
         self.turns += 1;
         let show = self.options.show_depth;
-        let (generated, text) =
-            generate::stream(&self.stored, &self.tokenizer, &what, show, stopped)?;
+        let mut written = generate::Written::new(&self.stored, show, &[]);
+        let generated =
+            generate::stream(&self.stored, &self.tokenizer, &what, &mut written, stopped)?;
         output::line("");
         if show {
             output::note(generate::summary(&generated, started));
         }
-        Ok(text)
+        Ok(written.whole())
     }
 }

@@ -1,5 +1,6 @@
 //! `lathe generate`: continues a text, token by token.
 
+use std::collections::VecDeque;
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Generated, Generation, Sampler};
 use report::DepthColors;
+use server::StopMatcher;
 use train::Stored;
 
 use crate::arguments::{Drawing, Generate};
@@ -16,9 +18,13 @@ use crate::{open, output};
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    let prompt = match &options.prompt {
-        Some(prompt) => prompt.clone(),
-        None => {
+    ensure!(options.count > 0, "--n is 0, expected at least 1");
+    let empty = options.stop.iter().any(String::is_empty);
+    ensure!(!empty, "--stop is empty, expected a text: leave it out to end nowhere in the text");
+    let prompt = match (&options.prompt, &options.prompt_file) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, Some(path)) => open::text_file(path)?,
+        (None, None) => {
             let mut text = String::new();
             std::io::stdin()
                 .take(open::LONGEST_TEXT + 1)
@@ -34,33 +40,53 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     };
     let sampler = options.drawing.sampler();
     open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
-    let started = Instant::now();
-    let wanted = Wanted {
-        prompt: &prompt,
-        max_tokens: options
-            .max_tokens
-            .unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt)),
-        sampler: &sampler,
-        max_depth: options.max_depth,
-        show_depth: options.show_depth,
-        ignore_eos: options.ignore_eos,
-        choice: 0,
-    };
-    let generated = continue_text(&stored, &tokenizer, &wanted)?;
-    output::line("");
-    let summary = summary(&generated, started);
-    if options.show_depth {
-        output::note(summary)
-    } else {
-        tracing::info!("{summary}")
+    let max_tokens =
+        options.max_tokens.unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt));
+    for choice in 0..options.count {
+        let started = Instant::now();
+        let wanted = Wanted {
+            prompt: &prompt,
+            max_tokens,
+            sampler: &sampler,
+            max_depth: options.max_depth,
+            show_depth: options.show_depth,
+            ignore_eos: options.ignore_eos,
+            choice: choice as u64,
+            stop: &options.stop,
+        };
+        if choice > 0 {
+            output::line("");
+        }
+        let generated = continue_text(&stored, &tokenizer, &wanted)?;
+        output::line("");
+        let summary = summary(&generated, started);
+        if options.show_depth { output::note(summary) } else { tracing::info!("{summary}") }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 impl Drawing {
     pub(crate) fn sampler(&self) -> Sampler {
-        let Self { temperature, top_k, top_p, min_p, seed } = *self;
-        Sampler { temperature, top_k, top_p, min_p, seed }
+        let Self {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
+        } = *self;
+        Sampler {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
+        }
     }
 }
 
@@ -94,6 +120,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) show_depth: bool,
     pub(crate) ignore_eos: bool,
     pub(crate) choice: u64,
+    /// Texts at which it ends, and which are left out.
+    pub(crate) stop: &'a [String],
 }
 
 /// Streams the prompt and its continuation.
@@ -116,44 +144,101 @@ pub(crate) fn continue_text(
         max_depth: wanted.max_depth,
         choice: wanted.choice,
     };
-    Ok(stream(stored, tokenizer, &what, wanted.show_depth, &|| false)?.0)
+    let mut written = Written::new(stored, wanted.show_depth, wanted.stop);
+    stream(stored, tokenizer, &what, &mut written, &|| false)
 }
 
-/// Streams what is generated, until its end or until `stopped`; gives its text, too.
+/// Text on its way out: held back while it may become a stop string, then written in the colours of
+/// its tokens' depths where these are asked for.
+pub(crate) struct Written {
+    stops: StopMatcher,
+    colors: Option<DepthColors>,
+    /// Bytes of each token that are not out yet, with its depth.
+    held: VecDeque<(usize, u32)>,
+    whole: String,
+}
+
+impl Written {
+    /// Nothing yet; `stop` holds the texts at which it ends.
+    pub(crate) fn new(stored: &Stored, show_depth: bool, stop: &[String]) -> Self {
+        let painted = show_depth && output::colors();
+        let colors = painted.then(|| DepthColors::new(stored.model.config().recursions, true));
+        let stops = StopMatcher::new(stop, false);
+        Self { stops, colors, held: VecDeque::new(), whole: String::new() }
+    }
+
+    /// All that was written.
+    pub(crate) fn whole(self) -> String {
+        self.whole
+    }
+
+    /// Takes what a token spells; whether the text has come to its end with it.
+    fn push(&mut self, text: &str, depth: u32) -> bool {
+        self.held.push_back((text.len(), depth));
+        let mut out = String::new();
+        let hit = self.stops.push(text, &mut out);
+        self.write(&out);
+        hit.is_some()
+    }
+
+    /// Writes what was held back and became no stop string.
+    fn finish(&mut self) {
+        let mut out = String::new();
+        self.stops.finish(&mut out);
+        self.write(&out);
+    }
+
+    fn write(&mut self, mut text: &str) {
+        self.whole.push_str(text);
+        let Some(colors) = &self.colors else {
+            self.held.clear();
+            return output::text(text);
+        };
+        while !text.is_empty() {
+            let Some((bytes, depth)) = self.held.pop_front() else { break };
+            // A stop string may begin inside of a token, and the text may end there.
+            let (now, later) = text.split_at(bytes.min(text.len()));
+            output::piece(&colors.paint(now, depth as f32));
+            if bytes > now.len() {
+                self.held.push_front((bytes - now.len(), depth));
+            }
+            text = later;
+        }
+        output::text(text);
+    }
+}
+
+/// Streams what is generated into `written`, until its end or until `stopped`.
 pub(crate) fn stream(
     stored: &Stored,
     tokenizer: &Tokenizer,
     what: &Generation<'_>,
-    show_depth: bool,
+    written: &mut Written,
     stopped: &dyn Fn() -> bool,
-) -> Result<(Generated, String)> {
-    let painted = show_depth && output::colors();
-    let colors = DepthColors::new(stored.model.config().recursions, painted);
-    let (mut decoded, mut whole) = (tokenizer.decode_stream(), String::new());
-    let mut bad = None;
+) -> Result<Generated> {
+    let mut decoded = tokenizer.decode_stream();
+    let (mut bad, mut hit) = (None, false);
     let generated = engine::generate(&stored.model, what, &mut |token| {
         if what.stop.contains(&token.id) {
             return true;
         }
         match decoded.push(token.id) {
-            Ok(Some(text)) => {
-                match painted {
-                    true => output::piece(&colors.paint(&text, token.depth as f32)),
-                    false => output::text(&text),
-                }
-                whole.push_str(&text);
-            }
+            Ok(Some(text)) => hit = written.push(&text, token.depth),
             Ok(None) => {}
             Err(error) => bad = Some(error),
         }
-        bad.is_none() && !output::is_lost() && !stopped()
+        bad.is_none() && !hit && !output::is_lost() && !stopped()
     })?;
     if let Some(error) = bad {
         return Err(error.into());
     }
-    if let Some(rest) = decoded.finish() {
-        output::text(&rest);
-        whole.push_str(&rest);
+    if !hit {
+        if let Some(rest) = decoded.finish() {
+            hit = written.push(&rest, generated.tokens.last().map_or(0, |token| token.depth));
+        }
+        if !hit {
+            written.finish();
+        }
     }
-    Ok((generated, whole))
+    Ok(generated)
 }

@@ -9,12 +9,14 @@ mod convert;
 mod data_build;
 mod evaluate;
 mod evaluate_tasks;
+mod examples;
 mod generate;
 mod import;
 mod inspect;
 mod numbers;
 mod open;
 mod output;
+mod places;
 mod plan;
 mod progress;
 mod quantize;
@@ -27,35 +29,45 @@ mod run_page;
 mod serve;
 mod serving_arguments;
 mod signals;
+mod threads;
 mod train_run;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 
 fn main() -> ExitCode {
     ops::keep_freed_pages();
     signals::outlive_full_files();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parsed(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
     output::logging(arguments.verbose);
+    threads::set(arguments.threads);
     if matches!(arguments.command, Command::RenderTemplates) {
         // Without the pool, whose threads would take the memory that this process may have.
         return code(render_templates::run());
     }
     // Inside the pool, an operation starts its share of the work at once instead of waking a worker
     // for it first.
-    let done = match rayon::ThreadPoolBuilder::new().build() {
-        Ok(pool) => pool.install(|| dispatch(arguments.command)),
-        Err(error) => Err(anyhow::Error::from(error).context("starting the worker threads")),
-    };
+    let done = threads::pool().and_then(|pool| pool.install(|| dispatch(arguments.command)));
     written(code(done))
+}
+
+/// The command line, whose help has examples.
+#[allow(clippy::result_large_err, reason = "once, at the start")]
+fn parsed<T: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> Result<Arguments, clap::Error> {
+    let mut command = examples::with(Arguments::command());
+    let matches = command.try_get_matches_from_mut(words)?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
@@ -106,6 +118,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    places::check(&command)?;
     match command {
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Tokenizer(TokenizerCommand::Train(options)) => {
@@ -126,8 +139,16 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(options) => serve::run(&options),
         Command::Bench(bench) => bench::run(&bench),
         Command::Presets(options) => plan::presets(&options),
+        Command::Completions(options) => completions(options.shell),
         Command::RenderTemplates => render_templates::run(),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "lathe", &mut script);
+    output::piece(&String::from_utf8(script)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {

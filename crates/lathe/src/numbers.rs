@@ -10,6 +10,8 @@ use clap::builder::RangedU64ValueParser;
 pub(crate) const MANY: u64 = 1 << 24;
 /// Things that run or wait at the same time.
 pub(crate) const SIDE_BY_SIDE: u64 = 1 << 16;
+/// Threads of a process.
+pub(crate) const THREADS: u64 = 4096;
 /// A year in seconds, beyond which nobody waits.
 pub(crate) const YEAR: u64 = 366 * 24 * 3600;
 

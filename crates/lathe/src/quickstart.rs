@@ -175,6 +175,7 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             show_depth: true,
             ignore_eos: false,
             choice: choice as u64,
+            stop: &[],
         };
         output::line("");
         continue_text(stored, tokenizer, &wanted)?;

@@ -16,7 +16,7 @@ use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits,
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
-use crate::{open, output, plan, render_templates, signals};
+use crate::{open, output, plan, render_templates, signals, threads};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -28,9 +28,7 @@ pub(crate) struct Ready {
 impl Ready {
     /// Starts the engine's thread.
     pub(crate) fn start(engine: Engine, info: ModelInfo, text: ModelText) -> Result<Self> {
-        let pool = Arc::new(
-            rayon::ThreadPoolBuilder::new().build().context("starting the worker threads")?,
-        );
+        let pool = Arc::new(threads::pool()?);
         let live = EngineThread::start(engine, pool).context("starting the engine's thread")?;
         Ok(Self { info, text, live })
     }
@@ -92,7 +90,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
             report::human_bytes(model_bytes as u64)
         ));
         tokio::select! {
-            served = ready.serve(listener, settings, asked_to_stop(asked)) => served,
+            served = ready.serve(listener, settings, asked_to_stop(asked, &options.http)) => served,
             () = give_back() => Ok(()),
         }
     })?;
@@ -108,11 +106,16 @@ async fn give_back() {
     }
 }
 
-/// Ready after the first signal; the second one ends the process by itself.
-async fn asked_to_stop(asked: signals::Asked) {
+/// Ready after the first signal, which says what comes; the second one ends the process by itself.
+async fn asked_to_stop(asked: signals::Asked, http: &HttpLimits) {
     while !asked.stop() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    output::note(format!(
+        "stopping: requests are welcome for {} s more (--lame-duck), then those that run have {} s \
+         (--drain); a second signal ends at once",
+        http.lame_duck, http.drain
+    ));
 }
 
 /// An engine over a stored model, with as many pages as the memory allows.

@@ -73,6 +73,9 @@ fn options_are_those_of_generate() {
         &["--max-tokens", "9", "--temperature", "2", "--top-k", "2"],
         &["--max-tokens", "9", "--temperature", "2", "--top-p", "0.2"],
         &["--max-tokens", "9", "--temperature", "2", "--min-p", "0.5"],
+        &["--max-tokens", "9", "--temperature", "0", "--presence-penalty", "1.5"],
+        &["--max-tokens", "9", "--temperature", "0", "--frequency-penalty", "-2"],
+        &["--max-tokens", "9", "--temperature", "0", "--repetition-penalty", "2"],
         &["--max-tokens", "9", "--max-depth", "1"],
         &["--max-tokens", "9", "--weights", "int4"],
     ] {

@@ -25,6 +25,22 @@ fn help_opens_with_what_lathe_is() {
     }
 }
 
+/// Each shell gets a script of its own with all verbs and flags; that of bash is one.
+#[test]
+fn shells_are_told_how_to_complete() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = lathe(&format!("completions {shell}")).good().out;
+        for word in ["quickstart", "tokenizer", "growth", "prompt-file"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let check = "exec \"$0\" completions bash | bash -n";
+    let mut shell = Command::new("sh");
+    end(shell.args(["-c", check, env!("CARGO_BIN_EXE_lathe")])).good();
+    let unknown = lathe("completions csh");
+    assert!(unknown.code == Some(2) && unknown.err.contains("bash"), "{unknown:?}");
+}
+
 #[test]
 fn the_version_is_that_of_the_workspace() {
     let expected = format!("lathe {}\n", env!("CARGO_PKG_VERSION"));

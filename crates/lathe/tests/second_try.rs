@@ -241,3 +241,120 @@ fn no_more_checkpoints_stay_than_the_recipe_keeps() {
     place.run(&train).good();
     assert_eq!(place.names("run/checkpoints"), ["step-00000006"]);
 }
+
+/// A log or an event file that is a link to another file: what stands there is not this run's.
+#[test]
+fn a_run_writes_into_no_file_that_is_not_its_own() {
+    let place = Place::with_run();
+    let more = ["train", "tiny.toml", "--out", "run", "--set", "train.steps=6"];
+    let events = format!("run/events/{}", place.names("run/events").pop().expect("a file"));
+    for file in ["run/log.jsonl", "run/timing.jsonl", &events] {
+        let (path, kept) = (place.path(file), place.path("kept"));
+        fs::rename(&path, &kept).expect("renames");
+        let mut foreign = place.read("kept");
+        foreign.extend_from_slice(b"{\"step\": 99, \"loss\": 1.0}\n");
+        place.write("foreign", &foreign);
+        for target in ["foreign", "nowhere"] {
+            std::os::unix::fs::symlink(place.path(target), &path).expect("links");
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            place.run(&more).bad(&[&name, "link", "remove"]);
+            fs::remove_file(&path).expect("removes");
+        }
+        assert_eq!(place.read("foreign"), foreign, "{file}");
+        assert!(!place.has("nowhere"));
+        fs::rename(&kept, &path).expect("renames");
+    }
+    place.run(&more).good();
+}
+
+#[test]
+fn a_log_that_is_behind_its_run_is_told() {
+    let place = Place::with_run();
+    let whole = place.text("run/log.jsonl");
+    let more = |steps: &str| {
+        let set = format!("train.steps={steps}");
+        place.run(&["train", "tiny.toml", "--out", "run", "--set", &set]).good().err
+    };
+    let first = whole.lines().next().expect("a step");
+    place.write("run/log.jsonl", format!("{first}\n"));
+    let told = more("6");
+    assert!(told.contains("records of 4 steps, found those up to step 1"), "{told}");
+    fs::remove_file(place.path("run/log.jsonl")).expect("removes");
+    let told = more("8");
+    assert!(told.contains("run/log.jsonl: expected the records of 6 steps, found none"), "{told}");
+    assert!(!more("10").contains("expected the records"), "it is whole from there on");
+}
+
+#[test]
+fn a_text_is_on_one_side() {
+    let place = Place::with_data();
+    let words = ["data", "build", "--tokenizer", "tokenizer.json", "--out", "both", "--input"];
+    for (input, validation) in
+        [("text", "text"), ("text", "text/20.md"), ("text/rows.jsonl", "./text/../text/rows.jsonl")]
+    {
+        let line = [&words[..], &[input, "--validation", validation]].concat();
+        place.run(&line).bad(&["--input", "--validation", "in both", "take it out"]);
+        assert!(!place.has("both"), "{input} {validation}");
+    }
+    let line = [&words[..], &["text/20.md", "text/21.md", "--validation", "text/22.md"]].concat();
+    place.run(&line).good();
+}
+
+/// Whatever makes a file or a folder.
+#[test]
+fn nothing_is_made_among_the_checkpoints_of_a_run() {
+    let place = Place::with_run();
+    place.make_dense();
+    let taken = "run/checkpoints/step-00000009";
+    let before = place.names("run/checkpoints");
+    for line in [
+        "convert dense --out @",
+        "quantize run --out @ --weights int8",
+        "import ours --out @",
+        "export run --out @",
+        "data build --input text --tokenizer tokenizer.json --out @",
+        "tokenizer train --input text --vocab 270 --out @",
+        "train tiny.toml --out @",
+        "quickstart --out @ --steps 1",
+        "report run --html @",
+        "inspect run --text text/20.md --html @",
+        "bench growth cpu-1m-dense --out @",
+        "eval run --tasks tasks --items @",
+    ] {
+        let line = line.replace('@', taken);
+        let words: Vec<&str> = line.split(' ').collect();
+        place.run(&words).bad(&[taken, "of a run", "choose another path"]);
+    }
+    assert_eq!(place.names("run/checkpoints"), before);
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_told_as_such() {
+    let place = Place::with_data();
+    for line in
+        ["generate tokenizer.json -p x", "inspect text/20.md", "eval tokenizer.json --data data"]
+    {
+        let line = line.replace("-p", "--prompt");
+        let words: Vec<&str> = line.split(' ').collect();
+        let said = place.run(&words).bad(&["Not a directory", "is a file"]).err;
+        assert!(!said.contains("check the disk"), "{said}");
+    }
+}
+
+/// On a disk that takes nothing, results of an older evaluation stay.
+#[test]
+fn items_of_an_evaluation_appear_whole_or_not_at_all() {
+    let place = Place::with_run();
+    place.write("items.jsonl", "older results");
+    place.write("tasks/few.toml", "kind = \"last_word\"\ntext = \"{text}\"\n");
+    place.write("tasks/few.jsonl", "{\"text\": \"the model reads\"}\n".repeat(20));
+    let words = ["eval", "run", "--tasks", "tasks", "--items", "items.jsonl"];
+    let plain = place.command(&words);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(plain.get_program());
+    shell.args(plain.get_args()).current_dir(place.path("."));
+    end(&mut shell).bad(&["--items"]);
+    assert_eq!(place.text("items.jsonl"), "older results");
+    place.run(&words).good();
+    assert_eq!(place.text("items.jsonl").lines().count(), 20);
+}

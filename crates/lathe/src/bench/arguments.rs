@@ -55,7 +55,7 @@ pub(crate) struct BenchGrowth {
     #[arg(long, default_value_t = 3, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) steps: usize,
     /// Also write a page with the curves to this file
-    #[arg(long, value_name = "FILE.html")]
+    #[arg(short, long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
     /// Print the results as JSON
     #[arg(long)]

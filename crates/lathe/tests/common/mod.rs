@@ -245,7 +245,7 @@ impl Place {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lathe"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
-        for variable in ["LATHE_FAULT", "RUST_LOG", "RUST_BACKTRACE"] {
+        for variable in ["LATHE_FAULT", "LATHE_THREADS", "RUST_LOG", "RUST_BACKTRACE"] {
             command.env_remove(variable);
         }
         command

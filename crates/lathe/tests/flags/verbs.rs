@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::Place;
+use crate::common::{Place, end};
 
 #[test]
 fn more_is_logged_where_it_is_asked_for() {
@@ -11,6 +11,83 @@ fn more_is_logged_where_it_is_asked_for() {
     let said = |more: &[&str]| place.run(&[&words[..], more].concat()).good().err;
     assert!(said(&["-v"]).contains("tokens/s") && said(&["--verbose"]).contains("tokens/s"));
     assert!(!said(&[]).contains("tokens/s"));
+}
+
+/// The flag comes before the variable, and both before what the machine has.
+#[test]
+fn as_many_threads_compute_as_were_asked_for() {
+    let place = Place::empty();
+    let line = "bench decode cpu-1m-dense --batch 1 --context 4 --tokens 2 --rounds 1 --json";
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let ran = |variable: Option<&str>, more: &[&str]| {
+        let mut command = place.command(&[&words[..], more].concat());
+        command.envs(variable.map(|value| ("LATHE_THREADS", value)));
+        end(&mut command)
+    };
+    for (variable, flag, threads) in
+        [(None, &["--threads", "3"][..], 3), (Some("1"), &[], 1), (Some("1"), &["--threads=2"], 2)]
+    {
+        let machine = ran(variable, flag).good().json()["machine"].to_string();
+        assert!(machine.contains(&format!(", {threads} threads")), "{machine}");
+    }
+    for (variable, flag) in [(None, &["--threads", "many"][..]), (Some("x"), &[])] {
+        let refused = ran(variable, flag);
+        assert!(refused.code == Some(2) && refused.err.contains("--threads"), "{refused:?}");
+    }
+}
+
+fn continued(place: &Place, more: &[&str]) -> String {
+    let words = ["generate", "run", "--max-tokens", "40", "--ignore-eos"];
+    place.run(&[&words[..], more].concat()).good().out
+}
+
+#[test]
+fn prompts_come_from_where_they_are_said_to_be() {
+    let place = Place::with_run();
+    place.write("prompt.txt", "the model\n");
+    let text = continued(&place, &["--prompt-file", "prompt.txt"]);
+    assert!(text.starts_with("the model\n"), "{text}");
+    assert_eq!(text, continued(&place, &["-p", "the model\n"]));
+    let words = ["generate", "run", "-p", "a", "--prompt-file", "prompt.txt"];
+    assert_eq!(place.run(&words).code, Some(2));
+    place.refuses(&["generate", "run", "--prompt-file", "none.txt"], &["none.txt"]);
+}
+
+#[test]
+fn each_continuation_has_draws_of_its_own() {
+    let place = Place::with_run();
+    let one = continued(&place, &["-p", "the", "--temperature", "2"]);
+    let three = continued(&place, &["-p", "the", "--temperature", "2", "-n", "3"]);
+    assert_eq!(three, continued(&place, &["-p", "the", "--temperature", "2", "--n", "3"]));
+    assert!(three.starts_with(&one), "the first is that of one alone: {three}");
+    let greedy = continued(&place, &["-p", "the", "--temperature", "0"]);
+    let twice = continued(&place, &["-p", "the", "--temperature", "0", "-n", "2"]);
+    assert_eq!(twice, format!("{greedy}\n{greedy}"));
+    assert_ne!(three, [one.as_str(), &one, &one].join("\n"));
+    place.refuses(&["generate", "run", "-p", "a", "-n", "0"], &["--n is 0"]);
+}
+
+/// Wherever the stop string begins: within a token, or over several.
+#[test]
+fn a_text_ends_before_what_it_is_to_stop_at() {
+    let place = Place::with_run();
+    let whole = continued(&place, &["-p", "the", "--temperature", "1.5"]);
+    let text = whole.strip_suffix('\n').expect("a line");
+    let letters: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+    for (from, length) in [(8, 1), (10, 3), (14, 6)] {
+        let stop = &text[letters[from]..letters[from + length]];
+        let begin = 3 + text[3..].find(stop).expect("it is in there");
+        let found = continued(
+            &place,
+            &["-p", "the", "--temperature", "1.5", "--stop", "%", "--stop", stop],
+        );
+        if !text[..begin].contains('%') {
+            assert_eq!(found, format!("{}\n", &text[..begin]), "{stop:?}");
+        }
+    }
+    let unmet = continued(&place, &["-p", "the", "--temperature", "1.5", "--stop", "no such text"]);
+    assert_eq!(unmet, whole);
+    place.refuses(&["generate", "run", "-p", "a", "--stop", ""], &["--stop is empty"]);
 }
 
 #[test]
