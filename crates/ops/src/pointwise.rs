@@ -2,10 +2,15 @@
 
 use burn_tensor::activation;
 use kernels::attend::{cap_slopes, cap_values};
+use kernels::rows::{add_into, axpy, scale};
+use rayon::prelude::*;
 
 use crate::seam::{FastOp, Raw, apply, dims, values, values_mut};
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
+
+/// Values handed to one task.
+const TASK_VALUES: usize = 1 << 14;
 
 impl Ops {
     /// `y[t,n] = x[t,n] + b[n]`; `b_1n` is `[1, n]`.
@@ -53,7 +58,7 @@ impl FastOp<1> for AddBias {
     fn forward(&self, [mut x_tn]: [Raw; 1]) -> (Raw, ()) {
         let b = values(&self.b_1n);
         for row in values_mut(&mut x_tn).chunks_exact_mut(b.len().max(1)) {
-            row.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+            add_into(row, b);
         }
         (x_tn, ())
     }
@@ -63,17 +68,12 @@ impl FastOp<1> for AddBias {
             let n = dims(&g_tn).1;
             let mut db = vec![0.0f32; n];
             for row in values(&g_tn).chunks_exact(n.max(1)) {
-                db.iter_mut().zip(row).for_each(|(db, g)| *db += g);
+                add_into(&mut db, row);
             }
             sink.add(&db);
         }
         [Some(g_tn)]
     }
-}
-
-/// Multiplies every value by `factor`.
-fn times(x: &mut Raw, factor: f32) {
-    values_mut(x).iter_mut().for_each(|x| *x *= factor);
 }
 
 #[derive(Clone, Debug)]
@@ -85,12 +85,12 @@ impl FastOp<1> for Times {
     type Saved = ();
 
     fn forward(&self, [mut x]: [Raw; 1]) -> (Raw, ()) {
-        times(&mut x, self.factor);
+        scale(values_mut(&mut x), self.factor);
         (x, ())
     }
 
     fn backward(&self, (): (), mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        times(&mut g, self.factor);
+        scale(values_mut(&mut g), self.factor);
         [Some(g)]
     }
 }
@@ -104,8 +104,7 @@ impl FastOp<2> for AddTimes {
     type Saved = ();
 
     fn forward(&self, [mut x_td, y_td]: [Raw; 2]) -> (Raw, ()) {
-        let pairs = values_mut(&mut x_td).iter_mut().zip(values(&y_td));
-        pairs.for_each(|(x, &y)| *x = self.factor.mul_add(y, *x));
+        axpy(values_mut(&mut x_td), self.factor, values(&y_td));
         (x_td, ())
     }
 
@@ -113,7 +112,7 @@ impl FastOp<2> for AddTimes {
         let dy = wanted[1].then(|| {
             let mut dy = g.clone();
             if self.factor != 1.0 {
-                times(&mut dy, self.factor);
+                scale(values_mut(&mut dy), self.factor);
             }
             dy
         });
@@ -131,7 +130,8 @@ impl FastOp<1> for SoftCap {
     type Saved = Raw;
 
     fn forward(&self, [mut x]: [Raw; 1]) -> (Raw, Raw) {
-        cap_values(values_mut(&mut x), self.cap);
+        let chunks = values_mut(&mut x).par_chunks_mut(TASK_VALUES);
+        chunks.for_each(|chunk| cap_values(chunk, self.cap));
         (x.clone(), x)
     }
 
