@@ -1,6 +1,7 @@
 //! A safetensors file whose header was checked in full.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,6 +84,15 @@ impl TensorFile {
     /// There is no such tensor, it is not stored as F32, F16 or BF16, a value is NaN or infinite,
     /// or the file was changed since it was opened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let count = self.require(name)?.shape.iter().product();
+        self.read_f32_range(name, 0..count)
+    }
+
+    /// Some of a tensor's values: those at the places of `range`, cut at the tensor's end.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read_f32`], looking at these values alone.
+    pub fn read_f32_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, LoadError> {
         let tensor = self.require(name)?;
         let Some(to_f32) = tensor.dtype.to_f32() else {
             let field = format!("tensor {}: dtype", quote(name));
@@ -95,8 +105,12 @@ impl TensorFile {
                 next,
             ));
         };
-        let (begin, end) = (tensor.begin as u64, tensor.end as u64);
-        let mut values = Vec::with_capacity(((end - begin) / tensor.dtype.bytes()) as usize);
+        let (count, size) = (tensor.shape.iter().product::<usize>(), tensor.dtype.bytes());
+        let (first, last) =
+            (range.start.min(count), range.end.min(count).max(range.start.min(count)));
+        let begin = tensor.begin as u64 + first as u64 * size;
+        let end = tensor.begin as u64 + last as u64 * size;
+        let mut values = Vec::with_capacity(last - first);
         let read = self.file.pieces((begin, end), |piece| {
             values.extend(to_f32(piece));
             Ok(())
@@ -104,7 +118,7 @@ impl TensorFile {
         read.map_err(|e| LoadError::reading(&self.path, e))?;
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
-            Some(index) => Err(self.not_finite(name, index, values[index])),
+            Some(index) => Err(self.not_finite(name, first + index, values[index])),
         }
     }
 

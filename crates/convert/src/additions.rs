@@ -29,8 +29,11 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
             query_key_norm: match of.query_key_norm {
                 formats::HeadNorm::None => QueryKeyNorm::None,
                 formats::HeadNorm::Head => QueryKeyNorm::Head,
+                formats::HeadNorm::HeadTurned => QueryKeyNorm::HeadTurned,
                 formats::HeadNorm::Width => QueryKeyNorm::Width,
             },
+            clip: of.clip.unwrap_or(0.0),
+            sinks: of.sinks,
             window: of.window.as_ref().map_or(0, |window| window.size),
             window_layers: of.window.as_ref().map_or(LayerSet::All, |window| {
                 LayerSet::of(settings.layers, |block| window.blocks.contains(&block))
@@ -108,8 +111,11 @@ pub(crate) fn additions_of(config: &ModelConfig) -> formats::Additions {
         query_key_norm: match attention.query_key_norm {
             QueryKeyNorm::None => formats::HeadNorm::None,
             QueryKeyNorm::Head => formats::HeadNorm::Head,
+            QueryKeyNorm::HeadTurned => formats::HeadNorm::HeadTurned,
             QueryKeyNorm::Width => formats::HeadNorm::Width,
         },
+        clip: given(attention.clip, 0.0),
+        sinks: attention.sinks,
         window: (attention.window > 0 && !windows.is_empty())
             .then_some(SlidingWindow { size: attention.window, blocks: windows }),
         score_scale: given(attention.scale, 0.0),
@@ -187,6 +193,8 @@ mod tests {
                 bias: true,
                 output_bias: true,
                 query_key_norm: QueryKeyNorm::Width,
+                clip: 2.0,
+                sinks: true,
                 window: 7,
                 window_layers,
                 scale: 0.3,

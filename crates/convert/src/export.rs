@@ -5,15 +5,18 @@ use std::path::Path;
 use checkpoint::Disk;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
-use formats::{ArchConfig, Architecture, FormatError, SpecialIds, TensorRole, TensorSource};
+use formats::{
+    ArchConfig, Architecture, FormatError, LayerRole, SpecialIds, TensorRole, TensorSource,
+};
 use model::params::ParamSpec;
-use model::{Model, RouterConfig, Sharing};
+use model::{Model, RouterConfig, RouterState, Sharing};
 use serde_json::Value;
 use train::Stored;
 
 use crate::ConvertError;
 use crate::error::{must_be_free, refused};
-use crate::roles::{experts_of, roles, settings_of};
+use crate::experts::{biased_layers, experts_of};
+use crate::roles::{roles, settings_of};
 
 /// Writes the folder `out` that Hugging Face's library loads: as a model of the class that it was
 /// imported from, or of the first known one that computes the same.
@@ -89,6 +92,7 @@ fn read_as(origin: &Value) -> Option<&str> {
 /// A dense model as weights by role.
 struct Dense<'a> {
     model: &'a Model,
+    state: &'a RouterState,
     settings: ArchConfig,
     architecture: &'static Architecture,
 }
@@ -108,8 +112,8 @@ impl<'a> Dense<'a> {
         if experts_of(config) == Some(None) {
             let next = "export the model in the form of its own (--format lathe)";
             let found = format!("{:?}", config.mlp);
-            let expected = "a dense MLP, or experts as Mixtral has them: top_k by softmax, \
-                            normalised, in every layer, without a shared expert, groups or bias";
+            let expected = "a dense MLP, or experts that a router by scores chooses, one router \
+                            for all uses, a linear one, whose groups count their two best";
             return refused("the checkpoint: mlp", expected, found, next);
         }
         for (spec, _) in stored.model.weights() {
@@ -117,7 +121,10 @@ impl<'a> Dense<'a> {
         }
         let origin = stored.origin.as_ref().and_then(read_as);
         match Architecture::that_holds(&settings, gguf, origin) {
-            Some(architecture) => Ok(Self { model: &stored.model, settings, architecture }),
+            Some(architecture) => {
+                let (model, state) = (&*stored.model, &stored.state);
+                Ok(Self { model, state, settings, architecture })
+            }
             None => {
                 let form = if gguf { "GGUF files" } else { "Hugging Face folders" };
                 let expected = format!("a model that one of the architectures of {form} holds");
@@ -144,8 +151,24 @@ fn must_have_role(spec: &ParamSpec, settings: &ArchConfig) -> Result<(), Convert
     refused(what, "a weight that a plain Llama model has", found, next)
 }
 
+impl Dense<'_> {
+    /// What a router has learned to add to the scores for the choice; zeros before it has.
+    fn choice_bias(&self, layer: usize) -> Vec<f32> {
+        let buffers = model::table::buffers(self.model.config());
+        let mut of_layers = biased_layers(&self.settings).into_iter().zip(buffers);
+        let found = of_layers.find(|(of, _)| *of == layer);
+        found.map_or(Vec::new(), |(_, buffer)| match self.state.get(&buffer.name) {
+            Some(bias) => bias.to_vec(),
+            None => vec![0.0; buffer.length],
+        })
+    }
+}
+
 impl TensorSource for Dense<'_> {
     fn tensor(&self, wanted: TensorRole) -> formats::Result<Vec<f32>> {
+        if let TensorRole::Layer(layer, LayerRole::ChoiceBias) = wanted {
+            return Ok(self.choice_bias(layer));
+        }
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
             for role in roles(spec, &self.settings).unwrap_or_default() {

@@ -2,20 +2,20 @@
 //! checkpoint of ours.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{Disk, NamedTensor};
 use formats::hf::Folder;
-use formats::{ArchConfig, ModelFile, SpecialIds, TensorSource};
+use formats::{ArchConfig, LayerRole, ModelFile, SpecialIds, TensorRole, TensorSource};
 use model::params::ParamSpec;
-use model::table::specs;
+use model::table::{buffers, specs};
 use model::{Model, ModelConfig, RouterState};
 use serde_json::json;
 use train::{Made, SpecialTokens, write_model};
 
 use crate::error::{name_of, refused_in};
+use crate::experts::biased_layers;
 use crate::roles::{config_of, roles};
 use crate::{ConvertError, Costs, native};
 
@@ -62,7 +62,7 @@ pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, Conv
         rounded: None,
         recipe: None,
         rule: None,
-        state: &RouterState::default(),
+        state: &state_of(&source, source.settings(), &config)?,
         tokenizer: Some(&tokenizer),
         text: Some(&text),
         origin: json!({
@@ -79,6 +79,8 @@ pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, Conv
 pub struct ImportedModel {
     /// Its settings and weights as ours.
     pub model: Arc<Model>,
+    /// What its routers have learned outside of gradients.
+    pub state: RouterState,
     /// What messages call its architecture.
     pub architecture: &'static str,
     names: BTreeMap<String, Vec<Piece>>,
@@ -89,8 +91,8 @@ pub struct ImportedModel {
 pub struct Piece {
     /// The name of the tensor.
     pub tensor: String,
-    /// Which of its numbers.
-    pub range: Range<usize>,
+    /// Which of its numbers, in the order of ours.
+    pub places: Vec<usize>,
 }
 
 impl ImportedModel {
@@ -112,14 +114,29 @@ pub fn imported_model(path: &Path) -> Result<ImportedModel, ConvertError> {
     let model = Model::build(&config, |spec| {
         let mut pieces = Vec::new();
         for role in roles(spec, source.settings()).unwrap_or_default() {
-            if let Some((tensor, range)) = source.place(role) {
-                pieces.push(Piece { tensor, range });
+            if let Some((tensor, places)) = source.places(role) {
+                pieces.push(Piece { tensor, places });
             }
         }
         names.insert(spec.name.clone(), pieces);
         values(&source, source.settings(), path, spec)
     })?;
-    Ok(ImportedModel { model: Arc::new(model), architecture: architecture.name, names })
+    let state = state_of(&source, source.settings(), &config)?;
+    Ok(ImportedModel { model: Arc::new(model), state, architecture: architecture.name, names })
+}
+
+/// What routers add to scores for the choice: buffers of ours, tensors of the file.
+fn state_of(
+    source: &dyn TensorSource,
+    settings: &ArchConfig,
+    config: &ModelConfig,
+) -> Result<RouterState, ConvertError> {
+    let mut state = RouterState::default();
+    for (layer, buffer) in biased_layers(settings).into_iter().zip(buffers(config)) {
+        let role = TensorRole::Layer(layer, LayerRole::ChoiceBias);
+        state.set(&buffer.name, source.tensor(role)?);
+    }
+    Ok(state)
 }
 
 /// A parameter of ours out of the tensors that stand in it.

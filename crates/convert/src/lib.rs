@@ -10,6 +10,7 @@ mod adapters;
 mod additions;
 mod costs;
 mod error;
+mod experts;
 mod export;
 mod import;
 mod layers;

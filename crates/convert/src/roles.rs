@@ -4,25 +4,23 @@
 use std::path::Path;
 
 use formats::{ArchConfig, Experts, LayerRole, TensorRole};
-use model::expert_routers::{Balance, top_k};
-use model::mlp::experts::{self, EXPERTS_DOWN, EXPERTS_GATE_UP};
 use model::params::{ParamPlace, ParamSpec, Part, RouterSite};
-use model::{
-    ExpertRouterConfig, KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp,
-};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp};
 
 use crate::ConvertError;
 use crate::additions::{additions_of, rope_scaling_of, with_additions};
 use crate::error::refused_in;
+use crate::experts::{experts_of, mlp_of, role_of_router, roles_of_part};
 
 const OTHER_MODEL: &str = "choose a model that asks for no more";
 
 /// Matrices, biases and norms of a layer and what stands in them, row after row.
-const LAYER: [(Part, &[LayerRole]); 16] = [
+const LAYER: [(Part, &[LayerRole]); 17] = [
     (attention::NORM, &[LayerRole::AttentionNorm]),
     (attention::AFTER_NORM, &[LayerRole::AttentionAfterNorm]),
     (attention::QUERY_NORM, &[LayerRole::QueryNorm]),
     (attention::KEY_NORM, &[LayerRole::KeyNorm]),
+    (attention::SINKS, &[LayerRole::Sinks]),
     (attention::QUERY_BIAS, &[LayerRole::QueryBias]),
     (attention::KEY_VALUE_BIAS, &[LayerRole::KeyBias, LayerRole::ValueBias]),
     (attention::OUTPUT_BIAS, &[LayerRole::OutputBias]),
@@ -40,28 +38,20 @@ const LAYER: [(Part, &[LayerRole]); 16] = [
 /// The weights of others that stand below each other in a parameter of a dense model or of one with
 /// experts; `None` for a parameter that no model of `settings` has.
 pub(crate) fn roles(spec: &ParamSpec, settings: &ArchConfig) -> Option<Vec<TensorRole>> {
-    let experts = settings.experts.map_or(0, |experts| experts.count);
+    let experts = settings.experts.as_ref();
     let (layer, part) = match spec.place {
         ParamPlace::Embed => return Some(vec![TensorRole::Embed]),
         ParamPlace::FinalNorm => return Some(vec![TensorRole::Norm]),
         ParamPlace::Head => return Some(vec![TensorRole::Head]),
         ParamPlace::Layer { stored, part } => (stored, part),
         ParamPlace::LayerNorm { stored, part, recursion: 0 } => (stored, part),
-        ParamPlace::Router {
-            site: RouterSite::Layer(layer),
-            auxiliary: false,
-            recursion: None,
-            factor: "score",
-        } if experts > 0 => return Some(vec![TensorRole::Layer(layer, LayerRole::Router)]),
+        ParamPlace::Router { site: RouterSite::Layer(layer), .. } if experts.is_some() => {
+            return role_of_router(&spec.place).map(|role| vec![TensorRole::Layer(layer, role)]);
+        }
         _ => return None,
     };
-    if part == EXPERTS_GATE_UP && experts > 0 {
-        let both = |e| [LayerRole::ExpertGate(e), LayerRole::ExpertUp(e)];
-        return Some((0..experts).flat_map(both).map(|r| TensorRole::Layer(layer, r)).collect());
-    }
-    if part == EXPERTS_DOWN && experts > 0 {
-        let down = (0..experts).map(LayerRole::ExpertDown);
-        return Some(down.map(|role| TensorRole::Layer(layer, role)).collect());
+    if let Some(roles) = experts.and_then(|experts| roles_of_part(part, experts)) {
+        return Some(roles.into_iter().map(|role| TensorRole::Layer(layer, role)).collect());
     }
     let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
     Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
@@ -81,11 +71,10 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
         rope_theta: settings.rope_theta,
         norm_eps: settings.norm_eps,
         tie_embeddings: settings.tied,
-        mlp: settings.experts.map_or_else(MlpConfig::default, |Experts { count, top_k }| {
-            let router = top_k::Config { top_k, ..top_k::Config::default() };
-            let router = ExpertRouterConfig::TopK(router);
-            MlpConfig::Experts(experts::Config { count, router, ..experts::Config::default() })
-        }),
+        mlp: match &settings.experts {
+            Some(of) => mlp_of(of, settings),
+            None => MlpConfig::default(),
+        },
         sharing: Sharing::None,
         recursions: 1,
         share_norms: true,
@@ -103,46 +92,22 @@ pub(crate) fn config_of(settings: &ArchConfig, path: &Path) -> Result<ModelConfi
     }
 }
 
-/// The experts of `config` as files of others know them. `None` where it has none; `Some(None)`
-/// where its MLPs compute what no such file says.
-pub(crate) fn experts_of(config: &ModelConfig) -> Option<Option<Experts>> {
-    let mlp = match &config.mlp {
-        MlpConfig::Dense(_) => return None,
-        MlpConfig::Experts(mlp) => mlp,
-    };
-    let ExpertRouterConfig::TopK(router) = &mlp.router else { return Some(None) };
-    // What is minimised beside the text is no part of what a model computes.
-    let known = experts::Config {
-        count: mlp.count,
-        width: mlp.width,
-        router: ExpertRouterConfig::TopK(top_k::Config {
-            top_k: router.top_k,
-            balance: router.balance,
-            balance_weight: router.balance_weight,
-            z_weight: router.z_weight,
-            ..top_k::Config::default()
-        }),
-        ..experts::Config::default()
-    };
-    let plain = *mlp == known && router.balance != Balance::LossFree;
-    Some(plain.then_some(Experts { count: mlp.count, top_k: router.top_k }))
-}
-
 /// The settings of a `config` that is dense or has experts as [`experts_of`] knows them.
 pub(crate) fn settings_of(config: &ModelConfig) -> ArchConfig {
-    let ffn = match &config.mlp {
-        MlpConfig::Experts(mlp) => mlp.width(&config.sizes()),
-        MlpConfig::Dense(_) => config.ffn,
-    };
+    settings_with(config, experts_of(config).flatten())
+}
+
+/// The settings of a `config` with these experts.
+pub(crate) fn settings_with(config: &ModelConfig, experts: Option<Experts>) -> ArchConfig {
     ArchConfig {
-        experts: experts_of(config).flatten(),
+        experts,
         vocab: config.vocab_size,
         width: config.width,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        ffn,
+        ffn: config.ffn,
         rope_theta: config.rope_theta,
         norm_eps: config.norm_eps,
         context: config.context,

@@ -77,7 +77,8 @@ fn over(mut defaults: Value, settings: Value) -> Value {
 
 fn attention(settings: Value) -> Value {
     let defaults = json!({
-        "bias": false, "output_bias": false, "query_key_norm": "none", "window": 0,
+        "bias": false, "output_bias": false, "query_key_norm": "none", "clip": 0.0, "sinks": false,
+        "window": 0,
         "window_layers": "all", "scale": 0.0, "soft_cap": 0.0,
     });
     over(defaults, settings)

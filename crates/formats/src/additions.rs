@@ -11,6 +11,10 @@ pub struct Additions {
     pub mlp_bias: bool,
     /// RMSNorm of queries and keys, before rotary positions.
     pub query_key_norm: HeadNorm,
+    /// Queries, keys and values lie within minus this and this, behind the norms.
+    pub clip: Option<f64>,
+    /// Each head has a score that no key has, which takes its share of the softmax.
+    pub sinks: bool,
     /// Rows of some blocks see their last keys alone.
     pub window: Option<SlidingWindow>,
     /// Factor of products of queries and keys, in place of `1 / sqrt(head_dim)`.
@@ -47,6 +51,8 @@ pub enum HeadNorm {
     None,
     /// Over each head, with one gain of `head_dim`.
     Head,
+    /// Over each head, behind rotary positions.
+    HeadTurned,
     /// Over all heads together.
     Width,
 }
@@ -99,6 +105,8 @@ impl Additions {
             ("a bias of attention's output", self.output_bias != held.output_bias),
             ("biases of the MLP", self.mlp_bias != held.mlp_bias),
             ("norms of queries and keys", self.query_key_norm != held.query_key_norm),
+            ("clipped queries, keys and values", self.clip != held.clip),
+            ("attention sinks", self.sinks != held.sinks),
             ("a sliding window", self.window != held.window),
             ("a scale of scores", self.score_scale != held.score_scale),
             ("a soft cap of scores", self.score_cap != held.score_cap),

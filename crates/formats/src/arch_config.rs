@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::{Additions, FormatError, HiddenActivation, Result};
+use crate::{
+    Additions, ClampedProduct, ExpertScores, Experts, FormatError, HiddenActivation, Result,
+};
 
 /// The largest size accepted for any dimension; real models stay far below it.
 const MAX_SIZE: usize = 1 << 31;
@@ -41,18 +43,8 @@ pub struct ArchConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// What the model computes beside plain Llama.
     pub additions: Additions,
-    /// Experts of inner width `ffn` in place of the feed-forward network of every block.
+    /// Experts in place of the feed-forward network of all or some blocks.
     pub experts: Option<Experts>,
-}
-
-/// Feed-forward networks of which a token takes those with the largest softmax scores, each
-/// weighted by its share of their sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Experts {
-    /// Experts of a block.
-    pub count: usize,
-    /// How many of them a token takes.
-    pub top_k: usize,
 }
 
 /// A change of the rotary frequencies.
@@ -154,14 +146,7 @@ impl ArchConfig {
             let found = self.norm_eps.to_string();
             return Err(FormatError::damaged(path, "norm_eps", "a number between 0 and 1", found));
         }
-        if let Some(Experts { count, top_k }) = self.experts {
-            for (field, value, max) in [("experts", count, MAX_EXPERTS), ("top_k", top_k, count)] {
-                if value == 0 || value > max {
-                    let (expected, found) = (format!("1 to {max}"), value.to_string());
-                    return Err(FormatError::damaged(path, field, expected, found));
-                }
-            }
-        }
+        self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path, self.layers))?;
         self.check_additions(path)?;
         self.check_experts(path)?;
         self.rope_scaling.map_or(Ok(()), |scaling| scaling.check(path))
@@ -189,6 +174,7 @@ impl ArchConfig {
         for (field, found) in [
             ("score_scale", additions.score_scale),
             ("score_cap", additions.score_cap),
+            ("clip_qkv", additions.clip),
             ("window_theta", additions.window_theta),
             ("embedding_multiplier", additions.embedding_multiplier),
             ("residual_multiplier", additions.residual_multiplier),
@@ -234,6 +220,70 @@ impl ArchConfig {
     /// Key rows, and as many value rows: `kv_heads * head_dim`.
     pub fn key_rows(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+}
+
+impl Experts {
+    /// Refuses numbers that no model of `layers` blocks has.
+    fn check(&self, path: &Path, layers: usize) -> Result<()> {
+        let sizes = [
+            ("experts", self.count, 1, MAX_EXPERTS),
+            ("experts a token takes", self.top_k, 1, self.count),
+            ("width of an expert", self.width, 1, MAX_SIZE),
+            ("width of the shared expert", self.shared, 0, MAX_SIZE),
+            ("groups of experts", self.groups, 1, self.count),
+            ("groups a token chooses among", self.top_groups, 1, self.groups),
+        ];
+        for (field, value, least, most) in sizes {
+            if value < least || value > most {
+                let expected = format!("{least} to {most}");
+                return Err(FormatError::damaged(path, field, expected, value.to_string()));
+            }
+        }
+        let refuse = |field: &str, expected: String, found: String| {
+            Err(FormatError::damaged(path, field, expected, found))
+        };
+        if !self.count.is_multiple_of(self.groups) {
+            let expected = format!("a divisor of {} experts", self.count);
+            return refuse("groups of experts", expected, self.groups.to_string());
+        }
+        let among = self.count / self.groups * self.top_groups;
+        if self.top_k > among {
+            let expected = format!("at most {among}, the experts of {} groups", self.top_groups);
+            return refuse("experts a token takes", expected, self.top_k.to_string());
+        }
+        if (0..layers).all(|layer| !self.reach(layer)) {
+            let found = "a feed-forward network in every block".to_owned();
+            return refuse("blocks", "one with experts".into(), found);
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let at_least_0 = |x: f64| x.is_finite() && x >= 0.0;
+        let clamp = self.clamp.unwrap_or(ClampedProduct { limit: 1.0, alpha: 1.0 });
+        let jitter = match self.scoring {
+            ExpertScores::SparseMixer { jitter } => jitter,
+            _ => 0.0,
+        };
+        let numbers = [
+            ("factor of the weights of experts", self.scale, positive(self.scale)),
+            ("least sum of the weights", self.least, at_least_0(self.least)),
+            ("weight of the balance loss", self.balance_weight, at_least_0(self.balance_weight)),
+            ("limit of gate and up", clamp.limit, positive(clamp.limit)),
+            ("slope of the sigmoid", clamp.alpha, positive(clamp.alpha)),
+            ("jitter", jitter, at_least_0(jitter)),
+        ];
+        for (field, value, fits) in numbers {
+            if !fits {
+                let expected = "a number above 0, or 0 where that asks for nothing";
+                return refuse(field, expected.into(), value.to_string());
+            }
+        }
+        let takes_two =
+            !matches!(self.scoring, ExpertScores::SparseMixer { .. }) || self.top_k == 2;
+        if !takes_two {
+            let found = self.top_k.to_string();
+            return refuse("experts a token takes", "2, as SparseMixer has it".into(), found);
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,10 @@
 //! Whether a file's tensors are exactly those of the model that its settings describe.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::Path;
 
 use crate::error::quote;
+use crate::piece::Piece;
 use crate::{ArchConfig, FormatError, LayerRole, Result, TensorRole};
 
 /// How many tensors of each kind a message names.
@@ -14,13 +14,61 @@ const NAMED_AT_MOST: usize = 8;
 /// under one name stand in one tensor, one below the other.
 pub(crate) type Naming = fn(TensorRole) -> Option<String>;
 
+/// Where roles stand within larger tensors than rows below each other make; `None` for other roles.
+pub(crate) type Banks = fn(TensorRole, &ArchConfig) -> Option<Piece>;
+
+/// How files hold the weights of an architecture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Holding {
+    pub(crate) tensor: Naming,
+    pub(crate) banks: Option<Banks>,
+}
+
 /// A tensor of a file.
 #[derive(Debug)]
 pub(crate) struct StoredTensor {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    /// What stands in it, one below the other.
-    pub(crate) roles: Vec<TensorRole>,
+    /// What stands in it, and where.
+    pub(crate) pieces: Vec<(TensorRole, Piece)>,
+}
+
+impl Holding {
+    /// The tensor of a role.
+    fn name(&self, settings: &ArchConfig, role: TensorRole) -> Option<String> {
+        let piece = self.banks.and_then(|banks| banks(role, settings));
+        piece.map(|piece| piece.name).or_else(|| (self.tensor)(role))
+    }
+
+    /// Where the weights of a role stand; `None` for a role that the architecture lacks.
+    pub(crate) fn piece(&self, settings: &ArchConfig, role: TensorRole) -> Option<Piece> {
+        if let Some(piece) = self.banks.and_then(|banks| banks(role, settings)) {
+            return Some(piece);
+        }
+        let (name, mut piece) = ((self.tensor)(role)?, None);
+        let layer = match role {
+            TensorRole::Layer(layer, of_layer) if !of_layer.is_of_one_expert() => layer,
+            _ => return Some(Piece::whole(name, role.shape(settings))),
+        };
+        let others = LayerRole::all(settings, layer).into_iter();
+        let others = others.filter(|other| !other.is_of_one_expert());
+        let mut shape: Vec<usize> = Vec::new();
+        for other in others.map(|other| TensorRole::Layer(layer, other)) {
+            if (self.tensor)(other).as_ref() != Some(&name) {
+                continue;
+            }
+            let own = other.shape(settings);
+            let before = if shape.is_empty() { 0 } else { shape.iter().product() };
+            match shape.first_mut() {
+                Some(rows) => *rows += own[0],
+                None => shape.clone_from(&own),
+            }
+            if other == role {
+                piece = Some(Piece { first: before, ..Piece::whole(name.clone(), own) });
+            }
+        }
+        piece.map(|piece| Piece { shape, ..piece })
+    }
 }
 
 /// What an architecture's form of file, given as `tensor`, calls the tensor of a role.
@@ -44,35 +92,27 @@ pub(crate) fn tensors<'a>(
     path: &'a Path,
     architecture: &'a str,
     settings: &'a ArchConfig,
-    tensor: Naming,
+    holding: Holding,
 ) -> impl Iterator<Item = Result<StoredTensor>> + use<'a> {
     let mut roles = TensorRole::all(settings).peekable();
     std::iter::from_fn(move || {
         let role = roles.next()?;
-        let name = match name(path, architecture, tensor, role) {
-            Ok(name) => name,
-            Err(error) => return Some(Err(error)),
+        let Some(piece) = holding.piece(settings, role) else {
+            let refused = name(path, architecture, holding.tensor, role);
+            return Some(refused.map(|name| StoredTensor {
+                name,
+                shape: role.shape(settings),
+                pieces: Vec::new(),
+            }));
         };
-        let (mut shape, mut all) = (role.shape(settings), vec![role]);
-        while let Some(next) = roles.next_if(|next| tensor(*next).as_ref() == Some(&name)) {
-            shape[0] += next.shape(settings)[0];
-            all.push(next);
+        let (tensor, shape) = (piece.name.clone(), piece.shape.clone());
+        let mut pieces = vec![(role, piece)];
+        let same = |next: &TensorRole| holding.name(settings, *next).as_ref() == Some(&tensor);
+        while let Some(next) = roles.next_if(same) {
+            pieces.extend(holding.piece(settings, next).map(|piece| (next, piece)));
         }
-        Some(Ok(StoredTensor { name, shape, roles: all }))
+        Some(Ok(StoredTensor { name: tensor, shape, pieces }))
     })
-}
-
-/// Which values of its tensor are those of `role`.
-pub(crate) fn range(settings: &ArchConfig, tensor: Naming, role: TensorRole) -> Range<usize> {
-    let count = |role: TensorRole| role.shape(settings).iter().product::<usize>();
-    let mut start = 0;
-    if let TensorRole::Layer(layer, _) = role {
-        let name = tensor(role);
-        let before = LayerRole::all(settings).into_iter().map(|r| TensorRole::Layer(layer, r));
-        let before = before.take_while(|other| *other != role);
-        start = before.filter(|other| tensor(*other) == name).map(count).sum();
-    }
-    start..start + count(role)
 }
 
 /// Checks that `found` (name to shape) has every tensor of the model with its shape and no other.
@@ -83,13 +123,13 @@ pub(crate) fn check(
     path: &Path,
     architecture: &str,
     settings: &ArchConfig,
-    tensor: Naming,
+    holding: Holding,
     found: &BTreeMap<&str, &[usize]>,
 ) -> Result<()> {
     let mut missing = Vec::new();
     let mut misshapen = Vec::new();
     let mut matched = 0;
-    for wanted in tensors(path, architecture, settings, tensor) {
+    for wanted in tensors(path, architecture, settings, holding) {
         let StoredTensor { name: wanted, shape, .. } = wanted?;
         match found.get(wanted.as_str()) {
             None => missing.push(quote(&wanted)),
@@ -105,8 +145,8 @@ pub(crate) fn check(
         }
     }
     let complete = missing.len() + misshapen.len() <= NAMED_AT_MOST;
-    let extra =
-        if complete && matched < found.len() { extra(settings, tensor, found) } else { Vec::new() };
+    let has_more = complete && matched < found.len();
+    let extra = if has_more { extra(settings, holding, found) } else { Vec::new() };
     let not_of = format!("not of a plain {architecture} model");
     let kinds = [("missing", missing), ("wrongly shaped", misshapen), (not_of.as_str(), extra)];
     let details: Vec<_> =
@@ -120,8 +160,9 @@ pub(crate) fn check(
 
 /// Only called when the file has nearly all tensors of the settings, so the list below is of the
 /// file's size.
-fn extra(settings: &ArchConfig, tensor: Naming, found: &BTreeMap<&str, &[usize]>) -> Vec<String> {
-    let wanted: BTreeSet<String> = TensorRole::all(settings).filter_map(tensor).collect();
+fn extra(settings: &ArchConfig, holding: Holding, found: &BTreeMap<&str, &[usize]>) -> Vec<String> {
+    let names = TensorRole::all(settings).filter_map(|role| holding.name(settings, role));
+    let wanted: BTreeSet<String> = names.collect();
     found.keys().filter(|name| !wanted.contains(**name)).map(|name| quote(name)).collect()
 }
 

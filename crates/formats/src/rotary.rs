@@ -7,9 +7,9 @@
 use crate::{ArchConfig, TensorRole};
 
 /// A tensor whose rotating rows pair with neighbours, with those that pair with halves instead.
-pub(crate) fn halves_of(role: TensorRole, config: &ArchConfig, rows: Vec<f32>) -> Vec<f32> {
+pub(crate) fn halves_of<T: Copy>(role: TensorRole, config: &ArchConfig, rows: Vec<T>) -> Vec<T> {
     match role.rotated_heads(config) {
-        Some(heads) => to_halves(&rows, heads, config.width),
+        Some(heads) => to_halves(&rows, heads, row_length(role, config)),
         None => rows,
     }
 }
@@ -17,9 +17,14 @@ pub(crate) fn halves_of(role: TensorRole, config: &ArchConfig, rows: Vec<f32>) -
 /// The inverse of [`halves_of`].
 pub(crate) fn neighbours_of(role: TensorRole, config: &ArchConfig, rows: Vec<f32>) -> Vec<f32> {
     match role.rotated_heads(config) {
-        Some(heads) => to_neighbours(&rows, heads, config.width),
+        Some(heads) => to_neighbours(&rows, heads, row_length(role, config)),
         None => rows,
     }
+}
+
+/// Numbers of a row: of a bias it is one.
+fn row_length(role: TensorRole, config: &ArchConfig) -> usize {
+    role.shape(config).get(1).copied().unwrap_or(1)
 }
 
 /// From halves to neighbours: within each head, row `2 i + s` comes from row `s * head_dim / 2 +

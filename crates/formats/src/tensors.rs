@@ -39,6 +39,8 @@ pub enum LayerRole {
     QueryNorm,
     /// Gain of keys, `[head_dim]` or `[kv_heads * head_dim]`.
     KeyNorm,
+    /// `[heads]`: a score of each head that no key has.
+    Sinks,
     /// `[width, heads * head_dim]`.
     Output,
     /// `[width]`, added to what attention writes.
@@ -61,19 +63,37 @@ pub enum LayerRole {
     DownBias,
     /// Gain of what the feed-forward network adds to the residual stream, `[width]`.
     FfnAfterNorm,
-    /// `[experts, width]`: scores of the experts.
+    /// `[experts, width]`: logits of the experts.
     Router,
-    /// `[ffn, width]`: the gate of an expert.
+    /// `[experts]`, added to these.
+    RouterBias,
+    /// `[experts]`, added to the scores for the choice alone.
+    ChoiceBias,
+    /// `[expert width, width]`: the gate of an expert.
     ExpertGate(usize),
-    /// `[ffn, width]`: what an expert multiplies with its gate.
+    /// `[expert width, width]`: what an expert multiplies with its gate.
     ExpertUp(usize),
-    /// `[width, ffn]`: what an expert writes to the residual stream.
+    /// `[width, expert width]`: what an expert writes to the residual stream.
     ExpertDown(usize),
+    /// `[expert width]`, added to the gate of an expert.
+    ExpertGateBias(usize),
+    /// `[expert width]`, added to what an expert multiplies with its gate.
+    ExpertUpBias(usize),
+    /// `[width]`, added to what an expert writes, and weighted with it.
+    ExpertDownBias(usize),
+    /// `[shared width, width]`: the gate of the shared expert.
+    SharedGate,
+    /// `[shared width, width]`: what the shared expert multiplies with its gate.
+    SharedUp,
+    /// `[width, shared width]`: what the shared expert writes to the residual stream.
+    SharedDown,
+    /// `[1, width]`: whose sigmoid multiplies what the shared expert writes.
+    SharedScore,
 }
 
 impl LayerRole {
-    /// Every role of a block, in the order of computation.
-    pub fn all(settings: &ArchConfig) -> Vec<LayerRole> {
+    /// Every role of block `layer`, in the order of computation.
+    pub fn all(settings: &ArchConfig, layer: usize) -> Vec<LayerRole> {
         let there = |roles: &[LayerRole], there| if there { roles.to_vec() } else { Vec::new() };
         let additions = &settings.additions;
         let (before, after) = (
@@ -86,12 +106,14 @@ impl LayerRole {
         all.extend(there(&biases, additions.qkv_bias));
         let norms = [LayerRole::QueryNorm, LayerRole::KeyNorm];
         all.extend(there(&norms, additions.query_key_norm != HeadNorm::None));
+        all.extend(there(&[LayerRole::Sinks], additions.sinks));
         all.push(LayerRole::Output);
         all.extend(there(&[LayerRole::OutputBias], additions.output_bias));
         all.extend(there(&[LayerRole::AttentionAfterNorm], after));
         all.extend(there(&[LayerRole::FfnNorm], before));
         let after = there(&[LayerRole::FfnAfterNorm], after);
-        let Some(experts) = settings.experts else {
+        let experts = settings.experts.as_ref().filter(|experts| experts.reach(layer));
+        let Some(experts) = experts else {
             all.extend([LayerRole::Gate, LayerRole::Up, LayerRole::Down]);
             let biases = [LayerRole::GateBias, LayerRole::UpBias, LayerRole::DownBias];
             all.extend(there(&biases, additions.mlp_bias));
@@ -99,12 +121,42 @@ impl LayerRole {
             return all;
         };
         all.push(LayerRole::Router);
-        for expert in 0..experts.count {
-            let [gate, up] = [LayerRole::ExpertGate(expert), LayerRole::ExpertUp(expert)];
-            all.extend([gate, up, LayerRole::ExpertDown(expert)]);
+        all.extend(there(&[LayerRole::RouterBias], experts.logit_bias));
+        all.extend(there(&[LayerRole::ChoiceBias], experts.choice_bias));
+        // What may stand in one tensor follows each other.
+        let each = 0..experts.count;
+        all.extend(each.clone().flat_map(|e| [LayerRole::ExpertGate(e), LayerRole::ExpertUp(e)]));
+        all.extend(each.clone().map(LayerRole::ExpertDown));
+        if experts.biases {
+            let gate_up = |e| [LayerRole::ExpertGateBias(e), LayerRole::ExpertUpBias(e)];
+            all.extend(each.clone().flat_map(gate_up));
+            all.extend(each.map(LayerRole::ExpertDownBias));
         }
+        let shared = [LayerRole::SharedGate, LayerRole::SharedUp, LayerRole::SharedDown];
+        all.extend(there(&shared, experts.shared > 0));
+        all.extend(there(&[LayerRole::SharedScore], experts.shared_gate));
         all.extend(after);
         all
+    }
+}
+
+impl LayerRole {
+    /// Whether it is a norm on what joins the residual stream.
+    pub(crate) fn is_after_norm(self) -> bool {
+        matches!(self, Self::AttentionAfterNorm | Self::FfnAfterNorm)
+    }
+
+    /// Whether it is of one expert alone, so that no file has it below others in one matrix.
+    pub(crate) fn is_of_one_expert(self) -> bool {
+        matches!(
+            self,
+            Self::ExpertGate(_)
+                | Self::ExpertUp(_)
+                | Self::ExpertDown(_)
+                | Self::ExpertGateBias(_)
+                | Self::ExpertUpBias(_)
+                | Self::ExpertDownBias(_)
+        )
     }
 }
 
@@ -112,9 +164,9 @@ impl TensorRole {
     /// Every role of a model: embedding, blocks, last norm, and the output matrix where it is not
     /// tied.
     pub fn all(settings: &ArchConfig) -> impl Iterator<Item = TensorRole> + use<> {
-        let of_layer = LayerRole::all(settings);
+        let of = settings.clone();
         let layers = (0..settings.layers).flat_map(move |i| {
-            of_layer.clone().into_iter().map(move |role| TensorRole::Layer(i, role))
+            LayerRole::all(&of, i).into_iter().map(move |role| TensorRole::Layer(i, role))
         });
         let head = (!settings.tied).then_some(TensorRole::Head);
         std::iter::once(TensorRole::Embed).chain(layers).chain([TensorRole::Norm]).chain(head)
@@ -124,6 +176,9 @@ impl TensorRole {
     pub fn shape(self, settings: &ArchConfig) -> Vec<usize> {
         let (d, f) = (settings.width, settings.ffn);
         let (q, k) = (settings.query_rows(), settings.key_rows());
+        let of_experts = settings.experts.as_ref();
+        let (count, inner, shared) =
+            of_experts.map_or((0, 0, 0), |experts| (experts.count, experts.width, experts.shared));
         match self {
             Self::Embed | Self::Head => vec![settings.vocab, d],
             Self::Norm => vec![d],
@@ -134,11 +189,12 @@ impl TensorRole {
                 | LayerRole::FfnAfterNorm
                 | LayerRole::OutputBias
                 | LayerRole::DownBias => vec![d],
+                LayerRole::Sinks => vec![settings.heads],
                 LayerRole::QueryBias => vec![q],
                 LayerRole::KeyBias | LayerRole::ValueBias => vec![k],
                 LayerRole::GateBias | LayerRole::UpBias => vec![f],
                 LayerRole::QueryNorm | LayerRole::KeyNorm
-                    if settings.additions.query_key_norm == HeadNorm::Head =>
+                    if settings.additions.query_key_norm != HeadNorm::Width =>
                 {
                     vec![settings.head_dim]
                 }
@@ -147,21 +203,26 @@ impl TensorRole {
                 LayerRole::Query => vec![q, d],
                 LayerRole::Key | LayerRole::Value => vec![k, d],
                 LayerRole::Output => vec![d, q],
-                LayerRole::Gate
-                | LayerRole::Up
-                | LayerRole::ExpertGate(_)
-                | LayerRole::ExpertUp(_) => vec![f, d],
-                LayerRole::Down | LayerRole::ExpertDown(_) => vec![d, f],
-                LayerRole::Router => vec![settings.experts.map_or(0, |experts| experts.count), d],
+                LayerRole::Gate | LayerRole::Up => vec![f, d],
+                LayerRole::Down => vec![d, f],
+                LayerRole::Router => vec![count, d],
+                LayerRole::RouterBias | LayerRole::ChoiceBias => vec![count],
+                LayerRole::ExpertGate(_) | LayerRole::ExpertUp(_) => vec![inner, d],
+                LayerRole::ExpertDown(_) => vec![d, inner],
+                LayerRole::ExpertGateBias(_) | LayerRole::ExpertUpBias(_) => vec![inner],
+                LayerRole::ExpertDownBias(_) => vec![d],
+                LayerRole::SharedGate | LayerRole::SharedUp => vec![shared, d],
+                LayerRole::SharedDown => vec![d, shared],
+                LayerRole::SharedScore => vec![1, d],
             },
         }
     }
 
-    /// How many heads the rows belong to, for the two matrices whose rows rotate.
+    /// How many heads the rows belong to, for the matrices and biases whose rows rotate.
     pub(crate) fn rotated_heads(self, settings: &ArchConfig) -> Option<usize> {
         match self {
-            Self::Layer(_, LayerRole::Query) => Some(settings.heads),
-            Self::Layer(_, LayerRole::Key) => Some(settings.kv_heads),
+            Self::Layer(_, LayerRole::Query | LayerRole::QueryBias) => Some(settings.heads),
+            Self::Layer(_, LayerRole::Key | LayerRole::KeyBias) => Some(settings.kv_heads),
             _ => None,
         }
     }

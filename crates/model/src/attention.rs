@@ -1,6 +1,8 @@
 //! Attention with its norms, rotary positions and output: `x += O attend(norm(x))`.
 
-use ops::{Heads, Rotary, Tensor2};
+use std::sync::Arc;
+
+use ops::{Heads, Rotary, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::context::LayerContext;
@@ -29,6 +31,8 @@ pub const QUERY_BIAS: Part = Part::new("query_bias");
 pub const KEY_VALUE_BIAS: Part = Part::new("key_value_bias");
 /// `[1, d]`: added to what attention writes to the stream.
 pub const OUTPUT_BIAS: Part = Part::new("output_bias");
+/// `[1, H]`: a score of each head that no key has.
+pub const SINKS: Part = Part::new("sinks");
 /// `[H K, d]`: queries.
 pub const QUERY: Part = Part::new("query");
 /// `[2 G K, d]`: keys, then values.
@@ -61,6 +65,9 @@ pub(crate) fn vectors(
         table.push(ParamSpec::bias(stored, QUERY_BIAS, n));
         table.push(ParamSpec::bias(stored, KEY_VALUE_BIAS, sizes.kv_width()));
     }
+    if settings.sinks {
+        table.push(ParamSpec::bias(stored, SINKS, sizes.heads));
+    }
     if settings.output_bias {
         table.push(ParamSpec::bias(stored, OUTPUT_BIAS, sizes.width));
     }
@@ -81,8 +88,13 @@ pub struct AttentionSettings {
     pub bias: bool,
     /// Whether what attention writes to the stream has a bias.
     pub output_bias: bool,
-    /// RMSNorm of queries and keys, before they turn.
+    /// RMSNorm of queries and keys.
     pub query_key_norm: QueryKeyNorm,
+    /// Queries, keys and values lie within minus this and this, behind the norms and before they
+    /// turn; 0 for no limit (OLMoE).
+    pub clip: f64,
+    /// Whether each head has a score of its own that takes its share of the softmax (GPT-OSS).
+    pub sinks: bool,
     /// Sliding window: the number of keys that a row sees, its own and those before it; 0 for all.
     /// Where a router chooses, these are keys of rows that took the same recursion.
     pub window: usize,
@@ -101,8 +113,10 @@ pub enum QueryKeyNorm {
     /// Queries and keys as they are
     #[default]
     None,
-    /// Over each head, with one weight of `head_dim` for all heads (Qwen 3)
+    /// Over each head before it turns, with one weight of `head_dim` for all heads (Qwen 3)
     Head,
+    /// The same behind the turn (Hunyuan)
+    HeadTurned,
     /// Over all heads together (OLMo 2)
     Width,
 }
@@ -118,7 +132,7 @@ impl AttentionSettings {
     pub(crate) fn normed(&self, heads: usize, head_dim: usize) -> Option<(usize, usize)> {
         match self.query_key_norm {
             QueryKeyNorm::None => None,
-            QueryKeyNorm::Head => Some((heads, head_dim)),
+            QueryKeyNorm::Head | QueryKeyNorm::HeadTurned => Some((heads, head_dim)),
             QueryKeyNorm::Width => Some((1, heads * head_dim)),
         }
     }
@@ -127,6 +141,10 @@ impl AttentionSettings {
         self.window_layers.check("attention.window_layers", stored)?;
         if self.window > 1 << 24 {
             return refuse("attention.window", self.window, format!("at most {}", 1 << 24));
+        }
+        if !(self.clip == 0.0 || (self.clip >= 1e-3 && self.clip <= 1e6)) {
+            let expected = "0 for no limit, or a number from 1e-3 to 1e6".into();
+            return refuse("attention.clip", self.clip, expected);
         }
         if !(self.scale == 0.0 || (self.scale >= 1e-6 && self.scale <= 1e6)) {
             let expected = "0 for 1 / sqrt(head_dim), or a number from 1e-6 to 1e6".into();
@@ -165,6 +183,12 @@ pub(crate) struct Attention {
     pub(crate) query_norm: Option<(Norm, usize)>,
     /// The same of keys.
     pub(crate) key_norm: Option<(Norm, usize)>,
+    /// Whether these norms stand behind the turn.
+    pub(crate) turned_first: bool,
+    /// The limit of queries, keys and values.
+    pub(crate) clip: Option<f32>,
+    /// The scores of heads that no key has.
+    pub(crate) sinks: Option<Arc<Weight>>,
     pub(crate) heads: Heads,
     /// None in layers without positions.
     pub(crate) rotary: Option<Rotary>,
@@ -189,7 +213,7 @@ impl Attention {
             Some(window) => view.within(window),
             None => view,
         };
-        let y_tn = view.attend(pass.ops, q_tn, self.heads);
+        let y_tn = view.attend(pass.ops, q_tn, self.heads, self.sinks.as_deref());
         if self.join.is_sum() {
             return self.output.add(y_tn, x_td, at, pass);
         }
@@ -207,12 +231,23 @@ impl Attention {
         at: &DepthRuns,
         pass: &Pass<'_>,
     ) -> Tensor2 {
-        let x_tn = match norm {
+        let turn = |x_tn| match &self.rotary {
+            Some(rotary) => pass.ops.rotate(x_tn, rotary, heads, &rows.position),
+            None => x_tn,
+        };
+        let normed = |x_tn| match norm {
             Some((norm, stretches)) => norm.of_heads(x_tn, *stretches, at, pass.ops),
             None => x_tn,
         };
-        match &self.rotary {
-            Some(rotary) => pass.ops.rotate(x_tn, rotary, heads, &rows.position),
+        if self.turned_first {
+            return normed(turn(self.clipped(x_tn)));
+        }
+        turn(self.clipped(normed(x_tn)))
+    }
+
+    fn clipped(&self, x_tn: Tensor2) -> Tensor2 {
+        match self.clip {
+            Some(limit) => ops::clamp(x_tn, limit),
             None => x_tn,
         }
     }

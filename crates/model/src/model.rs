@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ops::{Ops, RmsNorm, Tensor2, Weight};
 
 use crate::adapters::member::StreamAdapter;
-use crate::attention::{self, Attention};
+use crate::attention::{self, Attention, QueryKeyNorm};
 use crate::block::Block;
 use crate::carry::Carry;
 use crate::config::ModelConfig;
@@ -254,6 +254,8 @@ fn block(
         [attention::QUERY_BIAS, attention::KEY_VALUE_BIAS].map(|b| settings.bias.then_some(b));
     let output_bias = settings.output_bias.then_some(attention::OUTPUT_BIAS);
     let rotary = (config.rope_theta, config.head_dim);
+    let sinks = ParamPlace::Layer { stored, part: attention::SINKS };
+    let sinks = settings.sinks.then(|| take.take(&sinks));
     Block {
         attention: Attention {
             norm: norms.before(attention::NORM, take),
@@ -262,6 +264,9 @@ fn block(
             output: linears.build_biased(attention::OUTPUT, output_bias, take),
             query_norm: norms.of_heads(attention::QUERY_NORM, heads.heads, take),
             key_norm: norms.of_heads(attention::KEY_NORM, heads.kv_heads, take),
+            turned_first: settings.query_key_norm == QueryKeyNorm::HeadTurned,
+            clip: (settings.clip > 0.0).then_some(settings.clip as f32),
+            sinks,
             heads,
             rotary: config.rotary.of_layer(rotary, stored, window.is_some()),
             window,

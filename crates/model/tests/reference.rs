@@ -328,7 +328,8 @@ fn gradients_are_slopes_of_the_formulas() {
                 }
                 loss
             };
-            let step = 1e-6;
+            // Small enough that next to nothing moves across a limit where slopes jump.
+            let step = 1e-8;
             let slope = (loss(step) - loss(-step)) / (2.0 * step);
             let difference = (found - slope).abs();
             assert!(difference < 2e-4 * length.sqrt(), "{what}: {found} {slope}, {length}");

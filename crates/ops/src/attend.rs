@@ -24,12 +24,19 @@ impl Ops {
     ) -> Tensor2 {
         match self {
             Ops::Fast => apply(Attend { spans: spans.clone(), heads }, [q_tn, kv_sn]),
-            Ops::Plain => plain(q_tn, kv_sn, spans, heads),
+            Ops::Plain => plain(q_tn, kv_sn, spans, heads, None),
         }
     }
 }
 
-fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 {
+/// In Burn's operations; with `sinks` `[1, H]`, each head has one score more.
+pub(crate) fn plain(
+    q_tn: Tensor2,
+    kv_sn: Tensor2,
+    spans: &Spans,
+    heads: Heads,
+    sinks: Option<Tensor2>,
+) -> Tensor2 {
     let Heads { heads: h, kv_heads: g, head_dim: k, .. } = heads;
     let (t, s) = (q_tn.dims()[0], kv_sn.dims()[0]);
     let sees =
@@ -55,7 +62,15 @@ fn plain(q_tn: Tensor2, kv_sn: Tensor2, spans: &Spans, heads: Heads) -> Tensor2 
         None => scores,
     };
     // A finite floor keeps rows that see nothing free of NaN; their result is zeroed below.
-    let weights = activation::softmax(scores.mask_fill(hidden, -1e30), 2) * nonempty;
+    let scores = scores.mask_fill(hidden, -1e30);
+    let weights = match sinks {
+        None => activation::softmax(scores, 2),
+        Some(sinks) => {
+            let sinks: Tensor<3> = sinks.reshape([h, 1, 1]).repeat_dim(1, t);
+            activation::softmax(Tensor::cat(vec![scores, sinks], 2), 2).narrow(2, 0, s)
+        }
+    };
+    let weights = weights * nonempty;
     weights.matmul(values).swap_dims(0, 1).reshape([t, h * k])
 }
 

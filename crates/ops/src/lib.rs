@@ -33,6 +33,7 @@ mod recompute;
 mod rotary;
 mod rows;
 mod seam;
+mod sinks;
 mod swiglu;
 mod tensor;
 pub mod timing;
@@ -52,7 +53,7 @@ pub use pooled_balance::{BalancePool, PoolShare};
 pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, column, cut, from_rows, gradient, leaf, read_rows,
+    Tensor2, add, add_scalars, backward, clamp, column, cut, from_rows, gradient, leaf, read_rows,
     rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
 pub use weight::{Element, Format, QuantError, StoredPart, Values, Weight};

@@ -121,9 +121,15 @@ impl PageView {
 
     /// Every token of every row's view, as a matrix with spans: what the plain operation works on.
     fn lines(&self) -> (Tensor2, Spans) {
+        self.lines_of(0..self.first.len())
+    }
+
+    /// The same for some of the rows.
+    pub(crate) fn lines_of(&self, rows: std::ops::Range<usize>) -> (Tensor2, Spans) {
         let mut places = Vec::new();
         let (mut start, mut end) = (Vec::new(), Vec::new());
-        for (t, (&first, &count)) in self.first.iter().zip(self.count.iter()).enumerate() {
+        for t in rows {
+            let (first, count) = (self.first[t], self.count[t]);
             start.push(places.len() as u32);
             for i in self.skip.get(t).copied().unwrap_or(0)..count {
                 let page = self.pages[first as usize + i as usize / PAGE];

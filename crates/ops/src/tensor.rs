@@ -94,6 +94,11 @@ pub fn shift(x: Tensor2, offset: f32) -> Tensor2 {
     x.add_scalar(offset)
 }
 
+/// `x` within `-limit` and `limit`, element by element; no gradient reaches what was cut.
+pub fn clamp(x: Tensor2, limit: f32) -> Tensor2 {
+    x.clamp(-limit, limit)
+}
+
 /// Sum of 1 x 1 loss terms. Panics on an empty list.
 pub fn add_scalars(terms: Vec<Tensor2>) -> Tensor2 {
     terms.into_iter().reduce(|a, b| a + b).expect("a loss has at least one term")

@@ -146,6 +146,15 @@ fn rowwise(t: usize) -> Vec<Case> {
         case("rotate", vec![d.matrix(t, 17)], vec![], move |o, x, _| {
             o.rotate(x[0].clone(), &rotary, 2, &positions)
         }),
+        case(
+            "attend with sinks",
+            vec![d.matrix(t, 24), d.matrix(t + 3, 24)],
+            vec![d.matrix(1, 4)],
+            {
+                let seen = seen.clone();
+                move |o, x, w| o.attend_with_sinks(x[0].clone(), x[1].clone(), &seen, heads, &w[0])
+            },
+        ),
         case("attend", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], move |o, x, _| {
             o.attend(x[0].clone(), x[1].clone(), &seen, heads)
         }),

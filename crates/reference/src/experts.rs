@@ -177,10 +177,7 @@ impl Layers<'_> {
                     self.weight(&format!("layers.{stored}.experts_gate_up_bias")).row(e),
                 );
             }
-            let inner = match settings.number("limit") {
-                0.0 => swiglu(&both),
-                limit => clamped(&both, limit, settings.number("alpha")),
-            };
+            let inner = self.inner(settings, &both);
             let rows = e * h.len()..(e + 1) * h.len();
             let down = format!("layers.{stored}.experts_down");
             let mut out = self.times_rows(&down, rows, &inner);
@@ -200,6 +197,18 @@ impl Layers<'_> {
         chosen.z += (most + sum.ln()).powi(2);
         chosen.rows += 1.0;
         y
+    }
+
+    /// What an expert makes of gate and up. Beside a limit the slope jumps.
+    fn inner(&mut self, settings: &Settings, both: &[f64]) -> Vec<f64> {
+        let limit = settings.number("limit");
+        if limit == 0.0 {
+            return swiglu(both);
+        }
+        for x in both {
+            self.margin = self.margin.min(100.0 * (x.abs() - limit).abs());
+        }
+        clamped(both, limit, settings.number("alpha"))
     }
 
     /// The experts of a row with these scores, and their weights.

@@ -99,13 +99,46 @@ impl<'a> Layers<'a> {
         let attention = self.config.group("attention");
         let width = match attention.word("query_key_norm", "none") {
             "none" => return x.to_vec(),
-            "head" => self.config.count("head_dim"),
+            "head" | "head_turned" => self.config.count("head_dim"),
             _ => x.len(),
         };
         // Keys that only the first use makes have one norm.
         let first = part == "key_norm" && self.config.text("kv") == "shared";
         let name = format!("layers.{stored}.{part}.{}", if first { 0 } else { of_use });
         x.chunks(width).flat_map(|head| self.norm(&name, head)).collect()
+    }
+
+    /// Queries or keys, normed, clipped and turned.
+    fn placed(
+        &mut self,
+        stored: usize,
+        part: &str,
+        of_use: usize,
+        x: &[f64],
+        position: usize,
+    ) -> Vec<f64> {
+        let attention = self.config.group("attention");
+        if attention.word("query_key_norm", "none") == "head_turned" {
+            let clipped = self.clipped(x);
+            let turned = self.rotated(stored, &clipped, position);
+            return self.heads_normed(stored, part, of_use, &turned);
+        }
+        let normed = self.heads_normed(stored, part, of_use, x);
+        let clipped = self.clipped(&normed);
+        self.rotated(stored, &clipped, position)
+    }
+
+    /// Within the limit that the model has, if any. Beside the limit the slope jumps, and what is
+    /// cut hangs on less than other decisions.
+    fn clipped(&mut self, x: &[f64]) -> Vec<f64> {
+        let limit = self.config.group("attention").value("clip", 0.0);
+        if limit == 0.0 {
+            return x.to_vec();
+        }
+        for x in x {
+            self.margin = self.margin.min(100.0 * (x.abs() - limit).abs());
+        }
+        x.iter().map(|x| x.clamp(-limit, limit)).collect()
     }
 
     /// Adds a bias, where the model has it.
@@ -151,9 +184,9 @@ impl<'a> Layers<'a> {
             let both = self.linear(stored, "key_value", recursion, &h);
             let both = self.biased(stored, "key_value", both);
             let (keys, values) = both.split_at(both.len() / 2);
-            let keys = self.heads_normed(stored, "key_norm", of_use, keys);
-            let keys = self.rotated(stored, &keys, row.position);
-            memory.insert(row.position, (keys, values.to_vec()));
+            let keys = self.placed(stored, "key_norm", of_use, keys, row.position);
+            let values = self.clipped(values);
+            memory.insert(row.position, (keys, values));
         }
         if recursion == 0 {
             self.first.insert(stored, memory.clone());
@@ -173,8 +206,7 @@ impl<'a> Layers<'a> {
         let group = heads / self.config.count("kv_heads");
         let query = self.linear(stored, "query", recursion, h);
         let query = self.biased(stored, "query", query);
-        let query = self.heads_normed(stored, "query_norm", of_use, &query);
-        let query = self.rotated(stored, &query, position);
+        let query = self.placed(stored, "query_norm", of_use, &query, position);
         let attention = self.config.group("attention");
         let over = match attention.value("scale", 0.0) {
             0.0 => (d as f64).sqrt(),
@@ -195,6 +227,10 @@ impl<'a> Layers<'a> {
                 .map(|(keys, _)| dot(q, &keys[from..from + d]) / over)
                 .map(|s| if cap > 0.0 { cap * (s / cap).tanh() } else { s })
                 .collect();
+            let mut scores = scores;
+            if attention.has("sinks", false) {
+                scores.push(self.weight(&format!("layers.{stored}.sinks")).row(0)[head]);
+            }
             for (p, (_, values)) in softmax(&scores).into_iter().zip(&seen) {
                 for (y, v) in y[head * d..][..d].iter_mut().zip(&values[from..from + d]) {
                     *y += p * v;

@@ -107,18 +107,13 @@ pub fn mlps() -> Vec<MlpConfig> {
         MlpConfig::Experts(experts::Config {
             count: 5,
             width: 16,
-            dense_layers: vec![1],
-            biases: true,
-            limit: 0.4,
-            router: top_k(top_k::Config {
-                top_k: 2,
-                logit_bias: true,
-                soft_cap: 0.8,
-                least: 0.5,
-                balance: ExpertBalance::None,
-                pooled_weight: 0.01,
-                ..default.clone()
-            }),
+            own_routers: true,
+            ..experts::Config::default()
+        }),
+        MlpConfig::Experts(experts::Config {
+            count: 4,
+            width: 16,
+            router: ExpertRouterConfig::Hash(hash::Config::default()),
             ..experts::Config::default()
         }),
         MlpConfig::Experts(experts::Config {
@@ -133,13 +128,18 @@ pub fn mlps() -> Vec<MlpConfig> {
         MlpConfig::Experts(experts::Config {
             count: 5,
             width: 16,
-            own_routers: true,
-            ..experts::Config::default()
-        }),
-        MlpConfig::Experts(experts::Config {
-            count: 4,
-            width: 16,
-            router: ExpertRouterConfig::Hash(hash::Config::default()),
+            dense_layers: vec![1],
+            biases: true,
+            limit: 1.2,
+            router: top_k(top_k::Config {
+                top_k: 2,
+                logit_bias: true,
+                soft_cap: 0.8,
+                least: 0.5,
+                balance: ExpertBalance::None,
+                pooled_weight: 0.01,
+                ..default
+            }),
             ..experts::Config::default()
         }),
     ]);
@@ -219,7 +219,13 @@ pub fn forms() -> Vec<Form> {
             multipliers: Multipliers { residual: 0.7, ..Multipliers::default() },
         },
         Form {
-            attention: AttentionSettings { bias: true, ..AttentionSettings::default() },
+            attention: AttentionSettings {
+                bias: true,
+                query_key_norm: QueryKeyNorm::HeadTurned,
+                clip: 0.9,
+                sinks: true,
+                ..AttentionSettings::default()
+            },
             rotary: RotarySettings {
                 layers,
                 scaling: RotaryScaling::Llama3(Llama3 {

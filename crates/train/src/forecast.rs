@@ -364,17 +364,20 @@ fn noise(config: &ModelConfig, sequences: usize, length: usize) -> Batch {
 }
 
 /// Numbers that a layer keeps for each row: the stream ahead of attention and MLP, what each norm
-/// gives or takes beside it, queries, keys and values (again where they are normed), the result of
-/// attention with a sum for each head, and what the MLP keeps.
+/// gives or takes beside it, queries, keys and values (again where they are normed or clipped), the
+/// result of attention with a sum for each head, and what the MLP keeps.
 fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
     let heads = config.heads * config.head_dim;
     let norms = usize::from(config.norms.before()) + usize::from(config.norms.after());
     let normed = match config.attention.query_key_norm {
         QueryKeyNorm::None => 0,
-        QueryKeyNorm::Head | QueryKeyNorm::Width => heads + config.kv_width() / 2,
+        QueryKeyNorm::Head | QueryKeyNorm::HeadTurned | QueryKeyNorm::Width => {
+            heads + config.kv_width() / 2
+        }
     };
+    let clipped = if config.attention.clip > 0.0 { heads + config.kv_width() } else { 0 };
     let rows = 2 * (1 + norms) * config.width;
-    let attention = rows + 2 * heads + config.kv_width() + config.heads + normed;
+    let attention = rows + 2 * heads + config.kv_width() + config.heads + normed + clipped;
     let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };
     (attention + again) as f64 + config.mlp.settings().kept_values(&config.sizes(), stored)
 }

@@ -60,6 +60,8 @@ const TABLE: &[Line] = &[
     ("model.attention.bias", &[], "true", Changes),
     ("model.attention.output_bias", &[], "true", Changes),
     ("model.attention.query_key_norm", &[], r#""head""#, Changes),
+    ("model.attention.clip", &[], "0.05", Changes),
+    ("model.attention.sinks", &[], "true", Changes),
     ("model.attention.window", &[], "3", Changes),
     ("model.attention.window_layers", &[WINDOW], "[0]", Changes),
     ("model.attention.scale", &[], "0.9", Changes),

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::gguf::file::Gguf;
 use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
-use crate::{ArchConfig, Result, TensorRole};
+use crate::layout::{Banks, Holding, Naming};
+use crate::{ArchConfig, LayerRole, Result, TensorRole};
 
 /// A checkpoint architecture: how the files of its models state their numbers and name their
 /// tensors. A form of file that nobody uses for it is `None`.
@@ -37,7 +38,38 @@ pub(crate) struct HuggingFaceForm {
     /// otherwise at the end.
     pub(crate) write: fn(&Path, &ArchConfig) -> Result<Map<String, Value>>,
     /// What safetensors calls the tensor of a role; `None` for roles that this architecture lacks.
-    pub(crate) tensor: fn(TensorRole) -> Option<String>,
+    pub(crate) tensor: Naming,
+    /// Where experts stand within banks, if files hold them so.
+    pub(crate) banks: Option<Banks>,
+    /// Other ways in which folders hold the weights, which are read and not written.
+    pub(crate) others: &'static [Holding],
+    /// Whether rows `2 i` and `2 i + 1` of a query or key head turn together in the file, instead
+    /// of rows i and `i + head_dim / 2`.
+    pub(crate) neighbours_turn: bool,
+}
+
+impl HuggingFaceForm {
+    /// How folders are written.
+    pub(crate) fn holding(&self) -> Holding {
+        Holding { tensor: self.tensor, banks: self.banks }
+    }
+
+    /// How the folder with tensors of these names holds its weights: told by the first expert.
+    pub(crate) fn holding_of(
+        &self,
+        settings: &ArchConfig,
+        is_there: impl Fn(&str) -> bool,
+    ) -> Holding {
+        let experts = settings.experts.as_ref();
+        let layer = experts.and_then(|experts| (0..settings.layers).find(|i| experts.reach(*i)));
+        let first = layer.map(|layer| TensorRole::Layer(layer, LayerRole::ExpertGate(0)));
+        let has_first = |holding: &Holding| {
+            let piece = first.and_then(|first| holding.piece(settings, first));
+            piece.is_some_and(|piece| is_there(&piece.name))
+        };
+        let all = std::iter::once(self.holding()).chain(self.others.iter().copied());
+        all.into_iter().find(has_first).unwrap_or(self.holding())
+    }
 }
 
 /// An architecture in a GGUF file.
@@ -51,10 +83,19 @@ pub(crate) struct GgufForm {
     /// The settings that hold these numbers.
     pub(crate) write: fn(&Path, &ArchConfig) -> Result<GgufSettings>,
     /// What the file calls the tensor of a role; `None` for roles that this architecture lacks.
-    pub(crate) tensor: fn(TensorRole) -> Option<String>,
+    pub(crate) tensor: Naming,
+    /// Where experts stand within banks, if files hold them so.
+    pub(crate) banks: Option<Banks>,
     /// Whether rows `2 i` and `2 i + 1` of a query or key head turn together in the file, instead
     /// of rows i and `i + head_dim / 2`.
     pub(crate) neighbours_turn: bool,
+}
+
+impl GgufForm {
+    /// How files are read and written.
+    pub(crate) fn holding(&self) -> Holding {
+        Holding { tensor: self.tensor, banks: self.banks }
+    }
 }
 
 impl Architecture {

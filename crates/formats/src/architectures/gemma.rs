@@ -20,6 +20,9 @@ pub(super) static GEMMA: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor: dense::tensor,
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: None,
 };

@@ -22,6 +22,9 @@ pub(super) static GEMMA3: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor: dense::tensor_with_after_norms,
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: None,
 };

@@ -14,6 +14,7 @@ use crate::{Additions, ArchConfig, FormatError, LayerRole, Result, RopeScaling, 
 
 use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
+use super::experts;
 
 pub(super) static LLAMA: Architecture = Architecture {
     name: "Llama",
@@ -24,12 +25,16 @@ pub(super) static LLAMA: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor: dense::tensor,
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: Some(GgufForm {
         architecture: "llama",
         read: read_gguf,
         write: write_gguf,
         tensor: gguf_tensor,
+        banks: None,
         neighbours_turn: true,
     }),
 };
@@ -70,9 +75,7 @@ fn held(config: &ArchConfig) -> Additions {
 
 /// The library's defaults for absent keys are those of the first Llama.
 pub(super) fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
-    if config.get("num_local_experts").is_some() {
-        return Err(config.unsupported("num_local_experts", "no such setting"));
-    }
+    experts::refuse_all(config)?;
     dense::must_be_null(config, "sliding_window")?;
     let mut found = read_numbers(config)?;
     found.additions.qkv_bias = config.bool("attention_bias")?.unwrap_or(false);

@@ -1,79 +1,76 @@
-//! Mixtral (Jiang et al. 2024, arXiv:2401.04088) without a sliding window: Llama whose every block
-//! has experts in place of its feed-forward network, of which a token takes those with the largest
-//! softmax scores, weighted by their shares of the sum.
+//! Mixtral (Jiang et al. 2024, arXiv:2401.04088): Llama whose every block has experts in place of
+//! its feed-forward network, of which a token takes those with the largest softmax scores, weighted
+//! by their shares of the sum; with a sliding window in every block, or in none.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::arch_config::Experts;
 use crate::json::JsonObject;
-use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
+use crate::{Additions, ArchConfig, Experts, Result};
 
 use super::architecture::{Architecture, HuggingFaceForm};
-use super::{dense, llama};
+use super::dense::{self, Defaults};
+use super::experts;
 
 pub(super) static MIXTRAL: Architecture = Architecture {
     name: "Mixtral",
-    holds: |config| {
-        config.experts.is_some() && config.additions.beyond(&Additions::default()).is_none()
-    },
+    holds: |config| experts::holds(config, held, held_additions(config)),
     hugging_face: Some(HuggingFaceForm {
         model_type: "mixtral",
         class: "MixtralForCausalLM",
         read: read_hugging_face,
         write: write_hugging_face,
-        tensor: hugging_face_tensor,
+        tensor: experts::block_sparse,
+        banks: None,
+        others: &[experts::FUSED],
+        neighbours_turn: false,
     }),
     // GGUF files of Mixtral say that they are of the llama architecture, and hold banks.
     gguf: None,
 };
 
-fn hugging_face_tensor(role: TensorRole) -> Option<String> {
-    let TensorRole::Layer(layer, of_layer) = role else {
-        return dense::tensor(role);
-    };
-    let name = match of_layer {
-        LayerRole::Gate | LayerRole::Up | LayerRole::Down => return None,
-        LayerRole::Router => "gate".to_owned(),
-        LayerRole::ExpertGate(expert) => format!("experts.{expert}.w1"),
-        LayerRole::ExpertUp(expert) => format!("experts.{expert}.w3"),
-        LayerRole::ExpertDown(expert) => format!("experts.{expert}.w2"),
-        _ => return dense::tensor(role),
-    };
-    Some(format!("model.layers.{layer}.block_sparse_moe.{name}.weight"))
+fn held(of: &Experts) -> Experts {
+    let &Experts { count, top_k, width, balance_weight, .. } = of;
+    Experts { count, top_k, width, balance_weight, ..Experts::default() }
 }
 
-/// The library's default of two experts a token stands in for an absent key; their number must be
-/// given. Noise on the input of the router changes training, which starts anew here.
+fn held_additions(config: &ArchConfig) -> Additions {
+    let window = config.additions.window.clone().filter(|w| w.is_everywhere(config.layers));
+    Additions { window, activation: config.additions.activation, ..Additions::default() }
+}
+
+/// Noise on the input of the router changes training, which starts anew here.
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
-    for key in ["max_position_embeddings", "num_key_value_heads"] {
-        config.must(key, config.size(key)?)?;
-    }
-    if config.number("router_jitter_noise")?.is_some_and(|noise| noise != 0.0) {
-        return Err(config.unsupported("router_jitter_noise", "0"));
-    }
-    let count = config.must("num_local_experts", config.size("num_local_experts")?)?;
-    let top_k = config.size("num_experts_per_tok")?.unwrap_or(2);
-    dense::must_be_null(config, "sliding_window")?;
+    experts::refuse_others(config, &experts::own(&["intermediate_size"]))?;
     for key in ["attention_bias", "mlp_bias"] {
         dense::must_be_unset(config, key)?;
     }
-    let experts = Some(Experts { count, top_k });
-    Ok(ArchConfig { experts, ..llama::read_numbers(config)? })
+    dense::must_turn_whole(config)?;
+    let defaults = Defaults {
+        kv_heads: Some(8),
+        norm_eps: 1e-5,
+        context: 131_072,
+        theta: 1e6,
+        ..Defaults::LLAMA
+    };
+    let mut found = experts::read(config, &defaults, "hidden_act")?;
+    let size = config.size("sliding_window")?;
+    found.additions.window = dense::window(config, size, found.layers, |_| size.is_some())?;
+    found.experts = Some(Experts {
+        width: found.ffn,
+        balance_weight: experts::balance_weight(config, 0.001)?,
+        ..experts::sizes(config, Some(2))?
+    });
+    Ok(found)
 }
 
-fn write_hugging_face(path: &Path, config: &ArchConfig) -> Result<Map<String, Value>> {
-    let mut fields = llama::write_hugging_face(path, config)?;
-    for key in ["attention_bias", "mlp_bias"] {
-        fields.remove(key);
-    }
-    let Experts { count, top_k } = config.experts.unwrap_or(Experts { count: 0, top_k: 0 });
-    fields.insert("num_local_experts".into(), count.into());
-    fields.insert("num_experts_per_tok".into(), top_k.into());
-    fields.insert("output_router_logits".into(), false.into());
-    fields.insert("router_aux_loss_coef".into(), 0.001.into());
-    fields.insert("router_jitter_noise".into(), 0.0.into());
-    fields.insert("sliding_window".into(), Value::Null);
-    Ok(fields)
+fn write_hugging_face(_: &Path, config: &ArchConfig) -> Result<Map<String, Value>> {
+    let of = experts::of(config);
+    let mut own = experts::fields(&of, "num_local_experts", "num_experts_per_tok");
+    own.extend(experts::balance_fields(&of));
+    own.push(("intermediate_size", of.width.into()));
+    own.push(("router_jitter_noise", 0.0.into()));
+    own.push(("sliding_window", dense::window_size(config)));
+    Ok(dense::fields(config, own))
 }

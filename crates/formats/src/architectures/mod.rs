@@ -4,17 +4,29 @@
 
 mod architecture;
 mod dense;
+mod dots1;
+mod ernie4_5_moe;
+mod experts;
+mod flex_olmo;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm4_moe;
+mod gpt_oss;
 mod granite;
+mod granite_moe;
+mod hunyuan_v1_moe;
 mod llama;
+mod minimax_m2;
 mod mistral;
 mod mixtral;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 #[cfg(test)]
 mod renamed;
 mod smollm3;
@@ -41,6 +53,18 @@ pub static ALL: &[&Architecture] = &[
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
     &mixtral::MIXTRAL,
+    &olmoe::OLMOE,
+    &flex_olmo::FLEX_OLMO,
+    &qwen3_moe::QWEN3_MOE,
+    &qwen2_moe::QWEN2_MOE,
+    &dots1::DOTS1,
+    &glm4_moe::GLM4_MOE,
+    &granite_moe::GRANITE_MOE,
+    &granite_moe::GRANITE_MOE_SHARED,
+    &ernie4_5_moe::ERNIE4_5_MOE,
+    &hunyuan_v1_moe::HUNYUAN_V1_MOE,
+    &minimax_m2::MINIMAX_M2,
+    &gpt_oss::GPT_OSS,
     #[cfg(test)]
     &renamed::RENAMED,
 ];
@@ -62,6 +86,40 @@ impl Architecture {
     }
 }
 
+/// Classes with experts that are known and not computed here, and what they have beside those that
+/// are.
+const REFUSED: [(&str, &str); 27] = [
+    ("deepseek_v2", LATENT),
+    ("deepseek_v3", LATENT),
+    ("deepseek_v32", LATENT),
+    ("longcat_flash", LATENT),
+    ("glm4_moe_lite", LATENT),
+    ("glm_moe_dsa", LATENT),
+    ("mistral4", LATENT),
+    ("axk1", LATENT),
+    ("afmoe", "gates on the results of attention"),
+    ("laguna", "gates on the results of attention"),
+    ("llama4", "experts whose input is scaled, and attention in chunks"),
+    ("llama4_text", "experts whose input is scaled, and attention in chunks"),
+    ("phimoe", "LayerNorm, and a bias of the output matrix"),
+    ("dbrx", "LayerNorm, and weights of experts divided by a norm"),
+    ("jetmoe", "attention whose heads are experts"),
+    ("cohere2_moe", "attention and experts side by side"),
+    ("minimax", "linear attention"),
+    ("lfm2_moe", "convolutions in place of attention"),
+    ("jamba", "state-space layers"),
+    ("granitemoehybrid", "state-space layers"),
+    ("nemotron_h", "state-space layers"),
+    ("qwen3_next", "linear attention"),
+    ("switch_transformers", "an encoder, and experts with a capacity"),
+    ("nllb_moe", "an encoder, and experts with a capacity"),
+    ("kolibri1", "a bias on the logits of experts for the choice"),
+    ("flint", "rotary positions by kind of layer beside attention sinks"),
+    ("mimo_v2_flash", "values of another width than keys"),
+];
+
+const LATENT: &str = "latent attention (keys and values of low rank)";
+
 /// The architecture that a config.json names in `model_type` and, where it is there,
 /// `architectures`.
 pub(crate) fn of_config(
@@ -70,6 +128,9 @@ pub(crate) fn of_config(
     let found = config.string("model_type")?;
     let forms = || ALL.iter().filter_map(|&member| Some((member, member.hugging_face.as_ref()?)));
     let Some((member, form)) = forms().find(|(_, form)| Some(form.model_type) == found) else {
+        if let Some((_, why)) = REFUSED.iter().find(|(kind, _)| Some(*kind) == found) {
+            return Err(config.unsupported("model_type", format!("a class without {why}")));
+        }
         let known = list_quoted(forms().map(|(_, form)| form.model_type));
         return Err(config.unsupported("model_type", known));
     };
@@ -105,8 +166,8 @@ mod tests {
     use crate::hf::{self, FolderOptions, HfWeightType};
     use crate::layout;
     use crate::{
-        Additions, Experts, HeadNorm, HiddenActivation, ModelFile, NormPosition, RopeScaling,
-        SlidingWindow, SpecialIds, TensorRole, TensorSource,
+        Additions, ClampedProduct, ExpertScores, Experts, HeadNorm, HiddenActivation, ModelFile,
+        NormPosition, RopeScaling, SlidingWindow, SpecialIds, TensorRole, TensorSource,
     };
 
     /// Heads times head_dim is not the width, and no two sizes are equal.
@@ -132,14 +193,64 @@ mod tests {
     /// The same with experts, for an architecture that has some, or with what else it has beside
     /// plain Llama in a Hugging Face folder.
     fn config_of(member: &Architecture) -> ArchConfig {
-        let experts = Some(Experts { count: 3, top_k: 2 });
-        if (member.holds)(&ArchConfig { experts, ..config() }) {
-            return ArchConfig { experts, ..config() };
-        }
-        let additions = additions_of(member);
-        let held = ArchConfig { additions, ..config() };
+        let (experts, additions) = (experts_of(member), additions_of(member));
+        let ffn = if member.name == "Hunyuan" { 7 } else { config().ffn };
+        let held = ArchConfig { experts, additions, ffn, ..config() };
         assert!((member.holds)(&held) || member.gguf.is_some(), "{}", member.name);
         held
+    }
+
+    /// Experts with what the architecture leaves free, for one that has some.
+    fn experts_of(member: &Architecture) -> Option<Experts> {
+        let plain = Experts { count: 6, top_k: 3, width: 7, ..Experts::default() };
+        let (dense, weight) = (vec![1], 0.25);
+        let grouped = Experts {
+            dense: vec![0, 1],
+            shared: 14,
+            scoring: ExpertScores::Sigmoid,
+            choice_bias: true,
+            groups: 3,
+            top_groups: 2,
+            normalize: false,
+            scale: 1.5,
+            ..plain.clone()
+        };
+        Some(match member.name {
+            "Mixtral" => Experts { width: 10, balance_weight: weight, ..plain },
+            "OLMoE" | "FlexOlmo" => {
+                Experts { width: 10, normalize: false, balance_weight: weight, ..plain }
+            }
+            "Qwen3-MoE" => Experts { dense, balance_weight: weight, ..plain },
+            "Qwen2-MoE" => {
+                let normalize = false;
+                Experts { dense, shared: 5, shared_gate: true, normalize, ..plain }
+            }
+            "dots.llm1" | "GLM-4.5" => grouped,
+            "Granite-MoE" => Experts { width: 10, balance_weight: weight, ..plain },
+            "Granite-MoE with a shared expert" => Experts { width: 10, shared: 9, ..plain },
+            "ERNIE 4.5" => Experts {
+                dense: vec![0, 2],
+                shared: 21,
+                choice_bias: true,
+                least: 0.5,
+                balance_weight: weight,
+                ..plain
+            },
+            "Hunyuan" => Experts { shared: 7, ..plain },
+            "MiniMax-M2" => {
+                let (scoring, choice_bias) = (ExpertScores::Sigmoid, true);
+                Experts { width: 10, scoring, choice_bias, balance_weight: weight, ..plain }
+            }
+            "GPT-OSS" => Experts {
+                width: 10,
+                logit_bias: true,
+                biases: true,
+                clamp: Some(ClampedProduct { limit: 3.0, alpha: 1.5 }),
+                balance_weight: weight,
+                ..plain
+            },
+            _ => return None,
+        })
     }
 
     /// As much as the architecture has.
@@ -190,6 +301,53 @@ mod tests {
             "Gemma 2" => Additions { score_cap: Some(50.0), ..both },
             "Gemma 3" => {
                 Additions { query_key_norm: HeadNorm::Head, window_theta: Some(100.0), ..both }
+            }
+            "Mixtral" => Additions { window: of(vec![0, 1, 2]), ..none },
+            "OLMoE" => {
+                let query_key_norm = HeadNorm::Width;
+                Additions { query_key_norm, clip: Some(1.5), mlp_bias: false, ..biased }
+            }
+            "FlexOlmo" => Additions {
+                query_key_norm: HeadNorm::Width,
+                norm_place: NormPosition::After,
+                ..none
+            },
+            "Qwen3-MoE" => Additions {
+                query_key_norm: HeadNorm::Head,
+                window: of(vec![0, 1, 2]),
+                mlp_bias: false,
+                ..biased
+            },
+            "Qwen2-MoE" => Additions { qkv_bias: true, window: of(vec![0, 2]), ..none },
+            "dots.llm1" => Additions {
+                query_key_norm: HeadNorm::Head,
+                window: of(vec![1, 2]),
+                mlp_bias: false,
+                ..biased
+            },
+            "GLM-4.5" => Additions {
+                qkv_bias: true,
+                query_key_norm: HeadNorm::Head,
+                rotary_share: Some(1.0 / 3.0),
+                ..none
+            },
+            "Granite-MoE" | "Granite-MoE with a shared expert" => Additions {
+                score_scale: Some(0.2),
+                embedding_multiplier: Some(3.0),
+                residual_multiplier: Some(0.4),
+                logits_divisor: Some(7.0),
+                mlp_bias: false,
+                ..biased
+            },
+            "Hunyuan" => {
+                let query_key_norm = HeadNorm::HeadTurned;
+                Additions { query_key_norm, mlp_bias: false, ..biased }
+            }
+            "MiniMax-M2" => {
+                Additions { query_key_norm: HeadNorm::Width, rotary_share: Some(2.0 / 3.0), ..none }
+            }
+            "GPT-OSS" => {
+                Additions { sinks: true, window: of(vec![0, 2]), mlp_bias: false, ..biased }
             }
             _ => none,
         }
@@ -275,23 +433,31 @@ mod tests {
     #[test]
     fn every_role_has_one_name_in_each_form_and_every_name_one_role() {
         for &member in ALL {
-            let forms = [
-                member.hugging_face.as_ref().map(|form| form.tensor),
-                member.gguf.as_ref().map(|form| form.tensor),
+            let mut forms = vec![
+                member.hugging_face.as_ref().map(|form| form.holding()),
+                member.gguf.as_ref().map(|form| form.holding()),
             ];
-            for tensor in forms.into_iter().flatten() {
+            let others = member.hugging_face.iter().flat_map(|form| form.others);
+            forms.extend(others.map(|other| Some(*other)));
+            for holding in forms.into_iter().flatten() {
                 let (config, path) = (config_of(member), Path::new("x"));
                 let (mut names, mut count) = (BTreeMap::new(), 0);
-                for stored in layout::tensors(path, member.name, &config, tensor) {
-                    let layout::StoredTensor { name, roles, .. } = stored.expect(member.name);
-                    // What stands in one tensor follows each other.
-                    let mut end = 0;
-                    for &role in &roles {
-                        let range = layout::range(&config, tensor, role);
-                        assert_eq!(range.start, end, "{}: {role}", member.name);
-                        end = range.end;
+                for stored in layout::tensors(path, member.name, &config, holding) {
+                    let layout::StoredTensor { name, shape, pieces } = stored.expect(member.name);
+                    // What stands in one tensor fills it, each place once.
+                    let mut places = vec![0; shape.iter().product()];
+                    for (role, piece) in &pieces {
+                        assert_eq!(piece.shape, shape, "{}: {role}", member.name);
+                        let (rows, columns) = piece.size;
+                        for i in 0..rows * columns {
+                            let (row, column) = (i / columns, i % columns);
+                            let of_row = piece.first + row * piece.row_step;
+                            places[of_row + column * piece.column_step] += 1;
+                        }
                     }
-                    count += roles.len();
+                    assert!(places.iter().all(|count| *count == 1), "{}: {name}", member.name);
+                    count += pieces.len();
+                    let roles: Vec<TensorRole> = pieces.iter().map(|(role, _)| *role).collect();
                     let other = names.insert(name, roles[0]);
                     assert_eq!(other, None, "{}: {:?}", member.name, roles[0]);
                 }

@@ -20,6 +20,9 @@ pub(super) static OLMO2: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor: dense::tensor_with_after_norms,
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: None,
 };

@@ -21,6 +21,9 @@ pub(super) static PHI3: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor,
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: None,
 };

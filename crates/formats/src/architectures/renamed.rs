@@ -23,12 +23,16 @@ pub(super) static RENAMED: Architecture = Architecture {
         read: read_hugging_face,
         write: write_hugging_face,
         tensor: |role| Some(tensor("decoder", role)),
+        banks: None,
+        others: &[],
+        neighbours_turn: false,
     }),
     gguf: Some(GgufForm {
         architecture: "renamed",
         read: read_gguf,
         write: write_gguf,
         tensor: |role| Some(tensor("d", role)),
+        banks: None,
         neighbours_turn: false,
     }),
 };

@@ -31,7 +31,7 @@ impl GgufModel {
             .iter()
             .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
             .collect();
-        layout::check(gguf.path(), architecture.name, &settings, form.tensor, &found)?;
+        layout::check(gguf.path(), architecture.name, &settings, form.holding(), &found)?;
         Ok(Self { gguf, architecture, form, settings })
     }
 

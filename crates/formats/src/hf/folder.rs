@@ -1,13 +1,13 @@
 //! A Hugging Face folder whose config and tensors agree.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::shards::Shards;
 use super::special;
 use crate::architectures::{self, Architecture, HuggingFaceForm};
 use crate::json::JsonFile;
-use crate::{ArchConfig, Result, SpecialIds, TensorRole, TensorSource, layout};
+use crate::layout::{self, Holding};
+use crate::{ArchConfig, Result, SpecialIds, TensorRole, TensorSource, rotary};
 
 pub(crate) const CONFIG: &str = "config.json";
 
@@ -19,6 +19,7 @@ pub struct Folder {
     form: &'static HuggingFaceForm,
     settings: ArchConfig,
     shards: Shards,
+    holding: Holding,
 }
 
 impl Folder {
@@ -35,8 +36,9 @@ impl Folder {
         let settings = (form.read)(&config)?;
         settings.check(config.path())?;
         let shards = Shards::open(path)?;
-        shards.check(path, architecture.name, &settings, form.tensor)?;
-        Ok(Self { path: path.to_path_buf(), architecture, form, settings, shards })
+        let holding = form.holding_of(&settings, |name| shards.has(name));
+        shards.check(path, architecture.name, &settings, holding)?;
+        Ok(Self { path: path.to_path_buf(), architecture, form, settings, shards, holding })
     }
 
     /// Where the folder is.
@@ -54,11 +56,21 @@ impl Folder {
         &self.settings
     }
 
-    /// The tensor in which the weights of a role stand, and which of its values they are; `None` for
-    /// a role that the architecture lacks.
-    pub fn place(&self, role: TensorRole) -> Option<(String, Range<usize>)> {
-        let name = (self.form.tensor)(role)?;
-        Some((name, layout::range(&self.settings, self.form.tensor, role)))
+    /// The tensor in which the weights of a role stand, and for each of them, row after row, its
+    /// place among the tensor's values; `None` for a role that the architecture lacks.
+    pub fn places(&self, role: TensorRole) -> Option<(String, Vec<usize>)> {
+        let piece = self.holding.piece(&self.settings, role)?;
+        let (rows, columns) = piece.size;
+        let place = |i: usize| {
+            let (row, column) = (i / columns.max(1), i % columns.max(1));
+            piece.first + row * piece.row_step + column * piece.column_step
+        };
+        let places: Vec<usize> = (0..rows * columns).map(place).collect();
+        let places = match self.form.neighbours_turn {
+            true => rotary::halves_of(role, &self.settings, places),
+            false => places,
+        };
+        Some((piece.name, places))
     }
 
     /// Special ids and chat template.
@@ -81,13 +93,14 @@ impl Folder {
 
 impl TensorSource for Folder {
     fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
-        let tensor = self.form.tensor;
-        let name = layout::name(&self.path, self.architecture.name, tensor, role)?;
-        let range = layout::range(&self.settings, tensor, role);
-        let mut values = self.shards.read(&name)?;
-        // Mostly the role is the whole tensor.
-        if range.len() < values.len() {
-            values = values.get(range).unwrap_or_default().to_vec();
+        let Some(piece) = self.holding.piece(&self.settings, role) else {
+            let tensor = self.holding.tensor;
+            layout::name(&self.path, self.architecture.name, tensor, role)?;
+            return Ok(Vec::new());
+        };
+        let values = piece.out_of(self.shards.read_range(&piece.name, piece.span())?);
+        if self.form.neighbours_turn {
+            return Ok(rotary::halves_of(role, &self.settings, values));
         }
         Ok(values)
     }

@@ -24,6 +24,11 @@ pub(crate) fn theta(config: &JsonObject<'_>, otherwise: f64) -> Result<f64> {
 /// The share of each head that turns, at the top or among the rope parameters; 1 where it is
 /// absent.
 pub(crate) fn share(config: &JsonObject<'_>) -> Result<f64> {
+    Ok(stated_share(config)?.unwrap_or(1.0))
+}
+
+/// The same; `None` where it is absent.
+pub(crate) fn stated_share(config: &JsonObject<'_>) -> Result<Option<f64>> {
     let mut share = config.number("partial_rotary_factor")?;
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(inner) = config.inner(key)? else { continue };
@@ -35,7 +40,7 @@ pub(crate) fn share(config: &JsonObject<'_>) -> Result<f64> {
         }
         share = share.or(found);
     }
-    Ok(share.unwrap_or(1.0))
+    Ok(share)
 }
 
 /// A change of the frequencies, in `rope_scaling` or among the `rope_parameters`; `context` stands

@@ -1,6 +1,7 @@
 //! The safetensors of a folder: one file, or shards named by an index.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 use checkpoint::{Dtype, TensorFile, open_safetensors};
@@ -102,7 +103,7 @@ impl Shards {
         folder: &Path,
         architecture: &str,
         settings: &ArchConfig,
-        tensor: layout::Naming,
+        holding: layout::Holding,
     ) -> Result<()> {
         let mut found: BTreeMap<&str, &[usize]> = BTreeMap::new();
         for (name, &shard) in &self.index {
@@ -110,6 +111,7 @@ impl Shards {
                 found.insert(name, self.files[shard].shape(name).unwrap_or_default());
             }
         }
+        let tensor = holding.tensor;
         let head = tensor(TensorRole::Head).unwrap_or_default();
         let embed = tensor(TensorRole::Embed).unwrap_or_default();
         let has_copy = settings.tied
@@ -118,7 +120,7 @@ impl Shards {
         if has_copy {
             found.remove(head.as_str());
         }
-        layout::check(folder, architecture, settings, tensor, &found)?;
+        layout::check(folder, architecture, settings, holding, &found)?;
         for name in found.keys() {
             self.check_dtype(name)?;
         }
@@ -159,10 +161,23 @@ impl Shards {
         ))
     }
 
+    /// Whether there is a tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
     /// The values of a tensor that was found present.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let file = self.index.get(name).map_or(&self.files[0], |&shard| &self.files[shard]);
-        Ok(file.read_f32(name)?)
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.file_of(name).read_f32(name)?)
+    }
+
+    /// Some values of a tensor that was found present.
+    pub(super) fn read_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        Ok(self.file_of(name).read_f32_range(name, range)?)
+    }
+
+    fn file_of(&self, name: &str) -> &TensorFile {
+        self.index.get(name).map_or(&self.files[0], |&shard| &self.files[shard])
     }
 }
 

@@ -12,7 +12,10 @@ use crate::architectures::HuggingFaceForm;
 use crate::error::{check_finite, quote};
 use crate::layout::{self, StoredTensor};
 use crate::writing::{check_count, too_large};
-use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorSource};
+use crate::{
+    ArchConfig, Architecture, FormatError, LayerRole, Result, SpecialIds, TensorRole, TensorSource,
+    rotary,
+};
 
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +80,8 @@ pub fn write(
     options.special.check(folder, settings.vocab)?;
     let tokenizer_config = tokenizer_config(folder, settings, tokenizer, options.special)?;
     let named: Vec<StoredTensor> =
-        layout::tensors(folder, architecture.name, settings, form.tensor).collect::<Result<_>>()?;
+        layout::tensors(folder, architecture.name, settings, form.holding())
+            .collect::<Result<_>>()?;
     let config = config(folder, form, settings, options)?;
     let path = folder.join(WEIGHTS);
     let header = header(&path, &named, options.weights)?;
@@ -90,7 +94,7 @@ pub fn write(
     let mut files = vec![WEIGHTS];
     files.extend(documents.iter().map(|(name, _)| *name));
     checkpoint::write_folder(folder, &files, disk, |out| {
-        write_weights(out, &path, &header, &named, weights, options.weights)?;
+        write_weights(out, &path, &header, (settings, form), &named, weights, options.weights)?;
         for (name, bytes) in &documents {
             let mut file = out.file(name)?;
             out.append(&mut file, bytes)?;
@@ -194,18 +198,26 @@ fn write_weights(
     out: &FolderWriter<'_>,
     path: &Path,
     header: &[u8],
+    (settings, form): (&ArchConfig, &HuggingFaceForm),
     tensors: &[StoredTensor],
     weights: &dyn TensorSource,
     dtype: HfWeightType,
 ) -> Result<()> {
     let mut file = out.file(WEIGHTS)?;
     out.append(&mut file, header)?;
-    for StoredTensor { roles, name, shape } in tensors {
-        let mut values = Vec::new();
-        for role in roles {
-            values.extend(weights.tensor(*role)?);
+    for tensor in tensors {
+        let StoredTensor { pieces, name, shape } = tensor;
+        let dtype = stored_as(tensor, dtype);
+        let mut values = vec![0.0; shape.iter().product()];
+        for (role, piece) in pieces {
+            let of_role = weights.tensor(*role)?;
+            check_count(path, name, of_role.len(), &role.shape(settings))?;
+            let of_role = match form.neighbours_turn {
+                true => rotary::neighbours_of(*role, settings, of_role),
+                false => of_role,
+            };
+            piece.put_into(&mut values, &of_role);
         }
-        check_count(path, name, values.len(), shape)?;
         check_finite(path, name, &values)?;
         let mut bytes = Vec::with_capacity(values.len() * dtype.bytes() as usize);
         match dtype {
@@ -226,12 +238,21 @@ fn write_weights(
     Ok(())
 }
 
+/// How a tensor is stored in a folder whose weights are of type `dtype`: what is added to the
+/// scores of experts decides who is chosen, and the library keeps it whole.
+fn stored_as(tensor: &StoredTensor, dtype: HfWeightType) -> HfWeightType {
+    let chooses = |role: &TensorRole| matches!(role, TensorRole::Layer(_, LayerRole::ChoiceBias));
+    if tensor.pieces.iter().any(|(role, _)| chooses(role)) { HfWeightType::F32 } else { dtype }
+}
+
 /// Length prefix and header, padded with blanks to a multiple of 8 bytes.
 fn header(path: &Path, tensors: &[StoredTensor], dtype: HfWeightType) -> Result<Vec<u8>> {
     // Readers refuse a file whose metadata does not name the layout "pt".
     let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     let mut begin = 0_u64;
-    for StoredTensor { name, shape, .. } in tensors {
+    for tensor in tensors {
+        let StoredTensor { name, shape, .. } = tensor;
+        let dtype = stored_as(tensor, dtype);
         let size = shape.iter().try_fold(dtype.bytes(), |size, &n| size.checked_mul(n as u64));
         let Some(end) = size.and_then(|size| begin.checked_add(size)) else {
             let field = format!("tensor {}", quote(name));

@@ -5,6 +5,7 @@ mod changes;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
+mod experts;
 mod folders;
 mod ggufs;
 mod memory;

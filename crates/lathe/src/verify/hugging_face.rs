@@ -9,14 +9,15 @@ use anyhow::{Context, Result, ensure};
 use checkpoint::{Dtype, TensorFile, open_safetensors};
 use convert::{ImportedModel, imported_model};
 use engine::{Generation, Sampler, generate};
-use model::{Address, Pass, PassCache, RouterState, Rule};
-use ops::{Ops, backward, read_rows, scalar};
+use model::{Address, Pass, PassCache, Probe, RoutingEvent, Rule};
+use ops::{Ops, Tensor2, Weight, backward, read_rows, scalar};
 use serde::Deserialize;
 
 use super::Check;
 use super::comparison::worst;
+use super::experts::{AdamW, Losses, Routers};
 use super::reference::{Integers, integers, next_tokens, sequences};
-use super::seen::Seen;
+use super::seen::{Seen, SeenLoss};
 
 /// What the library computed, beside the weights.
 pub(super) const REFERENCES: &str = "refs.safetensors";
@@ -29,6 +30,9 @@ const PROMPT: usize = 10;
 
 /// The checks of the folder at `path`, or why the folder is refused.
 pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>> {
+    if let Some(why) = out_of_scope(path) {
+        return Ok(Err(why.into()));
+    }
     let file = path.join(REFERENCES);
     let settings = path.join(SETTINGS);
     let text = crate::open::text_file(&settings)?;
@@ -36,64 +40,118 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
         serde_json::from_str(&text).with_context(|| format!("settings {}", settings.display()))?;
     let recorded = Recorded { file: open_safetensors(&file)?, ids: integers(&file)?, settings };
     match imported_model(path) {
-        Ok(imported) => recorded.compare(&imported, ops).map(Ok),
+        Ok(imported) => recorded.compare(path, &imported, ops).map(Ok),
         Err(why) => Ok(Err(why.to_string())),
     }
 }
 
+/// Why a folder with references is no model that is compared here.
+fn out_of_scope(path: &Path) -> Option<&'static str> {
+    if path.join("adapter_config.json").is_file() {
+        return Some("an adapter over another model; adapters of other programs are not read");
+    }
+    if path.join("block.safetensors").is_file() {
+        return Some("a block without a model around it; the tests of the model compare blocks");
+    }
+    None
+}
+
 /// The numbers of `refs.json` that are compared.
 #[derive(Debug, Deserialize)]
-struct Settings {
-    ce: f64,
+pub(super) struct Settings {
+    #[serde(flatten)]
+    losses: Losses,
+    /// Those of a batch with padding.
+    pub(super) padded: Option<Losses>,
+    pub(super) adamw: Option<AdamW>,
 }
 
 /// What the library computed.
-struct Recorded {
-    file: TensorFile,
-    ids: Integers,
-    settings: Settings,
+pub(super) struct Recorded {
+    pub(super) file: TensorFile,
+    pub(super) ids: Integers,
+    pub(super) settings: Settings,
+}
+
+/// What a pass of the imported model gave; its gradients lie in the weights.
+pub(super) struct Passed {
+    pub(super) logits: Vec<f32>,
+    pub(super) ce: f32,
+    pub(super) losses: Vec<SeenLoss>,
+    seen: Seen,
+    routers: Routers,
+}
+
+/// Tells the probe of streams and losses, and the one of routers.
+struct Both<'a>(&'a mut Seen, &'a mut Routers);
+
+impl Probe for Both<'_> {
+    fn stream(&mut self, x_td: &Tensor2) {
+        self.0.stream(x_td);
+    }
+
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        self.1.routed(event);
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        self.0.loss(name, value, weight);
+    }
+}
+
+/// Forward and backward over `sequences`, from gradients of zero.
+pub(super) fn pass(imported: &ImportedModel, sequences: &[Vec<u32>], ops: Ops) -> Passed {
+    let model = &imported.model;
+    model.collect_gradients(true);
+    let batch = next_tokens(sequences);
+    let (mut seen, mut routers) = (Seen::default(), Routers::default());
+    let (rule, state) = (Rule::NonCausal, &imported.state);
+    let mut kv = PassCache::new(false);
+    let mut pass = Pass {
+        ops,
+        kv: &mut kv,
+        rule: &rule,
+        state,
+        probe: &mut Both(&mut seen, &mut routers),
+        record: true,
+        recompute: false,
+        address: Address::default(),
+        sequences: sequences.len(),
+        loads: &[],
+        pool: Default::default(),
+    };
+    let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
+    let logits = read_rows(&model.logits(passed.x_td.clone(), &pass));
+    let weights = batch.weights(1.0 / batch.counted().max(1) as f32);
+    let (ce, _) = model.head_loss(ops, passed.x_td, &batch.targets, &weights);
+    let found = scalar(&ce);
+    let gradients = backward(&ce);
+    if ops == Ops::Plain {
+        model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
+    }
+    drop(gradients);
+    Passed { logits, ce: found, losses: std::mem::take(&mut seen.losses), seen, routers }
 }
 
 impl Recorded {
-    fn compare(&self, imported: &ImportedModel, ops: Ops) -> Result<Vec<Check>> {
+    fn compare(&self, path: &Path, imported: &ImportedModel, ops: Ops) -> Result<Vec<Check>> {
         let model = &imported.model;
-        model.collect_gradients(true);
         let sequences = sequences(&self.ids, "input_ids")?;
         let vocab = model.config().vocab_size;
         let outside = sequences.iter().flatten().find(|&&id| id as usize >= vocab);
         ensure!(outside.is_none(), "input_ids has {outside:?}, the vocabulary {vocab}");
-        let batch = next_tokens(&sequences);
-        let mut seen = Seen::default();
-        let (rule, state) = (Rule::NonCausal, RouterState::default());
-        let mut kv = PassCache::new(false);
-        let mut pass = Pass {
-            ops,
-            kv: &mut kv,
-            rule: &rule,
-            state: &state,
-            probe: &mut seen,
-            record: true,
-            recompute: false,
-            address: Address::default(),
-            sequences: sequences.len(),
-            loads: &[],
-            pool: Default::default(),
-        };
-        let passed = model.forward(&batch.ids, &batch.rows, &mut pass);
-        let logits = read_rows(&model.logits(passed.x_td.clone(), &pass));
-        let weights = batch.weights(1.0 / batch.counted().max(1) as f32);
-        let (ce, _) = model.head_loss(ops, passed.x_td, &batch.targets, &weights);
-        let found_ce = scalar(&ce);
-        let gradients = backward(&ce);
-        if ops == Ops::Plain {
-            model.weights().iter().for_each(|(_, w)| w.take_plain_gradient(&gradients));
-        }
-        drop(gradients);
-        let mut checks = vec![self.logits(&logits)?, self.cross_entropy(found_ce)];
-        checks.push(self.hidden(&seen)?);
+        let passed = pass(imported, &sequences, ops);
+        let mut checks = vec![self.logits(&passed.logits)?, self.cross_entropy(passed.ce)];
+        checks.extend(self.settings.losses.checks(&passed));
+        checks.extend(self.routing(&passed.routers)?);
+        checks.push(self.hidden(&passed.seen)?);
         checks.push(self.gradients(imported)?);
+        checks.extend(self.padded(imported, ops)?);
         model.collect_gradients(false);
-        checks.push(self.greedy(imported, &sequences)?);
+        if self.ids.contains_key("greedy") {
+            checks.push(self.greedy(imported, &sequences)?);
+        }
+        checks.extend(self.adamw(path, ops)?);
         Ok(checks)
     }
 
@@ -108,7 +166,7 @@ impl Recorded {
     /// The loss of the next token, a mean over all tokens but the last of each sequence.
     fn cross_entropy(&self, found: f32) -> Check {
         let mut check = Check { what: "ce".into(), tolerance: 2e-5, ..Check::default() };
-        worst(&mut check, (f64::from(found) - self.settings.ce).abs(), "ce");
+        worst(&mut check, (f64::from(found) - self.settings.losses.ce).abs(), "ce");
         check
     }
 
@@ -129,38 +187,76 @@ impl Recorded {
 
     /// Each tensor of the file against its largest entry.
     fn gradients(&self, imported: &ImportedModel) -> Result<Check> {
+        self.compare_by_name(imported, "grad.", |weight| weight.read_gradient())
+    }
+
+    /// What `read` gives of each weight beside the tensors of `prefix`, against the largest entry
+    /// of each.
+    pub(super) fn compare_by_name(
+        &self,
+        imported: &ImportedModel,
+        prefix: &str,
+        read: impl Fn(&Weight) -> Option<Vec<f32>>,
+    ) -> Result<Check> {
         let mut check = Check { what: "gradients".into(), tolerance: 1e-4, ..Check::default() };
+        let mut largest: BTreeMap<String, f64> = BTreeMap::new();
+        for name in self.file.names().filter(|name| name.starts_with(prefix)) {
+            let most = self.numbers(name)?.iter().fold(0.0f64, |most, e| most.max(e.abs()));
+            largest.insert(name.to_owned(), most);
+        }
+        self.each_tensor(imported, prefix, read, |name, f, e| {
+            let error = (f - e).abs();
+            let error = if error == 0.0 { 0.0 } else { error / largest[name] };
+            worst(&mut check, error, name);
+        })?;
+        Ok(check)
+    }
+
+    /// Calls `each` with the tensor, found and expected number of all tensors of `prefix`, which
+    /// must all belong to the model.
+    pub(super) fn each_tensor(
+        &self,
+        imported: &ImportedModel,
+        prefix: &str,
+        read: impl Fn(&Weight) -> Option<Vec<f32>>,
+        mut each: impl FnMut(&str, f64, f64),
+    ) -> Result<()> {
         let mut left: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for name in self.file.names().filter(|name| name.starts_with("grad.")) {
+        for name in self.file.names().filter(|name| name.starts_with(prefix)) {
             left.insert(name.to_owned(), self.numbers(name)?);
         }
+        // Of a padded batch some gradients alone are recorded.
+        let in_part = prefix.starts_with("padded");
         let mut found: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for (spec, weight) in imported.model.weights() {
-            let ours = weight.read_gradient().unwrap_or_else(|| vec![0.0; spec.count()]);
+            let ours = read(weight).unwrap_or_else(|| vec![0.0; spec.count()]);
             let mut at = 0;
             for piece in imported.pieces(&spec.name) {
-                let name = format!("grad.{}", piece.tensor);
-                let length = left.get(&name).map_or(0, Vec::len);
+                let name = format!("{prefix}{}", piece.tensor);
+                let mine = &ours[at..at + piece.places.len()];
+                at += piece.places.len();
+                let Some(expected) = left.get(&name) else {
+                    ensure!(in_part, "tensor {name} is missing");
+                    continue;
+                };
+                let length = expected.len();
                 let theirs = found.entry(name).or_insert_with(|| vec![f64::NAN; length]);
-                let part = theirs.get_mut(piece.range.clone());
-                let part = part.with_context(|| format!("grad.{} is missing", piece.tensor))?;
-                for (to, from) in part.iter_mut().zip(&ours[at..]) {
-                    *to = f64::from(*from);
+                for (&place, from) in piece.places.iter().zip(mine) {
+                    let to = theirs.get_mut(place);
+                    *to.with_context(|| format!("{prefix}{} is short", piece.tensor))? =
+                        f64::from(*from);
                 }
-                at += piece.range.len();
             }
         }
         for (name, found) in found {
             let expected = left.remove(&name).unwrap_or_default();
-            let largest = expected.iter().fold(0.0f64, |most, e| most.max(e.abs()));
-            for (f, e) in found.iter().zip(&expected) {
-                let error = (f - e).abs();
-                worst(&mut check, if error == 0.0 { 0.0 } else { error / largest }, &name);
-            }
+            found.iter().zip(&expected).for_each(|(f, e)| each(&name, *f, *e));
         }
-        let surplus = left.keys().next();
+        // A buffer of ours, which no step moves here, is a weight of the library's.
+        let is_weight = |name: &&String| !name.ends_with("e_score_correction_bias");
+        let surplus = left.keys().find(is_weight);
         ensure!(surplus.is_none(), "{surplus:?} belongs to no weight of the model");
-        Ok(check)
+        Ok(())
     }
 
     /// Tokens that differ, through the cache that generation uses.
@@ -174,7 +270,7 @@ impl Recorded {
             stop: &[],
             sampler: &Sampler::greedy(),
             rule: &Rule::NonCausal,
-            state: &RouterState::default(),
+            state: &imported.state,
             max_depth: None,
             choice: 0,
         };
@@ -187,7 +283,7 @@ impl Recorded {
     }
 
     /// A tensor of floats in double precision.
-    fn numbers(&self, name: &str) -> Result<Vec<f64>> {
+    pub(super) fn numbers(&self, name: &str) -> Result<Vec<f64>> {
         ensure!(self.file.shape(name).is_some(), "tensor {name} is missing");
         if self.file.dtype(name) == Some(Dtype::F64) {
             let bytes = self.file.read_bytes(name, Dtype::F64)?;
@@ -200,7 +296,7 @@ impl Recorded {
 }
 
 /// The largest difference over `max(1, largest / 10)`: rounding grows with the numbers.
-fn near(check: &mut Check, name: &str, found: &[f32], expected: &[f64]) -> Result<()> {
+pub(super) fn near(check: &mut Check, name: &str, found: &[f32], expected: &[f64]) -> Result<()> {
     ensure!(
         expected.len() == found.len(),
         "{name} has {} numbers, found {}",

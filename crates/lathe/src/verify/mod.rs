@@ -2,6 +2,7 @@
 //! the library computed of them, and compares everything they record.
 
 mod comparison;
+mod experts;
 mod hugging_face;
 mod reference;
 mod seen;
@@ -67,6 +68,8 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     names.sort();
+    let below = names.iter().flat_map(|name| cases_below(dir, name)).collect::<Vec<_>>();
+    names.extend(below);
     let folders = names.iter().map(|name| dir.join(name)).filter(|path| is_folder_case(path));
     let mut cases: Vec<Case> =
         folders.map(|path| folder_case(&path, ops)).collect::<Result<_>>()?;
@@ -80,6 +83,19 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
         hugging_face::REFERENCES
     );
     Ok(cases)
+}
+
+/// The folders of cases in a folder of `dir` that is none itself, by their paths below `dir`.
+fn cases_below(dir: &Path, name: &str) -> Vec<String> {
+    if is_folder_case(&dir.join(name)) {
+        return Vec::new();
+    }
+    let entries = std::fs::read_dir(dir.join(name)).into_iter().flatten();
+    let inner = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let paths = inner.map(|inner| format!("{name}/{inner}"));
+    let mut cases: Vec<String> = paths.filter(|path| is_folder_case(&dir.join(path))).collect();
+    cases.sort();
+    cases
 }
 
 fn is_folder_case(path: &Path) -> bool {

@@ -7,7 +7,7 @@ mod transient;
 
 use std::sync::Arc;
 
-use ops::{Heads, Ops, PageView, Spans, Tensor2};
+use ops::{Heads, Ops, PageView, Spans, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::DepthRuns;
@@ -46,10 +46,22 @@ pub enum KvView {
 
 impl KvView {
     /// Attention of the asking rows over what they see.
-    pub(crate) fn attend(self, ops: Ops, q_tn: Tensor2, heads: Heads) -> Tensor2 {
-        match self {
-            KvView::Lines { kv_sn, spans } => ops.attend(q_tn, kv_sn, &spans, heads),
-            KvView::Pages(view) => ops.attend_pages(q_tn, &view, heads),
+    pub(crate) fn attend(
+        self,
+        ops: Ops,
+        q_tn: Tensor2,
+        heads: Heads,
+        sinks: Option<&Weight>,
+    ) -> Tensor2 {
+        match (self, sinks) {
+            (KvView::Lines { kv_sn, spans }, None) => ops.attend(q_tn, kv_sn, &spans, heads),
+            (KvView::Lines { kv_sn, spans }, Some(sinks)) => {
+                ops.attend_with_sinks(q_tn, kv_sn, &spans, heads, sinks)
+            }
+            (KvView::Pages(view), None) => ops.attend_pages(q_tn, &view, heads),
+            (KvView::Pages(view), Some(sinks)) => {
+                ops.attend_pages_with_sinks(q_tn, &view, heads, sinks)
+            }
         }
     }
 

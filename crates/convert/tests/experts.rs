@@ -1,0 +1,200 @@
+//! Folders of every class with experts: read as a model, written again as the same class with the
+//! same bytes, and computing the same where the library stores experts in banks.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use checkpoint::{RealDisk, open_safetensors};
+use common::{fixture, logits};
+use convert::{HfWeightType, export_hugging_face, import, imported_model};
+use formats::architectures::ALL;
+use formats::hf::{FolderOptions, write};
+use formats::{
+    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, NormPosition,
+    SlidingWindow, SpecialIds, TensorRole,
+};
+use model::Rule;
+use model::rng::{Purpose, Stream, name_place};
+use serde_json::Value;
+use train::load_model;
+
+/// The settings of a class with most of what it leaves free.
+fn settings(class: &str) -> ArchConfig {
+    let none = Additions::default();
+    let biased = Additions { qkv_bias: true, output_bias: true, ..none.clone() };
+    let window = |blocks| Some(SlidingWindow { size: 3, blocks });
+    let head = Additions { query_key_norm: HeadNorm::Head, ..none.clone() };
+    let width = Additions { query_key_norm: HeadNorm::Width, ..none.clone() };
+    let of = Experts { count: 4, top_k: 2, width: 6, balance_weight: 0.25, ..Experts::default() };
+    let unweighted = Experts { balance_weight: 0.0, ..of.clone() };
+    let grouped = Experts {
+        dense: vec![0],
+        shared: 12,
+        scoring: ExpertScores::Sigmoid,
+        choice_bias: true,
+        groups: 2,
+        scale: 1.5,
+        ..unweighted.clone()
+    };
+    let granite = Additions {
+        score_scale: Some(0.2),
+        embedding_multiplier: Some(3.0),
+        residual_multiplier: Some(0.4),
+        logits_divisor: Some(7.0),
+        ..none.clone()
+    };
+    let (experts, additions) = match class {
+        "mixtral" => (of, Additions { window: window(vec![0, 1, 2]), ..none }),
+        "olmoe" => (Experts { normalize: false, ..of }, Additions { clip: Some(0.4), ..width }),
+        "flex_olmo" => (of, Additions { norm_place: NormPosition::After, ..width }),
+        "qwen3_moe" => (Experts { dense: vec![1], ..of }, head),
+        "qwen2_moe" => {
+            let additions = Additions { qkv_bias: true, window: window(vec![0, 2]), ..none };
+            (Experts { shared: 5, shared_gate: true, normalize: false, ..of }, additions)
+        }
+        "dots1" => (grouped, head),
+        "glm4_moe" => {
+            let (qkv_bias, rotary_share) = (true, Some(0.5));
+            (grouped, Additions { qkv_bias, rotary_share, ..head })
+        }
+        "granitemoe" => (of, granite),
+        "granitemoeshared" => (Experts { shared: 5, ..of }, granite),
+        "ernie4_5_moe" => {
+            let dense = vec![0, 2];
+            (Experts { dense, shared: 12, choice_bias: true, least: 0.75, ..of }, none)
+        }
+        "hunyuan_v1_moe" => {
+            let query_key_norm = HeadNorm::HeadTurned;
+            (Experts { shared: 6, ..unweighted }, Additions { query_key_norm, ..none })
+        }
+        "minimax_m2" => {
+            let (scoring, choice_bias) = (ExpertScores::Sigmoid, true);
+            (Experts { scoring, choice_bias, ..of }, Additions { rotary_share: Some(0.5), ..width })
+        }
+        "gpt_oss" => {
+            let clamp = Some(ClampedProduct { limit: 0.4, alpha: 1.5 });
+            let additions = Additions { sinks: true, window: window(vec![0, 2]), ..biased };
+            (Experts { logit_bias: true, biases: true, clamp, ..of }, additions)
+        }
+        other => panic!("no settings of {other}"),
+    };
+    ArchConfig {
+        vocab: 131,
+        width: 12,
+        layers: 3,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        // Classes whose experts have this width say so under the same key.
+        ffn: 6,
+        rope_theta: 1e4,
+        norm_eps: 1e-5,
+        context: 32,
+        tied: false,
+        rope_scaling: None,
+        additions,
+        experts: Some(experts),
+    }
+}
+
+const CLASSES: [&str; 13] = [
+    "mixtral",
+    "olmoe",
+    "flex_olmo",
+    "qwen3_moe",
+    "qwen2_moe",
+    "dots1",
+    "glm4_moe",
+    "granitemoe",
+    "granitemoeshared",
+    "ernie4_5_moe",
+    "hunyuan_v1_moe",
+    "minimax_m2",
+    "gpt_oss",
+];
+
+fn numbers(role: TensorRole, settings: &ArchConfig) -> Vec<f32> {
+    let mut dice = Stream::at(5, Purpose::Init, 0, name_place(&role.to_string()));
+    let count = role.shape(settings).iter().product();
+    (0..count).map(|_| (0.3 * dice.normal()) as f32 + 0.1).collect()
+}
+
+/// Writes a folder of a class, as the library would.
+fn written(path: &Path, class: &str) {
+    let settings = settings(class);
+    let names = |name: &str| name == class_name(class);
+    let architecture = ALL.iter().find(|member| names(member.name)).expect(class);
+    let special = SpecialIds::default();
+    let options = FolderOptions { architecture, weights: HfWeightType::F32, special: &special };
+    let source = |role| Ok(numbers(role, &settings));
+    let tokenizer = fs::read(fixture("mixtral").join("tokenizer.json")).expect("there");
+    write(path, &settings, &source, &tokenizer, &options, &RealDisk).expect(class);
+}
+
+fn class_name(class: &str) -> &'static str {
+    match class {
+        "mixtral" => "Mixtral",
+        "olmoe" => "OLMoE",
+        "flex_olmo" => "FlexOlmo",
+        "qwen3_moe" => "Qwen3-MoE",
+        "qwen2_moe" => "Qwen2-MoE",
+        "dots1" => "dots.llm1",
+        "glm4_moe" => "GLM-4.5",
+        "granitemoe" => "Granite-MoE",
+        "granitemoeshared" => "Granite-MoE with a shared expert",
+        "ernie4_5_moe" => "ERNIE 4.5",
+        "hunyuan_v1_moe" => "Hunyuan",
+        "minimax_m2" => "MiniMax-M2",
+        "gpt_oss" => "GPT-OSS",
+        other => panic!("no name of {other}"),
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("there")).expect("JSON")
+}
+
+#[test]
+fn every_class_goes_in_and_comes_out_as_it_was() {
+    for class in CLASSES {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        written(&at("theirs"), class);
+        let made = import(&at("theirs"), &at("ours"), &RealDisk)
+            .unwrap_or_else(|error| panic!("{class}: {error}"));
+        let stored = load_model(&made.path).expect(class);
+        let ids = [3, 9, 20, 4, 7, 7, 41];
+        let found = logits(&stored.model, &Rule::NonCausal, &ids);
+        assert!(found.iter().all(|x| x.is_finite()), "{class}");
+        // In memory it is the same model.
+        let again = imported_model(&at("theirs")).expect(class);
+        assert_eq!(again.model.config(), stored.model.config(), "{class}");
+        assert_eq!(again.state, stored.state, "{class}");
+        export_hugging_face(&stored, &at("back"), HfWeightType::F32, &RealDisk)
+            .unwrap_or_else(|error| panic!("{class}: {error}"));
+        let (theirs, back) = (json(&at("theirs/config.json")), json(&at("back/config.json")));
+        assert_eq!(back, theirs, "{class}");
+        assert_eq!(theirs["model_type"], class);
+        let read = |name: &str| fs::read(at(name).join("model.safetensors")).expect("there");
+        assert!(read("theirs") == read("back"), "{class}: other bytes");
+    }
+}
+
+/// Biases for the choice stay whole where weights are rounded, as the library keeps them.
+#[test]
+fn what_decides_is_not_rounded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    written(&at("theirs"), "dots1");
+    let made = import(&at("theirs"), &at("ours"), &RealDisk).expect("reads");
+    let stored = load_model(&made.path).expect("opens");
+    export_hugging_face(&stored, &at("back"), HfWeightType::Bf16, &RealDisk).expect("writes");
+    let open = |name: &str| open_safetensors(&at(name).join("model.safetensors")).expect("opens");
+    let (theirs, back) = (open("theirs"), open("back"));
+    let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+    assert_eq!(back.read_f32(bias).expect("there"), theirs.read_f32(bias).expect("there"));
+    let router = "model.layers.1.mlp.gate.weight";
+    assert_ne!(back.read_f32(router).expect("there"), theirs.read_f32(router).expect("there"));
+}

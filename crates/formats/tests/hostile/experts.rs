@@ -1,0 +1,300 @@
+//! Folders of models with experts, each with one lie: counts and groups that no model has, experts
+//! that are missing or too many, banks that disagree, and settings that change the routing of
+//! another class.
+
+use super::common::{byte_tokenizer, medium, special};
+use super::memory::scratch;
+use checkpoint::open_safetensors;
+use formats::architectures::ALL;
+use formats::hf::{Folder, FolderOptions, HfWeightType, write};
+use formats::{
+    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, SlidingWindow,
+    TensorRole, TensorSource,
+};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+fn plain() -> Experts {
+    Experts { count: 6, top_k: 2, width: 8, ..Experts::default() }
+}
+
+/// The classes of the cases below, by their names in messages.
+fn settings(class: &str) -> ArchConfig {
+    let base = ArchConfig { tied: false, vocab: 270, width: 16, ffn: 8, ..medium() };
+    let none = Additions::default();
+    let (experts, additions) = match class {
+        "Mixtral" => (plain(), none),
+        "Qwen3-MoE" => {
+            let dense = vec![0];
+            let additions = Additions { query_key_norm: HeadNorm::Head, ..none };
+            (Experts { dense, normalize: false, ..plain() }, additions)
+        }
+        "dots.llm1" => {
+            let of = Experts {
+                dense: vec![0],
+                shared: 16,
+                scoring: ExpertScores::Sigmoid,
+                choice_bias: true,
+                groups: 3,
+                top_groups: 2,
+                scale: 2.0,
+                ..plain()
+            };
+            (of, Additions { query_key_norm: HeadNorm::Head, ..none })
+        }
+        "GPT-OSS" => {
+            let of = Experts {
+                logit_bias: true,
+                biases: true,
+                clamp: Some(ClampedProduct { limit: 7.0, alpha: 1.7 }),
+                ..plain()
+            };
+            let window = Some(SlidingWindow { size: 5, blocks: vec![0] });
+            let additions =
+                Additions { qkv_bias: true, output_bias: true, sinks: true, window, ..none };
+            (of, additions)
+        }
+        "Granite-MoE with a shared expert" => {
+            let additions = Additions { score_scale: Some(0.2), ..none };
+            (Experts { shared: 12, ..plain() }, additions)
+        }
+        other => panic!("no settings of {other}"),
+    };
+    ArchConfig { experts: Some(experts), additions, ..base }
+}
+
+fn honest(path: &Path, class: &str) {
+    let settings = settings(class);
+    let architecture = ALL.iter().find(|member| member.name == class).unwrap();
+    let special = special();
+    let options = FolderOptions { architecture, weights: HfWeightType::F32, special: &special };
+    let values = |role: TensorRole| Ok(vec![0.5; role.shape(&settings).iter().product()]);
+    write(path, &settings, &values, &byte_tokenizer(), &options, &checkpoint::RealDisk).unwrap();
+}
+
+fn read_all(path: &Path) -> formats::Result<()> {
+    let folder = Folder::open(path)?;
+    for role in TensorRole::all(folder.settings()) {
+        folder.tensor(role)?;
+    }
+    Ok(())
+}
+
+type Lie = Box<dyn Fn(&Path)>;
+
+/// Sets a field of config.json; null takes it out.
+fn set(key: &'static str, value: Value) -> Lie {
+    Box::new(move |folder| {
+        let path = folder.join("config.json");
+        let mut root: Map<String, Value> =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        match value.is_null() {
+            true => drop(root.remove(key)),
+            false => drop(root.insert(key.into(), value.clone())),
+        }
+        std::fs::write(&path, Value::from(root).to_string()).unwrap();
+    })
+}
+
+type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+/// Changes the list of tensors.
+fn tensors(change: impl Fn(&mut Tensors) + 'static) -> Lie {
+    Box::new(move |folder| {
+        let path = folder.join("model.safetensors");
+        let file = open_safetensors(&path).unwrap();
+        let mut all: Tensors = file
+            .names()
+            .map(|name| {
+                let shape = file.shape(name).unwrap().to_vec();
+                (name.to_owned(), shape, file.read_f32(name).unwrap())
+            })
+            .collect();
+        change(&mut all);
+        let (mut header, mut bytes) = (Map::new(), Vec::new());
+        for (name, shape, values) in all {
+            let begin = bytes.len();
+            bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+            let offsets = [begin, bytes.len()];
+            header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}));
+        }
+        let header = Value::from(header).to_string();
+        let mut whole = (header.len() as u64).to_le_bytes().to_vec();
+        whole.extend(header.as_bytes());
+        whole.extend(bytes);
+        std::fs::write(&path, whole).unwrap();
+    })
+}
+
+fn without(end: &'static str) -> Lie {
+    tensors(move |all| all.retain(|(name, ..)| !name.ends_with(end)))
+}
+
+fn with(name: &'static str, shape: &'static [usize]) -> Lie {
+    tensors(move |all| {
+        all.push((name.into(), shape.to_vec(), vec![1.0; shape.iter().product()]));
+    })
+}
+
+fn reshaped(end: &'static str, shape: &'static [usize]) -> Lie {
+    tensors(move |all| {
+        let found = all.iter_mut().find(|(name, ..)| name.ends_with(end)).unwrap();
+        found.1 = shape.to_vec();
+        found.2 = vec![1.0; shape.iter().product()];
+    })
+}
+
+fn not_a_number(end: &'static str) -> Lie {
+    tensors(move |all| {
+        let found = all.iter_mut().find(|(name, ..)| name.ends_with(end)).unwrap();
+        found.2[3] = f32::NAN;
+    })
+}
+
+/// A class, what is wrong, the lie, and what the message must name: file, field, value.
+type Case = (&'static str, &'static str, Lie, &'static [&'static str]);
+
+fn cases() -> Vec<Case> {
+    let (mixtral, qwen, dots, oss) = ("Mixtral", "Qwen3-MoE", "dots.llm1", "GPT-OSS");
+    let granite = "Granite-MoE with a shared expert";
+    vec![
+        (mixtral, "no experts", set("num_local_experts", json!(0)), &["experts", "found 0"]),
+        (mixtral, "no count", set("num_local_experts", Value::Null), &["num_experts"]),
+        (mixtral, "a count of words", set("num_local_experts", json!("six")), &["six"]),
+        (mixtral, "too many", set("num_local_experts", json!(1 << 20)), &["1048576"]),
+        (mixtral, "one fewer", set("num_local_experts", json!(5)), &["experts.5"]),
+        (mixtral, "one more", set("num_local_experts", json!(7)), &["experts.6.w1", "missing"]),
+        (mixtral, "two counts", set("num_experts", json!(4)), &["num_local_experts", "found 6"]),
+        (mixtral, "k of 0", set("num_experts_per_tok", json!(0)), &["takes", "found 0"]),
+        (mixtral, "k above", set("num_experts_per_tok", json!(7)), &["takes", "1 to 6", "7"]),
+        (mixtral, "half a k", set("num_experts_per_tok", json!(1.5)), &["num_experts_per_tok"]),
+        (mixtral, "raw weights", set("norm_topk_prob", json!(false)), &["norm_topk_prob", "false"]),
+        (mixtral, "noise", set("router_jitter_noise", json!(0.1)), &["router_jitter_noise"]),
+        (mixtral, "sigmoid", set("scoring_func", json!("sigmoid")), &["scoring_func", "sigmoid"]),
+        (mixtral, "groups", set("n_group", json!(2)), &["n_group", "found 2"]),
+        (mixtral, "a scale", set("routed_scaling_factor", json!(2.5)), &["routed_scaling_factor"]),
+        (mixtral, "a shared one", set("n_shared_experts", json!(1)), &["n_shared_experts"]),
+        (mixtral, "a capacity", set("expert_capacity", json!(64)), &["expert_capacity"]),
+        (mixtral, "a soft cap", set("moe_router_logit_softcapping", json!(30.0)), &["softcapping"]),
+        (mixtral, "zero experts", set("zero_expert_num", json!(2)), &["zero_expert_num"]),
+        (mixtral, "dense first", set("first_k_dense_replace", json!(1)), &["first_k_dense"]),
+        (mixtral, "a clamp", set("swiglu_limit", json!(7.0)), &["swiglu_limit"]),
+        (mixtral, "another product", set("hidden_act", json!("gelu")), &["hidden_act", "gelu"]),
+        (mixtral, "minus loss", set("router_aux_loss_coef", json!(-1.0)), &["balance loss", "-1"]),
+        (mixtral, "an expert less", without("0.block_sparse_moe.experts.3.w2.weight"), &["3.w2"]),
+        (
+            mixtral,
+            "an expert more",
+            with("model.layers.0.block_sparse_moe.experts.6.w1.weight", &[8, 16]),
+            &["experts.6.w1", "not of a plain Mixtral"],
+        ),
+        (
+            mixtral,
+            "a scale of each expert",
+            with("model.layers.0.block_sparse_moe.per_expert_scale", &[6]),
+            &["per_expert_scale"],
+        ),
+        (mixtral, "no router", without("1.block_sparse_moe.gate.weight"), &["1.block", "gate"]),
+        (mixtral, "NaN", not_a_number("0.block_sparse_moe.gate.weight"), &["gate.weight", "NaN"]),
+        (
+            mixtral,
+            "a wide expert",
+            reshaped("0.block_sparse_moe.experts.1.w3.weight", &[9, 16]),
+            &["experts.1.w3", "[9, 16]"],
+        ),
+        (qwen, "a list of words", set("mlp_only_layers", json!(["a"])), &["mlp_only_layers"]),
+        (qwen, "no step", set("decoder_sparse_step", json!(0)), &["decoder_sparse_step"]),
+        (qwen, "no block", set("decoder_sparse_step", json!(9)), &["blocks", "every block"]),
+        (qwen, "another block", set("mlp_only_layers", json!([1])), &["missing", "layers.0.mlp"]),
+        (qwen, "no width", set("moe_intermediate_size", Value::Null), &["moe_intermediate_size"]),
+        (
+            qwen,
+            "a shared one",
+            set("shared_expert_intermediate_size", json!(8)),
+            &["shared_expert"],
+        ),
+        (
+            qwen,
+            "a bias",
+            with("model.layers.1.mlp.gate.e_score_correction_bias", &[6]),
+            &["correction_bias"],
+        ),
+        (dots, "groups of 4", set("n_group", json!(4)), &["groups", "divisor of 6", "found 4"]),
+        (dots, "no group", set("n_group", json!(0)), &["groups", "found 0"]),
+        (dots, "more groups", set("topk_group", json!(4)), &["groups", "1 to 3", "found 4"]),
+        (dots, "k above groups", set("num_experts_per_tok", json!(5)), &["at most 4", "found 5"]),
+        (dots, "softmax", set("scoring_func", json!("softmax")), &["scoring_func", "sigmoid"]),
+        (dots, "scale of 0", set("routed_scaling_factor", json!(0.0)), &["factor", "found 0"]),
+        (dots, "all dense", set("first_k_dense_replace", json!(2)), &["blocks", "every block"]),
+        (dots, "no bias", without("gate.e_score_correction_bias"), &["correction_bias"]),
+        (dots, "NaN in it", not_a_number("gate.e_score_correction_bias"), &["correction", "NaN"]),
+        (dots, "a wide shared one", set("n_shared_experts", json!(3)), &["shared_experts", "[24"]),
+        (oss, "k above", set("num_experts_per_tok", json!(7)), &["takes", "found 7"]),
+        (oss, "no limit", set("swiglu_limit", json!(0.0)), &["limit", "found 0"]),
+        (oss, "no bias", without("0.mlp.experts.gate_up_proj_bias"), &["gate_up_proj_bias"]),
+        (
+            oss,
+            "a turned bank",
+            reshaped("0.mlp.experts.gate_up_proj", &[6, 17, 16]),
+            &["gate_up_proj", "[6, 16, 16]"],
+        ),
+        (oss, "a bank of 5", reshaped("1.mlp.experts.down_proj", &[5, 8, 16]), &["[5, 8, 16]"]),
+        (oss, "NaN", not_a_number("mlp.router.weight"), &["mlp.router.weight", "NaN"]),
+        (oss, "codes", with("model.layers.0.mlp.experts.down_proj_blocks", &[4]), &["_blocks"]),
+        (oss, "no sinks", without("1.self_attn.sinks"), &["sinks"]),
+        (
+            granite,
+            "banks apart",
+            reshaped("0.block_sparse_moe.output_linear.weight", &[5, 16, 8]),
+            &["output_linear", "[5, 16, 8]"],
+        ),
+        (granite, "no shared", set("shared_intermediate_size", json!(0)), &["shared_mlp"]),
+        (granite, "NaN", not_a_number("block_sparse_moe.input_linear.weight"), &["input_linear"]),
+    ]
+}
+
+#[test]
+fn folders_of_experts_with_one_lie_are_refused_by_name() {
+    for class in
+        ["Mixtral", "Qwen3-MoE", "dots.llm1", "GPT-OSS", "Granite-MoE with a shared expert"]
+    {
+        let folder = scratch();
+        honest(folder.path(), class);
+        read_all(folder.path()).unwrap_or_else(|error| panic!("{class}: {error}"));
+    }
+    let cases = cases();
+    assert!(cases.len() >= 50, "{}", cases.len());
+    let mut wrong = Vec::new();
+    for (class, what, lie, names) in cases {
+        let folder = scratch();
+        honest(folder.path(), class);
+        lie(folder.path());
+        match read_all(folder.path()) {
+            Ok(()) => wrong.push(format!("{class}, {what}: accepted")),
+            Err(error) => {
+                let message = error.to_string();
+                let missing = names.iter().find(|name| !message.contains(**name));
+                wrong.extend(missing.map(|name| format!("{class}, {what}: no {name}: {message}")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Classes that are known and not computed say what they have beside those that are.
+#[test]
+fn classes_out_of_reach_are_refused_with_the_reason() {
+    for (class, reason) in [
+        ("deepseek_v2", "latent attention"),
+        ("deepseek_v3", "latent attention"),
+        ("longcat_flash", "latent attention"),
+        ("llama4_text", "scaled"),
+        ("switch_transformers", "capacity"),
+    ] {
+        let folder = scratch();
+        honest(folder.path(), "Mixtral");
+        set("model_type", json!(class))(folder.path());
+        let message = read_all(folder.path()).unwrap_err().to_string();
+        assert!(message.contains(class) && message.contains(reason), "{message}");
+    }
+}

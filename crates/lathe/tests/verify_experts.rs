@@ -1,0 +1,79 @@
+//! `lathe verify` over folders of models with experts: everything that is recorded of routers is
+//! compared, and what is wrong or out of reach is told.
+
+mod common;
+
+use common::Place;
+
+const CASES: [&str; 2] = ["gptoss_base", "granitemoeshared_base"];
+
+fn folders() -> String {
+    format!("{}/tests/experts", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn copy(place: &Place, case: &str) {
+    for file in ["config.json", "model.safetensors", "refs.json", "refs.safetensors"] {
+        let bytes = std::fs::read(format!("{}/{case}/{file}", folders())).expect("a file");
+        place.write(&format!("cases/{case}/{file}"), bytes);
+    }
+}
+
+#[test]
+fn folders_of_experts_pass_with_fast_and_plain_operations() {
+    let place = Place::empty();
+    for plain in [&[][..], &["--plain"]] {
+        let ended = place.run(&[&["verify", &folders(), "--json"], plain].concat()).good();
+        let cases = ended.json();
+        let cases = cases.as_array().expect("a list");
+        let names: Vec<&str> = cases.iter().filter_map(|case| case["name"].as_str()).collect();
+        assert_eq!(names, CASES);
+        for case in cases {
+            assert_eq!(case["passed"], true, "{case}");
+            let checks = case["checks"].as_array().expect("a list");
+            let kinds: Vec<&str> = checks.iter().filter_map(|c| c["what"].as_str()).collect();
+            for kind in [
+                "logits",
+                "ce",
+                "aux",
+                "loss",
+                "router logits",
+                "selections",
+                "weights",
+                "gradients",
+            ] {
+                assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_setting_fails_and_adapters_and_blocks_are_refused() {
+    let place = Place::empty();
+    let (gpt_oss, granite) = (CASES[0], CASES[1]);
+    copy(&place, gpt_oss);
+    copy(&place, granite);
+    let config = format!("cases/{gpt_oss}/config.json");
+    let text = String::from_utf8(place.read(&config)).expect("JSON");
+    place.write(&config, text.replace("\"sliding_window\": 9", "\"sliding_window\": 8"));
+    for folder in ["cases/adapter", "cases/blocks/one"] {
+        place.write(
+            &format!("{folder}/refs.safetensors"),
+            place.read(&format!("cases/{granite}/refs.safetensors")),
+        );
+    }
+    place.write("cases/adapter/adapter_config.json", "{}");
+    place.write("cases/blocks/one/block.safetensors", "");
+    let ended = place.run(&["verify", "cases", "--json"]);
+    let cases = ended.json();
+    let of = |name: &str| {
+        let found = cases.as_array().expect("a list").iter().find(|case| case["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {cases}")).clone()
+    };
+    assert_eq!((of(gpt_oss)["passed"] == true, of(granite)["passed"] == true), (false, true));
+    for (name, reason) in [("adapter", "adapter"), ("one", "block")] {
+        let why = of(name)["refused"].as_str().expect("a reason").to_owned();
+        assert!(why.contains(reason), "{name}: {why}");
+    }
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+}
