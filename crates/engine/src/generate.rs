@@ -5,7 +5,8 @@ use std::sync::Arc;
 use model::{Model, RouterState, Rule};
 use ops::{KvFormat, KvStore};
 use scheduler::{
-    DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent, TokenOut,
+    Constrained, DepthOptions, PAGE, Request, SamplingParams, SchedulerLimits, SequenceEvent,
+    TokenOut,
 };
 
 use crate::draw::DefaultDraw;
@@ -31,6 +32,8 @@ pub struct Generation<'a> {
     pub max_depth: Option<usize>,
     /// Number of this continuation among several of one prompt.
     pub choice: u64,
+    /// What form the text has, if any; then `stop` must hold a token.
+    pub constraint: Option<Constrained>,
 }
 
 /// A token that was drawn.
@@ -179,6 +182,7 @@ fn request(what: &Generation<'_>) -> Request {
             presence_penalty,
             frequency_penalty,
             repetition_penalty,
+            constraint: what.constraint.clone(),
             ..SamplingParams::default()
         },
         depth_options: DepthOptions { max_depth, ..DepthOptions::default() },

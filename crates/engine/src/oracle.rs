@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use model::{Address, Model, NoProbe, Pass, Rows, SequenceCache};
 use ops::{Ops, read_rows};
+use scheduler::Constrained;
 
+use crate::driver::RunError;
 use crate::generate::{GenerateError, Generated, Generation, Token, check};
 use crate::score::limits;
 
@@ -26,8 +28,12 @@ pub fn generate(
     while tokens.len() < what.max_tokens {
         let position = what.prompt.len() + tokens.len();
         let mut drawn_from = logits.clone();
+        let text: Vec<u32> = tokens.iter().map(|token: &Token| token.id).collect();
+        if let Some(Constrained(constraint)) = &what.constraint {
+            let restricted = constraint.restrict(&text, what.stop, &mut drawn_from);
+            restricted.map_err(RunError::Failed)?;
+        }
         if what.sampler.penalises() {
-            let text: Vec<u32> = tokens.iter().map(|token: &Token| token.id).collect();
             what.sampler.penalise(&mut drawn_from, what.prompt, &text);
         }
         let id = what.sampler.draw(&drawn_from, what.choice, position as u64);

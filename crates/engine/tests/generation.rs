@@ -39,6 +39,7 @@ impl<'a> Ask<'a> {
             state: &state,
             max_depth: self.max_depth,
             choice: self.choice,
+            constraint: None,
         };
         let found = generate(model, &what, &mut |_| true);
         let mut plain = oracle::generate(model, &what, &mut |_| true);
@@ -178,6 +179,7 @@ fn generation_ends_where_it_should() {
         state: &state,
         max_depth: None,
         choice: 0,
+        constraint: None,
     };
     let cut = generate(&model, &what, &mut |token| {
         heard += 1;

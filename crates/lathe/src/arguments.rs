@@ -294,11 +294,28 @@ pub(crate) struct Generate {
     /// Colour each token by the number of recursions it took, and print the mean
     #[arg(long)]
     pub(crate) show_depth: bool,
+    #[command(flatten)]
+    pub(crate) form: Form,
     /// Continue past the end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     #[arg(long, value_name = "FORMATS", help = weights_help())]
     pub(crate) weights: Option<WeightFormats>,
+}
+
+/// What form the new text has.
+#[derive(Debug, Args)]
+#[group(multiple = false, conflicts_with = "ignore_eos")]
+pub(crate) struct Form {
+    /// The new text is JSON that fits this JSON Schema (a file, or the schema itself)
+    #[arg(long, value_name = "FILE_OR_JSON")]
+    pub(crate) json_schema: Option<String>,
+    /// All of the new text matches this regular expression
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) regex: Option<String>,
+    /// The new text is one of these (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) choice: Vec<String>,
 }
 
 /// How tokens are drawn.

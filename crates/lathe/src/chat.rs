@@ -181,6 +181,7 @@ impl Talk<'_> {
             state: &self.stored.state,
             max_depth: self.options.max_depth,
             choice: self.turns,
+            constraint: None,
         };
         self.turns += 1;
         let show = self.options.show_depth;

@@ -2,17 +2,19 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Generated, Generation, Sampler};
+use grammar::{Compiled, Grammar};
 use report::DepthColors;
 use server::StopMatcher;
 use train::Stored;
 
-use crate::arguments::{Drawing, Generate};
+use crate::arguments::{Drawing, Form, Generate};
 use crate::{open, output};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
@@ -39,6 +41,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         }
     };
     let sampler = options.drawing.sampler();
+    let form = options.form.compiled(&tokenizer)?;
     open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let max_tokens =
         options.max_tokens.unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt));
@@ -53,6 +56,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
             ignore_eos: options.ignore_eos,
             choice: choice as u64,
             stop: &options.stop,
+            form: form.as_ref(),
         };
         if choice > 0 {
             output::line("");
@@ -63,6 +67,28 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
         if options.show_depth { output::note(summary) } else { tracing::info!("{summary}") }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Form {
+    /// The form that is asked for, ready to be followed by text of this tokenizer.
+    fn compiled(&self, tokenizer: &Tokenizer) -> Result<Option<Compiled>> {
+        let (flag, grammar) = if let Some(schema) = &self.json_schema {
+            let inline = schema.trim_start().starts_with(['{', 't', 'f']);
+            let is_file = !inline || Path::new(schema).is_file();
+            let text = if is_file { open::text_file(Path::new(schema))? } else { schema.clone() };
+            let schema = serde_json::from_str(&text)
+                .with_context(|| format!("--json-schema {schema}: expected a JSON Schema"))?;
+            ("--json-schema", Grammar::JsonSchema(schema))
+        } else if let Some(pattern) = &self.regex {
+            ("--regex", Grammar::Regex(pattern.clone()))
+        } else if !self.choice.is_empty() {
+            ("--choice", Grammar::Choices(self.choice.clone()))
+        } else {
+            return Ok(None);
+        };
+        let compiled = server::vocabulary(tokenizer).and_then(|all| all.compile(&grammar));
+        Ok(Some(compiled.with_context(|| flag)?))
+    }
 }
 
 impl Drawing {
@@ -122,6 +148,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) choice: u64,
     /// Texts at which it ends, and which are left out.
     pub(crate) stop: &'a [String],
+    /// What form it has.
+    pub(crate) form: Option<&'a Compiled>,
 }
 
 /// Streams the prompt and its continuation.
@@ -143,6 +171,7 @@ pub(crate) fn continue_text(
         state: &stored.state,
         max_depth: wanted.max_depth,
         choice: wanted.choice,
+        constraint: wanted.form.map(Compiled::sequence),
     };
     let mut written = Written::new(stored, wanted.show_depth, wanted.stop);
     stream(stored, tokenizer, &what, &mut written, &|| false)

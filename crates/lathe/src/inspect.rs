@@ -245,6 +245,7 @@ mod tests {
                 state: &stored.state,
                 max_depth: None,
                 choice: 0,
+                constraint: None,
             };
             let seen = oracle::generate(&stored.model, &what, &mut |_| true).expect("runs");
             depths.extend(seen.prompt_depths);

@@ -176,6 +176,7 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             ignore_eos: false,
             choice: choice as u64,
             stop: &[],
+            form: None,
         };
         output::line("");
         continue_text(stored, tokenizer, &wanted)?;

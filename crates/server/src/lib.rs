@@ -124,4 +124,4 @@ pub use settings::{ServeError, ServerLimits, ServerSettings, TemplateProgram};
 pub use stops::{StopHit, StopMatcher};
 pub use template_source::check_chat_template;
 pub use template_worker::render_templates;
-pub use token_text::ModelText;
+pub use token_text::{ModelText, vocabulary};

@@ -81,14 +81,7 @@ impl TokenText {
     /// # Errors
     /// A tokenizer of which no token is text.
     pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, &GrammarError> {
-        let made = self.vocabulary.get_or_init(|| {
-            let tokenizer = &self.text.tokenizer;
-            Vocabulary::new(
-                (0..tokenizer.vocab_size() as u32)
-                    .map(|id| (!tokenizer.is_special(id)).then(|| tokenizer.bytes_of(id))),
-            )
-        });
-        made.as_ref()
+        self.vocabulary.get_or_init(|| vocabulary(&self.text.tokenizer)).as_ref()
     }
 
     /// What grammars took so far.
@@ -181,6 +174,15 @@ impl TokenText {
             None => Ok(()),
         }
     }
+}
+
+/// The tokens of a tokenizer as grammars choose from them: control tokens are no text.
+///
+/// # Errors
+/// No token is text.
+pub fn vocabulary(tokenizer: &Tokenizer) -> Result<Vocabulary, GrammarError> {
+    let ids = 0..tokenizer.vocab_size() as u32;
+    Vocabulary::new(ids.map(|id| (!tokenizer.is_special(id)).then(|| tokenizer.bytes_of(id))))
 }
 
 fn cut_message(message: String) -> String {

@@ -148,6 +148,7 @@ pub(crate) fn by_plain_loop(model: &Model, rule: &Rule, request: &Request) -> Ge
         state: &RouterState::default(),
         max_depth: request.depth_options.max_depth.map(|d| d as usize),
         choice: request.sampling.choice,
+        constraint: None,
     };
     oracle::generate(model, &what, &mut |_| true).expect("a fair request")
 }

@@ -437,6 +437,7 @@ fn check(
         state: &subject.state,
         max_depth: options.max_depth.map(|d| d as usize),
         choice: 0,
+        constraint: None,
     };
     let alone: Vec<u32> = engine::generate(&subject.model, &what, &mut |_| true)?
         .tokens

@@ -167,6 +167,9 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     ("generate", "--prompt-file", Test(VERBS, "prompts_come_from_where_they_are_said_to_be")),
     ("generate", "--n", Test(VERBS, "each_continuation_has_draws_of_its_own")),
+    ("generate", "--json-schema", Test(VERBS, "a_text_has_the_form_that_is_asked_for")),
+    ("generate", "--regex", Test(VERBS, "a_text_has_the_form_that_is_asked_for")),
+    ("generate", "--choice", Test(VERBS, "a_text_has_the_form_that_is_asked_for")),
     ("generate", "--stop", Test(VERBS, "a_text_ends_before_what_it_is_to_stop_at")),
     (
         "generate",

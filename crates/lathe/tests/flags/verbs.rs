@@ -91,6 +91,37 @@ fn a_text_ends_before_what_it_is_to_stop_at() {
 }
 
 #[test]
+fn a_text_has_the_form_that_is_asked_for() {
+    let place = Place::with_run();
+    let schema = r#"{"enum": ["red", 12]}"#;
+    place.write("schema.json", schema);
+    for seed in ["1", "2", "3"] {
+        let new = |more: &[&str]| {
+            let words = ["generate", "run", "-p", "the", "--temperature", "1.5", "--seed", seed];
+            let whole = place.run(&[&words[..], more].concat()).good().out;
+            whole["the".len()..].trim().to_owned()
+        };
+        for form in [schema, "schema.json"] {
+            let text = new(&["--json-schema", form]);
+            assert!(["\"red\"", "12"].contains(&text.as_str()), "{text:?}");
+        }
+        let text = new(&["--regex", "[xy]{3}z"]);
+        assert!(text.len() == 4 && text.ends_with('z') && !text.contains('a'), "{text:?}");
+        let text = new(&["--choice", "red", "--choice", "pale green"]);
+        assert!(["red", "pale green"].contains(&text.as_str()), "{text:?}");
+    }
+    let refused = |more: &[&str], words: &[&str]| {
+        place.refuses(&[&["generate", "run", "-p", "a"], more].concat(), words);
+    };
+    refused(&["--regex", "a("], &["--regex", "a("]);
+    refused(&["--json-schema", "{"], &["--json-schema {", "JSON Schema"]);
+    refused(&["--json-schema", "no/such.json"], &["no/such.json"]);
+    refused(&["--choice", ""], &["--choice", "choice 0 is empty"]);
+    refused(&["--regex", "a", "--choice", "a"], &["--regex", "--choice"]);
+    refused(&["--regex", "a", "--ignore-eos"], &["--regex", "--ignore-eos"]);
+}
+
+#[test]
 fn a_quickstart_is_what_its_flags_say() {
     let place = Place::empty();
     place.write_text("notes");
