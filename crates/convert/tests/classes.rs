@@ -272,6 +272,22 @@ fn gemmas() -> Vec<Class> {
                 }),
             )
         },
+        // The first files: "gelu" there is the tanh form.
+        Class {
+            tensors: Tensors { tied: true, ..LLAMA },
+            ..class(
+                "gemma",
+                "GemmaForCausalLM",
+                json!({ "hidden_act": "gelu",
+                        "rope_scaling": { "rope_type": "default", "rope_theta": 50.0 } }),
+                json!({
+                    "rope_theta": 50.0,
+                    "norms": { "place": "before", "plus_one": true },
+                    "multipliers": multipliers(json!({ "embedding": root })),
+                    "mlp": { "kind": "dense", "activation": "gelu_tanh" },
+                }),
+            )
+        },
         Class {
             tensors: both,
             ..class(
@@ -291,32 +307,48 @@ fn gemmas() -> Vec<Class> {
                 }),
             )
         },
-        Class {
-            tensors: Tensors { head_norms: (1, 1), ..both },
-            ..class(
-                "gemma3_text",
-                "Gemma3ForCausalLM",
-                json!({
-                    "query_pre_attn_scalar": 4, "sliding_window": 4, "sliding_window_pattern": 3,
-                    "rope_local_base_freq": 100.0, "rope_theta": 5000.0,
-                    "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
-                }),
-                json!({
-                    "rope_theta": 5000.0,
-                    "attention": attention(json!({
-                        "query_key_norm": "head", "window": 4, "window_layers": [0, 1],
-                        "scale": 0.5,
-                    })),
-                    "rotary": rotary(json!({
-                        "scaling": { "kind": "linear", "factor": 8.0 }, "window_theta": 100.0,
-                    })),
-                    "norms": { "place": "both", "plus_one": true },
-                    "multipliers": multipliers(json!({ "embedding": root })),
-                    "mlp": { "kind": "dense", "activation": "gelu_tanh" },
-                }),
-            )
-        },
+        gemma3(json!({
+            "rope_local_base_freq": 100.0, "rope_theta": 5000.0,
+            "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+        })),
+        // New and old fields beside each other: what the new ones leave out, the old ones say.
+        gemma3(json!({
+            "rope_theta": 5000.0, "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+            "rope_parameters": {
+                "full_attention": { "rope_type": "default" },
+                "sliding_attention": { "rope_type": "default", "rope_theta": 100.0 },
+            },
+        })),
     ]
+}
+
+/// Gemma 3 with these positions, all of one meaning.
+fn gemma3(positions: Value) -> Class {
+    let mut config = json!({
+        "query_pre_attn_scalar": 4, "sliding_window": 4, "sliding_window_pattern": 3,
+    });
+    merge(&mut config, &positions);
+    Class {
+        tensors: Tensors { head_norms: (1, 1), after: true, tied: true, ..LLAMA },
+        ..class(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            config,
+            json!({
+                "rope_theta": 5000.0,
+                "attention": attention(json!({
+                    "query_key_norm": "head", "window": 4, "window_layers": [0, 1],
+                    "scale": 0.5,
+                })),
+                "rotary": rotary(json!({
+                    "scaling": { "kind": "linear", "factor": 8.0 }, "window_theta": 100.0,
+                })),
+                "norms": { "place": "both", "plus_one": true },
+                "multipliers": multipliers(json!({ "embedding": (WIDTH as f64).sqrt() })),
+                "mlp": { "kind": "dense", "activation": "gelu_tanh" },
+            }),
+        )
+    }
 }
 
 /// Writes `top` over `base`.

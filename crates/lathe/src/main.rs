@@ -169,6 +169,9 @@ fn verify(options: &arguments::Verify) -> anyhow::Result<ExitCode> {
         let passed = cases.iter().filter(|c| c.passed).count();
         output::line(format!("{passed} of {} cases within their tolerances", cases.len()));
     }
+    let broken = cases.iter().filter_map(|case| Some((&case.name, case.broken.as_ref()?)));
+    let broken: Vec<String> = broken.map(|(name, why)| format!("case {name}: {why}")).collect();
+    anyhow::ensure!(broken.is_empty(), "{}", broken.join("\n"));
     let failed = cases.iter().any(verify::Case::failed);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

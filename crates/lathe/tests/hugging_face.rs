@@ -89,6 +89,14 @@ fn what_differs_fails_and_what_is_out_of_reach_is_refused() {
     place.run(&["verify", "cases/dynamic"]).good();
 }
 
+/// The library goes on beyond the positions of a model; the continuation is compared within them.
+#[test]
+fn a_short_context_shortens_the_continuation() {
+    let place = copies(&[NAME]);
+    set(&place, NAME, "max_position_embeddings", json!(20));
+    place.run(&["verify", "cases"]).good();
+}
+
 #[test]
 fn references_that_are_not_whole_are_named() {
     let place = copies(&[NAME]);
@@ -102,6 +110,15 @@ fn references_that_are_not_whole_are_named() {
         let needle = if tensor == "hidden.1" { "hidden states" } else { needle };
         place.run(&["verify", "cases"]).bad(&[NAME, needle]);
     }
+    // A case that cannot be compared keeps no other one from it.
+    let other = copies(&[NAME, "other"]);
+    let mut tensors = Tensors::parse(&whole);
+    tensors.take("greedy");
+    other.write(&file, tensors.to_bytes());
+    let ended = other.run(&["verify", "cases"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.out.contains("1 of 2 cases") && ended.out.contains("FAIL"), "{ended:?}");
+    assert!(ended.err.contains(&format!("case {NAME}: tensor greedy is missing")), "{ended:?}");
     place.write(&file, whole);
     let settings = format!("cases/{NAME}/refs.json");
     for text in ["", "{}", "{\"ce\": \"much\"}"] {

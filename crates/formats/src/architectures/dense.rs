@@ -55,7 +55,7 @@ pub(super) fn read(
         width,
         layers: must_size(config, "num_hidden_layers")?,
         heads,
-        kv_heads: config.size("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads),
+        kv_heads: kv_heads(config, defaults, heads)?,
         head_dim,
         ffn: must_size(config, "intermediate_size")?,
         rope_theta: rope::theta(config, defaults.theta)?,
@@ -75,6 +75,14 @@ pub(super) fn must_size(config: &JsonObject<'_>, key: &str) -> Result<usize> {
     config.must(key, config.size(key)?)
 }
 
+/// A key that is null says that there are as many as heads, one that is absent takes the class's
+/// default.
+fn kv_heads(config: &JsonObject<'_>, defaults: &Defaults, heads: usize) -> Result<usize> {
+    let key = "num_key_value_heads";
+    let default = defaults.kv_heads.filter(|_| !config.has(key));
+    Ok(config.size(key)?.or(default).unwrap_or(heads))
+}
+
 /// The width divided among the heads.
 fn width_of_a_head(config: &JsonObject<'_>, width: usize, heads: usize) -> Result<usize> {
     match width.checked_div(heads).filter(|head_dim| head_dim * heads == width) {
@@ -87,12 +95,13 @@ fn width_of_a_head(config: &JsonObject<'_>, width: usize, heads: usize) -> Resul
 }
 
 /// What each activation is called.
-const ACTIVATIONS: [(&str, HiddenActivation); 5] = [
+const ACTIVATIONS: [(&str, HiddenActivation); 6] = [
     ("silu", HiddenActivation::Silu),
     ("swish", HiddenActivation::Silu),
     ("gelu_pytorch_tanh", HiddenActivation::GeluTanh),
     ("gelu_new", HiddenActivation::GeluTanh),
     ("gelu", HiddenActivation::Gelu),
+    ("gelu_python", HiddenActivation::Gelu),
 ];
 
 fn read_activation(config: &JsonObject<'_>, key: &str) -> Result<HiddenActivation> {

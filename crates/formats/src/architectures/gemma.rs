@@ -28,8 +28,13 @@ pub(super) static GEMMA: Architecture = Architecture {
 };
 
 fn held(config: &ArchConfig) -> Additions {
-    let Additions { qkv_bias, .. } = config.additions;
-    Additions { qkv_bias, output_bias: qkv_bias, ..shared(config) }
+    let Additions { qkv_bias, activation, .. } = config.additions;
+    // The exact form has no name here: "gelu" means the other one.
+    let activation = match activation {
+        HiddenActivation::Gelu => HiddenActivation::GeluTanh,
+        other => other,
+    };
+    Additions { qkv_bias, output_bias: qkv_bias, activation, ..shared(config) }
 }
 
 /// What all generations of Gemma have beside Llama.
@@ -48,16 +53,22 @@ pub(super) fn defaults(kv_heads: usize, context: usize) -> Defaults {
     Defaults { kv_heads, head_dim, context, tied: true, ..Defaults::LLAMA }
 }
 
-/// The activation stands under `hidden_activation`; the first generation's files may have another
-/// in `hidden_act`, which the library did not use then and does today.
+/// The activation stands under `hidden_act`, where "gelu", as the first files have it, means the
+/// tanh form. `hidden_activation`, which the library read for a while, must not say another.
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     dense::must_turn_whole(config)?;
     let mut found = read(config, &defaults(16, 8192))?;
-    let old = dense::read(config, &defaults(16, 8192), "hidden_act")?.additions.activation;
-    if config.get("hidden_act").is_some() && old != found.additions.activation {
-        let expected = "the activation of hidden_activation, or \"gelu_pytorch_tanh\" without one";
-        return Err(config.unsupported("hidden_act", expected));
+    let later = found.additions.activation;
+    let named = dense::read(config, &defaults(16, 8192), "hidden_act")?.additions.activation;
+    let activation = match (config.string("hidden_act")?, named) {
+        (None, _) | (_, HiddenActivation::Gelu) => HiddenActivation::GeluTanh,
+        (Some(_), named) => named,
+    };
+    if config.get("hidden_activation").is_some() && later != activation {
+        let expected = "none, or the activation of hidden_act (\"gelu_pytorch_tanh\" without one)";
+        return Err(config.unsupported("hidden_activation", expected));
     }
+    found.additions.activation = activation;
     found.additions.qkv_bias = config.bool("attention_bias")?.unwrap_or(false);
     found.additions.output_bias = found.additions.qkv_bias;
     Ok(found)

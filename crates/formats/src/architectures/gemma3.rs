@@ -113,10 +113,24 @@ fn positions(config: &JsonObject<'_>, context: usize) -> Result<Positions> {
         }
         both => both,
     };
-    let mut found = Positions { theta: 1e6, scaling: None, window_theta: local };
+    // What stands at the top is of the blocks that see everything, where their object leaves it out.
+    let mut found = Positions {
+        theta: config.number("rope_theta")?.unwrap_or(1e6),
+        scaling: None,
+        window_theta: local,
+    };
+    if let Some(scaling) = config.inner("rope_scaling")? {
+        found.theta = scaling.number("rope_theta")?.unwrap_or(found.theta);
+        found.scaling = rope::one_scaling(&scaling, None, context)?;
+    }
     if let Some(full) = full {
         found.theta = full.number("rope_theta")?.unwrap_or(found.theta);
-        found.scaling = rope::one_scaling(&full, None, context)?;
+        let own = rope::one_scaling(&full, None, context)?;
+        if own.is_some() && found.scaling.is_some() && own != found.scaling {
+            let expected = "the same change of rates as in rope_parameters.full_attention";
+            return Err(config.wrong("rope_scaling", expected));
+        }
+        found.scaling = own.or(found.scaling);
     }
     if let Some(sliding) = sliding {
         found.window_theta = sliding.number("rope_theta")?.unwrap_or(local);

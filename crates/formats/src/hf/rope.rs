@@ -5,20 +5,22 @@ use serde_json::{Value, json};
 use crate::json::JsonObject;
 use crate::{Result, RopeScaling};
 
-/// The base stands at the top, or among the rope parameters; where both are, they must agree.
-/// `otherwise` is the library's default of the architecture.
+/// The base stands at the top, or among the rope parameters, which older files call
+/// `rope_scaling`; where it stands twice, it must be the same. `otherwise` is the library's default
+/// of the architecture.
 pub(crate) fn theta(config: &JsonObject<'_>, otherwise: f64) -> Result<f64> {
-    let top = config.number("rope_theta")?;
-    let inner = match config.inner("rope_parameters")? {
-        Some(parameters) => parameters.number("rope_theta")?,
-        None => None,
-    };
-    match (top, inner) {
-        (Some(a), Some(b)) if a != b => {
-            Err(config.wrong("rope_theta", format!("{b} as in rope_parameters")))
+    let mut theta = config.number("rope_theta")?;
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(inner) = config.inner(key)? else { continue };
+        let found = inner.number("rope_theta")?;
+        if let (Some(a), Some(b)) = (theta, found)
+            && a != b
+        {
+            return Err(config.wrong("rope_theta", format!("{b} as in {key}")));
         }
-        (a, b) => Ok(a.or(b).unwrap_or(otherwise)),
+        theta = theta.or(found);
     }
+    Ok(theta.unwrap_or(otherwise))
 }
 
 /// The share of each head that turns, at the top or among the rope parameters; 1 where it is
@@ -72,9 +74,10 @@ pub(crate) fn one_scaling(
         (a, b) => Ok(a.or(b).unwrap_or(context)),
     };
     match inner.string(kind_key)? {
-        None | Some("default") => match inner.get("factor") {
-            None => Ok(None),
-            Some(_) => Err(inner.unsupported("factor", "none without a rope_type")),
+        // A factor of 1 changes nothing.
+        None | Some("default") => match inner.number("factor")? {
+            None | Some(1.0) => Ok(None),
+            Some(_) => Err(inner.unsupported("factor", "none, or 1, without a change of rates")),
         },
         Some("linear") => Ok(Some(RopeScaling::Linear { factor: must_number(inner, "factor")? })),
         Some("llama3") => Ok(Some(RopeScaling::Llama3 {

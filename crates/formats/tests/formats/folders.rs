@@ -179,6 +179,26 @@ fn configs_of_other_writers_are_read() {
     assert_eq!(settings().width, medium().width);
 }
 
+/// A key that is null asks for as many as heads, one that is absent for the class's default.
+#[test]
+fn key_and_value_heads_may_be_null() {
+    let folder = tempfile::tempdir().unwrap();
+    let even = ArchConfig { kv_heads: medium().heads, ..medium() };
+    write_medium(folder.path(), &even, HfWeightType::F32, &special());
+    let config = folder.path().join("config.json");
+    let given = format!(r#""num_key_value_heads":{}"#, even.heads);
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = Value::to_string(&serde_json::from_str(&text).unwrap());
+    let mistral = text.replace("Llama", "Mistral").replace(r#""llama""#, r#""mistral""#);
+    let mistral = mistral.replace(r#""vocab_size""#, r#""sliding_window":null,"vocab_size""#);
+    assert!(mistral.contains(&given), "{mistral}");
+    std::fs::write(&config, mistral.replace(&given, r#""num_key_value_heads":null"#)).unwrap();
+    assert_eq!(ModelFile::open(folder.path()).unwrap().settings().kv_heads, even.heads);
+    std::fs::write(&config, mistral.replace(&given, r#""x":0"#)).unwrap();
+    let message = ModelFile::open(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("found 8") || message.contains("k_proj"), "{message}");
+}
+
 #[test]
 fn special_tokens_come_from_where_they_are() {
     let folder = tempfile::tempdir().unwrap();

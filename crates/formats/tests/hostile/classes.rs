@@ -64,8 +64,22 @@ fn cases() -> Vec<Case> {
         ("phi3", json!({ "layer_types": ["full_attention", "sliding_attention"] }), "layer_types"),
         (
             "gemma",
-            json!({ "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh" }),
-            "hidden_act",
+            json!({ "hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh" }),
+            "hidden_activation",
+        ),
+        ("gemma", json!({ "hidden_activation": "gelu" }), "hidden_activation"),
+        (
+            "gemma3_text",
+            json!({
+                "rope_parameters": { "full_attention": { "rope_type": "linear", "factor": 2.0 } },
+                "rope_scaling": { "rope_type": "linear", "factor": 4.0 },
+            }),
+            "rope_scaling",
+        ),
+        (
+            "qwen2",
+            json!({ "rope_theta": 100.0, "rope_scaling": { "rope_theta": 50.0 } }),
+            "rope_theta",
         ),
         ("gemma", json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
         ("gemma2", json!({ "query_pre_attn_scalar": 0 }), "query_pre_attn_scalar"),

@@ -41,6 +41,9 @@ pub(crate) struct Case {
     /// Why the model is not computed here; such a case neither passes nor fails.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) refused: Option<String>,
+    /// Why it could not be compared to its end; such a case fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) broken: Option<String>,
     /// One for each kind of quantity that the case records.
     pub(crate) checks: Vec<Check>,
 }
@@ -53,7 +56,7 @@ impl Case {
 
     fn of(name: &str, checks: Vec<Check>) -> Self {
         let passed = checks.iter().all(|c| c.error <= c.tolerance);
-        Self { name: name.to_owned(), passed, refused: None, checks }
+        Self { name: name.to_owned(), passed, refused: None, broken: None, checks }
     }
 }
 
@@ -61,7 +64,7 @@ impl Case {
 /// Face's library beside their weights, or else files of the model family.
 pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
     if is_folder_case(dir) {
-        return Ok(vec![folder_case(dir, ops)?]);
+        return Ok(vec![folder_case(dir, ops)]);
     }
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .with_context(|| format!("reading the folder {}", dir.display()))?
@@ -71,8 +74,7 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
     let below = names.iter().flat_map(|name| cases_below(dir, name)).collect::<Vec<_>>();
     names.extend(below);
     let folders = names.iter().map(|name| dir.join(name)).filter(|path| is_folder_case(path));
-    let mut cases: Vec<Case> =
-        folders.map(|path| folder_case(&path, ops)).collect::<Result<_>>()?;
+    let mut cases: Vec<Case> = folders.map(|path| folder_case(&path, ops)).collect();
     for name in names.iter().filter_map(|name| name.strip_suffix(".safetensors")) {
         cases.push(case(dir, name, ops).with_context(|| format!("case {name}"))?);
     }
@@ -102,15 +104,16 @@ fn is_folder_case(path: &Path) -> bool {
     path.join(hugging_face::REFERENCES).is_file()
 }
 
-fn folder_case(path: &Path, ops: Ops) -> Result<Case> {
+fn folder_case(path: &Path, ops: Ops) -> Case {
     let name = path
         .file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let found = hugging_face::checks(path, ops).with_context(|| format!("case {name}"))?;
-    Ok(match found {
-        Ok(checks) => Case::of(&name, checks),
-        Err(why) => Case { passed: false, refused: Some(why), ..Case::of(&name, Vec::new()) },
-    })
+    let without = Case { passed: false, ..Case::of(&name, Vec::new()) };
+    match hugging_face::checks(path, ops) {
+        Ok(Ok(checks)) => Case::of(&name, checks),
+        Ok(Err(why)) => Case { refused: Some(why), ..without },
+        Err(why) => Case { broken: Some(format!("{why:#}")), ..without },
+    }
 }
 
 fn case(dir: &Path, name: &str, ops: Ops) -> Result<Case> {
