@@ -1,12 +1,8 @@
 //! The clamped gated activation of GPT-OSS (OpenAI, 2025, arXiv 2508.10925), and its gradient.
 
-use crate::check::check_len;
 use crate::exp::sigmoid;
+use crate::gate_rows;
 use crate::multiversion::multiversion;
-use rayon::prelude::*;
-
-/// Rows handed to one task hold about this many values.
-const TASK_VALUES: usize = 1 << 14;
 
 /// The two numbers of the activation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,14 +54,9 @@ multiversion! {
 /// # Panics
 /// When the lengths do not fit.
 pub fn clamped_swiglu_forward(gate_up: &[f32], f: usize, clamp: Clamp, out: &mut [f32]) {
-    check_len("clamped_swiglu_forward", "gate_up", gate_up.len(), 2 * out.len());
-    if f == 0 || out.is_empty() {
-        return;
-    }
-    check_len("clamped_swiglu_forward", "out (whole rows)", out.len(), out.len() / f * f);
-    let rows = TASK_VALUES.div_ceil(f);
-    let tasks = gate_up.par_chunks(rows * 2 * f).zip(out.par_chunks_mut(rows * f));
-    tasks.for_each(|(gate_up, out)| forward_rows(gate_up, f, clamp, out));
+    gate_rows::forward("clamped_swiglu_forward", gate_up, f, out, |gate_up, out| {
+        forward_rows(gate_up, f, clamp, out);
+    });
 }
 
 /// The gradient of [`clamped_swiglu_forward`]: `d_gate = g (up + 1) s (1 + alpha gate (1 - s))`,
@@ -82,18 +73,10 @@ pub fn clamped_swiglu_backward(
     g: &[f32],
     d_gate_up: &mut [f32],
 ) {
-    check_len("clamped_swiglu_backward", "gate_up", gate_up.len(), 2 * g.len());
-    check_len("clamped_swiglu_backward", "d_gate_up", d_gate_up.len(), 2 * g.len());
-    if f == 0 || g.is_empty() {
-        return;
-    }
-    check_len("clamped_swiglu_backward", "g (whole rows)", g.len(), g.len() / f * f);
-    let rows = TASK_VALUES.div_ceil(f);
-    let tasks = gate_up
-        .par_chunks(rows * 2 * f)
-        .zip(g.par_chunks(rows * f))
-        .zip(d_gate_up.par_chunks_mut(rows * 2 * f));
-    tasks.for_each(|((gate_up, g), d_gate_up)| backward_rows(gate_up, f, clamp, g, d_gate_up));
+    let name = "clamped_swiglu_backward";
+    gate_rows::backward(name, gate_up, f, g, d_gate_up, |gate_up, g, d_gate_up| {
+        backward_rows(gate_up, f, clamp, g, d_gate_up);
+    });
 }
 
 #[cfg(test)]

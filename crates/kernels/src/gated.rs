@@ -1,15 +1,12 @@
 //! The gate of a feed-forward layer, `f(gate) * up` with one of several functions f, and its
 //! gradient.
 
-use crate::check::check_len;
 use crate::exp::sigmoid;
+use crate::gate_rows;
 use crate::gelu;
 use crate::multiversion::multiversion;
 use crate::swiglu::{swiglu_backward, swiglu_forward};
-use rayon::prelude::*;
 
-/// Rows handed to one task hold about this many values.
-const TASK_VALUES: usize = 1 << 14;
 /// `sqrt(8 / pi)`: twice the factor inside the tangent.
 const TWICE_ROOT: f32 = 1.595_769;
 /// The weight of the cube.
@@ -83,17 +80,7 @@ pub fn gated_forward(function: GateFunction, gate_up: &[f32], f: usize, out: &mu
         GateFunction::GeluTanh => forward_tanh,
         GateFunction::Gelu => forward_exact,
     };
-    check_len("gated_forward", "gate_up", gate_up.len(), 2 * out.len());
-    if f == 0 || out.is_empty() {
-        return;
-    }
-    check_len("gated_forward", "out (whole rows)", out.len(), out.len() / f * f);
-    let task = TASK_VALUES.div_ceil(f);
-    if out.len() <= task * f {
-        return rows(gate_up, f, out);
-    }
-    let tasks = gate_up.par_chunks(task * 2 * f).zip(out.par_chunks_mut(task * f));
-    tasks.for_each(|(gate_up, out)| rows(gate_up, f, out));
+    gate_rows::forward("gated_forward", gate_up, f, out, |gate_up, out| rows(gate_up, f, out));
 }
 
 /// The gradient of [`gated_forward`]: `d_gate = g up f'(gate)`, `d_up = g f(gate)`.
@@ -114,21 +101,9 @@ pub fn gated_backward(
         GateFunction::GeluTanh => backward_tanh,
         GateFunction::Gelu => backward_exact,
     };
-    check_len("gated_backward", "gate_up", gate_up.len(), 2 * g.len());
-    check_len("gated_backward", "d_gate_up", d_gate_up.len(), 2 * g.len());
-    if f == 0 || g.is_empty() {
-        return;
-    }
-    check_len("gated_backward", "g (whole rows)", g.len(), g.len() / f * f);
-    let task = TASK_VALUES.div_ceil(f);
-    if g.len() <= task * f {
-        return rows(gate_up, f, g, d_gate_up);
-    }
-    let tasks = gate_up
-        .par_chunks(task * 2 * f)
-        .zip(g.par_chunks(task * f))
-        .zip(d_gate_up.par_chunks_mut(task * 2 * f));
-    tasks.for_each(|((gate_up, g), d_gate_up)| rows(gate_up, f, g, d_gate_up));
+    gate_rows::backward("gated_backward", gate_up, f, g, d_gate_up, |gate_up, g, d_gate_up| {
+        rows(gate_up, f, g, d_gate_up);
+    });
 }
 
 #[cfg(test)]

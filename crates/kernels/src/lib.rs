@@ -22,6 +22,7 @@ pub mod swiglu;
 mod check;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod every_width;
+mod gate_rows;
 mod multiversion;
 mod reduce;
 mod scratch;

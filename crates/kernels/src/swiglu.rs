@@ -1,12 +1,8 @@
 //! The gated activation `silu(gate) * up` of SwiGLU feed-forward layers, and its gradient.
 
-use crate::check::check_len;
 use crate::exp::sigmoid;
+use crate::gate_rows;
 use crate::multiversion::multiversion;
-use rayon::prelude::*;
-
-/// Rows handed to one task hold about this many values.
-const TASK_VALUES: usize = 1 << 14;
 
 multiversion! {
     fn forward_rows(gate_up: &[f32], f: usize, out: &mut [f32]) {
@@ -44,17 +40,9 @@ multiversion! {
 /// # Panics
 /// When the lengths do not fit.
 pub fn swiglu_forward(gate_up: &[f32], f: usize, out: &mut [f32]) {
-    check_len("swiglu_forward", "gate_up", gate_up.len(), 2 * out.len());
-    if f == 0 || out.is_empty() {
-        return;
-    }
-    check_len("swiglu_forward", "out (whole rows)", out.len(), out.len() / f * f);
-    let rows = TASK_VALUES.div_ceil(f);
-    if out.len() <= rows * f {
-        return forward_rows(gate_up, f, out);
-    }
-    let tasks = gate_up.par_chunks(rows * 2 * f).zip(out.par_chunks_mut(rows * f));
-    tasks.for_each(|(gate_up, out)| forward_rows(gate_up, f, out));
+    gate_rows::forward("swiglu_forward", gate_up, f, out, |gate_up, out| {
+        forward_rows(gate_up, f, out);
+    });
 }
 
 /// The gradient of [`swiglu_forward`]: `d_gate = g up s (1 + gate (1 - s))`, `d_up = g gate s` with
@@ -65,21 +53,9 @@ pub fn swiglu_forward(gate_up: &[f32], f: usize, out: &mut [f32]) {
 /// # Panics
 /// When the lengths do not fit.
 pub fn swiglu_backward(gate_up: &[f32], f: usize, g: &[f32], d_gate_up: &mut [f32]) {
-    check_len("swiglu_backward", "gate_up", gate_up.len(), 2 * g.len());
-    check_len("swiglu_backward", "d_gate_up", d_gate_up.len(), 2 * g.len());
-    if f == 0 || g.is_empty() {
-        return;
-    }
-    check_len("swiglu_backward", "g (whole rows)", g.len(), g.len() / f * f);
-    let rows = TASK_VALUES.div_ceil(f);
-    if g.len() <= rows * f {
-        return backward_rows(gate_up, f, g, d_gate_up);
-    }
-    let tasks = gate_up
-        .par_chunks(rows * 2 * f)
-        .zip(g.par_chunks(rows * f))
-        .zip(d_gate_up.par_chunks_mut(rows * 2 * f));
-    tasks.for_each(|((gate_up, g), d_gate_up)| backward_rows(gate_up, f, g, d_gate_up));
+    gate_rows::backward("swiglu_backward", gate_up, f, g, d_gate_up, |gate_up, g, d_gate_up| {
+        backward_rows(gate_up, f, g, d_gate_up);
+    });
 }
 
 #[cfg(test)]
