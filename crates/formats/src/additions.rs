@@ -27,7 +27,7 @@ pub struct Additions {
     pub without_rotary: Vec<usize>,
     /// Rotary base of blocks with a window, whose frequencies are not rescaled.
     pub window_theta: Option<f64>,
-    /// Where norms stand.
+    /// Whether norms are ahead of attention and MLP, behind them, or both.
     pub norm_place: NormPosition,
     /// Norms multiply by `1 + w` in place of `w`.
     pub norm_plus_one: bool,
@@ -46,7 +46,7 @@ pub struct Additions {
 /// RMSNorm of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HeadNorm {
-    /// There is none.
+    /// Queries and keys go to their products as they are (Llama).
     #[default]
     None,
     /// Over each head, with one gain of `head_dim`.
@@ -60,12 +60,12 @@ pub enum HeadNorm {
 /// Where attention and MLP of a block have their norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NormPosition {
-    /// Ahead of them.
+    /// Ahead: `x + f(norm(x))` (Llama).
     #[default]
     Before,
-    /// On what they add to the residual stream.
+    /// On what they add to the residual stream: `x + norm(f(x))` (OLMo 2).
     After,
-    /// Both.
+    /// Ahead and behind: `x + norm(f(norm(x)))` (Gemma 2).
     Both,
 }
 

@@ -83,7 +83,7 @@ pub enum RopeScaling {
         attention_factor: Option<f64>,
         /// With `mscale_all_dim`: `m(mscale) / m(mscale_all_dim)`, `m(a) = 0.1 a ln(factor) + 1`.
         mscale: Option<f64>,
-        /// See `mscale`.
+        /// What divides `m(mscale)`; one of the two without the other counts for nothing.
         mscale_all_dim: Option<f64>,
         /// Whether the pairs between fast and slow are rounded outwards.
         truncate: bool,

@@ -46,7 +46,7 @@ pub struct Experts {
 pub enum ExpertScores {
     /// `softmax(z)` over the experts.
     Softmax,
-    /// `sigmoid(z)` of each.
+    /// `sigmoid(z)` of each expert by itself: they do not sum to 1.
     Sigmoid,
     /// SparseMixer: two experts, each weighted by its softmax among those whose logit is near.
     SparseMixer {

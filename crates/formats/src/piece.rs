@@ -5,9 +5,9 @@
 /// row_step + j column_step`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// The tensor's name.
+    /// What the file calls the tensor.
     pub(crate) name: String,
-    /// The tensor's shape.
+    /// Its axes, the slowest first: one of a vector, two of a matrix, three of a bank of experts.
     pub(crate) shape: Vec<usize>,
     /// The place of the first number.
     pub(crate) first: usize,

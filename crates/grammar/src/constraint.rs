@@ -11,21 +11,21 @@ use crate::vocabulary::{Counters, one_line};
 
 /// A grammar that is ready to be followed, by as many sequences as are made of it.
 pub struct Compiled {
-    fresh: Matcher,
+    fresh: Arc<Matcher>,
     end: u32,
     counters: Arc<Counters>,
 }
 
 impl Compiled {
     pub(crate) fn new(fresh: Matcher, end: u32, counters: Arc<Counters>) -> Self {
-        Self { fresh, end, counters }
+        Self { fresh: Arc::new(fresh), end, counters }
     }
 
     /// A sequence's own way through the grammar.
     pub fn sequence(&self) -> Constrained {
         let state = Way { matcher: self.fresh.deep_clone(), taken: Vec::new() };
         Constrained(Arc::new(Sequence {
-            fresh: self.fresh.deep_clone(),
+            fresh: Arc::clone(&self.fresh),
             way: Mutex::new(state),
             end: self.end,
             counters: Arc::clone(&self.counters),
@@ -42,7 +42,7 @@ impl fmt::Debug for Compiled {
 /// The way so far is kept so that a token costs what it adds. What is allowed follows from the
 /// tokens alone: after others than those taken, it begins anew.
 struct Sequence {
-    fresh: Matcher,
+    fresh: Arc<Matcher>,
     way: Mutex<Way>,
     end: u32,
     counters: Arc<Counters>,

@@ -122,6 +122,13 @@ fn unspelled(id: usize) -> Vec<u8> {
 /// backtrace.
 pub(crate) fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("<backtrace>"));
-    let said = lines.filter(|line| !line.chars().all(|c| c == '^' || c == ' '));
+    let said = lines.filter(|line| !line.chars().all(|c| c == '^' || c == ' ') && !is_quoted(line));
     said.collect::<Vec<_>>().join(" ").chars().take(MOST_SAID).collect()
+}
+
+/// Whether a line repeats one of the grammar that the library was given, `1 | start: /a/`: users
+/// wrote another.
+fn is_quoted(line: &str) -> bool {
+    let number = line.split_once(" | ").map_or("", |(number, _)| number);
+    !number.is_empty() && number.chars().all(|c| c.is_ascii_digit())
 }

@@ -198,6 +198,7 @@ fn what_makes_no_sense_is_refused_with_its_place() {
     for (pattern, word) in [("a(b", "("), ("(?=a)b", "look"), ("[z-a]", "z-a")] {
         let told = refused(&Grammar::Regex(pattern.into()));
         assert!(told.contains(word), "{pattern}: {told}");
+        assert!(!told.contains("start:"), "{told}");
     }
     assert_eq!(refused(&choices(&[])), "0 choices, expected 1 to 1000");
     assert_eq!(refused(&choices(&["a", ""])), "choice 1 is empty, expected text");

@@ -73,9 +73,9 @@ impl Form {
     /// The form that is asked for, ready to be followed by text of this tokenizer.
     fn compiled(&self, tokenizer: &Tokenizer) -> Result<Option<Compiled>> {
         let (flag, grammar) = if let Some(schema) = &self.json_schema {
-            let inline = schema.trim_start().starts_with(['{', 't', 'f']);
-            let is_file = !inline || Path::new(schema).is_file();
-            let text = if is_file { open::text_file(Path::new(schema))? } else { schema.clone() };
+            let inline =
+                schema.trim().starts_with('{') || ["true", "false"].contains(&schema.trim());
+            let text = if inline { schema.clone() } else { open::text_file(Path::new(schema))? };
             let schema = serde_json::from_str(&text)
                 .with_context(|| format!("--json-schema {schema}: expected a JSON Schema"))?;
             ("--json-schema", Grammar::JsonSchema(schema))

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::fs;
 use std::path::Path;
 
 use common::{Ended, Place, Tensors, copy_folder};
@@ -110,6 +111,10 @@ fn references_that_are_not_whole_are_named() {
         let needle = if tensor == "hidden.1" { "hidden states" } else { needle };
         place.run(&["verify", "cases"]).bad(&[NAME, needle]);
     }
+    // A folder of weights alone.
+    fs::remove_file(place.path(&file)).expect("removes");
+    let path = format!("cases/{NAME}");
+    place.run(&["verify", &path]).bad(&[&path, "without a file refs.safetensors"]);
     // A case that cannot be compared keeps no other one from it.
     let other = copies(&[NAME, "other"]);
     let mut tensors = Tensors::parse(&whole);

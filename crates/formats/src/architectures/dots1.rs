@@ -1,6 +1,6 @@
 //! dots.llm1 (Huo et al. 2025, arXiv:2506.05767): the routing of DeepSeek-V3 (sigmoid scores with a
-//! bias for the choice, and groups) behind some dense blocks, with norms of each head of queries and
-//! keys. GLM-4.5 reads its experts here.
+//! bias for the choice, and groups) behind some dense blocks, with norms of each head of queries
+//! and keys. GLM-4.5 reads its experts here.
 
 use std::path::Path;
 

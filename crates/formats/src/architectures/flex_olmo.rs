@@ -7,15 +7,15 @@ use serde_json::{Map, Value};
 
 use crate::json::JsonObject;
 use crate::layout::Holding;
-use crate::{Additions, ArchConfig, HeadNorm, NormPosition, Result, TensorRole};
+use crate::{ArchConfig, NormPosition, Result, TensorRole};
 
 use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
-use super::{experts, olmoe};
+use super::{experts, olmo2, olmoe};
 
 pub(super) static FLEX_OLMO: Architecture = Architecture {
     name: "FlexOlmo",
-    holds: |config| experts::holds(config, olmoe::held, held_additions(config)),
+    holds: |config| experts::holds(config, olmoe::held, olmo2::held(config)),
     hugging_face: Some(HuggingFaceForm {
         model_type: "flex_olmo",
         class: "FlexOlmoForCausalLM",
@@ -28,18 +28,6 @@ pub(super) static FLEX_OLMO: Architecture = Architecture {
     }),
     gguf: None,
 };
-
-fn held_additions(config: &ArchConfig) -> Additions {
-    let Additions { qkv_bias, activation, .. } = config.additions;
-    Additions {
-        qkv_bias,
-        output_bias: qkv_bias,
-        query_key_norm: HeadNorm::Width,
-        norm_place: NormPosition::After,
-        activation,
-        ..Additions::default()
-    }
-}
 
 fn tensor(role: TensorRole) -> Option<String> {
     let is_norm = matches!(role, TensorRole::Layer(_, of_layer) if of_layer.is_after_norm());

@@ -27,7 +27,8 @@ pub(super) static GEMMA2: Architecture = Architecture {
     gguf: None,
 };
 
-fn held(config: &ArchConfig) -> Additions {
+/// Gemma 3 has the same, but for the cap of scores and what it has beside.
+pub(super) fn held(config: &ArchConfig) -> Additions {
     let Additions { qkv_bias, score_scale, score_cap, logit_cap, window, .. } =
         config.additions.clone();
     Additions {

@@ -30,18 +30,11 @@ pub(super) static GEMMA3: Architecture = Architecture {
 };
 
 fn held(config: &ArchConfig) -> Additions {
-    let Additions { qkv_bias, score_scale, logit_cap, window, window_theta, .. } =
-        config.additions.clone();
     Additions {
-        qkv_bias,
-        output_bias: qkv_bias,
+        score_cap: None,
         query_key_norm: HeadNorm::Head,
-        score_scale,
-        logit_cap,
-        window,
-        window_theta,
-        norm_place: NormPosition::Both,
-        ..gemma::shared(config)
+        window_theta: config.additions.window_theta,
+        ..gemma2::held(config)
     }
 }
 
@@ -113,7 +106,7 @@ fn positions(config: &JsonObject<'_>, context: usize) -> Result<Positions> {
         }
         both => both,
     };
-    // What stands at the top is of the blocks that see everything, where their object leaves it out.
+    // What stands at the top is of the blocks that see everything, where theirs says nothing.
     let mut found = Positions {
         theta: config.number("rope_theta")?.unwrap_or(1e6),
         scaling: None,

@@ -1,5 +1,5 @@
-//! Hunyuan-Large's class (Sun et al. 2024, arXiv:2411.02265): experts in every block beside a shared
-//! one of the full width, and norms of each head of queries and keys behind rotary positions.
+//! Hunyuan-Large's class (Sun et al. 2024, arXiv:2411.02265): experts in every block beside a
+//! shared one of the full width, and norms of each head of queries and keys behind rotary positions.
 
 use std::path::Path;
 

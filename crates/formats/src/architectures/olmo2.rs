@@ -27,7 +27,8 @@ pub(super) static OLMO2: Architecture = Architecture {
     gguf: None,
 };
 
-fn held(config: &ArchConfig) -> Additions {
+/// What FlexOlmo has, too.
+pub(super) fn held(config: &ArchConfig) -> Additions {
     let Additions { qkv_bias, activation, .. } = config.additions;
     Additions {
         qkv_bias,

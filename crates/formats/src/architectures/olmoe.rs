@@ -1,6 +1,6 @@
 //! OLMoE (Muennighoff et al. 2024, arXiv:2409.02060): experts in every block, whose weights are
-//! mostly left as the softmax has them; norms over all queries and all keys of a token, and queries,
-//! keys and values that may be clipped.
+//! mostly left as the softmax has them; norms over all queries and all keys of a token, and
+//! queries, keys and values that may be clipped.
 
 use std::path::Path;
 

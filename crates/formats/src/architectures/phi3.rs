@@ -1,5 +1,6 @@
-//! Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama whose queries, keys and values are one matrix,
-//! as are gate and up, with heads that may turn in part and a sliding window in every block or none.
+//! Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama whose queries, keys and values are one
+//! matrix, as are gate and up, with heads that may turn in part and a sliding window in every block
+//! or none.
 
 use std::path::Path;
 

@@ -66,6 +66,12 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
     if is_folder_case(dir) {
         return Ok(vec![folder_case(dir, ops)]);
     }
+    ensure!(
+        !dir.join("config.json").is_file(),
+        "{} is a Hugging Face folder without a file {}, which holds what the library computed",
+        dir.display(),
+        hugging_face::REFERENCES
+    );
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .with_context(|| format!("reading the folder {}", dir.display()))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -116,6 +116,7 @@ fn a_text_has_the_form_that_is_asked_for() {
     refused(&["--regex", "a("], &["--regex", "a("]);
     refused(&["--json-schema", "{"], &["--json-schema {", "JSON Schema"]);
     refused(&["--json-schema", "no/such.json"], &["no/such.json"]);
+    refused(&["--json-schema", "form.json"], &["reading form.json"]);
     refused(&["--choice", ""], &["--choice", "choice 0 is empty"]);
     refused(&["--regex", "a", "--choice", "a"], &["--regex", "--choice"]);
     refused(&["--regex", "a", "--ignore-eos"], &["--regex", "--ignore-eos"]);
