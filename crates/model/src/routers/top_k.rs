@@ -117,6 +117,19 @@ mod tests {
         }
     }
 
+    /// Scores that tie often, and what `torch.topk` of PyTorch 2.15 takes of them on a CPU: a digit
+    /// a score, then whether it is taken.
+    #[test]
+    fn takes_those_of_equal_scores_that_pytorch_takes() {
+        for line in include_str!("top_k_ties.txt").lines() {
+            let (scores, taken) = line.split_once(' ').expect("two columns");
+            let scores: Vec<f32> = scores.bytes().map(|digit| f32::from(digit - b'0')).collect();
+            let taken: Vec<bool> = taken.bytes().map(|digit| digit == b'1').collect();
+            let k = taken.iter().filter(|taken| **taken).count();
+            assert_eq!(top_k(&scores, k), taken, "{line}");
+        }
+    }
+
     #[test]
     fn survives_nan_and_orderly_input() {
         assert_eq!(top_k(&[1.0, f32::NAN, 2.0], 1), [false, true, false]);
