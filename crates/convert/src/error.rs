@@ -1,7 +1,7 @@
 //! Why a checkpoint was not imported, exported or converted.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use checkpoint::{FileError, Misfit};
 
@@ -34,6 +34,14 @@ pub enum ConvertError {
     /// Formats of weights that cannot be had.
     #[error(transparent)]
     Formats(#[from] model::WeightFormatError),
+    /// A tokenizer of others that cannot be built.
+    #[error("{}: {source}", path.display())]
+    Tokenizer {
+        /// Where it was found.
+        path: PathBuf,
+        /// What is the matter with it.
+        source: Box<data::DataError>,
+    },
     /// A file, an option or a model that does not fit what it is asked to become.
     #[error(transparent)]
     Refused(#[from] Misfit),

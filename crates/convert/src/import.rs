@@ -17,7 +17,7 @@ use train::{Made, SpecialTokens, write_model};
 use crate::error::{name_of, refused_in};
 use crate::experts::biased_layers;
 use crate::roles::{config_of, roles};
-use crate::{ConvertError, Costs, native};
+use crate::{ConvertError, Costs, native, tokenizer};
 
 /// What an import made.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Imported {
     pub config: ModelConfig,
     /// Special ids and chat template.
     pub text: SpecialTokens,
+    /// Added tokens that were left out of the tokenizer, as the model has no row for their ids.
+    pub left_out: Vec<String>,
     /// What it holds and costs.
     pub costs: Costs,
 }
@@ -37,41 +39,127 @@ pub struct Imported {
 /// kept as f32, dequantised where they were not.
 ///
 /// # Errors
-/// A file that is damaged, lies or asks for what the model family does not compute; no tokenizer;
-/// `out` is taken.
+/// As [`Foreign::open`] and [`Foreign::write`].
 pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, ConvertError> {
-    if native::is_own(path) {
-        return native::import(path, out, disk);
+    Foreign::open(path)?.write(out, disk)
+}
+
+/// Whether what is at `path` is for [`import()`] and no checkpoint: a GGUF file, a folder in our own
+/// export form, or one with the config.json of a Hugging Face model.
+pub fn is_foreign(path: &Path) -> bool {
+    if !path.is_dir() {
+        return formats::gguf::has_magic(path).unwrap_or(false);
     }
-    let source = ModelFile::open(path)?;
-    let config = config_of(source.settings(), path)?;
-    let (tokenizer, special) = (source.tokenizer_json()?, source.special()?);
-    let text = text_of(special);
+    let has = |name: &str| path.join(name).symlink_metadata().is_ok();
+    native::is_own(path)
+        || has("config.json") && !has("manifest.json") && !has("weights.safetensors")
+}
+
+/// A model of others whose files agree with each other and with its tokenizer. Its weights are not
+/// read yet.
+pub struct Foreign {
+    path: PathBuf,
+    files: Files,
+    config: ModelConfig,
+    text: ForeignText,
+}
+
+/// Its files, by their form.
+enum Files {
+    Theirs(Box<ModelFile>),
+    Ours(Box<native::OwnFolder>),
+}
+
+/// The text side of a model of others.
+#[derive(Debug)]
+pub struct ForeignText {
+    /// The text of a tokenizer.json all of whose ids the model has.
+    pub tokenizer: Vec<u8>,
+    /// Special ids and chat template.
+    pub special: SpecialTokens,
+    /// Added tokens that were left out of the tokenizer, as the model has no row for their ids.
+    pub left_out: Vec<String>,
+}
+
+impl Foreign {
+    /// Opens what is at `path`; see [`import()`].
+    ///
+    /// # Errors
+    /// A file that is damaged, lies or asks for what the model family does not compute; no
+    /// tokenizer, or one that does not belong to the model.
+    pub fn open(path: &Path) -> Result<Self, ConvertError> {
+        let (files, config, tokenizer, special) = if native::is_own(path) {
+            let folder = native::OwnFolder::open(path)?;
+            let (tokenizer, special) = (folder.tokenizer()?, folder.text());
+            let config = folder.config().clone();
+            (Files::Ours(Box::new(folder)), config, tokenizer, special)
+        } else {
+            let source = ModelFile::open(path)?;
+            let config = config_of(source.settings(), path)?;
+            let (tokenizer, special) = (source.tokenizer_json()?, text_of(source.special()?));
+            (Files::Theirs(Box::new(source)), config, tokenizer, special)
+        };
+        let (tokenizer, left_out) = tokenizer::fitting(path, tokenizer, config.vocab_size)?;
+        let text = ForeignText { tokenizer, special, left_out };
+        Ok(Self { path: path.to_path_buf(), files, config, text })
+    }
+
+    /// The model's settings as ours.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Tokenizer, special ids and chat template.
+    pub fn text(&self) -> &ForeignText {
+        &self.text
+    }
+
+    /// Writes the checkpoint folder `out`.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or that no model has; `out` is taken, or the disk refuses.
+    pub fn write(self, out: &Path, disk: &dyn Disk) -> Result<Imported, ConvertError> {
+        let Self { path, files, config, text } = self;
+        let path = match files {
+            Files::Ours(folder) => folder.write(out, &text.tokenizer, disk)?,
+            Files::Theirs(source) => write(&source, &path, &config, &text, out, disk)?,
+        };
+        let costs = Costs::of(&config)?;
+        Ok(Imported { path, config, text: text.special, left_out: text.left_out, costs })
+    }
+}
+
+fn write(
+    source: &ModelFile,
+    path: &Path,
+    config: &ModelConfig,
+    text: &ForeignText,
+    out: &Path,
+    disk: &dyn Disk,
+) -> Result<PathBuf, ConvertError> {
     let mut weights = Vec::new();
-    for spec in specs(&config, &config.check()?) {
-        weights.push(weight(&source, path, spec)?);
+    for spec in specs(config, &config.check()?) {
+        weights.push(weight(source, path, spec)?);
     }
-    let costs = Costs::of(&config)?;
-    let form = match &source {
+    let form = match source {
         ModelFile::HuggingFace(_) => "hugging_face",
         ModelFile::Gguf(_) => "gguf",
     };
     let made = Made {
-        config: &config,
+        config,
         weights,
         rounded: None,
         recipe: None,
         rule: None,
-        state: &state_of(&source, source.settings(), &config)?,
-        tokenizer: Some(&tokenizer),
-        text: Some(&text),
+        state: &state_of(source, source.settings(), config)?,
+        tokenizer: Some(&text.tokenizer),
+        text: Some(&text.special),
         origin: json!({
             "made_by": "import", "form": form, "from": name_of(path),
             "architecture": source.architecture().name,
         }),
     };
-    let path = write_model(out, made, disk)?;
-    Ok(Imported { path, config, text, costs })
+    Ok(write_model(out, made, disk)?)
 }
 
 /// A model of others in memory, with the names that its own files give the weights.

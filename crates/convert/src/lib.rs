@@ -21,13 +21,16 @@ mod roles;
 mod share_layers;
 mod source;
 mod svd;
+mod tokenizer;
 
 pub use costs::Costs;
 pub use error::ConvertError;
 pub use export::{export_gguf, export_hugging_face};
 pub use formats::gguf::GgufWeightType;
 pub use formats::hf::HfWeightType;
-pub use import::{Imported, ImportedModel, Piece, import, imported_model};
+pub use import::{
+    Foreign, ForeignText, Imported, ImportedModel, Piece, import, imported_model, is_foreign,
+};
 pub use layers::{Start, kept, parse_layers, sources};
 pub use native::export_own;
 pub use quantize::{Quantization, RoundedKind, quantize};

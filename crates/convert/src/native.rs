@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Disk, FileError, NamedTensor, Snapshot, TensorFile, open_safetensors};
+use model::params::ParamSpec;
 use model::table::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use train::{Made, SpecialTokens, Stored, write_model};
 
+use crate::ConvertError;
 use crate::error::{must_be_free, name_of, refused_in};
 use crate::export::tokenizer_of;
-use crate::{ConvertError, Costs, Imported};
 
 /// `model_type` of a config.json in this form.
 const KIND: &str = "lathe";
@@ -86,62 +87,94 @@ fn read_json(path: &Path) -> Result<Value, ConvertError> {
         .or_else(|e| refused_in(path, "JSON", "a JSON value", e, EXPORT_AGAIN))
 }
 
-/// The way back: a checkpoint `out` from such a folder.
-pub(crate) fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, ConvertError> {
-    let file = path.join("config.json");
-    let given = read_json(&file)?;
-    if let Err(found) = train::model_config(&given["model"]) {
-        let expected = "a model that this version of lathe knows";
-        return refused_in(&file, "model", expected, found, EXPORT_AGAIN);
-    }
-    let found = match Config::deserialize(given) {
-        Ok(config) => config,
-        Err(error) => {
-            let expected = "what `lathe export` writes";
-            return refused_in(&file, "fields", expected, error, EXPORT_AGAIN);
+/// Such a folder whose files agree; its weights are not read yet.
+pub(crate) struct OwnFolder {
+    path: PathBuf,
+    found: Config,
+    weights: TensorFile,
+    table: Vec<ParamSpec>,
+}
+
+impl OwnFolder {
+    pub(crate) fn open(path: &Path) -> Result<Self, ConvertError> {
+        let file = path.join("config.json");
+        let given = read_json(&file)?;
+        if let Err(found) = train::model_config(&given["model"]) {
+            let expected = "a model that this version of lathe knows";
+            return refused_in(&file, "model", expected, found, EXPORT_AGAIN);
         }
-    };
-    let plan = match found.model.check() {
-        Ok(plan) => plan,
-        Err(error) => {
-            let field = format!("model.{}", error.field);
-            return refused_in(&file, &field, error.expected, error.found, EXPORT_AGAIN);
+        let found = match Config::deserialize(given) {
+            Ok(config) => config,
+            Err(error) => {
+                let expected = "what `lathe export` writes";
+                return refused_in(&file, "fields", expected, error, EXPORT_AGAIN);
+            }
+        };
+        let plan = match found.model.check() {
+            Ok(plan) => plan,
+            Err(error) => {
+                let field = format!("model.{}", error.field);
+                return refused_in(&file, &field, error.expected, error.found, EXPORT_AGAIN);
+            }
+        };
+        let map: Vec<usize> = plan.unrolled().map(|u| u.stored).collect();
+        if map != found.sharing_map {
+            let expected = format!("{map:?}, as {:?} lays it out", found.model.sharing);
+            let map = format!("{:?}", found.sharing_map);
+            return refused_in(&file, "sharing_map", expected, map, EXPORT_AGAIN);
         }
-    };
-    let map: Vec<usize> = plan.unrolled().map(|u| u.stored).collect();
-    if map != found.sharing_map {
-        let expected = format!("{map:?}, as {:?} lays it out", found.model.sharing);
-        let map = format!("{:?}", found.sharing_map);
-        return refused_in(&file, "sharing_map", expected, map, EXPORT_AGAIN);
+        let weights = open_safetensors(&path.join("model.safetensors"))?;
+        let table = specs(&found.model, &plan);
+        weights.expect(
+            &table.iter().map(|s| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect::<Vec<_>>(),
+        )?;
+        Ok(Self { path: path.to_path_buf(), found, weights, table })
     }
-    let weights = open_safetensors(&path.join("model.safetensors"))?;
-    let table = specs(&found.model, &plan);
-    weights.expect(
-        &table.iter().map(|s| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect::<Vec<_>>(),
-    )?;
-    let tokenizer = read(&path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?;
-    let tensors: Result<Vec<_>, ConvertError> =
-        table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
-    let rule = found.routing.map(Rule::Causal);
-    let made = Made {
-        config: &found.model,
-        weights: tensors?,
-        rounded: None,
-        recipe: None,
-        rule: rule.as_ref(),
-        state: &found.router_state,
-        tokenizer: Some(&tokenizer),
-        text: Some(&found.text),
-        origin: json!({ "made_by": "import", "form": "lathe", "from": name_of(path) }),
-    };
-    let path = write_model(out, made, disk)?;
-    // What the loader refuses (thresholds, ids) is refused now, not at the first use, and does not
-    // stand in the way of a second try.
-    if let Err(error) = train::load_model(&path) {
-        std::fs::remove_dir_all(&path).map_err(|e| FileError::new(&path, "remove", e))?;
-        return Err(error.into());
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.found.model
     }
-    Ok(Imported { path, costs: Costs::of(&found.model)?, config: found.model, text: found.text })
+
+    pub(crate) fn text(&self) -> SpecialTokens {
+        self.found.text.clone()
+    }
+
+    /// The bytes of its tokenizer.json.
+    pub(crate) fn tokenizer(&self) -> Result<Vec<u8>, ConvertError> {
+        read(&self.path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)
+    }
+
+    /// The way back: a checkpoint `out`.
+    pub(crate) fn write(
+        self,
+        out: &Path,
+        tokenizer: &[u8],
+        disk: &dyn Disk,
+    ) -> Result<PathBuf, ConvertError> {
+        let Self { path, found, weights, table } = self;
+        let tensors: Result<Vec<_>, ConvertError> =
+            table.iter().map(|spec| tensor(&weights, &spec.name, spec.shape)).collect();
+        let rule = found.routing.map(Rule::Causal);
+        let made = Made {
+            config: &found.model,
+            weights: tensors?,
+            rounded: None,
+            recipe: None,
+            rule: rule.as_ref(),
+            state: &found.router_state,
+            tokenizer: Some(tokenizer),
+            text: Some(&found.text),
+            origin: json!({ "made_by": "import", "form": "lathe", "from": name_of(&path) }),
+        };
+        let path = write_model(out, made, disk)?;
+        // What the loader refuses (thresholds, ids) is refused now, not at the first use, and does
+        // not stand in the way of a second try.
+        if let Err(error) = train::load_model(&path) {
+            std::fs::remove_dir_all(&path).map_err(|e| FileError::new(&path, "remove", e))?;
+            return Err(error.into());
+        }
+        Ok(path)
+    }
 }
 
 fn tensor(

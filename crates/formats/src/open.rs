@@ -1,10 +1,9 @@
 //! Either form of file behind one interface.
 
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::io_at;
-use crate::gguf::{Gguf, GgufModel};
+use crate::gguf::{Gguf, GgufModel, has_magic};
 use crate::hf::Folder;
 use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource};
 
@@ -89,11 +88,4 @@ impl TensorSource for ModelFile {
             Self::Gguf(model) => model.tensor(role),
         }
     }
-}
-
-fn has_magic(path: &Path) -> Result<bool> {
-    let mut magic = Vec::new();
-    let file = files::open(path).map_err(io_at(path, "open"))?;
-    file.take(4).read_to_end(&mut magic).map_err(io_at(path, "read"))?;
-    Ok(magic == b"GGUF")
 }

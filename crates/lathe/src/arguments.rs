@@ -34,6 +34,10 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, value_name = "N", env = "LATHE_THREADS")]
     #[arg(value_parser = numbers::upto::<usize>(numbers::THREADS))]
     pub(crate) threads: Option<usize>,
+    /// Where Hugging Face folders and GGUF files are imported to that stand in the place of a
+    /// checkpoint [default: lathe in XDG_CACHE_HOME, or in ~/.cache]
+    #[arg(long, global = true, value_name = "DIR", env = "LATHE_CACHE")]
+    pub(crate) cache_dir: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -227,7 +231,7 @@ pub(crate) struct Train {
 
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
     #[arg(long, required_unless_present = "tasks")]
@@ -268,7 +272,7 @@ pub(crate) struct Eval {
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Text to continue [default: standard input]
     #[arg(short, long)]
@@ -352,7 +356,7 @@ pub(crate) struct Drawing {
 
 #[derive(Debug, Args)]
 pub(crate) struct Chat {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Message of the system, which stands before the conversation
     #[arg(long, value_name = "TEXT")]
@@ -378,8 +382,7 @@ pub(crate) struct Chat {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Hugging Face folder of a Llama model, GGUF file of the llama architecture, or folder that
-    /// export wrote
+    /// Hugging Face folder or GGUF file of a known architecture, or folder that export wrote
     pub(crate) source: PathBuf,
     /// Checkpoint folder to make
     #[arg(short, long)]
@@ -391,7 +394,7 @@ pub(crate) struct Import {
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Folder or file to make
     #[arg(short, long)]
@@ -406,7 +409,8 @@ pub(crate) struct Export {
 
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
-    /// Checkpoint of a dense or recursive model, or folder of a training run
+    /// Checkpoint of a dense or recursive model, folder of a training run, Hugging Face folder, or
+    /// GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Checkpoint folder to make
     #[arg(short, long)]
@@ -448,7 +452,7 @@ pub(crate) struct Convert {
 
 #[derive(Debug, Args)]
 pub(crate) struct Quantize {
-    /// Checkpoint in f32, or folder of a training run
+    /// Checkpoint in f32, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Checkpoint folder to make
     #[arg(short, long)]
@@ -474,7 +478,7 @@ pub(crate) struct Presets {
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Text file to look at, token by token
     #[arg(long)]

@@ -8,12 +8,14 @@ use report::{human_bytes, human_count};
 use serde_json::json;
 
 use crate::arguments::{Export, Import};
-use crate::{open, output};
+use crate::{foreign, open, output};
 
 /// `lathe import`: a Hugging Face folder or a GGUF file into a checkpoint.
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     let disk = open::disk()?;
-    let made = convert::import(&options.source, &options.out, disk.as_ref())
+    let foreign = foreign::opened(&options.source)?;
+    let made = foreign
+        .write(&options.out, disk.as_ref())
         .with_context(|| format!("importing {}", options.source.display()))?;
     if options.json {
         let value = json!({

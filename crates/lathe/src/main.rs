@@ -4,12 +4,14 @@
 
 mod arguments;
 mod bench;
+mod cache;
 mod chat;
 mod convert;
 mod data_build;
 mod evaluate;
 mod evaluate_tasks;
 mod examples;
+mod foreign;
 mod generate;
 mod import;
 mod inspect;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     };
     output::logging(arguments.verbose);
     threads::set(arguments.threads);
+    cache::set(arguments.cache_dir);
     if matches!(arguments.command, Command::RenderTemplates) {
         // Without the pool, whose threads would take the memory that this process may have.
         return code(render_templates::run());

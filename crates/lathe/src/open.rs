@@ -9,7 +9,7 @@ use model::{Causality, Model, Rule, WeightFormats};
 use server::ModelText;
 use train::{SpecialTokens, Stored, TrainError};
 
-use crate::{output, serve};
+use crate::{cache, foreign, output, serve};
 
 /// The most bytes of a text that an option names, such as a prompt or a template.
 pub(crate) const LONGEST_TEXT: u64 = 64 << 20;
@@ -27,8 +27,10 @@ pub(crate) fn disk() -> Result<Box<dyn Disk>> {
     })
 }
 
-/// A checkpoint in f32, from which something is made.
+/// A checkpoint in f32, from which something is made. Folders and files of other programs are
+/// checkpoints, too: here and below.
 pub(crate) fn source(path: &Path) -> Result<Stored> {
+    let path = &cache::checkpoint_of(path)?;
     told(path, train::load_model(path))
 }
 
@@ -41,6 +43,7 @@ fn told(path: &Path, stored: Result<Stored, TrainError>) -> Result<Stored> {
 
 /// A checkpoint for use and its tokenizer.
 pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
+    let path = &cache::checkpoint_of(path)?;
     let stored = told(path, train::load_for_use(path))?;
     let json = stored.tokenizer.as_deref().with_context(|| {
         format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
@@ -62,6 +65,10 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
 /// A tokenizer with what is known about text beside it, from a checkpoint or, with nothing, from a
 /// tokenizer.json.
 pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
+    if convert::is_foreign(path) {
+        let foreign = foreign::opened(path)?;
+        return Ok((foreign::tokenizer(foreign.text())?, foreign.text().special.clone()));
+    }
     if !path.is_dir() {
         return Ok((Tokenizer::load(path)?, SpecialTokens::default()));
     }

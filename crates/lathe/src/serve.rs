@@ -49,7 +49,7 @@ impl Ready {
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
     open::prepare(&stored.model, stored.rounded.as_ref(), options.formats.weights.as_ref())?;
-    let name = options.name.clone().unwrap_or_else(|| folder_name(&options.checkpoint));
+    let name = options.name.clone().unwrap_or_else(|| name_of(&options.checkpoint));
     let mut info = info(&stored.model, name);
     info.aliases = options.alias.clone();
     info.created = created(&options.checkpoint);
@@ -176,9 +176,11 @@ pub(crate) fn limits(
     })
 }
 
-fn folder_name(path: &Path) -> String {
+/// The name of a folder, or of a GGUF file.
+fn name_of(path: &Path) -> String {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    path.file_name().map_or_else(|| "lathe".into(), |name| name.to_string_lossy().into_owned())
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "lathe".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Which family of models a config belongs to.

@@ -89,7 +89,7 @@ pub(crate) struct EngineLimits {
 /// Options of `lathe serve`.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Checkpoint, or folder of a training run
+    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
     /// Address to listen on; set an API key with anything but a loopback address
     #[arg(long, default_value = "127.0.0.1")]

@@ -1,7 +1,7 @@
 //! A GGUF file whose header was checked in full.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use files::FixedFile;
 
 use super::cursor::Cursor;
 use super::metadata::Metadata;
-use super::parse::{self, Header, Setting};
+use super::parse::{self, Header, MAGIC, Setting};
 use super::quants::dequantise;
 use super::types::GgmlType;
 use crate::error::{check_finite, io_at, quote};
@@ -26,6 +26,17 @@ pub struct GgufTensor {
     pub shape: Vec<usize>,
     /// Its bytes, counted from the start of the file.
     pub bytes: Range<usize>,
+}
+
+/// Whether the file at `path` begins as GGUF files do.
+///
+/// # Errors
+/// It cannot be opened or read.
+pub fn has_magic(path: &Path) -> Result<bool> {
+    let mut magic = Vec::new();
+    let file = files::open(path).map_err(io_at(path, "open"))?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io_at(path, "read"))?;
+    Ok(magic == MAGIC)
 }
 
 /// Bytes of a file's beginning that are read at first; more where the header goes on.

@@ -22,7 +22,7 @@ mod vocab;
 pub(crate) mod write;
 
 pub use export::{GgufOptions, GgufWeightType, export};
-pub use file::{Gguf, GgufTensor};
+pub use file::{Gguf, GgufTensor, has_magic};
 
 pub use metadata::Metadata;
 pub use model::GgufModel;

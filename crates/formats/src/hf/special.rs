@@ -69,7 +69,9 @@ pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Resu
     let files = Companions { generation, config, names, tokens: &tokens };
     let bos = files.ids("bos")?.first().copied();
     let eos = files.ids("eos")?;
-    let pad = files.ids("pad")?.first().copied();
+    // Nothing here pads: an id that is none is no reason against the model.
+    let pad = files.ids("pad").unwrap_or_default().first().copied();
+    let pad = pad.filter(|&id| (id as usize) < vocab);
     let names = files.names;
     let prepended = bos
         .and_then(|id| tokens.added_tokens.iter().find(|token| token.id == id))
@@ -150,14 +152,10 @@ fn chat_template(folder: &Path, names: Option<&JsonObject<'_>>) -> Result<Option
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Array(templates)) => {
+            // Others of the list are for who names them, such as a program that calls tools.
             let default = templates.iter().find(|template| template["name"] == "default");
-            match default.and_then(|default| default["template"].as_str()) {
-                Some(text) => Ok(Some(text.to_owned())),
-                None => {
-                    let expected = "a template, or a list with one named \"default\"";
-                    Err(names.wrong("chat_template", expected))
-                }
-            }
+            let text = default.and_then(|default| default["template"].as_str());
+            Ok(text.map(str::to_owned))
         }
         Some(other) => Err(FormatError::damaged(
             names.path(),

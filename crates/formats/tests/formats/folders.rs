@@ -235,6 +235,9 @@ fn special_tokens_come_from_where_they_are() {
         &[("chat_template", json!([{"name": "default", "template": "A"}]))],
     );
     assert_eq!(found().chat_template.as_deref(), Some("A"));
+    let others = json!([{"name": "tool_use", "template": "A"}]);
+    edit(&file("tokenizer_config.json"), &[("chat_template", others)]);
+    assert_eq!(found().chat_template, None, "nobody names the others");
     std::fs::write(file("chat_template.jinja"), "B").unwrap();
     assert_eq!(found().chat_template.as_deref(), Some("B"));
     edit(&file("tokenizer_config.json"), &[("add_bos_token", Value::Null)]);
@@ -245,6 +248,15 @@ fn special_tokens_come_from_where_they_are() {
     ]});
     edit(&file("tokenizer.json"), &[("post_processor", processor)]);
     assert!(found().add_bos, "the template begins with the token of the begin-of-text id");
+    // Nothing pads, so that any of these is no reason against the model.
+    for pad in [json!({"content": "<none>"}), json!("<none>"), json!(7), json!({})] {
+        edit(&file("tokenizer_config.json"), &[("pad_token", pad)]);
+        assert_eq!(found().pad, None);
+    }
+    for pad in [json!(9999), json!(1_u64 << 40), json!("x")] {
+        edit(&file("generation_config.json"), &[("pad_token_id", pad)]);
+        assert_eq!(found().pad, None);
+    }
     for name in ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"] {
         std::fs::remove_file(file(name)).unwrap();
     }

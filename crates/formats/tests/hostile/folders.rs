@@ -458,12 +458,6 @@ fn companions_that_lie_are_refused() {
         ("an end that is no token", unnamed(), t, "eos_token"),
         ("a template that is a number", set(t, "chat_template", json!(1)), t, "chat_template"),
         (
-            "templates without a default",
-            set(t, "chat_template", json!([{"name": "x", "template": "y"}])),
-            t,
-            "chat_template",
-        ),
-        (
             "a template that is no UTF-8",
             file("chat_template.jinja", vec![0xff]),
             "chat_template.jinja",

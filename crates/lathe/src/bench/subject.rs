@@ -30,7 +30,7 @@ pub(crate) fn subject(
     wanted: Option<&WeightFormats>,
 ) -> Result<Subject> {
     let path = Path::new(name);
-    if path.is_dir() {
+    if path.is_dir() || convert::is_foreign(path) {
         let (stored, tokenizer) = open::checkpoint(path)?;
         let rule = open::causal(&stored)?;
         let weights = open::prepare(&stored.model, stored.rounded.as_ref(), wanted)?;

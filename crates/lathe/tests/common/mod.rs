@@ -248,6 +248,7 @@ impl Place {
         for variable in ["LATHE_FAULT", "LATHE_THREADS", "RUST_LOG", "RUST_BACKTRACE"] {
             command.env_remove(variable);
         }
+        command.env("LATHE_CACHE", self.path("cache"));
         command
     }
 
@@ -289,6 +290,7 @@ impl Place {
         command
             .current_dir(self.0.path())
             .env("RAYON_NUM_THREADS", "2")
+            .env("LATHE_CACHE", self.path("cache"))
             .env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a shell");

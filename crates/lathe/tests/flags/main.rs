@@ -68,8 +68,8 @@ fn listed() -> BTreeSet<(String, String)> {
                     verbs.push(format!("{verb} {name}").trim().to_owned());
                 }
             } else if let Some(flag) = flag_of(line) {
-                let common =
-                    ["--verbose", "--threads", "--help", "--version"].contains(&flag.as_str());
+                let common = ["--verbose", "--threads", "--cache-dir", "--help", "--version"];
+                let common = common.contains(&flag.as_str());
                 let verb = if common { "" } else { verb.as_str() };
                 all.insert((verb.to_owned(), flag));
             }

@@ -28,6 +28,7 @@ pub(crate) const TABLE: &[Line] = &[
     ("", "--version", Test(CLI, "the_version_is_that_of_the_workspace")),
     ("", "--verbose", Test(VERBS, "more_is_logged_where_it_is_asked_for")),
     ("", "--threads", Test(VERBS, "as_many_threads_compute_as_were_asked_for")),
+    ("", "--cache-dir", Test("tests/foreign.rs", "the_cache_is_where_it_is_said_to_be")),
     ("quickstart", "--out", Test(VERBS, "a_quickstart_is_what_its_flags_say")),
     ("quickstart", "--minutes", Test("src/quickstart.rs", "more_minutes_are_more_steps")),
     ("quickstart", "--steps", Test(VERBS, "a_quickstart_is_what_its_flags_say")),

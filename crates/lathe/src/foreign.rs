@@ -1,0 +1,58 @@
+//! Folders and files of other programs, opened to be imported: what of their text side is left out
+//! or cannot be used is said aloud, before anything is written.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use convert::{Foreign, ForeignText};
+use data::Tokenizer;
+use server::{Conversations, ModelText};
+
+use crate::{output, render_templates};
+
+/// What is at `path`, ready to be imported.
+pub(crate) fn opened(path: &Path) -> Result<Foreign> {
+    let foreign = Foreign::open(path).with_context(|| format!("importing {}", path.display()))?;
+    let text = foreign.text();
+    if !text.left_out.is_empty() {
+        output::note(format!(
+            "{}: the model has no rows for the added tokens {}, which are text for it",
+            path.display(),
+            text.left_out.join(" ")
+        ));
+    }
+    if let Some(why) = broken_template(text)? {
+        output::note(format!(
+            "{}: its chat template cannot be used: {why}; `chat` and `serve` need another one, by \
+             --chat-template",
+            path.display()
+        ));
+    }
+    Ok(foreign)
+}
+
+/// The tokenizer of a model of others.
+pub(crate) fn tokenizer(text: &ForeignText) -> Result<Tokenizer> {
+    let json = std::str::from_utf8(&text.tokenizer).context("tokenizer.json")?;
+    Ok(Tokenizer::from_json(json)?)
+}
+
+/// Why no conversation can be held by the model's chat template, if it has one.
+fn broken_template(text: &ForeignText) -> Result<Option<String>> {
+    let special = text.special.clone();
+    let Some(template) = special.chat_template.as_deref() else { return Ok(None) };
+    if let Err(why) = server::check_chat_template(template) {
+        return Ok(Some(why));
+    }
+    let text = ModelText {
+        tokenizer: tokenizer(text)?,
+        bos: special.bos,
+        eos: special.eos,
+        pad: special.pad,
+        add_bos: special.add_bos,
+        chat_template: special.chat_template,
+    };
+    let conversations = Conversations::to_answer(text, &render_templates::program());
+    let hello = [("user".to_owned(), "Hello".to_owned())];
+    Ok(conversations.and_then(|all| all.prompt(&hello)).err())
+}
