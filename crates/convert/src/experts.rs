@@ -2,7 +2,7 @@
 //! have them, and what of their weights stands where.
 
 use formats::{ArchConfig, ClampedProduct, ExpertScores, Experts, LayerRole};
-use model::expert_routers::{Balance, sparse_mixer, top_k};
+use model::expert_routers::{Balance, RoomPriority, sparse_mixer, top_k};
 use model::mlp::experts::{
     self, EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, SHARED_DOWN,
     SHARED_GATE_UP,
@@ -145,6 +145,7 @@ fn without_training(mut mlp: experts::Config, config: &ModelConfig) -> experts::
             router.balance = Balance::None;
         }
         (router.balance_weight, router.z_weight) = (0.0, 0.0);
+        (router.capacity, router.priority) = (0.0, RoomPriority::Position);
         if router.groups == router.top_groups {
             // Where every group is open, what a group counts does not matter.
             (router.groups, router.top_groups) = (1, 1);

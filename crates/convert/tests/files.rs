@@ -12,7 +12,9 @@ use convert::{
     ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
     export_hugging_face, export_own, import,
 };
-use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing};
+use model::expert_routers::top_k;
+use model::mlp::experts;
+use model::{ExpertRouterConfig, KvMode, MlpConfig, ModelConfig, RouterConfig, Rule, Sharing};
 use serde_json::{Value, json};
 use testkit::{mlps, same_bits};
 use train::{Stored, load_model};
@@ -193,6 +195,24 @@ fn experts_of_other_kinds_stay_in_our_own_form() {
             }
         }
     }
+}
+
+/// Which rows experts drop in training is no part of what a model computes elsewhere.
+#[test]
+fn room_of_experts_stays_at_home() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |capacity: f64| {
+        let router = top_k::Config { capacity, ..top_k::Config::default() };
+        let router = ExpertRouterConfig::TopK(router);
+        let mlp = MlpConfig::Experts(experts::Config { router, ..experts::Config::default() });
+        let config = ModelConfig { mlp, vocab_size: 131, ..tiny(Sharing::None, 2, 1) };
+        let mut made = stored(&folder.path().join(format!("{capacity}")), &config, 3);
+        made.tokenizer = fs::read(fixture("mixtral").join("tokenizer.json")).ok();
+        let out = folder.path().join(format!("out{capacity}"));
+        export_hugging_face(&made, &out, HfWeightType::F32, &RealDisk).expect("Mixtral");
+        ["config.json", "model.safetensors"].map(|name| fs::read(out.join(name)).expect("reads"))
+    };
+    assert_eq!(file(0.0), file(1.25));
 }
 
 #[test]

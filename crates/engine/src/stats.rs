@@ -42,8 +42,11 @@ pub struct RoutingStats {
     pub depths: Vec<u64>,
     /// Sum of the scores of each depth, for token-choice.
     pub score_sums: Vec<f64>,
-    /// Rows by target, for routers with several targets a row.
+    /// Rows by the targets that they chose, for routers with several targets a row; also those that
+    /// a target had no room for.
     pub loads: BTreeMap<RouterSite, Vec<u64>>,
+    /// Choices that a target had no room for, by position (up to the last dropped one).
+    pub dropped_at: Vec<u64>,
     /// Losses beside the cross-entropy, each as its sum over passes.
     pub losses: Vec<LossSum>,
     /// Whether logits are kept.
@@ -107,6 +110,26 @@ impl RoutingStats {
     pub fn dead_experts(&self) -> Option<u64> {
         let dead = self.loads.values().flatten().filter(|load| **load == 0).count() as u64;
         (!self.loads.is_empty()).then_some(dead)
+    }
+
+    /// Share of the choices for which an expert had no room. `None` without experts.
+    pub fn dropped(&self) -> Option<f64> {
+        let chosen: u64 = self.loads.values().flatten().sum();
+        let dropped: u64 = self.dropped_at.iter().sum();
+        (chosen > 0).then(|| dropped as f64 / chosen as f64)
+    }
+
+    /// How many these were in each of `parts` equal stretches of `sequence_length` positions; empty
+    /// without experts.
+    pub fn dropped_in(&self, parts: usize) -> Vec<u64> {
+        let mut counts = vec![0; if self.loads.is_empty() { 0 } else { parts }];
+        let length = self.sequence_length.max(self.dropped_at.len()).max(1);
+        for (position, dropped) in self.dropped_at.iter().enumerate() {
+            if let Some(count) = counts.get_mut(position * parts / length) {
+                *count += dropped;
+            }
+        }
+        counts
     }
 
     /// Entropy in nats of the mean score distribution over depths of token-choice.
@@ -234,8 +257,14 @@ impl Probe for RoutingStats {
             }
             Choice::Target(targets) => self.targets(event.scores, targets),
             Choice::Plan(plan) => {
-                let loads: Vec<u64> =
+                let mut loads: Vec<u64> =
                     (0..plan.targets()).map(|target| plan.of(target).len() as u64).collect();
+                for dropped in &plan.dropped {
+                    let position = dropped.position as usize;
+                    loads[dropped.target as usize] += 1;
+                    self.dropped_at.resize(self.dropped_at.len().max(position + 1), 0);
+                    self.dropped_at[position] += 1;
+                }
                 self.load(event.site, &loads);
             }
         }

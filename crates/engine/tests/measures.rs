@@ -12,6 +12,7 @@ use engine::{
 };
 use model::params::RouterSite;
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
+use model::routers::{Dropped, RoutingPlan};
 use model::{
     CausalThresholds, Choice, KvMode, NoProbe, Probe, RouterConfig, RouterState, RoutingEvent, Rule,
 };
@@ -236,6 +237,36 @@ fn stats_of_experts_by_hand() {
     stats.loads.insert(RouterSite::Layer(2), vec![0, 9, 0, 3]);
     assert_eq!(stats.expert_violation(), Some(2.0));
     assert_eq!(stats.dead_experts(), Some(3));
+}
+
+/// What had no room counts among the choices, and by its position.
+#[test]
+fn stats_of_dropped_choices_by_hand() {
+    let mut stats = RoutingStats { sequence_length: 6, ..RoutingStats::default() };
+    assert_eq!((stats.dropped(), stats.dropped_in(3)), (None, vec![]));
+    let dropped = [(0, 1, 1), (1, 2, 4), (1, 3, 5)].map(|(target, row, position)| Dropped {
+        target,
+        row,
+        position,
+    });
+    let plan = RoutingPlan {
+        offsets: vec![0, 2, 3],
+        rows: vec![0, 2, 1].into(),
+        dropped: dropped.to_vec(),
+        ..RoutingPlan::all(0, None)
+    };
+    stats.routed(&RoutingEvent {
+        site: RouterSite::Layer(1),
+        recursion: 0,
+        candidates: &[0, 1, 2, 3],
+        logits: &[],
+        scores: &[],
+        choice: Choice::Plan(&plan),
+    });
+    assert_eq!(stats.loads[&RouterSite::Layer(1)], [3, 3]);
+    assert_eq!(stats.dropped_at, [0, 1, 0, 0, 1, 1]);
+    assert_eq!((stats.dropped(), stats.dropped_in(3)), (Some(0.5), vec![1, 0, 2]));
+    assert_eq!(stats.dropped_in(8), [0, 1, 0, 0, 0, 1, 1, 0]);
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub enum Purpose {
     Sample = 3,
     /// The order of windows in an epoch, lengths and arrival times of benches.
     Shuffle = 4,
+    /// Who finds room at an expert; place = sequence and position, parts = layer, recursion and
+    /// expert.
+    Room = 5,
 }
 
 /// The stream of numbers at one address.

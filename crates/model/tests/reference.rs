@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use common::{between_rows, fresh, name, variants};
 use model::cost::{Convention, forward_flops};
+use model::expert_routers::RoomPriority;
 use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
 use model::mlp::experts::Config as Experts;
 use model::params::RouterSite;
@@ -143,13 +144,25 @@ fn further() -> Vec<ModelConfig> {
         let (share_norms, tie_embeddings) = (i % 4 < 2, i % 3 == 0);
         all.push(ModelConfig { share_norms, tie_embeddings, norm_eps: 1e-2, ..base });
     }
+    let with_experts = |router| {
+        let router = ExpertRouterConfig::TopK(router);
+        let mlp = Experts { count: 4, width: 12, router, ..Experts::default() };
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+        ModelConfig { mlp: MlpConfig::Experts(mlp), ..base }
+    };
+    for (top_k, capacity, priority) in [
+        (1, 0.6, RoomPriority::Position),
+        (2, 0.8, RoomPriority::Position),
+        (3, 0.7, RoomPriority::Score),
+    ] {
+        let normalize = top_k > 1;
+        let of = TopK { top_k, normalize, capacity, priority, ..TopK::default() };
+        all.push(with_experts(of));
+    }
     for function in [ExpertFunction::Softmax, ExpertFunction::Sigmoid] {
         for (top_k, normalize, z_weight) in [(1, true, 0.3), (3, false, 0.0), (4, true, 0.0)] {
             let of = TopK { top_k, normalize, function, z_weight, scale: 0.7, ..TopK::default() };
-            let router = ExpertRouterConfig::TopK(of);
-            let mlp = Experts { count: 4, width: 12, router, ..Experts::default() };
-            let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
-            all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+            all.push(with_experts(of));
         }
     }
     all
@@ -220,7 +233,9 @@ fn costs_are_the_products_of_the_formulas() {
         // The second network of a recursion runs in training alone, and is no part of a model's
         // cost; which keys rows see under sharing depends on where they stand.
         let sees_others = config.kv != KvMode::RecursionWise && config.router.kind() != "fixed";
-        if json["router"]["sampling"] == "aux_router" || sees_others {
+        // Nor is what training drops: generation drops nothing.
+        let drops = json["mlp"]["router"]["capacity"].as_f64().unwrap_or(0.0) > 0.0;
+        if json["router"]["sampling"] == "aux_router" || sees_others || drops {
             continue;
         }
         let (_, _, expected) = both(&config, &Rule::NonCausal, &tokens);
@@ -359,13 +374,17 @@ fn expert_bias_of(config: &serde_json::Value) -> Vec<f64> {
     if is_biased { (0..count).map(bias).collect() } else { Vec::new() }
 }
 
-/// Without the routers over experts that decide by a hash, which is no formula.
+/// Without the routers over experts that decide by a hash or by dice, which are no formulas.
 fn by_formulas(all: Vec<ModelConfig>) -> Vec<ModelConfig> {
-    let is_hash = |mlp: &MlpConfig| match mlp {
-        MlpConfig::Experts(mlp) => matches!(mlp.router, ExpertRouterConfig::Hash(_)),
+    let throws_dice = |mlp: &MlpConfig| match mlp {
+        MlpConfig::Experts(mlp) => match &mlp.router {
+            ExpertRouterConfig::TopK(router) => router.priority == RoomPriority::Random,
+            ExpertRouterConfig::SparseMixer(_) => false,
+            ExpertRouterConfig::Hash(_) => true,
+        },
         MlpConfig::Dense(_) => false,
     };
-    all.into_iter().filter(|config| !is_hash(&config.mlp)).collect()
+    all.into_iter().filter(|config| !throws_dice(&config.mlp)).collect()
 }
 
 fn bias_of(config: &serde_json::Value) -> Vec<f64> {

@@ -245,6 +245,10 @@ fn experts_that_no_recipe_should_ask_for() {
         (json!({ "group_score": "best" }), "mlp.router.group_score"),
         (json!({ "balance": "none", "balance_weight": 0.5 }), "mlp.router.balance_weight"),
         (json!({ "top_k": 1 }), "mlp.router.top_k"),
+        (json!({ "capacity": 4.0 }), "mlp.router.capacity"),
+        (json!({ "capacity": 3.99 }), "nothing"),
+        (json!({ "priority": "score" }), "mlp.router.priority"),
+        (json!({ "priority": "score", "capacity": 1.0 }), "nothing"),
         (json!({ "top_k": 1, "normalize": false }), "nothing"),
         (json!({ "balance": "none" }), "nothing"),
     ] {
@@ -287,6 +291,7 @@ fn experts_that_cannot_be() {
         (top_k(json!({ "groups": 4, "top_groups": 0 })), "mlp.router.top_groups"),
         (top_k(json!({ "groups": 4, "top_groups": 5 })), "mlp.router.top_groups"),
         (top_k(json!({ "groups": 4, "top_groups": 1, "top_k": 3 })), "mlp.router.top_groups"),
+        (top_k(json!({ "capacity": -0.5 })), "mlp.router.capacity"),
         (top_k(json!({ "scale": 0.0 })), "mlp.router.scale"),
         (top_k(json!({ "balance_weight": -0.1 })), "mlp.router.balance_weight"),
         (top_k(json!({ "z_weight": -1.0 })), "mlp.router.z_weight"),

@@ -13,6 +13,14 @@ pub(crate) struct Chosen {
     z: f64,
 }
 
+/// The experts of a row, ascending, with their weights, and whether each has room for it.
+struct Choice {
+    taken: Vec<usize>,
+    weights: Vec<f64>,
+    served: Vec<bool>,
+    scores: Vec<f64>,
+}
+
 /// What the rows of one sequence chose at all uses of all layers.
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -107,33 +115,41 @@ impl Layers<'_> {
                 || listed
                 || !(stored + 1 - first).is_multiple_of(settings.count("every"))
         };
-        let mut chosen = Chosen::default();
-        for (h, row) in h.iter().zip(rows) {
-            let y = if dense {
+        if dense {
+            for (h, row) in h.iter().zip(rows) {
                 let both = self.linear(stored, "gate_up", recursion, h);
                 let both = self.biased(stored, "gate_up", both);
                 let activation = settings.word("activation", "silu");
                 let y = self.linear(stored, "down", recursion, &gated(&both, activation));
-                self.biased(stored, "down", y)
-            } else {
-                self.experts(stored, recursion, &settings, h, &mut chosen)
-            };
+                let y = self.biased(stored, "down", y);
+                self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
+            }
+            return;
+        }
+        let mut chosen = Chosen::default();
+        let mut choices = Vec::new();
+        for h in h {
+            choices.push(self.choice(stored, recursion, &settings, h, &mut chosen));
+        }
+        self.drop_choices(&settings.table("router"), settings.count("count"), &mut choices);
+        for ((h, row), choice) in h.iter().zip(rows).zip(&choices) {
+            let y = self.experts(stored, recursion, &settings, h, choice);
             self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
         }
-        if !dense && chosen.rows > 0.0 {
+        if chosen.rows > 0.0 {
             self.expert_losses(&settings, &chosen);
         }
     }
 
+    /// Shared expert and chosen experts of a row.
     fn experts(
         &mut self,
         stored: usize,
         recursion: usize,
         settings: &Settings,
         h: &[f64],
-        chosen: &mut Chosen,
+        choice: &Choice,
     ) -> Vec<f64> {
-        let (count, router) = (settings.count("count"), settings.table("router"));
         let mut y = vec![0.0; h.len()];
         if settings.count("shared") > 0 {
             let both = self.linear(stored, "shared_gate_up", recursion, h);
@@ -143,6 +159,47 @@ impl Layers<'_> {
                 y.iter_mut().for_each(|y| *y *= sigmoid(gate));
             }
         }
+        for (place, (&e, weight)) in choice.taken.iter().zip(&choice.weights).enumerate() {
+            if choice.served[place] {
+                let mut out = self.expert(stored, settings, e, h);
+                out.iter_mut().for_each(|x| *x *= weight);
+                add(&mut y, &out);
+            }
+        }
+        y
+    }
+
+    /// What expert `e` makes of a row.
+    fn expert(&mut self, stored: usize, settings: &Settings, e: usize, h: &[f64]) -> Vec<f64> {
+        let f = match settings.count("width") {
+            0 => self.config.count("ffn"),
+            width => width,
+        };
+        let biases = settings.flag("biases");
+        let rows = e * 2 * f..(e + 1) * 2 * f;
+        let mut both = self.times_rows(&format!("layers.{stored}.experts_gate_up"), rows, h);
+        if biases {
+            add(&mut both, self.weight(&format!("layers.{stored}.experts_gate_up_bias")).row(e));
+        }
+        let inner = self.inner(settings, &both);
+        let rows = e * h.len()..(e + 1) * h.len();
+        let mut out = self.times_rows(&format!("layers.{stored}.experts_down"), rows, &inner);
+        if biases {
+            add(&mut out, self.weight(&format!("layers.{stored}.experts_down_bias")).row(e));
+        }
+        out
+    }
+
+    /// The experts that a row chooses, all of them served.
+    fn choice(
+        &mut self,
+        stored: usize,
+        recursion: usize,
+        settings: &Settings,
+        h: &[f64],
+        chosen: &mut Chosen,
+    ) -> Choice {
+        let (count, router) = (settings.count("count"), settings.table("router"));
         let own =
             if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
         let mut z = self.times(&format!("layers.{stored}.router.{own}score"), h);
@@ -163,30 +220,6 @@ impl Layers<'_> {
             false => self.weighed(&router, &scores),
         };
         self.pooled(&router, if mixes { 2 } else { router.count("top_k") }, &z);
-        let f = match settings.count("width") {
-            0 => self.config.count("ffn"),
-            width => width,
-        };
-        let biases = settings.flag("biases");
-        for (&e, weight) in taken.iter().zip(weights) {
-            let rows = e * 2 * f..(e + 1) * 2 * f;
-            let mut both = self.times_rows(&format!("layers.{stored}.experts_gate_up"), rows, h);
-            if biases {
-                add(
-                    &mut both,
-                    self.weight(&format!("layers.{stored}.experts_gate_up_bias")).row(e),
-                );
-            }
-            let inner = self.inner(settings, &both);
-            let rows = e * h.len()..(e + 1) * h.len();
-            let down = format!("layers.{stored}.experts_down");
-            let mut out = self.times_rows(&down, rows, &inner);
-            if biases {
-                add(&mut out, self.weight(&format!("layers.{stored}.experts_down_bias")).row(e));
-            }
-            out.iter_mut().for_each(|x| *x *= weight);
-            add(&mut y, &out);
-        }
         chosen.loads.resize(count, 0.0);
         chosen.shares.resize(count, 0.0);
         taken.iter().for_each(|&e| chosen.loads[e] += 1.0);
@@ -196,7 +229,52 @@ impl Layers<'_> {
         let sum: f64 = z.iter().map(|z| (z - most).exp()).sum();
         chosen.z += (most + sum.ln()).powi(2);
         chosen.rows += 1.0;
-        y
+        let served = vec![true; taken.len()];
+        Choice { taken, weights, served, scores }
+    }
+
+    /// In training an expert takes `ceil(c k T / E)` of the `T` rows: first choices before second
+    /// ones, and among equal ranks by position or by the largest score of the row.
+    fn drop_choices(&mut self, router: &Settings, experts: usize, choices: &mut [Choice]) {
+        let capacity = router.value("capacity", 0.0);
+        if capacity == 0.0 || !self.drops {
+            return;
+        }
+        let share = capacity * (router.count("top_k") * choices.len()) as f64 / experts as f64;
+        let room = (share.ceil() as usize).max(1);
+        let by_score = match router.text("priority") {
+            "position" => false,
+            "score" => true,
+            other => panic!("priority {other}"),
+        };
+        for e in 0..experts {
+            let mut wanting = Vec::new();
+            for (row, choice) in choices.iter().enumerate() {
+                if let Some(place) = choice.taken.iter().position(|&taken| taken == e) {
+                    let of = |e: usize| {
+                        choice.scores[e] + self.expert_bias.get(e).copied().unwrap_or(0.0)
+                    };
+                    let others = choice.taken.iter().filter(|&&other| other != e);
+                    let mut rank = 0;
+                    for &other in others {
+                        rank += usize::from(of(other) > of(e));
+                        self.margin = self.margin.min((of(other) - of(e)).abs());
+                    }
+                    let best = choice.taken.iter().map(|&e| choice.scores[e]).fold(0.0, f64::max);
+                    wanting.push((rank, if by_score { -best } else { 0.0 }, row, place));
+                }
+            }
+            wanting.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+            if by_score && room < wanting.len() {
+                let (last, first) = (wanting[room - 1], wanting[room]);
+                if last.0 == first.0 {
+                    self.margin = self.margin.min((first.1 - last.1).abs());
+                }
+            }
+            for (_, _, row, place) in wanting.into_iter().skip(room) {
+                choices[row].served[place] = false;
+            }
+        }
     }
 
     /// What an expert makes of gate and up. Beside a limit the slope jumps.

@@ -70,6 +70,7 @@ pub fn forward(
 ) -> Found {
     let mut layers = Layers::new(config, weights);
     layers.expert_bias = decision.expert_bias.to_vec();
+    layers.drops = matches!(decision.decide, Decide::Training);
     let embed = layers.weight("embed");
     let multipliers = config.group("multipliers");
     let entry = multipliers.value("embedding", 1.0);

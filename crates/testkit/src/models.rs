@@ -1,7 +1,7 @@
 //! Small models: every router, layout, way of keeping keys and values, and adapter.
 
 use model::adapters::{Relaxation, dora, lora, mola};
-use model::expert_routers::{Balance as ExpertBalance, hash, sparse_mixer, top_k};
+use model::expert_routers::{Balance as ExpertBalance, RoomPriority, hash, sparse_mixer, top_k};
 use model::mlp::{dense, experts};
 use model::rng::{Purpose, Stream, name_place};
 use model::rotary::{Linear, Llama3, RotaryScaling, Yarn};
@@ -138,12 +138,36 @@ pub fn mlps() -> Vec<MlpConfig> {
                 least: 0.5,
                 balance: ExpertBalance::None,
                 pooled_weight: 0.01,
-                ..default
+                ..default.clone()
             }),
             ..experts::Config::default()
         }),
     ]);
+    all.extend(short_of_room(&default));
     all
+}
+
+/// Experts that drop rows in training.
+fn short_of_room(default: &top_k::Config) -> [MlpConfig; 2] {
+    let by_score = top_k::Config {
+        function: top_k::Function::Sigmoid,
+        soft_cap: 1.5,
+        capacity: 0.75,
+        priority: RoomPriority::Score,
+        balance: ExpertBalance::LossFree,
+        ..default.clone()
+    };
+    let by_dice = top_k::Config {
+        soft_cap: 1.5,
+        capacity: 0.5,
+        priority: RoomPriority::Random,
+        z_weight: 0.1,
+        ..default.clone()
+    };
+    [by_score, by_dice].map(|router| {
+        let router = ExpertRouterConfig::TopK(router);
+        MlpConfig::Experts(experts::Config { count: 4, width: 16, router, ..Default::default() })
+    })
 }
 
 /// Dense MLPs with biases and both forms of GELU.

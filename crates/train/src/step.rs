@@ -73,6 +73,10 @@ pub struct StepReport {
     pub expert_violation: Option<f64>,
     /// Experts of all layers that took no row of this step.
     pub dead_experts: Option<u64>,
+    /// Share of the choices for which an expert had no room.
+    pub dropped: Option<f64>,
+    /// How many these were in each eighth of the positions of a sequence.
+    pub dropped_at: Vec<u64>,
     /// Running thresholds after this step.
     pub thresholds: Vec<f32>,
     /// Whether the update was left out because something was not finite.
@@ -243,6 +247,8 @@ impl Trainer {
             return Vec::new();
         }
         let mut stats = RoutingStats::default();
+        // Experts without room for all rows drop in passes that learn what they drop here.
+        let record = self.model.config().mlp.settings().compares_rows();
         let mut place = 0;
         for batch in batches {
             let sequences = batch.rows.sequences().len();
@@ -252,7 +258,7 @@ impl Trainer {
                 rule,
                 state: &self.router,
                 probe: &mut stats,
-                record: false,
+                record,
                 recompute: false,
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
@@ -335,6 +341,8 @@ impl Trainer {
             entropy: stats.entropy(),
             expert_violation: stats.expert_violation(),
             dead_experts: stats.dead_experts(),
+            dropped: stats.dropped(),
+            dropped_at: stats.dropped_in(POSITION_PARTS),
             thresholds: Vec::new(),
             skipped: false,
         }
@@ -355,6 +363,9 @@ impl Trainer {
         Ok(StepReport { skipped: true, thresholds: self.thresholds(), ..report })
     }
 }
+
+/// Equal stretches of a sequence for which a report counts apart.
+const POSITION_PARTS: usize = 8;
 
 fn longest(batches: &[Batch]) -> usize {
     batches.iter().flat_map(|b| b.rows.sequences()).map(|run| run.len()).max().unwrap_or(0)

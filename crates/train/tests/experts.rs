@@ -4,7 +4,7 @@
 mod common;
 
 use common::{batches, recipe, weights};
-use model::expert_routers::{Balance, top_k};
+use model::expert_routers::{Balance, RoomPriority, top_k};
 use model::mlp::experts::Config as Experts;
 use model::{ExpertRouterConfig, KvMode, MlpConfig, RouterConfig};
 use testkit::mlps;
@@ -86,6 +86,7 @@ fn micro_batches_and_recomputed_layers_are_one_batch() {
             assert!((found.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-5, "{what}");
             assert_eq!(found.expert_violation, whole.expert_violation, "{what}");
             assert_eq!((&found.depths, found.dead_experts), (&whole.depths, whole.dead_experts));
+            assert_eq!((found.dropped, &found.dropped_at), (whole.dropped, &whole.dropped_at));
             for ((a, x), (b, y)) in found.parts.iter().zip(&whole.parts) {
                 assert!(a == b && (x - y).abs() < 1e-5 * y.abs().max(1.0), "{what}: {a} {x} {y}");
             }
@@ -111,4 +112,55 @@ fn balance_evens_loads() {
     let by_bias = last(Balance::LossFree, 0.003);
     assert!(by_loss < 0.6 * none, "by a loss {by_loss}, without {none}");
     assert!(by_bias < 0.6 * none, "by a bias {by_bias}, without {none}");
+}
+
+/// What experts had no room for is counted by position: in their order the end of a sequence loses,
+/// by dice it does not lose more than the beginning.
+#[test]
+fn what_is_dropped_is_counted_by_position() {
+    let of = |priority| {
+        let router = top_k::Config { capacity: 0.5, priority, ..top_k::Config::default() };
+        let mlp = Experts { router: ExpertRouterConfig::TopK(router), ..Experts::default() };
+        let mut recipe = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+        recipe.model.mlp = MlpConfig::Experts(mlp);
+        let reports = steps(&mut trainer(&recipe), 20, 4);
+        let mut ends = [0, 0];
+        for report in reports {
+            // Half of the room that equal loads need: at least half of the choices.
+            let share = report.dropped.expect("experts");
+            assert!((0.4..1.0).contains(&share), "{priority:?}: {share}");
+            assert_eq!(report.dropped_at.len(), 8);
+            // Four sequences of 12 rows take 5 uses of a layer, and two experts each.
+            let all: u64 = report.dropped_at.iter().sum();
+            assert!((all as f64 - share * 480.0).abs() < 1e-6, "{share} and {all}");
+            ends[0] += report.dropped_at[..4].iter().sum::<u64>();
+            ends[1] += report.dropped_at[4..].iter().sum::<u64>();
+        }
+        ends[1] as f64 / ends[0] as f64
+    };
+    let (by_position, by_dice) = (of(RoomPriority::Position), of(RoomPriority::Random));
+    assert!(by_position > 1.4 && (0.8..1.25).contains(&by_dice), "{by_position} {by_dice}");
+    let all = steps(&mut trainer(&recipes()[0]), 1, 4).remove(0);
+    assert_eq!((all.dropped, all.dropped_at), (Some(0.0), vec![0; 8]));
+    let dense = steps(&mut trainer(&recipe(RouterConfig::FIXED, KvMode::RecursionWise)), 1, 4);
+    assert_eq!((dense[0].dropped, dense[0].dropped_at.len()), (None, 0));
+}
+
+/// Token-choice of several passes counts the rows of a step before them: experts ahead of the
+/// recursions that drop rows do so there too, or its loss would be another one.
+#[test]
+fn rows_are_dropped_alike_where_depths_are_counted() {
+    let router = top_k::Config { capacity: 0.3, ..top_k::Config::default() };
+    let mlp = Experts { router: ExpertRouterConfig::TopK(router), ..Experts::default() };
+    let mut recipe = recipe(RouterConfig::TokenChoice(Default::default()), KvMode::RecursionWise);
+    recipe.model.mlp = MlpConfig::Experts(mlp);
+    recipe.model.init_std = 0.2;
+    let (whole, cut) = (
+        steps(&mut trainer(&recipe), 1, 4).remove(0),
+        steps(&mut trainer(&recipe), 1, 1).remove(0),
+    );
+    assert_eq!(whole.depths, cut.depths);
+    for ((a, x), (_, y)) in whole.parts.iter().zip(&cut.parts) {
+        assert!((x - y).abs() < 1e-6 * x.abs().max(1.0), "{a} {x} {y}");
+    }
 }

@@ -37,6 +37,7 @@ const WINDOW: (&str, &str) = ("model.attention.window", "3");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
 const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
 const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
+const ROOM: (&str, &str) = ("model.mlp.router.capacity", "0.5");
 const EIGHT: (&str, &str) = ("model.layers", "8");
 const EVERY: (&str, &str) = ("checkpoint.every", "1");
 const ONE: (&str, &str) = ("checkpoint.keep_last", "1");
@@ -118,6 +119,8 @@ const TABLE: &[Line] = &[
     ("model.mlp.router(top_k).groups", &[], "4", Changes),
     ("model.mlp.router(top_k).top_groups", &[GROUPS], "2", Changes),
     ("model.mlp.router(top_k).group_score", &[GROUPS], r#""best""#, Changes),
+    ("model.mlp.router(top_k).capacity", &[], "0.5", Changes),
+    ("model.mlp.router(top_k).priority", &[ROOM], r#""score""#, Changes),
     ("model.mlp.router(top_k).balance", &[], r#""loss_free""#, Changes),
     ("model.mlp.router(top_k).balance_weight", &[], "0.5", Changes),
     ("model.mlp.router(top_k).pooled_weight", &[], "0.5", Changes),

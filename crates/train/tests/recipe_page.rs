@@ -216,6 +216,7 @@ fn page() -> String {
         "mlp/mod.rs",
         "expert_routers/mod.rs",
         "expert_routers/balance.rs",
+        "expert_routers/room.rs",
         "adapters/mod.rs",
         "adapters/lora.rs",
     ] {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ops::{ChosenWeights, Ops, Tensor2};
 
 use crate::carry::Carry;
-use crate::routers::RoutingPlan;
+use crate::routers::{Dropped, RoutingPlan};
+use crate::rows::Rows;
 
 /// The experts of some rows: entries in the order of experts, within an expert of rows.
 pub(super) struct Choices {
@@ -48,6 +49,16 @@ impl Choices {
         loads
     }
 
+    /// The entries of expert `e`.
+    pub(super) fn range_of(&self, e: usize) -> std::ops::Range<usize> {
+        self.offsets[e] as usize..self.offsets[e + 1] as usize
+    }
+
+    /// The row of entry `i`.
+    pub(super) fn row(&self, i: usize) -> usize {
+        self.rows[i] as usize
+    }
+
     /// The weight of each entry by its score.
     pub(super) fn weights(&self, ops: Ops, scores_te: Tensor2, how: ChosenWeights) -> Tensor2 {
         ops.chosen_weights(scores_te, &self.rows, &self.experts, how)
@@ -63,6 +74,38 @@ impl Choices {
             carry: Carry::default(),
             losses: Vec::new(),
         }
+    }
+
+    /// The plan with these weights for the entries that are `served`; the others are dropped, and
+    /// move no weight of those that stay.
+    pub(super) fn plan_of(
+        self,
+        served: &[bool],
+        weights: Option<Tensor2>,
+        of: &Rows,
+        ops: Ops,
+    ) -> RoutingPlan {
+        let (mut dropped, mut places, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let mut offsets = vec![0];
+        for target in 0..self.offsets.len() - 1 {
+            for i in self.range_of(target) {
+                if served[i] {
+                    places.push(i as u32);
+                    rows.push(self.rows[i]);
+                } else {
+                    let (row, target) = (self.rows[i], target as u32);
+                    dropped.push(Dropped { target, row, position: of.position[row as usize] });
+                }
+            }
+            offsets.push(rows.len() as u32);
+        }
+        if dropped.is_empty() {
+            return self.plan(weights);
+        }
+        let weights = weights.unwrap_or_else(|| ops::column(vec![1.0; self.rows.len()]));
+        let weights = Some(ops.gather_rows(weights, &places.into()));
+        let (carry, losses) = (Carry::default(), Vec::new());
+        RoutingPlan { offsets, rows: rows.into(), weights, dropped, carry, losses }
     }
 }
 

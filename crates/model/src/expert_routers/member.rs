@@ -25,6 +25,11 @@ pub trait ExpertRouterSettings {
     /// How many of `experts` a row takes; the mean where rows take different numbers.
     fn taken(&self, experts: usize) -> f64;
 
+    /// Whether training compares rows of a sequence, as generation cannot.
+    fn compares_rows(&self) -> bool {
+        false
+    }
+
     /// Its weights at `place`.
     fn specs(&self, _sizes: &Sizes, _place: RouterPlace, _experts: usize) -> Vec<ParamSpec> {
         Vec::new()

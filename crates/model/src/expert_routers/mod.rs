@@ -5,6 +5,7 @@ mod balance;
 mod choice;
 pub mod hash;
 mod member;
+mod room;
 pub mod sparse_mixer;
 pub mod top_k;
 
@@ -14,6 +15,7 @@ use crate::list::members;
 
 pub use balance::Balance;
 pub use member::ExpertRouterSettings;
+pub use room::RoomPriority;
 
 members! {
     /// The list of routers over experts.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::balance::{self, Balance, shares};
 use super::choice::Choices;
 use super::member::ExpertRouterSettings;
+use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
@@ -64,6 +65,11 @@ pub struct Config {
     pub top_groups: usize,
     /// What a group counts.
     pub group_score: GroupScore,
+    /// Rows of a sequence that an expert takes in training, as a multiple of its share at equal
+    /// loads, `k T / E`; 0 for all.
+    pub capacity: f64,
+    /// Who is served first where an expert has not room for all.
+    pub priority: RoomPriority,
     /// What keeps loads balanced.
     pub balance: Balance,
     /// Weight of the balance loss, or step of the bias.
@@ -89,6 +95,8 @@ impl Default for Config {
             groups: 1,
             top_groups: 1,
             group_score: GroupScore::BestTwo,
+            capacity: 0.0,
+            priority: RoomPriority::Position,
             balance: Balance::Sequence,
             balance_weight: 0.01,
             pooled_weight: 0.0,
@@ -116,6 +124,7 @@ impl ExpertRouterSettings for Config {
             );
             return refuse("mlp.router.top_groups", self.top_groups, expected);
         }
+        Room::check(self.capacity)?;
         at_least("mlp.router.scale", self.scale, 1e-6)?;
         at_least("mlp.router.least", self.least, 0.0)?;
         at_least("mlp.router.soft_cap", self.soft_cap, 0.0)?;
@@ -139,6 +148,7 @@ impl ExpertRouterSettings for Config {
             let (field, found) = ("mlp.router.balance_weight", self.balance_weight);
             same(field, found, default.balance_weight, without)?;
         }
+        Room::check_effects(self.capacity, self.priority, (self.top_k, experts))?;
         if self.groups == self.top_groups && self.group_score != default.group_score {
             let expected = "best_two where every group is chosen".into();
             return refuse("mlp.router.group_score", "best", expected);
@@ -148,6 +158,10 @@ impl ExpertRouterSettings for Config {
 
     fn taken(&self, _: usize) -> f64 {
         self.top_k as f64
+    }
+
+    fn compares_rows(&self) -> bool {
+        self.capacity > 0.0
     }
 
     fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: usize) -> Vec<ParamSpec> {
@@ -213,7 +227,14 @@ impl Router for TopK {
             true => self.losses(z_te, &scores_te, &choices, call, pass),
             false => Vec::new(),
         };
-        let plan = RoutingPlan { losses, ..choices.plan(weights) };
+        let room = self.room();
+        let plan = if room.is_short(pass) {
+            let served = room.served(&choices, (&scores, &bias), call, pass);
+            choices.plan_of(&served, weights, call.rows, pass.ops)
+        } else {
+            choices.plan(weights)
+        };
+        let plan = RoutingPlan { losses, ..plan };
         pass.probe.routed(&RoutingEvent {
             site: self.site,
             recursion: call.recursion,
@@ -230,6 +251,11 @@ impl Router for TopK {
 const EPSILON: f32 = 1e-20;
 
 impl TopK {
+    fn room(&self) -> Room {
+        let Config { capacity, priority, top_k, .. } = self.config;
+        Room { capacity, priority, top_k, site: self.site }
+    }
+
     fn logits(&self, x_td: Tensor2, ops: Ops) -> Tensor2 {
         let mut z_te = self.scorer.forward(ops, x_td, 1.0);
         if let Some(bias) = &self.bias {

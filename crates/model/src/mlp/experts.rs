@@ -1,8 +1,7 @@
 //! Mixture of experts: SwiGLU MLPs of which each row takes those that its router chooses,
 //! `y = sum over the chosen e of w_e down_e(silu(gate_e(h)) * up_e(h))`, beside a shared expert
 //! that every row takes (Shazeer et al., 2017, arXiv 1701.06538; shared experts: DeepSeekMoE, 2024,
-//! arXiv 2401.06066). No row is dropped, and no product is padded: rows lie in groups, one an
-//! expert.
+//! arXiv 2401.06066). No product is padded: rows lie in groups, one an expert.
 //!
 //! A row's result depends on its own values alone: its experts' products are chains of fixed order,
 //! and they join its stream in ascending order of experts.
@@ -269,6 +268,10 @@ impl MlpSettings for Config {
             parts.extend([SHARED_GATE_UP, SHARED_DOWN]);
         }
         parts
+    }
+
+    fn compares_rows(&self) -> bool {
+        self.router().compares_rows()
     }
 
     fn routers(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {

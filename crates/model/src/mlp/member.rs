@@ -55,6 +55,11 @@ pub trait MlpSettings {
         parts
     }
 
+    /// Whether its routers compare rows of a sequence in passes that learn.
+    fn compares_rows(&self) -> bool {
+        false
+    }
+
     /// The weights of its router, if it has one.
     fn routers(&self, _sizes: &Sizes, _stored: usize) -> Vec<ParamSpec> {
         Vec::new()

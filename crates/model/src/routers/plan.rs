@@ -38,12 +38,23 @@ pub struct RoutingPlan {
     /// `[entries, 1]`: how much of the target's result joins the row. `None`: in a depth router's
     /// plan the result replaces the row, in that of a router over experts it joins it whole.
     pub weights: Option<Tensor2>,
-    /// Candidates that a target had no room for.
-    pub dropped: Vec<u32>,
+    /// Choices that a target had no room for, target by target.
+    pub dropped: Vec<Dropped>,
     /// What the candidates keep for later steps beside what they carry already, one line for each.
     pub carry: Carry,
     /// Losses that training adds.
     pub losses: Vec<AuxLoss>,
+}
+
+/// A row that chose a target without room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The target that it chose.
+    pub target: u32,
+    /// Its place in the list of candidates.
+    pub row: u32,
+    /// Its position in its sequence.
+    pub position: u32,
 }
 
 /// What rows carry from a plan to the moment when their results join the stream: its weights.
