@@ -10,6 +10,7 @@ use train::DataConfig;
 use crate::bench::arguments::BenchCommand;
 use crate::numbers;
 use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
+use crate::study_arguments::Sweep;
 
 const ABOUT: &str =
     "Lathe trains, evaluates and serves language models that spend compute per token";
@@ -54,6 +55,12 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Train a model from a recipe
     Train(Train),
+    /// Run the recipes and the grid of a study, each run once, and write one table of results
+    ///
+    /// Runs stand in a folder that all studies share, each named by what decides its bits, so that
+    /// nothing runs twice and whatever was killed goes on. On a cluster each task of an array takes
+    /// one: `lathe sweep STUDY --only N`; a sweep without --only then writes the table.
+    Sweep(Sweep),
     /// Evaluate a checkpoint: loss, perplexity and bits per byte of a text, or evaluation tasks
     Eval(Eval),
     /// Continue a text with a checkpoint
@@ -79,7 +86,8 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Show what a checkpoint holds and costs, and at which depth it reads a text
     Inspect(Inspect),
-    /// Write a page about a training run: curves, depths, validation by source
+    /// Write a page about a training run: curves, depths, validation by source; or about several,
+    /// drawn over one another
     Report(Report),
     /// Compare this build with recorded reference cases
     Verify(Verify),
@@ -97,6 +105,9 @@ pub(crate) enum Command {
     /// Render chat templates for the server that started this process
     #[command(hide = true)]
     RenderTemplates,
+    /// Train one run of a study for the process that started this one
+    #[command(hide = true)]
+    TrainPoint,
 }
 
 #[derive(Debug, Subcommand)]
@@ -493,8 +504,9 @@ pub(crate) struct Inspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// Folder of a training run
-    pub(crate) run: PathBuf,
+    /// Folders of training runs
+    #[arg(required = true)]
+    pub(crate) run: Vec<PathBuf>,
     /// HTML page to write
     #[arg(long)]
     pub(crate) html: PathBuf,
@@ -545,13 +557,13 @@ mod tests {
 
     use super::*;
 
-    /// The table of flags in tests/flags reads them from the help. The one hidden verb is the
-    /// server's own worker.
+    /// The table of flags in tests/flags reads them from the help. The hidden verbs are the workers
+    /// of this program itself.
     #[test]
     fn no_flag_is_hidden_and_no_verb_that_has_some() {
         let mut commands = vec![Arguments::command()];
         while let Some(command) = commands.pop() {
-            let worker = command.get_name() == "render-templates";
+            let worker = ["render-templates", "train-point"].contains(&command.get_name());
             assert_eq!(command.is_hide_set(), worker, "{}", command.get_name());
             assert!(!worker || command.get_arguments().next().is_none(), "flags of a hidden verb");
             for flag in command.get_arguments() {

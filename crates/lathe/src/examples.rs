@@ -21,6 +21,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "sweep",
+        &[
+            "lathe sweep study.toml --jobs 2",
+            "lathe sweep recipes/cpu-5m-mor3.toml -m train.seed=1,2,3 -m train.batch=8,16",
+        ],
+    ),
+    (
         "eval",
         &[
             "lathe eval runs/mor --data data/corpus",
@@ -53,7 +60,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("inspect", &["lathe inspect runs/mor --text some.txt --html depth.html"]),
-    ("report", &["lathe report runs/mor --html report.html"]),
+    (
+        "report",
+        &[
+            "lathe report runs/mor --html report.html",
+            "lathe report runs/mor runs/dense --html both.html",
+        ],
+    ),
     ("verify", &["lathe verify crates/lathe/tests/golden"]),
     ("bench train", &["lathe bench train cpu-5m-dense cpu-5m-mor3"]),
     ("bench decode", &["lathe bench decode runs/mor --batch 1,8,32"]),

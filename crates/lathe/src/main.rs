@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod chat;
 mod convert;
+mod costs;
 mod data_build;
 mod evaluate;
 mod evaluate_tasks;
@@ -31,6 +32,8 @@ mod run_page;
 mod serve;
 mod serving_arguments;
 mod signals;
+mod study_arguments;
+mod sweep;
 mod threads;
 mod train_run;
 mod verify;
@@ -129,6 +132,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Data(DataCommand::Build(options)) => data_build::build(&options),
         Command::Train(options) => train_run::run(&options),
+        Command::Sweep(options) => sweep::run(&options),
         Command::Eval(options) => evaluate::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Chat(options) => chat::run(&options),
@@ -144,6 +148,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Presets(options) => plan::presets(&options),
         Command::Completions(options) => completions(options.shell),
         Command::RenderTemplates => render_templates::run(),
+        Command::TrainPoint => sweep::worker::run(),
     }
 }
 

@@ -31,6 +31,10 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         Command::Tokenizer(TokenizerCommand::Train(options)) => out(&options.out),
         Command::Data(DataCommand::Build(options)) => out(&options.out),
         Command::Train(options) => out(&options.out),
+        Command::Sweep(options) => {
+            let out = options.out.iter().map(|path| ("--out", path.as_path()));
+            out.chain([("--runs", options.shared.runs.as_path())]).collect()
+        }
         Command::Import(options) => out(&options.out),
         Command::Export(options) => out(&options.out),
         Command::Convert(options) => out(&options.out),
@@ -52,6 +56,7 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         | Command::Verify(_)
         | Command::Presets(_)
         | Command::Completions(_)
+        | Command::TrainPoint
         | Command::RenderTemplates => Vec::new(),
     }
 }

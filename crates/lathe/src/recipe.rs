@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
+use study::Setting;
 use toml::de::{DeTable, DeValue};
 use train::Recipe;
 
@@ -20,6 +21,16 @@ pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
     parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
 }
 
+/// The text of a recipe file (`.toml`), or of a recipe of the preset of this name, whose vocabulary
+/// is left to the data.
+pub(crate) fn text_of(name: &str) -> Result<String> {
+    if name.ends_with(".toml") {
+        let read = files::read_text(Path::new(name), LONGEST);
+        return read.with_context(|| format!("reading the recipe {name}"));
+    }
+    Ok(format!("[model]\npreset = {}\n", Value::String(name.to_owned())))
+}
+
 /// The recipe of a file (`.toml`), or of a preset with a vocabulary of 4096.
 pub(crate) fn named(name: &str, sets: &[String]) -> Result<Recipe> {
     if name.ends_with(".toml") {
@@ -28,13 +39,19 @@ pub(crate) fn named(name: &str, sets: &[String]) -> Result<Recipe> {
     parse(&format!("[model]\npreset = \"{name}\"\nvocab_size = 4096\n"), sets)
 }
 
-/// A recipe from its text.
+/// A recipe from its text and entries of `--set`.
 pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
+    let settings: Result<Vec<Setting>> = sets.iter().map(|entry| setting(entry)).collect();
+    with(text, &settings?, "--set")
+}
+
+/// A recipe from its text and settings over it, which `place` gave.
+pub(crate) fn with(text: &str, settings: &[Setting], place: &str) -> Result<Recipe> {
     let spans = DeTable::parse(text).map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut given: Value =
         toml::from_str::<Value>(text).map_err(|error| anyhow::anyhow!("{error}"))?;
-    for entry in sets {
-        set(&mut given, entry)?;
+    for (path, value) in settings {
+        set(&mut given, path, value.clone(), place)?;
     }
     if let Some(path) = not_finite(&given, "") {
         bail!("{path} is not finite, expected a number other than nan and inf");
@@ -44,7 +61,7 @@ pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     known["model"] = train::whole_config(&recipe.model);
     if let Some(unknown) = unknown_key(&given, &known, "") {
         let place = line_of(text, spans.get_ref(), &unknown.path)
-            .map_or_else(|| "in --set".to_owned(), |line| format!("line {line}"));
+            .map_or_else(|| format!("in {place}"), |line| format!("line {line}"));
         if let Some(new) = renamed::field_of(&unknown.path) {
             bail!("{place}: `{}` was renamed: use `{new}`, with the same values", unknown.path);
         }
@@ -168,7 +185,8 @@ fn overlay(base: &mut Value, top: Value) {
 /// The most parts of a key of `--set`.
 const DEEPEST: usize = 16;
 
-fn set(given: &mut Value, entry: &str) -> Result<()> {
+/// The key and the value of an entry of `--set`.
+fn setting(entry: &str) -> Result<Setting> {
     let Some((path, text)) = entry.split_once('=') else {
         bail!("--set {entry}: expected KEY=VALUE, like train.steps=100")
     };
@@ -179,13 +197,18 @@ fn set(given: &mut Value, entry: &str) -> Result<()> {
         }
         Err(_) => Value::String(text.to_owned()),
     };
+    Ok((path.to_owned(), value))
+}
+
+/// Puts a value at a path of the recipe.
+fn set(given: &mut Value, path: &str, value: Value, place: &str) -> Result<()> {
     if path.split('.').count() > DEEPEST {
-        bail!("--set KEY=VALUE: the key has more than {DEEPEST} parts; recipes have up to 4");
+        bail!("{place} KEY=VALUE: the key has more than {DEEPEST} parts; recipes have up to 4");
     }
     let mut at = given;
     for key in path.split('.') {
         if key.is_empty() {
-            bail!("--set {entry}: the key has an empty part");
+            bail!("{place} {path}: the key has an empty part");
         }
         if !at.is_object() {
             *at = Value::Object(Map::new());

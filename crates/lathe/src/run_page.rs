@@ -1,19 +1,30 @@
-//! `lathe report`: a run's log as one page.
+//! `lathe report`: a run's log as one page, or the logs of several over one another.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use report::{Chart, Page, Record, Series, Table, human_count};
+use report::{Best, Chart, Page, Record, Series, Table, human_count};
 use serde_json::Value;
 
 use crate::arguments::Report;
 use crate::output;
 
-/// `lathe report`: reads the run's log and writes the page.
+/// `lathe report`: reads the logs and writes the page.
 pub(crate) fn run(options: &Report) -> Result<ExitCode> {
-    let records = read(&options.run)?;
-    let mut page = Page::new("Training run", &options.run.display().to_string());
+    let page = match options.run.as_slice() {
+        [one] => one_run(one)?,
+        several => several_runs(several)?,
+    };
+    output::page(&options.html, &page.render())?;
+    output::note(format!("wrote {}", options.html.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The page of one run.
+fn one_run(run: &Path) -> Result<Page> {
+    let records = read(run)?;
+    let mut page = Page::new("Training run", &run.display().to_string());
     page.chart(loss_chart(&records));
     if let Some(chart) = bits_chart(&records) {
         page.chart(chart);
@@ -24,9 +35,88 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
     if let Some(table) = sources(&records) {
         page.table(table);
     }
-    output::page(&options.html, &page.render())?;
-    output::note(format!("wrote {}", options.html.display()));
-    Ok(ExitCode::SUCCESS)
+    Ok(page)
+}
+
+/// Logs with the names of their runs.
+pub(crate) type Logs = [(String, Vec<Record>)];
+
+/// The page of several runs, drawn over one another.
+fn several_runs(runs: &[PathBuf]) -> Result<Page> {
+    let mut logs: Vec<(String, Vec<Record>)> = Vec::new();
+    for run in runs {
+        let name = run.display().to_string();
+        ensure!(!logs.iter().any(|(known, _)| *known == name), "{name} stands twice: name it once");
+        logs.push((name, read(run)?));
+    }
+    let mut page = Page::new("Training runs", &format!("{} runs", logs.len()));
+    for chart in curves(&logs) {
+        page.chart(chart);
+    }
+    page.table(last_validations(&logs));
+    Ok(page)
+}
+
+/// Losses, bits per byte and depths of several runs by step, each number in a chart of its own.
+pub(crate) fn curves(logs: &Logs) -> Vec<Chart> {
+    let mut loss = over(logs, "Cross-entropy in training, mean of 10 steps", "nats per token");
+    for (series, (_, records)) in loss.series.iter_mut().zip(logs) {
+        series.points = smooth(points(records, field("loss")));
+    }
+    let mut charts = vec![loss];
+    for (rule, title) in [
+        ("causal", "Validation, causal routing"),
+        ("training", "Validation, training-time routing"),
+    ] {
+        let mut chart = over(logs, title, "bits per byte");
+        for (series, (_, records)) in chart.series.iter_mut().zip(logs) {
+            series.points = points(records, validation(rule, "bits_per_byte"));
+        }
+        charts.push(chart);
+    }
+    let mut depth = over(logs, "Mean recursions of the rows of a step", "recursions");
+    for (series, (_, records)) in depth.series.iter_mut().zip(logs) {
+        series.points = points(records, mean_depth);
+    }
+    charts.push(depth);
+    charts
+}
+
+/// An empty chart with a curve for each run.
+fn over(logs: &Logs, title: &str, y_label: &str) -> Chart {
+    Chart {
+        title: title.into(),
+        x_label: "step".into(),
+        y_label: y_label.into(),
+        log_x: false,
+        series: logs.iter().map(|(name, _)| series(name.clone(), Vec::new(), false)).collect(),
+    }
+}
+
+/// Mean number of recursions of a step.
+fn mean_depth(record: &Record) -> Option<f64> {
+    let counts = depths(record)?;
+    let passes: f64 = counts.iter().enumerate().map(|(depth, rows)| depth as f64 * rows).sum();
+    Some(passes / counts.iter().sum::<f64>().max(1.0))
+}
+
+/// The last validation of each run.
+fn last_validations(logs: &Logs) -> Table {
+    let mut rows = Vec::new();
+    for (name, records) in logs {
+        let last = records.iter().rev().find(|record| record.contains_key("validation"));
+        let mut row = vec![name.clone()];
+        if let Some(last) = last {
+            row.push(last.get("step").map_or_else(String::new, Value::to_string));
+            row.push(bits_per_byte(last["validation"]["training"].get("all")));
+            row.push(bits_per_byte(last["validation"]["causal"].get("all")));
+        }
+        rows.push(row);
+    }
+    let columns = ["run", "step", "bits/byte, training-time routing", "bits/byte, causal routing"];
+    let caption = "the last validation of each run".to_owned();
+    let best = Some(Best::Lowest(3));
+    Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best }
 }
 
 /// The records of the run in `dir`.

@@ -40,8 +40,22 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
 /// Trains to the recipe's end or the first signal.
 pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
-    let mut run = Run::open(recipe, out, resume, unix_time())
-        .with_context(|| format!("opening the run in {}", out.display()))?;
+    let run = Run::open(recipe, out, resume, unix_time());
+    let mut run = run.with_context(|| format!("opening the run in {}", out.display()))?;
+    told(&run);
+    let disk = open::disk()?;
+    let steps = run.trainer.recipe.train.steps;
+    let mut live = Live::new(run.trainer.step, steps);
+    let result = run.go(disk.as_ref(), &unix_time, &mut |event| {
+        live.show(&event);
+        if asked.stop() { Stop::Save } else { Stop::No }
+    });
+    live.finish();
+    Ok(result?)
+}
+
+/// Says where a run begins, and what it could not take over.
+pub(crate) fn told(run: &Run) {
     for damaged in &run.resumed.damaged {
         output::note(format!(
             "passing over the damaged checkpoint {}: {}",
@@ -56,15 +70,6 @@ pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Optio
     for change in &run.resumed.changes {
         output::note(format!("the recipe has changed: {change}"));
     }
-    let disk = open::disk()?;
-    let steps = run.trainer.recipe.train.steps;
-    let mut live = Live::new(run.trainer.step, steps);
-    let result = run.go(disk.as_ref(), &unix_time, &mut |event| {
-        live.show(&event);
-        if asked.stop() { Stop::Save } else { Stop::No }
-    });
-    live.finish();
-    Ok(result?)
 }
 
 /// Both rules side by side.

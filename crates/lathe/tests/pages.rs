@@ -33,6 +33,11 @@ const TINY: &str = "--set train.steps=2 --set train.batch=2 --set train.micro_ba
                     --set data.sequence_length=32 --set log.validate_windows=2 \
                     --set log.calibrate_windows=1";
 
+/// The same for the runs of a study.
+const SMALL: &str = "-m train.steps=2 -m train.batch=2 -m train.micro_batch=1 \
+                     -m data.sequence_length=32 -m log.validate_windows=2 \
+                     -m log.calibrate_windows=1";
+
 /// What the snippet of the `openai` package sends, which may be absent.
 const OPENAI: &str = r#"{"model":"","prompt":"The history of","max_tokens":24,
     "stream":true}"#;
@@ -51,6 +56,8 @@ const RULES: &[(&str, How)] = &[
     ("lathe train recipes/cpu-5m-mor3.toml", With(TINY)),
     ("lathe train recipes/chat/lora.toml", With(TINY)),
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
+    ("lathe sweep recipes/cpu-5m-mor3.toml", With(SMALL)),
+    ("lathe report", With("")),
     ("lathe eval runs/mor", With("--windows 1")),
     ("lathe eval runs/quickstart", With("--limit 2")),
     ("lathe quantize", With("")),

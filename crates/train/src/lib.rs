@@ -7,6 +7,7 @@ mod error;
 mod forecast;
 mod freeze;
 mod given_config;
+mod identity;
 mod opening;
 mod optimizer;
 mod resume;
@@ -27,6 +28,7 @@ pub use config::{
 pub use error::TrainError;
 pub use forecast::{Forecast, Memory, Timing, Work};
 pub use given_config::{model_config, whole_config};
+pub use identity::identity;
 pub use opening::{StoredText, config_of, load_for_use, load_model, load_text, run_folder};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;

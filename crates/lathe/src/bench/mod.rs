@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use arguments::BenchCommand;
+pub(crate) use subject::peak_memory;
 
 /// Runs the bench that the command line names.
 pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {

@@ -9,6 +9,7 @@ const CLI: &str = "tests/command_line.rs";
 const VERBS: &str = "tests/flags/verbs.rs";
 const SERVING: &str = "tests/flags/serving.rs";
 const BOMBS: &str = "tests/bombs.rs";
+const SWEEP: &str = "tests/sweep.rs";
 const TOKENIZED: &str = "many_long_texts_at_the_tokenizer_are_bounded_and_given_back";
 const LOAD: &str = "tests/flags/load.rs";
 const SERVE: &str = "src/serve.rs";
@@ -128,6 +129,13 @@ pub(crate) const TABLE: &[Line] = &[
     ("train", "--set", Differs("tiny.toml --out @", "", "--set train.seed=5")),
     ("train", "--resume", Forbids("tiny.toml --out taken", "--resume never", "taken")),
     ("train", "--dry-run", Says("tiny.toml --out @", "--dry-run", "training FLOPs")),
+    ("sweep", "--vary", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),
+    ("sweep", "--out", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),
+    ("sweep", "--runs", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),
+    ("sweep", "--jobs", Test(SWEEP, "points_one_by_one_and_several_at_a_time_give_the_same_table")),
+    ("sweep", "--only", Test(SWEEP, "points_one_by_one_and_several_at_a_time_give_the_same_table")),
+    ("sweep", "--list", Test(SWEEP, "points_one_by_one_and_several_at_a_time_give_the_same_table")),
+    ("sweep", "--retry", Test(SWEEP, "failed_points_stay_in_the_table_until_they_are_tried_again")),
     ("eval", "--data", Differs("run --windows 2 --json", "--data data", "--data more")),
     ("eval", "--tasks", Differs("run --json", "--tasks tasks", "--tasks tasks/one.toml")),
     ("eval", "--limit", Differs("run --tasks tasks --json", "", "--limit 1")),

@@ -1,0 +1,28 @@
+//! What makes two runs the same run.
+
+use serde_json::Value;
+
+use crate::given_config::json;
+use crate::start::pin;
+use crate::{Opened, TrainError};
+
+/// All that decides the bits of a run, as JSON: the recipe with the contents of its data and of the
+/// checkpoints that it names in place of their paths, without `[checkpoint]`, which decides what
+/// stays on disk alone. Runs of which this is equal write equal logs.
+///
+/// # Errors
+/// A checkpoint that the recipe names and that cannot be read.
+pub fn identity(opened: &Opened) -> Result<Value, TrainError> {
+    let mut recipe = opened.recipe.clone();
+    let (start, teacher) = (recipe.start.checkpoint.clone(), recipe.distill.checkpoint.clone());
+    pin("start", &start, &mut recipe.start.fingerprint)?;
+    pin("distill", &teacher, &mut recipe.distill.fingerprint)?;
+    recipe.start.checkpoint.clear();
+    recipe.distill.checkpoint.clear();
+    recipe.data.dir = opened.windows.corpus().fingerprint().to_owned();
+    let mut value = json(&recipe);
+    if let Some(table) = value.as_object_mut() {
+        table.remove("checkpoint");
+    }
+    Ok(value)
+}
