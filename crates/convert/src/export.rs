@@ -72,7 +72,7 @@ pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
 
 /// A run of ours trains with the end-of-text token between documents: its tokenizer alone says
 /// which id that is.
-fn special_of(stored: &Stored) -> SpecialIds {
+pub(crate) fn special_of(stored: &Stored) -> SpecialIds {
     let text = stored.text.clone().unwrap_or_default();
     SpecialIds {
         bos: text.bos,

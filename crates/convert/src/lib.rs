@@ -14,6 +14,7 @@ mod experts;
 mod export;
 mod import;
 mod layers;
+mod modeling;
 mod native;
 mod quantize;
 mod report;
@@ -32,7 +33,8 @@ pub use import::{
     Foreign, ForeignText, Imported, ImportedModel, Piece, import, imported_model, is_foreign,
 };
 pub use layers::{Start, kept, parse_layers, sources};
-pub use native::export_own;
+pub use modeling::Card;
+pub use native::{export_own, export_with_code};
 pub use quantize::{Quantization, RoundedKind, quantize};
 pub use report::{ConversionReport, Copied};
 pub use share_layers::{ConversionTarget, convert};

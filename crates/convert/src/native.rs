@@ -1,23 +1,27 @@
 //! Our own exported form, for models that no other program knows: `config.json` with the recipe and
-//! the sharing map, every weight once in `model.safetensors`, `tokenizer.json`.
+//! the sharing map, every weight once in `model.safetensors`, `tokenizer.json`; and what transformers
+//! needs to run it, `modeling_lathe.py` among them, where that knows the model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Disk, FileError, NamedTensor, Snapshot, TensorFile, open_safetensors};
+use formats::hf;
 use model::params::ParamSpec;
 use model::table::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use train::{Made, SpecialTokens, Stored, write_model};
 
 use crate::ConvertError;
-use crate::error::{must_be_free, name_of, refused_in};
-use crate::export::tokenizer_of;
+use crate::error::{must_be_free, name_of, refused, refused_in};
+use crate::export::{special_of, tokenizer_of};
+use crate::modeling::{self, Card};
 
 /// `model_type` of a config.json in this form.
 const KIND: &str = "lathe";
+const TOKENIZER: &str = "tokenizer.json";
 const MAX_JSON_BYTES: u64 = 1 << 26;
 const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 const EXPORT_AGAIN: &str = "export the model again";
@@ -35,14 +39,24 @@ struct Config {
     router_state: RouterState,
     #[serde(default)]
     text: SpecialTokens,
+    /// What transformers reads.
+    #[serde(flatten)]
+    of_others: Map<String, Value>,
 }
 
-/// Writes the folder `out`: any model of the family, every weight once as f32.
+/// Writes the folder `out`: any model of the family, every weight once as f32. Where the code in
+/// Python knows the model, it is added, and transformers loads the folder.
 ///
 /// # Errors
 /// A checkpoint without tokenizer, a path that is taken, or what the file system refuses.
-pub fn export_own(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<PathBuf, ConvertError> {
+pub fn export_own(
+    stored: &Stored,
+    out: &Path,
+    card: &Card,
+    disk: &dyn Disk,
+) -> Result<PathBuf, ConvertError> {
     must_be_free(out)?;
+    let runs_elsewhere = modeling::unknown(stored).is_none();
     let model = &stored.model;
     let config = Config {
         model_type: KIND.into(),
@@ -55,7 +69,15 @@ pub fn export_own(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<PathBu
         },
         router_state: stored.state.clone(),
         text: stored.text.clone().unwrap_or_default(),
+        of_others: if runs_elsewhere { modeling::fields(stored) } else { Map::new() },
     };
+    let mut files = BTreeMap::from([(TOKENIZER.to_owned(), tokenizer_of(stored)?.to_vec())]);
+    if runs_elsewhere {
+        files.extend(modeling::files(stored, card));
+        let special = special_of(stored);
+        let context = model.config().context;
+        files.extend(hf::companions(out, context, tokenizer_of(stored)?, &special)?);
+    }
     let weights = model.weights().iter().map(|(spec, weight)| NamedTensor {
         name: spec.name.clone(),
         shape: vec![spec.shape.0, spec.shape.1],
@@ -68,13 +90,31 @@ pub fn export_own(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<PathBu
             serde_json::to_value(&config)
                 .expect("our own types have string keys and finite numbers"),
         )]),
-        files: BTreeMap::from([("tokenizer.json".to_owned(), tokenizer_of(stored)?.to_vec())]),
+        files,
     };
     Ok(checkpoint::save_new(out, &snapshot, disk)?)
 }
 
 fn read(path: &Path, most: u64) -> Result<Vec<u8>, ConvertError> {
     files::read(path, most).map_err(|e| FileError::new(path, "read", e).into())
+}
+
+/// Writes the same folder, which must be one that transformers loads.
+///
+/// # Errors
+/// As [`export_own`], and a model that the code in Python does not know.
+pub fn export_with_code(
+    stored: &Stored,
+    out: &Path,
+    card: &Card,
+    disk: &dyn Disk,
+) -> Result<PathBuf, ConvertError> {
+    if let Some(found) = modeling::unknown(stored) {
+        let expected = "a model that modeling_lathe.py knows";
+        let next = "export it in the form of its own (--format lathe)";
+        return refused("the checkpoint: model", expected, found, next);
+    }
+    export_own(stored, out, card, disk)
 }
 
 /// Whether `path` is a folder whose config.json says that it is of this form.
@@ -141,7 +181,7 @@ impl OwnFolder {
 
     /// The bytes of its tokenizer.json.
     pub(crate) fn tokenizer(&self) -> Result<Vec<u8>, ConvertError> {
-        read(&self.path.join("tokenizer.json"), MAX_TOKENIZER_BYTES)
+        read(&self.path.join(TOKENIZER), MAX_TOKENIZER_BYTES)
     }
 
     /// The way back: a checkpoint `out`.

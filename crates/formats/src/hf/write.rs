@@ -78,21 +78,18 @@ pub fn write(
     };
     settings.check(folder)?;
     options.special.check(folder, settings.vocab)?;
-    let tokenizer_config = tokenizer_config(folder, settings, tokenizer, options.special)?;
+    let companions = companions(folder, settings.context, tokenizer, options.special)?;
     let named: Vec<StoredTensor> =
         layout::tensors(folder, architecture.name, settings, form.holding())
             .collect::<Result<_>>()?;
     let config = config(folder, form, settings, options)?;
     let path = folder.join(WEIGHTS);
     let header = header(&path, &named, options.weights)?;
-    let documents = [
-        (TOKENIZER, tokenizer.to_vec()),
-        ("tokenizer_config.json", json_bytes(&tokenizer_config)),
-        ("generation_config.json", json_bytes(&generation_config(options.special))),
-        (CONFIG, json_bytes(&config)),
-    ];
+    let mut documents = vec![(TOKENIZER.to_owned(), tokenizer.to_vec())];
+    documents.extend(companions);
+    documents.push((CONFIG.to_owned(), json_bytes(&config)));
     let mut files = vec![WEIGHTS];
-    files.extend(documents.iter().map(|(name, _)| *name));
+    files.extend(documents.iter().map(|(name, _)| name.as_str()));
     checkpoint::write_folder(folder, &files, disk, |out| {
         write_weights(out, &path, &header, (settings, form), &named, weights, options.weights)?;
         for (name, bytes) in &documents {
@@ -102,6 +99,24 @@ pub fn write(
         }
         Ok(())
     })
+}
+
+/// tokenizer_config.json and generation_config.json, which say what the tokenizer.json of a model
+/// with this context leaves open.
+///
+/// # Errors
+/// A tokenizer that is not JSON, or has no token of a special id; `folder` is for the message.
+pub fn companions(
+    folder: &Path,
+    context: usize,
+    tokenizer: &[u8],
+    special: &SpecialIds,
+) -> Result<[(String, Vec<u8>); 2]> {
+    let of_tokenizer = tokenizer_config(folder, context, tokenizer, special)?;
+    Ok([
+        ("tokenizer_config.json".to_owned(), json_bytes(&of_tokenizer)),
+        ("generation_config.json".to_owned(), json_bytes(&generation_config(special))),
+    ])
 }
 
 fn json_bytes(value: &Value) -> Vec<u8> {
@@ -159,7 +174,7 @@ fn token_text(tokenizer: &Value, id: u32) -> Option<String> {
 
 fn tokenizer_config(
     folder: &Path,
-    settings: &ArchConfig,
+    context: usize,
     tokenizer: &[u8],
     special: &SpecialIds,
 ) -> Result<Value> {
@@ -169,7 +184,7 @@ fn tokenizer_config(
     let mut out = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
-        "model_max_length": settings.context,
+        "model_max_length": context,
         "add_bos_token": special.add_bos,
     });
     let named = [
