@@ -1,6 +1,6 @@
 //! Our own exported form, for models that no other program knows: `config.json` with the recipe and
-//! the sharing map, every weight once in `model.safetensors`, `tokenizer.json`; and what transformers
-//! needs to run it, `modeling_lathe.py` among them, where that knows the model.
+//! the sharing map, every weight once in `model.safetensors`, `tokenizer.json`. Where
+//! `modeling_lathe.py` knows the model, it is there too, with what else transformers reads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

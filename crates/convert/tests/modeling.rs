@@ -2,18 +2,15 @@
 //! (bench/reference/modeling.py); here stands what the folder must hold for it, and that it comes
 //! back.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
 use checkpoint::RealDisk;
-use common::fixture;
 use convert::{Card, export_own, export_with_code, import};
 use model::rng::{Purpose, Stream};
 use model::table::{buffers, specs};
 use model::{Address, Causality, ModelConfig, RouterConfig, RouterState, Rows, Rule};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use testkit::{
     How, MODES, Out, SHARINGS, VOCAB, adapters, at_once, cached, causal, forms, fresh, ids, mlps,
     pairwise, routers, tiny, uneven_uses,
@@ -60,6 +57,14 @@ fn state(config: &ModelConfig) -> RouterState {
     state
 }
 
+/// A word for each id.
+fn tokenizer() -> Vec<u8> {
+    let words: Map<String, Value> = (0..VOCAB).map(|id| (format!("w{id}"), json!(id))).collect();
+    let model = json!({ "type": "WordLevel", "vocab": words, "unk_token": "w0" });
+    let split = json!({ "type": "WhitespaceSplit" });
+    json!({ "version": "1.0", "pre_tokenizer": split, "model": model }).to_string().into_bytes()
+}
+
 /// A model with the rule that its router needs.
 fn stored(config: &ModelConfig) -> Stored {
     let model = fresh(config, 5);
@@ -68,9 +73,8 @@ fn stored(config: &ModelConfig) -> Stored {
         Causality::Always => None,
         _ => Some(causal(&model, &ids(1, 24))),
     };
-    let tokenizer = fs::read(fixture("tied/tokenizer.json")).expect("a fixture");
     let state = state(config);
-    Stored { rule, state, tokenizer: Some(tokenizer), ..Stored::of(model.into()) }
+    Stored { rule, state, tokenizer: Some(tokenizer()), ..Stored::of(model.into()) }
 }
 
 fn how(stored: &Stored) -> How {
