@@ -61,8 +61,9 @@ const KNOWN: &[Known] = &[
     Known {
         table: "mlp.router",
         kinds: "top_k sparse_mixer hash",
-        fields: "network top_k function normalize scale least groups top_groups group_score capacity priority \
-                 balance balance_weight z_weight pooled_weight logit_bias soft_cap jitter of",
+        fields: "network top_k function normalize scale least groups top_groups group_score \
+                 capacity priority balance balance_weight z_weight pooled_weight logit_bias \
+                 soft_cap jitter of",
     },
 ];
 
