@@ -10,7 +10,7 @@ use train::DataConfig;
 use crate::bench::arguments::BenchCommand;
 use crate::numbers;
 use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
-use crate::study_arguments::Sweep;
+use crate::study_arguments::{Compare, Sweep};
 
 const ABOUT: &str =
     "Lathe trains, evaluates and serves language models that spend compute per token";
@@ -61,6 +61,11 @@ pub(crate) enum Command {
     /// nothing runs twice and whatever was killed goes on. On a cluster each task of an array takes
     /// one: `lathe sweep STUDY --only N`; a sweep without --only then writes the table.
     Sweep(Sweep),
+    /// Compare families of models at equal compute, with controls, seeds and spread
+    ///
+    /// Writes plan.json before anything runs, then results.csv, results.json, submission.json and
+    /// report.html, a page that says what the numbers force and nothing more.
+    Compare(Compare),
     /// Evaluate a checkpoint: loss, perplexity and bits per byte of a text, or evaluation tasks
     Eval(Eval),
     /// Continue a text with a checkpoint

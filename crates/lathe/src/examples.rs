@@ -28,6 +28,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "compare",
+        &[
+            "lathe compare",
+            "lathe compare --families dense,mor,moe --budget 1e14 --seeds 5 --equal stored",
+        ],
+    ),
+    (
         "eval",
         &[
             "lathe eval runs/mor --data data/corpus",

@@ -6,6 +6,7 @@ mod arguments;
 mod bench;
 mod cache;
 mod chat;
+mod compare;
 mod convert;
 mod costs;
 mod data_build;
@@ -133,6 +134,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Data(DataCommand::Build(options)) => data_build::build(&options),
         Command::Train(options) => train_run::run(&options),
         Command::Sweep(options) => sweep::run(&options),
+        Command::Compare(options) => compare::run(&options),
         Command::Eval(options) => evaluate::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Chat(options) => chat::run(&options),

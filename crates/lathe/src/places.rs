@@ -35,6 +35,10 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
             let out = options.out.iter().map(|path| ("--out", path.as_path()));
             out.chain([("--runs", options.shared.runs.as_path())]).collect()
         }
+        Command::Compare(options) => {
+            let out = options.out.iter().map(|path| ("--out", path.as_path()));
+            out.chain([("--runs", options.shared.runs.as_path())]).collect()
+        }
         Command::Import(options) => out(&options.out),
         Command::Export(options) => out(&options.out),
         Command::Convert(options) => out(&options.out),

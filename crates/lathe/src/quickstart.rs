@@ -17,6 +17,7 @@ use train::{
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
+use crate::quickstart_text::Texts;
 use crate::{inspect, output, plan, quickstart_text, recipe, run_page, train_run};
 
 /// Prompts that suit prose about programs, and programs.
@@ -38,7 +39,8 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
         .with_context(|| format!("making {}", options.out.display()))?;
     let _lock = files::FolderLock::take(&options.out, "quickstart")?;
     let sequence_length = sequence_length(&config);
-    let data = quickstart_text::prepare(options, sequence_length)?;
+    let texts = Texts { out: &options.out, input: &options.input, vocab: options.vocab };
+    let data = quickstart_text::prepare(&texts, sequence_length)?;
     let recipe = make_recipe(options, config, &data, started)?;
     let path = options.out.join("recipe.toml");
     files::write_whole(&path, recipe::show(&recipe)?.as_bytes())

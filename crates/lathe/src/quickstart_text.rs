@@ -9,11 +9,20 @@ use data::documents::Input;
 use data::{Corpus, Manifest, Split, packages};
 use report::{human_bytes, human_count};
 
-use crate::arguments::Quickstart;
 use crate::{data_build, output};
 
+/// The text that is asked for.
+pub(crate) struct Texts<'a> {
+    /// Folder for the shards (`data` in it) and the tokenizer.
+    pub(crate) out: &'a Path,
+    /// Files or folders of text; empty for the packages in Cargo.lock.
+    pub(crate) input: &'a [PathBuf],
+    /// Tokens of the vocabulary at most.
+    pub(crate) vocab: usize,
+}
+
 /// Text to shards; a finished folder from an earlier run with the same arguments is taken as it is.
-pub(crate) fn prepare(options: &Quickstart, sequence_length: usize) -> Result<PathBuf> {
+pub(crate) fn prepare(options: &Texts<'_>, sequence_length: usize) -> Result<PathBuf> {
     let dir = options.out.join("data");
     if dir.join("manifest.json").is_file() {
         let corpus = Corpus::open(&dir, Split::Train)?;
@@ -50,13 +59,13 @@ pub(crate) fn prepare(options: &Quickstart, sequence_length: usize) -> Result<Pa
     Ok(dir)
 }
 
-fn from_packages(options: &Quickstart, dir: &Path) -> Result<Manifest> {
+fn from_packages(options: &Texts<'_>, dir: &Path) -> Result<Manifest> {
     let here = std::env::current_dir().context("finding the current folder")?;
     let found = packages::collect(&here, 24 << 20).context(
         "collecting the text of the packages in Cargo.lock; \
          outside a checkout of Lathe, give --input FOLDER with text",
     )?;
-    found.save(&options.out)?;
+    found.save(options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
     output::line(format!(
         "text: {} files, {} of the packages this program was built from",
@@ -68,7 +77,7 @@ fn from_packages(options: &Quickstart, dir: &Path) -> Result<Manifest> {
     Ok(build_documents(found.documents(), &tokenizer, dir, &BuildOptions::default())?)
 }
 
-fn from_files(options: &Quickstart, dir: &Path, window: usize) -> Result<Manifest> {
+fn from_files(options: &Texts<'_>, dir: &Path, window: usize) -> Result<Manifest> {
     let inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
     let tokenizer = data_build::tokenizer_from_files(&inputs, options.vocab)?;
     tokenizer.save(&options.out.join("tokenizer.json"))?;

@@ -58,6 +58,8 @@ const RULES: &[(&str, How)] = &[
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
     ("lathe sweep recipes/cpu-5m-mor3.toml", With(SMALL)),
     ("lathe report", With("")),
+    ("lathe compare --dry-run", With("--data small --shape cpu-1m --families dense")),
+    ("lathe compare", Not("it takes minutes; crates/lathe/tests/compare.rs has short ones")),
     ("lathe eval runs/mor", With("--windows 1")),
     ("lathe eval runs/quickstart", With("--limit 2")),
     ("lathe quantize", With("")),

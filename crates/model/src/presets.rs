@@ -131,15 +131,24 @@ fn top(count: usize, router: TopK) -> Experts {
 /// `randomN` or `morN-shared` for N recursions, or a kind of experts, which may also follow another
 /// kind. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
+    of_width(name, None)
+}
+
+/// The same with MLPs of hidden width `ffn` in place of the shape's, and experts in proportion.
+pub fn widened(name: &str, ffn: usize) -> Option<ModelConfig> {
+    of_width(name, Some(ffn))
+}
+
+fn of_width(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
     let (shape, last) = name.rsplit_once('-')?;
     let Some((_, experts)) = EXPERTS.iter().find(|(kind, _)| *kind == last) else {
-        return without_experts(name);
+        return without_experts(name, ffn);
     };
-    let base = without_experts(shape)?;
+    let base = without_experts(shape, ffn)?;
     Some(ModelConfig { mlp: MlpConfig::Experts(experts(base.ffn)), ..base })
 }
 
-fn without_experts(name: &str) -> Option<ModelConfig> {
+fn without_experts(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
     let shape = SHAPES.iter().find(|s| {
         name.strip_prefix(s.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     })?;
@@ -155,7 +164,7 @@ fn without_experts(name: &str) -> Option<ModelConfig> {
         heads: shape.heads,
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
-        ffn: shape.ffn,
+        ffn: ffn.unwrap_or(shape.ffn),
         context: shape.context,
         sharing: Sharing::None,
         recursions: 1,
@@ -223,6 +232,20 @@ mod tests {
             assert_eq!(both.active - both.router, mor.active - mor.router);
         }
         assert!(preset("cpu-5m-moe2").is_none() && preset("moe").is_none());
+    }
+
+    #[test]
+    fn widened_ones_keep_their_proportions() {
+        for name in ["cpu-1m-dense", "cpu-1m-mor3-deepseek"] {
+            let own = preset(name).expect(name);
+            assert_eq!(widened(name, own.ffn), Some(own.clone()));
+            let wider = widened(name, 2 * own.ffn).expect(name);
+            let plain = |config: ModelConfig| {
+                let plan = with_vocabulary(config.clone()).check().expect(name);
+                parameters(&with_vocabulary(config), &plan).active
+            };
+            assert!(plain(wider) > plain(own), "{name}");
+        }
     }
 
     #[test]

@@ -86,18 +86,14 @@ impl Study {
             return Err(StudyError::Field {
                 field: unknown.clone(),
                 found: "no key of a study".into(),
-                expected: format!("one of {}{}", KEYS.join(", "), near(unknown)),
+                expected: format!("one of {}{}", KEYS.join(", "), near(unknown, &KEYS)),
             });
         }
         let mut study = Self::of_recipe(name, "");
         if let Some(name) = given.get("name") {
             study.name = word("name", name)?;
         }
-        let is_plain = |c: char| c.is_alphanumeric() || "._- ".contains(c);
-        if study.name.trim_matches(['.', ' ']).is_empty() || !study.name.chars().all(is_plain) {
-            let expected = "letters, digits, dots, dashes and spaces: it names a folder";
-            return refuse("name", format!("{:?}", study.name), expected);
-        }
+        check_name(&study.name)?;
         match given.get("method").map(|method| word("method", method)).transpose()?.as_deref() {
             None | Some("grid") => {}
             Some(other) => {
@@ -187,8 +183,18 @@ impl Study {
     }
 }
 
+/// Refuses a name that cannot name a folder.
+pub(crate) fn check_name(name: &str) -> Result<(), StudyError> {
+    let mut others = name.chars().filter(|c| !c.is_alphanumeric() && !"._- ".contains(*c));
+    if name.trim_matches(['.', ' ']).is_empty() || others.next().is_some() {
+        let expected = "letters, digits, dots, dashes and spaces: it names a folder";
+        return refuse("name", format!("{name:?}"), expected);
+    }
+    Ok(())
+}
+
 /// Refuses a list in which something stands twice.
-fn different(field: &str, list: &[Value]) -> Result<(), StudyError> {
+pub(crate) fn different(field: &str, list: &[Value]) -> Result<(), StudyError> {
     for (at, value) in list.iter().enumerate() {
         if list[..at].contains(value) {
             return refuse(field, format!("a list with {value} twice"), "each once");
@@ -197,7 +203,7 @@ fn different(field: &str, list: &[Value]) -> Result<(), StudyError> {
     Ok(())
 }
 
-fn word(field: &str, value: &Value) -> Result<String, StudyError> {
+pub(crate) fn word(field: &str, value: &Value) -> Result<String, StudyError> {
     match value {
         Value::String(text) => Ok(text.clone()),
         other => refuse(field, other.to_string(), "a text in quotes"),
@@ -220,7 +226,7 @@ fn recipes(given: Option<&Value>) -> Result<Vec<String>, StudyError> {
     names
 }
 
-fn seeds(given: Option<&Value>) -> Result<Vec<u64>, StudyError> {
+pub(crate) fn seeds(given: Option<&Value>) -> Result<Vec<u64>, StudyError> {
     let expected = "a number of seeds, or a list of them, like [1, 2, 3]";
     let list = match given {
         None => return Ok(Vec::new()),
@@ -271,7 +277,7 @@ fn objective(given: &Value) -> Result<Objective, StudyError> {
 
 /// The fields below a table of parameters: a table with `value` or `values` is one, others hold
 /// some.
-fn collect(
+pub(crate) fn collect(
     table: &Map<String, Value>,
     above: &str,
     found: &mut Vec<Parameter>,
@@ -320,8 +326,8 @@ fn toml_value(text: &str) -> Option<Value> {
 }
 
 /// The key that was meant, if one is near.
-fn near(word: &str) -> String {
-    let known = KEYS.iter().map(|key| (strsim::damerau_levenshtein(word, key), key));
+pub(crate) fn near(word: &str, keys: &[&str]) -> String {
+    let known = keys.iter().map(|key| (strsim::damerau_levenshtein(word, key), key));
     match known.min_by_key(|(distance, _)| *distance) {
         Some((distance, key)) if distance <= 1 + word.len() / 3 => {
             format!("; did you mean `{key}`?")

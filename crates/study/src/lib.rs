@@ -3,16 +3,28 @@
 //!
 //! A [`Study`] is the text of a study file: recipes, fields with the values they take, seeds. Its
 //! [`Study::points`] are the runs, each a recipe with settings. [`key`] names a run by what decides
-//! its bits, and a [`Sheet`] holds a line of results for each.
+//! its bits, and a [`Sheet`] holds a line of results for each. A [`Comparison`] sets families of
+//! models beside each other on equal terms ([`nearest_size`]); [`paired`] and [`answer`] say what
+//! their losses force one to say.
 
+mod answer;
+mod comparison;
+mod distribution;
 mod error;
 mod file;
+mod fit;
 mod key;
+mod paired;
 mod points;
 mod sheet;
 
+pub use answer::{Contestant, Duel, answer, duels, p_text};
+pub use comparison::{Comparison, Equal, equal};
+pub use distribution::{student_p, student_quantile};
 pub use error::StudyError;
 pub use file::{Goal, Objective, Study};
+pub use fit::{Fitted, nearest_size};
 pub use key::key;
+pub use paired::{FEWEST_SEEDS, LARGEST_P, Paired, SMALLEST_NATS, mean_and_deviation, paired};
 pub use points::{Setting, StudyPoint};
 pub use sheet::Sheet;

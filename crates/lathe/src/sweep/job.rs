@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) key: String,
     /// The folder of the run, named by its key.
     pub(crate) dir: PathBuf,
+    /// Windows of its validation text.
+    pub(crate) valid_windows: Option<u64>,
 }
 
 /// How far a run is.
@@ -75,8 +77,8 @@ impl Job {
             CheckpointConfig { keep_last: 1, keep_every: 0, ..opened.recipe.checkpoint };
         plan::fits(&opened.recipe)?;
         let key = study::key(&train::identity(&opened)?);
-        let dir = runs.join(&key);
-        Ok(Self { name: name.to_owned(), recipe: opened.recipe, key, dir })
+        let (dir, valid_windows) = (runs.join(&key), Some(opened.valid.len()));
+        Ok(Self { name: name.to_owned(), recipe: opened.recipe, key, dir, valid_windows })
     }
 
     /// How far the run is, by its last checkpoint.

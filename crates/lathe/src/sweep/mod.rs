@@ -13,8 +13,9 @@ use anyhow::{Context, Result, ensure};
 use report::{Best, Table, human_bytes, human_duration};
 use study::{Goal, Sheet, Study, StudyPoint};
 
-use job::{Job, MEASURES, State};
-use pool::Pool;
+pub(crate) use job::{Finding, Job, MEASURES, State, Taken};
+pub(crate) use pool::Pool;
+pub(crate) use results::{SHEET, open as open_results, write as write_result};
 
 use crate::study_arguments::Sweep;
 use crate::{costs, output, recipe};
@@ -32,24 +33,25 @@ struct Planned {
 
 /// `lathe sweep`: runs what is not done and writes the table.
 pub(crate) fn run(options: &Sweep) -> Result<ExitCode> {
-    ensure!(options.shared.jobs > 0, "--jobs is 0, expected at least 1");
+    let at_once = options.shared.jobs.unwrap_or(1);
+    ensure!(at_once > 0, "--jobs is 0, expected at least 1");
     let study = read(options)?;
     let planned = Planned::new(study, &options.shared.runs)?;
     if options.list {
         output::table(&planned.list()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let pool = Pool { jobs: options.shared.jobs, retry: options.shared.retry };
+    let pool = Pool { jobs: at_once, retry: options.shared.retry };
     if !options.only.is_empty() {
         return planned.only(&options.only, &pool);
     }
     let out = options.out.clone().unwrap_or_else(|| default_out(&planned.study.name));
-    let _lock = results::open(&out, "sweep")?;
+    let _lock = open_results(&out, "sweep")?;
     let write = || planned.write(&out);
     let went_on = pool.run(&different(&planned.jobs), &write)?;
     write()?;
     output::table(&planned.summary()?);
-    output::line(format!("results: {}", out.join(results::SHEET).display()));
+    output::line(format!("results: {}", out.join(SHEET).display()));
     if !went_on {
         output::line("stopped and saved; the same command continues");
     }
@@ -157,16 +159,14 @@ impl Planned {
 
     /// Writes the table of results, which depends on nothing but the study and its runs.
     fn write(&self, out: &Path) -> Result<()> {
-        results::write(&out.join(results::SHEET), self.sheet()?.to_csv().as_bytes())
+        write_result(&out.join(SHEET), self.sheet()?.to_csv().as_bytes())
     }
 
     fn sheet(&self) -> Result<Sheet> {
         let mut columns = vec!["point".to_owned(), "name".into(), "recipe".into()];
         columns.extend(self.study.varied().into_iter().map(str::to_owned));
-        columns.extend(["seed", "run", "state", "step"].map(str::to_owned));
-        columns.extend(COSTS.map(str::to_owned));
-        columns.extend(MEASURES.map(str::to_owned));
-        columns.push("error".into());
+        columns.push("seed".into());
+        columns.extend(COLUMNS.map(str::to_owned));
         let mut lines = Vec::new();
         for (point, job) in self.points.iter().zip(&self.jobs) {
             let mut line = vec![point.number.to_string(), point.name.clone(), point.recipe.clone()];
@@ -225,9 +225,25 @@ impl Planned {
     }
 }
 
-/// Columns of what a run costs, in the order of [`cost_cells`].
-const COSTS: [&str; 5] =
-    ["stored_parameters", "active_parameters", "tokens", "training_flops", "kv_bytes"];
+/// Columns of every table of results, in the order of [`job_cells`].
+pub(crate) const COLUMNS: [&str; 16] = [
+    "run",
+    "state",
+    "step",
+    "stored_parameters",
+    "active_parameters",
+    "tokens",
+    "training_flops",
+    "kv_bytes",
+    "nll",
+    "nll_causal",
+    "bits_per_byte",
+    "bits_per_byte_causal",
+    "mean_depth",
+    "mean_depth_causal",
+    "disagreement",
+    "error",
+];
 
 fn cost_cells(job: &Job) -> Result<Vec<String>> {
     let costs = costs::Costs::of(&job.recipe)?;
@@ -240,8 +256,8 @@ fn cost_cells(job: &Job) -> Result<Vec<String>> {
     ])
 }
 
-/// From the run's name to its error.
-fn job_cells(job: &Job) -> Result<Vec<String>> {
+/// Cells of a run, in the order of [`COLUMNS`].
+pub(crate) fn job_cells(job: &Job) -> Result<Vec<String>> {
     let state = job.state()?;
     let (word, step, error) = match &state {
         State::New => ("missing", 0, ""),

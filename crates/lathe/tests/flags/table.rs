@@ -9,6 +9,7 @@ const CLI: &str = "tests/command_line.rs";
 const VERBS: &str = "tests/flags/verbs.rs";
 const SERVING: &str = "tests/flags/serving.rs";
 const BOMBS: &str = "tests/bombs.rs";
+const COMPARE: &str = "tests/compare.rs";
 const SWEEP: &str = "tests/sweep.rs";
 const TOKENIZED: &str = "many_long_texts_at_the_tokenizer_are_bounded_and_given_back";
 const LOAD: &str = "tests/flags/load.rs";
@@ -129,6 +130,19 @@ pub(crate) const TABLE: &[Line] = &[
     ("train", "--set", Differs("tiny.toml --out @", "", "--set train.seed=5")),
     ("train", "--resume", Forbids("tiny.toml --out taken", "--resume never", "taken")),
     ("train", "--dry-run", Says("tiny.toml --out @", "--dry-run", "training FLOPs")),
+    ("compare", "--families", Test(COMPARE, "a_comparison_ends_in_an_answer")),
+    ("compare", "--budget", Test(COMPARE, "the_plan_says_what_is_equal")),
+    ("compare", "--seeds", Test(COMPARE, "a_comparison_ends_in_an_answer")),
+    ("compare", "--equal", Test(COMPARE, "the_plan_says_what_is_equal")),
+    ("compare", "--shape", Test(COMPARE, "bad_comparisons_are_refused_before_anything_runs")),
+    ("compare", "--no-controls", Test(COMPARE, "the_plan_says_what_is_equal")),
+    ("compare", "--data", Test(COMPARE, "bad_comparisons_are_refused_before_anything_runs")),
+    ("compare", "--vocab", Test(COMPARE, "a_text_is_made_where_none_is_named")),
+    ("compare", "--out", Test(COMPARE, "a_comparison_ends_in_an_answer")),
+    ("compare", "--runs", Test(COMPARE, "a_comparison_ends_in_an_answer")),
+    ("compare", "--jobs", Test(COMPARE, "the_plan_says_what_is_equal")),
+    ("compare", "--dry-run", Test(COMPARE, "the_plan_says_what_is_equal")),
+    ("compare", "--retry", As("sweep")),
     ("sweep", "--vary", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),
     ("sweep", "--out", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),
     ("sweep", "--runs", Test(SWEEP, "each_point_runs_once_and_studies_share_runs")),

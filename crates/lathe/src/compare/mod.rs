@@ -1,0 +1,132 @@
+//! `lathe compare`: families of models on equal terms, with controls, seeds and spread, and the
+//! answer that the numbers force.
+
+mod decode;
+mod families;
+mod found;
+mod page;
+mod plan;
+mod records;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use study::Comparison;
+
+use self::decode::Decoding;
+use self::found::Found;
+use self::plan::{Places, Plan};
+use crate::quickstart_text::{self, Texts};
+use crate::study_arguments::Compare;
+use crate::sweep::{Pool, SHEET, State, open_results, write_result};
+use crate::{output, plan as fits};
+
+/// The most bytes of a study.
+const LONGEST: u64 = 1 << 20;
+/// Tokens of a window of the text that is made here.
+const WINDOW: usize = 256;
+
+/// `lathe compare`: plan, runs, results, page.
+pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
+    let comparison = read(options)?;
+    families::check(&comparison.families)?;
+    let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(&comparison.name));
+    let _lock = open_results(&out, "compare")?;
+    let data = data_of(options, &out)?;
+    let jobs = options.shared.jobs.unwrap_or_else(rayon::current_num_threads);
+    ensure!(jobs > 0, "--jobs is 0, expected at least 1");
+    let record = out.join("plan.json");
+    let places = Places { data: &data, runs: &options.shared.runs, plan: &record };
+    output::note("planning: a few steps of each family are timed");
+    let plan = Plan::new(comparison, &places, jobs)?;
+    let memory = plan.entries.iter().map(|entry| entry.memory).max().unwrap_or(0);
+    fits::has_memory(&format!("--jobs {jobs}"), jobs as f64 * memory as f64)?;
+    write_json(&record, &plan.record())?;
+    output::table(&plan.table());
+    if options.dry_run {
+        output::line(format!("plan: {}", record.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pool = Pool { jobs, retry: options.shared.retry };
+    let went_on = pool.run(&plan.runs(), &|| Ok(()))?;
+    if !went_on {
+        output::line("stopped and saved; the same command continues");
+        return Ok(ExitCode::FAILURE);
+    }
+    let decoding = decode::measure(&plan, &out)?;
+    finish(&plan, &decoding, &out)
+}
+
+/// Writes everything that was found, and says what it comes to.
+fn finish(plan: &Plan, decoding: &Decoding, out: &Path) -> Result<ExitCode> {
+    let found = Found::gather(plan, decoding)?;
+    write_result(&out.join(SHEET), records::sheet(&found)?.to_csv().as_bytes())?;
+    write_json(&out.join("results.json"), &records::results(&found))?;
+    write_json(&out.join("submission.json"), &records::submission(&found))?;
+    let page = out.join("report.html");
+    output::page(&page, &page::of(&found)?.render())?;
+    for budget in &found.budgets {
+        output::table(&page::quality(&found, budget));
+        for paragraph in &budget.answer {
+            output::line(paragraph);
+        }
+    }
+    output::line(format!("page: {}", page.display()));
+    let missing = found.rows.iter().filter(|row| row.state != State::Done).count();
+    if missing > 0 {
+        output::note(format!(
+            "{missing} of {} runs are missing, and stand so in the tables; the same command goes \
+             on, with --retry through those that failed, too",
+            found.rows.len()
+        ));
+    }
+    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is asked for: the study, and over it the command line.
+fn read(options: &Compare) -> Result<Comparison> {
+    let mut comparison = match &options.study {
+        None => Comparison::default(),
+        Some(path) => {
+            let text = files::read_text(path, LONGEST)
+                .with_context(|| format!("reading the study {}", path.display()))?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            Comparison::parse(&text, &name).with_context(|| format!("study {}", path.display()))?
+        }
+    };
+    if !options.families.is_empty() {
+        comparison.families.clone_from(&options.families);
+    }
+    if !options.budget.is_empty() {
+        comparison.budgets.clone_from(&options.budget);
+    }
+    if let Some(seeds) = options.seeds {
+        comparison.seeds = (1..=seeds).collect();
+    }
+    if let Some(equal) = &options.equal {
+        comparison.equal = study::equal(equal)?;
+    }
+    if let Some(shape) = &options.shape {
+        comparison.shape.clone_from(shape);
+    }
+    comparison.controls &= !options.no_controls;
+    comparison.check()?;
+    Ok(comparison)
+}
+
+/// The folder of the text: the one that was named, or one made of the quickstart's text.
+fn data_of(options: &Compare, out: &Path) -> Result<PathBuf> {
+    match &options.data {
+        Some(data) => Ok(data.clone()),
+        None => {
+            let texts = Texts { out, input: &[], vocab: options.vocab };
+            quickstart_text::prepare(&texts, WINDOW)
+        }
+    }
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    write_result(path, text.as_bytes())
+}

@@ -1,0 +1,190 @@
+//! Comparisons: equal terms are equal, and the page says what the numbers force.
+
+mod common;
+
+use common::{Ended, Place, dense_recipe, end};
+use serde_json::Value;
+
+/// Settings with which a run of the smallest shape takes a second.
+const QUICK: &str = "[parameters]\n\
+                     train.batch = { value = 1 }\n\
+                     train.micro_batch = { value = 1 }\n\
+                     data.sequence_length = { value = 32 }\n\
+                     log.validate_windows = { value = 2 }\n\
+                     log.calibrate_windows = { value = 2 }\n";
+
+fn place() -> Place {
+    let place = Place::with_data();
+    place.write("quick.toml", QUICK);
+    place
+}
+
+fn compare(place: &Place, words: &str) -> Ended {
+    let words: Vec<&str> = words.split_whitespace().collect();
+    end(&mut place.command(&[&["compare", "quick.toml", "--data", "data"][..], &words].concat()))
+}
+
+fn json(place: &Place, name: &str) -> Value {
+    serde_json::from_str(&place.text(name)).expect("JSON")
+}
+
+#[test]
+fn a_comparison_ends_in_an_answer() {
+    let place = place();
+    let words = "--families dense,mor,moe --budget 1e9 --seeds 2 --out all --runs here";
+    let ended = compare(&place, words).good();
+    // The controls of mor are there.
+    let families = ["dense", "mor", "moe", "recursive", "random"];
+    assert_eq!(place.names("here").len(), 10, "{ended:?}");
+    let table = place.text("all/results.csv");
+    assert_eq!(table.lines().count(), 11, "{table}");
+    assert_eq!(table.matches(",done,").count(), 10, "{table}");
+    let results = json(&place, "all/results.json");
+    let at = &results["budgets"][0];
+    assert_eq!(at["pairs"].as_array().expect("pairs").len(), 10);
+    for (found, name) in at["families"].as_array().expect("families").iter().zip(families) {
+        assert_eq!(found["family"], name);
+        assert_eq!(found["bits_per_byte_causal"]["values"].as_array().expect("two").len(), 2);
+        assert!(found["tokens_per_second"]["8"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+    for run in results["runs"].as_array().expect("runs") {
+        assert!(run["done"] == true && run["seconds"].as_f64().is_some_and(|s| s > 0.0), "{run}");
+        assert!(run["taken"]["peak_memory"].as_u64().is_some_and(|bytes| bytes > 1 << 20));
+    }
+    // Two seeds are too few for any difference, whatever the numbers are.
+    let said = at["answer"].to_string();
+    assert!(said.contains("No difference beyond the spread: of 10 pairs"), "{said}");
+    assert!(said.contains("have 2 seeds in common"), "{said}");
+    assert!(ended.out.contains("No difference beyond the spread"), "{ended:?}");
+    let submission = json(&place, "all/submission.json");
+    let moe = &submission["entries"][2];
+    assert!(moe["family"] == "moe" && moe["against"] == "dense" && moe["counts"] == false, "{moe}");
+    assert!(moe["p"].as_f64().is_some_and(|p| p > 0.0 && p <= 1.0), "{moe}");
+    let page = place.text("all/report.html");
+    for part in ["No difference beyond the spread", "MaxVio", "Quality against latency", "random"] {
+        assert!(page.contains(part), "{part}");
+    }
+    for outside in ["src=", "href=\"http", "url(", "@import"] {
+        assert!(!page.contains(outside), "the page is not whole: {outside}");
+    }
+    // Again: nothing runs, and what depends on no clock has the same bytes.
+    let timing = |run: &String| place.read(&format!("here/{run}/timing.jsonl"));
+    let before: Vec<Vec<u8>> = place.names("here").iter().map(timing).collect();
+    compare(&place, words).good();
+    assert!(before == place.names("here").iter().map(timing).collect::<Vec<_>>());
+    assert_eq!(place.text("all/results.csv"), table);
+}
+
+/// The numbers of the points of a plan, by family.
+fn numbers(plan: &Value, name: &str) -> Vec<(String, f64)> {
+    let points = plan["points"].as_array().expect("points");
+    let of = |point: &Value| {
+        let value = point["costs"][name].as_f64().or(point[name].as_f64()).expect("a number");
+        (point["family"].as_str().expect("a name").to_owned(), value)
+    };
+    points.iter().map(of).collect()
+}
+
+/// Insists on numbers that are as near to the first as `share`.
+fn equal(plan: &Value, name: &str, share: f64) {
+    let all = numbers(plan, name);
+    for (family, number) in &all {
+        assert!((number / all[0].1 - 1.0).abs() <= share, "{name} of {family}: {all:?}");
+    }
+}
+
+#[test]
+fn the_plan_says_what_is_equal() {
+    let place = place();
+    let plan = |words: &str| {
+        let more = "--seeds 1 --no-controls --dry-run --out plans";
+        let ended = compare(&place, &format!("{words} {more}")).good();
+        assert!(ended.out.contains("plan: plans/plan.json"), "{ended:?}");
+        assert!(!place.has("runs"), "--dry-run trained");
+        json(&place, "plans/plan.json")
+    };
+    let flops = plan("--families dense,recursive,mor,moe --budget 5e10,1e11 --jobs 3");
+    assert_eq!((numbers(&flops, "steps").len(), &flops["jobs"]), (8, &3.into()));
+    for (family, number) in numbers(&flops, "training_flops").iter().skip(4) {
+        assert!((number / 1e11 - 1.0).abs() < 0.01, "{family}: {number}");
+    }
+    // Routed tokens are cheaper, so there are more of them.
+    let tokens = numbers(&flops, "tokens");
+    assert!(tokens[6].1 > tokens[4].1, "{tokens:?}");
+    assert!(numbers(&flops, "seconds").iter().all(|(_, seconds)| *seconds > 0.0));
+    equal(&plan("--families dense,mor --budget 1e11 --equal tokens"), "tokens", 0.0);
+    let timed = plan("--families dense,mor --budget 1e11 --equal time");
+    equal(&timed, "seconds", 0.1);
+    // Made again it has the same runs, although clocks go on.
+    assert_eq!(timed, plan("--families dense,mor --budget 1e11 --equal time"));
+    for (words, number) in [
+        ("--families dense,moe --equal active", "active_parameters"),
+        ("--families dense,recursive,moe --equal stored", "stored_parameters"),
+        ("--families dense,mor --equal bytes", "decode_bytes"),
+    ] {
+        let plan = plan(&format!("--budget 1e11 {words}"));
+        equal(&plan, number, 0.05);
+        equal(&plan, "training_flops", 0.01);
+    }
+    // With its controls there are two more.
+    let words = "--families mor --budget 1e11 --seeds 1 --dry-run --out plans";
+    compare(&place, words).good();
+    let families: Vec<String> =
+        numbers(&json(&place, "plans/plan.json"), "steps").into_iter().map(|one| one.0).collect();
+    assert_eq!(families, ["mor", "recursive", "random"]);
+    // A recipe's model is taken as it is.
+    place.write("own.toml", dense_recipe());
+    let own = format!("--families own.toml,dense {}", "--budget 1e11 --seeds 1 --dry-run");
+    compare(&place, &format!("{own} --out plans")).good();
+    equal(&json(&place, "plans/plan.json"), "training_flops", 0.01);
+    let reversed = own.replace("own.toml,dense", "dense,own.toml");
+    compare(&place, &format!("{reversed} --equal stored --out plans"))
+        .bad(&["family own.toml", "cannot be made equal in stored"]);
+}
+
+#[test]
+fn bad_comparisons_are_refused_before_anything_runs() {
+    let place = place();
+    for (words, needles) in [
+        ("--families dence", &["\"dence\"", "dense, recursive"][..]),
+        ("--families dense,dense", &["\"dense\" twice"]),
+        ("--budget 1e6", &["family dense", "budget is 1e6 FLOPs, expected enough for a step"]),
+        ("--shape gpt-5", &["shape \"gpt-5\"", "lathe presets"]),
+        ("--seeds 0", &["seeds is empty"]),
+        ("--jobs 0", &["--jobs is 0"]),
+        ("--data none", &["none"]),
+    ] {
+        let words = words.replace("--data none", "--data none --data none");
+        let ended = match words.contains("--data") {
+            true => place.run(&["compare", "quick.toml", "--data", "none", "--out", "all"]),
+            false => compare(&place, &format!("{words} --out all")),
+        };
+        ended.bad(needles);
+        assert!(!place.has("runs") && !place.has("all/plan.json"), "{words} ran");
+    }
+    place.write("bad.toml", "familys = [\"dense\"]\n");
+    place.run(&["compare", "bad.toml"]).bad(&["did you mean `families`?"]);
+    place.write("bad.toml", "[parameters]\ntrain.steps = { value = 3 }\n");
+    place
+        .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
+        .bad(&["parameters.train.steps is set, but the comparison decides it"]);
+    place.write("bad.toml", "[parameters]\ntrain.stepz = { value = 3 }\n");
+    place
+        .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
+        .bad(&["unknown key `train.stepz`", "did you mean `steps`"]);
+}
+
+#[test]
+fn a_text_is_made_where_none_is_named() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let place = Place::empty();
+    place.write("quick.toml", QUICK);
+    let (study, out) = (place.path("quick.toml"), place.path("made"));
+    let words = ["--families", "dense", "--budget", "1e10", "--seeds", "1", "--dry-run"];
+    let mut command = place.command(&["compare"]);
+    command.arg(&study).args(words).args(["--vocab", "300", "--out"]).arg(&out);
+    end(command.current_dir(root)).good();
+    assert!(place.has("made/data/manifest.json") && place.has("made/tokenizer.json"));
+    assert_eq!(json(&place, "made/data/manifest.json")["vocab_size"], 300);
+    assert_eq!(json(&place, "made/plan.json")["points"].as_array().expect("points").len(), 1);
+}

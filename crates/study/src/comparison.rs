@@ -1,0 +1,260 @@
+//! What `lathe compare` compares: kinds of models, what is equal between them, seeds.
+
+use serde_json::{Map, Value};
+
+use crate::error::refuse;
+use crate::file::{check_name, collect, different, near, seeds, word};
+use crate::{Setting, StudyError};
+
+/// Keys of the file.
+const KEYS: [&str; 8] =
+    ["name", "families", "controls", "budget", "seeds", "equal", "shape", "parameters"];
+
+/// What all runs of a comparison have alike, beside the budget of FLOPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Equal {
+    /// The FLOPs of training: shapes as they are, as many steps as the budget pays for.
+    Flops,
+    /// The tokens of training: as many as the first family gets for the budget.
+    Tokens,
+    /// FLOPs, and the parameters that a token meets: MLPs are widened or narrowed to it.
+    Active,
+    /// FLOPs, and the parameters that are stored.
+    Stored,
+    /// FLOPs, and the bytes of weights that a decoded token reads.
+    Bytes,
+    /// The time that steps take here: as long as the first family takes for the budget.
+    Time,
+}
+
+impl Equal {
+    /// All of them, with the names that files and the command line give them.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("flops", Self::Flops),
+        ("tokens", Self::Tokens),
+        ("active", Self::Active),
+        ("stored", Self::Stored),
+        ("bytes", Self::Bytes),
+        ("time", Self::Time),
+    ];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, equal)| *equal)
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, equal)| *equal == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Families of models on equal terms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// What the comparison is called.
+    pub name: String,
+    /// The families, by name, or recipe files whose models are taken as they are.
+    pub families: Vec<String>,
+    /// Whether the controls of a family are compared, too.
+    pub controls: bool,
+    /// FLOPs of training of each run, every product counted; each budget is compared apart.
+    pub budgets: Vec<f64>,
+    /// Seeds, the same ones for every family.
+    pub seeds: Vec<u64>,
+    /// What is equal between the families.
+    pub equal: Equal,
+    /// The shape that families are kinds of, as presets name it.
+    pub shape: String,
+    /// Fields of the recipe that every run has.
+    pub settings: Vec<Setting>,
+}
+
+impl Default for Comparison {
+    /// Five families at 1e13 FLOPs a run.
+    fn default() -> Self {
+        let families = ["dense", "recursive", "mor", "moe", "mor-moe"];
+        Self {
+            name: "compare".into(),
+            families: families.map(str::to_owned).to_vec(),
+            controls: true,
+            budgets: vec![1e13],
+            seeds: vec![1, 2, 3],
+            equal: Equal::Flops,
+            shape: "cpu-1m".into(),
+            settings: Vec::new(),
+        }
+    }
+}
+
+impl Comparison {
+    /// Reads a comparison; `name` is what it is called if it does not say, and what else it does
+    /// not say is as in [`Comparison::default`].
+    ///
+    /// # Errors
+    /// An unknown key, a field that is impossible, something that stands twice.
+    pub fn parse(text: &str, name: &str) -> Result<Self, StudyError> {
+        let given: Map<String, Value> =
+            toml::from_str(text).map_err(|error| StudyError::Syntax(error.to_string()))?;
+        let mut it = Self { name: name.to_owned(), ..Self::default() };
+        for (key, value) in &given {
+            match key.as_str() {
+                "name" => it.name = word(key, value)?,
+                "families" => it.families = words(key, value)?,
+                "controls" => match value {
+                    Value::Bool(controls) => it.controls = *controls,
+                    other => return refuse(key, other.to_string(), "true or false"),
+                },
+                "budget" => it.budgets = numbers(key, value)?,
+                "seeds" => it.seeds = seeds(Some(value))?,
+                "equal" => it.equal = equal(&word(key, value)?)?,
+                "shape" => it.shape = word(key, value)?,
+                "parameters" => it.settings = settings(value)?,
+                _ => {
+                    let expected = format!("one of {}{}", KEYS.join(", "), near(key, &KEYS));
+                    return refuse(key, "no key of a comparison", expected);
+                }
+            }
+        }
+        it.check()?;
+        Ok(it)
+    }
+
+    /// Refuses what cannot be compared.
+    ///
+    /// # Errors
+    /// The first impossible field.
+    pub fn check(&self) -> Result<(), StudyError> {
+        check_name(&self.name)?;
+        let list: Vec<Value> = self.families.iter().map(|name| name.as_str().into()).collect();
+        if list.is_empty() {
+            return refuse("families", "empty", "a list, like [\"dense\", \"mor\"]");
+        }
+        different("families", &list)?;
+        for budget in &self.budgets {
+            if !(*budget >= 1e6 && *budget <= 1e24) {
+                let expected = "FLOPs of one run, from 1e6 to 1e24";
+                return refuse("budget", budget.to_string(), expected);
+            }
+        }
+        let budgets: Vec<Value> = self.budgets.iter().map(|budget| (*budget).into()).collect();
+        if budgets.is_empty() {
+            return refuse("budget", "empty", "FLOPs of one run, like 1e13");
+        }
+        different("budget", &budgets)?;
+        if self.seeds.is_empty() {
+            return refuse("seeds", "empty", "at least one");
+        }
+        Ok(())
+    }
+}
+
+/// The [`Equal`] of a name.
+///
+/// # Errors
+/// A name that there is not.
+pub fn equal(name: &str) -> Result<Equal, StudyError> {
+    let known: Vec<&str> = Equal::ALL.iter().map(|(name, _)| *name).collect();
+    match Equal::named(name) {
+        Some(equal) => Ok(equal),
+        None => refuse("equal", format!("\"{name}\""), format!("one of {}", known.join(", "))),
+    }
+}
+
+fn words(field: &str, value: &Value) -> Result<Vec<String>, StudyError> {
+    match value {
+        Value::Array(list) => list.iter().map(|one| word(field, one)).collect(),
+        one => Ok(vec![word(field, one)?]),
+    }
+}
+
+fn numbers(field: &str, value: &Value) -> Result<Vec<f64>, StudyError> {
+    let list = match value {
+        Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    };
+    let mut found = Vec::new();
+    for one in &list {
+        match one.as_f64() {
+            Some(number) => found.push(number),
+            None => return refuse(field, one.to_string(), "a number, like 1e13"),
+        }
+    }
+    Ok(found)
+}
+
+/// Settings of every run: each field has one value.
+fn settings(value: &Value) -> Result<Vec<Setting>, StudyError> {
+    let Value::Object(table) = value else {
+        return refuse("parameters", value.to_string(), "a table of fields of the recipe");
+    };
+    let mut parameters = Vec::new();
+    collect(table, "", &mut parameters)?;
+    let mut found = Vec::new();
+    for parameter in parameters {
+        let [one] = parameter.values.as_slice() else {
+            let path = format!("parameters.{}", parameter.field);
+            let values = format!("a list of {} values", parameter.values.len());
+            let expected = "one value for all runs; `lathe sweep` compares several";
+            return refuse(path, values, expected);
+        };
+        found.push((parameter.field, one.clone()));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_the_default() {
+        let text = "families = [\"dense\", \"mine.toml\"]\nbudget = [1e12, 3e12]\nseeds = 5\n\
+                    equal = \"stored\"\ncontrols = false\n\
+                    [parameters]\ntrain.batch = { value = 8 }\n";
+        let found = Comparison::parse(text, "it").expect("legal");
+        assert_eq!(
+            found,
+            Comparison {
+                name: "it".into(),
+                families: vec!["dense".into(), "mine.toml".into()],
+                controls: false,
+                budgets: vec![1e12, 3e12],
+                seeds: vec![1, 2, 3, 4, 5],
+                equal: Equal::Stored,
+                shape: "cpu-1m".into(),
+                settings: vec![("train.batch".into(), 8.into())],
+            }
+        );
+        assert_eq!(Comparison::parse("", "compare").expect("legal"), Comparison::default());
+        for (name, equal) in Equal::ALL {
+            assert_eq!((Equal::named(name), equal.name()), (Some(equal), name));
+        }
+    }
+
+    #[test]
+    fn bad_comparisons_are_refused_by_field() {
+        for (text, needle) in [
+            ("familys = []", "familys is no key of a comparison"),
+            ("familys = []", "did you mean `families`?"),
+            ("families = []", "families is empty"),
+            ("families = [\"dense\", \"dense\"]", "\"dense\" twice"),
+            ("families = [3]", "families is 3"),
+            ("budget = []", "budget is empty"),
+            ("budget = -1", "budget is -1"),
+            ("budget = nan", "budget is"),
+            ("budget = 1e99", "budget is 1"),
+            ("budget = \"much\"", "budget is \"much\""),
+            ("budget = [1e12, 1e12]", "twice"),
+            ("seeds = 0", "seeds is 0"),
+            ("equal = \"luck\"", "equal is \"luck\", expected one of flops, tokens"),
+            ("controls = 1", "controls is 1"),
+            ("name = \"a/b\"", "name is \"a/b\""),
+            ("parameters = 3", "parameters is 3"),
+            ("[parameters]\ntrain.batch = { values = [1, 2] }", "a list of 2 values"),
+        ] {
+            let error = Comparison::parse(text, "it").expect_err(text).to_string();
+            assert!(error.contains(needle), "{text}: {error}");
+        }
+    }
+}
