@@ -9,6 +9,9 @@ Runs `lm_eval --model local-completions` of lm-eval 0.4.13, without network, aga
 logs with the records that `lathe eval` wrote. Both have to predict the same choice for every item, count it the same in
 every metric, and agree on each log-likelihood to --tolerance. Prints a table; exits with 1 on any disagreement.
 
+With --folder, which `lathe export --format hf` made of the checkpoint, lm-eval runs the model itself by
+`--model hf` (transformers and PyTorch) and needs no server.
+
 The tokenizer is asked from the server (/tokenizer_info, /tokenize), or read from a folder with --tokenizer, which must
 hold tokenizer.json and tokenizer_config.json. --context is the model's context, and `lathe eval` must have run with the
 same one. The first call makes a virtual environment of about 0.9 GB in --venv.
@@ -34,7 +37,7 @@ REQUIREMENTS = ["lm-eval[api]==0.4.13", "transformers"]
 def main():
     options = arguments()
     work = options.work.resolve()
-    programs = prepare(options.venv.resolve())
+    programs = prepare(options.venv.resolve(), options.folder is not None)
     if options.prepare_only:
         return
     names = translate_folder(options.tasks, fresh(work / "yaml"))
@@ -64,6 +67,7 @@ def arguments():
     parser.add_argument("--tasks", type=Path, help="folder of tasks, as given to lathe eval")
     parser.add_argument("--items", type=Path, help="records that lathe eval wrote")
     parser.add_argument("--base-url", help="the server, without a path")
+    parser.add_argument("--folder", type=Path, help="exported folder that lm-eval runs by itself")
     parser.add_argument("--model", help="name of the model; by default the first that the server lists")
     parser.add_argument("--context", type=int, default=2048, help="context of the model, in tokens (2048)")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files, instead of the server's endpoints")
@@ -78,19 +82,21 @@ def arguments():
     parser.add_argument("--prepare-only", action="store_true", help="make the virtual environment and stop")
     options = parser.parse_args()
     if not options.prepare_only:
-        for name in ["tasks", "items"] + ([] if options.reuse else ["base_url"]):
+        alone = options.reuse or options.folder
+        for name in ["tasks", "items"] + ([] if alone else ["base_url"]):
             if getattr(options, name) is None:
                 parser.error(f"--{name.replace('_', '-')} is needed")
     return options
 
 
-def prepare(folder):
+def prepare(folder, with_torch):
     """The folder of programs of the virtual environment, made if it is not there."""
+    requirements = REQUIREMENTS + (["torch", "accelerate"] if with_torch else [])
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     if not (programs / "lm_eval").exists():
-        print(f"installing {' '.join(REQUIREMENTS)} in {folder}")
+        print(f"installing {' '.join(requirements)} in {folder}")
         venv.create(folder, with_pip=True)
-        subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *requirements], check=True)
     return programs
 
 
@@ -101,18 +107,26 @@ def fresh(folder):
 
 
 def run_lm_eval(options, programs, names, work, samples):
-    """Let lm-eval score the tasks by the server's completions endpoint."""
-    base = options.base_url.rstrip("/")
-    model_args = {
-        "model": options.model or first_model(base),
-        "base_url": f"{base}/v1/completions",
-        "max_length": options.context,
-        "num_concurrent": options.concurrent,
-        "tokenized_requests": not options.text,
-        "tokenizer_backend": "huggingface" if options.tokenizer else "remote",
-    }
-    if options.tokenizer:
-        model_args["tokenizer"] = str(options.tokenizer.resolve())
+    """Let lm-eval score the tasks by the server's completions endpoint, or by a folder's own code."""
+    if options.folder:
+        model, model_args = "hf", {
+            "pretrained": str(options.folder.resolve()),
+            "trust_remote_code": True,
+            "dtype": "float32",
+            "max_length": options.context,
+        }
+    else:
+        base = options.base_url.rstrip("/")
+        model, model_args = "local-completions", {
+            "model": options.model or first_model(base),
+            "base_url": f"{base}/v1/completions",
+            "max_length": options.context,
+            "num_concurrent": options.concurrent,
+            "tokenized_requests": not options.text,
+            "tokenizer_backend": "huggingface" if options.tokenizer else "remote",
+        }
+        if options.tokenizer:
+            model_args["tokenizer"] = str(options.tokenizer.resolve())
     environment = dict(os.environ)
     environment.update(
         HF_HUB_OFFLINE="1",
@@ -125,7 +139,8 @@ def run_lm_eval(options, programs, names, work, samples):
     )
     command = [
         programs / "lm_eval",
-        *("--model", "local-completions"),
+        *("--model", model),
+        *(("--device", "cpu") if options.folder else ()),
         *("--model_args", json.dumps(model_args)),
         *("--include_path", work / "yaml"),
         *("--tasks", ",".join(names)),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use checkpoint::Disk;
+use data::Tokenizer;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{
@@ -11,7 +12,7 @@ use formats::{
 use model::params::ParamSpec;
 use model::{Model, RouterConfig, RouterState, Sharing};
 use serde_json::Value;
-use train::Stored;
+use train::{SpecialTokens, Stored};
 
 use crate::ConvertError;
 use crate::error::{must_be_free, refused};
@@ -70,10 +71,15 @@ pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
     }
 }
 
-/// A run of ours trains with the end-of-text token between documents: its tokenizer alone says
-/// which id that is.
+/// The special ids of an import, or those of a run of ours: it trains with the end-of-text token of
+/// its tokenizer between documents.
 pub(crate) fn special_of(stored: &Stored) -> SpecialIds {
-    let text = stored.text.clone().unwrap_or_default();
+    let text = stored.text.clone().unwrap_or_else(|| {
+        let json = stored.tokenizer.as_deref().and_then(|json| std::str::from_utf8(json).ok());
+        let made = json.and_then(|json| Tokenizer::from_json(json).ok());
+        let eos = made.and_then(|tokenizer| tokenizer.eos_id()).into_iter().collect();
+        SpecialTokens { eos, ..SpecialTokens::default() }
+    });
     SpecialIds {
         bos: text.bos,
         eos: text.eos,

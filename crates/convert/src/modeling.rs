@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use train::Stored;
 
 use crate::Costs;
+use crate::export::special_of;
 
 /// The models of the family in plain PyTorch.
 const CODE: &str = include_str!("modeling_lathe.py");
@@ -132,7 +133,7 @@ pub(crate) fn fields(stored: &Stored) -> Map<String, Value> {
     for (spec, _) in stored.model.weights() {
         parameters.insert(spec.name.clone(), json!([spec.shape.0, spec.shape.1]));
     }
-    let text = stored.text.clone().unwrap_or_default();
+    let special = special_of(stored);
     let fields = json!({
         "auto_map": {
             "AutoConfig": format!("{MODULE}.LatheConfig"),
@@ -149,9 +150,9 @@ pub(crate) fn fields(stored: &Stored) -> Map<String, Value> {
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context,
         "torch_dtype": "float32",
-        "bos_token_id": text.bos,
-        "eos_token_id": text.eos.first(),
-        "pad_token_id": text.pad,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos.first(),
+        "pad_token_id": special.pad,
     });
     match fields {
         Value::Object(fields) => fields,
@@ -192,9 +193,11 @@ impl Card {
                  text\n    metrics:\n"
             );
             for (what, value) in &self.results {
+                let words: Vec<&str> =
+                    what.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
                 text += &format!(
                     "    - type: {}\n      name: {what}\n      value: {value}\n",
-                    what.replace(' ', "_")
+                    words.join("_")
                 );
             }
         }
@@ -213,7 +216,7 @@ impl Card {
         text += &format!(
             "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
              folder = \".\"\n\
-             tokenizer = AutoTokenizer.from_pretrained(folder)\n\
+             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n\
              model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\n\
              ids = tokenizer(\"Once upon a time\", return_tensors=\"pt\")\n\
              print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))\n\

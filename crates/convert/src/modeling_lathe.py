@@ -1,7 +1,7 @@
 """The models of Lathe in plain PyTorch, for inference with transformers.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer("Once upon a time", return_tensors="pt")
     print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))

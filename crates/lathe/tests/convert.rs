@@ -133,6 +133,11 @@ fn exports(place: &Place) {
     assert!(place.text("rec-hf/modeling_lathe.py").contains("class LatheForCausalLM"));
     let card = place.text("rec-hf/README.md");
     assert!(card.contains("# rec-hf") && card.contains("| stored layers |"), "{card}");
+    let ends: Value =
+        serde_json::from_str(&place.text("rec-hf/generation_config.json")).expect("JSON");
+    assert!(ends["eos_token_id"].is_u64(), "documents ended with it in training: {ends}");
+    let tokens = place.text("rec-hf/tokenizer_config.json");
+    assert!(tokens.contains("\"model_input_names\""), "no token types: {tokens}");
     place.run(&["import", "rec-hf", "--out", "rec-back"]).good();
     assert_eq!(nll(place, "rec"), nll(place, "rec-back"));
     let rounded = ["export", "rec", "--out", "x", "--format", "hf", "--dtype", "bf16"];

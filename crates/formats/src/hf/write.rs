@@ -184,6 +184,8 @@ fn tokenizer_config(
     let mut out = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
+        // Otherwise some versions add token types, which these models do not take.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": context,
         "add_bos_token": special.add_bos,
     });
