@@ -143,6 +143,23 @@ fn the_plan_says_what_is_equal() {
 }
 
 #[test]
+fn budgets_give_a_law_and_its_error() {
+    let place = place();
+    let words = "--families dense --seeds 1 --out laws --budget";
+    compare(&place, &format!("{words} 1e9,2e9")).good();
+    assert_eq!(json(&place, "laws/results.json")["laws"].as_array().expect("a list").len(), 0);
+    let ended = compare(&place, &format!("{words} 1e9,2e9,4e9")).good();
+    let results = json(&place, "laws/results.json");
+    let law = &results["laws"][0];
+    assert_eq!(law["points"].as_array().expect("points").len(), 3, "{ended:?}");
+    let loss = results["runs"][2]["found"]["causal"]["nll"].as_f64().expect("a loss");
+    assert_eq!(law["checked"]["found"].as_f64(), Some(loss));
+    assert!(law["checked"]["predicted"].as_f64().is_some_and(|nats| nats > 0.0), "{law}");
+    assert!(place.text("laws/report.html").contains("held-out error"));
+    assert_eq!(place.names("runs/by-recipe").len(), 3);
+}
+
+#[test]
 fn bad_comparisons_are_refused_before_anything_runs() {
     let place = place();
     for (words, needles) in [

@@ -55,7 +55,13 @@ fn listed(place: &Place, words: &str) -> Vec<(String, String)> {
 #[test]
 fn each_point_runs_once_and_studies_share_runs() {
     let place = place();
-    sweep(&place, "study.toml --out results").good();
+    let said = sweep(&place, "study.toml --out results").good().out;
+    let spread = said.split("over seeds").nth(1).expect("a table over seeds");
+    for group in ["tiny model.recursions=2  ", "tiny model.recursions=3  "] {
+        let line = spread.lines().find(|line| line.starts_with(group)).expect(group);
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        assert!(cells.len() == 5 && cells[2] == "2", "{line}");
+    }
     let table = place.text("results/results.csv");
     let lines = cells(&table);
     assert_eq!(lines.len(), 5, "{table}");

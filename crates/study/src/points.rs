@@ -15,6 +15,8 @@ pub struct StudyPoint {
     pub number: usize,
     /// The recipe and what is special about the run.
     pub name: String,
+    /// The same without the seed: points of one group differ in it alone.
+    pub group: String,
     /// The recipe file or preset.
     pub recipe: String,
     /// What is set in the recipe, the seed included.
@@ -68,16 +70,17 @@ impl Study {
         seed: Option<u64>,
     ) -> StudyPoint {
         let values: Vec<String> = chosen.iter().map(|(_, value)| shown(value)).collect();
-        let mut name = stem(recipe).to_owned();
+        let mut group = stem(recipe).to_owned();
         for ((field, _), value) in chosen.iter().zip(&values) {
-            name += &format!(" {field}={value}");
+            group += &format!(" {field}={value}");
         }
+        let mut name = group.clone();
         if let Some(seed) = seed.filter(|_| self.seeds.len() > 1) {
             name += &format!(" seed={seed}");
         }
         let seeded = seed.map(|seed| (SEED.to_owned(), seed.into()));
         let settings = self.fixed().chain(chosen.iter().cloned()).chain(seeded).collect();
-        StudyPoint { number, name, recipe: recipe.to_owned(), settings, values, seed }
+        StudyPoint { number, name, group, recipe: recipe.to_owned(), settings, values, seed }
     }
 }
 

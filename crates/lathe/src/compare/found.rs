@@ -4,7 +4,7 @@ use anyhow::Result;
 use report::Record;
 use serde::Serialize;
 use serde_json::Value;
-use study::{Contestant, Duel, answer, duels, mean_and_deviation};
+use study::{CheckedLaw, Contestant, Duel, answer, duels, mean_and_deviation, power_law};
 
 use super::decode::{BATCHES, Decoding};
 use super::plan::{Entry, Plan};
@@ -84,6 +84,8 @@ pub(crate) struct Found<'p> {
     pub(crate) rows: Vec<Row<'p>>,
     /// The budgets, each compared apart.
     pub(crate) budgets: Vec<AtBudget<'p>>,
+    /// How the loss of each family falls over the budgets, where there are enough.
+    pub(crate) laws: Vec<Law>,
 }
 
 impl<'p> Found<'p> {
@@ -99,7 +101,8 @@ impl<'p> Found<'p> {
         for &budget in &plan.comparison.budgets {
             budgets.push(at_budget(plan, budget, &rows, decoding));
         }
-        Ok(Self { plan, rows, budgets })
+        let laws = laws(plan, &rows);
+        Ok(Self { plan, rows, budgets, laws })
     }
 
     /// The runs of an entry, by seed.
@@ -143,6 +146,34 @@ fn at_budget<'p>(
     let mut said = answer(&contestants);
     said.extend(beside(&kinds));
     AtBudget { budget, duels: duels(&contestants), answer: said, kinds }
+}
+
+/// A family's law over budgets, by the mean loss of its runs in nats a token, causal routing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Law {
+    /// The family that it is of.
+    pub(crate) family: String,
+    /// Training FLOPs and loss of every run.
+    pub(crate) points: Vec<(f64, f64)>,
+    /// The law and its error where it was not fitted.
+    pub(crate) checked: CheckedLaw,
+}
+
+/// The law of every family that has runs at enough budgets.
+fn laws(plan: &Plan, rows: &[Row<'_>]) -> Vec<Law> {
+    let mut found: Vec<Law> = Vec::new();
+    for entry in &plan.entries {
+        if found.iter().any(|law| law.family == entry.family) {
+            continue;
+        }
+        let own = rows.iter().filter(|row| row.entry.family == entry.family);
+        let points: Vec<(f64, f64)> =
+            own.filter_map(|row| Some((row.entry.budget, row.finding?.causal.nll))).collect();
+        if let Some(checked) = power_law(&points) {
+            found.push(Law { family: entry.family.clone(), points, checked });
+        }
+    }
+    found
 }
 
 /// What the loss does not say: who is smallest, who decodes fastest, what causal routing costs.

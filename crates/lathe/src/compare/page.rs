@@ -37,6 +37,11 @@ pub(crate) fn of(found: &Found<'_>) -> Result<Page> {
     for at in &found.budgets {
         section(&mut page, found, at)?;
     }
+    if !found.laws.is_empty() {
+        page.section("Over budgets");
+        page.chart(law_chart(found));
+        page.table(law_table(found));
+    }
     page.section("Families");
     page.table(about(found));
     Ok(page)
@@ -316,6 +321,47 @@ fn balance(logs: &[(String, Vec<Record>)]) -> Chart {
         log_x: false,
         series,
     }
+}
+
+/// Every run over all budgets, with the lines of the laws.
+fn law_chart(found: &Found<'_>) -> Chart {
+    let mut series = Vec::new();
+    for law in &found.laws {
+        series.push(Series { name: law.family.clone(), points: law.points.clone(), dashed: false });
+    }
+    for law in &found.laws {
+        let mut line: Vec<f64> = law.points.iter().map(|point| point.0).collect();
+        line.dedup();
+        let points = line.into_iter().map(|flops| (flops, law.checked.law.at(flops))).collect();
+        series.push(Series { name: format!("{}, law", law.family), points, dashed: true });
+    }
+    Chart {
+        title: "Loss over training FLOPs, and the power laws".into(),
+        x_label: "training FLOPs".into(),
+        y_label: "nats per token, causal routing".into(),
+        log_x: true,
+        series,
+    }
+}
+
+fn law_table(found: &Found<'_>) -> Table {
+    let mut rows = Vec::new();
+    for law in &found.laws {
+        let checked = &law.checked;
+        rows.push(vec![
+            law.family.clone(),
+            format!("{:.4}", checked.law.exponent),
+            format!("{:.4}", checked.predicted),
+            format!("{:.4}", checked.found),
+            format!("{:+.2} %", 100.0 * checked.held_out_error()),
+        ]);
+    }
+    let columns =
+        ["family", "exponent", "predicted at the largest budget", "found there", "held-out error"];
+    let caption = "loss = factor * FLOPs^-exponent; the prediction is of the law without the \
+                   largest budget"
+        .to_owned();
+    Table { columns: names(&columns), rows, caption, best: None }
 }
 
 fn about(found: &Found<'_>) -> Table {

@@ -41,6 +41,7 @@ pub(crate) fn results(found: &Found<'_>) -> Value {
     let mut record = header(found);
     record["budgets"] = budgets.into();
     record["runs"] = runs.into();
+    record["laws"] = json!(found.laws);
     record
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use report::{Best, Table, human_bytes, human_duration};
-use study::{Goal, Sheet, Study, StudyPoint};
+use study::{Goal, Objective, Sheet, Study, StudyPoint, mean_and_deviation};
 
 pub(crate) use job::{Finding, Job, MEASURES, State, Taken};
 pub(crate) use pool::Pool;
@@ -51,6 +51,9 @@ pub(crate) fn run(options: &Sweep) -> Result<ExitCode> {
     let went_on = pool.run(&different(&planned.jobs), &write)?;
     write()?;
     output::table(&planned.summary()?);
+    if planned.study.seeds.len() > 1 {
+        output::table(&planned.spread()?);
+    }
     output::line(format!("results: {}", out.join(SHEET).display()));
     if !went_on {
         output::line("stopped and saved; the same command continues");
@@ -196,11 +199,39 @@ impl Planned {
             rows.push(row);
         }
         let columns = columns.map(str::to_owned).to_vec();
-        let best = Some(match metric.goal {
-            Goal::Minimize => Best::Lowest(3),
-            Goal::Maximize => Best::Highest(3),
-        });
+        let best = Some(best_of(metric, 3));
         Ok(Table { columns, rows, caption: self.study.name.clone(), best })
+    }
+
+    /// Points that differ in their seeds alone, as mean and spread of the metric.
+    fn spread(&self) -> Result<Table> {
+        let mut groups: Vec<(String, Vec<f64>)> = Vec::new();
+        for (point, job) in self.points.iter().zip(&self.jobs) {
+            if !groups.iter().any(|(name, _)| *name == point.group) {
+                groups.push((point.group.clone(), Vec::new()));
+            }
+            let done = job.state()? == State::Done;
+            let found = done.then(|| job.finding()).transpose()?;
+            let number = found.and_then(|found| found.get(&self.study.metric.name));
+            groups.iter_mut().filter(|(name, _)| *name == point.group).for_each(|(_, numbers)| {
+                numbers.extend(number);
+            });
+        }
+        let mut rows = Vec::new();
+        for (name, numbers) in groups {
+            let mut row = vec![name, numbers.len().to_string()];
+            if !numbers.is_empty() {
+                let (mean, deviation) = mean_and_deviation(&numbers);
+                row.push(format!("{mean:.4}"));
+                row.push(deviation.map_or_else(|| "-".to_owned(), |sd| format!("{sd:.4}")));
+            }
+            rows.push(row);
+        }
+        let metric = &self.study.metric;
+        let columns = ["over seeds", "done", &metric.name, "deviation"];
+        let best = Some(best_of(metric, 2));
+        let columns = columns.map(str::to_owned).to_vec();
+        Ok(Table { columns, rows, caption: String::new(), best })
     }
 
     /// Whether every point is done.
@@ -222,6 +253,14 @@ impl Planned {
              with --retry through those that failed, too"
         ));
         Ok(ExitCode::FAILURE)
+    }
+}
+
+/// Which cells of a column are marked.
+fn best_of(metric: &Objective, column: usize) -> Best {
+    match metric.goal {
+        Goal::Minimize => Best::Lowest(column),
+        Goal::Maximize => Best::Highest(column),
     }
 }
 
