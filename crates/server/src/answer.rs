@@ -2,8 +2,10 @@
 
 use crate::choice::{ChoiceState, Delta, End, TokenEntry};
 use crate::request::{Dialect, OutputOptions, ParsedRequest, StreamUsage};
+use crate::responses;
 use crate::token_text::TokenText;
 use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::json;
 use std::sync::Arc;
 
 /// What all chunks of an answer have in common.
@@ -14,6 +16,8 @@ pub(crate) struct AnswerHead {
     pub(crate) fingerprint: String,
     pub(crate) shape: Arc<OutputOptions>,
     pub(crate) usage: StreamUsage,
+    /// What a response repeats of its request.
+    pub(crate) repeated: serde_json::Value,
 }
 
 #[derive(serde::Serialize)]
@@ -197,6 +201,19 @@ impl UsageTotals {
         totals.total_tokens = totals.prompt_tokens + totals.completion_tokens;
         totals
     }
+
+    /// The same under the names of responses.
+    pub(crate) fn of_response(&self) -> serde_json::Value {
+        let rest = self.rest.unwrap_or_default();
+        json!({
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": rest.prompt_tokens_details,
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": { "reasoning_tokens": 0 },
+            "total_tokens": self.total_tokens,
+            "lathe": rest.lathe,
+        })
+    }
 }
 
 impl AnswerHead {
@@ -207,14 +224,19 @@ impl AnswerHead {
         model: &str,
         fingerprint: &str,
     ) -> Self {
-        let prefix = if parsed.shape.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
+        let prefix = match parsed.shape.dialect {
+            Dialect::Completion => "cmpl-",
+            Dialect::Chat => "chatcmpl-",
+            Dialect::Responses => "resp_",
+        };
         Self {
-            id: format!("{prefix}-{id}"),
+            id: format!("{prefix}{id}"),
             created,
             model: model.to_owned(),
             fingerprint: fingerprint.to_owned(),
             shape: Arc::clone(&parsed.shape),
             usage: parsed.usage,
+            repeated: parsed.repeated.clone(),
         }
     }
 
@@ -225,6 +247,9 @@ impl AnswerHead {
         choices: &mut [ChoiceState],
         totals: UsageTotals,
     ) -> Vec<u8> {
+        if self.shape.dialect == Dialect::Responses {
+            return responses::whole(self, token_text, choices, totals);
+        }
         let deltas: Vec<Delta> = choices.iter_mut().map(ChoiceState::take).collect();
         let pairs = choices.iter().zip(&deltas);
         let usage = Some(Some(totals));
@@ -235,7 +260,7 @@ impl AnswerHead {
                     .collect();
                 self.bytes("text_completion", choices, usage)
             }
-            Dialect::Chat => {
+            Dialect::Chat | Dialect::Responses => {
                 let choices =
                     pairs.map(|(choice, delta)| self.message(token_text, choice, delta)).collect();
                 self.bytes("chat.completion", choices, usage)
@@ -263,7 +288,7 @@ impl AnswerHead {
                 line(to, &self.bytes("text_completion", vec![chunk], usage));
             }
             Dialect::Completion => (),
-            Dialect::Chat => {
+            Dialect::Chat | Dialect::Responses => {
                 let object = "chat.completion.chunk";
                 if news {
                     let content = Some(Message { role: None, content: Some(&delta.text) });
@@ -309,7 +334,7 @@ impl AnswerHead {
     pub(crate) fn usage(&self, totals: UsageTotals, to: &mut Vec<u8>) {
         let object = match self.shape.dialect {
             Dialect::Completion => "text_completion",
-            Dialect::Chat => "chat.completion.chunk",
+            Dialect::Chat | Dialect::Responses => "chat.completion.chunk",
         };
         line(to, &self.bytes::<u8>(object, Vec::new(), Some(Some(totals))));
     }
@@ -417,6 +442,17 @@ impl AnswerHead {
             top_logprobs: entries.iter().map(|entry| self.likely(token_text, entry)).collect(),
             text_offset: entries.iter().map(|entry| entry.offset).collect(),
         }
+    }
+
+    /// The log-probabilities of tokens in the form of responses; none where none are asked for.
+    pub(crate) fn token_logprobs(
+        &self,
+        token_text: &TokenText,
+        entries: &[TokenEntry],
+    ) -> Vec<serde_json::Value> {
+        let Some(k) = self.shape.top else { return Vec::new() };
+        let tokens = self.content(token_text, entries, k).content;
+        tokens.iter().map(|token| serde_json::to_value(token).unwrap_or_default()).collect()
     }
 
     fn content(&self, token_text: &TokenText, entries: &[TokenEntry], k: usize) -> Content {

@@ -1,4 +1,4 @@
-//! Completions and chat: from the body to the answer.
+//! Completions, chat and responses: from the body to the answer.
 
 use crate::answer::{AnswerHead, UsageTotals};
 use crate::body::{self, Purpose};
@@ -23,6 +23,11 @@ pub(crate) async fn chat(call: Call) -> Result<Response<Body>, ApiError> {
     generate(call, Dialect::Chat).await
 }
 
+/// The same for `/v1/responses`.
+pub(crate) async fn responses(call: Call) -> Result<Response<Body>, ApiError> {
+    generate(call, Dialect::Responses).await
+}
+
 async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, ApiError> {
     if call.state.draining() {
         call.state.metrics.shed(Shed::Draining);
@@ -33,7 +38,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     let active = state.enter()?;
     let purpose = match dialect {
         Dialect::Completion => Purpose::Prompt,
-        Dialect::Chat => Purpose::Chat,
+        Dialect::Chat | Dialect::Responses => Purpose::Chat,
     };
     let parsed = body::understand(&state, body, purpose, move |state, body| {
         request::read(state, dialect, body)

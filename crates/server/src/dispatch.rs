@@ -162,6 +162,7 @@ async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiErr
     match handler {
         Handler::Completions => completions::completions(call).await,
         Handler::Chat => completions::chat(call).await,
+        Handler::Responses => completions::responses(call).await,
         Handler::Tokenize => handlers::tokenize(call).await,
         Handler::Detokenize => handlers::detokenize(call).await,
         Handler::Models => Ok(handlers::models(&call.state)),

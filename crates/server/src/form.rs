@@ -7,7 +7,8 @@ use crate::state::AppState;
 use grammar::{Compiled, Grammar};
 
 /// Names under which a body may ask for a form. A grammar takes longer to read than its bytes tell.
-const NAMES: [&str; 4] = ["response_format", "structured_outputs", "guided_", "json_schema"];
+const NAMES: [&str; 5] =
+    ["response_format", "structured_outputs", "guided_", "json_schema", "json_object"];
 
 /// Whether a body may ask for a form.
 pub(crate) fn is_mentioned(body: &[u8]) -> bool {

@@ -98,6 +98,8 @@ mod random_ids;
 mod request;
 mod request_fields;
 mod response;
+mod responses;
+mod responses_request;
 mod routes;
 mod schema;
 mod serve;

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::form;
 use crate::json::Json;
 use crate::request_fields;
+use crate::responses_request::{self, AsChat};
 use crate::schema::{Checked, bias, check};
 use crate::state::AppState;
 use crate::token_text::Controls;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 pub(crate) enum Dialect {
     Completion,
     Chat,
+    /// Chat in another form.
+    Responses,
 }
 
 /// A prompt as ids, which fits the model's context together with its new tokens.
@@ -73,6 +76,8 @@ pub(crate) struct ParsedRequest {
     pub(crate) stream: bool,
     pub(crate) usage: StreamUsage,
     pub(crate) ignored: Vec<String>,
+    /// What the answer repeats of the request; nothing but in responses.
+    pub(crate) repeated: serde_json::Value,
 }
 
 /// Reads and checks a body.
@@ -85,9 +90,16 @@ pub(crate) fn read(
     body: &[u8],
 ) -> Result<ParsedRequest, ApiError> {
     let json = parse(body)?;
-    let fields =
-        if dialect == Dialect::Chat { request_fields::CHAT } else { request_fields::COMPLETION };
+    let AsChat { chat: json, ignored, repeated } = match dialect {
+        Dialect::Responses => responses_request::as_chat(state, &json)?,
+        _ => AsChat { chat: json, ignored: Vec::new(), repeated: serde_json::Value::Null },
+    };
+    let fields = match dialect {
+        Dialect::Completion => request_fields::COMPLETION,
+        Dialect::Chat | Dialect::Responses => request_fields::CHAT,
+    };
     let mut request = check(&json, fields, &state.bounds)?;
+    request.ignored.extend(ignored);
     let lost = chat::without_meaning(state, &request);
     request.ignore(lost, &state.bounds)?;
     check_model(state, &request)?;
@@ -115,6 +127,7 @@ pub(crate) fn read(
         stream: request.flag("stream", false),
         usage: stream_usage(&request),
         ignored: request.ignored,
+        repeated,
         prompts: prompts.into_iter().map(Arc::new).collect(),
     })
 }
@@ -174,7 +187,7 @@ fn check_relations(dialect: Dialect, request: &Checked<'_>, n: usize) -> Result<
             "`stream_options` is set without `stream`; set both or none",
         ));
     }
-    if dialect == Dialect::Chat
+    if dialect != Dialect::Completion
         && request.count("top_logprobs").unwrap_or(0) > 0
         && !request.flag("logprobs", false)
     {
@@ -193,7 +206,7 @@ fn shape(
 ) -> Result<OutputOptions, ApiError> {
     let top = match dialect {
         Dialect::Completion => request.count("logprobs"),
-        Dialect::Chat => {
+        Dialect::Chat | Dialect::Responses => {
             request.flag("logprobs", false).then(|| request.count("top_logprobs").unwrap_or(0))
         }
     };
@@ -296,7 +309,7 @@ fn prompts(
     dialect: Dialect,
     request: &Checked<'_>,
 ) -> Result<Vec<Prompt>, ApiError> {
-    if dialect == Dialect::Chat {
+    if dialect != Dialect::Completion {
         let add = request.flag("add_special_tokens", false);
         let most = request.count("max_completion_tokens").or_else(|| request.count("max_tokens"));
         let encoded = chat::encode(state, request, add, state.info.context)?;

@@ -347,6 +347,86 @@ const REASONING: [Field; 3] = [
     field("verbosity", Text, "null", "A variable for the template, if it knows it."),
 ];
 
+const TEXT_FORMAT: &[Field] = &[
+    required("type", Text, "`text`, `json_object` or `json_schema`."),
+    field("schema", Any, "null", "JSON Schema of the text, with the type of that name."),
+    without_effect("name", "Accepted; no effect on the answer."),
+    without_effect("description", "Accepted; no effect on the answer."),
+    without_effect("strict", "The text always fits the schema."),
+];
+
+const OUTPUT_TEXT: &[Field] = &[
+    field("format", Object(TEXT_FORMAT), "null", "What form the text has."),
+    field("verbosity", Text, "null", "A variable for the template, if it knows it."),
+];
+
+const REASONING_OF_RESPONSE: &[Field] = &[
+    field("effort", Text, "null", "A variable for the template, if it knows it."),
+    only("summary", &[]),
+    only("generate_summary", &[]),
+];
+
+const OWN_RESPONSES: [Field; 21] = [
+    MODEL,
+    STREAM[0],
+    without_effect("stream_options", "Accepted; the last event has the usage."),
+    required("input", Any, "A text of the user, or the messages so far."),
+    field("instructions", Text, "null", "A system message ahead of `input`."),
+    field(
+        "max_output_tokens",
+        upto(ONE, context),
+        "null",
+        "At most this many; default: what fits.",
+    ),
+    field("include", Any, "[]", "`message.output_text.logprobs`, or nothing."),
+    field(
+        "top_logprobs",
+        upto(ZERO, |b| b.limits.logprobs as i64),
+        "0",
+        "Alternatives beside each token; with `include` of log-probabilities.",
+    ),
+    field("text", Object(OUTPUT_TEXT), "null", "What form the text has."),
+    field("reasoning", Object(REASONING_OF_RESPONSE), "null", "Variables for the template."),
+    LATHE,
+    tools("tools", &["[]"], "tool_choice"),
+    only("tool_choice", &["\"none\"", "\"auto\""]),
+    only("parallel_tool_calls", &["true", "false"]),
+    without_effect("max_tool_calls", "Accepted; no tool is called."),
+    only("previous_response_id", &[]),
+    only("conversation", &[]),
+    only("prompt", &[]),
+    only("background", &["false"]),
+    only("truncation", &["\"disabled\""]),
+    only("service_tier", &["\"auto\"", "\"default\""]),
+];
+
+/// Fields of a body to `/v1/responses` that mean what they mean to `/v1/chat/completions`.
+pub(crate) const PASSED_ON: &[&str] = &[
+    "model",
+    "lathe",
+    "top_logprobs",
+    "stream",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "truncate_prompt_tokens",
+    "priority",
+];
+
 const NOTHING: Field = field("", Any, "null", "");
 
 /// The lists one after another. `N` must be their length together, else it does not compile.
@@ -370,6 +450,11 @@ static COMPLETION_FIELDS: [Field; 61] =
     join(&[&OWN_COMPLETION, &SHARED, &FORMS, &STREAM, &NO_EFFECT, &UNSUPPORTED]);
 static CHAT_FIELDS: [Field; 78] =
     join(&[&OWN_CHAT, &SHARED, &FORMS, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
+
+static RESPONSES_FIELDS: [Field; 49] = join(&[&OWN_RESPONSES, &SHARED, &NO_EFFECT]);
+
+/// Every field of a body to `/v1/responses`, those without effect included.
+pub(crate) static RESPONSES: &[Field] = &RESPONSES_FIELDS;
 
 /// Every field of a body to `/v1/completions`, those without effect included.
 pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
@@ -420,7 +505,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_defaults_are_json() {
-        for table in [COMPLETION, CHAT, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS] {
+        for table in [COMPLETION, CHAT, RESPONSES, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS] {
             for (at, field) in table.iter().enumerate() {
                 assert!(!field.name.is_empty() && !field.help.is_empty());
                 assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);

@@ -10,6 +10,7 @@ use crate::schema::Field;
 pub(crate) enum Handler {
     Completions,
     Chat,
+    Responses,
     Models,
     Model,
     Tokenize,
@@ -118,6 +119,17 @@ pub(crate) static ROUTES: &[Route] = &[
             request_fields::CHAT,
             Handler::Chat,
             "Answer a conversation.",
+        )
+    },
+    Route {
+        answers: STREAMED,
+        errors: GENERATE,
+        ..post(
+            "responses",
+            &["/v1/responses", "/responses"],
+            request_fields::RESPONSES,
+            Handler::Responses,
+            "Answer a conversation, in the form of the Responses API.",
         )
     },
     get("models", &["/v1/models", "/models"], Handler::Models, "What is served."),

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::pending::PendingRequest;
 use crate::request::Dialect;
 use crate::response::Body;
+use crate::responses::ResponseEvents;
 use crate::state::AppState;
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Frame};
@@ -29,6 +30,8 @@ pub(crate) struct EventStream {
     begun: Vec<bool>,
     over: bool,
     told: Instant,
+    /// What an answer of `/v1/responses` has told.
+    responses: Option<ResponseEvents>,
 }
 
 impl EventStream {
@@ -42,8 +45,10 @@ impl EventStream {
         let told = Instant::now();
         let own_state = Arc::clone(&state);
         let own_status = Arc::clone(&status);
+        let responses = (head.shape.dialect == Dialect::Responses).then(ResponseEvents::default);
+        let (opened, over) = (false, false);
         let events =
-            EventStream { state, pending, head, status, opened: false, begun, over: false, told };
+            EventStream { state, pending, head, status, opened, begun, over, told, responses };
         let at = StreamState::Rest(Box::new(events));
         StreamBody { at, state: own_state, status: own_status }.boxed_unsync()
     }
@@ -65,7 +70,10 @@ impl EventStream {
                 Ok(Ok(())) => self.tell(&mut out),
                 Ok(Err(error)) => {
                     self.status.store(error.status, Ordering::Relaxed);
-                    line(&mut out, error.json().as_bytes());
+                    match &mut self.responses {
+                        Some(responses) => responses.fail(&self.head, &error, &mut out),
+                        None => line(&mut out, error.json().as_bytes()),
+                    }
                     self.close(&mut out);
                 }
             }
@@ -75,6 +83,9 @@ impl EventStream {
     }
 
     fn open(&mut self, out: &mut Vec<u8>) {
+        if let Some(responses) = &mut self.responses {
+            responses.open(&self.head, out);
+        }
         if self.head.shape.dialect == Dialect::Chat {
             let so_far = UsageTotals::so_far(&self.pending.choices, self.pending.n);
             for choice in &self.pending.choices {
@@ -89,6 +100,10 @@ impl EventStream {
         let so_far = UsageTotals::so_far(&self.pending.choices, self.pending.n);
         for choice in &mut self.pending.choices {
             let delta = choice.take();
+            if let Some(responses) = &mut self.responses {
+                responses.delta(&self.head, &self.state.token_text, &delta, out);
+                continue;
+            }
             let before = out.len();
             let first = !self.begun[choice.index];
             self.head.chunks(&self.state.token_text, choice, &delta, first, so_far, out);
@@ -102,7 +117,9 @@ impl EventStream {
             let totals = UsageTotals::of(&self.pending.choices, self.pending.n);
             self.state.metrics.usage_prompt.add(totals.prompt_tokens);
             self.state.metrics.usage_completion.add(totals.completion_tokens);
-            if self.head.usage.last {
+            if let Some(responses) = &mut self.responses {
+                responses.close(&self.head, totals, out);
+            } else if self.head.usage.last {
                 self.head.usage(totals, out);
             }
             self.close(out);
@@ -110,7 +127,10 @@ impl EventStream {
     }
 
     fn close(&mut self, out: &mut Vec<u8>) {
-        line(out, b"[DONE]");
+        // The last event of responses is known by its name.
+        if self.responses.is_none() {
+            line(out, b"[DONE]");
+        }
         self.over = true;
     }
 }

@@ -10,6 +10,7 @@ mod lifecycle;
 mod metrics;
 mod options;
 mod origins;
+mod responses;
 mod scores;
 mod streams;
 mod templates;
