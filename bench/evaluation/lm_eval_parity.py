@@ -127,6 +127,9 @@ def run_lm_eval(options, programs, names, work, samples):
         }
         if options.tokenizer:
             model_args["tokenizer"] = str(options.tokenizer.resolve())
+            # `lathe eval` puts the begin of text where the tokenizer does, as lm-eval's own models do.
+            names = json.loads((options.tokenizer / "tokenizer_config.json").read_text())
+            model_args["add_bos_token"] = bool(names.get("add_bos_token"))
     environment = dict(os.environ)
     environment.update(
         HF_HUB_OFFLINE="1",

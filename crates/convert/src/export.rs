@@ -3,21 +3,19 @@
 use std::path::Path;
 
 use checkpoint::Disk;
-use data::Tokenizer;
+use data::SpecialTokens;
 use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
-use formats::{
-    ArchConfig, Architecture, FormatError, LayerRole, SpecialIds, TensorRole, TensorSource,
-};
+use formats::{ArchConfig, Architecture, FormatError, LayerRole, TensorRole, TensorSource};
 use model::params::ParamSpec;
 use model::{Model, RouterConfig, RouterState, Sharing};
 use serde_json::Value;
-use train::{SpecialTokens, Stored};
+use train::Stored;
 
-use crate::ConvertError;
 use crate::error::{must_be_free, refused};
 use crate::experts::{biased_layers, experts_of};
 use crate::roles::{roles, settings_of};
+use crate::{ConvertError, tokenizer};
 
 /// Writes the folder `out` that Hugging Face's library loads: as a model of the class that it was
 /// imported from, or of the first known one that computes the same.
@@ -32,7 +30,7 @@ pub fn export_hugging_face(
     disk: &dyn Disk,
 ) -> Result<(), ConvertError> {
     let dense = Dense::of(stored, false)?;
-    let special = special_of(stored);
+    let special = special_of(stored)?;
     let options = FolderOptions { architecture: dense.architecture, weights, special: &special };
     Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options, disk)?)
 }
@@ -49,7 +47,7 @@ pub fn export_gguf(
 ) -> Result<(), ConvertError> {
     let dense = Dense::of(stored, true)?;
     must_be_free(out)?;
-    let special = special_of(stored);
+    let special = special_of(stored)?;
     let options = GgufOptions {
         architecture: dense.architecture,
         name,
@@ -71,22 +69,14 @@ pub(crate) fn tokenizer_of(stored: &Stored) -> Result<&[u8], ConvertError> {
     }
 }
 
-/// The special ids of an import, or those of a run of ours: it trains with the end-of-text token of
-/// its tokenizer between documents.
-pub(crate) fn special_of(stored: &Stored) -> SpecialIds {
-    let text = stored.text.clone().unwrap_or_else(|| {
-        let json = stored.tokenizer.as_deref().and_then(|json| std::str::from_utf8(json).ok());
-        let made = json.and_then(|json| Tokenizer::from_json(json).ok());
-        let eos = made.and_then(|tokenizer| tokenizer.eos_id()).into_iter().collect();
-        SpecialTokens { eos, ..SpecialTokens::default() }
-    });
-    SpecialIds {
-        bos: text.bos,
-        eos: text.eos,
-        pad: text.pad,
-        chat_template: text.chat_template,
-        add_bos: text.add_bos,
+/// What the model says about text. A run that began here ends its documents with the tokenizer's
+/// end of text, which other programs are told as an id.
+pub(crate) fn special_of(stored: &Stored) -> Result<SpecialTokens, ConvertError> {
+    if let Some(text) = &stored.text {
+        return Ok(text.clone());
     }
+    let path = Path::new("the checkpoint");
+    Ok(SpecialTokens::of(None, &tokenizer::built(path, tokenizer_of(stored)?)?))
 }
 
 /// The architecture as which the model was imported, or that which it was converted from.

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{Disk, NamedTensor};
+use data::SpecialTokens;
 use formats::hf::Folder;
-use formats::{ArchConfig, LayerRole, ModelFile, SpecialIds, TensorRole, TensorSource};
+use formats::{ArchConfig, LayerRole, ModelFile, TensorRole, TensorSource};
 use model::params::ParamSpec;
 use model::table::{buffers, specs};
 use model::{Model, ModelConfig, RouterState};
 use serde_json::json;
-use train::{Made, SpecialTokens, write_model};
+use train::{Made, write_model};
 
 use crate::error::{name_of, refused_in};
 use crate::experts::biased_layers;
@@ -96,7 +97,7 @@ impl Foreign {
         } else {
             let source = ModelFile::open(path)?;
             let config = config_of(source.settings(), path)?;
-            let (tokenizer, special) = (source.tokenizer_json()?, text_of(source.special()?));
+            let (tokenizer, special) = (source.tokenizer_json()?, source.special()?);
             (Files::Theirs(Box::new(source)), config, tokenizer, special)
         };
         let (tokenizer, left_out) = tokenizer::fitting(path, tokenizer, config.vocab_size)?;
@@ -255,14 +256,4 @@ fn values(
         return refused_in(path, &spec.name, expected, format!("{} numbers", data.len()), next);
     }
     Ok(data)
-}
-
-fn text_of(special: SpecialIds) -> SpecialTokens {
-    SpecialTokens {
-        bos: special.bos,
-        eos: special.eos,
-        pad: special.pad,
-        add_bos: special.add_bos,
-        chat_template: special.chat_template,
-    }
 }

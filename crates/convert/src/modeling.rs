@@ -1,12 +1,12 @@
 //! What makes our own exported form a folder that transformers loads: the model's code in Python,
 //! the fields of config.json that name it, and a card.
 
+use data::SpecialTokens;
 use model::{Causality, ModelConfig, Rule};
 use serde_json::{Map, Value, json};
 use train::Stored;
 
 use crate::Costs;
-use crate::export::special_of;
 
 /// The models of the family in plain PyTorch.
 const CODE: &str = include_str!("modeling_lathe.py");
@@ -127,13 +127,12 @@ fn json_of(value: &impl serde::Serialize) -> Value {
 }
 
 /// What transformers reads of config.json beside our own fields.
-pub(crate) fn fields(stored: &Stored) -> Map<String, Value> {
+pub(crate) fn fields(stored: &Stored, special: &SpecialTokens) -> Map<String, Value> {
     let config = stored.model.config();
     let mut parameters = Map::new();
     for (spec, _) in stored.model.weights() {
         parameters.insert(spec.name.clone(), json!([spec.shape.0, spec.shape.1]));
     }
-    let special = special_of(stored);
     let fields = json!({
         "auto_map": {
             "AutoConfig": format!("{MODULE}.LatheConfig"),

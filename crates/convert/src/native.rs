@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Disk, FileError, NamedTensor, Snapshot, TensorFile, open_safetensors};
+use data::SpecialTokens;
 use formats::hf;
 use model::params::ParamSpec;
 use model::table::specs;
 use model::{CausalThresholds, ModelConfig, RouterState, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use train::{Made, SpecialTokens, Stored, write_model};
+use train::{Made, Stored, write_model};
 
 use crate::ConvertError;
 use crate::error::{must_be_free, name_of, refused, refused_in};
@@ -56,7 +57,10 @@ pub fn export_own(
     disk: &dyn Disk,
 ) -> Result<PathBuf, ConvertError> {
     must_be_free(out)?;
-    let runs_elsewhere = modeling::unknown(stored).is_none();
+    let special = match modeling::unknown(stored) {
+        None => Some(special_of(stored)?),
+        Some(_) => None,
+    };
     let model = &stored.model;
     let config = Config {
         model_type: KIND.into(),
@@ -69,14 +73,13 @@ pub fn export_own(
         },
         router_state: stored.state.clone(),
         text: stored.text.clone().unwrap_or_default(),
-        of_others: if runs_elsewhere { modeling::fields(stored) } else { Map::new() },
+        of_others: special.as_ref().map_or_else(Map::new, |s| modeling::fields(stored, s)),
     };
     let mut files = BTreeMap::from([(TOKENIZER.to_owned(), tokenizer_of(stored)?.to_vec())]);
-    if runs_elsewhere {
+    if let Some(special) = &special {
         files.extend(modeling::files(stored, card));
-        let special = special_of(stored);
         let context = model.config().context;
-        files.extend(hf::companions(out, context, tokenizer_of(stored)?, &special)?);
+        files.extend(hf::companions(out, context, tokenizer_of(stored)?, special)?);
     }
     let weights = model.weights().iter().map(|(spec, weight)| NamedTensor {
         name: spec.name.clone(),

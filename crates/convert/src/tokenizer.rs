@@ -20,7 +20,7 @@ pub(crate) fn fitting(
     json: Vec<u8>,
     vocab: usize,
 ) -> Result<(Vec<u8>, Vec<String>), ConvertError> {
-    let size = built(path, &json)?;
+    let size = built(path, &json)?.vocab_size();
     if size <= vocab {
         return Ok((json, Vec::new()));
     }
@@ -30,7 +30,7 @@ pub(crate) fn fitting(
     if left_out.is_empty() {
         return refused_in(path, "tokenizer.json", expected, format!("{size} ids"), next);
     }
-    match built(path, &json)? {
+    match built(path, &json)?.vocab_size() {
         still if still > vocab => {
             refused_in(path, "tokenizer.json", expected, format!("{size} ids"), next)
         }
@@ -38,15 +38,17 @@ pub(crate) fn fitting(
     }
 }
 
-/// How many ids the tokenizer has.
-fn built(path: &Path, json: &[u8]) -> Result<usize, ConvertError> {
+/// The tokenizer of the model at `path`.
+///
+/// # Errors
+/// No tokenizer can be built.
+pub(crate) fn built(path: &Path, json: &[u8]) -> Result<Tokenizer, ConvertError> {
     let next = "take the tokenizer.json that the model came with";
     let json = match std::str::from_utf8(json) {
         Ok(json) => json,
         Err(error) => return refused_in(path, "tokenizer.json", "UTF-8", error, next),
     };
-    let made = Tokenizer::from_json(json);
-    made.map(|tokenizer| tokenizer.vocab_size()).map_err(|source| ConvertError::Tokenizer {
+    Tokenizer::from_json(json).map_err(|source| ConvertError::Tokenizer {
         path: path.to_path_buf(),
         source: Box::new(source),
     })
@@ -107,7 +109,7 @@ mod tests {
         let json = tokenizer(10, &[("<s>", 10), ("<image>", 11)]);
         let (kept, left_out) = fitting(path, json, 11).expect("fits");
         assert_eq!(left_out, ["<image>"]);
-        assert_eq!(built(path, &kept).expect("builds"), 11);
+        assert_eq!(built(path, &kept).expect("builds").vocab_size(), 11);
         for (vocab, needle) in [(9, "at most 9 ids"), (3, "at most 3 ids")] {
             let error = fitting(path, tokenizer(10, &[("<s>", 10)]), vocab).expect_err("no rows");
             let error = error.to_string();

@@ -9,11 +9,12 @@ use std::path::Path;
 use checkpoint::{RealDisk, open_safetensors};
 use common::{fixture, logits};
 use convert::{HfWeightType, export_hugging_face, import, imported_model};
+use data::SpecialTokens;
 use formats::architectures::ALL;
 use formats::hf::{FolderOptions, write};
 use formats::{
     Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, NormPosition,
-    SlidingWindow, SpecialIds, TensorRole,
+    SlidingWindow, TensorRole,
 };
 use model::Rule;
 use model::rng::{Purpose, Stream, name_place};
@@ -126,7 +127,7 @@ fn written(path: &Path, class: &str) {
     let settings = settings(class);
     let names = |name: &str| name == class_name(class);
     let architecture = ALL.iter().find(|member| names(member.name)).expect(class);
-    let special = SpecialIds::default();
+    let special = SpecialTokens::default();
     let options = FolderOptions { architecture, weights: HfWeightType::F32, special: &special };
     let source = |role| Ok(numbers(role, &settings));
     let tokenizer = fs::read(fixture("mixtral").join("tokenizer.json")).expect("there");

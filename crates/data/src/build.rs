@@ -21,7 +21,7 @@ use std::sync::Arc;
 mod encoded;
 mod ends;
 
-use encoded::Encoded;
+use encoded::{Around, Encoded};
 pub use encoded::{ChatEncoder, LearnedText};
 use ends::{Cut, cut, parts};
 
@@ -62,6 +62,11 @@ pub struct BuildOptions<'a> {
     pub window: Option<usize>,
     /// Where rows hold conversations: what makes ids of them. `None` for text.
     pub chat: Option<&'a dyn ChatEncoder>,
+    /// The token before each document, where the model is given one before every text. Chats have
+    /// it from their template.
+    pub begin: Option<u32>,
+    /// The token behind each document. `None` for the tokenizer's end of text.
+    pub end: Option<u32>,
     /// A shard is closed once it holds this many tokens.
     pub shard_tokens: u64,
     /// Called after each batch.
@@ -76,6 +81,8 @@ impl Default for BuildOptions<'_> {
             split_by: SplitBy::Content,
             window: None,
             chat: None,
+            begin: None,
+            end: None,
             shard_tokens: 64 << 20,
             progress: None,
         }
@@ -211,7 +218,7 @@ struct Builder<'a> {
     tokenizer: &'a Tokenizer,
     dir: PathBuf,
     options: &'a BuildOptions<'a>,
-    eos_id: u32,
+    around: Around,
     source_numbers: HashMap<String, usize>,
     manifest: Manifest,
     /// The open shards of train and validation.
@@ -229,13 +236,7 @@ impl<'a> Builder<'a> {
         options: &'a BuildOptions<'a>,
     ) -> Result<Self, DataError> {
         check(options)?;
-        let eos_id = tokenizer.eos_id().ok_or_else(|| {
-            DataError::argument(
-                "tokenizer",
-                "an end-of-text token such as <|endoftext|>",
-                "a vocabulary without one",
-            )
-        })?;
+        let around = Around::of(tokenizer, options)?;
         let lock = folder::begin(dir)?;
         let token_bytes: Vec<u8> =
             tokenizer.token_bytes().into_iter().flat_map(u32::to_le_bytes).collect();
@@ -246,13 +247,14 @@ impl<'a> Builder<'a> {
             tokenizer,
             dir: dir.to_path_buf(),
             options,
-            eos_id,
+            around,
             source_numbers: HashMap::new(),
             manifest: Manifest {
                 version: if options.chat.is_some() { VERSION_WITH_MASKS } else { VERSION },
                 tokenizer_sha256: tokenizer.sha256().to_owned(),
                 vocab_size: tokenizer.vocab_size() as u64,
-                eos_id,
+                eos_id: around.end,
+                given_end: tokenizer.eos_id() != Some(around.end),
                 token_bytes_sha256: hex(&Sha256::digest(&token_bytes)),
                 sources: Vec::new(),
                 licenses: BTreeMap::new(),
@@ -290,10 +292,10 @@ impl<'a> Builder<'a> {
     fn flush(&mut self) -> Result<Vec<DataError>, DataError> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
-        let (tokenizer, chat, eos_id) = (self.tokenizer, self.options.chat, self.eos_id);
+        let (tokenizer, chat, around) = (self.tokenizer, self.options.chat, self.around);
         let encoded: Vec<Result<Encoded, DataError>> = batch
             .par_iter()
-            .map(|(document, ..)| Encoded::new(tokenizer, chat, &document.text, eos_id))
+            .map(|(document, ..)| Encoded::new(tokenizer, chat, &document.text, around))
             .collect();
         let mut errors = Vec::new();
         for ((document, split, origin), encoded) in batch.iter().zip(encoded) {

@@ -104,6 +104,10 @@ pub struct Manifest {
     pub vocab_size: u64,
     /// The token that ends each document.
     pub eos_id: u32,
+    /// Whether it is another than the tokenizer's end of text: models that learn from this text
+    /// are told.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub given_end: bool,
     /// SHA-256 of the folder's token_bytes.bin.
     pub token_bytes_sha256: String,
     /// Names of the sources; shards and windows count them from 0.
@@ -270,6 +274,10 @@ impl Manifest {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_false(given: &bool) -> bool {
+    !given
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -306,6 +314,7 @@ mod tests {
             tokenizer_sha256: String::new(),
             vocab_size: 10,
             eos_id: 0,
+            given_end: false,
             token_bytes_sha256: String::new(),
             sources: vec!["words".into()],
             licenses: BTreeMap::new(),

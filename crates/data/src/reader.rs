@@ -107,6 +107,11 @@ impl Corpus {
         self.manifest().eos_id
     }
 
+    /// The same, where it is another than the tokenizer's end of text.
+    pub fn given_end(&self) -> Option<u32> {
+        self.manifest().given_end.then(|| self.eos_id())
+    }
+
     /// Bytes of text each id stands for, `vocab_size` entries. [`Window::bytes`] counts what stands
     /// in the text, which is another number where the tokenizer changes it.
     pub fn token_bytes(&self) -> &[u32] {

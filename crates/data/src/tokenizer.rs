@@ -35,7 +35,7 @@ pub const MESSAGE_START: &str = "<|im_start|>";
 pub const MESSAGE_END: &str = "<|im_end|>";
 
 /// Names under which published vocabularies keep their end-of-text token, in order of preference.
-const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+pub(crate) const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
 const TOO_HARD: &str = "a part of tokenizer.json breaks on it, as a pattern of too many steps does";
 

@@ -115,6 +115,45 @@ fn stream_is_the_documents_in_order_with_their_ends() {
 }
 
 #[test]
+fn documents_begin_and_end_as_they_are_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    write_inputs(dir.path());
+    let tokenizer = tokenizer();
+    let built = |begin: Option<u32>, end: Option<u32>| {
+        let out = tempfile::tempdir().unwrap();
+        let options = BuildOptions { begin, end, valid_per_mille: 0, ..BuildOptions::default() };
+        let manifest = build(&[Input::from(dir.path())], &tokenizer, out.path(), &options).unwrap();
+        let corpus = Corpus::open(out.path(), Split::Train).unwrap();
+        let window = Windows::new(&corpus, corpus.tokens() as usize - 1, 0).unwrap();
+        let mut ids = window.unshuffled(0).unwrap().ids.to_vec();
+        ids.extend(window.unshuffled(0).unwrap().targets.last());
+        (ids, manifest, corpus.given_end())
+    };
+    let texts = read_all(&[Input::from(dir.path())], &ReadOptions::default());
+    for (begin, end, given) in [
+        (None, None, None),
+        (Some(1), None, None),
+        (Some(2), Some(3), Some(3)),
+        (None, Some(0), None),
+    ] {
+        let mut expected = Vec::new();
+        for document in &texts {
+            expected.extend(begin);
+            expected.extend(tokenizer.encode_ordinary(&document.text).unwrap());
+            expected.push(end.unwrap_or(0));
+        }
+        let (ids, manifest, given_end) = built(begin, end);
+        assert_eq!((ids == expected, given_end), (true, given), "{begin:?} {end:?}");
+        let bytes: usize = texts.iter().map(|document| document.text.len()).sum();
+        assert_eq!(manifest.train.total.bytes, bytes as u64);
+    }
+    let out = tempfile::tempdir().unwrap();
+    let options = BuildOptions { end: Some(320), ..BuildOptions::default() };
+    let error = build(&[Input::from(dir.path())], &tokenizer, out.path(), &options).unwrap_err();
+    assert!(error.to_string().contains("320"), "{error}");
+}
+
+#[test]
 fn each_epoch_gives_each_window_once_and_any_position_restarts() {
     let dir = tempfile::tempdir().unwrap();
     write_inputs(dir.path());

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use data::SpecialTokens;
+
 use crate::error::io_at;
 use crate::gguf::{Gguf, GgufModel, has_magic};
 use crate::hf::Folder;
-use crate::{ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource};
+use crate::{ArchConfig, Architecture, FormatError, Result, TensorRole, TensorSource};
 
 /// A checkpoint of another program, of a known architecture.
 #[derive(Debug)]
@@ -69,11 +71,11 @@ impl ModelFile {
         }
     }
 
-    /// SpecialIds ids and chat template.
+    /// Special ids and chat template.
     ///
     /// # Errors
     /// They contradict the vocabulary.
-    pub fn special(&self) -> Result<SpecialIds> {
+    pub fn special(&self) -> Result<SpecialTokens> {
         match self {
             Self::HuggingFace(folder) => folder.special(),
             Self::Gguf(model) => model.special(),

@@ -212,6 +212,10 @@ pub(crate) struct DataBuild {
     #[arg(long, default_value_t = DataConfig::default().sequence_length)]
     #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) sequence_length: usize,
+    /// Token behind each document, by its name in the vocabulary [default: the end of text that
+    /// the tokenizer or its checkpoint names]
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) eos: Option<String>,
     /// Choose validation by whole files instead of by documents, and cut none
     #[arg(long)]
     pub(crate) split_by_file: bool,

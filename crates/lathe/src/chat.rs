@@ -27,10 +27,10 @@ const COMMANDS: &str = "/save FILE writes the conversation as a line of JSONL, /
 /// `lathe chat`, until the last line, `/quit` or Ctrl-C at the prompt.
 pub(crate) fn run(options: &Chat) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
-    let known = stored.text.clone().unwrap_or_default();
+    let special = open::special(&stored, &tokenizer);
     let template = options.chat_template.as_deref();
-    let text = open::chat_text(&options.checkpoint, known, tokenizer.clone(), template)?;
-    let stop = text.eos.clone();
+    let text = open::chat_text(&options.checkpoint, special, tokenizer.clone(), template)?;
+    let stop = text.special.eos.clone();
     let conversations = Conversations::to_answer(text, &render_templates::program());
     let conversations = conversations.map_err(|error| anyhow!(error))?;
     open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;

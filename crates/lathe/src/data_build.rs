@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, ensure};
 use data::build::{BuildOptions, ChatEncoder, Progress, SplitBy, build as build_shards};
 use data::documents::{Documents, FoundFiles, Input, ReadOptions, list_files};
-use data::{Manifest, Split, Tokenizer, TrainOptions};
+use data::{Manifest, SpecialTokens, Split, Tokenizer, TrainOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Table, human_bytes, human_count};
 use server::Conversations;
-use train::SpecialTokens;
 
 use crate::arguments::{DataBuild, TokenizerTrain};
 use crate::{open, output, render_templates};
@@ -56,9 +55,11 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
 
 /// Runs `lathe data build`.
 pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
-    let (tokenizer, known) = open::tokenizer(&options.tokenizer)?;
+    let (tokenizer, special) = open::tokenizer(&options.tokenizer)?;
+    let end = end_of_documents(options, &special, &tokenizer)?;
+    let begin = special.begin().filter(|_| !options.chat);
     let conversations = match options.chat {
-        true => Some(conversations(options, tokenizer.clone(), known)?),
+        true => Some(conversations(options, tokenizer.clone(), special)?),
         false => None,
     };
     let mut inputs: Vec<Input> = options.input.iter().cloned().map(Input::from).collect();
@@ -88,6 +89,8 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
             split_by: if options.split_by_file { SplitBy::File } else { SplitBy::Content },
             window: Some(options.sequence_length),
             chat: conversations.as_ref().map(|chat| chat as &dyn ChatEncoder),
+            begin,
+            end,
             progress: Some(&|progress| advance(&bar, &progress)),
             ..BuildOptions::default()
         },
@@ -112,14 +115,26 @@ pub(crate) fn build(options: &DataBuild) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The token behind each document: the one that is named, or what the model says.
+fn end_of_documents(
+    options: &DataBuild,
+    special: &SpecialTokens,
+    tokenizer: &Tokenizer,
+) -> Result<Option<u32>> {
+    let Some(name) = &options.eos else { return Ok(special.document_end(tokenizer)) };
+    let id = tokenizer.token_to_id(name);
+    let id = id.with_context(|| format!("--eos is {name}, expected a token of the vocabulary"))?;
+    Ok(Some(id))
+}
+
 /// What makes text of conversations: the template that was named, or the checkpoint's.
 fn conversations(
     options: &DataBuild,
     tokenizer: Tokenizer,
-    known: SpecialTokens,
+    special: SpecialTokens,
 ) -> Result<Conversations> {
     let template = options.chat_template.as_deref();
-    let text = open::chat_text(&options.tokenizer, known, tokenizer, template)?;
+    let text = open::chat_text(&options.tokenizer, special, tokenizer, template)?;
     Conversations::to_learn(text, &render_templates::program()).map_err(|error| anyhow!(error))
 }
 

@@ -11,7 +11,7 @@ use files::NewFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Table;
 use serde_json::{Value, json};
-use tasks::{SequenceScore, Task, TaskReport};
+use tasks::{Before, SequenceScore, Task, TaskReport};
 use train::Stored;
 
 use crate::arguments::Eval;
@@ -55,7 +55,9 @@ pub(crate) fn run(
 
 fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {
     let context = stored.model.config().context;
-    let asks = task.requests(&|text| Ok(tokenizer.encode(text)?), context, tokenizer.eos_id())?;
+    let special = open::special(stored, tokenizer);
+    let before = Before { begin: special.begin(), prefix: special.prefix() };
+    let asks = task.requests(&|text| Ok(tokenizer.encode(text)?), context, before)?;
     let rule = open::causal(stored)?;
     let stretches: Vec<Stretch<'_>> =
         asks.iter().map(|ask| Stretch { ids: &ask.ids, from: ask.from }).collect();

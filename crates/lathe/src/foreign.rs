@@ -44,14 +44,7 @@ fn broken_template(text: &ForeignText) -> Result<Option<String>> {
     if let Err(why) = server::check_chat_template(template) {
         return Ok(Some(why));
     }
-    let text = ModelText {
-        tokenizer: tokenizer(text)?,
-        bos: special.bos,
-        eos: special.eos,
-        pad: special.pad,
-        add_bos: special.add_bos,
-        chat_template: special.chat_template,
-    };
+    let text = ModelText { tokenizer: tokenizer(text)?, special };
     let conversations = Conversations::to_answer(text, &render_templates::program());
     let hello = [("user".to_owned(), "Hello".to_owned())];
     Ok(conversations.and_then(|all| all.prompt(&hello)).err())

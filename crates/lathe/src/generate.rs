@@ -133,7 +133,8 @@ pub(crate) fn summary(generated: &Generated, started: Instant) -> String {
 /// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with
 /// its reason.
 fn default_length(stored: &Stored, tokenizer: &Tokenizer, prompt: &str) -> usize {
-    let used = open::prompt(stored, tokenizer, prompt).map_or(0, |ids| ids.len());
+    let special = open::special(stored, tokenizer);
+    let used = open::prompt(&special, tokenizer, prompt).map_or(0, |ids| ids.len());
     stored.model.config().context.saturating_sub(used).clamp(1, 128)
 }
 
@@ -158,8 +159,9 @@ pub(crate) fn continue_text(
     tokenizer: &Tokenizer,
     wanted: &Wanted<'_>,
 ) -> Result<Generated> {
-    let prompt = open::prompt(stored, tokenizer, wanted.prompt)?;
-    let stop = if wanted.ignore_eos { Vec::new() } else { open::stops(stored, tokenizer) };
+    let special = open::special(stored, tokenizer);
+    let prompt = open::prompt(&special, tokenizer, wanted.prompt)?;
+    let stop = if wanted.ignore_eos { Vec::new() } else { special.eos };
     let rule = open::causal(stored)?;
     output::text(wanted.prompt);
     let what = Generation {

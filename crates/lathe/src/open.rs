@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use checkpoint::{Disk, FaultyDisk, RealDisk};
-use data::Tokenizer;
+use data::{SpecialTokens, Tokenizer};
 use model::{Causality, Model, Rule, WeightFormats};
 use server::ModelText;
-use train::{SpecialTokens, Stored, TrainError};
+use train::{Stored, TrainError};
 
 use crate::{cache, foreign, output, serve};
 
@@ -62,15 +62,19 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     Ok((stored, tokenizer))
 }
 
-/// A tokenizer with what is known about text beside it, from a checkpoint or, with nothing, from a
-/// tokenizer.json.
+/// A tokenizer with what is known about text beside it, from a checkpoint, or from a tokenizer.json
+/// with its own end of text.
 pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
     if convert::is_foreign(path) {
         let foreign = foreign::opened(path)?;
-        return Ok((foreign::tokenizer(foreign.text())?, foreign.text().special.clone()));
+        let tokenizer = foreign::tokenizer(foreign.text())?;
+        let special = SpecialTokens::of(Some(&foreign.text().special), &tokenizer);
+        return Ok((tokenizer, special));
     }
     if !path.is_dir() {
-        return Ok((Tokenizer::load(path)?, SpecialTokens::default()));
+        let tokenizer = Tokenizer::load(path)?;
+        let special = SpecialTokens::of(None, &tokenizer);
+        return Ok((tokenizer, special));
     }
     let found = train::load_text(path)
         .with_context(|| format!("opening the checkpoint {}", path.display()))?;
@@ -82,32 +86,26 @@ pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
     let json = json.with_context(|| format!("tokenizer.json of {}", path.display()))?;
     let tokenizer = Tokenizer::from_json(&json)
         .with_context(|| format!("tokenizer.json of {}", path.display()))?;
-    Ok((tokenizer, found.special.unwrap_or_default()))
+    let special = SpecialTokens::of(found.special.as_ref(), &tokenizer);
+    Ok((tokenizer, special))
 }
 
-/// The ids at which generation ends: those that the model came with, or the tokenizer's end of
-/// text.
-pub(crate) fn stops(stored: &Stored, tokenizer: &Tokenizer) -> Vec<u32> {
-    ends(stored.text.as_ref(), tokenizer)
-}
-
-fn ends(known: Option<&SpecialTokens>, tokenizer: &Tokenizer) -> Vec<u32> {
-    let known = known.map_or(&[][..], |text| &text.eos);
-    if known.is_empty() { tokenizer.eos_id().into_iter().collect() } else { known.to_vec() }
+/// What the model of a checkpoint says about text.
+pub(crate) fn special(stored: &Stored, tokenizer: &Tokenizer) -> SpecialTokens {
+    SpecialTokens::of(stored.text.as_ref(), tokenizer)
 }
 
 /// The text side of the model at `path` for conversations, with its own chat template or the one
 /// that is named.
 pub(crate) fn chat_text(
     path: &Path,
-    known: SpecialTokens,
+    special: SpecialTokens,
     tokenizer: Tokenizer,
     template: Option<&str>,
 ) -> Result<ModelText> {
-    let eos = ends(Some(&known), &tokenizer);
-    let text = serve::text(known, eos, tokenizer, template)?;
+    let text = serve::text(special, tokenizer, template)?;
     ensure!(
-        text.chat_template.is_some(),
+        text.special.chat_template.is_some(),
         "{} has no chat template: name a checkpoint that has one, or give --chat-template (a file, \
          chatml or plain)",
         path.display()
@@ -116,15 +114,15 @@ pub(crate) fn chat_text(
 }
 
 /// The ids of a prompt, with the beginning that the model expects before every text.
-pub(crate) fn prompt(stored: &Stored, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let known = stored.text.as_ref();
-    let bos = known.filter(|known| known.add_bos).and_then(|known| known.bos);
+pub(crate) fn prompt(
+    special: &SpecialTokens,
+    tokenizer: &Tokenizer,
+    text: &str,
+) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text)?;
-    if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
-        ids.insert(0, bos);
-    }
+    special.put_begin(&mut ids);
     if ids.is_empty() {
-        ids.extend(known.and_then(|known| known.bos).or(tokenizer.eos_id()));
+        ids.extend(special.prefix());
     }
     Ok(ids)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use data::Tokenizer;
+use data::{SpecialTokens, Tokenizer};
 use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
 use model::{Model, ModelConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
@@ -54,9 +54,8 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     info.aliases = options.alias.clone();
     info.created = created(&options.checkpoint);
     info.context = options.limits.context.unwrap_or(info.context);
-    let eos = open::stops(&stored, &tokenizer);
-    let known = stored.text.clone().unwrap_or_default();
-    let text = text(known, eos, tokenizer, options.chat_template.as_deref())?;
+    let special = open::special(&stored, &tokenizer);
+    let text = text(special, tokenizer, options.chat_template.as_deref())?;
     let settings = ServerSettings {
         api_keys: keys(options)?,
         strict: options.strict,
@@ -237,21 +236,20 @@ fn mix(hash: u64, value: u64) -> u64 {
 
 /// What the model came with; a template by name or from a file goes before its own.
 pub(crate) fn text(
-    known: train::SpecialTokens,
-    mut eos: Vec<u32>,
+    mut special: SpecialTokens,
     tokenizer: Tokenizer,
     chat_template: Option<&str>,
 ) -> Result<ModelText> {
     let named = chat_template.and_then(NamedTemplate::find);
     let template = match (named, chat_template) {
         (_, Some("none")) => None,
-        (Some(named), _) => Some(named.jinja(known.add_bos && known.bos.is_some())),
+        (Some(named), _) => Some(named.jinja(special.begin().is_some())),
         (None, Some(path)) => Some(open::text_file(Path::new(path)).with_context(|| {
             let names: Vec<&str> = NAMED_TEMPLATES.iter().map(|template| template.name).collect();
             let names = names.join(" or ");
             format!("the chat template {path}: give a file, {names}, or none for no chat")
         })?),
-        (None, None) => known.chat_template,
+        (None, None) => special.chat_template.take(),
     };
     if let Some(Err(what)) = template.as_deref().map(server::check_chat_template) {
         bail!(
@@ -266,16 +264,10 @@ pub(crate) fn text(
             ));
         }
         let end = named.end.and_then(|end| tokenizer.token_to_id(end));
-        eos.extend(end.filter(|end| !eos.contains(end)));
+        special.eos.extend(end.filter(|end| !special.eos.contains(end)));
     }
-    Ok(ModelText {
-        bos: known.bos,
-        eos,
-        pad: known.pad,
-        add_bos: known.add_bos,
-        chat_template: template,
-        tokenizer,
-    })
+    special.chat_template = template;
+    Ok(ModelText { tokenizer, special })
 }
 
 fn keys(options: &Serve) -> Result<Vec<String>> {

@@ -87,8 +87,8 @@ pub(crate) fn input(
     TemplateInput {
         messages,
         add_generation_prompt,
-        bos_token: special(token_text.text.bos),
-        eos_token: special(token_text.text.eos.first().copied()),
+        bos_token: special(token_text.text.special.bos),
+        eos_token: special(token_text.text.special.eos.first().copied()),
         tools: None,
         documents: None,
     }
@@ -120,7 +120,13 @@ const HINTS: [&str; 2] = ["reasoning_effort", "verbosity"];
 
 /// Whether the model's template speaks of a variable.
 fn knows(state: &AppState, name: &str) -> bool {
-    state.token_text.text.chat_template.as_deref().is_some_and(|source| source.contains(name))
+    state
+        .token_text
+        .text
+        .special
+        .chat_template
+        .as_deref()
+        .is_some_and(|source| source.contains(name))
 }
 
 /// Fields that only a template could make something of, which this one does not.

@@ -348,7 +348,7 @@ mod tests {
     use super::*;
     use crate::request::Dialect;
     use crate::token_text::ModelText;
-    use data::Tokenizer;
+    use data::{SpecialTokens, Tokenizer};
 
     /// A vocabulary in the manner of SentencePiece: the space is part of the word, bytes stand for
     /// what is missing.
@@ -389,14 +389,9 @@ mod tests {
                 "byte_fallback": true },
         });
         let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
-        TokenText::new(ModelText {
-            tokenizer,
-            bos: Some(1),
-            eos: vec![2],
-            pad: None,
-            add_bos: true,
-            chat_template: None,
-        })
+        let special =
+            SpecialTokens { bos: Some(1), eos: vec![2], add_bos: true, ..SpecialTokens::default() };
+        TokenText::new(ModelText { tokenizer, special })
     }
 
     fn shape(echo: bool, stops: &[&str]) -> OutputOptions {

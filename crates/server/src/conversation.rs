@@ -46,7 +46,7 @@ impl Conversations {
     }
 
     fn start(text: ModelText, program: &TemplateProgram, learn: bool) -> Result<Self, String> {
-        let Some(source) = text.chat_template.as_deref() else {
+        let Some(source) = text.special.chat_template.as_deref() else {
             return Err("the model has no chat template, so messages cannot become text".into());
         };
         let marked = learn && marks_answers(source);

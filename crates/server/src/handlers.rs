@@ -67,13 +67,14 @@ pub(crate) fn model(state: &AppState, name: &str) -> Result<Response<Body>, ApiE
 
 pub(crate) fn tokenizer_info(state: &AppState) -> Response<Body> {
     let text = &state.token_text.text;
+    let special = &text.special;
     reply(&json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": state.token_text.special(text.bos),
-        "eos_token": state.token_text.special(text.eos.first().copied()),
-        "pad_token": state.token_text.special(text.pad),
-        "add_bos_token": text.add_bos,
-        "chat_template": text.chat_template,
+        "bos_token": state.token_text.special(special.bos),
+        "eos_token": state.token_text.special(special.eos.first().copied()),
+        "pad_token": state.token_text.special(special.pad),
+        "add_bos_token": special.add_bos,
+        "chat_template": special.chat_template,
         "vocab_size": text.tokenizer.vocab_size(),
         "model_max_length": state.info.context,
     }))
@@ -81,7 +82,7 @@ pub(crate) fn tokenizer_info(state: &AppState) -> Response<Body> {
 
 /// The names are those under which SGLang's servers tell the same.
 pub(crate) fn model_info(state: &AppState) -> Response<Body> {
-    let (info, text) = (&state.info, &state.token_text.text);
+    let (info, special) = (&state.info, &state.token_text.text.special);
     reply(&json!({
         "model_path": info.id,
         "served_model_name": info.id,
@@ -90,9 +91,9 @@ pub(crate) fn model_info(state: &AppState) -> Response<Body> {
         "weight_version": info.fingerprint,
         "max_context_length": info.context,
         "vocab_size": info.vocab,
-        "bos_token_id": text.bos,
-        "eos_token_ids": text.eos,
-        "pad_token_id": text.pad,
+        "bos_token_id": special.bos,
+        "eos_token_ids": special.eos,
+        "pad_token_id": special.pad,
         "supports_vision": false,
         "has_image_understanding": false,
         "has_audio_understanding": false,

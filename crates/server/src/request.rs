@@ -222,7 +222,7 @@ fn shape(
     }
     let eos = match request.flag("ignore_eos", false) {
         true => Vec::new(),
-        false => state.token_text.text.eos.clone(),
+        false => state.token_text.text.special.eos.clone(),
     };
     let own = request.ids("stop_token_ids");
     state.token_text.check_ids(own, state.info.vocab, "stop_token_ids")?;
@@ -428,12 +428,8 @@ pub(crate) fn encode(
     field: &str,
 ) -> Result<EncodedText, ApiError> {
     let mut ids = state.token_text.encode(text, controls, most, field, state.settings.reading)?;
-    let model = &state.token_text.text;
-    let bos = model.bos.filter(|bos| add && model.add_bos && ids.first() != Some(bos));
-    if let Some(bos) = bos {
-        ids.insert(0, bos);
-    }
-    Ok(EncodedText { ids, added_bos: bos.is_some() })
+    let added_bos = add && state.token_text.text.special.put_begin(&mut ids);
+    Ok(EncodedText { ids, added_bos })
 }
 
 /// A prompt that fits the context together with its new tokens.
@@ -450,7 +446,7 @@ fn fit(
         added_bos = false;
     }
     if ids.is_empty() {
-        let Some(bos) = state.token_text.text.bos else {
+        let Some(bos) = state.token_text.text.special.bos else {
             let message = format!(
                 "`{field}` is empty, expected at least one token: the model has no begin token"
             );

@@ -81,10 +81,10 @@ impl AppState {
         settings.check()?;
         check_model(&info, &text)?;
         let limits = settings.limits.clone();
-        let template = text
-            .chat_template
-            .as_deref()
-            .map(|source| TemplateHost::start(source, &settings.template_program, &limits, false));
+        let template =
+            text.special.chat_template.as_deref().map(|source| {
+                TemplateHost::start(source, &settings.template_program, &limits, false)
+            });
         if let Some(Err(error)) = &template {
             tracing::warn!(%error, "the chat template cannot be used");
         }
@@ -92,7 +92,7 @@ impl AppState {
             context: info.context,
             vocab: info.vocab,
             recursions: info.recursions,
-            begins: text.bos.is_some(),
+            begins: text.special.bos.is_some(),
             strict: settings.strict,
             limits,
         };
@@ -177,7 +177,7 @@ fn check_model(info: &ModelInfo, text: &ModelText) -> Result<(), ServeError> {
     if info.id.is_empty() {
         return Err(wrong_model("id", "empty", "a name"));
     }
-    let specials = text.bos.iter().chain(&text.eos);
+    let specials = text.special.bos.iter().chain(&text.special.eos);
     if let Some(id) = specials.into_iter().find(|&&id| id as usize >= info.vocab) {
         let expected = format!("an id below {}", info.vocab);
         return Err(wrong_model("begin or end token", id.to_string(), expected));

@@ -4,7 +4,7 @@
 use crate::controls::ControlTokens;
 use crate::error::ApiError;
 use crate::json::cut;
-use data::{DecodeStream, Tokenizer};
+use data::{DecodeStream, SpecialTokens, Tokenizer};
 use grammar::{GrammarError, Vocabulary};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -14,16 +14,9 @@ use std::time::{Duration, Instant};
 pub struct ModelText {
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
-    /// Stands before every text, where the model was trained so; also what an empty prompt becomes.
-    pub bos: Option<u32>,
-    /// Ids of which any ends a text; the first one is what templates call `eos_token`.
-    pub eos: Vec<u32>,
-    /// Named by `/tokenizer_info`; never used here.
-    pub pad: Option<u32>,
-    /// Whether prompts that come as strings begin with `bos`.
-    pub add_bos: bool,
-    /// Jinja template that turns messages into a prompt.
-    pub chat_template: Option<String>,
+    /// What begins and ends texts, and the template that turns messages into a prompt. An empty
+    /// prompt becomes the begin of text.
+    pub special: SpecialTokens,
 }
 
 /// A [`ModelText`] with what is derived from it.
@@ -231,15 +224,8 @@ mod tests {
         let text = "caf\u{e9} na\u{ef}ve \u{1F600} the cat sat on the mat".to_owned();
         let tokenizer =
             Tokenizer::train(std::iter::repeat_n(text, 20), &TrainOptions::new(300)).unwrap();
-        let eos = tokenizer.eos_id().into_iter().collect();
-        TokenText::new(ModelText {
-            tokenizer,
-            bos: None,
-            eos,
-            pad: None,
-            add_bos: false,
-            chat_template: None,
-        })
+        let special = SpecialTokens::of(None, &tokenizer);
+        TokenText::new(ModelText { tokenizer, special })
     }
 
     #[test]
@@ -257,7 +243,7 @@ mod tests {
         assert_eq!(high.map(|id| token_text.name(id, false)), Some("bytes:\\xf0".to_owned()));
         assert_eq!(token_text.name(5, true), "token_id:5");
         assert_eq!(token_text.name(100_000, false), "token_id:100000");
-        assert_eq!(token_text.name(token_text.text.eos[0], false), "<|endoftext|>");
+        assert_eq!(token_text.name(token_text.text.special.eos[0], false), "<|endoftext|>");
     }
 
     #[test]
@@ -266,7 +252,7 @@ mod tests {
         let high = (0..300).find(|&id| token_text.bytes(id) == [0xF0]).unwrap();
         let mut pieces = TokenDecoder::new(&token_text, true);
         assert_eq!(pieces.push(high), "");
-        assert_eq!(pieces.push(token_text.text.eos[0]), "\u{FFFD}<|endoftext|>");
+        assert_eq!(pieces.push(token_text.text.special.eos[0]), "\u{FFFD}<|endoftext|>");
         assert_eq!(pieces.push(100_000), "");
         assert_eq!(pieces.finish(), "");
     }

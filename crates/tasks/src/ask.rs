@@ -1,5 +1,14 @@
 //! What a task asks of a model, and what the model answers.
 
+/// What stands before texts, as a model was trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// The token that the tokenizer puts before each text, where it puts one.
+    pub begin: Option<u32>,
+    /// What a text is scored after that follows nothing: begin of text, or else end of text.
+    pub prefix: Option<u32>,
+}
+
 /// A sequence to score: `ids[from..]`, each given all ids before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {

@@ -19,7 +19,7 @@ mod split;
 mod task;
 mod template;
 
-pub use ask::{Ask, SequenceScore};
+pub use ask::{Ask, Before, SequenceScore};
 pub use error::TaskError;
 pub use kinds::{kind_names, reference};
 pub use report::{ItemRecord, Metric, TaskReport};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::ask::{Ask, SequenceScore};
+use crate::ask::{Ask, Before, SequenceScore};
 use crate::error::{TaskError, excerpt};
 use crate::items;
 use crate::kind::{Item, Kind, Text};
@@ -113,8 +113,8 @@ impl Task {
     ///
     /// `context_limit` is the longest sequence that the model takes, lm-evaluation-harness's
     /// `max_length`. One place of it stays free, as that program keeps it for the token a server
-    /// generates, so a longer text loses ids at its left. `prefix_token` is what a text is scored
-    /// after that follows nothing: begin of text, or else end of text.
+    /// generates, so a longer text loses ids at its left. `before` says what stands before texts,
+    /// as that program's own model of Hugging Face's library has it.
     ///
     /// # Errors
     /// A text that `encode` refuses, a continuation without an id of its own or longer than the
@@ -123,7 +123,7 @@ impl Task {
         &self,
         encode: &Encode<'_>,
         context_limit: usize,
-        prefix_token: Option<u32>,
+        before: Before,
     ) -> Result<Vec<Ask>, TaskError> {
         if context_limit < 3 {
             return Err(TaskError::argument(
@@ -135,13 +135,12 @@ impl Task {
         }
         let mut asks = Vec::new();
         for (item, entry) in self.items.iter().enumerate() {
-            let mut before = Before::default();
+            let mut shared = Shared::default();
             for (choice, text) in entry.texts.iter().enumerate() {
-                let place =
-                    Place { task: &self.name, item, choice, encode, context_limit, prefix_token };
+                let place = Place { task: &self.name, item, choice, encode, context_limit, before };
                 let cuts = match text {
                     Text::After { context, continuation } => {
-                        vec![place.pair(context, continuation, &mut before)?]
+                        vec![place.pair(context, continuation, &mut shared)?]
                     }
                     Text::Whole(text) => place.rolling(text)?,
                 };
@@ -262,7 +261,7 @@ impl std::fmt::Debug for Task {
 
 /// The ids of the context before: choices of one item mostly share it.
 #[derive(Default)]
-struct Before<'a> {
+struct Shared<'a> {
     context: &'a str,
     ids: Vec<u32>,
 }
@@ -274,7 +273,7 @@ struct Place<'a> {
     choice: usize,
     encode: &'a Encode<'a>,
     context_limit: usize,
-    prefix_token: Option<u32>,
+    before: Before,
 }
 
 impl Place<'_> {
@@ -282,16 +281,16 @@ impl Place<'_> {
         &self,
         context: &'t str,
         continuation: &str,
-        before: &mut Before<'t>,
+        shared: &mut Shared<'t>,
     ) -> Result<Cut, TaskError> {
         let cut = if context.is_empty() {
             split::after_prefix(self.ids(continuation)?, self.prefix()?)
         } else {
             let (context, continuation) = split::move_space(context, continuation);
-            if before.context != context {
-                *before = Before { context, ids: self.ids(context)? };
+            if shared.context != context {
+                *shared = Shared { context, ids: self.begun(context)? };
             }
-            split::join(&before.ids, &self.ids(&format!("{context}{continuation}"))?)
+            split::join(&shared.ids, &self.begun(&format!("{context}{continuation}"))?)
         };
         let scored = cut.ids.len().saturating_sub(cut.from);
         if scored == 0 {
@@ -309,12 +308,20 @@ impl Place<'_> {
     }
 
     fn rolling(&self, text: &str) -> Result<Vec<Cut>, TaskError> {
-        let ids = self.ids(text)?;
-        if ids.is_empty() {
+        let ids = self.begun(text)?;
+        if ids.iter().eq(&self.before.begin) {
             return Err(self
                 .wrong("a document of at least one token", format!("none for {}", excerpt(text))));
         }
         Ok(split::windows(&ids, self.prefix()?, self.context_limit))
+    }
+
+    /// The ids of a text that stands alone, with what the tokenizer puts before it.
+    fn begun(&self, text: &str) -> Result<Vec<u32>, TaskError> {
+        let mut ids = self.ids(text)?;
+        let begin = self.before.begin.filter(|begin| ids.first() != Some(begin));
+        ids.splice(..0, begin);
+        Ok(ids)
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, TaskError> {
@@ -325,7 +332,7 @@ impl Place<'_> {
 
     fn prefix(&self) -> Result<u32, TaskError> {
         let expected = "a begin-of-text or end-of-text token to score the first token after";
-        self.prefix_token.ok_or_else(|| {
+        self.before.prefix.ok_or_else(|| {
             self.wrong(expected, "a tokenizer without either; this task cannot run on it")
         })
     }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, encode};
+use common::{Folder, encode, prefix};
 use tasks::Task;
 
 const CHOICE: &str =
@@ -301,7 +301,7 @@ fn folders() {
 fn blank_lines_keep_the_numbers() {
     let folder = Folder::with(CHOICE, &format!("\n{GOOD}\r\n\n{GOOD}"));
     let task = folder.open().unwrap();
-    let asks = task.requests(&encode, 100, None).unwrap();
+    let asks = task.requests(&encode, 100, prefix(None)).unwrap();
     let report = task.judge(&asks, &common::answers(&asks)).unwrap();
     assert_eq!(report.records.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 4]);
 }

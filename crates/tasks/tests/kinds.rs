@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, answers, encode, examples, open};
+use common::{Folder, answers, encode, examples, open, prefix};
 use tasks::{SequenceScore, Task, TaskReport};
 
 fn metric(report: &TaskReport, name: &str) -> f64 {
@@ -20,7 +20,7 @@ fn near(a: f64, b: f64) {
 
 /// Judges with one (log-likelihood, greedy) for each ask.
 fn judge(task: &Task, scores: &[(f64, bool)]) -> TaskReport {
-    let asks = task.requests(&encode, 1000, Some(0)).unwrap();
+    let asks = task.requests(&encode, 1000, prefix(Some(0))).unwrap();
     let answers: Vec<SequenceScore> = scores
         .iter()
         .map(|&(log_likelihood, greedy)| SequenceScore { log_likelihood, greedy })
@@ -85,7 +85,7 @@ fn answers_by_text_and_choices_by_templates() {
                 choices = ['no', 'yes', '{other}']\nanswer = '{a}'\n";
     let folder = Folder::with(toml, r#"{"q":7,"other":"perhaps","a":"perhaps"}"#);
     let task = folder.open().unwrap();
-    let asks = task.requests(&encode, 1000, None).unwrap();
+    let asks = task.requests(&encode, 1000, prefix(None)).unwrap();
     assert_eq!(common::text(&asks[2].ids), "Q 7? perhaps");
     assert_eq!(asks[2].from, 4);
     let report = judge(&task, &[(-1.0, false), (-2.0, false), (-0.5, false)]);
@@ -103,7 +103,7 @@ fn shots_come_first_with_their_answers() {
     let shots =
         ["p", "q", "never"].map(|q| format!(r#"{{"q":"{q}","c":["3","4"],"a":1}}"#)).join("\n");
     folder.write("s.jsonl", &shots);
-    let asks = folder.open().unwrap().requests(&encode, 1000, None).unwrap();
+    let asks = folder.open().unwrap().requests(&encode, 1000, prefix(None)).unwrap();
     assert_eq!(common::text(&asks[0].ids), "p=4|q=4|x=1");
     assert_eq!(common::text(&asks[1].ids), "p=4|q=4|x=2");
     assert_eq!(asks[1].from, "p=4|q=4|x".len());
@@ -116,7 +116,7 @@ fn pairs_are_scored_after_the_prefix_token() {
         "{\"g\":\"He is.\",\"b\":\"He are.\"}\n{\"g\":\"a\",\"b\":\"a\"}",
     );
     let task = folder.open().unwrap();
-    let asks = task.requests(&encode, 1000, Some(0)).unwrap();
+    let asks = task.requests(&encode, 1000, prefix(Some(0))).unwrap();
     assert_eq!((asks[0].ids[0], asks[0].from), (0, 1));
     assert_eq!(common::text(&asks[0].ids[1..]), " He is.");
     let report = judge(&task, &[(-5.0, false), (-4.0, false), (-2.0, false), (-2.0, false)]);
@@ -136,7 +136,7 @@ fn documents_add_up_over_their_windows() {
     );
     let task = folder.open().unwrap();
     // Nine characters in windows of 4: three windows. One character: one window.
-    let asks = task.requests(&encode, 6, Some(0)).unwrap();
+    let asks = task.requests(&encode, 6, prefix(Some(0))).unwrap();
     assert_eq!(asks.iter().map(|ask| ask.item).collect::<Vec<_>>(), [0, 0, 0, 1]);
     assert_eq!(asks.iter().map(|ask| ask.ids.len() - ask.from).collect::<Vec<_>>(), [4, 4, 1, 1]);
     let answer = |log_likelihood| SequenceScore { log_likelihood, greedy: false };
@@ -160,7 +160,7 @@ fn the_last_word_counts_when_all_of_it_is_greedy() {
         "{\"t\":\"the big cat\"}\n{\"t\":\"a  dog\"}",
     );
     let task = folder.open().unwrap();
-    let asks = task.requests(&encode, 1000, None).unwrap();
+    let asks = task.requests(&encode, 1000, prefix(None)).unwrap();
     assert_eq!((common::text(&asks[0].ids).as_str(), asks[0].from), ("the big cat", 7));
     assert_eq!((common::text(&asks[1].ids).as_str(), asks[1].from), ("a  dog", 1));
     let report = judge(&task, &[(-1.0, true), (-3.0, false)]);
@@ -176,7 +176,7 @@ fn one_continuation_after_several_contexts() {
                 continuation = '{r}'\nanswer = '{a}'\n";
     let folder = Folder::with(toml, r#"{"b":"As the ","x":"cup","y":"box","r":"fell.","a":1}"#);
     let task = folder.open().unwrap();
-    let asks = task.requests(&encode, 1000, None).unwrap();
+    let asks = task.requests(&encode, 1000, prefix(None)).unwrap();
     assert_eq!(common::text(&asks[0].ids), "As the cup fell.");
     assert_eq!(common::text(&asks[1].ids), "As the box fell.");
     assert_eq!(asks[1].from, 10);
@@ -193,7 +193,7 @@ fn every_example_goes_through() {
     for task in &tasks {
         assert_eq!(task.items(), 10, "{task:?}");
         assert!(task.about().is_some());
-        let asks = task.requests(&encode, 400, Some(0)).unwrap();
+        let asks = task.requests(&encode, 400, prefix(Some(0))).unwrap();
         let report = task.judge(&asks, &answers(&asks)).unwrap();
         assert_eq!(report.records.len(), 10);
         for m in &report.metrics {
@@ -222,7 +222,7 @@ fn every_example_goes_through() {
 #[test]
 fn every_kind_refuses_answers_that_are_not_its_own() {
     for task in Task::open_folder(&examples()).unwrap() {
-        let asks = task.requests(&encode, 400, Some(0)).unwrap();
+        let asks = task.requests(&encode, 400, prefix(Some(0))).unwrap();
         let good = answers(&asks);
         let said = |asks: &[_], answers: &[SequenceScore]| {
             task.judge(asks, answers).unwrap_err().to_string()

@@ -17,7 +17,6 @@ mod schedule;
 mod start;
 mod step;
 mod stored;
-mod text;
 mod validate;
 
 pub use changes::Change;
@@ -38,7 +37,6 @@ pub use schedule::learning_rate;
 pub use start::older;
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Made, Stored, load, write_model};
-pub use text::SpecialTokens;
 pub use validate::{
     RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, validate,
 };

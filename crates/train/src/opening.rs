@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Damaged, Loaded};
+use data::SpecialTokens;
 use model::ModelConfig;
 
 use crate::error::refuse;
 use crate::given_config::model_config;
 use crate::rounded::{self, only_runs};
 use crate::stored::{load, model_of, text};
-use crate::{SpecialTokens, Stored, TrainError};
+use crate::{Stored, TrainError};
 
 /// The folder of the run at `path`: `run` of what `lathe quickstart` makes, or `path` itself.
 pub fn run_folder(path: &Path) -> PathBuf {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::config::refuse;
 use crate::opening::is_checkpoint;
 use crate::resume::{self, Resumed};
-use crate::start::{begin, pin, remember, teach};
+use crate::start::{begin, end_as, pin, remember, teach};
 use crate::stored::{document, restore, snapshot};
 use crate::{Recipe, StepReport, TrainError, Trainer, Validation, validate};
 
@@ -143,6 +143,7 @@ impl Run {
             }
         };
         remarks.extend(teach(&mut trainer, teacher, &tokenizer)?);
+        end_as(&mut trainer, windows.corpus());
         let path = dir.join("log.jsonl");
         let written = read_log(&path, &resumed, recipe.checkpoint.every)?;
         remarks.extend(lost_records(&path, &written, &resumed));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use checkpoint::Damaged;
+use data::Corpus;
 use model::ModelConfig;
 
 use crate::error::refuse;
@@ -148,6 +149,15 @@ pub(crate) fn begin(
     }
     trainer.text = stored.text;
     Ok(remarks)
+}
+
+/// A model that learns from documents with an end of their own ends its texts by that, too.
+pub(crate) fn end_as(trainer: &mut Trainer, corpus: &Corpus) {
+    let Some(end) = corpus.given_end() else { return };
+    let text = trainer.text.get_or_insert_default();
+    if !text.eos.contains(&end) {
+        text.eos.push(end);
+    }
 }
 
 /// Weights that the trainer's model has no place for: those of other routers and adapters.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use data::{Window, Windows};
+use data::{SpecialTokens, Window, Windows};
 use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
 use model::routers::StepRouting;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::freeze::is_frozen;
 use crate::optimizer::Norms;
-use crate::{NonFinite, Optimizer, Recipe, SpecialTokens, Stored, TrainError, learning_rate};
+use crate::{NonFinite, Optimizer, Recipe, Stored, TrainError, learning_rate};
 
 /// What a run carries from step to step; all of it goes into checkpoints.
 pub struct Trainer {

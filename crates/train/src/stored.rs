@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{Damaged, Disk, Loaded, NamedTensor, Snapshot, TensorFile};
+use data::SpecialTokens;
 use model::params::{BufferSpec, Group};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
 use ops::{Moments, Values};
@@ -15,7 +16,7 @@ use crate::changes::{Change, changes, same_model};
 use crate::error::refuse;
 use crate::given_config::{json, model_config};
 use crate::rounded::{self, Rounded};
-use crate::{Recipe, SpecialTokens, TrainError, Trainer};
+use crate::{Recipe, TrainError, Trainer};
 
 /// The counters of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use checkpoint::RealDisk;
 use data::build::{BuildOptions, build_documents};
 use data::documents::Document;
-use data::{Corpus, Split, Tokenizer, TrainOptions, Windows};
+use data::{Corpus, SpecialTokens, Split, Tokenizer, TrainOptions, Windows};
 use engine::Scoring;
 use model::adapters::{Relaxation, lora};
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
 use model::routers::token_choice::{Balance, Config as Token};
 use model::{KvMode, Model, RouterConfig, RouterState, Rule};
 use train::{
-    CheckpointConfig, DistillConfig, LogConfig, Made, Recipe, Resume, Run, SpecialTokens,
-    StartConfig, Stop, TrainConfig, Trainer, score_rule,
+    CheckpointConfig, DistillConfig, LogConfig, Made, Recipe, Resume, Run, StartConfig, Stop,
+    TrainConfig, Trainer, score_rule,
 };
 
 /// A text that differs with `i`; every third one is written in letters of several bytes.

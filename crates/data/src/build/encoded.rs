@@ -1,5 +1,6 @@
 //! Documents as ids: texts by the tokenizer, conversations by what knows their template.
 
+use super::BuildOptions;
 use crate::DataError;
 use crate::tokenizer::Tokenizer;
 
@@ -36,28 +37,60 @@ pub(super) struct Encoded {
     pub(super) text_bytes: u64,
 }
 
+/// The tokens around each document.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    /// Before it, where there is one; none before a conversation.
+    pub(super) begin: Option<u32>,
+    /// What stands behind it.
+    pub(super) end: u32,
+}
+
+impl Around {
+    /// Those that were asked for, the end by default the tokenizer's own.
+    pub(super) fn of(tokenizer: &Tokenizer, options: &BuildOptions<'_>) -> Result<Self, DataError> {
+        let end = options.end.or(tokenizer.eos_id()).ok_or_else(|| {
+            DataError::argument(
+                "tokenizer",
+                "an end-of-text token such as <|endoftext|>, or one that is named as such",
+                "a vocabulary without one",
+            )
+        })?;
+        let ids = options.begin.iter().chain([&end]);
+        if let Some(id) = ids.into_iter().find(|id| **id as usize >= tokenizer.vocab_size()) {
+            let expected = format!("below the tokenizer's {}", tokenizer.vocab_size());
+            return Err(DataError::argument("begin or end of documents", expected, id));
+        }
+        Ok(Self { begin: options.begin, end })
+    }
+}
+
 impl Encoded {
     pub(super) fn new(
         tokenizer: &Tokenizer,
         chat: Option<&dyn ChatEncoder>,
         text: &str,
-        eos_id: u32,
+        around: Around,
     ) -> Result<Self, DataError> {
         if let Some(chat) = chat {
-            return Self::of_chat(chat, text, eos_id);
+            return Self::of_chat(chat, text, around.end);
         }
         let text_bytes = text.len() as u64;
         let learned = Vec::new();
+        let mut ids: Vec<u32> = around.begin.into_iter().collect();
         if tokenizer.spells_its_text() {
-            let mut ids = tokenizer.encode_ordinary(text)?;
-            ids.push(eos_id);
+            ids.extend(tokenizer.encode_ordinary(text)?);
+            ids.push(around.end);
             return Ok(Self { ids, bytes: Vec::new(), learned, text_bytes });
         }
-        let (mut ids, mut bytes) = tokenizer.encode_counting(text)?;
+        let mut bytes = vec![0; ids.len()];
+        let (own, counts) = tokenizer.encode_counting(text)?;
         // What no token stands for is predicted with the end.
-        let counted: u64 = bytes.iter().copied().map(u64::from).sum();
+        let counted: u64 = counts.iter().copied().map(u64::from).sum();
+        ids.extend(own);
+        bytes.extend(counts);
         bytes.push(u32::try_from(text_bytes - counted).unwrap_or(u32::MAX));
-        ids.push(eos_id);
+        ids.push(around.end);
         Ok(Self { ids, bytes, learned, text_bytes })
     }
 

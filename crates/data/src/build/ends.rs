@@ -1,6 +1,6 @@
 //! Validation from the ends of documents, where whole documents would leave too little of it.
 
-use super::{BuildOptions, Encoded, SplitBy, split_of};
+use super::{Around, BuildOptions, Encoded, SplitBy, split_of};
 use crate::DataError;
 use crate::documents::{Document, Documents, InputFile};
 use crate::manifest::Split;
@@ -52,6 +52,7 @@ fn fills_both(
     window: usize,
     cut: Cut,
 ) -> Result<bool, DataError> {
+    let around = Around { begin: options.begin, end: 0 };
     let mut tokens = [0; 2];
     for next in Documents::new(files.to_vec(), options.read.clone()) {
         let (file, document) = next?;
@@ -59,7 +60,7 @@ fn fills_both(
             let side: &mut usize = &mut tokens[split as usize];
             if *side <= window {
                 // What cannot be encoded is told, or left out, when the folder is built.
-                *side += Encoded::new(tokenizer, options.chat, &part.text, 0)
+                *side += Encoded::new(tokenizer, options.chat, &part.text, around)
                     .map_or(0, |encoded| encoded.ids.len());
             }
         }

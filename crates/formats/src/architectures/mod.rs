@@ -161,13 +161,15 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
+    use data::SpecialTokens;
+
     use super::*;
     use crate::gguf::{self, GgufOptions, GgufWeightType};
     use crate::hf::{self, FolderOptions, HfWeightType};
     use crate::layout;
     use crate::{
         Additions, ClampedProduct, ExpertScores, Experts, HeadNorm, HiddenActivation, ModelFile,
-        NormPosition, RopeScaling, SlidingWindow, SpecialIds, TensorRole, TensorSource,
+        NormPosition, RopeScaling, SlidingWindow, TensorRole, TensorSource,
     };
 
     /// Heads times head_dim is not the width, and no two sizes are equal.
@@ -376,7 +378,7 @@ mod tests {
     }
 
     fn write(folder: &Path, member: &'static Architecture, config: &ArchConfig) {
-        let special = SpecialIds { eos: vec![0], ..SpecialIds::default() };
+        let special = SpecialTokens { eos: vec![0], ..SpecialTokens::default() };
         let source = |role| Ok(weights(config, role));
         if member.hugging_face.is_some() {
             let options = FolderOptions {
@@ -498,7 +500,7 @@ mod tests {
     #[test]
     fn what_an_architecture_cannot_state_is_refused_by_it() {
         let folder = tempfile::tempdir().expect("a folder");
-        let special = SpecialIds::default();
+        let special = SpecialTokens::default();
         let options = GgufOptions {
             architecture: &mistral::MISTRAL,
             name: "m",

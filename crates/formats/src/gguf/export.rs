@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data::SpecialTokens;
 use half::f16;
 
 use super::quants::quantise_q8_0;
@@ -11,8 +12,7 @@ use super::write::{GgufSettings, GgufValue, TensorToWrite, write};
 use crate::error::check_finite;
 use crate::writing::{check_count, too_large};
 use crate::{
-    ArchConfig, Architecture, FormatError, Result, SpecialIds, TensorRole, TensorSource, layout,
-    rotary,
+    ArchConfig, Architecture, FormatError, Result, TensorRole, TensorSource, layout, rotary,
 };
 
 /// How matrices are stored; gains are always F32.
@@ -57,7 +57,7 @@ pub struct GgufOptions<'a> {
     /// A byte-level BPE tokenizer.json.
     pub tokenizer: &'a [u8],
     /// Special ids and chat template.
-    pub special: &'a SpecialIds,
+    pub special: &'a SpecialTokens,
 }
 
 /// Writes the model, one tensor at a time in memory; query and key rows go into the file's rotary

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use data::SpecialTokens;
+
 use super::Gguf;
 use super::tokenizer;
 use crate::architectures::{self, Architecture, GgufForm};
-use crate::{ArchConfig, Result, SpecialIds, TensorRole, TensorSource, layout, rotary};
+use crate::{ArchConfig, Result, TensorRole, TensorSource, layout, rotary};
 
 /// A GGUF file of a known architecture whose settings and tensors agree.
 #[derive(Debug)]
@@ -54,9 +56,9 @@ impl GgufModel {
     ///
     /// # Errors
     /// Settings of another type, ids outside of the vocabulary.
-    pub fn special(&self) -> Result<SpecialIds> {
+    pub fn special(&self) -> Result<SpecialTokens> {
         let special = tokenizer::special(&self.gguf.metadata())?;
-        special.check(self.gguf.path(), self.settings.vocab)?;
+        crate::special::check(&special, self.gguf.path(), self.settings.vocab)?;
         Ok(special)
     }
 

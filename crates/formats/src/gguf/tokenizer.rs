@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use data::{SpecialTokens, ends_by_name};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use super::merges;
 use super::metadata::Metadata;
 use super::pre::Pre;
 use crate::error::quote;
-use crate::{FormatError, Result, SpecialIds};
+use crate::{FormatError, Result};
 
 /// Kinds of tokens, `tokenizer.ggml.token_type`.
 pub(super) const NORMAL: i64 = 1;
@@ -33,11 +34,14 @@ pub(super) fn filler(id: usize) -> String {
 }
 
 /// The ids with a meaning of their own; not yet held against the vocabulary.
-pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialIds> {
+pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialTokens> {
     let bos = token_id(metadata, "bos")?;
     let mut eos: Vec<u32> = Vec::new();
     for name in ["eos", "eot", "eom"] {
         eos.extend(token_id(metadata, name)?.filter(|id| !eos.contains(id)));
+    }
+    for id in ends_by_convention(metadata)? {
+        eos.extend(Some(id).filter(|id| !eos.contains(id)));
     }
     let usual = match metadata.string(MODEL)? {
         Some("llama") => true,
@@ -45,7 +49,10 @@ pub(super) fn special(metadata: &Metadata<'_>) -> Result<SpecialIds> {
     };
     let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(usual && bos.is_some());
     let chat_template = metadata.string("tokenizer.chat_template")?.map(str::to_owned);
-    Ok(SpecialIds { bos, eos, pad: token_id(metadata, "padding")?, chat_template, add_bos })
+    // Nothing here pads: an id without a token is no reason against the model.
+    let count = metadata.strings(TOKENS)?.map_or(0, |tokens| tokens.len());
+    let pad = token_id(metadata, "padding")?.filter(|&id| (id as usize) < count);
+    Ok(SpecialTokens { bos, eos, pad, chat_template, add_bos })
 }
 
 fn token_id(metadata: &Metadata<'_>, name: &str) -> Result<Option<u32>> {
@@ -57,6 +64,18 @@ fn token_id(metadata: &Metadata<'_>, name: &str) -> Result<Option<u32>> {
             Err(FormatError::damaged(metadata.path(), key, "an id of 32 bits", id.to_string()))
         }
     }
+}
+
+/// Control tokens whose names end a text or a turn by convention: most files give one id alone,
+/// and a model for conversations would go on past the others. What is wrong with the vocabulary is
+/// for [`to_json`] to say.
+fn ends_by_convention(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
+    let (Some(tokens), Some(types)) = (metadata.strings(TOKENS)?, metadata.integers(TYPES)?) else {
+        return Ok(Vec::new());
+    };
+    let all = tokens.iter().zip(&types).zip(0..);
+    let ends = all.filter(|((name, kind), _)| **kind == CONTROL && ends_by_name(name));
+    Ok(ends.map(|(_, id)| id).collect())
 }
 
 /// A tokenizer.json, written without a copy of the vocabulary.
@@ -106,7 +125,7 @@ struct Model<'a> {
 pub(super) fn to_json(
     metadata: &Metadata<'_>,
     vocab: usize,
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<Vec<u8>> {
     let path = metadata.path();
     if metadata.bool("tokenizer.ggml.add_eos_token")? == Some(true) {
@@ -218,7 +237,7 @@ fn same_length(
 fn byte_level<'a>(
     metadata: &Metadata<'a>,
     words: &'a Vocabulary<'a>,
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<Root<'a>> {
     let path = metadata.path();
     let name = metadata.string(PRE)?.unwrap_or("default");
@@ -295,7 +314,7 @@ const MERGES_A_PIECE: usize = 16;
 fn sentence_piece<'a>(
     metadata: &Metadata<'a>,
     words: &'a Vocabulary<'a>,
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<Root<'a>> {
     let path = metadata.path();
     let scores = must(metadata, SCORES, metadata.floats(SCORES)?)?;
@@ -361,7 +380,7 @@ fn spaces(prefix: bool) -> (Value, Value) {
 }
 
 /// Prepends the begin-of-text token where the model was trained with it.
-fn post_processor(words: &Vocabulary<'_>, special: &SpecialIds) -> Value {
+fn post_processor(words: &Vocabulary<'_>, special: &SpecialTokens) -> Value {
     let bos = special
         .bos
         .filter(|_| special.add_bos)

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use data::{SpecialTokens, ends_by_name};
 use serde_json::Value as Json;
 
 use super::pre::Pre;
 use super::tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED, filler};
 use super::write::{GgufSettings, GgufValue};
 use crate::error::quote;
-use crate::{FormatError, Result, SpecialIds};
+use crate::{FormatError, Result};
 
 /// Where the ids that end generation go, the main one first.
 const END_KEYS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
@@ -23,9 +24,9 @@ pub(super) fn settings(
     path: &Path,
     json: &[u8],
     vocab: usize,
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<GgufSettings> {
-    special.check(path, vocab)?;
+    crate::special::check(special, path, vocab)?;
     let root: Json = serde_json::from_slice(json)
         .map_err(|e| bad(path, "JSON", "a JSON object", e.to_string()))?;
     let model = &root["model"];
@@ -44,6 +45,14 @@ pub(super) fn settings(
         bad(path, "pre_tokenizer", &expected, quote(&root["pre_tokenizer"].to_string()))
     })?;
     let (tokens, types) = tokens(path, &root, vocab)?;
+    // Readers know the others by their names.
+    let by_name = |id: u32| {
+        let at = id as usize;
+        types.get(at) == Some(&(CONTROL as i32)) && ends_by_name(&tokens[at])
+    };
+    let (main, others) = special.eos.split_at(special.eos.len().min(1));
+    let others = others.iter().filter(|id| !by_name(**id));
+    let eos: Vec<u32> = main.iter().chain(others).copied().collect();
     let mut out = vec![
         ("model", GgufValue::String("gpt2".into())),
         ("pre", GgufValue::String(pre.names[0].into())),
@@ -51,11 +60,11 @@ pub(super) fn settings(
         ("token_type", GgufValue::I32s(types)),
         ("merges", GgufValue::Strings(merges(path, model)?)),
     ];
-    if special.eos.len() > END_KEYS.len() {
-        let found = special.eos.len().to_string();
+    if eos.len() > END_KEYS.len() {
+        let found = eos.len().to_string();
         return Err(bad(path, "eos token ids", "at most 3, as the form has no more", found));
     }
-    let eos = special.eos.iter().zip(END_KEYS).map(|(&id, key)| (key, id));
+    let eos = eos.iter().zip(END_KEYS).map(|(&id, key)| (key, id));
     let others = [("bos_token_id", special.bos), ("padding_token_id", special.pad)];
     out.extend(
         eos.chain(others.into_iter().filter_map(|(key, id)| Some((key, id?))))

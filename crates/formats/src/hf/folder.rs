@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use data::SpecialTokens;
+
 use super::shards::Shards;
 use super::special;
 use crate::architectures::{self, Architecture, HuggingFaceForm};
 use crate::json::JsonFile;
 use crate::layout::{self, Holding};
-use crate::{ArchConfig, Result, SpecialIds, TensorRole, TensorSource, rotary};
+use crate::{ArchConfig, Result, TensorRole, TensorSource, rotary};
 
 pub(crate) const CONFIG: &str = "config.json";
 
@@ -77,7 +79,7 @@ impl Folder {
     ///
     /// # Errors
     /// Companion files of another form, ids outside of the vocabulary, names that are no tokens.
-    pub fn special(&self) -> Result<SpecialIds> {
+    pub fn special(&self) -> Result<SpecialTokens> {
         let config = JsonFile::read(&self.path.join(CONFIG))?;
         special::read(&self.path, &config.object(), self.settings.vocab)
     }

@@ -1,13 +1,14 @@
-//! SpecialIds ids and chat template, spread over the companions of config.json.
+//! Special ids and chat template, spread over the companions of config.json.
 
 use std::path::Path;
 
+use data::SpecialTokens;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::quote;
 use crate::json::{JsonFile, JsonObject, read_bytes};
-use crate::{FormatError, Result, SpecialIds};
+use crate::{FormatError, Result, special};
 
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 /// Above the tokenizer.json of any vocabulary.
@@ -53,10 +54,11 @@ impl Processor {
     }
 }
 
-/// SpecialIds ids: those of generation_config.json before those of config.json, and the names in
-/// tokenizer_config.json where neither has an id. The template is chat_template.jinja, or the one
-/// in tokenizer_config.json.
-pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Result<SpecialIds> {
+/// Special ids from all files that may have them. What begins a text, and which end is the main
+/// one, is what the tokenizer's own files name (tokenizer_config.json, special_tokens_map.json), as
+/// text and templates are made by these; ids of generation_config.json and config.json end
+/// generation beside it. The template is chat_template.jinja, or the one in tokenizer_config.json.
+pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Result<SpecialTokens> {
     let path = folder.join(TOKENIZER);
     let bytes = tokenizer_json(folder)?;
     let tokens: Tokens = serde_json::from_slice(&bytes).map_err(|e| {
@@ -64,9 +66,12 @@ pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Resu
     })?;
     let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
     let tokenizer_config = JsonFile::read_if_there(&folder.join("tokenizer_config.json"))?;
+    let map = JsonFile::read_if_there(&folder.join("special_tokens_map.json"))?;
     let names = tokenizer_config.as_ref().map(JsonFile::object);
     let generation = generation.as_ref().map(JsonFile::object);
-    let files = Companions { generation, config, names, tokens: &tokens };
+    let map = map.as_ref().map(JsonFile::object);
+    let (tokens, json) = (&tokens, bytes.as_slice());
+    let files = Companions { generation, config, names, map, tokens, json, vocab };
     let bos = files.ids("bos")?.first().copied();
     let eos = files.ids("eos")?;
     // Nothing here pads: an id that is none is no reason against the model.
@@ -83,31 +88,83 @@ pub(super) fn read(folder: &Path, config: &JsonObject<'_>, vocab: usize) -> Resu
         });
     let asked = names.as_ref().map_or(Ok(None), |names| names.bool("add_bos_token"))?;
     let chat_template = chat_template(folder, names.as_ref())?;
-    let special = SpecialIds { bos, eos, pad, chat_template, add_bos: asked.unwrap_or(prepended) };
-    special.check(config.path(), vocab)?;
+    let add_bos = asked.unwrap_or(prepended);
+    let special = SpecialTokens { bos, eos, pad, chat_template, add_bos };
+    special::check(&special, config.path(), vocab)?;
     Ok(special)
 }
 
-/// Where ids may stand: the first of these that has one counts.
+/// Where ids may stand.
 struct Companions<'a> {
     generation: Option<JsonObject<'a>>,
     config: &'a JsonObject<'a>,
     names: Option<JsonObject<'a>>,
+    map: Option<JsonObject<'a>>,
     tokens: &'a Tokens,
+    /// The text of tokenizer.json.
+    json: &'a [u8],
+    vocab: usize,
 }
 
 impl Companions<'_> {
-    /// The ids of `bos`, `eos` or `pad`.
+    /// The ids of `bos`, `eos` or `pad`: the one that the tokenizer's files name, then the others.
+    /// Where tokenizer_config.json says that there is none, ids of other files are not the
+    /// tokenizer's.
     fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        let mut found: Vec<u32> = Vec::new();
+        let key = format!("{name}_token");
+        let named = self.named(&key);
+        if let Ok(Some(id)) = named {
+            found.push(id);
+        }
+        let says_none = |names: &JsonObject<'_>| names.has(&key) && names.get(&key).is_none();
+        let has_none =
+            found.is_empty() && name == "bos" && self.names.as_ref().is_some_and(says_none);
         let key = format!("{name}_token_id");
         for object in self.generation.iter().chain([self.config]) {
-            let found = ids(object, &key)?;
-            if !found.is_empty() {
-                return Ok(found);
+            for id in ids(object, &key)? {
+                if !found.contains(&id) {
+                    found.push(id);
+                }
             }
         }
-        let named = named(self.names.as_ref(), &format!("{name}_token"), self.tokens)?;
-        Ok(named.into_iter().collect())
+        let beyond = found.iter().find(|id| **id as usize >= self.vocab && name != "pad");
+        if let Some(id) = beyond {
+            let (field, expected) =
+                (format!("{name} token id"), format!("below the vocabulary's {}", self.vocab));
+            let path = self.config.path();
+            return Err(FormatError::damaged(path, field, expected, id.to_string()));
+        }
+        // A name that is no token is a fault where nothing else says what is meant.
+        match named {
+            _ if has_none => Ok(Vec::new()),
+            Err(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
+    }
+
+    /// The id of a token that tokenizer_config.json or special_tokens_map.json names by its text,
+    /// or by an object with its `content`.
+    fn named(&self, key: &str) -> Result<Option<u32>> {
+        let files = self.names.iter().chain(&self.map);
+        let Some((file, value)) = files.filter_map(|file| Some((file, file.get(key)?))).next()
+        else {
+            return Ok(None);
+        };
+        let text = match value {
+            Value::Object(token) => token.get("content").and_then(Value::as_str),
+            value => value.as_str(),
+        };
+        let text = text.ok_or_else(|| file.wrong(key, "a token, or an object with its content"))?;
+        let added = self.tokens.added_tokens.iter().find(|token| token.content == text);
+        let id = added.map(|token| token.id).or_else(|| self.word(text));
+        id.map(Some).ok_or_else(|| file.wrong(key, "a token of tokenizer.json"))
+    }
+
+    /// The id of a word of the vocabulary itself.
+    fn word(&self, text: &str) -> Option<u32> {
+        let root: Value = serde_json::from_slice(self.json).ok()?;
+        u32::try_from(root["model"]["vocab"].get(text)?.as_u64()?).ok()
     }
 }
 
@@ -122,21 +179,6 @@ fn ids(object: &JsonObject<'_>, key: &str) -> Result<Vec<u32>> {
     let ids: Option<Vec<u32>> =
         values.iter().map(|value| u32::try_from(value.as_u64()?).ok()).collect();
     ids.ok_or_else(|| object.wrong(key, "an id of 32 bits or a list of them"))
-}
-
-/// The id of a token that tokenizer_config.json names by its text, or by an object with its
-/// `content`.
-fn named(names: Option<&JsonObject<'_>>, key: &str, tokens: &Tokens) -> Result<Option<u32>> {
-    let Some(names) = names else { return Ok(None) };
-    let text = match names.get(key) {
-        None => return Ok(None),
-        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
-        Some(value) => value.as_str(),
-    };
-    let text = text.ok_or_else(|| names.wrong(key, "a token, or an object with its content"))?;
-    let found = tokens.added_tokens.iter().find(|token| token.content == text);
-    let expected = "one of the added tokens of tokenizer.json";
-    found.map(|token| Some(token.id)).ok_or_else(|| names.wrong(key, expected))
 }
 
 fn chat_template(folder: &Path, names: Option<&JsonObject<'_>>) -> Result<Option<String>> {

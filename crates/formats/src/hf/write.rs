@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use checkpoint::{Disk, FolderWriter};
+use data::SpecialTokens;
 use half::bf16;
 use serde_json::{Value, json};
 
@@ -13,8 +14,7 @@ use crate::error::{check_finite, quote};
 use crate::layout::{self, StoredTensor};
 use crate::writing::{check_count, too_large};
 use crate::{
-    ArchConfig, Architecture, FormatError, LayerRole, Result, SpecialIds, TensorRole, TensorSource,
-    rotary,
+    ArchConfig, Architecture, FormatError, LayerRole, Result, TensorRole, TensorSource, rotary,
 };
 
 /// How weights are stored.
@@ -50,8 +50,8 @@ pub struct FolderOptions<'a> {
     pub architecture: &'static Architecture,
     /// How weights are stored.
     pub weights: HfWeightType,
-    /// SpecialIds ids and chat template.
-    pub special: &'a SpecialIds,
+    /// Special ids and chat template.
+    pub special: &'a SpecialTokens,
 }
 
 const WEIGHTS: &str = "model.safetensors";
@@ -77,7 +77,7 @@ pub fn write(
         return Err(FormatError::unwritable(folder, "architecture", expected, architecture.name));
     };
     settings.check(folder)?;
-    options.special.check(folder, settings.vocab)?;
+    crate::special::check(options.special, folder, settings.vocab)?;
     let companions = companions(folder, settings.context, tokenizer, options.special)?;
     let named: Vec<StoredTensor> =
         layout::tensors(folder, architecture.name, settings, form.holding())
@@ -110,7 +110,7 @@ pub fn companions(
     folder: &Path,
     context: usize,
     tokenizer: &[u8],
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<[(String, Vec<u8>); 2]> {
     let of_tokenizer = tokenizer_config(folder, context, tokenizer, special)?;
     Ok([
@@ -141,7 +141,7 @@ fn config(
 }
 
 /// One id, a list of them, or null.
-fn eos(special: &SpecialIds) -> Value {
+fn eos(special: &SpecialTokens) -> Value {
     match special.eos.as_slice() {
         [] => Value::Null,
         [id] => (*id).into(),
@@ -149,7 +149,7 @@ fn eos(special: &SpecialIds) -> Value {
     }
 }
 
-fn generation_config(special: &SpecialIds) -> Value {
+fn generation_config(special: &SpecialTokens) -> Value {
     let fields = [
         ("bos_token_id", special.bos.into()),
         ("eos_token_id", eos(special)),
@@ -176,7 +176,7 @@ fn tokenizer_config(
     folder: &Path,
     context: usize,
     tokenizer: &[u8],
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) -> Result<Value> {
     let root: Value = serde_json::from_slice(tokenizer).map_err(|e| {
         FormatError::unwritable(folder, "tokenizer.json: JSON", "a tokenizer", e.to_string())

@@ -1,9 +1,10 @@
 //! A small Llama model with a byte-level tokenizer, and GGUF files byte by byte, honest or not.
 #![allow(dead_code)]
 
+use data::SpecialTokens;
 use formats::gguf::{GgufOptions, GgufWeightType, export};
 use formats::hf::{FolderOptions, HfWeightType};
-use formats::{Additions, ArchConfig, Architecture, Result, SpecialIds, TensorRole};
+use formats::{Additions, ArchConfig, Architecture, Result, TensorRole};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -60,8 +61,8 @@ pub(crate) fn weights(settings: &ArchConfig) -> impl Fn(TensorRole) -> Result<Ve
     }
 }
 
-pub(crate) fn special() -> SpecialIds {
-    SpecialIds {
+pub(crate) fn special() -> SpecialTokens {
+    SpecialTokens {
         bos: Some(0),
         eos: vec![1],
         pad: Some(1),
@@ -157,14 +158,14 @@ pub(crate) fn gguf_name(role: TensorRole) -> String {
     llama().gguf_tensor(role).unwrap()
 }
 
-pub(crate) fn folder_options(weights: HfWeightType, special: &SpecialIds) -> FolderOptions<'_> {
+pub(crate) fn folder_options(weights: HfWeightType, special: &SpecialTokens) -> FolderOptions<'_> {
     FolderOptions { architecture: llama(), weights, special }
 }
 
 pub(crate) fn gguf_options<'a>(
     weights: GgufWeightType,
     tokenizer: &'a [u8],
-    special: &'a SpecialIds,
+    special: &'a SpecialTokens,
 ) -> GgufOptions<'a> {
     GgufOptions { architecture: llama(), name: "small", weights, tokenizer, special }
 }

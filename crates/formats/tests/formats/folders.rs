@@ -1,9 +1,11 @@
 //! Hugging Face folders written and read again, whole and in shards.
 
+use data::SpecialTokens;
+
 use super::common::{byte_tokenizer, folder_options, medium, special, weights};
 use checkpoint::RealDisk;
 use formats::hf::{HfWeightType, write};
-use formats::{ArchConfig, ModelFile, RopeScaling, SpecialIds, TensorRole, TensorSource};
+use formats::{ArchConfig, ModelFile, RopeScaling, TensorRole, TensorSource};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -11,7 +13,7 @@ pub(crate) fn write_medium(
     folder: &Path,
     settings: &ArchConfig,
     dtype: HfWeightType,
-    special: &SpecialIds,
+    special: &SpecialTokens,
 ) {
     let extras = folder_options(dtype, special);
     write(folder, settings, &weights(settings), &byte_tokenizer(), &extras, &RealDisk).unwrap();
@@ -202,7 +204,7 @@ fn key_and_value_heads_may_be_null() {
 #[test]
 fn special_tokens_come_from_where_they_are() {
     let folder = tempfile::tempdir().unwrap();
-    let plain = SpecialIds { chat_template: None, ..special() };
+    let plain = SpecialTokens { chat_template: None, ..special() };
     write_medium(folder.path(), &medium(), HfWeightType::F32, &plain);
     let file = |name: &str| folder.path().join(name);
     let found = || ModelFile::open(folder.path()).unwrap().special().unwrap();
@@ -222,8 +224,9 @@ fn special_tokens_come_from_where_they_are() {
     );
     assert_eq!(
         found(),
-        SpecialIds {
-            bos: Some(1),
+        SpecialTokens {
+            // The tokenizer's files name `<s>`, whatever config.json counts as the begin.
+            bos: Some(0),
             eos: vec![1, 0],
             pad: Some(0),
             chat_template: None,
@@ -244,7 +247,7 @@ fn special_tokens_come_from_where_they_are() {
     assert!(!found().add_bos);
     let processor = json!({"type": "Sequence", "processors": [
         {"type": "ByteLevel", "trim_offsets": true},
-        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}]},
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]},
     ]});
     edit(&file("tokenizer.json"), &[("post_processor", processor)]);
     assert!(found().add_bos, "the template begins with the token of the begin-of-text id");
@@ -261,6 +264,35 @@ fn special_tokens_come_from_where_they_are() {
         std::fs::remove_file(file(name)).unwrap();
     }
     assert_eq!(found().eos, [1], "config.json speaks where nothing else does");
+    assert_eq!(found().bos, Some(1));
+}
+
+#[test]
+fn ends_are_those_of_all_files_and_the_tokenizer_names_the_main_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = SpecialTokens { chat_template: None, ..special() };
+    write_medium(folder.path(), &medium(), HfWeightType::F32, &plain);
+    let file = |name: &str| folder.path().join(name);
+    let found = || ModelFile::open(folder.path()).unwrap().special().unwrap();
+    edit(&file("config.json"), &[("eos_token_id", json!([5, 1]))]);
+    edit(&file("generation_config.json"), &[("eos_token_id", json!([1, 4]))]);
+    let names = json!({"eos_token": "<s>", "bos_token": null});
+    std::fs::write(file("tokenizer_config.json"), names.to_string()).unwrap();
+    assert_eq!(found().eos, [0, 1, 4, 5]);
+    assert_eq!(found().bos, None, "the tokenizer has none, whatever id is counted as one");
+    // Words of the vocabulary that are no added tokens, and a map beside the tokenizer.
+    edit(&file("tokenizer_config.json"), &[("eos_token", json!("he"))]);
+    let word = found().eos[0];
+    assert!(word > 1 && found().eos[1..] == [1, 4, 5], "{word}");
+    std::fs::remove_file(file("tokenizer_config.json")).unwrap();
+    assert_eq!((found().eos, found().bos), (vec![1, 4, 5], Some(0)));
+    let map = json!({"eos_token": {"content": "<s>"}, "bos_token": "</s>"});
+    std::fs::write(file("special_tokens_map.json"), map.to_string()).unwrap();
+    assert_eq!((found().eos, found().bos), (vec![0, 1, 4, 5], Some(1)));
+    // A name that is no token is passed over where ids say what is meant.
+    std::fs::write(file("special_tokens_map.json"), json!({"eos_token": "<x>"}).to_string())
+        .unwrap();
+    assert_eq!(found().eos, [1, 4, 5]);
 }
 
 #[test]
@@ -314,7 +346,7 @@ fn what_does_not_fit_is_not_written() {
     let again = try_again().unwrap_err().to_string();
     assert!(again.contains("there is a folder of that name"), "{again}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    let far = SpecialIds { bos: Some(299), ..special.clone() };
+    let far = SpecialTokens { bos: Some(299), ..special.clone() };
     let extras = folder_options(HfWeightType::F32, &far);
     let message =
         write(&folder.path().join("n"), &medium(), &huge, &byte_tokenizer(), &extras, &RealDisk)

@@ -1,9 +1,10 @@
 //! Tokenizers out of GGUF files, loaded and used by the library whose format is written.
 
+use data::SpecialTokens;
+
 use super::common::{
     Raw, alphabet, array, byte_tokenizer, export_to, gguf_options, medium, special, string, weights,
 };
-use formats::SpecialIds;
 use formats::gguf::{Gguf, GgufModel, GgufWeightType};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -83,6 +84,32 @@ fn byte_level(pre: &str, extra: &[&str], merges: &[&str]) -> Vec<u8> {
         );
     });
     tokenizer_of(&raw).unwrap()
+}
+
+#[test]
+fn control_tokens_end_a_text_by_their_names() {
+    let found = |names: &[&str], kind: u32, eos: u32| {
+        let raw = with_tokens(|raw, tokens| {
+            tokens.extend(names.iter().map(|name| (*name).to_owned()));
+            let types: Vec<Vec<u8>> = (0..tokens.len())
+                .map(|id| (if (2..258).contains(&id) { 1 } else { kind }).to_le_bytes().to_vec())
+                .collect();
+            raw.set("tokenizer.ggml.token_type", 9, array(5, &types));
+            raw.set("tokenizer.ggml.eos_token_id", 4, eos.to_le_bytes().to_vec());
+            raw.set("tokenizer.ggml.padding_token_id", 4, 9999_u32.to_le_bytes().to_vec());
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.gguf");
+        std::fs::write(&path, raw.bytes()).unwrap();
+        GgufModel::new(Gguf::open(&path).unwrap()).unwrap().special().unwrap()
+    };
+    let names = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<end_of_turn>"];
+    // The id that the file gives is the main one; `</s>` is one of the small file, too.
+    assert_eq!(found(&names, 3, 260).eos, [260, 1, 258, 261]);
+    assert_eq!(found(&names, 3, 258).eos, [258, 1, 260, 261]);
+    // Words that are no control tokens are text.
+    assert_eq!(found(&names, 4, 258).eos, [258]);
+    assert_eq!(found(&names, 4, 258).pad, None, "nothing pads");
 }
 
 #[test]
@@ -202,14 +229,16 @@ fn what_the_form_cannot_say_of_a_tokenizer_is_not_written() {
     let fails = |eos: Vec<u32>, change: &dyn Fn(&mut Value), field: &str| {
         let mut json: Value = serde_json::from_slice(&byte_tokenizer()).unwrap();
         change(&mut json);
-        let (special, tokenizer) = (SpecialIds { eos, ..special() }, json.to_string().into_bytes());
+        let tokenizer = json.to_string().into_bytes();
+        let special = SpecialTokens { eos, ..special() };
         let export = gguf_options(GgufWeightType::F32, &tokenizer, &special);
         let message = formats::gguf::export(&path, &settings, &weights(&settings), &export)
             .unwrap_err()
             .to_string();
         assert!(message.contains("m.gguf") && message.contains(field), "{message}");
     };
-    fails(vec![0, 1, 2, 3], &|_| (), "eos token ids");
+    // None of them is an end by its name, which would need no place.
+    fails(vec![0, 2, 3, 4], &|_| (), "eos token ids");
     fails(vec![300], &|_| (), "eos token id");
     fails(vec![1], &|json| json["pre_tokenizer"] = json!({"type": "Whitespace"}), "pre_tokenizer");
     fails(vec![1], &|json| json["normalizer"] = json!({"type": "NFC"}), "pre_tokenizer");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use data::{Tokenizer, TrainOptions};
+use data::{SpecialTokens, Tokenizer, TrainOptions};
 use model::rng::{Purpose, Stream};
 use report::Table;
 use serde_json::{Value, json};
@@ -377,12 +377,8 @@ impl Local {
         };
         let mut info = serve::info(&subject.model, subject.name);
         info.context = options.limits.context.unwrap_or(info.context);
-        let eos = tokenizer.eos_id().into_iter().collect();
-        let ready = Ready::start(
-            engine,
-            info,
-            serve::text(train::SpecialTokens::default(), eos, tokenizer, None)?,
-        )?;
+        let special = SpecialTokens::of(None, &tokenizer);
+        let ready = Ready::start(engine, info, serve::text(special, tokenizer, None)?)?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);

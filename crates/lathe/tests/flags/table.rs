@@ -102,6 +102,7 @@ pub(crate) const TABLE: &[Line] = &[
             "--sequence-length 2000",
         ),
     ),
+    ("data build", "--eos", Test("tests/special_tokens.rs", "documents_end_as_they_are_told")),
     (
         "data build",
         "--split-by-file",

@@ -226,11 +226,11 @@ async fn the_last_message_goes_on_where_it_ends() {
     // It is found where it stands, also if the same is said elsewhere.
     ends(&server, "a", "<|im_start|>assistant\na").await;
     let mut text = fake::text();
-    text.chat_template =
+    text.special.chat_template =
         Some("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}".to_owned());
     let server = over(text.clone()).await;
     ends(&server, " The cat ", "[a][The cat").await;
-    text.chat_template = Some("{{ messages[0].content }}".to_owned());
+    text.special.chat_template = Some("{{ messages[0].content }}".to_owned());
     let server = over(text).await;
     let reply = server.post(CHAT, &of("b")).await;
     assert_eq!(reply.json()["error"]["param"], "continue_final_message");
@@ -243,8 +243,8 @@ async fn the_last_message_goes_on_where_it_ends() {
 async fn one_begin_token_stands_before_a_text() {
     let begin = id("<|im_start|>");
     let mut text = fake::text();
-    (text.bos, text.add_bos) = (Some(begin), true);
-    text.chat_template = Some("{{ bos_token }}{{ messages[0].content }}".to_owned());
+    (text.special.bos, text.special.add_bos) = (Some(begin), true);
+    text.special.chat_template = Some("{{ bos_token }}{{ messages[0].content }}".to_owned());
     let server = over(text.clone()).await;
     let expected = [&[begin][..], &tokenizer().encode("The cat").unwrap()].concat();
     let cases = [
@@ -270,7 +270,7 @@ async fn one_begin_token_stands_before_a_text() {
         assert_eq!(server.post(COMPLETIONS, &body).await.ok()["choices"][0]["text"], shown);
     }
     // A template that leaves it out can be helped.
-    text.chat_template = Some("{{ messages[0].content }}".to_owned());
+    text.special.chat_template = Some("{{ messages[0].content }}".to_owned());
     let server = over(text).await;
     let mut body = json!({ "messages": user("The cat") });
     assert_eq!(prompt_ids(&server, CHAT, body.clone()).await, expected[1..]);
@@ -318,7 +318,8 @@ async fn a_suffix_ends_the_text_or_is_read_first() {
 #[tokio::test]
 async fn hints_reach_a_template_that_knows_them() {
     let mut text = fake::text();
-    text.chat_template = Some("[{{ reasoning_effort }}]{{ messages[0].content }}".to_owned());
+    text.special.chat_template =
+        Some("[{{ reasoning_effort }}]{{ messages[0].content }}".to_owned());
     let server = over(text).await;
     let body = json!({ "messages": user("x"), "reasoning_effort": "high", "verbosity": "low" });
     let reply = server.post(CHAT, &body).await;
@@ -333,8 +334,8 @@ async fn templates_by_name() {
     for (named, expected) in NAMED_TEMPLATES.iter().zip([chatml, "user: Hi\nassistant:"]) {
         for with_bos in [false, true] {
             let mut text = fake::text();
-            text.bos = Some(id("<|endoftext|>"));
-            text.chat_template = Some(named.jinja(with_bos));
+            text.special.bos = Some(id("<|endoftext|>"));
+            text.special.chat_template = Some(named.jinja(with_bos));
             let server = over(text).await;
             let ids = prompt_ids(&server, CHAT, json!({ "messages": user("Hi") })).await;
             let begin = if with_bos { "<|endoftext|>" } else { "" };

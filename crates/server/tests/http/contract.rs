@@ -229,7 +229,7 @@ async fn chat_refuses_what_it_does_not_do() {
         assert!(reply.message().contains(part), "{body}: {}", reply.message());
     }
     let mut text = fake::text();
-    text.chat_template = None;
+    text.special.chat_template = None;
     let bare = Server::of(ServerSettings::default(), Options::default(), fake::info(), text).await;
     let reply = bare.post(CHAT, &json!({ "messages": user })).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (400, &json!("no_chat_template")));
@@ -246,7 +246,7 @@ async fn hostile_templates_end_as_400() {
         "{% if %}",
     ] {
         let mut text = fake::text();
-        text.chat_template = Some(template.to_owned());
+        text.special.chat_template = Some(template.to_owned());
         let server =
             Server::of(ServerSettings::default(), Options::default(), fake::info(), text).await;
         let reply =

@@ -1,7 +1,7 @@
 //! An engine without a model: the next token and all log-probabilities are a function of the tokens
 //! before.
 
-use data::{Tokenizer, TrainOptions};
+use data::{SpecialTokens, Tokenizer, TrainOptions};
 use scheduler::{
     Backend, Done, EventSink, Finish, Gauges, Offer, Refusal, Request, Scored, SequenceEvent,
     TokenOut, Usage,
@@ -484,12 +484,10 @@ pub(crate) fn info() -> ModelInfo {
 
 pub(crate) fn text() -> ModelText {
     let model = Model::shared();
-    ModelText {
-        tokenizer: model.tokenizer.clone(),
-        bos: None,
+    let special = SpecialTokens {
         eos: vec![model.eos()],
-        pad: None,
-        add_bos: false,
         chat_template: Some(TEMPLATE.to_owned()),
-    }
+        ..SpecialTokens::default()
+    };
+    ModelText { tokenizer: model.tokenizer.clone(), special }
 }

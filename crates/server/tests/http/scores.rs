@@ -301,8 +301,8 @@ async fn the_depth_dial_reaches_the_engine() {
 #[tokio::test]
 async fn begin_tokens_are_added_to_text_only() {
     let mut text = fake::text();
-    text.bos = Some(Model::shared().eos());
-    text.add_bos = true;
+    text.special.bos = Some(Model::shared().eos());
+    text.special.add_bos = true;
     let server =
         Server::of(server::ServerSettings::default(), fake::Options::default(), fake::info(), text)
             .await;

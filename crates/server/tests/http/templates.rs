@@ -227,7 +227,7 @@ struct Outcome {
 
 async fn outcome(template: String) -> Outcome {
     let mut text = fake::text();
-    text.chat_template = Some(template.clone());
+    text.special.chat_template = Some(template.clone());
     let limits = ServerLimits { template_time: Duration::from_millis(200), ..Default::default() };
     let settings = ServerSettings { limits, ..ServerSettings::default() };
     let server = Server::of(settings, Options::default(), fake::info(), text).await;
@@ -279,7 +279,7 @@ async fn two_hundred_hostile_templates_fail_alone() {
 async fn a_slow_template_delays_nobody_else() {
     let mut text = fake::text();
     // Short messages render at once, others never.
-    text.chat_template = Some(
+    text.special.chat_template = Some(
         "{% if messages[0].content == 'slow' %}{{ (range(99999) | list * 10000) | sort | length }}\
          {% endif %}{{ messages[0].content }}"
             .to_owned(),

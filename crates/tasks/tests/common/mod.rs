@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tasks::{Ask, SequenceScore, Task, TaskError};
+use tasks::{Ask, Before, SequenceScore, Task, TaskError};
 use tempfile::TempDir;
 
 /// A folder with the task `t.toml` and its items `t.jsonl`.
@@ -29,6 +29,11 @@ impl Folder {
     pub(crate) fn open(&self) -> Result<Task, TaskError> {
         Task::open(&self.0.path().join("t.toml"))
     }
+}
+
+/// Nothing before a text, and this where it follows nothing.
+pub(crate) fn prefix(prefix: Option<u32>) -> Before {
+    Before { begin: None, prefix }
 }
 
 pub(crate) fn examples() -> PathBuf {
