@@ -37,6 +37,9 @@ pub const MESSAGE_END: &str = "<|im_end|>";
 /// Names under which published vocabularies keep their end-of-text token, in order of preference.
 pub(crate) const END_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
+/// Ids before a continuation that are decoded with it: more than a character takes.
+const BEFORE: usize = 16;
+
 const TOO_HARD: &str = "a part of tokenizer.json breaks on it, as a pattern of too many steps does";
 
 const MAX_JSON_BYTES: u64 = 1 << 30;
@@ -308,6 +311,17 @@ impl Tokenizer {
         DecodeStream::new(self.clone())
     }
 
+    /// Decodes ids that follow `before`, one at a time: a blank that begins the first of them is no
+    /// blank that begins a text, and it may complete a character.
+    pub fn decode_stream_after(&self, before: &[u32]) -> DecodeStream {
+        let mut stream = self.decode_stream();
+        for &id in &before[before.len().saturating_sub(BEFORE)..] {
+            // What cannot be decoded is no text that something could follow.
+            let _ = stream.push(id);
+        }
+        stream
+    }
+
     fn info(&self, id: u32) -> Result<&TokenInfo, DataError> {
         self.shared.tokens.get(id as usize).and_then(Option::as_ref).ok_or_else(|| {
             let expected = format!("the id of a token, below {}", self.shared.vocab_size);
@@ -484,8 +498,10 @@ fn token_infos(inner: &Inner, vocab_size: usize, byte_level: bool) -> Vec<Option
         let token = inner.id_to_token(id)?;
         let known = added.get(&id);
         let special = known.is_some_and(|t| t.special);
-        // One that the model's vocabulary has too is spelled as its other tokens are.
-        let added = known.is_some() && inner.get_model().token_to_id(&token).is_none();
+        // One that the model's vocabulary has too is spelled as its other tokens are, but not in
+        // the alphabet of bytes: files whose vocabulary holds all tokens name added ones as texts.
+        let added = known.is_some()
+            && (byte_level || inner.get_model().token_to_id(&token).is_none());
         let bytes = match lone_byte(&token) {
             _ if special => Vec::new(),
             _ if added => token.into_bytes(),

@@ -247,7 +247,7 @@ pub(crate) fn stream(
     written: &mut Written,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Generated> {
-    let mut decoded = tokenizer.decode_stream();
+    let mut decoded = tokenizer.decode_stream_after(what.prompt);
     let (mut bad, mut hit) = (None, false);
     let generated = engine::generate(&stored.model, what, &mut |token| {
         if what.stop.contains(&token.id) {

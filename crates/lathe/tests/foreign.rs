@@ -231,3 +231,48 @@ fn what_a_template_or_a_tokenizer_has_too_much_of_is_told() {
     let words = ["generate", "made", "-p", "the <image>", "--max-tokens", "2"];
     place.run(&words).good();
 }
+
+/// A vocabulary in the manner of SentencePiece, of 9 tokens for a model of 300 rows.
+fn spaced() -> String {
+    let special = |id: u32, content: &str| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
+    let mark = "\u{2581}";
+    json!({
+        "version": "1.0", "added_tokens": [special(0, "<unk>"), special(1, "</s>")],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": mark },
+            { "type": "Replace", "pattern": { "String": " " }, "content": mark },
+        ] },
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": mark }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+            "vocab": { "<unk>": 0, "</s>": 1, "<0xC3>": 2, "<0xA9>": 3, mark: 4, "a": 5, "b": 6,
+                       "\u{2581}a": 7, "ab": 8 },
+            "merges": ["\u{2581} a", "a b"],
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn a_text_goes_on_with_its_space_and_over_rows_without_tokens() {
+    let place = place();
+    place.write("theirs/tokenizer.json", spaced());
+    place.write("theirs/tokenizer_config.json", json!({"eos_token": "</s>"}).to_string());
+    let words = ["generate", "theirs", "-p", "ab a", "--choice", " a b", "--temperature", "0"];
+    assert_eq!(place.run(&words).good().out, "ab a a b\n");
+    // Most rows of the model have no token, and no text.
+    let words = ["generate", "theirs", "-p", "ab", "--ignore-eos", "--temperature", "2"];
+    let ended = place.run(&[&words[..], &["--max-tokens", "60"]].concat()).good();
+    assert!(ended.out.starts_with("ab") && ended.out.len() < 120, "{ended:?}");
+    place.run(&["inspect", "theirs", "--text", "text/20.md"]).good();
+}

@@ -9,8 +9,6 @@ use scheduler::{Done, Finish, Scored, SequenceEvent, TokenOut, Usage};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Tokens at the end of the prompt that tell a decoder how the text goes on.
-const PRIMING: usize = 8;
 
 /// A token as it is reported.
 #[derive(Clone, Debug)]
@@ -133,9 +131,7 @@ impl ChoiceState {
                 self.prompt_text.push_str(&rest);
             }
         } else {
-            for &id in &prompt.ids[prompt.ids.len().saturating_sub(PRIMING)..] {
-                self.pieces.push(id);
-            }
+            self.pieces.follow(&prompt.ids);
         }
         self.pieces.show_special(self.shape.show_special);
         if self.shape.echo && !self.scores_due {

@@ -194,6 +194,11 @@ impl TokenDecoder {
         Self { stream: None, tokenizer: token_text.text.tokenizer.clone(), show_special }
     }
 
+    /// What comes next follows these ids.
+    pub(crate) fn follow(&mut self, before: &[u32]) {
+        self.stream = Some(self.tokenizer.decode_stream_after(before));
+    }
+
     /// The text that `id` completes. An id without a token has none.
     pub(crate) fn push(&mut self, id: u32) -> String {
         if self.show_special && self.tokenizer.is_special(id) {

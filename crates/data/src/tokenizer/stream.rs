@@ -22,12 +22,13 @@ impl DecodeStream {
         DecodeStream { tokenizer, pending: Vec::new(), ids: Vec::new(), context: 0, shown: 0 }
     }
 
-    /// Adds one id; gives the characters it completes, if any.
+    /// Adds one id; gives the characters it completes, if any. A model may have more rows than the
+    /// vocabulary has tokens: an id without a token is empty text.
     ///
     /// # Errors
-    /// An id that names no token.
+    /// A decoder that breaks on the ids.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, DataError> {
-        let info = self.tokenizer.info(id)?;
+        let Ok(info) = self.tokenizer.info(id) else { return Ok(None) };
         if self.tokenizer.shared.byte_level {
             self.pending.extend_from_slice(&info.bytes);
             let text = drain_utf8(&mut self.pending);
