@@ -125,7 +125,10 @@ impl<'a> Dense<'a> {
                 let form = if gguf { "GGUF files" } else { "Hugging Face folders" };
                 let expected = format!("a model that one of the architectures of {form} holds");
                 let other = Architecture::that_holds(&settings, !gguf, origin);
-                let found = match settings.additions.beyond(&formats::Additions::default()) {
+                let lacking = other.and_then(|other| other.beyond_gguf(&settings));
+                let lacking =
+                    lacking.or_else(|| settings.additions.beyond(&formats::Additions::default()));
+                let found = match lacking {
                     Some(addition) => addition,
                     None => other.map_or("a combination that none has", |other| other.name),
                 };

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use checkpoint::{RealDisk, open_safetensors};
 use common::{fixture, logits};
-use convert::{HfWeightType, export_hugging_face, import, imported_model};
+use convert::{
+    GgufWeightType, HfWeightType, export_gguf, export_hugging_face, import, imported_model,
+};
 use data::SpecialTokens;
 use formats::architectures::ALL;
 use formats::hf::{FolderOptions, write};
@@ -124,7 +126,10 @@ fn numbers(role: TensorRole, settings: &ArchConfig) -> Vec<f32> {
 
 /// Writes a folder of a class, as the library would.
 fn written(path: &Path, class: &str) {
-    let settings = settings(class);
+    written_as(path, class, settings(class));
+}
+
+fn written_as(path: &Path, class: &str, settings: ArchConfig) {
     let names = |name: &str| name == class_name(class);
     let architecture = ALL.iter().find(|member| names(member.name)).expect(class);
     let special = SpecialTokens::default();
@@ -198,4 +203,52 @@ fn what_decides_is_not_rounded() {
     assert_eq!(back.read_f32(bias).expect("there"), theirs.read_f32(bias).expect("there"));
     let router = "model.layers.1.mlp.gate.weight";
     assert_ne!(back.read_f32(router).expect("there"), theirs.read_f32(router).expect("there"));
+}
+
+/// GGUF files of the classes that llama.cpp knows: the same model in f32, and in fewer bits one
+/// that is near to it.
+#[test]
+fn classes_with_files_of_llama_cpp_go_there_and_back() {
+    for class in ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let mut settings = settings(class);
+        // What their files cannot say is refused by name.
+        written_as(&at("theirs"), class, settings.clone());
+        let made = import(&at("theirs"), &at("ours"), &RealDisk).expect(class);
+        let stored = load_model(&made.path).expect(class);
+        let out = at("x.gguf");
+        if let Err(error) = export_gguf(&stored, &out, GgufWeightType::F32, "x") {
+            let error = error.to_string();
+            assert!(error.contains("architecture") || error.contains("experts"), "{error}");
+        }
+        let additions = &mut settings.additions;
+        (additions.window, additions.clip, additions.output_bias) = (None, None, false);
+        additions.qkv_bias = class == "qwen2_moe";
+        // Rows of whole blocks.
+        (settings.width, settings.ffn) = (64, 96);
+        let experts = settings.experts.as_mut().expect("some");
+        experts.dense.clear();
+        experts.width = if ["mixtral", "olmoe"].contains(&class) { 96 } else { 32 };
+        experts.shared = if experts.shared > 0 { 64 } else { 0 };
+        experts.normalize = ["mixtral", "qwen3_moe"].contains(&class);
+        (settings.heads, settings.kv_heads, settings.head_dim) = (4, 2, 16);
+        written_as(&at("plain"), class, settings);
+        let made = import(&at("plain"), &at("source"), &RealDisk).expect(class);
+        let stored = load_model(&made.path).expect(class);
+        let ids = [3, 9, 20, 4, 7, 7, 41];
+        let expected = logits(&stored.model, &Rule::NonCausal, &ids);
+        let spread = expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        for (kind, most) in
+            [(GgufWeightType::F32, 0.0), (GgufWeightType::Q8_0, 0.2), (GgufWeightType::Q4_0, 0.9)]
+        {
+            let (file, back) = (at(&format!("{kind:?}.gguf")), at(&format!("{kind:?}")));
+            export_gguf(&stored, &file, kind, "x").unwrap_or_else(|e| panic!("{class}: {e}"));
+            let made = import(&file, &back, &RealDisk).unwrap_or_else(|e| panic!("{class}: {e}"));
+            let found = logits(&load_model(&made.path).expect(class).model, &Rule::NonCausal, &ids);
+            let apart = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2));
+            let apart = (apart.sum::<f64>() / spread).sqrt();
+            assert!(apart <= most && (apart > 0.0) == (most > 0.0), "{class} {kind:?}: {apart}");
+        }
+    }
 }

@@ -91,7 +91,9 @@ fn dense_models_go_out_and_come_back() {
         again("hf", back);
         export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "small").expect("writes");
         let back = imported(&at("x.gguf"), &at("gguf-back"));
-        assert_eq!(back.text.as_ref().map(|t| (t.bos, t.eos.clone())), Some((Some(1), vec![2])));
+        // Token 0 is a control token named as an end of text, and ends one in such a file.
+        let ends = back.text.as_ref().map(|t| (t.bos, t.eos.clone()));
+        assert_eq!(ends, Some((Some(1), vec![2, 0])));
         again("gguf", back);
         export_hugging_face(&stored, &at("hf16"), HfWeightType::Bf16, &RealDisk).expect("writes");
         let rounded = imported(&at("hf16"), &at("hf16-back"));
@@ -131,8 +133,11 @@ fn experts_go_out_and_come_back() {
     for key in ["num_local_experts", "num_experts_per_tok", "intermediate_size", "model_type"] {
         assert_eq!(ours[key], theirs[key], "{key}");
     }
-    let error = export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "x").expect_err("no form");
-    assert!(error.to_string().contains("Mixtral"), "{error}");
+    export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "x").expect("a file of llama");
+    let back = imported(&at("x.gguf"), &at("gguf-back"));
+    let ids = [3, 9, 20, 4, 7, 7, 41];
+    let [found, expected] = [&back, &stored].map(|of| logits(&of.model, &Rule::NonCausal, &ids));
+    same_bits(&found, &expected, "gguf");
 }
 
 /// What a Mixtral folder says that is not computed, or cannot be.

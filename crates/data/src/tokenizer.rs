@@ -5,6 +5,8 @@ mod check;
 mod quick;
 mod stream;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
 mod train;
 
@@ -500,8 +502,8 @@ fn token_infos(inner: &Inner, vocab_size: usize, byte_level: bool) -> Vec<Option
         let special = known.is_some_and(|t| t.special);
         // One that the model's vocabulary has too is spelled as its other tokens are, but not in
         // the alphabet of bytes: files whose vocabulary holds all tokens name added ones as texts.
-        let added = known.is_some()
-            && (byte_level || inner.get_model().token_to_id(&token).is_none());
+        let added =
+            known.is_some() && (byte_level || inner.get_model().token_to_id(&token).is_none());
         let bytes = match lone_byte(&token) {
             _ if special => Vec::new(),
             _ if added => token.into_bytes(),

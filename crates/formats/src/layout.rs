@@ -1,6 +1,6 @@
 //! Whether a file's tensors are exactly those of the model that its settings describe.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
 use crate::error::quote;
@@ -87,7 +87,7 @@ pub(crate) fn name(
     })
 }
 
-/// The tensors of a model in the order of their roles, as they are asked for.
+/// The tensors of a model in the order of their first roles, block by block as they are asked for.
 pub(crate) fn tensors<'a>(
     path: &'a Path,
     architecture: &'a str,
@@ -95,24 +95,50 @@ pub(crate) fn tensors<'a>(
     holding: Holding,
 ) -> impl Iterator<Item = Result<StoredTensor>> + use<'a> {
     let mut roles = TensorRole::all(settings).peekable();
+    let mut ready = VecDeque::new();
     std::iter::from_fn(move || {
-        let role = roles.next()?;
+        if ready.is_empty() {
+            let mut together = vec![roles.next()?];
+            if let TensorRole::Layer(layer, _) = together[0] {
+                let same =
+                    |next: &TensorRole| matches!(next, TensorRole::Layer(l, _) if *l == layer);
+                while let Some(next) = roles.next_if(same) {
+                    together.push(next);
+                }
+            }
+            ready.extend(stored(path, architecture, settings, holding, &together));
+        }
+        ready.pop_front()
+    })
+}
+
+/// The tensors in which some roles stand, each with all that stand in it.
+fn stored(
+    path: &Path,
+    architecture: &str,
+    settings: &ArchConfig,
+    holding: Holding,
+    roles: &[TensorRole],
+) -> Vec<Result<StoredTensor>> {
+    let mut found: Vec<Result<StoredTensor>> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for &role in roles {
         let Some(piece) = holding.piece(settings, role) else {
             let refused = name(path, architecture, holding.tensor, role);
-            return Some(refused.map(|name| StoredTensor {
-                name,
-                shape: role.shape(settings),
-                pieces: Vec::new(),
-            }));
+            let (shape, pieces) = (role.shape(settings), Vec::new());
+            found.push(refused.map(|name| StoredTensor { name, shape, pieces }));
+            continue;
         };
-        let (tensor, shape) = (piece.name.clone(), piece.shape.clone());
-        let mut pieces = vec![(role, piece)];
-        let same = |next: &TensorRole| holding.name(settings, *next).as_ref() == Some(&tensor);
-        while let Some(next) = roles.next_if(same) {
-            pieces.extend(holding.piece(settings, next).map(|piece| (next, piece)));
+        let at = *places.entry(piece.name.clone()).or_insert(found.len());
+        if at == found.len() {
+            let (name, shape) = (piece.name.clone(), piece.shape.clone());
+            found.push(Ok(StoredTensor { name, shape, pieces: Vec::new() }));
         }
-        Some(Ok(StoredTensor { name: tensor, shape, pieces }))
-    })
+        if let Ok(tensor) = &mut found[at] {
+            tensor.pieces.push((role, piece));
+        }
+    }
+    found
 }
 
 /// Checks that `found` (name to shape) has every tensor of the model with its shape and no other.

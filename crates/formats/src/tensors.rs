@@ -218,6 +218,23 @@ impl TensorRole {
         }
     }
 
+    /// Whether it is the gain of a norm.
+    pub(crate) fn is_gain(self) -> bool {
+        match self {
+            Self::Norm => true,
+            Self::Layer(_, role) => matches!(
+                role,
+                LayerRole::AttentionNorm
+                    | LayerRole::AttentionAfterNorm
+                    | LayerRole::FfnNorm
+                    | LayerRole::FfnAfterNorm
+                    | LayerRole::QueryNorm
+                    | LayerRole::KeyNorm
+            ),
+            _ => false,
+        }
+    }
+
     /// How many heads the rows belong to, for the matrices and biases whose rows rotate.
     pub(crate) fn rotated_heads(self, settings: &ArchConfig) -> Option<usize> {
         match self {

@@ -423,8 +423,9 @@ pub(crate) struct Export {
     /// if --out ends so; else lathe]
     #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
     pub(crate) format: Option<String>,
-    /// Number format of the weights: f32; bf16 in Hugging Face folders; f16 or q8_0 in GGUF files
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "f16", "q8_0"])]
+    /// Number format of the weights: f32; bf16 in Hugging Face folders; f16, q8_0 or q4_0 in GGUF
+    /// files
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "f16", "q8_0", "q4_0"])]
     pub(crate) dtype: String,
 }
 

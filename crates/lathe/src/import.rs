@@ -92,9 +92,10 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                 "f32" => GgufWeightType::F32,
                 "f16" => GgufWeightType::F16,
                 "q8_0" => GgufWeightType::Q8_0,
-                other => {
-                    anyhow::bail!("--dtype is {other}, expected f32, f16 or q8_0 for a GGUF file")
-                }
+                "q4_0" => GgufWeightType::Q4_0,
+                other => anyhow::bail!(
+                    "--dtype is {other}, expected f32, f16, q8_0 or q4_0 for a GGUF file"
+                ),
             };
             let name = options.out.file_stem().and_then(|name| name.to_str()).unwrap_or("lathe");
             convert::export_gguf(&stored, &options.out, weights, name)?;

@@ -9,7 +9,6 @@ use scheduler::{Done, Finish, Scored, SequenceEvent, TokenOut, Usage};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-
 /// A token as it is reported.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenEntry {

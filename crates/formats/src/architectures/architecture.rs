@@ -8,7 +8,7 @@ use crate::gguf::file::Gguf;
 use crate::gguf::write::GgufSettings;
 use crate::json::JsonObject;
 use crate::layout::{Banks, Holding, Naming};
-use crate::{ArchConfig, LayerRole, Result, TensorRole};
+use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
 
 /// A checkpoint architecture: how the files of its models state their numbers and name their
 /// tensors. A form of file that nobody uses for it is `None`.
@@ -16,8 +16,8 @@ use crate::{ArchConfig, LayerRole, Result, TensorRole};
 pub struct Architecture {
     /// What messages call it, such as `Llama`.
     pub name: &'static str,
-    /// Whether a model of these numbers is written as one of this architecture, if no architecture
-    /// before it in the list is.
+    /// Whether a model of these numbers is written as a folder of this architecture, if no
+    /// architecture before it in the list is.
     pub(crate) holds: fn(&ArchConfig) -> bool,
     pub(crate) hugging_face: Option<HuggingFaceForm>,
     pub(crate) gguf: Option<GgufForm>,
@@ -89,6 +89,13 @@ pub(crate) struct GgufForm {
     /// Whether rows `2 i` and `2 i + 1` of a query or key head turn together in the file, instead
     /// of rows i and `i + head_dim / 2`.
     pub(crate) neighbours_turn: bool,
+    /// Whether gains of norms stand in the file as `1 + w`.
+    pub(crate) gains_with_one: bool,
+    /// What a file can say of a model beside plain Llama.
+    pub(crate) held: fn(&ArchConfig) -> Additions,
+    /// Whether a model of these numbers is written as such a file, if no architecture before it in
+    /// the list is.
+    pub(crate) holds: fn(&ArchConfig) -> bool,
 }
 
 impl GgufForm {
@@ -103,6 +110,14 @@ impl Architecture {
     /// or no such form.
     pub fn hugging_face_tensor(&self, role: TensorRole) -> Option<String> {
         self.hugging_face.as_ref().and_then(|form| (form.tensor)(role))
+    }
+
+    /// What a model has beside what GGUF files of this architecture can say, by name; `None` where
+    /// they say all of it, or nobody writes such files.
+    pub fn beyond_gguf(&self, config: &ArchConfig) -> Option<&'static str> {
+        let form = self.gguf.as_ref()?;
+        let addition = config.additions.beyond(&(form.held)(config));
+        addition.or_else(|| (!(form.holds)(config)).then_some("experts of a kind that none says"))
     }
 
     /// What a GGUF file calls the tensor of a role; `None` where there is no such tensor or no such

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, HiddenActivation, Result};
 
-use super::architecture::{Architecture, HuggingFaceForm};
+use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
+use super::ggufs;
 
 pub(super) static GEMMA: Architecture = Architecture {
     name: "Gemma",
@@ -24,7 +25,29 @@ pub(super) static GEMMA: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: None,
+    gguf: Some(GgufForm {
+        architecture: "gemma",
+        read: |gguf| ggufs::read(gguf, &GGUF),
+        write: |path, config| ggufs::write(path, config, &GGUF),
+        tensor: ggufs::tensor,
+        banks: None,
+        neighbours_turn: false,
+        gains_with_one: true,
+        held: |config| GGUF.held(config),
+        holds: |config| GGUF.holds(config),
+    }),
+};
+
+/// What GGUF files of it say.
+static GGUF: ggufs::Settings = ggufs::Settings {
+    prefix: "gemma",
+    additions: |config| {
+        let activation = HiddenActivation::GeluTanh;
+        Additions { activation, ..shared(config) }
+    },
+    factors: &[],
+    partial_and_window: false,
+    experts: None,
 };
 
 fn held(config: &ArchConfig) -> Additions {

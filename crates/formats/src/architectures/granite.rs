@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, Result};
 
-use super::architecture::{Architecture, HuggingFaceForm};
+use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
+use super::ggufs;
 
 pub(super) static GRANITE: Architecture = Architecture {
     name: "Granite",
@@ -24,7 +25,31 @@ pub(super) static GRANITE: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: None,
+    gguf: Some(GgufForm {
+        architecture: "granite",
+        read: |gguf| ggufs::read(gguf, &GGUF),
+        write: |path, config| ggufs::write(path, config, &GGUF),
+        tensor: ggufs::tensor,
+        banks: None,
+        neighbours_turn: true,
+        gains_with_one: false,
+        held: |config| GGUF.held(config),
+        holds: |config| GGUF.holds(config),
+    }),
+};
+
+/// What GGUF files of it say.
+static GGUF: ggufs::Settings = ggufs::Settings {
+    prefix: "granite",
+    additions: |_| Additions::default(),
+    factors: &[
+        ("attention.scale", |additions| &mut additions.score_scale),
+        ("embedding_scale", |additions| &mut additions.embedding_multiplier),
+        ("residual_scale", |additions| &mut additions.residual_multiplier),
+        ("logit_scale", |additions| &mut additions.logits_divisor),
+    ],
+    partial_and_window: false,
+    experts: None,
 };
 
 fn held(config: &ArchConfig) -> Additions {

@@ -26,7 +26,7 @@ pub(super) static MIXTRAL: Architecture = Architecture {
         others: &[experts::FUSED],
         neighbours_turn: false,
     }),
-    // GGUF files of Mixtral say that they are of the llama architecture, and hold banks.
+    // GGUF files of Mixtral say that they are of the llama architecture, which has its experts.
     gguf: None,
 };
 

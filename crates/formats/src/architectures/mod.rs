@@ -11,6 +11,7 @@ mod flex_olmo;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod ggufs;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
@@ -77,11 +78,11 @@ impl Architecture {
         gguf: bool,
         preferred: Option<&str>,
     ) -> Option<&'static Architecture> {
-        let has_form = |member: &Architecture| match gguf {
-            true => member.gguf.is_some(),
-            false => member.hugging_face.is_some(),
+        let holds = |member: &Architecture| match gguf {
+            true => member.gguf.as_ref().is_some_and(|form| (form.holds)(config)),
+            false => member.hugging_face.is_some() && (member.holds)(config),
         };
-        let hold = || ALL.iter().copied().filter(|m| has_form(m) && (m.holds)(config));
+        let hold = || ALL.iter().copied().filter(|member| holds(member));
         hold().find(|member| Some(member.name) == preferred).or_else(|| hold().next())
     }
 }
@@ -200,6 +201,20 @@ mod tests {
         let held = ArchConfig { experts, additions, ffn, ..config() };
         assert!((member.holds)(&held) || member.gguf.is_some(), "{}", member.name);
         held
+    }
+
+    /// What of it a GGUF file says, for an architecture that has some. Nothing there is of
+    /// training.
+    fn config_in_gguf(member: &Architecture) -> ArchConfig {
+        let mut config = config_of(member);
+        if let Some(form) = &member.gguf {
+            config.additions = (form.held)(&config);
+        }
+        if let Some(experts) = &mut config.experts {
+            experts.dense.clear();
+            experts.balance_weight = if member.name == "OLMoE" { 0.01 } else { 0.001 };
+        }
+        config
     }
 
     /// Experts with what the architecture leaves free, for one that has some.
@@ -398,6 +413,8 @@ mod tests {
                 tokenizer: &tokenizer(),
                 special: &special,
             };
+            let config = &ArchConfig { tied: config.tied, ..config_in_gguf(member) };
+            let source = |role| Ok(weights(config, role));
             let path = folder.join("gguf");
             gguf::export(&path, config, &source, &options).expect(member.name);
         }
@@ -411,7 +428,8 @@ mod tests {
                 let config = ArchConfig { tied, ..config_of(member) };
                 write(folder.path(), member, &config);
                 let mut forms = 0;
-                for form in ["hugging_face", "gguf"] {
+                let in_gguf = ArchConfig { tied, ..config_in_gguf(member) };
+                for (form, config) in [("hugging_face", &config), ("gguf", &in_gguf)] {
                     let path = folder.path().join(form);
                     if !path.exists() {
                         continue;
@@ -419,10 +437,10 @@ mod tests {
                     forms += 1;
                     let found = ModelFile::open(&path).expect(member.name);
                     assert!(std::ptr::eq(found.architecture(), member), "{}", member.name);
-                    assert_eq!(found.settings(), &config, "{}", member.name);
-                    for role in TensorRole::all(&config) {
+                    assert_eq!(found.settings(), config, "{}", member.name);
+                    for role in TensorRole::all(config) {
                         let values = found.tensor(role).expect(member.name);
-                        assert_eq!(values, weights(&config, role), "{} {form} {role}", member.name);
+                        assert_eq!(values, weights(config, role), "{} {form} {role}", member.name);
                     }
                 }
                 let expected =
@@ -435,14 +453,15 @@ mod tests {
     #[test]
     fn every_role_has_one_name_in_each_form_and_every_name_one_role() {
         for &member in ALL {
-            let mut forms = vec![
-                member.hugging_face.as_ref().map(|form| form.holding()),
-                member.gguf.as_ref().map(|form| form.holding()),
-            ];
-            let others = member.hugging_face.iter().flat_map(|form| form.others);
-            forms.extend(others.map(|other| Some(*other)));
-            for holding in forms.into_iter().flatten() {
-                let (config, path) = (config_of(member), Path::new("x"));
+            let mut forms = Vec::new();
+            let (config, in_gguf) = (config_of(member), config_in_gguf(member));
+            forms.extend(member.gguf.iter().map(|form| (form.holding(), in_gguf.clone())));
+            if let Some(form) = &member.hugging_face {
+                let others = form.others.iter().copied().chain([form.holding()]);
+                forms.extend(others.map(|holding| (holding, config.clone())));
+            }
+            for (holding, config) in forms {
+                let path = Path::new("x");
                 let (mut names, mut count) = (BTreeMap::new(), 0);
                 for stored in layout::tensors(path, member.name, &config, holding) {
                     let layout::StoredTensor { name, shape, pieces } = stored.expect(member.name);
@@ -466,6 +485,41 @@ mod tests {
                 assert_eq!(count, TensorRole::all(&config).count(), "{}", member.name);
             }
         }
+    }
+
+    #[test]
+    fn experts_of_mixtral_are_files_of_llama() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config_in_gguf(&mixtral::MIXTRAL);
+        let config = ArchConfig { additions: Additions::default(), ..config };
+        let member = Architecture::that_holds(&config, true, Some("Mixtral")).expect("Llama");
+        assert_eq!(member.name, "Llama");
+        let special = SpecialTokens::default();
+        let options = GgufOptions {
+            architecture: member,
+            name: "m",
+            weights: GgufWeightType::F32,
+            tokenizer: &tokenizer(),
+            special: &special,
+        };
+        let path = folder.path().join("m.gguf");
+        let source = |role| Ok(weights(&config, role));
+        gguf::export(&path, &config, &source, &options).expect("writes");
+        let found = ModelFile::open(&path).expect("opens");
+        assert_eq!(found.settings(), &config);
+        for role in TensorRole::all(&config) {
+            assert_eq!(found.tensor(role).expect("reads"), weights(&config, role), "{role}");
+        }
+        // Banks as llama.cpp has them: experts, rows, columns.
+        let ModelFile::Gguf(model) = &found else { panic!("a GGUF file") };
+        let bank = model.gguf().tensor("blk.2.ffn_down_exps.weight").expect("there");
+        assert_eq!(bank.shape, [6, 12, 10]);
+        // Others of the same sizes are no experts that such a file could hold.
+        let others = Experts { normalize: false, ..config.experts.clone().expect("some") };
+        let other = ArchConfig { experts: Some(others), ..config.clone() };
+        assert!(Architecture::that_holds(&other, true, None).is_none());
+        let error = gguf::export(&path, &other, &source, &options).expect_err("others");
+        assert!(error.to_string().contains("experts"), "{error}");
     }
 
     #[test]
@@ -518,9 +572,12 @@ mod tests {
         let member = Architecture::that_holds(&scaled, true, None).expect("Llama");
         assert!(std::ptr::eq(member, &llama::LLAMA));
         // A plain model is what it was read as, where that has the form, and Llama otherwise.
-        for (gguf, preferred, expected) in
-            [(false, "Phi-3", "Phi-3"), (true, "Phi-3", "Llama"), (false, "Qwen3", "Llama")]
-        {
+        for (gguf, preferred, expected) in [
+            (false, "Phi-3", "Phi-3"),
+            (true, "Phi-3", "Phi-3"),
+            (true, "Mistral", "Llama"),
+            (false, "Qwen3", "Llama"),
+        ] {
             let member = Architecture::that_holds(&config(), gguf, Some(preferred));
             assert_eq!(member.expect("some").name, expected);
         }

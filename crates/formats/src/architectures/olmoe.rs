@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, Experts, HeadNorm, Result};
 
-use super::architecture::{Architecture, HuggingFaceForm};
+use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
-use super::experts;
+use super::{experts, ggufs};
 
 pub(super) static OLMOE: Architecture = Architecture {
     name: "OLMoE",
@@ -26,7 +26,26 @@ pub(super) static OLMOE: Architecture = Architecture {
         others: &[experts::FUSED],
         neighbours_turn: false,
     }),
-    gguf: None,
+    gguf: Some(GgufForm {
+        architecture: "olmoe",
+        read: |gguf| ggufs::read(gguf, &GGUF),
+        write: |path, config| ggufs::write(path, config, &GGUF),
+        tensor: ggufs::tensor,
+        banks: Some(ggufs::banks),
+        neighbours_turn: false,
+        gains_with_one: false,
+        held: |config| GGUF.held(config),
+        holds: |config| GGUF.holds(config),
+    }),
+};
+
+/// What GGUF files of it say.
+static GGUF: ggufs::Settings = ggufs::Settings {
+    prefix: "olmoe",
+    additions: |_| Additions { query_key_norm: HeadNorm::Width, ..Additions::default() },
+    factors: &[],
+    partial_and_window: false,
+    experts: Some(|| Experts { normalize: false, balance_weight: 0.01, ..Experts::default() }),
 };
 
 pub(super) fn held(of: &Experts) -> Experts {

@@ -10,8 +10,9 @@ use crate::hf::rope;
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
 
-use super::architecture::{Architecture, HuggingFaceForm};
+use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
+use super::ggufs;
 
 pub(super) static PHI3: Architecture = Architecture {
     name: "Phi-3",
@@ -26,7 +27,26 @@ pub(super) static PHI3: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: None,
+    gguf: Some(GgufForm {
+        architecture: "phi3",
+        read: |gguf| ggufs::read(gguf, &GGUF),
+        write: |path, config| ggufs::write(path, config, &GGUF),
+        tensor: gguf_tensor,
+        banks: None,
+        neighbours_turn: false,
+        gains_with_one: false,
+        held: |config| GGUF.held(config),
+        holds: |config| GGUF.holds(config),
+    }),
+};
+
+/// What GGUF files of it say.
+static GGUF: ggufs::Settings = ggufs::Settings {
+    prefix: "phi3",
+    additions: |_| Additions::default(),
+    factors: &[],
+    partial_and_window: true,
+    experts: None,
 };
 
 fn held(config: &ArchConfig) -> Additions {
@@ -44,6 +64,17 @@ fn tensor(role: TensorRole) -> Option<String> {
         _ => return dense::tensor(role),
     };
     Some(format!("model.layers.{layer}.{name}.weight"))
+}
+
+/// The same in GGUF files, where gate and up stand under the name of up.
+fn gguf_tensor(role: TensorRole) -> Option<String> {
+    let TensorRole::Layer(layer, of_layer) = role else { return ggufs::tensor(role) };
+    let name = match of_layer {
+        LayerRole::Query | LayerRole::Key | LayerRole::Value => "attn_qkv",
+        LayerRole::Gate | LayerRole::Up => "ffn_up",
+        _ => return ggufs::tensor(role),
+    };
+    Some(format!("blk.{layer}.{name}.weight"))
 }
 
 /// Other changes of the frequencies than none mean frequencies of their own for long texts here.

@@ -9,9 +9,9 @@ use crate::json::JsonObject;
 use crate::layout::Holding;
 use crate::{Additions, ArchConfig, Experts, LayerRole, Result, TensorRole};
 
-use super::architecture::{Architecture, HuggingFaceForm};
+use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
 use super::dense::{self, Defaults};
-use super::{experts, qwen2, qwen3_moe};
+use super::{experts, ggufs, qwen2, qwen3_moe};
 
 pub(super) static QWEN2_MOE: Architecture = Architecture {
     name: "Qwen2-MoE",
@@ -26,7 +26,31 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
         others: &[Holding { tensor, banks: Some(experts::fused) }],
         neighbours_turn: false,
     }),
-    gguf: None,
+    gguf: Some(GgufForm {
+        architecture: "qwen2moe",
+        read: |gguf| ggufs::read(gguf, &GGUF),
+        write: |path, config| ggufs::write(path, config, &GGUF),
+        tensor: ggufs::tensor,
+        banks: Some(ggufs::banks),
+        neighbours_turn: false,
+        gains_with_one: false,
+        held: |config| GGUF.held(config),
+        holds: |config| GGUF.holds(config),
+    }),
+};
+
+/// What GGUF files of it say.
+static GGUF: ggufs::Settings = ggufs::Settings {
+    prefix: "qwen2moe",
+    additions: |_| Additions { qkv_bias: true, ..Additions::default() },
+    factors: &[],
+    partial_and_window: false,
+    experts: Some(|| Experts {
+        shared_gate: true,
+        normalize: false,
+        balance_weight: 0.001,
+        ..Experts::default()
+    }),
 };
 
 fn held(of: &Experts) -> Experts {

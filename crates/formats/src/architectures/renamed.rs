@@ -34,6 +34,9 @@ pub(super) static RENAMED: Architecture = Architecture {
         tensor: |role| Some(tensor("d", role)),
         banks: None,
         neighbours_turn: false,
+        gains_with_one: false,
+        held: |_| Additions::default(),
+        holds: |_| false,
     }),
 };
 

@@ -5,17 +5,18 @@ use std::path::Path;
 use data::SpecialTokens;
 use half::f16;
 
-use super::quants::quantise_q8_0;
+use super::quants::{quantise_q4_0, quantise_q8_0};
 use super::types::GgmlType;
 use super::vocab;
 use super::write::{GgufSettings, GgufValue, TensorToWrite, write};
 use crate::error::check_finite;
+use crate::layout::{self, StoredTensor};
 use crate::writing::{check_count, too_large};
 use crate::{
-    ArchConfig, Architecture, FormatError, Result, TensorRole, TensorSource, layout, rotary,
+    ArchConfig, Architecture, FormatError, LayerRole, Result, TensorRole, TensorSource, rotary,
 };
 
-/// How matrices are stored; gains are always F32.
+/// How matrices are stored; gains and routers of experts are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufWeightType {
     /// As the model has them.
@@ -24,6 +25,8 @@ pub enum GgufWeightType {
     F16,
     /// Blocks of 32 values of 8 bits; rows must be multiples of 32.
     Q8_0,
+    /// Blocks of 32 values of 4 bits; rows must be multiples of 32.
+    Q4_0,
 }
 
 impl GgufWeightType {
@@ -32,6 +35,7 @@ impl GgufWeightType {
             Self::F32 => GgmlType::F32,
             Self::F16 => GgmlType::F16,
             Self::Q8_0 => GgmlType::Q8_0,
+            Self::Q4_0 => GgmlType::Q4_0,
         }
     }
 
@@ -40,6 +44,7 @@ impl GgufWeightType {
         match self {
             Self::F32 => 0,
             Self::F16 => 1,
+            Self::Q4_0 => 2,
             Self::Q8_0 => 7,
         }
     }
@@ -82,25 +87,36 @@ pub fn export(
     let mut entries = general(form.architecture, options);
     entries.extend((form.write)(path, settings)?);
     entries.extend(vocab::settings(path, options.tokenizer, settings.vocab, options.special)?);
-    let roles: Vec<TensorRole> = TensorRole::all(settings).collect();
+    let named: Vec<StoredTensor> =
+        layout::tensors(path, architecture.name, settings, form.holding())
+            .collect::<Result<_>>()?;
     let mut tensors = Vec::new();
-    for role in &roles {
-        let shape = role.shape(settings);
-        tensors.push(TensorToWrite {
-            name: layout::name(path, architecture.name, form.tensor, *role)?,
-            kind: if shape.len() == 1 { GgmlType::F32 } else { options.weights.kind() },
-            shape,
-        });
+    for stored in &named {
+        let kind = if stays_whole(stored) { GgmlType::F32 } else { options.weights.kind() };
+        let (name, shape) = (stored.name.clone(), stored.shape.clone());
+        tensors.push(TensorToWrite { name, kind, shape });
     }
     write(path, &entries, &tensors, |i| {
-        let (role, tensor) = (roles[i], &tensors[i]);
-        let mut values = weights.tensor(role)?;
-        check_count(path, &tensor.name, values.len(), &tensor.shape)?;
-        if form.neighbours_turn {
-            values = rotary::neighbours_of(role, settings, values);
+        let mut values = vec![0.0; tensors[i].shape.iter().product()];
+        for (role, piece) in &named[i].pieces {
+            let mut of_role = weights.tensor(*role)?;
+            check_count(path, &tensors[i].name, of_role.len(), &role.shape(settings))?;
+            if form.neighbours_turn {
+                of_role = rotary::neighbours_of(*role, settings, of_role);
+            }
+            if form.gains_with_one && role.is_gain() {
+                of_role.iter_mut().for_each(|gain| *gain += 1.0);
+            }
+            piece.put_into(&mut values, &of_role);
         }
-        encode(path, tensor, &values)
+        encode(path, &tensors[i], &values)
     })
+}
+
+/// Vectors, and what chooses experts, are stored as they are.
+fn stays_whole(tensor: &StoredTensor) -> bool {
+    let chooses = |role: &TensorRole| matches!(role, TensorRole::Layer(_, LayerRole::Router));
+    tensor.shape.len() == 1 || tensor.pieces.iter().any(|(role, _)| chooses(role))
 }
 
 /// The settings that every architecture has.
@@ -134,6 +150,15 @@ fn encode(path: &Path, tensor: &TensorToWrite, values: &[f32]) -> Result<Vec<u8>
                 return Err(too_large(path, &tensor.name, index, values[index], "Q8_0"));
             }
             quantise_q8_0(values, &mut bytes);
+        }
+        GgmlType::Q4_0 => {
+            // Likewise max|x| / 8.
+            if let Some(index) =
+                values.iter().position(|x| !f16::from_f32(x.abs() / 8.0).is_finite())
+            {
+                return Err(too_large(path, &tensor.name, index, values[index], "Q4_0"));
+            }
+            quantise_q4_0(values, &mut bytes);
         }
         _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
     }

@@ -127,9 +127,30 @@ impl Gguf {
     /// # Errors
     /// As [`raw`](Self::raw); a value is NaN or infinite.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let (kind, bytes) = self.raw(name)?;
+        let count = self.tensor(name)?.shape.iter().product();
+        self.read_f32_range(name, 0..count)
+    }
+
+    /// Some of a tensor's values; no more of it is read than the blocks in which they stand.
+    ///
+    /// # Errors
+    /// As [`read_f32`](Self::read_f32); a range that is not within the tensor.
+    pub fn read_f32_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        let count: usize = tensor.shape.iter().product();
+        if range.start > range.end || range.end > count {
+            let (field, expected) = (format!("tensor {}", quote(name)), format!("0..{count}"));
+            return Err(FormatError::damaged(&self.path, field, expected, format!("{range:?}")));
+        }
+        let (len, size) = (tensor.kind.block_len(), tensor.kind.block_bytes());
+        let (first, last) = (range.start / len, range.end.div_ceil(len));
+        let mut bytes = vec![0; (last - first) * size];
+        let read = self.file.read_at((tensor.bytes.start + first * size) as u64, &mut bytes);
+        read.map_err(reading(&self.path))?;
         let mut values = Vec::new();
-        dequantise(kind, &bytes, &mut values);
+        dequantise(tensor.kind, &bytes, &mut values);
+        values.drain(..range.start - first * len);
+        values.truncate(range.len());
         check_finite(&self.path, name, &values)?;
         Ok(values)
     }

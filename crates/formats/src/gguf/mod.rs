@@ -26,6 +26,6 @@ pub use file::{Gguf, GgufTensor, has_magic};
 
 pub use metadata::Metadata;
 pub use model::GgufModel;
-pub use quants::{dequantise, quantise_q8_0};
+pub use quants::{dequantise, quantise_q4_0, quantise_q8_0};
 pub use types::GgmlType;
 pub use write::{GgufSettings, GgufValue, TensorToWrite, write};

@@ -73,8 +73,15 @@ impl GgufModel {
 
 impl TensorSource for GgufModel {
     fn tensor(&self, role: TensorRole) -> Result<Vec<f32>> {
-        let name = layout::name(self.gguf.path(), self.architecture.name, self.form.tensor, role)?;
-        let values = self.gguf.read_f32(&name)?;
+        let Some(piece) = self.form.holding().piece(&self.settings, role) else {
+            let (path, tensor) = (self.gguf.path(), self.form.tensor);
+            layout::name(path, self.architecture.name, tensor, role)?;
+            return Ok(Vec::new());
+        };
+        let mut values = piece.out_of(self.gguf.read_f32_range(&piece.name, piece.span())?);
+        if self.form.gains_with_one && role.is_gain() {
+            values.iter_mut().for_each(|gain| *gain -= 1.0);
+        }
         if self.form.neighbours_turn {
             return Ok(rotary::halves_of(role, &self.settings, values));
         }

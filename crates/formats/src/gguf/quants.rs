@@ -1,4 +1,4 @@
-//! Quantised blocks to f32 by ggml's formulas, with the same order of roundings, and f32 to Q8_0.
+//! Quantised blocks to f32 by ggml's formulas, with the same order of roundings, and f32 to Q4_0 and Q8_0.
 //!
 //! d and m are binary16 scale and minimum, q the stored integers:
 //! Q4_0 `(q - 8) d`, Q4_1 `q d + m`, Q5_0 `(q - 16) d`, Q5_1 `q d + m`, Q8_0 `q d`, Q4_K and Q5_K
@@ -131,6 +131,20 @@ fn q6_k(block: &[u8; 210]) -> [f32; LONG] {
         let scale = f32::from(block[192 + j / 16] as i8);
         (d * scale) * (f32::from(low | (high << 4)) - 32.0)
     })
+}
+
+/// Appends the Q4_0 blocks of `values`, whose count must be a multiple of 32 (the rest is left
+/// out): `d = m / -8` for the value m of the largest magnitude, stored as binary16,
+/// `q = min(15, floor(x / d + 8.5))` with the unrounded d.
+pub fn quantise_q4_0(values: &[f32], out: &mut Vec<u8>) {
+    for block in values.as_chunks::<32>().0 {
+        let larger = |max: f32, x: &f32| if x.abs() > max.abs() { *x } else { max };
+        let d = block.iter().fold(0.0, larger) / -8.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+        let code = |x: f32| ((x * inverse + 8.5) as u8).min(15);
+        out.extend((0..16).map(|j| code(block[j]) | (code(block[j + 16]) << 4)));
+    }
 }
 
 /// Appends the Q8_0 blocks of `values`, whose count must be a multiple of 32 (the rest is left

@@ -5,8 +5,8 @@ use super::common::{
     weights,
 };
 use formats::gguf::{
-    GgmlType, Gguf, GgufModel, GgufValue, GgufWeightType, TensorToWrite, dequantise, quantise_q8_0,
-    write,
+    GgmlType, Gguf, GgufModel, GgufValue, GgufWeightType, TensorToWrite, dequantise, quantise_q4_0,
+    quantise_q8_0, write,
 };
 use formats::{ArchConfig, LayerRole, ModelFile, RopeScaling, TensorRole, TensorSource};
 use std::path::Path;
@@ -69,9 +69,11 @@ fn query_rows_lie_interleaved_in_the_file() {
 fn rounded_weights_are_those_of_their_type() {
     let folder = tempfile::tempdir().unwrap();
     let settings = medium();
-    for (kind, stored) in
-        [(GgufWeightType::F16, GgmlType::F16), (GgufWeightType::Q8_0, GgmlType::Q8_0)]
-    {
+    for (kind, stored) in [
+        (GgufWeightType::F16, GgmlType::F16),
+        (GgufWeightType::Q8_0, GgmlType::Q8_0),
+        (GgufWeightType::Q4_0, GgmlType::Q4_0),
+    ] {
         let path = folder.path().join(stored.to_string());
         export_to(&path, &settings, kind, &byte_tokenizer()).unwrap();
         let llama = open(&path);
@@ -86,6 +88,7 @@ fn rounded_weights_are_those_of_their_type() {
             let mut expected = Vec::new();
             match stored {
                 GgmlType::Q8_0 => quantise_q8_0(&exact, &mut expected),
+                GgmlType::Q4_0 => quantise_q4_0(&exact, &mut expected),
                 _ => expected
                     .extend(exact.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes())),
             }

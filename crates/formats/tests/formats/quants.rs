@@ -1,6 +1,6 @@
 //! Every stored type against a block computed by hand.
 
-use formats::gguf::{GgmlType, dequantise, quantise_q8_0};
+use formats::gguf::{GgmlType, dequantise, quantise_q4_0, quantise_q8_0};
 
 /// 1.0, 0.5 and -2.0 as binary16, little-endian.
 const ONE: [u8; 2] = [0x00, 0x3c];
@@ -137,4 +137,33 @@ fn eight_bits_there_and_back() {
     let mut bytes = Vec::new();
     quantise_q8_0(&halves, &mut bytes);
     assert_eq!(bytes[..6], [0x00, 0x3c, 127, 3, 253, 1]);
+}
+
+#[test]
+fn four_bits_there_and_back() {
+    let values: Vec<f32> = (0..64).map(|i| ((i * 29 % 64) as f32 - 31.5) / 7.0).collect();
+    let mut bytes = Vec::new();
+    quantise_q4_0(&values, &mut bytes);
+    assert_eq!(bytes.len(), 2 * 18);
+    let mut back = Vec::new();
+    dequantise(GgmlType::Q4_0, &bytes, &mut back);
+    for (a, b) in values.iter().zip(&back) {
+        // Half a step, but a whole one at the end that the sixteen codes do not reach.
+        let step = 4.5_f32 / 8.0;
+        let most = if a.abs() > 3.9 { step } else { step / 2.0 };
+        assert!((a - b).abs() <= 1.01 * most, "{a} came back as {b}");
+    }
+    let mut zeros = Vec::new();
+    quantise_q4_0(&[0.0; 32], &mut zeros);
+    // Zero is code 8, and a largest magnitude of zero over -8 has its sign.
+    assert_eq!(zeros[..2], [0, 0x80]);
+    assert!(zeros[2..].iter().all(|byte| *byte == 0x88));
+    // The largest magnitude, here a negative one, is code 0: d = 1. Codes are cut at 15, and a half
+    // goes up. The first 16 values are the low nibbles.
+    let mut block = [0.0; 32];
+    block[..4].copy_from_slice(&[-8.0, 7.9, 0.5, -0.5]);
+    block[16] = 1.0;
+    let mut bytes = Vec::new();
+    quantise_q4_0(&block, &mut bytes);
+    assert_eq!(bytes[..6], [0x00, 0x3c, 0x90, 0x8f, 0x89, 0x88]);
 }

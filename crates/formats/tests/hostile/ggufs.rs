@@ -265,7 +265,7 @@ fn value(at: usize, value: f32) -> Lie {
 fn settings_of_other_models_are_refused() {
     check(vec![
         ("no architecture", remove("general.architecture"), "general.architecture"),
-        text("another architecture", "general.architecture", "qwen2", "general.architecture"),
+        text("another architecture", "general.architecture", "mamba", "general.architecture"),
         number(
             "an architecture that is a number",
             "general.architecture",
@@ -355,7 +355,7 @@ fn arithmetic_of_other_models_is_refused() {
             }),
             "rope_scaling.factor",
         ),
-        number("experts", "llama.expert_count", 8, "llama.expert_count"),
+        number("experts", "llama.expert_count", 8, "llama.expert_used_count"),
         real("a setting that is not known", "llama.logit_scale", 2.0, "llama.logit_scale"),
     ]);
 }
