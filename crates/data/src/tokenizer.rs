@@ -99,7 +99,9 @@ impl Tokenizer {
                 next,
             ));
         }
-        let bytes = files::read_open(file, MAX_JSON_BYTES).map_err(DataError::io("read", path))?;
+        let mut bytes =
+            files::read_open(file, MAX_JSON_BYTES).map_err(DataError::io("read", path))?;
+        files::skip_mark(&mut bytes);
         let json = String::from_utf8(bytes)
             .map_err(|e| damaged(path, "encoding", "UTF-8", e.to_string()))?;
         Self::parse(json, path)

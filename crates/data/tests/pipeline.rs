@@ -327,6 +327,29 @@ fn plain_text_is_cut_at_lines_and_separators() {
 }
 
 #[test]
+fn fields_that_nobody_reads_lose_no_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [
+        r#"{"text": "a NaN in \"NaN\"", "score": NaN, "more": [-Infinity, {"x": Infinity}]}"#,
+        r#"{"text": "b \\", "broken": "\ud800", "key": {"\ud800": 1}}"#,
+        "{\"score\": NaN, \"text\": \"c \u{e9}\"}",
+    ];
+    std::fs::write(dir.path().join("a.jsonl"), rows.join("\n")).unwrap();
+    let texts = read_all(&[Input::from(dir.path())], &ReadOptions::default());
+    let texts: Vec<&str> = texts.iter().map(|document| document.text.as_str()).collect();
+    assert_eq!(texts, ["a NaN in \"NaN\"", "b \\", "c \u{e9}"]);
+    // What is read must be what it says.
+    for row in [r#"{"text": NaN}"#, r#"{"text": "\ud800"}"#, r#"{"text": "a", "x": NaNa}"#] {
+        std::fs::write(dir.path().join("a.jsonl"), row).unwrap();
+        let inputs = [Input::from(dir.path())];
+        let files = list_files(&inputs, &ReadOptions::default()).unwrap().files;
+        let mut documents = Documents::new(files, ReadOptions::default());
+        let error = documents.next().expect("one").expect_err(row).to_string();
+        assert!(error.contains("a.jsonl"), "{error}");
+    }
+}
+
+#[test]
 fn files_are_found_in_the_order_of_names_with_their_sources() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("notes");

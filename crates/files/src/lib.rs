@@ -12,4 +12,4 @@ pub use fixed::FixedFile;
 pub use lock::{FolderLock, FolderTurn, LockError};
 pub use new_file::{NewFile, folder_of, write_whole};
 pub use next_move::next_move;
-pub use open::{open, read, read_open, read_text};
+pub use open::{open, read, read_open, read_text, skip_mark};

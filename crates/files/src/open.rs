@@ -98,12 +98,25 @@ pub fn read_open(file: File, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of a plain file of at most `most` bytes.
+/// The bytes that UTF-8 texts of some programs begin with; they are no part of the text.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// The beginning of a text file without its byte-order mark. Readers of texts, recipes, tasks and
+/// JSON alike ask here; behind the beginning of a file the mark is text.
+pub fn skip_mark(bytes: &mut Vec<u8>) {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
+}
+
+/// The text of a plain file of at most `most` bytes, without a byte-order mark.
 ///
 /// # Errors
 /// As [`read`]; bytes that are no UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read(path, most)?).map_err(|error| {
+    let mut bytes = read(path, most)?;
+    skip_mark(&mut bytes);
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let message = format!("expected text in UTF-8, found other bytes after {at}");
         io::Error::new(io::ErrorKind::InvalidData, message)
@@ -127,6 +140,9 @@ mod tests {
         std::os::unix::fs::symlink(&path, folder.path().join("link")).expect("links");
         assert_eq!(read(&folder.path().join("link"), 4).expect("a file"), b"text");
         assert_eq!(read_text(&path, 4).expect("UTF-8"), "text");
+        std::fs::write(&path, "\u{feff}t\u{feff}").expect("writes");
+        assert_eq!(read_text(&path, 9).expect("UTF-8"), "t\u{feff}", "the first is no text");
+        std::fs::write(&path, "text").expect("writes");
         let error = read(&path, 3).expect_err("too long");
         assert!(error.to_string().contains("at most 3 bytes, found 4"), "{error}");
         std::fs::write(&path, b"ab\xff").expect("writes");

@@ -27,7 +27,7 @@ pub(crate) struct JsonFile {
     root: Map<String, Value>,
 }
 
-/// The bytes of a regular file of at most `max` bytes.
+/// The bytes of a regular text file of at most `max` bytes, without a byte-order mark.
 pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>> {
     let file = files::open(path).map_err(io_at(path, "open"))?;
     let length = file.metadata().map_err(io_at(path, "open"))?.len();
@@ -37,6 +37,7 @@ pub(crate) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>> {
     }
     let mut bytes = Vec::with_capacity(length as usize);
     file.take(max).read_to_end(&mut bytes).map_err(io_at(path, "read"))?;
+    files::skip_mark(&mut bytes);
     Ok(bytes)
 }
 

@@ -49,6 +49,14 @@ pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
         tokenizer.sha256(),
         options.out.display()
     ));
+    if tokenizer.vocab_size() < options.vocab {
+        output::note(format!(
+            "{} tokens instead of the {} of --vocab: no more pairs repeat within the words of this \
+             text; give more text, or ask for fewer",
+            tokenizer.vocab_size(),
+            options.vocab
+        ));
+    }
     passed_over(&others, documents.blank(), documents.skipped(), documents.skipped_examples());
     Ok(ExitCode::SUCCESS)
 }

@@ -61,8 +61,8 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
     let dense = stored.model.config().sharing == model::Sharing::None;
     let format = match options.format.as_deref() {
         Some(format) => format,
-        None if !dense => "lathe",
         None if options.out.extension().is_some_and(|e| e == "gguf") => "gguf",
+        None if !dense => "lathe",
         None => "hf",
     };
     let dtype = options.dtype.as_str();

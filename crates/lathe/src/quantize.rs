@@ -68,6 +68,7 @@ fn table(done: &Quantization) -> Table {
         "largest error",
         "mean error",
     ];
-    let caption = "error: |rounded - w|, relative to the root mean square of the matrix".to_owned();
+    let caption =
+        "errors are |rounded - w|, relative to the root mean square of the matrix".to_owned();
     Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best: None }
 }

@@ -143,6 +143,18 @@ fn exports(place: &Place) {
     let rounded = ["export", "rec", "--out", "x", "--format", "hf", "--dtype", "bf16"];
     place.run(&rounded).bad(&["--dtype is bf16"]);
     place.run(&["export", "dense", "--out", "x", "--dtype", "q8_0"]).bad(&["--dtype"]);
+    // A name that ends so asks for a file, which holds no shared layers.
+    place.run(&["export", "rec", "--out", "x.gguf"]).bad(&["--sharing none"]);
+    place.run(&["export", "whole", "--out", "x.gguf"]).bad(&["dense", "--format lathe"]);
+    assert!(!place.has("x.gguf"));
+    // Rows of whole blocks.
+    for dtype in ["q8_0", "q4_0"] {
+        let file = format!("{dtype}.gguf");
+        place.run(&["export", "dense", "--out", &file, "--dtype", dtype]).good();
+        generate(place, &file);
+    }
+    let size = |file: &str| place.read(file).len();
+    assert!(size("q4_0.gguf") < size("q8_0.gguf"));
 }
 
 fn refusals(place: &Place) {

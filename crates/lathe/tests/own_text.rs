@@ -92,3 +92,40 @@ fn text_without_a_window_is_told_at_once_and_by_a_dry_run() {
     place.write("data/train-00000.shard", "no shard");
     place.run(&dry).bad(&["train-00000.shard"]);
 }
+
+/// Texts of some programs begin with a mark that is none of the text: one rule for all readers.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let place = Place::with_run();
+    let marked = |from: &str, to: &str| place.write(to, format!("\u{feff}{}", place.text(from)));
+    place.write("plain.txt", "the model\n");
+    marked("plain.txt", "marked.txt");
+    let said = |file: &str| {
+        let words = ["generate", "run", "--prompt-file", file, "--temperature", "0"];
+        place.run(&[&words[..], &["--max-tokens", "4"]].concat()).good().out
+    };
+    assert_eq!(said("marked.txt"), said("plain.txt"));
+    marked("tiny.toml", "marked.toml");
+    place.run(&["train", "marked.toml", "--out", "x", "--dry-run"]).good();
+    marked("tokenizer.json", "marked.json");
+    place.build_data("marked.json", "marked-data");
+    let of = |data: &str| place.read(&format!("{data}/tokenizer.json"));
+    assert_eq!(of("marked-data"), of("data"));
+    place.make_dense();
+    let before = place.run(&["inspect", "theirs", "--json"]).good().out;
+    for file in ["config.json", "tokenizer.json", "generation_config.json"] {
+        marked(&format!("theirs/{file}"), &format!("theirs/{file}"));
+    }
+    assert_eq!(place.run(&["inspect", "theirs", "--json"]).good().out, before);
+}
+
+#[test]
+fn a_vocabulary_that_the_text_does_not_fill_is_told() {
+    let place = Place::empty();
+    place.write("few.txt", "one two one two\n");
+    let ended = place.train_tokenizer_of("few.txt", "4096", "few.json");
+    assert!(ended.err.contains("of --vocab") && ended.err.contains("4096"), "{ended:?}");
+    place.write_text("text");
+    let ended = place.train_tokenizer("300", "tokenizer.json");
+    assert!(!ended.err.contains("--vocab"), "{ended:?}");
+}

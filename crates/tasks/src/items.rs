@@ -162,6 +162,9 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Row>, TaskError> {
         if bytes.len() as u64 > MAX_LINE_BYTES {
             return Err(item_error(path, line, "length", "at most 16 MiB", "a longer line"));
         }
+        if line == 1 {
+            files::skip_mark(&mut bytes);
+        }
         let text = std::str::from_utf8(&bytes).map_err(|e| {
             item_error(
                 path,

@@ -33,7 +33,8 @@ impl TaskSettings {
                 format!("{bytes} bytes"),
             ));
         }
-        let bytes = files::read_open(file, MAX_BYTES).map_err(TaskError::io("read", path))?;
+        let mut bytes = files::read_open(file, MAX_BYTES).map_err(TaskError::io("read", path))?;
+        files::skip_mark(&mut bytes);
         let text = String::from_utf8(bytes)
             .map_err(|e| settings.at(1, "encoding", "UTF-8", e.utf8_error().to_string()))?;
         let parsed = DeTable::parse(&text).and_then(|keys| Ok((keys, toml::from_str(&text)?)));

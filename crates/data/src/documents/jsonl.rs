@@ -66,8 +66,8 @@ impl Lines {
                 let bad = too_long(self.row, "line", self.max_row);
                 return Err(if self.pass_line(&line) { bad } else { bad.fatal() });
             }
-            if self.row == 1 && line.starts_with(b"\xEF\xBB\xBF") {
-                line.drain(..3);
+            if self.row == 1 {
+                files::skip_mark(&mut line);
             }
             if !line.trim_ascii().is_empty() {
                 return Ok(Some(line));
@@ -83,17 +83,26 @@ impl Lines {
         line.ends_with(b"\n") || rest.skip_until(b'\n').is_ok() && rest.limit() > 0
     }
 
+    /// The fields of a line that are wanted.
+    fn fields(&self, text: &str) -> Result<Fields, serde_json::Error> {
+        let wanted = Wanted { text_field: &self.text_field, whole: self.messages };
+        let mut from = serde_json::Deserializer::from_str(text);
+        let fields = wanted.deserialize(&mut from)?;
+        from.end().map(|()| fields)
+    }
+
     fn parse(&self, line: &[u8]) -> Result<Row, Bad> {
         let text = std::str::from_utf8(line).map_err(|e| {
             let found = format!("a broken sequence at byte {} of the line", e.valid_up_to());
             Bad::new(self.row, "line", "UTF-8", found)
         })?;
-        let wanted = Wanted { text_field: &self.text_field, whole: self.messages };
-        let mut from = serde_json::Deserializer::from_str(text);
-        let fields = wanted
-            .deserialize(&mut from)
-            .and_then(|fields| from.end().map(|()| fields))
-            .map_err(|e| Bad::new(self.row, "line", "one JSON object", e.to_string()))?;
+        // Python writes numbers that JSON has no word for; a field that nobody reads may hold one.
+        let fields = self.fields(text).or_else(|error| match without_strange_numbers(text) {
+            Some(text) => self.fields(&text).map_err(|_| error),
+            None => Err(error),
+        });
+        let fields =
+            fields.map_err(|e| Bad::new(self.row, "line", "one JSON object", e.to_string()))?;
         let Fields { text, source, license, licence } = fields;
         let text = match text {
             Some(Field::Text(text)) => text,
@@ -110,6 +119,36 @@ impl Lines {
         let license = license.and_then(Field::text).or(licence.and_then(Field::text));
         Ok(Row { number: self.row, source: source.and_then(Field::text), license, text })
     }
+}
+
+/// A line with `null` in the place of NaN and the infinities, as Python's `json` writes them;
+/// `None` where it has none.
+fn without_strange_numbers(line: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    let (mut out, mut kept, mut at) = (String::new(), 0, 0);
+    let bytes = line.as_bytes();
+    let mut inside = false;
+    while at < bytes.len() {
+        let word = WORDS.iter().find(|word| !inside && line[at..].starts_with(**word));
+        if let Some(word) = word {
+            out.push_str(&line[kept..at]);
+            out.push_str("null");
+            at += word.len();
+            kept = at;
+            continue;
+        }
+        match bytes[at] {
+            b'"' => inside = !inside,
+            b'\\' if inside => at += 1,
+            _ => {}
+        }
+        // To the next character: a backslash may stand before one of several bytes.
+        at += 1;
+        while at < bytes.len() && !line.is_char_boundary(at) {
+            at += 1;
+        }
+    }
+    (kept > 0).then(|| out + &line[kept..])
 }
 
 /// What a row's fields hold: the texts, and of anything else what it is.

@@ -84,8 +84,8 @@ impl Iterator for Pieces {
             // Nothing is behind the last separator.
             return None;
         }
-        if self.row == 1 && piece.starts_with(b"\xEF\xBB\xBF") {
-            piece.drain(..3);
+        if self.row == 1 {
+            files::skip_mark(&mut piece);
         }
         Some(match String::from_utf8(piece) {
             Ok(text) => Ok(Row { number: self.row, source: None, license: None, text }),
