@@ -148,7 +148,7 @@ fn rule_table(scores: &Scores, caption: String) -> Table {
         score_row("causal routing", &scores.causal),
     ];
     for (cap, score) in &scores.caps {
-        rows.push(score_row(&format!("causal, at most {cap} recursions"), score));
+        rows.push(score_row(&format!("causal, at most {}", output::recursions(*cap)), score));
     }
     let columns =
         ["", "nats/token", "perplexity", "bits/byte", "mean depth"].map(str::to_owned).to_vec();

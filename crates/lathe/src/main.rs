@@ -29,6 +29,7 @@ mod quickstart_text;
 mod recipe;
 mod renamed;
 mod render_templates;
+mod run_opening;
 mod run_page;
 mod serve;
 mod serving_arguments;

@@ -8,7 +8,7 @@ use report::{Best, Chart, Page, Record, Series, Table, human_count};
 use serde_json::Value;
 
 use crate::arguments::Report;
-use crate::output;
+use crate::{output, run_opening};
 
 /// `lathe report`: reads the logs and writes the page.
 pub(crate) fn run(options: &Report) -> Result<ExitCode> {
@@ -25,11 +25,14 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
 fn one_run(run: &Path) -> Result<Page> {
     let records = read(run)?;
     let mut page = Page::new("Training run", &run.display().to_string());
+    run_opening::open(&mut page, run, &records);
     page.chart(loss_chart(&records));
     if let Some(chart) = bits_chart(&records) {
         page.chart(chart);
     }
-    page.chart(depth_chart(&records));
+    if is_routed(&records) {
+        page.chart(depth_chart(&records));
+    }
     page.chart(one(&records, "Gradient norm before clipping", "norm", "gradient_norm"));
     page.chart(one(&records, "Learning rate", "rate", "learning_rate"));
     if let Some(table) = sources(&records) {
@@ -89,6 +92,7 @@ fn over(logs: &Logs, title: &str, y_label: &str) -> Chart {
         x_label: "step".into(),
         y_label: y_label.into(),
         log_x: false,
+        shares: false,
         series: logs.iter().map(|(name, _)| series(name.clone(), Vec::new(), false)).collect(),
     }
 }
@@ -165,6 +169,7 @@ pub(crate) fn loss_chart(records: &[Record]) -> Chart {
         x_label: "step".into(),
         y_label: "nats per token".into(),
         log_x: false,
+        shares: false,
         series: vec![
             series("training (mean of 10 steps)", smooth(points(records, field("loss"))), false),
             series(
@@ -188,6 +193,7 @@ fn bits_chart(records: &[Record]) -> Option<Chart> {
         x_label: "step".into(),
         y_label: "bits per byte".into(),
         log_x: false,
+        shares: false,
         series: vec![
             series("training-time routing", training, false),
             series("causal routing", points(records, validation("causal", "bits_per_byte")), true),
@@ -210,8 +216,15 @@ fn depth_chart(records: &[Record]) -> Chart {
         x_label: "step".into(),
         y_label: "share".into(),
         log_x: false,
+        shares: true,
         series: all.filter(|s| s.points.iter().any(|p| p.1 > 0.0)).collect(),
     }
+}
+
+/// Whether rows of one step took different numbers of recursions.
+fn is_routed(records: &[Record]) -> bool {
+    let depths = records.iter().filter_map(depths);
+    depths.into_iter().any(|counts| counts.iter().filter(|rows| **rows > 0.0).count() > 1)
 }
 
 /// Rows of a step by number of recursions, from 0.
@@ -226,6 +239,7 @@ fn one(records: &[Record], title: &str, y_label: &str, name: &'static str) -> Ch
         x_label: "step".into(),
         y_label: y_label.into(),
         log_x: false,
+        shares: false,
         series,
     }
 }

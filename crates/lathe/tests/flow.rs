@@ -242,7 +242,7 @@ fn eval_answers_with_the_windows_asked_for() {
     let table = place.run(&["eval", "run", "--data", "data"]).good().out;
     for needle in [
         "training-time routing",
-        "causal, at most 1 recursions",
+        "causal, at most 1 recursion ",
         "causal, at most 3 recursions",
         "rows",
         "text",
@@ -361,6 +361,28 @@ fn inspect_tells_and_writes_a_page_that_stands_alone() {
     for foreign in ["src=\"http", "href=\"http", "url(http", "@import", "<iframe"] {
         assert!(!page.contains(foreign), "{foreign}");
     }
+}
+
+#[test]
+fn a_report_opens_with_what_the_run_is() {
+    let place = Place::with_run();
+    place.make_dense();
+    for (run, needles, depths) in [
+        ("run", ["3 recursions, router expert_choice", "step 4 of 4", "FLOPs of training"], true),
+        ("dense", ["layers of width 32", "step 2 of 2", "meet a token"], false),
+    ] {
+        place.run(&["report", run, "--html", "page.html"]).good();
+        let page = place.text("page.html");
+        for needle in needles {
+            assert!(page.contains(needle), "{run}: {needle}");
+        }
+        // Of a model without routing there is no depth to draw.
+        assert_eq!(page.contains("Rows by recursions"), depths, "{run}");
+    }
+    // A run without checkpoints has its curves.
+    fs::remove_dir_all(place.path("run/checkpoints")).expect("removes");
+    place.run(&["report", "run", "--html", "page.html"]).good();
+    assert!(place.text("page.html").contains("Cross-entropy"));
 }
 
 #[test]

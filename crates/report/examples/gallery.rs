@@ -77,6 +77,7 @@ fn loss_chart(noise: &mut Noise) -> Chart {
         x_label: "step".into(),
         y_label: "loss (nats per token)".into(),
         log_x: true,
+        shares: false,
         series: vec![
             training(noise, "recursive, 4 x 3 layers", 2.72),
             training(noise, "plain, 12 layers", 2.80),
@@ -110,6 +111,7 @@ fn frontier_chart() -> Chart {
         x_label: "FLOPs per token".into(),
         y_label: "validation loss (nats per token)".into(),
         log_x: false,
+        shares: false,
         series: vec![
             frontier("token-choice", 0.33),
             frontier("expert-choice", 0.36),

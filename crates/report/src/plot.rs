@@ -1,5 +1,7 @@
 //! Line charts and bar charts as inline SVG.
 
+use std::collections::BTreeMap;
+
 use crate::html::escape;
 use crate::scale::{Axis, decimate, drawable, exact, nice_ticks, padded, range, short};
 
@@ -45,6 +47,9 @@ pub struct Chart {
     pub y_label: String,
     /// Logarithmic x axis; points with x <= 0 are left out.
     pub log_x: bool,
+    /// Values are shares of one: each curve stands on those before it, filled down to them, on an
+    /// axis from 0 to 1. Readouts are of the shares themselves.
+    pub shares: bool,
     /// The curves; an empty list draws empty axes.
     pub series: Vec<Series>,
 }
@@ -79,16 +84,26 @@ pub struct Bars {
 #[derive(Clone, Copy)]
 struct Placed {
     x: f64,
+    /// Where it is drawn.
     y: f64,
+    /// Down to where the area below it is filled.
+    base: f64,
+    value: f64,
     stretch: usize,
 }
 
 impl Chart {
     pub(crate) fn body(&self) -> String {
-        let placed: Vec<Vec<Placed>> =
+        let mut placed: Vec<Vec<Placed>> =
             self.series.iter().map(|series| self.place(&series.points)).collect();
+        if self.shares {
+            stack(&mut placed);
+        }
         let xs = range(placed.iter().flatten().map(|point| point.x));
-        let ys = padded(range(placed.iter().flatten().map(|point| point.y)), 0.05);
+        let ys = match self.shares {
+            true => (0.0, 1.0),
+            false => padded(range(placed.iter().flatten().map(|point| point.y)), 0.05),
+        };
         // Widening a range may push its low end below zero, which a logarithmic axis cannot show.
         let log = self.log_x && xs.0 > 0.0 && placed.iter().any(|points| !points.is_empty());
         let y_axis = Axis::new(ys, false, BOTTOM, TOP);
@@ -114,6 +129,9 @@ impl Chart {
                 |point| x_axis.share(point.x),
                 |point| point.y,
             );
+            if self.shares {
+                push_area(&mut svg, index, &kept, &x_axis, &y_axis);
+            }
             push_curve(&mut svg, index, series, &kept, &x_axis, &y_axis);
         }
         svg.push_str("</svg></div>\n");
@@ -125,12 +143,37 @@ impl Chart {
         let mut placed = Vec::with_capacity(points.len());
         for (x, y) in points {
             if drawable(*x) && drawable(*y) && !(self.log_x && *x <= 0.0) {
-                placed.push(Placed { x: *x, y: *y, stretch });
+                placed.push(Placed { x: *x, y: *y, base: 0.0, value: *y, stretch });
             } else {
                 stretch += 1;
             }
         }
         placed
+    }
+}
+
+/// Puts the points of each curve on top of those of the curves before it at the same x.
+fn stack(curves: &mut [Vec<Placed>]) {
+    let mut reached: BTreeMap<u64, f64> = BTreeMap::new();
+    for point in curves.iter_mut().flatten() {
+        let below = reached.entry(point.x.to_bits()).or_default();
+        (point.base, point.y) = (*below, *below + point.value);
+        *below = point.y;
+    }
+}
+
+/// What is between the points and their bases.
+fn push_area(svg: &mut String, index: usize, points: &[Placed], x_axis: &Axis, y_axis: &Axis) {
+    for stretch in points.chunk_by(|a, b| a.stretch == b.stretch) {
+        let above = stretch.iter().map(|point| (point.x, point.y));
+        let below = stretch.iter().rev().map(|point| (point.x, point.base));
+        let corners = above.chain(below).map(|(x, y)| {
+            let (x, y) = (x_axis.pixel(x), y_axis.pixel(y));
+            format!("{x:.1} {y:.1}")
+        });
+        let path = corners.collect::<Vec<_>>().join("L");
+        let color = color(index);
+        svg.push_str(&format!("<path fill=\"{color}\" fill-opacity=\"0.3\" d=\"M{path}Z\"/>"));
     }
 }
 
@@ -157,7 +200,7 @@ fn push_curve(
             path.push('Z');
         }
         let gap = if at == 0 { "" } else { " " };
-        values.push_str(&format!("{gap}{},{}", exact(point.x, 6), exact(point.y, 5)));
+        values.push_str(&format!("{gap}{},{}", exact(point.x, 6), exact(point.value, 5)));
     }
     let name = escape(&series.name);
     let color = color(index);
@@ -178,7 +221,7 @@ fn push_curve(
             x_axis.pixel(point.x),
             y_axis.pixel(point.y),
             exact(point.x, 6),
-            exact(point.y, 5)
+            exact(point.value, 5)
         ));
     }
 }

@@ -13,7 +13,9 @@ fn series(name: &str, points: Vec<(f64, f64)>) -> Series {
 
 fn chart(log_x: bool, series: Vec<Series>) -> String {
     let (title, x_label, y_label) = ("curve".into(), "step".into(), "loss".into());
-    Page::new("t", "").chart(Chart { title, x_label, y_label, log_x, series }).render()
+    Page::new("t", "")
+        .chart(Chart { title, x_label, y_label, log_x, shares: false, series })
+        .render()
 }
 
 fn full_page(text: &str) -> String {
@@ -32,6 +34,7 @@ fn full_page(text: &str) -> String {
         x_label: own(),
         y_label: own(),
         log_x: true,
+        shares: false,
         series: vec![series(text, points), series(text, vec![(1.0, 2.0)])],
     });
     page.bars(Bars {
@@ -252,4 +255,29 @@ fn bars_stand_on_zero_and_name_their_values() {
             .table(Table::default())
             .render(),
     );
+}
+
+#[test]
+fn shares_stand_on_each_other_from_zero_to_one() {
+    let points = |shares: [f64; 2]| vec![(1.0, shares[0]), (2.0, shares[1])];
+    let series = [("a", [0.25, 0.5]), ("b", [0.75, 0.5])].map(|(name, shares)| Series {
+        name: name.into(),
+        points: points(shares),
+        dashed: false,
+    });
+    let chart = Chart { shares: true, series: series.to_vec(), ..Chart::default() };
+    let page = Page::new("t", "").chart(chart).render();
+    // The axis ends at 0 and 1, which the second curve reaches at both steps.
+    let heights: Vec<f64> = page
+        .split("<path class=\"line")
+        .skip(1)
+        .filter(|path| path.split('>').next().is_some_and(|tag| tag.contains("data-v")))
+        .map(|path| path.split(" d=\"M").nth(1).expect("a path"))
+        .map(|path| path.split(['"', 'L']).next().expect("a point"))
+        .map(|point| point.split(' ').nth(1).expect("y").parse().expect("a number"))
+        .collect();
+    let (top, bottom) = (30.0, 318.0);
+    assert_eq!(heights, [bottom - 0.25 * (bottom - top), top]);
+    assert!(page.contains("data-v=\"1,0.75 2,0.5\""), "readouts are of the shares");
+    assert_eq!(page.matches("fill-opacity").count(), 2);
 }

@@ -294,6 +294,7 @@ fn page(curves: &[(String, Axis, Vec<Found>)]) -> String {
                 x_label: axis.x.to_owned(),
                 y_label: y_label.to_owned(),
                 log_x: true,
+                shares: false,
                 series,
             });
         }

@@ -117,6 +117,7 @@ fn raw_points(found: &Found<'_>, at: &AtBudget<'_>) -> Chart {
         x_label: "seed".into(),
         y_label: "bits per byte, causal routing".into(),
         log_x: false,
+        shares: false,
         series,
     }
 }
@@ -293,6 +294,7 @@ fn pareto(at: &AtBudget<'_>) -> Vec<Chart> {
             x_label: x_label.into(),
             y_label: "bits per byte, causal routing".into(),
             log_x: false,
+            shares: false,
             series,
         });
     }
@@ -319,6 +321,7 @@ fn balance(logs: &[(String, Vec<Record>)]) -> Chart {
         x_label: "step".into(),
         y_label: "MaxVio".into(),
         log_x: false,
+        shares: false,
         series,
     }
 }
@@ -340,6 +343,7 @@ fn law_chart(found: &Found<'_>) -> Chart {
         x_label: "training FLOPs".into(),
         y_label: "nats per token, causal routing".into(),
         log_x: true,
+        shares: false,
         series,
     }
 }
