@@ -19,11 +19,12 @@ pub(crate) struct Sweep {
     #[command(flatten)]
     pub(crate) shared: SharedRuns,
     /// Show the runs with their numbers and how far they are, and stop
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["out", "jobs", "retry"])]
     pub(crate) list: bool,
     /// Run those of these numbers alone, and leave the table of results to a sweep without
     /// --only
-    #[arg(long, value_delimiter = ',', conflicts_with = "list", value_name = "NUMBERS")]
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    #[arg(conflicts_with_all = ["list", "out"])]
     #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) only: Vec<usize>,
 }
@@ -56,7 +57,8 @@ pub(crate) struct Compare {
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     /// Size of the vocabulary of the text that is made here
-    #[arg(long, default_value_t = 2048, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    #[arg(long, default_value_t = 2048, conflicts_with = "data")]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) vocab: usize,
     /// Folder for plan, results and page [default: runs/ and the name of the study, or
     /// runs/compare]
@@ -65,7 +67,7 @@ pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) shared: SharedRuns,
     /// Write the plan, with what every run costs and how long it takes here, and stop
-    #[arg(long)]
+    #[arg(long, conflicts_with = "retry")]
     pub(crate) dry_run: bool,
 }
 

@@ -179,6 +179,11 @@ fn bad_comparisons_are_refused_before_anything_runs() {
         ended.bad(needles);
         assert!(!place.has("runs") && !place.has("all/plan.json"), "{words} ran");
     }
+    place.write("short.toml", dense_recipe());
+    place.write("bad.toml", "families = [\"dense\", \"short.toml\"]\nseeds = 1\n");
+    place
+        .run(&["compare", "bad.toml", "--data", "data", "--out", "all", "--budget", "1e12"])
+        .bad(&["family short.toml is validated on windows of 64", "windows of 256"]);
     place.write("bad.toml", "familys = [\"dense\"]\n");
     place.run(&["compare", "bad.toml"]).bad(&["did you mean `families`?"]);
     place.write("bad.toml", "[parameters]\ntrain.steps = { value = 3 }\n");

@@ -122,7 +122,15 @@ impl Plan {
             for name in &names {
                 let entry = fitter.entry(name, budget, first.as_ref(), &entries);
                 let entry = entry.with_context(|| format!("family {name}"))?;
-                first.get_or_insert_with(|| entry.0.clone());
+                let first = first.get_or_insert_with(|| entry.0.clone());
+                ensure!(
+                    entry.0.window == first.window,
+                    "family {name} is validated on windows of {} tokens, the first family on \
+                     windows of {}, which cannot be compared: set parameters.data.sequence_length \
+                     in the study",
+                    entry.0.window,
+                    first.window
+                );
                 entries.push(entry.1);
             }
         }
@@ -228,6 +236,8 @@ impl Plan {
 struct Measure {
     costs: Costs,
     seconds: f64,
+    /// Tokens of a window of training and validation.
+    window: usize,
 }
 
 /// Fits families to what is equal.
@@ -275,7 +285,7 @@ impl Fitter<'_> {
         // Weights and two moments, and a line of each log for a step.
         let disk = memory.state / 4 * 3 + 600 * job.recipe.train.steps + (1 << 20);
         let costs = Costs::of(&job.recipe)?;
-        let measure = Measure { costs, seconds };
+        let measure = Measure { costs, seconds, window: job.recipe.data.sequence_length };
         let (family, memory) = (name.to_owned(), memory.peak());
         Ok((measure, Entry { family, budget, costs, memory, seconds, disk, jobs, timed }))
     }
@@ -291,7 +301,7 @@ impl Fitter<'_> {
                  --equal flops, tokens or time",
                 self.comparison.equal.name()
             );
-            return recipe::text_of(name);
+            return self.show(recipe::load(Path::new(name), &[])?.model);
         };
         let shape = &self.comparison.shape;
         let own = families::model(family, shape, None)?;

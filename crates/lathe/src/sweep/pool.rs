@@ -37,11 +37,13 @@ impl Pool {
             }
         }
         let board = Board::new(&waiting)?;
+        let lanes = self.jobs.clamp(1, waiting.len().max(1));
         let queue = Mutex::new(VecDeque::from(waiting));
+        // As many whatever is left to do, so that times of runs can be compared.
         let threads = (rayon::current_num_threads() / self.jobs.max(1)).max(1);
         let mut results = Vec::new();
         thread::scope(|scope| {
-            let lanes: Vec<_> = (0..self.jobs.max(1))
+            let lanes: Vec<_> = (0..lanes)
                 .map(|_| scope.spawn(|| lane(&queue, threads, &asked, &board, after)))
                 .collect();
             results.extend(lanes.into_iter().map(thread::ScopedJoinHandle::join));
