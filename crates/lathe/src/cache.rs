@@ -20,7 +20,7 @@ use crate::{foreign, open, output};
 static PLACE: OnceLock<PathBuf> = OnceLock::new();
 
 /// Raised where an import makes something else of the same source than before.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// Files of up to so many bytes are summed whole; of larger ones, which are weights, length and
 /// times stand for the contents: summing them would cost every command seconds.
