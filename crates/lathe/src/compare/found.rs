@@ -178,10 +178,10 @@ fn laws(plan: &Plan, rows: &[Row<'_>]) -> Vec<Law> {
 
 /// What the loss does not say: who is smallest, who decodes fastest, what causal routing costs.
 fn beside(kinds: &[Kind<'_>]) -> Vec<String> {
-    let mut said = Vec::new();
+    let (mut sizes, mut gaps) = (Vec::new(), Vec::new());
     let smallest = kinds.iter().min_by_key(|kind| kind.entry.costs.stored_parameters);
     if let Some(kind) = smallest.filter(|_| kinds.len() > 1) {
-        said.push(format!(
+        sizes.push(format!(
             "Fewest stored parameters: {}, {}.",
             kind.entry.family,
             report::human_count(kind.entry.costs.stored_parameters as f64)
@@ -190,19 +190,23 @@ fn beside(kinds: &[Kind<'_>]) -> Vec<String> {
     for (at, batch) in BATCHES.iter().enumerate() {
         let known = kinds.iter().filter_map(|kind| Some((kind, kind.decoded[at]?)));
         let Some((kind, rate)) = known.max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-        said.push(format!(
+        sizes.push(format!(
             "Most tokens a second at batch {batch}: {}, {rate:.0}.",
             kind.entry.family
         ));
     }
     for kind in kinds.iter().filter(|kind| kind.causal != kind.training) {
         let both = kind.causal.iter().zip(&kind.training);
-        let gaps: Vec<f64> = both.map(|(causal, training)| causal - training).collect();
-        said.push(format!(
-            "{}: causal routing costs {:+.4} bits a byte over training-time routing.",
-            kind.entry.family,
-            mean_and_deviation(&gaps).0
-        ));
+        let gap: Vec<f64> = both.map(|(causal, training)| causal - training).collect();
+        gaps.push(format!("{} {:+.4}", kind.entry.family, mean_and_deviation(&gap).0));
+    }
+    let mut said = Vec::new();
+    if !sizes.is_empty() {
+        said.push(sizes.join(" "));
+    }
+    if !gaps.is_empty() {
+        let list = gaps.join(", ");
+        said.push(format!("Causal routing over training-time routing, bits a byte: {list}."));
     }
     said
 }

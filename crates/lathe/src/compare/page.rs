@@ -64,7 +64,9 @@ fn section(page: &mut Page, found: &Found<'_>, at: &AtBudget<'_>) -> Result<()> 
             logs.push((kind.entry.family.clone(), run_page::read(&row.job.dir)?));
         }
     }
-    for chart in run_page::curves(&logs) {
+    // Runs are validated at their end alone unless the study says more.
+    let several = |chart: &Chart| chart.series.iter().any(|series| series.points.len() > 1);
+    for chart in run_page::curves(&logs).into_iter().filter(several) {
         page.chart(chart);
     }
     page.chart(balance(&logs));
@@ -83,20 +85,25 @@ pub(crate) fn quality(found: &Found<'_>, at: &AtBudget<'_>) -> Table {
             .collect();
         rows.push(vec![
             kind.entry.family.clone(),
-            spread(&kind.causal, 4),
-            spread(&kind.training, 4),
-            spread(&nats, 4),
+            cell(mean(&kind.causal), 4),
+            cell(deviation(&kind.causal), 4),
+            cell(mean(&kind.training), 4),
+            cell(mean(&nats), 4),
+            cell(deviation(&nats), 4),
             points.join(" "),
         ]);
     }
     let columns = [
         "family",
         "bits/byte, causal routing",
-        "bits/byte, training-time routing",
+        "deviation",
+        "training-time routing",
         "nats/token, causal",
+        "deviation",
         "bits/byte, causal, by seed",
     ];
-    let caption = "validation: mean over the seeds, standard deviation behind it".to_owned();
+    let caption =
+        "validation: mean and standard deviation over the seeds, then every run".to_owned();
     Table { columns: names(&columns), rows, caption, best: Some(Best::Lowest(1)) }
 }
 
@@ -135,24 +142,24 @@ fn pairs(at: &AtBudget<'_>) -> Table {
             .map_or_else(|| NONE.to_owned(), |(low, high)| format!("{low:+.4} to {high:+.4}"));
         rows.push(vec![
             format!("{} - {}", duel.one, duel.other),
+            if paired.counts { "yes" } else { "no" }.to_owned(),
             format!("{:+.4}", paired.mean),
             interval,
             bootstrap,
             p_text(paired.p),
             format!("{}/{}", paired.signs.0, paired.signs.1),
             p_text(Some(paired.permutation_p)),
-            if paired.counts { "counts" } else { "no difference beyond the spread" }.to_owned(),
         ]);
     }
     let columns = [
         "pair",
+        "counts",
         "nats a token",
         "99 % interval, t",
         "95 % interval, bootstrap",
         "p, paired t",
         "below/above 0",
         "p, permutation",
-        "verdict",
     ];
     let caption = "differences of causal losses, seed by seed; the permutation test cannot say \
                    less than 2 / 2^seeds"
@@ -402,11 +409,6 @@ fn mean(numbers: &[f64]) -> Option<f64> {
     (!numbers.is_empty()).then(|| mean_and_deviation(numbers).0)
 }
 
-fn spread(numbers: &[f64], digits: usize) -> String {
-    if numbers.is_empty() {
-        return NONE.to_owned();
-    }
-    let (mean, deviation) = mean_and_deviation(numbers);
-    let behind = deviation.map_or_else(String::new, |sd| format!(" ({sd:.digits$})"));
-    format!("{mean:.digits$}{behind}")
+fn deviation(numbers: &[f64]) -> Option<f64> {
+    mean_and_deviation(numbers).1
 }

@@ -32,6 +32,9 @@ const WIDTH_STEP: usize = 16;
 const TOLERANCE: f64 = 0.05;
 /// Fields that the budget and the seeds decide.
 const DECIDED: [&str; 4] = ["train.steps", "train.seed", "data.dir", "model.vocab_size"];
+/// FLOPs of training between two checkpoints, about a minute or two: each validates, which a short
+/// run would notice.
+const BETWEEN_SAVES: f64 = 1e13;
 /// Seconds that a run takes beside its steps, validations and saves: its process, its data.
 const BESIDE: f64 = 0.4;
 
@@ -260,8 +263,8 @@ impl Fitter<'_> {
         before: &[Entry],
     ) -> Result<(Measure, Entry)> {
         let text = self.text(name, first)?;
-        let one = self.recipe(&text, 1, self.comparison.seeds[0])?;
-        let recipe = study::key(&serde_json::to_value(&one)?);
+        let one = self.recipe(&text, 1, self.comparison.seeds[0], budget)?;
+        let recipe = study::key(&json!([one.model, one.data, one.train]));
         let mut known = before.iter().map(|entry| &entry.timed).chain(&self.known);
         let timed = match known.find(|timed| timed.recipe == recipe) {
             Some(timed) => timed.clone(),
@@ -274,7 +277,7 @@ impl Fitter<'_> {
         let steps = self.steps((&text, &one), budget, first, &timing)?;
         let mut jobs = Vec::new();
         for &seed in &self.comparison.seeds {
-            let recipe = self.recipe(&text, steps, seed)?;
+            let recipe = self.recipe(&text, steps, seed, budget)?;
             let label = format!("{name} {} seed={seed}", report::human_count(budget));
             jobs.push(Job::new(&label, &recipe, self.places.runs)?);
         }
@@ -310,7 +313,7 @@ impl Fitter<'_> {
         let widest = 64 * own.ffn;
         let fitted = nearest_size(target, WIDTH_STEP..=widest, WIDTH_STEP, |ffn| {
             let config = families::model(family, shape, Some(ffn))?;
-            let recipe = self.recipe(&self.show(config)?, 1, 1)?;
+            let recipe = self.recipe(&self.show(config)?, 1, 1, 0.0)?;
             anyhow::Ok(self.size_of(&Costs::of(&recipe)?))
         })?;
         let fitted = fitted.context("no width of its MLPs is possible")?;
@@ -348,11 +351,12 @@ impl Fitter<'_> {
     }
 
     /// The recipe of a run: what the family says, what the steps call for, what every run has.
-    fn recipe(&self, text: &str, steps: u64, seed: u64) -> Result<Recipe> {
+    fn recipe(&self, text: &str, steps: u64, seed: u64, budget: f64) -> Result<Recipe> {
         let schedule =
             ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
-        let checkpoint =
-            CheckpointConfig { every: (steps / 4).max(1), keep_last: 1, keep_every: 0 };
+        let parts = (budget / BETWEEN_SAVES) as u64;
+        let every = if parts > 1 { (steps / parts).max(1) } else { 0 };
+        let checkpoint = CheckpointConfig { every, keep_last: 1, keep_every: 0 };
         let mut settings: Vec<Setting> = vec![
             ("schedule".into(), serde_json::to_value(&schedule)?),
             ("checkpoint".into(), serde_json::to_value(&checkpoint)?),
@@ -379,7 +383,7 @@ impl Fitter<'_> {
                 let manifest = Manifest::load(self.places.data)?;
                 let valid = manifest.windows(Split::Validation, one.data.sequence_length);
                 nearest_size(first.seconds - BESIDE, 1..=MOST_STEPS, 1, |steps| {
-                    let recipe = self.recipe(text, steps as u64, one.train.seed)?;
+                    let recipe = self.recipe(text, steps as u64, one.train.seed, budget)?;
                     let work = forecast(&recipe, Some(valid)).work()?;
                     anyhow::Ok(timing.run(&recipe, &work))
                 })?
