@@ -98,6 +98,9 @@ pub(crate) fn experts_of(config: &ModelConfig) -> Option<Option<Experts>> {
 }
 
 fn found(mlp: &experts::Config, config: &ModelConfig) -> Option<Experts> {
+    if mlp.experts().zero > 0 {
+        return None;
+    }
     let plain = Experts {
         count: mlp.count,
         width: mlp.width(&config.sizes()),

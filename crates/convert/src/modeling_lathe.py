@@ -127,12 +127,12 @@ class Use:
 class Dice:
     """Random numbers by address, in the arithmetic of 64 bits (SplitMix64; Steele et al., 2014)."""
 
-    ROUTER = 2
+    ROUTER, EXPERTS = 2, 6
     MASK = (1 << 64) - 1
 
-    def __init__(self, seed, step, place, part):
+    def __init__(self, seed, step, place, part, purpose=ROUTER):
         self.state = self.mix(seed + 0x9E3779B97F4A7C15)
-        for word in (self.ROUTER, step, place, part):
+        for word in (purpose, step, place, part):
             self.absorb(word)
 
     def mix(self, z):
@@ -600,11 +600,8 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
 
     def mlp(self, use, h, rows):
         mlp, stored = self.recipe["mlp"], use.stored
-        if mlp["kind"] == "experts":
-            behind = stored - mlp["dense_first"]
-            reached = behind >= 0 and (behind + 1) % mlp["every"] == 0
-            if reached and stored not in mlp["dense_layers"]:
-                return self.experts(use, h, rows)
+        if mlp["kind"] == "experts" and self.has_experts(stored):
+            return self.experts(use, h, rows)
         y = self.biased(use, "gate_up", self.linear(use, "gate_up", h))
         gate, up = y.chunk(2, dim=1)
         activation = {
@@ -614,17 +611,33 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         }[mlp.get("activation", "silu")]
         return self.biased(use, "down", self.linear(use, "down", activation(gate) * up))
 
+    def has_experts(self, stored):
+        mlp = self.recipe["mlp"]
+        behind = stored - mlp["dense_first"]
+        reached = behind >= 0 and (behind + 1) % mlp["every"] == 0
+        return reached and stored not in mlp["dense_layers"]
+
+    def computing(self, stored):
+        """How many experts of a layer have matrices."""
+        mlp = self.recipe["mlp"]
+        counts = mlp.get("counts", [])
+        return counts[sum(map(self.has_experts, range(stored)))] if counts else mlp["count"]
+
     def experts(self, use, h, rows):
         """The sum of the experts that each row takes, beside the one that all rows take."""
         mlp, name = self.recipe["mlp"], f"layers.{use.stored}"
-        y = torch.zeros_like(h)
+        y, mix = torch.zeros_like(h), None
+        if mlp.get("shared_mix"):
+            mix = torch.softmax(h @ self.weight(f"{name}.router.shared_mix").T, 1)
         if mlp["shared"] > 0:
             gate, up = self.linear(use, "shared_gate_up", h).chunk(2, dim=1)
             y = self.linear(use, "shared_down", F.silu(gate) * up)
             if mlp["shared_gate"]:
                 y = torch.sigmoid(h @ self.weight(f"{name}.router.shared_gate").T) * y
-        count = mlp["count"]
+        count = self.computing(use.stored)
         weight = self.expert_weights(use, h, rows)
+        if mix is not None:
+            y, weight = mix[:, 1:] * y, mix[:, :1] * weight
         inner = self.weight(f"{name}.experts_gate_up").unflatten(0, (count, -1))
         outer = self.weight(f"{name}.experts_down").unflatten(0, (count, -1))
         for e in range(count):
@@ -638,6 +651,20 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             if mlp["biases"]:
                 z = z + self.weight(f"{name}.experts_down_bias")[e]
             y = y.index_add(0, on, weight[on, e : e + 1] * z)
+        return self.zero_experts(name, h, weight[:, count:], y)
+
+    def zero_experts(self, name, h, weight, y):
+        """Adds what experts without matrices write: the row, nothing, or the row mixed with a
+        vector."""
+        mlp = self.recipe["mlp"]
+        identity = mlp.get("identity_experts", 0)
+        first = identity + mlp.get("zero_experts", 0)
+        y = y + weight[:, :identity].sum(1, keepdim=True) * h
+        for c in range(mlp.get("constant_experts", 0)):
+            mix = self.weight(f"{name}.experts_constant_mix")[2 * c : 2 * c + 2]
+            a = torch.softmax(h @ mix.T, 1)
+            z = a[:, :1] * h + a[:, 1:] * self.weight(f"{name}.experts_constant")[c]
+            y = y + weight[:, first + c, None] * z
         return y
 
     @staticmethod
@@ -650,11 +677,11 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
 
     def expert_weights(self, use, h, rows):
         """What each expert's result counts in each row, `[T, E]`; 0 for those not taken."""
-        mlp, count = self.recipe["mlp"], self.recipe["mlp"]["count"]
+        mlp = self.recipe["mlp"]
         router = mlp["router"]
         own = use.recursion if mlp["own_routers"] else None
-        if router["kind"] == "hash":
-            return self.hashed(use, own, h, rows)
+        if router["kind"] in ("hash", "random"):
+            return self.drawn(use, own, h, rows)
         name = f"layers.{use.stored}.router." + ("" if own is None else f"{own}.")
         if self.has(f"{name}score"):
             z = h @ self.weight(f"{name}score").T
@@ -662,6 +689,10 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             z = F.gelu(h @ self.weight(f"{name}up").T) @ self.weight(f"{name}down").T
         if router["kind"] == "sparse_mixer":
             return self.sparse_mixed(z, router["jitter"])
+        if router["kind"] == "top_p":
+            return self.likely(torch.softmax(z, 1), router)
+        if router["kind"] == "expert_choice":
+            return self.reached(use, own, torch.softmax(z, 1), router)
         if router["logit_bias"]:
             z = z + self.weight(f"{name}bias")[0]
         cap = router["soft_cap"]
@@ -669,7 +700,8 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             z = cap * torch.tanh(z / cap)
         soft = router["function"] == "softmax"
         scores = torch.softmax(z, 1) if soft else torch.sigmoid(z)
-        if count == 1 and router["normalize"] and router["scale"] == 1.0 and router["least"] == 0.0:
+        whole = router["normalize"] and router["scale"] == 1.0 and router["least"] == 0.0
+        if scores.shape[1] == 1 and whole:
             return torch.ones_like(z)
         chosen = self.top_experts(use, scores, router)
         weight = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))
@@ -680,9 +712,14 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
     def top_experts(self, use, scores, router):
         state, count = self.config.router_state, scores.shape[1]
         name = f"experts.{use.stored}.bias"
-        if router["balance"] == "loss_free" and name in state:
+        if router["balance"] in ("loss_free", "budget") and name in state:
             scores = scores + torch.tensor(state[name], device=scores.device)
         groups, top = router["groups"], router["top_groups"]
+        if router.get("equal_groups"):
+            each = router["top_k"] // groups
+            best = scores.unflatten(1, (groups, -1)).topk(each, dim=2).indices
+            first = torch.arange(groups, device=best.device) * (count // groups)
+            return (best + first[:, None]).flatten(1)
         if top < groups:
             grouped = scores.unflatten(1, (groups, -1))
             best = 2 if router["group_score"] == "best_two" and count // groups > 1 else 1
@@ -704,14 +741,38 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             left = left.scatter(1, chosen, float("-inf"))
         return weight
 
-    def hashed(self, use, own, h, rows):
-        """Experts drawn by the token, or by token and position, without putting back."""
-        mlp, router = self.recipe["mlp"], self.recipe["mlp"]["router"]
-        weight = h.new_zeros(len(h), mlp["count"])
+    @staticmethod
+    def likely(scores, router):
+        """The most likely experts, until their probability exceeds p or there are enough."""
+        ordered, order = torch.sort(scores, dim=1, descending=True, stable=True)
+        before = F.pad(ordered.double().cumsum(1)[:, :-1], (1, 0))
+        taken = before <= router["p"] if router["p"] < 1.0 else before >= 0.0
+        taken[:, router["limit"] or scores.shape[1] :] = False
+        return torch.zeros_like(scores).scatter(1, order, ordered * taken)
+
+    def reached(self, use, own, scores, router):
+        """The experts whose threshold a row reaches; before the first step its best ones."""
+        name = f"experts.{use.stored}." + ("" if own is None else f"{own}.") + "thresholds"
+        state = self.config.router_state
+        if name in state:
+            return scores * (scores >= torch.tensor(state[name], device=scores.device))
+        count = min(max(1, int(router["capacity"] + 0.5)), scores.shape[1])
+        chosen = scores.topk(count, dim=1).indices
+        return torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))
+
+    def drawn(self, use, own, h, rows):
+        """Experts drawn by the token, by its position, or by both, without putting back."""
+        count, router = self.computing(use.stored), self.recipe["mlp"]["router"]
+        weight = h.new_zeros(len(h), count)
+        layer, part = 1 + use.stored, 0 if own is None else 1 + own
         for t, (token, position) in enumerate(zip(rows.token.tolist(), rows.position.tolist())):
-            place = token << 32 | (0 if router["of"] == "token" else 1 + position)
-            dice = Dice(1 + use.stored, Dice.MASK, place, 0 if own is None else 1 + own)
-            left = list(range(mlp["count"]))
+            if router["kind"] == "random":
+                dice = Dice(0, Dice.MASK, position, layer, purpose=Dice.EXPERTS)
+                dice.absorb(part)
+            else:
+                place = token << 32 | (0 if router["of"] == "token" else 1 + position)
+                dice = Dice(layer, Dice.MASK, place, part)
+            left = list(range(count))
             for _ in range(router["top_k"]):
                 at = int(dice.uniform() * len(left))
                 left[at], left[-1] = left[-1], left[at]

@@ -53,6 +53,10 @@ fn state(config: &ModelConfig) -> RouterState {
             let bias = (0..buffer.length).map(|i| 0.05 - 0.03 * i as f32);
             state = state.with(&buffer.name, &bias.collect::<Vec<_>>());
         }
+        if buffer.name.ends_with("thresholds") {
+            let thresholds = (0..buffer.length).map(|i| 0.1 + 0.03 * (i % 4) as f32);
+            state = state.with(&buffer.name, &thresholds.collect::<Vec<_>>());
+        }
     }
     state
 }

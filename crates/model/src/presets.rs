@@ -121,6 +121,22 @@ const EXPERTS: &[Kind] = &[
         shared_gate: true,
         ..top(32, TopK { top_k: 4, normalize: false, ..TopK::default() })
     }),
+    // LongCat-Flash (2025, arXiv 2509.01322), with layers in the usual order.
+    ("longcat", |ffn| Experts {
+        width: ffn / 8,
+        identity_experts: 16,
+        ..top(
+            32,
+            TopK {
+                top_k: 12,
+                normalize: false,
+                scale: 6.0,
+                balance: Balance::Budget,
+                budget: 8.0,
+                ..TopK::default()
+            },
+        )
+    }),
 ];
 
 fn top(count: usize, router: TopK) -> Experts {

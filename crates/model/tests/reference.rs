@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use common::{between_rows, fresh, name, variants};
 use model::cost::{Convention, forward_flops};
-use model::expert_routers::RoomPriority;
 use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
+use model::expert_routers::{Balance, RoomPriority};
 use model::mlp::experts::Config as Experts;
 use model::params::RouterSite;
 use model::routers::Network;
@@ -159,6 +159,19 @@ fn further() -> Vec<ModelConfig> {
         let of = TopK { top_k, normalize, capacity, priority, ..TopK::default() };
         all.push(with_experts(of));
     }
+    let of = TopK {
+        top_k: 3,
+        function: ExpertFunction::Sigmoid,
+        balance: Balance::Budget,
+        budget: 1.2,
+        capacity: 1.1,
+        ..TopK::default()
+    };
+    if let MlpConfig::Experts(mlp) = with_experts(of).mlp {
+        let mlp = Experts { identity_experts: 1, zero_experts: 2, constant_experts: 1, ..mlp };
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::Cycle);
+        all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+    }
     for function in [ExpertFunction::Softmax, ExpertFunction::Sigmoid] {
         for (top_k, normalize, z_weight) in [(1, true, 0.3), (3, false, 0.0), (4, true, 0.0)] {
             let of = TopK { top_k, normalize, function, z_weight, scale: 0.7, ..TopK::default() };
@@ -235,7 +248,9 @@ fn costs_are_the_products_of_the_formulas() {
         let sees_others = config.kv != KvMode::RecursionWise && config.router.kind() != "fixed";
         // Nor is what training drops: generation drops nothing.
         let drops = json["mlp"]["router"]["capacity"].as_f64().unwrap_or(0.0) > 0.0;
-        if json["router"]["sampling"] == "aux_router" || sees_others || drops {
+        // And how many of a row's experts compute is a mean that training holds.
+        let mean = json["mlp"]["router"]["balance"] == "budget";
+        if json["router"]["sampling"] == "aux_router" || sees_others || drops || mean {
             continue;
         }
         let (_, _, expected) = both(&config, &Rule::NonCausal, &tokens);
@@ -368,8 +383,11 @@ fn state_of(config: &ModelConfig) -> RouterState {
 
 /// Biases of the experts of every layer that matter.
 fn expert_bias_of(config: &serde_json::Value) -> Vec<f64> {
-    let is_biased = config["mlp"]["router"]["balance"] == "loss_free";
-    let count = config["mlp"]["count"].as_u64().unwrap_or(0);
+    let balance = config["mlp"]["router"]["balance"].as_str().unwrap_or("none");
+    let is_biased = balance == "loss_free" || balance == "budget";
+    let number = |name: &str| config["mlp"][name].as_u64().unwrap_or(0);
+    let zero = ["identity_experts", "zero_experts", "constant_experts"].map(number);
+    let count = number("count") + zero.iter().sum::<u64>();
     let bias = |e| f64::from([0.05f32, 0.0, -0.1][e as usize % 3]);
     if is_biased { (0..count).map(bias).collect() } else { Vec::new() }
 }

@@ -249,6 +249,7 @@ fn experts_that_no_recipe_should_ask_for() {
         (json!({ "capacity": 3.99 }), "nothing"),
         (json!({ "priority": "score" }), "mlp.router.priority"),
         (json!({ "priority": "score", "capacity": 1.0 }), "nothing"),
+        (json!({ "budget": 1.5 }), "mlp.router.budget"),
         (json!({ "top_k": 1, "normalize": false }), "nothing"),
         (json!({ "balance": "none" }), "nothing"),
     ] {
@@ -273,6 +274,21 @@ fn experts_that_cannot_be() {
         }
         json!({ "router": router })
     };
+    // Experts that do not compute, with the router that holds how many of two compute.
+    let held = |mut change: Value| {
+        change["router"] = json!({ "kind": "top_k", "balance": "budget", "budget": 1.0 });
+        change
+    };
+    let budget = |identity: usize, budget: f64| {
+        let mut change = held(json!({ "identity_experts": identity }));
+        change["router"]["budget"] = json!(budget);
+        change
+    };
+    let grouped = || {
+        let mut change = held(json!({ "identity_experts": 8 }));
+        change["router"]["groups"] = json!(2);
+        change
+    };
     let most = 1 << 19;
     for (change, refused) in [
         (json!({ "count": 0 }), "mlp.count"),
@@ -295,6 +311,17 @@ fn experts_that_cannot_be() {
         (top_k(json!({ "scale": 0.0 })), "mlp.router.scale"),
         (top_k(json!({ "balance_weight": -0.1 })), "mlp.router.balance_weight"),
         (top_k(json!({ "z_weight": -1.0 })), "mlp.router.z_weight"),
+        (json!({ "identity_experts": 1 }), "mlp.identity_experts"),
+        (json!({ "zero_experts": 1 }), "mlp.zero_experts"),
+        (json!({ "constant_experts": 1, "router": { "kind": "hash" } }), "mlp.constant_experts"),
+        (held(json!({ "zero_experts": 4097 })), "mlp.zero_experts"),
+        (held(json!({})), "mlp.router.balance"),
+        (budget(4, 0.0), "mlp.router.budget"),
+        (budget(4, 2.1), "mlp.router.budget"),
+        (budget(1, 0.9), "mlp.router.budget"),
+        (budget(4, -1.0), "mlp.router.budget"),
+        (top_k(json!({ "budget": -1.0 })), "mlp.router.budget"),
+        (grouped(), "mlp.router.groups"),
         (json!({ "router": { "kind": "hash", "top_k": 0 } }), "mlp.router.top_k"),
         (json!({ "router": { "kind": "hash", "top_k": 9 } }), "mlp.router.top_k"),
     ] {
@@ -306,6 +333,9 @@ fn experts_that_cannot_be() {
         json!({ "own_routers": true }),
         top_k(json!({ "groups": 4, "top_groups": 2, "top_k": 4 })),
         top_k(json!({ "top_k": 8 })),
+        budget(4, 0.1),
+        budget(4, 2.0),
+        budget(1, 1.0),
     ] {
         assert_eq!(field(experts(change.clone())), "nothing", "{change}");
     }

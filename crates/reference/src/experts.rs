@@ -161,7 +161,10 @@ impl Layers<'_> {
         }
         for (place, (&e, weight)) in choice.taken.iter().zip(&choice.weights).enumerate() {
             if choice.served[place] {
-                let mut out = self.expert(stored, settings, e, h);
+                let mut out = match e < settings.count("count") {
+                    true => self.expert(stored, settings, e, h),
+                    false => self.zero_expert(stored, settings, e - settings.count("count"), h),
+                };
                 out.iter_mut().for_each(|x| *x *= weight);
                 add(&mut y, &out);
             }
@@ -190,6 +193,22 @@ impl Layers<'_> {
         out
     }
 
+    /// What the `i`th expert behind the computing ones writes: the row, nothing, or the row mixed
+    /// with a vector.
+    fn zero_expert(&mut self, stored: usize, of: &Settings, i: usize, h: &[f64]) -> Vec<f64> {
+        let (identity, zero) = (of.count("identity_experts"), of.count("zero_experts"));
+        if i < identity {
+            return h.to_vec();
+        } else if i < identity + zero {
+            return vec![0.0; h.len()];
+        }
+        let c = i - identity - zero;
+        let name = format!("layers.{stored}.experts_constant");
+        let a = softmax(&self.times_rows(&format!("{name}_mix"), 2 * c..2 * c + 2, h));
+        let v = self.weight(&name).row(c);
+        h.iter().zip(v).map(|(h, v)| a[0] * h + a[1] * v).collect()
+    }
+
     /// The experts that a row chooses, all of them served.
     fn choice(
         &mut self,
@@ -199,7 +218,7 @@ impl Layers<'_> {
         h: &[f64],
         chosen: &mut Chosen,
     ) -> Choice {
-        let (count, router) = (settings.count("count"), settings.table("router"));
+        let router = settings.table("router");
         let own =
             if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
         let mut z = self.times(&format!("layers.{stored}.router.{own}score"), h);
@@ -220,8 +239,8 @@ impl Layers<'_> {
             false => self.weighed(&router, &scores),
         };
         self.pooled(&router, if mixes { 2 } else { router.count("top_k") }, &z);
-        chosen.loads.resize(count, 0.0);
-        chosen.shares.resize(count, 0.0);
+        chosen.loads.resize(z.len(), 0.0);
+        chosen.shares.resize(z.len(), 0.0);
         taken.iter().for_each(|&e| chosen.loads[e] += 1.0);
         let all: f64 = scores.iter().sum();
         chosen.shares.iter_mut().zip(&scores).for_each(|(sum, s)| *sum += s / all);
@@ -240,7 +259,11 @@ impl Layers<'_> {
         if capacity == 0.0 || !self.drops {
             return;
         }
-        let share = capacity * (router.count("top_k") * choices.len()) as f64 / experts as f64;
+        let taken = match router.text("balance") {
+            "budget" => router.number("budget"),
+            _ => router.count("top_k") as f64,
+        };
+        let share = capacity * (taken * choices.len() as f64) / experts as f64;
         let room = (share.ceil() as usize).max(1);
         let by_score = match router.text("priority") {
             "position" => false,

@@ -144,7 +144,29 @@ pub fn mlps() -> Vec<MlpConfig> {
         }),
     ]);
     all.extend(short_of_room(&default));
+    all.push(with_zero_experts(default));
     all
+}
+
+/// Experts of every kind that computes nothing beside some that do.
+fn with_zero_experts(default: top_k::Config) -> MlpConfig {
+    let router = top_k::Config {
+        top_k: 3,
+        normalize: false,
+        scale: 1.5,
+        balance: ExpertBalance::Budget,
+        budget: 1.5,
+        ..default
+    };
+    MlpConfig::Experts(experts::Config {
+        count: 4,
+        width: 16,
+        identity_experts: 2,
+        zero_experts: 1,
+        constant_experts: 2,
+        router: ExpertRouterConfig::TopK(router),
+        ..experts::Config::default()
+    })
 }
 
 /// Experts that drop rows in training.

@@ -73,6 +73,8 @@ pub struct StepReport {
     pub expert_violation: Option<f64>,
     /// Experts of all layers that took no row of this step.
     pub dead_experts: Option<u64>,
+    /// Mean number of computing experts that a row chose.
+    pub experts_taken: Option<f64>,
     /// Share of the choices for which an expert had no room.
     pub dropped: Option<f64>,
     /// How many these were in each eighth of the positions of a sequence.
@@ -159,6 +161,7 @@ impl Trainer {
         let mut stats = RoutingStats {
             keeps_logits: true,
             sequence_length: longest(batches),
+            computing_experts: self.model.config().mlp.settings().computing_experts(),
             ..RoutingStats::default()
         };
         let sums = self.accumulate(batches, &mut stats);
@@ -341,6 +344,7 @@ impl Trainer {
             entropy: stats.entropy(),
             expert_violation: stats.expert_violation(),
             dead_experts: stats.dead_experts(),
+            experts_taken: stats.experts_taken(),
             dropped: stats.dropped(),
             dropped_at: stats.dropped_in(POSITION_PARTS),
             thresholds: Vec::new(),

@@ -98,6 +98,9 @@ const TABLE: &[Line] = &[
     ("model.mlp.kind", &[], r#""experts""#, Changes),
     ("model.mlp(experts).count", &[], "4", Changes),
     ("model.mlp(experts).width", &[], "12", Changes),
+    ("model.mlp(experts).identity_experts", HELD, "3", Changes),
+    ("model.mlp(experts).zero_experts", HELD, "1", Changes),
+    ("model.mlp(experts).constant_experts", HELD, "1", Changes),
     ("model.mlp(experts).shared", &[], "8", Changes),
     ("model.mlp(experts).shared_gate", &[SHARED], "true", Changes),
     ("model.mlp(experts).dense_first", &[], "1", Changes),
@@ -123,6 +126,7 @@ const TABLE: &[Line] = &[
     ("model.mlp.router(top_k).priority", &[ROOM], r#""score""#, Changes),
     ("model.mlp.router(top_k).balance", &[], r#""loss_free""#, Changes),
     ("model.mlp.router(top_k).balance_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_k).budget", HELD, "0.5", Changes),
     ("model.mlp.router(top_k).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(top_k).z_weight", &[], "0.5", Changes),
     ("model.mlp.router(sparse_mixer).jitter", &[], "0.5", Changes),
@@ -220,6 +224,12 @@ const TABLE: &[Line] = &[
     ("log.calibrate_windows", &[], "1", Changes),
 ];
 
+/// Identity experts, and the bias that holds how many of a row's experts compute.
+const HELD: &[(&str, &str)] = &[
+    ("model.mlp.identity_experts", "2"),
+    ("model.mlp.router.balance", r#""budget""#),
+    ("model.mlp.router.budget", "1.5"),
+];
 const HALF: (&str, &str) = ("model.router.alpha", "0.5");
 const RUNNING: &[(&str, &str)] = &[("model.router.causal", r#""running""#)];
 

@@ -24,6 +24,11 @@ pub enum Balance {
     /// A bias on the choice, moved after each step against the load (Wang et al., 2024, arXiv
     /// 2408.15664).
     LossFree,
+    /// The same bias for computing experts alone, moved after each step by how far the share of the
+    /// choices is from `budget / (k N)`: the mean number of the `N` computing experts that a row
+    /// takes becomes `budget`, and zero-computation experts take the rest (LongCat-Flash, 2025,
+    /// arXiv 2509.01322).
+    Budget,
     /// Loads are left to themselves.
     None,
 }
@@ -37,8 +42,13 @@ fn bias_name(site: RouterSite) -> String {
 }
 
 impl Balance {
+    /// Whether the choice has a bias.
+    fn is_biased(self) -> bool {
+        matches!(self, Self::LossFree | Self::Budget)
+    }
+
     pub(super) fn buffers(self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
-        if self != Self::LossFree {
+        if !self.is_biased() {
             return Vec::new();
         }
         let range = (f64::NEG_INFINITY, f64::INFINITY);
@@ -48,18 +58,33 @@ impl Balance {
     /// What is added to the scores of each expert before the largest are chosen.
     pub(super) fn bias(self, site: RouterSite, experts: usize, state: &RouterState) -> Vec<f32> {
         match state.get(&bias_name(site)) {
-            Some(bias) if self == Self::LossFree && bias.len() == experts => bias.to_vec(),
+            Some(bias) if self.is_biased() && bias.len() == experts => bias.to_vec(),
             _ => vec![0.0; experts],
         }
     }
 
-    /// Moves the bias of each expert by `by` against its load over the whole step.
-    pub(super) fn learn(self, site: RouterSite, loads: &[u64], by: f64, state: &mut RouterState) {
-        if self != Self::LossFree {
+    /// Moves the bias of each expert against its load over the whole step: by `by`, or of computing
+    /// experts by `by` times what their share of the choices lacks to `share`.
+    pub(super) fn learn(
+        self,
+        site: RouterSite,
+        loads: &[u64],
+        (by, computing, share): (f64, usize, f64),
+        state: &mut RouterState,
+    ) {
+        if !self.is_biased() {
             return;
         }
         let mut bias = self.bias(site, loads.len(), state);
-        let mean = loads.iter().sum::<u64>() as f64 / loads.len().max(1) as f64;
+        let all = loads.iter().sum::<u64>() as f64;
+        if self == Self::Budget {
+            for (bias, &load) in bias.iter_mut().zip(&loads[..computing.min(loads.len())]) {
+                *bias += (by * (share - load as f64 / all.max(1.0))) as f32;
+            }
+            state.set(&bias_name(site), bias);
+            return;
+        }
+        let mean = all / loads.len().max(1) as f64;
         for (bias, &load) in bias.iter_mut().zip(loads) {
             let difference = mean - load as f64;
             if difference != 0.0 {

@@ -5,7 +5,7 @@ use ops::column;
 use serde::{Deserialize, Serialize};
 
 use super::choice::Choices;
-use super::member::ExpertRouterSettings;
+use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, refuse};
 use crate::params::{RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
@@ -39,7 +39,8 @@ impl Default for Config {
 }
 
 impl ExpertRouterSettings for Config {
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+    fn check(&self, experts: ExpertCount) -> Result<(), ConfigError> {
+        let experts = experts.computing;
         if (1..=experts).contains(&self.top_k) {
             return Ok(());
         }
@@ -47,12 +48,12 @@ impl ExpertRouterSettings for Config {
         refuse("mlp.router.top_k", self.top_k, expected)
     }
 
-    fn taken(&self, _: usize) -> f64 {
+    fn taken(&self, _: ExpertCount) -> f64 {
         self.top_k as f64
     }
 
-    fn build(&self, place: RouterPlace, experts: usize, _: &mut Take) -> Box<dyn Router> {
-        Box::new(Hash { config: self.clone(), place, experts })
+    fn build(&self, place: RouterPlace, experts: ExpertCount, _: &mut Take) -> Box<dyn Router> {
+        Box::new(Hash { config: self.clone(), place, experts: experts.computing })
     }
 }
 

@@ -6,24 +6,51 @@ use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
 use crate::routers::{Router, RouterPlace, RouterState};
 use crate::sizes::Sizes;
 
+/// How many experts a layer has. A router numbers the computing ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertCount {
+    /// MLPs of the bank.
+    pub computing: usize,
+    /// Zero-computation experts behind them.
+    pub zero: usize,
+}
+
+impl ExpertCount {
+    /// All that a router chooses among.
+    pub fn all(self) -> usize {
+        self.computing + self.zero
+    }
+}
+
 /// What the settings of a router over experts answer: what it stores and learns, how many experts a
 /// row takes, and how it is built.
 pub trait ExpertRouterSettings {
     /// # Errors
-    /// The first setting that is impossible over `experts` experts.
-    fn check(&self, experts: usize) -> Result<(), ConfigError>;
+    /// The first setting that is impossible over `experts`.
+    fn check(&self, experts: ExpertCount) -> Result<(), ConfigError>;
 
-    /// What changes nothing over `experts` experts, or cannot learn. It is for recipes: checkpoints
-    /// may hold such settings.
+    /// What changes nothing over `experts`, or cannot learn. It is for recipes: checkpoints may
+    /// hold such settings.
     ///
     /// # Errors
     /// The first such setting.
-    fn check_effects(&self, _experts: usize) -> Result<(), ConfigError> {
+    fn check_effects(&self, _experts: ExpertCount) -> Result<(), ConfigError> {
         Ok(())
     }
 
-    /// How many of `experts` a row takes; the mean where rows take different numbers.
-    fn taken(&self, experts: usize) -> f64;
+    /// How many computing experts a row takes; the mean where rows take different numbers.
+    fn taken(&self, experts: ExpertCount) -> f64;
+
+    /// How many of all `experts` a row takes; the mean likewise.
+    fn chosen(&self, experts: ExpertCount) -> f64 {
+        self.taken(experts)
+    }
+
+    /// Whether it holds the mean number of computing experts, which zero-computation experts need:
+    /// nothing else says how many of a row's experts compute.
+    fn holds_budget(&self) -> bool {
+        false
+    }
 
     /// Whether training compares rows of a sequence, as generation cannot.
     fn compares_rows(&self) -> bool {
@@ -31,19 +58,26 @@ pub trait ExpertRouterSettings {
     }
 
     /// Its weights at `place`.
-    fn specs(&self, _sizes: &Sizes, _place: RouterPlace, _experts: usize) -> Vec<ParamSpec> {
+    fn specs(&self, _sizes: &Sizes, _place: RouterPlace, _experts: ExpertCount) -> Vec<ParamSpec> {
         Vec::new()
     }
 
     /// What it learns at `site` outside of gradients.
-    fn buffers(&self, _site: RouterSite, _experts: usize) -> Vec<BufferSpec> {
+    fn buffers(&self, _site: RouterSite, _experts: ExpertCount) -> Vec<BufferSpec> {
         Vec::new()
     }
 
     /// Learns from how many rows of a step each expert at `site` took.
-    fn after_step(&self, _site: RouterSite, _loads: &[u64], _state: &mut RouterState) {}
+    fn after_step(
+        &self,
+        _site: RouterSite,
+        _experts: ExpertCount,
+        _loads: &[u64],
+        _state: &mut RouterState,
+    ) {
+    }
 
     /// The router at `place` over its weights. Everything in [`ExpertRouterSettings::specs`] must
     /// be taken.
-    fn build(&self, place: RouterPlace, experts: usize, take: &mut Take) -> Box<dyn Router>;
+    fn build(&self, place: RouterPlace, experts: ExpertCount, take: &mut Take) -> Box<dyn Router>;
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::list::members;
 
 pub use balance::Balance;
-pub use member::ExpertRouterSettings;
+pub use member::{ExpertCount, ExpertRouterSettings};
 pub use room::RoomPriority;
 
 members! {

@@ -35,8 +35,10 @@ pub(super) struct Room {
     /// all.
     pub(super) capacity: f64,
     pub(super) priority: RoomPriority,
-    /// How many experts a row chooses.
-    pub(super) top_k: usize,
+    /// How many of the computing experts a row chooses, in the mean.
+    pub(super) taken: f64,
+    /// Experts that compute; those behind them have room for every row.
+    pub(super) computing: usize,
     pub(super) site: RouterSite,
 }
 
@@ -49,12 +51,9 @@ impl Room {
 
     /// # Errors
     /// A capacity that no load can reach, or an order where nobody is dropped.
-    pub(super) fn check_effects(
-        capacity: f64,
-        priority: RoomPriority,
-        (top_k, experts): (usize, usize),
-    ) -> Result<(), ConfigError> {
-        let never = experts as f64 / top_k.max(1) as f64;
+    pub(super) fn check_effects(self) -> Result<(), ConfigError> {
+        let Self { capacity, priority, .. } = self;
+        let never = self.computing as f64 / self.taken;
         if capacity >= never {
             let expected = format!(
                 "below {never}, with which an expert has room for every row, or 0, which says so"
@@ -76,8 +75,8 @@ impl Room {
     }
 
     /// `max(1, ceil(capacity k T / E))`: what an expert takes of a sequence of `rows` rows.
-    fn of(&self, rows: usize, experts: usize) -> usize {
-        let share = self.capacity * (self.top_k * rows) as f64 / experts as f64;
+    fn of(&self, rows: usize) -> usize {
+        let share = self.capacity * (self.taken * rows as f64) / self.computing as f64;
         (share.ceil() as usize).max(1)
     }
 
@@ -93,10 +92,10 @@ impl Room {
         let experts = bias.len();
         let ranks = ranks(choices, (scores, bias), call.rows.len());
         let before = self.order(choices, scores, experts, call, pass);
-        let mut served = vec![false; ranks.len()];
+        let mut served = vec![true; ranks.len()];
         for run in call.rows.sequences() {
-            let room = self.of(run.len(), experts);
-            for expert in 0..experts {
+            let room = self.of(run.len());
+            for expert in 0..self.computing {
                 let mut entries: Vec<usize> =
                     choices.range_of(expert).filter(|&i| run.contains(&choices.row(i))).collect();
                 entries.sort_by(|&a, &b| {
@@ -104,7 +103,7 @@ impl Room {
                         .then(before[a].total_cmp(&before[b]))
                         .then(choices.row(a).cmp(&choices.row(b)))
                 });
-                entries.into_iter().take(room).for_each(|i| served[i] = true);
+                entries.into_iter().skip(room).for_each(|i| served[i] = false);
             }
         }
         served
@@ -163,9 +162,11 @@ fn ranks(choices: &Choices, (scores, bias): (&[f32], &[f32]), rows: usize) -> Ve
     for chosen in &mut of_rows {
         chosen.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
-    let rank = |(row, expert): (u32, u32)| {
-        let chosen = &of_rows[row as usize];
-        chosen.iter().take_while(|(_, other)| *other != expert as usize).count()
-    };
-    choices.entries().map(rank).collect()
+    let mut ranks = Vec::new();
+    for (row, expert) in choices.entries() {
+        let before =
+            of_rows[row as usize].iter().take_while(|(_, other)| *other != expert as usize);
+        ranks.push(before.count());
+    }
+    ranks
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balance;
 use super::choice::Choices;
-use super::member::ExpertRouterSettings;
+use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::{ParamSpec, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
@@ -35,7 +35,8 @@ impl Default for Config {
 }
 
 impl ExpertRouterSettings for Config {
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+    fn check(&self, experts: ExpertCount) -> Result<(), ConfigError> {
+        let experts = experts.computing;
         if experts < TAKEN {
             let expected = "2 or more for router \"sparse_mixer\", which takes two of a row".into();
             return refuse("mlp.count", experts, expected);
@@ -44,15 +45,16 @@ impl ExpertRouterSettings for Config {
         at_least("mlp.router.pooled_weight", self.pooled_weight, 0.0)
     }
 
-    fn taken(&self, _: usize) -> f64 {
+    fn taken(&self, _: ExpertCount) -> f64 {
         TAKEN as f64
     }
 
-    fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: usize) -> Vec<ParamSpec> {
-        Network::Linear.specs(place, sizes, experts)
+    fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: ExpertCount) -> Vec<ParamSpec> {
+        Network::Linear.specs(place, sizes, experts.computing)
     }
 
-    fn build(&self, place: RouterPlace, experts: usize, take: &mut Take) -> Box<dyn Router> {
+    fn build(&self, place: RouterPlace, experts: ExpertCount, take: &mut Take) -> Box<dyn Router> {
+        let experts = experts.computing;
         let scorer = Network::Linear.build(place, take);
         Box::new(SparseMixer { config: self.clone(), place, experts, scorer })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balance::{self, Balance, shares};
 use super::choice::Choices;
-use super::member::ExpertRouterSettings;
+use super::member::{ExpertCount, ExpertRouterSettings};
 use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
@@ -74,6 +74,8 @@ pub struct Config {
     pub balance: Balance,
     /// Weight of the balance loss, or step of the bias.
     pub balance_weight: f64,
+    /// With `balance = "budget"`, how many computing experts a row takes in the mean.
+    pub budget: f64,
     /// Weight of a balance loss over all layers together; 0 for none.
     pub pooled_weight: f64,
     /// Weight of the squared log-sum-exp of the logits; 0 for none.
@@ -99,6 +101,7 @@ impl Default for Config {
             priority: RoomPriority::Position,
             balance: Balance::Sequence,
             balance_weight: 0.01,
+            budget: 0.0,
             pooled_weight: 0.0,
             z_weight: 0.0,
         }
@@ -106,7 +109,8 @@ impl Default for Config {
 }
 
 impl ExpertRouterSettings for Config {
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+    fn check(&self, counts: ExpertCount) -> Result<(), ConfigError> {
+        let experts = counts.all();
         if self.top_k == 0 || self.top_k > experts {
             let expected = format!("between 1 and {experts}, the number of experts");
             return refuse("mlp.router.top_k", self.top_k, expected);
@@ -124,6 +128,7 @@ impl ExpertRouterSettings for Config {
             );
             return refuse("mlp.router.top_groups", self.top_groups, expected);
         }
+        self.check_budget(counts)?;
         Room::check(self.capacity)?;
         at_least("mlp.router.scale", self.scale, 1e-6)?;
         at_least("mlp.router.least", self.least, 0.0)?;
@@ -133,7 +138,8 @@ impl ExpertRouterSettings for Config {
         at_least("mlp.router.z_weight", self.z_weight, 0.0)
     }
 
-    fn check_effects(&self, experts: usize) -> Result<(), ConfigError> {
+    fn check_effects(&self, counts: ExpertCount) -> Result<(), ConfigError> {
+        let experts = counts.all();
         if self.top_k == 1 && self.normalize && experts > 1 {
             let expected = "2 or more, or normalize = false: divided by itself, the score of a \
                             single expert is 1, and the router would learn nothing from the text";
@@ -148,7 +154,11 @@ impl ExpertRouterSettings for Config {
             let (field, found) = ("mlp.router.balance_weight", self.balance_weight);
             same(field, found, default.balance_weight, without)?;
         }
-        Room::check_effects(self.capacity, self.priority, (self.top_k, experts))?;
+        self.room(RouterSite::Depth, counts).check_effects()?;
+        if self.balance != Balance::Budget {
+            let without = "unless mlp.router.balance is \"budget\"";
+            same("mlp.router.budget", self.budget, 0.0, without)?;
+        }
         if self.groups == self.top_groups && self.group_score != default.group_score {
             let expected = "best_two where every group is chosen".into();
             return refuse("mlp.router.group_score", "best", expected);
@@ -156,15 +166,24 @@ impl ExpertRouterSettings for Config {
         Ok(())
     }
 
-    fn taken(&self, _: usize) -> f64 {
+    fn taken(&self, _: ExpertCount) -> f64 {
+        if self.balance == Balance::Budget { self.budget } else { self.top_k as f64 }
+    }
+
+    fn chosen(&self, _: ExpertCount) -> f64 {
         self.top_k as f64
+    }
+
+    fn holds_budget(&self) -> bool {
+        self.balance == Balance::Budget
     }
 
     fn compares_rows(&self) -> bool {
         self.capacity > 0.0
     }
 
-    fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: usize) -> Vec<ParamSpec> {
+    fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: ExpertCount) -> Vec<ParamSpec> {
+        let experts = experts.all();
         let mut table = self.network.specs(place, sizes, experts);
         if self.logit_bias {
             let place = place.of(BIAS);
@@ -173,18 +192,65 @@ impl ExpertRouterSettings for Config {
         table
     }
 
-    fn buffers(&self, site: RouterSite, experts: usize) -> Vec<BufferSpec> {
-        self.balance.buffers(site, experts)
+    fn buffers(&self, site: RouterSite, experts: ExpertCount) -> Vec<BufferSpec> {
+        self.balance.buffers(site, experts.all())
     }
 
-    fn after_step(&self, site: RouterSite, loads: &[u64], state: &mut RouterState) {
-        self.balance.learn(site, loads, self.balance_weight, state);
+    fn after_step(
+        &self,
+        site: RouterSite,
+        experts: ExpertCount,
+        loads: &[u64],
+        state: &mut RouterState,
+    ) {
+        let computing = experts.computing;
+        let share = self.budget / (self.top_k * computing) as f64;
+        self.balance.learn(site, loads, (self.balance_weight, computing, share), state);
     }
 
-    fn build(&self, place: RouterPlace, experts: usize, take: &mut Take) -> Box<dyn Router> {
+    fn build(&self, place: RouterPlace, experts: ExpertCount, take: &mut Take) -> Box<dyn Router> {
         let scorer = self.network.build(place, take);
         let bias = self.logit_bias.then(|| take.take(&place.of(BIAS)));
-        Box::new(TopK { config: self.clone(), site: place.site, experts, scorer, bias })
+        let (site, room) = (place.site, self.room(place.site, experts));
+        Box::new(TopK { config: self.clone(), site, experts: experts.all(), room, scorer, bias })
+    }
+}
+
+impl Config {
+    /// The room of each computing expert at `site`.
+    fn room(&self, site: RouterSite, experts: ExpertCount) -> Room {
+        let Self { capacity, priority, .. } = *self;
+        let (taken, computing) = (self.taken(experts), experts.computing);
+        Room { capacity, priority, taken, computing, site }
+    }
+
+    /// Refuses a budget that no bias can hold: of `top_k` experts at least `top_k - zero` compute.
+    fn check_budget(&self, experts: ExpertCount) -> Result<(), ConfigError> {
+        if self.balance != Balance::Budget {
+            return at_least("mlp.router.budget", self.budget, 0.0);
+        }
+        if experts.zero == 0 {
+            let expected = "\"sequence\", \"loss_free\" or \"none\" where every expert computes: a \
+                            budget needs mlp.identity_experts, mlp.zero_experts or \
+                            mlp.constant_experts";
+            return refuse("mlp.router.balance", "\"budget\"", expected.into());
+        }
+        let least = self.top_k.saturating_sub(experts.zero);
+        let most = self.top_k.min(experts.computing);
+        let (above, below) = (least as f64, most as f64);
+        if self.budget > 0.0 && self.budget >= above && self.budget <= below {
+            if self.groups > 1 {
+                let expected = "1 beside zero-computation experts".into();
+                return refuse("mlp.router.groups", self.groups, expected);
+            }
+            return Ok(());
+        }
+        let expected = format!(
+            "above 0 and from {least} to {most}: of the {} experts of a row at most {} do not \
+             compute",
+            self.top_k, experts.zero
+        );
+        refuse("mlp.router.budget", self.budget, expected)
     }
 }
 
@@ -197,6 +263,7 @@ struct TopK {
     config: Config,
     site: RouterSite,
     experts: usize,
+    room: Room,
     scorer: Scorer,
     bias: Option<Arc<Weight>>,
 }
@@ -227,9 +294,8 @@ impl Router for TopK {
             true => self.losses(z_te, &scores_te, &choices, call, pass),
             false => Vec::new(),
         };
-        let room = self.room();
-        let plan = if room.is_short(pass) {
-            let served = room.served(&choices, (&scores, &bias), call, pass);
+        let plan = if self.room.is_short(pass) {
+            let served = self.room.served(&choices, (&scores, &bias), call, pass);
             choices.plan_of(&served, weights, call.rows, pass.ops)
         } else {
             choices.plan(weights)
@@ -251,11 +317,6 @@ impl Router for TopK {
 const EPSILON: f32 = 1e-20;
 
 impl TopK {
-    fn room(&self) -> Room {
-        let Config { capacity, priority, top_k, .. } = self.config;
-        Room { capacity, priority, top_k, site: self.site }
-    }
-
     fn logits(&self, x_td: Tensor2, ops: Ops) -> Tensor2 {
         let mut z_te = self.scorer.forward(ops, x_td, 1.0);
         if let Some(bias) = &self.bias {

@@ -14,15 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
 use super::member::{Mlp, MlpSettings};
+use super::zero_experts::{CONSTANT_MIX, CONSTANTS, ZeroBank, ZeroExperts};
 use crate::attention;
 use crate::carry::Carry;
 use crate::context::LayerContext;
 use crate::error::{ConfigError, at_least, refuse, same};
-use crate::expert_routers::{ExpertRouterConfig, ExpertRouterSettings};
+use crate::expert_routers::{ExpertCount, ExpertRouterConfig, ExpertRouterSettings};
 use crate::linear::LinearBuilder;
 use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
-use crate::routers::{Router, RouterCall, RouterPlace, RouterState, StepRouting};
+use crate::routers::{Router, RouterCall, RouterPlace, RouterState, RoutingPlan, StepRouting};
 use crate::rows::Rows;
 use crate::sizes::Sizes;
 
@@ -49,6 +50,12 @@ pub struct Config {
     pub count: usize,
     /// Hidden width of each; 0 for `ffn`.
     pub width: usize,
+    /// Zero-computation experts beside them that write the row itself, as the MLP is given it.
+    pub identity_experts: usize,
+    /// Zero-computation experts that write nothing.
+    pub zero_experts: usize,
+    /// Zero-computation experts that write the row mixed with a learned vector.
+    pub constant_experts: usize,
     /// Hidden width of the expert that every row takes; 0 for none.
     pub shared: usize,
     /// Whether the shared expert's result is multiplied by a sigmoid of the row.
@@ -77,6 +84,9 @@ impl Default for Config {
         Self {
             count: 8,
             width: 0,
+            identity_experts: 0,
+            zero_experts: 0,
+            constant_experts: 0,
             shared: 0,
             shared_gate: false,
             dense_first: 0,
@@ -102,6 +112,16 @@ impl Config {
     /// Hidden width of an expert.
     pub fn width(&self, sizes: &Sizes) -> usize {
         if self.width == 0 { sizes.ffn } else { self.width }
+    }
+
+    /// All that the router chooses among.
+    pub fn experts(&self) -> ExpertCount {
+        ExpertCount { computing: self.count, zero: self.zero().all() }
+    }
+
+    fn zero(&self) -> ZeroExperts {
+        let Self { identity_experts, zero_experts, constant_experts, .. } = *self;
+        ZeroExperts { identity: identity_experts, zero: zero_experts, constant: constant_experts }
     }
 
     fn router(&self) -> &dyn ExpertRouterSettings {
@@ -144,6 +164,21 @@ impl MlpSettings for Config {
             let expected = format!("between 1 and {MOST}");
             return refuse("mlp.count", self.count, expected);
         }
+        let counts = [
+            ("mlp.identity_experts", self.identity_experts),
+            ("mlp.zero_experts", self.zero_experts),
+            ("mlp.constant_experts", self.constant_experts),
+        ];
+        for (field, found) in counts {
+            if found > MOST {
+                return refuse(field, found, format!("at most {MOST}"));
+            }
+            if found > 0 && !self.router().holds_budget() {
+                let expected = "0, or router \"top_k\" with balance = \"budget\": without it \
+                                nothing holds how many experts of a row compute";
+                return refuse(field, found, expected.into());
+            }
+        }
         for (field, found) in [("mlp.width", self.width), ("mlp.shared", self.shared)] {
             if found > 1 << 19 {
                 return refuse(field, found, format!("at most {}", 1 << 19));
@@ -181,7 +216,7 @@ impl MlpSettings for Config {
             let expected = "false where no layer is used twice".into();
             return refuse("mlp.own_routers", "true", expected);
         }
-        self.router().check(self.count)
+        self.router().check(self.experts())
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -194,6 +229,8 @@ impl MlpSettings for Config {
             EXPERTS_DOWN_BIAS,
             SHARED_GATE_UP,
             SHARED_DOWN,
+            CONSTANTS,
+            CONSTANT_MIX,
         ]
     }
 
@@ -203,7 +240,7 @@ impl MlpSettings for Config {
         }
         let (d, f, count) = (sizes.width, self.width(sizes), self.count);
         let bank = |part, shape| ParamSpec {
-            active: self.router().taken(count) / count as f64,
+            active: self.router().taken(self.experts()) / count as f64,
             ..ParamSpec::matrix(sizes, stored, part, shape)
         };
         let mut table =
@@ -221,6 +258,9 @@ impl MlpSettings for Config {
             table.push(matrix(SHARED_GATE_UP, (2 * self.shared, d)));
             table.push(matrix(SHARED_DOWN, (d, self.shared)));
         }
+        let (router, experts) = (self.router(), self.experts());
+        let others = router.chosen(experts) - router.taken(experts);
+        table.extend(self.zero().specs(sizes, stored, others));
         table
     }
 
@@ -232,15 +272,15 @@ impl MlpSettings for Config {
         }
         let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
         let products: f64 = self.specs(sizes, stored).iter().map(met).sum();
-        let entries = 2.0 * self.router().taken(self.count) * sizes.width as f64;
-        products / sizes.width as f64 + entries + 3.0 * self.count as f64
+        let entries = 2.0 * self.router().chosen(self.experts()) * sizes.width as f64;
+        products / sizes.width as f64 + entries + 3.0 * self.experts().all() as f64
     }
 
     fn check_effects(&self, _: &Sizes) -> Result<(), ConfigError> {
         if self.limit == 0.0 {
             same("mlp.alpha", self.alpha, Self::default().alpha, "where mlp.limit is 0")?;
         }
-        self.router().check_effects(self.count)
+        self.router().check_effects(self.experts())
     }
 
     fn by_layer(&self) -> Vec<String> {
@@ -270,6 +310,10 @@ impl MlpSettings for Config {
         parts
     }
 
+    fn computing_experts(&self) -> usize {
+        self.count
+    }
+
     fn compares_rows(&self) -> bool {
         self.router().compares_rows()
     }
@@ -278,7 +322,7 @@ impl MlpSettings for Config {
         let uses = uses(sizes).get(stored).copied().unwrap_or(0);
         let mut table = Vec::new();
         for place in self.places(stored, uses) {
-            table.extend(self.router().specs(sizes, place, self.count));
+            table.extend(self.router().specs(sizes, place, self.experts()));
         }
         if self.has_shared_gate(stored) {
             let (place, normal) = (Self::shared_gate(stored), Init::Normal(sizes.init_std));
@@ -289,13 +333,13 @@ impl MlpSettings for Config {
 
     fn buffers(&self, sizes: &Sizes) -> Vec<BufferSpec> {
         let stored = (0..uses(sizes).len()).filter(|&stored| self.reaches(stored));
-        let of = |stored| self.router().buffers(RouterSite::Layer(stored), self.count);
+        let of = |stored| self.router().buffers(RouterSite::Layer(stored), self.experts());
         stored.flat_map(of).collect()
     }
 
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
         for (&site, loads) in routed.experts {
-            self.router().after_step(site, loads, state);
+            self.router().after_step(site, self.experts(), loads, state);
         }
     }
 
@@ -320,11 +364,13 @@ impl MlpSettings for Config {
                 gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
                 down: linears.bank(EXPERTS_DOWN_BIAS, take),
             }),
+            count: self.count,
+            zero: self.zero().build(linears, take),
             clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
             shared,
             routers: places
                 .into_iter()
-                .map(|place| self.router().build(place, self.count, take))
+                .map(|place| self.router().build(place, self.experts(), take))
                 .collect(),
         })
     }
@@ -352,6 +398,10 @@ struct Biases {
 struct Experts {
     gate_up: Arc<Weight>,
     down: Arc<Weight>,
+    /// Experts of the banks.
+    count: usize,
+    /// What stands behind them.
+    zero: ZeroBank,
     biases: Option<Biases>,
     /// Limit and slope of the clamped product in place of SwiGLU.
     clamp: Option<(f32, f32)>,
@@ -402,7 +452,7 @@ impl Experts {
         &self,
         of: &Routed<'_>,
         h_td: Tensor2,
-        x_td: Tensor2,
+        mut x_td: Tensor2,
         carry: &Carry,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
@@ -416,10 +466,35 @@ impl Experts {
             carry,
         };
         let plan = of.router.route(&call, pass);
-        let ops = pass.ops;
-        let sizes: Arc<[usize]> = (0..plan.targets()).map(|e| plan.of(e).len()).collect();
-        let single = plan.weights.is_none() && plan.targets() == 1 && self.biases.is_none();
-        let x_ad = if single { h_td } else { ops.gather_rows(h_td, &plan.rows) };
+        let computing = plan.offsets[self.count] as usize;
+        if computing > 0 && computing == plan.rows.len() {
+            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass.ops);
+        } else if !plan.rows.is_empty() {
+            if computing > 0 {
+                let rows: Arc<[u32]> = plan.rows[..computing].into();
+                let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
+                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass.ops);
+            }
+            x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
+        }
+        for loss in plan.losses {
+            x_td = pass.attach(x_td, loss);
+        }
+        x_td
+    }
+
+    /// The stream with what computing experts write to it.
+    fn bank(
+        &self,
+        plan: &RoutingPlan,
+        (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
+        h_td: Tensor2,
+        x_td: Tensor2,
+        ops: Ops,
+    ) -> Tensor2 {
+        let sizes: Arc<[usize]> = (0..self.count).map(|e| plan.of(e).len()).collect();
+        let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
+        let x_ad = if single { h_td } else { ops.gather_rows(h_td, rows) };
         let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
         let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
         let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
@@ -427,20 +502,14 @@ impl Experts {
             Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
             None => ops.swiglu(y_an),
         };
-        let mut x_td = if single {
+        if single {
             // Written to the stream as a dense MLP does it.
-            ops.linear_add(y_af, &self.down, x_td)
-        } else {
-            let whole = || ops::column(vec![1.0; plan.rows.len()]);
-            let w_a1 = plan.weights.unwrap_or_else(whole);
-            let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
-            let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
-            ops.combine_rows(x_td, &plan.rows, y_ad, w_a1, Combine::Add)
-        };
-        for loss in plan.losses {
-            x_td = pass.attach(x_td, loss);
+            return ops.linear_add(y_af, &self.down, x_td);
         }
-        x_td
+        let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; rows.len()]));
+        let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+        let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
+        ops.combine_rows(x_td, rows, y_ad, w_a1, Combine::Add)
     }
 }
 

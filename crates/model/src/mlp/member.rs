@@ -55,6 +55,11 @@ pub trait MlpSettings {
         parts
     }
 
+    /// How many experts of a layer compute; 0 without experts.
+    fn computing_experts(&self) -> usize {
+        0
+    }
+
     /// Whether its routers compare rows of a sequence in passes that learn.
     fn compares_rows(&self) -> bool {
         false

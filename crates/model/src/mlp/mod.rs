@@ -7,6 +7,7 @@ mod blocks;
 pub mod dense;
 pub mod experts;
 mod member;
+mod zero_experts;
 
 use serde::{Deserialize, Serialize};
 
