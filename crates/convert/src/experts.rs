@@ -134,7 +134,10 @@ fn found(mlp: &experts::Config, config: &ModelConfig) -> Option<Experts> {
             balance_weight: router.pooled_weight,
             ..plain
         }),
-        ExpertRouterConfig::Hash(_) => None,
+        ExpertRouterConfig::TopP(_)
+        | ExpertRouterConfig::ExpertChoice(_)
+        | ExpertRouterConfig::Hash(_)
+        | ExpertRouterConfig::Random(_) => None,
     }
 }
 

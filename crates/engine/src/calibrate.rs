@@ -1,9 +1,9 @@
 //! From a trained router to a causal rule.
 
-use model::routers::ThresholdsFrom;
+use model::routers::{ThresholdsFrom, threshold_for};
 use model::{CausalThresholds, Causality, Model, RouterState, Rule};
 
-use crate::stats::{RoutingStats, threshold_for};
+use crate::stats::RoutingStats;
 use crate::{Batch, Scoring, score};
 
 /// The causal rule that the recipe of `model` asks for, made on held-out `batches`. Thresholds that

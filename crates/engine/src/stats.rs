@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use model::params::RouterSite;
+use model::routers::{ComparedScores, threshold_for};
 use model::{Choice, Probe, RoutingEvent};
 
 /// What happened at one recursion of expert-choice (or random) routing.
@@ -52,6 +53,8 @@ pub struct RoutingStats {
     pub expert_rows: u64,
     /// Choices that a target had no room for, by position (up to the last dropped one).
     pub dropped_at: Vec<u64>,
+    /// What the experts of layers compared that chose rows, by layer and use; kept with logits.
+    pub compared: BTreeMap<(RouterSite, usize), ComparedScores>,
     /// Losses beside the cross-entropy, each as its sum over passes.
     pub losses: Vec<LossSum>,
     /// Whether logits are kept.
@@ -169,18 +172,6 @@ impl RoutingStats {
     }
 }
 
-/// The value that `count` of `scores` reach, or `None` if all may pass.
-pub(crate) fn threshold_for(scores: &[f32], count: usize) -> Option<f32> {
-    if count >= scores.len() || scores.is_empty() {
-        return None;
-    }
-    let mut sorted = scores.to_vec();
-    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-    let &below = sorted.get(count.max(1))?;
-    let above = sorted[count.max(1) - 1];
-    Some(below + (above - below) / 2.0)
-}
-
 impl RoutingStats {
     fn go_on(&mut self, event: &RoutingEvent<'_>, kept: &[bool], best: Option<&[bool]>) {
         let recursion = event.recursion;
@@ -285,6 +276,10 @@ impl Probe for RoutingStats {
                     loads[dropped.target as usize] += 1;
                     self.dropped_at.resize(self.dropped_at.len().max(position + 1), 0);
                     self.dropped_at[position] += 1;
+                }
+                if plan.compared && self.keeps_logits {
+                    let at = (event.site, event.recursion);
+                    self.compared.entry(at).or_default().add(event.scores, plan);
                 }
                 self.expert_rows += event.candidates.len() as u64;
                 self.load(event.site, &loads);

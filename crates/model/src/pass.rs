@@ -50,6 +50,12 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Whether routers over experts may compare the rows of a sequence, or throw dice of the step:
+    /// where the pass learns, and not by the rule of generation.
+    pub(crate) fn compares_rows(&self) -> bool {
+        self.record && *self.rule == Rule::NonCausal
+    }
+
     /// `x` itself, whose backward pass adds the gradient of `weight * loss`. So losses made
     /// anywhere in the model join the backward pass without being handed through its layers; their
     /// values reach the probe. `x` must go on to the output of the pass.

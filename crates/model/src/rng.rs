@@ -16,6 +16,8 @@ pub enum Purpose {
     /// Who finds room at an expert; place = sequence and position, parts = layer, recursion and
     /// expert.
     Room = 5,
+    /// Experts by dice; place = sequence and position, parts = layer and use of it.
+    Experts = 6,
 }
 
 /// The stream of numbers at one address.

@@ -174,7 +174,14 @@ fn the_bias_moves_against_the_load() {
     let mut state = RouterState::default();
     let site = RouterSite::Layer(1);
     let experts = BTreeMap::from([(site, vec![10, 0, 4, 2])]);
-    let routed = StepRouting { step: 0, needed: &[], depths: &[], chosen: &[], experts: &experts };
+    let routed = StepRouting {
+        step: 0,
+        needed: &[],
+        depths: &[],
+        chosen: &[],
+        experts: &experts,
+        compared: &BTreeMap::new(),
+    };
     config.mlp.settings().after_step(&routed, &mut state);
     config.mlp.settings().after_step(&routed, &mut state);
     assert_eq!(state.get("experts.1.bias"), Some(&[-0.02, 0.02, 0.0, 0.02][..]));

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use common::{between_rows, fresh, name, variants};
 use model::cost::{Convention, forward_flops};
+use model::expert_routers::expert_choice::Config as ExpertChoice;
 use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
+use model::expert_routers::top_p::Config as TopP;
 use model::expert_routers::{Balance, RoomPriority};
 use model::mlp::experts::Config as Experts;
 use model::params::RouterSite;
@@ -172,6 +174,20 @@ fn further() -> Vec<ModelConfig> {
         let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::Cycle);
         all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
     }
+    for capacity in [0.5, 1.0, 2.3] {
+        let router = ExpertChoice { capacity, z_weight: 0.2, ..ExpertChoice::default() };
+        let router = ExpertRouterConfig::ExpertChoice(router);
+        let mlp = Experts { count: 5, width: 12, router, ..Experts::default() };
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+        all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+    }
+    for (p, limit) in [(0.3, 0), (1.0, 0), (0.9, 2)] {
+        let router = TopP { p, limit, entropy_weight: 0.2, z_weight: 0.1, ..TopP::default() };
+        let router = ExpertRouterConfig::TopP(router);
+        let mlp = Experts { count: 5, width: 12, router, ..Experts::default() };
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+        all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+    }
     for function in [ExpertFunction::Softmax, ExpertFunction::Sigmoid] {
         for (top_k, normalize, z_weight) in [(1, true, 0.3), (3, false, 0.0), (4, true, 0.0)] {
             let of = TopK { top_k, normalize, function, z_weight, scale: 0.7, ..TopK::default() };
@@ -248,8 +264,11 @@ fn costs_are_the_products_of_the_formulas() {
         let sees_others = config.kv != KvMode::RecursionWise && config.router.kind() != "fixed";
         // Nor is what training drops: generation drops nothing.
         let drops = json["mlp"]["router"]["capacity"].as_f64().unwrap_or(0.0) > 0.0;
-        // And how many of a row's experts compute is a mean that training holds.
-        let mean = json["mlp"]["router"]["balance"] == "budget";
+        // And how many of a row's experts compute is a mean that training holds, or differs from
+        // row to row.
+        let of_experts = &json["mlp"]["router"];
+        let differs = of_experts["kind"] == "top_p" || of_experts["kind"] == "expert_choice";
+        let mean = of_experts["balance"] == "budget" || differs;
         if json["router"]["sampling"] == "aux_router" || sees_others || drops || mean {
             continue;
         }
@@ -348,6 +367,7 @@ fn gradients_are_slopes_of_the_formulas() {
                 loss += of_experts("balance_weight") * mean("expert_balance");
                 loss += of_experts("z_weight") * mean("expert_z");
                 loss += of_experts("pooled_weight") * mean("expert_pooled");
+                loss += of_experts("entropy_weight") * mean("expert_entropy");
                 if json["router"]["balance"] == "loss" {
                     // The shares of rows are constants.
                     let scores = reference::RouterLosses {
@@ -389,6 +409,10 @@ fn expert_bias_of(config: &serde_json::Value) -> Vec<f64> {
     let zero = ["identity_experts", "zero_experts", "constant_experts"].map(number);
     let count = number("count") + zero.iter().sum::<u64>();
     let bias = |e| f64::from([0.05f32, 0.0, -0.1][e as usize % 3]);
+    if config["mlp"]["router"]["kind"] == "expert_choice" {
+        let threshold = |e| f64::from([0.25f32, 0.15, 0.2][e as usize % 3]);
+        return (0..count).map(threshold).collect();
+    }
     if is_biased { (0..count).map(bias).collect() } else { Vec::new() }
 }
 
@@ -397,8 +421,10 @@ fn by_formulas(all: Vec<ModelConfig>) -> Vec<ModelConfig> {
     let throws_dice = |mlp: &MlpConfig| match mlp {
         MlpConfig::Experts(mlp) => match &mlp.router {
             ExpertRouterConfig::TopK(router) => router.priority == RoomPriority::Random,
-            ExpertRouterConfig::SparseMixer(_) => false,
-            ExpertRouterConfig::Hash(_) => true,
+            ExpertRouterConfig::ExpertChoice(_)
+            | ExpertRouterConfig::SparseMixer(_)
+            | ExpertRouterConfig::TopP(_) => false,
+            ExpertRouterConfig::Hash(_) | ExpertRouterConfig::Random(_) => true,
         },
         MlpConfig::Dense(_) => false,
     };

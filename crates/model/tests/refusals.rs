@@ -259,6 +259,26 @@ fn experts_that_no_recipe_should_ask_for() {
         assert_eq!(field(config.check()), "nothing", "{change}");
         assert_eq!(field(config.check_effects()), refused, "{change}");
     }
+    for (router, refused) in [
+        (json!({ "kind": "top_p", "limit": 1 }), "mlp.router.limit"),
+        (json!({ "kind": "top_p", "limit": 4 }), "mlp.router.limit"),
+        (json!({ "kind": "top_p", "limit": 3 }), "nothing"),
+        (json!({ "kind": "expert_choice", "capacity": 8.0 }), "mlp.router.capacity"),
+        (json!({ "kind": "expert_choice", "capacity": 7.9 }), "nothing"),
+        (
+            json!({ "kind": "top_k", "equal_groups": true, "groups": 2, "top_groups": 2 }),
+            "mlp.router.top_groups",
+        ),
+        (
+            json!({ "kind": "top_k", "equal_groups": true, "groups": 2, "group_score": "best" }),
+            "mlp.router.group_score",
+        ),
+        (json!({ "kind": "top_k", "equal_groups": true, "groups": 2 }), "nothing"),
+    ] {
+        let config = of_experts(&json!({ "router": router }));
+        assert_eq!(field(config.check()), "nothing", "{router}");
+        assert_eq!(field(config.check_effects()), refused, "{router}");
+    }
     let one = json!({ "count": 1, "router": { "kind": "top_k", "top_k": 1 } });
     assert_eq!(field(of_experts(&one).check_effects()), "nothing");
 }
@@ -289,6 +309,12 @@ fn experts_that_cannot_be() {
         change["router"]["groups"] = json!(2);
         change
     };
+    let chooses = |name: &str, value: f64| {
+        let mut router = json!({ "kind": "expert_choice" });
+        router[name] = json!(value);
+        json!({ "router": router })
+    };
+    let entropy = |weight: f64| json!({ "router": { "kind": "top_p", "entropy_weight": weight } });
     let most = 1 << 19;
     for (change, refused) in [
         (json!({ "count": 0 }), "mlp.count"),
@@ -322,6 +348,19 @@ fn experts_that_cannot_be() {
         (budget(4, -1.0), "mlp.router.budget"),
         (top_k(json!({ "budget": -1.0 })), "mlp.router.budget"),
         (grouped(), "mlp.router.groups"),
+        (top_k(json!({ "equal_groups": true })), "mlp.router.groups"),
+        (top_k(json!({ "equal_groups": true, "groups": 4 })), "mlp.router.groups"),
+        (json!({ "router": { "kind": "top_p", "p": 0.0 } }), "mlp.router.p"),
+        (json!({ "router": { "kind": "top_p", "p": 1.01 } }), "mlp.router.p"),
+        (json!({ "router": { "kind": "top_p", "limit": 9 } }), "mlp.router.limit"),
+        (json!({ "router": { "kind": "top_p", "z_weight": -1.0 } }), "mlp.router.z_weight"),
+        (entropy(-1.0), "mlp.router.entropy_weight"),
+        (chooses("capacity", 0.0), "mlp.router.capacity"),
+        (chooses("capacity", 8.1), "mlp.router.capacity"),
+        (chooses("running_decay", 1.0), "mlp.router.running_decay"),
+        (chooses("z_weight", -1.0), "mlp.router.z_weight"),
+        (json!({ "router": { "kind": "random", "top_k": 0 } }), "mlp.router.top_k"),
+        (json!({ "router": { "kind": "random", "top_k": 9 } }), "mlp.router.top_k"),
         (json!({ "router": { "kind": "hash", "top_k": 0 } }), "mlp.router.top_k"),
         (json!({ "router": { "kind": "hash", "top_k": 9 } }), "mlp.router.top_k"),
     ] {
@@ -333,6 +372,8 @@ fn experts_that_cannot_be() {
         json!({ "own_routers": true }),
         top_k(json!({ "groups": 4, "top_groups": 2, "top_k": 4 })),
         top_k(json!({ "top_k": 8 })),
+        top_k(json!({ "equal_groups": true, "groups": 2, "top_k": 8 })),
+        json!({ "router": { "kind": "top_p", "p": 1.0, "limit": 8 } }),
         budget(4, 0.1),
         budget(4, 2.0),
         budget(1, 1.0),

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{between_rows, fixed, fresh, name, variants};
+use common::{between_rows, by_position, fixed, fresh, name, variants};
 use model::rng::{Purpose, Stream, name_place};
 use model::routers::expert_choice::{Config as Expert, Gating};
 use model::{
@@ -255,7 +255,7 @@ fn documents_of_a_window_do_not_meet() {
             name(&config)
         );
         // Rotary angles are relative: only the distance of rows matters, up to rounding.
-        if !matches!(config.router, RouterConfig::Random(_)) {
+        if !by_position(&config) {
             let moved = at_once(&model, &tokens[first..], &Rows::batch(1, LENGTH - first), &how);
             assert_eq!(moved.depth, all.depth[first..], "{}", name(&config));
             close(&moved.logits, &all.rows(first..LENGTH).logits, 1e-4, &name(&config));

@@ -155,7 +155,14 @@ fn the_bias_of_computing_experts_follows_the_budget() {
     });
     let mut state = RouterState::default();
     let loads = BTreeMap::from([(RouterSite::Layer(1), vec![10, 2, 5, 13])]);
-    let routed = StepRouting { step: 0, needed: &[], depths: &[], chosen: &[], experts: &loads };
+    let routed = StepRouting {
+        step: 0,
+        needed: &[],
+        depths: &[],
+        chosen: &[],
+        experts: &loads,
+        compared: &BTreeMap::new(),
+    };
     config.mlp.settings().after_step(&routed, &mut state);
     let bias = state.get("experts.1.bias").expect("learned");
     close(bias, &[0.4 * (0.25 - 1.0 / 3.0), 0.4 * (0.25 - 2.0 / 30.0), 0.0, 0.0], 1e-6, "bias");

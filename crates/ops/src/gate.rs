@@ -67,6 +67,17 @@ impl Ops {
         (lse.clone() * lse * weights).sum().reshape([1, 1])
     }
 
+    /// `sum_t weights[t] * H(softmax(z[t]))` in nats, as a 1 x 1 tensor: `H = logsumexp(z) - sum_i
+    /// p_i z_i`, which rows with one likely entry have low.
+    pub fn entropy_loss(self, z: Tensor2, weights_t: Vec<f32>) -> Tensor2 {
+        let rows = weights_t.len();
+        let weights = constant(weights_t, rows, 1, &z.device());
+        let z = z.clone() - z.max_dim(1).detach();
+        let lse = z.clone().exp().sum_dim(1).log();
+        let p = (z.clone() - lse.clone()).exp();
+        ((lse - (p * z).sum_dim(1)) * weights).sum().reshape([1, 1])
+    }
+
     /// `sum_ij x[i,j] * factors[i,j]` as a 1 x 1 tensor: linear loss terms such as load balance.
     pub fn weighted_sum(self, x: Tensor2, factors: Vec<f32>) -> Tensor2 {
         let [rows, columns] = x.dims();

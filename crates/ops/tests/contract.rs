@@ -285,6 +285,10 @@ fn routing(t: usize) -> Vec<Case> {
             o.pick_columns(x[0].clone(), &columns)
         }),
     ];
+    let entropies = each.clone();
+    cases.push(case("entropy_loss", vec![d.matrix(t, 4)], vec![], move |o, x, _| {
+        o.entropy_loss(x[0].clone(), entropies.clone())
+    }));
     for columns in [1, 3] {
         let each = each.clone();
         cases.push(case(

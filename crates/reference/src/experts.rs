@@ -11,6 +11,7 @@ pub(crate) struct Chosen {
     shares: Vec<f64>,
     rows: f64,
     z: f64,
+    entropy: f64,
 }
 
 /// The experts of a row, ascending, with their weights, and whether each has room for it.
@@ -131,7 +132,9 @@ impl Layers<'_> {
         for h in h {
             choices.push(self.choice(stored, recursion, &settings, h, &mut chosen));
         }
-        self.drop_choices(&settings.table("router"), settings.count("count"), &mut choices);
+        let (router, count) = (settings.table("router"), settings.count("count"));
+        self.choose_rows(&router, count, &mut choices);
+        self.drop_choices(&router, count, &mut choices);
         for ((h, row), choice) in h.iter().zip(rows).zip(&choices) {
             let y = self.experts(stored, recursion, &settings, h, choice);
             self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
@@ -222,23 +225,26 @@ impl Layers<'_> {
         let own =
             if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
         let mut z = self.times(&format!("layers.{stored}.router.{own}score"), h);
-        let mixes = router.text("kind") == "sparse_mixer";
-        if !mixes && router.flag("logit_bias") {
+        let kind = router.text("kind").to_owned();
+        let mixes = kind == "sparse_mixer";
+        if router.has("logit_bias", false) {
             add(&mut z, self.weight(&format!("layers.{stored}.router.{own}bias")).row(0));
         }
-        let cap = if mixes { 0.0 } else { router.number("soft_cap") };
+        let cap = router.value("soft_cap", 0.0);
         if cap > 0.0 {
             z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
         }
-        let scores: Vec<f64> = match mixes || router.text("function") == "softmax" {
+        let scores: Vec<f64> = match router.word("function", "softmax") == "softmax" {
             true => softmax(&z),
             false => z.iter().map(|z| sigmoid(*z)).collect(),
         };
-        let (taken, weights) = match mixes {
-            true => self.mixed(router.number("jitter"), &z),
-            false => self.weighed(&router, &scores),
+        let (taken, weights) = match kind.as_str() {
+            "sparse_mixer" => self.mixed(router.number("jitter"), &z),
+            "top_p" => self.likely(&router, &scores),
+            "expert_choice" => self.by_thresholds(&router, &scores),
+            _ => self.weighed(&router, &scores),
         };
-        self.pooled(&router, if mixes { 2 } else { router.count("top_k") }, &z);
+        self.pooled(&router, if mixes { 2 } else { router.value("top_k", 0.0) as usize }, &z);
         chosen.loads.resize(z.len(), 0.0);
         chosen.shares.resize(z.len(), 0.0);
         taken.iter().for_each(|&e| chosen.loads[e] += 1.0);
@@ -247,6 +253,7 @@ impl Layers<'_> {
         let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = z.iter().map(|z| (z - most).exp()).sum();
         chosen.z += (most + sum.ln()).powi(2);
+        chosen.entropy -= softmax(&z).iter().map(|p| p * p.ln()).sum::<f64>();
         chosen.rows += 1.0;
         let served = vec![true; taken.len()];
         Choice { taken, weights, served, scores }
@@ -256,7 +263,7 @@ impl Layers<'_> {
     /// ones, and among equal ranks by position or by the largest score of the row.
     fn drop_choices(&mut self, router: &Settings, experts: usize, choices: &mut [Choice]) {
         let capacity = router.value("capacity", 0.0);
-        if capacity == 0.0 || !self.drops {
+        if router.text("kind") != "top_k" || capacity == 0.0 || !self.compares {
             return;
         }
         let taken = match router.text("balance") {
@@ -322,6 +329,61 @@ impl Layers<'_> {
         (taken, weights)
     }
 
+    /// The most likely experts, until their probability exceeds `p` or there are enough.
+    fn likely(&mut self, router: &Settings, scores: &[f64]) -> (Vec<usize>, Vec<f64>) {
+        let limit = match router.count("limit") {
+            0 => scores.len(),
+            limit => limit,
+        };
+        for count in 1..=scores.len() {
+            let taken = largest(scores, count, &mut f64::INFINITY.clone());
+            let (sum, p) = (taken.iter().map(|&e| scores[e]).sum::<f64>(), router.number("p"));
+            if p < 1.0 {
+                self.margin = self.margin.min((sum - p).abs());
+            }
+            if (p < 1.0 && sum > p) || count == limit {
+                largest(scores, count, &mut self.margin);
+                let weights = taken.iter().map(|&e| scores[e]).collect();
+                return (taken, weights);
+            }
+        }
+        ((0..scores.len()).collect(), scores.to_vec())
+    }
+
+    /// The experts whose threshold a row reaches; without any, its best ones.
+    fn by_thresholds(&mut self, router: &Settings, scores: &[f64]) -> (Vec<usize>, Vec<f64>) {
+        let taken = if self.compares {
+            Vec::new()
+        } else if self.expert_bias.is_empty() {
+            let count = router.number("capacity").round().max(1.0) as usize;
+            largest(scores, count.min(scores.len()), &mut self.margin)
+        } else {
+            for (score, threshold) in scores.iter().zip(&self.expert_bias) {
+                self.margin = self.margin.min((score - threshold).abs());
+            }
+            (0..scores.len()).filter(|&e| scores[e] >= self.expert_bias[e]).collect()
+        };
+        let weights = taken.iter().map(|&e| scores[e]).collect();
+        (taken, weights)
+    }
+
+    /// In training each expert takes its best `floor(c T / E)` of the `T` rows.
+    fn choose_rows(&mut self, router: &Settings, experts: usize, choices: &mut [Choice]) {
+        if router.text("kind") != "expert_choice" || !self.compares {
+            return;
+        }
+        let share = router.number("capacity") * choices.len() as f64 / experts as f64;
+        let count = (share.floor() as usize).clamp(1, choices.len());
+        for e in 0..experts {
+            let of: Vec<f64> = choices.iter().map(|choice| choice.scores[e]).collect();
+            for row in largest(&of, count, &mut self.margin) {
+                choices[row].taken.push(e);
+                choices[row].weights.push(of[row]);
+                choices[row].served.push(true);
+            }
+        }
+    }
+
     /// The two largest, each weighted among the others that are near it.
     fn mixed(&mut self, jitter: f64, z: &[f64]) -> (Vec<usize>, Vec<f64>) {
         let first = largest(z, 1, &mut self.margin)[0];
@@ -337,7 +399,7 @@ impl Layers<'_> {
 
     /// A row more in the pool of all layers.
     fn pooled(&mut self, router: &Settings, top_k: usize, z: &[f64]) {
-        if router.number("pooled_weight") == 0.0 {
+        if router.value("pooled_weight", 0.0) == 0.0 {
             return;
         }
         let shares = softmax(z);
@@ -354,6 +416,14 @@ impl Layers<'_> {
         biased.iter_mut().zip(&self.expert_bias).for_each(|(s, b)| *s += b);
         let groups = router.count("groups");
         let size = scores.len() / groups;
+        if router.has("equal_groups", false) {
+            let mut taken = Vec::new();
+            for (g, group) in biased.chunks(size).enumerate() {
+                let best = largest(group, router.count("top_k") / groups, &mut self.margin);
+                taken.extend(best.into_iter().map(|e| g * size + e));
+            }
+            return taken;
+        }
         let mut best = Vec::new();
         for group in biased.chunks(size) {
             let mut sorted = group.to_vec();
@@ -372,16 +442,17 @@ impl Layers<'_> {
     /// scores; and the mean of `logsumexp(z)^2`.
     fn expert_losses(&mut self, settings: &Settings, chosen: &Chosen) {
         let router = settings.table("router");
-        if router.text("kind") != "top_k" {
+        *self.losses.entry("expert_z").or_default() += chosen.z / chosen.rows;
+        if !matches!(router.text("kind"), "top_k" | "top_p") {
             return;
         }
         let entries: f64 = chosen.loads.iter().sum();
         let terms = chosen.loads.iter().zip(&chosen.shares);
         let sum: f64 = terms.map(|(load, share)| load / entries * share / chosen.rows).sum();
-        if router.text("balance") == "sequence" {
+        if router.word("balance", "sequence") == "sequence" {
             *self.losses.entry("expert_balance").or_default() +=
                 settings.count("count") as f64 * sum;
         }
-        *self.losses.entry("expert_z").or_default() += chosen.z / chosen.rows;
+        *self.losses.entry("expert_entropy").or_default() += chosen.entropy / chosen.rows;
     }
 }

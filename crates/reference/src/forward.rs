@@ -41,7 +41,7 @@ pub struct Decision<'a> {
     pub die: &'a dyn Fn(usize, usize) -> f64,
     /// Token-choice's bias on the selection; empty for none.
     pub bias: &'a [f64],
-    /// The same of the experts of every layer.
+    /// The same of the experts of every layer; where experts choose rows, their thresholds.
     pub expert_bias: &'a [f64],
 }
 
@@ -70,7 +70,7 @@ pub fn forward(
 ) -> Found {
     let mut layers = Layers::new(config, weights);
     layers.expert_bias = decision.expert_bias.to_vec();
-    layers.drops = matches!(decision.decide, Decide::Training);
+    layers.compares = matches!(decision.decide, Decide::Training);
     let embed = layers.weight("embed");
     let multipliers = config.group("multipliers");
     let entry = multipliers.value("embedding", 1.0);

@@ -30,8 +30,8 @@ pub(crate) struct Layers<'a> {
     pub(crate) margin: f64,
     /// Added to the scores of experts for the choice alone.
     pub(crate) expert_bias: Vec<f64>,
-    /// Whether rows are compared, so that experts with little room drop some.
-    pub(crate) drops: bool,
+    /// Whether rows are compared, by experts that choose them or have not room for all.
+    pub(crate) compares: bool,
     /// Losses of the routers of layers, added up over the layers and their uses.
     pub(crate) losses: BTreeMap<&'static str, f64>,
     /// What experts of all layers took.
@@ -48,7 +48,7 @@ impl<'a> Layers<'a> {
             products: 0,
             margin: f64::INFINITY,
             expert_bias: Vec::new(),
-            drops: false,
+            compares: false,
             losses: BTreeMap::new(),
             pool: Pool::default(),
         }

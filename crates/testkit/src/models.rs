@@ -1,7 +1,9 @@
 //! Small models: every router, layout, way of keeping keys and values, and adapter.
 
 use model::adapters::{Relaxation, dora, lora, mola};
-use model::expert_routers::{Balance as ExpertBalance, RoomPriority, hash, sparse_mixer, top_k};
+use model::expert_routers::{
+    Balance as ExpertBalance, RoomPriority, expert_choice, hash, random, sparse_mixer, top_k, top_p,
+};
 use model::mlp::{dense, experts};
 use model::rng::{Purpose, Stream, name_place};
 use model::rotary::{Linear, Llama3, RotaryScaling, Yarn};
@@ -143,9 +145,45 @@ pub fn mlps() -> Vec<MlpConfig> {
             ..experts::Config::default()
         }),
     ]);
-    all.extend(short_of_room(&default));
-    all.push(with_zero_experts(default));
+    all.extend(further_experts(default));
     all
+}
+
+/// Experts that training or some rows leave out, and those of other routers.
+fn further_experts(default: top_k::Config) -> Vec<MlpConfig> {
+    let mut all = short_of_room(&default).to_vec();
+    all.push(with_zero_experts(default.clone()));
+    all.extend(of_other_routers(default));
+    all
+}
+
+/// Sets of different sizes, experts that choose rows, dice, and exactly equal loads of groups.
+fn of_other_routers(default: top_k::Config) -> [MlpConfig; 4] {
+    let by_experts =
+        expert_choice::Config { capacity: 1.5, z_weight: 0.1, ..expert_choice::Config::default() };
+    let by_need = top_p::Config {
+        p: 0.5,
+        limit: 3,
+        entropy_weight: 0.1,
+        z_weight: 0.1,
+        ..top_p::Config::default()
+    };
+    let by_groups = top_k::Config {
+        top_k: 4,
+        groups: 2,
+        equal_groups: true,
+        balance: ExpertBalance::LossFree,
+        ..default
+    };
+    [
+        ExpertRouterConfig::TopP(by_need),
+        ExpertRouterConfig::ExpertChoice(by_experts),
+        ExpertRouterConfig::Random(random::Config::default()),
+        ExpertRouterConfig::TopK(by_groups),
+    ]
+    .map(|router| {
+        MlpConfig::Experts(experts::Config { count: 6, width: 16, router, ..Default::default() })
+    })
 }
 
 /// Experts of every kind that computes nothing beside some that do.

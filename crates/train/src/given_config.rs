@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Fields that came after version 0.1. A checkpoint without them was written before, and their
 /// defaults are what that version computed. A new field of the model belongs here.
-const LATER: [&str; 22] = [
+const LATER: [&str; 23] = [
     "model.attention",
     "model.rotary",
     "model.norms",
@@ -22,6 +22,7 @@ const LATER: [&str; 22] = [
     "model.mlp.limit",
     "model.mlp.router.budget",
     "model.mlp.router.capacity",
+    "model.mlp.router.equal_groups",
     "model.mlp.router.least",
     "model.mlp.router.logit_bias",
     "model.mlp.router.pooled_weight",

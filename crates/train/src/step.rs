@@ -250,8 +250,8 @@ impl Trainer {
             return Vec::new();
         }
         let mut stats = RoutingStats::default();
-        // Experts without room for all rows drop in passes that learn what they drop here.
-        let record = self.model.config().mlp.settings().compares_rows();
+        // Routers over experts may decide otherwise where nothing is learned.
+        let record = self.model.config().mlp.settings().trains_otherwise();
         let mut place = 0;
         for batch in batches {
             let sequences = batch.rows.sequences().len();
@@ -317,7 +317,8 @@ impl Trainer {
         let (chosen, experts) = (&stats.depths, &stats.loads);
         // The step that is being finished has been counted already.
         let step = self.step - 1;
-        let routed = StepRouting { step, needed: &needed, depths, chosen, experts };
+        let (needed, compared) = (&needed, &stats.compared);
+        let routed = StepRouting { step, needed, depths, chosen, experts, compared };
         let config = self.model.config();
         config.router.settings().after_step(&routed, &mut self.router);
         config.mlp.settings().after_step(&routed, &mut self.router);

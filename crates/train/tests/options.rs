@@ -37,6 +37,7 @@ const WINDOW: (&str, &str) = ("model.attention.window", "3");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
 const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
 const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
+const PAIR: (&str, &str) = ("model.mlp.router.groups", "2");
 const ROOM: (&str, &str) = ("model.mlp.router.capacity", "0.5");
 const EIGHT: (&str, &str) = ("model.layers", "8");
 const EVERY: (&str, &str) = ("checkpoint.every", "1");
@@ -120,6 +121,7 @@ const TABLE: &[Line] = &[
     ("model.mlp.router(top_k).least", &[], "0.9", Changes),
     ("model.mlp.router(top_k).scale", &[], "2.0", Changes),
     ("model.mlp.router(top_k).groups", &[], "4", Changes),
+    ("model.mlp.router(top_k).equal_groups", &[PAIR], "true", Changes),
     ("model.mlp.router(top_k).top_groups", &[GROUPS], "2", Changes),
     ("model.mlp.router(top_k).group_score", &[GROUPS], r#""best""#, Changes),
     ("model.mlp.router(top_k).capacity", &[], "0.5", Changes),
@@ -129,6 +131,17 @@ const TABLE: &[Line] = &[
     ("model.mlp.router(top_k).budget", HELD, "0.5", Changes),
     ("model.mlp.router(top_k).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(top_k).z_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_p).p", &[], "0.8", Changes),
+    ("model.mlp.router(top_p).limit", &[], "2", Changes),
+    ("model.mlp.router(top_p).network", &[], r#""mlp""#, Changes),
+    ("model.mlp.router(top_p).balance_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_p).entropy_weight", &[], "0.5", Changes),
+    ("model.mlp.router(top_p).z_weight", &[], "0.5", Changes),
+    ("model.mlp.router(expert_choice).capacity", &[], "3.0", Changes),
+    ("model.mlp.router(expert_choice).network", &[], r#""mlp""#, Changes),
+    ("model.mlp.router(expert_choice).running_decay", &[], "0.5", Changes),
+    ("model.mlp.router(expert_choice).z_weight", &[], "0.5", Changes),
+    ("model.mlp.router(random).top_k", &[], "1", Changes),
     ("model.mlp.router(sparse_mixer).jitter", &[], "0.5", Changes),
     ("model.mlp.router(sparse_mixer).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(hash).top_k", &[], "1", Changes),

@@ -150,6 +150,25 @@ pub(super) fn pooled(
     Some(AuxLoss { name: "expert_pooled", value_11, weight })
 }
 
+/// For each row its part in a mean over the rows of its sequence, then over the sequences of the
+/// step.
+pub(super) fn mean_weights(rows: &Rows, pass: &Pass<'_>) -> Vec<f32> {
+    let mut each = vec![0.0; rows.len()];
+    for run in rows.sequences() {
+        let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
+        each[run].fill(weight as f32);
+    }
+    each
+}
+
+/// The mean of `logsumexp(z)^2` with its weight, if it has one.
+pub(super) fn z_loss(z_te: Tensor2, rows: &Rows, weight: f32, pass: &Pass<'_>) -> Option<AuxLoss> {
+    (weight > 0.0).then(|| {
+        let value_11 = pass.ops.z_loss(z_te, mean_weights(rows, pass));
+        AuxLoss { name: "expert_z", value_11, weight }
+    })
+}
+
 /// Each score as a share of its row's sum, `[t e, 1]`, row by row.
 pub(super) fn shares(ops: Ops, scores_te: Tensor2) -> Tensor2 {
     let [rows, experts] = scores_te.dims();

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use ops::{ChosenWeights, Ops, Tensor2};
 
 use crate::carry::Carry;
+use crate::params::RouterSite;
+use crate::rng::Stream;
 use crate::routers::{Dropped, RoutingPlan};
 use crate::rows::Rows;
 
@@ -71,6 +73,7 @@ impl Choices {
             rows: self.rows,
             weights,
             dropped: Vec::new(),
+            compared: false,
             carry: Carry::default(),
             losses: Vec::new(),
         }
@@ -105,7 +108,28 @@ impl Choices {
         let weights = weights.unwrap_or_else(|| ops::column(vec![1.0; self.rows.len()]));
         let weights = Some(ops.gather_rows(weights, &places.into()));
         let (carry, losses) = (Carry::default(), Vec::new());
-        RoutingPlan { offsets, rows: rows.into(), weights, dropped, carry, losses }
+        let rows = rows.into();
+        RoutingPlan { offsets, rows, weights, dropped, compared: false, carry, losses }
+    }
+}
+
+/// Whether each of `experts` is among `k` drawn without putting back: each set is as likely as any
+/// other.
+pub(super) fn drawn(mut dice: Stream, experts: usize, k: usize) -> Vec<bool> {
+    let mut left: Vec<usize> = (0..experts).collect();
+    let mut chosen = vec![false; experts];
+    for _ in 0..k {
+        let at = (dice.uniform() * left.len() as f64) as usize;
+        chosen[left.swap_remove(at)] = true;
+    }
+    chosen
+}
+
+/// The number of a layer for addresses of dice.
+pub(super) fn layer_number(site: RouterSite) -> u64 {
+    match site {
+        RouterSite::Depth => 0,
+        RouterSite::Layer(stored) => 1 + stored as u64,
     }
 }
 

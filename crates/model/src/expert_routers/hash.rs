@@ -4,10 +4,10 @@
 use ops::column;
 use serde::{Deserialize, Serialize};
 
-use super::choice::Choices;
+use super::choice::{Choices, drawn, layer_number};
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, refuse};
-use crate::params::{RouterSite, Take};
+use crate::params::Take;
 use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
@@ -66,26 +66,15 @@ struct Hash {
 }
 
 impl Hash {
-    /// Draws without putting back, so that each set of experts is as likely as any other.
     fn chosen(&self, token: u32, position: u32) -> Vec<bool> {
         let position = match self.config.of {
             Of::Token => 0,
             Of::TokenAndPosition => 1 + u64::from(position),
         };
-        let layer = match self.place.site {
-            RouterSite::Depth => 0,
-            RouterSite::Layer(stored) => 1 + stored as u64,
-        };
         let recursion = self.place.recursion.map_or(0, |r| 1 + r as u64);
-        let place = u64::from(token) << 32 | position;
-        let mut stream = Stream::at(layer, Purpose::Router, u64::MAX, place).part(recursion);
-        let mut left: Vec<usize> = (0..self.experts).collect();
-        let mut chosen = vec![false; self.experts];
-        for _ in 0..self.config.top_k {
-            let at = (stream.uniform() * left.len() as f64) as usize;
-            chosen[left.swap_remove(at)] = true;
-        }
-        chosen
+        let (layer, place) = (layer_number(self.place.site), u64::from(token) << 32 | position);
+        let dice = Stream::at(layer, Purpose::Router, u64::MAX, place).part(recursion);
+        drawn(dice, self.experts, self.config.top_k)
     }
 }
 

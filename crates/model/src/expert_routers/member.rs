@@ -1,9 +1,11 @@
 //! What a router over experts is: what its settings answer. What runs is a
 //! [`Router`], with one target for each expert.
 
+use std::collections::BTreeMap;
+
 use crate::error::ConfigError;
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
-use crate::routers::{Router, RouterPlace, RouterState};
+use crate::routers::{ComparedScores, Router, RouterPlace, RouterState};
 use crate::sizes::Sizes;
 
 /// How many experts a layer has. A router numbers the computing ones first.
@@ -20,6 +22,16 @@ impl ExpertCount {
     pub fn all(self) -> usize {
         self.computing + self.zero
     }
+}
+
+/// What the rows of an optimizer step did at one stored layer.
+#[derive(Clone, Debug)]
+pub struct LayerRouting<'a> {
+    /// Rows by expert, over all uses.
+    pub loads: &'a [u64],
+    /// What experts compared that chose rows, by the recursion of the router, as in
+    /// [`RouterPlace`].
+    pub compared: BTreeMap<Option<usize>, ComparedScores>,
 }
 
 /// What the settings of a router over experts answer: what it stores and learns, how many experts a
@@ -52,8 +64,8 @@ pub trait ExpertRouterSettings {
         false
     }
 
-    /// Whether training compares rows of a sequence, as generation cannot.
-    fn compares_rows(&self) -> bool {
+    /// Whether it decides otherwise in passes that learn than in others.
+    fn trains_otherwise(&self) -> bool {
         false
     }
 
@@ -62,17 +74,22 @@ pub trait ExpertRouterSettings {
         Vec::new()
     }
 
-    /// What it learns at `site` outside of gradients.
-    fn buffers(&self, _site: RouterSite, _experts: ExpertCount) -> Vec<BufferSpec> {
+    /// What it learns outside of gradients at `site`, whose layer has routers at these `places`.
+    fn buffers(
+        &self,
+        _site: RouterSite,
+        _experts: ExpertCount,
+        _places: &[RouterPlace],
+    ) -> Vec<BufferSpec> {
         Vec::new()
     }
 
-    /// Learns from how many rows of a step each expert at `site` took.
+    /// Learns from what the rows of a step did at `site`.
     fn after_step(
         &self,
         _site: RouterSite,
         _experts: ExpertCount,
-        _loads: &[u64],
+        _did: &LayerRouting<'_>,
         _state: &mut RouterState,
     ) {
     }

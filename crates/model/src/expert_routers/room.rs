@@ -4,12 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::Choices;
+use super::choice::{Choices, layer_number};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::RouterSite;
 use crate::pass::Pass;
 use crate::rng::{Purpose, Stream};
-use crate::routers::{RouterCall, Rule};
+use crate::routers::RouterCall;
 use crate::rows::Rows;
 
 /// In which order rows find room at an expert. First choices of all rows come before all second
@@ -68,10 +68,9 @@ impl Room {
         Ok(())
     }
 
-    /// Whether rows are dropped in a pass like this: one that learns, by the rule that compares
-    /// rows.
+    /// Whether rows are dropped in a pass like this.
     pub(super) fn is_short(&self, pass: &Pass<'_>) -> bool {
-        self.capacity > 0.0 && pass.record && *pass.rule == Rule::NonCausal
+        self.capacity > 0.0 && pass.compares_rows()
     }
 
     /// `max(1, ceil(capacity k T / E))`: what an expert takes of a sequence of `rows` rows.
@@ -140,10 +139,7 @@ impl Room {
         let (rows, i): (&Rows, usize) = (call.rows, row as usize);
         let sequence = pass.address.place + u64::from(rows.sequence[i]);
         let place = sequence << 32 | u64::from(rows.position[i]);
-        let layer = match self.site {
-            RouterSite::Depth => 0,
-            RouterSite::Layer(stored) => 1 + stored as u64,
-        };
+        let layer = layer_number(self.site);
         let seed = rows.seed(i, pass.address.seed);
         let stream = Stream::at(seed, Purpose::Room, pass.address.step, place);
         stream.part(layer).part(call.recursion as u64).part(u64::from(expert)).uniform()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balance::{self, Balance, shares};
 use super::choice::Choices;
-use super::member::{ExpertCount, ExpertRouterSettings};
+use super::member::{ExpertCount, ExpertRouterSettings, LayerRouting};
 use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
@@ -61,6 +61,8 @@ pub struct Config {
     pub scale: f64,
     /// Equal groups of neighbouring experts.
     pub groups: usize,
+    /// Whether a row takes as many experts of each group, so that groups have exactly equal loads.
+    pub equal_groups: bool,
     /// How many groups a row chooses among.
     pub top_groups: usize,
     /// What a group counts.
@@ -95,6 +97,7 @@ impl Default for Config {
             least: 0.0,
             scale: 1.0,
             groups: 1,
+            equal_groups: false,
             top_groups: 1,
             group_score: GroupScore::BestTwo,
             capacity: 0.0,
@@ -120,7 +123,15 @@ impl ExpertRouterSettings for Config {
             return refuse("mlp.router.groups", self.groups, expected);
         }
         let group = experts / self.groups;
-        let least = self.top_k.div_ceil(group);
+        if self.equal_groups && (self.groups < 2 || !self.top_k.is_multiple_of(self.groups)) {
+            let expected = format!(
+                "2 or more groups of which {}, mlp.router.top_k, is a multiple, or equal_groups = \
+                 false",
+                self.top_k
+            );
+            return refuse("mlp.router.groups", self.groups, expected);
+        }
+        let least = if self.equal_groups { 1 } else { self.top_k.div_ceil(group) };
         if self.top_groups < least || self.top_groups > self.groups {
             let expected = format!(
                 "between {least} and {}: top_k = {} experts out of groups of {group}",
@@ -159,7 +170,12 @@ impl ExpertRouterSettings for Config {
             let without = "unless mlp.router.balance is \"budget\"";
             same("mlp.router.budget", self.budget, 0.0, without)?;
         }
-        if self.groups == self.top_groups && self.group_score != default.group_score {
+        if self.equal_groups && self.top_groups != default.top_groups {
+            let expected = "1 with equal_groups, where every group is chosen among".into();
+            return refuse("mlp.router.top_groups", self.top_groups, expected);
+        }
+        let compares_groups = !self.equal_groups && self.groups != self.top_groups;
+        if !compares_groups && self.group_score != default.group_score {
             let expected = "best_two where every group is chosen".into();
             return refuse("mlp.router.group_score", "best", expected);
         }
@@ -178,7 +194,7 @@ impl ExpertRouterSettings for Config {
         self.balance == Balance::Budget
     }
 
-    fn compares_rows(&self) -> bool {
+    fn trains_otherwise(&self) -> bool {
         self.capacity > 0.0
     }
 
@@ -192,7 +208,12 @@ impl ExpertRouterSettings for Config {
         table
     }
 
-    fn buffers(&self, site: RouterSite, experts: ExpertCount) -> Vec<BufferSpec> {
+    fn buffers(
+        &self,
+        site: RouterSite,
+        experts: ExpertCount,
+        _: &[RouterPlace],
+    ) -> Vec<BufferSpec> {
         self.balance.buffers(site, experts.all())
     }
 
@@ -200,12 +221,12 @@ impl ExpertRouterSettings for Config {
         &self,
         site: RouterSite,
         experts: ExpertCount,
-        loads: &[u64],
+        did: &LayerRouting<'_>,
         state: &mut RouterState,
     ) {
         let computing = experts.computing;
         let share = self.budget / (self.top_k * computing) as f64;
-        self.balance.learn(site, loads, (self.balance_weight, computing, share), state);
+        self.balance.learn(site, did.loads, (self.balance_weight, computing, share), state);
     }
 
     fn build(&self, place: RouterPlace, experts: ExpertCount, take: &mut Take) -> Box<dyn Router> {
@@ -331,6 +352,11 @@ impl TopK {
     /// Whether a row with these scores takes each expert.
     fn chosen(&self, scores: &[f32], bias: &[f32]) -> Vec<bool> {
         let mut biased: Vec<f32> = scores.iter().zip(bias).map(|(s, b)| s + b).collect();
+        if self.config.equal_groups {
+            let groups = biased.chunks_exact(self.experts / self.config.groups);
+            let each = self.config.top_k / self.config.groups;
+            return groups.flat_map(|group| top_k(group, each)).collect();
+        }
         if self.config.top_groups < self.config.groups {
             let size = self.experts / self.config.groups;
             let of_groups = biased.chunks_exact(size).map(|group| self.group_score(group));
@@ -378,15 +404,7 @@ impl TopK {
         let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
         let pooled = (self.site, self.config.top_k, self.config.pooled_weight as f32);
         losses.extend(balance::pooled(&z_te, pooled, call, pass));
-        if z > 0.0 {
-            let mut each = vec![0.0; call.rows.len()];
-            for run in call.rows.sequences() {
-                let weight = 1.0 / (run.len() as f64 * pass.sequences as f64);
-                each[run].fill(weight as f32);
-            }
-            let value_11 = pass.ops.z_loss(z_te, each);
-            losses.push(AuxLoss { name: "expert_z", value_11, weight: z });
-        }
+        losses.extend(balance::z_loss(z_te, call.rows, z, pass));
         losses
     }
 }

@@ -19,11 +19,13 @@ use crate::attention;
 use crate::carry::Carry;
 use crate::context::LayerContext;
 use crate::error::{ConfigError, at_least, refuse, same};
-use crate::expert_routers::{ExpertCount, ExpertRouterConfig, ExpertRouterSettings};
+use crate::expert_routers::{ExpertCount, ExpertRouterConfig, ExpertRouterSettings, LayerRouting};
 use crate::linear::LinearBuilder;
 use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
-use crate::routers::{Router, RouterCall, RouterPlace, RouterState, RoutingPlan, StepRouting};
+use crate::routers::{
+    ComparedScores, Router, RouterCall, RouterPlace, RouterState, RoutingPlan, StepRouting,
+};
 use crate::rows::Rows;
 use crate::sizes::Sizes;
 
@@ -314,8 +316,8 @@ impl MlpSettings for Config {
         self.count
     }
 
-    fn compares_rows(&self) -> bool {
-        self.router().compares_rows()
+    fn trains_otherwise(&self) -> bool {
+        self.router().trains_otherwise()
     }
 
     fn routers(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
@@ -332,14 +334,26 @@ impl MlpSettings for Config {
     }
 
     fn buffers(&self, sizes: &Sizes) -> Vec<BufferSpec> {
-        let stored = (0..uses(sizes).len()).filter(|&stored| self.reaches(stored));
-        let of = |stored| self.router().buffers(RouterSite::Layer(stored), self.experts());
-        stored.flat_map(of).collect()
+        let (uses, mut buffers) = (uses(sizes), Vec::new());
+        for stored in (0..uses.len()).filter(|&stored| self.reaches(stored)) {
+            let (site, places) = (RouterSite::Layer(stored), self.places(stored, uses[stored]));
+            buffers.extend(self.router().buffers(site, self.experts(), &places));
+        }
+        buffers
     }
 
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
         for (&site, loads) in routed.experts {
-            self.router().after_step(site, self.experts(), loads, state);
+            // One router for all uses has what they compared together.
+            let mut compared: BTreeMap<_, ComparedScores> = BTreeMap::new();
+            for ((at, recursion), of_use) in routed.compared {
+                if *at == site {
+                    let router = self.own_routers.then_some(*recursion);
+                    compared.entry(router).or_default().append(of_use);
+                }
+            }
+            let did = LayerRouting { loads, compared };
+            self.router().after_step(site, self.experts(), &did, state);
         }
     }
 

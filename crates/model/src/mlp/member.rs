@@ -60,8 +60,8 @@ pub trait MlpSettings {
         0
     }
 
-    /// Whether its routers compare rows of a sequence in passes that learn.
-    fn compares_rows(&self) -> bool {
+    /// Whether its routers decide otherwise in passes that learn than in others.
+    fn trains_otherwise(&self) -> bool {
         false
     }
 

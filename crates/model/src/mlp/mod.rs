@@ -25,6 +25,7 @@ pub const AFTER_NORM: Part = Part::new("ffn_after_norm");
 
 members! {
     /// The list of MLPs.
+    #[expect(clippy::large_enum_variant, reason = "a model has one, and few are made")]
     pub enum MlpConfig: MlpSettings {
         /// A gated MLP: `down(f(gate(h)) * up(h))` of width `ffn`, f mostly SiLU.
         Dense(dense::Config) = "dense",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ops::Combine;
 
-use super::plan::{Joins, RouterCall, RoutingPlan};
+use super::plan::{ComparedScores, Joins, RouterCall, RoutingPlan};
 use super::rule::{CausalThresholds, Causality, Rule};
 use super::state::RouterState;
 use crate::error::ConfigError;
@@ -120,6 +120,8 @@ pub struct StepRouting<'a> {
     pub chosen: &'a [u64],
     /// Rows by target for the routers of layers.
     pub experts: &'a BTreeMap<RouterSite, Vec<u64>>,
+    /// What the experts of layers compared that chose rows, by layer and use.
+    pub compared: &'a BTreeMap<(RouterSite, usize), ComparedScores>,
 }
 
 /// A router over its weights.

@@ -20,7 +20,7 @@ use crate::list::members;
 
 pub use capacity::default_capacities;
 pub use member::{Router, RouterSettings, StepRouting};
-pub use plan::{AuxLoss, Dropped, Joins, RouterCall, RoutingPlan};
+pub use plan::{AuxLoss, ComparedScores, Dropped, Joins, RouterCall, RoutingPlan, threshold_for};
 pub use rule::{CausalThresholds, Causality, Rule, ThresholdsFrom};
 pub use scorer::{Network, RouterPlace};
 pub use state::RouterState;

@@ -40,6 +40,8 @@ pub struct RoutingPlan {
     pub weights: Option<Tensor2>,
     /// Choices that a target had no room for, target by target.
     pub dropped: Vec<Dropped>,
+    /// Whether targets chose by comparing the rows of a sequence.
+    pub compared: bool,
     /// What the candidates keep for later steps beside what they carry already, one line for each.
     pub carry: Carry,
     /// Losses that training adds.
@@ -55,6 +57,54 @@ pub struct Dropped {
     pub row: u32,
     /// Its position in its sequence.
     pub position: u32,
+}
+
+/// What targets compared that choose rows: the scores of all rows that they were given, and how
+/// many they took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ComparedScores {
+    /// For each target the scores of the rows.
+    pub scores: Vec<Vec<f32>>,
+    /// How many rows each target took.
+    pub taken: Vec<usize>,
+}
+
+impl ComparedScores {
+    /// Adds rows with these scores, `[rows, targets]`, that were taken as `plan` says.
+    pub fn add(&mut self, scores: &[f32], plan: &RoutingPlan) {
+        let targets = plan.targets();
+        self.scores.resize(targets, Vec::new());
+        self.taken.resize(targets, 0);
+        for (target, all) in self.scores.iter_mut().enumerate() {
+            all.extend(scores.iter().skip(target).step_by(targets));
+            self.taken[target] += plan.of(target).len();
+        }
+    }
+
+    /// Adds what another use of the same targets compared.
+    pub fn append(&mut self, other: &Self) {
+        self.scores.resize(other.scores.len(), Vec::new());
+        self.taken.resize(other.taken.len(), 0);
+        self.scores.iter_mut().zip(&other.scores).for_each(|(all, more)| all.extend(more));
+        self.taken.iter_mut().zip(&other.taken).for_each(|(all, more)| *all += more);
+    }
+
+    /// The score that as many of the rows reach as target `t` took; `None` where all may.
+    pub fn needed(&self, t: usize) -> Option<f32> {
+        threshold_for(&self.scores[t], self.taken[t])
+    }
+}
+
+/// The value that `count` of `scores` reach, or `None` if all may pass.
+pub fn threshold_for(scores: &[f32], count: usize) -> Option<f32> {
+    if count >= scores.len() || scores.is_empty() {
+        return None;
+    }
+    let mut sorted = scores.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    let &below = sorted.get(count.max(1))?;
+    let above = sorted[count.max(1) - 1];
+    Some(below + (above - below) / 2.0)
 }
 
 /// What rows carry from a plan to the moment when their results join the stream: its weights.
@@ -79,6 +129,7 @@ impl RoutingPlan {
             rows: (0..count as u32).collect(),
             weights,
             dropped: Vec::new(),
+            compared: false,
             carry: Carry::default(),
             losses: Vec::new(),
         }

@@ -3,7 +3,10 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
-use model::{Causality, KvMode, Model, ModelConfig, RouterConfig, Rule, Sharing};
+use model::{
+    Causality, ExpertRouterConfig, KvMode, MlpConfig, Model, ModelConfig, RouterConfig, Rule,
+    Sharing,
+};
 use testkit::{MODES, SHARINGS, adapters, combinations, forms, mlps, pairwise, routers, tiny};
 
 /// Every legal combination of router, way of keeping keys and values, and layout; then, with
@@ -60,4 +63,12 @@ pub(crate) fn fixed(sharing: Sharing) -> ModelConfig {
 /// Whether the router compares rows in training and has thresholds in generation.
 pub(crate) fn by_thresholds(config: &ModelConfig) -> bool {
     matches!(config.router.settings().causality(), Causality::Thresholds(_))
+}
+
+/// Whether a row is routed by its position, so that the same text further on is routed otherwise.
+pub(crate) fn by_position(config: &ModelConfig) -> bool {
+    let depth = matches!(config.router, RouterConfig::Random(_));
+    let experts = matches!(&config.mlp, MlpConfig::Experts(mlp)
+        if matches!(mlp.router, ExpertRouterConfig::Random(_)));
+    depth || experts
 }

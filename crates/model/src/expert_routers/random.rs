@@ -1,0 +1,98 @@
+//! Experts by dice: the control that says what any routing is worth. Training throws anew in each
+//! step; elsewhere a position has its experts, so that a model scores, generates and serves alike.
+
+use ops::column;
+use serde::{Deserialize, Serialize};
+
+use super::choice::{Choices, drawn, layer_number};
+use super::member::{ExpertCount, ExpertRouterSettings};
+use crate::error::{ConfigError, refuse};
+use crate::params::Take;
+use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::rng::{Purpose, Stream};
+use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
+
+/// `router = { kind = "random", ... }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How many experts a row takes.
+    pub top_k: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { top_k: 2 }
+    }
+}
+
+impl ExpertRouterSettings for Config {
+    fn check(&self, experts: ExpertCount) -> Result<(), ConfigError> {
+        let experts = experts.computing;
+        if (1..=experts).contains(&self.top_k) {
+            return Ok(());
+        }
+        let expected = format!("between 1 and {experts}, the number of experts");
+        refuse("mlp.router.top_k", self.top_k, expected)
+    }
+
+    fn taken(&self, _: ExpertCount) -> f64 {
+        self.top_k as f64
+    }
+
+    fn trains_otherwise(&self) -> bool {
+        true
+    }
+
+    fn build(&self, place: RouterPlace, experts: ExpertCount, _: &mut Take) -> Box<dyn Router> {
+        Box::new(Random { top_k: self.top_k, place, experts: experts.computing })
+    }
+}
+
+/// Dice of one layer.
+#[derive(Debug)]
+struct Random {
+    top_k: usize,
+    place: RouterPlace,
+    experts: usize,
+}
+
+impl Random {
+    /// The dice of row `i`: in training of the step and the sequence, else of the position alone,
+    /// whatever the seed of a request.
+    fn dice(&self, i: usize, call: &RouterCall<'_>, pass: &Pass<'_>) -> Stream {
+        let position = u64::from(call.rows.position[i]);
+        let stream = if pass.compares_rows() {
+            let sequence = pass.address.place + u64::from(call.rows.sequence[i]);
+            let seed = call.rows.seed(i, pass.address.seed);
+            Stream::at(seed, Purpose::Experts, pass.address.step, sequence << 32 | position)
+        } else {
+            Stream::at(0, Purpose::Experts, u64::MAX, position)
+        };
+        let use_of_layer = self.place.recursion.map_or(0, |r| 1 + r as u64);
+        stream.part(layer_number(self.place.site)).part(use_of_layer)
+    }
+}
+
+impl Router for Random {
+    fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
+        let rows = 0..call.rows.len();
+        let taken: Vec<bool> =
+            rows.flat_map(|i| drawn(self.dice(i, call, pass), self.experts, self.top_k)).collect();
+        let choices = Choices::of(&taken, self.experts);
+        let weight = 1.0 / self.top_k as f32;
+        // The only expert's result is the layer's.
+        let entries = call.rows.len() * self.top_k;
+        let weights = (self.experts > 1).then(|| column(vec![weight; entries]));
+        let plan = choices.plan(weights);
+        pass.probe.routed(&RoutingEvent {
+            site: self.place.site,
+            recursion: call.recursion,
+            candidates: call.numbers,
+            logits: &[],
+            scores: &[],
+            choice: Choice::Plan(&plan),
+        });
+        plan
+    }
+}
