@@ -23,6 +23,7 @@ mod share_layers;
 mod source;
 mod svd;
 mod tokenizer;
+mod upcycle;
 
 pub use costs::Costs;
 pub use error::ConvertError;
@@ -38,3 +39,4 @@ pub use native::{export_own, export_with_code};
 pub use quantize::{Quantization, RoundedKind, quantize};
 pub use report::{ConversionReport, Copied};
 pub use share_layers::{ConversionTarget, convert};
+pub use upcycle::{ExpertStart, Upcycling};

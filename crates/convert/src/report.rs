@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Costs, Start};
+use crate::{Costs, ExpertStart, Start};
 
 /// Where a stored layer of the result comes from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,6 +36,9 @@ pub struct ConversionReport {
     /// Parameters that start at random or at nothing: routers, and what uses add to their layer
     /// where conversion does not fit it to the source.
     pub fresh: Vec<String>,
+    /// What experts were made of, where dense MLPs became experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertStart>,
     /// Costs of the source.
     pub before: Costs,
     /// Costs of the result.

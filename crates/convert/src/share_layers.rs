@@ -11,7 +11,8 @@ use model::layout::{LayerPlan, LayerUse};
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::table::{linears, specs};
 use model::{
-    CausalThresholds, Causality, KvMode, ModelConfig, RouterConfig, RouterState, Rule, Sharing,
+    CausalThresholds, Causality, KvMode, MlpConfig, ModelConfig, RouterConfig, RouterState, Rule,
+    Sharing,
 };
 use serde_json::json;
 use train::{Made, Stored, write_model};
@@ -19,6 +20,7 @@ use train::{Made, Stored, write_model};
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
 use crate::source::SourceModel;
+use crate::upcycle::Upcycling;
 use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
 
 /// What a model is to become.
@@ -45,7 +47,9 @@ pub struct ConversionTarget {
     /// Whether adapters start at what sharing throws away (its largest singular values) instead of
     /// at nothing.
     pub fit_adapters: bool,
-    /// Seed of fresh routers and of drawn layers.
+    /// What dense MLPs become; they stay without it.
+    pub experts: Option<Upcycling>,
+    /// Seed of fresh routers and of what is drawn.
     pub seed: u64,
 }
 
@@ -62,6 +66,13 @@ pub fn convert(
 ) -> Result<(PathBuf, ConversionReport), ConvertError> {
     let source = SourceModel::of(&stored.model)?;
     let keep = kept_layers(&source, target)?;
+    let mlp = match &target.experts {
+        Some(upcycling) => {
+            upcycling.check(stored.model.config())?;
+            MlpConfig::Experts(upcycling.experts.clone())
+        }
+        None => stored.model.config().mlp.clone(),
+    };
     let config = ModelConfig {
         layers: keep.len(),
         sharing: target.sharing,
@@ -70,16 +81,20 @@ pub fn convert(
         relax: target.relax.clone(),
         router: neutral(&target.router, target.recursions)?,
         kv: target.kv,
+        mlp,
         ..stored.model.config().clone()
     };
     let plan = match config.check() {
-        Err(error) if error.field.starts_with("mlp.") => {
+        Err(error) if error.field.starts_with("mlp.") && target.experts.is_none() => {
             return Err(of_layers(&config, error.to_string()).unwrap_or_else(|| error.into()));
         }
         checked => checked?,
     };
     let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
-    no_mean_of_choices(&specs(&config, &plan), &conversion.from)?;
+    // Experts that are made of one MLP may be made of a mean.
+    if target.experts.is_none() {
+        no_mean_of_choices(&specs(&config, &plan), &conversion.from)?;
+    }
     if target.fit_adapters {
         conversion.fitted =
             fit(&config, &plan, target.seed, &|at, place| conversion.own_and_shared(at, place));
@@ -102,6 +117,7 @@ pub fn convert(
         before: Costs::of(stored.model.config())?,
         after: Costs::of(&config)?,
         kept: keep.clone(),
+        experts: target.experts.as_ref().map(|upcycling| upcycling.start),
     };
     let rule = rule_of(&config);
     let made = Made {
@@ -192,6 +208,8 @@ struct Conversion<'a> {
     /// Layers of the source by stored layer of the result.
     from: Vec<Vec<usize>>,
     share_norms: bool,
+    /// What dense MLPs become, and the seed of what is drawn for it.
+    experts: Option<(&'a Upcycling, u64)>,
     /// Empty where adapters start at nothing.
     fitted: Adapters,
 }
@@ -202,24 +220,32 @@ impl<'a> Conversion<'a> {
         config: &'a ModelConfig,
         plan: &'a LayerPlan,
         keep: &'a [usize],
-        target: &ConversionTarget,
+        target: &'a ConversionTarget,
     ) -> Self {
         let from = sources(target.start, target.sharing, plan, target.seed)
             .into_iter()
             .map(|layers| layers.into_iter().map(|layer| keep[layer]).collect())
             .collect();
         let share_norms = config.share_norms;
-        Self { source, config, plan, keep, from, share_norms, fitted: Adapters::default() }
+        let experts = target.experts.as_ref().map(|upcycling| (upcycling, target.seed));
+        let fitted = Adapters::default();
+        Self { source, config, plan, keep, from, share_norms, experts, fitted }
     }
 
-    /// A parameter of the result; `None` for what starts fresh: the router of depths, and adapters
-    /// that are not fitted.
+    /// A parameter of the result; `None` for what starts fresh: the router of depths, routers of
+    /// new experts, and adapters that are not fitted.
     ///
     /// # Errors
     /// Any other parameter that the source lacks, or has in another size.
     fn value(&self, spec: &ParamSpec) -> Result<Option<Vec<f32>>, ConvertError> {
         let place = &spec.place;
         let found = match place.layer() {
+            Some(_)
+                if let Some((upcycling, _)) = self.experts
+                    && place.is_router() =>
+            {
+                return Ok(upcycling.router(spec.count()));
+            }
             Some(stored) => self.of_layer(stored, place),
             None if place.is_relaxation() => return Ok(self.fitted.weights.get(place).cloned()),
             None if place.is_router() => return Ok(None),
@@ -244,6 +270,12 @@ impl<'a> Conversion<'a> {
 
     /// A weight of stored layer `stored` of the result.
     fn of_layer(&self, stored: usize, place: &ParamPlace) -> Option<Vec<f32>> {
+        if let Some((upcycling, seed)) = self.experts
+            && let Some((dense, kind)) = upcycling.source_of(place)
+        {
+            let dense = self.source.mean(&self.from[stored], &dense)?;
+            return Some(upcycling.bank(&dense, kind, stored, seed, self.config.ffn));
+        }
         match *place {
             ParamPlace::LayerNorm { recursion, .. } if !self.share_norms => {
                 let uses = self.plan.uses_of(stored);
@@ -343,6 +375,7 @@ mod tests {
             keep: None,
             relax: Relaxation::NONE,
             fit_adapters: true,
+            experts: None,
             seed: 3,
         }
     }

@@ -235,6 +235,7 @@ fn other_models_go_out_and_come_back_in_our_own_form() {
         keep: None,
         relax: model::adapters::Relaxation::NONE,
         fit_adapters: false,
+        experts: None,
         seed: 1,
     };
     let (path, _) = convert(&dense, &target, &at("mor"), &RealDisk).expect("fits");

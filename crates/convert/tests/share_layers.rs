@@ -36,6 +36,7 @@ fn target(sharing: Sharing, recursions: usize, start: Start) -> ConversionTarget
         keep: None,
         relax: Relaxation::NONE,
         fit_adapters: true,
+        experts: None,
         seed: 3,
     }
 }

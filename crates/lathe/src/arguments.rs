@@ -12,6 +12,9 @@ use crate::numbers;
 use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
 use crate::study_arguments::{Compare, Sweep};
 
+/// What `lathe convert --experts` takes.
+const EXPERT_STARTS: [&str; 3] = ["copies", "drop", "split"];
+
 const ABOUT: &str =
     "Lathe trains, evaluates and serves language models that spend compute per token";
 
@@ -464,7 +467,17 @@ pub(crate) struct Convert {
     /// at equal distances]
     #[arg(long, value_name = "LAYERS")]
     pub(crate) keep: Option<String>,
-    /// Seed of fresh routers and of layers with random weights
+    /// Make experts of dense MLPs, by the table of a recipe, like '{ kind = "experts", count = 8 }'
+    #[arg(long, value_name = "TABLE")]
+    pub(crate) mlp: Option<String>,
+    /// What each expert starts from: copies of the MLP, copies of which each forgets some neurons
+    /// (drop), or a part of its neurons (split)
+    #[arg(long, default_value = "copies", value_parser = EXPERT_STARTS, requires = "mlp")]
+    pub(crate) experts: String,
+    /// With --experts drop, the share of its neurons that each draws anew [default: 0.5]
+    #[arg(long, value_name = "SHARE", requires = "mlp")]
+    pub(crate) drop: Option<f64>,
+    /// Seed of fresh routers, of layers with random weights, and of what experts draw
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Print the results as JSON

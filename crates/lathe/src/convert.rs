@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use convert::{ConversionReport, ConversionTarget, Start};
-use model::{KvMode, Sharing};
+use convert::{ConversionReport, ConversionTarget, ExpertStart, Start, Upcycling};
+use model::{KvMode, MlpConfig, Sharing};
 use report::{Table, human_bytes, human_count};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,7 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
             .transpose()?,
         relax: table("--relax", &options.relax)?,
         fit_adapters: !options.fresh_adapters,
+        experts: upcycling(options)?,
         seed: options.seed,
     };
     let (_, report) = convert::convert(&stored, &target, &options.out, open::disk()?.as_ref())
@@ -44,6 +45,27 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--mlp`, `--experts` and `--drop` make of dense MLPs.
+fn upcycling(options: &Convert) -> Result<Option<Upcycling>> {
+    let Some(text) = options.mlp.as_deref() else { return Ok(None) };
+    let experts = match table::<MlpConfig>("--mlp", text)? {
+        MlpConfig::Experts(experts) => experts,
+        MlpConfig::Dense(_) => anyhow::bail!(
+            "--mlp is {text}, expected a table of kind \"experts\": dense MLPs stay as they are \
+             without it"
+        ),
+    };
+    let start = match (options.experts.as_str(), options.drop) {
+        ("drop", share) => ExpertStart::Drop { share: share.unwrap_or(0.5) },
+        (other, Some(_)) => {
+            anyhow::bail!("--drop is set with --experts {other}, expected it with drop alone")
+        }
+        ("split", None) => ExpertStart::Split,
+        (_, None) => ExpertStart::Copies,
+    };
+    Ok(Some(Upcycling { experts, start }))
 }
 
 /// A value by its name in recipes.
@@ -95,6 +117,19 @@ fn show(report: &ConversionReport) {
         "layers of the source; difference: |W - shared| / |W| for each layer that it replaces"
             .to_owned();
     output::table(&Table { columns, rows: rows.collect(), caption, best: None });
+    if let Some(start) = &report.experts {
+        let told = match start {
+            ExpertStart::Copies => "copies of the MLP".to_owned(),
+            ExpertStart::Drop { share } => {
+                format!(
+                    "copies of the MLP, each with {:.0} % of its neurons drawn anew",
+                    100.0 * share
+                )
+            }
+            ExpertStart::Split => "the neurons of the MLP, shared out".to_owned(),
+        };
+        output::line(format!("experts: {told}"));
+    }
     if !report.dropped.is_empty() {
         output::line(format!("left out: layers {}", numbers(&report.dropped)));
     }

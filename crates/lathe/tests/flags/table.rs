@@ -283,6 +283,17 @@ pub(crate) const TABLE: &[Line] = &[
         "--keep",
         Differs("dense --sharing cycle --recursions 2 --out @", "", "--keep 1-4"),
     ),
+    ("convert", "--mlp", Differs("dense --out @", "", "--mlp {kind=\"experts\",count=2}")),
+    (
+        "convert",
+        "--experts",
+        Differs("dense --mlp {kind=\"experts\",count=2} --out @", "", "--experts drop"),
+    ),
+    (
+        "convert",
+        "--drop",
+        Differs("dense --mlp {kind=\"experts\",count=2} --experts drop --out @", "", "--drop 0.25"),
+    ),
     ("convert", "--seed", Differs("dense --router expert_choice --out @", "", "--seed 2")),
     ("convert", "--json", Json("dense --out @")),
     ("quantize", "--out", Writes("run --weights int8 --out @")),
