@@ -98,7 +98,7 @@ pub(crate) fn experts_of(config: &ModelConfig) -> Option<Option<Experts>> {
 }
 
 fn found(mlp: &experts::Config, config: &ModelConfig) -> Option<Experts> {
-    if mlp.experts().zero > 0 {
+    if mlp.experts(0).zero > 0 || mlp.shared_mix || !mlp.counts.is_empty() {
         return None;
     }
     let plain = Experts {

@@ -46,9 +46,9 @@ pub struct RoutingStats {
     /// Rows by the targets that they chose, for routers with several targets a row; also those that
     /// a target had no room for.
     pub loads: BTreeMap<RouterSite, Vec<u64>>,
-    /// How many of the targets of such a router, from the first, are experts that compute; 0 for
-    /// all.
-    pub computing_experts: usize,
+    /// How many of the targets of such a router, from the first, are experts that compute; all
+    /// where it is not said.
+    pub computing_experts: BTreeMap<RouterSite, usize>,
     /// Rows that such a router decided about.
     pub expert_rows: u64,
     /// Choices that a target had no room for, by position (up to the last dropped one).
@@ -106,34 +106,32 @@ impl RoutingStats {
     /// `(max load - mean load) / mean load` over the experts of a layer, of the layer where it is
     /// largest. `None` without experts.
     pub fn expert_violation(&self) -> Option<f64> {
-        let of_layer = |loads: &Vec<u64>| {
-            let loads = self.computing(loads);
+        let of_layer = |loads: &[u64]| {
             let total: u64 = loads.iter().sum();
             let mean = total as f64 / loads.len().max(1) as f64;
             (total > 0).then(|| (*loads.iter().max().unwrap_or(&0) as f64 - mean) / mean)
         };
-        self.loads.values().filter_map(of_layer).max_by(f64::total_cmp)
+        self.computing().filter_map(of_layer).max_by(f64::total_cmp)
     }
 
     /// Experts of all layers that took no row. `None` without experts.
     pub fn dead_experts(&self) -> Option<u64> {
-        let loads = self.loads.values().flat_map(|loads| self.computing(loads));
-        let dead = loads.filter(|load| **load == 0).count() as u64;
+        let dead = self.computing().flatten().filter(|load| **load == 0).count() as u64;
         (!self.loads.is_empty()).then_some(dead)
     }
 
     /// Mean number of computing experts that a row chose. `None` without experts.
     pub fn experts_taken(&self) -> Option<f64> {
-        let chosen: u64 = self.loads.values().flat_map(|loads| self.computing(loads)).sum();
+        let chosen: u64 = self.computing().flatten().sum();
         (self.expert_rows > 0).then(|| chosen as f64 / self.expert_rows as f64)
     }
 
-    /// The loads of computing experts among those of a layer.
-    fn computing<'a>(&self, loads: &'a [u64]) -> &'a [u64] {
-        match self.computing_experts {
-            0 => loads,
-            computing => &loads[..computing.min(loads.len())],
-        }
+    /// The loads of the computing experts of each layer.
+    fn computing(&self) -> impl Iterator<Item = &[u64]> {
+        self.loads.iter().map(|(site, loads)| {
+            let all = loads.len();
+            &loads[..self.computing_experts.get(site).map_or(all, |count| all.min(*count))]
+        })
     }
 
     /// Share of the choices for which an expert had no room. `None` without experts.

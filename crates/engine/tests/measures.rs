@@ -237,10 +237,11 @@ fn stats_of_experts_by_hand() {
     stats.loads.insert(RouterSite::Layer(2), vec![0, 9, 0, 3]);
     assert_eq!(stats.expert_violation(), Some(2.0));
     assert_eq!(stats.dead_experts(), Some(3));
-    // Of each layer the first three compute.
-    (stats.computing_experts, stats.expert_rows) = (3, 10);
+    // Of one layer the first three compute, of the other all.
+    stats.computing_experts.insert(RouterSite::Layer(0), 3);
+    stats.expert_rows = 10;
     assert_eq!(stats.expert_violation(), Some(2.0));
-    assert_eq!((stats.dead_experts(), stats.experts_taken()), (Some(2), Some(1.7)));
+    assert_eq!((stats.dead_experts(), stats.experts_taken()), (Some(2), Some(2.0)));
 }
 
 /// What had no room counts among the choices, and by its position.

@@ -65,6 +65,7 @@ pub fn names() -> Vec<String> {
         if cpu {
             names.extend(EXPERTS.iter().map(|(kind, ..)| format!("{}-{kind}", shape.name)));
             names.push(format!("{}-mor3-moe", shape.name));
+            names.push(format!("{}-widenet", shape.name));
         }
     }
     names
@@ -143,9 +144,18 @@ fn top(count: usize, router: TopK) -> Experts {
     Experts { count, router: ExpertRouterConfig::TopK(router), ..Experts::default() }
 }
 
+/// WideNet (Xue et al., 2021, arXiv 2107.11817): one layer with experts, used as often as the shape
+/// has layers, with norms of each use.
+fn wide_net(base: ModelConfig) -> ModelConfig {
+    let router = TopK { capacity: 1.2, ..TopK::default() };
+    let mlp = MlpConfig::Experts(Experts { width: base.ffn / 2, ..top(4, router) });
+    let (sharing, recursions, share_norms) = (Sharing::Cycle, base.layers, false);
+    ModelConfig { mlp, sharing, recursions, share_norms, ..base }
+}
+
 /// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`,
-/// `randomN` or `morN-shared` for N recursions, or a kind of experts, which may also follow another
-/// kind. The vocabulary is left open.
+/// `randomN` or `morN-shared` for N recursions, `widenet`, or a kind of experts, which may also
+/// follow another kind. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
     of_width(name, None)
 }
@@ -157,6 +167,9 @@ pub fn widened(name: &str, ffn: usize) -> Option<ModelConfig> {
 
 fn of_width(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
     let (shape, last) = name.rsplit_once('-')?;
+    if last == "widenet" {
+        return without_experts(shape, ffn).filter(|base| base.recursions == 1).map(wide_net);
+    }
     let Some((_, experts)) = EXPERTS.iter().find(|(kind, _)| *kind == last) else {
         return without_experts(name, ffn);
     };
@@ -248,6 +261,17 @@ mod tests {
             assert_eq!(both.active - both.router, mor.active - mor.router);
         }
         assert!(preset("cpu-5m-moe2").is_none() && preset("moe").is_none());
+        assert!(preset("cpu-5m-mor3-widenet").is_none());
+        for shape in ["cpu-1m", "cpu-40m"] {
+            let config = with_vocabulary(preset(&format!("{shape}-widenet")).expect("a preset"));
+            let plan = config.check().expect("legal");
+            let dense = with_vocabulary(preset(&format!("{shape}-dense")).expect("a preset"));
+            let dense = parameters(&dense, &dense.check().expect("legal"));
+            // One layer is stored. Unrolled, a row meets what it meets of the dense model.
+            assert_eq!((plan.stored, config.check_effects()), (1, Ok(())), "{shape}");
+            let found = parameters(&config, &plan);
+            assert!(found.unique < dense.unique / 4 && found.unrolled > dense.unrolled, "{shape}");
+        }
     }
 
     #[test]

@@ -137,8 +137,13 @@ fn dice_of_training_and_dice_of_a_position() {
             assert!(loads.iter().all(|&load| load.abs_diff(mean) < mean / 3), "{loads:?}");
             let rows = |stored, use_| &of.0[&(RouterSite::Layer(stored), use_)].1;
             assert_ne!(rows(0, 0), rows(1, 0), "layers throw for themselves");
-            assert_eq!(rows(0, 0) != rows(0, 1), own, "so do uses with routers of their own");
         }
+        let uses = |of: &Chosen| {
+            let rows = |use_| of.0[&(RouterSite::Layer(0), use_)].1.clone();
+            rows(0) != rows(1)
+        };
+        assert!(uses(&thrown), "uses throw for themselves in training");
+        assert_eq!(uses(&still), own, "elsewhere with routers of their own");
     }
 }
 
@@ -279,4 +284,70 @@ fn thresholds_are_moving_averages() {
         }
         assert!(found("experts.0.thresholds").is_empty());
     }
+}
+
+/// At the beginning of a warm-up dice alone choose, whatever rows score; at its end scores do, and
+/// so they do wherever a model does not learn.
+#[test]
+fn a_warm_up_goes_from_dice_to_scores() {
+    let of = |warmup_steps| {
+        let plain = top_k::Config { top_k: 1, normalize: false, ..top_k::Config::default() };
+        let router = top_k::Config { warmup_steps, ..plain };
+        let model = fresh(&with(ExpertRouterConfig::TopK(router), Sharing::None, false), 7);
+        // Logits so far apart that one expert has nearly all of the probability.
+        for (spec, weight) in model.weights() {
+            if spec.name.ends_with("router.score") {
+                weight.write(weight.read().iter().map(|x| 20.0 * x).collect());
+            }
+        }
+        model
+    };
+    let (warming, plain) = (of(1000), of(0));
+    let at = |model: &Model, step: u64, record| {
+        let address = Address { step, ..Address::default() };
+        chosen(model, &How { address, record, ..self::plain() })
+    };
+    let sites = |of: &Chosen| -> Vec<Vec<Vec<usize>>> {
+        of.0.values().map(|(_, rows)| rows.clone()).collect()
+    };
+    let scored = sites(&at(&plain, 0, true).1);
+    let agrees = |step: u64| {
+        let found = sites(&at(&warming, step, true).1);
+        let rows = found.iter().flatten().zip(scored.iter().flatten());
+        rows.filter(|(a, b)| a == b).count() as f64 / (3 * LENGTH) as f64
+    };
+    let shares = [agrees(0), agrees(500), agrees(999)];
+    assert!((0.02..0.3).contains(&shares[0]), "one in eight by chance: {shares:?}");
+    assert!(shares[0] < shares[1] && shares[1] < shares[2] && shares[2] > 0.95, "{shares:?}");
+    assert_eq!(agrees(1000), 1.0);
+    assert_ne!(sites(&at(&warming, 0, true).1), sites(&at(&warming, 1, true).1));
+    // The first layer sees the same rows: what is chosen has the weight of its score.
+    let (found, expected) = (at(&warming, 0, false).0, at(&plain, 0, false).0);
+    same_bits(&found, &expected, "where nothing is learned");
+}
+
+/// All rows as even as they can be at the beginning: every expert is taken about equally often,
+/// although scores would send nearly all to one.
+#[test]
+fn a_warm_up_begins_with_even_loads() {
+    let router = top_k::Config { warmup_steps: 10, ..top_k::Config::default() };
+    let config = with(ExpertRouterConfig::TopK(router), Sharing::None, false);
+    let model = fresh(&config, 7);
+    for (spec, weight) in model.weights() {
+        if spec.name.ends_with("router.score") {
+            let (d, mut values) = (spec.shape.1, weight.read());
+            values[..d].iter_mut().for_each(|x| *x *= 30.0);
+            weight.write(values);
+        }
+    }
+    let mut loads = [0usize; EXPERTS];
+    for step in 0..20 {
+        let address = Address { seed: step, step: 0, place: 0 };
+        let (_, chosen) = chosen(&model, &How { address, record: true, ..plain() });
+        for (_, rows) in chosen.0.values() {
+            rows.iter().flatten().for_each(|&e| loads[e] += 1);
+        }
+    }
+    let mean = 20 * 3 * LENGTH * 2 / EXPERTS;
+    assert!(loads.iter().all(|load| load.abs_diff(mean) < mean / 5), "{loads:?} of {mean}");
 }

@@ -256,6 +256,76 @@ fn hashed_experts_follow_the_token_or_its_position() {
     }
 }
 
+/// With logits of 0 the chosen experts and the shared one weigh a half each; far apart, one of the
+/// two is left.
+#[test]
+fn a_mix_weighs_chosen_and_shared_experts() {
+    let mixed = Experts { shared: 40, shared_mix: true, ..top(4, top_k::Config::default()) };
+    let model = fresh(&with(Sharing::None, mixed), 7);
+    let state = RouterState::default();
+    let set = |name: &str, of: &dyn Fn(&[f32]) -> Vec<f32>| {
+        for (spec, weight) in model.weights().iter().filter(|(spec, _)| spec.name.ends_with(name)) {
+            assert_eq!(spec.count(), weight.read().len());
+            weight.write(of(&weight.read()));
+        }
+    };
+    let run = || logits(&model, &state, &mut Loads::default());
+    set("router.shared_mix", &|mix| vec![0.0; mix.len()]);
+    let half = run();
+    // The same as both results without a mix, each of half the size.
+    let plain = Experts { shared: 40, ..top(4, top_k::Config::default()) };
+    let other = fresh(&with(Sharing::None, plain), 7);
+    for (spec, weight) in other.weights() {
+        let same = model.weights().iter().find(|(own, _)| own.name == spec.name);
+        let values = same.expect("the other weights are the same").1.read();
+        let halved = spec.name.ends_with("_down");
+        weight.write(values.iter().map(|x| if halved { 0.5 * x } else { *x }).collect());
+    }
+    close(&half, &logits(&other, &state, &mut Loads::default()), 1e-5, "a half each");
+    assert_ne!(half, run_without(&model, &state, "shared_down"));
+}
+
+/// The logits with the weights whose names end so at zero.
+fn run_without(model: &Model, state: &RouterState, name: &str) -> Vec<f32> {
+    for (spec, weight) in model.weights().iter().filter(|(spec, _)| spec.name.ends_with(name)) {
+        weight.write(vec![0.0; spec.count()]);
+    }
+    logits(model, state, &mut Loads::default())
+}
+
+/// Each layer has the experts that the list says, dense layers left out, and its router as many
+/// logits.
+#[test]
+fn layers_of_a_pyramid() {
+    let plain = top(8, top_k::Config { top_k: 3, ..top_k::Config::default() });
+    let mlp = Experts { width: 24, dense_layers: vec![1], counts: vec![4, 12], ..plain };
+    let config = with(Sharing::None, mlp.clone());
+    let plan = config.check().expect("legal");
+    let table = model::table::specs(&config, &plan);
+    let of = |name: &str| {
+        let spec = table.iter().find(|spec| spec.name == name).expect(name);
+        (spec.shape, spec.active)
+    };
+    assert_eq!(of("layers.0.experts_gate_up"), ((4 * 48, 32), 3.0 / 4.0));
+    assert_eq!(of("layers.1.gate_up"), ((80, 32), 1.0));
+    assert_eq!(of("layers.2.experts_down"), ((12 * 32, 24), 3.0 / 12.0));
+    assert_eq!(of("layers.2.router.score"), ((12, 32), 1.0));
+    let mut loads = Loads::default();
+    logits(&fresh(&config, 7), &RouterState::default(), &mut loads);
+    let targets: Vec<usize> = loads.0.values().map(Vec::len).collect();
+    assert_eq!(targets, [4, 12]);
+    assert_eq!(config.mlp.settings().by_layer().len(), 2, "conversions are told");
+    // One number for all is the list of it.
+    let dense_layers = Vec::new();
+    let even = Experts { counts: vec![8; 3], dense_layers, ..mlp };
+    let one = Experts { counts: Vec::new(), ..even.clone() };
+    let of = |mlp| {
+        let model = fresh(&with(Sharing::None, mlp), 7);
+        logits(&model, &RouterState::default(), &mut Loads::default())
+    };
+    same_bits(&of(even), &of(one), "equal numbers");
+}
+
 #[test]
 fn what_is_stored_and_met() {
     let mlp = Experts {

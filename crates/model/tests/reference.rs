@@ -174,6 +174,22 @@ fn further() -> Vec<ModelConfig> {
         let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::Cycle);
         all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
     }
+    for (groups, function) in [(2, ExpertFunction::Sigmoid), (3, ExpertFunction::Softmax)] {
+        let router = TopK {
+            groups,
+            top_groups: 2,
+            group_weight: 0.5,
+            balance_weight: 0.2,
+            warmup_steps: STEP,
+            function,
+            ..TopK::default()
+        };
+        let router = ExpertRouterConfig::TopK(router);
+        let plain = Experts { count: 6, width: 12, router, ..Experts::default() };
+        let mlp = Experts { shared: 10, shared_mix: true, ..plain };
+        let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+        all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
+    }
     for capacity in [0.5, 1.0, 2.3] {
         let router = ExpertChoice { capacity, z_weight: 0.2, ..ExpertChoice::default() };
         let router = ExpertRouterConfig::ExpertChoice(router);
@@ -367,6 +383,7 @@ fn gradients_are_slopes_of_the_formulas() {
                 loss += of_experts("balance_weight") * mean("expert_balance");
                 loss += of_experts("z_weight") * mean("expert_z");
                 loss += of_experts("pooled_weight") * mean("expert_pooled");
+                loss += of_experts("group_weight") * mean("expert_group_balance");
                 loss += of_experts("entropy_weight") * mean("expert_entropy");
                 if json["router"]["balance"] == "loss" {
                     // The shares of rows are constants.
@@ -420,7 +437,9 @@ fn expert_bias_of(config: &serde_json::Value) -> Vec<f64> {
 fn by_formulas(all: Vec<ModelConfig>) -> Vec<ModelConfig> {
     let throws_dice = |mlp: &MlpConfig| match mlp {
         MlpConfig::Experts(mlp) => match &mlp.router {
-            ExpertRouterConfig::TopK(router) => router.priority == RoomPriority::Random,
+            ExpertRouterConfig::TopK(router) => {
+                router.priority == RoomPriority::Random || router.warmup_steps > STEP
+            }
             ExpertRouterConfig::ExpertChoice(_)
             | ExpertRouterConfig::SparseMixer(_)
             | ExpertRouterConfig::TopP(_) => false,

@@ -274,11 +274,20 @@ fn experts_that_no_recipe_should_ask_for() {
             "mlp.router.group_score",
         ),
         (json!({ "kind": "top_k", "equal_groups": true, "groups": 2 }), "nothing"),
+        (json!({ "kind": "top_k", "group_weight": 0.1 }), "mlp.router.group_weight"),
+        (
+            json!({ "kind": "top_k", "equal_groups": true, "groups": 2, "group_weight": 0.1 }),
+            "mlp.router.group_weight",
+        ),
+        (json!({ "kind": "top_k", "groups": 2, "group_weight": 0.1 }), "nothing"),
     ] {
         let config = of_experts(&json!({ "router": router }));
         assert_eq!(field(config.check()), "nothing", "{router}");
         assert_eq!(field(config.check_effects()), refused, "{router}");
     }
+    let both = json!({ "count": 4, "counts": [4, 4, 4, 4] });
+    assert_eq!(field(of_experts(&both).check()), "nothing");
+    assert_eq!(field(of_experts(&both).check_effects()), "mlp.count");
     let one = json!({ "count": 1, "router": { "kind": "top_k", "top_k": 1 } });
     assert_eq!(field(of_experts(&one).check_effects()), "nothing");
 }
@@ -314,14 +323,25 @@ fn experts_that_cannot_be() {
         router[name] = json!(value);
         json!({ "router": router })
     };
+    let pooled = |counts: Value| {
+        let router = json!({ "kind": "top_k", "pooled_weight": 0.1 });
+        json!({ "counts": counts, "router": router })
+    };
     let entropy = |weight: f64| json!({ "router": { "kind": "top_p", "entropy_weight": weight } });
     let most = 1 << 19;
     for (change, refused) in [
         (json!({ "count": 0 }), "mlp.count"),
         (json!({ "count": 4097 }), "mlp.count"),
+        (json!({ "counts": [4, 4] }), "mlp.counts"),
+        (json!({ "counts": [4, 0, 4, 4] }), "mlp.counts"),
+        (json!({ "counts": [4, 4, 4097, 4] }), "mlp.counts"),
+        (json!({ "counts": [4, 4, 1, 4] }), "mlp.router.top_k"),
+        (pooled(json!([4, 4, 5, 4])), "mlp.counts"),
         (json!({ "width": most + 1 }), "mlp.width"),
         (json!({ "shared": most + 1 }), "mlp.shared"),
         (json!({ "shared_gate": true }), "mlp.shared_gate"),
+        (json!({ "shared_mix": true }), "mlp.shared_mix"),
+        (json!({ "shared_mix": true, "shared_gate": true, "shared": 8 }), "mlp.shared_mix"),
         (json!({ "every": 0 }), "mlp.every"),
         (json!({ "every": 9 }), "mlp.every"),
         (json!({ "dense_first": 4 }), "mlp.every"),
@@ -348,6 +368,7 @@ fn experts_that_cannot_be() {
         (budget(4, -1.0), "mlp.router.budget"),
         (top_k(json!({ "budget": -1.0 })), "mlp.router.budget"),
         (grouped(), "mlp.router.groups"),
+        (top_k(json!({ "group_weight": -0.1 })), "mlp.router.group_weight"),
         (top_k(json!({ "equal_groups": true })), "mlp.router.groups"),
         (top_k(json!({ "equal_groups": true, "groups": 4 })), "mlp.router.groups"),
         (json!({ "router": { "kind": "top_p", "p": 0.0 } }), "mlp.router.p"),
@@ -367,6 +388,9 @@ fn experts_that_cannot_be() {
         assert_eq!(field(experts(change.clone())), refused, "{change}");
     }
     for change in [
+        json!({ "counts": [2, 3, 4, 5] }),
+        json!({ "counts": [3, 5], "every": 2 }),
+        pooled(json!([4, 4, 4, 4])),
         json!({ "dense_first": 3 }),
         json!({ "every": 4 }),
         json!({ "own_routers": true }),

@@ -45,6 +45,20 @@ fn swiglu(both: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g * sigmoid(*g) * u).collect()
 }
 
+/// Whether a stored layer has experts.
+fn has_experts(mlp: &Settings, stored: usize) -> bool {
+    let first = mlp.count("dense_first");
+    let listed = mlp.counts("dense_layers").contains(&stored);
+    stored >= first && !listed && (stored + 1 - first).is_multiple_of(mlp.count("every"))
+}
+
+/// How many computing experts a stored layer has.
+fn computing(mlp: &Settings, stored: usize) -> usize {
+    let counts = mlp.counts("counts");
+    let before = (0..stored).filter(|&layer| has_experts(mlp, layer)).count();
+    if counts.is_empty() { mlp.count("count") } else { counts[before] }
+}
+
 /// The softmax of `chosen` among the logits that are near it.
 fn among_near(z: &[f64], chosen: usize, jitter: f64, margin: &mut f64) -> f64 {
     let mut sum = 0.0;
@@ -109,13 +123,7 @@ impl Layers<'_> {
         rows: &mut [Row],
     ) {
         let settings = self.config.table("mlp");
-        let dense = settings.text("kind") == "dense" || {
-            let first = settings.count("dense_first");
-            let listed = settings.counts("dense_layers").contains(&stored);
-            stored < first
-                || listed
-                || !(stored + 1 - first).is_multiple_of(settings.count("every"))
-        };
+        let dense = settings.text("kind") == "dense" || !has_experts(&settings, stored);
         if dense {
             for (h, row) in h.iter().zip(rows) {
                 let both = self.linear(stored, "gate_up", recursion, h);
@@ -132,7 +140,7 @@ impl Layers<'_> {
         for h in h {
             choices.push(self.choice(stored, recursion, &settings, h, &mut chosen));
         }
-        let (router, count) = (settings.table("router"), settings.count("count"));
+        let (router, count) = (settings.table("router"), computing(&settings, stored));
         self.choose_rows(&router, count, &mut choices);
         self.drop_choices(&router, count, &mut choices);
         for ((h, row), choice) in h.iter().zip(rows).zip(&choices) {
@@ -154,6 +162,10 @@ impl Layers<'_> {
         choice: &Choice,
     ) -> Vec<f64> {
         let mut y = vec![0.0; h.len()];
+        let mut mix = vec![1.0; 2];
+        if settings.has("shared_mix", false) {
+            mix = softmax(&self.times(&format!("layers.{stored}.router.shared_mix"), h));
+        }
         if settings.count("shared") > 0 {
             let both = self.linear(stored, "shared_gate_up", recursion, h);
             y = self.linear(stored, "shared_down", recursion, &swiglu(&both));
@@ -161,14 +173,16 @@ impl Layers<'_> {
                 let gate = self.times(&format!("layers.{stored}.router.shared_gate"), h)[0];
                 y.iter_mut().for_each(|y| *y *= sigmoid(gate));
             }
+            y.iter_mut().for_each(|y| *y *= mix[1]);
         }
         for (place, (&e, weight)) in choice.taken.iter().zip(&choice.weights).enumerate() {
             if choice.served[place] {
-                let mut out = match e < settings.count("count") {
+                let count = computing(settings, stored);
+                let mut out = match e < count {
                     true => self.expert(stored, settings, e, h),
-                    false => self.zero_expert(stored, settings, e - settings.count("count"), h),
+                    false => self.zero_expert(stored, settings, e - count, h),
                 };
-                out.iter_mut().for_each(|x| *x *= weight);
+                out.iter_mut().for_each(|x| *x *= weight * mix[0]);
                 add(&mut y, &out);
             }
         }
@@ -450,8 +464,15 @@ impl Layers<'_> {
         let terms = chosen.loads.iter().zip(&chosen.shares);
         let sum: f64 = terms.map(|(load, share)| load / entries * share / chosen.rows).sum();
         if router.word("balance", "sequence") == "sequence" {
-            *self.losses.entry("expert_balance").or_default() +=
-                settings.count("count") as f64 * sum;
+            *self.losses.entry("expert_balance").or_default() += chosen.loads.len() as f64 * sum;
+        }
+        let groups = router.value("groups", 1.0) as usize;
+        let size = chosen.loads.len() / groups;
+        for (loads, shares) in chosen.loads.chunks(size).zip(chosen.shares.chunks(size)) {
+            // The mean share of the choices times the number of experts, and the share of scores.
+            let load = loads.iter().sum::<f64>() / entries * groups as f64;
+            let share = shares.iter().sum::<f64>() / chosen.rows;
+            *self.losses.entry("expert_group_balance").or_default() += load * share;
         }
         *self.losses.entry("expert_entropy").or_default() += chosen.entropy / chosen.rows;
     }

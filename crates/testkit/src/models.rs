@@ -157,8 +157,9 @@ fn further_experts(default: top_k::Config) -> Vec<MlpConfig> {
     all
 }
 
-/// Sets of different sizes, experts that choose rows, dice, and exactly equal loads of groups.
-fn of_other_routers(default: top_k::Config) -> [MlpConfig; 4] {
+/// Sets of different sizes, experts that choose rows, dice, exactly equal loads of groups, a mixed
+/// shared expert behind a warm-up, and layers with different numbers of experts.
+fn of_other_routers(default: top_k::Config) -> Vec<MlpConfig> {
     let by_experts =
         expert_choice::Config { capacity: 1.5, z_weight: 0.1, ..expert_choice::Config::default() };
     let by_need = top_p::Config {
@@ -173,17 +174,24 @@ fn of_other_routers(default: top_k::Config) -> [MlpConfig; 4] {
         groups: 2,
         equal_groups: true,
         balance: ExpertBalance::LossFree,
-        ..default
+        ..default.clone()
     };
-    [
+    let mixed =
+        top_k::Config { warmup_steps: 8, groups: 3, top_groups: 3, group_weight: 0.3, ..default };
+    let routers = [
         ExpertRouterConfig::TopP(by_need),
         ExpertRouterConfig::ExpertChoice(by_experts),
         ExpertRouterConfig::Random(random::Config::default()),
         ExpertRouterConfig::TopK(by_groups),
-    ]
-    .map(|router| {
-        MlpConfig::Experts(experts::Config { count: 6, width: 16, router, ..Default::default() })
-    })
+        ExpertRouterConfig::TopK(mixed),
+    ];
+    let of_six = experts::Config { count: 6, width: 16, ..experts::Config::default() };
+    let mut all = routers.map(|router| experts::Config { router, ..of_six.clone() }).to_vec();
+    (all[4].shared, all[4].shared_mix) = (16, true);
+    // As small models have layers that share their middle, or nothing.
+    let router = ExpertRouterConfig::TopP(top_p::Config::default());
+    all.push(experts::Config { count: 8, counts: vec![4, 6, 3], router, ..of_six });
+    all.into_iter().map(MlpConfig::Experts).collect()
 }
 
 /// Experts of every kind that computes nothing beside some that do.

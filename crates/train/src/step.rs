@@ -1,10 +1,12 @@
 //! One optimizer step: windows in, gradients accumulated, weights moved.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use data::{SpecialTokens, Window, Windows};
 use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
+use model::params::RouterSite;
 use model::routers::StepRouting;
 use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rule};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
@@ -161,7 +163,7 @@ impl Trainer {
         let mut stats = RoutingStats {
             keeps_logits: true,
             sequence_length: longest(batches),
-            computing_experts: self.model.config().mlp.settings().computing_experts(),
+            computing_experts: self.computing_experts(),
             ..RoutingStats::default()
         };
         let sums = self.accumulate(batches, &mut stats);
@@ -177,6 +179,15 @@ impl Trainer {
         self.learn_outside_of_gradients(&sums.depths, &stats);
         self.tokens += report.tokens;
         Ok(StepReport { thresholds: self.thresholds(), ..report })
+    }
+
+    /// How many experts of each layer compute, where it has some.
+    fn computing_experts(&self) -> BTreeMap<RouterSite, usize> {
+        let mlp = self.model.config().mlp.settings();
+        let layers = 0..self.model.plan().stored;
+        let counts =
+            layers.map(|stored| (RouterSite::Layer(stored), mlp.computing_experts(stored)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 
     /// FLOPs of a step (full convention, backward counted twice) whose rows had these depths.

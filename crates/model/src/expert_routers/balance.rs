@@ -93,32 +93,37 @@ impl Balance {
         }
         state.set(&bias_name(site), bias);
     }
+}
 
-    /// This pass's share of the loss, the same sum however the step is cut into passes. `shares`
-    /// gives each expert's share of a row's scores, row by row.
-    pub(super) fn loss(
-        self,
-        shares: impl FnOnce() -> Tensor2,
-        (experts, choices): (usize, &Choices),
-        rows: &Rows,
-        weight: f32,
-        pass: &Pass<'_>,
-    ) -> Option<AuxLoss> {
-        if self != Self::Sequence || weight == 0.0 {
-            return None;
-        }
-        let mut factors = Vec::with_capacity(rows.len() * experts);
-        for run in rows.sequences() {
-            let loads = choices.loads_of(&run);
-            let entries = loads.iter().sum::<u64>().max(1) as f64;
-            let share = experts as f64 / (entries * run.len() as f64 * pass.sequences as f64);
-            let of_row = loads.iter().map(|&load| (share * load as f64) as f32);
-            let of_row: Vec<f32> = of_row.collect();
-            run.for_each(|_| factors.extend_from_slice(&of_row));
-        }
-        let value_11 = pass.ops.weighted_sum(shares(), factors);
-        Some(AuxLoss { name: "expert_balance", value_11, weight })
+/// `sum_g f_g P_g` over the rows of each sequence, then the mean over the sequences of the step:
+/// `f_g` the mean of `f_e` over a group of `group` neighbouring experts, `P_g` the sum of their
+/// `P_e`; with groups of one expert the loss of [`Balance::Sequence`]. This pass's part of it, the
+/// same sum however the step is cut into passes. `shares` gives each expert's share of a row's
+/// scores, `[t E, 1]` row by row or `[t, E]`.
+pub(super) fn load_loss(
+    (name, weight): (&'static str, f64),
+    shares: &Tensor2,
+    (experts, group, choices): (usize, usize, &Choices),
+    rows: &Rows,
+    pass: &Pass<'_>,
+) -> Option<AuxLoss> {
+    if weight == 0.0 {
+        return None;
     }
+    let mut factors = Vec::with_capacity(rows.len() * experts);
+    for run in rows.sequences() {
+        let loads = choices.loads_of(&run);
+        let entries = loads.iter().sum::<u64>().max(1) as f64;
+        let share = experts as f64 / (entries * run.len() as f64 * pass.sequences as f64);
+        let mut of_row = Vec::with_capacity(experts);
+        for loads in loads.chunks(group) {
+            let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
+            of_row.resize(of_row.len() + loads.len(), (share * mean) as f32);
+        }
+        run.for_each(|_| factors.extend_from_slice(&of_row));
+    }
+    let value_11 = pass.ops.weighted_sum(shares.clone(), factors);
+    Some(AuxLoss { name, value_11, weight: weight as f32 })
 }
 
 /// The loss of `weight` by which transformers balances experts: `E sum_e f_e P_e` over the rows of

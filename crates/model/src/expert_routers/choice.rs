@@ -6,8 +6,9 @@ use ops::{ChosenWeights, Ops, Tensor2};
 
 use crate::carry::Carry;
 use crate::params::RouterSite;
-use crate::rng::Stream;
-use crate::routers::{Dropped, RoutingPlan};
+use crate::pass::Pass;
+use crate::rng::{Purpose, Stream};
+use crate::routers::{Dropped, RouterCall, RoutingPlan};
 use crate::rows::Rows;
 
 /// The experts of some rows: entries in the order of experts, within an expert of rows.
@@ -123,6 +124,21 @@ pub(super) fn drawn(mut dice: Stream, experts: usize, k: usize) -> Vec<bool> {
         chosen[left.swap_remove(at)] = true;
     }
     chosen
+}
+
+/// The dice of row `i` of `call` in a step of training: others for each sequence, position, layer
+/// and use of it.
+pub(super) fn row_dice(
+    i: usize,
+    (purpose, site): (Purpose, RouterSite),
+    call: &RouterCall<'_>,
+    pass: &Pass<'_>,
+) -> Stream {
+    let sequence = pass.address.place + u64::from(call.rows.sequence[i]);
+    let place = sequence << 32 | u64::from(call.rows.position[i]);
+    let seed = call.rows.seed(i, pass.address.seed);
+    let stream = Stream::at(seed, purpose, pass.address.step, place);
+    stream.part(layer_number(site)).part(call.recursion as u64)
 }
 
 /// The number of a layer for addresses of dice.

@@ -64,6 +64,11 @@ pub trait ExpertRouterSettings {
         false
     }
 
+    /// Whether a loss of it is over the experts of all layers together.
+    fn pools_layers(&self) -> bool {
+        false
+    }
+
     /// Whether it decides otherwise in passes that learn than in others.
     fn trains_otherwise(&self) -> bool {
         false

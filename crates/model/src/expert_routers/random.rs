@@ -4,7 +4,7 @@
 use ops::column;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{Choices, drawn, layer_number};
+use super::choice::{Choices, drawn, layer_number, row_dice};
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, refuse};
 use crate::params::Take;
@@ -61,16 +61,15 @@ impl Random {
     /// The dice of row `i`: in training of the step and the sequence, else of the position alone,
     /// whatever the seed of a request.
     fn dice(&self, i: usize, call: &RouterCall<'_>, pass: &Pass<'_>) -> Stream {
-        let position = u64::from(call.rows.position[i]);
-        let stream = if pass.compares_rows() {
-            let sequence = pass.address.place + u64::from(call.rows.sequence[i]);
-            let seed = call.rows.seed(i, pass.address.seed);
-            Stream::at(seed, Purpose::Experts, pass.address.step, sequence << 32 | position)
-        } else {
-            Stream::at(0, Purpose::Experts, u64::MAX, position)
-        };
         let use_of_layer = self.place.recursion.map_or(0, |r| 1 + r as u64);
-        stream.part(layer_number(self.place.site)).part(use_of_layer)
+        let stream = if pass.compares_rows() {
+            row_dice(i, (Purpose::Experts, self.place.site), call, pass)
+        } else {
+            let position = u64::from(call.rows.position[i]);
+            let stream = Stream::at(0, Purpose::Experts, u64::MAX, position);
+            stream.part(layer_number(self.place.site))
+        };
+        stream.part(use_of_layer)
     }
 }
 

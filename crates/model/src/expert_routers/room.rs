@@ -4,13 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::{Choices, layer_number};
+use super::choice::{Choices, row_dice};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::RouterSite;
 use crate::pass::Pass;
-use crate::rng::{Purpose, Stream};
+use crate::rng::Purpose;
 use crate::routers::RouterCall;
-use crate::rows::Rows;
 
 /// In which order rows find room at an expert. First choices of all rows come before all second
 /// choices, and so on (GShard, Lepikhin et al., 2020, arXiv 2006.16668).
@@ -133,16 +132,10 @@ impl Room {
         }
     }
 
-    /// The die of a row at an expert, uniform in [0, 1): another one for each layer, use, step and
-    /// expert.
+    /// The die of a row at an expert, uniform in [0, 1).
     fn die(&self, (row, expert): (u32, u32), call: &RouterCall<'_>, pass: &Pass<'_>) -> f64 {
-        let (rows, i): (&Rows, usize) = (call.rows, row as usize);
-        let sequence = pass.address.place + u64::from(rows.sequence[i]);
-        let place = sequence << 32 | u64::from(rows.position[i]);
-        let layer = layer_number(self.site);
-        let seed = rows.seed(i, pass.address.seed);
-        let stream = Stream::at(seed, Purpose::Room, pass.address.step, place);
-        stream.part(layer).part(call.recursion as u64).part(u64::from(expert)).uniform()
+        let dice = row_dice(row as usize, (Purpose::Room, self.site), call, pass);
+        dice.part(u64::from(expert)).uniform()
     }
 }
 

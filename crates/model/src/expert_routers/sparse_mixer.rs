@@ -49,6 +49,10 @@ impl ExpertRouterSettings for Config {
         TAKEN as f64
     }
 
+    fn pools_layers(&self) -> bool {
+        self.pooled_weight > 0.0
+    }
+
     fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: ExpertCount) -> Vec<ParamSpec> {
         Network::Linear.specs(place, sizes, experts.computing)
     }

@@ -8,12 +8,13 @@ use ops::{Activation, ChosenWeights, Ops, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance::{self, Balance, shares};
-use super::choice::Choices;
+use super::choice::{Choices, row_dice};
 use super::member::{ExpertCount, ExpertRouterSettings, LayerRouting};
 use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
 use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::rng::Purpose;
 use crate::routers::scorer::Scorer;
 use crate::routers::top_k::top_k;
 use crate::routers::{AuxLoss, Network, Router, RouterCall, RouterPlace, RouterState, RoutingPlan};
@@ -67,6 +68,8 @@ pub struct Config {
     pub top_groups: usize,
     /// What a group counts.
     pub group_score: GroupScore,
+    /// Optimizer steps over which the choice of experts goes from dice to scores.
+    pub warmup_steps: u64,
     /// Rows of a sequence that an expert takes in training, as a multiple of its share at equal
     /// loads, `k T / E`; 0 for all.
     pub capacity: f64,
@@ -78,6 +81,8 @@ pub struct Config {
     pub balance_weight: f64,
     /// With `balance = "budget"`, how many computing experts a row takes in the mean.
     pub budget: f64,
+    /// Weight of the balance loss over groups, which may be devices; 0 for none.
+    pub group_weight: f64,
     /// Weight of a balance loss over all layers together; 0 for none.
     pub pooled_weight: f64,
     /// Weight of the squared log-sum-exp of the logits; 0 for none.
@@ -100,11 +105,13 @@ impl Default for Config {
             equal_groups: false,
             top_groups: 1,
             group_score: GroupScore::BestTwo,
+            warmup_steps: 0,
             capacity: 0.0,
             priority: RoomPriority::Position,
             balance: Balance::Sequence,
             balance_weight: 0.01,
             budget: 0.0,
+            group_weight: 0.0,
             pooled_weight: 0.0,
             z_weight: 0.0,
         }
@@ -144,6 +151,7 @@ impl ExpertRouterSettings for Config {
         at_least("mlp.router.scale", self.scale, 1e-6)?;
         at_least("mlp.router.least", self.least, 0.0)?;
         at_least("mlp.router.soft_cap", self.soft_cap, 0.0)?;
+        at_least("mlp.router.group_weight", self.group_weight, 0.0)?;
         at_least("mlp.router.pooled_weight", self.pooled_weight, 0.0)?;
         at_least("mlp.router.balance_weight", self.balance_weight, 0.0)?;
         at_least("mlp.router.z_weight", self.z_weight, 0.0)
@@ -174,6 +182,11 @@ impl ExpertRouterSettings for Config {
             let expected = "1 with equal_groups, where every group is chosen among".into();
             return refuse("mlp.router.top_groups", self.top_groups, expected);
         }
+        if self.group_weight > 0.0 && (self.groups == 1 || self.equal_groups) {
+            let expected = "0 where groups have equal loads anyway: without mlp.router.groups, or \
+                            with equal_groups";
+            return refuse("mlp.router.group_weight", self.group_weight, expected.into());
+        }
         let compares_groups = !self.equal_groups && self.groups != self.top_groups;
         if !compares_groups && self.group_score != default.group_score {
             let expected = "best_two where every group is chosen".into();
@@ -195,7 +208,11 @@ impl ExpertRouterSettings for Config {
     }
 
     fn trains_otherwise(&self) -> bool {
-        self.capacity > 0.0
+        self.capacity > 0.0 || self.warmup_steps > 0
+    }
+
+    fn pools_layers(&self) -> bool {
+        self.pooled_weight > 0.0
     }
 
     fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: ExpertCount) -> Vec<ParamSpec> {
@@ -298,8 +315,9 @@ impl Router for TopK {
         };
         let (logits, scores) = (read_rows(&z_te), read_rows(&scores_te));
         let bias = self.config.balance.bias(self.site, self.experts, pass.state);
-        let taken: Vec<bool> =
-            scores.chunks_exact(self.experts).flat_map(|row| self.chosen(row, &bias)).collect();
+        let warmed = self.warmed(&scores, call, pass);
+        let rows = warmed.as_ref().unwrap_or(&scores).chunks_exact(self.experts);
+        let taken: Vec<bool> = rows.flat_map(|row| self.chosen(row, &bias)).collect();
         let choices = Choices::of(&taken, self.experts);
         let how = ChosenWeights {
             normalize: self.config.normalize.then_some(EPSILON),
@@ -349,6 +367,30 @@ impl TopK {
         if cap > 0.0 { ops.gate(ops::scale(z_te, 1.0 / cap), Activation::Tanh, cap) } else { z_te }
     }
 
+    /// What rows choose by while the choice warms up: `a s + (1 - a) (m + d e)`, with `a` from 0 to
+    /// 1 over the warm-up, `m` and `d` the mean and the standard deviation of the row's scores, and
+    /// `e` normal dice of step, row and expert. Weights stay those of the scores.
+    fn warmed(&self, scores: &[f32], call: &RouterCall<'_>, pass: &Pass<'_>) -> Option<Vec<f32>> {
+        let (step, steps) = (pass.address.step, self.config.warmup_steps);
+        if step >= steps || !pass.compares_rows() {
+            return None;
+        }
+        let a = step as f64 / steps as f64;
+        let mut warmed = Vec::with_capacity(scores.len());
+        for (i, row) in scores.chunks_exact(self.experts).enumerate() {
+            let count = self.experts as f64;
+            let mean = row.iter().map(|s| f64::from(*s)).sum::<f64>() / count;
+            let squares = row.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>();
+            let deviation = (squares / count).sqrt();
+            let mut dice = row_dice(i, (Purpose::Experts, self.site), call, pass);
+            for score in row {
+                let thrown = mean + deviation * dice.normal();
+                warmed.push((a * f64::from(*score) + (1.0 - a) * thrown) as f32);
+            }
+        }
+        Some(warmed)
+    }
+
     /// Whether a row with these scores takes each expert.
     fn chosen(&self, scores: &[f32], bias: &[f32]) -> Vec<bool> {
         let mut biased: Vec<f32> = scores.iter().zip(bias).map(|(s, b)| s + b).collect();
@@ -393,18 +435,28 @@ impl TopK {
         call: &RouterCall<'_>,
         pass: &Pass<'_>,
     ) -> Vec<AuxLoss> {
-        let (balance, z) = (self.config.balance_weight as f32, self.config.z_weight as f32);
-        // A softmax sums to 1 already.
-        let shares = || match self.config.function {
-            Function::Softmax => scores_te.clone(),
-            Function::Sigmoid => shares(pass.ops, scores_te.clone()),
-        };
-        let of = (self.experts, choices);
-        let loss = self.config.balance.loss(shares, of, call.rows, balance, pass);
-        let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
+        let Config { balance_weight, group_weight, groups, .. } = self.config;
+        let by_expert = if self.config.balance == Balance::Sequence { balance_weight } else { 0.0 };
+        let mut losses = Vec::new();
+        if by_expert > 0.0 || group_weight > 0.0 {
+            // A softmax sums to 1 already.
+            let shares = match self.config.function {
+                Function::Softmax => scores_te.clone(),
+                Function::Sigmoid => shares(pass.ops, scores_te.clone()),
+            };
+            for (name, weight, group) in [
+                ("expert_balance", by_expert, 1),
+                ("expert_group_balance", group_weight, self.experts / groups),
+            ] {
+                let of = (self.experts, group, choices);
+                let loss = balance::load_loss((name, weight), &shares, of, call.rows, pass);
+                losses.extend(loss);
+            }
+        }
         let pooled = (self.site, self.config.top_k, self.config.pooled_weight as f32);
         losses.extend(balance::pooled(&z_te, pooled, call, pass));
-        losses.extend(balance::z_loss(z_te, call.rows, z, pass));
+        let z_weight = self.config.z_weight as f32;
+        losses.extend(balance::z_loss(z_te, call.rows, z_weight, pass));
         losses
     }
 }

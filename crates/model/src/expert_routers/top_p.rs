@@ -5,7 +5,7 @@
 use ops::{ChosenWeights, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
-use super::balance::{self, Balance};
+use super::balance;
 use super::choice::Choices;
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, at_least, refuse};
@@ -165,8 +165,9 @@ impl TopP {
         pass: &Pass<'_>,
     ) -> Vec<AuxLoss> {
         let Config { balance_weight, entropy_weight, z_weight, .. } = self.config;
-        let of = (self.experts, choices);
-        let loss = Balance::Sequence.loss(|| p_te, of, call.rows, balance_weight as f32, pass);
+        let of = (self.experts, 1, choices);
+        let named = ("expert_balance", balance_weight);
+        let loss = balance::load_loss(named, &p_te, of, call.rows, pass);
         let mut losses: Vec<AuxLoss> = loss.into_iter().collect();
         if entropy_weight > 0.0 {
             let each = balance::mean_weights(call.rows, pass);

@@ -7,26 +7,20 @@
 //! and they join its stream in ascending order of experts.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use ops::{Activation, Combine, GateFunction, Ops, Tensor2, Weight, rows_of, stack};
+use ops::GateFunction;
 use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
+use super::expert_layer::{Biases, Experts, Shared};
 use super::member::{Mlp, MlpSettings};
-use super::zero_experts::{CONSTANT_MIX, CONSTANTS, ZeroBank, ZeroExperts};
+use super::zero_experts::{CONSTANT_MIX, CONSTANTS, ZeroExperts};
 use crate::attention;
-use crate::carry::Carry;
-use crate::context::LayerContext;
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::expert_routers::{ExpertCount, ExpertRouterConfig, ExpertRouterSettings, LayerRouting};
 use crate::linear::LinearBuilder;
 use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite, Take};
-use crate::pass::Pass;
-use crate::routers::{
-    ComparedScores, Router, RouterCall, RouterPlace, RouterState, RoutingPlan, StepRouting,
-};
-use crate::rows::Rows;
+use crate::routers::{ComparedScores, RouterPlace, RouterState, StepRouting};
 use crate::sizes::Sizes;
 
 /// `[E 2 f, d]`: gate, then up, of one expert after another.
@@ -43,6 +37,8 @@ pub const SHARED_GATE_UP: Part = Part::new("shared_gate_up");
 pub const SHARED_DOWN: Part = Part::new("shared_down");
 /// `[1, d]`: whose sigmoid multiplies the shared expert's result.
 const SHARED_GATE: &str = "shared_gate";
+/// `[2, d]`: whose softmax weighs the chosen experts' results and the shared one's.
+const SHARED_MIX: &str = "shared_mix";
 
 /// `mlp = { kind = "experts", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +46,9 @@ const SHARED_GATE: &str = "shared_gate";
 pub struct Config {
     /// Experts of a layer.
     pub count: usize,
+    /// Where layers have different numbers of experts, those of each stored layer that has some, in
+    /// order; `count` says nothing then.
+    pub counts: Vec<usize>,
     /// Hidden width of each; 0 for `ffn`.
     pub width: usize,
     /// Zero-computation experts beside them that write the row itself, as the MLP is given it.
@@ -62,6 +61,9 @@ pub struct Config {
     pub shared: usize,
     /// Whether the shared expert's result is multiplied by a sigmoid of the row.
     pub shared_gate: bool,
+    /// Whether the result of the chosen experts and that of the shared one are weighed by a softmax
+    /// of the row.
+    pub shared_mix: bool,
     /// Stored layers from the first that have a dense MLP of width `ffn` instead.
     pub dense_first: usize,
     /// One in how many of the layers behind these has experts: the last of each such stretch.
@@ -85,12 +87,14 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             count: 8,
+            counts: Vec::new(),
             width: 0,
             identity_experts: 0,
             zero_experts: 0,
             constant_experts: 0,
             shared: 0,
             shared_gate: false,
+            shared_mix: false,
             dense_first: 0,
             every: 1,
             dense_layers: Vec::new(),
@@ -116,9 +120,11 @@ impl Config {
         if self.width == 0 { sizes.ffn } else { self.width }
     }
 
-    /// All that the router chooses among.
-    pub fn experts(&self) -> ExpertCount {
-        ExpertCount { computing: self.count, zero: self.zero().all() }
+    /// All that the router of stored layer `stored` chooses among.
+    pub fn experts(&self, stored: usize) -> ExpertCount {
+        let before = (0..stored).filter(|&layer| self.reaches(layer)).count();
+        let computing = self.counts.get(before).copied().unwrap_or(self.count);
+        ExpertCount { computing, zero: self.zero().all() }
     }
 
     fn zero(&self) -> ZeroExperts {
@@ -140,17 +146,42 @@ impl Config {
         if self.own_routers { (0..uses).map(|r| at(Some(r))).collect() } else { vec![at(None)] }
     }
 
-    fn shared_gate(stored: usize) -> ParamPlace {
-        ParamPlace::Router {
-            site: RouterSite::Layer(stored),
-            auxiliary: false,
-            recursion: None,
-            factor: SHARED_GATE,
-        }
+    /// The place of what weighs the shared expert of a layer, and how many logits it gives; `None`
+    /// where nothing does.
+    fn shared_weights(&self, stored: usize) -> Option<(ParamPlace, usize)> {
+        let (factor, logits) = match (self.shared_gate, self.shared_mix) {
+            (true, _) => (SHARED_GATE, 1),
+            (false, true) => (SHARED_MIX, 2),
+            (false, false) => return None,
+        };
+        let (site, auxiliary, recursion) = (RouterSite::Layer(stored), false, None);
+        let place = ParamPlace::Router { site, auxiliary, recursion, factor };
+        (self.shared > 0 && self.reaches(stored)).then_some((place, logits))
     }
+}
 
-    fn has_shared_gate(&self, stored: usize) -> bool {
-        self.shared_gate && self.shared > 0 && self.reaches(stored)
+impl Config {
+    /// Refuses numbers of experts of which a layer can have none or its router none enough.
+    fn check_counts(&self, stored: usize) -> Result<(), ConfigError> {
+        let layers: Vec<usize> = (0..stored).filter(|&layer| self.reaches(layer)).collect();
+        if !self.counts.is_empty() && self.counts.len() != layers.len() {
+            let found = format!("a list of {}", self.counts.len());
+            let expected = format!("one for each of {} layers with experts", layers.len());
+            return refuse("mlp.counts", found, expected);
+        }
+        if let Some(count) = self.counts.iter().find(|count| **count == 0 || **count > MOST) {
+            return refuse("mlp.counts", count, format!("numbers between 1 and {MOST}"));
+        }
+        let differ = self.counts.windows(2).any(|pair| pair[0] != pair[1]);
+        if differ && self.router().pools_layers() {
+            let expected = "equal numbers beside mlp.router.pooled_weight, whose loss is over the \
+                            experts of all layers together";
+            return refuse("mlp.counts", format!("{:?}", self.counts), expected.into());
+        }
+        for layer in layers {
+            self.router().check(self.experts(layer))?;
+        }
+        Ok(())
     }
 }
 
@@ -211,14 +242,22 @@ impl MlpSettings for Config {
                 return refuse("mlp.dense_layers", layer, expected);
             }
         }
-        if self.shared_gate && self.shared == 0 {
-            return refuse("mlp.shared_gate", "true", "false without a shared expert".into());
+        for (field, weighs) in
+            [("mlp.shared_gate", self.shared_gate), ("mlp.shared_mix", self.shared_mix)]
+        {
+            if weighs && self.shared == 0 {
+                return refuse(field, "true", "false without a shared expert".into());
+            }
+        }
+        if self.shared_gate && self.shared_mix {
+            let expected = "false beside mlp.shared_gate: one of them weighs the shared expert";
+            return refuse("mlp.shared_mix", "true", expected.into());
         }
         if self.own_routers && uses.iter().all(|uses| *uses < 2) {
             let expected = "false where no layer is used twice".into();
             return refuse("mlp.own_routers", "true", expected);
         }
-        self.router().check(self.experts())
+        self.check_counts(uses.len())
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -240,9 +279,10 @@ impl MlpSettings for Config {
         if !self.reaches(stored) {
             return dense::Config::default().specs(sizes, stored);
         }
-        let (d, f, count) = (sizes.width, self.width(sizes), self.count);
+        let experts = self.experts(stored);
+        let (d, f, count) = (sizes.width, self.width(sizes), experts.computing);
         let bank = |part, shape| ParamSpec {
-            active: self.router().taken(self.experts()) / count as f64,
+            active: self.router().taken(experts) / count as f64,
             ..ParamSpec::matrix(sizes, stored, part, shape)
         };
         let mut table =
@@ -260,7 +300,7 @@ impl MlpSettings for Config {
             table.push(matrix(SHARED_GATE_UP, (2 * self.shared, d)));
             table.push(matrix(SHARED_DOWN, (d, self.shared)));
         }
-        let (router, experts) = (self.router(), self.experts());
+        let router = self.router();
         let others = router.chosen(experts) - router.taken(experts);
         table.extend(self.zero().specs(sizes, stored, others));
         table
@@ -274,15 +314,25 @@ impl MlpSettings for Config {
         }
         let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
         let products: f64 = self.specs(sizes, stored).iter().map(met).sum();
-        let entries = 2.0 * self.router().chosen(self.experts()) * sizes.width as f64;
-        products / sizes.width as f64 + entries + 3.0 * self.experts().all() as f64
+        let experts = self.experts(stored);
+        let entries = 2.0 * self.router().chosen(experts) * sizes.width as f64;
+        products / sizes.width as f64 + entries + 3.0 * experts.all() as f64
     }
 
-    fn check_effects(&self, _: &Sizes) -> Result<(), ConfigError> {
+    fn check_effects(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        let default = Self::default().count;
+        if !self.counts.is_empty() && self.count != default {
+            let expected = format!("{default} beside mlp.counts, which says it of every layer");
+            return refuse("mlp.count", self.count, expected);
+        }
         if self.limit == 0.0 {
             same("mlp.alpha", self.alpha, Self::default().alpha, "where mlp.limit is 0")?;
         }
-        self.router().check_effects(self.experts())
+        let layers = (0..uses(sizes).len()).filter(|&stored| self.reaches(stored));
+        for stored in layers {
+            self.router().check_effects(self.experts(stored))?;
+        }
+        Ok(())
     }
 
     fn by_layer(&self) -> Vec<String> {
@@ -292,6 +342,9 @@ impl MlpSettings for Config {
             .filter(|(_, value, usual)| value != usual)
             .map(|(name, value, _)| format!("mlp.{name} = {value}"))
             .collect();
+        if !self.counts.is_empty() {
+            told.push(format!("mlp.counts = {:?}", self.counts));
+        }
         if !self.dense_layers.is_empty() {
             told.push(format!("mlp.dense_layers = {:?}", self.dense_layers));
         }
@@ -312,8 +365,8 @@ impl MlpSettings for Config {
         parts
     }
 
-    fn computing_experts(&self) -> usize {
-        self.count
+    fn computing_experts(&self, stored: usize) -> usize {
+        self.experts(stored).computing
     }
 
     fn trains_otherwise(&self) -> bool {
@@ -324,11 +377,11 @@ impl MlpSettings for Config {
         let uses = uses(sizes).get(stored).copied().unwrap_or(0);
         let mut table = Vec::new();
         for place in self.places(stored, uses) {
-            table.extend(self.router().specs(sizes, place, self.experts()));
+            table.extend(self.router().specs(sizes, place, self.experts(stored)));
         }
-        if self.has_shared_gate(stored) {
-            let (place, normal) = (Self::shared_gate(stored), Init::Normal(sizes.init_std));
-            table.push(ParamSpec::new(place, (1, sizes.width), normal, Group::Router));
+        if let Some((place, logits)) = self.shared_weights(stored) {
+            let normal = Init::Normal(sizes.init_std);
+            table.push(ParamSpec::new(place, (logits, sizes.width), normal, Group::Router));
         }
         table
     }
@@ -337,13 +390,14 @@ impl MlpSettings for Config {
         let (uses, mut buffers) = (uses(sizes), Vec::new());
         for stored in (0..uses.len()).filter(|&stored| self.reaches(stored)) {
             let (site, places) = (RouterSite::Layer(stored), self.places(stored, uses[stored]));
-            buffers.extend(self.router().buffers(site, self.experts(), &places));
+            buffers.extend(self.router().buffers(site, self.experts(stored), &places));
         }
         buffers
     }
 
     fn after_step(&self, routed: &StepRouting<'_>, state: &mut RouterState) {
         for (&site, loads) in routed.experts {
+            let RouterSite::Layer(stored) = site else { continue };
             // One router for all uses has what they compared together.
             let mut compared: BTreeMap<_, ComparedScores> = BTreeMap::new();
             for ((at, recursion), of_use) in routed.compared {
@@ -353,7 +407,7 @@ impl MlpSettings for Config {
                 }
             }
             let did = LayerRouting { loads, compared };
-            self.router().after_step(site, self.experts(), &did, state);
+            self.router().after_step(site, self.experts(stored), &did, state);
         }
     }
 
@@ -368,7 +422,8 @@ impl MlpSettings for Config {
                 down: linears.build(SHARED_DOWN, take),
                 function: GateFunction::Silu,
             },
-            gate: self.has_shared_gate(stored).then(|| take.take(&Self::shared_gate(stored))),
+            weights: self.shared_weights(stored).map(|(place, _)| take.take(&place)),
+            mixes: self.shared_mix,
         });
         let places = self.places(stored, linears.plan.uses_of(stored).len());
         Box::new(Experts {
@@ -378,13 +433,13 @@ impl MlpSettings for Config {
                 gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
                 down: linears.bank(EXPERTS_DOWN_BIAS, take),
             }),
-            count: self.count,
+            count: self.experts(stored).computing,
             zero: self.zero().build(linears, take),
             clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
             shared,
             routers: places
                 .into_iter()
-                .map(|place| self.router().build(place, self.experts(), take))
+                .map(|place| self.router().build(place, self.experts(stored), take))
                 .collect(),
         })
     }
@@ -392,157 +447,3 @@ impl MlpSettings for Config {
 
 /// Most experts of a layer.
 const MOST: usize = 1 << 12;
-
-/// The expert that every row takes.
-#[derive(Debug)]
-struct Shared {
-    mlp: Dense,
-    gate: Option<Arc<Weight>>,
-}
-
-/// What is added to the products of each expert.
-#[derive(Debug)]
-struct Biases {
-    gate_up: Arc<Weight>,
-    down: Arc<Weight>,
-}
-
-/// The experts of one stored layer over their weights.
-#[derive(Debug)]
-struct Experts {
-    gate_up: Arc<Weight>,
-    down: Arc<Weight>,
-    /// Experts of the banks.
-    count: usize,
-    /// What stands behind them.
-    zero: ZeroBank,
-    biases: Option<Biases>,
-    /// Limit and slope of the clamped product in place of SwiGLU.
-    clamp: Option<(f32, f32)>,
-    shared: Option<Shared>,
-    /// One for all uses of the layer, or one for each.
-    routers: Vec<Box<dyn Router>>,
-}
-
-impl Mlp for Experts {
-    fn forward(
-        &self,
-        h_td: Tensor2,
-        residual_td: Tensor2,
-        context: &mut LayerContext<'_, '_>,
-    ) -> Tensor2 {
-        let x_td = match &self.shared {
-            Some(shared) => shared.forward(h_td.clone(), residual_td, context),
-            None => residual_td,
-        };
-        let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
-        if self.routers.len() < 2 || context.at.count() < 2 {
-            let router = &self.routers[recursion.min(self.routers.len() - 1)];
-            let routed = Routed { router: &**router, recursion, rows: context.rows };
-            return self.routed(&routed, h_td, x_td, context.carry, context.pass);
-        }
-        let mut parts = Vec::new();
-        for (at, range) in context.at.runs() {
-            let rows = &context.rows.stretch_of(range.clone());
-            let router = &*self.routers[at.recursion];
-            let routed = Routed { router, recursion: at.recursion, rows };
-            let (h_td, x_td) = (rows_of(&h_td, range.clone()), rows_of(&x_td, range));
-            parts.push(self.routed(&routed, h_td, x_td, &Carry::default(), context.pass));
-        }
-        stack(parts)
-    }
-}
-
-/// Rows that one router decides about.
-struct Routed<'a> {
-    router: &'a dyn Router,
-    recursion: usize,
-    rows: &'a Rows,
-}
-
-impl Experts {
-    /// The stream with what the experts of each row write to it.
-    fn routed(
-        &self,
-        of: &Routed<'_>,
-        h_td: Tensor2,
-        mut x_td: Tensor2,
-        carry: &Carry,
-        pass: &mut Pass<'_>,
-    ) -> Tensor2 {
-        let numbers: Vec<u32> = (0..of.rows.len() as u32).collect();
-        let call = RouterCall {
-            recursion: of.recursion,
-            x_cd: &h_td,
-            rows: of.rows,
-            numbers: &numbers,
-            lengths: &BTreeMap::new(),
-            carry,
-        };
-        let plan = of.router.route(&call, pass);
-        let computing = plan.offsets[self.count] as usize;
-        if computing > 0 && computing == plan.rows.len() {
-            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass.ops);
-        } else if !plan.rows.is_empty() {
-            if computing > 0 {
-                let rows: Arc<[u32]> = plan.rows[..computing].into();
-                let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
-                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass.ops);
-            }
-            x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
-        }
-        for loss in plan.losses {
-            x_td = pass.attach(x_td, loss);
-        }
-        x_td
-    }
-
-    /// The stream with what computing experts write to it.
-    fn bank(
-        &self,
-        plan: &RoutingPlan,
-        (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
-        h_td: Tensor2,
-        x_td: Tensor2,
-        ops: Ops,
-    ) -> Tensor2 {
-        let sizes: Arc<[usize]> = (0..self.count).map(|e| plan.of(e).len()).collect();
-        let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
-        let x_ad = if single { h_td } else { ops.gather_rows(h_td, rows) };
-        let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
-        let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
-        let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
-        let y_af = match self.clamp {
-            Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
-            None => ops.swiglu(y_an),
-        };
-        if single {
-            // Written to the stream as a dense MLP does it.
-            return ops.linear_add(y_af, &self.down, x_td);
-        }
-        let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; rows.len()]));
-        let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
-        let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
-        ops.combine_rows(x_td, rows, y_ad, w_a1, Combine::Add)
-    }
-}
-
-/// Rows in groups of these sizes, to each of which its group's row of `bias` is added.
-fn with_bias(ops: Ops, y_an: Tensor2, bias: Option<&Arc<Weight>>, sizes: &[usize]) -> Tensor2 {
-    let Some(bias) = bias else { return y_an };
-    let groups = sizes.iter().enumerate();
-    let of_rows: Arc<[u32]> = groups.flat_map(|(group, &n)| vec![group as u32; n]).collect();
-    let bias_an = ops.embed(&y_an, bias, &of_rows);
-    ops::add(y_an, bias_an)
-}
-
-impl Shared {
-    fn forward(&self, h_td: Tensor2, x_td: Tensor2, context: &mut LayerContext<'_, '_>) -> Tensor2 {
-        let Some(gate) = &self.gate else { return self.mlp.forward(h_td, x_td, context) };
-        let (at, ops) = (context.at, context.pass.ops);
-        let gate_t1 = ops.gate(ops.linear(h_td.clone(), gate), Activation::Sigmoid, 1.0);
-        let y_tf = ops.swiglu(self.mlp.gate_up.apply(h_td, at, context.pass));
-        let y_td = self.mlp.down.apply(y_tf, at, context.pass);
-        ops::add(x_td, ops.scale_rows(y_td, gate_t1))
-    }
-}

@@ -55,8 +55,8 @@ pub trait MlpSettings {
         parts
     }
 
-    /// How many experts of a layer compute; 0 without experts.
-    fn computing_experts(&self) -> usize {
+    /// How many experts of stored layer `stored` compute; 0 without experts.
+    fn computing_experts(&self, _stored: usize) -> usize {
         0
     }
 

@@ -5,6 +5,7 @@ mod activation;
 #[cfg(test)]
 mod blocks;
 pub mod dense;
+mod expert_layer;
 pub mod experts;
 mod member;
 mod zero_experts;

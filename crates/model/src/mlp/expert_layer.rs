@@ -1,0 +1,198 @@
+//! The experts of one layer over their weights: rows are laid in groups, one an expert, and each
+//! group is multiplied with its matrix out of the bank.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ops::{Activation, Combine, Ops, Tensor2, Weight, rows_of, stack};
+
+use super::dense::Dense;
+use super::member::Mlp;
+use super::zero_experts::ZeroBank;
+use crate::carry::Carry;
+use crate::context::LayerContext;
+use crate::pass::Pass;
+use crate::routers::{Router, RouterCall, RoutingPlan};
+use crate::rows::Rows;
+
+/// The expert that every row takes.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) mlp: Dense,
+    /// What weighs its result, if anything does.
+    pub(super) weights: Option<Arc<Weight>>,
+    /// Whether that weighs the chosen experts' results too.
+    pub(super) mixes: bool,
+}
+
+/// What is added to the products of each expert.
+#[derive(Debug)]
+pub(super) struct Biases {
+    pub(super) gate_up: Arc<Weight>,
+    pub(super) down: Arc<Weight>,
+}
+
+/// The experts of one stored layer over their weights.
+#[derive(Debug)]
+pub(super) struct Experts {
+    pub(super) gate_up: Arc<Weight>,
+    pub(super) down: Arc<Weight>,
+    /// Experts of the banks.
+    pub(super) count: usize,
+    /// What stands behind them.
+    pub(super) zero: ZeroBank,
+    pub(super) biases: Option<Biases>,
+    /// Limit and slope of the clamped product in place of SwiGLU.
+    pub(super) clamp: Option<(f32, f32)>,
+    pub(super) shared: Option<Shared>,
+    /// One for all uses of the layer, or one for each.
+    pub(super) routers: Vec<Box<dyn Router>>,
+}
+
+impl Mlp for Experts {
+    fn forward(
+        &self,
+        h_td: Tensor2,
+        residual_td: Tensor2,
+        context: &mut LayerContext<'_, '_>,
+    ) -> Tensor2 {
+        let (x_td, chosen_t1) = match &self.shared {
+            Some(shared) => shared.forward(h_td.clone(), residual_td, context),
+            None => (residual_td, None),
+        };
+        let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
+        if self.routers.len() < 2 || context.at.count() < 2 {
+            let router = &self.routers[recursion.min(self.routers.len() - 1)];
+            let routed = Routed { router: &**router, recursion, rows: context.rows, chosen_t1 };
+            return self.routed(&routed, h_td, x_td, context.carry, context.pass);
+        }
+        let mut parts = Vec::new();
+        for (at, range) in context.at.runs() {
+            let rows = &context.rows.stretch_of(range.clone());
+            let router = &*self.routers[at.recursion];
+            let chosen_t1 = chosen_t1.as_ref().map(|all| rows_of(all, range.clone()));
+            let routed = Routed { router, recursion: at.recursion, rows, chosen_t1 };
+            let (h_td, x_td) = (rows_of(&h_td, range.clone()), rows_of(&x_td, range));
+            parts.push(self.routed(&routed, h_td, x_td, &Carry::default(), context.pass));
+        }
+        stack(parts)
+    }
+}
+
+/// Rows that one router decides about.
+struct Routed<'a> {
+    router: &'a dyn Router,
+    recursion: usize,
+    rows: &'a Rows,
+    /// What weighs the results of the experts that a row chose, beside their own weights.
+    chosen_t1: Option<Tensor2>,
+}
+
+impl Experts {
+    /// The stream with what the experts of each row write to it.
+    fn routed(
+        &self,
+        of: &Routed<'_>,
+        h_td: Tensor2,
+        mut x_td: Tensor2,
+        carry: &Carry,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        let numbers: Vec<u32> = (0..of.rows.len() as u32).collect();
+        let call = RouterCall {
+            recursion: of.recursion,
+            x_cd: &h_td,
+            rows: of.rows,
+            numbers: &numbers,
+            lengths: &BTreeMap::new(),
+            carry,
+        };
+        let mut plan = of.router.route(&call, pass);
+        if let Some(chosen_t1) = &of.chosen_t1 {
+            let chosen_a1 = pass.ops.gather_rows(chosen_t1.clone(), &plan.rows);
+            plan.weights = Some(match plan.weights {
+                Some(weights_a1) => pass.ops.scale_rows(weights_a1, chosen_a1),
+                None => chosen_a1,
+            });
+        }
+        let computing = plan.offsets[self.count] as usize;
+        if computing > 0 && computing == plan.rows.len() {
+            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass.ops);
+        } else if !plan.rows.is_empty() {
+            if computing > 0 {
+                let rows: Arc<[u32]> = plan.rows[..computing].into();
+                let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
+                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass.ops);
+            }
+            x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
+        }
+        for loss in plan.losses {
+            x_td = pass.attach(x_td, loss);
+        }
+        x_td
+    }
+
+    /// The stream with what computing experts write to it.
+    fn bank(
+        &self,
+        plan: &RoutingPlan,
+        (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
+        h_td: Tensor2,
+        x_td: Tensor2,
+        ops: Ops,
+    ) -> Tensor2 {
+        let sizes: Arc<[usize]> = (0..self.count).map(|e| plan.of(e).len()).collect();
+        let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
+        let x_ad = if single { h_td } else { ops.gather_rows(h_td, rows) };
+        let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
+        let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
+        let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
+        let y_af = match self.clamp {
+            Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
+            None => ops.swiglu(y_an),
+        };
+        if single {
+            // Written to the stream as a dense MLP does it.
+            return ops.linear_add(y_af, &self.down, x_td);
+        }
+        let w_a1 = weights.unwrap_or_else(|| ops::column(vec![1.0; rows.len()]));
+        let y_ad = ops.grouped_linear(y_af, &self.down, &sizes);
+        let y_ad = with_bias(ops, y_ad, bias(|biases| &biases.down), &sizes);
+        ops.combine_rows(x_td, rows, y_ad, w_a1, Combine::Add)
+    }
+}
+
+/// Rows in groups of these sizes, to each of which its group's row of `bias` is added.
+fn with_bias(ops: Ops, y_an: Tensor2, bias: Option<&Arc<Weight>>, sizes: &[usize]) -> Tensor2 {
+    let Some(bias) = bias else { return y_an };
+    let groups = sizes.iter().enumerate();
+    let of_rows: Arc<[u32]> = groups.flat_map(|(group, &n)| vec![group as u32; n]).collect();
+    let bias_an = ops.embed(&y_an, bias, &of_rows);
+    ops::add(y_an, bias_an)
+}
+
+impl Shared {
+    /// The stream with the shared expert's result, and what weighs those of the chosen ones.
+    fn forward(
+        &self,
+        h_td: Tensor2,
+        x_td: Tensor2,
+        context: &mut LayerContext<'_, '_>,
+    ) -> (Tensor2, Option<Tensor2>) {
+        let Some(weights) = &self.weights else {
+            return (self.mlp.forward(h_td, x_td, context), None);
+        };
+        let (at, ops) = (context.at, context.pass.ops);
+        let z = ops.linear(h_td.clone(), weights);
+        let (own_t1, chosen_t1) = if self.mixes {
+            let (c_t2, rows) = (ops.softmax_rows(z, 1.0), h_td.dims()[0]);
+            let chosen_t1 = ops.pick_columns(c_t2.clone(), &vec![0; rows]);
+            (ops.pick_columns(c_t2, &vec![1; rows]), Some(chosen_t1))
+        } else {
+            (ops.gate(z, Activation::Sigmoid, 1.0), None)
+        };
+        let y_tf = ops.swiglu(self.mlp.gate_up.apply(h_td, at, context.pass));
+        let y_td = self.mlp.down.apply(y_tf, at, context.pass);
+        (ops::add(x_td, ops.scale_rows(y_td, own_t1)), chosen_t1)
+    }
+}
