@@ -66,9 +66,11 @@ impl Upcycling {
             let found = format!("{width} with {} experts", experts.count);
             return refused("--mlp: width", expected, found, "give that width");
         }
+        let others = experts.identity_experts + experts.zero_experts + experts.constant_experts;
         let plain = experts.shared == 0 && !experts.biases && experts.limit == 0.0;
-        if !plain {
-            let expected = "experts without shared, biases and limit, which dense MLPs lack";
+        if !plain || others > 0 {
+            let expected = "experts without shared, biases, limit and zero-computation ones, which \
+                            dense MLPs lack";
             return refused("--mlp", expected, format!("{experts:?}"), "leave these out");
         }
         if let ExpertStart::Drop { share } = start
