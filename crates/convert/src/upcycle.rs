@@ -68,9 +68,9 @@ impl Upcycling {
         }
         let others = experts.identity_experts + experts.zero_experts + experts.constant_experts;
         let plain = experts.shared == 0 && !experts.biases && experts.limit == 0.0;
-        if !plain || others > 0 {
+        if !plain || others > 0 || !experts.counts.is_empty() {
             let expected = "experts without shared, biases, limit and zero-computation ones, which \
-                            dense MLPs lack";
+                            dense MLPs lack, and as many in each layer (no counts)";
             return refused("--mlp", expected, format!("{experts:?}"), "leave these out");
         }
         if let ExpertStart::Drop { share } = start

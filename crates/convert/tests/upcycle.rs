@@ -160,6 +160,7 @@ fn experts_that_a_dense_mlp_does_not_give_are_refused() {
         (&source, with(|e| (e.count, e.width) = (5, 6)), split, &["--mlp: width", "divides 32"]),
         (&source, with(|e| e.shared = 8), copies, &["--mlp", "shared"]),
         (&source, with(|e| e.biases = true), copies, &["--mlp", "biases"]),
+        (&source, with(|e| e.counts = vec![2, 4, 4, 4]), copies, &["--mlp", "counts"]),
         (&source, with(|e| e.identity_experts = 2), copies, &["--mlp", "zero-computation"]),
         (&source, unscaled, copies, &["router.scale", "expected 1", "2"]),
         (&source, with(|e| e.width = 8), split, &["router.scale", "expected 4", "1"]),
