@@ -44,7 +44,7 @@ fn settings_end_where_they_should() {
         ("multipliers.embedding", json!([-1.0, 1e-6, 1e6]), json!([0.0, 2e6])),
         ("multipliers.residual", json!([0.5]), json!([0.0])),
         ("multipliers.logits_divisor", json!([8.0]), json!([0.0, 1e-7])),
-        ("multipliers.logit_cap", json!([0.0, 30.0]), json!([-30.0, 1e-4])),
+        ("multipliers.logit_cap", json!([0.0, 30.0, 1e6]), json!([-30.0, 1e-4, 1e6 + 0.5])),
     ] {
         for value in may.as_array().expect("a list") {
             cases.push((path.to_owned(), value.clone(), "nothing".to_owned()));
@@ -64,6 +64,7 @@ fn settings_end_where_they_should() {
         ("yarn", "beta_fast", 1.0, false),
         ("yarn", "beta_slow", 0.0, false),
         ("yarn", "attention_factor", -1.0, false),
+        ("yarn", "attention_factor", 1.5, true),
         ("yarn", "mscale", 1.0, false),
     ] {
         let at = if (kind, key) == ("llama3", "low") { "high" } else { key };
