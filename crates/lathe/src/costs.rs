@@ -8,6 +8,8 @@ use model::cost::{
 use serde::Serialize;
 use train::{Forecast, Recipe};
 
+use crate::plan;
+
 /// What one run's model costs, and its training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Costs {
@@ -23,9 +25,10 @@ pub(crate) struct Costs {
     pub(crate) forward_flops: f64,
     /// The same as the paper counts, without head, routers and adapters.
     pub(crate) forward_flops_paper: f64,
-    /// FLOPs of all steps of training, every product counted; backward is twice forward.
+    /// FLOPs of all steps of training, every product counted, those of a teacher among them;
+    /// backward is twice forward.
     pub(crate) training_flops: f64,
-    /// The same as the paper counts.
+    /// The same as the paper counts, without a teacher.
     pub(crate) training_flops_paper: f64,
     /// FLOPs of a decoded token but those of attention, every product counted.
     pub(crate) decode_flops: f64,
@@ -38,6 +41,9 @@ pub(crate) struct Costs {
 impl Costs {
     /// Counts at the sequence length of the recipe and nominal capacities; the vocabulary must be
     /// known.
+    ///
+    /// # Errors
+    /// An impossible model, a teacher that cannot be read.
     pub(crate) fn of(recipe: &Recipe) -> Result<Self> {
         let (config, n) = (&recipe.model, recipe.data.sequence_length);
         let plan = config.check()?;
@@ -67,8 +73,10 @@ impl Costs {
     }
 }
 
-/// FLOPs of all steps, every product counted, with the capacities that each step has.
+/// FLOPs of all steps, every product counted, with the capacities that each step has, and those of
+/// the teacher.
 pub(crate) fn training_flops(recipe: &Recipe) -> Result<f64> {
-    let forecast = Forecast { recipe, teacher: None, valid_windows: None };
-    Ok(forecast.work()?.steps)
+    let teacher = plan::teacher(recipe)?;
+    let work = Forecast { recipe, teacher: teacher.as_ref(), valid_windows: None }.work()?;
+    Ok(work.steps + work.teacher)
 }

@@ -167,7 +167,7 @@ fn time_row(forecast: &Forecast<'_>, work: &Work) -> Result<Vec<String>> {
 }
 
 /// The model that the recipe learns from, if any.
-fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
+pub(crate) fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
     let distill = &recipe.distill;
     if distill.checkpoint.is_empty() || distill.weight == 0.0 {
         return Ok(None);

@@ -7,17 +7,23 @@ use serde_json::Value;
 use train::Recipe;
 
 use crate::costs::Costs;
-use crate::{output, serve};
+use crate::{output, plan, serve};
 
 /// Puts the figures ahead of a page; none of them where the run has no checkpoint that says what it
 /// is.
 pub(crate) fn open(page: &mut Page, run: &Path, records: &[Record]) {
     let run = train::run_folder(run);
     let found = checkpoint::newest_json(&run.join("checkpoints"), "recipe").ok();
-    let Some(recipe) = found.and_then(|recipe| serde_json::from_value::<Recipe>(recipe).ok())
+    let Some(mut recipe) = found.and_then(|recipe| serde_json::from_value::<Recipe>(recipe).ok())
     else {
         return;
     };
+    let mut work = "FLOPs of training";
+    if plan::teacher(&recipe).is_err() {
+        // A finished run may outlive the model that it learned from.
+        recipe.distill.checkpoint.clear();
+        work = "FLOPs of training without the teacher, which cannot be read";
+    }
     let Ok(costs) = Costs::of(&recipe) else { return };
     let config = &recipe.model;
     let steps = records.iter().filter_map(|r| r.get("step")?.as_u64()).max().unwrap_or(0);
@@ -40,7 +46,7 @@ pub(crate) fn open(page: &mut Page, run: &Path, records: &[Record]) {
             format!("{} meet a token of full depth", human_count(costs.active_parameters as f64)),
         ),
         (
-            "FLOPs of training",
+            work,
             human_count(costs.training_flops * steps as f64 / recipe.train.steps.max(1) as f64),
             format!("{} forward for a token", human_count(costs.forward_flops)),
         ),

@@ -1,10 +1,14 @@
 //! The command line of studies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::numbers;
+
+/// The most bytes of a study.
+const LONGEST: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sweep {
@@ -83,4 +87,12 @@ pub(crate) struct SharedRuns {
     /// Try runs again that failed
     #[arg(long)]
     pub(crate) retry: bool,
+}
+
+/// The text of a study's file.
+///
+/// # Errors
+/// A file that cannot be read, or is longer than a study is.
+pub(crate) fn read_study(path: &Path) -> Result<String> {
+    files::read_text(path, LONGEST).with_context(|| format!("reading the study {}", path.display()))
 }

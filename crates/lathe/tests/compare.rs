@@ -156,7 +156,40 @@ fn budgets_give_a_law_and_its_error() {
     assert_eq!(law["checked"]["found"].as_f64(), Some(loss));
     assert!(law["checked"]["predicted"].as_f64().is_some_and(|nats| nats > 0.0), "{law}");
     assert!(place.text("laws/report.html").contains("held-out error"));
+    // A law is over what runs cost, which the budget is only near.
+    for (at, point) in law["points"].as_array().expect("points").iter().enumerate() {
+        let costs = &results["budgets"][at]["families"][0]["costs"];
+        assert_eq!(point[0], costs["training_flops"], "{law}");
+        assert_ne!(point[0], results["budgets"][at]["budget"], "{law}");
+    }
+    // What was measured on another machine is measured again.
+    let mut measured = json(&place, "laws/decode.json");
+    let here = measured["machine"].take();
+    for (field, other) in [("machine", "another".into()), ("threads", 0.into())] {
+        let mut changed = json(&place, "laws/decode.json");
+        changed[field] = other;
+        place.write("laws/decode.json", changed.to_string());
+        compare(&place, &format!("{words} 1e9,2e9,4e9")).good();
+        let again = json(&place, "laws/decode.json");
+        assert!(again["machine"] == here && again["threads"] == measured["threads"], "{again}");
+    }
     assert_eq!(place.names("runs/by-recipe").len(), 3);
+}
+
+#[test]
+fn families_of_the_same_runs_share_them() {
+    let place = place();
+    place.write("own.toml", dense_recipe());
+    place.write("twin.toml", dense_recipe());
+    let words = "--families own.toml,twin.toml --budget 1e9 --seeds 1 --jobs 2 --out twins";
+    compare(&place, words).good();
+    assert_eq!(place.names("runs/by-recipe").len(), 1);
+    let plan = json(&place, "twins/plan.json");
+    let points = plan["points"].as_array().expect("points");
+    assert_eq!((points.len(), &points[0]["run"]), (2, &points[1]["run"]));
+    assert_eq!((&plan["seconds"], &plan["disk"]), (&points[0]["seconds"], &points[0]["disk"]));
+    assert_eq!(json(&place, "twins/decode.json")["runs"].as_array().expect("runs").len(), 1);
+    assert_eq!(place.text("twins/results.csv").matches(",done,").count(), 2);
 }
 
 #[test]

@@ -167,6 +167,37 @@ fn points_one_by_one_and_several_at_a_time_give_the_same_table() {
 }
 
 #[test]
+fn a_run_that_another_process_ends_meanwhile_is_left_alone() {
+    let place = place();
+    let eight = "study.toml -m train.seed=1,2,3,4";
+    let mut all = command(&place, &format!("{eight} --out results"));
+    let all = all.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    sweep(&place, &format!("{eight} --only 8")).good();
+    let last = listed(&place, eight).swap_remove(7).0;
+    let taken = format!("runs/by-recipe/{last}/taken.json");
+    let elsewhere = "{\"machine\": \"elsewhere\", \"threads\": 1, \"peak_memory\": null}";
+    place.write(&taken, elsewhere);
+    let output = all.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(place.text(&taken), elsewhere);
+    let table = place.text("results/results.csv");
+    assert_eq!(table.matches(",done,6,").count(), 8, "{table}");
+}
+
+#[test]
+fn a_teacher_costs_in_the_table() {
+    let place = Place::with_run();
+    place.write("tiny.toml", recipe(6, 2, EXPERT, "recursion_wise"));
+    let study = "tiny.toml -m distill.checkpoint=run -m distill.weight=0,0.5 --out results";
+    sweep(&place, study).good();
+    let table = place.text("results/results.csv");
+    let lines = cells(&table);
+    let at = lines[0].iter().position(|name| *name == "training_flops").expect("a column");
+    let [alone, taught] = [1, 2].map(|line| lines[line][at].parse::<f64>().expect("a number"));
+    assert!(taught > 1.1 * alone, "{table}");
+}
+
+#[test]
 fn failed_points_stay_in_the_table_until_they_are_tried_again() {
     let place = place();
     let (run, _) = listed(&place, "study.toml").swap_remove(1);
@@ -185,8 +216,15 @@ fn failed_points_stay_in_the_table_until_they_are_tried_again() {
     fs::remove_file(place.path(&log)).expect("removes");
     assert_eq!(sweep(&place, "study.toml --out results").code, Some(1));
     assert_eq!(place.text("results/results.csv"), table);
+    assert!(table.contains(",failed,0,"), "{table}");
     sweep(&place, "study.toml --out results --retry").good();
     assert!(!place.text("results/results.csv").contains("failed"));
+    // A run that fails later stands where its checkpoint is.
+    let note = format!("runs/by-recipe/{run}/failed.json");
+    place.write(&note, "{\"error\": \"a full disk\", \"again\": false}");
+    assert_eq!(sweep(&place, "study.toml --out results").code, Some(1));
+    let table = place.text("results/results.csv");
+    assert!(table.contains(",failed,6,") && table.contains("a full disk"), "{table}");
 }
 
 #[test]

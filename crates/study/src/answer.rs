@@ -45,12 +45,14 @@ pub fn duels(contestants: &[Contestant]) -> Vec<Duel> {
 pub fn answer(contestants: &[Contestant]) -> Vec<String> {
     let mut said = Vec::new();
     let duels = duels(contestants);
-    let mut ranked: Vec<(&Contestant, f64)> =
-        contestants.iter().filter_map(|one| Some((one, mean(one)?))).collect();
-    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let (Some((best, loss)), true) = (ranked.first(), ranked.len() > 1) else {
+    let mut there: Vec<&Contestant> =
+        contestants.iter().filter(|one| one.losses.iter().any(Option::is_some)).collect();
+    if there.len() < 2 {
         return vec!["There are no two kinds of models to compare: nothing can be said.".into()];
-    };
+    }
+    // A mean over other seeds would say what those seeds do.
+    let all = seeds_of_all(&there);
+    there.sort_by(|a, b| mean(a, &all).total_cmp(&mean(b, &all)));
     let seeds = duels.iter().map(|duel| duel.paired.differences.len()).min().unwrap_or(0);
     if duels.iter().all(|duel| !duel.paired.counts) {
         said.push(format!(
@@ -59,8 +61,12 @@ pub fn answer(contestants: &[Contestant]) -> Vec<String> {
             duels.len()
         ));
     } else {
-        said.push(first(best, *loss, &ranked, &duels));
-        said.extend(beyond(&duels, &best.name));
+        let best = (!all.is_empty()).then(|| there[0]);
+        said.push(match best {
+            Some(best) => first(best, &all, &there[1..], &duels),
+            None => "No seed is there of all kinds, so that none is called the best.".into(),
+        });
+        said.extend(beyond(&duels, best));
     }
     if seeds < FEWEST_SEEDS {
         said.push(format!(
@@ -77,30 +83,45 @@ pub fn answer(contestants: &[Contestant]) -> Vec<String> {
     said
 }
 
-fn mean(one: &Contestant) -> Option<f64> {
-    let known: Vec<f64> = one.losses.iter().copied().flatten().collect();
-    (!known.is_empty()).then(|| mean_and_deviation(&known).0)
+/// Places of the seeds of which every kind has a run.
+fn seeds_of_all(there: &[&Contestant]) -> Vec<usize> {
+    let most = there.iter().map(|one| one.losses.len()).max().unwrap_or(0);
+    let has = |at: usize| there.iter().all(|one| one.losses.get(at).is_some_and(Option::is_some));
+    (0..most).filter(|&at| has(at)).collect()
 }
 
-/// The kind of the lowest mean, the kinds that it beats and those that it does not.
-fn first(best: &Contestant, loss: f64, ranked: &[(&Contestant, f64)], duels: &[Duel]) -> String {
-    let (mut beaten, mut level) = (Vec::new(), Vec::new());
-    for (one, mean) in &ranked[1..] {
+/// The mean loss over the seeds at some places; no number without a seed.
+fn mean(one: &Contestant, seeds: &[usize]) -> f64 {
+    let known: Vec<f64> = seeds.iter().filter_map(|&at| one.losses[at]).collect();
+    mean_and_deviation(&known).0
+}
+
+/// The kind of the lowest mean over the seeds of `all`, the kinds that it beats, those that it does
+/// not, and those that are ahead of it on the seeds that both have.
+fn first(best: &Contestant, all: &[usize], others: &[&Contestant], duels: &[Duel]) -> String {
+    let (mut ahead, mut behind, mut level) = (Vec::new(), Vec::new(), Vec::new());
+    for one in others {
         let duel = duels.iter().find(|duel| duel.is_of(&best.name, &one.name));
-        let Some(duel) = duel else { continue };
-        match duel.paired.counts {
-            true => beaten.push(format!(
-                "{} by {:.4} nats a token (p {})",
-                one.name,
-                mean - loss,
-                p_text(duel.paired.p)
-            )),
+        let Some(Duel { one: minuend, paired, .. }) = duel else { continue };
+        let gain = if *minuend == best.name { -paired.mean } else { paired.mean };
+        let by = format!("{} by {:.4} nats a token (p {})", one.name, gain.abs(), p_text(paired.p));
+        match paired.counts {
+            true if gain > 0.0 => ahead.push(by),
+            true => behind.push(by),
             false => level.push(one.name.clone()),
         }
     }
-    let mut text = format!("{} has the lowest mean loss, {loss:.4} nats a token.", best.name);
-    if !beaten.is_empty() {
-        text += &format!(" It is ahead of {}.", beaten.join(", "));
+    let (loss, seeds) = (mean(best, all), all.len());
+    let mut text = format!("{} has the lowest mean loss, {loss:.4} nats a token", best.name);
+    if seeds < best.losses.len() {
+        text += &format!(", over the {seeds} of {} seeds that all have", best.losses.len());
+    }
+    text += ".";
+    if !ahead.is_empty() {
+        text += &format!(" It is ahead of {}.", ahead.join(", "));
+    }
+    if !behind.is_empty() {
+        text += &format!(" On the seeds that both have it is behind {}.", behind.join(", "));
     }
     if !level.is_empty() {
         let names = level.join(", ");
@@ -110,9 +131,12 @@ fn first(best: &Contestant, loss: f64, ranked: &[(&Contestant, f64)], duels: &[D
 }
 
 /// Pairs without the best kind, those that differ and those that do not.
-fn beyond(duels: &[Duel], best: &str) -> Vec<String> {
+fn beyond(duels: &[Duel], best: Option<&Contestant>) -> Vec<String> {
     let (mut differ, mut level) = (Vec::new(), Vec::new());
-    for duel in duels.iter().filter(|duel| duel.one != best && duel.other != best) {
+    for duel in duels {
+        if best.is_some_and(|best| best.name == duel.one || best.name == duel.other) {
+            continue;
+        }
         let Duel { one, other, paired } = duel;
         let (low, high) = if paired.mean < 0.0 { (one, other) } else { (other, one) };
         match paired.counts {
@@ -126,7 +150,8 @@ fn beyond(duels: &[Duel], best: &str) -> Vec<String> {
     }
     let mut said = Vec::new();
     if !differ.is_empty() {
-        said.push(format!("Of the others, {}.", differ.join("; ")));
+        let others = if best.is_some() { "Of the others, " } else { "" };
+        said.push(format!("{others}{}.", differ.join("; ")));
     }
     if !level.is_empty() {
         said.push(format!("No difference beyond the spread between {}.", level.join("; ")));
@@ -175,6 +200,38 @@ mod tests {
         let said = answer(&few);
         assert!(said[0].starts_with("No difference") && said[1].contains("2 seeds"), "{said:?}");
         assert!(answer(&[dense])[0].contains("nothing can be said"));
+    }
+
+    /// What a hard seed does to the kinds that ran it says nothing of the kinds.
+    #[test]
+    fn a_hole_makes_no_kind_the_best() {
+        let mut a = of("a", &[0.0, 2.10, 2.11, 2.121]);
+        a.losses[0] = None;
+        let b = of("b", &[5.0, 2.00, 2.01, 2.02]);
+        for pair in [[a.clone(), b.clone()], [b.clone(), a.clone()]] {
+            let said = answer(&pair);
+            let best = "b has the lowest mean loss, 2.0100 nats a token, over the 3 of 4 seeds \
+                        that all have. It is ahead of a by 0.1003 nats a token (p < 0.0001).";
+            assert_eq!(said[0], best, "{said:?}");
+        }
+        // A third kind has no seed in common with one: the pairs still say what they say.
+        let mut c = of("c", &[2.0, 0.0, 0.0, 0.0]);
+        c.losses[1..].fill(None);
+        let said = answer(&[a, b, c]);
+        assert!(said[0].starts_with("No seed is there of all kinds"), "{said:?}");
+        assert!(said[1].starts_with("b is ahead of a by 0.1003 (p"), "{said:?}");
+    }
+
+    #[test]
+    fn the_lowest_mean_of_few_seeds_may_be_behind() {
+        let a = of("a", &[1.9, 2.1, 2.1, 2.1, 2.1, 2.1, 2.1, 2.1, 2.1]);
+        let b = of("b", &[1.901, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+        let mut c = of("c", &[3.0; 9]);
+        c.losses[1..].fill(None);
+        let said = answer(&[a, b, c]);
+        assert!(said[0].starts_with("a has the lowest mean loss, 1.9000 nats"), "{said:?}");
+        assert!(said[0].contains("both have it is behind b by 0.0888 nats"), "{said:?}");
+        assert!(!said[0].contains("ahead of"), "{said:?}");
     }
 
     #[test]

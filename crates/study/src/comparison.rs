@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::refuse;
-use crate::file::{check_name, collect, different, near, seeds, word};
+use crate::file::{MOST_POINTS, check_name, collect, different, near, seeds, word};
 use crate::{Setting, StudyError};
 
 /// Keys of the file.
@@ -106,7 +106,7 @@ impl Comparison {
                     other => return refuse(key, other.to_string(), "true or false"),
                 },
                 "budget" => it.budgets = numbers(key, value)?,
-                "seeds" => it.seeds = seeds(Some(value))?,
+                "seeds" => it.seeds = seeds(key, Some(value))?,
                 "equal" => it.equal = equal(&word(key, value)?)?,
                 "shape" => it.shape = word(key, value)?,
                 "parameters" => it.settings = settings(value)?,
@@ -144,6 +144,12 @@ impl Comparison {
         different("budget", &budgets)?;
         if self.seeds.is_empty() {
             return refuse("seeds", "empty", "at least one");
+        }
+        let points = self.families.len().saturating_mul(self.budgets.len());
+        let points = points.saturating_mul(self.seeds.len());
+        if points > MOST_POINTS {
+            let found = format!("so many that there are {points} runs");
+            return refuse("seeds", found, format!("at most {MOST_POINTS} of all families"));
         }
         Ok(())
     }
@@ -247,6 +253,7 @@ mod tests {
             ("budget = \"much\"", "budget is \"much\""),
             ("budget = [1e12, 1e12]", "twice"),
             ("seeds = 0", "seeds is 0"),
+            ("seeds = 2001", "seeds is so many that there are 10005 runs, expected at most 10000"),
             ("equal = \"luck\"", "equal is \"luck\", expected one of flops, tokens"),
             ("controls = 1", "controls is 1"),
             ("name = \"a/b\"", "name is \"a/b\""),

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use crate::error::refuse;
 use crate::{Setting, StudyError};
 
-/// The most bytes of a study, and the most runs that one may have.
-const MOST_POINTS: usize = 10_000;
+/// The most runs that a study may have.
+pub(crate) const MOST_POINTS: usize = 10_000;
 /// Keys of a study file.
 const KEYS: [&str; 6] = ["name", "method", "recipes", "parameters", "seeds", "metric"];
 /// The recipe's field that seeds are values of.
@@ -109,7 +109,12 @@ impl Study {
             };
             collect(table, "", &mut study.parameters)?;
         }
-        study.seeds = seeds(given.get("seeds"))?;
+        study.seeds = seeds("seeds", given.get("seeds"))?;
+        let seeded = study.parameters.iter().position(|parameter| parameter.field == SEED);
+        if let Some(at) = seeded.filter(|_| study.seeds.is_empty()) {
+            let values = Value::Array(study.parameters.remove(at).values);
+            study.seeds = seeds(&format!("parameters.{SEED}"), Some(&values))?;
+        }
         if let Some(metric) = given.get("metric") {
             study.metric = objective(metric)?;
         }
@@ -129,7 +134,7 @@ impl Study {
         let values = listed(text);
         if field == SEED {
             self.parameters.retain(|parameter| parameter.field != SEED);
-            self.seeds = seeds(Some(&Value::Array(values)))?;
+            self.seeds = seeds("seeds", Some(&Value::Array(values)))?;
             return self.check();
         }
         self.parameters.retain(|parameter| parameter.field != field);
@@ -226,7 +231,7 @@ fn recipes(given: Option<&Value>) -> Result<Vec<String>, StudyError> {
     names
 }
 
-pub(crate) fn seeds(given: Option<&Value>) -> Result<Vec<u64>, StudyError> {
+pub(crate) fn seeds(field: &str, given: Option<&Value>) -> Result<Vec<u64>, StudyError> {
     let expected = "a number of seeds, or a list of them, like [1, 2, 3]";
     let list = match given {
         None => return Ok(Vec::new()),
@@ -235,19 +240,19 @@ pub(crate) fn seeds(given: Option<&Value>) -> Result<Vec<u64>, StudyError> {
             Some(count) if (1..=MOST_POINTS as u64).contains(&count) => {
                 (1..=count).map(Value::from).collect()
             }
-            _ => return refuse("seeds", count.to_string(), expected),
+            _ => return refuse(field, count.to_string(), expected),
         },
-        Some(other) => return refuse("seeds", other.to_string(), expected),
+        Some(other) => return refuse(field, other.to_string(), expected),
     };
     if list.is_empty() {
-        return refuse("seeds", "an empty list", expected);
+        return refuse(field, "an empty list", expected);
     }
-    different("seeds", &list)?;
+    different(field, &list)?;
     let mut seeds = Vec::new();
     for seed in &list {
         match seed.as_u64() {
             Some(number) => seeds.push(number),
-            None => return refuse("seeds", seed.to_string(), "whole numbers from 0"),
+            None => return refuse(field, seed.to_string(), "whole numbers from 0"),
         }
     }
     Ok(seeds)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::plan::{Entry, Plan};
 use super::write_json;
-use crate::sweep::{Job, State};
+use crate::sweep::{Job, State, different};
 
 /// Sequences that run at the same time.
 pub(crate) const BATCHES: [usize; 3] = [1, 8, 32];
@@ -24,18 +24,23 @@ pub(crate) struct Decoding {
     results: Vec<Value>,
 }
 
-/// Measures in a process of its own, models in turns; what was measured of the same runs before is
-/// taken from `decode.json`.
+/// Measures in a process of its own, models in turns; what was measured of the same runs on as many
+/// threads of this machine before is taken from `decode.json`.
 pub(crate) fn measure(plan: &Plan, out: &Path) -> Result<Decoding> {
     let mut runs = Vec::new();
     for entry in &plan.entries {
         runs.extend(first_done(entry)?);
     }
+    let runs = different(runs, |job| *job);
     let keys: Vec<&str> = runs.iter().map(|job| job.key.as_str()).collect();
+    let mut measured = json!({
+        "runs": keys, "machine": ops::machine(), "threads": rayon::current_num_threads(),
+        "batches": BATCHES,
+    });
     let path = out.join("decode.json");
     if let Ok(text) = files::read_text(&path, LONGEST)
         && let Ok(record) = serde_json::from_str::<Value>(&text)
-        && record["runs"] == json!(keys)
+        && ["runs", "machine", "threads", "batches"].iter().all(|key| record[key] == measured[key])
     {
         return Ok(Decoding { results: list(&record["bench"]) });
     }
@@ -43,8 +48,10 @@ pub(crate) fn measure(plan: &Plan, out: &Path) -> Result<Decoding> {
         return Ok(Decoding { results: Vec::new() });
     }
     let bench = bench(&runs)?;
-    write_json(&path, &json!({ "runs": keys, "bench": bench }))?;
-    Ok(Decoding { results: list(&bench) })
+    let results = list(&bench);
+    measured["bench"] = bench;
+    write_json(&path, &measured)?;
+    Ok(Decoding { results })
 }
 
 fn first_done(entry: &Entry) -> Result<Option<&Job>> {

@@ -167,8 +167,9 @@ fn laws(plan: &Plan, rows: &[Row<'_>]) -> Vec<Law> {
             continue;
         }
         let own = rows.iter().filter(|row| row.entry.family == entry.family);
-        let points: Vec<(f64, f64)> =
-            own.filter_map(|row| Some((row.entry.budget, row.finding?.causal.nll))).collect();
+        let points: Vec<(f64, f64)> = own
+            .filter_map(|row| Some((row.entry.costs.training_flops, row.finding?.causal.nll)))
+            .collect();
         if let Some(checked) = power_law(&points) {
             found.push(Law { family: entry.family.clone(), points, checked });
         }

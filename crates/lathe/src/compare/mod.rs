@@ -17,13 +17,11 @@ use study::Comparison;
 use self::decode::Decoding;
 use self::found::Found;
 use self::plan::{Places, Plan};
+use crate::output;
 use crate::quickstart_text::{self, Texts};
-use crate::study_arguments::Compare;
+use crate::study_arguments::{self, Compare};
 use crate::sweep::{Pool, SHEET, State, open_results, write_result};
-use crate::{output, plan as fits};
 
-/// The most bytes of a study.
-const LONGEST: u64 = 1 << 20;
 /// Tokens of a window of the text that is made here.
 const WINDOW: usize = 256;
 
@@ -40,15 +38,14 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     let places = Places { data: &data, runs: &options.shared.runs, plan: &record };
     output::note("planning: a few steps of each family are timed");
     let plan = Plan::new(comparison, &places, jobs)?;
-    let memory = plan.entries.iter().map(|entry| entry.memory).max().unwrap_or(0);
-    fits::has_memory(&format!("--jobs {jobs}"), jobs as f64 * memory as f64)?;
+    let pool = Pool { jobs, retry: options.shared.retry };
+    pool.has_memory(&plan.runs())?;
     write_json(&record, &plan.record())?;
     output::table(&plan.table());
     if options.dry_run {
         output::line(format!("plan: {}", record.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    let pool = Pool { jobs, retry: options.shared.retry };
     let went_on = pool.run(&plan.runs(), &|| Ok(()))?;
     if !went_on {
         output::line("stopped and saved; the same command continues");
@@ -89,8 +86,7 @@ fn read(options: &Compare) -> Result<Comparison> {
     let mut comparison = match &options.study {
         None => Comparison::default(),
         Some(path) => {
-            let text = files::read_text(path, LONGEST)
-                .with_context(|| format!("reading the study {}", path.display()))?;
+            let text = study_arguments::read_study(path)?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             Comparison::parse(&text, &name).with_context(|| format!("study {}", path.display()))?
         }

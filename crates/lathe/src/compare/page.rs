@@ -341,6 +341,7 @@ fn law_chart(found: &Found<'_>) -> Chart {
     }
     for law in &found.laws {
         let mut line: Vec<f64> = law.points.iter().map(|point| point.0).collect();
+        line.sort_by(f64::total_cmp);
         line.dedup();
         let points = line.into_iter().map(|flops| (flops, law.checked.law.at(flops))).collect();
         series.push(Series { name: format!("{}, law", law.family), points, dashed: true });

@@ -19,8 +19,9 @@ use train::{
 
 use super::families;
 use crate::costs::{Costs, training_flops};
+use crate::plan::teacher;
 use crate::recipe;
-use crate::sweep::Job;
+use crate::sweep::{Job, different};
 
 /// The most bytes of a plan's record.
 const LONGEST: u64 = 1 << 26;
@@ -143,28 +144,31 @@ impl Plan {
     /// Every run, those of one seed side by side, so that a comparison that is stopped early has
     /// whole seeds.
     pub(crate) fn runs(&self) -> Vec<&Job> {
+        self.planned().into_iter().map(|(_, job)| job).collect()
+    }
+
+    /// Each run once, with the first family and budget that ask for it.
+    fn planned(&self) -> Vec<(&Entry, &Job)> {
         let mut found = Vec::new();
         for seed in 0..self.comparison.seeds.len() {
-            found.extend(self.entries.iter().filter_map(|entry| entry.jobs.get(seed)));
+            found.extend(self.entries.iter().filter_map(|one| Some((one, one.jobs.get(seed)?))));
         }
-        found
+        different(found, |planned| planned.1)
     }
 
     /// Seconds of all runs: each takes the first place that is free.
     pub(crate) fn seconds(&self) -> f64 {
         let mut lanes = vec![0.0_f64; self.jobs.max(1)];
-        for _ in &self.comparison.seeds {
-            for entry in &self.entries {
-                lanes.sort_by(f64::total_cmp);
-                lanes[0] += entry.seconds;
-            }
+        for (entry, _) in self.planned() {
+            lanes.sort_by(f64::total_cmp);
+            lanes[0] += entry.seconds;
         }
         lanes.into_iter().fold(0.0, f64::max)
     }
 
     /// Bytes on disk that all runs keep.
     pub(crate) fn disk(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.disk * entry.jobs.len() as u64).sum()
+        self.planned().into_iter().map(|(entry, _)| entry.disk).sum()
     }
 
     /// The plan as `plan.json` has it.
@@ -223,7 +227,7 @@ impl Plan {
         ];
         let caption = format!(
             "{} runs on {} seeds, equal in {}: about {} and {} on disk with {} at a time",
-            self.entries.len() * self.comparison.seeds.len(),
+            self.runs().len(),
             self.comparison.seeds.len(),
             self.comparison.equal.name(),
             human_duration(self.seconds()),
@@ -264,7 +268,7 @@ impl Fitter<'_> {
     ) -> Result<(Measure, Entry)> {
         let text = self.text(name, first)?;
         let one = self.recipe(&text, 1, self.comparison.seeds[0], budget)?;
-        let recipe = study::key(&json!([one.model, one.data, one.train]));
+        let recipe = study::key(&json!([one.model, one.data, one.train, one.distill]));
         let mut known = before.iter().map(|entry| &entry.timed).chain(&self.known);
         let timed = match known.find(|timed| timed.recipe == recipe) {
             Some(timed) => timed.clone(),
@@ -282,7 +286,8 @@ impl Fitter<'_> {
             jobs.push(Job::new(&label, &recipe, self.places.runs)?);
         }
         let job = &jobs[0];
-        let forecast = forecast(&job.recipe, job.valid_windows);
+        let teacher = teacher(&job.recipe)?;
+        let forecast = forecast(&job.recipe, teacher.as_ref(), job.valid_windows);
         let (memory, work) = (forecast.memory()?, forecast.work()?);
         let seconds = timing.run(&job.recipe, &work) + BESIDE;
         // Weights and two moments, and a line of each log for a step.
@@ -382,9 +387,10 @@ impl Fitter<'_> {
             (Equal::Time, Some(first)) => {
                 let manifest = Manifest::load(self.places.data)?;
                 let valid = manifest.windows(Split::Validation, one.data.sequence_length);
+                let teacher = teacher(one)?;
                 nearest_size(first.seconds - BESIDE, 1..=MOST_STEPS, 1, |steps| {
                     let recipe = self.recipe(text, steps as u64, one.train.seed, budget)?;
-                    let work = forecast(&recipe, Some(valid)).work()?;
+                    let work = forecast(&recipe, teacher.as_ref(), Some(valid)).work()?;
                     anyhow::Ok(timing.run(&recipe, &work))
                 })?
             }
@@ -439,12 +445,17 @@ fn known_timings(path: &Path, jobs: usize, threads: usize) -> Vec<Timed> {
 fn timed(recipe: &Recipe, threads: usize) -> Result<Timing> {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
     let rate = 0.3 * ops::peak_flops();
-    let timing = pool.install(|| forecast(recipe, None).time(rate))?;
+    let teacher = teacher(recipe)?;
+    let timing = pool.install(|| forecast(recipe, teacher.as_ref(), None).time(rate))?;
     timing.context("one sequence takes too long here to be timed: choose a smaller --shape")
 }
 
-fn forecast(recipe: &Recipe, valid_windows: Option<u64>) -> Forecast<'_> {
-    Forecast { recipe, teacher: None, valid_windows }
+fn forecast<'a>(
+    recipe: &'a Recipe,
+    teacher: Option<&'a ModelConfig>,
+    valid_windows: Option<u64>,
+) -> Forecast<'a> {
+    Forecast { recipe, teacher, valid_windows }
 }
 
 fn with_steps(recipe: &Recipe, steps: usize) -> Recipe {

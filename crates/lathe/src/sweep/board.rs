@@ -124,6 +124,7 @@ fn end_of(job: &Job) -> String {
             format!("{:.4} bits/byte, causal routing", found.causal.bits_per_byte)
         }
         (Ok(State::Begun(step)), _) => format!("stopped and saved at step {step}"),
+        (Ok(State::Failed(failure)), _) => format!("failed: {}", failure.error),
         _ => "saved".to_owned(),
     }
 }

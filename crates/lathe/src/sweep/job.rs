@@ -1,5 +1,6 @@
 //! A run of a study in the folder that its recipe names: how far it is and what it found.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 use model::cost::mean_depth;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use train::{CheckpointConfig, Recipe};
+use train::{CheckpointConfig, Forecast, Recipe};
 
 use crate::{plan, run_page};
 
@@ -66,6 +67,15 @@ pub(crate) struct Taken {
     pub(crate) peak_memory: Option<u64>,
 }
 
+/// Each run once, at the first in the list that asks for it; `job` is the run of one of the list.
+pub(crate) fn different<'a, T>(
+    list: impl IntoIterator<Item = T>,
+    job: impl Fn(&T) -> &'a Job,
+) -> Vec<T> {
+    let mut known = BTreeSet::new();
+    list.into_iter().filter(|one| known.insert(job(one).key.as_str())).collect()
+}
+
 impl Job {
     /// The run of a recipe below `runs`. Refuses what cannot run here.
     ///
@@ -86,13 +96,27 @@ impl Job {
         if let Some(failure) = noted::<Failure>(&self.dir.join(FAILED))? {
             return Ok(State::Failed(failure));
         }
-        let checkpoints = self.dir.join("checkpoints");
-        // Without one that can be read, opening the run says why.
-        let Ok(state) = checkpoint::newest_json(&checkpoints, "state") else {
-            return Ok(State::New);
-        };
-        let step = state["step"].as_u64().unwrap_or(0);
-        Ok(if step >= self.recipe.train.steps { State::Done } else { State::Begun(step) })
+        Ok(match self.step() {
+            None => State::New,
+            Some(step) if step >= self.recipe.train.steps => State::Done,
+            Some(step) => State::Begun(step),
+        })
+    }
+
+    /// The step of the last checkpoint that can be read; without one, opening the run says why.
+    pub(crate) fn step(&self) -> Option<u64> {
+        let state = checkpoint::newest_json(&self.dir.join("checkpoints"), "state").ok()?;
+        Some(state["step"].as_u64().unwrap_or(0))
+    }
+
+    /// Bytes of memory of the run at its peak, forecast.
+    ///
+    /// # Errors
+    /// A teacher that cannot be read.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let teacher = plan::teacher(&self.recipe)?;
+        let (recipe, valid_windows) = (&self.recipe, self.valid_windows);
+        Ok(Forecast { recipe, teacher: teacher.as_ref(), valid_windows }.memory()?.peak())
     }
 
     /// Notes that the run failed, or that it did not.

@@ -13,15 +13,12 @@ use anyhow::{Context, Result, ensure};
 use report::{Best, Table, human_bytes, human_duration};
 use study::{Goal, Objective, Sheet, Study, StudyPoint, mean_and_deviation};
 
-pub(crate) use job::{Finding, Job, MEASURES, State, Taken};
+pub(crate) use job::{Finding, Job, MEASURES, State, Taken, different};
 pub(crate) use pool::Pool;
 pub(crate) use results::{SHEET, open as open_results, write as write_result};
 
-use crate::study_arguments::Sweep;
+use crate::study_arguments::{self, Sweep};
 use crate::{costs, output, recipe};
-
-/// The most bytes of a study.
-const LONGEST: u64 = 1 << 20;
 
 /// The runs of a study, ready to run.
 struct Planned {
@@ -48,7 +45,9 @@ pub(crate) fn run(options: &Sweep) -> Result<ExitCode> {
     let out = options.out.clone().unwrap_or_else(|| default_out(&planned.study.name));
     let _lock = open_results(&out, "sweep")?;
     let write = || planned.write(&out);
-    let went_on = pool.run(&different(&planned.jobs), &write)?;
+    let runs = different(&planned.jobs, |job| *job);
+    pool.has_memory(&runs)?;
+    let went_on = pool.run(&runs, &write)?;
     write()?;
     output::table(&planned.summary()?);
     if planned.study.seeds.len() > 1 {
@@ -71,8 +70,7 @@ fn read(options: &Sweep) -> Result<Study> {
     let path = Path::new(&options.study);
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let mut study = if options.study.ends_with(".toml") {
-        let text = files::read_text(path, LONGEST)
-            .with_context(|| format!("reading the study {}", path.display()))?;
+        let text = study_arguments::read_study(path)?;
         match Study::is_one(&text) {
             true => {
                 Study::parse(&text, &name).with_context(|| format!("study {}", path.display()))?
@@ -92,17 +90,6 @@ fn read(options: &Sweep) -> Result<Study> {
         MEASURES.join(", ")
     );
     Ok(study)
-}
-
-/// Each run once, in the order of the first point that asks for it.
-fn different(jobs: &[Job]) -> Vec<&Job> {
-    let mut found: Vec<&Job> = Vec::new();
-    for job in jobs {
-        if !found.iter().any(|known| known.key == job.key) {
-            found.push(job);
-        }
-    }
-    found
 }
 
 impl Planned {
@@ -139,7 +126,9 @@ impl Planned {
                 format!("--only is {number}, expected 1 to {}: see --list", self.jobs.len())
             })?);
         }
-        pool.run(&jobs, &|| Ok(()))?;
+        let runs = different(jobs.iter().copied(), |job| *job);
+        pool.has_memory(&runs)?;
+        pool.run(&runs, &|| Ok(()))?;
         let mut done = true;
         for (&number, job) in numbers.iter().zip(jobs) {
             let state = job.state()?;
@@ -302,7 +291,7 @@ pub(crate) fn job_cells(job: &Job) -> Result<Vec<String>> {
         State::New => ("missing", 0, ""),
         State::Begun(step) => ("begun", *step, ""),
         State::Done => ("done", job.recipe.train.steps, ""),
-        State::Failed(failure) => ("failed", 0, failure.error.as_str()),
+        State::Failed(failure) => ("failed", job.step().unwrap_or(0), failure.error.as_str()),
     };
     let mut cells = vec![job.key.clone(), word.to_owned(), step.to_string()];
     cells.extend(cost_cells(job)?);

@@ -28,6 +28,20 @@ fn a_study_says_what_runs() {
 }
 
 #[test]
+fn seeds_among_the_parameters_are_seeds() {
+    let recipes = "recipes = [\"a.toml\"]\n";
+    let steps = "[parameters]\ntrain.steps = { value = 2 }\n";
+    let [among, beside] = [
+        format!("{recipes}{steps}train.seed = {{ values = [3, 4] }}"),
+        format!("{recipes}seeds = [3, 4]\n{steps}"),
+    ]
+    .map(|text| Study::parse(&text, "it").expect("legal"));
+    assert_eq!(among, beside);
+    let bad = said(&format!("{recipes}[parameters]\ntrain.seed = {{ values = [\"x\"] }}"));
+    assert!(bad.contains("parameters.train.seed is \"x\", expected whole numbers"), "{bad}");
+}
+
+#[test]
 fn a_recipe_is_no_study() {
     assert!(Study::is_one("recipes = [\"a\"]") && Study::is_one("metod = 1\nparameters = 3"));
     assert!(!Study::is_one("[train]\nsteps = 3\n") && !Study::is_one("not toml"));
