@@ -35,6 +35,11 @@ pub fn export_hugging_face(
     Ok(hf::write(out, &dense.settings, &dense, tokenizer_of(stored)?, &options, disk)?)
 }
 
+/// Whether a class of Hugging Face's library holds the model.
+pub fn has_class(stored: &Stored) -> bool {
+    Dense::of(stored, false).is_ok()
+}
+
 /// Writes the GGUF file `out` that llama.cpp loads, under the model's `name`.
 ///
 /// # Errors

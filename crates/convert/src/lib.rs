@@ -27,7 +27,7 @@ mod upcycle;
 
 pub use costs::Costs;
 pub use error::ConvertError;
-pub use export::{export_gguf, export_hugging_face};
+pub use export::{export_gguf, export_hugging_face, has_class};
 pub use formats::gguf::GgufWeightType;
 pub use formats::hf::HfWeightType;
 pub use import::{

@@ -244,7 +244,7 @@ impl<'a> Conversion<'a> {
                 if let Some((upcycling, _)) = self.experts
                     && place.is_router() =>
             {
-                return Ok(upcycling.router(spec.count()));
+                return Ok(upcycling.router(spec.shape.0, spec.count()));
             }
             Some(stored) => self.of_layer(stored, place),
             None if place.is_relaxation() => return Ok(self.fitted.weights.get(place).cloned()),

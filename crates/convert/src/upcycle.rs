@@ -74,9 +74,10 @@ impl Upcycling {
             return refused("--mlp", expected, format!("{experts:?}"), "leave these out");
         }
         if let ExpertStart::Drop { share } = start
-            && !(*share > 0.0 && *share <= 1.0)
+            && !((share * source.ffn as f64).round() >= 1.0 && *share <= 1.0)
         {
-            return refused("--drop", "above 0 and at most 1", share, "give such a share");
+            let expected = format!("at most 1, and one of {} neurons at least", source.ffn);
+            return refused("--drop", expected, share, "give such a share");
         }
         self.check_weights()
     }
@@ -107,12 +108,13 @@ impl Upcycling {
         refused("--mlp: router.scale", expected, found, "set it")
     }
 
-    /// What a router of `count` numbers starts from; `None` for fresh ones. Where a row takes all
-    /// parts of an MLP, zeros weigh them alike.
-    pub(crate) fn router(&self, count: usize) -> Option<Vec<f32>> {
+    /// What the matrix of a router with `outputs` rows starts from, `count` numbers; `None` for a
+    /// fresh one. Where a row takes all parts of an MLP, logits of zero weigh them alike; matrices
+    /// ahead of the last one start fresh, as nothing would move them otherwise.
+    pub(crate) fn router(&self, outputs: usize, count: usize) -> Option<Vec<f32>> {
         let ExpertRouterConfig::TopK(router) = &self.experts.router else { return None };
         let all = self.start == ExpertStart::Split && router.top_k == self.experts.count;
-        all.then(|| vec![0.0; count])
+        (all && outputs == self.experts.count).then(|| vec![0.0; count])
     }
 
     /// The bank `part` of stored layer `stored`, made of the layer's dense matrix, and the place of

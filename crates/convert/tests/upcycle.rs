@@ -57,6 +57,8 @@ fn the_first_step_is_the_dense_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = stored(&folder.path().join("dense"), &tiny(Sharing::None, 8, 1), 1);
     let all = top_k::Config { top_k: 4, scale: 4.0, ..top_k::Config::default() };
+    let network = model::routers::Network::Mlp;
+    let deep = top_k::Config { network, ..all.clone() };
     let by_hash = experts::Config {
         router: ExpertRouterConfig::Hash(hash::Config::default()),
         ..experts(4, top_k::Config::default())
@@ -69,6 +71,7 @@ fn the_first_step_is_the_dense_model() {
         ),
         (by_hash, ExpertStart::Copies),
         (experts::Config { width: 8, ..experts(4, all) }, ExpertStart::Split),
+        (experts::Config { width: 8, ..experts(4, deep) }, ExpertStart::Split),
     ];
     for (sharing, recursions) in
         [(Sharing::None, 1), (Sharing::MiddleCycle, 3), (Sharing::Cycle, 2)]
@@ -81,6 +84,9 @@ fn the_first_step_is_the_dense_model() {
             let target = target(sharing, recursions, Some(upcycling));
             let made = made(&source, &target, &name(&i.to_string()));
             assert_eq!(made.model.config().mlp, MlpConfig::Experts(experts.clone()));
+            // Only the last matrix of a router may be zero, or none of them would ever move.
+            let still = |name: &str| name.ends_with("router.up") && weight(&made, name)[0] == 0.0;
+            assert!(!made.model.weights().iter().any(|(spec, _)| still(&spec.name)));
             let found = logits(&made.model, &Rule::NonCausal, &ids());
             close(&found, &expected, 1e-4, &format!("{sharing:?} {start:?}"));
         }
@@ -165,7 +171,8 @@ fn experts_that_a_dense_mlp_does_not_give_are_refused() {
         (&source, unscaled, copies, &["router.scale", "expected 1", "2"]),
         (&source, with(|e| e.width = 8), split, &["router.scale", "expected 4", "1"]),
         (&source, unsummed, copies, &["--mlp: router", "normalize"]),
-        (&source, usual.clone(), drop(0.0), &["--drop", "above 0"]),
+        (&source, usual.clone(), drop(0.0), &["--drop", "one of 32"]),
+        (&source, usual.clone(), drop(0.01), &["--drop", "one of 32", "0.01"]),
         (&source, usual.clone(), drop(f64::NAN), &["--drop", "NaN"]),
         (&source, with(|e| e.count = 1), copies, &["top_k"]),
     ] {

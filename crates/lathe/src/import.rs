@@ -76,12 +76,12 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
                     "--dtype is {other}, expected f32 or bf16 for a Hugging Face folder"
                 ),
             };
-            if dense {
+            if convert::has_class(&stored) {
                 convert::export_hugging_face(&stored, &options.out, dtype, disk.as_ref())?;
             } else {
                 ensure!(
                     dtype == HfWeightType::F32,
-                    "--dtype is bf16, expected f32 for a model that is not dense"
+                    "--dtype is bf16, expected f32 for a model that is of no class of transformers"
                 );
                 let card = card(&stored, &options.out);
                 convert::export_with_code(&stored, &options.out, &card, disk.as_ref())?;

@@ -285,6 +285,10 @@ fn experts_that_no_recipe_should_ask_for() {
         assert_eq!(field(config.check()), "nothing", "{router}");
         assert_eq!(field(config.check_effects()), refused, "{router}");
     }
+    let slope = of_experts(&json!({ "alpha": 2.0 }));
+    assert_eq!(field(slope.check_effects()), "mlp.alpha", "there is no sigmoid of that slope");
+    let slope = of_experts(&json!({ "alpha": 2.0, "limit": 1.2 }));
+    assert_eq!(field(slope.check_effects()), "nothing");
     let both = json!({ "count": 4, "counts": [4, 4, 4, 4] });
     assert_eq!(field(of_experts(&both).check()), "nothing");
     assert_eq!(field(of_experts(&both).check_effects()), "mlp.count");

@@ -52,6 +52,11 @@ pub(crate) const TYPES: [(u16, &str); 12] = [
     (503, "unavailable_error"),
 ];
 
+/// A field's name, or one of its parts, under its other name.
+fn renamed(name: &str, ours: &str, theirs: &str) -> String {
+    name.strip_prefix(ours).map_or_else(|| name.to_owned(), |rest| format!("{theirs}{rest}"))
+}
+
 impl ApiError {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
         Self {
@@ -78,6 +83,16 @@ impl ApiError {
     pub(crate) fn value(name: &str, found: &Json, expected: &str) -> Self {
         let name = cut(name);
         Self::field(&name, format!("`{name}` is {}, expected {expected}", found.short()))
+    }
+
+    /// The same about a request in which fields have other names: each first one is the second one
+    /// there.
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for (ours, theirs) in names {
+            self.message = self.message.replace(&format!("`{ours}"), &format!("`{theirs}"));
+            self.param = self.param.map(|name| renamed(&name, ours, theirs));
+        }
+        self
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {

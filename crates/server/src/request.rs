@@ -89,6 +89,21 @@ pub(crate) fn read(
     dialect: Dialect,
     body: &[u8],
 ) -> Result<ParsedRequest, ApiError> {
+    let parsed = read_as(state, dialect, body);
+    if dialect != Dialect::Responses {
+        return parsed;
+    }
+    let names = responses_request::NAMES;
+    let mut parsed = parsed.map_err(|error| error.renamed(names))?;
+    for name in &mut parsed.ignored {
+        if let Some((_, theirs)) = names.iter().find(|(ours, _)| ours == name) {
+            *name = (*theirs).to_owned();
+        }
+    }
+    Ok(parsed)
+}
+
+fn read_as(state: &AppState, dialect: Dialect, body: &[u8]) -> Result<ParsedRequest, ApiError> {
     let json = parse(body)?;
     let AsChat { chat: json, ignored, repeated } = match dialect {
         Dialect::Responses => responses_request::as_chat(state, &json)?,

@@ -1,6 +1,7 @@
 //! `/v1/responses`: its requests as chat requests. Nothing is stored, so a conversation comes whole
 //! with each request.
 
+use crate::chat::ROLES;
 use crate::error::ApiError;
 use crate::json::Json;
 use crate::request_fields::{self, PASSED_ON};
@@ -11,6 +12,15 @@ use serde_json::{Value, json};
 /// What `include` may ask for: log-probabilities, and what there never is.
 const LOGPROBS: &str = "message.output_text.logprobs";
 const REASONING: &str = "reasoning.encrypted_content";
+/// Fields of chat requests, and what they are called here.
+pub(crate) const NAMES: &[(&str, &str)] = &[
+    ("messages", "input"),
+    ("response_format", "text.format"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("verbosity", "text.verbosity"),
+];
+
 /// Fields of a request that its answer repeats, with what they are by default.
 const REPEATED: [(&str, &str); 10] = [
     ("instructions", "null"),
@@ -96,6 +106,11 @@ fn input_item(name: &str, item: &Json) -> Result<Json, ApiError> {
                         calls no tools and takes text only";
         return Err(ApiError::value(name, item, expected));
     };
+    if !ROLES.contains(&role) {
+        let expected = format!("one of {}", ROLES.join(", "));
+        let found = item.get("role").unwrap_or(&Json::Null);
+        return Err(ApiError::value(&format!("{name}.role"), found, &expected));
+    }
     let content = match item.get("content") {
         Some(Json::Text(text)) => text.clone(),
         Some(Json::List(parts)) => {

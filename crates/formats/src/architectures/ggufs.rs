@@ -160,7 +160,11 @@ fn width_of_a_head(keys: &SettingKeys<'_>, width: usize, heads: usize) -> Result
 fn read_partial(keys: &SettingKeys<'_>, config: &mut ArchConfig) -> Result<()> {
     let turned = keys.size("rope.dimension_count")?.unwrap_or(config.head_dim);
     if turned != config.head_dim {
-        config.additions.rotary_share = Some(turned as f64 / config.head_dim as f64);
+        // A share of which the head's width, cut, is this number again.
+        let (t, h) = (turned as f64, config.head_dim as f64);
+        let least = t / h;
+        let share = if (h * least) as usize == turned { least } else { (t + 1e-6) / h };
+        config.additions.rotary_share = Some(share);
     }
     if let Some(size) = keys.size(WINDOW)?.filter(|size| *size > 0) {
         let blocks = (0..config.layers.min(1 << 16)).collect();
@@ -208,7 +212,7 @@ pub(super) fn write(path: &Path, config: &ArchConfig, of: &Settings) -> Result<G
         return Err(FormatError::unwritable(path, "architecture", expected, addition));
     }
     let share = config.additions.rotary_share.unwrap_or(1.0);
-    let turned = (config.head_dim as f64 * share).round() as usize;
+    let turned = (config.head_dim as f64 * share) as usize;
     let mut sizes = vec![
         ("vocab_size", config.vocab),
         ("context_length", config.context),

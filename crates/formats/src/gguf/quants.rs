@@ -1,4 +1,5 @@
-//! Quantised blocks to f32 by ggml's formulas, with the same order of roundings, and f32 to Q4_0 and Q8_0.
+//! Quantised blocks to f32 by ggml's formulas, with the same order of roundings, and f32 to Q4_0 and
+//! Q8_0.
 //!
 //! d and m are binary16 scale and minimum, q the stored integers:
 //! Q4_0 `(q - 8) d`, Q4_1 `q d + m`, Q5_0 `(q - 16) d`, Q5_1 `q d + m`, Q8_0 `q d`, Q4_K and Q5_K

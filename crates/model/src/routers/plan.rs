@@ -20,8 +20,8 @@ pub struct RouterCall<'a> {
     /// Their numbers among the rows of the pass; for a router over experts among those of the
     /// layer.
     pub numbers: &'a [u32],
-    /// How many rows each sequence of the pass has, by sequence number; a router over experts
-    /// decides from a row alone and is not told.
+    /// How many rows each sequence of the pass has, by sequence number. A router over experts is
+    /// not told: what it compares are the rows that come by its layer.
     pub lengths: &'a BTreeMap<u32, usize>,
     /// What they keep from earlier steps.
     pub carry: &'a Carry,

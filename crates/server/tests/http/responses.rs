@@ -178,7 +178,7 @@ async fn what_cannot_be_done_is_refused_by_its_name() {
         (json!({ "input": ["x"] }), &["input[0]", "a message"]),
         (json!({ "input": image }), &["input[0].content[0]", "text only"]),
         (json!({ "input": [{ "type": "function_call", "name": "f" }] }), &["input[0]"]),
-        (json!({ "input": [{ "role": "cook", "content": "x" }] }), &["role", "cook"]),
+        (json!({ "input": [{ "role": "cook", "content": "x" }] }), &["`input[0].role`", "cook"]),
         (json!({ "input": [{ "role": "user", "content": 1 }] }), &["input[0].content", "1"]),
         (json!({ "previous_response_id": "resp_1" }), &["`previous_response_id`", "resp_1"]),
         (json!({ "conversation": "conv_1" }), &["`conversation`"]),
@@ -191,7 +191,8 @@ async fn what_cannot_be_done_is_refused_by_its_name() {
         (json!({ "include": "all" }), &["`include`", "a list"]),
         (json!({ "top_logprobs": 2 }), &["`top_logprobs`", "`include`"]),
         (json!({ "reasoning": { "summary": "auto" } }), &["reasoning.summary"]),
-        (json!({ "text": { "format": { "type": "xml" } } }), &["xml"]),
+        (json!({ "text": { "format": { "type": "xml" } } }), &["`text.format", "xml"]),
+        (json!({ "input": "long ".repeat(3000) }), &["`input` has", "tokens"]),
         (json!({ "text": { "format": { "schema": {} } } }), &["text.format.type"]),
         (json!({ "temperature": -1 }), &["`temperature`", "-1"]),
     ] {
@@ -212,6 +213,9 @@ async fn what_cannot_be_done_is_refused_by_its_name() {
     let unknown = server.post(RESPONSES, &json!({ "input": "x", "frob": 1 })).await;
     unknown.ok();
     assert_eq!(unknown.header("x-lathe-ignored"), Some("frob"), "{}", unknown.head);
+    let effort = json!({ "input": "x", "reasoning": { "effort": "low" } });
+    let effort = server.post(RESPONSES, &effort).await;
+    assert_eq!(effort.header("x-lathe-ignored"), Some("reasoning.effort"), "{}", effort.head);
 }
 
 #[tokio::test]
