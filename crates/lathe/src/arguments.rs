@@ -475,7 +475,7 @@ pub(crate) struct Convert {
     #[arg(long, default_value = "copies", value_parser = EXPERT_STARTS, requires = "mlp")]
     pub(crate) experts: String,
     /// With --experts drop, the share of its neurons that each draws anew [default: 0.5]
-    #[arg(long, value_name = "SHARE", requires = "mlp")]
+    #[arg(long, value_name = "SHARE", requires = "mlp", value_parser = numbers::real(0.0, 1.0))]
     pub(crate) drop: Option<f64>,
     /// Seed of fresh routers, of layers with random weights, and of what experts draw
     #[arg(long, default_value_t = 1)]

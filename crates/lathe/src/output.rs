@@ -154,6 +154,12 @@ pub(crate) fn logging(verbose: u8) {
 /// # Errors
 /// Something else than a page there; what the file system refuses.
 pub(crate) fn page(path: &Path, html: &str) -> Result<()> {
+    is_page_or_free(path)?;
+    files::write_whole(path, html.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Refuses a path where something else than a page is.
+pub(crate) fn is_page_or_free(path: &Path) -> Result<()> {
     if path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
         let mut begin = Vec::new();
         files::open(path)?.take(PAGE.len() as u64).read_to_end(&mut begin)?;
@@ -163,7 +169,7 @@ pub(crate) fn page(path: &Path, html: &str) -> Result<()> {
             path.display()
         );
     }
-    files::write_whole(path, html.as_bytes()).with_context(|| format!("writing {}", path.display()))
+    Ok(())
 }
 
 /// The first bytes of every page that this program writes.

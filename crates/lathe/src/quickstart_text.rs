@@ -63,7 +63,8 @@ fn from_packages(options: &Texts<'_>, dir: &Path) -> Result<Manifest> {
     let here = std::env::current_dir().context("finding the current folder")?;
     let found = packages::collect(&here, 24 << 20).context(
         "collecting the text of the packages in Cargo.lock; \
-         outside a checkout of Lathe, give --input FOLDER with text",
+         outside a checkout of Lathe, give text: quickstart --input FOLDER, or compare --data with \
+         what `lathe data build` made",
     )?;
     found.save(options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use report::human_count;
 use train::{Recipe, Resume, Run, Stop, Validation};
 
@@ -20,6 +20,12 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         plan::dry_run(&recipe)?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Readers would take the folder for the other model.
+    ensure!(
+        !convert::is_foreign(&options.out),
+        "{} holds a model of another program: give --out another folder",
+        options.out.display()
+    );
     plan::fits(&recipe)?;
     let resume = match (options.resume.as_str(), options.accept_changes) {
         ("never", _) => Resume::Never,

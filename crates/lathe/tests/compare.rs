@@ -29,6 +29,19 @@ fn json(place: &Place, name: &str) -> Value {
 }
 
 #[test]
+fn files_of_others_are_not_written_over() {
+    let place = place();
+    for (name, text) in [("plan.json", "{"), ("results.json", "{\"a\":1}"), ("report.html", "mine")]
+    {
+        place.write(&format!("{name}-in/{name}"), text);
+        let words = format!("--families dense --budget 1e9 --seeds 1 --out {name}-in --runs none");
+        compare(&place, &words).bad(&[name, "is there"]);
+        assert_eq!(place.text(&format!("{name}-in/{name}")), text);
+        assert!(!place.path("none").exists(), "nothing ran");
+    }
+}
+
+#[test]
 fn a_comparison_ends_in_an_answer() {
     let place = place();
     let words = "--families dense,mor,moe --budget 1e9 --seeds 2 --out all --runs here";

@@ -73,6 +73,18 @@ fn what_an_import_reads_stands_in_the_place_of_a_checkpoint() {
     assert!(!place.has("cache"));
 }
 
+/// Readers would go on with the other model, and never see the run.
+#[test]
+fn no_run_is_made_in_the_folder_of_another_model() {
+    let place = place();
+    place.write("dense.toml", common::dense_recipe());
+    for form in ["theirs", "ours"] {
+        let before = everything(&place.path(form));
+        place.run(&["train", "dense.toml", "--out", form]).bad(&[form, "another program"]);
+        assert_untouched(&place.path(form), &before, form);
+    }
+}
+
 #[test]
 fn a_source_that_changes_is_imported_again() {
     let place = place();

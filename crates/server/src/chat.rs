@@ -100,11 +100,11 @@ fn template(state: &AppState) -> Result<&TemplateHost, ApiError> {
         Some(Err(Failure::Program(error))) => return Err(no_program(error)),
         Some(Err(Failure::Template(error))) => format!(
             "the model's chat template is broken: {error}; start the server with another one \
-             (--chat-template FILE), or send a prompt to /v1/completions"
+             (--chat-template FILE, chatml or plain), or send a prompt to /v1/completions"
         ),
         None => "the model has no chat template, so messages cannot become a prompt; \
-                 start the server with one (--chat-template FILE), or send a prompt to \
-                 /v1/completions"
+                 start the server with one (--chat-template FILE, chatml or plain), or send a \
+                 prompt to /v1/completions"
             .to_owned(),
     };
     Err(ApiError::field("messages", message).code("no_chat_template"))

@@ -366,7 +366,7 @@ const REASONING_OF_RESPONSE: &[Field] = &[
     only("generate_summary", &[]),
 ];
 
-const OWN_RESPONSES: [Field; 21] = [
+const OWN_RESPONSES: [Field; 20] = [
     MODEL,
     STREAM[0],
     without_effect("stream_options", "Accepted; the last event has the usage."),
@@ -397,7 +397,27 @@ const OWN_RESPONSES: [Field; 21] = [
     only("prompt", &[]),
     only("background", &["false"]),
     only("truncation", &["\"disabled\""]),
-    only("service_tier", &["\"auto\"", "\"default\""]),
+];
+
+/// Fields of other interfaces, which clients may send out of habit: here they change nothing.
+const OF_OTHERS: [Field; 17] = [
+    only("messages", &[]),
+    only("max_tokens", &[]),
+    only("max_completion_tokens", &[]),
+    only("response_format", &[]),
+    only("structured_outputs", &[]),
+    only("guided_json", &[]),
+    only("guided_regex", &[]),
+    only("guided_choice", &[]),
+    only("json_schema", &[]),
+    only("logprobs", &["false"]),
+    only("echo", &["false"]),
+    only("suffix", &[]),
+    only("continue_final_message", &["false"]),
+    only("add_generation_prompt", &["true"]),
+    only("add_special_tokens", &["false"]),
+    only("parse_special", &["false"]),
+    only("chat_template_kwargs", &[]),
 ];
 
 /// Fields of a body to `/v1/responses` that mean what they mean to `/v1/chat/completions`.
@@ -451,7 +471,8 @@ static COMPLETION_FIELDS: [Field; 61] =
 static CHAT_FIELDS: [Field; 78] =
     join(&[&OWN_CHAT, &SHARED, &FORMS, &STREAM, &NO_EFFECT, &UNSUPPORTED, &REASONING]);
 
-static RESPONSES_FIELDS: [Field; 49] = join(&[&OWN_RESPONSES, &SHARED, &NO_EFFECT]);
+static RESPONSES_FIELDS: [Field; 80] =
+    join(&[&OWN_RESPONSES, &SHARED, &NO_EFFECT, &OF_OTHERS, &UNSUPPORTED]);
 
 /// Every field of a body to `/v1/responses`, those without effect included.
 pub(crate) static RESPONSES: &[Field] = &RESPONSES_FIELDS;

@@ -188,14 +188,6 @@ fn beside(kinds: &[Kind<'_>]) -> Vec<String> {
             report::human_count(kind.entry.costs.stored_parameters as f64)
         ));
     }
-    for (at, batch) in BATCHES.iter().enumerate() {
-        let known = kinds.iter().filter_map(|kind| Some((kind, kind.decoded[at]?)));
-        let Some((kind, rate)) = known.max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-        sizes.push(format!(
-            "Most tokens a second at batch {batch}: {}, {rate:.0}.",
-            kind.entry.family
-        ));
-    }
     for kind in kinds.iter().filter(|kind| kind.causal != kind.training) {
         let both = kind.causal.iter().zip(&kind.training);
         let gap: Vec<f64> = both.map(|(causal, training)| causal - training).collect();

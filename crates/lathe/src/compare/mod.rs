@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use study::Comparison;
 
 use self::decode::Decoding;
@@ -22,6 +23,8 @@ use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
 use crate::sweep::{Pool, SHEET, State, open_results, write_result};
 
+/// The most bytes of a record that is read again.
+const MOST_RECORD: u64 = 1 << 28;
 /// Tokens of a window of the text that is made here.
 const WINDOW: usize = 256;
 
@@ -31,9 +34,12 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     families::check(&comparison.families)?;
     let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(&comparison.name));
     let _lock = open_results(&out, "compare")?;
+    own_results(&out)?;
     let data = data_of(options, &out)?;
     let jobs = options.shared.jobs.unwrap_or_else(rayon::current_num_threads);
     ensure!(jobs > 0, "--jobs is 0, expected at least 1");
+    let Comparison { families, seeds, budgets, .. } = &comparison;
+    let jobs = jobs.min((families.len() * seeds.len() * budgets.len()).max(1));
     let record = out.join("plan.json");
     let places = Places { data: &data, runs: &options.shared.runs, plan: &record };
     output::note("planning: a few steps of each family are timed");
@@ -53,6 +59,26 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     }
     let decoding = decode::measure(&plan, &out)?;
     finish(&plan, &decoding, &out)
+}
+
+/// Refuses a folder with files under the names of results that `lathe compare` did not write.
+fn own_results(out: &Path) -> Result<()> {
+    for (name, key) in
+        [("plan.json", "points"), ("results.json", "budgets"), ("submission.json", "entries")]
+    {
+        let path = out.join(name);
+        if path.symlink_metadata().is_err() {
+            continue;
+        }
+        let bytes = files::read(&path, MOST_RECORD)?;
+        let read: Option<Value> = serde_json::from_slice(&bytes).ok();
+        ensure!(
+            read.is_some_and(|value| value[key].is_array()),
+            "{} is there, expected what `lathe compare` writes: move it away, or give another -o",
+            path.display()
+        );
+    }
+    output::is_page_or_free(&out.join("report.html"))
 }
 
 /// Writes everything that was found, and says what it comes to.
