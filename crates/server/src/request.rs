@@ -89,32 +89,29 @@ pub(crate) fn read(
     dialect: Dialect,
     body: &[u8],
 ) -> Result<ParsedRequest, ApiError> {
-    let parsed = read_as(state, dialect, body);
+    let json = parse(body)?;
     if dialect != Dialect::Responses {
-        return parsed;
+        return read_json(state, dialect, &json);
     }
+    let AsChat { chat, ignored, repeated } = responses_request::as_chat(state, &json)?;
+    // What is wrong from here on is told by the names that the client used.
     let names = responses_request::NAMES;
-    let mut parsed = parsed.map_err(|error| error.renamed(names))?;
+    let mut parsed = read_json(state, dialect, &chat).map_err(|error| error.renamed(names))?;
     for name in &mut parsed.ignored {
         if let Some((_, theirs)) = names.iter().find(|(ours, _)| ours == name) {
             *name = (*theirs).to_owned();
         }
     }
-    Ok(parsed)
+    parsed.ignored.extend(ignored);
+    Ok(ParsedRequest { repeated, ..parsed })
 }
 
-fn read_as(state: &AppState, dialect: Dialect, body: &[u8]) -> Result<ParsedRequest, ApiError> {
-    let json = parse(body)?;
-    let AsChat { chat: json, ignored, repeated } = match dialect {
-        Dialect::Responses => responses_request::as_chat(state, &json)?,
-        _ => AsChat { chat: json, ignored: Vec::new(), repeated: serde_json::Value::Null },
-    };
+fn read_json(state: &AppState, dialect: Dialect, json: &Json) -> Result<ParsedRequest, ApiError> {
     let fields = match dialect {
         Dialect::Completion => request_fields::COMPLETION,
         Dialect::Chat | Dialect::Responses => request_fields::CHAT,
     };
-    let mut request = check(&json, fields, &state.bounds)?;
-    request.ignored.extend(ignored);
+    let mut request = check(json, fields, &state.bounds)?;
     let lost = chat::without_meaning(state, &request);
     request.ignore(lost, &state.bounds)?;
     check_model(state, &request)?;
@@ -142,7 +139,7 @@ fn read_as(state: &AppState, dialect: Dialect, body: &[u8]) -> Result<ParsedRequ
         stream: request.flag("stream", false),
         usage: stream_usage(&request),
         ignored: request.ignored,
-        repeated,
+        repeated: serde_json::Value::Null,
         prompts: prompts.into_iter().map(Arc::new).collect(),
     })
 }
