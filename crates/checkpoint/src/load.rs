@@ -57,8 +57,8 @@ impl Loaded {
 }
 
 /// Opens the checkpoint folder `path`, verifying the manifest and the size and SHA-256 of every
-/// file. JSON and further files are read into memory; tensors when they are asked for. Files that the manifest
-/// does not list are ignored.
+/// file. JSON and further files are read into memory; tensors when they are asked for. Files that
+/// the manifest does not list are ignored.
 ///
 /// If the folder is missing because a save that was to replace it was interrupted, the previous
 /// checkpoint is opened where that save set it aside. Nothing on the disk is changed. If another

@@ -45,8 +45,8 @@ pub fn import(path: &Path, out: &Path, disk: &dyn Disk) -> Result<Imported, Conv
     Foreign::open(path)?.write(out, disk)
 }
 
-/// Whether what is at `path` is for [`import()`] and no checkpoint: a GGUF file, a folder in our own
-/// export form, or one with the config.json of a Hugging Face model.
+/// Whether what is at `path` is for [`import()`] and no checkpoint: a GGUF file, a folder in our
+/// own export form, or one with the config.json of a Hugging Face model.
 pub fn is_foreign(path: &Path) -> bool {
     if !path.is_dir() {
         return formats::gguf::has_magic(path).unwrap_or(false);

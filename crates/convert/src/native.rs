@@ -40,7 +40,8 @@ struct Config {
     router_state: RouterState,
     #[serde(default)]
     text: SpecialTokens,
-    /// What transformers reads.
+    /// Sizes, ids and classes under the names that transformers looks for; empty where it cannot
+    /// run the model. An import passes over them.
     #[serde(flatten)]
     of_others: Map<String, Value>,
 }

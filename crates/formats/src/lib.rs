@@ -2,7 +2,8 @@
 //! and written for them.
 //!
 //! [`ModelFile::open`] takes either form and gives [`ArchConfig`], the weights by [`TensorRole`] as
-//! row-major f32 matrices in Hugging Face's rotary order, a tokenizer.json and its [`data::SpecialTokens`].
+//! row-major f32 matrices in Hugging Face's rotary order, a tokenizer.json and its
+//! [`data::SpecialTokens`].
 //! What an architecture calls its settings and tensors is said by its member of
 //! [`architectures::ALL`]. Whatever the arithmetic of [`ArchConfig`] does not cover is refused by
 //! name, never ignored. Nothing is sized

@@ -236,6 +236,10 @@ fn bad_comparisons_are_refused_before_anything_runs() {
     place
         .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
         .bad(&["parameters.train.steps is set, but the comparison decides it"]);
+    place.write("bad.toml", "[parameters]\ntrain = { value = { seed = 9 } }\n");
+    place
+        .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
+        .bad(&["parameters.train.seed is set, but the comparison decides it"]);
     place.write("bad.toml", "[parameters]\ntrain.stepz = { value = 3 }\n");
     place
         .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])

@@ -268,6 +268,8 @@ fn bad_studies_are_refused_before_anything_runs() {
         assert!(!place.has("runs") && !place.has("results"), "{text} ran");
     }
     sweep(&place, "study.toml -m train.batch").bad(&["-m is train.batch"]);
+    sweep(&place, "study.toml -m train.batch=2 -m train.batch=4")
+        .bad(&["-m train.batch=4 names a field that another -m names"]);
     sweep(&place, "study.toml --jobs 0").bad(&["--jobs is 0"]);
     // What somebody else keeps under the name of the table stays.
     place.write("mine/results.csv", "my,own\n");

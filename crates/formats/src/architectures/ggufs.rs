@@ -13,6 +13,29 @@ use crate::{
     TensorRole,
 };
 
+/// The form of GGUF files with these [`Settings`], a constant; fields that differ from most follow.
+macro_rules! form {
+    ($settings:ident $(, $field:ident: $value:expr)*) => {
+        $crate::architectures::architecture::GgufForm {
+            $($field: $value,)*
+            ..$crate::architectures::architecture::GgufForm {
+                architecture: $settings.prefix,
+                read: |gguf| $crate::architectures::ggufs::read(gguf, &$settings),
+                write: |path, config| {
+                    $crate::architectures::ggufs::write(path, config, &$settings)
+                },
+                tensor: $crate::architectures::ggufs::tensor,
+                banks: None,
+                neighbours_turn: false,
+                gains_with_one: false,
+                held: |config| $settings.held(config),
+                holds: |config| $settings.holds(config),
+            }
+        }
+    };
+}
+pub(super) use form;
+
 /// A factor that stands under a key of the file.
 type Factor = (&'static str, fn(&mut Additions) -> &mut Option<f64>);
 
@@ -96,8 +119,8 @@ fn stated(rules: Experts, of: &Experts) -> Experts {
     Experts { count, top_k, width, shared, balance_weight, ..rules }
 }
 
-/// The numbers of a file; whatever the arithmetic of [`ArchConfig`] does not cover is refused by the
-/// name of its setting.
+/// The numbers of a file; whatever the arithmetic of [`ArchConfig`] does not cover is refused by
+/// the name of its setting.
 pub(super) fn read(gguf: &Gguf, of: &Settings) -> Result<ArchConfig> {
     let keys = SettingKeys::new(gguf.metadata(), of.prefix);
     let width = keys.must_size("embedding_length")?;

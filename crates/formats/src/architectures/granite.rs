@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, Result};
 
-use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
 use super::ggufs;
 
@@ -25,21 +25,11 @@ pub(super) static GRANITE: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: Some(GgufForm {
-        architecture: "granite",
-        read: |gguf| ggufs::read(gguf, &GGUF),
-        write: |path, config| ggufs::write(path, config, &GGUF),
-        tensor: ggufs::tensor,
-        banks: None,
-        neighbours_turn: true,
-        gains_with_one: false,
-        held: |config| GGUF.held(config),
-        holds: |config| GGUF.holds(config),
-    }),
+    gguf: Some(ggufs::form!(GGUF, neighbours_turn: true)),
 };
 
 /// What GGUF files of it say.
-static GGUF: ggufs::Settings = ggufs::Settings {
+const GGUF: ggufs::Settings = ggufs::Settings {
     prefix: "granite",
     additions: |_| Additions::default(),
     factors: &[

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, Experts, Result};
 
-use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
 use super::{experts, ggufs};
 
@@ -25,21 +25,11 @@ pub(super) static LLAMA: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: Some(GgufForm {
-        architecture: "llama",
-        read: |gguf| ggufs::read(gguf, &GGUF),
-        write: |path, config| ggufs::write(path, config, &GGUF),
-        tensor: ggufs::tensor,
-        banks: Some(ggufs::banks),
-        neighbours_turn: true,
-        gains_with_one: false,
-        held: |config| GGUF.held(config),
-        holds: |config| GGUF.holds(config),
-    }),
+    gguf: Some(ggufs::form!(GGUF, banks: Some(ggufs::banks), neighbours_turn: true)),
 };
 
 /// Nothing beside plain Llama, or Mixtral's experts: its files are of this architecture.
-static GGUF: ggufs::Settings = ggufs::Settings {
+const GGUF: ggufs::Settings = ggufs::Settings {
     prefix: "llama",
     additions: |_| Additions::default(),
     factors: &[],

@@ -10,7 +10,7 @@ use crate::hf::rope;
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
 
-use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
 use super::ggufs;
 
@@ -27,21 +27,11 @@ pub(super) static PHI3: Architecture = Architecture {
         others: &[],
         neighbours_turn: false,
     }),
-    gguf: Some(GgufForm {
-        architecture: "phi3",
-        read: |gguf| ggufs::read(gguf, &GGUF),
-        write: |path, config| ggufs::write(path, config, &GGUF),
-        tensor: gguf_tensor,
-        banks: None,
-        neighbours_turn: false,
-        gains_with_one: false,
-        held: |config| GGUF.held(config),
-        holds: |config| GGUF.holds(config),
-    }),
+    gguf: Some(ggufs::form!(GGUF, tensor: gguf_tensor)),
 };
 
 /// What GGUF files of it say.
-static GGUF: ggufs::Settings = ggufs::Settings {
+const GGUF: ggufs::Settings = ggufs::Settings {
     prefix: "phi3",
     additions: |_| Additions::default(),
     factors: &[],

@@ -9,7 +9,7 @@ use crate::json::JsonObject;
 use crate::layout::Holding;
 use crate::{Additions, ArchConfig, Experts, LayerRole, Result, TensorRole};
 
-use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
 use super::{experts, ggufs, qwen2, qwen3_moe};
 
@@ -26,21 +26,11 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
         others: &[Holding { tensor, banks: Some(experts::fused) }],
         neighbours_turn: false,
     }),
-    gguf: Some(GgufForm {
-        architecture: "qwen2moe",
-        read: |gguf| ggufs::read(gguf, &GGUF),
-        write: |path, config| ggufs::write(path, config, &GGUF),
-        tensor: ggufs::tensor,
-        banks: Some(ggufs::banks),
-        neighbours_turn: false,
-        gains_with_one: false,
-        held: |config| GGUF.held(config),
-        holds: |config| GGUF.holds(config),
-    }),
+    gguf: Some(ggufs::form!(GGUF, banks: Some(ggufs::banks))),
 };
 
 /// What GGUF files of it say.
-static GGUF: ggufs::Settings = ggufs::Settings {
+const GGUF: ggufs::Settings = ggufs::Settings {
     prefix: "qwen2moe",
     additions: |_| Additions { qkv_bias: true, ..Additions::default() },
     factors: &[],

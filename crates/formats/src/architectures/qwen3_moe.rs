@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::{Additions, ArchConfig, Experts, HeadNorm, Result};
 
-use super::architecture::{Architecture, GgufForm, HuggingFaceForm};
+use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
 use super::{experts, ggufs};
 
@@ -25,21 +25,11 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
         others: &[experts::FUSED],
         neighbours_turn: false,
     }),
-    gguf: Some(GgufForm {
-        architecture: "qwen3moe",
-        read: |gguf| ggufs::read(gguf, &GGUF),
-        write: |path, config| ggufs::write(path, config, &GGUF),
-        tensor: ggufs::tensor,
-        banks: Some(ggufs::banks),
-        neighbours_turn: false,
-        gains_with_one: false,
-        held: |config| GGUF.held(config),
-        holds: |config| GGUF.holds(config),
-    }),
+    gguf: Some(ggufs::form!(GGUF, banks: Some(ggufs::banks))),
 };
 
 /// What GGUF files of it say.
-static GGUF: ggufs::Settings = ggufs::Settings {
+const GGUF: ggufs::Settings = ggufs::Settings {
     prefix: "qwen3moe",
     additions: |_| Additions { query_key_norm: HeadNorm::Head, ..Additions::default() },
     factors: &[],

@@ -106,9 +106,10 @@ impl Plan {
     pub(crate) fn new(comparison: Comparison, places: &Places<'_>, jobs: usize) -> Result<Self> {
         let threads = (rayon::current_num_threads() / jobs.max(1)).max(1);
         let vocab = Corpus::open(places.data, Split::Train)?.vocab_size();
-        if let Some((field, _)) =
-            comparison.settings.iter().find(|(field, _)| DECIDED.contains(&field.as_str()))
-        {
+        let decided = DECIDED.iter().find(|decided| {
+            comparison.settings.iter().any(|(field, value)| sets(field, value, decided))
+        });
+        if let Some(field) = decided {
             anyhow::bail!(
                 "parameters.{field} is set, but the comparison decides it: leave it out (budget, \
                  seeds and --data say what it is)"
@@ -425,6 +426,19 @@ impl Fitter<'_> {
             }
         }
         slowest.context("nothing was timed")
+    }
+}
+
+/// Whether `field` of a recipe set to `value` sets the field `decided`: as itself, or within a
+/// table.
+fn sets(field: &str, value: &Value, decided: &str) -> bool {
+    match decided.strip_prefix(field) {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix('.').is_some_and(|rest| {
+            let found = rest.split('.').try_fold(value, |value, key| value.get(key));
+            found.is_some()
+        }),
+        None => false,
     }
 }
 

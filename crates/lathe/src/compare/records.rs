@@ -6,13 +6,13 @@ use study::{Sheet, mean_and_deviation};
 
 use super::decode::BATCHES;
 use super::found::{AtBudget, Found, Kind, Row};
-use crate::sweep::{COLUMNS, job_cells};
+use crate::sweep;
 
 /// A line for each run; it depends on the comparison and its runs alone, not on a clock.
 pub(crate) fn sheet(found: &Found<'_>) -> Result<Sheet> {
     let mut columns =
         ["point", "name", "recipe", "budget", "equal", "seed"].map(str::to_owned).to_vec();
-    columns.extend(COLUMNS.map(str::to_owned));
+    columns.extend(sweep::columns());
     let mut lines = Vec::new();
     for (at, row) in found.rows.iter().enumerate() {
         let mut line = vec![
@@ -23,7 +23,7 @@ pub(crate) fn sheet(found: &Found<'_>) -> Result<Sheet> {
             found.plan.comparison.equal.name().to_owned(),
             row.seed.to_string(),
         ];
-        line.extend(job_cells(row.job)?);
+        line.extend(sweep::job_cells(row.job)?);
         lines.push(line);
     }
     Ok(Sheet { columns, lines })

@@ -80,7 +80,13 @@ fn read(options: &Sweep) -> Result<Study> {
     } else {
         Study::of_recipe(&options.study, &options.study)
     };
-    for entry in &options.vary {
+    for (at, entry) in options.vary.iter().enumerate() {
+        let field = |entry: &str| entry.split('=').next().map(str::to_owned);
+        ensure!(
+            options.vary[..at].iter().all(|other| field(other) != field(entry)),
+            "-m {entry} names a field that another -m names, expected each field once: give its \
+             values together, like -m train.batch=8,16"
+        );
         study.vary(entry)?;
     }
     ensure!(
@@ -158,7 +164,7 @@ impl Planned {
         let mut columns = vec!["point".to_owned(), "name".into(), "recipe".into()];
         columns.extend(self.study.varied().into_iter().map(str::to_owned));
         columns.push("seed".into());
-        columns.extend(COLUMNS.map(str::to_owned));
+        columns.extend(self::columns());
         let mut lines = Vec::new();
         for (point, job) in self.points.iter().zip(&self.jobs) {
             let mut line = vec![point.number.to_string(), point.name.clone(), point.recipe.clone()];
@@ -253,8 +259,8 @@ fn best_of(metric: &Objective, column: usize) -> Best {
     }
 }
 
-/// Columns of every table of results, in the order of [`job_cells`].
-pub(crate) const COLUMNS: [&str; 16] = [
+/// Columns of every table of results before what [`MEASURES`] names.
+const BEFORE: [&str; 8] = [
     "run",
     "state",
     "step",
@@ -263,15 +269,12 @@ pub(crate) const COLUMNS: [&str; 16] = [
     "tokens",
     "training_flops",
     "kv_bytes",
-    "nll",
-    "nll_causal",
-    "bits_per_byte",
-    "bits_per_byte_causal",
-    "mean_depth",
-    "mean_depth_causal",
-    "disagreement",
-    "error",
 ];
+
+/// Columns of every table of results, in the order of [`job_cells`].
+pub(crate) fn columns() -> impl Iterator<Item = String> {
+    BEFORE.into_iter().chain(MEASURES).chain(["error"]).map(str::to_owned)
+}
 
 fn cost_cells(job: &Job) -> Result<Vec<String>> {
     let costs = costs::Costs::of(&job.recipe)?;
@@ -284,7 +287,7 @@ fn cost_cells(job: &Job) -> Result<Vec<String>> {
     ])
 }
 
-/// Cells of a run, in the order of [`COLUMNS`].
+/// Cells of a run, in the order of [`columns`].
 pub(crate) fn job_cells(job: &Job) -> Result<Vec<String>> {
     let state = job.state()?;
     let (word, step, error) = match &state {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use ops::{ChosenWeights, Ops, Tensor2};
+use ops::{ChosenWeights, Ops, Tensor2, column};
 
+use super::member::ExpertCount;
 use crate::carry::Carry;
+use crate::error::{ConfigError, refuse};
 use crate::params::RouterSite;
-use crate::pass::Pass;
+use crate::pass::{Choice, Pass, RoutingEvent};
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Dropped, RouterCall, RoutingPlan};
 use crate::rows::Rows;
@@ -106,7 +108,7 @@ impl Choices {
         if dropped.is_empty() {
             return self.plan(weights);
         }
-        let weights = weights.unwrap_or_else(|| ops::column(vec![1.0; self.rows.len()]));
+        let weights = weights.unwrap_or_else(|| column(vec![1.0; self.rows.len()]));
         let weights = Some(ops.gather_rows(weights, &places.into()));
         let (carry, losses) = (Carry::default(), Vec::new());
         let rows = rows.into();
@@ -124,6 +126,44 @@ pub(super) fn drawn(mut dice: Stream, experts: usize, k: usize) -> Vec<bool> {
         chosen[left.swap_remove(at)] = true;
     }
     chosen
+}
+
+/// The plan, after the probe of the pass was told of it; `logits` and `scores` are those of every
+/// row and expert, and empty where the router has none.
+pub(super) fn told(
+    plan: RoutingPlan,
+    site: RouterSite,
+    (logits, scores): (&[f32], &[f32]),
+    call: &RouterCall<'_>,
+    pass: &mut Pass<'_>,
+) -> RoutingPlan {
+    pass.probe.routed(&RoutingEvent {
+        site,
+        recursion: call.recursion,
+        candidates: call.numbers,
+        logits,
+        scores,
+        choice: Choice::Plan(&plan),
+    });
+    plan
+}
+
+/// The plan of a router without weights: each row gives each of its `top_k` experts as much. The
+/// result of an only expert is the layer's.
+pub(super) fn drawn_plan(taken: &[bool], experts: usize, top_k: usize) -> RoutingPlan {
+    let choices = Choices::of(taken, experts);
+    let entries = choices.rows.len();
+    choices.plan((experts > 1).then(|| column(vec![1.0 / top_k as f32; entries])))
+}
+
+/// Refuses a number of drawn experts that is not between 1 and their count.
+pub(super) fn check_drawn(top_k: usize, experts: ExpertCount) -> Result<(), ConfigError> {
+    let experts = experts.computing;
+    if (1..=experts).contains(&top_k) {
+        return Ok(());
+    }
+    let expected = format!("between 1 and {experts}, the number of experts");
+    refuse("mlp.router.top_k", top_k, expected)
 }
 
 /// The dice of row `i` of `call` in a step of training: others for each sequence, position, layer

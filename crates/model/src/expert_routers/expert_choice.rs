@@ -7,11 +7,11 @@ use ops::{ChosenWeights, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance;
-use super::choice::Choices;
+use super::choice::{Choices, told};
 use super::member::{ExpertCount, ExpertRouterSettings, LayerRouting};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::routers::scorer::Scorer;
 use crate::routers::top_k::top_k;
 use crate::routers::{Network, Router, RouterCall, RouterPlace, RouterState, RoutingPlan};
@@ -160,15 +160,7 @@ impl Router for ExpertChoice {
         let loss = pass.record.then(|| balance::z_loss(z_te, call.rows, z_weight, pass));
         let losses = loss.flatten().into_iter().collect();
         let plan = RoutingPlan { losses, compared, ..choices.plan(weights) };
-        pass.probe.routed(&RoutingEvent {
-            site: self.place.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &logits,
-            scores: &scores,
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        told(plan, self.place.site, (&logits, &scores), call, pass)
     }
 }
 

@@ -1,14 +1,13 @@
 //! Experts by a hash, without scores (Roller et al., 2021, arXiv 2106.04426): the control that a
 //! learned router must beat. All chosen experts weigh the same.
 
-use ops::column;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{Choices, drawn, layer_number};
+use super::choice::{check_drawn, drawn, drawn_plan, layer_number, told};
 use super::member::{ExpertCount, ExpertRouterSettings};
-use crate::error::{ConfigError, refuse};
+use crate::error::ConfigError;
 use crate::params::Take;
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
 
@@ -40,12 +39,7 @@ impl Default for Config {
 
 impl ExpertRouterSettings for Config {
     fn check(&self, experts: ExpertCount) -> Result<(), ConfigError> {
-        let experts = experts.computing;
-        if (1..=experts).contains(&self.top_k) {
-            return Ok(());
-        }
-        let expected = format!("between 1 and {experts}, the number of experts");
-        refuse("mlp.router.top_k", self.top_k, expected)
+        check_drawn(self.top_k, experts)
     }
 
     fn taken(&self, _: ExpertCount) -> f64 {
@@ -83,20 +77,7 @@ impl Router for Hash {
         let tokens = call.rows.tokens().iter().zip(call.rows.position.iter());
         let taken: Vec<bool> =
             tokens.flat_map(|(&token, &position)| self.chosen(token, position)).collect();
-        let choices = Choices::of(&taken, self.experts);
-        let entries = choices.loads().iter().sum::<u64>() as usize;
-        let weight = 1.0 / self.config.top_k as f32;
-        // The only expert's result is the layer's.
-        let weights = (self.experts > 1).then(|| column(vec![weight; entries]));
-        let plan = choices.plan(weights);
-        pass.probe.routed(&RoutingEvent {
-            site: self.place.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &[],
-            scores: &[],
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        let plan = drawn_plan(&taken, self.experts, self.config.top_k);
+        told(plan, self.place.site, (&[], &[]), call, pass)
     }
 }

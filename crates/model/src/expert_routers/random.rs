@@ -1,14 +1,13 @@
 //! Experts by dice: the control that says what any routing is worth. Training throws anew in each
 //! step; elsewhere a position has its experts, so that a model scores, generates and serves alike.
 
-use ops::column;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{Choices, drawn, layer_number, row_dice};
+use super::choice::{check_drawn, drawn, drawn_plan, layer_number, row_dice, told};
 use super::member::{ExpertCount, ExpertRouterSettings};
-use crate::error::{ConfigError, refuse};
+use crate::error::ConfigError;
 use crate::params::Take;
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
 
@@ -28,12 +27,7 @@ impl Default for Config {
 
 impl ExpertRouterSettings for Config {
     fn check(&self, experts: ExpertCount) -> Result<(), ConfigError> {
-        let experts = experts.computing;
-        if (1..=experts).contains(&self.top_k) {
-            return Ok(());
-        }
-        let expected = format!("between 1 and {experts}, the number of experts");
-        refuse("mlp.router.top_k", self.top_k, expected)
+        check_drawn(self.top_k, experts)
     }
 
     fn taken(&self, _: ExpertCount) -> f64 {
@@ -78,20 +72,7 @@ impl Router for Random {
         let rows = 0..call.rows.len();
         let taken: Vec<bool> =
             rows.flat_map(|i| drawn(self.dice(i, call, pass), self.experts, self.top_k)).collect();
-        let choices = Choices::of(&taken, self.experts);
-        let weight = 1.0 / self.top_k as f32;
-        // The only expert's result is the layer's.
-        let entries = call.rows.len() * self.top_k;
-        let weights = (self.experts > 1).then(|| column(vec![weight; entries]));
-        let plan = choices.plan(weights);
-        pass.probe.routed(&RoutingEvent {
-            site: self.place.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &[],
-            scores: &[],
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        let plan = drawn_plan(&taken, self.experts, self.top_k);
+        told(plan, self.place.site, (&[], &[]), call, pass)
     }
 }

@@ -8,11 +8,11 @@ use ops::{Tensor2, from_rows, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance;
-use super::choice::Choices;
+use super::choice::{Choices, told};
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::{ParamSpec, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::routers::scorer::Scorer;
 use crate::routers::{Network, Router, RouterCall, RouterPlace, RoutingPlan};
 use crate::sizes::Sizes;
@@ -99,15 +99,7 @@ impl Router for SparseMixer {
         let loss = pass.record.then(|| balance::pooled(&z_te, pooled, call, pass)).flatten();
         let plan =
             RoutingPlan { losses: loss.into_iter().collect(), ..choices.plan(Some(weights)) };
-        pass.probe.routed(&RoutingEvent {
-            site: self.place.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &logits,
-            scores: &[],
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        told(plan, self.place.site, (&logits, &[]), call, pass)
     }
 }
 

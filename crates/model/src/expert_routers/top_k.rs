@@ -8,12 +8,12 @@ use ops::{Activation, ChosenWeights, Ops, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance::{self, Balance, shares};
-use super::choice::{Choices, row_dice};
+use super::choice::{Choices, row_dice, told};
 use super::member::{ExpertCount, ExpertRouterSettings, LayerRouting};
 use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::rng::Purpose;
 use crate::routers::scorer::Scorer;
 use crate::routers::top_k::top_k;
@@ -340,15 +340,7 @@ impl Router for TopK {
             choices.plan(weights)
         };
         let plan = RoutingPlan { losses, ..plan };
-        pass.probe.routed(&RoutingEvent {
-            site: self.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &logits,
-            scores: &scores,
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        told(plan, self.site, (&logits, &scores), call, pass)
     }
 }
 

@@ -6,11 +6,11 @@ use ops::{ChosenWeights, Tensor2, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance;
-use super::choice::Choices;
+use super::choice::{Choices, told};
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::{ConfigError, at_least, refuse};
 use crate::params::{ParamSpec, RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::Pass;
 use crate::routers::scorer::Scorer;
 use crate::routers::{AuxLoss, Network, Router, RouterCall, RouterPlace, RoutingPlan};
 use crate::sizes::Sizes;
@@ -124,15 +124,7 @@ impl Router for TopP {
             false => Vec::new(),
         };
         let plan = RoutingPlan { losses, ..choices.plan(weights) };
-        pass.probe.routed(&RoutingEvent {
-            site: self.site,
-            recursion: call.recursion,
-            candidates: call.numbers,
-            logits: &logits,
-            scores: &scores,
-            choice: Choice::Plan(&plan),
-        });
-        plan
+        told(plan, self.site, (&logits, &scores), call, pass)
     }
 }
 
