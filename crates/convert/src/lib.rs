@@ -16,6 +16,7 @@ mod import;
 mod layers;
 mod modeling;
 mod native;
+mod peft;
 mod quantize;
 mod report;
 mod roles;
@@ -36,6 +37,7 @@ pub use import::{
 pub use layers::{Start, kept, parse_layers, sources};
 pub use modeling::Card;
 pub use native::{export_own, export_with_code};
+pub use peft::{AdaptedModel, adapted_model, base_of_adapter};
 pub use quantize::{Quantization, RoundedKind, quantize};
 pub use report::{ConversionReport, Copied};
 pub use share_layers::{ConversionTarget, convert};

@@ -19,6 +19,7 @@ pub mod hf;
 mod json;
 mod layout;
 mod open;
+pub mod peft;
 mod piece;
 mod rotary;
 mod special;

@@ -66,13 +66,25 @@ impl Model {
         config: &ModelConfig,
         mut source: impl FnMut(&ParamSpec) -> Result<Weight, E>,
     ) -> Result<Self, E> {
+        Self::sharing(config, |spec| source(spec).map(Arc::new))
+    }
+
+    /// Builds `config` over weights that another model may have, too. Panics if one has another
+    /// shape than its entry of the parameter table.
+    ///
+    /// # Errors
+    /// An impossible config, or what `source` says.
+    pub fn sharing<E: From<ConfigError>>(
+        config: &ModelConfig,
+        mut source: impl FnMut(&ParamSpec) -> Result<Arc<Weight>, E>,
+    ) -> Result<Self, E> {
         let plan = config.check()?;
         let sizes = config.sizes();
         let mut weights = Vec::new();
         for spec in table::specs(config, &plan) {
             let weight = source(&spec)?;
             assert_eq!(weight.shape(), spec.shape, "{}", spec.name);
-            weights.push((spec, Arc::new(weight)));
+            weights.push((spec, weight));
         }
         let mut take = Take::new(&weights);
         let stream = config.relax.settings().build_stream(&sizes, &plan, &mut take);

@@ -1,11 +1,13 @@
 //! Hugging Face folders: config.json, safetensors (one file or shards with an index),
 //! tokenizer.json and their companions.
 
+mod all_tensors;
 mod folder;
 pub(crate) mod rope;
 mod shards;
 mod special;
 mod write;
 
+pub use all_tensors::AllTensors;
 pub use folder::Folder;
 pub use write::{FolderOptions, HfWeightType, companions, write};

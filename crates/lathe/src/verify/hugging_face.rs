@@ -7,13 +7,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use checkpoint::{Dtype, TensorFile, open_safetensors};
-use convert::{ImportedModel, imported_model};
+use convert::{ImportedModel, base_of_adapter, imported_model};
 use engine::{Generation, Sampler, generate};
-use model::{Address, Pass, PassCache, Probe, RoutingEvent, Rule};
+use model::{Address, Model, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
 use ops::{Ops, Tensor2, Weight, backward, read_rows, scalar};
 use serde::Deserialize;
 
 use super::Check;
+use super::adapters;
 use super::comparison::worst;
 use super::experts::{AdamW, Losses, Routers};
 use super::reference::{Integers, integers, next_tokens, sequences};
@@ -33,12 +34,19 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
     if let Some(why) = out_of_scope(path) {
         return Ok(Err(why.into()));
     }
+    let base = match adapters::is_adapter(path).then(|| base_of_adapter(path)).transpose() {
+        Ok(base) => base,
+        Err(why) => return Ok(Err(why.to_string())),
+    };
     let file = path.join(REFERENCES);
     let settings = path.join(SETTINGS);
     let text = crate::open::text_file(&settings)?;
     let settings =
         serde_json::from_str(&text).with_context(|| format!("settings {}", settings.display()))?;
     let recorded = Recorded { file: open_safetensors(&file)?, ids: integers(&file)?, settings };
+    if let Some(base) = base {
+        return adapters::checks(path, &base, &recorded, ops);
+    }
     match imported_model(path) {
         Ok(imported) => recorded.compare(path, &imported, ops).map(Ok),
         Err(why) => Ok(Err(why.to_string())),
@@ -47,9 +55,6 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
 
 /// Why a folder with references is no model that is compared here.
 fn out_of_scope(path: &Path) -> Option<&'static str> {
-    if path.join("adapter_config.json").is_file() {
-        return Some("an adapter over another model; adapters of other programs are not read");
-    }
     if path.join("block.safetensors").is_file() {
         return Some("a block without a model around it; the tests of the model compare blocks");
     }
@@ -61,11 +66,20 @@ fn out_of_scope(path: &Path) -> Option<&'static str> {
 pub(super) struct Settings {
     #[serde(flatten)]
     losses: Losses,
+    /// The cross-entropy in double precision, as adapters have it.
+    loss_f64: Option<f64>,
     /// The smallest gap between the two largest logits of the continuation, where there is one.
     greedy_margin: Option<f64>,
     /// Those of a batch with padding.
     pub(super) padded: Option<Losses>,
     pub(super) adamw: Option<AdamW>,
+}
+
+impl Settings {
+    /// The cross-entropy of an adapted model, where there is one.
+    pub(super) fn loss(&self) -> Option<f64> {
+        self.loss_f64.or(self.losses.loss)
+    }
 }
 
 /// What the library computed.
@@ -102,12 +116,11 @@ impl Probe for Both<'_> {
 }
 
 /// Forward and backward over `sequences`, from gradients of zero.
-pub(super) fn pass(imported: &ImportedModel, sequences: &[Vec<u32>], ops: Ops) -> Passed {
-    let model = &imported.model;
+pub(super) fn pass(model: &Model, state: &RouterState, sequences: &[Vec<u32>], ops: Ops) -> Passed {
     model.collect_gradients(true);
     let batch = next_tokens(sequences);
     let (mut seen, mut routers) = (Seen::default(), Routers::default());
-    let (rule, state) = (Rule::NonCausal, &imported.state);
+    let rule = Rule::NonCausal;
     let mut kv = PassCache::new(false);
     let mut pass = Pass {
         ops,
@@ -142,7 +155,7 @@ impl Recorded {
         let vocab = model.config().vocab_size;
         let outside = sequences.iter().flatten().find(|&&id| id as usize >= vocab);
         ensure!(outside.is_none(), "input_ids has {outside:?}, the vocabulary {vocab}");
-        let passed = pass(imported, &sequences, ops);
+        let passed = pass(model, &imported.state, &sequences, ops);
         let mut checks = vec![self.logits(&passed.logits)?, self.cross_entropy(passed.ce)];
         checks.extend(self.settings.losses.checks(&passed));
         checks.extend(self.routing(&passed.routers)?);
@@ -168,7 +181,11 @@ impl Recorded {
     /// The loss of the next token, a mean over all tokens but the last of each sequence.
     fn cross_entropy(&self, found: f32) -> Check {
         let mut check = Check { what: "ce".into(), tolerance: 2e-5, ..Check::default() };
-        worst(&mut check, (f64::from(found) - self.settings.losses.ce).abs(), "ce");
+        worst(
+            &mut check,
+            (f64::from(found) - self.settings.losses.ce.unwrap_or(f64::NAN)).abs(),
+            "ce",
+        );
         check
     }
 

@@ -1,6 +1,7 @@
 //! `lathe verify`: runs reference cases of the model family, and Hugging Face folders with what
 //! the library computed of them, and compares everything they record.
 
+mod adapters;
 mod comparison;
 mod experts;
 mod hugging_face;
