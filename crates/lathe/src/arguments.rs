@@ -9,7 +9,8 @@ use train::DataConfig;
 
 use crate::bench::arguments::BenchCommand;
 use crate::numbers;
-use crate::serving_arguments::{Serve, format_help, format_long_help, weights_help};
+use crate::serving_arguments::{Serve, weights_help};
+use crate::shrink_arguments::{Quantize, Shrink};
 use crate::study_arguments::{Compare, Sweep};
 
 /// What `lathe convert --experts` takes.
@@ -90,6 +91,9 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Store the weights of a checkpoint in 16, 8 or 4 bits, for inference only
     Quantize(Quantize),
+    /// Make a checkpoint smaller or larger by passes over its layers: drop, merge or slim experts,
+    /// and others
+    Shrink(Shrink),
     /// Serve a checkpoint over HTTP with the OpenAI interface
     Serve(Serve),
     /// Show what a checkpoint holds and costs, and at which depth it reads a text
@@ -480,20 +484,6 @@ pub(crate) struct Convert {
     /// Seed of fresh routers, of layers with random weights, and of what experts draw
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Print the results as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Quantize {
-    /// Checkpoint in f32, folder of a training run, Hugging Face folder, or GGUF file
-    pub(crate) checkpoint: PathBuf,
-    /// Checkpoint folder to make
-    #[arg(short, long)]
-    pub(crate) out: PathBuf,
-    #[arg(long, value_name = "FORMATS", help = format_help(), long_help = format_long_help())]
-    pub(crate) weights: WeightFormats,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

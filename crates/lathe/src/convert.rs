@@ -76,7 +76,7 @@ fn word<T: DeserializeOwned>(option: &str, text: &str) -> Result<T> {
 
 /// A member of a list by its name, or as the table of a recipe: `{ kind = "expert_choice", network
 /// = "mlp" }`.
-fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T> {
+pub(crate) fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T> {
     let value: Value = if text.trim_start().starts_with('{') {
         let table: Value =
             toml::from_str(&format!("x = {text}")).map_err(|e| anyhow::anyhow!("{option}: {e}"))?;
@@ -84,6 +84,11 @@ fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T>
     } else {
         json!({ "kind": text })
     };
+    member(option, value)
+}
+
+/// A member of a list from its table, whose keys are all known.
+pub(crate) fn member<T: DeserializeOwned + Serialize>(option: &str, value: Value) -> Result<T> {
     let member: T = serde_json::from_value(value.clone())
         .map_err(|error| anyhow::anyhow!("{option}: {error}"))?;
     let known = serde_json::to_value(&member)?;

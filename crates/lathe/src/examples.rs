@@ -60,6 +60,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("quantize", &["lathe quantize runs/mor -o runs/mor-int8 --weights int8"]),
     (
+        "shrink",
+        &[
+            "lathe shrink runs/moe --pass drop --text data/corpus -o runs/moe-dropped",
+            "lathe shrink runs/mor --pass '{ kind = \"slim\", share = 0.5 }' --text t.txt -o small",
+        ],
+    ),
+    (
         "serve",
         &[
             "lathe serve runs/mor --port 8080",

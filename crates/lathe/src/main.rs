@@ -33,6 +33,9 @@ mod run_opening;
 mod run_page;
 mod serve;
 mod serving_arguments;
+mod shrink;
+mod shrink_arguments;
+mod shrink_text;
 mod signals;
 mod study_arguments;
 mod sweep;
@@ -143,6 +146,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(options) => import::export(&options),
         Command::Convert(options) => convert::run(&options),
         Command::Quantize(options) => quantize::run(&options),
+        Command::Shrink(options) => shrink::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),

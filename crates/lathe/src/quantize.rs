@@ -7,7 +7,7 @@ use convert::Quantization;
 use report::{Table, human_bytes, human_count};
 use serde_json::json;
 
-use crate::arguments::Quantize;
+use crate::shrink_arguments::Quantize;
 use crate::{open, output};
 
 /// `lathe quantize`: writes the rounded weights, then tells sizes and errors.

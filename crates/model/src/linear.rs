@@ -125,6 +125,7 @@ impl Linear {
         recursion: usize,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
+        pass.probe.product(&self.weight, &[], &h_td);
         match self.adapters.get(recursion).and_then(Option::as_ref) {
             Some(adapter) => adapter.run(&self.weight, h_td, residual_tn, pass),
             None => stored_product(pass.ops, &self.weight, h_td, residual_tn),

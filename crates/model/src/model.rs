@@ -180,9 +180,7 @@ impl Model {
     /// The first part of a pass: embedding and first layers.
     pub fn prelude(&self, ids: &Arc<[u32]>, rows: &Rows, pass: &mut Pass<'_>) -> RecursionState {
         let rows = &rows.with_tokens(ids);
-        let anchor = pass.ops.anchor(pass.record);
-        let x_td = pass.ops.embed(&anchor, &self.embed, ids);
-        let x_td = times(x_td, self.config.multipliers.embedding, pass.ops);
+        let x_td = self.embedded(ids, pass);
         let mut carry = Carry::default();
         let x_td = self.layers(&self.plan.before, x_td, rows, &mut carry, pass);
         if self.plan.recursions.is_empty() {
@@ -191,6 +189,20 @@ impl Model {
             return state;
         }
         self.recursion.begin(x_td, rows, carry, pass)
+    }
+
+    /// The stream of `ids` ahead of the first layer.
+    pub fn embedded(&self, ids: &Arc<[u32]>, pass: &Pass<'_>) -> Tensor2 {
+        let anchor = pass.ops.anchor(pass.record);
+        let x_td = pass.ops.embed(&anchor, &self.embed, ids);
+        times(x_td, self.config.multipliers.embedding, pass.ops)
+    }
+
+    /// One use of one layer on rows that carry their tokens, for what looks at a model layer by
+    /// layer. A model whose layers are all of [`LayerPlan::before`] is [`Model::embedded`], these
+    /// in order, and [`Model::coda`].
+    pub fn layer(&self, at: LayerUse, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        self.layers(&[at], x_td, rows, &mut Carry::default(), pass)
     }
 
     /// The middle part, again and again: one recursion for every row that may still go on.

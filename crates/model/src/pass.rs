@@ -1,7 +1,7 @@
 //! What a pass carries besides the rows: which operations, which cache, which rule, who watches.
 //! Explicit, no globals.
 
-use ops::{BalancePool, Ops, Tensor2, scalar};
+use ops::{BalancePool, Ops, Tensor2, Weight, scalar};
 
 use crate::kv::KvCache;
 use crate::params::RouterSite;
@@ -108,6 +108,13 @@ pub trait Probe {
     /// router decides), and last the normed rows that the head sees.
     fn stream(&mut self, x_td: &Tensor2) {
         let _ = x_td;
+    }
+
+    /// Rows `x_an` that meet a matrix of a layer, ahead of the product. Of a bank the first
+    /// `groups[0]` rows meet the first matrix, and so on; `groups` is empty where all rows meet
+    /// `weight` itself. Not told where layers run again in the backward pass.
+    fn product(&mut self, weight: &Weight, groups: &[usize], x_an: &Tensor2) {
+        let _ = (weight, groups, x_an);
     }
 
     /// A decision of a router.

@@ -12,6 +12,7 @@ mod layer;
 mod matrix;
 mod routing;
 mod settings;
+pub mod shrink;
 
 pub use forward::{Decide, Decision, Found, forward};
 pub use matrix::Matrix;

@@ -15,7 +15,7 @@ struct List {
     line: &'static str,
 }
 
-const LISTS: [List; 3] = [
+const LISTS: [List; 4] = [
     List {
         code: "crates/model/src/routers/mod.rs",
         name: "RouterConfig",
@@ -36,6 +36,13 @@ const LISTS: [List; 3] = [
         folder: "crates/model/src/adapters",
         page: "docs/conversion.md",
         line: "| `NAME` |",
+    },
+    List {
+        code: "crates/shrink/src/passes/mod.rs",
+        name: "PassConfig",
+        folder: "crates/shrink/src/passes",
+        page: "docs/shrinking.md",
+        line: "### `NAME`",
     },
 ];
 

@@ -10,6 +10,7 @@ const VERBS: &str = "tests/flags/verbs.rs";
 const SERVING: &str = "tests/flags/serving.rs";
 const BOMBS: &str = "tests/bombs.rs";
 const COMPARE: &str = "tests/compare.rs";
+const SHRINK: &str = "tests/shrink.rs";
 const SWEEP: &str = "tests/sweep.rs";
 const TOKENIZED: &str = "many_long_texts_at_the_tokenizer_are_bounded_and_given_back";
 const LOAD: &str = "tests/flags/load.rs";
@@ -299,6 +300,27 @@ pub(crate) const TABLE: &[Line] = &[
     ("quantize", "--out", Writes("run --weights int8 --out @")),
     ("quantize", "--weights", Differs("run --out @", "--weights int8", "--weights int4")),
     ("quantize", "--json", Json("run --weights int8 --out @")),
+    ("shrink", "--pass", Test(SHRINK, "passes_run_in_the_order_that_is_asked_for")),
+    ("shrink", "--passes", Test(SHRINK, "passes_run_in_the_order_that_is_asked_for")),
+    ("shrink", "--out", Writes("run --pass {kind=\"slim\",by=\"weights\"} --out @")),
+    ("shrink", "--text", Allows("run --pass slim --out @", "--text data", "--text")),
+    ("shrink", "--rows", Differs("run --pass slim --text data --json --out @", "", "--rows 128")),
+    (
+        "shrink",
+        "--windows",
+        Differs("run --pass slim --text data --json --out @", "--windows 2", "--windows 1"),
+    ),
+    (
+        "shrink",
+        "--sequence-length",
+        Differs("run --pass slim --text data --json --out @", "", "--sequence-length 16"),
+    ),
+    (
+        "shrink",
+        "--seed",
+        Differs("run --pass {kind=\"slim\",by=\"random\"} --out @", "", "--seed 2"),
+    ),
+    ("shrink", "--json", Json("run --pass {kind=\"slim\",by=\"weights\"} --out @")),
     ("inspect", "--text", Differs("run", "", "--text other/1.md")),
     ("inspect", "--html", Writes("run --text other/1.md --html @")),
     ("inspect", "--json", Json("run")),

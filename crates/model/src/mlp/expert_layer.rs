@@ -117,12 +117,12 @@ impl Experts {
         }
         let computing = plan.offsets[self.count] as usize;
         if computing > 0 && computing == plan.rows.len() {
-            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass.ops);
+            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass);
         } else if !plan.rows.is_empty() {
             if computing > 0 {
                 let rows: Arc<[u32]> = plan.rows[..computing].into();
                 let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
-                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass.ops);
+                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass);
             }
             x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
         }
@@ -139,18 +139,21 @@ impl Experts {
         (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
         h_td: Tensor2,
         x_td: Tensor2,
-        ops: Ops,
+        pass: &mut Pass<'_>,
     ) -> Tensor2 {
+        let ops = pass.ops;
         let sizes: Arc<[usize]> = (0..self.count).map(|e| plan.of(e).len()).collect();
         let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
         let x_ad = if single { h_td } else { ops.gather_rows(h_td, rows) };
         let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
+        pass.probe.product(&self.gate_up, &sizes, &x_ad);
         let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);
         let y_an = with_bias(ops, y_an, bias(|biases| &biases.gate_up), &sizes);
         let y_af = match self.clamp {
             Some((limit, alpha)) => ops.clamped_swiglu(y_an, limit, alpha),
             None => ops.swiglu(y_an),
         };
+        pass.probe.product(&self.down, &sizes, &y_af);
         if single {
             // Written to the stream as a dense MLP does it.
             return ops.linear_add(y_af, &self.down, x_td);

@@ -1,0 +1,130 @@
+//! What no pass can do is refused by name, and nothing is written.
+
+mod common;
+
+use checkpoint::RealDisk;
+use common::{dense, of_experts, refusal, rows, stored, stored_with};
+use model::{ExpertRouterConfig, MlpConfig, ModelConfig, Sharing};
+use serde_json::{Value, json};
+use shrink::{Calibration, PassConfig, shrink};
+
+fn moe() -> ModelConfig {
+    of_experts(dense(Sharing::None, 2, 1), 4, 2)
+}
+
+#[test]
+fn settings_that_mean_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cases: &[(Value, &[&str])] = &[
+        (json!({ "kind": "drop", "share": 1.0 }), &["drop: share", "below 1", "found 1"]),
+        (json!({ "kind": "drop", "share": -0.1 }), &["drop: share"]),
+        (
+            json!({ "kind": "drop", "by": "frequency", "renormalize": true }),
+            &["renormalize", "reap"],
+        ),
+        (json!({ "kind": "drop", "together": 2.0 }), &["drop: together", "stun"]),
+        (
+            json!({ "kind": "drop", "by": "stun", "together": -1.0 }),
+            &["drop: together", "0 or more"],
+        ),
+        (json!({ "kind": "drop", "share": 0.75 }), &["the target: 1 experts", "top_k", "smaller"]),
+        (json!({ "kind": "drop", "by": "stun", "share": 0.9 }), &["the target", "at least 4"]),
+        (json!({ "kind": "merge", "share": 0.75 }), &["the target", "top_k"]),
+        (json!({ "kind": "merge", "rank": 0.5 }), &["merge: rank", "submoe"]),
+        (json!({ "kind": "merge", "by": "submoe", "rank": 0.0 }), &["merge: rank"]),
+        (json!({ "kind": "merge", "sample": 0 }), &["merge: sample"]),
+        (json!({ "kind": "slim", "share": 2.0 }), &["slim: share"]),
+        (json!({ "kind": "slim", "by": "random", "peak": 0.5 }), &["slim: peak", "energy"]),
+        (json!({ "kind": "slim", "peak": 1.5 }), &["slim: peak", "0 to 1"]),
+        (json!({ "kind": "slim", "multiple": 0 }), &["slim: multiple"]),
+        (json!({ "kind": "slim", "multiple": 17 }), &["slim: multiple", "16"]),
+        (json!({ "kind": "slim", "share": 0.0, "multiple": 15 }), &["slim: multiple", "divisor"]),
+    ];
+    for (i, (table, needles)) in cases.iter().enumerate() {
+        let from = stored(&folder.path().join(i.to_string()), &moe());
+        let said = refusal(from, table.clone(), &rows(), &folder.path().join("out"));
+        for needle in *needles {
+            assert!(said.contains(needle), "{table}: {said}");
+        }
+    }
+}
+
+#[test]
+fn unknown_passes_and_keys() {
+    for (table, needle) in [
+        (json!({ "kind": "shave" }), "shave"),
+        (json!({ "kind": "drop", "ratio": 0.5 }), "ratio"),
+        (json!({ "kind": "drop", "by": "luck" }), "luck"),
+        (json!({ "kind": "slim", "share": "half" }), "half"),
+        (json!({ "share": 0.5 }), "kind"),
+    ] {
+        let error = serde_json::from_value::<PassConfig>(table.clone()).expect_err("unknown");
+        assert!(error.to_string().contains(needle), "{table}: {error}");
+    }
+}
+
+#[test]
+fn models_that_a_pass_does_not_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plain = dense(Sharing::None, 2, 1);
+    let by_router = |router: ExpertRouterConfig| {
+        let mut config = moe();
+        if let MlpConfig::Experts(experts) = &mut config.mlp {
+            experts.router = router;
+        }
+        config
+    };
+    let all = ExpertRouterConfig::all();
+    let router = |kind: &str| all.iter().find(|r| r.kind() == kind).expect("listed").clone();
+    let cases = [
+        (plain.clone(), "drop", "mlp"),
+        (plain, "merge", "experts"),
+        (by_router(router("hash")), "drop", "\"hash\""),
+        (by_router(router("random")), "merge", "\"random\""),
+    ];
+    for (i, (config, kind, needle)) in cases.into_iter().enumerate() {
+        let from = stored(&folder.path().join(i.to_string()), &config);
+        let table = json!({ "kind": kind });
+        let said = refusal(from, table, &rows(), &folder.path().join("out"));
+        assert!(said.contains(needle), "{kind}: {said}");
+    }
+}
+
+#[test]
+fn texts_that_say_nothing_and_models_that_compute_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let drop = json!({ "kind": "drop" });
+    let none = Calibration::default();
+    let said = refusal(stored(&at("a"), &moe()), drop.clone(), &none, &at("out"));
+    assert!(said.contains("--text") && said.contains("none"), "{said}");
+    let mut short = rows();
+    short.batches.truncate(1);
+    let said = refusal(stored(&at("b"), &moe()), drop.clone(), &short, &at("out"));
+    assert!(said.contains("at least 64") && said.contains("48"), "{said}");
+    let small = ModelConfig { vocab_size: 20, ..moe() };
+    let said = refusal(stored(&at("c"), &small), drop.clone(), &rows(), &at("out"));
+    assert!(said.contains("below 20") && said.contains("tokenizer"), "{said}");
+    // Numbers so large that products overflow: found at the layer that is given the result.
+    let huge = stored_with(&at("d"), &moe(), |spec, data| {
+        if spec.name == "layers.0.experts_down" {
+            data.fill(3e38);
+        }
+    });
+    let said = refusal(huge, drop, &rows(), &at("out"));
+    assert!(said.contains("layer 1") && said.contains("finite"), "{said}");
+}
+
+#[test]
+fn a_taken_folder_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).expect("a folder");
+    std::fs::write(out.join("mine"), "kept").expect("a file");
+    let from = stored(&folder.path().join("from"), &moe());
+    let pass = [common::pass(json!({ "kind": "slim" }))];
+    let error = shrink(from, &pass, &rows(), 1, &out, &RealDisk).expect_err("taken").to_string();
+    assert!(error.contains("taken"), "{error}");
+    assert_eq!(std::fs::read_to_string(out.join("mine")).expect("there"), "kept");
+    assert_eq!(std::fs::read_dir(&out).expect("lists").count(), 1);
+}
