@@ -14,6 +14,7 @@ use scheduler::{After, CodaChunk, Finish, Request, Scored, SequenceEvent, SlotId
 use crate::draw::{Draw, prompt_scores, scored};
 use crate::engine::{CompletedRows, Engine};
 use crate::in_flight::occupied;
+use crate::pooling::pooled;
 
 /// Rows whose logits are held at a time.
 const LOGIT_ROWS: usize = 64;
@@ -56,17 +57,55 @@ impl Engine {
             asked.extend(self.asked(chunk, start));
             start += chunk.count;
         }
+        self.pool(&x_td, &chunks);
         let mut drawn = BTreeMap::new();
         for part in asked.chunks(LOGIT_ROWS) {
             self.heads(&x_td, part, &mut drawn);
         }
         let now_us = clock();
         for chunk in chunks {
-            match drawn.remove(&chunk.slot).transpose() {
-                Ok(token) => self.completed(&chunk, token, now_us),
+            let token = drawn.remove(&chunk.slot).transpose();
+            match token.and_then(|token| Ok((token, self.embedding(&chunk)?))) {
+                Ok(found) => self.completed(&chunk, found, now_us),
                 Err(why) => self.fail(chunk.slot, why, now_us),
             }
         }
+    }
+
+    /// Takes in the rows of prompts whose vectors somebody wants.
+    fn pool(&mut self, x_td: &Tensor2, chunks: &[CodaChunk]) {
+        let (mut start, mut requests, mut numbers) = (0, Vec::new(), Vec::new());
+        for chunk in chunks {
+            let scheduler = self.handle.scheduler();
+            let sequence = occupied(&scheduler, chunk.slot).sequence();
+            let request = sequence.request();
+            let rows = chunk.first.max(sequence.computed())..chunk.first + chunk.count;
+            for position in pooled(request, rows) {
+                requests.push(request.id);
+                numbers.push((start + position - chunk.first) as u32);
+            }
+            start += chunk.count;
+        }
+        if requests.is_empty() {
+            return;
+        }
+        let rows = read_rows(&Ops::Fast.gather_rows(x_td.clone(), &numbers.into()));
+        for (request, x_d) in requests.iter().zip(rows.chunks_exact(self.model.config().width)) {
+            self.pooled.add(*request, x_d);
+        }
+    }
+
+    /// The vector of the prompt of which these are the last rows, where somebody wants it.
+    fn embedding(&mut self, chunk: &CodaChunk) -> Result<Option<Vec<f32>>, String> {
+        let id = {
+            let scheduler = self.handle.scheduler();
+            let sequence = occupied(&scheduler, chunk.slot).sequence();
+            let request = sequence.request();
+            let last = request.prompt.len() - 1;
+            let rows = chunk.first.max(sequence.computed())..chunk.first + chunk.count;
+            (request.embedding.is_some() && rows.contains(&last)).then_some(request.id)
+        };
+        id.map(|id| self.pooled.take(id)).transpose()
     }
 
     /// The rows of a chunk whose logits somebody wants; its first row is number `start`.
@@ -125,8 +164,14 @@ impl Engine {
         }
     }
 
-    /// The rows of a chunk are complete; `token` was drawn from the last of them.
-    fn completed(&mut self, chunk: &CodaChunk, token: Option<Scored>, now_us: u64) {
+    /// The rows of a chunk are complete; the token was drawn from the last of them, and the vector
+    /// is that of the prompt.
+    fn completed(
+        &mut self,
+        chunk: &CodaChunk,
+        (token, embedding): (Option<Scored>, Option<Vec<f32>>),
+        now_us: u64,
+    ) {
         let Some(rows) = self.in_flight.remove(&chunk.slot) else { return };
         let depths: Vec<u32> = rows.states.iter().map(|row| row.depth).collect();
         let (request, known) = {
@@ -141,6 +186,9 @@ impl Engine {
         if request.prompt_scores.is_some() && known < prompt && end >= prompt {
             let scores = self.scores.remove(&request.id).unwrap_or_default();
             self.handle.emit(request.id, SequenceEvent::Prompt(prompt_scores(&request, scores)));
+        }
+        if let Some(vector) = embedding {
+            self.handle.emit(request.id, SequenceEvent::Embedding(vector));
         }
         let cancelled =
             matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);

@@ -98,6 +98,7 @@ mod tests {
             depth_options: DepthOptions::default(),
             top: None,
             prompt_scores,
+            embedding: None,
             priority: 0,
             deadline: None,
         }

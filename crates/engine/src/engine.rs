@@ -24,6 +24,7 @@ use crate::draw::Draw;
 use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
+use crate::pooling::PooledRows;
 
 /// How an engine is set up.
 pub struct EngineOptions {
@@ -90,6 +91,7 @@ pub struct Engine {
     pub(crate) in_flight: BTreeMap<SlotId, InFlightRows>,
     /// Prompt scores so far, by request.
     pub(crate) scores: BTreeMap<u64, Vec<TokenOut>>,
+    pub(crate) pooled: PooledRows,
     /// Rows that the last tick completed.
     pub(crate) completed_rows: Vec<CompletedRows>,
     in_passes: Duration,
@@ -144,6 +146,7 @@ impl Engine {
             handle,
             in_flight: BTreeMap::new(),
             scores: BTreeMap::new(),
+            pooled: PooledRows::default(),
             completed_rows: Vec::new(),
             in_passes: Duration::ZERO,
             runs: PartRuns::default(),
@@ -222,6 +225,7 @@ impl Engine {
             self.in_flight.remove(&slot);
         }
         self.scores.remove(&ended.request.id);
+        self.pooled.forget(ended.request.id);
         self.handle.emit(ended.request.id, SequenceEvent::Done(ended.done));
     }
 

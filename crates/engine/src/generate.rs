@@ -126,7 +126,7 @@ pub fn generate(
     let request = request(what);
     let mut finished = run_requests(engine, vec![request], &mut |_, event| match event {
         SequenceEvent::Token(token) => each(&Token::from(token)),
-        SequenceEvent::Prompt(_) | SequenceEvent::Done(_) => true,
+        SequenceEvent::Prompt(_) | SequenceEvent::Embedding(_) | SequenceEvent::Done(_) => true,
     })?;
     let found = finished.pop().ok_or_else(|| RunError::Failed("it gave no end".into()))?;
     let tokens: Vec<Token> = found.tokens.iter().map(Token::from).collect();
@@ -188,6 +188,7 @@ fn request(what: &Generation<'_>) -> Request {
         depth_options: DepthOptions { max_depth, ..DepthOptions::default() },
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }

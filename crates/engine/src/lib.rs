@@ -13,6 +13,7 @@ mod in_flight;
 mod likelihood;
 pub mod oracle;
 mod paged_cache;
+mod pooling;
 mod sampler;
 mod score;
 mod stats;

@@ -84,6 +84,7 @@ fn request(id: u64, stretch: &Stretch<'_>) -> Request {
         depth_options: DepthOptions::default(),
         top: Some(1),
         prompt_scores: (stretch.from < stretch.ids.len()).then_some(stretch.from),
+        embedding: None,
         priority: 0,
         deadline: None,
     }

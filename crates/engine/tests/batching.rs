@@ -10,9 +10,11 @@ use common::serving::{Inbox, alone, engine, limits, request, requests, run, same
 use common::{batch, config, fresh, models, name, rule, uneven};
 use engine::{DefaultDraw, Draw, Engine, EngineHandle, EngineOptions, Scoring, log_probabilities};
 use model::adapters::{Relaxation, dora, lora};
-use model::{KvMode, MlpConfig, Model, ModelConfig, RouterConfig, RouterState, Rule, Sharing};
-use ops::KvFormat;
-use scheduler::{DepthOptions, Finish, Refusal, Request, SchedulerLimits};
+use model::{
+    KvMode, MlpConfig, Model, ModelConfig, Probe, RouterConfig, RouterState, Rule, Sharing,
+};
+use ops::{KvFormat, Tensor2, read_rows};
+use scheduler::{DepthOptions, Finish, Pooling, Refusal, Request, SchedulerLimits};
 use testkit::{VOCAB, ids, mlps};
 
 fn everyone() -> Vec<Arc<Model>> {
@@ -448,4 +450,64 @@ fn a_router_that_draws_follows_the_seed_of_each_request() {
     for (ask, inbox) in asks.iter().zip(&inboxes) {
         same(&inbox.tokens(), &alone(&model, &rule, ask), &format!("request {}", ask.id));
     }
+}
+
+/// Keeps what the stream is behind the last norm.
+#[derive(Default)]
+struct LastStream(Vec<f32>);
+
+impl Probe for LastStream {
+    fn stream(&mut self, x_td: &Tensor2) {
+        self.0 = read_rows(x_td);
+    }
+}
+
+#[test]
+fn a_prompt_has_one_vector_in_any_batch() {
+    let mut losses = 0;
+    for model in everyone() {
+        let (rule, state, what) = (rule(&model), RouterState::default(), name(&model));
+        let ask = |id, pooling| Request { embedding: Some(pooling), ..request(id, ids(80, 40), 0) };
+        let mut asks = vec![ask(1, Pooling::Mean), ask(1, Pooling::Last)];
+        // A text beside the vector, and one that takes pages away.
+        asks.push(Request { max_tokens: 2, ..ask(1, Pooling::Mean) });
+        let urgent = Request { priority: 9, ..request(2, ids(81, 20), 20) };
+        let how = Scoring { seed: asks[0].sampling.seed, ..Scoring::by(&rule, &state) };
+        let mut last = LastStream::default();
+        engine::score(&model, &batch(&asks[0].prompt, 40), &how, &mut last);
+        let width = model.config().width;
+        let rows: Vec<&[f32]> = last.0.chunks_exact(width).collect();
+        let mean: Vec<f32> =
+            (0..width).map(|d| rows.iter().map(|row| row[d] / 40.0).sum()).collect();
+        for ask in asks {
+            let expected =
+                unit(if ask.embedding == Some(Pooling::Last) { rows[39] } else { &mean });
+            let pages = model.plan().unrolled().count() * 4;
+            let small = SchedulerLimits { pages, prefill_chunk: 6, ..limits() };
+            let mut seen = Vec::new();
+            for (limits, beside) in [(limits(), false), (limits(), true), (small, true)] {
+                let mut engine = engine(&model, &rule, limits, KvFormat::F32);
+                let mut all = vec![ask.clone()];
+                all.extend(beside.then(|| urgent.clone()));
+                let inboxes = run(&mut engine, &all, &[0, 5]);
+                losses += usize::from(inboxes[0].usage().preemptions > 0);
+                let vectors = inboxes[0].vectors();
+                assert_eq!((vectors.len(), inboxes[0].tokens().len()), (1, ask.max_tokens));
+                testkit::close(&vectors[0], &expected, 1e-5, &what);
+                seen.extend(vectors);
+                // Its rows are in the prefix cache now, and a mean is of all rows.
+                let again = Request { id: 7, ..ask.clone() };
+                let inboxes = run(&mut engine, std::slice::from_ref(&again), &[0]);
+                seen.extend(inboxes[0].vectors());
+            }
+            assert_eq!(seen.len(), 6, "{what}");
+            seen.iter().for_each(|vector| testkit::same_bits(vector, &seen[0], &what));
+        }
+    }
+    assert!(losses > 8, "{losses} requests lost pages");
+}
+
+fn unit(vector: &[f32]) -> Vec<f32> {
+    let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    vector.iter().map(|x| (f64::from(*x) / length) as f32).collect()
 }

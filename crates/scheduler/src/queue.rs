@@ -125,6 +125,7 @@ mod tests {
             depth_options: DepthOptions::default(),
             top: None,
             prompt_scores: None,
+            embedding: None,
             priority,
             deadline: None,
         };

@@ -99,6 +99,15 @@ impl Default for DepthOptions {
     }
 }
 
+/// How the vectors of a prompt's rows become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean over the prompt.
+    Mean,
+    /// That of the last row, which has seen the whole prompt.
+    Last,
+}
+
 /// One sequence to continue or to score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -106,7 +115,8 @@ pub struct Request {
     pub id: u64,
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
-    /// At most this many new tokens; 0 only scores (with [`Request::prompt_scores`]).
+    /// At most this many new tokens; 0 only scores (with [`Request::prompt_scores`])
+    /// or embeds (with [`Request::embedding`]).
     pub max_tokens: usize,
     /// Stop tokens are not drawn before this many new tokens, and do not count if they are.
     pub min_tokens: usize,
@@ -123,6 +133,8 @@ pub struct Request {
     /// which must be below the prompt's length. Rows that they need do not come from the prefix
     /// cache.
     pub prompt_scores: Option<usize>,
+    /// Report one vector for the prompt. Rows that it needs do not come from the prefix cache.
+    pub embedding: Option<Pooling>,
     /// Runs before requests of lower priority.
     pub priority: Priority,
     /// Ends with [`Finish::Deadline`] at this time (microseconds of the engine's clock).
@@ -201,11 +213,15 @@ pub struct Done {
     pub usage: Usage,
 }
 
-/// What comes back, in this order: prompt scores if asked for, tokens, the end.
+/// What comes back, in this order: prompt scores and the prompt's vector if asked for, tokens, the
+/// end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// Scores and depths of the prompt tokens that [`Request::prompt_scores`] asks for.
     Prompt(Vec<TokenOut>),
+    /// The vector `[width]` that [`Request::embedding`] asks for: what the prompt's rows are behind
+    /// the last norm, pooled, and scaled to length 1.
+    Embedding(Vec<f32>),
     /// A token was drawn.
     Token(TokenOut),
     /// The request has ended; no event follows.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::prefix::{Node, PrefixClass};
 use crate::queue::Rank;
-use crate::{Request, TableId, Usage};
+use crate::{Pooling, Request, TableId, Usage};
 
 /// A place among the running sequences, `0..SchedulerLimits::max_seqs`. Stays the same from
 /// admission to end or preemption.
@@ -78,7 +78,11 @@ impl Sequence {
     /// Tokens that are looked up in the prefix cache, from the first one; the row of the last of
     /// them is computed in any case.
     pub(crate) fn looked_up(&self) -> usize {
-        self.request.prompt_scores.unwrap_or(self.len())
+        let pooled = match self.request.embedding {
+            Some(Pooling::Mean) => 0,
+            Some(Pooling::Last) | None => self.len(),
+        };
+        pooled.min(self.request.prompt_scores.unwrap_or(self.len()))
     }
 
     /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own

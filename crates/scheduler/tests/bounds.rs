@@ -20,6 +20,7 @@ fn request(prompt: usize, max_tokens: usize) -> Request {
         depth_options: DepthOptions::default(),
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }

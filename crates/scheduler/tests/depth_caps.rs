@@ -16,6 +16,7 @@ fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
         depth_options,
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }

@@ -8,8 +8,8 @@ mod world;
 use std::collections::BTreeMap;
 
 use scheduler::{
-    Brownout, ChunkStage, DepthOptions, Finish, KvShape, PAGE, Refusal, Request, SamplingParams,
-    SchedulerLimits,
+    Brownout, ChunkStage, DepthOptions, Finish, KvShape, PAGE, Pooling, Refusal, Request,
+    SamplingParams, SchedulerLimits,
 };
 use world::{Life, Text, World, mix};
 
@@ -91,6 +91,7 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
     };
     let from = dice.below(prompt.len() as u64) as usize;
     let prompt_scores = dice.one_in(10).then_some(from);
+    let embedding = dice.one_in(10).then_some(Pooling::Mean);
     Request {
         id,
         prompt,
@@ -101,6 +102,7 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
         depth_options,
         top: None,
         prompt_scores,
+        embedding,
         priority: dice.below(load.priorities) as i32,
         deadline: dice.one_in(12).then(|| now_us + dice.below(200_000)),
     }

@@ -1,8 +1,8 @@
 //! Single decisions of the scheduler, one by one.
 
 use scheduler::{
-    After, Brownout, CodaChunk, DepthOptions, Done, Ended, Finish, KvShape, Refusal, Request,
-    SamplingParams, Scheduler, SchedulerLimits, SlotId, Tick,
+    After, Brownout, CodaChunk, DepthOptions, Done, Ended, Finish, KvShape, Pooling, Refusal,
+    Request, SamplingParams, Scheduler, SchedulerLimits, SlotId, Tick,
 };
 
 /// A model of two recursions, with one layer in each tier.
@@ -22,6 +22,7 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
         depth_options: DepthOptions::default(),
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }
@@ -290,6 +291,20 @@ fn nobody_waits_for_company_longer_than_allowed() {
         }
         assert_eq!(left, expected, "wait {coda_wait}");
     }
+}
+
+#[test]
+fn a_mean_needs_all_rows_and_the_last_row_is_computed_in_any_case() {
+    let mut s = scheduler(SchedulerLimits::default());
+    s.submit(request(1, 0..40, 3), 0).unwrap();
+    until_idle(&mut s, 9);
+    let pooled = |id, pooling| Request { embedding: Some(pooling), ..request(id, 0..40, 0) };
+    s.submit(pooled(2, Pooling::Mean), 0).unwrap();
+    s.submit(pooled(3, Pooling::Last), 0).unwrap();
+    s.submit(Request { prompt_scores: Some(17), ..pooled(4, Pooling::Last) }, 0).unwrap();
+    let done = until_idle(&mut s, 9);
+    let cached = |id| done.iter().find(|(i, _)| *i == id).unwrap().1.usage.cached;
+    assert_eq!([2, 3, 4].map(cached), [0, 32, 16]);
 }
 
 #[test]

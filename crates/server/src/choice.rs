@@ -72,6 +72,8 @@ pub(crate) struct ChoiceState {
     prompt_offsets: Vec<usize>,
     prompt_text: String,
     scores_due: bool,
+    /// The vector of the prompt, when it came.
+    pub(crate) embedding: Option<Vec<f32>>,
     /// Tokens whose place in the text is not certain yet.
     waiting: VecDeque<TokenEntry>,
     /// A possible stop token, whose text counts only if it turns out to be none.
@@ -103,6 +105,7 @@ impl ChoiceState {
             prompt_offsets: Vec::new(),
             prompt_text: String::new(),
             scores_due: shape.prompt_scores,
+            embedding: None,
             waiting: VecDeque::new(),
             withheld: None,
             prompt,
@@ -163,6 +166,10 @@ impl ChoiceState {
                 Ok(Next::GoOn)
             }
             SequenceEvent::Prompt(scores) => self.scores(scores),
+            SequenceEvent::Embedding(vector) => {
+                self.embedding = Some(vector);
+                Ok(Next::GoOn)
+            }
             SequenceEvent::Token(_) if self.scores_due => {
                 Err(ApiError::internal("the engine left out the prompt's scores"))
             }
@@ -404,6 +411,7 @@ mod tests {
             stop_ids: vec![2, 11],
             eos: vec![2],
             prompt_scores: false,
+            embedding: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::call::Call;
 use crate::completions;
 use crate::connection::{Answered, ConnStage, Connection};
+use crate::embeddings;
 use crate::error::ApiError;
 use crate::handlers;
 use crate::keys;
@@ -163,6 +164,7 @@ async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiErr
         Handler::Completions => completions::completions(call).await,
         Handler::Chat => completions::chat(call).await,
         Handler::Responses => completions::responses(call).await,
+        Handler::Embeddings => embeddings::embeddings(call).await,
         Handler::Tokenize => handlers::tokenize(call).await,
         Handler::Detokenize => handlers::detokenize(call).await,
         Handler::Models => Ok(handlers::models(&call.state)),

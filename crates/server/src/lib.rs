@@ -10,6 +10,8 @@
 //! |---|---|
 //! | `POST /v1/completions` | continues and scores prompts; with `echo` also the prompt |
 //! | `POST /v1/chat/completions` | the same for a conversation, through the model's chat template |
+//! | `POST /v1/responses` | the same in the form of the Responses API |
+//! | `POST /v1/embeddings` | a vector for each text |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | what is served |
 //! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer |
 //! | `GET /model_info`, `GET /server_info`, `GET /get_load` | what gateways of SGLang ask |
@@ -84,6 +86,7 @@ mod conversation;
 mod converse;
 mod descriptors;
 mod dispatch;
+mod embeddings;
 mod error;
 mod form;
 mod handlers;

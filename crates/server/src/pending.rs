@@ -310,6 +310,7 @@ fn request(
         depth_options: parsed.depth_options,
         top: parsed.shape.top.map(|k| k.max(1)),
         prompt_scores: parsed.shape.prompt_scores.then_some(0),
+        embedding: parsed.shape.embedding,
         priority: parsed.priority,
         deadline: Some(deadline),
     }

@@ -9,7 +9,7 @@ use crate::responses_request::{self, AsChat};
 use crate::schema::{Checked, bias, check};
 use crate::state::AppState;
 use crate::token_text::Controls;
-use scheduler::{DepthOptions, Priority, SamplingParams};
+use scheduler::{DepthOptions, Pooling, Priority, SamplingParams};
 use std::sync::Arc;
 
 /// The interface a request speaks; it decides on fields and on the form of the answer.
@@ -50,6 +50,30 @@ pub(crate) struct OutputOptions {
     /// Whether prompts have to be scored: their log-probabilities or depths are shown, or nothing
     /// else is asked for.
     pub(crate) prompt_scores: bool,
+    /// Whether nothing but the prompt's vector is wanted.
+    pub(crate) embedding: Option<Pooling>,
+}
+
+impl OutputOptions {
+    /// Nothing of a sequence but the vector of its prompt.
+    pub(crate) fn nothing_but(dialect: Dialect, embedding: Pooling) -> Self {
+        Self {
+            dialect,
+            echo: false,
+            top: None,
+            token_ids: false,
+            names_as_ids: false,
+            depths: false,
+            stops: Vec::new(),
+            keep_stop: false,
+            show_special: false,
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            eos: Vec::new(),
+            prompt_scores: false,
+            embedding: Some(embedding),
+        }
+    }
 }
 
 /// What a stream tells of its usage.
@@ -257,6 +281,7 @@ fn shape(
         stop_ids,
         eos,
         prompt_scores: echo && (top.is_some() || depths || nothing_else),
+        embedding: None,
     })
 }
 
@@ -287,12 +312,14 @@ fn number(request: &Checked<'_>, name: &str, default: f32) -> f32 {
 }
 
 /// Clients say that a lower number is earlier, as vLLM's do; the scheduler runs larger ones first.
-fn priority(request: &Checked<'_>) -> Priority {
+pub(crate) fn priority(request: &Checked<'_>) -> Priority {
     let earlier_is_lower = request.int("priority").unwrap_or(0);
     Priority::try_from(-earlier_is_lower).unwrap_or(0)
 }
 
-fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
+/// # Errors
+/// 400 for a least depth above the greatest.
+pub(crate) fn depth_options(request: &Checked<'_>) -> Result<DepthOptions, ApiError> {
     let Some(lathe) = request.object("lathe") else {
         return Ok(DepthOptions::default());
     };
@@ -333,16 +360,29 @@ fn prompts(
         return Err(ApiError::field("max_tokens", message));
     }
     check_infill(state, request)?;
-    match request.get("prompt") {
-        Some(Json::Ids(ids)) if ids.is_empty() => Err(ApiError::field(
-            "prompt",
-            "`prompt` is an empty list, expected at least one prompt",
-        )),
-        Some(Json::List(items)) => {
-            items.iter().map(|item| prompt(state, request, item, most)).collect()
+    prompts_of(state, request, "prompt", most)
+}
+
+/// The prompts that a field holds, each of which asks for `most` new tokens.
+///
+/// # Errors
+/// 400 for a field without prompt, and for prompts that do not fit.
+pub(crate) fn prompts_of(
+    state: &AppState,
+    request: &Checked<'_>,
+    field: &str,
+    most: usize,
+) -> Result<Vec<Prompt>, ApiError> {
+    match request.get(field) {
+        Some(Json::Ids(ids)) if ids.is_empty() => {
+            let message = format!("`{field}` is an empty list, expected at least one prompt");
+            Err(ApiError::field(field, message))
         }
-        Some(item) => Ok(vec![prompt(state, request, item, most)?]),
-        None => Err(ApiError::field("prompt", "`prompt` is missing")),
+        Some(Json::List(items)) => {
+            items.iter().map(|item| prompt(state, request, (field, item), most)).collect()
+        }
+        Some(item) => Ok(vec![prompt(state, request, (field, item), most)?]),
+        None => Err(ApiError::field(field, format!("`{field}` is missing"))),
     }
 }
 
@@ -372,29 +412,29 @@ fn check_infill(state: &AppState, request: &Checked<'_>) -> Result<(), ApiError>
     Ok(())
 }
 
-/// One entry of `prompt`, which asks for `most` new tokens.
+/// One prompt of a field, which asks for `most` new tokens.
 fn prompt(
     state: &AppState,
     request: &Checked<'_>,
-    item: &Json,
+    (field, item): (&str, &Json),
     most: usize,
 ) -> Result<Prompt, ApiError> {
     let encoded = match item {
         Json::Text(text) => {
             let add = request.flag("add_special_tokens", true);
-            encode(state, text, text_controls(request), add, state.info.context, "prompt")?
+            encode(state, text, text_controls(request), add, state.info.context, field)?
         }
         Json::Ids(ids) => {
-            state.token_text.check_ids(ids, state.info.vocab, "prompt")?;
+            state.token_text.check_ids(ids, state.info.vocab, field)?;
             EncodedText { ids: ids.clone(), added_bos: false }
         }
-        other => return Err(ApiError::value("prompt", other, "a string or token ids")),
+        other => return Err(ApiError::value(field, other, "a string or token ids")),
     };
     let encoded = match (suffix(request), state.token_text.infill) {
         (Some(suffix), Some(tokens)) => with_gap(state, encoded, suffix, tokens)?,
         _ => encoded,
     };
-    fit(state, request, encoded, Some(most), "prompt")
+    fit(state, request, encoded, Some(most), field)
 }
 
 /// Control tokens in a text whose author writes the whole prompt: they are read unless the request

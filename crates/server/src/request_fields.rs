@@ -483,6 +483,35 @@ pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
 /// Every field of a body to `/v1/chat/completions`, those without effect included.
 pub(crate) static CHAT: &[Field] = &CHAT_FIELDS;
 
+/// Which rows a vector is made of, and how deep they may go.
+const EMBEDDING_DIAL: &[Field] =
+    &[DIAL[0], DIAL[1], DIAL[3], only("mean_depth_budget", &[]), only("return_depths", &["false"])];
+
+/// Fields of a body to `/v1/embeddings`.
+pub(crate) static EMBEDDINGS: &[Field] = &[
+    MODEL,
+    required("input", Prompt, "Text or token ids; token ids are taken as they are."),
+    field("encoding_format", Text, "\"float\"", "`float`, or `base64` of little-endian f32."),
+    field("pooling", Text, "\"mean\"", "`mean` of the rows of the text, or its `last` row."),
+    field("add_special_tokens", Bool, "true", "Begin texts as the model was trained."),
+    PARSE,
+    field(
+        "truncate_prompt_tokens",
+        Int(ONE, Limit::Of(context)),
+        "null",
+        "Keep only this many tokens from the end of each text.",
+    ),
+    field(
+        "priority",
+        Int(Limit::Is(-MOST_PRIORITY), Limit::Is(MOST_PRIORITY)),
+        "0",
+        "Lower is earlier: the request runs before those with a larger number.",
+    ),
+    field("lathe", Object(EMBEDDING_DIAL), "null", "Recursion depth of the rows."),
+    only("dimensions", &[]),
+    without_effect("user", "Accepted; no effect on the answer."),
+];
+
 /// Fields of a body to `/tokenize`, which takes a text or a conversation.
 pub(crate) static TOKENIZE: &[Field] = &[
     MODEL,
@@ -526,7 +555,9 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_defaults_are_json() {
-        for table in [COMPLETION, CHAT, RESPONSES, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS] {
+        for table in
+            [COMPLETION, CHAT, RESPONSES, EMBEDDINGS, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS]
+        {
             for (at, field) in table.iter().enumerate() {
                 assert!(!field.name.is_empty() && !field.help.is_empty());
                 assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);

@@ -11,6 +11,7 @@ pub(crate) enum Handler {
     Completions,
     Chat,
     Responses,
+    Embeddings,
     Models,
     Model,
     Tokenize,
@@ -130,6 +131,16 @@ pub(crate) static ROUTES: &[Route] = &[
             request_fields::RESPONSES,
             Handler::Responses,
             "Answer a conversation, in the form of the Responses API.",
+        )
+    },
+    Route {
+        errors: GENERATE,
+        ..post(
+            "embeddings",
+            &["/v1/embeddings", "/embeddings"],
+            request_fields::EMBEDDINGS,
+            Handler::Embeddings,
+            "Texts as vectors of length 1.",
         )
     },
     get("models", &["/v1/models", "/models"], Handler::Models, "What is served."),

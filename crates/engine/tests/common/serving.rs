@@ -50,6 +50,15 @@ impl Inbox {
             .unwrap_or_default()
     }
 
+    pub(crate) fn vectors(&self) -> Vec<Vec<f32>> {
+        let events = self.events.lock().unwrap();
+        let vectors = events.iter().filter_map(|event| match event {
+            SequenceEvent::Embedding(vector) => Some(vector.clone()),
+            _ => None,
+        });
+        vectors.collect()
+    }
+
     pub(crate) fn done(&self) -> Option<Done> {
         match self.events.lock().unwrap().last() {
             Some(SequenceEvent::Done(done)) => Some(done.clone()),
@@ -95,6 +104,7 @@ pub(crate) fn request(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
         depth_options: DepthOptions::default(),
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }

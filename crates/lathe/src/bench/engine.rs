@@ -411,6 +411,7 @@ fn request(id: u64, prompt: Vec<u32>, max_tokens: usize, max_depth: Option<u32>)
         depth_options: DepthOptions { max_depth, ..DepthOptions::default() },
         top: None,
         prompt_scores: None,
+        embedding: None,
         priority: 0,
         deadline: None,
     }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use scheduler::{
-    After, Ended, Finish, KvShape, PAGE, PageCopy, Refusal, Request, Scheduler, SchedulerLimits,
-    SlotId, Tick,
+    After, Ended, Finish, KvShape, PAGE, PageCopy, Pooling, Refusal, Request, Scheduler,
+    SchedulerLimits, SlotId, Tick,
 };
 
 pub(crate) use text::{Text, mix};
@@ -167,6 +167,7 @@ impl World {
         let done = self.scheduler.pages().count(running.table(), 0);
         assert!(done < running.sequence().len());
         assert!(request.prompt_scores.is_none_or(|from| done < from.max(1)));
+        assert!(request.embedding != Some(Pooling::Mean) || done == 0);
         let caps: Vec<u32> =
             (0..running.sequence().len()).map(|p| running.sequence().cap_of(p)).collect();
         assert_eq!(caps, self.lives[&request.id].text.caps, "caps are remembered");

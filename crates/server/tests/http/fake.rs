@@ -3,8 +3,8 @@
 
 use data::{SpecialTokens, Tokenizer, TrainOptions};
 use scheduler::{
-    Backend, Done, EventSink, Finish, Gauges, Offer, Refusal, Request, Scored, SequenceEvent,
-    TokenOut, Usage,
+    Backend, Done, EventSink, Finish, Gauges, Offer, Pooling, Refusal, Request, Scored,
+    SequenceEvent, TokenOut, Usage,
 };
 use server::{ModelInfo, ModelText};
 use std::collections::VecDeque;
@@ -400,6 +400,9 @@ impl Shared {
                     .collect();
                 return Ok(SequenceEvent::Prompt(scored));
             }
+            if let Some(pooling) = request.embedding {
+                return Ok(SequenceEvent::Embedding(vector(&request.prompt, pooling)));
+            }
         }
         if let Some(&last) = sequence.text.last()
             && request.stop_ids.contains(&last)
@@ -465,6 +468,13 @@ fn end(sequence: &mut Sequence, finish: Finish) -> (bool, bool) {
 }
 
 /// What the fake model says of itself.
+/// A vector that the prompt and the pooling decide.
+pub(crate) fn vector(prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let last = prompt.last().map_or(0.0, |id| *id as f32);
+    let sum: u32 = prompt.iter().sum();
+    vec![last, sum as f32 / 7.0, if pooling == Pooling::Mean { 1.0 } else { -1.0 }]
+}
+
 pub(crate) fn info() -> ModelInfo {
     ModelInfo {
         id: "fake/tiny".to_owned(),

@@ -3,6 +3,7 @@
 mod client;
 mod clients;
 mod contract;
+mod embeddings;
 mod fake;
 mod forms;
 mod hostile;
