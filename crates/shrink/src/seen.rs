@@ -46,6 +46,8 @@ pub struct GroupSeen {
 /// What was seen of the experts of a layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExpertsSeen {
+    /// Rows that came to the router.
+    pub routed: u64,
     /// Rows that each took.
     pub rows: Vec<u64>,
     /// The sum of the weights of these choices.
@@ -65,6 +67,9 @@ pub struct Seen {
     pub matrices: BTreeMap<Part, Vec<GroupSeen>>,
     /// Its experts, if it has any.
     pub experts: ExpertsSeen,
+    /// `1 - cosine` between a row before the layer and behind it, in the mean; 0 where rows do not
+    /// go along.
+    pub influence: f64,
     /// A sample of the rows that its MLP was given, `[s, d]`.
     pub sample: Vec<f32>,
     /// What was not finite, if anything was.
@@ -219,6 +224,7 @@ impl Observer {
     fn planned(&mut self, stored: usize, rows: usize, plan: &RoutingPlan) {
         let Some(seen) = self.seen.get_mut(&stored) else { return };
         let (targets, experts) = (plan.targets(), &mut seen.experts);
+        experts.routed += rows as u64;
         experts.rows.resize(targets, 0);
         experts.weights.resize(targets, 0.0);
         experts.saliency.resize(targets, 0.0);

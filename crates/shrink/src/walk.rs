@@ -18,6 +18,7 @@ use ops::{Ops, Tensor2, read_rows};
 use serde_json::json;
 use train::{Made, Stored, write_model};
 
+use crate::cluster::cosine;
 use crate::error::refused;
 use crate::passes::{LayerCall, PassConfig, RunningPass, Survey};
 use crate::report::{LayerReport, PassReport, ShrinkReport};
@@ -187,8 +188,9 @@ impl Walk<'_> {
             let mut observer = Observer::new(&self.model, &[stored], wanted);
             let before =
                 self.layer(stored, &streams, &mut observer, &mut |observer, _| observer.begin());
-            let seen = observer.seen.remove(&stored).unwrap_or_default();
+            let mut seen = observer.seen.remove(&stored).unwrap_or_default();
             finite(stored, &seen)?;
+            seen.influence = influence(&streams, &before);
             let change = self.act(running, stored, &seen)?;
             let mut report = reported(stored, &seen, &change);
             if change.is_nothing() {
@@ -256,6 +258,9 @@ impl Walk<'_> {
     /// Thresholds of a causal rule that are measured on text are measured again: what comes to the
     /// router has changed.
     fn calibrate(&mut self) {
+        if let Some(Rule::Causal(thresholds)) = &mut self.rule {
+            thresholds.thresholds.truncate(self.model.config().recursions);
+        }
         let causality = self.model.config().router.settings().causality();
         if matches!(causality, Causality::Thresholds(_)) && !self.calibration.batches.is_empty() {
             let rule = causal_rule(&self.model, &self.state, &self.calibration.batches);
@@ -363,6 +368,20 @@ fn finite(stored: usize, seen: &Seen) -> Result<(), ShrinkError> {
     let what = format!("the calibration rows at layer {stored}");
     let next = "look for NaN or very large numbers in the checkpoint, or use another text";
     refused(what, "finite numbers", found, next)
+}
+
+/// The mean over rows of `1 - cosine` between a row of `from` and of `to`.
+fn influence(from: &Streams, to: &Streams) -> f64 {
+    let (mut sum, mut rows) = (0.0, 0usize);
+    for (from, to) in from.iter().zip(to) {
+        let d = from.dims()[1];
+        let (from, to) = (read_rows(from), read_rows(to));
+        for (a, b) in from.chunks_exact(d).zip(to.chunks_exact(d)) {
+            sum += 1.0 - cosine(a, b);
+            rows += 1;
+        }
+    }
+    sum / rows.max(1) as f64
 }
 
 /// `|after - before| / |before - from|` over all batches: how much of what was added to the streams

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    dense, experts_of, keeping_all, logits, made, of_experts, rows, stored, stored_with, weight,
-    weights,
+    dense, experts_of, keeping_all, logits, made, made_if_it_fits, of_experts, rows, stored,
+    stored_with, weight, weights,
 };
 use model::params::ParamSpec;
 use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing};
@@ -31,13 +31,14 @@ fn families() -> Vec<(&'static str, ModelConfig)> {
 fn a_pass_that_keeps_all_changes_no_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let tables = keeping_all();
-    assert!(tables.len() >= 3, "{tables:?}");
+    let mut kept = 0;
     for (i, (name, config)) in families().into_iter().enumerate() {
         for (j, table) in tables.iter().enumerate() {
             let from = stored(&folder.path().join(format!("{i}-{j}")), &config);
             let before = weights(&from.model);
             let at = folder.path().join(format!("{i}-{j}-out"));
-            let (after, report) = made(from, std::slice::from_ref(table), &at);
+            let Some((after, report)) = made_if_it_fits(from, table, &at) else { continue };
+            kept += 1;
             assert_eq!(after.model.config(), &config, "{name} {table}");
             assert_eq!(weights(&after.model), before, "{name} {table}");
             assert_eq!(report.bytes_before, report.bytes_after);
@@ -45,6 +46,7 @@ fn a_pass_that_keeps_all_changes_no_bit() {
             assert!(errors.into_iter().all(|error| error == 0.0), "{name} {table}: {report:?}");
         }
     }
+    assert!(kept >= 13, "{kept} of {tables:?}");
 }
 
 /// The same numbers in a model whose rows go along and in one of which whole passes are run: a
@@ -52,47 +54,59 @@ fn a_pass_that_keeps_all_changes_no_bit() {
 #[test]
 fn rows_that_go_along_and_whole_passes_give_one_result() {
     let folder = tempfile::tempdir().expect("a folder");
+    let mut both = 0;
     for (i, table) in PassConfig::all().iter().enumerate() {
         let table = serde_json::to_value(table).expect("a table");
         let run = |sharing: Sharing| {
             let config = of_experts(dense(sharing, 3, 1), 4, 2);
             let at = folder.path().join(format!("{i}-{sharing:?}"));
-            let (after, report) = made(
-                stored(&at, &config),
-                std::slice::from_ref(&table),
-                &folder.path().join(format!("{i}-{sharing:?}-out")),
-            );
+            let out = folder.path().join(format!("{i}-{sharing:?}-out"));
+            let (after, report) = made_if_it_fits(stored(&at, &config), &table, &out)?;
             let went: Vec<_> = report.passes[0].layers.iter().map(|l| l.went.clone()).collect();
-            (weights(&after.model), went)
+            Some((weights(&after.model), went))
         };
-        assert_eq!(run(Sharing::None), run(Sharing::Cycle), "{table}");
+        // What is for one of the two families alone has one road.
+        if let (Some(along), Some(whole)) = (run(Sharing::None), run(Sharing::Cycle)) {
+            assert_eq!(along, whole, "{table}");
+            both += 1;
+        }
     }
+    assert!(both >= 5, "{both}");
 }
 
-/// Every pass makes a smaller model of every family that loads, computes, and says what went.
+/// Every pass makes another model of every family that it is for, that loads, computes, and says
+/// what went.
 #[test]
-fn every_pass_makes_a_smaller_model_that_runs() {
+fn every_pass_makes_a_model_that_runs() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (i, (name, config)) in families().into_iter().enumerate() {
+    let mut all = families();
+    all.push(("dense", dense(Sharing::None, 4, 1)));
+    all.push(("recursive", dense(Sharing::MiddleCycle, 5, 3)));
+    let mut fits = vec![0; PassConfig::all().len()];
+    for (i, (name, config)) in all.into_iter().enumerate() {
         for (j, pass) in PassConfig::all().iter().enumerate() {
             let table = serde_json::to_value(pass).expect("a table");
             let from = stored(&folder.path().join(format!("{i}-{j}")), &config);
             let at = folder.path().join(format!("{i}-{j}-out"));
-            let (after, report) = made(from, std::slice::from_ref(&table), &at);
+            let Some((after, report)) = made_if_it_fits(from, &table, &at) else { continue };
+            fits[j] += 1;
             let found = logits(&after);
             assert!(found.iter().all(|x| x.is_finite()), "{name} {table}");
             let smaller = report.bytes_after < report.bytes_before || report.zeros > 0.1;
-            assert!(smaller, "{name} {table}: {report:?}");
+            let flops = report.after.forward_flops_full < report.before.forward_flops_full;
+            assert!(smaller || flops || pass.kind() == "grow", "{name} {table}: {report:?}");
             let file = std::fs::metadata(at.join("weights.safetensors")).expect("a file").len();
             assert!(file < report.bytes_after + 16384 && file > report.bytes_after, "{file}");
             let [before, then] = [report.bits_per_byte_before, report.bits_per_byte_after];
             assert!(before.is_some_and(f64::is_finite) && then.is_some_and(f64::is_finite));
             assert_eq!(report.held_out_predictions, 48);
             let went = |layer: &shrink::LayerReport| !layer.went.is_empty();
-            assert!(report.passes[0].layers.iter().any(went), "{name} {table}");
-            assert_eq!(report.passes[0].pass["kind"], pass.kind());
+            let first = &report.passes[0];
+            assert!(first.layers.iter().any(went) || !first.went.is_empty(), "{name} {table}");
+            assert_eq!(first.pass["kind"], pass.kind());
         }
     }
+    assert!(fits.iter().all(|fits| *fits > 0), "{fits:?}: a pass for no family");
 }
 
 /// Expert 1 of each layer is expert 0 with another row of the router: merging finds it, and what

@@ -124,3 +124,95 @@ fn the_neurons_that_stay_have_the_highest_energy() {
         }
     }
 }
+
+/// Rows that meet one matrix.
+struct Met<'a> {
+    weight: &'a Weight,
+    rows: Vec<Vec<f64>>,
+}
+
+impl Probe for Met<'_> {
+    fn product(&mut self, weight: &Weight, _: &[usize], x: &Tensor2) {
+        if std::ptr::eq(weight, self.weight) {
+            let rows = read_rows(x);
+            let rows = rows.chunks_exact(x.dims()[1]);
+            self.rows.extend(rows.map(|row| row.iter().map(|x| f64::from(*x)).collect()));
+        }
+    }
+}
+
+#[test]
+fn the_numbers_that_go_have_the_least_scores_of_their_row() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = dense(Sharing::None, 2, 1);
+    for (i, name) in ["layers.0.query", "layers.0.down"].into_iter().enumerate() {
+        let from = stored(&folder.path().join(i.to_string()), &config);
+        let known = from.model.weights().iter().find(|(spec, _)| spec.name == name);
+        let (spec, matrix) = known.expect("there");
+        let (d, values) = (spec.shape.1, matrix.read());
+        let mut met = Met { weight: matrix, rows: Vec::new() };
+        for batch in &rows().batches {
+            let mut pass = Pass {
+                ops: Ops::Fast,
+                kv: &mut PassCache::new(false),
+                rule: &Rule::NonCausal,
+                state: &RouterState::default(),
+                probe: &mut met,
+                record: false,
+                recompute: false,
+                address: Address { seed: 0, step: u64::MAX, place: 0 },
+                sequences: 2,
+                loads: &[],
+                pool: Default::default(),
+            };
+            from.model.forward(&batch.ids, &batch.rows, &mut pass);
+        }
+        assert_eq!(met.rows.len(), rows().rows());
+        let scores = reference::shrink::wanda(&values, &met.rows);
+        for (j, (stretch, share)) in [(0, 0.5), (4, 0.5), (8, 0.25)].into_iter().enumerate() {
+            let from = stored(&folder.path().join(format!("{i}-{j}")), &config);
+            let table = json!({ "kind": "wanda", "share": share, "stretch": stretch });
+            let (after, report) = made(from, &[table], &folder.path().join(format!("{i}-{j}-out")));
+            let found = weight(&after, name);
+            let each = if stretch == 0 { d } else { stretch };
+            for (part, scores) in scores.chunks_exact(each).enumerate() {
+                let mut order: Vec<usize> = (0..each).collect();
+                order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+                let gone = &order[..(each as f64 * share) as usize];
+                for n in 0..each {
+                    let at = part * each + n;
+                    let expected = if gone.contains(&n) { 0.0 } else { values[at] };
+                    assert_eq!(found[at], expected, "{name} {stretch}: {at}");
+                }
+            }
+            assert!((report.zeros - share).abs() < 0.01, "{}", report.zeros);
+        }
+    }
+}
+
+#[test]
+fn layers_with_outliers_lose_less() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = dense(Sharing::None, 3, 1);
+    // A few numbers of layer 2 tower above the others.
+    let outliers = |spec: &model::params::ParamSpec, data: &mut Vec<f32>| {
+        if spec.name.starts_with("layers.2.") && spec.shape.0 > 1 {
+            data.iter_mut().step_by(37).for_each(|x| *x *= 12.0);
+        }
+    };
+    let from = common::stored_with(&folder.path().join("from"), &config, outliers);
+    let table = json!({ "kind": "wanda", "share": 0.5, "spread": "owl", "reach": 0.2 });
+    let (after, report) = made(from, &[table], &folder.path().join("out"));
+    let zeros = |layer: usize| {
+        let all = weight(&after, &format!("layers.{layer}.gate_up"));
+        all.iter().filter(|x| **x == 0.0).count() as f64 / all.len() as f64
+    };
+    assert!(
+        zeros(2) < 0.4 && zeros(0) > 0.5 && zeros(1) > 0.5,
+        "{} {} {}",
+        zeros(0),
+        zeros(1),
+        zeros(2)
+    );
+    assert!((report.zeros - 0.5).abs() < 0.02, "{}", report.zeros);
+}

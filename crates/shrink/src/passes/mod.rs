@@ -1,10 +1,15 @@
 //! The list of passes: a new one is its file and a line here, and being on the list brings its name
 //! on the command line and in files, its tests, and the check that `docs/shrinking.md` has it.
 
+pub mod dense;
 pub mod drop;
+pub mod grow;
+pub mod layers;
 mod member;
 pub mod merge;
+pub mod recursions;
 pub mod slim;
+pub mod wanda;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,5 +58,15 @@ passes! {
         Merge(merge::MergeSettings) = "merge",
         /// Neurons of MLPs go.
         Slim(slim::SlimSettings) = "slim",
+        /// Single numbers of matrices become zero.
+        Wanda(wanda::WandaSettings) = "wanda",
+        /// Whole layers go, and the others move together.
+        Layers(layers::LayersSettings) = "layers",
+        /// Recursions go, from the last.
+        Recursions(recursions::RecursionsSettings) = "recursions",
+        /// Experts become one dense MLP.
+        Dense(dense::DenseSettings) = "dense",
+        /// The model grows and computes the same.
+        Grow(grow::GrowSettings) = "grow",
     }
 }

@@ -124,6 +124,22 @@ pub(crate) fn made(from: Stored, passes: &[Value], at: &Path) -> (Stored, Shrink
     (load_model(&path).expect("opens"), report)
 }
 
+/// The same, or why the pass is nothing for this model, which has to be said of the checkpoint.
+pub(crate) fn made_if_it_fits(
+    from: Stored,
+    table: &Value,
+    at: &Path,
+) -> Option<(Stored, ShrinkReport)> {
+    match shrink(from, &[pass(table.clone())], &rows(), 1, at, &RealDisk) {
+        Ok((path, report)) => Some((load_model(&path).expect("opens"), report)),
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.contains("the checkpoint: "), "{table}: {said}");
+            None
+        }
+    }
+}
+
 /// What passes say that cannot run; nothing may be written.
 pub(crate) fn refusal(from: Stored, table: Value, rows: &Calibration, at: &Path) -> String {
     let done = shrink(from, &[pass(table.clone())], rows, 1, at, &RealDisk);
