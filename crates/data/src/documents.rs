@@ -4,7 +4,6 @@
 mod json_text;
 mod jsonl;
 mod parquet;
-mod parquet_pages;
 mod text;
 
 use crate::DataError;

@@ -2,6 +2,7 @@
 
 mod bpe;
 pub mod build;
+mod columns;
 pub mod documents;
 mod error;
 mod folder;
@@ -9,6 +10,7 @@ mod guard;
 mod loss_mask;
 pub mod manifest;
 pub mod packages;
+mod parquet_pages;
 mod permutation;
 pub mod reader;
 pub mod shard;
@@ -19,6 +21,7 @@ mod text_bytes;
 pub mod tokenizer;
 mod words;
 
+pub use columns::{NumberColumn, NumberColumns, Numbers};
 pub use error::DataError;
 pub use loss_mask::LossMaskEntry;
 pub use manifest::{Manifest, Split};

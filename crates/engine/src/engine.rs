@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::{
-    Address, Causality, DepthLimits, KvMode, Model, NoProbe, Pass, RecursionState, RouterConfig,
-    RouterState, RowState, Rows, Rule,
+    Address, Causality, DepthLimits, KvMode, Model, NoProbe, Pass, Probe, RecursionState,
+    RouterConfig, RouterState, RowState, Rows, Rule,
 };
 use ops::{KvFormat, KvStore, Ops};
 use scheduler::{
@@ -25,6 +25,7 @@ use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 use crate::pooling::PooledRows;
+use crate::watch::{ByRequest, SharedProbe};
 
 /// How an engine is set up.
 pub struct EngineOptions {
@@ -96,6 +97,7 @@ pub struct Engine {
     pub(crate) completed_rows: Vec<CompletedRows>,
     in_passes: Duration,
     pub(crate) runs: PartRuns,
+    watch: Option<SharedProbe>,
 }
 
 impl Engine {
@@ -150,7 +152,14 @@ impl Engine {
             completed_rows: Vec::new(),
             in_passes: Duration::ZERO,
             runs: PartRuns::default(),
+            watch: None,
         })
+    }
+
+    /// From now on `watch` is told what passes tell their probe, with the ids of requests in the
+    /// place of sequence numbers.
+    pub fn watch(&mut self, watch: SharedProbe) {
+        self.watch = Some(watch);
     }
 
     /// Where requests are handed in.
@@ -256,14 +265,20 @@ impl Engine {
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self { model, rule, state, store, tiers, handle, in_flight, .. } = self;
+        let Self { model, rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let mut watched = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
+        let mut nobody = NoProbe;
+        let probe: &mut dyn Probe = match &mut watched {
+            Some(watched) => watched,
+            None => &mut nobody,
+        };
         let mut kv = PagedCache::new(handle.lock(), store, tiers, in_flight);
         let mut pass = Pass {
             ops: Ops::Fast,
             kv: &mut kv,
             rule,
             state,
-            probe: &mut NoProbe,
+            probe,
             record: false,
             recompute: false,
             address: Address { seed: 0, step: u64::MAX, place: 0 },

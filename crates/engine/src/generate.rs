@@ -13,6 +13,7 @@ use crate::draw::DefaultDraw;
 use crate::driver::{RunError, run_requests};
 use crate::engine::{Engine, EngineError, EngineOptions, is_causal};
 use crate::sampler::{Sampler, SamplerError};
+use crate::watch::SharedProbe;
 
 /// What to generate and how.
 pub struct Generation<'a> {
@@ -121,8 +122,24 @@ pub fn generate(
     what: &Generation<'_>,
     each: &mut dyn FnMut(&Token) -> bool,
 ) -> Result<Generated, GenerateError> {
+    generate_watched(model, what, None, each)
+}
+
+/// The same, with what passes tell their probe told to `watch`.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_watched(
+    model: &Arc<Model>,
+    what: &Generation<'_>,
+    watch: Option<SharedProbe>,
+    each: &mut dyn FnMut(&Token) -> bool,
+) -> Result<Generated, GenerateError> {
     check(model, what)?;
-    let engine = engine_for(model, what).map_err(RunError::from)?;
+    let mut engine = engine_for(model, what).map_err(RunError::from)?;
+    if let Some(watch) = watch {
+        engine.watch(watch);
+    }
     let request = request(what);
     let mut finished = run_requests(engine, vec![request], &mut |_, event| match event {
         SequenceEvent::Token(token) => each(&Token::from(token)),

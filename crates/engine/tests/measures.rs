@@ -14,7 +14,8 @@ use model::params::RouterSite;
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
 use model::routers::{Dropped, RoutingPlan};
 use model::{
-    CausalThresholds, Choice, KvMode, NoProbe, Probe, RouterConfig, RouterState, RoutingEvent, Rule,
+    Address, CausalThresholds, Choice, KvMode, NoProbe, Probe, RouterConfig, RouterState,
+    RoutingEvent, Rows, Rule,
 };
 use ops::Ops;
 use testkit::{VOCAB, ids};
@@ -96,6 +97,21 @@ fn thresholds_that_no_step_has_measured_are_calibrated() {
     assert_eq!(causal_rule(&model, &state, &batches), Rule::Causal(calibrated));
 }
 
+/// What a router tells where nothing of the rest matters.
+fn nothing(rows: &Rows) -> RoutingEvent<'_> {
+    RoutingEvent {
+        site: RouterSite::Depth,
+        address: Address::default(),
+        recursion: 0,
+        runs: &[],
+        candidates: &[],
+        rows,
+        logits: &[],
+        scores: &[],
+        choice: Choice::Target(&[]),
+    }
+}
+
 #[test]
 fn stats_by_hand() {
     let mut stats =
@@ -112,6 +128,7 @@ fn stats_by_hand() {
             best: Some(&[true, true, true, true, false, true]),
             auxiliary: None,
         },
+        ..nothing(&Rows::batch(0, 0))
     });
     stats.routed(&RoutingEvent {
         site: RouterSite::Depth,
@@ -124,6 +141,7 @@ fn stats_by_hand() {
             best: Some(&[true, false, true, true, false]),
             auxiliary: None,
         },
+        ..nothing(&Rows::batch(0, 0))
     });
     let (first, second) = (&stats.recursions[0], &stats.recursions[1]);
     assert_eq!(
@@ -164,6 +182,7 @@ fn a_logit_of_0_or_more_predicts_that_a_row_goes_on() {
             best: Some(&[true, true, true, true, false, false]),
             auxiliary: None,
         },
+        ..nothing(&Rows::batch(0, 0))
     });
     // sigmoid(z) >= 0.5 for all but the third: right about the first, second and fourth.
     assert_eq!((stats.recursions[0].half_agrees, stats.recursions[0].compared), (3, 6));
@@ -180,6 +199,7 @@ fn a_logit_of_0_or_more_predicts_that_a_row_goes_on() {
             best: Some(&[false, false]),
             auxiliary: Some(&[0.1, -0.1]),
         },
+        ..nothing(&Rows::batch(0, 0))
     });
     assert_eq!((stats.recursions[0].half_agrees, stats.recursions[0].agree), (4, 4));
 }
@@ -195,6 +215,7 @@ fn rows_that_nobody_compared_need_no_threshold() {
             logits,
             scores: &[],
             choice: Choice::GoOn { kept, best: None, auxiliary: None },
+            ..nothing(&Rows::batch(0, 0))
         });
         assert_eq!(stats.needed_thresholds(), [None], "{logits:?}");
     }
@@ -209,6 +230,7 @@ fn chosen(stats: &mut RoutingStats, scores: &[f32], targets: &[u32]) {
         logits: scores,
         scores,
         choice: Choice::Target(targets),
+        ..nothing(&Rows::batch(0, 0))
     });
 }
 
@@ -267,6 +289,7 @@ fn stats_of_dropped_choices_by_hand() {
         logits: &[],
         scores: &[],
         choice: Choice::Plan(&plan),
+        ..nothing(&Rows::batch(0, 0))
     });
     assert_eq!(stats.loads[&RouterSite::Layer(1)], [3, 3]);
     assert_eq!(stats.dropped_at, [0, 1, 0, 0, 1, 1]);
@@ -377,6 +400,7 @@ fn depths_are_compared() {
 fn routers_of_layers_are_counted_by_their_site() {
     let mut stats = RoutingStats::default();
     let site = RouterSite::Layer(2);
+    let none = Rows::batch(0, 0);
     let event = |choice| RoutingEvent {
         site,
         recursion: 0,
@@ -384,6 +408,7 @@ fn routers_of_layers_are_counted_by_their_site() {
         logits: &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
         scores: &[],
         choice,
+        ..nothing(&none)
     };
     let kept = [true, false, true];
     stats.routed(&event(Choice::GoOn { kept: &kept, best: None, auxiliary: None }));
@@ -405,6 +430,7 @@ fn positions_are_counted_in_sequences_of_any_length() {
             logits: &[0.5; 4],
             scores: &[],
             choice: Choice::GoOn { kept: &[true, false, true, true], best: None, auxiliary: None },
+            ..nothing(&Rows::batch(0, 0))
         });
         assert_eq!(stats.recursions[0].kept_at, expected, "{length}");
     }

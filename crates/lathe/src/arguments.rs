@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use model::adapters::Relaxation;
 use model::{RouterConfig, WeightFormats};
+use trace::shapes::TraceForm;
 use train::DataConfig;
 
 use crate::bench::arguments::BenchCommand;
+pub(crate) use crate::generating_arguments::{Chat, Drawing, Form, Generate};
 use crate::numbers;
 use crate::serving_arguments::{Serve, weights_help};
 use crate::shrink_arguments::{Quantize, Shrink};
@@ -96,7 +98,8 @@ pub(crate) enum Command {
     Shrink(Shrink),
     /// Serve a checkpoint over HTTP with the OpenAI interface
     Serve(Serve),
-    /// Show what a checkpoint holds and costs, and at which depth it reads a text
+    /// Show what a checkpoint holds and costs, at which depth it reads a text, and what a trace of
+    /// its routers says
     Inspect(Inspect),
     /// Write a page about a training run: curves, depths, validation by source; or about several,
     /// drawn over one another
@@ -272,6 +275,9 @@ pub(crate) struct Eval {
     /// Write the result of every item to this file, one JSON object per line
     #[arg(long, requires = "tasks")]
     pub(crate) items: Option<PathBuf>,
+    /// Write what every router decided about every token, by the causal rule, to this Parquet file
+    #[arg(long, value_name = "FILE", conflicts_with = "tasks")]
+    pub(crate) trace: Option<PathBuf>,
     /// Part of the data to score
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
     pub(crate) split: String,
@@ -295,116 +301,6 @@ pub(crate) struct Eval {
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Generate {
-    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
-    pub(crate) checkpoint: PathBuf,
-    /// Text to continue [default: standard input]
-    #[arg(short, long)]
-    pub(crate) prompt: Option<String>,
-    /// File with the text to continue
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
-    pub(crate) prompt_file: Option<PathBuf>,
-    /// Continue the text so many times, each time with draws of its own
-    #[arg(short = 'n', long = "n", default_value_t = 1, value_name = "COUNT")]
-    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
-    pub(crate) count: usize,
-    /// End where the model writes this, which is left out (repeatable)
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) stop: Vec<String>,
-    /// Generate at most this many tokens [default: 128, or what the context leaves]
-    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
-    pub(crate) max_tokens: Option<usize>,
-    #[command(flatten)]
-    pub(crate) drawing: Drawing,
-    /// Limit every token to this many recursions
-    #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
-    pub(crate) max_depth: Option<usize>,
-    /// Colour each token by the number of recursions it took, and print the mean
-    #[arg(long)]
-    pub(crate) show_depth: bool,
-    #[command(flatten)]
-    pub(crate) form: Form,
-    /// Continue past the end-of-text token
-    #[arg(long)]
-    pub(crate) ignore_eos: bool,
-    #[arg(long, value_name = "FORMATS", help = weights_help())]
-    pub(crate) weights: Option<WeightFormats>,
-}
-
-/// What form the new text has.
-#[derive(Debug, Args)]
-#[group(multiple = false, conflicts_with = "ignore_eos")]
-pub(crate) struct Form {
-    /// The new text is JSON that fits this JSON Schema (a file, or the schema itself)
-    #[arg(long, value_name = "FILE_OR_JSON")]
-    pub(crate) json_schema: Option<String>,
-    /// All of the new text matches this regular expression
-    #[arg(long, value_name = "PATTERN")]
-    pub(crate) regex: Option<String>,
-    /// The new text is one of these (repeatable)
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) choice: Vec<String>,
-}
-
-/// How tokens are drawn.
-#[derive(Debug, Args)]
-pub(crate) struct Drawing {
-    /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.8, value_parser = numbers::real::<f32>(0.0, 1e6))]
-    pub(crate) temperature: f32,
-    /// Sample from the k most likely tokens only; 0 for all
-    #[arg(long, default_value_t = 0, value_parser = numbers::upto::<usize>(numbers::MANY))]
-    pub(crate) top_k: usize,
-    /// Sample from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
-    pub(crate) top_p: f32,
-    /// Sample only tokens whose probability is at least this share of the largest one
-    #[arg(long, default_value_t = 0.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
-    pub(crate) min_p: f32,
-    /// Seed of the random draws
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
-    /// Lower the logit of every token that the text holds already by this
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
-    pub(crate) presence_penalty: f32,
-    /// Lower the logit of a token by this for each time that the text holds it
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
-    pub(crate) frequency_penalty: f32,
-    /// Divide the logits of tokens in prompt and text by this, or multiply negative ones; 1 for
-    /// neither
-    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 100.0))]
-    pub(crate) repetition_penalty: f32,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Chat {
-    /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
-    pub(crate) checkpoint: PathBuf,
-    /// Message of the system, which stands before the conversation
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
-    /// Use this chat template (a Jinja file, or by name: chatml, plain) instead of the
-    /// checkpoint's
-    #[arg(long, value_name = "FILE_OR_NAME")]
-    pub(crate) chat_template: Option<String>,
-    /// An answer has at most this many tokens [default: 1024, or what the context leaves]
-    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
-    pub(crate) max_tokens: Option<usize>,
-    #[command(flatten)]
-    pub(crate) drawing: Drawing,
-    /// Limit every token to this many recursions
-    #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
-    pub(crate) max_depth: Option<usize>,
-    /// Colour each token by the number of recursions it took, and print the mean
-    #[arg(long)]
-    pub(crate) show_depth: bool,
-    #[arg(long, value_name = "FORMATS", help = weights_help())]
-    pub(crate) weights: Option<WeightFormats>,
 }
 
 #[derive(Debug, Args)]
@@ -504,12 +400,26 @@ pub(crate) struct Presets {
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
-    pub(crate) checkpoint: PathBuf,
+    #[arg(required_unless_present = "trace", conflicts_with = "trace")]
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Text file to look at, token by token
-    #[arg(long)]
+    #[arg(long, conflicts_with = "trace")]
     pub(crate) text: Option<PathBuf>,
-    /// Page to write about the text
-    #[arg(long, requires = "text")]
+    /// Instead of a checkpoint, what its routers decided: a Parquet file of --trace or
+    /// log.trace_every, JSON lines of Megatron, routed_experts of vLLM, or counts of SGLang
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// A trace of the same text by another checkpoint, to say what changed
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub(crate) against: Option<PathBuf>,
+    /// Write the trace in this form: parquet, megatron, vllm or sglang
+    #[arg(long, requires = "out", value_parser = crate::inspect_trace::form)]
+    pub(crate) form: Option<TraceForm>,
+    /// File to write the trace to
+    #[arg(short, long, requires = "form", requires = "trace")]
+    pub(crate) out: Option<PathBuf>,
+    /// Page to write about the text or the trace
+    #[arg(long)]
     pub(crate) html: Option<PathBuf>,
     /// Print the results as JSON
     #[arg(long)]

@@ -187,7 +187,7 @@ impl Talk<'_> {
         let show = self.options.show_depth;
         let mut written = generate::Written::new(&self.stored, show, &[]);
         let generated =
-            generate::stream(&self.stored, &self.tokenizer, &what, &mut written, stopped)?;
+            generate::stream(&self.stored, &self.tokenizer, (&what, None), &mut written, stopped)?;
         output::line("");
         if show {
             output::note(generate::summary(&generated, started));

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use data::{Corpus, Split, Windows};
 use engine::{Scoring, disagreement};
-use model::Rule;
+use model::{Probe, Rule};
 use report::Table;
 use serde_json::json;
-use train::{RuleScore, Stored, WindowChoice, in_chunks, score_rule};
+use trace::Recorder;
+use train::{RuleScore, Stored, WindowChoice, in_chunks, score_rule, score_watched};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
-use crate::{evaluate_tasks, open, output};
+use crate::{evaluate_tasks, open, output, traces};
 
 /// `lathe eval --data`, and `lathe eval --tasks` where no data is given.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
@@ -60,7 +61,12 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     );
     let held = set_aside(options, &stored, length, split)?;
     let choice = WindowChoice::new(windows.len(), options.windows.max(1), held);
-    let scores = score_all(&stored, &windows, &choice, mask)?;
+    options.trace.as_deref().map(traces::must_be_free).transpose()?;
+    let mut recorder = options.trace.as_ref().map(|_| Recorder::of(&stored.model));
+    let scores = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
+    if let (Some(path), Some(recorder)) = (&options.trace, &mut recorder) {
+        traces::keep(&recorder.take(), path)?;
+    }
     if options.json {
         let caps: Vec<_> =
             scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
@@ -122,13 +128,15 @@ fn score_all(
     windows: &Windows,
     choice: &WindowChoice,
     mask: bool,
+    recorder: Option<&mut Recorder>,
 ) -> Result<Scores> {
     let chunks = in_chunks(windows, &choice.scored)?;
     let rule = open::causal(stored)?;
     let whole = Scoring::by(&Rule::NonCausal, &stored.state);
     let (training, a) = score_rule(&stored.model, windows, &chunks, mask, &whole);
     let whole = Scoring::by(&rule, &stored.state);
-    let (causal, b) = score_rule(&stored.model, windows, &chunks, mask, &whole);
+    let watch = recorder.map(|recorder| (&choice.scored[..], recorder as &mut dyn Probe));
+    let (causal, b) = score_watched(&stored.model, windows, &chunks, mask, &whole, watch);
     let mut caps: Vec<(usize, RuleScore)> = Vec::new();
     if !stored.model.plan().recursions.is_empty() {
         let most = stored.model.config().recursions;

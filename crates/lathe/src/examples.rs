@@ -73,7 +73,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "lathe serve models/smollm2 --weights int8 --api-key-file keys --host 0.0.0.0",
         ],
     ),
-    ("inspect", &["lathe inspect runs/mor --text some.txt --html depth.html"]),
+    (
+        "inspect",
+        &[
+            "lathe inspect runs/mor --text some.txt --html depth.html",
+            "lathe inspect --trace eval.parquet --against before.parquet --html routing.html",
+            "lathe inspect --trace eval.parquet --form megatron --out eval.jsonl",
+        ],
+    ),
     (
         "report",
         &[

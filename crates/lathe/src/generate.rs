@@ -4,18 +4,20 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
-use engine::{Generated, Generation, Sampler};
+use engine::{Generated, Generation, Sampler, SharedProbe};
 use grammar::{Compiled, Grammar};
 use report::DepthColors;
 use server::StopMatcher;
+use trace::{Recorder, Trace};
 use train::Stored;
 
 use crate::arguments::{Drawing, Form, Generate};
-use crate::{open, output};
+use crate::{open, output, traces};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
@@ -45,7 +47,10 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     open::prepare(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let max_tokens =
         options.max_tokens.unwrap_or_else(|| default_length(&stored, &tokenizer, &prompt));
+    options.trace.as_deref().map(traces::must_be_free).transpose()?;
+    let mut trace = Trace::default();
     for choice in 0..options.count {
+        let recorder = options.trace.as_ref().map(|_| recorder_of(&stored));
         let started = Instant::now();
         let wanted = Wanted {
             prompt: &prompt,
@@ -57,16 +62,31 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
             choice: choice as u64,
             stop: &options.stop,
             form: form.as_ref(),
+            recorder: recorder.as_ref(),
         };
         if choice > 0 {
             output::line("");
         }
         let generated = continue_text(&stored, &tokenizer, &wanted)?;
         output::line("");
+        if let Some(recorder) = recorder {
+            let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+            trace.append(&recorder.take(), |_| choice as u64);
+        }
         let summary = summary(&generated, started);
         if options.show_depth { output::note(summary) } else { tracing::info!("{summary}") }
     }
+    if let Some(path) = &options.trace {
+        traces::keep(&trace, path)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A recorder that an engine and this verb share.
+pub(crate) type SharedRecorder = Arc<Mutex<Recorder>>;
+
+fn recorder_of(stored: &Stored) -> SharedRecorder {
+    Arc::new(Mutex::new(Recorder::of(&stored.model)))
 }
 
 impl Form {
@@ -151,6 +171,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) stop: &'a [String],
     /// What form it has.
     pub(crate) form: Option<&'a Compiled>,
+    /// Who notes what routers decide.
+    pub(crate) recorder: Option<&'a SharedRecorder>,
 }
 
 /// Streams the prompt and its continuation.
@@ -176,7 +198,8 @@ pub(crate) fn continue_text(
         constraint: wanted.form.map(Compiled::sequence),
     };
     let mut written = Written::new(stored, wanted.show_depth, wanted.stop);
-    stream(stored, tokenizer, &what, &mut written, &|| false)
+    let watch = wanted.recorder.map(|recorder| recorder.clone() as SharedProbe);
+    stream(stored, tokenizer, (&what, watch), &mut written, &|| false)
 }
 
 /// Text on its way out: held back while it may become a stop string, then written in the colours of
@@ -243,13 +266,13 @@ impl Written {
 pub(crate) fn stream(
     stored: &Stored,
     tokenizer: &Tokenizer,
-    what: &Generation<'_>,
+    (what, watch): (&Generation<'_>, Option<SharedProbe>),
     written: &mut Written,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Generated> {
     let mut decoded = tokenizer.decode_stream_after(what.prompt);
     let (mut bad, mut hit) = (None, false);
-    let generated = engine::generate(&stored.model, what, &mut |token| {
+    let generated = engine::generate_watched(&stored.model, what, watch, &mut |token| {
         if what.stop.contains(&token.id) {
             return true;
         }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Batch, BatchSequence, RoutingStats, RowScore, Scoring, score};
 use model::cost::parameters;
@@ -15,11 +15,20 @@ use serde_json::json;
 use train::Stored;
 
 use crate::arguments::Inspect;
-use crate::{open, output, plan};
+use crate::{inspect_trace, open, output, plan};
 
 /// `lathe inspect`, with a page where `--html` asks for one.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    if let Some(path) = &options.trace {
+        return inspect_trace::run(options, path);
+    }
+    ensure!(
+        options.html.is_none() || options.text.is_some(),
+        "--html needs something to draw: give --text FILE, or --trace FILE in the place of a \
+         checkpoint"
+    );
+    let checkpoint = options.checkpoint.as_deref().context("the checkpoint to inspect")?;
+    let (stored, tokenizer) = open::checkpoint(checkpoint)?;
     let config = stored.model.config();
     let length = stored.recipe.as_ref().map_or(config.context, |r| r.data.sequence_length);
     let costs = plan::model_table(config, length)?;
@@ -68,7 +77,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
         }
     }
     if let (Some(path), Some(text)) = (&options.html, text) {
-        let mut page = Page::new("Depth by token", &options.checkpoint.display().to_string());
+        let mut page = Page::new("Depth by token", &checkpoint.display().to_string());
         page.table(costs).table(text.statistics).heat(text.heat);
         output::page(path, &page.render())?;
         output::note(format!("wrote {}", path.display()));

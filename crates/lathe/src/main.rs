@@ -15,8 +15,10 @@ mod evaluate_tasks;
 mod examples;
 mod foreign;
 mod generate;
+mod generating_arguments;
 mod import;
 mod inspect;
+mod inspect_trace;
 mod numbers;
 mod open;
 mod output;
@@ -40,6 +42,7 @@ mod signals;
 mod study_arguments;
 mod sweep;
 mod threads;
+mod traces;
 mod train_run;
 mod verify;
 

@@ -45,17 +45,21 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         Command::Quantize(options) => out(&options.out),
         Command::Shrink(options) => out(&options.out),
         Command::Eval(options) => {
-            options.items.iter().map(|path| ("--items", path.as_path())).collect()
+            let items = options.items.iter().map(|path| ("--items", path.as_path()));
+            items.chain(options.trace.iter().map(|path| ("--trace", path.as_path()))).collect()
+        }
+        Command::Generate(options) => {
+            options.trace.iter().map(|path| ("--trace", path.as_path())).collect()
         }
         Command::Inspect(options) => {
-            options.html.iter().map(|path| ("--html", path.as_path())).collect()
+            let html = options.html.iter().map(|path| ("--html", path.as_path()));
+            html.chain(options.out.iter().map(|path| ("--out", path.as_path()))).collect()
         }
         Command::Report(options) => vec![("--html", &options.html)],
         Command::Bench(BenchCommand::Growth(options)) => {
             options.out.iter().map(|path| ("--out", path.as_path())).collect()
         }
         Command::Bench(_)
-        | Command::Generate(_)
         | Command::Chat(_)
         | Command::Serve(_)
         | Command::Verify(_)

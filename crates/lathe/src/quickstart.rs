@@ -106,7 +106,12 @@ fn make_recipe(
         },
         optimizer: OptimizerConfig { learning_rate: 4e-3, ..OptimizerConfig::default() },
         checkpoint: CheckpointConfig { every: 0, keep_last: 1, keep_every: 0 },
-        log: LogConfig { validate_every: 0, validate_windows: 64, calibrate_windows: 32 },
+        log: LogConfig {
+            validate_every: 0,
+            validate_windows: 64,
+            calibrate_windows: 32,
+            ..LogConfig::default()
+        },
         ..Recipe::default()
     };
     let steps = match options.steps {
@@ -179,6 +184,7 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             choice: choice as u64,
             stop: &[],
             form: None,
+            recorder: None,
         };
         output::line("");
         continue_text(stored, tokenizer, &wanted)?;

@@ -5,9 +5,10 @@ use ops::{BalancePool, Ops, Tensor2, Weight, scalar};
 
 use crate::kv::KvCache;
 use crate::params::RouterSite;
-use crate::routers::plan::{AuxLoss, RoutingPlan};
+use crate::routers::plan::{AuxLoss, RouterCall, RoutingPlan};
 use crate::routers::rule::Rule;
 use crate::routers::state::RouterState;
+use crate::rows::Rows;
 
 /// Where the random numbers of a pass live.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +65,28 @@ impl Pass<'_> {
         self.probe.loss(name, scalar(&value_11), weight);
         self.ops.attach_loss(x, value_11, weight)
     }
+
+    /// Tells the probe what the router at `site` decided about the rows of `call`, by which logits
+    /// and scores.
+    pub(crate) fn tell(
+        &mut self,
+        call: &RouterCall<'_>,
+        site: RouterSite,
+        (logits, scores): (&[f32], &[f32]),
+        choice: Choice<'_>,
+    ) {
+        self.probe.routed(&RoutingEvent {
+            site,
+            address: self.address,
+            recursion: call.recursion,
+            runs: call.runs,
+            candidates: call.numbers,
+            rows: call.rows,
+            logits,
+            scores,
+            choice,
+        });
+    }
 }
 
 /// What a router decided about some rows, for whoever watches.
@@ -71,10 +94,17 @@ impl Pass<'_> {
 pub struct RoutingEvent<'a> {
     /// Which router of the model decided.
     pub site: RouterSite,
-    /// The recursion that the rows are at, from 0.
+    /// The step and the first sequence of the pass.
+    pub address: Address,
+    /// The recursion that the rows are at, from 0; that of the first where they are at several.
     pub recursion: usize,
-    /// Row numbers (in the whole pass) that it decided about.
+    /// The recursion of each row: runs of rows in row order, each a recursion and its length.
+    pub runs: &'a [(usize, usize)],
+    /// Numbers of the rows that it decided about: in the whole pass for a depth router, in the
+    /// layer for others.
     pub candidates: &'a [u32],
+    /// Sequences, positions and tokens of these rows.
+    pub rows: &'a Rows,
     /// The scores that decide, before any function: `[candidates, targets]`, row by row.
     pub logits: &'a [f32],
     /// The same after the router's function; empty where nothing follows from them.
@@ -150,8 +180,11 @@ enum Told {
 #[derive(Debug)]
 struct ToldRouting {
     site: RouterSite,
+    address: Address,
     recursion: usize,
+    runs: Vec<(usize, usize)>,
     candidates: Vec<u32>,
+    rows: Rows,
     logits: Vec<f32>,
     scores: Vec<f32>,
     choice: Chosen,
@@ -173,8 +206,11 @@ impl Recorded {
                 Told::Routed(told) => {
                     probe.routed(&RoutingEvent {
                         site: told.site,
+                        address: told.address,
                         recursion: told.recursion,
+                        runs: &told.runs,
                         candidates: &told.candidates,
+                        rows: &told.rows,
                         logits: &told.logits,
                         scores: &told.scores,
                         choice: match &told.choice {
@@ -197,8 +233,11 @@ impl Probe for Recorded {
     fn routed(&mut self, event: &RoutingEvent<'_>) {
         self.told.push(Told::Routed(Box::new(ToldRouting {
             site: event.site,
+            address: event.address,
             recursion: event.recursion,
+            runs: event.runs.to_vec(),
             candidates: event.candidates.to_vec(),
+            rows: event.rows.clone(),
             logits: event.logits.to_vec(),
             scores: event.scores.to_vec(),
             choice: match event.choice {

@@ -143,6 +143,7 @@ impl Recursion {
             x_cd: &x_cd,
             rows: &rows,
             numbers: &numbers,
+            runs: &[(recursion, numbers.len())],
             lengths: &state.lengths,
             carry: &carry,
         };

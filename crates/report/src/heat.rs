@@ -1,7 +1,7 @@
 //! Text as a heat map: each token on a background that tells how deep it was computed.
 
 use crate::ansi::{linear, spread};
-use crate::html::{escape, push_escaped};
+use crate::escape::{escape, push_escaped};
 use crate::scale::exact;
 
 /// Backgrounds from shallow to deep on light paper: cream over teal to indigo, evenly spaced in

@@ -1,7 +1,7 @@
 //! The page builder: headings, prose, figures and tables in one self-contained HTML file.
 
-use crate::ansi::harmless;
-use crate::{Bars, Chart, HeatText, Table, heat};
+use crate::escape::escape;
+use crate::{Bars, Chart, Grid, HeatText, Table, heat};
 
 const STYLE: &str = include_str!("assets/page.css");
 const SCRIPT: &str = include_str!("assets/page.js");
@@ -103,6 +103,11 @@ impl Page {
         self.figure("", &bars.title, "", &bars.body())
     }
 
+    /// A numbered figure of shaded cells.
+    pub fn grid(&mut self, grid: Grid) -> &mut Self {
+        self.figure("", &grid.title, "", &grid.body())
+    }
+
     /// A numbered figure of text coloured by depth.
     pub fn heat(&mut self, heat: HeatText) -> &mut Self {
         self.figure(" class=\"text\"", &heat.title, &heat.summary(), &heat.body())
@@ -157,26 +162,5 @@ fn cell_class(numeric: bool, best: bool) -> &'static str {
         (true, false) => " class=\"num\"",
         (false, true) => " class=\"best\"",
         (false, false) => "",
-    }
-}
-
-/// Text for element content and quoted attributes alike.
-pub(crate) fn escape(text: &str) -> String {
-    let mut html = String::with_capacity(text.len() + text.len() / 8);
-    for character in text.chars() {
-        push_escaped(&mut html, character);
-    }
-    html
-}
-
-/// One character, escaped; controls and direction marks as their visible stand-ins.
-pub(crate) fn push_escaped(html: &mut String, character: char) {
-    match harmless(character) {
-        '&' => html.push_str("&amp;"),
-        '<' => html.push_str("&lt;"),
-        '>' => html.push_str("&gt;"),
-        '"' => html.push_str("&quot;"),
-        '\'' => html.push_str("&#39;"),
-        other => html.push(other),
     }
 }

@@ -2,6 +2,8 @@
 //! plots and per-token depth heat maps. Knows no tensor.
 
 pub mod ansi;
+mod escape;
+mod grid;
 pub mod heat;
 pub mod html;
 pub mod jsonl;
@@ -12,6 +14,7 @@ pub mod table;
 pub mod tensorboard;
 
 pub use ansi::{DepthColors, sanitize, steers};
+pub use grid::Grid;
 pub use heat::{HeatText, HeatToken};
 pub use html::Page;
 pub use jsonl::{Contents, Log, LogError, Record, TornLine};

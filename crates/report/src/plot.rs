@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::html::escape;
+use crate::escape::escape;
 use crate::scale::{Axis, decimate, drawable, exact, nice_ticks, padded, range, short};
 
 /// The most points of one series that reach the page.

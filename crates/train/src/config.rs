@@ -245,11 +245,14 @@ pub struct LogConfig {
     /// text; at least one and at most half of them. None of them is scored unless the text has only
     /// one.
     pub calibrate_windows: u64,
+    /// Steps between those of which every decision of the routers is kept, in `traces/` of the
+    /// run; 0 for none.
+    pub trace_every: u64,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { validate_every: 200, validate_windows: 64, calibrate_windows: 32 }
+        Self { validate_every: 200, validate_windows: 64, calibrate_windows: 32, trace_every: 0 }
     }
 }
 

@@ -33,6 +33,9 @@ pub enum TrainError {
     /// A TensorBoard event file that cannot be written.
     #[error(transparent)]
     Events(#[from] report::EventError),
+    /// A file of routing decisions that cannot be written.
+    #[error(transparent)]
+    Trace(#[from] trace::TraceError),
     /// A checkpoint whose contents do not fit.
     #[error("checkpoint {path}: {field} is {found}, expected {expected}")]
     Checkpoint {

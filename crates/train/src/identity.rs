@@ -7,8 +7,8 @@ use crate::start::pin;
 use crate::{Opened, TrainError};
 
 /// All that decides the bits of a run, as JSON: the recipe with the contents of its data and of the
-/// checkpoints that it names in place of their paths, without `[checkpoint]`, which decides what
-/// stays on disk alone. Runs of which this is equal write equal logs.
+/// checkpoints that it names in place of their paths, without `[checkpoint]` and `log.trace_every`,
+/// which decide what stays on disk alone. Runs of which this is equal write equal logs.
 ///
 /// # Errors
 /// A checkpoint that the recipe names and that cannot be read.
@@ -23,6 +23,9 @@ pub fn identity(opened: &Opened) -> Result<Value, TrainError> {
     let mut value = json(&recipe);
     if let Some(table) = value.as_object_mut() {
         table.remove("checkpoint");
+    }
+    if let Some(log) = value["log"].as_object_mut() {
+        log.remove("trace_every");
     }
     Ok(value)
 }

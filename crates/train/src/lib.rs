@@ -38,5 +38,6 @@ pub use start::older;
 pub use step::{StepReport, Trainer, pack};
 pub use stored::{Made, Stored, load, write_model};
 pub use validate::{
-    RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, validate,
+    RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, score_watched,
+    validate,
 };

@@ -9,6 +9,7 @@ use data::{Corpus, Split, Windows};
 use files::FolderLock;
 use report::{EventWriter, Log, Record};
 use serde_json::{Value, json};
+use trace::Recorder;
 
 use crate::config::refuse;
 use crate::opening::is_checkpoint;
@@ -69,7 +70,7 @@ pub enum Event<'a> {
 }
 
 /// A run in a folder: `checkpoints/`, `log.jsonl` (bit-identical for the same recipe),
-/// `timing.jsonl`, `events/`.
+/// `timing.jsonl`, `events/`, `traces/` where the recipe asks for them.
 pub struct Run {
     /// The state of training.
     pub trainer: Trainer,
@@ -202,9 +203,12 @@ impl Run {
             self.prune()?;
         }
         while self.trainer.step < steps && stop == Stop::No {
+            let traced = is_due(self.trainer.step + 1, self.trainer.recipe.log.trace_every);
+            self.trainer.recorder = traced.then(|| Recorder::of(&self.trainer.model));
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
             let seconds = started.elapsed().as_secs_f64();
+            self.keep_trace()?;
             stop = self.tell_step(&report, seconds, wall_time(), watch)?;
             let step = self.trainer.step;
             if step == steps || is_due(step, self.trainer.recipe.log.validate_every) {
@@ -224,6 +228,16 @@ impl Run {
         }
         self.validate_if_stale()?;
         Ok(self.validated.clone().map(|(_, validation)| validation))
+    }
+
+    /// Writes what the routers of the last step decided, if that was recorded. A step that is
+    /// repeated writes the same file.
+    fn keep_trace(&mut self) -> Result<(), TrainError> {
+        let Some(mut recorder) = self.trainer.recorder.take() else { return Ok(()) };
+        let folder = self.dir.join("traces");
+        make_folder(&folder)?;
+        let name = format!("{}.parquet", checkpoint::step_name(self.trainer.step));
+        Ok(trace::write(&recorder.take(), &folder.join(name))?)
     }
 
     fn tell_step(

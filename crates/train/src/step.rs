@@ -8,9 +8,10 @@ use engine::{Batch, BatchSequence, RoutingStats};
 use model::cost::{Convention, forward_flops, shares_of};
 use model::params::RouterSite;
 use model::routers::StepRouting;
-use model::{Address, Model, NoProbe, Pass, PassCache, RouterState, Rule};
+use model::{Address, Model, NoProbe, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
 use serde::Serialize;
+use trace::Recorder;
 
 use crate::freeze::is_frozen;
 use crate::optimizer::Norms;
@@ -42,6 +43,8 @@ pub struct Trainer {
     pub text: Option<SpecialTokens>,
     /// Whose distributions are learned from too.
     pub teacher: Option<Arc<Stored>>,
+    /// What the routers of the next steps decide, where somebody wants to know.
+    pub recorder: Option<Recorder>,
 }
 
 /// What a step did. Everything here is a function of recipe, data and seed.
@@ -85,6 +88,25 @@ pub struct StepReport {
     pub thresholds: Vec<f32>,
     /// Whether the update was left out because something was not finite.
     pub skipped: bool,
+}
+
+/// What a step's passes are watched by: who counts, and who records if somebody does.
+struct Watched<'a> {
+    stats: &'a mut RoutingStats,
+    recorder: Option<Recorder>,
+}
+
+impl Probe for Watched<'_> {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        self.stats.routed(event);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.routed(event);
+        }
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        self.stats.loss(name, value, weight);
+    }
 }
 
 /// Packs windows into the rows of one pass. What is not to be learned does not count.
@@ -133,6 +155,7 @@ impl Trainer {
             ops: Ops::Fast,
             text: None,
             teacher: None,
+            recorder: None,
         }
     }
 
@@ -166,7 +189,9 @@ impl Trainer {
             computing_experts: self.computing_experts(),
             ..RoutingStats::default()
         };
-        let sums = self.accumulate(batches, &mut stats);
+        let mut watched = Watched { stats: &mut stats, recorder: self.recorder.take() };
+        let sums = self.accumulate(batches, &mut watched);
+        self.recorder = watched.recorder;
         let norms = Optimizer::norms(&self.model);
         self.step += 1;
         self.schedule_router();
@@ -200,7 +225,7 @@ impl Trainer {
     }
 
     /// Forward and backward over all batches; gradients add up in the weights.
-    fn accumulate(&self, batches: &[Batch], stats: &mut RoutingStats) -> Sums {
+    fn accumulate(&self, batches: &[Batch], watched: &mut Watched<'_>) -> Sums {
         let counted: usize = batches.iter().map(Batch::counted).sum();
         let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
         let rule = self.rule();
@@ -216,7 +241,7 @@ impl Trainer {
                 kv: &mut kv,
                 rule: &rule,
                 state: &self.router,
-                probe: stats,
+                probe: watched,
                 record: true,
                 recompute: self.recipe.train.recompute,
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
@@ -244,7 +269,7 @@ impl Trainer {
             }
             place += batch.rows.sequences().len() as u64;
         }
-        for loss in &stats.losses {
+        for loss in &watched.stats.losses {
             sums.part(loss.name, loss.value, loss.weight);
         }
         if self.teacher.is_some() {

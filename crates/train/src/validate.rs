@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use data::{Window, Windows};
 use engine::{Batch, RowScore, Scoring, causal_rule, disagreement, score};
 use model::cost::mean_depth;
-use model::{Model, NoProbe, RouterState, Rule};
+use model::{Model, NoProbe, Probe, RouterState, Rule};
 use serde::Serialize;
 
 use crate::{TrainError, pack};
@@ -91,14 +91,38 @@ pub fn score_rule(
     document_mask: bool,
     how: &Scoring<'_>,
 ) -> (RuleScore, Vec<RowScore>) {
+    score_watched(model, windows, chunks, document_mask, how, None)
+}
+
+/// The same with everything that routers decide told to a probe, to which the sequences are the
+/// windows with these numbers, in the order of all chunks. For causal rules: others may throw dice
+/// by the numbers of sequences.
+pub fn score_watched(
+    model: &Model,
+    windows: &Windows,
+    chunks: &[Vec<Window>],
+    document_mask: bool,
+    how: &Scoring<'_>,
+    mut watch: Option<(&[u64], &mut dyn Probe)>,
+) -> (RuleScore, Vec<RowScore>) {
     let corpus = windows.corpus();
     let names = corpus.sources();
     let mut result =
         RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
     let mut all = Vec::new();
+    let mut first = 0;
     for chunk in chunks {
-        let batch = pack(chunk, document_mask);
-        let scores = score(model, &batch, how, &mut NoProbe);
+        let mut batch = pack(chunk, document_mask);
+        let scores = match &mut watch {
+            Some((numbers, probe)) => {
+                let of_chunk = &numbers[first..first + chunk.len()];
+                let number = |sequence: &u32| of_chunk[*sequence as usize] as u32;
+                batch.rows.sequence = batch.rows.sequence.iter().map(number).collect();
+                score(model, &batch, how, &mut **probe)
+            }
+            None => score(model, &batch, how, &mut NoProbe),
+        };
+        first += chunk.len();
         let sources = chunk.iter().flat_map(|w| w.source.iter().zip(&w.bytes));
         for ((row, &counts), (&source, &bytes)) in scores.iter().zip(&batch.counts).zip(sources) {
             result.depths[row.depth as usize] += 1;

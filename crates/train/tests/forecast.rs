@@ -75,7 +75,12 @@ fn base(dir: &Path) -> Recipe {
         },
         train,
         checkpoint: CheckpointConfig { every: 2, ..CheckpointConfig::default() },
-        log: LogConfig { validate_every: 1, validate_windows: 6, calibrate_windows: 4 },
+        log: LogConfig {
+            validate_every: 1,
+            validate_windows: 6,
+            calibrate_windows: 4,
+            ..LogConfig::default()
+        },
         ..Recipe::default()
     }
 }

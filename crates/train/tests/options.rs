@@ -239,6 +239,7 @@ const TABLE: &[Line] = &[
     ("log.validate_every", &[], "1", Changes),
     ("log.validate_windows", &[], "2", Changes),
     ("log.calibrate_windows", &[], "1", Changes),
+    ("log.trace_every", &[], "2", Changes),
 ];
 
 /// Identity experts, and the bias that holds how many of a row's experts compute.

@@ -1,10 +1,10 @@
 //! Parquet: the text column, and the columns `source`, `license` or `licence` where they hold
 //! strings.
 
-use super::parquet_pages::{Pages, check};
 use super::{Bad, Lost, ReadOptions, Row, Rows, too_long};
 use crate::DataError;
 use crate::guard::guarded;
+use crate::parquet_pages::{Pages, check};
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};

@@ -350,7 +350,12 @@ impl Fitter<'_> {
             data: DataConfig { sequence_length, ..DataConfig::default() },
             train: TrainConfig { batch: 8, micro_batch: 8, ..TrainConfig::default() },
             optimizer: OptimizerConfig { learning_rate: 4e-3, ..OptimizerConfig::default() },
-            log: LogConfig { validate_every: 0, validate_windows: 128, calibrate_windows: 32 },
+            log: LogConfig {
+                validate_every: 0,
+                validate_windows: 128,
+                calibrate_windows: 32,
+                ..LogConfig::default()
+            },
             ..Recipe::default()
         };
         recipe::show(&recipe)

@@ -12,6 +12,8 @@ const BOMBS: &str = "tests/bombs.rs";
 const COMPARE: &str = "tests/compare.rs";
 const SHRINK: &str = "tests/shrink.rs";
 const SWEEP: &str = "tests/sweep.rs";
+const TRACES: &str = "tests/traces.rs";
+const READ: &str = "a_trace_is_read_drawn_and_written_in_other_forms";
 const TOKENIZED: &str = "many_long_texts_at_the_tokenizer_are_bounded_and_given_back";
 const LOAD: &str = "tests/flags/load.rs";
 const SERVE: &str = "src/serve.rs";
@@ -156,6 +158,7 @@ pub(crate) const TABLE: &[Line] = &[
     ("eval", "--tasks", Differs("run --json", "--tasks tasks", "--tasks tasks/one.toml")),
     ("eval", "--limit", Differs("run --tasks tasks --json", "", "--limit 1")),
     ("eval", "--items", Writes("run --tasks tasks --items @")),
+    ("eval", "--trace", Writes("run --data data --windows 2 --trace @")),
     ("eval", "--split", Differs("run --data data --windows 2 --json", "", "--split train")),
     ("eval", "--windows", Differs("run --data data --json", "--windows 2", "--windows 3")),
     ("eval", "--set-aside", Differs("run --data data --windows 4 --json", "", "--set-aside 7")),
@@ -255,6 +258,7 @@ pub(crate) const TABLE: &[Line] = &[
         "--show-depth",
         Says("run --prompt the --ignore-eos --max-tokens 3", "--show-depth", "mean depth"),
     ),
+    ("generate", "--trace", Writes("run --prompt the --max-tokens 3 --trace @")),
     ("generate", "--ignore-eos", Test(VERBS, "generation_goes_on_past_the_end_of_text")),
     (
         "generate",
@@ -322,6 +326,10 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     ("shrink", "--json", Json("run --pass {kind=\"slim\",by=\"weights\"} --out @")),
     ("inspect", "--text", Differs("run", "", "--text other/1.md")),
+    ("inspect", "--trace", Test(TRACES, READ)),
+    ("inspect", "--against", Test(TRACES, READ)),
+    ("inspect", "--form", Test(TRACES, READ)),
+    ("inspect", "--out", Test(TRACES, READ)),
     ("inspect", "--html", Writes("run --text other/1.md --html @")),
     ("inspect", "--json", Json("run")),
     ("report", "--html", Writes("run --html @")),

@@ -8,7 +8,7 @@ use super::member::ExpertCount;
 use crate::carry::Carry;
 use crate::error::{ConfigError, refuse};
 use crate::params::RouterSite;
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::{Choice, Pass};
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Dropped, RouterCall, RoutingPlan};
 use crate::rows::Rows;
@@ -137,14 +137,7 @@ pub(super) fn told(
     call: &RouterCall<'_>,
     pass: &mut Pass<'_>,
 ) -> RoutingPlan {
-    pass.probe.routed(&RoutingEvent {
-        site,
-        recursion: call.recursion,
-        candidates: call.numbers,
-        logits,
-        scores,
-        choice: Choice::Plan(&plan),
-    });
+    pass.tell(call, site, (logits, scores), Choice::Plan(&plan));
     plan
 }
 

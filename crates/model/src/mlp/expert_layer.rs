@@ -63,7 +63,10 @@ impl Mlp for Experts {
         let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
         if self.routers.len() < 2 || context.at.count() < 2 {
             let router = &self.routers[recursion.min(self.routers.len() - 1)];
-            let routed = Routed { router: &**router, recursion, rows: context.rows, chosen_t1 };
+            let runs: Vec<_> =
+                context.at.runs().map(|(at, range)| (at.recursion, range.len())).collect();
+            let (router, rows) = (&**router, context.rows);
+            let routed = Routed { router, recursion, runs: &runs, rows, chosen_t1 };
             return self.routed(&routed, h_td, x_td, context.carry, context.pass);
         }
         let mut parts = Vec::new();
@@ -71,7 +74,8 @@ impl Mlp for Experts {
             let rows = &context.rows.stretch_of(range.clone());
             let router = &*self.routers[at.recursion];
             let chosen_t1 = chosen_t1.as_ref().map(|all| rows_of(all, range.clone()));
-            let routed = Routed { router, recursion: at.recursion, rows, chosen_t1 };
+            let (recursion, runs) = (at.recursion, &[(at.recursion, range.len())]);
+            let routed = Routed { router, recursion, runs, rows, chosen_t1 };
             let (h_td, x_td) = (rows_of(&h_td, range.clone()), rows_of(&x_td, range));
             parts.push(self.routed(&routed, h_td, x_td, &Carry::default(), context.pass));
         }
@@ -83,6 +87,8 @@ impl Mlp for Experts {
 struct Routed<'a> {
     router: &'a dyn Router,
     recursion: usize,
+    /// The recursions that the rows are at, as [`RouterCall::runs`].
+    runs: &'a [(usize, usize)],
     rows: &'a Rows,
     /// What weighs the results of the experts that a row chose, beside their own weights.
     chosen_t1: Option<Tensor2>,
@@ -104,6 +110,7 @@ impl Experts {
             x_cd: &h_td,
             rows: of.rows,
             numbers: &numbers,
+            runs: of.runs,
             lengths: &BTreeMap::new(),
             carry,
         };

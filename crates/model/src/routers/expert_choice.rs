@@ -14,7 +14,7 @@ use super::scorer::{Network, RouterPlace, Scorer};
 use super::state::RouterState;
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::{Choice, Pass};
 use crate::sizes::Sizes;
 
 /// Buffer: running mean of the logit at which each recursion's capacity is met.
@@ -397,20 +397,12 @@ impl Router for ExpertChoice {
         let compares = pass.record || *pass.rule == Rule::NonCausal;
         // Rows are compared by their gates, as published: where gates saturate, rows tie.
         let gate_c1 = self.gate(z_c1.clone(), pass);
-        let best = compares.then(|| best(&read_rows(&gate_c1), call, capacity));
+        let gates = read_rows(&gate_c1);
+        let best = compares.then(|| best(&gates, call, capacity));
         let kept = decide(call, &logits, auxiliary.as_deref(), best.as_deref(), pass.rule);
-        pass.probe.routed(&RoutingEvent {
-            site: RouterSite::Depth,
-            recursion: r,
-            candidates: call.numbers,
-            logits: &logits,
-            scores: &[],
-            choice: Choice::GoOn {
-                kept: &kept,
-                best: best.as_deref(),
-                auxiliary: auxiliary.as_deref(),
-            },
-        });
+        let choice =
+            Choice::GoOn { kept: &kept, best: best.as_deref(), auxiliary: auxiliary.as_deref() };
+        pass.tell(call, RouterSite::Depth, (&logits, &gates), choice);
         let mut plan = RoutingPlan::keep(&kept, None);
         plan.weights = self.weights(gate_c1, &plan, pass);
         if let Some(best) = best.filter(|_| pass.record) {

@@ -20,6 +20,9 @@ pub struct RouterCall<'a> {
     /// Their numbers among the rows of the pass; for a router over experts among those of the
     /// layer.
     pub numbers: &'a [u32],
+    /// The recursions that they are at, shallower ones first: runs of rows in row order, each a
+    /// recursion and how many rows it has.
+    pub runs: &'a [(usize, usize)],
     /// How many rows each sequence of the pass has, by sequence number. A router over experts is
     /// not told: what it compares are the rows that come by its layer.
     pub lengths: &'a BTreeMap<u32, usize>,

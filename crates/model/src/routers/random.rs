@@ -10,7 +10,7 @@ use super::plan::{RouterCall, RoutingPlan};
 use super::rule::{Causality, Rule};
 use crate::error::{ConfigError, refuse};
 use crate::params::{RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::{Choice, Pass};
 use crate::rng::{Purpose, Stream};
 use crate::sizes::Sizes;
 
@@ -98,16 +98,10 @@ impl Router for Random {
         } else {
             best(&dice, call, self.capacities[r])
         };
-        pass.probe.routed(&RoutingEvent {
-            site: RouterSite::Depth,
-            recursion: r,
-            candidates: call.numbers,
-            logits: &dice,
-            scores: &[],
-            choice: Choice::GoOn { kept: &kept, best: None, auxiliary: None },
-        });
-        let on = dice.iter().zip(&kept).filter(|(_, kept)| **kept);
-        let gates = on.map(|(&u, _)| (self.alpha * f64::from(u)) as f32).collect();
-        RoutingPlan::keep(&kept, Some(column(gates)))
+        let gates: Vec<f32> = dice.iter().map(|&u| (self.alpha * f64::from(u)) as f32).collect();
+        let choice = Choice::GoOn { kept: &kept, best: None, auxiliary: None };
+        pass.tell(call, RouterSite::Depth, (&dice, &gates), choice);
+        let gates = gates.into_iter().zip(&kept).filter(|(_, kept)| **kept);
+        RoutingPlan::keep(&kept, Some(column(gates.map(|(gate, _)| gate).collect())))
     }
 }

@@ -14,7 +14,7 @@ use super::state::RouterState;
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::kv::KvMode;
 use crate::params::{BufferSpec, ParamSpec, RouterSite, Take};
-use crate::pass::{Choice, Pass, RoutingEvent};
+use crate::pass::{Choice, Pass};
 use crate::rows::Rows;
 use crate::sizes::Sizes;
 
@@ -240,14 +240,7 @@ impl TokenChoice {
             let wanted = chosen.max(limits.min.saturating_sub(1));
             depth_t.push(wanted.min(limits.max.saturating_sub(1)).min(n as u32 - 1));
         }
-        pass.probe.routed(&RoutingEvent {
-            site: RouterSite::Depth,
-            recursion: 0,
-            candidates: call.numbers,
-            logits: &read_rows(&z_tr),
-            scores: &scores,
-            choice: Choice::Target(&depth_t),
-        });
+        pass.tell(call, RouterSite::Depth, (&read_rows(&z_tr), &scores), Choice::Target(&depth_t));
         let gate_t1 = pass.ops.pick_columns(scores_tr.clone(), &depth_t);
         let mut plan = RoutingPlan::all(rows.len(), Some(gate_t1));
         plan.carry.set(TARGET, ops::column(depth_t.iter().map(|&depth| depth as f32).collect()));

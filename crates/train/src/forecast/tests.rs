@@ -31,7 +31,12 @@ fn dense() -> Recipe {
         model,
         data: DataConfig { sequence_length: 4, ..DataConfig::default() },
         train: TrainConfig { steps: 10, batch: 4, micro_batch: 2, ..TrainConfig::default() },
-        log: LogConfig { validate_every: 0, validate_windows: 2, calibrate_windows: 2 },
+        log: LogConfig {
+            validate_every: 0,
+            validate_windows: 2,
+            calibrate_windows: 2,
+            ..LogConfig::default()
+        },
         ..Recipe::default()
     }
 }

@@ -3,6 +3,8 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod folders;
+
 use std::collections::BTreeMap;
 
 use engine::{Batch, BatchSequence};

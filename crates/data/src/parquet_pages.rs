@@ -18,17 +18,23 @@ const MOST_HEADER: u64 = 16 << 20;
 const DEEPEST: usize = 8;
 
 /// The pages of a column in a row group.
-pub(super) struct Pages {
+pub(crate) struct Pages {
     start: u64,
     end: u64,
     values: i64,
     gzip: bool,
     /// What a page may hold.
-    pub(super) most_bytes: usize,
+    pub(crate) most_bytes: usize,
 }
 
 impl Pages {
-    pub(super) fn of(chunk: &ColumnChunkMetaData, max_row: usize) -> Result<Self, String> {
+    /// Those of a column of which a row has at most `max_row` bytes.
+    pub(crate) fn of(chunk: &ColumnChunkMetaData, max_row: usize) -> Result<Self, String> {
+        Self::of_bytes(chunk, max_row.saturating_mul(ROWS_A_PAGE))
+    }
+
+    /// Those of a column of which a page has at most `most_bytes`.
+    pub(crate) fn of_bytes(chunk: &ColumnChunkMetaData, most_bytes: usize) -> Result<Self, String> {
         let at = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let start = u64::try_from(at).map_err(|_| format!("{at} as the place of a column"))?;
         let length = chunk.compressed_size();
@@ -39,7 +45,7 @@ impl Pages {
             end: start.saturating_add(length),
             values: chunk.num_values(),
             gzip: matches!(chunk.compression(), Compression::GZIP(_)),
-            most_bytes: max_row.saturating_mul(ROWS_A_PAGE),
+            most_bytes,
         })
     }
 }
@@ -48,7 +54,7 @@ impl Pages {
 ///
 /// # Errors
 /// A page that holds more than it may, or a header that makes no sense.
-pub(super) fn check(file: &File, pages: &Pages) -> Result<usize, String> {
+pub(crate) fn check(file: &File, pages: &Pages) -> Result<usize, String> {
     let mut from = BufReader::with_capacity(1 << 16, file);
     let (mut at, mut values, mut largest) = (pages.start, 0i64, 0);
     while at < pages.end && values < pages.values {

@@ -1,0 +1,502 @@
+//! `lathe inspect --trace`: what a trace of routers says, beside what chance would say.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use report::{BarSeries, Bars, Grid, Page, Table};
+use serde_json::{Value, json};
+use trace::Trace;
+use trace::measures::{
+    Affinity, Between, Choices, CoActivation, Controlled, DepthRows, Drops, Load, RoutingChange,
+    Shuffles, affinity, between_recursions, change, coactivation, depths, drops, entropy,
+    information, load, max_violation, parts_of_positions, previous_tokens, tokens,
+};
+use trace::shapes::{Told, TraceForm, open, save};
+
+use crate::arguments::Inspect;
+use crate::{output, traces};
+
+/// Rows of a layer that are shuffled; of more, so many are taken at equal distances.
+const MOST_ROWS: usize = 1 << 16;
+/// Stretches of a sequence that drops and depths are counted in.
+const PARTS: usize = 8;
+
+/// What one layer's router did.
+struct LayerSays {
+    layer: u32,
+    experts: usize,
+    computing: usize,
+    rows: usize,
+    load: Load,
+    drops: Drops,
+    token: Controlled,
+    previous: Controlled,
+    position: Controlled,
+    /// With the layer before it in the trace.
+    before: Option<Affinity>,
+    pairs: CoActivation,
+    between: Vec<Between>,
+    change: Option<RoutingChange>,
+}
+
+/// `lathe inspect --trace`: tables, JSON, a page, and other forms of the trace.
+pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
+    if let Some(page) = &options.html {
+        output::is_page_or_free(page)?;
+    }
+    let trace = match open(path)? {
+        Told::Trace(trace) => trace.sorted(),
+        Told::Counts(counts) => return run_counts(options, path, &counts),
+    };
+    ensure!(!trace.is_empty(), "{} holds no decision of a router", path.display());
+    let against = options.against.as_deref().map(against).transpose()?;
+    if let (Some(form), Some(out)) = (options.form, &options.out) {
+        traces::must_be_free(out)?;
+        save(&trace, form, out)?;
+        output::note(format!("wrote {}", out.display()));
+    }
+    let how = Shuffles::default();
+    let layers = layers(&trace, against.as_ref(), how);
+    let depth = depths(&trace);
+    if options.json {
+        output::json(&json!({
+            "trace": path, "decisions": trace.len(),
+            "layers": layers.iter().map(LayerSays::json).collect::<Vec<_>>(),
+            "depth": (!depth.rows.is_empty()).then(|| depth_json(&depth, how)),
+        }))?;
+    }
+    let tables = tables(&layers, &depth, how);
+    if !options.json {
+        output::line(format!("{} decisions of routers in {}", trace.len(), path.display()));
+        for table in &tables {
+            output::line("");
+            output::table(table);
+        }
+    }
+    if let Some(page) = &options.html {
+        output::page(page, &drawn(path, &layers, &depth, tables).render())?;
+        output::note(format!("wrote {}", page.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The trace that is set beside the first.
+fn against(path: &Path) -> Result<Trace> {
+    match open(path)? {
+        Told::Trace(trace) => Ok(trace.sorted()),
+        Told::Counts(_) => {
+            bail!("--against {}: expected decisions, found counts of experts alone", path.display())
+        }
+    }
+}
+
+fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSays> {
+    let mut all = Vec::new();
+    let mut before: Option<Choices> = None;
+    for layer in trace.sites.keys().copied().flatten() {
+        let choices = Choices::of(trace, layer, MOST_ROWS);
+        if choices.rows.is_empty() {
+            continue;
+        }
+        let known = information(&choices, &tokens(&choices), how);
+        let previous = information(&choices, &previous_tokens(&choices, trace), how);
+        let position = information(&choices, &parts_of_positions(&choices, PARTS), how);
+        let change =
+            against.map(|other| change(&choices, &Choices::of(other, layer, MOST_ROWS), how));
+        all.push(LayerSays {
+            layer,
+            experts: choices.targets,
+            computing: choices.computing,
+            rows: choices.rows.len(),
+            load: load(&choices, how),
+            drops: drops(&choices, PARTS, how),
+            token: known,
+            previous,
+            position,
+            before: before.as_ref().map(|before| affinity(before, &choices, how)),
+            pairs: coactivation(&choices, how),
+            between: between_recursions(&choices, how),
+            change,
+        });
+        before = Some(choices);
+    }
+    all
+}
+
+/// A number of the trace and what chance makes of it.
+fn cell(of: &Controlled, digits: usize) -> String {
+    format!("{:.digits$} ({:.digits$})", of.value, of.by_chance)
+}
+
+/// The same of a share, in per cent.
+fn percent(of: &Controlled) -> String {
+    format!("{:.1} % ({:.1} %)", 100.0 * of.value, 100.0 * of.by_chance)
+}
+
+fn numbers(of: &Controlled) -> Value {
+    json!({ "value": of.value, "by_chance": of.by_chance, "p": of.p })
+}
+
+impl LayerSays {
+    /// Share of the choices that had no room.
+    fn dropped(&self) -> f64 {
+        let chosen: u64 = self.drops.chosen.iter().sum();
+        self.drops.dropped.iter().sum::<u64>() as f64 / chosen.max(1) as f64
+    }
+
+    fn json(&self) -> Value {
+        let between = self.between.iter().map(|between| {
+            json!({
+                "recursion": between.recursion, "rows": between.rows,
+                "identical": numbers(&between.identical), "disjoint": numbers(&between.disjoint),
+            })
+        });
+        json!({
+            "layer": self.layer, "rows": self.rows, "experts": self.experts,
+            "computing": self.computing, "loads": self.load.loads,
+            "entropy": numbers(&self.load.entropy), "dead": numbers(&self.load.dead),
+            "max_violation": numbers(&self.load.violation),
+            "dropped": self.drops.dropped, "chosen": self.drops.chosen,
+            "dropped_spread": numbers(&self.drops.spread),
+            "information": {
+                "token": numbers(&self.token), "previous_token": numbers(&self.previous),
+                "position": numbers(&self.position),
+                "experts_of_the_layer_before":
+                    self.before.as_ref().map(|before| numbers(&before.information)),
+            },
+            "affinity": self.before.as_ref().map(|before| &before.counts),
+            "co_activation": self.pairs.counts,
+            "co_activation_excess": numbers(&self.pairs.excess),
+            "between_recursions": between.collect::<Vec<_>>(),
+            "change": self.change.as_ref().map(|change| json!({
+                "rows": change.rows, "unmatched": change.unmatched,
+                "same": numbers(&change.same), "overlap": numbers(&change.overlap),
+            })),
+        })
+    }
+}
+
+fn depth_json(depth: &DepthRows, how: Shuffles) -> Value {
+    let longest = longest(depth);
+    let by_part = depth.means(|row| row.position as usize * PARTS / longest);
+    json!({
+        "rows_by_depth": depth.counts(),
+        "mean_by_eighth_of_positions": by_part.values().map(|(mean, _)| mean).collect::<Vec<_>>(),
+        "explained_by_token": numbers(&depth.explained(|row| row.token, how)),
+        "explained_by_position": numbers(
+            &depth.explained(|row| row.position as usize * PARTS / longest, how),
+        ),
+    })
+}
+
+fn longest(depth: &DepthRows) -> usize {
+    depth.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1)
+}
+
+fn table(columns: &[&str], rows: Vec<Vec<String>>, caption: &str) -> Table {
+    let columns = columns.iter().map(|column| (*column).to_owned()).collect();
+    Table { columns, rows, caption: caption.to_owned(), best: None }
+}
+
+/// All that there is to say in tables; in brackets stands what chance would say.
+fn tables(layers: &[LayerSays], depth: &DepthRows, how: Shuffles) -> Vec<Table> {
+    let mut all = Vec::new();
+    if !layers.is_empty() {
+        all.extend([load_table(layers), information_table(layers)]);
+    }
+    let between: Vec<_> = layers.iter().flat_map(between_rows).collect();
+    if !between.is_empty() {
+        all.push(table(
+            &["layer", "recursions", "tokens", "the same experts", "no common one"],
+            between,
+            "experts of tokens in one recursion and the next; in brackets those of other tokens",
+        ));
+    }
+    if !depth.rows.is_empty() {
+        all.extend(depth_tables(depth, how));
+    }
+    let changes: Vec<_> = layers.iter().filter_map(change_row).collect();
+    if !changes.is_empty() {
+        all.push(table(
+            &["layer", "tokens of both", "of one alone", "the same experts", "common experts"],
+            changes,
+            "beside the other trace; in brackets beside other tokens of it",
+        ));
+    }
+    all
+}
+
+fn load_table(layers: &[LayerSays]) -> Table {
+    let mut rows = Vec::new();
+    for layer in layers {
+        rows.push(vec![
+            layer.layer.to_string(),
+            layer.rows.to_string(),
+            layer.computing.to_string(),
+            cell(&layer.load.dead, 1),
+            cell(&layer.load.violation, 3),
+            cell(&layer.load.entropy, 3),
+            format!("{:.2}", 100.0 * layer.dropped()),
+            percent(&layer.drops.spread),
+        ]);
+    }
+    let columns = [
+        "layer",
+        "tokens",
+        "experts",
+        "without tokens",
+        "(max - mean) / mean",
+        "entropy, nats",
+        "% dropped",
+        "spread of drops over positions",
+    ];
+    table(&columns, rows, "loads of experts; in brackets those of dice")
+}
+
+fn information_table(layers: &[LayerSays]) -> Table {
+    let mut rows = Vec::new();
+    for layer in layers {
+        let before = layer.before.as_ref().map(|before| cell(&before.information, 3));
+        rows.push(vec![
+            layer.layer.to_string(),
+            cell(&layer.token, 3),
+            cell(&layer.previous, 3),
+            cell(&layer.position, 3),
+            before.unwrap_or_else(|| "-".to_owned()),
+            cell(&layer.pairs.excess, 3),
+        ]);
+    }
+    let columns = [
+        "layer",
+        "token",
+        "token before",
+        "position",
+        "experts of the layer before",
+        "pairs: rms of observed / expected - 1",
+    ];
+    let caption = "what experts depend on, nats of mutual information, and which are taken \
+                   together; in brackets after a shuffle";
+    table(&columns, rows, caption)
+}
+
+fn between_rows(layer: &LayerSays) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for between in &layer.between {
+        rows.push(vec![
+            layer.layer.to_string(),
+            format!("{} and {}", between.recursion + 1, between.recursion + 2),
+            between.rows.to_string(),
+            percent(&between.identical),
+            percent(&between.disjoint),
+        ]);
+    }
+    rows
+}
+
+fn change_row(layer: &LayerSays) -> Option<Vec<String>> {
+    let change = layer.change.as_ref()?;
+    Some(vec![
+        layer.layer.to_string(),
+        change.rows.to_string(),
+        change.unmatched.to_string(),
+        percent(&change.same),
+        percent(&change.overlap),
+    ])
+}
+
+fn depth_tables(depth: &DepthRows, how: Shuffles) -> [Table; 2] {
+    let (total, longest) = (depth.rows.len().max(1) as f64, longest(depth));
+    let mut rows = Vec::new();
+    for (number, &count) in depth.counts().iter().enumerate() {
+        let share = format!("{:.1}", 100.0 * count as f64 / total);
+        rows.push(vec![output::recursions(number), count.to_string(), share]);
+    }
+    let by_token = depth.explained(|row| row.token, how);
+    let by_position = depth.explained(|row| row.position as usize * PARTS / longest, how);
+    let explained = vec![vec![percent(&by_token), percent(&by_position)]];
+    [
+        table(&["", "tokens", "%"], rows, "depth by the depth router"),
+        table(
+            &["by the token", "by its eighth of the sequence"],
+            explained,
+            "share of the variance of depth that is explained; in brackets after a shuffle",
+        ),
+    ]
+}
+
+/// The page of a trace: loads, pairs of experts, drops and depths as pictures, then the tables.
+fn drawn(path: &Path, layers: &[LayerSays], depth: &DepthRows, tables: Vec<Table>) -> Page {
+    let mut page = Page::new("Routing", &path.display().to_string());
+    if !layers.is_empty() {
+        page.section("Experts");
+        page.grid(load_grid(layers));
+        if layers.iter().any(|layer| layer.dropped() > 0.0) {
+            page.bars(drop_bars(layers));
+        }
+        for layer in layers {
+            page.grid(pair_grid(layer));
+        }
+    }
+    if !depth.rows.is_empty() {
+        page.section("Depth");
+        for bars in depth_bars(depth) {
+            page.bars(bars);
+        }
+    }
+    page.section("Numbers");
+    for table in tables {
+        page.table(table);
+    }
+    page
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+fn load_grid(layers: &[LayerSays]) -> Grid {
+    let mut rows = Vec::new();
+    for layer in layers {
+        let total: u64 = layer.load.loads.iter().sum();
+        let mean = total as f64 / layer.experts.max(1) as f64;
+        let loads = layer.load.loads.iter().map(|&load| load as f64 / mean.max(1e-9));
+        rows.push((format!("layer {}", layer.layer), loads.collect()));
+    }
+    let columns = names(layers.iter().map(|layer| layer.experts).max().unwrap_or(0));
+    let title = "load of each expert, as a multiple of an even share".to_owned();
+    Grid { title, x_label: "expert".into(), columns, rows, full: None }
+}
+
+/// Pairs of a layer's experts, as multiples of what their loads let expect.
+fn pair_grid(layer: &LayerSays) -> Grid {
+    let (experts, counts) = (layer.experts, &layer.pairs.counts);
+    let mut rows = Vec::new();
+    for a in 0..experts {
+        let mut values = Vec::with_capacity(experts);
+        for b in 0..experts {
+            let expected = counts[a * experts + a] as f64 * counts[b * experts + b] as f64
+                / layer.rows.max(1) as f64;
+            let lift = counts[a * experts + b] as f64 / expected;
+            values.push(if a == b { f64::NAN } else { lift });
+        }
+        rows.push((a.to_string(), values));
+    }
+    let title = format!(
+        "experts of layer {} taken together, as a multiple of what their loads let expect",
+        layer.layer
+    );
+    Grid { title, x_label: "expert".into(), columns: names(experts), rows, full: None }
+}
+
+fn drop_bars(layers: &[LayerSays]) -> Bars {
+    let mut series = Vec::new();
+    for layer in layers {
+        let parts = layer.drops.dropped.iter().zip(&layer.drops.chosen);
+        let values = parts.map(|(&lost, &all)| lost as f64 / all.max(1) as f64).collect();
+        series.push(BarSeries { name: format!("layer {}", layer.layer), values });
+    }
+    Bars {
+        title: "choices without room by place in the sequence".into(),
+        x_label: "eighth of the sequence".into(),
+        y_label: "dropped".into(),
+        labels: (1..=PARTS).map(|part| part.to_string()).collect(),
+        series,
+        percent: true,
+    }
+}
+
+fn depth_bars(depth: &DepthRows) -> [Bars; 2] {
+    let (total, longest) = (depth.rows.len().max(1) as f64, longest(depth));
+    let counts = depth.counts();
+    let shares = counts.iter().map(|&count| count as f64 / total).collect();
+    let means = depth.means(|row| row.position as usize * PARTS / longest);
+    [
+        Bars {
+            title: "tokens by depth".into(),
+            x_label: "recursions".into(),
+            y_label: "tokens".into(),
+            labels: names(counts.len()),
+            series: vec![BarSeries { name: String::new(), values: shares }],
+            percent: true,
+        },
+        Bars {
+            title: "mean depth by place in the sequence".into(),
+            x_label: "eighth of the sequence".into(),
+            y_label: "recursions".into(),
+            labels: means.keys().map(|part| (part + 1).to_string()).collect(),
+            series: vec![BarSeries {
+                name: String::new(),
+                values: means.values().map(|(mean, _)| *mean).collect(),
+            }],
+            percent: false,
+        },
+    ]
+}
+
+/// Counts without rows say how even loads are, and nothing else.
+fn run_counts(options: &Inspect, path: &Path, counts: &[Vec<Vec<u64>>]) -> Result<ExitCode> {
+    ensure!(
+        options.against.is_none() && options.form.is_none(),
+        "{} holds counts of experts alone: --against and --form need decisions",
+        path.display()
+    );
+    let mut layers: Vec<Vec<u64>> = Vec::new();
+    for step in counts {
+        layers.resize(layers.len().max(step.len()), Vec::new());
+        for (sum, loads) in layers.iter_mut().zip(step) {
+            sum.resize(sum.len().max(loads.len()), 0);
+            sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
+        }
+    }
+    let mut rows = Vec::new();
+    for (layer, loads) in layers.iter().enumerate() {
+        rows.push(vec![
+            layer.to_string(),
+            loads.len().to_string(),
+            loads.iter().filter(|load| **load == 0).count().to_string(),
+            format!("{:.3}", max_violation(loads)),
+            format!("{:.3}", entropy(loads)),
+        ]);
+    }
+    let columns = ["layer", "experts", "without tokens", "(max - mean) / mean", "entropy, nats"];
+    let table = table(&columns, rows, "counts of experts");
+    if options.json {
+        output::json(&json!({ "trace": path, "steps": counts.len(), "loads": layers }))?;
+    } else {
+        output::table(&table);
+    }
+    if let Some(place) = &options.html {
+        let grid = Grid {
+            title: "how often each expert was chosen".into(),
+            x_label: "expert".into(),
+            columns: names(layers.iter().map(Vec::len).max().unwrap_or(0)),
+            rows: layers
+                .iter()
+                .enumerate()
+                .map(|(layer, loads)| {
+                    (format!("layer {layer}"), loads.iter().map(|&load| load as f64).collect())
+                })
+                .collect(),
+            full: None,
+        };
+        let mut page = Page::new("Routing", &path.display().to_string());
+        page.grid(grid).table(table);
+        output::page(place, &page.render())?;
+        output::note(format!("wrote {}", place.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The forms that `--form` takes.
+pub(crate) fn form(name: &str) -> Result<TraceForm> {
+    Ok(match name {
+        "parquet" => TraceForm::Parquet,
+        "megatron" => TraceForm::Megatron,
+        "vllm" => TraceForm::Vllm,
+        "sglang" => TraceForm::Sglang,
+        _ => None.with_context(|| {
+            format!("the form {name:?}: expected parquet, megatron, vllm or sglang")
+        })?,
+    })
+}

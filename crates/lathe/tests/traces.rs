@@ -1,0 +1,131 @@
+//! Traces of routers through the binary: recorded by evaluation, generation and training, read,
+//! drawn, set beside each other and written in the forms of other programs.
+
+mod common;
+
+use std::fs;
+
+use common::{EXPERT, Place, recipe};
+use serde_json::Value;
+
+/// A run of a model with experts in its recursions, two of whose steps are traced.
+fn place() -> Place {
+    let place = Place::with_data();
+    let experts = "\n[model.mlp]\nkind = \"experts\"\ncount = 6\nwidth = 8\n";
+    place.write("moe.toml", recipe(4, 2, EXPERT, "recursion_wise") + experts);
+    let train = ["train", "moe.toml", "--out", "run", "--set", "log.trace_every=2"];
+    place.run(&train).good();
+    place
+}
+
+#[test]
+fn a_trace_is_read_drawn_and_written_in_other_forms() {
+    let place = place();
+    let eval = |run: &str, to: &str| {
+        let words = ["eval", run, "--data", "data", "--windows", "3", "--trace", to];
+        place.run(&words).good()
+    };
+    let said = eval("run/checkpoints/step-00000004", "after.parquet");
+    assert!(said.err.contains("decisions of routers to after.parquet"), "{said:?}");
+    eval("run/checkpoints/step-00000002", "before.parquet");
+    let words =
+        "generate run --prompt the --max-tokens 3 --temperature 0 --n 2 --trace text.parquet";
+    place.run(&words.split(' ').collect::<Vec<_>>()).good();
+
+    // What is printed as JSON.
+    let inspect = ["inspect", "--trace", "after.parquet", "--json"];
+    let said = place.run(&inspect).good().json();
+    let layers = said["layers"].as_array().expect("a list");
+    assert_eq!(layers.len(), 3, "each stored layer has experts");
+    for layer in layers {
+        let loads: u64 =
+            layer["loads"].as_array().expect("loads").iter().filter_map(Value::as_u64).sum();
+        let rows = layer["rows"].as_u64().expect("rows");
+        assert_eq!((loads, layer["experts"].as_u64()), (2 * rows, Some(6)), "{layer}");
+        for pointer in ["/entropy", "/max_violation", "/information/token", "/dropped_spread"] {
+            assert!(layer.pointer(pointer).is_some_and(|one| one["p"].is_f64()), "{pointer}");
+        }
+    }
+    assert!(said["depth"]["rows_by_depth"].as_array().is_some_and(|all| all.len() == 4));
+    assert!(layers[0]["change"].is_null());
+    let between = layers.iter().filter(|layer| layer["between_recursions"] != Value::Array(vec![]));
+    assert_eq!(between.count(), 1, "one layer is shared");
+
+    // Beside another checkpoint, and beside itself.
+    let against = |other: &str| {
+        let said = place.run(&[&inspect[..], &["--against", other]].concat()).good().json();
+        said["layers"][0]["change"].clone()
+    };
+    let (same, other) = (against("after.parquet"), against("before.parquet"));
+    assert_eq!(same["same"]["value"], 1.0);
+    assert_eq!((&same["rows"], &same["unmatched"]), (&layers[0]["rows"], &Value::from(0)));
+    assert!(other["same"]["value"].as_f64().is_some_and(|share| share < 1.0), "{other}");
+
+    // Steps of training, and what was generated, are traces like any other.
+    for file in ["run/traces/step-00000002.parquet", "text.parquet"] {
+        place.run(&["inspect", "--trace", file]).good();
+    }
+    assert_eq!(fs::read_dir(place.path("run/traces")).expect("lists").count(), 2);
+
+    // The page has a grid of loads, one of pairs for each layer, and depths.
+    place.run(&["inspect", "--trace", "after.parquet", "--html", "page.html"]).good();
+    let page = String::from_utf8(place.read("page.html")).expect("UTF-8");
+    assert!(page.contains("load of each expert") && page.contains("tokens by depth"));
+    assert_eq!(page.matches("taken together, as a multiple").count(), 2 * layers.len());
+    assert!(!page.contains("http://") || !page.contains("src="), "nothing from elsewhere");
+
+    // Other forms and back: loads stay, whatever else is lost.
+    for (form, out) in [("megatron", "t.jsonl"), ("sglang", "t.json"), ("parquet", "t.parquet")] {
+        let words = ["inspect", "--trace", "after.parquet", "--form", form, "--out", out];
+        place.run(&words).good();
+        let back = place.run(&["inspect", "--trace", out, "--json"]).good().json();
+        let all: Vec<u64> = match form {
+            "sglang" => numbers(&back["loads"]),
+            _ => back["layers"]
+                .as_array()
+                .expect("layers")
+                .iter()
+                .flat_map(|layer| numbers(&layer["loads"]))
+                .collect(),
+        };
+        let expected: u64 = layers.iter().flat_map(|layer| numbers(&layer["loads"])).sum();
+        assert_eq!(all.iter().sum::<u64>(), expected, "{form}");
+    }
+    // Tokens that stop early went through fewer layers than others.
+    let words = ["inspect", "--trace", "after.parquet", "--form", "vllm", "--out", "v.json"];
+    place.refuses(&words, &["vLLM", "write Parquet"]);
+    assert!(!place.path("v.json").exists());
+}
+
+fn numbers(list: &Value) -> Vec<u64> {
+    match list {
+        Value::Array(all) => all.iter().flat_map(numbers).collect(),
+        one => one.as_u64().into_iter().collect(),
+    }
+}
+
+#[test]
+fn what_is_no_trace_is_left_alone_and_refused() {
+    let place = place();
+    place.write("mine.txt", "mine");
+    let words = ["eval", "run", "--data", "data", "--windows", "1", "--trace", "mine.txt"];
+    place.refuses(&words, &["mine.txt", "no trace"]);
+    let words = ["generate", "run", "--prompt", "the", "--trace", "mine.txt"];
+    place.refuses(&words, &["mine.txt", "no trace"]);
+    assert_eq!(place.read("mine.txt"), b"mine");
+    let words = ["generate", "run", "--prompt", "the", "--trace", "no/t.parquet"];
+    place.refuses(&words, &["no/t.parquet"]);
+    place.refuses(&["inspect", "--trace", "mine.txt"], &["mine.txt", "docs/traces.md"]);
+    place.refuses(&["inspect", "run", "--html", "page.html"], &["--html", "--text", "--trace"]);
+    place.write("c.json", r#"{"logical_count": [[[3, 1], [0, 4]]]}"#);
+    let said = place.run(&["inspect", "--trace", "c.json"]).good().out;
+    assert!(said.contains("counts of experts") && said.contains("0.500"), "{said}");
+    let words = ["inspect", "--trace", "c.json", "--form", "parquet", "--out", "t.parquet"];
+    place.refuses(&words, &["counts of experts alone"]);
+    place.run(&["inspect", "--trace", "c.json", "--html", "page.html"]).good();
+    // A trace may be written over by a trace.
+    let words = "generate run --prompt the --max-tokens 2 --trace t.parquet";
+    let words: Vec<_> = words.split(' ').collect();
+    place.run(&words).good();
+    place.run(&words).good();
+}

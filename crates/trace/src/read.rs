@@ -1,0 +1,174 @@
+//! A Parquet file as a trace.
+
+use std::path::Path;
+
+use data::{NumberColumn, NumberColumns, Numbers};
+
+use crate::TraceError;
+use crate::table::{RoutingDecision, Site, Trace};
+use crate::write::SITES;
+
+const NEXT: &str = "give a file that Lathe wrote, or one with the columns of docs/traces.md";
+/// A model has fewer targets, layers and recursions.
+const MOST: u32 = 1 << 16;
+
+/// The decisions in the file at `path`, in its order. `step`, `layer`, `weights` and `dropped` may
+/// be missing.
+///
+/// # Errors
+/// A file that is no Parquet, or whose columns are not those of a trace.
+pub fn read(path: &Path) -> Result<Trace, TraceError> {
+    let columns =
+        NumberColumns::open(path).map_err(|found| refused(path, "file", "Parquet", found))?;
+    let mut trace = Trace::default();
+    if let Some(sites) = columns.says(SITES) {
+        let sites: Vec<(Option<u32>, Site)> = serde_json::from_str(sites).map_err(|error| {
+            refused(path, SITES, "layers with numbers of targets", error.to_string())
+        })?;
+        if let Some((_, site)) = sites.iter().find(|(_, s)| s.targets > MOST) {
+            let found = site.targets.to_string();
+            return Err(refused(path, SITES, "at most 65536 targets", found));
+        }
+        trace.sites = sites.into_iter().collect();
+    }
+    for number in 0..columns.groups() {
+        let group = Group { columns: &columns, number, path };
+        group.read(&mut trace)?;
+    }
+    Ok(trace)
+}
+
+fn refused(path: &Path, field: &str, expected: &str, found: String) -> TraceError {
+    TraceError::format(path, field, expected, found, NEXT)
+}
+
+/// A part of a file, as its writer cut it.
+struct Group<'a> {
+    columns: &'a NumberColumns,
+    number: usize,
+    path: &'a Path,
+}
+
+/// The values of a column with where those of each row end.
+type Lists<T> = (Vec<T>, Vec<usize>);
+
+impl Group<'_> {
+    fn bad(&self, field: &str, expected: &str, found: impl Into<String>) -> TraceError {
+        TraceError::format(self.path, format!("column {field:?}"), expected, found, NEXT)
+    }
+
+    fn missing(&self, name: &str) -> TraceError {
+        self.bad(name, "a column of whole numbers", self.columns.names().join(", "))
+    }
+
+    fn column(&self, name: &str) -> Result<Option<NumberColumn>, TraceError> {
+        self.columns.column(self.number, name).map_err(|found| self.bad(name, "numbers", found))
+    }
+
+    /// Whole numbers below `most`; `None` where the file has no such column.
+    fn whole(&self, name: &str, most: u64) -> Result<Option<Lists<u64>>, TraceError> {
+        let Some(column) = self.column(name)? else { return Ok(None) };
+        let Numbers::Whole(values) = column.values else {
+            return Err(self.bad(name, "whole numbers", "numbers with a fraction"));
+        };
+        let mut wrong = values.iter().filter(|&&v| !u64::try_from(v).is_ok_and(|v| v < most));
+        if let Some(wrong) = wrong.next() {
+            return Err(self.bad(name, &format!("from 0 and below {most}"), wrong.to_string()));
+        }
+        Ok(Some((values.into_iter().map(|value| value as u64).collect(), column.ends)))
+    }
+
+    /// One number a row.
+    fn one(&self, name: &str, most: u64) -> Result<Vec<u64>, TraceError> {
+        let (values, ends) = self.whole(name, most)?.ok_or_else(|| self.missing(name))?;
+        if ends.iter().enumerate().any(|(row, &end)| end != row + 1) {
+            return Err(self.bad(name, "one number a row", "null or several"));
+        }
+        Ok(values)
+    }
+
+    /// One number a row, or none.
+    fn some(&self, name: &str, most: u64) -> Result<Vec<Option<u64>>, TraceError> {
+        let rows = self.columns.rows(self.number);
+        let Some((values, ends)) = self.whole(name, most)? else { return Ok(vec![None; rows]) };
+        let mut each = Vec::with_capacity(rows);
+        let mut start = 0;
+        for end in ends {
+            if end > start + 1 {
+                return Err(self.bad(name, "one number a row, or null", "several"));
+            }
+            each.push((end > start).then(|| values[start]));
+            start = end;
+        }
+        Ok(each)
+    }
+
+    /// Targets of each row, ascending and each once.
+    fn targets(&self, name: &str) -> Result<Option<Lists<u32>>, TraceError> {
+        let Some((values, ends)) = self.whole(name, MOST.into())? else { return Ok(None) };
+        let values: Vec<u32> = values.into_iter().map(|value| value as u32).collect();
+        let mut start = 0;
+        for &end in &ends {
+            let list = &values[start..end];
+            if list.windows(2).any(|pair| pair[0] >= pair[1]) {
+                return Err(self.bad(
+                    name,
+                    "targets of a row ascending, each once",
+                    format!("{list:?}"),
+                ));
+            }
+            start = end;
+        }
+        Ok(Some((values, ends)))
+    }
+
+    fn weights(&self) -> Result<Option<Lists<f32>>, TraceError> {
+        let Some(column) = self.column("weights")? else { return Ok(None) };
+        let values = match column.values {
+            Numbers::Real(values) => values,
+            Numbers::Whole(values) => values.into_iter().map(|value| value as f32).collect(),
+        };
+        Ok(Some((values, column.ends)))
+    }
+
+    fn read(&self, trace: &mut Trace) -> Result<(), TraceError> {
+        let step = self.some("step", 1 << 62)?;
+        let sequence = self.one("sequence", 1 << 62)?;
+        let position = self.one("position", 1 << 31)?;
+        let token = self.one("token", 1 << 31)?;
+        let layer = self.some("layer", MOST.into())?;
+        let recursion = self.one("recursion", MOST.into())?;
+        let targets = self.targets("targets")?.ok_or_else(|| self.missing("targets"))?;
+        let (weights, dropped) = (self.weights()?, self.targets("dropped")?);
+        for row in 0..sequence.len() {
+            let of_row = list(&targets, row);
+            let weights = weights.as_ref().map_or(&[][..], |all| list(all, row));
+            if !weights.is_empty() && weights.len() != of_row.len() {
+                let found = format!("{} beside {} targets", weights.len(), of_row.len());
+                return Err(self.bad("weights", "one for each target, or none", found));
+            }
+            let layer = layer[row].map(|layer| layer as u32);
+            let dropped = dropped.as_ref().map_or(&[][..], |all| list(all, row));
+            let most = of_row.iter().chain(dropped).max();
+            trace.widen(layer, most.map_or(0, |most| most + 1));
+            trace.push(RoutingDecision {
+                step: step[row],
+                sequence: sequence[row],
+                position: position[row] as u32,
+                token: token[row] as u32,
+                layer,
+                recursion: recursion[row] as u32,
+                targets: of_row,
+                weights,
+                dropped,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The values of one row.
+fn list<T>((values, ends): &Lists<T>, row: usize) -> &[T] {
+    let start = if row == 0 { 0 } else { ends[row - 1] };
+    &values[start..ends[row]]
+}
