@@ -131,6 +131,21 @@ def several_prompts(server):
         assert text_of(together, at) == text_of(server.complete(prompt)), prompt
 
 
+@check
+def embeddings(server):
+    texts = [PROMPT, "The first rule is"]
+    # The client asks for base64 and unpacks it, unless a form is named.
+    packed = server.client.embeddings.create(model=server.model, input=texts)
+    plain = server.client.embeddings.create(model=server.model, input=texts, encoding_format="float")
+    assert [entry.index for entry in packed.data] == [0, 1] and packed.usage.total_tokens > 2, packed.usage
+    for one, other in zip(packed.data, plain.data):
+        assert len(one.embedding) == len(other.embedding) > 8
+        assert max(abs(a - b) for a, b in zip(one.embedding, other.embedding)) < 1e-6
+        assert abs(sum(x * x for x in one.embedding) - 1) < 1e-5, "a vector is not of length 1"
+    alone = server.client.embeddings.create(model=server.model, input=texts[1], encoding_format="float")
+    assert alone.data[0].embedding == plain.data[1].embedding, "a vector depends on the text beside it"
+
+
 def check_arrays(logprobs, length, top):
     """The four arrays of a completion's log-probabilities, of `length` entries each."""
     arrays = [logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, logprobs.text_offset]
