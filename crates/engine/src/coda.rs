@@ -38,9 +38,12 @@ struct AskedRow {
 impl Engine {
     pub(crate) fn run_coda(&mut self, clock: &dyn Fn() -> u64) {
         let chunks = self.handle.scheduler().ready_for_coda();
-        if chunks.is_empty() {
-            return;
+        for (adapter, chunks) in self.by_adapter(chunks.into_iter(), |chunk| chunk.slot) {
+            self.run_coda_of(adapter, chunks, clock);
         }
+    }
+
+    fn run_coda_of(&mut self, adapter: u32, chunks: Vec<CodaChunk>, clock: &dyn Fn() -> u64) {
         let (mut lines, mut parts) = (Vec::new(), Vec::new());
         for chunk in &chunks {
             for state in &self.in_flight[&chunk.slot].states {
@@ -51,7 +54,7 @@ impl Engine {
         let rows = Rows::stack(parts.iter());
         let x_td = from_rows(lines, rows.len(), self.model.config().width);
         self.runs.coda += 1;
-        let (x_td, _) = self.pass(|model, pass| model.coda(x_td, &rows, pass));
+        let (x_td, _) = self.pass(adapter, |model, pass| model.coda(x_td, &rows, pass));
         let (mut start, mut asked) = (0, Vec::new());
         for chunk in &chunks {
             asked.extend(self.asked(chunk, start));
@@ -60,7 +63,7 @@ impl Engine {
         self.pool(&x_td, &chunks);
         let mut drawn = BTreeMap::new();
         for part in asked.chunks(LOGIT_ROWS) {
-            self.heads(&x_td, part, &mut drawn);
+            self.heads(adapter, &x_td, part, &mut drawn);
         }
         let now_us = clock();
         for chunk in chunks {
@@ -139,11 +142,11 @@ impl Engine {
     }
 
     /// Logits of some rows, and what follows from them.
-    fn heads(&mut self, x_td: &Tensor2, asked: &[AskedRow], drawn: &mut DrawnTokens) {
+    fn heads(&mut self, adapter: u32, x_td: &Tensor2, asked: &[AskedRow], drawn: &mut DrawnTokens) {
         let numbers: Arc<[u32]> = asked.iter().map(|a| a.row).collect();
         let x_ad = Ops::Fast.gather_rows(x_td.clone(), &numbers);
         self.runs.head += 1;
-        let (logits, _) = self.pass(|model, pass| read_rows(&model.logits(x_ad, pass)));
+        let (logits, _) = self.pass(adapter, |model, pass| read_rows(&model.logits(x_ad, pass)));
         let (vocab, draw) = (self.model.config().vocab_size, self.draw.as_ref());
         let results: Vec<Result<Scored, String>> = asked
             .par_iter()

@@ -46,6 +46,14 @@ pub enum EngineError {
          calibrate the checkpoint"
     )]
     NotCausal,
+    /// A model with adapters that is not the same model in all but its weights.
+    #[error("adapter {number}: expected the base's {what}, found another")]
+    Adapter {
+        /// Its number among the adapters, from 1.
+        number: usize,
+        /// What is not as in the base.
+        what: &'static str,
+    },
     /// A bound that cannot be kept.
     #[error(transparent)]
     Limit(#[from] scheduler::LimitError),
@@ -79,6 +87,8 @@ pub struct PartRuns {
 /// [`EngineHandle`].
 pub struct Engine {
     pub(crate) model: Arc<Model>,
+    /// The model with each of its adapters.
+    adapted: Vec<Arc<Model>>,
     rule: Rule,
     state: RouterState,
     store: KvStore,
@@ -138,6 +148,7 @@ impl Engine {
         let handle = Arc::new(EngineHandle::new(scheduler, known));
         Ok(Self {
             model,
+            adapted: Vec::new(),
             rule,
             state,
             store,
@@ -165,6 +176,33 @@ impl Engine {
     /// Where requests are handed in.
     pub fn handle(&self) -> &Arc<EngineHandle> {
         &self.handle
+    }
+
+    /// Serves the model with adapters, too: a request whose `adapter` is i runs through number i of
+    /// these, counted from 1. All share pages, queue and ticks; within a tick rows of one adapter
+    /// run together.
+    ///
+    /// # Errors
+    /// One whose shapes are not the base's, or a base whose rows recur.
+    pub fn with_adapters(mut self, adapted: Vec<Arc<Model>>) -> Result<Self, EngineError> {
+        let shape = |model: &Model| {
+            let config = model.config();
+            let of_rows = (config.width, config.vocab_size, config.layers);
+            let of_keys = (config.heads, config.kv_heads, config.head_dim, config.kv);
+            (of_rows, of_keys, config.context)
+        };
+        for (at, model) in adapted.iter().enumerate() {
+            let number = at + 1;
+            if shape(model) != shape(&self.model) {
+                return Err(EngineError::Adapter { number, what: "shape" });
+            }
+            if !model.plan().recursions.is_empty() || !self.model.plan().recursions.is_empty() {
+                return Err(EngineError::Adapter { number, what: "layers, each used once" });
+            }
+        }
+        self.handle.allow_adapters(adapted.len() as u32);
+        self.adapted = adapted;
+        Ok(self)
     }
 
     /// The model that runs.
@@ -262,10 +300,13 @@ impl Engine {
     /// Runs `work` with a pass over this tick's pages.
     pub(crate) fn pass<T>(
         &mut self,
+        adapter: u32,
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self { model, rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let Self { model, adapted, rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let adapted = (adapter as usize).checked_sub(1).and_then(|at| adapted.get(at));
+        let model = adapted.unwrap_or(model);
         let mut watched = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
         let mut nobody = NoProbe;
         let probe: &mut dyn Probe = match &mut watched {
@@ -293,9 +334,27 @@ impl Engine {
     }
 
     fn run_prelude(&mut self, chunks: &[PreludeChunk]) {
-        if chunks.is_empty() {
-            return;
+        for (adapter, chunks) in self.by_adapter(chunks.iter().copied(), |chunk| chunk.slot) {
+            self.run_prelude_of(adapter, &chunks);
         }
+    }
+
+    /// Chunks by the adapter of their requests, in the order of adapters.
+    pub(crate) fn by_adapter<C>(
+        &self,
+        chunks: impl Iterator<Item = C>,
+        slot: impl Fn(&C) -> SlotId,
+    ) -> BTreeMap<u32, Vec<C>> {
+        let mut groups: BTreeMap<u32, Vec<C>> = BTreeMap::new();
+        let scheduler = self.handle.scheduler();
+        for chunk in chunks {
+            let adapter = occupied(&scheduler, slot(&chunk)).sequence().request().adapter;
+            groups.entry(adapter).or_default().push(chunk);
+        }
+        groups
+    }
+
+    fn run_prelude_of(&mut self, adapter: u32, chunks: &[PreludeChunk]) {
         let mut parts = Vec::new();
         for &PreludeChunk { slot, first, count } in chunks {
             let copies = self.handle.scheduler().append(slot, 0, count);
@@ -305,7 +364,7 @@ impl Engine {
         let rows = Rows::stack(parts.iter());
         let ids: Arc<[u32]> = rows.tokens().into();
         self.runs.prelude += 1;
-        let (state, _) = self.pass(|model, pass| model.prelude(&ids, &rows, pass));
+        let (state, _) = self.pass(adapter, |model, pass| model.prelude(&ids, &rows, pass));
         let mut suspended = state.suspend().into_iter();
         for &PreludeChunk { slot, first, count } in chunks {
             let rows = suspended.by_ref().take(count).collect();
@@ -326,13 +385,14 @@ impl Engine {
             }
         }
         let mut added = BTreeMap::new();
+        // Models with adapters have no layers here: whose rows these are makes no difference.
         if !places.is_empty() {
             let suspended: Vec<&RowState> =
                 places.iter().map(|(slot, i)| &self.in_flight[slot].states[*i]).collect();
             let (rows, width) = (Rows::stack(parts.iter()), self.model.config().width);
             let mut state = RecursionState::resume(&suspended, rows, width);
             self.runs.recursion += 1;
-            ((), added) = self.pass(|model, pass| model.recur(&mut state, pass));
+            ((), added) = self.pass(0, |model, pass| model.recur(&mut state, pass));
             for ((slot, i), state) in places.iter().zip(state.suspend()) {
                 if let Some(rows) = self.in_flight.get_mut(slot) {
                     rows.states[*i] = state;

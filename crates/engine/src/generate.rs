@@ -206,6 +206,7 @@ fn request(what: &Generation<'_>) -> Request {
         top: None,
         prompt_scores: None,
         embedding: None,
+        adapter: 0,
         priority: 0,
         deadline: None,
     }

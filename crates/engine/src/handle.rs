@@ -1,6 +1,7 @@
 //! Where requests are handed in and events handed out, from any thread, while ticks run.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ pub struct EngineHandle {
     rung: Mutex<bool>,
     bell: Condvar,
     times: Mutex<Times>,
+    /// How many adapters requests may choose from.
+    adapters: AtomicU32,
     known: KnownModel,
 }
 
@@ -54,8 +57,14 @@ impl EngineHandle {
             rung: Mutex::new(false),
             bell: Condvar::new(),
             times: Mutex::default(),
+            adapters: AtomicU32::new(0),
             known,
         }
+    }
+
+    /// Requests may name adapters up to this number from now on.
+    pub(crate) fn allow_adapters(&self, count: u32) {
+        self.adapters.store(count, Ordering::Relaxed);
     }
 
     pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
@@ -91,6 +100,12 @@ impl EngineHandle {
             let expected = "0: this model's router compares no logit with a threshold".into();
             let found = threshold.to_string();
             return Err(Refusal::Invalid { field: "threshold", found, expected });
+        }
+        let adapters = self.adapters.load(Ordering::Relaxed);
+        if request.adapter > adapters {
+            let expected = format!("at most {adapters}, as many as are served");
+            let found = request.adapter.to_string();
+            return Err(Refusal::Invalid { field: "adapter", found, expected });
         }
         let id = request.id;
         locked(&self.sinks).insert(id, Waiting { sink, late: VecDeque::new(), gone: false });

@@ -9,7 +9,7 @@ use trace::shapes::TraceForm;
 use train::DataConfig;
 
 use crate::bench::arguments::BenchCommand;
-pub(crate) use crate::generating_arguments::{Chat, Drawing, Form, Generate};
+pub(crate) use crate::generating_arguments::{AdapterOption, Chat, Drawing, Form, Generate};
 use crate::numbers;
 use crate::serving_arguments::{Serve, weights_help};
 use crate::shrink_arguments::{Quantize, Shrink};
@@ -263,6 +263,8 @@ pub(crate) struct Train {
 pub(crate) struct Eval {
     /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
+    #[command(flatten)]
+    pub(crate) adapted: AdapterOption,
     /// Folder made by `lathe data build`: loss, perplexity and bits per byte of its text
     #[arg(long, required_unless_present = "tasks")]
     pub(crate) data: Option<PathBuf>,

@@ -26,7 +26,7 @@ const COMMANDS: &str = "/save FILE writes the conversation as a line of JSONL, /
 
 /// `lathe chat`, until the last line, `/quit` or Ctrl-C at the prompt.
 pub(crate) fn run(options: &Chat) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    let (stored, tokenizer) = open::adapted(&options.checkpoint, &options.adapted)?;
     let special = open::special(&stored, &tokenizer);
     let template = options.chat_template.as_deref();
     let text = open::chat_text(&options.checkpoint, special, tokenizer.clone(), template)?;

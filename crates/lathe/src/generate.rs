@@ -21,7 +21,7 @@ use crate::{open, output, traces};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    let (stored, tokenizer) = open::adapted(&options.checkpoint, &options.adapted)?;
     ensure!(options.count > 0, "--n is 0, expected at least 1");
     let empty = options.stop.iter().any(String::is_empty);
     ensure!(!empty, "--stop is empty, expected a text: leave it out to end nowhere in the text");

@@ -8,10 +8,20 @@ use model::WeightFormats;
 use crate::numbers;
 use crate::serving_arguments::weights_help;
 
+/// The adapters of a model.
+#[derive(Debug, Args)]
+pub(crate) struct AdapterOption {
+    /// Put the adapters of this folder, as PEFT writes it, on the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
+    #[command(flatten)]
+    pub(crate) adapted: AdapterOption,
     /// Text to continue [default: standard input]
     #[arg(short, long)]
     pub(crate) prompt: Option<String>,
@@ -99,6 +109,8 @@ pub(crate) struct Drawing {
 pub(crate) struct Chat {
     /// Checkpoint, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,
+    #[command(flatten)]
+    pub(crate) adapted: AdapterOption,
     /// Message of the system, which stands before the conversation
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,

@@ -1,6 +1,7 @@
 //! Opening what commands take: checkpoints with their tokenizer and their causal rule.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use checkpoint::{Disk, FaultyDisk, RealDisk};
@@ -9,6 +10,7 @@ use model::{Causality, Model, Rule, WeightFormats};
 use server::ModelText;
 use train::{Stored, TrainError};
 
+use crate::generating_arguments::AdapterOption;
 use crate::{cache, foreign, output, serve};
 
 /// The most bytes of a text that an option names, such as a prompt or a template.
@@ -60,6 +62,23 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
         path.display()
     );
     Ok((stored, tokenizer))
+}
+
+/// The same with the adapters of a folder on its model, if one is asked for.
+pub(crate) fn adapted(path: &Path, option: &AdapterOption) -> Result<(Stored, Tokenizer)> {
+    let (mut stored, tokenizer) = checkpoint(path)?;
+    if let Some(folder) = &option.adapter {
+        stored.model = with_adapter(&stored, folder)?;
+    }
+    Ok((stored, tokenizer))
+}
+
+/// The model of a checkpoint with the adapters of the folder at `path`.
+pub(crate) fn with_adapter(stored: &Stored, path: &Path) -> Result<Arc<Model>> {
+    let origin = stored.origin.as_ref();
+    let architecture = origin.and_then(|origin| origin["architecture"].as_str());
+    let adapted = convert::adapted_model(&stored.model, architecture, path);
+    Ok(adapted.with_context(|| format!("the adapters of {}", path.display()))?.model)
 }
 
 /// A tokenizer with what is known about text beside it, from a checkpoint, or from a tokenizer.json
@@ -171,4 +190,24 @@ pub(crate) fn prepare(
     let formats = round(model, stored, wanted)?;
     model.pack();
     Ok(formats)
+}
+
+/// The same for a model that shares weights with that of `stored`, which is prepared. What adapters
+/// changed in a checkpoint that was rounded stays in f32.
+pub(crate) fn prepare_beside(
+    model: &Model,
+    stored: &Stored,
+    wanted: Option<&WeightFormats>,
+) -> Result<()> {
+    let formats = wanted.filter(|_| stored.rounded.is_none()).cloned().unwrap_or_default();
+    for (spec, weight) in model.weights_beside(&stored.model) {
+        match formats.of(spec) {
+            Some(format) => {
+                weight.quantize(format).with_context(|| format!("rounding {}", spec.name))?;
+            }
+            None if spec.shape.0 > 1 => weight.pack(),
+            None => {}
+        }
+    }
+    Ok(())
 }

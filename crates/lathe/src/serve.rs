@@ -48,11 +48,20 @@ impl Ready {
 /// `lathe serve`: opens the checkpoint, listens, and answers until a signal.
 pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     let (stored, tokenizer) = open::checkpoint(&options.checkpoint)?;
+    let (adapters, adapted) = adapters(&stored, options)?;
     open::prepare(&stored.model, stored.rounded.as_ref(), options.formats.weights.as_ref())?;
+    for model in &adapted {
+        open::prepare_beside(model, &stored, options.formats.weights.as_ref())?;
+    }
     let name = options.name.clone().unwrap_or_else(|| name_of(&options.checkpoint));
     let mut info = info(&stored.model, name);
     info.aliases = options.alias.clone();
     info.created = created(&options.checkpoint);
+    let taken = |name: &&String| **name == info.id || info.aliases.contains(name);
+    if let Some(name) = adapters.iter().find(taken) {
+        bail!("--adapter {name}=...: expected a name of its own, found that of the model itself");
+    }
+    info.adapters = adapters;
     info.context = options.limits.context.unwrap_or(info.context);
     let special = open::special(&stored, &tokenizer);
     let text = text(special, tokenizer, options.chat_template.as_deref())?;
@@ -63,9 +72,10 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         cors_origins: options.cors_origin.clone(),
         ..settings(&options.http)
     };
-    let model_bytes = stored.model.bytes();
+    let model_bytes = bytes_of(&stored.model, &adapted);
     ops::give_back_freed_pages();
-    let ready = Ready::start(engine_of(stored, &options.formats, &options.limits)?, info, text)?;
+    let engine = engine_of(stored, &options.formats, &options.limits)?.with_adapters(adapted)?;
+    let ready = Ready::start(engine, info, text)?;
     let asked = signals::Asked::listen()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -94,6 +104,29 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The adapters that are asked for: their names, and the model with each of them.
+fn adapters(stored: &Stored, options: &Serve) -> Result<(Vec<String>, Vec<Arc<Model>>)> {
+    let (mut names, mut models): (Vec<String>, Vec<Arc<Model>>) = (Vec::new(), Vec::new());
+    for text in &options.adapter {
+        let Some((name, folder)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            bail!("--adapter is {text}, expected NAME=DIR: a name for requests, and a folder");
+        };
+        ensure!(
+            !names.iter().any(|known| known == name),
+            "--adapter {text}: expected another name, found {name} twice"
+        );
+        models.push(open::with_adapter(stored, Path::new(folder))?);
+        names.push(name.to_owned());
+    }
+    Ok((names, models))
+}
+
+/// Bytes of a model's weights, and of what its adapters have beside them.
+fn bytes_of(base: &Model, adapted: &[Arc<Model>]) -> usize {
+    let beside = adapted.iter().map(|model| model.weights_beside(base).map(|(_, w)| w.bytes()));
+    base.bytes() + beside.map(|bytes| bytes.sum::<usize>()).sum::<usize>()
 }
 
 /// Gives memory back after peaks, also where nobody asks for anything any more. Never ends.
@@ -198,6 +231,7 @@ pub(crate) fn info(model: &Model, id: String) -> ModelInfo {
     ModelInfo {
         id,
         aliases: Vec::new(),
+        adapters: Vec::new(),
         family: family(config).into(),
         recursions: config.recursions as u32,
         routing: config.router.kind().into(),

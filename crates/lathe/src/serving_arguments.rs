@@ -103,6 +103,10 @@ pub(crate) struct Serve {
     /// Another name that requests may use (repeatable)
     #[arg(long)]
     pub(crate) alias: Vec<String>,
+    /// Serve the model with the adapters of this folder, too, under this name (repeatable):
+    /// requests choose by `model`
+    #[arg(long, value_name = "NAME=DIR")]
+    pub(crate) adapter: Vec<String>,
     /// API key that clients must send as a bearer token (repeatable)
     #[arg(long)]
     pub(crate) api_key: Vec<String>,

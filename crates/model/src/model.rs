@@ -161,6 +161,17 @@ impl Model {
         Ok(())
     }
 
+    /// The weights that `other` does not have, too.
+    pub fn weights_beside<'a>(
+        &'a self,
+        other: &'a Model,
+    ) -> impl Iterator<Item = &'a (ParamSpec, Arc<Weight>)> {
+        let shared = |weight: &Arc<Weight>| {
+            other.weights.iter().any(|(_, theirs)| Arc::ptr_eq(theirs, weight))
+        };
+        self.weights.iter().filter(move |(_, weight)| !shared(weight))
+    }
+
     /// Bytes of all weights as they are kept now.
     pub fn bytes(&self) -> usize {
         self.weights.iter().map(|(_, weight)| weight.bytes()).sum()

@@ -18,6 +18,8 @@ pub(crate) struct PrefixClass {
     pub(crate) threshold: u32,
     /// The request's seed, where rows depend on it.
     pub(crate) seed: Option<u64>,
+    /// The adapter that its keys and values are of.
+    pub(crate) adapter: u32,
 }
 
 /// A place in the tree: a text of whole blocks that begins at the root of its class.
@@ -168,7 +170,8 @@ mod tests {
     use super::*;
     use crate::KvShape;
 
-    const CLASS: PrefixClass = PrefixClass { cap: 3, min_depth: 0, threshold: 0, seed: None };
+    const CLASS: PrefixClass =
+        PrefixClass { cap: 3, min_depth: 0, threshold: 0, seed: None, adapter: 0 };
 
     /// A pool with one layer a tier, and a cache that knows `texts` (whole blocks, all rows of
     /// depth 1).

@@ -135,6 +135,9 @@ pub struct Request {
     pub prompt_scores: Option<usize>,
     /// Report one vector for the prompt. Rows that it needs do not come from the prefix cache.
     pub embedding: Option<Pooling>,
+    /// Which adapter of the engine the text is of, from 1; 0 for the model as it is. Texts of
+    /// different adapters share no prefix.
+    pub adapter: u32,
     /// Runs before requests of lower priority.
     pub priority: Priority,
     /// Ends with [`Finish::Deadline`] at this time (microseconds of the engine's clock).

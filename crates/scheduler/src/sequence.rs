@@ -72,6 +72,7 @@ impl Sequence {
             min_depth: depth_options.min_depth,
             threshold: depth_options.threshold.to_bits(),
             seed: by_seed.then_some(self.request.sampling.seed),
+            adapter: self.request.adapter,
         }
     }
 

@@ -7,6 +7,8 @@ pub struct ModelInfo {
     pub id: String,
     /// Other names that are accepted.
     pub aliases: Vec<String>,
+    /// Names of the model with each of its adapters, by their numbers from 1.
+    pub adapters: Vec<String>,
     /// Model family: `mor`, `recursive`, `dense`, `moe` and the like.
     pub family: String,
     /// Most block applications a token can have; 1 for a model without recursion.

@@ -49,7 +49,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
         &parsed,
         state.random.name(),
         calendar::now(),
-        &state.info.id,
+        state.answering(parsed.adapter),
         &state.info.fingerprint,
     );
     let mut response = if parsed.stream {

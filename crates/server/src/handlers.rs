@@ -53,7 +53,8 @@ fn described(state: &AppState, name: &str) -> Value {
 }
 
 pub(crate) fn models(state: &AppState) -> Response<Body> {
-    let names = std::iter::once(&state.info.id).chain(&state.info.aliases);
+    let names =
+        std::iter::once(&state.info.id).chain(&state.info.aliases).chain(&state.info.adapters);
     let list: Vec<Value> = names.map(|name| described(state, name)).collect();
     reply(&json!({ "object": "list", "data": list }))
 }

@@ -95,6 +95,8 @@ pub(crate) struct ParsedRequest {
     pub(crate) form: Option<grammar::Compiled>,
     pub(crate) depth_options: DepthOptions,
     pub(crate) shape: Arc<OutputOptions>,
+    /// The number of the adapter; 0 for the model as it is.
+    pub(crate) adapter: u32,
     /// As the scheduler counts: larger runs earlier.
     pub(crate) priority: Priority,
     pub(crate) stream: bool,
@@ -159,6 +161,7 @@ fn read_json(state: &AppState, dialect: Dialect, json: &Json) -> Result<ParsedRe
         sampling: sampling(state, &request),
         depth_options: depth_options(&request)?,
         shape: Arc::new(shape),
+        adapter: state.adapter(request.text("model")),
         priority: priority(&request),
         stream: request.flag("stream", false),
         usage: stream_usage(&request),

@@ -121,7 +121,21 @@ impl AppState {
     }
 
     pub(crate) fn knows_model(&self, name: &str) -> bool {
-        self.info.id == name || self.info.aliases.iter().any(|alias| alias == name)
+        let mut names = self.info.aliases.iter().chain(&self.info.adapters);
+        self.info.id == name || names.any(|known| known == name)
+    }
+
+    /// The number of the adapter that a request asks for by its name; 0 for none.
+    pub(crate) fn adapter(&self, name: Option<&str>) -> u32 {
+        let names = self.info.adapters.iter();
+        let at = names.into_iter().position(|known| Some(known.as_str()) == name);
+        at.map_or(0, |at| at as u32 + 1)
+    }
+
+    /// The name of what answers a request with this adapter.
+    pub(crate) fn answering(&self, adapter: u32) -> &str {
+        let at = (adapter as usize).checked_sub(1);
+        at.and_then(|at| self.info.adapters.get(at)).unwrap_or(&self.info.id)
     }
 
     /// Whether new requests are refused.

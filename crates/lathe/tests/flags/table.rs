@@ -3,6 +3,7 @@
 use crate::Check::{Allows, As, Counts, Differs, Forbids, Json, Listed, Says, Test, Writes};
 use crate::Line;
 
+const ADAPTED: &str = "tests/adapted.rs";
 const CHAT: &str = "tests/chat.rs";
 const CHATS: &str = "tests/chats.rs";
 const CLI: &str = "tests/command_line.rs";
@@ -154,6 +155,10 @@ pub(crate) const TABLE: &[Line] = &[
     ("sweep", "--only", Test(SWEEP, "points_one_by_one_and_several_at_a_time_give_the_same_table")),
     ("sweep", "--list", Test(SWEEP, "points_one_by_one_and_several_at_a_time_give_the_same_table")),
     ("sweep", "--retry", Test(SWEEP, "failed_points_stay_in_the_table_until_they_are_tried_again")),
+    ("eval", "--adapter", Test(ADAPTED, "texts_are_of_the_adapter_that_is_named")),
+    ("chat", "--adapter", Test(ADAPTED, "texts_are_of_the_adapter_that_is_named")),
+    ("generate", "--adapter", Test(ADAPTED, "texts_are_of_the_adapter_that_is_named")),
+    ("serve", "--adapter", Test(ADAPTED, "adapters_side_by_side_answer_as_each_alone")),
     ("eval", "--data", Differs("run --windows 2 --json", "--data data", "--data more")),
     ("eval", "--tasks", Differs("run --json", "--tasks tasks", "--tasks tasks/one.toml")),
     ("eval", "--limit", Differs("run --tasks tasks --json", "", "--limit 1")),

@@ -17,7 +17,7 @@ pub(crate) struct Text {
     pub(crate) request: Request,
     pub(crate) recursions: u32,
     pub(crate) every_row: bool,
-    /// The request's seed, where contents depend on it.
+    /// The request's seed, where contents depend on it, and its adapter, on which they always do.
     seed: u64,
     pub(crate) tokens: Vec<u32>,
     pub(crate) caps: Vec<u32>,
@@ -32,7 +32,8 @@ impl Text {
         let mut text = Self {
             recursions: shape.layers.len() as u32 - 1,
             every_row: shape.every_row,
-            seed: if shape.by_seed { request.sampling.seed } else { 0 },
+            seed: (if shape.by_seed { request.sampling.seed } else { 0 })
+                + (u64::from(request.adapter) << 32),
             tokens: Vec::new(),
             caps: Vec::new(),
             depths: Vec::new(),

@@ -479,6 +479,7 @@ pub(crate) fn info() -> ModelInfo {
     ModelInfo {
         id: "fake/tiny".to_owned(),
         aliases: vec!["tiny".to_owned()],
+        adapters: Vec::new(),
         family: "mor".to_owned(),
         recursions: RECURSIONS,
         routing: "expert_choice".to_owned(),

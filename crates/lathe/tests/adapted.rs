@@ -1,0 +1,148 @@
+//! A model with adapters in `generate`, `chat`, `eval` and `serve`: each adapter changes the text,
+//! and a server of several answers each as alone.
+
+mod common;
+
+use std::thread;
+
+use common::server::Server;
+use common::{Dice, Place, Tensors};
+use serde_json::{Value, json};
+
+/// A folder of LoRA adapters on queries and values of the dense model of these tests; numbers of B
+/// are up to `size`.
+fn write_adapter(place: &Place, folder: &str, seed: u64, size: f32) {
+    let config = json!({
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"],
+        "base_model_name_or_path": "theirs", "task_type": "CAUSAL_LM",
+    });
+    let mut tensors = Tensors::parse(&[2_u64.to_le_bytes().as_slice(), b"{}"].concat());
+    let mut dice = Dice::new(seed);
+    for layer in 0..5 {
+        for (module, out) in [("q_proj", 32), ("v_proj", 16)] {
+            for (leaf, rows, columns, size) in [("A", 2, 32, 1.0), ("B", out, 2, size)] {
+                let mut number = || size * (dice.below(2001) as f32 / 1000.0 - 1.0);
+                let bytes: Vec<u8> =
+                    (0..rows * columns).flat_map(|_| number().to_le_bytes()).collect();
+                let path = format!("base_model.model.model.layers.{layer}.self_attn.{module}");
+                let name = format!("{path}.lora_{leaf}.weight");
+                tensors.push(&name, "F32", &[rows, columns], &bytes);
+            }
+        }
+    }
+    place.write(&format!("{folder}/adapter_config.json"), config.to_string());
+    place.write(&format!("{folder}/adapter_model.safetensors"), tensors.to_bytes());
+}
+
+/// The dense model as a folder of others, with three adapters of which the last adds nothing.
+fn place() -> Place {
+    let place = Place::with_data();
+    place.make_dense();
+    write_adapter(&place, "poet", 1, 3.0);
+    write_adapter(&place, "clerk", 2, 3.0);
+    write_adapter(&place, "idle", 3, 0.0);
+    place
+}
+
+const PROMPT: &str = "the model";
+
+fn generated(place: &Place, base: &str, adapter: &[&str]) -> String {
+    let words = ["generate", base, "-p", PROMPT, "--max-tokens", "12", "--ignore-eos"];
+    let words = [&words[..], &["--temperature", "0"], adapter].concat();
+    place.run(&words).good().out
+}
+
+#[test]
+fn texts_are_of_the_adapter_that_is_named() {
+    let place = place();
+    for base in ["theirs", "dense"] {
+        let plain = generated(&place, base, &[]);
+        let poet = generated(&place, base, &["--adapter", "poet"]);
+        assert_ne!(plain, poet, "{base}");
+        assert_ne!(generated(&place, base, &["--adapter", "clerk"]), poet, "{base}");
+        assert_eq!(generated(&place, base, &["--adapter", "idle"]), plain, "{base}");
+    }
+    let score = |adapter: &[&str]| {
+        let words = ["eval", "dense", "--data", "data", "--windows", "2", "--json"];
+        place.run(&[&words[..], adapter].concat()).good().json()["causal_routing"].clone()
+    };
+    let plain = score(&[]);
+    assert_ne!(score(&["--adapter", "poet"]), plain);
+    assert_eq!(score(&["--adapter", "idle"]), plain);
+    let said = |adapter: &[&str]| {
+        let words = ["chat", "dense", "--chat-template", "plain", "--max-tokens", "8"];
+        let words = [&words[..], &["--temperature", "0"], adapter].concat();
+        place.endures_with(&words, "the model\n").good().out
+    };
+    let plain = said(&[]);
+    assert_ne!(said(&["--adapter", "poet"]), plain);
+    assert_eq!(said(&["--adapter", "idle"]), plain);
+    place.refuses(&["generate", "dense", "--adapter", "text"], &["adapter_config.json"]);
+    // A recursive model has layers that no other program knows.
+    place.write("tiny.toml", common::recipe(2, 2, common::EXPERT, "recursion_wise"));
+    place.run(&["train", "tiny.toml", "--out", "run"]).good();
+    let words = ["generate", "run", "-p", "x", "--adapter", "poet"];
+    place.refuses(&words, &["layers are used once"]);
+}
+
+fn asked(server: &Server, model: &str, seed: u64) -> Value {
+    let body = json!({
+        "model": model, "prompt": "the model of the text that is read before it", "seed": seed,
+        "max_tokens": 24, "temperature": 0.9, "logprobs": 1, "ignore_eos": true,
+    });
+    let (status, answer) = server.complete(&body);
+    assert_eq!((status, &answer["model"]), (200, &json!(model)), "{answer}");
+    answer["choices"][0].clone()
+}
+
+#[test]
+fn adapters_side_by_side_answer_as_each_alone() {
+    let place = place();
+    let names = ["plain", "poet", "clerk"];
+    let flags = ["--name", "plain", "--adapter", "poet=poet", "--adapter", "clerk=clerk"];
+    let alone: Vec<Vec<Value>> = names
+        .iter()
+        .map(|name| {
+            let adapter = format!("{name}={name}");
+            let flags = match *name {
+                "plain" => vec!["--name", "plain"],
+                _ => vec!["--adapter", adapter.as_str()],
+            };
+            let server = Server::over(&place, "theirs", &flags);
+            (0..3).map(|seed| asked(&server, name, seed)).collect()
+        })
+        .collect();
+    assert!(alone[0] != alone[1] && alone[1] != alone[2]);
+    let server = Server::over(&place, "theirs", &flags);
+    // Twice: the second time prompts are in the prefix cache, each of its own adapter alone.
+    for _ in 0..2 {
+        thread::scope(|scope| {
+            let mut running = Vec::new();
+            for (name, alone) in names.iter().zip(&alone) {
+                for (seed, expected) in alone.iter().enumerate() {
+                    let server = &server;
+                    let ask = move || asked(server, name, seed as u64);
+                    running.push((name, expected, scope.spawn(ask)));
+                }
+            }
+            for (name, expected, found) in running {
+                assert_eq!(&found.join().expect("an answer"), expected, "{name}");
+            }
+        });
+    }
+    let (_, _, list) = server.ask("GET", "/v1/models", "", "");
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let listed: Vec<&str> =
+        list["data"].as_array().expect("a list").iter().filter_map(|m| m["id"].as_str()).collect();
+    assert_eq!(listed, names);
+    let body = json!({ "model": "nobody", "prompt": "x" });
+    assert_eq!(server.complete(&body).0, 404);
+    for (flags, needle) in [
+        (&["--adapter", "poet"][..], "NAME=DIR"),
+        (&["--adapter", "a=poet", "--adapter", "a=clerk"], "twice"),
+        (&["--name", "poet", "--adapter", "poet=poet"], "of its own"),
+        (&["--adapter", "a=text"], "adapter_config.json"),
+    ] {
+        place.refuses(&[&["serve", "theirs", "--port", "0"], flags].concat(), &[needle]);
+    }
+}
