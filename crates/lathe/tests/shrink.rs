@@ -62,6 +62,12 @@ fn a_shrunk_folder_is_smaller_and_is_used_as_any_other() {
         place.write("again.toml", start);
         place.run(&["train", "again.toml", "--out", &format!("{out}-run")]).good();
     }
+    // Rounded by a pass: smaller again, and for use only.
+    let report = shrunk(&place, "small-0", &["--pass", "gptq"], "rounded");
+    assert!(size(&place, "rounded") * 2 < size(&place, "small-0"), "{report}");
+    assert!(bits(&place, "rounded") > 0.5);
+    place.run(&["generate", "rounded", "--prompt", "the model", "--max-tokens", "4"]).good();
+    place.run(&["shrink", "rounded", "--pass", "slim", "--out", "no"]).bad(&["rounded", "f32"]);
     let shown =
         place.run(&["shrink", "moe", "--pass", "drop", "--text", "data", "--out", "shown"]).good();
     for needle in ["rows of experts", "bits/byte", "expert", "drop", "wrote shown"] {

@@ -1,4 +1,5 @@
-//! Small dense algebra in f64: symmetric matrices, for spaces and second moments.
+//! Small dense algebra in f64: symmetric matrices and their factors, for spaces and second
+//! moments.
 
 /// Sweeps of Jacobi's method at most.
 const SWEEPS: usize = 60;
@@ -85,6 +86,87 @@ pub(crate) fn projected(mean: &mut [f64], all: &[&[f32]], columns: usize, rank: 
     mean.copy_from_slice(&result);
 }
 
+/// The upper factor `U` of `(H + damping mean(diag H) I)^-1 = U^T U`, `[n, n]`; `None` where H is
+/// no matrix of second moments.
+pub(crate) fn inverse_factor(h: &[f64], n: usize, damping: f64) -> Option<Vec<f64>> {
+    let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n.max(1) as f64;
+    let more = if mean > 0.0 { damping * mean } else { 1.0 };
+    let mut a = h.to_vec();
+    (0..n).for_each(|i| a[i * n + i] += more);
+    // With rows and columns turned around, A = L L^T gives A^-1 = U^T U for U = turned L^-1.
+    let turned: Vec<f64> = a.into_iter().rev().collect();
+    let l = cholesky(turned, n)?;
+    let inverse = lower_inverse(&l, n);
+    Some(inverse.into_iter().rev().collect())
+}
+
+/// The lower factor of a positive definite matrix.
+fn cholesky(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
+    for j in 0..n {
+        for i in j..n {
+            let (x, y) = (&a[i * n..i * n + j], &a[j * n..j * n + j]);
+            let dot: f64 = x.iter().zip(y).map(|(x, y)| x * y).sum();
+            a[i * n + j] -= dot;
+            if i == j {
+                if !(a[j * n + j] > 0.0 && a[j * n + j].is_finite()) {
+                    return None;
+                }
+                a[j * n + j] = a[j * n + j].sqrt();
+            } else {
+                a[i * n + j] /= a[j * n + j];
+            }
+        }
+        a[j * n + j + 1..(j + 1) * n].fill(0.0);
+    }
+    Some(a)
+}
+
+/// The inverse of a lower triangular matrix.
+fn lower_inverse(l: &[f64], n: usize) -> Vec<f64> {
+    let mut inverse = vec![0.0; n * n];
+    for i in 0..n {
+        let mut row = vec![0.0; n];
+        row[i] = 1.0;
+        for k in 0..i {
+            let factor = l[i * n + k];
+            if factor != 0.0 {
+                let known = &inverse[k * n..k * n + k + 1];
+                row.iter_mut().zip(known).for_each(|(x, y)| *x -= factor * y);
+            }
+        }
+        let diagonal = l[i * n + i];
+        row[..=i].iter_mut().for_each(|x| *x /= diagonal);
+        inverse[i * n..(i + 1) * n].copy_from_slice(&row);
+    }
+    inverse
+}
+
+/// Moves the columns behind `first..last` of `w`, rows of `n`, for `errors` that rounding made in
+/// these: with `U` of the columns left, `w_rest -= E U_BB^-1 U_B,rest`.
+pub(crate) fn moved(
+    w: &mut [f64],
+    n: usize,
+    (first, last): (usize, usize),
+    errors: &[f64],
+    u: &[f64],
+) {
+    let block = last - first;
+    for (row, errors) in w.chunks_exact_mut(n).zip(errors.chunks_exact(block)) {
+        let mut y = errors.to_vec();
+        for i in 0..block {
+            y[i] /= u[(first + i) * n + first + i];
+            let (solved, factor) = (y[i], &u[(first + i) * n + first..(first + i) * n + last]);
+            for j in i + 1..block {
+                y[j] -= solved * factor[j];
+            }
+        }
+        for (i, y) in y.iter().enumerate().filter(|(_, y)| **y != 0.0) {
+            let line = &u[(first + i) * n + last..(first + i + 1) * n];
+            row[last..].iter_mut().zip(line).for_each(|(x, u)| *x -= y * u);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +216,70 @@ mod tests {
         let mut mean = vec![1.0, 2.0, 3.0, 4.0];
         projected(&mut mean, &[&up], 2, 1);
         assert_eq!(mean, [1.0, 2.0, 0.0, 0.0]);
+    }
+
+    /// Rows of `n` numbers, and their second moments.
+    fn moments(rows: usize, n: usize, seed: u64) -> (Vec<f64>, Vec<f64>) {
+        let mut dice = Stream::at(seed, Purpose::Init, 0, 0);
+        let x: Vec<f64> = (0..rows * n).map(|_| dice.normal()).collect();
+        let mut h = vec![0.0; n * n];
+        for row in x.chunks_exact(n) {
+            for i in 0..n {
+                (0..n).for_each(|j| h[i * n + j] += row[i] * row[j]);
+            }
+        }
+        (x, h)
+    }
+
+    #[test]
+    fn a_factor_of_the_inverse_is_one() {
+        let n = 7;
+        let (_, h) = moments(20, n, 3);
+        let u = inverse_factor(&h, n, 0.1).expect("positive");
+        let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n as f64;
+        for i in 0..n {
+            for j in 0..n {
+                assert!(j >= i || u[i * n + j] == 0.0, "not upper");
+                // (H + c I) U^T U = I.
+                let mut sum = 0.0;
+                for k in 0..n {
+                    let damped = h[i * n + k] + if i == k { 0.1 * mean } else { 0.0 };
+                    sum += damped * (0..n).map(|l| u[l * n + k] * u[l * n + j]).sum::<f64>();
+                }
+                assert!((sum - f64::from(u8::from(i == j))).abs() < 1e-9, "{i} {j} {sum}");
+            }
+        }
+        assert!(inverse_factor(&[f64::NAN], 1, 0.1).is_none());
+    }
+
+    /// With the first columns fixed at rounded values, no small move of the later ones makes the
+    /// products differ less.
+    #[test]
+    fn moved_columns_are_the_least_squares_answer() {
+        let (n, rows) = (6, 40);
+        let (x, h) = moments(rows, n, 5);
+        let u = inverse_factor(&h, n, 1e-12).expect("positive");
+        let old: Vec<f64> = (0..n).map(|i| (i as f64 * 1.7).sin()).collect();
+        let errors = [0.2, -0.1];
+        let mut new = old.clone();
+        moved(&mut new, n, (0, 2), &errors, &u);
+        for (i, error) in errors.iter().enumerate() {
+            assert_eq!(new[i], old[i], "columns of the group stay to be rounded");
+            new[i] = old[i] - error;
+        }
+        let loss = |w: &[f64]| -> f64 {
+            let of_row = |row: &[f64]| -> f64 {
+                row.iter().zip(w.iter().zip(&old)).map(|(x, (w, o))| x * (w - o)).sum()
+            };
+            x.chunks_exact(n).map(|row| of_row(row).powi(2)).sum()
+        };
+        let least = loss(&new);
+        for i in 2..n {
+            for by in [1e-3, -1e-3] {
+                let mut other = new.clone();
+                other[i] += by;
+                assert!(loss(&other) > least, "column {i} could be better");
+            }
+        }
     }
 }

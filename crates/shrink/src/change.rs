@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::params::ParamPlace;
 use model::table::specs;
 use model::{Model, ModelConfig, RouterState};
-use ops::Weight;
+use ops::{Format, Weight};
 
 use crate::ShrinkError;
 use crate::error::refused;
@@ -17,6 +17,8 @@ pub struct ModelChange {
     pub config: Option<ModelConfig>,
     /// Weights that differ, whole.
     pub weights: BTreeMap<ParamPlace, Vec<f32>>,
+    /// Weights that are rounded, after they have been changed; of a model of the same config.
+    pub rounded: BTreeMap<ParamPlace, Format>,
     /// What routers learned outside of gradients, where that differs.
     pub state: Option<RouterState>,
     /// What went, in words.
@@ -28,7 +30,8 @@ pub struct ModelChange {
 impl ModelChange {
     /// Whether the model stays as it is.
     pub fn is_nothing(&self) -> bool {
-        self.config.is_none() && self.weights.is_empty() && self.state.is_none()
+        let values = self.weights.is_empty() && self.rounded.is_empty();
+        self.config.is_none() && values && self.state.is_none()
     }
 
     /// The model and the state of its routers after the change. Weights of the same shapes are
@@ -62,6 +65,11 @@ impl ModelChange {
             for (spec, weight) in model.weights() {
                 if let Some(values) = self.weights.remove(&spec.place) {
                     weight.write(values);
+                }
+                if let Some(format) = self.rounded.get(&spec.place) {
+                    let name = spec.name.clone();
+                    let done = weight.quantize(*format);
+                    done.map_err(|source| ShrinkError::Quantize { weight: name, source })?;
                 }
             }
             return Ok((model, state));

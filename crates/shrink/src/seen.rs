@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::mlp::dense::{DOWN, GATE_UP};
 use model::mlp::experts::{EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP};
 use model::params::{ParamPlace, Part, RouterSite};
 use model::routers::RoutingPlan;
@@ -39,7 +40,7 @@ pub struct GroupSeen {
     /// `sum_t (g_t x_tj)^2`, with the weight g of the row's choice; for what drives neurons of
     /// experts.
     pub energy: Vec<f64>,
-    /// The largest `(g_t x_tj)^2`.
+    /// The largest `(g_t x_tj)^2`; with g = 1 for what drives neurons of a dense MLP.
     pub peak: Vec<f64>,
 }
 
@@ -151,6 +152,13 @@ impl Observer {
                 for row in x.chunks_exact(d) {
                     let sums = group.squares.iter_mut().zip(row);
                     sums.for_each(|(sum, x)| *sum += f64::from(*x).powi(2));
+                }
+                if part == DOWN {
+                    group.peak.resize(d, 0.0);
+                    for (at, x) in x.iter().enumerate() {
+                        let peak = &mut group.peak[at % d];
+                        *peak = peak.max(f64::from(*x).powi(2));
+                    }
                 }
             }
             if self.wanted.products && rows > 0 {
@@ -291,7 +299,7 @@ impl Probe for Observer {
         let whole = [x.dims()[0]];
         let values = read_rows(x);
         self.inputs(stored, part, if groups.is_empty() { &whole } else { groups }, &values, d);
-        if part == EXPERTS_GATE_UP || part == model::mlp::dense::GATE_UP {
+        if part == EXPERTS_GATE_UP || part == GATE_UP {
             self.sampled(stored, &values, d);
         }
         if part == EXPERTS_DOWN && self.wanted.outputs {

@@ -13,10 +13,11 @@ use engine::{Batch, causal_rule};
 use model::params::Group;
 use model::{
     Address, Causality, KvMode, Model, NoProbe, Pass, PassCache, Probe, RouterState, Rule,
+    WeightFormats,
 };
 use ops::{Ops, Tensor2, read_rows};
 use serde_json::json;
-use train::{Made, Stored, write_model};
+use train::{Made, Rounded, Stored, write_model};
 
 use crate::cluster::cosine;
 use crate::error::refused;
@@ -40,7 +41,7 @@ pub fn shrink(
     out: &Path,
     disk: &dyn Disk,
 ) -> Result<(PathBuf, ShrinkReport), ShrinkError> {
-    let Stored { model, state, rule, tokenizer, text, origin, .. } = stored;
+    let Stored { model, state, rule, tokenizer, text, origin, step, tokens, .. } = stored;
     let model = sole(model)?;
     if passes.is_empty() {
         let next = "name one with --pass, or a file of them with --passes";
@@ -50,8 +51,8 @@ pub fn shrink(
         calibration.check(model.config().vocab_size)?;
     }
     let before = Costs::of(model.config())?;
-    let bytes_before = before.weight_bytes;
-    let mut walk = Walk { model, state, rule, calibration, seed };
+    let bytes_before = bytes(&model)?;
+    let mut walk = Walk { model, state, rule, changed: false, rounded: None, calibration, seed };
     let measured = walk.measure();
     let mut reports = Vec::new();
     for pass in passes {
@@ -67,7 +68,7 @@ pub fn shrink(
         bits_per_byte_before: measured.map(|m| m.bits_per_byte),
         bits_per_byte_after: reports.last().and_then(|report| report.bits_per_byte),
         bytes_before,
-        bytes_after: after.weight_bytes,
+        bytes_after: bytes(&walk.model)?,
         zeros: zeros(&walk.model),
         passes: reports,
         before,
@@ -75,10 +76,11 @@ pub fn shrink(
     };
     let weights = train::tensors(&walk.model)
         .map_err(|source| ShrinkError::Quantize { weight: "weights".into(), source })?;
+    let rounded = walk.rounded.as_ref();
     let made = Made {
         config: walk.model.config(),
         weights,
-        rounded: None,
+        rounded: rounded.map(|formats| Rounded { weights: formats.to_string(), step, tokens }),
         recipe: None,
         rule: walk.rule.as_ref(),
         state: &walk.state,
@@ -97,6 +99,17 @@ fn sole(model: std::sync::Arc<Model>) -> Result<Model, ShrinkError> {
     })
 }
 
+/// Bytes of all weights in a file.
+fn bytes(model: &Model) -> Result<u64, ShrinkError> {
+    let mut sum = 0;
+    for (spec, weight) in model.weights() {
+        let of_weight = train::stored_bytes(spec, weight.format());
+        let name = spec.name.clone();
+        sum += of_weight.map_err(|source| ShrinkError::Quantize { weight: name, source })?;
+    }
+    Ok(sum)
+}
+
 /// The share of zeros in the matrices of layers.
 fn zeros(model: &Model) -> f64 {
     let (mut none, mut all) = (0usize, 0usize);
@@ -112,6 +125,10 @@ struct Walk<'a> {
     model: Model,
     state: RouterState,
     rule: Option<Rule>,
+    /// Whether the pass under way has changed anything.
+    changed: bool,
+    /// What weights were rounded to, if they were.
+    rounded: Option<WeightFormats>,
     calibration: &'a Calibration,
     seed: u64,
 }
@@ -138,6 +155,13 @@ impl Walk<'_> {
 
     /// Runs one pass over all of its layers.
     fn run(mut self, pass: &PassConfig) -> Result<(Self, PassReport), ShrinkError> {
+        if let Some(formats) = &self.rounded {
+            let what = format!("pass \"{}\"", pass.kind());
+            let found = format!("weights in {formats}, from the pass before");
+            let next = "let the pass that rounds be the last";
+            return refused(what, "weights in f32", found, next);
+        }
+        self.changed = false;
         let mut running = pass.settings().begin(self.model.config(), self.seed)?;
         let wanted = running.wanted();
         if wanted.rows && self.calibration.batches.is_empty() {
@@ -145,7 +169,7 @@ impl Walk<'_> {
             let next = "give a file or a data folder of the kind of text that the model is for";
             return refused(what, "a calibration text", "none", next);
         }
-        let bytes_before = Costs::of(self.model.config())?.weight_bytes;
+        let bytes_before = bytes(&self.model)?;
         if let Some(wanted) = running.surveys() {
             let survey = self.survey(wanted)?;
             running.allocate(&self.model, &survey)?;
@@ -159,13 +183,14 @@ impl Walk<'_> {
         let last = running.finish(&self.model, &self.state)?;
         let went = last.went.clone();
         self = self.changed(last)?;
+        self.rounded = running.rounds();
         self.calibrate();
         let report = PassReport {
             pass: serde_json::to_value(pass).unwrap_or_default(),
             layers,
             went,
             bytes_before,
-            bytes_after: Costs::of(self.model.config())?.weight_bytes,
+            bytes_after: bytes(&self.model)?,
             bits_per_byte: self.measure().map(|m| m.bits_per_byte),
         };
         Ok((self, report))
@@ -252,7 +277,7 @@ impl Walk<'_> {
             return Ok(self);
         }
         let (model, state) = change.applied(self.model, self.state)?;
-        Ok(Self { model, state, ..self })
+        Ok(Self { model, state, changed: true, ..self })
     }
 
     /// Thresholds of a causal rule that are measured on text are measured again: what comes to the
@@ -262,7 +287,8 @@ impl Walk<'_> {
             thresholds.thresholds.truncate(self.model.config().recursions);
         }
         let causality = self.model.config().router.settings().causality();
-        if matches!(causality, Causality::Thresholds(_)) && !self.calibration.batches.is_empty() {
+        let measured = matches!(causality, Causality::Thresholds(_)) && self.changed;
+        if measured && !self.calibration.batches.is_empty() {
             let rule = causal_rule(&self.model, &self.state, &self.calibration.batches);
             self.rule = Some(rule);
         }

@@ -48,15 +48,15 @@ impl Probe for Told {
     }
 }
 
-fn told(model: &Model, config: &ModelConfig) -> Vec<Vec<(f64, Vec<f64>)>> {
-    let mut told = Told { width: config.width, ..Told::default() };
+/// The model on the calibration rows, watched.
+fn pass_over(model: &Model, probe: &mut dyn Probe) {
     for batch in &rows().batches {
         let mut pass = Pass {
             ops: Ops::Fast,
             kv: &mut PassCache::new(false),
             rule: &Rule::NonCausal,
             state: &RouterState::default(),
-            probe: &mut told,
+            probe: &mut *probe,
             record: false,
             recompute: false,
             address: Address { seed: 0, step: u64::MAX, place: 0 },
@@ -66,6 +66,11 @@ fn told(model: &Model, config: &ModelConfig) -> Vec<Vec<(f64, Vec<f64>)>> {
         };
         model.forward(&batch.ids, &batch.rows, &mut pass);
     }
+}
+
+fn told(model: &Model, config: &ModelConfig) -> Vec<Vec<(f64, Vec<f64>)>> {
+    let mut told = Told { width: config.width, ..Told::default() };
+    pass_over(model, &mut told);
     told.of
 }
 
@@ -151,22 +156,7 @@ fn the_numbers_that_go_have_the_least_scores_of_their_row() {
         let (spec, matrix) = known.expect("there");
         let (d, values) = (spec.shape.1, matrix.read());
         let mut met = Met { weight: matrix, rows: Vec::new() };
-        for batch in &rows().batches {
-            let mut pass = Pass {
-                ops: Ops::Fast,
-                kv: &mut PassCache::new(false),
-                rule: &Rule::NonCausal,
-                state: &RouterState::default(),
-                probe: &mut met,
-                record: false,
-                recompute: false,
-                address: Address { seed: 0, step: u64::MAX, place: 0 },
-                sequences: 2,
-                loads: &[],
-                pool: Default::default(),
-            };
-            from.model.forward(&batch.ids, &batch.rows, &mut pass);
-        }
+        pass_over(&from.model, &mut met);
         assert_eq!(met.rows.len(), rows().rows());
         let scores = reference::shrink::wanda(&values, &met.rows);
         for (j, (stretch, share)) in [(0, 0.5), (4, 0.5), (8, 0.25)].into_iter().enumerate() {
@@ -187,6 +177,31 @@ fn the_numbers_that_go_have_the_least_scores_of_their_row() {
             }
             assert!((report.zeros - share).abs() < 0.01, "{}", report.zeros);
         }
+    }
+}
+
+/// The same of a dense MLP, whose rows all weigh 1.
+#[test]
+fn neurons_of_dense_mlps_have_an_energy_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = dense(Sharing::None, 2, 1);
+    for (i, peak) in [0.0, 0.5, 1.0].into_iter().enumerate() {
+        let from = stored(&folder.path().join(i.to_string()), &config);
+        let (gate_up, down) = (weight(&from, "layers.0.gate_up"), weight(&from, "layers.0.down"));
+        let known = from.model.weights().iter().find(|(spec, _)| spec.name == "layers.0.gate_up");
+        let mut met = Met { weight: &known.expect("there").1, rows: Vec::new() };
+        pass_over(&from.model, &mut met);
+        let rows: Vec<(f64, Vec<f64>)> = met.rows.into_iter().map(|row| (1.0, row)).collect();
+        let energy = reference::shrink::energy(&rows, &gate_up, &down, peak);
+        let mut order: Vec<usize> = (0..32).collect();
+        order.sort_by(|&a, &b| energy[b].total_cmp(&energy[a]));
+        let mut keep = order[..24].to_vec();
+        keep.sort_unstable();
+        let table = json!({ "kind": "slim", "peak": peak });
+        let (after, _) = made(from, &[table], &folder.path().join(format!("{i}-out")));
+        let expected: Vec<f32> =
+            down.chunks_exact(32).flat_map(|row| keep.iter().map(|&n| row[n])).collect();
+        assert_eq!(weight(&after, "layers.0.down"), expected, "peak {peak}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a pass over a checkpoint is: what its settings answer, and what runs.
 
-use model::{Model, ModelConfig, RouterState};
+use model::{Model, ModelConfig, RouterState, WeightFormats};
 
 use crate::seen::{Seen, Wanted};
 use crate::{ModelChange, ShrinkError};
@@ -50,6 +50,11 @@ pub trait RunningPass {
     /// A target that cannot be met.
     fn allocate(&mut self, _model: &Model, _survey: &Survey) -> Result<(), ShrinkError> {
         Ok(())
+    }
+
+    /// The formats that it leaves weights in; `None` if it leaves them in f32.
+    fn rounds(&self) -> Option<WeightFormats> {
+        None
     }
 
     /// The stored layers that it acts on.

@@ -3,10 +3,12 @@
 
 pub mod dense;
 pub mod drop;
+pub mod gptq;
 pub mod grow;
 pub mod layers;
 mod member;
 pub mod merge;
+pub mod mixed;
 pub mod recursions;
 pub mod slim;
 pub mod wanda;
@@ -66,6 +68,10 @@ passes! {
         Recursions(recursions::RecursionsSettings) = "recursions",
         /// Experts become one dense MLP.
         Dense(dense::DenseSettings) = "dense",
+        /// Weights are rounded, and later columns make up for it.
+        Gptq(gptq::GptqSettings) = "gptq",
+        /// A format for each matrix, chosen within a budget of bytes.
+        Mixed(mixed::MixedSettings) = "mixed",
         /// The model grows and computes the same.
         Grow(grow::GrowSettings) = "grow",
     }

@@ -17,7 +17,7 @@ use model::{
 use serde_json::{Value, json};
 use shrink::{Calibration, HeldOut, PassConfig, ShrinkError, ShrinkReport, shrink};
 use testkit::{How, at_once};
-use train::{Made, Stored, load_model, write_model};
+use train::{Made, Stored, load_for_use, load_model, write_model};
 
 pub(crate) const VOCAB: usize = 40;
 
@@ -121,7 +121,7 @@ pub(crate) fn made(from: Stored, passes: &[Value], at: &Path) -> (Stored, Shrink
     let list: Vec<PassConfig> = passes.iter().cloned().map(pass).collect();
     let (path, report) = shrink(from, &list, &rows(), 1, at, &RealDisk)
         .unwrap_or_else(|error| panic!("{passes:?}: {error}"));
-    (load_model(&path).expect("opens"), report)
+    (load_for_use(&path).expect("opens"), report)
 }
 
 /// The same, or why the pass is nothing for this model, which has to be said of the checkpoint.
@@ -131,7 +131,7 @@ pub(crate) fn made_if_it_fits(
     at: &Path,
 ) -> Option<(Stored, ShrinkReport)> {
     match shrink(from, &[pass(table.clone())], &rows(), 1, at, &RealDisk) {
-        Ok((path, report)) => Some((load_model(&path).expect("opens"), report)),
+        Ok((path, report)) => Some((load_for_use(&path).expect("opens"), report)),
         Err(error) => {
             let said = error.to_string();
             assert!(said.contains("the checkpoint: "), "{table}: {said}");
