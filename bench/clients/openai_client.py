@@ -6,7 +6,7 @@
     python3 openai_client.py --base-url http://127.0.0.1:8080 --api-key SECRET   # of a server that has this key
 
 The client is installed in a virtual environment in --venv on the first call. Prints one line a check and exits with 1
-if one of them fails. Checks use temperature 0 or a seed, so that they hold for any model.
+if one of them fails. Checks use temperature 0 or a seed, so that they hold for any model whose router throws no dice.
 """
 
 import argparse

@@ -213,6 +213,26 @@ mod tests {
     }
 
     #[test]
+    fn stacked_rows_keep_what_all_of_them_carry() {
+        let part = |sequence, seed: Option<u64>, most: Option<u32>| Rows {
+            seed: seed.map(|seed| vec![seed; 2].into()),
+            limits: most.map(|max| vec![DepthLimits { max, ..DepthLimits::default() }; 2].into()),
+            ..Rows::stretch(sequence, 3, 2)
+        };
+        let [first, second] = [part(4, Some(7), Some(1)), part(5, Some(9), None)];
+        let both = Rows::stack([&first.with_tokens(&[1, 2].into()), &second].into_iter());
+        assert_eq!((&*both.sequence, &*both.position), (&[4, 4, 5, 5][..], &[3, 4, 3, 4][..]));
+        assert_eq!(both.seed.as_deref(), Some(&[7, 7, 9, 9][..]));
+        assert_eq!([0, 3].map(|i| both.limits(i)), [first.limits(0), DepthLimits::default()]);
+        assert!(both.token.is_none(), "only some had tokens");
+        let alone = Rows::stack(std::iter::once(&first));
+        assert_eq!((alone.seed, alone.limits), (first.seed, first.limits));
+        let plain = [part(4, None, None), part(5, None, None)];
+        let both = Rows::stack(plain.iter());
+        assert!(both.seed.is_none() && both.limits.is_none());
+    }
+
+    #[test]
     fn runs() {
         assert_eq!(Rows::batch(2, 3).sequences(), [0..3, 3..6]);
         assert!(Rows::batch(0, 3).sequences().is_empty());
