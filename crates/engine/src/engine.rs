@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::{
-    Address, Causality, DepthLimits, KvMode, Model, NoProbe, Pass, Probe, RecursionState,
-    RouterConfig, RouterState, RowState, Rows, Rule,
+    Address, Causality, DepthLimits, KvMode, Model, Pass, RecursionState, RouterConfig,
+    RouterState, RowState, Rows, Rule,
 };
 use ops::{KvFormat, KvStore, Ops};
 use scheduler::{
@@ -25,7 +25,7 @@ use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 use crate::pooling::PooledRows;
-use crate::watch::{ByRequest, SharedProbe};
+use crate::watch::{ByRequest, ExpertLoads, SharedProbe, Watched};
 
 /// How an engine is set up.
 pub struct EngineOptions {
@@ -108,6 +108,7 @@ pub struct Engine {
     in_passes: Duration,
     pub(crate) runs: PartRuns,
     watch: Option<SharedProbe>,
+    loads: ExpertLoads,
 }
 
 impl Engine {
@@ -164,6 +165,7 @@ impl Engine {
             in_passes: Duration::ZERO,
             runs: PartRuns::default(),
             watch: None,
+            loads: ExpertLoads::default(),
         })
     }
 
@@ -247,6 +249,16 @@ impl Engine {
         self.run_prelude(&plan.prelude);
         self.run_recursion(&plan.recur);
         self.run_coda(clock);
+        self.handle.took(self.computing_loads());
+    }
+
+    /// How often rows went to each computing expert so far, by stored layer.
+    fn computing_loads(&self) -> Vec<(usize, Vec<u64>)> {
+        let mlp = self.model.config().mlp.settings();
+        let loads = self.loads.0.iter();
+        loads
+            .map(|(&at, all)| (at, all[..all.len().min(mlp.computing_experts(at))].to_vec()))
+            .collect()
     }
 
     /// Fails everything that runs, after an error that cannot be told to belong to one request.
@@ -304,22 +316,20 @@ impl Engine {
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self { model, adapted, rule, state, store, tiers, handle, in_flight, watch, .. } = self;
+        let Self {
+            model, adapted, rule, state, store, tiers, handle, in_flight, watch, loads, ..
+        } = self;
         let adapted = (adapter as usize).checked_sub(1).and_then(|at| adapted.get(at));
         let model = adapted.unwrap_or(model);
-        let mut watched = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
-        let mut nobody = NoProbe;
-        let probe: &mut dyn Probe = match &mut watched {
-            Some(watched) => watched,
-            None => &mut nobody,
-        };
+        let watch = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
+        let mut watched = Watched { loads, watch };
         let mut kv = PagedCache::new(handle.lock(), store, tiers, in_flight);
         let mut pass = Pass {
             ops: Ops::Fast,
             kv: &mut kv,
             rule,
             state,
-            probe,
+            probe: &mut watched,
             record: false,
             recompute: false,
             address: Address { seed: 0, step: u64::MAX, place: 0 },

@@ -17,6 +17,8 @@ pub struct EngineHandle {
     times: Mutex<Times>,
     /// How many adapters requests may choose from.
     adapters: AtomicU32,
+    /// How often rows went to each expert, by stored layer.
+    experts: Mutex<Vec<(usize, Vec<u64>)>>,
     known: KnownModel,
 }
 
@@ -58,6 +60,7 @@ impl EngineHandle {
             bell: Condvar::new(),
             times: Mutex::default(),
             adapters: AtomicU32::new(0),
+            experts: Mutex::default(),
             known,
         }
     }
@@ -143,6 +146,7 @@ impl EngineHandle {
             ticks: times.ticks,
             tick_us: times.tick_us,
             operation_us: times.operation_us,
+            experts: locked(&self.experts).clone(),
             ..scheduler.gauges()
         }
     }
@@ -155,6 +159,11 @@ impl EngineHandle {
     /// Whether a tick would find work.
     pub fn has_work(&self) -> bool {
         self.scheduler().has_work()
+    }
+
+    /// Notes how often rows went to each expert so far.
+    pub(crate) fn took(&self, experts: Vec<(usize, Vec<u64>)>) {
+        *locked(&self.experts) = experts;
     }
 
     /// Counts a tick and, of its time, what was spent in passes of the model.

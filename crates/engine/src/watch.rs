@@ -3,12 +3,57 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use model::{Probe, RoutingEvent, Rows};
+use model::params::RouterSite;
+use model::{Choice, Probe, RoutingEvent, Rows};
 use ops::Tensor2;
 use scheduler::Scheduler;
 
 /// A probe that an engine and somebody else share.
 pub type SharedProbe = Arc<Mutex<dyn Probe + Send>>;
+
+/// How often rows went to each target of the routers over experts, by stored layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ExpertLoads(pub(crate) BTreeMap<usize, Vec<u64>>);
+
+impl Probe for ExpertLoads {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        let (RouterSite::Layer(stored), Choice::Plan(plan)) = (event.site, event.choice) else {
+            return;
+        };
+        let loads = self.0.entry(stored).or_default();
+        loads.resize(loads.len().max(plan.targets()), 0);
+        for (target, load) in loads.iter_mut().enumerate().take(plan.targets()) {
+            *load += plan.of(target).len() as u64;
+        }
+    }
+}
+
+/// Who is told of an engine's passes: who counts, and who watches if somebody does.
+pub(crate) struct Watched<'a> {
+    pub(crate) loads: &'a mut ExpertLoads,
+    pub(crate) watch: Option<ByRequest<'a>>,
+}
+
+impl Probe for Watched<'_> {
+    fn stream(&mut self, x_td: &Tensor2) {
+        if let Some(watch) = &mut self.watch {
+            watch.stream(x_td);
+        }
+    }
+
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        self.loads.routed(event);
+        if let Some(watch) = &mut self.watch {
+            watch.routed(event);
+        }
+    }
+
+    fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
+        if let Some(watch) = &mut self.watch {
+            watch.loss(name, value, weight);
+        }
+    }
+}
 
 /// Tells a probe which requests rows belong to. To a pass their sequences are slots, which request
 /// after request uses.

@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Report(Report),
     /// Compare this build with recorded reference cases
     Verify(Verify),
-    /// Measure speed: training steps, decoding, prefill, a server, kernels, growth
+    /// Measure speed: training steps, decoding, prefill, a server, kernels, experts, growth
     #[command(subcommand)]
     Bench(BenchCommand),
     /// List the model presets that recipes can name

@@ -94,6 +94,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("bench prefill", &["lathe bench prefill runs/mor --context 128"]),
     ("bench serve", &["lathe bench serve runs/mor --concurrency 16"]),
     ("bench kernels", &["lathe bench kernels --only linear"]),
+    ("bench experts", &["lathe bench experts --experts 8,64"]),
     ("bench growth", &["lathe bench growth cpu-1m-mor3 -o growth.html"]),
     ("presets", &["lathe presets cpu-5m"]),
     ("completions", &["lathe completions bash > ~/.local/share/bash-completion/completions/lathe"]),

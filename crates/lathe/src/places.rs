@@ -51,6 +51,9 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         Command::Generate(options) => {
             options.trace.iter().map(|path| ("--trace", path.as_path())).collect()
         }
+        Command::Serve(options) => {
+            options.trace.iter().map(|path| ("--trace", path.as_path())).collect()
+        }
         Command::Inspect(options) => {
             let html = options.html.iter().map(|path| ("--html", path.as_path()));
             html.chain(options.out.iter().map(|path| ("--out", path.as_path()))).collect()
@@ -61,7 +64,6 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         }
         Command::Bench(_)
         | Command::Chat(_)
-        | Command::Serve(_)
         | Command::Verify(_)
         | Command::Presets(_)
         | Command::Completions(_)

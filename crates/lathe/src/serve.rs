@@ -1,7 +1,7 @@
 //! `lathe serve`: the engine behind the HTTP contract.
 
 use std::net::ToSocketAddrs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,8 @@ use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits,
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
-use crate::{open, output, plan, render_templates, signals, threads};
+use crate::traces::GrowingTrace;
+use crate::{open, output, plan, render_templates, signals, threads, traces};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -74,7 +75,13 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     };
     let model_bytes = bytes_of(&stored.model, &adapted);
     ops::give_back_freed_pages();
-    let engine = engine_of(stored, &options.formats, &options.limits)?.with_adapters(adapted)?;
+    let begin = |path: &PathBuf| GrowingTrace::begin(&stored.model, path);
+    let trace = options.trace.as_ref().map(begin).transpose()?;
+    let mut engine =
+        engine_of(stored, &options.formats, &options.limits)?.with_adapters(adapted)?;
+    if let Some(trace) = &trace {
+        engine.watch(trace.clone());
+    }
     let ready = Ready::start(engine, info, text)?;
     let asked = signals::Asked::listen()?;
     let runtime =
@@ -103,6 +110,9 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
             () = give_back() => Ok(()),
         }
     })?;
+    if let (Some(trace), Some(path)) = (&trace, &options.trace) {
+        traces::finish(trace, path)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -126,6 +126,10 @@ pub(crate) struct Serve {
     /// Refuse requests with unknown fields, instead of naming the fields in a response header
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Write what every router decides about every token of every request to this Parquet file,
+    /// which appears when the server stops
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) formats: NumberFormats,
     #[command(flatten)]

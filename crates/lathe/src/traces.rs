@@ -1,9 +1,11 @@
 //! Files of what routers decided.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use trace::Trace;
+use model::{Model, Probe, RoutingEvent};
+use trace::{Recorder, Trace, TraceError, TraceWriter};
 
 use crate::output;
 
@@ -26,5 +28,67 @@ pub(crate) fn must_be_free(path: &Path) -> Result<()> {
     );
     let folder = files::folder_of(path);
     folder.metadata().with_context(|| format!("the folder of {}", path.display()))?;
+    Ok(())
+}
+
+/// Decisions that are kept in memory before they are written.
+const MOST_KEPT: usize = 1 << 18;
+
+/// A trace that grows as long as a server runs, written piece by piece.
+pub(crate) struct GrowingTrace {
+    recorder: Recorder,
+    writer: Option<TraceWriter>,
+    failed: Option<TraceError>,
+    written: usize,
+}
+
+/// A growing trace that an engine and a verb share.
+pub(crate) type SharedTrace = Arc<Mutex<GrowingTrace>>;
+
+impl GrowingTrace {
+    /// Begins a file that appears by [`finish`].
+    pub(crate) fn begin(model: &Model, path: &Path) -> Result<SharedTrace> {
+        must_be_free(path)?;
+        let (recorder, writer) = (Recorder::of(model), Some(TraceWriter::create(path)?));
+        Ok(Arc::new(Mutex::new(Self { recorder, writer, failed: None, written: 0 })))
+    }
+
+    /// Writes what is in memory. A disk that is full ends the trace and not the server.
+    fn flush(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let trace = self.recorder.take();
+        self.written += trace.len();
+        if let Err(error) = writer.add(&trace) {
+            tracing::warn!("the trace of routers ends here: {error}");
+            self.failed = Some(error);
+            self.writer = None;
+        }
+    }
+}
+
+impl Probe for GrowingTrace {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        if self.writer.is_none() {
+            return;
+        }
+        self.recorder.routed(event);
+        if self.recorder.len() >= MOST_KEPT {
+            self.flush();
+        }
+    }
+}
+
+/// Writes the rest of a trace and gives its file its name.
+pub(crate) fn finish(trace: &SharedTrace, path: &Path) -> Result<()> {
+    let mut trace = trace.lock().unwrap_or_else(PoisonError::into_inner);
+    trace.flush();
+    if let Some(error) = trace.failed.take() {
+        return Err(error.into());
+    }
+    if let Some(writer) = trace.writer.take() {
+        writer.finish()?;
+        let written = trace.written;
+        output::note(format!("wrote {written} decisions of routers to {}", path.display()));
+    }
     Ok(())
 }

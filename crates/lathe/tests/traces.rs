@@ -5,8 +5,9 @@ mod common;
 
 use std::fs;
 
+use common::server::Server;
 use common::{EXPERT, Place, recipe};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A run of a model with experts in its recursions, two of whose steps are traced.
 fn place() -> Place {
@@ -128,4 +129,45 @@ fn what_is_no_trace_is_left_alone_and_refused() {
     let words: Vec<_> = words.split(' ').collect();
     place.run(&words).good();
     place.run(&words).good();
+}
+
+#[test]
+fn a_server_keeps_what_its_routers_decided() {
+    let place = place();
+    let mut server = Server::start(&place, &["--trace", "served.parquet"]);
+    let body = json!({ "prompt": "the", "max_tokens": 6, "temperature": 0, "ignore_eos": true });
+    let (status, answer) = server.complete(&body);
+    assert_eq!(status, 200, "{answer}");
+    let rows = server.metric("lathe_expert_rows_total");
+    assert!(!place.path("served.parquet").exists(), "it appears whole or not at all");
+    server.signal();
+    assert!(server.child.wait().expect("it ends").success());
+    let generated = [
+        "generate",
+        "run",
+        "--prompt",
+        "the",
+        "--max-tokens",
+        "6",
+        "--temperature",
+        "0",
+        "--ignore-eos",
+        "--trace",
+        "generated.parquet",
+    ];
+    place.run(&generated).good();
+    let tables = ["served.parquet", "generated.parquet"].map(|file| {
+        let trace = trace::read(&place.path(file)).expect("a trace").sorted();
+        let mut all = Vec::new();
+        for d in trace.iter() {
+            let weights: Vec<u32> = d.weights.iter().map(|weight| weight.to_bits()).collect();
+            all.push((d.position, d.recursion, d.layer, d.token, d.targets.to_vec(), weights));
+        }
+        all
+    });
+    assert!(tables[0].len() > 10);
+    assert!(tables[0] == tables[1], "the server routes as generation does");
+    let taken =
+        tables[0].iter().filter(|row| row.2.is_some()).map(|row| row.4.len()).sum::<usize>();
+    assert_eq!(rows, taken as f64, "as /metrics counts them");
 }

@@ -326,6 +326,8 @@ pub struct Gauges {
     pub failed: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
+    /// How often rows went to each expert that computes, by stored layer; those computed again too.
+    pub experts: Vec<(usize, Vec<u64>)>,
 }
 
 impl Gauges {

@@ -302,6 +302,22 @@ fn pages(page: &mut Page, gauges: &Gauges) {
     page.single("kv_page_bytes", "gauge", "Bytes of a page.", gauges.page_bytes);
 }
 
+/// Loads of experts, of models that have some.
+fn experts(page: &mut Page, layers: &[(usize, Vec<u64>)]) {
+    if layers.is_empty() {
+        return;
+    }
+    let help = "Rows that went to each expert that computes, by stored layer, those computed \
+                again too; only of models with experts.";
+    page.head("expert_rows_total", "counter", help);
+    for (layer, loads) in layers {
+        for (expert, rows) in loads.iter().enumerate() {
+            let (layer, expert) = (layer.to_string(), expert.to_string());
+            page.line("expert_rows_total", &[("layer", &layer), ("expert", &expert)], rows);
+        }
+    }
+}
+
 fn engine(page: &mut Page, gauges: &Gauges) {
     page.single("running", "gauge", "Sequences in flight.", gauges.running);
     page.single("waiting", "gauge", "Requests in the queue.", gauges.waiting);
@@ -354,6 +370,7 @@ fn engine(page: &mut Page, gauges: &Gauges) {
     for (recursion, rows) in gauges.rows_by_recursion.iter().enumerate() {
         page.line("recursion_rows_total", &[("recursion", &(recursion + 1).to_string())], rows);
     }
+    experts(page, &gauges.experts);
     page.single(
         "depth_cap",
         "gauge",

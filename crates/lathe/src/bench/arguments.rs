@@ -20,6 +20,8 @@ pub(crate) enum BenchCommand {
     Serve(BenchServe),
     /// Check each kernel, then measure its rate and its share of what the machine can do
     Kernels(BenchKernels),
+    /// Set products of experts beside one dense product of as many FLOPs, in turns
+    Experts(BenchExperts),
     /// Measure how time and memory grow with tokens, context, depth and batch
     Growth(BenchGrowth),
 }
@@ -243,6 +245,29 @@ pub(crate) struct BenchServe {
 }
 
 /// Options of `lathe bench kernels`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchExperts {
+    /// Experts (a list measures each), with even loads and with Zipf's of exponent 0.65
+    #[arg(long, value_delimiter = ',', default_values_t = [8, 16, 32, 64])]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
+    pub(crate) experts: Vec<usize>,
+    /// Rows that all experts together take, each once for every expert that it chose
+    #[arg(long, default_value_t = 2048, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) choices: usize,
+    /// Width of the rows
+    #[arg(long, default_value_t = 512, value_parser = numbers::upto::<usize>(1 << 14))]
+    pub(crate) width: usize,
+    /// Hidden width of each expert
+    #[arg(long, default_value_t = 512, value_parser = numbers::upto::<usize>(1 << 14))]
+    pub(crate) hidden: usize,
+    /// Number of turns after one to warm up; medians count
+    #[arg(long, default_value_t = 9, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    pub(crate) rounds: usize,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchKernels {
     /// Run only kernels whose name contains this text

@@ -390,7 +390,7 @@ fn weights_work(rows: usize, n: usize, d: usize, bytes: usize) -> Work {
 }
 
 /// Values of mean 0 and deviation 1.
-fn values(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut stream = Stream::at(seed, Purpose::Shuffle, 3, 0);
     // Four uniform numbers make a bell that is close enough, and quickly.
     (0..count)
@@ -400,7 +400,7 @@ fn values(seed: u64, count: usize) -> Vec<f32> {
 
 /// Largest distance of some elements from the product in double precision, relative to the size of
 /// a typical element.
-fn product_error(c: &[f32], a: Mat<'_>, b: Mat<'_>) -> f64 {
+pub(super) fn product_error(c: &[f32], a: Mat<'_>, b: Mat<'_>) -> f64 {
     let n = b.cols();
     // For values of deviation 1 a sum of k products has the deviation sqrt(k).
     let typical = (a.cols() as f64).sqrt();

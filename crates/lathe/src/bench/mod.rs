@@ -3,6 +3,7 @@
 mod answer_times;
 pub(crate) mod arguments;
 mod engine;
+mod experts;
 mod growth;
 mod kernels;
 mod load_client;
@@ -28,6 +29,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {
         BenchCommand::Prefill(options) => engine::prefill(options),
         BenchCommand::Serve(options) => serve::run(options),
         BenchCommand::Kernels(options) => kernels::run(options),
+        BenchCommand::Experts(options) => experts::run(options),
         BenchCommand::Growth(options) => growth::run(options),
     }
 }

@@ -342,6 +342,7 @@ pub(crate) const TABLE: &[Line] = &[
     ("verify", "--plain", Differs("golden --json", "", "--plain")),
     ("serve", "--max-tokenize", Test(BOMBS, TOKENIZED)),
     ("serve", "--template-seconds", Test(BOMBS, "a_hostile_template_costs_its_own_request_only")),
+    ("serve", "--trace", Test(TRACES, "a_server_keeps_what_its_routers_decided")),
     ("serve", "--host", Test(SERVING, "it_listens_where_it_is_told_to")),
     ("serve", "--port", Test(SERVING, "it_listens_where_it_is_told_to")),
     ("serve", "--name", Test(SERVING, "models_have_the_names_that_were_given")),
@@ -513,6 +514,57 @@ pub(crate) const TABLE: &[Line] = &[
     ),
     ("bench kernels", "--seconds", Test("src/bench/kernels.rs", "a_size_is_timed_for_its_seconds")),
     ("bench kernels", "--json", Json("--only int4-g64 --seconds 0.001")),
+    (
+        "bench experts",
+        "--experts",
+        Counts(
+            "--choices 32 --width 16 --hidden 16 --rounds 1 --json",
+            "--experts 2",
+            "--experts 2,4",
+            "/products",
+        ),
+    ),
+    (
+        "bench experts",
+        "--choices",
+        Counts(
+            "--experts 2 --width 16 --hidden 16 --rounds 1 --json",
+            "--choices 32",
+            "--choices 48",
+            FLOPS,
+        ),
+    ),
+    (
+        "bench experts",
+        "--width",
+        Counts(
+            "--experts 2 --choices 32 --hidden 16 --rounds 1 --json",
+            "--width 16",
+            "--width 8",
+            FLOPS,
+        ),
+    ),
+    (
+        "bench experts",
+        "--hidden",
+        Counts(
+            "--experts 2 --choices 32 --width 16 --rounds 1 --json",
+            "--hidden 16",
+            "--hidden 8",
+            FLOPS,
+        ),
+    ),
+    (
+        "bench experts",
+        "--rounds",
+        Counts(
+            "--experts 2 --choices 32 --width 16 --hidden 16 --json",
+            "--rounds 1",
+            "--rounds 2",
+            "/products/0/rates",
+        ),
+    ),
+    ("bench experts", "--json", Json("--experts 2 --choices 32 --width 16 --hidden 16 --rounds 1")),
     ("bench growth", "--set", Test("src/bench/growth.rs", GROWTH)),
     ("bench growth", "--steps", Test("src/bench/growth.rs", GROWTH)),
     (
@@ -523,4 +575,5 @@ pub(crate) const TABLE: &[Line] = &[
     ("bench growth", "--json", Test("tests/bench.rs", "growth_is_told_for_every_axis")),
 ];
 
+const FLOPS: &str = "/products/0/flops";
 const GROWTH: &str = "points_are_asked_for_with_the_steps_and_settings_of_the_command_line";

@@ -96,6 +96,7 @@ impl Backend for Script {
             cancelled: 27,
             failed: 28,
             refused: 29,
+            experts: vec![(1, vec![31, 0]), (4, vec![32, 33])],
         }
     }
 
@@ -139,6 +140,10 @@ fn expected() -> BTreeMap<String, f64> {
         ("recursion_rows_total{recursion=\"1\"}", 90.0),
         ("recursion_rows_total{recursion=\"2\"}", 70.0),
         ("recursion_rows_total{recursion=\"3\"}", 40.0),
+        ("expert_rows_total{layer=\"1\",expert=\"0\"}", 31.0),
+        ("expert_rows_total{layer=\"1\",expert=\"1\"}", 0.0),
+        ("expert_rows_total{layer=\"4\",expert=\"0\"}", 32.0),
+        ("expert_rows_total{layer=\"4\",expert=\"1\"}", 33.0),
         ("depth_cap", 2.0),
         ("engine_cancelled_total", 27.0),
         ("engine_failed_total", 28.0),
