@@ -214,6 +214,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn studies_of_the_repository_are_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../studies");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).expect("there is a folder of studies") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let found = Comparison::parse(&text, "by its file");
+            assert_eq!(found.expect("a comparison").name, name, "{}", path.display());
+            names.push(name);
+        }
+        assert!(!names.is_empty());
+    }
+
+    #[test]
     fn what_is_not_said_is_the_default() {
         let text = "families = [\"dense\", \"mine.toml\"]\nbudget = [1e12, 3e12]\nseeds = 5\n\
                     equal = \"stored\"\ncontrols = false\n\
