@@ -156,7 +156,7 @@ fn lacks_bias(adapter: &Placed) -> bool {
 }
 
 /// The tensors of a model by the names that others give them.
-fn tensors_of(
+pub(crate) fn tensors_of(
     architecture: &'static Architecture,
     config: &ModelConfig,
     path: &Path,
@@ -186,7 +186,7 @@ fn known(config: &ModelConfig, path: &Path) -> Result<ModelConfig, ConvertError>
     Ok(config.clone())
 }
 
-fn architecture_of(
+pub(crate) fn architecture_of(
     config: &ModelConfig,
     name: Option<&str>,
     path: &Path,

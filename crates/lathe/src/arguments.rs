@@ -324,9 +324,9 @@ pub(crate) struct Export {
     /// Folder or file to make
     #[arg(short, long)]
     pub(crate) out: PathBuf,
-    /// Form of the result; transformers loads hf and lathe [default: hf for dense models, or gguf
-    /// if --out ends so; else lathe]
-    #[arg(long, value_parser = ["hf", "gguf", "lathe"])]
+    /// Form of the result; transformers loads hf and lathe, PEFT loads peft, the adapters alone
+    /// [default: hf for dense models, or gguf if --out ends so; else lathe]
+    #[arg(long, value_parser = ["hf", "gguf", "lathe", "peft"])]
     pub(crate) format: Option<String>,
     /// Number format of the weights: f32; bf16 in Hugging Face folders; f16, q8_0 or q4_0 in GGUF
     /// files

@@ -100,6 +100,10 @@ pub(crate) fn export(options: &Export) -> Result<ExitCode> {
             let name = options.out.file_stem().and_then(|name| name.to_str()).unwrap_or("lathe");
             convert::export_gguf(&stored, &options.out, weights, name)?;
         }
+        "peft" => {
+            ensure!(dtype == "f32", "--dtype is {dtype}, expected f32 for adapters");
+            convert::export_adapters(&stored, &options.out, disk.as_ref())?;
+        }
         _ => {
             ensure!(
                 dtype == "f32",

@@ -85,6 +85,38 @@ fn texts_are_of_the_adapter_that_is_named() {
     place.refuses(&words, &["layers are used once"]);
 }
 
+/// Adapters that a recipe trained go out and come back as folders of PEFT.
+#[test]
+fn trained_adapters_go_out_and_come_back() {
+    let place = Place::with_data();
+    place.make_dense();
+    for kind in ["lora", "dora"] {
+        let relax = format!(
+            "[model]\nrelax = {{ kind = \"{kind}\", layers = \"all\", rank = 2, alpha = 4.0, \
+             parts = [\"query\", \"key_value\", \"gate_up\", \"down\"] }}\n\
+             [start]\ncheckpoint = \"dense\"\n"
+        );
+        let plain = common::dense_recipe();
+        let rest = plain.split_once("[data]").expect("data").1;
+        let freeze = "[train]\nfreeze = [\"embed\", \"norm\", \"layers.*\"]\n";
+        let rest = rest.replace("[train]\n", freeze).replace("\nsteps = 2\n", "\nsteps = 6\n");
+        let recipe = format!("{relax}[data]{rest}\n[optimizer]\nlearning_rate = 0.05\n");
+        place.write("adapt.toml", recipe);
+        place.run(&["train", "adapt.toml", "--out", kind]).good();
+        let out = format!("{kind}-peft");
+        place.run(&["export", kind, "--out", &out, "--format", "peft"]).good();
+        let score = |words: &[&str]| {
+            let more = ["--data", "data", "--windows", "2", "--json"];
+            let json = place.run(&[&["eval"], words, &more].concat()).good().json();
+            json["causal_routing"]["all"]["nll"].as_f64().expect("a number")
+        };
+        let (ours, theirs) = (score(&[kind]), score(&["dense", "--adapter", &out]));
+        assert!((ours - theirs).abs() < 1e-5, "{kind}: {ours} {theirs}");
+        assert!((ours - score(&["dense"])).abs() > 1e-3, "{kind} learned nothing");
+    }
+    place.refuses(&["export", "dense", "--out", "x", "--format", "peft"], &["model.relax"]);
+}
+
 fn asked(server: &Server, model: &str, seed: u64) -> Value {
     let body = json!({
         "model": model, "prompt": "the model of the text that is read before it", "seed": seed,

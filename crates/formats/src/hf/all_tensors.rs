@@ -54,6 +54,18 @@ impl AllTensors {
         pieces.iter().map(|(role, _)| *role).collect()
     }
 
+    /// Rows of a role within a tensor.
+    pub fn rows(&self, name: &str, role: TensorRole) -> usize {
+        let pieces = self.tensors.get(name).map_or(&[][..], |tensor| &tensor.pieces);
+        let piece = pieces.iter().find(|(of, _)| *of == role);
+        piece.map_or(0, |(_, piece)| piece.size.0)
+    }
+
+    /// Whether rows of queries and keys stand in another order than ours.
+    pub fn is_turned(&self) -> bool {
+        self.form.neighbours_turn
+    }
+
     /// Whether the last axis of a tensor of matrices counts outputs.
     pub fn is_transposed(&self, name: &str) -> bool {
         let Some(tensor) = self.tensors.get(name) else { return false };

@@ -13,10 +13,10 @@ use crate::error::{list_quoted, quote};
 use crate::hf::AllTensors;
 use crate::{FormatError, LayerRole, Result, TensorRole};
 
-const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const TENSORS: &str = "adapter_model.safetensors";
 /// Ahead of the path of a module.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 /// Ahead of what all modules share.
 const SHARED_PREFIX: &str = "base_model.";
 /// Between a module and what it wraps.

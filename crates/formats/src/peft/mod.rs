@@ -10,7 +10,9 @@ mod kinds;
 mod leaves;
 mod matrix;
 mod settings;
+mod write;
 
 pub use change::{AdapterChange, Affine, LeafGradients};
 pub use folder::{AdapterFolder, Placed, PlacedAdapters, Replacement, is_adapter};
 pub use kinds::kinds;
+pub use write::{WrittenPair, write_lora};
