@@ -164,6 +164,31 @@ mod tests {
         assert_eq!(groups(4, &all[..2]), [vec![0, 1], vec![2, 3]]);
     }
 
+    /// Each height is the largest distance between the members of the two groups.
+    #[test]
+    fn heights_are_largest_distances() {
+        let n = 7;
+        for seed in 0..20 {
+            let mut dice = Stream::at(seed, Purpose::Init, 0, 2);
+            let mut distances = vec![0.0; n * n];
+            for a in 0..n {
+                for b in 0..a {
+                    let far = dice.uniform();
+                    (distances[a * n + b], distances[b * n + a]) = (far, far);
+                }
+            }
+            let all = unions(&distances, n);
+            for (made, union) in all.iter().enumerate() {
+                let now = groups(n, &all[..made]);
+                let of = |member| now.iter().find(|group| group.contains(&member)).expect("in one");
+                let (a, b) = (of(union.a), of(union.b));
+                let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
+                let most = pairs.map(|(a, b)| distances[a * n + b]).fold(0.0, f64::max);
+                assert_eq!(union.height, most, "{seed}: union {made}");
+            }
+        }
+    }
+
     #[test]
     fn k_means_finds_groups_that_lie_apart_and_fills_every_group() {
         let points: Vec<Vec<f32>> =

@@ -291,6 +291,16 @@ mod tests {
         assert_eq!(shared_out(&all, &[4, 4], 5), [1, 2]);
         // The second layer keeps two for its router.
         assert_eq!(shared_out(&all, &[4, 4], 3), [3, 2]);
+        assert_eq!(shared_out(&all, &[4, 4], 2), [3, 2]);
+    }
+
+    /// Of 0, 10 and 5 the last is their mean.
+    #[test]
+    fn of_a_group_stays_the_one_in_the_middle() {
+        let all = vec![vec![0.0, 0.0], vec![10.0, 10.0], vec![5.0, 5.0], vec![5.0, 5.0]];
+        let bank = Bank { stored: 0, parts: vec![(model::mlp::experts::EXPERTS_DOWN, all)] };
+        assert_eq!(nearest_to_mean(&bank, &[0, 1, 2]), 2);
+        assert_eq!(nearest_to_mean(&bank, &[1]), 1);
     }
 
     #[test]
