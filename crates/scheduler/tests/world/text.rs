@@ -33,7 +33,7 @@ impl Text {
             recursions: shape.layers.len() as u32 - 1,
             every_row: shape.every_row,
             seed: (if shape.by_seed { request.sampling.seed } else { 0 })
-                + (u64::from(request.adapter) << 32),
+                + 2 * u64::from(request.adapter),
             tokens: Vec::new(),
             caps: Vec::new(),
             depths: Vec::new(),
