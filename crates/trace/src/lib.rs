@@ -2,7 +2,7 @@
 //!
 //! A [`Recorder`] is a probe of passes, so training, evaluation, generation and the server are
 //! recorded by one definition. A [`Trace`] holds what it heard, one [`RoutingDecision`] for each
-//! row that a router decided about; [`write`] and [`read`] keep it as a Parquet file, and
+//! row that a router decided about; [`write()`] and [`read`] keep it as a Parquet file, and
 //! [`shapes`] has the forms of other programs. [`measures`] are functions of a trace alone.
 
 mod error;
