@@ -83,6 +83,8 @@ fn request(id: u64, prompt: &[u32]) -> Request {
         prompt_scores: None,
         priority: 0,
         deadline: None,
+        adapter: 0,
+        embedding: None,
     }
 }
 
