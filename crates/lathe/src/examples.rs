@@ -137,12 +137,20 @@ mod tests {
     /// Words as a shell takes them apart, without what is redirected.
     fn words(line: &str) -> Vec<String> {
         let line = line.split(" > ").next().expect("a command");
-        let parts = line.split('"').enumerate();
-        let word = |(i, part): (usize, &str)| match i % 2 {
-            1 => vec![part.to_owned()],
-            _ => part.split_whitespace().map(str::to_owned).collect(),
-        };
-        parts.flat_map(word).collect()
+        let (mut words, mut word, mut quote) = (Vec::new(), None, None);
+        for c in line.chars() {
+            match quote {
+                Some(open) if c == open => quote = None,
+                None if c == '"' || c == '\'' => {
+                    quote = Some(c);
+                    word.get_or_insert_with(String::new);
+                }
+                None if c.is_whitespace() => words.extend(word.take()),
+                _ => word.get_or_insert_with(String::new).push(c),
+            }
+        }
+        words.extend(word);
+        words
     }
 
     #[test]

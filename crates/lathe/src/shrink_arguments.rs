@@ -42,7 +42,7 @@ pub(crate) struct Shrink {
     /// Tokens of the text that passes look at, at most
     #[arg(long, default_value_t = 16384, requires = "text")]
     #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
-    pub(crate) rows: usize,
+    pub(crate) calibration_rows: usize,
     /// Windows of the text that the result is measured on, at most a quarter of a file's
     #[arg(long, default_value_t = 32, requires = "text")]
     #[arg(value_parser = numbers::upto::<u64>(numbers::MANY))]

@@ -25,9 +25,9 @@ pub(crate) fn calibration(path: &Path, options: &Shrink, stored: &Stored) -> Res
         config.context
     );
     ensure!(
-        options.rows >= length,
-        "--rows is {}, expected at least {length}, the tokens of one window",
-        options.rows
+        options.calibration_rows >= length,
+        "--calibration-rows is {}, expected at least {length}, the tokens of one window",
+        options.calibration_rows
     );
     let json = stored
         .tokenizer
@@ -69,7 +69,12 @@ fn of_folder(
     length: usize,
     tokenizer: &Tokenizer,
 ) -> Result<(Vec<Window>, Vec<Window>)> {
-    let seen = windows(path, (Split::Train, (options.rows / length) as u64), length, tokenizer)?;
+    let seen = windows(
+        path,
+        (Split::Train, (options.calibration_rows / length) as u64),
+        length,
+        tokenizer,
+    )?;
     let held = windows(path, (Split::Validation, options.windows), length, tokenizer)?;
     Ok((seen, held))
 }
@@ -133,6 +138,6 @@ fn of_file(
     let all: Vec<u64> = (0..count).collect();
     let held = spread(&all, options.windows.min(count / 4));
     let rest: Vec<u64> = all.into_iter().filter(|i| !held.contains(i)).collect();
-    let seen = spread(&rest, (options.rows / length) as u64);
+    let seen = spread(&rest, (options.calibration_rows / length) as u64);
     Ok((seen.into_iter().map(window).collect(), held.into_iter().map(window).collect()))
 }

@@ -63,7 +63,7 @@ const RULES: &[(&str, How)] = &[
     ("lathe eval runs/mor", With("--windows 1")),
     ("lathe eval runs/quickstart", With("--limit 2")),
     ("lathe quantize", With("")),
-    ("lathe shrink", With("--rows 256 --windows 1 --sequence-length 32")),
+    ("lathe shrink", With("--calibration-rows 256 --windows 1 --sequence-length 32")),
     ("lathe generate", With("")),
     ("lathe chat", As("echo hi | lathe chat runs/chat --chat-template chatml --max-tokens 4")),
     ("lathe inspect", With("")),

@@ -18,7 +18,8 @@ fn place() -> Place {
 }
 
 fn shrunk(place: &Place, from: &str, more: &[&str], out: &str) -> Value {
-    let line = ["shrink", from, "--text", "data", "--rows", "512", "--out", out, "--json"];
+    let line =
+        ["shrink", from, "--text", "data", "--calibration-rows", "512", "--out", out, "--json"];
     let done = place.run(&[&line[..], more].concat()).good().json();
     assert_eq!(done["path"], out);
     done["report"].clone()
@@ -118,7 +119,10 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
             &["shrink", "moe", "--pass", "{ kind = \"drop\", share = 0.9 }", "--text", "data"],
             &["the target", "smaller share"],
         ),
-        (&["shrink", "moe", "--pass", "drop", "--text", "data", "--rows", "4"], &["--rows"]),
+        (
+            &["shrink", "moe", "--pass", "drop", "--text", "data", "--calibration-rows", "4"],
+            &["--calibration-rows"],
+        ),
         (
             &["shrink", "moe", "--pass", "drop", "--text", "data", "--sequence-length", "9999"],
             &["--sequence-length", "context"],
@@ -143,7 +147,16 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
         place.run(&[line, &["--out", "out"][..]].concat()).bad(needles);
         assert!(!place.has("out"), "{line:?} wrote something");
     }
-    let usage = place.run(&["shrink", "moe", "--pass", "slim", "--rows", "100", "--out", "out"]);
+    let usage = place.run(&[
+        "shrink",
+        "moe",
+        "--pass",
+        "slim",
+        "--calibration-rows",
+        "100",
+        "--out",
+        "out",
+    ]);
     assert!(usage.code == Some(2) && usage.err.contains("--text"), "{usage:?}");
     let into = ["shrink", "moe", "--pass", "slim", "--text", "data"];
     place.run(&[&into[..], &["--out", "moe/checkpoints/new"]].concat()).bad(&["--out"]);

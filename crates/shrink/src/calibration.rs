@@ -48,7 +48,7 @@ impl Calibration {
         let rows = self.rows();
         if rows < LEAST_ROWS {
             let expected = format!("at least {LEAST_ROWS} rows (tokens)");
-            let next = "give a longer text, or raise --rows";
+            let next = "give a longer text, or raise --calibration-rows";
             return refused("the calibration text", expected, rows, next);
         }
         let held = self.held.iter().map(|held| &held.batch);

@@ -313,7 +313,11 @@ pub(crate) const TABLE: &[Line] = &[
     ("shrink", "--passes", Test(SHRINK, "passes_run_in_the_order_that_is_asked_for")),
     ("shrink", "--out", Writes("run --pass {kind=\"slim\",by=\"weights\"} --out @")),
     ("shrink", "--text", Allows("run --pass slim --out @", "--text data", "--text")),
-    ("shrink", "--rows", Differs("run --pass slim --text data --json --out @", "", "--rows 128")),
+    (
+        "shrink",
+        "--calibration-rows",
+        Differs("run --pass slim --text data --json --out @", "", "--calibration-rows 128"),
+    ),
     (
         "shrink",
         "--windows",
