@@ -94,10 +94,45 @@ pub(crate) fn check_target(
     .into())
 }
 
+/// `config` without the loss over the experts of all layers together, which only a model with equal
+/// numbers of experts has: on the way from layer to layer numbers differ.
+pub(crate) fn unpooled(config: &ModelConfig) -> ModelConfig {
+    let mut config = config.clone();
+    if let MlpConfig::Experts(experts) = &mut config.mlp {
+        match &mut experts.router {
+            ExpertRouterConfig::TopK(router) => router.pooled_weight = 0.0,
+            ExpertRouterConfig::SparseMixer(router) => router.pooled_weight = 0.0,
+            _ => {}
+        }
+    }
+    config
+}
+
+/// Gives a model whose numbers of experts are final the router that it began with.
+///
+/// # Errors
+/// Numbers of experts that this router does not go with.
+pub(crate) fn with_router(
+    model: &Model,
+    router: &ExpertRouterConfig,
+) -> Result<ModelChange, ShrinkError> {
+    let mut change = ModelChange::default();
+    let mut experts = experts_of(model.config())?.clone();
+    if experts.router != *router {
+        experts.router = router.clone();
+        let config = ModelConfig { mlp: MlpConfig::Experts(experts), ..model.config().clone() };
+        config.check()?;
+        change.config = Some(config);
+    }
+    Ok(change)
+}
+
 /// The least number of experts of layer `stored` that its router can choose among.
 pub(crate) fn least(config: &ModelConfig, stored: usize, count: usize) -> usize {
-    let works =
-        |n: &usize| with_counts(config, &[(stored, *n)]).is_ok_and(|config| config.check().is_ok());
+    let config = unpooled(config);
+    let works = |n: &usize| {
+        with_counts(&config, &[(stored, *n)]).is_ok_and(|config| config.check().is_ok())
+    };
     (1..count).find(works).unwrap_or(count)
 }
 
@@ -162,7 +197,8 @@ pub(crate) fn is_of_router(spec: &ParamSpec, stored: usize) -> bool {
 }
 
 /// Layer `stored` with the experts `keep` out of `bank`: their matrices, their rows of the router,
-/// and what the router learned outside of gradients about them. Zero-computation experts stay.
+/// and what the router learned outside of gradients about them. Zero-computation experts stay. Where
+/// layers have other numbers for now, the model is without its pooled loss until [`with_router`].
 pub(crate) fn keep(
     model: &Model,
     state: &RouterState,
@@ -171,7 +207,10 @@ pub(crate) fn keep(
 ) -> Result<ModelChange, ShrinkError> {
     let (config, stored) = (model.config(), bank.stored);
     let was = experts_of(config)?.experts(stored);
-    let target = with_counts(config, &[(stored, keep.len())])?;
+    let mut target = with_counts(config, &[(stored, keep.len())])?;
+    if target.check().is_err() {
+        target = unpooled(&target);
+    }
     let plan = target.check()?;
     let outputs: Vec<usize> = keep.iter().copied().chain(was.computing..was.all()).collect();
     let mut change = ModelChange::default();

@@ -24,7 +24,8 @@ pub struct Wanted {
     pub outputs: bool,
     /// How often two experts are taken by one row.
     pub pairs: bool,
-    /// Rows of the MLP's input that are kept, as many of each batch at most; 0 for none.
+    /// Rows of the MLP's input that are kept, as many of each batch at most, at equal distances and
+    /// over all uses of the layer; 0 for none.
     pub sample: usize,
 }
 
@@ -103,8 +104,10 @@ pub(crate) struct Observer {
     chosen: BTreeMap<usize, Chosen>,
     /// What was seen, by stored layer.
     pub(crate) seen: BTreeMap<usize, Seen>,
-    /// Rows that the sample of each layer still takes of this batch.
-    room: BTreeMap<usize, usize>,
+    /// Uses that each layer has in a pass of the model.
+    uses: BTreeMap<usize, usize>,
+    /// Uses of each layer in this batch so far.
+    used: BTreeMap<usize, usize>,
     ops: Ops,
 }
 
@@ -123,14 +126,14 @@ impl Observer {
             watched.push((weight.clone(), stored, part));
         }
         let seen = layers.iter().map(|&stored| (stored, Seen::default())).collect();
-        let (chosen, room) = (BTreeMap::new(), BTreeMap::new());
-        Self { wanted, watched, biases, chosen, seen, room, ops: Ops::Fast }
+        let uses = layers.iter().map(|&stored| (stored, model.plan().uses_of(stored).len()));
+        let (uses, used) = (uses.collect(), BTreeMap::new());
+        Self { wanted, watched, biases, chosen: BTreeMap::new(), seen, uses, used, ops: Ops::Fast }
     }
 
     /// A new batch begins.
     pub(crate) fn begin(&mut self) {
-        let each = self.wanted.sample;
-        self.room = self.seen.keys().map(|&stored| (stored, each)).collect();
+        self.used.clear();
     }
 
     fn inputs(&mut self, stored: usize, part: Part, groups: &[usize], x: &[f32], d: usize) {
@@ -209,23 +212,25 @@ impl Observer {
         }
     }
 
-    /// Rows of the MLP's input, each once, out of the entries that a bank is given.
+    /// Rows of the MLP's input, each once, out of the entries that a bank is given. Entries stand
+    /// expert by expert, so rows are chosen by their numbers; each use has its part of the sample.
     fn sampled(&mut self, stored: usize, x: &[f32], d: usize) {
-        let (Some(seen), Some(room)) = (self.seen.get_mut(&stored), self.room.get_mut(&stored))
-        else {
-            return;
-        };
-        let mut taken = std::collections::BTreeSet::new();
-        let rows = self.chosen.get(&stored).map(|chosen| chosen.rows.clone());
-        for (entry, row) in x.chunks_exact(d).enumerate() {
-            if *room == 0 {
-                return;
-            }
-            let number = rows.as_ref().map_or(entry as u32, |rows| rows[entry]);
-            if taken.insert(number) {
-                seen.sample.extend_from_slice(row);
-                *room -= 1;
-            }
+        let Some(seen) = self.seen.get_mut(&stored) else { return };
+        let uses = self.uses.get(&stored).copied().unwrap_or(1).max(1);
+        let used = self.used.entry(stored).or_default();
+        let parts = [*used, *used + 1].map(|use_| use_.min(uses) * self.wanted.sample / uses);
+        *used += 1;
+        let entries = x.len() / d;
+        let mut at: BTreeMap<u32, usize> = BTreeMap::new();
+        for entry in 0..entries {
+            let rows = self.chosen.get(&stored).map(|chosen| &chosen.rows);
+            at.entry(rows.map_or(entry as u32, |rows| rows[entry])).or_insert(entry);
+        }
+        let count = (parts[1] - parts[0]).min(at.len());
+        let places: Vec<usize> = at.into_values().collect();
+        for i in 0..count {
+            let entry = places[i * places.len() / count];
+            seen.sample.extend_from_slice(&x[entry * d..(entry + 1) * d]);
         }
     }
 
@@ -305,5 +310,39 @@ impl Probe for Observer {
         if part == EXPERTS_DOWN && self.wanted.outputs {
             self.driven(stored, weight, groups, x);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expert 0 takes the even rows and expert 1 the others, so entries stand even rows first.
+    #[test]
+    fn a_sample_is_of_all_rows_and_of_all_uses() {
+        let rows: Vec<u32> = (0..20).step_by(2).chain((1..20).step_by(2)).collect();
+        let x: Vec<f32> = rows.iter().map(|row| *row as f32).collect();
+        let sampled = |uses: usize| {
+            let mut observer = Observer {
+                wanted: Wanted { sample: 4, ..Wanted::default() },
+                watched: Vec::new(),
+                biases: BTreeMap::new(),
+                chosen: BTreeMap::new(),
+                seen: BTreeMap::from([(0, Seen::default())]),
+                uses: BTreeMap::from([(0, uses)]),
+                used: BTreeMap::new(),
+                ops: Ops::Fast,
+            };
+            observer.begin();
+            for use_ in 0..uses {
+                let chosen = Chosen { rows: rows.clone().into(), ..Chosen::default() };
+                observer.chosen.insert(0, chosen);
+                let x: Vec<f32> = x.iter().map(|x| x + 100.0 * use_ as f32).collect();
+                observer.sampled(0, &x, 1);
+            }
+            observer.seen.remove(&0).unwrap_or_default().sample
+        };
+        assert_eq!(sampled(1), [0.0, 5.0, 10.0, 15.0]);
+        assert_eq!(sampled(2), [0.0, 10.0, 100.0, 110.0]);
     }
 }

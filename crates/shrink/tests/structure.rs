@@ -230,6 +230,44 @@ fn a_grown_model_computes_the_same() {
     assert_eq!(after.model.config().vocab_size, VOCAB);
 }
 
+/// Between two layers numbers of experts differ; the loss over all of them is for the end alone.
+#[test]
+fn a_pooled_loss_of_experts_stays_as_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pooled = |kind: &str| {
+        with_experts(dense(Sharing::None, 3, 1), |experts| {
+            let all = ExpertRouterConfig::all().into_iter();
+            let mut router = all.clone().find(|router| router.kind() == kind).expect("listed");
+            if let ExpertRouterConfig::TopK(router) = &mut router {
+                router.pooled_weight = 0.01;
+            }
+            experts.router = router;
+        })
+    };
+    for (i, kind) in ["top_k", "sparse_mixer"].into_iter().enumerate() {
+        for (j, pass) in ["drop", "merge"].into_iter().enumerate() {
+            let config = pooled(kind);
+            let from = stored(&folder.path().join(format!("{i}{j}")), &config);
+            let out = folder.path().join(format!("{i}{j}-out"));
+            let (after, _) = made(from, &[json!({ "kind": pass, "share": 0.5 })], &out);
+            let (was, now) = (experts_of(&config), experts_of(after.model.config()));
+            assert_eq!(now, experts::Config { count: 2, ..was }, "{kind} {pass}");
+        }
+    }
+    // With stun the first layer, whose router rows are all the same, loses more than the others.
+    let same = |spec: &ParamSpec, data: &mut Vec<f32>| {
+        if spec.name == "layers.0.router.score" {
+            data.fill(0.1);
+        }
+    };
+    let from = stored_with(&folder.path().join("stun"), &pooled("top_k"), same);
+    let table = json!({ "kind": "drop", "by": "stun", "share": 0.25, "together": 0.0 });
+    let said = refusal(from, table, &rows(), &folder.path().join("out"));
+    for needle in ["drop: by = \"stun\"", "pooled_weight", "reap"] {
+        assert!(said.contains(needle), "{said}");
+    }
+}
+
 #[test]
 fn what_structure_forbids_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

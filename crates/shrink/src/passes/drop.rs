@@ -4,7 +4,7 @@
 //! divides the weights of a row by their sum, those of the experts that stay are divided anew.
 
 use model::rng::{Purpose, Stream, name_place};
-use model::{Model, ModelConfig};
+use model::{ExpertRouterConfig, Model, ModelConfig, RouterState};
 use serde::{Deserialize, Serialize};
 
 use super::member::{LayerCall, PassSettings, RunningPass, Survey};
@@ -81,13 +81,17 @@ impl PassSettings for DropSettings {
         } else {
             bank::check_target(config, &staying)?;
         }
-        Ok(Box::new(Drop { config: self.clone(), seed, layers, staying, groups: Vec::new() }))
+        let router = bank::experts_of(config)?.router.clone();
+        let groups = Vec::new();
+        Ok(Box::new(Drop { config: self.clone(), seed, router, layers, staying, groups }))
     }
 }
 
 struct Drop {
     config: DropSettings,
     seed: u64,
+    /// The router that the model began with.
+    router: ExpertRouterConfig,
     /// Layers with experts and their numbers.
     layers: Vec<(usize, usize)>,
     /// How many stay in each.
@@ -125,6 +129,14 @@ impl RunningPass for Drop {
             .collect();
         let staying = self.layers.iter().zip(&self.groups);
         self.staying = staying.map(|((stored, _), groups)| (*stored, groups.len())).collect();
+        let pools = bank::unpooled(model.config()) != *model.config();
+        let numbers: Vec<usize> = self.staying.iter().map(|(_, n)| *n).collect();
+        if pools && numbers.iter().any(|n| *n != numbers[0]) {
+            let expected = "equal numbers of experts in all layers, for mlp.router.pooled_weight";
+            let next = "choose by = \"reap\", which takes as many of every layer, or another share";
+            let found = format!("{numbers:?} that stay");
+            return refused("drop: by = \"stun\"", expected, found, next);
+        }
         bank::check_target(model.config(), &self.staying)
     }
 
@@ -152,6 +164,10 @@ impl RunningPass for Drop {
             change.unseen = unseen(experts, count, "counted as writing nothing");
         }
         Ok(change)
+    }
+
+    fn finish(&mut self, model: &Model, _: &RouterState) -> Result<ModelChange, ShrinkError> {
+        bank::with_router(model, &self.router)
     }
 }
 

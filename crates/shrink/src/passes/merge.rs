@@ -9,7 +9,7 @@ use std::sync::Arc;
 use model::mlp::experts::{EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS};
 use model::params::{ParamPlace, Part};
 use model::rng::{Purpose, Stream, name_place};
-use model::{Model, ModelConfig};
+use model::{ExpertRouterConfig, Model, ModelConfig, RouterState};
 use ops::{Ops, Tensor2, Weight, from_rows, read_rows};
 use serde::{Deserialize, Serialize};
 
@@ -73,13 +73,16 @@ impl PassSettings for MergeSettings {
         let staying: Vec<(usize, usize)> =
             layers.iter().map(|&(stored, n)| (stored, bank::staying(n, self.share))).collect();
         bank::check_target(config, &staying)?;
-        Ok(Box::new(Merge { config: self.clone(), seed, layers, staying }))
+        let router = bank::experts_of(config)?.router.clone();
+        Ok(Box::new(Merge { config: self.clone(), seed, router, layers, staying }))
     }
 }
 
 struct Merge {
     config: MergeSettings,
     seed: u64,
+    /// The router that the model began with.
+    router: ExpertRouterConfig,
     layers: Vec<(usize, usize)>,
     staying: Vec<(usize, usize)>,
 }
@@ -133,6 +136,10 @@ impl RunningPass for Merge {
         change.went = went;
         change.unseen = unseen(experts, count, "merged with a weight like a single row's");
         Ok(change)
+    }
+
+    fn finish(&mut self, model: &Model, _: &RouterState) -> Result<ModelChange, ShrinkError> {
+        bank::with_router(model, &self.router)
     }
 }
 
