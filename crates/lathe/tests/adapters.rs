@@ -94,7 +94,7 @@ fn folders_that_lie_are_refused_by_field() {
     let place = Place::empty();
     BASES.iter().for_each(|base| copy(&place, base));
     type How = fn(&mut Value);
-    let configs: [(&str, How, &str); 17] = [
+    let configs: [(&str, How, &str); 22] = [
         ("peft_lora_patterns", |c| c["r"] = json!(5), "rank"),
         ("peft_lora_patterns", |c| c["r"] = json!(0), "r"),
         ("peft_lora_patterns", |c| c["r"] = json!("four"), "r"),
@@ -112,6 +112,18 @@ fn folders_that_lie_are_refused_by_field() {
         ("peft_dora", |c| c["use_dora"] = json!(false), "use_dora"),
         ("peft_lora_patterns", |c| c["use_dora"] = json!(true), "lora_magnitude_vector"),
         ("peft_oft", |c| c["coft"] = json!(true), "coft"),
+        (
+            "peft_oft",
+            |c| {
+                c["use_cayley_neumann"] = json!(true);
+                c["num_cayley_neumann_terms"] = json!(65);
+            },
+            "num_cayley_neumann_terms",
+        ),
+        ("peft_lora_patterns", |c| c["modules_to_save"] = json!(["lm_head"]), "lm_head.weight"),
+        ("peft_lora_patterns", |c| c["modules_to_save"] = json!(["mlp"]), "mlp."),
+        ("peft_lora_patterns", |c| c["modules_to_save"] = json!("x"), "modules_to_save"),
+        ("peft_lora_moe_experts", |c| c["lora_bias"] = json!(true), "lora_bias"),
     ];
     for (case, how, field) in configs {
         copy(&place, case);
@@ -168,6 +180,34 @@ fn folders_that_lie_are_refused_by_field() {
     copy(&place, "peft_lora_patterns");
     place.write("cases/peft_lora_patterns/adapter_model.safetensors", "short");
     refused(&place, "peft_lora_patterns", "adapter_model.safetensors");
+}
+
+#[test]
+fn short_files_of_large_products_are_refused_before_they_are_made() {
+    let place = Place::empty();
+    BASES.iter().for_each(|base| copy(&place, base));
+    copy(&place, "peft_lokr");
+    let name = Tensors::parse(&place.read("cases/peft_lokr/adapter_model.safetensors"));
+    let name =
+        name.header.keys().find(|name| name.ends_with("lokr_w2_a")).expect("a factor").clone();
+    let config: Value =
+        serde_json::from_slice(&place.read("cases/peft_lokr/adapter_config.json")).expect("JSON");
+    let rank = config["r"].as_u64().expect("a rank") as usize;
+    let other = name.replace("lokr_w2_a", "lokr_w2_b");
+    with_tensors(&place, "peft_lokr", |tensors| {
+        for (name, shape) in [(&name, [600_000, rank]), (&other, [rank, 600_000])] {
+            tensors.take(name);
+            tensors.push(name, "F32", &shape, &vec![0; 4 * 600_000 * rank]);
+        }
+    });
+    refused(&place, "peft_lokr", "lokr_w2_b");
+    copy(&place, "peft_oft");
+    let name = "base_model.model.model.layers.1.self_attn.q_proj.oft_R.weight";
+    with_tensors(&place, "peft_oft", |tensors| {
+        tensors.take(name);
+        tensors.push(name, "F32", &[32, 0], &[]);
+    });
+    refused(&place, "peft_oft", "oft_R");
 }
 
 /// The adapter is refused, by a text that has `field`.

@@ -14,11 +14,14 @@ use crate::error::ApiError;
 use crate::json::Json;
 use crate::metrics::Shed;
 use crate::pending::PendingRequest;
-use crate::request::{self, Dialect, OutputOptions, ParsedRequest, StreamUsage};
+use crate::request::{self, Dialect, OutputOptions, ParsedRequest, Prompt, StreamUsage};
 use crate::request_fields;
 use crate::response::{Body, whole, with_ignored};
 use crate::schema::{Checked, check};
 use crate::state::AppState;
+
+/// Texts that go to the engine together, however long: the queue holds as many contexts.
+const AT_ONCE: usize = 4;
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -52,20 +55,25 @@ pub(crate) async fn embeddings(mut call: Call) -> Result<Response<Body>, ApiErro
     let body = body::read(&mut call).await?;
     let Call { state, begun, .. } = call;
     let active = state.enter()?;
-    let (parsed, packed) = body::understand(&state, body, Purpose::Prompt, read).await?;
-    let mut pending = PendingRequest::launch(&state, &parsed, active, begun)?;
-    while !pending.over() {
-        pending.step().await?;
+    let (mut parsed, packed) = body::understand(&state, body, Purpose::Prompt, read).await?;
+    let (prompts, mut choices) = (std::mem::take(&mut parsed.prompts), Vec::new());
+    for wave in waves(&prompts, state.info.context) {
+        parsed.prompts = wave.to_vec();
+        let mut pending = PendingRequest::launch(&state, &parsed, active.again(), begun)?;
+        while !pending.over() {
+            pending.step().await?;
+        }
+        choices.append(&mut pending.choices);
     }
-    let usage = UsageTotals::of(&pending.choices, pending.n);
+    let usage = UsageTotals::of(&choices, 1);
     state.metrics.usage_prompt.add(usage.prompt_tokens);
     let mut data = Vec::new();
-    for choice in &mut pending.choices {
+    for (index, choice) in choices.iter_mut().enumerate() {
         let vector = choice.embedding.take();
         let vector = vector.ok_or_else(|| ApiError::internal("the engine left out a vector"))?;
         let embedding =
             if packed { Vector::Packed(pack(&vector)) } else { Vector::Numbers(vector) };
-        data.push(Embedding { object: "embedding", index: choice.index, embedding });
+        data.push(Embedding { object: "embedding", index, embedding });
     }
     let model = state.answering(parsed.adapter);
     let answer = Answer { object: "list", data, model, usage };
@@ -75,6 +83,21 @@ pub(crate) async fn embeddings(mut call: Call) -> Result<Response<Body>, ApiErro
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(with_ignored(response, &parsed.ignored))
+}
+
+/// The texts in parts, each of which finds room in the queue of an idle server: as many as have
+/// `context` tokens together, and at least [`AT_ONCE`].
+fn waves(prompts: &[Arc<Prompt>], context: usize) -> Vec<&[Arc<Prompt>]> {
+    let (mut waves, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (at, prompt) in prompts.iter().enumerate() {
+        tokens += prompt.ids.len();
+        if tokens > context && at - start >= AT_ONCE {
+            waves.push(&prompts[start..at]);
+            (start, tokens) = (at, prompt.ids.len());
+        }
+    }
+    waves.push(&prompts[start..]);
+    waves
 }
 
 fn pack(vector: &[f32]) -> String {
@@ -131,6 +154,20 @@ fn one_of<T: Copy, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_have_a_context_or_four_texts() {
+        let text =
+            |tokens| Arc::new(Prompt { ids: vec![1; tokens], added_bos: false, max_tokens: 0 });
+        let parts = |lengths: &[usize]| -> Vec<usize> {
+            let prompts: Vec<_> = lengths.iter().map(|&tokens| text(tokens)).collect();
+            waves(&prompts, 10).into_iter().map(<[_]>::len).collect()
+        };
+        assert_eq!(parts(&[10; 9]), [4, 4, 1]);
+        assert_eq!(parts(&[1; 25]), [10, 10, 5]);
+        assert_eq!(parts(&[1, 1, 1, 1, 1, 6, 2]), [5, 2]);
+        assert_eq!(parts(&[3]), [1]);
+    }
 
     #[test]
     fn packed_numbers_are_little_endian() {

@@ -172,6 +172,14 @@ pub(crate) async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
 /// A request in flight.
 pub(crate) struct ActiveRequest(Arc<AppState>);
 
+impl ActiveRequest {
+    /// One more part of a request that was accepted, which goes on where new ones are refused.
+    pub(crate) fn again(&self) -> Self {
+        self.0.active.send_modify(|count| *count += 1);
+        Self(Arc::clone(&self.0))
+    }
+}
+
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.active.send_modify(|count| *count -= 1);

@@ -298,10 +298,15 @@ impl AdapterFolder {
         tensors
     }
 
-    /// Refuses modules that the config gives adapters to, and that have none here.
+    /// Refuses modules that the config gives adapters to or replaces, and that have no tensors here.
     fn must_have_all(&self, base: &AllTensors) -> Result<()> {
         for name in base.names() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
+            if self.settings.saves(module) && !self.replaced.contains_key(name) {
+                let field = format!("tensor {}", quote(name));
+                let expected = format!("it, as modules_to_save of {CONFIG} names its module");
+                return Err(FormatError::damaged(self.file.path(), field, expected, "none"));
+            }
             let roles = base.roles(name);
             // Single experts are no modules of the library's, and routers not in every version.
             let is_single = |role: &TensorRole| {

@@ -39,6 +39,8 @@ pub(super) struct Settings {
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<String>,
     parameters: Vec<String>,
+    /// Ends of the paths of modules that are replaced.
+    saved: Vec<String>,
 }
 
 /// Modules by the ends of their paths, or by one pattern for the whole path.
@@ -111,7 +113,8 @@ impl Settings {
         };
         let parameters = texts(&config, "target_parameters")?;
         let layers = layers.filter(|layers| !layers.is_empty());
-        Ok(Self { target, exclude, layers, layers_pattern, parameters, file })
+        let saved = texts(&config, "modules_to_save")?;
+        Ok(Self { target, exclude, layers, layers_pattern, parameters, saved, file })
     }
 
     pub(super) fn object(&self) -> JsonObject<'_> {
@@ -168,6 +171,15 @@ impl Settings {
         let is_one =
             |layers: &Vec<usize>| self.layer_of(module).is_some_and(|n| layers.contains(&n));
         Some(layers.is_none_or(is_one))
+    }
+
+    /// Whether the config says that `module`, or one that it is a part of, is replaced.
+    pub(super) fn saves(&self, module: &str) -> bool {
+        let is_part = |end: &String| {
+            let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
+            ends.into_iter().any(|at| ends_with(&module[..at], end))
+        };
+        self.saved.iter().any(is_part)
     }
 
     /// How many numbers a module has: as the first of `n_frequency_pattern` that fits says, or

@@ -38,7 +38,7 @@ fn build(
 ) -> Result<Box<dyn AdapterChange>> {
     let &Site { module, out, into, .. } = site;
     let rank = settings.rank(module)?;
-    let [first, second] = [0, 1].map(|side| Side::read(leaves, side, rank, module));
+    let [first, second] = [0, 1].map(|side| Side::read(leaves, side, rank, site));
     let (first, second) = (first?, second?);
     let found = (first.rows * second.rows, first.columns * second.columns);
     if found != (out, into) {
@@ -68,7 +68,8 @@ struct Side {
 }
 
 impl Side {
-    fn read(leaves: &Leaves<'_>, side: usize, rank: usize, module: &str) -> Result<Self> {
+    fn read(leaves: &Leaves<'_>, side: usize, rank: usize, site: &Site<'_>) -> Result<Self> {
+        let &Site { module, out, into, .. } = site;
         let [whole, a, b] = NAMES[side];
         if leaves.has(whole) {
             if leaves.has(a) || leaves.has(b) {
@@ -83,6 +84,13 @@ impl Side {
         let [rows, found] = leaves.axes::<2>(a)?;
         must_be(&leaves.path(), &format!("tensor {a} of {module}: rank"), rank, found)?;
         let [_, columns] = leaves.axes::<2>(b)?;
+        // Before anything of its size is made: low rank is a short file.
+        if rows > out || columns > into {
+            let field = format!("tensors {a} and {b} of {module}: product");
+            let expected = format!("at most [{out}, {into}], the module's shape");
+            let found = format!("[{rows}, {columns}]");
+            return Err(FormatError::damaged(&leaves.path(), field, expected, found));
+        }
         let (a, b) = (leaves.take(a, &[rows, rank])?, leaves.take(b, &[rank, columns])?);
         let whole = product(&a, &b, rank, columns);
         Ok(Self { rows, columns, whole, factors: Some((a, b, rank)) })

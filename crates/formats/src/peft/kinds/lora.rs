@@ -86,7 +86,9 @@ fn build(
         }
     };
     let bias = match settings.flag("lora_bias")? {
-        true if matrices > 1 => None,
+        true if matrices > 1 => {
+            return Err(settings.wrong("lora_bias", "false for experts in one tensor"));
+        }
         true if magnitude.is_some() => {
             return Err(settings.wrong("lora_bias", "false beside use_dora"));
         }

@@ -30,6 +30,10 @@ pub(super) static OFT: Kind = Kind {
     build,
 };
 
+const TERMS: &str = "num_cayley_neumann_terms";
+/// Terms of a series: behind them nothing is left of a turn that a series can stand for.
+const MOST_TERMS: usize = 64;
+
 fn build(
     settings: &Settings,
     leaves: &Leaves<'_>,
@@ -38,7 +42,7 @@ fn build(
     let &Site { module, into, .. } = site;
     let [blocks, angles] = leaves.axes::<2>(ANGLES)?;
     let size = (1..=into).find(|n| n * (n - 1) / 2 >= angles).unwrap_or(0);
-    if blocks == 0 || size * size.saturating_sub(1) / 2 != angles || blocks * size != into {
+    if blocks == 0 || size < 2 || size * (size - 1) / 2 != angles || blocks * size != into {
         let field = format!("tensor {ANGLES} of {module}: shape");
         let expected = format!("n (n - 1) / 2 angles of {into} / n blocks");
         let found = format!("[{blocks}, {angles}]");
@@ -46,9 +50,12 @@ fn build(
     }
     let angles = leaves.take(ANGLES, &[blocks, angles])?;
     let terms = match settings.object().bool("use_cayley_neumann")?.unwrap_or(true) {
-        true => Some(settings.object().size("num_cayley_neumann_terms")?.unwrap_or(5).min(64)),
+        true => Some(settings.object().size(TERMS)?.unwrap_or(5)),
         false => None,
     };
+    if terms.is_some_and(|terms| terms > MOST_TERMS) {
+        return Err(settings.wrong(TERMS, format!("at most {MOST_TERMS}")));
+    }
     let mut turns = Vec::new();
     for angles in angles.chunks_exact(size * (size - 1) / 2) {
         let Some(turn) = Turn::of(angles, size, terms) else {
