@@ -66,7 +66,8 @@ fn show(report: &ShrinkReport) {
         bits(report.bits_per_byte_before),
     ]];
     for pass in &report.passes {
-        let went = if pass.went.is_empty() { String::new() } else { pass.went.join("; ") };
+        let went: Vec<&str> = pass.went.iter().chain(&pass.notes).map(String::as_str).collect();
+        let went = went.join("; ");
         let name = [kind(&pass.pass).to_owned(), went].join(" ");
         let bytes = human_bytes(pass.bytes_after);
         rows.push(vec![name.trim().to_owned(), bytes, bits(pass.bits_per_byte)]);

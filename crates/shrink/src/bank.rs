@@ -197,7 +197,7 @@ pub(crate) fn is_of_router(spec: &ParamSpec, stored: usize) -> bool {
 }
 
 /// Layer `stored` with the experts `keep` out of `bank`: their matrices, their rows of the router,
-/// and what the router learned outside of gradients about them. Zero-computation experts stay. Where
+/// and what the router learned outside of gradients about them. Zero-computation experts stay. If
 /// layers have other numbers for now, the model is without its pooled loss until [`with_router`].
 pub(crate) fn keep(
     model: &Model,

@@ -23,6 +23,8 @@ pub struct ModelChange {
     pub state: Option<RouterState>,
     /// What went, in words.
     pub went: Vec<String>,
+    /// What goes of single layers at the end of a pass, in words, by stored layer.
+    pub of_layers: BTreeMap<usize, String>,
     /// What was not seen in the calibration rows, and what was done in place of scoring it.
     pub unseen: Vec<String>,
 }

@@ -19,7 +19,8 @@ pub struct LayerReport {
     pub unseen: Vec<String>,
     /// `|y' - y| / |y|` over the calibration rows, with `y` what the layer wrote to the stream
     /// before its change and `y'` after it; where layers recur, of the stream behind the last
-    /// layer.
+    /// layer. `None` where it was not measured: without rows, and for a layer that goes, or is
+    /// replaced, at the end of the pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
 }
@@ -33,6 +34,9 @@ pub struct PassReport {
     pub layers: Vec<LayerReport>,
     /// What it did to the model as a whole.
     pub went: Vec<String>,
+    /// What a user should know about the result.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Bytes of all weights before it.
     pub bytes_before: u64,
     /// Bytes of all weights after it.

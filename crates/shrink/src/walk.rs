@@ -19,6 +19,7 @@ use ops::{Ops, Tensor2, read_rows};
 use serde_json::json;
 use train::{Made, Rounded, Stored, write_model};
 
+use crate::calibration::Measured;
 use crate::cluster::cosine;
 use crate::error::refused;
 use crate::passes::{LayerCall, PassConfig, RunningPass, Survey};
@@ -142,7 +143,7 @@ impl Walk<'_> {
         self.rule.clone().unwrap_or(Rule::NonCausal)
     }
 
-    fn measure(&self) -> Option<crate::calibration::Measured> {
+    fn measure(&self) -> Option<Measured> {
         self.calibration.measure(&self.model, &self.state, &self.rule())
     }
 
@@ -182,16 +183,22 @@ impl Walk<'_> {
         }
         let last = running.finish(&self.model, &self.state)?;
         let went = last.went.clone();
+        for layer in &mut layers {
+            layer.went.extend(last.of_layers.get(&layer.stored).cloned());
+        }
         self = self.changed(last)?;
         self.rounded = running.rounds();
-        self.calibrate();
+        let notes = self.calibrate(pass).map(str::to_owned).into_iter().collect();
+        let measured = self.measure();
+        computes(pass, measured)?;
         let report = PassReport {
             pass: serde_json::to_value(pass).unwrap_or_default(),
             layers,
             went,
+            notes,
             bytes_before,
             bytes_after: bytes(&self.model)?,
-            bits_per_byte: self.measure().map(|m| m.bits_per_byte),
+            bits_per_byte: measured.map(|m| m.bits_per_byte),
         };
         Ok((self, report))
     }
@@ -219,7 +226,7 @@ impl Walk<'_> {
             let change = self.act(running, stored, &seen)?;
             let mut report = reported(stored, &seen, &change);
             if change.is_nothing() {
-                report.error = Some(0.0);
+                report.error = (!running.acts_at_the_end()).then_some(0.0);
                 streams = before;
             } else {
                 self = self.changed(change)?;
@@ -252,7 +259,7 @@ impl Walk<'_> {
             finite(stored, &seen)?;
             let change = self.act(running, stored, &seen)?;
             let mut report = reported(stored, &seen, &change);
-            report.error = Some(0.0);
+            report.error = (!running.acts_at_the_end()).then_some(0.0);
             if !change.is_nothing() {
                 self = self.changed(change)?;
                 let mut nothing = Observer::new(&self.model, &[], Wanted::default());
@@ -280,18 +287,25 @@ impl Walk<'_> {
         Ok(Self { model, state, changed: true, ..self })
     }
 
-    /// Thresholds of a causal rule that are measured on text are measured again: what comes to the
-    /// router has changed.
-    fn calibrate(&mut self) {
+    /// Thresholds of a causal rule that are measured on text are measured again where what comes to
+    /// the router has changed. Returns a note where that takes a text that there is not.
+    fn calibrate(&mut self, pass: &PassConfig) -> Option<&'static str> {
         if let Some(Rule::Causal(thresholds)) = &mut self.rule {
             thresholds.thresholds.truncate(self.model.config().recursions);
         }
         let causality = self.model.config().router.settings().causality();
-        let measured = matches!(causality, Causality::Thresholds(_)) && self.changed;
-        if measured && !self.calibration.batches.is_empty() {
+        let moved = self.changed && !pass.settings().keeps_thresholds();
+        if !matches!(causality, Causality::Thresholds(_)) || !moved {
+            return None;
+        }
+        if !self.calibration.batches.is_empty() {
             let rule = causal_rule(&self.model, &self.state, &self.calibration.batches);
             self.rule = Some(rule);
+            return None;
         }
+        let note = "thresholds of the causal rule are those of the model before, as no --text was \
+                    given to measure them on";
+        matches!(self.rule, Some(Rule::Causal(_))).then_some(note)
     }
 
     /// All layers of the model as it is.
@@ -385,6 +399,18 @@ fn reported(stored: usize, seen: &Seen, change: &ModelChange) -> LayerReport {
         expert_rows: seen.experts.rows.clone(),
         unseen: change.unseen.clone(),
         error: None,
+    }
+}
+
+/// Refuses a model that predicts the text with NaN or infinite numbers: it is of no use.
+fn computes(pass: &PassConfig, measured: Option<Measured>) -> Result<(), ShrinkError> {
+    match measured {
+        Some(found) if !found.bits_per_byte.is_finite() => {
+            let what = format!("bits per byte of the text, after pass \"{}\"", pass.kind());
+            let next = "look for NaN or very large numbers in the checkpoint";
+            refused(what, "a finite number", found.bits_per_byte, next)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -113,6 +113,15 @@ fn texts_that_say_nothing_and_models_that_compute_nothing() {
     });
     let said = refusal(huge, drop, &rows(), &at("out"));
     assert!(said.contains("layer 1") && said.contains("finite"), "{said}");
+    // A pass that looks at nothing does not write a model that computes nothing either.
+    let huge = stored_with(&at("e"), &moe(), |spec, data| {
+        if spec.name == "layers.1.experts_down" {
+            data.fill(3e38);
+        }
+    });
+    let blind = json!({ "kind": "slim", "by": "weights" });
+    let said = refusal(huge, blind, &rows(), &at("out"));
+    assert!(said.contains("bits per byte") && said.contains("finite"), "{said}");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 mod common;
 
+use checkpoint::RealDisk;
 use common::{
-    VOCAB, dense, experts_of, logits, made, of_experts, refusal, rows, stored, stored_with, weight,
+    VOCAB, dense, experts_of, logits, made, of_experts, pass, refusal, rows, stored, stored_with,
+    weight,
 };
 use engine::{Scoring, log_probabilities};
 use model::expert_routers::Balance;
@@ -11,11 +13,13 @@ use model::mlp::experts;
 use model::params::ParamSpec;
 use model::routers::{Network, expert_choice, token_choice};
 use model::{
-    ExpertRouterConfig, KvMode, LayerSet, MlpConfig, ModelConfig, QueryKeyNorm, RouterConfig,
-    RouterState, Rule, Sharing,
+    CausalThresholds, ExpertRouterConfig, KvMode, LayerSet, MlpConfig, ModelConfig, QueryKeyNorm,
+    RouterConfig, RouterState, Rule, Sharing,
 };
 use serde_json::json;
+use shrink::{Calibration, shrink};
 use testkit::{close, same_bits};
+use train::load_for_use;
 
 fn with_experts(config: ModelConfig, edit: impl FnOnce(&mut experts::Config)) -> ModelConfig {
     let mut config = of_experts(config, 4, 2);
@@ -66,6 +70,10 @@ fn layers_that_write_nothing_go_first_and_change_no_bit() {
             let (after, report) = made(from, &[table], &out);
             assert_eq!(after.model.config().layers, 3);
             assert!(report.passes[0].went[0].starts_with(&format!("layer {dead}")), "{report:?}");
+            for layer in &report.passes[0].layers {
+                assert_eq!(layer.error, None, "{report:?}");
+                assert_eq!(layer.went.is_empty(), layer.stored != dead, "{report:?}");
+            }
             same_bits(&logits(&after), &before, &format!("model {i} without layer {dead}"));
         }
     }
@@ -157,7 +165,9 @@ fn experts_that_are_alike_are_their_dense_mlp() {
             let from = stored_with(&folder.path().join(format!("{i}{j}")), &config, alike);
             let before = logits(&from);
             let shared = experts_of(&config).shared;
-            let (after, _) = made(from, &[table], &folder.path().join(format!("{i}{j}-out")));
+            let (after, report) = made(from, &[table], &folder.path().join(format!("{i}{j}-out")));
+            // No layer was measured with its new MLP, which comes at the end.
+            assert!(report.passes[0].layers.iter().all(|layer| layer.error.is_none()));
             assert_eq!(after.model.config().ffn, [16, 16, 48][j] + shared);
             assert!(matches!(after.model.config().mlp, MlpConfig::Dense(_)));
             close(&logits(&after), &before, 1e-4, &format!("model {i}, {j}"));
@@ -228,6 +238,41 @@ fn a_grown_model_computes_the_same() {
     let (after, _) = made(from, &[table], &folder.path().join("mor-out"));
     close(&log_probabilities(&after.model, batch, &how), &before, 1e-3, "mor");
     assert_eq!(after.model.config().vocab_size, VOCAB);
+}
+
+/// What keeps the function keeps the thresholds; what does not measures them again, or says that it
+/// could not.
+#[test]
+fn thresholds_move_with_the_model_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let expert = expert_choice::Config { alpha: 1.0, ..expert_choice::Config::default() };
+    let router = RouterConfig::ExpertChoice(expert);
+    let config = ModelConfig { router, ..dense(Sharing::MiddleCycle, 8, 3) };
+    let run = |name: &str, table: serde_json::Value, text: &Calibration| {
+        let mut from = stored(&folder.path().join(name), &config);
+        let mut rule = CausalThresholds::open("calibrated", 3);
+        rule.thresholds = vec![Some(0.25), Some(0.5), Some(0.75)];
+        from.rule = Some(Rule::Causal(rule));
+        let out = folder.path().join(format!("{name}-out"));
+        let done = shrink(from, &[pass(table)], text, 1, &out, &RealDisk);
+        let (path, report) = done.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let Some(Rule::Causal(rule)) = load_for_use(&path).expect("opens").rule else {
+            panic!("{name}: no causal rule")
+        };
+        (rule.thresholds, report.passes[0].notes.clone())
+    };
+    let (whole, none) = (vec![Some(0.25), Some(0.5), Some(0.75)], Vec::<String>::new());
+    let grow = json!({ "kind": "grow", "width": 2, "depth": 1 });
+    let slim = json!({ "kind": "slim", "by": "weights" });
+    let fewer = json!({ "kind": "recursions" });
+    assert_eq!(run("grow", grow, &rows()), (whole.clone(), none.clone()));
+    assert_eq!(run("fewer", fewer, &rows()), (whole[..2].to_vec(), none.clone()));
+    let (thresholds, notes) = run("slim", slim.clone(), &rows());
+    assert_ne!(thresholds, whole);
+    assert_eq!(notes, none);
+    let (thresholds, notes) = run("blind", slim, &Calibration::default());
+    assert_eq!(thresholds, whole);
+    assert!(notes.len() == 1 && notes[0].contains("--text"), "{notes:?}");
 }
 
 /// Between two layers numbers of experts differ; the loss over all of them is for the end alone.

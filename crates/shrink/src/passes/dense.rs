@@ -107,6 +107,10 @@ impl RunningPass for Densify {
         self.layers.iter().map(|(stored, _)| *stored).collect()
     }
 
+    fn acts_at_the_end(&self) -> bool {
+        true
+    }
+
     /// Makes the layer's MLP; it takes its place behind the last layer, as a model has one kind.
     fn act(&mut self, layer: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
         let found = self.layers.iter().find(|(stored, _)| *stored == layer.stored);

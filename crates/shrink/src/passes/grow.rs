@@ -42,6 +42,11 @@ impl Default for GrowSettings {
 }
 
 impl PassSettings for GrowSettings {
+    /// Rows, and so the logits of routers, are what they were.
+    fn keeps_thresholds(&self) -> bool {
+        true
+    }
+
     fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         for (field, found) in [("grow: width", self.width), ("grow: depth", self.depth)] {
             if found == 0 || found > 16 {

@@ -82,6 +82,10 @@ impl RunningPass for Layers {
         Wanted { rows: self.config.named.is_empty(), ..Wanted::default() }
     }
 
+    fn acts_at_the_end(&self) -> bool {
+        true
+    }
+
     fn act(&mut self, layer: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
         self.influence[layer.stored] = layer.seen.influence;
         Ok(ModelChange::default())
@@ -102,6 +106,7 @@ impl RunningPass for Layers {
             let influence = self.influence[layer];
             let told = if influence > 0.0 { format!(" ({influence:.4})") } else { String::new() };
             change.went.push(format!("layer {layer}{told}"));
+            change.of_layers.insert(layer, "the layer".to_owned());
         }
         Ok(change)
     }

@@ -7,6 +7,11 @@ use crate::{ModelChange, ShrinkError};
 
 /// What the settings of a pass answer.
 pub trait PassSettings {
+    /// Whether the pass keeps what routers are given, so that thresholds stay.
+    fn keeps_thresholds(&self) -> bool {
+        false
+    }
+
     /// Begins the pass on a model of this config; `seed` is that of all it draws.
     ///
     /// # Errors
@@ -55,6 +60,12 @@ pub trait RunningPass {
     /// The formats that it leaves weights in; `None` if it leaves them in f32.
     fn rounds(&self) -> Option<WeightFormats> {
         None
+    }
+
+    /// Whether layers that [`act`](Self::act) leaves as they are go or are replaced at the end, so
+    /// that their errors are not measured.
+    fn acts_at_the_end(&self) -> bool {
+        false
     }
 
     /// The stored layers that it acts on.

@@ -29,6 +29,11 @@ impl Default for RecursionsSettings {
 }
 
 impl PassSettings for RecursionsSettings {
+    /// What stays computes what it did.
+    fn keeps_thresholds(&self) -> bool {
+        true
+    }
+
     fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         if !config.sharing.is_cycle() {
             let expected = "\"cycle\" or \"middle_cycle\": a block that recurs";
