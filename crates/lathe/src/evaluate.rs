@@ -71,7 +71,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         let caps: Vec<_> =
             scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
         output::json(&json!({
-            "checkpoint": options.checkpoint, "weights": weights.to_string(), "step": stored.step,
+            "checkpoint": options.checkpoint, "adapter": options.adapted.adapter,
+            "weights": weights.to_string(), "step": stored.step,
             "sequence_length": length, "document_mask": mask,
             "windows_set_aside": choice.calibrated.len(),
             "training_time_routing": scores.training, "causal_routing": scores.causal,

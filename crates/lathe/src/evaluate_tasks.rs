@@ -84,8 +84,8 @@ fn print(
     if options.json {
         let tasks: Vec<Value> = reports.iter().map(|(items, r)| in_json(*items, r)).collect();
         output::json(&json!({
-            "checkpoint": options.checkpoint, "weights": weights.to_string(), "routing": "causal",
-            "tasks": tasks,
+            "checkpoint": options.checkpoint, "adapter": options.adapted.adapter,
+            "weights": weights.to_string(), "routing": "causal", "tasks": tasks,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }

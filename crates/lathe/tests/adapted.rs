@@ -64,7 +64,9 @@ fn texts_are_of_the_adapter_that_is_named() {
     }
     let score = |adapter: &[&str]| {
         let words = ["eval", "dense", "--data", "data", "--windows", "2", "--json"];
-        place.run(&[&words[..], adapter].concat()).good().json()["causal_routing"].clone()
+        let found = place.run(&[&words[..], adapter].concat()).good().json();
+        assert_eq!(found["adapter"].as_str(), adapter.get(1).copied());
+        found["causal_routing"].clone()
     };
     let plain = score(&[]);
     assert_ne!(score(&["--adapter", "poet"]), plain);
@@ -168,7 +170,9 @@ fn adapters_side_by_side_answer_as_each_alone() {
         list["data"].as_array().expect("a list").iter().filter_map(|m| m["id"].as_str()).collect();
     assert_eq!(listed, names);
     let body = json!({ "model": "nobody", "prompt": "x" });
-    assert_eq!(server.complete(&body).0, 404);
+    let (status, refused) = server.complete(&body);
+    let message = refused["error"]["message"].as_str().expect("a message");
+    assert!(status == 404 && message.contains("`plain`, `poet`, `clerk` are"), "{message}");
     for (flags, needle) in [
         (&["--adapter", "poet"][..], "NAME=DIR"),
         (&["--adapter", "a=poet", "--adapter", "a=clerk"], "twice"),

@@ -200,11 +200,13 @@ pub(crate) fn check_model(state: &AppState, request: &Checked<'_>) -> Result<(),
 }
 
 pub(crate) fn unknown_model(state: &AppState, name: &str) -> ApiError {
-    let message = format!(
-        "the model `{}` is not served here; `{}` is",
-        crate::json::cut(name),
-        state.info.id
-    );
+    let mut names = format!("`{}`", state.info.id);
+    for adapter in &state.info.adapters {
+        names += &format!(", `{adapter}`");
+    }
+    let verb = if state.info.adapters.is_empty() { "is" } else { "are" };
+    let name = crate::json::cut(name);
+    let message = format!("the model `{name}` is not served here; {names} {verb}");
     ApiError::new(404, message).code("model_not_found")
 }
 
