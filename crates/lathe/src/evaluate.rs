@@ -64,21 +64,34 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
     let mut recorder = options.trace.as_ref().map(|_| Recorder::of(&stored.model));
     let scores = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
+    show(options, &stored, (&scores, &choice), (length, mask), (split, &weights.to_string()))?;
+    // Behind the numbers, which a disk that is full must not take away.
     if let (Some(path), Some(recorder)) = (&options.trace, &mut recorder) {
         traces::keep(&recorder.take(), path)?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what was found.
+fn show(
+    options: &Eval,
+    stored: &Stored,
+    (scores, choice): (&Scores, &WindowChoice),
+    (length, mask): (usize, bool),
+    (split, weights): (Split, &str),
+) -> Result<()> {
     if options.json {
         let caps: Vec<_> =
             scores.caps.iter().map(|(cap, s)| json!({ "max_depth": cap, "score": s })).collect();
         output::json(&json!({
             "checkpoint": options.checkpoint, "adapter": options.adapted.adapter,
-            "weights": weights.to_string(), "step": stored.step,
+            "weights": weights, "step": stored.step,
             "sequence_length": length, "document_mask": mask,
             "windows_set_aside": choice.calibrated.len(),
             "training_time_routing": scores.training, "causal_routing": scores.causal,
             "disagreement": scores.disagreement, "by_depth_cap": caps,
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let caption = format!(
         "{split}, {} windows of {length}{}, weights {weights}; depths differ on {:.1} % of rows",
@@ -89,10 +102,10 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         },
         100.0 * scores.disagreement
     );
-    output::table(&rule_table(&scores, caption));
+    output::table(&rule_table(scores, caption));
     output::line("");
-    output::table(&source_table(&scores));
-    Ok(ExitCode::SUCCESS)
+    output::table(&source_table(scores));
+    Ok(())
 }
 
 /// Windows that are not scored: what a rule was calibrated on is not scored with it, nor by the

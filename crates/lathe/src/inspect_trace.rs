@@ -52,6 +52,14 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
     ensure!(!trace.is_empty(), "{} holds no decision of a router", path.display());
     let against = options.against.as_deref().map(against).transpose()?;
     if let (Some(form), Some(out)) = (options.form, &options.out) {
+        for read in std::iter::once(path).chain(options.against.as_deref()) {
+            let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
+            ensure!(
+                !(out.exists() && same(out, read)),
+                "--out {} is what is read: choose another name",
+                out.display()
+            );
+        }
         traces::must_be_free(out)?;
         save(&trace, form, out)?;
         output::note(format!("wrote {}", out.display()));

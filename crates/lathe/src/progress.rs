@@ -70,6 +70,9 @@ impl Live {
                 self.validation = format!("  valid {a:.3}/{b:.3} bpb");
                 tracing::info!(step, training = a, causal = b, "validated");
             }
+            Event::TraceLost { error } => {
+                tracing::warn!("a trace of routers was not written, and the run goes on: {error}");
+            }
             Event::Saved { path } => tracing::info!(path = %path.display(), "saved"),
         }
     }

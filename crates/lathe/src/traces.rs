@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use files::NewFile;
 use model::{Model, Probe, RoutingEvent};
 use trace::{Recorder, Trace, TraceError, TraceWriter};
 
@@ -18,17 +19,35 @@ pub(crate) fn keep(trace: &Trace, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a path where something else than a trace is.
+/// Refuses a path where no trace can be written, or where something else is than a table of
+/// Lathe's, before any work is done for it.
 pub(crate) fn must_be_free(path: &Path) -> Result<()> {
     let holds = path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0);
     ensure!(
-        !holds || trace::shapes::open(path).is_ok(),
-        "{} is there and is no trace: choose another name, or remove it",
+        !holds || trace::is_own(path),
+        "{} is there and is no trace that Lathe wrote as Parquet: choose another name, or remove \
+         it",
         path.display()
     );
-    let folder = files::folder_of(path);
-    folder.metadata().with_context(|| format!("the folder of {}", path.display()))?;
-    Ok(())
+    ensure!(
+        !(holds && is_of_a_run(path)),
+        "{} is there and is a step of a training run, which only the run writes: choose another \
+         name",
+        path.display()
+    );
+    let next = |source: &std::io::Error| files::next_move(source);
+    NewFile::create(path).map(drop).map_err(|source| {
+        anyhow!("a trace cannot be written to {}: {source}: {}", path.display(), next(&source))
+    })
+}
+
+/// Whether a file lies in the `traces` of a run.
+fn is_of_a_run(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    let Some(folder) = path.parent().filter(|folder| folder.ends_with("traces")) else {
+        return false;
+    };
+    folder.with_file_name("checkpoints").is_dir() || folder.with_file_name("log.jsonl").is_file()
 }
 
 /// Decisions that are kept in memory before they are written.

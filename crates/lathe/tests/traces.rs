@@ -4,10 +4,13 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 
 use common::server::Server;
 use common::{EXPERT, Place, recipe};
 use serde_json::{Value, json};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lathe");
 
 /// A run of a model with experts in its recursions, two of whose steps are traced.
 fn place() -> Place {
@@ -129,6 +132,51 @@ fn what_is_no_trace_is_left_alone_and_refused() {
     let words: Vec<_> = words.split(' ').collect();
     place.run(&words).good();
     place.run(&words).good();
+}
+
+/// A disk that is full takes the trace and not the numbers; a place where nothing can be written
+/// is told before any work; what is no table of Lathe's, or a step of a run, stays as it is.
+#[test]
+fn a_trace_that_cannot_be_written_takes_nothing_else_away() {
+    let place = place();
+    let eval = |to: &'static str| {
+        ["eval", "run", "--data", "data", "--windows", "1", "--json", "--trace", to]
+    };
+    // Files of at most one block, as on a disk that has no more: known only in the writing.
+    let full = "generate run --prompt the --max-tokens 40 --ignore-eos --trace full.parquet";
+    let full: Vec<_> = full.split(' ').collect();
+    for words in [&eval("full.parquet")[..], &full[..]] {
+        let said = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"", BINARY])
+            .args(words)
+            .current_dir(place.path("."))
+            .output()
+            .expect("runs");
+        let err = String::from_utf8_lossy(&said.stderr);
+        assert!(said.status.code() == Some(1) && !said.stdout.is_empty(), "{said:?}");
+        assert!(err.contains("writing full.parquet: ") && err.contains("): check"), "{err}");
+        assert!(!place.path("full.parquet").exists());
+    }
+    fs::create_dir(place.path("folder")).expect("a folder");
+    let said = place.run(&eval("folder"));
+    assert!(said.code != Some(0) && said.out.is_empty(), "before the work: {said:?}");
+    assert!(said.err.contains("folder: "), "{said:?}");
+    place.write("answer.json", r#"{"choices": [{"text": "saved"}]}"#);
+    place.refuses(&eval("answer.json"), &["answer.json", "no trace"]);
+    let step = "run/traces/step-00000002.parquet";
+    let before = place.read(step);
+    place.refuses(&eval(step), &[step, "training run"]);
+    place.run(&eval("own.parquet")).good();
+    for (out, told) in [
+        ("own.parquet", "is read"),
+        ("./own.parquet", "is read"),
+        ("answer.json", "no trace"),
+        (step, "training run"),
+    ] {
+        let words = ["inspect", "--trace", "own.parquet", "--form", "parquet", "--out", out];
+        place.refuses(&words, &[told]);
+    }
+    assert!(place.read("answer.json").ends_with(b"\"saved\"}]}") && place.read(step) == before);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// What the file system refuses.
-    #[error("{action} {}: {source}{}", path.display(), files::next_move(source))]
+    #[error("{action} {}: {source}: {}", path.display(), files::next_move(source))]
     Io {
         /// What was tried, as in "reading".
         action: &'static str,

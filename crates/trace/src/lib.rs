@@ -14,7 +14,7 @@ mod table;
 mod write;
 
 pub use error::TraceError;
-pub use read::read;
+pub use read::{is_own, read};
 pub use recorder::Recorder;
 pub use table::{RoutingDecision, Site, Trace};
 pub use write::{TraceWriter, write};

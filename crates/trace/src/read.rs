@@ -38,6 +38,12 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     Ok(trace)
 }
 
+/// Whether the file at `path` is a table that [`crate::write()`] made: Parquet that says what its
+/// routers decide among. Others' files never say it.
+pub fn is_own(path: &Path) -> bool {
+    NumberColumns::open(path).is_ok_and(|columns| columns.says(SITES).is_some())
+}
+
 fn refused(path: &Path, field: &str, expected: &str, found: String) -> TraceError {
     TraceError::format(path, field, expected, found, NEXT)
 }

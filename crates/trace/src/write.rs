@@ -170,5 +170,15 @@ fn levels<'a, T: Copy + 'a>(lists: impl Iterator<Item = &'a [T]>) -> (Vec<T>, Ve
 
 fn refused(path: &Path) -> impl FnOnce(ParquetError) -> TraceError {
     let path = path.to_path_buf();
-    move |error| TraceError::Io { action: "writing", path, source: std::io::Error::other(error) }
+    move |error| {
+        // What the file system says has its own next move, such as room on the disk.
+        let source = match error {
+            ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
+                Ok(source) => *source,
+                Err(other) => std::io::Error::other(other),
+            },
+            other => std::io::Error::other(other),
+        };
+        TraceError::Io { action: "writing", path, source }
+    }
 }

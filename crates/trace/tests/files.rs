@@ -153,5 +153,5 @@ fn files_that_are_no_traces_are_refused_by_name() {
         open(&path).err().unwrap_or_else(|| panic!("{text}"));
     }
     let error = open(folder.path()).expect_err("a folder").to_string();
-    assert!(error.contains("a folder"), "{error}");
+    assert!(error.contains("a folder: put a plain file"), "{error}");
 }

@@ -67,6 +67,12 @@ pub enum Event<'a> {
         /// The folder `checkpoints/step-N` of the run.
         path: &'a Path,
     },
+    /// What the routers of a step decided could not be written; told once, for steps like it. The
+    /// run goes on.
+    TraceLost {
+        /// Why it could not be written, with the next move.
+        error: &'a TrainError,
+    },
 }
 
 /// A run in a folder: `checkpoints/`, `log.jsonl` (bit-identical for the same recipe),
@@ -148,8 +154,11 @@ impl Run {
         let path = dir.join("log.jsonl");
         let written = read_log(&path, &resumed, recipe.checkpoint.every)?;
         remarks.extend(lost_records(&path, &written, &resumed));
-        make_folder(&dir.join("checkpoints"))?;
-        make_folder(&dir.join("events"))?;
+        // Before the first step, so that no hours pass before one is known to be impossible.
+        let traces = (recipe.log.trace_every > 0).then_some("traces");
+        for name in ["checkpoints", "events"].into_iter().chain(traces) {
+            make_folder(&dir.join(name))?;
+        }
         let keep = Some(trainer.step);
         let mut log = Log::open(&path, keep)?;
         if let Some(change) = change_record(&resumed).filter(|record| !written.contains(record)) {
@@ -197,6 +206,7 @@ impl Run {
     ) -> Result<Option<Validation>, TrainError> {
         let steps = self.trainer.recipe.train.steps;
         let mut stop = Stop::No;
+        let mut told_lost = false;
         let mut saved = self.resumed.step;
         if saved.is_some() {
             // A process that ended in the middle may have left more than the recipe keeps.
@@ -208,7 +218,11 @@ impl Run {
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
             let seconds = started.elapsed().as_secs_f64();
-            self.keep_trace()?;
+            if let Err(error) = self.keep_trace()
+                && !std::mem::replace(&mut told_lost, true)
+            {
+                watch(Event::TraceLost { error: &error });
+            }
             stop = self.tell_step(&report, seconds, wall_time(), watch)?;
             let step = self.trainer.step;
             if step == steps || is_due(step, self.trainer.recipe.log.validate_every) {

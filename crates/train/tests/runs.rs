@@ -289,6 +289,7 @@ fn checkpoints_and_validations_come_as_the_recipe_says() {
     let (mut saved, mut validated) = (Vec::new(), Vec::new());
     run.go(&RealDisk, &|| 0.0, &mut |event| {
         match event {
+            train::Event::TraceLost { error } => panic!("{error}"),
             train::Event::Saved { path } => saved.push(path.to_path_buf()),
             train::Event::Validated { step, .. } => validated.push(step),
             train::Event::Step { .. } => {}

@@ -250,6 +250,35 @@ fn traced_runs_are_the_same_runs() {
     assert!(files(&at("broken").join("traces")) == found, "the same files");
 }
 
+/// A trace that cannot be written is told once, and the run is the run that it would have been; a
+/// folder that cannot be made is told before the first step.
+#[test]
+fn a_trace_that_cannot_be_written_loses_no_run() {
+    let place = tempfile::TempDir::new().expect("a folder");
+    let mut recipe = small(&data(place.path(), 0), RouterConfig::default());
+    let at = |name: &str| place.path().join(name);
+    finish(&recipe, &at("plain"));
+    recipe.log.trace_every = 1;
+    let mut run = open(&recipe, &at("traced")).expect("opens");
+    std::fs::remove_dir(at("traced/traces")).expect("made when it opened");
+    std::fs::write(at("traced/traces"), "in the way").expect("writes");
+    let mut lost = Vec::new();
+    let ended = run.go(&RealDisk, &|| 0.0, &mut |event| {
+        if let train::Event::TraceLost { error } = event {
+            lost.push(error.to_string());
+        }
+        Stop::No
+    });
+    assert!(ended.expect("goes on").is_some());
+    assert!(lost.len() == 1 && lost[0].contains("traces"), "{lost:?}");
+    let log = |name: &str| std::fs::read(at(name).join("log.jsonl")).expect("a log");
+    assert_eq!(log("plain"), log("traced"));
+    std::fs::create_dir(at("blocked")).expect("a folder");
+    std::fs::write(at("blocked/traces"), "in the way").expect("writes");
+    let error = open(&recipe, &at("blocked")).err().expect("told before step 1").to_string();
+    assert!(error.contains("blocked/traces"), "{error}");
+}
+
 /// Windows that are watched have their own numbers and cost what they cost unwatched.
 #[test]
 fn watched_windows_have_their_numbers() {
