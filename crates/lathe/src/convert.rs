@@ -78,9 +78,13 @@ fn word<T: DeserializeOwned>(option: &str, text: &str) -> Result<T> {
 /// = "mlp" }`.
 pub(crate) fn table<T: DeserializeOwned + Serialize>(option: &str, text: &str) -> Result<T> {
     let value: Value = if text.trim_start().starts_with('{') {
-        let table: Value =
+        let mut whole: serde_json::Map<String, Value> =
             toml::from_str(&format!("x = {text}")).map_err(|e| anyhow::anyhow!("{option}: {e}"))?;
-        table["x"].clone()
+        let table = whole.remove("x").unwrap_or_default();
+        if let Some(key) = whole.keys().next() {
+            anyhow::bail!("{option}: expected one table, found `{key}` behind it: leave it out");
+        }
+        table
     } else {
         json!({ "kind": text })
     };

@@ -13,6 +13,7 @@ use crate::{convert, open, output, shrink_text};
 /// Runs the passes, writes the checkpoint, then tells what went.
 pub(crate) fn run(options: &Shrink) -> Result<ExitCode> {
     let passes = passes(options)?;
+    shrink::check(&passes, &options.out)?;
     let stored = open::source(&options.checkpoint)?;
     let calibration = match &options.text {
         Some(text) => shrink_text::calibration(text, options, &stored)?,
@@ -68,9 +69,10 @@ fn show(report: &ShrinkReport) {
     for pass in &report.passes {
         let went: Vec<&str> = pass.went.iter().chain(&pass.notes).map(String::as_str).collect();
         let went = went.join("; ");
-        let name = [kind(&pass.pass).to_owned(), went].join(" ");
+        let kind = kind(&pass.pass);
+        let name = if went.is_empty() { kind.to_owned() } else { format!("{kind}: {went}") };
         let bytes = human_bytes(pass.bytes_after);
-        rows.push(vec![name.trim().to_owned(), bytes, bits(pass.bits_per_byte)]);
+        rows.push(vec![name, bytes, bits(pass.bits_per_byte)]);
     }
     let columns = ["after", "weight bytes", "bits/byte"].map(str::to_owned).to_vec();
     let seen = match report.calibration_rows {

@@ -162,6 +162,11 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
     place.run(&[&into[..], &["--out", "moe/checkpoints/new"]].concat()).bad(&["--out"]);
     place.write("taken/mine", "kept");
     place.run(&[&into[..], &["--out", "taken"]].concat()).bad(&["taken"]);
+    // Before anything is opened.
+    let absent = ["shrink", "absent", "--pass", "slim", "--text", "data", "--out", "taken"];
+    place.run(&absent).bad(&["taken"]);
+    let behind = "{ kind = \"slim\" }\nshare = 0.5";
+    place.run(&["shrink", "moe", "--pass", behind, "--out", "out"]).bad(&["--pass", "`share`"]);
     assert_eq!(place.text("taken/mine"), "kept");
 }
 

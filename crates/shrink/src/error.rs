@@ -47,6 +47,12 @@ pub(crate) fn check_share(field: &str, share: f64) -> Result<(), ShrinkError> {
     refused(field, "a share from 0 to below 1", share, "give such a share")
 }
 
+/// The error of a share above 0 of which nothing goes; `least` is the least that can go.
+pub(crate) fn nothing_goes<T>(field: &str, share: f64, least: &str) -> Result<T, ShrinkError> {
+    let expected = format!("0, or a share of which at least {least} goes");
+    refused(field, expected, share, "raise it")
+}
+
 /// Refuses a setting that changes nothing beside the others.
 pub(crate) fn unused(field: &str, is_default: bool, beside: &str) -> Result<(), ShrinkError> {
     if is_default {

@@ -24,4 +24,4 @@ pub use passes::{LayerCall, PassConfig, PassSettings, RunningPass, Survey};
 pub use passes::{dense, drop, gptq, grow, layers, merge, mixed, recursions, slim, wanda};
 pub use report::{LayerReport, PassReport, ShrinkReport};
 pub use seen::{ExpertsSeen, GroupSeen, Seen, Wanted};
-pub use walk::shrink;
+pub use walk::{check, shrink};

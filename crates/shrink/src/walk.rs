@@ -43,13 +43,16 @@ pub fn shrink(
     disk: &dyn Disk,
 ) -> Result<(PathBuf, ShrinkReport), ShrinkError> {
     let Stored { model, state, rule, tokenizer, text, origin, step, tokens, .. } = stored;
+    check(passes, out)?;
     let model = sole(model)?;
-    if passes.is_empty() {
-        let next = "name one with --pass, or a file of them with --passes";
-        return refused("passes", "at least one", "none", next);
-    }
     if calibration.rows() > 0 {
         calibration.check(model.config().vocab_size)?;
+    }
+    for pass in passes {
+        // A pass that the model is not fit for yet may be after those before it.
+        if let Ok(running) = pass.settings().begin(model.config(), seed) {
+            has_text(pass, running.wanted(), calibration)?;
+        }
     }
     let before = Costs::of(model.config())?;
     let bytes_before = bytes(&model)?;
@@ -90,6 +93,42 @@ pub fn shrink(
         origin: json!({ "made_by": "shrink", "report": report, "source": origin }),
     };
     Ok((write_model(out, made, disk)?, report))
+}
+
+/// Refuses what can be refused before a model is opened: passes that can never run in this order,
+/// and an `out` that is taken.
+///
+/// # Errors
+/// No pass, a setting that no model goes with, a pass behind one that rounds, or a taken `out`.
+pub fn check(passes: &[PassConfig], out: &Path) -> Result<(), ShrinkError> {
+    if passes.is_empty() {
+        let next = "name one with --pass, or a file of them with --passes";
+        return refused("passes", "at least one", "none", next);
+    }
+    for (i, pass) in passes.iter().enumerate() {
+        pass.settings().check()?;
+        if let Some(before) = passes[..i].iter().find(|pass| pass.settings().rounds()) {
+            let what = format!("pass \"{}\"", pass.kind());
+            let found = format!("weights that pass \"{}\" before it has rounded", before.kind());
+            let next = "let the pass that rounds be the last";
+            return refused(what, "weights in f32", found, next);
+        }
+    }
+    Ok(train::check_free(out)?)
+}
+
+/// Refuses a pass that looks at rows where there are none.
+fn has_text(
+    pass: &PassConfig,
+    wanted: Wanted,
+    calibration: &Calibration,
+) -> Result<(), ShrinkError> {
+    if !wanted.rows || !calibration.batches.is_empty() {
+        return Ok(());
+    }
+    let what = format!("--text, for pass \"{}\"", pass.kind());
+    let next = "give a file or a data folder of the kind of text that the model is for";
+    refused(what, "a calibration text", "none", next)
 }
 
 /// The model, which nobody else holds.
@@ -156,20 +195,10 @@ impl Walk<'_> {
 
     /// Runs one pass over all of its layers.
     fn run(mut self, pass: &PassConfig) -> Result<(Self, PassReport), ShrinkError> {
-        if let Some(formats) = &self.rounded {
-            let what = format!("pass \"{}\"", pass.kind());
-            let found = format!("weights in {formats}, from the pass before");
-            let next = "let the pass that rounds be the last";
-            return refused(what, "weights in f32", found, next);
-        }
         self.changed = false;
         let mut running = pass.settings().begin(self.model.config(), self.seed)?;
         let wanted = running.wanted();
-        if wanted.rows && self.calibration.batches.is_empty() {
-            let what = format!("--text, for pass \"{}\"", pass.kind());
-            let next = "give a file or a data folder of the kind of text that the model is for";
-            return refused(what, "a calibration text", "none", next);
-        }
+        has_text(pass, wanted, self.calibration)?;
         let bytes_before = bytes(&self.model)?;
         if let Some(wanted) = running.surveys() {
             let survey = self.survey(wanted)?;

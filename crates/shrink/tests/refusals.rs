@@ -39,6 +39,19 @@ fn settings_that_mean_nothing() {
         (json!({ "kind": "slim", "multiple": 0 }), &["slim: multiple"]),
         (json!({ "kind": "slim", "multiple": 17 }), &["slim: multiple", "16"]),
         (json!({ "kind": "slim", "share": 0.0, "multiple": 15 }), &["slim: multiple", "divisor"]),
+        // Shares of which nothing goes.
+        (json!({ "kind": "drop", "share": 0.1 }), &["drop: share", "one of the 4 experts"]),
+        (json!({ "kind": "merge", "share": 0.1 }), &["merge: share", "one of the 4 experts"]),
+        (json!({ "kind": "slim", "share": 0.01 }), &["slim: share", "1 of the 16 neurons"]),
+        (json!({ "kind": "slim", "share": 0.2, "multiple": 8 }), &["slim: share", "8 of the 16"]),
+        (json!({ "kind": "layers", "share": 0.1 }), &["layers: share", "one of the 2 layers"]),
+        (json!({ "kind": "wanda", "share": 0.01 }), &["wanda: share", "one of 32 numbers"]),
+        (
+            json!({ "kind": "wanda", "share": 0.1, "stretch": 4 }),
+            &["wanda: share", "one of 4 numbers"],
+        ),
+        (json!({ "kind": "wanda", "spread": "owl", "stretch": 4 }), &["wanda: stretch", "owl"]),
+        (json!({ "kind": "wanda", "stretch": 17 }), &["wanda: stretch", "2 to 16"]),
     ];
     for (i, (table, needles)) in cases.iter().enumerate() {
         let from = stored(&folder.path().join(i.to_string()), &moe());
@@ -47,6 +60,49 @@ fn settings_that_mean_nothing() {
             assert!(said.contains(needle), "{table}: {said}");
         }
     }
+}
+
+/// Found before a model is opened, or before the first pass of several has run.
+#[test]
+fn passes_that_can_never_run_are_refused_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let slim = json!({ "kind": "slim" });
+    for (second, needle) in [
+        (json!({ "kind": "drop", "share": 1.0 }), "drop: share"),
+        (json!({ "kind": "merge", "sample": 0 }), "merge: sample"),
+        (json!({ "kind": "slim", "peak": 2.0 }), "slim: peak"),
+        (json!({ "kind": "wanda", "outlier": 3.0 }), "wanda: outlier"),
+        (json!({ "kind": "layers", "share": -1.0 }), "layers: share"),
+        (json!({ "kind": "dense", "experts": 3 }), "dense: experts"),
+        (json!({ "kind": "gptq", "weights": "f32" }), "gptq: weights"),
+        (json!({ "kind": "mixed", "formats": ["int4"] }), "mixed: formats"),
+        (json!({ "kind": "mixed", "damping": 2.0 }), "damping"),
+        (json!({ "kind": "grow", "width": 0 }), "grow: width"),
+    ] {
+        let list = [common::pass(slim.clone()), common::pass(second.clone())];
+        let error = shrink::check(&list, &out).expect_err("refused").to_string();
+        assert!(error.contains(needle), "{second}: {error}");
+    }
+    for rounding in ["gptq", "mixed"] {
+        let last = [slim.clone(), json!({ "kind": rounding })].map(common::pass);
+        shrink::check(&last, &out).expect("the last may round");
+        let first = [json!({ "kind": rounding }), slim.clone()].map(common::pass);
+        let error = shrink::check(&first, &out).expect_err("refused").to_string();
+        assert!(error.contains(rounding) && error.contains("be the last"), "{error}");
+    }
+    assert!(shrink::check(&[], &out).is_err());
+    std::fs::write(&out, "mine").expect("a file");
+    let error = shrink::check(&[common::pass(slim)], &out).expect_err("taken").to_string();
+    assert!(error.contains("taken"), "{error}");
+    // A later pass lacks a text.
+    let from = stored(&folder.path().join("from"), &moe());
+    let list = [json!({ "kind": "slim", "by": "weights" }), json!({ "kind": "drop" })];
+    let at = folder.path().join("none");
+    let none = Calibration::default();
+    let error = shrink(from, &list.map(common::pass), &none, 1, &at, &RealDisk);
+    let error = error.expect_err("no text").to_string();
+    assert!(error.contains("--text, for pass \"drop\""), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use common::{
     weight,
 };
 use engine::{Scoring, log_probabilities};
+use model::adapters::{Relaxation, encoding};
 use model::expert_routers::Balance;
 use model::mlp::experts;
 use model::params::ParamSpec;
@@ -275,6 +276,17 @@ fn thresholds_move_with_the_model_alone() {
     assert!(notes.len() == 1 && notes[0].contains("--text"), "{notes:?}");
 }
 
+/// Vectors of recursions are no adapters of MLPs, which can be cut beside them.
+#[test]
+fn mlps_are_slimmed_beside_vectors_of_recursions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let relax = Relaxation::Encoding(encoding::Config {});
+    let config = ModelConfig { relax, ..dense(Sharing::Cycle, 4, 2) };
+    let from = stored(&folder.path().join("from"), &config);
+    let (after, _) = made(from, &[json!({ "kind": "slim" })], &folder.path().join("out"));
+    assert_eq!(after.model.config(), &ModelConfig { ffn: 24, ..config });
+}
+
 /// Between two layers numbers of experts differ; the loss over all of them is for the end alone.
 #[test]
 fn a_pooled_loss_of_experts_stays_as_it_was() {
@@ -344,6 +356,13 @@ fn what_structure_forbids_is_refused() {
         (&mixed, json!({ "kind": "dense", "by": "used", "experts": 5 }), ["1 to 4", "found 5"]),
         (&mixed, json!({ "kind": "dense", "experts": 3 }), ["dense: experts", "used"]),
         (&cycle, json!({ "kind": "grow" }), ["sharing", "unroll"]),
+        (&cycle, json!({ "kind": "grow" }), ["copies of a shared layer", "in width alone"]),
+        (&mixed, json!({ "kind": "dense" }), ["ffn", "slim the experts"]),
+        (
+            &mixed,
+            json!({ "kind": "dense", "by": "used", "experts": 3 }),
+            ["ffn", "another number of experts"],
+        ),
         (&plain, json!({ "kind": "grow", "depth": 1 }), ["grow", "both 1"]),
         (&plain, json!({ "kind": "grow", "width": 99 }), ["grow: width", "1 to 16"]),
         (&plain, json!({ "kind": "wanda", "share": 1.0 }), ["wanda: share", "found 1"]),

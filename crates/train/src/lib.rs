@@ -36,7 +36,7 @@ pub use run::{Event, Opened, Resume, Run, Stop, open_data};
 pub use schedule::learning_rate;
 pub use start::older;
 pub use step::{StepReport, Trainer, pack};
-pub use stored::{Made, Stored, load, write_model};
+pub use stored::{Made, Stored, check_free, load, write_model};
 pub use validate::{
     RuleScore, SourceScore, Validation, WindowChoice, in_chunks, score_rule, score_watched,
     validate,

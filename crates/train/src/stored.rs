@@ -171,10 +171,7 @@ pub struct Made<'a> {
 /// # Errors
 /// A `path` that is taken, weights that are not the table's, or what the disk refuses.
 pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathBuf, TrainError> {
-    if is_taken(path) {
-        let expected = "a path where nothing is; remove it or choose another";
-        return refuse(path, "folder", "taken".into(), expected.into());
-    }
+    check_free(path)?;
     let table = model::table::specs(made.config, &made.config.check()?);
     let slots = match made.rounded.as_ref().map(Rounded::formats).transpose() {
         Ok(formats) => rounded::slots(&table, &formats.unwrap_or_default()),
@@ -215,6 +212,18 @@ pub fn write_model(path: &Path, made: Made<'_>, disk: &dyn Disk) -> Result<PathB
         files: tokenizer.into_iter().collect(),
     };
     Ok(checkpoint::save_new(path, &snapshot, disk)?)
+}
+
+/// Refuses a `path` that [`write_model`] cannot make, for those that work long before they write.
+///
+/// # Errors
+/// A file, or a folder with something in it.
+pub fn check_free(path: &Path) -> Result<(), TrainError> {
+    if is_taken(path) {
+        let expected = "a path where nothing is; remove it or choose another";
+        return refuse(path, "folder", "taken".into(), expected.into());
+    }
+    Ok(())
 }
 
 /// Whether `path` is a file, or a folder with something in it.

@@ -44,13 +44,17 @@ impl Default for DenseSettings {
 }
 
 impl PassSettings for DenseSettings {
+    fn check(&self) -> Result<(), ShrinkError> {
+        let default = self.experts == Self::default().experts;
+        if self.by == DenseBy::Average {
+            unused("dense: experts", default, "without by = \"used\"")?;
+        }
+        Ok(())
+    }
+
     fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         let layers = bank::layers(config)?;
         let of = bank::experts_of(config)?;
-        if self.by == DenseBy::Average {
-            let default = self.experts == Self::default().experts;
-            unused("dense: experts", default, "without by = \"used\"")?;
-        }
         let least = layers.iter().map(|(_, count)| *count).min().unwrap_or(0);
         if self.by == DenseBy::Used && (self.experts == 0 || self.experts > least) {
             let expected = format!("1 to {least}, the experts of a layer");
@@ -61,7 +65,15 @@ impl PassSettings for DenseSettings {
         let width = of.width(&config.sizes()) * side_by_side + of.shared;
         if layers.len() < config.check()?.stored && config.ffn != width {
             let expected = format!("{width}, the width of the MLPs that experts become");
-            let next = "choose another number of experts: all dense layers have one width";
+            let next = match self.by {
+                DenseBy::Used => {
+                    "choose another number of experts: all dense layers have one width"
+                }
+                DenseBy::Average => {
+                    "slim the experts to fit, or choose by = \"used\": all dense layers have one \
+                     width"
+                }
+            };
             return refused("the checkpoint: ffn of its dense layers", expected, config.ffn, next);
         }
         Ok(Box::new(Densify {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::member::{LayerCall, PassSettings, RunningPass, Survey};
 use crate::bank::{self, Bank};
 use crate::cluster::{self, Union};
-use crate::error::{check_share, refused, unused};
+use crate::error::{check_share, nothing_goes, refused, unused};
 use crate::seen::{ExpertsSeen, Wanted};
 use crate::{ModelChange, ShrinkError};
 
@@ -50,7 +50,7 @@ impl Default for DropSettings {
 }
 
 impl PassSettings for DropSettings {
-    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         check_share("drop: share", self.share)?;
         let default = Self::default();
         if self.by != DropBy::Reap {
@@ -63,11 +63,20 @@ impl PassSettings for DropSettings {
             let next = "give such a number";
             return refused("drop: together", "0 or more", self.together, next);
         }
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         bank::chosen_by_scores(config)?;
         let layers = bank::layers(config)?;
         let staying =
             layers.iter().map(|&(stored, count)| (stored, bank::staying(count, self.share)));
         let staying: Vec<(usize, usize)> = staying.collect();
+        if self.share > 0.0 && staying == layers {
+            let most = layers.iter().map(|(_, count)| *count).max().unwrap_or(0);
+            let least = format!("one of the {most} experts of a layer");
+            return nothing_goes("drop: share", self.share, &least);
+        }
         if self.by == DropBy::Stun {
             // Layers share the target out later; what is asked of all is known.
             let least = layers.iter().map(|&(stored, n)| bank::least(config, stored, n));

@@ -35,7 +35,7 @@ impl Default for GptqSettings {
 }
 
 impl PassSettings for GptqSettings {
-    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         let formats = parsed(&self.weights)?;
         if formats.is_f32() {
             let expected = format!("a format of fewer bits: {}", Format::names());
@@ -45,6 +45,15 @@ impl PassSettings for GptqSettings {
             let next = "give such a number";
             return refused("gptq: damping", "above 0 and at most 1", self.damping, next);
         }
+        Ok(())
+    }
+
+    fn rounds(&self) -> bool {
+        true
+    }
+
+    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+        let formats = parsed(&self.weights)?;
         let table = model::table::specs(config, &config.check()?);
         if let Err(error) = formats.check(&table) {
             let expected = "formats that fit the checkpoint's matrices";

@@ -47,7 +47,7 @@ impl PassSettings for GrowSettings {
         true
     }
 
-    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         for (field, found) in [("grow: width", self.width), ("grow: depth", self.depth)] {
             if found == 0 || found > 16 {
                 return refused(field, "1 to 16", found, "give such a number");
@@ -57,13 +57,22 @@ impl PassSettings for GrowSettings {
             let expected = "a width or a depth above 1";
             return refused("grow", expected, "both 1", "give one of them");
         }
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         if self.depth > 1 {
-            plain(config)?;
+            let expected = "\"none\": copies of a shared layer would stand in every recursion";
+            let next = "grow in width alone, or unroll the model with lathe convert";
+            plain(config, expected, next)?;
         }
         if config.relax.kind() != "none" {
-            let next = "merge adapters into the layers first, with lathe convert";
             let found = config.relax.kind();
-            return refused("the checkpoint: relax", "no adapters", found, next);
+            let next = match found {
+                "encoding" => "choose a model without vectors of recursions",
+                _ => "merge adapters into the layers first, with lathe convert",
+            };
+            return refused("the checkpoint: relax", "\"none\"", found, next);
         }
         if let MlpConfig::Experts(experts) = &config.mlp {
             let others = experts.identity_experts + experts.constant_experts;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::drop::best;
 use super::member::{LayerCall, PassSettings, RunningPass};
 use crate::bank;
-use crate::error::{check_share, refused, unused};
+use crate::error::{check_share, nothing_goes, refused, unused};
 use crate::seen::Wanted;
 use crate::{ModelChange, ShrinkError};
 
@@ -32,14 +32,26 @@ impl Default for LayersSettings {
 }
 
 impl PassSettings for LayersSettings {
-    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         check_share("layers: share", self.share)?;
         if !self.named.is_empty() {
             let default = self.share == Self::default().share;
             unused("layers: share", default, "beside layers: named")?;
         }
-        plain(config)?;
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+        let expected = "\"none\": where layers are shared, taking one out takes it out of every \
+                        recursion";
+        let next = "take recursions out (pass recursions), or unroll the model with lathe convert";
+        plain(config, expected, next)?;
         let layers = config.layers;
+        let all_stay = bank::staying(layers, self.share) == layers;
+        if self.named.is_empty() && self.share > 0.0 && all_stay {
+            let least = format!("one of the {layers} layers");
+            return nothing_goes("layers: share", self.share, &least);
+        }
         let twice = |(i, layer): (usize, &usize)| self.named[..i].contains(layer);
         let wrong = self.named.iter().enumerate().find(|&(i, l)| *l >= layers || twice((i, l)));
         if let Some((_, layer)) = wrong {
@@ -55,12 +67,13 @@ impl PassSettings for LayersSettings {
 }
 
 /// Refuses models in which a layer is more than one layer.
-pub(super) fn plain(config: &ModelConfig) -> Result<(), ShrinkError> {
+pub(super) fn plain(
+    config: &ModelConfig,
+    expected: &str,
+    next: &'static str,
+) -> Result<(), ShrinkError> {
     if config.sharing != Sharing::None {
-        let expected = "\"none\": where layers are shared, taking one out takes it out of every \
-                        recursion";
         let found = format!("{:?}", config.sharing);
-        let next = "take recursions out (pass recursions), or unroll the model with lathe convert";
         return refused("the checkpoint: sharing", expected, found, next);
     }
     if config.relax.kind() != "none" {

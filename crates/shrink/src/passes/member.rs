@@ -7,16 +7,30 @@ use crate::{ModelChange, ShrinkError};
 
 /// What the settings of a pass answer.
 pub trait PassSettings {
+    /// Refuses settings that mean nothing for any model, before a model is opened.
+    ///
+    /// # Errors
+    /// An impossible setting, or one that is unused beside the others.
+    fn check(&self) -> Result<(), ShrinkError> {
+        Ok(())
+    }
+
+    /// Whether the pass leaves weights in formats of fewer bits, so that no other can follow.
+    fn rounds(&self) -> bool {
+        false
+    }
+
     /// Whether the pass keeps what routers are given, so that thresholds stay.
     fn keeps_thresholds(&self) -> bool {
         false
     }
 
-    /// Begins the pass on a model of this config; `seed` is that of all it draws.
+    /// Begins the pass on a model of this config, with settings that [`check`](Self::check) let
+    /// through; `seed` is that of all it draws.
     ///
     /// # Errors
-    /// An impossible setting, a model with which the pass can do nothing, or a target that this
-    /// model cannot meet.
+    /// A setting that is impossible here, a model with which the pass can do nothing, or a target
+    /// that this model cannot meet.
     fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError>;
 }
 

@@ -18,7 +18,7 @@ use super::member::{LayerCall, PassSettings, RunningPass};
 use crate::algebra::projected;
 use crate::bank::{self, Bank};
 use crate::cluster::{cosine, groups, k_means, unions};
-use crate::error::{check_share, refused, unused};
+use crate::error::{check_share, nothing_goes, refused, unused};
 use crate::seen::{ExpertsSeen, Wanted};
 use crate::{ModelChange, ShrinkError};
 
@@ -57,7 +57,7 @@ impl Default for MergeSettings {
 }
 
 impl PassSettings for MergeSettings {
-    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         check_share("merge: share", self.share)?;
         if self.by != MergeBy::Submoe {
             unused("merge: rank", self.rank == 1.0, "without by = \"submoe\"")?;
@@ -68,10 +68,19 @@ impl PassSettings for MergeSettings {
         if self.sample == 0 || self.sample > 4096 {
             return refused("merge: sample", "1 to 4096", self.sample, "give such a number");
         }
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         bank::chosen_by_scores(config)?;
         let layers = bank::layers(config)?;
         let staying: Vec<(usize, usize)> =
             layers.iter().map(|&(stored, n)| (stored, bank::staying(n, self.share))).collect();
+        if self.share > 0.0 && staying == layers {
+            let most = layers.iter().map(|(_, count)| *count).max().unwrap_or(0);
+            let least = format!("one of the {most} experts of a layer");
+            return nothing_goes("merge: share", self.share, &least);
+        }
         bank::check_target(config, &staying)?;
         let router = bank::experts_of(config)?.router.clone();
         Ok(Box::new(Merge { config: self.clone(), seed, router, layers, staying }))

@@ -8,7 +8,7 @@ use model::{Model, ModelConfig, RouterState, WeightFormats};
 use ops::{Format, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::gptq::{Gptq, parsed};
+use super::gptq::{Gptq, GptqSettings, parsed};
 use super::member::{LayerCall, PassSettings, RunningPass, Survey};
 use super::wanda::banked;
 use crate::error::refused;
@@ -37,25 +37,23 @@ impl Default for MixedSettings {
 }
 
 impl PassSettings for MixedSettings {
-    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
-        let mut formats: Vec<Format> = Vec::new();
-        for name in &self.formats {
-            match name.parse() {
-                Ok(format) if !formats.contains(&format) => formats.push(format),
-                _ => {
-                    let expected = format!("each once of {}", Format::names());
-                    return refused("mixed: formats", expected, name, "choose such formats");
-                }
-            }
-        }
+    fn check(&self) -> Result<(), ShrinkError> {
+        let formats = self.parsed()?;
         if formats.len() < 2 {
             let next = "name two, or use gptq";
             return refused("mixed: formats", "at least two", formats.len(), next);
         }
+        self.first().check()
+    }
+
+    fn rounds(&self) -> bool {
+        true
+    }
+
+    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         // What gptq refuses is refused here, too.
-        let first =
-            super::gptq::GptqSettings { weights: self.formats[0].clone(), damping: self.damping };
-        first.begin(config, seed)?;
+        self.first().begin(config, seed)?;
+        let formats = self.parsed()?;
         let table = model::table::specs(config, &config.check()?);
         let mut bytes: Vec<(u64, u64)> = Vec::new();
         for format in &formats {
@@ -81,6 +79,29 @@ impl PassSettings for MixedSettings {
             budget,
             gptq: Gptq { formats: WeightFormats::default(), damping },
         }))
+    }
+}
+
+impl MixedSettings {
+    /// The formats to choose among, each once.
+    fn parsed(&self) -> Result<Vec<Format>, ShrinkError> {
+        let mut formats: Vec<Format> = Vec::new();
+        for name in &self.formats {
+            match name.parse() {
+                Ok(format) if !formats.contains(&format) => formats.push(format),
+                _ => {
+                    let expected = format!("each once of {}", Format::names());
+                    return refused("mixed: formats", expected, name, "choose such formats");
+                }
+            }
+        }
+        Ok(formats)
+    }
+
+    /// Rounding to the first of the formats.
+    fn first(&self) -> GptqSettings {
+        let weights = self.formats.first().cloned().unwrap_or_default();
+        GptqSettings { weights, damping: self.damping }
     }
 }
 

@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 
 use model::mlp::dense::{DOWN, DOWN_BIAS, GATE_UP, GATE_UP_BIAS};
 use model::mlp::experts::{EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS};
-use model::params::{ParamPlace, Part};
+use model::params::{Group, ParamPlace, Part};
 use model::rng::{Purpose, Stream, name_place};
+use model::table::specs;
 use model::{MlpConfig, Model, ModelConfig, RouterState};
 use serde::{Deserialize, Serialize};
 
 use super::drop::best;
 use super::member::{LayerCall, PassSettings, RunningPass};
 use crate::bank;
-use crate::error::{check_share, refused, unused};
+use crate::error::{check_share, nothing_goes, refused, unused};
 use crate::seen::{GroupSeen, Wanted};
 use crate::{ModelChange, ShrinkError};
 
@@ -55,7 +56,7 @@ impl Default for SlimSettings {
 }
 
 impl PassSettings for SlimSettings {
-    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         check_share("slim: share", self.share)?;
         if self.by != SlimBy::Energy {
             unused("slim: peak", self.peak == 0.0, "without by = \"energy\"")?;
@@ -63,6 +64,10 @@ impl PassSettings for SlimSettings {
         if !(0.0..=1.0).contains(&self.peak) {
             return refused("slim: peak", "0 to 1", self.peak, "give such a number");
         }
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
         let plan = config.check()?;
         let (layers, width): (Vec<_>, usize) = match &config.mlp {
             MlpConfig::Dense(_) => {
@@ -78,7 +83,9 @@ impl PassSettings for SlimSettings {
             }
         };
         let adapters = config.relax.kind();
-        if adapters != "none" && matches!(config.mlp, MlpConfig::Dense(_)) {
+        let table = specs(config, &plan);
+        let any = table.iter().any(|spec| spec.group == Group::Adapter);
+        if any && matches!(config.mlp, MlpConfig::Dense(_)) {
             let expected = "MLPs without adapters, whose factors are as wide as the MLP";
             let next = "merge them into the layers first, with lathe convert";
             return refused("the checkpoint: relax", expected, adapters, next);
@@ -92,6 +99,10 @@ impl PassSettings for SlimSettings {
         if stay > width {
             let expected = format!("a width of at most {width}");
             return refused("slim: multiple", expected, stay, "give a divisor of the width");
+        }
+        if self.share > 0.0 && stay == width {
+            let least = format!("{} of the {width} neurons of an MLP", self.multiple);
+            return nothing_goes("slim: share", self.share, &least);
         }
         Ok(Box::new(Slim {
             config: self.clone(),

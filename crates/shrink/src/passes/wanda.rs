@@ -1,15 +1,16 @@
 //! Single numbers of matrices become zero: those whose size times the norm of what they meet is
 //! least in their row (Wanda, Sun et al., 2023, arXiv 2306.11695), with equal shares in all layers
 //! or smaller ones in layers with many outliers (OWL, Yin et al., 2023, arXiv 2310.05175). Shapes
-//! and bytes stay: zeros help what is trained, packed or rounded afterwards.
+//! and bytes stay: zeros help what is packed, or trained with them, afterwards.
 
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::rng::{Purpose, Stream, name_place};
+use model::table::specs;
 use model::{Model, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use super::member::{LayerCall, PassSettings, RunningPass, Survey};
-use crate::error::{check_share, refused, unused};
+use crate::error::{check_share, nothing_goes, refused, unused};
 use crate::seen::{Seen, Wanted};
 use crate::{ModelChange, ShrinkError};
 
@@ -62,7 +63,7 @@ impl Default for WandaSettings {
 }
 
 impl PassSettings for WandaSettings {
-    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+    fn check(&self) -> Result<(), ShrinkError> {
         check_share("wanda: share", self.share)?;
         let default = Self::default();
         if self.spread == Spread::Even {
@@ -84,12 +85,30 @@ impl PassSettings for WandaSettings {
                 format!("above 0 and at most {room}, so that shares stay within 0 and 1");
             return refused("wanda: reach", expected, self.reach, "give such a number");
         }
-        let least = config.width.min(config.ffn);
+        if self.spread == Spread::Owl && self.stretch > 0 {
+            let expected = "left out beside spread = \"owl\", which shares out whole rows";
+            return refused("wanda: stretch", expected, self.stretch, "choose one of the two");
+        }
+        Ok(())
+    }
+
+    fn begin(&self, config: &ModelConfig, seed: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
+        let plan = config.check()?;
+        let table = specs(config, &plan);
+        let blocks = table.iter().filter(|spec| spec.group == Group::Block);
+        let columns: Vec<usize> = blocks.map(|spec| spec.shape.1).collect();
+        let least = columns.iter().copied().min().unwrap_or(0);
         if self.stretch == 1 || self.stretch > least {
             let expected = format!("0, or 2 to {least}, numbers of a row");
             return refused("wanda: stretch", expected, self.stretch, "give such a number");
         }
-        let layers = config.check()?.stored;
+        let most = columns.iter().copied().max().unwrap_or(0);
+        let each = if self.stretch == 0 { most } else { self.stretch };
+        if self.share > 0.0 && (each as f64 * self.share).round() == 0.0 {
+            let least = format!("one of {each} numbers");
+            return nothing_goes("wanda: share", self.share, &least);
+        }
+        let layers = plan.stored;
         Ok(Box::new(Wanda { settings: self.clone(), seed, shares: vec![self.share; layers] }))
     }
 }
