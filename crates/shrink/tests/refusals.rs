@@ -62,6 +62,26 @@ fn settings_that_mean_nothing() {
     }
 }
 
+/// The page has a row for each setting with its default, and no others.
+#[test]
+fn the_page_tells_every_setting_and_its_default() {
+    let page = include_str!("../../../docs/shrinking.md");
+    let mut settings = 0;
+    for pass in PassConfig::all() {
+        let table = serde_json::to_value(&pass).expect("a table");
+        for (field, default) in table.as_object().expect("a table") {
+            if field != "kind" {
+                let row = format!("\n| `{}` | `{field}` | `{default}`", pass.kind());
+                assert_eq!(page.matches(&row).count(), 1, "{row}");
+                settings += 1;
+            }
+        }
+    }
+    let rows = page.split_once("| pass | setting | default |").expect("a table").1;
+    let rows = rows.lines().skip(2).take_while(|line| line.starts_with('|'));
+    assert_eq!(rows.count(), settings);
+}
+
 /// Found before a model is opened, or before the first pass of several has run.
 #[test]
 fn passes_that_can_never_run_are_refused_first() {

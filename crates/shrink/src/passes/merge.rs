@@ -1,8 +1,9 @@
 //! Experts that are alike become one. Three ways: the best ones take in those that write most like
-//! them (REAM, arXiv 2604.04356); groups by what experts write, averaged (HC-SMoE); and groups
-//! by k-means with an average in the space that their matrices share (Sub-MoE, Li et al., 2025,
-//! arXiv 2506.23266). The space is that of the largest left singular vectors of the matrices side
-//! by side; with all of them the result is the average itself, which a test holds.
+//! them (REAM, arXiv 2604.04356); groups by what experts write, averaged, as in HC-SMoE
+//! (arXiv 2410.08589) but by complete linkage; and groups by k-means with an average in the space
+//! that their matrices share (Sub-MoE, Li et al., 2025, arXiv 2506.23266). The space is that of the
+//! largest left singular vectors of the matrices side by side; with all of them the result is the
+//! average itself, which a test holds.
 
 use std::sync::Arc;
 
@@ -30,7 +31,8 @@ pub enum MergeBy {
     /// that writes most like it. Means are weighted by saliency; neurons are put in the order of
     /// the expert that stays first.
     Ream,
-    /// Complete linkage of `1 - cosine` of what experts write. Means are weighted by rows.
+    /// Complete linkage of `1 - cosine` of what experts write, a variant of HC-SMoE, which joins by
+    /// average linkage. Means are weighted by rows.
     Cluster,
     /// k-means of what experts write. Means are weighted by rows, in the shared space.
     Submoe,
