@@ -1,5 +1,6 @@
 //! `lathe inspect --trace`: what a trace of routers says, beside what chance would say.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,15 +10,16 @@ use serde_json::{Value, json};
 use trace::Trace;
 use trace::measures::{
     Affinity, Between, Choices, CoActivation, Controlled, DepthRows, Drops, Load, RoutingChange,
-    Shuffles, affinity, between_recursions, change, coactivation, depths, drops, entropy,
-    information, load, max_violation, parts_of_positions, previous_tokens, tokens,
+    Shuffles, TokenSample, affinity, between_recursions, change, coactivation, depths, drops,
+    entropy, information, load, max_violation, parts_of_positions, previous_tokens, tokens,
 };
 use trace::shapes::{Told, TraceForm, open, save};
 
 use crate::arguments::Inspect;
 use crate::{output, traces};
 
-/// Rows of a layer that are shuffled; of more, so many are taken at equal distances.
+/// Rows of a layer that are set beside others; of more, whole tokens are taken, at most so many
+/// rows.
 const MOST_ROWS: usize = 1 << 16;
 /// Stretches of a sequence that drops and depths are counted in.
 const PARTS: usize = 8;
@@ -28,6 +30,8 @@ struct LayerSays {
     experts: usize,
     computing: usize,
     rows: usize,
+    /// How many of them are set beside others; all are counted.
+    compared: usize,
     load: Load,
     drops: Drops,
     token: Controlled,
@@ -66,6 +70,12 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
     }
     let how = Shuffles::default();
     let layers = layers(&trace, against.as_ref(), how);
+    if layers.iter().any(|layer| layer.compared < layer.rows) {
+        output::note(format!(
+            "loads and drops are of all tokens; what tokens have in common is of a sample of \
+             whole ones, at most {MOST_ROWS} rows a layer"
+        ));
+    }
     let depth = depths(&trace);
     if options.json {
         output::json(&json!({
@@ -102,23 +112,28 @@ fn against(path: &Path) -> Result<Trace> {
 fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSays> {
     let mut all = Vec::new();
     let mut before: Option<Choices> = None;
+    let sample = TokenSample::of(&[&[trace][..], against.as_slice()].concat(), MOST_ROWS);
     for layer in trace.sites.keys().copied().flatten() {
-        let choices = Choices::of(trace, layer, MOST_ROWS);
+        let choices = Choices::of(trace, layer);
         if choices.rows.is_empty() {
             continue;
         }
+        let (rows, load) = (choices.rows.len(), load(&choices, how));
+        let drops = drops(&choices, PARTS, how);
+        let choices = choices.among(sample);
         let known = information(&choices, &tokens(&choices), how);
         let previous = information(&choices, &previous_tokens(&choices, trace), how);
         let position = information(&choices, &parts_of_positions(&choices, PARTS), how);
         let change =
-            against.map(|other| change(&choices, &Choices::of(other, layer, MOST_ROWS), how));
+            against.map(|other| change(&choices, &Choices::of(other, layer).among(sample), how));
         all.push(LayerSays {
             layer,
             experts: choices.targets,
             computing: choices.computing,
-            rows: choices.rows.len(),
-            load: load(&choices, how),
-            drops: drops(&choices, PARTS, how),
+            rows,
+            compared: choices.rows.len(),
+            load,
+            drops,
             token: known,
             previous,
             position,
@@ -161,7 +176,7 @@ impl LayerSays {
             })
         });
         json!({
-            "layer": self.layer, "rows": self.rows, "experts": self.experts,
+            "layer": self.layer, "rows": self.rows, "rows_compared": self.compared, "experts": self.experts,
             "computing": self.computing, "loads": self.load.loads,
             "entropy": numbers(&self.load.entropy), "dead": numbers(&self.load.dead),
             "max_violation": numbers(&self.load.violation),
@@ -376,25 +391,56 @@ fn load_grid(layers: &[LayerSays]) -> Grid {
     Grid { title, x_label: "expert".into(), columns, rows, full: None }
 }
 
+/// Experts of a layer whose pairs are drawn: a page with all pairs of thousands opens nowhere.
+const MOST_DRAWN: usize = 64;
+
 /// Pairs of a layer's experts, as multiples of what their loads let expect.
 fn pair_grid(layer: &LayerSays) -> Grid {
     let (experts, counts) = (layer.experts, &layer.pairs.counts);
+    let expected = |a: usize, b: usize| {
+        counts[a * experts + a] as f64 * counts[b * experts + b] as f64
+            / layer.compared.max(1) as f64
+    };
+    let drawn = strongest(experts, counts, expected);
     let mut rows = Vec::new();
-    for a in 0..experts {
-        let mut values = Vec::with_capacity(experts);
-        for b in 0..experts {
-            let expected = counts[a * experts + a] as f64 * counts[b * experts + b] as f64
-                / layer.rows.max(1) as f64;
-            let lift = counts[a * experts + b] as f64 / expected;
-            values.push(if a == b { f64::NAN } else { lift });
-        }
-        rows.push((a.to_string(), values));
+    for &a in &drawn {
+        let lift = |b: usize| counts[a * experts + b] as f64 / expected(a, b);
+        let values = drawn.iter().map(|&b| if a == b { f64::NAN } else { lift(b) });
+        rows.push((a.to_string(), values.collect()));
     }
+    let which = if drawn.len() < experts { ", those of the strongest pairs" } else { "" };
     let title = format!(
-        "experts of layer {} taken together, as a multiple of what their loads let expect",
+        "experts of layer {} taken together, as a multiple of what their loads let expect{which}",
         layer.layer
     );
-    Grid { title, x_label: "expert".into(), columns: names(experts), rows, full: None }
+    let columns = drawn.iter().map(usize::to_string).collect();
+    Grid { title, x_label: "expert".into(), columns, rows, full: None }
+}
+
+/// At most [`MOST_DRAWN`] experts, ascending: those of the pairs that are met most beyond what is
+/// expected, in standard deviations of counts.
+fn strongest(experts: usize, counts: &[u64], expected: impl Fn(usize, usize) -> f64) -> Vec<usize> {
+    if experts <= MOST_DRAWN {
+        return (0..experts).collect();
+    }
+    let mut pairs = Vec::new();
+    for a in 0..experts {
+        for b in a + 1..experts {
+            let count = counts[a * experts + b] as f64;
+            if count > 0.0 {
+                pairs.push(((count - expected(a, b)) / expected(a, b).sqrt(), a, b));
+            }
+        }
+    }
+    pairs.sort_by(|x, y| y.0.total_cmp(&x.0));
+    let mut drawn = BTreeSet::new();
+    for (_, a, b) in pairs {
+        if drawn.len() + 2 > MOST_DRAWN {
+            break;
+        }
+        drawn.extend([a, b]);
+    }
+    drawn.into_iter().collect()
 }
 
 fn drop_bars(layers: &[LayerSays]) -> Bars {
@@ -507,4 +553,25 @@ pub(crate) fn form(name: &str) -> Result<TraceForm> {
             format!("the form {name:?}: expected parquet, megatron, vllm or sglang")
         })?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_experts_those_of_the_strongest_pairs_are_drawn() {
+        // 100 experts of 100 rows each, each beside its neighbour; two are often together.
+        let mut counts = vec![0; 100 * 100];
+        let mut put = |a: usize, b: usize, count: u64| {
+            counts[a * 100 + b] = count;
+            counts[b * 100 + a] = count;
+        };
+        (0..100).for_each(|a| put(a, a, 100));
+        (0..50).for_each(|a| put(2 * a, 2 * a + 1, if a == 45 { 40 } else { a as u64 / 9 + 1 }));
+        let drawn = strongest(100, &counts, |_, _| 2.0);
+        assert_eq!(drawn.len(), MOST_DRAWN);
+        assert!(drawn.contains(&90) && drawn.contains(&91) && !drawn.contains(&1), "{drawn:?}");
+        assert_eq!(strongest(3, &[1; 9], |_, _| 1.0), [0, 1, 2]);
+    }
 }

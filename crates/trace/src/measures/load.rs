@@ -48,12 +48,19 @@ pub fn load(choices: &Choices, how: Shuffles) -> Load {
         .map(|row| row.chosen.iter().filter(|target| (**target as usize) < computing).count())
         .collect();
     let found = &loads[..computing];
+    // The same dice for all three numbers: rows are dealt out once.
+    let mut dealt = Vec::new();
     // What chance seldom reaches is a low entropy.
-    let low = how.beside(-entropy(found), |dice| -entropy(&drawn(&counts, computing, dice)));
+    let low = how.beside(-entropy(found), |dice| {
+        dealt.push(drawn(&counts, computing, dice));
+        dealt.last().map_or(0.0, |loads| -entropy(loads))
+    });
     let entropy = Controlled { value: -low.value, by_chance: -low.by_chance, p: low.p };
-    let violation =
-        how.beside(max_violation(found), |dice| max_violation(&drawn(&counts, computing, dice)));
-    let dead = how.beside(dead(found), |dice| dead(&drawn(&counts, computing, dice)));
+    let beside_dealt = |of: fn(&[u64]) -> f64| {
+        let mut loads = dealt.iter();
+        how.beside(of(found), |_| loads.next().map_or(0.0, |loads| of(loads)))
+    };
+    let (violation, dead) = (beside_dealt(max_violation), beside_dealt(dead));
     Load { entropy, violation, dead, loads }
 }
 

@@ -16,7 +16,7 @@ mod load;
 use model::rng::{Purpose, Stream};
 
 pub use change::{RoutingChange, change};
-pub use choices::{ChoiceRow, Choices};
+pub use choices::{ChoiceRow, Choices, TokenSample};
 pub use coactivation::{CoActivation, coactivation};
 pub use depth::{Between, DepthRow, DepthRows, between_recursions, depths};
 pub use drops::{Drops, drops};
