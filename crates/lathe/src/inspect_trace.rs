@@ -176,7 +176,8 @@ impl LayerSays {
             })
         });
         json!({
-            "layer": self.layer, "rows": self.rows, "rows_compared": self.compared, "experts": self.experts,
+            "layer": self.layer, "rows": self.rows, "rows_compared": self.compared,
+            "experts": self.experts,
             "computing": self.computing, "loads": self.load.loads,
             "entropy": numbers(&self.load.entropy), "dead": numbers(&self.load.dead),
             "max_violation": numbers(&self.load.violation),

@@ -9,33 +9,101 @@ use crate::table::{RoutingDecision, Site, Trace};
 use crate::write::SITES;
 
 const NEXT: &str = "give a file that Lathe wrote, or one with the columns of docs/traces.md";
-/// A model has fewer targets, layers and recursions.
+/// A model has fewer layers and recursions.
 const MOST: u32 = 1 << 16;
+/// A router has at most so many targets: tables of pairs of them must fit in memory.
+pub(crate) const MOST_TARGETS: u32 = 1 << 12;
+/// The columns that a trace may have.
+const COLUMNS: [&str; 9] = [
+    "step",
+    "sequence",
+    "position",
+    "token",
+    "layer",
+    "recursion",
+    "targets",
+    "weights",
+    "dropped",
+];
 
 /// The decisions in the file at `path`, in its order. `step`, `layer`, `weights` and `dropped` may
 /// be missing.
 ///
 /// # Errors
-/// A file that is no Parquet, or whose columns are not those of a trace.
+/// A file that is no Parquet, or whose columns are not those of a trace; rows of the same router
+/// about the same token that differ; what it says of routers, where the rows say otherwise.
 pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let columns =
         NumberColumns::open(path).map_err(|found| refused(path, "file", "Parquet", found))?;
     let mut trace = Trace::default();
+    for name in columns.names() {
+        let first = name.split('.').next().unwrap_or_default();
+        if !COLUMNS.contains(&first) {
+            let expected = format!("columns named {}", COLUMNS.join(", "));
+            return Err(refused(path, "columns", &expected, format!("{name:?}")));
+        }
+    }
     if let Some(sites) = columns.says(SITES) {
         let sites: Vec<(Option<u32>, Site)> = serde_json::from_str(sites).map_err(|error| {
             refused(path, SITES, "layers with numbers of targets", error.to_string())
         })?;
-        if let Some((_, site)) = sites.iter().find(|(_, s)| s.targets > MOST) {
-            let found = site.targets.to_string();
-            return Err(refused(path, SITES, "at most 65536 targets", found));
+        let count = sites.len();
+        for (layer, site) in sites {
+            if let Some((expected, found)) = lie(&site) {
+                let of = format!("{SITES} of {}", named(layer));
+                return Err(refused(path, &of, &expected, found));
+            }
+            trace.sites.insert(layer, site);
         }
-        trace.sites = sites.into_iter().collect();
+        if trace.sites.len() < count {
+            return Err(refused(path, SITES, "each router once", "one twice".to_owned()));
+        }
     }
+    let told = trace.sites.clone();
     for number in 0..columns.groups() {
         let group = Group { columns: &columns, number, path };
         group.read(&mut trace)?;
     }
+    for (layer, site) in &told {
+        let most = trace.sites.get(layer).map_or(0, |site| site.targets);
+        if most > site.targets {
+            let of = format!("{SITES} of {}", named(*layer));
+            let expected = format!("at least the {most} targets that its rows hold");
+            return Err(refused(path, &of, &expected, site.targets.to_string()));
+        }
+    }
+    if let Some(twice) = trace.contradiction() {
+        let found = format!(
+            "two that differ, of {} about position {} of sequence {}, recursion {}",
+            named(twice.layer),
+            twice.position,
+            twice.sequence,
+            twice.recursion
+        );
+        return Err(refused(path, "rows", "one for each router and use, or equal ones", found));
+    }
     Ok(trace)
+}
+
+fn named(layer: Option<u32>) -> String {
+    layer.map_or_else(|| "the depth router".to_owned(), |layer| format!("layer {layer}"))
+}
+
+/// What cannot be true of a router: what was expected, and what is said.
+fn lie(site: &Site) -> Option<(String, String)> {
+    if site.targets > MOST_TARGETS {
+        return Some((format!("at most {MOST_TARGETS} targets"), site.targets.to_string()));
+    }
+    if site.computing > site.targets {
+        let expected = format!("at most {} computing targets", site.targets);
+        return Some((expected, site.computing.to_string()));
+    }
+    let mut uses = site.uses.clone();
+    uses.sort_unstable();
+    uses.dedup();
+    let whole = uses.len() == site.uses.len() && uses.iter().all(|&place| place < MOST);
+    let expected = format!("uses below {MOST}, each once");
+    (!whole).then(|| (expected, format!("{} uses", site.uses.len())))
 }
 
 /// Whether the file at `path` is a table that [`crate::write()`] made: Parquet that says what its
@@ -111,7 +179,8 @@ impl Group<'_> {
 
     /// Targets of each row, ascending and each once.
     fn targets(&self, name: &str) -> Result<Option<Lists<u32>>, TraceError> {
-        let Some((values, ends)) = self.whole(name, MOST.into())? else { return Ok(None) };
+        let most = MOST_TARGETS.into();
+        let Some((values, ends)) = self.whole(name, most)? else { return Ok(None) };
         let values: Vec<u32> = values.into_iter().map(|value| value as u32).collect();
         let mut start = 0;
         for &end in &ends {
@@ -139,6 +208,9 @@ impl Group<'_> {
 
     fn read(&self, trace: &mut Trace) -> Result<(), TraceError> {
         let step = self.some("step", 1 << 62)?;
+        if step.contains(&Some(0)) {
+            return Err(self.bad("step", "steps from 1, or null", "0"));
+        }
         let sequence = self.one("sequence", 1 << 62)?;
         let position = self.one("position", 1 << 31)?;
         let token = self.one("token", 1 << 31)?;

@@ -165,6 +165,19 @@ impl Trace {
         sorted
     }
 
+    /// A decision that another one by the same router about the same row contradicts. A server
+    /// may tell the same twice.
+    pub(crate) fn contradiction(&self) -> Option<RoutingDecision<'_>> {
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by_key(|&i| self.keys[i]);
+        let differ = |pair: &&[usize]| {
+            let (a, b) = (self.get(pair[0]), self.get(pair[1]));
+            let same = a.targets == b.targets && a.dropped == b.dropped && a.token == b.token;
+            self.keys[pair[0]] == self.keys[pair[1]] && !same
+        };
+        order.windows(2).find(differ).map(|pair| self.get(pair[0]))
+    }
+
     /// The place of a use of a layer among all that rows go through, as far as it is known.
     pub(crate) fn place(&self, layer: u32, recursion: u32) -> (u32, u32) {
         let uses = self.sites.get(&Some(layer)).map_or(&[][..], |site| &site.uses);

@@ -123,7 +123,9 @@ fn files_that_are_no_traces_are_refused_by_name() {
         (whole.replace("required int32 token", "required binary token"), [3, 4], "no numbers"),
         (whole.clone(), [3, -4], "from 0 and below"),
         (whole.clone(), [4, 3], "ascending"),
-        (whole.clone(), [3, 1 << 20], "below 65536"),
+        (whole.clone(), [3, 4096], "below 4096"),
+        (format!("{whole} optional int64 leyer;"), [3, 4], "leyer"),
+        (format!("{whole} optional int64 step;"), [0, 1], "from 1"),
         (format!("{whole} optional int64 layer;"), [3, 1 << 17], "layer"),
         (
             whole.replace("required int64 sequence", "repeated int64 sequence"),
@@ -154,4 +156,31 @@ fn files_that_are_no_traces_are_refused_by_name() {
     }
     let error = open(folder.path()).expect_err("a folder").to_string();
     assert!(error.contains("a folder: put a plain file"), "{error}");
+}
+
+#[test]
+fn routers_that_are_not_as_the_file_says_are_refused() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let path = folder.path().join("t.parquet");
+    for (targets, computing, uses, told) in [
+        (9, 10, vec![0], "computing"),
+        (3, 3, vec![0], "at least the 4 targets that its rows hold, found 3"),
+        (9, 9, vec![2, 1, 2], "each once"),
+        (1 << 16, 9, vec![0], "at most 4096"),
+    ] {
+        let mut trace = whole();
+        trace.sites.insert(Some(2), Site { targets, computing, uses });
+        write(&trace, &path).expect("writes");
+        let error = read(&path).expect_err(told).to_string();
+        assert!(error.contains("lathe.sites of layer 2") && error.contains(told), "{error}");
+    }
+    // The same told twice is a server's, two decisions about one row are not.
+    let mut trace = whole();
+    trace.push(trace.clone().get(3));
+    write(&trace, &path).expect("writes");
+    read(&path).expect("the same twice");
+    trace.push(RoutingDecision { targets: &[4], weights: &[], ..trace.clone().get(3) });
+    write(&trace, &path).expect("writes");
+    let error = read(&path).expect_err("two that differ").to_string();
+    assert!(error.contains("two that differ, of the depth router about position 3"), "{error}");
 }

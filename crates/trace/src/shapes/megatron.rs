@@ -1,6 +1,7 @@
 //! JSON lines of `--moe-routing-trace-path` of Megatron-Core: one record for each step and layer,
 //! `{"step", "stage", "block", "layer", "rank", "num_tokens", "topk", "top_indices"}`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -30,7 +31,7 @@ pub fn to_megatron(trace: &Trace) -> Result<String, TraceError> {
                 return Err(TraceError::Shape { form: "Megatron's JSON lines", reason });
             }
             let record = json!({
-                "step": step.map_or(0, |step| step - 1), "stage": "pre_dispatch",
+                "step": step.map_or(0, |step| step.saturating_sub(1)), "stage": "pre_dispatch",
                 "block": "decoder", "layer": layer, "rank": 0,
                 "num_tokens": all.len(), "topk": topk, "top_indices": all,
             });
@@ -40,13 +41,14 @@ pub fn to_megatron(trace: &Trace) -> Result<String, TraceError> {
     Ok(text)
 }
 
-/// The decisions in such records: ranks become sequences, rows of a record positions, and the
-/// token is not known.
+/// The decisions in such records: ranks become sequences, rows of a record positions, which go on
+/// counting through further records of the same step, rank and layer; the token is not known.
 ///
 /// # Errors
 /// A line that is no such record, or one of layers that predict several tokens.
 pub fn from_megatron(text: &str, path: &Path) -> Result<Trace, TraceError> {
     let mut trace = Trace::default();
+    let mut met = BTreeMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let at = Line { path, number: number + 1 };
         let record: Value =
@@ -59,7 +61,11 @@ pub fn from_megatron(text: &str, path: &Path) -> Result<Trace, TraceError> {
         let layer = at.whole(&record, "layer", 1 << 16)? as u32;
         let rows = record["top_indices"].as_array();
         let rows = rows.ok_or_else(|| at.bad("top_indices", "a list of lists", "none"))?;
-        for (position, row) in rows.iter().enumerate() {
+        // Several records of a layer in one step are its microbatches: their rows go on counting.
+        let next = met.entry((step, rank, layer)).or_insert(0usize);
+        let first = *next;
+        *next += rows.len();
+        for (position, row) in (first..).zip(rows) {
             let targets = experts(row).ok_or_else(|| {
                 at.bad("top_indices", "numbers of experts, each once", &row.to_string())
             })?;

@@ -8,6 +8,7 @@ mod vllm;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::read::MOST_TARGETS;
 use crate::table::{RoutingDecision, Trace};
 use crate::{TraceError, read, write};
 
@@ -114,11 +115,11 @@ fn chosen(decision: &RoutingDecision<'_>) -> Vec<u32> {
     all
 }
 
-/// Numbers of a JSON list, each below 65536 and none twice, ascending.
+/// Numbers of a JSON list, each one that a router's target may have and none twice, ascending.
 fn experts(list: &serde_json::Value) -> Option<Vec<u32>> {
     let mut all = Vec::new();
     for value in list.as_array()? {
-        all.push(value.as_u64().filter(|&number| number < 1 << 16)? as u32);
+        all.push(value.as_u64().filter(|&number| number < MOST_TARGETS.into())? as u32);
     }
     all.sort_unstable();
     all.windows(2).all(|pair| pair[0] < pair[1]).then_some(all)

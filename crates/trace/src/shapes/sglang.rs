@@ -45,7 +45,17 @@ pub fn from_sglang(value: &Value, path: &Path) -> Result<Vec<Vec<Vec<u64>>>, Tra
     let widths: Vec<Vec<usize>> = widths.collect();
     let whole = widths.windows(2).all(|pair| pair[0] == pair[1])
         && widths.iter().all(|one| one.windows(2).all(|pair| pair[0] == pair[1]));
-    if whole { Ok(steps) } else { Err(no_counts(path, "lists of different lengths".into())) }
+    if !whole {
+        return Err(no_counts(path, "lists of different lengths".into()));
+    }
+    if widths.iter().flatten().all(|&experts| experts == 0) {
+        return Err(no_counts(path, "no count at all".into()));
+    }
+    let mut all = steps.iter().flatten().flatten().copied();
+    if all.try_fold(0u64, u64::checked_add).is_none_or(|sum| sum > 1 << 63) {
+        return Err(no_counts(path, "counts whose sum is above 2^63".into()));
+    }
+    Ok(steps)
 }
 
 fn no_counts(path: &Path, found: String) -> TraceError {

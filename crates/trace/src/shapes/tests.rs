@@ -56,6 +56,11 @@ fn megatron_has_a_record_for_each_layer_that_rows_go_through() {
     let back = from_megatron(&text, Path::new("t.jsonl")).expect("its own form");
     assert_eq!((back.len(), back.get(0).step, back.sites[&Some(2)].targets), (12, Some(1), 4));
     assert_eq!(sets(&back)[6], (0, 2, 1, vec![2, 3]));
+    // A second record of the same step and layer goes on where the first ended.
+    let twice = from_megatron(&text.repeat(2), Path::new("t.jsonl")).expect("microbatches");
+    let positions: Vec<u32> =
+        twice.iter().filter(|d| d.layer == Some(0)).map(|d| d.position).collect();
+    assert_eq!(positions, (0..8).collect::<Vec<_>>());
     for (from, to, told) in [
         ("\"decoder\"", "\"mtp\"", "block"),
         ("[[0,3]", "[[0,0]", "each once"),
@@ -98,6 +103,9 @@ fn vllm_has_tokens_layers_and_experts() {
     let rows: Vec<_> = back.iter().map(|d| (d.sequence, d.position, d.token)).collect();
     assert_eq!(rows, [(0, 0, 5), (0, 1, 6), (0, 2, 7), (1, 0, 5), (1, 1, 6)]);
     assert_eq!(sets(&back)[2], (0, 2, 0, vec![2, 3]));
+    let saved = json!({ "choices": [{ "text": "the" }] });
+    let error = from_vllm(&saved, Path::new("r.json")).expect_err("no experts").to_string();
+    assert!(error.contains("routed_experts") && error.contains("found none"), "{error}");
     let bad = json!({ "choices": [{ "routed_experts": "AAEC" }] });
     let error = from_vllm(&bad, Path::new("r.json")).expect_err("base64").to_string();
     assert!(error.contains("routed_experts") && error.contains("nested lists"), "{error}");
@@ -115,7 +123,16 @@ fn sglang_has_counts() {
     assert_eq!((counts.len(), counts[0].len(), &counts[0][2][..]), (1, 3, &[2, 2, 0, 4][..]));
     let flat = json!({ "logical_count": [[1, 2], [3, 4]] });
     assert_eq!(from_sglang(&flat, Path::new("c")).expect("one step"), [[[1, 2], [3, 4]]]);
-    for bad in [json!([[1, 2], [3]]), json!([[-1]]), json!("x"), json!([[[1]], [[1], [2]]])] {
+    for bad in [
+        json!([[1, 2], [3]]),
+        json!([[-1]]),
+        json!("x"),
+        json!([[[1]], [[1], [2]]]),
+        json!([]),
+        json!([[]]),
+        json!([[u64::MAX, 1]]),
+        json!([[1u64 << 63, 1]]),
+    ] {
         let value = json!({ "logical_count": bad });
         let error = from_sglang(&value, Path::new("c.json")).expect_err("no counts").to_string();
         assert!(error.contains("logical_count"), "{error}");

@@ -55,7 +55,7 @@ pub fn to_vllm(trace: &Trace) -> Result<Value, TraceError> {
 /// known where the response has `prompt_token_ids` and `token_ids`.
 ///
 /// # Errors
-/// Something else than lists `[tokens][layers][top_k]`.
+/// Something else than lists `[tokens][layers][top_k]`, or a response without any.
 pub fn from_vllm(value: &Value, path: &Path) -> Result<Trace, TraceError> {
     let mut trace = Trace::default();
     let none = Vec::new();
@@ -94,6 +94,11 @@ pub fn from_vllm(value: &Value, path: &Path) -> Result<Trace, TraceError> {
                 position += 1;
             }
         }
+    }
+    if trace.is_empty() {
+        let next = "serve with --enable-return-routed-experts";
+        let expected = "experts [tokens][layers][top_k]";
+        return Err(TraceError::format(path, "routed_experts", expected, "none", next));
     }
     Ok(trace)
 }
