@@ -115,9 +115,9 @@ fn passes_that_can_never_run_are_refused_first() {
     std::fs::write(&out, "mine").expect("a file");
     let error = shrink::check(&[common::pass(slim)], &out).expect_err("taken").to_string();
     assert!(error.contains("taken"), "{error}");
-    // A later pass lacks a text.
+    // That a later pass lacks a text is said before the first, which is refused too, begins.
     let from = stored(&folder.path().join("from"), &moe());
-    let list = [json!({ "kind": "slim", "by": "weights" }), json!({ "kind": "drop" })];
+    let list = [json!({ "kind": "recursions" }), json!({ "kind": "drop" })];
     let at = folder.path().join("none");
     let none = Calibration::default();
     let error = shrink(from, &list.map(common::pass), &none, 1, &at, &RealDisk);
