@@ -22,6 +22,17 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     if let Some(path) = &options.trace {
         return inspect_trace::run(options, path);
     }
+    // The parser lets these pass beside a checkpoint, which excludes --trace.
+    for (flag, is_given) in [
+        ("--against", options.against.is_some()),
+        ("--form", options.form.is_some()),
+        ("--out", options.out.is_some()),
+    ] {
+        ensure!(
+            !is_given,
+            "{flag} is about a trace: give --trace FILE in the place of a checkpoint"
+        );
+    }
     ensure!(
         options.html.is_none() || options.text.is_some(),
         "--html needs something to draw: give --text FILE, or --trace FILE in the place of a \

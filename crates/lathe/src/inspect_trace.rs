@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use report::{BarSeries, Bars, Grid, Page, Table};
 use serde_json::{Value, json};
-use trace::Trace;
 use trace::measures::{
     Affinity, Between, Choices, CoActivation, Controlled, DepthRows, Drops, Load, RoutingChange,
     Shuffles, TokenSample, affinity, between_recursions, change, coactivation, depths, drops,
     entropy, information, load, max_violation, parts_of_positions, previous_tokens, tokens,
 };
 use trace::shapes::{Told, TraceForm, open, save};
+use trace::{Site, Trace};
 
 use crate::arguments::Inspect;
 use crate::{output, traces};
@@ -47,7 +47,7 @@ struct LayerSays {
 /// `lathe inspect --trace`: tables, JSON, a page, and other forms of the trace.
 pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
     if let Some(page) = &options.html {
-        output::is_page_or_free(page)?;
+        output::is_page_of(page, &["Routing"])?;
     }
     let trace = match open(path)? {
         Told::Trace(trace) => trace.sorted(),
@@ -68,6 +68,14 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         save(&trace, form, out)?;
         output::note(format!("wrote {}", out.display()));
     }
+    let unsaid = |(layer, site): (&Option<u32>, &Site)| layer.is_some() && site.uses.is_empty();
+    if trace.sites.iter().any(unsaid) {
+        output::note(format!(
+            "{} does not say how many experts there are: as many as the largest number in it \
+             lets know",
+            path.display()
+        ));
+    }
     let how = Shuffles::default();
     let layers = layers(&trace, against.as_ref(), how);
     if layers.iter().any(|layer| layer.compared < layer.rows) {
@@ -77,6 +85,11 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         ));
     }
     let depth = depths(&trace);
+    if layers.iter().any(|layer| layer.change.as_ref().is_some_and(|change| change.rows == 0)) {
+        output::note(
+            "a layer has no token in both traces: --against compares traces of the same text",
+        );
+    }
     if options.json {
         output::json(&json!({
             "trace": path, "decisions": trace.len(),
@@ -195,7 +208,8 @@ impl LayerSays {
             "between_recursions": between.collect::<Vec<_>>(),
             "change": self.change.as_ref().map(|change| json!({
                 "rows": change.rows, "unmatched": change.unmatched,
-                "same": numbers(&change.same), "overlap": numbers(&change.overlap),
+                "same": (change.rows > 0).then(|| numbers(&change.same)),
+                "overlap": (change.rows > 0).then(|| numbers(&change.overlap)),
             })),
         })
     }
@@ -324,8 +338,8 @@ fn change_row(layer: &LayerSays) -> Option<Vec<String>> {
         layer.layer.to_string(),
         change.rows.to_string(),
         change.unmatched.to_string(),
-        percent(&change.same),
-        percent(&change.overlap),
+        if change.rows == 0 { "-".to_owned() } else { percent(&change.same) },
+        if change.rows == 0 { "-".to_owned() } else { percent(&change.overlap) },
     ])
 }
 

@@ -172,6 +172,25 @@ pub(crate) fn is_page_or_free(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a path where something else than a page of this title is: a report of a run is a page
+/// too, and no picture of a trace.
+pub(crate) fn is_page_of(path: &Path, titles: &[&str]) -> Result<()> {
+    is_page_or_free(path)?;
+    if path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
+        let mut head = Vec::new();
+        files::open(path)?.take(HEAD).read_to_end(&mut head)?;
+        let head = String::from_utf8_lossy(&head);
+        ensure!(
+            titles.iter().any(|title| head.contains(&format!("<title>{title}</title>"))),
+            "{} is there and is a page about something else: choose another name, or remove it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Bytes of a page in which its title stands.
+const HEAD: u64 = 4096;
 /// The first bytes of every page that this program writes.
 const PAGE: &[u8] = b"<!doctype html>";
 

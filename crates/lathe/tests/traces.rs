@@ -12,6 +12,15 @@ use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lathe");
 
+/// Two rows of one layer in the form of Megatron.
+fn record(rank: u32) -> String {
+    let whole = json!({
+        "step": 0, "stage": "pre_dispatch", "block": "decoder", "layer": 0, "rank": rank,
+        "num_tokens": 2, "topk": 2, "top_indices": [[0, 1], [0, 2]],
+    });
+    whole.to_string()
+}
+
 /// A run of a model with experts in its recursions, two of whose steps are traced.
 fn place() -> Place {
     let place = Place::with_data();
@@ -64,6 +73,16 @@ fn a_trace_is_read_drawn_and_written_in_other_forms() {
     assert_eq!(same["same"]["value"], 1.0);
     assert_eq!((&same["rows"], &same["unmatched"]), (&layers[0]["rows"], &Value::from(0)));
     assert!(other["same"]["value"].as_f64().is_some_and(|share| share < 1.0), "{other}");
+
+    // Beside a text that shares nothing with it.
+    place.write("a.jsonl", record(0));
+    place.write("b.jsonl", record(7));
+    let said = place.run(&["inspect", "--trace", "a.jsonl", "--against", "b.jsonl"]).good();
+    assert!(said.err.contains("the same text") && said.err.contains("largest number"), "{said:?}");
+    assert!(said.out.contains("- ") && !said.out.contains("-0.0"), "{said:?}");
+    let words = ["inspect", "--trace", "a.jsonl", "--against", "b.jsonl", "--json"];
+    let change = place.run(&words).good().json()["layers"][0]["change"].clone();
+    assert_eq!((&change["rows"], &change["same"]), (&Value::from(0), &Value::Null));
 
     // Steps of training, and what was generated, are traces like any other.
     for file in ["run/traces/step-00000002.parquet", "text.parquet"] {
@@ -121,6 +140,13 @@ fn what_is_no_trace_is_left_alone_and_refused() {
     place.refuses(&words, &["no/t.parquet"]);
     place.refuses(&["inspect", "--trace", "mine.txt"], &["mine.txt", "docs/traces.md"]);
     place.refuses(&["inspect", "run", "--html", "page.html"], &["--html", "--text", "--trace"]);
+    for words in ["--against mine.txt", "--form parquet --out new.parquet"] {
+        let words: Vec<_> = ["inspect", "run"].into_iter().chain(words.split(' ')).collect();
+        place.refuses(&words, &["--trace FILE"]);
+    }
+    place.write("other.html", "<!doctype html><title>Mine</title>");
+    let words = ["inspect", "--trace", "run/traces/step-00000002.parquet", "--html", "other.html"];
+    place.refuses(&words, &["other.html", "something else"]);
     place.write("c.json", r#"{"logical_count": [[[3, 1], [0, 4]]]}"#);
     let said = place.run(&["inspect", "--trace", "c.json"]).good().out;
     assert!(said.contains("counts of experts") && said.contains("0.500"), "{said}");

@@ -23,7 +23,7 @@ pub struct Load {
 pub fn entropy(loads: &[u64]) -> f64 {
     let total: u64 = loads.iter().sum();
     let shares = loads.iter().filter(|load| **load > 0).map(|&load| load as f64 / total as f64);
-    shares.map(|p| -p * p.ln()).sum()
+    shares.map(|p| -p * p.ln()).sum::<f64>() + 0.0
 }
 
 /// `(max - mean) / mean`; 0 of nothing.
@@ -55,7 +55,7 @@ pub fn load(choices: &Choices, how: Shuffles) -> Load {
         dealt.push(drawn(&counts, computing, dice));
         dealt.last().map_or(0.0, |loads| -entropy(loads))
     });
-    let entropy = Controlled { value: -low.value, by_chance: -low.by_chance, p: low.p };
+    let entropy = Controlled { value: 0.0 - low.value, by_chance: 0.0 - low.by_chance, p: low.p };
     let beside_dealt = |of: fn(&[u64]) -> f64| {
         let mut loads = dealt.iter();
         how.beside(of(found), |_| loads.next().map_or(0.0, |loads| of(loads)))
@@ -107,6 +107,10 @@ mod tests {
         assert!((found.violation.value - (3.0 - 1.25) / 1.25).abs() < 1e-12);
         assert_eq!(found.dead.value, 1.0);
         assert_eq!((entropy(&[]), max_violation(&[0, 0])), (0.0, 0.0));
+        let none = load(&choices(&[], 5, 4), Shuffles::default());
+        for number in [entropy(&[]), none.entropy.value, none.entropy.by_chance] {
+            assert!(number.is_sign_positive(), "no zero with a sign");
+        }
     }
 
     #[test]

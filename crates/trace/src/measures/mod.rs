@@ -61,8 +61,13 @@ impl Shuffles {
             sum += found;
             reached += usize::from(found >= value);
         }
-        let by_chance = sum / self.count.max(1) as f64;
-        Controlled { value, by_chance, p: (1 + reached) as f64 / (1 + self.count) as f64 }
+        // No zero with a sign, which a sum of nothing has.
+        let by_chance = sum / self.count.max(1) as f64 + 0.0;
+        Controlled {
+            value: value + 0.0,
+            by_chance,
+            p: (1 + reached) as f64 / (1 + self.count) as f64,
+        }
     }
 }
 
