@@ -244,7 +244,7 @@ pub(crate) struct BenchServe {
     pub(crate) json: bool,
 }
 
-/// Options of `lathe bench kernels`.
+/// Options of `lathe bench experts`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchExperts {
     /// Experts (a list measures each), with even loads and with Zipf's of exponent 0.65
@@ -268,6 +268,7 @@ pub(crate) struct BenchExperts {
     pub(crate) json: bool,
 }
 
+/// Options of `lathe bench kernels`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchKernels {
     /// Run only kernels whose name contains this text
