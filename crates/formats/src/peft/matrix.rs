@@ -84,7 +84,7 @@ mod tests {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 2.0, 1.0, 0.0, 3.0]);
         assert_eq!(product(&a, &b, 3, 2), [5.0, 11.0, 14.0, 23.0]);
         assert_eq!(transposed(&a, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert_eq!(product_of_rows(&a, &b, 3), [7.0, 11.0, 16.0, 23.0]);
+        assert_eq!(product_of_rows(&a, &b, 3), [7.0, 10.0, 16.0, 22.0]);
         assert_eq!(product_of_columns(&a, &a, 3, 3)[..3], [17.0, 22.0, 27.0]);
         let m = [0.0, 2.0, 1.0, 1.0];
         let found = inverse(&m, 2).expect("regular");
