@@ -16,10 +16,11 @@ use crate::parquet_pages::{Pages, check};
 const BATCH: usize = 1 << 14;
 /// What a page may hold, in bytes.
 const MOST_PAGE: usize = 64 << 20;
-/// What a file may promise: rows, rows a byte, values of a row in the mean.
-const MOST_ROWS: i64 = 1 << 24;
+/// What a file may promise: rows, rows a byte, values of a column, values a byte.
+const MOST_ROWS: i64 = NumberColumns::MOST_ROWS as i64;
 const ROWS_A_BYTE: u64 = 64;
-const VALUES_A_ROW: i64 = 1 << 10;
+const MOST_VALUES: i64 = NumberColumns::MOST_VALUES as i64;
+const VALUES_A_BYTE: u64 = 1 << 10;
 
 /// The values of a column.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +48,12 @@ pub struct NumberColumns {
 }
 
 impl NumberColumns {
+    /// The most rows that a file may have.
+    pub const MOST_ROWS: usize = 1 << 24;
+    /// The most values that a column of a file may have, empty lists and nulls counted as one: 1
+    /// GiB of memory.
+    pub const MOST_VALUES: usize = 1 << 27;
+
     /// Opens a file that may hold anything.
     ///
     /// # Errors
@@ -62,6 +69,21 @@ impl NumberColumns {
         let most = MOST_ROWS.min(bytes.saturating_mul(ROWS_A_BYTE).try_into().unwrap_or(MOST_ROWS));
         if !(0..=most).contains(&rows) {
             return Err(format!("{rows} rows in {bytes} bytes, expected at most {most}"));
+        }
+        let most =
+            MOST_VALUES.min(bytes.saturating_mul(VALUES_A_BYTE).try_into().unwrap_or(MOST_VALUES));
+        let mut values: Vec<i64> = Vec::new();
+        for group in reader.metadata().row_groups() {
+            values.resize(values.len().max(group.num_columns()), 0);
+            for (sum, column) in values.iter_mut().zip(group.columns()) {
+                *sum = sum.saturating_add(column.num_values());
+                if column.num_values() < 0 || *sum > most {
+                    let found = column.num_values();
+                    return Err(format!(
+                        "{found} values of a column in {bytes} bytes, expected at most {most}"
+                    ));
+                }
+            }
         }
         Ok(Self { reader, pages })
     }
@@ -107,11 +129,9 @@ impl NumberColumns {
         if !matches!(chunk.compression(), UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_)) {
             return Err(format!("values packed by {}", chunk.compression()));
         }
-        if chunk.num_values() > (rows as i64).saturating_mul(VALUES_A_ROW) {
-            return Err(format!("{} values in {rows} rows", chunk.num_values()));
-        }
         check(&self.pages, &Pages::of_bytes(chunk, MOST_PAGE)?)?;
-        let shape = Shape { rows, max_def, max_rep };
+        let values = usize::try_from(chunk.num_values()).unwrap_or(0);
+        let shape = Shape { rows, values, max_def, max_rep };
         let column = guard(|| {
             Ok(match self.reader.get_row_group(group)?.get_column_reader(number)? {
                 ColumnReader::Int32ColumnReader(from) => {
@@ -148,10 +168,11 @@ impl<T> Listed<T> {
     }
 }
 
-/// How many rows there are, and which levels say that a value is there or goes on a list.
+/// How many rows and values there are; which levels say that a value is there or goes on a list.
 #[derive(Clone, Copy)]
 struct Shape {
     rows: usize,
+    values: usize,
     max_def: i16,
     max_rep: i16,
 }
@@ -176,6 +197,9 @@ impl Shape {
                 break;
             }
             let entries = values.len().max(present.len());
+            if listed.values.len() + values.len() > self.values {
+                return Err(general("more values than the file says"));
+            }
             let mut values = values.into_iter();
             for i in 0..entries {
                 let begins = again.get(i).is_none_or(|&level| level == 0);

@@ -13,9 +13,23 @@ use crate::output;
 /// Writes a trace, and says so.
 pub(crate) fn keep(trace: &Trace, path: &Path) -> Result<()> {
     must_be_free(path)?;
-    trace::write(trace, path)?;
-    let decisions = trace.len();
-    output::note(format!("wrote {decisions} decisions of routers to {}", path.display()));
+    let mut writer = TraceWriter::create(path)?;
+    writer.add(trace)?;
+    end(writer, trace.len(), path)
+}
+
+/// Gives the file of so many decisions its name, and says what it holds.
+fn end(writer: TraceWriter, heard: usize, path: &Path) -> Result<()> {
+    let left_out = writer.left_out();
+    writer.finish()?;
+    let (written, path) = (heard - left_out, path.display());
+    output::note(match left_out {
+        0 => format!("wrote {written} decisions of routers to {path}"),
+        _ => format!(
+            "wrote the first {written} decisions of routers to {path}, and left out {left_out}: a \
+             file holds no more"
+        ),
+    });
     Ok(())
 }
 
@@ -105,9 +119,7 @@ pub(crate) fn finish(trace: &SharedTrace, path: &Path) -> Result<()> {
         return Err(error.into());
     }
     if let Some(writer) = trace.writer.take() {
-        writer.finish()?;
-        let written = trace.written;
-        output::note(format!("wrote {written} decisions of routers to {}", path.display()));
+        end(writer, trace.written, path)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use data::NumberColumns;
 use files::NewFile;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::column::writer::ColumnWriter;
@@ -13,6 +14,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::TraceError;
+use crate::read::MOST_TARGETS;
 use crate::table::{RoutingDecision, Trace};
 
 /// The columns, in this order.
@@ -31,6 +33,24 @@ const SCHEMA: &str = "message routing {
 pub(crate) const SITES: &str = "lathe.sites";
 /// Decisions of a row group.
 const GROUP: usize = 1 << 18;
+/// What a file may hold, so that it can be read again.
+const MOST: Held = Held { rows: NumberColumns::MOST_ROWS, values: NumberColumns::MOST_VALUES };
+
+/// Rows, and entries of their longest column of lists, of which an empty list has one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    rows: usize,
+    values: usize,
+}
+
+impl Held {
+    /// With one more row, if that fits.
+    fn with(self, row: &RoutingDecision<'_>, most: Self) -> Option<Self> {
+        let longest = row.targets.len().max(row.dropped.len()).max(1);
+        let next = Self { rows: self.rows + 1, values: self.values + longest };
+        (next.rows <= most.rows && next.values <= most.values).then_some(next)
+    }
+}
 
 /// Writes `trace` as the whole of the file at `path`.
 ///
@@ -48,6 +68,8 @@ pub struct TraceWriter {
     writer: SerializedFileWriter<NewFile>,
     path: PathBuf,
     sites: Trace,
+    held: Held,
+    left_out: usize,
 }
 
 impl TraceWriter {
@@ -64,21 +86,54 @@ impl TraceWriter {
         let writer = parse_message_type(SCHEMA)
             .and_then(|schema| SerializedFileWriter::new(file, schema.into(), Arc::new(properties)))
             .map_err(refused(path))?;
-        Ok(Self { writer, path: path.to_path_buf(), sites: Trace::default() })
+        Ok(Self {
+            writer,
+            path: path.to_path_buf(),
+            sites: Trace::default(),
+            held: Held::default(),
+            left_out: 0,
+        })
     }
 
-    /// Adds decisions, as they are ordered.
+    /// Adds decisions, as they are ordered. What is more than [`crate::read`] takes, 2^24 rows or
+    /// 2^27 targets, is left out and counted.
     ///
     /// # Errors
-    /// What the file system refuses.
+    /// What the file system refuses; a router of more targets than [`crate::read`] takes.
     pub fn add(&mut self, trace: &Trace) -> Result<(), TraceError> {
         self.sites.append(&Trace::among(trace.sites.clone()), |sequence| sequence);
-        for start in (0..trace.len()).step_by(GROUP) {
-            let rows = start..(start + GROUP).min(trace.len());
+        if let Some((_, site)) = trace.sites.iter().find(|(_, s)| s.targets > MOST_TARGETS) {
+            let reason = format!(
+                "a router has {} targets, expected at most {MOST_TARGETS}; trace a smaller model",
+                site.targets
+            );
+            return Err(TraceError::Shape { form: "a table of decisions", reason });
+        }
+        let fitting = self.fitting(trace, MOST);
+        for start in (0..fitting).step_by(GROUP) {
+            let rows = start..(start + GROUP).min(fitting);
             self.group(&rows.map(|i| trace.get(i)).collect::<Vec<_>>())
                 .map_err(refused(&self.path))?;
         }
         Ok(())
+    }
+
+    /// How many decisions, from the first, the file still takes; the others are counted as left
+    /// out, and so is all that comes later.
+    fn fitting(&mut self, trace: &Trace, most: Held) -> usize {
+        let mut fitting = 0;
+        while self.left_out == 0 && fitting < trace.len() {
+            let Some(held) = self.held.with(&trace.get(fitting), most) else { break };
+            self.held = held;
+            fitting += 1;
+        }
+        self.left_out += trace.len() - fitting;
+        fitting
+    }
+
+    /// Decisions that had no room in the file.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     fn group(&mut self, rows: &[RoutingDecision<'_>]) -> Result<(), ParquetError> {
@@ -180,5 +235,40 @@ fn refused(path: &Path) -> impl FnOnce(ParquetError) -> TraceError {
             other => std::io::Error::other(other),
         };
         TraceError::Io { action: "writing", path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_again_is_left_out_and_counted() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let path = folder.path().join("t.parquet");
+        let mut trace = Trace::default();
+        for position in 0..10 {
+            trace.push(RoutingDecision {
+                step: None,
+                sequence: 0,
+                position,
+                token: 0,
+                layer: Some(0),
+                recursion: 0,
+                targets: &[1, 2, 3],
+                weights: &[],
+                dropped: &[],
+            });
+        }
+        for (rows, values, fitting) in [(20, 99, [10, 10]), (13, 99, [10, 3]), (99, 29, [9, 0])] {
+            let mut writer = TraceWriter::create(&path).expect("creates");
+            let most = Held { rows, values };
+            let found = [writer.fitting(&trace, most), writer.fitting(&trace, most)];
+            assert_eq!(found, fitting);
+            assert_eq!(writer.left_out(), 20 - fitting[0] - fitting[1]);
+        }
+        trace.widen(Some(0), MOST_TARGETS + 1);
+        let error = write(&trace, &path).expect_err("as read refuses it").to_string();
+        assert!(error.contains("4097 targets") && !path.exists(), "{error}");
     }
 }

@@ -166,7 +166,6 @@ fn routers_that_are_not_as_the_file_says_are_refused() {
         (9, 10, vec![0], "computing"),
         (3, 3, vec![0], "at least the 4 targets that its rows hold, found 3"),
         (9, 9, vec![2, 1, 2], "each once"),
-        (1 << 16, 9, vec![0], "at most 4096"),
     ] {
         let mut trace = whole();
         trace.sites.insert(Some(2), Site { targets, computing, uses });
