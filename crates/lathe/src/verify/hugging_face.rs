@@ -47,6 +47,11 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
     if let Some(base) = base {
         return adapters::checks(path, &base, &recorded, ops);
     }
+    ensure!(
+        recorded.settings.losses.ce.is_some(),
+        "settings {}: ce is missing, expected the cross-entropy of the batch",
+        path.join(SETTINGS).display()
+    );
     match imported_model(path) {
         Ok(imported) => recorded.compare(path, &imported, ops).map(Ok),
         Err(why) => Ok(Err(why.to_string())),
