@@ -30,7 +30,7 @@ pub(crate) struct Shrink {
     /// the order given
     #[arg(long, value_name = "PASS")]
     pub(crate) pass: Vec<String>,
-    /// TOML file with a [[pass]] table for each pass
+    /// TOML file with a table `pass` for each pass
     #[arg(long, value_name = "FILE", conflicts_with = "pass")]
     pub(crate) passes: Option<PathBuf>,
     /// Checkpoint folder to make
