@@ -43,4 +43,5 @@ pub use peft_out::export_adapters;
 pub use quantize::{Quantization, RoundedKind, quantize};
 pub use report::{ConversionReport, Copied};
 pub use share_layers::{ConversionTarget, convert};
+pub use svd::eigen;
 pub use upcycle::{ExpertStart, Upcycling};

@@ -84,8 +84,9 @@ fn orthonormal(vectors: &mut [Vec<f64>]) {
     }
 }
 
-/// Eigenvalues of a symmetric matrix, the largest first, with their vectors (Jacobi's rotations).
-fn eigen(mut a: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
+/// Eigenvalues of the symmetric matrix `a`, `[k, k]`, the largest first, with their vectors of
+/// length 1, one a row (Jacobi's rotations).
+pub fn eigen(mut a: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
     let k = a.len();
     let mut vectors: Vec<Vec<f64>> =
         (0..k).map(|i| (0..k).map(|j| f64::from(u8::from(i == j))).collect()).collect();
@@ -183,6 +184,30 @@ mod tests {
         let best: f64 = eigen(gram).0[rank..].iter().sum::<f64>().sqrt();
         let found = rest(&a, d, &truncated(&a, n, d, rank, &mut dice(0)));
         assert!(found >= best * (1.0 - 1e-6) && found < best * 1.001, "{found}, best {best}");
+    }
+
+    /// `A v = lambda v`, vectors of length 1 and at right angles, the trace kept.
+    #[test]
+    fn eigenvectors_are_what_they_say() {
+        for n in [1, 2, 5, 12] {
+            let mut dice = Stream::at(n as u64, Purpose::Init, 0, 0);
+            let drawn: Vec<f64> = (0..n * (n + 1) / 2).map(|_| dice.normal()).collect();
+            let at = |i: usize, j: usize| drawn[i.max(j) * (i.max(j) + 1) / 2 + i.min(j)];
+            let a: Vec<Vec<f64>> = (0..n).map(|i| (0..n).map(|j| at(i, j)).collect()).collect();
+            let (values, vectors) = eigen(a.clone());
+            assert!(values.windows(2).all(|pair| pair[0] >= pair[1]), "{values:?}");
+            for (i, v) in vectors.iter().enumerate() {
+                for k in 0..n {
+                    let along: f64 = (0..n).map(|j| a[k][j] * v[j]).sum();
+                    assert!((along - values[i] * v[k]).abs() < 1e-9, "{n} {i} {k}");
+                }
+                for (j, w) in vectors.iter().enumerate() {
+                    let dot: f64 = v.iter().zip(w).map(|(x, y)| x * y).sum();
+                    let expected = if i == j { 1.0 } else { 0.0 };
+                    assert!((dot - expected).abs() < 1e-9);
+                }
+            }
+        }
     }
 
     #[test]

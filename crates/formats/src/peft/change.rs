@@ -10,7 +10,7 @@ pub struct Affine {
     pub out: usize,
     /// Inputs of each.
     pub into: usize,
-    /// `[matrices, out, into]`.
+    /// The numbers of all matrices, `[matrices, out, into]`.
     pub weight: Vec<f64>,
     /// `[out]`, where there is one.
     pub bias: Option<Vec<f64>>,

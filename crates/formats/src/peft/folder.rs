@@ -263,7 +263,8 @@ impl AdapterFolder {
             }
             return Ok((weight, path));
         }
-        // Wrappers lie around each other in the order of the base's parameters, the first innermost.
+        // Wrappers lie around each other in the order of the base's parameters, with the first
+        // innermost.
         let depth = module.matches(WRAPPED).count();
         let mut order: Vec<&String> = parameters.iter().rev().collect();
         if let Some(a) = names.get("lora_A.weight").and_then(|name| self.file.shape(name)) {
@@ -298,7 +299,8 @@ impl AdapterFolder {
         tensors
     }
 
-    /// Refuses modules that the config gives adapters to or replaces, and that have no tensors here.
+    /// Refuses modules that the config gives adapters to or replaces, and that have no tensors
+    /// here.
     fn must_have_all(&self, base: &AllTensors) -> Result<()> {
         for name in base.names() {
             let Some(module) = name.strip_suffix(".weight") else { continue };

@@ -14,9 +14,9 @@ use crate::error::check_finite;
 pub struct WrittenPair {
     /// The path of the module in the base.
     pub module: String,
-    /// `[rank, in]`
+    /// The factor next to the input, `[rank, in]`.
     pub a: Vec<f32>,
-    /// `[out, rank]`
+    /// The factor next to the output, `[out, rank]`, without the scale.
     pub b: Vec<f32>,
     /// `[out]`: the lengths of the adapted matrix's rows, for DoRA.
     pub magnitude: Option<Vec<f32>>,

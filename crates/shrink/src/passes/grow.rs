@@ -15,7 +15,7 @@ use model::{MlpConfig, Model, ModelConfig, RouterState};
 use serde::{Deserialize, Serialize};
 
 use super::layers::{chosen, plain};
-use super::member::{LayerCall, PassSettings, RunningPass};
+use super::member::{PassSettings, RunningPass};
 use crate::bank;
 use crate::error::refused;
 use crate::seen::Wanted;
@@ -98,10 +98,6 @@ impl RunningPass for Grow {
 
     fn layers(&self, _: &Model) -> Vec<usize> {
         Vec::new()
-    }
-
-    fn act(&mut self, _: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
-        Ok(ModelChange::default())
     }
 
     fn finish(&mut self, model: &Model, state: &RouterState) -> Result<ModelChange, ShrinkError> {

@@ -91,7 +91,9 @@ pub trait RunningPass {
     ///
     /// # Errors
     /// A layer that cannot become what was asked for.
-    fn act(&mut self, layer: &LayerCall<'_>) -> Result<ModelChange, ShrinkError>;
+    fn act(&mut self, _layer: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
+        Ok(ModelChange::default())
+    }
 
     /// What becomes of the model as a whole, behind the last layer.
     ///

@@ -8,7 +8,7 @@ use model::table::{buffers, specs};
 use model::{Model, ModelConfig, RouterConfig, RouterState, Sharing};
 use serde::{Deserialize, Serialize};
 
-use super::member::{LayerCall, PassSettings, RunningPass};
+use super::member::{PassSettings, RunningPass};
 use crate::bank;
 use crate::error::refused;
 use crate::seen::Wanted;
@@ -80,10 +80,6 @@ impl RunningPass for Recursions {
 
     fn layers(&self, _: &Model) -> Vec<usize> {
         Vec::new()
-    }
-
-    fn act(&mut self, _: &LayerCall<'_>) -> Result<ModelChange, ShrinkError> {
-        Ok(ModelChange::default())
     }
 
     fn finish(&mut self, model: &Model, state: &RouterState) -> Result<ModelChange, ShrinkError> {

@@ -1,7 +1,7 @@
-//! LoRA (Hu et al., 2021, arXiv 2106.09685), `W + s B A` with `s = alpha / r`; rank-stabilised with
-//! `alpha / sqrt(r)` (Kalajdzievski, 2023, arXiv 2312.03732); with magnitudes of its rows (DoRA, Liu
-//! et al., 2024, arXiv 2402.09353), `m D / |D|` row by row with `D = W + s B A`, whose lengths count
-//! as constants in gradients.
+//! LoRA (Hu et al., 2021, arXiv 2106.09685), `W + s B A` with `s = alpha / r`; rank-stabilised
+//! with `alpha / sqrt(r)` (Kalajdzievski, 2023, arXiv 2312.03732); with magnitudes of its rows
+//! (DoRA, Liu et al., 2024, arXiv 2402.09353), `m D / |D|` row by row with `D = W + s B A`, whose
+//! lengths count as constants in gradients.
 //!
 //! Of experts A is `[E r, in]` with the expert slow, and B `[out, r E]` with the expert fast.
 
@@ -105,9 +105,9 @@ fn build(
 struct LowRank {
     rank: usize,
     scale: f64,
-    /// `[E, r, in]`
+    /// `A` of every expert, `[E, r, in]`; one where the tensor is a matrix.
     a: Vec<f64>,
-    /// `[out, r, E]`
+    /// `B` of all of them, `[out, r, E]`: the expert is the innermost index.
     b: Vec<f64>,
     embedding: bool,
     magnitude: Option<Vec<f64>>,
@@ -119,7 +119,7 @@ impl LowRank {
         &self.a[expert * self.rank * into..(expert + 1) * self.rank * into]
     }
 
-    /// `[out, r]`
+    /// `B` of one expert, `[out, r]`.
     fn b_of(&self, expert: usize, matrices: usize) -> Vec<f64> {
         self.b.iter().skip(expert).step_by(matrices).copied().collect()
     }

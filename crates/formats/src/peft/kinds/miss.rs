@@ -62,7 +62,7 @@ fn build(
 
 #[derive(Debug)]
 struct Repeated {
-    /// `[r, out]`
+    /// The block, `[r, out]`, that repeats over the inputs.
     block: Vec<f64>,
     rank: usize,
     /// After how many outputs it repeats.

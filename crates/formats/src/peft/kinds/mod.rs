@@ -20,7 +20,7 @@ use crate::Result;
 
 /// A kind of adapter in PEFT's files.
 pub(super) struct Kind {
-    /// `peft_type` in adapter_config.json.
+    /// Its name in PEFT: `peft_type` in adapter_config.json, in capitals.
     pub(super) name: &'static str,
     /// The ends of the names of its tensors behind the path of a module.
     pub(super) leaves: &'static [&'static str],

@@ -1,7 +1,7 @@
-//! OFT (Qiu et al., 2023, arXiv 2306.07280): inputs turned block by block, `W R^T` with `R = (I - Q)
-//! (I + Q)^-1` and Q skew, whose numbers above the diagonal the file holds row by row. By default
-//! PEFT sums `R = I + 2 Q + 2 Q^2 + .. + Q^(n - 1)` in its place, the beginning of a series for the
-//! turn the other way.
+//! OFT (Qiu et al., 2023, arXiv 2306.07280): inputs turned block by block, `W R^T` with `R = (I -
+//! Q) (I + Q)^-1` and Q skew, whose numbers above the diagonal the file holds row by row. By
+//! default PEFT sums `R = I + 2 Q + 2 Q^2 + .. + Q^(n - 1)` in its place, the beginning of a series
+//! for the turn the other way.
 
 use super::{Kind, Site};
 use crate::peft::change::{AdapterChange, Affine, LeafGradients};

@@ -63,9 +63,9 @@ fn build(
 
 #[derive(Debug)]
 struct Vectors {
-    /// `[r, in]`
+    /// The part of the shared `A` that this module reads, `[r, in]`.
     a: Vec<f64>,
-    /// `[out, r]`
+    /// The part of the shared `B`, `[out, r]`.
     b: Vec<f64>,
     d: Vec<f64>,
     lambda: Vec<f64>,

@@ -1,5 +1,6 @@
 //! WaveFT (Bilican et al., 2025, arXiv 2505.12532): a matrix with few numbers in it is added, or
-//! what one inverse step of a Haar transform makes of it, `(a +- h +- v +- d) / 2` of its quadrants.
+//! what one inverse step of a Haar transform makes of it, `(a +- h +- v +- d) / 2` of its
+//! quadrants.
 
 use serde_json::json;
 
