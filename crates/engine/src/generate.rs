@@ -220,25 +220,40 @@ impl From<&TokenOut> for Token {
 }
 
 pub(crate) fn check(model: &Model, what: &Generation<'_>) -> Result<(), GenerateError> {
+    check_room(model, what.prompt, what.max_tokens)?;
+    if !is_causal(&model.config().router, what.rule) {
+        return Err(GenerateError::NotCausal);
+    }
+    check_depth(what.max_depth)?;
+    Ok(what.sampler.check()?)
+}
+
+/// Refuses rows of ids that make no sense in one pass.
+pub(crate) fn check_rows(
+    model: &Model,
+    ids: &[u32],
+    max_depth: Option<usize>,
+) -> Result<(), GenerateError> {
+    check_room(model, ids, 0)?;
+    check_depth(max_depth)
+}
+
+fn check_room(model: &Model, ids: &[u32], new: usize) -> Result<(), GenerateError> {
     let (vocab, context) = (model.config().vocab_size, model.config().context);
-    if what.prompt.is_empty() {
+    if ids.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    if let Some((index, &id)) =
-        what.prompt.iter().enumerate().find(|(_, id)| **id as usize >= vocab)
-    {
+    if let Some((index, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
         return Err(GenerateError::UnknownId { index, id, vocab });
     }
-    let (prompt, new) = (what.prompt.len(), what.max_tokens);
+    let prompt = ids.len();
     let total = prompt.saturating_add(new);
     if total > context {
         return Err(GenerateError::TooLong { prompt, new, total, context });
     }
-    if !is_causal(&model.config().router, what.rule) {
-        return Err(GenerateError::NotCausal);
-    }
-    if what.max_depth == Some(0) {
-        return Err(GenerateError::NoDepth);
-    }
-    Ok(what.sampler.check()?)
+    Ok(())
+}
+
+fn check_depth(max_depth: Option<usize>) -> Result<(), GenerateError> {
+    if max_depth == Some(0) { Err(GenerateError::NoDepth) } else { Ok(()) }
 }

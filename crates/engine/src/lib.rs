@@ -29,7 +29,7 @@ pub use generate::{GenerateError, Generated, Generation, Token, generate, genera
 pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};
 pub use sampler::{Sampler, SamplerError};
-pub use score::{RowScore, Scoring, log_probabilities, score};
+pub use score::{RowScore, RowValues, Scoring, hidden, log_probabilities, logits, score};
 pub use stats::{LossSum, RecursionStats, RoutingStats};
 pub use thread::EngineThread;
 pub use watch::SharedProbe;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use model::{DepthLimits, Model, NoProbe, Pass, PassCache, Probe, RouterState, Rows, Rule};
 use ops::{Ops, read_rows};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchSequence};
+use crate::generate::{GenerateError, check_rows};
 
 /// The setting of a scoring pass.
 pub struct Scoring<'a> {
@@ -25,6 +26,28 @@ impl<'a> Scoring<'a> {
     /// Full depth, fast operations, seed 0.
     pub fn by(rule: &'a Rule, state: &'a RouterState) -> Self {
         Self { rule, state, max_depth: None, seed: 0, ops: Ops::Fast }
+    }
+}
+
+impl Scoring<'_> {
+    /// The ids of one text as a batch. The last row has nothing to predict and does not count.
+    ///
+    /// # Errors
+    /// What makes no sense to ask: no ids, one that no token has, more than the model's context, a
+    /// depth of 0.
+    pub fn batch_of(&self, model: &Model, ids: &[u32]) -> Result<Batch, GenerateError> {
+        check_rows(model, ids, self.max_depth)?;
+        let mut targets = ids[1..].to_vec();
+        targets.push(0);
+        let mut counts = vec![true; ids.len()];
+        counts[ids.len() - 1] = false;
+        let one = BatchSequence {
+            ids,
+            targets: &targets,
+            document: &vec![0; ids.len()],
+            same_document: &counts,
+        };
+        Ok(Batch::pack(&[one], true))
     }
 }
 
@@ -53,13 +76,45 @@ pub fn score(
     losses.into_iter().zip(passed.depth_t).map(|(nll, depth)| RowScore { nll, depth }).collect()
 }
 
+/// Numbers of every row, row after row, and how many recursions each row had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowValues {
+    /// `[t, n]`: n numbers for each row.
+    pub values_tn: Vec<f32>,
+    /// Recursions of each row, `[t]`.
+    pub depth_t: Vec<u32>,
+}
+
+/// Logits `[t, v]` of every row; `probe` watches.
+pub fn logits(model: &Model, batch: &Batch, how: &Scoring<'_>, probe: &mut dyn Probe) -> RowValues {
+    values(model, batch, how, probe, true)
+}
+
+/// What the head sees of every row, `[t, d]`: the residual stream behind the last layer, normed;
+/// `probe` watches.
+pub fn hidden(model: &Model, batch: &Batch, how: &Scoring<'_>, probe: &mut dyn Probe) -> RowValues {
+    values(model, batch, how, probe, false)
+}
+
+fn values(
+    model: &Model,
+    batch: &Batch,
+    how: &Scoring<'_>,
+    probe: &mut dyn Probe,
+    head: bool,
+) -> RowValues {
+    let shares = model.config().kv != model::KvMode::RecursionWise;
+    let mut kv = PassCache::new(shares);
+    let mut pass = pass(how, &mut kv, probe, batch.rows.sequences().len());
+    let passed = model.forward(&batch.ids, &rows_of(batch, how), &mut pass);
+    let depth_t = passed.depth_t;
+    let x = if head { model.logits(passed.x_td, &pass) } else { passed.x_td };
+    RowValues { values_tn: read_rows(&x), depth_t }
+}
+
 /// Log-probabilities `[t, v]` of every row, for causality tests and small inputs.
 pub fn log_probabilities(model: &Model, batch: &Batch, how: &Scoring<'_>) -> Vec<f32> {
-    let shares = model.config().kv != model::KvMode::RecursionWise;
-    let (mut kv, mut probe) = (PassCache::new(shares), NoProbe);
-    let mut pass = pass(how, &mut kv, &mut probe, batch.rows.sequences().len());
-    let passed = model.forward(&batch.ids, &rows_of(batch, how), &mut pass);
-    let mut logits = read_rows(&model.logits(passed.x_td, &pass));
+    let mut logits = logits(model, batch, how, &mut NoProbe).values_tn;
     ops::log_softmax_rows(&mut logits, model.config().vocab_size);
     logits
 }

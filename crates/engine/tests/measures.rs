@@ -435,3 +435,42 @@ fn positions_are_counted_in_sequences_of_any_length() {
         assert_eq!(stats.recursions[0].kept_at, expected, "{length}");
     }
 }
+
+/// Keeps the last rows that it is told: those that the head sees.
+struct HeadRows(Vec<f32>);
+
+impl Probe for HeadRows {
+    fn stream(&mut self, x_td: &ops::Tensor2) {
+        self.0 = ops::read_rows(x_td);
+    }
+}
+
+#[test]
+fn logits_hidden_states_and_scores_are_those_of_one_pass() {
+    for model in models() {
+        let (rule, state) = (rule(&model), RouterState::default());
+        let how = Scoring { max_depth: Some(2), ..Scoring::by(&rule, &state) };
+        let ids = ids(7, 20);
+        let batch = how.batch_of(&model, &ids).expect("makes sense");
+        assert_eq!((batch.counted(), &batch.targets[..19]), (19, &ids[1..]));
+        let scores = score(&model, &batch, &how, &mut NoProbe);
+        let logits = engine::logits(&model, &batch, &how, &mut NoProbe);
+        let mut logs = logits.values_tn.clone();
+        ops::log_softmax_rows(&mut logs, VOCAB);
+        for (row, score) in scores.iter().enumerate().take(19) {
+            let expected = -logs[row * VOCAB + ids[row + 1] as usize];
+            assert!((score.nll - expected).abs() < 1e-4, "{}: {row}", name(&model));
+        }
+        let depths: Vec<u32> = scores.iter().map(|score| score.depth).collect();
+        let mut seen = HeadRows(Vec::new());
+        let hidden = engine::hidden(&model, &batch, &how, &mut seen);
+        assert_eq!(hidden.values_tn.len(), 20 * model.config().width);
+        assert_eq!(hidden.values_tn, seen.0, "{}", name(&model));
+        assert_eq!((&hidden.depth_t, &logits.depth_t), (&depths, &depths), "{}", name(&model));
+        let other = Scoring { max_depth: Some(0), ..Scoring::by(&rule, &state) };
+        assert!(other.batch_of(&model, &ids).is_err());
+        for wrong in [&[][..], &[VOCAB as u32], &vec![0; model.config().context + 1]] {
+            assert!(how.batch_of(&model, wrong).is_err(), "{} ids", wrong.len());
+        }
+    }
+}

@@ -9,13 +9,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use data::Tokenizer;
 use engine::{Generation, Sampler};
 use model::Rule;
+use opening::continuation::Reading;
 use serde_json::json;
 use server::Conversations;
 use train::Stored;
 
 use crate::arguments::Chat;
 use crate::signals::Interrupt;
-use crate::{generate, open, output, render_templates};
+use crate::{conversation, generate, open, output, render_templates};
 
 /// Tokens of an answer where nobody says how many.
 const USUAL: usize = 1024;
@@ -26,10 +27,11 @@ const COMMANDS: &str = "/save FILE writes the conversation as a line of JSONL, /
 
 /// `lathe chat`, until the last line, `/quit` or Ctrl-C at the prompt.
 pub(crate) fn run(options: &Chat) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::adapted(&options.checkpoint, &options.adapted)?;
+    let (stored, tokenizer) =
+        open::adapted(&options.checkpoint, options.adapted.adapter.as_deref())?;
     let special = open::special(&stored, &tokenizer);
     let template = options.chat_template.as_deref();
-    let text = open::chat_text(&options.checkpoint, special, tokenizer.clone(), template)?;
+    let text = conversation::chat_text(&options.checkpoint, special, tokenizer.clone(), template)?;
     let stop = text.special.eos.clone();
     let conversations = Conversations::to_answer(text, &render_templates::program());
     let conversations = conversations.map_err(|error| anyhow!(error))?;
@@ -185,9 +187,9 @@ impl Talk<'_> {
         };
         self.turns += 1;
         let show = self.options.show_depth;
-        let mut written = generate::Written::new(&self.stored, show, &[]);
-        let generated =
-            generate::stream(&self.stored, &self.tokenizer, (&what, None), &mut written, stopped)?;
+        let mut written = generate::Written::new(&self.stored, show);
+        let reading = Reading { tokenizer: &self.tokenizer, stops: &[], watch: None };
+        let generated = generate::stream(&self.stored, &what, reading, &mut written, stopped)?;
         output::line("");
         if show {
             output::note(generate::summary(&generated, started));

@@ -8,7 +8,7 @@ use model::cost::{
 use serde::Serialize;
 use train::{Forecast, Recipe};
 
-use crate::plan;
+use crate::memory;
 
 /// What one run's model costs, and its training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -76,7 +76,7 @@ impl Costs {
 /// FLOPs of all steps, every product counted, with the capacities that each step has, and those of
 /// the teacher.
 pub(crate) fn training_flops(recipe: &Recipe) -> Result<f64> {
-    let teacher = plan::teacher(recipe)?;
+    let teacher = memory::teacher(recipe)?;
     let work = Forecast { recipe, teacher: teacher.as_ref(), valid_windows: None }.work()?;
     Ok(work.steps + work.teacher)
 }

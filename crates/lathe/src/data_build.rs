@@ -13,7 +13,7 @@ use report::{Table, human_bytes, human_count};
 use server::Conversations;
 
 use crate::arguments::{DataBuild, TokenizerTrain};
-use crate::{open, output, render_templates};
+use crate::{conversation, open, output, render_templates};
 
 /// Runs `lathe tokenizer train`.
 pub(crate) fn train_tokenizer(options: &TokenizerTrain) -> Result<ExitCode> {
@@ -142,7 +142,7 @@ fn conversations(
     special: SpecialTokens,
 ) -> Result<Conversations> {
     let template = options.chat_template.as_deref();
-    let text = open::chat_text(&options.tokenizer, special, tokenizer, template)?;
+    let text = conversation::chat_text(&options.tokenizer, special, tokenizer, template)?;
     Conversations::to_learn(text, &render_templates::program()).map_err(|error| anyhow!(error))
 }
 

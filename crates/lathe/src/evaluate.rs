@@ -17,7 +17,8 @@ use crate::{evaluate_tasks, open, output, traces};
 
 /// `lathe eval --data`, and `lathe eval --tasks` where no data is given.
 pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::adapted(&options.checkpoint, &options.adapted)?;
+    let (stored, tokenizer) =
+        open::adapted(&options.checkpoint, options.adapted.adapter.as_deref())?;
     let weights = open::round(&stored.model, stored.rounded.as_ref(), options.weights.as_ref())?;
     let Some(data) = &options.data else {
         return evaluate_tasks::run(options, weights, &stored, &tokenizer);

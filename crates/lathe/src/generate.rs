@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,9 +9,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Generated, Generation, Sampler, SharedProbe};
-use grammar::{Compiled, Grammar};
+use grammar::Compiled;
+use opening::continuation::{self, Asked, Reading, TextPiece};
 use report::DepthColors;
-use server::StopMatcher;
 use trace::{Recorder, Trace};
 use train::Stored;
 
@@ -21,10 +20,10 @@ use crate::{open, output, traces};
 
 /// `lathe generate`, with the prompt from `--prompt` or standard input.
 pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
-    let (stored, tokenizer) = open::adapted(&options.checkpoint, &options.adapted)?;
+    let (stored, tokenizer) =
+        open::adapted(&options.checkpoint, options.adapted.adapter.as_deref())?;
     ensure!(options.count > 0, "--n is 0, expected at least 1");
-    let empty = options.stop.iter().any(String::is_empty);
-    ensure!(!empty, "--stop is empty, expected a text: leave it out to end nowhere in the text");
+    continuation::check_stops(&options.stop)?;
     let prompt = match (&options.prompt, &options.prompt_file) {
         (Some(prompt), _) => prompt.clone(),
         (None, Some(path)) => open::text_file(path)?,
@@ -92,22 +91,13 @@ fn recorder_of(stored: &Stored) -> SharedRecorder {
 impl Form {
     /// The form that is asked for, ready to be followed by text of this tokenizer.
     fn compiled(&self, tokenizer: &Tokenizer) -> Result<Option<Compiled>> {
-        let (flag, grammar) = if let Some(schema) = &self.json_schema {
-            let inline =
-                schema.trim().starts_with('{') || ["true", "false"].contains(&schema.trim());
-            let text = if inline { schema.clone() } else { open::text_file(Path::new(schema))? };
-            let schema = serde_json::from_str(&text)
-                .with_context(|| format!("--json-schema {schema}: expected a JSON Schema"))?;
-            ("--json-schema", Grammar::JsonSchema(schema))
-        } else if let Some(pattern) = &self.regex {
-            ("--regex", Grammar::Regex(pattern.clone()))
-        } else if !self.choice.is_empty() {
-            ("--choice", Grammar::Choices(self.choice.clone()))
-        } else {
-            return Ok(None);
+        let asked = match (&self.json_schema, &self.regex) {
+            (Some(schema), _) => Asked::JsonSchema(schema),
+            (None, Some(pattern)) => Asked::Regex(pattern),
+            (None, None) if !self.choice.is_empty() => Asked::Choice(&self.choice),
+            (None, None) => return Ok(None),
         };
-        let compiled = server::vocabulary(tokenizer).and_then(|all| all.compile(&grammar));
-        Ok(Some(compiled.with_context(|| flag)?))
+        continuation::form(asked, tokenizer).map(Some)
     }
 }
 
@@ -150,12 +140,11 @@ pub(crate) fn summary(generated: &Generated, started: Instant) -> String {
     )
 }
 
-/// As many tokens as fit, up to 128; at least one, so that a prompt without room is refused with
-/// its reason.
+/// As many tokens as fit behind the prompt.
 fn default_length(stored: &Stored, tokenizer: &Tokenizer, prompt: &str) -> usize {
     let special = open::special(stored, tokenizer);
     let used = open::prompt(&special, tokenizer, prompt).map_or(0, |ids| ids.len());
-    stored.model.config().context.saturating_sub(used).clamp(1, 128)
+    continuation::usual_length(stored, used)
 }
 
 /// A continuation to stream to the terminal.
@@ -197,28 +186,28 @@ pub(crate) fn continue_text(
         choice: wanted.choice,
         constraint: wanted.form.map(Compiled::sequence),
     };
-    let mut written = Written::new(stored, wanted.show_depth, wanted.stop);
+    let mut written = Written::new(stored, wanted.show_depth);
     let watch = wanted.recorder.map(|recorder| recorder.clone() as SharedProbe);
-    stream(stored, tokenizer, (&what, watch), &mut written, &|| false)
+    let reading = Reading { tokenizer, stops: wanted.stop, watch };
+    stream(stored, &what, reading, &mut written, &|| false)
 }
 
-/// Text on its way out: held back while it may become a stop string, then written in the colours of
-/// its tokens' depths where these are asked for.
+/// Text on its way out, in the colours of its tokens' depths where these are asked for.
 pub(crate) struct Written {
-    stops: StopMatcher,
     colors: Option<DepthColors>,
     /// Bytes of each token that are not out yet, with its depth.
     held: VecDeque<(usize, u32)>,
+    /// Depth of the last token.
+    depth: u32,
     whole: String,
 }
 
 impl Written {
-    /// Nothing yet; `stop` holds the texts at which it ends.
-    pub(crate) fn new(stored: &Stored, show_depth: bool, stop: &[String]) -> Self {
+    /// Nothing is written yet.
+    pub(crate) fn new(stored: &Stored, show_depth: bool) -> Self {
         let painted = show_depth && output::colors();
         let colors = painted.then(|| DepthColors::new(stored.model.config().recursions, true));
-        let stops = StopMatcher::new(stop, false);
-        Self { stops, colors, held: VecDeque::new(), whole: String::new() }
+        Self { colors, held: VecDeque::new(), depth: 0, whole: String::new() }
     }
 
     /// All that was written.
@@ -226,20 +215,15 @@ impl Written {
         self.whole
     }
 
-    /// Takes what a token spells; whether the text has come to its end with it.
-    fn push(&mut self, text: &str, depth: u32) -> bool {
-        self.held.push_back((text.len(), depth));
-        let mut out = String::new();
-        let hit = self.stops.push(text, &mut out);
-        self.write(&out);
-        hit.is_some()
-    }
-
-    /// Writes what was held back and became no stop string.
-    fn finish(&mut self) {
-        let mut out = String::new();
-        self.stops.finish(&mut out);
-        self.write(&out);
+    /// Writes what is certain with a piece.
+    fn take(&mut self, piece: &TextPiece<'_>) {
+        self.depth = piece.token.map_or(self.depth, |token| token.depth);
+        if !piece.spelled.is_empty() {
+            self.held.push_back((piece.spelled.len(), self.depth));
+        }
+        if !piece.text.is_empty() {
+            self.write(piece.text);
+        }
     }
 
     fn write(&mut self, mut text: &str) {
@@ -265,34 +249,14 @@ impl Written {
 /// Streams what is generated into `written`, until its end or until `stopped`.
 pub(crate) fn stream(
     stored: &Stored,
-    tokenizer: &Tokenizer,
-    (what, watch): (&Generation<'_>, Option<SharedProbe>),
+    what: &Generation<'_>,
+    reading: Reading<'_>,
     written: &mut Written,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Generated> {
-    let mut decoded = tokenizer.decode_stream_after(what.prompt);
-    let (mut bad, mut hit) = (None, false);
-    let generated = engine::generate_watched(&stored.model, what, watch, &mut |token| {
-        if what.stop.contains(&token.id) {
-            return true;
-        }
-        match decoded.push(token.id) {
-            Ok(Some(text)) => hit = written.push(&text, token.depth),
-            Ok(None) => {}
-            Err(error) => bad = Some(error),
-        }
-        bad.is_none() && !hit && !output::is_lost() && !stopped()
+    let (generated, _) = continuation::stream(stored, what, reading, &mut |piece| {
+        written.take(piece);
+        !output::is_lost() && !stopped()
     })?;
-    if let Some(error) = bad {
-        return Err(error.into());
-    }
-    if !hit {
-        if let Some(rest) = decoded.finish() {
-            hit = written.push(&rest, generated.tokens.last().map_or(0, |token| token.depth));
-        }
-        if !hit {
-            written.finish();
-        }
-    }
     Ok(generated)
 }

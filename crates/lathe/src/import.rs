@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use train::Stored;
 
 use crate::arguments::{Export, Import};
-use crate::{foreign, open, output, run_page};
+use crate::{foreign, open, output, runs};
 
 /// `lathe import`: a Hugging Face folder or a GGUF file into a checkpoint.
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
@@ -123,7 +123,7 @@ fn card(stored: &Stored, out: &Path) -> Card {
     let mut card = Card { name, results: Vec::new() };
     let Some(run) = stored.folder.parent().and_then(Path::parent) else { return card };
     // A checkpoint that was copied out of its run has no log beside it.
-    let Ok(records) = run_page::read(run) else { return card };
+    let Ok(records) = runs::read(run) else { return card };
     let up_to = |record: &&Record| {
         let step = record.get("step").and_then(Value::as_u64);
         record.contains_key("validation") && step.is_some_and(|step| step <= stored.step)

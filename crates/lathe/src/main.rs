@@ -4,7 +4,6 @@
 
 mod arguments;
 mod bench;
-mod cache;
 mod chat;
 mod compare;
 mod convert;
@@ -13,14 +12,12 @@ mod data_build;
 mod evaluate;
 mod evaluate_tasks;
 mod examples;
-mod foreign;
 mod generate;
 mod generating_arguments;
 mod import;
 mod inspect;
 mod inspect_trace;
 mod numbers;
-mod open;
 mod output;
 mod places;
 mod plan;
@@ -28,9 +25,7 @@ mod progress;
 mod quantize;
 mod quickstart;
 mod quickstart_text;
-mod recipe;
 mod renamed;
-mod render_templates;
 mod run_opening;
 mod run_page;
 mod serve;
@@ -41,7 +36,6 @@ mod shrink_text;
 mod signals;
 mod study_arguments;
 mod sweep;
-mod threads;
 mod traces;
 mod train_run;
 mod verify;
@@ -51,6 +45,9 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
+use opening::{
+    cache, conversation, foreign, memory, open, recipe, render_templates, runs, threads,
+};
 
 use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 
@@ -62,11 +59,12 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     output::logging(arguments.verbose);
+    opening::notes::listen(|text| output::note(text));
     threads::set(arguments.threads);
     cache::set(arguments.cache_dir);
     if matches!(arguments.command, Command::RenderTemplates) {
         // Without the pool, whose threads would take the memory that this process may have.
-        return code(render_templates::run());
+        return code(render_templates::run().map(|()| ExitCode::SUCCESS));
     }
     // Inside the pool, an operation starts its share of the work at once instead of waking a worker
     // for it first.
@@ -157,7 +155,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(bench) => bench::run(&bench),
         Command::Presets(options) => plan::presets(&options),
         Command::Completions(options) => completions(options.shell),
-        Command::RenderTemplates => render_templates::run(),
+        Command::RenderTemplates => render_templates::run().map(|()| ExitCode::SUCCESS),
         Command::TrainPoint => sweep::worker::run(),
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
+pub(crate) use opening::notes::causes;
 use report::{Table, sanitize, steers};
 use serde::Serialize;
 
@@ -75,17 +76,6 @@ pub(crate) fn finish() -> std::io::Result<()> {
 /// One line to standard error: what is not the result. As harmless as [`line()`].
 pub(crate) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", harmless(text.as_ref()));
-}
-
-/// What went wrong and why, each cause once: some errors name theirs and hold it, too.
-pub(crate) fn causes(error: &anyhow::Error) -> String {
-    let mut told = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
-        }
-    }
-    told
 }
 
 /// A number of recursions.
@@ -213,18 +203,6 @@ impl Write for Harmless {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cause_is_named_once() {
-        let disk = || std::io::Error::other("the disk is full");
-        let held = anyhow::Error::new(disk()).context("a: the disk is full; free space");
-        assert_eq!(
-            causes(&held.context("writing a")),
-            "writing a: a: the disk is full; free space"
-        );
-        let apart = anyhow::Error::new(disk()).context("writing a");
-        assert_eq!(causes(&apart), "writing a: the disk is full");
-    }
 
     #[test]
     fn notes_do_nothing_to_a_terminal() {

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
-use data::{Corpus, Split, Windows};
+use anyhow::{Result, ensure};
+use data::Windows;
 use model::ModelConfig;
 use model::cost::{
     Convention, forward_flops, kv_bytes_per_token, nominal_capacities, parameters, unrolled_dense,
@@ -13,7 +13,7 @@ use report::{Table, human_bytes, human_count, human_duration};
 use train::{Forecast, Opened, Recipe, Work};
 
 use crate::arguments::Presets;
-use crate::{output, recipe};
+use crate::{memory, output, recipe};
 
 /// `lathe presets`: the sizes that recipes can name, as a table.
 pub(crate) fn presets(options: &Presets) -> Result<ExitCode> {
@@ -114,7 +114,7 @@ const SAVED_PER_SECOND: f64 = 3e8;
 
 /// `windows` are those of training and of validation.
 fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
-    let teacher = teacher(recipe)?;
+    let teacher = memory::teacher(recipe)?;
     let forecast = Forecast {
         recipe,
         teacher: teacher.as_ref(),
@@ -156,7 +156,7 @@ fn run_table(recipe: &Recipe, windows: Option<&[Windows; 2]>) -> Result<Table> {
 /// otherwise at half of the measured peak.
 fn time_row(forecast: &Forecast<'_>, work: &Work) -> Result<Vec<String>> {
     let (peak, memory) = (ops::peak_flops(), forecast.memory()?);
-    let there = memory_bytes().is_none_or(|bytes| memory.peak() as f64 <= 0.8 * bytes);
+    let there = memory::free().is_none_or(|bytes| memory.peak() as f64 <= 0.8 * bytes);
     let timed = if there { forecast.time(0.3 * peak)? } else { None };
     let saves = work.saves as f64 * 0.75 * memory.state as f64 / SAVED_PER_SECOND;
     let (name, seconds) = match timed {
@@ -164,71 +164,4 @@ fn time_row(forecast: &Forecast<'_>, work: &Work) -> Result<Vec<String>> {
         None => ("time here, at half of the measured peak", work.total() / (0.5 * peak)),
     };
     Ok(vec![name.to_owned(), human_duration(seconds + saves)])
-}
-
-/// The model that the recipe learns from, if any.
-pub(crate) fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
-    let distill = &recipe.distill;
-    if distill.checkpoint.is_empty() || distill.weight == 0.0 {
-        return Ok(None);
-    }
-    Ok(Some(train::config_of(Path::new(&distill.checkpoint)).context("distill.checkpoint")?))
-}
-
-/// Refuses a run whose peak this machine's free memory cannot hold: the system would end it without
-/// a word.
-pub(crate) fn fits(given: &Recipe) -> Result<()> {
-    let Some(free) = memory_bytes() else { return Ok(()) };
-    let mut recipe = given.clone();
-    if recipe.model.vocab_size == 0 {
-        // Data that cannot be read is refused where it is opened, with its reason.
-        let corpus = Corpus::open(Path::new(&recipe.data.dir), Split::Train);
-        recipe.model.vocab_size = corpus.map_or(1, |corpus| corpus.vocab_size());
-    }
-    let teacher = teacher(&recipe)?;
-    let forecast = Forecast { recipe: &recipe, teacher: teacher.as_ref(), valid_windows: None };
-    let memory = forecast.memory()?;
-    ensure!(
-        memory.peak() as f64 <= free,
-        "recipe: at its peak the run takes about {} of memory (weights, gradients and moments {}, \
-         activations of one pass {}, logits {}, a teacher {}), expected at most the {} that are \
-         free here: choose a smaller model, train.micro_batch or data.sequence_length, or \
-         train.recompute",
-        human_bytes(memory.peak()),
-        human_bytes(memory.state),
-        human_bytes(memory.activations),
-        human_bytes(memory.head),
-        human_bytes(memory.teacher),
-        human_bytes(free as u64)
-    );
-    Ok(())
-}
-
-/// Refuses `bytes` of memory, asked for as `what`, where this machine has less in all: the system
-/// would end the program without a word.
-pub(crate) fn has_memory(what: &str, bytes: f64) -> Result<()> {
-    let Some(all) = meminfo("MemTotal:") else { return Ok(()) };
-    ensure!(
-        bytes <= all,
-        "{what} takes {} of memory, expected at most the {} of this machine",
-        human_bytes(bytes as u64),
-        human_bytes(all as u64)
-    );
-    Ok(())
-}
-
-/// Memory that programs can still have, where the system tells.
-fn memory_bytes() -> Option<f64> {
-    meminfo("MemAvailable:")
-}
-
-/// A line of what the system tells of its memory, within what a container may have of it.
-fn meminfo(name: &str) -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let free = 1024.0 * line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?;
-    // A container may allow less; "max" is no number.
-    let allowed = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let allowed = allowed.and_then(|text| text.trim().parse::<f64>().ok());
-    Some(allowed.map_or(free, |most| most.min(free)))
 }

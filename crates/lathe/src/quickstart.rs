@@ -18,7 +18,7 @@ use train::{
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
 use crate::quickstart_text::Texts;
-use crate::{inspect, output, plan, quickstart_text, recipe, run_page, train_run};
+use crate::{inspect, output, plan, quickstart_text, recipe, run_page, runs, train_run};
 
 /// Prompts that suit prose about programs, and programs.
 const PROMPTS: [&str; 3] =
@@ -224,7 +224,7 @@ fn page_of(
         ("tokens trained on", &human_count(stored.tokens as f64), &time),
     ]);
     page.section("Learning");
-    page.chart(run_page::loss_chart(&run_page::read(run_dir)?));
+    page.chart(run_page::loss_chart(&runs::read(run_dir)?));
     page.section("Where it thinks longer");
     page.paragraph(
         "Validation text, token by token. The colour is the number of recursions the token took \

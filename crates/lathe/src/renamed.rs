@@ -27,9 +27,6 @@ static FLAGS: [Renamed; 8] = [
     flag("", "--leave-wait", "--coda-wait"),
 ];
 
-/// Fields of recipes that were renamed: the old path and the new one.
-static FIELDS: [(&str, &str); 0] = [];
-
 /// The present name of `old`, a flag that the command line `arguments` (without the program) does
 /// not know; nothing if its command does not take the present name either.
 pub(crate) fn flag_of(arguments: &[String], old: &str) -> Option<&'static str> {
@@ -54,15 +51,6 @@ fn command_of(words: &[&str]) -> clap::Command {
         }
     }
     command
-}
-
-/// The present path of a recipe's field.
-pub(crate) fn field_of(old: &str) -> Option<&'static str> {
-    present(&FIELDS, old)
-}
-
-fn present(fields: &[(&'static str, &'static str)], old: &str) -> Option<&'static str> {
-    fields.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }
 
 #[cfg(test)]
@@ -113,12 +101,5 @@ mod tests {
             assert!(taken.contains(&flag.new[2..].to_owned()), "{}", flag.new);
             assert!(!taken.contains(&flag.old[2..].to_owned()), "{}", flag.old);
         }
-    }
-
-    #[test]
-    fn a_field_is_found_by_its_whole_path() {
-        let fields = [("model.old", "model.new")];
-        assert_eq!(present(&fields, "model.old"), Some("model.new"));
-        assert_eq!(present(&fields, "model.older"), None);
     }
 }

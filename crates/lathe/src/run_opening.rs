@@ -7,7 +7,7 @@ use serde_json::Value;
 use train::Recipe;
 
 use crate::costs::Costs;
-use crate::{output, plan, serve};
+use crate::{memory, output, serve};
 
 /// Puts the figures ahead of a page; none of them where the run has no checkpoint that says what it
 /// is.
@@ -19,7 +19,7 @@ pub(crate) fn open(page: &mut Page, run: &Path, records: &[Record]) {
         return;
     };
     let mut work = "FLOPs of training";
-    if plan::teacher(&recipe).is_err() {
+    if memory::teacher(&recipe).is_err() {
         // A finished run may outlive the model that it learned from.
         recipe.distill.checkpoint.clear();
         work = "FLOPs of training without the teacher, which cannot be read";

@@ -8,7 +8,7 @@ use report::{Best, Chart, Page, Record, Series, Table, human_count};
 use serde_json::Value;
 
 use crate::arguments::Report;
-use crate::{output, run_opening};
+use crate::{output, run_opening, runs};
 
 /// `lathe report`: reads the logs and writes the page.
 pub(crate) fn run(options: &Report) -> Result<ExitCode> {
@@ -23,7 +23,7 @@ pub(crate) fn run(options: &Report) -> Result<ExitCode> {
 
 /// The page of one run.
 fn one_run(run: &Path) -> Result<Page> {
-    let records = read(run)?;
+    let records = runs::read(run)?;
     let mut page = Page::new("Training run", &run.display().to_string());
     run_opening::open(&mut page, run, &records);
     page.chart(loss_chart(&records));
@@ -50,7 +50,7 @@ fn several_runs(runs: &[PathBuf]) -> Result<Page> {
     for run in runs {
         let name = run.display().to_string();
         ensure!(!logs.iter().any(|(known, _)| *known == name), "{name} stands twice: name it once");
-        logs.push((name, read(run)?));
+        logs.push((name, runs::read(run)?));
     }
     let mut page = Page::new("Training runs", &format!("{} runs", logs.len()));
     for chart in curves(&logs) {
@@ -121,18 +121,6 @@ fn last_validations(logs: &Logs) -> Table {
     let caption = "the last validation of each run".to_owned();
     let best = Some(Best::Lowest(3));
     Table { columns: columns.map(str::to_owned).to_vec(), rows, caption, best }
-}
-
-/// The records of the run in `dir`.
-pub(crate) fn read(dir: &Path) -> Result<Vec<Record>> {
-    let path = train::run_folder(dir).join("log.jsonl");
-    ensure!(
-        path.symlink_metadata().is_ok(),
-        "{} is missing: {} is not the folder of a run",
-        path.display(),
-        dir.display()
-    );
-    Ok(report::jsonl::read(&path)?.records)
 }
 
 /// `(step, value)` of every record that `value` finds something in.

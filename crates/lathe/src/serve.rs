@@ -7,17 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use data::{SpecialTokens, Tokenizer};
 use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
 use model::{Model, ModelConfig, RouterState, Rule, Sharing};
 use ops::KvStore;
 use scheduler::{Brownout, SchedulerLimits};
-use server::{ModelInfo, ModelText, NAMED_TEMPLATES, NamedTemplate, ServerLimits, ServerSettings};
+use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
 use train::Stored;
 
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
 use crate::traces::GrowingTrace;
-use crate::{open, output, plan, render_templates, signals, threads, traces};
+use crate::{conversation, memory, open, output, render_templates, signals, threads, traces};
 
 /// A model that is ready to be served.
 pub(crate) struct Ready {
@@ -65,7 +64,7 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     info.adapters = adapters;
     info.context = options.limits.context.unwrap_or(info.context);
     let special = open::special(&stored, &tokenizer);
-    let text = text(special, tokenizer, options.chat_template.as_deref())?;
+    let text = conversation::text(special, tokenizer, options.chat_template.as_deref())?;
     let settings = ServerSettings {
         api_keys: keys(options)?,
         strict: options.strict,
@@ -200,7 +199,7 @@ pub(crate) fn limits(
         config.context
     );
     let page = KvStore::page_bytes(formats.kv_format, config.heads());
-    plan::has_memory("--kv-memory", bounds.kv_memory as f64 * 1048576.0)?;
+    memory::has_memory("--kv-memory", bounds.kv_memory as f64 * 1048576.0)?;
     let pages = (bounds.kv_memory << 20) / page;
     let brownout = bounds.brownout.map(|floor| Brownout { floor, ..Brownout::default() });
     Ok(SchedulerLimits {
@@ -276,42 +275,6 @@ fn fingerprint(model: &Model) -> u64 {
 /// One step of a hash: the multiplier is 2^64 over the golden ratio.
 fn mix(hash: u64, value: u64) -> u64 {
     (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-}
-
-/// What the model came with; a template by name or from a file goes before its own.
-pub(crate) fn text(
-    mut special: SpecialTokens,
-    tokenizer: Tokenizer,
-    chat_template: Option<&str>,
-) -> Result<ModelText> {
-    let named = chat_template.and_then(NamedTemplate::find);
-    let template = match (named, chat_template) {
-        (_, Some("none")) => None,
-        (Some(named), _) => Some(named.jinja(special.begin().is_some())),
-        (None, Some(path)) => Some(open::text_file(Path::new(path)).with_context(|| {
-            let names: Vec<&str> = NAMED_TEMPLATES.iter().map(|template| template.name).collect();
-            let names = names.join(" or ");
-            format!("the chat template {path}: give a file, {names}, or none for no chat")
-        })?),
-        (None, None) => special.chat_template.take(),
-    };
-    if let Some(Err(what)) = template.as_deref().map(server::check_chat_template) {
-        bail!(
-            "the chat template cannot be rendered as transformers does it: {what}; give another \
-             one by --chat-template, or none to serve without chat"
-        );
-    }
-    if let Some(named) = named {
-        for name in named.tokens.iter().filter(|name| tokenizer.token_to_id(name).is_none()) {
-            output::note(format!(
-                "the vocabulary has no token {name}: the template's are ordinary text for it"
-            ));
-        }
-        let end = named.end.and_then(|end| tokenizer.token_to_id(end));
-        special.eos.extend(end.filter(|end| !special.eos.contains(end)));
-    }
-    special.chat_template = template;
-    Ok(ModelText { tokenizer, special })
 }
 
 fn keys(options: &Serve) -> Result<Vec<String>> {

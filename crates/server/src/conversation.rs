@@ -74,6 +74,16 @@ impl Conversations {
         ids.map_err(|error| error.message().to_owned())
     }
 
+    /// What the template makes of `messages`, pairs of role and content: the text of the whole
+    /// conversation, or with `prompt` that to which the assistant's next message is added.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub fn text(&self, messages: &[(String, String)], prompt: bool) -> Result<String, String> {
+        let messages: Vec<Json> = messages.iter().map(message).collect();
+        self.render(&messages, prompt)
+    }
+
     fn render(&self, messages: &[Json], add_generation_prompt: bool) -> Result<String, String> {
         let input = chat::input(&self.token_text, messages.to_vec(), add_generation_prompt);
         let rendered = self.template.render(&Rendering { input, more: None });

@@ -17,7 +17,7 @@ use super::machine_rates::{Machine, Rates};
 use super::row_work::{RowWork, WorkSums, weight_bytes};
 use super::subject::{Subject, peak_memory, random_ids, subject};
 use super::tally::Tally;
-use crate::{output, plan};
+use crate::{memory, output};
 
 /// What one round at one setting gave, from the start of its clock on.
 struct Measured {
@@ -302,7 +302,7 @@ impl Setting<'_> {
         let page = ops::KvStore::page_bytes(options.formats.kv_format, config.heads());
         let enough = layers * self.batch * longest.div_ceil(16) + layers;
         let wanted = options.kv_memory.map_or((enough * page) as f64, |mib| mib * 1048576.0);
-        plan::has_memory("the cache of keys and values", wanted)?;
+        memory::has_memory("the cache of keys and values", wanted)?;
         let limits = SchedulerLimits {
             queue_requests: self.requests(),
             queue_tokens: usize::MAX,

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::arguments::BenchExperts;
 use super::kernels::{product_error, values};
-use crate::{output, plan};
+use crate::{memory, output};
 
 /// How long the peak is measured between two calls.
 const BURST: Duration = Duration::from_millis(20);
@@ -91,7 +91,7 @@ pub(crate) fn run(options: &BenchExperts) -> Result<ExitCode> {
     let most = options.experts.iter().max().copied().unwrap_or(0);
     // A bank, its gradient, and a model of some layers.
     let bank = 4.0 * (most * options.width * options.hidden) as f64;
-    plan::has_memory("--experts", (2 + 3 * LAYERS) as f64 * bank)?;
+    memory::has_memory("--experts", (2 + 3 * LAYERS) as f64 * bank)?;
     let mut cases = Vec::new();
     for &experts in &options.experts {
         ensure!(experts > 0, "--experts has 0, expected at least 1");

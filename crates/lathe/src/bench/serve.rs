@@ -18,7 +18,7 @@ use super::arguments::{BenchServe, Lengths};
 use super::load_client::{Answer, CompletionServer, LoadRequest, RequestStyle, fault};
 use super::subject::subject;
 use crate::serve::Ready;
-use crate::{output, serve};
+use crate::{conversation, output, serve};
 
 /// What the server says about its model.
 struct Known {
@@ -378,7 +378,7 @@ impl Local {
         let mut info = serve::info(&subject.model, subject.name);
         info.context = options.limits.context.unwrap_or(info.context);
         let special = SpecialTokens::of(None, &tokenizer);
-        let ready = Ready::start(engine, info, serve::text(special, tokenizer, None)?)?;
+        let ready = Ready::start(engine, info, conversation::text(special, tokenizer, None)?)?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);

@@ -8,7 +8,7 @@ use study::{CheckedLaw, Contestant, Duel, answer, duels, mean_and_deviation, pow
 
 use super::decode::{BATCHES, Decoding};
 use super::plan::{Entry, Plan};
-use crate::run_page;
+use crate::runs;
 use crate::sweep::{Finding, Job, State, Taken};
 
 /// A step is a spike if its loss is so many nats above the mean of the [`BEFORE`] steps before it.
@@ -117,7 +117,7 @@ fn row<'p>(entry: &'p Entry, seed: u64, job: &'p Job) -> Result<Row<'p>> {
         let (finding, taken, seconds, stability) = (None, None, None, None);
         return Ok(Row { entry, seed, job, state, finding, taken, seconds, stability });
     }
-    let stability = Some(stability(&run_page::read(&job.dir)?));
+    let stability = Some(stability(&runs::read(&job.dir)?));
     let (finding, taken) = (Some(job.finding()?), job.taken()?);
     Ok(Row { entry, seed, job, state, finding, taken, seconds: Some(job.seconds()?), stability })
 }

@@ -8,7 +8,7 @@ use study::{LARGEST_P, SMALLEST_NATS, mean_and_deviation, p_text};
 use super::decode::BATCHES;
 use super::families;
 use super::found::{AtBudget, Found, Kind, Row};
-use crate::run_page;
+use crate::{run_page, runs};
 
 /// A cell without a number.
 const NONE: &str = "-";
@@ -61,7 +61,7 @@ fn section(page: &mut Page, found: &Found<'_>, at: &AtBudget<'_>) -> Result<()> 
     let mut logs: Vec<(String, Vec<Record>)> = Vec::new();
     for kind in &at.kinds {
         if let Some(row) = found.of(kind.entry).find(|row| row.finding.is_some()) {
-            logs.push((kind.entry.family.clone(), run_page::read(&row.job.dir)?));
+            logs.push((kind.entry.family.clone(), runs::read(&row.job.dir)?));
         }
     }
     // Runs are validated at their end alone unless the study says more.

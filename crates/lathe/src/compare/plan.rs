@@ -19,7 +19,7 @@ use train::{
 
 use super::families;
 use crate::costs::{Costs, training_flops};
-use crate::plan::teacher;
+use crate::memory::teacher;
 use crate::recipe;
 use crate::sweep::{Job, different};
 

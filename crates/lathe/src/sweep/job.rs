@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use train::{CheckpointConfig, Forecast, Recipe};
 
-use crate::{plan, run_page};
+use crate::{memory, runs};
 
 /// What a run calls the note of why it failed.
 const FAILED: &str = "failed.json";
@@ -85,7 +85,7 @@ impl Job {
         let mut opened = train::open_data(recipe)?;
         opened.recipe.checkpoint =
             CheckpointConfig { keep_last: 1, keep_every: 0, ..opened.recipe.checkpoint };
-        plan::fits(&opened.recipe)?;
+        memory::fits(&opened.recipe)?;
         let key = study::key(&train::identity(&opened)?);
         let (dir, valid_windows) = (runs.join(&key), Some(opened.valid.len()));
         Ok(Self { name: name.to_owned(), recipe: opened.recipe, key, dir, valid_windows })
@@ -114,7 +114,7 @@ impl Job {
     /// # Errors
     /// A teacher that cannot be read.
     pub(crate) fn memory(&self) -> Result<u64> {
-        let teacher = plan::teacher(&self.recipe)?;
+        let teacher = memory::teacher(&self.recipe)?;
         let (recipe, valid_windows) = (&self.recipe, self.valid_windows);
         Ok(Forecast { recipe, teacher: teacher.as_ref(), valid_windows }.memory()?.peak())
     }
@@ -151,7 +151,7 @@ impl Job {
 
     /// What the last validation of a finished run found.
     pub(crate) fn finding(&self) -> Result<Finding> {
-        let records = run_page::read(&self.dir)?;
+        let records = runs::read(&self.dir)?;
         let last = records.iter().rev().find_map(|record| {
             let at = record.get("step")?.as_u64()?;
             (at == self.recipe.train.steps).then(|| record.get("validation"))?

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::board::{Board, Lane};
 use super::job::{Failure, Job, State, Taken};
 use super::worker::{News, STOP, Task};
-use crate::plan;
+use crate::memory;
 use crate::signals::Asked;
 
 /// How runs are run.
@@ -70,7 +70,7 @@ impl Pool {
             }
         }
         let bytes = self.jobs.min(waiting) as f64 * largest as f64;
-        plan::has_memory(&format!("--jobs {}", self.jobs), bytes)
+        memory::has_memory(&format!("--jobs {}", self.jobs), bytes)
     }
 
     fn takes(&self, state: &State) -> bool {

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use train::{Event, Recipe, Resume, Run, Stop, TrainError};
 
 use crate::bench::peak_memory;
+use crate::runs::{told, unix_time};
 use crate::signals::Asked;
-use crate::train_run::{told, unix_time};
 use crate::{open, output};
 
 /// What the process is asked for, the first line that it reads.

@@ -9,30 +9,36 @@ use study::Setting;
 use toml::de::{DeTable, DeValue};
 use train::Recipe;
 
-use crate::renamed;
+use crate::renamed_fields;
 
 /// The most bytes of a recipe.
 const LONGEST: u64 = 1 << 20;
 
 /// Reads the recipe at `path` and applies `--set a.b=c` entries in order.
-pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
-    let text = files::read_text(path, LONGEST)
-        .with_context(|| format!("reading the recipe {}", path.display()))?;
-    parse(&text, sets).with_context(|| format!("recipe {}", path.display()))
+pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
+    parse(&file(path)?, sets).with_context(|| format!("recipe {}", path.display()))
+}
+
+/// The text of the recipe at `path`.
+///
+/// # Errors
+/// A file that cannot be read, is no text or too long for a recipe.
+pub fn file(path: &Path) -> Result<String> {
+    files::read_text(path, LONGEST)
+        .with_context(|| format!("reading the recipe {}", path.display()))
 }
 
 /// The text of a recipe file (`.toml`), or of a recipe of the preset of this name, whose vocabulary
 /// is left to the data.
-pub(crate) fn text_of(name: &str) -> Result<String> {
+pub fn text_of(name: &str) -> Result<String> {
     if name.ends_with(".toml") {
-        let read = files::read_text(Path::new(name), LONGEST);
-        return read.with_context(|| format!("reading the recipe {name}"));
+        return file(Path::new(name));
     }
     Ok(format!("[model]\npreset = {}\n", Value::String(name.to_owned())))
 }
 
 /// The recipe of a file (`.toml`), or of a preset with a vocabulary of 4096.
-pub(crate) fn named(name: &str, sets: &[String]) -> Result<Recipe> {
+pub fn named(name: &str, sets: &[String]) -> Result<Recipe> {
     if name.ends_with(".toml") {
         return load(Path::new(name), sets);
     }
@@ -40,13 +46,13 @@ pub(crate) fn named(name: &str, sets: &[String]) -> Result<Recipe> {
 }
 
 /// A recipe from its text and entries of `--set`.
-pub(crate) fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
+pub fn parse(text: &str, sets: &[String]) -> Result<Recipe> {
     let settings: Result<Vec<Setting>> = sets.iter().map(|entry| setting(entry)).collect();
     with(text, &settings?, "--set")
 }
 
 /// A recipe from its text and settings over it, which `place` gave.
-pub(crate) fn with(text: &str, settings: &[Setting], place: &str) -> Result<Recipe> {
+pub fn with(text: &str, settings: &[Setting], place: &str) -> Result<Recipe> {
     let spans = DeTable::parse(text).map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut given: Value =
         toml::from_str::<Value>(text).map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -62,7 +68,7 @@ pub(crate) fn with(text: &str, settings: &[Setting], place: &str) -> Result<Reci
     if let Some(unknown) = unknown_key(&given, &known, "") {
         let place = line_of(text, spans.get_ref(), &unknown.path)
             .map_or_else(|| format!("in {place}"), |line| format!("line {line}"));
-        if let Some(new) = renamed::field_of(&unknown.path) {
+        if let Some(new) = renamed_fields::field_of(&unknown.path) {
             bail!("{place}: `{}` was renamed: use `{new}`, with the same values", unknown.path);
         }
         let near =
@@ -287,7 +293,7 @@ fn line_of(text: &str, table: &DeTable<'_>, path: &str) -> Option<usize> {
 }
 
 /// The resolved recipe as TOML.
-pub(crate) fn show(recipe: &Recipe) -> Result<String> {
+pub fn show(recipe: &Recipe) -> Result<String> {
     let mut value = serde_json::to_value(recipe)?;
     drop_nulls(&mut value);
     Ok(toml::to_string(&value)?)

@@ -8,21 +8,22 @@ use convert::{Foreign, ForeignText};
 use data::Tokenizer;
 use server::{Conversations, ModelText};
 
-use crate::{output, render_templates};
+use crate::notes::note;
+use crate::render_templates;
 
 /// What is at `path`, ready to be imported.
-pub(crate) fn opened(path: &Path) -> Result<Foreign> {
+pub fn opened(path: &Path) -> Result<Foreign> {
     let foreign = Foreign::open(path).with_context(|| format!("importing {}", path.display()))?;
     let text = foreign.text();
     if !text.left_out.is_empty() {
-        output::note(format!(
+        note(format!(
             "{}: the model has no rows for the added tokens {}, which are text for it",
             path.display(),
             text.left_out.join(" ")
         ));
     }
     if let Some(why) = broken_template(text)? {
-        output::note(format!(
+        note(format!(
             "{}: its chat template cannot be used: {why}; `chat` and `serve` need another one, by \
              --chat-template",
             path.display()
@@ -32,7 +33,7 @@ pub(crate) fn opened(path: &Path) -> Result<Foreign> {
 }
 
 /// The tokenizer of a model of others.
-pub(crate) fn tokenizer(text: &ForeignText) -> Result<Tokenizer> {
+pub fn tokenizer(text: &ForeignText) -> Result<Tokenizer> {
     let json = std::str::from_utf8(&text.tokenizer).context("tokenizer.json")?;
     Ok(Tokenizer::from_json(json)?)
 }

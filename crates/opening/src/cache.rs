@@ -14,7 +14,8 @@ use anyhow::{Context, Result, ensure};
 use files::FolderTurn;
 use sha2::{Digest, Sha256};
 
-use crate::{foreign, open, output};
+use crate::notes::note;
+use crate::{foreign, open};
 
 /// What `--cache-dir` or `LATHE_CACHE` says.
 static PLACE: OnceLock<PathBuf> = OnceLock::new();
@@ -27,7 +28,7 @@ const FORM: u32 = 2;
 const SUMMED: u64 = 64 << 20;
 
 /// Takes over what the command line says, once.
-pub(crate) fn set(place: Option<PathBuf>) {
+pub fn set(place: Option<PathBuf>) {
     if let Some(place) = place {
         let _ = PLACE.set(place);
     }
@@ -35,7 +36,7 @@ pub(crate) fn set(place: Option<PathBuf>) {
 
 /// The checkpoint that `path` stands for: itself, or what a folder or file of others was imported
 /// to, which is done now where it was not done before.
-pub(crate) fn checkpoint_of(path: &Path) -> Result<PathBuf> {
+pub fn checkpoint_of(path: &Path) -> Result<PathBuf> {
     if !convert::is_foreign(path) {
         return Ok(path.to_path_buf());
     }
@@ -48,19 +49,13 @@ pub(crate) fn checkpoint_of(path: &Path) -> Result<PathBuf> {
         return Ok(entry);
     }
     let foreign = foreign::opened(path)?;
-    let makes = || {
-        format!(
-            "making the folder {}: name one that can be written by --cache-dir",
-            imports.display()
-        )
-    };
-    std::fs::create_dir_all(&imports).with_context(makes)?;
+    std::fs::create_dir_all(&imports).with_context(|| cannot_make(&imports))?;
     // One import at a time: a second process that wants the same finds it when its turn comes.
-    let _turn = FolderTurn::wait(&root).with_context(makes)?;
+    let _turn = FolderTurn::wait(&root).with_context(|| cannot_make(&imports))?;
     if is_there(&entry) {
         return Ok(entry);
     }
-    output::note(format!(
+    note(format!(
         "importing {} to {}, once; `lathe import` makes a checkpoint in a place of your own",
         path.display(),
         entry.display()
@@ -77,8 +72,12 @@ pub(crate) fn checkpoint_of(path: &Path) -> Result<PathBuf> {
             path.display()
         );
     }
-    output::note(format!("imported in {:.1} s", started.elapsed().as_secs_f64()));
+    note(format!("imported in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(entry)
+}
+
+fn cannot_make(imports: &Path) -> String {
+    format!("making the folder {}: name one that can be written by --cache-dir", imports.display())
 }
 
 /// The folder for what can be made again.
@@ -96,10 +95,13 @@ fn place() -> Result<PathBuf> {
 /// `lathe` in the user's folder for such files, as the XDG base directory specification has it: a
 /// path that is not absolute counts as none.
 fn usual(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let absolute = |name| variable(name).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME");
-    let cache = cache.or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    let cache = absolute(variable("XDG_CACHE_HOME"));
+    let cache = cache.or_else(|| Some(absolute(variable("HOME"))?.join(".cache")))?;
     Some(cache.join("lathe"))
+}
+
+fn absolute(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| path.is_absolute())
 }
 
 /// Whether an import is complete: its folder has got its name only then.

@@ -7,22 +7,21 @@ use anyhow::{Context, Result, ensure};
 use checkpoint::{Disk, FaultyDisk, RealDisk};
 use data::{SpecialTokens, Tokenizer};
 use model::{Causality, Model, Rule, WeightFormats};
-use server::ModelText;
 use train::{Stored, TrainError};
 
-use crate::generating_arguments::AdapterOption;
-use crate::{cache, foreign, output, serve};
+use crate::notes::note;
+use crate::{cache, foreign};
 
 /// The most bytes of a text that an option names, such as a prompt or a template.
-pub(crate) const LONGEST_TEXT: u64 = 64 << 20;
+pub const LONGEST_TEXT: u64 = 64 << 20;
 
 /// The text of a file that an option names.
-pub(crate) fn text_file(path: &Path) -> Result<String> {
+pub fn text_file(path: &Path) -> Result<String> {
     files::read_text(path, LONGEST_TEXT).with_context(|| format!("reading {}", path.display()))
 }
 
 /// The disk that everything is written to, or the one that tests ask for.
-pub(crate) fn disk() -> Result<Box<dyn Disk>> {
+pub fn disk() -> Result<Box<dyn Disk>> {
     Ok(match FaultyDisk::from_env()? {
         Some(faulty) => Box::new(faulty),
         None => Box::new(RealDisk),
@@ -31,7 +30,7 @@ pub(crate) fn disk() -> Result<Box<dyn Disk>> {
 
 /// A checkpoint in f32, from which something is made. Folders and files of other programs are
 /// checkpoints, too: here and below.
-pub(crate) fn source(path: &Path) -> Result<Stored> {
+pub fn source(path: &Path) -> Result<Stored> {
     let path = &cache::checkpoint_of(path)?;
     told(path, train::load_model(path))
 }
@@ -39,12 +38,12 @@ pub(crate) fn source(path: &Path) -> Result<Stored> {
 /// Says aloud where an older checkpoint was taken than the one that was meant.
 fn told(path: &Path, stored: Result<Stored, TrainError>) -> Result<Stored> {
     let stored = stored.with_context(|| format!("opening the checkpoint {}", path.display()))?;
-    train::older(&stored.passed_over, &stored.folder).iter().for_each(output::note);
+    train::older(&stored.passed_over, &stored.folder).iter().for_each(note);
     Ok(stored)
 }
 
 /// A checkpoint for use and its tokenizer.
-pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
+pub fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
     let path = &cache::checkpoint_of(path)?;
     let stored = told(path, train::load_for_use(path))?;
     let json = stored.tokenizer.as_deref().with_context(|| {
@@ -65,16 +64,16 @@ pub(crate) fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
 }
 
 /// The same with the adapters of a folder on its model, if one is asked for.
-pub(crate) fn adapted(path: &Path, option: &AdapterOption) -> Result<(Stored, Tokenizer)> {
+pub fn adapted(path: &Path, adapter: Option<&Path>) -> Result<(Stored, Tokenizer)> {
     let (mut stored, tokenizer) = checkpoint(path)?;
-    if let Some(folder) = &option.adapter {
+    if let Some(folder) = adapter {
         stored.model = with_adapter(&stored, folder)?;
     }
     Ok((stored, tokenizer))
 }
 
 /// The model of a checkpoint with the adapters of the folder at `path`.
-pub(crate) fn with_adapter(stored: &Stored, path: &Path) -> Result<Arc<Model>> {
+pub fn with_adapter(stored: &Stored, path: &Path) -> Result<Arc<Model>> {
     let origin = stored.origin.as_ref();
     let architecture = origin.and_then(|origin| origin["architecture"].as_str());
     let adapted = convert::adapted_model(&stored.model, architecture, path);
@@ -83,7 +82,7 @@ pub(crate) fn with_adapter(stored: &Stored, path: &Path) -> Result<Arc<Model>> {
 
 /// A tokenizer with what is known about text beside it, from a checkpoint, or from a tokenizer.json
 /// with its own end of text.
-pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
+pub fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
     if convert::is_foreign(path) {
         let foreign = foreign::opened(path)?;
         let tokenizer = foreign::tokenizer(foreign.text())?;
@@ -97,7 +96,7 @@ pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
     }
     let found = train::load_text(path)
         .with_context(|| format!("opening the checkpoint {}", path.display()))?;
-    train::older(&found.passed_over, &found.folder).iter().for_each(output::note);
+    train::older(&found.passed_over, &found.folder).iter().for_each(note);
     let json = found.tokenizer.with_context(|| {
         format!("checkpoint {} has no tokenizer.json: name a tokenizer file", path.display())
     })?;
@@ -110,34 +109,12 @@ pub(crate) fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
 }
 
 /// What the model of a checkpoint says about text.
-pub(crate) fn special(stored: &Stored, tokenizer: &Tokenizer) -> SpecialTokens {
+pub fn special(stored: &Stored, tokenizer: &Tokenizer) -> SpecialTokens {
     SpecialTokens::of(stored.text.as_ref(), tokenizer)
 }
 
-/// The text side of the model at `path` for conversations, with its own chat template or the one
-/// that is named.
-pub(crate) fn chat_text(
-    path: &Path,
-    special: SpecialTokens,
-    tokenizer: Tokenizer,
-    template: Option<&str>,
-) -> Result<ModelText> {
-    let text = serve::text(special, tokenizer, template)?;
-    ensure!(
-        text.special.chat_template.is_some(),
-        "{} has no chat template: name a checkpoint that has one, or give --chat-template (a file, \
-         chatml or plain)",
-        path.display()
-    );
-    Ok(text)
-}
-
 /// The ids of a prompt, with the beginning that the model expects before every text.
-pub(crate) fn prompt(
-    special: &SpecialTokens,
-    tokenizer: &Tokenizer,
-    text: &str,
-) -> Result<Vec<u32>> {
+pub fn prompt(special: &SpecialTokens, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text)?;
     special.put_begin(&mut ids);
     if ids.is_empty() {
@@ -147,7 +124,7 @@ pub(crate) fn prompt(
 }
 
 /// The rule that generation uses.
-pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
+pub fn causal(stored: &Stored) -> Result<Rule> {
     let router = &stored.model.config().router;
     match &stored.rule {
         Some(rule) => Ok(rule.clone()),
@@ -162,7 +139,7 @@ pub(crate) fn causal(stored: &Stored) -> Result<Rule> {
 
 /// Rounds weights that are `stored` in f32 (none) or in formats to the `wanted` ones; says what
 /// they are in then.
-pub(crate) fn round(
+pub fn round(
     model: &Model,
     stored: Option<&WeightFormats>,
     wanted: Option<&WeightFormats>,
@@ -182,7 +159,7 @@ pub(crate) fn round(
 }
 
 /// The same for generation, for which weights that stay in f32 are kept in panel order too.
-pub(crate) fn prepare(
+pub fn prepare(
     model: &Model,
     stored: Option<&WeightFormats>,
     wanted: Option<&WeightFormats>,
@@ -194,7 +171,7 @@ pub(crate) fn prepare(
 
 /// The same for a model that shares weights with that of `stored`, which is prepared. What adapters
 /// changed in a checkpoint that was rounded stays in f32.
-pub(crate) fn prepare_beside(
+pub fn prepare_beside(
     model: &Model,
     stored: &Stored,
     wanted: Option<&WeightFormats>,
