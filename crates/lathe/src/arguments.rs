@@ -12,7 +12,7 @@ use crate::bench::arguments::BenchCommand;
 pub(crate) use crate::generating_arguments::{AdapterOption, Chat, Drawing, Form, Generate};
 use crate::numbers;
 use crate::serving_arguments::{Serve, weights_help};
-use crate::shrink_arguments::{Quantize, Shrink};
+use crate::shrink_arguments::{Frontier, Quantize, Shrink};
 use crate::study_arguments::{Compare, Sweep};
 
 /// What `lathe convert --experts` takes.
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     /// Make a checkpoint smaller or larger by passes over its layers: drop, merge or slim experts,
     /// and others
     Shrink(Shrink),
+    /// Measure ways to make models smaller against each other and their controls, on one page
+    Frontier(Frontier),
     /// Serve a checkpoint over HTTP with the OpenAI interface
     Serve(Serve),
     /// Show what a checkpoint holds and costs, at which depth it reads a text, and what a trace of

@@ -67,6 +67,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "frontier",
+        &[
+            "lathe frontier studies/frontiers/experts.toml --list",
+            "lathe frontier studies/frontiers/experts.toml",
+        ],
+    ),
+    (
         "serve",
         &[
             "lathe serve runs/mor --port 8080",

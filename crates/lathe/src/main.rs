@@ -12,6 +12,7 @@ mod data_build;
 mod evaluate;
 mod evaluate_tasks;
 mod examples;
+mod frontier;
 mod generate;
 mod generating_arguments;
 mod import;
@@ -148,6 +149,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(options) => convert::run(&options),
         Command::Quantize(options) => quantize::run(&options),
         Command::Shrink(options) => shrink::run(&options),
+        Command::Frontier(options) => frontier::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Report(options) => run_page::run(&options),
         Command::Verify(options) => verify(&options),

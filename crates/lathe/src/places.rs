@@ -44,6 +44,9 @@ fn written(command: &Command) -> Vec<(&'static str, &Path)> {
         Command::Convert(options) => out(&options.out),
         Command::Quantize(options) => out(&options.out),
         Command::Shrink(options) => out(&options.out),
+        Command::Frontier(options) => {
+            options.out.iter().map(|path| ("--out", path.as_path())).collect()
+        }
         Command::Eval(options) => {
             let items = options.items.iter().map(|path| ("--items", path.as_path()));
             items.chain(options.trace.iter().map(|path| ("--trace", path.as_path()))).collect()

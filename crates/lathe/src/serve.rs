@@ -262,7 +262,7 @@ fn created(path: &Path) -> u64 {
 }
 
 /// A number that differs when a weight does.
-fn fingerprint(model: &Model) -> u64 {
+pub(crate) fn fingerprint(model: &Model) -> u64 {
     let mut all = 0;
     for (_, weight) in model.weights() {
         let values = weight.read();

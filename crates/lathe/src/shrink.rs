@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use shrink::{Calibration, PassConfig, PassReport, ShrinkReport};
 
 use crate::shrink_arguments::Shrink;
-use crate::{convert, open, output, shrink_text};
+use crate::shrink_text::{self, Amounts};
+use crate::{convert, open, output};
 
 /// Runs the passes, writes the checkpoint, then tells what went.
 pub(crate) fn run(options: &Shrink) -> Result<ExitCode> {
@@ -16,7 +17,7 @@ pub(crate) fn run(options: &Shrink) -> Result<ExitCode> {
     shrink::check(&passes, &options.out)?;
     let stored = open::source(&options.checkpoint)?;
     let calibration = match &options.text {
-        Some(text) => shrink_text::calibration(text, options, &stored)?,
+        Some(text) => shrink_text::calibration(text, amounts(options), &stored)?,
         None => Calibration::default(),
     };
     let disk = open::disk()?;
@@ -30,6 +31,11 @@ pub(crate) fn run(options: &Shrink) -> Result<ExitCode> {
         output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn amounts(options: &Shrink) -> Amounts {
+    let Shrink { calibration_rows: rows, windows, sequence_length, .. } = *options;
+    Amounts { rows, windows, sequence_length }
 }
 
 /// The passes of `--pass`, or of the file `--passes`.

@@ -23,6 +23,21 @@ pub(crate) struct Quantize {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Frontier {
+    /// Models, ways to make them smaller, and a text (a TOML file)
+    pub(crate) study: PathBuf,
+    /// Folder for results and page [default: runs/frontiers/ and the name of the study]
+    #[arg(short, long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Keep the models that are made, in the folder `models` beside the results
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Show what would be measured and what is already, and stop
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) list: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Shrink {
     /// Checkpoint in f32, folder of a training run, Hugging Face folder, or GGUF file
     pub(crate) checkpoint: PathBuf,

@@ -7,27 +7,37 @@ use data::{Corpus, Split, Tokenizer, Window, Windows};
 use shrink::{Calibration, HeldOut};
 use train::{Stored, pack};
 
-use crate::shrink_arguments::Shrink;
 use crate::{open, output};
 
 /// Rows of a pass of the model at most, unless one window is longer.
 const ROWS_OF_A_PASS: usize = 4096;
 
+/// How much of a text is looked at and measured on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amounts {
+    /// Tokens that passes look at, at most.
+    pub(crate) rows: usize,
+    /// Windows that results are measured on, at most a quarter of a file's.
+    pub(crate) windows: u64,
+    /// Tokens of a window; `None` for those of the run, or 256, or the model's context.
+    pub(crate) sequence_length: Option<usize>,
+}
+
 /// What `--text` gives: windows at equal distances over all of it.
-pub(crate) fn calibration(path: &Path, options: &Shrink, stored: &Stored) -> Result<Calibration> {
+pub(crate) fn calibration(path: &Path, amounts: Amounts, stored: &Stored) -> Result<Calibration> {
     let config = stored.model.config();
     let trained = stored.recipe.as_ref().map(|recipe| recipe.data.sequence_length);
     let usual = trained.unwrap_or(256).min(config.context);
-    let length = options.sequence_length.unwrap_or(usual);
+    let length = amounts.sequence_length.unwrap_or(usual);
     ensure!(
         length >= 1 && length <= config.context,
         "--sequence-length is {length}, expected between 1 and the model's context {}",
         config.context
     );
     ensure!(
-        options.calibration_rows >= length,
+        amounts.rows >= length,
         "--calibration-rows is {}, expected at least {length}, the tokens of one window",
-        options.calibration_rows
+        amounts.rows
     );
     let json = stored
         .tokenizer
@@ -36,9 +46,9 @@ pub(crate) fn calibration(path: &Path, options: &Shrink, stored: &Stored) -> Res
     let tokenizer = Tokenizer::from_json(std::str::from_utf8(json).context("tokenizer.json")?)
         .context("tokenizer.json of the checkpoint")?;
     let (seen, held) = if path.is_dir() {
-        of_folder(path, options, length, &tokenizer)?
+        of_folder(path, amounts, length, &tokenizer)?
     } else {
-        of_file(path, options, length, &tokenizer)?
+        of_file(path, amounts, length, &tokenizer)?
     };
     if held.is_empty() {
         output::note(format!(
@@ -65,17 +75,12 @@ fn spread(all: &[u64], count: u64) -> Vec<u64> {
 /// Windows of the training text to look at, and of the validation text to measure on.
 fn of_folder(
     path: &Path,
-    options: &Shrink,
+    amounts: Amounts,
     length: usize,
     tokenizer: &Tokenizer,
 ) -> Result<(Vec<Window>, Vec<Window>)> {
-    let seen = windows(
-        path,
-        (Split::Train, (options.calibration_rows / length) as u64),
-        length,
-        tokenizer,
-    )?;
-    let held = windows(path, (Split::Validation, options.windows), length, tokenizer)?;
+    let seen = windows(path, (Split::Train, (amounts.rows / length) as u64), length, tokenizer)?;
+    let held = windows(path, (Split::Validation, amounts.windows), length, tokenizer)?;
     Ok((seen, held))
 }
 
@@ -108,7 +113,7 @@ fn windows(
 /// Windows of a text file: a quarter at most is measured on, and never looked at.
 fn of_file(
     path: &Path,
-    options: &Shrink,
+    amounts: Amounts,
     length: usize,
     tokenizer: &Tokenizer,
 ) -> Result<(Vec<Window>, Vec<Window>)> {
@@ -136,8 +141,8 @@ fn of_file(
         }
     };
     let all: Vec<u64> = (0..count).collect();
-    let held = spread(&all, options.windows.min(count / 4));
+    let held = spread(&all, amounts.windows.min(count / 4));
     let rest: Vec<u64> = all.into_iter().filter(|i| !held.contains(i)).collect();
-    let seen = spread(&rest, (options.calibration_rows / length) as u64);
+    let seen = spread(&rest, (amounts.rows / length) as u64);
     Ok((seen.into_iter().map(window).collect(), held.into_iter().map(window).collect()))
 }

@@ -33,6 +33,8 @@ pub struct HeldOut {
 pub(crate) struct Measured {
     /// How many predictions counted.
     pub(crate) predictions: u64,
+    /// Bytes of text that these complete.
+    pub(crate) bytes: u64,
     /// Bits per byte of text.
     pub(crate) bits_per_byte: f64,
 }
@@ -83,6 +85,6 @@ impl Calibration {
             }
         }
         let bits_per_byte = nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
-        (predictions > 0).then_some(Measured { predictions, bits_per_byte })
+        (predictions > 0).then_some(Measured { predictions, bytes, bits_per_byte })
     }
 }

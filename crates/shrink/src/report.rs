@@ -56,6 +56,8 @@ pub struct ShrinkReport {
     pub calibration_rows: usize,
     /// Predictions that the next two are means over.
     pub held_out_predictions: u64,
+    /// Bytes of text that these predictions complete.
+    pub held_out_bytes: u64,
     /// Bits per byte of the text that was held out, before all passes; `None` without text.
     pub bits_per_byte_before: Option<f64>,
     /// The same after the last pass.

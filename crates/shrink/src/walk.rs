@@ -69,6 +69,7 @@ pub fn shrink(
         seed,
         calibration_rows: calibration.rows(),
         held_out_predictions: measured.map_or(0, |m| m.predictions),
+        held_out_bytes: measured.map_or(0, |m| m.bytes),
         bits_per_byte_before: measured.map(|m| m.bits_per_byte),
         bits_per_byte_after: reports.last().and_then(|report| report.bits_per_byte),
         bytes_before,

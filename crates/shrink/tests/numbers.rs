@@ -40,6 +40,11 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
             // The nearest: what loading with these formats does.
             from.model.quantize(&weights.parse().expect("formats")).expect("fits");
             let nearest = logits(&from);
+            let from = stored(&folder.path().join(format!("{name}-round")), &config);
+            let table = json!({ "kind": "round", "weights": weights });
+            let out = folder.path().join(format!("{name}-rounded"));
+            let (after, rounded) = made(from, &[table], &out);
+            same_bits(&logits(&after), &nearest, "the control rounds as loading does");
             let from = stored(&folder.path().join(format!("{name}-again")), &config);
             let table = json!({ "kind": "gptq", "weights": weights });
             let (after, report) = made(from, &[table], &folder.path().join(format!("{name}-out")));
@@ -48,6 +53,7 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
             assert!(ours < 0.9 * theirs, "{name}: {ours}, {theirs} with the nearest");
             assert_eq!(after.rounded.as_ref().map(ToString::to_string), Some(weights.to_owned()));
             assert!(report.bytes_after * 5 < report.bytes_before, "{report:?}");
+            assert_eq!(report.bytes_after, rounded.bytes_after, "{name}");
             let layers = &report.passes[0].layers;
             assert!(layers.iter().all(|layer| layer.error.is_some_and(|error| error > 0.0)));
             assert_eq!(layers.len(), 2, "{report:?}");
@@ -100,6 +106,9 @@ fn what_cannot_be_rounded_is_refused() {
         (json!({ "kind": "gptq", "weights": "f32" }), ["gptq: weights", "fewer bits"]),
         (json!({ "kind": "gptq", "weights": "int4,absent.*=int8" }), ["gptq: weights", "absent"]),
         (json!({ "kind": "gptq", "damping": 0.0 }), ["gptq: damping", "above 0"]),
+        (json!({ "kind": "round", "weights": "int9" }), ["round: weights", "int9"]),
+        (json!({ "kind": "round", "weights": "f32" }), ["round: weights", "fewer bits"]),
+        (json!({ "kind": "round", "weights": "int4,no=int8" }), ["round: weights", "no"]),
     ];
     for (i, (table, needles)) in cases.into_iter().enumerate() {
         let from = stored(&folder.path().join(i.to_string()), &wide());

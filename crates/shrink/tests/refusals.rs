@@ -104,7 +104,7 @@ fn passes_that_can_never_run_are_refused_first() {
         let error = shrink::check(&list, &out).expect_err("refused").to_string();
         assert!(error.contains(needle), "{second}: {error}");
     }
-    for rounding in ["gptq", "mixed"] {
+    for rounding in ["gptq", "mixed", "round"] {
         let last = [slim.clone(), json!({ "kind": rounding })].map(common::pass);
         shrink::check(&last, &out).expect("the last may round");
         let first = [json!({ "kind": rounding }), slim.clone()].map(common::pass);

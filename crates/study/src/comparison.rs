@@ -213,19 +213,25 @@ fn settings(value: &Value) -> Result<Vec<Setting>, StudyError> {
 mod tests {
     use super::*;
 
+    /// Comparisons stand in `studies` and `studies/claims`, other studies in folders of their own.
     #[test]
     fn studies_of_the_repository_are_read() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../studies");
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(folder).expect("there is a folder of studies") {
-            let path = entry.expect("an entry").path();
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let text = std::fs::read_to_string(&path).expect("text");
-            let found = Comparison::parse(&text, "by its file");
-            assert_eq!(found.expect("a comparison").name, name, "{}", path.display());
-            names.push(name);
+        for folder in ["", "claims"] {
+            let folder = format!("{}/../../studies/{folder}", env!("CARGO_MANIFEST_DIR"));
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(folder).expect("there is a folder of studies") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    continue;
+                }
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let text = std::fs::read_to_string(&path).expect("text");
+                let found = Comparison::parse(&text, "by its file");
+                assert_eq!(found.expect("a comparison").name, name, "{}", path.display());
+                names.push(name);
+            }
+            assert!(!names.is_empty());
         }
-        assert!(!names.is_empty());
     }
 
     #[test]

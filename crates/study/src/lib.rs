@@ -5,7 +5,7 @@
 //! [`Study::points`] are the runs, each a recipe with settings. [`key`] names a run by what decides
 //! its bits, and a [`Sheet`] holds a line of results for each. A [`Comparison`] sets families of
 //! models beside each other on equal terms ([`nearest_size`]); [`paired`] and [`answer`] say what
-//! their losses force one to say.
+//! their losses force one to say. A [`Frontier`] is a list of ways to make models smaller.
 
 mod answer;
 mod comparison;
@@ -13,6 +13,7 @@ mod distribution;
 mod error;
 mod file;
 mod fit;
+mod frontier;
 mod key;
 mod law;
 mod paired;
@@ -25,6 +26,7 @@ pub use distribution::{student_p, student_quantile};
 pub use error::StudyError;
 pub use file::{Goal, Objective, Study};
 pub use fit::{Fitted, nearest_size};
+pub use frontier::{Frontier, FrontierPoint, Method, undominated};
 pub use key::key;
 pub use law::{CheckedLaw, FEWEST_BUDGETS, PowerLaw, power_law};
 pub use paired::{FEWEST_SEEDS, LARGEST_P, Paired, SMALLEST_NATS, mean_and_deviation, paired};

@@ -21,7 +21,7 @@ use self::plan::{Places, Plan};
 use crate::output;
 use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
-use crate::sweep::{Pool, SHEET, State, open_results, write_result};
+use crate::sweep::{Pool, RUNS, SHEET, State, open_results, write_result};
 
 /// The most bytes of a record that is read again.
 const MOST_RECORD: u64 = 1 << 28;
@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     let comparison = read(options)?;
     families::check(&comparison.families)?;
     let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(&comparison.name));
-    let _lock = open_results(&out, "compare")?;
+    let _lock = open_results(&out, "compare", RUNS)?;
     own_results(&out)?;
     let data = data_of(options, &out)?;
     let jobs = options.shared.jobs.unwrap_or_else(rayon::current_num_threads);

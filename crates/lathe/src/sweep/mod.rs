@@ -15,7 +15,7 @@ use study::{Goal, Objective, Sheet, Study, StudyPoint, mean_and_deviation};
 
 pub(crate) use job::{Finding, Job, MEASURES, State, Taken, different};
 pub(crate) use pool::Pool;
-pub(crate) use results::{SHEET, open as open_results, write as write_result};
+pub(crate) use results::{RUNS, SHEET, open as open_results, write as write_result};
 
 use crate::study_arguments::{self, Sweep};
 use crate::{costs, output, recipe};
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Sweep) -> Result<ExitCode> {
         return planned.only(&options.only, &pool);
     }
     let out = options.out.clone().unwrap_or_else(|| default_out(&planned.study.name));
-    let _lock = open_results(&out, "sweep")?;
+    let _lock = open_results(&out, "sweep", RUNS)?;
     let write = || planned.write(&out);
     let runs = different(&planned.jobs, |job| *job);
     pool.has_memory(&runs)?;

@@ -7,12 +7,12 @@ use files::FolderLock;
 
 /// The table of results.
 pub(crate) const SHEET: &str = "results.csv";
-/// How every table of results begins.
-const BEGIN: &str = "point,name,recipe,";
+/// How the tables of results of runs begin.
+pub(crate) const RUNS: &str = "point,name,recipe,";
 
-/// Makes the folder and keeps others out of it, as long as the lock is held. A table that no sweep
-/// wrote is left alone.
-pub(crate) fn open(out: &Path, verb: &str) -> Result<FolderLock> {
+/// Makes the folder and keeps others out of it, as long as the lock is held. A table that begins
+/// with anything but `begin` is left alone.
+pub(crate) fn open(out: &Path, verb: &str, begin: &str) -> Result<FolderLock> {
     std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let lock = FolderLock::take(out, verb)?;
     let sheet = out.join(SHEET);
@@ -20,7 +20,7 @@ pub(crate) fn open(out: &Path, verb: &str) -> Result<FolderLock> {
         let text = files::read_text(&sheet, u64::MAX)
             .with_context(|| format!("reading {}", sheet.display()))?;
         ensure!(
-            text.starts_with(BEGIN),
+            text.starts_with(begin),
             "{} is there and no study wrote it: choose another --out, or move it away",
             sheet.display()
         );

@@ -11,6 +11,7 @@ const VERBS: &str = "tests/flags/verbs.rs";
 const SERVING: &str = "tests/flags/serving.rs";
 const BOMBS: &str = "tests/bombs.rs";
 const COMPARE: &str = "tests/compare.rs";
+const FRONTIER: &str = "tests/frontier.rs";
 const SHRINK: &str = "tests/shrink.rs";
 const SWEEP: &str = "tests/sweep.rs";
 const TRACES: &str = "tests/traces.rs";
@@ -334,6 +335,17 @@ pub(crate) const TABLE: &[Line] = &[
         Differs("run --pass {kind=\"slim\",by=\"random\"} --out @", "", "--seed 2"),
     ),
     ("shrink", "--json", Json("run --pass {kind=\"slim\",by=\"weights\"} --out @")),
+    (
+        "frontier",
+        "--out",
+        Test(FRONTIER, "every_result_is_measured_once_and_stands_beside_its_control"),
+    ),
+    (
+        "frontier",
+        "--list",
+        Test(FRONTIER, "every_result_is_measured_once_and_stands_beside_its_control"),
+    ),
+    ("frontier", "--keep", Test(FRONTIER, "models_are_kept_where_that_is_asked_for")),
     ("inspect", "--text", Differs("run", "", "--text other/1.md")),
     ("inspect", "--trace", Test(TRACES, READ)),
     ("inspect", "--against", Test(TRACES, READ)),

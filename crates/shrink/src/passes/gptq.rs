@@ -36,11 +36,7 @@ impl Default for GptqSettings {
 
 impl PassSettings for GptqSettings {
     fn check(&self) -> Result<(), ShrinkError> {
-        let formats = parsed(&self.weights)?;
-        if formats.is_f32() {
-            let expected = format!("a format of fewer bits: {}", Format::names());
-            return refused("gptq: weights", expected, "f32", "choose one");
-        }
+        smaller("gptq", &self.weights)?;
         if !(self.damping > 0.0 && self.damping <= 1.0) {
             let next = "give such a number";
             return refused("gptq: damping", "above 0 and at most 1", self.damping, next);
@@ -53,12 +49,7 @@ impl PassSettings for GptqSettings {
     }
 
     fn begin(&self, config: &ModelConfig, _: u64) -> Result<Box<dyn RunningPass>, ShrinkError> {
-        let formats = parsed(&self.weights)?;
-        let table = model::table::specs(config, &config.check()?);
-        if let Err(error) = formats.check(&table) {
-            let expected = "formats that fit the checkpoint's matrices";
-            return refused("gptq: weights", expected, error, "choose others");
-        }
+        let formats = fitting("gptq", &self.weights, config)?;
         Ok(Box::new(Gptq { formats, damping: self.damping }))
     }
 }
@@ -68,12 +59,50 @@ pub(super) struct Gptq {
     pub(super) damping: f64,
 }
 
-/// Formats of weights from their text.
-pub(super) fn parsed(text: &str) -> Result<WeightFormats, ShrinkError> {
+/// Formats of weights from the text of `weights` of a pass.
+pub(super) fn parsed(pass: &str, text: &str) -> Result<WeightFormats, ShrinkError> {
     text.parse().or_else(|error: model::WeightFormatError| {
         let expected = format!("formats of weights: {}", Format::names());
-        refused("gptq: weights", expected, format!("\"{text}\" ({error})"), "choose one")
+        let found = format!("\"{text}\" ({error})");
+        refused(format!("{pass}: weights"), expected, found, "choose one")
     })
+}
+
+/// The same, of fewer bits than f32 has.
+pub(super) fn smaller(pass: &str, text: &str) -> Result<WeightFormats, ShrinkError> {
+    let formats = parsed(pass, text)?;
+    if formats.is_f32() {
+        let expected = format!("a format of fewer bits: {}", Format::names());
+        return refused(format!("{pass}: weights"), expected, "f32", "choose one");
+    }
+    Ok(formats)
+}
+
+/// The same, where the matrices of a model have shapes that these formats can hold.
+pub(super) fn fitting(
+    pass: &str,
+    text: &str,
+    config: &ModelConfig,
+) -> Result<WeightFormats, ShrinkError> {
+    let formats = parsed(pass, text)?;
+    let table = model::table::specs(config, &config.check()?);
+    if let Err(error) = formats.check(&table) {
+        let expected = "formats that fit the checkpoint's matrices";
+        return refused(format!("{pass}: weights"), expected, error, "choose others");
+    }
+    Ok(formats)
+}
+
+/// All weights that are in f32 still, rounded to the nearest.
+pub(super) fn rest_rounded(formats: &WeightFormats, model: &Model) -> ModelChange {
+    let mut change = ModelChange::default();
+    for (spec, weight) in model.weights() {
+        if let (Some(format), None) = (formats.of(spec), weight.format()) {
+            change.rounded.insert(spec.place.clone(), format);
+            change.went.push(format!("{} in {format}", spec.name));
+        }
+    }
+    change
 }
 
 impl RunningPass for Gptq {
@@ -116,14 +145,7 @@ impl RunningPass for Gptq {
 
     /// Embedding and head, which no rows of a layer meet, are rounded to the nearest.
     fn finish(&mut self, model: &Model, _: &RouterState) -> Result<ModelChange, ShrinkError> {
-        let mut change = ModelChange::default();
-        for (spec, weight) in model.weights() {
-            if let (Some(format), None) = (self.formats.of(spec), weight.format()) {
-                change.rounded.insert(spec.place.clone(), format);
-                change.went.push(format!("{} in {format}", spec.name));
-            }
-        }
-        Ok(change)
+        Ok(rest_rounded(&self.formats, model))
     }
 }
 

@@ -161,7 +161,7 @@ impl RunningPass for Mixed {
             let next = "raise mixed: bits";
             return refused("the target: bytes", "a choice within it", self.budget, next);
         };
-        self.gptq.formats = parsed(&self.text(&names, &chosen)?)?;
+        self.gptq.formats = parsed("mixed", &self.text(&names, &chosen)?)?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod member;
 pub mod merge;
 pub mod mixed;
 pub mod recursions;
+pub mod round;
 pub mod slim;
 pub mod wanda;
 
@@ -72,6 +73,8 @@ passes! {
         Gptq(gptq::GptqSettings) = "gptq",
         /// A format for each matrix, chosen within a budget of bytes.
         Mixed(mixed::MixedSettings) = "mixed",
+        /// Weights are rounded to the nearest.
+        Round(round::RoundSettings) = "round",
         /// The model grows and computes the same.
         Grow(grow::GrowSettings) = "grow",
     }
