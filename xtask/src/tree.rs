@@ -37,7 +37,7 @@ pub(crate) struct Tree {
 }
 
 /// Endings of the files whose text rules look at.
-const READ: [&str; 3] = [".rs", ".md", ".toml"];
+const READ: [&str; 4] = [".rs", ".md", ".toml", "Cargo.lock"];
 
 impl Tree {
     /// Reads the tree at `root`.
@@ -90,11 +90,15 @@ impl Tree {
     }
 }
 
-/// The room that a file belongs to: the folder below `crates/`, or `xtask`.
+/// What stands beside `crates/` and is held to the same rules.
+const BESIDE: [&str; 2] = ["python", "xtask"];
+
+/// The room that a file belongs to: the folder below `crates/`, or one beside it.
 pub(crate) fn room_of(path: &str) -> Option<&str> {
-    match path.strip_prefix("crates/") {
-        Some(below) => Some(below.split_once('/')?.0),
-        None => path.starts_with("xtask/").then_some("xtask"),
+    let (folder, below) = path.split_once('/')?;
+    match folder {
+        "crates" => Some(below.split_once('/')?.0),
+        _ => BESIDE.contains(&folder).then_some(folder),
     }
 }
 
@@ -132,11 +136,22 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// The packages of the workspace, and that of the Python package.
 fn packages(root: &Path) -> Result<Vec<Package>> {
+    let mut found = packages_of(root, root)?;
+    let python = root.join("python");
+    if python.join("Cargo.toml").is_file() {
+        found.extend(packages_of(root, &python)?);
+    }
+    Ok(found)
+}
+
+/// The packages of the workspace in `folder`, with their places from the root.
+fn packages_of(root: &Path, folder: &Path) -> Result<Vec<Package>> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps"];
     let output = Command::new("cargo")
         .args(arguments)
-        .current_dir(root)
+        .current_dir(folder)
         .output()
         .context("running cargo metadata")?;
     if !output.status.success() {
@@ -144,7 +159,9 @@ fn packages(root: &Path) -> Result<Vec<Package>> {
     }
     let metadata: Value =
         serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
-    let root = metadata["workspace_root"].as_str().unwrap_or("");
+    let top = metadata["workspace_root"].as_str().unwrap_or("");
+    let below = folder.strip_prefix(root).unwrap_or(folder).to_string_lossy();
+    let root = top.strip_suffix(below.as_ref()).unwrap_or(top).trim_end_matches('/');
     let all = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     Ok(all.iter().map(|package| describe(package, root)).collect())
 }

@@ -79,6 +79,10 @@ const RULES: &[(&str, How)] = &[
         Not("it takes a minute; crates/lathe/tests/bench.rs has one of a small model"),
     ),
     ("pip download", Not("it needs the network")),
+    (
+        "pip install ./python",
+        Not("it needs the network; `.ci/python` builds and tests the package"),
+    ),
     ("unzip", Not("it needs what pip downloads")),
     ("lathe import SmolLM2", Not("it needs what pip downloads; a small model stands in")),
     ("lathe convert models/smollm2", With("")),

@@ -10,6 +10,7 @@ mod lists;
 mod markdown;
 mod names;
 mod plain;
+mod python;
 mod rooms;
 mod safety;
 mod words;
@@ -24,7 +25,7 @@ use crate::tree::Tree;
 /// A name and what finds violations, one line each, place first.
 type Rule = (&'static str, fn(&Tree) -> Vec<String>);
 
-const RULES: [Rule; 17] = [
+const RULES: [Rule; 18] = [
     ("rooms depend on each other as ARCHITECTURE.md allows", rooms::edges),
     ("only tests use the rooms for tests", rooms::for_tests),
     ("only ops knows the tensor library", rooms::tensor_library),
@@ -42,6 +43,7 @@ const RULES: [Rule; 17] = [
     ("a public type has a name of its own", names::types),
     ("few files import each other in a circle", imports::circles),
     ("no room becomes less plain", plain::ratchet),
+    ("the Python package is built as the program is", python::built_alike),
 ];
 
 /// Applies every rule.

@@ -36,9 +36,18 @@ fn folders(tree: &Tree) -> BTreeSet<String> {
     below.filter_map(|path| Some(path.split_once('/')?.0.to_owned())).collect()
 }
 
+/// The folders below `crates/`, and the Python package, which stands beside them.
+fn with_python(tree: &Tree) -> BTreeSet<String> {
+    let mut rooms = folders(tree);
+    if tree.files.keys().any(|path| path.starts_with("python/src/")) {
+        rooms.insert("python".to_owned());
+    }
+    rooms
+}
+
 /// The table of ARCHITECTURE.md and the manifests give the same edges; tests reach down only.
 pub(super) fn edges(tree: &Tree) -> Vec<String> {
-    let (allowed, rooms) = (allowed(tree), folders(tree));
+    let (allowed, rooms) = (allowed(tree), with_python(tree));
     let mut found = Vec::new();
     for package in tree.packages.iter().filter(|package| rooms.contains(&package.name)) {
         let Some(may) = allowed.get(&package.name) else {
