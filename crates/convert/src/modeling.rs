@@ -56,17 +56,17 @@ const KNOWN: &[Known] = &[
     Known {
         table: "mlp",
         kinds: "dense experts",
-        fields: "activation bias count counts width identity_experts zero_experts \
-                 constant_experts shared shared_gate shared_mix dense_first every dense_layers \
+        fields: "activation bias count counts width latent modulated shortcut identity_experts \
+                 zero_experts constant_experts shared shared_gate shared_mix dense_first every dense_layers \
                  biases limit alpha own_routers router",
     },
     Known {
         table: "mlp.router",
         kinds: "top_k top_p expert_choice sparse_mixer hash random",
-        fields: "network top_k function normalize scale least groups top_groups group_score \
+        fields: "network memory top_k function normalize scale least groups top_groups group_score \
                  equal_groups capacity priority warmup_steps balance balance_weight budget \
                  group_weight z_weight pooled_weight logit_bias soft_cap p limit entropy_weight \
-                 running_decay jitter of",
+                 running_decay jitter of each",
     },
 ];
 

@@ -16,7 +16,7 @@ queries, `G` heads of keys and values, `D` columns of a head, `E` experts.
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
@@ -104,14 +104,21 @@ def _stack(parts):
 
 @dataclass
 class Rows:
-    """Sequence, position and token of each row, `[T]`."""
+    """Sequence, position and token of each row, `[T]`, and what rows carry from layer to layer."""
 
     sequence: torch.Tensor
     position: torch.Tensor
     token: torch.Tensor
+    carried: dict = field(default_factory=dict)
 
     def only(self, which):
-        return Rows(self.sequence[which], self.position[which], self.token[which])
+        carried = {name: value[which] for name, value in self.carried.items()}
+        return Rows(self.sequence[which], self.position[which], self.token[which], carried)
+
+    def take_back(self, which, some):
+        """What some of the rows carry on."""
+        for name, value in self.carried.items():
+            self.carried[name] = value.index_copy(0, which, some.carried[name])
 
 
 @dataclass
@@ -278,12 +285,20 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         """Normed rows `[T, width]` ahead of the head, and the recursions that each row took."""
         x = F.embedding(rows.token, self.weight("embed"))
         x = x * self.setting("multipliers", "embedding", 1.0)
+        rows.carried = self.nothing_yet(x)
         x = self.layers_forward(self.before, x, rows, cache)
         depth = torch.full_like(rows.position, self.recipe["recursions"])
         if self.blocks:
             x, depth = self.recur(x, rows, cache, max_depth)
+        rows.carried = self.nothing_yet(x)
         x = self.layers_forward(self.after, x, rows, cache)
         return self.rms("norm", x), depth
+
+    def nothing_yet(self, x):
+        """What rows carry ahead of the first layer, and of the first behind the recursions."""
+        mlp = self.recipe["mlp"]
+        width = mlp.get("router", {}).get("memory", 0)
+        return {"memory": x.new_zeros(len(x), width)} if width > 0 else {}
 
     def scored(self, x):
         """Logits of normed rows."""
@@ -311,7 +326,9 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             going, gate = going[on], gate[on]
             if len(going) == 0:
                 break
-            y = self.layers_forward(self.blocks[r], x[going], rows.only(going), cache)
+            some = rows.only(going)
+            y = self.layers_forward(self.blocks[r], x[going], some, cache)
+            rows.take_back(going, some)
             if gating == "weighted":
                 y = x[going] + gate * y
             elif gating == "blend":
@@ -379,7 +396,9 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             going, y = going[on], y[on]
             if len(going) == 0:
                 break
-            y = self.layers_forward(self.blocks[r], y, rows.only(going), cache)
+            some = rows.only(going)
+            y = self.layers_forward(self.blocks[r], y, some, cache)
+            rows.take_back(going, some)
             if every:
                 y = gate[going] * y
             done = target[going] == r
@@ -600,8 +619,17 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
 
     def mlp(self, use, h, rows):
         mlp, stored = self.recipe["mlp"], use.stored
+        shortcut = mlp.get("shortcut", False)
         if mlp["kind"] == "experts" and self.has_experts(stored):
+            if shortcut:
+                return self.dense(use, h) + self.experts(use, rows.carried["before"], rows)
             return self.experts(use, h, rows)
+        if shortcut:
+            rows.carried["before"] = h
+        return self.dense(use, h)
+
+    def dense(self, use, h):
+        mlp = self.recipe["mlp"]
         y = self.biased(use, "gate_up", self.linear(use, "gate_up", h))
         gate, up = y.chunk(2, dim=1)
         activation = {
@@ -638,13 +666,17 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         weight = self.expert_weights(use, h, rows)
         if mix is not None:
             y, weight = mix[:, 1:] * y, mix[:, :1] * weight
+        if mlp.get("modulated"):
+            scale, shift = self.weight(f"{name}.experts_scale"), self.weight(f"{name}.experts_shift")
+            return y + self.dense(use, (weight @ scale) * h + weight @ shift)
+        seen = self.linear(use, "experts_latent", h) if mlp.get("latent", 0) > 0 else h
         inner = self.weight(f"{name}.experts_gate_up").unflatten(0, (count, -1))
         outer = self.weight(f"{name}.experts_down").unflatten(0, (count, -1))
         for e in range(count):
             on = (weight[:, e] != 0).nonzero().squeeze(1)
             if len(on) == 0:
                 continue
-            z = h[on] @ inner[e].T
+            z = seen[on] @ inner[e].T
             if mlp["biases"]:
                 z = z + self.weight(f"{name}.experts_gate_up_bias")[e]
             z = self.gated(mlp, *z.chunk(2, dim=1)) @ outer[e].T
@@ -683,7 +715,9 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         if router["kind"] in ("hash", "random"):
             return self.drawn(use, own, h, rows)
         name = f"layers.{use.stored}.router." + ("" if own is None else f"{own}.")
-        if self.has(f"{name}score"):
+        if router.get("memory", 0) > 0:
+            z = self.remembered(name, h, rows) @ self.weight(f"{name}score").T
+        elif self.has(f"{name}score"):
             z = h @ self.weight(f"{name}score").T
         else:
             z = F.gelu(h @ self.weight(f"{name}up").T) @ self.weight(f"{name}down").T
@@ -708,6 +742,18 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         if router["normalize"]:
             weight = weight / (weight.sum(1, keepdim=True) + 1e-20).clamp(min=router["least"])
         return router["scale"] * weight
+
+    def remembered(self, name, h, rows):
+        """What the routers know of each row's way, after this layer: a gated recurrent unit."""
+        x, old = h @ self.weight(f"{name}project").T, rows.carried["memory"]
+        a, b = (
+            z @ self.weight(f"routers.cell_{part}").T + self.weight(f"routers.cell_{part}_bias")[0]
+            for part, z in (("input", x), ("state", old))
+        )
+        (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, dim=1), b.chunk(3, dim=1)
+        keep, new = torch.sigmoid(a_z + b_z), torch.tanh(a_n + torch.sigmoid(a_r + b_r) * b_n)
+        rows.carried["memory"] = (1.0 - keep) * new + keep * old
+        return rows.carried["memory"]
 
     def top_experts(self, use, scores, router):
         state, count = self.config.router_state, scores.shape[1]

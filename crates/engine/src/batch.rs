@@ -57,6 +57,22 @@ impl Batch {
         Self { ids: ids.into(), rows, targets: targets.into(), counts }
     }
 
+    /// Every sequence once more behind all others, under a number of its own.
+    pub fn twice(&self) -> Self {
+        let rows = &self.rows;
+        let again = rows.sequence.iter().max().map_or(0, |last| last + 1);
+        let twice = |list: &[u32], more: u32| -> Arc<[u32]> {
+            list.iter().copied().chain(list.iter().map(|x| x + more)).collect()
+        };
+        let (sequence, position) = (twice(&rows.sequence, again), twice(&rows.position, 0));
+        Self {
+            ids: twice(&self.ids, 0),
+            rows: Rows::new(sequence, position, twice(&rows.document, 0)),
+            targets: twice(&self.targets, 0),
+            counts: self.counts.repeat(2),
+        }
+    }
+
     /// How many predictions count.
     pub fn counted(&self) -> usize {
         self.counts.iter().filter(|c| **c).count()

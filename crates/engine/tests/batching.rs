@@ -15,7 +15,7 @@ use model::{
 };
 use ops::{KvFormat, Tensor2, read_rows};
 use scheduler::{DepthOptions, Finish, Pooling, Refusal, Request, SchedulerLimits};
-use testkit::{VOCAB, ids, mlps};
+use testkit::{VOCAB, ids, mlps, with_shortcuts};
 
 fn everyone() -> Vec<Arc<Model>> {
     let mut all = models();
@@ -50,6 +50,7 @@ fn everyone() -> Vec<Arc<Model>> {
         let base = config(RouterConfig::default(), KvMode::RecursionWise);
         all.push(uneven(&ModelConfig { mlp, ..base }));
     }
+    all.extend(with_shortcuts(RouterConfig::default()).iter().map(uneven));
     all
 }
 

@@ -1,4 +1,5 @@
-//! How far one distribution is from another, row by row, and the gradient of that.
+//! How far one distribution is from another, row by row, and the gradient of that: from one side,
+//! and from both.
 
 use crate::check::check_len;
 use crate::exp::exp;
@@ -61,6 +62,67 @@ pub fn divergence_rows(
     rows.for_each(|(((student, teacher), &factor), apart)| *apart = row(student, teacher, factor));
 }
 
+multiversion! {
+    fn both_sides(first: &mut [f32], second: &mut [f32], factor: f32) -> f64 {
+        // Lanes of `sum p (log p - log q)`, and behind them those of `sum q (log q - log p)`.
+        let mut lanes = [[0.0f64; LANES]; 2];
+        let blocks = first.chunks(LANES).zip(second.chunks(LANES));
+        for (first, second) in blocks {
+            for (lane, (&p, &q)) in first.iter().zip(second).enumerate() {
+                lanes[0][lane] += f64::from(exp(p) * (p - q));
+                lanes[1][lane] += f64::from(exp(q) * (q - p));
+            }
+        }
+        let mut half = LANES / 2;
+        while half > 0 {
+            for side in &mut lanes {
+                for lane in 0..half {
+                    side[lane] += side[lane + half];
+                }
+            }
+            half /= 2;
+        }
+        let (there, back) = (lanes[0][0], lanes[1][0]);
+        let (there_32, back_32, half) = (there as f32, back as f32, 0.5 * factor);
+        for (first, second) in first.iter_mut().zip(second.iter_mut()) {
+            let (p, q, apart) = (exp(*first), exp(*second), *first - *second);
+            *first = half * p.mul_add(apart - there_32, p - q);
+            *second = half * q.mul_add(-apart - back_32, q - p);
+        }
+        0.5 * (there + back)
+    }
+}
+
+/// Half the sum of the divergences between each row `p` and row `q` of logarithms of probabilities,
+/// `1/2 sum (e^p - e^q) (p - q)` in nats, and in place of both the gradients of `factors[i]` times
+/// it by the logits behind them, `1/2 (e^p (p - q - KL(p||q)) + e^p - e^q)` for `p` and likewise
+/// for `q` (Jeffreys, 1946).
+///
+/// `first` and `second` `[T, v]`, `factors` and `apart` `[T]`.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn divergence_of_both(
+    first: &mut [f32],
+    second: &mut [f32],
+    v: usize,
+    factors: &[f32],
+    apart: &mut [f64],
+) {
+    let name = "divergence_of_both";
+    check_len(name, "first", first.len(), factors.len() * v);
+    check_len(name, "second", second.len(), factors.len() * v);
+    check_len(name, "apart", apart.len(), factors.len());
+    if v == 0 {
+        return apart.fill(0.0);
+    }
+    let rows =
+        first.par_chunks_exact_mut(v).zip(second.par_chunks_exact_mut(v)).zip(factors).zip(apart);
+    rows.for_each(|(((first, second), &factor), apart)| {
+        *apart = both_sides(first, second, factor);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +159,39 @@ mod tests {
             assert_close(&student, &differences(&s, of), 4e-6);
         }
         divergence_rows(&mut [], &[], 5, &[], &mut []);
+    }
+
+    #[test]
+    fn both_sides_agree_with_the_reference_and_with_differences() {
+        for (t, v) in [(1, 1), (3, 7), (2, 37)] {
+            let [a, b] = [4, 5]
+                .map(|seed| values(seed, t * v).iter().map(|x| 3.0 * x).collect::<Vec<f32>>());
+            let factors = values(3, t);
+            let (mut first, mut second) = (a.clone(), b.clone());
+            log_softmax_rows(&mut first, v);
+            log_softmax_rows(&mut second, v);
+            let mut apart = vec![f64::NAN; t];
+            divergence_of_both(&mut first, &mut second, v, &factors, &mut apart);
+            let (a_wide, b_wide) = (wide(&a), wide(&b));
+            let of = |a: &[f64], b: &[f64]| -> Vec<f64> {
+                let (there, back) = (reference(a, b, v), reference(b, a, v));
+                there.iter().zip(&back).map(|(x, y)| 0.5 * (x + y)).collect()
+            };
+            let apart: Vec<f32> = apart.iter().map(|&x| x as f32).collect();
+            assert_close(&apart, &of(&a_wide, &b_wide), 2e-6);
+            let by_first = differences(&a, |a| inner(&of(a, &b_wide), &factors));
+            assert_close(&first, &by_first, 4e-6);
+            let by_second = differences(&b, |b| inner(&of(&a_wide, b), &factors));
+            assert_close(&second, &by_second, 4e-6);
+        }
+        let (mut same, mut twin) = (vec![-0.5f32, -1.5, -3.0], vec![-0.5f32, -1.5, -3.0]);
+        let mut apart = [f64::NAN];
+        divergence_of_both(&mut same, &mut twin, 3, &[1.0], &mut apart);
+        assert_eq!(
+            (apart, same.as_slice(), twin.as_slice()),
+            ([0.0], &[0.0; 3][..], &[0.0; 3][..])
+        );
+        divergence_of_both(&mut [], &mut [], 5, &[], &mut []);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn parameters(config: &ModelConfig, plan: &LayerPlan) -> Parameters {
 /// out.
 fn copies(spec: &ParamSpec, plan: &LayerPlan) -> u64 {
     match spec.place {
-        ParamPlace::FinalNorm => 1,
+        ParamPlace::FinalNorm | ParamPlace::Routers { .. } => 1,
         ParamPlace::Layer { stored, .. } => plan.uses_of(stored).len() as u64,
         ParamPlace::LayerNorm { stored, recursion: 0, .. } => plan.uses_of(stored).len() as u64,
         ParamPlace::Router { site: RouterSite::Layer(stored), .. } => {
@@ -215,8 +215,17 @@ fn product_flops(
             let own = uses.filter(|at| recursion.is_none_or(|r| r == at.recursion));
             spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
         }
+        ParamPlace::Routers { .. } if full => {
+            let mlp = config.mlp.settings();
+            let all = shares.plan.unrolled();
+            let own = all.filter(|at| mlp.computing_experts(at.stored) > 0);
+            spec.flops() * own.map(|at| shares.of(at)).sum::<f64>()
+        }
         ParamPlace::Head if full => spec.flops(),
-        ParamPlace::Adapter { .. } | ParamPlace::Router { .. } | ParamPlace::Head => 0.0,
+        ParamPlace::Adapter { .. }
+        | ParamPlace::Router { .. }
+        | ParamPlace::Routers { .. }
+        | ParamPlace::Head => 0.0,
         // Looked up, or a scale of rows: no product.
         ParamPlace::Embed
         | ParamPlace::LayerNorm { .. }

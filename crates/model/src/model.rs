@@ -193,6 +193,10 @@ impl Model {
         let rows = &rows.with_tokens(ids);
         let x_td = self.embedded(ids, pass);
         let mut carry = Carry::default();
+        if let Some((name, width)) = self.config.mlp.settings().carried() {
+            // Here, so that rows carry the same at every depth, whatever layers come first.
+            carry.set(name, pass.nothing(rows.len(), width));
+        }
         let x_td = self.layers(&self.plan.before, x_td, rows, &mut carry, pass);
         if self.plan.recursions.is_empty() {
             let mut state = RecursionState::new(x_td, rows.clone(), BTreeMap::default());
@@ -214,6 +218,15 @@ impl Model {
     /// in order, and [`Model::coda`].
     pub fn layer(&self, at: LayerUse, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
         self.layers(&[at], x_td, rows, &mut Carry::default(), pass)
+    }
+
+    /// What the MLP of one use of a layer adds to rows `h` that carry their tokens, for comparisons
+    /// of an MLP alone.
+    pub fn mlp(&self, at: LayerUse, h_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        let (runs, none_td) = (DepthRuns::one(at, rows.len()), ops::zeros_like(&h_td));
+        let carry = &mut Carry::default();
+        let mut context = LayerContext { pass, rows, at: &runs, carry };
+        self.recursion.blocks[at.stored].mlp.forward(h_td, none_td, &mut context)
     }
 
     /// The middle part, again and again: one recursion for every row that may still go on.

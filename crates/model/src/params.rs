@@ -129,6 +129,11 @@ pub enum ParamPlace {
         /// Which of its tensors.
         factor: &'static str,
     },
+    /// `routers.FACTOR`: what the routers of all layers share.
+    Routers {
+        /// Which of their tensors.
+        factor: &'static str,
+    },
     /// `norm`: the last norm.
     FinalNorm,
     /// `head`: the output head, where it is not the embedding.
@@ -159,6 +164,7 @@ impl Display for ParamPlace {
                 }
                 f.write_str(factor)
             }
+            Self::Routers { factor } => write!(f, "routers.{factor}"),
         }
     }
 }
@@ -284,13 +290,15 @@ pub struct BufferSpec {
 /// The weights of a model while it is built: each must be taken once.
 pub struct Take {
     left: BTreeMap<ParamPlace, Arc<Weight>>,
+    /// Those that several may take.
+    shared: BTreeMap<ParamPlace, Arc<Weight>>,
     wrong: Option<String>,
 }
 
 impl Take {
     pub(crate) fn new(weights: &[(ParamSpec, Arc<Weight>)]) -> Self {
         let left = weights.iter().map(|(spec, weight)| (spec.place.clone(), weight.clone()));
-        Self { left: left.collect(), wrong: None }
+        Self { left: left.collect(), shared: BTreeMap::new(), wrong: None }
     }
 
     /// The weight at `place`. One that is not in the table, or was taken before, is an error of
@@ -301,6 +309,16 @@ impl Take {
             self.wrong.get_or_insert(what);
             Arc::new(Weight::new(Vec::new(), 0, 0))
         })
+    }
+
+    /// The weight at `place`, which others take too.
+    pub(crate) fn take_shared(&mut self, place: &ParamPlace) -> Arc<Weight> {
+        if let Some(weight) = self.shared.get(place) {
+            return weight.clone();
+        }
+        let weight = self.take(place);
+        self.shared.insert(place.clone(), weight.clone());
+        weight
     }
 
     /// # Errors
@@ -326,7 +344,7 @@ impl ParamPlace {
 
     /// Whether it belongs to a router.
     pub fn is_router(&self) -> bool {
-        matches!(self, Self::Router { .. })
+        matches!(self, Self::Router { .. } | Self::Routers { .. })
     }
 
     /// The stored layer that it belongs to, but for what single uses add.

@@ -57,6 +57,13 @@ impl Pass<'_> {
         self.record && *self.rule == Rule::NonCausal
     }
 
+    /// Zeros `[rows, width]` that record if the pass does, so that what is computed from them
+    /// trains its weights.
+    pub(crate) fn nothing(&self, rows: usize, width: usize) -> Tensor2 {
+        let zeros = ops::from_rows(vec![0.0; rows * width], rows, width);
+        if self.record { ops::leaf(&zeros) } else { zeros }
+    }
+
     /// `x` itself, whose backward pass adds the gradient of `weight * loss`. So losses made
     /// anywhere in the model join the backward pass without being handed through its layers; their
     /// values reach the probe. `x` must go on to the output of the pass.

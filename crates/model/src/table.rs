@@ -21,6 +21,7 @@ pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
         table.extend(config.mlp.settings().vectors(&sizes, stored));
         table.extend(config.mlp.settings().routers(&sizes, stored));
     }
+    table.extend(config.mlp.settings().shared_routers(&sizes));
     table.extend(config.relax.specs(&sizes, plan, &config.mlp));
     table.extend(config.router.settings().specs(&sizes, RouterSite::Depth));
     let (last, init) = (ParamPlace::FinalNorm, config.norms.init());

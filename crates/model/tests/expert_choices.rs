@@ -86,6 +86,36 @@ fn all_experts_by_two_routers() {
     same_bits(&found, &of(ExpertRouterConfig::TopK(all)).0, "all experts");
 }
 
+/// In training the rows of a sequence throw together, others for each sequence, layer and step;
+/// elsewhere positions have their experts, however training throws.
+#[test]
+fn a_sequence_throws_its_dice_once() {
+    let router = |each| ExpertRouterConfig::Random(random::Config { top_k: 1, each });
+    let [by_row, by_sequence] = [random::Each::Row, random::Each::Sequence]
+        .map(|each| fresh(&with(router(each), Sharing::None, false), 7));
+    let thrown = |model: &Model, step: u64| {
+        let mut how = How { record: true, ..plain() };
+        how.address.step = step;
+        let (tokens, rows) = (ids(5, 5 * 12), Rows::batch(5, 12));
+        let mut probe = Chosen::default();
+        run(model, &tokens, &rows, &mut transient(model), &how, &mut probe);
+        probe.0.into_values().map(|(_, rows)| rows).collect::<Vec<_>>()
+    };
+    let layers = thrown(&by_sequence, 3);
+    let mut drawn = std::collections::BTreeSet::new();
+    for rows in &layers {
+        for sequence in rows.chunks(12) {
+            assert!(sequence.iter().all(|taken| *taken == sequence[0]), "{sequence:?}");
+            drawn.insert(sequence[0].clone());
+        }
+    }
+    assert!(drawn.len() > 3, "15 throws of 8 sides: {drawn:?}");
+    assert!(layers == thrown(&by_sequence, 3) && layers != thrown(&by_sequence, 4));
+    let differ = |rows: &Vec<Vec<usize>>| rows.chunks(12).any(|s| s.iter().any(|r| *r != s[0]));
+    assert!(thrown(&by_row, 3).iter().all(differ));
+    assert!(chosen(&by_row, &plain()) == chosen(&by_sequence, &plain()), "outside of training");
+}
+
 #[test]
 fn groups_have_exactly_equal_loads() {
     for (groups, top_k) in [(2, 2), (4, 4), (2, 6), (8, 8)] {
@@ -111,7 +141,8 @@ fn groups_have_exactly_equal_loads() {
 
 #[test]
 fn dice_of_training_and_dice_of_a_position() {
-    let router = ExpertRouterConfig::Random(random::Config { top_k: 3 });
+    let router =
+        ExpertRouterConfig::Random(random::Config { top_k: 3, ..random::Config::default() });
     for own in [false, true] {
         let model = fresh(&with(router.clone(), Sharing::Cycle, own), 7);
         let at = |address, record| chosen(&model, &How { address, record, ..plain() }).1;

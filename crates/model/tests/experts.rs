@@ -105,6 +105,49 @@ fn copies_of_one_expert_are_the_dense_model() {
     }
 }
 
+/// Fresh scales and shifts change nothing, so that with weights that sum to 1 the one MLP behind
+/// them is that of the dense model. What is stored beside it are two vectors an expert.
+#[test]
+fn modulations_that_change_nothing_are_the_dense_model() {
+    for sharing in [Sharing::None, Sharing::MiddleCycle] {
+        let mlp = Experts { modulated: true, ..top(6, top_k::Config::default()) };
+        let (dense, experts) = twins(sharing, mlp);
+        let state = RouterState::default();
+        let expected = logits(&dense, &state, &mut Loads::default());
+        let found = logits(&experts, &state, &mut Loads::default());
+        close(&found, &expected, 1e-5, "scales of 1 and shifts of 0");
+        let count = |model: &Model| model.weights().iter().map(|(s, _)| s.count()).sum::<usize>();
+        let layers = dense.plan().stored;
+        assert_eq!(count(&experts), count(&dense) + layers * 6 * (2 * 32 + 32));
+    }
+}
+
+/// A projection of the whole row by the identity leaves experts as they are; a narrow one takes
+/// `m d + E 2 f m` numbers for `E 2 f d`.
+#[test]
+fn the_identity_is_a_projection_that_changes_nothing() {
+    let plain = Experts { width: 12, ..top(5, top_k::Config::default()) };
+    let (_, bank) = twins(Sharing::Cycle, plain.clone());
+    let behind = fresh(&with(Sharing::Cycle, Experts { latent: 32, ..plain.clone() }), 7);
+    for (spec, weight) in behind.weights() {
+        let same = bank.weights().iter().find(|(other, _)| other.name == spec.name);
+        let identity = || (0..32 * 32).map(|i| f32::from(u8::from(i / 32 == i % 32))).collect();
+        weight.write(same.map_or_else(identity, |(_, other)| other.read()));
+    }
+    let state = RouterState::default();
+    let found = logits(&behind, &state, &mut Loads::default());
+    close(&found, &logits(&bank, &state, &mut Loads::default()), 1e-6, "the identity");
+    let narrow = with(Sharing::Cycle, Experts { latent: 8, ..plain });
+    let table = |config: &ModelConfig| {
+        let plan = config.check().expect("legal");
+        let of_bank = |name: &str| name.contains("experts_") && !name.ends_with("experts_down");
+        let specs = model::table::specs(config, &plan);
+        specs.iter().filter(|s| of_bank(&s.name)).map(|s| s.count()).sum::<usize>()
+    };
+    assert_eq!(table(&narrow), 2 * (8 * 32 + 5 * 2 * 12 * 8));
+    assert_eq!(table(bank.config()), 2 * (5 * 2 * 12 * 32));
+}
+
 /// Slices of the hidden width whose results add up: with raw scores that are all 1 (a sigmoid of a
 /// large logit) every row takes all of them.
 #[test]

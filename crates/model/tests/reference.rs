@@ -21,7 +21,7 @@ use model::{
 };
 use ops::{Ops, backward};
 use reference::{Decide, Decision, Found, Matrix, Settings, forward};
-use testkit::{How, ids, run, tiny, transient};
+use testkit::{How, SHARINGS, ids, run, tiny, transient};
 
 const LENGTH: usize = 12;
 const STEP: u64 = 5;
@@ -204,11 +204,40 @@ fn further() -> Vec<ModelConfig> {
         let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
         all.push(ModelConfig { mlp: MlpConfig::Experts(mlp), ..base });
     }
+    all.extend(of_other_experts());
     for function in [ExpertFunction::Softmax, ExpertFunction::Sigmoid] {
         for (top_k, normalize, z_weight) in [(1, true, 0.3), (3, false, 0.0), (4, true, 0.0)] {
             let of = TopK { top_k, normalize, function, z_weight, scale: 0.7, ..TopK::default() };
             all.push(with_experts(of));
         }
+    }
+    all
+}
+
+/// Experts that remember, behind a projection, as scales and shifts, and behind a shortcut.
+fn of_other_experts() -> Vec<ModelConfig> {
+    let mut all = Vec::new();
+    let base = |sharing| tiny(RouterConfig::FIXED, KvMode::RecursionWise, sharing);
+    let experts = |sharing, mlp| ModelConfig { mlp: MlpConfig::Experts(mlp), ..base(sharing) };
+    let plain = Experts { count: 5, width: 12, ..Experts::default() };
+    for sharing in SHARINGS {
+        for own_routers in [false, true] {
+            let router = TopK { memory: 7, pooled_weight: 0.2, ..TopK::default() };
+            let router = ExpertRouterConfig::TopK(router);
+            let own_routers = own_routers && sharing != Sharing::None;
+            all.push(experts(sharing, Experts { own_routers, router, ..plain.clone() }));
+        }
+        let latent = Experts { latent: 9, biases: true, ..plain.clone() };
+        let scales = Experts { modulated: true, shared: 8, shared_mix: true, ..plain.clone() };
+        all.extend([latent, scales].map(|mlp| experts(sharing, mlp)));
+    }
+    for router in [RouterConfig::FIXED, RouterConfig::default()] {
+        let mlp = Experts { shortcut: true, every: 2, shared: 8, ..plain.clone() };
+        all.push(ModelConfig { router, ..experts(Sharing::Cycle, mlp) });
+    }
+    for (sharing, layers, dense_first) in [(Sharing::None, 4, 0), (Sharing::MiddleCycle, 8, 1)] {
+        let mlp = Experts { shortcut: true, dense_first, every: 2, ..plain.clone() };
+        all.push(ModelConfig { layers, ..experts(sharing, mlp) });
     }
     all
 }

@@ -86,7 +86,14 @@ struct Kept {
 }
 
 /// `log softmax(x W^T / tau)` of some rows.
-fn log_probabilities(x: Mat<'_>, rows: usize, w: Mat<'_>, v: usize, tau: f32, out: &mut [f32]) {
+pub(crate) fn log_probabilities(
+    x: Mat<'_>,
+    rows: usize,
+    w: Mat<'_>,
+    v: usize,
+    tau: f32,
+    out: &mut [f32],
+) {
     matmul(MatMut::rows_major(out, rows, v), x, w, Start::Zero, Threads::All);
     if tau != 1.0 {
         out.par_chunks_mut(v).for_each(|row| row.iter_mut().for_each(|z| *z /= tau));

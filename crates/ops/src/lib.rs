@@ -17,12 +17,14 @@ mod attend;
 mod chosen;
 mod clamped_swiglu;
 mod columns;
+mod consistency;
 mod distill;
 mod embed;
 mod gate;
 mod gated;
 mod gelu;
 mod grouped;
+mod gru;
 mod head;
 mod linear;
 mod norm;
@@ -53,8 +55,8 @@ pub use pooled_balance::{BalancePool, PoolShare};
 pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, clamp, column, cut, from_rows, gradient, leaf, read_rows,
-    rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
+    Tensor2, add, add_scalars, backward, clamp, column, cut, from_rows, gradient, leaf, multiply,
+    read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
 pub use weight::{Element, Format, QuantError, StoredPart, Values, Weight};
 

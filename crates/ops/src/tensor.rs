@@ -89,6 +89,11 @@ pub fn add(x: Tensor2, y: Tensor2) -> Tensor2 {
     x + y
 }
 
+/// `x * y`, element by element.
+pub fn multiply(x: Tensor2, y: Tensor2) -> Tensor2 {
+    x * y
+}
+
 /// `x + offset`, element by element.
 pub fn shift(x: Tensor2, offset: f32) -> Tensor2 {
     x.add_scalar(offset)

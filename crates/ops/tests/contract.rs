@@ -31,8 +31,11 @@ fn weighted(t: usize) -> Vec<Case> {
         (0..t).map(|i| if t > 1 && i % 3 == 0 { 0.0 } else { 0.1 + i as f32 }).collect();
     let d = &mut dice;
     let (rows, head) = (d.matrix(t, 5), d.matrix(13, 5));
-    let shares = weights.clone();
+    let (shares, twice) = (weights.clone(), weights.clone());
     vec![
+        case("consistency_loss", vec![d.matrix(2 * t, 7)], vec![d.matrix(13, 7)], {
+            move |o, x, w| o.consistency_loss(x[0].clone(), &w[0], &twice)
+        }),
         case("distill_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
             let (rows, head) = (rows.tensor(), Weight::new(head.values.clone(), 13, 5));
             o.distill_loss(x[0].clone(), &w[0], (&rows, &head), 1.5, &shares)
@@ -272,6 +275,9 @@ fn routing(t: usize) -> Vec<Case> {
     let (weights, factors) = (d.numbers(t), d.numbers(3 * t));
     let each = weights.clone();
     let mut cases = vec![
+        case("gru", vec![d.matrix(t, 9), d.matrix(t, 9), d.matrix(t, 3)], vec![], |o, x, _| {
+            o.gru(x[0].clone(), x[1].clone(), x[2].clone())
+        }),
         case("softmax_rows", vec![d.matrix(t, 3)], vec![], |o, x, _| {
             o.softmax_rows(x[0].clone(), 0.7)
         }),

@@ -126,30 +126,54 @@ impl Layers<'_> {
         let dense = settings.text("kind") == "dense" || !has_experts(&settings, stored);
         if dense {
             for (h, row) in h.iter().zip(rows) {
-                let both = self.linear(stored, "gate_up", recursion, h);
-                let both = self.biased(stored, "gate_up", both);
-                let activation = settings.word("activation", "silu");
-                let y = self.linear(stored, "down", recursion, &gated(&both, activation));
-                let y = self.biased(stored, "down", y);
+                let y = self.dense(stored, recursion, &settings, h);
                 self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
+                row.before = h.clone();
             }
             return;
         }
+        let (own, mut taken) = (h, h.to_vec());
+        let shortcut = settings.has("shortcut", false);
+        if shortcut {
+            taken = rows.iter().map(|row| row.before.clone()).collect();
+        }
+        let h = &taken[..];
         let mut chosen = Chosen::default();
         let mut choices = Vec::new();
-        for h in h {
-            choices.push(self.choice(stored, recursion, &settings, h, &mut chosen));
+        for (h, row) in h.iter().zip(rows.iter_mut()) {
+            let old = std::mem::take(&mut row.remembered);
+            let (choice, new) = self.choice((stored, recursion), &settings, h, old, &mut chosen);
+            row.remembered = new;
+            choices.push(choice);
         }
         let (router, count) = (settings.table("router"), computing(&settings, stored));
         self.choose_rows(&router, count, &mut choices);
         self.drop_choices(&router, count, &mut choices);
-        for ((h, row), choice) in h.iter().zip(rows).zip(&choices) {
-            let y = self.experts(stored, recursion, &settings, h, choice);
+        for (((h, row), choice), own) in h.iter().zip(rows).zip(&choices).zip(own) {
+            let mut y = self.experts(stored, recursion, &settings, h, choice);
+            if shortcut {
+                add(&mut y, &self.dense(stored, recursion, &settings, own));
+            }
             self.join(stored, "ffn_after_norm", of_use, &y, &mut row.x);
         }
         if chosen.rows > 0.0 {
             self.expert_losses(&settings, &chosen);
         }
+    }
+
+    /// The dense MLP of a layer.
+    fn dense(
+        &mut self,
+        stored: usize,
+        recursion: usize,
+        settings: &Settings,
+        h: &[f64],
+    ) -> Vec<f64> {
+        let both = self.linear(stored, "gate_up", recursion, h);
+        let both = self.biased(stored, "gate_up", both);
+        let activation = settings.word("activation", "silu");
+        let y = self.linear(stored, "down", recursion, &gated(&both, activation));
+        self.biased(stored, "down", y)
     }
 
     /// Shared expert and chosen experts of a row.
@@ -175,11 +199,29 @@ impl Layers<'_> {
             }
             y.iter_mut().for_each(|y| *y *= mix[1]);
         }
+        if settings.has("modulated", false) {
+            let mut mixed = vec![0.0; h.len()];
+            for (place, (&e, weight)) in choice.taken.iter().zip(&choice.weights).enumerate() {
+                if choice.served[place] {
+                    let scale = self.weight(&format!("layers.{stored}.experts_scale")).row(e);
+                    let shift = self.weight(&format!("layers.{stored}.experts_shift")).row(e);
+                    for (j, x) in mixed.iter_mut().enumerate() {
+                        *x += weight * mix[0] * (scale[j] * h[j] + shift[j]);
+                    }
+                }
+            }
+            add(&mut y, &self.dense(stored, recursion, settings, &mixed));
+            return y;
+        }
+        let mut seen = h.to_vec();
+        if settings.value("latent", 0.0) > 0.0 {
+            seen = self.linear(stored, "experts_latent", recursion, h);
+        }
         for (place, (&e, weight)) in choice.taken.iter().zip(&choice.weights).enumerate() {
             if choice.served[place] {
                 let count = computing(settings, stored);
                 let mut out = match e < count {
-                    true => self.expert(stored, settings, e, h),
+                    true => self.expert((stored, h.len()), settings, e, &seen),
                     false => self.zero_expert(stored, settings, e - count, h),
                 };
                 out.iter_mut().for_each(|x| *x *= weight * mix[0]);
@@ -190,7 +232,13 @@ impl Layers<'_> {
     }
 
     /// What expert `e` makes of a row.
-    fn expert(&mut self, stored: usize, settings: &Settings, e: usize, h: &[f64]) -> Vec<f64> {
+    fn expert(
+        &mut self,
+        (stored, width): (usize, usize),
+        settings: &Settings,
+        e: usize,
+        h: &[f64],
+    ) -> Vec<f64> {
         let f = match settings.count("width") {
             0 => self.config.count("ffn"),
             width => width,
@@ -202,7 +250,7 @@ impl Layers<'_> {
             add(&mut both, self.weight(&format!("layers.{stored}.experts_gate_up_bias")).row(e));
         }
         let inner = self.inner(settings, &both);
-        let rows = e * h.len()..(e + 1) * h.len();
+        let rows = e * width..(e + 1) * width;
         let mut out = self.times_rows(&format!("layers.{stored}.experts_down"), rows, &inner);
         if biases {
             add(&mut out, self.weight(&format!("layers.{stored}.experts_down_bias")).row(e));
@@ -229,16 +277,24 @@ impl Layers<'_> {
     /// The experts that a row chooses, all of them served.
     fn choice(
         &mut self,
-        stored: usize,
-        recursion: usize,
+        (stored, recursion): (usize, usize),
         settings: &Settings,
         h: &[f64],
+        mut remembered: Vec<f64>,
         chosen: &mut Chosen,
-    ) -> Choice {
+    ) -> (Choice, Vec<f64>) {
         let router = settings.table("router");
         let own =
             if settings.flag("own_routers") { format!("{recursion}.") } else { String::new() };
-        let mut z = self.times(&format!("layers.{stored}.router.{own}score"), h);
+        let of_layer = format!("layers.{stored}.router.{own}");
+        let width = router.value("memory", 0.0) as usize;
+        if width > 0 {
+            remembered.resize(width, 0.0);
+            let input = self.times(&format!("{of_layer}project"), h);
+            remembered = self.next_memory(&input, &remembered);
+        }
+        let seen = if width > 0 { remembered.clone() } else { h.to_vec() };
+        let mut z = self.times(&format!("{of_layer}score"), &seen);
         let kind = router.text("kind").to_owned();
         let mixes = kind == "sparse_mixer";
         if router.has("logit_bias", false) {
@@ -270,7 +326,23 @@ impl Layers<'_> {
         chosen.entropy -= softmax(&z).iter().map(|p| p * p.ln()).sum::<f64>();
         chosen.rows += 1.0;
         let served = vec![true; taken.len()];
-        Choice { taken, weights, served, scores }
+        (Choice { taken, weights, served, scores }, remembered)
+    }
+
+    /// The gated recurrent unit of all routers: `(1 - z) n + z h` with `n = tanh(W_n x + r U_n h)`.
+    fn next_memory(&mut self, x: &[f64], h: &[f64]) -> Vec<f64> {
+        let mut a = self.times("routers.cell_input", x);
+        add(&mut a, self.weight("routers.cell_input_bias").row(0));
+        let mut b = self.times("routers.cell_state", h);
+        add(&mut b, self.weight("routers.cell_state_bias").row(0));
+        let w = h.len();
+        let mut next = Vec::new();
+        for j in 0..w {
+            let (r, z) = (sigmoid(a[j] + b[j]), sigmoid(a[w + j] + b[w + j]));
+            let n = (a[2 * w + j] + r * b[2 * w + j]).tanh();
+            next.push((1.0 - z) * n + z * h[j]);
+        }
+        next
     }
 
     /// In training an expert takes `ceil(c k T / E)` of the `T` rows: first choices before second

@@ -77,17 +77,23 @@ pub fn forward(
     let mut rows = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
         let x = embed.row(id as usize).iter().map(|x| entry * x).collect();
-        rows.push(Row { position, x });
+        rows.push(Row { position, x, remembered: Vec::new(), before: Vec::new() });
     }
     let (mut depths, mut losses) = (vec![config.recursions(); ids.len()], RouterLosses::default());
     let count = config.count("layers");
     match config.blocks() {
-        None => (0..count).for_each(|layer| layers.run(layer, &mut rows)),
+        None => {
+            let ends = usize::from(config.text("sharing") == "middle_sequence");
+            (0..count - ends).for_each(|layer| layers.run(layer, &mut rows));
+            rows.iter_mut().for_each(|row| row.remembered.clear());
+            (count - ends..count).for_each(|layer| layers.run(layer, &mut rows));
+        }
         Some(blocks) => {
             let ends = blocks[0][0];
             (0..ends).for_each(|layer| layers.run(layer, &mut rows));
             let mut router = Recursions { layers: &mut layers, blocks: &blocks, decision };
             (depths, losses) = router.run(&mut rows);
+            rows.iter_mut().for_each(|row| row.remembered.clear());
             (count - ends..count).for_each(|layer| layers.run(layer, &mut rows));
         }
     }
@@ -152,6 +158,7 @@ impl Recursions<'_, '_> {
             let done = self.block(r, &some);
             for ((&t, done), gate) in kept.iter().zip(done).zip(choice.gates) {
                 depths[t] = r + 1;
+                rows[t].remembered = done.remembered;
                 for (x, y) in rows[t].x.iter_mut().zip(done.x) {
                     *x = match choice.gating.as_str() {
                         "weighted" => *x + gate * y,

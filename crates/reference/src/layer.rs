@@ -12,6 +12,10 @@ use crate::settings::Settings;
 pub(crate) struct Row {
     pub(crate) position: usize,
     pub(crate) x: Vec<f64>,
+    /// What the routers over experts remember of its way; empty for nothing.
+    pub(crate) remembered: Vec<f64>,
+    /// What the MLP of the layer before was given.
+    pub(crate) before: Vec<f64>,
 }
 
 /// Keys and values of one layer, by position.

@@ -176,18 +176,40 @@ fn of_other_routers(default: top_k::Config) -> Vec<MlpConfig> {
         balance: ExpertBalance::LossFree,
         ..default.clone()
     };
-    let mixed =
-        top_k::Config { warmup_steps: 8, groups: 3, top_groups: 3, group_weight: 0.3, ..default };
+    let default_of_all = default.clone();
+    let mixed = top_k::Config {
+        warmup_steps: 8,
+        groups: 3,
+        top_groups: 3,
+        group_weight: 0.3,
+        ..default.clone()
+    };
+    let remembering = top_k::Config { memory: 6, z_weight: 0.1, ..default.clone() };
+    let by_sequence = random::Config { each: random::Each::Sequence, ..random::Config::default() };
     let routers = [
         ExpertRouterConfig::TopP(by_need),
         ExpertRouterConfig::ExpertChoice(by_experts),
         ExpertRouterConfig::Random(random::Config::default()),
         ExpertRouterConfig::TopK(by_groups),
         ExpertRouterConfig::TopK(mixed),
+        ExpertRouterConfig::TopK(remembering),
+        ExpertRouterConfig::Random(by_sequence),
     ];
     let of_six = experts::Config { count: 6, width: 16, ..experts::Config::default() };
     let mut all = routers.map(|router| experts::Config { router, ..of_six.clone() }).to_vec();
     (all[4].shared, all[4].shared_mix) = (16, true);
+    // A router for each use, with one cell for all, behind a layer without any.
+    let own = experts::Config { own_routers: true, dense_first: 1, ..all[5].clone() };
+    all.push(own);
+    // Experts behind one projection, and such as share one MLP.
+    let latent = experts::Config { latent: 10, shared: 8, own_routers: true, ..of_six.clone() };
+    let router = ExpertRouterConfig::TopK(top_k::Config {
+        function: top_k::Function::Sigmoid,
+        normalize: false,
+        ..default_of_all
+    });
+    let modulated = experts::Config { modulated: true, dense_first: 1, router, ..of_six.clone() };
+    all.extend([latent, modulated]);
     // As small models have layers that share their middle, or nothing.
     let router = ExpertRouterConfig::TopP(top_p::Config::default());
     all.push(experts::Config { count: 8, counts: vec![4, 6, 3], router, ..of_six });
@@ -377,6 +399,22 @@ pub fn tiny(router: RouterConfig, kv: KvMode, sharing: Sharing) -> ModelConfig {
         kv,
         ..ModelConfig::default()
     }
+}
+
+/// Models whose layers stand in pairs, of which the second has experts that take the rows of the
+/// first: in the two layers of each recursion, and in a model that shares nothing.
+pub fn with_shortcuts(router: RouterConfig) -> [ModelConfig; 2] {
+    let mlp = experts::Config {
+        count: 5,
+        width: 16,
+        shortcut: true,
+        every: 2,
+        ..experts::Config::default()
+    };
+    let mlp = MlpConfig::Experts(mlp);
+    let shared = tiny(router, KvMode::RecursionWise, Sharing::Cycle);
+    let alone = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::None);
+    [ModelConfig { mlp: mlp.clone(), ..shared }, ModelConfig { mlp, layers: 4, ..alone }]
 }
 
 /// A fresh model. From here on, an element that an operation forgets to write shows up as NaN.

@@ -115,6 +115,12 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Whether layers run again in the backward pass instead of keeping their insides.
     pub recompute: bool,
+    /// Where above 0, each sequence runs twice in a step, with other dice of the routers, and the
+    /// loss is the mean cross-entropy of both runs plus half this weight times `(KL(p || q) +
+    /// KL(q || p)) / 2` of their predictions `p` and `q`, in the mean: half of what THOR minimises
+    /// (Zuo et al., 2021, arXiv 2110.04260; 5 there). It needs a router that throws dice in
+    /// training, and takes two passes for one.
+    pub consistency_weight: f64,
     /// What to do about a step that is not finite.
     pub non_finite: NonFinite,
     /// Weights that stay as they are, by patterns of their names: `layers.*.query`. They get no
@@ -130,6 +136,7 @@ impl Default for TrainConfig {
             micro_batch: 16,
             seed: 1,
             recompute: false,
+            consistency_weight: 0.0,
             non_finite: NonFinite::Stop,
             freeze: Vec::new(),
         }
@@ -282,6 +289,11 @@ impl Recipe {
                             (model.kv is not recursion_wise)";
             return refuse("train.recompute", "true".into(), expected.into());
         }
+        if self.train.recompute && self.model.mlp.settings().links_layers() {
+            let expected = "false where layers of experts leave rows something for later layers, \
+                            which is kept in any case";
+            return refuse("train.recompute", "true".into(), expected.into());
+        }
         crate::freeze::check(&self.train.freeze, &self.model)?;
         self.check_optimizer()?;
         self.model.check_training()?;
@@ -302,6 +314,7 @@ impl Recipe {
                             [distill] out";
             return refuse("distill.weight", found, expected.into());
         }
+        self.check_consistency()?;
         let scale = self.optimizer.auxiliary_router_scale;
         let table = specs(&self.model, &self.model.check()?);
         let auxiliary = table.iter().any(|spec| spec.group == Group::AuxiliaryRouter);
@@ -309,6 +322,31 @@ impl Recipe {
             let expected = "10 where there is no auxiliary router (router.sampling is not \
                             \"aux_router\")";
             return refuse("optimizer.auxiliary_router_scale", scale.to_string(), expected.into());
+        }
+        Ok(())
+    }
+
+    /// How often each sequence runs in a step.
+    pub fn runs(&self) -> usize {
+        if self.train.consistency_weight > 0.0 { 2 } else { 1 }
+    }
+
+    /// Refuses to compare two runs that cannot differ.
+    fn check_consistency(&self) -> Result<(), TrainError> {
+        let (weight, model) = (self.train.consistency_weight, &self.model);
+        if weight == 0.0 {
+            return Ok(());
+        }
+        let field = "train.consistency_weight";
+        if !(model.mlp.settings().throws_dice() || model.router.settings().draws()) {
+            let expected = "0 where no router throws dice in training, as router \"random\" does: \
+                            both runs of a sequence would be the same";
+            return refuse(field, weight.to_string(), expected.into());
+        }
+        if model.multipliers.cap().is_some() {
+            let expected = "0 beside model.multipliers.logit_cap: predictions are compared without \
+                            a cap";
+            return refuse(field, weight.to_string(), expected.into());
         }
         Ok(())
     }
@@ -336,6 +374,7 @@ impl Recipe {
             ("optimizer.weight_decay", o.weight_decay, 0.0, 10.0),
             ("optimizer.clip_norm", o.clip_norm, 0.0, 1e9),
             ("optimizer.auxiliary_router_scale", o.auxiliary_router_scale, 0.0, 1e4),
+            ("train.consistency_weight", self.train.consistency_weight, 0.0, 1e4),
             ("distill.weight", self.distill.weight, 0.0, 1.0),
             ("distill.temperature", self.distill.temperature, 1e-3, 1e3),
         ];

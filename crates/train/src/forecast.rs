@@ -108,7 +108,7 @@ impl Forecast<'_> {
     /// An impossible model.
     pub fn memory(&self) -> Result<Memory, TrainError> {
         let (recipe, config) = (self.recipe, &self.recipe.model);
-        let rows = recipe.train.micro_batch * recipe.data.sequence_length;
+        let rows = recipe.runs() * recipe.train.micro_batch * recipe.data.sequence_length;
         let scored = self.scored_rows();
         let (v, d) = (config.vocab_size, config.width);
         // Logits of as many rows as the head takes at a time, with rows and gradients beside them.
@@ -118,6 +118,11 @@ impl Forecast<'_> {
         let logits = 4 * both * (v + 2 * d + 1);
         let (mut head, mut teacher) = (logits + 4 * v * d, 0);
         let mut backward = self.kept_values(rows)? + rows as f64 * in_flight(config);
+        if recipe.runs() == 2 {
+            // Logits of both runs, and the gradients by rows and by the head.
+            head += 4 * (2 * ops::distill_rows(v).min(rows) * v + v * d);
+            backward += (rows * d) as f64;
+        }
         if let Some(taught) = self.teacher {
             let table = specs(taught, &taught.check()?);
             teacher = 4 * table.iter().map(|spec| spec.count()).sum::<usize>();
@@ -193,7 +198,7 @@ impl Forecast<'_> {
         let (config, train) = (&recipe.model, &recipe.train);
         let plan = config.check()?;
         let n = recipe.data.sequence_length;
-        let rows = (train.batch * n) as f64;
+        let rows = (recipe.runs() * train.batch * n) as f64;
         // Shares change until the capacities have fallen, then stay.
         let last = nominal_capacities(config);
         let falling = first_at(config, &last, train.steps);
@@ -235,7 +240,9 @@ impl Forecast<'_> {
             let there = forward_flops(taught, &taught.check()?, n, &shares, Convention::Full);
             teacher = there + 3.0 * head;
         }
-        let step = forward * (3.0 - frozen_share(recipe)?) + again;
+        // Both runs have logits once more, and these their gradients.
+        let compared = if recipe.runs() == 2 { 3.0 * head } else { 0.0 };
+        let step = forward * (3.0 - frozen_share(recipe)?) + again + compared;
         Ok(RowWork { step, again, teacher })
     }
 
@@ -301,7 +308,7 @@ impl Forecast<'_> {
         // and gathers rows as most steps do.
         let step = train.steps / 2;
         let row = self.row_work(&model.router.capacities(model.recursions, step))?;
-        let rows = (train.micro_batch * recipe.data.sequence_length) as f64;
+        let rows = (recipe.runs() * train.micro_batch * recipe.data.sequence_length) as f64;
         let pass_flops = rows * (row.step + row.teacher);
         let Some(sequences) = sequences_timed(pass_flops / rate, train.micro_batch) else {
             return Ok(None);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Fields that came after version 0.1. A checkpoint without them was written before, and their
 /// defaults are what that version computed. A new field of the model belongs here.
-const LATER: [&str; 27] = [
+const LATER: [&str; 32] = [
     "model.attention",
     "model.rotary",
     "model.norms",
@@ -20,18 +20,23 @@ const LATER: [&str; 27] = [
     "model.mlp.counts",
     "model.mlp.dense_layers",
     "model.mlp.identity_experts",
+    "model.mlp.latent",
     "model.mlp.limit",
+    "model.mlp.modulated",
     "model.mlp.router.budget",
     "model.mlp.router.capacity",
+    "model.mlp.router.each",
     "model.mlp.router.equal_groups",
     "model.mlp.router.group_weight",
     "model.mlp.router.least",
     "model.mlp.router.logit_bias",
+    "model.mlp.router.memory",
     "model.mlp.router.pooled_weight",
     "model.mlp.router.priority",
     "model.mlp.router.soft_cap",
     "model.mlp.router.warmup_steps",
     "model.mlp.shared_mix",
+    "model.mlp.shortcut",
     "model.mlp.zero_experts",
     "model.relax.layers",
 ];

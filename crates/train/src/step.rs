@@ -180,6 +180,15 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn step_on(&mut self, batches: &[Batch]) -> Result<StepReport, TrainError> {
+        if self.recipe.runs() == 1 {
+            return self.step_over(batches);
+        }
+        let twice: Vec<Batch> = batches.iter().map(Batch::twice).collect();
+        self.step_over(&twice)
+    }
+
+    /// [`Trainer::step_on`] for rows as the passes take them.
+    fn step_over(&mut self, batches: &[Batch]) -> Result<StepReport, TrainError> {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
         self.schedule_router();
@@ -227,11 +236,13 @@ impl Trainer {
     /// Forward and backward over all batches; gradients add up in the weights.
     fn accumulate(&self, batches: &[Batch], watched: &mut Watched<'_>) -> Sums {
         let counted: usize = batches.iter().map(Batch::counted).sum();
+        let runs = self.recipe.runs();
         let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
         let rule = self.rule();
         let loads = self.loads(batches, &rule);
-        let mut sums = Sums { tokens: counted as u64, ..Sums::default() };
-        let mut distance = 0.0;
+        let mut sums = Sums { tokens: (counted / runs) as u64, ..Sums::default() };
+        let (mut distance, mut inconsistency) = (0.0, 0.0);
+        let consistency_weight = 0.5 * self.recipe.train.consistency_weight as f32;
         let mut place = 0;
         for batch in batches {
             let shares = self.model.config().kv != model::KvMode::RecursionWise;
@@ -252,6 +263,7 @@ impl Trainer {
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
             let distilled = self.distilled(&passed.x_td, batch, &weights);
+            let apart = (runs == 2).then(|| self.runs_apart(&passed.x_td, &weights));
             let (mut ce, _) = self.model.head_loss(self.ops, passed.x_td, &batch.targets, &weights);
             let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
             sums.add(scalar(&ce), 1.0 - share, &passed.depth_t, &self.model);
@@ -259,6 +271,10 @@ impl Trainer {
                 ce = scale(ce, 1.0 - share);
             }
             let mut terms = vec![ce];
+            if let Some(apart) = apart {
+                inconsistency += f64::from(scalar(&apart));
+                terms.push(scale(apart, consistency_weight));
+            }
             if let Some(apart) = distilled {
                 distance += f64::from(scalar(&apart));
                 terms.push(scale(apart, share));
@@ -271,6 +287,9 @@ impl Trainer {
         }
         for loss in &watched.stats.losses {
             sums.part(loss.name, loss.value, loss.weight);
+        }
+        if runs == 2 {
+            sums.part("consistency", inconsistency, consistency_weight);
         }
         if self.teacher.is_some() {
             sums.part("distillation", distance, self.recipe.distill.weight as f32);
@@ -308,6 +327,13 @@ impl Trainer {
             place += sequences as u64;
         }
         stats.depths
+    }
+
+    /// How far the predictions of the two runs of a batch are apart, as its share of the step's
+    /// mean; `weights` are those of the predictions of both.
+    fn runs_apart(&self, x: &Tensor2, weights: &Arc<[f32]>) -> Tensor2 {
+        let each: Arc<[f32]> = weights[..weights.len() / 2].iter().map(|w| 2.0 * w).collect();
+        self.ops.consistency_loss(x.clone(), self.model.head(), &each)
     }
 
     /// The teacher's distance on the rows of `batch`, if there is a teacher.

@@ -32,6 +32,7 @@ type Line = (&'static str, &'static [(&'static str, &'static str)], &'static str
 
 const BLEND: (&str, &str) = ("model.router.gating", r#""blend""#);
 const AUXILIARY: (&str, &str) = ("model.router.sampling", r#""aux_router""#);
+const DICE: (&str, &str) = ("model.mlp", r#"{"kind":"experts","router":{"kind":"random"}}"#);
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
 const WINDOW: (&str, &str) = ("model.attention.window", "3");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
@@ -100,6 +101,10 @@ const TABLE: &[Line] = &[
     ("model.mlp(experts).count", &[], "4", Changes),
     ("model.mlp(experts).counts", &[], "[8, 4, 8]", Changes),
     ("model.mlp(experts).width", &[], "12", Changes),
+    ("model.mlp(experts).latent", &[], "12", Changes),
+    ("model.mlp(experts).modulated", &[], "true", Changes),
+    ("model.mlp(experts).shortcut", PAIRS, "true", Changes),
+    ("model.mlp(experts).shortcut", &[], "true", Refused("shortcut")),
     ("model.mlp(experts).identity_experts", HELD, "3", Changes),
     ("model.mlp(experts).zero_experts", HELD, "1", Changes),
     ("model.mlp(experts).constant_experts", HELD, "1", Changes),
@@ -116,6 +121,7 @@ const TABLE: &[Line] = &[
     ("model.mlp.router.kind", &[], r#""hash""#, Changes),
     ("model.mlp.router(top_k).top_k", &[], "3", Changes),
     ("model.mlp.router(top_k).network", &[], r#""mlp""#, Changes),
+    ("model.mlp.router(top_k).memory", &[], "4", Changes),
     ("model.mlp.router(top_k).logit_bias", &[], "true", Changes),
     ("model.mlp.router(top_k).soft_cap", &[], "0.5", Changes),
     ("model.mlp.router(top_k).function", &[], r#""sigmoid""#, Changes),
@@ -146,6 +152,7 @@ const TABLE: &[Line] = &[
     ("model.mlp.router(expert_choice).running_decay", &[], "0.5", Changes),
     ("model.mlp.router(expert_choice).z_weight", &[], "0.5", Changes),
     ("model.mlp.router(random).top_k", &[], "1", Changes),
+    ("model.mlp.router(random).each", &[], r#""sequence""#, Changes),
     ("model.mlp.router(sparse_mixer).jitter", &[], "0.5", Changes),
     ("model.mlp.router(sparse_mixer).pooled_weight", &[], "0.5", Changes),
     ("model.mlp.router(hash).top_k", &[], "1", Changes),
@@ -213,6 +220,8 @@ const TABLE: &[Line] = &[
     ("train.micro_batch", &[], "3", Refused("micro_batch")),
     ("train.seed", &[], "2", Changes),
     ("train.recompute", &[], "true", Elsewhere("forecast.rs", "runs_take_what_the_forecast_says")),
+    ("train.consistency_weight", &[DICE], "5.0", Changes),
+    ("train.consistency_weight", &[], "5.0", Refused("throws dice")),
     ("train.non_finite", &[HUGE], r#""skip""#, Changes),
     ("train.freeze", &[], r#"["embed"]"#, Changes),
     ("optimizer.learning_rate", &[], "0.02", Changes),
@@ -248,6 +257,9 @@ const HELD: &[(&str, &str)] = &[
     ("model.mlp.router.balance", r#""budget""#),
     ("model.mlp.router.budget", "1.5"),
 ];
+/// Layers in pairs, of which the second has experts.
+const PAIRS: &[(&str, &str)] =
+    &[("model.layers", "6"), ("model.sharing", r#""cycle""#), ("model.mlp.every", "2")];
 const HALF: (&str, &str) = ("model.router.alpha", "0.5");
 const RUNNING: &[(&str, &str)] = &[("model.router.causal", r#""running""#)];
 

@@ -163,12 +163,32 @@ pub(super) fn check_drawn(top_k: usize, experts: ExpertCount) -> Result<(), Conf
 /// and use of it.
 pub(super) fn row_dice(
     i: usize,
+    of: (Purpose, RouterSite),
+    call: &RouterCall<'_>,
+    pass: &Pass<'_>,
+) -> Stream {
+    dice_at(call.rows.position[i], i, of, call, pass)
+}
+
+/// The dice that all rows of the sequence of row `i` throw together, which are no row's own.
+pub(super) fn sequence_dice(
+    i: usize,
+    of: (Purpose, RouterSite),
+    call: &RouterCall<'_>,
+    pass: &Pass<'_>,
+) -> Stream {
+    dice_at(u32::MAX, i, of, call, pass)
+}
+
+fn dice_at(
+    position: u32,
+    i: usize,
     (purpose, site): (Purpose, RouterSite),
     call: &RouterCall<'_>,
     pass: &Pass<'_>,
 ) -> Stream {
     let sequence = pass.address.place + u64::from(call.rows.sequence[i]);
-    let place = sequence << 32 | u64::from(call.rows.position[i]);
+    let place = sequence << 32 | u64::from(position);
     let seed = call.rows.seed(i, pass.address.seed);
     let stream = Stream::at(seed, purpose, pass.address.step, place);
     stream.part(layer_number(site)).part(call.recursion as u64)

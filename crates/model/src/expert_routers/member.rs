@@ -74,6 +74,21 @@ pub trait ExpertRouterSettings {
         false
     }
 
+    /// Whether it throws dice in passes that learn, so that two runs of the same rows differ.
+    fn throws_dice(&self) -> bool {
+        false
+    }
+
+    /// Its weights that all layers share.
+    fn shared_specs(&self, _sizes: &Sizes) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
+    /// What rows carry from one layer's router to the next one's, by name and width.
+    fn carried(&self) -> Option<(&'static str, usize)> {
+        None
+    }
+
     /// Its weights at `place`.
     fn specs(&self, _sizes: &Sizes, _place: RouterPlace, _experts: ExpertCount) -> Vec<ParamSpec> {
         Vec::new()

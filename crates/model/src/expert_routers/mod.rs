@@ -6,6 +6,7 @@ mod choice;
 pub mod expert_choice;
 pub mod hash;
 mod member;
+mod memory;
 pub mod random;
 mod room;
 pub mod sparse_mixer;

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::{check_drawn, drawn, drawn_plan, layer_number, row_dice, told};
+use super::choice::{check_drawn, drawn, drawn_plan, layer_number, row_dice, sequence_dice, told};
 use super::member::{ExpertCount, ExpertRouterSettings};
 use crate::error::ConfigError;
 use crate::params::Take;
@@ -11,17 +11,29 @@ use crate::pass::Pass;
 use crate::rng::{Purpose, Stream};
 use crate::routers::{Router, RouterCall, RouterPlace, RoutingPlan};
 
+/// What has dice of its own in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Each {
+    /// Every row of a sequence.
+    Row,
+    /// Every sequence: its rows take the same experts of a layer, as rows of a batch do in THOR.
+    Sequence,
+}
+
 /// `router = { kind = "random", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How many experts a row takes.
     pub top_k: usize,
+    /// What has dice of its own in training; elsewhere every position has.
+    pub each: Each,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { top_k: 2 }
+        Self { top_k: 2, each: Each::Row }
     }
 }
 
@@ -38,15 +50,19 @@ impl ExpertRouterSettings for Config {
         true
     }
 
+    fn throws_dice(&self) -> bool {
+        true
+    }
+
     fn build(&self, place: RouterPlace, experts: ExpertCount, _: &mut Take) -> Box<dyn Router> {
-        Box::new(Random { top_k: self.top_k, place, experts: experts.computing })
+        Box::new(Random { config: self.clone(), place, experts: experts.computing })
     }
 }
 
 /// Dice of one layer.
 #[derive(Debug)]
 struct Random {
-    top_k: usize,
+    config: Config,
     place: RouterPlace,
     experts: usize,
 }
@@ -57,7 +73,11 @@ impl Random {
     fn dice(&self, i: usize, call: &RouterCall<'_>, pass: &Pass<'_>) -> Stream {
         let use_of_layer = self.place.recursion.map_or(0, |r| 1 + r as u64);
         let stream = if pass.compares_rows() {
-            row_dice(i, (Purpose::Experts, self.place.site), call, pass)
+            let of = (Purpose::Experts, self.place.site);
+            match self.config.each {
+                Each::Row => row_dice(i, of, call, pass),
+                Each::Sequence => sequence_dice(i, of, call, pass),
+            }
         } else {
             let position = u64::from(call.rows.position[i]);
             let stream = Stream::at(0, Purpose::Experts, u64::MAX, position);
@@ -69,10 +89,10 @@ impl Random {
 
 impl Router for Random {
     fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
-        let rows = 0..call.rows.len();
+        let (rows, top_k) = (0..call.rows.len(), self.config.top_k);
         let taken: Vec<bool> =
-            rows.flat_map(|i| drawn(self.dice(i, call, pass), self.experts, self.top_k)).collect();
-        let plan = drawn_plan(&taken, self.experts, self.top_k);
+            rows.flat_map(|i| drawn(self.dice(i, call, pass), self.experts, top_k)).collect();
+        let plan = drawn_plan(&taken, self.experts, top_k);
         told(plan, self.place.site, (&[], &[]), call, pass)
     }
 }

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use ops::{Activation, ChosenWeights, Ops, Tensor2, Weight, read_rows};
+use ops::{Activation, ChosenWeights, Tensor2, Weight, read_rows};
 use serde::{Deserialize, Serialize};
 
 use super::balance::{self, Balance, shares};
 use super::choice::{Choices, row_dice, told};
 use super::member::{ExpertCount, ExpertRouterSettings, LayerRouting};
+use super::memory::{self, Memory};
 use super::room::{Room, RoomPriority};
 use crate::error::{ConfigError, at_least, refuse, same};
 use crate::params::{BufferSpec, Group, Init, ParamSpec, RouterSite, Take};
@@ -48,6 +49,10 @@ pub struct Config {
     pub top_k: usize,
     /// The network that scores rows.
     pub network: Network,
+    /// Width of what a router remembers of a row's way through the layers before, by a recurrent
+    /// cell that all layers share; 0 for nothing. The logits come from that then, in place of the
+    /// network.
+    pub memory: usize,
     /// Whether a number is added to the logit of each expert.
     pub logit_bias: bool,
     /// Where above 0, logits `z` become `c tanh(z / c)` with this `c`.
@@ -95,6 +100,7 @@ impl Default for Config {
         Self {
             top_k: 2,
             network: Network::Linear,
+            memory: 0,
             logit_bias: false,
             soft_cap: 0.0,
             function: Function::Softmax,
@@ -145,6 +151,12 @@ impl ExpertRouterSettings for Config {
                 self.groups, self.top_k
             );
             return refuse("mlp.router.top_groups", self.top_groups, expected);
+        }
+        memory::check(self.memory)?;
+        if self.memory > 0 && self.network != Network::Linear {
+            let expected = "\"linear\" beside mlp.router.memory, out of which logits come".into();
+            let found = format!("{:?}", self.network);
+            return refuse("mlp.router.network", found, expected);
         }
         self.check_budget(counts)?;
         Room::check(self.capacity)?;
@@ -211,18 +223,34 @@ impl ExpertRouterSettings for Config {
         self.capacity > 0.0 || self.warmup_steps > 0
     }
 
+    fn throws_dice(&self) -> bool {
+        let by_dice = self.capacity > 0.0 && self.priority == RoomPriority::Random;
+        by_dice || self.warmup_steps > 0
+    }
+
     fn pools_layers(&self) -> bool {
         self.pooled_weight > 0.0
     }
 
     fn specs(&self, sizes: &Sizes, place: RouterPlace, experts: ExpertCount) -> Vec<ParamSpec> {
         let experts = experts.all();
-        let mut table = self.network.specs(place, sizes, experts);
+        let mut table = match self.memory {
+            0 => self.network.specs(place, sizes, experts),
+            width => memory::specs(width, sizes, place, experts),
+        };
         if self.logit_bias {
             let place = place.of(BIAS);
             table.push(ParamSpec::new(place, (1, experts), Init::Zeros, Group::Norm));
         }
         table
+    }
+
+    fn shared_specs(&self, sizes: &Sizes) -> Vec<ParamSpec> {
+        if self.memory == 0 { Vec::new() } else { memory::cell(self.memory, sizes) }
+    }
+
+    fn carried(&self) -> Option<(&'static str, usize)> {
+        (self.memory > 0).then_some((memory::STATE, self.memory))
     }
 
     fn buffers(
@@ -247,10 +275,13 @@ impl ExpertRouterSettings for Config {
     }
 
     fn build(&self, place: RouterPlace, experts: ExpertCount, take: &mut Take) -> Box<dyn Router> {
-        let scorer = self.network.build(place, take);
+        let scores_by = match self.memory {
+            0 => ScoresBy::Row(self.network.build(place, take)),
+            width => ScoresBy::Way(Memory::build(width, place, take)),
+        };
         let bias = self.logit_bias.then(|| take.take(&place.of(BIAS)));
         let (site, room) = (place.site, self.room(place.site, experts));
-        Box::new(TopK { config: self.clone(), site, experts: experts.all(), room, scorer, bias })
+        Box::new(TopK { config: self.clone(), site, experts: experts.all(), room, scores_by, bias })
     }
 }
 
@@ -302,13 +333,22 @@ struct TopK {
     site: RouterSite,
     experts: usize,
     room: Room,
-    scorer: Scorer,
+    scores_by: ScoresBy,
     bias: Option<Arc<Weight>>,
+}
+
+/// What logits come from.
+#[derive(Debug)]
+enum ScoresBy {
+    /// The row as it is.
+    Row(Scorer),
+    /// What the router remembers of its way.
+    Way(Memory),
 }
 
 impl Router for TopK {
     fn route(&self, call: &RouterCall<'_>, pass: &mut Pass<'_>) -> RoutingPlan {
-        let z_te = self.logits(call.x_cd.clone(), pass.ops);
+        let (z_te, remembered) = self.logits(call, pass);
         let scores_te = match self.config.function {
             Function::Softmax => pass.ops.softmax_rows(z_te.clone(), 1.0),
             Function::Sigmoid => pass.ops.gate(z_te.clone(), Activation::Sigmoid, 1.0),
@@ -339,7 +379,10 @@ impl Router for TopK {
         } else {
             choices.plan(weights)
         };
-        let plan = RoutingPlan { losses, ..plan };
+        let mut plan = RoutingPlan { losses, ..plan };
+        if let Some(state_tw) = remembered {
+            plan.carry.set(memory::STATE, state_tw);
+        }
         told(plan, self.site, (&logits, &scores), call, pass)
     }
 }
@@ -348,15 +391,26 @@ impl Router for TopK {
 const EPSILON: f32 = 1e-20;
 
 impl TopK {
-    fn logits(&self, x_td: Tensor2, ops: Ops) -> Tensor2 {
-        let mut z_te = self.scorer.forward(ops, x_td, 1.0);
+    /// The logits, and what rows carry on where they carry something.
+    fn logits(&self, call: &RouterCall<'_>, pass: &Pass<'_>) -> (Tensor2, Option<Tensor2>) {
+        let (x_td, ops) = (call.x_cd.clone(), pass.ops);
+        let (mut z_te, remembered) = match &self.scores_by {
+            ScoresBy::Row(scorer) => (scorer.forward(ops, x_td, 1.0), None),
+            ScoresBy::Way(memory) => {
+                let (z_te, state_tw) = memory.forward(x_td, call.carry, pass);
+                (z_te, Some(state_tw))
+            }
+        };
         if let Some(bias) = &self.bias {
             let first: Arc<[u32]> = vec![0; z_te.dims()[0]].into();
             let bias_te = ops.embed(&z_te, bias, &first);
             z_te = ops::add(z_te, bias_te);
         }
         let cap = self.config.soft_cap as f32;
-        if cap > 0.0 { ops.gate(ops::scale(z_te, 1.0 / cap), Activation::Tanh, cap) } else { z_te }
+        if cap > 0.0 {
+            z_te = ops.gate(ops::scale(z_te, 1.0 / cap), Activation::Tanh, cap);
+        }
+        (z_te, remembered)
     }
 
     /// What rows choose by while the choice warms up: `a s + (1 - a) (m + d e)`, with `a` from 0 to

@@ -8,11 +8,15 @@ use ops::{Activation, Combine, Ops, Tensor2, Weight, rows_of, stack};
 
 use super::dense::Dense;
 use super::member::Mlp;
+use super::modulated::Modulated;
+use super::shortcut;
 use super::zero_experts::ZeroBank;
 use crate::carry::Carry;
 use crate::context::LayerContext;
+use crate::layout::DepthRuns;
+use crate::linear::Linear;
 use crate::pass::Pass;
-use crate::routers::{Router, RouterCall, RoutingPlan};
+use crate::routers::{AuxLoss, Router, RouterCall, RoutingPlan};
 use crate::rows::Rows;
 
 /// The expert that every row takes.
@@ -32,33 +36,71 @@ pub(super) struct Biases {
     pub(super) down: Arc<Weight>,
 }
 
-/// The experts of one stored layer over their weights.
+/// The MLPs of a layer, in banks.
 #[derive(Debug)]
-pub(super) struct Experts {
+pub(super) struct Bank {
+    /// What they read in place of the row, if anything.
+    pub(super) latent: Option<Linear>,
     pub(super) gate_up: Arc<Weight>,
     pub(super) down: Arc<Weight>,
-    /// Experts of the banks.
-    pub(super) count: usize,
-    /// What stands behind them.
-    pub(super) zero: ZeroBank,
     pub(super) biases: Option<Biases>,
     /// Limit and slope of the clamped product in place of SwiGLU.
     pub(super) clamp: Option<(f32, f32)>,
+}
+
+/// What computing experts are.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// An MLP for each expert.
+    Bank(Bank),
+    /// Scales and shifts ahead of one MLP.
+    Modulated(Modulated),
+}
+
+/// The experts of one stored layer over their weights.
+#[derive(Debug)]
+pub(super) struct Experts {
+    pub(super) kind: Kind,
+    /// A dense MLP beside experts that take the rows of the layer before.
+    pub(super) beside: Option<Dense>,
+    /// How many experts compute.
+    pub(super) count: usize,
+    /// What stands behind them.
+    pub(super) zero: ZeroBank,
     pub(super) shared: Option<Shared>,
+    /// Whether rows carry something from one layer of experts to the next.
+    pub(super) links_layers: bool,
     /// One for all uses of the layer, or one for each.
     pub(super) routers: Vec<Box<dyn Router>>,
 }
 
 impl Mlp for Experts {
+    fn carries(&self) -> bool {
+        self.links_layers
+    }
+
     fn forward(
         &self,
         h_td: Tensor2,
         residual_td: Tensor2,
         context: &mut LayerContext<'_, '_>,
     ) -> Tensor2 {
+        let (h_td, residual_td) = match &self.beside {
+            None => (h_td, residual_td),
+            Some(mlp) => {
+                let before_td = shortcut::left(context.carry);
+                (before_td, mlp.forward(h_td, residual_td, context))
+            }
+        };
         let (x_td, chosen_t1) = match &self.shared {
             Some(shared) => shared.forward(h_td.clone(), residual_td, context),
             None => (residual_td, None),
+        };
+        let latent_tm = match &self.kind {
+            Kind::Bank(Bank { latent: Some(latent), .. }) => {
+                Some(latent.apply(h_td.clone(), context.at, context.pass))
+            }
+            _ => None,
         };
         let recursion = context.at.runs().next().map_or(0, |(at, _)| at.recursion);
         if self.routers.len() < 2 || context.at.count() < 2 {
@@ -66,18 +108,30 @@ impl Mlp for Experts {
             let runs: Vec<_> =
                 context.at.runs().map(|(at, range)| (at.recursion, range.len())).collect();
             let (router, rows) = (&**router, context.rows);
-            let routed = Routed { router, recursion, runs: &runs, rows, chosen_t1 };
+            let (at, runs) = (context.at, &runs[..]);
+            let routed = Routed { router, recursion, runs, rows, at, latent_tm, chosen_t1 };
             return self.routed(&routed, h_td, x_td, context.carry, context.pass);
         }
-        let mut parts = Vec::new();
+        let (mut parts, mut carries) = (Vec::new(), Vec::new());
         for (at, range) in context.at.runs() {
             let rows = &context.rows.stretch_of(range.clone());
             let router = &*self.routers[at.recursion];
             let chosen_t1 = chosen_t1.as_ref().map(|all| rows_of(all, range.clone()));
+            let latent_tm = latent_tm.as_ref().map(|all| rows_of(all, range.clone()));
             let (recursion, runs) = (at.recursion, &[(at.recursion, range.len())]);
-            let routed = Routed { router, recursion, runs, rows, chosen_t1 };
+            let at = &DepthRuns::one(at, range.len());
+            let routed = Routed { router, recursion, runs, rows, at, latent_tm, chosen_t1 };
+            let mut carry = Carry::default();
+            if self.links_layers {
+                let numbers: Arc<[u32]> = range.clone().map(|row| row as u32).collect();
+                carry = context.carry.gather(context.pass.ops, Some(&numbers));
+            }
             let (h_td, x_td) = (rows_of(&h_td, range.clone()), rows_of(&x_td, range));
-            parts.push(self.routed(&routed, h_td, x_td, &Carry::default(), context.pass));
+            parts.push(self.routed(&routed, h_td, x_td, &mut carry, context.pass));
+            carries.push(carry);
+        }
+        if self.links_layers {
+            *context.carry = Carry::stack(&carries.iter().collect::<Vec<_>>());
         }
         stack(parts)
     }
@@ -90,6 +144,10 @@ struct Routed<'a> {
     /// The recursions that the rows are at, as [`RouterCall::runs`].
     runs: &'a [(usize, usize)],
     rows: &'a Rows,
+    /// Which use of the layer this is to each.
+    at: &'a DepthRuns,
+    /// What experts read in place of the row, if anything.
+    latent_tm: Option<Tensor2>,
     /// What weighs the results of the experts that a row chose, beside their own weights.
     chosen_t1: Option<Tensor2>,
 }
@@ -101,7 +159,7 @@ impl Experts {
         of: &Routed<'_>,
         h_td: Tensor2,
         mut x_td: Tensor2,
-        carry: &Carry,
+        carry: &mut Carry,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let numbers: Vec<u32> = (0..of.rows.len() as u32).collect();
@@ -115,6 +173,9 @@ impl Experts {
             carry,
         };
         let mut plan = of.router.route(&call, pass);
+        for (name, value_tw) in plan.carry.iter() {
+            carry.set(name, value_tw.clone());
+        }
         if let Some(chosen_t1) = &of.chosen_t1 {
             let chosen_a1 = pass.ops.gather_rows(chosen_t1.clone(), &plan.rows);
             plan.weights = Some(match plan.weights {
@@ -122,36 +183,57 @@ impl Experts {
                 None => chosen_a1,
             });
         }
+        let bank = match &self.kind {
+            Kind::Bank(bank) => bank,
+            Kind::Modulated(modulated) => {
+                let m_td = modulated.mixed(&plan, h_td, pass);
+                let mut context =
+                    LayerContext { pass: &mut *pass, rows: of.rows, at: of.at, carry };
+                x_td = modulated.mlp.forward(m_td, x_td, &mut context);
+                return attached(x_td, plan.losses, pass);
+            }
+        };
+        let seen = of.latent_tm.clone().unwrap_or_else(|| h_td.clone());
         let computing = plan.offsets[self.count] as usize;
         if computing > 0 && computing == plan.rows.len() {
-            x_td = self.bank(&plan, (&plan.rows, plan.weights.clone()), h_td, x_td, pass);
+            // What is gathered from may be written in place, so it has one owner.
+            drop(h_td);
+            let all = (&plan.rows, plan.weights.clone());
+            x_td = bank.add((&plan, self.count), all, seen, x_td, pass);
         } else if !plan.rows.is_empty() {
             if computing > 0 {
                 let rows: Arc<[u32]> = plan.rows[..computing].into();
                 let weights = plan.weights.as_ref().map(|all| rows_of(all, 0..computing));
-                x_td = self.bank(&plan, (&rows, weights), h_td.clone(), x_td, pass);
+                x_td = bank.add((&plan, self.count), (&rows, weights), seen, x_td, pass);
             }
             x_td = self.zero.add(&plan, self.count, &h_td, x_td, pass.ops);
         }
-        for loss in plan.losses {
-            x_td = pass.attach(x_td, loss);
-        }
-        x_td
+        attached(x_td, plan.losses, pass)
     }
+}
 
-    /// The stream with what computing experts write to it.
-    fn bank(
+/// The stream with these losses on it.
+fn attached(mut x_td: Tensor2, losses: Vec<AuxLoss>, pass: &mut Pass<'_>) -> Tensor2 {
+    for loss in losses {
+        x_td = pass.attach(x_td, loss);
+    }
+    x_td
+}
+
+impl Bank {
+    /// The stream with what the first `count` targets of `plan` write to it, who read `seen`.
+    fn add(
         &self,
-        plan: &RoutingPlan,
+        (plan, count): (&RoutingPlan, usize),
         (rows, weights): (&Arc<[u32]>, Option<Tensor2>),
-        h_td: Tensor2,
+        seen: Tensor2,
         x_td: Tensor2,
         pass: &mut Pass<'_>,
     ) -> Tensor2 {
         let ops = pass.ops;
-        let sizes: Arc<[usize]> = (0..self.count).map(|e| plan.of(e).len()).collect();
+        let sizes: Arc<[usize]> = (0..count).map(|e| plan.of(e).len()).collect();
         let single = weights.is_none() && plan.targets() == 1 && self.biases.is_none();
-        let x_ad = if single { h_td } else { ops.gather_rows(h_td, rows) };
+        let x_ad = if single { seen } else { ops.gather_rows(seen, rows) };
         let bias = |of: fn(&Biases) -> &Arc<Weight>| self.biases.as_ref().map(of);
         pass.probe.product(&self.gate_up, &sizes, &x_ad);
         let y_an = ops.grouped_linear(x_ad, &self.gate_up, &sizes);

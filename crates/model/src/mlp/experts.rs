@@ -12,8 +12,10 @@ use ops::GateFunction;
 use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
-use super::expert_layer::{Biases, Experts, Shared};
+use super::expert_layer::{Bank, Biases, Experts, Kind, Shared};
 use super::member::{Mlp, MlpSettings};
+use super::modulated::{self, EXPERTS_SCALE, EXPERTS_SHIFT, Modulated};
+use super::shortcut::{self, Leaving};
 use super::zero_experts::{CONSTANT_MIX, CONSTANTS, ZeroExperts};
 use crate::attention;
 use crate::error::{ConfigError, at_least, refuse, same};
@@ -31,6 +33,8 @@ pub const EXPERTS_DOWN: Part = Part::new("experts_down");
 pub const EXPERTS_GATE_UP_BIAS: Part = Part::new("experts_gate_up_bias");
 /// `[E, d]`: what is added to the result of each expert, and weighted with it.
 pub const EXPERTS_DOWN_BIAS: Part = Part::new("experts_down_bias");
+/// `[m, d]`: what all experts of a layer read in place of the row.
+pub const EXPERTS_LATENT: Part = Part::new("experts_latent");
 /// `[2 f, d]`: gate, then up, of the shared expert.
 pub const SHARED_GATE_UP: Part = Part::new("shared_gate_up");
 /// `[d, f]`: what the shared expert writes to the stream.
@@ -51,6 +55,14 @@ pub struct Config {
     pub counts: Vec<usize>,
     /// Hidden width of each; 0 for `ffn`.
     pub width: usize,
+    /// Width `m` of a projection `B` of the row that all experts of a layer read in its place; 0
+    /// for none. Their gates and ups are `[f, m]` then.
+    pub latent: usize,
+    /// Whether experts are scales and shifts of the row, mixed ahead of one MLP of `width`.
+    pub modulated: bool,
+    /// Whether layers with experts have a dense MLP of width `ffn` too, and experts and router take
+    /// the rows of the MLP of the layer before it.
+    pub shortcut: bool,
     /// Zero-computation experts beside them that write the row itself, as the MLP is given it.
     pub identity_experts: usize,
     /// Zero-computation experts that write nothing.
@@ -89,6 +101,9 @@ impl Default for Config {
             count: 8,
             counts: Vec::new(),
             width: 0,
+            latent: 0,
+            modulated: false,
+            shortcut: false,
             identity_experts: 0,
             zero_experts: 0,
             constant_experts: 0,
@@ -127,6 +142,11 @@ impl Config {
         ExpertCount { computing, zero: self.zero().all() }
     }
 
+    /// Whether stored layer `stored` of so many leaves its rows to the experts of the next one.
+    fn leaves(&self, stored: usize, layers: usize) -> bool {
+        self.shortcut && stored + 1 < layers && self.reaches(stored + 1)
+    }
+
     fn zero(&self) -> ZeroExperts {
         let Self { identity_experts, zero_experts, constant_experts, .. } = *self;
         ZeroExperts { identity: identity_experts, zero: zero_experts, constant: constant_experts }
@@ -161,6 +181,52 @@ impl Config {
 }
 
 impl Config {
+    /// Refuses forms of experts that do not go together, or not with this model.
+    fn check_forms(&self, sizes: &Sizes) -> Result<(), ConfigError> {
+        if self.latent > 1 << 19 {
+            return refuse("mlp.latent", self.latent, format!("at most {}", 1 << 19));
+        }
+        let zero = self.zero().all() > 0;
+        let of_a_bank = self.latent > 0 || self.biases || self.limit > 0.0;
+        if self.modulated && (of_a_bank || zero || self.shortcut) {
+            let expected = "false beside mlp.latent, mlp.biases, mlp.limit, mlp.shortcut and \
+                            zero-computation experts: there is one MLP, and no bank";
+            return refuse("mlp.modulated", "true", expected.into());
+        }
+        match sizes.sharing.plan(sizes.layers, sizes.recursions) {
+            Ok(plan) if self.shortcut => {
+                shortcut::check(&plan, |stored| stored < plan.stored && self.reaches(stored))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The matrices of the layer's experts: a bank, or what modulated ones share.
+    fn matrices(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+        let (d, f) = (sizes.width, self.width(sizes));
+        let matrix = |part, shape| ParamSpec::matrix(sizes, stored, part, shape);
+        if self.modulated {
+            return vec![matrix(GATE_UP, (2 * f, d)), matrix(DOWN, (d, f))];
+        }
+        let experts = self.experts(stored);
+        let count = experts.computing;
+        let bank = |part, shape| ParamSpec {
+            active: self.router().taken(experts) / count as f64,
+            ..matrix(part, shape)
+        };
+        let seen = if self.latent > 0 { self.latent } else { d };
+        let mut table = Vec::new();
+        if self.shortcut {
+            table.extend(dense::Config::default().specs(sizes, stored));
+        }
+        if self.latent > 0 {
+            table.push(matrix(EXPERTS_LATENT, (self.latent, d)));
+        }
+        table.push(bank(EXPERTS_GATE_UP, (count * 2 * f, seen)));
+        table.push(bank(EXPERTS_DOWN, (count * d, f)));
+        table
+    }
+
     /// Refuses numbers of experts of which a layer can have none or its router none enough.
     fn check_counts(&self, stored: usize) -> Result<(), ConfigError> {
         let layers: Vec<usize> = (0..stored).filter(|&layer| self.reaches(layer)).collect();
@@ -257,6 +323,7 @@ impl MlpSettings for Config {
             let expected = "false where no layer is used twice".into();
             return refuse("mlp.own_routers", "true", expected);
         }
+        self.check_forms(sizes)?;
         self.check_counts(uses.len())
     }
 
@@ -264,10 +331,13 @@ impl MlpSettings for Config {
         vec![
             GATE_UP,
             DOWN,
+            EXPERTS_LATENT,
             EXPERTS_GATE_UP,
             EXPERTS_GATE_UP_BIAS,
             EXPERTS_DOWN,
             EXPERTS_DOWN_BIAS,
+            EXPERTS_SCALE,
+            EXPERTS_SHIFT,
             SHARED_GATE_UP,
             SHARED_DOWN,
             CONSTANTS,
@@ -281,12 +351,10 @@ impl MlpSettings for Config {
         }
         let experts = self.experts(stored);
         let (d, f, count) = (sizes.width, self.width(sizes), experts.computing);
-        let bank = |part, shape| ParamSpec {
-            active: self.router().taken(experts) / count as f64,
-            ..ParamSpec::matrix(sizes, stored, part, shape)
-        };
-        let mut table =
-            vec![bank(EXPERTS_GATE_UP, (count * 2 * f, d)), bank(EXPERTS_DOWN, (count * d, f))];
+        let mut table = self.matrices(sizes, stored);
+        if self.modulated {
+            table.extend(modulated::specs(d, stored, count));
+        }
         if self.biases {
             let bias = |part, columns| {
                 let place = ParamPlace::Layer { stored, part };
@@ -312,11 +380,21 @@ impl MlpSettings for Config {
         if !self.reaches(stored) {
             return dense::Config::default().kept_values(sizes, stored);
         }
-        let met = |spec: &ParamSpec| spec.active * spec.count() as f64;
-        let products: f64 = self.specs(sizes, stored).iter().map(met).sum();
+        // The side of a matrix that is not the stream; of the gates behind a projection, that which
+        // is not the projection.
+        let beside = |spec: &ParamSpec| {
+            let behind = self.latent > 0 && spec.place.part() == Some(EXPERTS_GATE_UP);
+            let other = if behind { self.latent } else { sizes.width };
+            spec.active * spec.count() as f64 / other as f64
+        };
+        let products: f64 = self.specs(sizes, stored).iter().map(beside).sum();
         let experts = self.experts(stored);
-        let entries = 2.0 * self.router().chosen(experts) * sizes.width as f64;
-        products / sizes.width as f64 + entries + 3.0 * experts.all() as f64
+        // Modulated rows, beside those that were gathered: scale, shift, product and sum.
+        let copies = if self.modulated { 6.0 } else { 2.0 };
+        let entries = copies * self.router().chosen(experts) * sizes.width as f64;
+        // The product with the cell's input and with its state, and both of these.
+        let remembered = 8 * self.router().carried().map_or(0, |(_, width)| width);
+        products + entries + (3 * experts.all() + remembered) as f64
     }
 
     fn check_effects(&self, sizes: &Sizes) -> Result<(), ConfigError> {
@@ -356,8 +434,12 @@ impl MlpSettings for Config {
 
     fn adaptable(&self) -> Vec<Part> {
         let mut parts = attention::PARTS.to_vec();
-        if self.dense_first > 0 || self.every > 1 || !self.dense_layers.is_empty() {
+        let dense = self.dense_first > 0 || self.every > 1 || !self.dense_layers.is_empty();
+        if dense || self.modulated {
             parts.extend([GATE_UP, DOWN]);
+        }
+        if self.latent > 0 {
+            parts.push(EXPERTS_LATENT);
         }
         if self.shared > 0 {
             parts.extend([SHARED_GATE_UP, SHARED_DOWN]);
@@ -366,11 +448,27 @@ impl MlpSettings for Config {
     }
 
     fn computing_experts(&self, stored: usize) -> usize {
-        self.experts(stored).computing
+        if self.reaches(stored) { self.experts(stored).computing } else { 0 }
     }
 
     fn trains_otherwise(&self) -> bool {
         self.router().trains_otherwise()
+    }
+
+    fn throws_dice(&self) -> bool {
+        self.router().throws_dice()
+    }
+
+    fn links_layers(&self) -> bool {
+        self.shortcut || self.carried().is_some()
+    }
+
+    fn carried(&self) -> Option<(&'static str, usize)> {
+        self.router().carried()
+    }
+
+    fn shared_routers(&self, sizes: &Sizes) -> Vec<ParamSpec> {
+        self.router().shared_specs(sizes)
     }
 
     fn routers(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
@@ -414,29 +512,44 @@ impl MlpSettings for Config {
     fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp> {
         let stored = linears.stored;
         if !self.reaches(stored) {
-            return dense::Config::default().build(linears, take);
+            let mlp = dense::Config::default().build(linears, take);
+            let leaves = self.leaves(stored, linears.plan.stored);
+            return if leaves { Box::new(Leaving(mlp)) } else { mlp };
         }
-        let shared = (self.shared > 0).then(|| Shared {
-            mlp: Dense {
-                gate_up: linears.build(SHARED_GATE_UP, take),
-                down: linears.build(SHARED_DOWN, take),
-                function: GateFunction::Silu,
-            },
+        let mut mlp = |gate_up, down| Dense {
+            gate_up: linears.build(gate_up, take),
+            down: linears.build(down, take),
+            function: GateFunction::Silu,
+        };
+        let own = (self.modulated || self.shortcut).then(|| mlp(GATE_UP, DOWN));
+        let shared = (self.shared > 0).then(|| mlp(SHARED_GATE_UP, SHARED_DOWN));
+        let (modulated, beside) = if self.modulated { (own, None) } else { (None, own) };
+        let shared = shared.map(|mlp| Shared {
+            mlp,
             weights: self.shared_weights(stored).map(|(place, _)| take.take(&place)),
             mixes: self.shared_mix,
         });
         let places = self.places(stored, linears.plan.uses_of(stored).len());
-        Box::new(Experts {
-            gate_up: linears.bank(EXPERTS_GATE_UP, take),
-            down: linears.bank(EXPERTS_DOWN, take),
-            biases: self.biases.then(|| Biases {
-                gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
-                down: linears.bank(EXPERTS_DOWN_BIAS, take),
+        let kind = match modulated {
+            Some(mlp) => Kind::Modulated(Modulated::build(mlp, linears, take)),
+            None => Kind::Bank(Bank {
+                latent: (self.latent > 0).then(|| linears.build(EXPERTS_LATENT, take)),
+                gate_up: linears.bank(EXPERTS_GATE_UP, take),
+                down: linears.bank(EXPERTS_DOWN, take),
+                biases: self.biases.then(|| Biases {
+                    gate_up: linears.bank(EXPERTS_GATE_UP_BIAS, take),
+                    down: linears.bank(EXPERTS_DOWN_BIAS, take),
+                }),
+                clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
             }),
+        };
+        Box::new(Experts {
+            kind,
+            beside,
             count: self.experts(stored).computing,
             zero: self.zero().build(linears, take),
-            clamp: (self.limit > 0.0).then_some((self.limit as f32, self.alpha as f32)),
             shared,
+            links_layers: self.links_layers(),
             routers: places
                 .into_iter()
                 .map(|place| self.router().build(place, self.experts(stored), take))

@@ -65,6 +65,28 @@ pub trait MlpSettings {
         false
     }
 
+    /// Whether its routers throw dice in passes that learn, so that two runs of the same rows
+    /// differ.
+    fn throws_dice(&self) -> bool {
+        false
+    }
+
+    /// What rows carry from layer to layer from the first one on, by name and width; zeros at
+    /// first.
+    fn carried(&self) -> Option<(&'static str, usize)> {
+        None
+    }
+
+    /// Whether a layer reads what an earlier one left in what rows carry.
+    fn links_layers(&self) -> bool {
+        self.carried().is_some()
+    }
+
+    /// The weights that the routers of all layers share.
+    fn shared_routers(&self, _sizes: &Sizes) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
     /// The weights of its router, if it has one.
     fn routers(&self, _sizes: &Sizes, _stored: usize) -> Vec<ParamSpec> {
         Vec::new()

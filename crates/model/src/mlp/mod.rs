@@ -8,6 +8,8 @@ pub mod dense;
 mod expert_layer;
 pub mod experts;
 mod member;
+pub mod modulated;
+mod shortcut;
 mod zero_experts;
 
 use serde::{Deserialize, Serialize};

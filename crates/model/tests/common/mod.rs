@@ -7,7 +7,9 @@ use model::{
     Causality, ExpertRouterConfig, KvMode, MlpConfig, Model, ModelConfig, RouterConfig, Rule,
     Sharing,
 };
-use testkit::{MODES, SHARINGS, adapters, combinations, forms, mlps, pairwise, routers, tiny};
+use testkit::{
+    MODES, SHARINGS, adapters, combinations, forms, mlps, pairwise, routers, tiny, with_shortcuts,
+};
 
 /// Every legal combination of router, way of keeping keys and values, and layout; then, with
 /// adapters and MLPs, a few combinations in which every two options meet.
@@ -30,7 +32,11 @@ pub(crate) fn variants() -> Vec<ModelConfig> {
         all.iter().cloned().partition(|values| [2, 4, 5].iter().all(|&option| values[option] == 0));
     assert!(picked.len() >= 40, "{} legal combinations", picked.len());
     picked.extend(pairwise(&further));
-    picked.iter().map(|values| config_of(values)).collect()
+    let mut all: Vec<ModelConfig> = picked.iter().map(|values| config_of(values)).collect();
+    for router in [RouterConfig::FIXED, RouterConfig::default()] {
+        all.extend(with_shortcuts(router));
+    }
+    all
 }
 
 /// The options in which [`variants`] differ, for messages.
