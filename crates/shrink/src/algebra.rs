@@ -31,6 +31,27 @@ pub(crate) fn projected(mean: &mut [f64], all: &[&[f32]], columns: usize, rank: 
     mean.copy_from_slice(&result);
 }
 
+/// The `rank` largest right singular vectors of `all`, `[rows, columns]`, one below the other, and
+/// which share of its squares lies in them.
+pub(crate) fn largest_rows(all: &[f32], columns: usize, rank: usize) -> (Vec<f64>, f64) {
+    let mut gram = vec![vec![0.0; columns]; columns];
+    for row in all.chunks_exact(columns) {
+        for (i, x) in row.iter().enumerate() {
+            for (sum, y) in gram[i][..=i].iter_mut().zip(row) {
+                *sum += f64::from(*x) * f64::from(*y);
+            }
+        }
+    }
+    for i in 0..columns {
+        let (above, below) = gram.split_at_mut(i);
+        above.iter_mut().enumerate().for_each(|(j, row)| row[i] = below[0][j]);
+    }
+    let (values, vectors) = eigen(gram);
+    let (kept, whole) = (values[..rank].iter().sum::<f64>(), values.iter().sum::<f64>());
+    let share = if whole > 0.0 { (kept / whole).clamp(0.0, 1.0) } else { 1.0 };
+    (vectors.into_iter().take(rank).flatten().collect(), share)
+}
+
 /// The upper factor `U` of `(H + damping mean(diag H) I)^-1 = U^T U`, `[n, n]`; `None` where H is
 /// no matrix of second moments.
 pub(crate) fn inverse_factor(h: &[f64], n: usize, damping: f64) -> Option<Vec<f64>> {

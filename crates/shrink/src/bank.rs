@@ -22,6 +22,14 @@ const PARTS: [Part; 4] = [EXPERTS_GATE_UP, EXPERTS_DOWN, EXPERTS_GATE_UP_BIAS, E
 /// A model without experts.
 pub(crate) fn experts_of(config: &ModelConfig) -> Result<&experts::Config, ShrinkError> {
     match &config.mlp {
+        MlpConfig::Experts(experts) if experts.latent > 0 || experts.modulated => {
+            let found = match experts.modulated {
+                true => "experts that scale and shift the row of one MLP (mlp.modulated)",
+                false => "experts that read a projection of the row (mlp.latent)",
+            };
+            let next = "choose a pass for layers, such as wanda, layers or recursions";
+            refused("the checkpoint: mlp", "experts with matrices of the row", found, next)
+        }
         MlpConfig::Experts(experts) => Ok(experts),
         other => {
             let found = format!("\"{}\"", other.kind());

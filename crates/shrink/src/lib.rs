@@ -21,7 +21,9 @@ pub use calibration::{Calibration, HeldOut};
 pub use change::ModelChange;
 pub use error::ShrinkError;
 pub use passes::{LayerCall, PassConfig, PassSettings, RunningPass, Survey};
-pub use passes::{dense, drop, gptq, grow, layers, merge, mixed, recursions, round, slim, wanda};
+pub use passes::{
+    dense, drop, gptq, grow, latent, layers, merge, mixed, recursions, round, slim, wanda,
+};
 pub use report::{LayerReport, PassReport, ShrinkReport};
 pub use seen::{ExpertsSeen, GroupSeen, Seen, Wanted};
 pub use walk::{check, shrink};

@@ -191,7 +191,8 @@ impl Walk<'_> {
     fn goes_along(&self) -> bool {
         let (plan, config) = (self.model.plan(), self.model.config());
         let once = (0..plan.stored).all(|stored| plan.uses_of(stored).len() == 1);
-        plan.recursions.is_empty() && once && config.kv == KvMode::RecursionWise
+        let apart = once && !config.mlp.settings().links_layers();
+        plan.recursions.is_empty() && apart && config.kv == KvMode::RecursionWise
     }
 
     /// Runs one pass over all of its layers.

@@ -221,6 +221,45 @@ fn slicing_is_zeroing() {
     }
 }
 
+/// Where gates and ups of all experts lie in a space of 9 dimensions, a projection on so many loses
+/// nothing; on fewer it does. The bank has the numbers that the formula says.
+#[test]
+fn a_projection_that_holds_all_experts_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (i, (name, config)) in families().into_iter().enumerate() {
+        let flat = |spec: &ParamSpec, data: &mut Vec<f32>| {
+            if spec.name.ends_with("experts_gate_up") {
+                let (old, columns, other) = (data.clone(), spec.shape.1, spec.fresh(11));
+                for (at, x) in data.iter_mut().enumerate() {
+                    let (row, column) = (at / columns, at % columns);
+                    let of = |k: usize| old[row * columns + k] * other[k * columns + column];
+                    *x = (0..9).map(of).sum();
+                }
+            }
+        };
+        let run = |what: &str, share: f64| {
+            let from = stored_with(&folder.path().join(format!("{i}{what}")), &config, flat);
+            let before = logits(&from);
+            let table = json!({ "kind": "latent", "share": share });
+            let at = folder.path().join(format!("{i}{what}-out"));
+            let (after, report) = made(from, &[table], &at);
+            (before, logits(&after), after, report)
+        };
+        let (before, then, after, report) = run("enough", 15.0 / 24.0);
+        assert_eq!(experts_of(after.model.config()).latent, 9);
+        if name != "mor moe" {
+            close(&then, &before, 1e-4, name);
+        }
+        assert_eq!(weight(&after, "layers.0.experts_latent").len(), 9 * 24);
+        assert_eq!(weight(&after, "layers.0.experts_gate_up").len(), 4 * 2 * 16 * 9);
+        let went = &report.passes[0].layers[0].went;
+        assert!(went[0].contains("9 of 24") && went[0].contains("100.00 %"), "{went:?}");
+        let (before, then, _, _) = run("less", 19.0 / 24.0);
+        let most = before.iter().zip(&then).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(most > 1e-2, "{name}: {most}");
+    }
+}
+
 /// Dropping is cutting out: what stays of banks and routers are the numbers of the source.
 #[test]
 fn what_stays_is_what_was_there() {

@@ -5,6 +5,7 @@ pub mod dense;
 pub mod drop;
 pub mod gptq;
 pub mod grow;
+pub mod latent;
 pub mod layers;
 mod member;
 pub mod merge;
@@ -67,6 +68,8 @@ passes! {
         Layers(layers::LayersSettings) = "layers",
         /// Recursions go, from the last.
         Recursions(recursions::RecursionsSettings) = "recursions",
+        /// Experts read one projection of the row.
+        Latent(latent::LatentSettings) = "latent",
         /// Experts become one dense MLP.
         Dense(dense::DenseSettings) = "dense",
         /// Weights are rounded, and later columns make up for it.
