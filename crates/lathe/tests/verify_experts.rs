@@ -47,6 +47,53 @@ fn folders_of_experts_pass_with_fast_and_plain_operations() {
     }
 }
 
+/// Blocks of which some say their settings otherwise than models do: experts that compute nothing,
+/// transposed banks, and a shared expert that is averaged with the others.
+#[test]
+fn layers_of_experts_alone_pass_and_a_wrong_setting_fails() {
+    let place = Place::empty();
+    let blocks = format!("{}/tests/blocks", env!("CARGO_MANIFEST_DIR"));
+    for plain in [&[][..], &["--plain"]] {
+        let ended = place.run(&[&["verify", &blocks, "--json"], plain].concat()).good();
+        let cases = ended.json();
+        let cases = cases.as_array().expect("a list");
+        assert_eq!(cases.len(), 3, "{cases:?}");
+        for case in cases {
+            assert_eq!(case["passed"], true, "{case}");
+            let kinds: Vec<&str> = (case["checks"].as_array().expect("a list").iter())
+                .filter_map(|check| check["what"].as_str())
+                .collect();
+            let chosen = case["name"] != "dbrx";
+            let expected =
+                if chosen { &["y", "selections", "gradients"][..] } else { &["y", "gradients"] };
+            assert_eq!(kinds, expected, "{case}");
+        }
+    }
+    for (name, from, to, reason) in [
+        ("longcat_zero", "\"routed_scaling_factor\": 1.5", "\"routed_scaling_factor\": 1.6", None),
+        ("longcat_zero", "LongcatFlashMoE", "SwitchTransformersSparseMLP", Some("no gate")),
+        ("longcat_zero", "LongcatFlashMoE", "SomethingElse", Some("SomethingElse")),
+        ("dbrx", "weights\": 1.0", "weights\": 2.0", Some("moe_normalize_expert_weights = 2")),
+    ] {
+        let place = Place::empty();
+        for file in ["block.safetensors", "refs.safetensors", "refs.json"] {
+            let bytes = std::fs::read(format!("{blocks}/{name}/{file}")).expect("a file");
+            place.write(&format!("cases/{name}/{file}"), bytes);
+        }
+        let path = format!("cases/{name}/refs.json");
+        let text = String::from_utf8(place.read(&path)).expect("JSON");
+        assert!(text.contains(from), "{text}");
+        place.write(&path, text.replace(from, to));
+        let ended = place.run(&["verify", "cases", "--json"]);
+        let case = ended.json()[0].clone();
+        assert_eq!(case["passed"], false, "{case}");
+        match reason {
+            Some(reason) => assert!(case["refused"].as_str().expect("why").contains(reason)),
+            None => assert_eq!(ended.code, Some(1), "{ended:?}"),
+        }
+    }
+}
+
 #[test]
 fn another_setting_fails_and_adapters_and_blocks_are_refused() {
     let place = Place::empty();

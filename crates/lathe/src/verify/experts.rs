@@ -48,6 +48,14 @@ impl Probe for Routers {
     }
 }
 
+impl Routed {
+    /// The experts of each row, ascending.
+    pub(super) fn chosen(&self) -> Vec<Vec<u32>> {
+        let of_row = |row: &Vec<(u32, f32)>| row.iter().map(|(expert, _)| *expert).collect();
+        self.experts.iter().map(of_row).collect()
+    }
+}
+
 /// The losses of a batch.
 #[derive(Debug, Deserialize)]
 pub(super) struct Losses {

@@ -24,16 +24,13 @@ use super::seen::{Seen, SeenLoss};
 pub(super) const REFERENCES: &str = "refs.safetensors";
 
 /// What it says of them.
-const SETTINGS: &str = "refs.json";
+pub(super) const SETTINGS: &str = "refs.json";
 
 /// Ids of the first sequence that the continuation begins with.
 const PROMPT: usize = 10;
 
 /// The checks of the folder at `path`, or why the folder is refused.
 pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>> {
-    if let Some(why) = out_of_scope(path) {
-        return Ok(Err(why.into()));
-    }
     let base = match adapters::is_adapter(path).then(|| base_of_adapter(path)).transpose() {
         Ok(base) => base,
         Err(why) => return Ok(Err(why.to_string())),
@@ -56,14 +53,6 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
         Ok(imported) => recorded.compare(path, &imported, ops).map(Ok),
         Err(why) => Ok(Err(why.to_string())),
     }
-}
-
-/// Why a folder with references is no model that is compared here.
-fn out_of_scope(path: &Path) -> Option<&'static str> {
-    if path.join("block.safetensors").is_file() {
-        return Some("a block without a model around it; the tests of the model compare blocks");
-    }
-    None
 }
 
 /// The numbers of `refs.json` that are compared.

@@ -2,6 +2,7 @@
 //! the library computed of them, and compares everything they record.
 
 mod adapters;
+mod blocks;
 mod comparison;
 mod experts;
 mod hugging_face;
@@ -116,7 +117,11 @@ fn folder_case(path: &Path, ops: Ops) -> Case {
         .file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
     let without = Case { passed: false, ..Case::of(&name, Vec::new()) };
-    match hugging_face::checks(path, ops) {
+    let checks = match blocks::is_block(path) {
+        true => blocks::checks(path, ops),
+        false => hugging_face::checks(path, ops),
+    };
+    match checks {
         Ok(Ok(checks)) => Case::of(&name, checks),
         Ok(Err(why)) => Case { refused: Some(why), ..without },
         Err(why) => Case { broken: Some(format!("{why:#}")), ..without },
