@@ -122,6 +122,26 @@ impl TensorFile {
         }
     }
 
+    /// Some bytes of a tensor of bytes: those at the places of `range`, cut at the tensor's end.
+    ///
+    /// # Errors
+    /// There is no such tensor, it is not stored as U8, or the file was changed since it was
+    /// opened.
+    pub fn read_byte_range(&self, name: &str, range: Range<usize>) -> Result<Vec<u8>, LoadError> {
+        let tensor = self.require(name)?;
+        if tensor.dtype != Dtype::U8 {
+            let field = format!("tensor {}: dtype", quote(name));
+            let found = tensor.dtype.to_string();
+            return Err(LoadError::invalid(&self.path, field, "U8", found, NEXT_DAMAGED));
+        }
+        let count = tensor.end - tensor.begin;
+        let (first, last) = (range.start.min(count), range.end.min(count));
+        let mut bytes = vec![0; last.saturating_sub(first)];
+        let read = self.file.read_at((tensor.begin + first) as u64, &mut bytes);
+        read.map_err(|e| LoadError::reading(&self.path, e))?;
+        Ok(bytes)
+    }
+
     /// A tensor's elements as the file holds them: little-endian, in row-major order.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! GPT-OSS (OpenAI 2025, arXiv:2508.10925): experts with biases and a clamped product in every
 //! block, stored transposed with gate and up in alternating columns; a score of each head that no
-//! key has; windows in some blocks. Folders in MXFP4 are refused.
+//! key has; windows in some blocks. Banks may be in MXFP4.
 
 use std::path::Path;
 
@@ -96,6 +96,15 @@ fn banks(role: TensorRole, config: &ArchConfig) -> Option<Piece> {
 
 /// Without any statement on rotary positions the library would rescale them.
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
+    let packed = config.inner("quantization_config")?;
+    if packed.is_some_and(|packed| packed.get("quant_method") != Some(&"mxfp4".into())) {
+        let expected = "no such setting, or one with quant_method \"mxfp4\"";
+        return Err(config.unsupported("quantization_config", expected));
+    }
+    // Which tensors are codes, their names say.
+    let others = config.items().filter(|(key, _)| *key != "quantization_config");
+    let without: Map<String, Value> = others.map(|(k, v)| (k.clone(), v.clone())).collect();
+    let config = &config.with(&without);
     experts::refuse_others(config, &experts::own(&["swiglu_limit", "swiglu_alpha"]))?;
     dense::must_turn_whole(config)?;
     if !config.has("rope_parameters") && !config.has("rope_scaling") {

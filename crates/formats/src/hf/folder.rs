@@ -37,7 +37,11 @@ impl Folder {
         let (architecture, form) = architectures::of_config(&config)?;
         let settings = (form.read)(&config)?;
         settings.check(config.path())?;
-        let shards = Shards::open(path)?;
+        let mut shards = Shards::open(path)?;
+        // Classes without such folders have refused the setting.
+        if config.get("quantization_config").is_some() {
+            shards.unpack()?;
+        }
         let holding = form.holding_of(&settings, |name| shards.has(name));
         shards.check(path, architecture.name, &settings, holding)?;
         Ok(Self { path: path.to_path_buf(), architecture, form, settings, shards, holding })

@@ -3,6 +3,7 @@
 
 mod all_tensors;
 mod folder;
+mod packed;
 pub(crate) mod rope;
 mod shards;
 mod special;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use checkpoint::{Dtype, TensorFile, open_safetensors};
 
+use super::packed::PackedBank;
 use crate::error::{io_at, quote};
 use crate::json::{JsonFile, describe};
 use crate::{ArchConfig, FormatError, Result, TensorRole, layout};
@@ -21,6 +22,8 @@ const INVERSE_FREQUENCIES: &str = ".rotary_emb.inv_freq";
 pub(super) struct Shards {
     files: Vec<TensorFile>,
     index: BTreeMap<String, usize>,
+    /// Banks in codes of four bits, which no tensor of the index holds.
+    packed: BTreeMap<String, PackedBank>,
 }
 
 impl Shards {
@@ -30,7 +33,7 @@ impl Shards {
         if single.try_exists().map_err(io_at(&single, "open"))? {
             let file = open_safetensors(&single)?;
             let index = file.names().map(|name| (name.to_owned(), 0)).collect();
-            return Ok(Self { files: vec![file], index });
+            return Ok(Self { files: vec![file], index, packed: BTreeMap::new() });
         }
         if index.try_exists().map_err(io_at(&index, "open"))? {
             return Self::open_index(folder, &index);
@@ -63,12 +66,28 @@ impl Shards {
                 found,
             ));
         }
-        let mut shards = Self { files: Vec::new(), index: BTreeMap::new() };
+        let (files, index, packed) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut shards = Self { files, index, packed };
         for (shard, tensors) in names {
             let file = open_safetensors(&folder.join(shard))?;
             shards.add(path, shard, file, &tensors)?;
         }
         Ok(shards)
+    }
+
+    /// From now on codes of four bits with their scales stand for the banks that they are.
+    pub(super) fn unpack(&mut self) -> Result<()> {
+        let names = self.index.keys().filter_map(|name| name.strip_suffix("_blocks"));
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        for name in names {
+            let parts = [format!("{name}_blocks"), format!("{name}_scales")];
+            let [blocks, scales] = [0, 1].map(|part| self.index.get(&parts[part]).copied());
+            let Some(shard) = blocks.filter(|_| blocks == scales) else { continue };
+            let bank = PackedBank::of(&name, &self.files[shard], shard)?;
+            self.index.retain(|known, _| !parts.contains(known));
+            self.packed.insert(name, bank);
+        }
+        Ok(())
     }
 
     /// The shard must hold exactly the tensors that the index gives it.
@@ -111,6 +130,8 @@ impl Shards {
                 found.insert(name, self.files[shard].shape(name).unwrap_or_default());
             }
         }
+        let banks = self.packed.iter().map(|(name, bank)| (name.as_str(), &bank.shape[..]));
+        found.extend(banks);
         let tensor = holding.tensor;
         let head = tensor(TensorRole::Head).unwrap_or_default();
         let embed = tensor(TensorRole::Embed).unwrap_or_default();
@@ -132,6 +153,9 @@ impl Shards {
     }
 
     fn check_dtype(&self, name: &str) -> Result<()> {
+        if self.packed.contains_key(name) {
+            return Ok(());
+        }
         let file = &self.files[self.index[name]];
         match file.dtype(name) {
             Some(Dtype::F32 | Dtype::F16 | Dtype::Bf16) => Ok(()),
@@ -163,7 +187,7 @@ impl Shards {
 
     /// Whether there is a tensor of this name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.index.contains_key(name)
+        self.index.contains_key(name) || self.packed.contains_key(name)
     }
 
     /// The values of a tensor that was found present.
@@ -173,7 +197,10 @@ impl Shards {
 
     /// Some values of a tensor that was found present.
     pub(super) fn read_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
-        Ok(self.file_of(name).read_f32_range(name, range)?)
+        match self.packed.get(name) {
+            Some(bank) => bank.read_range(&self.files[bank.shard], range),
+            None => Ok(self.file_of(name).read_f32_range(name, range)?),
+        }
     }
 
     fn file_of(&self, name: &str) -> &TensorFile {

@@ -5,5 +5,6 @@ mod adapters;
 mod common;
 mod folders;
 mod ggufs;
+mod packed;
 mod quants;
 mod tokens;
