@@ -193,6 +193,10 @@ impl Engine {
         if let Some(vector) = embedding {
             self.handle.emit(request.id, SequenceEvent::Embedding(vector));
         }
+        if request.routed_experts && end > known.max(chunk.first) {
+            let rows = self.routed.take(request.id, known.max(chunk.first), end);
+            self.handle.emit(request.id, SequenceEvent::Routed(rows));
+        }
         let cancelled =
             matches!(&after, After::Ended(ended) if ended.done.finish == Finish::Cancelled);
         if let Some(scored) = token.filter(|_| !cancelled) {

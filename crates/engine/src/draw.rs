@@ -99,6 +99,7 @@ mod tests {
             top: None,
             prompt_scores,
             embedding: None,
+            routed_experts: false,
             adapter: 0,
             priority: 0,
             deadline: None,

@@ -148,7 +148,7 @@ pub fn run_requests(
             }
             match event {
                 SequenceEvent::Prompt(scores) => progress.prompt = scores,
-                SequenceEvent::Embedding(_) => {}
+                SequenceEvent::Embedding(_) | SequenceEvent::Routed(_) => {}
                 SequenceEvent::Token(token) => progress.tokens.push(token),
                 SequenceEvent::Done(Done { finish: Finish::Failed(why), .. }) => {
                     return Err(RunError::Failed(why));

@@ -25,6 +25,7 @@ use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
 use crate::pooling::PooledRows;
+use crate::routed::{RoutedExperts, Routing};
 use crate::watch::{ByRequest, ExpertLoads, SharedProbe, Watched};
 
 /// How an engine is set up.
@@ -109,6 +110,7 @@ pub struct Engine {
     pub(crate) runs: PartRuns,
     watch: Option<SharedProbe>,
     loads: ExpertLoads,
+    pub(crate) routed: RoutedExperts,
 }
 
 impl Engine {
@@ -145,6 +147,8 @@ impl Engine {
             vocab: config.vocab_size,
             page_bytes,
             has_thresholds: has_thresholds(&config.router, &rule),
+            has_experts: (0..model.plan().stored)
+                .any(|stored| config.mlp.settings().computing_experts(stored) > 0),
         };
         let handle = Arc::new(EngineHandle::new(scheduler, known));
         Ok(Self {
@@ -166,6 +170,7 @@ impl Engine {
             runs: PartRuns::default(),
             watch: None,
             loads: ExpertLoads::default(),
+            routed: RoutedExperts::default(),
         })
     }
 
@@ -285,6 +290,7 @@ impl Engine {
         }
         self.scores.remove(&ended.request.id);
         self.pooled.forget(ended.request.id);
+        self.routed.forget(ended.request.id);
         self.handle.emit(ended.request.id, SequenceEvent::Done(ended.done));
     }
 
@@ -317,12 +323,29 @@ impl Engine {
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
         let Self {
-            model, adapted, rule, state, store, tiers, handle, in_flight, watch, loads, ..
+            model,
+            adapted,
+            rule,
+            state,
+            store,
+            tiers,
+            handle,
+            in_flight,
+            watch,
+            loads,
+            routed,
+            ..
         } = self;
         let adapted = (adapter as usize).checked_sub(1).and_then(|at| adapted.get(at));
         let model = adapted.unwrap_or(model);
         let watch = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
-        let mut watched = Watched { loads, watch };
+        let wanted = Routing::wanted(&handle.scheduler());
+        let routing = (!wanted.is_empty()).then(|| Routing {
+            kept: routed,
+            plan: model.plan().clone(),
+            wanted,
+        });
+        let mut watched = Watched { loads, watch, routing };
         let mut kv = PagedCache::new(handle.lock(), store, tiers, in_flight);
         let mut pass = Pass {
             ops: Ops::Fast,

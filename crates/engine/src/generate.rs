@@ -143,7 +143,10 @@ pub fn generate_watched(
     let request = request(what);
     let mut finished = run_requests(engine, vec![request], &mut |_, event| match event {
         SequenceEvent::Token(token) => each(&Token::from(token)),
-        SequenceEvent::Prompt(_) | SequenceEvent::Embedding(_) | SequenceEvent::Done(_) => true,
+        SequenceEvent::Prompt(_)
+        | SequenceEvent::Embedding(_)
+        | SequenceEvent::Routed(_)
+        | SequenceEvent::Done(_) => true,
     })?;
     let found = finished.pop().ok_or_else(|| RunError::Failed("it gave no end".into()))?;
     let tokens: Vec<Token> = found.tokens.iter().map(Token::from).collect();
@@ -206,6 +209,7 @@ fn request(what: &Generation<'_>) -> Request {
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -30,6 +30,8 @@ pub(crate) struct KnownModel {
     pub(crate) page_bytes: usize,
     /// Whether the causal rule has thresholds that a request can move.
     pub(crate) has_thresholds: bool,
+    /// Whether a layer has experts.
+    pub(crate) has_experts: bool,
 }
 
 /// Somebody who waits, with events that could not be handed over yet.
@@ -103,6 +105,11 @@ impl EngineHandle {
             let expected = "0: this model's router compares no logit with a threshold".into();
             let found = threshold.to_string();
             return Err(Refusal::Invalid { field: "threshold", found, expected });
+        }
+        if request.routed_experts && !self.known.has_experts {
+            let (field, found) = ("return_routed_experts", "true".into());
+            let expected = "false: no layer of this model has experts".into();
+            return Err(Refusal::Invalid { field, found, expected });
         }
         let adapters = self.adapters.load(Ordering::Relaxed);
         if request.adapter > adapters {

@@ -14,6 +14,7 @@ mod likelihood;
 pub mod oracle;
 mod paged_cache;
 mod pooling;
+mod routed;
 mod sampler;
 mod score;
 mod stats;

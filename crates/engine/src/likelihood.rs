@@ -85,6 +85,7 @@ fn request(id: u64, stretch: &Stretch<'_>) -> Request {
         top: Some(1),
         prompt_scores: (stretch.from < stretch.ids.len()).then_some(stretch.from),
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

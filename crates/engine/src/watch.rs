@@ -8,6 +8,8 @@ use model::{Choice, Probe, RoutingEvent, Rows};
 use ops::Tensor2;
 use scheduler::Scheduler;
 
+use crate::routed::Routing;
+
 /// A probe that an engine and somebody else share.
 pub type SharedProbe = Arc<Mutex<dyn Probe + Send>>;
 
@@ -32,6 +34,8 @@ impl Probe for ExpertLoads {
 pub(crate) struct Watched<'a> {
     pub(crate) loads: &'a mut ExpertLoads,
     pub(crate) watch: Option<ByRequest<'a>>,
+    /// For requests that want to know.
+    pub(crate) routing: Option<Routing<'a>>,
 }
 
 impl Probe for Watched<'_> {
@@ -43,6 +47,9 @@ impl Probe for Watched<'_> {
 
     fn routed(&mut self, event: &RoutingEvent<'_>) {
         self.loads.routed(event);
+        if let Some(routing) = &mut self.routing {
+            routing.routed(event);
+        }
         if let Some(watch) = &mut self.watch {
             watch.routed(event);
         }

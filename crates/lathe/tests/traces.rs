@@ -205,6 +205,50 @@ fn a_trace_that_cannot_be_written_takes_nothing_else_away() {
     assert!(place.read("answer.json").ends_with(b"\"saved\"}]}") && place.read(step) == before);
 }
 
+/// The experts of every row beside the text, as a stream and as a whole, and read back.
+#[test]
+fn answers_tell_experts_where_they_are_asked_to() {
+    let place = place();
+    let server = Server::start(&place, &[]);
+    let ask = json!({ "prompt": "the tok", "max_tokens": 5, "temperature": 0, "ignore_eos": true,
+        "return_token_ids": true, "lathe": { "return_routed_experts": true } });
+    let (status, answer) = server.complete(&ask);
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    let lists = |field: &str| choice[field].as_array().expect("lists").clone();
+    let prompt = lists("prompt_routed_experts");
+    assert_eq!(prompt.len(), choice["prompt_token_ids"].as_array().expect("ids").len());
+    assert_eq!(lists("routed_experts").len(), 4, "the last token went through no layer");
+    for row in prompt.iter().chain(&lists("routed_experts")) {
+        let layers = row.as_array().expect("layers");
+        assert!((2..=5).contains(&layers.len()), "first and last layer, and recursions: {row}");
+        for experts in layers {
+            let experts: Vec<u64> =
+                experts.as_array().expect("experts").iter().filter_map(Value::as_u64).collect();
+            assert!(experts.len() == 2 && experts[0] < experts[1] && experts[1] < 6, "{row}");
+        }
+    }
+    place.write("answer.json", answer.to_string());
+    let words = ["inspect", "--trace", "answer.json", "--json"];
+    place.run(&words).good().json();
+    let mut stream = ask.clone();
+    stream["stream"] = json!(true);
+    let (_, _, body) = server.ask("POST", "/v1/completions", "", &stream.to_string());
+    let last = body.lines().filter(|line| line.contains("finish_reason\":\"")).count();
+    let told = body.lines().filter(|line| line.contains("\"routed_experts\"")).collect::<Vec<_>>();
+    assert!(last == 1 && told.len() == 1 && told[0].contains("finish_reason\":\""), "{body}");
+    let chunk: Value = serde_json::from_str(&told[0]["data: ".len()..]).expect("JSON");
+    assert_eq!(chunk["choices"][0]["routed_experts"], choice["routed_experts"]);
+    let mut plain = ask;
+    plain["lathe"] = json!({});
+    let (_, without) = server.complete(&plain);
+    assert_eq!(without["choices"][0]["text"], choice["text"]);
+    assert!(without["choices"][0]["routed_experts"].is_null());
+    let responses = json!({ "input": "the", "lathe": { "return_routed_experts": true } });
+    let (status, _, body) = server.ask("POST", "/v1/responses", "", &responses.to_string());
+    assert!(status == 400 && body.contains("return_routed_experts"), "{status} {body}");
+}
+
 #[test]
 fn a_server_keeps_what_its_routers_decided() {
     let place = place();

@@ -20,7 +20,8 @@ pub use limits::{Brownout, LimitError, SchedulerLimits};
 pub use pages::{Full, Imbalance, KvShape, PAGE, PageCopy, Pages, Shared, TableId};
 pub use request::{
     Constrained, Constraint, DepthOptions, Done, EventSink, Finish, Gauges, Offer, Pooling,
-    Priority, Refusal, Request, SamplingParams, Scored, SequenceEvent, TokenOut, Usage,
+    Priority, Refusal, Request, RoutedRows, RowExperts, SamplingParams, Scored, SequenceEvent,
+    TokenOut, Usage,
 };
 pub use scheduler::Scheduler;
 pub use sequence::{Chunk, ChunkStage, Running, Sequence, SlotId};

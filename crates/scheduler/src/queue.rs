@@ -126,6 +126,7 @@ mod tests {
             top: None,
             prompt_scores: None,
             embedding: None,
+            routed_experts: false,
             adapter: 0,
             priority,
             deadline: None,

@@ -135,6 +135,9 @@ pub struct Request {
     pub prompt_scores: Option<usize>,
     /// Report one vector for the prompt. Rows that it needs do not come from the prefix cache.
     pub embedding: Option<Pooling>,
+    /// Report the experts that every row of prompt and text took. No row comes from the prefix
+    /// cache then.
+    pub routed_experts: bool,
     /// Which adapter of the engine the text is of, from 1; 0 for the model as it is. Texts of
     /// different adapters share no prefix.
     pub adapter: u32,
@@ -216,6 +219,19 @@ pub struct Done {
     pub usage: Usage,
 }
 
+/// The experts of a row at each layer with experts that it went through, in order: their numbers,
+/// ascending.
+pub type RowExperts = Vec<Vec<u32>>;
+
+/// The experts that consecutive rows took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoutedRows {
+    /// The position of the first of them.
+    pub first: usize,
+    /// Those of each row.
+    pub experts: Vec<RowExperts>,
+}
+
 /// What comes back, in this order: prompt scores and the prompt's vector if asked for, tokens, the
 /// end.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,6 +241,9 @@ pub enum SequenceEvent {
     /// The vector `[width]` that [`Request::embedding`] asks for: what the prompt's rows are behind
     /// the last norm, pooled, and scaled to length 1.
     Embedding(Vec<f32>),
+    /// The experts of rows that are done, which [`Request::routed_experts`] asks for: of all rows,
+    /// each once and in order, ahead of the token that the last of them predicts.
+    Routed(RoutedRows),
     /// A token was drawn.
     Token(TokenOut),
     /// The request has ended; no event follows.

@@ -83,7 +83,8 @@ impl Sequence {
             Some(Pooling::Mean) => 0,
             Some(Pooling::Last) | None => self.len(),
         };
-        pooled.min(self.request.prompt_scores.unwrap_or(self.len()))
+        let scored = self.request.prompt_scores.unwrap_or(self.len());
+        if self.request.routed_experts { 0 } else { pooled.min(scored) }
     }
 
     /// Takes in a token predicted by a row of depth `depth`, and fixes the cap of the token's own

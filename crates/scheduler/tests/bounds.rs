@@ -21,6 +21,7 @@ fn request(prompt: usize, max_tokens: usize) -> Request {
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -17,6 +17,7 @@ fn request(id: u64, max_tokens: usize, depth_options: DepthOptions) -> Request {
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -103,6 +103,7 @@ fn request(dice: &mut Dice, id: u64, load: &Load, world: &World) -> Request {
         top: None,
         prompt_scores,
         embedding,
+        routed_experts: dice.one_in(8),
         adapter: dice.below(2) as u32,
         priority: dice.below(load.priorities) as i32,
         deadline: dice.one_in(12).then(|| now_us + dice.below(200_000)),

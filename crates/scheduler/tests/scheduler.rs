@@ -23,6 +23,7 @@ fn request(id: u64, prompt: std::ops::Range<u32>, max_tokens: usize) -> Request 
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -4,6 +4,7 @@ use crate::choice::{ChoiceState, Delta, End, TokenEntry};
 use crate::request::{Dialect, OutputOptions, ParsedRequest, StreamUsage};
 use crate::responses;
 use crate::token_text::TokenText;
+use scheduler::RowExperts;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 use std::sync::Arc;
@@ -73,6 +74,15 @@ struct Extensions<'d> {
     token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lathe: Option<Depths>,
+    #[serde(flatten)]
+    routed: Option<RoutedOfChoice<'d>>,
+}
+
+/// The experts of each row at each layer, as vLLM tells them.
+#[derive(serde::Serialize)]
+pub(crate) struct RoutedOfChoice<'d> {
+    prompt_routed_experts: &'d [RowExperts],
+    routed_experts: &'d [RowExperts],
 }
 
 #[derive(serde::Serialize)]
@@ -432,7 +442,15 @@ impl AnswerHead {
             prompt_token_ids: (self.shape.token_ids && first).then_some(&choice.prompt.ids),
             token_ids: self.shape.token_ids.then(|| generated.map(|entry| entry.id).collect()),
             lathe: self.shape.depths.then_some(Depths { depths, mean_depth: mean }),
+            routed: if last { self.routed(choice) } else { None },
         }
+    }
+
+    /// The experts of all rows of a choice that has ended, where they are asked for.
+    pub(crate) fn routed<'d>(&self, choice: &'d ChoiceState) -> Option<RoutedOfChoice<'d>> {
+        let (prompt_routed_experts, routed_experts) = choice.routed_experts();
+        let told = RoutedOfChoice { prompt_routed_experts, routed_experts };
+        self.shape.routed_experts.then_some(told)
     }
 
     fn columns(&self, token_text: &TokenText, entries: &[TokenEntry]) -> Columns {

@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use crate::request::{OutputOptions, Prompt};
 use crate::stops::StopMatcher;
 use crate::token_text::{TokenDecoder, TokenText};
-use scheduler::{Done, Finish, Scored, SequenceEvent, TokenOut, Usage};
+use scheduler::{Done, Finish, RoutedRows, RowExperts, Scored, SequenceEvent, TokenOut, Usage};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -72,6 +72,8 @@ pub(crate) struct ChoiceState {
     prompt_offsets: Vec<usize>,
     prompt_text: String,
     scores_due: bool,
+    /// The experts of each row of prompt and text so far, layer by layer.
+    pub(crate) routed: Vec<RowExperts>,
     /// The vector of the prompt, when it came.
     pub(crate) embedding: Option<Vec<f32>>,
     /// Tokens whose place in the text is not certain yet.
@@ -105,6 +107,7 @@ impl ChoiceState {
             prompt_offsets: Vec::new(),
             prompt_text: String::new(),
             scores_due: shape.prompt_scores,
+            routed: Vec::new(),
             embedding: None,
             waiting: VecDeque::new(),
             withheld: None,
@@ -161,6 +164,7 @@ impl ChoiceState {
         match event {
             _ if self.over => Ok(Next::GoOn),
             SequenceEvent::Done(done) => self.done(done),
+            SequenceEvent::Routed(rows) => self.routed(rows),
             SequenceEvent::Token(token) if self.end.is_some() => {
                 self.drawn_in_vain(&token);
                 Ok(Next::GoOn)
@@ -175,6 +179,22 @@ impl ChoiceState {
             }
             SequenceEvent::Token(token) => self.token(token),
         }
+    }
+
+    fn routed(&mut self, rows: RoutedRows) -> Result<Next, ApiError> {
+        if rows.first != self.routed.len() {
+            return Err(ApiError::internal("the engine left out the experts of some rows"));
+        }
+        self.routed.extend(rows.experts);
+        Ok(Next::GoOn)
+    }
+
+    /// The experts of the prompt's rows, and of those of the text but for the last token's, which
+    /// went through no layer.
+    pub(crate) fn routed_experts(&self) -> (&[RowExperts], &[RowExperts]) {
+        let prompt = self.prompt.ids.len().min(self.routed.len());
+        let last = (prompt + self.generated.saturating_sub(1)).min(self.routed.len());
+        (&self.routed[..prompt], &self.routed[prompt..last])
     }
 
     /// The engine let go of the sequence without a last event.
@@ -404,6 +424,7 @@ mod tests {
             token_ids: true,
             names_as_ids: false,
             depths: false,
+            routed_experts: false,
             stops: stops.iter().map(|&s| s.to_owned()).collect(),
             keep_stop: false,
             show_special: false,

@@ -311,6 +311,7 @@ fn request(
         top: parsed.shape.top.map(|k| k.max(1)),
         prompt_scores: parsed.shape.prompt_scores.then_some(0),
         embedding: parsed.shape.embedding,
+        routed_experts: parsed.shape.routed_experts,
         adapter: parsed.adapter,
         priority: parsed.priority,
         deadline: Some(deadline),

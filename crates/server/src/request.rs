@@ -40,6 +40,7 @@ pub(crate) struct OutputOptions {
     pub(crate) token_ids: bool,
     pub(crate) names_as_ids: bool,
     pub(crate) depths: bool,
+    pub(crate) routed_experts: bool,
     pub(crate) stops: Vec<String>,
     pub(crate) keep_stop: bool,
     pub(crate) show_special: bool,
@@ -64,6 +65,7 @@ impl OutputOptions {
             token_ids: false,
             names_as_ids: false,
             depths: false,
+            routed_experts: false,
             stops: Vec::new(),
             keep_stop: false,
             show_special: false,
@@ -270,7 +272,14 @@ fn shape(
     let mut stop_ids = eos.clone();
     stop_ids.extend(own.iter().filter(|id| !eos.contains(id)));
     let echo = dialect == Dialect::Completion && request.flag("echo", false);
-    let depths = request.object("lathe").is_some_and(|l| l.flag("return_depths", false));
+    let lathe = |name| request.object("lathe").is_some_and(|lathe| lathe.flag(name, false));
+    let depths = lathe("return_depths");
+    let routed_experts = lathe("return_routed_experts");
+    if routed_experts && dialect == Dialect::Responses {
+        let message = "`lathe.return_routed_experts` is true, expected false in /v1/responses: ask \
+                       /v1/chat/completions for the same answer";
+        return Err(ApiError::field("lathe.return_routed_experts", message).code("unsupported"));
+    }
     let nothing_else = echo && request.int("max_tokens") == Some(0);
     Ok(OutputOptions {
         dialect,
@@ -279,6 +288,7 @@ fn shape(
         token_ids: request.flag("return_token_ids", false),
         names_as_ids: request.flag("return_tokens_as_token_ids", false),
         depths,
+        routed_experts,
         stops,
         keep_stop: request.flag("include_stop_str_in_output", false),
         show_special: !request.flag("skip_special_tokens", true),

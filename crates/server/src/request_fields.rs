@@ -89,6 +89,12 @@ const DIAL: &[Field] = &[
          only for models whose router has thresholds.",
     ),
     field("return_depths", Bool, "false", "Report the depth of every token."),
+    field(
+        "return_routed_experts",
+        Bool,
+        "false",
+        "Report the experts that each row of prompt and text took, layer by layer.",
+    ),
 ];
 
 const MODEL: Field = field("model", Text, "null", "Id or alias of the model; may be absent.");
@@ -484,8 +490,14 @@ pub(crate) static COMPLETION: &[Field] = &COMPLETION_FIELDS;
 pub(crate) static CHAT: &[Field] = &CHAT_FIELDS;
 
 /// Which rows a vector is made of, and how deep they may go.
-const EMBEDDING_DIAL: &[Field] =
-    &[DIAL[0], DIAL[1], DIAL[3], only("mean_depth_budget", &[]), only("return_depths", &["false"])];
+const EMBEDDING_DIAL: &[Field] = &[
+    DIAL[0],
+    DIAL[1],
+    DIAL[3],
+    only("mean_depth_budget", &[]),
+    only("return_depths", &["false"]),
+    only("return_routed_experts", &["false"]),
+];
 
 /// Fields of a body to `/v1/embeddings`.
 pub(crate) static EMBEDDINGS: &[Field] = &[

@@ -85,6 +85,7 @@ fn request(id: u64, prompt: &[u32]) -> Request {
         deadline: None,
         adapter: 0,
         embedding: None,
+        routed_experts: false,
     }
 }
 

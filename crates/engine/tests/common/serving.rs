@@ -105,6 +105,7 @@ pub(crate) fn request(id: u64, prompt: Vec<u32>, max_tokens: usize) -> Request {
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -412,6 +412,7 @@ fn request(id: u64, prompt: Vec<u32>, max_tokens: usize, max_depth: Option<u32>)
         top: None,
         prompt_scores: None,
         embedding: None,
+        routed_experts: false,
         adapter: 0,
         priority: 0,
         deadline: None,

@@ -92,7 +92,7 @@ impl EventSink for Tally {
                 }
             }
             SequenceEvent::Done(_) => drop(shared.ended.fetch_add(1, Ordering::Relaxed)),
-            SequenceEvent::Prompt(_) | SequenceEvent::Embedding(_) => {}
+            SequenceEvent::Prompt(_) | SequenceEvent::Embedding(_) | SequenceEvent::Routed(_) => {}
         }
         Offer::Taken
     }

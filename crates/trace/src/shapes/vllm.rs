@@ -62,8 +62,10 @@ pub fn from_vllm(value: &Value, path: &Path) -> Result<Trace, TraceError> {
     let choices = value["choices"].as_array().unwrap_or(&none);
     for (number, choice) in choices.iter().enumerate() {
         let mut position = 0u32;
+        // vLLM tells of the prompt beside the choices, Lathe's server in each of them.
+        let own = !choice["prompt_routed_experts"].is_null();
         let parts = [
-            ("prompt_routed_experts", value, "prompt_token_ids"),
+            ("prompt_routed_experts", if own { choice } else { value }, "prompt_token_ids"),
             ("routed_experts", choice, "token_ids"),
         ];
         for (field, of, tokens) in parts {
@@ -96,7 +98,8 @@ pub fn from_vllm(value: &Value, path: &Path) -> Result<Trace, TraceError> {
         }
     }
     if trace.is_empty() {
-        let next = "serve with --enable-return-routed-experts";
+        let next = "serve with --enable-return-routed-experts (vLLM), or ask a server of Lathe \
+                    with lathe.return_routed_experts";
         let expected = "experts [tokens][layers][top_k]";
         return Err(TraceError::format(path, "routed_experts", expected, "none", next));
     }
