@@ -192,13 +192,20 @@ multiversion! {
     }
 }
 
+/// Values whose squares are added up by themselves.
+pub const SQUARES_CHUNK: usize = TASK_VALUES;
+
 /// The sum of squares in `f64`, in chunks of fixed size that are added in order.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
-    if x.len() <= TASK_VALUES {
+    if x.len() <= SQUARES_CHUNK {
         return squares(x);
     }
-    let parts: Vec<f64> = x.par_chunks(TASK_VALUES).map(squares).collect();
-    parts.into_iter().sum()
+    chunks_of_squares(x).into_iter().sum()
+}
+
+/// What [`sum_of_squares`] adds up: the sum of squares of every [`SQUARES_CHUNK`] values.
+pub fn chunks_of_squares(x: &[f32]) -> Vec<f64> {
+    x.par_chunks(SQUARES_CHUNK).map(squares).collect()
 }
 
 #[cfg(test)]
@@ -299,6 +306,11 @@ mod tests {
         let found = in_pools(1..=3, || sum_of_squares(&x).to_bits());
         assert!(found[0] == found[1] && found[1] == found[2]);
         assert!((f64::from_bits(found[0]) / expected - 1.0).abs() < 1e-12);
+        for cut in [0, SQUARES_CHUNK, 3 * SQUARES_CHUNK] {
+            let mut parts = chunks_of_squares(&x[..cut]);
+            parts.extend(chunks_of_squares(&x[cut..]));
+            assert_eq!(parts.into_iter().sum::<f64>().to_bits(), found[0], "cut at {cut}");
+        }
     }
 
     #[test]

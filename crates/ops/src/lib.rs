@@ -58,7 +58,7 @@ pub use tensor::{
     Tensor2, add, add_scalars, backward, clamp, column, cut, from_rows, gradient, leaf, multiply,
     read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
-pub use weight::{Element, Format, QuantError, StoredPart, Values, Weight};
+pub use weight::{Element, Format, QuantError, SQUARES_CHUNK, StoredPart, Values, Weight};
 
 /// Which body of each operation runs. The model never asks; the caller of a pass decides once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,11 @@ pub fn read_bandwidth() -> f64 {
 /// that was not written.
 pub fn poison_buffers() {
     kernels::memory::poison();
+}
+
+/// `sum += values`, element by element. Panics when the lengths differ.
+pub fn add_into(sum: &mut [f32], values: &[f32]) {
+    kernels::rows::add_into(sum, values);
 }
 
 /// Tells the allocator to keep freed pages for the next step; for a process that trains.

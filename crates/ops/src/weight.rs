@@ -1,6 +1,7 @@
 //! A trainable matrix: its value, the buffer its gradient accumulates in, and a packed copy for
 //! inference.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -8,6 +9,7 @@ use burn_tensor::Gradients;
 use kernels::matmul::{Mat, Packed};
 use kernels::quant::Quantized;
 pub use kernels::quant::{Element, Format, QuantError, StoredPart};
+pub use kernels::rows::SQUARES_CHUNK;
 
 use crate::seam::{self, Raw};
 use crate::{Tensor2, tensor};
@@ -241,6 +243,41 @@ impl Weight {
             let sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             if sum.touched { kernels::rows::sum_of_squares(&sum.values) } else { 0.0 }
         })
+    }
+
+    /// What [`Weight::gradient_square`] adds up, of the gradient entries in `range`, which begins
+    /// at a multiple of [`SQUARES_CHUNK`] and ends at one or with the gradient. Panics outside.
+    pub fn gradient_squares(&self, range: Range<usize>) -> Vec<f64> {
+        let chunks = range.len().div_ceil(SQUARES_CHUNK);
+        self.sink().map_or(Vec::new(), |sink| {
+            let sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match sum.touched {
+                true => kernels::rows::chunks_of_squares(&sum.values[range]),
+                false => vec![0.0; chunks],
+            }
+        })
+    }
+
+    /// Moves the gradient behind the values of `flat`, zeros if nothing arrived, and counts the
+    /// buffer as empty. Nothing happens where no gradient is collected.
+    pub fn move_gradient(&self, flat: &mut Vec<f32>) {
+        let Some(sink) = self.sink() else { return };
+        let mut sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if std::mem::take(&mut sum.touched) {
+            flat.extend_from_slice(&sum.values);
+        } else {
+            flat.resize(flat.len() + sum.values.len(), 0.0);
+        }
+    }
+
+    /// Puts `values` in the place of the gradient's entries from `start` on. Entries that were not
+    /// put since the buffer was empty mean nothing. Nothing happens where no gradient is collected;
+    /// panics outside of it.
+    pub fn put_gradient(&self, start: usize, values: &[f32]) {
+        let Some(sink) = self.sink() else { return };
+        let mut sum = sink.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sum.values[start..start + values.len()].copy_from_slice(values);
+        sum.touched = true;
     }
 
     /// Forgets the gradient; a step that is left out must not leak into the next.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Dice, Matrix};
 use ops::{
-    AdamW, Heads, Moments, Ops, Rotary, Spans, Tensor2, Weight, backward, cut, from_rows, gradient,
-    leaf, read_rows, scale,
+    AdamW, Heads, Moments, Ops, Rotary, SQUARES_CHUNK, Spans, Tensor2, Weight, backward, cut,
+    from_rows, gradient, leaf, read_rows, scale,
 };
 use testkit::{close, same_bits};
 
@@ -288,6 +288,45 @@ fn adamw_is_its_formula() {
         close(&moments.first, &first, 1e-6, "first moments");
         assert!(weight.read_gradient().is_none(), "the gradient is spent");
     }
+}
+
+/// A gradient that went out, came back and moved a weight in parts does what it does in one.
+#[test]
+fn gradients_come_back_and_parts_make_the_whole() {
+    let d = &mut Dice(19);
+    let (rows, columns) = (SQUARES_CHUNK / 100 + 3, 230);
+    let (x, start) = (d.matrix(4, columns), d.matrix(rows, columns));
+    let (whole, parted) = (start.weight(), start.weight());
+    let n = rows * columns;
+    assert!(n > 2 * SQUARES_CHUNK && n % SQUARES_CHUNK != 0);
+    let cut = SQUARES_CHUNK;
+    let (mut all, mut left, mut right) =
+        (Moments::of(&whole), Moments::of(&whole).part(0..cut), Moments::of(&whole).part(cut..n));
+    for step in 1..=2 {
+        backward(&functional(Ops::Fast.linear(leaf(&x.tensor()), &whole)));
+        backward(&functional(Ops::Fast.linear(leaf(&x.tensor()), &parted)));
+        let mut flat = vec![7.0];
+        parted.move_gradient(&mut flat);
+        assert!(parted.read_gradient().is_none() && flat[0] == 7.0, "moved behind the others");
+        assert_eq!(whole.read_gradient().as_deref(), Some(&flat[1..]));
+        let mut squares = Vec::new();
+        for range in [0..cut, cut..n] {
+            parted.put_gradient(range.start, &flat[1..][range.clone()]);
+            squares.extend(parted.gradient_squares(range));
+        }
+        let sum: f64 = squares.iter().sum();
+        assert_eq!(sum.to_bits(), whole.gradient_square().to_bits());
+        whole.adamw(&hyper(step), 0.5, &mut all);
+        parted.adamw_part(&hyper(step), 0.5, cut..n, &mut right);
+        assert!(parted.read_gradient().is_none(), "the gradient is spent");
+        parted.put_gradient(0, &flat[1..][..cut]);
+        parted.adamw_part(&hyper(step), 0.5, 0..cut, &mut left);
+        same_bits(&parted.read(), &whole.read(), "weights");
+        same_bits(&[left.first.clone(), right.first.clone()].concat(), &all.first, "moments");
+    }
+    let mut nothing = Vec::new();
+    parted.move_gradient(&mut nothing);
+    assert_eq!((nothing, parted.gradient_squares(0..cut)), (vec![0.0; n], vec![0.0]));
 }
 
 #[test]
