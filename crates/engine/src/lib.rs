@@ -22,7 +22,7 @@ mod thread;
 mod watch;
 
 pub use batch::{Batch, BatchSequence};
-pub use calibrate::{calibrate, causal_rule, disagreement};
+pub use calibrate::{calibrate, causal_rule, causal_rule_with, deciding_logits, disagreement};
 pub use draw::{DefaultDraw, Draw};
 pub use driver::{Driver, Finished, RunError, run_requests};
 pub use engine::{CompletedRows, Engine, EngineError, EngineOptions, PartRuns};

@@ -1,14 +1,16 @@
 //! Counts what routers do, for logs, calibration and reports.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use model::params::RouterSite;
 use model::routers::{ComparedScores, threshold_for};
 use model::{Choice, Probe, RoutingEvent};
+use serde::{Deserialize, Serialize};
 
 /// What happened at one recursion of expert-choice (or random) routing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RecursionStats {
     /// Rows that could go on.
     pub candidates: u64,
@@ -34,8 +36,8 @@ pub struct RecursionStats {
     pub kept_at: Vec<u32>,
 }
 
-/// A probe that counts.
-#[derive(Clone, Debug, Default)]
+/// A probe that counts. What several counted of a step is one count: [`RoutingStats::append`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoutingStats {
     /// One entry a recursion, for expert-choice and random routing.
     pub recursions: Vec<RecursionStats>,
@@ -64,10 +66,10 @@ pub struct RoutingStats {
 }
 
 /// A loss that routers or layers made, added up over the passes of a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossSum {
     /// Its name in logs.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The sum of the loss itself, before its weight.
     pub value: f64,
     /// Its weight in what is minimised.
@@ -170,7 +172,60 @@ impl RoutingStats {
     }
 }
 
+/// `sums += more`, the shorter list going on with zeros.
+fn add<T: Copy + Default + std::ops::AddAssign>(sums: &mut Vec<T>, more: &[T]) {
+    sums.resize(sums.len().max(more.len()), T::default());
+    sums.iter_mut().zip(more).for_each(|(sum, &more)| *sum += more);
+}
+
+impl RecursionStats {
+    fn append(&mut self, other: Self) {
+        self.candidates += other.candidates;
+        self.kept += other.kept;
+        self.best += other.best;
+        self.agree += other.agree;
+        self.decided += other.decided;
+        self.half_agrees += other.half_agrees;
+        self.compared += other.compared;
+        self.logit_sum += other.logit_sum;
+        self.logits.extend(other.logits);
+        self.auxiliary.extend(other.auxiliary);
+        add(&mut self.kept_at, &other.kept_at);
+    }
+}
+
 impl RoutingStats {
+    /// Adds what was counted in the passes behind these. Both keep the same things.
+    pub fn append(&mut self, other: Self) {
+        let recursions = self.recursions.len().max(other.recursions.len());
+        self.recursions.resize_with(recursions, RecursionStats::default);
+        self.recursions.iter_mut().zip(other.recursions).for_each(|(all, more)| all.append(more));
+        add(&mut self.depths, &other.depths);
+        add(&mut self.score_sums, &other.score_sums);
+        for (site, loads) in &other.loads {
+            add(self.loads.entry(*site).or_default(), loads);
+        }
+        self.computing_experts.extend(other.computing_experts);
+        self.expert_rows += other.expert_rows;
+        add(&mut self.dropped_at, &other.dropped_at);
+        for (at, scores) in &other.compared {
+            self.compared.entry(*at).or_default().append(scores);
+        }
+        for loss in other.losses {
+            self.add_loss(loss);
+        }
+    }
+
+    /// Adds a loss to the sum of its name. The same name may stand for losses of other weights:
+    /// depth and experts.
+    fn add_loss(&mut self, loss: LossSum) {
+        let mut losses = self.losses.iter_mut();
+        match losses.find(|known| known.name == loss.name && known.weight == loss.weight) {
+            Some(known) => known.value += loss.value,
+            None => self.losses.push(loss),
+        }
+    }
+
     fn go_on(&mut self, event: &RoutingEvent<'_>, kept: &[bool], best: Option<&[bool]>) {
         let recursion = event.recursion;
         if self.recursions.len() <= recursion {
@@ -286,12 +341,6 @@ impl Probe for RoutingStats {
     }
 
     fn loss(&mut self, name: &'static str, value: f32, weight: f32) {
-        let value = f64::from(value);
-        // The same name may stand for losses of other weights: depth and experts.
-        let mut losses = self.losses.iter_mut();
-        match losses.find(|loss| loss.name == name && loss.weight == weight) {
-            Some(loss) => loss.value += value,
-            None => self.losses.push(LossSum { name, value, weight }),
-        }
+        self.add_loss(LossSum { name: name.into(), value: f64::from(value), weight });
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use ops::{Format, Weight};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{ConfigError, refuse};
 use crate::layout::LayerUse;
@@ -70,7 +70,7 @@ impl Display for Factor {
 }
 
 /// Whose rows a router decides about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RouterSite {
     /// The recursions of the model: who goes on.
     Depth,

@@ -43,7 +43,7 @@ pub struct Site {
 }
 
 /// Lists of different lengths, one after the other.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Ragged<T> {
     values: Vec<T>,
     ends: Vec<usize>,
@@ -70,8 +70,9 @@ impl<T: Copy> Ragged<T> {
 /// Who decided, and about whom: what no two decisions of a trace share. Ordered as a trace is.
 type DecisionKey = (Option<u64>, u64, u32, u32, Option<u32>);
 
-/// Decisions of routers, as columns of a table.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Decisions of routers, as columns of a table. What processes of one run tell each other; files
+/// hold it in another form.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
     /// What each router decides among, by layer; `None` is the depth router.
     pub sites: BTreeMap<Option<u32>, Site>,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ops::{Combine, Ops, Tensor2};
+use serde::{Deserialize, Serialize};
 
 use crate::carry::Carry;
 use crate::rows::Rows;
@@ -64,7 +65,7 @@ pub struct Dropped {
 
 /// What targets compared that choose rows: the scores of all rows that they were given, and how
 /// many they took.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ComparedScores {
     /// For each target the scores of the rows.
     pub scores: Vec<Vec<f32>>,
