@@ -128,6 +128,13 @@ pub(crate) fn same_model(
     refuse(at, "config.json", found, "the model of the recipe; choose another --out".into())
 }
 
+/// The leaves in which two recipes differ.
+pub(crate) fn differing(old: &Value, new: &Value) -> Vec<Change> {
+    let mut found = Vec::new();
+    compare(old, new, "", &mut found);
+    found
+}
+
 /// The leaves in which two tables differ.
 fn compare(old: &Value, new: &Value, path: &str, found: &mut Vec<Change>) {
     let (Value::Object(one), Value::Object(other)) = (old, new) else {

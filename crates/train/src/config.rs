@@ -111,6 +111,10 @@ pub struct TrainConfig {
     pub batch: usize,
     /// Sequences of one pass; `batch` must be a multiple.
     pub micro_batch: usize,
+    /// Parts of a step whose gradients are added up by themselves, and then in a tree over their
+    /// numbers; at most as many as a step has passes. So many processes can share the steps: how
+    /// many do changes no bit, but this number does.
+    pub shards: usize,
     /// Seed of weights, order and dice.
     pub seed: u64,
     /// Whether layers run again in the backward pass instead of keeping their insides.
@@ -134,6 +138,7 @@ impl Default for TrainConfig {
             steps: 1000,
             batch: 16,
             micro_batch: 16,
+            shards: 1,
             seed: 1,
             recompute: false,
             consistency_weight: 0.0,
@@ -284,6 +289,14 @@ impl Recipe {
                 format!("a divisor of train.batch = {batch}, which is between 1 and 2^20");
             return refuse("train.micro_batch", micro.to_string(), expected);
         }
+        let (shards, passes) = (self.train.shards, batch / micro);
+        if shards == 0 || shards > passes {
+            let expected = format!(
+                "1 to {passes}, the passes of a step (train.batch = {batch} / train.micro_batch = \
+                 {micro})"
+            );
+            return refuse("train.shards", shards.to_string(), expected);
+        }
         if self.train.recompute && self.model.kv != model::KvMode::RecursionWise {
             let expected = "false where later recursions read keys of the first \
                             (model.kv is not recursion_wise)";
@@ -352,13 +365,18 @@ impl Recipe {
     }
 
     /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its own.
+    /// Where one process adds up several shards, partial sums of gradients wait beside them.
     ///
     /// # Errors
     /// An impossible model.
     pub fn state_bytes(&self) -> Result<u64, TrainError> {
         let mut bytes = 0;
+        let waiting = match self.train.shards {
+            0 | 1 => 0,
+            shards => u64::from(shards.ilog2()) + 1,
+        };
         for spec in specs(&self.model, &self.model.check()?) {
-            let copies = if is_frozen(&self.train.freeze, &spec.name) { 1 } else { 4 };
+            let copies = if is_frozen(&self.train.freeze, &spec.name) { 1 } else { 4 + waiting };
             bytes += 4 * copies * spec.count() as u64;
         }
         Ok(bytes)

@@ -33,6 +33,9 @@ pub enum TrainError {
     /// A TensorBoard event file that cannot be written.
     #[error(transparent)]
     Events(#[from] report::EventError),
+    /// Another process of the run that is gone, or that does something else.
+    #[error(transparent)]
+    Processes(#[from] processes::ProcessError),
     /// A file of routing decisions that cannot be written.
     #[error(transparent)]
     Trace(#[from] trace::TraceError),

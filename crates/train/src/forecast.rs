@@ -314,6 +314,8 @@ impl Forecast<'_> {
             return Ok(None);
         };
         let mut trainer = Trainer::new(recipe)?;
+        // Fewer passes than a step has; what adding up shards takes is not a pass.
+        trainer.recipe.train.shards = 1;
         if let Some(taught) = self.teacher {
             let fresh = Model::fresh(taught, 0)?;
             trainer.teacher = Some(Arc::new(Stored::of(Arc::new(fresh))));

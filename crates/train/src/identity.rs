@@ -8,7 +8,8 @@ use crate::{Opened, TrainError};
 
 /// All that decides the bits of a run, as JSON: the recipe with the contents of its data and of the
 /// checkpoints that it names in place of their paths, without `[checkpoint]` and `log.trace_every`,
-/// which decide what stays on disk alone. Runs of which this is equal write equal logs.
+/// which decide what stays on disk alone, and without a `train.shards` of 1. Runs of which this is
+/// equal write equal logs.
 ///
 /// # Errors
 /// A checkpoint that the recipe names and that cannot be read.
@@ -23,6 +24,12 @@ pub fn identity(opened: &Opened) -> Result<Value, TrainError> {
     let mut value = json(&recipe);
     if let Some(table) = value.as_object_mut() {
         table.remove("checkpoint");
+    }
+    // One shard is what every run had before there were shards.
+    if let Some(train) = value["train"].as_object_mut()
+        && recipe.train.shards == 1
+    {
+        train.remove("shards");
     }
     if let Some(log) = value["log"].as_object_mut() {
         log.remove("trace_every");

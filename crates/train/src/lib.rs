@@ -1,13 +1,16 @@
 //! Windows to steps to checkpoints: the recipe, the schedule, the optimizer, the loop. Knows no
 //! command line and no terminal: whoever runs it sees every step's report and decides when to stop.
 
+mod agreement;
 mod changes;
 mod config;
 mod error;
+mod flat;
 mod forecast;
 mod freeze;
 mod given_config;
 mod identity;
+mod journal;
 mod opening;
 mod optimizer;
 mod resume;
@@ -17,6 +20,8 @@ mod schedule;
 mod start;
 mod step;
 mod stored;
+mod sums;
+mod together;
 mod validate;
 
 pub use changes::Change;

@@ -1,22 +1,25 @@
 //! The loop: step, log, validate, save, until the recipe's end or until whoever watches says stop.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use checkpoint::Disk;
 use data::{Corpus, Split, Windows};
 use files::FolderLock;
-use report::{EventWriter, Log, Record};
-use serde_json::{Value, json};
-use trace::Recorder;
+use processes::{Alone, Processes};
+use trace::{Recorder, Trace};
 
+use crate::agreement::agree;
 use crate::config::refuse;
+use crate::journal::{Journal, make_folder};
 use crate::opening::is_checkpoint;
 use crate::resume::{self, Resumed};
 use crate::start::{begin, end_as, pin, remember, teach};
+use crate::step::enough_shards;
 use crate::stored::{document, restore, snapshot};
-use crate::{Recipe, StepReport, TrainError, Trainer, Validation, validate};
+use crate::validate::validate_among;
+use crate::{Recipe, StepReport, TrainError, Trainer, Validation};
 
 /// Whether a folder's checkpoints are continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +87,12 @@ pub struct Run {
     pub resumed: Resumed,
     /// What a start from a checkpoint could not take over, in words.
     pub remarks: Vec<String>,
-    dir: PathBuf,
     windows: Windows,
     valid: Windows,
-    log: Log,
-    timing: Log,
-    events: EventWriter,
     tokenizer: Vec<u8>,
     validated: Option<(u64, Validation)>,
-    /// Held as long as the run may write.
-    _lock: FolderLock,
+    /// None where another process writes the run's files.
+    journal: Option<Journal>,
 }
 
 impl Run {
@@ -108,7 +107,46 @@ impl Run {
         how: Resume,
         wall_time: f64,
     ) -> Result<Self, TrainError> {
-        let Opened { mut recipe, windows, valid } = open_data(recipe)?;
+        Self::open_among(recipe, dir, how, wall_time, Arc::new(Alone))
+    }
+
+    /// The same as one of several processes, all of which call this with the same recipe. The first
+    /// one alone opens `dir` and writes there; the others take over where the run stands from it,
+    /// and read the data and the teacher.
+    ///
+    /// # Errors
+    /// As [`Run::open`], and other processes that are gone, or that have another recipe or other
+    /// data; more processes than the recipe has shards.
+    pub fn open_among(
+        recipe: &Recipe,
+        dir: &Path,
+        how: Resume,
+        wall_time: f64,
+        processes: Arc<dyn Processes>,
+    ) -> Result<Self, TrainError> {
+        let opened = open_data(recipe)?;
+        enough_shards(&opened.recipe, processes.size())?;
+        let mut run = match processes.rank() {
+            0 => Self::open_first(opened, dir, how, wall_time)?,
+            _ => Self::open_other(opened)?,
+        };
+        if processes.size() > 1 {
+            agree(&*processes, &run.trainer.recipe, [&run.windows, &run.valid])?;
+            run.trainer.join(processes)?;
+            let step = run.trainer.step;
+            run.resumed.step = run.resumed.step.or((step > 0).then_some(step));
+        }
+        Ok(run)
+    }
+
+    /// Opens or starts the run in `dir`.
+    fn open_first(
+        opened: Opened,
+        dir: &Path,
+        how: Resume,
+        wall_time: f64,
+    ) -> Result<Self, TrainError> {
+        let Opened { mut recipe, windows, valid } = opened;
         if is_checkpoint(dir) {
             return Err(TrainError::Checkpoint {
                 path: dir.to_path_buf(),
@@ -119,10 +157,7 @@ impl Run {
                     .into(),
             });
         }
-        let path = windows.corpus().tokenizer_path();
-        let read = files::read(&path, LONGEST_TOKENIZER);
-        let tokenizer =
-            read.map_err(|source| TrainError::Folder { action: "reading", path, source })?;
+        let tokenizer = tokenizer_of(&windows)?;
         make_folder(dir)?;
         let lock = FolderLock::take(dir, "train")?;
         let fingerprint = windows.corpus().fingerprint().to_owned();
@@ -151,35 +186,28 @@ impl Run {
         };
         remarks.extend(teach(&mut trainer, teacher, &tokenizer)?);
         end_as(&mut trainer, windows.corpus());
-        let path = dir.join("log.jsonl");
-        let written = read_log(&path, &resumed, recipe.checkpoint.every)?;
-        remarks.extend(lost_records(&path, &written, &resumed));
-        // Before the first step, so that no hours pass before one is known to be impossible.
-        let traces = (recipe.log.trace_every > 0).then_some("traces");
-        for name in ["checkpoints", "events"].into_iter().chain(traces) {
-            make_folder(&dir.join(name))?;
-        }
-        let keep = Some(trainer.step);
-        let mut log = Log::open(&path, keep)?;
-        if let Some(change) = change_record(&resumed).filter(|record| !written.contains(record)) {
-            log.write(&change)?;
-        }
-        let timing = Log::open(&dir.join("timing.jsonl"), keep)?;
-        let events = EventWriter::resume(&dir.join("events"), wall_time, trainer.step)?;
-        let dir = dir.to_path_buf();
+        let (journal, lost) = Journal::open(dir, lock, &recipe, trainer.step, &resumed, wall_time)?;
+        remarks.extend(lost);
+        let journal = Some(journal);
+        Ok(Self { trainer, resumed, remarks, windows, valid, tokenizer, validated: None, journal })
+    }
+
+    /// What a process needs that does not open the run's folder.
+    fn open_other(opened: Opened) -> Result<Self, TrainError> {
+        let Opened { mut recipe, windows, valid } = opened;
+        let tokenizer = tokenizer_of(&windows)?;
+        let teacher = pin("distill", &recipe.distill.checkpoint, &mut recipe.distill.fingerprint)?;
+        let mut trainer = Trainer::new(&recipe)?;
+        let remarks = teach(&mut trainer, teacher, &tokenizer)?;
         Ok(Self {
             trainer,
-            resumed,
+            resumed: Resumed::default(),
             remarks,
-            dir,
             windows,
             valid,
-            log,
-            timing,
-            events,
             tokenizer,
             validated: None,
-            _lock: lock,
+            journal: None,
         })
     }
 
@@ -218,12 +246,18 @@ impl Run {
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
             let seconds = started.elapsed().as_secs_f64();
-            if let Err(error) = self.keep_trace()
+            if let Some(trace) = self.traced()?
+                && let Err(error) = self
+                    .journal
+                    .as_ref()
+                    .map_or(Ok(()), |journal| journal.trace(self.trainer.step, &trace))
                 && !std::mem::replace(&mut told_lost, true)
             {
                 watch(Event::TraceLost { error: &error });
             }
-            stop = self.tell_step(&report, seconds, wall_time(), watch)?;
+            let asked = self.tell_step(&report, seconds, wall_time(), watch)? == Stop::Save;
+            // Who is asked to stop stops all behind the same step.
+            stop = if self.trainer.together.any(asked)? { Stop::Save } else { Stop::No };
             let step = self.trainer.step;
             if step == steps || is_due(step, self.trainer.recipe.log.validate_every) {
                 self.validate(wall_time(), watch)?;
@@ -237,6 +271,8 @@ impl Run {
         if saved != Some(self.trainer.step) {
             self.save(disk, watch)?;
         }
+        // Nobody ends before the first one has saved: launchers end all when one ends.
+        self.trainer.together.any(false)?;
         if self.trainer.step < steps {
             return Ok(None);
         }
@@ -244,14 +280,19 @@ impl Run {
         Ok(self.validated.clone().map(|(_, validation)| validation))
     }
 
-    /// Writes what the routers of the last step decided, if that was recorded. A step that is
-    /// repeated writes the same file.
-    fn keep_trace(&mut self) -> Result<(), TrainError> {
-        let Some(mut recorder) = self.trainer.recorder.take() else { return Ok(()) };
-        let folder = self.dir.join("traces");
-        make_folder(&folder)?;
-        let name = format!("{}.parquet", checkpoint::step_name(self.trainer.step));
-        Ok(trace::write(&recorder.take(), &folder.join(name))?)
+    /// What the routers of the last step decided in all processes, if that was recorded and is
+    /// written here.
+    fn traced(&mut self) -> Result<Option<Trace>, TrainError> {
+        let Some(mut recorder) = self.trainer.recorder.take() else { return Ok(None) };
+        let mut told = self.trainer.together.tell(&recorder.take())?.into_iter();
+        let Some(mut trace) = told.next().filter(|_| self.journal.is_some()) else {
+            return Ok(None);
+        };
+        if told.len() > 0 {
+            told.for_each(|others| trace.append(&others, |sequence| sequence));
+            trace = trace.sorted();
+        }
+        Ok(Some(trace))
     }
 
     fn tell_step(
@@ -261,31 +302,20 @@ impl Run {
         wall_time: f64,
         watch: &mut dyn FnMut(Event<'_>) -> Stop,
     ) -> Result<Stop, TrainError> {
-        self.log.write(&record(serde_json::to_value(report)))?;
         let tokens_per_second = report.tokens as f64 / seconds;
         let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
-        let timing = json!({
-            "step": report.step, "seconds": seconds,
-            "tokens_per_second": tokens_per_second, "flops_per_second": flops_per_second,
-        });
-        self.timing.write(&record(Ok(timing)))?;
-        self.events.scalars(
-            report.step,
-            wall_time,
-            &[
-                ("train/loss", report.loss as f32),
-                ("train/gradient_norm", report.gradient_norm as f32),
-                ("train/learning_rate", report.learning_rate as f32),
-                ("train/tokens_per_second", tokens_per_second as f32),
-            ],
-        )?;
+        if let Some(journal) = &mut self.journal {
+            let rates = [tokens_per_second, flops_per_second];
+            journal.step(report, seconds, rates, wall_time)?;
+        }
         Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))
     }
 
     fn measure(&self) -> Result<Validation, TrainError> {
         let (log, data) = (&self.trainer.recipe.log, &self.trainer.recipe.data);
         let (count, held) = (log.validate_windows, log.calibrate_windows);
-        validate(
+        validate_among(
+            self.trainer.together.processes(),
             &self.trainer.model,
             &self.trainer.router,
             &self.valid,
@@ -309,19 +339,9 @@ impl Run {
     ) -> Result<(), TrainError> {
         self.validate_if_stale()?;
         let Some((step, validation)) = &self.validated else { return Ok(()) };
-        let line = json!({ "step": step, "event": "validation", "validation": validation });
-        self.log.write(&record(Ok(line)))?;
-        self.events.scalars(
-            *step,
-            wall_time,
-            &[
-                ("valid/nll", validation.training.all.nll as f32),
-                ("valid/nll_causal", validation.causal.all.nll as f32),
-                ("valid/bits_per_byte", validation.training.all.bits_per_byte as f32),
-                ("valid/bits_per_byte_causal", validation.causal.all.bits_per_byte as f32),
-                ("valid/disagreement", validation.disagreement as f32),
-            ],
-        )?;
+        if let Some(journal) = &mut self.journal {
+            journal.validation(*step, validation, wall_time)?;
+        }
         watch(Event::Validated { step: *step, validation });
         Ok(())
     }
@@ -333,14 +353,21 @@ impl Run {
         watch: &mut dyn FnMut(Event<'_>) -> Stop,
     ) -> Result<(), TrainError> {
         self.validate_if_stale()?;
-        self.log.sync()?;
+        let own = self.trainer.optimizer.moments();
+        let whole = match self.trainer.together.processes().size() {
+            1 => None,
+            _ => self.trainer.together.collect(own)?,
+        };
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
         let values: Vec<_> =
             self.trainer.model.weights().iter().map(|(_, weight)| weight.values()).collect();
+        let moments = whole.as_deref().unwrap_or(own);
         let snapshot =
-            snapshot(&self.trainer, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;
-        let parent = self.dir.join("checkpoints");
+            snapshot(&self.trainer, moments, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;
+        let parent = journal.checkpoints();
         let path =
             checkpoint::save(&parent, &checkpoint::step_name(self.trainer.step), &snapshot, disk)?;
         self.prune()?;
@@ -350,60 +377,12 @@ impl Run {
 
     /// Removes the checkpoints that the recipe does not keep.
     fn prune(&self) -> Result<(), TrainError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
         let keep = &self.trainer.recipe.checkpoint;
         let every = (keep.keep_every > 0).then_some(keep.keep_every);
-        checkpoint::prune(&self.dir.join("checkpoints"), keep.keep_last.max(1), every)?;
+        checkpoint::prune(&journal.checkpoints(), keep.keep_last.max(1), every)?;
         Ok(())
     }
-}
-
-/// The records of the log so far. Refuses one of more steps than a run can have done before its
-/// first checkpoint, where there is no checkpoint.
-fn read_log(path: &Path, resumed: &Resumed, every: u64) -> Result<Vec<Record>, TrainError> {
-    if path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-        return Ok(Vec::new());
-    }
-    report::jsonl::must_be_own(path)?;
-    let records = report::jsonl::read(path)?.records;
-    if resumed.step.is_none() && !records.iter().all(is_of_a_run) {
-        let message = "it holds records that no run of Lathe wrote; choose another --out";
-        let source = std::io::Error::new(ErrorKind::AlreadyExists, message);
-        return Err(TrainError::Folder { action: "beginning", path: path.to_path_buf(), source });
-    }
-    let last = records.iter().filter_map(|record| record.get("step")?.as_u64()).max();
-    match last {
-        Some(steps) if resumed.step.is_none() && every > 0 && steps > every => {
-            Err(TrainError::NoCheckpoints { path: path.to_path_buf(), steps })
-        }
-        _ => Ok(records),
-    }
-}
-
-/// That the log of a run which goes on does not reach to where the run is.
-fn lost_records(path: &Path, records: &[Record], resumed: &Resumed) -> Option<String> {
-    let last = records.iter().filter_map(|record| record.get("step")?.as_u64()).max();
-    let step = resumed.step.filter(|&step| step > last.unwrap_or(0))?;
-    let found = match last {
-        None => "none".to_owned(),
-        Some(last) => format!("those up to step {last}"),
-    };
-    Some(format!(
-        "{}: expected the records of {step} steps, found {found}; what was measured before is \
-         lost unless the log is put back, and it goes on from here",
-        path.display()
-    ))
-}
-
-/// Whether a run writes such a record before its first checkpoint.
-fn is_of_a_run(record: &Record) -> bool {
-    let step = ["loss", "total", "gradient_norm", "learning_rate", "depths"];
-    record.contains_key("validation") || step.iter().all(|field| record.contains_key(*field))
-}
-
-/// The record of what the recipe says differently from now on, if anything.
-fn change_record(resumed: &Resumed) -> Option<Record> {
-    let step = resumed.step.filter(|_| !resumed.changes.is_empty())?;
-    Some(record(Ok(json!({ "step": step, "event": "changed", "changes": resumed.changes }))))
 }
 
 /// Whether something is done after `step` that is done every so many steps; 0 is never.
@@ -411,12 +390,11 @@ fn is_due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-fn make_folder(path: &Path) -> Result<(), TrainError> {
-    std::fs::create_dir_all(path).map_err(|source| TrainError::Folder {
-        action: "making",
-        path: path.to_path_buf(),
-        source,
-    })
+/// The text of the tokenizer.json of a data folder.
+fn tokenizer_of(windows: &Windows) -> Result<Vec<u8>, TrainError> {
+    let path = windows.corpus().tokenizer_path();
+    let read = files::read(&path, LONGEST_TOKENIZER);
+    read.map_err(|source| TrainError::Folder { action: "reading", path, source })
 }
 
 /// A complete recipe with its texts.
@@ -477,11 +455,4 @@ pub fn open_data(recipe: &Recipe) -> Result<Opened, TrainError> {
         }
     }
     Ok(Opened { recipe, windows, valid })
-}
-
-fn record(value: Result<Value, serde_json::Error>) -> Record {
-    match value {
-        Ok(Value::Object(map)) => map,
-        _ => unreachable!("records are objects made of our own types"),
-    }
 }

@@ -10,11 +10,17 @@ use model::params::RouterSite;
 use model::routers::StepRouting;
 use model::{Address, Model, NoProbe, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
 use ops::{Ops, Tensor2, add_scalars, backward, scalar, scale};
+use processes::{ProcessError, Processes, SumTree, share};
 use serde::Serialize;
 use trace::Recorder;
 
+use crate::config::refuse;
 use crate::freeze::is_frozen;
+use crate::given_config::json;
 use crate::optimizer::Norms;
+use crate::stored::State;
+use crate::sums::{Sums, Whole, add, longest, rows_that_count, sequences};
+use crate::together::Together;
 use crate::{NonFinite, Optimizer, Recipe, Stored, TrainError, learning_rate};
 
 /// What a run carries from step to step; all of it goes into checkpoints.
@@ -43,8 +49,11 @@ pub struct Trainer {
     pub text: Option<SpecialTokens>,
     /// Whose distributions are learned from too.
     pub teacher: Option<Arc<Stored>>,
-    /// What the routers of the next steps decide, where somebody wants to know.
+    /// What the routers of the next steps decide, where somebody wants to know. One of several
+    /// processes hears those of its own passes.
     pub recorder: Option<Recorder>,
+    /// The processes that share the steps.
+    pub(crate) together: Together,
 }
 
 /// What a step did. Everything here is a function of recipe, data and seed.
@@ -142,6 +151,7 @@ impl Trainer {
             weight.collect_gradient(!is_frozen(&recipe.train.freeze, &spec.name));
         }
         let optimizer = Optimizer::new(&model, &recipe.optimizer);
+        let together = Together::alone(&model);
         Self {
             recipe: recipe.clone(),
             model: Arc::new(model),
@@ -156,7 +166,28 @@ impl Trainer {
             text: None,
             teacher: None,
             recorder: None,
+            together,
         }
+    }
+
+    /// Shares the steps with other processes from here on. All of them call this; they take over
+    /// what the first one has: weights, moments of the part that each of them updates, counters,
+    /// and what routers learned.
+    ///
+    /// # Errors
+    /// More processes than the recipe has shards, or one that is gone.
+    pub fn join(&mut self, processes: Arc<dyn Processes>) -> Result<(), TrainError> {
+        enough_shards(&self.recipe, processes.size())?;
+        let together = Together::new(&self.model, processes);
+        // As checkpoints hold it, which is exact.
+        let mut told = together.tell(&json(&State::of(self, "")).to_string())?;
+        let state: State = from_first(&together, &told.swap_remove(0))?;
+        together.share_weights(&self.model)?;
+        together.deal(self.optimizer.moments_mut())?;
+        self.optimizer.keep(together.parts(self.model.weights().len()));
+        state.put(self);
+        self.together = together;
+        Ok(())
     }
 
     /// The next step on the next windows.
@@ -192,16 +223,23 @@ impl Trainer {
         let (t, peak) = (self.step, self.recipe.optimizer.learning_rate);
         let rate = peak * learning_rate(&self.recipe.schedule, t, self.recipe.train.steps);
         self.schedule_router();
-        let mut stats = RoutingStats {
-            keeps_logits: true,
-            sequence_length: longest(batches),
-            computing_experts: self.computing_experts(),
-            ..RoutingStats::default()
+        let whole = self.whole(batches)?;
+        let (shards, mine) =
+            (self.recipe.train.shards, self.together.share(self.recipe.train.shards));
+        let (mut seen, mut tree) = (Vec::new(), SumTree::default());
+        for shard in mine {
+            seen.push(self.run_shard(batches, shard, &whole));
+            if shards > 1 {
+                Together::push(&mut tree, shard, self.together.take_gradients(&self.model));
+            }
+        }
+        let (mut sums, stats) = self.joined(seen)?;
+        self.add_losses(&mut sums, &stats);
+        let weights = self.model.weights();
+        let norms = match shards {
+            1 => Optimizer::norms(&self.model, weights.iter().map(|(_, w)| w.gradient_square())),
+            _ => Optimizer::norms(&self.model, self.together.reduce(&self.model, tree, shards)?),
         };
-        let mut watched = Watched { stats: &mut stats, recorder: self.recorder.take() };
-        let sums = self.accumulate(batches, &mut watched);
-        self.recorder = watched.recorder;
-        let norms = Optimizer::norms(&self.model);
         self.step += 1;
         self.schedule_router();
         let report = self.report(&sums, norms, rate, &stats);
@@ -210,6 +248,7 @@ impl Trainer {
         }
         self.skipped_in_a_row = 0;
         self.optimizer.update(&self.model, rate, norms);
+        self.together.publish(&self.model)?;
         self.learn_outside_of_gradients(&sums.depths, &stats);
         self.tokens += report.tokens;
         Ok(StepReport { thresholds: self.thresholds(), ..report })
@@ -233,31 +272,98 @@ impl Trainer {
             * forward_flops(config, self.model.plan(), length, &shares, Convention::Full)
     }
 
-    /// Forward and backward over all batches; gradients add up in the weights.
-    fn accumulate(&self, batches: &[Batch], watched: &mut Watched<'_>) -> Sums {
-        let counted: usize = batches.iter().map(Batch::counted).sum();
-        let runs = self.recipe.runs();
-        let sequences: usize = batches.iter().map(|b| b.rows.sequences().len()).sum();
+    /// What is known of a step before its passes run. Same in all processes.
+    fn whole(&self, batches: &[Batch]) -> Result<Whole, TrainError> {
         let rule = self.rule();
-        let loads = self.loads(batches, &rule);
-        let mut sums = Sums { tokens: (counted / runs) as u64, ..Sums::default() };
-        let (mut distance, mut inconsistency) = (0.0, 0.0);
-        let consistency_weight = 0.5 * self.recipe.train.consistency_weight as f32;
-        let mut place = 0;
+        let loads = self.loads(batches, &rule)?;
+        Ok(Whole {
+            counted: batches.iter().map(Batch::counted).sum(),
+            sequences: sequences(batches),
+            longest: longest(batches),
+            rule,
+            loads,
+        })
+    }
+
+    /// Forward and backward over the batches of one shard of a step.
+    fn run_shard(
+        &mut self,
+        batches: &[Batch],
+        shard: usize,
+        whole: &Whole,
+    ) -> (Sums, RoutingStats) {
+        let range = share(batches.len(), shard, self.recipe.train.shards);
+        let mut stats = RoutingStats {
+            keeps_logits: true,
+            sequence_length: whole.longest,
+            computing_experts: self.computing_experts(),
+            ..RoutingStats::default()
+        };
+        let mut watched = Watched { stats: &mut stats, recorder: self.recorder.take() };
+        let place = sequences(&batches[..range.start]) as u64;
+        let sums = self.accumulate(&batches[range], place, whole, &mut watched);
+        self.recorder = watched.recorder;
+        (sums, stats)
+    }
+
+    /// What all shards saw as one, in the order of the shards.
+    fn joined(&self, seen: Vec<(Sums, RoutingStats)>) -> Result<(Sums, RoutingStats), TrainError> {
+        // With one shard there is one process.
+        let all = match self.recipe.train.shards {
+            1 => seen,
+            _ => self.together.tell(&seen)?.concat(),
+        };
+        let (mut sums, mut stats) = (Sums::default(), None::<RoutingStats>);
+        for (more, counted) in all {
+            sums.append(&more);
+            match &mut stats {
+                Some(stats) => stats.append(counted),
+                None => stats = Some(counted),
+            }
+        }
+        Ok((sums, stats.unwrap_or_default()))
+    }
+
+    /// Losses beside the cross-entropy, over the whole step.
+    fn add_losses(&self, sums: &mut Sums, stats: &RoutingStats) {
+        for loss in &stats.losses {
+            sums.part(&loss.name, loss.value, loss.weight);
+        }
+        if self.recipe.runs() == 2 {
+            sums.part("consistency", sums.inconsistency, self.consistency_weight());
+        }
+        if self.teacher.is_some() {
+            sums.part("distillation", sums.distance, self.recipe.distill.weight as f32);
+        }
+    }
+
+    /// Forward and backward over some batches of a step, of which the first sequence has the number
+    /// `place`; gradients add up in the weights.
+    fn accumulate(
+        &self,
+        batches: &[Batch],
+        mut place: u64,
+        whole: &Whole,
+        watched: &mut Watched<'_>,
+    ) -> Sums {
+        let Whole { counted, sequences, .. } = *whole;
+        let runs = self.recipe.runs();
+        let tokens = rows_that_count(batches) / runs as u64;
+        let mut sums = Sums { tokens, ..Sums::default() };
         for batch in batches {
             let shares = self.model.config().kv != model::KvMode::RecursionWise;
             let mut kv = PassCache::new(shares);
             let mut pass = Pass {
                 ops: self.ops,
                 kv: &mut kv,
-                rule: &rule,
+                rule: &whole.rule,
                 state: &self.router,
                 probe: watched,
                 record: true,
                 recompute: self.recipe.train.recompute,
                 address: Address { seed: self.recipe.train.seed, step: self.step, place },
                 sequences,
-                loads: &loads,
+                loads: &whole.loads,
                 pool: Default::default(),
             };
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
@@ -272,11 +378,11 @@ impl Trainer {
             }
             let mut terms = vec![ce];
             if let Some(apart) = apart {
-                inconsistency += f64::from(scalar(&apart));
-                terms.push(scale(apart, consistency_weight));
+                sums.inconsistency += f64::from(scalar(&apart));
+                terms.push(scale(apart, self.consistency_weight()));
             }
             if let Some(apart) = distilled {
-                distance += f64::from(scalar(&apart));
+                sums.distance += f64::from(scalar(&apart));
                 terms.push(scale(apart, share));
             }
             let gradients = backward(&add_scalars(terms));
@@ -285,30 +391,22 @@ impl Trainer {
             }
             place += batch.rows.sequences().len() as u64;
         }
-        for loss in &watched.stats.losses {
-            sums.part(loss.name, loss.value, loss.weight);
-        }
-        if runs == 2 {
-            sums.part("consistency", inconsistency, consistency_weight);
-        }
-        if self.teacher.is_some() {
-            sums.part("distillation", distance, self.recipe.distill.weight as f32);
-        }
         sums
     }
 
     /// Rows of the step by the recursion that they choose as their last, where a router's loss is
     /// over the whole step and the step has several passes. Such a router chooses before the first
     /// recursion, so only the layers before it are run, without gradients.
-    fn loads(&self, batches: &[Batch], rule: &Rule) -> Vec<u64> {
+    fn loads(&self, batches: &[Batch], rule: &Rule) -> Result<Vec<u64>, TrainError> {
         if batches.len() < 2 || !self.model.config().router.settings().wants_loads() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let mut stats = RoutingStats::default();
         // Routers over experts may decide otherwise where nothing is learned.
         let record = self.model.config().mlp.settings().trains_otherwise();
-        let mut place = 0;
-        for batch in batches {
+        let mine = self.together.share(batches.len());
+        let mut place = sequences(&batches[..mine.start]) as u64;
+        for batch in &batches[mine] {
             let sequences = batch.rows.sequences().len();
             let mut pass = Pass {
                 ops: self.ops,
@@ -326,7 +424,14 @@ impl Trainer {
             self.model.prelude(&batch.ids, &batch.rows, &mut pass);
             place += sequences as u64;
         }
-        stats.depths
+        let mut loads = Vec::new();
+        self.together.tell(&stats.depths)?.iter().for_each(|depths| add(&mut loads, depths));
+        Ok(loads)
+    }
+
+    /// What the distance of both runs weighs in the loss.
+    fn consistency_weight(&self) -> f32 {
+        0.5 * self.recipe.train.consistency_weight as f32
     }
 
     /// How far the predictions of the two runs of a batch are apart, as its share of the step's
@@ -431,12 +536,31 @@ impl Trainer {
     }
 }
 
+/// Refuses more processes than can share the steps.
+pub(crate) fn enough_shards(recipe: &Recipe, processes: usize) -> Result<(), TrainError> {
+    let shards = recipe.train.shards;
+    if processes > shards {
+        let expected = format!(
+            "at least {processes}, one for each of the processes that were started; start fewer, \
+             or set train.shards (results depend on it, and not on the number of processes)"
+        );
+        return refuse("train.shards", shards.to_string(), expected);
+    }
+    Ok(())
+}
+
+/// What the first process says of a run.
+fn from_first(together: &Together, text: &str) -> Result<State, ProcessError> {
+    serde_json::from_str(text).map_err(|error| ProcessError::Unequal {
+        rank: together.processes().rank(),
+        from: 0,
+        expected: "where the run stands".into(),
+        found: error.to_string(),
+    })
+}
+
 /// Equal stretches of a sequence for which a report counts apart.
 const POSITION_PARTS: usize = 8;
-
-fn longest(batches: &[Batch]) -> usize {
-    batches.iter().flat_map(|b| b.rows.sequences()).map(|run| run.len()).max().unwrap_or(0)
-}
 
 fn not_finite(report: &StepReport, norms: Norms) -> Option<(&'static str, f64)> {
     [
@@ -446,32 +570,4 @@ fn not_finite(report: &StepReport, norms: Norms) -> Option<(&'static str, f64)> 
     ]
     .into_iter()
     .find(|(_, value)| !value.is_finite())
-}
-
-/// Sums over the batches of a step.
-#[derive(Default)]
-struct Sums {
-    loss: f64,
-    total: f64,
-    parts: Vec<(String, f64)>,
-    depths: Vec<u64>,
-    tokens: u64,
-}
-
-impl Sums {
-    /// `share` is the weight of the cross-entropy.
-    fn add(&mut self, ce: f32, share: f32, depth_t: &[u32], model: &Model) {
-        self.loss += f64::from(ce);
-        self.total += f64::from(ce) * f64::from(share);
-        self.depths.resize(self.depths.len().max(model.config().recursions + 1), 0);
-        depth_t.iter().for_each(|&d| self.depths[d as usize] += 1);
-    }
-
-    fn part(&mut self, name: &str, value: f64, weight: f32) {
-        self.total += value * f64::from(weight);
-        match self.parts.iter_mut().find(|(known, _)| known == name) {
-            Some((_, sum)) => *sum += value,
-            None => self.parts.push((name.to_owned(), value)),
-        }
-    }
 }

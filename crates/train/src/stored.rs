@@ -33,6 +33,33 @@ pub(crate) struct State {
     pub(crate) data: String,
 }
 
+impl State {
+    /// Those of a run on the text of the fingerprint `data`.
+    pub(crate) fn of(trainer: &Trainer, data: &str) -> Self {
+        Self {
+            step: trainer.step,
+            position: trainer.position,
+            tokens: trainer.tokens,
+            updates: trainer.optimizer.updates(),
+            skipped: trainer.skipped,
+            skipped_in_a_row: trainer.skipped_in_a_row,
+            router: trainer.router.clone(),
+            data: data.to_owned(),
+        }
+    }
+
+    /// Lets `trainer` go on from here, with the moments that it has.
+    pub(crate) fn put(self, trainer: &mut Trainer) {
+        trainer.optimizer.count(self.updates);
+        trainer.step = self.step;
+        trainer.position = self.position;
+        trainer.tokens = self.tokens;
+        trainer.skipped = self.skipped;
+        trainer.skipped_in_a_row = self.skipped_in_a_row;
+        trainer.router = self.router;
+    }
+}
+
 /// A checkpoint for use: the model, how it decides, its tokenizer.
 pub struct Stored {
     /// The model; gradients are not collected.
@@ -90,10 +117,11 @@ impl Stored {
     }
 }
 
-/// A checkpoint of `trainer`, over its own moments and the `values` of its weights in the order of
+/// A checkpoint of `trainer`, over these `moments` and the `values` of its weights in the order of
 /// the parameter table: nothing of either is copied.
 pub(crate) fn snapshot<'a>(
     trainer: &'a Trainer,
+    moments: &'a [Option<Moments>],
     values: &'a [Values],
     data: &str,
     rule: Option<&Rule>,
@@ -101,22 +129,13 @@ pub(crate) fn snapshot<'a>(
 ) -> Result<Snapshot<'a>, TrainError> {
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
     let table = trainer.model.weights().iter().map(|(spec, _)| spec);
-    for ((spec, values), moments) in table.zip(values).zip(trainer.optimizer.moments()) {
+    for ((spec, values), moments) in table.zip(values).zip(moments) {
         weights.push(matrix(spec.name.clone(), spec.shape, values));
         let Some(Moments { first, second }) = moments else { continue };
         optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first));
         optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second));
     }
-    let state = State {
-        step: trainer.step,
-        position: trainer.position,
-        tokens: trainer.tokens,
-        updates: trainer.optimizer.updates(),
-        skipped: trainer.skipped,
-        skipped_in_a_row: trainer.skipped_in_a_row,
-        router: trainer.router.clone(),
-        data: data.to_owned(),
-    };
+    let state = State::of(trainer, data);
     let mut documents = BTreeMap::from([
         ("config".to_owned(), json(trainer.model.config())),
         ("recipe".to_owned(), json(&trainer.recipe)),
@@ -293,12 +312,7 @@ pub(crate) fn restore(
         });
     }
     trainer.optimizer.restore(moments, state.updates);
-    trainer.step = state.step;
-    trainer.position = state.position;
-    trainer.tokens = state.tokens;
-    trainer.skipped = state.skipped;
-    trainer.skipped_in_a_row = state.skipped_in_a_row;
-    trainer.router = state.router;
+    state.put(trainer);
     Ok(changes)
 }
 

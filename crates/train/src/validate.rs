@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use data::{Window, Windows};
-use engine::{Batch, RowScore, Scoring, causal_rule, disagreement, score};
+use engine::{Batch, RowScore, Scoring, causal_rule_with, deciding_logits, disagreement, score};
 use model::cost::mean_depth;
 use model::{Model, NoProbe, Probe, RouterState, Rule};
+use processes::{Alone, Processes, share};
 use serde::Serialize;
 
-use crate::{TrainError, pack};
+use crate::{TrainError, pack, together};
 
 /// Rows that a pass of validation has at most, unless one window is longer.
 pub(crate) const ROWS_OF_A_PASS: usize = 4096;
@@ -105,26 +106,40 @@ pub fn score_watched(
     how: &Scoring<'_>,
     mut watch: Option<(&[u64], &mut dyn Probe)>,
 ) -> (RuleScore, Vec<RowScore>) {
-    let corpus = windows.corpus();
-    let names = corpus.sources();
-    let mut result =
-        RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
     let mut all = Vec::new();
     let mut first = 0;
     for chunk in chunks {
         let mut batch = pack(chunk, document_mask);
-        let scores = match &mut watch {
+        match &mut watch {
             Some((numbers, probe)) => {
                 let of_chunk = &numbers[first..first + chunk.len()];
                 let number = |sequence: &u32| of_chunk[*sequence as usize] as u32;
                 batch.rows.sequence = batch.rows.sequence.iter().map(number).collect();
-                score(model, &batch, how, &mut **probe)
+                all.extend(score(model, &batch, how, &mut **probe));
             }
-            None => score(model, &batch, how, &mut NoProbe),
-        };
+            None => all.extend(score(model, &batch, how, &mut NoProbe)),
+        }
         first += chunk.len();
+    }
+    (summed(model, windows, chunks, document_mask, &all), all)
+}
+
+/// What the rows of all chunks got, added up in their order.
+fn summed(
+    model: &Model,
+    windows: &Windows,
+    chunks: &[Vec<Window>],
+    document_mask: bool,
+    rows: &[RowScore],
+) -> RuleScore {
+    let names = windows.corpus().sources();
+    let mut result =
+        RuleScore { depths: vec![0; model.config().recursions + 1], ..RuleScore::default() };
+    let mut rows = rows.iter();
+    for chunk in chunks {
+        let counts = pack(chunk, document_mask).counts;
         let sources = chunk.iter().flat_map(|w| w.source.iter().zip(&w.bytes));
-        for ((row, &counts), (&source, &bytes)) in scores.iter().zip(&batch.counts).zip(sources) {
+        for ((&counts, (&source, &bytes)), row) in counts.iter().zip(sources).zip(&mut rows) {
             result.depths[row.depth as usize] += 1;
             if counts {
                 let (nll, bytes) = (f64::from(row.nll), u64::from(bytes));
@@ -133,11 +148,29 @@ pub fn score_watched(
                 result.sources.entry(name.to_owned()).or_default().add(nll, bytes);
             }
         }
-        all.extend(scores);
     }
     result.all = result.all.finish();
     result.sources = result.sources.into_iter().map(|(name, s)| (name, s.finish())).collect();
-    (result, all)
+    result
+}
+
+/// [`score_rule`] by several processes, each of which scores its share of the chunks.
+fn score_among(
+    processes: &dyn Processes,
+    model: &Model,
+    windows: &Windows,
+    chunks: &[Vec<Window>],
+    document_mask: bool,
+    how: &Scoring<'_>,
+) -> Result<(RuleScore, Vec<RowScore>), TrainError> {
+    let mut mine = Vec::new();
+    for chunk in &chunks[share(chunks.len(), processes.rank(), processes.size())] {
+        let scores = score(model, &pack(chunk, document_mask), how, &mut NoProbe);
+        mine.extend(scores.into_iter().map(|row| (row.nll, row.depth)));
+    }
+    let told = together::tell(processes, &mine)?.concat();
+    let all: Vec<_> = told.into_iter().map(|(nll, depth)| RowScore { nll, depth }).collect();
+    Ok((summed(model, windows, chunks, document_mask, &all), all))
 }
 
 /// The windows with these numbers, in chunks of at most 4096 rows or one window.
@@ -193,17 +226,40 @@ pub fn validate(
     calibrate: u64,
     document_mask: bool,
 ) -> Result<Validation, TrainError> {
+    validate_among(&Alone, model, state, windows, count, calibrate, document_mask)
+}
+
+/// The same by several processes, each of which runs its share of the passes. All get the same, and
+/// how many they are changes no bit.
+///
+/// # Errors
+/// Windows that cannot be read, or a process that is gone.
+pub(crate) fn validate_among(
+    processes: &dyn Processes,
+    model: &Model,
+    state: &RouterState,
+    windows: &Windows,
+    count: u64,
+    calibrate: u64,
+    document_mask: bool,
+) -> Result<Validation, TrainError> {
     let choice = WindowChoice::new(windows.len(), count, calibrate.max(1));
     let aside: Vec<Batch> = in_chunks(windows, &choice.calibrated)?
         .iter()
         .map(|chunk| pack(chunk, document_mask))
         .collect();
-    let rule = causal_rule(model, state, &aside);
+    let mine = &aside[share(aside.len(), processes.rank(), processes.size())];
+    let rows = aside.iter().map(|batch| batch.rows.len()).sum();
+    let rule = causal_rule_with(model, state, rows, |rule, r, auxiliary| {
+        let seen = deciding_logits(model, state, mine, rule, r, auxiliary);
+        let told: Vec<_> = together::tell(processes, &seen)?.into_iter().flatten().collect();
+        Ok::<_, TrainError>((!told.is_empty()).then(|| told.concat()))
+    })?;
     let chunks = in_chunks(windows, &choice.scored)?;
     let how = Scoring::by(&Rule::NonCausal, state);
-    let (training, a) = score_rule(model, windows, &chunks, document_mask, &how);
+    let (training, a) = score_among(processes, model, windows, &chunks, document_mask, &how)?;
     let how = Scoring::by(&rule, state);
-    let (causal, b) = score_rule(model, windows, &chunks, document_mask, &how);
+    let (causal, b) = score_among(processes, model, windows, &chunks, document_mask, &how)?;
     Ok(Validation {
         windows: choice.scored.len() as u64,
         training,

@@ -96,6 +96,12 @@ fn adapters_learn_on_a_frozen_dense_model() {
     assert_eq!(base.state_bytes().expect("legal"), 16 * count(""));
     let expected = 4 * count("") + 12 * count("relax.");
     assert_eq!(adapters.state_bytes().expect("legal"), expected);
+    // Two partial sums wait while the third of three shards, or of two, is added.
+    for (shards, waiting) in [(2, 2), (3, 2), (4, 3)] {
+        let mut cut = base.clone();
+        cut.train.shards = shards;
+        assert_eq!(cut.state_bytes().expect("legal"), (16 + 4 * waiting) * count(""));
+    }
 }
 
 #[test]

@@ -218,6 +218,8 @@ const TABLE: &[Line] = &[
     ("train.steps", &[], "4", Changes),
     ("train.batch", &[], "8", Changes),
     ("train.micro_batch", &[], "3", Refused("micro_batch")),
+    ("train.shards", &[("train.micro_batch", "1")], "2", Changes),
+    ("train.shards", &[], "2", Refused("passes of a step")),
     ("train.seed", &[], "2", Changes),
     ("train.recompute", &[], "true", Elsewhere("forecast.rs", "runs_take_what_the_forecast_says")),
     ("train.consistency_weight", &[DICE], "5.0", Changes),

@@ -114,10 +114,13 @@ fn settings_that_change_nothing_are_refused_by_name() {
 #[test]
 fn impossible_recipes_are_refused_by_name() {
     type Change = fn(&mut Recipe);
-    let changes: [(&str, Change); 16] = [
+    let changes: [(&str, Change); 19] = [
         ("train.micro_batch", |r| r.train.micro_batch = 3),
         ("train.micro_batch", |r| r.train.micro_batch = 0),
         ("train.micro_batch", |r| r.train.batch = 0),
+        ("train.shards", |r| r.train.shards = 0),
+        ("train.shards", |r| r.train.shards = 2),
+        ("train.shards", |r| (r.train.micro_batch, r.train.shards) = (2, 3)),
         ("train.steps", |r| r.train.steps = 0),
         ("train.recompute", |r| (r.train.recompute, r.model.kv) = (true, KvMode::Shared)),
         ("data.sequence_length", |r| r.data.sequence_length = 17),
