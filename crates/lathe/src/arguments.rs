@@ -259,6 +259,10 @@ pub(crate) struct Train {
     /// Show the complete recipe and what it would cost, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Seconds that processes of one run wait for each other before they give up; saves are within
+    /// it [default: 1800]
+    #[arg(long, value_name = "SECONDS", value_parser = numbers::upto::<u64>(numbers::YEAR))]
+    pub(crate) process_timeout: Option<u64>,
 }
 
 #[derive(Debug, Args)]

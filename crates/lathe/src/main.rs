@@ -18,6 +18,7 @@ mod generating_arguments;
 mod import;
 mod inspect;
 mod inspect_trace;
+mod launch;
 mod numbers;
 mod output;
 mod places;
@@ -89,6 +90,10 @@ fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+/// What a command ends with that has saved its run before it was done: to be started again. The
+/// number is that of `EX_TEMPFAIL`.
+pub(crate) const SAVED_UNFINISHED: u8 = 75;
 
 /// `code`, unless results were lost on the way out.
 fn written(code: ExitCode) -> ExitCode {

@@ -17,8 +17,11 @@ use train::{
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
+use crate::launch::Launch;
 use crate::quickstart_text::Texts;
-use crate::{inspect, output, plan, quickstart_text, recipe, run_page, runs, train_run};
+use crate::{
+    SAVED_UNFINISHED, inspect, output, plan, quickstart_text, recipe, run_page, runs, train_run,
+};
 
 /// Prompts that suit prose about programs, and programs.
 const PROMPTS: [&str; 3] =
@@ -52,13 +55,14 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
         ops::machine()
     ));
     let run_dir = options.out.join("run");
-    let Some(validation) = train_run::train(&recipe, &run_dir, Resume::Auto)? else {
+    let Some(validation) = train_run::train(&recipe, &run_dir, Resume::Auto, &Launch::alone())?
+    else {
         output::line(format!(
             "stopped and saved; `lathe train {} --out {}` continues",
             path.display(),
             run_dir.display()
         ));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(ExitCode::from(SAVED_UNFINISHED));
     };
     output::table(&train_run::results(&validation));
     let (stored, tokenizer) = crate::open::checkpoint(&run_dir)?;

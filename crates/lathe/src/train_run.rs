@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use report::human_count;
 use train::{Recipe, Resume, Stop, Validation};
 
 use crate::arguments::Train;
+use crate::launch::Launch;
 use crate::progress::Live;
 use crate::signals::Asked;
-use crate::{output, plan, recipe, runs};
+use crate::{SAVED_UNFINISHED, output, plan, recipe, runs};
 
 /// `lathe train`, with the live display, until the last step or a signal.
 pub(crate) fn run(options: &Train) -> Result<ExitCode> {
@@ -25,28 +26,50 @@ pub(crate) fn run(options: &Train) -> Result<ExitCode> {
         (_, true) => Resume::Changed,
         (_, false) => Resume::Auto,
     };
-    let validation = train(&recipe, &options.out, resume)?;
-    match validation {
-        Some(validation) => output::table(&results(&validation)),
-        None => output::line(format!(
-            "stopped and saved; the same command continues in {}",
-            options.out.display()
-        )),
+    let launch = Launch::find(options.process_timeout)?;
+    let validation = named(&launch, train(&recipe, &options.out, resume, &launch))?;
+    if launch.is_first() {
+        match &validation {
+            Some(validation) => output::table(&results(validation)),
+            None => output::line(format!(
+                "stopped and saved; the same command continues in {}",
+                options.out.display()
+            )),
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    named(&launch, launch.end())?;
+    Ok(if validation.is_some() { ExitCode::SUCCESS } else { ExitCode::from(SAVED_UNFINISHED) })
 }
 
-/// Trains to the recipe's end or the first signal.
-pub(crate) fn train(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Option<Validation>> {
+/// Says which process an error is of, where there are several.
+fn named<T>(launch: &Launch, done: Result<T>) -> Result<T> {
+    match launch.name() {
+        Some(name) => done.context(name),
+        None => done,
+    }
+}
+
+/// Trains to the recipe's end or the first signal to one of the processes.
+pub(crate) fn train(
+    recipe: &Recipe,
+    out: &Path,
+    resume: Resume,
+    launch: &Launch,
+) -> Result<Option<Validation>> {
     let asked = Asked::listen()?;
-    let mut run = runs::opened(recipe, out, resume)?;
+    let mut run = runs::opened_among(recipe, out, resume, launch.processes.clone())?;
     let steps = run.trainer.recipe.train.steps;
-    let mut live = Live::new(run.trainer.step, steps);
+    // One of several processes speaks for all.
+    let mut live = launch.is_first().then(|| Live::new(run.trainer.step, steps));
     let result = runs::go(&mut run, &mut |event| {
-        live.show(&event);
+        if let Some(live) = &mut live {
+            live.show(&event);
+        }
         if asked.stop() { Stop::Save } else { Stop::No }
     });
-    live.finish();
+    if let Some(live) = &live {
+        live.finish();
+    }
     result
 }
 

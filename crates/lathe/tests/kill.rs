@@ -259,7 +259,8 @@ fn terminated_runs_save_and_continue() {
         signal(&child, name);
         let output = child.wait_with_output().expect("ends");
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("stopped and saved"), "{output:?}");
+        assert_eq!(output.status.code(), Some(75), "saved, and not done: {output:?}");
+        assert!(said.contains("stopped and saved"), "{output:?}");
         let saved = place.checkpoints(&run).pop().expect("a checkpoint");
         let steps = place.text(&format!("{run}/log.jsonl"));
         let last: serde_json::Value =

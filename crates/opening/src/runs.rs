@@ -1,9 +1,11 @@
 //! Runs of training in their folders: begun, continued, and read.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use processes::{Alone, Processes};
 use report::Record;
 use train::{Event, Recipe, Resume, Run, Stop, Validation};
 
@@ -30,9 +32,25 @@ pub fn check(recipe: &Recipe, out: &Path) -> Result<()> {
 /// # Errors
 /// What opening a run refuses.
 pub fn opened(recipe: &Recipe, out: &Path, resume: Resume) -> Result<Run> {
-    let run = Run::open(recipe, out, resume, unix_time());
+    opened_among(recipe, out, resume, Arc::new(Alone))
+}
+
+/// The same as one of several processes, of which the first one speaks for all.
+///
+/// # Errors
+/// What opening a run refuses, and processes that do not fit together.
+pub fn opened_among(
+    recipe: &Recipe,
+    out: &Path,
+    resume: Resume,
+    processes: Arc<dyn Processes>,
+) -> Result<Run> {
+    let is_first = processes.rank() == 0;
+    let run = Run::open_among(recipe, out, resume, unix_time(), processes);
     let run = run.with_context(|| format!("opening the run in {}", out.display()))?;
-    told(&run);
+    if is_first {
+        told(&run);
+    }
     Ok(run)
 }
 

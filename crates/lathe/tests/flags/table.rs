@@ -135,6 +135,7 @@ pub(crate) const TABLE: &[Line] = &[
     ("train", "--out", Writes("tiny.toml --out @")),
     ("train", "--set", Differs("tiny.toml --out @", "", "--set train.seed=5")),
     ("train", "--resume", Forbids("tiny.toml --out taken", "--resume never", "taken")),
+    ("train", "--process-timeout", Forbids("tiny.toml --out @", "--process-timeout 9", "alone")),
     ("train", "--dry-run", Says("tiny.toml --out @", "--dry-run", "training FLOPs")),
     ("compare", "--families", Test(COMPARE, "a_comparison_ends_in_an_answer")),
     ("compare", "--budget", Test(COMPARE, "the_plan_says_what_is_equal")),
