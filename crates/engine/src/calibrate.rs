@@ -11,10 +11,9 @@ use crate::{Batch, Scoring, score};
 /// The causal rule that the recipe of `model` asks for, made on held-out `batches`. Thresholds that
 /// steps of training should have left, but have not yet, are calibrated, and the rule says so.
 pub fn causal_rule(model: &Model, state: &RouterState, batches: &[Batch]) -> Rule {
-    let logits = |rule: &Rule, r, auxiliary| {
+    let Ok(rule) = causal_rule_with(model, state, rows_of(batches), |rule, r, auxiliary| {
         Ok::<_, Infallible>(deciding_logits(model, state, batches, rule, r, auxiliary))
-    };
-    let Ok(rule) = causal_rule_with(model, state, rows_of(batches), logits);
+    });
     rule
 }
 
@@ -64,10 +63,9 @@ pub fn calibrate(
     capacities: &[f64],
     auxiliary: bool,
 ) -> CausalThresholds {
-    let logits = |rule: &Rule, r| {
+    let Ok(thresholds) = calibrate_with(capacities, auxiliary, rows_of(batches), |rule, r| {
         Ok::<_, Infallible>(deciding_logits(model, state, batches, rule, r, auxiliary))
-    };
-    let Ok(thresholds) = calibrate_with(capacities, auxiliary, rows_of(batches), logits);
+    });
     thresholds
 }
 

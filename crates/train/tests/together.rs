@@ -95,6 +95,10 @@ fn nor_with_other_ways_through_a_step() {
     let mut again = base();
     again.train.recompute = true;
     any_number_gives_the_same(&again, None, &[2]);
+    let dice = routers().into_iter().find(|router| router.kind() == "random").expect("listed");
+    let mut twice = cut(recipe(dice, KvMode::RecursionWise), 5);
+    twice.train.consistency_weight = 1.0;
+    any_number_gives_the_same(&twice, None, &[3]);
     let mut frozen = base();
     frozen.model.relax = Relaxation::Lora(lora::Config::default());
     frozen.train.freeze = vec!["layers.*.query".into(), "embed".into()];
