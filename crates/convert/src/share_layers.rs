@@ -73,6 +73,15 @@ pub fn convert(
         }
         None => stored.model.config().mlp.clone(),
     };
+    if target.experts.is_none() && mlp.settings().carried().is_some() {
+        return refused(
+            "the source: mlp.router.memory",
+            "0: what rows remember begins anew behind the recursions, and recursions are elsewhere \
+             in the result",
+            "a router that remembers",
+            "convert a model without",
+        );
+    }
     let config = ModelConfig {
         layers: keep.len(),
         sharing: target.sharing,
@@ -395,6 +404,27 @@ mod tests {
         let error = no_mean_of_choices(&table, &means).expect_err("a mean").to_string();
         assert!(error.contains("--init") && error.contains("layers.0.experts"), "{error}");
         no_mean_of_choices(&table, &copies).expect("copies are what they were");
+    }
+
+    /// What routers remember begins anew at other places in the result.
+    #[test]
+    fn routers_that_remember_are_refused() {
+        use model::expert_routers::top_k;
+        use model::mlp::experts;
+        let place = tempfile::tempdir().expect("a folder");
+        let to = |memory: usize| {
+            let router = top_k::Config { memory, ..top_k::Config::default() };
+            let router = model::ExpertRouterConfig::TopK(router);
+            let mlp = experts::Config { count: 2, router, ..experts::Config::default() };
+            let config = ModelConfig { mlp: MlpConfig::Experts(mlp), ..dense() };
+            let stored = Stored::of(Model::fresh(&config, 1).expect("legal").into());
+            let target = ConversionTarget { sharing: Sharing::None, recursions: 1, ..target() };
+            let out = place.path().join(memory.to_string());
+            convert(&stored, &target, &out, &checkpoint::RealDisk)
+        };
+        let error = to(3).expect_err("it remembers").to_string();
+        assert!(error.contains("mlp.router.memory"), "{error}");
+        to(0).expect("experts that look at rows alone");
     }
 
     /// A matrix of a layer that the source does not have is not drawn afresh.

@@ -101,6 +101,9 @@ fn layer_bytes(model: &Model, uses: &[LayerUse]) -> f64 {
                     stored == at.stored && recursion == at.recursion
                 }
                 ParamPlace::Router { site: RouterSite::Layer(stored), .. } => stored == at.stored,
+                ParamPlace::Routers { .. } => {
+                    model.config().mlp.settings().computing_experts(at.stored) > 0
+                }
                 _ => false,
             };
             total += if own { weight.bytes() as f64 } else { 0.0 };
