@@ -59,7 +59,7 @@ pub struct GgufOptions<'a> {
     pub name: &'a str,
     /// How matrices are stored.
     pub weights: GgufWeightType,
-    /// A byte-level BPE tokenizer.json.
+    /// A tokenizer.json: byte-level BPE, or the BPE of SentencePiece.
     pub tokenizer: &'a [u8],
     /// Special ids and chat template.
     pub special: &'a SpecialTokens,

@@ -14,6 +14,7 @@ mod merges;
 pub(crate) mod metadata;
 mod model;
 mod parse;
+mod pieces;
 mod pre;
 mod quants;
 mod tokenizer;

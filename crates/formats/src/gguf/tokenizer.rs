@@ -361,7 +361,7 @@ fn sentence_piece<'a>(
 
 /// Normalizer and decoder of SentencePiece's marks for spaces, one of which may be put before the
 /// text.
-fn spaces(prefix: bool) -> (Value, Value) {
+pub(super) fn spaces(prefix: bool) -> (Value, Value) {
     let mut normalizers =
         vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     let mut decoders = vec![

@@ -222,6 +222,68 @@ fn a_sentence_piece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
+fn a_sentence_piece_tokenizer_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = medium();
+    let special =
+        SpecialTokens { bos: Some(1), eos: vec![2], pad: None, chat_template: None, add_bos: true };
+    let write = |name: &str, json: &Value| {
+        let path = folder.path().join(name);
+        let tokenizer = json.to_string().into_bytes();
+        let options = gguf_options(GgufWeightType::F32, &tokenizer, &special);
+        formats::gguf::export(&path, &settings, &weights(&settings), &options)
+            .map(|()| path)
+            .map_err(|error| error.to_string())
+    };
+    for (name, prefix) in [("with.gguf", true), ("without.gguf", false)] {
+        let json: Value = serde_json::from_slice(&pieces(Some(prefix))).unwrap();
+        let path = write(name, &json).unwrap();
+        let file = Gguf::open(&path).unwrap();
+        let back = GgufModel::new(file).unwrap().tokenizer_json().unwrap();
+        let back: Value = serde_json::from_slice(&back).unwrap();
+        for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder", "model"] {
+            assert_eq!(back[part], json[part], "{name}: {part}");
+        }
+        assert_eq!(back["added_tokens"], json["added_tokens"]);
+        for text in ["hello hehe", " h\u{e9}llo\n", "</s>hello"] {
+            let [back, json] = [&back, &json].map(|of| ids(of.to_string().as_bytes(), text));
+            assert_eq!(back, json, "{name}: {text}");
+        }
+    }
+    let whole: Value = serde_json::from_slice(&pieces(None)).unwrap();
+    // Orders of one piece's ways, and a cut where no space is left, mean the same.
+    let mut same = whole.clone();
+    let ways = same["model"]["merges"].as_array().unwrap();
+    let made = |pair: &Value| format!("{}{}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap());
+    let at = ways.iter().position(|pair| made(pair) == "\u{2581}he").unwrap();
+    assert_eq!(made(&ways[at + 1]), "\u{2581}he", "two ways");
+    same["model"]["merges"].as_array_mut().unwrap().swap(at, at + 1);
+    same["pre_tokenizer"] = json!({
+        "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+        "invert": false,
+    });
+    write("same.gguf", &same).unwrap();
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change, &str); 7] = [
+        ("order", |json| json["model"]["merges"].as_array_mut().unwrap().swap(0, 3), "merges"),
+        ("fewer", |json| drop(json["model"]["merges"].as_array_mut().unwrap().pop()), "merges"),
+        ("none", |json| json["model"]["merges"] = json!([]), "merges"),
+        ("bytes", |json| drop(json["model"]["vocab"].as_object_mut().unwrap().remove("<0x41>")), {
+            "model.vocab"
+        }),
+        ("unknown", |json| json["model"]["unk_token"] = json!("?"), "unk_token"),
+        ("spaces", |json| json["normalizer"] = Value::Null, "normalizer"),
+        ("cuts", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}), "pre_tokenizer"),
+    ];
+    for (name, change, field) in changes {
+        let mut json = whole.clone();
+        change(&mut json);
+        let error = write(&format!("{name}.gguf"), &json).unwrap_err();
+        assert!(error.contains(field), "{name}: {error}");
+    }
+}
+
+#[test]
 fn what_the_form_cannot_say_of_a_tokenizer_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
