@@ -2,7 +2,7 @@
 
 use formats::{ArchConfig, RopeScaling, SlidingWindow};
 use model::mlp::dense;
-use model::rotary::{Linear, Llama3, RotaryScaling, Yarn};
+use model::rotary::{Dynamic, Linear, Llama3, LongRope, RotaryScaling, Yarn};
 use model::{
     AttentionSettings, LayerSet, MlpActivation, MlpConfig, ModelConfig, Multipliers, NormPlace,
     NormSettings, QueryKeyNorm, RotarySettings,
@@ -44,7 +44,7 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
         rotary: RotarySettings {
             share: of.rotary_share.unwrap_or(1.0),
             layers: LayerSet::of(settings.layers, |block| !of.without_rotary.contains(&block)),
-            scaling: settings.rope_scaling.map_or_else(RotaryScaling::default, scaling_of),
+            scaling: settings.rope_scaling.clone().map_or_else(RotaryScaling::default, scaling_of),
             window_theta: of.window_theta.unwrap_or(0.0),
         },
         norms: NormSettings {
@@ -90,6 +90,22 @@ fn scaling_of(scaling: RopeScaling) -> RotaryScaling {
             mscale: mscale.unwrap_or(0.0),
             mscale_all_dim: mscale_all_dim.unwrap_or(0.0),
             truncate,
+        }),
+        RopeScaling::Dynamic { factor, original_context } => {
+            RotaryScaling::Dynamic(Dynamic { factor, original_context })
+        }
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_context,
+            long_context,
+            attention_factor,
+        } => RotaryScaling::LongRope(LongRope {
+            short_factor,
+            long_factor,
+            original_context,
+            long_context,
+            attention_factor: attention_factor.unwrap_or(0.0),
         }),
     }
 }
@@ -146,6 +162,11 @@ fn given(x: f64, none: f64) -> Option<f64> {
     (x != none).then_some(x)
 }
 
+/// Factors of all pairs: an empty list is one of ones.
+fn whole(list: &[f64], pairs: usize) -> Vec<f64> {
+    if list.is_empty() { vec![1.0; pairs] } else { list.to_vec() }
+}
+
 /// How our `config` rescales rotary frequencies.
 pub(crate) fn rope_scaling_of(config: &ModelConfig) -> Option<RopeScaling> {
     match &config.rotary.scaling {
@@ -167,6 +188,19 @@ pub(crate) fn rope_scaling_of(config: &ModelConfig) -> Option<RopeScaling> {
             mscale_all_dim: given(of.mscale_all_dim, 0.0),
             truncate: of.truncate,
         }),
+        RotaryScaling::Dynamic(of) => {
+            Some(RopeScaling::Dynamic { factor: of.factor, original_context: of.original_context })
+        }
+        RotaryScaling::LongRope(of) => {
+            let pairs = config.rotary.turned(config.head_dim) / 2;
+            Some(RopeScaling::LongRope {
+                short_factor: whole(&of.short_factor, pairs),
+                long_factor: whole(&of.long_factor, pairs),
+                original_context: of.original_context,
+                long_context: of.long_context,
+                attention_factor: given(of.attention_factor, 0.0),
+            })
+        }
     }
 }
 

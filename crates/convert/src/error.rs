@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{FileError, Misfit};
+use formats::FormatError;
 
 /// Why a checkpoint was not imported, exported or converted.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     /// A checkpoint of others that was refused, or could not be written.
     #[error(transparent)]
-    ModelFile(#[from] formats::FormatError),
+    ModelFile(#[from] FormatError),
     /// A config that no model of the family has.
     #[error(transparent)]
     Model(#[from] model::ConfigError),
@@ -45,9 +46,23 @@ pub enum ConvertError {
     /// A file, an option or a model that does not fit what it is asked to become.
     #[error(transparent)]
     Refused(#[from] Misfit),
+    /// Sound files that ask for what no model of the family computes.
+    #[error(transparent)]
+    Beyond(Misfit),
     /// A file that the system refused.
     #[error(transparent)]
     Io(#[from] FileError),
+}
+
+impl ConvertError {
+    /// Whether the files are sound, as far as they were read, and ask for what no model of the
+    /// family computes. Anything else is damage.
+    pub fn is_beyond(&self) -> bool {
+        let Self::ModelFile(error) = self else {
+            return matches!(self, Self::Beyond(_) | Self::Model(_));
+        };
+        matches!(error, FormatError::Unsupported(_))
+    }
 }
 
 /// The error [`ConvertError::Refused`] for `what`.
@@ -69,6 +84,18 @@ pub(crate) fn refused_in<T>(
     next: impl Into<Cow<'static, str>>,
 ) -> Result<T, ConvertError> {
     refused(format!("{}: {field}", path.display()), expected, found, next)
+}
+
+/// The error [`ConvertError::Beyond`] for a field of the file at `path`.
+pub(crate) fn beyond_in<T>(
+    path: &Path,
+    field: &str,
+    expected: impl Into<String>,
+    found: impl ToString,
+    next: impl Into<Cow<'static, str>>,
+) -> Result<T, ConvertError> {
+    let what = format!("{}: {field}", path.display());
+    Err(ConvertError::Beyond(Misfit::new(what, expected, found.to_string(), next)))
 }
 
 /// Refuses a path where something is, as nothing is overwritten.

@@ -8,13 +8,14 @@ use formats::gguf::{self, GgufOptions, GgufWeightType};
 use formats::hf::{self, FolderOptions, HfWeightType};
 use formats::{ArchConfig, Architecture, FormatError, LayerRole, TensorRole, TensorSource};
 use model::params::ParamSpec;
-use model::{Model, RouterConfig, RouterState, Sharing};
+use model::{Model, ModelConfig, RotaryScaling, RouterConfig, RouterState, Sharing};
 use serde_json::Value;
 use train::Stored;
 
 use crate::error::{must_be_free, refused};
 use crate::experts::{biased_layers, experts_of};
 use crate::roles::{roles, settings_of};
+use crate::words::mlp_in_words;
 use crate::{ConvertError, tokenizer};
 
 /// Writes the folder `out` that Hugging Face's library loads: as a model of the class that it was
@@ -103,16 +104,17 @@ impl<'a> Dense<'a> {
     fn of(stored: &'a Stored, gguf: bool) -> Result<Self, ConvertError> {
         let config = stored.model.config();
         if config.sharing != Sharing::None || config.router != RouterConfig::FIXED {
-            let found = format!("{:?} with router \"{}\"", config.sharing, config.router.kind());
+            let found = format!("\"{}\" with router \"{}\"", config.sharing, config.router.kind());
             let next = "unroll a recursive one with `lathe convert --sharing none`, or export it \
                         in the form of its own (--format lathe)";
             return refused("the checkpoint: sharing", "a dense model", found, next);
         }
+        constant_rates(config)?;
         let settings = settings_of(config);
         // An MLP whose matrices have known names may still compute something else with them.
         if experts_of(config) == Some(None) {
             let next = "export the model in the form of its own (--format lathe)";
-            let found = format!("{:?}", config.mlp);
+            let found = mlp_in_words(&config.mlp);
             let expected = "a dense MLP, or experts that a router by scores chooses, one router \
                             for all uses, a linear one, whose groups count their two best";
             return refused("the checkpoint: mlp", expected, found, next);
@@ -144,13 +146,30 @@ impl<'a> Dense<'a> {
     }
 }
 
+/// Refuses rates of a context beyond the original one: in files of others the length of a text
+/// decides on them, and short texts would be given others.
+fn constant_rates(config: &ModelConfig) -> Result<(), ConvertError> {
+    let original = match &config.rotary.scaling {
+        RotaryScaling::Dynamic(of) => of.original_context,
+        RotaryScaling::LongRope(of) => of.original_context,
+        _ => return Ok(()),
+    };
+    if config.context <= original {
+        return Ok(());
+    }
+    let kind = config.rotary.scaling.kind();
+    let expected = format!("at most its original_context = {original} with \"{kind}\"");
+    let next = "export it in the form of its own (--format lathe)";
+    refused("the checkpoint: context", expected, config.context, next)
+}
+
 /// Refuses a parameter that would be left out, as no tensor of the exported form is made of it.
 fn must_have_role(spec: &ParamSpec, settings: &ArchConfig) -> Result<(), ConvertError> {
     if roles(spec, settings).is_some() {
         return Ok(());
     }
     let what = format!("the checkpoint: parameter \"{}\"", spec.name);
-    let found = format!("{:?} of shape {:?}", spec.group, spec.shape);
+    let found = format!("one of {} x {} numbers", spec.shape.0, spec.shape.1);
     let next = "export the model in the form of its own (--format lathe)";
     refused(what, "a weight that a plain Llama model has", found, next)
 }

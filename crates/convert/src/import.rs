@@ -251,7 +251,7 @@ fn values(
         data.extend(source.tensor(role)?);
     }
     if data.len() != spec.count() {
-        let expected = format!("{} numbers as {:?}", spec.count(), spec.shape);
+        let expected = format!("{} x {} numbers", spec.shape.0, spec.shape.1);
         let next = "choose a model whose architecture has it";
         return refused_in(path, &spec.name, expected, format!("{} numbers", data.len()), next);
     }

@@ -26,6 +26,7 @@ mod source;
 mod svd;
 mod tokenizer;
 mod upcycle;
+mod words;
 
 pub use costs::Costs;
 pub use error::ConvertError;

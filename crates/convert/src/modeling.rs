@@ -31,9 +31,9 @@ const KNOWN: &[Known] = &[
     Known { table: "rotary", kinds: "", fields: "share layers scaling window_theta" },
     Known {
         table: "rotary.scaling",
-        kinds: "none linear llama3 yarn",
+        kinds: "none linear llama3 yarn dynamic longrope",
         fields: "factor low high original_context beta_fast beta_slow attention_factor mscale \
-                 mscale_all_dim truncate",
+                 mscale_all_dim truncate short_factor long_factor long_context",
     },
     Known { table: "norms", kinds: "", fields: "place plus_one" },
     Known {

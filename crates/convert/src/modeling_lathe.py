@@ -559,7 +559,30 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             return [rate / scaling["factor"] for rate in rates], 1.0
         if kind == "llama3":
             return [self.llama3(rate, scaling) for rate in rates], 1.0
+        if kind == "dynamic":
+            return self.dynamic(scaling, base, turned), 1.0
+        if kind == "longrope":
+            return self.longrope(rates, scaling)
         return self.yarn(rates, scaling, base, turned)
+
+    def dynamic(self, scaling, base, turned):
+        """Rates of the base that is grown for texts of the model's context."""
+        factor, original = scaling["factor"], scaling["original_context"]
+        length = max(self.recipe["context"], original)
+        base *= (factor * length / original - (factor - 1.0)) ** (turned / (turned - 2.0))
+        return [base ** (-2.0 * i / turned) for i in range(turned // 2)]
+
+    def longrope(self, rates, scaling):
+        """Rates divided by one list or the other, by the model's context."""
+        original, long = scaling["original_context"], scaling["long_context"]
+        which = "long_factor" if self.recipe["context"] > original else "short_factor"
+        factors = scaling[which] or [1.0] * len(rates)
+        rates = [rate / factor for rate, factor in zip(rates, factors)]
+        if scaling["attention_factor"] > 0:
+            return rates, scaling["attention_factor"]
+        if long <= original:
+            return rates, 1.0
+        return rates, math.sqrt(1.0 + math.log(long / original) / math.log(original))
 
     @staticmethod
     def llama3(rate, scaling):

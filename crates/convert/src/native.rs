@@ -163,7 +163,7 @@ impl OwnFolder {
         };
         let map: Vec<usize> = plan.unrolled().map(|u| u.stored).collect();
         if map != found.sharing_map {
-            let expected = format!("{map:?}, as {:?} lays it out", found.model.sharing);
+            let expected = format!("{map:?}, as \"{}\" lays it out", found.model.sharing);
             let map = format!("{:?}", found.sharing_map);
             return refused_in(&file, "sharing_map", expected, map, EXPORT_AGAIN);
         }

@@ -18,7 +18,7 @@ use model::{MlpConfig, Model, ModelConfig, Sharing, table};
 use ops::Weight;
 
 use crate::ConvertError;
-use crate::error::refused_in;
+use crate::error::{beyond_in, refused_in};
 use crate::roles::{roles, settings_of};
 
 const OTHER_BASE: &str = "choose the base that the adapter was trained on";
@@ -116,7 +116,7 @@ pub fn adapted_model(
     if let Some(adapter) = placed.adapters.iter().find(|adapter| lacks_bias(adapter)) {
         let expected = "a module that can have a bias, as the adapter adds to its output";
         let field = format!("module {}", adapter.module);
-        return refused_in(path, &field, expected, "one that has none", OTHER_BASE);
+        return beyond_in(path, &field, expected, "one that has none", OTHER_BASE);
     }
     let mut weights = Weights::of(base, &config, &settings_of(&config))?;
     let table = table::specs(&config, &config.check()?);
@@ -181,7 +181,7 @@ fn known(config: &ModelConfig, path: &Path) -> Result<ModelConfig, ConvertError>
         let expected = "a base whose layers are used once and have no adapters of Lathe's own, as \
                         other programs know it";
         let found = "shared layers, or adapters in the base";
-        return refused_in(path, "base", expected, found, OTHER_BASE);
+        return beyond_in(path, "base", expected, found, OTHER_BASE);
     }
     Ok(config.clone())
 }
@@ -199,7 +199,7 @@ pub(crate) fn architecture_of(
 
 fn no_names<T>(path: &Path, found: &str) -> Result<T, ConvertError> {
     let expected = "an architecture whose weights have names in Hugging Face folders";
-    refused_in(path, "base", expected, found, OTHER_BASE)
+    beyond_in(path, "base", expected, found, OTHER_BASE)
 }
 
 /// Gives the head a matrix of its own where embedding and head share one and the adapter changes
@@ -218,7 +218,7 @@ fn untie(
         if folder.keeps_tied() {
             let expected = "false: one matrix for both is not adapted here";
             let next = "save the adapter with two matrices";
-            return refused_in(folder.path(), "ensure_weight_tying", expected, "true", next);
+            return beyond_in(folder.path(), "ensure_weight_tying", expected, "true", next);
         }
         config.tie_embeddings = false;
     }

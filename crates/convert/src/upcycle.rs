@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ConvertError;
 use crate::error::refused;
+use crate::words::{mlp_in_words, router_in_words};
 
 /// What the experts of a layer start from.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl Upcycling {
         if source.mlp != MlpConfig::default() {
             let expected = "dense MLPs with SiLU and without biases";
             let next = "convert a model that has them";
-            return refused("the source: mlp", expected, format!("{:?}", source.mlp), next);
+            return refused("the source: mlp", expected, mlp_in_words(&source.mlp), next);
         }
         let width = if experts.width == 0 { source.ffn } else { experts.width };
         let needed = match start {
@@ -71,7 +72,8 @@ impl Upcycling {
         if !plain || others > 0 || !experts.counts.is_empty() {
             let expected = "experts without shared, biases, limit and zero-computation ones, which \
                             dense MLPs lack, and as many in each layer (no counts)";
-            return refused("--mlp", expected, format!("{experts:?}"), "leave these out");
+            let found = mlp_in_words(&MlpConfig::Experts(experts.clone()));
+            return refused("--mlp", expected, found, "leave these out");
         }
         if let ExpertStart::Drop { share } = start
             && !((share * source.ffn as f64).round() >= 1.0 && *share <= 1.0)
@@ -98,7 +100,7 @@ impl Upcycling {
                 let expected = "\"top_k\" with normalize and least = 0, or \"hash\": the weights \
                                 of a row have one sum";
                 let next = "choose one of these";
-                return refused("--mlp: router", expected, format!("{other:?}"), next);
+                return refused("--mlp: router", expected, router_in_words(other), next);
             }
         };
         if found == sum {

@@ -251,6 +251,43 @@ fn others() -> Vec<Class> {
                 }),
             )
         },
+        Class {
+            tensors: Tensors { fused: true, ..LLAMA },
+            ..class(
+                "phi3",
+                "Phi3ForCausalLM",
+                json!({
+                    "max_position_embeddings": 640, "original_max_position_embeddings": 48,
+                    "rope_scaling": {
+                        "type": "su", "short_factor": [1.0, 1.25, 1.5],
+                        "long_factor": [1.0, 9.5, 20.0],
+                    },
+                }),
+                json!({
+                    "context": 48,
+                    "rotary": rotary(json!({ "scaling": {
+                        "kind": "longrope", "short_factor": [1.0, 1.25, 1.5],
+                        "long_factor": [1.0, 9.5, 20.0],
+                        "original_context": 48, "long_context": 640,
+                        "attention_factor": 0.0,
+                    } })),
+                }),
+            )
+        },
+        Class {
+            tensors: Tensors { head_norms: (1, 1), ..LLAMA },
+            ..class(
+                "qwen3",
+                "Qwen3ForCausalLM",
+                json!({ "rope_scaling": { "rope_type": "dynamic", "factor": 4.0 } }),
+                json!({
+                    "attention": attention(json!({ "query_key_norm": "head" })),
+                    "rotary": rotary(json!({ "scaling": {
+                        "kind": "dynamic", "factor": 4.0, "original_context": 64,
+                    } })),
+                }),
+            )
+        },
     ]
 }
 

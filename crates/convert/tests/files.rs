@@ -337,7 +337,7 @@ fn models_of_others_that_do_not_fit_are_refused() {
         ("model_type", json!("gemma"), "GemmaForCausalLM"),
         ("max_position_embeddings", json!(100_000_000), "context"),
         ("tie_word_embeddings", json!(true), "lm_head"),
-        ("rope_scaling", json!({ "rope_type": "dynamic", "factor": 2.0 }), "rope"),
+        ("rope_scaling", json!({ "rope_type": "static", "factor": 2.0 }), "rope"),
         (
             "rope_parameters",
             json!({ "rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4 }),

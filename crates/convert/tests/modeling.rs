@@ -12,8 +12,8 @@ use model::table::{buffers, specs};
 use model::{Address, Causality, ModelConfig, RouterConfig, RouterState, Rows, Rule};
 use serde_json::{Map, Value, json};
 use testkit::{
-    How, MODES, Out, SHARINGS, VOCAB, adapters, at_once, cached, causal, forms, fresh, ids, mlps,
-    pairwise, routers, tiny, uneven_uses,
+    How, MODES, Out, SHARINGS, VOCAB, adapters, at_once, by_context, cached, causal, forms, fresh,
+    ids, mlps, pairwise, routers, tiny, uneven_uses,
 };
 use train::Stored;
 
@@ -42,7 +42,9 @@ fn family() -> Vec<ModelConfig> {
         drawn.push(sizes.map(|size| (dice.uniform() * size as f64) as usize).to_vec());
     }
     drawn.retain(|choice| config(choice).check().is_ok());
-    pairwise(&drawn).iter().map(|choice| config(choice)).collect()
+    let mut all: Vec<_> = pairwise(&drawn).iter().map(|choice| config(choice)).collect();
+    all.extend(by_context(&tiny(routers[0].clone(), MODES[0], SHARINGS[1])));
+    all
 }
 
 /// Biases that matter on the choice of depths and of experts.

@@ -160,7 +160,12 @@ fn experts_that_a_dense_mlp_does_not_give_are_refused() {
     let unscaled = experts(4, top_k::Config { scale: 2.0, ..plain.clone() });
     let unsummed = experts(4, top_k::Config { normalize: false, ..plain });
     for (from, experts, start, needles) in [
-        (&other, usual.clone(), copies, &["the source: mlp", "Gelu"][..]),
+        (
+            &other,
+            usual.clone(),
+            copies,
+            &["the source: mlp", "\"dense\" with activation = \"gelu\""][..],
+        ),
         (&source, with(|e| e.width = 16), copies, &["--mlp: width", "16 with 4", "32"]),
         (&source, usual.clone(), split, &["--mlp: width", "ffn / count"]),
         (&source, with(|e| (e.count, e.width) = (5, 6)), split, &["--mlp: width", "divides 32"]),

@@ -48,7 +48,7 @@ pub struct ArchConfig {
 }
 
 /// A change of the rotary frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Every frequency divided by `factor` (position interpolation, arXiv:2306.15595).
     Linear {
@@ -88,6 +88,40 @@ pub enum RopeScaling {
         /// Whether the pairs between fast and slow are rounded outwards.
         truncate: bool,
     },
+    /// Frequencies as they are up to the original context, those of a larger base for longer texts,
+    /// by their length.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// The context up to which nothing changes, in tokens.
+        original_context: usize,
+    },
+    /// LongRoPE (arXiv:2402.13753): each frequency divided by a factor of its own, from one list
+    /// for texts up to the original context, from another for longer ones; what turns is
+    /// multiplied by a factor.
+    LongRope {
+        /// One for each pair that turns.
+        short_factor: Vec<f64>,
+        /// One for each pair that turns.
+        long_factor: Vec<f64>,
+        /// The context up to which the short ones count, in tokens.
+        original_context: usize,
+        /// `max_position_embeddings`: the longest texts.
+        long_context: usize,
+        /// The factor of what turns; where absent, `sqrt(1 + ln(long / original) / ln(original))`.
+        attention_factor: Option<f64>,
+    },
+}
+
+impl RopeScaling {
+    /// The context up to which every text has the same frequencies, where a model that is meant
+    /// for `context` has others for longer texts.
+    pub(crate) fn constant_up_to(&self, context: usize) -> usize {
+        match self {
+            Self::LongRope { original_context, .. } => context.min(*original_context),
+            _ => context,
+        }
+    }
 }
 
 impl ArchConfig {
@@ -149,7 +183,8 @@ impl ArchConfig {
         self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path, self.layers))?;
         self.check_additions(path)?;
         self.check_experts(path)?;
-        self.rope_scaling.map_or(Ok(()), |scaling| scaling.check(path))
+        let turned = self.additions.rotary_share.unwrap_or(1.0) * self.head_dim as f64;
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(path, turned as usize))
     }
 
     /// Refuses an MLP's additions beside experts, which have SiLU and no such biases.
@@ -288,9 +323,14 @@ impl Experts {
 }
 
 impl RopeScaling {
-    fn check(self, path: &Path) -> Result<()> {
-        let (Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. }) =
-            self;
+    fn check(&self, path: &Path, turned: usize) -> Result<()> {
+        let factor = match *self {
+            Self::Linear { factor }
+            | Self::Llama3 { factor, .. }
+            | Self::Yarn { factor, .. }
+            | Self::Dynamic { factor, .. } => factor,
+            Self::LongRope { .. } => 1.0,
+        };
         if !(factor.is_finite() && factor >= 1.0) {
             let expected = "a number of at least 1";
             return Err(FormatError::damaged(
@@ -300,21 +340,35 @@ impl RopeScaling {
                 factor.to_string(),
             ));
         }
-        if let Self::Yarn { beta_fast, beta_slow, .. } = self
+        if let Self::Yarn { beta_fast, beta_slow, .. } = *self
             && !(beta_slow > 0.0 && beta_fast.is_finite() && beta_fast > beta_slow)
         {
             let expected = "0 < beta_slow < beta_fast";
             let found = format!("{beta_slow} and {beta_fast}");
             return Err(FormatError::damaged(path, "rope_scaling.beta_fast", expected, found));
         }
-        if let Self::Llama3 { low, high, .. } = self
+        if let Self::Llama3 { low, high, .. } = *self
             && !(low > 0.0 && high.is_finite() && high > low)
         {
             let field = "rope_scaling.high_freq_factor";
             let expected = "0 < low_freq_factor < high_freq_factor";
             return Err(FormatError::damaged(path, field, expected, format!("{low} and {high}")));
         }
-        if let Self::Llama3 { original_context, .. } | Self::Yarn { original_context, .. } = self
+        if let Self::LongRope { short_factor, long_factor, .. } = self {
+            for (field, list) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                if list.len() != turned / 2 || list.iter().any(|x| !(1e-6..=1e6).contains(x)) {
+                    let field = format!("rope_scaling.{field}");
+                    let expected =
+                        format!("{} numbers from 1e-6 to 1e6, one for each pair", turned / 2);
+                    let found = format!("{} numbers", list.len());
+                    return Err(FormatError::damaged(path, field, expected, found));
+                }
+            }
+        }
+        if let Self::Llama3 { original_context, .. }
+        | Self::Yarn { original_context, .. }
+        | Self::Dynamic { original_context, .. }
+        | Self::LongRope { original_context, .. } = *self
             && (original_context == 0 || original_context > MAX_SIZE)
         {
             let field = "rope_scaling.original_max_position_embeddings";

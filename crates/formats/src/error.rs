@@ -18,10 +18,12 @@ pub enum FormatError {
     /// The system refused to read or write a file.
     #[error(transparent)]
     Io(#[from] FileError),
-    /// A file contradicts its format or its settings, asks for what a model of its architecture
-    /// does not compute here, or cannot hold what is to be written.
+    /// A file contradicts its format or its settings, or cannot hold what is to be written.
     #[error(transparent)]
     Invalid(#[from] Misfit),
+    /// A file that is sound asks for what is not covered.
+    #[error(transparent)]
+    Unsupported(Misfit),
     /// A safetensors file was refused.
     #[error(transparent)]
     Tensors(#[from] checkpoint::LoadError),
@@ -64,7 +66,7 @@ impl FormatError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
-        Self::Invalid(Misfit::in_file(path, field.into(), expected, found, NEXT_UNSUPPORTED))
+        Self::Unsupported(Misfit::in_file(path, field.into(), expected, found, NEXT_UNSUPPORTED))
     }
 
     /// What is to be written to `path` does not fit the form.

@@ -154,6 +154,13 @@ impl<'a> JsonObject<'a> {
         self.typed(key, "a list", Value::as_array)
     }
 
+    /// A list of numbers.
+    pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.typed(key, "a list of numbers", |value| {
+            value.as_array()?.iter().map(Value::as_f64).collect()
+        })
+    }
+
     /// The object under a key; `name` is what messages call it.
     pub(crate) fn inner(&self, key: &'a str) -> Result<Option<JsonObject<'a>>> {
         let map = self.typed(key, "an object", Value::as_object)?;

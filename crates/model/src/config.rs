@@ -111,8 +111,15 @@ impl ModelConfig {
     /// The first impossible one.
     pub fn check(&self) -> Result<LayerPlan, ConfigError> {
         self.check_sizes()?;
-        let plan = self.sharing.plan(self.layers, self.recursions)?;
         let routed = self.router.settings().chooses();
+        if self.sharing == Sharing::None && (routed || self.recursions != 1) {
+            let (recursions, router) = (self.recursions, self.router.kind());
+            let found = format!("\"none\" with recursions = {recursions} and router \"{router}\"");
+            let expected = "recursions = 1 and router = { kind = \"fixed\" } beside it, as a dense \
+                            model has them";
+            return refuse("sharing", found, expected.into());
+        }
+        let plan = self.sharing.plan(self.layers, self.recursions)?;
         if routed && (plan.recursions.is_empty() || self.recursions < 2) {
             let expected = format!(
                 "sharing \"cycle\" or \"middle_cycle\" with at least 2 recursions for router \
@@ -121,14 +128,14 @@ impl ModelConfig {
             );
             return refuse(
                 "sharing",
-                format!("{:?} with {} recursions", self.sharing, self.recursions),
+                format!("\"{}\" with {} recursions", self.sharing, self.recursions),
                 expected,
             );
         }
         if self.kv != KvMode::RecursionWise && self.sharing == Sharing::None {
             return refuse(
                 "kv",
-                format!("{:?}", self.kv),
+                format!("\"{}\"", self.kv),
                 "recursion_wise where no layer is shared".into(),
             );
         }
@@ -162,7 +169,7 @@ impl ModelConfig {
         let shares = plan.stored < self.layers;
         if !shares && self.kv != KvMode::RecursionWise {
             let expected = "recursion_wise where no layer is used twice".into();
-            return refuse("kv", format!("{:?}", self.kv), expected);
+            return refuse("kv", format!("\"{}\"", self.kv), expected);
         }
         if !shares && !self.share_norms {
             return refuse("share_norms", "false", "true where no layer is used twice".into());
@@ -180,6 +187,7 @@ impl ModelConfig {
             let expected = "0 where no layer has a window".into();
             return refuse("rotary.window_theta", self.rotary.window_theta, expected);
         }
+        self.rotary.scaling.settings().check_effects(self.context)?;
         self.mlp.settings().check_effects(&self.sizes())?;
         self.router.settings().check_effects()
     }

@@ -55,6 +55,16 @@ impl LayerSet {
     }
 }
 
+impl fmt::Display for LayerSet {
+    /// As recipes write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("\"all\""),
+            Self::These(these) => write!(f, "{these:?}"),
+        }
+    }
+}
+
 impl Serialize for LayerSet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -1,6 +1,8 @@
 //! Which weights each unrolled layer uses (Mixture-of-Recursions, arXiv 2507.10524, table of
 //! sharing strategies).
 
+use std::fmt::{self, Display, Formatter};
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ConfigError, refuse};
@@ -128,6 +130,19 @@ impl LayerPlan {
     /// Every layer in order.
     pub fn unrolled(&self) -> impl Iterator<Item = LayerUse> {
         self.before.iter().chain(self.recursions.iter().flatten()).chain(&self.after).copied()
+    }
+}
+
+impl Display for Sharing {
+    /// Its name in recipes.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Sharing::None => "none",
+            Sharing::Cycle => "cycle",
+            Sharing::Sequence => "sequence",
+            Sharing::MiddleCycle => "middle_cycle",
+            Sharing::MiddleSequence => "middle_sequence",
+        })
     }
 }
 

@@ -301,7 +301,7 @@ fn block(
     let [query_bias, key_value_bias] =
         [attention::QUERY_BIAS, attention::KEY_VALUE_BIAS].map(|b| settings.bias.then_some(b));
     let output_bias = settings.output_bias.then_some(attention::OUTPUT_BIAS);
-    let rotary = (config.rope_theta, config.head_dim);
+    let rotary = (config.rope_theta, config.head_dim, config.context);
     let sinks = ParamPlace::Layer { stored, part: attention::SINKS };
     let sinks = settings.sinks.then(|| take.take(&sinks));
     Block {

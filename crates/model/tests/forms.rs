@@ -66,6 +66,10 @@ fn settings_end_where_they_should() {
         ("yarn", "attention_factor", -1.0, false),
         ("yarn", "attention_factor", 1.5, true),
         ("yarn", "mscale", 1.0, false),
+        ("dynamic", "factor", 0.5, false),
+        ("dynamic", "factor", 8.0, true),
+        ("longrope", "attention_factor", -1.0, false),
+        ("longrope", "attention_factor", 1.5, true),
     ] {
         let at = if (kind, key) == ("llama3", "low") { "high" } else { key };
         // The default of `high` is 4, above which `low` may not be.
@@ -75,7 +79,7 @@ fn settings_end_where_they_should() {
         };
         cases.push(("rotary.scaling".into(), scaling(kind, key, value), expected));
     }
-    for kind in ["llama3", "yarn"] {
+    for kind in ["llama3", "yarn", "dynamic", "longrope"] {
         let value = json!({ "kind": kind, "original_context": 0 });
         let expected = "rotary.scaling.original_context".to_owned();
         cases.push(("rotary.scaling".into(), value, expected));
@@ -88,7 +92,7 @@ fn settings_end_where_they_should() {
         ("attention.query_key_norm", json!("layer")),
         ("attention.windows", json!(3)),
         ("attention.window_layers", json!("some")),
-        ("rotary.scaling", json!({ "kind": "dynamic" })),
+        ("rotary.scaling", json!({ "kind": "static" })),
         ("rotary.scaling", json!({ "kind": "linear", "low": 1.0 })),
         ("norms.place", json!("within")),
         ("multipliers.head", json!(2.0)),

@@ -21,7 +21,7 @@ use model::{
 };
 use ops::{Ops, backward};
 use reference::{Decide, Decision, Found, Matrix, Settings, forward};
-use testkit::{How, SHARINGS, ids, run, tiny, transient};
+use testkit::{How, SHARINGS, by_context, ids, run, tiny, transient};
 
 const LENGTH: usize = 12;
 const STEP: u64 = 5;
@@ -211,6 +211,8 @@ fn further() -> Vec<ModelConfig> {
             all.push(with_experts(of));
         }
     }
+    let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
+    all.extend(by_context(&base));
     all
 }
 

@@ -85,7 +85,13 @@ impl Settings {
             return Some((plain_rates(local, n), 1.0));
         }
         let base = self.number("rope_theta");
-        Some(rotary.group("scaling").rescaled(plain_rates(base, n), base))
+        let scaling = rotary.group("scaling");
+        let context = self.number("context");
+        match scaling.word("kind", "none") {
+            "dynamic" => Some((plain_rates(scaling.grown(base, n, context), n), 1.0)),
+            "longrope" => Some(scaling.by_lists(plain_rates(base, n), context)),
+            _ => Some(scaling.rescaled(plain_rates(base, n), base)),
+        }
     }
 
     /// Rates rescaled as the `scaling` of rotary positions says, and the factor that goes with it.
@@ -111,6 +117,28 @@ impl Settings {
             }
         }
         (rates, 1.0)
+    }
+
+    /// The base of NTK scaling for texts of the model's context.
+    fn grown(&self, base: f64, n: usize, context: f64) -> f64 {
+        let (factor, original) = (self.number("factor"), self.number("original_context"));
+        if context <= original {
+            return base;
+        }
+        let n = n as f64;
+        base * (1.0 + factor * (context - original) / original).powf(n / (n - 2.0))
+    }
+
+    /// LongRoPE: a divisor for each rate, and the factor of what turns.
+    fn by_lists(&self, mut rates: Vec<f64>, context: f64) -> (Vec<f64>, f64) {
+        let original = self.number("original_context");
+        let list = if context > original { "long_factor" } else { "short_factor" };
+        for (i, rate) in rates.iter_mut().enumerate() {
+            *rate /= self.json[list][i].as_f64().unwrap_or(1.0);
+        }
+        let (stated, long) = (self.number("attention_factor"), self.number("long_context"));
+        let factor = (1.0 + (long / original).ln().max(0.0) / original.ln()).sqrt();
+        (rates, if stated > 0.0 { stated } else { factor })
     }
 
     /// YaRN's factor of what turns.

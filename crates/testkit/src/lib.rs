@@ -11,8 +11,8 @@ mod passes;
 
 pub use compare::{close, close_above, same_bits};
 pub use models::{
-    Form, MODES, SHARINGS, VOCAB, adapters, forms, fresh, ids, mlps, routers, tiny, tokens,
-    uneven_uses, with_auxiliary_router, with_shortcuts,
+    Form, MODES, SHARINGS, VOCAB, adapters, by_context, forms, fresh, ids, mlps, routers, tiny,
+    tokens, uneven_uses, with_auxiliary_router, with_shortcuts,
 };
 pub use pairwise::{combinations, pairwise};
 pub use passes::{How, Out, Watch, at_once, cached, causal, run, same, state, transient};

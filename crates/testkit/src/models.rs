@@ -6,7 +6,7 @@ use model::expert_routers::{
 };
 use model::mlp::{dense, experts};
 use model::rng::{Purpose, Stream, name_place};
-use model::rotary::{Linear, Llama3, RotaryScaling, Yarn};
+use model::rotary::{Dynamic, Linear, Llama3, LongRope, RotaryScaling, Yarn};
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
@@ -353,6 +353,16 @@ pub fn forms() -> Vec<Form> {
             ..Form::default()
         },
     ]
+}
+
+/// Rates that follow from the context of the model, in `config`.
+pub fn by_context(config: &ModelConfig) -> [ModelConfig; 2] {
+    let long = LongRope { original_context: 5, long_context: 50, ..LongRope::default() };
+    let dynamic = RotaryScaling::Dynamic(Dynamic { factor: 3.0, original_context: 5 });
+    [(0.5, dynamic), (1.0, RotaryScaling::LongRope(long))].map(|(share, scaling)| {
+        let rotary = RotarySettings { share, scaling, ..RotarySettings::default() };
+        ModelConfig { rotary, ..config.clone() }
+    })
 }
 
 /// Every adapter with its default settings (none is the first), then those with factors on all

@@ -34,6 +34,7 @@ const BLEND: (&str, &str) = ("model.router.gating", r#""blend""#);
 const AUXILIARY: (&str, &str) = ("model.router.sampling", r#""aux_router""#);
 const DICE: (&str, &str) = ("model.mlp", r#"{"kind":"experts","router":{"kind":"random"}}"#);
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
+const BEYOND: (&str, &str) = ("model.rotary.scaling.original_context", "16");
 const WINDOW: (&str, &str) = ("model.attention.window", "3");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
 const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
@@ -87,6 +88,16 @@ const TABLE: &[Line] = &[
     ("model.rotary.scaling(yarn).mscale", &[], "2.0", Refused("mscale")),
     ("model.rotary.scaling(yarn).mscale_all_dim", &[], "2.0", Refused("mscale")),
     ("model.rotary.scaling(yarn).truncate", &[], "false", Changes),
+    ("model.rotary.scaling.kind", &[], r#""dynamic""#, Refused("original_context")),
+    ("model.rotary.scaling(dynamic).factor", &[BEYOND], "4.0", Changes),
+    ("model.rotary.scaling(dynamic).original_context", &[BEYOND], "8", Changes),
+    ("model.rotary.scaling.kind", &[], r#""longrope""#, Changes),
+    ("model.rotary.scaling(longrope).short_factor", &[], "[1.0, 1.5, 2.0, 4.0]", Changes),
+    ("model.rotary.scaling(longrope).long_factor", &[], "[1.0]", Refused("long_factor")),
+    ("model.rotary.scaling(longrope).long_factor", &[BEYOND], "[1.0, 1.5, 2.0, 4.0]", Changes),
+    ("model.rotary.scaling(longrope).original_context", &[], "64", Changes),
+    ("model.rotary.scaling(longrope).long_context", &[], "8192", Changes),
+    ("model.rotary.scaling(longrope).attention_factor", &[], "2.0", Changes),
     ("model.rotary.window_theta", &[WINDOW], "10.0", Changes),
     ("model.norms.place", &[], r#""after""#, Changes),
     ("model.norms.plus_one", &[], "true", Changes),

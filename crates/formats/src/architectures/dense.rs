@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use crate::hf::rope;
 use crate::json::{JsonObject, describe};
 use crate::{
-    Additions, ArchConfig, HiddenActivation, LayerRole, Result, SlidingWindow, TensorRole,
+    Additions, ArchConfig, HiddenActivation, LayerRole, Result, RopeScaling, SlidingWindow,
+    TensorRole,
 };
 
 /// What the library takes for keys that a config.json leaves out.
@@ -50,6 +51,8 @@ pub(super) fn read(
         None => width_of_a_head(config, width, heads)?,
     };
     let context = config.size("max_position_embeddings")?.unwrap_or(defaults.context);
+    let rope_scaling = rope::scaling(config, context)?;
+    let constant = rope_scaling.as_ref().map(|scaling| scaling.constant_up_to(context));
     Ok(ArchConfig {
         vocab: must_size(config, "vocab_size")?,
         width,
@@ -60,9 +63,9 @@ pub(super) fn read(
         ffn: must_size(config, "intermediate_size")?,
         rope_theta: rope::theta(config, defaults.theta)?,
         norm_eps: config.number("rms_norm_eps")?.unwrap_or(defaults.norm_eps),
-        context,
+        context: constant.unwrap_or(context),
         tied: config.bool("tie_word_embeddings")?.unwrap_or(defaults.tied),
-        rope_scaling: rope::scaling(config, context)?,
+        rope_scaling,
         additions: Additions {
             activation: read_activation(config, activation)?,
             ..Additions::default()
@@ -196,6 +199,16 @@ pub(super) fn layer_types(config: &ArchConfig) -> Value {
     (0..config.layers).map(|block| if has(block) { SLIDING } else { FULL }).collect()
 }
 
+/// The longest texts that the model is meant for: those of its context, or longer ones for which
+/// it has other frequencies.
+fn longest(config: &ArchConfig) -> usize {
+    match &config.rope_scaling {
+        Some(RopeScaling::LongRope { long_context, .. }) => *long_context,
+        Some(RopeScaling::Dynamic { original_context, .. }) => *original_context,
+        _ => config.context,
+    }
+}
+
 /// The value of `sliding_window`.
 pub(super) fn window_size(config: &ArchConfig) -> Value {
     config.additions.window.as_ref().map(|window| window.size).into()
@@ -215,12 +228,12 @@ pub(super) fn fields(config: &ArchConfig, own: Vec<(&str, Value)>) -> Map<String
         ("hidden_size", config.width.into()),
         ("initializer_range", 0.02.into()),
         ("intermediate_size", config.ffn.into()),
-        ("max_position_embeddings", config.context.into()),
+        ("max_position_embeddings", longest(config).into()),
         ("num_attention_heads", config.heads.into()),
         ("num_hidden_layers", config.layers.into()),
         ("num_key_value_heads", config.kv_heads.into()),
         ("rms_norm_eps", config.norm_eps.into()),
-        ("rope_scaling", rope::scaling_json(config.rope_scaling)),
+        ("rope_scaling", rope::scaling_json(config.rope_scaling.as_ref())),
         ("rope_theta", config.rope_theta.into()),
         ("tie_word_embeddings", config.tied.into()),
         ("torch_dtype", Value::Null),

@@ -51,6 +51,8 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     let flat = without_positions(config);
     let mut found = gemma::read(&config.with(&flat), &gemma::defaults(4, 131_072))?;
     let positions = positions(config, found.context)?;
+    let constant = positions.scaling.as_ref().map(|of| of.constant_up_to(found.context));
+    found.context = constant.unwrap_or(found.context);
     (found.rope_theta, found.rope_scaling) = (positions.theta, positions.scaling);
     found.additions.qkv_bias = config.bool("attention_bias")?.unwrap_or(false);
     found.additions.output_bias = found.additions.qkv_bias;

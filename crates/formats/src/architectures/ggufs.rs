@@ -268,17 +268,21 @@ pub(super) fn write(path: &Path, config: &ArchConfig, of: &Settings) -> Result<G
     for (key, factor) in of.factors {
         others.extend(factor(&mut additions).map(|factor| (*key, GgufValue::F32(factor as f32))));
     }
-    match config.rope_scaling {
+    match &config.rope_scaling {
         None => {}
         Some(RopeScaling::Linear { factor }) => {
             others.push(("rope.scaling.type", GgufValue::String("linear".into())));
-            others.push(("rope.scaling.factor", GgufValue::F32(factor as f32)));
+            others.push(("rope.scaling.factor", GgufValue::F32(*factor as f32)));
         }
-        Some(RopeScaling::Llama3 { .. }) => {
-            return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "llama3"));
-        }
-        Some(RopeScaling::Yarn { .. }) => {
-            return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", "yarn"));
+        Some(other) => {
+            let found = match other {
+                RopeScaling::Linear { .. } => "linear",
+                RopeScaling::Llama3 { .. } => "llama3",
+                RopeScaling::Yarn { .. } => "yarn",
+                RopeScaling::Dynamic { .. } => "dynamic",
+                RopeScaling::LongRope { .. } => "longrope",
+            };
+            return Err(FormatError::unwritable(path, "rope_scaling", "none or linear", found));
         }
     }
     let prefix = of.prefix;

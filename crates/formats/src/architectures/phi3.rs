@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::hf::rope;
 use crate::json::JsonObject;
-use crate::{Additions, ArchConfig, LayerRole, Result, TensorRole};
+use crate::{Additions, ArchConfig, LayerRole, Result, RopeScaling, TensorRole};
 
 use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
@@ -16,7 +16,11 @@ use super::ggufs;
 
 pub(super) static PHI3: Architecture = Architecture {
     name: "Phi-3",
-    holds: |config| dense::holds(config, held(config)) && config.rope_scaling.is_none(),
+    holds: |config| {
+        let scaling = &config.rope_scaling;
+        let known = matches!(scaling, None | Some(RopeScaling::LongRope { .. }));
+        dense::holds(config, held(config)) && known
+    },
     hugging_face: Some(HuggingFaceForm {
         model_type: "phi3",
         class: "Phi3ForCausalLM",
@@ -67,13 +71,20 @@ fn gguf_tensor(role: TensorRole) -> Option<String> {
     Some(format!("blk.{layer}.{name}.weight"))
 }
 
-/// Other changes of the frequencies than none mean frequencies of their own for long texts here.
+/// The class knows one change of the frequencies, whatever of its names it has.
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(inner) = config.inner(key)? else { continue };
         let kind_key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
-        if inner.string(kind_key)?.is_some_and(|kind| kind != "default") {
-            return Err(inner.unsupported(kind_key, "\"default\""));
+        match inner.string(kind_key)? {
+            None | Some("default") => {}
+            Some("longrope" | "su") => {
+                let original = "original_max_position_embeddings";
+                if inner.size(original)?.is_none() {
+                    config.must(original, config.size(original)?)?;
+                }
+            }
+            Some(_) => return Err(inner.unsupported(kind_key, "\"default\" or \"longrope\"")),
         }
     }
     // The class has one window for all blocks.
@@ -88,9 +99,13 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
 }
 
 fn write_hugging_face(_: &Path, config: &ArchConfig) -> Result<Map<String, Value>> {
+    let original = match &config.rope_scaling {
+        Some(RopeScaling::LongRope { original_context, .. }) => *original_context,
+        _ => config.context,
+    };
     let own = vec![
         ("embd_pdrop", 0.0.into()),
-        ("original_max_position_embeddings", config.context.into()),
+        ("original_max_position_embeddings", original.into()),
         ("partial_rotary_factor", config.additions.rotary_share.unwrap_or(1.0).into()),
         ("resid_pdrop", 0.0.into()),
         ("sliding_window", dense::window_size(config)),

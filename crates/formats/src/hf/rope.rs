@@ -106,10 +106,46 @@ pub(crate) fn one_scaling(
                 truncate: inner.bool("truncate")?.unwrap_or(true),
             }))
         }
-        Some(_) => {
-            Err(inner.unsupported(kind_key, "\"default\", \"linear\", \"llama3\" or \"yarn\""))
+        Some("dynamic") => {
+            let found = inner.size(original)?.or(outer).filter(|found| *found != context);
+            if found.is_some() {
+                let expected = format!("none, or max_position_embeddings = {context}");
+                return Err(inner.unsupported(original, expected));
+            }
+            let factor = must_number(inner, "factor")?;
+            Ok(Some(RopeScaling::Dynamic { factor, original_context: context }))
         }
+        Some("longrope" | "su") => Ok(Some(long_rope(inner, original_context()?, context)?)),
+        Some(_) => Err(inner.unsupported(
+            kind_key,
+            "\"default\", \"linear\", \"llama3\", \"yarn\", \"dynamic\" or \"longrope\"",
+        )),
     }
+}
+
+/// LongRoPE for texts up to `long_context`. A factor that is no quotient of both contexts says
+/// nothing but what turned columns are multiplied by.
+fn long_rope(
+    inner: &JsonObject<'_>,
+    original_context: usize,
+    long_context: usize,
+) -> Result<RopeScaling> {
+    let list = |key| inner.must(key, inner.numbers(key)?);
+    let stated = inner.number("attention_factor")?;
+    let growth = inner.number("factor")?;
+    let original = original_context as f64;
+    let by_factor = growth.filter(|growth| *growth != long_context as f64 / original);
+    let by_factor = by_factor.map(|growth| match growth <= 1.0 {
+        true => 1.0,
+        false => (1.0 + growth.ln() / original.ln()).sqrt(),
+    });
+    Ok(RopeScaling::LongRope {
+        short_factor: list("short_factor")?,
+        long_factor: list("long_factor")?,
+        original_context,
+        long_context,
+        attention_factor: stated.or(by_factor),
+    })
 }
 
 fn must_number(object: &JsonObject<'_>, key: &str) -> Result<f64> {
@@ -117,7 +153,7 @@ fn must_number(object: &JsonObject<'_>, key: &str) -> Result<f64> {
 }
 
 /// The value of `rope_scaling`.
-pub(crate) fn scaling_json(scaling: Option<RopeScaling>) -> Value {
+pub(crate) fn scaling_json(scaling: Option<&RopeScaling>) -> Value {
     match scaling {
         None => Value::Null,
         Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
@@ -146,8 +182,28 @@ pub(crate) fn scaling_json(scaling: Option<RopeScaling>) -> Value {
                 ("mscale_all_dim", mscale_all_dim),
             ] {
                 if let Some(value) = value {
-                    json[key] = value.into();
+                    json[key] = (*value).into();
                 }
+            }
+            json
+        }
+        // Its original context is `max_position_embeddings`.
+        Some(RopeScaling::Dynamic { factor, .. }) => {
+            json!({"rope_type": "dynamic", "factor": factor})
+        }
+        Some(RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_context,
+            attention_factor,
+            ..
+        }) => {
+            let mut json = json!({
+                "rope_type": "longrope", "short_factor": short_factor,
+                "long_factor": long_factor, "original_max_position_embeddings": original_context,
+            });
+            if let Some(factor) = attention_factor {
+                json["attention_factor"] = (*factor).into();
             }
             json
         }

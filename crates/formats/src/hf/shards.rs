@@ -38,7 +38,7 @@ impl Shards {
         if index.try_exists().map_err(io_at(&index, "open"))? {
             return Self::open_index(folder, &index);
         }
-        Err(FormatError::unsupported(folder, "weights", format!("{SINGLE} or {INDEX}"), "neither"))
+        Err(FormatError::damaged(folder, "weights", format!("{SINGLE} or {INDEX}"), "neither"))
     }
 
     fn open_index(folder: &Path, path: &Path) -> Result<Self> {

@@ -49,11 +49,39 @@ fn cases() -> Vec<Case> {
         ("granite", json!({ "logits_scaling": 0 }), "logits_scaling"),
         ("granite", json!({ "residual_multiplier": -0.5 }), "residual_multiplier"),
         ("granite", json!({ "embedding_multiplier": "3" }), "embedding_multiplier"),
-        ("olmo2", json!({ "rope_scaling": { "rope_type": "dynamic" } }), "rope_scaling.rope_type"),
+        ("olmo2", json!({ "rope_scaling": { "rope_type": "static" } }), "rope_scaling.rope_type"),
         (
             "phi3",
             json!({ "rope_scaling": { "type": "longrope", "short_factor": [1.0] } }),
-            "rope_scaling.type",
+            "original_max_position_embeddings",
+        ),
+        (
+            "phi3",
+            json!({
+                "original_max_position_embeddings": 8,
+                "rope_scaling": {
+                    "type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+                },
+            }),
+            "rope_scaling.short_factor",
+        ),
+        (
+            "olmo2",
+            json!({
+                "rope_scaling": {
+                    "rope_type": "longrope", "short_factor": [1.0], "long_factor": "x",
+                },
+            }),
+            "rope_scaling.long_factor",
+        ),
+        (
+            "olmo2",
+            json!({
+                "rope_scaling": {
+                    "rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 3,
+                },
+            }),
+            "rope_scaling.original_max_position_embeddings",
         ),
         (
             "phi3",

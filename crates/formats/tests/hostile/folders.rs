@@ -143,10 +143,16 @@ fn configs_that_ask_for_more_are_refused() {
             "rope_scaling.beta_fast",
         ),
         (
-            "dynamic scaling",
-            config("rope_scaling", json!({"type": "dynamic", "factor": 2})),
+            "an unheard-of scaling",
+            config("rope_scaling", json!({"type": "static", "factor": 2})),
             c,
             "rope_scaling.type",
+        ),
+        (
+            "dynamic without a factor",
+            config("rope_scaling", json!({"type": "dynamic"})),
+            c,
+            "rope_scaling.factor",
         ),
         (
             "linear without a factor",

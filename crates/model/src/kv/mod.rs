@@ -5,6 +5,7 @@
 mod cache;
 mod transient;
 
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use ops::{Heads, Ops, PageView, Spans, Tensor2, Weight};
@@ -27,6 +28,17 @@ pub enum KvMode {
     /// As `Shared`, with the active rows' fresh keys and values written over the first recursion's,
     /// for that recursion only.
     SharedUpdate,
+}
+
+impl Display for KvMode {
+    /// Its name in recipes.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KvMode::RecursionWise => "recursion_wise",
+            KvMode::Shared => "shared",
+            KvMode::SharedUpdate => "shared_update",
+        })
+    }
 }
 
 /// Keys and values, and for each asking row what it sees of them.

@@ -20,11 +20,11 @@ impl Default for Config {
 }
 
 impl ScalingSettings for Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
         within("factor", self.factor, 1.0, 1e6)
     }
 
-    fn rates(&self, theta: f64, turned: usize) -> Vec<f64> {
+    fn rates(&self, theta: f64, turned: usize, _: usize) -> Vec<f64> {
         ops::rates(theta, turned).into_iter().map(|rate| rate / self.factor).collect()
     }
 }

@@ -39,7 +39,7 @@ impl Config {
 }
 
 impl ScalingSettings for Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
         within("factor", self.factor, 1.0, 1e6)?;
         within("low", self.low, 1e-6, 1e6)?;
         within("high", self.high, 1e-6, 1e6)?;
@@ -49,7 +49,7 @@ impl ScalingSettings for Config {
         check_context(self.original_context)
     }
 
-    fn rates(&self, theta: f64, turned: usize) -> Vec<f64> {
+    fn rates(&self, theta: f64, turned: usize, _: usize) -> Vec<f64> {
         ops::rates(theta, turned).into_iter().map(|rate| self.rescaled(rate)).collect()
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn slow_rates_are_divided_and_fast_ones_kept() {
         let config = Config { factor: 4.0, low: 1.0, high: 4.0, original_context: 16 };
-        let (plain, found) = (ops::rates(1e4, 8), config.rates(1e4, 8));
+        let (plain, found) = (ops::rates(1e4, 8), config.rates(1e4, 8, 16));
         // 16 / (2 pi) = 2.546 turns of the first pair, 0.2546 of the second.
         let kept = (16.0 / TAU - 1.0) / 3.0;
         assert!((found[0] - (kept + (1.0 - kept) / 4.0)).abs() < 1e-12);
@@ -69,6 +69,6 @@ mod tests {
             assert!((found[j] - plain[j] / 4.0).abs() < 1e-15, "{j}");
         }
         let long = Config { original_context: 1 << 16, ..config };
-        assert_eq!(long.rates(1e4, 8)[0], plain[0]);
+        assert_eq!(long.rates(1e4, 8, 16)[0], plain[0]);
     }
 }

@@ -1,8 +1,10 @@
 //! Rotary positions: which layers have them, how much of a head turns, and at which rates. Here is
 //! the list of ways to rescale rates for longer texts: a new one is its file and a line here.
 
+mod dynamic;
 mod linear;
 mod llama3;
+mod longrope;
 mod member;
 mod none;
 mod yarn;
@@ -14,8 +16,10 @@ use crate::error::{ConfigError, refuse};
 use crate::layer_set::LayerSet;
 use crate::list::members;
 
+pub use dynamic::Config as Dynamic;
 pub use linear::Config as Linear;
 pub use llama3::Config as Llama3;
+pub use longrope::Config as LongRope;
 pub use member::ScalingSettings;
 pub use none::Config as Unscaled;
 pub use yarn::Config as Yarn;
@@ -31,6 +35,11 @@ members! {
         Llama3(llama3::Config) = "llama3",
         /// The same by numbers of turns, with queries and keys multiplied by a factor.
         Yarn(yarn::Config) = "yarn",
+        /// The base grown for a context beyond the original one.
+        Dynamic(dynamic::Config) = "dynamic",
+        /// The rate of each pair divided by a factor of its own, other ones beyond the original
+        /// context, with queries and keys multiplied by a factor.
+        LongRope(longrope::Config) = "longrope",
     }
 }
 
@@ -67,10 +76,11 @@ impl RotarySettings {
         (head_dim as f64 * self.share) as usize
     }
 
-    /// The rotation of stored layer `stored`, which has a window or not; `None` without positions.
+    /// The rotation of stored layer `stored`, which has a window or not, of a model with this base,
+    /// width of heads and context; `None` without positions.
     pub(crate) fn of_layer(
         &self,
-        (theta, head_dim): (f64, usize),
+        (theta, head_dim, context): (f64, usize, usize),
         stored: usize,
         has_window: bool,
     ) -> Option<Rotary> {
@@ -82,7 +92,7 @@ impl RotarySettings {
             return Some(Rotary::of(ops::rates(self.window_theta, turned), 1.0, head_dim));
         }
         let scaling = self.scaling.settings();
-        Some(Rotary::of(scaling.rates(theta, turned), scaling.factor(), head_dim))
+        Some(Rotary::of(scaling.rates(theta, turned, context), scaling.factor(), head_dim))
     }
 
     pub(crate) fn check(&self, head_dim: usize, stored: usize) -> Result<(), ConfigError> {
@@ -99,6 +109,6 @@ impl RotarySettings {
             return refuse("rotary.window_theta", self.window_theta, expected);
         }
         self.layers.check("rotary.layers", stored)?;
-        self.scaling.settings().check()
+        self.scaling.settings().check(turned)
     }
 }

@@ -11,11 +11,11 @@ use crate::error::ConfigError;
 pub struct Config {}
 
 impl ScalingSettings for Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
         Ok(())
     }
 
-    fn rates(&self, theta: f64, turned: usize) -> Vec<f64> {
+    fn rates(&self, theta: f64, turned: usize, _: usize) -> Vec<f64> {
         ops::rates(theta, turned)
     }
 }

@@ -62,7 +62,7 @@ impl Config {
 }
 
 impl ScalingSettings for Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
         within("factor", self.factor, 1.0, 1e6)?;
         within("beta_fast", self.beta_fast, 1e-6, 1e6)?;
         within("beta_slow", self.beta_slow, 1e-6, 1e6)?;
@@ -81,7 +81,7 @@ impl ScalingSettings for Config {
         check_context(self.original_context)
     }
 
-    fn rates(&self, theta: f64, turned: usize) -> Vec<f64> {
+    fn rates(&self, theta: f64, turned: usize, _: usize) -> Vec<f64> {
         let mut low = self.pair(self.beta_fast, theta, turned);
         let mut high = self.pair(self.beta_slow, theta, turned);
         if self.truncate {
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn pairs_between_fast_and_slow_lie_on_a_line() {
         let config = Config { original_context: 2048, ..Config::default() };
-        let (plain, found) = (ops::rates(1e4, 64), config.rates(1e4, 64));
+        let (plain, found) = (ops::rates(1e4, 64), config.rates(1e4, 64, 16));
         // 64 ln(2048 / (2 pi 32)) / (2 ln 1e4) = 8.06 and 64 ln(2048 / (2 pi)) / (2 ln 1e4) = 20.1.
         for (j, (&plain, &found)) in plain.iter().zip(&found).enumerate() {
             let slow = ((j as f64 - 8.0) / (21.0 - 8.0)).clamp(0.0, 1.0);

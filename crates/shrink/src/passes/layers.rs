@@ -73,7 +73,7 @@ pub(super) fn plain(
     next: &'static str,
 ) -> Result<(), ShrinkError> {
     if config.sharing != Sharing::None {
-        let found = format!("{:?}", config.sharing);
+        let found = format!("\"{}\"", config.sharing);
         return refused("the checkpoint: sharing", expected, found, next);
     }
     if config.relax.kind() != "none" {

@@ -44,7 +44,7 @@ impl PassSettings for RecursionsSettings {
                       several times in a row, and no recursion of all is the last"
                 }
             };
-            let found = format!("{:?}", config.sharing);
+            let found = format!("\"{}\"", config.sharing);
             return refused("the checkpoint: sharing", expected, found, next);
         }
         if config.recursions < 2 {
