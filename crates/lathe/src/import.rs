@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use convert::{Card, GgufWeightType, HfWeightType};
+use data::SpecialTokens;
 use report::{Record, human_bytes, human_count};
 use serde_json::{Value, json};
 use train::Stored;
@@ -16,6 +17,9 @@ use crate::{foreign, open, output, runs};
 pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     let disk = open::disk()?;
     let foreign = foreign::opened(&options.source)?;
+    // What ends a text where the files say nothing of it, as those of runs that began here.
+    let tokenizer = foreign::tokenizer(foreign.text())?;
+    let ends = SpecialTokens::of(Some(&foreign.text().special), &tokenizer).eos;
     let made = foreign
         .write(&options.out, disk.as_ref())
         .with_context(|| format!("importing {}", options.source.display()))?;
@@ -47,10 +51,11 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
     let template =
         if made.text.chat_template.is_some() { "a chat template" } else { "no chat template" };
     let begin = made.text.bos.map_or_else(|| "none".to_owned(), |id| id.to_string());
-    output::line(format!(
-        "{} tokens, begin {begin}, end {:?}, {template}",
-        config.vocab_size, made.text.eos
-    ));
+    let ends = match ends.is_empty() {
+        true => "none".to_owned(),
+        false => ends.iter().map(u32::to_string).collect::<Vec<_>>().join(" or "),
+    };
+    output::line(format!("{} tokens, begin {begin}, end {ends}, {template}", config.vocab_size));
     output::line(format!("wrote {}", options.out.display()));
     Ok(ExitCode::SUCCESS)
 }

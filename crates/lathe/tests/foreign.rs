@@ -161,6 +161,98 @@ fn what_cannot_be_imported_is_refused_as_import_does() {
     assert_eq!(imports(&place).len(), 1);
 }
 
+/// A recipe that starts from one and learns from another, 2 steps.
+fn uptraining(start: &str, teacher: &str, data: &str) -> String {
+    format!(
+        "[start]\ncheckpoint = \"{start}\"\n[distill]\ncheckpoint = \"{teacher}\"\n\
+         [data]\ndir = \"{data}\"\nsequence_length = 32\n\
+         [train]\nsteps = 2\nbatch = 2\n[log]\nvalidate_windows = 2\ncalibrate_windows = 1\n"
+    )
+}
+
+#[test]
+fn recipes_start_and_learn_from_what_an_import_reads() {
+    let place = place();
+    place.write("own.toml", uptraining("dense", "dense/checkpoints", "data"));
+    place.run(&["train", "own.toml", "--out", "own"]).good();
+    let expected = place.text("own/log.jsonl");
+    for (start, teacher) in
+        [("theirs", "ours"), ("ours", "theirs"), ("small.gguf", "small.gguf"), ("theirs", "dense")]
+    {
+        // A GGUF file spells its tokenizer in its own way.
+        let data = if start == "small.gguf" { "data-gguf" } else { "data" };
+        if data != "data" {
+            place.build_data(start, data);
+        }
+        let (recipe, out) = (format!("{start}.toml"), format!("run-{start}-{teacher}"));
+        place.write(&recipe, uptraining(start, teacher, data));
+        let words = ["train", recipe.as_str(), "--out", &out];
+        place.run(&[&words[..], &["--dry-run"]].concat()).good();
+        place.run(&words).good();
+        assert_eq!(place.text(&format!("{out}/log.jsonl")), expected, "{start} and {teacher}");
+        // The finished run is found again, and its page knows the teacher.
+        place.run(&words).good();
+        place.run(&["report", &out, "--html", "page.html"]).good();
+        assert!(!place.text("page.html").contains("cannot be read"));
+    }
+    assert_eq!(imports(&place).len(), FORMS.len());
+    place.write("bad.toml", uptraining("small.gguf/x", "dense", "data"));
+    place.run(&["train", "bad.toml", "--out", "x"]).bad(&[
+        "start.checkpoint",
+        "small.gguf is a GGUF file",
+        "name it alone",
+    ]);
+    place.write("theirs/config.json", "{}");
+    let words = ["train", "theirs.toml", "--out", "x"];
+    place.run(&words).bad(&["start.checkpoint", "theirs"]);
+}
+
+#[test]
+fn a_damaged_import_is_told_with_its_folder() {
+    let place = place();
+    continued(&place, "theirs");
+    let entry = format!("cache/imports/{}", imports(&place)[0]);
+    let generate = ["generate", "theirs", "-p", "the"];
+    place.write("up.toml", uptraining("theirs", "dense", "data"));
+    let needles = ["the import of theirs is damaged", &entry, "remove the folder"];
+    let weights = place.read(&format!("{entry}/weights.safetensors"));
+    place.write(&format!("{entry}/weights.safetensors"), &weights[1..]);
+    place.run(&generate).bad(&needles);
+    fs::remove_file(place.path(&format!("{entry}/manifest.json"))).expect("removes");
+    place.run(&generate).bad(&needles);
+    place.run(&["train", "up.toml", "--out", "x"]).bad(&needles);
+    // What the message says helps.
+    fs::remove_dir_all(place.path(&entry)).expect("removes");
+    place.run(&generate).good();
+}
+
+#[test]
+fn a_path_behind_a_file_is_told_with_the_file() {
+    let place = place();
+    for line in [
+        "import small.gguf/x --out y",
+        "generate small.gguf/x -p the",
+        "eval small.gguf/x/y --data data",
+        "convert small.gguf/x --out y",
+        "data build --input text --tokenizer small.gguf/x --out y",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        place.run(&words).bad(&["small.gguf is a GGUF file", "name it alone"]);
+    }
+    place.run(&["generate", "dense.toml/x", "-p", "the"]).bad(&["dense.toml is a file"]);
+}
+
+#[test]
+fn an_import_tells_what_ends_its_texts() {
+    let place = place();
+    for form in FORMS {
+        let told = place.run(&["import", form, "--out", &format!("made-{form}")]).good().out;
+        let line = told.lines().find(|line| line.contains("tokens, begin")).expect("a line");
+        let (_, ends) = line.split_once("end ").expect("ends");
+        assert!(ends.starts_with(|c: char| c.is_ascii_digit()), "{form}: {line}");
+    }
+}
+
 #[test]
 fn two_at_once_are_safe() {
     let place = place();

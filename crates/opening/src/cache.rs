@@ -38,6 +38,7 @@ pub fn set(place: Option<PathBuf>) {
 /// to, which is done now where it was not done before.
 pub fn checkpoint_of(path: &Path) -> Result<PathBuf> {
     if !convert::is_foreign(path) {
+        foreign::not_below_a_file(path)?;
         return Ok(path.to_path_buf());
     }
     let root = place()?;
@@ -48,6 +49,11 @@ pub fn checkpoint_of(path: &Path) -> Result<PathBuf> {
         tracing::info!("{} was imported to {}", path.display(), entry.display());
         return Ok(entry);
     }
+    ensure!(
+        entry.symlink_metadata().is_err(),
+        "{}, expected a whole checkpoint, found no manifest.json in it",
+        told(path, &entry)
+    );
     let foreign = foreign::opened(path)?;
     std::fs::create_dir_all(&imports).with_context(|| cannot_make(&imports))?;
     // One import at a time: a second process that wants the same finds it when its turn comes.
@@ -78,6 +84,15 @@ pub fn checkpoint_of(path: &Path) -> Result<PathBuf> {
 
 fn cannot_make(imports: &Path) -> String {
     format!("making the folder {}: name one that can be written by --cache-dir", imports.display())
+}
+
+/// What to do about the import at `entry` that cannot be read.
+pub fn told(source: &Path, entry: &Path) -> String {
+    format!(
+        "the import of {} is damaged: remove the folder {}, and the next command imports it anew",
+        source.display(),
+        entry.display()
+    )
 }
 
 /// The folder for what can be made again.

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use convert::{Foreign, ForeignText};
 use data::Tokenizer;
+use model::RotaryScaling;
 use server::{Conversations, ModelText};
 
 use crate::notes::note;
@@ -13,6 +14,7 @@ use crate::render_templates;
 
 /// What is at `path`, ready to be imported.
 pub fn opened(path: &Path) -> Result<Foreign> {
+    not_below_a_file(path)?;
     let foreign = Foreign::open(path).with_context(|| format!("importing {}", path.display()))?;
     let text = foreign.text();
     if !text.left_out.is_empty() {
@@ -20,6 +22,17 @@ pub fn opened(path: &Path) -> Result<Foreign> {
             "{}: the model has no rows for the added tokens {}, which are text for it",
             path.display(),
             text.left_out.join(" ")
+        ));
+    }
+    if let RotaryScaling::LongRope(of) = &foreign.config().rotary.scaling
+        && of.long_context > of.original_context
+    {
+        note(format!(
+            "{}: texts of up to {} of its {} tokens: in longer ones every position turns at \
+             other rates (longrope)",
+            path.display(),
+            of.original_context,
+            of.long_context
         ));
     }
     if let Some(why) = broken_template(text)? {
@@ -30,6 +43,18 @@ pub fn opened(path: &Path) -> Result<Foreign> {
         ));
     }
     Ok(foreign)
+}
+
+/// Refuses a path that goes on behind a file, as that of a GGUF file with something behind it.
+pub fn not_below_a_file(path: &Path) -> Result<()> {
+    if let Some(file) = path.ancestors().skip(1).find(|above| above.is_file()) {
+        let what = match convert::is_foreign(file) {
+            true => "a GGUF file, which is the whole model",
+            false => "a file, in which no folder can be",
+        };
+        bail!("{}: {} is {what}: name it alone", path.display(), file.display());
+    }
+    Ok(())
 }
 
 /// The tokenizer of a model of others.

@@ -31,21 +31,26 @@ pub fn disk() -> Result<Box<dyn Disk>> {
 /// A checkpoint in f32, from which something is made. Folders and files of other programs are
 /// checkpoints, too: here and below.
 pub fn source(path: &Path) -> Result<Stored> {
-    let path = &cache::checkpoint_of(path)?;
-    told(path, train::load_model(path))
+    let entry = &cache::checkpoint_of(path)?;
+    told((path, entry), train::load_model(entry))
 }
 
-/// Says aloud where an older checkpoint was taken than the one that was meant.
-fn told(path: &Path, stored: Result<Stored, TrainError>) -> Result<Stored> {
-    let stored = stored.with_context(|| format!("opening the checkpoint {}", path.display()))?;
+/// Says aloud where an older checkpoint was taken than the one that was meant, and of what one was
+/// imported that cannot be read.
+fn told((given, path): (&Path, &Path), stored: Result<Stored, TrainError>) -> Result<Stored> {
+    let stored = stored.with_context(|| match given == path {
+        true => format!("opening the checkpoint {}", path.display()),
+        false => cache::told(given, path),
+    })?;
     train::older(&stored.passed_over, &stored.folder).iter().for_each(note);
     Ok(stored)
 }
 
 /// A checkpoint for use and its tokenizer.
 pub fn checkpoint(path: &Path) -> Result<(Stored, Tokenizer)> {
-    let path = &cache::checkpoint_of(path)?;
-    let stored = told(path, train::load_for_use(path))?;
+    let entry = &cache::checkpoint_of(path)?;
+    let stored = told((path, entry), train::load_for_use(entry))?;
+    let path = entry;
     let json = stored.tokenizer.as_deref().with_context(|| {
         format!("checkpoint {} has no tokenizer.json, which commands on text need", path.display())
     })?;
@@ -89,6 +94,7 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, SpecialTokens)> {
         let special = SpecialTokens::of(Some(&foreign.text().special), &tokenizer);
         return Ok((tokenizer, special));
     }
+    foreign::not_below_a_file(path)?;
     if !path.is_dir() {
         let tokenizer = Tokenizer::load(path)?;
         let special = SpecialTokens::of(None, &tokenizer);

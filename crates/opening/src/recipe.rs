@@ -4,12 +4,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use model::RouterConfig;
 use serde_json::{Map, Value};
 use study::Setting;
 use toml::de::{DeTable, DeValue};
 use train::Recipe;
 
-use crate::renamed_fields;
+use crate::{cache, renamed_fields};
 
 /// The most bytes of a recipe.
 const LONGEST: u64 = 1 << 20;
@@ -114,13 +115,47 @@ fn resolve(mut given: Value) -> Result<Recipe> {
         };
         base["model"] = serde_json::to_value(model)?;
     }
+    for table in ["start", "distill"] {
+        imported(&mut given, table)?;
+    }
     let start = given.pointer("/start/checkpoint").and_then(Value::as_str).unwrap_or("");
     if !start.is_empty() && !names_preset {
         let model = train::config_of(Path::new(start)).context("start.checkpoint")?;
         base["model"] = serde_json::to_value(model)?;
     }
+    if given.pointer("/train/micro_batch").is_none()
+        && let Some(batch) = given.pointer("/train/batch").and_then(Value::as_u64)
+    {
+        base["train"]["micro_batch"] = train::usual_micro_batch(batch).into();
+    }
+    // A dense model of its own says so in one word.
+    let own = !names_preset && start.is_empty();
+    if own && given.pointer("/model/sharing").and_then(Value::as_str) == Some("none") {
+        base["model"]["recursions"] = 1.into();
+        base["model"]["router"] = serde_json::to_value(RouterConfig::FIXED)?;
+    }
     overlay(&mut base, given);
     typed(base)
+}
+
+/// Puts the import of a folder or file of others in the place of its name: the room that trains
+/// opens checkpoints alone.
+fn imported(given: &mut Value, table: &str) -> Result<()> {
+    let Some(named) = given.pointer_mut(&format!("/{table}/checkpoint")) else { return Ok(()) };
+    let Some(name) = named.as_str().filter(|name| !name.is_empty()) else { return Ok(()) };
+    let path = cache::checkpoint_of(Path::new(name));
+    let path = path.with_context(|| format!("{table}.checkpoint"))?;
+    if path.as_path() != Path::new(name) {
+        let path = path.to_str().with_context(|| {
+            format!(
+                "{table}.checkpoint is imported to {}, expected a folder whose name is UTF-8: \
+                 name one by --cache-dir",
+                path.display()
+            )
+        })?;
+        *named = path.into();
+    }
+    Ok(())
 }
 
 fn read(value: Value) -> Result<Recipe, serde_path_to_error::Error<serde_json::Error>> {
@@ -369,6 +404,42 @@ mod tests {
         assert!(found.contains("line 5") && found.contains("capacities"), "{found}");
         let found = error("[model]\nvocab_size = 10\n", &["train.stepz=3"]);
         assert!(found.contains("--set") && found.contains("`steps`"), "{found}");
+    }
+
+    const OWN: &str = "[model]\nvocab_size = 10\nwidth = 64\nlayers = 4\nheads = 2\n\
+                       kv_heads = 2\nhead_dim = 32\nffn = 128\nsharing = \"none\"\n";
+
+    #[test]
+    fn a_dense_model_is_one_word() {
+        let recipe = parse(OWN, &["train.batch=4".into()]).expect("legal");
+        assert_eq!((recipe.model.recursions, recipe.model.router.kind()), (1, "fixed"));
+        let again = parse(&show(&recipe).expect("writes"), &[]).expect("reads its own output");
+        assert_eq!(again, recipe);
+        // Who asks for something else beside it is told all that does not fit, at once.
+        for more in ["recursions = 3\n", "router = { kind = \"expert_choice\" }\n"] {
+            let found = error(&format!("{OWN}{more}"), &[]);
+            for needle in ["model.sharing", "\"none\"", "recursions = 1", "kind = \"fixed\""] {
+                assert!(found.contains(needle), "{more}: {found}");
+            }
+        }
+        let found = error("[model]\npreset = \"cpu-1m-mor3\"\n", &["model.sharing=none"]);
+        assert!(found.contains("recursions = 3") && found.contains("expert_choice"), "{found}");
+        let found = error(OWN, &["data.sequence_length=512"]);
+        assert!(found.contains("give model.context = 512"), "{found}");
+    }
+
+    #[test]
+    fn a_pass_takes_what_divides_the_batch() {
+        for (batch, expected) in [(1, 1), (4, 4), (16, 16), (17, 1), (24, 12), (32, 16), (48, 16)] {
+            let recipe = parse(OWN, &[format!("train.batch={batch}")]).expect("legal");
+            assert_eq!(recipe.train.micro_batch, expected, "{batch}");
+        }
+        assert_eq!(parse(OWN, &[]).expect("legal").train.micro_batch, 16);
+        let sets = ["train.batch=4".to_owned(), "train.micro_batch=2".to_owned()];
+        assert_eq!(parse(OWN, &sets).expect("legal").train.micro_batch, 2);
+        let found = error(OWN, &["train.batch=4", "train.micro_batch=3"]);
+        assert!(found.contains("train.micro_batch is 3"), "{found}");
+        assert!(error(OWN, &["train.batch=0"]).contains("train."));
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Sequences of one step.
     pub batch: usize,
-    /// Sequences of one pass; `batch` must be a multiple.
+    /// Sequences of one pass, a divisor of `batch`. A recipe that gives a `batch` alone gets the
+    /// largest divisor up to 16: up to 16, all of it.
     pub micro_batch: usize,
     /// Parts of a step whose gradients are added up by themselves, and then in a tree over their
     /// numbers; at most as many as a step has passes. So many processes can share the steps: how
@@ -132,12 +133,22 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
 }
 
+/// The most sequences of one pass where a recipe does not say.
+const USUAL_MICRO_BATCH: usize = 16;
+
+/// Sequences of one pass for a recipe that gives a `batch` alone: its largest divisor up to 16. A
+/// batch of none is refused by [`Recipe::check`], whatever stands here.
+pub fn usual_micro_batch(batch: u64) -> usize {
+    let divides = |size: &usize| batch.is_multiple_of(*size as u64);
+    (1..=USUAL_MICRO_BATCH).rev().find(divides).unwrap_or(1)
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             steps: 1000,
-            batch: 16,
-            micro_batch: 16,
+            batch: USUAL_MICRO_BATCH,
+            micro_batch: USUAL_MICRO_BATCH,
             shards: 1,
             seed: 1,
             recompute: false,
@@ -276,7 +287,12 @@ impl Recipe {
     pub fn check(&self) -> Result<(), TrainError> {
         self.model.check()?;
         if self.data.sequence_length == 0 || self.data.sequence_length > self.model.context {
-            let expected = format!("between 1 and model.context = {}", self.model.context);
+            let (length, context) = (self.data.sequence_length, self.model.context);
+            let next = match length {
+                0 => String::new(),
+                _ => format!(": give model.context = {length}, or shorter sequences"),
+            };
+            let expected = format!("between 1 and model.context = {context}{next}");
             return refuse("data.sequence_length", self.data.sequence_length.to_string(), expected);
         }
         if self.train.steps == 0 || self.train.steps > 1 << 40 {

@@ -27,7 +27,7 @@ mod validate;
 pub use changes::Change;
 pub use config::{
     CheckpointConfig, DataConfig, DistillConfig, LogConfig, NonFinite, OptimizerConfig, Recipe,
-    ScheduleConfig, StartConfig, TrainConfig,
+    ScheduleConfig, StartConfig, TrainConfig, usual_micro_batch,
 };
 pub use error::TrainError;
 pub use forecast::{Forecast, Memory, Timing, Work};
