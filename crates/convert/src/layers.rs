@@ -14,7 +14,8 @@ use crate::error::refused;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// Layer `round(linspace(min S, max S, b))[i]`, halves rounded to even.
+    /// Layer `round(linspace(min S, max S, b))[i]`, halves rounded to even. Where the source is
+    /// shared in the same way already, each stored layer itself.
     Stepwise,
     /// The mean of the layers that it stands for.
     Average,
@@ -81,6 +82,12 @@ pub fn sources(start: Start, sharing: Sharing, plan: &LayerPlan, seed: u64) -> V
         return shared;
     }
     std::iter::once(vec![0]).chain(shared).chain([vec![layers - 1]]).collect()
+}
+
+/// For each stored layer the first unrolled layer that uses it.
+pub(crate) fn first_uses(plan: &LayerPlan) -> Vec<Vec<usize>> {
+    let uses = (0..plan.stored).map(|stored| plan.uses_of(stored).iter().take(1));
+    uses.map(|first| first.map(|at| at.layer).collect()).collect()
 }
 
 /// The unrolled layers that use a stored one.

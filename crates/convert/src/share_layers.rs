@@ -19,6 +19,7 @@ use train::{Made, Stored, write_model};
 
 use crate::adapters::{Adapters, fit};
 use crate::error::refused;
+use crate::layers::first_uses;
 use crate::source::SourceModel;
 use crate::upcycle::Upcycling;
 use crate::{ConversionReport, ConvertError, Copied, Costs, Start, kept, sources};
@@ -231,7 +232,12 @@ impl<'a> Conversion<'a> {
         keep: &'a [usize],
         target: &'a ConversionTarget,
     ) -> Self {
-        let from = sources(target.start, target.sharing, plan, target.seed)
+        let from = if target.start == Start::Stepwise && source.is_laid_out_as(plan, keep) {
+            first_uses(plan)
+        } else {
+            sources(target.start, target.sharing, plan, target.seed)
+        };
+        let from = from
             .into_iter()
             .map(|layers| layers.into_iter().map(|layer| keep[layer]).collect())
             .collect();

@@ -40,6 +40,13 @@ impl<'a> SourceModel<'a> {
         self.uses.len()
     }
 
+    /// Whether its layers are shared already as `plan` shares those in `keep`, so that each stored
+    /// layer is made of itself.
+    pub(crate) fn is_laid_out_as(&self, plan: &LayerPlan, keep: &[usize]) -> bool {
+        let all = keep.iter().copied().eq(0..self.layers());
+        all && self.plan.stored < self.layers() && self.uses.iter().copied().eq(plan.unrolled())
+    }
+
     /// The weight at a place of the source's own table.
     pub(crate) fn kept(&self, place: &ParamPlace) -> Option<Vec<f32>> {
         self.weights.get(place).map(|(_, weight)| weight.read())
@@ -93,7 +100,7 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
         let expected = "layers of one kind, of which one may stand in for another: \
                         window_layers and rotary.layers \"all\"";
         let (windows, turning) = (&config.attention.window_layers, &config.rotary.layers);
-        let found = format!("windows in {windows:?}, rotary positions in {turning:?}");
+        let found = format!("windows in {windows}, rotary positions in {turning}");
         let next = "convert a model whose layers all attend in the same way";
         return refused("the source: attention", expected, found, next);
     }
@@ -106,7 +113,7 @@ fn check(config: &ModelConfig) -> Result<(), ConvertError> {
     }
     if config.kv != KvMode::RecursionWise {
         let expected = "recursion_wise: layers with their own keys";
-        let found = format!("{:?}", config.kv);
+        let found = format!("\"{}\"", config.kv);
         return refused("the source: kv", expected, found, "convert what it was made of");
     }
     if !config.relax.settings().merges() {

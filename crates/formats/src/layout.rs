@@ -173,6 +173,7 @@ pub(crate) fn check(
     let complete = missing.len() + misshapen.len() <= NAMED_AT_MOST;
     let has_more = complete && matched < found.len();
     let extra = if has_more { extra(settings, holding, found) } else { Vec::new() };
+    let is_more = !extra.is_empty();
     let not_of = format!("not of a plain {architecture} model");
     let kinds = [("missing", missing), ("wrongly shaped", misshapen), (not_of.as_str(), extra)];
     let details: Vec<_> =
@@ -181,7 +182,13 @@ pub(crate) fn check(
         return Ok(());
     }
     let expected = format!("those of {} blocks of width {}", settings.layers, settings.width);
-    Err(FormatError::unsupported(path, "tensors", expected, details.join("; ")))
+    let found = details.join("; ");
+    // Tensors of another kind are a model of another kind; what the settings promise and the file
+    // lacks is damage.
+    Err(match is_more {
+        true => FormatError::unsupported(path, "tensors", expected, found),
+        false => FormatError::damaged(path, "tensors", expected, found),
+    })
 }
 
 /// Only called when the file has nearly all tensors of the settings, so the list below is of the

@@ -278,31 +278,34 @@ pub(crate) struct Eval {
     #[arg(long, conflicts_with = "data")]
     pub(crate) tasks: Option<PathBuf>,
     /// Use at most this many items of each task
-    #[arg(long, requires = "tasks", value_parser = numbers::upto::<usize>(1 << 40))]
+    #[arg(long, requires = "tasks", conflicts_with = "data")]
+    #[arg(value_parser = numbers::upto::<usize>(1 << 40))]
     pub(crate) limit: Option<usize>,
     /// Write the result of every item to this file, one JSON object per line
-    #[arg(long, requires = "tasks")]
+    #[arg(long, requires = "tasks", conflicts_with = "data")]
     pub(crate) items: Option<PathBuf>,
     /// Write what every router decided about every token, by the causal rule, to this Parquet file
     #[arg(long, value_name = "FILE", conflicts_with = "tasks")]
     pub(crate) trace: Option<PathBuf>,
     /// Part of the data to score
     #[arg(long, default_value = "validation", value_parser = ["validation", "train"])]
+    #[arg(conflicts_with = "tasks")]
     pub(crate) split: String,
     /// Score at most this many windows, spread over the text; those of the validation text that
     /// training calibrates the causal rule on are left out
-    #[arg(long, default_value_t = 256, value_parser = numbers::upto::<u64>(1 << 40))]
+    #[arg(long, default_value_t = 256, value_parser = numbers::some::<u64>(1 << 40))]
+    #[arg(conflicts_with = "tasks")]
     pub(crate) windows: u64,
     /// Windows of the validation text to leave out, those that a run with `log.calibrate_windows`
     /// of this calibrates on: what is compared scores the same windows [default: as in training, 0
     /// for a checkpoint without a recipe]
-    #[arg(long, value_parser = numbers::upto::<u64>(1 << 40))]
+    #[arg(long, conflicts_with = "tasks", value_parser = numbers::upto::<u64>(1 << 40))]
     pub(crate) set_aside: Option<u64>,
     /// Tokens in a window [default: as in training]
-    #[arg(long, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    #[arg(long, conflicts_with = "tasks", value_parser = numbers::some::<usize>(numbers::MANY))]
     pub(crate) sequence_length: Option<usize>,
     /// Let tokens attend to other documents of the same window (the published behaviour)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tasks")]
     pub(crate) no_document_mask: bool,
     #[arg(long, value_name = "FORMATS", help = weights_help())]
     pub(crate) weights: Option<WeightFormats>,
@@ -349,9 +352,10 @@ pub(crate) struct Convert {
     #[arg(short, long)]
     pub(crate) out: PathBuf,
     /// Layout of shared layers: cycle, sequence, middle_cycle, middle_sequence, or none (which
-    /// unrolls a recursive model)
-    #[arg(long, default_value = "middle_cycle")]
-    pub(crate) sharing: String,
+    /// unrolls a recursive model) [default: middle_cycle; with --mlp and without --recursions, that
+    /// of the source]
+    #[arg(long)]
+    pub(crate) sharing: Option<String>,
     /// Number of recursions [default: 3, or 1 without shared layers]
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) recursions: Option<usize>,

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use convert::{ConversionReport, ConversionTarget, ExpertStart, Start, Upcycling};
-use model::{KvMode, MlpConfig, Sharing};
+use model::adapters::Relaxation;
+use model::{KvMode, MlpConfig, ModelConfig, Sharing};
 use report::{Table, human_bytes, human_count};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,15 +18,16 @@ use crate::{open, output};
 #[allow(clippy::result_large_err, reason = "an error of one call")]
 pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
     let stored = open::source(&options.checkpoint)?;
-    let layers = stored.model.config().layers;
-    let sharing: Sharing = word("--sharing", &options.sharing)?;
+    let source = stored.model.config();
+    let layers = source.layers;
+    let layout = layout(options, source)?;
     let target = ConversionTarget {
-        sharing,
-        recursions: options.recursions.unwrap_or(if sharing == Sharing::None { 1 } else { 3 }),
+        sharing: layout.sharing,
+        recursions: layout.recursions,
         start: word::<Start>("--init", &options.init)?,
         router: table("--router", &options.router)?,
         kv: word::<KvMode>("--kv-sharing", &options.kv_sharing)?,
-        share_norms: !options.own_norms,
+        share_norms: layout.share_norms && !options.own_norms,
         keep: options
             .keep
             .as_deref()
@@ -45,6 +47,35 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         output::line(format!("wrote {}", options.out.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How layers of the result share.
+struct Layout {
+    sharing: Sharing,
+    recursions: usize,
+    share_norms: bool,
+}
+
+/// The layout that is asked for. Who only wants other MLPs and names none keeps that of the source.
+fn layout(options: &Convert, source: &ModelConfig) -> Result<Layout> {
+    let sharing = match options.sharing.as_deref() {
+        Some(name) => word("--sharing", name)?,
+        None if options.mlp.is_some() && options.recursions.is_none() => {
+            ensure!(
+                source.sharing == Sharing::None || source.relax == Relaxation::NONE,
+                "--mlp without --sharing keeps the layout of the source, expected one without \
+                 adapters on layers that are shared, found \"{}\": give --sharing none, which \
+                 merges them, or another layout",
+                source.relax.kind()
+            );
+            let ModelConfig { sharing, recursions, share_norms, .. } = *source;
+            return Ok(Layout { sharing, recursions, share_norms });
+        }
+        None => Sharing::MiddleCycle,
+    };
+    let usual = if sharing == Sharing::None { 1 } else { 3 };
+    let recursions = options.recursions.unwrap_or(usual);
+    Ok(Layout { sharing, recursions, share_norms: true })
 }
 
 /// What `--mlp`, `--experts` and `--drop` make of dense MLPs.

@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
         corpus.tokens()
     );
     let held = set_aside(options, &stored, length, split)?;
-    let choice = WindowChoice::new(windows.len(), options.windows.max(1), held);
+    let choice = WindowChoice::new(windows.len(), options.windows, held);
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
     let mut recorder = options.trace.as_ref().map(|_| Recorder::of(&stored.model));
     let scores = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;

@@ -26,6 +26,7 @@ mod plan;
 mod progress;
 mod quantize;
 mod quickstart;
+mod quickstart_page;
 mod quickstart_text;
 mod renamed;
 mod run_opening;

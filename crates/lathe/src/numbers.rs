@@ -22,6 +22,13 @@ pub(crate) fn upto<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
     RangedU64ValueParser::new().range(..=most)
 }
 
+/// A whole number of 1 to `most`.
+pub(crate) fn some<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
+    most: u64,
+) -> RangedU64ValueParser<T> {
+    RangedU64ValueParser::new().range(1..=most)
+}
+
 /// A number of `least` to `most`.
 pub(crate) fn real<T>(
     least: T,

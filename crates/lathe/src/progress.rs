@@ -19,9 +19,13 @@ pub(crate) struct Live {
     /// ends without it.
     peak: Option<f64>,
     losses: Vec<f64>,
-    last_line: Instant,
+    /// When a line was last written, where there is no terminal; none before the first step.
+    last_line: Option<Instant>,
     validation: String,
 }
+
+/// Seconds between lines where there is no terminal.
+const BETWEEN_LINES: u64 = 5;
 
 impl Live {
     /// For a run of `steps` steps that stands at `first`.
@@ -30,15 +34,14 @@ impl Live {
         let style = ProgressStyle::with_template("{bar:30.cyan/blue} {pos}/{len}  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_position(first);
-        let now = Instant::now();
         Self {
             bar,
-            started: now,
+            started: Instant::now(),
             first,
             steps,
             peak: None,
             losses: Vec::new(),
-            last_line: now,
+            last_line: None,
             validation: String::new(),
         }
     }
@@ -51,18 +54,22 @@ impl Live {
                 let recent = &self.losses[self.losses.len().saturating_sub(20)..];
                 let loss = recent.iter().sum::<f64>() / recent.len() as f64;
                 let peak = *self.peak.get_or_insert_with(ops::peak_flops);
+                // Without recursions there is but one depth.
+                let depth = match report.depths.len() {
+                    0..=2 => String::new(),
+                    _ => format!("  depth {:.2}", mean_depth(&report.depths)),
+                };
                 let message = format!(
-                    "loss {loss:.3} {}  {} tok/s  {:.0} % of peak  depth {:.2}  left {}{}",
+                    "loss {loss:.3} {}  {} tok/s  {:.0} % of peak{depth}  left {}{}",
                     sparkline(&self.losses, 16),
                     human_count(*tokens_per_second),
                     100.0 * flops_per_second / peak,
-                    mean_depth(&report.depths),
                     human_duration(self.left(report.step)),
                     self.validation,
                 );
                 self.bar.set_position(report.step);
                 self.bar.set_message(message.clone());
-                self.line(&format!("step {}/{}  {message}", report.step, self.steps));
+                self.line(report.step, &message);
             }
             Event::Validated { step, validation } => {
                 let (a, b) =
@@ -87,10 +94,12 @@ impl Live {
         self.started.elapsed().as_secs_f64() / done * (self.steps - step) as f64
     }
 
-    fn line(&mut self, text: &str) {
-        if self.bar.is_hidden() && self.last_line.elapsed().as_secs() >= 10 {
-            self.last_line = Instant::now();
-            output::note(text);
+    /// The first step and the last one, and between them one every few seconds.
+    fn line(&mut self, step: u64, message: &str) {
+        let due = |last: Instant| last.elapsed().as_secs() >= BETWEEN_LINES;
+        if self.bar.is_hidden() && (step == self.steps || self.last_line.is_none_or(due)) {
+            self.last_line = Some(Instant::now());
+            output::note(format!("step {step}/{}  {message}", self.steps));
         }
     }
 }

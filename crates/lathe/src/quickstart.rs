@@ -9,19 +9,17 @@ use anyhow::{Context, Result, ensure};
 use data::{Corpus, Split, Tokenizer, Windows};
 use engine::Sampler;
 use model::ModelConfig;
-use report::{BarSeries, Bars, Page, human_count, human_duration};
+use report::human_duration;
 use train::{
     CheckpointConfig, DataConfig, LogConfig, OptimizerConfig, Recipe, Resume, ScheduleConfig,
-    Stored, TrainConfig, Trainer, Validation,
+    Stored, TrainConfig, Trainer,
 };
 
 use crate::arguments::Quickstart;
 use crate::generate::{Wanted, continue_text};
 use crate::launch::Launch;
 use crate::quickstart_text::Texts;
-use crate::{
-    SAVED_UNFINISHED, inspect, output, plan, quickstart_text, recipe, run_page, runs, train_run,
-};
+use crate::{SAVED_UNFINISHED, output, quickstart_page, quickstart_text, recipe, train_run};
 
 /// Prompts that suit prose about programs, and programs.
 const PROMPTS: [&str; 3] =
@@ -69,11 +67,12 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     stored.model.pack();
     speak(&stored, &tokenizer, options.seed)?;
     let page = options.out.join("report.html");
-    let text = page_of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
+    let text = quickstart_page::of(&recipe, &run_dir, &stored, &tokenizer, &validation, started)?;
     output::page(&page, &text)?;
     output::line(format!("{} in all. Next:", human_duration(started.elapsed().as_secs_f64())));
     output::line(format!("  open {}", page.display()));
-    output::line(format!("  lathe generate {} --show-depth --prompt \"...\"", run_dir.display()));
+    let depth = if quickstart_page::chooses_depth(&stored) { "--show-depth " } else { "" };
+    output::line(format!("  lathe generate {} {depth}--prompt \"...\"", run_dir.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -170,11 +169,16 @@ fn steps_within(minutes: f64, spent: f64, each: f64) -> u64 {
 }
 
 fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
-    let colors = report::DepthColors::new(stored.model.config().recursions, output::colors());
-    output::line(format!(
-        "\nThe model speaks; colours show how many recursions a token took. {}",
-        colors.legend()
-    ));
+    let show_depth = quickstart_page::chooses_depth(stored);
+    if show_depth {
+        let colors = report::DepthColors::new(stored.model.config().recursions, output::colors());
+        output::line(format!(
+            "\nThe model speaks; colours show how many recursions a token took. {}",
+            colors.legend()
+        ));
+    } else {
+        output::line("\nThe model speaks.");
+    }
     let room = stored.model.config().context;
     for (choice, prompt) in PROMPTS.iter().enumerate() {
         let sampler = Sampler { temperature: 0.7, top_p: 0.95, seed, ..Sampler::default() };
@@ -183,7 +187,7 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
             max_tokens: 80.min(room / 2),
             sampler: &sampler,
             max_depth: None,
-            show_depth: true,
+            show_depth,
             ignore_eos: false,
             choice: choice as u64,
             stop: &[],
@@ -196,87 +200,6 @@ fn speak(stored: &Stored, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
     }
     output::line("");
     Ok(())
-}
-
-fn page_of(
-    recipe: &Recipe,
-    run_dir: &Path,
-    stored: &Stored,
-    tokenizer: &Tokenizer,
-    validation: &Validation,
-    started: Instant,
-) -> Result<String> {
-    let config = stored.model.config();
-    let p = model::cost::parameters(config, stored.model.plan());
-    let mut page = Page::new("A model that spends compute per token", "Lathe quickstart");
-    let bits = format!("{:.3}", validation.causal.all.bits_per_byte);
-    let training =
-        format!("{:.3} with training-time routing", validation.training.all.bits_per_byte);
-    let time = format!("{} in all", human_duration(started.elapsed().as_secs_f64()));
-    page.cards(&[
-        ("bits per byte, causal routing", &bits, &training),
-        (
-            "mean recursions",
-            &format!("{:.2}", validation.causal.mean_depth()),
-            &format!("of at most {}", config.recursions),
-        ),
-        (
-            "parameters",
-            &human_count(p.unique as f64),
-            &format!("used as {}", human_count(p.unrolled as f64)),
-        ),
-        ("tokens trained on", &human_count(stored.tokens as f64), &time),
-    ]);
-    page.section("Learning");
-    page.chart(run_page::loss_chart(&runs::read(run_dir)?));
-    page.section("Where it thinks longer");
-    page.paragraph(
-        "Validation text, token by token. The colour is the number of recursions the token took \
-         under causal routing; hover for the loss of the next token.",
-    );
-    let text = validation_text(recipe, tokenizer)?;
-    let looked = inspect::look(stored, tokenizer, &text, "validation text")?;
-    page.heat(looked.heat);
-    page.bars(depth_bars(validation));
-    page.table(looked.statistics);
-    page.section("What it costs");
-    page.table(plan::model_table(config, recipe.data.sequence_length)?);
-    page.table(train_run::results(validation));
-    page.paragraph(
-        "The recipe of this run is recipe.toml in the same folder; \
-         lathe train continues or repeats it.",
-    );
-    Ok(page.render())
-}
-
-fn depth_shares(name: &str, score: &train::RuleScore) -> BarSeries {
-    let rows = score.depths.iter().sum::<u64>().max(1) as f64;
-    BarSeries { name: name.into(), values: score.depths.iter().map(|&n| n as f64 / rows).collect() }
-}
-
-fn depth_bars(validation: &Validation) -> Bars {
-    Bars {
-        title: "Share of tokens by recursions taken".into(),
-        x_label: "recursions".into(),
-        y_label: "share".into(),
-        labels: (0..validation.causal.depths.len()).map(|d| d.to_string()).collect(),
-        series: vec![
-            depth_shares("training-time routing", &validation.training),
-            depth_shares("causal routing", &validation.causal),
-        ],
-        percent: true,
-    }
-}
-
-/// The first validation window with some prose in it, as text.
-fn validation_text(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<String> {
-    let corpus = Corpus::open(Path::new(&recipe.data.dir), Split::Validation)?;
-    let windows = Windows::new(&corpus, recipe.data.sequence_length, 0)?;
-    let mut ids = Vec::new();
-    for index in 0..windows.len().min(3) {
-        ids.extend(windows.unshuffled(index)?.ids);
-    }
-    Ok(tokenizer.decode(&ids)?)
 }
 
 #[cfg(test)]

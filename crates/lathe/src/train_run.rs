@@ -73,11 +73,21 @@ pub(crate) fn train(
     result
 }
 
-/// Both rules side by side.
+/// Both rules side by side; without recursions there is but one.
 pub(crate) fn results(validation: &Validation) -> report::Table {
     let columns = ["validation with", "nats/token", "perplexity", "bits/byte", "mean depth"];
+    let mut columns = columns.map(str::to_owned).to_vec();
+    if validation.causal.depths.len() <= 2 {
+        columns[0] = "validation".to_owned();
+        columns.pop();
+        let mut row = score_row("", &validation.causal);
+        row.pop();
+        let predictions = human_count(validation.causal.all.predictions as f64);
+        let caption = format!("{predictions} predictions");
+        return report::Table { columns, rows: vec![row], caption, best: None };
+    }
     report::Table {
-        columns: columns.map(str::to_owned).to_vec(),
+        columns,
         rows: vec![
             score_row("training-time routing", &validation.training),
             score_row("causal routing", &validation.causal),

@@ -210,6 +210,29 @@ fn short_files_of_large_products_are_refused_before_they_are_made() {
     refused(&place, "peft_oft", "oft_R");
 }
 
+/// A file that is damaged fails the case; a kind that is not computed here is refused and fails
+/// nothing.
+#[test]
+fn damage_fails_and_a_kind_out_of_reach_does_not() {
+    let place = Place::empty();
+    BASES.iter().for_each(|base| copy(&place, base));
+    let run = || place.run(&["verify", "cases/peft_lora_patterns"]);
+    copy(&place, "peft_lora_patterns");
+    place.write("cases/peft_lora_patterns/adapter_model.safetensors", "short");
+    assert_eq!(run().code, Some(1));
+    copy(&place, "peft_lora_patterns");
+    with_tensors(&place, "peft_lora_patterns", |tensors| {
+        drop(tensors.take(&format!("{Q}.lora_B.weight")));
+    });
+    assert_eq!(run().code, Some(1));
+    copy(&place, "peft_lora_patterns");
+    place.write("cases/peft_lora_patterns/adapter_config.json", "{");
+    assert_eq!(run().code, Some(1));
+    copy(&place, "peft_lora_patterns");
+    with_config(&place, "peft_lora_patterns", |c| c["peft_type"] = json!("ADALORA"));
+    assert!(run().good().out.contains("refused"));
+}
+
 /// The adapter is refused, by a text that has `field`.
 fn refused(place: &Place, case: &str, field: &str) -> String {
     let ended = place.run(&["verify", &format!("cases/{case}"), "--json"]);

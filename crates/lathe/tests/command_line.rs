@@ -68,6 +68,28 @@ fn renamed_flags_are_refused_with_their_new_names() {
 }
 
 #[test]
+fn an_evaluation_takes_no_option_that_it_would_ignore() {
+    for (line, flag) in [
+        ("eval run --data data --items items.jsonl", "--items"),
+        ("eval run --data data --limit 2", "--limit"),
+        ("eval run --tasks tasks --windows 3", "--windows"),
+        ("eval run --tasks tasks --split train", "--split"),
+        ("eval run --tasks tasks --set-aside 3", "--set-aside"),
+        ("eval run --tasks tasks --sequence-length 3", "--sequence-length"),
+        ("eval run --tasks tasks --no-document-mask", "--no-document-mask"),
+    ] {
+        let ended = lathe(line);
+        assert_eq!(ended.code, Some(2), "{line}: {ended:?}");
+        assert!(ended.err.contains(flag) && ended.err.contains("cannot be used with"), "{ended:?}");
+    }
+    for flag in ["--windows", "--sequence-length"] {
+        let ended = lathe(&format!("eval run --data data {flag} 0"));
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.err.contains(flag) && ended.err.contains("1.."), "{ended:?}");
+    }
+}
+
+#[test]
 fn presets_are_found_by_a_part_of_their_name() {
     let few = lathe("presets cpu-1m").good().out;
     assert!(few.contains("cpu-1m-dense") && !few.contains("cpu-5m"), "{few}");

@@ -112,6 +112,46 @@ fn the_whole_way() {
     refusals(&place);
 }
 
+#[test]
+fn experts_keep_the_layout_of_the_source() {
+    let place = Place::with_data();
+    place.write("dense.toml", dense(4));
+    place.run(&["train", "dense.toml", "--out", "dense"]).good();
+    let convert = |from: &str, out: &str, more: &[&str]| {
+        place.run(&[&["convert", from, "--out", out, "--json"], more].concat()).good().json()
+    };
+    let experts = ["--mlp", "{ kind = \"experts\", count = 2 }"];
+    let layers = |made: &Value| made["report"]["after"]["stored_layers"].clone();
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-5, "{a} {b}");
+    let made = convert("dense", "moe", &experts);
+    assert_eq!(layers(&made), 5, "no layer is shared");
+    near(nll(&place, "moe"), nll(&place, "dense"));
+    for (sharing, recursions, stored) in [("middle_cycle", "3", 3), ("sequence", "5", 1)] {
+        let (rec, moe) = (format!("rec-{sharing}"), format!("moe-{sharing}"));
+        let shape = ["--sharing", sharing, "--recursions", recursions, "--own-norms"];
+        convert("dense", &rec, &shape);
+        let made = convert(&rec, &moe, &experts);
+        assert_eq!(layers(&made), stored, "{sharing}");
+        near(nll(&place, &moe), nll(&place, &rec));
+    }
+    // Whoever asks for recursions asks for a layout.
+    let asked = [&experts[..], &["--recursions", "3"]].concat();
+    assert_eq!(layers(&convert("dense", "shared", &asked)), 3);
+    // Two shared layers, three times: each is itself.
+    place.write("six.toml", dense(2).replace("layers = 5", "layers = 6"));
+    place.run(&["train", "six.toml", "--out", "six"]).good();
+    let cycle = ["--sharing", "cycle", "--recursions", "3"];
+    convert("six", "cycle", &cycle);
+    let made = convert("cycle", "cycle-moe", &experts);
+    assert_eq!(made["report"]["layers"][1]["from"], serde_json::json!([1]));
+    near(nll(&place, "cycle-moe"), nll(&place, "cycle"));
+    // Adapters on shared layers cannot stay.
+    let adapted = [&cycle[..], &["--relax", "{ kind = \"lora\", rank = 2 }"]].concat();
+    convert("six", "adapted", &adapted);
+    let words = [&["convert", "adapted", "--out", "x"][..], &experts].concat();
+    place.run(&words).bad(&["--sharing none", "\"lora\""]);
+}
+
 /// Four tokens, the likeliest each time.
 fn generate(place: &Place, checkpoint: &str) -> Ended {
     let greedy = ["--prompt", "the model", "--max-tokens", "4", "--temperature", "0"];

@@ -499,6 +499,41 @@ fn quickstart_ends_with_a_report() {
 }
 
 #[test]
+fn quickstart_shows_what_the_model_has() {
+    let place = Place::empty();
+    place.write_text("notes");
+    let base = ["quickstart", "--input", "notes", "--steps", "2", "--vocab", "300"];
+    for (preset, has, has_not) in [
+        ("cpu-1m-moe", &["Which experts it asks", "load of each expert"][..], "recursions taken"),
+        ("cpu-1m-dense", &["What it costs"], "recursions taken"),
+    ] {
+        let ended = place.run(&[&base[..], &["--preset", preset, "--out", preset]].concat());
+        let out = ended.good().out;
+        assert!(!out.contains("mean depth") && !out.contains("--show-depth"), "{out}");
+        let page = place.text(&format!("{preset}/report.html"));
+        for needle in has {
+            assert!(page.contains(needle), "{preset}: {needle}");
+        }
+        for needle in [has_not, "Where it thinks longer", "mean recursions"] {
+            assert!(!page.contains(needle), "{preset}: {needle}");
+        }
+    }
+}
+
+#[test]
+fn training_tells_its_steps_where_there_is_no_terminal() {
+    let place = Place::with_data();
+    place.write("tiny.toml", common::recipe(4, 2, common::EXPERT, "recursion_wise"));
+    let ended = place.run(&["train", "tiny.toml", "--out", "run"]).good();
+    for needle in ["step 1/4  loss ", "step 4/4  loss ", "tok/s", "depth "] {
+        assert!(ended.err.contains(needle), "{needle}: {ended:?}");
+    }
+    place.write("dense.toml", common::dense_recipe());
+    let ended = place.run(&["train", "dense.toml", "--out", "dense"]).good();
+    assert!(ended.err.contains("step 2/2") && !ended.err.contains("depth "), "{ended:?}");
+}
+
+#[test]
 fn quickstart_takes_few_documents() {
     let place = Place::empty();
     for i in 0..3 {

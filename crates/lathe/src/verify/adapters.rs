@@ -10,7 +10,7 @@ use ops::Ops;
 
 use super::Check;
 use super::comparison::worst;
-use super::hugging_face::{Passed, Recorded, near, pass};
+use super::hugging_face::{Passed, Recorded, beyond, near, pass};
 use super::reference::sequences;
 
 /// Whether there is a folder of adapters at `path`.
@@ -29,7 +29,7 @@ pub(super) fn checks(
     let plain = without_losses(&base.model)?;
     let adapted = match adapted_model(&plain, Some(base.architecture), path) {
         Ok(adapted) => adapted,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => return beyond(why),
     };
     let mut checks = Vec::new();
     let sequences = sequences(&recorded.ids, "input_ids")?;

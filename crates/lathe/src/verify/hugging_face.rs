@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use checkpoint::{Dtype, TensorFile, open_safetensors};
-use convert::{ImportedModel, base_of_adapter, imported_model};
+use convert::{ConvertError, ImportedModel, base_of_adapter, imported_model};
 use engine::{Generation, Sampler, generate};
 use model::{Address, Model, Pass, PassCache, Probe, RouterState, RoutingEvent, Rule};
 use ops::{Ops, Tensor2, Weight, backward, read_rows, scalar};
@@ -33,7 +33,7 @@ const PROMPT: usize = 10;
 pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>> {
     let base = match adapters::is_adapter(path).then(|| base_of_adapter(path)).transpose() {
         Ok(base) => base,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => return beyond(why),
     };
     let file = path.join(REFERENCES);
     let settings = path.join(SETTINGS);
@@ -51,8 +51,13 @@ pub(super) fn checks(path: &Path, ops: Ops) -> Result<Result<Vec<Check>, String>
     );
     match imported_model(path) {
         Ok(imported) => recorded.compare(path, &imported, ops).map(Ok),
-        Err(why) => Ok(Err(why.to_string())),
+        Err(why) => beyond(why),
     }
+}
+
+/// What is out of reach is refused by its name; what is damaged is an error.
+pub(super) fn beyond<T>(why: ConvertError) -> Result<Result<T, String>> {
+    if why.is_beyond() { Ok(Err(why.to_string())) } else { Err(why.into()) }
 }
 
 /// The numbers of `refs.json` that are compared.
