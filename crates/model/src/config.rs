@@ -115,8 +115,8 @@ impl ModelConfig {
         if self.sharing == Sharing::None && (routed || self.recursions != 1) {
             let (recursions, router) = (self.recursions, self.router.kind());
             let found = format!("\"none\" with recursions = {recursions} and router \"{router}\"");
-            let expected = "recursions = 1 and router = { kind = \"fixed\" } beside it, as a dense \
-                            model has them";
+            let expected = "model.recursions = 1 and model.router = { kind = \"fixed\" } beside \
+                            it, as a dense model has them";
             return refuse("sharing", found, expected.into());
         }
         let plan = self.sharing.plan(self.layers, self.recursions)?;

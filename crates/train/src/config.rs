@@ -139,8 +139,8 @@ const USUAL_MICRO_BATCH: usize = 16;
 /// Sequences of one pass for a recipe that gives a `batch` alone: its largest divisor up to 16. A
 /// batch of none is refused by [`Recipe::check`], whatever stands here.
 pub fn usual_micro_batch(batch: u64) -> usize {
-    let divides = |size: &usize| batch.is_multiple_of(*size as u64);
-    (1..=USUAL_MICRO_BATCH).rev().find(divides).unwrap_or(1)
+    let mut sizes = (1..=USUAL_MICRO_BATCH).rev();
+    sizes.find(|size| batch.is_multiple_of(*size as u64)).unwrap_or(1)
 }
 
 impl Default for TrainConfig {
