@@ -74,15 +74,7 @@ pub fn convert(
         }
         None => stored.model.config().mlp.clone(),
     };
-    if target.experts.is_none() && mlp.settings().carried().is_some() {
-        return refused(
-            "the source: mlp.router.memory",
-            "0: what rows remember begins anew behind the recursions, and recursions are elsewhere \
-             in the result",
-            "a router that remembers",
-            "convert a model without",
-        );
-    }
+    remembers_nothing(&mlp, target)?;
     let config = ModelConfig {
         layers: keep.len(),
         sharing: target.sharing,
@@ -187,6 +179,18 @@ fn kept_layers(
         return refused("--keep: layer", expected, layer, "leave it out of the list");
     }
     Ok(keep)
+}
+
+/// Refuses routers over experts that remember a row's way: where that begins anew depends on the
+/// layout.
+fn remembers_nothing(mlp: &MlpConfig, target: &ConversionTarget) -> Result<(), ConvertError> {
+    if target.experts.is_some() || mlp.settings().carried().is_none() {
+        return Ok(());
+    }
+    let expected = "0: what rows remember begins anew behind the recursions, and recursions are \
+                    elsewhere in the result";
+    let found = "a router that remembers";
+    refused("the source: mlp.router.memory", expected, found, "convert a model without")
 }
 
 /// The router with every row at full depth and a gate of 1.
