@@ -6,6 +6,9 @@ use study::{LARGEST_P, SMALLEST_NATS, p_text};
 use super::TITLE;
 use super::found::{Done, Duel, Found, Group};
 
+/// What is drawn or told of a result.
+type Number = fn(&Done) -> f64;
+
 /// A cell without a number.
 const NONE: &str = "-";
 
@@ -25,13 +28,16 @@ pub(crate) fn of(found: &Found<'_>) -> Page {
         study.calibration_rows,
         study.windows
     ));
-    for duel in &found.duels {
+    for duel in found.duels.iter().filter(|duel| duel.paired.counts) {
         page.paragraph(&answer(duel));
     }
-    page.chart(chart(found, "Quality against bytes", "MB of weights", |done| 1e-6 * done.bytes));
-    page.chart(chart(found, "Quality against compute", "forward MFLOPs a token", |done| {
-        1e-6 * done.flops
-    }));
+    if let Some(others) = no_difference(found) {
+        page.paragraph(&others);
+    }
+    let axes: [Number; 2] = [|done| 1e-6 * done.bytes, |done| 1e-6 * done.bytes_before];
+    page.chart(chart(found, ("Quality against bytes", "MB of weights"), axes));
+    let axes: [Number; 2] = [|done| 1e-6 * done.flops, |done| 1e-6 * done.flops_before];
+    page.chart(chart(found, ("Quality against compute", "forward MFLOPs a token"), axes));
     page.table(quality(found));
     if !found.duels.is_empty() {
         page.table(pairs(found));
@@ -43,13 +49,10 @@ fn models(count: usize) -> String {
     if count == 1 { "one model".to_owned() } else { format!("{count} models") }
 }
 
-/// What the numbers force one to say of a method and its control.
+/// A difference that counts.
 fn answer(duel: &Duel) -> String {
     let Duel { method, control, label, paired } = duel;
     let at = if label.is_empty() { String::new() } else { format!(" at {label}") };
-    if !paired.counts {
-        return format!("{method} and {control} do not differ beyond the spread{at}.");
-    }
     let word = if paired.mean < 0.0 { "better" } else { "worse" };
     format!(
         "{method} is {word} than {control}{at} by {:.4} nats a token (p {}).",
@@ -58,9 +61,34 @@ fn answer(duel: &Duel) -> String {
     )
 }
 
+/// All pairs of which the numbers say nothing, in one sentence.
+fn no_difference(found: &Found<'_>) -> Option<String> {
+    let mut pairs: Vec<(String, Vec<&str>)> = Vec::new();
+    for duel in found.duels.iter().filter(|duel| !duel.paired.counts) {
+        let name = format!("{} and {}", duel.method, duel.control);
+        match pairs.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, labels)) => labels.push(&duel.label),
+            None => pairs.push((name, vec![&duel.label])),
+        }
+    }
+    let mut told = Vec::new();
+    for (name, labels) in &pairs {
+        let labels = labels.join(", ");
+        told.push(if labels.is_empty() { name.clone() } else { format!("{name} ({labels})") });
+    }
+    (!told.is_empty())
+        .then(|| format!("No difference beyond the spread between {}.", told.join("; ")))
+}
+
 /// Means over the models; the points of a method are joined in the order of its strengths.
-fn chart(found: &Found<'_>, title: &str, x_label: &str, x: fn(&Done) -> f64) -> Chart {
-    let mut series: Vec<Series> = Vec::new();
+fn chart(found: &Found<'_>, (title, x_label): (&str, &str), axes: [Number; 2]) -> Chart {
+    let [x, source] = axes;
+    let all = found.groups.iter().find(|group| group.done.len() == found.study.checkpoints.len());
+    let all = all.and_then(|group| Some((group.mean(source)?, group.mean(|d| d.bits_before)?)));
+    let mut series = Vec::new();
+    if let Some(point) = all {
+        series.push(Series { name: "the source".into(), points: vec![point], dashed: false });
+    }
     for (number, method) in found.study.methods.iter().enumerate() {
         let groups = found.groups.iter().filter(|group| group.method == number);
         let points: Vec<(f64, f64)> =
@@ -83,7 +111,7 @@ fn chart(found: &Found<'_>, title: &str, x_label: &str, x: fn(&Done) -> f64) -> 
 pub(crate) fn quality(found: &Found<'_>) -> Table {
     let mut rows = Vec::new();
     for group in &found.groups {
-        let share = |new: fn(&Done) -> f64, old: fn(&Done) -> f64| {
+        let share = |new: Number, old: Number| {
             let ratio = group.mean(|done| new(done) / old(done));
             ratio.map_or_else(|| NONE.to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio))
         };
