@@ -9,6 +9,7 @@ mod members;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod sum_tree;
+mod timed;
 
 pub use alone::Alone;
 pub use error::ProcessError;
@@ -16,6 +17,7 @@ pub use members::{Member, members};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
 pub use sum_tree::{Subtree, SumTree, forest, share};
+pub use timed::Timed;
 
 /// The processes of a run, seen from one of them.
 ///

@@ -65,19 +65,23 @@ impl Journal {
         Ok(self.log.sync()?)
     }
 
-    /// Notes a step that took `seconds`.
+    /// Notes a step that took `seconds`, of which `exchanged` were spent on other processes.
     pub(crate) fn step(
         &mut self,
         report: &StepReport,
         seconds: f64,
+        exchanged: Option<f64>,
         [tokens_per_second, flops_per_second]: [f64; 2],
         wall_time: f64,
     ) -> Result<(), TrainError> {
         self.log.write(&record(serde_json::to_value(report)))?;
-        let timing = json!({
+        let mut timing = json!({
             "step": report.step, "seconds": seconds,
             "tokens_per_second": tokens_per_second, "flops_per_second": flops_per_second,
         });
+        if let Some(exchanged) = exchanged {
+            timing["exchange_seconds"] = json!(exchanged);
+        }
         self.timing.write(&record(Ok(timing)))?;
         self.events.scalars(
             report.step,

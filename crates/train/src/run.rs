@@ -243,6 +243,7 @@ impl Run {
         while self.trainer.step < steps && stop == Stop::No {
             let traced = is_due(self.trainer.step + 1, self.trainer.recipe.log.trace_every);
             self.trainer.recorder = traced.then(|| Recorder::of(&self.trainer.model));
+            self.trainer.together.exchanged();
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
             let seconds = started.elapsed().as_secs_f64();
@@ -306,7 +307,8 @@ impl Run {
         let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
         if let Some(journal) = &mut self.journal {
             let rates = [tokens_per_second, flops_per_second];
-            journal.step(report, seconds, rates, wall_time)?;
+            let exchanged = self.trainer.together.exchanged();
+            journal.step(report, seconds, exchanged, rates, wall_time)?;
         }
         Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))
     }

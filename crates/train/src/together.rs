@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use model::Model;
 use ops::{Moments, SQUARES_CHUNK, add_into};
-use processes::{Alone, ProcessError, Processes, SumTree, forest, share};
+use processes::{Alone, ProcessError, Processes, SumTree, Timed, forest, share};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,7 +18,7 @@ use crate::flat::FlatWeights;
 
 /// A process among others, and which values each of them updates.
 pub(crate) struct Together {
-    processes: Arc<dyn Processes>,
+    processes: Timed,
     flat: FlatWeights,
 }
 
@@ -36,7 +36,8 @@ impl Together {
 
     /// This process among `processes`.
     pub(crate) fn new(model: &Model, processes: Arc<dyn Processes>) -> Self {
-        Self { flat: FlatWeights::new(model, processes.size()), processes }
+        let flat = FlatWeights::new(model, processes.size());
+        Self { flat, processes: Timed::new(processes) }
     }
 
     /// Whether this is the process that writes the files of the run.
@@ -46,7 +47,14 @@ impl Together {
 
     /// The processes of the run.
     pub(crate) fn processes(&self) -> &dyn Processes {
-        &*self.processes
+        &self.processes
+    }
+
+    /// How long exchanges took since this was asked the last time, in seconds, waiting for others
+    /// included; `None` where there are no others.
+    pub(crate) fn exchanged(&self) -> Option<f64> {
+        let took = self.processes.take();
+        (self.processes.size() > 1).then_some(took.as_secs_f64())
     }
 
     /// The consecutive parts, of `parts` in all, that fall to this process.
@@ -236,7 +244,7 @@ impl Together {
         &self,
         mine: &T,
     ) -> Result<Vec<T>, ProcessError> {
-        tell(&*self.processes, mine)
+        tell(&self.processes, mine)
     }
 
     /// Whether somebody says yes.
