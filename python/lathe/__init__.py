@@ -44,6 +44,8 @@ def set_threads(count: int) -> None:
 
     It counts from the first call that computes on; ValueError after that.
     """
+    if not 0 <= count <= 4096:
+        raise LatheValueError(f"the number of threads is {count}, expected one from 0 to 4096")
     _lathe._set_threads(count)
 
 

@@ -112,6 +112,14 @@ class Model:
         rule: _Rule = "causal",
         seed: int = 0,
     ) -> Hidden: ...
+    def routes(
+        self,
+        text_or_ids: _Prompt,
+        *,
+        max_depth: int | None = None,
+        rule: _Rule = "causal",
+        seed: int = 0,
+    ) -> RoutingTrace: ...
 
 class Tokenizer:
     vocab_size: int

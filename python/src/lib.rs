@@ -6,6 +6,7 @@ mod answers;
 mod errors;
 mod json;
 mod model;
+mod of_process;
 mod opened;
 mod records;
 mod request;

@@ -1,8 +1,8 @@
 //! `lathe.Model`: a checkpoint that runs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use engine::Scoring;
@@ -10,13 +10,16 @@ use model::{NoProbe, Rule, WeightFormats};
 use opening::{conversation, open};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use trace::Recorder;
 
 use crate::answers::{Generation, Hidden, Logits, Scores};
+use crate::of_process::OfProcess;
 use crate::opened::Opened;
+use crate::records::RoutingTrace;
 use crate::request::{Prompt, Request};
 use crate::stream::Stream;
 use crate::tokenizer::{PyTokenizer, TextSide};
-use crate::{errors, json, work};
+use crate::{errors, json, request, work};
 
 /// A model that runs. Several threads may use one at a time; a call computes with all threads.
 #[pyclass(frozen, module = "lathe", name = "Model")]
@@ -53,7 +56,7 @@ pub(crate) fn load(
             // Refused now rather than at the first conversation.
             conversation::text(special.clone(), tokenizer.clone(), Some(template))?;
         }
-        let conversations = Mutex::default();
+        let conversations = OfProcess::new();
         let text = TextSide { path, tokenizer, special, template: chat_template, conversations };
         Ok(Opened::new(stored, text))
     })?;
@@ -84,12 +87,16 @@ impl PyModel {
         &self,
         py: Python<'_>,
         given: &Bound<'_, PyAny>,
-        (max_depth, rule, seed): (Option<usize>, &str, u64),
+        (max_depth, rule, seed): (Option<i128>, &str, i128),
         run: impl FnOnce(&Opened, Vec<u32>, &Scoring<'_>) -> Result<T> + Send,
     ) -> PyResult<T> {
         let prompt = Prompt::of("text_or_ids", given)?;
         let training = Rule::NonCausal;
-        let pass = Pass { rule: rule_of(&self.0, rule)?.unwrap_or(&training), max_depth, seed };
+        let pass = Pass {
+            rule: rule_of(&self.0, rule)?.unwrap_or(&training),
+            max_depth: max_depth.map(|most| request::whole("max_depth", most)).transpose()?,
+            seed: request::whole("seed", seed)?,
+        };
         let model = &self.0;
         let done = work::off(py, &AtomicBool::new(false), || {
             let ids = prompt.ids(model)?;
@@ -200,9 +207,9 @@ impl PyModel {
         &self,
         py: Python<'_>,
         text_or_ids: &Bound<'_, PyAny>,
-        max_depth: Option<usize>,
+        max_depth: Option<i128>,
         rule: &str,
-        seed: u64,
+        seed: i128,
     ) -> PyResult<Scores> {
         let (ids, rows) =
             self.pass(py, text_or_ids, (max_depth, rule, seed), |model, ids, how| {
@@ -216,16 +223,16 @@ impl PyModel {
 
     /// The logits of every row: `Logits`, whose `values` are [rows, vocab_size] in float32.
     ///
-    /// The array takes over the memory that the pass wrote them to: nothing is copied again, and it
-    /// is freed with the array.
+    /// The array takes over the memory that the rows were read into: nothing is copied again, and
+    /// it is freed with the array.
     #[pyo3(signature = (text_or_ids, *, max_depth = None, rule = "causal", seed = 0))]
     fn logits(
         &self,
         py: Python<'_>,
         text_or_ids: &Bound<'_, PyAny>,
-        max_depth: Option<usize>,
+        max_depth: Option<i128>,
         rule: &str,
-        seed: u64,
+        seed: i128,
     ) -> PyResult<Logits> {
         let (ids, rows) =
             self.pass(py, text_or_ids, (max_depth, rule, seed), |model, ids, how| {
@@ -242,9 +249,9 @@ impl PyModel {
         &self,
         py: Python<'_>,
         text_or_ids: &Bound<'_, PyAny>,
-        max_depth: Option<usize>,
+        max_depth: Option<i128>,
         rule: &str,
-        seed: u64,
+        seed: i128,
     ) -> PyResult<Hidden> {
         let (ids, rows) =
             self.pass(py, text_or_ids, (max_depth, rule, seed), |model, ids, how| {
@@ -252,6 +259,26 @@ impl PyModel {
                 Ok((ids, engine::hidden(&model.stored.model, &batch, how, &mut NoProbe)))
             })?;
         Hidden::new(py, ids, rows)
+    }
+
+    /// What every router decides about every row of a text: a `RoutingTrace`, as `read_trace` gives
+    /// it. Models whose rows all go the same way have none.
+    #[pyo3(signature = (text_or_ids, *, max_depth = None, rule = "causal", seed = 0))]
+    fn routes(
+        &self,
+        py: Python<'_>,
+        text_or_ids: &Bound<'_, PyAny>,
+        max_depth: Option<i128>,
+        rule: &str,
+        seed: i128,
+    ) -> PyResult<RoutingTrace> {
+        let trace = self.pass(py, text_or_ids, (max_depth, rule, seed), |model, ids, how| {
+            let batch = how.batch_of(&model.stored.model, &ids)?;
+            let mut recorder = Recorder::of(&model.stored.model);
+            engine::hidden(&model.stored.model, &batch, how, &mut recorder);
+            Ok(recorder.take())
+        })?;
+        Ok(RoutingTrace::of(py, &trace))
     }
 
     fn __repr__(&self) -> String {

@@ -1,5 +1,6 @@
 //! What runs and routers wrote: logs as rows, traces as columns.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -50,7 +51,7 @@ pub(crate) struct RoutingTrace {
     /// int64 [rows + 1]: where the dropped targets of each row begin.
     dropped_starts: Py<PyArray1<i64>>,
     /// How many targets each router decides among, by layer; -1 is the depth router.
-    sites: std::collections::BTreeMap<i32, u32>,
+    sites: BTreeMap<i32, u32>,
 }
 
 /// Reads what routers decided from a Parquet file: a `RoutingTrace`.
@@ -59,14 +60,15 @@ pub(crate) struct RoutingTrace {
 /// others with the columns of docs/traces.md.
 #[pyfunction]
 pub(crate) fn read_trace(py: Python<'_>, path: PathBuf) -> PyResult<RoutingTrace> {
-    let read = work::off(py, &AtomicBool::new(false), || {
-        let trace = trace::read(&path)?;
-        let columns = Columns::of(&trace);
+    let read = work::off(py, &AtomicBool::new(false), || Ok(trace::read(&path)?))?;
+    read.map(|trace| RoutingTrace::of(py, &trace)).map_err(|error| errors::at(&path, &error))
+}
+
+impl RoutingTrace {
+    pub(crate) fn of(py: Python<'_>, trace: &Trace) -> Self {
         let sites = trace.sites.iter().map(|(layer, site)| (number(*layer), site.targets));
-        Ok((columns, sites.collect()))
-    })?;
-    let (columns, sites) = read.map_err(|error| errors::at(&path, &error))?;
-    Ok(columns.into_arrays(py, sites))
+        Columns::of(trace).into_arrays(py, sites.collect())
+    }
 }
 
 fn number(layer: Option<u32>) -> i32 {
@@ -130,11 +132,7 @@ impl Columns {
         columns
     }
 
-    fn into_arrays(
-        self,
-        py: Python<'_>,
-        sites: std::collections::BTreeMap<i32, u32>,
-    ) -> RoutingTrace {
+    fn into_arrays(self, py: Python<'_>, sites: BTreeMap<i32, u32>) -> RoutingTrace {
         RoutingTrace {
             step: self.step.into_pyarray(py).unbind(),
             sequence: self.sequence.into_pyarray(py).unbind(),

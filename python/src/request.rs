@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use engine::{Generated, Generation, Sampler, Token};
-use opening::continuation::{self, Asked, Reading, TextPiece};
+use opening::continuation::{self, Asked, Reading, TextPiece, USUAL};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
@@ -26,14 +26,7 @@ impl Prompt {
         if let Ok(text) = given.cast::<PyString>() {
             return Ok(Self::Text(text.to_str()?.to_owned()));
         }
-        let bytes = given.is_instance_of::<PyBytes>() || given.is_instance_of::<PyByteArray>();
-        let ids = if bytes { None } else { given.extract().ok() };
-        ids.map(Self::Ids).ok_or_else(|| {
-            let kind = given.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
-            PyTypeError::new_err(format!(
-                "{name} is {kind}, expected a text, or token ids as whole numbers from 0 to 2**32"
-            ))
-        })
+        ids(name, "a text, or token ids", given).map(Self::Ids)
     }
 
     /// The ids; a text gets the beginning that the model expects.
@@ -43,6 +36,31 @@ impl Prompt {
             Self::Ids(ids) => Ok(ids),
         }
     }
+}
+
+/// Token ids; bytes are none, though Python takes them for whole numbers.
+///
+/// # Errors
+/// `TypeError` for anything else than whole numbers from 0; it was `expected`.
+pub(crate) fn ids(name: &str, expected: &str, given: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    let bytes = given.is_instance_of::<PyBytes>() || given.is_instance_of::<PyByteArray>();
+    let ids = if bytes { None } else { given.extract().ok() };
+    ids.ok_or_else(|| {
+        let kind = given.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
+        PyTypeError::new_err(format!(
+            "{name} is {kind}, expected {expected} as whole numbers from 0 to 2**32"
+        ))
+    })
+}
+
+/// A whole number as the rooms take it.
+///
+/// # Errors
+/// `ValueError` for one that is out of range.
+pub(crate) fn whole<T: TryFrom<i128>>(name: &str, value: i128) -> PyResult<T> {
+    value.try_into().map_err(|_| {
+        errors::value(format!("{name} is {value}, expected a whole number from 0 to 2**64"))
+    })
 }
 
 /// A form of the new text, owned.
@@ -139,14 +157,16 @@ impl Request {
             _ => keyword(words, "stop")?.unwrap_or_default(),
         };
         let sampler = Sampler {
-            temperature: keyword(words, "temperature")?.unwrap_or(0.8),
-            top_k: keyword(words, "top_k")?.unwrap_or(0),
-            top_p: keyword(words, "top_p")?.unwrap_or(1.0),
-            min_p: keyword(words, "min_p")?.unwrap_or(0.0),
-            seed: keyword(words, "seed")?.unwrap_or(1),
-            presence_penalty: keyword(words, "presence_penalty")?.unwrap_or(0.0),
-            frequency_penalty: keyword(words, "frequency_penalty")?.unwrap_or(0.0),
-            repetition_penalty: keyword(words, "repetition_penalty")?.unwrap_or(1.0),
+            temperature: keyword(words, "temperature")?.unwrap_or(USUAL.temperature),
+            top_k: keyword(words, "top_k")?.unwrap_or(USUAL.top_k),
+            top_p: keyword(words, "top_p")?.unwrap_or(USUAL.top_p),
+            min_p: keyword(words, "min_p")?.unwrap_or(USUAL.min_p),
+            seed: keyword(words, "seed")?.unwrap_or(USUAL.seed),
+            presence_penalty: keyword(words, "presence_penalty")?.unwrap_or(USUAL.presence_penalty),
+            frequency_penalty: keyword(words, "frequency_penalty")?
+                .unwrap_or(USUAL.frequency_penalty),
+            repetition_penalty: keyword(words, "repetition_penalty")?
+                .unwrap_or(USUAL.repetition_penalty),
         };
         Ok(Self {
             prompt: Prompt::of("prompt", prompt)?,

@@ -1,7 +1,7 @@
 //! `lathe.Tokenizer`: text to token ids and back, and conversations to prompts.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use data::{SpecialTokens, Tokenizer};
@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use server::Conversations;
 
-use crate::errors;
+use crate::of_process::OfProcess;
+use crate::{errors, request, work};
 
 /// The text side of a checkpoint.
 pub(crate) struct TextSide {
@@ -20,7 +21,7 @@ pub(crate) struct TextSide {
     /// The chat template that is used in the place of the checkpoint's own.
     pub(crate) template: Option<String>,
     /// Made when the first conversation is rendered.
-    pub(crate) conversations: Mutex<Option<Arc<Conversations>>>,
+    pub(crate) conversations: OfProcess<Conversations>,
 }
 
 impl TextSide {
@@ -30,17 +31,13 @@ impl TextSide {
     }
 
     fn conversations(&self) -> Result<Arc<Conversations>> {
-        let mut made = self.conversations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = made.as_ref() {
-            return Ok(made.clone());
-        }
-        let (special, tokenizer) = (self.special.clone(), self.tokenizer.clone());
-        let template = self.template.as_deref();
-        let text = conversation::chat_text(&self.path, special, tokenizer, template)?;
-        let all = Conversations::to_answer(text, &render_templates::program());
-        let all = Arc::new(all.map_err(|error| anyhow!(error))?);
-        *made = Some(all.clone());
-        Ok(all)
+        self.conversations.get_or_make(|| {
+            let (special, tokenizer) = (self.special.clone(), self.tokenizer.clone());
+            let template = self.template.as_deref();
+            let text = conversation::chat_text(&self.path, special, tokenizer, template)?;
+            let all = Conversations::to_answer(text, &render_templates::program());
+            all.map_err(|error| anyhow!(error))
+        })
     }
 }
 
@@ -73,17 +70,18 @@ impl PyTokenizer {
     #[pyo3(signature = (text, *, begin = false))]
     fn encode(&self, py: Python<'_>, text: &str, begin: bool) -> PyResult<Vec<u32>> {
         let side = &self.0;
-        let ids = py.detach(|| match begin {
+        let ids = work::light(py, || match begin {
             true => side.prompt(text),
             false => Ok(side.tokenizer.encode(text)?),
-        });
+        })?;
         ids.map_err(|error| errors::failed(&error))
     }
 
     /// The text of ids; a broken character becomes U+FFFD.
-    fn decode(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<String> {
-        let text = py.detach(|| self.0.tokenizer.decode(&ids));
-        text.map_err(|error| errors::refused(&error.into()))
+    fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<String> {
+        let ids = request::ids("ids", "token ids", ids)?;
+        let text = work::light(py, || Ok(self.0.tokenizer.decode(&ids)?))?;
+        text.map_err(|error| errors::refused(&error))
     }
 
     /// How many ids there are.
@@ -143,10 +141,10 @@ impl PyTokenizer {
         add_generation_prompt: bool,
     ) -> PyResult<String> {
         let messages = self::messages(messages)?;
-        let text = py.detach(|| {
+        let text = work::light(py, || {
             let all = self.0.conversations()?;
             all.text(&messages, add_generation_prompt).map_err(|error| anyhow!(error))
-        });
+        })?;
         text.map_err(|error| errors::refused(&error))
     }
 

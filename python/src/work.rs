@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,26 +12,18 @@ use pyo3::prelude::*;
 use rayon::ThreadPool;
 
 use crate::errors;
+use crate::of_process::OfProcess;
 
 /// How long Ctrl-C may go unheard.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// The pool for calls that come back with their result. What waits for its caller in between, such
 /// as a stream, has a pool of its own: its worker would stand in the way of other calls.
-static POOL: OnceLock<ThreadPool> = OnceLock::new();
-
-fn pool() -> Result<&'static ThreadPool> {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    if POOL.get().is_none() {
-        let _ = POOL.set(opening::threads::pool()?);
-    }
-    POOL.get().ok_or_else(|| anyhow::anyhow!("the pool of threads is gone"))
-}
+static POOL: OfProcess<ThreadPool> = OfProcess::new();
 
 /// Whether the pool is made, so that its size is settled.
 pub(crate) fn has_begun() -> bool {
-    POOL.get().is_some()
+    POOL.is_made()
 }
 
 /// Computes `what` in the pool without the GIL. Ctrl-C sets `stop`, which `what` should look at
@@ -41,7 +33,7 @@ pub(crate) fn off<T: Send>(
     stop: &AtomicBool,
     what: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<Result<T>> {
-    let pool = pool().map_err(|error| errors::failed(&error))?;
+    let pool = POOL.get_or_make(opening::threads::pool).map_err(|error| errors::failed(&error))?;
     py.detach(|| {
         std::thread::scope(|scope| {
             let (ended, end) = mpsc::sync_channel::<()>(1);
@@ -56,6 +48,14 @@ pub(crate) fn off<T: Send>(
             done.map_err(|why| errors::panicked(why.as_ref()))
         })
     })
+}
+
+/// The same for what takes no time worth a pool, on the thread of the caller.
+pub(crate) fn light<T: Send>(
+    py: Python<'_>,
+    what: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<Result<T>> {
+    py.detach(|| caught(what))
 }
 
 /// Waits until nobody holds the other end, and asks Python for signals meanwhile. Gives what the

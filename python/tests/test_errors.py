@@ -66,8 +66,18 @@ def test_prompts_that_make_no_sense(model, world):
         model.score("the", max_depth=0)
     with pytest.raises(ValueError, match="rule is"):
         model.hidden("the", rule="other")
-    with pytest.raises(ValueError, match="no such token|id|token"):
+    for ask in [model.score, model.logits, model.hidden, model.routes]:
+        with pytest.raises(ValueError, match="seed is -1"):
+            ask("the", seed=-1)
+        with pytest.raises(ValueError, match="max_depth is -1"):
+            ask("the", max_depth=-1)
+    with pytest.raises(ValueError, match="1000000000"):
         model.tokenizer.decode([10**9])
+    for wrong in [[-1], b"ab", 3, ["a"]]:
+        with pytest.raises(TypeError, match="expected token ids"):
+            model.tokenizer.decode(wrong)
+    one = model.score([5])
+    assert one.logprobs.shape == (0,) and one.total == 0.0
 
 
 def test_words_of_another_type(model):
@@ -79,5 +89,7 @@ def test_words_of_another_type(model):
         model.generate("x", stop=3)
     with pytest.raises(ValueError, match="weights is"):
         lathe.load("x", weights="int3")
+    with pytest.raises(ValueError, match="number of threads is -1"):
+        lathe.set_threads(-1)
     with pytest.raises(ValueError, match="threads of this process"):
         lathe.set_threads(1)

@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import lathe
 
 HERE = pathlib.Path(lathe.__file__).parent
@@ -24,9 +26,28 @@ def test_the_first_hour(world, tmp_path):
     assert "goes on from step 2" in done.stdout and "recursion 0:" in done.stdout
 
 
+def stub():
+    return ast.parse((HERE / "__init__.pyi").read_text(encoding="utf-8"))
+
+
+def test_the_types_name_every_option(model):
+    with pytest.raises(TypeError) as raised:
+        model.generate("x", zzz=1)
+    known = str(raised.value).split("expected one of ")[1].split(", ")
+    methods = {
+        node.name: [word.arg for word in node.args.kwonlyargs]
+        for kind in stub().body if isinstance(kind, ast.ClassDef) and kind.name == "Model"
+        for node in kind.body if isinstance(node, ast.FunctionDef)
+    }
+    assert methods["generate"] == methods["stream"] == known
+    for name in ["score", "logits", "hidden", "routes"]:
+        real = inspect.signature(getattr(lathe.Model, name)).parameters.values()
+        assert methods[name] == [word.name for word in real if word.kind == word.KEYWORD_ONLY]
+
+
 def test_the_types_name_what_there_is():
     assert (HERE / "py.typed").is_file()
-    tree = ast.parse((HERE / "__init__.pyi").read_text(encoding="utf-8"))
+    tree = stub()
     typed = {
         node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     }

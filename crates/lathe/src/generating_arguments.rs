@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use model::WeightFormats;
+use opening::continuation::USUAL;
 
 use crate::numbers;
 use crate::serving_arguments::weights_help;
@@ -77,31 +78,36 @@ pub(crate) struct Form {
 #[derive(Debug, Args)]
 pub(crate) struct Drawing {
     /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.8, value_parser = numbers::real::<f32>(0.0, 1e6))]
+    #[arg(long, default_value_t = USUAL.temperature)]
+    #[arg(value_parser = numbers::real::<f32>(0.0, 1e6))]
     pub(crate) temperature: f32,
     /// Sample from the k most likely tokens only; 0 for all
-    #[arg(long, default_value_t = 0, value_parser = numbers::upto::<usize>(numbers::MANY))]
+    #[arg(long, default_value_t = USUAL.top_k)]
+    #[arg(value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) top_k: usize,
     /// Sample from the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
+    #[arg(long, default_value_t = USUAL.top_p)]
+    #[arg(value_parser = numbers::real::<f32>(0.0, 1.0))]
     pub(crate) top_p: f32,
     /// Sample only tokens whose probability is at least this share of the largest one
-    #[arg(long, default_value_t = 0.0, value_parser = numbers::real::<f32>(0.0, 1.0))]
+    #[arg(long, default_value_t = USUAL.min_p)]
+    #[arg(value_parser = numbers::real::<f32>(0.0, 1.0))]
     pub(crate) min_p: f32,
     /// Seed of the random draws
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = USUAL.seed)]
     pub(crate) seed: u64,
     /// Lower the logit of every token that the text holds already by this
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = USUAL.presence_penalty, allow_negative_numbers = true)]
     #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
     pub(crate) presence_penalty: f32,
     /// Lower the logit of a token by this for each time that the text holds it
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = USUAL.frequency_penalty, allow_negative_numbers = true)]
     #[arg(value_parser = numbers::real::<f32>(-2.0, 2.0))]
     pub(crate) frequency_penalty: f32,
     /// Divide the logits of tokens in prompt and text by this, or multiply negative ones; 1 for
     /// neither
-    #[arg(long, default_value_t = 1.0, value_parser = numbers::real::<f32>(0.0, 100.0))]
+    #[arg(long, default_value_t = USUAL.repetition_penalty)]
+    #[arg(value_parser = numbers::real::<f32>(0.0, 100.0))]
     pub(crate) repetition_penalty: f32,
 }
 

@@ -4,12 +4,24 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use data::{DecodeStream, Tokenizer};
-use engine::{Generated, Generation, SharedProbe, Token};
+use engine::{Generated, Generation, Sampler, SharedProbe, Token};
 use grammar::{Compiled, Grammar};
 use server::{StopHit, StopMatcher};
 use train::Stored;
 
 use crate::open;
+
+/// How tokens are drawn where nobody says how.
+pub const USUAL: Sampler = Sampler {
+    temperature: 0.8,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: 1,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    repetition_penalty: 1.0,
+};
 
 /// What came with a token, or, without one, behind the last.
 pub struct TextPiece<'a> {
