@@ -76,6 +76,8 @@ fn listen(end: &Receiver<()>, stop: &AtomicBool) -> PyResult<()> {
 /// The next thing that comes out of a channel; none where nobody sends any more. Ctrl-C is raised.
 pub(crate) fn next<T: Send>(py: Python<'_>, from: &Mutex<Receiver<T>>) -> PyResult<Option<T>> {
     loop {
+        // At each turn: a loop in C, such as that of `list`, never asks by itself.
+        py.check_signals()?;
         let got = py.detach(|| {
             let from = from.lock().unwrap_or_else(PoisonError::into_inner);
             from.recv_timeout(GLANCE)
@@ -83,7 +85,7 @@ pub(crate) fn next<T: Send>(py: Python<'_>, from: &Mutex<Receiver<T>>) -> PyResu
         match got {
             Ok(got) => return Ok(Some(got)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
 }

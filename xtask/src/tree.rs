@@ -26,6 +26,8 @@ pub(crate) struct Package {
     /// Path of its manifest from the root.
     pub(crate) manifest: String,
     pub(crate) uses: BTreeSet<String>,
+    /// Of these, the ones that no feature turns on.
+    pub(crate) needs: BTreeSet<String>,
     pub(crate) uses_in_tests: BTreeSet<String>,
 }
 
@@ -169,9 +171,13 @@ fn packages_of(root: &Path, folder: &Path) -> Result<Vec<Package>> {
 fn describe(package: &Value, root: &str) -> Package {
     let word = |value: &Value| value.as_str().unwrap_or("").to_owned();
     let (mut uses, mut uses_in_tests) = (BTreeSet::new(), BTreeSet::new());
+    let mut needs = BTreeSet::new();
     for dependency in package["dependencies"].as_array().map_or(&[][..], Vec::as_slice) {
         let to = if dependency["kind"] == "dev" { &mut uses_in_tests } else { &mut uses };
         to.insert(word(&dependency["name"]));
+        if dependency["kind"] != "dev" && dependency["optional"] != true {
+            needs.insert(word(&dependency["name"]));
+        }
     }
     let manifest = word(&package["manifest_path"]).replace('\\', "/");
     let manifest =
@@ -181,6 +187,7 @@ fn describe(package: &Value, root: &str) -> Package {
         description: word(&package["description"]),
         manifest,
         uses,
+        needs,
         uses_in_tests,
     }
 }

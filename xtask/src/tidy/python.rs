@@ -18,6 +18,7 @@ pub(super) fn built_alike(tree: &Tree) -> Vec<String> {
     let mut found = profiles(tree);
     found.extend(language(tree));
     found.extend(versions(tree));
+    found.extend(rooms(tree));
     found
 }
 
@@ -110,9 +111,39 @@ fn versions(tree: &Tree) -> Vec<String> {
     found
 }
 
+/// Packages of a lock file that come from this tree, each with what they use.
+fn local(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+    let mut found = BTreeMap::new();
+    for package in text.split("[[package]]").filter(|package| !package.contains("\nsource = ")) {
+        let name = package.lines().find_map(|line| line.strip_prefix("name = "));
+        let uses = package.lines().filter_map(|line| line.strip_prefix(" \""));
+        let uses = uses.filter_map(|line| line.split([' ', '"']).next()).collect();
+        found.extend(name.map(|name| (name.trim_matches('"'), uses)));
+    }
+    found
+}
+
+/// What a room needs is in the lock file of the Python package: `--locked` would refuse it.
+fn rooms(tree: &Tree) -> Vec<String> {
+    let ours = local(tree.text(LOCK));
+    let mut found = Vec::new();
+    for package in &tree.packages {
+        let Some(known) = ours.get(package.name.as_str()) else { continue };
+        for needed in package.needs.iter().filter(|needed| !known.contains(needed.as_str())) {
+            found.push(format!(
+                "{LOCK}: {} uses {needed}, which it does not say: run `cargo update --workspace \
+                 --manifest-path {OURS}`",
+                package.name
+            ));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Package;
 
     const THEIRS: &str = "[workspace.package]\nedition = \"2024\"\n\
         [profile.release]\nopt-level = 3\n\
@@ -141,6 +172,23 @@ mod tests {
         let own = "[[package]]\nname = \"pyo3\"\nversion = \"9.0.0\"\n";
         assert!(found(SAME, &format!("{LOCKED}{own}")).is_empty());
         assert!(built_alike(&Tree::of(&[("Cargo.toml", THEIRS)])).is_empty());
+    }
+
+    #[test]
+    fn a_room_that_needs_more_than_the_lock_says_is_found() {
+        let lock = "[[package]]\nname = \"ops\"\nversion = \"0.1.0\"\ndependencies = [\n \
+                    \"rayon\",\n \"syn 2.0.1\",\n]\n\
+                    [[package]]\nname = \"rayon\"\nsource = \"x\"\n";
+        let said = |room: &str, needs: &[&str]| {
+            let needs = needs.iter().map(|name| (*name).to_owned()).collect();
+            let mut tree = Tree::of(&[(LOCK, lock)]);
+            tree.packages = vec![Package { name: room.to_owned(), needs, ..Package::default() }];
+            rooms(&tree)
+        };
+        assert!(said("ops", &["rayon", "syn"]).is_empty());
+        assert!(said("rayon", &["libc"]).is_empty() && said("lathe", &["clap"]).is_empty());
+        let found = said("ops", &["rayon", "libc"]);
+        assert!(found.len() == 1 && found[0].contains("ops uses libc"), "{found:?}");
     }
 
     #[test]

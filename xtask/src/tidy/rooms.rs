@@ -206,7 +206,8 @@ mod tests {
         let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
         let (name, description) = (name.to_owned(), description.to_owned());
         let manifest = format!("crates/{name}/Cargo.toml");
-        Package { name, description, manifest, uses: set(uses), uses_in_tests: set(uses_in_tests) }
+        let (uses, uses_in_tests) = (set(uses), set(uses_in_tests));
+        Package { name, description, manifest, uses, uses_in_tests, ..Package::default() }
     }
 
     fn tree(packages: Vec<Package>) -> Tree {
