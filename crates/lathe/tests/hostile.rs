@@ -85,7 +85,7 @@ fn recipes_with_impossible_values() {
         (
             "recursions = 3",
             "recursions = 5\nsharing = \"sequence\"",
-            &["model.sharing", "Sequence"],
+            &["model.sharing", "is \"sequence\""],
         ),
         ("width = 32", "width = 32\nvocab_size = 1000000000000", &["model.vocab_size"]),
         ("width = 32", "width = 32\nrope_theta = inf", &["model.rope_theta"]),
