@@ -18,7 +18,7 @@ use study::Comparison;
 use self::decode::Decoding;
 use self::found::Found;
 use self::plan::{Places, Plan};
-use crate::output;
+use crate::{SAVED_UNFINISHED, output};
 use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
 use crate::sweep::{Pool, RUNS, SHEET, State, open_results, write_result};
@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     let went_on = pool.run(&plan.runs(), &|| Ok(()))?;
     if !went_on {
         output::line("stopped and saved; the same command continues");
-        return Ok(ExitCode::FAILURE);
+        return Ok(ExitCode::from(SAVED_UNFINISHED));
     }
     let decoding = decode::measure(&plan, &out)?;
     finish(&plan, &decoding, &out)

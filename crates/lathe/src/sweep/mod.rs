@@ -18,7 +18,7 @@ pub(crate) use pool::Pool;
 pub(crate) use results::{RUNS, SHEET, open as open_results, write as write_result};
 
 use crate::study_arguments::{self, Sweep};
-use crate::{costs, output, recipe};
+use crate::{SAVED_UNFINISHED, costs, output, recipe};
 
 /// The runs of a study, ready to run.
 struct Planned {
@@ -56,6 +56,7 @@ pub(crate) fn run(options: &Sweep) -> Result<ExitCode> {
     output::line(format!("results: {}", out.join(SHEET).display()));
     if !went_on {
         output::line("stopped and saved; the same command continues");
+        return Ok(ExitCode::from(SAVED_UNFINISHED));
     }
     planned.verdict()
 }
@@ -134,14 +135,18 @@ impl Planned {
         }
         let runs = different(jobs.iter().copied(), |job| *job);
         pool.has_memory(&runs)?;
-        pool.run(&runs, &|| Ok(()))?;
+        let went_on = pool.run(&runs, &|| Ok(()))?;
         let mut done = true;
         for (&number, job) in numbers.iter().zip(jobs) {
             let state = job.state()?;
             done &= state == State::Done;
             output::line(format!("{number}  {}  {}: {}", job.key, job.name, named(&state)));
         }
-        Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(match (went_on, done) {
+            (false, _) => ExitCode::from(SAVED_UNFINISHED),
+            (true, true) => ExitCode::SUCCESS,
+            (true, false) => ExitCode::FAILURE,
+        })
     }
 
     /// The points with how far their runs are.
