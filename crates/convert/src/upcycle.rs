@@ -68,10 +68,13 @@ impl Upcycling {
             return refused("--mlp: width", expected, found, "give that width");
         }
         let others = experts.identity_experts + experts.zero_experts + experts.constant_experts;
-        let plain = experts.shared == 0 && !experts.biases && experts.limit == 0.0;
+        // A shortcut adds a second MLP to the dense one, and experts of it take other rows.
+        let made_of_mlps = experts.shared == 0 && !experts.biases && experts.limit == 0.0;
+        let plain = made_of_mlps && !experts.shortcut && experts.latent == 0 && !experts.modulated;
         if !plain || others > 0 || !experts.counts.is_empty() {
-            let expected = "experts without shared, biases, limit and zero-computation ones, which \
-                            dense MLPs lack, and as many in each layer (no counts)";
+            let expected = "experts without shared, biases, limit, shortcut, latent, modulated and \
+                            zero-computation ones, which dense MLPs lack, and as many in each \
+                            layer (no counts)";
             let found = mlp_in_words(&MlpConfig::Experts(experts.clone()));
             return refused("--mlp", expected, found, "leave these out");
         }
