@@ -1,17 +1,18 @@
 //! `lathe eval --tasks`: evaluation tasks by log-likelihood, with the causal routing that serving
 //! uses.
 
-use std::io::{BufWriter, IntoInnerError};
+use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use data::Tokenizer;
 use engine::{Stretch, likelihoods};
 use files::NewFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Table;
 use serde_json::{Value, json};
-use tasks::{Before, SequenceScore, Task, TaskReport};
+use tasks::{Before, ItemRecord, SequenceScore, Task, TaskReport};
 use train::Stored;
 
 use crate::arguments::Eval;
@@ -28,9 +29,11 @@ pub(crate) fn run(
     let path = options.tasks.as_ref().context("--tasks is not given")?;
     let mut tasks = if path.is_dir() { Task::open_folder(path)? } else { vec![Task::open(path)?] };
     let mut items = match &options.items {
-        Some(path) => Some(BufWriter::new(
-            NewFile::create(path).with_context(|| format!("creating {}", path.display()))?,
-        )),
+        Some(path) => {
+            holds_items_or_nothing(path)?;
+            let file = NewFile::create(path);
+            Some(BufWriter::new(file.with_context(|| format!("creating {}", path.display()))?))
+        }
         None => None,
     };
     stored.model.pack();
@@ -51,6 +54,26 @@ pub(crate) fn run(
         file.and_then(NewFile::finish).context("writing --items")?;
     }
     print(options, &weights, &reports)
+}
+
+/// The most bytes of a record of one item.
+const LONGEST_RECORD: u64 = 16 << 20;
+
+/// Refuses a path where something else is than the items of an earlier evaluation: the argument may
+/// be the name of a text or of the task itself by mistake.
+fn holds_items_or_nothing(path: &Path) -> Result<()> {
+    if path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
+        let mut first = Vec::new();
+        let opened = files::open(path)?;
+        BufReader::new(opened).take(LONGEST_RECORD).read_until(b'\n', &mut first)?;
+        ensure!(
+            std::str::from_utf8(&first).is_ok_and(ItemRecord::is_in),
+            "--items: {} is there and holds no items of an evaluation: choose another name, or \
+             remove it",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn evaluate(task: &Task, stored: &Stored, tokenizer: &Tokenizer) -> Result<TaskReport> {

@@ -345,16 +345,41 @@ fn a_file_in_the_place_of_a_folder_is_told_as_such() {
 #[test]
 fn items_of_an_evaluation_appear_whole_or_not_at_all() {
     let place = Place::with_run();
-    place.write("items.jsonl", "older results");
     place.write("tasks/few.toml", "kind = \"last_word\"\ntext = \"{text}\"\n");
     place.write("tasks/few.jsonl", "{\"text\": \"the model reads\"}\n".repeat(20));
     let words = ["eval", "run", "--tasks", "tasks", "--items", "items.jsonl"];
+    place.run(&[&words[..], &["--limit", "3"]].concat()).good();
+    let older = place.text("items.jsonl");
+    assert_eq!(older.lines().count(), 3);
     let plain = place.command(&words);
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(plain.get_program());
     shell.args(plain.get_args()).current_dir(place.path("."));
     end(&mut shell).bad(&["--items"]);
-    assert_eq!(place.text("items.jsonl"), "older results");
+    assert_eq!(place.text("items.jsonl"), older);
     place.run(&words).good();
     assert_eq!(place.text("items.jsonl").lines().count(), 20);
+}
+
+/// What is no items file stays, whether it is named itself or by a link; an empty file is free.
+#[test]
+fn items_of_an_evaluation_replace_nothing_foreign() {
+    let place = Place::with_run();
+    place.write("tasks/few.toml", "kind = \"last_word\"\ntext = \"{text}\"\n");
+    let task = "{\"text\": \"the model reads\"}\n".repeat(2);
+    place.write("tasks/few.jsonl", &task);
+    place.write("thesis.txt", "five years of work");
+    place.write("almost.jsonl", "{\"task\": \"few\", \"item\": 0, \"line\": 1}\n");
+    std::os::unix::fs::symlink("thesis.txt", place.path("link.jsonl")).expect("links");
+    for name in ["thesis.txt", "almost.jsonl", "link.jsonl", "tasks/few.jsonl"] {
+        let before = place.read(name);
+        let words = ["eval", "run", "--tasks", "tasks", "--items", name];
+        place.run(&words).bad(&["--items", name, "holds no items", "choose another name"]);
+        assert_eq!(place.read(name), before, "{name}");
+    }
+    place.write("empty.jsonl", "");
+    for name in ["empty.jsonl", "new.jsonl", "new.jsonl"] {
+        place.run(&["eval", "run", "--tasks", "tasks", "--items", name]).good();
+        assert_eq!(place.text(name).lines().count(), 2, "{name}");
+    }
 }

@@ -55,6 +55,25 @@ pub struct ItemRecord {
     pub metrics: Map<String, Value>,
 }
 
+impl ItemRecord {
+    /// Whether `line` is what [`TaskReport::write_records`] writes of an item.
+    pub fn is_in(line: &str) -> bool {
+        const FIELDS: [&str; 9] = [
+            "task",
+            "item",
+            "line",
+            "log_likelihoods",
+            "greedy",
+            "prediction",
+            "answer",
+            "correct",
+            "metrics",
+        ];
+        let Ok(fields) = serde_json::from_str::<Map<String, Value>>(line) else { return false };
+        fields.len() == FIELDS.len() && FIELDS.iter().all(|field| fields.contains_key(*field))
+    }
+}
+
 impl TaskReport {
     /// Writes the records as JSONL.
     ///
