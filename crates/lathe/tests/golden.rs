@@ -193,6 +193,49 @@ fn a_case_that_cannot_be_read_is_an_error_with_its_name() {
     verify(&place).good();
 }
 
+/// Cases beside a damaged one are compared and shown, and no part of a case that is lost makes the
+/// case vanish.
+#[test]
+fn a_damaged_case_fails_beside_the_others() {
+    let tensors = format!("cases/{EXPERT}.safetensors");
+    let settings = format!("cases/{EXPERT}.json");
+    type Damage<'a> = &'a dyn Fn(&Place);
+    let cut = |place: &Place, file: &str| {
+        let bytes = place.read(file);
+        place.write(file, &bytes[..bytes.len() / 2]);
+    };
+    let lose = |place: &Place, file: &str| fs::remove_file(place.path(file)).expect("removes");
+    let ways: [Damage<'_>; 5] = [
+        &|place| cut(place, &tensors),
+        &|place| cut(place, &settings),
+        &|place| lose(place, &tensors),
+        &|place| lose(place, &settings),
+        &|place| {
+            lose(place, &tensors);
+            cut(place, &settings);
+        },
+    ];
+    for (number, damage) in ways.iter().enumerate() {
+        let place = copies(&[EXPERT, TOKEN]);
+        damage(&place);
+        let ended = verify(&place).bad(&[&format!("case {EXPERT}: ")]);
+        let cases = ended.json();
+        assert_eq!(cases.as_array().map(Vec::len), Some(2), "{number}: {cases}");
+        assert_eq!((&cases[0]["name"], &cases[0]["passed"]), (&EXPERT.into(), &false.into()));
+        assert!(cases[0]["broken"].is_string(), "{number}: {cases}");
+        assert_eq!((&cases[1]["name"], &cases[1]["passed"]), (&TOKEN.into(), &true.into()));
+        let table = place.run(&["verify", "cases"]).bad(&[EXPERT]).out;
+        let line = table.lines().find(|line| line.contains(EXPERT)).expect("its line");
+        assert!(line.contains("FAIL") && table.contains("1 of 2 cases"), "{number}: {table}");
+    }
+    // Settings alone are a case too, and other JSON is none.
+    let place = copies(&[EXPERT]);
+    lose(&place, &tensors);
+    verify(&place).bad(&[&format!("case {EXPERT}: "), ".safetensors"]);
+    place.write(&settings, "{}");
+    verify(&place).bad(&["holds no case"]);
+}
+
 /// Shapes that contradict each other inside a file that is sound as such.
 #[test]
 fn tensors_of_another_size_are_an_error_with_their_name() {

@@ -149,6 +149,9 @@ fn references_that_are_not_whole_are_named() {
     place.run(&["verify", &path]).bad(&[&path, "without a file refs.safetensors"]);
     // A case that cannot be compared keeps no other one from it.
     let other = copies(&[NAME, "other"]);
+    fs::remove_file(other.path(&file)).expect("removes");
+    let ended = other.run(&["verify", "cases"]).bad(&[NAME, "refs.safetensors"]);
+    assert!(ended.out.contains("1 of 2 cases") && ended.out.contains("FAIL"), "{ended:?}");
     let mut tensors = Tensors::parse(&whole);
     tensors.take("greedy");
     other.write(&file, tensors.to_bytes());

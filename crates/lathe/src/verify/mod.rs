@@ -65,7 +65,7 @@ impl Case {
 /// Runs every case in `dir`: the folder itself or those in it that have references of Hugging
 /// Face's library beside their weights, or else files of the model family.
 pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
-    if is_folder_case(dir) {
+    if dir.join(hugging_face::REFERENCES).is_file() {
         return Ok(vec![folder_case(dir, ops)]);
     }
     ensure!(
@@ -83,9 +83,7 @@ pub(crate) fn verify(dir: &Path, ops: Ops) -> Result<Vec<Case>> {
     names.extend(below);
     let folders = names.iter().map(|name| dir.join(name)).filter(|path| is_folder_case(path));
     let mut cases: Vec<Case> = folders.map(|path| folder_case(&path, ops)).collect();
-    for name in names.iter().filter_map(|name| name.strip_suffix(".safetensors")) {
-        cases.push(case(dir, name, ops).with_context(|| format!("case {name}"))?);
-    }
+    cases.extend(file_cases(dir, &names).into_iter().map(|name| file_case(dir, name, ops)));
     ensure!(
         !cases.is_empty(),
         "{} holds no case (NAME.safetensors with NAME.json, or a folder with {})",
@@ -108,8 +106,40 @@ fn cases_below(dir: &Path, name: &str) -> Vec<String> {
     cases
 }
 
+/// Whether a folder among others is a case: a part of the references makes it one, so that one
+/// whose other part is lost fails.
 fn is_folder_case(path: &Path) -> bool {
-    path.join(hugging_face::REFERENCES).is_file()
+    let parts = [hugging_face::REFERENCES, hugging_face::SETTINGS];
+    parts.iter().any(|part| path.join(part).is_file())
+}
+
+/// Names of the cases that are files in `dir`: of all tensors, and of settings whose tensors are
+/// lost. Other JSON files are none, unless there are cases beside them: damaged settings look like
+/// anything.
+fn file_cases<'a>(dir: &Path, names: &'a [String]) -> Vec<&'a str> {
+    let with = |ending| names.iter().filter_map(move |name| name.strip_suffix(ending));
+    let mut found: Vec<&str> = with(".safetensors").collect();
+    let among_cases = !found.is_empty();
+    let are_settings = |name: &str| {
+        let text = crate::open::text_file(&dir.join(format!("{name}.json"))).ok();
+        text.is_some_and(|text| serde_json::from_str::<Settings>(&text).is_ok())
+    };
+    let lost = with(".json").filter(|name| {
+        !found.contains(name) && !name.contains('/') && (among_cases || are_settings(name))
+    });
+    let lost: Vec<&str> = lost.collect();
+    found.extend(lost);
+    found.sort_unstable();
+    found
+}
+
+/// The case `name` of `dir`; one that cannot be read fails, and hides no other.
+fn file_case(dir: &Path, name: &str, ops: Ops) -> Case {
+    case(dir, name, ops).unwrap_or_else(|why| Case {
+        passed: false,
+        broken: Some(format!("{why:#}")),
+        ..Case::of(name, Vec::new())
+    })
 }
 
 fn folder_case(path: &Path, ops: Ops) -> Case {
