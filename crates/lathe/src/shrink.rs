@@ -35,7 +35,8 @@ pub(crate) fn run(options: &Shrink) -> Result<ExitCode> {
 
 fn amounts(options: &Shrink) -> Amounts {
     let Shrink { calibration_rows: rows, windows, sequence_length, .. } = *options;
-    Amounts { rows, windows, sequence_length }
+    let names = ["--calibration-rows", "--sequence-length", "--text"];
+    Amounts { rows, windows, sequence_length, names }
 }
 
 /// The passes of `--pass`, or of the file `--passes`.

@@ -21,6 +21,8 @@ pub(crate) struct Amounts {
     pub(crate) windows: u64,
     /// Tokens of a window; `None` for those of the run, or 256, or the model's context.
     pub(crate) sequence_length: Option<usize>,
+    /// What the caller calls `rows`, `sequence_length` and the text.
+    pub(crate) names: [&'static str; 3],
 }
 
 /// What `--text` gives: windows at equal distances over all of it.
@@ -29,20 +31,22 @@ pub(crate) fn calibration(path: &Path, amounts: Amounts, stored: &Stored) -> Res
     let trained = stored.recipe.as_ref().map(|recipe| recipe.data.sequence_length);
     let usual = trained.unwrap_or(256).min(config.context);
     let length = amounts.sequence_length.unwrap_or(usual);
+    let [rows_name, length_name, text_name] = amounts.names;
     ensure!(
         length >= 1 && length <= config.context,
-        "--sequence-length is {length}, expected between 1 and the model's context {}",
+        "{length_name} is {length}, expected between 1 and the model's context {}",
         config.context
     );
     ensure!(
         amounts.rows >= length,
-        "--calibration-rows is {}, expected at least {length}, the tokens of one window",
+        "{rows_name} is {}, expected at least {length}, the tokens of one window",
         amounts.rows
     );
-    let json = stored
-        .tokenizer
-        .as_deref()
-        .context("the checkpoint has no tokenizer.json, which --text needs: use one that has it")?;
+    let json = stored.tokenizer.as_deref().with_context(|| {
+        format!(
+            "the checkpoint has no tokenizer.json, which {text_name} needs: use one that has it"
+        )
+    })?;
     let tokenizer = Tokenizer::from_json(std::str::from_utf8(json).context("tokenizer.json")?)
         .context("tokenizer.json of the checkpoint")?;
     let (seen, held) = if path.is_dir() {

@@ -123,6 +123,8 @@ fn models_are_kept_where_that_is_asked_for() {
     let model = format!("all/models/{}", models[0]);
     place.run(&["eval", &model, "--data", "data", "--windows", "2"]).good();
     assert_eq!(place.text("all/results.csv"), table, "the same bytes");
+    std::fs::remove_file(place.path(&format!("{model}/weights.safetensors"))).expect("removed");
+    place.run(&["frontier", "few.toml", "--out", "all", "--keep"]).bad(&["the kept model", "anew"]);
 }
 
 #[test]
@@ -154,6 +156,30 @@ fn bad_studies_and_folders_of_others_are_refused() {
     }
     let good = format!("{head}{method}[\"round\"]\n");
     place.write("good.toml", &good);
+    // One model under two names, a control that is the method, settings by their names here.
+    for (text, needles) in [
+        (
+            format!("checkpoints = [\"one\", \"./one\"]\ntext = \"data\"\n{method}[\"round\"]\n"),
+            ["one and ./one", "the same model"],
+        ),
+        (
+            format!(
+                "{head}{method}[\"round\"]\ncontrol = \"n\"\n[[method]]\nname = \"n\"\n\
+                 passes = [{{ kind = \"round\", weights = \"int8\" }}]\n"
+            ),
+            ["control of method \"m\"", "the same passes"],
+        ),
+        (
+            format!("calibration_rows = 2\n{head}{method}[\"round\"]\n"),
+            ["calibration_rows is 2", "at least"],
+        ),
+    ] {
+        place.write("bad.toml", &text);
+        place.run(&["frontier", "bad.toml", "--out", "all"]).bad(&needles);
+        assert!(!place.path("all").exists(), "{text}");
+    }
+    place.run(&["frontier", "good.toml", "--out", "data"]).bad(&["other things in it"]);
+    assert!(!place.path("data/points").exists());
     for name in ["results.csv", "report.html"] {
         place.write(&format!("{name}-in/{name}"), "mine");
         let out = format!("{name}-in");
@@ -162,6 +188,16 @@ fn bad_studies_and_folders_of_others_are_refused() {
     }
     place.run(&["frontier", "good.toml", "--out", "all"]).good();
     let record = format!("all/points/{}", place.names("all/points")[0]);
-    place.write(&record, "{");
-    place.run(&["frontier", "good.toml", "--out", "all"]).bad(&["record of `lathe frontier`"]);
+    let whole = place.text(&record);
+    place.write("all/in-work/mine", "mine");
+    for damaged in ["{", &whole.replacen("result\":\"", "result\":\"0", 1)] {
+        place.write(&record, damaged);
+        place
+            .run(&["frontier", "good.toml", "--out", "all"])
+            .bad(&["the record of `lathe frontier`"]);
+    }
+    std::fs::remove_file(place.path(&record)).expect("removed");
+    place.run(&["frontier", "good.toml", "--out", "all"]).good();
+    assert_eq!(place.text("all/in-work/mine"), "mine");
+    assert_eq!(place.text(&record), whole);
 }

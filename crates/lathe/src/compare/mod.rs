@@ -18,10 +18,10 @@ use study::Comparison;
 use self::decode::Decoding;
 use self::found::Found;
 use self::plan::{Places, Plan};
-use crate::{SAVED_UNFINISHED, output};
 use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
 use crate::sweep::{Pool, RUNS, SHEET, State, open_results, write_result};
+use crate::{SAVED_UNFINISHED, output};
 
 /// The most bytes of a record that is read again.
 const MOST_RECORD: u64 = 1 << 28;

@@ -40,15 +40,18 @@ pub(crate) struct Done {
 }
 
 impl Outcome {
-    /// A record that was written before.
-    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
-        if !path.exists() {
+    /// A record of the result `key` that was written before.
+    pub(crate) fn read(path: &Path, key: &str) -> Result<Option<Self>> {
+        if path.symlink_metadata().is_err() {
             return Ok(None);
         }
-        let bytes = files::read(path, MOST_RECORD)?;
-        let report: Option<Value> = serde_json::from_slice(&bytes).ok();
-        let outcome = report.as_ref().and_then(Self::of);
-        let expected = "expected a record of `lathe frontier`: remove it to measure again";
+        let bytes = files::read(path, MOST_RECORD)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let record: Option<Value> = serde_json::from_slice(&bytes).ok();
+        let record = record.filter(|record| record["result"] == key);
+        let outcome = record.and_then(|record| Self::of(&record["report"]));
+        let expected =
+            "expected the record of `lathe frontier` of this name: remove it to measure again";
         Ok(Some(outcome.with_context(|| format!("{}: {expected}", path.display()))?))
     }
 
@@ -89,6 +92,8 @@ pub(crate) struct Group {
     pub(crate) done: Vec<Done>,
     /// Why others failed, each reason once.
     pub(crate) failures: Vec<String>,
+    /// Whether there is a result on every model.
+    pub(crate) whole: bool,
     /// Whether no other group has both fewer bits per byte and fewer bytes, by means over all
     /// models.
     pub(crate) undominated: bool,
@@ -154,6 +159,7 @@ impl<'a> Found<'a> {
                         label: point.label.clone(),
                         done: Vec::new(),
                         failures: Vec::new(),
+                        whole: false,
                         undominated: false,
                     });
                     groups.len() - 1
@@ -165,10 +171,12 @@ impl<'a> Found<'a> {
                 Outcome::Failed(error) => groups[at].failures.push(error.clone()),
             }
         }
-        let whole = |group: &Group| group.done.len() == study.checkpoints.len();
+        for group in &mut groups {
+            group.whole = group.done.len() == study.checkpoints.len();
+        }
         let means: Vec<(f64, f64)> = groups
             .iter()
-            .map(|group| match (whole(group), group.mean(|d| d.bytes), group.mean(|d| d.bits)) {
+            .map(|group| match (group.whole, group.mean(|d| d.bytes), group.mean(|d| d.bits)) {
                 (true, Some(bytes), Some(bits)) => (bytes, bits),
                 _ => (f64::INFINITY, f64::INFINITY),
             })

@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use model::ModelConfig;
 use report::Table;
 use serde_json::{Value, json};
 use shrink::{Calibration, PassConfig, ShrinkError};
@@ -20,14 +21,14 @@ use crate::shrink_text::{self, Amounts};
 use crate::sweep::{SHEET, open_results, write_result};
 use crate::{convert, open, output, serve, study_arguments};
 
+/// The form of records: with another one, everything is measured anew.
+const FORM: u32 = 1;
 /// How the table of results begins.
 const BEGIN: &str = "method,strength,checkpoint,";
 /// The folder of what was measured, one file for each result.
 const POINTS: &str = "points";
 /// The folder of the models that are kept.
 const MODELS: &str = "models";
-/// The model that is being measured; one that is there was left by a command that was killed.
-const SCRATCH: &str = "in-work";
 /// The most bytes of a record that is read again.
 const MOST_RECORD: u64 = 1 << 26;
 /// The title of the page.
@@ -45,14 +46,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let out = out.unwrap_or_else(|| Path::new("runs/frontiers").join(&study.name));
     let models: Vec<Source> =
         study.checkpoints.iter().map(|path| Source::open(path, &study)).collect::<Result<_>>()?;
-    let keys: Vec<String> = points
-        .iter()
-        .map(|point| study::key(&json!([models[point.model].identity, point.passes, point.seed])))
-        .collect();
+    different_models(&study, &models)?;
+    different_controls(&study, &points, &passes)?;
+    let keys = points.iter().zip(&passes).map(|(point, passes)| {
+        let model = &models[point.model].identity;
+        study::key(&json!([FORM, env!("CARGO_PKG_VERSION"), model, passes, point.seed]))
+    });
+    let keys: Vec<String> = keys.collect();
     if options.list {
         output::table(&list(&study, &points, &keys, &out)?);
         return Ok(ExitCode::SUCCESS);
     }
+    own_folder(&out)?;
     let _lock = open_results(&out, "frontier", BEGIN)?;
     output::is_page_of(&out.join("report.html"), &[TITLE])?;
     let mut outcomes = Vec::new();
@@ -92,6 +97,64 @@ fn finish(found: &Found<'_>, out: &Path) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Refuses a folder of other things, into which results would fall between the files.
+fn own_folder(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
+    let ours = [POINTS, SHEET, "report.html"].iter().any(|name| out.join(name).exists());
+    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let other = names.find(|name| !name.to_string_lossy().starts_with('.'));
+    match other {
+        Some(other) if !ours => bail!(
+            "{} is a folder with other things in it ({}), expected one that is new or has the \
+             results of `lathe frontier`: choose another --out",
+            out.display(),
+            other.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses one model under two names: as a pair it would count twice.
+fn different_models(study: &Frontier, models: &[Source]) -> Result<()> {
+    for (i, model) in models.iter().enumerate() {
+        let same = models[..i].iter().position(|other| other.weights == model.weights);
+        if let Some(other) = same {
+            bail!(
+                "checkpoints: {} and {} are the same model, expected different ones: differences \
+                 are paired over them",
+                study.checkpoints[other],
+                study.checkpoints[i]
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a control that does the very same as its method.
+fn different_controls(
+    study: &Frontier,
+    points: &[FrontierPoint],
+    passes: &[Vec<PassConfig>],
+) -> Result<()> {
+    for (point, of_method) in points.iter().zip(passes) {
+        let method = &study.methods[point.method];
+        let other = points.iter().zip(passes).find(|(other, of_control)| {
+            let control = &study.methods[other.method].name;
+            method.control.as_ref() == Some(control) && *of_control == of_method
+        });
+        if let Some((other, _)) = other {
+            bail!(
+                "control of method \"{}\" is \"{}\", which is the same passes ({}): name one that \
+                 does something else",
+                method.name,
+                study.methods[other.method].name,
+                json!(of_method)
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The passes of a point, refused here if no model goes with their settings.
 fn passes(study: &Frontier, point: &FrontierPoint) -> Result<Vec<PassConfig>> {
     let method = &study.methods[point.method].name;
@@ -111,7 +174,7 @@ fn passes(study: &Frontier, point: &FrontierPoint) -> Result<Vec<PassConfig>> {
 fn list(study: &Frontier, points: &[FrontierPoint], keys: &[String], out: &Path) -> Result<Table> {
     let mut rows = Vec::new();
     for (point, key) in points.iter().zip(keys) {
-        let done = Outcome::read(&record_path(out, key))?.is_some();
+        let done = Outcome::read(&record_path(out, key), key)?.is_some();
         rows.push(vec![
             key.clone(),
             study.methods[point.method].name.clone(),
@@ -133,6 +196,8 @@ fn record_path(out: &Path, key: &str) -> PathBuf {
 struct Source {
     path: PathBuf,
     calibration: Calibration,
+    /// A number that differs when a weight does, and the shapes.
+    weights: (u64, ModelConfig),
     /// What decides the bits of every result on it, beside the passes.
     identity: Value,
 }
@@ -145,6 +210,7 @@ impl Source {
             rows: usize::try_from(study.calibration_rows)?,
             windows: study.windows,
             sequence_length: study.sequence_length.map(usize::try_from).transpose()?,
+            names: ["calibration_rows", "sequence_length", "text"],
         };
         let text = Path::new(&study.text);
         let calibration = shrink_text::calibration(text, amounts, &stored)?;
@@ -155,11 +221,12 @@ impl Source {
         );
         let rows: Vec<&[u32]> = calibration.batches.iter().map(|batch| &batch.ids[..]).collect();
         let held: Vec<&[u32]> = calibration.held.iter().map(|held| &held.batch.ids[..]).collect();
+        let weights = (serve::fingerprint(&stored.model), stored.model.config().clone());
         let identity = json!({
-            "config": stored.model.config(), "weights": serve::fingerprint(&stored.model),
-            "rule": format!("{:?}", stored.rule), "rows": rows, "held": held,
+            "config": weights.1, "weights": weights.0, "rule": format!("{:?}", stored.rule),
+            "state": format!("{:?}", stored.state), "rows": rows, "held": held,
         });
-        Ok(Self { path, calibration, identity })
+        Ok(Self { path, calibration, weights, identity })
     }
 }
 
@@ -182,13 +249,22 @@ impl Call<'_> {
         let (record, model) =
             (record_path(self.out, self.key), self.out.join(MODELS).join(self.key));
         let there = model.exists();
-        if let Some(outcome) = Outcome::read(&record)?
+        if self.keep && there {
+            let opened = train::load_for_use(&model);
+            opened.with_context(|| {
+                format!("the kept model {}: remove it, to have it made anew", model.display())
+            })?;
+        }
+        if let Some(outcome) = Outcome::read(&record, self.key)?
             && (there || !self.keep)
         {
             return Ok(outcome);
         }
         ensure!(!there, "{} is there without its record: move it away", model.display());
-        let made = self.out.join(SCRATCH);
+        let folder = self.out.join(POINTS);
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        // The name is of this result alone: what is there was left by a command that was killed.
+        let made = folder.join(format!("{}.model", self.key));
         remove(&made)?;
         let (stored, disk) = (open::source(&source.path)?, open::disk()?);
         let rows = &source.calibration;
@@ -199,8 +275,7 @@ impl Call<'_> {
             }
             Err(error) => return Ok(Outcome::Failed(error.to_string())),
         };
-        let report = serde_json::to_value(&report)?;
-        std::fs::create_dir_all(self.out.join(POINTS))?;
+        let report = json!({ "result": self.key, "report": report });
         write_result(&record, &serde_json::to_vec(&report)?)?;
         if self.keep {
             let models = self.out.join(MODELS);
@@ -209,7 +284,7 @@ impl Call<'_> {
                 .with_context(|| format!("moving the model to {}", model.display()))?;
         }
         remove(&made)?;
-        Outcome::of(&report).with_context(|| format!("the report of {}", point.label))
+        Outcome::of(&report["report"]).with_context(|| format!("the report of {}", point.label))
     }
 }
 

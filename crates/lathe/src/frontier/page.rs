@@ -83,14 +83,14 @@ fn no_difference(found: &Found<'_>) -> Option<String> {
 /// Means over the models; the points of a method are joined in the order of its strengths.
 fn chart(found: &Found<'_>, (title, x_label): (&str, &str), axes: [Number; 2]) -> Chart {
     let [x, source] = axes;
-    let all = found.groups.iter().find(|group| group.done.len() == found.study.checkpoints.len());
+    let all = found.groups.iter().find(|group| group.whole);
     let all = all.and_then(|group| Some((group.mean(source)?, group.mean(|d| d.bits_before)?)));
     let mut series = Vec::new();
     if let Some(point) = all {
         series.push(Series { name: "the source".into(), points: vec![point], dashed: false });
     }
     for (number, method) in found.study.methods.iter().enumerate() {
-        let groups = found.groups.iter().filter(|group| group.method == number);
+        let groups = found.groups.iter().filter(|group| group.method == number && group.whole);
         let points: Vec<(f64, f64)> =
             groups.filter_map(|g| Some((g.mean(x)?, g.mean(|d| d.bits)?))).collect();
         if !points.is_empty() {
@@ -118,6 +118,7 @@ pub(crate) fn quality(found: &Found<'_>) -> Table {
         rows.push(vec![
             found.study.methods[group.method].name.clone(),
             group.label.clone(),
+            format!("{} of {}", group.done.len(), found.study.checkpoints.len()),
             cell(group.mean(|done| done.bytes), |bytes| human_bytes(bytes as u64)),
             share(|done| done.bytes, |done| done.bytes_before),
             cell(group.mean(|done| done.flops), human_count),
@@ -133,6 +134,7 @@ pub(crate) fn quality(found: &Found<'_>) -> Table {
     let columns = [
         "method",
         "strength",
+        "models",
         "weight bytes",
         "of the source",
         "FLOPs/token",
@@ -145,8 +147,8 @@ pub(crate) fn quality(found: &Found<'_>) -> Table {
         "failures",
     ];
     let columns = columns.map(str::to_owned).to_vec();
-    let caption = "means over the models; on the frontier is what nothing else in the table beats \
-                   in both bytes and bits per byte"
+    let caption = "means over the models, in charts of those with results on all; on the frontier \
+                   is what nothing else beats in both bytes and bits per byte"
         .to_owned();
     Table { columns, rows, caption, best: None }
 }
