@@ -43,8 +43,7 @@ pub(crate) fn experts_of(config: &ModelConfig) -> Result<&experts::Config, Shrin
 /// rows to experts that never met such rows.
 pub(crate) fn chosen_by_scores(config: &ModelConfig) -> Result<(), ShrinkError> {
     let router = &experts_of(config)?.router;
-    let blind = matches!(router, ExpertRouterConfig::Hash(_) | ExpertRouterConfig::Random(_));
-    if !blind {
+    if !is_drawn(router) {
         return Ok(());
     }
     let expected = "a router that scores experts: \"top_k\", \"top_p\", \"expert_choice\" or \
@@ -52,6 +51,31 @@ pub(crate) fn chosen_by_scores(config: &ModelConfig) -> Result<(), ShrinkError> 
                     those that learned them";
     let found = format!("\"{}\"", router.kind());
     refused("the checkpoint: mlp.router", expected, found, "slim the experts instead")
+}
+
+/// Whether numbers of layers and rows decide, and no weights.
+fn is_drawn(router: &ExpertRouterConfig) -> bool {
+    matches!(router, ExpertRouterConfig::Hash(_) | ExpertRouterConfig::Random(_))
+}
+
+/// Refuses models whose routers over experts choose by where their layer stands: by its number, or
+/// by what the layers before it left in what rows carry.
+pub(crate) fn chosen_anywhere(config: &ModelConfig, next: &'static str) -> Result<(), ShrinkError> {
+    let MlpConfig::Experts(experts) = &config.mlp else { return Ok(()) };
+    let router = &experts.router;
+    if is_drawn(router) {
+        let expected = "a router that scores experts: \"top_k\", \"top_p\", \"expert_choice\" or \
+                        \"sparse_mixer\"; the number of a layer decides what a hash or dice \
+                        choose, and layers get other numbers here";
+        let found = format!("\"{}\"", router.kind());
+        return refused("the checkpoint: mlp.router", expected, found, next);
+    }
+    if let Some((_, width)) = experts.router.settings().carried() {
+        let expected = "0: routers read what those of earlier layers left, and here other layers \
+                        are before them";
+        return refused("the checkpoint: mlp.router.memory", expected, width, next);
+    }
+    Ok(())
 }
 
 /// The stored layers with experts, and how many compute in each.

@@ -4,6 +4,7 @@ mod common;
 
 use checkpoint::RealDisk;
 use common::{dense, of_experts, refusal, rows, stored, stored_with};
+use model::expert_routers::{hash, random, top_k};
 use model::{ExpertRouterConfig, MlpConfig, ModelConfig, Sharing};
 use serde_json::{Value, json};
 use shrink::{Calibration, PassConfig, shrink};
@@ -163,6 +164,40 @@ fn models_that_a_pass_does_not_fit() {
         let table = json!({ "kind": kind });
         let said = refusal(from, table, &rows(), &folder.path().join("out"));
         assert!(said.contains(needle), "{kind}: {said}");
+    }
+}
+
+/// A hash, dice and what rows carry choose otherwise where their layer has another number.
+#[test]
+fn layers_that_choose_by_where_they_stand_stay_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let remembers = top_k::Config { memory: 3, ..top_k::Config::default() };
+    let sequences = random::Config { each: random::Each::Sequence, ..random::Config::default() };
+    let routers = [
+        (ExpertRouterConfig::Hash(hash::Config::default()), "mlp.router: expected", "\"hash\""),
+        (ExpertRouterConfig::Random(sequences), "mlp.router: expected", "\"random\""),
+        (ExpertRouterConfig::TopK(remembers), "mlp.router.memory: expected", "found 3"),
+    ];
+    let out = |i: usize, name: &str| folder.path().join(format!("{i}-{name}"));
+    for (i, (router, field, found)) in routers.into_iter().enumerate() {
+        let mut config = moe();
+        if let MlpConfig::Experts(experts) = &mut config.mlp {
+            experts.router = router;
+        }
+        for (name, table, next) in [
+            ("grow", json!({ "kind": "grow" }), "width alone"),
+            ("named", json!({ "kind": "layers", "named": [0] }), "slim or wanda"),
+            ("share", json!({ "kind": "layers", "share": 0.5 }), "slim or wanda"),
+        ] {
+            let from = stored(&out(i, name), &config);
+            let said = refusal(from, table.clone(), &rows(), &out(i, "none"));
+            for needle in [field, found, next] {
+                assert!(said.contains(needle), "{table}: {said}");
+            }
+        }
+        let wide = [common::pass(json!({ "kind": "grow", "width": 2, "depth": 1 }))];
+        let from = stored(&out(i, "from"), &config);
+        shrink(from, &wide, &rows(), 1, &out(i, "wide"), &RealDisk).expect("numbers stay");
     }
 }
 

@@ -65,6 +65,7 @@ impl PassSettings for GrowSettings {
             let expected = "\"none\": copies of a shared layer would stand in every recursion";
             let next = "grow in width alone, or unroll the model with lathe convert";
             plain(config, expected, next)?;
+            bank::chosen_anywhere(config, "grow in width alone")?;
         }
         if config.relax.kind() != "none" {
             let found = config.relax.kind();

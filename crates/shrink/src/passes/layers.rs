@@ -46,6 +46,8 @@ impl PassSettings for LayersSettings {
                         recursion";
         let next = "take recursions out (pass recursions), or unroll the model with lathe convert";
         plain(config, expected, next)?;
+        let next = "make single layers smaller instead, such as with pass slim or wanda";
+        bank::chosen_anywhere(config, next)?;
         let layers = config.layers;
         let all_stay = bank::staying(layers, self.share) == layers;
         if self.named.is_empty() && self.share > 0.0 && all_stay {
