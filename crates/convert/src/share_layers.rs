@@ -11,8 +11,8 @@ use model::layout::{LayerPlan, LayerUse};
 use model::params::{Group, ParamPlace, ParamSpec};
 use model::table::{linears, specs};
 use model::{
-    CausalThresholds, Causality, KvMode, MlpConfig, ModelConfig, RouterConfig, RouterState, Rule,
-    Sharing,
+    CausalThresholds, Causality, ExpertRouterConfig, KvMode, MlpConfig, ModelConfig, RouterConfig,
+    RouterState, Rule, Sharing,
 };
 use serde_json::json;
 use train::{Made, Stored, write_model};
@@ -93,6 +93,9 @@ pub fn convert(
         checked => checked?,
     };
     let mut conversion = Conversion::new(&source, &config, &plan, &keep, target);
+    if target.experts.is_none() {
+        conversion.draws_as_before()?;
+    }
     // Experts that are made of one MLP may be made of a mean.
     if target.experts.is_none() {
         no_mean_of_choices(&specs(&config, &plan), &conversion.from)?;
@@ -249,6 +252,40 @@ impl<'a> Conversion<'a> {
         let experts = target.experts.as_ref().map(|upcycling| (upcycling, target.seed));
         let fitted = Adapters::default();
         Self { source, config, plan, keep, from, share_norms, experts, fitted }
+    }
+
+    /// Refuses a layout in which a hash or dice over experts choose otherwise than in the layers
+    /// that the weights come from: the number of the stored layer decides, and with routers of
+    /// single uses that of the use.
+    fn draws_as_before(&self) -> Result<(), ConvertError> {
+        let MlpConfig::Experts(experts) = &self.config.mlp else { return Ok(()) };
+        let router = &experts.router;
+        if !matches!(router, ExpertRouterConfig::Hash(_) | ExpertRouterConfig::Random(_)) {
+            return Ok(());
+        }
+        let mut all = (0..self.plan.stored).filter(|&stored| experts.reaches(stored));
+        let Some(moved) = all.find(|&stored| !self.draws_alike(stored, experts.own_routers)) else {
+            return Ok(());
+        };
+        let expected = "a router that scores experts: the number of a layer decides what a hash \
+                        or dice choose";
+        let found =
+            format!("\"{}\", in another place in layer {moved} of the result", router.kind());
+        let next = "choose another --sharing, --recursions, --init or --keep, or train the source \
+                    in the layout that it has";
+        refused("the source: mlp.router", expected, found, next)
+    }
+
+    /// Whether stored layer `stored` is made of the source's of that number, and where uses have
+    /// routers of `own`, each use of the use of that number.
+    fn draws_alike(&self, stored: usize, own: bool) -> bool {
+        let mut from = self.from[stored].iter();
+        let mut uses = self.plan.uses_of(stored).iter();
+        from.all(|&layer| self.source.use_of(layer).stored == stored)
+            && uses.all(|at| {
+                let was = self.source.use_of(self.keep[at.layer]);
+                !own || (was.stored, was.recursion) == (at.stored, at.recursion)
+            })
     }
 
     /// A parameter of the result; `None` for what starts fresh: the router of depths, routers of
@@ -435,6 +472,69 @@ mod tests {
         let error = to(3).expect_err("it remembers").to_string();
         assert!(error.contains("mlp.router.memory"), "{error}");
         to(0).expect("experts that look at rows alone");
+    }
+
+    /// The numbers of stored layers, and of uses that have routers of their own, decide what a hash
+    /// and dice choose.
+    #[test]
+    fn layers_get_other_numbers_only_where_routers_score() {
+        use model::expert_routers::{hash, random};
+        use model::mlp::experts;
+        let place = tempfile::tempdir().expect("a folder");
+        let to = |router: &ExpertRouterConfig, own, from, target: ConversionTarget| {
+            let router = router.clone();
+            let mlp = experts::Config {
+                count: 4,
+                own_routers: own,
+                router,
+                ..experts::Config::default()
+            };
+            let (sharing, recursions) = from;
+            let mlp = MlpConfig::Experts(mlp);
+            let config = ModelConfig { mlp, sharing, recursions, ..dense() };
+            let stored = Stored::of(Model::fresh(&config, 1).expect("legal").into());
+            let out = place.path().join("out");
+            let made = convert(&stored, &target, &out, &checkpoint::RealDisk);
+            std::fs::remove_dir_all(&out).ok();
+            made.map(|_| ()).map_err(|error| error.to_string())
+        };
+        let (plain, cycle, deep) = ((Sharing::None, 1), (Sharing::Cycle, 2), (Sharing::Cycle, 4));
+        let into = |(sharing, recursions), start, keep: Option<&[usize]>| ConversionTarget {
+            sharing,
+            recursions,
+            start,
+            keep: keep.map(<[usize]>::to_vec),
+            fit_adapters: false,
+            ..target()
+        };
+        let hash = ExpertRouterConfig::Hash(hash::Config::default());
+        let random = ExpertRouterConfig::Random(random::Config::default());
+        for router in [&hash, &random] {
+            let name = format!("\"{}\"", router.kind());
+            for (own, from, target) in [
+                (false, cycle, into(plain, Start::Stepwise, None)),
+                (false, plain, into(cycle, Start::Stepwise, None)),
+                (false, plain, into(cycle, Start::Upper, None)),
+                (false, plain, into(plain, Start::Stepwise, Some(&[0, 2, 3]))),
+                (true, cycle, into(deep, Start::Lower, None)),
+            ] {
+                let error = to(router, own, from, target).expect_err("other numbers");
+                for needle in ["the source: mlp.router", &name, "of the result", "--keep"] {
+                    assert!(error.contains(needle), "{error}");
+                }
+            }
+            for (own, from, target) in [
+                (false, plain, into(plain, Start::Stepwise, None)),
+                (false, plain, into(plain, Start::Stepwise, Some(&[0, 1, 2]))),
+                (false, cycle, into(cycle, Start::Stepwise, None)),
+                (true, cycle, into(cycle, Start::Stepwise, None)),
+                (false, plain, into(cycle, Start::Lower, None)),
+            ] {
+                to(router, own, from, target).expect("the numbers that they had");
+            }
+        }
+        let scores = ExpertRouterConfig::default();
+        to(&scores, false, cycle, into(plain, Start::Stepwise, None)).expect("scores");
     }
 
     /// A matrix of a layer that the source does not have is not drawn afresh.

@@ -47,6 +47,11 @@ impl<'a> SourceModel<'a> {
         all && self.plan.stored < self.layers() && self.uses.iter().copied().eq(plan.unrolled())
     }
 
+    /// Which use of a stored layer an unrolled one is.
+    pub(crate) fn use_of(&self, layer: usize) -> LayerUse {
+        self.uses[layer]
+    }
+
     /// The weight at a place of the source's own table.
     pub(crate) fn kept(&self, place: &ParamPlace) -> Option<Vec<f32>> {
         self.weights.get(place).map(|(_, weight)| weight.read())
