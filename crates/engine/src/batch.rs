@@ -57,20 +57,30 @@ impl Batch {
         Self { ids: ids.into(), rows, targets: targets.into(), counts }
     }
 
-    /// Every sequence once more behind all others, under a number of its own.
+    /// Every sequence twice, the second run behind the first. Sequence `s` becomes `2 s` and its
+    /// second run `2 s + 1`, so that the numbers of a step, and with them its dice, are the same
+    /// however the step is cut into batches.
     pub fn twice(&self) -> Self {
-        let rows = &self.rows;
-        let again = rows.sequence.iter().max().map_or(0, |last| last + 1);
-        let twice = |list: &[u32], more: u32| -> Arc<[u32]> {
-            list.iter().copied().chain(list.iter().map(|x| x + more)).collect()
-        };
-        let (sequence, position) = (twice(&rows.sequence, again), twice(&rows.position, 0));
+        let (runs, of) = (self.rows.sequences(), &self.rows);
+        let places: Vec<usize> =
+            runs.iter().flat_map(|run| [run.clone(), run.clone()]).flatten().collect();
+        let second = runs.iter().flat_map(|run| [0, 1].map(|second| vec![second; run.len()]));
+        let twice = |list: &[u32]| -> Arc<[u32]> { places.iter().map(|&i| list[i]).collect() };
+        let numbers = places.iter().zip(second.flatten());
+        let sequence = numbers.map(|(&i, second)| 2 * of.sequence[i] + second).collect();
         Self {
-            ids: twice(&self.ids, 0),
-            rows: Rows::new(sequence, position, twice(&rows.document, 0)),
-            targets: twice(&self.targets, 0),
-            counts: self.counts.repeat(2),
+            ids: twice(&self.ids),
+            rows: Rows::new(sequence, twice(&of.position), twice(&of.document)),
+            targets: twice(&self.targets),
+            counts: places.iter().map(|&i| self.counts[i]).collect(),
         }
+    }
+
+    /// The rows of the first runs of [`Batch::twice`], and those of the second runs, alike.
+    pub fn runs(&self) -> [Vec<u32>; 2] {
+        let rows = 0..self.rows.len() as u32;
+        let (second, first) = rows.partition(|&row| self.rows.sequence[row as usize] % 2 == 1);
+        [first, second]
     }
 
     /// How many predictions count.

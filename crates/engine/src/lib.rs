@@ -31,6 +31,6 @@ pub use handle::EngineHandle;
 pub use likelihood::{Likelihood, Stretch, likelihoods};
 pub use sampler::{Sampler, SamplerError};
 pub use score::{RowScore, RowValues, Scoring, hidden, log_probabilities, logits, score};
-pub use stats::{LossSum, RecursionStats, RoutingStats};
+pub use stats::{LossSum, RecursionStats, RoutingStats, add_each};
 pub use thread::EngineThread;
 pub use watch::SharedProbe;

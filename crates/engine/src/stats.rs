@@ -173,7 +173,7 @@ impl RoutingStats {
 }
 
 /// `sums += more`, the shorter list going on with zeros.
-fn add<T: Copy + Default + std::ops::AddAssign>(sums: &mut Vec<T>, more: &[T]) {
+pub fn add_each<T: Copy + Default + std::ops::AddAssign>(sums: &mut Vec<T>, more: &[T]) {
     sums.resize(sums.len().max(more.len()), T::default());
     sums.iter_mut().zip(more).for_each(|(sum, &more)| *sum += more);
 }
@@ -190,7 +190,7 @@ impl RecursionStats {
         self.logit_sum += other.logit_sum;
         self.logits.extend(other.logits);
         self.auxiliary.extend(other.auxiliary);
-        add(&mut self.kept_at, &other.kept_at);
+        add_each(&mut self.kept_at, &other.kept_at);
     }
 }
 
@@ -200,14 +200,14 @@ impl RoutingStats {
         let recursions = self.recursions.len().max(other.recursions.len());
         self.recursions.resize_with(recursions, RecursionStats::default);
         self.recursions.iter_mut().zip(other.recursions).for_each(|(all, more)| all.append(more));
-        add(&mut self.depths, &other.depths);
-        add(&mut self.score_sums, &other.score_sums);
+        add_each(&mut self.depths, &other.depths);
+        add_each(&mut self.score_sums, &other.score_sums);
         for (site, loads) in &other.loads {
-            add(self.loads.entry(*site).or_default(), loads);
+            add_each(self.loads.entry(*site).or_default(), loads);
         }
         self.computing_experts.extend(other.computing_experts);
         self.expert_rows += other.expert_rows;
-        add(&mut self.dropped_at, &other.dropped_at);
+        add_each(&mut self.dropped_at, &other.dropped_at);
         for (at, scores) in &other.compared {
             self.compared.entry(*at).or_default().append(scores);
         }

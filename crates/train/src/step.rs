@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use data::{SpecialTokens, Window, Windows};
-use engine::{Batch, BatchSequence, RoutingStats};
+use engine::{Batch, BatchSequence, RoutingStats, add_each};
 use model::cost::{Convention, forward_flops, shares_of};
 use model::params::RouterSite;
 use model::routers::StepRouting;
@@ -19,7 +19,7 @@ use crate::freeze::is_frozen;
 use crate::given_config::json;
 use crate::optimizer::Norms;
 use crate::stored::State;
-use crate::sums::{Sums, Whole, add, longest, rows_that_count, sequences};
+use crate::sums::{Sums, Whole, longest, rows_that_count, sequences};
 use crate::together::Together;
 use crate::{NonFinite, Optimizer, Recipe, Stored, TrainError, learning_rate};
 
@@ -369,7 +369,7 @@ impl Trainer {
             let passed = self.model.forward(&batch.ids, &batch.rows, &mut pass);
             let weights = batch.weights(1.0 / counted.max(1) as f32);
             let distilled = self.distilled(&passed.x_td, batch, &weights);
-            let apart = (runs == 2).then(|| self.runs_apart(&passed.x_td, &weights));
+            let apart = (runs == 2).then(|| self.runs_apart(&passed.x_td, batch, &weights));
             let (mut ce, _) = self.model.head_loss(self.ops, passed.x_td, &batch.targets, &weights);
             let share = if distilled.is_some() { self.recipe.distill.weight as f32 } else { 0.0 };
             sums.add(scalar(&ce), 1.0 - share, &passed.depth_t, &self.model);
@@ -425,7 +425,7 @@ impl Trainer {
             place += sequences as u64;
         }
         let mut loads = Vec::new();
-        self.together.tell(&stats.depths)?.iter().for_each(|depths| add(&mut loads, depths));
+        self.together.tell(&stats.depths)?.iter().for_each(|depths| add_each(&mut loads, depths));
         Ok(loads)
     }
 
@@ -436,9 +436,11 @@ impl Trainer {
 
     /// How far the predictions of the two runs of a batch are apart, as its share of the step's
     /// mean; `weights` are those of the predictions of both.
-    fn runs_apart(&self, x: &Tensor2, weights: &Arc<[f32]>) -> Tensor2 {
-        let each: Arc<[f32]> = weights[..weights.len() / 2].iter().map(|w| 2.0 * w).collect();
-        self.ops.consistency_loss(x.clone(), self.model.head(), &each)
+    fn runs_apart(&self, x: &Tensor2, batch: &Batch, weights: &[f32]) -> Tensor2 {
+        let runs = batch.runs();
+        let each: Arc<[f32]> = runs[0].iter().map(|&row| 2.0 * weights[row as usize]).collect();
+        let x = self.ops.gather_rows(x.clone(), &runs.concat().into());
+        self.ops.consistency_loss(x, self.model.head(), &each)
     }
 
     /// The teacher's distance on the rows of `batch`, if there is a teacher.

@@ -1,6 +1,6 @@
 //! What is added up over the passes of a step.
 
-use engine::Batch;
+use engine::{Batch, add_each};
 use model::{Model, Rule};
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +32,6 @@ pub(crate) struct Sums {
     pub(crate) tokens: u64,
 }
 
-/// `sums += more`, the shorter list going on with zeros.
-pub(crate) fn add(sums: &mut Vec<u64>, more: &[u64]) {
-    sums.resize(sums.len().max(more.len()), 0);
-    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-}
-
 impl Sums {
     /// `share` is the weight of the cross-entropy.
     pub(crate) fn add(&mut self, ce: f32, share: f32, depth_t: &[u32], model: &Model) {
@@ -53,7 +47,7 @@ impl Sums {
         self.total += shard.total;
         self.distance += shard.distance;
         self.inconsistency += shard.inconsistency;
-        add(&mut self.depths, &shard.depths);
+        add_each(&mut self.depths, &shard.depths);
         self.tokens += shard.tokens;
     }
 

@@ -62,7 +62,9 @@ fn the_loss_is_that_of_both_runs() {
     let half = rows.len() / 2;
     let (mut loss, mut apart) = (0.0, 0.0);
     for (t, &target) in batch.targets.iter().enumerate() {
-        let (p, q) = (&rows[t], &rows[half + t]);
+        // Twelve rows of a sequence, and these once more.
+        let first = t / 12 * 24 + t % 12;
+        let (p, q) = (&rows[first], &rows[first + 12]);
         loss -= 0.5 * (p[target as usize] + q[target as usize]) / half as f64;
         let terms = p.iter().zip(q).map(|(p, q)| 0.5 * (p.exp() - q.exp()) * (p - q));
         apart += terms.sum::<f64>() / half as f64;
@@ -97,12 +99,35 @@ fn both_runs_are_one_run_in_any_cut_with_any_operations() {
         assert!((plain.total - whole.total).abs() < 1e-4, "{} {}", plain.total, whole.total);
         assert!((plain.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-3);
     }
-    // Dice are those of places in the step, so that a step in several passes throws others; what
-    // it adds up is the same where there is one sequence a pass and in all.
-    let recipe = thor(4.0, RouterConfig::FIXED);
-    let mut first = trainer(&recipe);
-    let report = first.step_on(&batches(1, 4, 1)).expect("finite");
-    assert_eq!(report.tokens, 48);
+}
+
+/// Dice are those of places in the step: the second run of a sequence throws the same in any pass
+/// and in any shard.
+#[test]
+fn a_step_throws_the_same_dice_in_any_cut() {
+    for router in [RouterConfig::FIXED, RouterConfig::all().remove(3)] {
+        let run = |each: usize, shards: usize| {
+            let mut recipe = thor(4.0, router.clone());
+            (recipe.train.batch, recipe.train.micro_batch, recipe.train.shards) = (4, each, shards);
+            let mut trainer = trainer(&recipe);
+            let report = trainer.step_on(&batches(1, 4, each)).expect("finite");
+            (report, weights(&trainer).concat())
+        };
+        let (whole, moved) = run(4, 1);
+        let near = |a: f64, b: f64, to: f64| (a - b).abs() < to * b.abs();
+        for (each, shards) in [(2, 1), (1, 1), (2, 2), (1, 2), (1, 4)] {
+            let (found, other) = run(each, shards);
+            let cut = format!("{each} a pass in {shards} shards");
+            assert_eq!((found.tokens, &found.depths), (48, &whole.depths), "{cut}");
+            assert!(near(found.loss, whole.loss, 1e-6), "{cut}: {} {}", found.loss, whole.loss);
+            let (apart, wanted) = (part(&found).expect("told"), part(&whole).expect("told"));
+            assert!(near(apart, wanted, 1e-4), "{cut}: {apart} {wanted}");
+            let (norm, wanted) = (found.gradient_norm, whole.gradient_norm);
+            assert!(near(norm, wanted, 1e-4), "{cut}: {norm} {wanted}");
+            let far = moved.iter().zip(&other).filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
+            assert!(100 * far < moved.len(), "{cut}: {far} of {} weights moved apart", moved.len());
+        }
+    }
 }
 
 /// What the weight is for: predictions depend less on the experts that were drawn.
