@@ -23,8 +23,8 @@ const VALUES: [f32; 16] =
 /// A bank in two tensors of bytes.
 #[derive(Debug)]
 pub(super) struct PackedBank {
-    /// The file that both are in.
-    pub(super) shard: usize,
+    /// The files of the codes and of the scales, which may be one.
+    pub(super) shards: [usize; 2],
     blocks: String,
     scales: String,
     /// `[E, columns, rows]`, as the bank is read.
@@ -32,13 +32,15 @@ pub(super) struct PackedBank {
 }
 
 impl PackedBank {
-    /// The bank `name` of `file`, whose tensors of bytes must agree.
+    /// The bank `name`, whose tensors of bytes must agree; `shards` of `files` have its codes and
+    /// its scales.
     ///
     /// # Errors
     /// Tensors of other types or shapes.
-    pub(super) fn of(name: &str, file: &TensorFile, shard: usize) -> Result<Self> {
+    pub(super) fn of(name: &str, files: &[TensorFile], shards: [usize; 2]) -> Result<Self> {
         let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
-        for tensor in [&blocks, &scales] {
+        let [file, second] = shards.map(|shard| &files[shard]);
+        for (file, tensor) in [(file, &blocks), (second, &scales)] {
             if file.dtype(tensor) != Some(Dtype::U8) {
                 let found = file.dtype(tensor).map_or("none".into(), |dtype| dtype.to_string());
                 let field = format!("tensor {}: dtype", quote(tensor));
@@ -46,10 +48,10 @@ impl PackedBank {
             }
         }
         let codes = file.shape(&blocks).unwrap_or_default();
-        let of_scales = file.shape(&scales).unwrap_or_default();
+        let of_scales = second.shape(&scales).unwrap_or_default();
         match codes {
             &[count, rows, each, BYTES] if of_scales == [count, rows, each] => {
-                Ok(Self { shard, blocks, scales, shape: [count, each * BLOCK, rows] })
+                Ok(Self { shards, blocks, scales, shape: [count, each * BLOCK, rows] })
             }
             _ => {
                 let field = format!("tensor {}: shape", quote(&blocks));
@@ -64,7 +66,7 @@ impl PackedBank {
     ///
     /// # Errors
     /// A number that is not finite, or a file that cannot be read.
-    pub(super) fn read_range(&self, file: &TensorFile, range: Range<usize>) -> Result<Vec<f32>> {
+    pub(super) fn read_range(&self, files: &[TensorFile], range: Range<usize>) -> Result<Vec<f32>> {
         let [count, columns, rows] = self.shape;
         let of_expert = columns * rows;
         let end = range.end.min(count * of_expert);
@@ -73,7 +75,7 @@ impl PackedBank {
         while at < end {
             let expert = at / of_expert;
             let until = end.min((expert + 1) * of_expert);
-            let matrix = self.matrix(file, expert)?;
+            let matrix = self.matrix(files, expert)?;
             for place in at - expert * of_expert..until - expert * of_expert {
                 values.push(matrix[place % rows * columns + place / rows]);
             }
@@ -83,12 +85,14 @@ impl PackedBank {
     }
 
     /// The matrix of one expert, `[rows, columns]`.
-    fn matrix(&self, file: &TensorFile, expert: usize) -> Result<Vec<f32>> {
+    fn matrix(&self, files: &[TensorFile], expert: usize) -> Result<Vec<f32>> {
+        let [of_codes, of_scales] = self.shards.map(|shard| &files[shard]);
         let [_, columns, rows] = self.shape;
         let blocks = rows * columns / BLOCK;
         let codes = expert * blocks * BYTES..(expert + 1) * blocks * BYTES;
-        let codes = file.read_byte_range(&self.blocks, codes)?;
-        let scales = file.read_byte_range(&self.scales, expert * blocks..(expert + 1) * blocks)?;
+        let codes = of_codes.read_byte_range(&self.blocks, codes)?;
+        let scales =
+            of_scales.read_byte_range(&self.scales, expert * blocks..(expert + 1) * blocks)?;
         let mut matrix = Vec::with_capacity(rows * columns);
         for (block, (bytes, &scale)) in codes.chunks_exact(BYTES).zip(&scales).enumerate() {
             let factor = f64::from(i32::from(scale) - 127).exp2();
@@ -99,7 +103,8 @@ impl PackedBank {
                         let field = format!("tensor {}[{block}]", quote(&self.scales));
                         let expected = "a scale with which all numbers are finite";
                         let found = scale.to_string();
-                        return Err(FormatError::damaged(file.path(), field, expected, found));
+                        let path = of_scales.path();
+                        return Err(FormatError::damaged(path, field, expected, found));
                     }
                     matrix.push(value);
                 }

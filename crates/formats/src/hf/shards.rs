@@ -82,8 +82,14 @@ impl Shards {
         for name in names {
             let parts = [format!("{name}_blocks"), format!("{name}_scales")];
             let [blocks, scales] = [0, 1].map(|part| self.index.get(&parts[part]).copied());
-            let Some(shard) = blocks.filter(|_| blocks == scales) else { continue };
-            let bank = PackedBank::of(&name, &self.files[shard], shard)?;
+            let (Some(blocks), Some(scales)) = (blocks, scales) else { continue };
+            if self.index.contains_key(&name) {
+                let (field, path) = (format!("tensor {}", quote(&name)), self.files[blocks].path());
+                let found = format!("it beside {}", quote(&parts[0]));
+                let expected = "a bank once, in numbers or in codes";
+                return Err(FormatError::damaged(path, field, expected, found));
+            }
+            let bank = PackedBank::of(&name, &self.files, [blocks, scales])?;
             self.index.retain(|known, _| !parts.contains(known));
             self.packed.insert(name, bank);
         }
@@ -198,7 +204,7 @@ impl Shards {
     /// Some values of a tensor that was found present.
     pub(super) fn read_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
         match self.packed.get(name) {
-            Some(bank) => bank.read_range(&self.files[bank.shard], range),
+            Some(bank) => bank.read_range(&self.files, range),
             None => Ok(self.file_of(name).read_f32_range(name, range)?),
         }
     }

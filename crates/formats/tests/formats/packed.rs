@@ -66,8 +66,12 @@ fn edit(path: &Path, change: impl FnOnce(Tensors) -> Tensors) {
         let shape = shape.map(|n| n.as_u64().unwrap() as usize).collect();
         (name.clone(), "F32", shape, bytes[at(0)..at(1)].to_vec())
     });
+    write_file(&file, change(tensors.collect()));
+}
+
+fn write_file(file: &Path, tensors: Tensors) {
     let (mut header, mut data) = (Map::new(), Vec::new());
-    for (name, dtype, shape, bytes) in change(tensors.collect()) {
+    for (name, dtype, shape, bytes) in tensors {
         let (first, last) = (data.len(), data.len() + bytes.len());
         let of = json!({ "dtype": dtype, "shape": shape, "data_offsets": [first, last] });
         header.insert(name, of);
@@ -155,6 +159,57 @@ fn banks_in_codes_of_four_bits_are_their_numbers() {
     }
     let router = opened.tensor(TensorRole::Layer(0, LayerRole::Router)).unwrap();
     assert!(router.iter().all(|x| *x == 0.5), "others are as they were");
+}
+
+#[test]
+fn codes_and_scales_may_be_in_two_shards() {
+    let (place, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for place in [&place, &whole] {
+        folder(place.path(), "mxfp4", |_, _, _| {});
+    }
+    let (mut first, mut second) = (Tensors::new(), Tensors::new());
+    edit(place.path(), |tensors| {
+        (second, first) = retyped(tensors).into_iter().partition(|t| t.0.ends_with("_scales"));
+        assert_eq!(second.len(), 2 * settings().layers);
+        Tensors::new()
+    });
+    std::fs::remove_file(place.path().join("model.safetensors")).unwrap();
+    let mut map = Map::new();
+    for (shard, tensors) in [("a.safetensors", first), ("b.safetensors", second)] {
+        map.extend(tensors.iter().map(|tensor| (tensor.0.clone(), json!(shard))));
+        write_file(&place.path().join(shard), tensors);
+    }
+    let index = json!({ "weight_map": map }).to_string();
+    std::fs::write(place.path().join("model.safetensors.index.json"), index).unwrap();
+    let [opened, whole] = [&place, &whole].map(|place| Folder::open(place.path()).unwrap());
+    for role in TensorRole::all(whole.settings()) {
+        assert!(opened.tensor(role).unwrap() == whole.tensor(role).unwrap(), "{role:?}");
+    }
+}
+
+#[test]
+fn a_bank_in_numbers_beside_its_codes_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    folder(place.path(), "mxfp4", |_, _, _| {});
+    let name = "model.layers.1.mlp.experts.down_proj";
+    edit(place.path(), |tensors| {
+        let (count, width, inner) = SIZES;
+        let (shape, bytes) = (vec![count, inner, width], vec![0; 4 * count * inner * width]);
+        let bank = (name.to_owned(), "F32", shape, bytes);
+        retyped(tensors).into_iter().chain([bank]).collect()
+    });
+    let error = Folder::open(place.path()).expect_err("twice").to_string();
+    assert!(error.contains(&format!("{name}\"")) && error.contains("_blocks"), "{error}");
+}
+
+/// Tensors of a packed folder as they are: [`edit`] takes all for numbers.
+fn retyped(mut tensors: Tensors) -> Tensors {
+    for tensor in &mut tensors {
+        if tensor.0.ends_with("_blocks") || tensor.0.ends_with("_scales") {
+            tensor.1 = "U8";
+        }
+    }
+    tensors
 }
 
 #[test]
