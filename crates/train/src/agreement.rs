@@ -8,7 +8,8 @@ use crate::changes::differing;
 use crate::given_config::json;
 use crate::{Recipe, TrainError, together};
 
-/// Refuses processes of which one has another recipe than the first, or other texts. All are told.
+/// Refuses processes of which one has another recipe than the first, other texts or another
+/// teacher. All are told.
 pub(crate) fn agree(
     processes: &dyn Processes,
     recipe: &Recipe,
@@ -17,6 +18,10 @@ pub(crate) fn agree(
     let mut recipe = recipe.clone();
     // The first one alone opens the checkpoint that a run starts from; others take its weights.
     recipe.start.fingerprint.clear();
+    // Another machine may keep the same checkpoint elsewhere, as caches in a home folder do; what a
+    // teacher is, its fingerprint says.
+    recipe.start.checkpoint.clear();
+    recipe.distill.checkpoint.clear();
     // Another machine may keep the same text elsewhere.
     recipe.data.dir = texts.map(|text| text.corpus().fingerprint()).join(" ");
     let mine = json(&recipe);

@@ -246,6 +246,8 @@ impl Run {
             self.trainer.together.exchanged();
             let started = Instant::now();
             let report = self.trainer.step(&self.windows)?;
+            // Behind the step, before what follows it: a part of its seconds.
+            let exchanged = self.trainer.together.exchanged();
             let seconds = started.elapsed().as_secs_f64();
             if let Some(trace) = self.traced()?
                 && let Err(error) = self
@@ -256,7 +258,8 @@ impl Run {
             {
                 watch(Event::TraceLost { error: &error });
             }
-            let asked = self.tell_step(&report, seconds, wall_time(), watch)? == Stop::Save;
+            let asked =
+                self.tell_step(&report, (seconds, exchanged), wall_time(), watch)? == Stop::Save;
             // Who is asked to stop stops all behind the same step.
             stop = if self.trainer.together.any(asked)? { Stop::Save } else { Stop::No };
             let step = self.trainer.step;
@@ -299,7 +302,7 @@ impl Run {
     fn tell_step(
         &mut self,
         report: &StepReport,
-        seconds: f64,
+        (seconds, exchanged): (f64, Option<f64>),
         wall_time: f64,
         watch: &mut dyn FnMut(Event<'_>) -> Stop,
     ) -> Result<Stop, TrainError> {
@@ -307,7 +310,6 @@ impl Run {
         let flops_per_second = self.trainer.step_flops(&report.depths) / seconds;
         if let Some(journal) = &mut self.journal {
             let rates = [tokens_per_second, flops_per_second];
-            let exchanged = self.trainer.together.exchanged();
             journal.step(report, seconds, exchanged, rates, wall_time)?;
         }
         Ok(watch(Event::Step { report, tokens_per_second, flops_per_second }))

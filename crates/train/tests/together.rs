@@ -192,6 +192,18 @@ fn sharded(data: &Path, router: RouterConfig) -> Recipe {
     recipe
 }
 
+/// What a step spends on others is a part of its seconds, also behind steps that are traced, told
+/// and saved.
+fn exchanges_within_steps(out: &Path) {
+    let text = std::fs::read_to_string(out.join("timing.jsonl")).expect("reads");
+    for line in text.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).expect("a row");
+        let of = |name: &str| row[name].as_f64().expect(name);
+        assert!((0.0..=of("seconds")).contains(&of("exchange_seconds")), "{line}");
+    }
+    assert_eq!(text.lines().count(), 6);
+}
+
 #[test]
 fn runs_in_folders_leave_the_same_bytes() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -208,6 +220,7 @@ fn runs_in_folders_leave_the_same_bytes() {
             let go = |member| run(&recipe, &out, Arc::new(member), &mut |_| Stop::No);
             assert!(all(size, go).into_iter().all(|ended| ended.expect("runs")));
             same_files(&out, &alone);
+            exchanges_within_steps(&out);
         }
     }
 }
@@ -277,6 +290,46 @@ fn one_that_ends_ends_all_and_those_left_go_on() {
         let go = |member| run(&recipe, &out, Arc::new(member), &mut |_| Stop::No);
         assert!(all(2, go).into_iter().all(|ended| ended.expect("runs")));
         same_files(&out, &alone);
+    }
+}
+
+/// Machines may keep a start and a teacher in other folders, but not another teacher.
+#[test]
+fn checkpoints_may_stand_elsewhere() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let recipe = sharded(&data(dir.path(), 0), RouterConfig::default());
+    let [known, other] = [1, 2].map(|seed| {
+        let (mut recipe, out) = (recipe.clone(), dir.path().join(format!("seed-{seed}")));
+        recipe.train.seed = seed;
+        assert!(run(&recipe, &out, Arc::new(Alone), &mut |_| Stop::No).expect("runs"));
+        out.join("checkpoints/step-00000006")
+    });
+    let moved = dir.path().join("moved");
+    std::fs::create_dir(&moved).expect("a folder");
+    for file in std::fs::read_dir(&known).expect("a checkpoint") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), moved.join(file.file_name())).expect("a copy");
+    }
+    let from = |start: &Path, teacher: &Path| {
+        let mut recipe = recipe.clone();
+        recipe.start.checkpoint = start.display().to_string();
+        recipe.distill.checkpoint = teacher.display().to_string();
+        recipe
+    };
+    let run_as = |out: &str, second: &Recipe| {
+        let (first, out) = (from(&known, &known), dir.path().join(out));
+        let go = |member: Member| {
+            let recipe = if member.rank() == 0 { &first } else { second };
+            run(recipe, &out, Arc::new(member), &mut |_| Stop::No)
+        };
+        all(2, go)
+    };
+    for ended in run_as("same", &from(&moved, &moved)) {
+        assert!(ended.expect("the same checkpoints"));
+    }
+    for error in run_as("other", &from(&known, &other)) {
+        let said = error.expect_err("another teacher").to_string();
+        assert!(said.contains("distill.fingerprint") && said.contains("process 1"), "{said}");
     }
 }
 
