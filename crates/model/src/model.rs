@@ -216,17 +216,29 @@ impl Model {
     /// One use of one layer on rows that carry their tokens, for what looks at a model layer by
     /// layer. A model whose layers are all of [`LayerPlan::before`] is [`Model::embedded`], these
     /// in order, and [`Model::coda`].
+    ///
+    /// Panics where layers read what earlier ones left in what rows carry, which begins empty here.
     pub fn layer(&self, at: LayerUse, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        self.assert_layers_stand_alone();
         self.layers(&[at], x_td, rows, &mut Carry::default(), pass)
     }
 
     /// What the MLP of one use of a layer adds to rows `h` that carry their tokens, for comparisons
-    /// of an MLP alone.
+    /// of an MLP alone. Panics as [`Model::layer`].
     pub fn mlp(&self, at: LayerUse, h_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
+        self.assert_layers_stand_alone();
         let (runs, none_td) = (DepthRuns::one(at, rows.len()), ops::zeros_like(&h_td));
         let carry = &mut Carry::default();
         let mut context = LayerContext { pass, rows, at: &runs, carry };
         self.recursion.blocks[at.stored].mlp.forward(h_td, none_td, &mut context)
+    }
+
+    fn assert_layers_stand_alone(&self) {
+        assert!(
+            !self.config.mlp.settings().links_layers(),
+            "a layer alone: expected layers that read nothing of earlier ones, found a shortcut or \
+             a router with memory; run the whole model"
+        );
     }
 
     /// The middle part, again and again: one recursion for every row that may still go on.
