@@ -12,8 +12,7 @@ use crate::output;
 /// A bar with the numbers that matter; without a terminal, a line now and then.
 pub(crate) struct Live {
     bar: ProgressBar,
-    started: Instant,
-    first: u64,
+    pace: Pace,
     steps: u64,
     /// The machine's FLOP/s, measured when first shown: a run that has nothing to do starts and
     /// ends without it.
@@ -36,8 +35,7 @@ impl Live {
         bar.set_position(first);
         Self {
             bar,
-            started: Instant::now(),
-            first,
+            pace: Pace::default(),
             steps,
             peak: None,
             losses: Vec::new(),
@@ -54,6 +52,8 @@ impl Live {
                 let recent = &self.losses[self.losses.len().saturating_sub(20)..];
                 let loss = recent.iter().sum::<f64>() / recent.len() as f64;
                 let peak = *self.peak.get_or_insert_with(ops::peak_flops);
+                let seconds = report.tokens as f64 / tokens_per_second;
+                let left = self.pace.left(report.step, self.steps, seconds);
                 // Without recursions there is but one depth.
                 let depth = match report.depths.len() {
                     0..=2 => String::new(),
@@ -64,7 +64,7 @@ impl Live {
                     sparkline(&self.losses, 16),
                     human_count(*tokens_per_second),
                     100.0 * flops_per_second / peak,
-                    human_duration(self.left(report.step)),
+                    human_duration(left),
                     self.validation,
                 );
                 self.bar.set_position(report.step);
@@ -89,11 +89,6 @@ impl Live {
         self.bar.finish_and_clear();
     }
 
-    fn left(&self, step: u64) -> f64 {
-        let done = (step - self.first).max(1) as f64;
-        self.started.elapsed().as_secs_f64() / done * (self.steps - step) as f64
-    }
-
     /// The first step and the last one, and between them one every few seconds.
     fn line(&mut self, step: u64, message: &str) {
         let due = |last: Instant| last.elapsed().as_secs() >= BETWEEN_LINES;
@@ -101,5 +96,48 @@ impl Live {
             self.last_line = Some(Instant::now());
             output::note(format!("step {step}/{}  {message}", self.steps));
         }
+    }
+}
+
+/// How fast steps follow each other, with what stands between them (validations, saves), and
+/// without what is done once ahead of the first.
+#[derive(Default)]
+struct Pace {
+    /// When the first step was over, and which it was.
+    first: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    /// Seconds from the end of `step`, which took `seconds` itself, to that of step `steps`.
+    fn left(&mut self, step: u64, steps: u64, seconds: f64) -> f64 {
+        let more = steps.saturating_sub(step) as f64;
+        match self.first {
+            Some((over, first)) if step > first => {
+                over.elapsed().as_secs_f64() / (step - first) as f64 * more
+            }
+            _ => {
+                self.first = Some((Instant::now(), step));
+                seconds * more
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_counts_no_start() {
+        let mut pace = Pace::default();
+        sleep(Duration::from_millis(50));
+        assert_eq!(pace.left(11, 1011, 0.001), 1.0, "the step alone");
+        sleep(Duration::from_millis(50));
+        let left = pace.left(16, 116, 0.001);
+        assert!((1.0..100.0).contains(&left), "100 steps, of which 5 took 50 ms or more: {left}");
+        assert_eq!(pace.left(1011, 1011, 0.001), 0.0);
     }
 }
