@@ -218,6 +218,13 @@ fn a_damaged_import_is_told_with_its_folder() {
     let weights = place.read(&format!("{entry}/weights.safetensors"));
     place.write(&format!("{entry}/weights.safetensors"), &weights[1..]);
     place.run(&generate).bad(&needles);
+    let by_recipe = ["an import is damaged", &entry, "remove the folder"];
+    place.run(&["train", "up.toml", "--out", "x"]).bad(&by_recipe);
+    place.write(&format!("{entry}/weights.safetensors"), &weights);
+    let config = place.read(&format!("{entry}/config.json"));
+    place.write(&format!("{entry}/config.json"), "{");
+    place.run(&["train", "up.toml", "--out", "x"]).bad(&by_recipe);
+    place.write(&format!("{entry}/config.json"), config);
     fs::remove_file(place.path(&format!("{entry}/manifest.json"))).expect("removes");
     place.run(&generate).bad(&needles);
     place.run(&["train", "up.toml", "--out", "x"]).bad(&needles);

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use files::FolderTurn;
 use sha2::{Digest, Sha256};
+use train::TrainError;
 
 use crate::notes::note;
 use crate::{foreign, open};
@@ -93,6 +94,21 @@ pub fn told(source: &Path, entry: &Path) -> String {
         source.display(),
         entry.display()
     )
+}
+
+/// The same where a recipe names the import as `checkpoint`, its source being replaced by then, and
+/// where that is what `error` is about.
+pub fn told_of_recipe(checkpoint: &str, error: &TrainError) -> Option<String> {
+    let entry = Path::new(checkpoint);
+    let imports = place().ok()?.join("imports");
+    let is_import = entry.parent() == Some(imports.as_path());
+    let is_it = matches!(error, TrainError::Load(_)) && error.to_string().contains(checkpoint);
+    (is_import && is_it).then(|| {
+        format!(
+            "an import is damaged: remove the folder {checkpoint}, and the next command imports \
+             its source anew"
+        )
+    })
 }
 
 /// The folder for what can be made again.

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use data::{Corpus, Split};
 use model::ModelConfig;
 use report::human_bytes;
 use train::{Forecast, Recipe};
+
+use crate::recipe;
 
 /// The model that the recipe learns from, if any.
 pub fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
@@ -14,7 +16,7 @@ pub fn teacher(recipe: &Recipe) -> Result<Option<ModelConfig>> {
     if distill.checkpoint.is_empty() || distill.weight == 0.0 {
         return Ok(None);
     }
-    Ok(Some(train::config_of(Path::new(&distill.checkpoint)).context("distill.checkpoint")?))
+    Ok(Some(recipe::config_of("distill.checkpoint", &distill.checkpoint)?))
 }
 
 /// Refuses a run whose peak this machine's free memory cannot hold: the system would end it without

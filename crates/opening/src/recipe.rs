@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use model::RouterConfig;
+use model::{ModelConfig, RouterConfig};
 use serde_json::{Map, Value};
 use study::Setting;
 use toml::de::{DeTable, DeValue};
@@ -120,7 +120,7 @@ fn resolve(mut given: Value) -> Result<Recipe> {
     }
     let start = given.pointer("/start/checkpoint").and_then(Value::as_str).unwrap_or("");
     if !start.is_empty() && !names_preset {
-        let model = train::config_of(Path::new(start)).context("start.checkpoint")?;
+        let model = config_of("start.checkpoint", start)?;
         base["model"] = serde_json::to_value(model)?;
     }
     if given.pointer("/train/micro_batch").is_none()
@@ -156,6 +156,19 @@ fn imported(given: &mut Value, table: &str) -> Result<()> {
         *named = path.into();
     }
     Ok(())
+}
+
+/// The model of the checkpoint that `field` of a recipe names.
+pub(crate) fn config_of(field: &str, checkpoint: &str) -> Result<ModelConfig> {
+    train::config_of(Path::new(checkpoint)).map_err(|error| {
+        let told = cache::told_of_recipe(checkpoint, &error);
+        let error = anyhow::Error::from(error);
+        let error = match told {
+            Some(told) => error.context(told),
+            None => error,
+        };
+        error.context(field.to_owned())
+    })
 }
 
 fn read(value: Value) -> Result<Recipe, serde_path_to_error::Error<serde_json::Error>> {

@@ -10,7 +10,7 @@ use report::Record;
 use train::{Event, Recipe, Resume, Run, Stop, Validation};
 
 use crate::notes::note;
-use crate::{memory, open};
+use crate::{cache, memory, open};
 
 /// Refuses a run that cannot be: more memory than is free, or a folder of another program's model,
 /// as readers would take the folder for that one.
@@ -47,6 +47,15 @@ pub fn opened_among(
 ) -> Result<Run> {
     let is_first = processes.rank() == 0;
     let run = Run::open_among(recipe, out, resume, unix_time(), processes);
+    let run = run.map_err(|error| {
+        let named = [&recipe.start.checkpoint, &recipe.distill.checkpoint];
+        let told = named.into_iter().find_map(|name| cache::told_of_recipe(name, &error));
+        let error = anyhow::Error::from(error);
+        match told {
+            Some(told) => error.context(told),
+            None => error,
+        }
+    });
     let run = run.with_context(|| format!("opening the run in {}", out.display()))?;
     if is_first {
         told(&run);
