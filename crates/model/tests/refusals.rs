@@ -238,6 +238,18 @@ fn of_experts(change: &Value) -> ModelConfig {
     serde_json::from_value(json).expect("of the right types")
 }
 
+#[test]
+fn networks_are_told_as_recipes_name_them() {
+    for network in ["mlp", "wide_mlp"] {
+        let router = json!({ "kind": "top_k", "memory": 4, "network": network });
+        let error = of_experts(&json!({ "router": router })).check().expect_err("no place for it");
+        assert_eq!(
+            (error.field.as_str(), error.found),
+            ("mlp.router.network", format!("\"{network}\""))
+        );
+    }
+}
+
 /// What only a recipe may not say: it changes nothing, or the router learns nothing by it.
 #[test]
 fn experts_that_no_recipe_should_ask_for() {
@@ -258,6 +270,12 @@ fn experts_that_no_recipe_should_ask_for() {
         let config = of_experts(&change);
         assert_eq!(field(config.check()), "nothing", "{change}");
         assert_eq!(field(config.check_effects()), refused, "{change}");
+    }
+    let width = base()["width"].as_u64().expect("a number");
+    for (latent, refused) in [(width - 1, "nothing"), (width, "mlp.latent")] {
+        let config = of_experts(&json!({ "latent": latent }));
+        assert_eq!(field(config.check()), "nothing", "{latent}");
+        assert_eq!(field(config.check_effects()), refused, "{latent}");
     }
     for (router, refused) in [
         (json!({ "kind": "top_p", "limit": 1 }), "mlp.router.limit"),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::refuse;
-use crate::given_config::json;
+use crate::given_config::{json, whole_config};
 use crate::{Recipe, TrainError};
 
 /// A field of the recipe that is not as it was when the checkpoint was saved.
@@ -126,6 +126,15 @@ pub(crate) fn same_model(
     let fields: Vec<String> = found.into_iter().map(|change| change.field).collect();
     let found = format!("another model: its {} is not the recipe's", fields.join(", "));
     refuse(at, "config.json", found, "the model of the recipe; choose another --out".into())
+}
+
+/// The fields below `model` in which two models differ, but for those that only training reads.
+pub(crate) fn differing_models(config: &ModelConfig, wanted: &ModelConfig) -> Vec<Change> {
+    let mut found = Vec::new();
+    compare(&whole_config(config), &whole_config(wanted), "", &mut found);
+    let of_training = wanted.mlp.settings().fields_of_training();
+    found.retain(|change| !of_training.contains(&change.field));
+    found
 }
 
 /// The leaves in which two recipes differ.

@@ -368,8 +368,9 @@ impl Recipe {
         }
         let field = "train.consistency_weight";
         if !(model.mlp.settings().throws_dice() || model.router.settings().draws()) {
-            let expected = "0 where no router throws dice in training, as router \"random\" does: \
-                            both runs of a sequence would be the same";
+            let expected = "0 where no router throws dice in training that decide something, as \
+                            router \"random\" does with fewer than all experts: both runs of a \
+                            sequence would be the same";
             return refuse(field, weight.to_string(), expected.into());
         }
         if model.multipliers.cap().is_some() {

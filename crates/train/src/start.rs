@@ -7,6 +7,7 @@ use checkpoint::Damaged;
 use data::Corpus;
 use model::ModelConfig;
 
+use crate::changes::differing_models;
 use crate::error::refuse;
 use crate::opening::{Found, find};
 use crate::{Recipe, Stored, TrainError, Trainer};
@@ -103,10 +104,15 @@ pub(crate) fn begin(
         init_std: given.init_std,
         ..trainer.recipe.model.clone()
     };
-    if wanted != *given {
-        let expected = "that of the recipe, but for routing, relax, kv and context: \
-                        leave the rest of [model] out, or convert";
-        return refuse(path, "config.json", "another model".into(), expected.into());
+    let differing = differing_models(given, &wanted);
+    if !differing.is_empty() {
+        let fields: Vec<String> =
+            differing.iter().map(|change| format!("model.{}", change.field)).collect();
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let found = format!("another model: its {} is not the recipe's", some_of(&fields));
+        let expected = "that of the recipe, but for routing, relax, kv, context and what only \
+                        training reads: leave the rest of [model] out, or convert";
+        return refuse(path, "config.json", found, expected.into());
     }
     let mut fresh = Vec::new();
     for (spec, weight) in trainer.model.weights() {

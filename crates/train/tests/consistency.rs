@@ -153,6 +153,16 @@ fn runs_that_cannot_differ_are_refused() {
     same.train.consistency_weight = 1.0;
     let error = same.check().expect_err("nothing throws dice").to_string();
     assert!(error.contains("train.consistency_weight") && error.contains("dice"), "{error}");
+    // Dice among as many experts as a row takes.
+    for (top_k, differ) in [(3, true), (4, false)] {
+        let mut all = thor(1.0, RouterConfig::FIXED);
+        let MlpConfig::Experts(experts) = &mut all.model.mlp else { panic!("experts") };
+        experts.router = ExpertRouterConfig::Random(Random { top_k, each: Each::Sequence });
+        let said = all.check().err().map(|error| error.to_string());
+        assert_eq!(said.is_none(), differ, "{said:?}");
+        let named = said.is_none_or(|said| said.contains("train.consistency_weight"));
+        assert!(named, "{top_k}");
+    }
     let mut capped = thor(1.0, RouterConfig::FIXED);
     capped.model.multipliers.logit_cap = 5.0;
     let error = capped.check().expect_err("a cap").to_string();

@@ -11,9 +11,11 @@ use common::folders::{data, finish, open, small};
 use data::{Corpus, SpecialTokens, Split, Windows};
 use engine::Scoring;
 use model::adapters::{Relaxation, lora};
+use model::expert_routers::top_k;
+use model::mlp::experts;
 use model::routers::expert_choice::{Causal, Config as Expert, SamplingLoss};
 use model::routers::token_choice::{Balance, Config as Token};
-use model::{KvMode, Model, RouterConfig, RouterState, Rule};
+use model::{ExpertRouterConfig, KvMode, MlpConfig, Model, RouterConfig, RouterState, Rule};
 use train::{
     CheckpointConfig, DistillConfig, Made, Recipe, Resume, Run, StartConfig, Stop, Trainer,
     score_rule,
@@ -86,6 +88,37 @@ fn what_a_start_cannot_take_over_is_said() {
         assert_eq!(said.contains("router.score begin fresh"), i == 1, "{i}: {said}");
         assert_eq!(said.contains("router.0.score"), i > 0, "{i}: {said}");
     }
+}
+
+/// What only training reads of a router over experts may be another; what else differs is named.
+#[test]
+fn a_start_may_train_its_experts_otherwise() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let of = |top_k: top_k::Config| {
+        let router = ExpertRouterConfig::TopK(top_k);
+        MlpConfig::Experts(experts::Config { count: 4, router, ..experts::Config::default() })
+    };
+    let mut recipe = small(&data(dir.path(), 0), RouterConfig::FIXED);
+    recipe.model.mlp = of(top_k::Config::default());
+    let first = dir.path().join("first");
+    let old = finish(&recipe, &first);
+    let mut recipe = from(&known_vocabulary(&recipe, &old), &first);
+    let others = top_k::Config {
+        balance_weight: 0.5,
+        z_weight: 0.1,
+        pooled_weight: 0.2,
+        capacity: 1.25,
+        warmup_steps: 3,
+        ..top_k::Config::default()
+    };
+    recipe.model.mlp = of(others);
+    let new = open(&recipe, &dir.path().join("trained otherwise")).expect("the same model");
+    assert_eq!(common::weights(&new.trainer), common::weights(&old.trainer));
+    assert!(new.remarks.is_empty(), "{:?}", new.remarks);
+    assert_eq!(new.trainer.recipe.model.mlp, recipe.model.mlp, "the recipe's settings count");
+    recipe.model.mlp = of(top_k::Config { scale: 2.0, z_weight: 0.1, ..top_k::Config::default() });
+    let said = refusal(&recipe, &dir.path().join("another"));
+    assert!(said.contains("model.mlp.router.scale") && !said.contains("z_weight"), "{said}");
 }
 
 /// Trained adapters that the recipe's model has no place for do not vanish without a word.

@@ -75,6 +75,10 @@ impl ExpertRouterSettings for Config {
         refuse("mlp.router.capacity", self.capacity, expected)
     }
 
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &["z_weight"]
+    }
+
     fn taken(&self, _: ExpertCount) -> f64 {
         self.capacity
     }

@@ -74,9 +74,16 @@ pub trait ExpertRouterSettings {
         false
     }
 
-    /// Whether it throws dice in passes that learn, so that two runs of the same rows differ.
-    fn throws_dice(&self) -> bool {
+    /// Whether it throws dice over `experts` in passes that learn, so that two runs of the same
+    /// rows differ.
+    fn throws_dice(&self, _experts: ExpertCount) -> bool {
         false
+    }
+
+    /// Its fields that only passes that learn and losses read: a model computes the same whatever
+    /// they are.
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Its weights that all layers share.

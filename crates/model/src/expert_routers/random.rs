@@ -50,8 +50,13 @@ impl ExpertRouterSettings for Config {
         true
     }
 
-    fn throws_dice(&self) -> bool {
-        true
+    /// Where a row takes all experts, dice decide nothing.
+    fn throws_dice(&self, experts: ExpertCount) -> bool {
+        self.top_k < experts.computing
+    }
+
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &["each"]
     }
 
     fn build(&self, place: RouterPlace, experts: ExpertCount, _: &mut Take) -> Box<dyn Router> {

@@ -45,6 +45,10 @@ impl ExpertRouterSettings for Config {
         at_least("mlp.router.pooled_weight", self.pooled_weight, 0.0)
     }
 
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &["pooled_weight"]
+    }
+
     fn taken(&self, _: ExpertCount) -> f64 {
         TAKEN as f64
     }

@@ -155,8 +155,7 @@ impl ExpertRouterSettings for Config {
         memory::check(self.memory)?;
         if self.memory > 0 && self.network != Network::Linear {
             let expected = "\"linear\" beside mlp.router.memory, out of which logits come".into();
-            let found = format!("{:?}", self.network);
-            return refuse("mlp.router.network", found, expected);
+            return refuse("mlp.router.network", self.network, expected);
         }
         self.check_budget(counts)?;
         Room::check(self.capacity)?;
@@ -223,9 +222,22 @@ impl ExpertRouterSettings for Config {
         self.capacity > 0.0 || self.warmup_steps > 0
     }
 
-    fn throws_dice(&self) -> bool {
+    /// Where a row takes all experts, a warm-up decides nothing.
+    fn throws_dice(&self, experts: ExpertCount) -> bool {
         let by_dice = self.capacity > 0.0 && self.priority == RoomPriority::Random;
-        by_dice || self.warmup_steps > 0
+        by_dice || (self.warmup_steps > 0 && self.top_k < experts.all())
+    }
+
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &[
+            "warmup_steps",
+            "capacity",
+            "priority",
+            "balance_weight",
+            "group_weight",
+            "pooled_weight",
+            "z_weight",
+        ]
     }
 
     fn pools_layers(&self) -> bool {

@@ -85,6 +85,10 @@ impl ExpertRouterSettings for Config {
 
     /// What a row with even probabilities takes, as rows of a fresh router do; later ones take
     /// fewer.
+    fn fields_of_training(&self) -> &'static [&'static str] {
+        &["balance_weight", "entropy_weight", "z_weight"]
+    }
+
     fn taken(&self, experts: ExpertCount) -> f64 {
         let most = self.most(experts.computing);
         (if self.limit == 0 { most } else { most.min(self.limit) }) as f64

@@ -406,6 +406,13 @@ impl MlpSettings for Config {
         if self.limit == 0.0 {
             same("mlp.alpha", self.alpha, Self::default().alpha, "where mlp.limit is 0")?;
         }
+        if self.latent >= sizes.width {
+            let expected = format!(
+                "below {}, the width, as a wider projection saves nothing; or 0 for none",
+                sizes.width
+            );
+            return refuse("mlp.latent", self.latent, expected);
+        }
         let layers = (0..uses(sizes).len()).filter(|&stored| self.reaches(stored));
         for stored in layers {
             self.router().check_effects(self.experts(stored))?;
@@ -456,7 +463,16 @@ impl MlpSettings for Config {
     }
 
     fn throws_dice(&self) -> bool {
-        self.router().throws_dice()
+        let zero = self.zero().all();
+        let usual = [self.count];
+        let counts = if self.counts.is_empty() { &usual[..] } else { &self.counts };
+        let mut layers = counts.iter().map(|&computing| ExpertCount { computing, zero });
+        layers.any(|experts| self.router().throws_dice(experts))
+    }
+
+    fn fields_of_training(&self) -> Vec<String> {
+        let fields = self.router().fields_of_training();
+        fields.iter().map(|field| format!("mlp.router.{field}")).collect()
     }
 
     fn links_layers(&self) -> bool {

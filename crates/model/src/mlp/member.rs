@@ -71,6 +71,12 @@ pub trait MlpSettings {
         false
     }
 
+    /// Fields that only passes that learn and losses read, below `model`: a model computes the same
+    /// whatever they are.
+    fn fields_of_training(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What rows carry from layer to layer from the first one on, by name and width; zeros at
     /// first.
     fn carried(&self) -> Option<(&'static str, usize)> {

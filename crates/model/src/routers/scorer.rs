@@ -21,6 +21,17 @@ pub enum Network {
     WideMlp,
 }
 
+/// As in a recipe.
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Linear => "\"linear\"",
+            Self::Mlp => "\"mlp\"",
+            Self::WideMlp => "\"wide_mlp\"",
+        })
+    }
+}
+
 /// Where a router and its scoring network stand in the table.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterPlace {
