@@ -19,11 +19,14 @@ use crate::{ProcessError, Processes};
 /// The most values of one message: MPI counts them in 32 bits.
 const MESSAGE: usize = 1 << 28;
 
+/// What came from each process.
+type Swapped<T> = Result<Vec<Vec<T>>, ProcessError>;
+
 /// What the thread is asked to do, and where the answer goes.
 enum Call {
-    Exchange(Vec<Vec<f32>>, Vec<usize>, Sender<Vec<Vec<f32>>>),
-    Gather(Vec<f32>, Vec<usize>, Sender<Vec<Vec<f32>>>),
-    Tell(Vec<u8>, Sender<Vec<Vec<u8>>>),
+    Exchange(Vec<Vec<f32>>, Vec<usize>, Sender<Swapped<f32>>),
+    Gather(Vec<f32>, Vec<usize>, Sender<Swapped<f32>>),
+    Tell(Vec<u8>, Sender<Swapped<u8>>),
     End(Sender<()>),
 }
 
@@ -99,15 +102,15 @@ impl Processes for Mpi {
         sent: Vec<Vec<f32>>,
         expected: &[usize],
     ) -> Result<Vec<Vec<f32>>, ProcessError> {
-        self.ask(|answer| Call::Exchange(sent, expected.to_vec(), answer))
+        self.ask(|answer| Call::Exchange(sent, expected.to_vec(), answer))?
     }
 
     fn gather(&self, mine: Vec<f32>, expected: &[usize]) -> Result<Vec<Vec<f32>>, ProcessError> {
-        self.ask(|answer| Call::Gather(mine, expected.to_vec(), answer))
+        self.ask(|answer| Call::Gather(mine, expected.to_vec(), answer))?
     }
 
     fn tell(&self, mine: Vec<u8>) -> Result<Vec<Vec<u8>>, ProcessError> {
-        self.ask(|answer| Call::Tell(mine, answer))
+        self.ask(|answer| Call::Tell(mine, answer))?
     }
 }
 
@@ -141,21 +144,33 @@ fn serve(ready: &Sender<(usize, usize)>, asked: &Receiver<Call>) {
     std::mem::forget(universe);
 }
 
-/// Hands `sent[r]` to each process and takes `expected[r]` values from each.
+/// Hands `sent[r]` to each process and takes `expected[r]` values from each. A message that is
+/// shorter is refused; one that is longer ends MPI, and one that does not come is waited for.
 fn swap<T: Equivalence + Copy + Default>(
     world: &SimpleCommunicator,
     sent: &[&[T]],
     expected: &[usize],
-) -> Vec<Vec<T>> {
+) -> Swapped<T> {
     let me = world.rank() as usize;
+    let fits = |from: usize, expected: usize, found: usize| match found == expected {
+        true => Ok(()),
+        false => Err(ProcessError::Unequal {
+            rank: me,
+            from,
+            expected: format!("{expected} values"),
+            found: found.to_string(),
+        }),
+    };
+    fits(me, expected[me], sent[me].len())?;
     let mut got: Vec<Vec<T>> = expected.iter().map(|&count| vec![T::default(); count]).collect();
     got[me].copy_from_slice(sent[me]);
+    let mut came = vec![0; expected.len()];
     scope(|scope| {
         let mut under_way = Vec::new();
-        for (from, values) in got.iter_mut().enumerate().filter(|(from, _)| *from != me) {
-            let from = world.process_at_rank(from as i32);
+        for (rank, values) in got.iter_mut().enumerate().filter(|(rank, _)| *rank != me) {
+            let from = world.process_at_rank(rank as i32);
             for message in values.chunks_mut(MESSAGE) {
-                under_way.push(from.immediate_receive_into(scope, message));
+                under_way.push((rank, from.immediate_receive_into(scope, message)));
             }
         }
         let mut sending = Vec::new();
@@ -165,16 +180,22 @@ fn swap<T: Equivalence + Copy + Default>(
                 sending.push(to.immediate_send(scope, message));
             }
         }
-        under_way.into_iter().for_each(|request| request.wait_without_status());
+        for (rank, request) in under_way {
+            came[rank] += request.wait().count(T::equivalent_datatype()) as usize;
+        }
         sending.into_iter().for_each(|request| request.wait_without_status());
     });
-    got
+    came[me] = expected[me];
+    for (from, (&expected, &came)) in expected.iter().zip(&came).enumerate() {
+        fits(from, expected, came)?;
+    }
+    Ok(got)
 }
 
-fn tell(world: &SimpleCommunicator, mine: &[u8]) -> Vec<Vec<u8>> {
+fn tell(world: &SimpleCommunicator, mine: &[u8]) -> Swapped<u8> {
     let size = world.size() as usize;
     let length = [mine.len() as u64];
-    let lengths = swap(world, &vec![&length[..]; size], &vec![1; size]);
+    let lengths = swap(world, &vec![&length[..]; size], &vec![1; size])?;
     let expected: Vec<usize> = lengths.iter().flatten().map(|&length| length as usize).collect();
     swap(world, &vec![mine; size], &expected)
 }
