@@ -179,30 +179,30 @@ fn read(value: Value) -> Result<Recipe, serde_path_to_error::Error<serde_json::E
 /// usize` possible.
 fn typed(base: Value) -> Result<Recipe> {
     read(base.clone()).map_err(|error| {
-        let path = error.path().to_string();
-        let table = format!("/{}", path.replace('.', "/"));
-        // Tables with a `kind` are read as a whole, so the path ends at the table: the field is the
-        // one without which the error is another or none.
-        let fields = base
-            .pointer(&table)
-            .and_then(Value::as_object)
-            .into_iter()
-            .flat_map(|table| table.keys());
-        let guilty = fields.filter(|field| *field != "kind").find(|field| {
-            let mut without = base.clone();
-            without
-                .pointer_mut(&table)
-                .and_then(Value::as_object_mut)
-                .map(|table| table.remove(*field));
-            let other = read(without).err().map(|other| other.inner().to_string());
-            other.is_none_or(|other| {
-                other != error.inner().to_string() && !other.starts_with("missing field")
-            })
-        });
-        let field = guilty.map_or_else(String::new, |field| format!(".{field}"));
-        let kinds = kinds(&base, &format!("{path}{field}")).unwrap_or_default();
-        anyhow::anyhow!("{path}{field}: {}{kinds}", error.inner())
+        let said = error.inner().to_string();
+        let mut path = error.path().to_string();
+        // Tables with a `kind` are read as a whole, also those within them, so that the path ends
+        // at the outermost.
+        while let Some(field) = guilty(&base, &path, &said) {
+            path = format!("{path}.{field}");
+        }
+        let kinds = kinds(&base, &path).unwrap_or_default();
+        anyhow::anyhow!("{path}: {said}{kinds}")
     })
+}
+
+/// The field of the table at `path` without which the error is another than `said`, or none.
+fn guilty(base: &Value, path: &str, said: &str) -> Option<String> {
+    let table = format!("/{}", path.replace('.', "/"));
+    let mut fields = base.pointer(&table)?.as_object()?.keys().filter(|field| *field != "kind");
+    let found = fields.find(|field| {
+        let mut without = base.clone();
+        let table = without.pointer_mut(&table).and_then(Value::as_object_mut);
+        table.map(|table| table.remove(*field));
+        let other = read(without).err().map(|other| other.inner().to_string());
+        other.is_none_or(|other| other != said && !other.starts_with("missing field"))
+    });
+    found.cloned()
 }
 
 /// For the table at `path` that lacks its `kind`: which kinds there are, by what is said to a kind
@@ -389,6 +389,23 @@ mod tests {
             0
         );
         assert!(error("[model]\nwidth = 0\n", &[]).contains("model.width"));
+    }
+
+    /// Tables with a kind within such a table, too.
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_by_its_whole_path() {
+        for (router, path) in [
+            ("kind = \"top_k\", memory = -3", "model.mlp.router.memory: invalid value"),
+            ("kind = \"random\", each = \"batch\"", "model.mlp.router.each: unknown variant"),
+            ("top_k = 2", "model.mlp.router: missing field `kind`"),
+        ] {
+            let mlp = format!("mlp = {{ kind = \"experts\", router = {{ {router} }} }}");
+            let found = error(&format!("[model]\nvocab_size = 10\n{mlp}\n"), &[]);
+            assert!(found.contains(path), "{found}");
+        }
+        let found =
+            error("[model]\nvocab_size = 10\nmlp = { kind = \"experts\", count = -1 }\n", &[]);
+        assert!(found.contains("model.mlp.count: invalid value"), "{found}");
     }
 
     #[test]
