@@ -204,6 +204,28 @@ fn asked(field: &'static str) -> &'static str {
         "min_depth" => "lathe.min_depth",
         "mean_depth" => "lathe.mean_depth_budget",
         "threshold" => "lathe.threshold",
+        "return_routed_experts" => "lathe.return_routed_experts",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests know fields of the engine by the path that they have there.
+    #[test]
+    fn fields_of_the_engine_are_named_as_in_a_request() {
+        for (field, path) in [
+            ("max_depth", "lathe.max_depth"),
+            ("mean_depth", "lathe.mean_depth_budget"),
+            ("return_routed_experts", "lathe.return_routed_experts"),
+            ("prompt", "prompt"),
+        ] {
+            let (found, expected) = ("true".into(), "false: no experts".into());
+            let error = ApiError::from(Refusal::Invalid { field, found, expected });
+            assert_eq!(error.param.as_deref(), Some(path));
+            assert!(error.message.starts_with(&format!("`{path}` is true")), "{}", error.message);
+        }
     }
 }
