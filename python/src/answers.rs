@@ -23,8 +23,8 @@ pub(crate) struct Generation {
     prompt_ids: Vec<u32>,
     /// Recursions of each row of the prompt.
     prompt_depths: Vec<u32>,
-    /// Why it ended: "end" (an end token, or a form that is complete), "stop" (a stop string) or
-    /// "length".
+    /// Why it ended: "end" (an end token, or a form that is complete), "stop" (a stop string),
+    /// "length" or "cancelled".
     finish: &'static str,
     /// The stop string that it came to, if any.
     stopped_by: Option<String>,

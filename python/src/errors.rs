@@ -66,12 +66,17 @@ pub(crate) fn value(text: impl Into<String>) -> PyErr {
 
 /// What was said of the file or folder at `path`, which may not be there at all.
 pub(crate) fn at(path: &Path, error: &anyhow::Error) -> PyErr {
-    match path.symlink_metadata() {
-        Err(found) if found.kind() == std::io::ErrorKind::NotFound => {
-            exception(Kind::Missing, causes(error))
-        }
-        _ => failed(error),
-    }
+    if is_missing(path) { exception(Kind::Missing, causes(error)) } else { failed(error) }
+}
+
+/// What was said of an option that may name the file `path`.
+pub(crate) fn option_at(path: &Path, error: &anyhow::Error) -> PyErr {
+    if is_missing(path) { exception(Kind::Missing, causes(error)) } else { refused(error) }
+}
+
+fn is_missing(path: &Path) -> bool {
+    let found = path.symlink_metadata();
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// A panic, which is a mistake of Lathe's own.

@@ -55,7 +55,7 @@ fn _set_threads(count: usize) -> PyResult<()> {
     if work::has_begun() {
         return Err(errors::value(
             "the threads of this process compute already: set their number before the first model \
-             is opened",
+             is opened or trained",
         ));
     }
     opening::threads::set(Some(count));

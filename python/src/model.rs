@@ -1,6 +1,6 @@
 //! `lathe.Model`: a checkpoint that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -47,20 +47,37 @@ pub(crate) fn load(
         weights.map(|text| text.parse()).transpose().map_err(|error| {
             errors::value(format!("weights is {:?}: {error}", weights.unwrap_or_default()))
         })?;
-    let place = path.clone();
-    let opened = work::off(py, &AtomicBool::new(false), move || {
-        let (stored, tokenizer) = open::adapted(&path, adapter.as_deref())?;
-        open::prepare(&stored.model, stored.rounded.as_ref(), formats.as_ref())?;
-        let special = open::special(&stored, &tokenizer);
-        if let Some(template) = chat_template.as_deref() {
-            // Refused now rather than at the first conversation.
-            conversation::text(special.clone(), tokenizer.clone(), Some(template))?;
-        }
-        let conversations = OfProcess::new();
-        let text = TextSide { path, tokenizer, special, template: chat_template, conversations };
-        Ok(Opened::new(stored, text))
+    let opened = work::off(py, &AtomicBool::new(false), || {
+        Ok(read(path, adapter.as_deref(), formats.as_ref(), chat_template))
     })?;
-    opened.map(|opened| PyModel(Arc::new(opened))).map_err(|error| errors::at(&place, &error))
+    let opened = opened.map_err(|error| errors::failed(&error))??;
+    Ok(PyModel(Arc::new(opened)))
+}
+
+/// What [`load`] opens; the GIL is not held.
+fn read(
+    path: PathBuf,
+    adapter: Option<&Path>,
+    formats: Option<&WeightFormats>,
+    template: Option<String>,
+) -> PyResult<Opened> {
+    let (stored, tokenizer) = open::adapted(&path, adapter).map_err(|error| match adapter {
+        Some(adapter) if path.exists() => errors::at(adapter, &error),
+        _ => errors::at(&path, &error),
+    })?;
+    let rounded = open::prepare(&stored.model, stored.rounded.as_ref(), formats);
+    rounded.map_err(|error| match formats {
+        Some(_) => errors::refused(&error),
+        None => errors::failed(&error),
+    })?;
+    let special = open::special(&stored, &tokenizer);
+    if let Some(template) = template.as_deref() {
+        // Refused now rather than at the first conversation.
+        let text = conversation::text(special.clone(), tokenizer.clone(), Some(template));
+        text.map_err(|error| errors::option_at(Path::new(template), &error))?;
+    }
+    let conversations = OfProcess::new();
+    Ok(Opened::new(stored, TextSide { path, tokenizer, special, template, conversations }))
 }
 
 /// The rule that a pass is asked to follow.

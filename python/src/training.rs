@@ -2,6 +2,7 @@
 //! its own: behind each step it waits until Python asks for the next one.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -127,7 +128,9 @@ pub(crate) fn begin(
     }
     let settings = settings(set)?;
     let text = recipe::file(&recipe).map_err(|error| errors::at(&recipe, &error))?;
-    let read = recipe::with(&text, &settings, "set")
+    // What a recipe starts from may be imported, which takes a while and may wait for another
+    // thread that needs the GIL.
+    let read = work::off(py, &AtomicBool::new(false), || recipe::with(&text, &settings, "set"))?
         .map_err(|error| errors::refused(&error.context(format!("recipe {}", recipe.display()))))?;
     let how = match (resume, accept_changes) {
         (false, _) => Resume::Never,
@@ -148,9 +151,24 @@ fn settings(set: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(String, Value)>> {
             PyTypeError::new_err("set: expected texts as keys, such as \"train.steps\"")
         })?;
         let value = json::from_python(&format!("set[{key:?}]"), &value)?;
+        if holds_null(&value) {
+            return Err(errors::value(format!(
+                "set[{key:?}] is or holds None, expected a value of the field; leave the key out \
+                 for its default"
+            )));
+        }
         found.push((key, value));
     }
     Ok(found)
+}
+
+fn holds_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.iter().any(holds_null),
+        Value::Object(table) => table.values().any(holds_null),
+        _ => false,
+    }
 }
 
 /// Trains, and tells everything to whoever listens; without a listener it saves and ends.

@@ -1,5 +1,8 @@
 """Refusals: classes that Python programs expect, in the words of the command line."""
 
+import subprocess
+import sys
+
 import pytest
 
 import lathe
@@ -13,6 +16,33 @@ def test_what_is_not_there(world):
     assert str(raised.value) == world.says("generate", absent, "--prompt", "x")
     with pytest.raises(FileNotFoundError):
         lathe.load(world.place / "absent.gguf")
+
+
+def test_options_of_a_model(world, tmp_path):
+    run, broken = world.place / "run", tmp_path / "broken.jinja"
+    broken.write_text("{% if %}", encoding="utf-8")
+    with pytest.raises(ValueError, match="chat template cannot be rendered"):
+        lathe.load(run, chat_template=str(broken))
+    with pytest.raises(FileNotFoundError, match="absent.jinja"):
+        lathe.load(run, chat_template=str(tmp_path / "absent.jinja"))
+    with pytest.raises(FileNotFoundError, match="the adapters of"):
+        lathe.load(run, adapter=tmp_path / "absent")
+    with pytest.raises(lathe.LatheError, match="the adapters of") as raised:
+        lathe.load(run, adapter=tmp_path)
+    assert not isinstance(raised.value, FileNotFoundError)
+
+
+def test_threads_are_settled_by_training(world, tmp_path):
+    said = (
+        "import lathe, sys\n"
+        "run = lathe.train(sys.argv[1], out=sys.argv[2])\n"
+        "try: lathe.set_threads(1)\n"
+        "except ValueError as error: print(error)\n"
+        "run.stop()\n"
+    )
+    line = [sys.executable, "-c", said, world.place / "tiny.toml", tmp_path / "run"]
+    done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", check=True)
+    assert "threads of this process" in done.stdout
 
 
 def test_what_is_no_checkpoint(world):

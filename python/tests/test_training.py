@@ -168,6 +168,8 @@ def test_fields_are_set_and_refused(world, tmp_path):
         ({"train.steps": "many"}, "train.steps"),
         ({"model.norm_eps": float("nan")}, "set\\['model.norm_eps'\\]|expected a value"),
         ({"": 1}, "empty part"),
+        ({"train.seed": None}, "is or holds None"),
+        ({"train.freeze": [None]}, "is or holds None"),
     ]:
         with pytest.raises(ValueError, match=needle):
             lathe.train(recipe, out=out, set=fields)
