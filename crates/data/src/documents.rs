@@ -239,7 +239,7 @@ fn unknown(path: &Path, options: &ReadOptions) -> DataError {
         "file name ending",
         expected,
         "none of these",
-        "name other files, or add the extension to the options",
+        "name other files, or give this one such an ending",
     )
 }
 

@@ -38,7 +38,7 @@ pub enum DataError {
     /// One row (document) of an input is unusable.
     #[error(
         "{path}: row {row}: {field}: expected {expected}, found {found}; \
-         repair the row, or skip such rows with skip_bad",
+         repair the row, or skip such rows with --skip-bad",
         path = path.display()
     )]
     Row {

@@ -496,6 +496,8 @@ fn parquet_rows_and_files_that_are_bad() {
             &["t.parquet", "column \"text\"", "columns "],
         );
     }
+    write_parquet(&path, "message m { required binary messages (UTF8); }", &[b"[]"], None);
+    assert_names("talks", read(&path, false).2.unwrap(), &["column \"text\"", "--chat"]);
     let texts: Vec<String> = (0..50).map(sentence).collect();
     write_parquet(&path, TEXTS, &texts.iter().map(|t| t.as_bytes()).collect::<Vec<_>>(), None);
     let good = std::fs::read(&path).unwrap();

@@ -70,7 +70,7 @@ fn rows_that_cannot_be_encoded_are_named() {
     let out = dir.path().join("out");
     let inputs = [Input::from(&path)];
     let error = build(&inputs, &tokenizer, &out, &BuildOptions::default()).unwrap_err();
-    assert_names("row", error, &["rows.jsonl", "row 3", "text", "skip_bad"]);
+    assert_names("row", error, &["rows.jsonl", "row 3", "text", "--skip-bad"]);
     let read = ReadOptions { skip_bad: true, ..ReadOptions::default() };
     let options = BuildOptions { read, ..BuildOptions::default() };
     let manifest = build(&inputs, &tokenizer, &out, &options).unwrap();

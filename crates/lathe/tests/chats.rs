@@ -181,6 +181,16 @@ fn rows_that_are_no_conversation_are_refused_by_line() {
         assert!(told.err.contains("1 bad rows") && told.err.contains("row 2"), "{told:?}");
         let _ = std::fs::remove_dir_all(place.path("bad"));
     }
+    // Rows of conversations where texts are expected.
+    place.write("chats/rows.jsonl", rows(3));
+    let plain = ["data", "build", "--input", "chats", "--tokenizer", "tokenizer.json"];
+    for field in [&[][..], &["--text-field", "messages"]] {
+        let words = [&plain[..], field, &["--out", "bad"]].concat();
+        place.run(&words).bad(&["row 1", "data build --chat", "--skip-bad"]);
+    }
+    place.write("chats/rows.jsonl", "{\"messages\": \"hi\"}\n");
+    let told = place.run(&[&plain[..], &["--out", "bad"]].concat()).bad(&["no such field"]);
+    assert!(!told.err.contains("--chat"), "no conversation: {told:?}");
     // A template that tells the past otherwise, and none at all.
     place.write("chats/rows.jsonl", rows(3));
     place.write(

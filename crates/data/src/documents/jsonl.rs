@@ -107,7 +107,10 @@ impl Lines {
         let text = match text {
             Some(Field::Text(text)) => text,
             other => {
-                let found = other.map_or("no such field", |field| field.kind());
+                let mut found = other.map_or("no such field", |field| field.kind()).to_owned();
+                if !self.messages && is_conversation(line) {
+                    found.push_str(TALKS);
+                }
                 return Err(Bad::new(
                     self.row,
                     &format!("field {:?}", self.text_field),
@@ -119,6 +122,19 @@ impl Lines {
         let license = license.and_then(Field::text).or(licence.and_then(Field::text));
         Ok(Row { number: self.row, source: source.and_then(Field::text), license, text })
     }
+}
+
+/// What is said of a row of a conversation where texts are read.
+const TALKS: &str = " beside \"messages\" (data build --chat reads conversations)";
+
+/// Whether a line holds a list of messages, as `--chat` reads it.
+fn is_conversation(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Talk {
+        #[allow(dead_code, reason = "that it is a list is all that is asked")]
+        messages: Vec<IgnoredAny>,
+    }
+    serde_json::from_slice::<Talk>(line).is_ok()
 }
 
 /// A line with `null` in the place of NaN and the infinities, as Python's `json` writes them;

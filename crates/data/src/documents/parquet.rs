@@ -15,6 +15,8 @@ use std::path::Path;
 /// adds to the one before: there every cell may be as long as a page.
 const BATCH: usize = 256;
 const NEXT: &str = "check that the file is complete Parquet and name its text column";
+const NEXT_OF_TALKS: &str =
+    "name its text column, or read its conversations with data build --chat";
 
 pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError> {
     let text_field = options.text_field.as_str();
@@ -27,12 +29,13 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Rows, DataError
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
         let expected = "a column of strings, not nested";
+        let talks = !options.messages && names.iter().any(|name| name.starts_with("messages"));
         DataError::format(
             path,
             format!("column {text_field:?}"),
             expected,
             format!("columns {}", names.join(", ")),
-            NEXT,
+            if talks { NEXT_OF_TALKS } else { NEXT },
         )
     })?;
     let license = column(&reader, "license").or_else(|| column(&reader, "licence"));
