@@ -360,8 +360,9 @@ pub(crate) struct Convert {
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) recursions: Option<usize>,
     /// Where shared layers take their weights from: stepwise, average, lower, upper or random
-    #[arg(long, default_value = "stepwise")]
-    pub(crate) init: String,
+    /// [default: stepwise]
+    #[arg(long)]
+    pub(crate) init: Option<String>,
     #[arg(long, default_value = "fixed", help = router_help())]
     pub(crate) router: String,
     /// How recursions share the KV cache: recursion_wise, shared or shared_update
@@ -389,9 +390,10 @@ pub(crate) struct Convert {
     /// With --experts drop, the share of its neurons that each draws anew [default: 0.5]
     #[arg(long, value_name = "SHARE", requires = "mlp", value_parser = numbers::real(0.0, 1.0))]
     pub(crate) drop: Option<f64>,
-    /// Seed of fresh routers, of layers with random weights, and of what experts draw
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
+    /// Seed of fresh routers, of layers chosen at random, of adapters, and of what experts draw
+    /// [default: 1]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use convert::{ConversionReport, ConversionTarget, ExpertStart, Start, Upcycling};
 use model::adapters::Relaxation;
-use model::{KvMode, MlpConfig, ModelConfig, Sharing};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing};
 use report::{Table, human_bytes, human_count};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +24,10 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
     let target = ConversionTarget {
         sharing: layout.sharing,
         recursions: layout.recursions,
-        start: word::<Start>("--init", &options.init)?,
+        start: match &options.init {
+            Some(init) => word::<Start>("--init", init)?,
+            None => Start::Stepwise,
+        },
         router: table("--router", &options.router)?,
         kv: word::<KvMode>("--kv-sharing", &options.kv_sharing)?,
         share_norms: layout.share_norms && !options.own_norms,
@@ -36,8 +39,9 @@ pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
         relax: table("--relax", &options.relax)?,
         fit_adapters: !options.fresh_adapters,
         experts: upcycling(options)?,
-        seed: options.seed,
+        seed: options.seed.unwrap_or(1),
     };
+    nothing_idle(options, &target, layout.is_kept)?;
     let (_, report) = convert::convert(&stored, &target, &options.out, open::disk()?.as_ref())
         .with_context(|| format!("converting {}", options.checkpoint.display()))?;
     if options.json {
@@ -54,6 +58,8 @@ struct Layout {
     sharing: Sharing,
     recursions: usize,
     share_norms: bool,
+    /// Whether it is that of the source.
+    is_kept: bool,
 }
 
 /// The layout that is asked for. Who only wants other MLPs and names none keeps that of the source.
@@ -69,13 +75,48 @@ fn layout(options: &Convert, source: &ModelConfig) -> Result<Layout> {
                 source.relax.kind()
             );
             let ModelConfig { sharing, recursions, share_norms, .. } = *source;
-            return Ok(Layout { sharing, recursions, share_norms });
+            return Ok(Layout { sharing, recursions, share_norms, is_kept: true });
         }
         None => Sharing::MiddleCycle,
     };
     let usual = if sharing == Sharing::None { 1 } else { 3 };
     let recursions = options.recursions.unwrap_or(usual);
-    Ok(Layout { sharing, recursions, share_norms: true })
+    Ok(Layout { sharing, recursions, share_norms: true, is_kept: false })
+}
+
+/// Refuses options that were given and change nothing.
+fn nothing_idle(options: &Convert, target: &ConversionTarget, is_kept: bool) -> Result<()> {
+    let shares = target.sharing != Sharing::None;
+    let layout = match is_kept {
+        true => "--mlp without --sharing keeps the layers of the source as they are",
+        false => "with --sharing none no layer is shared",
+    };
+    if let Some(init) = &options.init {
+        // A layer that is shared already is the mean of its own uses.
+        let is_idle = !shares || (is_kept && matches!(target.start, Start::Average));
+        ensure!(!is_idle, "--init is {init}, and changes nothing: {layout}; leave it out");
+    }
+    ensure!(
+        shares || !options.own_norms,
+        "--own-norms is given, and changes nothing: {layout}; leave it out"
+    );
+    ensure!(
+        matches!(target.relax, Relaxation::Lora(_) | Relaxation::Dora(_))
+            || !options.fresh_adapters,
+        "--fresh-adapters is given, and changes nothing: only adapters of --relax lora and dora \
+         are fitted, found \"{}\"; leave it out, or give such a --relax",
+        target.relax.kind()
+    );
+    if let Some(seed) = options.seed {
+        let plain = target.router == RouterConfig::FIXED && target.relax == Relaxation::NONE;
+        let draws = !plain || target.experts.is_some() || (shares && target.start == Start::Random);
+        ensure!(
+            draws,
+            "--seed is {seed}, and changes nothing: without --mlp, --router, --relax and --init \
+             random nothing is drawn; leave it out"
+        );
+    }
+    Ok(())
 }
 
 /// What `--mlp`, `--experts` and `--drop` make of dense MLPs.

@@ -152,6 +152,53 @@ fn experts_keep_the_layout_of_the_source() {
     place.run(&words).bad(&["--sharing none", "\"lora\""]);
 }
 
+/// An option that was given and changes nothing is refused by its name; the same one is taken where
+/// it has something to do.
+#[test]
+fn idle_options_are_refused() {
+    let place = Place::with_data();
+    place.write("dense.toml", dense(2));
+    place.run(&["train", "dense.toml", "--out", "dense"]).good();
+    let mlp = ["--mlp", "{ kind = \"experts\", count = 2 }"];
+    let none = ["--sharing", "none"];
+    let shared = ["--sharing", "middle_cycle"];
+    let lora = ["--relax", "{ kind = \"lora\", rank = 2 }"];
+    for (layout, option) in [
+        (&mlp[..], &["--init", "average"][..]),
+        (&mlp, &["--init", "random"]),
+        (&mlp, &["--own-norms"]),
+        (&mlp, &["--fresh-adapters"]),
+        (&none, &["--init", "average"]),
+        (&none, &["--init", "stepwise"]),
+        (&none, &["--own-norms"]),
+        (&none, &["--fresh-adapters"]),
+        (&none, &["--seed", "5"]),
+        (&shared, &["--fresh-adapters"]),
+        (&shared, &["--seed", "5"]),
+    ] {
+        let words = [&["convert", "dense", "--out", "x"], layout, option].concat();
+        place.run(&words).bad(&[option[0], "changes nothing", "leave it out"]);
+        assert!(!place.has("x"), "{words:?}");
+    }
+    let fresh = [&shared[..], &lora].concat();
+    for (number, (layout, option)) in [
+        (&shared[..], &["--init", "average"][..]),
+        (&shared, &["--own-norms"]),
+        (&shared, &["--init", "random", "--seed", "5"]),
+        (&fresh, &["--fresh-adapters"]),
+        (&mlp, &["--seed", "5"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("made-{number}");
+        place.run(&[&["convert", "dense", "--out", &out], layout, option].concat()).good();
+    }
+    // A layer that is shared already is the mean of itself.
+    let words = [&["convert", "made-0", "--out", "x", "--init", "average"][..], &mlp].concat();
+    place.run(&words).bad(&["--init", "changes nothing"]);
+}
+
 /// Four tokens, the likeliest each time.
 fn generate(place: &Place, checkpoint: &str) -> Ended {
     let greedy = ["--prompt", "the model", "--max-tokens", "4", "--temperature", "0"];
