@@ -99,10 +99,21 @@ pub(super) fn rest_rounded(formats: &WeightFormats, model: &Model) -> ModelChang
     for (spec, weight) in model.weights() {
         if let (Some(format), None) = (formats.of(spec), weight.format()) {
             change.rounded.insert(spec.place.clone(), format);
-            change.went.push(format!("{} in {format}", spec.name));
         }
     }
+    change.went = in_formats(change.rounded.values());
     change
+}
+
+/// How many matrices are in each format, in words.
+fn in_formats<'a>(formats: impl Iterator<Item = &'a Format>) -> Vec<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    formats.for_each(|format| *counts.entry(format.to_string()).or_default() += 1);
+    let told = counts.iter().map(|(format, count)| match count {
+        1 => format!("1 matrix in {format}"),
+        count => format!("{count} matrices in {format}"),
+    });
+    told.collect()
 }
 
 impl RunningPass for Gptq {
@@ -119,7 +130,6 @@ impl RunningPass for Gptq {
         let of_layer = layer.model.weights().iter().filter(|(spec, _)| {
             spec.group == Group::Block && spec.place.layer() == Some(layer.stored)
         });
-        let mut told: BTreeMap<String, usize> = BTreeMap::new();
         for (spec, weight) in of_layer {
             let Some(format) = self.formats.of(spec) else { continue };
             let ParamPlace::Layer { part, .. } = spec.place else { continue };
@@ -134,12 +144,10 @@ impl RunningPass for Gptq {
                 }
                 self.compensate(matrix, &seen.products, spec, format)?;
             }
-            *told.entry(format.to_string()).or_default() += 1;
             change.weights.insert(spec.place.clone(), values);
             change.rounded.insert(spec.place.clone(), format);
         }
-        let counts = told.iter().map(|(format, count)| format!("{count} matrices in {format}"));
-        change.went = counts.collect();
+        change.went = in_formats(change.rounded.values());
         Ok(change)
     }
 
