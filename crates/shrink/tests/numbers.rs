@@ -45,6 +45,9 @@ fn products_are_nearer_than_with_rounding_to_the_nearest() {
             let out = folder.path().join(format!("{name}-rounded"));
             let (after, rounded) = made(from, &[table], &out);
             same_bits(&logits(&after), &nearest, "the control rounds as loading does");
+            let told = &rounded.passes[0].went;
+            let most = format!("matrices in {weights}");
+            assert!(told.len() <= 2 && told.iter().any(|told| told.ends_with(&most)), "{told:?}");
             let from = stored(&folder.path().join(format!("{name}-again")), &config);
             let table = json!({ "kind": "gptq", "weights": weights });
             let (after, report) = made(from, &[table], &folder.path().join(format!("{name}-out")));
