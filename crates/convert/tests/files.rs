@@ -140,6 +140,32 @@ fn experts_go_out_and_come_back() {
     same_bits(&found, &expected, "gguf");
 }
 
+/// llama.cpp has no other place for the width of these experts than that of dense layers.
+#[test]
+fn files_of_llama_say_how_wide_experts_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let plain = tiny(Sharing::None, 2, 1);
+    let width = plain.ffn / 2;
+    let mlp = MlpConfig::Experts(experts::Config { width, ..experts::Config::default() });
+    let config = ModelConfig { mlp, vocab_size: 131, ..plain };
+    let mut made = stored(&at("made"), &config, 3);
+    made.tokenizer = fs::read(fixture("mixtral").join("tokenizer.json")).ok();
+    export_gguf(&made, &at("x.gguf"), GgufWeightType::F32, "x").expect("a file of llama");
+    let bytes = fs::read(at("x.gguf")).expect("there");
+    let key = b"llama.feed_forward_length";
+    let place = bytes.windows(key.len()).position(|it| it == key).expect("the key");
+    // Behind a key stand the type of its value, 4 for u32, and the value.
+    let number =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let behind = place + key.len();
+    assert_eq!((number(behind), number(behind + 4) as usize), (4, width));
+    let back = imported(&at("x.gguf"), &at("back"));
+    let ids = [3, 9, 20, 4, 7, 7, 41];
+    let [found, expected] = [&back, &made].map(|of| logits(&of.model, &Rule::NonCausal, &ids));
+    same_bits(&found, &expected, "gguf");
+}
+
 /// What a Mixtral folder says that is not computed, or cannot be.
 #[test]
 fn experts_that_are_not_known_are_refused_by_name() {

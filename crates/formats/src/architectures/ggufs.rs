@@ -80,6 +80,9 @@ const WIDTH: &str = "expert_feed_forward_length";
 const SHARED: &str = "expert_shared_feed_forward_length";
 const WINDOW: &str = "attention.sliding_window";
 
+/// Architectures of which llama.cpp takes the width of experts from `feed_forward_length`.
+const WIDTH_IS_FFN: [&str; 2] = ["llama", "olmoe"];
+
 /// Keys of architectures with experts.
 const OF_EXPERTS: [&str; 4] = [COUNT, TOP_K, WIDTH, SHARED];
 
@@ -236,12 +239,16 @@ pub(super) fn write(path: &Path, config: &ArchConfig, of: &Settings) -> Result<G
     }
     let share = config.additions.rotary_share.unwrap_or(1.0);
     let turned = (config.head_dim as f64 * share) as usize;
+    let ffn = match &config.experts {
+        Some(experts) if WIDTH_IS_FFN.contains(&of.prefix) => experts.width,
+        _ => config.ffn,
+    };
     let mut sizes = vec![
         ("vocab_size", config.vocab),
         ("context_length", config.context),
         ("embedding_length", config.width),
         ("block_count", config.layers),
-        ("feed_forward_length", config.ffn),
+        ("feed_forward_length", ffn),
         ("rope.dimension_count", turned),
         ("attention.head_count", config.heads),
         ("attention.head_count_kv", config.kv_heads),
