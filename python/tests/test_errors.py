@@ -20,7 +20,7 @@ def test_what_is_not_there(world):
 
 def test_options_of_a_model(world, tmp_path):
     run, broken = world.place / "run", tmp_path / "broken.jinja"
-    broken.write_text("{% if %}", encoding="utf-8")
+    broken.write_text("{% trans %}", encoding="utf-8")
     with pytest.raises(ValueError, match="chat template cannot be rendered"):
         lathe.load(run, chat_template=str(broken))
     with pytest.raises(FileNotFoundError, match="absent.jinja"):
@@ -41,7 +41,9 @@ def test_threads_are_settled_by_training(world, tmp_path):
         "run.stop()\n"
     )
     line = [sys.executable, "-c", said, world.place / "tiny.toml", tmp_path / "run"]
-    done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", check=True)
+    done = subprocess.run(
+        line, cwd=world.place, capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert "threads of this process" in done.stdout
 
 
