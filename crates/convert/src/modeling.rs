@@ -57,8 +57,8 @@ const KNOWN: &[Known] = &[
         table: "mlp",
         kinds: "dense experts",
         fields: "activation bias count counts width latent modulated shortcut identity_experts \
-                 zero_experts constant_experts shared shared_gate shared_mix dense_first every dense_layers \
-                 biases limit alpha own_routers router",
+                 zero_experts constant_experts shared shared_gate shared_mix dense_first every \
+                 dense_layers biases limit alpha own_routers router",
     },
     Known {
         table: "mlp.router",
