@@ -359,8 +359,8 @@ pub(crate) struct Convert {
     /// Number of recursions [default: 3, or 1 without shared layers]
     #[arg(long, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
     pub(crate) recursions: Option<usize>,
-    /// Where shared layers take their weights from: stepwise (which is the default), average, lower,
-    /// upper or random
+    /// Where shared layers take their weights from: stepwise (which is the default), average,
+    /// lower, upper or random
     #[arg(long)]
     pub(crate) init: Option<String>,
     #[arg(long, default_value = "fixed", help = router_help())]
