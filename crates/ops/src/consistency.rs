@@ -9,7 +9,8 @@ use kernels::divergence::divergence_of_both;
 use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 
 use crate::distill::{distill_rows, log_probabilities};
-use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values, values_mut};
+use crate::kept::Kept;
+use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::tensor::constant;
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight, rows_of};
@@ -47,13 +48,6 @@ struct Consistency {
     sink: Option<Sink>,
     weights: Arc<[f32]>,
     records: bool,
-}
-
-/// Gradients for a loss scale of 1, made while the logits were at hand.
-#[derive(Clone, Debug)]
-struct Kept {
-    dx: Option<Raw>,
-    de_vd: Option<Arc<Vec<f32>>>,
 }
 
 impl FastOp<1> for Consistency {
@@ -96,23 +90,11 @@ impl FastOp<1> for Consistency {
                 }
             }
         }
-        let kept = Kept { dx: dx.map(|dx| make(dx, rows, d)), de_vd: de.map(Arc::new) };
+        let kept = Kept { dx_td: dx.map(|dx| make(dx, rows, d)), de_vd: de.map(Arc::new) };
         (make(vec![total as f32], 1, 1), kept)
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        let factor = values(&g)[0];
-        if let (Some(sink), Some(de)) = (&self.sink, &kept.de_vd) {
-            sink.with(|sum, touched| {
-                if !touched {
-                    sum.fill(0.0);
-                }
-                kernels::rows::axpy(sum, factor, de);
-            });
-        }
-        [kept.dx.map(|mut dx| {
-            kernels::rows::scale(values_mut(&mut dx), factor);
-            dx
-        })]
+        kept.handed_on(&g, self.sink.as_ref())
     }
 }

@@ -8,7 +8,8 @@ use kernels::divergence::divergence_rows;
 use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 use rayon::prelude::*;
 
-use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values, values_mut};
+use crate::kept::Kept;
+use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};
 use crate::tensor::constant;
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
@@ -78,13 +79,6 @@ struct Distill {
     records: bool,
 }
 
-/// Gradients for a loss scale of 1, made while the logits were at hand.
-#[derive(Clone, Debug)]
-struct Kept {
-    dx_td: Option<Raw>,
-    de_vd: Option<Arc<Vec<f32>>>,
-}
-
 /// `log softmax(x W^T / tau)` of some rows.
 pub(crate) fn log_probabilities(
     x: Mat<'_>,
@@ -146,18 +140,6 @@ impl FastOp<1> for Distill {
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        let factor = values(&g)[0];
-        if let (Some(sink), Some(de)) = (&self.sink, &kept.de_vd) {
-            sink.with(|sum, touched| {
-                if !touched {
-                    sum.fill(0.0);
-                }
-                kernels::rows::axpy(sum, factor, de);
-            });
-        }
-        [kept.dx_td.map(|mut dx| {
-            kernels::rows::scale(values_mut(&mut dx), factor);
-            dx
-        })]
+        kept.handed_on(&g, self.sink.as_ref())
     }
 }

@@ -7,7 +7,8 @@ use kernels::attend::cap_values;
 use kernels::cross_entropy::linear_cross_entropy;
 
 use crate::embed::index;
-use crate::seam::{self, FastOp, Raw, apply, buffer, dims, make, values, values_mut};
+use crate::kept::Kept;
+use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::tensor::constant;
 use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
@@ -119,14 +120,6 @@ struct HeadLoss {
     losses: Arc<std::sync::Mutex<Vec<f32>>>,
 }
 
-/// Gradients for a loss scale of 1, made while the logits were at hand: keeping them costs less
-/// than making logits twice.
-#[derive(Clone, Debug)]
-struct Kept {
-    dx_td: Option<Raw>,
-    de_vd: Option<Arc<Vec<f32>>>,
-}
-
 impl FastOp<1> for HeadLoss {
     type Saved = Kept;
 
@@ -162,21 +155,7 @@ impl FastOp<1> for HeadLoss {
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        let factor = seam::values(&g)[0];
-        if let (Some(sink), Some(de)) = (&self.sink, &kept.de_vd) {
-            sink.with(|sum, touched| {
-                if !touched {
-                    sum.fill(0.0);
-                }
-                kernels::rows::axpy(sum, factor, de);
-            });
-        }
-        [kept.dx_td.map(|mut dx| {
-            if factor != 1.0 {
-                kernels::rows::scale(values_mut(&mut dx), factor);
-            }
-            dx
-        })]
+        kept.handed_on(&g, self.sink.as_ref())
     }
 }
 

@@ -26,6 +26,7 @@ mod gelu;
 mod grouped;
 mod gru;
 mod head;
+mod kept;
 mod linear;
 mod norm;
 mod pages;
