@@ -37,8 +37,9 @@ pub(crate) struct Sweep {
 pub(crate) struct Compare {
     /// What is compared (a TOML file) [default: five families at 1e13 FLOPs a run, three seeds]
     pub(crate) study: Option<PathBuf>,
-    /// Families by name (dense, recursive, mor, token, moe, mor-moe, random), or recipes (.toml
-    /// files) whose models are taken as they are
+    /// Families by name (dense, recursive, mor, token, moe, mor-moe, random), presets by what
+    /// stands behind the shape (mor2, rec3-moe), variants of the study, or recipes (.toml files)
+    /// whose models are taken as they are
     #[arg(long, value_delimiter = ',')]
     pub(crate) families: Vec<String>,
     /// FLOPs of training of each run, every product counted (a list compares at each)

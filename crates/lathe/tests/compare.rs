@@ -155,6 +155,50 @@ fn the_plan_says_what_is_equal() {
         .bad(&["family own.toml", "cannot be made equal in stored"]);
 }
 
+/// A variant is its family but for its fields, which go over those of all runs, at any shape and in
+/// any equality.
+#[test]
+fn variants_follow_their_family() {
+    let place = place();
+    let variants = "[variants.tanh]\nof = \"mor2\"\nabout = \"other gates\"\n\
+                    set = { model.router.function = \"tanh\", log.validate_windows = 3 }\n\
+                    [variants.again]\nof = \"mor\"\n";
+    place.write("quick.toml", format!("{QUICK}{variants}"));
+    let words = "--families mor3,tanh,again,mor2 --budget 1e9 --seeds 1 --out own --runs here";
+    compare(&place, words).good();
+    // mor3 and the variant without fields of its own are one run.
+    assert_eq!(place.names("here").len(), 3);
+    let results = json(&place, "own/results.json");
+    let run = |at: usize| results["runs"][at]["run"].as_str().expect("a key").to_owned();
+    assert_eq!(run(0), run(2));
+    let recipe = |at: usize| {
+        let folder = format!("here/{}/checkpoints", run(at));
+        let step = place.names(&folder).into_iter().find(|name| name.starts_with("step-"));
+        json(&place, &format!("{folder}/{}/recipe.json", step.expect("a checkpoint")))
+    };
+    for (at, function, windows) in [(0, "sigmoid", 2), (1, "tanh", 3), (3, "sigmoid", 2)] {
+        let recipe = recipe(at);
+        assert_eq!(recipe["model"]["router"]["function"], function, "run {at}");
+        assert_eq!(recipe["log"]["validate_windows"], windows, "run {at}");
+    }
+    let page = place.text("own/report.html");
+    for about in ["other gates", "a variant of mor", "the preset cpu-1m-mor2"] {
+        assert!(page.contains(about), "{about}");
+    }
+    let words = "--families dense,tanh --shape cpu-125k --equal stored --budget 1e10 --seeds 1";
+    compare(&place, &format!("{words} --dry-run --out plans")).good();
+    equal(&json(&place, "plans/plan.json"), "stored_parameters", 0.05);
+    for (set, needle) in [
+        ("train.steps = 3", "variants.x.set.train.steps is set, but the comparison decides it"),
+        ("model.ruoter.alpha = 1.0", "unknown key `model.ruoter`"),
+        ("model.router.gating = \"additive\", model.router.alpha = 1.0", "alpha"),
+    ] {
+        place.write("quick.toml", format!("[variants.x]\nof = \"mor\"\nset = {{ {set} }}\n"));
+        compare(&place, "--families x --dry-run --out plans").bad(&[needle]);
+    }
+    compare(&place, "--families mor7x --dry-run").bad(&["\"mor7x\" is unknown", "such as mor2"]);
+}
+
 #[test]
 fn budgets_give_a_law_and_its_error() {
     let place = place();

@@ -24,11 +24,25 @@ struct Shape {
     exceptions: &'static [(usize, usize)],
 }
 
+impl Shape {
+    /// Unrolled layers of a model of so many recursions.
+    fn unrolled(&self, recursions: usize) -> usize {
+        let own = self.exceptions.iter().find(|(n, _)| *n == recursions);
+        own.map_or(self.layers, |(_, layers)| *layers)
+    }
+}
+
+/// A number of recursions that shared layers are divided for.
+fn recursions_of(digits: &str) -> Option<usize> {
+    digits.parse().ok().filter(|count| (2..=4).contains(count))
+}
+
 const SHAPES: &[Shape] = &[
     smollm("smollm-135m", [576, 30, 9, 3, 1536], &[(3, 32), (4, 30)]),
     smollm("smollm-360m", [960, 32, 15, 5, 2560], &[(4, 34)]),
     smollm("smollm-730m", [1536, 26, 24, 8, 4096], &[]),
     smollm("smollm-1.7b", [2048, 24, 32, 32, 8192], &[(3, 26), (4, 26)]),
+    cpu("cpu-125k", [48, 8, 3, 1, 16, 176], 256, &[(4, 10)]),
     cpu("cpu-1m", [128, 11, 4, 2, 32, 384], 256, &[(2, 12), (4, 14)]),
     cpu("cpu-5m", [256, 14, 4, 2, 64, 768], 512, &[]),
     cpu("cpu-15m", [384, 23, 6, 2, 64, 1152], 512, &[(2, 24), (4, 22)]),
@@ -62,6 +76,9 @@ pub fn names() -> Vec<String> {
             names.extend((2..=4).map(|n| format!("{}-{kind}{n}", shape.name)));
         }
         names.extend((2..=4).map(|n| format!("{}-mor{n}-shared", shape.name)));
+        for kind in ["rec1", "rec2", "rec4", "mor2"] {
+            names.push(format!("{}-{kind}-block3", shape.name));
+        }
         if cpu {
             names.extend(EXPERTS.iter().map(|(kind, ..)| format!("{}-{kind}", shape.name)));
             names.push(format!("{}-mor3-moe", shape.name));
@@ -155,7 +172,9 @@ fn wide_net(base: ModelConfig) -> ModelConfig {
 
 /// The model with this name: `SHAPE`, or `SHAPE-KIND` with kind `dense`, `recN`, `morN`, `tokenN`,
 /// `randomN` or `morN-shared` for N recursions, `widenet`, or a kind of experts, which may also
-/// follow another kind. The vocabulary is left open.
+/// follow another kind. With `-blockM` behind it, a kind of N recursions repeats the shared layers
+/// of M recursions, so that it stores as much as `recM`; `rec1-blockM` is the dense model of these
+/// layers. The vocabulary is left open.
 pub fn preset(name: &str) -> Option<ModelConfig> {
     of_width(name, None)
 }
@@ -186,6 +205,10 @@ fn without_experts(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
         Some(kind) => (kind, KvMode::Shared),
         None => (kind, KvMode::RecursionWise),
     };
+    let (kind, block) = match kind.rsplit_once("-block") {
+        Some((kind, block)) => (kind, Some(recursions_of(block)?)),
+        None => (kind, None),
+    };
     let base = ModelConfig {
         vocab_size: 0,
         width: shape.width,
@@ -202,7 +225,7 @@ fn without_experts(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
         ..ModelConfig::default()
     };
     if kind.is_empty() || kind == "dense" {
-        return (kv == KvMode::RecursionWise).then_some(base);
+        return (kv == KvMode::RecursionWise && block.is_none()).then_some(base);
     }
     let digits = kind.trim_start_matches(|c: char| c.is_ascii_alphabetic());
     let recursions: usize = digits.parse().ok()?;
@@ -213,11 +236,15 @@ fn without_experts(name: &str, ffn: Option<usize>) -> Option<ModelConfig> {
         "random" => RouterConfig::Random(Default::default()),
         _ => return None,
     };
-    let layers = shape
-        .exceptions
-        .iter()
-        .find(|(n, _)| *n == recursions)
-        .map_or(shape.layers, |(_, layers)| *layers);
+    let layers = match block {
+        None => shape.unrolled(recursions),
+        // A first layer, the shared ones so many times, a last one.
+        Some(block) => 2 + recursions * ((shape.unrolled(block) - 2) / block),
+    };
+    if block.is_some() && recursions < 2 {
+        let is_dense = recursions == 1 && router == RouterConfig::FIXED;
+        return (is_dense && kv == KvMode::RecursionWise).then_some(ModelConfig { layers, ..base });
+    }
     Some(ModelConfig { layers, sharing: Sharing::MiddleCycle, recursions, router, ..base })
 }
 
@@ -274,6 +301,32 @@ mod tests {
         }
     }
 
+    /// Whatever repeats the same block stores the same weights, at any number of recursions.
+    #[test]
+    fn a_block_is_stored_once_however_often_it_is_taken() {
+        for shape in ["cpu-125k", "cpu-1m", "smollm-360m"] {
+            let own = with_vocabulary(preset(&format!("{shape}-rec3")).expect("a preset"));
+            let count =
+                |config: &ModelConfig| parameters(config, &config.check().expect("legal")).unique;
+            for (kind, times) in [("rec1", 1), ("rec2", 2), ("rec3", 3), ("rec4", 4)] {
+                let name = format!("{shape}-{kind}-block3");
+                let found = with_vocabulary(preset(&name).expect("a preset"));
+                assert_eq!(count(&found), count(&own), "{name}");
+                assert_eq!(found.layers - 2, times * (own.layers - 2) / 3, "{name}");
+                assert_eq!(found.recursions, times, "{name}");
+            }
+            let routed = preset(&format!("{shape}-mor2-block3-shared")).expect("a preset");
+            assert_eq!((routed.recursions, routed.kv), (2, KvMode::Shared));
+            for kind in
+                ["mor1-block3", "rec0-block3", "block3", "rec2-block5", "rec1-block3-shared"]
+            {
+                let found = preset(&format!("{shape}-{kind}"));
+                let legal = found.is_some_and(|one| with_vocabulary(one).check().is_ok());
+                assert!(!legal, "{shape}-{kind}");
+            }
+        }
+    }
+
     #[test]
     fn widened_ones_keep_their_proportions() {
         for name in ["cpu-1m-dense", "cpu-1m-mor3-deepseek"] {
@@ -291,6 +344,7 @@ mod tests {
     #[test]
     fn small_ones_have_their_size() {
         for (name, millions) in [
+            ("cpu-125k-mor3", 0.125),
             ("cpu-1m-mor3", 1.0),
             ("cpu-5m-mor3", 5.0),
             ("cpu-15m-mor3", 15.0),

@@ -7,8 +7,10 @@ use crate::file::{MOST_POINTS, check_name, collect, different, near, seeds, word
 use crate::{Setting, StudyError};
 
 /// Keys of the file.
-const KEYS: [&str; 8] =
-    ["name", "families", "controls", "budget", "seeds", "equal", "shape", "parameters"];
+const KEYS: [&str; 9] =
+    ["name", "families", "variants", "controls", "budget", "seeds", "equal", "shape", "parameters"];
+/// Keys of a variant.
+const VARIANT: [&str; 3] = ["of", "about", "set"];
 
 /// What all runs of a comparison have alike, beside the budget of FLOPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,19 @@ impl Equal {
     }
 }
 
+/// A family that is another one with some fields of the recipe set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variant {
+    /// What it is called.
+    pub name: String,
+    /// The family that it is a variant of.
+    pub of: String,
+    /// What it is, in words; empty where the file does not say.
+    pub about: String,
+    /// Fields of the recipe that are its own.
+    pub settings: Vec<Setting>,
+}
+
 /// Families of models on equal terms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
@@ -56,6 +71,8 @@ pub struct Comparison {
     pub name: String,
     /// The families, by name, or recipe files whose models are taken as they are.
     pub families: Vec<String>,
+    /// Families that the file describes itself.
+    pub variants: Vec<Variant>,
     /// Whether the controls of a family are compared, too.
     pub controls: bool,
     /// FLOPs of training of each run, every product counted; each budget is compared apart.
@@ -77,6 +94,7 @@ impl Default for Comparison {
         Self {
             name: "compare".into(),
             families: families.map(str::to_owned).to_vec(),
+            variants: Vec::new(),
             controls: true,
             budgets: vec![1e13],
             seeds: vec![1, 2, 3],
@@ -101,6 +119,7 @@ impl Comparison {
             match key.as_str() {
                 "name" => it.name = word(key, value)?,
                 "families" => it.families = words(key, value)?,
+                "variants" => it.variants = variants(value)?,
                 "controls" => match value {
                     Value::Bool(controls) => it.controls = *controls,
                     other => return refuse(key, other.to_string(), "true or false"),
@@ -131,6 +150,12 @@ impl Comparison {
             return refuse("families", "empty", "a list, like [\"dense\", \"mor\"]");
         }
         different("families", &list)?;
+        for Variant { name, of, .. } in &self.variants {
+            if self.variants.iter().any(|other| other.name == *of) {
+                let expected = "a family that is no variant itself";
+                return refuse(format!("variants.{name}.of"), format!("\"{of}\""), expected);
+            }
+        }
         for budget in &self.budgets {
             if !(*budget >= 1e6 && *budget <= 1e24) {
                 let expected = "FLOPs of one run, from 1e6 to 1e24";
@@ -189,6 +214,53 @@ fn numbers(field: &str, value: &Value) -> Result<Vec<f64>, StudyError> {
     Ok(found)
 }
 
+/// Families by name, each of another one with fields set.
+fn variants(value: &Value) -> Result<Vec<Variant>, StudyError> {
+    let Value::Object(table) = value else {
+        let expected = "a table of families, like [variants.shared] with of = \"mor\"";
+        return refuse("variants", value.to_string(), expected);
+    };
+    let mut found = Vec::new();
+    for (name, given) in table {
+        let path = format!("variants.{name}");
+        check_name(name)?;
+        let Value::Object(given) = given else {
+            return refuse(path, given.to_string(), "a table with `of` and `set`");
+        };
+        if let Some(other) = given.keys().find(|key| !VARIANT.contains(&key.as_str())) {
+            let expected = format!("one of {}{}", VARIANT.join(", "), near(other, &VARIANT));
+            return refuse(format!("{path}.{other}"), "no key of a variant", expected);
+        }
+        let text = |key: &str| given.get(key).map(|value| word(&format!("{path}.{key}"), value));
+        let Some(of) = text("of").transpose()? else {
+            return refuse(format!("{path}.of"), "missing", "the family that it is a variant of");
+        };
+        let mut settings = Vec::new();
+        match given.get("set") {
+            Some(Value::Object(fields)) if !fields.is_empty() => leaves(fields, "", &mut settings),
+            None => {}
+            Some(other) => {
+                let expected = "fields of the recipe, like { model.kv = \"shared\" }";
+                return refuse(format!("{path}.set"), other.to_string(), expected);
+            }
+        }
+        let about = text("about").transpose()?.unwrap_or_default();
+        found.push(Variant { name: name.clone(), of, about, settings });
+    }
+    Ok(found)
+}
+
+/// The fields within a table by their paths, whether they are written as tables or with dots.
+fn leaves(table: &Map<String, Value>, above: &str, found: &mut Vec<Setting>) {
+    for (name, value) in table {
+        let field = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        match value {
+            Value::Object(inner) if !inner.is_empty() => leaves(inner, &field, found),
+            value => found.push((field, value.clone())),
+        }
+    }
+}
+
 /// Settings of every run: each field has one value.
 fn settings(value: &Value) -> Result<Vec<Setting>, StudyError> {
     let Value::Object(table) = value else {
@@ -245,6 +317,7 @@ mod tests {
             Comparison {
                 name: "it".into(),
                 families: vec!["dense".into(), "mine.toml".into()],
+                variants: vec![],
                 controls: false,
                 budgets: vec![1e12, 3e12],
                 seeds: vec![1, 2, 3, 4, 5],
@@ -260,8 +333,46 @@ mod tests {
     }
 
     #[test]
+    fn variants_are_families_with_fields_of_their_own() {
+        let text = "families = [\"mor\", \"tanh\"]\n\
+                    [variants.tanh]\nof = \"mor3\"\nabout = \"another function\"\n\
+                    set = { model.router = { function = \"tanh\", alpha = 1.0 }, \
+                    train.batch = 4 }\n\
+                    [variants.plain]\nof = \"dense\"\n";
+        let found = Comparison::parse(text, "it").expect("legal");
+        let plain = Variant {
+            name: "plain".into(),
+            of: "dense".into(),
+            about: String::new(),
+            settings: vec![],
+        };
+        let settings = vec![
+            ("model.router.function".into(), "tanh".into()),
+            ("model.router.alpha".into(), 1.0.into()),
+            ("train.batch".into(), 4.into()),
+        ];
+        let (name, of, about) = ("tanh".into(), "mor3".into(), "another function".into());
+        let tanh = Variant { name, of, about, settings };
+        let mut variants = found.variants;
+        variants.sort_by(|a, b| a.name.cmp(&b.name));
+        variants[1].settings.sort_by(|a, b| b.0.cmp(&a.0));
+        let mut expected = [plain, tanh];
+        expected[1].settings.sort_by(|a, b| b.0.cmp(&a.0));
+        assert_eq!(variants, expected);
+    }
+
+    #[test]
     fn bad_comparisons_are_refused_by_field() {
         for (text, needle) in [
+            ("variants = 3", "variants is 3"),
+            ("[variants]\nx = 3", "variants.x is 3"),
+            ("[variants.\"a/b\"]\nof = \"mor\"", "name is \"a/b\""),
+            ("[variants.x]\nabout = \"y\"", "variants.x.of is missing"),
+            ("[variants.x]\nof = 3", "variants.x.of is 3"),
+            ("[variants.x]\nof = \"mor\"\nsets = 1", "variants.x.sets is no key of a variant"),
+            ("[variants.x]\nof = \"mor\"\nsets = 1", "did you mean `set`?"),
+            ("[variants.x]\nof = \"mor\"\nset = 1", "variants.x.set is 1"),
+            ("[variants.x]\nof = \"x\"", "variants.x.of is \"x\", expected a family"),
             ("familys = []", "familys is no key of a comparison"),
             ("familys = []", "did you mean `families`?"),
             ("families = []", "families is empty"),

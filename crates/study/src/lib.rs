@@ -21,7 +21,7 @@ mod points;
 mod sheet;
 
 pub use answer::{Contestant, Duel, answer, duels, p_text};
-pub use comparison::{Comparison, Equal, equal};
+pub use comparison::{Comparison, Equal, Variant, equal};
 pub use distribution::{student_p, student_quantile};
 pub use error::StudyError;
 pub use file::{Goal, Objective, Study};

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use model::ModelConfig;
 use model::presets::{preset, widened};
+use study::{Comparison, Variant};
 
 /// A family by name.
 pub(crate) struct Family {
@@ -80,31 +81,73 @@ pub(crate) fn with_controls(names: &[String]) -> Vec<String> {
     all
 }
 
-/// Refuses names that are neither a family nor a recipe file.
-pub(crate) fn check(names: &[String]) -> Result<()> {
-    let mut unknown = names.iter().filter(|name| known(name).is_none());
-    if let Some(name) = unknown.find(|name| !name.ends_with(".toml")) {
-        let all: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
-        bail!(
-            "families: \"{name}\" is unknown, expected one of {}, or a recipe file (.toml)",
-            all.join(", ")
-        );
+/// The variant of a comparison with this name.
+pub(crate) fn variant<'c>(comparison: &'c Comparison, name: &str) -> Option<&'c Variant> {
+    comparison.variants.iter().find(|variant| variant.name == name)
+}
+
+/// What a family is, in words.
+pub(crate) fn about(comparison: &Comparison, name: &str) -> String {
+    if let Some(Variant { of, about, .. }) = variant(comparison, name) {
+        return if about.is_empty() { format!("a variant of {of}") } else { about.clone() };
     }
-    Ok(())
+    match known(name) {
+        Some(family) => family.about.to_owned(),
+        None if name.ends_with(".toml") => "a recipe of its own".to_owned(),
+        None => format!("the preset {}-{name}", comparison.shape),
+    }
+}
+
+/// Refuses names that are no family, no variant, no kind of the shape's presets and no recipe file,
+/// and variants under the name of something else.
+pub(crate) fn check(comparison: &Comparison) -> Result<()> {
+    let shape = &comparison.shape;
+    let is_kind = |name: &str| known(name).is_some() || preset(&preset_of(name, shape)).is_some();
+    for Variant { name, of, .. } in &comparison.variants {
+        if is_kind(name) || name.ends_with(".toml") {
+            bail!("variants.{name} has the name of a family: choose another one");
+        }
+        if !is_kind(of) {
+            bail!("variants.{name}.of: {}", unknown(of, comparison));
+        }
+    }
+    let mut names = comparison.families.iter();
+    let stranger = names.find(|name| {
+        variant(comparison, name).is_none() && !is_kind(name) && !name.ends_with(".toml")
+    });
+    match stranger {
+        Some(name) => bail!("families: {}", unknown(name, comparison)),
+        None => Ok(()),
+    }
+}
+
+/// What is said about a name that is no family.
+fn unknown(name: &str, comparison: &Comparison) -> String {
+    let all: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    let (all, shape) = (all.join(", "), &comparison.shape);
+    format!(
+        "\"{name}\" is unknown, expected one of {all}, a name under `variants`, a recipe file \
+         (.toml), or what stands behind {shape}- in a name that `lathe presets {shape}` lists, \
+         such as mor2"
+    )
+}
+
+/// The name of the preset of a family.
+fn preset_of(family: &str, shape: &str) -> String {
+    format!("{shape}-{}", known(family).map_or(family, |known| known.kind))
 }
 
 /// The model of a family of a shape; with `ffn`, with MLPs of this width.
-pub(crate) fn model(family: &Family, shape: &str, ffn: Option<usize>) -> Result<ModelConfig> {
-    let name = format!("{shape}-{}", family.kind);
+pub(crate) fn model(family: &str, shape: &str, ffn: Option<usize>) -> Result<ModelConfig> {
+    let name = preset_of(family, shape);
     let found = match ffn {
         None => preset(&name),
         Some(ffn) => widened(&name, ffn),
     };
     found.with_context(|| {
         format!(
-            "shape \"{shape}\" has no family \"{}\" (there is no preset {name}): expected the \
-             beginning of a name that `lathe presets` lists, such as cpu-1m",
-            family.name
+            "shape \"{shape}\" has no family \"{family}\" (there is no preset {name}): expected \
+             the beginning of a name that `lathe presets` lists, such as cpu-1m"
         )
     })
 }
@@ -113,20 +156,67 @@ pub(crate) fn model(family: &Family, shape: &str, ffn: Option<usize>) -> Result<
 mod tests {
     use super::*;
 
+    /// Every family of the studies that are kept here makes a recipe.
+    #[test]
+    fn studies_of_the_repository_name_models_that_there_are() {
+        for folder in ["", "claims"] {
+            let folder = format!("{}/../../studies/{folder}", env!("CARGO_MANIFEST_DIR"));
+            for entry in std::fs::read_dir(folder).expect("there is a folder of studies") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).expect("text");
+                let comparison = Comparison::parse(&text, "it").expect("a comparison");
+                assert!(check(&comparison).is_ok(), "{}", path.display());
+                for name in comparison.families.iter().filter(|name| !name.ends_with(".toml")) {
+                    let variant = variant(&comparison, name);
+                    let of = variant.map_or(name.as_str(), |variant| variant.of.as_str());
+                    let preset = preset_of(of, &comparison.shape);
+                    let text = format!("[model]\npreset = \"{preset}\"\nvocab_size = 300\n");
+                    let own = variant.map_or(&[][..], |variant| &variant.settings);
+                    let made = crate::recipe::with(&text, own, "the study");
+                    assert!(made.is_ok(), "{}: {name}: {:?}", path.display(), made.err());
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_family_builds_and_has_controls_that_there_are() {
         for family in &FAMILIES {
-            let config = model(family, "cpu-1m", None).expect(family.name);
+            let config = model(family.name, "cpu-1m", None).expect(family.name);
             let config = ModelConfig { vocab_size: 300, ..config };
             assert!(config.check().is_ok(), "{}", family.name);
             assert!(family.controls.iter().all(|name| known(name).is_some()), "{}", family.name);
         }
         let names = ["mor", "dense", "random"].map(str::to_owned);
         assert_eq!(with_controls(&names), ["mor", "dense", "random", "recursive"]);
-        assert!(check(&names).is_ok() && check(&["x.toml".into()]).is_ok());
-        let error = check(&["dence".into()]).expect_err("unknown").to_string();
+        let of = |text: &str| Comparison::parse(text, "it").expect("a comparison");
+        let refused = |text: &str| check(&of(text)).expect_err(text).to_string();
+        let all = "families = [\"mor\", \"rec2\", \"x.toml\", \"mine\"]\n\
+                   [variants.mine]\nof = \"mor2-shared\"";
+        assert!(check(&of(all)).is_ok());
+        let error = refused("families = [\"dence\"]");
         assert!(error.contains("\"dence\"") && error.contains("dense, recursive"), "{error}");
-        let error = model(&FAMILIES[0], "gpt-5", None).expect_err("no shape").to_string();
+        let error = refused("[variants.mine]\nof = \"mor5x\"");
+        assert!(error.contains("variants.mine.of: \"mor5x\" is unknown"), "{error}");
+        for name in ["dense", "rec2", "\"x.toml\""] {
+            let error = refused(&format!("[variants.{name}]\nof = \"mor\""));
+            assert!(error.contains("has the name of a family"), "{error}");
+        }
+        let comparison = of("[variants.mine]\nof = \"mor\"\n[variants.his]\nof = \"mor\"\n\
+                             about = \"his\"");
+        for (name, words) in [
+            ("mine", "a variant of mor"),
+            ("his", "his"),
+            ("x.toml", "a recipe of its own"),
+            ("rec2", "the preset cpu-1m-rec2"),
+            ("dense", "every layer stored, every token takes all of them"),
+        ] {
+            assert_eq!(about(&comparison, name), words);
+        }
+        let error = model("dense", "gpt-5", None).expect_err("no shape").to_string();
         assert!(error.contains("gpt-5"), "{error}");
     }
 }

@@ -31,7 +31,7 @@ const WINDOW: usize = 256;
 /// `lathe compare`: plan, runs, results, page.
 pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     let comparison = read(options)?;
-    families::check(&comparison.families)?;
+    families::check(&comparison)?;
     let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(&comparison.name));
     let _lock = open_results(&out, "compare", RUNS)?;
     own_results(&out)?;

@@ -382,11 +382,11 @@ fn about(found: &Found<'_>) -> Table {
         if rows.iter().any(|row| row[0] == entry.family) {
             continue;
         }
-        let about = families::known(&entry.family).map_or("a recipe of its own", |one| one.about);
+        let about = families::about(&found.plan.comparison, &entry.family);
         let model = &entry.jobs[0].recipe.model;
         rows.push(vec![
             entry.family.clone(),
-            about.to_owned(),
+            about,
             format!("{} x {}, MLP {}", model.layers, model.width, model.ffn),
         ]);
     }

@@ -106,14 +106,13 @@ impl Plan {
     pub(crate) fn new(comparison: Comparison, places: &Places<'_>, jobs: usize) -> Result<Self> {
         let threads = (rayon::current_num_threads() / jobs.max(1)).max(1);
         let vocab = Corpus::open(places.data, Split::Train)?.vocab_size();
-        let decided = DECIDED.iter().find(|decided| {
-            comparison.settings.iter().any(|(field, value)| sets(field, value, decided))
-        });
-        if let Some(field) = decided {
-            anyhow::bail!(
-                "parameters.{field} is set, but the comparison decides it: leave it out (budget, \
-                 seeds and --data say what it is)"
-            );
+        let lists = comparison
+            .variants
+            .iter()
+            .map(|variant| (format!("variants.{}.set", variant.name), variant.settings.as_slice()));
+        let parameters = ("parameters".to_owned(), comparison.settings.as_slice());
+        for (place, list) in lists.chain([parameters]) {
+            undecided(&place, list)?;
         }
         let names = match comparison.controls {
             true => families::with_controls(&comparison.families),
@@ -248,6 +247,14 @@ struct Measure {
     window: usize,
 }
 
+/// What a family's recipe says before the comparison does.
+struct Said<'a> {
+    /// What the recipe of the family says, as TOML.
+    text: String,
+    /// Fields that it sets over those of all runs.
+    own: &'a [Setting],
+}
+
 /// Fits families to what is equal.
 struct Fitter<'a> {
     comparison: &'a Comparison,
@@ -267,8 +274,8 @@ impl Fitter<'_> {
         first: Option<&Measure>,
         before: &[Entry],
     ) -> Result<(Measure, Entry)> {
-        let text = self.text(name, first)?;
-        let one = self.recipe(&text, 1, self.comparison.seeds[0], budget)?;
+        let said = self.said(name, first)?;
+        let one = self.recipe(&said, 1, self.comparison.seeds[0], budget)?;
         let recipe = study::key(&json!([one.model, one.data, one.train, one.distill]));
         let mut known = before.iter().map(|entry| &entry.timed).chain(&self.known);
         let timed = match known.find(|timed| timed.recipe == recipe) {
@@ -279,10 +286,10 @@ impl Fitter<'_> {
             }
         };
         let timing = timed.timing();
-        let steps = self.steps((&text, &one), budget, first, &timing)?;
+        let steps = self.steps((&said, &one), budget, first, &timing)?;
         let mut jobs = Vec::new();
         for &seed in &self.comparison.seeds {
-            let recipe = self.recipe(&text, steps, seed, budget)?;
+            let recipe = self.recipe(&said, steps, seed, budget)?;
             let label = format!("{name} {} seed={seed}", report::human_count(budget));
             jobs.push(Job::new(&label, &recipe, self.places.runs)?);
         }
@@ -299,27 +306,26 @@ impl Fitter<'_> {
         Ok((measure, Entry { family, budget, costs, memory, seconds, disk, jobs, timed }))
     }
 
-    /// The text of the family's recipe, whose model is fitted in size.
-    fn text(&self, name: &str, first: Option<&Measure>) -> Result<String> {
+    /// What the family's recipe says, whose model is fitted in size.
+    fn said(&self, name: &str, first: Option<&Measure>) -> Result<Said<'_>> {
         let fits_size =
             matches!(self.comparison.equal, Equal::Active | Equal::Stored | Equal::Bytes);
-        let Some(family) = families::known(name) else {
+        if name.ends_with(".toml") {
             ensure!(
                 !fits_size || first.is_none(),
                 "its model is taken as its recipe says, and cannot be made equal in {}: use \
                  --equal flops, tokens or time",
                 self.comparison.equal.name()
             );
-            return self.show(recipe::load(Path::new(name), &[])?.model);
-        };
-        let shape = &self.comparison.shape;
-        let own = families::model(family, shape, None)?;
-        let (true, Some(first)) = (fits_size, first) else { return self.show(own) };
+            let model = recipe::load(Path::new(name), &[])?.model;
+            return Ok(Said { text: recipe::show(&self.around(model))?, own: &[] });
+        }
+        let (true, Some(first)) = (fits_size, first) else { return self.of_width(name, None) };
+        let own = families::model(self.kind(name), &self.comparison.shape, None)?;
         let target = self.size_of(&first.costs);
         let widest = 64 * own.ffn;
         let fitted = nearest_size(target, WIDTH_STEP..=widest, WIDTH_STEP, |ffn| {
-            let config = families::model(family, shape, Some(ffn))?;
-            let recipe = self.recipe(&self.show(config)?, 1, 1, 0.0)?;
+            let recipe = self.recipe(&self.of_width(name, Some(ffn))?, 1, 1, 0.0)?;
             anyhow::Ok(self.size_of(&Costs::of(&recipe)?))
         })?;
         let fitted = fitted.context("no width of its MLPs is possible")?;
@@ -331,7 +337,20 @@ impl Fitter<'_> {
             fitted.cost / target,
             fitted.size
         );
-        self.show(families::model(family, shape, Some(fitted.size))?)
+        self.of_width(name, Some(fitted.size))
+    }
+
+    /// The family by whose preset a family is made: its own, or that which it is a variant of.
+    fn kind<'n>(&'n self, name: &'n str) -> &'n str {
+        families::variant(self.comparison, name).map_or(name, |variant| variant.of.as_str())
+    }
+
+    /// What a family's recipe says; with `ffn`, with MLPs of this width.
+    fn of_width(&self, name: &str, ffn: Option<usize>) -> Result<Said<'_>> {
+        let model = families::model(self.kind(name), &self.comparison.shape, ffn)?;
+        let variant = families::variant(self.comparison, name);
+        let own = variant.map_or(&[][..], |variant| &variant.settings);
+        Ok(Said { text: recipe::show(&self.around(model))?, own })
     }
 
     fn size_of(&self, costs: &Costs) -> f64 {
@@ -342,10 +361,10 @@ impl Fitter<'_> {
         }
     }
 
-    /// A recipe of a family's model as text.
-    fn show(&self, model: ModelConfig) -> Result<String> {
+    /// The recipe of a family's model.
+    fn around(&self, model: ModelConfig) -> Recipe {
         let sequence_length = model.context.min(256);
-        let recipe = Recipe {
+        Recipe {
             model: ModelConfig { vocab_size: self.vocab, ..model },
             data: DataConfig { sequence_length, ..DataConfig::default() },
             train: TrainConfig { batch: 8, micro_batch: 8, ..TrainConfig::default() },
@@ -357,12 +376,11 @@ impl Fitter<'_> {
                 ..LogConfig::default()
             },
             ..Recipe::default()
-        };
-        recipe::show(&recipe)
+        }
     }
 
     /// The recipe of a run: what the family says, what the steps call for, what every run has.
-    fn recipe(&self, text: &str, steps: u64, seed: u64, budget: f64) -> Result<Recipe> {
+    fn recipe(&self, said: &Said<'_>, steps: u64, seed: u64, budget: f64) -> Result<Recipe> {
         let schedule =
             ScheduleConfig::Trapezoid { warmup_steps: (steps / 20).max(1), decay_fraction: 0.3 };
         let parts = (budget / BETWEEN_SAVES) as u64;
@@ -372,17 +390,17 @@ impl Fitter<'_> {
             ("schedule".into(), serde_json::to_value(&schedule)?),
             ("checkpoint".into(), serde_json::to_value(&checkpoint)?),
         ];
-        settings.extend(self.comparison.settings.iter().cloned());
+        settings.extend(self.comparison.settings.iter().chain(said.own).cloned());
         let data = self.places.data.display().to_string();
         let decided: [Value; 4] = [steps.into(), seed.into(), data.into(), self.vocab.into()];
         settings.extend(DECIDED.map(str::to_owned).into_iter().zip(decided));
-        recipe::with(text, &settings, "the comparison")
+        recipe::with(&said.text, &settings, "the comparison")
     }
 
     /// Steps that make the run equal to the budget, or to the first family.
     fn steps(
         &self,
-        (text, one): (&str, &Recipe),
+        (said, one): (&Said<'_>, &Recipe),
         budget: f64,
         first: Option<&Measure>,
         timing: &Timing,
@@ -395,7 +413,7 @@ impl Fitter<'_> {
                 let valid = manifest.windows(Split::Validation, one.data.sequence_length);
                 let teacher = teacher(one)?;
                 nearest_size(first.seconds - BESIDE, 1..=MOST_STEPS, 1, |steps| {
-                    let recipe = self.recipe(text, steps as u64, one.train.seed, budget)?;
+                    let recipe = self.recipe(said, steps as u64, one.train.seed, budget)?;
                     let work = forecast(&recipe, teacher.as_ref(), Some(valid)).work()?;
                     anyhow::Ok(timing.run(&recipe, &work))
                 })?
@@ -431,6 +449,20 @@ impl Fitter<'_> {
             }
         }
         slowest.context("nothing was timed")
+    }
+}
+
+/// Refuses settings of fields that the comparison decides.
+fn undecided(place: &str, settings: &[Setting]) -> Result<()> {
+    let decided = DECIDED
+        .iter()
+        .find(|decided| settings.iter().any(|(field, value)| sets(field, value, decided)));
+    match decided {
+        Some(field) => anyhow::bail!(
+            "{place}.{field} is set, but the comparison decides it: leave it out (budget, seeds \
+             and --data say what it is)"
+        ),
+        None => Ok(()),
     }
 }
 
