@@ -199,6 +199,35 @@ fn variants_follow_their_family() {
     compare(&place, "--families mor7x --dry-run").bad(&["\"mor7x\" is unknown", "such as mor2"]);
 }
 
+/// What was published stands beside what was found; results of another study stay.
+#[test]
+fn published_orders_stand_beside_ours() {
+    let place = place();
+    let table = "[published]\nsource = \"a paper\"\n\
+                 losses = { dense = 3.0, mor = 2.9, mor4 = 3.1 }\n";
+    place.write("quick.toml", format!("{QUICK}{table}"));
+    let words = "--families dense,mor --budget 1e9 --seeds 1 --no-controls --out out --runs here";
+    let ended = compare(&place, words).good();
+    let said = "Of 3 published orderings: 0 agrees, 0 disagrees, 1 nothing beyond the spread, 2 \
+                missing.";
+    assert!(ended.out.contains(said), "{ended:?}");
+    let results = json(&place, "out/results.json");
+    let pairs = results["budgets"][0]["published"].as_array().expect("pairs");
+    let pair = |at: usize| (&pairs[at]["ahead"], &pairs[at]["behind"], &pairs[at]["verdict"]);
+    let value = |text: &str| Value::from(text);
+    assert_eq!(pair(0), (&value("mor"), &value("dense"), &value("nothing_beyond_the_spread")));
+    assert_eq!(pair(1), (&value("mor"), &value("mor4"), &value("missing")));
+    assert!(pairs[0]["found"].is_f64() && pairs[1]["found"].is_null());
+    let page = place.text("out/report.html");
+    for part in ["mor before dense", "a paper", "mean depth, measured", "nominal depth"] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Another study does not take its place.
+    place.write("quick.toml", format!("name = \"other\"\n{QUICK}"));
+    compare(&place, words).bad(&["of the study \"quick\"", "give another -o"]);
+    assert_eq!(json(&place, "out/results.json"), results);
+}
+
 #[test]
 fn budgets_give_a_law_and_its_error() {
     let place = place();

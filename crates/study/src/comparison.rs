@@ -4,11 +4,21 @@ use serde_json::{Map, Value};
 
 use crate::error::refuse;
 use crate::file::{MOST_POINTS, check_name, collect, different, near, seeds, word};
-use crate::{Setting, StudyError};
+use crate::{Published, Setting, StudyError};
 
 /// Keys of the file.
-const KEYS: [&str; 9] =
-    ["name", "families", "variants", "controls", "budget", "seeds", "equal", "shape", "parameters"];
+const KEYS: [&str; 10] = [
+    "name",
+    "families",
+    "variants",
+    "controls",
+    "budget",
+    "seeds",
+    "equal",
+    "shape",
+    "parameters",
+    "published",
+];
 /// Keys of a variant.
 const VARIANT: [&str; 3] = ["of", "about", "set"];
 
@@ -85,6 +95,8 @@ pub struct Comparison {
     pub shape: String,
     /// Fields of the recipe that every run has.
     pub settings: Vec<Setting>,
+    /// Losses that others published of such families.
+    pub published: Option<Published>,
 }
 
 impl Default for Comparison {
@@ -101,6 +113,7 @@ impl Default for Comparison {
             equal: Equal::Flops,
             shape: "cpu-1m".into(),
             settings: Vec::new(),
+            published: None,
         }
     }
 }
@@ -129,6 +142,7 @@ impl Comparison {
                 "equal" => it.equal = equal(&word(key, value)?)?,
                 "shape" => it.shape = word(key, value)?,
                 "parameters" => it.settings = settings(value)?,
+                "published" => it.published = Some(Published::parse(value)?),
                 _ => {
                     let expected = format!("one of {}{}", KEYS.join(", "), near(key, &KEYS));
                     return refuse(key, "no key of a comparison", expected);
@@ -324,6 +338,7 @@ mod tests {
                 equal: Equal::Stored,
                 shape: "cpu-1m".into(),
                 settings: vec![("train.batch".into(), 8.into())],
+                published: None,
             }
         );
         assert_eq!(Comparison::parse("", "compare").expect("legal"), Comparison::default());

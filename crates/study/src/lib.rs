@@ -5,7 +5,8 @@
 //! [`Study::points`] are the runs, each a recipe with settings. [`key`] names a run by what decides
 //! its bits, and a [`Sheet`] holds a line of results for each. A [`Comparison`] sets families of
 //! models beside each other on equal terms ([`nearest_size`]); [`paired`] and [`answer`] say what
-//! their losses force one to say. A [`Frontier`] is a list of ways to make models smaller.
+//! their losses force one to say, also of what others [`Published`]. A [`Frontier`] is a list of
+//! ways to make models smaller.
 
 mod answer;
 mod comparison;
@@ -18,6 +19,7 @@ mod key;
 mod law;
 mod paired;
 mod points;
+mod published;
 mod sheet;
 
 pub use answer::{Contestant, Duel, answer, duels, p_text};
@@ -31,4 +33,5 @@ pub use key::key;
 pub use law::{CheckedLaw, FEWEST_BUDGETS, PowerLaw, power_law};
 pub use paired::{FEWEST_SEEDS, LARGEST_P, Paired, SMALLEST_NATS, mean_and_deviation, paired};
 pub use points::{Setting, StudyPoint};
+pub use published::{Published, PublishedPair, Verdict, verdicts};
 pub use sheet::Sheet;

@@ -111,12 +111,14 @@ pub(crate) fn check(comparison: &Comparison) -> Result<()> {
             bail!("variants.{name}.of: {}", unknown(of, comparison));
         }
     }
-    let mut names = comparison.families.iter();
-    let stranger = names.find(|name| {
-        variant(comparison, name).is_none() && !is_kind(name) && !name.ends_with(".toml")
-    });
-    match stranger {
-        Some(name) => bail!("families: {}", unknown(name, comparison)),
+    let published = comparison.published.iter().flat_map(|published| &published.losses);
+    let published = published.map(|(name, _)| ("published.losses", name));
+    let names = comparison.families.iter().map(|name| ("families", name));
+    let is_known = |name: &str| {
+        variant(comparison, name).is_some() || is_kind(name) || name.ends_with(".toml")
+    };
+    match names.chain(published).find(|(_, name)| !is_known(name)) {
+        Some((place, name)) => bail!("{place}: {}", unknown(name, comparison)),
         None => Ok(()),
     }
 }
@@ -201,6 +203,8 @@ mod tests {
         assert!(error.contains("\"dence\"") && error.contains("dense, recursive"), "{error}");
         let error = refused("[variants.mine]\nof = \"mor5x\"");
         assert!(error.contains("variants.mine.of: \"mor5x\" is unknown"), "{error}");
+        let published = "[published]\nsource = \"t\"\nlosses = { mor9x = 1, mor = 2 }";
+        assert!(refused(published).contains("published.losses: \"mor9x\" is unknown"));
         for name in ["dense", "rec2", "\"x.toml\""] {
             let error = refused(&format!("[variants.{name}]\nof = \"mor\""));
             assert!(error.contains("has the name of a family"), "{error}");

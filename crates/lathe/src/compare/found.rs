@@ -4,7 +4,9 @@ use anyhow::Result;
 use report::Record;
 use serde::Serialize;
 use serde_json::Value;
-use study::{CheckedLaw, Contestant, Duel, answer, duels, mean_and_deviation, power_law};
+use study::{
+    CheckedLaw, Contestant, Duel, PublishedPair, answer, duels, mean_and_deviation, power_law,
+};
 
 use super::decode::{BATCHES, Decoding};
 use super::plan::{Entry, Plan};
@@ -72,6 +74,8 @@ pub(crate) struct AtBudget<'p> {
     pub(crate) kinds: Vec<Kind<'p>>,
     /// Every two families, by seeds.
     pub(crate) duels: Vec<Duel>,
+    /// Orderings that others published, beside ours.
+    pub(crate) published: Vec<PublishedPair>,
     /// What the numbers say.
     pub(crate) answer: Vec<String>,
 }
@@ -145,7 +149,13 @@ fn at_budget<'p>(
     }
     let mut said = answer(&contestants);
     said.extend(beside(&kinds));
-    AtBudget { budget, duels: duels(&contestants), answer: said, kinds }
+    let duels = duels(&contestants);
+    let published = plan.comparison.published.as_ref();
+    let published = published.map_or_else(Vec::new, |published| published.beside(&duels));
+    if !published.is_empty() {
+        said.push(study::verdicts(&published));
+    }
+    AtBudget { budget, duels, published, answer: said, kinds }
 }
 
 /// A family's law over budgets, by the mean loss of its runs in nats a token, causal routing.

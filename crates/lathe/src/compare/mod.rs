@@ -11,7 +11,7 @@ mod records;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use study::Comparison;
 
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     families::check(&comparison)?;
     let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(&comparison.name));
     let _lock = open_results(&out, "compare", RUNS)?;
-    own_results(&out)?;
+    own_results(&out, &comparison.name)?;
     let data = data_of(options, &out)?;
     let jobs = options.shared.jobs.unwrap_or_else(rayon::current_num_threads);
     ensure!(jobs > 0, "--jobs is 0, expected at least 1");
@@ -61,22 +61,33 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
     finish(&plan, &decoding, &out)
 }
 
-/// Refuses a folder with files under the names of results that `lathe compare` did not write.
-fn own_results(out: &Path) -> Result<()> {
-    for (name, key) in
+/// Refuses a folder with files under the names of results that `lathe compare` did not write, or
+/// wrote for another study.
+fn own_results(out: &Path, name: &str) -> Result<()> {
+    for (file, key) in
         [("plan.json", "points"), ("results.json", "budgets"), ("submission.json", "entries")]
     {
-        let path = out.join(name);
+        let path = out.join(file);
         if path.symlink_metadata().is_err() {
             continue;
         }
         let bytes = files::read(&path, MOST_RECORD)?;
         let read: Option<Value> = serde_json::from_slice(&bytes).ok();
-        ensure!(
-            read.is_some_and(|value| value[key].is_array()),
-            "{} is there, expected what `lathe compare` writes: move it away, or give another -o",
-            path.display()
-        );
+        let read = read.filter(|value| value[key].is_array());
+        let read = read.with_context(|| {
+            format!(
+                "{} is there, expected what `lathe compare` writes: move it away, or give another \
+                 -o",
+                path.display()
+            )
+        })?;
+        if let Some(other) = read["name"].as_str().filter(|other| *other != name) {
+            bail!(
+                "{} is of the study \"{other}\", expected \"{name}\" or a free folder: give \
+                 another -o",
+                path.display()
+            );
+        }
     }
     output::is_page_or_free(&out.join("report.html"))
 }

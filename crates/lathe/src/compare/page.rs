@@ -1,9 +1,10 @@
 //! A comparison for people: one page that needs nothing beside it.
 
 use anyhow::Result;
+use model::cost::nominal_capacities;
 use report::{Best, Chart, Page, Record, Series, Table, human_bytes, human_count, human_duration};
 use serde_json::Value;
-use study::{LARGEST_P, SMALLEST_NATS, mean_and_deviation, p_text};
+use study::{LARGEST_P, Published, SMALLEST_NATS, mean_and_deviation, p_text};
 
 use super::decode::BATCHES;
 use super::families;
@@ -52,8 +53,11 @@ fn section(page: &mut Page, found: &Found<'_>, at: &AtBudget<'_>) -> Result<()> 
     page.table(quality(found, at));
     page.chart(raw_points(found, at));
     page.table(pairs(at));
+    if let Some(published) = found.plan.comparison.published.as_ref() {
+        page.table(beside_published(published, at));
+    }
     page.table(costs(found, at));
-    page.table(serving(at));
+    page.table(serving(found, at));
     page.table(steadiness(found, at));
     for chart in pareto(at) {
         page.chart(chart);
@@ -167,6 +171,24 @@ fn pairs(at: &AtBudget<'_>) -> Table {
     Table { columns: names(&columns), rows, caption, best: None }
 }
 
+/// Orderings that others published, beside ours.
+fn beside_published(published: &Published, at: &AtBudget<'_>) -> Table {
+    let mut rows = Vec::new();
+    for pair in &at.published {
+        rows.push(vec![
+            format!("{} before {}", pair.ahead, pair.behind),
+            format!("{:.4}", pair.published),
+            pair.found.map_or_else(|| NONE.to_owned(), |found| format!("{found:+.4}")),
+            pair.p.map_or_else(|| NONE.to_owned(), |p| p_text(Some(p))),
+            pair.verdict.name().to_owned(),
+        ]);
+    }
+    let columns = ["published order", "nats apart there", "nats apart here", "p", "ours"];
+    let caption =
+        format!("{}; beside our paired seeds, of other models and texts", published.source);
+    Table { columns: names(&columns), rows, caption, best: None }
+}
+
 /// What models and training cost.
 fn costs(found: &Found<'_>, at: &AtBudget<'_>) -> Table {
     let mut rows = Vec::new();
@@ -211,29 +233,40 @@ fn costs(found: &Found<'_>, at: &AtBudget<'_>) -> Table {
 }
 
 /// What the engine does with the models.
-fn serving(at: &AtBudget<'_>) -> Table {
+fn serving(found: &Found<'_>, at: &AtBudget<'_>) -> Table {
     let mut rows = Vec::new();
     for kind in &at.kinds {
         let costs = &kind.entry.costs;
-        let mut row = vec![kind.entry.family.clone()];
+        let depths: Vec<f64> = found
+            .of(kind.entry)
+            .filter_map(|row| row.finding.map(|finding| finding.causal.mean_depth))
+            .collect();
+        let model = kind.entry.jobs.first().map(|job| &job.recipe.model);
+        let nominal = model.map(|model| nominal_capacities(model).iter().sum());
+        let mut row = vec![kind.entry.family.clone(), cell(mean(&depths), 3)];
         row.extend(kind.decoded.map(|rate| cell(rate, 0)));
         row.extend([
+            kind.kv_held.map_or_else(|| NONE.to_owned(), |bytes| human_bytes(bytes as u64)),
+            cell(nominal, 3),
             human_count(costs.decode_flops),
             human_bytes(costs.decode_bytes as u64),
             human_bytes(costs.kv_bytes as u64),
-            kind.kv_held.map_or_else(|| NONE.to_owned(), |bytes| human_bytes(bytes as u64)),
         ]);
         rows.push(row);
     }
-    let mut columns = vec!["family".to_owned()];
+    let mut columns = names(&["family", "mean depth, measured"]);
     columns.extend(BATCHES.map(|batch| format!("tokens/s, batch {batch}")));
     columns.extend(names(&[
-        "FLOPs a decoded token",
-        "weight bytes it reads",
-        "KV bytes/token of context",
         "KV held, batch 32",
+        "nominal depth",
+        "FLOPs a decoded token, nominal",
+        "weight bytes it reads, nominal",
+        "KV bytes/token of context, nominal",
     ]));
-    let caption = "decoding on the engine, f32, causal routing".to_owned();
+    let caption = "decoding on the engine, f32, causal routing: rates and what is held were \
+                   measured, at the depth that routers gave the validation text; what is nominal \
+                   is counted at the capacities that the recipe names"
+        .to_owned();
     Table { columns, rows, caption, best: None }
 }
 

@@ -34,7 +34,8 @@ pub(crate) fn results(found: &Found<'_>) -> Value {
     let mut budgets = Vec::new();
     for at in &found.budgets {
         budgets.push(json!({
-            "budget": at.budget, "answer": at.answer, "pairs": at.duels, "families": families(at),
+            "budget": at.budget, "answer": at.answer, "pairs": at.duels,
+            "published": at.published, "families": families(at),
         }));
     }
     let runs: Vec<Value> = found.rows.iter().map(run).collect();
