@@ -4,8 +4,8 @@ use formats::{ArchConfig, RopeScaling, SlidingWindow};
 use model::mlp::dense;
 use model::rotary::{Dynamic, Linear, Llama3, LongRope, RotaryScaling, Yarn};
 use model::{
-    AttentionSettings, LayerSet, MlpActivation, MlpConfig, ModelConfig, Multipliers, NormPlace,
-    NormSettings, QueryKeyNorm, RotarySettings,
+    AttentionSettings, LayerSet, MlpActivation, MlpConfig, ModelConfig, Multipliers, NormKind,
+    NormPlace, NormSettings, QueryKeyNorm, RotarySettings,
 };
 
 /// Our `config` with what `settings` has beside plain Llama. Its MLP stays where it has experts.
@@ -23,6 +23,7 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
         other => other,
     };
     ModelConfig {
+        head_bias: of.head_bias,
         attention: AttentionSettings {
             bias: of.qkv_bias,
             output_bias: of.output_bias,
@@ -48,6 +49,7 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
             window_theta: of.window_theta.unwrap_or(0.0),
         },
         norms: NormSettings {
+            kind: if of.layer_norm { NormKind::Layer } else { NormKind::Rms },
             place: match of.norm_place {
                 formats::NormPosition::Before => NormPlace::Before,
                 formats::NormPosition::After => NormPlace::After,
@@ -118,7 +120,9 @@ pub(crate) fn additions_of(config: &ModelConfig) -> formats::Additions {
     let windows: Vec<usize> = (0..config.layers).filter(|&block| slides.has(block)).collect();
     let dense = match &config.mlp {
         MlpConfig::Dense(dense) => dense.clone(),
-        MlpConfig::Experts(_) => dense::Config::default(),
+        MlpConfig::Experts(experts) => {
+            dense::Config { bias: experts.dense_biases, ..dense::Config::default() }
+        }
     };
     formats::Additions {
         qkv_bias: attention.bias,
@@ -145,6 +149,8 @@ pub(crate) fn additions_of(config: &ModelConfig) -> formats::Additions {
             NormPlace::Both => formats::NormPosition::Both,
         },
         norm_plus_one: norms.plus_one,
+        layer_norm: norms.kind == NormKind::Layer,
+        head_bias: config.head_bias,
         activation: match dense.activation {
             MlpActivation::Silu => formats::HiddenActivation::Silu,
             MlpActivation::GeluTanh => formats::HiddenActivation::GeluTanh,
@@ -244,7 +250,8 @@ mod tests {
                 }),
                 window_theta: 100.0,
             },
-            norms: NormSettings { place: NormPlace::Both, plus_one: true },
+            head_bias: true,
+            norms: NormSettings { kind: NormKind::Layer, place: NormPlace::Both, plus_one: true },
             multipliers: Multipliers {
                 embedding: 2.0,
                 residual: 0.4,

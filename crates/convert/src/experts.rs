@@ -52,6 +52,7 @@ pub(crate) fn mlp_of(of: &Experts, settings: &ArchConfig) -> MlpConfig {
         every,
         dense_layers,
         biases: of.biases,
+        dense_biases: settings.additions.mlp_bias,
         limit: of.clamp.map_or(0.0, |clamp| clamp.limit),
         alpha: of.clamp.map_or(plain.alpha, |clamp| clamp.alpha),
         router,

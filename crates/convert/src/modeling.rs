@@ -20,8 +20,8 @@ const KNOWN: &[Known] = &[
         table: "",
         kinds: "",
         fields: "vocab_size width layers heads kv_heads head_dim ffn context rope_theta norm_eps \
-                 tie_embeddings init_std attention rotary norms multipliers mlp sharing recursions \
-                 share_norms relax router kv",
+                 tie_embeddings head_bias init_std attention rotary norms multipliers mlp \
+                 sharing recursions share_norms relax router kv",
     },
     Known {
         table: "attention",
@@ -35,7 +35,7 @@ const KNOWN: &[Known] = &[
         fields: "factor low high original_context beta_fast beta_slow attention_factor mscale \
                  mscale_all_dim truncate short_factor long_factor long_context",
     },
-    Known { table: "norms", kinds: "", fields: "place plus_one" },
+    Known { table: "norms", kinds: "", fields: "kind place plus_one" },
     Known {
         table: "multipliers",
         kinds: "",
@@ -58,7 +58,7 @@ const KNOWN: &[Known] = &[
         kinds: "dense experts",
         fields: "activation bias count counts width latent modulated shortcut identity_experts \
                  zero_experts constant_experts shared shared_gate shared_mix dense_first every \
-                 dense_layers biases limit alpha own_routers router",
+                 dense_layers biases dense_biases limit alpha own_routers router",
     },
     Known {
         table: "mlp.router",

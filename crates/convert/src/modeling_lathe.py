@@ -292,7 +292,7 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             x, depth = self.recur(x, rows, cache, max_depth)
         rows.carried = self.nothing_yet(x)
         x = self.layers_forward(self.after, x, rows, cache)
-        return self.rms("norm", x), depth
+        return self.stream_norm("norm", "norm_bias", x), depth
 
     def nothing_yet(self, x):
         """What rows carry ahead of the first layer, and of the first behind the recursions."""
@@ -304,6 +304,7 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits of normed rows."""
         z = x @ self.weight("embed" if self.recipe["tie_embeddings"] else "head").T
         z = z / self.setting("multipliers", "logits_divisor", 1.0)
+        z = z + self.weight("head_bias")[0] if self.has("head_bias") else z
         cap = self.setting("multipliers", "logit_cap", 0.0)
         return cap * torch.tanh(z / cap) if cap > 0 else z
 
@@ -428,7 +429,15 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
     def normed(self, use, part, x):
         """The norm of a layer, where the model has one at that place."""
         name = f"layers.{use.stored}.{part}.{self.of_use(use)}"
-        return self.rms(name, x) if self.has(name) else x
+        bias = f"layers.{use.stored}.{part}_bias.{self.of_use(use)}"
+        return self.stream_norm(name, bias, x) if self.has(name) else x
+
+    def stream_norm(self, name, bias, x):
+        """RMSNorm, or LayerNorm where there is a bias."""
+        if not self.has(bias):
+            return self.rms(name, x)
+        centred = (x.float() - x.float().mean(-1, keepdim=True)).to(x.dtype)
+        return self.rms(name, centred) + self.weight(bias)[0]
 
     def join(self, use, part, x, y):
         return x + self.setting("multipliers", "residual", 1.0) * self.normed(use, part, y)
@@ -681,8 +690,9 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         if mlp.get("shared_mix"):
             mix = torch.softmax(h @ self.weight(f"{name}.router.shared_mix").T, 1)
         if mlp["shared"] > 0:
-            gate, up = self.linear(use, "shared_gate_up", h).chunk(2, dim=1)
-            y = self.linear(use, "shared_down", F.silu(gate) * up)
+            y = self.biased(use, "shared_gate_up", self.linear(use, "shared_gate_up", h))
+            gate, up = y.chunk(2, dim=1)
+            y = self.biased(use, "shared_down", self.linear(use, "shared_down", F.silu(gate) * up))
             if mlp["shared_gate"]:
                 y = torch.sigmoid(h @ self.weight(f"{name}.router.shared_gate").T) * y
         count = self.computing(use.stored)

@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use formats::{ArchConfig, Experts, LayerRole, TensorRole};
+use model::mlp::experts::{SHARED_DOWN_BIAS, SHARED_GATE_UP_BIAS};
 use model::params::{ParamPlace, ParamSpec, Part, RouterSite};
-use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp, norm};
 
 use crate::ConvertError;
 use crate::additions::{additions_of, rope_scaling_of, with_additions};
@@ -15,9 +16,11 @@ use crate::experts::{experts_of, mlp_of, role_of_router, roles_of_part};
 const OTHER_MODEL: &str = "choose a model that asks for no more";
 
 /// Matrices, biases and norms of a layer and what stands in them, row after row.
-const LAYER: [(Part, &[LayerRole]); 17] = [
+const LAYER: [(Part, &[LayerRole]); 23] = [
     (attention::NORM, &[LayerRole::AttentionNorm]),
+    (norm::ATTENTION_BIAS, &[LayerRole::AttentionNormBias]),
     (attention::AFTER_NORM, &[LayerRole::AttentionAfterNorm]),
+    (norm::ATTENTION_AFTER_BIAS, &[LayerRole::AttentionAfterNormBias]),
     (attention::QUERY_NORM, &[LayerRole::QueryNorm]),
     (attention::KEY_NORM, &[LayerRole::KeyNorm]),
     (attention::SINKS, &[LayerRole::Sinks]),
@@ -25,9 +28,13 @@ const LAYER: [(Part, &[LayerRole]); 17] = [
     (attention::KEY_VALUE_BIAS, &[LayerRole::KeyBias, LayerRole::ValueBias]),
     (attention::OUTPUT_BIAS, &[LayerRole::OutputBias]),
     (mlp::NORM, &[LayerRole::FfnNorm]),
+    (norm::MLP_BIAS, &[LayerRole::FfnNormBias]),
     (mlp::AFTER_NORM, &[LayerRole::FfnAfterNorm]),
+    (norm::MLP_AFTER_BIAS, &[LayerRole::FfnAfterNormBias]),
     (mlp::GATE_UP_BIAS, &[LayerRole::GateBias, LayerRole::UpBias]),
     (mlp::DOWN_BIAS, &[LayerRole::DownBias]),
+    (SHARED_GATE_UP_BIAS, &[LayerRole::SharedGateBias, LayerRole::SharedUpBias]),
+    (SHARED_DOWN_BIAS, &[LayerRole::SharedDownBias]),
     (attention::QUERY, &[LayerRole::Query]),
     (attention::KEY_VALUE, &[LayerRole::Key, LayerRole::Value]),
     (attention::OUTPUT, &[LayerRole::Output]),
@@ -42,7 +49,9 @@ pub(crate) fn roles(spec: &ParamSpec, settings: &ArchConfig) -> Option<Vec<Tenso
     let (layer, part) = match spec.place {
         ParamPlace::Embed => return Some(vec![TensorRole::Embed]),
         ParamPlace::FinalNorm => return Some(vec![TensorRole::Norm]),
+        ParamPlace::FinalNormBias => return Some(vec![TensorRole::NormBias]),
         ParamPlace::Head => return Some(vec![TensorRole::Head]),
+        ParamPlace::HeadBias => return Some(vec![TensorRole::HeadBias]),
         ParamPlace::Layer { stored, part } => (stored, part),
         ParamPlace::LayerNorm { stored, part, recursion: 0 } => (stored, part),
         ParamPlace::Router { site: RouterSite::Layer(layer), .. } if experts.is_some() => {

@@ -69,7 +69,8 @@ impl Upcycling {
         }
         let others = experts.identity_experts + experts.zero_experts + experts.constant_experts;
         // A shortcut adds a second MLP to the dense one, and experts of it take other rows.
-        let made_of_mlps = experts.shared == 0 && !experts.biases && experts.limit == 0.0;
+        let biased = experts.biases || experts.dense_biases;
+        let made_of_mlps = experts.shared == 0 && !biased && experts.limit == 0.0;
         let plain = made_of_mlps && !experts.shortcut && experts.latent == 0 && !experts.modulated;
         if !plain || others > 0 || !experts.counts.is_empty() {
             let expected = "experts without shared, biases, limit, shortcut, latent, modulated and \

@@ -66,7 +66,8 @@ fn settings(class: &str) -> ArchConfig {
         "granitemoeshared" => (Experts { shared: 5, ..of }, granite),
         "ernie4_5_moe" => {
             let dense = vec![0, 2];
-            (Experts { dense, shared: 12, choice_bias: true, least: 0.75, ..of }, none)
+            let additions = Additions { mlp_bias: true, head_bias: true, ..biased };
+            (Experts { dense, shared: 12, choice_bias: true, least: 0.75, ..of }, additions)
         }
         "hunyuan_v1_moe" => {
             let query_key_norm = HeadNorm::HeadTurned;
@@ -75,6 +76,11 @@ fn settings(class: &str) -> ArchConfig {
         "minimax_m2" => {
             let (scoring, choice_bias) = (ExpertScores::Sigmoid, true);
             (Experts { scoring, choice_bias, ..of }, Additions { rotary_share: Some(0.5), ..width })
+        }
+        "phimoe" => {
+            let scoring = ExpertScores::SparseMixer { jitter: 0.125 };
+            let additions = Additions { layer_norm: true, head_bias: true, ..biased };
+            (Experts { scoring, ..of }, Additions { window: window(vec![0, 1, 2]), ..additions })
         }
         "gpt_oss" => {
             let clamp = Some(ClampedProduct { limit: 0.4, alpha: 1.5 });
@@ -102,7 +108,7 @@ fn settings(class: &str) -> ArchConfig {
     }
 }
 
-const CLASSES: [&str; 13] = [
+const CLASSES: [&str; 14] = [
     "mixtral",
     "olmoe",
     "flex_olmo",
@@ -116,6 +122,7 @@ const CLASSES: [&str; 13] = [
     "hunyuan_v1_moe",
     "minimax_m2",
     "gpt_oss",
+    "phimoe",
 ];
 
 fn numbers(role: TensorRole, settings: &ArchConfig) -> Vec<f32> {
@@ -154,6 +161,7 @@ fn class_name(class: &str) -> &'static str {
         "hunyuan_v1_moe" => "Hunyuan",
         "minimax_m2" => "MiniMax-M2",
         "gpt_oss" => "GPT-OSS",
+        "phimoe" => "Phi-3.5-MoE",
         other => panic!("no name of {other}"),
     }
 }

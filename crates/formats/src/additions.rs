@@ -7,7 +7,7 @@ pub struct Additions {
     pub qkv_bias: bool,
     /// What attention writes to the residual stream has a bias.
     pub output_bias: bool,
-    /// Gate, up and down have biases.
+    /// Gate, up and down have biases; beside experts those of dense blocks and of the shared expert.
     pub mlp_bias: bool,
     /// RMSNorm of queries and keys, before rotary positions.
     pub query_key_norm: HeadNorm,
@@ -31,6 +31,10 @@ pub struct Additions {
     pub norm_place: NormPosition,
     /// Norms multiply by `1 + w` in place of `w`.
     pub norm_plus_one: bool,
+    /// Norms of the stream take away the mean of a row first, and have biases (LayerNorm).
+    pub layer_norm: bool,
+    /// Each logit has a bias.
+    pub head_bias: bool,
     /// What the gate goes through.
     pub activation: HiddenActivation,
     /// Factor of embeddings as they enter the residual stream.
@@ -115,6 +119,8 @@ impl Additions {
             ("a rotary base of windows", self.window_theta != held.window_theta),
             ("norms in other places", self.norm_place != held.norm_place),
             ("norms by 1 + w", self.norm_plus_one != held.norm_plus_one),
+            ("LayerNorm", self.layer_norm != held.layer_norm),
+            ("a bias of the output matrix", self.head_bias != held.head_bias),
             ("another activation", self.activation != held.activation),
             ("a multiplier of embeddings", self.embedding_multiplier != held.embedding_multiplier),
             ("a multiplier of residuals", self.residual_multiplier != held.residual_multiplier),

@@ -187,20 +187,14 @@ impl ArchConfig {
         self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(path, turned as usize))
     }
 
-    /// Refuses an MLP's additions beside experts, which have SiLU and no such biases.
+    /// Refuses another activation beside experts, which have SiLU.
     fn check_experts(&self, path: &Path) -> Result<()> {
-        let Additions { activation, mlp_bias, .. } = self.additions;
-        if self.experts.is_none() {
+        let activation = self.additions.activation;
+        if self.experts.is_none() || activation == HiddenActivation::Silu {
             return Ok(());
         }
-        if activation != HiddenActivation::Silu {
-            let (expected, found) = ("\"silu\" for experts", format!("{activation:?}"));
-            return Err(FormatError::unsupported(path, "hidden_act", expected, found));
-        }
-        if mlp_bias {
-            return Err(FormatError::unsupported(path, "mlp_bias", "false for experts", "true"));
-        }
-        Ok(())
+        let (expected, found) = ("\"silu\" for experts", format!("{activation:?}"));
+        Err(FormatError::unsupported(path, "hidden_act", expected, found))
     }
 
     /// Refuses additions that no model of these blocks and heads has.

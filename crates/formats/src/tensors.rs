@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::{ArchConfig, HeadNorm, NormPosition, Result};
+use crate::{Additions, ArchConfig, HeadNorm, NormPosition, Result};
 
 /// Which weights of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,8 +12,12 @@ pub enum TensorRole {
     Embed,
     /// Gain of the last norm, `[width]`.
     Norm,
+    /// Bias of the last norm, `[width]`; only where norms have some.
+    NormBias,
     /// Output matrix, `[vocab, width]`; only where it is not tied.
     Head,
+    /// `[vocab]`, added to logits; only where something is.
+    HeadBias,
     /// Weights of a block, counted from 0.
     Layer(usize, LayerRole),
 }
@@ -23,6 +27,8 @@ pub enum TensorRole {
 pub enum LayerRole {
     /// Gain before attention, `[width]`.
     AttentionNorm,
+    /// Bias behind it, `[width]`.
+    AttentionNormBias,
     /// `[heads * head_dim, width]`.
     Query,
     /// `[kv_heads * head_dim, width]`.
@@ -47,8 +53,12 @@ pub enum LayerRole {
     OutputBias,
     /// Gain of what attention adds to the residual stream, `[width]`.
     AttentionAfterNorm,
+    /// Bias behind it, `[width]`.
+    AttentionAfterNormBias,
     /// Gain before the feed-forward network, `[width]`.
     FfnNorm,
+    /// Bias behind it, `[width]`.
+    FfnNormBias,
     /// `[ffn, width]`, under the SiLU.
     Gate,
     /// `[ffn, width]`, multiplied with the gate.
@@ -63,6 +73,8 @@ pub enum LayerRole {
     DownBias,
     /// Gain of what the feed-forward network adds to the residual stream, `[width]`.
     FfnAfterNorm,
+    /// Bias behind it, `[width]`.
+    FfnAfterNormBias,
     /// `[experts, width]`: logits of the experts.
     Router,
     /// `[experts]`, added to these.
@@ -87,6 +99,12 @@ pub enum LayerRole {
     SharedUp,
     /// `[width, shared width]`: what the shared expert writes to the residual stream.
     SharedDown,
+    /// `[shared width]`, added to the gate of the shared expert.
+    SharedGateBias,
+    /// `[shared width]`, added to what the shared expert multiplies with its gate.
+    SharedUpBias,
+    /// `[width]`, added to what the shared expert writes.
+    SharedDownBias,
     /// `[1, width]`: whose sigmoid multiplies what the shared expert writes.
     SharedScore,
 }
@@ -100,7 +118,11 @@ impl LayerRole {
             additions.norm_place != NormPosition::After,
             additions.norm_place != NormPosition::Before,
         );
-        let mut all = there(&[LayerRole::AttentionNorm], before);
+        let norm = |gain, bias, has| {
+            let roles = [gain, bias];
+            there(if additions.layer_norm { &roles } else { &roles[..1] }, has)
+        };
+        let mut all = norm(LayerRole::AttentionNorm, LayerRole::AttentionNormBias, before);
         all.extend([LayerRole::Query, LayerRole::Key, LayerRole::Value]);
         let biases = [LayerRole::QueryBias, LayerRole::KeyBias, LayerRole::ValueBias];
         all.extend(there(&biases, additions.qkv_bias));
@@ -109,9 +131,10 @@ impl LayerRole {
         all.extend(there(&[LayerRole::Sinks], additions.sinks));
         all.push(LayerRole::Output);
         all.extend(there(&[LayerRole::OutputBias], additions.output_bias));
-        all.extend(there(&[LayerRole::AttentionAfterNorm], after));
-        all.extend(there(&[LayerRole::FfnNorm], before));
-        let after = there(&[LayerRole::FfnAfterNorm], after);
+        let of_attention = (LayerRole::AttentionAfterNorm, LayerRole::AttentionAfterNormBias);
+        all.extend(norm(of_attention.0, of_attention.1, after));
+        all.extend(norm(LayerRole::FfnNorm, LayerRole::FfnNormBias, before));
+        let after = norm(LayerRole::FfnAfterNorm, LayerRole::FfnAfterNormBias, after);
         let experts = settings.experts.as_ref().filter(|experts| experts.reach(layer));
         let Some(experts) = experts else {
             all.extend([LayerRole::Gate, LayerRole::Up, LayerRole::Down]);
@@ -134,6 +157,9 @@ impl LayerRole {
         }
         let shared = [LayerRole::SharedGate, LayerRole::SharedUp, LayerRole::SharedDown];
         all.extend(there(&shared, experts.shared > 0));
+        let biases =
+            [LayerRole::SharedGateBias, LayerRole::SharedUpBias, LayerRole::SharedDownBias];
+        all.extend(there(&biases, experts.shared > 0 && additions.mlp_bias));
         all.extend(there(&[LayerRole::SharedScore], experts.shared_gate));
         all.extend(after);
         all
@@ -143,7 +169,13 @@ impl LayerRole {
 impl LayerRole {
     /// Whether it is a norm on what joins the residual stream.
     pub(crate) fn is_after_norm(self) -> bool {
-        matches!(self, Self::AttentionAfterNorm | Self::FfnAfterNorm)
+        matches!(
+            self,
+            Self::AttentionAfterNorm
+                | Self::AttentionAfterNormBias
+                | Self::FfnAfterNorm
+                | Self::FfnAfterNormBias
+        )
     }
 
     /// Whether it is of one expert alone, so that no file has it below others in one matrix.
@@ -161,15 +193,22 @@ impl LayerRole {
 }
 
 impl TensorRole {
-    /// Every role of a model: embedding, blocks, last norm, and the output matrix where it is not
-    /// tied.
+    /// Every role of a model: embedding, blocks, last norm, the output matrix where it is not tied,
+    /// and what biases the last two have.
     pub fn all(settings: &ArchConfig) -> impl Iterator<Item = TensorRole> + use<> {
         let of = settings.clone();
         let layers = (0..settings.layers).flat_map(move |i| {
             LayerRole::all(&of, i).into_iter().map(move |role| TensorRole::Layer(i, role))
         });
-        let head = (!settings.tied).then_some(TensorRole::Head);
-        std::iter::once(TensorRole::Embed).chain(layers).chain([TensorRole::Norm]).chain(head)
+        let Additions { layer_norm, head_bias, .. } = settings.additions;
+        let last = [
+            (TensorRole::Norm, true),
+            (TensorRole::NormBias, layer_norm),
+            (TensorRole::Head, !settings.tied),
+            (TensorRole::HeadBias, head_bias),
+        ];
+        let last = last.into_iter().filter(|(_, there)| *there).map(|(role, _)| role);
+        std::iter::once(TensorRole::Embed).chain(layers).chain(last)
     }
 
     /// The shape, `[length]` of a gain or `[out, in]` of a matrix.
@@ -181,12 +220,17 @@ impl TensorRole {
             of_experts.map_or((0, 0, 0), |experts| (experts.count, experts.width, experts.shared));
         match self {
             Self::Embed | Self::Head => vec![settings.vocab, d],
-            Self::Norm => vec![d],
+            Self::Norm | Self::NormBias => vec![d],
+            Self::HeadBias => vec![settings.vocab],
             Self::Layer(_, role) => match role {
                 LayerRole::AttentionNorm
+                | LayerRole::AttentionNormBias
                 | LayerRole::FfnNorm
+                | LayerRole::FfnNormBias
                 | LayerRole::AttentionAfterNorm
+                | LayerRole::AttentionAfterNormBias
                 | LayerRole::FfnAfterNorm
+                | LayerRole::FfnAfterNormBias
                 | LayerRole::OutputBias
                 | LayerRole::DownBias => vec![d],
                 LayerRole::Sinks => vec![settings.heads],
@@ -213,6 +257,8 @@ impl TensorRole {
                 LayerRole::ExpertDownBias(_) => vec![d],
                 LayerRole::SharedGate | LayerRole::SharedUp => vec![shared, d],
                 LayerRole::SharedDown => vec![d, shared],
+                LayerRole::SharedGateBias | LayerRole::SharedUpBias => vec![shared],
+                LayerRole::SharedDownBias => vec![d],
                 LayerRole::SharedScore => vec![1, d],
             },
         }

@@ -5,7 +5,7 @@ mod common;
 
 use common::Place;
 
-const CASES: [&str; 2] = ["gptoss_base", "granitemoeshared_base"];
+const CASES: [&str; 3] = ["gptoss_base", "granitemoeshared_base", "phimoe_base"];
 
 fn folders() -> String {
     format!("{}/tests/experts", env!("CARGO_MANIFEST_DIR"))
@@ -97,7 +97,7 @@ fn layers_of_experts_alone_pass_and_a_wrong_setting_fails() {
 #[test]
 fn another_setting_fails_and_adapters_and_blocks_are_refused() {
     let place = Place::empty();
-    let (gpt_oss, granite) = (CASES[0], CASES[1]);
+    let [gpt_oss, granite, _] = CASES;
     copy(&place, gpt_oss);
     copy(&place, granite);
     let config = format!("cases/{gpt_oss}/config.json");

@@ -43,6 +43,9 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Whether the output head is the embedding.
     pub tie_embeddings: bool,
+    /// Whether a number is added to the logit of each token (Phi-3.5-MoE).
+    #[serde(skip_serializing_if = "is_default")]
+    pub head_bias: bool,
     /// Standard deviation of fresh weights.
     pub init_std: f64,
     /// Biases, norms, windows and scores of attention.
@@ -88,6 +91,7 @@ impl Default for ModelConfig {
             rope_theta: 10_000.0,
             norm_eps: 1e-5,
             tie_embeddings: true,
+            head_bias: false,
             init_std: 0.02,
             attention: AttentionSettings::default(),
             rotary: RotarySettings::default(),

@@ -54,7 +54,10 @@ pub fn parameters(config: &ModelConfig, plan: &LayerPlan) -> Parameters {
 /// out.
 fn copies(spec: &ParamSpec, plan: &LayerPlan) -> u64 {
     match spec.place {
-        ParamPlace::FinalNorm | ParamPlace::Routers { .. } => 1,
+        ParamPlace::FinalNorm
+        | ParamPlace::FinalNormBias
+        | ParamPlace::HeadBias
+        | ParamPlace::Routers { .. } => 1,
         ParamPlace::Layer { stored, .. } => plan.uses_of(stored).len() as u64,
         ParamPlace::LayerNorm { stored, recursion: 0, .. } => plan.uses_of(stored).len() as u64,
         ParamPlace::Router { site: RouterSite::Layer(stored), .. } => {
@@ -226,11 +229,13 @@ fn product_flops(
         | ParamPlace::Router { .. }
         | ParamPlace::Routers { .. }
         | ParamPlace::Head => 0.0,
-        // Looked up, or a scale of rows: no product.
+        // Looked up, or a scale or a bias of rows: no product.
         ParamPlace::Embed
         | ParamPlace::LayerNorm { .. }
         | ParamPlace::Encoding { .. }
-        | ParamPlace::FinalNorm => 0.0,
+        | ParamPlace::FinalNorm
+        | ParamPlace::FinalNormBias
+        | ParamPlace::HeadBias => 0.0,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ops::{Ops, RmsNorm, Tensor2, Weight};
+use ops::{Head, Ops, RmsNorm, Tensor2, Weight};
 
 use crate::adapters::member::StreamAdapter;
 use crate::attention::{self, Attention, QueryKeyNorm};
@@ -14,7 +14,7 @@ use crate::context::LayerContext;
 use crate::error::ConfigError;
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
 use crate::linear::LinearBuilder;
-use crate::norm::{Join, Norm};
+use crate::norm::{Join, Norm, NormWeights};
 use crate::params::{ParamPlace, ParamSpec, Part, RouterSite, Take};
 use crate::pass::Pass;
 use crate::recursion::Recursion;
@@ -32,7 +32,8 @@ pub struct Model {
     weights: Vec<(ParamSpec, Arc<Weight>)>,
     embed: Arc<Weight>,
     head: Arc<Weight>,
-    norm: Arc<Weight>,
+    head_bias: Option<Arc<Weight>>,
+    norm: NormWeights,
     recursion: Recursion,
 }
 
@@ -99,13 +100,19 @@ impl Model {
             uses: plan.recursions.clone(),
         };
         let embed = take.take(&ParamPlace::Embed);
-        let norm = take.take(&ParamPlace::FinalNorm);
+        let last_bias = !config.norms.kind.is_rms();
+        let norm = NormWeights {
+            scale: take.take(&ParamPlace::FinalNorm),
+            bias: last_bias.then(|| take.take(&ParamPlace::FinalNormBias)),
+        };
+        let head_bias = config.head_bias.then(|| take.take(&ParamPlace::HeadBias));
         let head = match config.tie_embeddings {
             true => embed.clone(),
             false => take.take(&ParamPlace::Head),
         };
         take.finish()?;
-        Ok(Self { config: config.clone(), plan, weights, embed, head, norm, recursion })
+        let config = config.clone();
+        Ok(Self { config, plan, weights, embed, head, head_bias, norm, recursion })
     }
 
     /// A fresh model: every weight is a function of the seed and its name.
@@ -131,9 +138,9 @@ impl Model {
         &self.weights
     }
 
-    /// The matrix of the output head, `[v, d]`.
-    pub fn head(&self) -> &Arc<Weight> {
-        &self.head
+    /// What turns normed rows into logits.
+    pub fn head(&self) -> Head<'_> {
+        Head { e_vd: &self.head, b_1v: self.head_bias.as_deref() }
     }
 
     /// Collects gradients from now on, or stops.
@@ -250,21 +257,22 @@ impl Model {
     pub fn coda(&self, x_td: Tensor2, rows: &Rows, pass: &mut Pass<'_>) -> Tensor2 {
         let carry = &mut Carry::default();
         let x_td = self.layers(&self.plan.after, x_td, rows, carry, pass);
-        let x_td = pass.ops.normalize(x_td, &self.norm, norm_options(&self.config, false));
+        let x_td = self.norm.forward(x_td, norm_options(&self.config, false), pass.ops);
         pass.probe.stream(&x_td);
         times(x_td, 1.0 / self.config.multipliers.logits_divisor, pass.ops)
     }
 
     /// Logits `[t, v]` of what [`Model::coda`] gives.
     pub fn logits(&self, x_td: Tensor2, pass: &Pass<'_>) -> Tensor2 {
-        let logits_tv = pass.ops.linear(x_td, &self.head);
+        let logits_tv = pass.ops.logits(x_td, self.head());
         match self.config.multipliers.cap() {
             Some(cap) => pass.ops.soft_cap(logits_tv, cap),
             None => logits_tv,
         }
     }
 
-    /// Cross-entropy of what [`Model::coda`] gives, as [`Ops::head_loss`] over the model's head.
+    /// Cross-entropy of what [`Model::coda`] gives, as [`Ops::capped_head_loss`] over the model's
+    /// head.
     pub fn head_loss(
         &self,
         ops: Ops,
@@ -273,7 +281,7 @@ impl Model {
         weights: &Arc<[f32]>,
     ) -> (Tensor2, Vec<f32>) {
         let cap = self.config.multipliers.cap();
-        ops.capped_head_loss(x_td, &self.head, cap, targets, weights)
+        ops.capped_head_loss(x_td, self.head(), cap, targets, weights)
     }
 
     fn layers(
@@ -365,16 +373,18 @@ impl NormBuilder<'_> {
         Some((self.norm(part, false, take), stretches))
     }
 
-    /// A norm with a scale for all uses or one for each; `residual` says whether what it norms goes
+    /// A norm with weights for all uses or for each; `residual` says whether what it norms goes
     /// on in the stream too.
     fn norm(&self, part: Part, residual: bool, take: &mut Take) -> Norm {
         let stored = self.stored;
         let count = table::norm_count(self.config, self.plan, stored, part);
-        let mut scales = Vec::with_capacity(count);
+        let bias = table::norm_bias(self.config, part);
+        let mut weights = Vec::with_capacity(count);
         for recursion in 0..count {
-            scales.push(take.take(&ParamPlace::LayerNorm { stored, part, recursion }));
+            let mut of = |part| take.take(&ParamPlace::LayerNorm { stored, part, recursion });
+            weights.push(NormWeights { scale: of(part), bias: bias.map(of) });
         }
-        Norm { scales, options: norm_options(self.config, residual) }
+        Norm { weights, options: norm_options(self.config, residual) }
     }
 }
 

@@ -8,17 +8,47 @@ use ops::{Ops, RmsNorm, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{DepthRuns, LayerUse};
-use crate::params::Init;
+use crate::params::{Init, Part};
 
 /// Where norms stand, and what their weights are: `[model.norms]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NormSettings {
+    /// What the norms of the stream do; those of queries and keys divide alone.
+    #[serde(skip_serializing_if = "NormKind::is_rms")]
+    pub kind: NormKind,
     /// Where attention and MLP have their norms.
     pub place: NormPlace,
     /// Whether a normed row is multiplied by `1 + w` in place of `w` (Gemma); fresh `w` are 0.
     pub plus_one: bool,
 }
+
+/// What the norms of the stream do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Divide a row by its root mean square, and multiply by `w` (RMSNorm)
+    #[default]
+    Rms,
+    /// Take away the mean ahead of that, and add a bias behind it (LayerNorm, Phi-3.5-MoE)
+    Layer,
+}
+
+impl NormKind {
+    /// Whether norms only divide, as they do where nothing else is said.
+    pub fn is_rms(&self) -> bool {
+        *self == Self::Rms
+    }
+}
+
+/// The bias of the norm ahead of attention, where norms are of kind `layer`.
+pub const ATTENTION_BIAS: Part = Part::new("attention_norm_bias");
+/// That of the norm on what attention adds to the stream.
+pub const ATTENTION_AFTER_BIAS: Part = Part::new("attention_after_norm_bias");
+/// That of the norm ahead of the MLP.
+pub const MLP_BIAS: Part = Part::new("ffn_norm_bias");
+/// That of the norm on what the MLP adds to the stream.
+pub const MLP_AFTER_BIAS: Part = Part::new("ffn_after_norm_bias");
 
 /// Where attention and MLP have their norms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,17 +80,33 @@ impl NormSettings {
     }
 }
 
-/// RMSNorm of a layer, with one scale for all uses of the layer or one for each.
+/// What a norm multiplies rows by, and what it adds if it takes away their mean.
+#[derive(Debug)]
+pub(crate) struct NormWeights {
+    pub(crate) scale: Arc<Weight>,
+    pub(crate) bias: Option<Arc<Weight>>,
+}
+
+impl NormWeights {
+    pub(crate) fn forward(&self, x_td: Tensor2, options: RmsNorm, ops: Ops) -> Tensor2 {
+        match &self.bias {
+            Some(bias) => ops.layer_norm(x_td, &self.scale, bias, options),
+            None => ops.normalize(x_td, &self.scale, options),
+        }
+    }
+}
+
+/// The norm of a layer, with weights for all uses of the layer or for each.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    pub(crate) scales: Vec<Arc<Weight>>,
+    pub(crate) weights: Vec<NormWeights>,
     pub(crate) options: RmsNorm,
 }
 
 impl Norm {
     /// The norm of each row's own use.
     pub(crate) fn forward(&self, x_td: Tensor2, at: &DepthRuns, ops: Ops) -> Tensor2 {
-        self.by_use(x_td, at, |x, scale| ops.normalize(x, scale, self.options))
+        self.by_use(x_td, at, |x, weights| weights.forward(x, self.options, ops))
     }
 
     /// The same of the first `heads` heads of each row, each alone.
@@ -71,21 +117,19 @@ impl Norm {
         at: &DepthRuns,
         ops: Ops,
     ) -> Tensor2 {
-        self.by_use(x_tn, at, |x, scale| ops.normalize_heads(x, scale, heads, self.options))
+        self.by_use(x_tn, at, |x, of| ops.normalize_heads(x, &of.scale, heads, self.options))
     }
 
-    /// `part` on the rows of each use with its scale, at once where all uses share one.
+    /// `part` on the rows of each use with its weights, at once where all uses share them.
     fn by_use(
         &self,
         x_td: Tensor2,
         at: &DepthRuns,
-        part: impl Fn(Tensor2, &Weight) -> Tensor2,
+        part: impl Fn(Tensor2, &NormWeights) -> Tensor2,
     ) -> Tensor2 {
-        match self.scales.as_slice() {
+        match self.weights.as_slice() {
             [shared] => part(x_td, shared),
-            scales => {
-                by_runs(x_td, at, |x, recursion| part(x, &scales[recursion.min(scales.len() - 1)]))
-            }
+            each => by_runs(x_td, at, |x, recursion| part(x, &each[recursion.min(each.len() - 1)])),
         }
     }
 }

@@ -136,8 +136,12 @@ pub enum ParamPlace {
     },
     /// `norm`: the last norm.
     FinalNorm,
+    /// `norm_bias`: what the last norm adds, where it does.
+    FinalNormBias,
     /// `head`: the output head, where it is not the embedding.
     Head,
+    /// `head_bias`: what is added to logits, where something is.
+    HeadBias,
 }
 
 impl Display for ParamPlace {
@@ -145,7 +149,9 @@ impl Display for ParamPlace {
         match self {
             Self::Embed => f.write_str("embed"),
             Self::FinalNorm => f.write_str("norm"),
+            Self::FinalNormBias => f.write_str("norm_bias"),
             Self::Head => f.write_str("head"),
+            Self::HeadBias => f.write_str("head_bias"),
             Self::Layer { stored, part } => write!(f, "layers.{stored}.{}", part.0),
             Self::LayerNorm { stored, part, recursion } => {
                 write!(f, "layers.{stored}.{}.{recursion}", part.0)

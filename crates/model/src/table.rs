@@ -8,6 +8,7 @@ use crate::kv::KvMode;
 use crate::layout::LayerPlan;
 use crate::matrices;
 use crate::mlp;
+use crate::norm::{ATTENTION_AFTER_BIAS, ATTENTION_BIAS, MLP_AFTER_BIAS, MLP_BIAS};
 use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, RouterSite};
 
 /// The table of `config`, which must have passed its check with this `plan`.
@@ -26,8 +27,16 @@ pub fn specs(config: &ModelConfig, plan: &LayerPlan) -> Vec<ParamSpec> {
     table.extend(config.router.settings().specs(&sizes, RouterSite::Depth));
     let (last, init) = (ParamPlace::FinalNorm, config.norms.init());
     table.push(ParamSpec::new(last, (1, config.width), init, Group::Norm));
+    if !config.norms.kind.is_rms() {
+        let (last, shape) = (ParamPlace::FinalNormBias, (1, config.width));
+        table.push(ParamSpec::new(last, shape, Init::Zeros, Group::Norm));
+    }
     if !config.tie_embeddings {
         table.push(vocabulary(config, ParamPlace::Head));
+    }
+    if config.head_bias {
+        let shape = (1, config.vocab_size);
+        table.push(ParamSpec::new(ParamPlace::HeadBias, shape, Init::Zeros, Group::Norm));
     }
     table
 }
@@ -43,14 +52,17 @@ pub fn linears(config: &ModelConfig, stored: usize) -> Vec<ParamSpec> {
     matrices::of_layer(&config.sizes(), &config.mlp, stored)
 }
 
-/// The norms of a layer, each with one weight for all its uses or one for each use.
+/// The norms of a layer and their biases, each with one weight for all its uses or one for each.
 fn norms(config: &ModelConfig, plan: &LayerPlan, stored: usize) -> Vec<ParamSpec> {
     let init = config.norms.init();
     let mut table = Vec::new();
     for (part, width) in norm_parts(config) {
-        for recursion in 0..norm_count(config, plan, stored, part) {
-            let place = ParamPlace::LayerNorm { stored, part, recursion };
-            table.push(ParamSpec::new(place, (1, width), init, Group::Norm));
+        let bias = norm_bias(config, part).map(|bias| (bias, Init::Zeros));
+        for (part, init) in [(part, init)].into_iter().chain(bias) {
+            for recursion in 0..norm_count(config, plan, stored, part) {
+                let place = ParamPlace::LayerNorm { stored, part, recursion };
+                table.push(ParamSpec::new(place, (1, width), init, Group::Norm));
+            }
         }
     }
     table
@@ -72,6 +84,18 @@ fn norm_parts(config: &ModelConfig) -> Vec<(Part, usize)> {
         parts.extend(normed.map(|(_, width)| (part, width)));
     }
     parts
+}
+
+/// The bias of the norm `part` of a layer, where it has one.
+pub(crate) fn norm_bias(config: &ModelConfig, part: Part) -> Option<Part> {
+    let biases = [
+        (attention::NORM, ATTENTION_BIAS),
+        (attention::AFTER_NORM, ATTENTION_AFTER_BIAS),
+        (mlp::NORM, MLP_BIAS),
+        (mlp::AFTER_NORM, MLP_AFTER_BIAS),
+    ];
+    let known = biases.into_iter().find(|(norm, _)| *norm == part && !config.norms.kind.is_rms());
+    known.map(|(_, bias)| bias)
 }
 
 /// How many weights a norm of stored layer `stored` has: one for all uses, or one for each. Keys

@@ -10,29 +10,28 @@ use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 
 use crate::distill::{distill_rows, log_probabilities};
 use crate::kept::Kept;
+use crate::output_head::{Head, HeadMatrix};
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::tensor::constant;
-use crate::weight::Sink;
-use crate::{Ops, Tensor2, Weight, rows_of};
+use crate::{Ops, Tensor2, rows_of};
 
 impl Ops {
     /// `sum_t weights[t] (KL(p_t || q_t) + KL(q_t || p_t)) / 2` as a 1 x 1 tensor, in nats: `p_t =
-    /// softmax(x[t] E^T)` of the first half of the rows `x` `[2 t, d]`, `q_t` of the second half,
-    /// which are the same rows run again. Gradients reach both.
-    pub fn consistency_loss(self, x: Tensor2, e_vd: &Weight, weights: &Arc<[f32]>) -> Tensor2 {
+    /// softmax(x[t] E^T + b)` of the first half of the rows `x` `[2 t, d]`, `q_t` of the second
+    /// half, which are the same rows run again. Gradients reach both.
+    pub fn consistency_loss(self, x: Tensor2, head: Head<'_>, weights: &Arc<[f32]>) -> Tensor2 {
         let t = weights.len();
         assert_eq!(x.dims()[0], 2 * t, "two rows for each weight");
         match self {
             Ops::Fast => {
                 let records = x.is_require_grad() || x.device().is_autodiff();
-                let (sink, weights) = (e_vd.sink(), weights.clone());
-                apply(Consistency { e_vd: e_vd.raw(), sink, weights, records }, [x])
+                let op = Consistency { head: head.matrix(), weights: weights.clone(), records };
+                apply(op, [head.widened(x)])
             }
             Ops::Plain => {
                 let device = x.device();
-                let head = e_vd.plain().transpose();
-                let of =
-                    |range| activation::log_softmax(rows_of(&x, range).matmul(head.clone()), 1);
+                let logits = |range| Ops::Plain.logits(rows_of(&x, range), head);
+                let of = |range| activation::log_softmax(logits(range), 1);
                 let (p_tv, q_tv) = (of(0..t), of(t..2 * t));
                 let apart_tv = (p_tv.clone().exp() - q_tv.clone().exp()) * (p_tv - q_tv);
                 let weights_t1 = constant(weights.to_vec(), t, 1, &device);
@@ -44,8 +43,7 @@ impl Ops {
 
 #[derive(Clone, Debug)]
 struct Consistency {
-    e_vd: Raw,
-    sink: Option<Sink>,
+    head: HeadMatrix,
     weights: Arc<[f32]>,
     records: bool,
 }
@@ -54,11 +52,11 @@ impl FastOp<1> for Consistency {
     type Saved = Kept;
 
     fn forward(&self, [x]: [Raw; 1]) -> (Raw, Kept) {
-        let ((rows, d), v) = (dims(&x), dims(&self.e_vd).0);
+        let ((rows, d), v) = (dims(&x), dims(&self.head.e_vn).0);
         let (t, x) = (rows / 2, values(&x));
-        let e = Mat::rows_major(values(&self.e_vd), v, d);
+        let e = Mat::rows_major(values(&self.head.e_vn), v, d);
         let mut dx = self.records.then(|| buffer(rows * d));
-        let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
+        let mut de = (self.records && self.head.sinks.learn()).then(|| vec![0.0; v * d]);
         let chunk = distill_rows(v);
         let most = chunk.min(t);
         let mut logits = [vec![0.0; most * v], vec![0.0; most * v]];
@@ -95,6 +93,6 @@ impl FastOp<1> for Consistency {
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        kept.handed_on(&g, self.sink.as_ref())
+        kept.handed_on(&g, &self.head.sinks)
     }
 }

@@ -9,10 +9,10 @@ use kernels::matmul::{Mat, MatMut, Start, Threads, matmul};
 use rayon::prelude::*;
 
 use crate::kept::Kept;
+use crate::output_head::{Head, HeadMatrix};
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, raw, values};
 use crate::tensor::constant;
-use crate::weight::Sink;
-use crate::{Ops, Tensor2, Weight};
+use crate::{Ops, Tensor2};
 
 /// Logits of the student, and of the teacher, that exist together, and the fewest rows of a chunk.
 const CHUNK_VALUES: usize = 8 << 20;
@@ -25,41 +25,39 @@ pub fn distill_rows(v: usize) -> usize {
 
 impl Ops {
     /// `tau^2 sum_t weights[t] KL(softmax(y[t] F^T / tau) || softmax(x[t] E^T / tau))` as a 1 x 1
-    /// tensor, in nats; the teacher's rows `y` and head `F` are constants. The factor keeps
-    /// gradients of the size they have at `tau` = 1.
+    /// tensor, in nats, biases of the heads added; the teacher's rows `y` and head `F` are
+    /// constants. The factor keeps gradients of the size they have at `tau` = 1.
     pub fn distill_loss(
         self,
         x_td: Tensor2,
-        e_vd: &Weight,
-        teacher: (&Tensor2, &Weight),
+        head: Head<'_>,
+        teacher: (&Tensor2, Head<'_>),
         tau: f32,
         weights: &Arc<[f32]>,
     ) -> Tensor2 {
-        let (y_tn, f_vn) = teacher;
+        let (y_tn, theirs) = teacher;
         match self {
             Ops::Fast => {
                 let records = x_td.is_require_grad() || x_td.device().is_autodiff();
                 let op = Distill {
-                    e_vd: e_vd.raw(),
-                    sink: e_vd.sink(),
-                    y_tn: raw(y_tn),
-                    f_vn: f_vn.raw(),
+                    head: head.matrix(),
+                    y_tn: raw(&theirs.widened(y_tn.clone())),
+                    f_vn: theirs.matrix().e_vn,
                     tau,
                     weights: weights.clone(),
                     records,
                 };
-                apply(op, [x_td])
+                apply(op, [head.widened(x_td)])
             }
             Ops::Plain => {
                 let device = x_td.device();
                 let fixed =
                     |raw: &Raw| constant(values(raw).to_vec(), dims(raw).0, dims(raw).1, &device);
-                let logits_tv = fixed(&raw(y_tn)).matmul(fixed(&f_vn.raw()).transpose());
+                let logits_tv = fixed(&raw(&theirs.widened(y_tn.clone())))
+                    .matmul(fixed(&theirs.matrix().e_vn).transpose());
                 let teacher_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
-                let student_tv = activation::log_softmax(
-                    x_td.matmul(e_vd.plain().transpose()).div_scalar(tau),
-                    1,
-                );
+                let logits_tv = Ops::Plain.logits(x_td, head);
+                let student_tv = activation::log_softmax(logits_tv.div_scalar(tau), 1);
                 let apart_t1 = (teacher_tv.clone().exp() * (teacher_tv - student_tv)).sum_dim(1);
                 let weights_t1 = constant(weights.to_vec(), weights.len(), 1, &device);
                 (apart_t1 * weights_t1).sum().mul_scalar(tau * tau).reshape([1, 1])
@@ -70,8 +68,7 @@ impl Ops {
 
 #[derive(Clone, Debug)]
 struct Distill {
-    e_vd: Raw,
-    sink: Option<Sink>,
+    head: HeadMatrix,
     y_tn: Raw,
     f_vn: Raw,
     tau: f32,
@@ -101,10 +98,12 @@ impl FastOp<1> for Distill {
     fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
         let ((t, d), (v, n)) = (dims(&x_td), dims(&self.f_vn));
         let (x, y) = (values(&x_td), values(&self.y_tn));
-        let (e, f) =
-            (Mat::rows_major(values(&self.e_vd), v, d), Mat::rows_major(values(&self.f_vn), v, n));
+        let (e, f) = (
+            Mat::rows_major(values(&self.head.e_vn), v, d),
+            Mat::rows_major(values(&self.f_vn), v, n),
+        );
         let mut dx = self.records.then(|| buffer(t * d));
-        let mut de = (self.records && self.sink.is_some()).then(|| vec![0.0; v * d]);
+        let mut de = (self.records && self.head.sinks.learn()).then(|| vec![0.0; v * d]);
         let chunk = distill_rows(v);
         let most = chunk.min(t);
         let (mut student, mut teacher) = (vec![0.0; most * v], vec![0.0; most * v]);
@@ -140,6 +139,6 @@ impl FastOp<1> for Distill {
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        kept.handed_on(&g, self.sink.as_ref())
+        kept.handed_on(&g, &self.head.sinks)
     }
 }

@@ -8,9 +8,9 @@ use kernels::cross_entropy::linear_cross_entropy;
 
 use crate::embed::index;
 use crate::kept::Kept;
+use crate::output_head::{Head, HeadMatrix};
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::tensor::constant;
-use crate::weight::Sink;
 use crate::{Ops, Tensor2, Weight};
 
 impl Ops {
@@ -23,36 +23,35 @@ impl Ops {
         targets: &Arc<[u32]>,
         weights: &Arc<[f32]>,
     ) -> (Tensor2, Vec<f32>) {
-        self.capped_head_loss(x_td, e_vd, None, targets, weights)
+        self.capped_head_loss(x_td, Head::from(e_vd), None, targets, weights)
     }
 
-    /// The same over logits with a soft cap `c` above 0: `c tanh(x E^T / c)`.
+    /// The same over the logits `z` of any head, with a soft cap `c` above 0: `c tanh(z / c)`.
     pub fn capped_head_loss(
         self,
         x_td: Tensor2,
-        e_vd: &Weight,
+        head: Head<'_>,
         cap: Option<f32>,
         targets: &Arc<[u32]>,
         weights: &Arc<[f32]>,
     ) -> (Tensor2, Vec<f32>) {
         match self {
-            Ops::Fast if e_vd.codes().is_some() => rounded(x_td, e_vd, cap, targets, weights),
+            Ops::Fast if head.e_vd.codes().is_some() => rounded(x_td, head, cap, targets, weights),
             Ops::Fast => {
                 let losses = Arc::new(std::sync::Mutex::new(Vec::new()));
                 let op = HeadLoss {
-                    e_vd: e_vd.raw(),
-                    sink: e_vd.sink(),
+                    head: head.matrix(),
                     cap,
                     targets: targets.clone(),
                     weights: weights.clone(),
                     records: is_recording(&x_td),
                     losses: losses.clone(),
                 };
-                let total = apply(op, [x_td]);
+                let total = apply(op, [head.widened(x_td)]);
                 let losses = std::mem::take(&mut *losses.lock().expect("loss lock"));
                 (total, losses)
             }
-            Ops::Plain => plain(x_td, e_vd, cap, targets, weights),
+            Ops::Plain => plain(x_td, head, cap, targets, weights),
         }
     }
 }
@@ -67,16 +66,17 @@ const ROWS: usize = 64;
 /// The loss under a rounded head: no gradients, so logits come and go in chunks.
 fn rounded(
     x_td: Tensor2,
-    e_vd: &Weight,
+    head: Head<'_>,
     cap: Option<f32>,
     targets: &[u32],
     weights: &[f32],
 ) -> (Tensor2, Vec<f32>) {
     let mut losses = Vec::with_capacity(targets.len());
-    let v = e_vd.shape().0;
+    let v = head.e_vd.shape().0;
     for (chunk, targets) in targets.chunks(ROWS).enumerate() {
         let first = chunk * ROWS;
-        let logits_tv = Ops::Fast.linear(crate::rows_of(&x_td, first..first + targets.len()), e_vd);
+        let rows = crate::rows_of(&x_td, first..first + targets.len());
+        let logits_tv = Ops::Fast.logits(rows, head);
         let mut log = crate::read_rows(&logits_tv);
         if let Some(cap) = cap {
             cap_values(&mut log, cap);
@@ -90,14 +90,14 @@ fn rounded(
 
 fn plain(
     x_td: Tensor2,
-    e_vd: &Weight,
+    head: Head<'_>,
     cap: Option<f32>,
     targets: &[u32],
     weights: &[f32],
 ) -> (Tensor2, Vec<f32>) {
     let t = targets.len();
     let device = x_td.device();
-    let logits_tv = x_td.matmul(e_vd.plain().transpose());
+    let logits_tv = Ops::Plain.logits(x_td, head);
     let logits_tv = match cap {
         Some(cap) => Ops::Plain.soft_cap(logits_tv, cap),
         None => logits_tv,
@@ -111,8 +111,7 @@ fn plain(
 
 #[derive(Clone, Debug)]
 struct HeadLoss {
-    e_vd: Raw,
-    sink: Option<Sink>,
+    head: HeadMatrix,
     cap: Option<f32>,
     targets: Arc<[u32]>,
     weights: Arc<[f32]>,
@@ -126,7 +125,7 @@ impl FastOp<1> for HeadLoss {
     fn forward(&self, [x_td]: [Raw; 1]) -> (Raw, Kept) {
         let (t, d) = dims(&x_td);
         let mut losses = buffer(t);
-        let (x, e, cap) = (values(&x_td), values(&self.e_vd), self.cap);
+        let (x, e, cap) = (values(&x_td), values(&self.head.e_vn), self.cap);
         let kept = if self.records {
             let (mut dx, mut de) = (buffer(t * d), buffer(e.len()));
             let gradients = Some((dx.as_mut_slice(), de.as_mut_slice()));
@@ -140,7 +139,10 @@ impl FastOp<1> for HeadLoss {
                 &mut losses,
                 gradients,
             );
-            Kept { dx_td: Some(make(dx, t, d)), de_vd: self.sink.is_some().then(|| Arc::new(de)) }
+            Kept {
+                dx_td: Some(make(dx, t, d)),
+                de_vd: self.head.sinks.learn().then(|| Arc::new(de)),
+            }
         } else {
             linear_cross_entropy(x, e, d, cap, &self.targets, &self.weights, &mut losses, None);
             Kept { dx_td: None, de_vd: None }
@@ -155,7 +157,7 @@ impl FastOp<1> for HeadLoss {
     }
 
     fn backward(&self, kept: Kept, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        kept.handed_on(&g, self.sink.as_ref())
+        kept.handed_on(&g, &self.head.sinks)
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use crate::output_head::HeadSinks;
 use crate::seam::{Raw, values, values_mut};
-use crate::weight::Sink;
 
 /// Gradients of a loss for a factor of 1.
 #[derive(Clone, Debug)]
@@ -16,16 +16,11 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Hands both on, times the gradient `g` of the loss, a single number: the head's to `sink`.
-    pub(crate) fn handed_on(self, g: &Raw, sink: Option<&Sink>) -> [Option<Raw>; 1] {
+    /// Hands both on, times the gradient `g` of the loss, a single number: the head's to `sinks`.
+    pub(crate) fn handed_on(self, g: &Raw, sinks: &HeadSinks) -> [Option<Raw>; 1] {
         let factor = values(g)[0];
-        if let (Some(sink), Some(de)) = (sink, &self.de_vd) {
-            sink.with(|sum, touched| {
-                if !touched {
-                    sum.fill(0.0);
-                }
-                kernels::rows::axpy(sum, factor, de);
-            });
+        if let Some(de) = &self.de_vd {
+            sinks.add(factor, de);
         }
         [self.dx_td.map(|mut dx| {
             if factor != 1.0 {

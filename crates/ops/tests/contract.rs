@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Case, Dice, Matrix, Ran};
 use ops::{
-    Activation, ChosenWeights, Combine, GateFunction, Heads, Ops, RmsNorm, Rotary, Spans, Tensor2,
-    Weight, from_rows, read_rows, scale,
+    Activation, ChosenWeights, Combine, GateFunction, Head, Heads, Ops, RmsNorm, Rotary, Spans,
+    Tensor2, Weight, from_rows, read_rows, scale,
 };
 use testkit::{close, close_above, same_bits};
 
@@ -34,11 +34,12 @@ fn weighted(t: usize) -> Vec<Case> {
     let (shares, twice) = (weights.clone(), weights.clone());
     vec![
         case("consistency_loss", vec![d.matrix(2 * t, 7)], vec![d.matrix(13, 7)], {
-            move |o, x, w| o.consistency_loss(x[0].clone(), &w[0], &twice)
+            move |o, x, w| o.consistency_loss(x[0].clone(), Head::from(&w[0]), &twice)
         }),
         case("distill_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
             let (rows, head) = (rows.tensor(), Weight::new(head.values.clone(), 13, 5));
-            o.distill_loss(x[0].clone(), &w[0], (&rows, &head), 1.5, &shares)
+            let theirs = (&rows, Head::from(&head));
+            o.distill_loss(x[0].clone(), Head::from(&w[0]), theirs, 1.5, &shares)
         }),
         case("scale_columns", vec![d.matrix(t, 7)], vec![d.matrix(1, 7)], |o, x, w| {
             o.scale_columns(x[0].clone(), &w[0], None)
@@ -106,12 +107,69 @@ fn weighted(t: usize) -> Vec<Case> {
         }),
         case("capped_head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], {
             let (targets, weights) = (targets.clone(), weights.clone());
-            move |o, x, w| o.capped_head_loss(x[0].clone(), &w[0], Some(0.8), &targets, &weights).0
+            move |o, x, w| {
+                let head = Head::from(&w[0]);
+                o.capped_head_loss(x[0].clone(), head, Some(0.8), &targets, &weights).0
+            }
         }),
         case("head_loss", vec![d.matrix(t, 7)], vec![d.matrix(13, 7)], move |o, x, w| {
             o.head_loss(x[0].clone(), &w[0], &targets, &weights).0
         }),
     ]
+}
+
+/// Norms and heads that add a bias.
+fn with_biases(t: usize) -> Vec<Case> {
+    let d = &mut Dice(77 + t as u64);
+    let targets: Arc<[u32]> = (0..t).map(|_| d.below(13)).collect();
+    let weights: Arc<[f32]> = (0..t).map(|i| 0.1 + i as f32).collect();
+    let (shares, twice) = (weights.clone(), weights.clone());
+    let theirs = [d.matrix(t, 5), d.matrix(13, 5), d.matrix(1, 13)];
+    let head = |d: &mut Dice| vec![d.matrix(13, 7), d.matrix(1, 13)];
+    vec![
+        case(
+            "layer_norm of a leaf in a residual",
+            vec![d.matrix(t, 7)],
+            vec![d.matrix(1, 7), d.matrix(1, 7), d.matrix(7, 7)],
+            |o, x, w| {
+                let norm = RmsNorm { residual: true, ..PLUS_ONE };
+                let h = o.layer_norm(x[0].clone(), &w[0], &w[1], norm);
+                o.linear_add(h, &w[2], x[0].clone())
+            },
+        ),
+        case(
+            "layer_norm in two residuals, of more columns than lanes",
+            vec![d.matrix(t, 19)],
+            vec![d.matrix(1, 19), d.matrix(1, 19), d.matrix(19, 19)],
+            |o, x, w| {
+                let norm = RmsNorm { eps: 1e-3, plus_one: false, residual: true };
+                let mut x = scale(x[0].clone(), 1.5);
+                for _ in 0..2 {
+                    let h = o.layer_norm(x.clone(), &w[0], &w[1], norm);
+                    x = o.linear_add(h, &w[2], x);
+                }
+                x
+            },
+        ),
+        case("head_loss with a bias", vec![d.matrix(t, 7)], head(d), move |o, x, w| {
+            o.capped_head_loss(x[0].clone(), biased(w), None, &targets, &weights).0
+        }),
+        case("distill_loss with biases", vec![d.matrix(t, 7)], head(d), move |o, x, w| {
+            let teacher = [theirs[1].weight(), theirs[2].weight()];
+            let teacher = (&theirs[0].tensor(), biased(&teacher));
+            o.distill_loss(x[0].clone(), biased(w), teacher, 1.5, &shares)
+        }),
+        case("consistency_loss with a bias", vec![d.matrix(2 * t, 7)], head(d), move |o, x, w| {
+            o.consistency_loss(x[0].clone(), biased(w), &twice)
+        }),
+        case("logits with a bias", vec![d.matrix(t, 7)], head(d), |o, x, w| {
+            o.logits(x[0].clone(), biased(w))
+        }),
+    ]
+}
+
+fn biased(of: &[Weight]) -> Head<'_> {
+    Head { e_vd: &of[0], b_1v: Some(&of[1]) }
 }
 
 const PLUS_ONE: RmsNorm = RmsNorm { eps: 1e-3, plus_one: true, residual: false };
@@ -317,7 +375,13 @@ fn routing(t: usize) -> Vec<Case> {
 }
 
 fn cases(t: usize) -> Vec<Case> {
-    weighted(t).into_iter().chain(rowwise(t)).chain(grouped(t)).chain(routing(t)).collect()
+    weighted(t)
+        .into_iter()
+        .chain(with_biases(t))
+        .chain(rowwise(t))
+        .chain(grouped(t))
+        .chain(routing(t))
+        .collect()
 }
 
 #[test]

@@ -192,7 +192,9 @@ impl Layers<'_> {
         }
         if settings.count("shared") > 0 {
             let both = self.linear(stored, "shared_gate_up", recursion, h);
+            let both = self.biased(stored, "shared_gate_up", both);
             y = self.linear(stored, "shared_down", recursion, &swiglu(&both));
+            y = self.biased(stored, "shared_down", y);
             if settings.flag("shared_gate") {
                 let gate = self.times(&format!("layers.{stored}.router.shared_gate"), h)[0];
                 y.iter_mut().for_each(|y| *y *= sigmoid(gate));
@@ -459,7 +461,8 @@ impl Layers<'_> {
             return;
         }
         let share = router.number("capacity") * choices.len() as f64 / experts as f64;
-        let count = (share.floor() as usize).clamp(1, choices.len());
+        // No row went on to here, perhaps.
+        let count = (share.floor() as usize).max(1).min(choices.len());
         for e in 0..experts {
             let of: Vec<f64> = choices.iter().map(|choice| choice.scores[e]).collect();
             for row in largest(&of, count, &mut self.margin) {

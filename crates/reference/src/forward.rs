@@ -100,10 +100,13 @@ pub fn forward(
     let head = if config.flag("tie_embeddings") { "embed" } else { "head" };
     let mut logits = Vec::new();
     for row in &rows {
-        let h = layers.norm("norm", &row.x);
+        let h = layers.stream_norm("norm", "norm_bias", &row.x);
         let (over, cap) =
             (multipliers.value("logits_divisor", 1.0), multipliers.value("logit_cap", 0.0));
         let z = layers.times(head, &h).into_iter().map(|z| z / over);
+        let has_bias = config.has("head_bias", false);
+        let bias = has_bias.then(|| layers.weight("head_bias").row(0));
+        let z = z.enumerate().map(|(v, z)| z + bias.map_or(0.0, |bias| bias[v]));
         logits.push(z.map(|z| if cap > 0.0 { cap * (z / cap).tanh() } else { z }).collect());
     }
     losses.means.extend(layers.pool.loss().map(|loss| ("expert_pooled", loss)));

@@ -76,6 +76,17 @@ impl<'a> Layers<'a> {
         rows.map(|i| dot(matrix.row(i), x)).collect()
     }
 
+    /// A norm of the stream: LayerNorm where its bias `bias` is there, RMSNorm otherwise.
+    pub(crate) fn stream_norm(&self, name: &str, bias: &str, x: &[f64]) -> Vec<f64> {
+        if self.config.group("norms").word("kind", "rms") == "rms" {
+            return self.norm(name, x);
+        }
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        let centred: Vec<f64> = x.iter().map(|x| x - mean).collect();
+        let normed = self.norm(name, &centred);
+        normed.iter().zip(self.weight(bias).row(0)).map(|(y, b)| y + b).collect()
+    }
+
     pub(crate) fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let mean = dot(x, x) / x.len() as f64;
         let factor = 1.0 / (mean + self.config.number("norm_eps")).sqrt();
@@ -91,7 +102,8 @@ impl<'a> Layers<'a> {
         if (is_after && place == "before") || (!is_after && place == "after") {
             return x.to_vec();
         }
-        self.norm(&format!("layers.{stored}.{part}.{of_use}"), x)
+        let [name, bias] = ["", "_bias"].map(|b| format!("layers.{stored}.{part}{b}.{of_use}"));
+        self.stream_norm(&name, &bias, x)
     }
 
     /// Adds the result of attention or of the MLP to the stream.

@@ -12,8 +12,8 @@ use model::routers::random::Config as Random;
 use model::routers::token_choice::{Balance, Config as Token, Function as TokenFunction, GateOn};
 use model::{
     AttentionSettings, ExpertRouterConfig, KvMode, LayerSet, MlpActivation, MlpConfig, Model,
-    ModelConfig, Multipliers, NormPlace, NormSettings, QueryKeyNorm, RotarySettings, RouterConfig,
-    Sharing,
+    ModelConfig, Multipliers, NormKind, NormPlace, NormSettings, QueryKeyNorm, RotarySettings,
+    RouterConfig, Sharing,
 };
 
 /// Tokens in the vocabulary of [`tiny`] models.
@@ -199,10 +199,17 @@ fn of_other_routers(default: top_k::Config) -> Vec<MlpConfig> {
     let mut all = routers.map(|router| experts::Config { router, ..of_six.clone() }).to_vec();
     (all[4].shared, all[4].shared_mix) = (16, true);
     // A router for each use, with one cell for all, behind a layer without any.
-    let own = experts::Config { own_routers: true, dense_first: 1, ..all[5].clone() };
+    let own =
+        experts::Config { own_routers: true, dense_first: 1, dense_biases: true, ..all[5].clone() };
     all.push(own);
     // Experts behind one projection, and such as share one MLP.
-    let latent = experts::Config { latent: 10, shared: 8, own_routers: true, ..of_six.clone() };
+    let latent = experts::Config {
+        latent: 10,
+        shared: 8,
+        dense_biases: true,
+        own_routers: true,
+        ..of_six.clone()
+    };
     let router = ExpertRouterConfig::TopK(top_k::Config {
         function: top_k::Function::Sigmoid,
         normalize: false,
@@ -273,13 +280,14 @@ pub struct Form {
     rotary: RotarySettings,
     norms: NormSettings,
     multipliers: Multipliers,
+    head_bias: bool,
 }
 
 impl Form {
     /// `config` in this form.
     pub fn of(self, config: ModelConfig) -> ModelConfig {
-        let Self { attention, rotary, norms, multipliers } = self;
-        ModelConfig { attention, rotary, norms, multipliers, ..config }
+        let Self { attention, rotary, norms, multipliers, head_bias } = self;
+        ModelConfig { attention, rotary, norms, multipliers, head_bias, ..config }
     }
 }
 
@@ -308,13 +316,14 @@ pub fn forms() -> Vec<Form> {
                 }),
                 ..RotarySettings::default()
             },
-            norms: NormSettings { place: NormPlace::Both, plus_one: true },
+            norms: NormSettings { place: NormPlace::Both, plus_one: true, ..Default::default() },
             multipliers: Multipliers {
                 embedding: 3.0,
                 residual: 0.5,
                 logits_divisor: 2.0,
                 logit_cap: 1.5,
             },
+            head_bias: true,
         },
         Form {
             attention: AttentionSettings {
@@ -329,8 +338,9 @@ pub fn forms() -> Vec<Form> {
                 window_theta: 50.0,
                 ..RotarySettings::default()
             },
-            norms: NormSettings { place: NormPlace::After, plus_one: false },
+            norms: NormSettings { kind: NormKind::Layer, place: NormPlace::After, plus_one: false },
             multipliers: Multipliers { residual: 0.7, ..Multipliers::default() },
+            head_bias: true,
         },
         Form {
             attention: AttentionSettings {
@@ -349,7 +359,7 @@ pub fn forms() -> Vec<Form> {
                 }),
                 ..RotarySettings::default()
             },
-            norms: NormSettings { place: NormPlace::Before, plus_one: true },
+            norms: NormSettings { kind: NormKind::Layer, place: NormPlace::Before, plus_one: true },
             ..Form::default()
         },
     ]
@@ -440,7 +450,7 @@ pub fn fresh(config: &ModelConfig, seed: u64) -> Model {
 /// else: fresh ones change nothing.
 pub fn uneven_uses(model: &Model) {
     for (spec, weight) in model.weights() {
-        if spec.name.ends_with("_bias") {
+        if spec.name.contains("_bias") {
             let mut stream = Stream::at(2, Purpose::Init, 0, name_place(&spec.name));
             weight.write((0..spec.count()).map(|_| (0.3 * stream.normal()) as f32).collect());
         } else if spec.name.starts_with("relax.") || spec.name.starts_with("encoding.") {

@@ -385,6 +385,8 @@ fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
         }
     };
     let clipped = if config.attention.clip > 0.0 { heads + config.kv_width() } else { 0 };
+    // A norm that takes away the mean keeps what is left beside its result.
+    let norms = if config.norms.kind.is_rms() { norms } else { 2 * norms };
     let rows = 2 * (1 + norms) * config.width;
     let attention = rows + 2 * heads + config.kv_width() + config.heads + normed + clipped;
     let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };

@@ -6,10 +6,12 @@ use serde_json::Value;
 
 /// Fields that came after version 0.1. A checkpoint without them was written before, and their
 /// defaults are what that version computed. A new field of the model belongs here.
-const LATER: [&str; 32] = [
+const LATER: [&str; 35] = [
     "model.attention",
     "model.rotary",
     "model.norms",
+    "model.norms.kind",
+    "model.head_bias",
     "model.multipliers",
     "model.mlp",
     "model.mlp.activation",
@@ -18,6 +20,7 @@ const LATER: [&str; 32] = [
     "model.mlp.biases",
     "model.mlp.constant_experts",
     "model.mlp.counts",
+    "model.mlp.dense_biases",
     "model.mlp.dense_layers",
     "model.mlp.identity_experts",
     "model.mlp.latent",
@@ -68,10 +71,17 @@ pub fn whole_config(config: &ModelConfig) -> Value {
     whole["attention"] = json(&config.attention);
     whole["rotary"] = json(&config.rotary);
     whole["norms"] = json(&config.norms);
+    whole["norms"]["kind"] = json(&config.norms.kind);
+    whole["head_bias"] = json(&config.head_bias);
     whole["multipliers"] = json(&config.multipliers);
-    if let MlpConfig::Dense(dense) = &config.mlp {
-        whole["mlp"]["activation"] = json(&dense.activation);
-        whole["mlp"]["bias"] = json(&dense.bias);
+    match &config.mlp {
+        MlpConfig::Dense(dense) => {
+            whole["mlp"]["activation"] = json(&dense.activation);
+            whole["mlp"]["bias"] = json(&dense.bias);
+        }
+        MlpConfig::Experts(experts) => {
+            whole["mlp"]["dense_biases"] = json(&experts.dense_biases);
+        }
     }
     whole
 }

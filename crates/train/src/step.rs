@@ -464,7 +464,7 @@ impl Trainer {
         };
         let passed = teacher.model.forward(&batch.ids, &batch.rows, &mut pass);
         let tau = self.recipe.distill.temperature as f32;
-        let known = (&passed.x_td, &**teacher.model.head());
+        let known = (&passed.x_td, teacher.model.head());
         Some(self.ops.distill_loss(x_td.clone(), self.model.head(), known, tau, weights))
     }
 

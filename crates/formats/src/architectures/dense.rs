@@ -244,8 +244,9 @@ pub(super) fn fields(config: &ArchConfig, own: Vec<(&str, Value)>) -> Map<String
 }
 
 /// The tensors of a block of Llama's: role, name below `model.layers.I`.
-const BLOCK: [(LayerRole, &str); 18] = [
+const BLOCK: [(LayerRole, &str); 20] = [
     (LayerRole::AttentionNorm, "input_layernorm.weight"),
+    (LayerRole::AttentionNormBias, "input_layernorm.bias"),
     (LayerRole::Query, "self_attn.q_proj.weight"),
     (LayerRole::Key, "self_attn.k_proj.weight"),
     (LayerRole::Value, "self_attn.v_proj.weight"),
@@ -257,6 +258,7 @@ const BLOCK: [(LayerRole, &str); 18] = [
     (LayerRole::Output, "self_attn.o_proj.weight"),
     (LayerRole::OutputBias, "self_attn.o_proj.bias"),
     (LayerRole::FfnNorm, "post_attention_layernorm.weight"),
+    (LayerRole::FfnNormBias, "post_attention_layernorm.bias"),
     (LayerRole::Gate, "mlp.gate_proj.weight"),
     (LayerRole::Up, "mlp.up_proj.weight"),
     (LayerRole::Down, "mlp.down_proj.weight"),
@@ -270,7 +272,9 @@ pub(super) fn tensor(role: TensorRole) -> Option<String> {
     Some(match role {
         TensorRole::Embed => "model.embed_tokens.weight".into(),
         TensorRole::Norm => "model.norm.weight".into(),
+        TensorRole::NormBias => "model.norm.bias".into(),
         TensorRole::Head => "lm_head.weight".into(),
+        TensorRole::HeadBias => "lm_head.bias".into(),
         TensorRole::Layer(layer, role) => {
             let (_, name) = BLOCK.iter().find(|(known, _)| *known == role)?;
             format!("model.layers.{layer}.{name}")
@@ -282,12 +286,15 @@ pub(super) fn tensor(role: TensorRole) -> Option<String> {
 pub(super) fn tensor_with_after_norms(role: TensorRole) -> Option<String> {
     let TensorRole::Layer(layer, of_layer) = role else { return tensor(role) };
     let name = match of_layer {
-        LayerRole::AttentionAfterNorm => "post_attention_layernorm",
-        LayerRole::FfnNorm => "pre_feedforward_layernorm",
-        LayerRole::FfnAfterNorm => "post_feedforward_layernorm",
+        LayerRole::AttentionAfterNorm => "post_attention_layernorm.weight",
+        LayerRole::AttentionAfterNormBias => "post_attention_layernorm.bias",
+        LayerRole::FfnNorm => "pre_feedforward_layernorm.weight",
+        LayerRole::FfnNormBias => "pre_feedforward_layernorm.bias",
+        LayerRole::FfnAfterNorm => "post_feedforward_layernorm.weight",
+        LayerRole::FfnAfterNormBias => "post_feedforward_layernorm.bias",
         _ => return tensor(role),
     };
-    Some(format!("model.layers.{layer}.{name}.weight"))
+    Some(format!("model.layers.{layer}.{name}"))
 }
 
 /// Whether a config is dense and has no addition beyond `held`.

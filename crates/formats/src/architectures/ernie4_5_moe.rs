@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use crate::json::JsonObject;
 use crate::layout::Holding;
 use crate::piece::Piece;
-use crate::{Additions, ArchConfig, Experts, FormatError, LayerRole, Result, TensorRole};
+use crate::{
+    Additions, ArchConfig, Experts, FormatError, HiddenActivation, LayerRole, Result, TensorRole,
+};
 
 use super::architecture::{Architecture, HuggingFaceForm};
 use super::dense::{self, Defaults};
@@ -46,8 +48,20 @@ fn held(of: &Experts) -> Experts {
     }
 }
 
+/// One setting puts biases on attention, on every MLP that is no expert, and on the output matrix.
 fn held_additions(config: &ArchConfig) -> Additions {
-    Additions { activation: config.additions.activation, ..Additions::default() }
+    biased(config.additions.head_bias, config.additions.activation)
+}
+
+fn biased(bias: bool, activation: HiddenActivation) -> Additions {
+    Additions {
+        qkv_bias: bias,
+        output_bias: bias,
+        mlp_bias: bias,
+        head_bias: bias,
+        activation,
+        ..Additions::default()
+    }
 }
 
 fn tensor(role: TensorRole) -> Option<String> {
@@ -82,8 +96,6 @@ const OWN: [&str; 6] = [
 fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
     experts::refuse_others(config, &experts::own(&OWN))?;
     dense::must_turn_whole(config)?;
-    // It would put biases on the output matrix too.
-    dense::must_be_unset(config, "use_bias")?;
     let defaults = Defaults {
         kv_heads: Some(4),
         norm_eps: 1e-5,
@@ -93,6 +105,8 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
         ..Defaults::LLAMA
     };
     let mut found = experts::read(config, &defaults, "hidden_act")?;
+    let bias = config.bool("use_bias")?.unwrap_or(false);
+    found.additions = biased(bias, found.additions.activation);
     let width = dense::must_size(config, "moe_intermediate_size")?;
     let interval = config.size("moe_layer_interval")?.unwrap_or(1);
     if interval == 0 {
@@ -130,7 +144,7 @@ fn write_hugging_face(path: &Path, config: &ArchConfig) -> Result<Map<String, Va
     own.push(("moe_layer_start_index", first.into()));
     own.push(("moe_layer_end_index", last.into()));
     own.push(("moe_layer_interval", interval.into()));
-    own.push(("use_bias", false.into()));
+    own.push(("use_bias", config.additions.head_bias.into()));
     Ok(dense::fields(config, own))
 }
 

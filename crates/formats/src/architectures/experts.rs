@@ -214,12 +214,15 @@ pub(super) fn tensor(role: TensorRole) -> Option<String> {
 pub(super) fn tensor_with_shared(role: TensorRole, shared: &str) -> Option<String> {
     let TensorRole::Layer(layer, of_layer) = role else { return tensor(role) };
     let name = match of_layer {
-        LayerRole::SharedGate => "gate_proj",
-        LayerRole::SharedUp => "up_proj",
-        LayerRole::SharedDown => "down_proj",
+        LayerRole::SharedGate => "gate_proj.weight",
+        LayerRole::SharedUp => "up_proj.weight",
+        LayerRole::SharedDown => "down_proj.weight",
+        LayerRole::SharedGateBias => "gate_proj.bias",
+        LayerRole::SharedUpBias => "up_proj.bias",
+        LayerRole::SharedDownBias => "down_proj.bias",
         _ => return tensor(role),
     };
-    Some(format!("model.layers.{layer}.mlp.{shared}.{name}.weight"))
+    Some(format!("model.layers.{layer}.mlp.{shared}.{name}"))
 }
 
 /// The names of Mixtral's: `w1`, `w3` and `w2` are gate, up and down.

@@ -334,6 +334,8 @@ pub(super) fn tensor(role: TensorRole) -> Option<String> {
         TensorRole::Embed => "token_embd.weight".into(),
         TensorRole::Norm => "output_norm.weight".into(),
         TensorRole::Head => "output.weight".into(),
+        // No architecture that is known in such files has them.
+        TensorRole::NormBias | TensorRole::HeadBias => return None,
         TensorRole::Layer(layer, role) => {
             let (_, name) = BLOCK.iter().find(|(known, _)| *known == role)?;
             format!("blk.{layer}.{name}")

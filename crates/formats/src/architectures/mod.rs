@@ -24,16 +24,20 @@ mod mixtral;
 mod olmo2;
 mod olmoe;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod refused;
 #[cfg(test)]
 mod renamed;
 mod smollm3;
 
 pub use architecture::Architecture;
 pub(crate) use architecture::{GgufForm, HuggingFaceForm};
+
+use serde_json::Value;
 
 use crate::error::{list_quoted, quote};
 use crate::gguf::metadata::Metadata;
@@ -66,6 +70,7 @@ pub static ALL: &[&Architecture] = &[
     &hunyuan_v1_moe::HUNYUAN_V1_MOE,
     &minimax_m2::MINIMAX_M2,
     &gpt_oss::GPT_OSS,
+    &phimoe::PHIMOE,
     #[cfg(test)]
     &renamed::RENAMED,
 ];
@@ -87,40 +92,6 @@ impl Architecture {
     }
 }
 
-/// Classes with experts that are known and not computed here, and what they have beside those that
-/// are.
-const REFUSED: [(&str, &str); 27] = [
-    ("deepseek_v2", LATENT),
-    ("deepseek_v3", LATENT),
-    ("deepseek_v32", LATENT),
-    ("longcat_flash", LATENT),
-    ("glm4_moe_lite", LATENT),
-    ("glm_moe_dsa", LATENT),
-    ("mistral4", LATENT),
-    ("axk1", LATENT),
-    ("afmoe", "gates on the results of attention"),
-    ("laguna", "gates on the results of attention"),
-    ("llama4", "experts whose input is scaled, and attention in chunks"),
-    ("llama4_text", "experts whose input is scaled, and attention in chunks"),
-    ("phimoe", "LayerNorm, and a bias of the output matrix"),
-    ("dbrx", "LayerNorm, and weights of experts divided by a norm"),
-    ("jetmoe", "attention whose heads are experts"),
-    ("cohere2_moe", "attention and experts side by side"),
-    ("minimax", "linear attention"),
-    ("lfm2_moe", "convolutions in place of attention"),
-    ("jamba", "state-space layers"),
-    ("granitemoehybrid", "state-space layers"),
-    ("nemotron_h", "state-space layers"),
-    ("qwen3_next", "linear attention"),
-    ("switch_transformers", "an encoder, and experts with a capacity"),
-    ("nllb_moe", "an encoder, and experts with a capacity"),
-    ("kolibri1", "a bias on the logits of experts for the choice"),
-    ("flint", "rotary positions by kind of layer beside attention sinks"),
-    ("mimo_v2_flash", "values of another width than keys"),
-];
-
-const LATENT: &str = "latent attention (keys and values of low rank)";
-
 /// The architecture that a config.json names in `model_type` and, where it is there,
 /// `architectures`.
 pub(crate) fn of_config(
@@ -129,7 +100,7 @@ pub(crate) fn of_config(
     let found = config.string("model_type")?;
     let forms = || ALL.iter().filter_map(|&member| Some((member, member.hugging_face.as_ref()?)));
     let Some((member, form)) = forms().find(|(_, form)| Some(form.model_type) == found) else {
-        if let Some((_, why)) = REFUSED.iter().find(|(kind, _)| Some(*kind) == found) {
+        if let Some((_, why)) = refused::REFUSED.iter().find(|(kind, _)| Some(*kind) == found) {
             return Err(config.unsupported("model_type", format!("a class without {why}")));
         }
         let known = list_quoted(forms().map(|(_, form)| form.model_type));
@@ -137,7 +108,8 @@ pub(crate) fn of_config(
     };
     match config.array("architectures")?.map(Vec::as_slice) {
         None => Ok((member, form)),
-        Some([only]) if only == form.class => Ok((member, form)),
+        // Published folders of Phi-3.5-MoE have capitals elsewhere than the library.
+        Some([Value::String(only)]) if only.eq_ignore_ascii_case(form.class) => Ok((member, form)),
         Some(_) => Err(config.unsupported("architectures", format!("[{:?}]", form.class))),
     }
 }
@@ -258,6 +230,10 @@ mod tests {
                 let (scoring, choice_bias) = (ExpertScores::Sigmoid, true);
                 Experts { width: 10, scoring, choice_bias, balance_weight: weight, ..plain }
             }
+            "Phi-3.5-MoE" => {
+                let scoring = ExpertScores::SparseMixer { jitter: 0.125 };
+                Experts { width: 10, top_k: 2, scoring, balance_weight: weight, ..plain }
+            }
             "GPT-OSS" => Experts {
                 width: 10,
                 logit_bias: true,
@@ -363,6 +339,14 @@ mod tests {
             "MiniMax-M2" => {
                 Additions { query_key_norm: HeadNorm::Width, rotary_share: Some(2.0 / 3.0), ..none }
             }
+            "Phi-3.5-MoE" => Additions {
+                layer_norm: true,
+                head_bias: true,
+                window: of(vec![0, 1, 2]),
+                mlp_bias: false,
+                ..biased
+            },
+            "ERNIE 4.5" => Additions { head_bias: true, ..biased },
             "GPT-OSS" => {
                 Additions { sinks: true, window: of(vec![0, 2]), mlp_bias: false, ..biased }
             }

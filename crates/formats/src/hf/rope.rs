@@ -148,6 +148,17 @@ fn long_rope(
     })
 }
 
+/// What columns that turn are multiplied by; 1 without LongRoPE.
+pub(crate) fn long_rope_factor(scaling: &RopeScaling) -> f64 {
+    let RopeScaling::LongRope { original_context, long_context, attention_factor, .. } = scaling
+    else {
+        return 1.0;
+    };
+    let (original, long) = (*original_context as f64, *long_context as f64);
+    let by_contexts = (1.0 + (long / original).ln().max(0.0) / original.ln()).sqrt();
+    attention_factor.unwrap_or(by_contexts)
+}
+
 fn must_number(object: &JsonObject<'_>, key: &str) -> Result<f64> {
     object.must(key, object.number(key)?)
 }

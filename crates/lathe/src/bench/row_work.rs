@@ -81,7 +81,8 @@ impl<'a> RowWork<'a> {
 pub(crate) fn weight_bytes(model: &Model, runs: PartRuns) -> f64 {
     let plan = model.plan();
     let block = plan.recursions.first().map_or(&[][..], Vec::as_slice);
-    let head = model.head().bytes() as f64;
+    let head = model.head();
+    let head = (head.e_vd.bytes() + head.b_1v.map_or(0, |bias| bias.bytes())) as f64;
     runs.prelude as f64 * layer_bytes(model, &plan.before)
         + runs.recursion as f64 * layer_bytes(model, block)
         + runs.coda as f64 * layer_bytes(model, &plan.after)

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{self, DOWN, Dense, GATE_UP};
 use super::expert_layer::{Bank, Biases, Experts, Kind, Shared};
+pub use super::expert_parts::{
+    EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, EXPERTS_LATENT,
+    SHARED_DOWN, SHARED_DOWN_BIAS, SHARED_GATE_UP, SHARED_GATE_UP_BIAS,
+};
 use super::member::{Mlp, MlpSettings};
 use super::modulated::{self, EXPERTS_SCALE, EXPERTS_SHIFT, Modulated};
 use super::shortcut::{self, Leaving};
@@ -25,20 +29,6 @@ use crate::params::{BufferSpec, Group, Init, ParamPlace, ParamSpec, Part, Router
 use crate::routers::{ComparedScores, RouterPlace, RouterState, StepRouting};
 use crate::sizes::Sizes;
 
-/// `[E 2 f, d]`: gate, then up, of one expert after another.
-pub const EXPERTS_GATE_UP: Part = Part::new("experts_gate_up");
-/// `[E d, f]`: what each expert writes to the stream.
-pub const EXPERTS_DOWN: Part = Part::new("experts_down");
-/// `[E, 2 f]`: what is added to gate and up of each expert.
-pub const EXPERTS_GATE_UP_BIAS: Part = Part::new("experts_gate_up_bias");
-/// `[E, d]`: what is added to the result of each expert, and weighted with it.
-pub const EXPERTS_DOWN_BIAS: Part = Part::new("experts_down_bias");
-/// `[m, d]`: what all experts of a layer read in place of the row.
-pub const EXPERTS_LATENT: Part = Part::new("experts_latent");
-/// `[2 f, d]`: gate, then up, of the shared expert.
-pub const SHARED_GATE_UP: Part = Part::new("shared_gate_up");
-/// `[d, f]`: what the shared expert writes to the stream.
-pub const SHARED_DOWN: Part = Part::new("shared_down");
 /// `[1, d]`: whose sigmoid multiplies the shared expert's result.
 const SHARED_GATE: &str = "shared_gate";
 /// `[2, d]`: whose softmax weighs the chosen experts' results and the shared one's.
@@ -84,6 +74,9 @@ pub struct Config {
     pub dense_layers: Vec<usize>,
     /// Whether experts have biases.
     pub biases: bool,
+    /// Whether dense layers and the shared expert have biases (ERNIE 4.5 with `use_bias`).
+    #[serde(skip_serializing_if = "dense::is_default")]
+    pub dense_biases: bool,
     /// Where above 0, experts compute the gated product of GPT-OSS in place of SwiGLU: `gate
     /// sigmoid(alpha gate) (up + 1)`, the gate at most this, and up at most this far from 0.
     pub limit: f64,
@@ -114,6 +107,7 @@ impl Default for Config {
             every: 1,
             dense_layers: Vec::new(),
             biases: false,
+            dense_biases: false,
             limit: 0.0,
             alpha: 1.702,
             own_routers: false,
@@ -145,6 +139,11 @@ impl Config {
     /// Whether stored layer `stored` of so many leaves its rows to the experts of the next one.
     fn leaves(&self, stored: usize, layers: usize) -> bool {
         self.shortcut && stored + 1 < layers && self.reaches(stored + 1)
+    }
+
+    /// The MLP of layers without experts.
+    fn dense(&self) -> dense::Config {
+        dense::Config { bias: self.dense_biases, ..dense::Config::default() }
     }
 
     fn zero(&self) -> ZeroExperts {
@@ -319,6 +318,11 @@ impl MlpSettings for Config {
             let expected = "false beside mlp.shared_gate: one of them weighs the shared expert";
             return refuse("mlp.shared_mix", "true", expected.into());
         }
+        let dense = (0..uses.len()).any(|stored| !self.reaches(stored));
+        if self.dense_biases && self.shared == 0 && !dense {
+            let expected = "false where every layer has experts and none is shared".into();
+            return refuse("mlp.dense_biases", "true", expected);
+        }
         if self.own_routers && uses.iter().all(|uses| *uses < 2) {
             let expected = "false where no layer is used twice".into();
             return refuse("mlp.own_routers", "true", expected);
@@ -347,7 +351,7 @@ impl MlpSettings for Config {
 
     fn specs(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
         if !self.reaches(stored) {
-            return dense::Config::default().specs(sizes, stored);
+            return self.dense().specs(sizes, stored);
         }
         let experts = self.experts(stored);
         let (d, f, count) = (sizes.width, self.width(sizes), experts.computing);
@@ -376,9 +380,20 @@ impl MlpSettings for Config {
 
     /// Beside what matrices keep: each entry's row as it was gathered and as it joins the stream,
     /// and logits, scores and their shares.
+    fn vectors(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+        if !self.reaches(stored) {
+            return self.dense().vectors(sizes, stored);
+        }
+        if !self.dense_biases || self.shared == 0 {
+            return Vec::new();
+        }
+        let gate_up = ParamSpec::bias(stored, SHARED_GATE_UP_BIAS, 2 * self.shared);
+        vec![gate_up, ParamSpec::bias(stored, SHARED_DOWN_BIAS, sizes.width)]
+    }
+
     fn kept_values(&self, sizes: &Sizes, stored: usize) -> f64 {
         if !self.reaches(stored) {
-            return dense::Config::default().kept_values(sizes, stored);
+            return self.dense().kept_values(sizes, stored);
         }
         // The side of a matrix that is not the stream; of the gates behind a projection, that which
         // is not the projection.
@@ -528,17 +543,23 @@ impl MlpSettings for Config {
     fn build(&self, linears: &LinearBuilder<'_>, take: &mut Take) -> Box<dyn Mlp> {
         let stored = linears.stored;
         if !self.reaches(stored) {
-            let mlp = dense::Config::default().build(linears, take);
+            let mlp = self.dense().build(linears, take);
             let leaves = self.leaves(stored, linears.plan.stored);
             return if leaves { Box::new(Leaving(mlp)) } else { mlp };
         }
-        let mut mlp = |gate_up, down| Dense {
-            gate_up: linears.build(gate_up, take),
-            down: linears.build(down, take),
+        let mut mlp = |[gate_up, down]: [(Part, Option<Part>); 2]| Dense {
+            gate_up: linears.build_biased(gate_up.0, gate_up.1, take),
+            down: linears.build_biased(down.0, down.1, take),
             function: GateFunction::Silu,
         };
-        let own = (self.modulated || self.shortcut).then(|| mlp(GATE_UP, DOWN));
-        let shared = (self.shared > 0).then(|| mlp(SHARED_GATE_UP, SHARED_DOWN));
+        let own = (self.modulated || self.shortcut).then(|| mlp([(GATE_UP, None), (DOWN, None)]));
+        let biased = |part, bias| (part, self.dense_biases.then_some(bias));
+        let shared = (self.shared > 0).then(|| {
+            mlp([
+                biased(SHARED_GATE_UP, SHARED_GATE_UP_BIAS),
+                biased(SHARED_DOWN, SHARED_DOWN_BIAS),
+            ])
+        });
         let (modulated, beside) = if self.modulated { (own, None) } else { (None, own) };
         let shared = shared.map(|mlp| Shared {
             mlp,

@@ -6,6 +6,7 @@ mod activation;
 mod blocks;
 pub mod dense;
 mod expert_layer;
+mod expert_parts;
 pub mod experts;
 mod member;
 pub mod modulated;

@@ -89,7 +89,7 @@ impl PassSettings for DenseSettings {
 fn one_kind(of: &experts::Config) -> Result<(), ShrinkError> {
     let others = of.identity_experts + of.zero_experts + of.constant_experts;
     for (what, is_there) in [
-        ("biases", of.biases),
+        ("biases", of.biases || of.dense_biases),
         ("limit above 0", of.limit > 0.0),
         ("a shared expert that a gate or a mix weighs", of.shared_gate || of.shared_mix),
         ("zero-computation experts", others > 0),

@@ -7,7 +7,7 @@ use model::attention::{KEY_VALUE, KEY_VALUE_BIAS, OUTPUT, OUTPUT_BIAS};
 use model::mlp::dense::{DOWN, DOWN_BIAS, GATE_UP, GATE_UP_BIAS};
 use model::mlp::experts::{
     EXPERTS_DOWN, EXPERTS_DOWN_BIAS, EXPERTS_GATE_UP, EXPERTS_GATE_UP_BIAS, SHARED_DOWN,
-    SHARED_GATE_UP,
+    SHARED_GATE_UP, SHARED_GATE_UP_BIAS,
 };
 use model::params::{Group, ParamPlace, ParamSpec, Part};
 use model::table::specs;
@@ -172,7 +172,7 @@ fn stretches(place: &ParamPlace, experts: usize) -> (usize, usize) {
     let ParamPlace::Layer { part, .. } = *place else { return (1, 1) };
     match part {
         GATE_UP | KEY_VALUE | SHARED_GATE_UP => (2, 1),
-        GATE_UP_BIAS | KEY_VALUE_BIAS => (1, 2),
+        GATE_UP_BIAS | KEY_VALUE_BIAS | SHARED_GATE_UP_BIAS => (1, 2),
         EXPERTS_GATE_UP => (2 * experts, 1),
         EXPERTS_DOWN => (experts, 1),
         EXPERTS_GATE_UP_BIAS => (experts, 2),
