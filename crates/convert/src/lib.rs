@@ -8,12 +8,14 @@
 
 mod adapters;
 mod additions;
+mod branches;
 mod costs;
 mod error;
 mod experts;
 mod export;
 mod import;
 mod layers;
+mod mergekit;
 mod modeling;
 mod native;
 mod peft;
@@ -27,7 +29,9 @@ mod svd;
 mod tokenizer;
 mod upcycle;
 mod words;
+mod yaml;
 
+pub use branches::{BranchReport, join_branches};
 pub use costs::Costs;
 pub use error::ConvertError;
 pub use export::{export_gguf, export_hugging_face, has_class};
@@ -37,6 +41,7 @@ pub use import::{
     Foreign, ForeignText, Imported, ImportedModel, Piece, import, imported_model, is_foreign,
 };
 pub use layers::{Start, kept, parse_layers, sources};
+pub use mergekit::{Branch, BranchDtype, BranchPlan, GateMode, is_branch_plan};
 pub use modeling::Card;
 pub use native::{export_own, export_with_code};
 pub use peft::{AdaptedModel, adapted_model, base_of_adapter};

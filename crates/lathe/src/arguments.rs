@@ -346,7 +346,7 @@ pub(crate) struct Export {
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
     /// Checkpoint of a dense or recursive model, folder of a training run, Hugging Face folder, or
-    /// GGUF file
+    /// GGUF file; or a .yml file of mergekit-moe, which makes experts of several dense models
     pub(crate) checkpoint: PathBuf,
     /// Checkpoint folder to make
     #[arg(short, long)]

@@ -12,11 +12,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::arguments::Convert;
-use crate::{open, output};
+use crate::{branches, open, output};
 
 /// `lathe convert`: writes the converted model, then tells what came from where.
 #[allow(clippy::result_large_err, reason = "an error of one call")]
 pub(crate) fn run(options: &Convert) -> Result<ExitCode> {
+    if convert::is_branch_plan(&options.checkpoint) {
+        return branches::run(options);
+    }
     let stored = open::source(&options.checkpoint)?;
     let source = stored.model.config();
     let layers = source.layers;

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod bench;
+mod branches;
 mod chat;
 mod compare;
 mod convert;
