@@ -423,9 +423,9 @@ pub(crate) struct Inspect {
     /// log.trace_every, JSON lines of Megatron, routed_experts of vLLM, or counts of SGLang
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// A trace of the same text by another checkpoint, to say what changed
+    /// A trace of the same text by another checkpoint, to say what changed (repeatable)
     #[arg(long, value_name = "FILE", requires = "trace")]
-    pub(crate) against: Option<PathBuf>,
+    pub(crate) against: Vec<PathBuf>,
     /// Write the trace in this form: parquet, megatron, vllm or sglang
     #[arg(long, requires = "out", value_parser = crate::inspect_trace::form)]
     pub(crate) form: Option<TraceForm>,

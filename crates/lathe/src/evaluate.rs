@@ -1,15 +1,16 @@
 //! `lathe eval`: a checkpoint on held-out text, with both routings, by source, and by depth cap.
 
+use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use data::{Corpus, Split, Windows};
-use engine::{Scoring, disagreement};
+use data::{Corpus, Split, Tokenizer, Windows};
+use engine::{RowScore, Scoring, disagreement};
 use model::{Probe, Rule};
 use report::Table;
 use serde_json::json;
-use trace::Recorder;
-use train::{RuleScore, Stored, WindowChoice, in_chunks, score_rule, score_watched};
+use trace::{Recorder, TokenFacts, Trace};
+use train::{RuleScore, Stored, WindowChoice, in_chunks, pack, score_rule, score_watched};
 
 use crate::arguments::Eval;
 use crate::train_run::score_row;
@@ -64,13 +65,52 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let choice = WindowChoice::new(windows.len(), options.windows, held);
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
     let mut recorder = options.trace.as_ref().map(|_| Recorder::of(&stored.model));
-    let scores = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
+    let (scores, rows) = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
     show(options, &stored, (&scores, &choice), (length, mask), (split, &weights.to_string()))?;
     // Behind the numbers, which a disk that is full must not take away.
     if let (Some(path), Some(recorder)) = (&options.trace, &mut recorder) {
-        traces::keep(&recorder.take(), path)?;
+        let mut trace = recorder.take();
+        describe(&mut trace, (&windows, &choice, mask), &rows, &tokenizer)?;
+        traces::keep(&trace, path)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Notes in a trace what its tokens and the text after them are: what each prediction cost, where
+/// the text comes from, and how tokens are spelled.
+fn describe(
+    trace: &mut Trace,
+    (windows, choice, mask): (&Windows, &WindowChoice, bool),
+    rows: &[RowScore],
+    tokenizer: &Tokenizer,
+) -> Result<()> {
+    let mut facts: HashMap<u64, Vec<TokenFacts>> = HashMap::new();
+    let mut rows = rows.iter();
+    for (number, window) in
+        choice.scored.iter().zip(in_chunks(windows, &choice.scored)?.into_iter().flatten())
+    {
+        let counts = pack(std::slice::from_ref(&window), mask).counts;
+        let of_window = counts.iter().zip(&window.source).zip(&mut rows);
+        let of_window = of_window.map(|((&counts, &source), row)| TokenFacts {
+            loss: (counts && row.nll.is_finite()).then_some(row.nll.max(0.0)),
+            source: Some(source.into()),
+        });
+        facts.insert(*number, of_window.collect());
+    }
+    trace.sources = windows.corpus().sources().to_vec();
+    let named = trace.sources.len() as u32;
+    trace.tell(|decision| {
+        let of_window = facts.get(&decision.sequence);
+        let known = of_window.and_then(|facts| facts.get(decision.position as usize));
+        let known = known.copied().unwrap_or_default();
+        TokenFacts { source: known.source.filter(|source| *source < named), ..known }
+    });
+    let tokens: BTreeSet<u32> = trace.iter().map(|decision| decision.token).collect();
+    trace.texts = tokens
+        .into_iter()
+        .map(|id| (id, String::from_utf8_lossy(&tokenizer.bytes_of(id)).into_owned()))
+        .collect();
+    Ok(())
 }
 
 /// Prints what was found.
@@ -137,14 +177,15 @@ struct Scores {
     rows: usize,
 }
 
-/// Scores the windows chosen with both rules and with every cap.
+/// Scores the windows chosen with both rules and with every cap; beside the scores what each row
+/// got by the causal rule.
 fn score_all(
     stored: &Stored,
     windows: &Windows,
     choice: &WindowChoice,
     mask: bool,
     recorder: Option<&mut Recorder>,
-) -> Result<Scores> {
+) -> Result<(Scores, Vec<RowScore>)> {
     let chunks = in_chunks(windows, &choice.scored)?;
     let rule = open::causal(stored)?;
     let whole = Scoring::by(&Rule::NonCausal, &stored.state);
@@ -161,7 +202,8 @@ fn score_all(
         }
         caps.push((most, causal.clone()));
     }
-    Ok(Scores { training, causal, caps, disagreement: disagreement(&a, &b), rows: a.len() })
+    let (disagreement, rows) = (disagreement(&a, &b), a.len());
+    Ok((Scores { training, causal, caps, disagreement, rows }, b))
 }
 
 /// One row for each rule and each cap.

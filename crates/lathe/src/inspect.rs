@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
     }
     // The parser lets these pass beside a checkpoint, which excludes --trace.
     for (flag, is_given) in [
-        ("--against", options.against.is_some()),
+        ("--against", !options.against.is_empty()),
         ("--form", options.form.is_some()),
         ("--out", options.out.is_some()),
     ] {

@@ -1,28 +1,29 @@
 //! `lathe inspect --trace`: what a trace of routers says, beside what chance would say.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use report::{BarSeries, Bars, Grid, Page, Table};
 use serde_json::{Value, json};
 use trace::measures::{
-    Affinity, Between, Choices, CoActivation, Controlled, DepthRows, Drops, Load, RoutingChange,
-    Shuffles, TokenSample, affinity, between_recursions, change, coactivation, depths, drops,
-    entropy, information, load, max_violation, parts_of_positions, previous_tokens, tokens,
+    Affinity, Between, Choices, CoActivation, Controlled, Drops, Load, RoutingChange, Shuffles,
+    TokenSample, affinity, between_recursions, change, coactivation, drops, entropy, information,
+    load, max_violation, parts_of_positions, previous_tokens, tokens,
 };
 use trace::shapes::{Told, TraceForm, open, save};
 use trace::{Site, Trace};
 
 use crate::arguments::Inspect;
+use crate::inspect_depth::DepthSays;
 use crate::{output, traces};
 
 /// Rows of a layer that are set beside others; of more, whole tokens are taken, at most so many
 /// rows.
 const MOST_ROWS: usize = 1 << 16;
 /// Stretches of a sequence that drops and depths are counted in.
-const PARTS: usize = 8;
+pub(crate) const PARTS: usize = 8;
 
 /// What one layer's router did.
 struct LayerSays {
@@ -41,7 +42,8 @@ struct LayerSays {
     before: Option<Affinity>,
     pairs: CoActivation,
     between: Vec<Between>,
-    change: Option<RoutingChange>,
+    /// Beside each of the other traces.
+    changes: Vec<RoutingChange>,
 }
 
 /// `lathe inspect --trace`: tables, JSON, a page, and other forms of the trace.
@@ -54,9 +56,11 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         Told::Counts(counts) => return run_counts(options, path, &counts),
     };
     ensure!(!trace.is_empty(), "{} holds no decision of a router", path.display());
-    let against = options.against.as_deref().map(against).transpose()?;
+    let against: Result<Vec<(PathBuf, Trace)>> =
+        options.against.iter().map(|path| Ok((path.clone(), against(path)?))).collect();
+    let against = against?;
     if let (Some(form), Some(out)) = (options.form, &options.out) {
-        for read in std::iter::once(path).chain(options.against.as_deref()) {
+        for read in std::iter::once(path).chain(options.against.iter().map(PathBuf::as_path)) {
             let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
             ensure!(
                 !(out.exists() && same(out, read)),
@@ -77,15 +81,15 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         ));
     }
     let how = Shuffles::default();
-    let layers = layers(&trace, against.as_ref(), how);
+    let layers = layers(&trace, &against, how);
     if layers.iter().any(|layer| layer.compared < layer.rows) {
         output::note(format!(
             "loads and drops are of all tokens; what tokens have in common is of a sample of \
              whole ones, at most {MOST_ROWS} rows a layer"
         ));
     }
-    let depth = depths(&trace);
-    if layers.iter().any(|layer| layer.change.as_ref().is_some_and(|change| change.rows == 0)) {
+    let depth = DepthSays::of(&trace, &against, how);
+    if layers.iter().any(|layer| layer.changes.iter().any(|change| change.rows == 0)) {
         output::note(
             "a layer has no token in both traces: --against compares traces of the same text",
         );
@@ -94,10 +98,10 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         output::json(&json!({
             "trace": path, "decisions": trace.len(),
             "layers": layers.iter().map(LayerSays::json).collect::<Vec<_>>(),
-            "depth": (!depth.rows.is_empty()).then(|| depth_json(&depth, how)),
+            "depth": depth.as_ref().map(DepthSays::json),
         }))?;
     }
-    let tables = tables(&layers, &depth, how);
+    let tables = tables(&layers, depth.as_ref(), &against);
     if !options.json {
         output::line(format!("{} decisions of routers in {}", trace.len(), path.display()));
         for table in &tables {
@@ -106,7 +110,7 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         }
     }
     if let Some(page) = &options.html {
-        output::page(page, &drawn(path, &layers, &depth, tables).render())?;
+        output::page(page, &drawn(path, &layers, depth.as_ref(), tables).render())?;
         output::note(format!("wrote {}", page.display()));
     }
     Ok(ExitCode::SUCCESS)
@@ -122,10 +126,11 @@ fn against(path: &Path) -> Result<Trace> {
     }
 }
 
-fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSays> {
+fn layers(trace: &Trace, against: &[(PathBuf, Trace)], how: Shuffles) -> Vec<LayerSays> {
     let mut all = Vec::new();
     let mut before: Option<Choices> = None;
-    let sample = TokenSample::of(&[&[trace][..], against.as_slice()].concat(), MOST_ROWS);
+    let traces = std::iter::once(trace).chain(against.iter().map(|(_, other)| other));
+    let sample = TokenSample::of(&traces.collect::<Vec<_>>(), MOST_ROWS);
     for layer in trace.sites.keys().copied().flatten() {
         let choices = Choices::of(trace, layer);
         if choices.rows.is_empty() {
@@ -137,8 +142,10 @@ fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSay
         let known = information(&choices, &tokens(&choices), how);
         let previous = information(&choices, &previous_tokens(&choices, trace), how);
         let position = information(&choices, &parts_of_positions(&choices, PARTS), how);
-        let change =
-            against.map(|other| change(&choices, &Choices::of(other, layer).among(sample), how));
+        let mut changes = Vec::new();
+        for (_, other) in against {
+            changes.push(change(&choices, &Choices::of(other, layer).among(sample), how));
+        }
         all.push(LayerSays {
             layer,
             experts: choices.targets,
@@ -153,7 +160,7 @@ fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSay
             before: before.as_ref().map(|before| affinity(before, &choices, how)),
             pairs: coactivation(&choices, how),
             between: between_recursions(&choices, how),
-            change,
+            changes,
         });
         before = Some(choices);
     }
@@ -161,16 +168,17 @@ fn layers(trace: &Trace, against: Option<&Trace>, how: Shuffles) -> Vec<LayerSay
 }
 
 /// A number of the trace and what chance makes of it.
-fn cell(of: &Controlled, digits: usize) -> String {
+pub(crate) fn cell(of: &Controlled, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$})", of.value, of.by_chance)
 }
 
 /// The same of a share, in per cent.
-fn percent(of: &Controlled) -> String {
+pub(crate) fn percent(of: &Controlled) -> String {
     format!("{:.1} % ({:.1} %)", 100.0 * of.value, 100.0 * of.by_chance)
 }
 
-fn numbers(of: &Controlled) -> Value {
+/// A number, what chance makes of it, and how often chance reaches it, for programs.
+pub(crate) fn numbers(of: &Controlled) -> Value {
     json!({ "value": of.value, "by_chance": of.by_chance, "p": of.p })
 }
 
@@ -206,39 +214,32 @@ impl LayerSays {
             "co_activation": self.pairs.counts,
             "co_activation_excess": numbers(&self.pairs.excess),
             "between_recursions": between.collect::<Vec<_>>(),
-            "change": self.change.as_ref().map(|change| json!({
-                "rows": change.rows, "unmatched": change.unmatched,
-                "same": (change.rows > 0).then(|| numbers(&change.same)),
-                "overlap": (change.rows > 0).then(|| numbers(&change.overlap)),
-            })),
+            "change": self.changes.first().map(change_json),
+            "changes": self.changes.iter().map(change_json).collect::<Vec<_>>(),
         })
     }
 }
 
-fn depth_json(depth: &DepthRows, how: Shuffles) -> Value {
-    let longest = longest(depth);
-    let by_part = depth.means(|row| row.position as usize * PARTS / longest);
+fn change_json(change: &RoutingChange) -> Value {
     json!({
-        "rows_by_depth": depth.counts(),
-        "mean_by_eighth_of_positions": by_part.values().map(|(mean, _)| mean).collect::<Vec<_>>(),
-        "explained_by_token": numbers(&depth.explained(|row| row.token, how)),
-        "explained_by_position": numbers(
-            &depth.explained(|row| row.position as usize * PARTS / longest, how),
-        ),
+        "rows": change.rows, "unmatched": change.unmatched,
+        "same": (change.rows > 0).then(|| numbers(&change.same)),
+        "overlap": (change.rows > 0).then(|| numbers(&change.overlap)),
     })
 }
 
-fn longest(depth: &DepthRows) -> usize {
-    depth.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1)
-}
-
-fn table(columns: &[&str], rows: Vec<Vec<String>>, caption: &str) -> Table {
+/// A table of these columns.
+pub(crate) fn table(columns: &[&str], rows: Vec<Vec<String>>, caption: &str) -> Table {
     let columns = columns.iter().map(|column| (*column).to_owned()).collect();
     Table { columns, rows, caption: caption.to_owned(), best: None }
 }
 
 /// All that there is to say in tables; in brackets stands what chance would say.
-fn tables(layers: &[LayerSays], depth: &DepthRows, how: Shuffles) -> Vec<Table> {
+fn tables(
+    layers: &[LayerSays],
+    depth: Option<&DepthSays>,
+    against: &[(PathBuf, Trace)],
+) -> Vec<Table> {
     let mut all = Vec::new();
     if !layers.is_empty() {
         all.extend([load_table(layers), information_table(layers)]);
@@ -251,15 +252,23 @@ fn tables(layers: &[LayerSays], depth: &DepthRows, how: Shuffles) -> Vec<Table> 
             "experts of tokens in one recursion and the next; in brackets those of other tokens",
         ));
     }
-    if !depth.rows.is_empty() {
-        all.extend(depth_tables(depth, how));
+    all.extend(depth.into_iter().flat_map(DepthSays::tables));
+    let mut changes = Vec::new();
+    for (at, (path, _)) in against.iter().enumerate() {
+        changes.extend(layers.iter().filter_map(|layer| change_row(layer, at, path)));
     }
-    let changes: Vec<_> = layers.iter().filter_map(change_row).collect();
     if !changes.is_empty() {
         all.push(table(
-            &["layer", "tokens of both", "of one alone", "the same experts", "common experts"],
+            &[
+                "beside",
+                "layer",
+                "tokens of both",
+                "of one alone",
+                "the same experts",
+                "common experts",
+            ],
             changes,
-            "beside the other trace; in brackets beside other tokens of it",
+            "experts beside other traces; in brackets beside other tokens of them",
         ));
     }
     all
@@ -332,9 +341,10 @@ fn between_rows(layer: &LayerSays) -> Vec<Vec<String>> {
     rows
 }
 
-fn change_row(layer: &LayerSays) -> Option<Vec<String>> {
-    let change = layer.change.as_ref()?;
+fn change_row(layer: &LayerSays, at: usize, path: &Path) -> Option<Vec<String>> {
+    let change = layer.changes.get(at)?;
     Some(vec![
+        path.display().to_string(),
         layer.layer.to_string(),
         change.rows.to_string(),
         change.unmatched.to_string(),
@@ -343,28 +353,8 @@ fn change_row(layer: &LayerSays) -> Option<Vec<String>> {
     ])
 }
 
-fn depth_tables(depth: &DepthRows, how: Shuffles) -> [Table; 2] {
-    let (total, longest) = (depth.rows.len().max(1) as f64, longest(depth));
-    let mut rows = Vec::new();
-    for (number, &count) in depth.counts().iter().enumerate() {
-        let share = format!("{:.1}", 100.0 * count as f64 / total);
-        rows.push(vec![output::recursions(number), count.to_string(), share]);
-    }
-    let by_token = depth.explained(|row| row.token, how);
-    let by_position = depth.explained(|row| row.position as usize * PARTS / longest, how);
-    let explained = vec![vec![percent(&by_token), percent(&by_position)]];
-    [
-        table(&["", "tokens", "%"], rows, "depth by the depth router"),
-        table(
-            &["by the token", "by its eighth of the sequence"],
-            explained,
-            "share of the variance of depth that is explained; in brackets after a shuffle",
-        ),
-    ]
-}
-
 /// The page of a trace: loads, pairs of experts, drops and depths as pictures, then the tables.
-fn drawn(path: &Path, layers: &[LayerSays], depth: &DepthRows, tables: Vec<Table>) -> Page {
+fn drawn(path: &Path, layers: &[LayerSays], depth: Option<&DepthSays>, tables: Vec<Table>) -> Page {
     let mut page = Page::new("Routing", &path.display().to_string());
     if !layers.is_empty() {
         page.section("Experts");
@@ -376,11 +366,8 @@ fn drawn(path: &Path, layers: &[LayerSays], depth: &DepthRows, tables: Vec<Table
             page.grid(pair_grid(layer));
         }
     }
-    if !depth.rows.is_empty() {
-        page.section("Depth");
-        for bars in depth_bars(depth) {
-            page.bars(bars);
-        }
+    if let Some(depth) = depth {
+        depth.draw(&mut page);
     }
     page.section("Numbers");
     for table in tables {
@@ -475,38 +462,10 @@ fn drop_bars(layers: &[LayerSays]) -> Bars {
     }
 }
 
-fn depth_bars(depth: &DepthRows) -> [Bars; 2] {
-    let (total, longest) = (depth.rows.len().max(1) as f64, longest(depth));
-    let counts = depth.counts();
-    let shares = counts.iter().map(|&count| count as f64 / total).collect();
-    let means = depth.means(|row| row.position as usize * PARTS / longest);
-    [
-        Bars {
-            title: "tokens by depth".into(),
-            x_label: "recursions".into(),
-            y_label: "tokens".into(),
-            labels: names(counts.len()),
-            series: vec![BarSeries { name: String::new(), values: shares }],
-            percent: true,
-        },
-        Bars {
-            title: "mean depth by place in the sequence".into(),
-            x_label: "eighth of the sequence".into(),
-            y_label: "recursions".into(),
-            labels: means.keys().map(|part| (part + 1).to_string()).collect(),
-            series: vec![BarSeries {
-                name: String::new(),
-                values: means.values().map(|(mean, _)| *mean).collect(),
-            }],
-            percent: false,
-        },
-    ]
-}
-
 /// Counts without rows say how even loads are, and nothing else.
 fn run_counts(options: &Inspect, path: &Path, counts: &[Vec<Vec<u64>>]) -> Result<ExitCode> {
     ensure!(
-        options.against.is_none() && options.form.is_none(),
+        options.against.is_empty() && options.form.is_none(),
         "{} holds counts of experts alone: --against and --form need decisions",
         path.display()
     );

@@ -18,6 +18,7 @@ mod generate;
 mod generating_arguments;
 mod import;
 mod inspect;
+mod inspect_depth;
 mod inspect_trace;
 mod launch;
 mod numbers;

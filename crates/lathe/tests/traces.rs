@@ -74,6 +74,23 @@ fn a_trace_is_read_drawn_and_written_in_other_forms() {
     assert_eq!((&same["rows"], &same["unmatched"]), (&layers[0]["rows"], &Value::from(0)));
     assert!(other["same"]["value"].as_f64().is_some_and(|share| share < 1.0), "{other}");
 
+    // Where depth goes, by what evaluation noted of the text.
+    let depth = &said["depth"];
+    for label in ["token", "part of speech", "loss of the next token", "source of the text"] {
+        let entry = &depth["by_label"][label];
+        if label != "source of the text" {
+            assert!(entry["explained"]["p"].is_f64(), "{label}: {depth}");
+        }
+    }
+    for key in ["next_loss", "surprisal", "frequency", "position"] {
+        assert!(depth["rank_correlation"][key]["p"].is_f64(), "{key}: {depth}");
+    }
+    let many = ["--against", "after.parquet", "--against", "before.parquet"];
+    let both = place.run(&[&inspect[..], &many].concat()).good().json();
+    let changes = both["depth"]["changes"].as_array().expect("a list");
+    assert_eq!((changes.len(), &changes[0]["same"]["value"]), (2, &Value::from(1.0)));
+    assert_eq!(both["layers"][0]["changes"].as_array().map(Vec::len), Some(2));
+
     // Beside a text that shares nothing with it.
     place.write("a.jsonl", record(0));
     place.write("b.jsonl", record(7));
@@ -94,6 +111,7 @@ fn a_trace_is_read_drawn_and_written_in_other_forms() {
     place.run(&["inspect", "--trace", "after.parquet", "--html", "page.html"]).good();
     let page = String::from_utf8(place.read("page.html")).expect("UTF-8");
     assert!(page.contains("load of each expert") && page.contains("tokens by depth"));
+    assert!(page.contains("mean depth by part of speech"));
     assert_eq!(page.matches("taken together, as a multiple").count(), 2 * layers.len());
     assert!(!page.contains("http://") || !page.contains("src="), "nothing from elsewhere");
 

@@ -16,5 +16,5 @@ mod write;
 pub use error::TraceError;
 pub use read::{is_own, read};
 pub use recorder::Recorder;
-pub use table::{RoutingDecision, Site, Trace};
+pub use table::{RoutingDecision, Site, TokenFacts, Trace};
 pub use write::{TraceWriter, write};

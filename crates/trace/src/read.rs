@@ -5,8 +5,8 @@ use std::path::Path;
 use data::{NumberColumn, NumberColumns, Numbers};
 
 use crate::TraceError;
-use crate::table::{RoutingDecision, Site, Trace};
-use crate::write::SITES;
+use crate::table::{RoutingDecision, Site, TokenFacts, Trace};
+use crate::write::{SITES, SOURCES, TEXTS};
 
 const NEXT: &str = "give a file that Lathe wrote, or one with the columns of docs/traces.md";
 /// A model has fewer layers and recursions.
@@ -14,7 +14,7 @@ const MOST: u32 = 1 << 16;
 /// A router has at most so many targets: tables of pairs of them must fit in memory.
 pub(crate) const MOST_TARGETS: u32 = 1 << 12;
 /// The columns that a trace may have.
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 11] = [
     "step",
     "sequence",
     "position",
@@ -24,10 +24,12 @@ const COLUMNS: [&str; 9] = [
     "targets",
     "weights",
     "dropped",
+    "loss",
+    "source",
 ];
 
-/// The decisions in the file at `path`, in its order. `step`, `layer`, `weights` and `dropped` may
-/// be missing.
+/// The decisions in the file at `path`, in its order. `step`, `layer`, `weights`, `dropped`, `loss`
+/// and `source` may be missing.
 ///
 /// # Errors
 /// A file that is no Parquet, or whose columns are not those of a trace; rows of the same router
@@ -59,6 +61,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
             return Err(refused(path, SITES, "each router once", "one twice".to_owned()));
         }
     }
+    about_text(&columns, &mut trace, path)?;
     let told = trace.sites.clone();
     for number in 0..columns.groups() {
         let group = Group { columns: &columns, number, path };
@@ -83,6 +86,20 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
         return Err(refused(path, "rows", "one for each router and use, or equal ones", found));
     }
     Ok(trace)
+}
+
+/// Reads what a file says of its text.
+fn about_text(columns: &NumberColumns, trace: &mut Trace, path: &Path) -> Result<(), TraceError> {
+    if let Some(texts) = columns.says(TEXTS) {
+        let texts: Vec<(u32, String)> = serde_json::from_str(texts)
+            .map_err(|error| refused(path, TEXTS, "tokens with their texts", error.to_string()))?;
+        trace.texts = texts.into_iter().collect();
+    }
+    if let Some(sources) = columns.says(SOURCES) {
+        trace.sources = serde_json::from_str(sources)
+            .map_err(|error| refused(path, SOURCES, "names", error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn named(layer: Option<u32>) -> String {
@@ -197,6 +214,29 @@ impl Group<'_> {
         Ok(Some((values, ends)))
     }
 
+    /// What the token after each row's cost, where that is known.
+    fn losses(&self) -> Result<Vec<Option<f32>>, TraceError> {
+        let rows = self.columns.rows(self.number);
+        let Some(column) = self.column("loss")? else { return Ok(vec![None; rows]) };
+        let values = match column.values {
+            Numbers::Real(values) => values,
+            Numbers::Whole(values) => values.into_iter().map(|value| value as f32).collect(),
+        };
+        let (mut each, mut start) = (Vec::with_capacity(rows), 0);
+        for end in column.ends {
+            let loss = (end > start).then(|| values[start]);
+            if end > start + 1 {
+                return Err(self.bad("loss", "one number a row, or null", "several"));
+            }
+            if let Some(wrong) = loss.filter(|loss| !(loss.is_finite() && *loss >= 0.0)) {
+                return Err(self.bad("loss", "nats from 0", wrong.to_string()));
+            }
+            each.push(loss);
+            start = end;
+        }
+        Ok(each)
+    }
+
     fn weights(&self) -> Result<Option<Lists<f32>>, TraceError> {
         let Some(column) = self.column("weights")? else { return Ok(None) };
         let values = match column.values {
@@ -218,6 +258,7 @@ impl Group<'_> {
         let recursion = self.one("recursion", MOST.into())?;
         let targets = self.targets("targets")?.ok_or_else(|| self.missing("targets"))?;
         let (weights, dropped) = (self.weights()?, self.targets("dropped")?);
+        let (loss, source) = (self.losses()?, self.some("source", trace.sources.len() as u64)?);
         for row in 0..sequence.len() {
             let of_row = list(&targets, row);
             let weights = weights.as_ref().map_or(&[][..], |all| list(all, row));
@@ -229,7 +270,9 @@ impl Group<'_> {
             let dropped = dropped.as_ref().map_or(&[][..], |all| list(all, row));
             let most = of_row.iter().chain(dropped).max();
             trace.widen(layer, most.map_or(0, |most| most + 1));
-            trace.push(RoutingDecision {
+            let source = source[row].map(|source| source as u32);
+            let facts = TokenFacts { loss: loss[row], source };
+            let decision = RoutingDecision {
                 step: step[row],
                 sequence: sequence[row],
                 position: position[row] as u32,
@@ -239,7 +282,8 @@ impl Group<'_> {
                 targets: of_row,
                 weights,
                 dropped,
-            });
+            };
+            trace.push_known(decision, facts);
         }
         Ok(())
     }

@@ -42,6 +42,16 @@ pub struct Site {
     pub uses: Vec<u32>,
 }
 
+/// What is known of a token beside what routers decided about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenFacts {
+    /// Nats that the token after it cost, as its row predicted it; `None` where that is not known
+    /// or does not count.
+    pub loss: Option<f32>,
+    /// Where its text comes from, a number in [`Trace::sources`].
+    pub source: Option<u32>,
+}
+
 /// Lists of different lengths, one after the other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Ragged<T> {
@@ -76,8 +86,13 @@ type DecisionKey = (Option<u64>, u64, u32, u32, Option<u32>);
 pub struct Trace {
     /// What each router decides among, by layer; `None` is the depth router.
     pub sites: BTreeMap<Option<u32>, Site>,
+    /// The text of tokens, as far as it is known.
+    pub texts: BTreeMap<u32, String>,
+    /// Names of the sources of the text, as far as they are known.
+    pub sources: Vec<String>,
     keys: Vec<DecisionKey>,
     tokens: Vec<u32>,
+    facts: Vec<TokenFacts>,
     targets: Ragged<u32>,
     weights: Ragged<f32>,
     dropped: Ragged<u32>,
@@ -89,8 +104,20 @@ impl Trace {
         Self { sites, ..Self::default() }
     }
 
+    /// No decision, of the same routers and the same text.
+    pub(crate) fn emptied(&self) -> Self {
+        let (texts, sources) = (self.texts.clone(), self.sources.clone());
+        Self { texts, sources, ..Self::among(self.sites.clone()) }
+    }
+
     /// Adds a decision behind the others.
     pub fn push(&mut self, decision: RoutingDecision<'_>) {
+        self.push_known(decision, TokenFacts::default());
+    }
+
+    /// Adds a decision with what else is known of its token.
+    pub fn push_known(&mut self, decision: RoutingDecision<'_>, facts: TokenFacts) {
+        self.facts.push(facts);
         let RoutingDecision { step, sequence, position, token, layer, recursion, .. } = decision;
         self.keys.push((step, sequence, position, recursion, layer));
         self.tokens.push(token);
@@ -134,6 +161,16 @@ impl Trace {
         }
     }
 
+    /// What else is known of the token of decision `i`. Panics from [`Trace::len`] on.
+    pub fn facts(&self, i: usize) -> TokenFacts {
+        self.facts[i]
+    }
+
+    /// Notes what is known of tokens: `of` says it by the decision.
+    pub fn tell(&mut self, of: impl Fn(&RoutingDecision<'_>) -> TokenFacts) {
+        self.facts = self.iter().map(|decision| of(&decision)).collect();
+    }
+
     /// All decisions in their order.
     pub fn iter(&self) -> impl Iterator<Item = RoutingDecision<'_>> {
         (0..self.len()).map(|i| self.get(i))
@@ -145,8 +182,23 @@ impl Trace {
             let targets = site.targets.max(self.sites.get(&layer).map_or(0, |own| own.targets));
             self.sites.insert(layer, Site { targets, ..site.clone() });
         }
-        for decision in other.iter() {
-            self.push(RoutingDecision { sequence: sequence(decision.sequence), ..decision });
+        self.texts.extend(other.texts.iter().map(|(token, text)| (*token, text.clone())));
+        // Sources of the other trace behind those that are known, each once.
+        let mut named = Vec::new();
+        for name in &other.sources {
+            let known = self.sources.iter().position(|own| own == name);
+            named.push(known.unwrap_or(self.sources.len()) as u32);
+            if known.is_none() {
+                self.sources.push(name.clone());
+            }
+        }
+        for (i, decision) in other.iter().enumerate() {
+            let facts = other.facts[i];
+            let source = facts.source.and_then(|source| named.get(source as usize).copied());
+            self.push_known(
+                RoutingDecision { sequence: sequence(decision.sequence), ..decision },
+                TokenFacts { source, ..facts },
+            );
         }
     }
 
@@ -156,11 +208,11 @@ impl Trace {
     pub fn sorted(&self) -> Self {
         let mut order: Vec<usize> = (0..self.len()).collect();
         order.sort_by_key(|&i| self.keys[i]);
-        let mut sorted = Self::among(self.sites.clone());
+        let mut sorted = self.emptied();
         for (at, &i) in order.iter().enumerate() {
             let next = order.get(at + 1);
             if next.is_none_or(|&next| self.keys[next] != self.keys[i]) {
-                sorted.push(self.get(i));
+                sorted.push_known(self.get(i), self.facts[i]);
             }
         }
         sorted
@@ -190,8 +242,10 @@ impl Trace {
 
     /// Only the decisions that `keep` names.
     pub fn only(&self, keep: impl Fn(&RoutingDecision<'_>) -> bool) -> Self {
-        let mut kept = Self::among(self.sites.clone());
-        self.iter().filter(keep).for_each(|decision| kept.push(decision));
+        let mut kept = self.emptied();
+        for (i, decision) in self.iter().enumerate().filter(|(_, decision)| keep(decision)) {
+            kept.push_known(decision, self.facts[i]);
+        }
         kept
     }
 }
@@ -233,6 +287,24 @@ mod tests {
         let sorted: Vec<_> = trace.sorted().iter().map(|d| (d.layer, d.targets.to_vec())).collect();
         let expected = [(None, vec![]), (Some(2), vec![1, 2]), (Some(0), vec![5])];
         assert_eq!(sorted, expected);
+    }
+
+    #[test]
+    fn what_is_known_of_tokens_follows_its_decisions() {
+        let known = |loss, source| TokenFacts { loss: Some(loss), source: Some(source) };
+        let mut one = Trace { sources: vec!["a".into(), "b".into()], ..Trace::default() };
+        one.push_known(at(1, 0, None, &[0]), known(2.0, 1));
+        one.push_known(at(0, 0, None, &[0]), known(1.0, 0));
+        assert_eq!(one.sorted().facts(0), known(1.0, 0));
+        let kept = one.only(|decision| decision.sequence == 1);
+        assert_eq!((kept.facts(0), &kept.sources), (known(2.0, 1), &one.sources));
+        // Sources of another trace have numbers of their own.
+        let mut all = Trace { sources: vec!["b".into()], ..Trace::default() };
+        all.append(&one, |sequence| sequence + 5);
+        assert_eq!(all.sources, ["b", "a"]);
+        assert_eq!((all.facts(0), all.facts(1)), (known(2.0, 0), known(1.0, 1)));
+        all.tell(|decision| known(decision.sequence as f32, 0));
+        assert_eq!((all.facts(0), all.facts(1)), (known(6.0, 0), known(5.0, 0)));
     }
 
     #[test]

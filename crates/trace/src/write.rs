@@ -15,7 +15,7 @@ use parquet::schema::parser::parse_message_type;
 
 use crate::TraceError;
 use crate::read::MOST_TARGETS;
-use crate::table::{RoutingDecision, Trace};
+use crate::table::{RoutingDecision, TokenFacts, Trace};
 
 /// The columns, in this order.
 const SCHEMA: &str = "message routing {
@@ -28,9 +28,14 @@ const SCHEMA: &str = "message routing {
     required group targets (LIST) { repeated group list { required int32 element; } }
     required group weights (LIST) { repeated group list { required float element; } }
     required group dropped (LIST) { repeated group list { required int32 element; } }
+    optional float loss;
+    optional int32 source;
 }";
 /// Under this name the file's metadata says what each router decides among.
 pub(crate) const SITES: &str = "lathe.sites";
+/// Under these names it has the texts of tokens and the names of sources.
+pub(crate) const TEXTS: &str = "lathe.texts";
+pub(crate) const SOURCES: &str = "lathe.sources";
 /// Decisions of a row group.
 const GROUP: usize = 1 << 18;
 /// What a file may hold, so that it can be read again.
@@ -67,7 +72,8 @@ pub fn write(trace: &Trace, path: &Path) -> Result<(), TraceError> {
 pub struct TraceWriter {
     writer: SerializedFileWriter<NewFile>,
     path: PathBuf,
-    sites: Trace,
+    /// Routers and texts of all decisions, without these.
+    about: Trace,
     held: Held,
     left_out: usize,
 }
@@ -89,7 +95,7 @@ impl TraceWriter {
         Ok(Self {
             writer,
             path: path.to_path_buf(),
-            sites: Trace::default(),
+            about: Trace::default(),
             held: Held::default(),
             left_out: 0,
         })
@@ -101,7 +107,7 @@ impl TraceWriter {
     /// # Errors
     /// What the file system refuses; a router of more targets than [`crate::read`] takes.
     pub fn add(&mut self, trace: &Trace) -> Result<(), TraceError> {
-        self.sites.append(&Trace::among(trace.sites.clone()), |sequence| sequence);
+        self.about.append(&trace.emptied(), |sequence| sequence);
         if let Some((_, site)) = trace.sites.iter().find(|(_, s)| s.targets > MOST_TARGETS) {
             let reason = format!(
                 "a router has {} targets, expected at most {MOST_TARGETS}; trace a smaller model",
@@ -112,7 +118,8 @@ impl TraceWriter {
         let fitting = self.fitting(trace, MOST);
         for start in (0..fitting).step_by(GROUP) {
             let rows = start..(start + GROUP).min(fitting);
-            self.group(&rows.map(|i| trace.get(i)).collect::<Vec<_>>())
+            let facts: Vec<TokenFacts> = rows.clone().map(|i| trace.facts(i)).collect();
+            self.group(&rows.map(|i| trace.get(i)).collect::<Vec<_>>(), &facts)
                 .map_err(refused(&self.path))?;
         }
         Ok(())
@@ -136,28 +143,28 @@ impl TraceWriter {
         self.left_out
     }
 
-    fn group(&mut self, rows: &[RoutingDecision<'_>]) -> Result<(), ParquetError> {
+    fn group(
+        &mut self,
+        rows: &[RoutingDecision<'_>],
+        facts: &[TokenFacts],
+    ) -> Result<(), ParquetError> {
         let mut group = self.writer.next_row_group()?;
         let mut number = 0;
         while let Some(mut column) = group.next_column()? {
             match (number, column.untyped()) {
                 (0, ColumnWriter::Int64ColumnWriter(to)) => {
-                    let (steps, levels): (Vec<_>, Vec<_>) =
-                        rows.iter().map(|row| (row.step, i16::from(row.step.is_some()))).unzip();
-                    let steps: Vec<i64> =
-                        steps.into_iter().flatten().map(|step| step as i64).collect();
-                    to.write_batch(&steps, Some(&levels), None)?;
+                    let (steps, there) = some(rows.iter().map(|row| row.step));
+                    let steps: Vec<i64> = steps.into_iter().map(|step| step as i64).collect();
+                    to.write_batch(&steps, Some(&there), None)?;
                 }
                 (1, ColumnWriter::Int64ColumnWriter(to)) => {
                     let sequences: Vec<i64> = rows.iter().map(|row| row.sequence as i64).collect();
                     to.write_batch(&sequences, None, None)?;
                 }
                 (4, ColumnWriter::Int32ColumnWriter(to)) => {
-                    let (layers, levels): (Vec<_>, Vec<_>) =
-                        rows.iter().map(|row| (row.layer, i16::from(row.layer.is_some()))).unzip();
-                    let layers: Vec<i32> =
-                        layers.into_iter().flatten().map(|layer| layer as i32).collect();
-                    to.write_batch(&layers, Some(&levels), None)?;
+                    let (layers, there) = some(rows.iter().map(|row| row.layer));
+                    let layers: Vec<i32> = layers.into_iter().map(|layer| layer as i32).collect();
+                    to.write_batch(&layers, Some(&there), None)?;
                 }
                 (2 | 3 | 5, ColumnWriter::Int32ColumnWriter(to)) => {
                     let mut values = Vec::with_capacity(rows.len());
@@ -179,6 +186,16 @@ impl TraceWriter {
                     let values: Vec<i32> = values.into_iter().map(|target| target as i32).collect();
                     to.write_batch(&values, Some(&present), Some(&again))?;
                 }
+                (9, ColumnWriter::FloatColumnWriter(to)) => {
+                    let (losses, there) = some(facts.iter().map(|facts| facts.loss));
+                    to.write_batch(&losses, Some(&there), None)?;
+                }
+                (10, ColumnWriter::Int32ColumnWriter(to)) => {
+                    let (sources, there) = some(facts.iter().map(|facts| facts.source));
+                    let sources: Vec<i32> =
+                        sources.into_iter().map(|source| source as i32).collect();
+                    to.write_batch(&sources, Some(&there), None)?;
+                }
                 (_, ColumnWriter::FloatColumnWriter(to)) => {
                     let (values, present, again) = levels(rows.iter().map(|row| row.weights));
                     to.write_batch(&values, Some(&present), Some(&again))?;
@@ -197,12 +214,31 @@ impl TraceWriter {
     /// # Errors
     /// What the file system refuses; nothing of the file stays then.
     pub fn finish(mut self) -> Result<(), TraceError> {
-        let sites: Vec<_> = self.sites.sites.iter().collect();
+        let sites: Vec<_> = self.about.sites.iter().collect();
         let sites = serde_json::to_string(&sites).unwrap_or_default();
         self.writer.append_key_value_metadata(KeyValue::new(SITES.to_owned(), sites));
+        if !self.about.texts.is_empty() {
+            let texts: Vec<_> = self.about.texts.iter().collect();
+            let texts = serde_json::to_string(&texts).unwrap_or_default();
+            self.writer.append_key_value_metadata(KeyValue::new(TEXTS.to_owned(), texts));
+        }
+        if !self.about.sources.is_empty() {
+            let sources = serde_json::to_string(&self.about.sources).unwrap_or_default();
+            self.writer.append_key_value_metadata(KeyValue::new(SOURCES.to_owned(), sources));
+        }
         let file = self.writer.into_inner().map_err(refused(&self.path))?;
         file.finish().map_err(TraceError::io("writing", &self.path))
     }
+}
+
+/// The values that there are, and for each row whether there is one.
+fn some<T>(values: impl Iterator<Item = Option<T>>) -> (Vec<T>, Vec<i16>) {
+    let (mut found, mut there) = (Vec::new(), Vec::new());
+    for value in values {
+        there.push(i16::from(value.is_some()));
+        found.extend(value);
+    }
+    (found, there)
 }
 
 /// Values of lists one after the other, for each whether there is one (0 marks an empty list), and

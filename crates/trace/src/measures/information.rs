@@ -18,7 +18,7 @@ fn dense<T: Ord>(labels: impl Iterator<Item = T>) -> (Vec<usize>, usize) {
 }
 
 /// `sum p(a, b) ln(p(a, b) / (p(a) p(b)))` of counts `[rows, columns]`, nats.
-fn of_counts(counts: &[u64], columns: usize) -> f64 {
+pub(super) fn of_counts(counts: &[u64], columns: usize) -> f64 {
     let total = counts.iter().sum::<u64>() as f64;
     let mut of_column = vec![0u64; columns];
     for row in counts.chunks_exact(columns.max(1)) {

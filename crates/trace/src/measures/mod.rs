@@ -10,8 +10,10 @@ mod choices;
 mod coactivation;
 mod depth;
 mod drops;
+mod going;
 mod information;
 mod load;
+mod words;
 
 use model::rng::{Purpose, Stream};
 
@@ -20,10 +22,15 @@ pub use choices::{ChoiceRow, Choices, TokenSample};
 pub use coactivation::{CoActivation, coactivation};
 pub use depth::{Between, DepthRow, DepthRows, between_recursions, depths};
 pub use drops::{Drops, drops};
+pub use going::{
+    DepthChange, DepthGroup, DepthLabel, DepthSaid, DepthToken, depth_change, depth_groups,
+    depth_said, depth_tokens, rank_correlation,
+};
 pub use information::{
     Affinity, affinity, information, parts_of_positions, previous_tokens, tokens,
 };
 pub use load::{Load, entropy, load, max_violation};
+pub use words::{InWord, WordKind, WordRole};
 
 /// A number beside what it is by chance.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -33,6 +33,7 @@ pub enum TraceForm {
 const MOST_BYTES: u64 = 1 << 30;
 
 /// What a file tells.
+#[expect(clippy::large_enum_variant, reason = "there is one for each file that is read")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// Decisions about single rows.
