@@ -56,6 +56,15 @@ pub fn tanh(x: f32) -> f32 {
 }
 
 multiversion! {
+    /// Replaces each value by its logistic function.
+    pub fn sigmoid_values(x: &mut [f32]) {
+        for x in x {
+            *x = sigmoid(*x);
+        }
+    }
+}
+
+multiversion! {
     /// Replaces each value `x` by `exp(x - shift)` and returns the sum in lanes and a fixed tree.
     pub(crate) fn exp_shifted_sum(x: &mut [f32], shift: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
@@ -129,6 +138,11 @@ mod tests {
         let sum = exp_shifted_sum(&mut shifted, 0.25);
         let alone: Vec<f32> = x.iter().map(|x| exp(x - 0.25)).collect();
         assert_eq!(crate::testing::bits(&shifted), crate::testing::bits(&alone));
+        let mut gates = x.clone();
+        sigmoid_values(&mut gates);
+        let alone: Vec<f32> = x.iter().copied().map(sigmoid).collect();
+        assert_eq!(crate::testing::bits(&gates), crate::testing::bits(&alone));
+        let alone: Vec<f32> = x.iter().map(|x| exp(x - 0.25)).collect();
         assert!((f64::from(sum) - crate::testing::wide(&alone).iter().sum::<f64>()).abs() < 1e-3);
     }
 }

@@ -17,6 +17,7 @@ pub mod quant;
 pub mod rms_norm;
 pub mod rotary;
 pub mod rows;
+pub mod softmax;
 pub mod swiglu;
 
 mod check;

@@ -1,8 +1,9 @@
 //! What routers do with their logits: gates, probabilities, and the losses that train them. Logits
-//! are `[a, 1]` for expert-choice and `[t, r]` for token-choice; all of this is small.
+//! are `[a, 1]` for expert-choice, `[t, r]` for token-choice, and `[t, e]` over experts.
 
 use burn_tensor::activation;
-use kernels::exp::{exp, sigmoid};
+use kernels::exp::{exp, sigmoid, sigmoid_values};
+use kernels::softmax::{log_sum_exp_rows, softmax_gradient_rows, softmax_rows};
 
 use crate::seam::{FastOp, Raw, apply, dims, make, values, values_mut};
 use crate::tensor::constant;
@@ -60,6 +61,9 @@ impl Ops {
     /// `sum_t weights[t] * logsumexp(z[t])^2`, which for one column is `z^2`: the router z-loss
     /// (Zoph et al., 2022).
     pub fn z_loss(self, z: Tensor2, weights_t: Vec<f32>) -> Tensor2 {
+        if self == Ops::Fast {
+            return apply(ZLoss { weights: weights_t }, [z]);
+        }
         let rows = weights_t.len();
         let weights = constant(weights_t, rows, 1, &z.device());
         let top = z.clone().max_dim(1).detach();
@@ -70,6 +74,9 @@ impl Ops {
     /// `sum_t weights[t] * H(softmax(z[t]))` in nats, as a 1 x 1 tensor: `H = logsumexp(z) - sum_i
     /// p_i z_i`, which rows with one likely entry have low.
     pub fn entropy_loss(self, z: Tensor2, weights_t: Vec<f32>) -> Tensor2 {
+        if self == Ops::Fast {
+            return apply(EntropyLoss { weights: weights_t }, [z]);
+        }
         let rows = weights_t.len();
         let weights = constant(weights_t, rows, 1, &z.device());
         let z = z.clone() - z.max_dim(1).detach();
@@ -80,6 +87,9 @@ impl Ops {
 
     /// `sum_ij x[i,j] * factors[i,j]` as a 1 x 1 tensor: linear loss terms such as load balance.
     pub fn weighted_sum(self, x: Tensor2, factors: Vec<f32>) -> Tensor2 {
+        if self == Ops::Fast {
+            return apply(WeightedSum { factors }, [x]);
+        }
         let [rows, columns] = x.dims();
         let factors = constant(factors, rows, columns, &x.device());
         (x * factors).sum().reshape([1, 1])
@@ -92,11 +102,14 @@ struct Gate {
     alpha: f32,
 }
 
-fn unit_gate(kind: Activation, z: f32) -> f32 {
-    match kind {
-        Activation::Sigmoid => sigmoid(z),
-        Activation::Tanh => z.tanh(),
-        Activation::None => z,
+impl Gate {
+    /// `activation(z)` in place of each value.
+    fn unit(&self, values: &mut [f32]) {
+        match self.kind {
+            Activation::Sigmoid => sigmoid_values(values),
+            Activation::Tanh => values.iter_mut().for_each(|z| *z = z.tanh()),
+            Activation::None => {}
+        }
     }
 }
 
@@ -104,14 +117,16 @@ impl FastOp<1> for Gate {
     type Saved = Raw;
 
     fn forward(&self, [z]: [Raw; 1]) -> (Raw, Raw) {
-        let (t, n) = dims(&z);
-        let gates = values(&z).iter().map(|&z| self.alpha * unit_gate(self.kind, z)).collect();
-        (make(gates, t, n), z)
+        let mut gates = z.clone();
+        let values = values_mut(&mut gates);
+        self.unit(values);
+        values.iter_mut().for_each(|y| *y *= self.alpha);
+        (gates, z)
     }
 
-    fn backward(&self, z: Raw, mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        for (g, &z) in values_mut(&mut g).iter_mut().zip(values(&z)) {
-            let y = unit_gate(self.kind, z);
+    fn backward(&self, mut z: Raw, mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        self.unit(values_mut(&mut z));
+        for (g, &y) in values_mut(&mut g).iter_mut().zip(values(&z)) {
             let slope = if self.kind == Activation::Sigmoid { y * (1.0 - y) } else { 1.0 - y * y };
             *g *= self.alpha * slope;
         }
@@ -128,23 +143,119 @@ impl FastOp<1> for Softmax {
     type Saved = Raw;
 
     fn forward(&self, [mut z]: [Raw; 1]) -> (Raw, Raw) {
-        let n = dims(&z).1;
-        for row in values_mut(&mut z).chunks_exact_mut(n.max(1)) {
-            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            row.iter_mut().for_each(|x| *x = exp(*x - top));
-            let factor = self.alpha / row.iter().sum::<f32>();
-            row.iter_mut().for_each(|x| *x *= factor);
-        }
+        let (t, n) = dims(&z);
+        softmax_rows(values_mut(&mut z), n, &vec![self.alpha; t]);
         (z.clone(), z)
     }
 
     fn backward(&self, y: Raw, mut g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
-        let n = dims(&y).1.max(1);
-        for (g, y) in values_mut(&mut g).chunks_exact_mut(n).zip(values(&y).chunks_exact(n)) {
-            let mean: f32 = g.iter().zip(y).map(|(g, y)| g * y).sum::<f32>() / self.alpha;
-            g.iter_mut().zip(y).for_each(|(g, y)| *g = y * (*g - mean));
-        }
+        softmax_gradient_rows(values(&y), dims(&y).1, self.alpha, values_mut(&mut g));
         [Some(g)]
+    }
+}
+
+/// `log(sum of e^z)` of each row.
+fn log_sums(z: &Raw) -> Vec<f32> {
+    let (t, n) = dims(z);
+    let mut lse = vec![0.0; t];
+    log_sum_exp_rows(values(z), n, &mut lse);
+    lse
+}
+
+/// `factors[t] softmax(z[t])` in place of `z`.
+fn probabilities(mut z: Raw, factors: &[f32]) -> Raw {
+    let n = dims(&z).1;
+    softmax_rows(values_mut(&mut z), n, factors);
+    z
+}
+
+/// Loss terms of rows, summed in their order.
+fn total(terms: impl Iterator<Item = f64>) -> Raw {
+    make(vec![terms.sum::<f64>() as f32], 1, 1)
+}
+
+#[derive(Clone, Debug)]
+struct ZLoss {
+    weights: Vec<f32>,
+}
+
+impl FastOp<1> for ZLoss {
+    type Saved = Raw;
+
+    fn forward(&self, [z]: [Raw; 1]) -> (Raw, Raw) {
+        let lse = log_sums(&z);
+        let terms = lse.iter().zip(&self.weights);
+        (total(terms.map(|(&lse, &w)| f64::from(w) * f64::from(lse) * f64::from(lse))), z)
+    }
+
+    fn backward(&self, z: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let (factor, lse) = (2.0 * values(&g)[0], log_sums(&z));
+        let factors: Vec<f32> =
+            lse.iter().zip(&self.weights).map(|(lse, w)| factor * w * lse).collect();
+        [Some(probabilities(z, &factors))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct EntropyLoss {
+    weights: Vec<f32>,
+}
+
+impl EntropyLoss {
+    /// The mean logit of each row by its own probabilities.
+    fn means(z: &Raw, p: &Raw) -> Vec<f64> {
+        let n = dims(z).1.max(1);
+        let rows = values(z).chunks_exact(n).zip(values(p).chunks_exact(n));
+        let mean =
+            |(z, p): (&[f32], &[f32])| z.iter().zip(p).map(|(z, p)| f64::from(z * p)).sum::<f64>();
+        rows.map(mean).collect()
+    }
+}
+
+impl FastOp<1> for EntropyLoss {
+    type Saved = Raw;
+
+    fn forward(&self, [z]: [Raw; 1]) -> (Raw, Raw) {
+        let p = probabilities(z.clone(), &vec![1.0; dims(&z).0]);
+        let rows = log_sums(&z).into_iter().zip(Self::means(&z, &p)).zip(&self.weights);
+        (total(rows.map(|((lse, mean), &w)| f64::from(w) * (f64::from(lse) - mean))), z)
+    }
+
+    /// `-w p (z - mean)` for each logit.
+    fn backward(&self, z: Raw, g: Raw, _: [bool; 1], _: Option<Raw>) -> [Option<Raw>; 1] {
+        let ((t, n), factor) = (dims(&z), values(&g)[0]);
+        let mut p = probabilities(z.clone(), &vec![1.0; t]);
+        let rows = Self::means(&z, &p).into_iter().zip(&self.weights);
+        let of_rows = values_mut(&mut p).chunks_exact_mut(n.max(1));
+        for ((p, z), (mean, w)) in of_rows.zip(values(&z).chunks_exact(n.max(1))).zip(rows) {
+            p.iter_mut().zip(z).for_each(|(p, z)| *p *= -factor * w * (z - mean as f32));
+        }
+        [Some(p)]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct WeightedSum {
+    factors: Vec<f32>,
+}
+
+impl FastOp<1> for WeightedSum {
+    type Saved = (usize, usize);
+
+    fn forward(&self, [x]: [Raw; 1]) -> (Raw, (usize, usize)) {
+        let terms = values(&x).iter().zip(&self.factors);
+        (total(terms.map(|(&x, &f)| f64::from(x) * f64::from(f))), dims(&x))
+    }
+
+    fn backward(
+        &self,
+        (rows, columns): (usize, usize),
+        g: Raw,
+        _: [bool; 1],
+        _: Option<Raw>,
+    ) -> [Option<Raw>; 1] {
+        let g = values(&g)[0];
+        [Some(make(self.factors.iter().map(|f| g * f).collect(), rows, columns))]
     }
 }
 

@@ -59,8 +59,8 @@ pub use pooled_balance::{BalancePool, PoolShare};
 pub use rotary::{Rotary, rates};
 pub use rows::Combine;
 pub use tensor::{
-    Tensor2, add, add_scalars, backward, clamp, column, cut, from_rows, gradient, leaf, multiply,
-    read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
+    Tensor2, add, add_scalars, backward, clamp, column, cut, for_rows, from_rows, gradient, leaf,
+    multiply, read_rows, rows_of, scalar, scale, shift, stack, write_rows, zeros_like,
 };
 pub use weight::{Element, Format, QuantError, SQUARES_CHUNK, StoredPart, Values, Weight};
 

@@ -2,6 +2,7 @@
 //! scalars, go backward.
 
 use burn_tensor::{Device, Gradients, Tensor, TensorData};
+use rayon::prelude::*;
 
 use crate::seam;
 
@@ -77,6 +78,21 @@ pub fn backward(loss: &Tensor2) -> Gradients {
 /// Gradient of a leaf, if anything reached it.
 pub fn gradient(leaf: &Tensor2, gradients: &Gradients) -> Option<Tensor2> {
     leaf.grad(gradients)
+}
+
+/// Values of rows that one task takes.
+const TASK_VALUES: usize = 1 << 12;
+
+/// What `of` makes of each row of `width` values, one after another, on all threads.
+pub fn for_rows<T: Send>(
+    values: &[f32],
+    width: usize,
+    of: impl Fn(&[f32]) -> Vec<T> + Sync,
+) -> Vec<T> {
+    let width = width.max(1);
+    let task = (TASK_VALUES / width).max(1) * width;
+    let tasks = values.par_chunks(task);
+    tasks.flat_map_iter(|rows| rows.chunks_exact(width).flat_map(&of)).collect()
 }
 
 /// `x * factor` for a 1 x 1 loss term.

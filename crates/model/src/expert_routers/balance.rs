@@ -142,8 +142,8 @@ pub(super) fn pooled(
     let (ops, experts) = (pass.ops, z_te.dims()[1]);
     let p_te = ops.softmax_rows(z_te.clone(), 1.0);
     let p = read_rows(&p_te);
-    let taken = p.chunks_exact(experts).flat_map(|row| largest(row, top_k));
-    let loads = Choices::of(&taken.collect::<Vec<_>>(), experts).loads();
+    let taken = ops::for_rows(&p, experts, |row| largest(row, top_k));
+    let loads = Choices::of(&taken, experts).loads();
     let layer = match site {
         RouterSite::Depth => 0,
         RouterSite::Layer(stored) => stored,

@@ -368,8 +368,8 @@ impl Router for TopK {
         let (logits, scores) = (read_rows(&z_te), read_rows(&scores_te));
         let bias = self.config.balance.bias(self.site, self.experts, pass.state);
         let warmed = self.warmed(&scores, call, pass);
-        let rows = warmed.as_ref().unwrap_or(&scores).chunks_exact(self.experts);
-        let taken: Vec<bool> = rows.flat_map(|row| self.chosen(row, &bias)).collect();
+        let compared = warmed.as_ref().unwrap_or(&scores);
+        let taken = ops::for_rows(compared, self.experts, |row| self.chosen(row, &bias));
         let choices = Choices::of(&taken, self.experts);
         let how = ChosenWeights {
             normalize: self.config.normalize.then_some(EPSILON),
