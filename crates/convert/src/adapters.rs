@@ -41,13 +41,14 @@ pub(crate) fn fit(
             let (n, d) = base.shape;
             let mut dice = Stream::at(seed, Purpose::Init, 0, name_place(&first.name));
             let mut replaced = Replaced {
+                base: &base,
                 own: &own,
                 shared: &shared,
                 shape: (n, d),
                 truncated: &mut |a, rank| truncated(a, n, d, rank, &mut dice),
             };
             let factors: BTreeMap<_, _> = settings.approximate(&mut replaced).into_iter().collect();
-            let merged = settings.merged(&shared, d, &|factor| factors.get(&factor).cloned());
+            let merged = settings.merged(&base, &shared, &|factor| factors.get(&factor).cloned());
             if let Some(merged) = merged {
                 made.merged.insert((at.layer, part), merged);
             }

@@ -50,8 +50,9 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: "relax",
-        kinds: "none lora dora mola encoding",
-        fields: "rank alpha parts layers skip_first experts top_k",
+        kinds: "none lora dora mola loha lokr ia3 miss wara encoding",
+        fields: "rank alpha rank_stabilized rank_pattern alpha_pattern parts layers skip_first \
+                 experts top_k factor inputs ranks",
     },
     Known {
         table: "mlp",

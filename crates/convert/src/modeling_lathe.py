@@ -16,6 +16,7 @@ queries, `G` heads of keys and values, `D` columns of a head, `E` experts.
 
 import inspect
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -46,6 +47,47 @@ class LatheConfig(PretrainedConfig):
         self.router_seed = router_seed
         others["tie_word_embeddings"] = False  # The model reads the embedding where it is the head.
         super().__init__(**others)
+
+
+# The tensors of adapters that are formulas over a matrix.
+FORMULAS = {
+    "loha": ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"],
+    "lokr": ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"],
+    "ia3": ["ia3_l"],
+    "miss": ["miss_block"],
+    "wara": [f"{factor}.{band}" for band in range(4) for factor in ("down", "up")],
+}
+
+
+def of_pattern(table, weight, usual):
+    """What a table of patterns, in which a star stands for anything, says of a weight."""
+    for pattern, value in table.items():
+        if re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), weight):
+            return value
+    return usual
+
+
+def haar(matrix):
+    """The inverse of one Haar step along the rows: pairs out of sums and differences."""
+    low, high = matrix.chunk(2)
+    pairs = torch.stack([low + high, low - high], 1) / math.sqrt(2.0)
+    return pairs.reshape(matrix.shape)
+
+
+def haar_bands(leaves, relax, shape):
+    """What pairs in the basis of a Haar step add to a matrix of this shape."""
+    ranks, double = relax["ranks"], torch.float64
+    bands = len(ranks)
+    rows, columns = (shape[0] // 2, shape[1] // 2) if bands == 4 else tuple(shape)
+    found = []
+    for band in range(bands):
+        if ranks[band]:
+            found.append(leaves[f"up.{band}"] @ leaves[f"down.{band}"])
+        else:
+            found.append(torch.zeros(rows, columns, dtype=double))
+    if bands == 4:
+        found = [torch.cat([torch.cat(found[:2], 1), torch.cat(found[2:], 1)])]
+    return relax["alpha"] / sum(ranks) * haar(haar(found[0]).T).T
 
 
 @dataclass
@@ -451,11 +493,13 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         w = self.weight(f"layers.{use.stored}.{part}")
         relax = self.recipe["relax"]
         name = f"relax.{use.stored}.{part}.{use.recursion}"
+        if relax["kind"] in FORMULAS:
+            return h @ self.adapted(name, relax, part, w).T
+        scale = self.scale(f"layers.{use.stored}.{part}", relax)
         if self.has(f"{name}.score"):
-            return h @ w.T + self.mixed_adapters(name, relax, h)
+            return h @ w.T + self.mixed_adapters(name, relax, scale, h)
         if not self.has(f"{name}.up"):
             return h @ w.T
-        scale = relax["alpha"] / relax["rank"]
         down, up = self.weight(f"{name}.down"), self.weight(f"{name}.up")
         y = h @ w.T + scale * (h @ down.T) @ up.T
         if relax["kind"] == "dora":
@@ -464,12 +508,48 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             y = y * (self.weight(f"{name}.length")[0] * ratio.to(y.dtype))
         return y
 
-    def mixed_adapters(self, name, relax, h):
+    def scale(self, weight, relax):
+        """The factor of what an adapter of low rank adds to a weight."""
+        if "rank_stabilized" not in relax:
+            return 1.0
+        rank = of_pattern(relax["rank_pattern"], weight, relax["rank"])
+        alpha = of_pattern(relax["alpha_pattern"], weight, relax["alpha"])
+        return alpha / (rank**0.5 if relax["rank_stabilized"] else rank)
+
+    def adapted(self, name, relax, part, w):
+        """The matrix that a formula makes of a stored one, in double precision."""
+        leaves = {}
+        for leaf in FORMULAS[relax["kind"]]:
+            if self.has(f"{name}.{leaf}"):
+                leaves[leaf] = self.weight(f"{name}.{leaf}").double()
+        if not leaves:
+            return w
+        m, kind = w.double(), relax["kind"]
+        if kind == "ia3":
+            vector = leaves["ia3_l"]
+            return (m * (vector if part in relax["inputs"] else vector.T)).to(w.dtype)
+        if kind == "miss":
+            block = leaves["miss_block"]
+            inputs = torch.arange(m.shape[1]) % block.shape[0]
+            return (m + block[inputs].T).to(w.dtype)
+        if kind == "wara":
+            return (m + haar_bands(leaves, relax, m.shape)).to(w.dtype)
+        scale = relax["alpha"] / relax["rank"]
+        if kind == "loha":
+            added = leaves["hada_w1_a"] @ leaves["hada_w1_b"]
+            added = added * (leaves["hada_w2_a"] @ leaves["hada_w2_b"])
+        else:
+            whole = "lokr_w2" in leaves
+            second = leaves["lokr_w2"] if whole else leaves["lokr_w2_a"] @ leaves["lokr_w2_b"]
+            added = torch.kron(leaves["lokr_w1"], second)
+        return (m + scale * added).to(w.dtype)
+
+    def mixed_adapters(self, name, relax, scale, h):
         """Of several low-rank adapters those with the highest scores, weighted by their softmax."""
         z = h @ self.weight(f"{name}.score").T
         top, chosen = z.topk(relax["top_k"], dim=1)
         weight = torch.zeros_like(z).scatter(1, chosen, torch.softmax(top, 1))
-        scale, y = relax["alpha"] / relax["rank"], 0.0
+        y = 0.0
         for k in range(z.shape[1]):
             low = h @ self.weight(f"{name}.down.{k}").T
             y = y + weight[:, k : k + 1] * scale * (low @ self.weight(f"{name}.up.{k}").T)

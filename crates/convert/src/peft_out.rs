@@ -1,15 +1,17 @@
 //! Adapters that a run of ours trained, as a folder that PEFT loads.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use checkpoint::Disk;
 use formats::TensorRole;
 use formats::hf::AllTensors;
-use formats::peft::{WrittenPair, write_lora};
+use formats::peft::{WrittenLeaf, write_adapters};
 use model::adapters::{Relaxation, lora};
 use model::params::{ParamPlace, ParamSpec, Part};
 use model::{Sharing, pattern};
+use serde_json::{Map, Value, json};
 use train::Stored;
 
 use crate::ConvertError;
@@ -20,15 +22,15 @@ use crate::roles::{roles, settings_of};
 /// The tensors of an adapter of ours by their names.
 type Factors<'a> = BTreeMap<String, &'a std::sync::Arc<ops::Weight>>;
 
-/// Writes the `lora` or `dora` adapters of a checkpoint as the folder `out`, for the base that the
-/// run froze.
+/// Writes the adapters of a checkpoint, of a kind that PEFT knows, as the folder `out`, for the
+/// base that the run froze.
 ///
 /// # Errors
 /// Adapters of another kind or none, layers that are used more than once, a base that the run
 /// trained, too, a matrix of ours that is part of one of theirs, or what the disk refuses.
 pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(), ConvertError> {
     let config = stored.model.config();
-    let settings = lora_of(&config.relax)?;
+    let mut settings = settings_for(&config.relax)?;
     if config.sharing != Sharing::None {
         let expected = "a model whose layers are used once, as other programs know it";
         let next = "unroll it by `lathe convert --sharing none`, which merges its adapters";
@@ -46,7 +48,7 @@ pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(
             found.entry((*layer, *part)).or_default().insert(factor.to_string(), weight);
         }
     }
-    let mut pairs = Vec::new();
+    let mut leaves = Vec::new();
     for ((layer, part), factors) in &found {
         let place = ParamPlace::Layer { stored: *layer, part: *part };
         let all = stored.model.weights().iter();
@@ -54,21 +56,51 @@ pub fn export_adapters(stored: &Stored, out: &Path, disk: &dyn Disk) -> Result<(
             continue;
         };
         let of = roles(spec, &settings_of(&plain)).unwrap_or_default();
-        pairs.extend(pairs_of(spec, &base.values(), &of, factors, &tensors)?);
-    }
-    Ok(write_lora(out, settings.rank, settings.alpha, &pairs, disk)?)
-}
-
-fn lora_of(relax: &Relaxation) -> Result<&lora::Config, ConvertError> {
-    match relax {
-        Relaxation::Lora(config) => Ok(config),
-        Relaxation::Dora(config) => Ok(&config.0),
-        other => {
-            let expected = "adapters that are lora or dora";
-            let next = "train some: `[model.relax]` of a recipe";
-            refused("the checkpoint: model.relax", expected, other.kind(), next)
+        for (module, rows) in modules_of(spec, &of, &tensors)? {
+            let site = Site { spec, part: *part, base: &base.values(), module, rows };
+            leaves.extend(site.leaves(&config.relax, factors, &mut settings)?);
         }
     }
+    Ok(write_adapters(out, settings, &leaves, disk)?)
+}
+
+/// The settings of a kind of adapters, as PEFT names them.
+fn settings_for(relax: &Relaxation) -> Result<Map<String, Value>, ConvertError> {
+    let value = match relax {
+        Relaxation::Lora(config) => lora_settings(config, false),
+        Relaxation::Dora(config) => lora_settings(&config.0, true),
+        Relaxation::Loha(config) => json!({
+            "peft_type": "LOHA", "r": config.rank, "alpha": config.alpha, "init_weights": true,
+            "rank_dropout": 0.0, "module_dropout": 0.0,
+        }),
+        Relaxation::Lokr(config) => json!({
+            "peft_type": "LOKR", "r": config.rank, "alpha": config.alpha, "init_weights": true,
+            "decompose_both": false, "rank_dropout": 0.0, "module_dropout": 0.0,
+            "decompose_factor": if config.factor == 0 { json!(-1) } else { json!(config.factor) },
+        }),
+        Relaxation::Ia3(_) => json!({
+            "peft_type": "IA3", "init_ia3_weights": true, "feedforward_modules": [],
+        }),
+        Relaxation::Miss(config) => json!({
+            "peft_type": "MISS", "r": config.rank, "init_weights": true, "miss_dropout": 0.0,
+            "mini_r": 1,
+        }),
+        other => {
+            let expected =
+                "adapters of a kind that PEFT knows: lora, dora, loha, lokr, ia3 or miss";
+            let next = "train some: `[model.relax]` of a recipe";
+            return refused("the checkpoint: model.relax", expected, other.kind(), next);
+        }
+    };
+    Ok(value.as_object().cloned().unwrap_or_default())
+}
+
+fn lora_settings(config: &lora::Config, dora: bool) -> Value {
+    json!({
+        "peft_type": "LORA", "bias": "none", "init_lora_weights": true, "lora_dropout": 0.0,
+        "r": config.rank, "lora_alpha": config.alpha, "use_dora": dora,
+        "use_rslora": config.rank_stabilized, "rank_pattern": {}, "alpha_pattern": {},
+    })
 }
 
 /// Refuses adapters over a base that is not the one they began with.
@@ -95,20 +127,13 @@ fn base_must_be_frozen(stored: &Stored) -> Result<(), ConvertError> {
     }
 }
 
-/// The adapters of the modules that stand below each other in one matrix of ours: they share A.
-fn pairs_of(
+/// The modules that stand below each other in one matrix of ours, each with its rows there.
+fn modules_of(
     spec: &ParamSpec,
-    base: &[f32],
     of: &[TensorRole],
-    factors: &Factors<'_>,
     tensors: &AllTensors,
-) -> Result<Vec<WrittenPair>, ConvertError> {
-    let (Some(down), Some(up)) = (factors.get("down"), factors.get("up")) else {
-        return refused(&spec.name, "the two matrices of a pair", "one alone", "train it again");
-    };
-    let (a, b, rank) = (down.read(), up.read(), down.shape().0);
-    let lengths = factors.get("length").map(|weight| weight.read());
-    let (mut pairs, mut row): (Vec<WrittenPair>, usize) = (Vec::new(), 0);
+) -> Result<Vec<(String, Range<usize>)>, ConvertError> {
+    let mut modules: Vec<(String, Range<usize>)> = Vec::new();
     for role in of {
         let name = tensors.names().find(|name| tensors.roles(name).contains(role));
         let name = name.unwrap_or_default();
@@ -119,32 +144,141 @@ fn pairs_of(
             let next = "merge the adapters: `lathe convert --sharing none`";
             return refused(&spec.name, expected, format!("a part of {name}"), next);
         };
-        let rows = row..row + tensors.rows(name, *role);
-        row = rows.end;
-        let magnitude = lengths.as_ref().map(|lengths| {
-            let columns = spec.shape.1;
-            let row = |row: usize| {
-                let own = &base[row * columns..(row + 1) * columns];
-                let square: f64 = own.iter().map(|x| f64::from(*x).powi(2)).sum();
-                (f64::from(lengths[row]) * square.sqrt()) as f32
-            };
-            rows.clone().map(row).collect::<Vec<f32>>()
-        });
-        let b = &b[rows.start * rank..rows.end * rank];
-        match pairs.last_mut().filter(|last| last.module == module) {
-            Some(last) => {
-                last.b.extend_from_slice(b);
-                if let (Some(last), Some(more)) = (&mut last.magnitude, magnitude) {
-                    last.extend(more);
-                }
-            }
-            None => pairs.push(WrittenPair {
-                module: module.to_owned(),
-                a: a.clone(),
-                b: b.to_vec(),
-                magnitude,
-            }),
+        let start = modules.last().map_or(0, |(_, rows)| rows.end);
+        let end = start + tensors.rows(name, *role);
+        match modules.last_mut().filter(|(last, _)| last == module) {
+            Some((_, rows)) => rows.end = end,
+            None => modules.push((module.to_owned(), start..end)),
         }
     }
-    Ok(pairs)
+    Ok(modules)
+}
+
+/// One module in a matrix of ours.
+struct Site<'a> {
+    spec: &'a ParamSpec,
+    part: Part,
+    /// The numbers of the whole matrix.
+    base: &'a [f32],
+    module: String,
+    rows: Range<usize>,
+}
+
+impl Site<'_> {
+    /// A tensor of the adapter of the whole matrix.
+    fn factor(&self, factors: &Factors<'_>, name: &str) -> Result<Vec<f32>, ConvertError> {
+        match factors.get(name) {
+            Some(weight) => Ok(weight.read()),
+            None => refused(&self.spec.name, format!("its {name}"), "none", "train it again"),
+        }
+    }
+
+    fn leaf(&self, leaf: &'static str, shape: Vec<usize>, values: Vec<f32>) -> WrittenLeaf {
+        WrittenLeaf { module: self.module.clone(), leaf, shape, values }
+    }
+
+    /// The module's rows of a tensor `[outputs, columns]`.
+    fn rows_of(&self, values: &[f32], columns: usize) -> Vec<f32> {
+        values[self.rows.start * columns..self.rows.end * columns].to_vec()
+    }
+
+    /// What the module's adapter is in PEFT: it shares what stands next to the inputs with the
+    /// other modules of the matrix, and has its rows of what stands next to the outputs.
+    fn leaves(
+        &self,
+        relax: &Relaxation,
+        factors: &Factors<'_>,
+        settings: &mut Map<String, Value>,
+    ) -> Result<Vec<WrittenLeaf>, ConvertError> {
+        let ((n, d), count) = (self.spec.shape, self.rows.len());
+        let factor = |name: &str| self.factor(factors, name);
+        Ok(match relax {
+            Relaxation::Lora(config) => self.pair(config, factors, settings)?,
+            Relaxation::Dora(config) => {
+                let mut leaves = self.pair(&config.0, factors, settings)?;
+                let lengths = factor("length")?;
+                let length = |row: usize| {
+                    let own = &self.base[row * d..(row + 1) * d];
+                    let square: f64 = own.iter().map(|x| f64::from(*x).powi(2)).sum();
+                    (f64::from(lengths[row]) * square.sqrt()) as f32
+                };
+                let lengths = self.rows.clone().map(length).collect();
+                leaves.push(self.leaf("lora_magnitude_vector", vec![count], lengths));
+                leaves
+            }
+            Relaxation::Loha(config) => {
+                let rank = config.rank;
+                let mut leaves = Vec::new();
+                for (a, b) in [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")] {
+                    let of_rows = self.rows_of(&factor(a)?, rank);
+                    leaves.push(self.leaf(a, vec![count, rank], of_rows));
+                    leaves.push(self.leaf(b, vec![rank, d], factor(b)?));
+                }
+                leaves
+            }
+            Relaxation::Lokr(_) => {
+                if count != n {
+                    let expected = "matrices that are one module of theirs, as a Kronecker product \
+                                    does not fall into modules";
+                    let next = "train query, output and down alone, or merge the adapters: \
+                                `lathe convert --sharing none`";
+                    return refused(
+                        "the checkpoint: relax.parts",
+                        expected,
+                        self.part.name(),
+                        next,
+                    );
+                }
+                let names = ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
+                let there = names.into_iter().filter_map(|name| Some((name, factors.get(name)?)));
+                let whole = |(name, weight): (_, &&std::sync::Arc<ops::Weight>)| {
+                    let (rows, columns) = weight.shape();
+                    self.leaf(name, vec![rows, columns], weight.read())
+                };
+                there.map(whole).collect()
+            }
+            Relaxation::Ia3(config) => {
+                let vector = factor("ia3_l")?;
+                if !config.inputs.contains(&self.part) {
+                    return Ok(vec![self.leaf("ia3_l", vec![count, 1], self.rows_of(&vector, 1))]);
+                }
+                if let Some(Value::Array(modules)) = settings.get_mut("feedforward_modules") {
+                    modules.push(self.module.clone().into());
+                }
+                vec![self.leaf("ia3_l", vec![1, d], vector)]
+            }
+            Relaxation::Miss(config) => {
+                let block = factor("miss_block")?;
+                let rows = block.chunks_exact(n);
+                let own = rows.flat_map(|row| &row[self.rows.clone()]).copied().collect();
+                vec![self.leaf("miss_block", vec![config.rank, count], own)]
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// A and B, with the module's own rank and alpha in the settings where they differ.
+    fn pair(
+        &self,
+        config: &lora::Config,
+        factors: &Factors<'_>,
+        settings: &mut Map<String, Value>,
+    ) -> Result<Vec<WrittenLeaf>, ConvertError> {
+        let (name, d) = (&self.spec.name, self.spec.shape.1);
+        let (rank, alpha) = (config.rank_of(name), config.alpha_of(name));
+        let own = [
+            ("rank_pattern", (rank != config.rank).then(|| json!(rank))),
+            ("alpha_pattern", (alpha != config.alpha).then(|| json!(alpha))),
+        ];
+        for (key, value) in own {
+            if let (Some(Value::Object(table)), Some(value)) = (settings.get_mut(key), value) {
+                table.insert(self.module.clone(), value);
+            }
+        }
+        let b = self.rows_of(&self.factor(factors, "up")?, rank);
+        Ok(vec![
+            self.leaf("lora_A.weight", vec![rank, d], self.factor(factors, "down")?),
+            self.leaf("lora_B.weight", vec![self.rows.len(), rank], b),
+        ])
+    }
 }

@@ -69,7 +69,7 @@ impl<'a> SourceModel<'a> {
             return Some(shared);
         }
         let factors = |factor| self.kept(&ParamPlace::adapter(at, part, factor));
-        settings.merged(&shared, base.shape.1, &factors)
+        settings.merged(base, &shared, &factors)
     }
 
     /// Its mean over some layers; a copy if it is one.

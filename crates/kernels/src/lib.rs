@@ -1,6 +1,7 @@
 //! Arithmetic on slices: matrix products, attention, norms. Knows no tensor.
 
 pub mod adamw;
+pub mod adapted;
 pub mod attend;
 pub mod clamped_swiglu;
 pub mod cross_entropy;

@@ -92,10 +92,21 @@ fn texts_are_of_the_adapter_that_is_named() {
 fn trained_adapters_go_out_and_come_back() {
     let place = Place::with_data();
     place.make_dense();
-    for kind in ["lora", "dora"] {
+    let all = "parts = [\"query\", \"key_value\", \"gate_up\", \"down\"]";
+    let low = format!("rank = 2, alpha = 4.0, {all}");
+    let patterns = "rank_stabilized = true, rank_pattern = { \"layers.*.query\" = 3 }, \
+                    alpha_pattern = { \"layers.1.*\" = 3.0 }";
+    for (folder, kind, settings) in [
+        ("lora", "lora", low.clone()),
+        ("patterns", "lora", format!("{low}, {patterns}")),
+        ("dora", "dora", low.clone()),
+        ("loha", "loha", low.clone()),
+        ("lokr", "lokr", "rank = 2, alpha = 4.0, parts = [\"query\", \"down\"]".into()),
+        ("ia3", "ia3", format!("{all}, inputs = [\"down\", \"gate_up\"]")),
+        ("miss", "miss", format!("rank = 5, {all}")),
+    ] {
         let relax = format!(
-            "[model]\nrelax = {{ kind = \"{kind}\", layers = \"all\", rank = 2, alpha = 4.0, \
-             parts = [\"query\", \"key_value\", \"gate_up\", \"down\"] }}\n\
+            "[model]\nrelax = {{ kind = \"{kind}\", layers = \"all\", {settings} }}\n\
              [start]\ncheckpoint = \"dense\"\n"
         );
         let plain = common::dense_recipe();
@@ -104,18 +115,25 @@ fn trained_adapters_go_out_and_come_back() {
         let rest = rest.replace("[train]\n", freeze).replace("\nsteps = 2\n", "\nsteps = 6\n");
         let recipe = format!("{relax}[data]{rest}\n[optimizer]\nlearning_rate = 0.05\n");
         place.write("adapt.toml", recipe);
-        place.run(&["train", "adapt.toml", "--out", kind]).good();
-        let out = format!("{kind}-peft");
-        place.run(&["export", kind, "--out", &out, "--format", "peft"]).good();
+        place.run(&["train", "adapt.toml", "--out", folder]).good();
+        let out = format!("{folder}-peft");
+        place.run(&["export", folder, "--out", &out, "--format", "peft"]).good();
         let score = |words: &[&str]| {
             let more = ["--data", "data", "--windows", "2", "--json"];
             let json = place.run(&[&["eval"], words, &more].concat()).good().json();
             json["causal_routing"]["all"]["nll"].as_f64().expect("a number")
         };
-        let (ours, theirs) = (score(&[kind]), score(&["dense", "--adapter", &out]));
-        assert!((ours - theirs).abs() < 1e-5, "{kind}: {ours} {theirs}");
-        assert!((ours - score(&["dense"])).abs() > 1e-3, "{kind} learned nothing");
+        let (ours, theirs) = (score(&[folder]), score(&["dense", "--adapter", &out]));
+        assert!((ours - theirs).abs() < 1e-5, "{folder}: {ours} {theirs}");
+        assert!((ours - score(&["dense"])).abs() > 1e-3, "{folder} learned nothing");
     }
+    let kronecker = "[model]\nrelax = { kind = \"lokr\", layers = \"all\", rank = 2 }";
+    let recipe = String::from_utf8(place.read("adapt.toml")).expect("text");
+    let rest = recipe.split_once("[start]").expect("a start").1;
+    place.write("adapt.toml", format!("{kronecker}\n[start]{rest}"));
+    place.run(&["train", "adapt.toml", "--out", "fused"]).good();
+    let words = ["export", "fused", "--out", "x", "--format", "peft"];
+    place.refuses(&words, &["relax.parts", "key_value"]);
     place.refuses(&["export", "dense", "--out", "x", "--format", "peft"], &["model.relax"]);
 }
 

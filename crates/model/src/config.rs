@@ -3,16 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::Relaxation;
-use crate::attention::AttentionSettings;
+use crate::attention::{self, AttentionSettings};
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layer_set::LayerSet;
 use crate::layout::{LayerPlan, Sharing};
+use crate::matrices;
 use crate::mlp::MlpConfig;
 use crate::mlp::dense::is_default;
 use crate::multipliers::Multipliers;
 use crate::norm::NormSettings;
-use crate::params::{BufferSpec, RouterSite};
+use crate::params::{BufferSpec, Part, RouterSite};
 use crate::rotary::RotarySettings;
 use crate::routers::RouterConfig;
 use crate::sizes::Sizes;
@@ -149,6 +150,7 @@ impl ModelConfig {
         self.multipliers.check()?;
         self.mlp.settings().check(&sizes)?;
         self.relax.check(&sizes, &plan, &self.mlp)?;
+        self.check_biases(&sizes, &plan)?;
         self.router.settings().check(&sizes)?;
         self.check_buffers(&sizes)?;
         Ok(plan)
@@ -203,6 +205,28 @@ impl ModelConfig {
         let Some(name) = name_in_both(&of_router, &of_mlp) else { return Ok(()) };
         let expected = format!("another router: both keep a buffer \"{name}\"");
         refuse("mlp.kind", format!("\"{}\"", self.mlp.kind()), expected)
+    }
+
+    /// Refuses adapters that scale the outputs of a matrix with a bias, which would be scaled, too.
+    fn check_biases(&self, sizes: &Sizes, plan: &LayerPlan) -> Result<(), ConfigError> {
+        let adapters = self.relax.settings();
+        for stored in 0..plan.stored {
+            let mut vectors = attention::vectors(&self.attention, sizes, stored);
+            vectors.extend(self.mlp.settings().vectors(sizes, stored));
+            let has_bias = |part: &Part| {
+                let bias = format!("layers.{stored}.{}_bias", part.name());
+                vectors.iter().any(|vector| vector.name == bias)
+            };
+            let table = matrices::of_layer(sizes, &self.mlp, stored);
+            let parts = table.iter().filter_map(|base| base.place.part());
+            let mut scaled = parts.filter(|&part| adapters.scales_outputs(part));
+            if let Some(part) = scaled.find(has_bias) {
+                let expected = "matrices whose inputs are scaled, or that have no bias: one would \
+                                be scaled with the outputs";
+                return refuse("relax.parts", part.name(), expected.into());
+            }
+        }
+        Ok(())
     }
 
     fn check_sizes(&self) -> Result<(), ConfigError> {

@@ -42,7 +42,7 @@ impl LinearBuilder<'_> {
             let specs = self.adapters.specs(self.sizes, self.plan, at, base);
             let mut take = |factor| take.take(&ParamPlace::adapter(at, part, factor));
             let adapter =
-                if specs.is_empty() { None } else { self.adapters.build(&specs, &mut take) };
+                if specs.is_empty() { None } else { self.adapters.build(base, &specs, &mut take) };
             adapters.push(adapter);
         }
         if adapters.iter().all(Option::is_none) {

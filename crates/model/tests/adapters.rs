@@ -313,7 +313,7 @@ fn whatever_merges_computes_the_same_merged() {
             }
             let factors =
                 |factor| kept(&ParamPlace::adapter(at, part, factor)).map(|(_, values)| values);
-            let merged = settings.merged(&shared, base.shape.1, &factors);
+            let merged = settings.merged(&base, &shared, &factors);
             merges &= merged.is_some();
             Ok(merged.unwrap_or(shared))
         })

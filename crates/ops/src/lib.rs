@@ -12,6 +12,7 @@
 //! | `e` | experts | | |
 
 mod adamw;
+mod adapted;
 mod attach_loss;
 mod attend;
 mod chosen;
@@ -45,6 +46,7 @@ pub mod timing;
 mod weight;
 
 pub use adamw::{AdamW, Moments};
+pub use adapted::{AdaptedWeight, AdapterLeaf};
 pub use attend::{Heads, Spans};
 pub use chosen::ChosenWeights;
 pub use columns::length_ratios;
@@ -52,6 +54,7 @@ pub use distill::distill_rows;
 pub use gate::Activation;
 pub use gated::GateFunction;
 pub use head::{head_rows, log_softmax_rows};
+pub use kernels::adapted as formulas;
 pub use norm::RmsNorm;
 pub use output_head::Head;
 pub use pages::{KvFormat, KvStore, PAGE, PageView};

@@ -28,7 +28,7 @@ impl Ops {
 }
 
 #[derive(Clone, Debug)]
-struct Linear {
+pub(crate) struct Linear {
     w_nd: Raw,
     packed: Option<Handle>,
     codes: Option<Codes>,
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Linear {
-    fn new(w_nd: &Weight) -> Self {
+    pub(crate) fn new(w_nd: &Weight) -> Self {
         Self {
             w_nd: w_nd.raw(),
             packed: w_nd.packed().map(Handle),
@@ -58,7 +58,7 @@ impl Linear {
         self.codes.as_ref().map_or_else(|| dims(&self.w_nd), |codes| codes.0.shape())
     }
 
-    fn product(&self, x_td: &Raw, y_tn: &mut [f32], start: Start) {
+    pub(crate) fn product(&self, x_td: &Raw, y_tn: &mut [f32], start: Start) {
         let ((t, d), (n, columns)) = (dims(x_td), self.shape());
         assert_eq!(d, columns, "a projection of width {columns} got rows of width {d}");
         let (y, x) = (MatMut::rows_major(y_tn, t, n), Mat::rows_major(values(x_td), t, d));
@@ -73,7 +73,7 @@ impl Linear {
         }
     }
 
-    fn gradients(&self, x_td: &Raw, g_tn: &Raw, wants_x: bool) -> Option<Raw> {
+    pub(crate) fn gradients(&self, x_td: &Raw, g_tn: &Raw, wants_x: bool) -> Option<Raw> {
         assert!(self.codes.is_none(), "rounded weights are for inference");
         let ((t, d), (n, _)) = (dims(x_td), dims(&self.w_nd));
         let g = Mat::rows_major(values(g_tn), t, n);

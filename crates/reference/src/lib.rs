@@ -6,6 +6,7 @@
 //! Other rooms name this one in `[dev-dependencies]` alone. It panics on anything that no checked
 //! config says.
 
+mod adapted;
 mod experts;
 mod forward;
 mod layer;

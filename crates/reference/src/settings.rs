@@ -32,6 +32,30 @@ impl Settings {
         self.json[name].as_str().unwrap_or_else(|| panic!("{name} in {}", self.json))
     }
 
+    /// The texts of the list `name`.
+    pub(crate) fn texts(&self, name: &str) -> Vec<String> {
+        let list = self.json[name].as_array().into_iter().flatten();
+        list.filter_map(|x| x.as_str().map(str::to_owned)).collect()
+    }
+
+    /// What the table `name` says of a weight, by patterns in which `*` stands for anything;
+    /// otherwise the number `usual`.
+    pub(crate) fn by_pattern(&self, name: &str, weight: &str, usual: &str) -> f64 {
+        let table = self.json[name].as_object().into_iter().flatten();
+        let fits = |pattern: &str| {
+            let mut rest = Some(weight);
+            for (i, piece) in pattern.split('*').enumerate() {
+                let at = rest.and_then(|rest| {
+                    if i == 0 { rest.strip_prefix(piece).map(|_| 0) } else { rest.find(piece) }
+                });
+                rest = rest.zip(at).map(|(rest, at)| &rest[at + piece.len()..]);
+            }
+            rest.is_some_and(|rest| rest.is_empty() || pattern.ends_with('*'))
+        };
+        let found = table.filter(|(pattern, _)| fits(pattern)).find_map(|(_, x)| x.as_f64());
+        found.unwrap_or_else(|| self.number(usual))
+    }
+
     /// The table `name`, like `router`.
     pub(crate) fn table(&self, name: &str) -> Self {
         Self::of(self.json[name].clone())

@@ -381,8 +381,9 @@ impl Recipe {
         Ok(())
     }
 
-    /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its own.
-    /// Where one process adds up several shards, partial sums of gradients wait beside them.
+    /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its
+    /// own. Matrices that adapters keep merged come on top. Where one process adds up
+    /// several shards, partial sums of gradients wait beside them.
     ///
     /// # Errors
     /// An impossible model.
@@ -395,6 +396,23 @@ impl Recipe {
         for spec in specs(&self.model, &self.model.check()?) {
             let copies = if is_frozen(&self.train.freeze, &spec.name) { 1 } else { 4 + waiting };
             bytes += 4 * copies * spec.count() as u64;
+        }
+        Ok(bytes + self.merged_bytes()?)
+    }
+
+    /// Bytes of the matrices that adapters keep in f32 beside the stored ones.
+    fn merged_bytes(&self) -> Result<u64, TrainError> {
+        let model = &self.model;
+        if !model.relax.settings().keeps_matrices() {
+            return Ok(0);
+        }
+        let plan = model.check()?;
+        let mut bytes = 0;
+        for at in plan.unrolled() {
+            for base in model::table::linears(model, at.stored) {
+                let adapter = model.relax.settings().specs(&model.sizes(), &plan, at, &base);
+                bytes += if adapter.is_empty() { 0 } else { 4 * base.count() as u64 };
+            }
         }
         Ok(bytes)
     }

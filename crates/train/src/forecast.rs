@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use engine::{Batch, BatchSequence};
 use model::cost::{Convention, forward_flops, head_flops, nominal_capacities, prelude_flops};
 use model::layout::LayerPlan;
-use model::params::{ParamPlace, ParamSpec};
+use model::params::{Group, ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
 use model::{Causality, KvMode, Model, ModelConfig, QueryKeyNorm};
@@ -397,7 +397,9 @@ fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
 /// narrow side of each pair, before and after its scale.
 fn adapter_values(table: &[ParamSpec]) -> BTreeMap<(usize, usize), f64> {
     let mut values = BTreeMap::new();
-    for spec in table {
+    // Those that are merged keep nothing of a row.
+    let of_rows = table.iter().filter(|spec| spec.active > 0.0 || spec.group == Group::Norm);
+    for spec in of_rows {
         if let ParamPlace::Adapter { stored, recursion, .. } = spec.place {
             let narrow = spec.shape.0.min(spec.shape.1) as f64;
             *values.entry((stored, recursion)).or_insert(0.0) += narrow;

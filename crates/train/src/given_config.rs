@@ -41,7 +41,10 @@ const LATER: [&str; 35] = [
     "model.mlp.shared_mix",
     "model.mlp.shortcut",
     "model.mlp.zero_experts",
+    "model.relax.alpha_pattern",
     "model.relax.layers",
+    "model.relax.rank_pattern",
+    "model.relax.rank_stabilized",
 ];
 
 /// The model that `given` describes. A field that this program does not know may change what the

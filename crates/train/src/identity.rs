@@ -9,7 +9,7 @@ use crate::{Opened, TrainError};
 /// Fields that came when runs were on record, and the value of each that says what every run before
 /// had. There they are left out, so that such a run is the run that it was. A new field of the
 /// recipe belongs here.
-fn later() -> [(&'static str, &'static str, Value); 7] {
+fn later() -> [(&'static str, &'static str, Value); 10] {
     [
         ("/train", "shards", json!(1)),
         ("/train", "consistency_weight", json!(0.0)),
@@ -18,6 +18,9 @@ fn later() -> [(&'static str, &'static str, Value); 7] {
         ("/model/mlp", "shortcut", json!(false)),
         ("/model/mlp/router", "memory", json!(0)),
         ("/model/mlp/router", "each", json!("row")),
+        ("/model/relax", "rank_stabilized", json!(false)),
+        ("/model/relax", "rank_pattern", json!({})),
+        ("/model/relax", "alpha_pattern", json!({})),
     ]
 }
 

@@ -120,6 +120,10 @@ fn kind(of: &str, own: &Items, all: &Items) -> String {
     if let Some(listed) = listed {
         return format!("list: {}", kind(listed, own, all));
     }
+    let table = of.strip_prefix("BTreeMap<String, ").and_then(|of| of.strip_suffix('>'));
+    if let Some(entry) = table {
+        return format!("table: {}", kind(entry, own, all));
+    }
     match of.rsplit("::").next().unwrap_or(of) {
         "u64" | "usize" | "u32" => "whole number".to_owned(),
         "f64" | "f32" => "number".to_owned(),
@@ -183,6 +187,9 @@ fn members(list: &str, at: &str, folder: &str, every: &[Value], all: &Items) -> 
             let inner = items(&source.join(format!("{other}.rs")));
             fields.splice(at..=at, inner["Config"].clone());
         }
+        if let Some(at) = fields.iter().position(|field| field.of == "Places") {
+            fields.splice(at..=at, all["Places"].clone());
+        }
         let mut defaults = defaults.clone();
         // Members of lists have tables of their own.
         for field in fields.iter_mut().filter(|field| field.of.ends_with("RouterConfig")) {
@@ -218,6 +225,7 @@ fn page() -> String {
         "expert_routers/balance.rs",
         "expert_routers/room.rs",
         "adapters/mod.rs",
+        "adapters/places.rs",
         "adapters/lora.rs",
     ] {
         all.extend(items(&model.join(file)));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{TensorFile, open_safetensors};
+use kernels::adapted::AdapterChange;
 
-use super::change::AdapterChange;
 use super::kinds::{self, Kind, Site};
 use super::leaves::Leaves;
 use super::settings::Settings;

@@ -4,15 +4,14 @@
 //! the tensors of a base. What each kind computes is one file in `kinds`; whatever changes what is
 //! computed and is not known there is refused by its name.
 
-mod change;
 mod folder;
 mod kinds;
 mod leaves;
-mod matrix;
 mod settings;
 mod write;
 
-pub use change::{AdapterChange, Affine, LeafGradients};
+pub use kernels::adapted::{AdapterChange, Affine, LeafGradients};
+
 pub use folder::{AdapterFolder, Placed, PlacedAdapters, Replacement, is_adapter};
 pub use kinds::kinds;
-pub use write::{WrittenPair, write_lora};
+pub use write::{WrittenLeaf, write_adapters};

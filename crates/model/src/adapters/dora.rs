@@ -49,10 +49,11 @@ impl AdapterSettings for Config {
 
     fn build(
         &self,
+        base: &ParamSpec,
         _: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        let pair = Pair::take(self.0.scale(), lora::DOWN, lora::UP, take);
+        let pair = Pair::take(self.0.scale_of(&base.name), lora::DOWN, lora::UP, take);
         Some(Box::new(Dora { pair, magnitude: take(MAGNITUDE), ratios: Mutex::default() }))
     }
 
@@ -60,9 +61,10 @@ impl AdapterSettings for Config {
         true
     }
 
-    fn merged(&self, w: &[f32], columns: usize, factors: &Factors<'_>) -> Option<Vec<f32>> {
+    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        let columns = base.shape.1;
         let magnitude = factors(MAGNITUDE)?;
-        let mut merged = lora::sum(w, columns, self.0.scale(), factors)?;
+        let mut merged = lora::sum(w, columns, self.0.scale_of(&base.name), factors)?;
         let own = lengths(w, columns);
         for (n, row) in merged.chunks_exact_mut(columns).enumerate() {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);

@@ -1,36 +1,29 @@
 //! Low-rank adapters for each use of a matrix: LoRA (Hu et al., 2021, arXiv 2106.09685),
 //! `W + s B A` with `s = alpha / rank`. Fresh ones change nothing, as B is zero.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ops::{Ops, Tensor2, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, stored_product};
-use crate::attention;
+use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layout::{LayerPlan, LayerUse};
 use crate::matrices::read_parts;
 use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec, Part};
 use crate::pass::Pass;
+use crate::pattern;
 use crate::sizes::Sizes;
+
+pub use super::places::AdaptedLayers;
 
 /// The tensor A, `[rank, d]`.
 pub(super) const DOWN: Factor = Factor::new("down");
 /// The tensor B, `[n, rank]`.
 pub(super) const UP: Factor = Factor::new("up");
-
-/// Which layers get adapters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdaptedLayers {
-    /// Those that are used more than once, so that each use may differ.
-    #[default]
-    Shared,
-    /// Every layer of any model.
-    All,
-}
 
 /// `relax = { kind = "lora", ... }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +33,14 @@ pub struct Config {
     pub rank: usize,
     /// Scale of what is added: `s = alpha / rank`.
     pub alpha: f64,
+    /// Whether the scale is `alpha / sqrt(rank)`, so that high ranks learn as fast as low ones
+    /// (Kalajdzievski, 2023, arXiv 2312.03732).
+    pub rank_stabilized: bool,
+    /// Ranks of matrices by patterns of their names, such as `{ "layers.*.down" = 4 }`; no two of
+    /// them may fit one matrix.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of matrices, likewise.
+    pub alpha_pattern: BTreeMap<String, f64>,
     /// Which matrices of a layer.
     #[serde(deserialize_with = "read_parts")]
     pub parts: Vec<Part>,
@@ -51,28 +52,85 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let parts = vec![attention::QUERY, attention::KEY_VALUE];
-        Self { rank: 16, alpha: 32.0, parts, layers: AdaptedLayers::Shared, skip_first: false }
+        let Places { parts, layers, skip_first } = Places::default();
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            rank_stabilized: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            parts,
+            layers,
+            skip_first,
+        }
     }
 }
 
+/// What a table of patterns says of the weight `name`.
+fn of_pattern<T: Copy>(table: &BTreeMap<String, T>, name: &str) -> Option<T> {
+    table.iter().find(|(pattern, _)| pattern::fits(pattern, name)).map(|(_, &value)| value)
+}
+
+/// Refuses patterns that fit none of `names`, or of which two fit one of them.
+fn check_patterns<'a>(
+    field: &str,
+    patterns: impl Iterator<Item = &'a String>,
+    names: &[&str],
+) -> Result<(), ConfigError> {
+    let patterns: Vec<&String> = patterns.collect();
+    for (i, one) in patterns.iter().enumerate() {
+        if let Err(error) = pattern::check(one, names) {
+            return refuse(field, format!("\"{one}\""), error.expected);
+        }
+        for other in &patterns[..i] {
+            let both = |name: &&&str| pattern::fits(one, name) && pattern::fits(other, name);
+            if let Some(name) = names.iter().find(both) {
+                let expected = format!("patterns of which one fits {name}");
+                return refuse(field, format!("\"{other}\" and \"{one}\""), expected);
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Config {
-    /// `s`, the factor of `B A`.
-    pub fn scale(&self) -> f32 {
-        (self.alpha / self.rank as f64) as f32
+    /// The rank of the adapters of the matrix `name`.
+    pub fn rank_of(&self, name: &str) -> usize {
+        of_pattern(&self.rank_pattern, name).unwrap_or(self.rank)
+    }
+
+    /// The alpha of the adapters of the matrix `name`.
+    pub fn alpha_of(&self, name: &str) -> f64 {
+        of_pattern(&self.alpha_pattern, name).unwrap_or(self.alpha)
+    }
+
+    /// `s`, the factor of `B A` for the matrix `name`.
+    pub fn scale_of(&self, name: &str) -> f32 {
+        let rank = self.rank_of(name) as f64;
+        let over = if self.rank_stabilized { rank.sqrt() } else { rank };
+        (self.alpha_of(name) / over) as f32
+    }
+
+    fn sites(&self) -> Sites<'_> {
+        Sites { parts: &self.parts, layers: self.layers, skip_first: self.skip_first }
     }
 
     /// Whether stored layer `stored` may have adapters.
     pub(super) fn reaches(&self, plan: &LayerPlan, stored: usize) -> bool {
-        self.layers == AdaptedLayers::All || plan.uses_of(stored).len() > 1
+        self.sites().reach(plan, stored)
     }
 
     /// Whether use `at` has an adapter for `part` in a model of this `plan` and `kv`.
     pub fn adapts(&self, kv: KvMode, plan: &LayerPlan, at: LayerUse, part: Part) -> bool {
-        self.reaches(plan, at.stored)
-            && self.parts.contains(&part)
-            && attention::runs(kv, at, part)
-            && !(self.skip_first && at.recursion == 0)
+        self.sites().adapt(kv, plan, at, part)
+    }
+
+    /// The names of the matrices of the table that have adapters.
+    fn names(&self, plan: &LayerPlan) -> Vec<String> {
+        let stored = (0..plan.stored).filter(|&stored| self.reaches(plan, stored));
+        let place =
+            |stored| move |part: &Part| ParamPlace::Layer { stored, part: *part }.to_string();
+        stored.flat_map(|stored| self.parts.iter().map(place(stored))).collect()
     }
 }
 
@@ -83,37 +141,20 @@ impl AdapterSettings for Config {
         plan: &LayerPlan,
         matrices: &Matrices,
     ) -> Result<(), ConfigError> {
-        if !(1e-6..=1e6).contains(&self.alpha) {
-            return refuse("relax.alpha", self.alpha, "between 1e-6 and 1e6".into());
-        }
-        if self.layers == AdaptedLayers::Shared && plan.stored == sizes.layers {
-            let expected = "\"all\" where every layer has weights of its own: \"shared\" adapts \
-                            layers that are used more than once";
-            return refuse("relax.layers", "\"shared\"", expected.into());
-        }
-        if self.parts.is_empty() {
-            return refuse("relax.parts", "[]", "at least one of a layer's matrices".into());
-        }
-        let Matrices { table, adaptable } = matrices;
-        for (i, part) in self.parts.iter().enumerate() {
-            let name = part.name();
-            if self.parts[..i].contains(part) {
-                return refuse("relax.parts", name, "each matrix once".into());
+        self.sites().check(sizes, plan, matrices, &|base| {
+            let ranks = self.rank_pattern.values().map(|&rank| ("relax.rank_pattern", rank));
+            for (field, rank) in std::iter::once(("relax.rank", self.rank)).chain(ranks) {
+                check_rank(field, rank, base)?;
             }
-            let Some(base) = table.iter().find(|base| base.place.part() == Some(*part)) else {
-                let known = adaptable.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ");
-                return refuse("relax.parts", name, format!("matrices of this model: {known}"));
-            };
-            if !adaptable.contains(part) {
-                let expected = "a matrix that every row meets whole: banks take no adapters";
-                return refuse("relax.parts", name, expected.into());
-            }
-            let most = base.shape.0.min(base.shape.1);
-            if self.rank == 0 || self.rank > most {
-                let expected = format!("between 1 and {most}, the smaller side of {name}");
-                return refuse("relax.rank", self.rank, expected);
-            }
+            Ok(())
+        })?;
+        for &alpha in std::iter::once(&self.alpha).chain(self.alpha_pattern.values()) {
+            check_alpha(alpha)?;
         }
+        let names = self.names(plan);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        check_patterns("relax.rank_pattern", self.rank_pattern.keys(), &names)?;
+        check_patterns("relax.alpha_pattern", self.alpha_pattern.keys(), &names)?;
         Ok(())
     }
 
@@ -130,7 +171,7 @@ impl AdapterSettings for Config {
         }
         self.pair(
             sizes,
-            base.shape,
+            base,
             ParamPlace::adapter(at, part, DOWN),
             ParamPlace::adapter(at, part, UP),
         )
@@ -138,28 +179,29 @@ impl AdapterSettings for Config {
 
     fn build(
         &self,
+        base: &ParamSpec,
         _: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        Some(Box::new(Pair::take(self.scale(), DOWN, UP, take)))
+        Some(Box::new(Pair::take(self.scale_of(&base.name), DOWN, UP, take)))
     }
 
     fn merges(&self) -> bool {
         true
     }
 
-    fn merged(&self, w: &[f32], columns: usize, factors: &Factors<'_>) -> Option<Vec<f32>> {
-        let merged = sum(w, columns, self.scale(), factors)?;
+    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        let merged = sum(w, base.shape.1, self.scale_of(&base.name), factors)?;
         Some(merged.into_iter().map(|x| x as f32).collect())
     }
 
     /// `own - shared ~ s B A`, each factor with the square roots of the singular values.
     fn approximate(&self, replaced: &mut Replaced<'_>) -> Vec<(Factor, Vec<f32>)> {
-        let ((n, d), rank) = (replaced.shape, self.rank);
+        let ((n, d), rank) = (replaced.shape, self.rank_of(&replaced.base.name));
         let pairs = replaced.own.iter().zip(replaced.shared);
         let difference: Vec<f32> = pairs.map(|(own, shared)| own - shared).collect();
         let found = (replaced.truncated)(&difference, rank);
-        let scale = f64::from(self.scale());
+        let scale = f64::from(self.scale_of(&replaced.base.name));
         let roots: Vec<f64> = found.sigma.iter().map(|sigma| (sigma / scale).sqrt()).collect();
         let down = (0..rank * d).map(|p| (roots[p / d] * found.v[p / d][p % d]) as f32);
         let up = (0..n * rank).map(|p| (roots[p % rank] * found.u[p % rank][p / rank]) as f32);
@@ -168,15 +210,16 @@ impl AdapterSettings for Config {
 }
 
 impl Config {
-    /// The two factors of a pair at these places, for a matrix of this shape.
+    /// The two factors of a pair at these places, for the matrix `base`.
     pub(super) fn pair(
         &self,
         sizes: &Sizes,
-        (n, d): (usize, usize),
+        base: &ParamSpec,
         down: ParamPlace,
         up: ParamPlace,
     ) -> Vec<ParamSpec> {
-        let (rank, normal) = (self.rank, Init::Normal(sizes.init_std));
+        let ((n, d), rank) = (base.shape, self.rank_of(&base.name));
+        let normal = Init::Normal(sizes.init_std);
         vec![
             ParamSpec::new(down, (rank, d), normal, Group::Adapter),
             ParamSpec::new(up, (n, rank), Init::Zeros, Group::Adapter),

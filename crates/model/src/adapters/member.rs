@@ -35,6 +35,8 @@ pub struct Truncated {
 
 /// A matrix `[n, d]` that a use of a layer should compute with, and the one that the layer stores.
 pub struct Replaced<'a> {
+    /// Where the stored one stands.
+    pub base: &'a ParamSpec,
     /// The wanted matrix, row by row.
     pub own: &'a [f32],
     /// The stored matrix, which all uses share.
@@ -68,10 +70,11 @@ pub trait AdapterSettings {
         Vec::new()
     }
 
-    /// That adapter over its weights; `take` gives each of [`AdapterSettings::specs`] once, by
-    /// factor. Asked only where there are some.
+    /// That adapter over its weights for the matrix `base`; `take` gives each of
+    /// [`AdapterSettings::specs`] once, by factor. Asked only where there are some.
     fn build(
         &self,
+        _base: &ParamSpec,
         _specs: &[ParamSpec],
         _take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
@@ -93,14 +96,24 @@ pub trait AdapterSettings {
         None
     }
 
+    /// Whether a use keeps a matrix of its own in f32 beside the stored one.
+    fn keeps_matrices(&self) -> bool {
+        false
+    }
+
+    /// Whether it multiplies the outputs of matrices of this part.
+    fn scales_outputs(&self, _part: Part) -> bool {
+        false
+    }
+
     /// Whether each use computes with one matrix in place of the stored one, so that adapters can
     /// be merged.
     fn merges(&self) -> bool {
         false
     }
 
-    /// That matrix, for the stored `w` with rows of `columns` numbers; `None` if there is none.
-    fn merged(&self, _w: &[f32], _columns: usize, _factors: &Factors<'_>) -> Option<Vec<f32>> {
+    /// That matrix, for the stored numbers `w` of the matrix `base`; `None` if there is none.
+    fn merged(&self, _base: &ParamSpec, _w: &[f32], _factors: &Factors<'_>) -> Option<Vec<f32>> {
         None
     }
 

@@ -5,10 +5,17 @@
 
 pub mod dora;
 pub mod encoding;
+mod formula;
+pub mod ia3;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub(crate) mod member;
+pub mod miss;
 pub mod mola;
 pub mod none;
+mod places;
+pub mod wara;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +26,8 @@ use crate::matrices;
 use crate::mlp::MlpConfig;
 use crate::params::ParamSpec;
 use crate::sizes::Sizes;
+
+pub use places::Places;
 
 pub use member::{Adapter, AdapterSettings, Factors, Matrices, Replaced, StreamAdapter, Truncated};
 
@@ -33,6 +42,16 @@ members! {
         Dora(dora::Config) = "dora",
         /// As `lora` with several pairs, of which a router picks some for each row.
         Mola(mola::Config) = "mola",
+        /// `W + s (A1 B1) o (A2 B2)`, an entrywise product of two matrices of low rank.
+        Loha(loha::Config) = "loha",
+        /// `W + s kron(w1, w2)`, a Kronecker product of two small matrices.
+        Lokr(lokr::Config) = "lokr",
+        /// Outputs or inputs of a matrix times a learned vector.
+        Ia3(ia3::Config) = "ia3",
+        /// A small block is added that repeats along the inputs.
+        Miss(miss::Config) = "miss",
+        /// Pairs of low rank in the basis of a Haar step, each band with a rank of its own.
+        Wara(wara::Config) = "wara",
         /// The stream is multiplied by a learned vector of the recursion.
         Encoding(encoding::Config) = "encoding",
     }

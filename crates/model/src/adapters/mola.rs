@@ -105,7 +105,7 @@ impl AdapterSettings for Config {
         for expert in 0..experts {
             let down = ParamPlace::adapter(at, part, down(expert));
             let up = ParamPlace::adapter(at, part, up(expert));
-            let mut pair = self.adapter.pair(sizes, base.shape, down, up);
+            let mut pair = self.adapter.pair(sizes, base, down, up);
             pair.iter_mut().for_each(|spec| spec.active = self.top_k as f64 / experts as f64);
             table.extend(pair);
         }
@@ -114,10 +114,11 @@ impl AdapterSettings for Config {
 
     fn build(
         &self,
+        base: &ParamSpec,
         specs: &[ParamSpec],
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
-        let scale = self.adapter.scale();
+        let scale = self.adapter.scale_of(&base.name);
         let score = take(SCORE);
         let mut pairs = Vec::new();
         // The router is one of the tensors, each adapter is two.
@@ -240,10 +241,12 @@ mod tests {
         let ups: Vec<_> = (0..EXPERTS as u64).map(|k| numbers(N * RANK, 20 + k)).collect();
         let one = lora::Config { rank: RANK, alpha: 6.0, ..lora::Config::default() };
         let weight = |values: &[f32], n, d| Arc::new(Weight::new(values.to_vec(), n, d));
+        let place = ParamPlace::Layer { stored: 0, part: crate::attention::QUERY };
+        let base = ParamSpec::new(place, (N, D), Init::Zeros, Group::Block);
         let mut pairs = Vec::new();
         for (down, up) in downs.iter().zip(&ups) {
             let (down, up) = (weight(down, RANK, D), weight(up, N, RANK));
-            pairs.push(Pair { down, up, scale: one.scale() });
+            pairs.push(Pair { down, up, scale: one.scale_of("layers.0.query") });
         }
         let mola = Mola { score: weight(&score, EXPERTS, D), pairs, top_k: TOP_K };
 
@@ -259,7 +262,7 @@ mod tests {
                     lora::DOWN => Some(downs[k].clone()),
                     _ => Some(ups[k].clone()),
                 };
-                let merged = one.merged(&w, D, &factors).expect("a pair");
+                let merged = one.merged(&base, &w, &factors).expect("a pair");
                 for (n, y) in product(&merged, h).into_iter().enumerate() {
                     expected[t * N + n] += z[k].exp() / sum * y;
                 }

@@ -3,10 +3,11 @@
 
 use std::f64::consts::TAU;
 
+use kernels::adapted::{AdapterChange, Affine, LeafGradients};
+
 use super::positions::drawn;
 use super::{Kind, Site};
 use crate::Result;
-use crate::peft::change::{AdapterChange, Affine, LeafGradients};
 use crate::peft::leaves::{Leaves, must_be};
 use crate::peft::settings::Settings;
 

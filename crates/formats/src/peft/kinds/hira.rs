@@ -1,11 +1,14 @@
 //! HiRA (Huang et al., 2025, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation"):
 //! `W + W o (B A)`, without a scale.
 
+use kernels::adapted::{
+    AdapterChange, Affine, LeafGradients, add, entrywise, product, product_of_columns,
+    product_of_rows,
+};
+
 use super::{Kind, Site};
 use crate::Result;
-use crate::peft::change::{AdapterChange, Affine, LeafGradients};
 use crate::peft::leaves::{Leaves, must_be};
-use crate::peft::matrix::{add, entrywise, product, product_of_columns, product_of_rows};
 use crate::peft::settings::Settings;
 
 const A: &str = "hira_A";

@@ -5,13 +5,15 @@
 //!
 //! Of experts A is `[E r, in]` with the expert slow, and B `[out, r E]` with the expert fast.
 
+use kernels::adapted::{
+    AdapterChange, Affine, LeafGradients, add, dot, product, product_of_columns, product_of_rows,
+    transposed,
+};
 use serde_json::json;
 
 use super::{Kind, Site};
 use crate::Result;
-use crate::peft::change::{AdapterChange, Affine, LeafGradients};
 use crate::peft::leaves::{Leaves, must_be};
-use crate::peft::matrix::{add, dot, product, product_of_columns, product_of_rows, transposed};
 use crate::peft::settings::Settings;
 
 const A: &str = "lora_A.weight";

@@ -13,7 +13,8 @@ mod positions;
 mod vera;
 mod waveft;
 
-use super::change::AdapterChange;
+use kernels::adapted::AdapterChange;
+
 use super::leaves::Leaves;
 use super::settings::Settings;
 use crate::Result;

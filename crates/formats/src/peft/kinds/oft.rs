@@ -3,10 +3,10 @@
 //! default PEFT sums `R = I + 2 Q + 2 Q^2 + .. + Q^(n - 1)` in its place, the beginning of a series
 //! for the turn the other way.
 
+use kernels::adapted::{AdapterChange, Affine, LeafGradients, add, inverse, product, transposed};
+
 use super::{Kind, Site};
-use crate::peft::change::{AdapterChange, Affine, LeafGradients};
 use crate::peft::leaves::Leaves;
-use crate::peft::matrix::{add, inverse, product, transposed};
 use crate::peft::settings::Settings;
 use crate::{FormatError, Result};
 

@@ -2,12 +2,12 @@
 //! what one inverse step of a Haar transform makes of it, `(a +- h +- v +- d) / 2` of its
 //! quadrants.
 
+use kernels::adapted::{AdapterChange, Affine, LeafGradients};
 use serde_json::json;
 
 use super::positions::drawn;
 use super::{Kind, Site};
 use crate::Result;
-use crate::peft::change::{AdapterChange, Affine, LeafGradients};
 use crate::peft::leaves::{Leaves, must_be};
 use crate::peft::settings::Settings;
 

@@ -1,0 +1,171 @@
+//! Adapters whose use computes with one matrix, which a formula makes of the stored one: merged
+//! once while nothing changes, so that a row costs what it costs without the adapter. The formulas
+//! are those by which folders of PEFT are read.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ops::formulas::{Affine, LearnedChange};
+use ops::{AdaptedWeight, AdapterLeaf, Tensor2, Weight};
+
+use super::member::{Adapter, AdapterSettings, Factors, Matrices};
+use super::places::Sites;
+use crate::error::ConfigError;
+use crate::layout::{LayerPlan, LayerUse};
+use crate::params::{Factor, Group, Init, ParamPlace, ParamSpec, Part};
+use crate::pass::Pass;
+use crate::sizes::Sizes;
+
+/// A tensor of a formula: its name there, which is its factor's, and how it begins.
+pub(super) struct Leaf {
+    pub(super) name: &'static str,
+    pub(super) shape: (usize, usize),
+    pub(super) init: Init,
+}
+
+impl Leaf {
+    pub(super) fn new(name: &'static str, shape: (usize, usize), init: Init) -> Self {
+        Self { name, shape, init }
+    }
+}
+
+/// The settings of such a kind.
+pub(super) trait Formula: Clone + Debug + Send + Sync + 'static {
+    /// Where its adapters stand.
+    fn sites(&self) -> Sites<'_>;
+
+    /// Refuses settings that do not fit the matrix `base`.
+    fn fits(&self, base: &ParamSpec) -> Result<(), ConfigError>;
+
+    /// Whether it multiplies the outputs of matrices of this part.
+    fn scales_outputs(&self, _part: Part) -> bool {
+        false
+    }
+
+    /// The tensors for a matrix of this shape.
+    fn leaves(&self, part: Part, shape: (usize, usize)) -> Vec<Leaf>;
+
+    /// The formula over the numbers of these tensors, in the order of [`Formula::leaves`].
+    fn change(
+        &self,
+        part: Part,
+        shape: (usize, usize),
+        numbers: Vec<Vec<f64>>,
+    ) -> Box<dyn LearnedChange>;
+}
+
+impl<F: Formula> AdapterSettings for F {
+    fn check(
+        &self,
+        sizes: &Sizes,
+        plan: &LayerPlan,
+        matrices: &Matrices,
+    ) -> Result<(), ConfigError> {
+        self.sites().check(sizes, plan, matrices, &|base| self.fits(base))
+    }
+
+    /// Merged tensors are no product of a row's: they cost nothing that is counted.
+    fn specs(
+        &self,
+        sizes: &Sizes,
+        plan: &LayerPlan,
+        at: LayerUse,
+        base: &ParamSpec,
+    ) -> Vec<ParamSpec> {
+        let ParamPlace::Layer { part, .. } = base.place else { return Vec::new() };
+        if !self.sites().adapt(sizes.kv, plan, at, part) {
+            return Vec::new();
+        }
+        let spec = |leaf: Leaf| {
+            let place = ParamPlace::adapter(at, part, Factor::new(leaf.name));
+            let group = if leaf.init == Init::Ones { Group::Norm } else { Group::Adapter };
+            ParamSpec { active: 0.0, ..ParamSpec::new(place, leaf.shape, leaf.init, group) }
+        };
+        self.leaves(part, base.shape).into_iter().map(spec).collect()
+    }
+
+    fn build(
+        &self,
+        base: &ParamSpec,
+        _: &[ParamSpec],
+        take: &mut dyn FnMut(Factor) -> Arc<Weight>,
+    ) -> Option<Box<dyn Adapter>> {
+        let part = base.place.part()?;
+        let of = |leaf: Leaf| AdapterLeaf { name: leaf.name, weight: take(Factor::new(leaf.name)) };
+        let leaves = self.leaves(part, base.shape).into_iter().map(of).collect();
+        let (settings, shape) = (self.clone(), base.shape);
+        Some(Box::new(Merged { settings, part, shape, leaves, made: Mutex::default() }))
+    }
+
+    fn scales_outputs(&self, part: Part) -> bool {
+        Formula::scales_outputs(self, part)
+    }
+
+    fn keeps_matrices(&self) -> bool {
+        true
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
+        let (part, (out, into)) = (base.place.part()?, base.shape);
+        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<f64>>();
+        let leaves = self.leaves(part, base.shape).into_iter();
+        let numbers: Option<_> =
+            leaves.map(|leaf| factors(Factor::new(leaf.name)).map(wide)).collect();
+        let mut affine = Affine { matrices: 1, out, into, weight: wide(w.to_vec()), bias: None };
+        self.change(part, base.shape, numbers?).merge(&mut affine);
+        Some(affine.weight.into_iter().map(|x| x as f32).collect())
+    }
+}
+
+/// The adapter of one use of a matrix.
+#[derive(Debug)]
+struct Merged<F> {
+    settings: F,
+    part: Part,
+    shape: (usize, usize),
+    leaves: Vec<AdapterLeaf>,
+    made: Mutex<Option<Made>>,
+}
+
+/// The merged matrix.
+#[derive(Debug)]
+struct Made {
+    /// Changes of the stored matrix and of the tensors until it was made.
+    made_at: Vec<u64>,
+    matrix: Arc<AdaptedWeight>,
+}
+
+impl<F: Formula> Merged<F> {
+    /// Made anew only where a number has changed: between the steps of a training, and once in
+    /// generation.
+    fn matrix(&self, weight: &Weight) -> Arc<AdaptedWeight> {
+        let all = std::iter::once(weight).chain(self.leaves.iter().map(|leaf| &*leaf.weight));
+        let made_at: Vec<u64> = all.map(Weight::changes).collect();
+        let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.made_at == made_at) {
+            return kept.matrix.clone();
+        }
+        let wide = |leaf: &AdapterLeaf| leaf.weight.read().into_iter().map(f64::from).collect();
+        let numbers = self.leaves.iter().map(wide).collect();
+        let change = self.settings.change(self.part, self.shape, numbers);
+        let matrix = Arc::new(AdaptedWeight::new(change, weight));
+        *kept = Some(Made { made_at, matrix: matrix.clone() });
+        matrix
+    }
+}
+
+impl<F: Formula> Adapter for Merged<F> {
+    fn run(
+        &self,
+        weight: &Weight,
+        h_td: Tensor2,
+        residual_tn: Option<Tensor2>,
+        pass: &mut Pass<'_>,
+    ) -> Tensor2 {
+        pass.ops.adapted(h_td, residual_tn, weight, &self.matrix(weight), &self.leaves)
+    }
+}
