@@ -42,7 +42,7 @@ impl FastOp<1> for Embed {
     type Saved = ();
 
     fn forward(&self, _: [Raw; 1]) -> (Raw, ()) {
-        if let Some(Codes(codes)) = &self.codes {
+        if let Some(Codes { matrix: codes, .. }) = &self.codes {
             let d = codes.shape().1;
             let mut x = buffer(self.ids.len() * d);
             self.ids

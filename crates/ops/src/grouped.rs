@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::grouped::{Bank, grouped_forward, grouped_input_gradient, grouped_weight_gradient};
 use kernels::matmul::{Mat, MatMut, Start, Threads};
-use kernels::quant::matmul_quantized_rows;
+use kernels::quant::{Quantized, matmul_exact, matmul_exact_back, matmul_quantized_rows};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::weight::{Codes, Sink};
@@ -73,14 +73,32 @@ impl Grouped {
     }
 
     /// The product with rounded matrices, group by group.
-    fn rounded(&self, x_ad: &[f32], Codes(codes): &Codes, y_an: &mut [f32]) {
+    fn rounded(&self, x_ad: &[f32], codes: &Codes, y_an: &mut [f32]) {
+        let Codes { matrix, exact } = codes;
         let (n, d) = self.shape;
         let mut first = 0;
         for (group, &size) in self.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
             let x = Mat::rows_major(&x_ad[first * d..], size, d);
             let y = MatMut::rows_major(&mut y_an[first * n..(first + size) * n], size, n);
             let rows = group * n..(group + 1) * n;
-            matmul_quantized_rows(y, x, codes, rows, Start::Zero, Threads::All);
+            match exact {
+                true => matmul_exact(y, x, matrix, rows, Start::Zero, Threads::All),
+                false => matmul_quantized_rows(y, x, matrix, rows, Start::Zero, Threads::All),
+            }
+            first += size;
+        }
+    }
+}
+
+impl Grouped {
+    /// The gradient of the rows through rounded matrices, group by group.
+    fn rounded_back(&self, g_an: &[f32], matrix: &Quantized, dx_ad: &mut [f32]) {
+        let (n, d) = self.shape;
+        let mut first = 0;
+        for (group, &size) in self.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
+            let g = Mat::rows_major(&g_an[first * n..], size, n);
+            let dx = MatMut::rows_major(&mut dx_ad[first * d..(first + size) * d], size, d);
+            matmul_exact_back(dx, g, matrix, group * n..(group + 1) * n, Threads::All);
             first += size;
         }
     }
@@ -106,8 +124,15 @@ impl FastOp<1> for Grouped {
         [wants_x]: [bool; 1],
         _: Option<Raw>,
     ) -> [Option<Raw>; 1] {
-        assert!(self.codes.is_none(), "rounded weights are for inference");
         let ((rows, d), n) = (dims(&x_ad), self.shape.0);
+        if let Some(Codes { matrix, exact }) = &self.codes {
+            assert!(exact, "rounded weights are for inference, unless they are frozen in training");
+            return [wants_x.then(|| {
+                let mut dx = buffer(rows * d);
+                self.rounded_back(values(&g_an), matrix, &mut dx);
+                make(dx, rows, d)
+            })];
+        }
         if let Some(sink) = &self.sink {
             sink.with(|dw, touched| {
                 let start = if touched { Start::FromC } else { Start::Zero };

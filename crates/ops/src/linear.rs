@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use kernels::matmul::{Mat, MatMut, Packed, Start, Threads, matmul, matmul_packed};
-use kernels::quant::matmul_quantized;
+use kernels::quant::{matmul_exact, matmul_exact_back, matmul_quantized};
 
 use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values, values_mut};
 use crate::weight::{Codes, Sink};
@@ -55,15 +55,21 @@ impl Linear {
     }
 
     fn shape(&self) -> (usize, usize) {
-        self.codes.as_ref().map_or_else(|| dims(&self.w_nd), |codes| codes.0.shape())
+        self.codes.as_ref().map_or_else(|| dims(&self.w_nd), |codes| codes.matrix.shape())
     }
 
     pub(crate) fn product(&self, x_td: &Raw, y_tn: &mut [f32], start: Start) {
         let ((t, d), (n, columns)) = (dims(x_td), self.shape());
         assert_eq!(d, columns, "a projection of width {columns} got rows of width {d}");
         let (y, x) = (MatMut::rows_major(y_tn, t, n), Mat::rows_major(values(x_td), t, d));
-        if let Some(Codes(codes)) = &self.codes {
-            return matmul_quantized(y, x, codes, start, Threads::All);
+        match &self.codes {
+            Some(Codes { matrix, exact: true }) => {
+                return matmul_exact(y, x, matrix, 0..n, start, Threads::All);
+            }
+            Some(Codes { matrix, exact: false }) => {
+                return matmul_quantized(y, x, matrix, start, Threads::All);
+            }
+            None => {}
         }
         match self.packed.as_ref().and_then(|handle| handle.0.get()) {
             Some(packed) => matmul_packed(y, x, packed, start, Threads::All),
@@ -74,9 +80,17 @@ impl Linear {
     }
 
     pub(crate) fn gradients(&self, x_td: &Raw, g_tn: &Raw, wants_x: bool) -> Option<Raw> {
-        assert!(self.codes.is_none(), "rounded weights are for inference");
-        let ((t, d), (n, _)) = (dims(x_td), dims(&self.w_nd));
+        let ((t, d), (n, _)) = (dims(x_td), self.shape());
         let g = Mat::rows_major(values(g_tn), t, n);
+        if let Some(Codes { matrix, exact }) = &self.codes {
+            assert!(exact, "rounded weights are for inference, unless they are frozen in training");
+            return wants_x.then(|| {
+                let mut dx = buffer(t * d);
+                let to = MatMut::rows_major(&mut dx, t, d);
+                matmul_exact_back(to, g, matrix, 0..n, Threads::All);
+                make(dx, t, d)
+            });
+        }
         if let Some(sink) = &self.sink {
             sink.with(|dw, touched| {
                 let start = if touched { Start::FromC } else { Start::Zero };

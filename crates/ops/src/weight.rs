@@ -61,11 +61,15 @@ pub struct Weight {
 
 /// Shared handle to rounded values.
 #[derive(Clone)]
-pub(crate) struct Codes(pub(crate) Arc<Quantized>);
+pub(crate) struct Codes {
+    pub(crate) matrix: Arc<Quantized>,
+    /// Whether products take the values as they are, and have gradients.
+    pub(crate) exact: bool,
+}
 
 impl std::fmt::Debug for Codes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} weight", self.0.format())
+        write!(f, "{} weight", self.matrix.format())
     }
 }
 
@@ -110,11 +114,38 @@ impl Weight {
     /// A format that does not fit the matrix, or values that cannot be rounded.
     pub fn quantize(&self, format: Format) -> Result<(), QuantError> {
         let codes = Quantized::new(format, &self.read(), self.shape.0, self.shape.1)?;
+        self.keep_codes(codes, false);
+        Ok(())
+    }
+
+    /// The same for a matrix of a layer that stays as it is while others learn: products take the
+    /// rounded values as they are, to the bit as f32 ones, and hand gradients on to their rows.
+    ///
+    /// # Errors
+    /// As [`Weight::quantize`].
+    pub fn freeze_rounded(&self, format: Format) -> Result<(), QuantError> {
+        let codes = Quantized::new(format, &self.read(), self.shape.0, self.shape.1)?;
+        self.keep_codes(codes, true);
+        Ok(())
+    }
+
+    /// What [`Weight::freeze_rounded`] made and [`Weight::parts`] took apart, in the place of the
+    /// values.
+    ///
+    /// # Errors
+    /// Parts that are not those of such a matrix in `format`.
+    pub fn freeze_parts(&self, format: Format, parts: &[&[u8]]) -> Result<(), QuantError> {
+        let codes = Quantized::from_parts(format, self.shape.0, self.shape.1, parts)?;
+        self.keep_codes(codes, true);
+        Ok(())
+    }
+
+    fn keep_codes(&self, codes: Quantized, exact: bool) {
         self.collect_gradient(false);
         self.forget_copies();
         *self.value.write().expect("weight lock") = tensor::from_rows(Vec::new(), 0, 0);
-        *self.quantized.write().expect("weight lock") = Some(Codes(Arc::new(codes)));
-        Ok(())
+        let codes = Codes { matrix: Arc::new(codes), exact };
+        *self.quantized.write().expect("weight lock") = Some(codes);
     }
 
     /// A matrix that [`Weight::quantize`] rounded and [`Weight::parts`] took apart: the same bits,
@@ -132,25 +163,25 @@ impl Weight {
         let empty = Self::new(Vec::new(), 0, 0);
         Ok(Self {
             shape: (rows, columns),
-            quantized: RwLock::new(Some(Codes(Arc::new(codes)))),
+            quantized: RwLock::new(Some(Codes { matrix: Arc::new(codes), exact: false })),
             ..empty
         })
     }
 
     /// What it is rounded to, if it is.
     pub fn format(&self) -> Option<Format> {
-        self.codes().map(|codes| codes.0.format())
+        self.codes().map(|codes| codes.matrix.format())
     }
 
     /// The rounded values as files hold them: the bytes of each [`StoredPart`] of its format;
     /// `None` if this weight is not rounded.
     pub fn parts(&self) -> Option<Vec<Vec<u8>>> {
-        self.codes().map(|codes| codes.0.parts())
+        self.codes().map(|codes| codes.matrix.parts())
     }
 
     /// Bytes of the values as they are kept now (packed copies aside).
     pub fn bytes(&self) -> usize {
-        self.codes().map_or(self.shape.0 * self.shape.1 * 4, |codes| codes.0.bytes())
+        self.codes().map_or(self.shape.0 * self.shape.1 * 4, |codes| codes.matrix.bytes())
     }
 
     pub(crate) fn codes(&self) -> Option<Codes> {
@@ -178,7 +209,7 @@ impl Weight {
     /// A look at the values without a copy. While it is held, an update copies them first.
     pub fn values(&self) -> Values {
         Values(match self.codes() {
-            Some(codes) => Kept::Own(codes.0.dequantize()),
+            Some(codes) => Kept::Own(codes.matrix.dequantize()),
             None => Kept::Shared(self.raw()),
         })
     }
@@ -305,7 +336,7 @@ impl Weight {
         if let Some(codes) = self.codes() {
             return leaf
                 .get_or_insert_with(|| {
-                    tensor::from_rows(codes.0.dequantize(), self.shape.0, self.shape.1)
+                    tensor::from_rows(codes.matrix.dequantize(), self.shape.0, self.shape.1)
                 })
                 .clone();
         }

@@ -39,10 +39,11 @@ enum May {
 }
 
 /// The first entry whose text the field begins with counts.
-const FIELDS: [(&str, May); 12] = [
+const FIELDS: [(&str, May); 13] = [
     ("train.seed", May::Stay),
     ("train.batch", May::Stay),
     ("train.freeze", May::Stay),
+    ("train.frozen_format", May::Stay),
     ("data.sequence_length", May::Stay),
     ("data.document_mask", May::Stay),
     // What these lead to has the same fingerprint.

@@ -7,7 +7,8 @@ use model::table::specs;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::freeze::is_frozen;
+use crate::freeze::{F32, format_of, is_frozen};
+use crate::rounded::stored_bytes;
 
 /// Everything that decides a run: the same recipe on the same data gives the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -131,6 +132,10 @@ pub struct TrainConfig {
     /// Weights that stay as they are, by patterns of their names: `layers.*.query`. They get no
     /// gradient and take no memory for one, nor for moments.
     pub freeze: Vec<String>,
+    /// What frozen matrices of layers are kept in, as QLoRA has it (Dettmers et al., 2023, arXiv
+    /// 2305.14314): `"f32"`, or a number format such as `"bf16"`, `"int8"` or `"int4"`. Products
+    /// and gradients take the rounded values as they are; adapters, embedding and head stay in f32.
+    pub frozen_format: String,
 }
 
 /// The most sequences of one pass where a recipe does not say.
@@ -155,6 +160,7 @@ impl Default for TrainConfig {
             consistency_weight: 0.0,
             non_finite: NonFinite::Stop,
             freeze: Vec::new(),
+            frozen_format: F32.to_owned(),
         }
     }
 }
@@ -324,6 +330,7 @@ impl Recipe {
             return refuse("train.recompute", "true".into(), expected.into());
         }
         crate::freeze::check(&self.train.freeze, &self.model)?;
+        crate::freeze::check_format(self)?;
         self.check_optimizer()?;
         self.model.check_training()?;
         self.check_effects()
@@ -381,8 +388,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its
-    /// own. Matrices that adapters keep merged come on top. Where one process adds up
+    /// Bytes of weights, gradients and both moments in f32; a frozen weight takes only its own, in
+    /// its format. Matrices that adapters keep merged come on top. Where one process adds up
     /// several shards, partial sums of gradients wait beside them.
     ///
     /// # Errors
@@ -394,6 +401,10 @@ impl Recipe {
             shards => u64::from(shards.ilog2()) + 1,
         };
         for spec in specs(&self.model, &self.model.check()?) {
+            if let Some(format) = format_of(&self.train, &spec) {
+                bytes += stored_bytes(&spec, Some(format)).unwrap_or_default();
+                continue;
+            }
             let copies = if is_frozen(&self.train.freeze, &spec.name) { 1 } else { 4 + waiting };
             bytes += 4 * copies * spec.count() as u64;
         }

@@ -141,11 +141,7 @@ pub fn tensors(model: &Model) -> Result<Vec<NamedTensor<'static>>, QuantError> {
             all.push((slot, data));
         }
     }
-    all.sort_by_key(|(slot, _)| slot.place());
-    Ok(all
-        .into_iter()
-        .map(|(slot, data)| NamedTensor { name: slot.name, shape: slot.shape, data })
-        .collect())
+    Ok(in_order(all))
 }
 
 /// Reads a weight of a model that was rounded to `formats` from a file that has the [`slots`] of
@@ -164,16 +160,59 @@ pub(crate) fn read(
         let values = bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect();
         return Ok(Weight::new(values, rows, columns));
     };
-    let refused = |source| TrainError::Rounded {
-        path: file.path().to_path_buf(),
-        name: spec.name.clone(),
-        source,
-    };
-    let slots = slots_of(spec, Some(format)).map_err(refused)?;
-    let parts = slots
-        .iter()
-        .map(|slot| file.read_bytes(&slot.name, slot.dtype))
-        .collect::<Result<Vec<Vec<u8>>, _>>()?;
+    let parts = read_parts(file, spec, format)?;
     let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    Weight::from_parts(format, rows, columns, &parts).map_err(refused)
+    let made = Weight::from_parts(format, rows, columns, &parts);
+    made.map_err(|source| refused(file, spec, source))
+}
+
+fn refused(file: &TensorFile, spec: &ParamSpec, source: QuantError) -> TrainError {
+    TrainError::Rounded { path: file.path().to_path_buf(), name: spec.name.clone(), source }
+}
+
+/// The parts of a rounded weight in a file.
+fn read_parts(
+    file: &TensorFile,
+    spec: &ParamSpec,
+    format: Format,
+) -> Result<Vec<Vec<u8>>, TrainError> {
+    let slots = slots_of(spec, Some(format)).map_err(|source| refused(file, spec, source))?;
+    slots.iter().map(|slot| Ok(file.read_bytes(&slot.name, slot.dtype)?)).collect()
+}
+
+/// Reads a weight that stays rounded while others learn.
+///
+/// # Errors
+/// A part that is not as it must be.
+pub(crate) fn freeze_read(
+    file: &TensorFile,
+    spec: &ParamSpec,
+    format: Format,
+    weight: &Weight,
+) -> Result<(), TrainError> {
+    let parts = read_parts(file, spec, format)?;
+    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    weight.freeze_parts(format, &parts).map_err(|source| refused(file, spec, source))
+}
+
+/// The tensors of the rounded weights of a model, in the order of a file, behind those in f32.
+pub(crate) fn parts(model: &Model) -> Vec<NamedTensor<'static>> {
+    let mut all = Vec::new();
+    for (spec, weight) in model.weights() {
+        let (Some(mut parts), Ok(slots)) = (weight.parts(), slots_of(spec, weight.format())) else {
+            continue;
+        };
+        for slot in slots {
+            let bytes = std::mem::take(&mut parts[slot.part]);
+            let data = TensorData::Stored { dtype: slot.dtype, bytes: bytes.into() };
+            all.push((slot, data));
+        }
+    }
+    in_order(all)
+}
+
+fn in_order(mut all: Vec<(Slot, TensorData<'static>)>) -> Vec<NamedTensor<'static>> {
+    all.sort_by_key(|(slot, _)| slot.place());
+    let tensor = |(slot, data): (Slot, _)| NamedTensor { name: slot.name, shape: slot.shape, data };
+    all.into_iter().map(tensor).collect()
 }

@@ -12,6 +12,7 @@ use trace::{Recorder, Trace};
 
 use crate::agreement::agree;
 use crate::config::refuse;
+use crate::freeze;
 use crate::journal::{Journal, make_folder};
 use crate::opening::is_checkpoint;
 use crate::resume::{self, Resumed};
@@ -126,6 +127,7 @@ impl Run {
     ) -> Result<Self, TrainError> {
         let opened = open_data(recipe)?;
         enough_shards(&opened.recipe, processes.size())?;
+        freeze::check_processes(&opened.recipe, processes.size())?;
         let mut run = match processes.rank() {
             0 => Self::open_first(opened, dir, how, wall_time)?,
             _ => Self::open_other(opened)?,
@@ -176,7 +178,11 @@ impl Run {
         let mut trainer = Trainer::new(&recipe)?;
         let mut resumed = Resumed { damaged: point.damaged, ..Resumed::default() };
         let mut remarks = match &point.loaded {
-            None => begin(&mut trainer, start, &tokenizer)?,
+            None => {
+                let remarks = begin(&mut trainer, start, &tokenizer)?;
+                trainer.round_frozen()?;
+                remarks
+            }
             Some(loaded) => {
                 let accepted = how == Resume::Changed;
                 resumed.changes = restore(&mut trainer, loaded, &fingerprint, accepted)?;
@@ -366,8 +372,10 @@ impl Run {
         journal.sync()?;
         let rule = self.validated.as_ref().and_then(|(_, validation)| validation.rule.clone());
         let fingerprint = self.windows.corpus().fingerprint();
+        let weights = self.trainer.model.weights().iter();
+        // Rounded ones are stored as they are.
         let values: Vec<_> =
-            self.trainer.model.weights().iter().map(|(_, weight)| weight.values()).collect();
+            weights.map(|(_, w)| w.format().is_none().then(|| w.values())).collect();
         let moments = whole.as_deref().unwrap_or(own);
         let snapshot =
             snapshot(&self.trainer, moments, &values, fingerprint, rule.as_ref(), &self.tokenizer)?;

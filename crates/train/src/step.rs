@@ -15,7 +15,7 @@ use serde::Serialize;
 use trace::Recorder;
 
 use crate::config::refuse;
-use crate::freeze::is_frozen;
+use crate::freeze::{self, is_frozen};
 use crate::given_config::json;
 use crate::optimizer::Norms;
 use crate::stored::State;
@@ -168,6 +168,14 @@ impl Trainer {
             recorder: None,
             together,
         }
+    }
+
+    /// Rounds the frozen matrices to the format that the recipe keeps them in.
+    ///
+    /// # Errors
+    /// A matrix that does not fit the format, or is not finite.
+    pub fn round_frozen(&self) -> Result<(), TrainError> {
+        freeze::round(&self.recipe, &self.model)
     }
 
     /// Shares the steps with other processes from here on. All of them call this; they take over

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::{Damaged, Disk, Loaded, NamedTensor, Snapshot, TensorFile};
+use checkpoint::{Damaged, Disk, Loaded, NamedTensor, Snapshot};
 use data::SpecialTokens;
-use model::params::{BufferSpec, Group};
+use model::params::{BufferSpec, Group, ParamSpec};
 use model::{CausalThresholds, Model, ModelConfig, RouterState, Rule, WeightFormats};
 use ops::{Moments, Values};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::changes::{Change, changes, same_model};
 use crate::error::refuse;
+use crate::freeze;
 use crate::given_config::{json, model_config};
 use crate::rounded::{self, Rounded};
 use crate::{Recipe, TrainError, Trainer};
@@ -118,11 +119,11 @@ impl Stored {
 }
 
 /// A checkpoint of `trainer`, over these `moments` and the `values` of its weights in the order of
-/// the parameter table: nothing of either is copied.
+/// the parameter table: nothing of either is copied. Weights without values are rounded.
 pub(crate) fn snapshot<'a>(
     trainer: &'a Trainer,
     moments: &'a [Option<Moments>],
-    values: &'a [Values],
+    values: &'a [Option<Values>],
     data: &str,
     rule: Option<&Rule>,
     tokenizer: &[u8],
@@ -130,7 +131,9 @@ pub(crate) fn snapshot<'a>(
     let (mut weights, mut optimizer) = (Vec::new(), Vec::new());
     let table = trainer.model.weights().iter().map(|(spec, _)| spec);
     for ((spec, values), moments) in table.zip(values).zip(moments) {
-        weights.push(matrix(spec.name.clone(), spec.shape, values));
+        if let Some(values) = values {
+            weights.push(matrix(spec.name.clone(), spec.shape, values));
+        }
         let Some(Moments { first, second }) = moments else { continue };
         optimizer.push(matrix(format!("first.{}", spec.name), spec.shape, first));
         optimizer.push(matrix(format!("second.{}", spec.name), spec.shape, second));
@@ -146,6 +149,13 @@ pub(crate) fn snapshot<'a>(
     }
     if let Some(text) = &trainer.text {
         documents.insert("text".to_owned(), json(text));
+    }
+    let table: Vec<ParamSpec> =
+        trainer.model.weights().iter().map(|(spec, _)| spec.clone()).collect();
+    if let Some(formats) = freeze::formats(&trainer.recipe, &table)? {
+        weights.extend(rounded::parts(&trainer.model));
+        let made = Rounded { weights: formats.to_string(), step: state.step, tokens: state.tokens };
+        documents.insert(rounded::DOCUMENT.to_owned(), json(&made));
     }
     Ok(Snapshot {
         tensors: BTreeMap::from([
@@ -261,11 +271,9 @@ pub(crate) fn restore(
     data: &str,
     accepted: bool,
 ) -> Result<Vec<Change>, TrainError> {
-    if loaded.json.contains_key(rounded::DOCUMENT) {
-        return rounded::only_runs(
-            &loaded.path,
-            &document::<Rounded>(loaded, rounded::DOCUMENT)?.weights,
-        );
+    let rounded: Option<Rounded> = optional(loaded, rounded::DOCUMENT)?;
+    if let (Some(rounded), false) = (&rounded, loaded.json.contains_key("state")) {
+        return rounded::only_runs(&loaded.path, &rounded.weights);
     }
     if !loaded.json.contains_key("state") {
         let expected = "that of a run; a model that was imported or converted is where a run \
@@ -298,11 +306,28 @@ pub(crate) fn restore(
         }
     }
     optimizer.expect(&expected)?;
-    expect_weights(&trainer.model, &weights)?;
+    let table: Vec<ParamSpec> =
+        trainer.model.weights().iter().map(|(spec, _)| spec.clone()).collect();
+    let formats = freeze::formats(&trainer.recipe, &table)?;
+    let (said, wanted) = (rounded.map(|r| r.weights), formats.as_ref().map(ToString::to_string));
+    if said != wanted {
+        let (said, wanted) = (said.unwrap_or("f32".into()), wanted.unwrap_or("f32".into()));
+        let expected = format!("{wanted}, as train.frozen_format of the recipe has it");
+        return refuse(&loaded.path, "quantized.weights", said, expected);
+    }
+    let formats = formats.unwrap_or_default();
+    let slots = rounded::slots(&table, &formats);
+    let slots = slots.or_else(|e| {
+        refuse(&loaded.path, "config.json", e.to_string(), "matrices that fit the formats".into())
+    })?;
+    weights.expect(&slots.into_iter().map(|slot| (slot.name, slot.shape)).collect::<Vec<_>>())?;
     let mut moments = Vec::new();
     for ((spec, weight), trained) in trainer.model.weights().iter().zip(trainer.optimizer.moments())
     {
-        weight.write(weights.read_f32(&spec.name)?);
+        match formats.of(spec) {
+            None => weight.write(weights.read_f32(&spec.name)?),
+            Some(format) => rounded::freeze_read(&weights, spec, format, weight)?,
+        }
         moments.push(match trained {
             None => None,
             Some(_) => Some(Moments {
@@ -322,12 +347,6 @@ pub(crate) fn model_of(loaded: &Loaded) -> Result<ModelConfig, TrainError> {
         let expected = "what this version of Lathe writes".into();
         refuse(&loaded.path, "config.json", found, expected)
     })
-}
-
-fn expect_weights(model: &Model, file: &TensorFile) -> Result<(), TrainError> {
-    let expected: Vec<_> =
-        model.weights().iter().map(|(s, _)| (s.name.clone(), vec![s.shape.0, s.shape.1])).collect();
-    Ok(file.expect(&expected)?)
 }
 
 /// Builds the model of an opened checkpoint.

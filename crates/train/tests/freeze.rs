@@ -3,9 +3,10 @@
 mod common;
 
 use common::{batches, recipe};
-use model::adapters::Relaxation;
 use model::adapters::lora::{self, AdaptedLayers};
-use model::{KvMode, ModelConfig, RouterConfig};
+use model::adapters::{Places, Relaxation, miss};
+use model::mlp::experts;
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig};
 use ops::Ops;
 use testkit::routers;
 use train::{Recipe, TrainConfig, Trainer};
@@ -65,6 +66,56 @@ fn freezing_changes_no_gradient_of_the_others() {
     }
 }
 
+/// LoRA on all layers of a dense model that is frozen.
+fn adapted(experts: bool) -> Recipe {
+    let base = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+    let mut dense =
+        ModelConfig { sharing: model::Sharing::None, recursions: 1, ..base.model.clone() };
+    if experts {
+        let mlp = experts::Config { count: 4, width: 16, ..experts::Config::default() };
+        dense.mlp = MlpConfig::Experts(mlp);
+    }
+    let layers = AdaptedLayers::All;
+    let relax = Relaxation::Lora(lora::Config { rank: 2, layers, ..lora::Config::default() });
+    let base = Recipe { model: ModelConfig { relax, ..dense }, ..base };
+    frozen(base, &["embed", "layers.*", "norm"])
+}
+
+/// A base in few bits is to adapters what the same values are in f32, to the bit: losses and every
+/// weight that learns.
+#[test]
+fn a_rounded_base_teaches_what_its_values_teach() {
+    for (experts, format) in [(false, "int8"), (false, "int4"), (false, "bf16"), (true, "int4")] {
+        let plain = adapted(experts);
+        let mut rounded = plain.clone();
+        rounded.train.frozen_format = format.into();
+        rounded.check().expect("legal");
+        let (mut few, mut many) = (trainer(&rounded), trainer(&plain));
+        let fresh = weights(&few);
+        few.round_frozen().expect("fits");
+        let mut changed = 0;
+        for ((spec, few), (_, many)) in few.model.weights().iter().zip(many.model.weights()) {
+            let in_layer = spec.place.part().is_some();
+            assert_eq!(few.format().is_some(), in_layer, "{}", spec.name);
+            assert_eq!(few.collects_gradient(), spec.place.is_relaxation(), "{}", spec.name);
+            many.write(few.read());
+            many.collect_gradient(spec.place.is_relaxation());
+            changed += usize::from(in_layer);
+        }
+        let moved = fresh.iter().zip(weights(&few)).filter(|((_, old), (_, new))| old != new);
+        assert_eq!(moved.count(), changed, "{format}: rounding changes every matrix");
+        for _ in 0..3 {
+            let few = few.step_on(&batches(1, 4, 2)).expect("finite");
+            let many = many.step_on(&batches(1, 4, 2)).expect("finite");
+            assert_eq!(few.loss.to_bits(), many.loss.to_bits(), "{format}");
+        }
+        assert_eq!(weights(&few), weights(&many), "{format}");
+        let (few, many) = (rounded.state_bytes(), plain.state_bytes());
+        let (few, many) = (few.expect("legal"), many.expect("legal"));
+        assert!(few < many, "{format}: {few} {many}");
+    }
+}
+
 /// Adapters alone learn on a dense model; what training keeps shrinks with what is frozen.
 #[test]
 fn adapters_learn_on_a_frozen_dense_model() {
@@ -101,6 +152,30 @@ fn adapters_learn_on_a_frozen_dense_model() {
         let mut cut = base.clone();
         cut.train.shards = shards;
         assert_eq!(cut.state_bytes().expect("legal"), (16 + 4 * waiting) * count(""));
+    }
+}
+
+#[test]
+fn formats_of_frozen_matrices_that_cannot_be_are_refused() {
+    let of = |change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = adapted(false);
+        recipe.train.frozen_format = "int8".into();
+        change(&mut recipe);
+        recipe.check().expect_err("refused").to_string()
+    };
+    for (said, needle) in [
+        (of(&|r| r.train.frozen_format = "int9".into()), "int8"),
+        (of(&|r| r.train.freeze = vec!["embed".into(), "norm".into()]), "train.freeze"),
+        (of(&|r| r.train.freeze.clear()), "train.freeze"),
+        (
+            of(&|r| {
+                let places = Places { layers: AdaptedLayers::All, ..Places::default() };
+                r.model.relax = Relaxation::Miss(miss::Config { rank: 2, places });
+            }),
+            "lora, dora and mola",
+        ),
+    ] {
+        assert!(said.contains("train.frozen_format") && said.contains(needle), "{said}");
     }
 }
 

@@ -278,6 +278,8 @@ const TABLE: &[Line] = &[
     ("train.consistency_weight", &[], "5.0", Refused("throws dice")),
     ("train.non_finite", &[HUGE], r#""skip""#, Changes),
     ("train.freeze", &[], r#"["embed"]"#, Changes),
+    ("train.frozen_format", &[("train.freeze", r#"["layers.*"]"#)], r#""int8""#, Changes),
+    ("train.frozen_format", &[], r#""int8""#, Refused("train.freeze")),
     ("optimizer.learning_rate", &[], "0.02", Changes),
     ("optimizer.beta1", &[], "0.5", Changes),
     ("optimizer.beta2", &[], "0.5", Changes),

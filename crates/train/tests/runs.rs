@@ -209,10 +209,19 @@ fn moments(trainer: &Trainer) -> Vec<(Vec<f32>, Vec<f32>)> {
 #[test]
 fn a_continued_run_ends_as_an_unbroken_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    for (name, router) in
-        [("running", running(None)), ("bias", loss_free()), ("experts", loss_free())]
-    {
+    for (name, router) in [
+        ("running", running(None)),
+        ("bias", loss_free()),
+        ("experts", loss_free()),
+        ("rounded", RouterConfig::FIXED),
+    ] {
         let mut recipe = small(&data(&dir.path().join(name), 0), router);
+        if name == "rounded" {
+            let relax = lora::Config { rank: 2, ..lora::Config::default() };
+            recipe.model.relax = Relaxation::Lora(relax);
+            recipe.train.freeze = vec!["layers.*".into()];
+            recipe.train.frozen_format = "int4".into();
+        }
         if name == "experts" {
             let balance = model::expert_routers::Balance::LossFree;
             let router = model::expert_routers::top_k::Config { balance, ..Default::default() };
@@ -242,6 +251,13 @@ fn a_continued_run_ends_as_an_unbroken_one() {
             std::fs::read(dir.path().join(name).join(folder).join("log.jsonl")).expect("a log")
         };
         assert!(log("whole") == log("broken"), "{name}: logs");
+        if name == "rounded" {
+            drop(continued);
+            let mut other = recipe.clone();
+            other.train.frozen_format = "int8".into();
+            let said = refusal(&other, &out);
+            assert!(said.contains("train.frozen_format"), "{said}");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::round;
 use super::row_codes::{PanelParts, RowCodes};
 use rayon::prelude::*;
 use std::fmt;
+use std::ops::Range;
 
 /// A cache line of codes.
 #[derive(Clone, Copy)]
@@ -119,10 +120,22 @@ impl Quantized {
     pub fn dequantize(&self) -> Vec<f32> {
         let (n, d) = self.shape();
         let mut w_nd = vec![0.0; n * d];
-        if d > 0 {
-            w_nd.par_chunks_mut(d).enumerate().for_each(|(i, row)| self.row(i, row));
-        }
+        self.rows(0..n, &mut w_nd);
         w_nd
+    }
+
+    /// The stored values of the rows `range`, row by row.
+    ///
+    /// # Panics
+    /// When a row is not there or `out` does not hold their values.
+    #[track_caller]
+    pub fn rows(&self, range: Range<usize>, out: &mut [f32]) {
+        let d = self.shape().1;
+        crate::check::check_len("Quantized::rows", "out", out.len(), range.len() * d);
+        if d > 0 {
+            let rows = out.par_chunks_mut(d).enumerate();
+            rows.for_each(|(i, row)| self.row(range.start + i, row));
+        }
     }
 
     /// The stored values of row `i` (an embedding).

@@ -11,6 +11,7 @@ mod activations;
 mod amx;
 mod codes;
 mod error;
+mod exact;
 mod format;
 mod formats;
 mod half;
@@ -30,6 +31,7 @@ mod tiles;
 
 pub use codes::Element;
 pub use error::QuantError;
+pub use exact::{matmul_exact, matmul_exact_back};
 pub use format::Format;
 pub use matrix::Quantized;
 pub use parts::StoredPart;
