@@ -182,6 +182,18 @@ impl Site<'_> {
         values[self.rows.start * columns..self.rows.end * columns].to_vec()
     }
 
+    /// The lengths of the module's rows: those of the base times what was learned.
+    fn lengths(&self, learned: &[f32]) -> Vec<f32> {
+        let d = self.spec.shape.1;
+        let mut lengths = Vec::new();
+        for row in self.rows.clone() {
+            let own = &self.base[row * d..(row + 1) * d];
+            let square: f64 = own.iter().map(|x| f64::from(*x).powi(2)).sum();
+            lengths.push((f64::from(learned[row]) * square.sqrt()) as f32);
+        }
+        lengths
+    }
+
     /// What the module's adapter is in PEFT: it shares what stands next to the inputs with the
     /// other modules of the matrix, and has its rows of what stands next to the outputs.
     fn leaves(
@@ -191,18 +203,12 @@ impl Site<'_> {
         settings: &mut Map<String, Value>,
     ) -> Result<Vec<WrittenLeaf>, ConvertError> {
         let ((n, d), count) = (self.spec.shape, self.rows.len());
-        let factor = |name: &str| self.factor(factors, name);
         Ok(match relax {
             Relaxation::Lora(config) => self.pair(config, factors, settings)?,
             Relaxation::Dora(config) => {
                 let mut leaves = self.pair(&config.0, factors, settings)?;
-                let lengths = factor("length")?;
-                let length = |row: usize| {
-                    let own = &self.base[row * d..(row + 1) * d];
-                    let square: f64 = own.iter().map(|x| f64::from(*x).powi(2)).sum();
-                    (f64::from(lengths[row]) * square.sqrt()) as f32
-                };
-                let lengths = self.rows.clone().map(length).collect();
+                let lengths = self.factor(factors, "length")?;
+                let lengths = self.lengths(&lengths);
                 leaves.push(self.leaf("lora_magnitude_vector", vec![count], lengths));
                 leaves
             }
@@ -210,9 +216,9 @@ impl Site<'_> {
                 let rank = config.rank;
                 let mut leaves = Vec::new();
                 for (a, b) in [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")] {
-                    let of_rows = self.rows_of(&factor(a)?, rank);
+                    let of_rows = self.rows_of(&self.factor(factors, a)?, rank);
                     leaves.push(self.leaf(a, vec![count, rank], of_rows));
-                    leaves.push(self.leaf(b, vec![rank, d], factor(b)?));
+                    leaves.push(self.leaf(b, vec![rank, d], self.factor(factors, b)?));
                 }
                 leaves
             }
@@ -230,15 +236,17 @@ impl Site<'_> {
                     );
                 }
                 let names = ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
-                let there = names.into_iter().filter_map(|name| Some((name, factors.get(name)?)));
-                let whole = |(name, weight): (_, &&std::sync::Arc<ops::Weight>)| {
-                    let (rows, columns) = weight.shape();
-                    self.leaf(name, vec![rows, columns], weight.read())
-                };
-                there.map(whole).collect()
+                let mut leaves = Vec::new();
+                for name in names {
+                    if let Some(weight) = factors.get(name) {
+                        let (rows, columns) = weight.shape();
+                        leaves.push(self.leaf(name, vec![rows, columns], weight.read()));
+                    }
+                }
+                leaves
             }
             Relaxation::Ia3(config) => {
-                let vector = factor("ia3_l")?;
+                let vector = self.factor(factors, "ia3_l")?;
                 if !config.inputs.contains(&self.part) {
                     return Ok(vec![self.leaf("ia3_l", vec![count, 1], self.rows_of(&vector, 1))]);
                 }
@@ -248,7 +256,7 @@ impl Site<'_> {
                 vec![self.leaf("ia3_l", vec![1, d], vector)]
             }
             Relaxation::Miss(config) => {
-                let block = factor("miss_block")?;
+                let block = self.factor(factors, "miss_block")?;
                 let rows = block.chunks_exact(n);
                 let own = rows.flat_map(|row| &row[self.rows.clone()]).copied().collect();
                 vec![self.leaf("miss_block", vec![config.rank, count], own)]

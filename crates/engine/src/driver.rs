@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use scheduler::{Done, EventSink, Finish, Offer, Refusal, Request, SequenceEvent, TokenOut};
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::Engine;
+use crate::error::EngineError;
 
 /// Events with the id of their request, in the order in which they happened.
 type Events = Arc<Mutex<Vec<(u64, SequenceEvent)>>>;

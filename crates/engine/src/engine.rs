@@ -21,6 +21,7 @@ use scheduler::{
 };
 
 use crate::draw::Draw;
+use crate::error::EngineError;
 use crate::handle::{EngineHandle, KnownModel};
 use crate::in_flight::{InFlightRows, occupied};
 use crate::paged_cache::{PagedCache, Tiers, copy_pages};
@@ -36,28 +37,6 @@ pub struct EngineOptions {
     pub kv: KvFormat,
     /// How tokens are drawn from logits.
     pub draw: Arc<dyn Draw>,
-}
-
-/// Why an engine cannot be set up.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum EngineError {
-    /// The rule of training looks into the future.
-    #[error(
-        "the routing rule compares rows of the whole sequence, which serving cannot: \
-         calibrate the checkpoint"
-    )]
-    NotCausal,
-    /// A model with adapters that is not the same model in all but its weights.
-    #[error("adapter {number}: expected the base's {what}, found another")]
-    Adapter {
-        /// Its number among the adapters, from 1.
-        number: usize,
-        /// What is not as in the base.
-        what: &'static str,
-    },
-    /// A bound that cannot be kept.
-    #[error(transparent)]
-    Limit(#[from] scheduler::LimitError),
 }
 
 /// Rows whose keys, values and depths are final: consecutive ones of one request.
@@ -88,8 +67,6 @@ pub struct PartRuns {
 /// [`EngineHandle`].
 pub struct Engine {
     pub(crate) model: Arc<Model>,
-    /// The model with each of its adapters.
-    adapted: Vec<Arc<Model>>,
     rule: Rule,
     state: RouterState,
     store: KvStore,
@@ -150,10 +127,9 @@ impl Engine {
             has_experts: (0..model.plan().stored)
                 .any(|stored| config.mlp.settings().computing_experts(stored) > 0),
         };
-        let handle = Arc::new(EngineHandle::new(scheduler, known));
+        let handle = Arc::new(EngineHandle::new(scheduler, known, model.clone()));
         Ok(Self {
             model,
-            adapted: Vec::new(),
             rule,
             state,
             store,
@@ -187,28 +163,14 @@ impl Engine {
 
     /// Serves the model with adapters, too: a request whose `adapter` is i runs through number i of
     /// these, counted from 1. All share pages, queue and ticks; within a tick rows of one adapter
-    /// run together.
+    /// run together. Others may come and go: [`EngineHandle::add_adapter`].
     ///
     /// # Errors
     /// One whose shapes are not the base's, or a base whose rows recur.
-    pub fn with_adapters(mut self, adapted: Vec<Arc<Model>>) -> Result<Self, EngineError> {
-        let shape = |model: &Model| {
-            let config = model.config();
-            let of_rows = (config.width, config.vocab_size, config.layers);
-            let of_keys = (config.heads, config.kv_heads, config.head_dim, config.kv);
-            (of_rows, of_keys, config.context)
-        };
-        for (at, model) in adapted.iter().enumerate() {
-            let number = at + 1;
-            if shape(model) != shape(&self.model) {
-                return Err(EngineError::Adapter { number, what: "shape" });
-            }
-            if !model.plan().recursions.is_empty() || !self.model.plan().recursions.is_empty() {
-                return Err(EngineError::Adapter { number, what: "layers, each used once" });
-            }
+    pub fn with_adapters(self, adapted: Vec<Arc<Model>>) -> Result<Self, EngineError> {
+        for model in adapted {
+            self.handle.add_adapter(model)?;
         }
-        self.handle.allow_adapters(adapted.len() as u32);
-        self.adapted = adapted;
         Ok(self)
     }
 
@@ -255,6 +217,7 @@ impl Engine {
         self.run_recursion(&plan.recur);
         self.run_coda(clock);
         self.handle.took(self.computing_loads());
+        self.handle.clear_adapters();
     }
 
     /// How often rows went to each computing expert so far, by stored layer.
@@ -322,22 +285,10 @@ impl Engine {
         work: impl FnOnce(&Model, &mut Pass<'_>) -> T,
     ) -> (T, BTreeMap<SlotId, usize>) {
         let begun = Instant::now();
-        let Self {
-            model,
-            adapted,
-            rule,
-            state,
-            store,
-            tiers,
-            handle,
-            in_flight,
-            watch,
-            loads,
-            routed,
-            ..
-        } = self;
-        let adapted = (adapter as usize).checked_sub(1).and_then(|at| adapted.get(at));
-        let model = adapted.unwrap_or(model);
+        let Self { rule, state, store, tiers, handle, in_flight, watch, loads, routed, .. } = self;
+        let model = handle.adapted(adapter).unwrap_or_else(|| {
+            panic!("adapter {adapter} was given up while a request ran with it")
+        });
         let watch = watch.as_ref().map(|watch| ByRequest::new(watch, &handle.scheduler()));
         let wanted = Routing::wanted(&handle.scheduler());
         let routing = (!wanted.is_empty()).then(|| Routing {
@@ -360,7 +311,7 @@ impl Engine {
             loads: &[],
             pool: Default::default(),
         };
-        let result = work(model, &mut pass);
+        let result = work(&model, &mut pass);
         let added = kv.added;
         self.in_passes += begun.elapsed();
         (result, added)

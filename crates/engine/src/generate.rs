@@ -11,7 +11,8 @@ use scheduler::{
 
 use crate::draw::DefaultDraw;
 use crate::driver::{RunError, run_requests};
-use crate::engine::{Engine, EngineError, EngineOptions, is_causal};
+use crate::engine::{Engine, EngineOptions, is_causal};
+use crate::error::EngineError;
 use crate::sampler::{Sampler, SamplerError};
 use crate::watch::SharedProbe;
 

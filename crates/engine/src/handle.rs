@@ -1,11 +1,14 @@
 //! Where requests are handed in and events handed out, from any thread, while ticks run.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use model::Model;
 use scheduler::{EventSink, Gauges, Offer, Refusal, Request, Scheduler, SequenceEvent};
+
+use crate::error::EngineError;
+use crate::shelf::Shelf;
 
 /// The handle of an engine: the scheduler's books, and who waits for events.
 pub struct EngineHandle {
@@ -15,8 +18,8 @@ pub struct EngineHandle {
     rung: Mutex<bool>,
     bell: Condvar,
     times: Mutex<Times>,
-    /// How many adapters requests may choose from.
-    adapters: AtomicU32,
+    /// What requests may choose from.
+    shelf: Mutex<Shelf>,
     /// How often rows went to each expert, by stored layer.
     experts: Mutex<Vec<(usize, Vec<u64>)>>,
     known: KnownModel,
@@ -54,22 +57,48 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl EngineHandle {
-    pub(crate) fn new(scheduler: Scheduler, known: KnownModel) -> Self {
+    pub(crate) fn new(scheduler: Scheduler, known: KnownModel, base: Arc<Model>) -> Self {
         Self {
             scheduler: Mutex::new(scheduler),
             sinks: Mutex::default(),
             rung: Mutex::new(false),
             bell: Condvar::new(),
             times: Mutex::default(),
-            adapters: AtomicU32::new(0),
+            shelf: Mutex::new(Shelf::new(base)),
             experts: Mutex::default(),
             known,
         }
     }
 
-    /// Requests may name adapters up to this number from now on.
-    pub(crate) fn allow_adapters(&self, count: u32) {
-        self.adapters.store(count, Ordering::Relaxed);
+    /// Requests may name the base with this adapter from now on, by the number that is returned.
+    ///
+    /// # Errors
+    /// A model whose shapes are not the base's, or a base whose rows recur.
+    pub fn add_adapter(&self, model: Arc<Model>) -> Result<u32, EngineError> {
+        locked(&self.shelf).add(model)
+    }
+
+    /// No new request may name this adapter; those that have one finish with it, and then its
+    /// weights are given up.
+    pub fn retire_adapter(&self, number: u32) {
+        locked(&self.shelf).retire(number);
+        self.clear_adapters();
+    }
+
+    /// Whether the weights of this adapter are held.
+    pub fn holds_adapter(&self, number: u32) -> bool {
+        locked(&self.shelf).holds(number)
+    }
+
+    /// The model that requests with this adapter run through.
+    pub(crate) fn adapted(&self, number: u32) -> Option<Arc<Model>> {
+        locked(&self.shelf).model(number)
+    }
+
+    /// Gives up retired adapters that nobody runs with any more.
+    pub(crate) fn clear_adapters(&self) {
+        let mut shelf = locked(&self.shelf);
+        shelf.clear(&self.scheduler());
     }
 
     pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
@@ -111,15 +140,17 @@ impl EngineHandle {
             let expected = "false: no layer of this model has experts".into();
             return Err(Refusal::Invalid { field, found, expected });
         }
-        let adapters = self.adapters.load(Ordering::Relaxed);
-        if request.adapter > adapters {
-            let expected = format!("at most {adapters}, as many as are served");
+        // Held until the request stands in the queue, so that its adapter stays.
+        let shelf = locked(&self.shelf);
+        if !shelf.offers(request.adapter) {
+            let expected = "an adapter that is served".into();
             let found = request.adapter.to_string();
             return Err(Refusal::Invalid { field: "adapter", found, expected });
         }
         let id = request.id;
         locked(&self.sinks).insert(id, Waiting { sink, late: VecDeque::new(), gone: false });
         let answer = self.scheduler().submit(request, now_us);
+        drop(shelf);
         if answer.is_err() {
             locked(&self.sinks).remove(&id);
         }

@@ -2,6 +2,7 @@
 //! file per verb; the only room that reads recipes, talks to the terminal and wires the others
 //! together.
 
+mod adapter_root;
 mod arguments;
 mod bench;
 mod branches;

@@ -9,11 +9,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use engine::{DefaultDraw, Engine, EngineOptions, EngineThread};
 use model::{Model, ModelConfig, RouterState, Rule, Sharing};
-use ops::KvStore;
+use ops::{KvStore, Weight};
 use scheduler::{Brownout, SchedulerLimits};
-use server::{ModelInfo, ModelText, ServerLimits, ServerSettings};
+use server::{AdapterInfo, ModelInfo, ModelText, ServerLimits, ServerSettings};
 use train::Stored;
 
+use crate::adapter_root::AdapterRoot;
 use crate::serving_arguments::{EngineLimits, HttpLimits, NumberFormats, Serve};
 use crate::traces::GrowingTrace;
 use crate::{conversation, memory, open, output, render_templates, signals, threads, traces};
@@ -61,11 +62,11 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     if let Some(name) = adapters.iter().find(taken) {
         bail!("--adapter {name}=...: expected a name of its own, found that of the model itself");
     }
-    info.adapters = adapters;
+    info.adapters = adapter_infos(adapters, &adapted, &stored.model);
     info.context = options.limits.context.unwrap_or(info.context);
     let special = open::special(&stored, &tokenizer);
     let text = conversation::text(special, tokenizer, options.chat_template.as_deref())?;
-    let settings = ServerSettings {
+    let mut settings = ServerSettings {
         api_keys: keys(options)?,
         strict: options.strict,
         allow_hosts: options.allow_host.clone(),
@@ -76,8 +77,16 @@ pub(crate) fn run(options: &Serve) -> Result<ExitCode> {
     ops::give_back_freed_pages();
     let begin = |path: &PathBuf| GrowingTrace::begin(&stored.model, path);
     let trace = options.trace.as_ref().map(begin).transpose()?;
+    let rounds = options.formats.weights.as_ref().is_some_and(|formats| !formats.is_f32());
+    ensure!(
+        options.adapters.adapter_root.is_none() || !rounds || stored.rounded.is_some(),
+        "--adapter-root beside --weights: expected one of the two, as adapters that come later \
+         would stand on matrices that were rounded before"
+    );
+    let base = base_of(&stored);
     let mut engine =
         engine_of(stored, &options.formats, &options.limits)?.with_adapters(adapted)?;
+    settings.adapter_source = AdapterRoot::open(&options.adapters, base, engine.handle())?;
     if let Some(trace) = &trace {
         engine.watch(trace.clone());
     }
@@ -130,6 +139,22 @@ fn adapters(stored: &Stored, options: &Serve) -> Result<(Vec<String>, Vec<Arc<Mo
         names.push(name.to_owned());
     }
     Ok((names, models))
+}
+
+/// What clients may know of the adapters that are there from the start.
+fn adapter_infos(names: Vec<String>, adapted: &[Arc<Model>], base: &Model) -> Vec<AdapterInfo> {
+    let mut infos = Vec::new();
+    for ((name, model), number) in names.into_iter().zip(adapted).zip(1..) {
+        let fingerprint = adapted_fingerprint(base, model);
+        infos.push(AdapterInfo { name, number, fingerprint });
+    }
+    infos
+}
+
+/// What adapters are put on: the model, and how it was made.
+fn base_of(stored: &Stored) -> Stored {
+    let (origin, rounded) = (stored.origin.clone(), stored.rounded.clone());
+    Stored { origin, rounded, ..Stored::of(stored.model.clone()) }
 }
 
 /// Bytes of a model's weights, and of what its adapters have beside them.
@@ -250,8 +275,22 @@ pub(crate) fn info(model: &Model, id: String) -> ModelInfo {
         context: config.context,
         vocab: config.vocab_size,
         created: 0,
-        fingerprint: format!("lathe-{}-{:016x}", env!("CARGO_PKG_VERSION"), fingerprint(model)),
+        fingerprint: named_fingerprint(fingerprint(model)),
     }
+}
+
+fn named_fingerprint(hash: u64) -> String {
+    format!("lathe-{}-{hash:016x}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What is told of the weights of `base` with an adapter: it differs when one of them does.
+pub(crate) fn adapted_fingerprint(base: &Model, adapted: &Model) -> String {
+    let mut all = fingerprint(base);
+    for (spec, weight) in adapted.weights_beside(base) {
+        let name = spec.name.bytes().fold(0, |hash, byte| mix(hash, u64::from(byte)));
+        all = mix(mix(all, name), hash_of(weight));
+    }
+    named_fingerprint(all)
 }
 
 /// When a checkpoint was made, in seconds since 1970.
@@ -265,11 +304,13 @@ fn created(path: &Path) -> u64 {
 pub(crate) fn fingerprint(model: &Model) -> u64 {
     let mut all = 0;
     for (_, weight) in model.weights() {
-        let values = weight.read();
-        let one = values.iter().fold(0, |hash, value| mix(hash, u64::from(value.to_bits())));
-        all = mix(all, one);
+        all = mix(all, hash_of(weight));
     }
     all
+}
+
+fn hash_of(weight: &Weight) -> u64 {
+    weight.values().iter().fold(0, |hash, value| mix(hash, u64::from(value.to_bits())))
 }
 
 /// One step of a hash: the multiplier is 2^64 over the golden ratio.

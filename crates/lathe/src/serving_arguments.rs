@@ -86,6 +86,22 @@ pub(crate) struct EngineLimits {
     pub(crate) brownout: Option<u32>,
 }
 
+/// Adapters that clients load.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Adapters at run time")]
+pub(crate) struct RuntimeAdapters {
+    /// Let clients load and let go of adapters, from folders below this one
+    /// (`POST /v1/load_lora_adapter`, `/v1/unload_lora_adapter`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter_root: Option<PathBuf>,
+    /// Adapters that clients may have loaded at a time [default: 8]
+    #[arg(long, value_name = "COUNT", value_parser = numbers::some::<usize>(numbers::SIDE_BY_SIDE))]
+    pub(crate) max_adapters: Option<usize>,
+    /// Memory (MiB) for matrices of adapters that clients loaded [default: 2048]
+    #[arg(long, value_name = "MIB", value_parser = numbers::upto::<u64>(numbers::MANY))]
+    pub(crate) max_adapter_memory: Option<u64>,
+}
+
 /// Options of `lathe serve`.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -107,6 +123,8 @@ pub(crate) struct Serve {
     /// requests choose by `model`
     #[arg(long, value_name = "NAME=DIR")]
     pub(crate) adapter: Vec<String>,
+    #[command(flatten)]
+    pub(crate) adapters: RuntimeAdapters,
     /// API key that clients must send as a bearer token (repeatable)
     #[arg(long)]
     pub(crate) api_key: Vec<String>,

@@ -200,3 +200,133 @@ fn adapters_side_by_side_answer_as_each_alone() {
         place.refuses(&[&["serve", "theirs", "--port", "0"], flags].concat(), &[needle]);
     }
 }
+
+fn change(server: &Server, what: &str, body: &Value) -> (u16, String) {
+    let path = format!("/v1/{what}_lora_adapter");
+    let (status, _, text) = server.ask("POST", &path, "", &body.to_string());
+    (status, text)
+}
+
+fn listed(server: &Server) -> Vec<(String, String)> {
+    let (_, _, list) = server.ask("GET", "/v1/models", "", "");
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let all = list["data"].as_array().expect("a list").iter();
+    all.map(|model| (text(&model["id"]), text(&model["lathe"]["fingerprint"]))).collect()
+}
+
+/// Adapters that clients load answer as those that are there from the start, under a fingerprint of
+/// their own, until they are let go.
+#[test]
+fn adapters_come_and_go_while_the_server_runs() {
+    let place = place();
+    let flags = ["--name", "plain", "--adapter", "poet=poet", "--adapter", "clerk=clerk"];
+    let known = Server::over(&place, "theirs", &flags);
+    let expected = ["plain", "poet", "clerk"].map(|name| asked(&known, name, 1));
+    let prints = listed(&known);
+    assert!(prints[0].1 != prints[1].1 && prints[1].1 != prints[2].1, "{prints:?}");
+    drop(known);
+    let server = Server::over(&place, "theirs", &["--name", "plain", "--adapter-root", "."]);
+    assert_eq!(listed(&server), prints[..1]);
+    let (status, said) =
+        change(&server, "load", &json!({ "lora_name": "poet", "lora_path": "poet" }));
+    assert_eq!((status, said.contains("'poet' added successfully")), (200, true), "{said}");
+    assert_eq!(asked(&server, "poet", 1), expected[1]);
+    let body = json!({ "model": "poet", "prompt": "the", "max_tokens": 1 });
+    assert_eq!(server.complete(&body).1["system_fingerprint"], json!(prints[1].1));
+    let body = json!({ "model": "plain", "prompt": "the", "max_tokens": 1 });
+    assert_eq!(server.complete(&body).1["system_fingerprint"], json!(prints[0].1));
+    assert_eq!(listed(&server), prints[..2]);
+    // Under a name that is taken, in its place alone.
+    let again = json!({ "lora_name": "poet", "lora_path": "clerk" });
+    let (status, said) = change(&server, "load", &again);
+    assert_eq!((status, said.contains("load_inplace")), (400, true), "{said}");
+    let again = json!({ "lora_name": "poet", "lora_path": "clerk", "load_inplace": true });
+    assert_eq!(change(&server, "load", &again).0, 200);
+    assert_eq!(asked(&server, "poet", 1), expected[2]);
+    // A stream that began goes on.
+    let body = json!({
+        "model": "poet", "prompt": "the model of the text that is read before it", "seed": 1,
+        "max_tokens": 24, "temperature": 0.9, "ignore_eos": true, "stream": true,
+    });
+    let mut stream = server.open("POST", "/v1/completions", "", &body.to_string());
+    let mut first = [0; 1];
+    std::io::Read::read_exact(&mut stream, &mut first).expect("it begins");
+    let gone = json!({ "lora_name": "poet", "lora_int_id": 1 });
+    let (status, said) = change(&server, "unload", &gone);
+    assert_eq!((status, said.contains("'poet' removed successfully")), (200, true), "{said}");
+    let (_, _, rest) = common::server::read_all(stream);
+    let events = rest.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let texts = events.map(|event| {
+        let event: Value = serde_json::from_str(&format!("{{{event}")).expect("JSON");
+        event["choices"][0]["text"].as_str().unwrap_or_default().to_owned()
+    });
+    assert_eq!(json!(texts.collect::<String>()), expected[2]["text"]);
+    assert_eq!(server.complete(&json!({ "model": "poet", "prompt": "x" })).0, 404);
+    assert_eq!(change(&server, "unload", &gone).0, 404);
+    assert_eq!(listed(&server), prints[..1]);
+    assert_eq!(asked(&server, "plain", 1), expected[0]);
+}
+
+/// What is no adapter, stands elsewhere or is more than there may be is refused, and the server
+/// goes on.
+#[test]
+fn adapters_beyond_the_limits_are_refused() {
+    let place = place();
+    place.write("damaged/adapter_config.json", "{}");
+    let outside = tempfile::tempdir().expect("a folder");
+    let outside = outside.path().display().to_string();
+    let flags =
+        ["--name", "plain", "--alias", "other", "--adapter-root", ".", "--max-adapters", "1"];
+    let server = Server::over(&place, "theirs", &flags);
+    let load = |name: &str, path: &str| json!({ "lora_name": name, "lora_path": path });
+    for (body, status, needle) in [
+        (load("a", ".."), 404, "--adapter-root"),
+        (load("a", "."), 404, "--adapter-root"),
+        (load("a", &outside), 404, "--adapter-root"),
+        (load("a", "poet/../../x"), 404, "--adapter-root"),
+        (load("a", "nowhere"), 404, "--adapter-root"),
+        (load("a", "poet/adapter_config.json"), 404, "--adapter-root"),
+        (load("a", ""), 400, "lora_path"),
+        (load("a", "po\u{0}et"), 400, "lora_path"),
+        (load("a", "damaged"), 400, "adapter_config.json"),
+        (load("a", "theirs"), 400, "adapter_config.json"),
+        (load("", "poet"), 400, "lora_name"),
+        (load("a\n", "poet"), 400, "control"),
+        (load(&"a".repeat(300), "poet"), 400, "256"),
+        (load("plain", "poet"), 400, "of its own"),
+        (load("other", "poet"), 400, "of its own"),
+        (json!({ "lora_name": "a" }), 400, "lora_path"),
+        (json!({ "lora_path": "poet" }), 400, "lora_name"),
+        (json!({ "lora_name": 3, "lora_path": "poet" }), 400, "lora_name"),
+        (json!([]), 400, "object"),
+    ] {
+        let (found, said) = change(&server, "load", &body);
+        assert_eq!((found, said.contains(needle)), (status, true), "{body}: {said}");
+    }
+    assert_eq!(change(&server, "load", &load("a", "poet")).0, 200);
+    let (status, said) = change(&server, "load", &load("b", "clerk"));
+    assert_eq!((status, said.contains("--max-adapters")), (400, true), "{said}");
+    assert_eq!(change(&server, "unload", &json!({ "lora_name": "a" })).0, 200);
+    assert_eq!(change(&server, "load", &load("b", "clerk")).0, 200);
+    assert_eq!(server.complete(&json!({ "model": "b", "prompt": "x", "max_tokens": 1 })).0, 200);
+    drop(server);
+    let flags = ["--adapter-root", ".", "--max-adapter-memory", "0"];
+    let server = Server::over(&place, "theirs", &flags);
+    let (status, said) = change(&server, "load", &load("a", "poet"));
+    assert_eq!((status, said.contains("--max-adapter-memory")), (400, true), "{said}");
+    drop(server);
+    let server = Server::over(&place, "theirs", &[]);
+    for (what, body) in [("load", load("a", "poet")), ("unload", json!({ "lora_name": "a" }))] {
+        let (status, said) = change(&server, what, &body);
+        assert_eq!((status, said.contains("--adapter-root")), (403, true), "{said}");
+    }
+    drop(server);
+    for (flags, needle) in [
+        (&["--adapter-root", "nowhere"][..], "nowhere"),
+        (&["--max-adapters", "3"], "--adapter-root"),
+        (&["--adapter-root", ".", "--weights", "int8"], "--weights"),
+    ] {
+        place.refuses(&[&["serve", "theirs", "--port", "0"], flags].concat(), &[needle]);
+    }
+}

@@ -21,9 +21,9 @@ pub struct AdaptedWeight {
 /// One tensor of an adapter by the name that its formula has for it.
 #[derive(Clone, Debug)]
 pub struct AdapterLeaf {
-    /// The name.
+    /// What the formula calls it.
     pub name: &'static str,
-    /// Its numbers.
+    /// Its numbers, with their gradient.
     pub weight: Arc<Weight>,
 }
 

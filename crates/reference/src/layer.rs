@@ -289,30 +289,27 @@ impl<'a> Layers<'a> {
         let name = format!("layers.{stored}.{part}");
         let relax = self.config.table("relax");
         let use_of = format!("relax.{stored}.{part}.{recursion}");
-        let is_of_use = |name: &&String| name.starts_with(&format!("{use_of}."));
-        if self.weights.keys().any(|name| is_of_use(&name)) {
-            let leaf = |leaf: &str| self.weights.get(&format!("{use_of}.{leaf}"));
-            if let Some(matrix) = adapted(&relax, part, self.weight(&name), &leaf) {
+        let of_use = format!("{use_of}.");
+        if self.weights.keys().any(|name| name.starts_with(&of_use)) {
+            let found = adapted(&relax, part, self.weight(&name), &|leaf: &str| {
+                self.weights.get(&format!("{use_of}.{leaf}"))
+            });
+            if let Some(matrix) = found {
                 self.products += (matrix.rows * matrix.columns) as u64;
                 return matrix.times(x);
             }
         }
         let mut y = self.times(&name, x);
-        let scale = || {
-            let rank = relax.by_pattern("rank_pattern", &name, "rank");
-            let over = if relax.has("rank_stabilized", false) { rank.sqrt() } else { rank };
-            relax.by_pattern("alpha_pattern", &name, "alpha") / over
-        };
         match relax.text("kind") {
             "lora" | "dora" if self.weights.contains_key(&format!("{use_of}.up")) => {
-                let scale = scale();
+                let scale = relax.scale(&name);
                 self.add_pair(&format!("{use_of}.down"), &format!("{use_of}.up"), scale, x, &mut y);
                 if relax.text("kind") == "dora" {
                     self.stretch(&format!("layers.{stored}.{part}"), &use_of, scale, &mut y);
                 }
             }
             "mola" if self.weights.contains_key(&format!("{use_of}.score")) => {
-                let scale = scale();
+                let scale = relax.scale(&name);
                 let z = self.times(&format!("{use_of}.score"), x);
                 let chosen = largest(&z, relax.count("top_k"), &mut self.margin);
                 let of_chosen: Vec<f64> = chosen.iter().map(|&k| z[k]).collect();

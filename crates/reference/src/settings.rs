@@ -38,21 +38,19 @@ impl Settings {
         list.filter_map(|x| x.as_str().map(str::to_owned)).collect()
     }
 
+    /// The factor of what an adapter of low rank adds to a weight.
+    pub(crate) fn scale(&self, weight: &str) -> f64 {
+        let rank = self.by_pattern("rank_pattern", weight, "rank");
+        let over = if self.has("rank_stabilized", false) { rank.sqrt() } else { rank };
+        self.by_pattern("alpha_pattern", weight, "alpha") / over
+    }
+
     /// What the table `name` says of a weight, by patterns in which `*` stands for anything;
     /// otherwise the number `usual`.
     pub(crate) fn by_pattern(&self, name: &str, weight: &str, usual: &str) -> f64 {
         let table = self.json[name].as_object().into_iter().flatten();
-        let fits = |pattern: &str| {
-            let mut rest = Some(weight);
-            for (i, piece) in pattern.split('*').enumerate() {
-                let at = rest.and_then(|rest| {
-                    if i == 0 { rest.strip_prefix(piece).map(|_| 0) } else { rest.find(piece) }
-                });
-                rest = rest.zip(at).map(|(rest, at)| &rest[at + piece.len()..]);
-            }
-            rest.is_some_and(|rest| rest.is_empty() || pattern.ends_with('*'))
-        };
-        let found = table.filter(|(pattern, _)| fits(pattern)).find_map(|(_, x)| x.as_f64());
+        let found =
+            table.filter(|(pattern, _)| fits(pattern, weight)).find_map(|(_, x)| x.as_f64());
         found.unwrap_or_else(|| self.number(usual))
     }
 
@@ -254,4 +252,16 @@ impl Settings {
 /// `base^(-2 i / n)` for pair i of n columns.
 fn plain_rates(base: f64, n: usize) -> Vec<f64> {
     (0..n / 2).map(|i| base.powf(-2.0 * i as f64 / n as f64)).collect()
+}
+
+/// Whether a name fits a pattern, in which `*` stands for anything.
+fn fits(pattern: &str, weight: &str) -> bool {
+    let mut rest = Some(weight);
+    for (i, piece) in pattern.split('*').enumerate() {
+        let at = rest.and_then(|rest| {
+            if i == 0 { rest.strip_prefix(piece).map(|_| 0) } else { rest.find(piece) }
+        });
+        rest = rest.zip(at).map(|(rest, at)| &rest[at + piece.len()..]);
+    }
+    rest.is_some_and(|rest| rest.is_empty() || pattern.ends_with('*'))
 }

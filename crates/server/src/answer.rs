@@ -1,5 +1,6 @@
 //! The JSON of answers, whole and in chunks.
 
+use crate::backend::AdapterInfo;
 use crate::choice::{ChoiceState, Delta, End, TokenEntry};
 use crate::request::{Dialect, OutputOptions, ParsedRequest, StreamUsage};
 use crate::responses;
@@ -231,8 +232,7 @@ impl AnswerHead {
         parsed: &ParsedRequest,
         id: String,
         created: u64,
-        model: &str,
-        fingerprint: &str,
+        answering: &AdapterInfo,
     ) -> Self {
         let prefix = match parsed.shape.dialect {
             Dialect::Completion => "cmpl-",
@@ -242,8 +242,8 @@ impl AnswerHead {
         Self {
             id: format!("{prefix}{id}"),
             created,
-            model: model.to_owned(),
-            fingerprint: fingerprint.to_owned(),
+            model: answering.name.clone(),
+            fingerprint: answering.fingerprint.clone(),
             shape: Arc::clone(&parsed.shape),
             usage: parsed.usage,
             repeated: parsed.repeated.clone(),

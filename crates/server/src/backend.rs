@@ -1,4 +1,6 @@
-//! What the server tells clients about the model.
+//! What the server tells clients about the model, and where it gets adapters from.
+
+use std::fmt::Debug;
 
 /// What is served, for `/v1/models`, for limits and for answers.
 #[derive(Clone, Debug)]
@@ -7,8 +9,8 @@ pub struct ModelInfo {
     pub id: String,
     /// Other names that are accepted.
     pub aliases: Vec<String>,
-    /// Names of the model with each of its adapters, by their numbers from 1.
-    pub adapters: Vec<String>,
+    /// The model with each of its adapters.
+    pub adapters: Vec<AdapterInfo>,
     /// Model family: `mor`, `recursive`, `dense`, `moe` and the like.
     pub family: String,
     /// Most block applications a token can have; 1 for a model without recursion.
@@ -29,4 +31,39 @@ pub struct ModelInfo {
     pub created: u64,
     /// Build and hash of the weights, `system_fingerprint` of every answer.
     pub fingerprint: String,
+}
+
+/// The model with an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Name under which requests ask for it.
+    pub name: String,
+    /// Its number in the engine, from 1; 0 is the model as it is.
+    pub number: u32,
+    /// Build and hash of all weights, `system_fingerprint` of its answers.
+    pub fingerprint: String,
+}
+
+/// Loads adapters while the server runs.
+pub trait AdapterSource: Debug + Send + Sync {
+    /// Takes in the adapter of a folder; answers its number and its fingerprint. Takes as long as
+    /// it takes, and is asked for one adapter at a time.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn load(&self, path: &str) -> Result<(u32, String), AdapterRefusal>;
+
+    /// Nobody asks for this adapter any more.
+    fn unload(&self, number: u32);
+}
+
+/// Why an adapter was not loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterRefusal {
+    /// There is no such folder where adapters may come from.
+    Missing(String),
+    /// The folder is damaged, does not fit the model, or is too large.
+    Unusable(String),
+    /// There are as many adapters as there may be.
+    Full(String),
 }

@@ -45,13 +45,7 @@ async fn generate(mut call: Call, dialect: Dialect) -> Result<Response<Body>, Ap
     })
     .await?;
     let mut pending = PendingRequest::launch(&state, &parsed, active, begun)?;
-    let head = AnswerHead::new(
-        &parsed,
-        state.random.name(),
-        calendar::now(),
-        state.answering(parsed.adapter),
-        &state.info.fingerprint,
-    );
+    let head = AnswerHead::new(&parsed, state.random.name(), calendar::now(), &parsed.adapter.info);
     let mut response = if parsed.stream {
         let mut response = Response::new(EventStream::body(state, pending, head, status));
         let headers = response.headers_mut();

@@ -1,5 +1,6 @@
 //! The way of a request: route, key, method, body, answer, and its place in the metrics.
 
+use crate::adapters;
 use crate::call::Call;
 use crate::completions;
 use crate::connection::{Answered, ConnStage, Connection};
@@ -165,6 +166,8 @@ async fn dispatch(handler: Handler, call: Call) -> Result<Response<Body>, ApiErr
         Handler::Chat => completions::chat(call).await,
         Handler::Responses => completions::responses(call).await,
         Handler::Embeddings => embeddings::embeddings(call).await,
+        Handler::LoadAdapter => adapters::load(call).await,
+        Handler::UnloadAdapter => adapters::unload(call).await,
         Handler::Tokenize => handlers::tokenize(call).await,
         Handler::Detokenize => handlers::detokenize(call).await,
         Handler::Models => Ok(handlers::models(&call.state)),

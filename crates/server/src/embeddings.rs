@@ -75,7 +75,7 @@ pub(crate) async fn embeddings(mut call: Call) -> Result<Response<Body>, ApiErro
             if packed { Vector::Packed(pack(&vector)) } else { Vector::Numbers(vector) };
         data.push(Embedding { object: "embedding", index, embedding });
     }
-    let model = state.answering(parsed.adapter);
+    let model = &parsed.adapter.info.name;
     let answer = Answer { object: "list", data, model, usage };
     let bytes = serde_json::to_vec(&answer).map_err(|e| ApiError::internal(e.to_string()))?;
     let mut response = Response::new(whole(bytes));
@@ -127,7 +127,7 @@ fn read(state: &AppState, body: &[u8]) -> Result<(ParsedRequest, bool), ApiError
         form: None,
         depth_options: request::depth_options(&request)?,
         shape: Arc::new(OutputOptions::nothing_but(Dialect::Completion, pooling)),
-        adapter: state.adapter(request.text("model")),
+        adapter: state.adapters.answering(request.text("model")),
         priority: request::priority(&request),
         stream: false,
         usage: StreamUsage::default(),

@@ -47,15 +47,15 @@ fn described(state: &AppState, name: &str) -> Value {
             "layers": info.layers,
             "parameters": info.parameters,
             "vocab_size": info.vocab,
-            "fingerprint": info.fingerprint,
+            "fingerprint": state.adapters.answering(Some(name)).info.fingerprint,
         },
     })
 }
 
 pub(crate) fn models(state: &AppState) -> Response<Body> {
-    let names =
-        std::iter::once(&state.info.id).chain(&state.info.aliases).chain(&state.info.adapters);
-    let list: Vec<Value> = names.map(|name| described(state, name)).collect();
+    let own = std::iter::once(&state.info.id).chain(&state.info.aliases);
+    let names = own.cloned().chain(state.adapters.names());
+    let list: Vec<Value> = names.map(|name| described(state, &name)).collect();
     reply(&json!({ "object": "list", "data": list }))
 }
 

@@ -13,6 +13,7 @@
 //! | `POST /v1/responses` | the same in the form of the Responses API |
 //! | `POST /v1/embeddings` | a vector for each text |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | what is served |
+//! | `POST /v1/load_lora_adapter`, `POST /v1/unload_lora_adapter` | adapters come and go |
 //! | `POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info` | the tokenizer |
 //! | `GET /model_info`, `GET /server_info`, `GET /get_load` | what gateways of SGLang ask |
 //! | `GET /health` | 200 when requests are welcome; 503 when draining or stuck |
@@ -44,6 +45,7 @@
 //! | `api_keys` | none | 401 |
 //! | `allow_hosts` | see above | 403 |
 //! | `cors_origins` | none | no header, 403 for a preflight |
+//! | `adapter_source` | none | 403 for loading and unloading adapters |
 //! | `strict` | false | unknown fields: 400 instead of the header `x-lathe-ignored` |
 //! | `deadline` | 600 s | 408, or an error event in a stream |
 //! | `header_read`, `body_read`, `keep_alive` | 10 s, 30 s, 60 s | it closes; 408 for a body |
@@ -72,7 +74,10 @@
 //! ends its own request with 500 and is counted. A client that goes away is counted as 499 and its
 //! sequences are cancelled.
 
+mod adapter_fields;
+mod adapters;
 mod answer;
+mod answering;
 mod backend;
 mod body;
 mod calendar;
@@ -121,7 +126,7 @@ mod template_values;
 mod template_worker;
 mod token_text;
 
-pub use backend::ModelInfo;
+pub use backend::{AdapterInfo, AdapterRefusal, AdapterSource, ModelInfo};
 pub use conversation::Conversations;
 pub use named_templates::{NAMED_TEMPLATES, NamedTemplate};
 pub use serve::serve;

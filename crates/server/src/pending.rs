@@ -312,7 +312,7 @@ fn request(
         prompt_scores: parsed.shape.prompt_scores.then_some(0),
         embedding: parsed.shape.embedding,
         routed_experts: parsed.shape.routed_experts,
-        adapter: parsed.adapter,
+        adapter: parsed.adapter.info.number,
         priority: parsed.priority,
         deadline: Some(deadline),
     }

@@ -1,5 +1,6 @@
 //! From a checked request to sequences for the engine.
 
+use crate::answering::Answering;
 use crate::chat;
 use crate::error::ApiError;
 use crate::form;
@@ -97,8 +98,8 @@ pub(crate) struct ParsedRequest {
     pub(crate) form: Option<grammar::Compiled>,
     pub(crate) depth_options: DepthOptions,
     pub(crate) shape: Arc<OutputOptions>,
-    /// The number of the adapter; 0 for the model as it is.
-    pub(crate) adapter: u32,
+    /// The model as it is, or with an adapter.
+    pub(crate) adapter: Arc<Answering>,
     /// As the scheduler counts: larger runs earlier.
     pub(crate) priority: Priority,
     pub(crate) stream: bool,
@@ -163,7 +164,7 @@ fn read_json(state: &AppState, dialect: Dialect, json: &Json) -> Result<ParsedRe
         sampling: sampling(state, &request),
         depth_options: depth_options(&request)?,
         shape: Arc::new(shape),
-        adapter: state.adapter(request.text("model")),
+        adapter: state.adapters.answering(request.text("model")),
         priority: priority(&request),
         stream: request.flag("stream", false),
         usage: stream_usage(&request),
@@ -203,10 +204,11 @@ pub(crate) fn check_model(state: &AppState, request: &Checked<'_>) -> Result<(),
 
 pub(crate) fn unknown_model(state: &AppState, name: &str) -> ApiError {
     let mut names = format!("`{}`", state.info.id);
-    for adapter in &state.info.adapters {
+    let adapters = state.adapters.names();
+    for adapter in &adapters {
         names += &format!(", `{adapter}`");
     }
-    let verb = if state.info.adapters.is_empty() { "is" } else { "are" };
+    let verb = if adapters.is_empty() { "is" } else { "are" };
     let name = crate::json::cut(name);
     let message = format!("the model `{name}` is not served here; {names} {verb}");
     ApiError::new(404, message).code("model_not_found")

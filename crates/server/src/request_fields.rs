@@ -563,13 +563,23 @@ pub(crate) static DETOKENIZE: &[Field] =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter_fields::{LOAD_ADAPTER, UNLOAD_ADAPTER};
     use crate::json::Json;
 
     #[test]
     fn names_are_unique_and_defaults_are_json() {
-        for table in
-            [COMPLETION, CHAT, RESPONSES, EMBEDDINGS, TOKENIZE, DETOKENIZE, DIAL, STREAM_OPTIONS]
-        {
+        for table in [
+            COMPLETION,
+            CHAT,
+            RESPONSES,
+            EMBEDDINGS,
+            TOKENIZE,
+            DETOKENIZE,
+            LOAD_ADAPTER,
+            UNLOAD_ADAPTER,
+            DIAL,
+            STREAM_OPTIONS,
+        ] {
             for (at, field) in table.iter().enumerate() {
                 assert!(!field.name.is_empty() && !field.help.is_empty());
                 assert!(table[..at].iter().all(|other| other.name != field.name), "{}", field.name);

@@ -1,5 +1,6 @@
 //! The table of routes: paths, methods, fields of bodies, and what answers.
 
+use crate::adapter_fields;
 use crate::error::ApiError;
 use crate::request_fields;
 use crate::schema::Field;
@@ -12,6 +13,8 @@ pub(crate) enum Handler {
     Chat,
     Responses,
     Embeddings,
+    LoadAdapter,
+    UnloadAdapter,
     Models,
     Model,
     Tokenize,
@@ -59,6 +62,7 @@ impl Route {
 }
 
 const BODY: &[u16] = &[400, 404, 408, 413, 415];
+const CHANGE: &[u16] = &[400, 403, 404, 408, 413, 415];
 const GENERATE: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 
 const fn get(
@@ -147,6 +151,28 @@ pub(crate) static ROUTES: &[Route] = &[
     Route {
         errors: &[404],
         ..get("model", &["/v1/models/", "/models/"], Handler::Model, "One model.")
+    },
+    Route {
+        answers: "text/plain",
+        errors: CHANGE,
+        ..post(
+            "load_lora_adapter",
+            &["/v1/load_lora_adapter"],
+            adapter_fields::LOAD_ADAPTER,
+            Handler::LoadAdapter,
+            "Serve the model with another adapter, too.",
+        )
+    },
+    Route {
+        answers: "text/plain",
+        errors: CHANGE,
+        ..post(
+            "unload_lora_adapter",
+            &["/v1/unload_lora_adapter"],
+            adapter_fields::UNLOAD_ADAPTER,
+            Handler::UnloadAdapter,
+            "Let an adapter go; requests that began with it finish with it.",
+        )
     },
     post(
         "tokenize",

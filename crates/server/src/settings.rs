@@ -1,9 +1,11 @@
 //! Limits and timeouts of the server, all with defaults that are safe to expose.
 
+use crate::backend::AdapterSource;
 use crate::json::cut;
 use crate::origin;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How large a single request may be.
@@ -130,6 +132,8 @@ pub struct ServerSettings {
     pub reading: Duration,
     /// What renders chat templates.
     pub template_program: TemplateProgram,
+    /// Where clients may load adapters from; nowhere without one.
+    pub adapter_source: Option<Arc<dyn AdapterSource>>,
 }
 
 impl Default for ServerSettings {
@@ -156,6 +160,7 @@ impl Default for ServerSettings {
             tokenizing: 2,
             reading: Duration::from_secs(30),
             template_program: TemplateProgram::default(),
+            adapter_source: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What all requests share.
 
-use crate::backend::ModelInfo;
+use crate::answering::AdapterRegistry;
+use crate::backend::{AdapterInfo, ModelInfo};
 use crate::descriptors;
 use crate::error::ApiError;
 use crate::metrics::{Metrics, Shed};
@@ -58,6 +59,7 @@ pub(crate) struct AppState {
     pub(crate) refusals: Arc<Semaphore>,
     pub(crate) bounds: RequestBounds,
     pub(crate) info: ModelInfo,
+    pub(crate) adapters: AdapterRegistry,
     pub(crate) token_text: TokenText,
     pub(crate) template: Option<Result<TemplateHost, Failure>>,
     pub(crate) backend: Arc<dyn Backend>,
@@ -96,7 +98,11 @@ impl AppState {
             strict: settings.strict,
             limits,
         };
+        let base =
+            AdapterInfo { name: info.id.clone(), number: 0, fingerprint: info.fingerprint.clone() };
+        let source = settings.adapter_source.clone();
         Ok(Self {
+            adapters: AdapterRegistry::new(base, info.adapters.clone(), source),
             connections: descriptors::connections(settings.connections),
             refusals: Arc::new(Semaphore::new(descriptors::REFUSALS)),
             hosts: HostRule::new(&settings.allow_hosts, at, !settings.api_keys.is_empty()),
@@ -121,21 +127,8 @@ impl AppState {
     }
 
     pub(crate) fn knows_model(&self, name: &str) -> bool {
-        let mut names = self.info.aliases.iter().chain(&self.info.adapters);
-        self.info.id == name || names.any(|known| known == name)
-    }
-
-    /// The number of the adapter that a request asks for by its name; 0 for none.
-    pub(crate) fn adapter(&self, name: Option<&str>) -> u32 {
-        let names = self.info.adapters.iter();
-        let at = names.into_iter().position(|known| Some(known.as_str()) == name);
-        at.map_or(0, |at| at as u32 + 1)
-    }
-
-    /// The name of what answers a request with this adapter.
-    pub(crate) fn answering(&self, adapter: u32) -> &str {
-        let at = (adapter as usize).checked_sub(1);
-        at.and_then(|at| self.info.adapters.get(at)).unwrap_or(&self.info.id)
+        let is_own = self.info.id == name || self.info.aliases.iter().any(|known| known == name);
+        is_own || self.adapters.find(name).is_some()
     }
 
     /// Whether new requests are refused.

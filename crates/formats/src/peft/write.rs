@@ -16,7 +16,7 @@ pub struct WrittenLeaf {
     pub module: String,
     /// The end of its name, which says what it is in its kind.
     pub leaf: &'static str,
-    /// Its axes.
+    /// The lengths of its axes.
     pub shape: Vec<usize>,
     /// Its numbers, row after row.
     pub values: Vec<f32>,

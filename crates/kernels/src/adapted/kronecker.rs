@@ -11,7 +11,7 @@ pub const KRONECKER: [[&str; 3]; 2] =
 /// A Kronecker product that is added.
 #[derive(Debug)]
 pub struct KroneckerProduct {
-    /// Its two factors.
+    /// Its two factors, w1 and w2.
     pub sides: [KroneckerFactor; 2],
     /// `s`, the factor of what is added.
     pub scale: f64,
@@ -40,7 +40,7 @@ impl KroneckerFactor {
         Self { rows, columns, whole, factors: Some((a, b, rank)) }
     }
 
-    /// Rows, then columns.
+    /// How many rows, and how many columns.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.columns)
     }

@@ -23,9 +23,9 @@ pub use vectors::{IA3_VECTOR, SharedProjection, VERA_INNER, VERA_OUTER, VectorFa
 pub struct Affine {
     /// How many matrices there are: 1, or one for each expert.
     pub matrices: usize,
-    /// Outputs of each.
+    /// Outputs of each of them.
     pub out: usize,
-    /// Inputs of each.
+    /// Inputs of each of them.
     pub into: usize,
     /// The numbers of all matrices, `[matrices, out, into]`.
     pub weight: Vec<f64>,

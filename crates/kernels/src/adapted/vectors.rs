@@ -15,7 +15,7 @@ pub const VERA_INNER: &str = "vera_lambda_d";
 /// Outputs with their bias, or inputs, times a vector.
 #[derive(Debug)]
 pub struct VectorFactors {
-    /// `[out]` or `[in]`.
+    /// Its numbers, `[out]` or `[in]`.
     pub vector: Vec<f64>,
     /// Whether inputs are multiplied, and not outputs.
     pub inputs: bool,
@@ -69,9 +69,9 @@ impl LearnedChange for VectorFactors {
 /// Two matrices that nothing trains, between vectors.
 #[derive(Debug)]
 pub struct SharedProjection {
-    /// A, `[r, in]`.
+    /// The matrix A, `[r, in]`.
     pub a: Vec<f64>,
-    /// B, `[out, r]`.
+    /// The matrix B, `[out, r]`.
     pub b: Vec<f64>,
     /// The vector b, `[out]`.
     pub outer: Vec<f64>,

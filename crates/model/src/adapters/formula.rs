@@ -111,7 +111,6 @@ impl<F: Formula> AdapterSettings for F {
 
     fn merged(&self, base: &ParamSpec, w: &[f32], factors: &Factors<'_>) -> Option<Vec<f32>> {
         let (part, (out, into)) = (base.place.part()?, base.shape);
-        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<f64>>();
         let leaves = self.leaves(part, base.shape).into_iter();
         let numbers: Option<_> =
             leaves.map(|leaf| factors(Factor::new(leaf.name)).map(wide)).collect();
@@ -119,6 +118,15 @@ impl<F: Formula> AdapterSettings for F {
         self.change(part, base.shape, numbers?).merge(&mut affine);
         Some(affine.weight.into_iter().map(|x| x as f32).collect())
     }
+}
+
+/// The next tensor of a formula; empty where there is none.
+pub(super) fn next(numbers: &mut impl Iterator<Item = Vec<f64>>) -> Vec<f64> {
+    numbers.next().unwrap_or_default()
+}
+
+fn wide(numbers: Vec<f32>) -> Vec<f64> {
+    numbers.into_iter().map(f64::from).collect()
 }
 
 /// The adapter of one use of a matrix.
@@ -131,7 +139,7 @@ struct Merged<F> {
     made: Mutex<Option<Made>>,
 }
 
-/// The merged matrix.
+/// The matrix that is merged.
 #[derive(Debug)]
 struct Made {
     /// Changes of the stored matrix and of the tensors until it was made.
@@ -149,8 +157,7 @@ impl<F: Formula> Merged<F> {
         if let Some(kept) = kept.as_ref().filter(|kept| kept.made_at == made_at) {
             return kept.matrix.clone();
         }
-        let wide = |leaf: &AdapterLeaf| leaf.weight.read().into_iter().map(f64::from).collect();
-        let numbers = self.leaves.iter().map(wide).collect();
+        let numbers = self.leaves.iter().map(|leaf| wide(leaf.weight.read())).collect();
         let change = self.settings.change(self.part, self.shape, numbers);
         let matrix = Arc::new(AdaptedWeight::new(change, weight));
         *kept = Some(Made { made_at, matrix: matrix.clone() });

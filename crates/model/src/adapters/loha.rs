@@ -4,7 +4,7 @@
 use ops::formulas::{ENTRYWISE, EntrywiseProduct, LearnedChange};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf};
+use super::formula::{Formula, Leaf, next};
 use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::ConfigError;
 use crate::params::{Init, ParamSpec, Part};
@@ -51,8 +51,8 @@ impl Formula for Config {
 
     fn change(&self, _: Part, _: (usize, usize), numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let mut numbers = numbers.into_iter();
-        let mut next = || numbers.next().unwrap_or_default();
-        let pairs = [(next(), next()), (next(), next())];
+        let pairs =
+            [(next(&mut numbers), next(&mut numbers)), (next(&mut numbers), next(&mut numbers))];
         Box::new(EntrywiseProduct { pairs, rank: self.rank, scale: self.alpha / self.rank as f64 })
     }
 }

@@ -4,7 +4,7 @@
 use ops::formulas::{KRONECKER, KroneckerFactor, KroneckerProduct, LearnedChange};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf};
+use super::formula::{Formula, Leaf, next};
 use super::places::{Places, Sites, check_alpha, check_rank};
 use crate::error::ConfigError;
 use crate::params::{Init, ParamSpec, Part};
@@ -28,6 +28,10 @@ impl Default for Config {
     fn default() -> Self {
         Self { rank: 8, alpha: 8.0, factor: 0, places: Places::default() }
     }
+}
+
+fn drawn(columns: usize) -> Init {
+    Init::Normal(1.0 / (3.0 * columns as f64).sqrt())
 }
 
 /// A side of a matrix as a product: its largest divisor up to `most` and up to its root, and the
@@ -68,7 +72,6 @@ impl Formula for Config {
     fn leaves(&self, _: Part, shape: (usize, usize)) -> Vec<Leaf> {
         let [one, two] = self.shapes(shape);
         let [[w1, ..], [w2, w2_a, w2_b]] = KRONECKER;
-        let drawn = |columns: usize| Init::Normal(1.0 / (3.0 * columns as f64).sqrt());
         let mut leaves = vec![Leaf::new(w1, one, Init::Zeros)];
         if self.is_low(two) {
             leaves.push(Leaf::new(w2_a, (two.0, self.rank), drawn(self.rank)));
@@ -87,11 +90,10 @@ impl Formula for Config {
     ) -> Box<dyn LearnedChange> {
         let [one, two] = self.shapes(shape);
         let mut numbers = numbers.into_iter();
-        let mut next = || numbers.next().unwrap_or_default();
-        let first = KroneckerFactor::whole(one.0, one.1, next());
+        let first = KroneckerFactor::whole(one.0, one.1, next(&mut numbers));
         let second = match self.is_low(two) {
-            true => KroneckerFactor::of_rank(self.rank, next(), next()),
-            false => KroneckerFactor::whole(two.0, two.1, next()),
+            true => KroneckerFactor::of_rank(self.rank, next(&mut numbers), next(&mut numbers)),
+            false => KroneckerFactor::whole(two.0, two.1, next(&mut numbers)),
         };
         let scale = self.alpha / self.rank as f64;
         Box::new(KroneckerProduct { sides: [first, second], scale })

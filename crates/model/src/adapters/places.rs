@@ -48,7 +48,7 @@ impl Places {
     }
 }
 
-/// Where adapters stand.
+/// Where adapters of any kind stand.
 #[derive(Clone, Copy)]
 pub(super) struct Sites<'a> {
     pub(super) parts: &'a [Part],

@@ -6,7 +6,7 @@
 use ops::formulas::{BAND_DOWN, BAND_UP, LearnedChange, LowRankBands};
 use serde::{Deserialize, Serialize};
 
-use super::formula::{Formula, Leaf};
+use super::formula::{Formula, Leaf, next};
 use super::places::{Places, Sites, check_alpha};
 use crate::error::{ConfigError, refuse};
 use crate::params::{Init, ParamSpec, Part};
@@ -84,9 +84,11 @@ impl Formula for Config {
 
     fn change(&self, _: Part, _: (usize, usize), numbers: Vec<Vec<f64>>) -> Box<dyn LearnedChange> {
         let mut numbers = numbers.into_iter();
-        let mut next = || numbers.next().unwrap_or_default();
-        let of = |&rank: &usize| if rank > 0 { (next(), next()) } else { (Vec::new(), Vec::new()) };
-        let bands = self.ranks.iter().map(of).collect();
+        let bands = self.ranks.iter().map(|&rank| match rank {
+            0 => (Vec::new(), Vec::new()),
+            _ => (next(&mut numbers), next(&mut numbers)),
+        });
+        let bands = bands.collect();
         let scale = self.alpha / self.ranks.iter().sum::<usize>() as f64;
         Box::new(LowRankBands { bands, scale })
     }
