@@ -85,13 +85,15 @@ pub(crate) fn io_at(path: &Path, action: &'static str) -> impl Fn(io::Error) -> 
     move |source| FormatError::io(path, action, source)
 }
 
-/// Refuses the first NaN or infinite value.
-pub(crate) fn check_finite(path: &Path, tensor: &str, values: &[f32]) -> Result<()> {
+/// Refuses the first NaN or infinite one of `values`, which stand in the tensor from place `first`
+/// on.
+pub(crate) fn check_finite(path: &Path, tensor: &str, first: usize, values: &[f32]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => {
             let next = "use an undamaged copy";
-            Err(Misfit::not_finite(path.display(), tensor, index, values[index], next).into())
+            let (place, value) = (first + index, values[index]);
+            Err(Misfit::not_finite(path.display(), tensor, place, value, next).into())
         }
     }
 }

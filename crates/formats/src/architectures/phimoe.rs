@@ -113,11 +113,11 @@ fn read_hugging_face(config: &JsonObject<'_>) -> Result<ArchConfig> {
 /// The class knows one change of the frequencies and states the factor of what turns in a way of
 /// its own: two numbers, of which published files have the same twice.
 fn read_factor(config: &JsonObject<'_>, found: &mut ArchConfig) -> Result<()> {
-    match &mut found.rope_scaling {
-        None => Ok(()),
-        Some(RopeScaling::LongRope { attention_factor, .. }) => {
-            for key in ["rope_scaling", "rope_parameters"] {
-                let Some(inner) = config.inner(key)? else { continue };
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(inner) = config.inner(key)? else { continue };
+        match &mut found.rope_scaling {
+            None => {}
+            Some(RopeScaling::LongRope { attention_factor, .. }) => {
                 let [short, long] = FACTORS;
                 let factor = inner.must(short, dense::positive(&inner, short)?)?;
                 if inner.must(long, inner.number(long)?)? != factor {
@@ -125,10 +125,13 @@ fn read_factor(config: &JsonObject<'_>, found: &mut ArchConfig) -> Result<()> {
                 }
                 *attention_factor = Some(factor);
             }
-            Ok(())
+            Some(_) => {
+                let kind = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
+                return Err(inner.unsupported(kind, "\"default\" or \"longrope\""));
+            }
         }
-        Some(_) => Err(config.unsupported("rope_scaling", "a change of type \"longrope\"")),
     }
+    Ok(())
 }
 
 fn write_hugging_face(_: &Path, config: &ArchConfig) -> Result<Map<String, Value>> {

@@ -130,7 +130,7 @@ fn general(architecture: &str, options: &GgufOptions<'_>) -> GgufSettings {
 }
 
 fn encode(path: &Path, tensor: &TensorToWrite, values: &[f32]) -> Result<Vec<u8>> {
-    check_finite(path, &tensor.name, values)?;
+    check_finite(path, &tensor.name, 0, values)?;
     let mut bytes =
         Vec::with_capacity(values.len() / tensor.kind.block_len() * tensor.kind.block_bytes());
     match tensor.kind {

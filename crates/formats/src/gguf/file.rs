@@ -151,7 +151,7 @@ impl Gguf {
         dequantise(tensor.kind, &bytes, &mut values);
         values.drain(..range.start - first * len);
         values.truncate(range.len());
-        check_finite(&self.path, name, &values)?;
+        check_finite(&self.path, name, range.start, &values)?;
         Ok(values)
     }
 }

@@ -235,7 +235,7 @@ fn write_weights(
             };
             piece.put_into(&mut values, &of_role);
         }
-        check_finite(path, name, &values)?;
+        check_finite(path, name, 0, &values)?;
         let mut bytes = Vec::with_capacity(values.len() * dtype.bytes() as usize);
         match dtype {
             HfWeightType::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),

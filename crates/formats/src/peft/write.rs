@@ -51,7 +51,7 @@ pub fn write_adapters(
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     for WrittenLeaf { module, leaf, shape, values } in leaves {
         let name = format!("{PREFIX}{module}.{leaf}");
-        check_finite(&path, &name, values)?;
+        check_finite(&path, &name, 0, values)?;
         let begin = data.len();
         data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
         let offsets = [begin, data.len()];

@@ -54,6 +54,17 @@ fn settings(class: &str) -> ArchConfig {
                 Additions { qkv_bias: true, output_bias: true, sinks: true, window, ..none };
             (of, additions)
         }
+        "Phi-3.5-MoE" => {
+            let scoring = ExpertScores::SparseMixer { jitter: 0.01 };
+            let biases = Additions { qkv_bias: true, output_bias: true, ..none };
+            let additions = Additions { layer_norm: true, head_bias: true, ..biases };
+            (Experts { scoring, ..plain() }, additions)
+        }
+        "ERNIE 4.5" => {
+            let of = Experts { shared: 16, choice_bias: true, least: 1e-12, ..plain() };
+            let biases = Additions { qkv_bias: true, output_bias: true, mlp_bias: true, ..none };
+            (Experts { dense: vec![0], ..of }, Additions { head_bias: true, ..biases })
+        }
         "Granite-MoE with a shared expert" => {
             let additions = Additions { score_scale: Some(0.2), ..none };
             (Experts { shared: 12, ..plain() }, additions)
@@ -148,6 +159,38 @@ fn not_a_number(end: &'static str) -> Lie {
     tensors(move |all| {
         let found = all.iter_mut().find(|(name, ..)| name.ends_with(end)).unwrap();
         found.2[3] = f32::NAN;
+    })
+}
+
+/// Puts the tensors into two shards; `change` may lie about the map of names to shards, and cut the
+/// second file to so many bytes, at most half of it.
+fn in_shards(change: impl Fn(&mut Map<String, Value>) -> Option<usize> + 'static) -> Lie {
+    Box::new(move |folder| {
+        let whole = folder.join("model.safetensors");
+        let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let mut map = Map::new();
+        for (shard, name) in names.iter().enumerate() {
+            std::fs::copy(&whole, folder.join("all.safetensors")).unwrap();
+            tensors(move |all| {
+                let mut i = 0;
+                all.retain(|_| {
+                    i += 1;
+                    i % 2 == shard
+                });
+            })(folder);
+            let file = open_safetensors(&whole).unwrap();
+            map.extend(file.names().map(|tensor| (tensor.to_owned(), json!(name))));
+            std::fs::rename(&whole, folder.join(name)).unwrap();
+            std::fs::rename(folder.join("all.safetensors"), &whole).unwrap();
+        }
+        std::fs::remove_file(&whole).unwrap();
+        if let Some(length) = change(&mut map) {
+            let path = folder.join(names[1]);
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..length.min(bytes.len() / 2)]).unwrap();
+        }
+        let index = json!({ "metadata": {}, "weight_map": map });
+        std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
     })
 }
 
@@ -253,23 +296,154 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// Lies about shards, and of classes with biases beside experts.
+fn more_cases() -> Vec<Case> {
+    let (mixtral, phi, ernie) = ("Mixtral", "Phi-3.5-MoE", "ERNIE 4.5");
+    let router = "model.layers.0.block_sparse_moe.gate.weight";
+    let expert = "model.layers.1.block_sparse_moe.experts.5.w2.weight";
+    let moved = move |to: &'static str| {
+        in_shards(move |map| {
+            map.insert(expert.into(), json!(to));
+            None
+        })
+    };
+    let dropped = move |name: &'static str| {
+        in_shards(move |map| {
+            map.remove(name);
+            None
+        })
+    };
+    vec![
+        (
+            mixtral,
+            "a shard that is missing",
+            moved("model-3.safetensors"),
+            &["w2.weight", "elsewhere"],
+        ),
+        (mixtral, "a shard elsewhere", moved("../model.safetensors"), &["weight_map", ".."]),
+        (mixtral, "a shard of no name", moved(""), &["weight_map"]),
+        (mixtral, "an expert not listed", dropped(expert), &["experts.5.w2"]),
+        (mixtral, "a router not listed", dropped(router), &["gate.weight"]),
+        (
+            mixtral,
+            "an expert that no shard has",
+            in_shards(|map| {
+                let name = "model.layers.0.block_sparse_moe.experts.6.w1.weight";
+                map.insert(name.into(), json!("model-00001-of-00002.safetensors"));
+                None
+            }),
+            &["experts.6.w1"],
+        ),
+        (mixtral, "an empty shard", in_shards(|_| Some(0)), &["00002-of-00002"]),
+        (mixtral, "a shard cut in its header", in_shards(|_| Some(100)), &["00002-of-00002"]),
+        (mixtral, "a shard cut in its data", in_shards(|_| Some(usize::MAX)), &["00002-of-00002"]),
+        (mixtral, "a count beside it", set("n_routed_experts", json!(8)), &["n_routed", "found 8"]),
+        (mixtral, "k twice", set("moe_topk", json!(3)), &["moe_topk", "3"]),
+        (mixtral, "a count of 1e300", set("num_local_experts", json!(1e300)), &["num_local"]),
+        (mixtral, "a count below 0", set("num_local_experts", json!(-6)), &["num_local", "-6"]),
+        (mixtral, "a list of counts", set("num_local_experts", json!([6])), &["num_local"]),
+        (mixtral, "width of 0", set("intermediate_size", json!(0)), &["ffn", "found 0"]),
+        (mixtral, "codes", set("quantization_config", json!({})), &["quantization_config"]),
+        (
+            mixtral,
+            "a bank beside experts",
+            with("model.layers.0.mlp.experts.gate_up_proj", &[6, 16, 16]),
+            &["gate_up_proj"],
+        ),
+        (
+            mixtral,
+            "a gate of a shared expert",
+            with("model.layers.0.mlp.shared_expert_gate.weight", &[1, 16]),
+            &["shared_expert_gate"],
+        ),
+        (phi, "three of a token", set("num_experts_per_tok", json!(3)), &["takes", "2", "found 3"]),
+        (phi, "one of a token", set("num_experts_per_tok", json!(1)), &["takes", "2", "found 1"]),
+        (phi, "jitter below 0", set("router_jitter_noise", json!(-0.1)), &["jitter", "-0.1"]),
+        (phi, "no bias of a norm", without("0.input_layernorm.bias"), &["input_layernorm.bias"]),
+        (phi, "no bias of the last", without("model.norm.bias"), &["model.norm.bias"]),
+        (phi, "no bias of the head", without("lm_head.bias"), &["lm_head.bias"]),
+        (phi, "a bias not stated", set("lm_head_bias", json!(false)), &["lm_head.bias"]),
+        (phi, "a short bias", reshaped("lm_head.bias", &[269]), &["lm_head.bias", "269"]),
+        (phi, "NaN in a bias", not_a_number("model.norm.bias"), &["model.norm.bias", "NaN"]),
+        (phi, "sigmoid", set("scoring_func", json!("sigmoid")), &["scoring_func"]),
+        (
+            phi,
+            "two factors",
+            set(
+                "rope_scaling",
+                json!({"type": "longrope", "short_factor": [1, 1, 1, 1], "short_mscale": 1.2,
+                       "long_factor": [2, 2, 2, 2], "long_mscale": 1.3,
+                       "original_max_position_embeddings": 64}),
+            ),
+            &["long_mscale", "1.3"],
+        ),
+        (
+            phi,
+            "yarn",
+            set("rope_scaling", json!({"type": "yarn", "factor": 2.0})),
+            &["rope_scaling.type", "longrope", "yarn"],
+        ),
+        (ernie, "no step", set("moe_layer_interval", json!(0)), &["moe_layer_interval"]),
+        (ernie, "all dense", set("moe_layer_start_index", json!(2)), &["blocks"]),
+        (ernie, "a vector", reshaped("e_score_correction_bias", &[6]), &["correction", "[1, 6]"]),
+        (ernie, "no biases", set("use_bias", json!(false)), &["q_proj.bias"]),
+        (ernie, "no bias of a head", without("lm_head.bias"), &["lm_head.bias"]),
+        (
+            ernie,
+            "no bias of the shared expert",
+            without("shared_experts.up_proj.bias"),
+            &["shared_experts.up_proj.bias"],
+        ),
+        (
+            ernie,
+            "biases of experts",
+            with("model.layers.1.mlp.experts.0.up_proj.bias", &[8]),
+            &["experts.0.up_proj.bias"],
+        ),
+        (ernie, "least below 0", set("moe_norm_min", json!(-1.0)), &["least", "-1"]),
+        (ernie, "two shared", set("moe_num_shared_experts", json!(1)), &["shared_experts"]),
+    ]
+}
+
+/// The files of a folder with their lengths.
+pub(super) fn listed(folder: &Path) -> Vec<(std::ffi::OsString, u64)> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let mut all: Vec<_> =
+        entries.map(|entry| (entry.file_name(), entry.metadata().unwrap().len())).collect();
+    all.sort();
+    all
+}
+
 #[test]
 fn folders_of_experts_with_one_lie_are_refused_by_name() {
-    for class in
-        ["Mixtral", "Qwen3-MoE", "dots.llm1", "GPT-OSS", "Granite-MoE with a shared expert"]
-    {
+    for class in [
+        "Mixtral",
+        "Qwen3-MoE",
+        "dots.llm1",
+        "GPT-OSS",
+        "Granite-MoE with a shared expert",
+        "Phi-3.5-MoE",
+        "ERNIE 4.5",
+    ] {
         let folder = scratch();
         honest(folder.path(), class);
         read_all(folder.path()).unwrap_or_else(|error| panic!("{class}: {error}"));
     }
-    let cases = cases();
-    assert!(cases.len() >= 50, "{}", cases.len());
+    let folder = scratch();
+    honest(folder.path(), "Mixtral");
+    in_shards(|_| None)(folder.path());
+    read_all(folder.path()).unwrap_or_else(|error| panic!("shards: {error}"));
+    let cases: Vec<Case> = cases().into_iter().chain(more_cases()).collect();
+    assert!(cases.len() >= 90, "{}", cases.len());
     let mut wrong = Vec::new();
     for (class, what, lie, names) in cases {
         let folder = scratch();
         honest(folder.path(), class);
         lie(folder.path());
-        match read_all(folder.path()) {
+        let before = listed(folder.path());
+        let read = read_all(folder.path());
+        assert_eq!(listed(folder.path()), before, "{class}, {what}: something was written");
+        match read {
             Ok(()) => wrong.push(format!("{class}, {what}: accepted")),
             Err(error) => {
                 let message = error.to_string();

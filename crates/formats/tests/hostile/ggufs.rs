@@ -1,6 +1,7 @@
 //! GGUF files with one lie each.
 
 use super::common::{Raw, RawTensor, array, string};
+use super::experts::listed;
 use super::memory::{Meter, put, scratch};
 use formats::gguf::{Gguf, GgufModel};
 use formats::{ModelFile, TensorRole, TensorSource};
@@ -17,7 +18,7 @@ fn read_all(path: &Path) -> formats::Result<()> {
     Ok(())
 }
 
-type Lie = Box<dyn Fn(&mut Raw)>;
+pub(super) type Lie = Box<dyn Fn(&mut Raw)>;
 
 fn u32_of(n: u32) -> Vec<u8> {
     n.to_le_bytes().to_vec()
@@ -27,47 +28,65 @@ fn set(key: &'static str, kind: u32, value: Vec<u8>) -> Lie {
     Box::new(move |raw| raw.set(key, kind, value.clone()))
 }
 
-fn remove(key: &'static str) -> Lie {
+pub(super) fn remove(key: &'static str) -> Lie {
     Box::new(move |raw| raw.remove(key))
 }
 
-fn tensor(name: &'static str, change: impl Fn(&mut RawTensor) + 'static) -> Lie {
+pub(super) fn tensor(name: &'static str, change: impl Fn(&mut RawTensor) + 'static) -> Lie {
     Box::new(move |raw| change(raw.tensor(name)))
 }
 
-fn lie(change: impl Fn(&mut Raw) + 'static) -> Lie {
+pub(super) fn lie(change: impl Fn(&mut Raw) + 'static) -> Lie {
     Box::new(change)
 }
 
 /// A lie by name, and what the message must name.
-type Case = (&'static str, Lie, &'static str);
+pub(super) type Case = (&'static str, Lie, &'static str);
 
 /// A setting that is the wrong whole number.
-fn number(what: &'static str, key: &'static str, value: u32, field: &'static str) -> Case {
+pub(super) fn number(
+    what: &'static str,
+    key: &'static str,
+    value: u32,
+    field: &'static str,
+) -> Case {
     (what, set(key, 4, u32_of(value)), field)
 }
 
 /// A setting that is the wrong number of 32 bits.
-fn real(what: &'static str, key: &'static str, value: f32, field: &'static str) -> Case {
+pub(super) fn real(what: &'static str, key: &'static str, value: f32, field: &'static str) -> Case {
     (what, set(key, 6, value.to_le_bytes().to_vec()), field)
 }
 
 /// A setting that is the wrong text.
-fn text(what: &'static str, key: &'static str, value: &str, field: &'static str) -> Case {
+pub(super) fn text(
+    what: &'static str,
+    key: &'static str,
+    value: &str,
+    field: &'static str,
+) -> Case {
     (what, set(key, 8, string(value)), field)
 }
 
 fn check(cases: Vec<Case>) {
+    check_of(Raw::small, cases);
+}
+
+/// Each lie in a file that is read without it.
+pub(super) fn check_of(honest: fn() -> Raw, cases: Vec<Case>) {
     let meter = Meter::start();
     let folder = scratch();
     let path = folder.path().join("lie.gguf");
-    std::fs::write(&path, Raw::small().bytes()).unwrap();
+    std::fs::write(&path, honest().bytes()).unwrap();
     read_all(&path).expect("the honest file is read");
     for (what, lie, field) in cases {
-        let mut raw = Raw::small();
+        let mut raw = honest();
         lie(&mut raw);
         put(&path, &raw.bytes());
-        let message = match read_all(&path) {
+        let before = listed(folder.path());
+        let read = read_all(&path);
+        assert_eq!(listed(folder.path()), before, "{what}: something was written");
+        let message = match read {
             Ok(()) => panic!("{what}: accepted"),
             Err(error) => error.to_string(),
         };
@@ -244,7 +263,7 @@ fn tensors_of_other_models_are_refused() {
     ]);
 }
 
-fn add(raw: &mut Raw, name: &str, sizes: &[u64]) {
+pub(super) fn add(raw: &mut Raw, name: &str, sizes: &[u64]) {
     let offset = raw.data.len() as u64;
     raw.tensors.push(RawTensor {
         name: name.into(),
@@ -253,7 +272,8 @@ fn add(raw: &mut Raw, name: &str, sizes: &[u64]) {
         kind: 0,
         offset,
     });
-    raw.data.extend([0; 32]);
+    let bytes = 4 * sizes.iter().product::<u64>() as usize;
+    raw.data.resize(raw.data.len() + bytes.next_multiple_of(32), 0);
 }
 
 /// A value of the first tensor.

@@ -5,6 +5,7 @@ mod changes;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
+mod expert_ggufs;
 mod experts;
 mod folders;
 mod ggufs;
