@@ -62,8 +62,8 @@ pub fn softmax_rows(z_tn: &mut [f32], n: usize, factors: &[f32]) {
     });
 }
 
-/// From the rows `y = alpha softmax(z)` and their gradients `g_tn` `[T, n]` the gradients of `z`, in
-/// place of `g_tn`: `y (g - sum of g y / alpha)`.
+/// From the rows `y = alpha softmax(z)` and their gradients `g_tn` `[T, n]` the gradients of `z`,
+/// in place of `g_tn`: `y (g - sum of g y / alpha)`.
 ///
 /// # Panics
 /// When the lengths do not fit.
