@@ -83,8 +83,10 @@ mod tests {
 
     type Make = Box<dyn Fn(&[Vec<f64>]) -> Box<dyn LearnedChange>>;
 
-    /// A formula by its tensors: their names, and how it is made of them.
-    fn formulas() -> Vec<(&'static str, Vec<(&'static str, usize)>, Make)> {
+    /// A formula by its tensors: their names and lengths, and how it is made of them.
+    type Formula = (&'static str, Vec<(&'static str, usize)>, Make);
+
+    fn formulas() -> Vec<Formula> {
         let entrywise: Vec<_> = ENTRYWISE.into_iter().zip([OUT * 2, 2 * INTO].repeat(2)).collect();
         let whole = vec![(KRONECKER[0][0], 2 * 4), (KRONECKER[1][0], 3 * 2)];
         let low = vec![(KRONECKER[0][0], 2 * 4), (KRONECKER[1][1], 3), (KRONECKER[1][2], 2)];
