@@ -38,10 +38,10 @@ struct Layers {
 impl Layers {
     fn new(format: KvFormat, batch: usize, context: usize, bytes: usize) -> Self {
         let need = context.div_ceil(PAGE);
-        let call = batch * need * KvPool::page_bytes(format, 3, 64);
+        let call = batch * need * KvPool::page_bytes(format, HEADS);
         let layers = (bytes / call).clamp(2, 64);
         let total = layers * batch * need;
-        let mut pool = KvPool::new(format, 3, 64, total);
+        let mut pool = KvPool::new(format, HEADS, total);
         let mut pages = Vec::new();
         let kv = values(context * ROW, 7);
         for layer in 0..layers {
@@ -109,7 +109,7 @@ fn decode(format: KvFormat, batch: usize, context: usize, bandwidth: f64) {
         .collect();
     times.sort_by(f64::total_cmp);
     let (best, time) = (times[0], kernels::machine::median(&times));
-    let bytes = (batch * context * KvPool::token_bytes(format, 3, 64)) as f64;
+    let bytes = (batch * context * KvPool::token_bytes(format, HEADS)) as f64;
     println!(
         "decode {format:<5} batch {batch:>3} context {context:>5}  \
          {:>9.1} us (best {:>9.1})  {:>7.2} GB/s  {:>5.1} % of memory's rate",

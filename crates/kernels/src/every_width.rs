@@ -107,7 +107,7 @@ fn paged() -> Vec<Vec<f32>> {
     let tables = Tables { pages: &pages, first: &first, count: &count, skip: &[] };
     let mut results = Vec::new();
     for format in KvFormat::ALL {
-        let mut pool = KvPool::new(format, 1, 104, 6);
+        let mut pool = KvPool::new(format, heads, 6);
         pool.write(&places, &kv);
         let mut out = vec![0.0; q.len()];
         attend_pages(&q, &pool, tables, heads, &mut out);

@@ -10,6 +10,7 @@ pub mod exp;
 pub mod gated;
 pub mod gelu;
 pub mod grouped;
+pub mod latent;
 pub mod machine;
 pub mod matmul;
 pub mod memory;

@@ -12,9 +12,9 @@ use crate::seam::{FastOp, Raw, apply, buffer, dims, make, values};
 use crate::{Ops, Tensor2};
 
 impl Ops {
-    /// `q_tn [t, H*K]` and `kv_sn [s, 2*G*K]` (key heads, then value heads), both already rotated;
-    /// row `t` sees the keys `spans.start[t]..spans.end[t]`, and gets zeros if that is empty.
-    /// Returns `[t, H*K]`.
+    /// `q_tn [t, H*K]` and `kv_sn [s, G*(K+V)]` (key heads, then value heads), both already
+    /// rotated; row `t` sees the keys `spans.start[t]..spans.end[t]`, and gets zeros if that is
+    /// empty. Returns `[t, H*V]`.
     pub fn attend(
         self,
         q_tn: Tensor2,
@@ -37,7 +37,7 @@ pub(crate) fn plain(
     heads: Heads,
     sinks: Option<Tensor2>,
 ) -> Tensor2 {
-    let Heads { heads: h, kv_heads: g, head_dim: k, .. } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim: k, value_dim: v, .. } = heads;
     let (t, s) = (q_tn.dims()[0], kv_sn.dims()[0]);
     let sees =
         |row: usize, key: usize| spans.start[row] as usize <= key && key < spans.end[row] as usize;
@@ -50,10 +50,10 @@ pub(crate) fn plain(
     let nonempty = Tensor::<3>::from_data(TensorData::new(empty, [1, t, 1]), &device);
     let queries: Tensor<3> = q_tn.reshape([t, h, k]).swap_dims(0, 1);
     // Each key-value head stands once for every query head that shares it.
-    let [keys, values] = [0, g * k].map(|first| -> Tensor<3> {
+    let [keys, values] = [(0, k), (g * k, v)].map(|(first, width)| -> Tensor<3> {
         let heads_gsk: Tensor<3> =
-            kv_sn.clone().narrow(1, first, g * k).reshape([s, g, k]).swap_dims(0, 1);
-        heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, k])
+            kv_sn.clone().narrow(1, first, g * width).reshape([s, g, width]).swap_dims(0, 1);
+        heads_gsk.unsqueeze_dim::<4>(1).repeat_dim(1, h / g).reshape([h, s, width])
     });
     let scale = heads.scale.unwrap_or_else(|| 1.0 / (k as f32).sqrt());
     let scores = queries.matmul(keys.swap_dims(1, 2)).mul_scalar(scale);
@@ -71,7 +71,7 @@ pub(crate) fn plain(
         }
     };
     let weights = weights * nonempty;
-    weights.matmul(values).swap_dims(0, 1).reshape([t, h * k])
+    weights.matmul(values).swap_dims(0, 1).reshape([t, h * v])
 }
 
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl FastOp<2> for Attend {
     type Saved = Kept;
 
     fn forward(&self, [q_tn, kv_sn]: [Raw; 2]) -> (Raw, Kept) {
-        let (t, n) = dims(&q_tn);
+        let (t, n) = (dims(&q_tn).0, self.heads.out_width());
         let (mut out, mut lse_th) = (buffer(t * n), buffer(t * self.heads.heads));
         attend_forward(
             values(&q_tn),

@@ -28,6 +28,7 @@ mod grouped;
 mod gru;
 mod head;
 mod kept;
+mod latent;
 mod layer_norm;
 mod linear;
 mod norm;

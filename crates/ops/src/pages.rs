@@ -29,18 +29,18 @@ impl std::fmt::Debug for KvStore {
 impl KvStore {
     /// Room for `pages` pages. Memory is taken from the system when a page is first written.
     pub fn new(format: KvFormat, heads: Heads, pages: usize) -> Self {
-        let pool = KvPool::new(format, heads.kv_heads, heads.head_dim, pages);
-        Self { pool: Arc::new(RwLock::new(pool)), kv_width: 2 * heads.kv_heads * heads.head_dim }
+        let pool = KvPool::new(format, heads, pages);
+        Self { pool: Arc::new(RwLock::new(pool)), kv_width: heads.kv_width() }
     }
 
     /// Bytes of one page.
     pub fn page_bytes(format: KvFormat, heads: Heads) -> usize {
-        KvPool::page_bytes(format, heads.kv_heads, heads.head_dim)
+        KvPool::page_bytes(format, heads)
     }
 
     /// Bytes of the keys and values of one token in one layer.
     pub fn token_bytes(format: KvFormat, heads: Heads) -> usize {
-        KvPool::token_bytes(format, heads.kv_heads, heads.head_dim)
+        KvPool::token_bytes(format, heads)
     }
 
     /// Writes the rows of `kv_tn` (key heads, then value heads) to `places` (page * [`PAGE`] +
@@ -142,7 +142,7 @@ impl PageView {
 }
 
 impl Ops {
-    /// As [`Ops::attend`], over pages: `q_tn [t, H*K]` already rotated; returns `[t, H*K]`. Rows
+    /// As [`Ops::attend`], over pages: `q_tn [t, H*K]` already rotated; returns `[t, H*V]`. Rows
     /// that see nothing get zeros. In the f32 format the bits are those of `attend` over the same
     /// keys and values.
     pub fn attend_pages(self, q_tn: Tensor2, view: &PageView, heads: Heads) -> Tensor2 {
@@ -166,7 +166,8 @@ impl FastOp<1> for AttendPages {
     type Saved = ();
 
     fn forward(&self, [q_tn]: [Raw; 1]) -> (Raw, ()) {
-        let (t, n) = dims(&q_tn);
+        let t = dims(&q_tn).0;
+        let n = self.heads.out_width();
         let mut out = buffer(t * n);
         let PageView { store, pages, first, count, skip } = &self.view;
         let tables = Tables { pages, first, count, skip };

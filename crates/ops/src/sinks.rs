@@ -85,8 +85,8 @@ impl FastOp<2> for WithSinks {
 
     /// Attention without sinks, whose result shrinks by the share that the sink takes.
     fn forward(&self, [q_tn, kv_sn]: [Raw; 2]) -> (Raw, Kept) {
-        let (t, n) = dims(&q_tn);
-        let (h, k) = (self.heads.heads, self.heads.head_dim);
+        let (t, n) = (dims(&q_tn).0, self.heads.out_width());
+        let (h, v) = (self.heads.heads, self.heads.value_dim);
         let (mut out, mut lse_th) = (buffer(t * n), buffer(t * h));
         let (q, kv) = (values(&q_tn), values(&kv_sn));
         attend_forward(q, kv, &self.spans, self.heads, &mut out, &mut lse_th);
@@ -95,7 +95,7 @@ impl FastOp<2> for WithSinks {
             if self.spans.start[row] >= self.spans.end[row] {
                 continue;
             }
-            for ((lse, &sink), out) in lse.iter_mut().zip(sinks).zip(out.chunks_mut(k)) {
+            for ((lse, &sink), out) in lse.iter_mut().zip(sinks).zip(out.chunks_mut(v)) {
                 let whole = log_sum(*lse, sink);
                 let share = f64::from(*lse - whole).exp() as f32;
                 out.iter_mut().for_each(|y| *y *= share);
@@ -124,11 +124,12 @@ impl FastOp<2> for WithSinks {
             &mut dkv,
         );
         if let Some(sink) = &self.sink {
-            let (h, k) = (self.heads.heads, self.heads.head_dim);
+            let (h, v) = (self.heads.heads, self.heads.value_dim);
+            let of_row = self.heads.out_width();
             let mut sums = vec![0.0f64; h];
             for row in (0..t).filter(|row| self.spans.start[*row] < self.spans.end[*row]) {
                 for (head, (sum, &b)) in sums.iter_mut().zip(values(&self.sinks)).enumerate() {
-                    let at = row * n + head * k..row * n + (head + 1) * k;
+                    let at = row * of_row + head * v..row * of_row + (head + 1) * v;
                     let pairs = out[at.clone()].iter().zip(&g[at]);
                     let dot: f64 = pairs.map(|(y, g)| f64::from(*y) * f64::from(*g)).sum();
                     let lse = kept.lse_th[row * h + head];

@@ -216,8 +216,29 @@ fn rowwise(t: usize) -> Vec<Case> {
                 move |o, x, w| o.attend_with_sinks(x[0].clone(), x[1].clone(), &seen, heads, &w[0])
             },
         ),
+        case("attend to narrow values", vec![d.matrix(t, 24), d.matrix(t + 3, 20)], vec![], {
+            let (seen, heads) = (seen.clone(), Heads { value_dim: 4, ..heads });
+            move |o, x, _| o.attend(x[0].clone(), x[1].clone(), &seen, heads)
+        }),
+        case(
+            "attend to wide values with sinks",
+            vec![d.matrix(t, 24), d.matrix(t + 3, 28)],
+            vec![d.matrix(1, 4)],
+            {
+                let (seen, heads) = (seen.clone(), Heads { value_dim: 8, ..heads });
+                move |o, x, w| o.attend_with_sinks(x[0].clone(), x[1].clone(), &seen, heads, &w[0])
+            },
+        ),
         case("attend", vec![d.matrix(t, 24), d.matrix(t + 3, 24)], vec![], move |o, x, _| {
             o.attend(x[0].clone(), x[1].clone(), &seen, heads)
+        }),
+        case("columns_of", vec![d.matrix(t, 9)], vec![], |o, x, _| {
+            let cut = |range| o.columns_of(x[0].clone(), range);
+            ops::multiply(cut(0..4), cut(3..7))
+        }),
+        case("join_heads", vec![d.matrix(t, 15), d.matrix(t, 2)], vec![], |o, x, _| {
+            let heads = Heads { value_dim: 2, ..Heads::new(3, 3, 5) };
+            o.join_heads(x[0].clone(), x[1].clone(), heads)
         }),
         case("gated by gelu_tanh", vec![d.matrix(t, 10)], vec![], |o, x, _| {
             o.gated(x[0].clone(), GateFunction::GeluTanh)

@@ -30,12 +30,12 @@ struct Outputs<'a> {
 }
 
 /// The gradient of [`attend_forward`](super::attend_forward) for the output gradient `g` `[Tq, H
-/// head_dim]`.
+/// value_dim]`.
 ///
-/// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, 2 G
-/// head_dim]` are overwritten. With `s` the scores, `p = e^(s - lse)` worked out again (Dao et al.
-/// 2022), `a` the factor of products and `ds = p (g . v - g . out)`, times `1 - (s / c)^2` with a
-/// cap: `dq = a ds k`, `dk = a ds^T q`, `dv = p^T g`.
+/// `out` and `lse` are what the forward pass wrote; `dq` `[Tq, H head_dim]` and `dkv` `[Tk, G
+/// (head_dim + value_dim)]` are overwritten. With `s` the scores, `p = e^(s - lse)` worked out
+/// again (Dao et al. 2022), `a` the factor of products and `ds = p (g . v - g . out)`, times `1 -
+/// (s / c)^2` with a cap: `dq = a ds k`, `dk = a ds^T q`, `dv = p^T g`.
 ///
 /// # Panics
 /// When the lengths or the spans do not fit.
@@ -51,9 +51,10 @@ pub fn attend_backward(
     dkv: &mut [f32],
 ) {
     check("attend_backward", q, kv, spans, heads, lse);
-    for (argument, len) in [("out", out.len()), ("g", g.len()), ("dq", dq.len())] {
-        check_len("attend_backward", argument, len, q.len());
+    for (argument, len) in [("out", out.len()), ("g", g.len())] {
+        check_len("attend_backward", argument, len, spans.start.len() * heads.out_width());
     }
+    check_len("attend_backward", "dq", dq.len(), q.len());
     check_len("attend_backward", "dkv", dkv.len(), kv.len());
     let groups = groups(blocks(spans, heads.shared()));
     let mut unseen = 0;
@@ -77,28 +78,30 @@ pub fn attend_backward(
 /// One key-value head of one group.
 fn backward_group(inputs: Inputs<'_>, group: &Group, head: usize, outputs: &Outputs<'_>) {
     let heads = inputs.heads;
-    let (hd, keys) = (heads.head_dim, group.keys.len());
-    let mut scratch = Scratch::take(2 * keys * hd);
-    let [dk, dv] = scratch.split([keys * hd, keys * hd]);
+    let (hd, vd, keys) = (heads.head_dim, heads.value_dim, group.keys.len());
+    let mut scratch = Scratch::take(keys * (hd + vd));
+    let [dk, dv] = scratch.split([keys * hd, keys * vd]);
     dk.fill(0.0);
     dv.fill(0.0);
     for block in &group.blocks {
-        let from = (block.keys.start - group.keys.start) * hd;
-        let part = from..from + block.keys.len() * hd;
-        backward_block(inputs, block, head, &mut dk[part.clone()], &mut dv[part], outputs);
+        let from = block.keys.start - group.keys.start;
+        let keys = from..from + block.keys.len();
+        let (dk, dv) =
+            (&mut dk[keys.start * hd..keys.end * hd], &mut dv[keys.start * vd..keys.end * vd]);
+        backward_block(inputs, block, head, dk, dv, outputs);
     }
-    for (key, (dk, dv)) in group.keys.clone().zip(dk.chunks_exact(hd).zip(dv.chunks_exact(hd))) {
-        let at = key * heads.kv_width() + head * hd;
+    for (key, (dk, dv)) in group.keys.clone().zip(dk.chunks_exact(hd).zip(dv.chunks_exact(vd))) {
+        let at = key * heads.kv_width();
         // SAFETY: this task alone writes its head's columns of its group's keys.
         unsafe {
-            outputs.dkv.part(at, hd).copy_from_slice(dk);
-            outputs.dkv.part(at + heads.kv_heads * hd, hd).copy_from_slice(dv);
+            outputs.dkv.part(at + head * hd, hd).copy_from_slice(dk);
+            outputs.dkv.part(at + heads.kv_heads * hd + head * vd, vd).copy_from_slice(dv);
         }
     }
 }
 
-/// Writes the query gradients of a block and adds to the gradients `[keys, head_dim]` of its keys
-/// and values.
+/// Writes the query gradients of a block and adds to the gradients of its keys `[keys, head_dim]`
+/// and values `[keys, value_dim]`.
 fn backward_block(
     inputs: Inputs<'_>,
     block: &Block,
@@ -108,26 +111,26 @@ fn backward_block(
     outputs: &Outputs<'_>,
 ) {
     let Inputs { kv, heads, .. } = inputs;
-    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let (shared, hd, vd) = (heads.shared(), heads.head_dim, heads.value_dim);
     let keys = block.keys.len();
     let rows = block.rows.len() * shared;
-    let mut scratch = Scratch::take(rows * (2 * keys + 3 * hd));
+    let mut scratch = Scratch::take(rows * (2 * keys + 2 * hd + vd));
     let [scores, products, q, g, dq] =
-        scratch.split([rows * keys, rows * keys, rows * hd, rows * hd, rows * hd]);
-    gather(inputs.q, heads, head, &block.rows, q);
-    gather(inputs.g, heads, head, &block.rows, g);
+        scratch.split([rows * keys, rows * keys, rows * hd, rows * vd, rows * hd]);
+    gather((inputs.q, hd), heads, head, &block.rows, q);
+    gather((inputs.g, vd), heads, head, &block.rows, g);
     let (k, v) = (
         key_view(kv, heads, head, &block.keys, false),
         key_view(kv, heads, head, &block.keys, true),
     );
-    let (q, g) = (Mat::rows_major(q, rows, hd), Mat::rows_major(g, rows, hd));
+    let (q, g) = (Mat::rows_major(q, rows, hd), Mat::rows_major(g, rows, vd));
     matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
     matmul(MatMut::rows_major(products, rows, keys), g, v.t(), Start::Zero, Threads::One);
     differentiate(inputs, block, head, scores, products);
     let (p, ds) = (Mat::rows_major(scores, rows, keys), Mat::rows_major(products, rows, keys));
     matmul(MatMut::rows_major(dq, rows, hd), ds, k, Start::Zero, Threads::One);
     matmul(MatMut::rows_major(dk, keys, hd), ds.t(), q, Start::FromC, Threads::One);
-    matmul(MatMut::rows_major(dv, keys, hd), p.t(), g, Start::FromC, Threads::One);
+    matmul(MatMut::rows_major(dv, keys, vd), p.t(), g, Start::FromC, Threads::One);
     for (row, dq) in block.rows.clone().zip(dq.chunks_exact(shared * hd)) {
         // SAFETY: this task alone writes its head's columns of its group's rows.
         let place =
@@ -145,7 +148,7 @@ fn differentiate(
     products: &mut [f32],
 ) {
     let Inputs { spans, heads, out, lse, g, .. } = inputs;
-    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let (shared, vd) = (heads.shared(), heads.value_dim);
     let keys = block.keys.len();
     if keys == 0 {
         return;
@@ -155,7 +158,7 @@ fn differentiate(
     {
         let row = block.rows.start + at / shared;
         let one = row * heads.heads + head * shared + at % shared;
-        let pull = dot_product(&g[one * hd..][..hd], &out[one * hd..][..hd]);
+        let pull = dot_product(&g[one * vd..][..vd], &out[one * vd..][..vd]);
         let span = local(spans, row, block);
         mask(scores, &span);
         mask(products, &span);

@@ -39,7 +39,7 @@ impl<'a> Parts<'a> {
 }
 
 /// The keys (`value` false) or values of one key-value head over a range of keys, `[keys,
-/// head_dim]`.
+/// head_dim]` or `[keys, value_dim]`.
 pub(super) fn key_view<'a>(
     kv: &'a [f32],
     heads: Heads,
@@ -47,17 +47,26 @@ pub(super) fn key_view<'a>(
     keys: &Range<usize>,
     value: bool,
 ) -> Mat<'a> {
-    let column = if value { heads.kv_heads + head } else { head } * heads.head_dim;
+    let (column, width) = match value {
+        false => (head * heads.head_dim, heads.head_dim),
+        true => (heads.kv_heads * heads.head_dim + head * heads.value_dim, heads.value_dim),
+    };
     let from = (keys.start * heads.kv_width() + column).min(kv.len());
-    Mat::strided(&kv[from..], keys.len(), heads.head_dim, heads.kv_width(), 1)
+    Mat::strided(&kv[from..], keys.len(), width, heads.kv_width(), 1)
 }
 
-/// Copies the query heads of one key-value head, for the block's rows, to `dense` `[rows, shared,
-/// head_dim]`.
-pub(crate) fn gather(q: &[f32], heads: Heads, head: usize, rows: &Range<usize>, dense: &mut [f32]) {
-    let width = heads.shared() * heads.head_dim;
-    for (row, dense) in rows.clone().zip(dense.chunks_exact_mut(width)) {
-        dense.copy_from_slice(&q[row * heads.q_width() + head * width..][..width]);
+/// Copies the query heads of one key-value head, for the block's rows, out of `x` `[rows, H width]`
+/// to `dense` `[rows, shared, width]`.
+pub(crate) fn gather(
+    (x, width): (&[f32], usize),
+    heads: Heads,
+    head: usize,
+    rows: &Range<usize>,
+    dense: &mut [f32],
+) {
+    let part = heads.shared() * width;
+    for (row, dense) in rows.clone().zip(dense.chunks_exact_mut(part)) {
+        dense.copy_from_slice(&x[row * heads.heads * width + head * part..][..part]);
     }
 }
 

@@ -27,7 +27,7 @@ struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Writes one row of one key-value head from value sums `[shared, head_dim]`, maxima and
+    /// Writes one row of one key-value head from value sums `[shared, value_dim]`, maxima and
     /// denominators.
     ///
     /// # Safety
@@ -40,13 +40,13 @@ impl Outputs<'_> {
         sums: &[f32],
         statistics: &[(f32, f32)],
     ) {
-        let (hd, first) = (heads.head_dim, row * heads.heads + head * heads.shared());
+        let (vd, first) = (heads.value_dim, row * heads.heads + head * heads.shared());
         // SAFETY: the parts lie inside this row's part of this head.
         let (out, lse) = unsafe {
-            (self.out.part(first * hd, sums.len()), self.lse.part(first, statistics.len()))
+            (self.out.part(first * vd, sums.len()), self.lse.part(first, statistics.len()))
         };
         for (i, &(max, sum)) in statistics.iter().enumerate() {
-            let at = i * hd..(i + 1) * hd;
+            let at = i * vd..(i + 1) * vd;
             let seen = settle(&sums[at.clone()], sum, &mut out[at]);
             lse[i] = if seen { max + sum.ln() } else { f32::NEG_INFINITY };
         }
@@ -55,10 +55,10 @@ impl Outputs<'_> {
 
 /// `out = softmax(s) v` with the scores `s` of [`Heads`], each query row over its own span of keys.
 ///
-/// `q` and `out` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, 2 G head_dim]` (G key heads, then
-/// G value heads), `lse` `[Tq, H]`: natural logarithm of the softmax's denominator. A row that sees
-/// no key gets zeros and an `lse` of minus infinity. A row's bits depend on nothing but its query
-/// and the keys of its span, which must be finite.
+/// `q` `[Tq, H head_dim]` (already rotated), `kv` `[Tk, G (head_dim + value_dim)]` (G key heads,
+/// then G value heads), `out` `[Tq, H value_dim]`, `lse` `[Tq, H]`: natural logarithm of the
+/// softmax's denominator. A row that sees no key gets zeros and an `lse` of minus infinity. A row's
+/// bits depend on nothing but its query and the keys of its span, which must be finite.
 ///
 /// # Panics
 /// When the lengths or the spans do not fit.
@@ -71,7 +71,7 @@ pub fn attend_forward(
     lse: &mut [f32],
 ) {
     check("attend_forward", q, kv, spans, heads, lse);
-    check_len("attend_forward", "out", out.len(), q.len());
+    check_len("attend_forward", "out", out.len(), spans.start.len() * heads.out_width());
     let inputs = Inputs { q, kv, spans, heads };
     let outputs = Outputs { out: Parts::new(out), lse: Parts::new(lse) };
     let blocks = blocks(spans, heads.shared());
@@ -90,17 +90,18 @@ pub fn attend_forward(
 
 fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outputs<'_>) {
     let Inputs { q, kv, spans, heads } = inputs;
-    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let (shared, hd, vd) = (heads.shared(), heads.head_dim, heads.value_dim);
     let keys = block.keys.len();
     let rows = block.rows.len() * shared;
-    let mut scratch = Scratch::take(rows * (keys + hd));
-    let [scores, dense] = scratch.split([rows * keys, rows * hd]);
-    gather(q, heads, head, &block.rows, dense);
+    let mut scratch = Scratch::take(rows * (keys + hd.max(vd)));
+    // Queries, and where they are no longer needed sums of values.
+    let [scores, dense] = scratch.split([rows * keys, rows * hd.max(vd)]);
+    gather((q, hd), heads, head, &block.rows, &mut dense[..rows * hd]);
     let (k, v) = (
         key_view(kv, heads, head, &block.keys, false),
         key_view(kv, heads, head, &block.keys, true),
     );
-    let q = Mat::rows_major(dense, rows, hd);
+    let q = Mat::rows_major(&dense[..rows * hd], rows, hd);
     matmul(MatMut::rows_major(scores, rows, keys), q, k.t(), Start::Zero, Threads::One);
     let mut statistics = vec![(f32::NEG_INFINITY, 0.0); rows];
     if keys > 0 {
@@ -113,8 +114,9 @@ fn forward_block(inputs: Inputs<'_>, block: &Block, head: usize, outputs: &Outpu
         }
     }
     let p = Mat::rows_major(scores, rows, keys);
-    matmul(MatMut::rows_major(dense, rows, hd), p, v, Start::Zero, Threads::One);
-    let sums = dense.chunks_exact(shared * hd).zip(statistics.chunks_exact(shared));
+    let sums = &mut dense[..rows * vd];
+    matmul(MatMut::rows_major(sums, rows, vd), p, v, Start::Zero, Threads::One);
+    let sums = sums.chunks_exact(shared * vd).zip(statistics.chunks_exact(shared));
     for (row, (sums, statistics)) in block.rows.clone().zip(sums) {
         // SAFETY: this task alone writes its head's columns of its block's rows.
         unsafe { outputs.write(heads, row, head, sums, statistics) };

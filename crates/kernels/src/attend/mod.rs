@@ -64,8 +64,10 @@ pub struct Heads {
     pub heads: usize,
     /// Number of key-value heads, G, a divisor of H.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head of queries and keys, K.
     pub head_dim: usize,
+    /// Width of a head of values and of results, V; mostly that of keys.
+    pub value_dim: usize,
     /// The factor `a` of products; `None` for `1 / sqrt(head_dim)`.
     pub scale: Option<f32>,
     /// The cap `c` of scores, above 0 (Gemma 2, 2024, arXiv 2408.00118).
@@ -73,24 +75,26 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Heads of these sizes, with products divided by `sqrt(head_dim)` and no cap.
+    /// Heads of these sizes, values as wide as keys, with products divided by `sqrt(head_dim)` and
+    /// no cap.
     pub const fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { heads, kv_heads, head_dim, scale: None, cap: None }
+        Self { heads, kv_heads, head_dim, value_dim: head_dim, scale: None, cap: None }
     }
 }
 
 #[track_caller]
 fn check(name: &str, q: &[f32], kv: &[f32], spans: &Spans, heads: Heads, lse: &[f32]) {
-    let Heads { heads: h, kv_heads: g, head_dim, .. } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim, value_dim, .. } = heads;
     assert!(
         g > 0 && h.is_multiple_of(g),
         "{name}: {h} heads are not a multiple of {g} key-value heads"
     );
     assert!(head_dim > 0, "{name}: head_dim is 0");
+    assert!(value_dim > 0, "{name}: value_dim is 0");
     check_len(name, "q", q.len(), spans.start.len() * h * head_dim);
     check_len(name, "lse", lse.len(), spans.start.len() * h);
-    let keys = kv.len() / (2 * g * head_dim);
-    check_len(name, "kv (whole rows)", kv.len(), keys * 2 * g * head_dim);
+    let keys = kv.len() / heads.kv_width();
+    check_len(name, "kv (whole rows)", kv.len(), keys * heads.kv_width());
     if let Err(reason) = spans.check(keys) {
         panic!("{name}: {reason}");
     }
@@ -102,14 +106,19 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Values in a row of queries.
-    pub(crate) fn q_width(&self) -> usize {
+    /// Numbers in a row of queries.
+    pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// Values in a row of keys and values.
-    pub(crate) fn kv_width(&self) -> usize {
-        2 * self.kv_heads * self.head_dim
+    /// Numbers in a row of keys and values: key heads, then value heads.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * (self.head_dim + self.value_dim)
+    }
+
+    /// Numbers in a row of results.
+    pub fn out_width(&self) -> usize {
+        self.heads * self.value_dim
     }
 
     pub(crate) fn scale(&self) -> f32 {

@@ -7,8 +7,15 @@ use crate::testing::{assert_close, bits, differences, in_pools, inner, values, w
 /// Heads whose scores have another factor and a cap that bends them.
 const CAPPED: Heads = Heads { scale: Some(0.4), cap: Some(1.5), ..Heads::new(4, 2, 6) };
 
-const SIZES: [Heads; 6] = [
+/// Values that are narrower than keys.
+const NARROW: Heads = Heads { value_dim: 5, ..Heads::new(4, 2, 9) };
+/// Values that are wider.
+const WIDE: Heads = Heads { value_dim: 21, ..Heads::new(3, 1, 6) };
+
+const SIZES: [Heads; 8] = [
     CAPPED,
+    NARROW,
+    WIDE,
     Heads::new(6, 2, 16),
     Heads::new(3, 3, 10),
     Heads::new(2, 1, 64),
@@ -46,20 +53,22 @@ fn score_of(heads: Heads, product: f64) -> (f64, f64) {
 }
 
 fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, Vec<f64>) {
-    let (hd, width) = (heads.head_dim, heads.kv_width());
-    let (mut out, mut lse) = (vec![0.0; q.len()], vec![]);
+    let (hd, vd, width) = (heads.head_dim, heads.value_dim, heads.kv_width());
+    let (mut out, mut lse) = (vec![0.0; q.len() / hd * vd], vec![]);
     for row in 0..spans.start.len() {
         for head in 0..heads.heads {
             let at = (row * heads.heads + head) * hd;
-            let key = |j: usize| j * width + head / heads.shared() * hd;
+            let group = head / heads.shared();
+            let key = |j: usize| j * width + group * hd;
+            let value = |j: usize| j * width + heads.kv_heads * hd + group * vd;
             let score = |j: usize| {
                 let product = (0..hd).map(|t| q[at + t] * kv[key(j) + t]).sum::<f64>();
                 score_of(heads, product).0
             };
             let total: f64 = spans.range(row).map(|j| score(j).exp()).sum();
             for j in spans.range(row) {
-                for t in 0..hd {
-                    out[at + t] += score(j).exp() / total * kv[key(j) + heads.kv_heads * hd + t];
+                for t in 0..vd {
+                    out[at / hd * vd + t] += score(j).exp() / total * kv[value(j) + t];
                 }
             }
             lse.push(total.ln());
@@ -69,8 +78,9 @@ fn reference(q: &[f64], kv: &[f64], spans: &Spans, heads: Heads) -> (Vec<f64>, V
 }
 
 fn forward(q: &[f32], kv: &[f32], spans: &Spans, heads: Heads) -> (Vec<f32>, Vec<f32>) {
+    let rows = spans.start.len();
     let (mut out, mut lse) =
-        (vec![f32::NAN; q.len()], vec![f32::NAN; spans.start.len() * heads.heads]);
+        (vec![f32::NAN; rows * heads.out_width()], vec![f32::NAN; rows * heads.heads]);
     attend_forward(q, kv, spans, heads, &mut out, &mut lse);
     (out, lse)
 }
@@ -110,9 +120,9 @@ fn forward_agrees_with_the_reference_on_ragged_spans() {
 fn gradients_agree_with_differences() {
     let (mut spans, keys) = ragged(&[4, 1, 9], 1);
     spans.start[9] = 8;
-    for heads in [Heads::new(4, 2, 6), Heads::new(3, 1, 18), CAPPED] {
+    for heads in [Heads::new(4, 2, 6), Heads::new(3, 1, 18), CAPPED, NARROW, WIDE] {
         let (q, kv) = inputs(&spans, keys, heads);
-        let g = values(3, q.len());
+        let g = values(3, spans.start.len() * heads.out_width());
         let (dq, dkv) = backward(&q, &kv, &spans, heads, &g);
         let (q64, kv64) = (wide(&q), wide(&kv));
         assert_close(
@@ -136,23 +146,26 @@ fn reference_gradients(
     heads: Heads,
     g: &[f32],
 ) -> (Vec<f64>, Vec<f64>) {
-    let (hd, width) = (heads.head_dim, heads.kv_width());
+    let (hd, vd, width) = (heads.head_dim, heads.value_dim, heads.kv_width());
     let (out, lse) = reference(q, kv, spans, heads);
     let (mut dq, mut dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     for row in 0..spans.start.len() {
         for head in 0..heads.heads {
             let at = (row * heads.heads + head) * hd;
-            let g = wide(&g[at..at + hd]);
+            let of_out = at / hd * vd..(at / hd + 1) * vd;
+            let g = wide(&g[of_out.clone()]);
             for j in spans.range(row) {
                 let k = j * width + head / heads.shared() * hd;
-                let v = k + heads.kv_heads * hd;
+                let v = j * width + heads.kv_heads * hd + head / heads.shared() * vd;
                 let (score, slope) = score_of(heads, dot(&q[at..at + hd], &kv[k..k + hd]));
                 let p = (score - lse[row * heads.heads + head]).exp();
-                let ds = p * (dot(&g, &kv[v..v + hd]) - dot(&g, &out[at..at + hd])) * slope;
+                let ds = p * (dot(&g, &kv[v..v + vd]) - dot(&g, &out[of_out.clone()])) * slope;
                 for t in 0..hd {
                     dq[at + t] += ds * kv[k + t];
                     dkv[k + t] += ds * q[at + t];
+                }
+                for t in 0..vd {
                     dkv[v + t] += p * g[t];
                 }
             }
@@ -166,7 +179,7 @@ fn gradients_agree_with_the_reference_over_many_blocks_and_groups() {
     let (spans, keys) = ragged(&[150, 3, 70], 3);
     for heads in SIZES {
         let (q, kv) = inputs(&spans, keys, heads);
-        let g = values(3, q.len());
+        let g = values(3, spans.start.len() * heads.out_width());
         let (dq, dkv) = backward(&q, &kv, &spans, heads, &g);
         let (expected_dq, expected_dkv) =
             reference_gradients(&wide(&q), &wide(&kv), &spans, heads, &g);
@@ -191,7 +204,7 @@ fn rows_one_by_one_equal_the_block_bit_for_bit() {
                 forward(&q[row * heads.q_width()..][..heads.q_width()], cache, &one, heads);
             assert_eq!(
                 bits(&one_out),
-                bits(&out[row * heads.q_width()..][..heads.q_width()]),
+                bits(&out[row * heads.out_width()..][..heads.out_width()]),
                 "row {row}"
             );
             assert_eq!(bits(&one_lse), bits(&lse[row * heads.heads..][..heads.heads]), "row {row}");

@@ -69,20 +69,22 @@ fn check(
     out: &[f32],
     blocks: &[Block],
 ) {
-    let Heads { heads: h, kv_heads: g, head_dim, .. } = heads;
+    let Heads { heads: h, kv_heads: g, head_dim, value_dim, .. } = heads;
     assert!(
         g > 0 && h.is_multiple_of(g),
         "attend_pages: {h} heads are not a multiple of {g} key-value heads"
     );
     assert!(head_dim > 0, "attend_pages: head_dim is 0");
     assert!(
-        g == pool.kv_heads() && head_dim == pool.head_dim(),
-        "attend_pages: {g} key-value heads of {head_dim} over a pool of {} of {}",
+        g == pool.kv_heads() && head_dim == pool.head_dim() && value_dim == pool.value_dim(),
+        "attend_pages: {g} key-value heads of {head_dim} and {value_dim} over a pool of {} of {} \
+         and {}",
         pool.kv_heads(),
-        pool.head_dim()
+        pool.head_dim(),
+        pool.value_dim()
     );
     check_len("attend_pages", "q", q.len(), tables.first.len() * heads.q_width());
-    check_len("attend_pages", "out", out.len(), q.len());
+    check_len("attend_pages", "out", out.len(), tables.first.len() * heads.out_width());
     for block in blocks {
         let (row, need) = (block.rows.start, block.tokens.div_ceil(PAGE));
         let list = tables.pages.get(tables.first[row] as usize..).unwrap_or(&[]);
@@ -102,11 +104,11 @@ fn check(
 /// `out = softmax(s) v` with the scores `s` of [`Heads`], each query row over the tokens that
 /// `tables` gives it.
 ///
-/// `q` and `out` are `[rows, H head_dim]`, the queries already rotated. In [`KvFormat::F32`] the
-/// bits are those of [`attend_forward`](crate::attend::attend_forward) over the same keys and
-/// values laid out one after the other; in the other formats they are those over the values that
-/// [`KvPool::read`] gives. A row's bits depend on nothing but its query and the tokens that it
-/// sees, which must be finite.
+/// `q` is `[rows, H head_dim]`, already rotated, and `out` `[rows, H value_dim]`. In
+/// [`KvFormat::F32`] the bits are those of [`attend_forward`](crate::attend::attend_forward) over
+/// the same keys and values laid out one after the other; in the other formats they are those over
+/// the values that [`KvPool::read`] gives. A row's bits depend on nothing but its query and the
+/// tokens that it sees, which must be finite.
 ///
 /// # Panics
 /// When the lengths or sizes do not fit, or a list or a page is out of range.
@@ -156,7 +158,7 @@ fn attend_block<T: Stored>(
     head: usize,
     out: &Parts<'_>,
 ) {
-    let (shared, hd) = (heads.shared(), heads.head_dim);
+    let (shared, hd, vd) = (heads.shared(), heads.head_dim, heads.value_dim);
     // Pages that no row of the block sees are not read: the list begins behind them.
     let unseen = block.rows.clone().map(|row| tables.skip(row)).min().unwrap_or(0) / PAGE;
     let pages = block.tokens.div_ceil(PAGE).saturating_sub(unseen);
@@ -168,9 +170,9 @@ fn attend_block<T: Stored>(
     let counts: Vec<u32> = counts.collect();
     // The odd page spreads the lines over the sets of the first-level cache.
     let stride = (pages | 1) * PAGE;
-    let mut scratch = Scratch::take(lines * (stride + 2 * hd));
-    let [scores, dense, sums] = scratch.split([lines * stride, lines * hd, lines * hd]);
-    gather(q, heads, head, &block.rows, dense);
+    let mut scratch = Scratch::take(lines * (stride + hd + vd));
+    let [scores, dense, sums] = scratch.split([lines * stride, lines * hd, lines * vd]);
+    gather((q, hd), heads, head, &block.rows, dense);
     let pass = Pass::<T> {
         pool,
         pages: &tables.pages[tables.first[block.rows.start] as usize + unseen..][..pages],
@@ -195,10 +197,10 @@ fn attend_block<T: Stored>(
     }
     sums.fill(0.0);
     kernel::value_pass(&pass, scores, sums);
-    for (line, (sums, denominator)) in sums.chunks_exact(hd).zip(denominators).enumerate() {
+    for (line, (sums, denominator)) in sums.chunks_exact(vd).zip(denominators).enumerate() {
         let row = block.rows.start + line / shared;
-        let at = row * heads.q_width() + (head * shared + line % shared) * hd;
+        let at = row * heads.out_width() + (head * shared + line % shared) * vd;
         // SAFETY: this task alone writes its head's columns of its block's rows.
-        settle(sums, denominator, unsafe { out.part(at, hd) });
+        settle(sums, denominator, unsafe { out.part(at, vd) });
     }
 }

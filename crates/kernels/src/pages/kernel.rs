@@ -237,10 +237,10 @@ unsafe fn value_rows<T: Stored, L: Lanes, const R: usize>(
     if tokens.is_empty() {
         return;
     }
-    let hd = pass.pool.head_dim();
+    let vd = pass.pool.value_dim();
     let mut column = 0;
-    while column + PAGE <= hd {
-        let left = (hd - column) / PAGE;
+    while column + PAGE <= vd {
+        let left = (vd - column) / PAGE;
         // SAFETY: the caller has the instructions.
         let done = unsafe {
             if L::MANY && left >= 4 {
@@ -253,7 +253,7 @@ unsafe fn value_rows<T: Stored, L: Lanes, const R: usize>(
         };
         column += done * PAGE;
     }
-    for line in if column < hd { line..line + R } else { 0..0 } {
+    for line in if column < vd { line..line + R } else { 0..0 } {
         last_columns(pass, line, tokens.clone(), column, probabilities, sums);
     }
 }
@@ -267,12 +267,12 @@ fn last_columns<T: Stored>(
     probabilities: &[f32],
     sums: &mut [f32],
 ) {
-    let hd = pass.pool.head_dim();
-    let sums = &mut sums[line * hd + column..(line + 1) * hd];
+    let vd = pass.pool.value_dim();
+    let sums = &mut sums[line * vd + column..(line + 1) * vd];
     for token in tokens {
         let values = pass.pool.values::<T>(pass.page(token / PAGE), pass.head);
         let (row, scale) = (
-            &values.rows[token % PAGE * hd + column..][..hd - column],
+            &values.rows[token % PAGE * vd + column..][..vd - column],
             values.scales[token % PAGE],
         );
         let p = probabilities[line * pass.stride + token];
@@ -295,13 +295,13 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
     probabilities: &[f32],
     sums: &mut [f32],
 ) -> usize {
-    let hd = pass.pool.head_dim();
+    let vd = pass.pool.value_dim();
     // SAFETY: the caller has the instructions; `row` and `next` have `N` elements, each of `p` one
     // for each of the `slots` rows.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
-            let from = sums[(line + r) * hd + column..][..N * PAGE].as_chunks().0;
+            let from = sums[(line + r) * vd + column..][..N * PAGE].as_chunks().0;
             for (acc, from) in acc.iter_mut().zip(from) {
                 *acc = L::load(from);
             }
@@ -314,9 +314,9 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
             let next = pass.pool.values::<T>(pass.page(page + GROUP), pass.head);
             let p: [&[f32]; R] =
                 from_fn(|r| &probabilities[(line + r) * pass.stride + token..][..slots]);
-            let part = slot * hd..(slot + slots) * hd;
+            let part = slot * vd..(slot + slots) * vd;
             let rows =
-                values.rows[part.clone()].chunks_exact(hd).zip(next.rows[part].chunks_exact(hd));
+                values.rows[part.clone()].chunks_exact(vd).zip(next.rows[part].chunks_exact(vd));
             for (j, ((row, next), &scale)) in rows.zip(&values.scales[slot..]).enumerate() {
                 let row = row[column..column + N * PAGE].as_chunks::<PAGE>().0;
                 let next = next[column..column + N * PAGE].as_chunks::<PAGE>().0;
@@ -337,7 +337,7 @@ unsafe fn value_tile<T: Stored, L: Lanes, const R: usize, const N: usize>(
             token += slots;
         }
         for (r, acc) in acc.iter().enumerate() {
-            let to = sums[(line + r) * hd + column..][..N * PAGE].as_chunks_mut().0;
+            let to = sums[(line + r) * vd + column..][..N * PAGE].as_chunks_mut().0;
             for (acc, to) in acc.iter().zip(to) {
                 acc.store(to);
             }

@@ -3,6 +3,7 @@
 
 use super::format::Stored;
 use super::{KvFormat, PAGE};
+use crate::attend::Heads;
 use crate::check::check_len;
 use rayon::prelude::*;
 
@@ -16,13 +17,14 @@ static ONES: [f32; PAGE] = [1.0; PAGE];
 /// Pages of [`PAGE`] tokens of one layer, each token G key heads and G value heads.
 ///
 /// A page holds, one after the other: the scales `[2 G, PAGE]` if the format has them, the keys
-/// `[G, head_dim, PAGE]` (sixteen scores are one register) and the values `[G, PAGE, head_dim]`.
+/// `[G, head_dim, PAGE]` (sixteen scores are one register) and the values `[G, PAGE, value_dim]`.
 /// Pages that were never written take no memory; what they hold, and what is left of earlier tokens
 /// in a page, is never read by attention over other tokens.
 pub struct KvPool {
     format: KvFormat,
     kv_heads: usize,
     head_dim: usize,
+    value_dim: usize,
     pages: usize,
     bytes: Vec<u8>,
     /// Where page 0 begins in `bytes`.
@@ -35,37 +37,38 @@ pub(super) struct Keys<'a, T> {
     pub(super) scales: &'a [f32; PAGE],
 }
 
-/// One value head of one page: rows of `head_dim` values, one a slot.
+/// One value head of one page: rows of `value_dim` values, one a slot.
 pub(super) struct Values<'a, T> {
     pub(super) rows: &'a [T],
     pub(super) scales: &'a [f32; PAGE],
 }
 
 impl KvPool {
-    /// A pool of `pages` pages; the system provides memory for a page when it is first written.
+    /// A pool of `pages` pages for key-value heads of these sizes; the system provides memory for a
+    /// page when it is first written.
     ///
     /// # Panics
     /// When the pool does not fit the address space.
-    pub fn new(format: KvFormat, kv_heads: usize, head_dim: usize, pages: usize) -> Self {
-        let size = Self::page_bytes(format, kv_heads, head_dim)
-            .checked_mul(pages)
-            .and_then(|n| n.checked_add(LINE));
+    pub fn new(format: KvFormat, heads: Heads, pages: usize) -> Self {
+        let size =
+            Self::page_bytes(format, heads).checked_mul(pages).and_then(|n| n.checked_add(LINE));
         let size = size.unwrap_or_else(|| {
             panic!("KvPool: {pages} pages do not fit the address space; ask for fewer")
         });
         let bytes = vec![0u8; size];
         let start = bytes.as_ptr().align_offset(LINE);
-        Self { format, kv_heads, head_dim, pages, bytes, start }
+        let Heads { kv_heads, head_dim, value_dim, .. } = heads;
+        Self { format, kv_heads, head_dim, value_dim, pages, bytes, start }
     }
 
     /// Bytes of one page.
-    pub fn page_bytes(format: KvFormat, kv_heads: usize, head_dim: usize) -> usize {
-        PAGE * Self::token_bytes(format, kv_heads, head_dim)
+    pub fn page_bytes(format: KvFormat, heads: Heads) -> usize {
+        PAGE * Self::token_bytes(format, heads)
     }
 
     /// Bytes of the keys and values of one token in one layer, scales included.
-    pub fn token_bytes(format: KvFormat, kv_heads: usize, head_dim: usize) -> usize {
-        2 * kv_heads * (head_dim * format.width() + format.scale_width())
+    pub fn token_bytes(format: KvFormat, heads: Heads) -> usize {
+        heads.kv_width() * format.width() + 2 * heads.kv_heads * format.scale_width()
     }
 
     /// How keys and values are stored.
@@ -78,9 +81,14 @@ impl KvPool {
         self.kv_heads
     }
 
-    /// Width of a head.
+    /// Width of a key.
     pub fn head_dim(&self) -> usize {
         self.head_dim
+    }
+
+    /// Width of a value.
+    pub fn value_dim(&self) -> usize {
+        self.value_dim
     }
 
     /// Pages that the pool holds, free ones included.
@@ -90,7 +98,7 @@ impl KvPool {
 
     /// Values of a token: G key heads, then G value heads.
     fn row(&self) -> usize {
-        2 * self.kv_heads * self.head_dim
+        self.kv_heads * (self.head_dim + self.value_dim)
     }
 
     #[track_caller]
@@ -104,8 +112,8 @@ impl KvPool {
         }
     }
 
-    /// Stores row `i` of `kv` `[rows, 2 G head_dim]` (G key heads, then G value heads) at
-    /// `places[i]`, which is `page * PAGE + slot`. Of rows with the same place the last stays.
+    /// Stores row `i` of `kv` `[rows, G (head_dim + value_dim)]` (G key heads, then G value heads)
+    /// at `places[i]`, which is `page * PAGE + slot`. Of rows with the same place the last stays.
     ///
     /// # Panics
     /// When the lengths do not fit or a place is past the pages.
@@ -125,15 +133,11 @@ impl KvPool {
             for (&place, kv) in places.iter().zip(kv.chunks_exact(row)) {
                 // SAFETY: the places are inside the pool, and this task alone touches its head.
                 unsafe {
-                    cells.write(
-                        place as usize,
-                        head,
-                        &kv[head * cells.head_dim..][..cells.head_dim],
-                    )
+                    cells.write(place as usize, head, &kv[cells.columns(head)]);
                 };
             }
         };
-        if self.head_dim == 0 || kv.len() <= SERIAL_WRITE {
+        if row == 0 || kv.len() <= SERIAL_WRITE {
             (0..2 * self.kv_heads).for_each(one);
         } else {
             (0..2 * self.kv_heads).into_par_iter().with_max_len(1).for_each(one);
@@ -166,7 +170,8 @@ impl KvPool {
         }
     }
 
-    /// The values stored at `place`, `[2 G head_dim]`: G key heads, then G value heads.
+    /// The numbers stored at `place`, `[G (head_dim + value_dim)]`: G key heads, then G value
+    /// heads.
     ///
     /// # Panics
     /// When the length does not fit or the place is past the pages.
@@ -182,15 +187,15 @@ impl KvPool {
     }
 
     fn read_as<T: Stored>(&self, page: usize, slot: usize, out: &mut [f32]) {
-        let hd = self.head_dim;
+        let (hd, vd) = (self.head_dim, self.value_dim);
         let (keys_out, values_out) = out.split_at_mut(self.kv_heads * hd);
         for head in 0..self.kv_heads {
             let (keys, values) = (self.keys::<T>(page, head), self.values::<T>(page, head));
             for (d, out) in keys_out[head * hd..][..hd].iter_mut().enumerate() {
                 *out = keys.lines[d][slot].widen(keys.scales[slot]);
             }
-            for (d, out) in values_out[head * hd..][..hd].iter_mut().enumerate() {
-                *out = values.rows[slot * hd + d].widen(values.scales[slot]);
+            for (d, out) in values_out[head * vd..][..vd].iter_mut().enumerate() {
+                *out = values.rows[slot * vd + d].widen(values.scales[slot]);
             }
         }
     }
@@ -198,9 +203,10 @@ impl KvPool {
     /// Byte offset of the numbers of `head` (values after keys) of `page`.
     #[inline(always)]
     fn offset(&self, page: usize, head: usize) -> usize {
-        let page_bytes = Self::page_bytes(self.format, self.kv_heads, self.head_dim);
-        let scales = 2 * self.kv_heads * PAGE * self.format.scale_width();
-        page * page_bytes + scales + head * self.head_dim * PAGE * self.format.width()
+        let scales = 2 * self.kv_heads * self.format.scale_width();
+        let token = self.row() * self.format.width() + scales;
+        let before = columns_before(head, self.kv_heads, self.head_dim, self.value_dim);
+        PAGE * (page * token + scales + before * self.format.width())
     }
 
     /// The numbers and scales of `head`, `0..2 G`, of `page`.
@@ -212,10 +218,9 @@ impl KvPool {
         // bytes are initialised, any bits are a `T` or an `f32`, and both lie at a multiple of
         // their size from a cache line.
         unsafe {
-            let numbers = std::slice::from_raw_parts(
-                base.add(self.offset(page, head)).cast(),
-                self.head_dim * PAGE,
-            );
+            let width = if head < self.kv_heads { self.head_dim } else { self.value_dim };
+            let numbers =
+                std::slice::from_raw_parts(base.add(self.offset(page, head)).cast(), width * PAGE);
             let scales = match self.format {
                 KvFormat::Int8 => &*base
                     .add(self.offset(page, 0))
@@ -246,13 +251,20 @@ impl KvPool {
         Cells {
             // Room for alignment was added, so page 0 begins inside even where there is none.
             base: self.bytes[self.start..].as_mut_ptr(),
-            page_bytes: Self::page_bytes(self.format, self.kv_heads, self.head_dim),
+            page_bytes: self.offset(1, 0) - self.offset(0, 0),
             numbers: self.offset(0, 0),
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            value_dim: self.value_dim,
             kind: std::marker::PhantomData,
         }
     }
+}
+
+/// Columns of a row of keys and values ahead of `head`: G key heads, then G value heads.
+#[inline(always)]
+fn columns_before(head: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> usize {
+    head.min(kv_heads) * head_dim + head.saturating_sub(kv_heads) * value_dim
 }
 
 /// The numbers of a pool as raw parts, so that threads can write different heads of the same pages.
@@ -263,6 +275,7 @@ struct Cells<T> {
     numbers: usize,
     kv_heads: usize,
     head_dim: usize,
+    value_dim: usize,
     kind: std::marker::PhantomData<fn(T)>,
 }
 
@@ -280,17 +293,23 @@ struct Cell<T> {
 }
 
 impl<T: Stored> Cells<T> {
+    /// The columns of `head` in a row of keys and values.
+    fn columns(&self, head: usize) -> std::ops::Range<usize> {
+        let before = |head| columns_before(head, self.kv_heads, self.head_dim, self.value_dim);
+        before(head)..before(head + 1)
+    }
+
     /// # Safety
     /// The place and the head are inside the pool.
     unsafe fn at(&self, place: usize, head: usize) -> Cell<T> {
         let (page, slot) = (place / PAGE, place % PAGE);
         let (within, step) =
-            if head < self.kv_heads { (slot, PAGE) } else { (slot * self.head_dim, 1) };
+            if head < self.kv_heads { (slot, PAGE) } else { (slot * self.value_dim, 1) };
         // SAFETY: inside the page by the layout that `KvPool` describes, which also aligns both.
         unsafe {
             let page = self.base.add(page * self.page_bytes);
             let numbers =
-                page.add(self.numbers).cast::<T>().add(head * PAGE * self.head_dim + within);
+                page.add(self.numbers).cast::<T>().add(PAGE * self.columns(head).start + within);
             let scale = (self.numbers > 0).then(|| page.cast::<f32>().add(head * PAGE + slot));
             Cell { numbers, step, scale }
         }
@@ -321,7 +340,7 @@ impl<T: Stored> Cells<T> {
             if let (Some(from), Some(to)) = (from.scale, to.scale) {
                 to.write(from.read());
             }
-            for d in 0..self.head_dim {
+            for d in 0..self.columns(head).len() {
                 to.numbers.add(d * to.step).write(from.numbers.add(d * to.step).read());
             }
         }

@@ -5,7 +5,7 @@ use super::*;
 use crate::attend::{Heads, Spans, attend_forward};
 use crate::testing::{bits, in_pools, values};
 
-const SIZES: [Heads; 7] = [
+const SIZES: [Heads; 9] = [
     Heads { scale: Some(0.2), cap: Some(1.5), ..Heads::new(4, 2, 24) },
     Heads::new(9, 3, 64),
     Heads::new(6, 3, 32),
@@ -13,6 +13,8 @@ const SIZES: [Heads; 7] = [
     Heads::new(2, 2, 100),
     Heads::new(4, 1, 6),
     Heads::new(7, 1, 128),
+    Heads { value_dim: 37, ..Heads::new(6, 3, 24) },
+    Heads { value_dim: 70, ..Heads::new(4, 4, 10) },
 ];
 
 /// Sequences whose keys lie in scattered pages of a pool, and rows that look at them.
@@ -34,7 +36,7 @@ impl World {
         let step = (total / 2..)
             .find(|step| (2..=total).all(|p| !step.is_multiple_of(p) || !total.is_multiple_of(p)))
             .unwrap_or(1);
-        let mut pool = KvPool::new(format, heads.kv_heads, heads.head_dim, total);
+        let mut pool = KvPool::new(format, heads, total);
         // What was left in a page must not be seen.
         let all: Vec<u32> = (0..(total * PAGE) as u32).collect();
         pool.write(&all, &vec![f32::NAN; all.len() * heads.kv_width()]);
@@ -63,7 +65,7 @@ impl World {
     fn attend_within(&self, window: u32, q: &[f32], rows: &[(usize, u32)]) -> Vec<f32> {
         let first: Vec<u32> = rows.iter().map(|row| self.lists[row.0]).collect();
         let count: Vec<u32> = rows.iter().map(|row| row.1).collect();
-        let mut out = vec![f32::NAN; q.len()];
+        let mut out = vec![f32::NAN; rows.len() * self.heads.out_width()];
         let skip: Vec<u32> = count.iter().map(|count| count.saturating_sub(window)).collect();
         let skip = if window == u32::MAX { &[] } else { skip.as_slice() };
         let tables = Tables { pages: &self.pages, first: &first, count: &count, skip };
@@ -93,8 +95,10 @@ impl World {
             spans.start.push(starts[row.0] + row.1.saturating_sub(window));
             spans.end.push(starts[row.0] + row.1);
         }
-        let (mut out, mut lse) =
-            (vec![f32::NAN; q.len()], vec![0.0; rows.len() * self.heads.heads]);
+        let (mut out, mut lse) = (
+            vec![f32::NAN; rows.len() * self.heads.out_width()],
+            vec![0.0; rows.len() * self.heads.heads],
+        );
         attend_forward(q, &all, &spans, self.heads, &mut out, &mut lse);
         out
     }
@@ -215,15 +219,21 @@ fn thread_counts_do_not_change_a_bit() {
     }
 }
 
+/// The heads of rows of keys and values, one by one.
+fn of_heads(heads: Heads, rows: &[f32]) -> impl Iterator<Item = &[f32]> {
+    rows.chunks(heads.kv_width()).flat_map(move |row| {
+        let (keys, values) = row.split_at(heads.kv_heads * heads.head_dim);
+        keys.chunks(heads.head_dim).chain(values.chunks(heads.value_dim))
+    })
+}
+
 #[test]
 fn formats_store_what_they_promise() {
     for heads in SIZES {
         for format in KvFormat::ALL {
             let world = World::new(format, heads, &[40]);
             let stored = world.stored(0);
-            for (found, given) in
-                stored.chunks(heads.head_dim).zip(world.kv[0].chunks(heads.head_dim))
-            {
+            for (found, given) in of_heads(heads, &stored).zip(of_heads(heads, &world.kv[0])) {
                 let most = given.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 for (found, given) in found.iter().zip(given) {
                     let bound = match format {
@@ -242,7 +252,7 @@ fn formats_store_what_they_promise() {
 fn copied_tokens_are_the_same_and_nothing_else_moves() {
     let heads = SIZES[1];
     for format in KvFormat::ALL {
-        let mut pool = KvPool::new(format, heads.kv_heads, heads.head_dim, 5);
+        let mut pool = KvPool::new(format, heads, 5);
         let width = heads.kv_width();
         let places: Vec<u32> = (0..80).collect();
         let kv = values(3, 80 * width);
@@ -265,7 +275,7 @@ fn copied_tokens_are_the_same_and_nothing_else_moves() {
         assert_eq!(read(&pool), expected, "{format}");
         // Two rows for one place: the later stays, and no neighbour changes.
         pool.write(&[5, 5], &values(4, 2 * width));
-        let mut alone = KvPool::new(format, heads.kv_heads, heads.head_dim, 1);
+        let mut alone = KvPool::new(format, heads, 1);
         alone.write(&[5], &values(4, 2 * width)[width..]);
         let mut row = vec![0.0; width];
         alone.read(5, &mut row);
@@ -276,11 +286,16 @@ fn copied_tokens_are_the_same_and_nothing_else_moves() {
 
 #[test]
 fn bytes_are_what_is_stored() {
-    let bytes = |format| (KvPool::token_bytes(format, 3, 64), KvPool::page_bytes(format, 3, 64));
+    let heads = Heads::new(3, 3, 64);
+    let bytes = |format| (KvPool::token_bytes(format, heads), KvPool::page_bytes(format, heads));
     assert_eq!(bytes(KvFormat::F32), (1536, 24576));
     assert_eq!(bytes(KvFormat::Bf16), (768, 12288));
     assert_eq!(bytes(KvFormat::Int8), (408, 6528));
-    let pool = KvPool::new(KvFormat::Int8, 3, 64, 1 << 20);
+    // 3 (64 + 10) numbers, and 6 scales.
+    let narrow = Heads { value_dim: 10, ..heads };
+    let of_narrow = KvFormat::ALL.map(|format| KvPool::token_bytes(format, narrow));
+    assert_eq!(of_narrow, [888, 444, 246]);
+    let pool = KvPool::new(KvFormat::Int8, heads, 1 << 20);
     assert_eq!(
         (pool.format(), pool.kv_heads(), pool.head_dim(), pool.pages()),
         (KvFormat::Int8, 3, 64, 1 << 20)
@@ -293,7 +308,7 @@ fn nothing_to_do_is_fine() {
     let world = World::new(KvFormat::F32, heads, &[4]);
     assert!(world.attend(&[], &[]).is_empty());
     assert!(world.attend(&queries(3, heads), &[(0, 0); 3]).iter().all(|x| x.to_bits() == 0));
-    let mut empty = KvPool::new(KvFormat::Bf16, 1, 4, 0);
+    let mut empty = KvPool::new(KvFormat::Bf16, Heads::new(1, 1, 4), 0);
     empty.write(&[], &[]);
     empty.copy(&[], &[]);
 }
@@ -316,5 +331,5 @@ fn a_short_list_is_named() {
 #[test]
 #[should_panic(expected = "place 64 is in page 4, but there are 4 pages")]
 fn a_place_out_of_range_is_named() {
-    KvPool::new(KvFormat::F32, 1, 2, 4).write(&[64], &[0.0; 4]);
+    KvPool::new(KvFormat::F32, Heads::new(1, 1, 2), 4).write(&[64], &[0.0; 4]);
 }

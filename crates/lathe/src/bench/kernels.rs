@@ -342,8 +342,8 @@ impl Bench<'_> {
                 continue;
             }
             for batch in [1, 8, 32] {
-                let layers = copies_of(batch * need * KvPool::page_bytes(format, 3, 64));
-                let mut pool = KvPool::new(format, 3, 64, layers * batch * need);
+                let layers = copies_of(batch * need * KvPool::page_bytes(format, HEADS));
+                let mut pool = KvPool::new(format, HEADS, layers * batch * need);
                 let kv = values(2, context * KV);
                 for sequence in 0..layers * batch {
                     let places: Vec<u32> =
@@ -369,7 +369,7 @@ impl Bench<'_> {
                 let error = attention_error(&q, &kv, &spans, &out);
                 let tolerance = if format == KvFormat::F32 { 1e-4 } else { 0.03 };
                 let pairs = (batch * context * HEADS.heads) as f64;
-                let bytes = (batch * context * KvPool::token_bytes(format, 3, 64)) as f64;
+                let bytes = (batch * context * KvPool::token_bytes(format, HEADS)) as f64;
                 let work = Work { flops: pairs * 4.0 * 64.0, bytes };
                 self.time((&name, format!("{batch} x {context}")), work, error, tolerance, |i| {
                     call(i % layers, &mut out)
