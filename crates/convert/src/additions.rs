@@ -1,6 +1,6 @@
 //! What a model has beside plain Llama, between the settings of others' files and our config.
 
-use formats::{ArchConfig, RopeScaling, SlidingWindow};
+use formats::{ArchConfig, LatentAttention, RopeScaling, SlidingWindow};
 use model::mlp::dense;
 use model::rotary::{Dynamic, Linear, Llama3, LongRope, RotaryScaling, Yarn};
 use model::{
@@ -41,6 +41,7 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
             }),
             scale: of.score_scale.unwrap_or(0.0),
             soft_cap: of.score_cap.unwrap_or(0.0),
+            ..latents_of(settings)
         },
         rotary: RotarySettings {
             share: of.rotary_share.unwrap_or(1.0),
@@ -65,6 +66,20 @@ pub(crate) fn with_additions(config: ModelConfig, settings: &ArchConfig) -> Mode
         },
         mlp,
         ..config
+    }
+}
+
+/// The latents of attention, among settings that are otherwise those of plain attention.
+fn latents_of(settings: &ArchConfig) -> AttentionSettings {
+    let plain = AttentionSettings::default();
+    let Some(latent) = settings.additions.latent else { return plain };
+    AttentionSettings {
+        kv_rank: latent.key_value,
+        query_rank: latent.query,
+        rope_dim: latent.turned,
+        value_dim: if latent.value == settings.head_dim { 0 } else { latent.value },
+        latent_scale: latent.scale,
+        ..plain
     }
 }
 
@@ -160,6 +175,14 @@ pub(crate) fn additions_of(config: &ModelConfig) -> formats::Additions {
         residual_multiplier: given(multipliers.residual, 1.0),
         logits_divisor: given(multipliers.logits_divisor, 1.0),
         logit_cap: given(multipliers.logit_cap, 0.0),
+        latent: attention.latent().map(|latent| LatentAttention {
+            query: latent.query,
+            key_value: latent.key_value,
+            turned: latent.turned,
+            value: attention.value_dim(config.head_dim),
+            scale: attention.latent_scale,
+            neighbours_turn: true,
+        }),
     }
 }
 
@@ -198,7 +221,7 @@ pub(crate) fn rope_scaling_of(config: &ModelConfig) -> Option<RopeScaling> {
             Some(RopeScaling::Dynamic { factor: of.factor, original_context: of.original_context })
         }
         RotaryScaling::LongRope(of) => {
-            let pairs = config.rotary.turned(config.head_dim) / 2;
+            let pairs = config.turned() / 2;
             Some(RopeScaling::LongRope {
                 short_factor: whole(&of.short_factor, pairs),
                 long_factor: whole(&of.long_factor, pairs),
@@ -239,6 +262,7 @@ mod tests {
                 window_layers,
                 scale: 0.3,
                 soft_cap: 5.0,
+                ..AttentionSettings::default()
             },
             rotary: RotarySettings {
                 share: 0.5,
@@ -261,7 +285,20 @@ mod tests {
             mlp: MlpConfig::Dense(dense::Config { activation: MlpActivation::Gelu, bias: true }),
             ..plain.clone()
         };
-        for config in [plain, full] {
+        let latent = ModelConfig {
+            kv_heads: plain.heads,
+            attention: AttentionSettings {
+                kv_rank: 9,
+                query_rank: 7,
+                rope_dim: 4,
+                value_dim: 5,
+                latent_scale: 1.5,
+                scale: 0.3,
+                ..AttentionSettings::default()
+            },
+            ..plain.clone()
+        };
+        for config in [plain, full, latent] {
             let settings = settings_of(&config);
             let back = config_of(&settings, std::path::Path::new("x")).expect("legal");
             assert_eq!(back, config);

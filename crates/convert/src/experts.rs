@@ -35,7 +35,16 @@ pub(crate) fn mlp_of(of: &Experts, settings: &ArchConfig) -> MlpConfig {
                 scale: of.scale,
                 groups: of.groups,
                 top_groups: of.top_groups,
-                balance: if of.choice_bias { Balance::LossFree } else { Balance::None },
+                group_score: match of.best_of_group {
+                    true => top_k::GroupScore::Best,
+                    false => plain.group_score,
+                },
+                balance: match (of.choice_bias, of.identity > 0) {
+                    (true, true) => Balance::Budget,
+                    (true, false) => Balance::LossFree,
+                    (false, _) => Balance::None,
+                },
+                budget: budget(of),
                 balance_weight: if of.choice_bias { 0.0 } else { plain.balance_weight },
                 pooled_weight: of.balance_weight,
                 ..plain
@@ -45,6 +54,8 @@ pub(crate) fn mlp_of(of: &Experts, settings: &ArchConfig) -> MlpConfig {
     let plain = experts::Config::default();
     MlpConfig::Experts(experts::Config {
         count: of.count,
+        identity_experts: of.identity,
+        shortcut: of.shortcut,
         width: if of.width == settings.ffn { 0 } else { of.width },
         shared: of.shared,
         shared_gate: of.shared_gate,
@@ -58,6 +69,15 @@ pub(crate) fn mlp_of(of: &Experts, settings: &ArchConfig) -> MlpConfig {
         router,
         ..plain
     })
+}
+
+/// Computing experts of a row in the mean, where others compute nothing: as many as equal loads
+/// give. Files do not say it, and training alone looks at it.
+fn budget(of: &Experts) -> f64 {
+    if of.identity == 0 || !of.choice_bias {
+        return 0.0;
+    }
+    (of.top_k * of.count) as f64 / of.all() as f64
 }
 
 /// `dense_first`, `every` and `dense_layers` of a model of `layers` layers: without a list where
@@ -99,11 +119,14 @@ pub(crate) fn experts_of(config: &ModelConfig) -> Option<Option<Experts>> {
 }
 
 fn found(mlp: &experts::Config, config: &ModelConfig) -> Option<Experts> {
-    if mlp.experts(0).zero > 0 || mlp.shared_mix || !mlp.counts.is_empty() {
+    let others = mlp.experts(0).zero - mlp.identity_experts;
+    if others > 0 || mlp.shared_mix || !mlp.counts.is_empty() {
         return None;
     }
     let plain = Experts {
         count: mlp.count,
+        identity: mlp.identity_experts,
+        shortcut: mlp.shortcut,
         width: mlp.width(&config.sizes()),
         dense: (0..config.layers).filter(|layer| !mlp.reaches(*layer)).collect(),
         shared: mlp.shared,
@@ -120,9 +143,10 @@ fn found(mlp: &experts::Config, config: &ModelConfig) -> Option<Experts> {
                 top_k::Function::Sigmoid => ExpertScores::Sigmoid,
             },
             logit_bias: router.logit_bias,
-            choice_bias: router.balance == Balance::LossFree,
+            choice_bias: matches!(router.balance, Balance::LossFree | Balance::Budget),
             groups: router.groups,
             top_groups: router.top_groups,
+            best_of_group: router.group_score == top_k::GroupScore::Best,
             normalize: router.normalize,
             least: router.least,
             scale: router.scale,
@@ -148,10 +172,10 @@ fn without_training(mut mlp: experts::Config, config: &ModelConfig) -> experts::
     let dense: Vec<usize> = (0..config.layers).filter(|layer| !mlp.reaches(*layer)).collect();
     (mlp.dense_first, mlp.every, mlp.dense_layers) = (0, 1, dense);
     if let ExpertRouterConfig::TopK(router) = &mut mlp.router {
-        if router.balance != Balance::LossFree {
+        if !matches!(router.balance, Balance::LossFree | Balance::Budget) {
             router.balance = Balance::None;
         }
-        (router.balance_weight, router.z_weight) = (0.0, 0.0);
+        (router.balance_weight, router.z_weight, router.budget) = (0.0, 0.0, 0.0);
         (router.capacity, router.priority) = (0.0, RoomPriority::Position);
         if router.groups == router.top_groups {
             // Where every group is open, what a group counts does not matter.

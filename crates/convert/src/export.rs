@@ -192,6 +192,9 @@ impl TensorSource for Dense<'_> {
         if let TensorRole::Layer(layer, LayerRole::ChoiceBias) = wanted {
             return Ok(self.choice_bias(layer));
         }
+        if matches!(wanted, TensorRole::Layer(_, role) if role.is_unused()) {
+            return Ok(vec![0.0; wanted.shape(&self.settings).iter().product()]);
+        }
         for (spec, weight) in self.model.weights() {
             let mut begin = 0;
             for role in roles(spec, &self.settings).unwrap_or_default() {

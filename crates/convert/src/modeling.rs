@@ -26,7 +26,8 @@ const KNOWN: &[Known] = &[
     Known {
         table: "attention",
         kinds: "",
-        fields: "bias output_bias query_key_norm clip sinks window window_layers scale soft_cap",
+        fields: "bias output_bias query_key_norm clip sinks window window_layers scale soft_cap \
+                 kv_rank query_rank rope_dim value_dim latent_scale",
     },
     Known { table: "rotary", kinds: "", fields: "share layers scaling window_theta" },
     Known {

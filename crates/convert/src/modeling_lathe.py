@@ -11,7 +11,7 @@ the model was trained or calibrated with: `model(**ids).depths` says how often e
 `max_depth` limits it. `config.model` is the recipe of the model, in the words of Lathe's documents.
 
 Rows of all sequences are packed, `[T, width]`, without padding. `T` counts rows, `H` heads of
-queries, `G` heads of keys and values, `D` columns of a head, `E` experts.
+queries, `G` heads of keys and values, `D` columns of a head (of values `V`), `E` experts.
 """
 
 import inspect
@@ -116,7 +116,7 @@ class LatheCache:
         return self.columns
 
     def append(self, layer, rows, key, value):
-        """Takes in keys `[T, G, D]` and values of `rows` at a layer."""
+        """Takes in keys `[T, G, D]` and values `[T, G, V]` of `rows` at a layer."""
         kept = self.layers.get(layer)
         new = (rows.sequence, rows.position, key, value)
         self.layers[layer] = new if kept is None else tuple(map(_stack, zip(kept, new)))
@@ -459,9 +459,9 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
             x = self.encoded(use, x)
         return x
 
-    def rms(self, name, x):
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.recipe["norm_eps"])
+    def rms(self, name, x, eps=None):
+        wide, eps = x.float(), eps or self.recipe["norm_eps"]
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         offset = 1.0 if self.setting("norms", "plus_one", False) else 0.0
         return (wide * (offset + self.weight(name)[0].float())).to(x.dtype)
 
@@ -569,22 +569,42 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
 
     def attention(self, use, x, rows, cache):
         h = self.normed(use, "attention_norm", x)
-        query = self.biased(use, "query", self.linear(use, "query", h))
+        latent = self.setting("attention", "kv_rank", 0)
+        source = h
+        if self.has(f"layers.{use.stored}.query_latent"):
+            name = f"layers.{use.stored}.query_latent_norm.{self.of_use(use)}"
+            source = self.rms(name, self.linear(use, "query_latent", h), 1e-6)
+        query = self.biased(use, "query", self.linear(use, "query", source))
         query = self.placed(use, "query_norm", query, self.recipe["heads"], rows)
         mode = self.recipe["kv"]
-        if not (mode == "shared" and use.recursion > 0):
+        if latent and not (mode == "shared" and use.recursion > 0):
+            cache.append(use.layer, rows, *self.out_of_latent(use, h, rows, latent))
+        elif not (mode == "shared" and use.recursion > 0):
             both = self.biased(use, "key_value", self.linear(use, "key_value", h))
             key, value = both.chunk(2, dim=1)
             key = self.placed(use, "key_norm", key, self.recipe["kv_heads"], rows)
             value = self.clipped(value).unflatten(1, (self.recipe["kv_heads"], -1))
             cache.append(use.layer, rows, key, value)
-        y = query.new_zeros(query.shape)
+        width = self.setting("attention", "value_dim", 0) or self.recipe["head_dim"]
+        y = query.new_zeros(*query.shape[:2], width)
         for sequence in rows.sequence.unique().tolist():
             own = (rows.sequence == sequence).nonzero().squeeze(1)
             seen = self.seen(use, sequence, cache, mode)
             y[own] = self.attend(use, query[own], rows.position[own], *seen)
         y = self.biased(use, "output", self.linear(use, "output", y.flatten(1)))
         return self.join(use, "attention_after_norm", x, y)
+
+    def out_of_latent(self, use, h, rows, m):
+        """Keys `[shared | own]` and values of all heads out of a latent of `m` columns."""
+        both = self.linear(use, "key_value_latent", h)
+        shared = self.turned(use, both[:, None, m:], rows.position)
+        of_norm = 0 if self.recipe["kv"] == "shared" else self.of_use(use)
+        name = f"layers.{use.stored}.key_value_latent_norm.{of_norm}"
+        c = self.setting("attention", "latent_scale", 1.0) * self.rms(name, both[:, :m], 1e-6)
+        expanded = self.linear(use, "key_value", c).unflatten(1, (self.recipe["heads"], -1))
+        own = self.recipe["head_dim"] - shared.shape[2]
+        keys = [shared.expand(-1, self.recipe["heads"], -1), expanded[..., :own]]
+        return torch.cat(keys, dim=2), expanded[..., own:]
 
     def seen(self, use, sequence, cache, mode):
         """Positions, keys and values that a use may see of a sequence."""
@@ -636,6 +656,7 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
     def rates(self, use):
         """Radians that each pair turns from one position to the next, and a factor of what turns."""
         turned = int(self.recipe["head_dim"] * self.setting("rotary", "share", 1.0))
+        turned = self.setting("attention", "rope_dim", 0) or turned
         base, local = self.recipe["rope_theta"], self.setting("rotary", "window_theta", 0.0)
         scaling = self.setting("rotary", "scaling", {"kind": "none"})
         if local > 0 and self.window(use) > 0:

@@ -6,7 +6,7 @@ use std::path::Path;
 use formats::{ArchConfig, Experts, LayerRole, TensorRole};
 use model::mlp::experts::{SHARED_DOWN_BIAS, SHARED_GATE_UP_BIAS};
 use model::params::{ParamPlace, ParamSpec, Part, RouterSite};
-use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, mlp, norm};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing, attention, latent, mlp, norm};
 
 use crate::ConvertError;
 use crate::additions::{additions_of, rope_scaling_of, with_additions};
@@ -16,7 +16,11 @@ use crate::experts::{experts_of, mlp_of, role_of_router, roles_of_part};
 const OTHER_MODEL: &str = "choose a model that asks for no more";
 
 /// Matrices, biases and norms of a layer and what stands in them, row after row.
-const LAYER: [(Part, &[LayerRole]); 23] = [
+const LAYER: [(Part, &[LayerRole]); 27] = [
+    (latent::QUERY_LATENT, &[LayerRole::QueryLatent]),
+    (latent::QUERY_LATENT_NORM, &[LayerRole::QueryLatentNorm]),
+    (latent::KEY_VALUE_LATENT, &[LayerRole::KeyValueLatent]),
+    (latent::KEY_VALUE_LATENT_NORM, &[LayerRole::KeyValueLatentNorm]),
     (attention::NORM, &[LayerRole::AttentionNorm]),
     (norm::ATTENTION_BIAS, &[LayerRole::AttentionNormBias]),
     (attention::AFTER_NORM, &[LayerRole::AttentionAfterNorm]),
@@ -62,7 +66,12 @@ pub(crate) fn roles(spec: &ParamSpec, settings: &ArchConfig) -> Option<Vec<Tenso
     if let Some(roles) = experts.and_then(|experts| roles_of_part(part, experts)) {
         return Some(roles.into_iter().map(|role| TensorRole::Layer(layer, role)).collect());
     }
-    let (_, roles) = LAYER.iter().find(|(known, _)| *known == part)?;
+    let latent = settings.additions.latent;
+    let roles = match latent {
+        Some(latent) if part == attention::QUERY && latent.query > 0 => &[LayerRole::QueryUp][..],
+        Some(_) if part == attention::KEY_VALUE => &[LayerRole::KeyValueUp],
+        _ => LAYER.iter().find(|(known, _)| *known == part)?.1,
+    };
     Some(roles.iter().map(|role| TensorRole::Layer(layer, *role)).collect())
 }
 
@@ -136,7 +145,8 @@ mod tests {
 
     #[test]
     fn every_parameter_is_made_of_every_role_once() {
-        for (tie_embeddings, form) in [true, false].into_iter().zip(testkit::forms()) {
+        for (number, form) in testkit::forms().into_iter().enumerate() {
+            let tie_embeddings = number.is_multiple_of(2);
             let mlp = MlpConfig::Dense(mlp::dense::Config {
                 bias: !tie_embeddings,
                 ..Default::default()

@@ -80,6 +80,7 @@ fn attention(settings: Value) -> Value {
         "bias": false, "output_bias": false, "query_key_norm": "none", "clip": 0.0, "sinks": false,
         "window": 0,
         "window_layers": "all", "scale": 0.0, "soft_cap": 0.0,
+        "kv_rank": 0, "query_rank": 0, "rope_dim": 0, "value_dim": 0, "latent_scale": 1.0,
     });
     over(defaults, settings)
 }

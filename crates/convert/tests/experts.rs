@@ -15,8 +15,8 @@ use data::SpecialTokens;
 use formats::architectures::ALL;
 use formats::hf::{FolderOptions, write};
 use formats::{
-    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, NormPosition,
-    SlidingWindow, TensorRole,
+    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, LatentAttention,
+    NormPosition, RopeScaling, SlidingWindow, TensorRole,
 };
 use model::Rule;
 use model::rng::{Purpose, Stream, name_place};
@@ -87,14 +87,53 @@ fn settings(class: &str) -> ArchConfig {
             let additions = Additions { sinks: true, window: window(vec![0, 2]), ..biased };
             (Experts { logit_bias: true, biases: true, clamp, ..of }, additions)
         }
+        "deepseek_v2" => {
+            let of = Experts {
+                scoring: ExpertScores::Softmax,
+                choice_bias: false,
+                best_of_group: true,
+                normalize: false,
+                ..grouped
+            };
+            (of, Additions { latent: Some(LatentAttention { query: 0, ..LATENT }), ..none })
+        }
+        "deepseek_v3" => {
+            let growth = (0.1 * 0.7 * 4f64.ln() + 1.0).powi(2);
+            let score_scale = Some(1.0 / 8f64.sqrt() * growth);
+            (grouped, Additions { latent: Some(LATENT), score_scale, ..none })
+        }
+        "longcat_flash" => {
+            let of = Experts {
+                dense: vec![0, 2],
+                identity: 3,
+                shortcut: true,
+                choice_bias: true,
+                normalize: false,
+                scale: 1.5,
+                ..unweighted
+            };
+            let latent = Some(LatentAttention { scale: (12.0 / 5.0f64).sqrt(), ..LATENT });
+            let score_scale = Some(1.0 / 8f64.sqrt() * (12.0 / 7.0f64).sqrt());
+            (of, Additions { latent, score_scale, ..none })
+        }
         other => panic!("no settings of {other}"),
+    };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_context: 8,
+        attention_factor: None,
+        mscale: Some(0.5),
+        mscale_all_dim: Some(0.7),
+        truncate: true,
     };
     ArchConfig {
         vocab: 131,
         width: 12,
-        layers: 3,
+        layers: if class == "longcat_flash" { 4 } else { 3 },
         heads: 4,
-        kv_heads: 2,
+        kv_heads: if additions.latent.is_some() { 4 } else { 2 },
         head_dim: 8,
         // Classes whose experts have this width say so under the same key.
         ffn: 6,
@@ -102,13 +141,22 @@ fn settings(class: &str) -> ArchConfig {
         norm_eps: 1e-5,
         context: 32,
         tied: false,
-        rope_scaling: None,
+        rope_scaling: (class == "deepseek_v3").then_some(yarn),
         additions,
         experts: Some(experts),
     }
 }
 
-const CLASSES: [&str; 14] = [
+const LATENT: LatentAttention = LatentAttention {
+    query: 7,
+    key_value: 5,
+    turned: 4,
+    value: 3,
+    scale: 1.0,
+    neighbours_turn: true,
+};
+
+const CLASSES: [&str; 17] = [
     "mixtral",
     "olmoe",
     "flex_olmo",
@@ -123,11 +171,18 @@ const CLASSES: [&str; 14] = [
     "minimax_m2",
     "gpt_oss",
     "phimoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "longcat_flash",
 ];
 
 fn numbers(role: TensorRole, settings: &ArchConfig) -> Vec<f32> {
     let mut dice = Stream::at(5, Purpose::Init, 0, name_place(&role.to_string()));
     let count = role.shape(settings).iter().product();
+    if matches!(role, TensorRole::Layer(_, role) if role.is_unused()) {
+        // What nothing reads is written as zeros.
+        return vec![0.0; count];
+    }
     (0..count).map(|_| (0.3 * dice.normal()) as f32 + 0.1).collect()
 }
 
@@ -162,6 +217,9 @@ fn class_name(class: &str) -> &'static str {
         "minimax_m2" => "MiniMax-M2",
         "gpt_oss" => "GPT-OSS",
         "phimoe" => "Phi-3.5-MoE",
+        "deepseek_v2" => "DeepSeek-V2",
+        "deepseek_v3" => "DeepSeek-V3",
+        "longcat_flash" => "LongCat-Flash",
         other => panic!("no name of {other}"),
     }
 }
@@ -193,6 +251,39 @@ fn every_class_goes_in_and_comes_out_as_it_was() {
         assert_eq!(theirs["model_type"], class);
         let read = |name: &str| fs::read(at(name).join("model.safetensors")).expect("there");
         assert!(read("theirs") == read("back"), "{class}: other bytes");
+    }
+}
+
+/// No GGUF file holds latents; what a file says in another way than the library's is read as well.
+#[test]
+fn latents_are_refused_in_files_of_llama_cpp_and_read_in_halves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    written(&at("theirs"), "deepseek_v3");
+    let ours = import(&at("theirs"), &at("ours"), &RealDisk).expect("reads");
+    let stored = load_model(&ours.path).expect("opens");
+    let error = export_gguf(&stored, &at("x.gguf"), GgufWeightType::F32, "x");
+    let error = error.expect_err("no such file").to_string();
+    assert!(error.contains("latent attention") && error.contains("--format lathe"), "{error}");
+    // The same tensors, said to turn in halves: queries and keys stand in another order.
+    let config = at("theirs/config.json");
+    let mut said = json(&config);
+    said["rope_interleave"] = false.into();
+    fs::write(&config, said.to_string()).expect("writes");
+    let other = import(&at("theirs"), &at("halves"), &RealDisk).expect("reads");
+    let other = load_model(&other.path).expect("opens");
+    assert_eq!(other.model.config(), stored.model.config());
+    let find = |stored: &train::Stored, name: &str| {
+        let weights = stored.model.weights();
+        weights.iter().find(|(spec, _)| spec.name == name).expect("there").1.read()
+    };
+    for (name, row, first) in [("layers.0.query", 7, 0), ("layers.0.key_value_latent", 12, 5)] {
+        let (a, b) = (find(&stored, name), find(&other, name));
+        let of = |all: &[f32], i: usize| all[(first + i) * row..(first + i + 1) * row].to_vec();
+        // Neighbours 0 1 2 3 are rows 0 2 1 3 in halves.
+        for (i, j) in [(0, 0), (1, 2), (2, 1), (3, 3)] {
+            assert_eq!(of(&a, i), of(&b, j), "{name} {i}");
+        }
     }
 }
 

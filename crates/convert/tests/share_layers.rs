@@ -95,6 +95,7 @@ fn unrolled_copies_come_back_bit_for_bit() {
     let (full, plain) = (forms.swap_remove(1), forms.swap_remove(0));
     let mut kinds: Vec<_> = MlpConfig::all().into_iter().map(|mlp| (mlp, plain.clone())).collect();
     kinds.push((MlpConfig::default(), full));
+    kinds.push((MlpConfig::default(), testkit::forms().swap_remove(4)));
     let variants =
         kinds.into_iter().flat_map(|kind| SHARINGS.map(|sharing| (kind.clone(), sharing)));
     for (number, ((mlp, form), sharing)) in variants.enumerate() {
@@ -139,8 +140,11 @@ fn unrolled_copies_come_back_bit_for_bit() {
 #[test]
 fn layers_that_attend_in_different_ways_are_not_shared() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (number, form) in testkit::forms().into_iter().enumerate().skip(2) {
-        let config = form.of(tiny(Sharing::None, 8, 1));
+    let forms = testkit::forms().into_iter().enumerate();
+    let all = forms.map(|(number, form)| (number, form.of(tiny(Sharing::None, 8, 1))));
+    let differ: Vec<_> = all.filter(|(_, config)| !config.has_equal_layers()).collect();
+    assert_eq!(differ.len(), 2);
+    for (number, config) in differ {
         let dense = stored(&folder.path().join(format!("{number}")), &config, 2);
         let out = folder.path().join(format!("{number}-shared"));
         let target = target(Sharing::Cycle, 2, Start::Stepwise);

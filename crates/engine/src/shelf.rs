@@ -29,7 +29,7 @@ impl Shelf {
         let shape = |model: &Model| {
             let config = model.config();
             let of_rows = (config.width, config.vocab_size, config.layers);
-            let of_keys = (config.heads, config.kv_heads, config.head_dim, config.kv);
+            let of_keys = (config.heads(), config.kv);
             (of_rows, of_keys, config.context)
         };
         let found = number as usize;

@@ -45,6 +45,28 @@ pub struct Additions {
     pub logits_divisor: Option<f64>,
     /// Soft cap of logits.
     pub logit_cap: Option<f64>,
+    /// Keys and values of all heads come out of one narrow row.
+    pub latent: Option<LatentAttention>,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, 2024, arXiv:2405.04434): of each head `[own key |
+/// value]` is a product with the normed latent, and in front of all own keys stands one key that
+/// turns. Queries have the same two parts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentAttention {
+    /// Width of the latent of queries; 0 where they come out of the token's row.
+    pub query: usize,
+    /// Width of the latent of keys and values.
+    pub key_value: usize,
+    /// Columns of a key that turn, and that all heads share.
+    pub turned: usize,
+    /// Width of the values of a head.
+    pub value: usize,
+    /// What multiplies the normed latent of keys and values.
+    pub scale: f64,
+    /// Whether columns `2 i` and `2 i + 1` turn together in the file, instead of columns i and `i +
+    /// turned / 2`.
+    pub neighbours_turn: bool,
 }
 
 /// RMSNorm of queries and keys.
@@ -105,6 +127,7 @@ impl Additions {
     /// The first addition by name that is here and not in `held`; `None` if `held` has all.
     pub fn beyond(&self, held: &Self) -> Option<&'static str> {
         let differ = [
+            ("latent attention", self.latent != held.latent),
             ("biases of attention", self.qkv_bias != held.qkv_bias),
             ("a bias of attention's output", self.output_bias != held.output_bias),
             ("biases of the MLP", self.mlp_bias != held.mlp_bias),

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::{
-    Additions, ClampedProduct, ExpertScores, Experts, FormatError, HiddenActivation, Result,
+    Additions, ClampedProduct, ExpertScores, Experts, FormatError, HiddenActivation,
+    LatentAttention, Result,
 };
 
 /// The largest size accepted for any dimension; real models stay far below it.
@@ -160,7 +161,7 @@ impl ArchConfig {
                 self.kv_heads.to_string(),
             ));
         }
-        if !self.head_dim.is_multiple_of(2) {
+        if self.additions.latent.is_none() && !self.head_dim.is_multiple_of(2) {
             return Err(FormatError::damaged(
                 path,
                 "head_dim",
@@ -183,8 +184,47 @@ impl ArchConfig {
         self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path, self.layers))?;
         self.check_additions(path)?;
         self.check_experts(path)?;
-        let turned = self.additions.rotary_share.unwrap_or(1.0) * self.head_dim as f64;
-        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(path, turned as usize))
+        self.additions.latent.map_or(Ok(()), |latent| self.check_latent(path, latent))?;
+        let turned = self.turned();
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(path, turned))
+    }
+
+    /// Columns of a head that turn.
+    fn turned(&self) -> usize {
+        let of_heads = self.additions.rotary_share.unwrap_or(1.0) * self.head_dim as f64;
+        self.additions.latent.map_or(of_heads as usize, |latent| latent.turned)
+    }
+
+    /// Refuses widths of latents that no model has.
+    fn check_latent(&self, path: &Path, latent: LatentAttention) -> Result<()> {
+        let LatentAttention { query, key_value, turned, value, scale, .. } = latent;
+        let widths =
+            [("q_lora_rank", query, 0), ("kv_lora_rank", key_value, 1), ("v_head_dim", value, 1)];
+        for (field, found, least) in widths {
+            if found < least || found > MAX_LAYERS {
+                let expected = format!("{least} to {MAX_LAYERS}");
+                return Err(FormatError::damaged(path, field, expected, found.to_string()));
+            }
+        }
+        if turned == 0 || !turned.is_multiple_of(2) || turned >= self.head_dim {
+            let expected = format!(
+                "an even number of the {} columns of a head, and not all (qk_nope_head_dim is at \
+                 least 1)",
+                self.head_dim
+            );
+            let field = "qk_rope_head_dim";
+            return Err(FormatError::damaged(path, field, expected, turned.to_string()));
+        }
+        if self.heads != self.kv_heads {
+            let expected = format!("{}, as num_attention_heads", self.heads);
+            let found = self.kv_heads.to_string();
+            return Err(FormatError::damaged(path, "num_key_value_heads", expected, found));
+        }
+        if !(scale.is_finite() && scale > 0.0) {
+            let expected = "a positive number";
+            return Err(FormatError::damaged(path, "latent scale", expected, scale.to_string()));
+        }
+        Ok(())
     }
 
     /// Refuses another activation beside experts, which have SiLU.
@@ -257,10 +297,11 @@ impl Experts {
     fn check(&self, path: &Path, layers: usize) -> Result<()> {
         let sizes = [
             ("experts", self.count, 1, MAX_EXPERTS),
-            ("experts a token takes", self.top_k, 1, self.count),
+            ("experts a token takes", self.top_k, 1, self.all()),
             ("width of an expert", self.width, 1, MAX_SIZE),
             ("width of the shared expert", self.shared, 0, MAX_SIZE),
-            ("groups of experts", self.groups, 1, self.count),
+            ("identity experts", self.identity, 0, MAX_EXPERTS),
+            ("groups of experts", self.groups, 1, self.all()),
             ("groups a token chooses among", self.top_groups, 1, self.groups),
         ];
         for (field, value, least, most) in sizes {
@@ -272,11 +313,11 @@ impl Experts {
         let refuse = |field: &str, expected: String, found: String| {
             Err(FormatError::damaged(path, field, expected, found))
         };
-        if !self.count.is_multiple_of(self.groups) {
-            let expected = format!("a divisor of {} experts", self.count);
+        if !self.all().is_multiple_of(self.groups) {
+            let expected = format!("a divisor of {} experts", self.all());
             return refuse("groups of experts", expected, self.groups.to_string());
         }
-        let among = self.count / self.groups * self.top_groups;
+        let among = self.all() / self.groups * self.top_groups;
         if self.top_k > among {
             let expected = format!("at most {among}, the experts of {} groups", self.top_groups);
             return refuse("experts a token takes", expected, self.top_k.to_string());

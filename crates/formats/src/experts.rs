@@ -27,6 +27,13 @@ pub struct Experts {
     pub groups: usize,
     /// How many groups a token chooses among: those whose two best scores have the largest sum.
     pub top_groups: usize,
+    /// Whether a group counts its best score alone.
+    pub best_of_group: bool,
+    /// Experts behind these that compute nothing and write the token's row itself.
+    pub identity: usize,
+    /// Whether blocks with experts have a feed-forward network of inner width `ffn` too, and
+    /// experts read what the network of the block before was given.
+    pub shortcut: bool,
     /// Whether the scores of the chosen are divided by their sum.
     pub normalize: bool,
     /// The least that this sum counts.
@@ -79,6 +86,9 @@ impl Default for Experts {
             choice_bias: false,
             groups: 1,
             top_groups: 1,
+            best_of_group: false,
+            identity: 0,
+            shortcut: false,
             normalize: true,
             least: 0.0,
             scale: 1.0,
@@ -90,6 +100,11 @@ impl Default for Experts {
 }
 
 impl Experts {
+    /// Experts that the router chooses among.
+    pub fn all(&self) -> usize {
+        self.count + self.identity
+    }
+
     /// Whether block `layer` has experts.
     pub fn reach(&self, layer: usize) -> bool {
         !self.dense.contains(&layer)

@@ -26,7 +26,9 @@ mod special;
 mod tensors;
 mod writing;
 
-pub use additions::{Additions, HeadNorm, HiddenActivation, NormPosition, SlidingWindow};
+pub use additions::{
+    Additions, HeadNorm, HiddenActivation, LatentAttention, NormPosition, SlidingWindow,
+};
 pub use arch_config::{ArchConfig, RopeScaling};
 pub use architectures::Architecture;
 pub use error::{FormatError, Result};

@@ -4,7 +4,86 @@
 //! rows `2 i` and `2 i + 1` (Su et al. 2021, arXiv:2104.09864). The orders differ by a permutation
 //! of whole rows.
 
-use crate::{ArchConfig, TensorRole};
+use crate::{ArchConfig, LatentAttention, LayerRole, TensorRole};
+
+/// A tensor of a file with its rows in our order; `neighbours` says which order the file has, but
+/// for latent attention, whose settings say it.
+pub(crate) fn read_order<T: Copy>(
+    neighbours: bool,
+    role: TensorRole,
+    config: &ArchConfig,
+    rows: Vec<T>,
+) -> Vec<T> {
+    match config.additions.latent {
+        Some(latent) => match latent_rows(role, config, latent) {
+            Some((heads, source)) => {
+                let length = row_length(role, config);
+                let head_len = rows.len() / heads;
+                let mut out = Vec::with_capacity(rows.len());
+                for head in rows.chunks_exact(head_len) {
+                    for from in &source {
+                        out.extend_from_slice(&head[from * length..][..length]);
+                    }
+                }
+                out
+            }
+            None => rows,
+        },
+        None if neighbours => halves_of(role, config, rows),
+        None => rows,
+    }
+}
+
+/// The inverse of [`read_order`].
+pub(crate) fn written_order(
+    neighbours: bool,
+    role: TensorRole,
+    config: &ArchConfig,
+    rows: Vec<f32>,
+) -> Vec<f32> {
+    match config.additions.latent {
+        Some(latent) => match latent_rows(role, config, latent) {
+            Some((heads, source)) => {
+                let length = row_length(role, config);
+                let head_len = rows.len() / heads;
+                let mut out = vec![0.0; rows.len()];
+                for (head, out) in rows.chunks_exact(head_len).zip(out.chunks_exact_mut(head_len)) {
+                    for (row, to) in head.chunks_exact(length).zip(&source) {
+                        out[to * length..][..length].copy_from_slice(row);
+                    }
+                }
+                out
+            }
+            None => rows,
+        },
+        None if neighbours => neighbours_of(role, config, rows),
+        None => rows,
+    }
+}
+
+/// How many heads the rows of a role belong to, and for each row of ours within a head that of the
+/// file: there what turns stands behind a head's own rows, here ahead of them.
+fn latent_rows(
+    role: TensorRole,
+    config: &ArchConfig,
+    latent: LatentAttention,
+) -> Option<(usize, Vec<usize>)> {
+    let TensorRole::Layer(_, role) = role else { return None };
+    let (turned, half) = (latent.turned, latent.turned / 2);
+    let turn = |i: usize| if latent.neighbours_turn { (i % half) * 2 + i / half } else { i };
+    match role {
+        LayerRole::Query | LayerRole::QueryUp => {
+            let own = config.head_dim - turned;
+            let rows = (0..turned).map(|i| own + turn(i)).chain(0..own);
+            Some((config.heads, rows.collect()))
+        }
+        LayerRole::KeyValueLatent => {
+            let m = latent.key_value;
+            Some((1, (0..m).chain((0..turned).map(|i| m + turn(i))).collect()))
+        }
+        _ => None,
+    }
+}
 
 /// A tensor whose rotating rows pair with neighbours, with those that pair with halves instead.
 pub(crate) fn halves_of<T: Copy>(role: TensorRole, config: &ArchConfig, rows: Vec<T>) -> Vec<T> {

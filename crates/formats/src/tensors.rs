@@ -31,6 +31,18 @@ pub enum LayerRole {
     AttentionNormBias,
     /// `[heads * head_dim, width]`.
     Query,
+    /// `[query latent, width]`.
+    QueryLatent,
+    /// Gain of the latent of queries, `[query latent]`.
+    QueryLatentNorm,
+    /// `[heads * head_dim, query latent]`: queries out of their latent.
+    QueryUp,
+    /// `[latent + turned, width]`: the latent of keys and values, then the key that turns.
+    KeyValueLatent,
+    /// Gain of the latent of keys and values, `[latent]`.
+    KeyValueLatentNorm,
+    /// `[heads * (own + value), latent]`: of each head its own key, then its value.
+    KeyValueUp,
     /// `[kv_heads * head_dim, width]`.
     Key,
     /// `[kv_heads * head_dim, width]`.
@@ -47,7 +59,7 @@ pub enum LayerRole {
     KeyNorm,
     /// `[heads]`: a score of each head that no key has.
     Sinks,
-    /// `[width, heads * head_dim]`.
+    /// `[width, heads * head_dim]`; of latent attention `[width, heads * value]`.
     Output,
     /// `[width]`, added to what attention writes.
     OutputBias,
@@ -87,6 +99,10 @@ pub enum LayerRole {
     ExpertUp(usize),
     /// `[width, expert width]`: what an expert writes to the residual stream.
     ExpertDown(usize),
+    /// `[expert width, width]`: stored for an expert that computes nothing, and never read.
+    UnusedGate(usize),
+    /// The same for what an expert multiplies with its gate.
+    UnusedUp(usize),
     /// `[expert width]`, added to the gate of an expert.
     ExpertGateBias(usize),
     /// `[expert width]`, added to what an expert multiplies with its gate.
@@ -123,7 +139,20 @@ impl LayerRole {
             there(if additions.layer_norm { &roles } else { &roles[..1] }, has)
         };
         let mut all = norm(LayerRole::AttentionNorm, LayerRole::AttentionNormBias, before);
-        all.extend([LayerRole::Query, LayerRole::Key, LayerRole::Value]);
+        match &additions.latent {
+            None => all.extend([LayerRole::Query, LayerRole::Key, LayerRole::Value]),
+            Some(latent) => {
+                let through =
+                    [LayerRole::QueryLatent, LayerRole::QueryLatentNorm, LayerRole::QueryUp];
+                all.extend(there(&through, latent.query > 0));
+                all.extend(there(&[LayerRole::Query], latent.query == 0));
+                all.extend([
+                    LayerRole::KeyValueLatent,
+                    LayerRole::KeyValueLatentNorm,
+                    LayerRole::KeyValueUp,
+                ]);
+            }
+        }
         let biases = [LayerRole::QueryBias, LayerRole::KeyBias, LayerRole::ValueBias];
         all.extend(there(&biases, additions.qkv_bias));
         let norms = [LayerRole::QueryNorm, LayerRole::KeyNorm];
@@ -143,12 +172,16 @@ impl LayerRole {
             all.extend(after);
             return all;
         };
+        let beside = [LayerRole::Gate, LayerRole::Up, LayerRole::Down];
+        all.extend(there(&beside, experts.shortcut));
         all.push(LayerRole::Router);
         all.extend(there(&[LayerRole::RouterBias], experts.logit_bias));
         all.extend(there(&[LayerRole::ChoiceBias], experts.choice_bias));
         // What may stand in one tensor follows each other.
         let each = 0..experts.count;
         all.extend(each.clone().flat_map(|e| [LayerRole::ExpertGate(e), LayerRole::ExpertUp(e)]));
+        let unused = experts.count..experts.all();
+        all.extend(unused.flat_map(|e| [LayerRole::UnusedGate(e), LayerRole::UnusedUp(e)]));
         all.extend(each.clone().map(LayerRole::ExpertDown));
         if experts.biases {
             let gate_up = |e| [LayerRole::ExpertGateBias(e), LayerRole::ExpertUpBias(e)];
@@ -167,6 +200,11 @@ impl LayerRole {
 }
 
 impl LayerRole {
+    /// Whether files may be without it: the class stores it and never reads it.
+    pub fn is_unused(self) -> bool {
+        matches!(self, Self::UnusedGate(_) | Self::UnusedUp(_))
+    }
+
     /// Whether it is a norm on what joins the residual stream.
     pub(crate) fn is_after_norm(self) -> bool {
         matches!(
@@ -185,6 +223,8 @@ impl LayerRole {
             Self::ExpertGate(_)
                 | Self::ExpertUp(_)
                 | Self::ExpertDown(_)
+                | Self::UnusedGate(_)
+                | Self::UnusedUp(_)
                 | Self::ExpertGateBias(_)
                 | Self::ExpertUpBias(_)
                 | Self::ExpertDownBias(_)
@@ -217,7 +257,11 @@ impl TensorRole {
         let (q, k) = (settings.query_rows(), settings.key_rows());
         let of_experts = settings.experts.as_ref();
         let (count, inner, shared) =
-            of_experts.map_or((0, 0, 0), |experts| (experts.count, experts.width, experts.shared));
+            of_experts.map_or((0, 0, 0), |experts| (experts.all(), experts.width, experts.shared));
+        let latent = settings.additions.latent;
+        let (m_q, m, turned, value) = latent.map_or((0, 0, 0, settings.head_dim), |latent| {
+            (latent.query, latent.key_value, latent.turned, latent.value)
+        });
         match self {
             Self::Embed | Self::Head => vec![settings.vocab, d],
             Self::Norm | Self::NormBias => vec![d],
@@ -245,13 +289,24 @@ impl TensorRole {
                 LayerRole::QueryNorm => vec![q],
                 LayerRole::KeyNorm => vec![k],
                 LayerRole::Query => vec![q, d],
+                LayerRole::QueryLatent => vec![m_q, d],
+                LayerRole::QueryLatentNorm => vec![m_q],
+                LayerRole::QueryUp => vec![q, m_q],
+                LayerRole::KeyValueLatent => vec![m + turned, d],
+                LayerRole::KeyValueLatentNorm => vec![m],
+                LayerRole::KeyValueUp => {
+                    vec![settings.heads * (settings.head_dim - turned + value), m]
+                }
                 LayerRole::Key | LayerRole::Value => vec![k, d],
-                LayerRole::Output => vec![d, q],
+                LayerRole::Output => vec![d, settings.heads * value],
                 LayerRole::Gate | LayerRole::Up => vec![f, d],
                 LayerRole::Down => vec![d, f],
                 LayerRole::Router => vec![count, d],
                 LayerRole::RouterBias | LayerRole::ChoiceBias => vec![count],
-                LayerRole::ExpertGate(_) | LayerRole::ExpertUp(_) => vec![inner, d],
+                LayerRole::ExpertGate(_)
+                | LayerRole::ExpertUp(_)
+                | LayerRole::UnusedGate(_)
+                | LayerRole::UnusedUp(_) => vec![inner, d],
                 LayerRole::ExpertDown(_) => vec![d, inner],
                 LayerRole::ExpertGateBias(_) | LayerRole::ExpertUpBias(_) => vec![inner],
                 LayerRole::ExpertDownBias(_) => vec![d],
@@ -276,6 +331,8 @@ impl TensorRole {
                     | LayerRole::FfnAfterNorm
                     | LayerRole::QueryNorm
                     | LayerRole::KeyNorm
+                    | LayerRole::QueryLatentNorm
+                    | LayerRole::KeyValueLatentNorm
             ),
             _ => false,
         }
@@ -303,7 +360,8 @@ impl fmt::Display for TensorRole {
 /// Gives weights by role: what the readers are, and what the writers take.
 ///
 /// Matrices are row-major, `[out, in]`; query and key rows are in Hugging Face's rotary order:
-/// within a head, row i pairs with row `i + head_dim / 2`.
+/// within a head, row i pairs with row `i + head_dim / 2`. Of latent attention, the rows that turn
+/// stand ahead of a head's own ones, and row i pairs with row `i + turned / 2`.
 pub trait TensorSource {
     /// The values of `role`, as many as [`TensorRole::shape`] says.
     ///

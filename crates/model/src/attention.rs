@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use ops::{Heads, Rotary, Tensor2, Weight};
-use serde::{Deserialize, Serialize};
 
+use crate::attention_settings::AttentionSettings;
 use crate::context::LayerContext;
-use crate::error::{ConfigError, refuse};
 use crate::kv::{KvMode, KvView};
-use crate::layer_set::LayerSet;
+use crate::latent::{KEY_VALUE_LATENT, Latent, QUERY_LATENT};
 use crate::layout::{DepthRuns, LayerUse};
 use crate::linear::Linear;
 use crate::norm::{Join, Norm};
 use crate::params::{ParamSpec, Part};
 use crate::pass::Pass;
 use crate::rows::Rows;
-use crate::sizes::Sizes;
+use crate::sizes::{LatentSizes, Sizes};
 
 /// The norm ahead of attention.
 pub const NORM: Part = Part::new("attention_norm");
@@ -33,24 +32,45 @@ pub const KEY_VALUE_BIAS: Part = Part::new("key_value_bias");
 pub const OUTPUT_BIAS: Part = Part::new("output_bias");
 /// `[1, H]`: a score of each head that no key has.
 pub const SINKS: Part = Part::new("sinks");
-/// `[H K, d]`: queries.
+/// `[H K, d]`: queries; with a latent of theirs `[H K, m]`.
 pub const QUERY: Part = Part::new("query");
-/// `[2 G K, d]`: keys, then values.
+/// `[2 G K, d]`: keys, then values; with a latent `[H (K - r + V), m]`, of each head what of its
+/// key is its own, then its value.
 pub const KEY_VALUE: Part = Part::new("key_value");
-/// `[d, H K]`: what attention writes to the stream.
+/// `[d, H V]`: what attention writes to the stream; values are mostly as wide as keys.
 pub const OUTPUT: Part = Part::new("output");
 
-/// The matrices of attention, in the order of computation.
+/// The matrices that all attention has, in the order of computation.
 pub(crate) const PARTS: [Part; 3] = [QUERY, KEY_VALUE, OUTPUT];
 
 /// Its matrices in stored layer `stored`.
 pub(crate) fn specs(sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
+    if let Some(latent) = sizes.latent {
+        return with_latents(sizes, latent, stored);
+    }
     let (d, n) = (sizes.width, sizes.heads * sizes.head_dim);
     vec![
         ParamSpec::matrix(sizes, stored, QUERY, (n, d)),
         ParamSpec::matrix(sizes, stored, KEY_VALUE, (sizes.kv_width(), d)),
         ParamSpec::matrix(sizes, stored, OUTPUT, (d, n)),
     ]
+}
+
+/// The matrices of latent attention in stored layer `stored`, in the order of computation.
+fn with_latents(sizes: &Sizes, latent: LatentSizes, stored: usize) -> Vec<ParamSpec> {
+    let (d, heads) = (sizes.width, sizes.heads);
+    let matrix = |part, shape| ParamSpec::matrix(sizes, stored, part, shape);
+    let seen = if latent.query > 0 { latent.query } else { d };
+    let own = sizes.head_dim - latent.turned;
+    let mut table = Vec::new();
+    if latent.query > 0 {
+        table.push(matrix(QUERY_LATENT, (latent.query, d)));
+    }
+    table.push(matrix(QUERY, (heads * sizes.head_dim, seen)));
+    table.push(matrix(KEY_VALUE_LATENT, (latent.key_value + latent.turned, d)));
+    table.push(matrix(KEY_VALUE, (heads * (own + sizes.value_dim), latent.key_value)));
+    table.push(matrix(OUTPUT, (d, heads * sizes.value_dim)));
+    table
 }
 
 /// Its biases in stored layer `stored`.
@@ -77,98 +97,8 @@ pub(crate) fn vectors(
 /// Whether use `at` computes `part`: where keys and values are shared, later uses read those of the
 /// first one.
 pub fn runs(kv: KvMode, at: LayerUse, part: Part) -> bool {
-    !(part == KEY_VALUE && kv == KvMode::Shared && at.recursion > 0)
-}
-
-/// Biases, norms, windows and scores of attention: `[model.attention]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AttentionSettings {
-    /// Whether queries, keys and values have biases.
-    pub bias: bool,
-    /// Whether what attention writes to the stream has a bias.
-    pub output_bias: bool,
-    /// RMSNorm of queries and keys.
-    pub query_key_norm: QueryKeyNorm,
-    /// Queries, keys and values lie within minus this and this, behind the norms and before they
-    /// turn; 0 for no limit (OLMoE).
-    pub clip: f64,
-    /// Whether each head has a score of its own that takes its share of the softmax (GPT-OSS).
-    pub sinks: bool,
-    /// Sliding window: the number of keys that a row sees, its own and those before it; 0 for all.
-    /// Where a router chooses, these are keys of rows that took the same recursion.
-    pub window: usize,
-    /// Stored layers with the window.
-    pub window_layers: LayerSet,
-    /// Factor of products of queries and keys; 0 for `1 / sqrt(head_dim)`.
-    pub scale: f64,
-    /// Soft cap c of scores s, `c tanh(s / c)`; 0 for none.
-    pub soft_cap: f64,
-}
-
-/// RMSNorm of queries and keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QueryKeyNorm {
-    /// Queries and keys as they are
-    #[default]
-    None,
-    /// Over each head before it turns, with one weight of `head_dim` for all heads (Qwen 3)
-    Head,
-    /// The same behind the turn (Hunyuan)
-    HeadTurned,
-    /// Over all heads together (OLMo 2)
-    Width,
-}
-
-impl AttentionSettings {
-    /// The window of stored layer `stored`.
-    pub fn window_of(&self, stored: usize) -> Option<usize> {
-        (self.window > 0 && self.window_layers.has(stored)).then_some(self.window)
-    }
-
-    /// Stretches that a row of `heads` heads of queries or keys is normed in, and their width;
-    /// `None` without a norm.
-    pub(crate) fn normed(&self, heads: usize, head_dim: usize) -> Option<(usize, usize)> {
-        match self.query_key_norm {
-            QueryKeyNorm::None => None,
-            QueryKeyNorm::Head | QueryKeyNorm::HeadTurned => Some((heads, head_dim)),
-            QueryKeyNorm::Width => Some((1, heads * head_dim)),
-        }
-    }
-
-    pub(crate) fn check(&self, stored: usize) -> Result<(), ConfigError> {
-        self.window_layers.check("attention.window_layers", stored)?;
-        if self.window > 1 << 24 {
-            return refuse("attention.window", self.window, format!("at most {}", 1 << 24));
-        }
-        if !(self.clip == 0.0 || (self.clip >= 1e-3 && self.clip <= 1e6)) {
-            let expected = "0 for no limit, or a number from 1e-3 to 1e6".into();
-            return refuse("attention.clip", self.clip, expected);
-        }
-        if !(self.scale == 0.0 || (self.scale >= 1e-6 && self.scale <= 1e6)) {
-            let expected = "0 for 1 / sqrt(head_dim), or a number from 1e-6 to 1e6".into();
-            return refuse("attention.scale", self.scale, expected);
-        }
-        if !(self.soft_cap == 0.0 || (self.soft_cap >= 1e-3 && self.soft_cap <= 1e6)) {
-            let expected = "0 for no cap, or a number from 1e-3 to 1e6".into();
-            return refuse("attention.soft_cap", self.soft_cap, expected);
-        }
-        Ok(())
-    }
-
-    /// Refuses layers of a window that there is not, and a window of no layer.
-    pub(crate) fn check_effects(&self) -> Result<(), ConfigError> {
-        let names_layers = self.window_layers != LayerSet::All;
-        if self.window == 0 && names_layers {
-            let expected = "\"all\" without a window".into();
-            return refuse("attention.window_layers", "a list", expected);
-        }
-        if self.window > 0 && self.window_layers == LayerSet::These(Vec::new()) {
-            return refuse("attention.window_layers", "[]", "the layers of the window".into());
-        }
-        Ok(())
-    }
+    let of_keys = part == KEY_VALUE || part == KEY_VALUE_LATENT;
+    !(of_keys && kv == KvMode::Shared && at.recursion > 0)
 }
 
 /// Attention over its weights.
@@ -179,6 +109,8 @@ pub(crate) struct Attention {
     pub(crate) query: Linear,
     pub(crate) key_value: Linear,
     pub(crate) output: Linear,
+    /// Where queries, keys and values come out of latents.
+    pub(crate) latent: Option<Latent>,
     /// Of queries, and how many stretches of a row each is over.
     pub(crate) query_norm: Option<(Norm, usize)>,
     /// The same of keys.
@@ -206,7 +138,11 @@ impl Attention {
             Some(norm) => norm.forward(x_td.clone(), at, pass.ops),
             None => x_td.clone(),
         };
-        let q_tn = self.query.apply(h_td.clone(), at, pass);
+        let seen_tm = match &self.latent {
+            Some(latent) => latent.of_queries(h_td.clone(), at, pass),
+            None => h_td.clone(),
+        };
+        let q_tn = self.query.apply(seen_tm, at, pass);
         let q_tn = self.placed(q_tn, self.query_norm.as_ref(), self.heads.heads, rows, at, pass);
         let view = self.keys_and_values(h_td, rows, at, pass);
         let view = match self.window {
@@ -253,6 +189,9 @@ impl Attention {
     }
 
     fn project(&self, h_td: Tensor2, rows: &Rows, at: &DepthRuns, pass: &mut Pass<'_>) -> Tensor2 {
+        if let Some(latent) = &self.latent {
+            return latent.keys_and_values(h_td, (&self.key_value, self.heads), rows, at, pass);
+        }
         let kv_tn = self.key_value.apply(h_td, at, pass);
         self.placed(kv_tn, self.key_norm.as_ref(), self.heads.kv_heads, rows, at, pass)
     }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::adapters::Relaxation;
-use crate::attention::{self, AttentionSettings};
+use crate::attention;
+use crate::attention_settings::AttentionSettings;
 use crate::error::{ConfigError, refuse};
 use crate::kv::KvMode;
 use crate::layer_set::LayerSet;
@@ -32,7 +33,7 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key/value heads; `heads` must be a multiple.
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a head of queries and keys; even, but for latent attention.
     pub head_dim: usize,
     /// Width of the feed-forward layer.
     pub ffn: usize,
@@ -49,7 +50,7 @@ pub struct ModelConfig {
     pub head_bias: bool,
     /// Standard deviation of fresh weights.
     pub init_std: f64,
-    /// Biases, norms, windows and scores of attention.
+    /// Biases, norms, windows, scores and latents of attention.
     #[serde(skip_serializing_if = "is_default")]
     pub attention: AttentionSettings,
     /// Where rotary positions are, and at which rates they turn.
@@ -146,7 +147,9 @@ impl ModelConfig {
         }
         let sizes = self.sizes();
         self.attention.check(plan.stored)?;
-        self.rotary.check(self.head_dim, plan.stored)?;
+        let of_heads = (self.heads, self.kv_heads, self.head_dim);
+        self.attention.check_latent(of_heads, self.rotary.share)?;
+        self.rotary.check((self.head_dim, self.turned()), plan.stored)?;
         self.multipliers.check()?;
         self.mlp.settings().check(&sizes)?;
         self.relax.check(&sizes, &plan, &self.mlp)?;
@@ -251,7 +254,7 @@ impl ModelConfig {
                 format!("a divisor of heads = {}", self.heads),
             );
         }
-        if !self.head_dim.is_multiple_of(2) {
+        if self.attention.kv_rank == 0 && !self.head_dim.is_multiple_of(2) {
             return refuse("head_dim", self.head_dim, "an even number (rotary pairs)".into());
         }
         positive("rope_theta", self.rope_theta, 1e12)?;
@@ -267,6 +270,8 @@ impl ModelConfig {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            value_dim: self.attention.value_dim(self.head_dim),
+            latent: self.attention.latent(),
             ffn: self.ffn,
             init_std: self.init_std,
             sharing: self.sharing,
@@ -281,7 +286,16 @@ impl ModelConfig {
         ops::Heads {
             scale: (scale > 0.0).then_some(scale as f32),
             cap: (soft_cap > 0.0).then_some(soft_cap as f32),
+            value_dim: self.attention.value_dim(self.head_dim),
             ..ops::Heads::new(self.heads, self.kv_heads, self.head_dim)
+        }
+    }
+
+    /// Columns of a head that turn.
+    pub fn turned(&self) -> usize {
+        match self.attention.latent() {
+            Some(latent) => latent.turned,
+            None => self.rotary.turned(self.head_dim),
         }
     }
 
@@ -292,7 +306,7 @@ impl ModelConfig {
             && self.rotary.layers == LayerSet::All
     }
 
-    /// Columns of the key and value rows: `2 * kv_heads * head_dim`.
+    /// Columns of the key and value rows: key heads, then value heads.
     pub fn kv_width(&self) -> usize {
         self.sizes().kv_width()
     }

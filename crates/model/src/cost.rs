@@ -78,8 +78,8 @@ pub enum Convention {
     /// As the paper's tables: attention's matrices are `4 d^2` whatever the number of key/value
     /// heads, `2 n d` for attention, no head, no router, no adapter. Reproduces its step counts.
     Paper,
-    /// Every matrix as it is stored, causal attention `2 (n + 1) H K` a token (less with a window,
-    /// whose rows see fewer keys), routers, adapters,
+    /// Every matrix as it is stored, causal attention `(n + 1) H (K + V)` a token for keys of width
+    /// K and values of width V (less with a window, whose rows see fewer keys), routers, adapters,
     /// and the output head.
     Full,
 }
@@ -196,7 +196,8 @@ fn product_flops(
     match spec.place {
         ParamPlace::Layer { stored, part } => {
             let d = config.width as f64;
-            let flops = match (convention, attention::PARTS.contains(&part)) {
+            let plain = config.attention.latent().is_none();
+            let flops = match (convention, plain && attention::PARTS.contains(&part)) {
                 (Convention::Paper, true) if part == attention::KEY_VALUE => 4.0 * d * d,
                 (Convention::Paper, true) => 2.0 * d * d,
                 _ => spec.flops(),
@@ -248,7 +249,9 @@ fn attention_flops(
     (c, keys): (f64, f64),
     convention: Convention,
 ) -> f64 {
-    let heads = (config.heads * config.head_dim) as f64;
+    let heads = config.heads();
+    // Of the products of queries and keys and of weights and values, the mean.
+    let heads = (heads.q_width() + heads.out_width()) as f64 / 2.0;
     let all = n as f64 * keys;
     let window = config.attention.window_of(at.stored).map_or(all, |w| all.min(w as f64));
     match convention {

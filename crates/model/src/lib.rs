@@ -8,6 +8,7 @@
 
 pub mod adapters;
 pub mod attention;
+mod attention_settings;
 mod block;
 mod carry;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod cost;
 mod error;
 pub mod expert_routers;
 pub mod kv;
+pub mod latent;
 mod layer_set;
 pub mod layout;
 mod linear;
@@ -39,7 +41,7 @@ mod sizes;
 pub mod table;
 mod weight_formats;
 
-pub use attention::{AttentionSettings, QueryKeyNorm};
+pub use attention_settings::{AttentionSettings, QueryKeyNorm};
 pub use carry::Carry;
 pub use config::ModelConfig;
 pub use context::LayerContext;

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Deserializer, de};
 
 use crate::attention;
+use crate::latent;
 use crate::mlp::MlpConfig;
 use crate::params::{ParamSpec, Part};
 use crate::sizes::Sizes;
@@ -26,10 +27,13 @@ pub(crate) fn of_any_layer(sizes: &Sizes, mlp: &MlpConfig, stored: usize) -> Vec
     table
 }
 
-/// The parts of attention, then those of every MLP in the list, each once.
+/// The parts that all attention has, then those of every MLP in the list, each once, and those of
+/// latents.
 pub(crate) fn all_parts() -> Vec<Part> {
     let mut all = attention::PARTS.to_vec();
-    for part in MlpConfig::all().iter().flat_map(|mlp| mlp.settings().parts()) {
+    let of_mlps = MlpConfig::all();
+    let of_mlps = of_mlps.iter().flat_map(|mlp| mlp.settings().parts());
+    for part in of_mlps.chain(latent::PARTS) {
         if !all.contains(&part) {
             all.push(part);
         }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use ops::{Head, Ops, RmsNorm, Tensor2, Weight};
 
 use crate::adapters::member::StreamAdapter;
-use crate::attention::{self, Attention, QueryKeyNorm};
+use crate::attention::{self, Attention};
+use crate::attention_settings::QueryKeyNorm;
 use crate::block::Block;
 use crate::carry::Carry;
 use crate::config::ModelConfig;
 use crate::context::LayerContext;
 use crate::error::ConfigError;
+use crate::latent::{self, Latent};
 use crate::layout::{DepthRuns, LayerPlan, LayerUse};
 use crate::linear::LinearBuilder;
 use crate::norm::{Join, Norm, NormWeights};
@@ -321,7 +323,16 @@ fn block(
     let [query_bias, key_value_bias] =
         [attention::QUERY_BIAS, attention::KEY_VALUE_BIAS].map(|b| settings.bias.then_some(b));
     let output_bias = settings.output_bias.then_some(attention::OUTPUT_BIAS);
-    let rotary = (config.rope_theta, config.head_dim, config.context);
+    let turns = |head_dim| {
+        let of_heads = (head_dim, config.turned());
+        let of_model = (config.rope_theta, config.context);
+        config.rotary.of_layer(of_model, of_heads, stored, window.is_some())
+    };
+    let latent = settings.latent().map(|sizes| {
+        let norm = |part, take: &mut Take| norms.of_latent(part, take);
+        let scaled = (sizes, settings.latent_scale);
+        Latent::build(scaled, turns(sizes.turned), &linears, norm, take)
+    });
     let sinks = ParamPlace::Layer { stored, part: attention::SINKS };
     let sinks = settings.sinks.then(|| take.take(&sinks));
     Block {
@@ -330,13 +341,14 @@ fn block(
             query: linears.build_biased(attention::QUERY, query_bias, take),
             key_value: linears.build_biased(attention::KEY_VALUE, key_value_bias, take),
             output: linears.build_biased(attention::OUTPUT, output_bias, take),
+            latent,
             query_norm: norms.of_heads(attention::QUERY_NORM, heads.heads, take),
             key_norm: norms.of_heads(attention::KEY_NORM, heads.kv_heads, take),
             turned_first: settings.query_key_norm == QueryKeyNorm::HeadTurned,
             clip: (settings.clip > 0.0).then_some(settings.clip as f32),
             sinks,
             heads,
-            rotary: config.rotary.of_layer(rotary, stored, window.is_some()),
+            rotary: turns(config.head_dim),
             window,
             mode: config.kv,
             join: norms.join(attention::AFTER_NORM, take),
@@ -371,6 +383,13 @@ impl NormBuilder<'_> {
     fn of_heads(&self, part: Part, heads: usize, take: &mut Take) -> Option<(Norm, usize)> {
         let (stretches, _) = self.config.attention.normed(heads, self.config.head_dim)?;
         Some((self.norm(part, false, take), stretches))
+    }
+
+    /// The norm of a latent.
+    fn of_latent(&self, part: Part, take: &mut Take) -> Norm {
+        let norm = self.norm(part, false, take);
+        let options = RmsNorm { eps: latent::EPSILON, ..norm.options };
+        Norm { options, ..norm }
     }
 
     /// A norm with weights for all uses or for each; `residual` says whether what it norms goes

@@ -15,8 +15,12 @@ pub struct Sizes {
     pub heads: usize,
     /// Key/value heads; `heads` is a multiple.
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a head of queries and keys.
     pub head_dim: usize,
+    /// Width of a head of values.
+    pub value_dim: usize,
+    /// Latents that queries, keys and values come out of, where the model has them.
+    pub latent: Option<LatentSizes>,
     /// Width of the feed-forward layer.
     pub ffn: usize,
     /// Standard deviation of fresh weights.
@@ -29,9 +33,20 @@ pub struct Sizes {
     pub kv: KvMode,
 }
 
+/// The widths of latent attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSizes {
+    /// Width of what queries come out of; 0 where that is the row itself.
+    pub query: usize,
+    /// Width of what keys and values come out of.
+    pub key_value: usize,
+    /// Columns `r` of each query and key that turn; heads share those of keys.
+    pub turned: usize,
+}
+
 impl Sizes {
-    /// Columns of the key and value rows: `2 * kv_heads * head_dim`.
+    /// Columns of the key and value rows: `kv_heads * (head_dim + value_dim)`.
     pub fn kv_width(&self) -> usize {
-        2 * self.kv_heads * self.head_dim
+        self.kv_heads * (self.head_dim + self.value_dim)
     }
 }

@@ -5,6 +5,7 @@
 use crate::attention;
 use crate::config::ModelConfig;
 use crate::kv::KvMode;
+use crate::latent;
 use crate::layout::LayerPlan;
 use crate::matrices;
 use crate::mlp;
@@ -83,6 +84,7 @@ fn norm_parts(config: &ModelConfig) -> Vec<(Part, usize)> {
         let normed = config.attention.normed(heads, config.head_dim);
         parts.extend(normed.map(|(_, width)| (part, width)));
     }
+    parts.extend(config.attention.latent().into_iter().flat_map(latent::norms));
     parts
 }
 
@@ -106,7 +108,8 @@ pub(crate) fn norm_count(
     stored: usize,
     part: Part,
 ) -> usize {
-    let first_alone = part == attention::KEY_NORM && config.kv == KvMode::Shared;
+    let of_keys = part == attention::KEY_NORM || part == latent::KEY_VALUE_LATENT_NORM;
+    let first_alone = of_keys && config.kv == KvMode::Shared;
     if config.share_norms || first_alone { 1 } else { plan.uses_of(stored).len() }
 }
 

@@ -5,23 +5,26 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{between_rows, fresh, name, variants};
+use model::adapters::{Relaxation, lora};
+use model::attention::{KEY_VALUE, OUTPUT, QUERY};
 use model::cost::{Convention, forward_flops};
 use model::expert_routers::expert_choice::Config as ExpertChoice;
 use model::expert_routers::top_k::{Config as TopK, Function as ExpertFunction};
 use model::expert_routers::top_p::Config as TopP;
 use model::expert_routers::{Balance, RoomPriority};
+use model::latent::{KEY_VALUE_LATENT, QUERY_LATENT};
 use model::mlp::experts::Config as Experts;
 use model::params::RouterSite;
 use model::routers::Network;
 use model::routers::expert_choice::{Config as Expert, Function, Gating, SamplingLoss};
 use model::routers::token_choice::{Config as Token, Function as TokenFunction, GateOn};
 use model::{
-    Address, CausalThresholds, Choice, ExpertRouterConfig, KvMode, MlpConfig, Model, ModelConfig,
-    Pass, Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule, Sharing,
+    Address, AttentionSettings, CausalThresholds, Choice, ExpertRouterConfig, KvMode, MlpConfig,
+    Model, ModelConfig, Pass, Probe, RouterConfig, RouterState, RoutingEvent, Rows, Rule, Sharing,
 };
 use ops::{Ops, backward};
 use reference::{Decide, Decision, Found, Matrix, Settings, forward};
-use testkit::{How, SHARINGS, by_context, ids, run, tiny, transient};
+use testkit::{How, MODES, SHARINGS, by_context, ids, run, tiny, transient};
 
 const LENGTH: usize = 12;
 const STEP: u64 = 5;
@@ -213,7 +216,30 @@ fn further() -> Vec<ModelConfig> {
     }
     let base = tiny(RouterConfig::FIXED, KvMode::RecursionWise, Sharing::MiddleCycle);
     all.extend(by_context(&base));
+    all.extend(of_latents());
     all
+}
+
+/// Latent attention with adapters on all its matrices, in every way of keeping keys.
+fn of_latents() -> Vec<ModelConfig> {
+    let attention = AttentionSettings {
+        kv_rank: 7,
+        query_rank: 9,
+        rope_dim: 6,
+        value_dim: 5,
+        latent_scale: 1.7,
+        ..AttentionSettings::default()
+    };
+    let parts = vec![QUERY_LATENT, QUERY, KEY_VALUE_LATENT, KEY_VALUE, OUTPUT];
+    let relax = Relaxation::Lora(lora::Config { rank: 3, parts, ..lora::Config::default() });
+    let with = |kv| ModelConfig {
+        attention: attention.clone(),
+        kv_heads: 4,
+        share_norms: false,
+        relax: relax.clone(),
+        ..tiny(RouterConfig::FIXED, kv, Sharing::Cycle)
+    };
+    MODES.map(with).into()
 }
 
 /// Experts that remember, behind a projection, as scales and shifts, and behind a shortcut.

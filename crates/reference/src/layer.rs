@@ -89,8 +89,13 @@ impl<'a> Layers<'a> {
     }
 
     pub(crate) fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        self.norm_with(self.config.number("norm_eps"), name, x)
+    }
+
+    /// The same with another number under the root.
+    fn norm_with(&self, eps: f64, name: &str, x: &[f64]) -> Vec<f64> {
         let mean = dot(x, x) / x.len() as f64;
-        let factor = 1.0 / (mean + self.config.number("norm_eps")).sqrt();
+        let factor = 1.0 / (mean + eps).sqrt();
         let norms = self.config.group("norms");
         let offset = if norms.has("plus_one", false) { 1.0 } else { 0.0 };
         x.iter().zip(self.weight(name).row(0)).map(|(x, w)| x * factor * (offset + w)).collect()
@@ -140,12 +145,12 @@ impl<'a> Layers<'a> {
         let attention = self.config.group("attention");
         if attention.word("query_key_norm", "none") == "head_turned" {
             let clipped = self.clipped(x);
-            let turned = self.rotated(stored, &clipped, position);
+            let turned = self.rotated(stored, &clipped, self.config.count("head_dim"), position);
             return self.heads_normed(stored, part, of_use, &turned);
         }
         let normed = self.heads_normed(stored, part, of_use, x);
         let clipped = self.clipped(&normed);
-        self.rotated(stored, &clipped, position)
+        self.rotated(stored, &clipped, self.config.count("head_dim"), position)
     }
 
     /// Within the limit that the model has, if any. Beside the limit the slope jumps, and what is
@@ -201,6 +206,11 @@ impl<'a> Layers<'a> {
         }
         for row in rows {
             let h = self.normed(stored, "attention_norm", of_use, &row.x);
+            if self.config.group("attention").value("kv_rank", 0.0) > 0.0 {
+                let kept = self.out_of_latent((stored, recursion, of_use), &h, row.position);
+                memory.insert(row.position, kept);
+                continue;
+            }
             let both = self.linear(stored, "key_value", recursion, &h);
             let both = self.biased(stored, "key_value", both);
             let (keys, values) = both.split_at(both.len() / 2);
@@ -214,6 +224,47 @@ impl<'a> Layers<'a> {
         memory
     }
 
+    /// Keys and values of all heads out of one latent: `[shared | own key]` of each head, where the
+    /// latent gives own keys and values head by head.
+    fn out_of_latent(
+        &mut self,
+        (stored, recursion, of_use): (usize, usize, usize),
+        h: &[f64],
+        position: usize,
+    ) -> (Vec<f64>, Vec<f64>) {
+        let attention = self.config.group("attention");
+        let (m, turned) = (attention.count("kv_rank"), attention.count("rope_dim"));
+        let both = self.linear(stored, "key_value_latent", recursion, h);
+        let shared = self.rotated(stored, &both[m..], turned, position);
+        // Latents that only the first use makes have one norm.
+        let of_norm = if self.config.text("kv") == "shared" { 0 } else { of_use };
+        let name = format!("layers.{stored}.key_value_latent_norm.{of_norm}");
+        let scale = attention.number("latent_scale");
+        let normed = self.norm_with(1e-6, &name, &both[..m]);
+        let latent: Vec<f64> = normed.iter().map(|c| scale * c).collect();
+        let expanded = self.linear(stored, "key_value", recursion, &latent);
+        let (own, value) = (self.config.count("head_dim") - turned, self.config.value_dim());
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for head in expanded.chunks(own + value) {
+            keys.extend(shared.iter().chain(&head[..own]));
+            values.extend_from_slice(&head[own..]);
+        }
+        (keys, values)
+    }
+
+    /// What queries are a product with: the row, or its latent.
+    fn seen_by_queries(
+        &mut self,
+        (stored, recursion, of_use): (usize, usize, usize),
+        h: &[f64],
+    ) -> Vec<f64> {
+        if self.config.group("attention").value("query_rank", 0.0) == 0.0 {
+            return h.to_vec();
+        }
+        let latent = self.linear(stored, "query_latent", recursion, h);
+        self.norm_with(1e-6, &format!("layers.{stored}.query_latent_norm.{of_use}"), &latent)
+    }
+
     /// Attention's result for a row before the output matrix.
     fn attend(
         &mut self,
@@ -224,7 +275,9 @@ impl<'a> Layers<'a> {
     ) -> Vec<f64> {
         let (d, heads) = (self.config.count("head_dim"), self.config.count("heads"));
         let group = heads / self.config.count("kv_heads");
-        let query = self.linear(stored, "query", recursion, h);
+        let value = self.config.value_dim();
+        let seen = self.seen_by_queries((stored, recursion, of_use), h);
+        let query = self.linear(stored, "query", recursion, &seen);
         let query = self.biased(stored, "query", query);
         let query = self.placed(stored, "query_norm", of_use, &query, position);
         let attention = self.config.group("attention");
@@ -238,9 +291,10 @@ impl<'a> Layers<'a> {
         if let Some(window) = self.config.window(stored) {
             seen.drain(..seen.len().saturating_sub(window));
         }
-        let mut y = vec![0.0; heads * d];
+        let mut y = vec![0.0; heads * value];
         for head in 0..heads {
             let from = head / group * d;
+            let of_values = head / group * value;
             let q = &query[head * d..][..d];
             let scores: Vec<f64> = seen
                 .iter()
@@ -252,22 +306,23 @@ impl<'a> Layers<'a> {
                 scores.push(self.weight(&format!("layers.{stored}.sinks")).row(0)[head]);
             }
             for (p, (_, values)) in softmax(&scores).into_iter().zip(&seen) {
-                for (y, v) in y[head * d..][..d].iter_mut().zip(&values[from..from + d]) {
+                let values = &values[of_values..][..value];
+                for (y, v) in y[head * value..][..value].iter_mut().zip(values) {
                     *y += p * v;
                 }
             }
-            self.products += (2 * d * seen.len()) as u64;
+            self.products += ((d + value) * seen.len()) as u64;
         }
         y
     }
 
     /// Each head turned by its position; entries i of the two halves of the columns that turn are a
     /// pair.
-    fn rotated(&self, stored: usize, x: &[f64], position: usize) -> Vec<f64> {
+    fn rotated(&self, stored: usize, x: &[f64], width: usize, position: usize) -> Vec<f64> {
         let mut y = x.to_vec();
         let Some((rates, factor)) = self.config.rotation(stored) else { return y };
         let half = rates.len();
-        for head in y.chunks_mut(self.config.count("head_dim")) {
+        for head in y.chunks_mut(width) {
             for (i, rate) in rates.iter().enumerate() {
                 let angle = position as f64 * rate;
                 let (a, b) = (head[i], head[i + half]);

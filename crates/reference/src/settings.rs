@@ -94,6 +94,14 @@ impl Settings {
         (window > 0 && attention.lists("window_layers", stored)).then_some(window)
     }
 
+    /// Width of a head of values.
+    pub(crate) fn value_dim(&self) -> usize {
+        match self.group("attention").value("value_dim", 0.0) as usize {
+            0 => self.count("head_dim"),
+            stated => stated,
+        }
+    }
+
     /// The rates of the pairs of columns that turn in a stored layer, and the factor of what turns;
     /// `None` without positions.
     pub(crate) fn rotation(&self, stored: usize) -> Option<(Vec<f64>, f64)> {
@@ -101,7 +109,9 @@ impl Settings {
         if !rotary.lists("layers", stored) {
             return None;
         }
-        let n = (self.count("head_dim") as f64 * rotary.value("share", 1.0)) as usize;
+        let latent = self.group("attention").value("rope_dim", 0.0) as usize;
+        let share = (self.count("head_dim") as f64 * rotary.value("share", 1.0)) as usize;
+        let n = if latent > 0 { latent } else { share };
         let local = rotary.value("window_theta", 0.0);
         if local > 0.0 && self.window(stored).is_some() {
             return Some((plain_rates(local, n), 1.0));

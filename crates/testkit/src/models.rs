@@ -287,7 +287,9 @@ impl Form {
     /// `config` in this form.
     pub fn of(self, config: ModelConfig) -> ModelConfig {
         let Self { attention, rotary, norms, multipliers, head_bias } = self;
-        ModelConfig { attention, rotary, norms, multipliers, head_bias, ..config }
+        // Latents give every head keys of its own.
+        let kv_heads = if attention.kv_rank > 0 { config.heads } else { config.kv_heads };
+        ModelConfig { attention, rotary, norms, multipliers, head_bias, kv_heads, ..config }
     }
 }
 
@@ -295,7 +297,7 @@ impl Form {
 /// sequences of a dozen rows.
 pub fn forms() -> Vec<Form> {
     let (layers, one) = (LayerSet::These(vec![1]), LayerSet::These(vec![0]));
-    vec![
+    let mut all = vec![
         Form::default(),
         Form {
             attention: AttentionSettings {
@@ -360,6 +362,44 @@ pub fn forms() -> Vec<Form> {
                 ..RotarySettings::default()
             },
             norms: NormSettings { kind: NormKind::Layer, place: NormPlace::Before, plus_one: true },
+            ..Form::default()
+        },
+    ];
+    all.extend(with_latents());
+    all
+}
+
+/// Latent attention, with and without a latent of queries.
+fn with_latents() -> [Form; 2] {
+    [
+        Form {
+            attention: AttentionSettings {
+                kv_rank: 10,
+                query_rank: 12,
+                rope_dim: 4,
+                value_dim: 6,
+                latent_scale: 1.3,
+                ..AttentionSettings::default()
+            },
+            ..Form::default()
+        },
+        Form {
+            attention: AttentionSettings {
+                kv_rank: 9,
+                rope_dim: 2,
+                value_dim: 11,
+                output_bias: true,
+                sinks: true,
+                window: 5,
+                soft_cap: 1.5,
+                ..AttentionSettings::default()
+            },
+            rotary: RotarySettings {
+                scaling: RotaryScaling::Linear(Linear { factor: 3.0 }),
+                window_theta: 50.0,
+                ..RotarySettings::default()
+            },
+            norms: NormSettings { kind: NormKind::Layer, place: NormPlace::Both, plus_one: true },
             ..Form::default()
         },
     ]

@@ -376,19 +376,28 @@ fn noise(config: &ModelConfig, sequences: usize, length: usize) -> Batch {
 /// gives or takes beside it, queries, keys and values (again where they are normed or clipped), the
 /// result of attention with a sum for each head, and what the MLP keeps.
 fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
-    let heads = config.heads * config.head_dim;
+    let heads = config.heads();
+    let (queries, results) = (heads.q_width(), heads.out_width());
     let norms = usize::from(config.norms.before()) + usize::from(config.norms.after());
     let normed = match config.attention.query_key_norm {
         QueryKeyNorm::None => 0,
         QueryKeyNorm::Head | QueryKeyNorm::HeadTurned | QueryKeyNorm::Width => {
-            heads + config.kv_width() / 2
+            queries + config.kv_width() / 2
         }
     };
-    let clipped = if config.attention.clip > 0.0 { heads + config.kv_width() } else { 0 };
+    let clipped = if config.attention.clip > 0.0 { queries + config.kv_width() } else { 0 };
+    let latents = config.attention.latent().map_or(0, |latent| {
+        // Each latent before and behind its norm (and its factor), the shared part of keys, and
+        // what is expanded of each head.
+        let copies = 2 + usize::from(config.attention.latent_scale != 1.0);
+        let expanded = config.kv_width() - config.heads * latent.turned;
+        2 * latent.query + (copies + 1) * latent.key_value + 2 * latent.turned + expanded
+    });
     // A norm that takes away the mean keeps what is left beside its result.
     let norms = if config.norms.kind.is_rms() { norms } else { 2 * norms };
     let rows = 2 * (1 + norms) * config.width;
-    let attention = rows + 2 * heads + config.kv_width() + config.heads + normed + clipped;
+    let attention = rows + queries + results + config.kv_width() + config.heads;
+    let attention = attention + normed + clipped + latents;
     let again = if config.kv == KvMode::SharedUpdate { config.kv_width() } else { 0 };
     (attention + again) as f64 + config.mlp.settings().kept_values(&config.sizes(), stored)
 }

@@ -8,6 +8,11 @@ use serde_json::Value;
 /// defaults are what that version computed. A new field of the model belongs here.
 const LATER: &[&str] = &[
     "model.attention",
+    "model.attention.kv_rank",
+    "model.attention.latent_scale",
+    "model.attention.query_rank",
+    "model.attention.rope_dim",
+    "model.attention.value_dim",
     "model.rotary",
     "model.norms",
     "model.norms.kind",

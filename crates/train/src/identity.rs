@@ -9,11 +9,16 @@ use crate::{Opened, TrainError};
 /// Fields that came when runs were on record, and the value of each that says what every run before
 /// had. There they are left out, so that such a run is the run that it was. A new field of the
 /// recipe belongs here.
-fn later() -> [(&'static str, &'static str, Value); 11] {
+fn later() -> [(&'static str, &'static str, Value); 16] {
     [
         ("/train", "shards", json!(1)),
         ("/train", "consistency_weight", json!(0.0)),
         ("/train", "frozen_format", json!("f32")),
+        ("/model/attention", "kv_rank", json!(0)),
+        ("/model/attention", "query_rank", json!(0)),
+        ("/model/attention", "rope_dim", json!(0)),
+        ("/model/attention", "value_dim", json!(0)),
+        ("/model/attention", "latent_scale", json!(1.0)),
         ("/model/mlp", "latent", json!(0)),
         ("/model/mlp", "modulated", json!(false)),
         ("/model/mlp", "shortcut", json!(false)),

@@ -36,6 +36,9 @@ const DICE: (&str, &str) = ("model.mlp", r#"{"kind":"experts","router":{"kind":"
 const FIXED: (&str, &str) = ("model.router", r#"{"kind":"fixed"}"#);
 const BEYOND: (&str, &str) = ("model.rotary.scaling.original_context", "16");
 const WINDOW: (&str, &str) = ("model.attention.window", "3");
+const HEADS: (&str, &str) = ("model.kv_heads", "2");
+const ROPE: (&str, &str) = ("model.attention.rope_dim", "4");
+const LATENT: (&str, &str) = ("model.attention.kv_rank", "8");
 const SHARED: (&str, &str) = ("model.mlp.shared", "8");
 const LIMIT: (&str, &str) = ("model.mlp.limit", "0.5");
 const GROUPS: (&str, &str) = ("model.mlp.router.groups", "4");
@@ -71,6 +74,11 @@ const TABLE: &[Line] = &[
     ("model.attention.window_layers", &[WINDOW], "[0]", Changes),
     ("model.attention.scale", &[], "0.9", Changes),
     ("model.attention.soft_cap", &[], "1.0", Changes),
+    ("model.attention.kv_rank", &[HEADS, ROPE, LATENT], "6", Changes),
+    ("model.attention.query_rank", &[HEADS, ROPE, LATENT], "6", Changes),
+    ("model.attention.rope_dim", &[HEADS, ROPE, LATENT], "2", Changes),
+    ("model.attention.value_dim", &[HEADS, ROPE, LATENT], "6", Changes),
+    ("model.attention.latent_scale", &[HEADS, ROPE, LATENT], "1.7", Changes),
     ("model.rotary.share", &[], "0.5", Changes),
     ("model.rotary.layers", &[], "[0]", Changes),
     ("model.rotary.scaling.kind", &[], r#""linear""#, Changes),

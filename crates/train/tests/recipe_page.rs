@@ -212,7 +212,7 @@ fn page() -> String {
     for file in [
         "config.rs",
         "layout.rs",
-        "attention.rs",
+        "attention_settings.rs",
         "norm.rs",
         "multipliers.rs",
         "rotary/mod.rs",

@@ -41,6 +41,17 @@ pub(super) fn read(
     defaults: &Defaults,
     activation: &str,
 ) -> Result<ArchConfig> {
+    let layers = must_size(config, "num_hidden_layers")?;
+    read_sized(config, defaults, activation, (layers, must_size(config, "intermediate_size")?))
+}
+
+/// The same where blocks and the inner width of their networks are stated in another way.
+pub(super) fn read_sized(
+    config: &JsonObject<'_>,
+    defaults: &Defaults,
+    activation: &str,
+    (layers, ffn): (usize, usize),
+) -> Result<ArchConfig> {
     if config.get("quantization_config").is_some() {
         return Err(config.unsupported("quantization_config", "no such setting"));
     }
@@ -56,11 +67,11 @@ pub(super) fn read(
     Ok(ArchConfig {
         vocab: must_size(config, "vocab_size")?,
         width,
-        layers: must_size(config, "num_hidden_layers")?,
+        layers,
         heads,
         kv_heads: kv_heads(config, defaults, heads)?,
         head_dim,
-        ffn: must_size(config, "intermediate_size")?,
+        ffn,
         rope_theta: rope::theta(config, defaults.theta)?,
         norm_eps: config.number("rms_norm_eps")?.unwrap_or(defaults.norm_eps),
         context: constant.unwrap_or(context),
@@ -244,10 +255,16 @@ pub(super) fn fields(config: &ArchConfig, own: Vec<(&str, Value)>) -> Map<String
 }
 
 /// The tensors of a block of Llama's: role, name below `model.layers.I`.
-const BLOCK: [(LayerRole, &str); 20] = [
+const BLOCK: [(LayerRole, &str); 26] = [
     (LayerRole::AttentionNorm, "input_layernorm.weight"),
     (LayerRole::AttentionNormBias, "input_layernorm.bias"),
     (LayerRole::Query, "self_attn.q_proj.weight"),
+    (LayerRole::QueryLatent, "self_attn.q_a_proj.weight"),
+    (LayerRole::QueryLatentNorm, "self_attn.q_a_layernorm.weight"),
+    (LayerRole::QueryUp, "self_attn.q_b_proj.weight"),
+    (LayerRole::KeyValueLatent, "self_attn.kv_a_proj_with_mqa.weight"),
+    (LayerRole::KeyValueLatentNorm, "self_attn.kv_a_layernorm.weight"),
+    (LayerRole::KeyValueUp, "self_attn.kv_b_proj.weight"),
     (LayerRole::Key, "self_attn.k_proj.weight"),
     (LayerRole::Value, "self_attn.v_proj.weight"),
     (LayerRole::QueryBias, "self_attn.q_proj.bias"),

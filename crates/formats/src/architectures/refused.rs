@@ -2,15 +2,12 @@
 
 /// Classes with experts that are known and not computed here, and what they have beside those that
 /// are.
-pub(super) const REFUSED: [(&str, &str); 26] = [
-    ("deepseek_v2", LATENT),
-    ("deepseek_v3", LATENT),
-    ("deepseek_v32", LATENT),
-    ("longcat_flash", LATENT),
-    ("glm4_moe_lite", LATENT),
-    ("glm_moe_dsa", LATENT),
-    ("mistral4", LATENT),
-    ("axk1", LATENT),
+pub(super) const REFUSED: [(&str, &str); 23] = [
+    ("deepseek_v32", SPARSE),
+    ("glm_moe_dsa", SPARSE),
+    ("glm4_moe_lite", "a list of dense blocks beside latent attention"),
+    ("mistral4", "queries scaled by their position beside latent attention"),
+    ("axk1", "a norm on what experts write beside latent attention"),
     ("afmoe", "gates on the results of attention"),
     ("laguna", "gates on the results of attention"),
     ("llama4", "experts whose input is scaled, and attention in chunks"),
@@ -31,4 +28,4 @@ pub(super) const REFUSED: [(&str, &str); 26] = [
     ("mimo_v2_flash", "values of another width than keys"),
 ];
 
-const LATENT: &str = "latent attention (keys and values of low rank)";
+const SPARSE: &str = "an index that picks keys beside latent attention";

@@ -63,7 +63,7 @@ impl AllTensors {
 
     /// Whether rows of queries and keys stand in another order than ours.
     pub fn is_turned(&self) -> bool {
-        self.form.neighbours_turn
+        self.form.neighbours_turn || self.settings.additions.latent.is_some()
     }
 
     /// Whether the last axis of a tensor of matrices counts outputs.
@@ -88,10 +88,8 @@ impl AllTensors {
         let mut whole = vec![0.0; tensor.shape.iter().product()];
         for (role, piece) in &tensor.pieces {
             let of_role = values(*role)?;
-            let of_role = match self.form.neighbours_turn {
-                true => rotary::neighbours_of(*role, &self.settings, of_role),
-                false => of_role,
-            };
+            let neighbours = self.form.neighbours_turn;
+            let of_role = rotary::written_order(neighbours, *role, &self.settings, of_role);
             piece.put_into(&mut whole, &of_role);
         }
         Ok(whole)
@@ -103,10 +101,8 @@ impl AllTensors {
         let mut found = Vec::new();
         for (role, piece) in pieces {
             let values = piece.out_of(whole[piece.span()].to_vec());
-            let values = match self.form.neighbours_turn {
-                true => rotary::halves_of(*role, &self.settings, values),
-                false => values,
-            };
+            let neighbours = self.form.neighbours_turn;
+            let values = rotary::read_order(neighbours, *role, &self.settings, values);
             found.push((*role, values));
         }
         found

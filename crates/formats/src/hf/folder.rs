@@ -72,10 +72,8 @@ impl Folder {
             piece.first + row * piece.row_step + column * piece.column_step
         };
         let places: Vec<usize> = (0..rows * columns).map(place).collect();
-        let places = match self.form.neighbours_turn {
-            true => rotary::halves_of(role, &self.settings, places),
-            false => places,
-        };
+        let neighbours = self.form.neighbours_turn;
+        let places = rotary::read_order(neighbours, role, &self.settings, places);
         Some((piece.name, places))
     }
 
@@ -104,10 +102,11 @@ impl TensorSource for Folder {
             layout::name(&self.path, self.architecture.name, tensor, role)?;
             return Ok(Vec::new());
         };
-        let values = piece.out_of(self.shards.read_range(&piece.name, piece.span())?);
-        if self.form.neighbours_turn {
-            return Ok(rotary::halves_of(role, &self.settings, values));
+        let unused = matches!(role, TensorRole::Layer(_, role) if role.is_unused());
+        if unused && !self.shards.has(&piece.name) {
+            return Ok(vec![0.0; piece.size.0 * piece.size.1]);
         }
-        Ok(values)
+        let values = piece.out_of(self.shards.read_range(&piece.name, piece.span())?);
+        Ok(rotary::read_order(self.form.neighbours_turn, role, &self.settings, values))
     }
 }

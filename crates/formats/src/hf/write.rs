@@ -229,10 +229,7 @@ fn write_weights(
         for (role, piece) in pieces {
             let of_role = weights.tensor(*role)?;
             check_count(path, name, of_role.len(), &role.shape(settings))?;
-            let of_role = match form.neighbours_turn {
-                true => rotary::neighbours_of(*role, settings, of_role),
-                false => of_role,
-            };
+            let of_role = rotary::written_order(form.neighbours_turn, *role, settings, of_role);
             piece.put_into(&mut values, &of_role);
         }
         check_finite(path, name, 0, &values)?;

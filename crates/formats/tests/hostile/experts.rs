@@ -8,8 +8,8 @@ use checkpoint::open_safetensors;
 use formats::architectures::ALL;
 use formats::hf::{Folder, FolderOptions, HfWeightType, write};
 use formats::{
-    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, SlidingWindow,
-    TensorRole, TensorSource,
+    Additions, ArchConfig, ClampedProduct, ExpertScores, Experts, HeadNorm, LatentAttention,
+    SlidingWindow, TensorRole, TensorSource,
 };
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -17,6 +17,17 @@ use std::path::Path;
 fn plain() -> Experts {
     Experts { count: 6, top_k: 2, width: 8, ..Experts::default() }
 }
+
+const DEEP: &str = "DeepSeek-V3";
+const CAT: &str = "LongCat-Flash";
+const LATENT: LatentAttention = LatentAttention {
+    query: 6,
+    key_value: 5,
+    turned: 4,
+    value: 3,
+    scale: 1.0,
+    neighbours_turn: true,
+};
 
 /// The classes of the cases below, by their names in messages.
 fn settings(class: &str) -> ArchConfig {
@@ -69,9 +80,37 @@ fn settings(class: &str) -> ArchConfig {
             let additions = Additions { score_scale: Some(0.2), ..none };
             (Experts { shared: 12, ..plain() }, additions)
         }
+        DEEP => {
+            let of = Experts {
+                dense: vec![0],
+                shared: 16,
+                scoring: ExpertScores::Sigmoid,
+                choice_bias: true,
+                groups: 3,
+                top_groups: 2,
+                scale: 2.0,
+                ..plain()
+            };
+            (of, Additions { latent: Some(LATENT), ..none })
+        }
+        CAT => {
+            let of = Experts {
+                dense: vec![0],
+                identity: 2,
+                shortcut: true,
+                choice_bias: true,
+                normalize: false,
+                ..plain()
+            };
+            let scale = (16.0 / 5.0f64).sqrt();
+            let score_scale = Some(1.0 / 8f64.sqrt() * 2.0);
+            let latent = Some(LatentAttention { query: 4, scale, ..LATENT });
+            (of, Additions { latent, score_scale, ..none })
+        }
         other => panic!("no settings of {other}"),
     };
-    ArchConfig { experts: Some(experts), additions, ..base }
+    let kv_heads = if additions.latent.is_some() { base.heads } else { base.kv_heads };
+    ArchConfig { experts: Some(experts), additions, kv_heads, ..base }
 }
 
 fn honest(path: &Path, class: &str) {
@@ -104,6 +143,14 @@ fn set(key: &'static str, value: Value) -> Lie {
             false => drop(root.insert(key.into(), value.clone())),
         }
         std::fs::write(&path, Value::from(root).to_string()).unwrap();
+    })
+}
+
+/// One lie behind another.
+fn both(first: Lie, second: Lie) -> Lie {
+    Box::new(move |folder| {
+        first(folder);
+        second(folder);
     })
 }
 
@@ -414,6 +461,50 @@ pub(super) fn listed(folder: &Path) -> Vec<(std::ffi::OsString, u64)> {
     all
 }
 
+/// Latents whose widths no model has, and what stands beside them.
+fn of_latents() -> Vec<Case> {
+    let turns = |turned: usize| {
+        both(set("qk_rope_head_dim", json!(turned)), set("qk_head_dim", Value::Null))
+    };
+    vec![
+        (DEEP, "rank 0", set("kv_lora_rank", json!(0)), &["kv_lora_rank", "at least 1", "found 0"]),
+        (DEEP, "no rank", set("q_lora_rank", json!(0)), &["q_lora_rank", "null", "found 0"]),
+        (DEEP, "an odd turn", turns(3), &["qk_rope_head_dim", "even number", "found 3"]),
+        (DEEP, "no turn", turns(0), &["qk_rope_head_dim", "even number", "found 0"]),
+        (DEEP, "a wide head", set("qk_head_dim", json!(9)), &["qk_head_dim", "8, qk_nope"]),
+        (DEEP, "no values", set("v_head_dim", json!(0)), &["v_head_dim", "found 0"]),
+        (DEEP, "few keys", set("num_key_value_heads", json!(2)), &["num_key_value_heads", "4, as"]),
+        (DEEP, "biases", set("attention_bias", json!(true)), &["attention_bias", "false"]),
+        (DEEP, "a part", set("partial_rotary_factor", json!(0.5)), &["partial_rotary_factor"]),
+        (DEEP, "wide values", set("v_head_dim", json!(4)), &["kv_b_proj", "[32, 5]", "[28, 5]"]),
+        (DEEP, "a wide rank", set("kv_lora_rank", json!(6)), &["kv_a_proj_with_mqa", "[10, 16]"]),
+        (DEEP, "no norm", without("0.self_attn.kv_a_layernorm.weight"), &["missing", "kv_a_layer"]),
+        (DEEP, "keys", with("model.layers.0.self_attn.k_proj.weight", &[2]), &["0.self_attn.k_"]),
+        (DEEP, "a block more", with("model.layers.2.eh_proj.weight", &[2]), &["2.eh_proj"]),
+        (DEEP, "NaN", not_a_number("1.self_attn.kv_b_proj.weight"), &["kv_b_proj", "NaN"]),
+        (DEEP, "softmax", set("scoring_func", json!("softmax")), &["scoring_func", "sigmoid"]),
+        (CAT, "no layers", set("num_layers", Value::Null), &["num_layers"]),
+        (CAT, "3 blocks", set("num_hidden_layers", json!(3)), &["num_hidden_layers", "2, twice"]),
+        (CAT, "zeros", set("zero_expert_type", json!("zero")), &["zero_expert_type", "identity"]),
+        (CAT, "a bias", set("router_bias", json!(true)), &["router_bias", "false"]),
+        (CAT, "3 of them", set("zero_expert_num", json!(3)), &["classifier", "[9, 16]"]),
+        (CAT, "a down", with("model.layers.0.mlp.experts.6.down_proj.weight", &[2]), &["6.down_"]),
+        (CAT, "a narrow one", reshaped("experts.7.up_proj.weight", &[7, 16]), &["7.up_proj"]),
+        (CAT, "no expert", without("experts.5.up_proj.weight"), &["missing", "experts.5.up_proj"]),
+    ]
+}
+
+/// What nothing reads need not be there.
+#[test]
+fn identity_experts_need_no_tensors() {
+    let folder = scratch();
+    honest(folder.path(), CAT);
+    for end in ["experts.6.gate_proj.weight", "experts.7.gate_proj.weight", "7.up_proj.weight"] {
+        without(end)(folder.path());
+    }
+    read_all(folder.path()).expect("reads");
+}
+
 #[test]
 fn folders_of_experts_with_one_lie_are_refused_by_name() {
     for class in [
@@ -424,6 +515,8 @@ fn folders_of_experts_with_one_lie_are_refused_by_name() {
         "Granite-MoE with a shared expert",
         "Phi-3.5-MoE",
         "ERNIE 4.5",
+        DEEP,
+        CAT,
     ] {
         let folder = scratch();
         honest(folder.path(), class);
@@ -433,8 +526,8 @@ fn folders_of_experts_with_one_lie_are_refused_by_name() {
     honest(folder.path(), "Mixtral");
     in_shards(|_| None)(folder.path());
     read_all(folder.path()).unwrap_or_else(|error| panic!("shards: {error}"));
-    let cases: Vec<Case> = cases().into_iter().chain(more_cases()).collect();
-    assert!(cases.len() >= 90, "{}", cases.len());
+    let cases: Vec<Case> = cases().into_iter().chain(more_cases()).chain(of_latents()).collect();
+    assert!(cases.len() >= 110, "{}", cases.len());
     let mut wrong = Vec::new();
     for (class, what, lie, names) in cases {
         let folder = scratch();
@@ -459,9 +552,9 @@ fn folders_of_experts_with_one_lie_are_refused_by_name() {
 #[test]
 fn classes_out_of_reach_are_refused_with_the_reason() {
     for (class, reason) in [
-        ("deepseek_v2", "latent attention"),
-        ("deepseek_v3", "latent attention"),
-        ("longcat_flash", "latent attention"),
+        ("deepseek_v32", "beside latent attention"),
+        ("glm4_moe_lite", "beside latent attention"),
+        ("mistral4", "scaled by their position"),
         ("llama4_text", "scaled"),
         ("switch_transformers", "capacity"),
     ] {

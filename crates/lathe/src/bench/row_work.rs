@@ -67,7 +67,8 @@ impl<'a> RowWork<'a> {
         }
         let config = self.model.config();
         // A query's product with a key, and its weight's with a value.
-        self.products[own] + (4 * keys * config.heads * config.head_dim) as f64
+        let heads = config.heads();
+        self.products[own] + (2 * keys * (heads.q_width() + heads.out_width())) as f64
     }
 
     /// FLOPs of the head for one row.

@@ -98,8 +98,9 @@ impl Losses {
 }
 
 impl Recorded {
-    /// Logits of routers, the experts of each row, and their weights.
-    pub(super) fn routing(&self, routers: &Routers) -> Result<Vec<Check>> {
+    /// Logits of routers, the experts of each row, and their weights, where a layer of the
+    /// library's class is `blocks` of ours.
+    pub(super) fn routing(&self, routers: &Routers, blocks: usize) -> Result<Vec<Check>> {
         let mut checks = [("router logits", 5e-5), ("selections", 0.0), ("weights", 2e-5)]
             .map(|(what, tolerance)| Check { what: what.into(), tolerance, ..Check::default() });
         let recorded = self.file.names().filter(|name| name.starts_with("router_logits.")).count();
@@ -109,6 +110,7 @@ impl Recorded {
             routers.0.len()
         );
         for Routed { layer, logits, experts } in &routers.0 {
+            let layer = layer / blocks;
             let name = format!("router_logits.{layer}");
             near(&mut checks[0], &name, logits, &self.numbers(&name)?)?;
             let name = format!("experts.{layer}");

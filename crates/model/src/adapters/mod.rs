@@ -20,11 +20,12 @@ pub mod wara;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
+use crate::latent;
 use crate::layout::LayerPlan;
 use crate::list::members;
 use crate::matrices;
 use crate::mlp::MlpConfig;
-use crate::params::ParamSpec;
+use crate::params::{ParamSpec, Part};
 use crate::sizes::Sizes;
 
 pub use places::Places;
@@ -74,7 +75,11 @@ impl Relaxation {
         mlp: &MlpConfig,
     ) -> Result<(), ConfigError> {
         let table = matrices::of_any_layer(sizes, mlp, plan.stored);
-        let adaptable = mlp.settings().adaptable();
+        let mut adaptable = mlp.settings().adaptable();
+        if sizes.latent.is_some() {
+            let there = |part: &Part| table.iter().any(|spec| spec.place.part() == Some(*part));
+            adaptable.extend(latent::PARTS.into_iter().filter(there));
+        }
         self.settings().check(sizes, plan, &Matrices { table, adaptable })
     }
 

@@ -76,18 +76,18 @@ impl RotarySettings {
         (head_dim as f64 * self.share) as usize
     }
 
-    /// The rotation of stored layer `stored`, which has a window or not, of a model with this base,
-    /// width of heads and context; `None` without positions.
+    /// The rotation of stored layer `stored`, which has a window or not, of a model with this base
+    /// and context, whose heads of this width turn in so many columns; `None` without positions.
     pub(crate) fn of_layer(
         &self,
-        (theta, head_dim, context): (f64, usize, usize),
+        (theta, context): (f64, usize),
+        (head_dim, turned): (usize, usize),
         stored: usize,
         has_window: bool,
     ) -> Option<Rotary> {
         if !self.layers.has(stored) {
             return None;
         }
-        let turned = self.turned(head_dim);
         if has_window && self.window_theta > 0.0 {
             return Some(Rotary::of(ops::rates(self.window_theta, turned), 1.0, head_dim));
         }
@@ -95,8 +95,11 @@ impl RotarySettings {
         Some(Rotary::of(scaling.rates(theta, turned, context), scaling.factor(), head_dim))
     }
 
-    pub(crate) fn check(&self, head_dim: usize, stored: usize) -> Result<(), ConfigError> {
-        let turned = self.turned(head_dim);
+    pub(crate) fn check(
+        &self,
+        (head_dim, turned): (usize, usize),
+        stored: usize,
+    ) -> Result<(), ConfigError> {
         if !(self.share > 0.0 && self.share <= 1.0 && turned > 0 && turned.is_multiple_of(2)) {
             let expected = format!(
                 "a share, above 0 and at most 1, with which an even number of the {head_dim} \

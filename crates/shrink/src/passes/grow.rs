@@ -132,7 +132,9 @@ impl RunningPass for Grow {
                     }
                     _ => 0,
                 };
-                change.weights.insert(was.place.clone(), tiled(&values, was, now, experts));
+                let expands = deep.attention.latent().is_some();
+                let stretches = stretches(&was.place, experts, expands);
+                change.weights.insert(was.place.clone(), tiled(&values, was, now, stretches));
             }
         }
         change.went.push(format!(
@@ -167,10 +169,11 @@ fn wider(config: &ModelConfig, factor: usize) -> ModelConfig {
 }
 
 /// Stretches of rows, and of columns, that stand several times each on their own: gate and up, keys
-/// and values, and the matrices of a bank.
-fn stretches(place: &ParamPlace, experts: usize) -> (usize, usize) {
+/// and values (unless a latent `expands` to them, head by head), and the matrices of a bank.
+fn stretches(place: &ParamPlace, experts: usize, expands: bool) -> (usize, usize) {
     let ParamPlace::Layer { part, .. } = *place else { return (1, 1) };
     match part {
+        KEY_VALUE if expands => (1, 1),
         GATE_UP | KEY_VALUE | SHARED_GATE_UP => (2, 1),
         GATE_UP_BIAS | KEY_VALUE_BIAS | SHARED_GATE_UP_BIAS => (1, 2),
         EXPERTS_GATE_UP => (2 * experts, 1),
@@ -183,10 +186,14 @@ fn stretches(place: &ParamPlace, experts: usize) -> (usize, usize) {
 
 /// Rows and columns of a weight as often as the shape `now` says. Where a product sums over columns
 /// that stand several times, they are divided by their number.
-fn tiled(values: &[f32], was: &ParamSpec, now: &ParamSpec, experts: usize) -> Vec<f32> {
+fn tiled(
+    values: &[f32],
+    was: &ParamSpec,
+    now: &ParamSpec,
+    (row_stretches, column_stretches): (usize, usize),
+) -> Vec<f32> {
     let (rows, columns) = was.shape;
     let (down, across) = (now.shape.0 / rows.max(1), now.shape.1 / columns.max(1));
-    let (row_stretches, column_stretches) = stretches(&was.place, experts);
     let sums = match was.group {
         Group::Norm => false,
         Group::Embedding => was.place == ParamPlace::Head,
