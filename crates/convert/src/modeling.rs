@@ -36,7 +36,7 @@ const KNOWN: &[Known] = &[
         fields: "factor low high original_context beta_fast beta_slow attention_factor mscale \
                  mscale_all_dim truncate short_factor long_factor long_context",
     },
-    Known { table: "norms", kinds: "", fields: "kind place plus_one" },
+    Known { table: "norms", kinds: "rms layer", fields: "kind place plus_one" },
     Known {
         table: "multipliers",
         kinds: "",

@@ -475,8 +475,8 @@ class LatheForCausalLM(PreTrainedModel, GenerationMixin):
         return self.stream_norm(name, bias, x) if self.has(name) else x
 
     def stream_norm(self, name, bias, x):
-        """RMSNorm, or LayerNorm where there is a bias."""
-        if not self.has(bias):
+        """RMSNorm, or LayerNorm with its bias."""
+        if self.setting("norms", "kind", "rms") != "layer":
             return self.rms(name, x)
         centred = (x.float() - x.float().mean(-1, keepdim=True)).to(x.dtype)
         return self.rms(name, centred) + self.weight(bias)[0]
