@@ -385,7 +385,7 @@ fn with_latents() -> [Form; 2] {
         },
         Form {
             attention: AttentionSettings {
-                kv_rank: 9,
+                kv_rank: 8,
                 rope_dim: 2,
                 value_dim: 11,
                 output_bias: true,
