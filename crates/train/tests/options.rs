@@ -511,7 +511,7 @@ fn pair(line: &Line, place: &Path) -> [Value; 2] {
         }
     }
     let mut changed = recipe.clone();
-    match path.strip_suffix(".kind") {
+    match path.strip_suffix(".kind").filter(|list| lists().contains_key(*list)) {
         Some(list) => {
             let kind = read(value, place);
             let members = lists();

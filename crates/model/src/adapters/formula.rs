@@ -76,12 +76,14 @@ impl<F: Formula> AdapterSettings for F {
         if !self.sites().adapt(sizes.kv, plan, at, part) {
             return Vec::new();
         }
-        let spec = |leaf: Leaf| {
+        let mut table = Vec::new();
+        for leaf in self.leaves(part, base.shape) {
             let place = ParamPlace::adapter(at, part, Factor::new(leaf.name));
             let group = if leaf.init == Init::Ones { Group::Norm } else { Group::Adapter };
-            ParamSpec { active: 0.0, ..ParamSpec::new(place, leaf.shape, leaf.init, group) }
-        };
-        self.leaves(part, base.shape).into_iter().map(spec).collect()
+            let spec = ParamSpec::new(place, leaf.shape, leaf.init, group);
+            table.push(ParamSpec { active: 0.0, ..spec });
+        }
+        table
     }
 
     fn build(
@@ -91,8 +93,10 @@ impl<F: Formula> AdapterSettings for F {
         take: &mut dyn FnMut(Factor) -> Arc<Weight>,
     ) -> Option<Box<dyn Adapter>> {
         let part = base.place.part()?;
-        let of = |leaf: Leaf| AdapterLeaf { name: leaf.name, weight: take(Factor::new(leaf.name)) };
-        let leaves = self.leaves(part, base.shape).into_iter().map(of).collect();
+        let mut leaves = Vec::new();
+        for Leaf { name, .. } in self.leaves(part, base.shape) {
+            leaves.push(AdapterLeaf { name, weight: take(Factor::new(name)) });
+        }
         let (settings, shape) = (self.clone(), base.shape);
         Some(Box::new(Merged { settings, part, shape, leaves, made: Mutex::default() }))
     }

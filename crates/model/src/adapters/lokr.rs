@@ -37,11 +37,9 @@ fn drawn(columns: usize) -> Init {
 /// A side of a matrix as a product: its largest divisor up to `most` and up to its root, and the
 /// rest.
 fn split(side: usize, most: usize) -> (usize, usize) {
-    let fits = |&small: &usize| {
-        small * small <= side && (most == 0 || small <= most) && side.is_multiple_of(small)
-    };
-    let small = (1..=side).take_while(|small| small * small <= side).filter(fits).last();
-    let small = small.unwrap_or(1);
+    let most = if most == 0 { side } else { most };
+    let below = (1..=most.min(side)).take_while(|small| small * small <= side);
+    let small = below.filter(|&small| side.is_multiple_of(small)).last().unwrap_or(1);
     (small, side / small)
 }
 

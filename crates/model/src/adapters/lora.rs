@@ -83,8 +83,8 @@ fn check_patterns<'a>(
             return refuse(field, format!("\"{one}\""), error.expected);
         }
         for other in &patterns[..i] {
-            let both = |name: &&&str| pattern::fits(one, name) && pattern::fits(other, name);
-            if let Some(name) = names.iter().find(both) {
+            let mut of_one = names.iter().filter(|name| pattern::fits(one, name));
+            if let Some(name) = of_one.find(|name| pattern::fits(other, name)) {
                 let expected = format!("patterns of which one fits {name}");
                 return refuse(field, format!("\"{other}\" and \"{one}\""), expected);
             }

@@ -77,8 +77,8 @@ impl Relaxation {
         let table = matrices::of_any_layer(sizes, mlp, plan.stored);
         let mut adaptable = mlp.settings().adaptable();
         if sizes.latent.is_some() {
-            let there = |part: &Part| table.iter().any(|spec| spec.place.part() == Some(*part));
-            adaptable.extend(latent::PARTS.into_iter().filter(there));
+            let there: Vec<Part> = table.iter().filter_map(|spec| spec.place.part()).collect();
+            adaptable.extend(latent::PARTS.into_iter().filter(|part| there.contains(part)));
         }
         self.settings().check(sizes, plan, &Matrices { table, adaptable })
     }

@@ -553,13 +553,9 @@ impl MlpSettings for Config {
             function: GateFunction::Silu,
         };
         let own = (self.modulated || self.shortcut).then(|| mlp([(GATE_UP, None), (DOWN, None)]));
-        let biased = |part, bias| (part, self.dense_biases.then_some(bias));
-        let shared = (self.shared > 0).then(|| {
-            mlp([
-                biased(SHARED_GATE_UP, SHARED_GATE_UP_BIAS),
-                biased(SHARED_DOWN, SHARED_DOWN_BIAS),
-            ])
-        });
+        let of_shared = [(SHARED_GATE_UP, SHARED_GATE_UP_BIAS), (SHARED_DOWN, SHARED_DOWN_BIAS)]
+            .map(|(part, bias)| (part, self.dense_biases.then_some(bias)));
+        let shared = (self.shared > 0).then(|| mlp(of_shared));
         let (modulated, beside) = if self.modulated { (own, None) } else { (None, own) };
         let shared = shared.map(|mlp| Shared {
             mlp,
