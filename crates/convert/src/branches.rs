@@ -128,7 +128,7 @@ fn config_of(plan: &BranchPlan, base: &ModelConfig) -> ModelConfig {
     let mlp = experts::Config {
         count: plan.experts.len(),
         shared: if plan.shared.is_some() { base.ffn } else { 0 },
-        shared_gate: plan.shared_gate,
+        shared_gate: plan.has_shared_gate(),
         router: ExpertRouterConfig::TopK(router),
         ..experts::Config::default()
     };
@@ -137,11 +137,17 @@ fn config_of(plan: &BranchPlan, base: &ModelConfig) -> ModelConfig {
 
 /// Refuses a model that is not a plain stack of dense layers.
 fn check_plain(config: &ModelConfig, path: &Path) -> Result<(), ConvertError> {
-    let next = "name a dense model, or `lathe convert --sharing none` this one first";
     if config.mlp != MlpConfig::default() {
         let expected = "dense MLPs with SiLU and without biases";
+        let next = match config.mlp {
+            MlpConfig::Experts(_) => {
+                "name a dense model, or `lathe shrink --pass dense` this first"
+            }
+            MlpConfig::Dense(_) => "name another model: experts have SiLU and no such biases",
+        };
         return refused_in(path, "mlp", expected, mlp_in_words(&config.mlp), next);
     }
+    let next = "name a dense model, or `lathe convert --sharing none` this one first";
     let depth = config.router != RouterConfig::FIXED;
     if config.sharing != Sharing::None || depth || config.relax != Relaxation::NONE {
         let expected = "layers that are used once, without adapters";
@@ -273,7 +279,7 @@ impl Gates {
             let rows = reader.rows(branch, &format!("experts[{i}]"))?;
             experts.iter_mut().zip(rows).for_each(|(all, row)| all.push(row));
         }
-        let shared = match plan.shared.as_ref().filter(|_| plan.shared_gate) {
+        let shared = match plan.shared.as_ref().filter(|_| plan.has_shared_gate()) {
             Some(branch) => reader.rows(branch, "shared_experts[0]")?,
             None => Vec::new(),
         };

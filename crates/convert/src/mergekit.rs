@@ -23,14 +23,19 @@ pub struct BranchPlan {
     pub experts: Vec<Branch>,
     /// The one whose MLP every row takes beside them.
     pub shared: Option<Branch>,
-    /// Whether a sigmoid of the row weighs that one.
-    pub shared_gate: bool,
     /// What rows of routers are made of.
     pub gates: GateMode,
     /// Experts that a row takes.
     pub top_k: usize,
     /// What numbers are rounded to.
     pub dtype: BranchDtype,
+}
+
+impl BranchPlan {
+    /// Whether a sigmoid of the row weighs the shared expert: where it has prompts.
+    pub fn has_shared_gate(&self) -> bool {
+        self.shared.as_ref().is_some_and(|branch| !branch.positive.is_empty())
+    }
 }
 
 /// A model whose MLPs become an expert of each layer.
@@ -153,7 +158,6 @@ impl PlanFile<'_> {
         let plan = BranchPlan {
             path: self.path.to_owned(),
             base,
-            shared_gate: shared.first().is_some_and(|branch| !branch.positive.is_empty()),
             shared: shared.pop(),
             experts,
             gates,
@@ -311,7 +315,7 @@ impl PlanFile<'_> {
         plan: &BranchPlan,
     ) -> Result<(), ConvertError> {
         let Some(node) = node.filter(|node| !node.is_null()) else { return Ok(()) };
-        let has = match (&plan.shared, plan.shared_gate) {
+        let has = match (&plan.shared, plan.has_shared_gate()) {
             (None, _) => "no shared expert",
             (Some(_), false) => "a shared expert without prompts",
             (Some(_), true) => "a shared expert with prompts",
@@ -349,6 +353,14 @@ impl PlanFile<'_> {
                 let next = "write texts for which it is to be chosen, or gate_mode: random";
                 return self.refuse(&field, "at least one text", "none", next);
             }
+        }
+        if let Some(Branch { positive, negative, .. }) = &plan.shared
+            && positive.is_empty()
+            && !negative.is_empty()
+        {
+            let expected = "at least one text beside negative_prompts, which weigh it with those";
+            let next = "write some, or leave the negative ones out";
+            return self.refuse("shared_experts[0].positive_prompts", expected, "none", next);
         }
         let first = plan.experts.first().map(|branch| (&branch.positive, &branch.negative));
         let mut others = plan.experts.iter().map(|branch| (&branch.positive, &branch.negative));

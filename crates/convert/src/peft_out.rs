@@ -11,6 +11,7 @@ use formats::peft::{WrittenLeaf, write_adapters};
 use model::adapters::{Relaxation, lora};
 use model::params::{ParamPlace, ParamSpec, Part};
 use model::{Sharing, pattern};
+use ops::formulas::{ENTRYWISE, IA3_VECTOR, KRONECKER, MISS_BLOCK};
 use serde_json::{Map, Value, json};
 use train::Stored;
 
@@ -215,7 +216,7 @@ impl Site<'_> {
             Relaxation::Loha(config) => {
                 let rank = config.rank;
                 let mut leaves = Vec::new();
-                for (a, b) in [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")] {
+                for [a, b] in ENTRYWISE.as_chunks().0 {
                     let of_rows = self.rows_of(&self.factor(factors, a)?, rank);
                     leaves.push(self.leaf(a, vec![count, rank], of_rows));
                     leaves.push(self.leaf(b, vec![rank, d], self.factor(factors, b)?));
@@ -235,9 +236,8 @@ impl Site<'_> {
                         next,
                     );
                 }
-                let names = ["lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
                 let mut leaves = Vec::new();
-                for name in names {
+                for name in KRONECKER.into_iter().flatten() {
                     if let Some(weight) = factors.get(name) {
                         let (rows, columns) = weight.shape();
                         leaves.push(self.leaf(name, vec![rows, columns], weight.read()));
@@ -246,20 +246,24 @@ impl Site<'_> {
                 leaves
             }
             Relaxation::Ia3(config) => {
-                let vector = self.factor(factors, "ia3_l")?;
+                let vector = self.factor(factors, IA3_VECTOR)?;
                 if !config.inputs.contains(&self.part) {
-                    return Ok(vec![self.leaf("ia3_l", vec![count, 1], self.rows_of(&vector, 1))]);
+                    return Ok(vec![self.leaf(
+                        IA3_VECTOR,
+                        vec![count, 1],
+                        self.rows_of(&vector, 1),
+                    )]);
                 }
                 if let Some(Value::Array(modules)) = settings.get_mut("feedforward_modules") {
                     modules.push(self.module.clone().into());
                 }
-                vec![self.leaf("ia3_l", vec![1, d], vector)]
+                vec![self.leaf(IA3_VECTOR, vec![1, d], vector)]
             }
             Relaxation::Miss(config) => {
-                let block = self.factor(factors, "miss_block")?;
+                let block = self.factor(factors, MISS_BLOCK)?;
                 let rows = block.chunks_exact(n);
                 let own = rows.flat_map(|row| &row[self.rows.clone()]).copied().collect();
-                vec![self.leaf("miss_block", vec![config.rank, count], own)]
+                vec![self.leaf(MISS_BLOCK, vec![config.rank, count], own)]
             }
             _ => Vec::new(),
         })

@@ -131,8 +131,8 @@ mod tests {
     #[test]
     fn every_way_to_write_a_list_and_a_text_is_read() {
         let tree = read(
-            "# remark\na: one # why\nb:\n- 'two # no remark'\n- \"three\\n\"\nc: [four, \"five\",\n  \
-             six]\nd:\n  - e: |\n      seven\n      eight\n    f: ~\n",
+            "# remark\na: one # why\nb:\n- 'two # no remark'\n- \"three\\n\"\n\
+             c: [four, \"five\",\n  six]\nd:\n  - e: |\n      seven\n      eight\n    f: ~\n",
         )
         .expect("a map");
         let Value::Map(map) = &tree.value else { panic!("{}", tree.describe()) };

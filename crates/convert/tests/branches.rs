@@ -252,6 +252,10 @@ fn plans_that_cannot_be_had_are_refused_by_name() {
             more("shared_experts: [{source_model: @/base}]\narchitecture: mixtral"),
             &["shared_experts", "no shared expert"],
         ),
+        (
+            more("shared_experts: [{source_model: @/base, negative_prompts: [the sea]}]"),
+            &["shared_experts[0].positive_prompts", "negative_prompts", "found none"],
+        ),
         ("base_model: @/base\nexperts: []\n".into(), &["experts", "at least one"]),
         (
             with(

@@ -12,13 +12,13 @@ use model::adapters::Relaxation;
 use model::{MlpConfig, ModelConfig, RouterConfig, Sharing};
 use ops::KvFormat;
 use scheduler::{Request, SchedulerLimits};
-use testkit::{Form, MODES, SHARINGS, adapters, forms, ids, mlps, pairwise, routers};
+use testkit::{Form, MODES, SHARINGS, adapters, combinations, covering, forms, ids, mlps, routers};
 
 /// The lists that values point into, made once.
 struct Lists {
     routers: Vec<RouterConfig>,
     mlps: Vec<MlpConfig>,
-    /// For each MLP.
+    /// Those that may stand on each MLP, which names the matrices.
     adapters: Vec<Vec<Relaxation>>,
     forms: Vec<Form>,
 }
@@ -30,10 +30,6 @@ impl Lists {
         Self { routers: routers(), mlps, adapters, forms: forms() }
     }
 }
-
-/// Options of a combination that differ from the first of their list, at most: more of them make
-/// no further pair, and the list would grow with the product of all.
-const MOST: usize = 2;
 
 /// The combination with these values of router, keys and values, sharing, adapters, norms, MLP,
 /// form.
@@ -52,25 +48,10 @@ fn config_of(values: &[usize]) -> ModelConfig {
     })
 }
 
-/// Every combination that a recipe may ask for.
-fn legal() -> Vec<Vec<usize>> {
+/// The lengths of the lists, in the order of the values of [`config_of`].
+fn sizes() -> [usize; 7] {
     let (mlps, adapters) = (mlps().len(), adapters(&MlpConfig::default()).len());
-    let sizes = [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps, forms().len()];
-    let mut all: Vec<Vec<usize>> = vec![Vec::new()];
-    for (option, &size) in sizes.iter().enumerate() {
-        let mut longer = Vec::new();
-        for start in &all {
-            let others =
-                (0..option).filter(|at| [0, 3, 5, 6].contains(at) && start[*at] > 0).count();
-            let counts = [0, 3, 5, 6].contains(&option);
-            for value in 0..if counts && others == MOST { 1 } else { size } {
-                longer.push(start.iter().copied().chain([value]).collect());
-            }
-        }
-        all = longer;
-    }
-    all.retain(|values| config_of(values).check().is_ok());
-    all
+    [routers().len(), MODES.len(), SHARINGS.len(), adapters, 2, mlps, forms().len()]
 }
 
 /// Four requests with seeds of their own; two begin alike.
@@ -110,17 +91,21 @@ fn check(values: &[usize]) {
 
 #[test]
 fn every_pair_of_options_is_served() {
-    let all = legal();
-    assert!(all.len() >= 200, "{} combinations", all.len());
-    let some = pairwise(&all);
-    assert!(some.len() * 4 < all.len(), "{} of {}", some.len(), all.len());
+    let sizes = sizes();
+    let some = covering(&sizes, |values| config_of(values).check().is_ok());
+    assert!(some.len() >= 200, "{} combinations", some.len());
+    assert!(some.len() * 4 < sizes.iter().product(), "{} of {sizes:?}", some.len());
+    for (option, &size) in sizes.iter().enumerate() {
+        let missing = (0..size).find(|&value| !some.iter().any(|values| values[option] == value));
+        assert_eq!(missing, None, "a value of option {option} is in no combination");
+    }
     some.iter().for_each(|values| check(values));
 }
 
 #[test]
 fn every_sharing_keeps_keys_and_values_in_every_way() {
-    let mut all = legal();
-    all.retain(|values| values[0] == 0 && values[3..] == [0, 0, 0, 0]);
+    let sizes = [1, MODES.len(), SHARINGS.len(), 1, 1, 1, 1];
+    let all = combinations(&sizes, |values| config_of(values).check().is_ok());
     // Nothing is shared between layers that are all their own; the others know three ways.
     assert_eq!(all.len(), 1 + 4 * 3);
     all.iter().for_each(|values| check(values));

@@ -7,7 +7,8 @@ pub struct Additions {
     pub qkv_bias: bool,
     /// What attention writes to the residual stream has a bias.
     pub output_bias: bool,
-    /// Gate, up and down have biases; beside experts those of dense blocks and of the shared expert.
+    /// Gate, up and down have biases; beside experts, those of dense blocks and of the shared
+    /// expert.
     pub mlp_bias: bool,
     /// RMSNorm of queries and keys, before rotary positions.
     pub query_key_norm: HeadNorm,

@@ -31,7 +31,7 @@ pub enum LayerRole {
     AttentionNormBias,
     /// `[heads * head_dim, width]`.
     Query,
-    /// `[query latent, width]`.
+    /// `[query latent, width]`: the latent that queries are made of.
     QueryLatent,
     /// Gain of the latent of queries, `[query latent]`.
     QueryLatentNorm,

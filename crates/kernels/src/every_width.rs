@@ -7,6 +7,7 @@ use crate::cross_entropy::{linear_cross_entropy, log_softmax_rows};
 use crate::divergence::divergence_rows;
 use crate::gated::{GateFunction, gated_backward, gated_forward};
 use crate::gelu::{gelu_backward, gelu_forward};
+use crate::layer_norm::centre_rows;
 use crate::multiversion::WIDEST;
 use crate::pages::{KvFormat, KvPool, Tables, attend_pages};
 use crate::rms_norm::{rms_norm_backward, rms_norm_forward};
@@ -54,7 +55,9 @@ fn pointwise() -> Vec<Vec<f32>> {
     softmax_rows(&mut probabilities, d, &[0.5, 1.0, 2.0, -1.0, 0.0]);
     softmax_gradient_rows(&probabilities, d, 0.5, &mut through);
     log_sum_exp_rows(&x, d, &mut sums);
-    r.extend([probabilities, through, sums]);
+    let mut centred = vec![0.0; t * d];
+    centre_rows(&x, d, false, &mut centred);
+    r.extend([probabilities, through, sums, centred]);
     let squares = sum_of_squares(&x);
     r.extend([dots, vec![squares as f32, (squares - f64::from(squares as f32)) as f32]]);
     let (mut p, mut m) = (x, vec![0.1; t * d]);

@@ -11,6 +11,7 @@ pub mod gated;
 pub mod gelu;
 pub mod grouped;
 pub mod latent;
+pub mod layer_norm;
 pub mod machine;
 pub mod matmul;
 pub mod memory;

@@ -11,7 +11,7 @@ use server::{AdapterRefusal, AdapterSource};
 use train::Stored;
 
 use crate::open;
-use crate::serve::adapted_fingerprint;
+use crate::serve::{adapted_fingerprint, fingerprint};
 use crate::serving_arguments::RuntimeAdapters;
 
 /// Adapters at a time where nothing is said.
@@ -25,6 +25,8 @@ const TENSORS: &str = "adapter_model.safetensors";
 pub(crate) struct AdapterRoot {
     root: PathBuf,
     base: Stored,
+    /// The fingerprint of the base, which takes a look at every weight.
+    base_hash: u64,
     handle: Arc<EngineHandle>,
     most: usize,
     most_bytes: u64,
@@ -64,6 +66,7 @@ impl AdapterRoot {
         );
         Ok(Some(Arc::new(Self {
             root,
+            base_hash: fingerprint(&base.model),
             base,
             handle: handle.clone(),
             most: options.max_adapters.unwrap_or(USUAL_COUNT),
@@ -110,7 +113,7 @@ impl AdapterRoot {
         let bytes = beside.map(|(_, weight)| weight.bytes() as u64).sum();
         self.room(&loaded, bytes)?;
         open::prepare_beside(&model, &self.base, None).map_err(unusable)?;
-        let fingerprint = adapted_fingerprint(&self.base.model, &model);
+        let fingerprint = adapted_fingerprint((&self.base.model, self.base_hash), &model);
         let number = self.handle.add_adapter(model);
         let number = number.map_err(|error| AdapterRefusal::Unusable(error.to_string()))?;
         loaded.insert(number, bytes);

@@ -144,8 +144,9 @@ fn adapters(stored: &Stored, options: &Serve) -> Result<(Vec<String>, Vec<Arc<Mo
 /// What clients may know of the adapters that are there from the start.
 fn adapter_infos(names: Vec<String>, adapted: &[Arc<Model>], base: &Model) -> Vec<AdapterInfo> {
     let mut infos = Vec::new();
+    let hash = if adapted.is_empty() { 0 } else { fingerprint(base) };
     for ((name, model), number) in names.into_iter().zip(adapted).zip(1..) {
-        let fingerprint = adapted_fingerprint(base, model);
+        let fingerprint = adapted_fingerprint((base, hash), model);
         infos.push(AdapterInfo { name, number, fingerprint });
     }
     infos
@@ -283,9 +284,10 @@ fn named_fingerprint(hash: u64) -> String {
     format!("lathe-{}-{hash:016x}", env!("CARGO_PKG_VERSION"))
 }
 
-/// What is told of the weights of `base` with an adapter: it differs when one of them does.
-pub(crate) fn adapted_fingerprint(base: &Model, adapted: &Model) -> String {
-    let mut all = fingerprint(base);
+/// What is told of the weights of `base`, whose own number is `hash`, with an adapter: it differs
+/// when one of them does.
+pub(crate) fn adapted_fingerprint((base, hash): (&Model, u64), adapted: &Model) -> String {
+    let mut all = hash;
     for (spec, weight) in adapted.weights_beside(base) {
         let name = spec.name.bytes().fold(0, |hash, byte| mix(hash, u64::from(byte)));
         all = mix(mix(all, name), hash_of(weight));

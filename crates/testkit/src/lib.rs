@@ -14,5 +14,5 @@ pub use models::{
     Form, MODES, SHARINGS, VOCAB, adapters, by_context, forms, fresh, ids, mlps, routers, tiny,
     tokens, uneven_uses, with_auxiliary_router, with_shortcuts,
 };
-pub use pairwise::{combinations, pairwise};
+pub use pairwise::{combinations, covering, pairwise};
 pub use passes::{How, Out, Watch, at_once, cached, causal, run, same, state, transient};

@@ -1,7 +1,7 @@
 //! Combinations of options in which every two values meet, instead of all combinations: most faults
 //! need two options, and the number of combinations grows with the two longest lists only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// A value of each of two options: (option, value), the lower option first.
 type Pair = [(usize, usize); 2];
@@ -36,6 +36,120 @@ pub fn pairwise(all: &[Vec<usize>]) -> Vec<Vec<usize>> {
         picked.push(best.clone());
     }
     picked
+}
+
+/// A few legal combinations in which every two values meet that meet in a legal one, found without
+/// going through all combinations, which are too many where lists are long.
+///
+/// Two values meet in the first legal combination of these: the first values of the other options;
+/// the same with one of them changed; a combination found before in which one of the two values is,
+/// with the other put in. It then takes, option by option, the legal value that
+/// brings most further pairs. Without chance.
+pub fn covering(sizes: &[usize], legal: impl Fn(&[usize]) -> bool) -> Vec<Vec<usize>> {
+    let mut search = Search { sizes, legal, known: HashMap::new(), found: Vec::new() };
+    let mut missing = BTreeSet::new();
+    for second in 1..sizes.len() {
+        for first in 0..second {
+            for value in 0..sizes[first] {
+                missing.extend((0..sizes[second]).map(|other| [(first, value), (second, other)]));
+            }
+        }
+    }
+    for changed in 0..=1 {
+        for pair in missing.iter().copied().collect::<Vec<_>>() {
+            if missing.contains(&pair) {
+                search.meet(pair, changed, &mut missing);
+            }
+        }
+    }
+    loop {
+        let before = search.found.len();
+        for pair in missing.iter().copied().collect::<Vec<_>>() {
+            if missing.contains(&pair) {
+                search.meet_in_found(pair, &mut missing);
+            }
+        }
+        if search.found.len() == before {
+            return search.found;
+        }
+    }
+}
+
+/// Combinations found so far, and which of those asked about are legal.
+struct Search<'a, L> {
+    sizes: &'a [usize],
+    legal: L,
+    known: HashMap<Vec<usize>, bool>,
+    found: Vec<Vec<usize>>,
+}
+
+impl<L: Fn(&[usize]) -> bool> Search<'_, L> {
+    fn is_legal(&mut self, values: &[usize]) -> bool {
+        if let Some(&known) = self.known.get(values) {
+            return known;
+        }
+        let legal = (self.legal)(values);
+        self.known.insert(values.to_vec(), legal);
+        legal
+    }
+
+    /// Looks for a combination with this pair in which `changed` other options, none or one, have
+    /// another value than the first.
+    fn meet(&mut self, pair: Pair, changed: usize, missing: &mut BTreeSet<Pair>) {
+        let mut start = vec![0; self.sizes.len()];
+        pair.iter().for_each(|&(option, value)| start[option] = value);
+        if changed == 0 {
+            if self.is_legal(&start) {
+                self.take(start, pair, missing);
+            }
+            return;
+        }
+        for option in (0..start.len()).filter(|option| pair.iter().all(|(at, _)| at != option)) {
+            for value in 1..self.sizes[option] {
+                let mut values = start.clone();
+                values[option] = value;
+                if self.is_legal(&values) {
+                    return self.take(values, pair, missing);
+                }
+            }
+        }
+    }
+
+    /// Looks for a combination with this pair among those found before, with one value put in.
+    fn meet_in_found(&mut self, pair: Pair, missing: &mut BTreeSet<Pair>) {
+        let [first, second] = pair;
+        for at in 0..self.found.len() {
+            for ((has, value), (gets, other)) in [(first, second), (second, first)] {
+                if self.found[at][has] == value {
+                    let mut values = self.found[at].clone();
+                    values[gets] = other;
+                    if self.is_legal(&values) {
+                        return self.take(values, pair, missing);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps a legal combination with this pair, after it took in what else is missing.
+    fn take(&mut self, mut values: Vec<usize>, pair: Pair, missing: &mut BTreeSet<Pair>) {
+        for option in (0..values.len()).filter(|option| pair.iter().all(|(at, _)| at != option)) {
+            let mut best = (count_missing(&values, missing), values[option]);
+            for value in 0..self.sizes[option] {
+                let mut changed = values.clone();
+                changed[option] = value;
+                let count = count_missing(&changed, missing);
+                if count > best.0 && self.is_legal(&changed) {
+                    best = (count, value);
+                }
+            }
+            values[option] = best.1;
+        }
+        for pair in pairs(&values) {
+            missing.remove(&pair);
+        }
+        self.found.push(values);
+    }
 }
 
 fn count_missing(values: &[usize], missing: &BTreeSet<Pair>) -> usize {
@@ -98,5 +212,25 @@ mod tests {
     #[test]
     fn nothing_legal_gives_nothing() {
         assert!(pairwise(&combinations(&[2, 3], |_| false)).is_empty());
+    }
+
+    /// Against all combinations, where these are few enough: values that meet in a legal one.
+    #[test]
+    fn covering_finds_the_pairs_of_legal_combinations() {
+        let sizes = [5, 3, 6, 4, 2];
+        let rules: [fn(&[usize]) -> bool; 4] = [
+            |_| true,
+            |_| false,
+            // Wants another value of an option that neither of two others is.
+            |v| (v[0] < 2 || v[4] == 1) && (v[2] != 3 || v[1] == 2),
+            |v| v[0] + v[2] != 4 && (v[1] == 0 || v[3] > 1) && (v[2] < 4 || v[3] != 2),
+        ];
+        for (at, legal) in rules.into_iter().enumerate() {
+            let (all, some) = (combinations(&sizes, legal), covering(&sizes, legal));
+            assert!(covers(&some, &all), "rule {at}");
+            assert!(some.iter().all(|values| legal(values)), "rule {at}");
+            assert!(some.len() <= 60, "rule {at}: {} combinations", some.len());
+            assert_eq!(some, covering(&sizes, legal), "no chance");
+        }
     }
 }

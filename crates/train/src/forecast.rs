@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use engine::{Batch, BatchSequence};
 use model::cost::{Convention, forward_flops, head_flops, nominal_capacities, prelude_flops};
 use model::layout::LayerPlan;
-use model::params::{Group, ParamPlace, ParamSpec};
+use model::params::{ParamPlace, ParamSpec};
 use model::routers::ThresholdsFrom;
 use model::table::specs;
 use model::{Causality, KvMode, Model, ModelConfig, QueryKeyNorm};
@@ -162,7 +162,7 @@ impl Forecast<'_> {
         let shares = config.router.capacities(config.recursions, 0);
         let recurs = plan.recursions.len();
         let inner: BTreeSet<usize> = plan.recursions.iter().flatten().map(|at| at.layer).collect();
-        let adapters = adapter_values(&table);
+        let adapters = adapter_values(config, &table);
         let d = config.width as f64;
         let mut values = 0.0;
         for at in plan.unrolled() {
@@ -404,11 +404,13 @@ fn layer_values(config: &ModelConfig, stored: usize) -> f64 {
 
 /// Values that the adapters of a use of a layer keep for a row, by stored layer and recursion: the
 /// narrow side of each pair, before and after its scale.
-fn adapter_values(table: &[ParamSpec]) -> BTreeMap<(usize, usize), f64> {
+fn adapter_values(config: &ModelConfig, table: &[ParamSpec]) -> BTreeMap<(usize, usize), f64> {
     let mut values = BTreeMap::new();
     // Those that are merged keep nothing of a row.
-    let of_rows = table.iter().filter(|spec| spec.active > 0.0 || spec.group == Group::Norm);
-    for spec in of_rows {
+    if config.relax.settings().keeps_matrices() {
+        return values;
+    }
+    for spec in table {
         if let ParamPlace::Adapter { stored, recursion, .. } = spec.place {
             let narrow = spec.shape.0.min(spec.shape.1) as f64;
             *values.entry((stored, recursion)).or_insert(0.0) += narrow;

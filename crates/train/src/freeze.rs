@@ -66,10 +66,20 @@ pub(crate) fn formats(
     if table.iter().all(|spec| format_of(train, spec).is_none()) {
         return Ok(None);
     }
-    let others = table.iter().filter(|spec| spec.can_be_rounded());
-    let others = others.filter(|spec| format_of(train, spec).is_none());
-    let text = others
-        .fold(train.frozen_format.clone(), |text, spec| format!("{text},{}={F32}", spec.name));
+    // By the patterns of the recipe, as names of all matrices may be more than a checkpoint names;
+    // then what they fit, too, and stays as it is, such as the embedding.
+    let mut text = F32.to_owned();
+    for pattern in &train.freeze {
+        let mut fitting = table.iter().filter(|spec| pattern::fits(pattern, &spec.name));
+        if fitting.any(|spec| format_of(train, spec).is_some()) {
+            text += &format!(",{pattern}={}", train.frozen_format);
+        }
+    }
+    for spec in table.iter().filter(|spec| spec.can_be_rounded()) {
+        if is_frozen(&train.freeze, &spec.name) && format_of(train, spec).is_none() {
+            text += &format!(",{}={F32}", spec.name);
+        }
+    }
     match text.parse() {
         Ok(formats) => Ok(Some(formats)),
         Err(error) => refuse(FORMAT, format!("\"{}\"", train.frozen_format), format!("{error}")),

@@ -6,7 +6,7 @@ use common::{batches, recipe};
 use model::adapters::lora::{self, AdaptedLayers};
 use model::adapters::{Places, Relaxation, miss};
 use model::mlp::experts;
-use model::{KvMode, MlpConfig, ModelConfig, RouterConfig};
+use model::{KvMode, MlpConfig, ModelConfig, RouterConfig, Sharing};
 use ops::Ops;
 use testkit::routers;
 use train::{Recipe, TrainConfig, Trainer};
@@ -177,6 +177,17 @@ fn formats_of_frozen_matrices_that_cannot_be_are_refused() {
     ] {
         assert!(said.contains("train.frozen_format") && said.contains(needle), "{said}");
     }
+}
+
+/// What checkpoints say of frozen matrices goes by the recipe's patterns: of matrices by name there
+/// may be more than it may list.
+#[test]
+fn one_kind_of_matrix_of_many_layers_may_be_frozen_in_few_bits() {
+    let mut recipe = recipe(RouterConfig::FIXED, KvMode::RecursionWise);
+    (recipe.model.layers, recipe.model.recursions, recipe.model.sharing) = (90, 1, Sharing::None);
+    let mut recipe = frozen(recipe, &["layers.*.query"]);
+    recipe.train.frozen_format = "int8".into();
+    recipe.check().expect("legal");
 }
 
 #[test]

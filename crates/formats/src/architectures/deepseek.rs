@@ -55,23 +55,17 @@ fn held_additions(config: &ArchConfig) -> Option<Additions> {
     latent::held(config, Scaled::No)
 }
 
-/// What the routing of DeepSeek-V2 leaves free. Weights are never divided by their sum.
+/// What the routing of DeepSeek-V2 leaves free: what that of V3 does, but that weights are never
+/// divided by their sum.
 fn held_v2(of: &Experts) -> Experts {
-    let Experts { count, top_k, width, shared, groups, top_groups, scale, .. } = *of;
-    let first = experts::leading(of).unwrap_or(0);
+    let others = Experts::default();
     Experts {
-        count,
-        top_k,
-        width,
-        dense: (0..first).collect(),
-        shared: shared.checked_div(width).unwrap_or(0) * width,
-        groups,
-        top_groups,
+        scoring: others.scoring,
+        choice_bias: others.choice_bias,
         // Where all groups are open, what they count says nothing.
-        best_of_group: groups != top_groups || of.best_of_group,
+        best_of_group: of.groups != of.top_groups || of.best_of_group,
         normalize: false,
-        scale,
-        ..Experts::default()
+        ..dots1::held(of)
     }
 }
 
@@ -79,21 +73,9 @@ fn tensor(role: TensorRole) -> Option<String> {
     experts::tensor_with_shared(role, "shared_experts")
 }
 
-const OWN_V2: [&str; 9] = [
-    "moe_intermediate_size",
-    "n_shared_experts",
-    "n_group",
-    "topk_group",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "first_k_dense_replace",
-    "scoring_func",
-    "topk_method",
-];
-
 /// The class never reads `norm_topk_prob`.
 fn read_v2(config: &JsonObject<'_>) -> Result<ArchConfig> {
-    experts::refuse_others(config, &experts::own(&OWN_V2))?;
+    experts::refuse_others(config, &experts::own(&dots1::OWN))?;
     dense::must_be_unset(config, "mlp_bias")?;
     if config.string("scoring_func")?.is_some_and(|found| found != "softmax") {
         return Err(config.unsupported("scoring_func", "\"softmax\""));

@@ -79,7 +79,7 @@ pub(super) fn tensor(role: TensorRole) -> Option<String> {
 }
 
 /// Keys of this routing beside those of counts.
-const OWN: [&str; 9] = [
+pub(super) const OWN: [&str; 9] = [
     "moe_intermediate_size",
     "n_shared_experts",
     "n_group",

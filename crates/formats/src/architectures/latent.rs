@@ -21,6 +21,16 @@ pub(super) enum Scaled {
     ByRank,
 }
 
+impl Scaled {
+    /// What a latent of this rank, of rows of this width, is multiplied by.
+    fn factor(self, width: usize, rank: usize) -> f64 {
+        match self {
+            Scaled::No => 1.0,
+            Scaled::ByRank => (width as f64 / rank as f64).sqrt(),
+        }
+    }
+}
+
 /// Reads latent attention into `found`, whose other numbers are there.
 pub(super) fn read(
     config: &JsonObject<'_>,
@@ -53,8 +63,7 @@ pub(super) fn read(
         return Err(config.wrong("qk_head_dim", expected));
     }
     found.head_dim = own + turned;
-    let root = |width: usize| (found.width as f64 / width as f64).sqrt();
-    let scale = if scaled == Scaled::ByRank { root(key_value) } else { 1.0 };
+    let scale = scaled.factor(found.width, key_value);
     found.additions.latent = Some(LatentAttention {
         query,
         key_value,
@@ -78,10 +87,7 @@ fn score_scale(config: &ArchConfig, scaled: Scaled) -> Option<f64> {
         _ => 1.0,
     };
     let query = config.additions.latent.map_or(0, |latent| latent.query);
-    let of_query = match scaled {
-        Scaled::ByRank if query > 0 => (config.width as f64 / query as f64).sqrt(),
-        _ => 1.0,
-    };
+    let of_query = if query > 0 { scaled.factor(config.width, query) } else { 1.0 };
     let scale = plain * growth * of_query;
     (scale != plain).then_some(scale)
 }
@@ -90,10 +96,7 @@ fn score_scale(config: &ArchConfig, scaled: Scaled) -> Option<f64> {
 /// from its widths. `None` for a model without latents.
 pub(super) fn held(config: &ArchConfig, scaled: Scaled) -> Option<Additions> {
     let latent = config.additions.latent?;
-    let follows = match scaled {
-        Scaled::No => 1.0,
-        Scaled::ByRank => (config.width as f64 / latent.key_value as f64).sqrt(),
-    };
+    let follows = scaled.factor(config.width, latent.key_value);
     // A recipe states such a factor in a few digits.
     let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-6 * expected;
     let scale = if near(latent.scale, follows) { latent.scale } else { follows };

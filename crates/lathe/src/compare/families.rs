@@ -108,7 +108,7 @@ pub(crate) fn check(comparison: &Comparison) -> Result<()> {
             bail!("variants.{name} has the name of a family: choose another one");
         }
         if !is_kind(of) {
-            bail!("variants.{name}.of: {}", unknown(of, comparison));
+            bail!("variants.{name}.of: {}", unknown(of, comparison, ""));
         }
     }
     let published = comparison.published.iter().flat_map(|published| &published.losses);
@@ -118,19 +118,21 @@ pub(crate) fn check(comparison: &Comparison) -> Result<()> {
         variant(comparison, name).is_some() || is_kind(name) || name.ends_with(".toml")
     };
     match names.chain(published).find(|(_, name)| !is_known(name)) {
-        Some((place, name)) => bail!("{place}: {}", unknown(name, comparison)),
+        Some((place, name)) => {
+            let more = ", a name under `variants`, a recipe file (.toml)";
+            bail!("{place}: {}", unknown(name, comparison, more))
+        }
         None => Ok(()),
     }
 }
 
-/// What is said about a name that is no family.
-fn unknown(name: &str, comparison: &Comparison) -> String {
+/// What is said about a name that is no family, and none of what else may stand there.
+fn unknown(name: &str, comparison: &Comparison, more: &str) -> String {
     let all: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
     let (all, shape) = (all.join(", "), &comparison.shape);
     format!(
-        "\"{name}\" is unknown, expected one of {all}, a name under `variants`, a recipe file \
-         (.toml), or what stands behind {shape}- in a name that `lathe presets {shape}` lists, \
-         such as mor2"
+        "\"{name}\" is unknown, expected one of {all}{more}, or what stands behind {shape}- in a \
+         name that `lathe presets {shape}` lists, such as mor2"
     )
 }
 

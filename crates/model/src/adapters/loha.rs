@@ -34,7 +34,7 @@ impl Formula for Config {
     }
 
     fn fits(&self, base: &ParamSpec) -> Result<(), ConfigError> {
-        check_alpha(self.alpha)?;
+        check_alpha("relax.alpha", self.alpha)?;
         check_rank("relax.rank", self.rank, base)
     }
 

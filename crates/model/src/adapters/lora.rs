@@ -148,8 +148,9 @@ impl AdapterSettings for Config {
             }
             Ok(())
         })?;
-        for &alpha in std::iter::once(&self.alpha).chain(self.alpha_pattern.values()) {
-            check_alpha(alpha)?;
+        check_alpha("relax.alpha", self.alpha)?;
+        for &alpha in self.alpha_pattern.values() {
+            check_alpha("relax.alpha_pattern", alpha)?;
         }
         let names = self.names(plan);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();

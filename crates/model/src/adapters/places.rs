@@ -116,10 +116,10 @@ pub(super) fn check_rank(field: &str, rank: usize, base: &ParamSpec) -> Result<(
     refuse(field, rank, format!("between 1 and {most}, the smaller side of {name}"))
 }
 
-/// Refuses an alpha that no scale has.
-pub(super) fn check_alpha(alpha: f64) -> Result<(), ConfigError> {
+/// Refuses an alpha of `field` that no scale has.
+pub(super) fn check_alpha(field: &'static str, alpha: f64) -> Result<(), ConfigError> {
     if (1e-6..=1e6).contains(&alpha) {
         return Ok(());
     }
-    refuse("relax.alpha", alpha, "between 1e-6 and 1e6".into())
+    refuse(field, alpha, "between 1e-6 and 1e6".into())
 }

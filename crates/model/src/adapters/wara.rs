@@ -45,7 +45,7 @@ impl Formula for Config {
     }
 
     fn fits(&self, base: &ParamSpec) -> Result<(), ConfigError> {
-        check_alpha(self.alpha)?;
+        check_alpha("relax.alpha", self.alpha)?;
         let name = base.place.part().map_or("a matrix", Part::name);
         let (n, d) = self.band(base.shape);
         let most = n.min(d);

@@ -378,8 +378,6 @@ impl MlpSettings for Config {
         table
     }
 
-    /// Beside what matrices keep: each entry's row as it was gathered and as it joins the stream,
-    /// and logits, scores and their shares.
     fn vectors(&self, sizes: &Sizes, stored: usize) -> Vec<ParamSpec> {
         if !self.reaches(stored) {
             return self.dense().vectors(sizes, stored);
@@ -391,6 +389,8 @@ impl MlpSettings for Config {
         vec![gate_up, ParamSpec::bias(stored, SHARED_DOWN_BIAS, sizes.width)]
     }
 
+    /// Beside what matrices keep: each entry's row as it was gathered and as it joins the stream,
+    /// and logits, scores and their shares.
     fn kept_values(&self, sizes: &Sizes, stored: usize) -> f64 {
         if !self.reaches(stored) {
             return self.dense().kept_values(sizes, stored);

@@ -10,43 +10,36 @@ use model::{
     Sharing,
 };
 use testkit::{
-    MODES, SHARINGS, adapters, combinations, forms, mlps, pairwise, routers, tiny, with_shortcuts,
+    MODES, SHARINGS, adapters, combinations, covering, forms, mlps, routers, tiny, with_shortcuts,
 };
 
 /// Every legal combination of router, way of keeping keys and values, and layout; then, with
-/// adapters and MLPs, a few combinations in which every two options meet.
+/// forms, adapters and MLPs, a few combinations in which every two options meet.
 pub(crate) fn variants() -> Vec<ModelConfig> {
     static ALL: OnceLock<Vec<ModelConfig>> = OnceLock::new();
     ALL.get_or_init(chosen_variants).clone()
 }
 
-/// Options of a combination that differ from the first of their list, at most: more of them make
-/// no further pair, and the list would grow with the product of all.
-const MOST: usize = 2;
-
 fn chosen_variants() -> Vec<ModelConfig> {
     let (routers, mlps, forms) = (routers(), mlps(), forms());
     let relaxed: Vec<_> = mlps.iter().map(adapters).collect();
-    let of_relaxed = relaxed[0].len();
-    let sizes = [routers.len(), MODES.len(), forms.len(), SHARINGS.len(), of_relaxed, mlps.len()];
     let config_of = |values: &[usize]| {
         let mlp = mlps[values[5]].clone();
         let relax = relaxed[values[5]][values[4]].clone();
         let base = tiny(routers[values[0]].clone(), MODES[values[1]], SHARINGS[values[3]]);
         forms[values[2]].clone().of(ModelConfig { relax, mlp, ..base })
     };
-    let all = combinations(&sizes, |values| {
-        let others = [0, 2, 4, 5].iter().filter(|&&option| values[option] > 0).count();
-        others <= MOST && config_of(values).check().is_ok()
-    });
+    let is_legal = |values: &[usize]| config_of(values).check().is_ok();
+    let (of_routers, of_adapters) = (routers.len(), relaxed[0].len());
+    let sizes = [of_routers, MODES.len(), forms.len(), SHARINGS.len(), of_adapters, mlps.len()];
+    let mut picked = combinations(&[of_routers, MODES.len(), 1, SHARINGS.len(), 1, 1], is_legal);
+    assert!(picked.len() >= 40, "{} legal combinations", picked.len());
+    let further = covering(&sizes, is_legal).into_iter();
+    picked.extend(further.filter(|values| [2, 4, 5].iter().any(|&option| values[option] > 0)));
     for (option, size) in sizes.into_iter().enumerate() {
-        let missing = (0..size).find(|&value| !all.iter().any(|values| values[option] == value));
+        let missing = (0..size).find(|&value| !picked.iter().any(|values| values[option] == value));
         assert_eq!(missing, None, "a value of option {option} is in no legal combination");
     }
-    let (mut picked, further): (Vec<_>, Vec<_>) =
-        all.iter().cloned().partition(|values| [2, 4, 5].iter().all(|&option| values[option] == 0));
-    assert!(picked.len() >= 40, "{} legal combinations", picked.len());
-    picked.extend(pairwise(&further));
     let mut all: Vec<ModelConfig> = picked.iter().map(|values| config_of(values)).collect();
     for router in [RouterConfig::FIXED, RouterConfig::default()] {
         all.extend(with_shortcuts(router));

@@ -56,21 +56,26 @@ pub(super) fn beside_dealt(
     })
 }
 
+/// What two lists have under the same keys, in the order of the first. An entry meets one of the
+/// other list at most: of equal keys there, the last.
+pub(super) fn matched<K: Ord, T>(
+    before: impl Iterator<Item = (K, T)>,
+    after: impl Iterator<Item = (K, T)>,
+) -> (Vec<T>, Vec<T>) {
+    let mut at: BTreeMap<K, T> = after.collect();
+    before.filter_map(|(key, one)| Some((one, at.remove(&key)?))).unzip()
+}
+
 /// What changed from one trace to another, whose steps may differ: rows are the same by sequence,
 /// position, use and token.
 pub fn change(before: &Choices, after: &Choices, how: Shuffles) -> RoutingChange {
-    let mut at = BTreeMap::new();
-    for row in &after.rows {
-        at.insert((row.sequence.1, row.position, row.recursion, row.token), &row.chosen[..]);
-    }
-    let (mut first, mut second) = (Vec::new(), Vec::new());
-    for row in &before.rows {
-        let key = (row.sequence.1, row.position, row.recursion, row.token);
-        if let Some(chosen) = at.remove(&key) {
-            first.push(&row.chosen[..]);
-            second.push(chosen);
-        }
-    }
+    let [one, other] = [before, after].map(|choices| {
+        choices
+            .rows
+            .iter()
+            .map(|row| ((row.sequence.1, row.position, row.recursion, row.token), &row.chosen[..]))
+    });
+    let (first, second) = matched(one, other);
     let rows = first.len();
     RoutingChange {
         rows,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::change::matched;
 use super::information::of_counts;
 use super::words::{InWord, WordKind, WordRole, in_words};
 use super::{Controlled, Shuffles, shuffle};
@@ -390,9 +391,8 @@ pub struct DepthChange {
 
 /// What changed of depth from one trace to another of the same text.
 pub fn depth_change(before: &[DepthToken], after: &[DepthToken], how: Shuffles) -> DepthChange {
-    let at: HashMap<_, u32> = after.iter().map(|row| (row.key(), row.depth)).collect();
-    let pairs = before.iter().filter_map(|row| Some((row.depth, *at.get(&row.key())?)));
-    let (one, mut other): (Vec<u32>, Vec<u32>) = pairs.unzip();
+    let [one, other] = [before, after].map(|rows| rows.iter().map(|row| (row.key(), row.depth)));
+    let (one, mut other) = matched(one, other);
     let correlation = correlated(&reals(&one), &reals(&other), how);
     let same = how.beside(equal(&one, &other), |dice| {
         shuffle(&mut other, dice);

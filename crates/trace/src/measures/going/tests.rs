@@ -163,6 +163,12 @@ fn depths_of_the_same_text_are_compared() {
     let found = depth_change(&one, &other, how);
     assert_eq!(found.tokens * 2 + found.unmatched, 6000);
     assert!(found.same.p > 0.01 && found.correlation.expect("numbers").p > 0.01, "{found:?}");
+    // A token that one trace has in several steps meets one of the other.
+    let twice = [&one[..], &one[..]].concat();
+    for (before, after) in [(&twice, &one), (&one, &twice)] {
+        let found = depth_change(before, after, how);
+        assert_eq!((found.tokens, found.unmatched, found.same.value), (3000, 3000, 1.0));
+    }
     let none = depth_change(&one, &[], how);
     assert_eq!((none.tokens, none.unmatched, none.correlation), (0, 3000, None));
 }
