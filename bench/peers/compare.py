@@ -5,14 +5,18 @@
     compare.py prefill ...the same...
     compare.py train   --lathe target/release/lathe --peers PEERS cpu-1m-dense
     compare.py train   ...the same, a dense preset... --published CODE
+    compare.py train   --lathe target/release/lathe --peers PEERS --config shapes/olmoe-15m.json shapes/olmoe-15m.toml
 
 PEERS is the folder that `setup` made. FOLDER holds the same weights or weights of the same shape in each format, see
 make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and f16 or bf16, int8 and q8_0, int4 and q4_0.
 CODE is what published_step.py takes: its dense model stands beside PRESET, its model with three recursions beside PRESET-mor3.
+CONFIG is a config.json of transformers, whose model runs with each of its implementations of experts and compiled; before
+that, Lathe has to find the logits, choices and gradients that transformers wrote of it.
 Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
 PyTorch's processes stay and wait between their rounds.
 A process during which something else used more than --foreign of the machine runs again; after four attempts the comparison is given up.
+A peer that needs more than --limit seconds, or fails, is left out and reported as such.
 Keys and values: f32 in Lathe unless --kv-format says otherwise, f16 in llama.cpp, each program's default.
 """
 
@@ -39,6 +43,10 @@ FORMATS = {
 }
 
 
+class Lost(Exception):
+    """A program that did not do its round, and why."""
+
+
 def main():
     options = arguments()
     # Ended from outside, it must not leave a program behind that uses the machine.
@@ -47,15 +55,29 @@ def main():
         contestants = train_contestants(options)
     else:
         contestants = [c for name in options.format for c in run_contestants(options, name)]
+    lost = {}
+
+    def run(one):
+        try:
+            return one["run"]()
+        except Lost as why:
+            if one["beside"] is None:
+                sys.exit(str(why))
+            print(f"{one['name']} is left out: {why}", file=sys.stderr)
+            lost[one["name"]] = str(why)
+            contestants.remove(one)
+
     rounds = []
     if options.what == "train":
-        for contestant in contestants:
-            contestant["run"]()
+        for contestant in list(contestants):
+            run(contestant)
     for turn in range(options.rounds):
         order = contestants if turn % 2 == 0 else contestants[::-1]
-        rounds.append({c["name"]: c["run"]() for c in order})
+        rounds.append({c["name"]: run(c) for c in list(order)})
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
     record = summarise(options, contestants, rounds)
+    record["lost"] = lost
+    record["table"] += [f"{name}: left out, {why}" for name, why in lost.items()]
     for line in record["table"]:
         print(line)
     if options.json:
@@ -80,6 +102,9 @@ def arguments():
     parser.add_argument("--steps", type=int, default=3, help="train: timed steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch-size", help="train: width,layers,heads,kv_heads,ffn,vocab of the PyTorch model")
+    parser.add_argument("--config", type=Path, help="train: config.json of a model of transformers, in place of --torch-size")
+    ways = "eager,batched_mm,grouped_mm,eager+compile,grouped_mm+compile"
+    parser.add_argument("--ways", default=ways, help="train with --config: how transformers computes experts")
     parser.add_argument("--torch-batch", default="4,512", help="train: sequences and their length")
     parser.add_argument("--published", type=Path, help="train: a checkout of the published Mixture-of-Recursions code")
     parser.add_argument("--foreign", type=float, default=0.1, help="share of the machine that others may use meanwhile")
@@ -88,8 +113,8 @@ def arguments():
     options = parser.parse_args()
     options.format = options.format or ["f32", "bf16", "int8"]
     options.context = options.context or (512 if options.what == "prefill" else 32)
-    if options.what == "train" and not options.torch_size:
-        parser.error("train needs --torch-size")
+    if options.what == "train" and not (options.torch_size or options.config):
+        parser.error("train needs --torch-size or --config")
     if options.what != "train" and not options.gguf:
         parser.error(f"{options.what} needs --gguf")
     if options.what == "prefill" and options.batch == "1,8,16,32":
@@ -97,18 +122,28 @@ def arguments():
     return options
 
 
+def plain_output(command):
+    """What a program prints, however busy the machine is."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\nends with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
 def output(command, options):
     """Runs a program to its JSON, again when the machine was not its own."""
     command = [str(part) for part in command]
+    why = "never had the machine for itself: end what else runs, or raise --foreign and --limit"
     for attempt in range(4):
         busy, own, wall = machine_seconds(), own_seconds(), time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
         except subprocess.TimeoutExpired:
-            print(f"{command[0]} had no end after {options.limit:.0f} s (attempt {attempt + 1})", file=sys.stderr)
+            why = f"had no end after {options.limit:.0f} s"
+            print(f"{command[0]} {why} (attempt {attempt + 1})", file=sys.stderr)
             continue
         if done.returncode != 0:
-            sys.exit(f"{' '.join(command)}\nends with {done.returncode}:\n{done.stderr}")
+            raise Lost(f"{' '.join(command)}\nends with {done.returncode}:\n{done.stderr}")
         wall = time.monotonic() - wall
         foreign = ((machine_seconds() - busy) - (own_seconds() - own)) / (wall * os.cpu_count())
         found = json.loads(done.stdout)
@@ -116,7 +151,7 @@ def output(command, options):
         if foreign <= options.foreign:
             return found
         print(f"something else used {100 * foreign:.0f} % of the machine (attempt {attempt + 1})", file=sys.stderr)
-    sys.exit(f"{' '.join(command)}\nnever had the machine for itself: end what else runs, or raise --foreign and --limit")
+    raise Lost(f"{' '.join(command)}\n{why}")
 
 
 class Waiting:
@@ -134,10 +169,11 @@ class Waiting:
                 line = self.process.stdout.readline()
                 if not line:
                     self.said.seek(0)
-                    sys.exit(f"{' '.join(self.command)}\nends with {self.process.wait()}:\n{self.said.read()}")
+                    raise Lost(f"ends with {self.process.wait()}: {self.said.read()[-600:].strip()}")
                 if line.startswith(("{", "ready")):
                     return line
-        sys.exit(f"{' '.join(self.command)} said nothing for {limit:.0f} s; raise --limit")
+        self.process.kill()
+        raise Lost(f"had no end after {limit:.0f} s")
 
     def round(self):
         if self.process is None:
@@ -159,7 +195,8 @@ class Waiting:
             if foreign <= self.options.foreign:
                 return found
             print(f"something else used {100 * foreign:.0f} % of the machine (attempt {attempt + 1})", file=sys.stderr)
-        sys.exit(f"{' '.join(self.command)}\nnever had the machine for itself: end what else runs, or raise --foreign")
+        self.process.kill()
+        raise Lost("never had the machine for itself: end what else runs, or raise --foreign")
 
 
 def process_seconds(process):
@@ -188,10 +225,14 @@ def own_seconds():
 
 def run_contestants(options, name):
     weights, files = FORMATS[name]
+    peers = [options.gguf / f"{file}.gguf" for file in files if (options.gguf / f"{file}.gguf").exists()]
+    if not peers:
+        sys.exit(f"{options.gguf} holds none of {', '.join(file + '.gguf' for file in files)}")
     sets = [part for entry in options.set for part in ("--set", entry)]
     lathe = [
         options.lathe, "bench", options.what, options.model, *sets, "--weights", weights, "--kv-format", options.kv_format,
-        "--batch", options.batch, "--context", options.context, "--tokens", options.tokens, "--rounds", 1, "--json",
+        "--batch", options.batch, "--context", options.context, "--rounds", 1, "--json",
+        *(["--tokens", options.tokens] if options.what == "decode" else []),
     ]
 
     def run_lathe():
@@ -208,9 +249,6 @@ def run_contestants(options, name):
         rates = {str(r["batch"]): statistics.median(r["tokens_per_second"]) for r in found["results"]}
         return {"rates": rates, "about": {k: found[k] for k in ("system", "foreign_share")}}
 
-    peers = [options.gguf / f"{file}.gguf" for file in files if (options.gguf / f"{file}.gguf").exists()]
-    if not peers:
-        sys.exit(f"{options.gguf} holds none of {', '.join(file + '.gguf' for file in files)}")
     named = f"lathe {name}"
     contestants = [{"name": named, "beside": None, "run": run_lathe}]
     for path in peers:
@@ -221,8 +259,8 @@ def run_contestants(options, name):
 
 def train_contestants(options):
     sets = [part for entry in options.set for part in ("--set", entry)]
-    shape = ["--size", options.torch_size, "--batch", options.torch_batch]
-    shape += ["--steps", options.steps, "--threads", options.threads]
+    shape = ["--config", options.config] if options.config else ["--size", options.torch_size]
+    shape += ["--batch", options.torch_batch, "--steps", options.steps, "--threads", options.threads]
 
     def run_lathe(model):
         found = output([options.lathe, "bench", "train", model, *sets, "--steps", options.steps, "--json"], options)
@@ -239,12 +277,18 @@ def train_contestants(options):
             waiting[parts] = Waiting([python, HERE / script, *shape, *extra, "--ask"], options)
         found = waiting[parts].round()
         rate = found["tokens"] / statistics.median(found["seconds"])
-        kept = ("torch", "transformers", "parameters", "peak_memory", "foreign_share")
+        kept = ("torch", "transformers", "parameters", "losses", "peak_memory", "foreign_share")
         return {"rates": {"step": rate}, "about": {k: found[k] for k in kept if k in found}}
 
     def contestant(name, beside, run, *parts):
         return {"name": name, "beside": beside, "run": lambda: run(*parts)}
 
+    if options.config:
+        python = ("venv", "transformers_step.py", "--experts")
+        agree(options)
+        ways = [[f"--{part}" if part == "compile" else part for part in way.split("+")] for way in options.ways.split(",")]
+        peers = [contestant(" ".join(way), "lathe", run_python, *python, *way) for way in ways]
+        return [contestant("lathe", None, run_lathe, options.model), *peers]
     contestants = [
         contestant("lathe", None, run_lathe, options.model),
         contestant("torch eager", "lathe", run_python, "venv", "torch_step.py"),
@@ -260,6 +304,14 @@ def train_contestants(options):
     return contestants
 
 
+def agree(options):
+    """What transformers computes of the model is what Lathe computes of it."""
+    with tempfile.TemporaryDirectory() as place:
+        script = [options.peers / "venv/bin/python", HERE / "transformers_step.py", "--config", options.config]
+        plain_output([*script, "--threads", options.threads, "--write", f"{place}/model"])
+        print(plain_output([options.lathe, "verify", f"{place}/model"]), file=sys.stderr)
+
+
 def summarise(options, contestants, rounds):
     table = [f"{options.what}: tokens/s, median of {len(rounds)} rounds; ratio: Lathe over the peer, median (least-most)"]
     results = []
@@ -267,14 +319,14 @@ def summarise(options, contestants, rounds):
         for key in rounds[0][one["name"]]["rates"]:
             rates = [r[one["name"]]["rates"][key] for r in rounds]
             result = {"name": one["name"], "batch": key, "rates": rates, "median": statistics.median(rates)}
-            line = f"{one['name']:<16} {key:>4} {result['median']:>10.1f}"
+            line = f"{one['name']:<20} {key:>9} {result['median']:>10.1f}"
             if one["beside"]:
                 ratios = [r[one["beside"]]["rates"][key] / r[one["name"]]["rates"][key] for r in rounds]
                 result["ratio"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
                 line += f"   {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             results.append(result)
             table.append(line)
-    about = {name: found["about"] for name, found in rounds[-1].items()}
+    about = {name: found["about"] for name, found in rounds[-1].items() if found}
     given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {"options": given, "commit": commit(), "about": about, "results": results, "table": table}
 
