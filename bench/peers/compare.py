@@ -6,12 +6,14 @@
     compare.py train   --lathe target/release/lathe --peers PEERS cpu-1m-dense
     compare.py train   ...the same, a dense preset... --published CODE
     compare.py train   --lathe target/release/lathe --peers PEERS --config shapes/olmoe-15m.json shapes/olmoe-15m.toml
+    compare.py decode  --lathe target/release/lathe --peers PEERS --gguf FOLDER
 
 PEERS is the folder that `setup` made. FOLDER holds the same weights or weights of the same shape in each format, see
 make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and f16 or bf16, int8 and q8_0, int4 and q4_0.
 CODE is what published_step.py takes: its dense model stands beside PRESET, its model with three recursions beside PRESET-mor3.
 CONFIG is a config.json of transformers, whose model runs with each of its implementations of experts and compiled; before
 that, Lathe has to find the logits, choices and gradients that transformers wrote of it.
+Without a model, decode and prefill let Lathe open llama.cpp's own files; in f32 both have to find the same tokens first.
 Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
 PyTorch's processes stay and wait between their rounds.
@@ -35,6 +37,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TEXT, FOLLOWED = "The history of the small", 12
 FORMATS = {
     "f32": ("f32", ["f32"]),
     "bf16": ("bf16", ["f16", "bf16"]),
@@ -87,7 +90,7 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decode", "prefill", "train"])
-    parser.add_argument("model", help="what lathe bench takes: a checkpoint, a preset or a recipe")
+    parser.add_argument("model", nargs="?", help="what lathe bench takes: a checkpoint, a preset or a recipe")
     parser.add_argument("--set", action="append", default=[], help="passed on to lathe bench (repeatable)")
     parser.add_argument("--lathe", type=Path, required=True)
     parser.add_argument("--peers", type=Path, required=True, help="folder made by setup")
@@ -117,6 +120,8 @@ def arguments():
         parser.error("train needs --torch-size or --config")
     if options.what != "train" and not options.gguf:
         parser.error(f"{options.what} needs --gguf")
+    if options.what == "train" and not options.model:
+        parser.error("train needs a model")
     if options.what == "prefill" and options.batch == "1,8,16,32":
         options.batch = "1"
     return options
@@ -229,8 +234,10 @@ def run_contestants(options, name):
     if not peers:
         sys.exit(f"{options.gguf} holds none of {', '.join(file + '.gguf' for file in files)}")
     sets = [part for entry in options.set for part in ("--set", entry)]
+    if not options.model:
+        follow(options, peers[-1], weights)
     lathe = [
-        options.lathe, "bench", options.what, options.model, *sets, "--weights", weights, "--kv-format", options.kv_format,
+        options.lathe, "bench", options.what, options.model or peers[-1], *sets, "--weights", weights, "--kv-format", options.kv_format,
         "--batch", options.batch, "--context", options.context, "--rounds", 1, "--json",
         *(["--tokens", options.tokens] if options.what == "decode" else []),
     ]
@@ -255,6 +262,20 @@ def run_contestants(options, name):
         run = lambda path=path: run_llama(path)  # noqa: E731
         contestants.append({"name": f"llama.cpp {path.stem}", "beside": named, "run": run})
     return contestants
+
+
+def follow(options, path, weights):
+    """Both programs continue the same text."""
+    ours = plain_output([
+        options.lathe, "generate", path, "--weights", weights, "--prompt", TEXT, "--temperature", 0, "--max-tokens", FOLLOWED,
+        "--ignore-eos",
+    ])
+    ours = ours.removeprefix(TEXT).rstrip("\n")
+    command = [options.peers / "llama_rate", path, "follow", TEXT, FOLLOWED, options.threads, "f32"]
+    theirs = plain_output(command).rstrip("\n")
+    print(f"{path.name}: Lathe {ours!r}, llama.cpp {theirs!r}", file=sys.stderr)
+    if weights == "f32" and ours != theirs:
+        sys.exit(f"{path}: the two programs continue {TEXT!r} otherwise")
 
 
 def train_contestants(options):

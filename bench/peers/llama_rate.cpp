@@ -1,7 +1,9 @@
 // Rates of llama.cpp through its C interface alone: no tokenizer, no server, no sampler beyond the largest logit.
 //
 //   llama_rate MODEL.gguf decode|prefill BATCH,BATCH,... CONTEXT TOKENS ROUNDS THREADS KV
+//   llama_rate MODEL.gguf follow TEXT TOKENS THREADS KV
 //
+// follow: the text of the likeliest tokens behind TEXT, for comparisons of what programs compute.
 // decode: BATCH sequences with prompts of CONTEXT random tokens; timed is what comes after the first new token of each,
 // TOKENS - 1 calls of one token for every sequence. prefill: BATCH prompts of CONTEXT tokens, up to the logits of the last
 // one. A short round runs first and does not count. Prints one JSON object.
@@ -119,6 +121,45 @@ struct Task {
     bool kv_f32;
 };
 
+// The text of the likeliest tokens behind a text.
+std::string follow(llama_model * model, const std::string & text, const Task & task) {
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    std::vector<llama_token> prompt(text.size() + 2);
+    const int length = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), prompt.data(),
+                                      static_cast<int32_t>(prompt.size()), true, false);
+    if (length < 1) {
+        fail("the text has no tokens");
+    }
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>((length + task.tokens + 255) / 256 * 256);
+    params.n_batch = params.n_ubatch = static_cast<uint32_t>(length);
+    params.n_threads = params.n_threads_batch = task.threads;
+    params.type_k = params.type_v = task.kv_f32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
+    llama_context * context = llama_init_from_model(model, params);
+    if (context == nullptr) {
+        fail("no context of this size");
+    }
+    Bench bench{context, llama_vocab_n_tokens(vocab), 1, length, llama_batch_init(length, 0, 1)};
+    bench.rows.n_tokens = 0;
+    for (int i = 0; i < length; i++) {
+        bench.add(prompt[i], i, 0, i + 1 == length);
+    }
+    bench.decode();
+    std::vector<llama_token> next{bench.likeliest(length - 1)};
+    std::string found;
+    for (int i = 0; i < task.tokens; i++) {
+        char piece[256];
+        const int size = llama_token_to_piece(vocab, next[0], piece, sizeof piece, 0, true);
+        found.append(piece, static_cast<size_t>(std::max(size, 0)));
+        if (i + 1 < task.tokens) {
+            bench.step(next, length + i);
+        }
+    }
+    llama_batch_free(bench.rows);
+    llama_free(context);
+    return found;
+}
+
 // Rates of all rounds, as a list.
 std::string measure(llama_model * model, const Task & task) {
     llama_context_params params = llama_context_default_params();
@@ -166,17 +207,21 @@ std::string measure(llama_model * model, const Task & task) {
 }  // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 9) {
-        fail("expected MODEL.gguf decode|prefill BATCH,BATCH,... CONTEXT TOKENS ROUNDS THREADS f16|f32");
+    const bool follows = argc > 2 && std::string(argv[2]) == "follow";
+    if (argc != (follows ? 7 : 9)) {
+        fail("expected MODEL.gguf decode|prefill BATCH,BATCH,... CONTEXT TOKENS ROUNDS THREADS f16|f32, or "
+             "MODEL.gguf follow TEXT TOKENS THREADS f16|f32");
     }
     Task task{};
-    task.prefill = std::string(argv[2]) == "prefill";
-    task.length = number(argv[4], "CONTEXT");
-    task.tokens = number(argv[5], "TOKENS");
-    task.rounds = number(argv[6], "ROUNDS");
-    task.threads = number(argv[7], "THREADS");
-    task.kv_f32 = std::string(argv[8]) == "f32";
-    if (task.tokens < 2) {
+    if (!follows) {
+        task.prefill = std::string(argv[2]) == "prefill";
+        task.length = number(argv[4], "CONTEXT");
+        task.rounds = number(argv[6], "ROUNDS");
+    }
+    task.tokens = number(argv[follows ? 4 : 5], "TOKENS");
+    task.threads = number(argv[follows ? 5 : 7], "THREADS");
+    task.kv_f32 = std::string(argv[follows ? 6 : 8]) == "f32";
+    if (!follows && task.tokens < 2) {
         fail("TOKENS is 1, expected at least 2");
     }
     llama_log_set([](ggml_log_level level, const char * text, void *) {
@@ -188,6 +233,11 @@ int main(int argc, char ** argv) {
     llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (model == nullptr) {
         fail(std::string(argv[1]) + " cannot be loaded");
+    }
+    if (follows) {
+        std::printf("%s\n", follow(model, argv[3], task).c_str());
+        llama_model_free(model);
+        return 0;
     }
     std::string results;
     std::stringstream batches(argv[3]);
