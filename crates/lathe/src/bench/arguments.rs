@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use model::WeightFormats;
 
 use crate::numbers;
-use crate::serving_arguments::{EngineLimits, NumberFormats};
+use crate::serving_arguments::{EngineLimits, NumberFormats, weights_help};
 
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "made once")]
@@ -22,6 +23,8 @@ pub(crate) enum BenchCommand {
     Kernels(BenchKernels),
     /// Set products of experts beside one dense product of as many FLOPs, in turns
     Experts(BenchExperts),
+    /// Time the MLP of one layer, dense or of experts with their router, on rows at rest
+    Mlp(BenchMlp),
     /// Measure how time and memory grow with tokens, context, depth and batch
     Growth(BenchGrowth),
 }
@@ -263,6 +266,35 @@ pub(crate) struct BenchExperts {
     /// Number of turns after one to warm up; medians count
     #[arg(long, default_value_t = 9, value_parser = numbers::upto::<usize>(numbers::MANY))]
     pub(crate) rounds: usize,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `lathe bench mlp`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchMlp {
+    /// A checkpoint, run folder, preset, or recipe (.toml file); the last two get fresh weights
+    pub(crate) model: String,
+    /// Change one field of the preset or recipe, like --set model.width=512 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Which of the layers that a row passes through at full depth, from 0
+    #[arg(long, default_value_t = 0, value_parser = numbers::upto::<usize>(numbers::SIDE_BY_SIDE))]
+    pub(crate) layer: usize,
+    /// Rows of a call (a list measures each)
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 256])]
+    #[arg(value_parser = numbers::upto::<usize>(1 << 16))]
+    pub(crate) rows: Vec<usize>,
+    #[arg(long, value_name = "FORMATS", help = weights_help())]
+    pub(crate) weights: Option<WeightFormats>,
+    /// Number of rounds after one to warm up; the median counts
+    #[arg(long, default_value_t = 9, value_parser = numbers::some::<usize>(numbers::MANY))]
+    pub(crate) rounds: usize,
+    /// Also write the layer's weights, one set of rows for each number of them, and what comes of
+    /// them to this new folder, for comparisons with other programs
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
     /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,

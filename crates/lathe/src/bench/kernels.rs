@@ -415,7 +415,7 @@ pub(super) fn product_error(c: &[f32], a: Mat<'_>, b: Mat<'_>) -> f64 {
 }
 
 /// The larger one; NaN stays.
-fn worse(a: f64, b: f64) -> f64 {
+pub(super) fn worse(a: f64, b: f64) -> f64 {
     if b.is_nan() || b > a { b } else { a }
 }
 

@@ -8,6 +8,7 @@ mod growth;
 mod kernels;
 mod load_client;
 mod machine_rates;
+mod mlp;
 mod row_work;
 mod serve;
 mod subject;
@@ -30,6 +31,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<ExitCode> {
         BenchCommand::Serve(options) => serve::run(options),
         BenchCommand::Kernels(options) => kernels::run(options),
         BenchCommand::Experts(options) => experts::run(options),
+        BenchCommand::Mlp(options) => mlp::run(options),
         BenchCommand::Growth(options) => growth::run(options),
     }
 }

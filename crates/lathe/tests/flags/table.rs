@@ -26,6 +26,7 @@ const ENGINE: &str = "src/bench/engine/tests.rs";
 const SIZES: &str = "requests_beyond_a_limit_are_refused";
 const REQUESTS: &str = "requests_of_a_load_are_those_that_were_asked_for";
 const DECODE: &str = "bench.toml --rounds 1 --json --context 4 --tokens 6";
+const MLP: &str = "bench.toml --rounds 1 --json";
 const LOADED: &str = "bench.toml --json --requests 6 --warm-up 0 --prompt-tokens 4 \
                       --output-tokens 12 --ignore-eos";
 
@@ -585,6 +586,17 @@ pub(crate) const TABLE: &[Line] = &[
         ),
     ),
     ("bench experts", "--json", Json("--experts 2 --choices 32 --width 16 --hidden 16 --rounds 1")),
+    ("bench mlp", "--set", Counts(MLP, "--rows 2", "--rows 2 --set model.ffn=48", "/weight_bytes")),
+    ("bench mlp", "--layer", Forbids(MLP, "--layer 1000", "--layer is 1000")),
+    ("bench mlp", "--rows", Counts(MLP, "--rows 2", "--rows 2,3", "/results")),
+    ("bench mlp", "--weights", Counts(MLP, "--rows 2", "--rows 2 --weights int8", "/weight_bytes")),
+    (
+        "bench mlp",
+        "--rounds",
+        Counts("bench.toml --json --rows 2", "--rounds 1", "--rounds 2", "/results/0/seconds"),
+    ),
+    ("bench mlp", "--out", Writes("bench.toml --rounds 1 --rows 2 --out @")),
+    ("bench mlp", "--json", Json("bench.toml --rounds 1 --rows 2")),
     ("bench growth", "--set", Test("src/bench/growth.rs", GROWTH)),
     ("bench growth", "--steps", Test("src/bench/growth.rs", GROWTH)),
     (
