@@ -51,3 +51,4 @@ pub use report::{ConversionReport, Copied};
 pub use share_layers::{ConversionTarget, convert};
 pub use svd::eigen;
 pub use upcycle::{ExpertStart, Upcycling};
+pub use words::mlp_in_words;

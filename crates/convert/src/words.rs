@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// The kind of an MLP with the settings of which it has other values than usual.
-pub(crate) fn mlp_in_words(mlp: &MlpConfig) -> String {
+pub fn mlp_in_words(mlp: &MlpConfig) -> String {
     let usual = MlpConfig::all().into_iter().find(|usual| usual.kind() == mlp.kind());
     member_in_words(mlp.kind(), json(mlp), usual.map(json).unwrap_or_default())
 }

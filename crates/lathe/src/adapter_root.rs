@@ -18,6 +18,8 @@ use crate::serving_arguments::RuntimeAdapters;
 const USUAL_COUNT: usize = 8;
 /// Their memory where nothing is said.
 const USUAL_MEBIBYTES: u64 = 2048;
+/// The settings of a folder of adapters.
+const SETTINGS: &str = "adapter_config.json";
 /// The numbers of a folder of adapters.
 const TENSORS: &str = "adapter_model.safetensors";
 
@@ -79,12 +81,30 @@ impl AdapterRoot {
     fn folder(&self, path: &str) -> Result<PathBuf, AdapterRefusal> {
         let folder = std::fs::canonicalize(self.root.join(path)).map_err(|_| missing(path))?;
         let below = folder.starts_with(&self.root) && folder != self.root;
-        if below && folder.is_dir() { Ok(folder) } else { Err(missing(path)) }
+        if !(below && folder.is_dir()) {
+            return Err(missing(path));
+        }
+        // A file within may be a link, too.
+        for name in [SETTINGS, TENSORS] {
+            let file = folder.join(name);
+            if std::fs::canonicalize(&file).is_ok_and(|file| !file.starts_with(&self.root)) {
+                return Err(missing(&format!("{path}/{name}")));
+            }
+        }
+        Ok(folder)
     }
 
     /// Refuses one more adapter where there are as many as there may be, or no room for `bytes`.
-    fn room(&self, loaded: &BTreeMap<u32, u64>, bytes: u64) -> Result<(), AdapterRefusal> {
-        let (count, taken) = (loaded.len(), loaded.values().sum::<u64>());
+    ///
+    /// The one that makes place counts no more; its memory does, as requests go on with it.
+    fn room(
+        &self,
+        loaded: &BTreeMap<u32, u64>,
+        bytes: u64,
+        instead: Option<u32>,
+    ) -> Result<(), AdapterRefusal> {
+        let stay = loaded.keys().filter(|number| instead != Some(**number));
+        let (count, taken) = (stay.count(), loaded.values().sum::<u64>());
         if count >= self.most {
             return Err(AdapterRefusal::Full(format!(
                 "{count} adapters are loaded, or still used by requests, expected fewer than {} \
@@ -102,16 +122,20 @@ impl AdapterRoot {
         Ok(())
     }
 
-    fn loaded_from(&self, folder: &Path) -> Result<(u32, String), AdapterRefusal> {
+    fn loaded_from(
+        &self,
+        folder: &Path,
+        instead: Option<u32>,
+    ) -> Result<(u32, String), AdapterRefusal> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|&number, _| self.handle.holds_adapter(number));
         // A file of low rank is shorter than what becomes of it.
         let file = std::fs::metadata(folder.join(TENSORS)).map_or(0, |found| found.len());
-        self.room(&loaded, file)?;
+        self.room(&loaded, file, instead)?;
         let model = open::with_adapter(&self.base, folder).map_err(unusable)?;
         let beside = model.weights_beside(&self.base.model);
         let bytes = beside.map(|(_, weight)| weight.bytes() as u64).sum();
-        self.room(&loaded, bytes)?;
+        self.room(&loaded, bytes, instead)?;
         open::prepare_beside(&model, &self.base, None).map_err(unusable)?;
         let fingerprint = adapted_fingerprint((&self.base.model, self.base_hash), &model);
         let number = self.handle.add_adapter(model);
@@ -134,8 +158,8 @@ fn missing(path: &str) -> AdapterRefusal {
 }
 
 impl AdapterSource for AdapterRoot {
-    fn load(&self, path: &str) -> Result<(u32, String), AdapterRefusal> {
-        self.loaded_from(&self.folder(path)?)
+    fn load(&self, path: &str, instead: Option<u32>) -> Result<(u32, String), AdapterRefusal> {
+        self.loaded_from(&self.folder(path)?, instead)
     }
 
     fn unload(&self, number: u32) {

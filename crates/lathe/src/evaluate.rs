@@ -64,7 +64,8 @@ pub(crate) fn run(options: &Eval) -> Result<ExitCode> {
     let held = set_aside(options, &stored, length, split)?;
     let choice = WindowChoice::new(windows.len(), options.windows, held);
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
-    let mut recorder = options.trace.as_ref().map(|_| Recorder::of(&stored.model));
+    let traced = options.trace.as_ref().map(|_| traces::recorder(&stored.model));
+    let mut recorder = traced.transpose()?;
     let (scores, rows) = score_all(&stored, &windows, &choice, mask, recorder.as_mut())?;
     show(options, &stored, (&scores, &choice), (length, mask), (split, &weights.to_string()))?;
     // Behind the numbers, which a disk that is full must not take away.

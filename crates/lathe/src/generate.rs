@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
     options.trace.as_deref().map(traces::must_be_free).transpose()?;
     let mut trace = Trace::default();
     for choice in 0..options.count {
-        let recorder = options.trace.as_ref().map(|_| recorder_of(&stored));
+        let recorder = options.trace.as_ref().map(|_| recorder_of(&stored)).transpose()?;
         let started = Instant::now();
         let wanted = Wanted {
             prompt: &prompt,
@@ -84,8 +84,8 @@ pub(crate) fn run(options: &Generate) -> Result<ExitCode> {
 /// A recorder that an engine and this verb share.
 pub(crate) type SharedRecorder = Arc<Mutex<Recorder>>;
 
-fn recorder_of(stored: &Stored) -> SharedRecorder {
-    Arc::new(Mutex::new(Recorder::of(&stored.model)))
+fn recorder_of(stored: &Stored) -> Result<SharedRecorder> {
+    Ok(Arc::new(Mutex::new(traces::recorder(&stored.model)?)))
 }
 
 impl Form {

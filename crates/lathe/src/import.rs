@@ -62,7 +62,10 @@ pub(crate) fn import(options: &Import) -> Result<ExitCode> {
 
 /// `lathe export`: a checkpoint into the format that others read.
 pub(crate) fn export(options: &Export) -> Result<ExitCode> {
-    let stored = open::source(&options.checkpoint)?;
+    let stored = match options.format.as_deref() {
+        Some("peft") => open::learned(&options.checkpoint)?,
+        _ => open::source(&options.checkpoint)?,
+    };
     let dense = stored.model.config().sharing == model::Sharing::None;
     let format = match options.format.as_deref() {
         Some(format) => format,

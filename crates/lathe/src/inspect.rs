@@ -58,42 +58,66 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode> {
             "weights": weights, "weight_bytes": stored.model.bytes(),
             "config": config, "parameters": p, "routing": routing,
             "router_state": stored.state, "sharing": sharing_map(&stored),
-            "text": text.as_ref().map(|t| t.statistics.rows.clone()),
+            "text": text.as_ref().map(Looked::rows),
         }))?;
     } else {
-        output::line(format!(
-            "step {}, {} predictions trained on",
-            stored.step,
-            report::human_count(stored.tokens as f64)
-        ));
-        if stored.rounded.is_some() {
-            let bytes = report::human_bytes(stored.model.bytes() as u64);
-            output::line(format!(
-                "weights rounded to {weights}, {bytes}: a checkpoint for use only"
-            ));
-        }
-        output::line(format!("router {}, layers {}", config.router.kind(), sharing_map(&stored)));
-        if let Some(Rule::Causal(decision)) = &stored.rule {
-            output::line(format!(
-                "causal rule: {}, thresholds {}",
-                decision.made_by,
-                thresholds(&decision.thresholds)
-            ));
-        }
+        show(&stored, &weights);
         output::line("");
         output::table(&costs);
-        if let Some(text) = &text {
+        for table in text.iter().flat_map(|text| &text.statistics) {
             output::line("");
-            output::table(&text.statistics);
+            output::table(table);
         }
     }
     if let (Some(path), Some(text)) = (&options.html, text) {
         let mut page = Page::new("Depth by token", &checkpoint.display().to_string());
-        page.table(costs).table(text.statistics).heat(text.heat);
+        page.table(costs);
+        for table in text.statistics {
+            page.table(table);
+        }
+        page.heat(text.heat);
         output::page(path, &page.render())?;
         output::note(format!("wrote {}", path.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what a checkpoint holds: how long it was trained, its weights, routers, layers and experts.
+fn show(stored: &Stored, weights: &str) {
+    let config = stored.model.config();
+    output::line(format!(
+        "step {}, {} predictions trained on",
+        stored.step,
+        report::human_count(stored.tokens as f64)
+    ));
+    if stored.rounded.is_some() {
+        let bytes = report::human_bytes(stored.model.bytes() as u64);
+        output::line(format!("weights rounded to {weights}, {bytes}: a checkpoint for use only"));
+    }
+    output::line(format!("router {}, layers {}", config.router.kind(), sharing_map(stored)));
+    if let Some(told) = experts(stored) {
+        output::line(told);
+    }
+    if let Some(Rule::Causal(decision)) = &stored.rule {
+        output::line(format!(
+            "causal rule: {}, thresholds {}",
+            decision.made_by,
+            thresholds(&decision.thresholds)
+        ));
+    }
+}
+
+/// Which MLPs there are in the place of a dense one, and how many experts each stored layer has.
+fn experts(stored: &Stored) -> Option<String> {
+    let mlp = &stored.model.config().mlp;
+    let counts =
+        (0..stored.model.plan().stored).map(|layer| mlp.settings().computing_experts(layer));
+    let counts: Vec<usize> = counts.collect();
+    let any = counts.iter().any(|count| *count > 0);
+    let counts: Vec<String> = counts.iter().map(usize::to_string).collect();
+    any.then(|| {
+        format!("MLPs {}, experts by layer {}", convert::mlp_in_words(mlp), counts.join(" "))
+    })
 }
 
 /// `0 | 1 2 | 1 2 | 1 2 | 3`: which stored layer each unrolled layer uses.
@@ -113,10 +137,18 @@ fn stored_numbers(uses: &[LayerUse]) -> String {
 
 /// A text seen through a model.
 pub(crate) struct Looked {
-    /// Tokens and mean loss by number of recursions, and what each router let pass.
-    pub(crate) statistics: Table,
+    /// Tokens and mean loss by number of recursions; what each depth router let pass, if there is
+    /// one.
+    pub(crate) statistics: Vec<Table>,
     /// Every token with its depth.
     pub(crate) heat: HeatText,
+}
+
+impl Looked {
+    /// The rows of all tables, one after another.
+    fn rows(&self) -> Vec<&Vec<String>> {
+        self.statistics.iter().flat_map(|table| &table.rows).collect()
+    }
 }
 
 fn read_text(stored: &Stored, tokenizer: &Tokenizer, path: &Path) -> Result<Looked> {
@@ -159,15 +191,21 @@ pub(crate) fn look(
     for depth in 0..=config.recursions {
         rows.push(depth_row(depth, &scores));
     }
+    let columns = ["", "tokens", "%", "nats of the next token"].map(str::to_owned).to_vec();
+    let caption = format!("causal routing on {title}");
+    let mut statistics = vec![Table { columns, rows, caption, best: None }];
+    let mut rows = Vec::new();
     for (r, seen) in stats.recursions.iter().enumerate() {
         let share = 100.0 * seen.kept as f64 / seen.candidates.max(1) as f64;
         let mean = seen.logit_sum / seen.candidates.max(1) as f64;
-        let name = format!("router {}: pass, % pass, mean logit", r + 1);
+        let name = format!("router {}", r + 1);
         rows.push(vec![name, seen.kept.to_string(), format!("{share:.1}"), format!("{mean:.3}")]);
     }
-    let columns = ["", "tokens", "%", "nats of the next token"].map(str::to_owned).to_vec();
-    let statistics =
-        Table { columns, rows, caption: format!("causal routing on {title}"), best: None };
+    if !rows.is_empty() {
+        let columns = ["", "tokens that pass", "% of those before it", "mean logit"];
+        let columns = columns.map(str::to_owned).to_vec();
+        statistics.push(Table { columns, rows, caption: String::new(), best: None });
+    }
     Ok(Looked { statistics, heat })
 }
 
@@ -303,7 +341,7 @@ mod tests {
             for depth in 0..3 {
                 let tokens = expected.iter().filter(|&&d| d == depth).count();
                 met[depth as usize] += tokens;
-                let row = &statistics.rows[depth as usize];
+                let row = &statistics[0].rows[depth as usize];
                 assert_eq!(row[0], output::recursions(depth as usize));
                 assert_eq!(row[1], tokens.to_string(), "{sharing:?} at depth {depth}");
                 let share = format!("{:.1}", 100.0 * tokens as f64 / ids.len() as f64);

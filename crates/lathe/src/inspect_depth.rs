@@ -50,6 +50,11 @@ pub(crate) struct DepthSays {
 }
 
 impl DepthSays {
+    /// Whether another trace shares no token with it.
+    pub(crate) fn met_nothing(&self) -> bool {
+        self.changes.iter().any(|(_, change)| change.tokens == 0)
+    }
+
     /// What `trace` says, also beside other traces of its text; `None` without a depth router.
     pub(crate) fn of(trace: &Trace, against: &[(PathBuf, Trace)], how: Shuffles) -> Option<Self> {
         let rows = depths(trace);

@@ -60,6 +60,15 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         options.against.iter().map(|path| Ok((path.clone(), against(path)?))).collect();
     let against = against?;
     if let (Some(form), Some(out)) = (options.form, &options.out) {
+        ensure!(
+            form == TraceForm::Parquet || trace.sites.keys().any(Option::is_some),
+            "--form: {} has decisions about depth alone, which the forms of others do not keep: \
+             use --form parquet",
+            path.display()
+        );
+        if let Some(page) = &options.html {
+            output::are_different(("--out", out), ("--html", page))?;
+        }
         for read in std::iter::once(path).chain(options.against.iter().map(PathBuf::as_path)) {
             let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
             ensure!(
@@ -89,9 +98,10 @@ pub(crate) fn run(options: &Inspect, path: &Path) -> Result<ExitCode> {
         ));
     }
     let depth = DepthSays::of(&trace, &against, how);
-    if layers.iter().any(|layer| layer.changes.iter().any(|change| change.rows == 0)) {
+    let no_row = layers.iter().any(|layer| layer.changes.iter().any(|change| change.rows == 0));
+    if no_row || depth.as_ref().is_some_and(DepthSays::met_nothing) {
         output::note(
-            "a layer has no token in both traces: --against compares traces of the same text",
+            "a router has no token in both traces: --against compares traces of the same text",
         );
     }
     if options.json {

@@ -148,6 +148,20 @@ pub(crate) fn page(path: &Path, html: &str) -> Result<()> {
     files::write_whole(path, html.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
 
+/// Refuses two options that name one file.
+pub(crate) fn are_different(one: (&str, &Path), other: (&str, &Path)) -> Result<()> {
+    let folder = |path: &Path| files::folder_of(path).canonicalize().ok();
+    let same = one.1.file_name() == other.1.file_name() && folder(one.1) == folder(other.1);
+    ensure!(
+        !same,
+        "{} and {} both name {}: expected a file for each",
+        one.0,
+        other.0,
+        one.1.display()
+    );
+    Ok(())
+}
+
 /// Refuses a path where something else than a page is.
 pub(crate) fn is_page_or_free(path: &Path) -> Result<()> {
     if path.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {

@@ -49,7 +49,9 @@ pub(crate) fn of(
         let looked = inspect::look(stored, tokenizer, &text, "validation text")?;
         page.heat(looked.heat);
         page.bars(depth_bars(validation));
-        page.table(looked.statistics);
+        for table in looked.statistics {
+            page.table(table);
+        }
     }
     if !loads.is_empty() {
         page.section("Which experts it asks");

@@ -61,11 +61,15 @@ pub(crate) fn prepare(options: &Texts<'_>, sequence_length: usize) -> Result<Pat
 
 fn from_packages(options: &Texts<'_>, dir: &Path) -> Result<Manifest> {
     let here = std::env::current_dir().context("finding the current folder")?;
-    let found = packages::collect(&here, 24 << 20).context(
-        "collecting the text of the packages in Cargo.lock; \
-         outside a checkout of Lathe, give text: quickstart --input FOLDER, or compare --data with \
-         what `lathe data build` made",
-    )?;
+    let found = packages::collect(&here, 24 << 20).map_err(|error| {
+        // Nothing was made yet, and an empty folder says nothing.
+        let _ = std::fs::remove_dir(options.out);
+        anyhow::anyhow!(
+            "there is no text to learn from: give some by `lathe quickstart --input FOLDER` (or \
+             `lathe compare --data` with what `lathe data build` made), or go to a checkout of \
+             Lathe, whose packages are such text ({error})"
+        )
+    })?;
     found.save(options.out)?;
     let bytes: u64 = found.files.iter().map(|f| f.bytes).sum();
     output::line(format!(

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::numbers;
@@ -95,5 +95,13 @@ pub(crate) struct SharedRuns {
 /// # Errors
 /// A file that cannot be read, or is longer than a study is.
 pub(crate) fn read_study(path: &Path) -> Result<String> {
-    files::read_text(path, LONGEST).with_context(|| format!("reading the study {}", path.display()))
+    let text = files::read_text(path, LONGEST)
+        .with_context(|| format!("reading the study {}", path.display()))?;
+    ensure!(
+        text.lines().any(|line| !line.trim().is_empty() && !line.trim().starts_with('#')),
+        "study {} says nothing, expected what is compared, such as families = [\"dense\", \
+         \"mor\"]",
+        path.display()
+    );
+    Ok(text)
 }

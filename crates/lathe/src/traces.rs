@@ -18,6 +18,20 @@ pub(crate) fn keep(trace: &Trace, path: &Path) -> Result<()> {
     end(writer, trace.len(), path)
 }
 
+/// What hears the routers of a model, for `--trace`.
+///
+/// # Errors
+/// A model without routers, whose trace would be empty.
+pub(crate) fn recorder(model: &Model) -> Result<Recorder> {
+    let recorder = Recorder::of(model);
+    ensure!(
+        !recorder.hears_nothing(),
+        "--trace: no router of this model decides anything, expected a model with recursions or \
+         experts that a router chooses: leave it out"
+    );
+    Ok(recorder)
+}
+
 /// Gives the file of so many decisions its name, and says what it holds.
 fn end(writer: TraceWriter, heard: usize, path: &Path) -> Result<()> {
     let left_out = writer.left_out();
@@ -82,7 +96,7 @@ impl GrowingTrace {
     /// Begins a file that appears by [`finish`].
     pub(crate) fn begin(model: &Model, path: &Path) -> Result<SharedTrace> {
         must_be_free(path)?;
-        let (recorder, writer) = (Recorder::of(model), Some(TraceWriter::create(path)?));
+        let (recorder, writer) = (recorder(model)?, Some(TraceWriter::create(path)?));
         Ok(Arc::new(Mutex::new(Self { recorder, writer, failed: None, written: 0 })))
     }
 

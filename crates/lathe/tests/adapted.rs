@@ -127,6 +127,19 @@ fn trained_adapters_go_out_and_come_back() {
         assert!((ours - theirs).abs() < 1e-5, "{folder}: {ours} {theirs}");
         assert!((ours - score(&["dense"])).abs() > 1e-3, "{folder} learned nothing");
     }
+    // Learned beside a base in few bits, they go out as others do, and nothing else does.
+    let recipe = String::from_utf8(place.read("adapt.toml")).expect("text");
+    let relax = format!("[model]\nrelax = {{ kind = \"lora\", layers = \"all\", {low} }}\n[start]");
+    let rest = recipe.split_once("[start]").expect("a start").1;
+    place.write("few.toml", format!("{relax}{rest}"));
+    let words = ["train", "few.toml", "--out", "few", "--set", "train.frozen_format=int8"];
+    place.run(&words).good();
+    place.run(&["export", "few", "--out", "few-peft", "--format", "peft"]).good();
+    let read = |folder: &str| place.read(&format!("{folder}-peft/adapter_config.json"));
+    assert_eq!(read("few"), read("lora"));
+    place.run(&["eval", "dense", "--adapter", "few-peft", "--data", "data"]).good();
+    let words = ["convert", "few", "--sharing", "none", "--out", "x"];
+    place.refuses(&words, &["train.frozen_format", "lathe export --format peft"]);
     let kronecker = "[model]\nrelax = { kind = \"lokr\", layers = \"all\", rank = 2 }";
     let recipe = String::from_utf8(place.read("adapt.toml")).expect("text");
     let rest = recipe.split_once("[start]").expect("a start").1;
@@ -275,6 +288,12 @@ fn adapters_beyond_the_limits_are_refused() {
     let place = place();
     place.write("damaged/adapter_config.json", "{}");
     let outside = tempfile::tempdir().expect("a folder");
+    // Numbers that stand elsewhere.
+    place.write("linked/adapter_config.json", place.read("poet/adapter_config.json"));
+    let numbers = outside.path().join("adapter_model.safetensors");
+    std::fs::copy(place.path("poet/adapter_model.safetensors"), &numbers).expect("a copy");
+    let link = place.path("linked/adapter_model.safetensors");
+    std::os::unix::fs::symlink(&numbers, link).expect("a link");
     let outside = outside.path().display().to_string();
     let flags =
         ["--name", "plain", "--alias", "other", "--adapter-root", ".", "--max-adapters", "1"];
@@ -286,6 +305,7 @@ fn adapters_beyond_the_limits_are_refused() {
         (load("a", &outside), 404, "--adapter-root"),
         (load("a", "poet/../../x"), 404, "--adapter-root"),
         (load("a", "nowhere"), 404, "--adapter-root"),
+        (load("a", "linked"), 404, "--adapter-root"),
         (load("a", "poet/adapter_config.json"), 404, "--adapter-root"),
         (load("a", ""), 400, "lora_path"),
         (load("a", "po\u{0}et"), 400, "lora_path"),
@@ -310,6 +330,17 @@ fn adapters_beyond_the_limits_are_refused() {
     assert_eq!(change(&server, "unload", &json!({ "lora_name": "a" })).0, 200);
     assert_eq!(change(&server, "load", &load("b", "clerk")).0, 200);
     assert_eq!(server.complete(&json!({ "model": "b", "prompt": "x", "max_tokens": 1 })).0, 200);
+    // One in the place of another is none more.
+    let again = json!({ "lora_name": "b", "lora_path": "poet", "load_inplace": true });
+    assert_eq!(change(&server, "load", &again).0, 200);
+    drop(server);
+    // What the server was started with stays, also where others may come.
+    let server = Server::over(&place, "theirs", &["--adapter-root", ".", "--adapter", "mine=poet"]);
+    let again = json!({ "lora_name": "mine", "lora_path": "clerk", "load_inplace": true });
+    for (what, body) in [("load", again), ("unload", json!({ "lora_name": "mine" }))] {
+        let (status, said) = change(&server, what, &body);
+        assert_eq!((status, said.contains("was started with")), (400, true), "{said}");
+    }
     drop(server);
     let flags = ["--adapter-root", ".", "--max-adapter-memory", "0"];
     let server = Server::over(&place, "theirs", &flags);

@@ -94,7 +94,9 @@ fn folders_that_lie_are_refused_by_field() {
     let place = Place::empty();
     BASES.iter().for_each(|base| copy(&place, base));
     type How = fn(&mut Value);
-    let configs: [(&str, How, &str); 22] = [
+    let configs: [(&str, How, &str); 24] = [
+        ("peft_lora_patterns", |c| c["lora_alpha"] = json!(-1e39), "lora_alpha"),
+        ("peft_lora_patterns", |c| c["alpha_pattern"]["q_proj"] = json!(1e300), "alpha_pattern"),
         ("peft_lora_patterns", |c| c["r"] = json!(5), "rank"),
         ("peft_lora_patterns", |c| c["r"] = json!(0), "r"),
         ("peft_lora_patterns", |c| c["r"] = json!("four"), "r"),

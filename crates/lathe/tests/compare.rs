@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use common::{Ended, Place, dense_recipe, end};
 use serde_json::Value;
 
@@ -86,6 +90,42 @@ fn a_comparison_ends_in_an_answer() {
     compare(&place, words).good();
     assert!(before == place.names("here").iter().map(timing).collect::<Vec<_>>());
     assert_eq!(place.text("all/results.csv"), table);
+}
+
+/// Who looks in while runs are under way finds those that are done, and so does who comes back
+/// after a stop; the same command ends with the table of a comparison that was never stopped.
+#[test]
+fn what_is_done_can_be_read_before_all_is() {
+    let place = place();
+    let words = "--families dense,mor,moe --no-controls --budget 3e10 --seeds 3 --jobs 1";
+    let whole = format!("{words} --out whole --runs whole-runs");
+    compare(&place, &whole).good();
+    let words = format!("{words} --out parts --runs parts-runs");
+    let list: Vec<&str> = words.split_whitespace().collect();
+    let mut command =
+        place.command(&[&["compare", "quick.toml", "--data", "data"], &list[..]].concat());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let begin = Instant::now();
+    while !place.has("parts/results.csv") {
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing was written");
+        sleep(Duration::from_millis(5));
+    }
+    let table = place.text("parts/results.csv");
+    assert!(table.contains(",done,") && table.lines().count() == 10, "{table}");
+    assert!(place.text("parts/report.html").contains("</html>"));
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().expect("a shell").success());
+    let output = child.wait_with_output().expect("ends");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(75), "saved, and not done: {said}");
+    assert!(said.contains("runs to go") && said.contains("parts/report.html"), "{said}");
+    let results = json(&place, "parts/results.json");
+    let done = results["runs"].as_array().expect("runs").iter().filter(|run| run["done"] == true);
+    let done = done.count();
+    assert!((1..9).contains(&done), "{done} runs are done");
+    assert!(said.contains(&format!("{} of 9 runs to go", 9 - done)), "{said}");
+    compare(&place, &words).good();
+    assert_eq!(place.text("parts/results.csv"), place.text("whole/results.csv"));
 }
 
 /// The numbers of the points of a plan, by family.
@@ -303,6 +343,18 @@ fn bad_comparisons_are_refused_before_anything_runs() {
     place
         .run(&["compare", "bad.toml", "--data", "data", "--out", "all", "--budget", "1e12"])
         .bad(&["family short.toml is validated on windows of 64", "windows of 256"]);
+    for empty in ["", "# families = [\"dense\"]\n\n"] {
+        place.write("bad.toml", empty);
+        place.run(&["compare", "bad.toml", "--out", "all"]).bad(&["bad.toml says nothing"]);
+    }
+    for set in ["model = 5", "model = \"zzz\"", "train = 3"] {
+        let text =
+            format!("families = [\"mine\"]\n[variants.mine]\nof = \"mor\"\nset = {{ {set} }}\n");
+        place.write("bad.toml", text);
+        place
+            .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
+            .bad(&["is set to", "expected a table of fields"]);
+    }
     place.write("bad.toml", "familys = [\"dense\"]\n");
     place.run(&["compare", "bad.toml"]).bad(&["did you mean `families`?"]);
     place.write("bad.toml", "[parameters]\ntrain.steps = { value = 3 }\n");
@@ -317,6 +369,15 @@ fn bad_comparisons_are_refused_before_anything_runs() {
     place
         .run(&["compare", "bad.toml", "--data", "data", "--out", "all"])
         .bad(&["unknown key `train.stepz`", "did you mean `steps`"]);
+}
+
+#[test]
+fn without_a_text_the_next_move_comes_first() {
+    let place = place();
+    let said = place.run(&["compare", "quick.toml", "--out", "made"]).bad(&["--input FOLDER"]);
+    assert!(said.err.starts_with("error: there is no text to learn from"), "{said:?}");
+    place.run(&["quickstart", "--out", "quick"]).bad(&["--input FOLDER"]);
+    assert!(!place.path("quick").exists());
 }
 
 #[test]

@@ -162,6 +162,19 @@ fn what_is_no_trace_is_left_alone_and_refused() {
         let words: Vec<_> = ["inspect", "run"].into_iter().chain(words.split(' ')).collect();
         place.refuses(&words, &["--trace FILE"]);
     }
+    // Depth alone is nothing that the forms of others keep; and each thing has its own file.
+    place.write("deep.toml", recipe(4, 2, EXPERT, "recursion_wise"));
+    place.run(&["train", "deep.toml", "--out", "deep"]).good();
+    place.run(&["eval", "deep", "--data", "data", "--windows", "1", "--trace", "d.parquet"]).good();
+    for form in ["megatron", "vllm", "sglang"] {
+        let words = ["inspect", "--trace", "d.parquet", "--form", form, "--out", "d.json"];
+        place.refuses(&words, &["d.parquet has decisions about depth alone", "parquet"]);
+        assert!(!place.path("d.json").exists());
+    }
+    let both = ["--form", "parquet", "--out", "x.html", "--html", "./x.html"];
+    let words = [&["inspect", "--trace", "d.parquet"][..], &both].concat();
+    place.refuses(&words, &["--out and --html both name x.html"]);
+    assert!(!place.path("x.html").exists());
     place.write("other.html", "<!doctype html><title>Mine</title>");
     let words = ["inspect", "--trace", "run/traces/step-00000002.parquet", "--html", "other.html"];
     place.refuses(&words, &["other.html", "something else"]);

@@ -151,7 +151,7 @@ fn compare(config: &ModelConfig, found: &Found, expected: &Found, tolerance: f32
     // A gradient whose difference is below f32's precision of the model's largest is what rounding
     // leaves of terms that cancel.
     let all = expected.gradients.iter().flatten().flatten();
-    let least = 1e-5 * all.fold(1.0, |most: f32, x| most.max(x.abs()));
+    let least = (0.1 * tolerance).max(1e-5) * all.fold(1.0, |most: f32, x| most.max(x.abs()));
     for ((f, e), (spec, _)) in found.gradients.iter().zip(&expected.gradients).zip(table.weights())
     {
         let what = format!("{what}: {}", spec.name);

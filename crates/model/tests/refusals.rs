@@ -377,6 +377,7 @@ fn experts_that_cannot_be() {
         (top_k(json!({ "groups": 4, "top_groups": 1, "top_k": 3 })), "mlp.router.top_groups"),
         (top_k(json!({ "capacity": -0.5 })), "mlp.router.capacity"),
         (top_k(json!({ "scale": 0.0 })), "mlp.router.scale"),
+        (top_k(json!({ "scale": 1e39 })), "mlp.router.scale"),
         (top_k(json!({ "balance_weight": -0.1 })), "mlp.router.balance_weight"),
         (top_k(json!({ "z_weight": -1.0 })), "mlp.router.z_weight"),
         (json!({ "identity_experts": 1 }), "mlp.identity_experts"),

@@ -35,6 +35,12 @@ pub fn source(path: &Path) -> Result<Stored> {
     told((path, entry), train::load_model(entry))
 }
 
+/// A checkpoint in f32, but for matrices that its run froze in fewer bits.
+pub fn learned(path: &Path) -> Result<Stored> {
+    let entry = &cache::checkpoint_of(path)?;
+    told((path, entry), train::load_learned(entry))
+}
+
 /// Says aloud where an older checkpoint was taken than the one that was meant, and of what one was
 /// imported that cannot be read.
 fn told((given, path): (&Path, &Path), stored: Result<Stored, TrainError>) -> Result<Stored> {

@@ -259,15 +259,23 @@ fn set(given: &mut Value, path: &str, value: Value, place: &str) -> Result<()> {
     if path.split('.').count() > DEEPEST {
         bail!("{place} KEY=VALUE: the key has more than {DEEPEST} parts; recipes have up to 4");
     }
-    let mut at = given;
+    let (mut at, mut above) = (given, String::new());
     for key in path.split('.') {
         if key.is_empty() {
             bail!("{place} {path}: the key has an empty part");
         }
-        if !at.is_object() {
+        if at.is_null() {
             *at = Value::Object(Map::new());
         }
-        at = at.as_object_mut().expect("made one above").entry(key).or_insert(Value::Null);
+        let found = at.to_string();
+        let Some(table) = at.as_object_mut() else {
+            bail!(
+                "{place} {path}: {above} is set to {found}, expected a table of fields, as one of \
+                 its fields is set: leave {above} out"
+            );
+        };
+        at = table.entry(key).or_insert(Value::Null);
+        above = below(&above, key);
     }
     *at = value;
     Ok(())
@@ -545,6 +553,11 @@ mod tests {
             ("[model]\nvocab_size = 10\n", &["train.micro_batch=3"], "train.micro_batch"),
             ("[model]\nvocab_size = 10\n", &["train.steps"], "KEY=VALUE"),
             ("[model]\nvocab_size = 10\n", &["train..steps=3"], "empty part"),
+            (
+                "[model]\nvocab_size = 10\n",
+                &["train=3", "train.steps=3"],
+                "--set train.steps: train is set to 3, expected a table",
+            ),
             (
                 "[model]\nvocab_size = 10\n",
                 &["data.sequence_length=100000"],

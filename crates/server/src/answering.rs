@@ -38,7 +38,7 @@ impl AdapterRegistry {
         adapters: Vec<AdapterInfo>,
         source: Option<Arc<dyn AdapterSource>>,
     ) -> Self {
-        let answering = |info| Arc::new(Answering { info, source: source.clone() });
+        let answering = |info| Arc::new(Answering { info, source: None });
         Self {
             base: answering(base),
             adapters: RwLock::new(adapters.into_iter().map(answering).collect()),
@@ -87,14 +87,17 @@ impl AdapterRegistry {
     pub(crate) fn load(&self, name: &str, path: &str, in_place: bool) -> Result<(), ApiError> {
         let source = self.source()?;
         let _changing = self.change();
-        if self.find(name).is_some() && !in_place {
+        let before = self.find(name);
+        if before.is_some() && !in_place {
             let message = format!(
                 "`lora_name` is `{}`, which is loaded already: unload it, or set `load_inplace`",
                 cut(name)
             );
             return Err(ApiError::field("lora_name", message));
         }
-        let (number, fingerprint) = source.load(path).map_err(refused)?;
+        let instead = before.map(|adapter| may_go(&adapter)).transpose()?;
+        let (number, fingerprint) = source.load(path, instead).map_err(refused)?;
+        tracing::info!(name, path, number, fingerprint, "an adapter was loaded");
         let info = AdapterInfo { name: name.to_owned(), number, fingerprint };
         let new = Arc::new(Answering { info, source: Some(source) });
         let mut adapters = self.adapters.write().unwrap_or_else(PoisonError::into_inner);
@@ -114,11 +117,29 @@ impl AdapterRegistry {
             let message = format!("no adapter `{}` is loaded", cut(name));
             return Err(ApiError::new(404, message).code("adapter_not_found"));
         };
+        may_go(&adapters[at])?;
         let gone = adapters.remove(at);
         drop(adapters);
+        tracing::info!(name, number = gone.info.number, "an adapter was let go");
         drop(gone);
         Ok(())
     }
+}
+
+/// The number of an adapter that clients loaded.
+///
+/// # Errors
+/// One that the server was started with, which stays.
+fn may_go(adapter: &Answering) -> Result<u32, ApiError> {
+    if adapter.source.is_some() {
+        return Ok(adapter.info.number);
+    }
+    let message = format!(
+        "`lora_name` is `{}`, which the server was started with and keeps: expected the name of an \
+         adapter that a client loaded",
+        cut(&adapter.info.name)
+    );
+    Err(ApiError::field("lora_name", message))
 }
 
 fn refused(refusal: AdapterRefusal) -> ApiError {

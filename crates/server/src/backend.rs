@@ -46,12 +46,13 @@ pub struct AdapterInfo {
 
 /// Loads adapters while the server runs.
 pub trait AdapterSource: Debug + Send + Sync {
-    /// Takes in the adapter of a folder; answers its number and its fingerprint. Takes as long as
-    /// it takes, and is asked for one adapter at a time.
+    /// Takes in the adapter of a folder, `instead` of the one with this number if there is one;
+    /// answers its number and its fingerprint. Takes as long as it takes, and is asked for one
+    /// adapter at a time.
     ///
     /// # Errors
     /// Why there is none.
-    fn load(&self, path: &str) -> Result<(u32, String), AdapterRefusal>;
+    fn load(&self, path: &str, instead: Option<u32>) -> Result<(u32, String), AdapterRefusal>;
 
     /// Nobody asks for this adapter any more.
     fn unload(&self, number: u32);

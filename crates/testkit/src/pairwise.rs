@@ -43,8 +43,8 @@ pub fn pairwise(all: &[Vec<usize>]) -> Vec<Vec<usize>> {
 ///
 /// Two values meet in the first legal combination of these: the first values of the other options;
 /// the same with one of them changed; a combination found before in which one of the two values is,
-/// with the other put in. It then takes, option by option, the legal value that
-/// brings most further pairs. Without chance.
+/// with the other put in. A value that is legal with two others changed is in one that is found.
+/// Each takes, option by option, the legal value that brings most further pairs. Without chance.
 pub fn covering(sizes: &[usize], legal: impl Fn(&[usize]) -> bool) -> Vec<Vec<usize>> {
     let mut search = Search { sizes, legal, known: HashMap::new(), found: Vec::new() };
     let mut missing = BTreeSet::new();
@@ -62,6 +62,7 @@ pub fn covering(sizes: &[usize], legal: impl Fn(&[usize]) -> bool) -> Vec<Vec<us
             }
         }
     }
+    search.meet_values(&mut missing);
     loop {
         let before = search.found.len();
         for pair in missing.iter().copied().collect::<Vec<_>>() {
@@ -100,7 +101,7 @@ impl<L: Fn(&[usize]) -> bool> Search<'_, L> {
         pair.iter().for_each(|&(option, value)| start[option] = value);
         if changed == 0 {
             if self.is_legal(&start) {
-                self.take(start, pair, missing);
+                self.take(start, &pair.map(|(at, _)| at), missing);
             }
             return;
         }
@@ -109,7 +110,35 @@ impl<L: Fn(&[usize]) -> bool> Search<'_, L> {
                 let mut values = start.clone();
                 values[option] = value;
                 if self.is_legal(&values) {
-                    return self.take(values, pair, missing);
+                    return self.take(values, &pair.map(|(at, _)| at), missing);
+                }
+            }
+        }
+    }
+
+    /// Looks for a combination with each value that none was found with, two others changed.
+    fn meet_values(&mut self, missing: &mut BTreeSet<Pair>) {
+        for option in 0..self.sizes.len() {
+            for value in 0..self.sizes[option] {
+                if self.found.iter().all(|values| values[option] != value) {
+                    self.meet_value(option, value, missing);
+                }
+            }
+        }
+    }
+
+    fn meet_value(&mut self, option: usize, value: usize, missing: &mut BTreeSet<Pair>) {
+        let others: Vec<usize> = (0..self.sizes.len()).filter(|at| *at != option).collect();
+        for (at, &second) in others.iter().enumerate() {
+            for &first in &others[..at] {
+                for one in 1..self.sizes[first] {
+                    for other in 1..self.sizes[second] {
+                        let mut values = vec![0; self.sizes.len()];
+                        (values[option], values[first], values[second]) = (value, one, other);
+                        if self.is_legal(&values) {
+                            return self.take(values, &[option], missing);
+                        }
+                    }
                 }
             }
         }
@@ -124,16 +153,16 @@ impl<L: Fn(&[usize]) -> bool> Search<'_, L> {
                     let mut values = self.found[at].clone();
                     values[gets] = other;
                     if self.is_legal(&values) {
-                        return self.take(values, pair, missing);
+                        return self.take(values, &pair.map(|(at, _)| at), missing);
                     }
                 }
             }
         }
     }
 
-    /// Keeps a legal combination with this pair, after it took in what else is missing.
-    fn take(&mut self, mut values: Vec<usize>, pair: Pair, missing: &mut BTreeSet<Pair>) {
-        for option in (0..values.len()).filter(|option| pair.iter().all(|(at, _)| at != option)) {
+    /// Keeps a legal combination, after it took in what else is missing where it is not `held`.
+    fn take(&mut self, mut values: Vec<usize>, held: &[usize], missing: &mut BTreeSet<Pair>) {
+        for option in (0..values.len()).filter(|option| !held.contains(option)) {
             let mut best = (count_missing(&values, missing), values[option]);
             for value in 0..self.sizes[option] {
                 let mut changed = values.clone();
@@ -218,11 +247,13 @@ mod tests {
     #[test]
     fn covering_finds_the_pairs_of_legal_combinations() {
         let sizes = [5, 3, 6, 4, 2];
-        let rules: [fn(&[usize]) -> bool; 4] = [
+        let rules: [fn(&[usize]) -> bool; 5] = [
             |_| true,
             |_| false,
             // Wants another value of an option that neither of two others is.
             |v| (v[0] < 2 || v[4] == 1) && (v[2] != 3 || v[1] == 2),
+            // Wants two others.
+            |v| v[3] != 3 || (v[0] == 4 && v[1] == 2),
             |v| v[0] + v[2] != 4 && (v[1] == 0 || v[3] > 1) && (v[2] < 4 || v[3] != 2),
         ];
         for (at, legal) in rules.into_iter().enumerate() {

@@ -43,6 +43,11 @@ impl Recorder {
         trace.sorted()
     }
 
+    /// Whether no router of the model decides anything.
+    pub fn hears_nothing(&self) -> bool {
+        self.trace.sites.is_empty()
+    }
+
     /// How many decisions were heard.
     pub fn len(&self) -> usize {
         self.trace.len()

@@ -33,7 +33,9 @@ pub use error::TrainError;
 pub use forecast::{Forecast, Memory, Timing, Work};
 pub use given_config::{model_config, whole_config};
 pub use identity::identity;
-pub use opening::{StoredText, config_of, load_for_use, load_model, load_text, run_folder};
+pub use opening::{
+    StoredText, config_of, load_for_use, load_learned, load_model, load_text, run_folder,
+};
 pub use optimizer::Optimizer;
 pub use resume::Resumed;
 pub use rounded::{Rounded, stored_bytes, tensors};

@@ -119,6 +119,15 @@ pub fn load_model(path: &Path) -> Result<Stored, TrainError> {
     load_for_use(path)?.whole(path)
 }
 
+/// The same for what a run learned beside the matrices that it froze, which may be rounded.
+///
+/// # Errors
+/// As for [`load_model`].
+pub fn load_learned(path: &Path) -> Result<Stored, TrainError> {
+    let stored = load_for_use(path)?;
+    if stored.froze_in_few_bits() { Ok(stored) } else { stored.whole(path) }
+}
+
 /// The same for a model that is only to run: its weights may be rounded.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::changes::{Change, changes, same_model};
 use crate::error::refuse;
-use crate::freeze;
+use crate::freeze::{self, F32};
 use crate::given_config::{json, model_config};
 use crate::rounded::{self, Rounded};
 use crate::{Recipe, TrainError, Trainer};
@@ -113,8 +113,22 @@ impl Stored {
     pub(crate) fn whole(self, path: &Path) -> Result<Self, TrainError> {
         match &self.rounded {
             None => Ok(self),
+            Some(_) if self.froze_in_few_bits() => Err(TrainError::Checkpoint {
+                path: path.to_path_buf(),
+                field: "the format of its weights".into(),
+                found: "frozen matrices in few bits, as train.frozen_format has it".into(),
+                expected: "f32: export the adapters that it learned by `lathe export --format \
+                           peft`, and put them on a base in f32"
+                    .into(),
+            }),
             Some(format) => rounded::only_runs(path, &format.to_string()),
         }
+    }
+
+    /// Whether a run keeps the matrices that it froze in fewer bits than it trains in.
+    pub(crate) fn froze_in_few_bits(&self) -> bool {
+        let recipe = self.recipe.as_ref();
+        recipe.is_some_and(|recipe| recipe.train.frozen_format != F32 && self.rounded.is_some())
     }
 }
 

@@ -4,9 +4,10 @@
 use super::{Inner, damaged};
 use crate::DataError;
 use crate::guard::guarded;
+use cpu_time::ThreadTime;
 use serde_json::{Map, Value};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokenizers::utils::SysRegex;
 
 /// Steps that replace text make it longer by this factor, all together.
@@ -21,7 +22,7 @@ const LONGEST_WORD: u64 = 1000;
 const LONGEST_PIECE: usize = 1024;
 /// Levels of steps that are lists of steps: reading them takes time that doubles with each.
 const MOST_LEVELS: usize = 8;
-/// Time for [`PROBE`] bytes of text, of which ordinary tokenizers need a fiftieth.
+/// Time of a processor for [`PROBE`] bytes of text, of which ordinary tokenizers need a fiftieth.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Bytes of the longest text that is tried.
 const PROBE: usize = 8 << 10;
@@ -152,11 +153,11 @@ pub(super) fn check_time(inner: &Inner, path: &Path) -> Result<(), DataError> {
     Ok(())
 }
 
-/// Whether `text` is encoded in time, once out of three where it nearly is: others may be busy
-/// here. Nothing where the encoding breaks.
+/// Whether `text` is encoded in time, once out of three where it nearly is. That of this thread is
+/// counted, as others may be busy here. Nothing where the encoding breaks.
 fn in_time(inner: &Inner, text: &str) -> Option<bool> {
     for _ in 0..3 {
-        let begun = Instant::now();
+        let begun = ThreadTime::now();
         guarded(|| drop(inner.encode_fast(text, false)))?;
         let time = begun.elapsed();
         if time <= PATIENCE {

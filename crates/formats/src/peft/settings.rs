@@ -30,6 +30,14 @@ const OF_ALL: &[&str] = &[
     "task_type",
 ];
 
+/// What messages call a number that [`is_usable`].
+const USABLE: &str = "numbers of at most 1e6 in size";
+
+/// Whether a product with the number is one in f32: adapters are scaled by a few dozens at most.
+fn is_usable(number: f64) -> bool {
+    number.abs() <= 1e6
+}
+
 /// The settings of an adapter.
 pub(super) struct Settings {
     file: JsonFile,
@@ -228,11 +236,11 @@ impl Settings {
         Ok(found)
     }
 
-    /// A finite number that must be there.
+    /// A number of a size that adapters have, which must be there.
     pub(super) fn number(&self, key: &str) -> Result<f64> {
         let config = self.object();
         let found = config.must(key, config.number(key)?)?;
-        if found.is_finite() { Ok(found) } else { Err(config.wrong(key, "a finite number")) }
+        if is_usable(found) { Ok(found) } else { Err(config.wrong(key, USABLE)) }
     }
 
     /// The rank of a module: that of the first of `rank_pattern` that fits its path, or `r`.
@@ -252,8 +260,8 @@ impl Settings {
         match self.of_pattern("alpha_pattern", module)? {
             None => self.number(key),
             Some(value) => {
-                let alpha = value.as_f64().filter(|alpha| alpha.is_finite());
-                alpha.ok_or_else(|| self.object().wrong("alpha_pattern", "finite numbers"))
+                let alpha = value.as_f64().filter(|alpha| is_usable(*alpha));
+                alpha.ok_or_else(|| self.object().wrong("alpha_pattern", USABLE))
             }
         }
     }

@@ -15,6 +15,8 @@ pub(crate) const BATCHES: [usize; 3] = [1, 8, 32];
 /// Tokens of each prompt, and new tokens at most.
 const PROMPT: usize = 16;
 const NEW: usize = 48;
+/// What was measured, in the folder of results.
+const RECORD: &str = "decode.json";
 /// The most bytes of a record.
 const LONGEST: u64 = 1 << 26;
 
@@ -37,11 +39,8 @@ pub(crate) fn measure(plan: &Plan, out: &Path) -> Result<Decoding> {
         "runs": keys, "machine": ops::machine(), "threads": rayon::current_num_threads(),
         "batches": BATCHES,
     });
-    let path = out.join("decode.json");
-    if let Ok(text) = files::read_text(&path, LONGEST)
-        && let Ok(record) = serde_json::from_str::<Value>(&text)
-        && ["runs", "machine", "threads", "batches"].iter().all(|key| record[key] == measured[key])
-    {
+    let record = record(out);
+    if ["runs", "machine", "threads", "batches"].iter().all(|key| record[key] == measured[key]) {
         return Ok(Decoding { results: list(&record["bench"]) });
     }
     if runs.is_empty() {
@@ -50,8 +49,22 @@ pub(crate) fn measure(plan: &Plan, out: &Path) -> Result<Decoding> {
     let bench = bench(&runs)?;
     let results = list(&bench);
     measured["bench"] = bench;
-    write_json(&path, &measured)?;
+    write_json(&out.join(RECORD), &measured)?;
     Ok(Decoding { results })
+}
+
+/// What was measured before on this machine with these threads, of whatever runs.
+pub(crate) fn known(out: &Path) -> Decoding {
+    let record = record(out);
+    let here = json!([ops::machine(), rayon::current_num_threads(), BATCHES]);
+    let fits = json!([record["machine"], record["threads"], record["batches"]]) == here;
+    Decoding { results: if fits { list(&record["bench"]) } else { Vec::new() } }
+}
+
+/// The record of an earlier measurement, or null.
+fn record(out: &Path) -> Value {
+    let text = files::read_text(&out.join(RECORD), LONGEST);
+    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
 fn first_done(entry: &Entry) -> Result<Option<&Job>> {

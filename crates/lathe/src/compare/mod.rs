@@ -20,11 +20,13 @@ use self::found::Found;
 use self::plan::{Places, Plan};
 use crate::quickstart_text::{self, Texts};
 use crate::study_arguments::{self, Compare};
-use crate::sweep::{Pool, RUNS, SHEET, State, open_results, write_result};
+use crate::sweep::{Pool, RUNS, SHEET, State, different, open_results, write_result};
 use crate::{SAVED_UNFINISHED, output};
 
 /// The most bytes of a record that is read again.
 const MOST_RECORD: u64 = 1 << 28;
+/// The page, in the folder of results.
+const PAGE: &str = "report.html";
 /// Tokens of a window of the text that is made here.
 const WINDOW: usize = 256;
 
@@ -52,9 +54,17 @@ pub(crate) fn run(options: &Compare) -> Result<ExitCode> {
         output::line(format!("plan: {}", record.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    let went_on = pool.run(&plan.runs(), &|| Ok(()))?;
+    // Who looks in after hours, or comes back after a kill, finds what is done.
+    let known = decode::known(&out);
+    let went_on = pool.run(&plan.runs(), &|| write(&plan, &known, &out).map(drop))?;
     if !went_on {
-        output::line("stopped and saved; the same command continues");
+        let missing = missing(&write(&plan, &known, &out)?);
+        output::line(format!(
+            "stopped and saved, {missing} of {} runs to go; what is done stands in {}, and the \
+             same command continues",
+            plan.runs().len(),
+            out.join(PAGE).display()
+        ));
         return Ok(ExitCode::from(SAVED_UNFINISHED));
     }
     let decoding = decode::measure(&plan, &out)?;
@@ -89,30 +99,41 @@ fn own_results(out: &Path, name: &str) -> Result<()> {
             );
         }
     }
-    output::is_page_or_free(&out.join("report.html"))
+    output::is_page_or_free(&out.join(PAGE))
 }
 
-/// Writes everything that was found, and says what it comes to.
-fn finish(plan: &Plan, decoding: &Decoding, out: &Path) -> Result<ExitCode> {
+/// Writes everything that was found so far.
+fn write<'p>(plan: &'p Plan, decoding: &Decoding, out: &Path) -> Result<Found<'p>> {
     let found = Found::gather(plan, decoding)?;
     write_result(&out.join(SHEET), records::sheet(&found)?.to_csv().as_bytes())?;
     write_json(&out.join("results.json"), &records::results(&found))?;
     write_json(&out.join("submission.json"), &records::submission(&found))?;
-    let page = out.join("report.html");
-    output::page(&page, &page::of(&found)?.render())?;
+    output::page(&out.join(PAGE), &page::of(&found)?.render())?;
+    Ok(found)
+}
+
+/// Runs that are not done, each counted once, however many families share it.
+fn missing(found: &Found<'_>) -> usize {
+    let missing = found.rows.iter().filter(|row| row.state != State::Done);
+    different(missing, |row| row.job).len()
+}
+
+/// Writes everything that was found, and says what it comes to.
+fn finish(plan: &Plan, decoding: &Decoding, out: &Path) -> Result<ExitCode> {
+    let found = write(plan, decoding, out)?;
     for budget in &found.budgets {
         output::table(&page::quality(&found, budget));
         for paragraph in &budget.answer {
             output::line(paragraph);
         }
     }
-    output::line(format!("page: {}", page.display()));
-    let missing = found.rows.iter().filter(|row| row.state != State::Done).count();
+    output::line(format!("page: {}", out.join(PAGE).display()));
+    let missing = missing(&found);
     if missing > 0 {
         output::note(format!(
             "{missing} of {} runs are missing, and stand so in the tables; the same command goes \
              on, with --retry through those that failed, too",
-            found.rows.len()
+            plan.runs().len()
         ));
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -159,7 +159,9 @@ impl ExpertRouterSettings for Config {
         }
         self.check_budget(counts)?;
         Room::check(self.capacity)?;
-        at_least("mlp.router.scale", self.scale, 1e-6)?;
+        if !(1e-6..=1e6).contains(&self.scale) {
+            return refuse("mlp.router.scale", self.scale, "between 1e-6 and 1e6".into());
+        }
         at_least("mlp.router.least", self.least, 0.0)?;
         at_least("mlp.router.soft_cap", self.soft_cap, 0.0)?;
         at_least("mlp.router.group_weight", self.group_weight, 0.0)?;

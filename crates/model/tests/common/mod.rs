@@ -10,7 +10,8 @@ use model::{
     Sharing,
 };
 use testkit::{
-    MODES, SHARINGS, adapters, combinations, covering, forms, mlps, routers, tiny, with_shortcuts,
+    MODES, SHARINGS, adapters, combinations, covering, forms, mlps, routers, takes_adapters, tiny,
+    with_shortcuts,
 };
 
 /// Every legal combination of router, way of keeping keys and values, and layout; then, with
@@ -34,7 +35,10 @@ fn chosen_variants() -> Vec<ModelConfig> {
     let sizes = [of_routers, MODES.len(), forms.len(), SHARINGS.len(), of_adapters, mlps.len()];
     let mut picked = combinations(&[of_routers, MODES.len(), 1, SHARINGS.len(), 1, 1], is_legal);
     assert!(picked.len() >= 40, "{} legal combinations", picked.len());
-    let further = covering(&sizes, is_legal).into_iter();
+    let further = covering(&sizes, |values| {
+        (values[4] == 0 || takes_adapters(values[5])) && is_legal(values)
+    });
+    let further = further.into_iter();
     picked.extend(further.filter(|values| [2, 4, 5].iter().any(|&option| values[option] > 0)));
     for (option, size) in sizes.into_iter().enumerate() {
         let missing = (0..size).find(|&value| !picked.iter().any(|values| values[option] == value));
