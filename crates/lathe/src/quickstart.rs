@@ -36,12 +36,19 @@ pub(crate) fn run(options: &Quickstart) -> Result<ExitCode> {
     let config = model::presets::preset(&options.preset).with_context(|| {
         format!("--preset is \"{}\", expected a name that `lathe presets` lists", options.preset)
     })?;
+    let is_new = !options.out.exists();
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("making {}", options.out.display()))?;
-    let _lock = files::FolderLock::take(&options.out, "quickstart")?;
-    let sequence_length = sequence_length(&config);
+    let lock = files::FolderLock::take(&options.out, "quickstart")?;
     let texts = Texts { out: &options.out, input: &options.input, vocab: options.vocab };
-    let data = quickstart_text::prepare(&texts, sequence_length)?;
+    let data = quickstart_text::prepare(&texts, sequence_length(&config));
+    if data.is_err() && is_new {
+        drop(lock);
+        // Where nothing was made, a folder without anything in it tells nothing.
+        let _ = std::fs::remove_dir(&options.out);
+        return data.map(|_| ExitCode::FAILURE);
+    }
+    let data = data?;
     let recipe = make_recipe(options, config, &data, started)?;
     let path = options.out.join("recipe.toml");
     files::write_whole(&path, recipe::show(&recipe)?.as_bytes())

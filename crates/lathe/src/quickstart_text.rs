@@ -62,8 +62,6 @@ pub(crate) fn prepare(options: &Texts<'_>, sequence_length: usize) -> Result<Pat
 fn from_packages(options: &Texts<'_>, dir: &Path) -> Result<Manifest> {
     let here = std::env::current_dir().context("finding the current folder")?;
     let found = packages::collect(&here, 24 << 20).map_err(|error| {
-        // Nothing was made yet, and an empty folder says nothing.
-        let _ = std::fs::remove_dir(options.out);
         anyhow::anyhow!(
             "there is no text to learn from: give some by `lathe quickstart --input FOLDER` (or \
              `lathe compare --data` with what `lathe data build` made), or go to a checkout of \
